@@ -1,0 +1,134 @@
+"""Builds wmkernels/_native: the one function that setup.py calls.
+
+A missing tool is reported and leaves the package without its extension (the reference runs); an error in our own code,
+or a tool that was asked for and is not there, stops the build.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from .cuda import find_cuda
+from .ninja_file import Plan, write_if_changed, write_ninja_file
+from .report import Report
+from .toolchain import BuildError, Prober, find_compiler, instruction_set_levels, machine_name, openmp_failure
+
+BUILD_FOLDER = Path("build", "native")
+
+
+def build(root: Path, package: Path, version: str, environ: Mapping[str, str] = os.environ) -> Report:
+    """Build the extension of the project at `root` into the folder `package`, and print and keep what was built."""
+    report = Report(version)
+    with _one_build_at_a_time(root / BUILD_FOLDER):
+        plan = make_plan(root, report, environ)
+        extension = package / ("_native" + (sysconfig.get_config_var("EXT_SUFFIX") or ".so"))
+        if plan is None:
+            extension.unlink(missing_ok=True)  # of an earlier build, which this report does not describe
+        else:
+            run_ninja(plan, write_ninja_file(plan), environ)
+            _install(root / plan.extension, extension)
+            report.extension = extension.name
+        report.write(package)
+    print(f"\n{report.block()}\n", flush=True)
+    return report
+
+
+def make_plan(root: Path, report: Report, environ: Mapping[str, str]) -> Plan | None:
+    """Find the tools and note them in the report; None, with the reason noted, where nothing can be compiled."""
+    if sys.platform == "win32":
+        report.extension_reason = "the native extension is not built on Windows"
+        compiler = None
+    else:
+        compiler, report.extension_reason = find_compiler(environ)
+    headers = Path(sysconfig.get_path("include"))
+    if compiler is not None and not (headers / "Python.h").exists():
+        report.extension_reason = f"Python.h not found in {headers} (a package such as python3-dev has it)"
+        compiler = None
+    if compiler is None:
+        if environ.get("WMKERNELS_CUDA") == "1":
+            raise BuildError(f"WMKERNELS_CUDA=1, but nothing can be compiled: {report.extension_reason}")
+        return None
+    report.compiler, report.compiler_version = compiler.command[-1], compiler.version
+    folder = BUILD_FOLDER / f"{machine_name()}-{compiler.digest}"
+    prober = Prober(root / folder / "probes.json")
+    report.openmp_reason = openmp_failure(compiler, prober)
+    report.openmp = not report.openmp_reason
+    levels, report.cpu_levels_missing = instruction_set_levels(compiler, prober, machine_name())
+    report.cpu_levels = list(levels)
+    has_sources = any(root.glob("csrc/cuda/*.cu"))
+    cuda, report.cuda_reason = find_cuda(environ, compiler, prober, has_sources)
+    if cuda is not None:
+        report.cuda, report.nvcc, report.nvcc_version = True, cuda.nvcc, cuda.version
+        report.cuda_architectures = list(cuda.architectures)
+    return Plan(root, folder, compiler, report.openmp, levels, cuda, mirror_pybind11(root))
+
+
+def mirror_pybind11(root: Path) -> Path:
+    """Copy pybind11's headers to one place under build/: isolated builds find them in another folder each time."""
+    try:
+        import pybind11
+    except ImportError:
+        raise BuildError("pybind11 is not installed: install it, or build with build isolation") from None
+    source = Path(pybind11.get_include())
+    target = Path("build") / f"pybind11-{pybind11.__version__}"
+    for header in sorted(source.rglob("*.h")):
+        copy = root / target / header.relative_to(source)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        write_if_changed(copy, header.read_text())
+    return target
+
+
+def find_ninja(environ: Mapping[str, str]) -> str:
+    """The ninja of the Python package, or the one on PATH."""
+    with contextlib.suppress(ImportError):
+        import ninja
+
+        path = shutil.which("ninja", path=ninja.BIN_DIR)
+        if path:
+            return path
+    path = shutil.which("ninja", path=environ.get("PATH"))
+    if path is None:
+        raise BuildError("ninja is not installed: install it, or build with build isolation")
+    return path
+
+
+def run_ninja(plan: Plan, file: Path, environ: Mapping[str, str]) -> None:
+    """Compile what changed; an error stops the build with the compiler's own words above it."""
+    command = [find_ninja(environ), "-f", str(file.relative_to(plan.root))]
+    if environ.get("MAX_JOBS"):
+        command += ["-j", environ["MAX_JOBS"]]
+    # One nvcc compiles its architectures one after the other unless told otherwise. Told here and not on its command
+    # line, the number of threads is no part of what ninja compares.
+    threads = f"--threads={len(plan.cuda.architectures)}" if plan.cuda is not None else ""
+    appended = " ".join(filter(None, [environ.get("NVCC_APPEND_FLAGS", ""), threads]))
+    environment = {**environ, "NVCC_APPEND_FLAGS": appended, "NINJA_STATUS": "[%f/%t %es] "}
+    sys.stdout.flush()
+    if subprocess.run(command, cwd=plan.root, env=environment).returncode != 0:
+        raise BuildError("wmkernels: the native extension does not compile; the compiler's messages are above")
+
+
+def _install(built: Path, target: Path) -> None:
+    """Put the extension in place in one move: a running process may hold the old one."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f"{target.name}.{os.getpid()}")
+    shutil.copy2(built, temporary)
+    os.replace(temporary, target)
+
+
+@contextlib.contextmanager
+def _one_build_at_a_time(folder: Path) -> Iterator[None]:
+    """Hold a lock, so that two installs from one checkout wait for each other."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "lock", "w") as lock:
+        with contextlib.suppress(ImportError):
+            import fcntl
+
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,263 @@
+// The Python module wmkernels._native: the only file that knows of Python.
+//
+// An op's arguments arrive as one flat tuple of integers, eight bytes each, in the order of its structure in
+// wmkernels.h. Reading some 140 of them with the C API takes well under a microsecond, which an argument each would
+// not.
+#include <pybind11/pybind11.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <new>
+#include <string>
+
+#include "wmkernels.h"
+
+#ifdef WMK_WITH_CUDA
+#include "cuda/probe.h"
+#endif
+#if defined(_OPENMP) && !defined(_WIN32)
+#include <dlfcn.h>
+#include <omp.h>
+#endif
+
+namespace py = pybind11;
+
+namespace {
+
+// ---- The structures, member by member ----
+
+struct Member {
+  const char* name;
+  size_t offset, size;
+};
+
+constexpr size_t kWord = sizeof(int64_t);
+
+// Whether the members listed are all there are, in their order, with nothing between them.
+template <size_t count>
+constexpr bool covers(const Member (&members)[count], size_t size) {
+  size_t end = 0;
+  for (const Member& member : members) {
+    if (member.offset != end || member.size % kWord != 0) return false;
+    end += member.size;
+  }
+  return end == size;
+}
+
+template <class Arguments>
+struct Op;
+
+#define WMK_MEMBER(name) \
+  Member { #name, offsetof(Type, name), sizeof(Type::name) }
+
+template <>
+struct Op<wmk_selective_scan> {
+  using Type = wmk_selective_scan;
+  static constexpr const char* name = "selective_scan";
+  static constexpr Member members[] = {
+      WMK_MEMBER(batch),
+      WMK_MEMBER(channels),
+      WMK_MEMBER(state),
+      WMK_MEMBER(time),
+      WMK_MEMBER(groups),
+      WMK_MEMBER(sequences),
+      WMK_MEMBER(chunk),
+      WMK_MEMBER(dtype),
+      WMK_MEMBER(delta_softplus),
+      WMK_MEMBER(B_varies),
+      WMK_MEMBER(C_varies),
+      WMK_MEMBER(threads),
+      WMK_MEMBER(device),
+      WMK_MEMBER(stream),
+      WMK_MEMBER(workspace),
+      WMK_MEMBER(u),
+      WMK_MEMBER(delta),
+      WMK_MEMBER(A),
+      WMK_MEMBER(B),
+      WMK_MEMBER(C),
+      WMK_MEMBER(D),
+      WMK_MEMBER(z),
+      WMK_MEMBER(delta_bias),
+      WMK_MEMBER(initial_state),
+      WMK_MEMBER(reset),
+      WMK_MEMBER(cu_seqlens),
+      WMK_MEMBER(out),
+      WMK_MEMBER(last_state),
+      WMK_MEMBER(chunk_states),
+      WMK_MEMBER(grad_out),
+      WMK_MEMBER(grad_last_state),
+      WMK_MEMBER(grad_u),
+      WMK_MEMBER(grad_delta),
+      WMK_MEMBER(grad_A),
+      WMK_MEMBER(grad_B),
+      WMK_MEMBER(grad_C),
+      WMK_MEMBER(grad_D),
+      WMK_MEMBER(grad_z),
+      WMK_MEMBER(grad_delta_bias),
+      WMK_MEMBER(grad_initial_state),
+  };
+};
+
+template <>
+struct Op<wmk_selective_step> {
+  using Type = wmk_selective_step;
+  static constexpr const char* name = "selective_step";
+  static constexpr Member members[] = {
+      WMK_MEMBER(batch),      WMK_MEMBER(channels), WMK_MEMBER(state),       WMK_MEMBER(groups),
+      WMK_MEMBER(states),     WMK_MEMBER(dtype),    WMK_MEMBER(state_dtype), WMK_MEMBER(delta_softplus),
+      WMK_MEMBER(threads),    WMK_MEMBER(device),   WMK_MEMBER(stream),      WMK_MEMBER(state_in),
+      WMK_MEMBER(state_out),  WMK_MEMBER(u),        WMK_MEMBER(delta),       WMK_MEMBER(A),
+      WMK_MEMBER(B),          WMK_MEMBER(C),        WMK_MEMBER(D),           WMK_MEMBER(z),
+      WMK_MEMBER(delta_bias), WMK_MEMBER(reset),    WMK_MEMBER(indices),     WMK_MEMBER(out),
+  };
+};
+
+template <>
+struct Op<wmk_linear_scan> {
+  using Type = wmk_linear_scan;
+  static constexpr const char* name = "linear_scan";
+  static constexpr Member members[] = {
+      WMK_MEMBER(batch),           WMK_MEMBER(channels),   WMK_MEMBER(time),        WMK_MEMBER(dtype),
+      WMK_MEMBER(reverse),         WMK_MEMBER(threads),    WMK_MEMBER(device),      WMK_MEMBER(stream),
+      WMK_MEMBER(workspace),       WMK_MEMBER(gates),      WMK_MEMBER(tokens),      WMK_MEMBER(initial_state),
+      WMK_MEMBER(reset),           WMK_MEMBER(out),        WMK_MEMBER(last_state),  WMK_MEMBER(grad_out),
+      WMK_MEMBER(grad_last_state), WMK_MEMBER(grad_gates), WMK_MEMBER(grad_tokens), WMK_MEMBER(grad_initial_state),
+  };
+};
+
+#undef WMK_MEMBER
+
+template <class Arguments>
+py::list layout_of() {
+  py::list list;
+  for (const Member& member : Op<Arguments>::members) list.append(py::make_tuple(member.name, member.size / kWord));
+  return list;
+}
+
+py::list layout(const std::string& op) {
+  if (op == Op<wmk_selective_scan>::name) return layout_of<wmk_selective_scan>();
+  if (op == Op<wmk_selective_step>::name) return layout_of<wmk_selective_step>();
+  if (op == Op<wmk_linear_scan>::name) return layout_of<wmk_linear_scan>();
+  throw py::value_error("there is no op '" + op + "'");
+}
+
+// ---- From words to a call, and from a status to an exception ----
+
+// Every member is eight bytes wide and trivially copyable, so the structure is an array of words to write into.
+template <class Arguments>
+Arguments read_words(py::handle words) {
+  static_assert(covers(Op<Arguments>::members, sizeof(Arguments)), "the list of members and wmkernels.h differ");
+  static_assert(sizeof(void*) == kWord, "a pointer is one word");
+  constexpr Py_ssize_t count = sizeof(Arguments) / kWord;
+  PyObject* sequence = words.ptr();
+  const bool tuple = PyTuple_Check(sequence);
+  if (!tuple && !PyList_Check(sequence)) throw py::type_error("words must be a tuple or a list of integers");
+  const Py_ssize_t given = tuple ? PyTuple_GET_SIZE(sequence) : PyList_GET_SIZE(sequence);
+  if (given != count) {
+    throw py::value_error(std::string(Op<Arguments>::name) + ": " + std::to_string(given) + " words, expected " +
+                          std::to_string(count));
+  }
+  int64_t values[count];
+  for (Py_ssize_t i = 0; i < count; ++i) {
+    PyObject* word = tuple ? PyTuple_GET_ITEM(sequence, i) : PyList_GET_ITEM(sequence, i);
+    int overflow = 0;  // this variant reads addresses, which are two digits of a Python integer, three times as fast
+    values[i] = PyLong_AsLongLongAndOverflow(word, &overflow);
+    if (overflow != 0) throw py::value_error(std::string(Op<Arguments>::name) + ": a word does not fit 64 bits");
+    if (values[i] == -1 && PyErr_Occurred()) throw py::error_already_set();
+  }
+  Arguments arguments;
+  std::memcpy(&arguments, values, sizeof(arguments));
+  return arguments;
+}
+
+[[noreturn]] void raise(const std::string& op, int status) {
+  switch (status) {
+    case WMK_NULL_POINTER:
+      throw py::value_error(op + ": a tensor that the kernel needs has no memory");
+    case WMK_BAD_SEQUENCES:
+      throw py::value_error(op + ": cu_seqlens must start at 0, never fall, and end at the number of time steps");
+    case WMK_BAD_INDEX:
+      throw py::value_error(op + ": state_batch_indices names a row that the state does not have");
+    case WMK_UNSUPPORTED:
+      throw py::value_error(op + ": the kernel was not built for this dtype or size");
+    case WMK_NO_MEMORY:
+      throw std::bad_alloc();  // MemoryError
+    default:
+      break;
+  }
+#ifdef WMK_WITH_CUDA
+  if (status >= WMK_CUDA_ERROR) throw std::runtime_error(op + ": " + wmk_cuda_error_name(status - WMK_CUDA_ERROR));
+#endif
+  throw std::runtime_error(op + ": the kernel answered the unknown status " + std::to_string(status));
+}
+
+template <class Arguments>
+void define(py::module_& module, const std::string& name, int (*kernel)(const Arguments*)) {
+  module.def(name.c_str(), [kernel](py::handle words) {
+    const Arguments arguments = read_words<Arguments>(words);
+    int status;
+    {
+      py::gil_scoped_release others_may_run;
+      status = kernel(&arguments);
+    }
+    if (status != WMK_OK) raise(Op<Arguments>::name, status);
+  });
+}
+
+template <class Arguments>
+void define(py::module_& module, const std::string& name, int64_t (*workspace)(const Arguments*)) {
+  module.def(name.c_str(), [workspace](py::handle words) {
+    const Arguments arguments = read_words<Arguments>(words);
+    return workspace(&arguments);
+  });
+}
+
+// ---- What the machine has ----
+
+// The library whose OpenMP this extension runs on; empty if it was built without.
+std::string openmp_library() {
+#if defined(_OPENMP) && !defined(_WIN32)
+  Dl_info info;
+  if (dladdr(reinterpret_cast<void*>(&omp_get_max_threads), &info) != 0 && info.dli_fname != nullptr) {
+    return info.dli_fname;
+  }
+#endif
+  return "";
+}
+
+void set_isa(const std::string& name) {
+  if (wmk_cpu_set_isa(name.c_str()) != WMK_OK) {
+    throw py::value_error("there is no instruction-set level '" + name + "' here, only " + wmk_cpu_isa_available());
+  }
+}
+
+}  // namespace
+
+#define WMK_DEFINE_OPS(module, backend)                                                                             \
+  define(module, #backend "_selective_scan_forward", wmk_##backend##_selective_scan_forward);                       \
+  define(module, #backend "_selective_scan_forward_workspace", wmk_##backend##_selective_scan_forward_workspace);   \
+  define(module, #backend "_selective_scan_backward", wmk_##backend##_selective_scan_backward);                     \
+  define(module, #backend "_selective_scan_backward_workspace", wmk_##backend##_selective_scan_backward_workspace); \
+  define(module, #backend "_selective_step", wmk_##backend##_selective_step);                                       \
+  define(module, #backend "_linear_scan_forward", wmk_##backend##_linear_scan_forward);                             \
+  define(module, #backend "_linear_scan_forward_workspace", wmk_##backend##_linear_scan_forward_workspace);         \
+  define(module, #backend "_linear_scan_backward", wmk_##backend##_linear_scan_backward);                           \
+  define(module, #backend "_linear_scan_backward_workspace", wmk_##backend##_linear_scan_backward_workspace)
+
+PYBIND11_MODULE(_native, module) {
+  module.doc() =
+      "The compiled kernels of wmkernels. Import wmkernels instead: it loads torch first and checks tensors.";
+  module.def("layout", layout, "Names of the members of an op's structure, each with its number of words.");
+  WMK_DEFINE_OPS(module, cpu);
+  module.def("cpu_isa", [] { return wmk_cpu_isa(); }, "The instruction-set level in use.");
+  module.def("cpu_isa_available", [] { return wmk_cpu_isa_available(); }, "Those that run here, best first.");
+  module.def("cpu_set_isa", set_isa, "Use one of them.");
+  module.def("openmp_library", openmp_library, "The library whose OpenMP runs the CPU kernels.");
+#ifdef WMK_WITH_CUDA
+  WMK_DEFINE_OPS(module, cuda);
+  module.def("cuda_archs", [] { return wmk_cuda_architectures(); }, "Architectures with machine code in this build.");
+  module.def("cuda_unavailable_reason", wmk_cuda_unavailable_reason, py::call_guard<py::gil_scoped_release>(),
+             "Why this build's kernels cannot run on a GPU, empty if they can.");
+#endif
+}
