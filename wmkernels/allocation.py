@@ -1,0 +1,20 @@
+"""Allocation shared by the ops: uninitialised tensors whose strides the fakes and every backend agree on."""
+
+import torch
+from torch import Tensor
+
+
+def empty_activation(like: Tensor, channel_last: bool) -> Tensor:
+    """(batch, channels, time), contiguous, or with channels contiguous where ``channel_last``."""
+    batch, channels, time = like.shape
+    if channel_last:
+        strides = (time * channels, 1, channels)
+        return torch.empty_strided((batch, channels, time), strides, dtype=like.dtype, device=like.device)
+    return torch.empty((batch, channels, time), dtype=like.dtype, device=like.device)
+
+
+def empty_vector(like: Tensor | None, device: torch.device) -> Tensor:
+    """Contiguous, of the shape of ``like``; of shape (0,) where that is None."""
+    if like is None:
+        return torch.empty((0,), dtype=torch.float32, device=device)
+    return torch.empty(tuple(like.shape), dtype=like.dtype, device=device)

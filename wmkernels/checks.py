@@ -1,0 +1,65 @@
+"""Input checks shared by the ops: each message names the op, the argument, what it was and what was expected."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+def short(dtype: torch.dtype) -> str:
+    """``float32`` for ``torch.float32``."""
+    return str(dtype).removeprefix("torch.")
+
+
+def require_tensor(op: str, name: str, value: object) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{op}: {name} is a {type(value).__name__}, expected a torch.Tensor")
+
+
+def require_shape(
+    op: str, name: str, tensor: Tensor, labels: Sequence[str], sizes: Sequence[int], against: str, hint: str = ""
+) -> None:
+    """Raises unless ``tensor`` has these sizes; ``labels`` name the dimensions in the message."""
+    if tensor.dim() == len(sizes) and all(a == b for a, b in zip(tensor.shape, sizes, strict=True)):
+        return
+    expected = ", ".join(f"{label}={size}" for label, size in zip(labels, sizes, strict=True))
+    raise ValueError(
+        f"{op}: {name} has shape {tuple(tensor.shape)}, expected ({expected}) to match {against}"
+        + (f"; {hint}" if hint else "")
+    )
+
+
+def require_dtype(op: str, name: str, tensor: Tensor, allowed: Sequence[torch.dtype], why: str) -> None:
+    if tensor.dtype not in allowed:
+        expected = " or ".join(dict.fromkeys(short(dtype) for dtype in allowed))
+        raise TypeError(f"{op}: {name} has dtype {short(tensor.dtype)}, expected {expected} {why}")
+
+
+def require_device(op: str, name: str, tensor: Tensor, device: torch.device, against: str) -> None:
+    if tensor.device != device:
+        raise ValueError(
+            f"{op}: {name} is on {tensor.device}, expected {device} as {against} is; move it with .to({str(device)!r})"
+        )
+
+
+def state_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of states and parameters beside activations of ``dtype``: float64 for float64, else float32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def widest(dtypes: Sequence[torch.dtype]) -> torch.dtype:
+    """The dtype that mixed activations take under autocast."""
+    result = dtypes[0]
+    for dtype in dtypes[1:]:
+        result = torch.promote_types(result, dtype)
+    return result
+
+
+def require_sequences(op: str, cu_seqlens: Tensor, time: int) -> None:
+    """Raises unless the bounds rise from 0 to ``time``. Reads the values, so only where that does not synchronise."""
+    bounds = cu_seqlens.tolist()
+    if bounds[0] != 0 or bounds[-1] != time or any(a > b for a, b in zip(bounds[:-1], bounds[1:], strict=True)):
+        shown = bounds if len(bounds) <= 8 else [*bounds[:4], "...", *bounds[-3:]]
+        raise ValueError(f"{op}: cu_seqlens is {shown}, expected bounds that rise from 0 to time={time}")

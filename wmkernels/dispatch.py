@@ -1,0 +1,128 @@
+"""Which backend runs a call, and the reasons why the others cannot.
+
+Every backend answers with a list of reasons why it cannot run an op on a device; an empty list means that it can. The
+first backend in ``BACKENDS`` without reasons runs. A backend asked for by name, with ``backend=`` or
+``WMKERNELS_BACKEND`` (read once, at import), runs or raises: nothing is ever chosen in its stead.
+"""
+
+import functools
+import importlib.util
+import os
+
+import torch
+
+BACKENDS = ("cuda", "triton", "cpu", "reference")
+OPS = ("selective_scan", "selective_step", "linear_scan")
+MAX_STATE = 256
+
+REQUESTED = os.environ.get("WMKERNELS_BACKEND") or None
+
+
+def load_native():  # type: ignore[no-untyped-def]
+    """The compiled extension, or None where it was not built. torch is imported first: one OpenMP runtime is loaded."""
+    try:
+        from wmkernels import _native
+    except ModuleNotFoundError:
+        return None
+    return _native
+
+
+def reasons(op: str, backend: str, device: torch.device, state: int = 1) -> list[str]:
+    """Why ``backend`` cannot run ``op`` on ``device`` with this state size; empty when it can."""
+    found = list(_device_reasons(op, backend, device.type, device.index))
+    if backend != "reference" and state > MAX_STATE:
+        found.append(f"its kernels hold at most {MAX_STATE} states a channel, this call has {state}")
+    return found
+
+
+@functools.cache
+def _device_reasons(op: str, backend: str, device_type: str, device_index: int | None) -> tuple[str, ...]:
+    if op not in OPS:
+        return (f"there is no op {op!r}; the ops are {', '.join(OPS)}",)
+    if backend == "reference":
+        return ()
+    if backend == "cpu":
+        return _cpu_reasons(device_type)
+    if backend == "triton":
+        return _triton_reasons(op, device_type)
+    if backend == "cuda":
+        return _cuda_reasons(op, device_type, device_index)
+    return (f"there is no backend {backend!r}; the backends are {', '.join(BACKENDS)}",)
+
+
+def _cpu_reasons(device_type: str) -> tuple[str, ...]:
+    if device_type != "cpu":
+        return (f"the tensors are on {device_type}, it runs on cpu",)
+    if load_native() is None:
+        return ("the C++ extension was not built (python -m wmkernels.info says why)",)
+    return ()
+
+
+def _triton_reasons(op: str, device_type: str) -> tuple[str, ...]:
+    package = "linear_scan" if op == "linear_scan" else "selective_scan"
+    found = []
+    if device_type != "cuda":
+        found.append(f"the tensors are on {device_type}, it runs on a GPU")
+    if importlib.util.find_spec("triton") is None:
+        found.append("the package triton is not installed")
+    if importlib.util.find_spec(f"wmkernels.{package}.triton_kernels") is None:
+        found.append(f"this version has no Triton kernel for {op}")
+    return tuple(found)
+
+
+def _cuda_reasons(op: str, device_type: str, device_index: int | None) -> tuple[str, ...]:
+    found = []
+    if device_type != "cuda":
+        found.append(f"the tensors are on {device_type}, it runs on an NVIDIA GPU")
+    native = load_native()
+    if native is None:
+        found.append("the C++ extension was not built (python -m wmkernels.info says why)")
+    elif not hasattr(native, f"cuda_{op}" if op == "selective_step" else f"cuda_{op}_forward"):
+        found.append("this build holds no CUDA kernels (python -m wmkernels.info says why)")
+    elif device_type == "cuda":
+        unavailable = native.cuda_unavailable_reason(device_index or 0)
+        if unavailable:
+            found.append(unavailable)
+    return tuple(found)
+
+
+@functools.cache
+def _default_backend(op: str, device_type: str, device_index: int | None) -> str:
+    return next(b for b in BACKENDS if not _device_reasons(op, b, device_type, device_index))
+
+
+@torch.compiler.assume_constant_result
+def _choose(op: str, device_type: str, device_index: int | None, requested: str | None, state: int) -> str:
+    if requested is None:
+        if state > MAX_STATE:
+            return "reference"
+        return _default_backend(op, device_type, device_index)
+    found = {b: _device_reasons(op, b, device_type, device_index) for b in dict.fromkeys((*BACKENDS, requested))}
+    if state > MAX_STATE:
+        for name in ("cuda", "triton", "cpu"):
+            found[name] = (
+                *found[name],
+                f"its kernels hold at most {MAX_STATE} states a channel, this call has {state}",
+            )
+    if not found[requested]:
+        return requested
+    device = device_type if device_index is None else f"{device_type}:{device_index}"
+    lines = [f"{op}: backend {requested!r} cannot run this call (tensors on {device}, {state} states a channel):"]
+    for name, why in found.items():
+        lines.append(f"  {name}: {'; '.join(why) if why else 'can run it'}")
+    raise ValueError("\n".join(lines))
+
+
+def choose(op: str, device: torch.device, requested: str | None = None, state: int = 1) -> str:
+    """The backend that runs this call.
+
+    Args:
+        op: one of ``OPS``.
+        device: where the tensors are.
+        requested: the ``backend=`` argument; ``WMKERNELS_BACKEND`` counts where it is None.
+        state: states a channel.
+
+    Raises:
+        ValueError: the backend asked for cannot run it; the message lists every backend's reasons.
+    """
+    return _choose(op, device.type, device.index, requested or REQUESTED, state)

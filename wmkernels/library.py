@@ -1,0 +1,53 @@
+"""The torch.library namespace of the ops, and what every op's registration shares."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+LIBRARY = torch.library.Library("wmkernels", "DEF")
+
+
+def define(name: str, schema: str, implementation: Callable[..., Any], fake: Callable[..., Any]) -> None:
+    """Registers an op for tensors on a CPU and on a GPU, with its fake."""
+    LIBRARY.define(f"{name}{schema}")
+    for key in ("CPU", "CUDA"):
+        LIBRARY.impl(name, implementation, key)
+    torch.library.register_fake(f"wmkernels::{name}", fake, lib=LIBRARY)
+
+
+def refuse_double_backward(name: str, public_name: str) -> None:
+    """Gives the backward op an autograd formula that raises: differentiating it again would otherwise be silent."""
+    torch.library.register_autograd(
+        f"wmkernels::{name}",
+        lambda ctx, *grads: raise_double_backward(public_name),
+        setup_context=lambda ctx, inputs, output: None,
+        lib=LIBRARY,
+    )
+
+
+def raise_double_backward(public_name: str) -> None:
+    raise RuntimeError(
+        f"{public_name}: the gradient of its gradient is not implemented by the compiled kernels; "
+        'use backend="reference" where a second derivative is needed'
+    )
+
+
+def needs_autograd(tensors: Sequence[Tensor | None]) -> bool:
+    """Whether a call must go through an autograd.Function: it costs five times a direct call of the op."""
+    if torch._C._functorch.maybe_current_level() is not None:
+        return True
+    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
+
+
+def loop_over_vmap(
+    function: Callable[..., tuple[Tensor, ...]], batch_size: int, in_dims: Sequence[int | None], args: Sequence[Any]
+) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+    """A vmap rule that runs the samples one by one, for inputs that cannot be folded into one call."""
+    results = []
+    for index in range(batch_size):
+        sample = [x if dim is None else x.select(dim, index) for x, dim in zip(args, in_dims, strict=True)]
+        results.append(function(*sample))
+    stacked = tuple(torch.stack(parts) for parts in zip(*results, strict=True))
+    return stacked, (0,) * len(stacked)

@@ -1,0 +1,1 @@
+"""The linear scan: reference, kernels and public function."""

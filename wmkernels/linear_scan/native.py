@@ -1,0 +1,62 @@
+"""Hands the tensors of a linear scan to the C++ (CPU) and CUDA kernels."""
+
+import torch
+from torch import Tensor
+
+from wmkernels.checks import state_dtype
+from wmkernels.linear_scan.outputs import backward_outputs, forward_outputs
+from wmkernels.pointers import DTYPE_CODES, Members, call, output, view
+
+
+def _members(gates: Tensor, initial_state: Tensor | None, reset: Tensor | None, reverse: bool) -> Members:
+    """Sizes and the inputs that both directions read, checked."""
+    op = "linear_scan"
+    batch, channels, time = gates.shape
+    dtype, device = gates.dtype, gates.device
+    return {
+        "batch": batch,
+        "channels": channels,
+        "time": time,
+        "dtype": DTYPE_CODES[dtype],
+        "reverse": int(reverse),
+        "gates": view(op, "gates", gates, gates.shape, dtype, device),
+        "initial_state": view(op, "initial_state", initial_state, (batch, channels), state_dtype(dtype), device),
+        "reset": view(op, "reset", reset, (batch, time), torch.bool, device),
+    }
+
+
+def forward(
+    gates: Tensor, tokens: Tensor, initial_state: Tensor | None, reset: Tensor | None, reverse: bool, channel_last: bool
+) -> tuple[Tensor, Tensor]:
+    """(out, last_state) of gates and tokens (batch, channels, time)."""
+    out, last_state = forward_outputs(gates, channel_last)
+    members = _members(gates, initial_state, reset, reverse)
+    members["tokens"] = view("linear_scan", "tokens", tokens, gates.shape, gates.dtype, gates.device)
+    members["out"] = output("linear_scan", out)
+    members["last_state"] = output("linear_scan", last_state)
+    call("linear_scan_forward", "linear_scan", members, gates.device)
+    return out, last_state
+
+
+def backward(
+    grad_out: Tensor,
+    grad_last_state: Tensor | None,
+    gates: Tensor,
+    out: Tensor,
+    initial_state: Tensor | None,
+    reset: Tensor | None,
+    reverse: bool,
+    channel_last: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of (gates, tokens, initial_state)."""
+    op, shape, dtype, device = "linear_scan", gates.shape, gates.dtype, gates.device
+    members = _members(gates, initial_state, reset, reverse)
+    members["out"] = view(op, "out", out, shape, dtype, device)
+    members["grad_out"] = view(op, "grad_out", grad_out, shape, dtype, device)
+    state = state_dtype(dtype)
+    members["grad_last_state"] = view(op, "grad_last_state", grad_last_state, tuple(shape[:2]), state, device)
+    gradients = backward_outputs(gates, initial_state, channel_last)
+    for name, gradient in zip(("gates", "tokens", "initial_state"), gradients, strict=True):
+        members[f"grad_{name}"] = output(op, gradient)
+    call("linear_scan_backward", op, members, device)
+    return gradients

@@ -1,0 +1,1 @@
+"""The selective scan: reference, kernels and public functions."""

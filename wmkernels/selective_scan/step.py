@@ -1,0 +1,396 @@
+"""One step of the selective scan: differentiable (``selective_step``), and in place for decoding
+(``selective_state_update``).
+
+The backward pass of a step is the scan's own with one step of time, whose saved state is the state that came in.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from wmkernels.checks import FLOATS, require_device, require_dtype, require_shape, require_tensor, state_dtype
+from wmkernels.dispatch import choose
+from wmkernels.library import LIBRARY, define, loop_over_vmap, needs_autograd
+from wmkernels.selective_scan.ops import SelectiveScanBackward, fold_channels, unfold_channels
+from wmkernels.selective_scan.reference import per_channel, selective_step_reference
+
+OP = "selective_step"
+UPDATE = "selective_state_update"
+_CHANNEL_DIMS = (1, 1, 1, 0, 1, 1, 0, 1, 0)  # of state, u, delta, A, B, C, D, z, delta_bias
+
+
+def selective_step(
+    state: Tensor,
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    delta_softplus: bool = False,
+    *,
+    reset: Tensor | None = None,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor]:
+    """One differentiable step of ``selective_scan``: the same numbers as the scan over one step of time.
+
+    Args:
+        state: (batch, channels, state), float32 or the dtype of ``u``.
+        u: (batch, channels), as are ``delta`` and ``z``; float32, float64, bfloat16 or float16.
+        delta: step size before bias and softplus.
+        A: (channels, state); parameters may be float32 beside 16-bit activations.
+        B: (batch, state) or (batch, groups, state).
+        C: likewise.
+        D: skip connection, (channels,).
+        z: gate before silu.
+        delta_bias: (channels,).
+        delta_softplus: pass ``delta + delta_bias`` through softplus.
+        reset: bool (batch,); where true the state is forgotten before the step.
+        backend: as for ``selective_scan``.
+
+    Returns:
+        ``(out, new_state)``: (batch, channels) in the dtype of ``u``, and (batch, channels, state) in float32 (float64
+        for float64 inputs). ``state`` itself is not changed.
+
+    Raises:
+        ValueError: a shape, a device or a backend that does not fit.
+        TypeError: a dtype that does not fit.
+
+    Example:
+        >>> import torch, wmkernels
+        >>> state = torch.zeros(1, 8, 4)
+        >>> u, delta, A, B = torch.randn(1, 8), torch.rand(1, 8), -torch.rand(8, 4), torch.randn(1, 4)
+        >>> out, state = wmkernels.selective_step(state, u, delta, A, B, B)
+        >>> out.shape, state.shape
+        (torch.Size([1, 8]), torch.Size([1, 8, 4]))
+    """
+    B, C = _check_step(OP, state, u, delta, A, B, C, D, z, delta_bias)
+    if reset is not None:
+        require_tensor(OP, "reset", reset)
+        require_device(OP, "reset", reset, u.device, "u")
+        require_dtype(OP, "reset", reset, (torch.bool,), "(true where a new sequence starts)")
+        require_shape(OP, "reset", reset, ("batch",), u.shape[:1], "u")
+    require_shape(OP, "state", state, ("batch", "channels", "state"), (*u.shape, A.shape[1]), "u and A")
+    dtype = state_dtype(u.dtype)
+    require_dtype(OP, "state", state, (u.dtype, dtype), f"beside u of {u.dtype}")
+    if A.dtype != dtype or state.dtype != dtype or u.dtype != dtype:
+        state, A = state.to(dtype), A.to(dtype)
+        D = None if D is None else D.to(dtype)
+        delta_bias = None if delta_bias is None else delta_bias.to(dtype)
+    chosen = choose(OP, u.device, backend, A.shape[1])
+    tensors = (state, u, delta, A, B, C, D, z, delta_bias, reset)
+    if chosen == "reference":
+        wide_B, wide_C = per_channel(B, u.shape[1]), per_channel(C, u.shape[1])
+        out, state = selective_step_reference(
+            state, u, delta, A, wide_B, wide_C, D, z, delta_bias, delta_softplus, reset
+        )
+        return out.to(u.dtype), state
+    if needs_autograd(tensors):
+        return SelectiveStep.apply(*tensors, delta_softplus, chosen)
+    return torch.ops.wmkernels.selective_step_forward(*tensors, delta_softplus, chosen)
+
+
+def selective_state_update(
+    state: Tensor,
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    dt_bias: Tensor | None = None,
+    dt_softplus: bool = False,
+    state_batch_indices: Tensor | None = None,
+) -> Tensor:
+    """One step that updates ``state`` in place, without gradient: for decoding and acting.
+
+    The signature is the one of mamba_ssm's function of this name, so code written for it runs unchanged.
+
+    Args:
+        state: (batch, channels, state), or (batch, heads, headdim, state), then every (channels) below is
+            (heads, headdim) too. float32, or the dtype of ``x``. With ``state_batch_indices``, a cache with any number
+            of rows.
+        x: (batch, channels); ``dt`` and ``z`` likewise.
+        dt: step size before bias and softplus.
+        A: (channels, state).
+        B: (batch, state) or (batch, groups, state).
+        C: likewise.
+        D: (channels,).
+        z: gate before silu.
+        dt_bias: (channels,).
+        dt_softplus: pass ``dt + dt_bias`` through softplus.
+        state_batch_indices: int (batch,), the row of ``state`` of each batch element, each named once at most; a row
+            below 0 leaves every state alone and gives zeros.
+
+    Returns:
+        (batch, channels) or (batch, heads, headdim), in the dtype of ``x``.
+
+    Raises:
+        ValueError: a shape, a device or an index that does not fit.
+        TypeError: a dtype that does not fit.
+        RuntimeError: an input requires grad; use ``selective_step``.
+
+    Example:
+        >>> import torch, wmkernels
+        >>> state = torch.zeros(1, 8, 4)
+        >>> x, dt, A, B = torch.randn(1, 8), torch.rand(1, 8), -torch.rand(8, 4), torch.randn(1, 4)
+        >>> wmkernels.selective_state_update(state, x, dt, A, B, B).shape
+        torch.Size([1, 8])
+    """
+    inputs = (state, x, dt, A, B, C, D, z, dt_bias)
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs):
+        raise RuntimeError(f"{UPDATE}: it works in place, without gradient; use selective_step, or torch.no_grad()")
+    if state.dim() == 4:
+        return _update_heads(state, x, dt, A, B, C, D, z, dt_bias, dt_softplus, state_batch_indices)
+    B, C = _check_step(UPDATE, state, x, dt, A, B, C, D, z, dt_bias)
+    dtype = state_dtype(x.dtype)
+    require_dtype(UPDATE, "state", state, (x.dtype, dtype), f"beside x of {x.dtype}")
+    rows = x.shape[0] if state_batch_indices is None else state.shape[0]
+    require_shape(UPDATE, "state", state, ("batch", "channels", "state"), (rows, x.shape[1], A.shape[1]), "x and A")
+    if state_batch_indices is not None:
+        require_device(UPDATE, "state_batch_indices", state_batch_indices, x.device, "x")
+        require_dtype(UPDATE, "state_batch_indices", state_batch_indices, (torch.int64, torch.int32), "")
+        require_shape(UPDATE, "state_batch_indices", state_batch_indices, ("batch",), x.shape[:1], "x")
+        state_batch_indices = state_batch_indices.to(torch.int64)
+    if A.dtype != dtype or x.dtype != dtype:
+        A = A.to(dtype)
+        D = None if D is None else D.to(dtype)
+        dt_bias = None if dt_bias is None else dt_bias.to(dtype)
+    chosen = choose(OP, x.device, None, A.shape[1])
+    return torch.ops.wmkernels.selective_state_update_(
+        state, x, dt, A, B, C, D, z, dt_bias, state_batch_indices, dt_softplus, chosen
+    )
+
+
+def _update_heads(
+    state: Tensor,
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    dt_bias: Tensor | None,
+    dt_softplus: bool,
+    state_batch_indices: Tensor | None,
+) -> Tensor:
+    """The (batch, heads, headdim, state) form: heads and headdim together are the channels."""
+    _, heads, headdim, _ = state.shape
+    expected = {"x": (x, 3), "dt": (dt, 3), "A": (A, 3), "D": (D, 2), "z": (z, 3), "dt_bias": (dt_bias, 2)}
+    for name, (tensor, rank) in expected.items():
+        if tensor is None:
+            continue
+        start = 1 if name in ("x", "dt", "z") else 0
+        if tensor.dim() != rank or tuple(tensor.shape[start : start + 2]) != (heads, headdim):
+            wanted = (
+                f"(batch, heads={heads}, headdim={headdim})" if start else f"(heads={heads}, headdim={headdim}, ...)"
+            )
+            raise ValueError(f"{UPDATE}: {name} has shape {tuple(tensor.shape)}, expected {wanted} to match state")
+    flat = state.flatten(1, 2)
+    out = selective_state_update(
+        flat,
+        x.flatten(1, 2),
+        dt.flatten(1, 2),
+        A.flatten(0, 1),
+        B,
+        C,
+        None if D is None else D.flatten(),
+        None if z is None else z.flatten(1, 2),
+        None if dt_bias is None else dt_bias.flatten(),
+        dt_softplus,
+        state_batch_indices,
+    )
+    if flat.data_ptr() != state.data_ptr():
+        state.copy_(flat.view_as(state))
+    return out.unflatten(1, (heads, headdim))
+
+
+def _check_step(
+    op: str,
+    state: Tensor,
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Raises unless all fit; answers B and C as (batch, groups, state). One pass for good input: a step must be quick."""
+    u_name, delta_name, bias_name = ("u", "delta", "delta_bias") if op == OP else ("x", "dt", "dt_bias")
+    required = (("state", state), (u_name, u), (delta_name, delta), ("A", A), ("B", B), ("C", C))
+    for name, x in required:
+        require_tensor(op, name, x)
+    require_dtype(op, u_name, u, FLOATS, "")
+    if u.dim() != 2:
+        raise ValueError(f"{op}: {u_name} has shape {tuple(u.shape)}, expected (batch, channels)")
+    if A.is_complex():
+        raise TypeError(f"{op}: A is complex ({A.dtype}), expected a real A")
+    batch, channels = u.shape
+    if A.dim() != 2 or A.shape[0] != channels or A.shape[1] < 1:
+        raise ValueError(f"{op}: A has shape {tuple(A.shape)}, expected (channels={channels}, state) to match {u_name}")
+    size = A.shape[1]
+    for name, x in ((delta_name, delta), ("z", z)):
+        if x is not None:
+            require_shape(op, name, x, ("batch", "channels"), (batch, channels), u_name)
+            require_dtype(op, name, x, (u.dtype,), f"as {u_name} has")
+            require_device(op, name, x, u.device, u_name)
+    for name, x in (("A", A), ("D", D), (bias_name, delta_bias)):
+        if x is not None:
+            require_dtype(op, name, x, (u.dtype, state_dtype(u.dtype)), f"beside {u_name} of {u.dtype}")
+            require_device(op, name, x, u.device, u_name)
+            if x is not A:
+                require_shape(op, name, x, ("channels",), (channels,), u_name)
+    require_device(op, "state", state, u.device, u_name)
+    projections = []
+    for name, x in (("B", B), ("C", C)):
+        require_dtype(op, name, x, (u.dtype,), f"as {u_name} has")
+        require_device(op, name, x, u.device, u_name)
+        if x.dim() == 2:
+            require_shape(op, name, x, ("batch", "state"), (batch, size), f"{u_name} and A")
+            x = x.unsqueeze(1)
+        groups = x.shape[1] if x.dim() == 3 else 1
+        require_shape(op, name, x, ("batch", "groups", "state"), (batch, groups, size), f"{u_name} and A")
+        if groups < 1 or channels % groups:
+            raise ValueError(f"{op}: {name} has {groups} groups, expected a divisor of channels={channels}")
+        projections.append(x)
+    wide_B, wide_C = projections
+    if wide_B.shape[1] != wide_C.shape[1]:
+        if 1 not in (wide_B.shape[1], wide_C.shape[1]):
+            raise ValueError(
+                f"{op}: B has {wide_B.shape[1]} groups and C has {wide_C.shape[1]}, expected as many in both"
+            )
+        groups = max(wide_B.shape[1], wide_C.shape[1])
+        wide_B, wide_C = wide_B.expand(-1, groups, -1), wide_C.expand(-1, groups, -1)
+    return wide_B, wide_C
+
+
+_STEP_TENSORS = "Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? delta_bias"
+STEP_SCHEMA = f"(Tensor state, {_STEP_TENSORS}, Tensor? reset, bool delta_softplus, str backend) -> (Tensor, Tensor)"
+UPDATE_SCHEMA = f"(Tensor(a!) state, {_STEP_TENSORS}, Tensor? indices, bool delta_softplus, str backend) -> Tensor"
+
+
+def _run_step(
+    state_in: Tensor,
+    state_out: Tensor,
+    tensors: tuple[Tensor, ...],
+    reset: Tensor | None,
+    indices: Tensor | None,
+    delta_softplus: bool,
+    backend: str,
+) -> Tensor:
+    if tensors[0].numel() == 0:
+        return torch.empty_like(tensors[0], memory_format=torch.contiguous_format)
+    if backend == "triton":
+        from wmkernels.selective_scan import triton_kernels as kernels
+    elif backend == "reference":
+        return _reference_update(state_in, state_out, tensors, indices, delta_softplus)
+    else:
+        from wmkernels.selective_scan import native as kernels  # type: ignore[no-redef]
+    return kernels.step(state_in, state_out, *tensors, reset, indices, delta_softplus)
+
+
+def _reference_update(
+    state_in: Tensor, state_out: Tensor, tensors: tuple[Tensor, ...], indices: Tensor | None, delta_softplus: bool
+) -> Tensor:
+    """The in-place step where no kernel runs."""
+    u, delta, A, B, C, D, z, delta_bias = tensors
+    wide_B, wide_C = per_channel(B, u.shape[1]), per_channel(C, u.shape[1])
+    if indices is None:
+        indices = torch.arange(u.shape[0], device=u.device)
+    if bool((indices >= state_in.shape[0]).any()):
+        raise ValueError(f"{UPDATE}: state_batch_indices has {int(indices.max())}, state has {state_in.shape[0]} rows")
+    held = indices >= 0
+    rows = indices.clamp(min=0)
+    before = state_in[rows].to(state_dtype(u.dtype))
+    out, after = selective_step_reference(before, u, delta, A, wide_B, wide_C, D, z, delta_bias, delta_softplus)
+    state_out[rows[held]] = after[held].to(state_out.dtype)
+    return out.masked_fill(~held[:, None], 0).to(u.dtype)
+
+
+def _step(state: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
+    *tensors, reset, delta_softplus, backend = args
+    new_state = torch.empty(tuple(state.shape), dtype=state.dtype, device=state.device)
+    out = _run_step(state, new_state, tuple(tensors), reset, None, delta_softplus, backend)
+    return out, new_state
+
+
+def _step_fake(state: Tensor, u: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
+    new_state = torch.empty(tuple(state.shape), dtype=state.dtype, device=state.device)
+    return torch.empty(tuple(u.shape), dtype=u.dtype, device=u.device), new_state
+
+
+def _update(state: Tensor, *args: Any) -> Tensor:
+    *tensors, indices, delta_softplus, backend = args
+    return _run_step(state, state, tuple(tensors), None, indices, delta_softplus, backend)
+
+
+def _update_fake(state: Tensor, u: Tensor, *args: Any) -> Tensor:
+    return torch.empty(tuple(u.shape), dtype=u.dtype, device=u.device)
+
+
+def _setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+    *tensors, delta_softplus, backend = inputs
+    ctx.save_for_backward(*tensors)
+    ctx.options = (delta_softplus, False, 1, backend)
+    ctx.set_materialize_grads(False)
+
+
+def _gradients(function: Any, ctx: Any, grad_out: Tensor | None, grad_state: Tensor | None) -> tuple[Any, ...]:
+    """The scan's backward pass over one step of time, in the order of the step op's arguments."""
+    state, u, delta, A, B, C, D, z, delta_bias, reset = ctx.saved_tensors
+    if grad_out is None and grad_state is None:
+        return (None,) * 12
+    if grad_out is None:
+        grad_out = u.new_zeros(()).expand(u.shape)
+
+    def timed(x: Tensor | None) -> Tensor | None:
+        return None if x is None else x.unsqueeze(-1)
+
+    inputs = (timed(u), timed(delta), A, timed(B), timed(C), D, timed(z), delta_bias, state, timed(reset), None)
+    gradients = function(timed(grad_out), grad_state, *inputs, state.contiguous(), *ctx.options)
+    present = [None if x is None else g for x, g in zip(inputs, gradients, strict=False)]
+    for index in (0, 1, 3, 4, 6):
+        present[index] = None if present[index] is None else present[index].squeeze(-1)
+    grad_u, *others, grad_initial_state = present
+    return (grad_initial_state, grad_u, *others, None, None, None)
+
+
+class SelectiveStep(torch.autograd.Function):
+    """(out, new_state) of the step op, under autograd, torch.func and vmap."""
+
+    @staticmethod
+    def forward(*args: Any) -> tuple[Tensor, Tensor]:
+        return torch.ops.wmkernels.selective_step_forward(*args)
+
+    setup_context = staticmethod(_setup_context)  # type: ignore[assignment]
+
+    @staticmethod
+    def backward(ctx: Any, grad_out: Tensor | None, grad_state: Tensor | None) -> Any:
+        return _gradients(SelectiveScanBackward.apply, ctx, grad_out, grad_state)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
+        if in_dims[9] is not None:
+            return loop_over_vmap(SelectiveStep.apply, info.batch_size, in_dims, args)
+        folded = [fold_channels(*x, info.batch_size) for x in zip(args[:9], in_dims[:9], _CHANNEL_DIMS, strict=True)]
+        outputs = SelectiveStep.apply(*folded, *args[9:])
+        return tuple(unfold_channels(x, 1, info.batch_size) for x in outputs), (1, 1)
+
+
+define("selective_step_forward", STEP_SCHEMA, _step, _step_fake)
+define("selective_state_update_", UPDATE_SCHEMA, _update, _update_fake)
+torch.library.register_autograd(
+    "wmkernels::selective_step_forward",
+    lambda ctx, grad_out, grad_state: _gradients(
+        torch.ops.wmkernels.selective_scan_backward, ctx, grad_out, grad_state
+    ),
+    setup_context=lambda ctx, inputs, output: _setup_context(ctx, inputs, output),
+    lib=LIBRARY,
+)
