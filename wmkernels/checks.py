@@ -1,6 +1,7 @@
 """Input checks shared by the ops: each message names the op, the argument, what it was and what was expected."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ def short(dtype: torch.dtype) -> str:
 
 
 def require_tensor(op: str, name: str, value: object) -> None:
+    """Raises unless ``value`` is a tensor."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{op}: {name} is a {type(value).__name__}, expected a torch.Tensor")
 
@@ -32,12 +34,14 @@ def require_shape(
 
 
 def require_dtype(op: str, name: str, tensor: Tensor, allowed: Sequence[torch.dtype], why: str) -> None:
+    """Raises unless ``tensor`` has one of the ``allowed`` dtypes; ``why`` ends the message."""
     if tensor.dtype not in allowed:
         expected = " or ".join(dict.fromkeys(short(dtype) for dtype in allowed))
         raise TypeError(f"{op}: {name} has dtype {short(tensor.dtype)}, expected {expected} {why}")
 
 
 def require_device(op: str, name: str, tensor: Tensor, device: torch.device, against: str) -> None:
+    """Raises unless ``tensor`` is on ``device``, where ``against`` is."""
     if tensor.device != device:
         raise ValueError(
             f"{op}: {name} is on {tensor.device}, expected {device} as {against} is; move it with .to({str(device)!r})"
@@ -60,6 +64,6 @@ def widest(dtypes: Sequence[torch.dtype]) -> torch.dtype:
 def require_sequences(op: str, cu_seqlens: Tensor, time: int) -> None:
     """Raises unless the bounds rise from 0 to ``time``. Reads the values, so only where that does not synchronise."""
     bounds = cu_seqlens.tolist()
-    if bounds[0] != 0 or bounds[-1] != time or any(a > b for a, b in zip(bounds[:-1], bounds[1:], strict=True)):
+    if bounds[0] != 0 or bounds[-1] != time or any(a > b for a, b in pairwise(bounds)):
         shown = bounds if len(bounds) <= 8 else [*bounds[:4], "...", *bounds[-3:]]
         raise ValueError(f"{op}: cu_seqlens is {shown}, expected bounds that rise from 0 to time={time}")

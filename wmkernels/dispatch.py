@@ -6,8 +6,11 @@ first backend in ``BACKENDS`` without reasons runs. A backend asked for by name,
 """
 
 import functools
+import importlib
 import importlib.util
 import os
+from types import ModuleType
+from typing import Any
 
 import torch
 
@@ -18,13 +21,18 @@ MAX_STATE = 256
 REQUESTED = os.environ.get("WMKERNELS_BACKEND") or None
 
 
-def load_native():  # type: ignore[no-untyped-def]
+def load_native() -> Any:
     """The compiled extension, or None where it was not built. torch is imported first: one OpenMP runtime is loaded."""
     try:
-        from wmkernels import _native
+        return importlib.import_module("wmkernels._native")
     except ModuleNotFoundError:
         return None
-    return _native
+
+
+@functools.cache
+def kernels(package: str, backend: str) -> ModuleType:
+    """The module that hands tensors to a backend's kernels: ``native`` for C++ and CUDA, or ``triton_kernels``."""
+    return importlib.import_module(f"wmkernels.{package}.{'triton_kernels' if backend == 'triton' else 'native'}")
 
 
 def reasons(op: str, backend: str, device: torch.device, state: int = 1) -> list[str]:

@@ -28,6 +28,7 @@ def refuse_double_backward(name: str, public_name: str) -> None:
 
 
 def raise_double_backward(public_name: str) -> None:
+    """A second derivative that raises is found; one that is silently zero is not."""
     raise RuntimeError(
         f"{public_name}: the gradient of its gradient is not implemented by the compiled kernels; "
         'use backend="reference" where a second derivative is needed'

@@ -40,14 +40,14 @@ def linear_scan(
         gates: (batch, ..., time), or (batch, time, ...) with ``channel_last``. Any strides. float32, float64, bfloat16
             or float16; the recurrence itself runs in float32, in float64 for float64 inputs.
         tokens: of the same shape and dtype.
-        initial_state: (batch, ...), float32 or the dtype of ``gates``, zero if None: the state before the first step; in
-            reverse, after the last.
+        initial_state: (batch, ...), float32 or the dtype of ``gates``, zero if None: the state before the first
+            step; in reverse, after the last.
         reverse: run from the end to the start.
         reset: bool (batch, time), true where a new sequence starts: h_{t-1} does not reach h_t, and in reverse h_t does
             not reach h_{t-1}.
         channel_last: time is the second dimension.
-        return_last_state: also return the state that the next piece of the sequence starts from, in the state's dtype:
-            the last h, in reverse the first (zero if ``reset[0]``).
+        return_last_state: also return the state that the next piece of the sequence starts from: the last h, in
+            reverse the first (zero where ``reset[:, 0]``).
         backend: ``"reference"``, ``"cpu"``, ``"triton"`` or ``"cuda"``; the best that can run if None.
 
     Returns:
@@ -97,10 +97,7 @@ def linear_scan(
         out, last_state = torch.ops.wmkernels.linear_scan_forward(
             gates, tokens, initial_state, reset, reverse, channel_last, chosen
         )
-    if channel_last:
-        out = out.transpose(1, 2).reshape(batch, time, *inner)
-    else:
-        out = out.reshape(batch, *inner, time)
+    out = out.transpose(1, 2).reshape(batch, time, *inner) if channel_last else out.reshape(batch, *inner, time)
     return (out, last_state.reshape(batch, *inner)) if return_last_state else out
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from wmkernels.dispatch import kernels
 from wmkernels.library import (
     LIBRARY,
     define,
@@ -27,16 +28,6 @@ BACKWARD_SCHEMA = (
 )
 
 
-def _kernels(backend: str) -> Any:
-    if backend == "triton":
-        from wmkernels.linear_scan import triton_kernels
-
-        return triton_kernels
-    from wmkernels.linear_scan import native
-
-    return native
-
-
 def _forward(
     gates: Tensor,
     tokens: Tensor,
@@ -50,7 +41,7 @@ def _forward(
         out, last_state = forward_outputs(gates, channel_last)
         last_state.zero_() if initial_state is None else last_state.copy_(initial_state)
         return out, last_state
-    return _kernels(backend).forward(gates, tokens, initial_state, reset, reverse, channel_last)
+    return kernels("linear_scan", backend).forward(gates, tokens, initial_state, reset, reverse, channel_last)
 
 
 def _forward_fake(gates: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
@@ -74,7 +65,7 @@ def _backward(
         if grad_last_state is not None and initial_state is not None:
             gradients[2].copy_(grad_last_state)
         return gradients
-    return _kernels(backend).backward(
+    return kernels("linear_scan", backend).backward(
         grad_out, grad_last_state, gates, out, initial_state, reset, reverse, channel_last
     )
 
@@ -127,7 +118,7 @@ class LinearScan(torch.autograd.Function):
     def forward(*args: Any) -> tuple[Tensor, Tensor]:
         return torch.ops.wmkernels.linear_scan_forward(*args)
 
-    setup_context = staticmethod(setup_context)  # type: ignore[assignment]
+    setup_context = staticmethod(setup_context)
 
     @staticmethod
     def backward(ctx: Any, grad_out: Tensor | None, grad_last_state: Tensor | None) -> Any:

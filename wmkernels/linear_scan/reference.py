@@ -20,8 +20,10 @@ def linear_scan_reference(
     reset: Tensor | None = None,
     reverse: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """(out, last_state) for gates and tokens (batch, channels, time), reset (batch, time). The state is in float32, in
-    float64 for float64 inputs."""
+    """(out, last_state) for gates and tokens (batch, channels, time), reset (batch, time).
+
+    The state is in float32, in float64 for float64 inputs.
+    """
     batch, channels, time = gates.shape
     dtype = state_dtype(gates.dtype)
     if initial_state is None:

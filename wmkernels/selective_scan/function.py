@@ -1,7 +1,8 @@
 """The public selective scan: checks its inputs, brings them to one canonical form, and calls the kernels.
 
-Canonical form: activations as (batch, channels, time) views, varying B and C as (batch, groups, state, time), parameters
-and states in the state dtype. All of it is done with differentiable views and casts, so gradients find their way back.
+Canonical form: activations as (batch, channels, time) views, varying B and C as (batch, groups, state, time),
+parameters and states in the state dtype. It is made with differentiable views and casts, so gradients find their way
+back.
 """
 
 import torch
@@ -64,17 +65,17 @@ def selective_scan(
         delta: step size before bias and softplus, shaped as ``u``.
         A: (channels, state), real; the decay rate, negative for a stable memory. Parameters (A, D, delta_bias, constant
             B and C) and states may be float32 beside 16-bit activations. At most 256 states on the compiled kernels.
-        B: input projection: constant (channels, state), or varying (batch, state, time) or (batch, groups, state, time);
-            with ``channel_last`` (batch, time, state) or (batch, groups, time, state). Channel c reads group
-            ``c // (channels // groups)``.
+        B: input projection: constant (channels, state), or varying (batch, state, time) or
+            (batch, groups, state, time); with ``channel_last`` (batch, time, state) or (batch, groups, time, state).
+            Channel c reads group ``c // (channels // groups)``.
         C: output projection, in any of the forms of ``B``, not necessarily the same.
         D: skip connection, (channels,).
         z: gate before silu, shaped as ``u``.
         delta_bias: added to ``delta``, (channels,).
         delta_softplus: pass ``delta + delta_bias`` through softplus.
         return_last_state: also return the state after the last step.
-        initial_state: the state before the first step, (batch, channels, state), zero if None. With ``cu_seqlens`` one a
-            sequence: (sequences, channels, state).
+        initial_state: the state before the first step, (batch, channels, state), zero if None. With ``cu_seqlens`` one
+            a sequence: (sequences, channels, state).
         reset: bool (batch, time); where true the state is forgotten before that step, whatever it held: a new episode.
         cu_seqlens: int32 or int64 (sequences + 1), rising from 0 to time: packed sequences, ``batch`` is then 1. Empty
             sequences are allowed. On a GPU its values are not checked, that would synchronise.
@@ -82,8 +83,8 @@ def selective_scan(
         backend: ``"reference"``, ``"cpu"``, ``"triton"`` or ``"cuda"``; the best that can run if None.
 
     Returns:
-        The output, shaped as ``u`` in its dtype; with ``return_last_state`` also the last state, (batch, channels, state)
-        or (sequences, channels, state), in float32 (float64 for float64 inputs).
+        The output, shaped as ``u`` in its dtype; with ``return_last_state`` also the last state,
+        (batch, channels, state) or (sequences, channels, state), in float32 (float64 for float64 inputs).
 
     Raises:
         ValueError: a shape, a device, a backend or cu_seqlens that does not fit.
@@ -124,7 +125,7 @@ def selective_scan(
     chosen = choose(OP, u.device, backend, state)
     tensors = (u, delta, A, B, C, D, z, delta_bias, initial_state, reset, cu_seqlens)
     if chosen == "reference":
-        out, last_state = selective_scan_reference(*tensors[:8], delta_softplus, *tensors[8:])  # type: ignore[arg-type]
+        out, last_state = selective_scan_reference(*tensors[:8], delta_softplus, *tensors[8:])
     elif needs_autograd(tensors):
         chunk = chunk_length(state, u.device.type)
         out, last_state, _ = SelectiveScan.apply(*tensors, delta_softplus, channel_last, chunk, chosen)

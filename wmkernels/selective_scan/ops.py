@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from wmkernels.checks import require_sequences
+from wmkernels.dispatch import kernels
 from wmkernels.library import (
     LIBRARY,
     define,
@@ -39,16 +40,6 @@ BACKWARD_SCHEMA = (
 )
 
 
-def _kernels(backend: str) -> Any:
-    if backend == "triton":
-        from wmkernels.selective_scan import triton_kernels
-
-        return triton_kernels
-    from wmkernels.selective_scan import native
-
-    return native
-
-
 def _forward(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
     *inputs, delta_softplus, channel_last, chunk, backend = args
     u, A, initial_state, cu_seqlens = inputs[0], inputs[2], inputs[8], inputs[10]
@@ -58,7 +49,7 @@ def _forward(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
         out, last_state, chunk_states = forward_outputs(u, A, cu_seqlens, channel_last, chunk)
         last_state.zero_() if initial_state is None else last_state.copy_(initial_state)
         return out, last_state, chunk_states.zero_()
-    return _kernels(backend).forward(*inputs, delta_softplus, channel_last, chunk)
+    return kernels("selective_scan", backend).forward(*inputs, delta_softplus, channel_last, chunk)
 
 
 def _forward_fake(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -76,7 +67,7 @@ def _backward(grad_out: Tensor, grad_last_state: Tensor | None, *args: Any) -> t
         if grad_last_state is not None and inputs[8] is not None:
             gradients[8].copy_(grad_last_state)
         return gradients
-    return _kernels(backend).backward(grad_out, grad_last_state, *args[:-1])
+    return kernels("selective_scan", backend).backward(grad_out, grad_last_state, *args[:-1])
 
 
 def _empty_gradients(inputs: Inputs, channel_last: bool) -> tuple[Tensor, ...]:
@@ -119,7 +110,7 @@ class SelectiveScan(torch.autograd.Function):
     def forward(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
         return torch.ops.wmkernels.selective_scan_forward(*args)
 
-    setup_context = staticmethod(setup_context)  # type: ignore[assignment]
+    setup_context = staticmethod(setup_context)
 
     @staticmethod
     def backward(ctx: Any, grad_out: Tensor | None, grad_last_state: Tensor | None, _: Any) -> Any:
@@ -160,8 +151,8 @@ class SelectiveScanBackward(torch.autograd.Function):
         folded = fold_inputs(inputs, in_dims[first:last], size)
         chunk_states = fold_channels(args[last], in_dims[last], 1, size)
         results = SelectiveScanBackward.apply(grad_out, grad_last_state, *folded, chunk_states, *args[last + 1 :])
-        # An absent gradient has one dimension and no elements; the others keep their channels (or groups) where they were.
-        where = [None if x is None else _channel_dim(f) for x, f in zip(inputs, folded, strict=True)][:DIFFERENTIABLE]
+        # An absent gradient has no elements; the others keep their channels (or groups) where they were.
+        where = [None if x is None else _channel_dim(x) for x in folded[:DIFFERENTIABLE]]
         unfolded = [r if d is None else unfold_channels(r, d, size) for r, d in zip(results, where, strict=True)]
         return tuple(unfolded), tuple(where)
 

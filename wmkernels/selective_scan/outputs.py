@@ -15,7 +15,7 @@ from wmkernels.checks import state_dtype
 def empty_projection(like: Tensor, channel_last: bool) -> Tensor:
     """The gradient of B or C: (batch, groups, state, time), time-major where ``channel_last``, or (channels, state)."""
     if like.dim() == 4 and channel_last:
-        batch, groups, state, time = like.shape
+        _, groups, state, time = like.shape
         strides = (groups * time * state, time * state, 1, state)
         return torch.empty_strided(tuple(like.shape), strides, dtype=like.dtype, device=like.device)
     return torch.empty(tuple(like.shape), dtype=like.dtype, device=like.device)
@@ -28,9 +28,9 @@ def sequence_count(u: Tensor, cu_seqlens: Tensor | None) -> int:
 
 def chunk_slots(u: Tensor, cu_seqlens: Tensor | None, chunk: int) -> int:
     """How many saved states the backward pass needs room for (``csrc/wmkernels.h``, Chunks)."""
-    batch, _, time = u.shape
+    time = u.shape[2]
     if cu_seqlens is None:
-        return batch * ((time + chunk - 1) // chunk)
+        return u.shape[0] * ((time + chunk - 1) // chunk)
     return time // chunk + sequence_count(u, cu_seqlens)
 
 

@@ -8,6 +8,8 @@ Mamba's S6 (Gu & Dao 2023, algorithm 2), for one channel with N states:
     out_t  = y_t silu(z_t)
 """
 
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -29,8 +31,11 @@ def selective_scan_reference(
     reset: Tensor | None = None,
     cu_seqlens: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """(out, last_state) for u, delta, z (batch, channels, time), A (channels, state), and B, C (batch, groups, state,
-    time) or, where they do not vary, (channels, state). States are in float32, in float64 for float64 inputs."""
+    """(out, last_state) for u, delta, z (batch, channels, time) and A (channels, state).
+
+    B and C are (batch, groups, state, time) or, where they do not vary, (channels, state). States are in float32, in
+    float64 for float64 inputs.
+    """
     if cu_seqlens is not None:
         return _packed(u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, reset, cu_seqlens)
     batch, channels, time = u.shape
@@ -66,8 +71,10 @@ def selective_step_reference(
     delta_softplus: bool = False,
     reset: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """(out, new_state) of one step, both in the state's dtype: u, delta, z (batch, channels), B, C (batch, channels,
-    state). A reset selects: it neither multiplies the old state nor its decay, so NaN and infinity stay behind it."""
+    """(out, new_state) of one step, in the state's dtype: u, delta, z (batch, channels), B, C (batch, channels, state).
+
+    A reset selects: it multiplies neither the old state nor its decay, so NaN and infinity stay behind it.
+    """
     dtype = state_dtype(u.dtype)
     u, step = u.to(dtype), delta.to(dtype)
     if delta_bias is not None:
@@ -121,7 +128,7 @@ def _packed(
     require_sequences("selective_scan", cu_seqlens, u.shape[2])
     outputs, states = [], []
     bounds = cu_seqlens.tolist()
-    for index, (start, end) in enumerate(zip(bounds[:-1], bounds[1:], strict=True)):
+    for index, (start, end) in enumerate(pairwise(bounds)):
 
         def piece(x: Tensor | None, start: int = start, end: int = end) -> Tensor | None:
             return x if x is None or x.dim() == 2 else x[..., start:end]

@@ -1,22 +1,23 @@
-"""One step of the selective scan: differentiable (``selective_step``), and in place for decoding
-(``selective_state_update``).
+"""One step of the selective scan: ``selective_step`` is differentiable, ``selective_state_update`` works in place.
 
 The backward pass of a step is the scan's own with one step of time, whose saved state is the state that came in.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from wmkernels.checks import FLOATS, require_device, require_dtype, require_shape, require_tensor, state_dtype
-from wmkernels.dispatch import choose
+from wmkernels.dispatch import choose, kernels
 from wmkernels.library import LIBRARY, define, loop_over_vmap, needs_autograd
 from wmkernels.selective_scan.ops import SelectiveScanBackward, fold_channels, unfold_channels
 from wmkernels.selective_scan.reference import per_channel, selective_step_reference
 
 OP = "selective_step"
 UPDATE = "selective_state_update"
+_TIMED = (0, 1, 3, 4, 6)  # u, delta, B, C and z have a time among the scan's inputs
 _CHANNEL_DIMS = (1, 1, 1, 0, 1, 1, 0, 1, 0)  # of state, u, delta, A, B, C, D, z, delta_bias
 
 
@@ -222,7 +223,7 @@ def _check_step(
     z: Tensor | None,
     delta_bias: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """Raises unless all fit; answers B and C as (batch, groups, state). One pass for good input: a step must be quick."""
+    """Raises unless all fit; answers B and C as (batch, groups, state). A step must be quick."""
     u_name, delta_name, bias_name = ("u", "delta", "delta_bias") if op == OP else ("x", "dt", "dt_bias")
     required = (("state", state), (u_name, u), (delta_name, delta), ("A", A), ("B", B), ("C", C))
     for name, x in required:
@@ -236,17 +237,17 @@ def _check_step(
     if A.dim() != 2 or A.shape[0] != channels or A.shape[1] < 1:
         raise ValueError(f"{op}: A has shape {tuple(A.shape)}, expected (channels={channels}, state) to match {u_name}")
     size = A.shape[1]
-    for name, x in ((delta_name, delta), ("z", z)):
-        if x is not None:
-            require_shape(op, name, x, ("batch", "channels"), (batch, channels), u_name)
-            require_dtype(op, name, x, (u.dtype,), f"as {u_name} has")
-            require_device(op, name, x, u.device, u_name)
-    for name, x in (("A", A), ("D", D), (bias_name, delta_bias)):
-        if x is not None:
-            require_dtype(op, name, x, (u.dtype, state_dtype(u.dtype)), f"beside {u_name} of {u.dtype}")
-            require_device(op, name, x, u.device, u_name)
-            if x is not A:
-                require_shape(op, name, x, ("channels",), (channels,), u_name)
+    for name, optional in ((delta_name, delta), ("z", z)):
+        if optional is not None:
+            require_shape(op, name, optional, ("batch", "channels"), (batch, channels), u_name)
+            require_dtype(op, name, optional, (u.dtype,), f"as {u_name} has")
+            require_device(op, name, optional, u.device, u_name)
+    for name, optional in (("A", A), ("D", D), (bias_name, delta_bias)):
+        if optional is not None:
+            require_dtype(op, name, optional, (u.dtype, state_dtype(u.dtype)), f"beside {u_name} of {u.dtype}")
+            require_device(op, name, optional, u.device, u_name)
+            if optional is not A:
+                require_shape(op, name, optional, ("channels",), (channels,), u_name)
     require_device(op, "state", state, u.device, u_name)
     projections = []
     for name, x in (("B", B), ("C", C)):
@@ -287,13 +288,10 @@ def _run_step(
 ) -> Tensor:
     if tensors[0].numel() == 0:
         return torch.empty_like(tensors[0], memory_format=torch.contiguous_format)
-    if backend == "triton":
-        from wmkernels.selective_scan import triton_kernels as kernels
-    elif backend == "reference":
+    if backend == "reference":
         return _reference_update(state_in, state_out, tensors, indices, delta_softplus)
-    else:
-        from wmkernels.selective_scan import native as kernels  # type: ignore[no-redef]
-    return kernels.step(state_in, state_out, *tensors, reset, indices, delta_softplus)
+    step: Callable[..., Tensor] = kernels("selective_scan", backend).step
+    return step(state_in, state_out, *tensors, reset, indices, delta_softplus)
 
 
 def _reference_update(
@@ -355,10 +353,10 @@ def _gradients(function: Any, ctx: Any, grad_out: Tensor | None, grad_state: Ten
 
     inputs = (timed(u), timed(delta), A, timed(B), timed(C), D, timed(z), delta_bias, state, timed(reset), None)
     gradients = function(timed(grad_out), grad_state, *inputs, state.contiguous(), *ctx.options)
-    present = [None if x is None else g for x, g in zip(inputs, gradients, strict=False)]
-    for index in (0, 1, 3, 4, 6):
-        present[index] = None if present[index] is None else present[index].squeeze(-1)
-    grad_u, *others, grad_initial_state = present
+    grad_u, *others, grad_initial_state = (
+        None if x is None else g.squeeze(-1) if index in _TIMED else g
+        for index, (x, g) in enumerate(zip(inputs, gradients, strict=False))
+    )
     return (grad_initial_state, grad_u, *others, None, None, None)
 
 
@@ -369,7 +367,7 @@ class SelectiveStep(torch.autograd.Function):
     def forward(*args: Any) -> tuple[Tensor, Tensor]:
         return torch.ops.wmkernels.selective_step_forward(*args)
 
-    setup_context = staticmethod(_setup_context)  # type: ignore[assignment]
+    setup_context = staticmethod(_setup_context)
 
     @staticmethod
     def backward(ctx: Any, grad_out: Tensor | None, grad_state: Tensor | None) -> Any:
