@@ -1,0 +1,84 @@
+// Threads and the floating-point mode of the kernels.
+#pragma once
+
+#include <stdint.h>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+namespace wmk::WMK_ISA {
+
+// Treats subnormal numbers as zero while it lives: an impulse followed by silence otherwise decays into them and stays
+// there, many times slower. The caller's mode comes back at the end.
+class FlushSubnormals {
+ public:
+  FlushSubnormals(const FlushSubnormals&) = delete;
+  FlushSubnormals& operator=(const FlushSubnormals&) = delete;
+#if defined(__x86_64__)
+  FlushSubnormals() : before_(_mm_getcsr()) { _mm_setcsr(before_ | 0x8040); }
+  ~FlushSubnormals() { _mm_setcsr(before_); }
+
+ private:
+  unsigned before_;
+#elif defined(__aarch64__)
+  FlushSubnormals() {
+    asm volatile("mrs %0, fpcr" : "=r"(before_));
+    asm volatile("msr fpcr, %0" ::"r"(before_ | (uint64_t(1) << 24)));
+  }
+  ~FlushSubnormals() { asm volatile("msr fpcr, %0" ::"r"(before_)); }
+
+ private:
+  uint64_t before_;
+#else
+  FlushSubnormals() = default;
+#endif
+};
+
+// Calls work(item, thread) for every item. One thread never enters a parallel region, so that a forked process, whose
+// OpenMP pool is gone, can still compute.
+template <class Work>
+static void parallel_for(int64_t items, int64_t threads, const Work& work) {
+#ifdef _OPENMP
+  if (threads > 1 && items > 1) {
+    int team = int(threads < items ? threads : items);
+#pragma omp parallel num_threads(team)
+    {
+      FlushSubnormals flush;
+#pragma omp for schedule(dynamic, 1)
+      for (int64_t item = 0; item < items; ++item) work(item, int64_t(omp_get_thread_num()));
+    }
+    return;
+  }
+#endif
+  FlushSubnormals flush;
+  for (int64_t item = 0; item < items; ++item) work(item, int64_t(0));
+}
+
+inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+inline int64_t round_up(int64_t a, int64_t b) { return divide_up(a, b) * b; }
+
+// Hands out pieces of a workspace, each on its own cache line. With no memory behind it, it only measures. Pieces of
+// whole pages are kept three lines apart, because addresses that agree in their low 12 bits share a cache set.
+class Arena {
+ public:
+  explicit Arena(void* memory) : begin_((char*)memory) {}
+  template <class T>
+  T* take(int64_t count) {
+    char* piece = begin_ ? begin_ + used_ : nullptr;
+    used_ += round_up(count * int64_t(sizeof(T)), 64) + 192;
+    return (T*)piece;
+  }
+  int64_t used() const { return used_; }
+
+ private:
+  char* begin_;
+  int64_t used_ = 0;
+};
+
+}  // namespace wmk::WMK_ISA

@@ -1,0 +1,133 @@
+// Tiles: a few time steps of one vector's worth of rows, as the arithmetic type, time-major and contiguous in scratch.
+//
+// The kernels' inner loops see nothing else, so one loop serves every dtype and every stride. Where time is contiguous
+// in memory (channel-first) whole cache lines are read and turned round in registers; where the rows are contiguous
+// (channel-last) vectors are moved as they are; anything else goes element by element.
+#pragma once
+
+#include "storage.h"
+
+namespace wmk::WMK_ISA {
+
+// One plane of a tensor: rows (channels or states) against time, strides in elements.
+struct Plane {
+  char* data;
+  int64_t row_stride, time_stride;
+};
+
+// Interleaves two vectors in pieces of `Piece` elements: the low halves of every pair of pieces, or the high ones.
+template <int Piece, bool High, class V>
+WMK_INLINE V interleave_lanes(V a, V b) {
+  constexpr int lanes = sizeof(V) / sizeof(a[0]);
+  typedef decltype(a > b) Mask;
+  Mask pick{};
+  for (int lane = 0; lane < lanes; ++lane) {
+    int piece = lane / Piece, within = lane % Piece;
+    int source = (piece / 2) * 2 + (High ? 1 : 0);
+    pick[lane] = (piece & 1 ? lanes : 0) + source * Piece + within;
+  }
+  return __builtin_shuffle(a, b, pick);
+}
+
+// Turns a square of vectors round: v[i][j] becomes v[j][i].
+template <class V, int Lanes, int Piece = 1>
+WMK_INLINE void transpose(V* v) {
+  if constexpr (Piece < Lanes) {
+    for (int i = 0; i < Lanes; ++i) {
+      if (i & Piece) continue;
+      V low = interleave_lanes<Piece, false>(v[i], v[i + Piece]);
+      V high = interleave_lanes<Piece, true>(v[i], v[i + Piece]);
+      v[i] = low;
+      v[i + Piece] = high;
+    }
+    transpose<V, Lanes, 2 * Piece>(v);
+  }
+}
+
+// Reads rows [0, rows) at times [0, steps) into tile[time * pitch + row], zero for rows up to a whole vector.
+template <class T, class S>
+static void load_tile(T* tile, int64_t pitch, const S* from, int64_t row_stride, int64_t time_stride, int rows,
+                      int64_t steps) {
+  constexpr int lanes = kLanes<T>;
+  int64_t done = 0;
+  if (row_stride == 1 && rows == lanes) {
+    for (; done < steps; ++done) store(tile + done * pitch, load_as(from + done * time_stride, T(0)));
+  } else if (time_stride == 1) {
+    for (; done + lanes <= steps; done += lanes) {
+      Vector<T> square[lanes];
+      if (rows == lanes) {
+        for (int row = 0; row < lanes; ++row) square[row] = load_as(from + row * row_stride + done, T(0));
+      } else {
+        for (int row = 0; row < lanes; ++row)
+          square[row] = row < rows ? load_as(from + row * row_stride + done, T(0)) : Vector<T>{};
+      }
+      transpose<Vector<T>, lanes>(square);
+      for (int step = 0; step < lanes; ++step) store(tile + (done + step) * pitch, square[step]);
+    }
+  }
+  for (; done < steps; ++done) {
+    S gathered[lanes] = {};
+    for (int row = 0; row < rows; ++row) gathered[row] = from[row * row_stride + done * time_stride];
+    store(tile + done * pitch, load_as(gathered, T(0)));
+  }
+}
+
+template <class T, class S>
+static void store_tile(const T* tile, int64_t pitch, S* to, int64_t row_stride, int64_t time_stride, int rows,
+                       int64_t steps) {
+  constexpr int lanes = kLanes<T>;
+  int64_t done = 0;
+  if (row_stride == 1 && rows == lanes) {
+    for (; done < steps; ++done) store_as(to + done * time_stride, load(tile + done * pitch));
+  } else if (time_stride == 1) {
+    for (; done + lanes <= steps; done += lanes) {
+      Vector<T> square[lanes];
+      for (int step = 0; step < lanes; ++step) square[step] = load(tile + (done + step) * pitch);
+      transpose<Vector<T>, lanes>(square);
+      if (rows == lanes) {
+        for (int row = 0; row < lanes; ++row) store_as(to + row * row_stride + done, square[row]);
+      } else {
+        for (int row = 0; row < rows; ++row) store_as(to + row * row_stride + done, square[row]);
+      }
+    }
+  }
+  for (; done < steps; ++done) {
+    S scattered[lanes];
+    store_as(scattered, load(tile + done * pitch));
+    for (int row = 0; row < rows; ++row) to[row * row_stride + done * time_stride] = scattered[row];
+  }
+}
+
+// The same for a dtype known at run time; T is the arithmetic type that belongs to it.
+template <class T>
+static void load_plane(T* tile, int64_t pitch, Plane plane, int64_t dtype, int64_t row, int rows, int64_t time,
+                       int64_t steps) {
+  int64_t offset = row * plane.row_stride + time * plane.time_stride;
+  auto load_from = [&](auto* from) {
+    load_tile(tile, pitch, from + offset, plane.row_stride, plane.time_stride, rows, steps);
+  };
+  if constexpr (sizeof(T) == 8) {
+    load_from((const double*)plane.data);
+  } else {
+    if (dtype == WMK_FLOAT32) load_from((const float*)plane.data);
+    if (dtype == WMK_BFLOAT16) load_from((const BFloat16*)plane.data);
+    if (dtype == WMK_FLOAT16) load_from((const Float16*)plane.data);
+  }
+}
+template <class T>
+static void store_plane(const T* tile, int64_t pitch, Plane plane, int64_t dtype, int64_t row, int rows, int64_t time,
+                        int64_t steps) {
+  int64_t offset = row * plane.row_stride + time * plane.time_stride;
+  auto store_to = [&](auto* to) {
+    store_tile(tile, pitch, to + offset, plane.row_stride, plane.time_stride, rows, steps);
+  };
+  if constexpr (sizeof(T) == 8) {
+    store_to((double*)plane.data);
+  } else {
+    if (dtype == WMK_FLOAT32) store_to((float*)plane.data);
+    if (dtype == WMK_BFLOAT16) store_to((BFloat16*)plane.data);
+    if (dtype == WMK_FLOAT16) store_to((Float16*)plane.data);
+  }
+}
+
+}  // namespace wmk::WMK_ISA

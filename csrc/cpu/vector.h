@@ -1,0 +1,235 @@
+// Vectors of float and double, as wide as the instruction-set level allows, and the functions the kernels need on them.
+//
+// Arithmetic is the compiler's vector extension, so one source serves AVX-512, AVX2 and anything else (SSE2, NEON).
+// Intrinsics appear where the extension has no word for the instruction: rounding, scaling by a power of two, and the
+// conversions of 16-bit types. Everything sits in the level's own namespace, so that no copy of an inline function
+// compiled for a wider machine can be picked by the linker for a narrower one.
+#pragma once
+
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace wmk::WMK_ISA {
+
+#if defined(__AVX512F__) && defined(__AVX512DQ__) && defined(__AVX512BW__) && defined(__AVX512VL__)
+#define WMK_AVX512 1
+constexpr int kVectorBytes = 64;
+#elif defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
+#define WMK_AVX2 1
+constexpr int kVectorBytes = 32;
+#else
+constexpr int kVectorBytes = 16;
+#endif
+
+#define WMK_INLINE static inline __attribute__((always_inline))
+
+typedef float FloatVector __attribute__((vector_size(kVectorBytes)));
+typedef double DoubleVector __attribute__((vector_size(kVectorBytes)));
+typedef int32_t Int32Vector __attribute__((vector_size(kVectorBytes)));
+typedef int64_t Int64Vector __attribute__((vector_size(kVectorBytes)));
+typedef uint16_t HalfVector __attribute__((vector_size(kVectorBytes / 2)));  // as many as floats in a FloatVector
+
+template <class T>
+struct VectorOf;
+template <>
+struct VectorOf<float> {
+  typedef FloatVector type;
+  typedef Int32Vector integers;
+};
+template <>
+struct VectorOf<double> {
+  typedef DoubleVector type;
+  typedef Int64Vector integers;
+};
+template <class T>
+using Vector = typename VectorOf<T>::type;
+template <class T>
+constexpr int kLanes = kVectorBytes / int(sizeof(T));
+
+// 16-bit storage types.
+struct BFloat16 {
+  uint16_t bits;
+};
+struct Float16 {
+  uint16_t bits;
+};
+
+template <class T>
+WMK_INLINE Vector<T> broadcast(T value) {
+  return value - Vector<T>{};  // the compiler folds x - 0, but not 0 + x, which changes a negative zero
+}
+template <class T>
+WMK_INLINE Vector<T> load(const T* from) {
+  Vector<T> value;
+  memcpy(&value, from, sizeof(value));
+  return value;
+}
+template <class T, class V>
+WMK_INLINE void store(T* to, V value) {
+  static_assert(sizeof(V) == kVectorBytes, "a whole vector");
+  memcpy(to, &value, sizeof(value));
+}
+
+// NaN passes through: the comparison is false and the value itself is kept.
+template <class V>
+WMK_INLINE V at_least(V value, V bound) {
+  return value < bound ? bound : value;
+}
+template <class V>
+WMK_INLINE V at_most(V value, V bound) {
+  return value > bound ? bound : value;
+}
+WMK_INLINE FloatVector absolute(FloatVector x) { return (FloatVector)((Int32Vector)x & 0x7fffffff); }
+WMK_INLINE DoubleVector absolute(DoubleVector x) { return (DoubleVector)((Int64Vector)x & 0x7fffffffffffffff); }
+
+// 2^f - 1 over f for f in [-1/2, 1/2]: minimax in the relative error of 2^f, constrained to 2^0 == 1 exactly, so that a
+// step of size zero keeps a state bit for bit. Errors 9.1e-8 (float) and 3.4e-18 (double) before rounding.
+WMK_INLINE FloatVector exp2_slope(FloatVector f) {
+  FloatVector p = broadcast(0x1.5bba08p-10f);
+  p = p * f + 0x1.3cea88p-7f;
+  p = p * f + 0x1.c6b754p-5f;
+  p = p * f + 0x1.ebf9bcp-3f;
+  return p * f + 0x1.62e42ap-1f;
+}
+WMK_INLINE DoubleVector exp2_slope(DoubleVector f) {
+  DoubleVector p = broadcast(0x1.e79b77255f290p-32);
+  p = p * f + 0x1.e61b532951705p-28;
+  p = p * f + 0x1.b5267d0e9891dp-24;
+  p = p * f + 0x1.62bfc79afc64fp-20;
+  p = p * f + 0x1.ffcbfba967b73p-17;
+  p = p * f + 0x1.4309130ed9db4p-13;
+  p = p * f + 0x1.5d87fe78cd730p-10;
+  p = p * f + 0x1.3b2ab6fba0113p-7;
+  p = p * f + 0x1.c6b08d7049fe8p-5;
+  p = p * f + 0x1.ebfbdff82c5a4p-3;
+  return p * f + 0x1.62e42fefa39efp-1;
+}
+
+// A number split into the integer nearest to it and the rest; `power` is 2^integer in the form finish() wants.
+#if defined(WMK_AVX512)
+// vreduce answers 0 for an infinite number, so 2^-inf is 0 and 2^inf is infinite without a clamp.
+WMK_INLINE FloatVector split(FloatVector t, FloatVector& power) {
+  FloatVector f = _mm512_reduce_ps(t, 0);
+  power = t - f;
+  return f;
+}
+WMK_INLINE DoubleVector split(DoubleVector t, DoubleVector& power) {
+  DoubleVector f = _mm512_reduce_pd(t, 0);
+  power = t - f;
+  return f;
+}
+WMK_INLINE FloatVector finish(FloatVector f, FloatVector power) {
+  return _mm512_scalef_ps(exp2_slope(f) * f + 1, power);
+}
+WMK_INLINE DoubleVector finish(DoubleVector f, DoubleVector power) {
+  return _mm512_scalef_pd(exp2_slope(f) * f + 1, power);
+}
+template <class V>
+WMK_INLINE V integer_of(V power) {
+  return power;
+}
+#else
+// Adding 1.5 * 2^23 rounds to an integer and leaves that integer in the low bits of the sum. The power of two is made
+// one smaller than it should be and the polynomial twice as large, so that the largest finite results do not overflow
+// on the way. Results below the smallest normal number become zero.
+WMK_INLINE FloatVector split(FloatVector t, FloatVector& power) {
+  t = at_most(at_least(t, broadcast(-126.f)), broadcast(129.f));
+  power = t + 0x1.8p23f;
+  return t - (power - 0x1.8p23f);
+}
+WMK_INLINE DoubleVector split(DoubleVector t, DoubleVector& power) {
+  t = at_most(at_least(t, broadcast(-1022.)), broadcast(1025.));
+  power = t + 0x1.8p52;
+  return t - (power - 0x1.8p52);
+}
+WMK_INLINE FloatVector finish(FloatVector f, FloatVector power) {
+  return (exp2_slope(f) * (f + f) + 2) * (FloatVector)(((Int32Vector)power << 23) + (126 << 23));
+}
+WMK_INLINE DoubleVector finish(DoubleVector f, DoubleVector power) {
+  return (exp2_slope(f) * (f + f) + 2) * (DoubleVector)(((Int64Vector)power << 52) + (int64_t(1022) << 52));
+}
+WMK_INLINE FloatVector integer_of(FloatVector power) { return power - 0x1.8p23f; }
+WMK_INLINE DoubleVector integer_of(DoubleVector power) { return power - 0x1.8p52; }
+#endif
+
+// 2^t. A relative error of |t| half-ulps comes with the rounding of t itself.
+template <class V>
+WMK_INLINE V exp2(V t) {
+  V power;
+  V f = split(t, power);
+  return finish(f, power);
+}
+
+template <class T>
+constexpr T kLog2e = T(1.44269504088896340736);
+// ln 2 in two parts; the first has enough trailing zeros that its product with an exponent is exact.
+WMK_INLINE FloatVector minus_log(FloatVector x, FloatVector k) { return (x - k * 0x1.62e4p-1f) - k * 0x1.7f7d1cp-20f; }
+WMK_INLINE DoubleVector minus_log(DoubleVector x, DoubleVector k) {
+  return (x - k * 0x1.62e42fefap-1) - k * 0x1.cf79abc9e3b3ap-40;
+}
+WMK_INLINE FloatVector clamp_argument(FloatVector x) {
+  return at_most(at_least(x, broadcast(-87.4f)), broadcast(89.f));
+}
+WMK_INLINE DoubleVector clamp_argument(DoubleVector x) { return at_most(at_least(x, broadcast(-708.5)), broadcast(710.)); }
+
+// e^x, accurate to the last bits whatever x is; zero where the result would be subnormal.
+template <class V>
+WMK_INLINE V exp(V x) {
+  typedef decltype(x[0] + x[0]) T;
+  x = clamp_argument(x);
+  V power;
+  split(x * kLog2e<T>, power);
+  return finish(minus_log(x, integer_of(power)) * kLog2e<T>, power);
+}
+
+// log(1 + e) for e in [0, 1], as 2 atanh(e / (2 + e)); the relative error is small also for a tiny e.
+WMK_INLINE FloatVector log1p_of_fraction(FloatVector e) {
+  FloatVector w = e / (e + 2);
+  FloatVector v = w * w;
+  FloatVector q = broadcast(0.24289647f);
+  q = q * v + 0.214307123f;
+  q = q * v + 0.286166f;
+  q = q * v + 0.399988882f;
+  q = q * v + 0.666666755f;
+  return w * (q * v) + 2 * w;
+}
+WMK_INLINE DoubleVector log1p_of_fraction(DoubleVector e) {
+  DoubleVector w = e / (e + 2);
+  DoubleVector v = w * w;
+  DoubleVector q = broadcast(0.17009751588442073967);
+  q = q * v + 0.083449712358661453182;
+  q = q * v + 0.12104945845737354643;
+  q = q * v + 0.13301121114126888;
+  q = q * v + 0.15386548427680149579;
+  q = q * v + 0.18181744476483601916;
+  q = q * v + 0.22222223953757741645;
+  q = q * v + 0.28571428548115321048;
+  q = q * v + 0.40000000000155148543;
+  q = q * v + 0.66666666666666309558;
+  return w * (q * v) + 2 * w;
+}
+
+// log(1 + e^x), and x itself above 20 as in PyTorch.
+template <class V>
+WMK_INLINE V softplus(V x) {
+  V tail = log1p_of_fraction(exp(-absolute(x)));
+  return x > 20 ? x : at_least(x, V{}) + tail;
+}
+// 1 / (1 + e^-x), from e^-|x| so that nothing overflows.
+template <class V>
+WMK_INLINE V sigmoid(V x) {
+  V e = exp(-absolute(x));
+  return (x < 0 ? e : V{} + 1) / (e + 1);
+}
+// Derivative of softplus, which is 1 where softplus is the identity.
+template <class V>
+WMK_INLINE V softplus_slope(V x) {
+  return x > 20 ? V{} + 1 : sigmoid(x);
+}
+
+}  // namespace wmk::WMK_ISA
