@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from .cuda import find_cuda
-from .ninja_file import Plan, write_if_changed, write_ninja_file
+from .ninja_file import Plan, extension_name, write_if_changed, write_ninja_file
 from .report import Report
 from .toolchain import BuildError, Prober, find_compiler, instruction_set_levels, machine_name, openmp_failure
 
@@ -28,13 +28,13 @@ def build(root: Path, package: Path, version: str, environ: Mapping[str, str] = 
     report = Report(version)
     with _one_build_at_a_time(root / BUILD_FOLDER):
         plan = make_plan(root, report, environ)
-        extension = package / ("_native" + (sysconfig.get_config_var("EXT_SUFFIX") or ".so"))
+        extension = package / extension_name()
         if plan is None:
             extension.unlink(missing_ok=True)  # of an earlier build, which this report does not describe
         else:
             run_ninja(plan, write_ninja_file(plan), environ)
             _install(root / plan.extension, extension)
-            report.extension = extension.name
+            report.extension, report.objects = extension.name, plan.folder.as_posix()
         report.write(package)
     print(f"\n{report.block()}\n", flush=True)
     return report
@@ -106,7 +106,8 @@ def run_ninja(plan: Plan, file: Path, environ: Mapping[str, str]) -> None:
         command += ["-j", environ["MAX_JOBS"]]
     # One nvcc compiles its architectures one after the other unless told otherwise. Told here and not on its command
     # line, the number of threads is no part of what ninja compares.
-    threads = f"--threads={len(plan.cuda.architectures)}" if plan.cuda is not None else ""
+    count = min(len(plan.cuda.architectures), os.cpu_count() or 1) if plan.cuda is not None else 0
+    threads = f"--threads={count}" if count else ""
     appended = " ".join(filter(None, [environ.get("NVCC_APPEND_FLAGS", ""), threads]))
     environment = {**environ, "NVCC_APPEND_FLAGS": appended, "NINJA_STATUS": "[%f/%t %es] "}
     sys.stdout.flush()

@@ -42,7 +42,12 @@ class Plan:
     @property
     def extension(self) -> Path:
         """The extension where ninja leaves it."""
-        return self.configuration / ("_native" + (sysconfig.get_config_var("EXT_SUFFIX") or ".so"))
+        return self.configuration / extension_name()
+
+
+def extension_name() -> str:
+    """The file name that this Python imports as _native."""
+    return "_native" + (sysconfig.get_config_var("EXT_SUFFIX") or ".so")
 
 
 def _quote(words: Iterable[str | Path]) -> str:
@@ -92,12 +97,7 @@ def ninja_text(plan: Plan) -> str:
         if level:
             builds.append(f"  level = ({level})")
 
-    for source in _sources(plan, "csrc/cpu/kernels/*.cpp"):
-        for level, flags in plan.levels.items():
-            target = folder / "cpu" / "kernels" / f"{source.stem}.{level}.o"
-            add("cxx", source, target, [*base, *flags, f"-DWMK_ISA={level}"], level)
-    for source in _sources(plan, "csrc/cpu/*.cpp"):
-        add("cxx", source, folder / "cpu" / f"{source.stem}.o", [*base, *levels])
+    # the longest first, since ninja knows no times at the first build
     with_cuda = ["-DWMK_WITH_CUDA"] if plan.cuda is not None else []
     add("cxx", Path("csrc/bindings.cpp"), plan.configuration / "bindings.o", [*bindings, *with_cuda])
     if plan.cuda is not None:
@@ -112,6 +112,12 @@ def ninja_text(plan: Plan) -> str:
         compile_cuda = [*host_flags(compiler), *NVCC_FLAGS, "-Icsrc", *plan.cuda.code_flags, names]
         for source in _sources(plan, "csrc/cuda/*.cu"):
             add("nvcc", source, plan.configuration / "cuda" / f"{source.stem}.o", compile_cuda)
+    for source in _sources(plan, "csrc/cpu/kernels/*.cpp"):
+        for level, flags in plan.levels.items():
+            target = folder / "cpu" / "kernels" / f"{source.stem}.{level}.o"
+            add("cxx", source, target, [*base, *flags, f"-DWMK_ISA={level}"], level)
+    for source in _sources(plan, "csrc/cpu/*.cpp"):
+        add("cxx", source, folder / "cpu" / f"{source.stem}.o", [*base, *levels])
     inputs = " ".join(map(_escape, objects))
     builds += [f"build {_escape(plan.extension)}: link {inputs} | {_escape(folder / 'exports')}"]
     return "\n".join([*rules, *builds, f"default {_escape(plan.extension)}", ""])
@@ -119,10 +125,11 @@ def ninja_text(plan: Plan) -> str:
 
 def _link_command(plan: Plan) -> str:
     # OpenMP: wmkernels imports torch before the extension, and torch's wheels load their libgomp for everyone to see
-    # (it is a dependency of libtorch_global_deps, opened RTLD_GLOBAL). The ordinary link below then finds that one: by
-    # its soname where the wheel kept it, and where the wheel renamed it (libgomp-a34b3233.so.1), by the order of symbol
-    # lookup, global scope first; the system's libgomp is then loaded but never runs. wmkernels.info names the runtime
-    # that the extension is really bound to.
+    # (libtorch_global_deps needs it and is opened RTLD_GLOBAL). An ordinary link therefore finds that one: by its
+    # soname where the wheel kept it, and where the wheel renamed it (libgomp-a34b3233.so.1), by the order of symbol
+    # lookup, global scope first; the system's libgomp is then mapped but never runs. Both were tried. Leaving libgomp
+    # out of the link would spare that mapping, but fail to load beside a torch that keeps its OpenMP to itself.
+    # `python -m wmkernels.info` names the library that the extension is really bound to.
     openmp = ["-fopenmp"] if plan.openmp else []
     if sys.platform == "darwin":
         shared = ["-bundle", "-undefined", "dynamic_lookup", "-Wl,-exported_symbol,_PyInit__native"]

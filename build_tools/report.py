@@ -18,6 +18,7 @@ class Report:
     version: str
     extension: str = ""
     extension_reason: str = ""
+    objects: str = ""  # the folder that keeps them, relative to the project
     compiler: str = ""
     compiler_version: str = ""
     openmp: bool = False

@@ -142,6 +142,105 @@ py::list layout(const std::string& op) {
   throw py::value_error("there is no op '" + op + "'");
 }
 
+// ---- From tensors to words ----
+
+// An attribute's name as a Python string that lives as long as the process.
+PyObject* interned(const char* name) {
+  PyObject* string = PyUnicode_InternFromString(name);
+  if (string == nullptr) throw py::error_already_set();
+  return string;
+}
+
+py::object attribute(py::handle object, PyObject* name) {
+  PyObject* value = PyObject_GetAttr(object.ptr(), name);
+  if (value == nullptr) throw py::error_already_set();
+  return py::reinterpret_steal<py::object>(value);
+}
+
+py::object call_method(py::handle object, PyObject* name) {
+  PyObject* value = PyObject_CallMethodNoArgs(object.ptr(), name);
+  if (value == nullptr) throw py::error_already_set();
+  return py::reinterpret_steal<py::object>(value);
+}
+
+int64_t integer(py::handle object) {
+  const int64_t value = PyLong_AsLongLong(object.ptr());
+  if (value == -1 && PyErr_Occurred()) throw py::error_already_set();
+  return value;
+}
+
+// Address and strides of a tensor, once it has the dtype, the shape and the device that the kernel expects.
+void read_tensor(const char* op, const char* name, py::handle tensor, py::handle shape, py::handle dtype,
+                 py::handle device, int64_t* words) {
+  static PyObject* const s_dtype = interned("dtype");
+  static PyObject* const s_shape = interned("shape");
+  static PyObject* const s_device = interned("device");
+  static PyObject* const s_data_ptr = interned("data_ptr");
+  static PyObject* const s_stride = interned("stride");
+  static PyObject* const s_itemsize = interned("itemsize");
+  const auto equal = [](const py::object& a, py::handle b) {
+    const int answer = PyObject_RichCompareBool(a.ptr(), b.ptr(), Py_EQ);
+    if (answer < 0) throw py::error_already_set();
+    return answer == 1;
+  };
+  const bool fits = attribute(tensor, s_dtype).is(dtype) && equal(attribute(tensor, s_shape), shape) &&
+                    equal(attribute(tensor, s_device), device);
+  if (!fits) {
+    throw py::value_error(py::str("{}: {} is {} of shape {} on {}, the kernel expects {} of shape {} on {}")
+                              .format(op, name, attribute(tensor, s_dtype), py::tuple(attribute(tensor, s_shape)),
+                                      attribute(tensor, s_device), dtype, py::tuple(py::reinterpret_borrow<py::object>(shape)), device));
+  }
+  words[0] = integer(call_method(tensor, s_data_ptr));
+  if (words[0] % integer(attribute(dtype, s_itemsize)) != 0) {
+    throw py::value_error(std::string(op) + ": the memory of " + name + " is not aligned to its elements");
+  }
+  const py::object strides = call_method(tensor, s_stride);
+  const Py_ssize_t rank = PyTuple_GET_SIZE(strides.ptr());
+  if (rank > 4) throw py::value_error(std::string(op) + ": " + name + " has more than four dimensions");
+  for (Py_ssize_t i = 0; i < rank; ++i) words[1 + i] = integer(PyTuple_GET_ITEM(strides.ptr(), i));
+}
+
+// The structure of an op as a flat tuple of words. A member is an integer; or for a view (tensor, shape, dtype), where
+// the tensor may be None; or missing, which is 0.
+template <class Arguments>
+py::tuple pack_members(const py::dict& members, py::handle device) {
+  static_assert(covers(Op<Arguments>::members, sizeof(Arguments)), "the list of members and wmkernels.h differ");
+  constexpr size_t count = sizeof(Op<Arguments>::members) / sizeof(Member);
+  static PyObject* const* const names = [] {
+    static PyObject* strings[count];
+    for (size_t i = 0; i < count; ++i) strings[i] = interned(Op<Arguments>::members[i].name);
+    return strings;
+  }();
+  int64_t words[sizeof(Arguments) / kWord] = {};
+  for (size_t i = 0; i < count; ++i) {
+    const Member& member = Op<Arguments>::members[i];
+    PyObject* value = PyDict_GetItemWithError(members.ptr(), names[i]);
+    if (value == nullptr) {
+      if (PyErr_Occurred()) throw py::error_already_set();
+      continue;
+    }
+    int64_t* target = words + member.offset / kWord;
+    if (member.size == kWord) {
+      *target = integer(value);
+    } else if (!PyTuple_Check(value) || PyTuple_GET_SIZE(value) != 3) {
+      throw py::type_error(std::string(member.name) + " must be a tuple of a tensor, a shape and a dtype");
+    } else if (PyTuple_GET_ITEM(value, 0) != Py_None) {
+      read_tensor(Op<Arguments>::name, member.name, PyTuple_GET_ITEM(value, 0), PyTuple_GET_ITEM(value, 1),
+                  PyTuple_GET_ITEM(value, 2), device, target);
+    }
+  }
+  py::tuple flat(sizeof(words) / kWord);
+  for (size_t i = 0; i < sizeof(words) / kWord; ++i) PyTuple_SET_ITEM(flat.ptr(), i, PyLong_FromLongLong(words[i]));
+  return flat;
+}
+
+py::tuple pack(const std::string& op, const py::dict& members, py::handle device) {
+  if (op == Op<wmk_selective_scan>::name) return pack_members<wmk_selective_scan>(members, device);
+  if (op == Op<wmk_selective_step>::name) return pack_members<wmk_selective_step>(members, device);
+  if (op == Op<wmk_linear_scan>::name) return pack_members<wmk_linear_scan>(members, device);
+  throw py::value_error("there is no op '" + op + "'");
+}
+
 // ---- From words to a call, and from a status to an exception ----
 
 // Every member is eight bytes wide and trivially copyable, so the structure is an array of words to write into.
@@ -249,6 +348,7 @@ PYBIND11_MODULE(_native, module) {
   module.doc() =
       "The compiled kernels of wmkernels. Import wmkernels instead: it loads torch first and checks tensors.";
   module.def("layout", layout, "Names of the members of an op's structure, each with its number of words.");
+  module.def("pack", pack, "The structure of an op as words, from sizes and checked tensors.");
   WMK_DEFINE_OPS(module, cpu);
   module.def("cpu_isa", [] { return wmk_cpu_isa(); }, "The instruction-set level in use.");
   module.def("cpu_isa_available", [] { return wmk_cpu_isa_available(); }, "Those that run here, best first.");

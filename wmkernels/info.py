@@ -79,8 +79,9 @@ def gpu_info() -> dict[str, Any]:
     return {"driver": driver.group() if driver else "", "gpus": names, "reason": reason}
 
 
-def backend_reasons(gpu_reason: str) -> dict[str, dict[str, list[str]]]:
+def backend_reasons(build: dict[str, Any], gpu_reason: str) -> dict[str, dict[str, list[str]]]:
     """For each op and backend, why it cannot run on the device it is for; empty lists where it can."""
+    why_not_built = build["extension_reason"] or build["cuda_reason"]
     table: dict[str, dict[str, list[str]]] = {}
     for op in dispatch.OPS:
         table[op] = {}
@@ -88,14 +89,17 @@ def backend_reasons(gpu_reason: str) -> dict[str, dict[str, list[str]]]:
             on_gpu = backend in ("triton", "cuda")
             found = [gpu_reason] if on_gpu and gpu_reason else []
             device = torch.device("cuda", 0) if on_gpu else torch.device("cpu")
-            table[op][backend] = found + dispatch.reasons(op, backend, device)
+            found += dispatch.reasons(op, backend, device)
+            table[op][backend] = [
+                reason.replace("python -m wmkernels.info says why", why_not_built) for reason in found
+            ]
     return table
 
 
 def collect() -> dict[str, Any]:
     """Everything, as plain dictionaries, lists and strings."""
     native = dispatch.load_native()
-    gpu = gpu_info()
+    build, gpu = build_info(), gpu_info()
     return {
         "versions": {
             "wmkernels": version_of("wmkernels"),
@@ -105,9 +109,9 @@ def collect() -> dict[str, Any]:
             "numpy": version_of("numpy"),
             "platform": platform.platform(),
         },
-        "build": build_info(),
+        "build": build,
         "gpu": gpu,
-        "backends": backend_reasons(gpu["reason"]),
+        "backends": backend_reasons(build, gpu["reason"]),
         "instruction_sets": {
             "available": native.cpu_isa_available().split(",") if native else [],
             "in_use": native.cpu_isa() if native else "",
