@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from wmkernels.checks import state_dtype
-from wmkernels.pointers import DTYPE_CODES, Members, call, kernel, output, placement, view, words
+from wmkernels.pointers import DTYPE_CODES, Expected, Members, call, kernel, output, placement, words
 from wmkernels.selective_scan.outputs import backward_outputs, forward_outputs, sequence_count
 
 
@@ -24,17 +24,14 @@ def _members(
     chunk: int,
 ) -> Members:
     """Sizes and inputs, checked."""
-    op = "selective_scan"
     batch, channels, time = u.shape
     state = A.shape[1]
-    dtype, parameter, device = u.dtype, state_dtype(u.dtype), u.device
+    dtype, parameter = u.dtype, state_dtype(u.dtype)
     groups = next((x.shape[1] for x in (B, C) if x.dim() == 4), 1)
     sequences = sequence_count(u, cu_seqlens)
 
-    def projection(name: str, x: Tensor) -> tuple[int, ...]:
-        if x.dim() == 4:
-            return view(op, name, x, (batch, groups, state, time), dtype, device)
-        return view(op, name, x, (channels, state), parameter, device)
+    def projection(x: Tensor) -> Expected:
+        return (x, (batch, groups, state, time), dtype) if x.dim() == 4 else (x, (channels, state), parameter)
 
     return {
         "batch": batch,
@@ -48,17 +45,17 @@ def _members(
         "delta_softplus": int(delta_softplus),
         "B_varies": int(B.dim() == 4),
         "C_varies": int(C.dim() == 4),
-        "u": view(op, "u", u, (batch, channels, time), dtype, device),
-        "delta": view(op, "delta", delta, (batch, channels, time), dtype, device),
-        "A": view(op, "A", A, (channels, state), parameter, device),
-        "B": projection("B", B),
-        "C": projection("C", C),
-        "D": view(op, "D", D, (channels,), parameter, device),
-        "z": view(op, "z", z, (batch, channels, time), dtype, device),
-        "delta_bias": view(op, "delta_bias", delta_bias, (channels,), parameter, device),
-        "initial_state": view(op, "initial_state", initial_state, (sequences, channels, state), parameter, device),
-        "reset": view(op, "reset", reset, (batch, time), torch.bool, device),
-        "cu_seqlens": view(op, "cu_seqlens", cu_seqlens, (sequences + 1,), torch.int64, device),
+        "u": (u, (batch, channels, time), dtype),
+        "delta": (delta, (batch, channels, time), dtype),
+        "A": (A, (channels, state), parameter),
+        "B": projection(B),
+        "C": projection(C),
+        "D": (D, (channels,), parameter),
+        "z": (z, (batch, channels, time), dtype),
+        "delta_bias": (delta_bias, (channels,), parameter),
+        "initial_state": (initial_state, (sequences, channels, state), parameter),
+        "reset": (reset, (batch, time), torch.bool),
+        "cu_seqlens": (cu_seqlens, (sequences + 1,), torch.int64),
     }
 
 
@@ -85,11 +82,10 @@ def forward(
     members = _members(
         u, delta, A, B, C, D, z, delta_bias, initial_state, reset, cu_seqlens, delta_softplus, chunk or u.shape[2]
     )
-    op = "selective_scan"
-    members["out"] = output(op, out)
-    members["last_state"] = output(op, last_state)
-    members["chunk_states"] = output(op, chunk_states)
-    call("selective_scan_forward", op, members, u.device)
+    members["out"] = output(out)
+    members["last_state"] = output(last_state)
+    members["chunk_states"] = output(chunk_states)
+    call("selective_scan_forward", "selective_scan", members, u.device)
     return out, last_state, chunk_states
 
 
@@ -116,16 +112,16 @@ def backward(
     if cu_seqlens is not None:
         cu_seqlens = cu_seqlens.contiguous()
     members = _members(u, delta, A, B, C, D, z, delta_bias, initial_state, reset, cu_seqlens, delta_softplus, chunk)
-    op, parameter, device = "selective_scan", A.dtype, u.device
-    members["chunk_states"] = view(op, "chunk_states", chunk_states, chunk_states.shape, parameter, device)
-    members["grad_out"] = view(op, "grad_out", grad_out, u.shape, u.dtype, device)
+    parameter = A.dtype
+    members["chunk_states"] = (chunk_states, chunk_states.shape, parameter)
+    members["grad_out"] = (grad_out, u.shape, u.dtype)
     last_shape = (sequence_count(u, cu_seqlens), *A.shape)
-    members["grad_last_state"] = view(op, "grad_last_state", grad_last_state, last_shape, parameter, device)
+    members["grad_last_state"] = (grad_last_state, last_shape, parameter)
     gradients = backward_outputs(u, A, B, C, D, z, delta_bias, initial_state, channel_last)
     names = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias", "initial_state")
     for name, gradient in zip(names, gradients, strict=True):
-        members[f"grad_{name}"] = output(op, gradient)
-    call("selective_scan_backward", op, members, device)
+        members[f"grad_{name}"] = output(gradient)
+    call("selective_scan_backward", "selective_scan", members, u.device)
     return gradients
 
 
@@ -160,20 +156,20 @@ def step(
         "dtype": DTYPE_CODES[dtype],
         "state_dtype": DTYPE_CODES[state_in.dtype],
         "delta_softplus": int(delta_softplus),
-        "state_in": view(op, "state", state_in, (states, channels, state), state_in.dtype, device),
-        "state_out": view(op, "new state", state_out, (states, channels, state), state_in.dtype, device),
-        "u": view(op, "u", u, (batch, channels), dtype, device),
-        "delta": view(op, "delta", delta, (batch, channels), dtype, device),
-        "A": view(op, "A", A, (channels, state), parameter, device),
-        "B": view(op, "B", B, (batch, groups, state), dtype, device),
-        "C": view(op, "C", C, (batch, groups, state), dtype, device),
-        "D": view(op, "D", D, (channels,), parameter, device),
-        "z": view(op, "z", z, (batch, channels), dtype, device),
-        "delta_bias": view(op, "delta_bias", delta_bias, (channels,), parameter, device),
-        "reset": view(op, "reset", reset, (batch,), torch.bool, device),
-        "indices": view(op, "indices", indices, (batch,), torch.int64, device),
-        "out": view(op, "out", out, (batch, channels), dtype, device),
+        "state_in": (state_in, (states, channels, state), state_in.dtype),
+        "state_out": (state_out, (states, channels, state), state_in.dtype),
+        "u": (u, (batch, channels), dtype),
+        "delta": (delta, (batch, channels), dtype),
+        "A": (A, (channels, state), parameter),
+        "B": (B, (batch, groups, state), dtype),
+        "C": (C, (batch, groups, state), dtype),
+        "D": (D, (channels,), parameter),
+        "z": (z, (batch, channels), dtype),
+        "delta_bias": (delta_bias, (channels,), parameter),
+        "reset": (reset, (batch,), torch.bool),
+        "indices": (indices, (batch,), torch.int64),
+        "out": (out, (batch, channels), dtype),
         **placement(device),
     }
-    kernel(op, device)(words(op, members))
+    kernel(op, device)(words(op, members, device))
     return out

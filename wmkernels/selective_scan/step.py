@@ -68,19 +68,21 @@ def selective_step(
         >>> out.shape, state.shape
         (torch.Size([1, 8]), torch.Size([1, 8, 4]))
     """
-    B, C = _check_step(OP, state, u, delta, A, B, C, D, z, delta_bias)
+    if not _plain(state, u, delta, A, B, C, D, z, delta_bias):
+        B, C = _check_step(OP, state, u, delta, A, B, C, D, z, delta_bias)
+        require_shape(OP, "state", state, ("batch", "channels", "state"), (*u.shape, A.shape[1]), "u and A")
+        dtype = state_dtype(u.dtype)
+        require_dtype(OP, "state", state, (u.dtype, dtype), f"beside u of {u.dtype}")
+        state, A = state.to(dtype), A.to(dtype)
+        D = None if D is None else D.to(dtype)
+        delta_bias = None if delta_bias is None else delta_bias.to(dtype)
+    else:
+        B, C = B.unsqueeze(1), C.unsqueeze(1)
     if reset is not None:
         require_tensor(OP, "reset", reset)
         require_device(OP, "reset", reset, u.device, "u")
         require_dtype(OP, "reset", reset, (torch.bool,), "(true where a new sequence starts)")
         require_shape(OP, "reset", reset, ("batch",), u.shape[:1], "u")
-    require_shape(OP, "state", state, ("batch", "channels", "state"), (*u.shape, A.shape[1]), "u and A")
-    dtype = state_dtype(u.dtype)
-    require_dtype(OP, "state", state, (u.dtype, dtype), f"beside u of {u.dtype}")
-    if A.dtype != dtype or state.dtype != dtype or u.dtype != dtype:
-        state, A = state.to(dtype), A.to(dtype)
-        D = None if D is None else D.to(dtype)
-        delta_bias = None if delta_bias is None else delta_bias.to(dtype)
     chosen = choose(OP, u.device, backend, A.shape[1])
     tensors = (state, u, delta, A, B, C, D, z, delta_bias, reset)
     if chosen == "reference":
@@ -147,20 +149,22 @@ def selective_state_update(
         raise RuntimeError(f"{UPDATE}: it works in place, without gradient; use selective_step, or torch.no_grad()")
     if state.dim() == 4:
         return _update_heads(state, x, dt, A, B, C, D, z, dt_bias, dt_softplus, state_batch_indices)
-    B, C = _check_step(UPDATE, state, x, dt, A, B, C, D, z, dt_bias)
-    dtype = state_dtype(x.dtype)
-    require_dtype(UPDATE, "state", state, (x.dtype, dtype), f"beside x of {x.dtype}")
-    rows = x.shape[0] if state_batch_indices is None else state.shape[0]
-    require_shape(UPDATE, "state", state, ("batch", "channels", "state"), (rows, x.shape[1], A.shape[1]), "x and A")
+    if state_batch_indices is None and _plain(state, x, dt, A, B, C, D, z, dt_bias):
+        B, C = B.unsqueeze(1), C.unsqueeze(1)
+    else:
+        B, C = _check_step(UPDATE, state, x, dt, A, B, C, D, z, dt_bias)
+        dtype = state_dtype(x.dtype)
+        require_dtype(UPDATE, "state", state, (x.dtype, dtype), f"beside x of {x.dtype}")
+        rows = x.shape[0] if state_batch_indices is None else state.shape[0]
+        require_shape(UPDATE, "state", state, ("batch", "channels", "state"), (rows, x.shape[1], A.shape[1]), "x and A")
+        A = A.to(dtype)
+        D = None if D is None else D.to(dtype)
+        dt_bias = None if dt_bias is None else dt_bias.to(dtype)
     if state_batch_indices is not None:
         require_device(UPDATE, "state_batch_indices", state_batch_indices, x.device, "x")
         require_dtype(UPDATE, "state_batch_indices", state_batch_indices, (torch.int64, torch.int32), "")
         require_shape(UPDATE, "state_batch_indices", state_batch_indices, ("batch",), x.shape[:1], "x")
         state_batch_indices = state_batch_indices.to(torch.int64)
-    if A.dtype != dtype or x.dtype != dtype:
-        A = A.to(dtype)
-        D = None if D is None else D.to(dtype)
-        dt_bias = None if dt_bias is None else dt_bias.to(dtype)
     chosen = choose(OP, x.device, None, A.shape[1])
     return torch.ops.wmkernels.selective_state_update_(
         state, x, dt, A, B, C, D, z, dt_bias, state_batch_indices, dt_softplus, chosen
@@ -211,6 +215,46 @@ def _update_heads(
     return out.unflatten(1, (heads, headdim))
 
 
+def _plain(
+    state: Tensor,
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+) -> bool:
+    """Whether all is as a step usually has it and nothing needs a cast: a step of 10 µs cannot afford more checks.
+
+    Everything of one dtype on one device, and one group. What is not so may be right too: ``_check_step`` says.
+    """
+    tensors = [x for x in (state, u, delta, A, B, C, D, z, delta_bias) if x is not None]
+    if not all(isinstance(x, Tensor) for x in tensors):
+        return False
+    dtype, device, activation = u.dtype, u.device, u.shape
+    for x in tensors:
+        if x.dtype is not dtype or x.device != device:
+            return False
+    if len(activation) != 2 or A.dim() != 2 or dtype not in (torch.float32, torch.float64):
+        return False
+    batch, channels = activation
+    size = A.shape[1]
+    per_channel = (channels,)
+    return (
+        size > 0
+        and delta.shape == activation
+        and A.shape == (channels, size)
+        and state.shape == (batch, channels, size)
+        and B.shape == (batch, size)
+        and C.shape == (batch, size)
+        and (D is None or D.shape == per_channel)
+        and (z is None or z.shape == activation)
+        and (delta_bias is None or delta_bias.shape == per_channel)
+    )
+
+
 def _check_step(
     op: str,
     state: Tensor,
@@ -223,7 +267,7 @@ def _check_step(
     z: Tensor | None,
     delta_bias: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """Raises unless all fit; answers B and C as (batch, groups, state). A step must be quick."""
+    """Raises unless all fit; answers B and C as (batch, groups, state)."""
     u_name, delta_name, bias_name = ("u", "delta", "delta_bias") if op == OP else ("x", "dt", "dt_bias")
     required = (("state", state), (u_name, u), (delta_name, delta), ("A", A), ("B", B), ("C", C))
     for name, x in required:

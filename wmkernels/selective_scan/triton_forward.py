@@ -1,0 +1,355 @@
+"""Selective scan, forward, in Triton.
+
+A program walks one sequence, or a segment of it, with a tile of channels and all their states in registers, T steps of
+time at once (triton_device.py says how a tile lies in the threads). B and C are read once a tile of channels, nothing of
+size channels x state x time is ever written, and the next T steps are loaded while these are computed. An element costs
+`state` exponentials and four multiply-adds each, so the kernel is bound by the special-function units.
+
+Where batch x channels is too small to fill the chip, sequences are cut into segments: a first pass finds the state that
+each segment reaches from zero, and its decay exp(A * sum of steps), a second chains them (`chain_kernel`), and a third
+walks all segments at once from their true states. The first and the third are the same kernel.
+"""
+
+# mypy: ignore-errors
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from wmkernels import triton_runtime as runtime
+from wmkernels.selective_scan.outputs import forward_outputs
+from wmkernels.selective_scan.triton_device import (
+    LOG2E,
+    RESET,
+    first_chunk_slot,
+    follow,
+    follow_reset,
+    last_step,
+    locate,
+    over_channels,
+    over_states,
+    sigmoid,
+    step_size,
+    sum_states,
+)
+from wmkernels.selective_scan.triton_tiles import Tiles, group_count, projection_strides
+
+
+@triton.jit
+def forward_kernel(
+    u,  # (batch, channels, time)
+    delta,  # (batch, channels, time)
+    A,  # (channels, state)
+    B,  # (batch, groups, state, time) or, if not B_VARIES, (channels, state)
+    C,  # likewise
+    D,  # (channels,) or None
+    z,  # (batch, channels, time) or None
+    delta_bias,  # (channels,) or None
+    first_state,  # (sequences or slots, channels, state) or None
+    reset,  # (batch, time) bytes or None
+    cu_seqlens,  # (sequences + 1,) or None
+    out,  # (batch, channels, time); None in the first pass over segments
+    last_state,  # (sequences or, in the first pass, slots; channels, state), contiguous
+    chunk_states,  # (chunk slots, channels, state), contiguous, or None
+    decays,  # (slots, channels, state), contiguous: the first pass's other output
+    u_strides,
+    delta_strides,
+    A_strides,
+    B_strides,
+    C_strides,
+    D_stride,
+    z_strides,
+    bias_stride,
+    first_strides,
+    reset_strides,
+    out_strides,
+    channels,
+    state,
+    time,
+    sequences,
+    group_channels,  # channels that share B and C
+    group_tiles,  # tiles that hold them
+    tiles,  # of all channels
+    segment,  # steps a program walks
+    slots_each,  # segments of a sequence; unused where packed
+    chunk,  # steps between two saved states, a multiple of T
+    SOFTPLUS: tl.constexpr,
+    B_VARIES: tl.constexpr,
+    C_VARIES: tl.constexpr,
+    FIRST_BY_SLOT: tl.constexpr,
+    T: tl.constexpr,
+    NI: tl.constexpr,
+    NL: tl.constexpr,
+    D1: tl.constexpr,
+    DL: tl.constexpr,
+):
+    dtype = A.dtype.element_ty
+    tile = tl.program_id(0) % tiles
+    slot = (tl.program_id(0) // tiles).to(tl.int64)
+    sequence, row, begin, start, end, is_last, piece = locate(slot, cu_seqlens, sequences, time, segment, slots_each)
+    group = (tile // group_tiles).to(tl.int64)
+    local = (tile % group_tiles) * (D1 * DL) + tl.arange(0, D1)[:, None] * DL + tl.arange(0, DL)[None, :]
+    d_in = local < group_channels  # (D1, DL)
+    d = group * group_channels + local
+    n = tl.arange(0, NI)[:, None] + NI * tl.arange(0, NL)[None, :]  # (NI, NL); a thread's states are neighbours
+    t = tl.arange(0, T).to(tl.int64)
+    # Broadcast to (NI, D1, NL, DL), the shape of the state.
+    d4, n4 = d[None, :, None, :], n[:, None, :, None].to(tl.int64)
+    state_in = d_in[None, :, None, :] & (n < state)[:, None, :, None]
+    state_offsets = d4 * state + n4
+    states_size = channels.to(tl.int64) * state
+
+    decay_rate = tl.load(A + d4 * A_strides[0] + n4 * A_strides[1], mask=state_in, other=0.0) * LOG2E
+    bias = None
+    if delta_bias is not None:
+        bias = tl.load(delta_bias + d * bias_stride, mask=d_in, other=0.0)
+    skip = None
+    if D is not None:
+        skip = tl.load(D + d * D_stride, mask=d_in, other=0.0)
+    if not B_VARIES:
+        B_all = tl.load(B + d4 * B_strides[0] + n4 * B_strides[1], mask=state_in, other=0.0)[None]
+    if not C_VARIES:
+        C_all = tl.load(C + d4 * C_strides[0] + n4 * C_strides[1], mask=state_in, other=0.0)[None]
+    h = tl.zeros([NI, D1, NL, DL], dtype)
+    if first_state is not None:
+        first = slot if FIRST_BY_SLOT else sequence
+        pointers = first_state + first * first_strides[0] + d4 * first_strides[1] + n4 * first_strides[2]
+        h = tl.load(pointers, mask=state_in, other=0.0)
+
+    t3, d3 = t[:, None, None], d[None]
+    tn_in = (n < state)[None]  # (1, NI, NL)
+    u_tile = u + row * u_strides[0] + d3 * u_strides[1] + t3 * u_strides[2]
+    delta_tile = delta + row * delta_strides[0] + d3 * delta_strides[1] + t3 * delta_strides[2]
+    z_tile = z
+    if z is not None:
+        z_tile = z + row * z_strides[0] + d3 * z_strides[1] + t3 * z_strides[2]
+    out_tile = out
+    if out is not None:
+        out_tile = out + row * out_strides[0] + d3 * out_strides[1] + t3 * out_strides[2]
+    B_tile = B + row * B_strides[0] + group * B_strides[1] + n[None].to(tl.int64) * B_strides[2] + t3 * B_strides[3]
+    C_tile = C + row * C_strides[0] + group * C_strides[1] + n[None].to(tl.int64) * C_strides[2] + t3 * C_strides[3]
+    index = t[:, None, None, None, None] + tl.zeros([T, NI, D1, NL, DL], tl.int64)
+    step_sum = tl.zeros([D1, DL], dtype)
+    forgotten = tl.zeros([1], tl.int32)
+    slot_before = first_chunk_slot(sequence, begin, cu_seqlens, time, chunk)
+
+    inside = (start + t3 < end) & d_in[None]
+    t_in = (start + t3 < end) & tn_in
+    u_next = tl.load(u_tile + start * u_strides[2], mask=inside, other=0.0)
+    delta_next = tl.load(delta_tile + start * delta_strides[2], mask=inside, other=0.0)
+    if B_VARIES:
+        B_next = tl.load(B_tile + start * B_strides[3], mask=t_in, other=0.0)
+    if out is not None:
+        if C_VARIES:
+            C_next = tl.load(C_tile + start * C_strides[3], mask=t_in, other=0.0)
+        if z is not None:
+            z_next = tl.load(z_tile + start * z_strides[2], mask=inside, other=0.0)
+    for t0 in range(start, end, T):
+        u_t, delta_t, inside_now = u_next.to(dtype), delta_next.to(dtype), inside
+        ahead = t0 + T
+        inside = (ahead + t3 < end) & d_in[None]
+        t_in = (ahead + t3 < end) & tn_in
+        u_next = tl.load(u_tile + ahead * u_strides[2], mask=inside, other=0.0)
+        delta_next = tl.load(delta_tile + ahead * delta_strides[2], mask=inside, other=0.0)
+        if B_VARIES:
+            B_t = over_channels(B_next.to(dtype))
+            B_next = tl.load(B_tile + ahead * B_strides[3], mask=t_in, other=0.0)
+        else:
+            B_t = B_all
+
+        if chunk_states is not None and (t0 - begin) % chunk == 0:
+            saved = (slot_before + (t0 - begin) // chunk) * states_size
+            tl.store(chunk_states + saved + state_offsets, h, mask=state_in)
+        step = step_size(delta_t, bias, inside_now, SOFTPLUS)[0]
+        decay = tl.math.exp2(over_states(step) * decay_rate[None])  # (T, NI, D1, NL, DL)
+        inputs = over_states(step * u_t) * B_t
+        carried = decay * h[None]
+        if reset is not None:
+            flags = tl.load(reset + row * reset_strides[0] + (t0 + t) * reset_strides[1], mask=t0 + t < end, other=0)
+            forgets = (flags != 0)[:, None, None, None, None]
+            decay = tl.where(forgets, RESET, decay)
+            carried = tl.where(forgets, 0.0, carried)
+            inputs = tl.where(index == 0, inputs + carried, inputs)
+            states = tl.associative_scan((decay, inputs), 0, follow_reset)[1]
+            forgotten = tl.maximum(forgotten, tl.max(flags.to(tl.int32), 0))
+        else:
+            inputs = tl.where(index == 0, inputs + carried, inputs)
+            states = tl.associative_scan((decay, inputs), 0, follow)[1]
+        h = last_step(states, index)
+
+        if out is None:
+            step_sum += tl.sum(step, 0)
+        else:
+            if C_VARIES:
+                C_t = over_channels(C_next.to(dtype))
+                C_next = tl.load(C_tile + ahead * C_strides[3], mask=t_in, other=0.0)
+            else:
+                C_t = C_all
+            y = sum_states(states * C_t)  # (T, D1, DL)
+            if D is not None:
+                y += skip[None] * u_t
+            if z is not None:
+                z_t = z_next.to(dtype)
+                z_next = tl.load(z_tile + ahead * z_strides[2], mask=inside, other=0.0)
+                y *= z_t * sigmoid(z_t)
+            tl.store(out_tile + t0 * out_strides[2], y.to(out.dtype.element_ty), mask=inside_now)
+
+    if out is None:
+        decay = tl.math.exp2(step_sum[None, :, None, :] * decay_rate)
+        decay = tl.where(forgotten[:, None, None, None] != 0, RESET, decay)
+        tl.store(decays + slot * states_size + state_offsets, decay, mask=state_in)
+        tl.store(last_state + slot * states_size + state_offsets, h, mask=state_in)
+    elif is_last:
+        tl.store(last_state + sequence * states_size + state_offsets, h, mask=state_in)
+
+
+@triton.jit
+def chain_kernel(
+    first,  # (sequences, channels, state) or None: what enters each sequence
+    first_strides,
+    ends,  # (slots, channels, state): what each segment adds
+    decays,  # (slots, channels, state): and how much of what enters it gets through; RESET: none
+    enters,  # (slots, channels, state): output, what enters each segment
+    cu_seqlens,
+    channels,
+    state,
+    time,
+    blocks,
+    segment,
+    slots_each,
+    REVERSE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    block = tl.program_id(0) % blocks
+    sequence = (tl.program_id(0) // blocks).to(tl.int64)
+    size = channels.to(tl.int64) * state
+    e = block.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = e < size
+    if cu_seqlens is None:
+        slot = sequence * slots_each
+        count = (time + segment - 1) // segment
+    else:
+        begin = tl.load(cu_seqlens + sequence)
+        slot = begin // segment + sequence
+        count = ((tl.load(cu_seqlens + sequence + 1) - begin + segment - 1) // segment).to(tl.int32)
+    count = tl.maximum(count, 1)
+    carry = tl.zeros([BLOCK], ends.dtype.element_ty)
+    if first is not None:
+        place = sequence * first_strides[0] + (e // state) * first_strides[1] + (e % state) * first_strides[2]
+        carry = tl.load(first + place, mask=inside, other=0.0)
+    advance = size
+    if REVERSE:
+        slot += count - 1
+        advance = -size
+    place = slot * size + e
+    end = tl.load(ends + place, mask=inside, other=0.0)
+    decay = tl.load(decays + place, mask=inside, other=0.0)
+    for i in range(count):
+        tl.store(enters + place, carry, mask=inside)
+        # Nothing times an infinite growth is nothing, as it would be step by step.
+        carry = tl.where((decay < 0.0) | (carry == 0.0), end, decay * carry + end)
+        place += advance
+        more = e < tl.where(i + 1 < count, size, 0)
+        end = tl.load(ends + place, mask=more, other=0.0)
+        decay = tl.load(decays + place, mask=more, other=0.0)
+
+
+CHAIN_BLOCK = 128
+
+
+def chain(
+    first: Tensor | None, ends: Tensor, decays: Tensor, cu_seqlens: Tensor | None, tiles: Tiles, reverse: bool
+) -> Tensor:
+    """(slots, channels, state): what enters each segment."""
+    _, channels, state = ends.shape
+    enters = torch.empty_like(ends)
+    blocks = runtime.ceil_div(channels * state, CHAIN_BLOCK)
+    runtime.launch(
+        chain_kernel,
+        blocks * tiles.sequences,
+        first,
+        runtime.strides(first, 3),
+        ends,
+        decays,
+        enters,
+        cu_seqlens,
+        channels,
+        state,
+        tiles.time,
+        blocks,
+        tiles.segment,
+        tiles.slots_each,
+        REVERSE=reverse,
+        BLOCK=CHAIN_BLOCK,
+        num_warps=CHAIN_BLOCK // 32,
+    )
+    return enters
+
+
+def forward(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    initial_state: Tensor | None,
+    reset: Tensor | None,
+    cu_seqlens: Tensor | None,
+    delta_softplus: bool,
+    channel_last: bool,
+    chunk: int,
+    *,
+    segment: int = 0,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(out, last_state, chunk_states) of canonical inputs; ``chunk`` 0 saves no states.
+
+    ``segment`` forces a cut into segments of that many steps, a multiple of the chunk and of the tile's steps.
+    """
+    out, last_state, chunk_states = forward_outputs(u, A, cu_seqlens, channel_last, chunk)
+    reset = runtime.as_bytes(reset)
+    if cu_seqlens is not None:
+        cu_seqlens = cu_seqlens.contiguous()
+    groups = group_count(B, C)
+    tiles = Tiles.of(u, A.shape[1], groups, cu_seqlens, chunk, segment, backward=False)
+
+    def walk(first: Tensor | None, by_slot: bool, outputs: tuple[Tensor | None, ...]) -> None:
+        y, last, chunks, decays = outputs
+        runtime.launch(
+            forward_kernel,
+            tiles.programs,
+            *(u, delta, A, B, C, D, z, delta_bias, first, reset, cu_seqlens),
+            *outputs,
+            runtime.strides(u, 3),
+            runtime.strides(delta, 3),
+            runtime.strides(A, 2),
+            projection_strides(B),
+            projection_strides(C),
+            *runtime.strides(D, 1),
+            runtime.strides(z, 3),
+            *runtime.strides(delta_bias, 1),
+            runtime.strides(first, 3),
+            runtime.strides(reset, 2),
+            runtime.strides(y, 3),
+            *tiles.sizes,
+            chunk or tiles.segment,
+            SOFTPLUS=delta_softplus,
+            B_VARIES=B.dim() == 4,
+            C_VARIES=C.dim() == 4,
+            FIRST_BY_SLOT=by_slot,
+            **tiles.shape,
+        )
+
+    with runtime.on_device(u):
+        chunks = chunk_states if chunk else None
+        if tiles.whole:
+            walk(initial_state, False, (out, last_state, chunks, None))
+        else:
+            ends = torch.empty((tiles.slots, *A.shape), dtype=A.dtype, device=A.device)
+            decays = torch.empty_like(ends)
+            walk(None, False, (None, ends, None, decays))
+            enters = chain(initial_state, ends, decays, cu_seqlens, tiles, reverse=False)
+            walk(enters, True, (out, last_state, chunks, None))
+    return out, last_state, chunk_states

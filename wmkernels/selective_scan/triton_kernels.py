@@ -1,0 +1,5 @@
+"""The selective scan's Triton backend: forward, backward and a single step."""
+
+from wmkernels.selective_scan.triton_forward import forward
+
+__all__ = ["forward"]
