@@ -1,0 +1,33 @@
+"""What every test runs under: poisoned memory, a fixed seed, and Hypothesis profiles.
+
+pytest                                  random examples, each test a few dozen
+CI=1 pytest                             the same examples every time
+HYPOTHESIS_PROFILE=thorough pytest      twenty times as many
+"""
+
+import os
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+COMMON = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow, HealthCheck.data_too_large]}
+settings.register_profile("dev", max_examples=40, print_blob=True, **COMMON)
+settings.register_profile("ci", max_examples=40, derandomize=True, database=None, **COMMON)
+settings.register_profile("thorough", max_examples=800, print_blob=True, **COMMON)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if os.environ.get("CI") else "dev"))
+
+
+@pytest.fixture(autouse=True)
+def poisoned_memory():
+    """Fills what torch.empty and its kin return with NaN (integers with their largest value, scratch with 0xFF): an
+    output that a kernel does not write, or scratch that it reads before writing, shows."""
+    assert torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)

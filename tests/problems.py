@@ -1,0 +1,334 @@
+"""Random calls of the ops: shapes, layouts, dtypes, options, resets and packing, drawn by Hypothesis.
+
+A ``Problem`` is one call of a public function by its argument names. ``solve`` runs it on a backend, with cotangents for
+everything that comes out, and answers outputs and gradients by name; ``truth`` does so in float64 on the reference.
+"""
+
+import dataclasses
+import importlib
+import random
+from collections.abc import Callable
+from typing import Any
+from unittest import mock
+
+import torch
+from hypothesis import strategies as st
+from torch import Tensor
+
+import wmkernels
+from tolerances import ERROR_FLOOR_ULPS, ERROR_MULTIPLE
+from wmkernels.checks import state_dtype
+
+# The package's attribute of that name is the function.
+scan_module = importlib.import_module("wmkernels.selective_scan.function")
+
+DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
+LAYOUTS = ["contiguous", "permuted", "offset", "strided", "expanded"]
+Results = dict[str, Tensor]
+
+
+def laid_out(values: Tensor, layout: str, seed: int) -> Tensor:
+    """The same values (of an expanded layout: those along one dimension repeated) in memory of another shape."""
+    rng = random.Random(seed)
+    if layout == "permuted":
+        order = list(range(values.dim()))
+        rng.shuffle(order)
+        back = [order.index(i) for i in range(values.dim())]
+        return values.permute(order).contiguous().permute(back)
+    if layout in ("offset", "strided"):
+        step = 2 if layout == "strided" else 1
+        larger = values.new_full([size * step + 3 for size in values.shape], float("nan"))
+        inside = larger[tuple(slice(1, 1 + size * step, step) for size in values.shape)]
+        inside.copy_(values)
+        return inside
+    if layout == "expanded" and values.dim() and values.numel():
+        dim = rng.randrange(values.dim())
+        return values.narrow(dim, 0, 1).contiguous().expand(values.shape)
+    return values.contiguous()
+
+
+@dataclasses.dataclass
+class Problem:
+    """One call: ``function(**tensors, **options)``."""
+
+    function: Callable[..., Any]
+    tensors: dict[str, Tensor | None]
+    options: dict[str, Any]
+    chunk: int | None = None
+    grad_layouts: tuple[str, ...] = ("contiguous", "contiguous")
+    unused_output: int | None = None
+    seed: int = 0
+
+    def __repr__(self) -> str:
+        shown = {
+            k: f"{v.dtype} {tuple(v.shape)} strides {v.stride()}" for k, v in self.tensors.items() if v is not None
+        }
+        rest = f"chunk={self.chunk}, grads={self.grad_layouts}, unused={self.unused_output}, seed={self.seed}"
+        return f"Problem({self.function.__name__}, {shown}, {self.options}, {rest})"
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the activations."""
+        return next(t.dtype for name, t in self.tensors.items() if name in ("u", "gates") and t is not None)
+
+    def mapped(self, change: Callable[[Tensor], Tensor]) -> "Problem":
+        """The same call with every tensor changed."""
+        return dataclasses.replace(self, tensors={k: None if v is None else change(v) for k, v in self.tensors.items()})
+
+    def leaves(self) -> dict[str, Tensor]:
+        """What gradients are asked for, in the layout it has."""
+        return {
+            k: v.detach().requires_grad_() for k, v in self.tensors.items() if v is not None and v.is_floating_point()
+        }
+
+    def call(self, backend: str, tensors: dict[str, Tensor | None] | None = None) -> tuple[Tensor, ...]:
+        arguments = self.tensors if tensors is None else {**self.tensors, **tensors}
+        if self.chunk is None:
+            return self.function(**arguments, **self.options, backend=backend)
+        with mock.patch.object(scan_module, "chunk_length", lambda *_: self.chunk):
+            return self.function(**arguments, **self.options, backend=backend)
+
+    def cotangents(self, outputs: tuple[Tensor, ...]) -> list[Tensor]:
+        """Random, the same for every dtype up to rounding, in the drawn layouts."""
+        generator = torch.Generator().manual_seed(self.seed)
+        grads = []
+        for index, (output, layout) in enumerate(zip(outputs, self.grad_layouts, strict=False)):
+            values = torch.randn(output.shape, generator=generator, dtype=torch.float64)
+            # Both the kernel's and the truth's cotangent are what the problem's own dtype can hold.
+            held = self.dtype if index == 0 else state_dtype(self.dtype)
+            grads.append(laid_out(values.to(held).to(output.dtype).to(output.device), layout, self.seed + index))
+        return grads
+
+    def solve(self, backend: str) -> Results:
+        """Outputs by number, and the gradients of every floating input by name."""
+        leaves = self.leaves()
+        outputs = self.call(backend, leaves)
+        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+        pairs = list(zip(outputs, self.cotangents(outputs), strict=True))
+        if self.unused_output is not None and len(pairs) > 1:
+            del pairs[self.unused_output]
+        used, grads = zip(*pairs, strict=True)
+        gradients = torch.autograd.grad(used, list(leaves.values()), grads, allow_unused=True)
+        results = {f"output {i}": output.detach() for i, output in enumerate(outputs)}
+        for (name, leaf), gradient in zip(leaves.items(), gradients, strict=True):
+            assert gradient is None or (gradient.dtype == leaf.dtype and gradient.shape == leaf.shape), name
+            results[f"gradient of {name}"] = torch.zeros_like(leaf) if gradient is None else gradient
+        return results
+
+    def in_float64(self) -> "Problem":
+        return self.mapped(lambda x: x.double() if x.is_floating_point() else x)
+
+    def truth(self) -> Results:
+        # Cotangents are drawn for the problem's own dtype, which the wide problem no longer has.
+        wide = self.in_float64()
+        wide.cotangents = lambda outputs: [x.double() for x in Problem.cotangents(self, outputs)]  # type: ignore[method-assign]
+        return wide.solve("reference")
+
+    def nudged(self) -> "Problem":
+        """In float64 with every input changed by a rounding of the state's dtype: what no arithmetic in it can beat."""
+        generator = torch.Generator().manual_seed(self.seed + 1)
+        eps = torch.finfo(state_dtype(self.dtype)).eps
+
+        def nudge(x: Tensor) -> Tensor:
+            if not x.is_floating_point():
+                return x
+            noise = torch.rand(x.shape, generator=generator, dtype=torch.float64).to(x.device) - 0.5
+            return x.double() * (1 + eps * noise)
+
+        return self.mapped(nudge)
+
+
+def assert_as_accurate_as_the_reference(problem: Problem, backend: str) -> None:
+    """Each result's largest error, held against the float64 reference, is at most a small multiple of the error of the
+    reference in the problem's own dtype, or of the change that a rounding of the inputs makes."""
+    truth = problem.truth()
+    kernel, reference, nudged = problem.solve(backend), problem.solve("reference"), problem.nudged()
+    nudged.cotangents = lambda outputs: [x.double() for x in Problem.cotangents(problem, outputs)]  # type: ignore[method-assign]
+    unavoidable = nudged.solve("reference")
+    assert kernel.keys() == truth.keys()
+    for name, expected in truth.items():
+        if expected.numel() == 0:
+            continue
+        assert kernel[name].isfinite().all(), f"{name} is not finite"
+        error, same_dtype, least = (
+            (x[name].double() - expected).abs().max().item() for x in (kernel, reference, unavoidable)
+        )
+        ulp = torch.finfo(kernel[name].dtype).eps * expected.abs().max().item()
+        allowed = ERROR_MULTIPLE * max(same_dtype, least) + ERROR_FLOOR_ULPS * ulp
+        assert error <= allowed, f"{name}: error {error:.3g}, the reference's {same_dtype:.3g}, allowed {allowed:.3g}"
+
+
+def _optional(draw: st.DrawFn, value: Callable[[], Tensor]) -> Tensor | None:
+    return value() if draw(st.booleans()) else None
+
+
+STATES = [1, 2, 3, 4, 5, 7, 8, 12, 16, 17, 24, 33, 64]
+
+
+@st.composite
+def projections(draw: st.DrawFn, batch: int, channels: int, state: int, time: int | None) -> tuple[list[int], bool]:
+    """A shape of B or C in the canonical order (time last, absent in a step), and whether it varies."""
+    kind = draw(st.sampled_from(["varies", "groups", "constant"] if time is not None else ["varies", "groups"]))
+    tail = [state] if time is None else [state, time]
+    if kind == "constant":
+        return [channels, state], False
+    if kind == "varies":
+        return [batch, *tail], True
+    divisors = [d for d in range(1, channels + 1) if channels % d == 0]
+    return [batch, draw(st.sampled_from(divisors)), *tail], True
+
+
+@st.composite
+def scans(
+    draw: st.DrawFn,
+    dtypes: list[torch.dtype] = DTYPES,
+    device: str = "cpu",
+    max_time: int = 40,
+    states: list[int] = STATES,
+    max_channels: int = 40,
+    layouts: list[str] = LAYOUTS,
+) -> Problem:
+    """A call of selective_scan."""
+    dtype = draw(st.sampled_from(dtypes))
+    batch = draw(st.integers(1, 3))
+    channels, time = draw(st.integers(1, max_channels)), draw(st.integers(1, max_time))
+    state = draw(st.sampled_from(states))
+    seed = draw(st.integers(0, 2**16))
+    channel_last, softplus = draw(st.booleans()), draw(st.booleans())
+    packed = draw(st.booleans())
+    batch = 1 if packed else batch
+    generator = torch.Generator().manual_seed(seed)
+    parameter = draw(st.sampled_from([dtype, state_dtype(dtype)]))
+
+    def normal(shape: list[int], kind: torch.dtype, scale: float = 1.0) -> Tensor:
+        values = scale * torch.randn(shape, generator=generator, dtype=torch.float64)
+        return laid_out(values.to(kind), draw(st.sampled_from(layouts)), seed).to(device)
+
+    def uniform(shape: list[int], kind: torch.dtype, low: float, high: float) -> Tensor:
+        values = low + (high - low) * torch.rand(shape, generator=generator, dtype=torch.float64)
+        return laid_out(values.to(kind), draw(st.sampled_from(layouts)), seed).to(device)
+
+    def timed(shape: list[int]) -> list[int]:
+        return [*shape[:-2], shape[-1], shape[-2]] if channel_last else shape
+
+    bounds = None
+    if packed:
+        inner = draw(st.lists(st.integers(0, time), max_size=5))
+        kind = draw(st.sampled_from([torch.int64, torch.int32]))
+        bounds = torch.tensor([0, *sorted(inner), time], dtype=kind, device=device)
+    sequences = batch if bounds is None else len(bounds) - 1
+    shapes_B, varies_B = draw(projections(batch, channels, state, time))
+    shapes_C, varies_C = draw(projections(batch, channels, state, time))
+    if len(shapes_B) == 4 and len(shapes_C) == 4:
+        shapes_C[1] = draw(st.sampled_from([shapes_B[1], 1]))
+    activation = timed([batch, channels, time])
+    tensors = {
+        "u": normal(activation, dtype),
+        "delta": normal(activation, dtype) if softplus else uniform(activation, dtype, -0.05, 0.6),
+        "A": uniform([channels, state], parameter, -2.0, 0.2),
+        "B": normal(timed(shapes_B) if varies_B else shapes_B, dtype if varies_B else parameter),
+        "C": normal(timed(shapes_C) if varies_C else shapes_C, dtype if varies_C else parameter),
+        "D": _optional(draw, lambda: normal([channels], parameter)),
+        "z": _optional(draw, lambda: normal(activation, dtype)),
+        "delta_bias": _optional(draw, lambda: normal([channels], parameter, 0.1)),
+        "initial_state": _optional(draw, lambda: normal([sequences, channels, state], parameter)),
+        "reset": draw(resets(batch, time, device)),
+        "cu_seqlens": bounds,
+    }
+    options = {"delta_softplus": softplus, "channel_last": channel_last, "return_last_state": True}
+    return Problem(
+        wmkernels.selective_scan,
+        tensors,
+        options,
+        chunk=draw(st.sampled_from([None, 1, 2, 3, 5, 8, 16, 64])),
+        grad_layouts=(draw(st.sampled_from(layouts)), draw(st.sampled_from(layouts))),
+        unused_output=draw(st.sampled_from([None, 0, 1])),
+        seed=seed,
+    )
+
+
+@st.composite
+def resets(draw: st.DrawFn, batch: int, time: int, device: str = "cpu") -> Tensor | None:
+    """None, or a few resets anywhere, the first and the last step included."""
+    share = draw(st.sampled_from([None, 0.0, 0.1, 0.5, 1.0]))
+    if share is None:
+        return None
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**16)))
+    reset = torch.rand((batch, time), generator=generator) < share
+    return laid_out(reset, draw(st.sampled_from(["contiguous", "permuted"])), 0).to(device)
+
+
+@st.composite
+def steps(
+    draw: st.DrawFn, dtypes: list[torch.dtype] = DTYPES, device: str = "cpu", states: list[int] = STATES
+) -> Problem:
+    """A call of selective_step."""
+    dtype = draw(st.sampled_from(dtypes))
+    batch, channels, state = draw(st.integers(1, 4)), draw(st.integers(1, 70)), draw(st.sampled_from(states))
+    seed, softplus = draw(st.integers(0, 2**16)), draw(st.booleans())
+    parameter = draw(st.sampled_from([dtype, state_dtype(dtype)]))
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(shape: list[int], kind: torch.dtype) -> Tensor:
+        values = torch.randn(shape, generator=generator, dtype=torch.float64)
+        return laid_out(values.to(kind), draw(st.sampled_from(LAYOUTS)), seed).to(device)
+
+    shape_B, _ = draw(projections(batch, channels, state, None))
+    shape_C, _ = draw(projections(batch, channels, state, None))
+    if len(shape_B) == 3 and len(shape_C) == 3:
+        shape_C[1] = draw(st.sampled_from([shape_B[1], 1]))
+    tensors = {
+        "state": normal([batch, channels, state], parameter),
+        "u": normal([batch, channels], dtype),
+        "delta": normal([batch, channels], dtype) * (1 if softplus else 0.3),
+        "A": -normal([channels, state], parameter).abs(),
+        "B": normal(shape_B, dtype),
+        "C": normal(shape_C, dtype),
+        "D": _optional(draw, lambda: normal([channels], parameter)),
+        "z": _optional(draw, lambda: normal([batch, channels], dtype)),
+        "delta_bias": _optional(draw, lambda: normal([channels], parameter)),
+        "reset": _optional(draw, lambda: torch.rand(batch, generator=generator).to(device) < 0.4),
+    }
+    return Problem(
+        wmkernels.selective_step,
+        tensors,
+        {"delta_softplus": softplus},
+        grad_layouts=(draw(st.sampled_from(LAYOUTS)), draw(st.sampled_from(LAYOUTS))),
+        unused_output=draw(st.sampled_from([None, 0, 1])),
+        seed=seed,
+    )
+
+
+@st.composite
+def linear_scans(
+    draw: st.DrawFn, dtypes: list[torch.dtype] = DTYPES, device: str = "cpu", max_time: int = 60
+) -> Problem:
+    """A call of linear_scan."""
+    dtype = draw(st.sampled_from(dtypes))
+    batch, time = draw(st.integers(1, 3)), draw(st.integers(1, max_time))
+    inner = draw(st.sampled_from([[], [1], [3], [16], [37], [2, 5], [3, 1, 4]]))
+    seed, channel_last = draw(st.integers(0, 2**16)), draw(st.booleans())
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(shape: list[int], kind: torch.dtype) -> Tensor:
+        values = torch.randn(shape, generator=generator, dtype=torch.float64)
+        return laid_out(values.to(kind), draw(st.sampled_from(LAYOUTS)), seed).to(device)
+
+    shape = [batch, time, *inner] if channel_last else [batch, *inner, time]
+    tensors = {
+        "gates": normal(shape, dtype).tanh(),
+        "tokens": normal(shape, dtype),
+        "initial_state": _optional(
+            draw, lambda: normal([batch, *inner], draw(st.sampled_from([dtype, state_dtype(dtype)])))
+        ),
+        "reset": draw(resets(batch, time, device)),
+    }
+    options = {"reverse": draw(st.booleans()), "channel_last": channel_last, "return_last_state": True}
+    return Problem(
+        wmkernels.linear_scan,
+        tensors,
+        options,
+        grad_layouts=(draw(st.sampled_from(LAYOUTS)), draw(st.sampled_from(LAYOUTS))),
+        unused_output=draw(st.sampled_from([None, 0, 1])),
+        seed=seed,
+    )
