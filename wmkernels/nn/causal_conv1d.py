@@ -1,0 +1,176 @@
+"""A short causal convolution over time, each channel on its own, that carries its window of past inputs as a state.
+
+It is a weighted sum of ``kernel_size`` views of one padded tensor, each a step later than the one before, so inputs
+stay (batch, time, channels) and nothing is transposed: on a CPU that trains faster than ``nn.Conv1d`` between two
+transposes. Sequences inside a row are told apart by a segment number for every step: a view contributes where its
+segment is that of the output. It selects, so NaN and infinity stay in their segment.
+"""
+
+import math
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from wmkernels.checks import state_dtype
+from wmkernels.nn.checks import State, require_inputs, require_packing, require_reset, require_state
+
+
+class CausalConv1d(nn.Module):
+    """Depthwise convolution over time in which output t sees inputs t - kernel_size + 1 to t of its own sequence.
+
+    Parameters have the names, shapes and initial values of those of ``nn.Conv1d`` with as many groups as channels.
+    The sum is taken in float32, in float64 for float64 inputs.
+
+    Args:
+        channels: features of an input and of an output.
+        kernel_size: steps that an output sees, its own included.
+        bias: add a learned number to each channel.
+        device: of the parameters.
+        dtype: of the parameters.
+
+    Example:
+        >>> import torch, wmkernels
+        >>> convolution = wmkernels.nn.CausalConv1d(8, kernel_size=4)
+        >>> outputs, state = convolution(torch.randn(2, 100, 8))
+        >>> output, state = convolution.step(torch.randn(2, 8), state)
+        >>> outputs.shape, output.shape, state["window"].shape
+        (torch.Size([2, 100, 8]), torch.Size([2, 8]), torch.Size([2, 3, 8]))
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        kernel_size: int = 4,
+        bias: bool = True,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if channels < 1 or kernel_size < 1:
+            raise ValueError(f"CausalConv1d: channels is {channels} and kernel_size {kernel_size}, expected at least 1")
+        self.channels = channels
+        self.kernel_size = kernel_size
+        self.weight = nn.Parameter(torch.empty(channels, 1, kernel_size, device=device, dtype=dtype))
+        self.bias = nn.Parameter(torch.empty(channels, device=device, dtype=dtype)) if bias else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draws weight and bias uniformly within 1 / sqrt(kernel_size), as ``nn.Conv1d`` does."""
+        bound = 1 / math.sqrt(self.kernel_size)
+        for parameter in self.parameters(recurse=False):
+            nn.init.uniform_(parameter, -bound, bound)
+
+    def extra_repr(self) -> str:
+        """The arguments, as ``repr`` shows them."""
+        return f"{self.channels}, kernel_size={self.kernel_size}, bias={self.bias is not None}"
+
+    def init_state(self, batch_size: int) -> State:
+        """Zeros: ``{"window": (batch, kernel_size - 1, channels)}``, the inputs before the first step, oldest first."""
+        shape = (batch_size, self.kernel_size - 1, self.channels)
+        return {"window": torch.zeros(shape, device=self.weight.device, dtype=state_dtype(self.weight.dtype))}
+
+    def forward(
+        self,
+        inputs: Tensor,
+        state: Mapping[str, Tensor] | None = None,
+        reset: Tensor | None = None,
+        *,
+        cu_seqlens: Tensor | None = None,
+    ) -> tuple[Tensor, State]:
+        """All steps at once.
+
+        Args:
+            inputs: (batch, time, channels).
+            state: from ``init_state`` or an earlier call, zeros if None; with ``cu_seqlens`` one row a sequence.
+            reset: bool (batch, time), true where a new sequence starts.
+            cu_seqlens: int (sequences + 1), rising from 0 to time: packed sequences, ``batch`` is then 1.
+
+        Returns:
+            ``(outputs, state)``: outputs as ``inputs``, and the state after the last step, in float32 (float64).
+
+        Raises:
+            ValueError: a shape, a device or cu_seqlens that does not fit.
+            TypeError: a dtype or a state that does not fit.
+        """
+        require_inputs("CausalConv1d", "inputs", inputs, ("batch", "time", "channels"), self.channels)
+        require_reset("CausalConv1d", reset, inputs)
+        require_packing("CausalConv1d", cu_seqlens, inputs)
+        rows = inputs.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
+        window = self._window(state, rows, inputs)
+        steps = inputs.to(window.dtype)
+        if cu_seqlens is not None:
+            outputs, window = self._packed(steps, window, reset, cu_seqlens)
+        else:
+            time = inputs.shape[1]
+            padded = torch.cat([window, steps], 1)  # (batch, kernel_size - 1 + time, channels)
+            segments = None if reset is None else F.pad(reset.cumsum(1), (self.kernel_size - 1, 0))
+            outputs = self._weighted_sum(padded, segments)
+            window = padded[:, time:].clone()  # a view would keep, and save, the whole sequence
+            if segments is not None:
+                window = window.masked_fill((segments[:, time:] != segments[:, -1:])[..., None], 0)
+        return outputs.to(inputs.dtype), {"window": window}
+
+    def step(
+        self, input: Tensor, state: Mapping[str, Tensor] | None, reset: Tensor | None = None
+    ) -> tuple[Tensor, State]:
+        """One step: ``input`` (batch, channels), ``reset`` bool (batch,). The same numbers as ``forward`` gives."""
+        require_inputs("CausalConv1d", "input", input, ("batch", "channels"), self.channels)
+        require_reset("CausalConv1d", reset, input)
+        window = self._window(state, input.shape[0], input)
+        if reset is not None:
+            window = window.masked_fill(reset[:, None, None], 0)
+        padded = torch.cat([window, input[:, None].to(window.dtype)], 1)  # (batch, kernel_size, channels)
+        return self._weighted_sum(padded, None)[:, 0].to(input.dtype), {"window": padded[:, 1:].clone()}
+
+    def _window(self, state: Mapping[str, Tensor] | None, rows: int, inputs: Tensor) -> Tensor:
+        shape = (rows, self.kernel_size - 1, self.channels)
+        if state is None:
+            return torch.zeros(shape, device=inputs.device, dtype=state_dtype(inputs.dtype))
+        require_state("CausalConv1d", state, {"window": shape}, inputs)
+        return state["window"].to(state_dtype(inputs.dtype))
+
+    def _weighted_sum(self, padded: Tensor, segments: Tensor | None) -> Tensor:
+        """(batch, kernel_size - 1 + time, channels) -> (batch, time, channels); ``segments`` numbers the rows."""
+        taps = self.weight.squeeze(1).t().to(padded.dtype).contiguous()  # (kernel_size, channels), the last for now
+        last = self.kernel_size - 1
+        time = padded.shape[1] - last
+        now = padded[:, last:]
+        outputs = now * taps[last] if self.bias is None else torch.addcmul(self.bias.to(padded.dtype), now, taps[last])
+        for tap in reversed(range(last)):
+            past = padded[:, tap : tap + time]
+            if segments is not None:
+                past = past.masked_fill((segments[:, tap : tap + time] != segments[:, last:])[..., None], 0)
+            outputs = torch.addcmul(outputs, past, taps[tap])
+        return outputs
+
+    def _packed(self, steps: Tensor, window: Tensor, reset: Tensor | None, cu_seqlens: Tensor) -> tuple[Tensor, Tensor]:
+        """Each sequence gets its window of past inputs in front of it, and is a segment."""
+        sequences, past, channels = window.shape
+        time, device = steps.shape[1], steps.device
+        bounds = cu_seqlens.to(torch.int64)
+        index = torch.arange(sequences, device=device)
+        recent = torch.arange(past, device=device)
+        owner = torch.searchsorted(bounds, torch.arange(time, device=device), right=True) - 1  # (time,)
+        step_rows = torch.arange(time, device=device) + (owner + 1) * past
+        window_rows = (bounds[:-1] + index * past)[:, None] + recent  # (sequences, kernel_size - 1)
+        rows = torch.cat([window_rows.flatten(), step_rows])
+        padded = steps.new_zeros(rows.shape[0], channels).index_copy(
+            0, rows, torch.cat([window.flatten(0, 1), steps[0]])
+        )
+        owner = torch.cat([index[:, None].expand(sequences, past).flatten(), owner])
+        starts = torch.zeros_like(rows)
+        if reset is not None:
+            starts = torch.cat([starts[: sequences * past], reset[0].to(torch.int64)])
+        zeros = torch.zeros_like(rows)
+        # Neither the sequence nor the number of resets ever falls, so their sum is the same only where both are.
+        segments = zeros.index_copy(0, rows, owner) + zeros.index_copy(0, rows, starts).cumsum(0)
+
+        outputs = self._weighted_sum(padded[None], segments[None]).index_select(1, step_rows - past)
+        if past:
+            last_rows = (bounds[1:] + index * past)[:, None] + recent
+            newest = bounds[1:] + (index + 1) * past - 1
+            window = padded[last_rows].masked_fill((segments[last_rows] != segments[newest][:, None])[..., None], 0)
+        return outputs, window

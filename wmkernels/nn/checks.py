@@ -1,0 +1,71 @@
+"""Input checks shared by the modules: a message names the module, the argument, what it was and what was expected."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from wmkernels.checks import (
+    FLOATS,
+    require_device,
+    require_dtype,
+    require_sequences,
+    require_shape,
+    require_tensor,
+)
+
+State = dict[str, Tensor]
+
+
+def require_inputs(module: str, name: str, inputs: Tensor, labels: tuple[str, ...], features: int) -> None:
+    """Raises unless ``inputs`` is floating and has these dimensions, the last of them ``features`` long."""
+    require_tensor(module, name, inputs)
+    require_dtype(module, name, inputs, FLOATS, "")
+    if inputs.dim() != len(labels) or inputs.shape[-1] != features:
+        expected = ", ".join((*labels[:-1], f"{labels[-1]}={features}"))
+        hint = "; step() takes one step of time" if inputs.dim() == 2 < len(labels) else ""
+        raise ValueError(f"{module}: {name} has shape {tuple(inputs.shape)}, expected ({expected}){hint}")
+
+
+def require_state(
+    module: str, state: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], like: Tensor
+) -> None:
+    """Raises unless ``state`` holds a floating tensor of each of these shapes, where ``like`` is."""
+    if not isinstance(state, Mapping) or any(name not in state for name in shapes):
+        held = f"the keys {sorted(state)}" if isinstance(state, Mapping) else f"a {type(state).__name__}"
+        raise TypeError(f"{module}: state is {held}, expected a dict with {sorted(shapes)} as init_state() makes it")
+    for name, shape in shapes.items():
+        value = state[name]
+        require_tensor(module, f"state[{name!r}]", value)
+        require_dtype(module, f"state[{name!r}]", value, FLOATS, "")
+        require_device(module, f"state[{name!r}]", value, like.device, "the input")
+        if value.shape != shape:
+            raise ValueError(f"{module}: state[{name!r}] has shape {tuple(value.shape)}, expected {tuple(shape)}")
+
+
+def require_reset(module: str, reset: Tensor | None, like: Tensor) -> None:
+    """Raises unless ``reset`` is bool, one value for each feature vector of ``like``."""
+    if reset is None:
+        return
+    require_tensor(module, "reset", reset)
+    require_device(module, "reset", reset, like.device, "the input")
+    require_dtype(module, "reset", reset, (torch.bool,), "(true where a new sequence starts)")
+    require_shape(module, "reset", reset, ("batch", "time")[: like.dim() - 1], like.shape[:-1], "the input")
+
+
+def require_packing(module: str, cu_seqlens: Tensor | None, like: Tensor) -> None:
+    """Raises unless ``cu_seqlens`` packs sequences along the time of ``like``, (1, time, features)."""
+    if cu_seqlens is None:
+        return
+    require_tensor(module, "cu_seqlens", cu_seqlens)
+    require_device(module, "cu_seqlens", cu_seqlens, like.device, "the input")
+    require_dtype(module, "cu_seqlens", cu_seqlens, (torch.int64, torch.int32), "")
+    if cu_seqlens.dim() != 1 or cu_seqlens.shape[0] < 2:
+        raise ValueError(f"{module}: cu_seqlens has shape {tuple(cu_seqlens.shape)}, expected (sequences + 1,)")
+    if like.shape[0] != 1:
+        raise ValueError(
+            f"{module}: the input has a batch of {like.shape[0]}, expected 1 with cu_seqlens: "
+            "packed sequences lie along time"
+        )
+    if like.device.type == "cpu" and not torch.compiler.is_compiling():
+        require_sequences(module, cu_seqlens, like.shape[1])

@@ -1,0 +1,242 @@
+"""The Mamba block as a memory: state in and out, resets, packed sequences, a single step (Gu & Dao 2023, figure 3)."""
+
+import math
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from wmkernels.checks import state_dtype
+from wmkernels.nn.causal_conv1d import CausalConv1d
+from wmkernels.nn.checks import State, require_inputs, require_reset, require_state
+from wmkernels.selective_scan.function import selective_scan
+from wmkernels.selective_scan.step import selective_step
+
+
+class Mamba(nn.Module):
+    """Projection, short causal convolution, selective scan, gate and projection back: one Mamba block.
+
+    Parameters have the names, shapes and initial values of the published block, so its state dicts load unchanged. It
+    holds neither a norm nor a residual connection. ``A_log`` and ``D`` carry ``_no_weight_decay = True``.
+
+    Args:
+        d_model: features of an input and of an output.
+        d_state: states of each inner channel.
+        d_conv: steps that the convolution sees.
+        expand: inner channels for each feature.
+        dt_rank: rank of the projection that makes the step sizes; ``"auto"`` is d_model / 16, rounded up.
+        dt_min: smallest initial step size.
+        dt_max: largest initial step size; they are drawn log-uniformly between the two.
+        dt_init: ``"random"`` or ``"constant"`` weights of the step sizes' projection.
+        dt_scale: scale of those weights.
+        dt_init_floor: no initial step size is below it.
+        conv_bias: bias of the convolution.
+        bias: bias of the first and last projection.
+        backend: of the scan, as for ``wmkernels.selective_scan``; the best that can run if None.
+        device: of the parameters.
+        dtype: of the parameters; A_log and D stay in float32 (float64 for float64).
+
+    Example:
+        >>> import torch, wmkernels
+        >>> memory = wmkernels.nn.Mamba(d_model=32)
+        >>> outputs, state = memory(torch.randn(2, 100, 32))
+        >>> output, state = memory.step(torch.randn(2, 32), state)
+        >>> outputs.shape, output.shape
+        (torch.Size([2, 100, 32]), torch.Size([2, 32]))
+        >>> {name: tuple(value.shape) for name, value in state.items()}
+        {'window': (2, 3, 64), 'scan': (2, 64, 16)}
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        d_state: int = 16,
+        d_conv: int = 4,
+        expand: float = 2,
+        dt_rank: int | Literal["auto"] = "auto",
+        dt_min: float = 0.001,
+        dt_max: float = 0.1,
+        dt_init: Literal["random", "constant"] = "random",
+        dt_scale: float = 1.0,
+        dt_init_floor: float = 1e-4,
+        conv_bias: bool = True,
+        bias: bool = False,
+        *,
+        backend: str | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        d_inner = int(expand * d_model)
+        rank = math.ceil(d_model / 16) if dt_rank == "auto" else dt_rank
+        sizes = {"d_model": d_model, "d_state": d_state, "d_conv": d_conv, "expand * d_model": d_inner, "dt_rank": rank}
+        for name, size in sizes.items():
+            if not isinstance(size, int) or size < 1:
+                raise ValueError(f"Mamba: {name} is {size!r}, expected a whole number, at least 1")
+        if dt_init not in ("random", "constant"):
+            raise ValueError(f"Mamba: dt_init is {dt_init!r}, expected 'random' or 'constant'")
+        if not 0 < dt_min <= dt_max:
+            raise ValueError(f"Mamba: dt_min is {dt_min} and dt_max {dt_max}, expected 0 < dt_min <= dt_max")
+        self.d_model = d_model
+        self.d_state = d_state
+        self.d_conv = d_conv
+        self.expand = expand
+        self.d_inner = d_inner
+        self.dt_rank = rank
+        self.backend = backend
+        self._dt = (dt_min, dt_max, dt_init, dt_scale, dt_init_floor)
+
+        factory: dict[str, Any] = {"device": device, "dtype": dtype}
+        wide: dict[str, Any] = {"device": device, "dtype": state_dtype(dtype or torch.get_default_dtype())}
+        # Drawn in the order of the published block: the same seed makes the same weights.
+        self.in_proj = nn.Linear(d_model, 2 * d_inner, bias=bias, **factory)
+        self.conv1d = CausalConv1d(d_inner, d_conv, bias=conv_bias, **factory)
+        self.x_proj = nn.Linear(d_inner, rank + 2 * d_state, bias=False, **factory)
+        self.dt_proj = nn.Linear(rank, d_inner, bias=True, **factory)
+        self._reset_step_size()
+        self.A_log = nn.Parameter(torch.empty(d_inner, d_state, **wide))
+        self.D = nn.Parameter(torch.empty(d_inner, **wide))
+        self._reset_decay()
+        self.out_proj = nn.Linear(d_inner, d_model, bias=bias, **factory)
+        self._mark_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draws all parameters anew, as a new module would."""
+        for projection in (self.in_proj, self.conv1d, self.x_proj, self.dt_proj):
+            projection.reset_parameters()
+        self._reset_step_size()
+        self._reset_decay()
+        self.out_proj.reset_parameters()
+
+    def _reset_step_size(self) -> None:
+        """softplus(dt_proj.bias) is log-uniform between dt_min and dt_max; the weights keep their input's variance."""
+        low, high, kind, scale, floor = self._dt
+        weight, bias = self.dt_proj.weight, self.dt_proj.bias
+        bound = self.dt_rank**-0.5 * scale
+        if kind == "constant":
+            nn.init.constant_(weight, bound)
+        else:
+            nn.init.uniform_(weight, -bound, bound)
+        draw = torch.rand(self.d_inner, device=bias.device, dtype=bias.dtype)
+        step = torch.exp(draw * (math.log(high) - math.log(low)) + math.log(low)).clamp(min=floor)
+        with torch.no_grad():
+            bias.copy_(step + torch.log(-torch.expm1(-step)))  # softplus backwards
+
+    def _reset_decay(self) -> None:
+        """A = -1, -2, ..., -d_state in every channel (S4D-real), D = 1."""
+        with torch.no_grad():
+            self.A_log.copy_(torch.arange(1, self.d_state + 1, device=self.A_log.device).log().expand_as(self.A_log))
+            self.D.fill_(1)
+
+    def _mark_parameters(self) -> None:
+        """The flags that optimizer set-ups and initialisers of existing code look for."""
+        self.A_log._no_weight_decay = True  # type: ignore[attr-defined]
+        self.D._no_weight_decay = True  # type: ignore[attr-defined]
+        self.dt_proj.bias._no_reinit = True  # type: ignore[attr-defined]
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """``copy.deepcopy`` drops attributes of parameters, and comes by here."""
+        super().__setstate__(state)
+        self._mark_parameters()
+
+    def extra_repr(self) -> str:
+        """The arguments, as ``repr`` shows them."""
+        sizes = f"{self.d_model}, d_state={self.d_state}, d_conv={self.d_conv}, expand={self.expand}"
+        return f"{sizes}, dt_rank={self.dt_rank}" + (f", backend={self.backend!r}" if self.backend else "")
+
+    def init_state(self, batch_size: int) -> State:
+        """The state before the first step, zeros in float32 (float64 for float64).
+
+        ``"window"`` (batch, d_conv - 1, d_inner) holds the convolution's past inputs, ``"scan"`` (batch, d_inner,
+        d_state) the state of the scan.
+        """
+        dtype = state_dtype(self.in_proj.weight.dtype)
+        scan = torch.zeros((batch_size, self.d_inner, self.d_state), device=self.in_proj.weight.device, dtype=dtype)
+        return {**self.conv1d.init_state(batch_size), "scan": scan}
+
+    def forward(
+        self,
+        inputs: Tensor,
+        state: Mapping[str, Tensor] | None = None,
+        reset: Tensor | None = None,
+        *,
+        cu_seqlens: Tensor | None = None,
+    ) -> tuple[Tensor, State]:
+        """All steps at once.
+
+        Args:
+            inputs: (batch, time, d_model).
+            state: from ``init_state`` or an earlier call, zeros if None; with ``cu_seqlens`` one row a sequence.
+            reset: bool (batch, time), true where a new sequence starts: nothing from before reaches it or later steps.
+            cu_seqlens: int (sequences + 1), rising from 0 to time: packed sequences, ``batch`` is then 1.
+
+        Returns:
+            ``(outputs, state)``: (batch, time, d_model), and the state after the last step, with gradients.
+
+        Raises:
+            ValueError: a shape, a device, a backend or cu_seqlens that does not fit.
+            TypeError: a dtype or a state that does not fit.
+        """
+        require_inputs("Mamba", "inputs", inputs, ("batch", "time", "d_model"), self.d_model)
+        require_reset("Mamba", reset, inputs)
+        rows = inputs.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
+        self._require_state(state, rows, inputs)
+        x, z = self.in_proj(inputs).chunk(2, -1)  # (batch, time, d_inner), both
+        x, carried = self.conv1d(x, state, reset, cu_seqlens=cu_seqlens)
+        x = F.silu(x)
+        y, scan = selective_scan(
+            x,
+            *self._selection(x),
+            self._wide(self.D, x),
+            z,
+            self._wide(self.dt_proj.bias, x),
+            delta_softplus=True,
+            return_last_state=True,
+            initial_state=None if state is None else self._wide(state["scan"], x),
+            reset=reset,
+            cu_seqlens=cu_seqlens,
+            channel_last=True,
+            backend=self.backend,
+        )
+        return self.out_proj(y), {**carried, "scan": scan}
+
+    def step(
+        self, input: Tensor, state: Mapping[str, Tensor] | None, reset: Tensor | None = None
+    ) -> tuple[Tensor, State]:
+        """One step of what ``forward`` computes: ``input`` (batch, d_model), ``reset`` bool (batch,)."""
+        require_inputs("Mamba", "input", input, ("batch", "d_model"), self.d_model)
+        require_reset("Mamba", reset, input)
+        self._require_state(state, input.shape[0], input)
+        if state is None:
+            state = self.init_state(input.shape[0])
+        x, z = self.in_proj(input).chunk(2, -1)  # (batch, d_inner), both
+        x, carried = self.conv1d.step(x, state, reset)
+        x = F.silu(x)
+        y, scan = selective_step(
+            self._wide(state["scan"], x),
+            x,
+            *self._selection(x),
+            self._wide(self.D, x),
+            z,
+            self._wide(self.dt_proj.bias, x),
+            delta_softplus=True,
+            reset=reset,
+            backend=self.backend,
+        )
+        return self.out_proj(y), {**carried, "scan": scan}
+
+    def _selection(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """delta, A, B, C: what makes the scan selective is that delta, B and C are functions of its input."""
+        rank, B, C = self.x_proj(x).split([self.dt_rank, self.d_state, self.d_state], -1)
+        delta = F.linear(rank, self.dt_proj.weight)  # the bias is added inside the scan, in the state's dtype
+        return delta, -torch.exp(self._wide(self.A_log, x)), B, C
+
+    def _wide(self, x: Tensor, like: Tensor) -> Tensor:
+        return x.to(state_dtype(like.dtype))
+
+    def _require_state(self, state: Mapping[str, Tensor] | None, rows: int, inputs: Tensor) -> None:
+        if state is not None:
+            window, scan = (rows, self.d_conv - 1, self.d_inner), (rows, self.d_inner, self.d_state)
+            require_state("Mamba", state, {"window": window, "scan": scan}, inputs)
