@@ -188,7 +188,8 @@ void read_tensor(const char* op, const char* name, py::handle tensor, py::handle
   if (!fits) {
     throw py::value_error(py::str("{}: {} is {} of shape {} on {}, the kernel expects {} of shape {} on {}")
                               .format(op, name, attribute(tensor, s_dtype), py::tuple(attribute(tensor, s_shape)),
-                                      attribute(tensor, s_device), dtype, py::tuple(py::reinterpret_borrow<py::object>(shape)), device));
+                                      attribute(tensor, s_device), dtype,
+                                      py::tuple(py::reinterpret_borrow<py::object>(shape)), device));
   }
   words[0] = integer(call_method(tensor, s_data_ptr));
   if (words[0] % integer(attribute(dtype, s_itemsize)) != 0) {
@@ -353,6 +354,8 @@ PYBIND11_MODULE(_native, module) {
   module.def("cpu_isa", [] { return wmk_cpu_isa(); }, "The instruction-set level in use.");
   module.def("cpu_isa_available", [] { return wmk_cpu_isa_available(); }, "Those that run here, best first.");
   module.def("cpu_set_isa", set_isa, "Use one of them.");
+  module.def("cpu_multiply_adds", wmk_cpu_multiply_adds, py::call_guard<py::gil_scoped_release>(), py::arg("rounds"),
+             "Performs fp32 multiply-adds on registers and answers how many: for measuring the machine.");
   module.def("openmp_library", openmp_library, "The library whose OpenMP runs the CPU kernels.");
 #ifdef WMK_WITH_CUDA
   WMK_DEFINE_OPS(module, cuda);

@@ -159,6 +159,9 @@ const char* wmk_cpu_isa_available(void);
 const char* wmk_cpu_isa(void);
 int wmk_cpu_set_isa(const char* name);
 
+// Performs fp32 multiply-adds on registers, on the calling thread, and answers how many: for measuring the machine.
+int64_t wmk_cpu_multiply_adds(int64_t rounds);
+
 // CUDA: the same entry points. A build without CUDA has none of them.
 int64_t wmk_cuda_selective_scan_forward_workspace(const wmk_selective_scan*);
 int64_t wmk_cuda_selective_scan_backward_workspace(const wmk_selective_scan*);

@@ -39,7 +39,7 @@ bool has_v3() {
     #level, runs_here, level::selective_scan_forward_workspace, level::selective_scan_backward_workspace,       \
         level::selective_scan_forward, level::selective_scan_backward, level::selective_step,                   \
         level::linear_scan_forward_workspace, level::linear_scan_backward_workspace, level::linear_scan_forward, \
-        level::linear_scan_backward                                                                             \
+        level::linear_scan_backward, level::multiply_adds                                                       \
   }
 
 // Best first. The last one runs on every machine that the build is for.
@@ -91,6 +91,8 @@ const char* wmk_cpu_isa_available(void) {
   static const wmk::Names names;
   return names.text;
 }
+
+int64_t wmk_cpu_multiply_adds(int64_t rounds) { return wmk::level().multiply_adds(rounds); }
 
 const char* wmk_cpu_isa(void) { return wmk::level().name; }
 

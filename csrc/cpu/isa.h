@@ -18,6 +18,7 @@
   int64_t linear_scan_backward_workspace(const wmk_linear_scan& scan);       \
   int linear_scan_forward(const wmk_linear_scan& scan);                      \
   int linear_scan_backward(const wmk_linear_scan& scan);                     \
+  int64_t multiply_adds(int64_t rounds);                                     \
   }
 
 #ifdef WMK_ISA
@@ -38,6 +39,7 @@ struct Level {
   int64_t (*linear_scan_backward_workspace)(const wmk_linear_scan&);
   int (*linear_scan_forward)(const wmk_linear_scan&);
   int (*linear_scan_backward)(const wmk_linear_scan&);
+  int64_t (*multiply_adds)(int64_t);
 };
 
 // The level in use.
