@@ -42,6 +42,16 @@ def needs_autograd(tensors: Sequence[Tensor | None]) -> bool:
     return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
 
 
+def runs_directly(tensors: Sequence[Tensor | None]) -> bool:
+    """Whether an op's implementation may be called without the dispatcher, which costs a step as much as its kernel.
+
+    So it is in eager mode, on plain tensors, where no mode (fake tensors, functorch, tracing) wants to see the call.
+    """
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:
+        return False
+    return all(x is None or type(x) in (Tensor, torch.nn.Parameter) for x in tensors)
+
+
 def loop_over_vmap(
     function: Callable[..., tuple[Tensor, ...]], batch_size: int, in_dims: Sequence[int | None], args: Sequence[Any]
 ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:

@@ -5,23 +5,22 @@ from torch import Tensor
 
 from wmkernels.checks import state_dtype
 from wmkernels.linear_scan.outputs import backward_outputs, forward_outputs
-from wmkernels.pointers import DTYPE_CODES, Members, call, output, view
+from wmkernels.pointers import DTYPE_CODES, Members, call, output
 
 
 def _members(gates: Tensor, initial_state: Tensor | None, reset: Tensor | None, reverse: bool) -> Members:
     """Sizes and the inputs that both directions read, checked."""
-    op = "linear_scan"
     batch, channels, time = gates.shape
-    dtype, device = gates.dtype, gates.device
+    dtype = gates.dtype
     return {
         "batch": batch,
         "channels": channels,
         "time": time,
         "dtype": DTYPE_CODES[dtype],
         "reverse": int(reverse),
-        "gates": view(op, "gates", gates, gates.shape, dtype, device),
-        "initial_state": view(op, "initial_state", initial_state, (batch, channels), state_dtype(dtype), device),
-        "reset": view(op, "reset", reset, (batch, time), torch.bool, device),
+        "gates": (gates, gates.shape, dtype),
+        "initial_state": (initial_state, (batch, channels), state_dtype(dtype)),
+        "reset": (reset, (batch, time), torch.bool),
     }
 
 
@@ -31,9 +30,9 @@ def forward(
     """(out, last_state) of gates and tokens (batch, channels, time)."""
     out, last_state = forward_outputs(gates, channel_last)
     members = _members(gates, initial_state, reset, reverse)
-    members["tokens"] = view("linear_scan", "tokens", tokens, gates.shape, gates.dtype, gates.device)
-    members["out"] = output("linear_scan", out)
-    members["last_state"] = output("linear_scan", last_state)
+    members["tokens"] = (tokens, gates.shape, gates.dtype)
+    members["out"] = output(out)
+    members["last_state"] = output(last_state)
     call("linear_scan_forward", "linear_scan", members, gates.device)
     return out, last_state
 
@@ -51,12 +50,12 @@ def backward(
     """Gradients of (gates, tokens, initial_state)."""
     op, shape, dtype, device = "linear_scan", gates.shape, gates.dtype, gates.device
     members = _members(gates, initial_state, reset, reverse)
-    members["out"] = view(op, "out", out, shape, dtype, device)
-    members["grad_out"] = view(op, "grad_out", grad_out, shape, dtype, device)
+    members["out"] = (out, shape, dtype)
+    members["grad_out"] = (grad_out, shape, dtype)
     state = state_dtype(dtype)
-    members["grad_last_state"] = view(op, "grad_last_state", grad_last_state, tuple(shape[:2]), state, device)
+    members["grad_last_state"] = (grad_last_state, tuple(shape[:2]), state)
     gradients = backward_outputs(gates, initial_state, channel_last)
     for name, gradient in zip(("gates", "tokens", "initial_state"), gradients, strict=True):
-        members[f"grad_{name}"] = output(op, gradient)
+        members[f"grad_{name}"] = output(gradient)
     call("linear_scan_backward", op, members, device)
     return gradients

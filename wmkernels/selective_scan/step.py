@@ -11,7 +11,7 @@ from torch import Tensor
 
 from wmkernels.checks import FLOATS, require_device, require_dtype, require_shape, require_tensor, state_dtype
 from wmkernels.dispatch import choose, kernels
-from wmkernels.library import LIBRARY, define, loop_over_vmap, needs_autograd
+from wmkernels.library import LIBRARY, define, loop_over_vmap, needs_autograd, runs_directly
 from wmkernels.selective_scan.ops import SelectiveScanBackward, fold_channels, unfold_channels
 from wmkernels.selective_scan.reference import per_channel, selective_step_reference
 
@@ -93,6 +93,8 @@ def selective_step(
         return out.to(u.dtype), state
     if needs_autograd(tensors):
         return SelectiveStep.apply(*tensors, delta_softplus, chosen)
+    if runs_directly(tensors):
+        return _step(*tensors, delta_softplus, chosen)
     return torch.ops.wmkernels.selective_step_forward(*tensors, delta_softplus, chosen)
 
 
@@ -166,9 +168,10 @@ def selective_state_update(
         require_shape(UPDATE, "state_batch_indices", state_batch_indices, ("batch",), x.shape[:1], "x")
         state_batch_indices = state_batch_indices.to(torch.int64)
     chosen = choose(OP, x.device, None, A.shape[1])
-    return torch.ops.wmkernels.selective_state_update_(
-        state, x, dt, A, B, C, D, z, dt_bias, state_batch_indices, dt_softplus, chosen
-    )
+    tensors = (state, x, dt, A, B, C, D, z, dt_bias, state_batch_indices)
+    if runs_directly(tensors):
+        return _update(*tensors, dt_softplus, chosen)
+    return torch.ops.wmkernels.selective_state_update_(*tensors, dt_softplus, chosen)
 
 
 def _update_heads(
@@ -370,6 +373,7 @@ def _step_fake(state: Tensor, u: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
 
 def _update(state: Tensor, *args: Any) -> Tensor:
     *tensors, indices, delta_softplus, backend = args
+    torch.autograd.graph.increment_version(state)
     return _run_step(state, state, tuple(tensors), None, indices, delta_softplus, backend)
 
 
