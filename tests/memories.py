@@ -10,13 +10,17 @@ first, time second, and a state that is a tuple of tensors with batch first:
     parallel(example, inputs, parameters, state, reset)     -> (outputs (batch, time, ...), state)
     step(example, inputs, parameters, state, reset)         -> (output (batch, ...), state)
 
-``state`` may be None, for the memory's own beginning; ``reset`` is None or bool (batch, time), in a step (batch,). Where
-sequences can be packed, ``packed = True`` and ``parallel`` takes ``lengths`` too: batch is 1 then and the state has a row
-a sequence. The law file puts a backend's name into ``wmkernels.dispatch.REQUESTED`` around each test, so that an adapter
-and a module need not pass it on.
+``state`` may be None, for the memory's own beginning; ``reset`` is None or bool (batch, time), in a step (batch,).
+Where sequences can be packed, ``packed = True`` and ``parallel`` takes ``lengths`` too: batch is 1 then and the state
+has a row a sequence. The law file puts a backend's name into ``wmkernels.dispatch.REQUESTED`` around each test, so that
+an adapter and a module need not pass it on.
 
-A torch.nn module with the methods ``init_state(batch_size)``, ``forward(inputs, state, reset)`` and ``step(input, state,
-reset)`` needs no subclass: ``register(ModuleMemory("Mamba", op="selective_scan", build=lambda width: Mamba(width)))``.
+A torch.nn module with the methods ``init_state(batch_size)``, ``forward(inputs, state, reset)`` and ``step(input,
+state, reset)`` needs no subclass:
+
+    register(ModuleMemory("Mamba", op="selective_scan", build=lambda width: Mamba(width)))
+
+The modules of wmkernels.nn join in tests/memories_nn.py.
 """
 
 import dataclasses
@@ -37,7 +41,7 @@ Outcome = tuple[Tensor, State]
 
 @dataclasses.dataclass
 class Example:
-    """One memory with random inputs; ``configuration`` is what ``configurations`` drew, ``module`` a memory's module."""
+    """A memory with random inputs; ``configuration`` is what ``configurations`` drew, ``module`` a memory's module."""
 
     configuration: Any
     inputs: Named

@@ -1,7 +1,7 @@
 """Random calls of the ops: shapes, layouts, dtypes, options, resets and packing, drawn by Hypothesis.
 
-A ``Problem`` is one call of a public function by its argument names. ``solve`` runs it on a backend, with cotangents for
-everything that comes out, and answers outputs and gradients by name; ``truth`` does so in float64 on the reference.
+A ``Problem`` is one call of a public function by its argument names. ``solve`` runs it on a backend, with cotangents
+for everything that comes out, and answers outputs and gradients by name; ``truth`` does so in float64 on the reference.
 """
 
 import dataclasses
@@ -13,10 +13,10 @@ from unittest import mock
 
 import torch
 from hypothesis import strategies as st
+from tolerances import ERROR_FLOOR_ULPS, ERROR_MULTIPLE
 from torch import Tensor
 
 import wmkernels
-from tolerances import ERROR_FLOOR_ULPS, ERROR_MULTIPLE
 from wmkernels.checks import state_dtype
 
 # The package's attribute of that name is the function.

@@ -4,13 +4,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from places import everywhere
+from problems import Problem, linear_scans, scans, steps
+from tolerances import GRADCHECK, SAVED_SHARE
 from torch.autograd import gradcheck, gradgradcheck
 from torch.utils.checkpoint import checkpoint
 
 import wmkernels
-from places import everywhere
-from problems import Problem, linear_scans, scans, steps
-from tolerances import GRADCHECK, SAVED_SHARE
 
 few = settings(max_examples=max(15, settings().max_examples // 3))
 

@@ -1,4 +1,4 @@
-"""Every kernel computes what the reference computes, as accurately, whatever the shapes, layouts, dtypes and options."""
+"""Every kernel computes what the reference computes, as accurately, whatever the shapes, layouts and options."""
 
 import contextlib
 
@@ -6,10 +6,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-import wmkernels
 from places import everywhere, instruction_sets
 from problems import STATES, Problem, assert_as_accurate_as_the_reference, linear_scans, scans, steps
+
+import wmkernels
 from wmkernels.dispatch import load_native
 
 

@@ -9,15 +9,16 @@
 """
 
 import io
+import itertools
 
 import pytest
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
-
 from memories import MEMORIES, Example
 from places import places
 from tolerances import SAME_KERNEL
+
 from wmkernels import dispatch
 
 CASES = [(memory, place) for memory in MEMORIES for place in places(memory.op)]
@@ -171,7 +172,7 @@ def test_3_a_reset_starts_a_new_sequence(memory, place, data):
         first = bounds[0]
         if first:
             outputs.append(memory.parallel(x, piece(x.inputs, 0, first), x.parameters, state, None)[0])
-        for start, end in zip(bounds[:-1], bounds[1:], strict=True):
+        for start, end in itertools.pairwise(bounds):
             output, state = memory.parallel(x, piece(x.inputs, start, end), x.parameters, None, None)
             outputs.append(output)
         return torch.cat(outputs, 1), state

@@ -1,4 +1,4 @@
-"""The references are the mathematics: held against loops over single numbers, and the public forms against each other."""
+"""The references are the mathematics: held against loops over single numbers, and public forms against each other."""
 
 import math
 
@@ -6,10 +6,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-
-import wmkernels
 from places import everywhere
 from problems import linear_scans, scans, steps
+
+import wmkernels
 
 
 def number(x, *index):
