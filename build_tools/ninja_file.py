@@ -17,6 +17,7 @@ from .cuda import Cuda, host_flags
 from .toolchain import COMPILE_FLAGS, Compiler
 
 NVCC_FLAGS = ("-O3", "--expt-relaxed-constexpr", "-Xcompiler=-fPIC,-fvisibility=hidden")
+OPS = ("selective_scan", "selective_step", "linear_scan")
 EXPORTS = "{ global: PyInit__native; local: *; };\n"
 
 
@@ -68,6 +69,14 @@ def _sources(plan: Plan, pattern: str) -> list[Path]:
     return [path.relative_to(plan.root) for path in sorted(plan.root.glob(pattern))]
 
 
+def _cuda_defines(plan: Plan) -> list[str]:
+    """Tells the bindings which ops have CUDA kernels: those with a file csrc/cuda/<op>*.cu."""
+    if plan.cuda is None:
+        return []
+    ops = [op for op in OPS if _sources(plan, f"csrc/cuda/{op}*.cu")]
+    return ["-DWMK_WITH_CUDA", *(f"-DWMK_WITH_CUDA_{op.upper()}" for op in ops)]
+
+
 def ninja_text(plan: Plan) -> str:
     """The whole of build.ninja."""
     compiler, folder = plan.compiler, plan.folder
@@ -98,8 +107,7 @@ def ninja_text(plan: Plan) -> str:
             builds.append(f"  level = ({level})")
 
     # the longest first, since ninja knows no times at the first build
-    with_cuda = ["-DWMK_WITH_CUDA"] if plan.cuda is not None else []
-    add("cxx", Path("csrc/bindings.cpp"), plan.configuration / "bindings.o", [*bindings, *with_cuda])
+    add("cxx", Path("csrc/bindings.cpp"), plan.configuration / "bindings.o", [*bindings, *_cuda_defines(plan)])
     if plan.cuda is not None:
         rules += [
             "rule nvcc",

@@ -11,11 +11,14 @@
 #include <new>
 #include <string>
 
+// Declared hidden, so that a kernel that nobody wrote is an error of the linker and not of a user's import.
+#pragma GCC visibility push(hidden)
 #include "wmkernels.h"
-
 #ifdef WMK_WITH_CUDA
 #include "cuda/probe.h"
 #endif
+#pragma GCC visibility pop
+
 #if defined(_OPENMP) && !defined(_WIN32)
 #include <dlfcn.h>
 #include <omp.h>
@@ -334,23 +337,20 @@ void set_isa(const std::string& name) {
 
 }  // namespace
 
-#define WMK_DEFINE_OPS(module, backend)                                                                             \
-  define(module, #backend "_selective_scan_forward", wmk_##backend##_selective_scan_forward);                       \
-  define(module, #backend "_selective_scan_forward_workspace", wmk_##backend##_selective_scan_forward_workspace);   \
-  define(module, #backend "_selective_scan_backward", wmk_##backend##_selective_scan_backward);                     \
-  define(module, #backend "_selective_scan_backward_workspace", wmk_##backend##_selective_scan_backward_workspace); \
-  define(module, #backend "_selective_step", wmk_##backend##_selective_step);                                       \
-  define(module, #backend "_linear_scan_forward", wmk_##backend##_linear_scan_forward);                             \
-  define(module, #backend "_linear_scan_forward_workspace", wmk_##backend##_linear_scan_forward_workspace);         \
-  define(module, #backend "_linear_scan_backward", wmk_##backend##_linear_scan_backward);                           \
-  define(module, #backend "_linear_scan_backward_workspace", wmk_##backend##_linear_scan_backward_workspace)
+#define WMK_DEFINE_SCAN(module, function)                                             \
+  define(module, #function "_forward", wmk_##function##_forward);                     \
+  define(module, #function "_forward_workspace", wmk_##function##_forward_workspace); \
+  define(module, #function "_backward", wmk_##function##_backward);                   \
+  define(module, #function "_backward_workspace", wmk_##function##_backward_workspace)
 
 PYBIND11_MODULE(_native, module) {
   module.doc() =
       "The compiled kernels of wmkernels. Import wmkernels instead: it loads torch first and checks tensors.";
   module.def("layout", layout, "Names of the members of an op's structure, each with its number of words.");
   module.def("pack", pack, "The structure of an op as words, from sizes and checked tensors.");
-  WMK_DEFINE_OPS(module, cpu);
+  WMK_DEFINE_SCAN(module, cpu_selective_scan);
+  WMK_DEFINE_SCAN(module, cpu_linear_scan);
+  define(module, "cpu_selective_step", wmk_cpu_selective_step);
   module.def("cpu_isa", [] { return wmk_cpu_isa(); }, "The instruction-set level in use.");
   module.def("cpu_isa_available", [] { return wmk_cpu_isa_available(); }, "Those that run here, best first.");
   module.def("cpu_set_isa", set_isa, "Use one of them.");
@@ -358,9 +358,17 @@ PYBIND11_MODULE(_native, module) {
              "Performs fp32 multiply-adds on registers and answers how many: for measuring the machine.");
   module.def("openmp_library", openmp_library, "The library whose OpenMP runs the CPU kernels.");
 #ifdef WMK_WITH_CUDA
-  WMK_DEFINE_OPS(module, cuda);
   module.def("cuda_archs", [] { return wmk_cuda_architectures(); }, "Architectures with machine code in this build.");
   module.def("cuda_unavailable_reason", wmk_cuda_unavailable_reason, py::call_guard<py::gil_scoped_release>(),
              "Why this build's kernels cannot run on a GPU, empty if they can.");
+#endif
+#ifdef WMK_WITH_CUDA_SELECTIVE_SCAN
+  WMK_DEFINE_SCAN(module, cuda_selective_scan);
+#endif
+#ifdef WMK_WITH_CUDA_LINEAR_SCAN
+  WMK_DEFINE_SCAN(module, cuda_linear_scan);
+#endif
+#ifdef WMK_WITH_CUDA_SELECTIVE_STEP
+  define(module, "cuda_selective_step", wmk_cuda_selective_step);
 #endif
 }
