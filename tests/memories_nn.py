@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from memories import Example, ModuleMemory, Named, Outcome, State, register
 from torch import Tensor
 
-from memories import Example, ModuleMemory, Named, Outcome, State, register
 from wmkernels import nn
 
 
