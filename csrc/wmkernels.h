@@ -25,12 +25,12 @@ enum wmk_dtype { WMK_FLOAT32 = 0, WMK_FLOAT64 = 1, WMK_BFLOAT16 = 2, WMK_FLOAT16
 // What a kernel answers. WMK_OK is 0; bindings.cpp turns the others into Python exceptions.
 enum wmk_status {
   WMK_OK = 0,
-  WMK_NULL_POINTER = 1,  // a required pointer is null although the tensor has elements
-  WMK_BAD_SEQUENCES = 2, // cu_seqlens does not rise from 0 to time (checked on the CPU only)
-  WMK_BAD_INDEX = 3,     // state_batch_indices names a state that does not exist (checked on the CPU only)
-  WMK_UNSUPPORTED = 4,   // a dtype or size that this kernel was not built for
+  WMK_NULL_POINTER = 1,   // a required pointer is null although the tensor has elements
+  WMK_BAD_SEQUENCES = 2,  // cu_seqlens does not rise from 0 to time (checked on the CPU only)
+  WMK_BAD_INDEX = 3,      // state_batch_indices names a state that does not exist (checked on the CPU only)
+  WMK_UNSUPPORTED = 4,    // a dtype or size that this kernel was not built for
   WMK_NO_MEMORY = 5,
-  WMK_CUDA_ERROR = 1000, // plus the cudaError_t
+  WMK_CUDA_ERROR = 1000,  // plus the cudaError_t
 };
 
 // A tensor of up to four dimensions; unused strides are 0.
@@ -46,100 +46,102 @@ typedef struct wmk_view {
 //   y_t    = C_t . h_t + D u_t
 //   out_t  = y_t silu(z_t)
 //
-// Chunks: the state at the start of every `chunk` steps is kept in chunk_states for the backward pass. Slot of chunk k of
-// batch element b: b * ceil(time / chunk) + k. Packed, slot of chunk k of sequence s: cu_seqlens[s] / chunk + s + k,
+// Chunks: the state at the start of every `chunk` steps is kept in chunk_states for the backward pass. Slot of chunk k
+// of batch element b: b * ceil(time / chunk) + k. Packed, slot of chunk k of sequence s: cu_seqlens[s] / chunk + s + k,
 // which never collides; there are time / chunk + sequences slots, and those no chunk falls on are left unwritten.
 // Chunks of a packed sequence count from its own start.
 // ---------------------------------------------------------------------------------------------------------------------
 typedef struct wmk_selective_scan {
   // sizes
   int64_t batch, channels, state, time;
-  int64_t groups;         // of B and C where they vary: channel c reads group c / (channels / groups)
-  int64_t sequences;      // initial and last states: batch, or the number of packed sequences
-  int64_t chunk;          // steps between two saved states
-  int64_t dtype;          // wmk_dtype of u, delta, z, out, of B and C where they vary, and of their gradients
-  int64_t delta_softplus; // 0 or 1
-  int64_t B_varies;       // 1: B is [batch, groups, state, time] in `dtype`; 0: [channels, state] in the state dtype
-  int64_t C_varies;       // likewise
+  int64_t groups;          // of B and C where they vary: channel c reads group c / (channels / groups)
+  int64_t sequences;       // initial and last states: batch, or the number of packed sequences
+  int64_t chunk;           // steps between two saved states
+  int64_t dtype;           // wmk_dtype of u, delta, z, out, of B and C where they vary, and of their gradients
+  int64_t delta_softplus;  // 0 or 1
+  int64_t B_varies;        // 1: B is [batch, groups, state, time] in `dtype`; 0: [channels, state] in the state dtype
+  int64_t C_varies;        // likewise
   // where and how
-  int64_t threads; // CPU: how many to use, at least 1
-  int64_t device;  // GPU: its index
-  int64_t stream;  // GPU: a cudaStream_t
+  int64_t threads;  // CPU: how many to use, at least 1
+  int64_t device;   // GPU: its index
+  int64_t stream;   // GPU: a cudaStream_t
   void* workspace;
   // inputs
-  wmk_view u;             // [batch, channels, time]
-  wmk_view delta;         // [batch, channels, time], step size before bias and softplus
-  wmk_view A;             // [channels, state], state dtype
-  wmk_view B;             // see B_varies
-  wmk_view C;             // see C_varies
-  wmk_view D;             // [channels], state dtype, optional
-  wmk_view z;             // [batch, channels, time], gate before silu, optional
-  wmk_view delta_bias;    // [channels], state dtype, optional
-  wmk_view initial_state; // [sequences, channels, state], state dtype, optional (zero)
-  wmk_view reset;         // [batch, time], bytes 0 or 1, optional: 1 forgets the state before this step
-  wmk_view cu_seqlens;    // [sequences + 1], int64, contiguous, optional: batch is then 1
+  wmk_view u;              // [batch, channels, time]
+  wmk_view delta;          // [batch, channels, time], step size before bias and softplus
+  wmk_view A;              // [channels, state], state dtype
+  wmk_view B;              // see B_varies
+  wmk_view C;              // see C_varies
+  wmk_view D;              // [channels], state dtype, optional
+  wmk_view z;              // [batch, channels, time], gate before silu, optional
+  wmk_view delta_bias;     // [channels], state dtype, optional
+  wmk_view initial_state;  // [sequences, channels, state], state dtype, optional (zero)
+  wmk_view reset;          // [batch, time], bytes 0 or 1, optional: 1 forgets the state before this step
+  wmk_view cu_seqlens;     // [sequences + 1], int64, contiguous, optional: batch is then 1
   // forward outputs
-  wmk_view out;          // [batch, channels, time], `dtype`
-  wmk_view last_state;   // [sequences, channels, state], state dtype, contiguous
-  wmk_view chunk_states; // [slots, channels, state], state dtype, contiguous; forward: optional output, backward: input
+  wmk_view out;         // [batch, channels, time], `dtype`
+  wmk_view last_state;  // [sequences, channels, state], state dtype, contiguous
+  wmk_view
+      chunk_states;  // [slots, channels, state], state dtype, contiguous; forward: optional output, backward: input
   // backward inputs
-  wmk_view grad_out;        // [batch, channels, time], `dtype`
-  wmk_view grad_last_state; // [sequences, channels, state], state dtype, optional (zero)
+  wmk_view grad_out;         // [batch, channels, time], `dtype`
+  wmk_view grad_last_state;  // [sequences, channels, state], state dtype, optional (zero)
   // backward outputs, each optional except as said; a gradient has the dtype and shape of its input
   wmk_view grad_u;
   wmk_view grad_delta;
-  wmk_view grad_A;             // [channels, state], state dtype, contiguous
-  wmk_view grad_B;             // [batch, groups, state, time], `dtype`; or [channels, state], state dtype, contiguous
-  wmk_view grad_C;             // likewise
-  wmk_view grad_D;             // [channels], contiguous; null where D is
-  wmk_view grad_z;             // null where z is
-  wmk_view grad_delta_bias;    // [channels], contiguous; null where delta_bias is
-  wmk_view grad_initial_state; // [sequences, channels, state], state dtype, contiguous
+  wmk_view grad_A;              // [channels, state], state dtype, contiguous
+  wmk_view grad_B;              // [batch, groups, state, time], `dtype`; or [channels, state], state dtype, contiguous
+  wmk_view grad_C;              // likewise
+  wmk_view grad_D;              // [channels], contiguous; null where D is
+  wmk_view grad_z;              // null where z is
+  wmk_view grad_delta_bias;     // [channels], contiguous; null where delta_bias is
+  wmk_view grad_initial_state;  // [sequences, channels, state], state dtype, contiguous
 } wmk_selective_scan;
 
 // One step of the same recurrence. state_out may be state_in itself (the in-place update).
 typedef struct wmk_selective_step {
   int64_t batch, channels, state, groups;
-  int64_t states;         // rows of state_in: batch, or the size of the cache that indices point into
-  int64_t dtype;          // of u, delta, z, out, B, C
-  int64_t state_dtype;    // of state_in and state_out: float32, float64, or a 16-bit type; the arithmetic is in fp32/64
-  int64_t delta_softplus; // 0 or 1
+  int64_t states;       // rows of state_in: batch, or the size of the cache that indices point into
+  int64_t dtype;        // of u, delta, z, out, B, C
+  int64_t state_dtype;  // of state_in and state_out: float32, float64, or a 16-bit type; the arithmetic is in fp32/64
+  int64_t delta_softplus;  // 0 or 1
   int64_t threads, device, stream;
-  wmk_view state_in;   // [states, channels, state]
-  wmk_view state_out;  // [states, channels, state]; the same memory as state_in, or none of it
-  wmk_view u;          // [batch, channels]
-  wmk_view delta;      // [batch, channels]
-  wmk_view A;          // [channels, state], float32 or float64
-  wmk_view B;          // [batch, groups, state]
-  wmk_view C;          // [batch, groups, state]
-  wmk_view D;          // [channels], float32 or float64, optional
-  wmk_view z;          // [batch, channels], optional
-  wmk_view delta_bias; // [channels], float32 or float64, optional
-  wmk_view reset;      // [batch], bytes 0 or 1, optional
-  wmk_view indices;    // [batch], int64, optional: row of the state of each batch element; below 0: leave alone, out = 0
-  wmk_view out;        // [batch, channels]
+  wmk_view state_in;    // [states, channels, state]
+  wmk_view state_out;   // [states, channels, state]; the same memory as state_in, or none of it
+  wmk_view u;           // [batch, channels]
+  wmk_view delta;       // [batch, channels]
+  wmk_view A;           // [channels, state], float32 or float64
+  wmk_view B;           // [batch, groups, state]
+  wmk_view C;           // [batch, groups, state]
+  wmk_view D;           // [channels], float32 or float64, optional
+  wmk_view z;           // [batch, channels], optional
+  wmk_view delta_bias;  // [channels], float32 or float64, optional
+  wmk_view reset;       // [batch], bytes 0 or 1, optional
+  wmk_view indices;  // [batch], int64, optional: row of the state of each batch element; below 0: leave alone, out = 0
+  wmk_view out;      // [batch, channels]
 } wmk_selective_step;
 
 // Linear scan: h_t = gates_t h_{t-1} + tokens_t; reverse: h_t = gates_t h_{t+1} + tokens_t, from the end.
-// Forward in time, reset[t] drops h_{t-1}. In reverse, reset[t] keeps h_t from reaching t-1; reset[0] zeroes last_state.
+// Forward in time, reset[t] drops h_{t-1}. In reverse, reset[t] keeps h_t from reaching t-1; reset[0] zeroes
+// last_state.
 typedef struct wmk_linear_scan {
   int64_t batch, channels, time;
-  int64_t dtype;   // of gates, tokens, out and their gradients
-  int64_t reverse; // 0 or 1
+  int64_t dtype;    // of gates, tokens, out and their gradients
+  int64_t reverse;  // 0 or 1
   int64_t threads, device, stream;
   void* workspace;
-  wmk_view gates;         // [batch, channels, time]
-  wmk_view tokens;        // [batch, channels, time]
-  wmk_view initial_state; // [batch, channels], state dtype, optional (zero); in reverse it stands at t = time
-  wmk_view reset;         // [batch, time], bytes 0 or 1, optional
-  wmk_view out;           // [batch, channels, time]; forward: output, backward: input
-  wmk_view last_state;    // [batch, channels], state dtype, contiguous
+  wmk_view gates;          // [batch, channels, time]
+  wmk_view tokens;         // [batch, channels, time]
+  wmk_view initial_state;  // [batch, channels], state dtype, optional (zero); in reverse it stands at t = time
+  wmk_view reset;          // [batch, time], bytes 0 or 1, optional
+  wmk_view out;            // [batch, channels, time]; forward: output, backward: input
+  wmk_view last_state;     // [batch, channels], state dtype, contiguous
   // backward
-  wmk_view grad_out;        // [batch, channels, time]
-  wmk_view grad_last_state; // [batch, channels], state dtype, optional (zero)
+  wmk_view grad_out;         // [batch, channels, time]
+  wmk_view grad_last_state;  // [batch, channels], state dtype, optional (zero)
   wmk_view grad_gates;
   wmk_view grad_tokens;
-  wmk_view grad_initial_state; // [batch, channels], state dtype, contiguous, optional
+  wmk_view grad_initial_state;  // [batch, channels], state dtype, contiguous, optional
 } wmk_linear_scan;
 
 // CPU. Each answers a wmk_status; each *_workspace answers bytes.
