@@ -198,3 +198,22 @@ def step_size(delta, bias, inside, SOFTPLUS: tl.constexpr):
     else:
         step = raw
     return tl.where(inside, step, 0.0), raw
+
+
+@triton.jit
+def load_steps(tile, stride, t0, inside, dtype: tl.constexpr):
+    """Steps from t0 on of a tile of pointers, in the dtype of the arithmetic."""
+    return tl.load(tile + t0 * stride, mask=inside, other=0.0).to(dtype)
+
+
+@triton.jit
+def load_resets(reset, row, strides, t, end):
+    """Whether each step t forgets, (T, 1, 1, 1, 1)."""
+    flags = tl.load(reset + row * strides[0] + t * strides[1], mask=t < end, other=0)
+    return (flags != 0)[:, None, None, None, None]
+
+
+@triton.jit
+def through_silu(grad_out, z):
+    """The gradient that passes the gate z silu."""
+    return grad_out * (z * sigmoid(z))

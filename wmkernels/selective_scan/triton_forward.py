@@ -32,6 +32,7 @@ from wmkernels.selective_scan.triton_device import (
     step_size,
     sum_states,
 )
+from wmkernels.selective_scan.triton_segments import chain
 from wmkernels.selective_scan.triton_tiles import Tiles, group_count, projection_strides
 
 
@@ -97,7 +98,7 @@ def forward_kernel(
     d4, n4 = d[None, :, None, :], n[:, None, :, None].to(tl.int64)
     state_in = d_in[None, :, None, :] & (n < state)[:, None, :, None]
     state_offsets = d4 * state + n4
-    states_size = channels.to(tl.int64) * state
+    states_size = tl.full((), state, tl.int64) * channels
 
     decay_rate = tl.load(A + d4 * A_strides[0] + n4 * A_strides[1], mask=state_in, other=0.0) * LOG2E
     bias = None
@@ -201,89 +202,6 @@ def forward_kernel(
         tl.store(last_state + slot * states_size + state_offsets, h, mask=state_in)
     elif is_last:
         tl.store(last_state + sequence * states_size + state_offsets, h, mask=state_in)
-
-
-@triton.jit
-def chain_kernel(
-    first,  # (sequences, channels, state) or None: what enters each sequence
-    first_strides,
-    ends,  # (slots, channels, state): what each segment adds
-    decays,  # (slots, channels, state): and how much of what enters it gets through; RESET: none
-    enters,  # (slots, channels, state): output, what enters each segment
-    cu_seqlens,
-    channels,
-    state,
-    time,
-    blocks,
-    segment,
-    slots_each,
-    REVERSE: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    block = tl.program_id(0) % blocks
-    sequence = (tl.program_id(0) // blocks).to(tl.int64)
-    size = channels.to(tl.int64) * state
-    e = block.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    inside = e < size
-    if cu_seqlens is None:
-        slot = sequence * slots_each
-        count = (time + segment - 1) // segment
-    else:
-        begin = tl.load(cu_seqlens + sequence)
-        slot = begin // segment + sequence
-        count = ((tl.load(cu_seqlens + sequence + 1) - begin + segment - 1) // segment).to(tl.int32)
-    count = tl.maximum(count, 1)
-    carry = tl.zeros([BLOCK], ends.dtype.element_ty)
-    if first is not None:
-        place = sequence * first_strides[0] + (e // state) * first_strides[1] + (e % state) * first_strides[2]
-        carry = tl.load(first + place, mask=inside, other=0.0)
-    advance = size
-    if REVERSE:
-        slot += count - 1
-        advance = -size
-    place = slot * size + e
-    end = tl.load(ends + place, mask=inside, other=0.0)
-    decay = tl.load(decays + place, mask=inside, other=0.0)
-    for i in range(count):
-        tl.store(enters + place, carry, mask=inside)
-        # Nothing times an infinite growth is nothing, as it would be step by step.
-        carry = tl.where((decay < 0.0) | (carry == 0.0), end, decay * carry + end)
-        place += advance
-        more = e < tl.where(i + 1 < count, size, 0)
-        end = tl.load(ends + place, mask=more, other=0.0)
-        decay = tl.load(decays + place, mask=more, other=0.0)
-
-
-CHAIN_BLOCK = 128
-
-
-def chain(
-    first: Tensor | None, ends: Tensor, decays: Tensor, cu_seqlens: Tensor | None, tiles: Tiles, reverse: bool
-) -> Tensor:
-    """(slots, channels, state): what enters each segment."""
-    _, channels, state = ends.shape
-    enters = torch.empty_like(ends)
-    blocks = runtime.ceil_div(channels * state, CHAIN_BLOCK)
-    runtime.launch(
-        chain_kernel,
-        blocks * tiles.sequences,
-        first,
-        runtime.strides(first, 3),
-        ends,
-        decays,
-        enters,
-        cu_seqlens,
-        channels,
-        state,
-        tiles.time,
-        blocks,
-        tiles.segment,
-        tiles.slots_each,
-        REVERSE=reverse,
-        BLOCK=CHAIN_BLOCK,
-        num_warps=CHAIN_BLOCK // 32,
-    )
-    return enters
 
 
 def forward(

@@ -1,5 +1,6 @@
 """The selective scan's Triton backend: forward, backward and a single step."""
 
 from wmkernels.selective_scan.triton_forward import forward
+from wmkernels.selective_scan.triton_gradients import backward
 
-__all__ = ["forward"]
+__all__ = ["backward", "forward"]
