@@ -1,0 +1,95 @@
+"""Compiles CUDA sources for the emulator, with sanitizers, and keeps what it compiled.
+
+``python emulator/build.py NAME SOURCE... [-- FLAG...]`` does the same from a shell and prints the program's path.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
+CACHE = ROOT / "build" / "emulator"
+SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize=vptr,null,return,unreachable", "-fno-sanitize-recover=all")
+FLAGS = (
+    *("-std=c++17", "-O1", "-g1", "-fno-omit-frame-pointer", "-fPIC", "-Wall", "-Wextra", "-Wno-unknown-pragmas"),
+    *SANITIZERS,
+)
+
+
+class BuildError(RuntimeError):
+    """The compiler refused a source; the message is what it printed."""
+
+
+def find_compiler() -> str | None:
+    """The C++ compiler of CXX, or the first of the usual ones, or None."""
+    return next(filter(None, map(shutil.which, (os.environ.get("CXX", ""), "g++", "clang++", "c++"))), None)
+
+
+def build(name: str, sources: Sequence[Path], flags: Sequence[str] = ()) -> Path:
+    """A program that serves the ``extern "C"`` functions of ``sources``, compiled unless it is there already.
+
+    Args:
+        name: what the program is called; its folder in ``build/emulator`` also holds a digest of all that went in.
+        sources: ``.cu`` files that launch with CUDA_EMULATOR_LAUNCH (through the project's own macro, as a rule).
+        flags: for the compiler, such as ``-DNAME`` or ``-I...``.
+
+    Raises:
+        BuildError: there is no compiler, or it found an error.
+    """
+    compiler = find_compiler()
+    if compiler is None:
+        raise BuildError("no C++ compiler found: set CXX or install g++")
+    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
+    own = [HERE / "runtime.cpp", HERE / "server.cpp"]
+    command = [compiler, *FLAGS, f"-I{HERE}", *flags]
+    sources = [*own, *sources]
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        objects = list(pool.map(lambda source: _compile(command, version, source), sources))
+    digest = hashlib.sha256("\0".join(path.name for path in objects).encode()).hexdigest()[:16]
+    program = CACHE / f"{name}-{digest}"
+    if not program.exists():
+        # -rdynamic: the server looks functions up by name
+        _run([*command, "-rdynamic", *map(str, objects), "-ldl"], program)
+    return program
+
+
+def _compile(command: Sequence[str], version: str, source: Path) -> Path:
+    """The object of one source, named by a digest of its preprocessed text."""
+    language = ["-x", "c++", str(source)]
+    text = subprocess.run([*command, "-E", *language], capture_output=True, text=True)
+    if text.returncode:
+        raise BuildError(text.stderr)
+    key = "\0".join([*command[1:], version, text.stdout])
+    target = CACHE / f"{source.stem}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.o"
+    if not target.exists():
+        _run([*command, "-c", *language], target)
+    return target
+
+
+def _run(command: Sequence[str], target: Path) -> None:
+    """Runs a compiler into a file that appears only when it is whole: other test processes may be waiting for it."""
+    partial = target.with_name(f"{target.name}.{os.getpid()}")
+    done = subprocess.run([*command, "-o", str(partial)], capture_output=True, text=True)
+    if done.returncode:
+        raise BuildError(done.stderr)
+    partial.replace(target)
+
+
+def main(arguments: Sequence[str]) -> None:
+    """The command line: a name, sources, and after ``--`` flags."""
+    split = arguments.index("--") if "--" in arguments else len(arguments)
+    name, *sources = arguments[:split]
+    print(build(name, [Path(source).resolve() for source in sources], arguments[split + 1 :]))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,435 @@
+// The scheduler of the emulated threads: which runs next, what each waits for, and when that can never come.
+//
+// One block runs after another, or up to four side by side, as the seed says. If all running threads spin (yield)
+// without anyone getting further, another block is started: kernels whose blocks wait for each other so get as many
+// side by side as they need, and only a wait that no block can end is an error.
+#include <stdio.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+#include <memory>
+#include <random>
+
+#include "cuda_emulator.h"
+#include "fiber.h"
+
+namespace cuda_emulator {
+
+dim3 thread_index, block_index, block_size, grid_size;
+Settings settings;
+Record record;
+
+namespace {
+
+constexpr size_t kStackBytes = 256 * 1024;
+constexpr int64_t kSharedLimit = 232448;  // of a block, sm_90
+constexpr int kFruitlessRounds = 2000;    // of spinning, before it is called endless
+
+struct Block;
+
+struct AsyncCopy {
+  void* destination;
+  size_t bytes;
+  int group;
+  unsigned char data[16];
+};
+
+struct Fiber {
+  Context context;
+  Block* block = nullptr;
+  unsigned index = 0;           // in the block
+  const char* waits = nullptr;  // in what; null: runs or can run
+  Where where{"", 0};
+  bool ended = false;
+  std::vector<AsyncCopy> copies;
+  int copy_group = 0;
+};
+
+// Lanes that come together under one mask. Two sets of slots: a lane may still read those of the last meeting while
+// the next one gathers.
+struct Meeting {
+  unsigned mask = 0, arrived = 0;
+  const char* name = nullptr;
+  Where where{"", 0};
+  int turn = 0;
+  uint64_t values[2][32];
+};
+
+struct Warp {
+  unsigned ended = 0;
+  std::vector<std::unique_ptr<Meeting>> meetings;
+};
+
+struct SharedArray {
+  const void* key;
+  void* memory;
+};
+
+struct Block {
+  dim3 index;
+  std::vector<Fiber*> fibers;
+  std::vector<Warp> warps;
+  unsigned alive = 0;
+  unsigned char* shared = nullptr;
+  std::vector<SharedArray> arrays;
+  // the barrier that threads gather at
+  unsigned arrived = 0, votes = 0;
+  Where barrier{"", 0};
+  int result = 0;
+};
+
+struct Launch {
+  const char* kernel = "";
+  void (*body)(void*) = nullptr;
+  void* argument = nullptr;
+  int64_t shared_bytes = 0;
+  unsigned threads = 0;
+  std::vector<Fiber*> ready, spinning;
+  std::vector<std::unique_ptr<Block>> blocks;
+};
+
+Context scheduler;
+Launch launch_state;
+Fiber* current = nullptr;
+std::vector<std::unique_ptr<Fiber>> all_fibers;
+std::vector<Fiber*> idle_fibers;
+std::mt19937_64 random_numbers;
+
+std::string text_of(Where where) { return std::string(where.file) + ":" + std::to_string(where.line); }
+std::string text_of(dim3 index) {
+  return "(" + std::to_string(index.x) + "," + std::to_string(index.y) + "," + std::to_string(index.z) + ")";
+}
+bool same(Where a, Where b) { return a.line == b.line && strcmp(a.file, b.file) == 0; }
+
+uint64_t below(uint64_t count) { return random_numbers() % count; }
+
+void fiber_main();
+
+// Hands control back to the scheduler until it picks this fiber again.
+void suspend() { current->context.switch_to(scheduler); }
+
+void wait_in(const char* what, Where where) {
+  current->waits = what;
+  current->where = where;
+  suspend();
+}
+
+void wake(Fiber* fiber) {
+  fiber->waits = nullptr;
+  launch_state.ready.push_back(fiber);
+}
+
+void* poisoned(size_t bytes, size_t alignment) {
+  void* memory = nullptr;
+  if (posix_memalign(&memory, std::max<size_t>(alignment, 16), bytes) != 0) fail("out of memory");
+  memset(memory, 0xFF, bytes);
+  return memory;
+}
+
+void start_block(int64_t number) {
+  Launch& launch = launch_state;
+  launch.blocks.push_back(std::make_unique<Block>());
+  Block* block = launch.blocks.back().get();
+  const int64_t column = number / grid_size.x;
+  block->index = dim3(static_cast<unsigned>(number % grid_size.x), static_cast<unsigned>(column % grid_size.y),
+                      static_cast<unsigned>(column / grid_size.y));
+  block->warps.resize((launch.threads + 31) / 32);
+  block->alive = launch.threads;
+  // 1,024 bytes is the most that any instruction asks of shared memory
+  block->shared = static_cast<unsigned char*>(poisoned(static_cast<size_t>(launch.shared_bytes), 1024));
+  for (unsigned i = 0; i < launch.threads; ++i) {
+    if (idle_fibers.empty()) {
+      all_fibers.push_back(std::make_unique<Fiber>());
+      all_fibers.back()->context.allocate(kStackBytes);
+      idle_fibers.push_back(all_fibers.back().get());
+    }
+    Fiber* fiber = idle_fibers.back();
+    idle_fibers.pop_back();
+    fiber->block = block;
+    fiber->index = i;
+    fiber->waits = nullptr;
+    fiber->ended = false;
+    fiber->copies.clear();
+    fiber->copy_group = 0;
+    fiber->context.begin(fiber_main);
+    block->fibers.push_back(fiber);
+    launch.ready.push_back(fiber);
+  }
+  ++record.blocks;
+}
+
+void end_block(Block* block) {
+  free(block->shared);
+  for (const SharedArray& array : block->arrays) free(array.memory);
+  idle_fibers.insert(idle_fibers.end(), block->fibers.rbegin(), block->fibers.rend());
+  auto& blocks = launch_state.blocks;
+  blocks.erase(std::find_if(blocks.begin(), blocks.end(), [block](const auto& b) { return b.get() == block; }));
+}
+
+// What a thread leaves behind: nobody may wait for it.
+void end_thread(Fiber* fiber) {
+  Block* block = fiber->block;
+  fiber->ended = true;
+  --block->alive;
+  Warp& warp = block->warps[fiber->index / 32];
+  warp.ended |= 1u << (fiber->index % 32);
+  if (block->arrived != 0) {
+    fail("this thread has ended, and others wait for it in __syncthreads at " + text_of(block->barrier));
+  }
+  for (const auto& meeting : warp.meetings) {
+    if (meeting->arrived != 0 && (meeting->mask & warp.ended) != 0) {
+      fail(std::string("this thread has ended, and others wait for it in ") + meeting->name + " at " +
+           text_of(meeting->where));
+    }
+  }
+}
+
+__attribute__((no_sanitize_address)) void fiber_main() {
+  current->context.arrived();
+  launch_state.body(launch_state.argument);
+  end_thread(current);
+  current->context.switch_to(scheduler, true);
+  abort();
+}
+
+// Nobody can run: says who waits for what.
+[[noreturn]] void report_deadlock() {
+  std::string message = "no thread can go on";
+  for (const auto& block : launch_state.blocks) {
+    std::vector<std::pair<const Fiber*, int>> kinds;
+    for (const Fiber* fiber : block->fibers) {
+      if (fiber->ended || fiber->waits == nullptr) continue;
+      auto kind = std::find_if(kinds.begin(), kinds.end(), [fiber](const auto& k) {
+        return k.first->waits == fiber->waits && same(k.first->where, fiber->where);
+      });
+      if (kind == kinds.end()) {
+        kinds.emplace_back(fiber, 1);
+      } else {
+        ++kind->second;
+      }
+    }
+    for (const auto& [fiber, count] : kinds) {
+      message += "\n  block " + text_of(block->index) + ": " + std::to_string(count) + " threads wait in " +
+                 fiber->waits + " at " + text_of(fiber->where) + ", first thread " + std::to_string(fiber->index);
+    }
+    const unsigned ended = launch_state.threads - block->alive;
+    if (ended) message += "\n  block " + text_of(block->index) + ": " + std::to_string(ended) + " threads have ended";
+  }
+  current = nullptr;
+  fail(message);
+}
+
+Fiber* take_next() {
+  std::vector<Fiber*>& ready = launch_state.ready;
+  size_t at = 0;
+  if (settings.seed == 1) {
+    at = ready.size() - 1;
+  } else if (settings.seed > 1) {
+    at = below(ready.size());
+  }
+  Fiber* fiber = ready[at];
+  if (settings.seed > 1) {
+    ready[at] = ready.back();
+    ready.pop_back();
+  } else {
+    ready.erase(ready.begin() + static_cast<std::ptrdiff_t>(at));
+  }
+  return fiber;
+}
+
+void resume(Fiber* fiber) {
+  current = fiber;
+  const unsigned i = fiber->index;
+  thread_index = dim3(i % block_size.x, i / block_size.x % block_size.y, i / block_size.x / block_size.y);
+  block_index = fiber->block->index;
+  ++record.switches;
+  scheduler.switch_to(fiber->context);
+  current = nullptr;
+  if (fiber->ended && fiber->block->alive == 0) end_block(fiber->block);
+}
+
+}  // namespace
+
+void fail(const std::string& message) {
+  std::string place = std::string("cuda emulator: kernel ") + launch_state.kernel;
+  if (current != nullptr) place += ", block " + text_of(block_index) + ", thread " + text_of(thread_index);
+  fprintf(stderr, "%s (seed %llu): %s\n", place.c_str(), static_cast<unsigned long long>(settings.seed),
+          message.c_str());
+  fflush(stderr);
+  _exit(86);
+}
+
+void run(const char* kernel, dim3 grid, dim3 block, int64_t shared_bytes, void (*body)(void*), void* argument) {
+  Launch& launch = launch_state;
+  launch.kernel = kernel;
+  launch.body = body;
+  launch.argument = argument;
+  launch.shared_bytes = shared_bytes;
+  grid_size = grid;
+  block_size = block;
+  const int64_t threads = static_cast<int64_t>(block.x) * block.y * block.z;
+  const int64_t blocks = static_cast<int64_t>(grid.x) * grid.y * grid.z;
+  if (threads < 1 || threads > 1024) fail("a block of " + std::to_string(threads) + " threads");
+  if (blocks < 1 || grid.x > 0x7fffffffu || grid.y > 65535 || grid.z > 65535) fail("a grid of " + text_of(grid));
+  if (shared_bytes < 0 || shared_bytes > kSharedLimit) {
+    fail(std::to_string(shared_bytes) + " bytes of shared memory, a block has at most " + std::to_string(kSharedLimit));
+  }
+  launch.threads = static_cast<unsigned>(threads);
+  record.kernels.emplace_back(kernel);
+  random_numbers.seed(settings.seed);
+
+  std::vector<int64_t> order(static_cast<size_t>(blocks));
+  for (int64_t i = 0; i < blocks; ++i) order[static_cast<size_t>(i)] = settings.seed == 1 ? blocks - 1 - i : i;
+  if (settings.seed > 1) std::shuffle(order.begin(), order.end(), random_numbers);
+  size_t side_by_side = settings.seed > 1 ? 1 + below(4) : 1, started = 0;
+  int fruitless = 0;
+  for (;;) {
+    while (launch.blocks.size() < side_by_side && started < order.size()) start_block(order[started++]);
+    if (launch.blocks.empty()) break;
+    if (launch.ready.empty()) {
+      if (launch.spinning.empty()) report_deadlock();
+      launch.ready.swap(launch.spinning);
+      if (++fruitless > kFruitlessRounds) report_deadlock();
+      // the first rounds may be fruitless only by the order of the threads
+      if (fruitless > 2 && started < order.size()) {
+        ++side_by_side;
+        fruitless = 0;
+      }
+      continue;
+    }
+    Fiber* fiber = take_next();
+    resume(fiber);
+    if (launch.spinning.empty() || launch.spinning.back() != fiber) fruitless = 0;
+  }
+}
+
+unsigned char* dynamic_shared_memory() { return current->block->shared; }
+
+void* static_shared_memory(const void* key, size_t bytes, size_t alignment) {
+  std::vector<SharedArray>& arrays = current->block->arrays;
+  for (const SharedArray& array : arrays) {
+    if (array.key == key) return array.memory;
+  }
+  arrays.push_back({key, poisoned(bytes, alignment)});
+  return arrays.back().memory;
+}
+
+void yield() {
+  current->waits = "a spin-wait";
+  launch_state.spinning.push_back(current);
+  suspend();
+  current->waits = nullptr;
+}
+
+int block_barrier(Vote vote, bool predicate, Where where) {
+  Block* block = current->block;
+  const unsigned threads = launch_state.threads;
+  if (block->alive != threads) {
+    fail("__syncthreads at " + text_of(where) + ", but " + std::to_string(threads - block->alive) +
+         " threads of the block have ended");
+  }
+  if (block->arrived == 0) {
+    block->barrier = where;
+    block->votes = 0;
+  } else if (!same(block->barrier, where)) {
+    fail("__syncthreads at " + text_of(where) + ", while others of the block wait in the one at " +
+         text_of(block->barrier));
+  }
+  ++block->arrived;
+  block->votes += predicate ? 1 : 0;
+  if (block->arrived < threads) {
+    wait_in("__syncthreads", where);
+  } else {
+    block->arrived = 0;
+    const int votes = static_cast<int>(block->votes);
+    block->result = vote == Vote::kAny ? votes != 0 : vote == Vote::kAll ? votes == static_cast<int>(threads) : votes;
+    for (Fiber* fiber : block->fibers) wake(fiber);
+    suspend();  // the last to come need not be the first to go on
+  }
+  return block->result;
+}
+
+unsigned lane() { return current->index % 32; }
+
+const uint64_t* warp_collective(const char* name, unsigned mask, uint64_t value, Where where) {
+  Fiber* fiber = current;
+  const unsigned first = fiber->index / 32 * 32, me = 1u << lane();
+  Warp& warp = fiber->block->warps[fiber->index / 32];
+  const unsigned width = std::min(32u, launch_state.threads - first);
+  const unsigned exist = width == 32 ? 0xffffffffu : (1u << width) - 1;
+  const auto call = [&] { return std::string(name) + " at " + text_of(where); };
+  if ((mask & me) == 0) fail(call() + ": the calling lane is not in its mask");
+  if ((mask & ~exist) != 0) fail(call() + ": its mask names lanes that the block does not have");
+  if ((mask & warp.ended) != 0) fail(call() + ": its mask names a lane that has ended");
+
+  Meeting* meeting = nullptr;
+  for (const auto& known : warp.meetings) {
+    if (known->mask == mask) meeting = known.get();
+  }
+  if (meeting == nullptr) {
+    warp.meetings.push_back(std::make_unique<Meeting>());
+    meeting = warp.meetings.back().get();
+    meeting->mask = mask;
+  }
+  if (meeting->arrived == 0) {
+    meeting->name = name;
+    meeting->where = where;
+  } else if (strcmp(meeting->name, name) != 0 || !same(meeting->where, where)) {
+    fail(call() + ": other lanes of its mask wait in " + meeting->name + " at " + text_of(meeting->where));
+  }
+  const int turn = meeting->turn;
+  meeting->arrived |= me;
+  meeting->values[turn][lane()] = value;
+  if (meeting->arrived != mask) {
+    wait_in(name, where);
+  } else {
+    meeting->arrived = 0;
+    meeting->turn = 1 - turn;
+    for (unsigned i = 0; i < width; ++i) {
+      if (mask >> i & 1u) wake(fiber->block->fibers[first + i]);
+    }
+    suspend();
+  }
+  return meeting->values[turn];
+}
+
+void copy_async(void* shared, const void* global, size_t bytes, const char* file, int line) {
+  AsyncCopy copy;
+  if (bytes != 4 && bytes != 8 && bytes != 16) fail("an asynchronous copy of " + std::to_string(bytes) + " bytes");
+  const uintptr_t both = reinterpret_cast<uintptr_t>(shared) | reinterpret_cast<uintptr_t>(global);
+  if (both % bytes != 0) {
+    fail("an asynchronous copy of " + std::to_string(bytes) + " bytes at " + text_of({file, line}) +
+         " is not aligned to them");
+  }
+  copy.destination = shared;
+  copy.bytes = bytes;
+  copy.group = current->copy_group;
+  memcpy(copy.data, global, bytes);
+  memset(shared, 0xFF, bytes);
+  current->copies.push_back(copy);
+}
+
+void copy_async_commit() { ++current->copy_group; }
+
+namespace {
+
+// Ends the copies up to this group.
+void end_copies(int group) {
+  std::vector<AsyncCopy>& copies = current->copies;
+  size_t left = 0;
+  for (const AsyncCopy& copy : copies) {
+    if (copy.group <= group) {
+      memcpy(copy.destination, copy.data, copy.bytes);
+    } else {
+      copies[left++] = copy;
+    }
+  }
+  copies.resize(left);
+}
+
+}  // namespace
+
+void copy_async_wait_all() { end_copies(current->copy_group); }
+void copy_async_wait_group(int under_way) { end_copies(current->copy_group - 1 - under_way); }
+
+}  // namespace cuda_emulator
