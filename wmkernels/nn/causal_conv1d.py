@@ -7,7 +7,7 @@ segment is that of the output. It selects, so NaN and infinity stay in their seg
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -107,7 +107,7 @@ class CausalConv1d(nn.Module):
             time = inputs.shape[1]
             padded = torch.cat([window, steps], 1)  # (batch, kernel_size - 1 + time, channels)
             segments = None if reset is None else F.pad(reset.cumsum(1), (self.kernel_size - 1, 0))
-            outputs = self._weighted_sum(padded, segments)
+            outputs = self._convolve(padded, segments)
             window = padded[:, time:].clone()  # a view would keep, and save, the whole sequence
             if segments is not None:
                 window = window.masked_fill((segments[:, time:] != segments[:, -1:])[..., None], 0)
@@ -123,7 +123,7 @@ class CausalConv1d(nn.Module):
         if reset is not None:
             window = window.masked_fill(reset[:, None, None], 0)
         padded = torch.cat([window, input[:, None].to(window.dtype)], 1)  # (batch, kernel_size, channels)
-        return self._weighted_sum(padded, None)[:, 0].to(input.dtype), {"window": padded[:, 1:].clone()}
+        return self._weighted_sum(padded.unbind(1)).to(input.dtype), {"window": padded[:, 1:].clone()}
 
     def _window(self, state: Mapping[str, Tensor] | None, rows: int, inputs: Tensor) -> Tensor:
         shape = (rows, self.kernel_size - 1, self.channels)
@@ -132,19 +132,27 @@ class CausalConv1d(nn.Module):
         require_state("CausalConv1d", state, {"window": shape}, inputs)
         return state["window"].to(state_dtype(inputs.dtype))
 
-    def _weighted_sum(self, padded: Tensor, segments: Tensor | None) -> Tensor:
+    def _convolve(self, padded: Tensor, segments: Tensor | None) -> Tensor:
         """(batch, kernel_size - 1 + time, channels) -> (batch, time, channels); ``segments`` numbers the rows."""
-        taps = self.weight.squeeze(1).t().to(padded.dtype).contiguous()  # (kernel_size, channels), the last for now
-        last = self.kernel_size - 1
-        time = padded.shape[1] - last
-        now = padded[:, last:]
-        outputs = now * taps[last] if self.bias is None else torch.addcmul(self.bias.to(padded.dtype), now, taps[last])
-        for tap in reversed(range(last)):
-            past = padded[:, tap : tap + time]
-            if segments is not None:
-                past = past.masked_fill((segments[:, tap : tap + time] != segments[:, last:])[..., None], 0)
-            outputs = torch.addcmul(outputs, past, taps[tap])
-        return outputs
+        past = self.kernel_size - 1
+        time = padded.shape[1] - past
+        views = [padded[:, start : start + time] for start in range(past + 1)]  # the oldest first
+        if segments is not None:
+            now = segments[:, past:]
+            for start in range(past):
+                same = segments[:, start : start + time] == now
+                views[start] = torch.where(same[..., None], views[start], 0)
+        return self._weighted_sum(views)
+
+    def _weighted_sum(self, views: Sequence[Tensor]) -> Tensor:
+        """One view for each tap; the newest is added first, here and in a step, so that both round alike."""
+        dtype = views[0].dtype
+        taps = self.weight.squeeze(1).t().to(dtype).contiguous().unbind(0)  # kernel_size of (channels,)
+        newest = views[-1]
+        total = newest * taps[-1] if self.bias is None else torch.addcmul(self.bias.to(dtype), newest, taps[-1])
+        for view, tap in zip(views[-2::-1], taps[-2::-1], strict=True):
+            total = torch.addcmul(total, view, tap)
+        return total
 
     def _packed(self, steps: Tensor, window: Tensor, reset: Tensor | None, cu_seqlens: Tensor) -> tuple[Tensor, Tensor]:
         """Each sequence gets its window of past inputs in front of it, and is a segment."""
@@ -160,15 +168,12 @@ class CausalConv1d(nn.Module):
         padded = steps.new_zeros(rows.shape[0], channels).index_copy(
             0, rows, torch.cat([window.flatten(0, 1), steps[0]])
         )
-        owner = torch.cat([index[:, None].expand(sequences, past).flatten(), owner])
-        starts = torch.zeros_like(rows)
-        if reset is not None:
-            starts = torch.cat([starts[: sequences * past], reset[0].to(torch.int64)])
         zeros = torch.zeros_like(rows)
-        # Neither the sequence nor the number of resets ever falls, so their sum is the same only where both are.
-        segments = zeros.index_copy(0, rows, owner) + zeros.index_copy(0, rows, starts).cumsum(0)
-
-        outputs = self._weighted_sum(padded[None], segments[None]).index_select(1, step_rows - past)
+        segments = zeros.index_copy(0, rows, torch.cat([index[:, None].expand(sequences, past).flatten(), owner]))
+        if reset is not None:
+            # Neither the sequence nor the number of resets ever falls: their sum is the same only where both are.
+            segments = segments + zeros.index_copy(0, step_rows, reset[0].to(torch.int64)).cumsum(0)
+        outputs = self._convolve(padded[None], segments[None]).index_select(1, step_rows - past)
         if past:
             last_rows = (bounds[1:] + index * past)[:, None] + recent
             newest = bounds[1:] + (index + 1) * past - 1
