@@ -21,12 +21,23 @@ MAX_STATE = 256
 REQUESTED = os.environ.get("WMKERNELS_BACKEND") or None
 
 
+@functools.cache
 def load_native() -> Any:
-    """The compiled extension, or None where it was not built. torch is imported first: one OpenMP runtime is loaded."""
+    """The compiled extension, or None where it was not built, on the instruction set that ``WMKERNELS_CPU_ISA`` names.
+
+    torch is imported first: one OpenMP runtime is loaded.
+    """
     try:
-        return importlib.import_module("wmkernels._native")
+        native = importlib.import_module("wmkernels._native")
     except ModuleNotFoundError:
         return None
+    level = os.environ.get("WMKERNELS_CPU_ISA")
+    if level:
+        try:
+            native.cpu_set_isa(level)
+        except ValueError as error:
+            raise ValueError(f"WMKERNELS_CPU_ISA={level}: {error}") from None
+    return native
 
 
 @functools.cache

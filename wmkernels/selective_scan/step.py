@@ -147,9 +147,9 @@ def selective_state_update(
         torch.Size([1, 8])
     """
     inputs = (state, x, dt, A, B, C, D, z, dt_bias)
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs):
+    if torch.is_grad_enabled() and any(isinstance(t, Tensor) and t.requires_grad for t in inputs):
         raise RuntimeError(f"{UPDATE}: it works in place, without gradient; use selective_step, or torch.no_grad()")
-    if state.dim() == 4:
+    if isinstance(state, Tensor) and state.dim() == 4:
         return _update_heads(state, x, dt, A, B, C, D, z, dt_bias, dt_softplus, state_batch_indices)
     if state_batch_indices is None and _plain(state, x, dt, A, B, C, D, z, dt_bias):
         B, C = B.unsqueeze(1), C.unsqueeze(1)
