@@ -55,17 +55,16 @@ struct Sequence {
   }
 };
 
+WMK_INLINE int64_t bytes_of(int64_t dtype) { return dtype == WMK_FLOAT64 ? 8 : dtype == WMK_FLOAT32 ? 4 : 2; }
+
 // [batch, rows, time] at one batch element.
-template <class T>
 WMK_INLINE Plane plane_of(const wmk_view& view, int64_t dtype, int64_t batch) {
-  int64_t bytes = dtype == WMK_FLOAT64 ? 8 : dtype == WMK_FLOAT32 ? 4 : 2;
-  return {(char*)view.data + batch * view.stride[0] * bytes, view.stride[1], view.stride[2]};
+  return {(char*)view.data + batch * view.stride[0] * bytes_of(dtype), view.stride[1], view.stride[2]};
 }
 // [batch, groups, state, time] at one batch element and group.
-template <class T>
 WMK_INLINE Plane plane_of(const wmk_view& view, int64_t dtype, int64_t batch, int64_t group) {
-  int64_t bytes = dtype == WMK_FLOAT64 ? 8 : dtype == WMK_FLOAT32 ? 4 : 2;
-  return {(char*)view.data + (batch * view.stride[0] + group * view.stride[1]) * bytes, view.stride[2], view.stride[3]};
+  return {(char*)view.data + (batch * view.stride[0] + group * view.stride[1]) * bytes_of(dtype), view.stride[2],
+          view.stride[3]};
 }
 
 // A parameter [channels, state] of a tile as table[state][lane].

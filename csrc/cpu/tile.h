@@ -98,7 +98,23 @@ static void store_tile(const T* tile, int64_t pitch, S* to, int64_t row_stride, 
   }
 }
 
-// The same for a dtype known at run time; T is the arithmetic type that belongs to it.
+// Asks for the cache lines of one part of a tile, of `parts` equal ones: the tile is spread over as many lines and pages
+// as it has rows (or time steps), too many streams for the hardware to foresee.
+template <bool Write>
+static void prefetch_tile(Plane plane, int64_t bytes, int64_t row, int rows, int64_t time, int64_t steps, int part,
+                          int parts) {
+  const char* first = plane.data + (row * plane.row_stride + time * plane.time_stride) * bytes;
+  if (plane.time_stride == 1) {
+    for (int i = rows * part / parts; i < rows * (part + 1) / parts; ++i)
+      for (int64_t byte = 0; byte < steps * bytes; byte += 64)
+        __builtin_prefetch(first + i * plane.row_stride * bytes + byte, Write, 2);
+  } else {
+    for (int64_t i = steps * part / parts; i < steps * (part + 1) / parts; ++i)
+      __builtin_prefetch(first + i * plane.time_stride * bytes, Write, 2);
+  }
+}
+
+// load_tile and store_tile for a dtype known at run time; T is the arithmetic type that belongs to it.
 template <class T>
 static void load_plane(T* tile, int64_t pitch, Plane plane, int64_t dtype, int64_t row, int rows, int64_t time,
                        int64_t steps) {

@@ -155,7 +155,12 @@ class Forward {
       if (scan_.B_varies) load_states(s.B, scan_.B, sequence.batch, group, time, steps);
       if (scan_.C_varies) load_states(s.C, scan_.C, sequence.batch, group, time, steps);
       Stretches stretches(scan_, sequence, time, steps);
-      for (int64_t k = 0; k < tiles; ++k) run_tile(s, sequence, first_tile + k, k * table, stretches, time, steps);
+      for (int64_t k = 0; k < tiles; ++k) {
+        bool last = k + 1 == tiles;
+        Upcoming next{first_tile + (last ? 0 : k + 1), last ? time + steps : time, 0};
+        next.steps = smaller(steps, sequence.end - next.time);
+        run_tile(s, sequence, first_tile + k, k * table, stretches, time, steps, next);
+      }
       time += steps;
     }
     for (int64_t k = 0; k < tiles; ++k)
@@ -163,21 +168,37 @@ class Forward {
                   shape_.rows(first_tile + k), shape_.state);
   }
 
+  // The tile after the one at work, whose inputs are fetched meanwhile.
+  struct Upcoming {
+    int64_t tile, time, steps;
+  };
+  void prefetch(const Sequence& sequence, const Upcoming& next, int part, int parts) const {
+    int64_t bytes = bytes_of(scan_.dtype), channel = shape_.channel(next.tile);
+    int rows = shape_.rows(next.tile);
+    const wmk_view* inputs[] = {&scan_.u, &scan_.delta, &scan_.z};
+    for (const wmk_view* view : inputs)
+      if (view->data)
+        prefetch_tile<false>(plane_of(*view, scan_.dtype, sequence.batch), bytes, channel, rows, next.time, next.steps,
+                             part, parts);
+    prefetch_tile<true>(plane_of(scan_.out, scan_.dtype, sequence.batch), bytes, channel, rows, next.time, next.steps,
+                        part, parts);
+  }
+
   // B or C as [time][pitch].
   void load_states(T* tile, const wmk_view& view, int64_t batch, int64_t group, int64_t time, int64_t steps) const {
-    Plane plane = plane_of<T>(view, scan_.dtype, batch, group);
+    Plane plane = plane_of(view, scan_.dtype, batch, group);
     for (int64_t n = 0; n < shape_.state; n += shape_.lanes)
       load_plane(tile + n, shape_.pitch, plane, scan_.dtype, n, int(smaller(shape_.lanes, shape_.state - n)), time,
                  steps);
   }
 
   void run_tile(const Scratch<T>& s, const Sequence& sequence, int64_t tile, int64_t table, const Stretches& stretches,
-                int64_t time, int64_t steps) const {
+                int64_t time, int64_t steps, const Upcoming& next) const {
     constexpr int lanes = kLanes<T>;
     int64_t channel = shape_.channel(tile);
     int rows = shape_.rows(tile);
     auto load_input = [&](T* to, const wmk_view& view) {
-      load_plane(to, lanes, plane_of<T>(view, scan_.dtype, sequence.batch), scan_.dtype, channel, rows, time, steps);
+      load_plane(to, lanes, plane_of(view, scan_.dtype, sequence.batch), scan_.dtype, channel, rows, time, steps);
     };
     load_input(s.input, scan_.u);
     load_input(s.step, scan_.delta);
@@ -189,24 +210,14 @@ class Forward {
       store(s.input + t, step * u);
       store(s.output + t, scan_.D.data ? skip * u : Vector<T>{});
     }
+    constexpr int piece = 16;
+    int parts = int(divide_up(steps, piece)), part = 0;
     for (int i = 0; i < stretches.count; ++i) {
-      int64_t begin = stretches.begin[i];
       // No decay where there is nothing to decay: an infinite one would make NaN of the zero.
-      if (stretches.fresh[i]) store(s.step + begin * lanes, Vector<T>{});
-      auto scan_stretch = [&](auto run, const T* B, const T* C) {
-        run(s.state + table, s.A2 + table, s.step + begin * lanes, s.input + begin * lanes, B, C,
-            s.output + begin * lanes, shape_, stretches.begin[i + 1] - begin, stretches.fresh[i]);
-      };
-      const T* B = scan_.B_varies ? s.B + begin * shape_.pitch : s.B_table + table;
-      const T* C = scan_.C_varies ? s.C + begin * shape_.pitch : s.C_table + table;
-      if (scan_.B_varies && scan_.C_varies) {
-        scan_stretch(scan_states<T, true, true>, B, C);
-      } else if (scan_.B_varies) {
-        scan_stretch(scan_states<T, true, false>, B, C);
-      } else if (scan_.C_varies) {
-        scan_stretch(scan_states<T, false, true>, B, C);
-      } else {
-        scan_stretch(scan_states<T, false, false>, B, C);
+      if (stretches.fresh[i]) store(s.step + stretches.begin[i] * lanes, Vector<T>{});
+      for (int64_t begin = stretches.begin[i], end = stretches.begin[i + 1]; begin < end; begin += piece) {
+        if (part < parts) prefetch(sequence, next, part, parts), ++part;
+        run_piece(s, table, begin, smaller(piece, end - begin), stretches.fresh[i] && begin == stretches.begin[i]);
       }
     }
     if (scan_.z.data) {
@@ -216,8 +227,27 @@ class Forward {
         store(s.output + t, load(s.output + t) * z * sigmoid(z));
       }
     }
-    store_plane(s.output, lanes, plane_of<T>(scan_.out, scan_.dtype, sequence.batch), scan_.dtype, channel, rows, time,
+    store_plane(s.output, lanes, plane_of(scan_.out, scan_.dtype, sequence.batch), scan_.dtype, channel, rows, time,
                 steps);
+  }
+
+  void run_piece(const Scratch<T>& s, int64_t table, int64_t begin, int64_t steps, bool fresh) const {
+    constexpr int lanes = kLanes<T>;
+    auto scan_piece = [&](auto run, const T* B, const T* C) {
+      run(s.state + table, s.A2 + table, s.step + begin * lanes, s.input + begin * lanes, B, C, s.output + begin * lanes,
+          shape_, steps, fresh);
+    };
+    const T* B = scan_.B_varies ? s.B + begin * shape_.pitch : s.B_table + table;
+    const T* C = scan_.C_varies ? s.C + begin * shape_.pitch : s.C_table + table;
+    if (scan_.B_varies && scan_.C_varies) {
+      scan_piece(scan_states<T, true, true>, B, C);
+    } else if (scan_.B_varies) {
+      scan_piece(scan_states<T, true, false>, B, C);
+    } else if (scan_.C_varies) {
+      scan_piece(scan_states<T, false, true>, B, C);
+    } else {
+      scan_piece(scan_states<T, false, false>, B, C);
+    }
   }
 
   const wmk_selective_scan& scan_;
