@@ -95,6 +95,7 @@ def backward(
     reset = runtime.as_bytes(reset)
     if cu_seqlens is not None:
         cu_seqlens = cu_seqlens.contiguous()
+    chunk_states = chunk_states.contiguous()
     batch, channels, time = u.shape
     state = A.shape[1]
     tiles = Tiles.of(u, state, group_count(B, C), cu_seqlens, chunk, segment, backward=True)

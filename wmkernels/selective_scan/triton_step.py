@@ -1,0 +1,153 @@
+"""One step of the selective scan in Triton, the state updated in place or into another tensor.
+
+A program takes some channels of one batch element with all their states, so B and C are read once for them. The work is
+to read and write the state once; at the batch sizes of a rollout it is over in the time of a launch, so programs are
+small, to spread over the chip.
+"""
+
+# mypy: ignore-errors
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from wmkernels import triton_runtime as runtime
+from wmkernels.selective_scan.triton_device import exponential, sigmoid, softplus
+
+STATES_A_PROGRAM = 512
+
+
+@triton.jit
+def step_kernel(
+    state_in,  # (states, channels, state)
+    state_out,  # likewise; the same memory, or none of it
+    u,  # (batch, channels)
+    delta,  # (batch, channels)
+    A,  # (channels, state)
+    B,  # (batch, groups, state)
+    C,  # (batch, groups, state)
+    D,  # (channels,) or None
+    z,  # (batch, channels) or None
+    delta_bias,  # (channels,) or None
+    reset,  # (batch,) bytes or None
+    indices,  # (batch,) or None: row of the state of each batch element; below 0: leave alone, out = 0
+    out,  # (batch, channels)
+    in_strides,
+    out_state_strides,
+    u_strides,
+    delta_strides,
+    A_strides,
+    B_strides,
+    C_strides,
+    D_stride,
+    z_strides,
+    bias_stride,
+    reset_stride,
+    index_stride,
+    out_strides,
+    state,
+    group_channels,
+    group_tiles,
+    tiles,
+    SOFTPLUS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    STATES: tl.constexpr,
+):
+    dtype: tl.constexpr = A.dtype.element_ty
+    tile = tl.program_id(0) % tiles
+    b = (tl.program_id(0) // tiles).to(tl.int64)
+    group = (tile // group_tiles).to(tl.int64)
+    local = (tile % group_tiles) * CHANNELS + tl.arange(0, CHANNELS)
+    d_in = local < group_channels
+    d = group * group_channels + local
+    n = tl.arange(0, STATES).to(tl.int64)
+    row = b
+    if indices is not None:
+        row = tl.load(indices + b * index_stride)
+    # Where the index is below 0, nothing of the state is touched.
+    state_in_range = (d_in & (row + d * 0 >= 0))[:, None] & (n < state)[None, :]
+    n_in = n < state
+
+    step = tl.load(delta + b * delta_strides[0] + d * delta_strides[1], mask=d_in, other=0.0).to(dtype)
+    if delta_bias is not None:
+        step += tl.load(delta_bias + d * bias_stride, mask=d_in, other=0.0)
+    if SOFTPLUS:
+        step = softplus(step)
+    u_t = tl.load(u + b * u_strides[0] + d * u_strides[1], mask=d_in, other=0.0).to(dtype)
+    in_tile = row * in_strides[0] + d[:, None] * in_strides[1] + n[None, :] * in_strides[2]
+    h = tl.load(state_in + in_tile, mask=state_in_range, other=0.0).to(dtype)  # (CHANNELS, STATES)
+    rate = tl.load(A + d[:, None] * A_strides[0] + n[None, :] * A_strides[1], mask=state_in_range, other=0.0)
+    decayed = exponential(step[:, None] * rate) * h
+    if reset is not None:
+        forget = tl.load(reset + b * reset_stride + d * 0)[:, None] != 0
+        decayed = tl.where(forget, 0.0, decayed)
+    B_t = tl.load(B + b * B_strides[0] + group * B_strides[1] + n * B_strides[2], mask=n_in, other=0.0).to(dtype)
+    C_t = tl.load(C + b * C_strides[0] + group * C_strides[1] + n * C_strides[2], mask=n_in, other=0.0).to(dtype)
+    h = decayed + (step * u_t)[:, None] * B_t[None, :]
+    out_tile = row * out_state_strides[0] + d[:, None] * out_state_strides[1] + n[None, :] * out_state_strides[2]
+    tl.store(state_out + out_tile, h.to(state_out.dtype.element_ty), mask=state_in_range)
+    y = tl.sum(h * C_t[None, :], 1)
+    if D is not None:
+        y += tl.load(D + d * D_stride, mask=d_in, other=0.0) * u_t
+    if z is not None:
+        z_t = tl.load(z + b * z_strides[0] + d * z_strides[1], mask=d_in, other=0.0).to(dtype)
+        y *= z_t * sigmoid(z_t)
+    if indices is not None:
+        y = tl.where(row + d * 0 >= 0, y, 0.0)
+    tl.store(out + b * out_strides[0] + d * out_strides[1], y.to(out.dtype.element_ty), mask=d_in)
+
+
+def step(
+    state_in: Tensor,
+    state_out: Tensor,
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    reset: Tensor | None,
+    indices: Tensor | None,
+    delta_softplus: bool,
+) -> Tensor:
+    """One step; writes ``state_out``, which may be ``state_in``, and returns the output (batch, channels)."""
+    batch, channels = u.shape
+    state = state_in.shape[2]
+    groups = B.shape[1]
+    out = torch.empty((batch, channels), dtype=u.dtype, device=u.device)
+    reset = runtime.as_bytes(reset)
+    states_tile = runtime.power_of_two_at_least(state)
+    group_channels = channels // groups
+    channels_tile = min(max(1, STATES_A_PROGRAM // states_tile), runtime.power_of_two_at_least(group_channels))
+    group_tiles = runtime.ceil_div(group_channels, channels_tile)
+    tiles = groups * group_tiles
+    with runtime.on_device(u):
+        runtime.launch(
+            step_kernel,
+            tiles * batch,
+            *(state_in, state_out, u, delta, A, B, C, D, z, delta_bias, reset, indices, out),
+            runtime.strides(state_in, 3),
+            runtime.strides(state_out, 3),
+            runtime.strides(u, 2),
+            runtime.strides(delta, 2),
+            runtime.strides(A, 2),
+            runtime.strides(B, 3),
+            runtime.strides(C, 3),
+            *runtime.strides(D, 1),
+            runtime.strides(z, 2),
+            *runtime.strides(delta_bias, 1),
+            *runtime.strides(reset, 1),
+            *runtime.strides(indices, 1),
+            runtime.strides(out, 2),
+            state,
+            group_channels,
+            group_tiles,
+            tiles,
+            SOFTPLUS=delta_softplus,
+            CHANNELS=channels_tile,
+            STATES=states_tile,
+            num_warps=max(1, min(4, channels_tile * states_tile // 128)),
+        )
+    return out
