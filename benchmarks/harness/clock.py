@@ -1,0 +1,142 @@
+"""Timing: contenders take turns in one process, each the same number of times, and the median counts.
+
+On a CPU a contender runs at its best thread count, one or all. On a GPU a sample is the time between two events on the
+stream; before it the second-level cache is overwritten and the stream is kept busy, so that neither a warm cache nor
+the host's launch time flatters or burdens anybody whose kernels are few.
+"""
+
+import gc
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+
+from harness.memory import peak_bytes
+
+Work = Callable[[], object]
+SAMPLE_SECONDS = 3e-3  # a sample repeats its call until it has taken this long
+FEWEST, MOST = 5, 41
+SLOW_SECONDS = 0.2  # a call this long is tried once where a shorter one is tried twice
+SLEEP_CYCLES = 600_000
+FLUSH_BYTES = 256 << 20
+
+
+@dataclass
+class Entry:
+    """One thing to time.
+
+    ``probe`` is a smaller stand-in that chooses the thread count of a very slow ``work``, which is then run once.
+    ``best_threads``: try one thread too; else all. ``grad``: with grad mode on.
+    """
+
+    work: Work
+    grad: bool = False
+    best_threads: bool = False
+    probe: Work | None = None
+    threads: int = 0
+    peak: int | None = None
+    calls: int = 1
+    samples: list[float] = field(default_factory=list)
+
+    @property
+    def once(self) -> bool:
+        return self.probe is not None
+
+    @property
+    def seconds(self) -> float:
+        return statistics.median(self.samples)
+
+    @property
+    def spread(self) -> tuple[float, float]:
+        """Quartiles."""
+        ordered = sorted(self.samples)
+        return ordered[len(ordered) // 4], ordered[(3 * len(ordered)) // 4]
+
+
+class Clock:
+    """Seconds of one call, on this device."""
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self.all_threads = torch.get_num_threads()
+        self._flush = None
+        if device.type == "cuda":
+            self._flush = torch.empty(FLUSH_BYTES // 4, dtype=torch.int32, device=device)
+
+    def sample(self, entry: Entry) -> float:
+        torch.set_num_threads(entry.threads or self.all_threads)
+        with torch.set_grad_enabled(entry.grad):
+            return self._gpu_sample(entry) if self._flush is not None else self._cpu_sample(entry)
+
+    def _cpu_sample(self, entry: Entry) -> float:
+        start = time.perf_counter()
+        for _ in range(entry.calls):
+            entry.work()
+        return (time.perf_counter() - start) / entry.calls
+
+    def _gpu_sample(self, entry: Entry) -> float:
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        assert self._flush is not None
+        torch.cuda.synchronize(self.device)
+        self._flush.zero_()
+        if hasattr(torch.cuda, "_sleep"):
+            torch.cuda._sleep(SLEEP_CYCLES)
+        start.record()
+        for _ in range(entry.calls):
+            entry.work()
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end) / 1e3 / entry.calls
+
+    def settle(self, entry: Entry) -> None:
+        """Warm-up: peak memory, thread count, calls a sample."""
+        on_cpu = self._flush is None
+        entry.threads = self.all_threads
+        if entry.probe is not None and on_cpu:
+            probe = Entry(entry.probe, entry.grad, best_threads=True)
+            self.settle(probe)
+            entry.threads = probe.threads
+        torch.set_num_threads(entry.threads)
+        start = time.perf_counter()
+        with torch.set_grad_enabled(entry.grad):
+            entry.peak = peak_bytes(entry.work, self.device)
+        first = time.perf_counter() - start
+        if not entry.once:
+            if on_cpu and entry.best_threads:
+                entry.threads, first = self._faster_count(entry, first)
+            if first < SLOW_SECONDS:
+                first = min(self.sample(entry) for _ in range(3))
+            if on_cpu:
+                entry.calls = max(1, min(2000, int(SAMPLE_SECONDS / max(first, 1e-7))))
+        entry.samples = [first]
+
+    def _faster_count(self, entry: Entry, first: float) -> tuple[int, float]:
+        """One thread or all, and seconds; ``first`` is what a cold call took with all."""
+        tries = 1 if first > SLOW_SECONDS else 3
+        best = {}
+        for count in {1, self.all_threads}:
+            entry.threads = count
+            best[count] = min(self.sample(entry) for _ in range(tries))
+        fastest = min(best, key=best.__getitem__)
+        return fastest, best[fastest]
+
+    def interleave(self, entries: list[Entry], budget: float) -> None:
+        """Times the settled ``entries`` in turns, within about ``budget`` seconds but at least five rounds."""
+        turns = [entry for entry in entries if not entry.once]
+        one_round = sum(entry.samples[0] * entry.calls for entry in turns)
+        if self._flush is not None:
+            one_round += 1e-3 * len(turns)
+        rounds = max(FEWEST, min(MOST, int(budget / max(one_round, 1e-6))))
+        for entry in turns:
+            entry.samples = []
+        gc.collect()
+        gc.disable()
+        try:
+            for _ in range(rounds):
+                for entry in turns:
+                    entry.samples.append(self.sample(entry))
+        finally:
+            gc.enable()
+            torch.set_num_threads(self.all_threads)

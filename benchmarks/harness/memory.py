@@ -1,0 +1,63 @@
+"""Memory of one call beyond what was there before it.
+
+On a CPU: the peak of the resident set, which the kernel keeps for each process and lets it reset. Free heap pages are
+handed back first, so that memory a call reuses counts as well. On a GPU: the peak of PyTorch's allocator.
+"""
+
+import contextlib
+import ctypes
+import gc
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+STATUS = Path("/proc/self/status")
+CLEAR_REFS = Path("/proc/self/clear_refs")
+
+
+def peak_bytes(work: Callable[[], object], device: torch.device) -> int | None:
+    """Peak memory of ``work()`` above the level before it, its result included; None where it cannot be measured."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        result = work()
+        torch.cuda.synchronize(device)
+        del result
+        return torch.cuda.max_memory_allocated(device) - before
+    _release_free_heap()
+    try:
+        CLEAR_REFS.write_text("5")  # resets the peak (proc(5))
+        before = _resident("VmRSS")
+    except OSError:
+        work()
+        return None
+    result = work()
+    peak = _resident("VmHWM")
+    del result
+    return max(0, peak - before)
+
+
+def available_bytes() -> int | None:
+    """Memory this machine can still give, without swapping."""
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return None
+
+
+def _resident(name: str) -> int:
+    for line in STATUS.read_text().splitlines():
+        if line.startswith(f"{name}:"):
+            return int(line.split()[1]) * 1024
+    raise OSError(f"{STATUS} has no {name}")
+
+
+def _release_free_heap() -> None:
+    with contextlib.suppress(OSError, AttributeError):  # where it is not glibc, the figure is a lower bound
+        ctypes.CDLL(None).malloc_trim(0)

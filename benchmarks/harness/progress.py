@@ -1,0 +1,51 @@
+"""Progress on the terminal: rich's bar where it is installed and somebody watches, else a line a group."""
+
+import sys
+import time
+from types import TracebackType
+from typing import Any
+
+
+class Progress:
+    """A context manager; ``step`` names what comes next."""
+
+    def __init__(self, total: int):
+        self.total, self.done, self.start = total, 0, time.perf_counter()
+        self._bar: Any = None
+        if sys.stderr.isatty():
+            try:
+                from rich.console import Console
+                from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+                from rich.progress import Progress as Bar
+            except ImportError:
+                return
+            columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
+            self._bar = Bar(*columns, console=Console(stderr=True), transient=True)
+
+    def __enter__(self) -> "Progress":
+        if self._bar is not None:
+            self._bar.start()
+            self._task = self._bar.add_task("", total=self.total)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def step(self, title: str) -> None:
+        """The piece before is done; this one starts."""
+        if self._bar is not None:
+            self._bar.update(self._task, completed=self.done, description=title)
+        else:
+            print(
+                f"[{self.done + 1:2d}/{self.total} {time.perf_counter() - self.start:5.0f} s] {title}", file=sys.stderr
+            )
+            sys.stderr.flush()
+        self.done += 1
+
+    def detail(self, title: str) -> None:
+        """What of the piece is being done; only a bar shows it."""
+        if self._bar is not None:
+            self._bar.update(self._task, description=title)

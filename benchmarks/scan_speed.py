@@ -1,0 +1,134 @@
+"""How fast the scans are on this machine, beside the alternatives and beside what the machine can do.
+
+    python benchmarks/scan_speed.py                       # the CPU, under three minutes on two cores
+    python benchmarks/scan_speed.py --quick               # a few seconds: does everything run
+    python benchmarks/scan_speed.py --device cuda
+
+Prints a table, and writes a JSON file with the whole environment and a chart. One process, contenders take turns, each
+is held against the float64 reference before it is timed, and the limits of the machine are measured in the same run.
+"""
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from harness import cpu_limits, environment
+from harness.progress import Progress
+from scans import report, targets, training_memory
+from scans.measure import Runner
+from scans.plan_cpu import CpuPlan
+from scans.plan_cuda import CudaPlan
+from wmkernels import dispatch
+
+RESULTS = Path(__file__).resolve().parent / "results"
+DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", default="cpu", help="cpu (default), cuda or cuda:<index>")
+    parser.add_argument("--backends", type=lambda text: text.split(","), help="comma-separated; all that run here")
+    parser.add_argument("--lengths", type=lambda text: [int(x) for x in text.split(",")], help="comma-separated")
+    parser.add_argument("--dtype", choices=DTYPES, help="of the activations: float32 on a CPU, bfloat16 on a GPU")
+    parser.add_argument("--quick", action="store_true", help="small sizes, seconds: does everything run")
+    parser.add_argument("--json", type=Path, help="where the result goes; benchmarks/results/ unless --quick")
+    parser.add_argument("--plot", type=Path, help="where the chart goes (PNG); beside the JSON")
+    chosen = parser.parse_args(arguments)
+    device = torch.device(chosen.device)
+    if device.type not in ("cpu", "cuda"):
+        parser.error(f"--device is {chosen.device}, expected cpu or cuda")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: PyTorch sees no GPU here")
+    chosen.backends = _backends(parser, chosen.backends, device)
+    if chosen.lengths is not None and (not chosen.lengths or min(chosen.lengths) < 1):
+        parser.error("--lengths must be positive")
+    return chosen
+
+
+def _backends(parser: argparse.ArgumentParser, asked: list[str] | None, device: torch.device) -> list[str]:
+    reasons = {name: dispatch.reasons("selective_scan", name, device) for name in dispatch.BACKENDS}
+    if asked is None:
+        able = [name for name, why in reasons.items() if not why and name != "reference"]
+        return able or ["reference"]
+    for name in asked:
+        if name not in reasons:
+            parser.error(f"--backends: there is no {name!r}, only {', '.join(reasons)}")
+        if reasons[name]:
+            parser.error(f"--backends: {name} cannot run on {device}: {'; '.join(reasons[name])}")
+    return asked
+
+
+def run(chosen: argparse.Namespace) -> dict[str, Any]:
+    """Measures everything."""
+    start = time.perf_counter()
+    device = torch.device(chosen.device)
+    torch.manual_seed(0)
+    on_gpu = device.type == "cuda"
+    if on_gpu:
+        torch.cuda.set_device(device)
+    dtype = DTYPES[chosen.dtype or ("bfloat16" if on_gpu else "float32")]
+    plan = (CudaPlan if on_gpu else CpuPlan)(chosen.backends, chosen.lengths, dtype, chosen.quick)
+    groups = plan.groups()
+    result: dict[str, Any] = {
+        "benchmark": "scan_speed",
+        "device": device.type,
+        "quick": chosen.quick,
+        "environment": environment.describe(device),
+        "missing_peers": plan.missing,
+    }
+    with Progress(len(groups) + 3) as progress:
+        progress.step("limits of the machine")
+        limits, verdict = _limits(device)
+        before = limits()
+        runner = Runner(device, before, progress)
+        for group in groups:
+            runner.run(group)
+        progress.step("memory of a training step")
+        result["training_memory"] = training_memory.measure(*plan.memory(), device)
+        if on_gpu:
+            result["very_long"] = plan.very_long(device)
+        progress.step("limits of the machine again")
+        after = limits()
+    result["limits"] = {"before": before, "after": after}
+    result["quiet"] = verdict(before, after)
+    result["rows"] = runner.rows
+    result["targets"] = [] if chosen.quick else targets.assess(result, device.type)
+    result["seconds"] = time.perf_counter() - start
+    return result
+
+
+def _limits(device: torch.device) -> tuple[Any, Any]:
+    if device.type == "cpu":
+        return cpu_limits.measure, cpu_limits.verdict
+    from harness import gpu_limits
+
+    return lambda: gpu_limits.measure(device), gpu_limits.verdict
+
+
+def main() -> int:
+    chosen = parse_arguments()
+    result = run(chosen)
+    report.show(result)
+    path = chosen.json
+    if path is None and not chosen.quick:
+        path = RESULTS / f"scan_speed_{report.machine_slug(result)}.json"
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(result, indent=1) + "\n")
+        print(f"\nwrote {path}")
+    plot = chosen.plot or (path.with_suffix(".png") if path is not None else None)
+    if plot is not None:
+        from scans import chart
+
+        reason = chart.draw(result, plot)
+        print(f"no chart: {reason}" if reason else f"wrote {plot}")
+    return 0 if all("wrong" not in row.get("error", "") or row["backend"] is None for row in result["rows"]) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,120 @@
+"""The chart of a run: time against length beside the peers, and a training step.
+
+Text and lines keep their contrast on a white and on a black page, and the background is left transparent.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+INK = "#7d8590"
+OURS = "#e8590c"
+COLOURS = {
+    "best loop": "#3b82f6",
+    "plain loop": "#6d9eeb",
+    "mambapy": "#10a37f",
+    "materialising loop": "#a855f7",
+    "compiled loop": "#6366f1",
+    "mamba_ssm": "#10a37f",
+    "causal attention": "#c08a00",
+}
+STAMP = "Description"  # the PNG text chunk that says which result the chart was drawn from
+
+
+def fingerprint(result: dict[str, Any]) -> str:
+    """Of a result: the chart carries it, so that a test can tell whether it is current."""
+    return hashlib.sha256(json.dumps(result, sort_keys=True).encode()).hexdigest()
+
+
+def draw(result: dict[str, Any], path: Path) -> str:
+    """Writes the PNG; answers why not where it cannot."""
+    try:
+        import matplotlib
+    except ImportError:
+        return "matplotlib is not installed (pip install -e '.[bench]')"
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    style: Any = {
+        "text.color": INK,
+        "axes.labelcolor": INK,
+        "axes.edgecolor": INK,
+        "xtick.color": INK,
+        "ytick.color": INK,
+    }
+    with plt.rc_context({**style, "font.size": 11, "axes.titlecolor": INK}):
+        figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.4), width_ratios=(3, 2), layout="constrained")
+        _growth(left, result)
+        _bars(right, result)
+        for axes in (left, right):
+            axes.spines[["top", "right"]].set_visible(False)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=160, transparent=True, metadata={STAMP: fingerprint(result)})
+        plt.close(figure)
+    return ""
+
+
+def _colour(row: dict[str, Any]) -> str:
+    return OURS if row["backend"] is not None else COLOURS.get(row["contender"], INK)
+
+
+def _growth(axes: Any, result: dict[str, Any]) -> None:
+    """Milliseconds of a forward pass against the length, one line a contender."""
+    lines: dict[str, list[dict[str, Any]]] = {}
+    for row in _sweep(result, "forward"):
+        lines.setdefault(row["contender"], []).append(row)
+    for index, (name, rows) in enumerate(lines.items()):
+        rows.sort(key=lambda row: row["time"])
+        times, values = [row["time"] for row in rows], [row["milliseconds"] for row in rows]
+        first = rows[0]["backend"] is not None
+        dashes = ":" if first and index else "-"
+        axes.plot(times, values, dashes, marker="o", ms=4, lw=2.6 if first else 1.6, color=_colour(rows[0]), label=name)
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    ticks = sorted({row["time"] for rows in lines.values() for row in rows})
+    axes.set_xticks(ticks, [f"{time:,}" for time in ticks])
+    axes.minorticks_off()
+    axes.grid(axis="y", color=INK, alpha=0.25, lw=0.6)
+    axes.set_xlabel("steps")
+    axes.set_ylabel("milliseconds")
+    sample = next(iter(lines.values()), [None])[0]
+    size = f"batch {sample['batch']}, {sample['channels']} channels, {sample['dtype']}" if sample else ""
+    axes.set_title(f"forward: {size}", loc="left")
+    axes.legend(frameon=False, fontsize=9.5)
+
+
+def _bars(axes: Any, result: dict[str, Any]) -> None:
+    """Nanoseconds an element of a training step, on a GPU of the backward pass, where most contenders ran."""
+    measure = "training" if result["device"] == "cpu" else "backward"
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for row in _sweep(result, measure):
+        groups.setdefault(row["group"], []).append(row)
+    if not groups:
+        axes.set_visible(False)
+        return
+    rows = max(groups.values(), key=len)
+    rows.sort(key=lambda row: row["ns_per_element"], reverse=True)
+    values = [row["ns_per_element"] for row in rows]
+    axes.barh([row["contender"] for row in rows], values, color=[_colour(row) for row in rows], height=0.6)
+    axes.set_xscale("log")
+    axes.set_xlim(right=max(values) * 6)
+    for index, value in enumerate(values):
+        text = f"{value:,.0f} ns" if value >= 10 else f"{value:.2g} ns"
+        axes.text(value * 1.12, index, text, va="center", fontsize=9.5)
+    axes.minorticks_off()
+    axes.set_xlabel("nanoseconds an element")
+    kind = "training step" if measure == "training" else "backward"
+    axes.set_title(f"{kind}: {rows[0]['time']:,} steps", loc="left")
+
+
+def _sweep(result: dict[str, Any], measure: str) -> list[dict[str, Any]]:
+    """The rows of the plain comparison: selective scan and attention, without the groups that vary the call."""
+    kept = []
+    for row in result["rows"]:
+        compared = row["op"] in ("selective_scan", "attention") and row["measure"] == measure
+        varied = "forms of the call" in row["group"] or "short and a long" in row["group"]
+        narrow = result["device"] == "cuda" and measure == "forward" and "B1 D1536" not in row["group"]
+        if compared and "milliseconds" in row and not (varied or narrow):
+            kept.append(row)
+    return kept

@@ -1,0 +1,110 @@
+"""What is measured on a CPU: batch 1, 1536 channels (a Mamba of width 768), 16 states."""
+
+import functools
+from dataclasses import replace
+
+import torch
+
+from scans.contenders import Contender, ours, peers, state_update
+from scans.measure import Case, Group
+from scans.problems import Problem
+
+CHANNELS, LONG_CHANNELS = 1536, 96
+LENGTHS = (512, 2048, 8192, 32768)
+QUICK_CHANNELS, QUICK_LENGTHS = 64, (64, 256)
+LONG_TIMES = (4096, 1048576)
+MEMORY_TIME = 65536
+# Longest sequence that a peer is asked for: beyond it a call takes seconds or gigabytes.
+LONGEST = {
+    "forward": {
+        "best loop": 8192,
+        "plain loop": 2048,
+        "mambapy": 2048,
+        "materialising loop": 512,
+        "causal attention": 8192,
+    },
+    "training": {"best loop": 2048, "plain loop": 512, "mambapy": 512, "materialising loop": 512},
+}
+PROBE_TIME = 32  # of the materialising loop's training step, which takes tens of seconds
+
+
+class CpuPlan:
+    """Groups of cases, and the problem whose training memory is measured."""
+
+    def __init__(self, backends: list[str], lengths: list[int] | None, dtype: torch.dtype, quick: bool):
+        self.backends, self.dtype, self.quick = backends, dtype, quick
+        self.lengths = lengths or list(QUICK_LENGTHS if quick else LENGTHS)
+        self.channels = QUICK_CHANNELS if quick else CHANNELS
+        self.budget = 0.2 if quick else 5.0
+        device = torch.device("cpu")
+        self.missing: dict[str, str] = {}
+        self.peers: dict[str, list[Contender]] = {}
+        for op in ("selective_scan", "selective_step", "linear_scan", "attention"):
+            self.peers[op], missing = peers(op, device)
+            self.missing |= missing
+
+    def problem(self, time: int, op: str = "selective_scan") -> Problem:
+        return Problem(op, 1, self.channels, time, self.dtype)
+
+    def groups(self) -> list[Group]:
+        found = [self.sweep("forward", time) for time in self.lengths]
+        found += [self.sweep("training", time) for time in self.lengths if time <= 8192]
+        found += [self.variants(measure) for measure in ("forward", "training")]
+        found += [self.step(), self.linear("forward"), self.linear("training")]
+        if not self.quick:
+            found.append(self.long())
+        return found
+
+    def sweep(self, measure: str, time: int) -> Group:
+        """Ours and the peers at one length."""
+        problem = self.problem(time)
+        group = Group(f"{measure}, {time:,} steps", measure, budget=self.budget)
+        group.cases = [Case(ours("selective_scan", backend), problem) for backend in self.backends]
+        for peer in [*self.peers["selective_scan"], *self.peers["attention"]]:
+            if time > LONGEST[measure].get(peer.name, 0):
+                continue
+            slow = peer.name == "materialising loop" and measure == "training" and time > PROBE_TIME
+            probe = PROBE_TIME if slow and not self.quick else None
+            note = "one run: a run takes too long for more" if probe else ""
+            group.cases.append(Case(peer, replace(problem, op=peer.op), probe, note=note))
+        return group
+
+    def variants(self, measure: str) -> Group:
+        """Other dtypes, layouts and options beside the plain call, at a length in the middle."""
+        problem = self.problem(256 if self.quick else 2048)
+        backend = self.backends[0]
+        case = functools.partial(Case, ours("selective_scan", backend))
+        last = Case(ours("selective_scan", backend, channel_last=True), replace(problem, channel_last=True))
+        half = replace(problem, dtype=torch.bfloat16)
+        both = Case(last.contender, replace(half, channel_last=True))
+        cases = [case(problem), last, case(half), both, case(replace(problem, gated=True))]
+        return Group(f"{measure}, {problem.time:,} steps, forms of the call", measure, cases, self.budget)
+
+    def step(self) -> Group:
+        problem = replace(self.problem(1, "selective_step"))
+        cases = [Case(ours("selective_step", backend), problem) for backend in self.backends]
+        if "cpu" in self.backends:
+            cases.append(Case(state_update(), problem))
+        cases += [Case(peer, problem) for peer in self.peers["selective_step"]]
+        return Group("one step", "step", cases, self.budget / 4)
+
+    def linear(self, measure: str) -> Group:
+        time = 256 if self.quick else 4096
+        problem = self.problem(time, "linear_scan")
+        cases = [Case(ours("linear_scan", backend), problem) for backend in self.backends]
+        last = replace(problem, channel_last=True)
+        cases += [Case(ours("linear_scan", backend, channel_last=True), last) for backend in self.backends]
+        slow = "training" if measure == "training" else ""
+        cases += [Case(peer, problem) for peer in self.peers["linear_scan"] if not (slow and peer.name == "mambapy")]
+        return Group(f"linear scan, {measure}, {time:,} steps", measure, cases, self.budget)
+
+    def long(self) -> Group:
+        """Whether a step costs the same in a long sequence."""
+        contender = ours("selective_scan", self.backends[0])
+        short, long = (Problem("selective_scan", 1, LONG_CHANNELS, time, self.dtype) for time in LONG_TIMES)
+        cases = [Case(contender, short), Case(contender, long, check_tail=True)]
+        return Group(f"forward, {LONG_CHANNELS} channels, a short and a long sequence", "forward", cases, self.budget)
+
+    def memory(self) -> tuple[Contender, Problem]:
+        time = 2048 if self.quick else MEMORY_TIME
+        return ours("selective_scan", self.backends[0]), self.problem(time)

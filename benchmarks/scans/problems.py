@@ -1,0 +1,158 @@
+"""The problems: sizes, inputs, and the least work any implementation must do on them.
+
+The limit of a row is the time that the least work takes at the rates measured in the same run.
+
+CPU, selective scan, vector instructions of sixteen fp32 lanes, for one state of sixteen elements:
+
+- forward 13: ten for the decay (product, rounding, subtraction, five multiply-adds, scaling, and the product that
+  makes step_t A) and three for the state and the output;
+- backward 20: twelve to bring back decay and state, and eight on the way back: the adjoint of the state takes C_t dy_t
+  and its own decay (2), gradients of B, C and A and the two sums of a channel one multiply-add each (5), and the
+  product of adjoint and old state (1).
+
+GPU, selective scan, for one state of one element: forward one exponential and 4 multiply-adds; backward one exponential
+and 11 multiply-adds (three to bring the state back, eight as above). Bytes count each tensor of activations once.
+Whatever the kernel really executes, and all work for a channel rather than a state, is left out: the limit is a floor.
+"""
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+CPU_INSTRUCTIONS = {"forward": 13, "backward": 20, "training": 33, "step": 13}
+GPU_MULTIPLY_ADDS = {"forward": 4, "backward": 11, "training": 15, "step": 4}
+GPU_EXPONENTIALS = {"forward": 1, "backward": 1, "training": 2, "step": 1}
+# Activations read and written once: without z, and with it.
+SCAN_TENSORS = {"forward": (3, 4), "backward": (5, 7), "training": (8, 11)}
+LINEAR_TENSORS = {"forward": 3, "backward": 5, "training": 8}
+LANES = 16
+
+Inputs = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One problem. ``gated``: with z, delta_bias and softplus, as a Mamba layer calls the scan."""
+
+    op: str  # selective_scan, selective_step, linear_scan, attention
+    batch: int
+    channels: int
+    time: int
+    dtype: torch.dtype
+    state: int = 16
+    channel_last: bool = False
+    gated: bool = False
+
+    @property
+    def elements(self) -> int:
+        return self.batch * self.channels * self.time
+
+    @property
+    def dtype_name(self) -> str:
+        return str(self.dtype).removeprefix("torch.")
+
+    def smaller(self, time: int, channels: int) -> "Problem":
+        return replace(self, time=min(self.time, time), channels=min(self.channels, channels), batch=min(self.batch, 2))
+
+    def describe(self) -> dict[str, Any]:
+        """The fields a row of the JSON shows."""
+        return {
+            "op": self.op,
+            "batch": self.batch,
+            "channels": self.channels,
+            "state": self.state if self.op.startswith("selective") else None,
+            "time": self.time,
+            "dtype": self.dtype_name,
+            "channel_last": self.channel_last,
+            "gated": self.gated,
+        }
+
+
+def make_inputs(problem: Problem, device: torch.device, requires_grad: bool = False, seed: int = 0) -> Inputs:
+    """Random inputs, in the layout that the problem names. Parameters and states are in fp32 at least."""
+    generator = torch.Generator(device).manual_seed(seed)
+    wide = torch.float64 if problem.dtype == torch.float64 else torch.float32
+
+    def normal(*shape: int, dtype: torch.dtype = problem.dtype, scale: float = 1.0, shift: float = 0.0) -> Tensor:
+        return torch.randn(shape, generator=generator, dtype=dtype, device=device).mul_(scale).add_(shift)
+
+    def uniform(low: float, high: float, *shape: int, dtype: torch.dtype = problem.dtype) -> Tensor:
+        return torch.rand(shape, generator=generator, dtype=dtype, device=device).mul_(high - low).add_(low)
+
+    batch, channels, state, time = problem.batch, problem.channels, problem.state, problem.time
+    if problem.op == "attention":
+        heads, width = _heads(channels)
+        inputs = {name: normal(batch, heads, time, width) for name in ("query", "key", "value")}
+    elif problem.op == "linear_scan":
+        shape: tuple[int, ...] = (batch, time, channels) if problem.channel_last else (batch, channels, time)
+        inputs = {"gates": uniform(0.5, 1.0, *shape), "tokens": normal(*shape)}
+    else:
+        step = problem.op == "selective_step"
+        shape = (batch, channels) if step else (batch, channels, time)
+        projection = (batch, state) if step else (batch, state, time)
+        if problem.channel_last:
+            shape, projection = (batch, time, channels), (batch, time, state)
+        rates = -torch.arange(1.0, state + 1, dtype=wide, device=device).expand(channels, state)  # S4D-real
+        inputs = {
+            "u": normal(*shape),
+            "delta": normal(*shape, scale=0.5) if problem.gated else uniform(0.001, 0.1, *shape),
+            "A": rates.contiguous(),
+            "B": normal(*projection),
+            "C": normal(*projection),
+            "D": normal(channels, dtype=wide),
+        }
+        if problem.gated:
+            inputs["z"] = normal(*shape)
+            inputs["delta_bias"] = normal(channels, dtype=wide, scale=0.1, shift=-3.0)
+        if step:
+            inputs["state"] = normal(batch, channels, state, dtype=wide)
+    if requires_grad:
+        for tensor in inputs.values():
+            tensor.requires_grad_(True)
+    return inputs
+
+
+def _heads(channels: int) -> tuple[int, int]:
+    width = math.gcd(channels, 64)
+    return channels // width, width
+
+
+def limit_seconds(problem: Problem, measure: str, rates: dict[str, Any], device_type: str) -> tuple[float, str] | None:
+    """The least time that ``measure`` can take here, and what sets it; None where no limit is defined."""
+    bytes_moved = _bytes(problem, measure)
+    if bytes_moved is None:
+        return None
+    candidates = [(bytes_moved / rates["copy"], "copy bandwidth")]
+    if problem.op.startswith("selective"):
+        states = problem.elements * problem.state
+        if device_type == "cpu":
+            width = 2 if problem.dtype == torch.float64 else 1
+            instructions = CPU_INSTRUCTIONS[measure] * states / LANES * width
+            candidates.append((instructions / rates["multiply_add"], "multiply-adds"))
+        else:
+            if rates.get("multiply_add"):
+                candidates.append((GPU_MULTIPLY_ADDS[measure] * states / rates["multiply_add"], "multiply-adds"))
+            if rates.get("exponential"):
+                candidates.append((GPU_EXPONENTIALS[measure] * states / rates["exponential"], "exponentials"))
+    return max(candidates)
+
+
+def _bytes(problem: Problem, measure: str) -> int | None:
+    size = problem.dtype.itemsize
+    if problem.op == "linear_scan":
+        return LINEAR_TENSORS[measure] * problem.elements * size
+    if problem.op == "selective_scan":
+        activations = SCAN_TENSORS[measure][problem.gated] * problem.elements
+        passes = {"forward": 2, "backward": 4, "training": 6}[measure]  # B and C, and their gradients
+        return (activations + passes * problem.batch * problem.state * problem.time) * size
+    if problem.op == "selective_step":
+        wide = max(4, size)
+        return problem.elements * ((3 + 2 * problem.gated) * size + 3 * problem.state * wide)  # state twice, A once
+    return None
+
+
+def gradient_names(inputs: Inputs) -> list[str]:
+    return [name for name, tensor in inputs.items() if tensor.requires_grad]

@@ -1,0 +1,141 @@
+"""The result of a run as tables: on the terminal, and the same cells for the README."""
+
+import re
+from typing import Any
+
+from harness import environment, tables
+from harness.tables import figure, megabytes
+
+HEADER = ("", "ms", "ns an element", "ratio", "of the limit", "peak MiB", "threads", "repeats", "error")
+TARGET_HEADER = ("target", "at least", "aim", "measured", "")
+OUTCOMES = {"aim": "aim reached", "pass": "reached", "missed": "missed"}
+
+
+def row_name(row: dict[str, Any]) -> str:
+    """Contender and what sets this row apart within its group."""
+    parts = [row["contender"]]
+    if row["backend"] is not None:
+        if row["channel_last"]:
+            parts.append("channel_last")
+        if row["gated"]:
+            parts.append("z, bias, softplus")
+        if row["dtype"] != "float32":
+            parts.append(row["dtype"])
+    return ", ".join(parts)
+
+
+def cells(row: dict[str, Any], with_time: bool = False) -> list[str]:
+    name = row_name(row) + (f", {row['time']:,} steps" if with_time else "")
+    if "milliseconds" not in row:
+        return [f"{name}: {row.get('error', 'not run')}", *("" for _ in HEADER[1:])]
+    share = row.get("share_of_limit")
+    return [
+        name,
+        figure(row["milliseconds"]),
+        figure(row["ns_per_element"]),
+        figure(row.get("ratio")),
+        "" if share is None else f"{100 * share:.0f}%",
+        megabytes(row["peak_bytes"]),
+        "" if row["threads"] is None else str(row["threads"]),
+        str(row["repeats"]),
+        f"{row['error_against_float64']:.0e}",
+    ]
+
+
+def group_rows(result: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    found: dict[str, list[dict[str, Any]]] = {}
+    for row in result["rows"]:
+        found.setdefault(row["group"], []).append(row)
+    return found
+
+
+def group_cells(rows: list[dict[str, Any]]) -> list[list[str]]:
+    several = len({row["time"] for row in rows}) > 1
+    return [cells(row, several) for row in rows]
+
+
+def target_cells(target: dict[str, Any]) -> list[str]:
+    sign = "≤ " if target["most"] else ""
+    suffix = {"times": "×", "percent": "%", "microseconds": " µs"}[target["unit"]]
+
+    def bound(value: float | None) -> str:
+        return "" if value is None else f"{figure(value)}{suffix}"
+
+    outcome = OUTCOMES.get(target["outcome"], target["outcome"])
+    return [
+        target["name"],
+        sign + bound(target["at_least"]),
+        sign + bound(target["aim"]),
+        bound(target["measured"]),
+        outcome,
+    ]
+
+
+def limit_lines(result: dict[str, Any]) -> list[str]:
+    limits = result["limits"]["before"]
+    if result["device"] == "cpu":
+        lanes = 16 * limits["multiply_add"] / 1e9
+        how = "on registers" if limits["multiply_add_method"] == "registers" else "in a matrix product"
+        rate = f"{lanes:.0f} G fp32 multiply-adds a second {how}, {limits['threads']} threads"
+    else:
+        rate = f"{(limits['multiply_add'] or 0) / 1e12:.1f} T fp32 multiply-adds a second"
+    exponential, copy = limits["exponential"], limits["copy"]
+    return [
+        f"limits measured: {rate}; {(exponential or 0) / 1e9:,.1f} G exponentials a second; "
+        f"copies {copy / 1e9:,.1f} GB a second, read and written",
+    ]
+
+
+def memory_line(result: dict[str, Any]) -> str:
+    memory = result["training_memory"]
+    if "error" in memory:
+        return f"memory of a training step: not measured, {memory['error']}"
+    sizes = f"{memory['time']:,} steps, {memory['channels']} channels"
+    if memory["share"] is None:
+        return f"memory of a training step, {sizes}: autograd saves {100 * memory['saved_share']:.1f}% beyond inputs"
+    return (
+        f"memory of a training step, {sizes}: {megabytes(memory['beyond_bytes'])} MiB beyond "
+        f"{megabytes(memory['inputs_outputs_gradients_bytes'])} MiB of inputs, outputs and gradients, "
+        f"{100 * memory['share']:.1f}% (of which saved states {100 * memory['saved_share']:.1f}%)"
+    )
+
+
+def verdict_line(result: dict[str, Any]) -> str:
+    quiet = result["quiet"]
+    return ("the machine was quiet: " if quiet["quiet"] else "NO VERDICT, the machine was busy: ") + quiet["reason"]
+
+
+def very_long_lines(result: dict[str, Any]) -> list[str]:
+    lines = []
+    for entry in result.get("very_long", []):
+        outcome = entry.get("error") or f"{'right' if entry['right'] else 'WRONG'}, off by {entry['worst_error']:.0e}"
+        time = f", {figure(entry['milliseconds'])} ms" if "milliseconds" in entry else ""
+        lines.append(f"{entry['name']}: {outcome}{time}")
+    return lines
+
+
+def missing_line(result: dict[str, Any]) -> str:
+    missing = result["missing_peers"]
+    return f"peers not installed here: {', '.join(missing)}" if missing else "every peer was there"
+
+
+def show(result: dict[str, Any]) -> None:
+    print(environment.summary(result["environment"]))
+    for line in limit_lines(result):
+        print(line)
+    print("ratio: time an element over that of the first row; of the limit: see scans/problems.py\n")
+    for title, rows in group_rows(result).items():
+        tables.show(title, HEADER, group_cells(rows))
+    if result["targets"]:
+        tables.show("targets", TARGET_HEADER, [target_cells(target) for target in result["targets"]])
+    for line in (memory_line(result), *very_long_lines(result), missing_line(result), verdict_line(result)):
+        print(line)
+    print(f"{result['seconds']:.0f} s in all")
+
+
+def machine_slug(result: dict[str, Any]) -> str:
+    """cpu, or the GPU's short name: scan_speed_<this>.json."""
+    if result["device"] == "cpu":
+        return "cpu"
+    words = re.findall(r"[a-z0-9]+", result["environment"]["gpu"]["name"].lower())
+    return next((w for w in words if re.fullmatch(r"[a-z]{1,3}\d{2,4}[a-z]?", w)), "_".join(words))

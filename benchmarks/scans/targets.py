@@ -1,0 +1,170 @@
+"""What the kernels are meant to reach, and whether the rows of a run do: looked up and computed, never typed."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+Result = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Target:
+    """``measured`` answers None where the run did not measure it."""
+
+    name: str
+    at_least: float
+    aim: float
+    unit: str  # times, percent or microseconds
+    measured: Callable[[Result], float | None]
+    most: bool = False  # the figure must stay below, not reach
+
+    def assess(self, result: Result) -> dict[str, Any]:
+        value = self.measured(result)
+
+        def reached(bound: float) -> bool:
+            assert value is not None
+            return value <= bound if self.most else value >= bound
+
+        if value is None:
+            outcome = "not measured"
+        elif not result["quiet"]["quiet"]:
+            outcome = "no verdict"
+        else:
+            outcome = "aim" if reached(self.aim) else "pass" if reached(self.at_least) else "missed"
+        return {
+            "name": self.name,
+            "at_least": self.at_least,
+            "aim": self.aim,
+            "unit": self.unit,
+            "most": self.most,
+            "measured": value,
+            "outcome": outcome,
+        }
+
+
+def rows(result: Result, **fields: Any) -> list[dict[str, Any]]:
+    """The timed rows with these fields; ``ours=True`` for any backend of this package."""
+    wanted = fields.pop("ours", None)
+    return [
+        candidate
+        for candidate in result["rows"]
+        if "milliseconds" in candidate
+        and (wanted is None or (candidate["backend"] is not None) == wanted)
+        and all(candidate.get(name) == value for name, value in fields.items())
+    ]
+
+
+def row(result: Result, **fields: Any) -> dict[str, Any] | None:
+    """The first of them."""
+    return next(iter(rows(result, **fields)), None)
+
+
+def over(slow: dict[str, Any], **fast: Any) -> Callable[[Result], float | None]:
+    """How many times faster the row ``fast`` is than the row ``slow``, by time an element. Two rows of one group, which
+    took turns, where there are such."""
+
+    def ratio(result: Result) -> float | None:
+        pairs = [(a, b) for a in rows(result, **slow) for b in rows(result, **fast)]
+        if not pairs:
+            return None
+        a, b = next((pair for pair in pairs if pair[0]["group"] == pair[1]["group"]), pairs[0])
+        return a["ns_per_element"] / b["ns_per_element"]
+
+    return ratio
+
+
+def share(**fields: Any) -> Callable[[Result], float | None]:
+    def percent(result: Result) -> float | None:
+        found = row(result, **fields)
+        return None if found is None or "share_of_limit" not in found else 100 * found["share_of_limit"]
+
+    return percent
+
+
+def memory_percent(result: Result) -> float | None:
+    memory = result.get("training_memory")
+    return None if memory is None or memory.get("share") is None else 100 * memory["share"]
+
+
+CPU_SIZES = {"op": "selective_scan", "batch": 1, "channels": 1536, "dtype": "float32", "gated": False}
+PLAIN = CPU_SIZES | {"channel_last": False}
+FORWARD = PLAIN | {"measure": "forward", "time": 2048}
+TRAINING = PLAIN | {"measure": "training", "time": 512}
+LONG = {"op": "selective_scan", "channels": 96, "measure": "forward", "dtype": "float32", "ours": True}
+STEP = {"op": "selective_step", "batch": 1, "channels": 1536, "dtype": "float32"}
+LINEAR = {"op": "linear_scan", "channels": 1536, "dtype": "float32", "measure": "forward", "channel_last": False}
+LAST = CPU_SIZES | {"measure": "forward", "time": 2048, "channel_last": True, "ours": True}
+HALF = FORWARD | {"dtype": "bfloat16", "ours": True}
+
+
+def _against(fields: dict[str, Any], peer: str) -> Callable[[Result], float | None]:
+    return over(fields | {"contender": peer}, **fields, ours=True)
+
+
+CPU_TARGETS = (
+    Target("forward, 2048 steps, over the best loop", 50, 70, "times", _against(FORWARD, "best loop")),
+    Target("forward, 2048 steps, over mambapy", 110, 180, "times", _against(FORWARD, "mambapy")),
+    Target("channel_last over channel-first, time", 1.15, 1.0, "times", over(LAST, **FORWARD, ours=True), most=True),
+    Target("training, 512 steps, over the best loop", 40, 60, "times", _against(TRAINING, "best loop")),
+    Target("training, 512 steps, over mambapy", 50, 90, "times", _against(TRAINING, "mambapy")),
+    Target("training, 512 steps, over materialising", 2000, 4000, "times", _against(TRAINING, "materialising loop")),
+    Target("forward, share of the limit", 50, 80, "percent", share(**FORWARD, ours=True)),
+    Target(
+        "ns an element, 1,048,576 steps over 4,096",
+        1.3,
+        1.1,
+        "times",
+        over(LONG | {"time": 1048576}, **LONG | {"time": 4096}),
+        most=True,
+    ),
+    Target("training memory beyond tensors, 65,536 steps", 10, 3, "percent", memory_percent, most=True),
+    Target(
+        "selective_step over the PyTorch expression",
+        4,
+        8,
+        "times",
+        over(STEP | {"contender": "PyTorch expression"}, **STEP, ours=True),
+    ),
+    Target("bfloat16 input, speed over float32", 0.95, 1.05, "times", over(FORWARD | {"ours": True}, **HALF)),
+    Target("linear_scan forward, share of copy bandwidth", 60, 85, "percent", share(**LINEAR, ours=True)),
+)
+
+GPU_SIZES = {"op": "selective_scan", "dtype": "bfloat16", "channel_last": False}
+BIG = GPU_SIZES | {"batch": 8, "channels": 1536, "time": 4096}
+NARROW = GPU_SIZES | {"batch": 1, "channels": 128, "time": 32768}
+GROWTH = GPU_SIZES | {"batch": 1, "channels": 1536, "measure": "forward", "ours": True}
+GPU_LINEAR = {"op": "linear_scan", "dtype": "bfloat16", "measure": "forward", "channel_last": False, "ours": True}
+
+
+def _gpu_pair(measure: str, sizes: dict[str, Any], what: str, least: float, aim: float) -> Target:
+    fields = sizes | {"measure": measure}
+    return Target(f"{measure}, {what}, over mamba_ssm", least, aim, "times", _against(fields, "mamba_ssm"))
+
+
+def _microseconds(result: Result) -> float | None:
+    found = row(result, op="selective_step", batch=1, channels=1536, ours=True)
+    return None if found is None else found["milliseconds"] * 1e3
+
+
+GPU_TARGETS = (
+    _gpu_pair("forward", BIG, "B8 D1536 L4096", 1.5, 2.5),
+    _gpu_pair("backward", BIG, "B8 D1536 L4096", 2, 4),
+    _gpu_pair("forward", NARROW, "B1 D128 L32,768", 4, 10),
+    _gpu_pair("backward", NARROW, "B1 D128 L32,768", 4, 10),
+    Target(
+        "ns an element, B1 D1536, 262,144 steps over 4,096",
+        1.1,
+        1.0,
+        "times",
+        over(GROWTH | {"time": 262144}, **GROWTH | {"time": 4096}),
+        most=True,
+    ),
+    Target("forward, share of the limit", 60, 85, "percent", share(**BIG, measure="forward", ours=True)),
+    Target("backward, share of the limit", 50, 75, "percent", share(**BIG, measure="backward", ours=True)),
+    Target("linear_scan forward, share of copy bandwidth", 80, 92, "percent", share(**GPU_LINEAR)),
+    Target("selective_step in a CUDA graph, B1 D1536", 4, 2.5, "microseconds", _microseconds, most=True),
+)
+
+
+def assess(result: Result, device_type: str) -> list[dict[str, Any]]:
+    return [target.assess(result) for target in (CPU_TARGETS if device_type == "cpu" else GPU_TARGETS)]

@@ -1,0 +1,68 @@
+"""Memory of one training step beyond its inputs, outputs and gradients.
+
+Two figures, which must agree in kind: counted, the tensors that autograd saves which are no inputs, and the largest
+scratch that a kernel asks for; and measured, the peak of resident memory during the step, above the level before it
+(inputs and the output's gradient exist by then), less the output and the gradients. What the measured figure holds
+beyond the counted one is pages of libraries and of the allocator.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from harness.memory import available_bytes, peak_bytes
+from scans.contenders import Contender
+from scans.problems import Problem, gradient_names, make_inputs
+
+
+def measure(contender: Contender, problem: Problem, device: torch.device) -> dict[str, Any]:
+    """Bytes, and their share of inputs, outputs and gradients."""
+    need = 8 * problem.elements * problem.dtype.itemsize
+    free = available_bytes() if device.type == "cpu" else torch.cuda.mem_get_info(device)[0]
+    result: dict[str, Any] = {**problem.describe(), "contender": contender.name}
+    if free is not None and free < 1.3 * need:
+        return {**result, "error": f"needs {need / 2**30:.1f} GiB, {free / 2**30:.1f} are free"}
+    inputs = make_inputs(problem, device, requires_grad=True)
+    names = gradient_names(inputs)
+    leaves = [inputs[name] for name in names]
+    grad_out = torch.ones_like(inputs["u"], requires_grad=False)
+    saved = _saved_bytes(contender, inputs)
+
+    def step() -> tuple[Tensor, ...]:
+        out = contender.run(inputs)
+        return out, *torch.autograd.grad(out, leaves, grad_out)
+
+    warm = make_inputs(problem.smaller(256, problem.channels), device, requires_grad=True)
+    out = contender.run(warm)
+    torch.autograd.grad(out, [warm[name] for name in names], torch.ones_like(out))
+    out_bytes, gradient_bytes = grad_out.nbytes, sum(x.nbytes for x in leaves)
+    counted = sum(x.nbytes for x in inputs.values()) + 2 * out_bytes + gradient_bytes
+    peak = peak_bytes(step, device)
+    measured = None if peak is None else max(0, peak - out_bytes - gradient_bytes)
+    return {
+        **result,
+        "inputs_outputs_gradients_bytes": counted,
+        "saved_bytes": saved,
+        "peak_bytes": peak,
+        "beyond_bytes": measured,
+        "share": None if measured is None else measured / counted,
+        "saved_share": saved / counted,
+    }
+
+
+def _saved_bytes(contender: Contender, inputs: dict[str, Tensor]) -> int:
+    """What autograd keeps for the backward pass and is not an input; each storage counts once."""
+    known = {x.untyped_storage().data_ptr() for x in inputs.values()}
+    kept: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in known:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        out = contender.run(inputs)
+    kept.pop(out.untyped_storage().data_ptr(), None)
+    return sum(kept.values())
