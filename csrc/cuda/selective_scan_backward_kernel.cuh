@@ -1,0 +1,613 @@
+// Selective scan, backward, on a GPU.
+//
+// Blocks and threads as forward. A block walks over its segment from the end in tiles of 32 steps. In a tile it first
+// runs forward from the saved state and keeps the state at every SUB steps in shared memory; then, last part first, it
+// runs SUB steps forward with every decay and state in registers, and SUB steps backward:
+//
+//   g_t = C_t dy_t + x_{t+1}        gradient of h_t; x: what the later steps send back
+//   x_t = a_t g_t                   gradient of h_{t-1}, with a_t = exp(step_t A)
+//   dB_t += step_t u_t g_t          dC_t += dy_t h_t                       summed over channels
+//   du_t  = step_t sum_n g_t B_t    dstep_t = u_t sum_n g_t B_t + sum_n A x_t h_{t-1}
+//   dA   += step_t x_t h_{t-1}
+//
+// Sums over states are three shuffles for four steps. Sums over channels go through shared memory: a warp's channels
+// every four steps, the block's warps every SUB steps, and each block writes its share; sum_tiles_kernel adds the shares
+// in a fixed order. So no atomics, and the same bits every time.
+//
+// Where time is split, selective_scan_backward_local_kernel first finds what each segment sends back from nothing and
+// combine_kernel.cuh chains the segments, as forward.
+#pragma once
+
+#include "selective_scan_common.cuh"
+
+namespace wmk {
+
+template <typename Configuration>
+struct BackwardLocalShared {
+  using T = typename Configuration::T;
+  using C = Configuration;
+  alignas(16) T step[C::kChannels * C::kPitch];
+  alignas(16) T grad[C::kChannels * C::kPitch];  // of out, then of y
+  alignas(16) T gate[C::kChannels * C::kPitch];
+  alignas(16) T C_tile[C::kStateRows * C::kStatePitch];
+  T bias[C::kChannels];
+  TileOrigin origin_delta, origin_grad_out, origin_z, origin_C;
+  BlockPart part;
+  alignas(16) uint32_t resets;
+};
+
+// From z and the gradient of out: the gradient of y, and by what to multiply y for the gradient of z.
+template <typename Configuration>
+__device__ __forceinline__ void gate_backward(typename Configuration::T* grad, typename Configuration::T* gate,
+                                              bool precise) {
+  using T = typename Configuration::T;
+  constexpr int kPitch = Configuration::kPitch;
+  for (int i = threadIdx.x; i < Configuration::kChannels * Configuration::kSteps; i += Configuration::kThreads) {
+    const int at = i / Configuration::kSteps * kPitch + i % Configuration::kSteps;
+    const T z = gate[at], g = grad[at], open = sigmoid(z, precise);
+    grad[at] = g * (z * open);
+    gate[at] = g * (open * (T(1) + z * (T(1) - open)));
+  }
+}
+
+template <typename Configuration>
+__global__ void __launch_bounds__(Configuration::kThreads, Configuration::kBackwardBlocks)
+    selective_scan_backward_local_kernel(const WMK_GRID_CONSTANT wmk_selective_scan p,
+                                         const WMK_GRID_CONSTANT ScanPlan plan) {
+  using T = typename Configuration::T;
+  using ChannelTile = typename Configuration::ChannelTile;
+  using StateTile = typename Configuration::StateTile;
+  constexpr int kStates = Configuration::kStates, kLanes = Configuration::kLanes;
+  constexpr int kPitch = Configuration::kPitch, kStatePitch = Configuration::kStatePitch;
+  constexpr int kSteps = Configuration::kSteps;
+  WMK_SHARED_MEMORY(memory);
+  auto& shared = *reinterpret_cast<BackwardLocalShared<Configuration>*>(memory);
+  const Slots<Configuration> slots(memory + sizeof(BackwardLocalShared<Configuration>), p.dtype);
+
+  if (threadIdx.x == 0) {
+    const BlockPart part = block_part<Configuration>(p, plan);
+    shared.part = part;
+    shared.origin_delta = channel_origin(p.delta, p, part);
+    shared.origin_grad_out = channel_origin(p.grad_out, p, part);
+    shared.origin_z = channel_origin(p.z, p, part);
+    shared.origin_C = state_origin(p.C, p, part);
+  }
+  __syncthreads();
+  const BlockPart& part = shared.part;
+  if (!part.exists || part.index == 0) return;
+  const ThreadPlace<Configuration> place(part);
+  const int states = static_cast<int>(p.state);
+  const bool precise = p.dtype == WMK_FLOAT32;
+  const bool has_gate = p.z.data != nullptr;
+
+  T A[kStates], x[kStates];
+  load_states(A, place, states, p.A.data, place.channel * p.A.stride[0], p.A.stride[1]);
+#pragma unroll
+  for (int i = 0; i < kStates; ++i) {
+    A[i] *= log2_e(T(0));
+    x[i] = T(0);
+  }
+  if (part.index + 1 == part.count && p.grad_last_state.data != nullptr) {
+    load_states(x, place, states, p.grad_last_state.data,
+                part.sequence * p.grad_last_state.stride[0] + place.channel * p.grad_last_state.stride[1],
+                p.grad_last_state.stride[2]);
+  }
+  place_parameter<Configuration>(shared.bias, p.delta_bias, part);
+  if (!p.C_varies) place_constant<Configuration>(shared.C_tile, p.C, p, part);
+  const T* C = shared.C_tile + (p.C_varies ? 0 : place.row * kStatePitch) + 4 * place.quarter;
+  const int C_pitch = p.C_varies ? kStatePitch : 0;
+
+  const auto fetch = [&](int64_t begin, int steps) {
+    ChannelTile::fetch(slots.delta, tile_at(shared.origin_delta, p.dtype, begin), p.dtype, part.channels, steps);
+    ChannelTile::fetch(slots.grad, tile_at(shared.origin_grad_out, p.dtype, begin), p.dtype, part.channels, steps);
+    if (has_gate) {
+      ChannelTile::fetch(slots.z, tile_at(shared.origin_z, p.dtype, begin), p.dtype, part.channels, steps);
+    }
+    if (p.C_varies) StateTile::fetch(slots.C, tile_at(shared.origin_C, p.dtype, begin), p.dtype, states, steps);
+  };
+  const auto same = [](T value, int) { return value; };
+  const auto step_size = [&](T value, int row) {
+    value += shared.bias[row];
+    return p.delta_softplus ? softplus(value, precise) : value;
+  };
+
+  T total_step = T(0);
+  bool forgets = false;
+  int64_t begin = part.begin + (part.end - part.begin - 1) / kSteps * kSteps;
+  fetch(begin, static_cast<int>(part.end - begin));
+  __syncthreads();
+  for (; begin >= part.begin; begin -= kSteps) {
+    const int64_t end = begin + kSteps < part.end ? begin + kSteps : part.end;
+    const int steps = static_cast<int>(end - begin);
+    copy_async_wait();
+    ChannelTile::template place<false>(shared.step, kPitch, slots.delta,
+                                       runs_along_time(shared.origin_delta), p.dtype, part.channels,
+                                       steps, step_size);
+    ChannelTile::template place<false>(shared.grad, kPitch, slots.grad,
+                                       runs_along_time(shared.origin_grad_out), p.dtype,
+                                       part.channels, steps, same);
+    if (has_gate) {
+      ChannelTile::template place<false>(shared.gate, kPitch, slots.z,
+                                         runs_along_time(shared.origin_z), p.dtype, part.channels,
+                                         steps, same);
+    }
+    if (p.C_varies) {
+      StateTile::template place<true>(shared.C_tile, kStatePitch, slots.C,
+                                      runs_along_time(shared.origin_C), p.dtype, states, steps, same);
+    }
+    place_resets<Configuration>(&shared.resets, p, part, begin, steps);
+    __syncthreads();
+    if (begin > part.begin) fetch(begin - kSteps, kSteps);
+    if (has_gate) {
+      gate_backward<Configuration>(shared.grad, shared.gate, precise);
+      __syncthreads();
+    }
+    const uint32_t resets = shared.resets;
+    if (resets != 0) forgets = true;
+    for (int first = (steps - 1) / 4 * 4; first >= 0; first -= 4) {
+      const Quad<T> step = load_quad(shared.step + place.row * kPitch + first);
+      const Quad<T> grad = load_quad(shared.grad + place.row * kPitch + first);
+#pragma unroll
+      for (int t = 3; t >= 0; --t) {
+#pragma unroll
+        for (int j = 0; j < kStates / 4; ++j) {
+          const Quad<T> c = load_quad(C + (first + t) * C_pitch + j * 4 * kLanes);
+#pragma unroll
+          for (int i = 0; i < 4; ++i) {
+            T& back = x[4 * j + i];
+            back = exp2_fast(step.value[t] * A[4 * j + i]) * (c.value[i] * grad.value[t] + back);
+          }
+        }
+        if (resets >> (first + t) & 1u) {
+#pragma unroll
+          for (int i = 0; i < kStates; ++i) x[i] = T(0);
+        }
+        total_step += step.value[t];
+      }
+    }
+    __syncthreads();
+  }
+  const int64_t offset = (part.slot * p.channels + place.channel) * p.state;
+  store_states(x, place, states, plan.boundary, offset);
+#pragma unroll
+  for (int i = 0; i < kStates; ++i) x[i] = exp2_fast(total_step * A[i]);
+  store_states(x, place, states, plan.decay, offset);
+  if (threadIdx.x == 0) plan.forgets[part.slot * plan.tiles + part.tile] = forgets;
+}
+
+template <typename Configuration, int SUB>
+struct BackwardShared {
+  using T = typename Configuration::T;
+  using C = Configuration;
+  // one step's products of a warp, for B or C: [channels, states], and a shift of the banks
+  static constexpr int kProducts = 32 * C::kStates + 16;
+  alignas(16) T u[C::kChannels * C::kPitch];     // then its gradient
+  alignas(16) T step[C::kChannels * C::kPitch];  // then the gradient of delta
+  alignas(16) T grad[C::kChannels * C::kPitch];  // of out, then of y
+  alignas(16) T gate[C::kChannels * C::kPitch];  // z, then what y is multiplied by, then the gradient of z
+  alignas(16) T B_tile[C::kStateRows * C::kStatePitch];
+  alignas(16) T C_tile[C::kStateRows * C::kStatePitch];
+  alignas(16) T checkpoint[C::kSteps / SUB][C::kThreads * C::kStates];
+  alignas(16) T products[C::kWarpChannels == 1 ? 1 : C::kWarps][4][2][C::kWarpChannels == 1 ? 4 : kProducts];
+  alignas(16) T warp_sums[2][C::kWarps][2][SUB][C::kStatePitch];  // [turn][warp][B or C][step][state]
+  T D[C::kChannels];
+  T bias[C::kChannels];
+  TileOrigin origin_u, origin_delta, origin_grad_out, origin_z, origin_B, origin_C;
+  TileOrigin origin_grad_u, origin_grad_delta, origin_grad_z;
+  BlockPart part;
+  alignas(16) uint32_t resets;
+
+  // A thread's sums for the gradient of a B or C that does not vary, where its products would lie if it did.
+  __device__ __forceinline__ T* constant_sums(int which) {
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    T* sums = C::kWarpChannels == 1 ? warp_sums[0][warp][which][0] : products[warp][0][which];
+    return sums + lane * C::kStates;
+  }
+};
+
+// 1 - exp(-step): softplus's derivative, from its value.
+__device__ __forceinline__ float softplus_slope(float step, bool precise) {
+  if (precise) return -expm1f(-step);
+  const float series = step * (1.0f + step * (-0.5f + step * (1.0f / 6.0f - step * (1.0f / 24.0f))));
+  return step < 0.0625f ? series : 1.0f - exp2_fast(-kLog2E * step);
+}
+__device__ __forceinline__ double softplus_slope(double step, bool) { return -expm1(-step); }
+
+// What a thread carries through its segment.
+template <typename Configuration>
+struct BackwardThread {
+  using T = typename Configuration::T;
+  T A[Configuration::kStates];  // times log2(e)
+  T x[Configuration::kStates];
+  T grad_A[Configuration::kStates];
+  T grad_D, grad_bias;
+  const T* B;
+  const T* C;
+  int B_pitch, C_pitch;
+};
+
+// SUB steps, forward from the checkpoint and back.
+template <typename Configuration, int SUB, bool RESETS>
+__device__ __forceinline__ void backward_steps(BackwardThread<Configuration>& thread,
+                                               BackwardShared<Configuration, SUB>& shared,
+                                               const ThreadPlace<Configuration>& place, const wmk_selective_scan& p,
+                                               int first, int steps, int turn, uint32_t resets, bool has_gate,
+                                               bool precise) {
+  using T = typename Configuration::T;
+  constexpr int kStates = Configuration::kStates, kLanes = Configuration::kLanes, kFar = 4 * kLanes;
+  constexpr int kPitch = Configuration::kPitch, kPadded = Configuration::kPaddedStates;
+  constexpr bool kAlone = Configuration::kWarpChannels == 1;  // the warp's sums are the thread's own products
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  T* row_u = shared.u + place.row * kPitch + first;
+  T* row_step = shared.step + place.row * kPitch + first;
+  T* row_gate = shared.gate + place.row * kPitch + first;
+  const T* row_grad = shared.grad + place.row * kPitch + first;
+
+  T before[SUB][kStates], decay[SUB][kStates], h[kStates];  // h_{t-1}, a_t
+  T y[SUB];
+#pragma unroll
+  for (int i = 0; i < kStates; i += 4) {
+    const Quad<T> quad = load_quad(shared.checkpoint[first / SUB] + (i * Configuration::kThreads + 4 * threadIdx.x));
+#pragma unroll
+    for (int j = 0; j < 4; ++j) h[i + j] = quad.value[j];
+  }
+#pragma unroll
+  for (int t = 0; t < SUB; ++t) {
+    const T step = row_step[t], input = step * row_u[t];
+    if (RESETS && (resets >> t & 1u)) {
+#pragma unroll
+      for (int i = 0; i < kStates; ++i) h[i] = T(0);
+    }
+    T sum = T(0);
+#pragma unroll
+    for (int j = 0; j < kStates / 4; ++j) {
+      const Quad<T> b = load_quad(thread.B + (first + t) * thread.B_pitch + j * kFar);
+      const Quad<T> c = load_quad(thread.C + (first + t) * thread.C_pitch + j * kFar);
+#pragma unroll
+      for (int i = 4 * j; i < 4 * j + 4; ++i) {
+        before[t][i] = h[i];
+        decay[t][i] = exp2_fast(step * thread.A[i]);
+        h[i] = decay[t][i] * h[i] + input * b.value[i % 4];
+        sum += c.value[i % 4] * h[i];
+      }
+    }
+    y[t] = sum;
+  }
+
+  __syncwarp();  // lest the compiler hold B and C in registers until they are needed again
+#pragma unroll
+  for (int group = SUB - 4; group >= 0; group -= 4) {
+    T through_B[4], through_A[4], y_group[4];
+#pragma unroll
+    for (int t = group + 3; t >= group; --t) {
+      const T step = row_step[t], input = step * row_u[t], grad = row_grad[t];
+      T sum_B = T(0), sum_A = T(0);
+#pragma unroll
+      for (int j = 0; j < kStates / 4; ++j) {
+        const Quad<T> b = load_quad(thread.B + (first + t) * thread.B_pitch + j * kFar);
+        const Quad<T> c = load_quad(thread.C + (first + t) * thread.C_pitch + j * kFar);
+        Quad<T> grad_b, grad_c;
+#pragma unroll
+        for (int k = 0; k < 4; ++k) {
+          const int i = 4 * j + k;
+          const T after = t + 1 < SUB && !(RESETS && (resets >> (t + 1) & 1u)) ? before[t + 1 < SUB ? t + 1 : t][i]
+                          : t + 1 < SUB                                       ? decay[t][i] * before[t][i] + input * b.value[k]
+                                                                              : h[i];
+          const T g = c.value[k] * grad + thread.x[i];
+          grad_c.value[k] = grad * after;
+          grad_b.value[k] = g * input;
+          sum_B += g * b.value[k];
+          thread.x[i] = decay[t][i] * g;
+          if (RESETS && (resets >> t & 1u)) thread.x[i] = T(0);
+          const T q = thread.x[i] * before[t][i];
+          sum_A += q * thread.A[i];
+          thread.grad_A[i] += q * step;
+        }
+        if (p.B_varies) {
+          store_quad(kAlone ? &shared.warp_sums[turn][warp][0][t][4 * place.quarter + j * kFar]
+                            : &shared.products[warp][t % 4][0][lane / kLanes * kPadded + 4 * place.quarter + j * kFar],
+                     grad_b);
+        } else {
+          T* sums = shared.constant_sums(0) + 4 * j;
+#pragma unroll
+          for (int k = 0; k < 4; ++k) sums[k] += grad_b.value[k];
+        }
+        if (p.C_varies) {
+          store_quad(kAlone ? &shared.warp_sums[turn][warp][1][t][4 * place.quarter + j * kFar]
+                            : &shared.products[warp][t % 4][1][lane / kLanes * kPadded + 4 * place.quarter + j * kFar],
+                     grad_c);
+        } else {
+          T* sums = shared.constant_sums(1) + 4 * j;
+#pragma unroll
+          for (int k = 0; k < 4; ++k) sums[k] += grad_c.value[k];
+        }
+      }
+      through_B[t - group] = sum_B;
+      through_A[t - group] = sum_A;
+      y_group[t - group] = y[t];
+    }
+
+    if (!kAlone) {
+      __syncwarp();
+#pragma unroll
+      for (int o = lane; o < 2 * kPadded; o += 32) {  // four steps, B or C, kPadded / 4 quads
+        const int n = 4 * (o % (kPadded / 4)), which = o / (kPadded / 4) % 2, t = o / (kPadded / 2);
+        Quad<T> total = load_quad(&shared.products[warp][t][which][n]);
+#pragma unroll
+        for (int channel = 1; channel < Configuration::kWarpChannels; ++channel) {
+          const Quad<T> more = load_quad(&shared.products[warp][t][which][channel * kPadded + n]);
+#pragma unroll
+          for (int k = 0; k < 4; ++k) total.value[k] += more.value[k];
+        }
+        store_quad(&shared.warp_sums[turn][warp][which][group + t][n], total);
+      }
+    }
+    sum_over_lanes<kLanes>(through_B, place.quarter);
+    sum_over_lanes<kLanes>(through_A, place.quarter);
+    if (has_gate) sum_over_lanes<kLanes>(y_group, place.quarter);
+    __syncwarp();
+
+    constexpr int kOwn = kLanes == 2 ? 2 : 1;  // steps that this thread finishes
+#pragma unroll
+    for (int i = 0; i < kOwn; ++i) {
+      const int at = group + place.quarter + kLanes * i;
+      if (place.quarter >= 4 || first + at >= steps) break;
+      const T step = row_step[at], u = row_u[at], grad = row_grad[at], D = shared.D[place.row];
+      T grad_delta = u * through_B[i] + through_A[i] * T(1.0 / kLog2EDouble);
+      if (p.delta_softplus) grad_delta *= softplus_slope(step, precise);
+      thread.grad_D += grad * u;
+      thread.grad_bias += grad_delta;
+      row_u[at] = step * through_B[i] + D * grad;
+      row_step[at] = grad_delta;
+      if (has_gate) row_gate[at] *= y_group[i] + D * u;
+    }
+  }
+}
+
+template <typename Configuration, int SUB>
+__global__ void __launch_bounds__(Configuration::kThreads, Configuration::kBackwardBlocks)
+    selective_scan_backward_kernel(const WMK_GRID_CONSTANT wmk_selective_scan p,
+                                   const WMK_GRID_CONSTANT ScanPlan plan) {
+  using T = typename Configuration::T;
+  using ChannelTile = typename Configuration::ChannelTile;
+  using StateTile = typename Configuration::StateTile;
+  constexpr int kStates = Configuration::kStates, kThreads = Configuration::kThreads;
+  constexpr int kPitch = Configuration::kPitch, kStatePitch = Configuration::kStatePitch;
+  constexpr int kSteps = Configuration::kSteps;
+  WMK_SHARED_MEMORY(memory);
+  auto& shared = *reinterpret_cast<BackwardShared<Configuration, SUB>*>(memory);
+  const Slots<Configuration> slots(memory + sizeof(BackwardShared<Configuration, SUB>), p.dtype);
+
+  if (threadIdx.x == 0) {
+    const BlockPart part = block_part<Configuration>(p, plan);
+    shared.part = part;
+    shared.origin_delta = channel_origin(p.delta, p, part);
+    shared.origin_grad_out = channel_origin(p.grad_out, p, part);
+    shared.origin_z = channel_origin(p.z, p, part);
+    shared.origin_C = state_origin(p.C, p, part);
+    shared.origin_u = channel_origin(p.u, p, part);
+    shared.origin_B = state_origin(p.B, p, part);
+    shared.origin_grad_u = channel_origin(p.grad_u, p, part);
+    shared.origin_grad_delta = channel_origin(p.grad_delta, p, part);
+    shared.origin_grad_z = channel_origin(p.grad_z, p, part);
+  }
+  __syncthreads();
+  const BlockPart& part = shared.part;
+  const ThreadPlace<Configuration> place(part);
+  const int states = static_cast<int>(p.state);
+  const bool precise = p.dtype == WMK_FLOAT32;
+  const bool has_gate = p.z.data != nullptr;
+
+  BackwardThread<Configuration> thread;
+  load_states(thread.A, place, states, p.A.data, place.channel * p.A.stride[0], p.A.stride[1]);
+#pragma unroll
+  for (int i = 0; i < kStates; ++i) {
+    thread.A[i] *= log2_e(T(0));
+    thread.x[i] = thread.grad_A[i] = T(0);
+    shared.constant_sums(0)[i] = shared.constant_sums(1)[i] = T(0);
+  }
+  thread.grad_D = thread.grad_bias = T(0);
+  if (part.index + 1 < part.count) {
+    load_states(thread.x, place, states, plan.boundary, (part.slot * p.channels + place.channel) * p.state, 1);
+  } else if (p.grad_last_state.data != nullptr && part.exists) {
+    load_states(thread.x, place, states, p.grad_last_state.data,
+                part.sequence * p.grad_last_state.stride[0] + place.channel * p.grad_last_state.stride[1],
+                p.grad_last_state.stride[2]);
+  }
+  place_parameter<Configuration>(shared.D, p.D, part);
+  place_parameter<Configuration>(shared.bias, p.delta_bias, part);
+  if (!p.B_varies) place_constant<Configuration>(shared.B_tile, p.B, p, part);
+  if (!p.C_varies) place_constant<Configuration>(shared.C_tile, p.C, p, part);
+  thread.B = shared.B_tile + (p.B_varies ? 0 : place.row * kStatePitch) + 4 * place.quarter;
+  thread.C = shared.C_tile + (p.C_varies ? 0 : place.row * kStatePitch) + 4 * place.quarter;
+  thread.B_pitch = p.B_varies ? kStatePitch : 0;
+  thread.C_pitch = p.C_varies ? kStatePitch : 0;
+
+  const auto same = [](T value, int) { return value; };
+  const auto step_size = [&](T value, int row) {
+    value += shared.bias[row];
+    return p.delta_softplus ? softplus(value, precise) : value;
+  };
+  const auto fetch_inputs = [&](int64_t begin, int steps) {
+    ChannelTile::fetch(slots.u, tile_at(shared.origin_u, p.dtype, begin), p.dtype, part.channels, steps);
+    ChannelTile::fetch(slots.delta, tile_at(shared.origin_delta, p.dtype, begin), p.dtype, part.channels, steps);
+    if (p.B_varies) StateTile::fetch(slots.B, tile_at(shared.origin_B, p.dtype, begin), p.dtype, states, steps);
+  };
+  const auto fetch_rest = [&](int64_t begin, int steps) {
+    ChannelTile::fetch(slots.grad, tile_at(shared.origin_grad_out, p.dtype, begin), p.dtype, part.channels, steps);
+    if (has_gate) {
+      ChannelTile::fetch(slots.z, tile_at(shared.origin_z, p.dtype, begin), p.dtype, part.channels, steps);
+    }
+    if (p.C_varies) StateTile::fetch(slots.C, tile_at(shared.origin_C, p.dtype, begin), p.dtype, states, steps);
+  };
+  const auto place_inputs = [&](int64_t begin, int steps) {
+    copy_async_wait();
+    ChannelTile::template place<false>(shared.u, kPitch, slots.u,
+                                       runs_along_time(shared.origin_u), p.dtype, part.channels, steps,
+                                       same);
+    ChannelTile::template place<false>(shared.step, kPitch, slots.delta,
+                                       runs_along_time(shared.origin_delta), p.dtype, part.channels,
+                                       steps, step_size);
+    if (p.B_varies) {
+      StateTile::template place<true>(shared.B_tile, kStatePitch, slots.B,
+                                      runs_along_time(shared.origin_B), p.dtype, states, steps, same);
+    }
+    place_resets<Configuration>(&shared.resets, p, part, begin, steps);
+  };
+  T h[kStates];
+  // Runs forward over parts [0, parts) of a tile, leaving their start states in checkpoint, and what follows in h.
+  const auto run_forward = [&](int parts) {
+    const uint32_t resets = shared.resets;
+    for (int sub = 0; sub < parts; ++sub) {
+#pragma unroll
+      for (int i = 0; i < kStates; i += 4) {
+        Quad<T> quad;
+#pragma unroll
+        for (int j = 0; j < 4; ++j) quad.value[j] = h[i + j];
+        store_quad(shared.checkpoint[sub] + (i * kThreads + 4 * threadIdx.x), quad);
+      }
+#pragma unroll
+      for (int t = 0; t < SUB; ++t) {
+        const int at = sub * SUB + t;
+        const T step = shared.step[place.row * kPitch + at], input = step * shared.u[place.row * kPitch + at];
+        if (resets >> at & 1u) {
+#pragma unroll
+          for (int i = 0; i < kStates; ++i) h[i] = T(0);
+        }
+#pragma unroll
+        for (int j = 0; j < kStates / 4; ++j) {
+          const Quad<T> b = load_quad(thread.B + at * thread.B_pitch + j * 4 * Configuration::kLanes);
+#pragma unroll
+          for (int i = 0; i < 4; ++i) {
+            h[4 * j + i] = exp2_fast(step * thread.A[4 * j + i]) * h[4 * j + i] + input * b.value[i];
+          }
+        }
+      }
+    }
+  };
+
+  int64_t end = part.exists ? part.end : part.begin;
+  int64_t chunk = part.last_chunk, chunk_begin = chunk * p.chunk;
+  bool fetched = false;
+  int turn = 0;
+  __syncthreads();
+  while (end > part.begin) {
+    const int64_t begin = chunk_begin + (end - 1 - chunk_begin) / kSteps * kSteps;
+    const int steps = static_cast<int>(end - begin);
+    load_states(h, place, states, p.chunk_states.data,
+                ((part.chunk_slot + chunk) * p.channels + place.channel) * p.state, 1);
+    for (int64_t replay = chunk_begin; replay < begin; replay += kSteps) {
+      fetch_inputs(replay, kSteps);
+      place_inputs(replay, kSteps);
+      __syncthreads();
+      run_forward(kSteps / SUB);
+      __syncthreads();
+    }
+    if (!fetched) {
+      fetch_inputs(begin, steps);
+      fetch_rest(begin, steps);
+    }
+    place_inputs(begin, steps);
+    ChannelTile::template place<false>(shared.grad, kPitch, slots.grad,
+                                       runs_along_time(shared.origin_grad_out), p.dtype,
+                                       part.channels, steps, same);
+    if (has_gate) {
+      ChannelTile::template place<false>(shared.gate, kPitch, slots.z,
+                                         runs_along_time(shared.origin_z), p.dtype, part.channels,
+                                         steps, same);
+    }
+    if (p.C_varies) {
+      StateTile::template place<true>(shared.C_tile, kStatePitch, slots.C,
+                                      runs_along_time(shared.origin_C), p.dtype, states, steps, same);
+    }
+    __syncthreads();
+    // The next tile can be on its way unless states before it must be computed first, through the same memory.
+    fetched = begin > part.begin && p.chunk <= kSteps;
+    if (begin == chunk_begin) {
+      --chunk;
+      chunk_begin -= p.chunk;
+    }
+    if (fetched) {
+      fetch_inputs(chunk_begin, static_cast<int>(begin - chunk_begin));
+      fetch_rest(chunk_begin, static_cast<int>(begin - chunk_begin));
+    }
+    if (has_gate) {
+      gate_backward<Configuration>(shared.grad, shared.gate, precise);
+      __syncthreads();
+    }
+
+    const int parts = (steps + SUB - 1) / SUB;
+    run_forward(parts - 1);
+#pragma unroll
+    for (int i = 0; i < kStates; i += 4) {
+      Quad<T> quad;
+#pragma unroll
+      for (int j = 0; j < 4; ++j) quad.value[j] = h[i + j];
+      store_quad(shared.checkpoint[parts - 1] + (i * kThreads + 4 * threadIdx.x), quad);
+    }
+    const uint32_t resets = shared.resets;
+    for (int sub = parts - 1; sub >= 0; --sub) {
+      const uint32_t here = resets >> (sub * SUB) & ((1u << SUB) - 1u);
+      if (here == 0) {
+        backward_steps<Configuration, SUB, false>(thread, shared, place, p, sub * SUB, steps, turn, 0, has_gate,
+                                                  precise);
+      } else {
+        backward_steps<Configuration, SUB, true>(thread, shared, place, p, sub * SUB, steps, turn, here, has_gate,
+                                                 precise);
+      }
+      __syncthreads();
+      // The block's shares of the gradients of B and C. The next part writes the other turn's sums, and the one after
+      // it has passed the barrier that follows these reads.
+      constexpr int kPadded = Configuration::kPaddedStates;
+      for (int i = threadIdx.x; i < 2 * kPadded * SUB; i += kThreads) {
+        const int t = i % SUB, n = i / SUB % kPadded, which = i / (SUB * kPadded);
+        if (n >= states || sub * SUB + t >= steps || !(which == 0 ? p.B_varies : p.C_varies)) continue;
+        T total = shared.warp_sums[turn][0][which][t][n];
+#pragma unroll
+        for (int warp = 1; warp < Configuration::kWarps; ++warp) total += shared.warp_sums[turn][warp][which][t][n];
+        T* out = static_cast<T*>(which == 0 ? plan.tile_B : plan.tile_C);
+        out[((part.batch * plan.tiles + part.tile) * p.state + n) * p.time + part.offset + begin + sub * SUB + t] =
+            total;
+      }
+      turn ^= 1;
+    }
+    const auto write = [&](const wmk_view& view, const TileOrigin& origin, const T* tile) {
+      if (view.data == nullptr) return;
+      ChannelTile::write(tile, kPitch, tile_at(origin, p.dtype, begin), p.dtype, part.channels, steps);
+    };
+    write(p.grad_u, shared.origin_grad_u, shared.u);
+    write(p.grad_delta, shared.origin_grad_delta, shared.step);
+    write(p.grad_z, shared.origin_grad_z, shared.gate);
+    __syncthreads();
+    end = begin;
+  }
+
+  const int64_t channel_offset = part.slot * p.channels + place.channel, offset = channel_offset * p.state;
+  store_states(thread.grad_A, place, states, plan.partial_A, offset);
+  if (!p.B_varies || !p.C_varies) {
+    for (int which = 0; which < 2; ++which) {
+      if (which == 0 ? p.B_varies : p.C_varies) continue;
+      T sums[kStates];
+#pragma unroll
+      for (int i = 0; i < kStates; ++i) {
+        sums[i] = shared.constant_sums(which)[i];
+      }
+      store_states(sums, place, states, which == 0 ? plan.partial_B : plan.partial_C, offset);
+    }
+  }
+#pragma unroll
+  for (int lane = 1; lane < Configuration::kLanes; lane *= 2) {
+    thread.grad_D += __shfl_xor_sync(0xffffffffu, thread.grad_D, lane);
+    thread.grad_bias += __shfl_xor_sync(0xffffffffu, thread.grad_bias, lane);
+  }
+  if (place.exists && place.quarter == 0) {
+    static_cast<T*>(plan.partial_D)[channel_offset] = thread.grad_D;
+    static_cast<T*>(plan.partial_bias)[channel_offset] = thread.grad_bias;
+  }
+  if (part.exists && part.index == 0 && p.grad_initial_state.data != nullptr) {
+    store_states(thread.x, place, states, p.grad_initial_state.data,
+                 (part.sequence * p.channels + place.channel) * p.state);
+  }
+}
+
+}  // namespace wmk

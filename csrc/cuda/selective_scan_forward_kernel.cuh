@@ -1,0 +1,240 @@
+// Selective scan, forward, on a GPU.
+//
+// LANES threads share a channel and keep its states in registers; a block's tile of channels reads B and C from shared
+// memory, where they are converted once. Time goes by in tiles of 32 steps, fetched while the one before is computed.
+// Per state and step: one multiplication and one exponential on the special-function unit for the decay, one
+// multiplication and two multiply-adds. Sums over states cost three shuffles for four steps, after which each thread
+// finishes one step of its channel: D u, the gate, the output tile. So nothing larger than the inputs is read or
+// written, and the special-function unit (one exponential a state, softplus and gate two each) is what bounds it.
+//
+// LOCAL is the first of three passes where time is split: it runs a segment from a zero state and keeps only where that
+// leads and by how much the segment decays what enters it.
+#pragma once
+
+#include "selective_scan_common.cuh"
+
+namespace wmk {
+
+template <typename Configuration, bool LOCAL>
+struct ForwardShared {
+  using T = typename Configuration::T;
+  using C = Configuration;
+  alignas(16) T u[C::kChannels * C::kPitch];
+  alignas(16) T step[C::kChannels * C::kPitch];              // delta after bias and softplus
+  alignas(16) T gate[LOCAL ? 4 : C::kChannels * C::kPitch];  // z, then the output
+  alignas(16) T B_tile[C::kStateRows * C::kStatePitch];         // [steps, states], or [channels, states] where constant
+  alignas(16) T C_tile[LOCAL ? 4 : C::kStateRows * C::kStatePitch];
+  T D[C::kChannels];
+  T bias[C::kChannels];
+  TileOrigin origin_u, origin_delta, origin_z, origin_B, origin_C, origin_out;
+  BlockPart part;
+  alignas(16) uint32_t resets;
+};
+
+// Advances the states by four steps; y: what C makes of them.
+template <typename Configuration, bool LOCAL, bool RESETS, typename T = typename Configuration::T>
+__device__ __forceinline__ void advance(T (&h)[Configuration::kStates], const T (&A)[Configuration::kStates],
+                                        T (&y)[4], const Quad<T>& step, const Quad<T>& u, const T* B, int B_pitch,
+                                        const T* C, int C_pitch, uint32_t resets) {
+  constexpr int kStates = Configuration::kStates;
+  constexpr int kFar = 4 * Configuration::kLanes;  // from a thread's four states to its next four
+#pragma unroll
+  for (int t = 0; t < 4; ++t) {
+    if (RESETS && (resets >> t & 1u)) {
+#pragma unroll
+      for (int i = 0; i < kStates; ++i) h[i] = T(0);
+    }
+    const T input = step.value[t] * u.value[t];
+    T sum = T(0);
+#pragma unroll
+    for (int j = 0; j < kStates / 4; ++j) {
+      const Quad<T> b = load_quad(B + t * B_pitch + j * kFar);
+      Quad<T> c;
+      if (!LOCAL) c = load_quad(C + t * C_pitch + j * kFar);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        T& state = h[4 * j + i];
+        state = exp2_fast(step.value[t] * A[4 * j + i]) * state + input * b.value[i];
+        if (!LOCAL) sum += c.value[i] * state;
+      }
+    }
+    y[t] = sum;
+  }
+}
+
+template <typename Configuration, bool LOCAL>
+__global__ void __launch_bounds__(Configuration::kThreads, Configuration::kForwardBlocks)
+    selective_scan_forward_kernel(const WMK_GRID_CONSTANT wmk_selective_scan p, const WMK_GRID_CONSTANT ScanPlan plan) {
+  using T = typename Configuration::T;
+  using ChannelTile = typename Configuration::ChannelTile;
+  using StateTile = typename Configuration::StateTile;
+  constexpr int kStates = Configuration::kStates, kLanes = Configuration::kLanes;
+  constexpr int kPitch = Configuration::kPitch, kStatePitch = Configuration::kStatePitch;
+  constexpr int kSteps = Configuration::kSteps;
+  WMK_SHARED_MEMORY(memory);
+  auto& shared = *reinterpret_cast<ForwardShared<Configuration, LOCAL>*>(memory);
+  const Slots<Configuration> slots(memory + sizeof(ForwardShared<Configuration, LOCAL>), p.dtype);
+
+  if (threadIdx.x == 0) {
+    const BlockPart part = block_part<Configuration>(p, plan);
+    shared.part = part;
+    shared.origin_u = channel_origin(p.u, p, part);
+    shared.origin_delta = channel_origin(p.delta, p, part);
+    shared.origin_z = channel_origin(p.z, p, part);
+    shared.origin_B = state_origin(p.B, p, part);
+    shared.origin_C = state_origin(p.C, p, part);
+    shared.origin_out = channel_origin(p.out, p, part);
+  }
+  __syncthreads();
+  const BlockPart& part = shared.part;
+  if (!part.exists || (LOCAL && part.index + 1 == part.count)) return;
+  const ThreadPlace<Configuration> place(part);
+  const int states = static_cast<int>(p.state);
+  const bool precise = p.dtype == WMK_FLOAT32;
+  const bool has_gate = !LOCAL && p.z.data != nullptr;
+
+  T A[kStates], h[kStates];
+  load_states(A, place, states, p.A.data, place.channel * p.A.stride[0], p.A.stride[1]);
+#pragma unroll
+  for (int i = 0; i < kStates; ++i) A[i] *= log2_e(T(0));
+
+  if (part.index > 0 && !LOCAL) {
+    load_states(h, place, states, plan.boundary, (part.slot * p.channels + place.channel) * p.state, 1);
+  } else if (part.index == 0 && p.initial_state.data != nullptr) {
+    load_states(h, place, states, p.initial_state.data,
+                part.sequence * p.initial_state.stride[0] + place.channel * p.initial_state.stride[1],
+                p.initial_state.stride[2]);
+  } else {
+#pragma unroll
+    for (int i = 0; i < kStates; ++i) h[i] = T(0);
+  }
+
+  place_parameter<Configuration>(shared.D, p.D, part);
+  place_parameter<Configuration>(shared.bias, p.delta_bias, part);
+  if (!p.B_varies) place_constant<Configuration>(shared.B_tile, p.B, p, part);
+  if (!LOCAL && !p.C_varies) place_constant<Configuration>(shared.C_tile, p.C, p, part);
+  const T* B = shared.B_tile + (p.B_varies ? 0 : place.row * kStatePitch) + 4 * place.quarter;
+  const T* C = shared.C_tile + (p.C_varies || LOCAL ? 0 : place.row * kStatePitch) + 4 * place.quarter;
+  const int B_pitch = p.B_varies ? kStatePitch : 0, C_pitch = p.C_varies ? kStatePitch : 0;
+
+  // A tile ends where a chunk does, if chunks are saved.
+  const bool saves = !LOCAL && p.chunk_states.data != nullptr;
+  int64_t chunk = part.first_chunk, chunk_end = saves ? (chunk + 1) * p.chunk : part.end;
+  const auto tile_end = [&](int64_t begin, int64_t limit) {
+    const int64_t end = begin + kSteps < part.end ? begin + kSteps : part.end;
+    return end < limit ? end : limit;
+  };
+  const auto fetch = [&](int64_t begin, int steps) {
+    ChannelTile::fetch(slots.u, tile_at(shared.origin_u, p.dtype, begin), p.dtype, part.channels, steps);
+    ChannelTile::fetch(slots.delta, tile_at(shared.origin_delta, p.dtype, begin), p.dtype, part.channels, steps);
+    if (p.B_varies) StateTile::fetch(slots.B, tile_at(shared.origin_B, p.dtype, begin), p.dtype, states, steps);
+    if (LOCAL) return;
+    if (has_gate) {
+      ChannelTile::fetch(slots.z, tile_at(shared.origin_z, p.dtype, begin), p.dtype, part.channels, steps);
+    }
+    if (p.C_varies) StateTile::fetch(slots.C, tile_at(shared.origin_C, p.dtype, begin), p.dtype, states, steps);
+  };
+  const auto same = [](T value, int) { return value; };
+  const auto step_size = [&](T value, int row) {
+    value += shared.bias[row];
+    return p.delta_softplus ? softplus(value, precise) : value;
+  };
+
+  T total_step = T(0);
+  bool forgets = false;
+  int64_t begin = part.begin, end = tile_end(begin, chunk_end);
+  bool chunk_begins = saves && begin == chunk * p.chunk;
+  if (begin < part.end) fetch(begin, static_cast<int>(end - begin));
+  __syncthreads();
+  while (begin < part.end) {
+    const int steps = static_cast<int>(end - begin);
+    copy_async_wait();
+    ChannelTile::template place<false>(shared.u, kPitch, slots.u,
+                                       runs_along_time(shared.origin_u), p.dtype, part.channels, steps,
+                                       same);
+    ChannelTile::template place<false>(shared.step, kPitch, slots.delta,
+                                       runs_along_time(shared.origin_delta), p.dtype, part.channels,
+                                       steps, step_size);
+    if (p.B_varies) {
+      StateTile::template place<true>(shared.B_tile, kStatePitch, slots.B,
+                                      runs_along_time(shared.origin_B), p.dtype, states, steps, same);
+    }
+    if (has_gate) {
+      ChannelTile::template place<false>(shared.gate, kPitch, slots.z,
+                                         runs_along_time(shared.origin_z), p.dtype, part.channels,
+                                         steps, same);
+    }
+    if (!LOCAL && p.C_varies) {
+      StateTile::template place<true>(shared.C_tile, kStatePitch, slots.C,
+                                      runs_along_time(shared.origin_C), p.dtype, states, steps, same);
+    }
+    place_resets<Configuration>(&shared.resets, p, part, begin, steps);
+    __syncthreads();
+
+    if (chunk_begins) {
+      store_states(h, place, states, p.chunk_states.data,
+                   ((part.chunk_slot + chunk) * p.channels + place.channel) * p.state);
+    }
+    chunk_begins = saves && end == chunk_end;
+    if (chunk_begins) {
+      ++chunk;
+      chunk_end += p.chunk;
+    }
+    const int64_t next_end = tile_end(end, chunk_end);
+    if (end < part.end) fetch(end, static_cast<int>(next_end - end));
+    const uint32_t resets = shared.resets;
+    if (resets != 0) forgets = true;
+    const T* row_step = shared.step + place.row * kPitch;
+    const T* row_u = shared.u + place.row * kPitch;
+    T* row_gate = shared.gate + (LOCAL ? 0 : place.row * kPitch);
+    for (int first = 0; first < steps; first += 4) {
+      const Quad<T> step = load_quad(row_step + first), u = load_quad(row_u + first);
+      const uint32_t here = resets >> first & 15u;
+      T y[4];
+      if (here == 0) {
+        advance<Configuration, LOCAL, false>(h, A, y, step, u, B + first * B_pitch, B_pitch, C + first * C_pitch,
+                                             C_pitch, 0);
+      } else {
+        advance<Configuration, LOCAL, true>(h, A, y, step, u, B + first * B_pitch, B_pitch, C + first * C_pitch,
+                                            C_pitch, here);
+      }
+      if (LOCAL) {
+        total_step += (step.value[0] + step.value[1]) + (step.value[2] + step.value[3]);
+        continue;
+      }
+      sum_over_lanes<kLanes>(y, place.quarter);
+      constexpr int kOwn = kLanes == 2 ? 2 : 1;  // steps that this thread finishes
+#pragma unroll
+      for (int i = 0; i < kOwn; ++i) {
+        if (place.quarter >= 4) break;
+        const int at = first + place.quarter + kLanes * i;
+        T out = y[i] + shared.D[place.row] * row_u[at];
+        if (has_gate) {
+          const T z = row_gate[at];
+          out *= z * sigmoid(z, precise);
+        }
+        row_gate[at] = out;
+      }
+    }
+    __syncthreads();
+    if (!LOCAL) {
+      ChannelTile::write(shared.gate, kPitch, tile_at(shared.origin_out, p.dtype, begin), p.dtype, part.channels, steps);
+      __syncthreads();
+    }
+    begin = end;
+    end = next_end;
+  }
+
+  if (LOCAL) {
+    const int64_t offset = (part.slot * p.channels + place.channel) * p.state;
+    store_states(h, place, states, plan.boundary, offset);
+#pragma unroll
+    for (int i = 0; i < kStates; ++i) h[i] = exp2_fast(total_step * A[i]);
+    store_states(h, place, states, plan.decay, offset);
+    if (threadIdx.x == 0) plan.forgets[part.slot * plan.tiles + part.tile] = forgets;
+  } else if (part.index + 1 == part.count) {
+    store_states(h, place, states, p.last_state.data, (part.sequence * p.channels + place.channel) * p.state);
+  }
+}
+
+}  // namespace wmk
