@@ -36,14 +36,9 @@ def draw(result: dict[str, Any], path: Path) -> str:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    style: Any = {
-        "text.color": INK,
-        "axes.labelcolor": INK,
-        "axes.edgecolor": INK,
-        "xtick.color": INK,
-        "ytick.color": INK,
-    }
-    with plt.rc_context({**style, "font.size": 11, "axes.titlecolor": INK}):
+    inked = ("text.color", "axes.labelcolor", "axes.edgecolor", "axes.titlecolor", "xtick.color", "ytick.color")
+    style: Any = {"font.size": 11, **dict.fromkeys(inked, INK)}
+    with plt.rc_context(style):
         figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.4), width_ratios=(3, 2), layout="constrained")
         _growth(left, result)
         _bars(right, result)

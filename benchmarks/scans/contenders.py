@@ -41,14 +41,14 @@ class Contender:
 
 
 def ours(op: str, backend: str, channel_last: bool = False) -> Contender:
-    def scan(inputs: Inputs) -> Tensor:
+    def scan(inputs: Inputs) -> Any:
         softplus = "delta_bias" in inputs
         return wmkernels.selective_scan(**inputs, delta_softplus=softplus, channel_last=channel_last, backend=backend)
 
     def step(inputs: Inputs) -> Tensor:
         return wmkernels.selective_step(**inputs, delta_softplus="delta_bias" in inputs, backend=backend)[0]
 
-    def linear(inputs: Inputs) -> Tensor:
+    def linear(inputs: Inputs) -> Any:
         return wmkernels.linear_scan(**inputs, channel_last=channel_last, backend=backend)
 
     runs: dict[str, Run] = {"selective_scan": scan, "selective_step": step, "linear_scan": linear}

@@ -174,7 +174,7 @@ def _state_near_end(case: Case, inputs: Inputs) -> Tensor:
 
     time = 1 if case.problem.channel_last else 2
     cut = {n: x.narrow(time, 0, x.shape[time] - SLICE_STEPS) if x.dim() == 3 else x for n, x in inputs.items()}
-    options = {"delta_softplus": case.problem.gated, "channel_last": case.problem.channel_last}
+    options: dict[str, Any] = {"delta_softplus": case.problem.gated, "channel_last": case.problem.channel_last}
     return wmkernels.selective_scan(**cut, **options, return_last_state=True, backend=case.contender.backend)[1]
 
 

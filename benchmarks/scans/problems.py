@@ -30,7 +30,7 @@ SCAN_TENSORS = {"forward": (3, 4), "backward": (5, 7), "training": (8, 11)}
 LINEAR_TENSORS = {"forward": 3, "backward": 5, "training": 8}
 LANES = 16
 
-Inputs = dict[str, Tensor]
+Inputs = dict[str, Any]  # tensors by the names of the op's arguments
 
 
 @dataclass(frozen=True)

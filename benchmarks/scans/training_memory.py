@@ -18,11 +18,17 @@ from scans.problems import Problem, gradient_names, make_inputs
 
 def measure(contender: Contender, problem: Problem, device: torch.device) -> dict[str, Any]:
     """Bytes, and their share of inputs, outputs and gradients."""
+    try:
+        return {**problem.describe(), "contender": contender.name, **_measure(contender, problem, device)}
+    except Exception as error:  # the rows that were measured are worth keeping
+        return {**problem.describe(), "contender": contender.name, "error": f"{type(error).__name__}: {error}"}
+
+
+def _measure(contender: Contender, problem: Problem, device: torch.device) -> dict[str, Any]:
     need = 8 * problem.elements * problem.dtype.itemsize
     free = available_bytes() if device.type == "cpu" else torch.cuda.mem_get_info(device)[0]
-    result: dict[str, Any] = {**problem.describe(), "contender": contender.name}
     if free is not None and free < 1.3 * need:
-        return {**result, "error": f"needs {need / 2**30:.1f} GiB, {free / 2**30:.1f} are free"}
+        return {"error": f"needs {need / 2**30:.1f} GiB, {free / 2**30:.1f} are free"}
     inputs = make_inputs(problem, device, requires_grad=True)
     names = gradient_names(inputs)
     leaves = [inputs[name] for name in names]
@@ -41,7 +47,6 @@ def measure(contender: Contender, problem: Problem, device: torch.device) -> dic
     peak = peak_bytes(step, device)
     measured = None if peak is None else max(0, peak - out_bytes - gradient_bytes)
     return {
-        **result,
         "inputs_outputs_gradients_bytes": counted,
         "saved_bytes": saved,
         "peak_bytes": peak,
