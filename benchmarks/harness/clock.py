@@ -106,7 +106,7 @@ class Clock:
         if not entry.once:
             if on_cpu and entry.best_threads:
                 entry.threads, first = self._faster_count(entry, first)
-            if first < SLOW_SECONDS:
+            if first < SLOW_SECONDS or not on_cpu:  # a first call on a GPU compiles
                 first = min(self.sample(entry) for _ in range(3))
             if on_cpu:
                 entry.calls = max(1, min(2000, int(SAMPLE_SECONDS / max(first, 1e-7))))

@@ -1,0 +1,185 @@
+"""Writes the generated parts of README.md and docs/benchmarks.md from benchmarks/results/*.json.
+
+    python benchmarks/readme.py            # rewrite what is out of date, charts included
+    python benchmarks/readme.py --check    # say what is out of date, and exit with 1 if anything is
+
+A generated part stands between <!-- generated:NAME --> and <!-- end:NAME -->. No figure is typed.
+"""
+
+import argparse
+import json
+import re
+import struct
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from harness import environment
+from harness.tables import figure, markdown
+from scans import chart, report
+from wmkernels import dispatch
+from wmkernels.checks import FLOATS, short
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+CPU_RESULT = RESULTS / "scan_speed_cpu.json"
+PART = re.compile(r"(<!-- generated:(?P<name>[\w-]+) -->\n).*?(<!-- end:(?P=name) -->)", re.DOTALL)
+SPEED_HEADER = ("", "ms", "ns an element", "time over ours", "share of the limit", "peak MiB")
+KERNEL_SOURCES = {
+    "cpu": "csrc/cpu/kernels/{op}*.cpp",
+    "cuda": "csrc/cuda/{op}*.cu",
+    "triton": "wmkernels/{op}/triton_kernels.py",
+}
+
+
+def load() -> dict[Path, dict[str, Any]]:
+    """The committed results, the CPU's first."""
+    paths = sorted(RESULTS.glob("scan_speed_*.json"), key=lambda path: (path != CPU_RESULT, path.name))
+    return {path: json.loads(path.read_text()) for path in paths}
+
+
+def title(result: dict[str, Any]) -> str:
+    if result["device"] == "cpu":
+        cpu = result["environment"]["cpu"]
+        return f"{cpu['model']}, {cpu['cores']} cores"
+    return result["environment"]["gpu"]["name"]
+
+
+def chart_part(results: dict[Path, dict[str, Any]]) -> str:
+    lines = []
+    for path, result in list(results.items())[:1]:
+        picture = path.with_suffix(".png").relative_to(ROOT).as_posix()
+        lines += [
+            f"![Time against length, and of a training step, beside the peers]({picture})",
+            "",
+        ]
+        verdict = report.verdict_line(result)
+        lines += [f"{environment.summary(result['environment'])}. {verdict[0].upper()}{verdict[1:]}."]
+    return "\n".join(lines)
+
+
+def speed_part(results: dict[Path, dict[str, Any]]) -> str:
+    """The two comparisons that matter most on a CPU: a forward pass and a training step, ours beside the peers."""
+    result = results.get(CPU_RESULT)
+    if result is None:
+        return "No result of a CPU is committed."
+    groups, lines = report.group_rows(result), []
+    for name in ("forward, 2,048 steps", "training, 512 steps"):
+        rows = [_speed_cells(row) for row in groups.get(name, []) if "milliseconds" in row]
+        if rows:
+            first = groups[name][0]
+            sizes = f"batch {first['batch']}, {first['channels']:,} channels, {first['state']} states, {first['dtype']}"
+            lines += [f"{name.capitalize()}, {sizes}:", ""]
+            lines += [markdown(SPEED_HEADER, rows), ""]
+    return "\n".join(lines).rstrip()
+
+
+def _speed_cells(row: dict[str, Any]) -> list[str]:
+    name, milliseconds, nanoseconds, ratio, share, peak, *_ = report.cells(row)
+    return [name, milliseconds, nanoseconds, f"{ratio}×", share, peak]
+
+
+def targets_part(results: dict[Path, dict[str, Any]]) -> str:
+    lines = []
+    for result in results.values():
+        cells = [report.target_cells(target) for target in result["targets"]]
+        lines += [f"{title(result)}:", "", markdown(report.TARGET_HEADER, cells), ""]
+    return "\n".join(lines).rstrip() or "No result is committed."
+
+
+def backends_part(results: dict[Path, dict[str, Any]]) -> str:
+    """Which backend has a kernel of which op, from the sources; every kernel takes every dtype."""
+    dtypes = " ".join({"float": "fp", "bfloat": "bf"}[re.sub(r"\d", "", short(d))] + short(d)[-2:] for d in FLOATS)
+    rows = []
+    for op in dispatch.OPS:
+        cells = [f"`{op}`"]
+        for backend in reversed(dispatch.BACKENDS):
+            there = backend == "reference" or _has_kernel(op, backend)
+            cells.append(dtypes if there else "–")
+        rows.append(cells)
+    return markdown(("op", *(f"`{backend}`" for backend in reversed(dispatch.BACKENDS))), rows)
+
+
+def _has_kernel(op: str, backend: str) -> bool:
+    pattern = KERNEL_SOURCES[backend]
+    folder = "selective_scan" if backend == "triton" and op == "selective_step" else op
+    return any(ROOT.glob(pattern.format(op=folder)))
+
+
+def full_part(results: dict[Path, dict[str, Any]]) -> str:
+    """Every row of every result."""
+    lines = []
+    for path, result in results.items():
+        lines += [f"## {title(result)}", "", f"{environment.summary(result['environment'])}.", ""]
+        lines += [f"![chart]({Path('..', path.with_suffix('.png').relative_to(ROOT)).as_posix()})", ""]
+        notes = [*report.limit_lines(result), report.verdict_line(result), report.memory_line(result)]
+        notes += [*report.very_long_lines(result), report.missing_line(result)]
+        lines += [f"- {note}" for note in notes]
+        lines += [f"- the run took {figure(result['seconds'])} s: `{result['environment']['command']}`", ""]
+        if result["targets"]:
+            cells = [report.target_cells(target) for target in result["targets"]]
+            lines += [markdown(report.TARGET_HEADER, cells), ""]
+        for name, rows in report.group_rows(result).items():
+            lines += [f"### {name[0].upper()}{name[1:]}", "", markdown(report.HEADER, report.group_cells(rows)), ""]
+            lines += [f"{note}." for note in dict.fromkeys(row["note"] for row in rows) if note]
+            lines += [""] * bool(lines[-1])
+    return "\n".join(lines).rstrip() or "No result is committed."
+
+
+PARTS: dict[str, Callable[[dict[Path, dict[str, Any]]], str]] = {
+    "chart": chart_part,
+    "speed": speed_part,
+    "targets": targets_part,
+    "backends": backends_part,
+    "results": full_part,
+}
+PAGES = (ROOT / "README.md", ROOT / "docs" / "benchmarks.md")
+
+
+def rewritten(page: str, results: dict[Path, dict[str, Any]]) -> str:
+    return PART.sub(lambda m: f"{m[1]}{PARTS[m['name']](results)}\n{m[3]}", page)
+
+
+def stamp(path: Path) -> str | None:
+    """The fingerprint of the result that a chart was drawn from, out of the PNG's text chunks."""
+    if not path.exists():
+        return None
+    data, position = path.read_bytes(), 8
+    while position < len(data):
+        (size,) = struct.unpack(">I", data[position : position + 4])
+        kind, body = data[position + 4 : position + 8], data[position + 8 : position + 8 + size]
+        keyword, _, text = body.partition(b"\0")
+        if kind == b"tEXt" and keyword.decode() == chart.STAMP:
+            return text.decode()
+        position += size + 12
+    return None
+
+
+def stale(results: dict[Path, dict[str, Any]]) -> list[Path]:
+    """Pages and charts that do not say what the results say."""
+    found = [page for page in PAGES if page.read_text() != rewritten(page.read_text(), results)]
+    pictures = {path.with_suffix(".png"): result for path, result in results.items()}
+    return found + [path for path, result in pictures.items() if stamp(path) != chart.fingerprint(result)]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="write nothing, exit with 1 if anything is out of date")
+    check = parser.parse_args().check
+    results = load()
+    late = stale(results)
+    for path in late:
+        print(f"{'out of date' if check else 'wrote'}: {path.relative_to(ROOT)}")
+        if check:
+            continue
+        if path.suffix == ".md":
+            path.write_text(rewritten(path.read_text(), results))
+        elif reason := chart.draw(results[path.with_suffix(".json")], path):
+            print(f"no chart: {reason}")
+            return 1
+    return 1 if check and late else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

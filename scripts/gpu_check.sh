@@ -1,0 +1,99 @@
+#!/usr/bin/env bash
+# Everything that only a GPU can tell, in one command: build, tests on the GPU, compute-sanitizer, benchmark.
+#
+#   scripts/gpu_check.sh [FOLDER]        logs, JSON and summary go to FOLDER, gpu_check/ if not given
+#
+# Needs torch, triton, nvcc, pytest and hypothesis, and no network. Takes under eight minutes: each stage has a limit, and
+# all together have one. A stage that fails does not stop the next; the exit status is 1 if any failed.
+#
+#   PYTHON                  the interpreter, python3 if not set
+#   WMKERNELS_CUDA_ARCHS    architectures to build for, this GPU's own if not set
+#   GPU_CHECK_SKIP          stages to leave out, of: build info cuda triton memcheck racecheck benchmark
+#   GPU_CHECK_SECONDS       for everything, 460 if not set
+set -uo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+python=${PYTHON:-python3}
+folder=${1:-gpu_check}
+mkdir -p "$folder" || exit 1
+rm -f "$folder"/*.log "$folder"/summary.txt
+failed=0
+allowed=${GPU_CHECK_SECONDS:-460}
+
+# say TEXT: on the terminal and in the summary.
+say() { echo "$*" | tee -a "$folder/summary.txt"; }
+
+# stage NAME SECONDS COMMAND...: runs it with its output in NAME.log; 124 and 137 mean that it ran out of time.
+stage() {
+  local name=$1 limit=$2 start=$SECONDS status outcome
+  shift 2
+  if ((limit > allowed - SECONDS)); then limit=$((allowed - SECONDS)); fi
+  if [[ " ${GPU_CHECK_SKIP:-} " == *" $name "* ]]; then
+    say "$(printf '%-10s left out' "$name")"
+    return
+  fi
+  status=124
+  if ((limit > 0)); then
+    timeout --kill-after=10 "$limit" "$@" >"$folder/$name.log" 2>&1
+    status=$?
+  fi
+  case $status in
+    0) outcome=pass ;;
+    124 | 137) outcome="FAIL: over its limit of $limit s" ;;
+    *) outcome="FAIL: exit status $status" ;;
+  esac
+  [[ $status -eq 0 ]] || failed=$((failed + 1))
+  say "$(printf '%-10s %4d s  %s' "$name" $((SECONDS - start)) "$outcome")"
+  if [[ $status -ne 0 ]]; then tail -n 15 "$folder/$name.log" 2>/dev/null | sed 's/^/    /'; fi
+}
+
+# compute-sanitizer is on PATH, or beside nvcc.
+sanitizer=$(command -v compute-sanitizer || true)
+if [[ -z $sanitizer ]]; then
+  nvcc=${WMKERNELS_NVCC:-$(command -v nvcc || true)}
+  for home in "${CUDA_HOME:-}" ${nvcc:+"$(dirname "$(dirname "$(readlink -f "$nvcc")")")"} /usr/local/cuda; do
+    for candidate in "$home/bin/compute-sanitizer" "$home/compute-sanitizer/compute-sanitizer"; do
+      if [[ -z $sanitizer && -n $home && -x $candidate ]]; then sanitizer=$candidate; fi
+    done
+  done
+fi
+
+if ! capability=$("$python" -c 'import torch; print("%d%d" % torch.cuda.get_device_capability())' 2>"$folder/gpu.log"); then
+  say "FAIL: PyTorch sees no GPU"
+  tail -n 5 "$folder/gpu.log"
+  exit 1
+fi
+export WMKERNELS_CUDA_ARCHS=${WMKERNELS_CUDA_ARCHS:-$capability}
+export WMKERNELS_CUDA=1 PYTHONUNBUFFERED=1
+say "$("$python" -c 'import torch; print(torch.cuda.get_device_name(), "torch", torch.__version__)')"
+
+# The tests that run a backend on the GPU; the emulator and the interpreter are for machines without one.
+select=(-q -p no:cacheprovider --maxfail=20 --durations=5 tests
+  --ignore=tests/test_cuda_emulated.py --ignore=tests/test_emulator.py --ignore=tests/test_triton_interpreter.py
+  --ignore=tests/test_benchmark.py --ignore=tests/test_build.py)
+if "$python" -c 'import xdist' 2>/dev/null; then select+=(-n 8); fi
+
+# Without pip's build isolation the build finds pybind11 and ninja, or says which of them is missing.
+stage build 180 "$python" -m pip install --no-build-isolation --no-deps --quiet -e .
+stage info 30 "$python" -m wmkernels.info
+CI=1 stage cuda 120 "$python" -m pytest "${select[@]}" -k cuda
+CI=1 stage triton 120 "$python" -m pytest "${select[@]}" -k triton
+if [[ -n $sanitizer ]]; then
+  # PyTorch's allocator would hide an access beyond a tensor inside its own pool.
+  export PYTORCH_NO_CUDA_MEMORY_CACHING=1
+  stage memcheck 60 "$sanitizer" --tool memcheck --error-exitcode 9 "$python" scripts/gpu_sanitize.py cuda
+  stage racecheck 60 "$sanitizer" --tool racecheck --error-exitcode 9 "$python" scripts/gpu_sanitize.py cuda
+  unset PYTORCH_NO_CUDA_MEMORY_CACHING
+else
+  say "memcheck   FAIL: compute-sanitizer is neither on PATH nor beside nvcc"
+  say "racecheck  FAIL: compute-sanitizer is neither on PATH nor beside nvcc"
+  failed=$((failed + 2))
+fi
+stage benchmark 180 "$python" benchmarks/scan_speed.py --device cuda --json "$folder/scan_speed.json"
+
+if [[ -f $folder/benchmark.log ]]; then
+  sed -n '/^targets/,/^$/p; /steps, .* elements)/p; /^memory of/p; /^peers/p' "$folder/benchmark.log" |
+    tee -a "$folder/summary.txt"
+fi
+say "$failed stages failed; logs, JSON and this summary are in $folder/, after $SECONDS s"
+exit $((failed > 0))

@@ -1,0 +1,124 @@
+"""Runs every GPU kernel on small shapes, for compute-sanitizer to watch.
+
+    compute-sanitizer --tool memcheck python scripts/gpu_sanitize.py [cuda|triton ...]
+
+Each op runs forward and backward, in every dtype, with and without resets, packing, gates and groups, in both layouts,
+and at lengths that end inside a chunk. Nothing is compared here: the tests do that. A failed launch raises.
+"""
+
+import itertools
+import sys
+
+import torch
+
+import wmkernels
+from wmkernels import dispatch
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+# channels, states, time: below, at and beyond a tile, a chunk and a power of two; the last is cut into segments
+SIZES = ((3, 1, 5), (33, 16, 70), (64, 8, 256), (20, 17, 300), (8, 64, 33), (4, 130, 19), (16, 16, 2100))
+
+
+def random(*shape: int, dtype: torch.dtype) -> torch.Tensor:
+    return torch.randn(shape, device="cuda", dtype=dtype)
+
+
+def scan(backend: str, dtype: torch.dtype, size: tuple[int, int, int], channel_last: bool, full: bool) -> None:
+    channels, state, time = size
+    batch = 1 if full else 2
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    groups = 2 if full and channels % 2 == 0 else 1
+    shape = (batch, time, channels) if channel_last else (batch, channels, time)
+    projection = (batch, groups, time, state) if channel_last else (batch, groups, state, time)
+    inputs = {
+        "u": random(*shape, dtype=dtype),
+        "delta": random(*shape, dtype=dtype),
+        "A": -torch.rand(channels, state, device="cuda", dtype=wide),
+        "B": random(*projection, dtype=dtype),
+        "C": random(channels, state, dtype=wide) if full else random(*projection, dtype=dtype),
+    }
+    options: dict[str, object] = {}
+    if full:
+        inputs |= {"D": random(channels, dtype=wide), "z": random(*shape, dtype=dtype)}
+        inputs |= {"delta_bias": random(channels, dtype=wide), "initial_state": random(3, channels, state, dtype=wide)}
+        options["reset"] = torch.rand(batch, time, device="cuda") < 0.1
+        options["cu_seqlens"] = torch.tensor([0, time // 3, time // 3, time], device="cuda")
+    for tensor in inputs.values():
+        tensor.requires_grad_(True)
+    out, last = wmkernels.selective_scan(
+        **inputs,  # type: ignore[arg-type]
+        **options,  # type: ignore[arg-type]
+        delta_softplus=True,
+        return_last_state=True,
+        channel_last=channel_last,
+        backend=backend,
+    )
+    torch.autograd.grad([out, last], list(inputs.values()), [torch.randn_like(out), torch.randn_like(last)])
+
+
+def step(backend: str, dtype: torch.dtype, size: tuple[int, int, int]) -> None:
+    channels, state, _ = size
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    held = random(2, channels, state, dtype=wide).requires_grad_(True)
+    u, delta, z = (random(2, channels, dtype=dtype).requires_grad_(True) for _ in range(3))
+    A = -torch.rand(channels, state, device="cuda", dtype=wide)
+    B, C = (random(2, state, dtype=dtype) for _ in range(2))
+    out, new = wmkernels.selective_step(held, u, delta, A, B, C, None, z, delta_softplus=True, backend=backend)
+    torch.autograd.grad([out, new], [held, u, delta, z], [torch.randn_like(out), torch.randn_like(new)])
+
+
+def update(dtype: torch.dtype, size: tuple[int, int, int]) -> None:
+    channels, state, _ = size
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    cache = random(5, channels, state, dtype=wide)
+    x, dt = (random(3, channels, dtype=dtype) for _ in range(2))
+    A = -torch.rand(channels, state, device="cuda", dtype=wide)
+    B, C = (random(3, state, dtype=dtype) for _ in range(2))
+    rows = torch.tensor([4, -1, 0], device="cuda")
+    wmkernels.selective_state_update(cache, x, dt, A, B, C, dt_softplus=True, state_batch_indices=rows)
+
+
+def linear(backend: str, dtype: torch.dtype, size: tuple[int, int, int], channel_last: bool, reverse: bool) -> None:
+    channels, _, time = size
+    shape = (2, time, channels) if channel_last else (2, channels, time)
+    gates, tokens = (torch.rand(shape, device="cuda").to(dtype).requires_grad_(True) for _ in range(2))
+    start = torch.randn(2, channels, device="cuda").to(torch.float64 if dtype == torch.float64 else torch.float32)
+    start.requires_grad_(True)
+    reset = torch.rand(2, time, device="cuda") < 0.1
+    out, last = wmkernels.linear_scan(
+        gates,
+        tokens,
+        start,
+        reverse=reverse,
+        reset=reset,
+        channel_last=channel_last,
+        return_last_state=True,
+        backend=backend,
+    )
+    torch.autograd.grad([out, last], [gates, tokens, start], [torch.randn_like(out), torch.randn_like(last)])
+
+
+def main() -> int:
+    device = torch.device("cuda", torch.cuda.current_device())
+    asked = sys.argv[1:] or ["cuda"]
+    torch.manual_seed(0)
+    for backend in asked:
+        why = dispatch.reasons("selective_scan", backend, device)
+        if why:
+            print(f"{backend} cannot run here: {'; '.join(why)}")
+            return 1
+        calls = 0
+        for size, dtype in itertools.product(SIZES, DTYPES):
+            for flag, other in itertools.product((False, True), repeat=2):
+                scan(backend, dtype, size, channel_last=flag, full=other)
+                linear(backend, dtype, size, channel_last=flag, reverse=other)
+            step(backend, dtype, size)
+            update(dtype, size)
+            calls += 10
+        torch.cuda.synchronize()
+        print(f"{backend}: {calls} calls, forward and backward, ran to the end")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

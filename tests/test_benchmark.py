@@ -1,0 +1,58 @@
+"""The benchmark runs, and what the README says is what was measured and what works."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+BENCHMARKS = ROOT / "benchmarks"
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=300)
+
+
+def test_quick_run_measures_every_group(tmp_path: Path) -> None:
+    target = tmp_path / "result.json"
+    done = run(str(BENCHMARKS / "scan_speed.py"), "--quick", "--lengths", "32", "--json", str(target))
+    assert done.returncode == 0, done.stderr
+    result = json.loads(target.read_text())
+    ours = [row for row in result["rows"] if row["backend"] is not None]
+    assert [row["error"] for row in ours if "error" in row] == []
+    assert {row["measure"] for row in ours} == {"forward", "training", "step"}
+    assert {row["op"] for row in ours} == {"selective_scan", "selective_step", "linear_scan"}
+    for row in result["rows"]:
+        if "error" not in row:
+            assert row["milliseconds"] > 0
+            assert row["error_against_float64"] <= row["tolerance"]
+    assert "error" not in result["training_memory"]
+    assert result["environment"]["cpu"]["cores"] >= 1
+    assert {"before", "after"} <= result["limits"].keys()
+
+
+def test_tables_and_charts_are_current() -> None:
+    done = run(str(BENCHMARKS / "readme.py"), "--check")
+    assert done.returncode == 0, f"{done.stdout}{done.stderr}run: python benchmarks/readme.py"
+
+
+def test_readme_example_runs() -> None:
+    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(compile(example, "README.md", "exec"), names)
+    expected = {"out": (1, 64, 100), "state": (1, 64, 16), "more": (1, 64, 100), "y": (1, 64), "packed": (1, 64, 100)}
+    assert {name: tuple(names[name].shape) for name in expected} == expected
+
+
+def test_bad_options_are_refused_with_the_reason() -> None:
+    script = str(BENCHMARKS / "scan_speed.py")
+    for options, words in (
+        (["--backends", "fast"], "there is no 'fast'"),
+        (["--device", "tpu"], "expected cpu or cuda"),
+        (["--lengths", "0"], "must be positive"),
+    ):
+        done = run(script, *options)
+        assert done.returncode == 2
+        assert words in done.stderr, done.stderr
