@@ -122,8 +122,7 @@ def full_part(results: dict[Path, dict[str, Any]]) -> str:
             lines += [markdown(report.TARGET_HEADER, cells), ""]
         for name, rows in report.group_rows(result).items():
             lines += [f"### {name[0].upper()}{name[1:]}", "", markdown(report.HEADER, report.group_cells(rows)), ""]
-            lines += [f"{note}." for note in dict.fromkeys(row["note"] for row in rows) if note]
-            lines += [""] * bool(lines[-1])
+            lines += [line for note in report.notes(rows) for line in (f"{note}.", "")]
     return "\n".join(lines).rstrip() or "No result is committed."
 
 

@@ -23,7 +23,6 @@ def show(title: str, header: Cells, rows: Sequence[Cells]) -> None:
     if not console.is_terminal or console.width < sum(widths):
         console = Console(width=max(sum(widths) + 2, 80))
     console.print(table)
-    console.print()
 
 
 def plain(title: str, header: Cells, rows: Sequence[Cells]) -> str:
@@ -32,7 +31,7 @@ def plain(title: str, header: Cells, rows: Sequence[Cells]) -> str:
     def line(row: Cells) -> str:
         return "  ".join(c.rjust(w) if i else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
 
-    return "\n".join([title, line(header), *(line(row) for row in rows), ""])
+    return "\n".join([title, line(header), *(line(row) for row in rows)])
 
 
 def markdown(header: Cells, rows: Sequence[Cells]) -> str:

@@ -50,6 +50,11 @@ def draw(result: dict[str, Any], path: Path) -> str:
     return ""
 
 
+def _number(value: float, position: int) -> str:
+    """A tick as people write it."""
+    return f"{value:,.0f}" if value >= 1 else f"{value:g}"
+
+
 def _colour(row: dict[str, Any]) -> str:
     return OURS if row["backend"] is not None else COLOURS.get(row["contender"], INK)
 
@@ -67,6 +72,7 @@ def _growth(axes: Any, result: dict[str, Any]) -> None:
         axes.plot(times, values, dashes, marker="o", ms=4, lw=2.6 if first else 1.6, color=_colour(rows[0]), label=name)
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(_number)
     ticks = sorted({row["time"] for rows in lines.values() for row in rows})
     axes.set_xticks(ticks, [f"{time:,}" for time in ticks])
     axes.minorticks_off()
@@ -93,7 +99,8 @@ def _bars(axes: Any, result: dict[str, Any]) -> None:
     values = [row["ns_per_element"] for row in rows]
     axes.barh([row["contender"] for row in rows], values, color=[_colour(row) for row in rows], height=0.6)
     axes.set_xscale("log")
-    axes.set_xlim(right=max(values) * 6)
+    axes.set_xlim(min(values) / 2, max(values) * 8)
+    axes.xaxis.set_major_formatter(_number)
     for index, value in enumerate(values):
         text = f"{value:,.0f} ns" if value >= 10 else f"{value:.2g} ns"
         axes.text(value * 1.12, index, text, va="center", fontsize=9.5)

@@ -47,11 +47,12 @@ class Group:
 class Runner:
     """Measures groups on one device and keeps what it has checked already."""
 
-    def __init__(self, device: torch.device, rates: dict[str, Any], progress: Progress):
-        self.device, self.rates, self.progress = device, rates, progress
+    def __init__(self, device: torch.device, progress: Progress):
+        self.device, self.progress = device, progress
         self.clock = Clock(device)
         self.rows: list[dict[str, Any]] = []
         self._errors: dict[Any, float] = {}
+        self._timed: list[tuple[dict[str, Any], Problem]] = []
 
     def run(self, group: Group) -> None:
         self.progress.step(group.title)
@@ -80,7 +81,8 @@ class Runner:
         self.clock.interleave([entry for _, entry, _ in ready if entry is not None], group.budget)
         for case, entry, row in ready:
             if entry is not None:
-                self._fill(row, case, group.measure, entry)
+                self._fill(row, case, entry)
+                self._timed.append((row, case.problem))
         _add_ratios([row for _, _, row in ready])
         self.rows.extend(row for _, _, row in ready)
         inputs.clear()
@@ -133,7 +135,7 @@ class Runner:
                 error = max(error, tail_error(case.problem, inputs, out, state))
         return error
 
-    def _fill(self, row: dict[str, Any], case: Case, measure: str, entry: Entry) -> None:
+    def _fill(self, row: dict[str, Any], case: Case, entry: Entry) -> None:
         seconds = entry.seconds / case.units
         low, high = (x / case.units for x in entry.spread)
         row |= {
@@ -145,9 +147,14 @@ class Runner:
             "threads": entry.threads if self.device.type == "cpu" else None,
             "peak_bytes": entry.peak,
         }
-        limit = limit_seconds(case.problem, measure, self.rates, self.device.type) if self.rates else None
-        if limit is not None:
-            row |= {"limit_milliseconds": limit[0] * 1e3, "limit": limit[1], "share_of_limit": limit[0] / seconds}
+
+    def apply_limits(self, rates: dict[str, Any]) -> None:
+        """Adds to every timed row the least time that these rates allow."""
+        for row, problem in self._timed:
+            limit = limit_seconds(problem, row["measure"], rates, self.device.type)
+            if limit is not None:
+                share = limit[0] * 1e3 / row["milliseconds"]
+                row |= {"limit_milliseconds": limit[0] * 1e3, "limit": limit[1], "share_of_limit": share}
 
 
 def _work(measure: str, contender: Contender, inputs: Inputs) -> Work:

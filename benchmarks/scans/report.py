@@ -27,7 +27,7 @@ def row_name(row: dict[str, Any]) -> str:
 def cells(row: dict[str, Any], with_time: bool = False) -> list[str]:
     name = row_name(row) + (f", {row['time']:,} steps" if with_time else "")
     if "milliseconds" not in row:
-        return [f"{name}: {row.get('error', 'not run')}", *("" for _ in HEADER[1:])]
+        return [name, "failed", *("" for _ in HEADER[2:])]
     share = row.get("share_of_limit")
     return [
         name,
@@ -54,6 +54,13 @@ def group_cells(rows: list[dict[str, Any]]) -> list[list[str]]:
     return [cells(row, several) for row in rows]
 
 
+def notes(rows: list[dict[str, Any]]) -> list[str]:
+    """What a table's cells cannot hold: why a row failed, and remarks."""
+    failures = [f"{row_name(row)}: {row['error']}" for row in rows if "error" in row]
+    remarks = [f"{row['contender']}: {row['note']}" for row in rows if row["note"]]
+    return [*failures, *dict.fromkeys(remarks)]
+
+
 def target_cells(target: dict[str, Any]) -> list[str]:
     sign = "≤ " if target["most"] else ""
     suffix = {"times": "×", "percent": "%", "microseconds": " µs"}[target["unit"]]
@@ -72,18 +79,17 @@ def target_cells(target: dict[str, Any]) -> list[str]:
 
 
 def limit_lines(result: dict[str, Any]) -> list[str]:
-    limits = result["limits"]["before"]
+    before, used = result["limits"]["before"], result["limits"]["used"]
     if result["device"] == "cpu":
-        lanes = 16 * limits["multiply_add"] / 1e9
-        how = "on registers" if limits["multiply_add_method"] == "registers" else "in a matrix product"
-        rate = f"{lanes:.0f} G fp32 multiply-adds a second {how}, {limits['threads']} threads"
+        how = "on registers" if before["multiply_add_method"] == "registers" else "in a matrix product"
+        lanes = 16 * used["multiply_add"] / 1e9
+        parts = [f"{lanes:.0f} G fp32 multiply-adds a second {how}, {before['threads']} threads"]
     else:
-        rate = f"{(limits['multiply_add'] or 0) / 1e12:.1f} T fp32 multiply-adds a second"
-    exponential, copy = limits["exponential"], limits["copy"]
-    return [
-        f"limits measured: {rate}; {(exponential or 0) / 1e9:,.1f} G exponentials a second; "
-        f"copies {copy / 1e9:,.1f} GB a second, read and written",
-    ]
+        parts = [f"{used['multiply_add'] / 1e12:.1f} T fp32 multiply-adds a second"] if "multiply_add" in used else []
+    if "exponential" in used:
+        parts.append(f"{used['exponential'] / 1e9:,.1f} G exponentials a second")
+    parts.append(f"copies {used['copy'] / 1e9:,.1f} GB a second, read and written")
+    return [f"limits measured: {'; '.join(parts)}"]
 
 
 def memory_line(result: dict[str, Any]) -> str:
@@ -126,8 +132,12 @@ def show(result: dict[str, Any]) -> None:
     print("ratio: time an element over that of the first row; of the limit: see scans/problems.py\n")
     for title, rows in group_rows(result).items():
         tables.show(title, HEADER, group_cells(rows))
+        for note in notes(rows):
+            print(f"  {note}")
+        print()
     if result["targets"]:
         tables.show("targets", TARGET_HEADER, [target_cells(target) for target in result["targets"]])
+        print()
     for line in (memory_line(result), *very_long_lines(result), missing_line(result), verdict_line(result)):
         print(line)
     print(f"{result['seconds']:.0f} s in all")
