@@ -156,6 +156,7 @@ def test_second_derivatives_raise_under_func(op, place):
 
 @every_op
 @everywhere("selective_scan", kernels_only=True)
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")
 def test_forward_mode_raises(op, place):
     run, tensors = pure(op, place)
     name = next(iter(tensors))

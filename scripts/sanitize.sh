@@ -1,0 +1,63 @@
+#!/usr/bin/env bash
+# Runs the C++ CPU kernels under address and undefined-behaviour sanitizers, on every instruction-set level of this
+# machine, over random sizes, layouts, dtypes and options (tests/sanitize/main.cpp).
+#
+#   scripts/sanitize.sh [FIRST_SEED [TIMES]]    TIMES the usual number of calls, from FIRST_SEED on
+#
+# Objects stay under build/sanitize; CXX and PYTHON name other tools than c++ and python3.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+folder=build/sanitize
+mkdir -p "$folder"
+export CXX="${CXX:-c++}"
+# Optimised enough to be quick, little enough that the sanitizers see every access.
+export FLAGS="-std=c++17 -O1 -g -fno-math-errno -ffp-contract=fast -fopenmp -Icsrc
+  -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer"
+
+# Every level that the build knows for this machine, with its flags: "level flag flag".
+levels=$("${PYTHON:-python3}" -c '
+from build_tools.toolchain import LEVELS, machine_name
+for level, flags in LEVELS.get(machine_name(), {"portable": ()}).items():
+    print(level, *flags)
+')
+
+have=""
+commands=()
+while read -r level flags; do
+  have+=" -DWMK_HAVE_${level^^}"
+  for source in csrc/cpu/kernels/*.cpp; do
+    commands+=("$source $folder/$(basename "$source" .cpp).$level.o $flags -DWMK_ISA=$level")
+  done
+done <<<"$levels"
+for source in csrc/cpu/*.cpp tests/sanitize/*.cpp; do
+  commands+=("$source $folder/$(basename "$source" .cpp).o $have")
+done
+
+# An object is made again when anything it was made of is newer, by the dependencies the compiler noted.
+compile() {
+  local source=$1 object=$2
+  shift 2
+  if [ -f "$object" ] && [ -f "$object.d" ]; then
+    local stale=""
+    for needed in $(sed -e 's/^[^:]*://' -e 's/\\$//' "$object.d"); do
+      if [ ! -e "$needed" ] || [ "$needed" -nt "$object" ]; then stale=yes; fi
+    done
+    if [ -z "$stale" ]; then return 0; fi
+  fi
+  echo "compile $source${*:+ ($*)}"
+  $CXX $FLAGS "$@" -MD -MF "$object.d" -c "$source" -o "$object"
+}
+export -f compile
+printf '%s\n' "${commands[@]}" | xargs -P "$(nproc)" -I{} bash -euc 'compile {}'
+
+objects=()
+for command in "${commands[@]}"; do
+  read -r _ object _ <<<"$command"
+  objects+=("$object")
+done
+$CXX $FLAGS "${objects[@]}" -o "$folder/kernels"
+
+# The OpenMP runtime keeps its threads until the end, which is no leak of ours.
+export ASAN_OPTIONS="detect_leaks=0:detect_stack_use_after_return=1" UBSAN_OPTIONS="print_stacktrace=1"
+"$folder/kernels" "$@"

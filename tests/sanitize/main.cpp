@@ -1,0 +1,303 @@
+// Runs the CPU kernels under address and undefined-behaviour sanitizers, over random sizes, layouts, dtypes and
+// options, on every instruction-set level of this machine (scripts/sanitize.sh builds and starts it).
+//
+// Each call is made twice: with contiguous tensors on one thread, and with tensors of random layouts (permuted, with
+// gaps, backwards, expanded) on several. Both must agree and hold no NaN, which is what scratch and gaps are full of.
+#include <stdio.h>
+
+#include <functional>
+#include <map>
+#include <string>
+
+#include "buffers.h"
+
+namespace {
+
+using Shape = std::vector<int64_t>;
+using Tensors = std::map<std::string, std::unique_ptr<Buffer>>;
+
+[[noreturn]] void fail(const std::string& what, uint64_t seed) {
+  fprintf(stderr, "%s (%s, seed %llu)\n", what.c_str(), wmk_cpu_isa(), (unsigned long long)seed);
+  exit(1);
+}
+
+// The tensors of one call. Values depend on the seed and the name alone, so that two layouts hold the same ones.
+class Call {
+ public:
+  Call(uint64_t seed, bool plain) : seed_(seed), plain_(plain), random_(seed * 2 + 1) {}
+
+  bool plain() const { return plain_; }
+  Layout layout(bool input) {
+    if (plain_) return Layout::contiguous;
+    return Layout(below(random_, input && expands_ ? 5 : 4));
+  }
+  // The inputs of a call of which no layout repeats elements hold the same values in both runs.
+  void expand(bool expands) { expands_ = expands; }
+
+  wmk_view input(const std::string& name, int64_t kind, Shape shape, double low = -1, double high = 1) {
+    auto buffer = std::make_unique<Buffer>(kind, shape, layout(true), random_);
+    Random values(seed_ ^ std::hash<std::string>()(name));
+    std::uniform_real_distribution<double> uniform(low, high);
+    for (int64_t i = 0; i < buffer->items(); ++i) buffer->write(i, uniform(values));
+    return keep(name, std::move(buffer));
+  }
+  wmk_view flags(const std::string& name, Shape shape) {
+    auto buffer = std::make_unique<Buffer>(kBytes, shape, layout(true), random_);
+    Random values(seed_ ^ std::hash<std::string>()(name));
+    for (int64_t i = 0; i < buffer->items(); ++i) buffer->write(i, below(values, 5) == 0);
+    return keep(name, std::move(buffer));
+  }
+  wmk_view integers(const std::string& name, const std::vector<int64_t>& numbers) {
+    auto buffer = std::make_unique<Buffer>(kInt64, Shape{int64_t(numbers.size())}, Layout::contiguous, random_);
+    for (size_t i = 0; i < numbers.size(); ++i) buffer->write(int64_t(i), double(numbers[i]));
+    return keep(name, std::move(buffer));
+  }
+  wmk_view output(const std::string& name, int64_t kind, Shape shape, bool contiguous = false) {
+    auto buffer = std::make_unique<Buffer>(kind, shape, contiguous ? Layout::contiguous : layout(false), random_);
+    results_.push_back(name);
+    return keep(name, std::move(buffer));
+  }
+  const Buffer& operator[](const std::string& name) const { return *tensors_.at(name); }
+  const std::vector<std::string>& results() const { return results_; }
+
+ private:
+  wmk_view keep(const std::string& name, std::unique_ptr<Buffer> buffer) {
+    wmk_view view = buffer->view();
+    tensors_[name] = std::move(buffer);
+    return view;
+  }
+
+  uint64_t seed_;
+  bool plain_, expands_ = false;
+  Random random_;
+  Tensors tensors_;
+  std::vector<std::string> results_;
+};
+
+double tolerance(int64_t kind) {
+  if (kind == WMK_FLOAT64) return 1e-11;
+  if (kind == WMK_FLOAT32) return 1e-4;
+  return kind == WMK_BFLOAT16 ? 0.02 : 0.003;
+}
+
+void compare(const Call& one, const Call& other, bool expanded, const std::string& op, uint64_t seed) {
+  for (const std::string& name : one.results()) {
+    const Buffer &a = one[name], &b = other[name];
+    double scale = 1;
+    for (int64_t i = 0; i < a.items(); ++i) scale = fmax(scale, fabs(a.read(i)));
+    for (int64_t i = 0; i < a.items(); ++i) {
+      double x = a.read(i), y = b.read(i);
+      if (isnan(x) || isnan(y)) fail(op + ": " + name + " holds NaN", seed);
+      if (!expanded && fabs(x - y) > tolerance(a.kind()) * scale) fail(op + ": " + name + " depends on layout", seed);
+    }
+  }
+}
+
+void expect_ok(int status, const std::string& op, uint64_t seed) {
+  if (status != WMK_OK) fail(op + " answered " + std::to_string(status), seed);
+}
+
+// ---- Selective scan, forward and backward ----
+
+void selective_scan(uint64_t seed, Call& call) {
+  Random random(seed);
+  wmk_selective_scan scan = {};
+  const bool packed = below(random, 3) == 0;
+  scan.batch = packed ? 1 : one_of(random, {0, 1, 1, 2, 3});
+  scan.channels = one_of(random, {1, 2, 3, 7, 8, 15, 16, 17, 31, 33, 48, 70});
+  scan.state = one_of(random, {1, 2, 3, 4, 5, 8, 9, 15, 16, 17, 31, 32, 64, 65, 100, 256});
+  scan.time = one_of(random, {0, 1, 2, 3, 5, 7, 8, 15, 16, 17, 31, 33, 63, 64, 65, 130});
+  if (scan.state > 32 && scan.time > 33) scan.time = 33;
+  if (below(random, 12) == 0) {  // parallel over time
+    scan.batch = 1, scan.channels = one_of(random, {1, 2, 17}), scan.state = 3, scan.time = 1200 + below(random, 900);
+  }
+  scan.groups = scan.channels % 2 == 0 ? one_of(random, {1, 2, scan.channels}) : one_of(random, {1, scan.channels});
+  scan.chunk = one_of(random, {1, 2, 3, 5, 8, 16, 64, 1000});
+  scan.dtype = below(random, 4);
+  scan.delta_softplus = below(random, 2);
+  scan.B_varies = below(random, 3) > 0;
+  scan.C_varies = below(random, 3) > 0;
+  const int64_t threads = 1 + below(random, 3);
+  scan.threads = call.plain() ? 1 : threads;
+  const int64_t state_kind = scan.dtype == WMK_FLOAT64 ? WMK_FLOAT64 : WMK_FLOAT32;
+  std::vector<int64_t> bounds = {0};
+  if (packed) {
+    for (int64_t left = below(random, 5); left > 0; --left) {
+      const int64_t length = below(random, scan.time / 2 + 1);
+      bounds.push_back(bounds.back() + length > scan.time ? scan.time : bounds.back() + length);
+    }
+    bounds.push_back(scan.time);
+  }
+  scan.sequences = packed ? int64_t(bounds.size()) - 1 : scan.batch;
+  const int64_t slots =
+      packed ? scan.time / scan.chunk + scan.sequences : scan.batch * ((scan.time + scan.chunk - 1) / scan.chunk);
+  const Shape activation = {scan.batch, scan.channels, scan.time}, parameter = {scan.channels, scan.state};
+  const Shape varying = {scan.batch, scan.groups, scan.state, scan.time};
+  const Shape states = {scan.sequences, scan.channels, scan.state};
+  const bool has_D = below(random, 2), has_z = below(random, 2), has_bias = below(random, 2);
+  const bool has_initial = below(random, 2), has_reset = below(random, 2);
+  auto projection = [&](const char* name, bool varies) {
+    return varies ? call.input(name, scan.dtype, varying) : call.input(name, state_kind, parameter);
+  };
+  scan.u = call.input("u", scan.dtype, activation);
+  scan.delta = call.input("delta", scan.dtype, activation, 0.01, 0.4);
+  scan.A = call.input("A", state_kind, parameter, -2, 0);
+  scan.B = projection("B", scan.B_varies);
+  scan.C = projection("C", scan.C_varies);
+  if (has_D) scan.D = call.input("D", state_kind, {scan.channels});
+  if (has_z) scan.z = call.input("z", scan.dtype, activation);
+  if (has_bias) scan.delta_bias = call.input("delta_bias", state_kind, {scan.channels}, 0, 0.1);
+  if (has_initial) scan.initial_state = call.input("initial_state", state_kind, states);
+  if (has_reset) scan.reset = call.flags("reset", {scan.batch, scan.time});
+  if (packed) scan.cu_seqlens = call.integers("cu_seqlens", bounds);
+  scan.out = call.output("out", scan.dtype, activation);
+  scan.last_state = call.output("last_state", state_kind, states, true);
+  {
+    Workspace scratch(wmk_cpu_selective_scan_forward_workspace(&scan));
+    scan.workspace = scratch.data();
+    expect_ok(wmk_cpu_selective_scan_forward(&scan), "selective_scan_forward without states", seed);
+  }
+  Buffer chunk_states(state_kind, {slots, scan.channels, scan.state}, Layout::contiguous, random);
+  scan.chunk_states = chunk_states.view();
+  {
+    Workspace scratch(wmk_cpu_selective_scan_forward_workspace(&scan));
+    scan.workspace = scratch.data();
+    expect_ok(wmk_cpu_selective_scan_forward(&scan), "selective_scan_forward", seed);
+  }
+  // Any of the gradients may be left out.
+  const int64_t wanted = below(random, 2) ? -1 : int64_t(random());
+  auto gradient = [&](int bit, const char* name, int64_t kind, Shape shape, bool contiguous) {
+    return wanted >> bit & 1 ? call.output(name, kind, shape, contiguous) : wmk_view{};
+  };
+  scan.grad_out = call.input("grad_out", scan.dtype, activation);
+  if (below(random, 2)) scan.grad_last_state = call.input("grad_last_state", state_kind, states);
+  scan.grad_u = gradient(0, "grad_u", scan.dtype, activation, false);
+  scan.grad_delta = gradient(1, "grad_delta", scan.dtype, activation, false);
+  scan.grad_A = gradient(2, "grad_A", state_kind, parameter, true);
+  scan.grad_B = scan.B_varies ? gradient(3, "grad_B", scan.dtype, varying, false)
+                              : gradient(3, "grad_B", state_kind, parameter, true);
+  scan.grad_C = scan.C_varies ? gradient(4, "grad_C", scan.dtype, varying, false)
+                              : gradient(4, "grad_C", state_kind, parameter, true);
+  if (has_D) scan.grad_D = gradient(5, "grad_D", state_kind, {scan.channels}, true);
+  if (has_z) scan.grad_z = gradient(6, "grad_z", scan.dtype, activation, false);
+  if (has_bias) scan.grad_delta_bias = gradient(7, "grad_delta_bias", state_kind, {scan.channels}, true);
+  if (has_initial) scan.grad_initial_state = gradient(8, "grad_initial_state", state_kind, states, true);
+  Workspace scratch(wmk_cpu_selective_scan_backward_workspace(&scan));
+  scan.workspace = scratch.data();
+  expect_ok(wmk_cpu_selective_scan_backward(&scan), "selective_scan_backward", seed);
+}
+
+// ---- One step ----
+
+void selective_step(uint64_t seed, Call& call) {
+  Random random(seed);
+  wmk_selective_step step = {};
+  step.batch = one_of(random, {0, 1, 2, 5});
+  step.channels = one_of(random, {1, 3, 8, 15, 16, 17, 33, 64, 70});
+  step.state = one_of(random, {1, 2, 3, 5, 8, 15, 16, 17, 32, 64, 100, 256});
+  step.groups = step.channels % 2 == 0 ? one_of(random, {1, 2, step.channels}) : one_of(random, {1, step.channels});
+  step.dtype = below(random, 4);
+  step.delta_softplus = below(random, 2);
+  const int64_t threads = 1 + below(random, 3);
+  step.threads = call.plain() ? 1 : threads;
+  const int64_t parameter = step.dtype == WMK_FLOAT64 ? WMK_FLOAT64 : WMK_FLOAT32;
+  step.state_dtype = below(random, 2) ? parameter : step.dtype;
+  const bool indexed = below(random, 2) && step.batch > 0, in_place = below(random, 2) || indexed;
+  step.states = indexed ? step.batch + below(random, 3) : step.batch;
+  const Shape states = {step.states, step.channels, step.state}, activation = {step.batch, step.channels};
+  const Shape projection = {step.batch, step.groups, step.state};
+  // The state is written, so it is an output with contents.
+  step.state_in = call.output("state", step.state_dtype, states);
+  Buffer& held = const_cast<Buffer&>(call["state"]);
+  Random values(seed + 1);
+  for (int64_t i = 0; i < held.items(); ++i) held.write(i, double(below(values, 1000)) / 1000 - 0.5);
+  step.state_out = in_place ? step.state_in : call.output("new_state", step.state_dtype, states);
+  step.u = call.input("u", step.dtype, activation);
+  step.delta = call.input("delta", step.dtype, activation, 0.01, 0.4);
+  step.A = call.input("A", parameter, {step.channels, step.state}, -2, 0);
+  step.B = call.input("B", step.dtype, projection);
+  step.C = call.input("C", step.dtype, projection);
+  if (below(random, 2)) step.D = call.input("D", parameter, {step.channels});
+  if (below(random, 2)) step.z = call.input("z", step.dtype, activation);
+  if (below(random, 2)) step.delta_bias = call.input("delta_bias", parameter, {step.channels});
+  if (below(random, 2)) step.reset = call.flags("reset", {step.batch});
+  if (indexed) {
+    std::vector<int64_t> rows;
+    for (int64_t i = 0; i < step.batch; ++i) rows.push_back(below(random, 4) ? step.states - 1 - i : -1 - i);
+    step.indices = call.integers("indices", rows);
+  }
+  step.out = call.output("out", step.dtype, activation);
+  expect_ok(wmk_cpu_selective_step(&step), "selective_step", seed);
+}
+
+// ---- Linear scan, forward and backward ----
+
+void linear_scan(uint64_t seed, Call& call) {
+  Random random(seed);
+  wmk_linear_scan scan = {};
+  scan.batch = one_of(random, {0, 1, 2, 3});
+  scan.channels = one_of(random, {1, 2, 7, 8, 15, 16, 17, 33, 64, 70});
+  scan.time = one_of(random, {0, 1, 2, 3, 7, 8, 15, 16, 17, 33, 64, 65, 130, 2000});
+  scan.dtype = below(random, 4);
+  scan.reverse = below(random, 2);
+  const int64_t threads = 1 + below(random, 3);
+  scan.threads = call.plain() ? 1 : threads;
+  const int64_t state_kind = scan.dtype == WMK_FLOAT64 ? WMK_FLOAT64 : WMK_FLOAT32;
+  const Shape activation = {scan.batch, scan.channels, scan.time}, states = {scan.batch, scan.channels};
+  const bool has_initial = below(random, 2);
+  scan.gates = call.input("gates", scan.dtype, activation);
+  scan.tokens = call.input("tokens", scan.dtype, activation);
+  if (has_initial) scan.initial_state = call.input("initial_state", state_kind, states);
+  if (below(random, 2)) scan.reset = call.flags("reset", {scan.batch, scan.time});
+  scan.out = call.output("out", scan.dtype, activation);
+  scan.last_state = call.output("last_state", state_kind, states, true);
+  {
+    Workspace scratch(wmk_cpu_linear_scan_forward_workspace(&scan));
+    scan.workspace = scratch.data();
+    expect_ok(wmk_cpu_linear_scan_forward(&scan), "linear_scan_forward", seed);
+  }
+  scan.grad_out = call.input("grad_out", scan.dtype, activation);
+  if (below(random, 2)) scan.grad_last_state = call.input("grad_last_state", state_kind, states);
+  scan.grad_gates = call.output("grad_gates", scan.dtype, activation);
+  scan.grad_tokens = call.output("grad_tokens", scan.dtype, activation);
+  if (has_initial && below(random, 2))
+    scan.grad_initial_state = call.output("grad_initial_state", state_kind, states, true);
+  Workspace scratch(wmk_cpu_linear_scan_backward_workspace(&scan));
+  scan.workspace = scratch.data();
+  expect_ok(wmk_cpu_linear_scan_backward(&scan), "linear_scan_backward", seed);
+}
+
+struct Op {
+  const char* name;
+  void (*run)(uint64_t, Call&);
+  uint64_t calls;
+};
+
+}  // namespace
+
+int main(int count, char** words) {
+  const uint64_t first = count > 1 ? strtoull(words[1], nullptr, 10) : 0;
+  const uint64_t times = count > 2 ? strtoull(words[2], nullptr, 10) : 1;
+  const Op ops[] = {{"selective_scan", selective_scan, 300},
+                    {"selective_step", selective_step, 200},
+                    {"linear_scan", linear_scan, 150}};
+  std::string levels = std::string(wmk_cpu_isa_available()) + ",";
+  for (size_t start = 0, end; (end = levels.find(',', start)) != std::string::npos; start = end + 1) {
+    const std::string level = levels.substr(start, end - start);
+    if (level.empty() || wmk_cpu_set_isa(level.c_str()) != WMK_OK) fail("cannot use level " + level, 0);
+    for (const Op& op : ops) {
+      for (uint64_t seed = first; seed < first + op.calls * times; ++seed) {
+        Call plain(seed, true), arranged(seed, false);
+        // A third of the calls has expanded inputs: other values, of which only the bounds and NaN can be checked.
+        const bool expanded = seed % 3 == 0;
+        arranged.expand(expanded);
+        op.run(seed, plain);
+        op.run(seed, arranged);
+        compare(plain, arranged, expanded, op.name, seed);
+      }
+      printf("%-8s %-15s %llu calls\n", level.c_str(), op.name, (unsigned long long)(op.calls * times));
+      fflush(stdout);
+    }
+  }
+  return 0;
+}
