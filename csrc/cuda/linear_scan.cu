@@ -58,7 +58,7 @@ int check(const wmk_linear_scan& p, bool backward) {
   return WMK_OK;
 }
 
-template <typename T, bool BACKWARD>
+template <typename T, int DTYPE, bool BACKWARD>
 int launch_scan(const wmk_linear_scan& p) {
   using C = LinearConfiguration<T>;
   int64_t bytes = 0;
@@ -68,12 +68,12 @@ int launch_scan(const wmk_linear_scan& p) {
   const int64_t shared = sizeof(LinearShared<T>) + 2 * C::kRows * C::kSteps * element_size(p.dtype);
   if (plan.segments > 1) {
     int status =
-        WMK_LAUNCH((linear_scan_kernel<T, BACKWARD, true>), blocks, C::kThreads, shared, p.stream, p, plan);
+        WMK_LAUNCH((linear_scan_kernel<T, DTYPE, BACKWARD, true>), blocks, C::kThreads, shared, p.stream, p, plan);
     if (status != WMK_OK) return status;
     status = WMK_LAUNCH(linear_scan_combine_kernel<T>, ceil_divide(rows, 128), 128, 0, p.stream, plan, rows);
     if (status != WMK_OK) return status;
   }
-  return WMK_LAUNCH((linear_scan_kernel<T, BACKWARD, false>), blocks, C::kThreads, shared, p.stream, p, plan);
+  return WMK_LAUNCH((linear_scan_kernel<T, DTYPE, BACKWARD, false>), blocks, C::kThreads, shared, p.stream, p, plan);
 }
 
 template <bool BACKWARD>
@@ -82,7 +82,16 @@ int run(const wmk_linear_scan& p) {
   if (status != WMK_OK) return status;
   DeviceGuard guard(p.device);
   if (guard.status() != WMK_OK) return guard.status();
-  return p.dtype == WMK_FLOAT64 ? launch_scan<double, BACKWARD>(p) : launch_scan<float, BACKWARD>(p);
+  switch (p.dtype) {
+    case WMK_FLOAT64:
+      return launch_scan<double, WMK_FLOAT64, BACKWARD>(p);
+    case WMK_FLOAT32:
+      return launch_scan<float, WMK_FLOAT32, BACKWARD>(p);
+    case WMK_BFLOAT16:
+      return launch_scan<float, WMK_BFLOAT16, BACKWARD>(p);
+    default:
+      return launch_scan<float, WMK_FLOAT16, BACKWARD>(p);
+  }
 }
 
 }  // namespace

@@ -36,7 +36,6 @@ struct LinearShared {
   using C = LinearConfiguration<T>;
   alignas(16) T gates[C::kRows * C::kPitch];   // then their gradient
   alignas(16) T values[C::kRows * C::kPitch];  // tokens, then the output; or the gradient of out, then of the tokens
-  TileOrigin origin_gates, origin_values, origin_out, origin_grad_gates;
   alignas(16) uint32_t forgets[C::kSteps / 32];
 };
 
@@ -59,16 +58,17 @@ __device__ __forceinline__ T apply(const AffineMap<T>& map, T value) {
 }
 
 // BACKWARD: the gradients. LOCAL: only each segment's map.
-template <typename T, bool BACKWARD, bool LOCAL>
-__global__ void __launch_bounds__(256)
+template <typename T, int DTYPE, bool BACKWARD, bool LOCAL>
+__global__ void __launch_bounds__(256, 3)
     linear_scan_kernel(const WMK_GRID_CONSTANT wmk_linear_scan p, const WMK_GRID_CONSTANT LinearPlan plan) {
   using C = LinearConfiguration<T>;
   using RowTile = typename C::RowTile;
   constexpr int kSteps = C::kSteps, kPitch = C::kPitch, kLanes = C::kLanes;
+  constexpr int64_t dtype = DTYPE;
   WMK_SHARED_MEMORY(memory);
   auto& shared = *reinterpret_cast<LinearShared<T>*>(memory);
   unsigned char* gate_slots = memory + sizeof(LinearShared<T>);
-  unsigned char* value_slots = gate_slots + C::kRows * kSteps * element_size(p.dtype);
+  unsigned char* value_slots = gate_slots + C::kRows * kSteps * element_size(dtype);
 
   const int64_t tiles = (p.channels + C::kRows - 1) / C::kRows;
   const int64_t tile = blockIdx.x % tiles, batch = blockIdx.x / tiles % p.batch, segment = blockIdx.x / tiles / p.batch;
@@ -87,16 +87,12 @@ __global__ void __launch_bounds__(256)
   const bool exists = row < rows;
   const int64_t channel = first_row + row, number = batch * p.channels + channel, numbers = p.batch * p.channels;
 
-  if (threadIdx.x == 0) {
-    const auto origin = [&](const wmk_view& view) {
-      return tile_origin(view.data, p.dtype, batch * view.stride[0] + first_row * view.stride[1], view.stride[1],
-                         view.stride[2]);
-    };
-    shared.origin_gates = origin(p.gates);
-    shared.origin_values = origin(BACKWARD ? p.grad_out : p.tokens);
-    shared.origin_out = origin(BACKWARD ? p.grad_tokens : p.out);
-    shared.origin_grad_gates = origin(p.grad_gates);
-  }
+  const auto rows_of = [&](const wmk_view& view) {
+    char* data = static_cast<char*>(view.data);
+    return StridedRows{data + (batch * view.stride[0] + first_row * view.stride[1]) * element_size(dtype),
+                       view.stride[1], view.stride[2]};
+  };
+  const wmk_view &values_view = BACKWARD ? p.grad_out : p.tokens, &out_view = BACKWARD ? p.grad_tokens : p.out;
   const auto marked = [&](int64_t time) {
     return static_cast<const uint8_t*>(p.reset.data)[batch * p.reset.stride[0] + time * p.reset.stride[1]] != 0;
   };
@@ -112,8 +108,8 @@ __global__ void __launch_bounds__(256)
   AffineMap<T> whole = {T(1), carry, false};  // LOCAL: of the segment so far, from what enters it
 
   const auto fetch = [&](int64_t begin, int steps) {
-    RowTile::fetch(gate_slots, tile_at(shared.origin_gates, p.dtype, begin), p.dtype, rows, steps);
-    RowTile::fetch(value_slots, tile_at(shared.origin_values, p.dtype, begin), p.dtype, rows, steps);
+    RowTile::fetch(gate_slots, rows_of(p.gates), begin, dtype, rows, steps);
+    RowTile::fetch(value_slots, rows_of(values_view), begin, dtype, rows, steps);
   };
   const auto same = [](T value, int) { return value; };
   const int64_t count = (segment_end - segment_begin + kSteps - 1) / kSteps;
@@ -127,9 +123,9 @@ __global__ void __launch_bounds__(256)
     const int64_t begin = tile_begin(i);
     const int steps = tile_steps(begin);
     copy_async_wait();
-    RowTile::template place<false>(shared.gates, kPitch, gate_slots, runs_along_time(shared.origin_gates), p.dtype, rows,
+    RowTile::template place<false>(shared.gates, kPitch, gate_slots, rows_of(p.gates).along_time(), dtype, rows,
                                    steps, same);
-    RowTile::template place<false>(shared.values, kPitch, value_slots, runs_along_time(shared.origin_values), p.dtype,
+    RowTile::template place<false>(shared.values, kPitch, value_slots, rows_of(values_view).along_time(), dtype,
                                    rows, steps, same);
     if (threadIdx.x < kSteps) {
       const int64_t time = begin + threadIdx.x + shifted;
@@ -182,7 +178,7 @@ __global__ void __launch_bounds__(256)
       const T last = apply(mine, carry);
       const int last_thread = static_cast<int>(threadIdx.x) % 32 / kLanes * kLanes + (reverse ? 0 : kLanes - 1);
       carry = __shfl_sync(0xffffffffu, last, last_thread);
-      if (LOCAL) {
+      if constexpr (LOCAL) {
         AffineMap<T> all = mine;
         all.factor = __shfl_sync(0xffffffffu, mine.factor, last_thread);
         all.forgets = __shfl_sync(0xffffffffu, static_cast<int>(mine.forgets), last_thread) != 0;
@@ -220,7 +216,7 @@ __global__ void __launch_bounds__(256)
           if (first + j < steps && !(forgets >> j & 1u)) {
             if (other >= 0 && other < p.time) {
               state_then = load_element<T>(
-                  p.out.data, p.dtype, batch * p.out.stride[0] + channel * p.out.stride[1] + other * p.out.stride[2]);
+                  p.out.data, dtype, batch * p.out.stride[0] + channel * p.out.stride[1] + other * p.out.stride[2]);
             } else if (p.initial_state.data != nullptr) {
               state_then = static_cast<const T*>(
                   p.initial_state.data)[batch * p.initial_state.stride[0] + channel * p.initial_state.stride[1]];
@@ -233,12 +229,11 @@ __global__ void __launch_bounds__(256)
     }
     __syncthreads();
     if (!LOCAL) {
-      const wmk_view& out = BACKWARD ? p.grad_tokens : p.out;
-      if (out.data != nullptr) {
-        RowTile::write(shared.values, kPitch, tile_at(shared.origin_out, p.dtype, begin), p.dtype, rows, steps);
+      if (out_view.data != nullptr) {
+        RowTile::write(shared.values, kPitch, rows_of(out_view), begin, dtype, rows, steps);
       }
       if (BACKWARD && p.grad_gates.data != nullptr) {
-        RowTile::write(shared.gates, kPitch, tile_at(shared.origin_grad_gates, p.dtype, begin), p.dtype, rows, steps);
+        RowTile::write(shared.gates, kPitch, rows_of(p.grad_gates), begin, dtype, rows, steps);
       }
       __syncthreads();
     }

@@ -94,6 +94,19 @@ __device__ __forceinline__ uint32_t pack_float16(float low, float high) {
 __device__ __forceinline__ uint32_t bits_of(float x) { return __float_as_uint(x); }
 __device__ __forceinline__ float float_of(uint32_t bits) { return __uint_as_float(bits); }
 
+// Sums over every four neighbouring threads, on the tensor cores: thread `which` of each four adds the four threads'
+// values to its sums. Values count with ten bits of mantissa, sums are fp32. One matrix product with a matrix that is one
+// where column 2 * which and rows 0 to 3 meet, and column 2 * which + 1 and rows 4 to 7.
+__device__ __forceinline__ void sum_over_four(float (&sums)[4], const float (&values)[4], int which) {
+  const int column = static_cast<int>(threadIdx.x) % 32 / 4;
+  const float even = column == 2 * which ? 1.0f : 0.0f, odd = column == 2 * which + 1 ? 1.0f : 0.0f;
+  asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "{%0, %1, %2, %3};"
+      : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
+      : "r"(bits_of(values[0])), "r"(bits_of(values[2])), "r"(bits_of(values[1])), "r"(bits_of(values[3])),
+        "r"(bits_of(even)), "r"(bits_of(odd)));
+}
+
 // Starts a copy of 8 or 16 bytes from global to shared memory; the thread that started it sees it after the wait.
 template <int BYTES>
 __device__ __forceinline__ void copy_async(void* shared, const void* global) {
@@ -176,6 +189,15 @@ inline uint32_t bfloat16_bits(float x) {
 }
 inline uint32_t pack_float16(float low, float high) { return float16_bits(low) | (float16_bits(high) << 16); }
 inline uint32_t pack_bfloat16(float low, float high) { return bfloat16_bits(low) | (bfloat16_bits(high) << 16); }
+
+inline void sum_over_four(float (&sums)[4], const float (&values)[4], int which) {
+  for (int i = 0; i < 4; ++i) {
+    float total = float_of(bits_of(values[i]) & 0xffffe000u);
+    total += __shfl_xor_sync(0xffffffffu, total, 1);
+    total += __shfl_xor_sync(0xffffffffu, total, 2);
+    if (static_cast<int>(threadIdx.x) % 4 == which) sums[i] += total;
+  }
+}
 
 template <int BYTES>
 inline void copy_async(void* shared, const void* global) {

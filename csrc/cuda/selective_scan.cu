@@ -1,20 +1,22 @@
 // The selective scan's entry points: checks a call, cuts it into blocks, lays out the workspace, launches.
 #include "selective_scan_launch.cuh"
 
-namespace wmk {
+WMK_SCAN_INSTANCE(extern template, forward, Scan16<WMK_FLOAT32>);
+WMK_SCAN_INSTANCE(extern template, forward, Scan16<WMK_BFLOAT16>);
+WMK_SCAN_INSTANCE(extern template, forward, Scan16<WMK_FLOAT16>);
+WMK_SCAN_INSTANCE(extern template, forward, Scan64);
+WMK_SCAN_INSTANCE(extern template, forward, Scan256);
+WMK_SCAN_INSTANCE(extern template, forward, Scan16Double);
+WMK_SCAN_INSTANCE(extern template, forward, Scan256Double);
+WMK_SCAN_INSTANCE(extern template, backward, Scan16<WMK_FLOAT32>);
+WMK_SCAN_INSTANCE(extern template, backward, Scan16<WMK_BFLOAT16>);
+WMK_SCAN_INSTANCE(extern template, backward, Scan16<WMK_FLOAT16>);
+WMK_SCAN_INSTANCE(extern template, backward, Scan64);
+WMK_SCAN_INSTANCE(extern template, backward, Scan256);
+WMK_SCAN_INSTANCE(extern template, backward, Scan16Double);
+WMK_SCAN_INSTANCE(extern template, backward, Scan256Double);
 
-extern template int launch_forward<Scan8>(const wmk_selective_scan&, const ScanPlan&);
-extern template int launch_forward<Scan16>(const wmk_selective_scan&, const ScanPlan&);
-extern template int launch_forward<Scan64>(const wmk_selective_scan&, const ScanPlan&);
-extern template int launch_forward<Scan256>(const wmk_selective_scan&, const ScanPlan&);
-extern template int launch_forward<Scan16Double>(const wmk_selective_scan&, const ScanPlan&);
-extern template int launch_forward<Scan256Double>(const wmk_selective_scan&, const ScanPlan&);
-extern template int launch_backward<Scan8>(const wmk_selective_scan&, const ScanPlan&);
-extern template int launch_backward<Scan16>(const wmk_selective_scan&, const ScanPlan&);
-extern template int launch_backward<Scan64>(const wmk_selective_scan&, const ScanPlan&);
-extern template int launch_backward<Scan256>(const wmk_selective_scan&, const ScanPlan&);
-extern template int launch_backward<Scan16Double>(const wmk_selective_scan&, const ScanPlan&);
-extern template int launch_backward<Scan256Double>(const wmk_selective_scan&, const ScanPlan&);
+namespace wmk {
 
 template <typename T>
 int launch_combine(const wmk_selective_scan& p, const ScanPlan& plan, int tile_channels, bool reverse) {
@@ -35,8 +37,10 @@ namespace {
 template <typename Use>
 auto with_configuration(const wmk_selective_scan& p, Use use) {
   if (p.dtype == WMK_FLOAT64) return p.state <= 16 ? use(Scan16Double()) : use(Scan256Double());
-  if (p.state <= 8) return use(Scan8());
-  if (p.state <= 16) return use(Scan16());
+  if (p.state <= 16) {
+    if (p.dtype == WMK_FLOAT32) return use(Scan16<WMK_FLOAT32>());
+    return p.dtype == WMK_BFLOAT16 ? use(Scan16<WMK_BFLOAT16>()) : use(Scan16<WMK_FLOAT16>());
+  }
   return p.state <= 64 ? use(Scan64()) : use(Scan256());
 }
 

@@ -10,15 +10,16 @@
 //   du_t  = step_t sum_n g_t B_t    dstep_t = u_t sum_n g_t B_t + sum_n A x_t h_{t-1}
 //   dA   += step_t x_t h_{t-1}
 //
-// Sums over states are three shuffles for four steps. Sums over channels go through shared memory: a warp's channels
-// every four steps, the block's warps every SUB steps, and each block writes its share; sum_tiles_kernel adds the shares
-// in a fixed order. So no atomics, and the same bits every time.
+// Sums over states are three shuffles for four steps. Sums over channels: those of a warp every four steps, on the tensor
+// cores for 16-bit data (whose gradients are rounded far more than the ten bits that those keep of each product) and
+// through shared memory otherwise; those of a block's warps every SUB steps; and each block writes its share, which
+// sum_tiles_kernel adds to the others in a fixed order. So no atomics, and the same bits every time.
 //
 // Where time is split, selective_scan_backward_local_kernel first finds what each segment sends back from nothing and
 // combine_kernel.cuh chains the segments, as forward.
 #pragma once
 
-#include "selective_scan_common.cuh"
+#include "selective_scan_forward_kernel.cuh"
 
 namespace wmk {
 
@@ -31,7 +32,7 @@ struct BackwardLocalShared {
   alignas(16) T gate[C::kChannels * C::kPitch];
   alignas(16) T C_tile[C::kStateRows * C::kStatePitch];
   T bias[C::kChannels];
-  TileOrigin origin_delta, origin_grad_out, origin_z, origin_C;
+  char *origin_delta, *origin_grad_out, *origin_z, *origin_C;
   BlockPart part;
   alignas(16) uint32_t resets;
 };
@@ -62,7 +63,7 @@ __global__ void __launch_bounds__(Configuration::kThreads, Configuration::kBackw
   constexpr int kSteps = Configuration::kSteps;
   WMK_SHARED_MEMORY(memory);
   auto& shared = *reinterpret_cast<BackwardLocalShared<Configuration>*>(memory);
-  const Slots<Configuration> slots(memory + sizeof(BackwardLocalShared<Configuration>), p.dtype);
+  const Slots<Configuration> slots(memory + sizeof(BackwardLocalShared<Configuration>), Configuration::dtype(p));
 
   if (threadIdx.x == 0) {
     const BlockPart part = block_part<Configuration>(p, plan);
@@ -77,7 +78,8 @@ __global__ void __launch_bounds__(Configuration::kThreads, Configuration::kBackw
   if (!part.exists || part.index == 0) return;
   const ThreadPlace<Configuration> place(part);
   const int states = static_cast<int>(p.state);
-  const bool precise = p.dtype == WMK_FLOAT32;
+  const int64_t dtype = Configuration::dtype(p);
+  const bool precise = Configuration::precise(p);
   const bool has_gate = p.z.data != nullptr;
 
   T A[kStates], x[kStates];
@@ -98,17 +100,18 @@ __global__ void __launch_bounds__(Configuration::kThreads, Configuration::kBackw
   const int C_pitch = p.C_varies ? kStatePitch : 0;
 
   const auto fetch = [&](int64_t begin, int steps) {
-    ChannelTile::fetch(slots.delta, tile_at(shared.origin_delta, p.dtype, begin), p.dtype, part.channels, steps);
-    ChannelTile::fetch(slots.grad, tile_at(shared.origin_grad_out, p.dtype, begin), p.dtype, part.channels, steps);
+    ChannelTile::fetch(slots.delta, channel_rows(shared.origin_delta, p.delta), begin, dtype, part.channels, steps);
+    ChannelTile::fetch(slots.grad, channel_rows(shared.origin_grad_out, p.grad_out), begin, dtype, part.channels, steps);
     if (has_gate) {
-      ChannelTile::fetch(slots.z, tile_at(shared.origin_z, p.dtype, begin), p.dtype, part.channels, steps);
+      ChannelTile::fetch(slots.z, channel_rows(shared.origin_z, p.z), begin, dtype, part.channels, steps);
     }
-    if (p.C_varies) StateTile::fetch(slots.C, tile_at(shared.origin_C, p.dtype, begin), p.dtype, states, steps);
+    if (p.C_varies) StateTile::fetch(slots.C, state_rows(shared.origin_C, p.C), begin, dtype, states, steps);
   };
   const auto same = [](T value, int) { return value; };
-  const auto step_size = [&](T value, int row) {
-    value += shared.bias[row];
-    return p.delta_softplus ? softplus(value, precise) : value;
+  // By value, so that what is constant stays so.
+  const auto step_size = [precise, bias = shared.bias, soft = p.delta_softplus != 0](T value, int row) {
+    value += bias[row];
+    return soft ? softplus(value, precise) : value;
   };
 
   T total_step = T(0);
@@ -121,19 +124,19 @@ __global__ void __launch_bounds__(Configuration::kThreads, Configuration::kBackw
     const int steps = static_cast<int>(end - begin);
     copy_async_wait();
     ChannelTile::template place<false>(shared.step, kPitch, slots.delta,
-                                       runs_along_time(shared.origin_delta), p.dtype, part.channels,
+                                       channel_rows(shared.origin_delta, p.delta).along_time(), dtype, part.channels,
                                        steps, step_size);
     ChannelTile::template place<false>(shared.grad, kPitch, slots.grad,
-                                       runs_along_time(shared.origin_grad_out), p.dtype,
+                                       channel_rows(shared.origin_grad_out, p.grad_out).along_time(), dtype,
                                        part.channels, steps, same);
     if (has_gate) {
       ChannelTile::template place<false>(shared.gate, kPitch, slots.z,
-                                         runs_along_time(shared.origin_z), p.dtype, part.channels,
+                                         channel_rows(shared.origin_z, p.z).along_time(), dtype, part.channels,
                                          steps, same);
     }
     if (p.C_varies) {
       StateTile::template place<true>(shared.C_tile, kStatePitch, slots.C,
-                                      runs_along_time(shared.origin_C), p.dtype, states, steps, same);
+                                      state_rows(shared.origin_C, p.C).along_time(), dtype, states, steps, same);
     }
     place_resets<Configuration>(&shared.resets, p, part, begin, steps);
     __syncthreads();
@@ -179,8 +182,18 @@ template <typename Configuration, int SUB>
 struct BackwardShared {
   using T = typename Configuration::T;
   using C = Configuration;
+  // How a warp's channels are summed: by the tensor cores, four at a time; through shared memory; or not at all.
+  static constexpr bool kTensorSums = C::kWarpChannels == 8 && (C::kDtype == WMK_BFLOAT16 || C::kDtype == WMK_FLOAT16);
+  static constexpr bool kAlone = C::kWarpChannels == 1;
+  static constexpr bool kUsesProducts = !kTensorSums && !kAlone;
   // one step's products of a warp, for B or C: [channels, states], and a shift of the banks
   static constexpr int kProducts = 32 * C::kStates + 16;
+  static constexpr int kShares = C::kWarps * (kTensorSums ? 2 : 1);  // sums that the block adds up
+  struct alignas(16) Share {
+    T sum[2][SUB][C::kStatePitch];  // [B or C][step][state]
+    T shift_of_banks[16];
+  };
+
   alignas(16) T u[C::kChannels * C::kPitch];     // then its gradient
   alignas(16) T step[C::kChannels * C::kPitch];  // then the gradient of delta
   alignas(16) T grad[C::kChannels * C::kPitch];  // of out, then of y
@@ -188,21 +201,15 @@ struct BackwardShared {
   alignas(16) T B_tile[C::kStateRows * C::kStatePitch];
   alignas(16) T C_tile[C::kStateRows * C::kStatePitch];
   alignas(16) T checkpoint[C::kSteps / SUB][C::kThreads * C::kStates];
-  alignas(16) T products[C::kWarpChannels == 1 ? 1 : C::kWarps][4][2][C::kWarpChannels == 1 ? 4 : kProducts];
-  alignas(16) T warp_sums[2][C::kWarps][2][SUB][C::kStatePitch];  // [turn][warp][B or C][step][state]
+  alignas(16) T products[kUsesProducts ? C::kWarps : 1][4][2][kUsesProducts ? kProducts : 4];
+  Share shares[2][kShares];
   T D[C::kChannels];
   T bias[C::kChannels];
-  TileOrigin origin_u, origin_delta, origin_grad_out, origin_z, origin_B, origin_C;
-  TileOrigin origin_grad_u, origin_grad_delta, origin_grad_z;
+  char *origin_u, *origin_delta, *origin_grad_out, *origin_z, *origin_B, *origin_C;
+  char *origin_grad_u, *origin_grad_delta, *origin_grad_z;
+  int64_t share_origin;  // of the block in tile_B and tile_C
   BlockPart part;
   alignas(16) uint32_t resets;
-
-  // A thread's sums for the gradient of a B or C that does not vary, where its products would lie if it did.
-  __device__ __forceinline__ T* constant_sums(int which) {
-    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    T* sums = C::kWarpChannels == 1 ? warp_sums[0][warp][which][0] : products[warp][0][which];
-    return sums + lane * C::kStates;
-  }
 };
 
 // 1 - exp(-step): softplus's derivative, from its value.
@@ -221,48 +228,80 @@ struct BackwardThread {
   T x[Configuration::kStates];
   T grad_A[Configuration::kStates];
   T grad_D, grad_bias;
+  int64_t partial_offset;  // of the segment's and channel's numbers in partial_A, partial_B, partial_C
   const T* B;
   const T* C;
   int B_pitch, C_pitch;
 };
 
-// SUB steps, forward from the checkpoint and back.
-template <typename Configuration, int SUB, bool RESETS>
+// A thread's states, to shared memory and back.
+template <typename Configuration, typename T = typename Configuration::T>
+__device__ __forceinline__ void load_checkpoint(T (&h)[Configuration::kStates], const T* checkpoint) {
+#pragma unroll
+  for (int i = 0; i < Configuration::kStates; i += 4) {
+    const Quad<T> quad = load_quad(checkpoint + (i * Configuration::kThreads + 4 * threadIdx.x));
+#pragma unroll
+    for (int j = 0; j < 4; ++j) h[i + j] = quad.value[j];
+  }
+}
+template <typename Configuration, typename T = typename Configuration::T>
+__device__ __forceinline__ void store_checkpoint(const T (&h)[Configuration::kStates], T* checkpoint) {
+#pragma unroll
+  for (int i = 0; i < Configuration::kStates; i += 4) {
+    store_quad(checkpoint + (i * Configuration::kThreads + 4 * threadIdx.x), {{h[i], h[i + 1], h[i + 2], h[i + 3]}});
+  }
+}
+
+// Adds to the gradient of a B or C that does not vary, where the block collects it; only this thread uses those numbers.
+template <typename Configuration, typename T = typename Configuration::T>
+__device__ __forceinline__ void add_constant(void* partial, const BackwardThread<Configuration>& thread,
+                                             const ThreadPlace<Configuration>& place, const wmk_selective_scan& p,
+                                             int j, const Quad<T>& grad) {
+  if (!place.exists) return;
+#pragma unroll
+  for (int k = 0; k < 4; ++k) {
+    const int n = place.state(4 * j + k);
+    if (n < p.state) static_cast<T*>(partial)[thread.partial_offset + n] += grad.value[k];
+  }
+}
+
+// SUB steps, forward from the checkpoint and back. SIMPLE: no resets, and both B and C vary.
+template <typename Configuration, int SUB, bool SIMPLE>
 __device__ __forceinline__ void backward_steps(BackwardThread<Configuration>& thread,
                                                BackwardShared<Configuration, SUB>& shared,
                                                const ThreadPlace<Configuration>& place, const wmk_selective_scan& p,
-                                               int first, int steps, int turn, uint32_t resets, bool has_gate,
-                                               bool precise) {
+                                               const ScanPlan& plan, int first, int steps, int turn, uint32_t resets,
+                                               bool has_gate, bool precise) {
   using T = typename Configuration::T;
+  using Shared = BackwardShared<Configuration, SUB>;
   constexpr int kStates = Configuration::kStates, kLanes = Configuration::kLanes, kFar = 4 * kLanes;
   constexpr int kPitch = Configuration::kPitch, kPadded = Configuration::kPaddedStates;
-  constexpr bool kAlone = Configuration::kWarpChannels == 1;  // the warp's sums are the thread's own products
+  constexpr int kWarpChannels = Configuration::kWarpChannels;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   T* row_u = shared.u + place.row * kPitch + first;
   T* row_step = shared.step + place.row * kPitch + first;
   T* row_gate = shared.gate + place.row * kPitch + first;
   const T* row_grad = shared.grad + place.row * kPitch + first;
+  const T* B = thread.B + first * thread.B_pitch;
+  const T* C = thread.C + first * thread.C_pitch;
+  const int B_pitch = SIMPLE ? Configuration::kStatePitch : thread.B_pitch;
+  const int C_pitch = SIMPLE ? Configuration::kStatePitch : thread.C_pitch;
+  const auto forgets = [&](int t) { return !SIMPLE && (resets >> t & 1u) != 0; };
 
   T before[SUB][kStates], decay[SUB][kStates], h[kStates];  // h_{t-1}, a_t
   T y[SUB];
-#pragma unroll
-  for (int i = 0; i < kStates; i += 4) {
-    const Quad<T> quad = load_quad(shared.checkpoint[first / SUB] + (i * Configuration::kThreads + 4 * threadIdx.x));
-#pragma unroll
-    for (int j = 0; j < 4; ++j) h[i + j] = quad.value[j];
-  }
+  load_checkpoint<Configuration>(h, shared.checkpoint[first / SUB]);
 #pragma unroll
   for (int t = 0; t < SUB; ++t) {
     const T step = row_step[t], input = step * row_u[t];
-    if (RESETS && (resets >> t & 1u)) {
+    if (forgets(t)) {
 #pragma unroll
       for (int i = 0; i < kStates; ++i) h[i] = T(0);
     }
     T sum = T(0);
 #pragma unroll
     for (int j = 0; j < kStates / 4; ++j) {
-      const Quad<T> b = load_quad(thread.B + (first + t) * thread.B_pitch + j * kFar);
-      const Quad<T> c = load_quad(thread.C + (first + t) * thread.C_pitch + j * kFar);
+      const Quad<T> b = load_quad(B + t * B_pitch + j * kFar), c = load_quad(C + t * C_pitch + j * kFar);
 #pragma unroll
       for (int i = 4 * j; i < 4 * j + 4; ++i) {
         before[t][i] = h[i];
@@ -273,53 +312,48 @@ __device__ __forceinline__ void backward_steps(BackwardThread<Configuration>& th
     }
     y[t] = sum;
   }
+  if (SUB > 4) __syncwarp();  // lest the compiler hold B and C in registers until they are needed again
 
-  __syncwarp();  // lest the compiler hold B and C in registers until they are needed again
 #pragma unroll
   for (int group = SUB - 4; group >= 0; group -= 4) {
     T through_B[4], through_A[4], y_group[4];
+    float sums_B[4] = {0, 0, 0, 0}, sums_C[4] = {0, 0, 0, 0};  // the tensor cores'
 #pragma unroll
     for (int t = group + 3; t >= group; --t) {
       const T step = row_step[t], input = step * row_u[t], grad = row_grad[t];
       T sum_B = T(0), sum_A = T(0);
 #pragma unroll
       for (int j = 0; j < kStates / 4; ++j) {
-        const Quad<T> b = load_quad(thread.B + (first + t) * thread.B_pitch + j * kFar);
-        const Quad<T> c = load_quad(thread.C + (first + t) * thread.C_pitch + j * kFar);
+        const Quad<T> b = load_quad(B + t * B_pitch + j * kFar), c = load_quad(C + t * C_pitch + j * kFar);
         Quad<T> grad_b, grad_c;
 #pragma unroll
         for (int k = 0; k < 4; ++k) {
           const int i = 4 * j + k;
-          const T after = t + 1 < SUB && !(RESETS && (resets >> (t + 1) & 1u)) ? before[t + 1 < SUB ? t + 1 : t][i]
-                          : t + 1 < SUB                                       ? decay[t][i] * before[t][i] + input * b.value[k]
-                                                                              : h[i];
+          T after = h[i];
+          if (t + 1 < SUB) {
+            after = forgets(t + 1) ? decay[t][i] * before[t][i] + input * b.value[k] : before[t + 1 < SUB ? t + 1 : t][i];
+          }
           const T g = c.value[k] * grad + thread.x[i];
           grad_c.value[k] = grad * after;
           grad_b.value[k] = g * input;
           sum_B += g * b.value[k];
-          thread.x[i] = decay[t][i] * g;
-          if (RESETS && (resets >> t & 1u)) thread.x[i] = T(0);
+          thread.x[i] = forgets(t) ? T(0) : decay[t][i] * g;
           const T q = thread.x[i] * before[t][i];
           sum_A += q * thread.A[i];
           thread.grad_A[i] += q * step;
         }
-        if (p.B_varies) {
-          store_quad(kAlone ? &shared.warp_sums[turn][warp][0][t][4 * place.quarter + j * kFar]
-                            : &shared.products[warp][t % 4][0][lane / kLanes * kPadded + 4 * place.quarter + j * kFar],
-                     grad_b);
+        const int at = 4 * place.quarter + j * kFar;
+        if (!SIMPLE && !p.B_varies) add_constant(plan.partial_B, thread, place, p, j, grad_b);
+        if (!SIMPLE && !p.C_varies) add_constant(plan.partial_C, thread, place, p, j, grad_c);
+        if constexpr (Shared::kTensorSums) {
+          sum_over_four(sums_B, grad_b.value, t % 4);
+          sum_over_four(sums_C, grad_c.value, t % 4);
+        } else if constexpr (Shared::kAlone) {
+          store_quad(&shared.shares[turn][warp].sum[0][t][at], grad_b);
+          store_quad(&shared.shares[turn][warp].sum[1][t][at], grad_c);
         } else {
-          T* sums = shared.constant_sums(0) + 4 * j;
-#pragma unroll
-          for (int k = 0; k < 4; ++k) sums[k] += grad_b.value[k];
-        }
-        if (p.C_varies) {
-          store_quad(kAlone ? &shared.warp_sums[turn][warp][1][t][4 * place.quarter + j * kFar]
-                            : &shared.products[warp][t % 4][1][lane / kLanes * kPadded + 4 * place.quarter + j * kFar],
-                     grad_c);
-        } else {
-          T* sums = shared.constant_sums(1) + 4 * j;
-#pragma unroll
-          for (int k = 0; k < 4; ++k) sums[k] += grad_c.value[k];
+          store_quad(&shared.products[warp][t % 4][0][lane % kWarpChannels * kPadded + at], grad_b);
+          store_quad(&shared.products[warp][t % 4][1][lane % kWarpChannels * kPadded + at], grad_c);
         }
       }
       through_B[t - group] = sum_B;
@@ -327,39 +361,42 @@ __device__ __forceinline__ void backward_steps(BackwardThread<Configuration>& th
       y_group[t - group] = y[t];
     }
 
-    if (!kAlone) {
+    if constexpr (Shared::kTensorSums) {
+      // the four threads of a half of the warp's channels hold a step each
+      auto& share = shared.shares[turn][2 * warp + lane / 4 % 2];
+      store_quad(&share.sum[0][group + lane % 4][4 * place.quarter], {{sums_B[0], sums_B[1], sums_B[2], sums_B[3]}});
+      store_quad(&share.sum[1][group + lane % 4][4 * place.quarter], {{sums_C[0], sums_C[1], sums_C[2], sums_C[3]}});
+    } else if constexpr (!Shared::kAlone) {
       __syncwarp();
 #pragma unroll
       for (int o = lane; o < 2 * kPadded; o += 32) {  // four steps, B or C, kPadded / 4 quads
         const int n = 4 * (o % (kPadded / 4)), which = o / (kPadded / 4) % 2, t = o / (kPadded / 2);
         Quad<T> total = load_quad(&shared.products[warp][t][which][n]);
 #pragma unroll
-        for (int channel = 1; channel < Configuration::kWarpChannels; ++channel) {
+        for (int channel = 1; channel < kWarpChannels; ++channel) {
           const Quad<T> more = load_quad(&shared.products[warp][t][which][channel * kPadded + n]);
 #pragma unroll
           for (int k = 0; k < 4; ++k) total.value[k] += more.value[k];
         }
-        store_quad(&shared.warp_sums[turn][warp][which][group + t][n], total);
+        store_quad(&shared.shares[turn][warp].sum[which][group + t][n], total);
       }
     }
-    sum_over_lanes<kLanes>(through_B, place.quarter);
-    sum_over_lanes<kLanes>(through_A, place.quarter);
-    if (has_gate) sum_over_lanes<kLanes>(y_group, place.quarter);
+    const T through_B_sum = sum_over_lanes<kLanes>(through_B, place.quarter);
+    const T through_A_sum = sum_over_lanes<kLanes>(through_A, place.quarter);
+    T y_sum = T(0);
+    if (has_gate) y_sum = sum_over_lanes<kLanes>(y_group, place.quarter);
     __syncwarp();
 
-    constexpr int kOwn = kLanes == 2 ? 2 : 1;  // steps that this thread finishes
-#pragma unroll
-    for (int i = 0; i < kOwn; ++i) {
-      const int at = group + place.quarter + kLanes * i;
-      if (place.quarter >= 4 || first + at >= steps) break;
+    const int at = group + place.quarter;  // the step that this thread finishes
+    if (place.quarter < 4 && first + at < steps) {
       const T step = row_step[at], u = row_u[at], grad = row_grad[at], D = shared.D[place.row];
-      T grad_delta = u * through_B[i] + through_A[i] * T(1.0 / kLog2EDouble);
+      T grad_delta = u * through_B_sum + through_A_sum * T(1.0 / kLog2EDouble);
       if (p.delta_softplus) grad_delta *= softplus_slope(step, precise);
       thread.grad_D += grad * u;
       thread.grad_bias += grad_delta;
-      row_u[at] = step * through_B[i] + D * grad;
+      row_u[at] = step * through_B_sum + D * grad;
       row_step[at] = grad_delta;
-      if (has_gate) row_gate[at] *= y_group[i] + D * u;
+      if (has_gate) row_gate[at] *= y_sum + D * u;
     }
   }
 }
@@ -376,7 +413,7 @@ __global__ void __launch_bounds__(Configuration::kThreads, Configuration::kBackw
   constexpr int kSteps = Configuration::kSteps;
   WMK_SHARED_MEMORY(memory);
   auto& shared = *reinterpret_cast<BackwardShared<Configuration, SUB>*>(memory);
-  const Slots<Configuration> slots(memory + sizeof(BackwardShared<Configuration, SUB>), p.dtype);
+  const Slots<Configuration> slots(memory + sizeof(BackwardShared<Configuration, SUB>), Configuration::dtype(p));
 
   if (threadIdx.x == 0) {
     const BlockPart part = block_part<Configuration>(p, plan);
@@ -390,12 +427,14 @@ __global__ void __launch_bounds__(Configuration::kThreads, Configuration::kBackw
     shared.origin_grad_u = channel_origin(p.grad_u, p, part);
     shared.origin_grad_delta = channel_origin(p.grad_delta, p, part);
     shared.origin_grad_z = channel_origin(p.grad_z, p, part);
+    shared.share_origin = (part.batch * plan.tiles + part.tile) * p.state * p.time + part.offset;
   }
   __syncthreads();
   const BlockPart& part = shared.part;
   const ThreadPlace<Configuration> place(part);
   const int states = static_cast<int>(p.state);
-  const bool precise = p.dtype == WMK_FLOAT32;
+  const int64_t dtype = Configuration::dtype(p);
+  const bool precise = Configuration::precise(p);
   const bool has_gate = p.z.data != nullptr;
 
   BackwardThread<Configuration> thread;
@@ -404,9 +443,12 @@ __global__ void __launch_bounds__(Configuration::kThreads, Configuration::kBackw
   for (int i = 0; i < kStates; ++i) {
     thread.A[i] *= log2_e(T(0));
     thread.x[i] = thread.grad_A[i] = T(0);
-    shared.constant_sums(0)[i] = shared.constant_sums(1)[i] = T(0);
   }
   thread.grad_D = thread.grad_bias = T(0);
+  const int64_t channel_offset = part.slot * p.channels + place.channel;
+  thread.partial_offset = channel_offset * p.state;
+  if (!p.B_varies) store_states(thread.x, place, states, plan.partial_B, thread.partial_offset);  // zeros
+  if (!p.C_varies) store_states(thread.x, place, states, plan.partial_C, thread.partial_offset);
   if (part.index + 1 < part.count) {
     load_states(thread.x, place, states, plan.boundary, (part.slot * p.channels + place.channel) * p.state, 1);
   } else if (p.grad_last_state.data != nullptr && part.exists) {
@@ -424,33 +466,34 @@ __global__ void __launch_bounds__(Configuration::kThreads, Configuration::kBackw
   thread.C_pitch = p.C_varies ? kStatePitch : 0;
 
   const auto same = [](T value, int) { return value; };
-  const auto step_size = [&](T value, int row) {
-    value += shared.bias[row];
-    return p.delta_softplus ? softplus(value, precise) : value;
+  // By value, so that what is constant stays so.
+  const auto step_size = [precise, bias = shared.bias, soft = p.delta_softplus != 0](T value, int row) {
+    value += bias[row];
+    return soft ? softplus(value, precise) : value;
   };
   const auto fetch_inputs = [&](int64_t begin, int steps) {
-    ChannelTile::fetch(slots.u, tile_at(shared.origin_u, p.dtype, begin), p.dtype, part.channels, steps);
-    ChannelTile::fetch(slots.delta, tile_at(shared.origin_delta, p.dtype, begin), p.dtype, part.channels, steps);
-    if (p.B_varies) StateTile::fetch(slots.B, tile_at(shared.origin_B, p.dtype, begin), p.dtype, states, steps);
+    ChannelTile::fetch(slots.u, channel_rows(shared.origin_u, p.u), begin, dtype, part.channels, steps);
+    ChannelTile::fetch(slots.delta, channel_rows(shared.origin_delta, p.delta), begin, dtype, part.channels, steps);
+    if (p.B_varies) StateTile::fetch(slots.B, state_rows(shared.origin_B, p.B), begin, dtype, states, steps);
   };
   const auto fetch_rest = [&](int64_t begin, int steps) {
-    ChannelTile::fetch(slots.grad, tile_at(shared.origin_grad_out, p.dtype, begin), p.dtype, part.channels, steps);
+    ChannelTile::fetch(slots.grad, channel_rows(shared.origin_grad_out, p.grad_out), begin, dtype, part.channels, steps);
     if (has_gate) {
-      ChannelTile::fetch(slots.z, tile_at(shared.origin_z, p.dtype, begin), p.dtype, part.channels, steps);
+      ChannelTile::fetch(slots.z, channel_rows(shared.origin_z, p.z), begin, dtype, part.channels, steps);
     }
-    if (p.C_varies) StateTile::fetch(slots.C, tile_at(shared.origin_C, p.dtype, begin), p.dtype, states, steps);
+    if (p.C_varies) StateTile::fetch(slots.C, state_rows(shared.origin_C, p.C), begin, dtype, states, steps);
   };
   const auto place_inputs = [&](int64_t begin, int steps) {
     copy_async_wait();
     ChannelTile::template place<false>(shared.u, kPitch, slots.u,
-                                       runs_along_time(shared.origin_u), p.dtype, part.channels, steps,
+                                       channel_rows(shared.origin_u, p.u).along_time(), dtype, part.channels, steps,
                                        same);
     ChannelTile::template place<false>(shared.step, kPitch, slots.delta,
-                                       runs_along_time(shared.origin_delta), p.dtype, part.channels,
+                                       channel_rows(shared.origin_delta, p.delta).along_time(), dtype, part.channels,
                                        steps, step_size);
     if (p.B_varies) {
       StateTile::template place<true>(shared.B_tile, kStatePitch, slots.B,
-                                      runs_along_time(shared.origin_B), p.dtype, states, steps, same);
+                                      state_rows(shared.origin_B, p.B).along_time(), dtype, states, steps, same);
     }
     place_resets<Configuration>(&shared.resets, p, part, begin, steps);
   };
@@ -458,29 +501,22 @@ __global__ void __launch_bounds__(Configuration::kThreads, Configuration::kBackw
   // Runs forward over parts [0, parts) of a tile, leaving their start states in checkpoint, and what follows in h.
   const auto run_forward = [&](int parts) {
     const uint32_t resets = shared.resets;
+    const T* row_step = shared.step + place.row * kPitch;
+    const T* row_u = shared.u + place.row * kPitch;
     for (int sub = 0; sub < parts; ++sub) {
+      store_checkpoint<Configuration>(h, shared.checkpoint[sub]);
 #pragma unroll
-      for (int i = 0; i < kStates; i += 4) {
-        Quad<T> quad;
-#pragma unroll
-        for (int j = 0; j < 4; ++j) quad.value[j] = h[i + j];
-        store_quad(shared.checkpoint[sub] + (i * kThreads + 4 * threadIdx.x), quad);
-      }
-#pragma unroll
-      for (int t = 0; t < SUB; ++t) {
-        const int at = sub * SUB + t;
-        const T step = shared.step[place.row * kPitch + at], input = step * shared.u[place.row * kPitch + at];
-        if (resets >> at & 1u) {
-#pragma unroll
-          for (int i = 0; i < kStates; ++i) h[i] = T(0);
-        }
-#pragma unroll
-        for (int j = 0; j < kStates / 4; ++j) {
-          const Quad<T> b = load_quad(thread.B + at * thread.B_pitch + j * 4 * Configuration::kLanes);
-#pragma unroll
-          for (int i = 0; i < 4; ++i) {
-            h[4 * j + i] = exp2_fast(step * thread.A[4 * j + i]) * h[4 * j + i] + input * b.value[i];
-          }
+      for (int first = 0; first < SUB; first += 4) {
+        const int at = sub * SUB + first;
+        T unused[4];
+        const uint32_t here = resets >> at & 15u;
+        const Quad<T> step = load_quad(row_step + at), u = load_quad(row_u + at);
+        if (here == 0) {
+          advance<Configuration, true, false>(h, thread.A, unused, step, u, thread.B + at * thread.B_pitch,
+                                              thread.B_pitch, thread.C, 0, 0);
+        } else {
+          advance<Configuration, true, true>(h, thread.A, unused, step, u, thread.B + at * thread.B_pitch,
+                                             thread.B_pitch, thread.C, 0, here);
         }
       }
     }
@@ -509,16 +545,16 @@ __global__ void __launch_bounds__(Configuration::kThreads, Configuration::kBackw
     }
     place_inputs(begin, steps);
     ChannelTile::template place<false>(shared.grad, kPitch, slots.grad,
-                                       runs_along_time(shared.origin_grad_out), p.dtype,
+                                       channel_rows(shared.origin_grad_out, p.grad_out).along_time(), dtype,
                                        part.channels, steps, same);
     if (has_gate) {
       ChannelTile::template place<false>(shared.gate, kPitch, slots.z,
-                                         runs_along_time(shared.origin_z), p.dtype, part.channels,
+                                         channel_rows(shared.origin_z, p.z).along_time(), dtype, part.channels,
                                          steps, same);
     }
     if (p.C_varies) {
       StateTile::template place<true>(shared.C_tile, kStatePitch, slots.C,
-                                      runs_along_time(shared.origin_C), p.dtype, states, steps, same);
+                                      state_rows(shared.origin_C, p.C).along_time(), dtype, states, steps, same);
     }
     __syncthreads();
     // The next tile can be on its way unless states before it must be computed first, through the same memory.
@@ -538,42 +574,42 @@ __global__ void __launch_bounds__(Configuration::kThreads, Configuration::kBackw
 
     const int parts = (steps + SUB - 1) / SUB;
     run_forward(parts - 1);
-#pragma unroll
-    for (int i = 0; i < kStates; i += 4) {
-      Quad<T> quad;
-#pragma unroll
-      for (int j = 0; j < 4; ++j) quad.value[j] = h[i + j];
-      store_quad(shared.checkpoint[parts - 1] + (i * kThreads + 4 * threadIdx.x), quad);
-    }
+    store_checkpoint<Configuration>(h, shared.checkpoint[parts - 1]);
     const uint32_t resets = shared.resets;
     for (int sub = parts - 1; sub >= 0; --sub) {
       const uint32_t here = resets >> (sub * SUB) & ((1u << SUB) - 1u);
-      if (here == 0) {
-        backward_steps<Configuration, SUB, false>(thread, shared, place, p, sub * SUB, steps, turn, 0, has_gate,
-                                                  precise);
-      } else {
-        backward_steps<Configuration, SUB, true>(thread, shared, place, p, sub * SUB, steps, turn, here, has_gate,
+      if (here == 0 && p.B_varies && p.C_varies) {
+        backward_steps<Configuration, SUB, true>(thread, shared, place, p, plan, sub * SUB, steps, turn, 0, has_gate,
                                                  precise);
+      } else {
+        backward_steps<Configuration, SUB, false>(thread, shared, place, p, plan, sub * SUB, steps, turn, here,
+                                                  has_gate, precise);
       }
       __syncthreads();
       // The block's shares of the gradients of B and C. The next part writes the other turn's sums, and the one after
       // it has passed the barrier that follows these reads.
-      constexpr int kPadded = Configuration::kPaddedStates;
-      for (int i = threadIdx.x; i < 2 * kPadded * SUB; i += kThreads) {
-        const int t = i % SUB, n = i / SUB % kPadded, which = i / (SUB * kPadded);
-        if (n >= states || sub * SUB + t >= steps || !(which == 0 ? p.B_varies : p.C_varies)) continue;
-        T total = shared.warp_sums[turn][0][which][t][n];
+      constexpr int kItems = Configuration::kPaddedStates * SUB;
 #pragma unroll
-        for (int warp = 1; warp < Configuration::kWarps; ++warp) total += shared.warp_sums[turn][warp][which][t][n];
-        T* out = static_cast<T*>(which == 0 ? plan.tile_B : plan.tile_C);
-        out[((part.batch * plan.tiles + part.tile) * p.state + n) * p.time + part.offset + begin + sub * SUB + t] =
-            total;
+      for (int i = threadIdx.x; i < kItems; i += kThreads) {
+        const int t = i % SUB, n = i / SUB;
+        if (n >= states || sub * SUB + t >= steps) continue;
+        const int64_t at = shared.share_origin + n * p.time + begin + sub * SUB + t;
+#pragma unroll
+        for (int which = 0; which < 2; ++which) {
+          if (!(which == 0 ? p.B_varies : p.C_varies)) continue;
+          T total = shared.shares[turn][0].sum[which][t][n];
+#pragma unroll
+          for (int share = 1; share < BackwardShared<Configuration, SUB>::kShares; ++share) {
+            total += shared.shares[turn][share].sum[which][t][n];
+          }
+          static_cast<T*>(which == 0 ? plan.tile_B : plan.tile_C)[at] = total;
+        }
       }
       turn ^= 1;
     }
-    const auto write = [&](const wmk_view& view, const TileOrigin& origin, const T* tile) {
+    const auto write = [&](const wmk_view& view, char* origin, const T* tile) {
       if (view.data == nullptr) return;
-      ChannelTile::write(tile, kPitch, tile_at(origin, p.dtype, begin), p.dtype, part.channels, steps);
+      ChannelTile::write(tile, kPitch, channel_rows(origin, view), begin, dtype, part.channels, steps);
     };
     write(p.grad_u, shared.origin_grad_u, shared.u);
     write(p.grad_delta, shared.origin_grad_delta, shared.step);
@@ -582,23 +618,11 @@ __global__ void __launch_bounds__(Configuration::kThreads, Configuration::kBackw
     end = begin;
   }
 
-  const int64_t channel_offset = part.slot * p.channels + place.channel, offset = channel_offset * p.state;
-  store_states(thread.grad_A, place, states, plan.partial_A, offset);
-  if (!p.B_varies || !p.C_varies) {
-    for (int which = 0; which < 2; ++which) {
-      if (which == 0 ? p.B_varies : p.C_varies) continue;
-      T sums[kStates];
-#pragma unroll
-      for (int i = 0; i < kStates; ++i) {
-        sums[i] = shared.constant_sums(which)[i];
-      }
-      store_states(sums, place, states, which == 0 ? plan.partial_B : plan.partial_C, offset);
-    }
-  }
+  store_states(thread.grad_A, place, states, plan.partial_A, thread.partial_offset);
 #pragma unroll
   for (int lane = 1; lane < Configuration::kLanes; lane *= 2) {
-    thread.grad_D += __shfl_xor_sync(0xffffffffu, thread.grad_D, lane);
-    thread.grad_bias += __shfl_xor_sync(0xffffffffu, thread.grad_bias, lane);
+    thread.grad_D += __shfl_xor_sync(0xffffffffu, thread.grad_D, lane * Configuration::kWarpChannels);
+    thread.grad_bias += __shfl_xor_sync(0xffffffffu, thread.grad_bias, lane * Configuration::kWarpChannels);
   }
   if (place.exists && place.quarter == 0) {
     static_cast<T*>(plan.partial_D)[channel_offset] = thread.grad_D;

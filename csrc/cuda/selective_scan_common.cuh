@@ -1,6 +1,6 @@
 // What the kernels of the selective scan share: how a call is cut into blocks, and where a block finds its part.
 //
-// Threads: LANES neighbouring threads share a channel and hold STATES states each, in registers, for as long as the
+// Threads: LANES threads of a warp share a channel and hold STATES states each, in registers, for as long as the
 // block lives. Thread `quarter` of a channel holds the states 4 * quarter + 4 * LANES * j + (0..3), so that B and C are
 // read from shared memory as whole 16-byte words. States beyond the call's own have A = B = C = 0 and stay zero.
 //
@@ -14,10 +14,12 @@
 
 namespace wmk {
 
-// Which threads do what, for one type of arithmetic, states a thread, and threads a channel.
-template <typename T_, int STATES_, int LANES_>
+// Which threads do what, for one type of arithmetic, states a thread, and threads a channel; and for one dtype, or for
+// any that goes with the arithmetic (-1) where a kernel is not worth one for each.
+template <typename T_, int STATES_, int LANES_, int DTYPE_ = -1>
 struct ScanConfiguration {
   using T = T_;
+  static constexpr int kDtype = DTYPE_;
   static constexpr int kStates = STATES_;
   static constexpr int kLanes = LANES_;
   static constexpr int kPaddedStates = STATES_ * LANES_;
@@ -32,6 +34,12 @@ struct ScanConfiguration {
   static constexpr int kPitch = kSteps + 4;              // a row of a channel tile
   static constexpr int kStatePitch = kPaddedStates + 4;  // a step of a tile of B or C
   static constexpr int kStateRows = kChannels > kSteps ? kChannels : kSteps;  // of either form of B or C
+
+  static __device__ __forceinline__ int64_t dtype(const wmk_selective_scan& p) {
+    return DTYPE_ >= 0 ? DTYPE_ : sizeof(T) == 8 ? WMK_FLOAT64 : p.dtype;
+  }
+  // What exp and log may round: nothing that an fp32 result would show.
+  static __device__ __forceinline__ bool precise(const wmk_selective_scan& p) { return dtype(p) == WMK_FLOAT32; }
 
   using ChannelTile = Tile<T, kChannels, kSteps, kThreads, false>;
   using StateTile = Tile<T, kPaddedStates, kSteps, kThreads, true>;
@@ -164,8 +172,8 @@ struct ThreadPlace {
 
   __device__ __forceinline__ explicit ThreadPlace(const BlockPart& part) {
     const int thread = static_cast<int>(threadIdx.x);
-    quarter = thread % Configuration::kLanes;
-    row = thread / Configuration::kLanes;
+    quarter = thread % 32 / Configuration::kWarpChannels;
+    row = thread / 32 * Configuration::kWarpChannels + thread % Configuration::kWarpChannels;
     exists = row < part.channels;
     channel = part.channel + row;
   }
@@ -209,23 +217,24 @@ __device__ __forceinline__ void store_states(const T* states, const ThreadPlace<
   }
 }
 
-// Sums each of four steps' values over the threads of a channel. With four threads or more, thread `quarter` is left
-// with step quarter % 4 in values[0]; with two, with the steps quarter and quarter + 2 in values[0] and values[1].
+// Sums each of four steps' values over the threads of a channel: thread `quarter` answers step quarter % 4.
 template <int LANES, typename T>
-__device__ __forceinline__ void sum_over_lanes(T (&values)[4], int quarter) {
+__device__ __forceinline__ T sum_over_lanes(const T (&values)[4], int quarter) {
+  static_assert(LANES >= 4, "four steps for four threads");
+  constexpr int kNext = 32 / LANES;  // from a channel's thread to its next
+  T halves[2];
   const bool odd = quarter & 1;
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
     const T keep = odd ? values[2 * i + 1] : values[2 * i], send = odd ? values[2 * i] : values[2 * i + 1];
-    values[i] = keep + __shfl_xor_sync(0xffffffffu, send, 1);
+    halves[i] = keep + __shfl_xor_sync(0xffffffffu, send, kNext);
   }
-  if (LANES >= 4) {
-    const bool upper = quarter & 2;
-    const T keep = upper ? values[1] : values[0], send = upper ? values[0] : values[1];
-    values[0] = keep + __shfl_xor_sync(0xffffffffu, send, 2);
-  }
+  const bool upper = quarter & 2;
+  const T keep = upper ? halves[1] : halves[0], send = upper ? halves[0] : halves[1];
+  T total = keep + __shfl_xor_sync(0xffffffffu, send, 2 * kNext);
 #pragma unroll
-  for (int lane = 4; lane < LANES; lane *= 2) values[0] += __shfl_xor_sync(0xffffffffu, values[0], lane);
+  for (int lane = 4; lane < LANES; lane *= 2) total += __shfl_xor_sync(0xffffffffu, total, lane * kNext);
+  return total;
 }
 
 // Resets of a tile's steps, one bit each; all threads of the block call this, between two barriers.
@@ -272,15 +281,21 @@ __device__ __forceinline__ void place_parameter(typename Configuration::T* row, 
 }
 
 // Where a block finds its part of a tensor: of B or C, its group's; of the others, its channels.
-__device__ __forceinline__ TileOrigin state_origin(const wmk_view& view, const wmk_selective_scan& p,
-                                                   const BlockPart& part) {
+__device__ __forceinline__ char* state_origin(const wmk_view& view, const wmk_selective_scan& p,
+                                              const BlockPart& part) {
   const int64_t offset = part.batch * view.stride[0] + part.group * view.stride[1] + part.offset * view.stride[3];
-  return tile_origin(view.data, p.dtype, offset, view.stride[2], view.stride[3]);
+  return static_cast<char*>(view.data) + offset * element_size(p.dtype);
 }
-__device__ __forceinline__ TileOrigin channel_origin(const wmk_view& view, const wmk_selective_scan& p,
-                                                     const BlockPart& part) {
+__device__ __forceinline__ char* channel_origin(const wmk_view& view, const wmk_selective_scan& p,
+                                                const BlockPart& part) {
   const int64_t offset = part.batch * view.stride[0] + part.channel * view.stride[1] + part.offset * view.stride[2];
-  return tile_origin(view.data, p.dtype, offset, view.stride[1], view.stride[2]);
+  return static_cast<char*>(view.data) + offset * element_size(p.dtype);
+}
+__device__ __forceinline__ StridedRows state_rows(char* origin, const wmk_view& view) {
+  return {origin, view.stride[2], view.stride[3]};
+}
+__device__ __forceinline__ StridedRows channel_rows(char* origin, const wmk_view& view) {
+  return {origin, view.stride[1], view.stride[2]};
 }
 
 }  // namespace wmk

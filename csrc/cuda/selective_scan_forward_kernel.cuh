@@ -26,7 +26,7 @@ struct ForwardShared {
   alignas(16) T C_tile[LOCAL ? 4 : C::kStateRows * C::kStatePitch];
   T D[C::kChannels];
   T bias[C::kChannels];
-  TileOrigin origin_u, origin_delta, origin_z, origin_B, origin_C, origin_out;
+  char *origin_u, *origin_delta, *origin_z, *origin_B, *origin_C, *origin_out;
   BlockPart part;
   alignas(16) uint32_t resets;
 };
@@ -73,7 +73,7 @@ __global__ void __launch_bounds__(Configuration::kThreads, Configuration::kForwa
   constexpr int kSteps = Configuration::kSteps;
   WMK_SHARED_MEMORY(memory);
   auto& shared = *reinterpret_cast<ForwardShared<Configuration, LOCAL>*>(memory);
-  const Slots<Configuration> slots(memory + sizeof(ForwardShared<Configuration, LOCAL>), p.dtype);
+  const Slots<Configuration> slots(memory + sizeof(ForwardShared<Configuration, LOCAL>), Configuration::dtype(p));
 
   if (threadIdx.x == 0) {
     const BlockPart part = block_part<Configuration>(p, plan);
@@ -90,7 +90,8 @@ __global__ void __launch_bounds__(Configuration::kThreads, Configuration::kForwa
   if (!part.exists || (LOCAL && part.index + 1 == part.count)) return;
   const ThreadPlace<Configuration> place(part);
   const int states = static_cast<int>(p.state);
-  const bool precise = p.dtype == WMK_FLOAT32;
+  const int64_t dtype = Configuration::dtype(p);
+  const bool precise = Configuration::precise(p);
   const bool has_gate = !LOCAL && p.z.data != nullptr;
 
   T A[kStates], h[kStates];
@@ -125,19 +126,20 @@ __global__ void __launch_bounds__(Configuration::kThreads, Configuration::kForwa
     return end < limit ? end : limit;
   };
   const auto fetch = [&](int64_t begin, int steps) {
-    ChannelTile::fetch(slots.u, tile_at(shared.origin_u, p.dtype, begin), p.dtype, part.channels, steps);
-    ChannelTile::fetch(slots.delta, tile_at(shared.origin_delta, p.dtype, begin), p.dtype, part.channels, steps);
-    if (p.B_varies) StateTile::fetch(slots.B, tile_at(shared.origin_B, p.dtype, begin), p.dtype, states, steps);
+    ChannelTile::fetch(slots.u, channel_rows(shared.origin_u, p.u), begin, dtype, part.channels, steps);
+    ChannelTile::fetch(slots.delta, channel_rows(shared.origin_delta, p.delta), begin, dtype, part.channels, steps);
+    if (p.B_varies) StateTile::fetch(slots.B, state_rows(shared.origin_B, p.B), begin, dtype, states, steps);
     if (LOCAL) return;
     if (has_gate) {
-      ChannelTile::fetch(slots.z, tile_at(shared.origin_z, p.dtype, begin), p.dtype, part.channels, steps);
+      ChannelTile::fetch(slots.z, channel_rows(shared.origin_z, p.z), begin, dtype, part.channels, steps);
     }
-    if (p.C_varies) StateTile::fetch(slots.C, tile_at(shared.origin_C, p.dtype, begin), p.dtype, states, steps);
+    if (p.C_varies) StateTile::fetch(slots.C, state_rows(shared.origin_C, p.C), begin, dtype, states, steps);
   };
   const auto same = [](T value, int) { return value; };
-  const auto step_size = [&](T value, int row) {
-    value += shared.bias[row];
-    return p.delta_softplus ? softplus(value, precise) : value;
+  // By value, so that what is constant stays so.
+  const auto step_size = [precise, bias = shared.bias, soft = p.delta_softplus != 0](T value, int row) {
+    value += bias[row];
+    return soft ? softplus(value, precise) : value;
   };
 
   T total_step = T(0);
@@ -150,23 +152,23 @@ __global__ void __launch_bounds__(Configuration::kThreads, Configuration::kForwa
     const int steps = static_cast<int>(end - begin);
     copy_async_wait();
     ChannelTile::template place<false>(shared.u, kPitch, slots.u,
-                                       runs_along_time(shared.origin_u), p.dtype, part.channels, steps,
+                                       channel_rows(shared.origin_u, p.u).along_time(), dtype, part.channels, steps,
                                        same);
     ChannelTile::template place<false>(shared.step, kPitch, slots.delta,
-                                       runs_along_time(shared.origin_delta), p.dtype, part.channels,
+                                       channel_rows(shared.origin_delta, p.delta).along_time(), dtype, part.channels,
                                        steps, step_size);
     if (p.B_varies) {
       StateTile::template place<true>(shared.B_tile, kStatePitch, slots.B,
-                                      runs_along_time(shared.origin_B), p.dtype, states, steps, same);
+                                      state_rows(shared.origin_B, p.B).along_time(), dtype, states, steps, same);
     }
     if (has_gate) {
       ChannelTile::template place<false>(shared.gate, kPitch, slots.z,
-                                         runs_along_time(shared.origin_z), p.dtype, part.channels,
+                                         channel_rows(shared.origin_z, p.z).along_time(), dtype, part.channels,
                                          steps, same);
     }
     if (!LOCAL && p.C_varies) {
       StateTile::template place<true>(shared.C_tile, kStatePitch, slots.C,
-                                      runs_along_time(shared.origin_C), p.dtype, states, steps, same);
+                                      state_rows(shared.origin_C, p.C).along_time(), dtype, states, steps, same);
     }
     place_resets<Configuration>(&shared.resets, p, part, begin, steps);
     __syncthreads();
@@ -202,13 +204,10 @@ __global__ void __launch_bounds__(Configuration::kThreads, Configuration::kForwa
         total_step += (step.value[0] + step.value[1]) + (step.value[2] + step.value[3]);
         continue;
       }
-      sum_over_lanes<kLanes>(y, place.quarter);
-      constexpr int kOwn = kLanes == 2 ? 2 : 1;  // steps that this thread finishes
-#pragma unroll
-      for (int i = 0; i < kOwn; ++i) {
-        if (place.quarter >= 4) break;
-        const int at = first + place.quarter + kLanes * i;
-        T out = y[i] + shared.D[place.row] * row_u[at];
+      T out = sum_over_lanes<kLanes>(y, place.quarter);
+      if (place.quarter < 4) {
+        const int at = first + place.quarter;  // the step that this thread finishes
+        out += shared.D[place.row] * row_u[at];
         if (has_gate) {
           const T z = row_gate[at];
           out *= z * sigmoid(z, precise);
@@ -218,7 +217,7 @@ __global__ void __launch_bounds__(Configuration::kThreads, Configuration::kForwa
     }
     __syncthreads();
     if (!LOCAL) {
-      ChannelTile::write(shared.gate, kPitch, tile_at(shared.origin_out, p.dtype, begin), p.dtype, part.channels, steps);
+      ChannelTile::write(shared.gate, kPitch, channel_rows(shared.origin_out, p.out), begin, dtype, part.channels, steps);
       __syncthreads();
     }
     begin = end;

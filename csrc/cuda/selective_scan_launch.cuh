@@ -8,9 +8,10 @@
 
 namespace wmk {
 
-// Every configuration: state sizes up to 8, 16, 64 and 256 in fp32; up to 16 and 256 in fp64.
-using Scan8 = ScanConfiguration<float, 4, 2>;
-using Scan16 = ScanConfiguration<float, 4, 4>;
+// Every configuration: state sizes up to 16, 64 and 256 in fp32, the first in a form for each dtype; up to 16 and 256 in
+// fp64.
+template <int DTYPE>
+using Scan16 = ScanConfiguration<float, 4, 4, DTYPE>;
 using Scan64 = ScanConfiguration<float, 4, 16>;
 using Scan256 = ScanConfiguration<float, 8, 32>;
 using Scan16Double = ScanConfiguration<double, 4, 4>;
@@ -18,7 +19,10 @@ using Scan256Double = ScanConfiguration<double, 8, 32>;
 
 // Steps that the backward pass keeps in registers.
 template <typename Configuration>
-constexpr int kRegisterSteps = Configuration::kStates == 4 && sizeof(typename Configuration::T) == 4 ? 8 : 4;
+constexpr int kRegisterSteps = Configuration::kStates == 4 && sizeof(typename Configuration::T) == 4 &&
+                                       Configuration::kDtype != WMK_BFLOAT16 && Configuration::kDtype != WMK_FLOAT16
+                                   ? 8
+                                   : 4;
 
 template <typename T>
 int launch_combine(const wmk_selective_scan& p, const ScanPlan& plan, int tile_channels, bool reverse);
@@ -57,3 +61,7 @@ int launch_backward(const wmk_selective_scan& p, const ScanPlan& plan) {
 }
 
 }  // namespace wmk
+
+// What one .cu file instantiates, and the others need not: `keyword` is template or extern template.
+#define WMK_SCAN_INSTANCE(keyword, direction, configuration) \
+  keyword int wmk::launch_##direction<wmk::configuration>(const wmk_selective_scan&, const wmk::ScanPlan&)
