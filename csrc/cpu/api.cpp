@@ -63,10 +63,8 @@ int wmk_cpu_selective_scan_forward(const wmk_selective_scan* scan) {
 int wmk_cpu_selective_scan_backward(const wmk_selective_scan* scan) {
   if (int status = check(*scan)) return status;
   if (scan->channels == 0) return WMK_OK;
-  if (!is_empty(*scan)) {
-    if (!scan->workspace) return WMK_NULL_POINTER;
-    if (scan->time > 0 && (!scan->grad_out.data || !scan->chunk_states.data)) return WMK_NULL_POINTER;
-  }
+  if (!scan->workspace) return WMK_NULL_POINTER;
+  if (!is_empty(*scan) && scan->time > 0 && (!scan->grad_out.data || !scan->chunk_states.data)) return WMK_NULL_POINTER;
   return wmk::level().selective_scan_backward(*scan);
 }
 

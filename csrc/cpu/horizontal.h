@@ -5,8 +5,8 @@
 
 namespace wmk::WMK_ISA {
 
-// Of every 128 bits, the first (or second) half of `a` and of `b`, interleaved in pieces of `Piece` elements. The pattern
-// is the one of the unpack instructions, which is cheaper than a free permutation.
+// Of every 128 bits, the first (or second) half of `a` and of `b`, interleaved in pieces of `Piece` elements. The
+// pattern is the one of the unpack instructions, which is cheaper than a free permutation.
 template <int Piece, bool Second, class V>
 WMK_INLINE V unpack(V a, V b) {
   constexpr int lanes = sizeof(V) / sizeof(a[0]), block = 16 / sizeof(a[0]);

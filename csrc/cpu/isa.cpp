@@ -23,8 +23,8 @@ namespace {
 
 #if defined(__x86_64__)
 bool has_v4() {
-  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
-         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512cd");
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+         __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512cd");
 }
 // F16C and MOVBE have no name here on every compiler, but no machine has AVX2 and FMA without them.
 bool has_v3() {
@@ -34,13 +34,19 @@ bool has_v3() {
 #endif
 [[maybe_unused]] bool always() { return true; }
 
-#define WMK_LEVEL(level, runs_here)                                                                             \
-  {                                                                                                             \
-    #level, runs_here, level::selective_scan_forward_workspace, level::selective_scan_backward_workspace,       \
-        level::selective_scan_forward, level::selective_scan_backward, level::selective_step,                   \
-        level::linear_scan_forward_workspace, level::linear_scan_backward_workspace, level::linear_scan_forward, \
-        level::linear_scan_backward, level::multiply_adds                                                       \
-  }
+#define WMK_LEVEL(level, runs_here)          \
+  {#level,                                   \
+   runs_here,                                \
+   level::selective_scan_forward_workspace,  \
+   level::selective_scan_backward_workspace, \
+   level::selective_scan_forward,            \
+   level::selective_scan_backward,           \
+   level::selective_step,                    \
+   level::linear_scan_forward_workspace,     \
+   level::linear_scan_backward_workspace,    \
+   level::linear_scan_forward,               \
+   level::linear_scan_backward,              \
+   level::multiply_adds}
 
 // Best first. The last one runs on every machine that the build is for.
 const Level kLevels[] = {

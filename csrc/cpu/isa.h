@@ -1,7 +1,7 @@
 // The instruction-set levels of the CPU kernels and the functions each of them offers.
 //
-// The build compiles every file of kernels/ once a level, with -DWMK_ISA=<level> and that level's flags; each copy lives
-// in its own namespace wmk::<level>. isa.cpp picks one of them at run time.
+// The build compiles every file of kernels/ once a level, with -DWMK_ISA=<level> and that level's flags; each copy
+// lives in its own namespace wmk::<level>. isa.cpp picks one of them at run time.
 #pragma once
 
 #include "../wmkernels.h"

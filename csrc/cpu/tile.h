@@ -98,8 +98,8 @@ static void store_tile(const T* tile, int64_t pitch, S* to, int64_t row_stride, 
   }
 }
 
-// Asks for the cache lines of one part of a tile, of `parts` equal ones: the tile is spread over as many lines and pages
-// as it has rows (or time steps), too many streams for the hardware to foresee.
+// Asks for the cache lines of one part of a tile, of `parts` equal ones: the tile is spread over as many lines and
+// pages as it has rows (or time steps), too many streams for the hardware to foresee.
 template <bool Write>
 static void prefetch_tile(Plane plane, int64_t bytes, int64_t row, int rows, int64_t time, int64_t steps, int part,
                           int parts) {

@@ -175,7 +175,9 @@ WMK_INLINE DoubleVector minus_log(DoubleVector x, DoubleVector k) {
 WMK_INLINE FloatVector clamp_argument(FloatVector x) {
   return at_most(at_least(x, broadcast(-87.4f)), broadcast(89.f));
 }
-WMK_INLINE DoubleVector clamp_argument(DoubleVector x) { return at_most(at_least(x, broadcast(-708.5)), broadcast(710.)); }
+WMK_INLINE DoubleVector clamp_argument(DoubleVector x) {
+  return at_most(at_least(x, broadcast(-708.5)), broadcast(710.));
+}
 
 // e^x, accurate to the last bits whatever x is; zero where the result would be subnormal.
 template <class V>

@@ -15,8 +15,8 @@ namespace {
 // Runs `steps` steps of `States` states of one tile. state, A2: [state][lane]; step, input, output: [time][lane]; B and
 // C: [time][state], or [state][lane] where they do not vary. Adds to output.
 template <class T, int States, bool BVaries, bool CVaries>
-__attribute__((noinline)) void scan_block(T* state, const T* A2, const T* step, const T* input, const T* B, const T* C, T* output, int64_t pitch,
-                int64_t steps, bool fresh) {
+__attribute__((noinline)) void scan_block(T* state, const T* A2, const T* step, const T* input, const T* B, const T* C,
+                                          T* output, int64_t pitch, int64_t steps, bool fresh) {
   constexpr int lanes = kLanes<T>;
   Vector<T> h[States];
 #pragma GCC unroll 16
@@ -76,9 +76,9 @@ void scan_states(T* state, const T* A2, const T* step, const T* input, const T* 
 // Scratch of one thread, for a block of `tiles` channel tiles.
 template <class T>
 struct Scratch {
-  T *A2, *B_table, *C_table, *state;      // [tiles][state][lane]
-  T *step, *input, *output, *gate;        // [time][lane]
-  T *B, *C;                               // [time][pitch]
+  T *A2, *B_table, *C_table, *state;  // [tiles][state][lane]
+  T *step, *input, *output, *gate;    // [time][lane]
+  T *B, *C;                           // [time][pitch]
 
   Scratch(Arena& arena, const ScanShape<T>& shape, const wmk_selective_scan& scan, int64_t tiles) {
     int64_t table = tiles * shape.state * shape.lanes, rows = shape.steps * shape.lanes;
@@ -120,8 +120,8 @@ class Forward {
       Arena arena((char*)scan_.workspace + thread * scratch_bytes());
       Scratch<T> scratch(arena, shape_, scan_, block_);
       int64_t first = item % blocks * block_, group = item / blocks % shape_.groups;
-      run_block(scratch, Sequence(scan_, item / blocks / shape_.groups), group,
-                group * shape_.tiles_per_group + first, smaller(block_, shape_.tiles_per_group - first));
+      run_block(scratch, Sequence(scan_, item / blocks / shape_.groups), group, group * shape_.tiles_per_group + first,
+                smaller(block_, shape_.tiles_per_group - first));
     });
   }
 
@@ -202,7 +202,8 @@ class Forward {
     };
     load_input(s.input, scan_.u);
     load_input(s.step, scan_.delta);
-    Vector<T> bias = load_parameter<T>(scan_.delta_bias, channel, rows), skip = load_parameter<T>(scan_.D, channel, rows);
+    Vector<T> bias = load_parameter<T>(scan_.delta_bias, channel, rows),
+              skip = load_parameter<T>(scan_.D, channel, rows);
     for (int64_t t = 0; t < steps * lanes; t += lanes) {
       Vector<T> step = load(s.step + t) + bias, u = load(s.input + t);
       if (scan_.delta_softplus) step = softplus(step);
@@ -234,8 +235,8 @@ class Forward {
   void run_piece(const Scratch<T>& s, int64_t table, int64_t begin, int64_t steps, bool fresh) const {
     constexpr int lanes = kLanes<T>;
     auto scan_piece = [&](auto run, const T* B, const T* C) {
-      run(s.state + table, s.A2 + table, s.step + begin * lanes, s.input + begin * lanes, B, C, s.output + begin * lanes,
-          shape_, steps, fresh);
+      run(s.state + table, s.A2 + table, s.step + begin * lanes, s.input + begin * lanes, B, C,
+          s.output + begin * lanes, shape_, steps, fresh);
     };
     const T* B = scan_.B_varies ? s.B + begin * shape_.pitch : s.B_table + table;
     const T* C = scan_.C_varies ? s.C + begin * shape_.pitch : s.C_table + table;

@@ -1,0 +1,356 @@
+// Selective scan, backward, on the CPU.
+//
+// Time goes backwards a chunk at a time: the states of a chunk are computed again from the one saved at its start, kept
+// in scratch that fits in the second-level cache, and walked back through (see selective_scan_backward.h); memory
+// therefore does not grow with channels x state x time.
+//
+// dB and dC are sums over all channels of a group. The channel tiles of a group are dealt out to a number of parts that
+// depends on the shape alone; a part sums into a buffer of its own, and the parts are added up in order after each
+// chunk. So nothing is atomic, and the result does not depend on the number of threads. Sequences are dealt out to
+// strands likewise; a strand takes its sequences one after another and sums the gradients of the parameters, and all
+// strands go through their chunks in step.
+#include "../selective_scan_backward.h"
+
+namespace wmk::WMK_ISA {
+namespace {
+
+constexpr int64_t kMostUnits = 64;  // parts in all groups and strands: the most threads that can share the work
+constexpr int64_t kMostStrands = 16;
+constexpr int64_t kSumSteps = 32;  // time steps of dB and dC that are added up together
+
+// Where a strand stands: a chunk of a sequence, from the last to the first.
+struct Cursor {
+  int64_t sequence, chunk;
+};
+
+template <class T>
+class Backward {
+ public:
+  static constexpr int lanes = kLanes<T>;
+
+  Backward(const wmk_selective_scan& scan, Arena arena) : scan_(scan), shape_(scan) {
+    span_ = smaller(scan.chunk, larger(scan.time, 1));
+    strands_ = larger(1, smaller(scan.sequences, kMostStrands));
+    parts_ = larger(1, smaller(shape_.tiles_per_group, kMostUnits / (strands_ * shape_.groups)));
+    units_ = strands_ * shape_.groups * parts_;
+    sums_pitch_ = divide_up(shape_.state, kBlockStates<T>) * lanes;
+    table_ = shape_.pitch * lanes;
+    int64_t tiles = strands_ * shape_.tiles;
+    cursors_ = arena.take<Cursor>(strands_);
+    accumulators_ = tiles * (table_ * (2 + !scan.B_varies + !scan.C_varies) + 2 * lanes);
+    carry_ = arena.take<T>(accumulators_);
+    grad_A_ = carry_ + tiles * table_;
+    grad_B_ = grad_A_ + tiles * table_;
+    grad_C_ = grad_B_ + tiles * (scan.B_varies ? 0 : table_);
+    grad_D_ = grad_C_ + tiles * (scan.C_varies ? 0 : table_);
+    grad_bias_ = grad_D_ + tiles * lanes;
+    sums_ = arena.take<T>(scan.B_varies || scan.C_varies ? units_ * span_ * sums_pitch_ : 0);
+    scratch_ = arena.take<char>(0);
+    scratch_bytes_ = round_up(Scratch(*this, Arena(nullptr)).bytes, 4096) + 4096;
+    workspace_ = arena.used() + scratch_bytes_ * scan.threads;
+  }
+  int64_t workspace() const { return workspace_; }
+
+  void run() const {
+    begin();
+    while (any_left()) {
+      parallel_for(units_, scan_.threads, [&](int64_t unit, int64_t thread) { run_unit(unit, thread); });
+      if (parts_ > 1 && (scan_.B_varies || scan_.C_varies)) {
+        int64_t pieces = divide_up(span_, kSumSteps);
+        parallel_for(strands_ * shape_.groups * pieces, scan_.threads, [&](int64_t item, int64_t thread) {
+          int64_t strand = item / pieces / shape_.groups;
+          add_up(strand, item / pieces % shape_.groups, item % pieces * kSumSteps, scratch(thread));
+        });
+      }
+      advance();
+    }
+    parallel_for(shape_.tiles, scan_.threads, [&](int64_t tile, int64_t thread) { finish(tile, scratch(thread)); });
+  }
+
+ private:
+  // What one thread needs for one chunk of one tile.
+  struct Scratch {
+    T *A2, *B_table, *C_table, *first_state;                                             // [pitch][lane]
+    T *step, *input, *u, *slope, *output, *gate, *grad_output, *grad_input, *grad_step;  // [time][lane]
+    T *B, *C;                                                                            // [time][pitch]
+    T *states, *decays, *zeros;
+    char* fresh;
+    int64_t bytes;
+
+    Scratch(const Backward& b, Arena arena) {
+      int64_t rows = b.span_ * lanes;
+      T** tables[] = {&A2, &B_table, &C_table, &first_state};
+      for (T** table : tables) *table = arena.take<T>(b.table_);
+      T** tiles[] = {&step, &input, &u, &slope, &output, &gate, &grad_output, &grad_input, &grad_step};
+      for (T** tile : tiles) *tile = arena.take<T>(rows);
+      int64_t projection = larger(b.span_, kSumSteps) * b.shape_.pitch;
+      B = arena.take<T>(projection);
+      C = arena.take<T>(projection);
+      states = arena.take<T>((rows + lanes) * kBlockStates<T>);
+      decays = arena.take<T>(rows * kBlockStates<T>);
+      zeros = arena.take<T>(lanes * kBlockStates<T>);
+      fresh = arena.take<char>(b.span_);
+      bytes = arena.used();
+    }
+  };
+  Scratch scratch(int64_t thread) const { return Scratch(*this, Arena(scratch_ + thread * scratch_bytes_)); }
+
+  int64_t first_sequence(int64_t strand) const { return scan_.sequences * strand / strands_; }
+  int64_t chunks_of(int64_t sequence) const {
+    Sequence s(scan_, sequence);
+    return divide_up(s.end - s.begin, scan_.chunk);
+  }
+
+  void begin() const {
+    memset(carry_, 0, accumulators_ * sizeof(T));
+    for (int64_t strand = 0; strand < strands_; ++strand) {
+      cursors_[strand].sequence = first_sequence(strand) - 1;
+      cursors_[strand].chunk = 0;
+    }
+    advance();
+    for (int64_t sequence = 0; sequence < scan_.sequences; ++sequence)
+      if (chunks_of(sequence) == 0) pass_empty(sequence);
+  }
+  // An empty sequence hands the gradient of its last state to its initial state.
+  void pass_empty(int64_t sequence) const {
+    if (!scan_.grad_initial_state.data) return;
+    T* tile = scratch(0).first_state;
+    for (int64_t k = 0; k < shape_.tiles; ++k) {
+      memset(tile, 0, table_ * sizeof(T));
+      if (scan_.grad_last_state.data)
+        load_state(tile, scan_.grad_last_state, sequence, shape_.channel(k), shape_.rows(k), shape_.state);
+      store_state(tile, scan_.grad_initial_state, sequence, scan_.channels, shape_.channel(k), shape_.rows(k),
+                  shape_.state);
+    }
+  }
+  // Takes every strand to its next chunk.
+  void advance() const {
+    for (int64_t strand = 0; strand < strands_; ++strand) {
+      Cursor& cursor = cursors_[strand];
+      int64_t end = first_sequence(strand + 1);
+      if (cursor.sequence >= end) continue;
+      --cursor.chunk;
+      while (cursor.chunk < 0 && ++cursor.sequence < end) cursor.chunk = chunks_of(cursor.sequence) - 1;
+    }
+  }
+  bool is_done(int64_t strand) const { return cursors_[strand].sequence >= first_sequence(strand + 1); }
+  bool any_left() const {
+    for (int64_t strand = 0; strand < strands_; ++strand)
+      if (!is_done(strand)) return true;
+    return false;
+  }
+
+  void run_unit(int64_t unit, int64_t thread) const {
+    int64_t part = unit % parts_, group = unit / parts_ % shape_.groups, strand = unit / parts_ / shape_.groups;
+    if (is_done(strand)) return;
+    Scratch s = scratch(thread);
+    Cursor cursor = cursors_[strand];
+    Sequence sequence(scan_, cursor.sequence);
+    int64_t time = sequence.begin + cursor.chunk * scan_.chunk, steps = smaller(scan_.chunk, sequence.end - time);
+    T* sums = sums_ + unit * span_ * sums_pitch_;
+    if (scan_.B_varies || scan_.C_varies) memset(sums, 0, steps * sums_pitch_ * sizeof(T));
+    memset(s.zeros, 0, lanes * kBlockStates<T> * sizeof(T));
+    if (scan_.B_varies) load_states(s.B, scan_.B, sequence.batch, group, time, steps);
+    if (scan_.C_varies) load_states(s.C, scan_.C, sequence.batch, group, time, steps);
+    for (int64_t step = 0; step < steps; ++step) s.fresh[step] = is_fresh(sequence, time + step);
+    int64_t tiles = shape_.tiles_per_group, first = group * tiles;
+    for (int64_t tile = first + tiles * part / parts_; tile < first + tiles * (part + 1) / parts_; ++tile)
+      run_tile(s, sequence, cursor.chunk, strand, tile, time, steps, sums);
+    if (parts_ == 1 && (scan_.B_varies || scan_.C_varies))
+      for (int64_t step = 0; step < steps; step += kSumSteps) add_up(strand, group, step, s);
+  }
+
+  bool is_fresh(const Sequence& sequence, int64_t time) const {
+    bool starts_from_nothing = !scan_.initial_state.data && !scan_.grad_initial_state.data;
+    if (time == sequence.begin && starts_from_nothing) return true;
+    return scan_.reset.data &&
+           ((const char*)scan_.reset.data)[sequence.batch * scan_.reset.stride[0] + time * scan_.reset.stride[1]];
+  }
+  // B or C as [time][pitch].
+  void load_states(T* tile, const wmk_view& view, int64_t batch, int64_t group, int64_t time, int64_t steps) const {
+    Plane plane = plane_of(view, scan_.dtype, batch, group);
+    for (int64_t n = 0; n < shape_.state; n += lanes)
+      load_plane(tile + n, shape_.pitch, plane, scan_.dtype, n, int(smaller(lanes, shape_.state - n)), time, steps);
+  }
+  void load_padded_table(T* table, const wmk_view& view, int64_t channel, int rows) const {
+    memset(table, 0, table_ * sizeof(T));
+    load_table(table, view, channel, rows, shape_.state);
+  }
+
+  void run_tile(const Scratch& s, const Sequence& sequence, int64_t chunk, int64_t strand, int64_t tile, int64_t time,
+                int64_t steps, T* sums) const {
+    int64_t channel = shape_.channel(tile), owner = strand * shape_.tiles + tile;
+    int rows = shape_.rows(tile);
+    load_padded_table(s.A2, scan_.A, channel, rows);
+    for (int64_t i = 0; i < table_; ++i) s.A2[i] *= kLog2e<T>;
+    if (!scan_.B_varies) load_padded_table(s.B_table, scan_.B, channel, rows);
+    if (!scan_.C_varies) load_padded_table(s.C_table, scan_.C, channel, rows);
+    memset(s.first_state, 0, table_ * sizeof(T));
+    load_state(s.first_state, scan_.chunk_states, sequence.first_slot + chunk, channel, rows, shape_.state);
+    T* carry = carry_ + owner * table_;
+    if (time + steps == sequence.end) {
+      memset(carry, 0, table_ * sizeof(T));
+      if (scan_.grad_last_state.data)
+        load_state(carry, scan_.grad_last_state, sequence.index, channel, rows, shape_.state);
+    }
+    prepare(s, sequence, channel, rows, time, steps);
+    ChunkTile<T> work{};
+    work.steps = steps, work.pitch = shape_.pitch, work.fresh = s.fresh;
+    work.step = s.step, work.input = s.input, work.output = s.output, work.A2 = s.A2;
+    work.B = scan_.B_varies ? s.B : s.B_table, work.C = scan_.C_varies ? s.C : s.C_table;
+    work.grad_output = s.grad_output, work.grad_input = s.grad_input, work.grad_step = s.grad_step;
+    work.carry = carry, work.grad_A = grad_A_ + owner * table_;
+    work.grad_B = grad_B_ + owner * table_, work.grad_C = grad_C_ + owner * table_;
+    work.states = s.states, work.decays = s.decays, work.zeros = s.zeros;
+    work.sums = sums, work.sums_pitch = sums_pitch_;
+    run_states<T>(work, s.first_state, shape_.state, scan_.B_varies, scan_.C_varies, scan_.grad_z.data);
+    conclude(s, sequence, owner, channel, rows, time, steps);
+    if (chunk == 0 && scan_.grad_initial_state.data)
+      store_state(carry, scan_.grad_initial_state, sequence.index, scan_.channels, channel, rows, shape_.state);
+  }
+
+  void load_input(T* to, const wmk_view& view, const Sequence& sequence, int64_t channel, int rows, int64_t time,
+                  int64_t steps) const {
+    load_plane(to, lanes, plane_of(view, scan_.dtype, sequence.batch), scan_.dtype, channel, rows, time, steps);
+  }
+  void store_gradient(const T* from, const wmk_view& view, const Sequence& sequence, int64_t channel, int rows,
+                      int64_t time, int64_t steps) const {
+    if (!view.data) return;
+    store_plane(from, lanes, plane_of(view, scan_.dtype, sequence.batch), scan_.dtype, channel, rows, time, steps);
+  }
+
+  // From the inputs of a tile: step, its slope in delta, input, dy, and the factor of y in dz (in `gate`).
+  void prepare(const Scratch& s, const Sequence& sequence, int64_t channel, int rows, int64_t time,
+               int64_t steps) const {
+    load_input(s.u, scan_.u, sequence, channel, rows, time, steps);
+    load_input(s.step, scan_.delta, sequence, channel, rows, time, steps);
+    load_input(s.grad_output, scan_.grad_out, sequence, channel, rows, time, steps);
+    if (scan_.z.data) load_input(s.gate, scan_.z, sequence, channel, rows, time, steps);
+    Vector<T> bias = load_parameter<T>(scan_.delta_bias, channel, rows);
+    Vector<T> skip = load_parameter<T>(scan_.D, channel, rows);
+    for (int64_t t = 0; t < steps * lanes; t += lanes) {
+      Vector<T> step = load(s.step + t) + bias, u = load(s.u + t);
+      if (scan_.delta_softplus) {
+        store(s.slope + t, softplus_slope(step));
+        step = softplus(step);
+      }
+      store(s.step + t, step);
+      store(s.input + t, step * u);
+      store(s.grad_input + t, Vector<T>{});
+      store(s.grad_step + t, Vector<T>{});
+      if (scan_.z.data) {
+        Vector<T> z = load(s.gate + t), gate = sigmoid(z), grad = load(s.grad_output + t);
+        store(s.output + t, skip * u);
+        store(s.gate + t, grad * gate * (z * (1 - gate) + 1));
+        store(s.grad_output + t, grad * gate * z);
+      }
+    }
+  }
+
+  // From the gradients of step and input those of u, delta, z, D and the bias.
+  void conclude(const Scratch& s, const Sequence& sequence, int64_t owner, int64_t channel, int rows, int64_t time,
+                int64_t steps) const {
+    constexpr T log_2 = T(0.693147180559945309417);
+    Vector<T> skip = load_parameter<T>(scan_.D, channel, rows);
+    Vector<T> grad_D = load(grad_D_ + owner * lanes), grad_bias = load(grad_bias_ + owner * lanes);
+    for (int64_t t = (steps - 1) * lanes; t >= 0; t -= lanes) {
+      Vector<T> u = load(s.u + t), grad_output = load(s.grad_output + t), grad_input = load(s.grad_input + t);
+      Vector<T> grad_delta = load(s.grad_step + t) * log_2 + grad_input * u;
+      if (scan_.delta_softplus) grad_delta *= load(s.slope + t);
+      grad_D += grad_output * u;
+      grad_bias += grad_delta;
+      store(s.grad_step + t, grad_delta);
+      store(s.grad_input + t, grad_input * load(s.step + t) + skip * grad_output);
+      if (scan_.z.data) store(s.gate + t, load(s.gate + t) * load(s.output + t));
+    }
+    store(grad_D_ + owner * lanes, grad_D);
+    store(grad_bias_ + owner * lanes, grad_bias);
+    store_gradient(s.grad_input, scan_.grad_u, sequence, channel, rows, time, steps);
+    store_gradient(s.grad_step, scan_.grad_delta, sequence, channel, rows, time, steps);
+    store_gradient(s.gate, scan_.grad_z, sequence, channel, rows, time, steps);
+  }
+
+  // Adds up the parts of dB and dC of a group over kSumSteps steps from `begin` on of the strand's chunk.
+  void add_up(int64_t strand, int64_t group, int64_t begin, const Scratch& s) const {
+    if (is_done(strand)) return;
+    Sequence sequence(scan_, cursors_[strand].sequence);
+    int64_t time = sequence.begin + cursors_[strand].chunk * scan_.chunk + begin;
+    int64_t steps = smaller(kSumSteps, smaller(scan_.chunk - begin, sequence.end - time));
+    if (steps <= 0) return;
+    constexpr int block = kBlockStates<T>;
+    const T* first = sums_ + ((strand * shape_.groups + group) * parts_ * span_ + begin) * sums_pitch_;
+    for (int64_t t = 0; t < steps; ++t) {
+      for (int64_t n = 0; n * lanes < sums_pitch_; ++n) {
+        Vector<T> sum = load(first + t * sums_pitch_ + n * lanes);
+        for (int64_t part = 1; part < parts_; ++part) sum += load(first + (part * span_ + t) * sums_pitch_ + n * lanes);
+        memcpy(s.B + t * shape_.pitch + n * block, &sum, sizeof(sum) / 2);
+        memcpy(s.C + t * shape_.pitch + n * block, (const T*)&sum + block, sizeof(sum) / 2);
+      }
+    }
+    if (scan_.B_varies) store_states(s.B, scan_.grad_B, sequence.batch, group, time, steps);
+    if (scan_.C_varies) store_states(s.C, scan_.grad_C, sequence.batch, group, time, steps);
+  }
+  void store_states(const T* tile, const wmk_view& view, int64_t batch, int64_t group, int64_t time,
+                    int64_t steps) const {
+    if (!view.data) return;
+    Plane plane = plane_of(view, scan_.dtype, batch, group);
+    for (int64_t n = 0; n < shape_.state; n += lanes)
+      store_plane(tile + n, shape_.pitch, plane, scan_.dtype, n, int(smaller(lanes, shape_.state - n)), time, steps);
+  }
+
+  // Adds up the strands' gradients of a tile's parameters.
+  void finish(int64_t tile, const Scratch& s) const {
+    int64_t channel = shape_.channel(tile);
+    int rows = shape_.rows(tile);
+    auto add_strands = [&](T* sum, const T* gradients, int64_t size) {
+      memset(sum, 0, size * sizeof(T));
+      for (int64_t strand = 0; strand < strands_; ++strand)
+        for (int64_t i = 0; i < size; ++i) sum[i] += gradients[(strand * shape_.tiles + tile) * size + i];
+    };
+    auto finish_table = [&](const T* gradients, const wmk_view& view) {
+      if (!view.data) return;
+      add_strands(s.first_state, gradients, table_);
+      store_state(s.first_state, view, 0, scan_.channels, channel, rows, shape_.state);
+    };
+    auto finish_vector = [&](const T* gradients, const wmk_view& view) {
+      if (!view.data) return;
+      add_strands(s.first_state, gradients, lanes);
+      memcpy((T*)view.data + channel, s.first_state, rows * sizeof(T));
+    };
+    finish_table(grad_A_, scan_.grad_A);
+    if (!scan_.B_varies) finish_table(grad_B_, scan_.grad_B);
+    if (!scan_.C_varies) finish_table(grad_C_, scan_.grad_C);
+    finish_vector(grad_D_, scan_.grad_D);
+    finish_vector(grad_bias_, scan_.grad_delta_bias);
+  }
+
+  const wmk_selective_scan& scan_;
+  ScanShape<T> shape_;
+  int64_t span_;  // most steps in a chunk
+  int64_t strands_, parts_, units_, table_, sums_pitch_, scratch_bytes_, workspace_;
+  Cursor* cursors_;
+  int64_t accumulators_;  // elements of carry_ and what follows it
+  char* scratch_;
+  T *carry_, *grad_A_, *grad_B_, *grad_C_;  // [strands][tiles][pitch][lane]
+  T *grad_D_, *grad_bias_;                  // [strands][tiles][lane]
+  T* sums_;                                 // [units][span][sums_pitch]
+};
+
+}  // namespace
+
+int64_t selective_scan_backward_workspace(const wmk_selective_scan& scan) {
+  Arena measure(nullptr);
+  return scan.dtype == WMK_FLOAT64 ? Backward<double>(scan, measure).workspace()
+                                   : Backward<float>(scan, measure).workspace();
+}
+
+int selective_scan_backward(const wmk_selective_scan& scan) {
+  if (scan.dtype == WMK_FLOAT64) {
+    Backward<double>(scan, Arena(scan.workspace)).run();
+  } else {
+    Backward<float>(scan, Arena(scan.workspace)).run();
+  }
+  return WMK_OK;
+}
+
+}  // namespace wmk::WMK_ISA
