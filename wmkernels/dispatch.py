@@ -111,22 +111,22 @@ def _default_backend(op: str, device_type: str, device_index: int | None) -> str
 
 
 @torch.compiler.assume_constant_result
-def _choose(op: str, device_type: str, device_index: int | None, requested: str | None, state: int) -> str:
+def _choose(op: str, device_type: str, device_index: int | None, requested: str | None, too_many: int) -> str:
     if requested is None:
-        if state > MAX_STATE:
+        if too_many:
             return "reference"
         return _default_backend(op, device_type, device_index)
     found = {b: _device_reasons(op, b, device_type, device_index) for b in dict.fromkeys((*BACKENDS, requested))}
-    if state > MAX_STATE:
+    if too_many:
         for name in ("cuda", "triton", "cpu"):
             found[name] = (
                 *found[name],
-                f"its kernels hold at most {MAX_STATE} states a channel, this call has {state}",
+                f"its kernels hold at most {MAX_STATE} states a channel, this call has {too_many}",
             )
     if not found[requested]:
         return requested
     device = device_type if device_index is None else f"{device_type}:{device_index}"
-    lines = [f"{op}: backend {requested!r} cannot run this call (tensors on {device}, {state} states a channel):"]
+    lines = [f"{op}: backend {requested!r} cannot run this call (tensors on {device}):"]
     for name, why in found.items():
         lines.append(f"  {name}: {'; '.join(why) if why else 'can run it'}")
     raise ValueError("\n".join(lines))
@@ -144,4 +144,5 @@ def choose(op: str, device: torch.device, requested: str | None = None, state: i
     Raises:
         ValueError: the backend asked for cannot run it; the message lists every backend's reasons.
     """
-    return _choose(op, device.type, device.index, requested or REQUESTED, state)
+    # torch.compile may keep the size symbolic, and nothing symbolic may go into what it is to take as a constant.
+    return _choose(op, device.type, device.index, requested or REQUESTED, state if state > MAX_STATE else 0)

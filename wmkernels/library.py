@@ -42,6 +42,15 @@ def needs_autograd(tensors: Sequence[Tensor | None]) -> bool:
     return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
 
 
+def backward_pass(function: Any, op: Any) -> Any:
+    """What a Function's backward calls: the backward op's own Function, or under torch.compile the op.
+
+    Tracing a backward, Dynamo hands a Function whose forward takes ``*args`` its context as one argument too many. The
+    op alone will do there: its autograd formula raises, too.
+    """
+    return op if torch.compiler.is_compiling() else function.apply
+
+
 def runs_directly(tensors: Sequence[Tensor | None]) -> bool:
     """Whether an op's implementation may be called without the dispatcher, which costs a step as much as its kernel.
 

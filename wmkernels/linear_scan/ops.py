@@ -12,6 +12,7 @@ from torch import Tensor
 from wmkernels.dispatch import kernels
 from wmkernels.library import (
     LIBRARY,
+    backward_pass,
     define,
     raise_double_backward,
     refuse_double_backward,
@@ -122,7 +123,8 @@ class LinearScan(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_out: Tensor | None, grad_last_state: Tensor | None) -> Any:
-        return gradients_of(LinearScanBackward.apply, ctx, grad_out, grad_last_state)
+        function = backward_pass(LinearScanBackward, torch.ops.wmkernels.linear_scan_backward)
+        return gradients_of(function, ctx, grad_out, grad_last_state)
 
     @staticmethod
     def vmap(info: Any, in_dims: Sequence[int | None], *args: Any) -> Any:

@@ -16,6 +16,7 @@ from wmkernels.checks import require_sequences
 from wmkernels.dispatch import kernels
 from wmkernels.library import (
     LIBRARY,
+    backward_pass,
     define,
     loop_over_vmap,
     raise_double_backward,
@@ -114,7 +115,8 @@ class SelectiveScan(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_out: Tensor | None, grad_last_state: Tensor | None, _: Any) -> Any:
-        return gradients_of(SelectiveScanBackward.apply, ctx, grad_out, grad_last_state)
+        function = backward_pass(SelectiveScanBackward, torch.ops.wmkernels.selective_scan_backward)
+        return gradients_of(function, ctx, grad_out, grad_last_state)
 
     @staticmethod
     def vmap(info: Any, in_dims: Sequence[int | None], *args: Any) -> Any:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from wmkernels.checks import FLOATS, require_device, require_dtype, require_shape, require_tensor, state_dtype
 from wmkernels.dispatch import choose, kernels
-from wmkernels.library import LIBRARY, define, loop_over_vmap, needs_autograd, runs_directly
+from wmkernels.library import LIBRARY, backward_pass, define, loop_over_vmap, needs_autograd, runs_directly
 from wmkernels.selective_scan.ops import SelectiveScanBackward, fold_channels, unfold_channels
 from wmkernels.selective_scan.reference import per_channel, selective_step_reference
 
@@ -419,7 +419,8 @@ class SelectiveStep(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_out: Tensor | None, grad_state: Tensor | None) -> Any:
-        return _gradients(SelectiveScanBackward.apply, ctx, grad_out, grad_state)
+        function = backward_pass(SelectiveScanBackward, torch.ops.wmkernels.selective_scan_backward)
+        return _gradients(function, ctx, grad_out, grad_state)
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
