@@ -1,8 +1,9 @@
 """Timing: contenders take turns in one process, each the same number of times, and the median counts.
 
-On a CPU a contender runs at its best thread count, one or all. On a GPU a sample is the time between two events on the
-stream; before it the second-level cache is overwritten and the stream is kept busy, so that neither a warm cache nor
-the host's launch time flatters or burdens anybody whose kernels are few.
+On a CPU a contender runs at its best thread count, one or all. A turn of a quick contender is several calls, of which
+it keeps the median: slow ones would otherwise leave it with a handful of milliseconds in all. On a GPU a turn is the
+time between two events on the stream; before it the second-level cache is overwritten and the stream is kept busy, so
+that neither a warm cache nor the host's launch time flatters or burdens anybody whose kernels are few.
 """
 
 import gc
@@ -16,7 +17,9 @@ import torch
 from harness.memory import peak_bytes
 
 Work = Callable[[], object]
-SAMPLE_SECONDS = 3e-3  # a sample repeats its call until it has taken this long
+TURN_SECONDS = 5e-3  # a turn repeats its call until it has taken this long,
+TURN_SHARE = 0.03  # or this share of a round, whichever is longer
+ALONE_SECONDS = 3e-4  # a call this long is timed by itself
 FEWEST, MOST = 5, 41
 SLOW_SECONDS = 0.2  # a call this long is tried once where a shorter one is tried twice
 SLEEP_CYCLES = 600_000
@@ -37,7 +40,8 @@ class Entry:
     probe: Work | None = None
     threads: int = 0
     peak: int | None = None
-    calls: int = 1
+    calls: int = 1  # of a turn
+    estimate: float = 0.0  # seconds of a call, from the warm-up
     samples: list[float] = field(default_factory=list)
 
     @property
@@ -72,9 +76,17 @@ class Clock:
 
     def _cpu_sample(self, entry: Entry) -> float:
         start = time.perf_counter()
+        if entry.estimate < ALONE_SECONDS:
+            for _ in range(entry.calls):
+                entry.work()
+            return (time.perf_counter() - start) / entry.calls
+        calls = []
         for _ in range(entry.calls):
             entry.work()
-        return (time.perf_counter() - start) / entry.calls
+            end = time.perf_counter()
+            calls.append(end - start)
+            start = end
+        return statistics.median(calls)
 
     def _gpu_sample(self, entry: Entry) -> float:
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -108,9 +120,9 @@ class Clock:
                 entry.threads, first = self._faster_count(entry, first)
             if first < SLOW_SECONDS or not on_cpu:  # a first call on a GPU compiles
                 first = min(self.sample(entry) for _ in range(3))
-            if on_cpu:
-                entry.calls = max(1, min(2000, int(SAMPLE_SECONDS / max(first, 1e-7))))
-        entry.samples = [first]
+        entry.estimate = first
+        if entry.once:
+            entry.samples = [first]
 
     def _faster_count(self, entry: Entry, first: float) -> tuple[int, float]:
         """One thread or all, and seconds; ``first`` is what a cold call took with all."""
@@ -125,12 +137,14 @@ class Clock:
     def interleave(self, entries: list[Entry], budget: float) -> None:
         """Times the settled ``entries`` in turns, within about ``budget`` seconds but at least five rounds."""
         turns = [entry for entry in entries if not entry.once]
-        one_round = sum(entry.samples[0] * entry.calls for entry in turns)
+        if self._flush is None:
+            turn = max(TURN_SECONDS, TURN_SHARE * sum(entry.estimate for entry in turns))
+            for entry in turns:
+                entry.calls = max(1, min(2000, int(turn / max(entry.estimate, 1e-7))))
+        one_round = sum(entry.estimate * entry.calls for entry in turns)
         if self._flush is not None:
             one_round += 1e-3 * len(turns)
         rounds = max(FEWEST, min(MOST, int(budget / max(one_round, 1e-6))))
-        for entry in turns:
-            entry.samples = []
         gc.collect()
         gc.disable()
         try:

@@ -64,7 +64,7 @@ class CudaPlan:
         cases += [
             Case(peer, problem) for peer in self._asked("selective_scan", problem.time) if peer.name == "mamba_ssm"
         ]
-        return Group(f"{measure}, B{batch} D{channels} L{time:,}", measure, cases, self.budget)
+        return Group(f"{measure}, {_sizes(problem)}", measure, cases, self.budget)
 
     def sweep(self, time: int) -> Group:
         problem = self.problem(1, 1536, time)
@@ -72,7 +72,7 @@ class CudaPlan:
         for peer in [*self._asked("selective_scan", time), *self._asked("attention", time)]:
             if peer.name not in ("materialising loop", "plain loop"):
                 cases.append(Case(peer, replace(problem, op=peer.op, gated=peer.op == "selective_scan")))
-        return Group(f"forward, B1 D1536 L{time:,}", "forward", cases, self.budget)
+        return Group(f"forward, {_sizes(problem)}", "forward", cases, self.budget)
 
     def long(self, measure: str) -> Group:
         """Whether an element costs the same in a long sequence."""
@@ -96,7 +96,7 @@ class CudaPlan:
                 Case(last, replace(problem, channel_last=True)),
                 Case(plain, replace(problem, dtype=torch.float32)),
             ]
-        return Group(f"{measure}, B8 D1536 L2,048, forms of the call", measure, cases, self.budget)
+        return Group(f"{measure}, {_sizes(problem)}, forms of the call", measure, cases, self.budget)
 
     def linear(self, measure: str) -> Group:
         problem = self.problem(8, 1536, 4096, "linear_scan")
@@ -106,7 +106,7 @@ class CudaPlan:
         cases += [Case(ours("linear_scan", backend), wide) for backend in self.backends]
         last = replace(problem, channel_last=True)
         cases += [Case(ours("linear_scan", backend, channel_last=True), last) for backend in self.backends]
-        return Group(f"linear scan, {measure}, B8 D1536 L4,096", measure, cases, self.budget)
+        return Group(f"linear scan, {measure}, {_sizes(problem)}", measure, cases, self.budget)
 
     def step(self) -> Group:
         problem = self.problem(1, 1536, 1, "selective_step")
@@ -133,6 +133,10 @@ class CudaPlan:
 
     def _asked(self, op: str, time: int) -> list[Contender]:
         return [peer for peer in self.peers[op] if time <= LONGEST.get(peer.name, 1 << 62)]
+
+
+def _sizes(problem: Problem) -> str:
+    return f"B{problem.batch} D{problem.channels} L{problem.time:,}"
 
 
 def _graph(contender: Contender, inputs: Inputs) -> Work:
