@@ -10,7 +10,7 @@ a tile lies in the threads). With lam_t = dL/dh_t = C_t gy_t + exp(step_{t+1} A)
     over time      dA      = lam_t kept_t step_t                kept_t  = exp(step_t A) h_{t-1}
 
 Sums over channels go to one partial result a tile, sums over time to one a segment, both added up in a fixed order by a
-second kernel: no atomics, the same result every time. An element costs two exponentials a state and some twenty other
+second kernel: no atomics, the same result every time. An element costs two exponentials a state and some forty other
 instructions, which bound it. Where batch x channels is too small to fill the chip, sequences are cut into segments as in
 the forward pass, the gradient that leaves each found first.
 """
@@ -24,7 +24,7 @@ from wmkernels.selective_scan.triton_device import (
     LOG2E,
     RESET,
     first_chunk_slot,
-    first_step,
+    flow_back,
     follow,
     follow_kept,
     follow_kept_reset,
@@ -35,8 +35,6 @@ from wmkernels.selective_scan.triton_device import (
     locate,
     over_channels,
     over_states,
-    precede,
-    precede_reset,
     sigmoid,
     step_size,
     sum_channels,
@@ -80,9 +78,7 @@ def backward_kernel(
     reset_strides,
     grad_strides,
     entering_strides,
-    grad_u_strides,
-    grad_delta_strides,
-    grad_z_strides,
+    output_strides,  # of grad_u, grad_delta and grad_z alike
     batch,
     channels,
     state,
@@ -133,13 +129,11 @@ def backward_kernel(
     u_tile = u + row * u_strides[0] + d3 * u_strides[1] + t3 * u_strides[2]
     delta_tile = delta + row * delta_strides[0] + d3 * delta_strides[1] + t3 * delta_strides[2]
     grad_tile = grad_out + row * grad_strides[0] + d3 * grad_strides[1] + t3 * grad_strides[2]
-    grad_u_tile = grad_u + row * grad_u_strides[0] + d3 * grad_u_strides[1] + t3 * grad_u_strides[2]
-    grad_delta_tile = grad_delta + row * grad_delta_strides[0] + d3 * grad_delta_strides[1] + t3 * grad_delta_strides[2]
+    output_offsets = row * output_strides[0] + d3 * output_strides[1] + t3 * output_strides[2]
     B_tile = B + row * B_strides[0] + group * B_strides[1] + n3 * B_strides[2] + t3 * B_strides[3]
     C_tile = C + row * C_strides[0] + group * C_strides[1] + n3 * C_strides[2] + t3 * C_strides[3]
     if z is not None:
         z_tile = z + row * z_strides[0] + d3 * z_strides[1] + t3 * z_strides[2]
-        grad_z_tile = grad_z + row * grad_z_strides[0] + d3 * grad_z_strides[1] + t3 * grad_z_strides[2]
     # One partial result of dB and dC a tile of the group, (time, state).
     partial_row = (row + (tile % group_tiles) * tl.full((), batch, tl.int64)) * (tiles // group_tiles) + group
     partial_offsets = (partial_row * time + t3) * state + n3
@@ -158,8 +152,7 @@ def backward_kernel(
         place = slot if ENTERING_BY_SLOT else sequence
         pointers = entering + place * entering_strides[0] + d4 * entering_strides[1] + n4 * entering_strides[2]
         flow = tl.load(pointers, mask=state_in, other=0.0)
-    index = t[:, None, None, None, None] + tl.zeros([T, NI, D1, NL, DL], tl.int64)
-    ones = tl.full([T, NI, D1, NL, DL], 1.0, dtype)
+    index = tl.arange(0, T)[:, None, None, None, None] + tl.zeros([T, NI, D1, NL, DL], tl.int32)
     A_sum = tl.zeros([NI, D1, NL, DL], dtype)
     if not B_VARIES:
         B_sum = tl.zeros([NI, D1, NL, DL], dtype)
@@ -190,8 +183,8 @@ def backward_kernel(
             carried = tl.where(index == 0, decay * h[None], 0.0)
             if reset is not None:
                 forgets = load_resets(reset, row, reset_strides, t0 + t, chunk_end)
-                carried = tl.where(forgets, 0.0, carried)
-                decay = tl.where(forgets, RESET, decay)
+                carried = tl.where(forgets != 0, 0.0, carried)
+                decay = tl.where(forgets != 0, RESET, decay)
                 states = tl.associative_scan((decay, inputs + carried), 0, follow_reset)[1]
             else:
                 states = tl.associative_scan((decay, inputs + carried), 0, follow)[1]
@@ -221,28 +214,31 @@ def backward_kernel(
             decay = tl.math.exp2(over_states(step) * decay_rate[None])  # (T, NI, D1, NL, DL)
             inputs = over_states(step * u_t) * B_t
             carried = tl.where(index == 0, decay * h[None], 0.0)
-            lam = over_states(gy) * C_t
-            lam = tl.where(index == T - 1, lam + flow[None], lam)
+            marked = decay
+            forgets = None
             if reset is not None:
                 forgets = load_resets(reset, row, reset_strides, t0 + t, chunk_end)
-                carried = tl.where(forgets, 0.0, carried)
-                sent = tl.where(forgets, 0.0, decay * lam)
-                decay = tl.where(forgets, RESET, decay)
-                scanned = tl.associative_scan((decay, inputs + carried, carried), 0, follow_kept_reset)
-                reverse = tl.associative_scan((decay, sent, ones, lam), 0, precede_reset, reverse=True)
+                carried = tl.where(forgets != 0, 0.0, carried)
+                marked = tl.where(forgets != 0, RESET, decay)
+                scanned = tl.associative_scan((marked, inputs + carried, carried), 0, follow_kept_reset)
             else:
-                scanned = tl.associative_scan((decay, inputs + carried, carried), 0, follow_kept)
-                reverse = tl.associative_scan((decay, decay * lam, ones, lam), 0, precede, reverse=True)
+                scanned = tl.associative_scan((marked, inputs + carried, carried), 0, follow_kept)
             states, kept = scanned[1], scanned[2]
-            lam = reverse[3]
-            flow = first_step(reverse[1], index)
-
+            # The states are used up before their gradients come, for the sake of registers.
             grad_C = over_states(gy) * states
-            grad_B = lam * over_states(step * u_t)
             if C_VARIES:
                 tl.store(C_parts + partial_offsets + t0 * state, sum_channels(grad_C), mask=t_in)
             else:
                 C_sum += tl.sum(grad_C, 0)
+            if z is not None:
+                y = sum_states(states * C_t)
+                if D is not None:
+                    y += skip * u_t
+                grad_z_t = (gate_slope * y).to(grad_z.dtype.element_ty)
+                tl.store(grad_z + output_offsets + t0 * output_strides[2], grad_z_t, mask=inside)
+
+            lam, flow = flow_back(decay, over_states(gy) * C_t, flow, forgets, index, T)
+            grad_B = lam * over_states(step * u_t)
             if B_VARIES:
                 tl.store(B_parts + partial_offsets + t0 * state, sum_channels(grad_B), mask=t_in)
             else:
@@ -259,15 +255,9 @@ def backward_kernel(
             grad_u_t = step * through_input
             if D is not None:
                 grad_u_t += gy * skip
-            if z is not None:
-                y = sum_states(states * C_t)
-                if D is not None:
-                    y += skip * u_t
-                grad_z_t = (gate_slope * y).to(grad_z.dtype.element_ty)
-                tl.store(grad_z_tile + t0 * grad_z_strides[2], grad_z_t, mask=inside)
-            tl.store(grad_u_tile + t0 * grad_u_strides[2], grad_u_t.to(grad_u.dtype.element_ty), mask=inside)
-            grad_delta_t = grad_step.to(grad_delta.dtype.element_ty)
-            tl.store(grad_delta_tile + t0 * grad_delta_strides[2], grad_delta_t, mask=inside)
+            places = output_offsets + t0 * output_strides[2]
+            tl.store(grad_u + places, grad_u_t.to(grad_u.dtype.element_ty), mask=inside)
+            tl.store(grad_delta + places, grad_step.to(grad_delta.dtype.element_ty), mask=inside)
         tl.debug_barrier()
 
     part = slot * states_size + state_offsets

@@ -82,25 +82,6 @@ def follow_kept_reset(decay1, state1, kept1, decay2, state2, kept2):
 
 
 @triton.jit
-def precede(decay1, flow1, reach1, lam1, decay2, flow2, reach2, lam2):
-    """Backwards in time: the second stretch comes before the first.
-
-    flow is the gradient that leaves a stretch towards the past and lam the gradient of its earliest state, both affine
-    in the flow that enters from the future, with the factors decay and reach. A single step has reach 1.
-    """
-    return decay1 * decay2, decay2 * flow1 + flow2, decay1 * reach2, reach2 * flow1 + lam2
-
-
-@triton.jit
-def precede_reset(decay1, flow1, reach1, lam1, decay2, flow2, reach2, lam2):
-    later = decay1 < 0.0
-    decay = tl.where(later | (decay2 < 0.0), RESET, decay1 * decay2)
-    flow = tl.where(decay2 < 0.0, flow2, decay2 * flow1 + flow2)
-    reach = tl.where(later | (reach2 < 0.0), RESET, decay1 * reach2)
-    return decay, flow, reach, tl.where(reach2 < 0.0, lam2, reach2 * flow1 + lam2)
-
-
-@triton.jit
 def later_of(index1, value1, index2, value2):
     second = index2 > index1
     return tl.where(second, index2, index1), tl.where(second, value2, value1)
@@ -113,8 +94,27 @@ def last_step(x, index):
 
 
 @triton.jit
-def first_step(x, index):
-    return tl.reduce((-index, x), 0, later_of)[1]
+def pick(x, index, t: tl.constexpr):
+    """x[t] along the first dimension, which costs nothing where a thread holds all of it."""
+    return tl.reduce(((index == t).to(tl.int32), x), 0, later_of)[1]
+
+
+@triton.jit
+def flow_back(decay, sources, flow, forgets, index, T: tl.constexpr):
+    """Backwards through T steps: lam_t = sources_t + flow_t, flow_{t-1} = decay_t lam_t, and 0 where t forgets.
+
+    A loop over the steps, unrolled, because Triton's reversed scan sends everything through shuffles twice.
+
+    Returns (lam of every step (T, ...), what flows out to before the first (...)).
+    """
+    lam = sources
+    for back in tl.static_range(T):
+        lam_t = pick(sources, index, T - 1 - back) + flow
+        lam = tl.where(index == T - 1 - back, lam_t[None], lam)
+        flow = pick(decay, index, T - 1 - back) * lam_t
+        if forgets is not None:
+            flow = tl.where(pick(forgets + index * 0, index, T - 1 - back) != 0, 0.0, flow)
+    return lam, flow
 
 
 @triton.jit
@@ -208,9 +208,9 @@ def load_steps(tile, stride, t0, inside, dtype: tl.constexpr):
 
 @triton.jit
 def load_resets(reset, row, strides, t, end):
-    """Whether each step t forgets, (T, 1, 1, 1, 1)."""
+    """1 where step t forgets, else 0: (T, 1, 1, 1, 1)."""
     flags = tl.load(reset + row * strides[0] + t * strides[1], mask=t < end, other=0)
-    return (flags != 0)[:, None, None, None, None]
+    return flags.to(tl.int32)[:, None, None, None, None]
 
 
 @triton.jit

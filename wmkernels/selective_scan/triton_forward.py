@@ -129,7 +129,7 @@ def forward_kernel(
         out_tile = out + row * out_strides[0] + d3 * out_strides[1] + t3 * out_strides[2]
     B_tile = B + row * B_strides[0] + group * B_strides[1] + n[None].to(tl.int64) * B_strides[2] + t3 * B_strides[3]
     C_tile = C + row * C_strides[0] + group * C_strides[1] + n[None].to(tl.int64) * C_strides[2] + t3 * C_strides[3]
-    index = t[:, None, None, None, None] + tl.zeros([T, NI, D1, NL, DL], tl.int64)
+    index = tl.arange(0, T)[:, None, None, None, None] + tl.zeros([T, NI, D1, NL, DL], tl.int32)
     step_sum = tl.zeros([D1, DL], dtype)
     forgotten = tl.zeros([1], tl.int32)
     slot_before = first_chunk_slot(sequence, begin, cu_seqlens, time, chunk)

@@ -157,8 +157,6 @@ def backward(
             runtime.strides(grad_out, 3),
             runtime.strides(entering, 3),
             runtime.strides(grad_u, 3),
-            runtime.strides(grad_delta, 3),
-            runtime.strides(None if z is None else grad_z, 3),
             batch,
             *tiles.sizes,
             chunk,

@@ -14,9 +14,7 @@ from wmkernels import triton_runtime as runtime
 from wmkernels.selective_scan.triton_device import (
     LOG2E,
     RESET,
-    first_step,
-    follow,
-    follow_reset,
+    flow_back,
     load_resets,
     load_steps,
     locate,
@@ -89,7 +87,7 @@ def outflow_kernel(
     C_tile = C + row * C_strides[0] + group * C_strides[1] + n3 * C_strides[2] + t3 * C_strides[3]
     if not C_VARIES:
         C_t = tl.load(C + d4 * C_strides[0] + n4 * C_strides[1], mask=state_in, other=0.0)[None]
-    index = t[:, None, None, None, None] + tl.zeros([T, NI, D1, NL, DL], tl.int64)
+    index = tl.arange(0, T)[:, None, None, None, None] + tl.zeros([T, NI, D1, NL, DL], tl.int32)
     flow = tl.zeros([NI, D1, NL, DL], dtype)
     step_sum = tl.zeros([D1, DL], dtype)
     forgotten = tl.zeros([1], tl.int32)
@@ -105,18 +103,11 @@ def outflow_kernel(
             gy = through_silu(gy, load_steps(z_tile, z_strides[2], t0, inside, dtype))
         decay = tl.math.exp2(over_states(step) * decay_rate[None])
         step_sum += tl.sum(step, 0)
-        # What leaves step t towards t - 1: decay_t (C_t gy_t + what leaves t + 1).
-        lam = over_states(gy) * C_t
-        lam = tl.where(index == T - 1, lam + flow[None], lam)
+        forgets = None
         if reset is not None:
             forgets = load_resets(reset, row, reset_strides, t0 + t, end)
-            sent = tl.where(forgets, 0.0, decay * lam)
-            decay = tl.where(forgets, RESET, decay)
-            flows_t = tl.associative_scan((decay, sent), 0, follow_reset, reverse=True)[1]
-            forgotten = tl.maximum(forgotten, tl.max(tl.max(tl.max(tl.max(forgets.to(tl.int32), 4), 3), 2), 0))
-        else:
-            flows_t = tl.associative_scan((decay, decay * lam), 0, follow, reverse=True)[1]
-        flow = first_step(flows_t, index)
+            forgotten = tl.maximum(forgotten, tl.max(tl.reshape(forgets, [T]), 0))
+        flow = flow_back(decay, over_states(gy) * C_t, flow, forgets, index, T)[1]
     decay = tl.math.exp2(step_sum[None, :, None, :] * decay_rate)
     decay = tl.where(forgotten[:, None, None, None] != 0, RESET, decay)
     place = (slot * channels + d4) * state + n4

@@ -10,12 +10,29 @@ from wmkernels.triton_runtime import ceil_div, power_of_two_at_least, power_of_t
 
 WARP = 32
 
-# Elements (steps x states) of a channel that a thread holds at once, and warps a program, by direction. Found from the
-# compiled code: the most that stays in registers.
-FORWARD_ELEMENTS, BACKWARD_ELEMENTS = 32, 16
-WARPS = 4
-# Programs an SM below which sequences are cut, and those wanted then.
-ENOUGH, WANTED = 1.5, 6
+
+
+@dataclass(frozen=True)
+class Direction:
+    """What fits the forward or the backward kernel, found from the compiled code.
+
+    Attributes:
+        elements: steps x states x channels that a thread holds at once: the most that stays in registers.
+        warps: of a program.
+        thread_channels: channels a thread; in the backward pass two, since sums over channels cost shuffles.
+        enough: programs a multiprocessor below which sequences are cut into segments.
+        wanted: programs a multiprocessor then.
+    """
+
+    elements: int
+    warps: int
+    thread_channels: int
+    enough: float
+    wanted: int
+
+
+FORWARD = Direction(elements=32, warps=4, thread_channels=1, enough=1.5, wanted=6)
+BACKWARD = Direction(elements=16, warps=1, thread_channels=2, enough=5, wanted=16)
 
 
 def group_count(B: Tensor, C: Tensor) -> int:
@@ -82,7 +99,8 @@ class Tiles:
         rows = tiles * sequences
         granule = max(chunk, shape["T"])
         chip = processors(u.device)
-        segment = segment or segment_length(time, rows, granule, int(ENOUGH * chip), WANTED * chip)
+        kind = BACKWARD if backward else FORWARD
+        segment = segment or segment_length(time, rows, granule, int(kind.enough * chip), kind.wanted * chip)
         if segment >= time:
             # More than any sequence has, so that slots are sequences (csrc/wmkernels.h, Chunks).
             segment = (time // granule + 1) * granule
@@ -96,11 +114,13 @@ class Tiles:
 
 def tile_shape(state: int, group_channels: int, granule: int, double: bool, backward: bool) -> dict[str, int]:
     """The tile of triton_device.py; its steps divide ``granule``, so that chunks and segments begin with a tile."""
+    kind = BACKWARD if backward else FORWARD
     padded = power_of_two_at_least(state)
     NL = min(padded, max(4, min(WARP, padded // 4)))
     NI = padded // NL
-    DL = min(WARP // NL, max(1, power_of_two_at_least(group_channels)))
-    D1 = min(WARPS, power_of_two_at_least(ceil_div(group_channels, DL)))
-    elements = (BACKWARD_ELEMENTS if backward else FORWARD_ELEMENTS) // (2 if double else 1)
-    T = power_of_two_factor(granule, max(1, min(16, elements // NI))) if granule else max(1, min(16, elements // NI))
-    return {"T": T, "NI": NI, "NL": NL, "D1": D1, "DL": DL, "num_warps": D1}
+    DL = min(WARP // NL, power_of_two_at_least(group_channels))
+    D1 = min(kind.warps * kind.thread_channels, power_of_two_at_least(ceil_div(group_channels, DL)))
+    warps = min(kind.warps, D1)
+    steps = kind.elements // (2 if double else 1) // (NI * (D1 // warps))
+    T = max(1, min(16, steps))
+    return {"T": power_of_two_factor(granule, T) if granule else T, "NI": NI, "NL": NL, "D1": D1, "DL": DL, "num_warps": warps}
