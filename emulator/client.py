@@ -161,5 +161,5 @@ def _packed(x: Tensor) -> bytes:
     missing = DIMENSIONS - x.dim()
     sizes, strides = (*(1,) * missing, *x.shape), (*(0,) * missing, *x.stride())
     header = struct.pack(f"={2 + 2 * DIMENSIONS}q", x.element_size(), x.data_ptr() % 256, *sizes, *strides)
-    contents = x.detach().contiguous().view(-1)
+    contents = x.detach().clone(memory_format=torch.contiguous_format).view(-1)
     return header + (contents.view(torch.uint8).numpy().tobytes() if contents.numel() else b"")

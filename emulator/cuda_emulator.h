@@ -161,12 +161,13 @@ constexpr int warpSize = 32;
 #define CUDA_EMULATOR_LAUNCH(kernel, grid, block, shared_bytes, ...) \
   cuda_emulator::launch(#kernel, (kernel), (grid), (block), (shared_bytes), ##__VA_ARGS__)
 
-// Dynamic shared memory under this name, and an array of a size known to the compiler.
+// Dynamic shared memory under this name; an array of fixed dimensions, written [8][32].
 #define CUDA_EMULATOR_SHARED(name) unsigned char* const name = cuda_emulator::dynamic_shared_memory()
-#define CUDA_EMULATOR_SHARED_ARRAY(type, name, count) \
-  static const char name##_key = 0;                   \
-  type(&name)[count] = *static_cast<type(*)[count]>(  \
-      cuda_emulator::static_shared_memory(&name##_key, sizeof(type[count]), alignof(type)))
+#define CUDA_EMULATOR_SHARED_ARRAY(type, name, dimensions) \
+  static const char name##_key = 0;                        \
+  typedef type name##_array dimensions;                    \
+  name##_array& name = *static_cast<name##_array*>(        \
+      cuda_emulator::static_shared_memory(&name##_key, sizeof(name##_array), alignof(type)))
 
 // ---- Barriers ----
 

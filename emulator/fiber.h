@@ -12,7 +12,6 @@
 #include <stdexcept>
 
 #if defined(__SANITIZE_ADDRESS__)
-#include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
 #endif
 
@@ -75,9 +74,6 @@ class Context {
 
   // Prepares the next switch to this context to begin `entry`, which must never return.
   void begin(void (*entry)()) {
-#if defined(__SANITIZE_ADDRESS__)
-    __asan_unpoison_memory_region(bottom_, size_);
-#endif
 #ifdef CUDA_EMULATOR_UCONTEXT
     getcontext(&context_);
     context_.uc_stack.ss_sp = bottom_;

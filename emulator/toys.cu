@@ -44,7 +44,7 @@ __global__ void __launch_bounds__(kBlock) reverse_kernel(T* numbers, int64_t str
 // Sum of every number over the whole grid: shuffles in a warp, shared memory in a block, and blocks in turn, each of
 // which waits for the sum of those before it.
 __global__ void sum_kernel(const float* numbers, float* sums, int* turn, int plant) {
-  CUDA_EMULATOR_SHARED_ARRAY(float, of_warp, 32);
+  CUDA_EMULATOR_SHARED_ARRAY(float, of_warp, [32]);
   const unsigned lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   float value = numbers[static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x];
   if (plant == kAbsentLane && lane == 3) return;
@@ -69,7 +69,7 @@ __global__ void sum_kernel(const float* numbers, float* sums, int* turn, int pla
 
 // Lanes hand numbers round through shared memory, as only a warp in lockstep could do without __syncwarp.
 __global__ void rotate_kernel(float* numbers, int plant) {
-  CUDA_EMULATOR_SHARED_ARRAY(float, slots, 32);
+  CUDA_EMULATOR_SHARED_ARRAY(float, slots, [32]);
   slots[threadIdx.x] = numbers[threadIdx.x];
   if (plant != kMissingBarrier) __syncwarp();
   numbers[threadIdx.x] = slots[(threadIdx.x + 1) % 32];

@@ -1,0 +1,132 @@
+"""The project's CUDA kernels on tensors of the CPU, through the same Python code that hands them to a GPU."""
+
+import contextlib
+import functools
+import sys
+from pathlib import Path
+from unittest import mock
+
+import torch
+
+from wmkernels import dispatch, pointers
+from wmkernels.selective_scan import native as selective_native
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from emulator.build import build  # noqa: E402
+from emulator.client import Emulator, Result  # noqa: E402
+
+FORWARD_OUTPUTS = {"out", "last_state", "chunk_states"}
+STEP_OUTPUTS = {"out", "state_out"}
+BACKWARD_INPUTS = {"grad_out", "grad_last_state"}
+
+
+def sources() -> list[Path]:
+    """Every CUDA source but the probe of the driver, which only a driver can answer."""
+    return sorted(path for path in (ROOT / "csrc" / "cuda").glob("*.cu") if path.name != "probe.cu")
+
+
+@functools.cache
+def program() -> Path:
+    """The kernels and the C API around them, compiled for the emulator."""
+    return build("cuda_kernels", sources(), ["-DWMK_EMULATE", f"-I{ROOT / 'csrc'}"])
+
+
+def writes(name: str, member: str) -> bool:
+    """Whether an entry point of the C API may write this member."""
+    if name == "selective_step":
+        return member in STEP_OUTPUTS
+    if name.endswith("backward"):
+        return member.startswith("grad_") and member not in BACKWARD_INPUTS
+    return member in FORWARD_OUTPUTS
+
+
+def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return torch.equal(*(x.clone(memory_format=torch.contiguous_format).view(-1).view(torch.uint8) for x in (a, b)))
+
+
+class EmulatedCuda:
+    """Stands in for the extension's ``cuda_`` functions while ``installed``.
+
+    ``seeds``: the orders of the threads that every call runs under; what it answers must be the same bits under all.
+    """
+
+    def __init__(self, seeds: tuple[int, ...] = (0,), multiprocessors: int = 4):
+        self.emulator = Emulator(program())
+        self.seeds = seeds
+        self.multiprocessors = multiprocessors
+        self.ran: list[Result] = []
+
+    @contextlib.contextmanager
+    def installed(self):
+        """The backend "cuda" takes tensors on the CPU."""
+        dispatch._device_reasons.cache_clear()
+        with (
+            mock.patch.object(dispatch, "_cuda_reasons", lambda *_: ()),
+            mock.patch.object(pointers, "words", self._words),
+            mock.patch.object(selective_native, "words", self._words),
+            mock.patch.object(pointers, "kernel", self._kernel),
+            mock.patch.object(selective_native, "kernel", self._kernel),
+            mock.patch.object(pointers, "workspace", self._workspace),
+        ):
+            yield self
+        dispatch._device_reasons.cache_clear()
+
+    @property
+    def kernels(self) -> set[str]:
+        """The names of the kernels that ran, without their template arguments."""
+        return {name.strip("()").split("<")[0] for result in self.ran for name in result.kernels}
+
+    @staticmethod
+    def _words(op, members, device):
+        """Members by name, in the order of the structure, tensors as themselves after the checks of the extension."""
+        members = dict(members)
+        scratch = members.pop("workspace", 0)
+        flat = iter(pointers.native.pack(op, members, device))
+        named = {}
+        for name, size in pointers.native.layout(op):
+            values = [next(flat) for _ in range(size)]
+            given = members.get(name)
+            if isinstance(given, tuple) and values[0]:
+                values[0] = given[0]
+            named[name] = values
+        named["workspace"] = [scratch]
+        return named
+
+    @staticmethod
+    def _workspace(size, device):
+        scratch = torch.empty(size + 256, dtype=torch.uint8)
+        offset = -scratch.data_ptr() % 256
+        scratch = scratch[offset : offset + size].fill_(0xFF)
+        return (scratch if size else 0), scratch
+
+    def _kernel(self, name, device):
+        return functools.partial(self._call, name)
+
+    def _call(self, name, named):
+        words = [value for values in named.values() for value in values]
+        call = functools.partial(self.emulator.call, f"wmk_cuda_{name}", multiprocessors=self.multiprocessors)
+        if name.endswith("_workspace"):
+            # its answer must not depend on where tensors lie
+            return call([0 if isinstance(word, torch.Tensor) else word for word in words], answers_int=False).value
+        tensors = {key: values[0] for key, values in named.items() if isinstance(values[0], torch.Tensor)}
+        outputs = {key: tensor for key, tensor in tensors.items() if writes(name, key)}
+        written = {tensor.data_ptr() for tensor in outputs.values()}
+        inputs = [t for key, t in tensors.items() if key != "workspace" and t.data_ptr() not in written]
+        before = {key: tensor.clone() for key, tensor in outputs.items()}
+        first: dict[str, torch.Tensor] = {}
+        for seed in self.seeds:
+            for key, tensor in outputs.items():
+                tensor.copy_(before[key])
+            if "workspace" in tensors:
+                tensors["workspace"].fill_(0xFF)
+            result = call(words, seed=seed, read_only=inputs)
+            if result.value:
+                raise ValueError(f"{name}: the kernel answered {result.value}")
+            self.ran.append(result)
+            for key, tensor in outputs.items():
+                if seed == self.seeds[0]:
+                    first[key] = tensor.clone()
+                assert same_bits(tensor, first[key]), f"{name}: {key} depends on the order of the threads (seeds {self.seeds[0]} and {seed})"
+        return None

@@ -1,0 +1,201 @@
+"""Every CUDA kernel computes what the reference computes, thread by thread on a CPU, in any order of its threads.
+
+The kernels' own headers run in the emulator (``emulator/README.md``), under sanitizers, called through the Python code
+that calls them on a GPU. Each call runs under several orders of the threads and must answer the same bits under all.
+"""
+
+import mmap
+
+import pytest
+import torch
+from emulated_cuda import EmulatedCuda, program
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from problems import STATES, assert_as_accurate_as_the_reference, linear_scans, scans, steps
+from test_kernels_match_reference import few_channels
+
+import wmkernels
+from wmkernels import pointers
+from wmkernels.selective_scan import native as selective_native
+from wmkernels.selective_scan.reference import selective_scan_reference
+
+from emulator.build import find_compiler  # isort: skip
+
+pytestmark = pytest.mark.skipif(find_compiler() is None, reason="no C++ compiler")
+
+NO_RESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)  # of Linux; Python 3.13 names it
+ORDERS = (0, 1, 2)  # of the threads: as numbered, in reverse, shuffled
+# How many blocks a kernel believes to run at once: with few, it has no reason to split time; with many, it always does.
+CHIPS = (1, 8, 1000)
+cases = dict.fromkeys(("selective_scan", "selective_step", "linear_scan"), 0)
+
+
+@pytest.fixture(scope="module")
+def cuda():
+    emulated = EmulatedCuda(ORDERS)
+    with emulated.installed():
+        yield emulated
+    emulated.emulator.close()
+
+
+def check(cuda, problem, multiprocessors=4, shuffle=2):
+    """As accurate as the reference, under orders of which one is shuffled by ``shuffle``."""
+    cuda.multiprocessors, cuda.seeds, cuda.ran = multiprocessors, (0, 1, shuffle), []
+    assert_as_accurate_as_the_reference(problem, "cuda")
+    cases[problem.function.__name__] += 1
+
+
+shuffles = st.integers(2, 2**31)
+
+
+@settings(max_examples=settings().max_examples * 2)
+@given(problem=scans(), multiprocessors=st.sampled_from(CHIPS), shuffle=shuffles)
+def test_selective_scan(cuda, problem, multiprocessors, shuffle):
+    check(cuda, problem, multiprocessors, shuffle)
+
+
+@settings(max_examples=max(10, settings().max_examples // 2))
+@given(problem=scans(max_time=300, max_channels=5, states=[1, 3, 16, 17, 64]), shuffle=shuffles)
+def test_selective_scan_split_over_time(cuda, problem, shuffle):
+    check(cuda, problem, CHIPS[-1], shuffle)
+
+
+@settings(max_examples=max(6, settings().max_examples // 6))
+@given(problem=scans(max_time=24, max_channels=18, states=[*STATES[-3:], 65, 127, 128, 129, 255, 256]), shuffle=shuffles)
+def test_large_states(cuda, problem, shuffle):
+    check(cuda, problem, 1000, shuffle)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+def test_time_is_split_where_the_chip_would_be_idle(cuda, dtype, packed):
+    for multiprocessors, split in ((1, False), (1000, True)):
+        check(cuda, few_channels(dtype, 333, "cpu", packed, channels=40), multiprocessors)
+        # a packed batch is cut by its mean length, whatever the chip
+        assert packed or ("selective_scan_combine_kernel" in cuda.kernels) == split
+
+
+@given(problem=steps(), shuffle=shuffles)
+def test_selective_step(cuda, problem, shuffle):
+    check(cuda, problem, shuffle=shuffle)
+
+
+@given(problem=linear_scans(max_time=90), multiprocessors=st.sampled_from(CHIPS), shuffle=shuffles)
+def test_linear_scan(cuda, problem, multiprocessors, shuffle):
+    check(cuda, problem, multiprocessors, shuffle)
+
+
+@settings(max_examples=max(6, settings().max_examples // 4))
+@given(problem=linear_scans(max_time=3000), multiprocessors=st.sampled_from(CHIPS), shuffle=shuffles)
+def test_linear_scan_over_a_long_time(cuda, problem, multiprocessors, shuffle):
+    check(cuda, problem, multiprocessors, shuffle)
+
+
+@pytest.mark.parametrize("multiprocessors", [1, 1000])
+@pytest.mark.parametrize("where", [0, 1, 31, 32, 33, 100, 199])
+def test_nan_does_not_cross_a_reset(cuda, where, multiprocessors):
+    """Neither outputs after a reset nor gradients of anything after it know of NaN and infinity before it."""
+    cuda.multiprocessors, time = multiprocessors, 200
+    problem = few_channels(torch.float32, time, "cpu")
+    tensors = dict(problem.tensors)
+    tensors["reset"] = torch.arange(time)[None] == where
+    for name, poison in (("u", float("nan")), ("delta", float("inf")), ("B", float("nan"))):
+        tensors[name] = tensors[name].clone()
+        tensors[name][..., :where] = poison
+    tensors["initial_state"] = torch.full_like(tensors["initial_state"], float("nan"))
+    leaves = {k: v.requires_grad_() for k, v in tensors.items() if v is not None and v.is_floating_point()}
+    out, last = wmkernels.selective_scan(**{**tensors, **leaves}, return_last_state=True, backend="cuda")
+    assert out[..., where:].isfinite().all() and last.isfinite().all()
+    gradients = torch.autograd.grad([out[..., where:].sum(), last.sum()], [leaves[k] for k in ("u", "delta", "B", "C")])
+    for gradient in gradients:
+        assert gradient[..., where:].isfinite().all()
+
+
+@pytest.mark.parametrize("multiprocessors", [1, 1000])
+def test_a_step_size_of_zero_keeps_a_state_bit_for_bit(cuda, multiprocessors):
+    cuda.multiprocessors = multiprocessors
+    problem = few_channels(torch.float32, 300, "cpu")
+    tensors = {**problem.tensors, "delta": torch.zeros_like(problem.tensors["delta"]), "reset": None}
+    _, last = wmkernels.selective_scan(**tensors, return_last_state=True, backend="cuda")
+    assert torch.equal(last, tensors["initial_state"])
+
+
+def spread(values, strides):
+    """The same values so far apart that they would fill many gigabytes, of which only the pages they touch are real."""
+    elements = 1 + sum((size - 1) * stride for size, stride in zip(values.shape, strides, strict=True))
+    memory = mmap.mmap(-1, elements * values.element_size(), mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | NO_RESERVE)
+    tensor = torch.frombuffer(memory, dtype=values.dtype).as_strided(values.shape, strides)
+    return tensor.copy_(values)
+
+
+# Strides under which one index alone, or only several together, lead beyond what 32 bits hold.
+FAR = {
+    "channel last": lambda rank: (2**31 + 64, *(1, 8)[: rank - 2][::-1], 2**29 + 64)[:rank],
+    "everywhere": lambda rank: tuple(2**31 // (i + 1) + 4 * i for i in range(rank)),
+}
+
+
+@pytest.mark.parametrize("layout", FAR)
+@pytest.mark.parametrize("multiprocessors", [1, 1000])
+def test_offsets_have_64_bits(cuda, layout, multiprocessors):
+    """Strides that lead past 2^31 elements, in every tensor that may have strides."""
+    cuda.multiprocessors, cuda.seeds = multiprocessors, (2,)
+    batch, channels, state, time, groups = 2, 6, 3, 70, 2
+    far = FAR[layout]
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape):
+        return torch.randn(shape, generator=generator)
+
+    near = {
+        "u": normal(batch, channels, time),
+        "delta": normal(batch, channels, time),
+        "A": -normal(channels, state).abs(),
+        "B": normal(batch, groups, state, time),
+        "C": normal(batch, groups, state, time),
+        "D": normal(channels),
+        "z": normal(batch, channels, time),
+        "delta_bias": normal(channels),
+        "initial_state": normal(batch, channels, state),
+        "reset": torch.rand((batch, time), generator=generator) < 0.05,
+    }
+    grad_out, grad_last_state = normal(batch, channels, time), normal(batch, channels, state)
+    inputs = {name: spread(x, far(x.dim())) for name, x in near.items()}
+    arguments = (*inputs.values(), None)
+    members = selective_native._members(*arguments, True, 16)
+    f32 = torch.float32
+    out, last_state = spread(torch.zeros_like(near["u"]), far(3)), torch.empty(batch, channels, state)
+    chunk_states = torch.empty(batch * -(-time // 16), channels, state)
+    for name, x in (("out", out), ("last_state", last_state), ("chunk_states", chunk_states)):
+        members[name] = (x, x.shape, f32)
+    device = torch.device("cpu")
+    pointers.call("selective_scan_forward", "selective_scan", members, device)
+
+    contiguous = {"A", "D", "delta_bias", "initial_state"}
+    gradients = {
+        name: torch.empty_like(x) if name in contiguous else spread(torch.zeros_like(x), far(x.dim()))
+        for name, x in near.items()
+        if name != "reset"
+    }
+    members = selective_native._members(*arguments, True, 16)
+    members |= {f"grad_{name}": (x, x.shape, f32) for name, x in gradients.items()}
+    members["grad_out"] = (spread(grad_out, far(3)), grad_out.shape, f32)
+    members["grad_last_state"] = (spread(grad_last_state, far(3)), last_state.shape, f32)
+    members["chunk_states"] = (chunk_states, chunk_states.shape, f32)
+    pointers.call("selective_scan_backward", "selective_scan", members, device)
+
+    leaves = {k: v.double().requires_grad_() if v.is_floating_point() else v for k, v in near.items()}
+    expected = selective_scan_reference(**leaves, delta_softplus=True)
+    torch.testing.assert_close(out.double(), expected[0], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(last_state.double(), expected[1], rtol=1e-4, atol=1e-5)
+    wanted = [x for name, x in leaves.items() if name != "reset"]
+    true = torch.autograd.grad(expected, wanted, [grad_out.double(), grad_last_state.double()])
+    for gradient, value in zip(gradients.values(), true, strict=True):
+        torch.testing.assert_close(gradient.double(), value, rtol=1e-3, atol=1e-4)
+
+
+def test_how_many_cases_ran(cuda, record_property):
+    """Last in the file: says what the tests above covered."""
+    for name, count in cases.items():
+        record_property(f"emulated {name} cases", count)
+    print(f"\nemulated CUDA kernels ({program().name}): {cases}")
