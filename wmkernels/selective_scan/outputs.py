@@ -37,13 +37,15 @@ def chunk_slots(u: Tensor, cu_seqlens: Tensor | None, chunk: int) -> int:
 def forward_outputs(
     u: Tensor, A: Tensor, cu_seqlens: Tensor | None, channel_last: bool, chunk: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(out, last_state, chunk_states); ``chunk`` 0 saves no states."""
+    """(out, last_state, chunk_states), uninitialised; ``chunk`` 0 saves no states."""
     channels, state = A.shape
     dtype = state_dtype(u.dtype)
     out = empty_activation(u, channel_last)
     last_state = torch.empty((sequence_count(u, cu_seqlens), channels, state), dtype=dtype, device=u.device)
     slots = chunk_slots(u, cu_seqlens, chunk) if chunk else 0
-    chunk_states = torch.empty((slots, channels, state), dtype=dtype, device=u.device)
+    # Packed, no chunk falls on some of the slots; an op leaves nothing unwritten.
+    allocate = torch.empty if cu_seqlens is None else torch.zeros
+    chunk_states = allocate((slots, channels, state), dtype=dtype, device=u.device)
     return out, last_state, chunk_states
 
 
