@@ -1,7 +1,7 @@
 // Linear scan, h_t = g_t h_{t-1} + x_t, forward and backward, either way in time, on a GPU.
 //
 // Bound by memory: an element costs three reads or writes forward and five backward, and a few multiply-adds. A block
-// takes 32 rows (channels) and walks over time in tiles, the next one under way while this one is scanned. Eight threads
+// takes 16 rows (channels) and walks over time in tiles, the next one under way while this one is scanned. Eight threads
 // share a row; each composes four steps into one affine map, three shuffles chain the eight maps, and each thread then
 // runs its four steps from the right value. The backward pass is the same scan from the other end, of what a step sends
 // back: x_t = g_t (dout_t + x_{t+1}).
@@ -23,7 +23,7 @@ struct LinearPlan {
 
 template <typename T>
 struct LinearConfiguration {
-  static constexpr int kRows = 32, kThreads = 256, kLanes = 8;
+  static constexpr int kRows = 16, kThreads = 128, kLanes = 8;
   static constexpr int kSteps = sizeof(T) == 8 ? 32 : 128;
   static constexpr int kRound = 4 * kLanes;  // steps that a row's threads chain at once
   static constexpr int kPitch = kSteps + 4;
@@ -31,11 +31,12 @@ struct LinearConfiguration {
   static constexpr int kSlotBytes = RowTile::kSlotBytes;
 };
 
-template <typename T>
+template <typename T, bool BACKWARD>
 struct LinearShared {
   using C = LinearConfiguration<T>;
   alignas(16) T gates[C::kRows * C::kPitch];   // then their gradient
   alignas(16) T values[C::kRows * C::kPitch];  // tokens, then the output; or the gradient of out, then of the tokens
+  alignas(16) T outputs[BACKWARD ? C::kRows * C::kPitch : 4];  // of the forward pass
   alignas(16) uint32_t forgets[C::kSteps / 32];
 };
 
@@ -59,16 +60,18 @@ __device__ __forceinline__ T apply(const AffineMap<T>& map, T value) {
 
 // BACKWARD: the gradients. LOCAL: only each segment's map.
 template <typename T, int DTYPE, bool BACKWARD, bool LOCAL>
-__global__ void __launch_bounds__(256, 3)
+__global__ void __launch_bounds__(128, sizeof(T) == 8 || BACKWARD ? 5 : 6)
     linear_scan_kernel(const WMK_GRID_CONSTANT wmk_linear_scan p, const WMK_GRID_CONSTANT LinearPlan plan) {
   using C = LinearConfiguration<T>;
   using RowTile = typename C::RowTile;
   constexpr int kSteps = C::kSteps, kPitch = C::kPitch, kLanes = C::kLanes;
   constexpr int64_t dtype = DTYPE;
   WMK_SHARED_MEMORY(memory);
-  auto& shared = *reinterpret_cast<LinearShared<T>*>(memory);
-  unsigned char* gate_slots = memory + sizeof(LinearShared<T>);
+  auto& shared = *reinterpret_cast<LinearShared<T, BACKWARD>*>(memory);
+  unsigned char* gate_slots = memory + sizeof(LinearShared<T, BACKWARD>);
   unsigned char* value_slots = gate_slots + C::kRows * kSteps * element_size(dtype);
+  unsigned char* output_slots = value_slots + C::kRows * kSteps * element_size(dtype);
+  const bool needs_outputs = BACKWARD && !LOCAL && p.grad_gates.data != nullptr;
 
   const int64_t tiles = (p.channels + C::kRows - 1) / C::kRows;
   const int64_t tile = blockIdx.x % tiles, batch = blockIdx.x / tiles % p.batch, segment = blockIdx.x / tiles / p.batch;
@@ -110,6 +113,7 @@ __global__ void __launch_bounds__(256, 3)
   const auto fetch = [&](int64_t begin, int steps) {
     RowTile::fetch(gate_slots, rows_of(p.gates), begin, dtype, rows, steps);
     RowTile::fetch(value_slots, rows_of(values_view), begin, dtype, rows, steps);
+    if (needs_outputs) RowTile::fetch(output_slots, rows_of(p.out), begin, dtype, rows, steps);
   };
   const auto same = [](T value, int) { return value; };
   const int64_t count = (segment_end - segment_begin + kSteps - 1) / kSteps;
@@ -127,6 +131,10 @@ __global__ void __launch_bounds__(256, 3)
                                    steps, same);
     RowTile::template place<false>(shared.values, kPitch, value_slots, rows_of(values_view).along_time(), dtype,
                                    rows, steps, same);
+    if (needs_outputs) {
+      RowTile::template place<false>(shared.outputs, kPitch, output_slots, rows_of(p.out).along_time(), dtype, rows,
+                                     steps, same);
+    }
     if (threadIdx.x < kSteps) {
       const int64_t time = begin + threadIdx.x + shifted;
       const bool forgets =
@@ -207,21 +215,29 @@ __global__ void __launch_bounds__(256, 3)
         }
       }
       store_quad(values, result);
-      if (BACKWARD && p.grad_gates.data != nullptr && exists) {
-        // the gradient of a gate: times the state that it multiplied
+      if (BACKWARD && p.grad_gates.data != nullptr) {
+        // The gradient of a gate: times the state that it multiplied, its neighbour's in time. Of a thread's four steps
+        // three have theirs here; the fourth lies with the next thread, or beyond this round.
+        Quad<T> then = load_quad(shared.outputs + row * kPitch + first);
+        const bool inside = p.reverse ? first + 4 < steps : first > 0;
+        T edge = T(0);
+        if (inside) {
+          edge = shared.outputs[row * kPitch + (p.reverse ? first + 4 : first - 1)];
+        } else if (exists && first < steps) {
+          const int64_t other = p.reverse ? begin + steps : begin - 1;
+          if (other >= 0 && other < p.time) {
+            edge = load_element<T>(p.out.data, dtype, batch * p.out.stride[0] + channel * p.out.stride[1] +
+                                                          other * p.out.stride[2]);
+          } else if (p.initial_state.data != nullptr) {
+            edge = static_cast<const T*>(
+                p.initial_state.data)[batch * p.initial_state.stride[0] + channel * p.initial_state.stride[1]];
+          }
+        }
+        const int last_step = steps - 1 - first;  // in this quad, if it is in it
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
-          const int64_t time = begin + first + j, other = p.reverse ? time + 1 : time - 1;
-          T state_then = T(0);
-          if (first + j < steps && !(forgets >> j & 1u)) {
-            if (other >= 0 && other < p.time) {
-              state_then = load_element<T>(
-                  p.out.data, dtype, batch * p.out.stride[0] + channel * p.out.stride[1] + other * p.out.stride[2]);
-            } else if (p.initial_state.data != nullptr) {
-              state_then = static_cast<const T*>(
-                  p.initial_state.data)[batch * p.initial_state.stride[0] + channel * p.initial_state.stride[1]];
-            }
-          }
+          const T state_then = p.reverse ? (j == 3 || j == last_step ? edge : then.value[j < 3 ? j + 1 : 3])
+                                         : (j == 0 ? edge : then.value[j > 0 ? j - 1 : 0]);
           result.value[j] = forgets >> j & 1u ? T(0) : result.value[j] * state_then;
         }
         store_quad(gates, result);

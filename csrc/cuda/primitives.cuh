@@ -220,13 +220,15 @@ __device__ __forceinline__ double exp2_fast(double x) { return exp2(x); }
 __device__ __forceinline__ float log2_e(float) { return kLog2E; }
 __device__ __forceinline__ double log2_e(double) { return kLog2EDouble; }
 
-// log(1 + exp(x)), and x itself above 20. `precise` is for fp32 data: the fast form rounds 1 + exp(x) where it may.
+// log(1 + exp(x)), and x itself above 20. `precise` is for fp32 data: the fast form rounds 1 + exp(x) where it may, and
+// has no branch, so that a thread's elements overlap.
 __device__ __forceinline__ float softplus(float x, bool precise) {
-  if (x > 20.0f) return x;
-  if (precise) return log1pf(expf(x));
+  if (precise) return x > 20.0f ? x : log1pf(expf(x));
   const float e = exp2_fast(x * kLog2E);
   const float series = e * (1.0f + e * (-0.5f + e * (1.0f / 3.0f - 0.25f * e)));
-  return e < 0.03125f ? series : log2_fast(1.0f + e) * (1.0f / kLog2E);
+  const float logarithm = log2_fast(1.0f + e) * (1.0f / kLog2E);
+  const float value = e < 0.03125f ? series : logarithm;
+  return x > 20.0f ? x : value;
 }
 __device__ __forceinline__ double softplus(double x, bool) { return x > 20.0 ? x : log1p(exp(x)); }
 

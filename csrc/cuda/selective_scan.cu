@@ -58,9 +58,10 @@ struct Layout {
 };
 
 // Time is split where the blocks of whole sequences leave too many multiprocessors idle: below kEnough blocks each it
-// pays to run every segment twice. Then as many segments as give each multiprocessor kWanted.
+// pays to run every segment twice. Then as many segments as give each multiprocessor at most kWanted, which is what it
+// holds at a time.
 constexpr double kEnough = 1.6;
-constexpr int64_t kWanted = 4;
+constexpr int64_t kWanted = 3;
 
 int64_t choose_segment(const wmk_selective_scan& p, int64_t tiles, int64_t tile_steps, bool packed) {
   const int64_t chunk = p.chunk < 1 ? tile_steps : p.chunk;
@@ -73,7 +74,7 @@ int64_t choose_segment(const wmk_selective_scan& p, int64_t tiles, int64_t tile_
     // Sequences shorter than a segment stay whole, so only one far above the mean is cut.
     segment = ceil_divide(2 * time * tiles, wanted);
   } else if (static_cast<double>(tiles * p.batch) < kEnough * static_cast<double>(processors)) {
-    segment = ceil_divide(time, ceil_divide(wanted, tiles * p.batch < 1 ? 1 : tiles * p.batch));
+    segment = ceil_divide(time, wanted / (tiles * p.batch < 1 ? 1 : tiles * p.batch));
   }
   const int64_t least = 2 * tile_steps;
   if (segment < least) segment = least;

@@ -188,9 +188,10 @@ struct BackwardShared {
   static constexpr bool kUsesProducts = !kTensorSums && !kAlone;
   // one step's products of a warp, for B or C: [channels, states], and a shift of the banks
   static constexpr int kProducts = 32 * C::kStates + 16;
+  static constexpr int kBlockSteps = kTensorSums ? 8 : SUB;  // between two sums over the block's warps
   static constexpr int kShares = C::kWarps * (kTensorSums ? 2 : 1);  // sums that the block adds up
   struct alignas(16) Share {
-    T sum[2][SUB][C::kStatePitch];  // [B or C][step][state]
+    T sum[2][kBlockSteps][C::kStatePitch];  // [B or C][step][state]
     T shift_of_banks[16];
   };
 
@@ -198,11 +199,14 @@ struct BackwardShared {
   alignas(16) T step[C::kChannels * C::kPitch];  // then the gradient of delta
   alignas(16) T grad[C::kChannels * C::kPitch];  // of out, then of y
   alignas(16) T gate[C::kChannels * C::kPitch];  // z, then what y is multiplied by, then the gradient of z
+  alignas(16) T through_B[C::kChannels * C::kPitch];  // sums over states: of g B,
+  alignas(16) T through_A[C::kChannels * C::kPitch];  // of A x h,
+  alignas(16) T y[C::kChannels * C::kPitch];          // and of C h
   alignas(16) T B_tile[C::kStateRows * C::kStatePitch];
   alignas(16) T C_tile[C::kStateRows * C::kStatePitch];
   alignas(16) T checkpoint[C::kSteps / SUB][C::kThreads * C::kStates];
   alignas(16) T products[kUsesProducts ? C::kWarps : 1][4][2][kUsesProducts ? kProducts : 4];
-  Share shares[2][kShares];
+  Share shares[kShares];
   T D[C::kChannels];
   T bias[C::kChannels];
   char *origin_u, *origin_delta, *origin_grad_out, *origin_z, *origin_B, *origin_C;
@@ -227,7 +231,6 @@ struct BackwardThread {
   T A[Configuration::kStates];  // times log2(e)
   T x[Configuration::kStates];
   T grad_A[Configuration::kStates];
-  T grad_D, grad_bias;
   int64_t partial_offset;  // of the segment's and channel's numbers in partial_A, partial_B, partial_C
   const T* B;
   const T* C;
@@ -265,22 +268,24 @@ __device__ __forceinline__ void add_constant(void* partial, const BackwardThread
   }
 }
 
+// 1 + 2^-11 E[1 / m] for a mantissa m in [1, 2) with uniform logarithm, of which ten bits are kept.
+constexpr double kMeanOfCut = 1.0 + 0.7213 / 2048.0;
+
 // SUB steps, forward from the checkpoint and back. SIMPLE: no resets, and both B and C vary.
 template <typename Configuration, int SUB, bool SIMPLE>
 __device__ __forceinline__ void backward_steps(BackwardThread<Configuration>& thread,
                                                BackwardShared<Configuration, SUB>& shared,
                                                const ThreadPlace<Configuration>& place, const wmk_selective_scan& p,
-                                               const ScanPlan& plan, int first, int steps, int turn, uint32_t resets,
-                                               bool has_gate, bool precise) {
+                                               const ScanPlan& plan, int first, uint32_t resets,
+                                               bool has_gate) {
   using T = typename Configuration::T;
   using Shared = BackwardShared<Configuration, SUB>;
   constexpr int kStates = Configuration::kStates, kLanes = Configuration::kLanes, kFar = 4 * kLanes;
   constexpr int kPitch = Configuration::kPitch, kPadded = Configuration::kPaddedStates;
   constexpr int kWarpChannels = Configuration::kWarpChannels;
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  T* row_u = shared.u + place.row * kPitch + first;
-  T* row_step = shared.step + place.row * kPitch + first;
-  T* row_gate = shared.gate + place.row * kPitch + first;
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, within = first % Shared::kBlockSteps;
+  const T* row_u = shared.u + place.row * kPitch + first;
+  const T* row_step = shared.step + place.row * kPitch + first;
   const T* row_grad = shared.grad + place.row * kPitch + first;
   const T* B = thread.B + first * thread.B_pitch;
   const T* C = thread.C + first * thread.C_pitch;
@@ -321,6 +326,8 @@ __device__ __forceinline__ void backward_steps(BackwardThread<Configuration>& th
 #pragma unroll
     for (int t = group + 3; t >= group; --t) {
       const T step = row_step[t], input = step * row_u[t], grad = row_grad[t];
+      // The tensor cores cut the products off; this gives back what they lose on average.
+      const T scale = Shared::kTensorSums ? T(kMeanOfCut) : T(1), grad_scaled = grad * scale, input_scaled = input * scale;
       T sum_B = T(0), sum_A = T(0);
 #pragma unroll
       for (int j = 0; j < kStates / 4; ++j) {
@@ -334,8 +341,8 @@ __device__ __forceinline__ void backward_steps(BackwardThread<Configuration>& th
             after = forgets(t + 1) ? decay[t][i] * before[t][i] + input * b.value[k] : before[t + 1 < SUB ? t + 1 : t][i];
           }
           const T g = c.value[k] * grad + thread.x[i];
-          grad_c.value[k] = grad * after;
-          grad_b.value[k] = g * input;
+          grad_c.value[k] = grad_scaled * after;
+          grad_b.value[k] = g * input_scaled;
           sum_B += g * b.value[k];
           thread.x[i] = forgets(t) ? T(0) : decay[t][i] * g;
           const T q = thread.x[i] * before[t][i];
@@ -349,8 +356,8 @@ __device__ __forceinline__ void backward_steps(BackwardThread<Configuration>& th
           sum_over_four(sums_B, grad_b.value, t % 4);
           sum_over_four(sums_C, grad_c.value, t % 4);
         } else if constexpr (Shared::kAlone) {
-          store_quad(&shared.shares[turn][warp].sum[0][t][at], grad_b);
-          store_quad(&shared.shares[turn][warp].sum[1][t][at], grad_c);
+          store_quad(&shared.shares[warp].sum[0][within + t][at], grad_b);
+          store_quad(&shared.shares[warp].sum[1][within + t][at], grad_c);
         } else {
           store_quad(&shared.products[warp][t % 4][0][lane % kWarpChannels * kPadded + at], grad_b);
           store_quad(&shared.products[warp][t % 4][1][lane % kWarpChannels * kPadded + at], grad_c);
@@ -363,9 +370,9 @@ __device__ __forceinline__ void backward_steps(BackwardThread<Configuration>& th
 
     if constexpr (Shared::kTensorSums) {
       // the four threads of a half of the warp's channels hold a step each
-      auto& share = shared.shares[turn][2 * warp + lane / 4 % 2];
-      store_quad(&share.sum[0][group + lane % 4][4 * place.quarter], {{sums_B[0], sums_B[1], sums_B[2], sums_B[3]}});
-      store_quad(&share.sum[1][group + lane % 4][4 * place.quarter], {{sums_C[0], sums_C[1], sums_C[2], sums_C[3]}});
+      auto& share = shared.shares[2 * warp + lane / 4 % 2];
+      store_quad(&share.sum[0][within + group + lane % 4][4 * place.quarter], {{sums_B[0], sums_B[1], sums_B[2], sums_B[3]}});
+      store_quad(&share.sum[1][within + group + lane % 4][4 * place.quarter], {{sums_C[0], sums_C[1], sums_C[2], sums_C[3]}});
     } else if constexpr (!Shared::kAlone) {
       __syncwarp();
 #pragma unroll
@@ -378,26 +385,59 @@ __device__ __forceinline__ void backward_steps(BackwardThread<Configuration>& th
 #pragma unroll
           for (int k = 0; k < 4; ++k) total.value[k] += more.value[k];
         }
-        store_quad(&shared.shares[turn][warp].sum[which][group + t][n], total);
+        store_quad(&shared.shares[warp].sum[which][within + group + t][n], total);
       }
     }
     const T through_B_sum = sum_over_lanes<kLanes>(through_B, place.quarter);
     const T through_A_sum = sum_over_lanes<kLanes>(through_A, place.quarter);
     T y_sum = T(0);
     if (has_gate) y_sum = sum_over_lanes<kLanes>(y_group, place.quarter);
-    __syncwarp();
-
-    const int at = group + place.quarter;  // the step that this thread finishes
-    if (place.quarter < 4 && first + at < steps) {
-      const T step = row_step[at], u = row_u[at], grad = row_grad[at], D = shared.D[place.row];
-      T grad_delta = u * through_B_sum + through_A_sum * T(1.0 / kLog2EDouble);
-      if (p.delta_softplus) grad_delta *= softplus_slope(step, precise);
-      thread.grad_D += grad * u;
-      thread.grad_bias += grad_delta;
-      row_u[at] = step * through_B_sum + D * grad;
-      row_step[at] = grad_delta;
-      if (has_gate) row_gate[at] *= y_sum + D * u;
+    if (place.quarter < 4) {
+      const int at = place.row * kPitch + first + group + place.quarter;
+      shared.through_B[at] = through_B_sum;
+      shared.through_A[at] = through_A_sum;
+      if (has_gate) shared.y[at] = y_sum;
     }
+    if (Shared::kUsesProducts) __syncwarp();
+  }
+}
+
+// From the sums over states of a whole tile: the gradients of u, delta and z, in the places of u, step and gate. A thread
+// always has the same channels, so it keeps their sums for D and delta_bias.
+template <typename Configuration, typename Shared, typename T = typename Configuration::T>
+__device__ __forceinline__ void finish_backward(Shared& shared, T* grad_D, T* grad_bias, int steps, bool softplus,
+                                                bool has_gate, bool precise) {
+  using ChannelTile = typename Configuration::ChannelTile;
+#pragma unroll
+  for (int i = 0; i < ChannelTile::kPerThread; ++i) {
+    if (!ChannelTile::in_tile(i)) break;
+    int row, first;
+    ChannelTile::template position<true>(i, row, first);
+    const int at = row * Configuration::kPitch + first;
+    const T D = shared.D[row];
+    Quad<T> u = load_quad(shared.u + at), step = load_quad(shared.step + at);
+    const Quad<T> grad = load_quad(shared.grad + at), through_B = load_quad(shared.through_B + at);
+    const Quad<T> through_A = load_quad(shared.through_A + at);
+    if (has_gate) {
+      Quad<T> gate = load_quad(shared.gate + at);
+      const Quad<T> y = load_quad(shared.y + at);
+#pragma unroll
+      for (int j = 0; j < 4; ++j) gate.value[j] *= y.value[j] + D * u.value[j];
+      store_quad(shared.gate + at, gate);
+    }
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      T grad_delta = u.value[j] * through_B.value[j] + through_A.value[j] * T(1.0 / kLog2EDouble);
+      if (softplus) grad_delta *= softplus_slope(step.value[j], precise);
+      if (first + j < steps) {
+        grad_D[i] += grad.value[j] * u.value[j];
+        grad_bias[i] += grad_delta;
+      }
+      u.value[j] = step.value[j] * through_B.value[j] + D * grad.value[j];
+      step.value[j] = grad_delta;
+    }
+    store_quad(shared.u + at, u);
+    store_quad(shared.step + at, step);
   }
 }
 
@@ -412,7 +452,8 @@ __global__ void __launch_bounds__(Configuration::kThreads, Configuration::kBackw
   constexpr int kPitch = Configuration::kPitch, kStatePitch = Configuration::kStatePitch;
   constexpr int kSteps = Configuration::kSteps;
   WMK_SHARED_MEMORY(memory);
-  auto& shared = *reinterpret_cast<BackwardShared<Configuration, SUB>*>(memory);
+  using Shared = BackwardShared<Configuration, SUB>;
+  auto& shared = *reinterpret_cast<Shared*>(memory);
   const Slots<Configuration> slots(memory + sizeof(BackwardShared<Configuration, SUB>), Configuration::dtype(p));
 
   if (threadIdx.x == 0) {
@@ -444,7 +485,9 @@ __global__ void __launch_bounds__(Configuration::kThreads, Configuration::kBackw
     thread.A[i] *= log2_e(T(0));
     thread.x[i] = thread.grad_A[i] = T(0);
   }
-  thread.grad_D = thread.grad_bias = T(0);
+  T grad_D[ChannelTile::kPerThread], grad_bias[ChannelTile::kPerThread];
+#pragma unroll
+  for (int i = 0; i < ChannelTile::kPerThread; ++i) grad_D[i] = grad_bias[i] = T(0);
   const int64_t channel_offset = part.slot * p.channels + place.channel;
   thread.partial_offset = channel_offset * p.state;
   if (!p.B_varies) store_states(thread.x, place, states, plan.partial_B, thread.partial_offset);  // zeros
@@ -525,7 +568,6 @@ __global__ void __launch_bounds__(Configuration::kThreads, Configuration::kBackw
   int64_t end = part.exists ? part.end : part.begin;
   int64_t chunk = part.last_chunk, chunk_begin = chunk * p.chunk;
   bool fetched = false;
-  int turn = 0;
   __syncthreads();
   while (end > part.begin) {
     const int64_t begin = chunk_begin + (end - 1 - chunk_begin) / kSteps * kSteps;
@@ -576,37 +618,39 @@ __global__ void __launch_bounds__(Configuration::kThreads, Configuration::kBackw
     run_forward(parts - 1);
     store_checkpoint<Configuration>(h, shared.checkpoint[parts - 1]);
     const uint32_t resets = shared.resets;
-    for (int sub = parts - 1; sub >= 0; --sub) {
-      const uint32_t here = resets >> (sub * SUB) & ((1u << SUB) - 1u);
-      if (here == 0 && p.B_varies && p.C_varies) {
-        backward_steps<Configuration, SUB, true>(thread, shared, place, p, plan, sub * SUB, steps, turn, 0, has_gate,
-                                                 precise);
-      } else {
-        backward_steps<Configuration, SUB, false>(thread, shared, place, p, plan, sub * SUB, steps, turn, here,
-                                                  has_gate, precise);
+    constexpr int kBlockSteps = Shared::kBlockSteps;
+    for (int block_begin = (steps - 1) / kBlockSteps * kBlockSteps; block_begin >= 0; block_begin -= kBlockSteps) {
+#pragma unroll 1
+      for (int first = block_begin + kBlockSteps - SUB; first >= block_begin; first -= SUB) {
+        if (first >= steps) continue;
+        const uint32_t here = resets >> first & ((1u << SUB) - 1u);
+        if (here == 0 && p.B_varies && p.C_varies) {
+          backward_steps<Configuration, SUB, true>(thread, shared, place, p, plan, first, 0, has_gate);
+        } else {
+          backward_steps<Configuration, SUB, false>(thread, shared, place, p, plan, first, here, has_gate);
+        }
       }
       __syncthreads();
-      // The block's shares of the gradients of B and C. The next part writes the other turn's sums, and the one after
-      // it has passed the barrier that follows these reads.
-      constexpr int kItems = Configuration::kPaddedStates * SUB;
+      // The block's shares of the gradients of B and C.
+      constexpr int kItems = Configuration::kPaddedStates * kBlockSteps;
 #pragma unroll
       for (int i = threadIdx.x; i < kItems; i += kThreads) {
-        const int t = i % SUB, n = i / SUB;
-        if (n >= states || sub * SUB + t >= steps) continue;
-        const int64_t at = shared.share_origin + n * p.time + begin + sub * SUB + t;
+        const int t = i % kBlockSteps, n = i / kBlockSteps;
+        if (n >= states || block_begin + t >= steps) continue;
+        const int64_t at = shared.share_origin + n * p.time + begin + block_begin + t;
 #pragma unroll
         for (int which = 0; which < 2; ++which) {
           if (!(which == 0 ? p.B_varies : p.C_varies)) continue;
-          T total = shared.shares[turn][0].sum[which][t][n];
+          T total = shared.shares[0].sum[which][t][n];
 #pragma unroll
-          for (int share = 1; share < BackwardShared<Configuration, SUB>::kShares; ++share) {
-            total += shared.shares[turn][share].sum[which][t][n];
-          }
+          for (int share = 1; share < Shared::kShares; ++share) total += shared.shares[share].sum[which][t][n];
           static_cast<T*>(which == 0 ? plan.tile_B : plan.tile_C)[at] = total;
         }
       }
-      turn ^= 1;
+      __syncthreads();
     }
+    finish_backward<Configuration>(shared, grad_D, grad_bias, steps, p.delta_softplus != 0, has_gate, precise);
+    __syncthreads();
     const auto write = [&](const wmk_view& view, char* origin, const T* tile) {
       if (view.data == nullptr) return;
       ChannelTile::write(tile, kPitch, channel_rows(origin, view), begin, dtype, part.channels, steps);
@@ -619,14 +663,22 @@ __global__ void __launch_bounds__(Configuration::kThreads, Configuration::kBackw
   }
 
   store_states(thread.grad_A, place, states, plan.partial_A, thread.partial_offset);
+  // A channel's sums for D and delta_bias lie with the neighbouring threads that finished its steps.
+  constexpr int kStepGroups = kSteps / 4;
 #pragma unroll
-  for (int lane = 1; lane < Configuration::kLanes; lane *= 2) {
-    thread.grad_D += __shfl_xor_sync(0xffffffffu, thread.grad_D, lane * Configuration::kWarpChannels);
-    thread.grad_bias += __shfl_xor_sync(0xffffffffu, thread.grad_bias, lane * Configuration::kWarpChannels);
-  }
-  if (place.exists && place.quarter == 0) {
-    static_cast<T*>(plan.partial_D)[channel_offset] = thread.grad_D;
-    static_cast<T*>(plan.partial_bias)[channel_offset] = thread.grad_bias;
+  for (int i = 0; i < ChannelTile::kPerThread; ++i) {
+#pragma unroll
+    for (int distance = 1; distance < kStepGroups; distance *= 2) {
+      grad_D[i] += __shfl_xor_sync(0xffffffffu, grad_D[i], distance);
+      grad_bias[i] += __shfl_xor_sync(0xffffffffu, grad_bias[i], distance);
+    }
+    int row, first;
+    ChannelTile::template position<true>(i, row, first);
+    if (ChannelTile::in_tile(i) && first == 0 && row < part.channels) {
+      const int64_t at = part.slot * p.channels + part.channel + row;
+      static_cast<T*>(plan.partial_D)[at] = grad_D[i];
+      static_cast<T*>(plan.partial_bias)[at] = grad_bias[i];
+    }
   }
   if (part.exists && part.index == 0 && p.grad_initial_state.data != nullptr) {
     store_states(thread.x, place, states, p.grad_initial_state.data,

@@ -26,7 +26,7 @@ struct ScanConfiguration {
   static constexpr int kWarps = LANES_ < 4 ? LANES_ : 4;
   static constexpr int kThreads = 32 * kWarps;
   // Warps a multiprocessor should hold, for the compiler to share out the registers.
-  static constexpr int kForwardBlocks = (kStates == 4 ? 16 : 8) / kWarps;
+  static constexpr int kForwardBlocks = (kStates == 4 ? 12 : 8) / kWarps;
   static constexpr int kBackwardBlocks = (kStates == 4 && sizeof(T) == 4 ? 12 : 8) / kWarps;
   static constexpr int kChannels = kThreads / LANES_;  // channels a block
   static constexpr int kWarpChannels = 32 / LANES_;

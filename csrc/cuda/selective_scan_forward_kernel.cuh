@@ -3,13 +3,15 @@
 // LANES threads share a channel and keep its states in registers; a block's tile of channels reads B and C from shared
 // memory, where they are converted once. Time goes by in tiles of 32 steps, fetched while the one before is computed.
 // Per state and step: one multiplication and one exponential on the special-function unit for the decay, one
-// multiplication and two multiply-adds. Sums over states cost three shuffles for four steps, after which each thread
-// finishes one step of its channel: D u, the gate, the output tile. So nothing larger than the inputs is read or
+// multiplication and two multiply-adds. Sums over states cost three shuffles for four steps. D u and the gate are
+// added once a tile is through, four steps a thread at a time. So nothing larger than the inputs is read or
 // written, and the special-function unit (one exponential a state, softplus and gate two each) is what bounds it.
 //
 // LOCAL is the first of three passes where time is split: it runs a segment from a zero state and keeps only where that
 // leads and by how much the segment decays what enters it.
 #pragma once
+
+#include <type_traits>
 
 #include "selective_scan_common.cuh"
 
@@ -20,8 +22,8 @@ struct ForwardShared {
   using T = typename Configuration::T;
   using C = Configuration;
   alignas(16) T u[C::kChannels * C::kPitch];
-  alignas(16) T step[C::kChannels * C::kPitch];              // delta after bias and softplus
-  alignas(16) T gate[LOCAL ? 4 : C::kChannels * C::kPitch];  // z, then the output
+  alignas(16) T step[C::kChannels * C::kPitch];              // delta after bias and softplus, then the output
+  alignas(16) T gate[LOCAL ? 4 : C::kChannels * C::kPitch];  // z
   alignas(16) T B_tile[C::kStateRows * C::kStatePitch];         // [steps, states], or [channels, states] where constant
   alignas(16) T C_tile[LOCAL ? 4 : C::kStateRows * C::kStatePitch];
   T D[C::kChannels];
@@ -59,6 +61,30 @@ __device__ __forceinline__ void advance(T (&h)[Configuration::kStates], const T 
       }
     }
     y[t] = sum;
+  }
+}
+
+// From y: the output, in its place.
+template <typename Configuration, typename T = typename Configuration::T>
+__device__ __forceinline__ void finish(T* y_tile, const T* u_tile, const T* z_tile, const T* D, bool has_gate,
+                                       bool precise) {
+  using ChannelTile = typename Configuration::ChannelTile;
+#pragma unroll
+  for (int i = 0; i < ChannelTile::kPerThread; ++i) {
+    if (!ChannelTile::in_tile(i)) break;
+    int row, step;
+    ChannelTile::template position<true>(i, row, step);
+    const int at = row * Configuration::kPitch + step;
+    Quad<T> y = load_quad(y_tile + at);
+    const Quad<T> u = load_quad(u_tile + at);
+#pragma unroll
+    for (int j = 0; j < 4; ++j) y.value[j] += D[row] * u.value[j];
+    if (has_gate) {
+      const Quad<T> z = load_quad(z_tile + at);
+#pragma unroll
+      for (int j = 0; j < 4; ++j) y.value[j] *= z.value[j] * sigmoid(z.value[j], precise);
+    }
+    store_quad(y_tile + at, y);
   }
 }
 
@@ -186,38 +212,44 @@ __global__ void __launch_bounds__(Configuration::kThreads, Configuration::kForwa
     if (end < part.end) fetch(end, static_cast<int>(next_end - end));
     const uint32_t resets = shared.resets;
     if (resets != 0) forgets = true;
-    const T* row_step = shared.step + place.row * kPitch;
+    T* row_step = shared.step + place.row * kPitch;
     const T* row_u = shared.u + place.row * kPitch;
-    T* row_gate = shared.gate + (LOCAL ? 0 : place.row * kPitch);
-    for (int first = 0; first < steps; first += 4) {
-      const Quad<T> step = load_quad(row_step + first), u = load_quad(row_u + first);
-      const uint32_t here = resets >> first & 15u;
-      T y[4];
-      if (here == 0) {
-        advance<Configuration, LOCAL, false>(h, A, y, step, u, B + first * B_pitch, B_pitch, C + first * C_pitch,
-                                             C_pitch, 0);
-      } else {
-        advance<Configuration, LOCAL, true>(h, A, y, step, u, B + first * B_pitch, B_pitch, C + first * C_pitch,
-                                            C_pitch, here);
+    // Eight steps at a time, so that two sums over states are under way at once. What C makes of a step takes the place
+    // of its size, which all the channel's threads have read by then.
+    const auto run = [&](auto with_resets, int first) {
+      T y[2][4];
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const int at = first + 4 * half;
+        const Quad<T> step = load_quad(row_step + at), u = load_quad(row_u + at);
+        advance<Configuration, LOCAL, decltype(with_resets)::value>(h, A, y[half], step, u, B + at * B_pitch, B_pitch,
+                                                                    C + at * C_pitch, C_pitch, resets >> at);
+        if (LOCAL) total_step += (step.value[0] + step.value[1]) + (step.value[2] + step.value[3]);
       }
-      if (LOCAL) {
-        total_step += (step.value[0] + step.value[1]) + (step.value[2] + step.value[3]);
-        continue;
+      if (LOCAL) return;
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const T sum = sum_over_lanes<kLanes>(y[half], place.quarter);
+        if (place.quarter < 4) row_step[first + 4 * half + place.quarter] = sum;
       }
-      T out = sum_over_lanes<kLanes>(y, place.quarter);
-      if (place.quarter < 4) {
-        const int at = first + place.quarter;  // the step that this thread finishes
-        out += shared.D[place.row] * row_u[at];
-        if (has_gate) {
-          const T z = row_gate[at];
-          out *= z * sigmoid(z, precise);
-        }
-        row_gate[at] = out;
-      }
+    };
+    if (resets == 0) {
+#pragma unroll 1
+      for (int first = 0; first < steps; first += 8) run(std::false_type(), first);
+    } else {
+#pragma unroll 1
+      for (int first = 0; first < steps; first += 8) run(std::true_type(), first);
     }
     __syncthreads();
     if (!LOCAL) {
-      ChannelTile::write(shared.gate, kPitch, channel_rows(shared.origin_out, p.out), begin, dtype, part.channels, steps);
+      finish<Configuration>(shared.step, shared.u, shared.gate, shared.D, has_gate, precise);
+      const StridedRows to = channel_rows(shared.origin_out, p.out);
+      // whole tiles along time are written by the threads that finished them
+      if (!to.along_time() || part.channels < Configuration::kChannels || steps < kSteps ||
+          !to.aligned(to.data + begin * to.time_stride * element_size(dtype), element_size(dtype))) {
+        __syncthreads();
+      }
+      ChannelTile::write(shared.step, kPitch, to, begin, dtype, part.channels, steps);
       __syncthreads();
     }
     begin = end;

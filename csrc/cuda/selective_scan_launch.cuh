@@ -19,10 +19,7 @@ using Scan256Double = ScanConfiguration<double, 8, 32>;
 
 // Steps that the backward pass keeps in registers.
 template <typename Configuration>
-constexpr int kRegisterSteps = Configuration::kStates == 4 && sizeof(typename Configuration::T) == 4 &&
-                                       Configuration::kDtype != WMK_BFLOAT16 && Configuration::kDtype != WMK_FLOAT16
-                                   ? 8
-                                   : 4;
+constexpr int kRegisterSteps = 4;
 
 template <typename T>
 int launch_combine(const wmk_selective_scan& p, const ScanPlan& plan, int tile_channels, bool reverse);
