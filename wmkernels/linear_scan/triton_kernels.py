@@ -1,13 +1,13 @@
 """Linear scan in Triton: forward and backward, either direction.
 
-One kernel runs all four, since the gradient of a scan is a scan the other way: with h_t = g_t h_{t-1} + x_t,
-dL/dh_t = lam_t = dL/dout_t + g_{t+1} lam_{t+1}, where dx_t = lam_t and dg_t = lam_t h_{t-1}. Only the step whose gate and
+One kernel runs all four, since the gradient of a scan is a scan the other way: with h_t = g_t h_{t-1} + x_t, dL/dh_t
+= lam_t = dL/dout_t + g_{t+1} lam_{t+1}, where dx_t = lam_t and dg_t = lam_t h_{t-1}. Only the step whose gate and
 reset are read, and the direction, differ.
 
-A program takes a tile of channels along time, a block of steps at once through `tl.associative_scan`, and loads the next
-block before it computes: every number is read and written once, and memory is the bound. Where batch x channels is too
-small to fill the chip, time is cut into segments: a first pass finds each segment's end from zero and its product of
-gates, a second chains them, a third repeats them from their true starts.
+A program takes a tile of channels along time, a block of steps at once through `tl.associative_scan`, and loads the
+next block before it computes: every number is read and written once, and memory is the bound. Where batch x channels
+is too small to fill the chip, time is cut into segments: a first pass finds each segment's end from zero and its
+product of gates, a second chains them, a third repeats them from their true starts.
 """
 
 # mypy: ignore-errors
@@ -112,7 +112,7 @@ def scan_kernel(
     gate_in = (t < end) & (t + GATE_SHIFT < time) & (t + GATE_SHIFT >= 0) & d_in
     gate_next = tl.load(gates_tile + t0 * gates_strides[2], mask=gate_in, other=1.0)
     token_next = tl.load(tokens_tile + t0 * tokens_strides[2], mask=(t < end) & d_in, other=0.0)
-    for block in range(count):
+    for _ in range(count):
         gate, token = gate_next.to(dtype), token_next.to(dtype)
         t = t0 + steps
         inside = (t < end) & d_in
@@ -141,13 +141,13 @@ def scan_kernel(
             if reset is not None:
                 forgot = forgot | tl.max(forgets, axis)
         else:
-            place = states + row * states_strides[0] + d * states_strides[1] + (now + steps) * states_strides[2]
-            tl.store(place, result.to(states.dtype.element_ty), mask=inside)
+            out_place = states + row * states_strides[0] + d * states_strides[1] + (now + steps) * states_strides[2]
+            tl.store(out_place, result.to(states.dtype.element_ty), mask=inside)
         if grad_gates is not None:
             neighbour = t - GATE_SHIFT
             known = inside & (neighbour >= 0) & (neighbour < time)
-            place = past + row * past_strides[0] + d * past_strides[1] + neighbour * past_strides[2]
-            h = tl.load(place, mask=known, other=0.0).to(dtype)
+            past_place = past + row * past_strides[0] + d * past_strides[1] + neighbour * past_strides[2]
+            h = tl.load(past_place, mask=known, other=0.0).to(dtype)
             if initial_state is not None:
                 entered = tl.load(
                     initial_state + row * initial_strides[0] + d * initial_strides[1], mask=d_in, other=0.0
@@ -156,10 +156,11 @@ def scan_kernel(
             grad = result * h
             if reset is not None:
                 r = t + (1 - RESET_SHIFT)
-                cut = tl.load(reset + row * reset_strides[0] + r * reset_strides[1], mask=(t < end) & (r < time), other=0)
+                cuts = reset + row * reset_strides[0] + r * reset_strides[1]
+                cut = tl.load(cuts, mask=(t < end) & (r < time), other=0)
                 grad = tl.where(cut + tl.zeros_like(index).to(tl.int32) != 0, 0.0, grad)
-            place = grad_gates + row * grad_strides[0] + d * grad_strides[1] + (now + steps) * grad_strides[2]
-            tl.store(place, grad.to(grad_gates.dtype.element_ty), mask=inside)
+            grad_place = grad_gates + row * grad_strides[0] + d * grad_strides[1] + (now + steps) * grad_strides[2]
+            tl.store(grad_place, grad.to(grad_gates.dtype.element_ty), mask=inside)
 
     if states is None:
         tl.store(products + slot * channels + d1, product, mask=d_in1)
@@ -168,8 +169,8 @@ def scan_kernel(
     elif last is not None and piece == (0 if REVERSE else segments - 1):
         if GATE_SHIFT != 0:
             edge = 0 if REVERSE else time - 1
-            place = gates + row * gates_strides[0] + d1 * gates_strides[1] + edge * gates_strides[2]
-            state *= tl.load(place, mask=d_in1, other=0.0).to(dtype)
+            at_edge = gates + row * gates_strides[0] + d1 * gates_strides[1] + edge * gates_strides[2]
+            state *= tl.load(at_edge, mask=d_in1, other=0.0).to(dtype)
         if REVERSE and reset is not None:
             state = tl.where(tl.load(reset + row * reset_strides[0] + d1 * 0) != 0, 0.0, state)
         tl.store(last + row * channels + d1, state, mask=d_in1)

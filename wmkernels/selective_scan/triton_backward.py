@@ -1,18 +1,19 @@
 """Selective scan, backward, in Triton.
 
-A program takes a tile of channels through one sequence, or a segment of it, from the end, chunk by chunk. It first runs
-each chunk forward from its saved state and parks the state before every T steps in scratch that stays in cache; then, T
-steps at a time and backwards, it has the states and their gradients side by side in registers (triton_device.py says how
-a tile lies in the threads). With lam_t = dL/dh_t = C_t gy_t + exp(step_{t+1} A) lam_{t+1}, all gradients are sums:
+A program takes a tile of channels through one sequence, or a segment of it, from the end, chunk by chunk. It first
+runs each chunk forward from its saved state and parks the state before every T steps in scratch that stays in cache;
+then, T steps at a time and backwards, it has the states and their gradients side by side in registers
+(triton_device.py says how a tile lies in the threads). With lam_t = dL/dh_t = C_t gy_t + exp(step_{t+1} A) lam_{t+1},
+all gradients are sums:
 
     over states    du_t    = D gy_t + step_t lam_t . B_t        dstep_t = u_t lam_t . B_t + (lam_t kept_t) . A
     over channels  dB_t    = lam_t step_t u_t                   dC_t    = gy_t h_t
     over time      dA      = lam_t kept_t step_t                kept_t  = exp(step_t A) h_{t-1}
 
-Sums over channels go to one partial result a tile, sums over time to one a segment, both added up in a fixed order by a
-second kernel: no atomics, the same result every time. An element costs two exponentials a state and some forty other
-instructions, which bound it. Where batch x channels is too small to fill the chip, sequences are cut into segments as in
-the forward pass, the gradient that leaves each found first.
+Sums over channels go to one partial result a tile, sums over time to one a segment, both added up in a fixed order by
+a second kernel: no atomics, the same result every time. An element costs two exponentials a state and some forty
+other instructions, which bound it. Where batch x channels is too small to fill the chip, sequences are cut into
+segments as in the forward pass, the gradient that leaves each found first.
 """
 
 # mypy: ignore-errors

@@ -1,13 +1,13 @@
 """Device functions that the Triton kernels of the selective scan share.
 
-Tiles are five-dimensional, (T, NI, D1, NL, DL): T steps of time, NI * NL states and D1 * DL channels. Triton deals the
-32 lanes of a warp to the last dimensions, then the warps, then repeats within a thread. NL * DL is 32 and D1 is at least
-the number of warps, so a thread holds all T steps of NI states of some channels, and everything along time happens
-within one thread: `tl.associative_scan` over T becomes a plain loop over registers, one multiply-add an element, whose
-carry is put into the first element and whose running product of decays, unused, is never computed.
+Tiles are five-dimensional, (T, NI, D1, NL, DL): T steps of time, NI * NL states and D1 * DL channels. Triton deals
+the 32 lanes of a warp to the last dimensions, then the warps, then repeats within a thread. NL * DL is 32 and D1 is
+at least the number of warps, so a thread holds all T steps of NI states of some channels, and everything along time
+happens within one thread: `tl.associative_scan` over T becomes a plain loop over registers, one multiply-add an
+element, whose carry is put into the first element and whose running product of decays, unused, is never computed.
 
-A decay of -1 marks a reset. Decays are exponentials, never negative, so the mark is free, and where it stands the past
-is dropped by a select: NaN and infinity stay behind it.
+A decay of -1 marks a reset. Decays are exponentials, never negative, so the mark is free, and where it stands the
+past is dropped by a select: NaN and infinity stay behind it.
 """
 
 # mypy: ignore-errors
@@ -148,8 +148,8 @@ def locate(slot, cu_seqlens, sequences, time, length, slots_each):
     Slots count sequence by sequence. Packed, the first slot of sequence s is cu_seqlens[s] / length + s, which leaves
     enough for each, and one at least, whatever the lengths; s is found by bisection.
 
-    Returns (sequence, row of the batch, first step of the sequence, first and past-the-last step of the piece, whether it
-    is the sequence's last, slots of the sequence before this).
+    Returns (sequence, row of the batch, first step of the sequence, first and past-the-last step of the piece, whether
+    it is the sequence's last, slots of the sequence before this).
     """
     if cu_seqlens is None:
         sequence = slot // slots_each

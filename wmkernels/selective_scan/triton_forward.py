@@ -1,13 +1,13 @@
 """Selective scan, forward, in Triton.
 
-A program walks one sequence, or a segment of it, with a tile of channels and all their states in registers, T steps of
-time at once (triton_device.py says how a tile lies in the threads). B and C are read once a tile of channels, nothing of
-size channels x state x time is ever written, and the next T steps are loaded while these are computed. An element costs
-`state` exponentials and four multiply-adds each, so the kernel is bound by the special-function units.
+A program walks one sequence, or a segment of it, with a tile of channels and all their states in registers, T steps
+of time at once (triton_device.py says how a tile lies in the threads). B and C are read once a tile of channels,
+nothing of size channels x state x time is ever written, and the next T steps are loaded while these are computed. An
+element costs `state` exponentials and four multiply-adds each, so the kernel is bound by the special-function units.
 
-Where batch x channels is too small to fill the chip, sequences are cut into segments: a first pass finds the state that
-each segment reaches from zero, and its decay exp(A * sum of steps), a second chains them (`chain_kernel`), and a third
-walks all segments at once from their true states. The first and the third are the same kernel.
+Where batch x channels is too small to fill the chip, sequences are cut into segments: a first pass finds the state
+that each segment reaches from zero, and its decay exp(A * sum of steps), a second chains them (`chain_kernel`), and a
+third walks all segments at once from their true states. The first and the third are the same kernel.
 """
 
 # mypy: ignore-errors

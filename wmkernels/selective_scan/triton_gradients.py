@@ -166,7 +166,8 @@ def backward(
             ENTERING_BY_SLOT=not tiles.whole,
             **shape,
         )
-        for total, parts in ((grad_A, A_parts), (grad_B, B_parts), (grad_C, C_parts), (grad_D, D_parts), (grad_bias, bias_parts)):
+        totals = (grad_A, grad_B, grad_C, grad_D, grad_bias)
+        for total, parts in zip(totals, (A_parts, B_parts, C_parts, D_parts, bias_parts), strict=True):
             if parts is None:
                 continue
             if parts.dim() == 5:

@@ -6,10 +6,16 @@ import torch
 from torch import Tensor
 
 from wmkernels.selective_scan.outputs import sequence_count
-from wmkernels.triton_runtime import ceil_div, power_of_two_at_least, power_of_two_factor, processors, segment_length, strides
+from wmkernels.triton_runtime import (
+    ceil_div,
+    power_of_two_at_least,
+    power_of_two_factor,
+    processors,
+    segment_length,
+    strides,
+)
 
 WARP = 32
-
 
 
 @dataclass(frozen=True)
@@ -108,7 +114,18 @@ class Tiles:
         slots = sequences * slots_each if cu_seqlens is None else time // segment + sequences
         whole = segment > time
         return Tiles(
-            shape, channels, state, time, sequences, group_channels, group_tiles, tiles, segment, slots_each, slots, whole
+            shape,
+            channels,
+            state,
+            time,
+            sequences,
+            group_channels,
+            group_tiles,
+            tiles,
+            segment,
+            slots_each,
+            slots,
+            whole,
         )
 
 
@@ -119,8 +136,14 @@ def tile_shape(state: int, group_channels: int, granule: int, double: bool, back
     NL = min(padded, max(4, min(WARP, padded // 4)))
     NI = padded // NL
     DL = min(WARP // NL, power_of_two_at_least(group_channels))
-    D1 = min(kind.warps * kind.thread_channels, power_of_two_at_least(ceil_div(group_channels, DL)))
+    # In the backward pass what a tile holds for each channel and step takes registers too where there are few states,
+    # sums and addresses where there are many, and float64 takes two for one.
+    large = backward and (double or padded > 16)
+    halvings = double + (large or (backward and padded < 16)) + (backward and padded < 4)
+    thread_channels = 1 if large else kind.thread_channels
+    D1 = min(kind.warps * thread_channels, power_of_two_at_least(ceil_div(group_channels, DL)))
     warps = min(kind.warps, D1)
-    steps = kind.elements // (2 if double else 1) // (NI * (D1 // warps))
-    T = max(1, min(16, steps))
-    return {"T": power_of_two_factor(granule, T) if granule else T, "NI": NI, "NL": NL, "D1": D1, "DL": DL, "num_warps": warps}
+    elements = kind.elements >> halvings
+    T = max(1, min(8, elements // (NI * (D1 // warps))))
+    T = power_of_two_factor(granule, T) if granule else T
+    return {"T": T, "NI": NI, "NL": NL, "D1": D1, "DL": DL, "num_warps": warps}

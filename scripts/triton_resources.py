@@ -1,0 +1,218 @@
+"""Compiles the Triton kernels ahead of time and writes the table of what they take: registers, stack, shared memory.
+
+Needs no GPU. The launchers themselves run, on CPU tensors, with the launch replaced by a compilation for the GPU asked
+for, so that what is measured is what a call of that shape would run.
+
+    python scripts/triton_resources.py            writes docs/triton_resources.json
+    python scripts/triton_resources.py --check    compares instead, and fails where they differ or a kernel spills
+    python scripts/triton_resources.py --only fp32 --arch 90 --dump FOLDER    prints, and leaves the disassembly
+"""
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+import tempfile
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+from triton.backends import nvidia
+from triton.backends.compiler import GPUTarget
+
+from wmkernels import triton_runtime
+from wmkernels.linear_scan import triton_kernels as linear
+from wmkernels.selective_scan import triton_kernels as selective
+
+TABLE = Path(__file__).parent.parent / "docs" / "triton_resources.json"
+ARCHITECTURES = (80, 90, 100, 120)
+# Most shared memory of a block that every one of these GPUs has (compute capability 12.0 has the least, 99 KB).
+SHARED_LIMIT = 99 * 1024
+TOOLS = Path(nvidia.__file__).parent / "bin"
+
+
+class CompileOnly:
+    """Stands in for Triton's driver of a GPU that is not there."""
+
+    def __init__(self, architecture: int) -> None:
+        self.architecture = architecture
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", self.architecture, 32)
+
+    def get_current_device(self) -> int:
+        return self.architecture
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+
+@contextmanager
+def compiling(architecture: int, made: list[tuple[str, int, Any]]) -> Iterator[None]:
+    """Launches compile for the architecture, and ``made`` gets (kernel's name, warps, compiled kernel) of each."""
+
+    def compile_instead(kernel: Any, programs: int, *arguments: Any, num_warps: int, **options: Any) -> None:
+        compiled = kernel.warmup(*arguments, grid=(1,), num_warps=num_warps, enable_fp_fusion=True, **options)
+        made.append((kernel.fn.__name__, num_warps, compiled))
+
+    launch, triton_runtime.launch = triton_runtime.launch, compile_instead
+    triton.runtime.driver.set_active(CompileOnly(architecture))
+    try:
+        yield
+    finally:
+        triton_runtime.launch = launch
+
+
+def resources(compiled: Any, dump: Path | None) -> dict[str, int]:
+    """Registers a thread, bytes of stack a thread (spills), bytes of shared memory a block."""
+    with tempfile.TemporaryDirectory() as folder:
+        cubin = Path(folder) / "kernel.cubin"
+        cubin.write_bytes(compiled.asm["cubin"])
+        usage = subprocess.run([TOOLS / "cuobjdump", "-res-usage", cubin], capture_output=True, text=True, check=True)
+        if dump:
+            code = subprocess.run([TOOLS / "nvdisasm", cubin], capture_output=True, text=True, check=True)
+            dump.with_suffix(".sass").write_text(code.stdout)
+            dump.with_suffix(".ttgir").write_text(compiled.asm["ttgir"])
+    registers, stack = re.search(r"REG:(\d+) STACK:(\d+)", usage.stdout).groups()  # type: ignore[union-attr]
+    return {"registers": int(registers), "stack": int(stack), "shared": compiled.metadata.shared}
+
+
+def activations(batch: int, channels: int, time: int, dtype: torch.dtype, channel_last: bool) -> Tensor:
+    if channel_last:
+        return torch.empty((batch, time, channels), dtype=dtype).transpose(1, 2)
+    return torch.empty((batch, channels, time), dtype=dtype)
+
+
+def run_selective_scan(state: int, dtype: torch.dtype, channel_last: bool, everything: bool, cut: bool) -> None:
+    """Forward and backward; ``everything``: with z, reset, packing, bias; ``cut``: parallel over time."""
+    batch, channels, time, chunk = 1, 256, 1024, 64
+    parameter = torch.float64 if dtype == torch.float64 else torch.float32
+    u, delta, grad = (activations(batch, channels, time, dtype, channel_last) for _ in range(3))
+    A, D = torch.empty((channels, state), dtype=parameter), torch.empty(channels, dtype=parameter)
+    memory = (batch, 1, time, state) if channel_last else (batch, 1, state, time)
+    B, C = (torch.empty(memory, dtype=dtype) for _ in range(2))
+    if channel_last:
+        B, C = B.transpose(2, 3), C.transpose(2, 3)
+    z = activations(batch, channels, time, dtype, channel_last)
+    reset = torch.zeros((batch, time), dtype=torch.bool) if everything else None
+    cu_seqlens = torch.tensor([0, time]) if everything else None
+    first = torch.empty((batch, channels, state), dtype=parameter)
+    inputs = (u, delta, A, B, C, D, z, D, first, reset, cu_seqlens)
+    segment = 256 if cut else 2 * time
+    out = selective.forward(*inputs, True, channel_last, chunk, segment=segment)
+    selective.backward(grad, first, *inputs, out[2], True, channel_last, chunk, segment=segment)
+
+
+def run_selective_step(state: int, dtype: torch.dtype) -> None:
+    batch, channels = 2, 256
+    h, A = torch.empty((batch, channels, state)), torch.empty((channels, state))
+    u, B, D = torch.empty((batch, channels), dtype=dtype), torch.empty((batch, 1, state), dtype=dtype), A[:, 0]
+    selective.step(h, h, u, u, A, B, B, D, u, D, torch.zeros(batch, dtype=torch.bool), torch.arange(batch), True)
+
+
+def run_linear_scan(dtype: torch.dtype, channel_last: bool, reset: bool, reverse: bool) -> None:
+    """Forward and backward, parallel over time."""
+    batch, channels, time = 2, 256, 1024
+    gates, tokens, grad = (activations(batch, channels, time, dtype, channel_last) for _ in range(3))
+    first = torch.empty((batch, channels))
+    resets = torch.zeros((batch, time), dtype=torch.bool) if reset else None
+    out, _ = linear.forward(gates, tokens, first, resets, reverse, channel_last, segment=256)
+    linear.backward(grad, first, gates, out, first, resets, reverse, channel_last, segment=256)
+
+
+def cases() -> dict[str, Callable[[], None]]:
+    """What is compiled, by name."""
+    bf16, fp32 = torch.bfloat16, torch.float32
+    scan = run_selective_scan
+    return {
+        "selective_scan bf16 state 4": lambda: scan(4, bf16, False, False, True),
+        "selective_scan bf16 state 16": lambda: scan(16, bf16, False, False, True),
+        "selective_scan bf16 state 16 channel last": lambda: scan(16, bf16, True, False, False),
+        "selective_scan bf16 state 16 packed reset": lambda: scan(16, bf16, False, True, True),
+        "selective_scan fp32 state 16": lambda: scan(16, fp32, False, False, False),
+        "selective_scan bf16 state 64": lambda: scan(64, bf16, False, False, False),
+        "selective_scan bf16 state 256": lambda: scan(256, bf16, False, False, False),
+        "selective_scan fp64 state 16": lambda: scan(16, torch.float64, False, False, False),
+        "selective_step bf16 state 16": lambda: run_selective_step(16, bf16),
+        "selective_step bf16 state 256": lambda: run_selective_step(256, bf16),
+        "linear_scan bf16": lambda: run_linear_scan(bf16, False, False, False),
+        "linear_scan bf16 channel last reset": lambda: run_linear_scan(bf16, True, True, False),
+        "linear_scan fp32 reverse reset": lambda: run_linear_scan(fp32, False, True, True),
+    }
+
+
+def measure(only: str, architectures: tuple[int, ...], dump: Path | None) -> list[dict[str, Any]]:
+    """A row for each architecture, case and kernel; kernels of one name are numbered in the order of their launch."""
+    rows: list[dict[str, Any]] = []
+    for architecture in architectures:
+        for case, run in cases().items():
+            if only not in case:
+                continue
+            made: list[tuple[str, int, Any]] = []
+            with compiling(architecture, made):
+                run()
+            seen: Counter[str] = Counter()
+            for kernel, warps, compiled in made:
+                seen[kernel] += 1
+                name = kernel if seen[kernel] == 1 else f"{kernel} {seen[kernel]}"
+                place = dump / f"{case}-{name}-{architecture}".replace(" ", "_") if dump else None
+                used = resources(compiled, place)
+                rows.append({"arch": architecture, "case": case, "kernel": name, "warps": warps, **used})
+    return rows
+
+
+def problems(rows: list[dict[str, Any]]) -> list[str]:
+    """Kernels that spill, or take more shared memory than the smallest of these GPUs has."""
+    found = []
+    for row in rows:
+        where = f"sm_{row['arch']} {row['case']}: {row['kernel']}"
+        if row["stack"]:
+            found.append(f"{where} spills {row['stack']} bytes a thread")
+        if row["shared"] > SHARED_LIMIT:
+            found.append(f"{where} takes {row['shared']} bytes of shared memory, more than {SHARED_LIMIT}")
+    return found
+
+
+def differences(rows: list[dict[str, Any]], table: dict[str, Any]) -> list[str]:
+    """Where the rows differ from those of the table."""
+    known = {(row["arch"], row["case"], row["kernel"]): row for row in table["rows"]}
+    return [f"{known.get((r['arch'], r['case'], r['kernel']))} is now {r}" for r in rows if r not in table["rows"]]
+
+
+def main() -> int:
+    """Writes or checks the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="compare with the table instead of writing it")
+    parser.add_argument("--only", default="", help="cases whose name has this in it")
+    parser.add_argument("--arch", type=int, choices=ARCHITECTURES)
+    parser.add_argument("--dump", type=Path, help="folder for the disassembly and Triton's GPU code")
+    options = parser.parse_args()
+    architectures = (options.arch,) if options.arch else ARCHITECTURES
+    rows = measure(options.only, architectures, options.dump)
+    found = problems(rows)
+    if options.check:
+        table = json.loads(TABLE.read_text())
+        if table["triton"] == triton.__version__:
+            found += differences(rows, table)
+        else:
+            print(f"the table is of triton {table['triton']}, not {triton.__version__}: only the limits are checked")
+    elif not options.only and not options.arch:
+        lines = ",\n    ".join(json.dumps(row) for row in rows)
+        TABLE.write_text(f'{{\n  "triton": "{triton.__version__}",\n  "rows": [\n    {lines}\n  ]\n}}\n')
+    else:
+        print(*rows, sep="\n")
+    spilling = sum(row["stack"] > 0 for row in rows)
+    print(*found, f"{len(rows)} kernels compiled, {spilling} with a stack", sep="\n")
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("ignore")
+    sys.exit(main())
