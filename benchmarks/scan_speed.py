@@ -40,9 +40,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--json", type=Path, help="where the result goes; benchmarks/results/ unless --quick")
     parser.add_argument("--plot", type=Path, help="where the chart goes (PNG); beside the JSON")
     chosen = parser.parse_args(arguments)
-    device = torch.device(chosen.device)
-    if device.type not in ("cpu", "cuda"):
+    if chosen.device.partition(":")[0] not in ("cpu", "cuda"):
         parser.error(f"--device is {chosen.device}, expected cpu or cuda")
+    device = torch.device(chosen.device)
     if device.type == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: PyTorch sees no GPU here")
     chosen.backends = _backends(parser, chosen.backends, device)
