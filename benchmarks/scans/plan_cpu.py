@@ -35,7 +35,7 @@ class CpuPlan:
         self.backends, self.dtype, self.quick = backends, dtype, quick
         self.lengths = lengths or list(QUICK_LENGTHS if quick else LENGTHS)
         self.channels = QUICK_CHANNELS if quick else CHANNELS
-        self.budget = 0.2 if quick else 4.0
+        self.budget = 0.2 if quick else 3.0
         device = torch.device("cpu")
         self.missing: dict[str, str] = {}
         self.peers: dict[str, list[Contender]] = {}
