@@ -57,6 +57,17 @@ def reduce_by_slices(self: Any, arrays: Any) -> list[Any]:
     return [self.to_tensor(value.handle.data, x.dtype) for value, x in zip(total, arrays, strict=True)]
 
 
+def patch_tensor(*arguments: Any) -> None:
+    """Lets a tensor of one element be a number: NumPy 2.4 refuses what Triton before 3.7 asks of it."""
+    OWN_PATCH(*arguments)
+    tensor = arguments[0]
+    tensor.__index__ = lambda self: int(self.handle.data.item())
+    tensor.__bool__ = lambda self: bool(self.handle.data.all()) if self.handle.data.size == 1 else True
+
+
+OWN_PATCH = interpreter._patch_lang_tensor
+
+
 @contextmanager
 def interpreter_of(slices: bool) -> Iterator[None]:
     """Scans and reductions slice by slice, or scalar by scalar as the interpreter has them."""
@@ -64,10 +75,12 @@ def interpreter_of(slices: bool) -> Iterator[None]:
     own = scan.generic_scan, reduction.generic_reduce
     if slices:
         scan.generic_scan, reduction.generic_reduce = scan_by_slices, reduce_by_slices
+    interpreter._patch_lang_tensor = patch_tensor
     try:
         yield
     finally:
         scan.generic_scan, reduction.generic_reduce = own
+        interpreter._patch_lang_tensor = OWN_PATCH
 
 
 class Failures:
