@@ -10,8 +10,8 @@
 // and one tree of additions turns them into one vector.
 #pragma once
 
-#include "horizontal.h"
 #include "selective_scan.h"
+#include "shuffle.h"
 
 namespace wmk::WMK_ISA {
 

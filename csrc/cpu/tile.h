@@ -5,6 +5,7 @@
 // (channel-last) vectors are moved as they are; anything else goes element by element.
 #pragma once
 
+#include "shuffle.h"
 #include "storage.h"
 
 namespace wmk::WMK_ISA {
@@ -15,32 +16,40 @@ struct Plane {
   int64_t row_stride, time_stride;
 };
 
-// Interleaves two vectors in pieces of `Piece` elements: the low halves of every pair of pieces, or the high ones.
-template <int Piece, bool High, class V>
-WMK_INLINE V interleave_lanes(V a, V b) {
-  constexpr int lanes = sizeof(V) / sizeof(a[0]);
-  typedef decltype(a > b) Mask;
-  Mask pick{};
-  for (int lane = 0; lane < lanes; ++lane) {
-    int piece = lane / Piece, within = lane % Piece;
-    int source = (piece / 2) * 2 + (High ? 1 : 0);
-    pick[lane] = (piece & 1 ? lanes : 0) + source * Piece + within;
-  }
-  return __builtin_shuffle(a, b, pick);
-}
-
-// Turns a square of vectors round: v[i][j] becomes v[j][i].
-template <class V, int Lanes, int Piece = 1>
-WMK_INLINE void transpose(V* v) {
-  if constexpr (Piece < Lanes) {
-    for (int i = 0; i < Lanes; ++i) {
-      if (i & Piece) continue;
-      V low = interleave_lanes<Piece, false>(v[i], v[i + Piece]);
-      V high = interleave_lanes<Piece, true>(v[i], v[i + Piece]);
-      v[i] = low;
-      v[i + Piece] = high;
+// Turns a square of vectors round: v[i][j] becomes v[j][i]. First within 128 bits, by unpacking, then the 128-bit
+// blocks by taking even and odd ones; both are single instructions, cheaper than free permutations.
+template <class T>
+WMK_INLINE void transpose(Vector<T>* v) {
+  constexpr int lanes = kLanes<T>, block = 16 / int(sizeof(T)), blocks = lanes / block;
+  Vector<T> u[lanes];  // u[block * q + j]: block b holds column block * b + j of rows block * q onwards
+  for (int q = 0; q < lanes; q += block) {
+    if constexpr (block == 4) {
+      Vector<T> low = unpack<1, false>(v[q], v[q + 1]), high = unpack<1, true>(v[q], v[q + 1]);
+      Vector<T> next_low = unpack<1, false>(v[q + 2], v[q + 3]), next_high = unpack<1, true>(v[q + 2], v[q + 3]);
+      u[q] = unpack<2, false>(low, next_low);
+      u[q + 1] = unpack<2, true>(low, next_low);
+      u[q + 2] = unpack<2, false>(high, next_high);
+      u[q + 3] = unpack<2, true>(high, next_high);
+    } else {
+      u[q] = unpack<1, false>(v[q], v[q + 1]);
+      u[q + 1] = unpack<1, true>(v[q], v[q + 1]);
     }
-    transpose<V, Lanes, 2 * Piece>(v);
+  }
+  for (int j = 0; j < block; ++j) {
+    if constexpr (blocks == 4) {
+      Vector<T> even = alternate_blocks<false>(u[j], u[block + j]), odd = alternate_blocks<true>(u[j], u[block + j]);
+      Vector<T> next_even = alternate_blocks<false>(u[2 * block + j], u[3 * block + j]);
+      Vector<T> next_odd = alternate_blocks<true>(u[2 * block + j], u[3 * block + j]);
+      v[j] = alternate_blocks<false>(even, next_even);
+      v[block + j] = alternate_blocks<false>(odd, next_odd);
+      v[2 * block + j] = alternate_blocks<true>(even, next_even);
+      v[3 * block + j] = alternate_blocks<true>(odd, next_odd);
+    } else if constexpr (blocks == 2) {
+      v[j] = alternate_blocks<false>(u[j], u[block + j]);
+      v[block + j] = alternate_blocks<true>(u[j], u[block + j]);
+    } else {
+      v[j] = u[j];
+    }
   }
 }
 
@@ -61,7 +70,7 @@ static void load_tile(T* tile, int64_t pitch, const S* from, int64_t row_stride,
         for (int row = 0; row < lanes; ++row)
           square[row] = row < rows ? load_as(from + row * row_stride + done, T(0)) : Vector<T>{};
       }
-      transpose<Vector<T>, lanes>(square);
+      transpose<T>(square);
       for (int step = 0; step < lanes; ++step) store(tile + (done + step) * pitch, square[step]);
     }
   }
@@ -83,7 +92,7 @@ static void store_tile(const T* tile, int64_t pitch, S* to, int64_t row_stride, 
     for (; done + lanes <= steps; done += lanes) {
       Vector<T> square[lanes];
       for (int step = 0; step < lanes; ++step) square[step] = load(tile + (done + step) * pitch);
-      transpose<Vector<T>, lanes>(square);
+      transpose<T>(square);
       if (rows == lanes) {
         for (int row = 0; row < lanes; ++row) store_as(to + row * row_stride + done, square[row]);
       } else {

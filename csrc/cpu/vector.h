@@ -112,26 +112,21 @@ WMK_INLINE DoubleVector exp2_slope(DoubleVector f) {
 
 // A number split into the integer nearest to it and the rest; `power` is 2^integer in the form finish() wants.
 #if defined(WMK_AVX512)
-// vreduce answers 0 for an infinite number, so 2^-inf is 0 and 2^inf is infinite without a clamp.
+// vreduce answers 0 for an infinite number, so 2^-inf is 0 and 2^inf is infinite without a clamp. The integer is not
+// computed as t - f: were that fused with the product behind t, it would not be an integer.
 WMK_INLINE FloatVector split(FloatVector t, FloatVector& power) {
-  FloatVector f = _mm512_reduce_ps(t, 0);
-  power = t - f;
-  return f;
+  power = _mm512_roundscale_ps(t, 0);
+  return _mm512_reduce_ps(t, 0);
 }
 WMK_INLINE DoubleVector split(DoubleVector t, DoubleVector& power) {
-  DoubleVector f = _mm512_reduce_pd(t, 0);
-  power = t - f;
-  return f;
+  power = _mm512_roundscale_pd(t, 0);
+  return _mm512_reduce_pd(t, 0);
 }
 WMK_INLINE FloatVector finish(FloatVector f, FloatVector power) {
   return _mm512_scalef_ps(exp2_slope(f) * f + 1, power);
 }
 WMK_INLINE DoubleVector finish(DoubleVector f, DoubleVector power) {
   return _mm512_scalef_pd(exp2_slope(f) * f + 1, power);
-}
-template <class V>
-WMK_INLINE V integer_of(V power) {
-  return power;
 }
 #else
 // Adding 1.5 * 2^23 rounds to an integer and leaves that integer in the low bits of the sum. The power of two is made
@@ -153,8 +148,6 @@ WMK_INLINE FloatVector finish(FloatVector f, FloatVector power) {
 WMK_INLINE DoubleVector finish(DoubleVector f, DoubleVector power) {
   return (exp2_slope(f) * (f + f) + 2) * (DoubleVector)(((Int64Vector)power << 52) + (int64_t(1022) << 52));
 }
-WMK_INLINE FloatVector integer_of(FloatVector power) { return power - 0x1.8p23f; }
-WMK_INLINE DoubleVector integer_of(DoubleVector power) { return power - 0x1.8p52; }
 #endif
 
 // 2^t. A relative error of |t| half-ulps comes with the rounding of t itself.
@@ -167,26 +160,42 @@ WMK_INLINE V exp2(V t) {
 
 template <class T>
 constexpr T kLog2e = T(1.44269504088896340736);
-// ln 2 in two parts; the first has enough trailing zeros that its product with an exponent is exact.
-WMK_INLINE FloatVector minus_log(FloatVector x, FloatVector k) { return (x - k * 0x1.62e4p-1f) - k * 0x1.7f7d1cp-20f; }
-WMK_INLINE DoubleVector minus_log(DoubleVector x, DoubleVector k) {
-  return (x - k * 0x1.62e42fefap-1) - k * 0x1.cf79abc9e3b3ap-40;
+// The rest of x log2(e) after rounding to t, where a fused multiply-add can tell; then also what log2(e) itself lacks.
+WMK_INLINE FloatVector log2e_rest(FloatVector x, [[maybe_unused]] FloatVector t) {
+#if defined(WMK_AVX512)
+  return x * 1.925963033500011e-08f + (FloatVector)_mm512_fmsub_ps(x, broadcast(kLog2e<float>), t);
+#elif defined(WMK_AVX2)
+  return x * 1.925963033500011e-08f + (FloatVector)_mm256_fmsub_ps(x, broadcast(kLog2e<float>), t);
+#else
+  return x * 1.925963033500011e-08f;
+#endif
 }
-WMK_INLINE FloatVector clamp_argument(FloatVector x) {
-  return at_most(at_least(x, broadcast(-87.4f)), broadcast(89.f));
+WMK_INLINE DoubleVector log2e_rest(DoubleVector x, [[maybe_unused]] DoubleVector t) {
+#if defined(WMK_AVX512)
+  return x * 2.0355273740931033e-17 + (DoubleVector)_mm512_fmsub_pd(x, broadcast(kLog2e<double>), t);
+#elif defined(WMK_AVX2)
+  return x * 2.0355273740931033e-17 + (DoubleVector)_mm256_fmsub_pd(x, broadcast(kLog2e<double>), t);
+#else
+  return x * 2.0355273740931033e-17;
+#endif
 }
-WMK_INLINE DoubleVector clamp_argument(DoubleVector x) {
-  return at_most(at_least(x, broadcast(-708.5)), broadcast(710.));
+WMK_INLINE FloatVector bound_argument(FloatVector x) {
+#if defined(WMK_AVX512)
+  return _mm512_max_ps(broadcast(-87.4f), x);  // answers x where that is NaN
+#else
+  return at_least(x, broadcast(-87.4f));
+#endif
 }
+WMK_INLINE DoubleVector bound_argument(DoubleVector x) { return at_least(x, broadcast(-708.5)); }
 
-// e^x, accurate to the last bits whatever x is; zero where the result would be subnormal.
+// e^x for x <= 0, accurate to the last bits however small; about the smallest normal number at least.
 template <class V>
-WMK_INLINE V exp(V x) {
+WMK_INLINE V exp_of_negative(V x) {
   typedef decltype(x[0] + x[0]) T;
-  x = clamp_argument(x);
-  V power;
-  split(x * kLog2e<T>, power);
-  return finish(minus_log(x, integer_of(power)) * kLog2e<T>, power);
+  x = bound_argument(x);
+  V t = x * kLog2e<T>, power;
+  V f = split(t, power) + log2e_rest(x, t);
+  return finish(f, power);
 }
 
 // log(1 + e) for e in [0, 1], as 2 atanh(e / (2 + e)); the relative error is small also for a tiny e.
@@ -219,19 +228,21 @@ WMK_INLINE DoubleVector log1p_of_fraction(DoubleVector e) {
 // log(1 + e^x), and x itself above 20 as in PyTorch.
 template <class V>
 WMK_INLINE V softplus(V x) {
-  V tail = log1p_of_fraction(exp(-absolute(x)));
+  V tail = log1p_of_fraction(exp_of_negative(-absolute(x)));
   return x > 20 ? x : at_least(x, V{}) + tail;
 }
 // 1 / (1 + e^-x), from e^-|x| so that nothing overflows.
 template <class V>
 WMK_INLINE V sigmoid(V x) {
-  V e = exp(-absolute(x));
+  V e = exp_of_negative(-absolute(x));
   return (x < 0 ? e : V{} + 1) / (e + 1);
 }
-// Derivative of softplus, which is 1 where softplus is the identity.
+// softplus and its derivative, which is 1 where softplus is the identity.
 template <class V>
-WMK_INLINE V softplus_slope(V x) {
-  return x > 20 ? V{} + 1 : sigmoid(x);
+WMK_INLINE V softplus(V x, V& slope) {
+  V e = exp_of_negative(-absolute(x));
+  slope = x > 20 ? V{} + 1 : (x < 0 ? e : V{} + 1) / (e + 1);
+  return x > 20 ? x : at_least(x, V{}) + log1p_of_fraction(e);
 }
 
 }  // namespace wmk::WMK_ISA

@@ -388,7 +388,7 @@ class Squares {
       for (int64_t done = 0; done < steps; done += lanes) {
         Vector<T> turned[lanes];
         for (int i = 0; i < lanes; ++i) turned[i] = load(square + (done + i) * pitch);
-        transpose<Vector<T>, lanes>(turned);
+        transpose<T>(turned);
         for (int i = 0; i < lanes; ++i) stream_as(to + i * p.row_stride + done, turned[i]);
       }
     } else {

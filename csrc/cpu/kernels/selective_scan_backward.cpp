@@ -6,17 +6,19 @@
 //
 // dB and dC are sums over all channels of a group. The channel tiles of a group are dealt out to a number of parts that
 // depends on the shape alone; a part sums into a buffer of its own, and the parts are added up in order after each
-// chunk. So nothing is atomic, and the result does not depend on the number of threads. Sequences are dealt out to
-// strands likewise; a strand takes its sequences one after another and sums the gradients of the parameters, and all
-// strands go through their chunks in step.
+// round of a few chunks. So nothing is atomic, and the result does not depend on the number of threads. Sequences are
+// dealt out to strands likewise; a strand takes its sequences one after another and sums the gradients of the
+// parameters, and all strands go through their chunks in step.
 #include "../selective_scan_backward.h"
 
 namespace wmk::WMK_ISA {
 namespace {
 
-constexpr int64_t kMostUnits = 64;  // parts in all groups and strands: the most threads that can share the work
+constexpr int64_t kMostUnits = 32;  // parts in all groups and strands: the most threads that can share the work
 constexpr int64_t kMostStrands = 16;
-constexpr int64_t kSumSteps = 32;  // time steps of dB and dC that are added up together
+constexpr int64_t kSumsBytes = int64_t(8) << 20;  // of the parts' sums in a round: a few synchronisations in all
+constexpr int64_t kSumSteps = 32;                 // time steps of dB and dC that are added up together
+constexpr int64_t kShares = 8;                    // of that work in a group and strand
 
 // Where a strand stands: a chunk of a sequence, from the last to the first.
 struct Cursor {
@@ -44,7 +46,9 @@ class Backward {
     grad_C_ = grad_B_ + tiles * (scan.B_varies ? 0 : table_);
     grad_D_ = grad_C_ + tiles * (scan.C_varies ? 0 : table_);
     grad_bias_ = grad_D_ + tiles * lanes;
-    sums_ = arena.take<T>(scan.B_varies || scan.C_varies ? units_ * span_ * sums_pitch_ : 0);
+    int64_t window = kSumsBytes / (units_ * sums_pitch_ * int64_t(sizeof(T)));
+    window_ = larger(span_, smaller(window, divide_up(scan.time, span_) * span_));
+    sums_ = arena.take<T>(scan.B_varies || scan.C_varies ? units_ * window_ * sums_pitch_ : 0);
     scratch_ = arena.take<char>(0);
     scratch_bytes_ = round_up(Scratch(*this, Arena(nullptr)).bytes, 4096) + 4096;
     workspace_ = arena.used() + scratch_bytes_ * scan.threads;
@@ -55,11 +59,9 @@ class Backward {
     begin();
     while (any_left()) {
       parallel_for(units_, scan_.threads, [&](int64_t unit, int64_t thread) { run_unit(unit, thread); });
-      if (parts_ > 1 && (scan_.B_varies || scan_.C_varies)) {
-        int64_t pieces = divide_up(span_, kSumSteps);
-        parallel_for(strands_ * shape_.groups * pieces, scan_.threads, [&](int64_t item, int64_t thread) {
-          int64_t strand = item / pieces / shape_.groups;
-          add_up(strand, item / pieces % shape_.groups, item % pieces * kSumSteps, scratch(thread));
+      if (scan_.B_varies || scan_.C_varies) {
+        parallel_for(strands_ * shape_.groups * kShares, scan_.threads, [&](int64_t item, int64_t thread) {
+          add_up(item / kShares / shape_.groups, item / kShares % shape_.groups, item % kShares, scratch(thread));
         });
       }
       advance();
@@ -104,10 +106,8 @@ class Backward {
   void begin() const {
     memset(carry_, 0, accumulators_ * sizeof(T));
     for (int64_t strand = 0; strand < strands_; ++strand) {
-      cursors_[strand].sequence = first_sequence(strand) - 1;
-      cursors_[strand].chunk = 0;
+      cursors_[strand] = next(strand, {first_sequence(strand) - 1, 0});
     }
-    advance();
     for (int64_t sequence = 0; sequence < scan_.sequences; ++sequence)
       if (chunks_of(sequence) == 0) pass_empty(sequence);
   }
@@ -123,15 +123,30 @@ class Backward {
                   shape_.state);
     }
   }
-  // Takes every strand to its next chunk.
-  void advance() const {
-    for (int64_t strand = 0; strand < strands_; ++strand) {
-      Cursor& cursor = cursors_[strand];
-      int64_t end = first_sequence(strand + 1);
-      if (cursor.sequence >= end) continue;
-      --cursor.chunk;
-      while (cursor.chunk < 0 && ++cursor.sequence < end) cursor.chunk = chunks_of(cursor.sequence) - 1;
+  // The chunk before this one, in the same sequence or the next that has any.
+  Cursor next(int64_t strand, Cursor cursor) const {
+    int64_t end = first_sequence(strand + 1);
+    --cursor.chunk;
+    while (cursor.chunk < 0 && ++cursor.sequence < end) cursor.chunk = chunks_of(cursor.sequence) - 1;
+    return cursor;
+  }
+  // Calls work(sequence, chunk, first time, steps, offset in the window) for every chunk of the strand's round: as many
+  // as fit in the window. Answers where the next round starts.
+  template <class Work>
+  Cursor over_round(int64_t strand, const Work& work) const {
+    Cursor cursor = cursors_[strand];
+    for (int64_t offset = 0; cursor.sequence < first_sequence(strand + 1); cursor = next(strand, cursor)) {
+      Sequence sequence(scan_, cursor.sequence);
+      int64_t time = sequence.begin + cursor.chunk * scan_.chunk, steps = smaller(scan_.chunk, sequence.end - time);
+      if (offset + steps > window_) break;
+      work(sequence, cursor.chunk, time, steps, offset);
+      offset += steps;
     }
+    return cursor;
+  }
+  void advance() const {
+    for (int64_t strand = 0; strand < strands_; ++strand)
+      cursors_[strand] = over_round(strand, [](const Sequence&, int64_t, int64_t, int64_t, int64_t) {});
   }
   bool is_done(int64_t strand) const { return cursors_[strand].sequence >= first_sequence(strand + 1); }
   bool any_left() const {
@@ -142,22 +157,18 @@ class Backward {
 
   void run_unit(int64_t unit, int64_t thread) const {
     int64_t part = unit % parts_, group = unit / parts_ % shape_.groups, strand = unit / parts_ / shape_.groups;
-    if (is_done(strand)) return;
     Scratch s = scratch(thread);
-    Cursor cursor = cursors_[strand];
-    Sequence sequence(scan_, cursor.sequence);
-    int64_t time = sequence.begin + cursor.chunk * scan_.chunk, steps = smaller(scan_.chunk, sequence.end - time);
-    T* sums = sums_ + unit * span_ * sums_pitch_;
-    if (scan_.B_varies || scan_.C_varies) memset(sums, 0, steps * sums_pitch_ * sizeof(T));
     memset(s.zeros, 0, lanes * kBlockStates<T> * sizeof(T));
-    if (scan_.B_varies) load_states(s.B, scan_.B, sequence.batch, group, time, steps);
-    if (scan_.C_varies) load_states(s.C, scan_.C, sequence.batch, group, time, steps);
-    for (int64_t step = 0; step < steps; ++step) s.fresh[step] = is_fresh(sequence, time + step);
     int64_t tiles = shape_.tiles_per_group, first = group * tiles;
-    for (int64_t tile = first + tiles * part / parts_; tile < first + tiles * (part + 1) / parts_; ++tile)
-      run_tile(s, sequence, cursor.chunk, strand, tile, time, steps, sums);
-    if (parts_ == 1 && (scan_.B_varies || scan_.C_varies))
-      for (int64_t step = 0; step < steps; step += kSumSteps) add_up(strand, group, step, s);
+    over_round(strand, [&](const Sequence& sequence, int64_t chunk, int64_t time, int64_t steps, int64_t offset) {
+      T* sums = sums_ + (unit * window_ + offset) * sums_pitch_;
+      if (scan_.B_varies || scan_.C_varies) memset(sums, 0, steps * sums_pitch_ * sizeof(T));
+      if (scan_.B_varies) load_states(s.B, scan_.B, sequence.batch, group, time, steps);
+      if (scan_.C_varies) load_states(s.C, scan_.C, sequence.batch, group, time, steps);
+      for (int64_t step = 0; step < steps; ++step) s.fresh[step] = is_fresh(sequence, time + step);
+      for (int64_t tile = first + tiles * part / parts_; tile < first + tiles * (part + 1) / parts_; ++tile)
+        run_tile(s, sequence, chunk, strand, tile, time, steps, sums);
+    });
   }
 
   bool is_fresh(const Sequence& sequence, int64_t time) const {
@@ -231,8 +242,9 @@ class Backward {
     for (int64_t t = 0; t < steps * lanes; t += lanes) {
       Vector<T> step = load(s.step + t) + bias, u = load(s.u + t);
       if (scan_.delta_softplus) {
-        store(s.slope + t, softplus_slope(step));
-        step = softplus(step);
+        Vector<T> slope;
+        step = softplus(step, slope);
+        store(s.slope + t, slope);
       }
       store(s.step + t, step);
       store(s.input + t, step * u);
@@ -270,25 +282,27 @@ class Backward {
     store_gradient(s.gate, scan_.grad_z, sequence, channel, rows, time, steps);
   }
 
-  // Adds up the parts of dB and dC of a group over kSumSteps steps from `begin` on of the strand's chunk.
-  void add_up(int64_t strand, int64_t group, int64_t begin, const Scratch& s) const {
-    if (is_done(strand)) return;
-    Sequence sequence(scan_, cursors_[strand].sequence);
-    int64_t time = sequence.begin + cursors_[strand].chunk * scan_.chunk + begin;
-    int64_t steps = smaller(kSumSteps, smaller(scan_.chunk - begin, sequence.end - time));
-    if (steps <= 0) return;
+  // Adds up the parts of dB and dC of a group, for a share of the time steps of the strand's round.
+  void add_up(int64_t strand, int64_t group, int64_t share, const Scratch& s) const {
     constexpr int block = kBlockStates<T>;
-    const T* first = sums_ + ((strand * shape_.groups + group) * parts_ * span_ + begin) * sums_pitch_;
-    for (int64_t t = 0; t < steps; ++t) {
-      for (int64_t n = 0; n * lanes < sums_pitch_; ++n) {
-        Vector<T> sum = load(first + t * sums_pitch_ + n * lanes);
-        for (int64_t part = 1; part < parts_; ++part) sum += load(first + (part * span_ + t) * sums_pitch_ + n * lanes);
-        memcpy(s.B + t * shape_.pitch + n * block, &sum, sizeof(sum) / 2);
-        memcpy(s.C + t * shape_.pitch + n * block, (const T*)&sum + block, sizeof(sum) / 2);
+    int64_t piece = 0;
+    over_round(strand, [&](const Sequence& sequence, int64_t, int64_t time, int64_t steps, int64_t offset) {
+      for (int64_t begin = 0; begin < steps; begin += kSumSteps) {
+        if (piece++ % kShares != share) continue;
+        int64_t count = smaller(kSumSteps, steps - begin);
+        const T* first = sums_ + ((strand * shape_.groups + group) * parts_ * window_ + offset + begin) * sums_pitch_;
+        for (int64_t t = 0; t < count; ++t) {
+          for (int64_t n = 0; n * lanes < sums_pitch_; ++n) {
+            Vector<T> sum{};
+            for (int64_t p = 0; p < parts_; ++p) sum += load(first + (p * window_ + t) * sums_pitch_ + n * lanes);
+            memcpy(s.B + t * shape_.pitch + n * block, &sum, sizeof(sum) / 2);
+            memcpy(s.C + t * shape_.pitch + n * block, (const T*)&sum + block, sizeof(sum) / 2);
+          }
+        }
+        if (scan_.B_varies) store_states(s.B, scan_.grad_B, sequence.batch, group, time + begin, count);
+        if (scan_.C_varies) store_states(s.C, scan_.grad_C, sequence.batch, group, time + begin, count);
       }
-    }
-    if (scan_.B_varies) store_states(s.B, scan_.grad_B, sequence.batch, group, time, steps);
-    if (scan_.C_varies) store_states(s.C, scan_.grad_C, sequence.batch, group, time, steps);
+    });
   }
   void store_states(const T* tile, const wmk_view& view, int64_t batch, int64_t group, int64_t time,
                     int64_t steps) const {
@@ -326,14 +340,15 @@ class Backward {
 
   const wmk_selective_scan& scan_;
   ScanShape<T> shape_;
-  int64_t span_;  // most steps in a chunk
+  int64_t span_;    // most steps in a chunk
+  int64_t window_;  // most steps of a strand in a round
   int64_t strands_, parts_, units_, table_, sums_pitch_, scratch_bytes_, workspace_;
   Cursor* cursors_;
   int64_t accumulators_;  // elements of carry_ and what follows it
   char* scratch_;
   T *carry_, *grad_A_, *grad_B_, *grad_C_;  // [strands][tiles][pitch][lane]
   T *grad_D_, *grad_bias_;                  // [strands][tiles][lane]
-  T* sums_;                                 // [units][span][sums_pitch]
+  T* sums_;                                 // [units][window][sums_pitch]
 };
 
 }  // namespace

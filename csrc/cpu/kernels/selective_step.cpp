@@ -4,9 +4,9 @@
 // written once, whatever its dtype. As many channels as there are lanes go together: their step sizes, inputs and gates
 // share vectors, and their outputs, one sum over lanes each, come out of one tree of additions. A batch element of
 // 1536 channels of 16 states is some 30,000 instructions, so threads are called only for far more than that.
-#include "../horizontal.h"
 #include "../isa.h"
 #include "../parallel.h"
+#include "../shuffle.h"
 #include "../storage.h"
 
 namespace wmk::WMK_ISA {
@@ -112,8 +112,17 @@ class Step {
     if (step_.delta_softplus) size = softplus(size);
     Vector<T> input = size * u, scaled = size * kLog2e<T>;
     Vector<T> products[lanes];
-    for (int row = 0; row < lanes; ++row)
-      products[row] = row < rows ? update(slot, channel + row, scaled[row], input[row], fresh, B, C) : Vector<T>{};
+    bool whole_vectors = step_.state_in.stride[2] == 1 && step_.state_out.stride[2] == 1 && step_.A.stride[1] == 1 &&
+                         step_.state % lanes == 0 && !fresh;
+    for (int row = 0; row < lanes; ++row) {
+      if (row >= rows) {
+        products[row] = Vector<T>{};
+      } else if (whole_vectors) {
+        products[row] = update<true>(slot, channel + row, scaled[row], input[row], fresh, B, C);
+      } else {
+        products[row] = update<false>(slot, channel + row, scaled[row], input[row], fresh, B, C);
+      }
+    }
     Vector<T> out = sum_lanes<T>([&](int row) { return products[row]; });
     if (step_.D.data) out += parameter(step_.D, channel, rows) * u;
     if (step_.z.data) {
@@ -123,17 +132,22 @@ class Step {
     return out;
   }
 
-  // Updates the states of one channel and answers their products with C.
-  Vector<T> update(int64_t slot, int64_t channel, T scaled, T input, bool fresh, const T* B, const T* C) const {
+  // Updates the states of one channel and answers their products with C. WholeVectors: the states are contiguous, fill
+  // their vectors, and are not forgotten.
+  template <bool WholeVectors>
+  __attribute__((always_inline)) Vector<T> update(int64_t slot, int64_t channel, T scaled, T input, bool fresh,
+                                                  const T* B, const T* C) const {
     const State* from = (const State*)step_.state_in.data + at(step_.state_in, slot, channel);
     State* to = (State*)step_.state_out.data + at(step_.state_out, slot, channel);
     const T* A = (const T*)step_.A.data + channel * step_.A.stride[0];
-    int64_t from_stride = step_.state_in.stride[2], to_stride = step_.state_out.stride[2], A_stride = step_.A.stride[1];
+    int64_t from_stride = WholeVectors ? 1 : step_.state_in.stride[2];
+    int64_t to_stride = WholeVectors ? 1 : step_.state_out.stride[2];
+    int64_t A_stride = WholeVectors ? 1 : step_.A.stride[1];
     Vector<T> products{};
     for (int64_t n = 0; n < step_.state; n += lanes) {
-      int count = int(smaller(lanes, step_.state - n));
+      int count = WholeVectors ? lanes : int(smaller(lanes, step_.state - n));
       Vector<T> h = input * load(B + n);
-      if (!fresh) {
+      if (WholeVectors || !fresh) {
         Vector<T> decay = exp2(scaled * gather<T>(A + n * A_stride, A_stride, count));
         h += decay * gather<T>(from + n * from_stride, from_stride, count);
       }

@@ -1,4 +1,4 @@
-// Sums across lanes, many at a time.
+// Shuffles of lanes, and sums across them, many at a time.
 #pragma once
 
 #include "vector.h"
