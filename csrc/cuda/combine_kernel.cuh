@@ -50,7 +50,8 @@ __global__ void __launch_bounds__(32 * kCombineWarps)
   T* boundary = static_cast<T*>(plan.boundary);
   const T* decay = static_cast<const T*>(plan.decay);
   const int64_t channels_per_group = p.channels / p.groups;
-  const int64_t tile = channel / channels_per_group * plan.tiles_per_group + channel % channels_per_group / tile_channels;
+  const int64_t tile =
+      channel / channels_per_group * plan.tiles_per_group + channel % channels_per_group / tile_channels;
   const auto slot_of = [&](int64_t k) { return first + (REVERSE ? count - 1 - k : k); };
 
   T state = T(0), product = T(1);

@@ -65,7 +65,8 @@ int launch_scan(const wmk_linear_scan& p) {
   const LinearPlan plan = make_plan<T>(p, bytes);
   const int64_t rows = p.batch * p.channels;
   const int64_t blocks = plan.segments * p.batch * ceil_divide(p.channels, C::kRows);
-  const int64_t shared = sizeof(LinearShared<T, BACKWARD>) + (BACKWARD ? 3 : 2) * C::kRows * C::kSteps * element_size(p.dtype);
+  const int64_t shared =
+      sizeof(LinearShared<T, BACKWARD>) + (BACKWARD ? 3 : 2) * C::kRows * C::kSteps * element_size(p.dtype);
   if (plan.segments > 1) {
     int status =
         WMK_LAUNCH((linear_scan_kernel<T, DTYPE, BACKWARD, true>), blocks, C::kThreads, shared, p.stream, p, plan);

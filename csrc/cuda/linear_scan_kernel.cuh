@@ -1,10 +1,10 @@
 // Linear scan, h_t = g_t h_{t-1} + x_t, forward and backward, either way in time, on a GPU.
 //
 // Bound by memory: an element costs three reads or writes forward and five backward, and a few multiply-adds. A block
-// takes 16 rows (channels) and walks over time in tiles, the next one under way while this one is scanned. Eight threads
-// share a row; each composes four steps into one affine map, three shuffles chain the eight maps, and each thread then
-// runs its four steps from the right value. The backward pass is the same scan from the other end, of what a step sends
-// back: x_t = g_t (dout_t + x_{t+1}).
+// takes 16 rows (channels) and walks over time in tiles, the next one under way while this one is scanned. Eight
+// threads share a row; each composes four steps into one affine map, three shuffles chain the eight maps, and each
+// thread then runs its four steps from the right value. The backward pass is the same scan from the other end, of what
+// a step sends back: x_t = g_t (dout_t + x_{t+1}).
 //
 // Where there are too few rows to fill the chip, time is cut into segments: a first pass composes each segment to one
 // map, a small kernel chains them, and the second pass starts each segment with the right value.
@@ -60,7 +60,7 @@ __device__ __forceinline__ T apply(const AffineMap<T>& map, T value) {
 
 // BACKWARD: the gradients. LOCAL: only each segment's map.
 template <typename T, int DTYPE, bool BACKWARD, bool LOCAL>
-__global__ void __launch_bounds__(128, sizeof(T) == 8 || BACKWARD ? 5 : 6)
+__global__ void __launch_bounds__(128, sizeof(T) == 8 || BACKWARD ? 4 : 6)
     linear_scan_kernel(const WMK_GRID_CONSTANT wmk_linear_scan p, const WMK_GRID_CONSTANT LinearPlan plan) {
   using C = LinearConfiguration<T>;
   using RowTile = typename C::RowTile;
@@ -127,10 +127,10 @@ __global__ void __launch_bounds__(128, sizeof(T) == 8 || BACKWARD ? 5 : 6)
     const int64_t begin = tile_begin(i);
     const int steps = tile_steps(begin);
     copy_async_wait();
-    RowTile::template place<false>(shared.gates, kPitch, gate_slots, rows_of(p.gates).along_time(), dtype, rows,
+    RowTile::template place<false>(shared.gates, kPitch, gate_slots, rows_of(p.gates).along_time(), dtype, rows, steps,
+                                   same);
+    RowTile::template place<false>(shared.values, kPitch, value_slots, rows_of(values_view).along_time(), dtype, rows,
                                    steps, same);
-    RowTile::template place<false>(shared.values, kPitch, value_slots, rows_of(values_view).along_time(), dtype,
-                                   rows, steps, same);
     if (needs_outputs) {
       RowTile::template place<false>(shared.outputs, kPitch, output_slots, rows_of(p.out).along_time(), dtype, rows,
                                      steps, same);
@@ -192,55 +192,55 @@ __global__ void __launch_bounds__(128, sizeof(T) == 8 || BACKWARD ? 5 : 6)
         all.forgets = __shfl_sync(0xffffffffu, static_cast<int>(mine.forgets), last_thread) != 0;
         whole.factor *= all.factor;
         whole.forgets = whole.forgets || all.forgets;
-        continue;
-      }
-      Quad<T> result;
-#pragma unroll
-      for (int j = 0; j < 4; ++j) {
-        const int k = reverse ? 3 - j : j;
-        const T gate = reverse ? g.value[3 - j] : g.value[j], value = reverse ? v.value[3 - j] : v.value[j];
-        const bool forget = forgets >> k & 1u;
-        T here;
-        if (BACKWARD) {
-          here = value + state;
-          state = forget ? T(0) : gate * here;
-        } else {
-          here = forget ? value : gate * state + value;
-          state = here;
-        }
-        if (reverse) {
-          result.value[3 - j] = here;
-        } else {
-          result.value[j] = here;
-        }
-      }
-      store_quad(values, result);
-      if (BACKWARD && p.grad_gates.data != nullptr) {
-        // The gradient of a gate: times the state that it multiplied, its neighbour's in time. Of a thread's four steps
-        // three have theirs here; the fourth lies with the next thread, or beyond this round.
-        Quad<T> then = load_quad(shared.outputs + row * kPitch + first);
-        const bool inside = p.reverse ? first + 4 < steps : first > 0;
-        T edge = T(0);
-        if (inside) {
-          edge = shared.outputs[row * kPitch + (p.reverse ? first + 4 : first - 1)];
-        } else if (exists && first < steps) {
-          const int64_t other = p.reverse ? begin + steps : begin - 1;
-          if (other >= 0 && other < p.time) {
-            edge = load_element<T>(p.out.data, dtype, batch * p.out.stride[0] + channel * p.out.stride[1] +
-                                                          other * p.out.stride[2]);
-          } else if (p.initial_state.data != nullptr) {
-            edge = static_cast<const T*>(
-                p.initial_state.data)[batch * p.initial_state.stride[0] + channel * p.initial_state.stride[1]];
-          }
-        }
-        const int last_step = steps - 1 - first;  // in this quad, if it is in it
+      } else {
+        Quad<T> result = {};
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
-          const T state_then = p.reverse ? (j == 3 || j == last_step ? edge : then.value[j < 3 ? j + 1 : 3])
-                                         : (j == 0 ? edge : then.value[j > 0 ? j - 1 : 0]);
-          result.value[j] = forgets >> j & 1u ? T(0) : result.value[j] * state_then;
+          const int k = reverse ? 3 - j : j;
+          const T gate = reverse ? g.value[3 - j] : g.value[j], value = reverse ? v.value[3 - j] : v.value[j];
+          const bool forget = forgets >> k & 1u;
+          T here;
+          if (BACKWARD) {
+            here = value + state;
+            state = forget ? T(0) : gate * here;
+          } else {
+            here = forget ? value : gate * state + value;
+            state = here;
+          }
+          if (reverse) {
+            result.value[3 - j] = here;
+          } else {
+            result.value[j] = here;
+          }
         }
-        store_quad(gates, result);
+        store_quad(values, result);
+        if (BACKWARD && p.grad_gates.data != nullptr) {
+          // The gradient of a gate: times the state that it multiplied, its neighbour's in time. Of a thread's four
+          // steps three have theirs here; the fourth lies with the next thread, or beyond this round.
+          Quad<T> then = load_quad(shared.outputs + row * kPitch + first);
+          const bool inside = p.reverse ? first + 4 < steps : first > 0;
+          T edge = T(0);
+          if (inside) {
+            edge = shared.outputs[row * kPitch + (p.reverse ? first + 4 : first - 1)];
+          } else if (exists && first < steps) {
+            const int64_t other = p.reverse ? begin + steps : begin - 1;
+            if (other >= 0 && other < p.time) {
+              edge = load_element<T>(p.out.data, dtype,
+                                     batch * p.out.stride[0] + channel * p.out.stride[1] + other * p.out.stride[2]);
+            } else if (p.initial_state.data != nullptr) {
+              edge = static_cast<const T*>(
+                  p.initial_state.data)[batch * p.initial_state.stride[0] + channel * p.initial_state.stride[1]];
+            }
+          }
+          const int last_step = steps - 1 - first;  // in this quad, if it is in it
+#pragma unroll
+          for (int j = 0; j < 4; ++j) {
+            const T state_then = p.reverse ? (j == 3 || j == last_step ? edge : then.value[j < 3 ? j + 1 : 3])
+                                           : (j == 0 ? edge : then.value[j > 0 ? j - 1 : 0]);
+            result.value[j] = forgets >> j & 1u ? T(0) : result.value[j] * state_then;
+          }
+          store_quad(gates, result);
+        }
       }
     }
     __syncthreads();
@@ -270,8 +270,8 @@ __global__ void __launch_bounds__(128, sizeof(T) == 8 || BACKWARD ? 5 : 6)
 
 // Puts what enters each segment in the place of where it leads.
 template <typename T>
-__global__ void __launch_bounds__(128) linear_scan_combine_kernel(const WMK_GRID_CONSTANT LinearPlan plan,
-                                                                  const int64_t rows) {
+__global__ void __launch_bounds__(128)
+    linear_scan_combine_kernel(const WMK_GRID_CONSTANT LinearPlan plan, const int64_t rows) {
   const int64_t row = static_cast<int64_t>(blockIdx.x) * 128 + threadIdx.x;
   if (row >= rows) return;
   T* boundary = static_cast<T*>(plan.boundary);

@@ -1,6 +1,6 @@
 // Everything that only a GPU can say, one small function each: approximate arithmetic, type conversions, asynchronous
-// copies, the launch itself. Each has a plain C++ twin under WMK_EMULATE, so that the kernels above this file compile as
-// C++ too. The emulation header supplies what CUDA supplies by itself (threadIdx, __syncthreads, shuffles, ...).
+// copies, the launch itself. Each has a plain C++ twin under WMK_EMULATE, so that the kernels above this file compile
+// as C++ too. The emulation header supplies what CUDA supplies by itself (threadIdx, __syncthreads, shuffles, ...).
 #pragma once
 
 #include <stdint.h>
@@ -13,8 +13,8 @@
 
 #include "cuda_emulator.h"
 
-#define WMK_LAUNCH(kernel, grid, block, shared, stream, ...)                   \
-  ((grid) == 0 ? static_cast<int>(WMK_OK)                                      \
+#define WMK_LAUNCH(kernel, grid, block, shared, stream, ...) \
+  ((grid) == 0 ? static_cast<int>(WMK_OK)                    \
                : CUDA_EMULATOR_LAUNCH(kernel, static_cast<unsigned>(grid), block, shared, __VA_ARGS__))
 #define WMK_SHARED_MEMORY(name) CUDA_EMULATOR_SHARED(name)
 #define WMK_SHARED_ARRAY(type, name, dimensions) CUDA_EMULATOR_SHARED_ARRAY(type, name, dimensions)
@@ -95,8 +95,8 @@ __device__ __forceinline__ uint32_t bits_of(float x) { return __float_as_uint(x)
 __device__ __forceinline__ float float_of(uint32_t bits) { return __uint_as_float(bits); }
 
 // Sums over every four neighbouring threads, on the tensor cores: thread `which` of each four adds the four threads'
-// values to its sums. Values count with ten bits of mantissa, sums are fp32. One matrix product with a matrix that is one
-// where column 2 * which and rows 0 to 3 meet, and column 2 * which + 1 and rows 4 to 7.
+// values to its sums. Values count with ten bits of mantissa, sums are fp32. One matrix product with a matrix that is
+// one where column 2 * which and rows 0 to 3 meet, and column 2 * which + 1 and rows 4 to 7.
 __device__ __forceinline__ void sum_over_four(float (&sums)[4], const float (&values)[4], int which) {
   const int column = static_cast<int>(threadIdx.x) % 32 / 4;
   const float even = column == 2 * which ? 1.0f : 0.0f, odd = column == 2 * which + 1 ? 1.0f : 0.0f;

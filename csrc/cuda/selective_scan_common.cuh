@@ -14,6 +14,13 @@
 
 namespace wmk {
 
+// Warps of the backward pass on a multiprocessor: what shared memory holds.
+#if defined(__CUDA_ARCH__) && (__CUDA_ARCH__ < 900 || __CUDA_ARCH__ >= 1200)
+constexpr int kBackwardWarps = 8;
+#else
+constexpr int kBackwardWarps = 12;
+#endif
+
 // Which threads do what, for one type of arithmetic, states a thread, and threads a channel; and for one dtype, or for
 // any that goes with the arithmetic (-1) where a kernel is not worth one for each.
 template <typename T_, int STATES_, int LANES_, int DTYPE_ = -1>
@@ -26,14 +33,14 @@ struct ScanConfiguration {
   static constexpr int kWarps = LANES_ < 4 ? LANES_ : 4;
   static constexpr int kThreads = 32 * kWarps;
   // Warps a multiprocessor should hold, for the compiler to share out the registers.
-  static constexpr int kForwardBlocks = (kStates == 4 ? 12 : 8) / kWarps;
-  static constexpr int kBackwardBlocks = (kStates == 4 && sizeof(T) == 4 ? 12 : 8) / kWarps;
+  static constexpr int kForwardBlocks = (kStates == 4 && sizeof(T) == 4 ? 12 : 8) / kWarps;
+  static constexpr int kBackwardBlocks = (kStates == 4 && sizeof(T) == 4 ? kBackwardWarps : 8) / kWarps;
   static constexpr int kChannels = kThreads / LANES_;  // channels a block
   static constexpr int kWarpChannels = 32 / LANES_;
   static constexpr int kSteps = kPaddedStates > 64 || sizeof(T) == 8 ? 8 : 32;  // in a tile of time
-  static constexpr int kPitch = kSteps + 4;              // a row of a channel tile
-  static constexpr int kStatePitch = kPaddedStates + 4;  // a step of a tile of B or C
-  static constexpr int kStateRows = kChannels > kSteps ? kChannels : kSteps;  // of either form of B or C
+  static constexpr int kPitch = kSteps + 4;                                     // a row of a channel tile
+  static constexpr int kStatePitch = kPaddedStates + 4;                         // a step of a tile of B or C
+  static constexpr int kStateRows = kChannels > kSteps ? kChannels : kSteps;    // of either form of B or C
 
   static __device__ __forceinline__ int64_t dtype(const wmk_selective_scan& p) {
     return DTYPE_ >= 0 ? DTYPE_ : sizeof(T) == 8 ? WMK_FLOAT64 : p.dtype;
@@ -45,8 +52,8 @@ struct ScanConfiguration {
   using StateTile = Tile<T, kPaddedStates, kSteps, kThreads, true>;
 };
 
-// Where the tiles under way lie, behind everything else in shared memory: sized by the call's dtype, so that more blocks
-// of 16-bit data fit on a multiprocessor.
+// Where the tiles under way lie, behind everything else in shared memory: sized by the call's dtype, so that more
+// blocks of 16-bit data fit on a multiprocessor.
 template <typename Configuration>
 struct Slots {
   static constexpr int kChannelElements = Configuration::kChannels * Configuration::kSteps;
@@ -75,14 +82,14 @@ struct ScanPlan {
   int64_t slots;     // segments in all (packed: at most)
   int64_t tiles;     // tiles of channels in all
   int64_t tiles_per_group;
-  bool split;        // some sequence may have more than one segment
+  bool split;  // some sequence may have more than one segment
 
   void* boundary;    // [slots, channels, state]: what a segment adds; after combining, what enters it
   void* decay;       // [slots, channels, state]: by how much a segment multiplies what enters it
   int32_t* forgets;  // [slots, tiles]: 1 where a reset lies in the segment
 
-  void* partial_A;     // [slots, channels, state]
-  void* partial_B;     // [slots, channels, state], where B does not vary
+  void* partial_A;  // [slots, channels, state]
+  void* partial_B;  // [slots, channels, state], where B does not vary
   void* partial_C;
   void* partial_D;     // [slots, channels]
   void* partial_bias;  // [slots, channels]
@@ -100,10 +107,10 @@ struct BlockPart {
   int64_t length;        // of the sequence
   int64_t begin, end;    // of the segment, counted from the start of the sequence
   int64_t group, channel;
-  int channels;            // how many of the tile exist
-  int64_t chunk_slot;      // in chunk_states, of the sequence's first chunk
-  int64_t first_chunk;     // in which the segment begins
-  int64_t last_chunk;      // in which it ends
+  int channels;         // how many of the tile exist
+  int64_t chunk_slot;   // in chunk_states, of the sequence's first chunk
+  int64_t first_chunk;  // in which the segment begins
+  int64_t last_chunk;   // in which it ends
 };
 
 __device__ __forceinline__ int64_t packed_bound(const wmk_selective_scan& p, int64_t sequence) {
@@ -166,7 +173,7 @@ __device__ __forceinline__ BlockPart block_part(const wmk_selective_scan& p, con
 // A thread's place.
 template <typename Configuration>
 struct ThreadPlace {
-  int quarter, row;   // which of the channel's threads; which channel of the tile
+  int quarter, row;  // which of the channel's threads; which channel of the tile
   bool exists;
   int64_t channel;
 

@@ -24,7 +24,7 @@ struct ForwardShared {
   alignas(16) T u[C::kChannels * C::kPitch];
   alignas(16) T step[C::kChannels * C::kPitch];              // delta after bias and softplus, then the output
   alignas(16) T gate[LOCAL ? 4 : C::kChannels * C::kPitch];  // z
-  alignas(16) T B_tile[C::kStateRows * C::kStatePitch];         // [steps, states], or [channels, states] where constant
+  alignas(16) T B_tile[C::kStateRows * C::kStatePitch];      // [steps, states], or [channels, states] where constant
   alignas(16) T C_tile[LOCAL ? 4 : C::kStateRows * C::kStatePitch];
   T D[C::kChannels];
   T bias[C::kChannels];
@@ -35,9 +35,9 @@ struct ForwardShared {
 
 // Advances the states by four steps; y: what C makes of them.
 template <typename Configuration, bool LOCAL, bool RESETS, typename T = typename Configuration::T>
-__device__ __forceinline__ void advance(T (&h)[Configuration::kStates], const T (&A)[Configuration::kStates],
-                                        T (&y)[4], const Quad<T>& step, const Quad<T>& u, const T* B, int B_pitch,
-                                        const T* C, int C_pitch, uint32_t resets) {
+__device__ __forceinline__ void advance(T (&h)[Configuration::kStates], const T (&A)[Configuration::kStates], T (&y)[4],
+                                        const Quad<T>& step, const Quad<T>& u, const T* B, int B_pitch, const T* C,
+                                        int C_pitch, uint32_t resets) {
   constexpr int kStates = Configuration::kStates;
   constexpr int kFar = 4 * Configuration::kLanes;  // from a thread's four states to its next four
 #pragma unroll
@@ -177,9 +177,8 @@ __global__ void __launch_bounds__(Configuration::kThreads, Configuration::kForwa
   while (begin < part.end) {
     const int steps = static_cast<int>(end - begin);
     copy_async_wait();
-    ChannelTile::template place<false>(shared.u, kPitch, slots.u,
-                                       channel_rows(shared.origin_u, p.u).along_time(), dtype, part.channels, steps,
-                                       same);
+    ChannelTile::template place<false>(shared.u, kPitch, slots.u, channel_rows(shared.origin_u, p.u).along_time(),
+                                       dtype, part.channels, steps, same);
     ChannelTile::template place<false>(shared.step, kPitch, slots.delta,
                                        channel_rows(shared.origin_delta, p.delta).along_time(), dtype, part.channels,
                                        steps, step_size);
@@ -188,9 +187,8 @@ __global__ void __launch_bounds__(Configuration::kThreads, Configuration::kForwa
                                       state_rows(shared.origin_B, p.B).along_time(), dtype, states, steps, same);
     }
     if (has_gate) {
-      ChannelTile::template place<false>(shared.gate, kPitch, slots.z,
-                                         channel_rows(shared.origin_z, p.z).along_time(), dtype, part.channels,
-                                         steps, same);
+      ChannelTile::template place<false>(shared.gate, kPitch, slots.z, channel_rows(shared.origin_z, p.z).along_time(),
+                                         dtype, part.channels, steps, same);
     }
     if (!LOCAL && p.C_varies) {
       StateTile::template place<true>(shared.C_tile, kStatePitch, slots.C,
@@ -214,12 +212,13 @@ __global__ void __launch_bounds__(Configuration::kThreads, Configuration::kForwa
     if (resets != 0) forgets = true;
     T* row_step = shared.step + place.row * kPitch;
     const T* row_u = shared.u + place.row * kPitch;
-    // Eight steps at a time, so that two sums over states are under way at once. What C makes of a step takes the place
-    // of its size, which all the channel's threads have read by then.
+    // Eight steps at a time where registers last, so that two sums over states are under way at once. What C makes of a
+    // step takes the place of its size, which all the channel's threads have read by then.
+    constexpr int kQuads = kStates == 4 ? 2 : 1;
     const auto run = [&](auto with_resets, int first) {
-      T y[2][4];
+      T y[kQuads][4];
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {
+      for (int half = 0; half < kQuads; ++half) {
         const int at = first + 4 * half;
         const Quad<T> step = load_quad(row_step + at), u = load_quad(row_u + at);
         advance<Configuration, LOCAL, decltype(with_resets)::value>(h, A, y[half], step, u, B + at * B_pitch, B_pitch,
@@ -228,17 +227,17 @@ __global__ void __launch_bounds__(Configuration::kThreads, Configuration::kForwa
       }
       if (LOCAL) return;
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {
+      for (int half = 0; half < kQuads; ++half) {
         const T sum = sum_over_lanes<kLanes>(y[half], place.quarter);
         if (place.quarter < 4) row_step[first + 4 * half + place.quarter] = sum;
       }
     };
     if (resets == 0) {
 #pragma unroll 1
-      for (int first = 0; first < steps; first += 8) run(std::false_type(), first);
+      for (int first = 0; first < steps; first += 4 * kQuads) run(std::false_type(), first);
     } else {
 #pragma unroll 1
-      for (int first = 0; first < steps; first += 8) run(std::true_type(), first);
+      for (int first = 0; first < steps; first += 4 * kQuads) run(std::true_type(), first);
     }
     __syncthreads();
     if (!LOCAL) {

@@ -8,8 +8,8 @@
 
 namespace wmk {
 
-// Every configuration: state sizes up to 16, 64 and 256 in fp32, the first in a form for each dtype; up to 16 and 256 in
-// fp64.
+// Every configuration: state sizes up to 16, 64 and 256 in fp32, the first in a form for each dtype; up to 16 and 256
+// in fp64.
 template <int DTYPE>
 using Scan16 = ScanConfiguration<float, 4, 4, DTYPE>;
 using Scan64 = ScanConfiguration<float, 4, 16>;
@@ -30,8 +30,8 @@ int launch_forward(const wmk_selective_scan& p, const ScanPlan& plan) {
   const int64_t blocks = plan.slots * plan.tiles;
   if (plan.split) {
     const int64_t shared = sizeof(ForwardShared<Configuration, true>) + Slots<Configuration>::bytes(p.dtype, 2);
-    int status = WMK_LAUNCH((selective_scan_forward_kernel<Configuration, true>), blocks, kThreads, shared, p.stream, p,
-                            plan);
+    int status =
+        WMK_LAUNCH((selective_scan_forward_kernel<Configuration, true>), blocks, kThreads, shared, p.stream, p, plan);
     if (status != WMK_OK) return status;
     status = launch_combine<typename Configuration::T>(p, plan, Configuration::kChannels, false);
     if (status != WMK_OK) return status;
@@ -46,9 +46,9 @@ int launch_backward(const wmk_selective_scan& p, const ScanPlan& plan) {
   const int64_t blocks = plan.slots * plan.tiles;
   const int64_t slot_bytes = Slots<Configuration>::bytes(p.dtype, 4);
   if (plan.split) {
-    int status = WMK_LAUNCH((selective_scan_backward_local_kernel<Configuration>), blocks, kThreads,
-                            static_cast<int64_t>(sizeof(BackwardLocalShared<Configuration>)) + slot_bytes, p.stream, p,
-                            plan);
+    int status =
+        WMK_LAUNCH((selective_scan_backward_local_kernel<Configuration>), blocks, kThreads,
+                   static_cast<int64_t>(sizeof(BackwardLocalShared<Configuration>)) + slot_bytes, p.stream, p, plan);
     if (status != WMK_OK) return status;
     status = launch_combine<typename Configuration::T>(p, plan, Configuration::kChannels, true);
     if (status != WMK_OK) return status;

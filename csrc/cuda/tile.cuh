@@ -4,8 +4,8 @@
 // A tile travels in groups of four elements that are neighbours in memory, along time or across rows, whichever the
 // tensor's strides say; so both layouts are read and written in whole sectors, 8 or 16 bytes a thread. A group is
 // fetched asynchronously into a slot of shared memory that only the fetching thread reads back, in the tensor's own
-// dtype: the next tile is on its way while this one is computed, and holds no registers. Groups that are not aligned, or
-// that stick out of the tensor, go element by element.
+// dtype: the next tile is on its way while this one is computed, and holds no registers. Groups that are not aligned,
+// or that stick out of the tensor, go element by element.
 #pragma once
 
 #include "primitives.cuh"
