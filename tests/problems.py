@@ -13,7 +13,7 @@ from unittest import mock
 
 import torch
 from hypothesis import strategies as st
-from tolerances import ERROR_FLOOR_ULPS, ERROR_MULTIPLE
+from tolerances import ERROR_FLOOR_ULPS, ERROR_FLUSHED, ERROR_MULTIPLE, ERROR_ULPS_A_STEP
 from torch import Tensor
 
 import wmkernels
@@ -66,10 +66,21 @@ class Problem:
         rest = f"chunk={self.chunk}, grads={self.grad_layouts}, unused={self.unused_output}, seed={self.seed}"
         return f"Problem({self.function.__name__}, {shown}, {self.options}, {rest})"
 
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        printer.text(repr(self))  # Hypothesis would print every number
+
     @property
     def dtype(self) -> torch.dtype:
         """Of the activations."""
         return next(t.dtype for name, t in self.tensors.items() if name in ("u", "gates") and t is not None)
+
+    @property
+    def time(self) -> int:
+        """How many steps there are."""
+        shape = next(t.shape for name, t in self.tensors.items() if name in ("u", "gates") and t is not None)
+        if "state" in self.tensors:
+            return 1
+        return shape[1] if self.options.get("channel_last") else shape[-1]
 
     def mapped(self, change: Callable[[Tensor], Tensor]) -> "Problem":
         """The same call with every tensor changed."""
@@ -153,8 +164,10 @@ def assert_as_accurate_as_the_reference(problem: Problem, backend: str) -> None:
         error, same_dtype, least = (
             (x[name].double() - expected).abs().max().item() for x in (kernel, reference, unavoidable)
         )
-        ulp = torch.finfo(kernel[name].dtype).eps * expected.abs().max().item()
-        allowed = ERROR_MULTIPLE * max(same_dtype, least) + ERROR_FLOOR_ULPS * ulp
+        largest, held = expected.abs().max().item(), torch.finfo(state_dtype(problem.dtype))
+        allowed = ERROR_MULTIPLE * max(same_dtype, least)
+        allowed += ERROR_FLOOR_ULPS * torch.finfo(kernel[name].dtype).eps * largest
+        allowed += ERROR_ULPS_A_STEP * problem.time * held.eps * largest + ERROR_FLUSHED * held.tiny
         assert error <= allowed, f"{name}: error {error:.3g}, the reference's {same_dtype:.3g}, allowed {allowed:.3g}"
 
 

@@ -8,6 +8,8 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 import wmkernels
 
+# PyTorch's own tracing of an autograd.Function.
+pytestmark = pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 every_place = everywhere("selective_scan")
 # Inductor's own code is not what is under test: the graphs and their fakes are, which this backend runs as they are.
 GRAPHS = "aot_eager"

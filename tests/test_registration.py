@@ -40,7 +40,8 @@ def scan_inputs(dtype, device, layout, constant_B=False, packed=False, extras=Tr
         make(channels, kind=parameter) if extras else None,
         make(2 if packed else batch, channels, state, kind=parameter) if extras else None,
         torch.rand(batch, time, device=device) < 0.3 if extras else None,
-        torch.tensor([0, 4, time], device=device) if packed else None,
+        # In chunks of 4 these fill every slot of the saved states: slots without a chunk are left unwritten.
+        torch.tensor([0, 5, time], device=device) if packed else None,
     ]
 
 

@@ -11,6 +11,14 @@ ERROR_MULTIPLE = 4.0
 # happens to be exact (a single step, a single channel) its error says nothing about what a dtype can hold.
 ERROR_FLOOR_ULPS = 8.0
 
+# Added for every step of time, in units of the state's dtype: a kernel's exp(step A) is 2^(step (A log2 e)), within an
+# ulp and a half of the true decay where memory is long. Where steps are alike so are their errors, which then add up.
+ERROR_ULPS_A_STEP = 1.0
+
+# Added in multiples of the least normal number of the state's dtype: kernels flush what is smaller to zero, and a
+# gradient sums a few hundred of such numbers.
+ERROR_FLUSHED = 1000.0
+
 # Two ways through the same kernel (a sequence cut, a sequence packed, a rollout): the recurrence is the same chain of
 # operations, but sums over time, and over channels for the gradients of B and C, are split elsewhere. As a share of the
 # largest number of the result. 16-bit results are rounded once at the end, so a difference in float32 shows as one ulp.
