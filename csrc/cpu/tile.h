@@ -107,21 +107,34 @@ static void store_tile(const T* tile, int64_t pitch, S* to, int64_t row_stride, 
   }
 }
 
-// Asks for the cache lines of one part of a tile, of `parts` equal ones: the tile is spread over as many lines and
-// pages as it has rows (or time steps), too many streams for the hardware to foresee.
-template <bool Write>
-static void prefetch_tile(Plane plane, int64_t bytes, int64_t row, int rows, int64_t time, int64_t steps, int part,
-                          int parts) {
-  const char* first = plane.data + (row * plane.row_stride + time * plane.time_stride) * bytes;
-  if (plane.time_stride == 1) {
-    for (int i = rows * part / parts; i < rows * (part + 1) / parts; ++i)
-      for (int64_t byte = 0; byte < steps * bytes; byte += 64)
-        __builtin_prefetch(first + i * plane.row_stride * bytes + byte, Write, 2);
-  } else {
-    for (int64_t i = steps * part / parts; i < steps * (part + 1) / parts; ++i)
-      __builtin_prefetch(first + i * plane.time_stride * bytes, Write, 2);
+// The cache lines of tiles that will be needed soon, to be asked for a few at a time: a tile is spread over as many
+// lines and pages as it has rows (or time steps), too many streams for the hardware to foresee, and of a burst of
+// prefetches most are lost.
+struct PrefetchList {
+  const char** lines;
+  int64_t count = 0, most;
+
+  PrefetchList(const char** memory, int64_t capacity) : lines(memory), most(capacity) {}
+
+  void add_tile(Plane plane, int64_t bytes, int64_t row, int rows, int64_t time, int64_t steps) {
+    const char* first = plane.data + (row * plane.row_stride + time * plane.time_stride) * bytes;
+    if (plane.time_stride == 1) {
+      for (int i = 0; i < rows; ++i)
+        for (int64_t byte = 0; byte < steps * bytes; byte += 64) add(first + i * plane.row_stride * bytes + byte);
+    } else {
+      for (int64_t i = 0; i < steps; ++i) add(first + i * plane.time_stride * bytes);
+    }
   }
-}
+  void add(const char* line) {
+    if (count < most) lines[count++] = line;
+  }
+  // Repeats the last line until `steps` times `per_step` are there, and answers per_step.
+  int64_t pad(int64_t steps) {
+    int64_t per_step = (count + steps - 1) / steps;
+    for (const char* last = count ? lines[count - 1] : nullptr; count < per_step * steps; ++count) lines[count] = last;
+    return per_step;
+  }
+};
 
 // load_tile and store_tile for a dtype known at run time; T is the arithmetic type that belongs to it.
 template <class T>

@@ -12,46 +12,59 @@
 namespace wmk::WMK_ISA {
 namespace {
 
-// Runs `steps` steps of `States` states of one tile. state, A2: [state][lane]; step, input, output: [time][lane]; B and
-// C: [time][state], or [state][lane] where they do not vary. Adds to output.
+// A stretch of time of one tile.
+template <class T>
+struct Piece {
+  T* state;               // [state][lane]
+  const T* A2;            // A log2(e), [state][lane]
+  const T *step, *input;  // [time][lane]
+  const T *B, *C;         // [time][pitch], or [state][lane] where they do not vary
+  T* output;              // [time][lane], added to
+  int64_t pitch, steps;
+  bool fresh;                // start from zero instead of from `state`
+  const char* const* lines;  // cache lines to ask for on the way,
+  int64_t lines_per_step;    // so many a step
+};
+
 template <class T, int States, bool BVaries, bool CVaries>
-__attribute__((noinline)) void scan_block(T* state, const T* A2, const T* step, const T* input, const T* B, const T* C,
-                                          T* output, int64_t pitch, int64_t steps, bool fresh) {
+__attribute__((noinline)) void scan_block(const Piece<T>& piece, int64_t n0) {
   constexpr int lanes = kLanes<T>;
+  T* state = piece.state + n0 * lanes;
+  const T *A2 = piece.A2 + n0 * lanes, *step = piece.step, *input = piece.input;
+  const T *B = piece.B + n0 * (BVaries ? 1 : lanes), *C = piece.C + n0 * (CVaries ? 1 : lanes);
+  T* output = piece.output;
+  const char* const* lines = piece.lines;
+  // Every block of states passes the same time; the first one does the asking.
+  int64_t lines_per_step = n0 == 0 ? piece.lines_per_step : 0, pitch = piece.pitch;
   Vector<T> h[States];
 #pragma GCC unroll 16
-  for (int n = 0; n < States; ++n) h[n] = fresh ? Vector<T>{} : load(state + n * lanes);
-  for (int64_t t = 0; t < steps; ++t) {
-    Vector<T> step_t = load(step + t * lanes), input_t = load(input + t * lanes);
-    Vector<T> sum[2] = {load(output + t * lanes), Vector<T>{}};
-    const T* B_t = BVaries ? B + t * pitch : B;
-    const T* C_t = CVaries ? C + t * pitch : C;
+  for (int n = 0; n < States; ++n) h[n] = piece.fresh ? Vector<T>{} : load(state + n * lanes);
+  for (int64_t t = piece.steps; t > 0; --t) {
+    Vector<T> step_t = load(step), input_t = load(input), sum[2] = {load(output), Vector<T>{}};
+    for (int64_t i = 0; i < lines_per_step; ++i) __builtin_prefetch(*lines++, 0, 2);
 #pragma GCC unroll 16
     for (int n = 0; n < States; ++n) {
       Vector<T> decay = exp2(step_t * load(A2 + n * lanes));
-      h[n] = decay * h[n] + input_t * (BVaries ? broadcast(B_t[n]) : load(B_t + n * lanes));
-      sum[n & 1] += h[n] * (CVaries ? broadcast(C_t[n]) : load(C_t + n * lanes));
+      h[n] = decay * h[n] + input_t * (BVaries ? broadcast(B[n]) : load(B + n * lanes));
+      sum[n & 1] += h[n] * (CVaries ? broadcast(C[n]) : load(C + n * lanes));
     }
-    store(output + t * lanes, sum[0] + sum[1]);
+    store(output, sum[0] + sum[1]);
+    step += lanes, input += lanes, output += lanes;
+    if (BVaries) B += pitch;
+    if (CVaries) C += pitch;
   }
 #pragma GCC unroll 16
   for (int n = 0; n < States; ++n) store(state + n * lanes, h[n]);
 }
 
 template <class T, bool BVaries, bool CVaries>
-void scan_states(T* state, const T* A2, const T* step, const T* input, const T* B, const T* C, T* output,
-                 const ScanShape<T>& shape, int64_t steps, bool fresh) {
-  constexpr int lanes = kLanes<T>;
-  for (int64_t n = 0; n < shape.state;) {
-    const T* B_n = B + (BVaries ? n : n * lanes);
-    const T* C_n = C + (CVaries ? n : n * lanes);
+void scan_states(const Piece<T>& piece, int64_t state) {
+  for (int64_t n = 0; n < state;) {
     auto run = [&](auto block) {
-      constexpr int states = sizeof(block);
-      scan_block<T, states, BVaries, CVaries>(state + n * lanes, A2 + n * lanes, step, input, B_n, C_n, output,
-                                              shape.pitch, steps, fresh);
-      n += states;
+      scan_block<T, sizeof(block), BVaries, CVaries>(piece, n);
+      n += int64_t(sizeof(block));
     };
-    int64_t left = shape.state - n;
+    int64_t left = state - n;
     // Constant B and C are rare and get fewer block sizes.
     if constexpr (BVaries && CVaries) {
       if (kVectorBytes == 64 && left >= 16) {
@@ -79,6 +92,8 @@ struct Scratch {
   T *A2, *B_table, *C_table, *state;  // [tiles][state][lane]
   T *step, *input, *output, *gate;    // [time][lane]
   T *B, *C;                           // [time][pitch]
+  const char** lines;                 // of the tile after this one
+  int64_t most_lines;
 
   Scratch(Arena& arena, const ScanShape<T>& shape, const wmk_selective_scan& scan, int64_t tiles) {
     int64_t table = tiles * shape.state * shape.lanes, rows = shape.steps * shape.lanes;
@@ -92,6 +107,8 @@ struct Scratch {
     gate = arena.take<T>(scan.z.data ? rows : 0);
     B = arena.take<T>(scan.B_varies ? shape.steps * shape.pitch : 0);
     C = arena.take<T>(scan.C_varies ? shape.steps * shape.pitch : 0);
+    most_lines = 8 * shape.steps;
+    lines = arena.take<const char*>(most_lines + shape.steps);
   }
 };
 
@@ -156,10 +173,16 @@ class Forward {
       if (scan_.C_varies) load_states(s.C, scan_.C, sequence.batch, group, time, steps);
       Stretches stretches(scan_, sequence, time, steps);
       for (int64_t k = 0; k < tiles; ++k) {
-        bool last = k + 1 == tiles;
-        Upcoming next{first_tile + (last ? 0 : k + 1), last ? time + steps : time, 0};
-        next.steps = smaller(steps, sequence.end - next.time);
-        run_tile(s, sequence, first_tile + k, k * table, stretches, time, steps, next);
+        PrefetchList ahead(s.lines, s.most_lines);
+        if (k + 1 < tiles) {
+          list_inputs(ahead, sequence, first_tile + k + 1, time, steps);
+        } else if (time + steps < sequence.end) {
+          int64_t count = smaller(steps, sequence.end - time - steps);
+          list_inputs(ahead, sequence, first_tile, time + steps, count);
+          list_states(ahead, scan_.B, scan_.B_varies, sequence.batch, group, time + steps, count);
+          list_states(ahead, scan_.C, scan_.C_varies, sequence.batch, group, time + steps, count);
+        }
+        run_tile(s, sequence, first_tile + k, k * table, stretches, time, steps, ahead.pad(steps));
       }
       time += steps;
     }
@@ -168,20 +191,19 @@ class Forward {
                   shape_.rows(first_tile + k), shape_.state);
   }
 
-  // The tile after the one at work, whose inputs are fetched meanwhile.
-  struct Upcoming {
-    int64_t tile, time, steps;
-  };
-  void prefetch(const Sequence& sequence, const Upcoming& next, int part, int parts) const {
-    int64_t bytes = bytes_of(scan_.dtype), channel = shape_.channel(next.tile);
-    int rows = shape_.rows(next.tile);
-    const wmk_view* inputs[] = {&scan_.u, &scan_.delta, &scan_.z};
-    for (const wmk_view* view : inputs)
+  // What a tile will read and write.
+  void list_inputs(PrefetchList& list, const Sequence& sequence, int64_t tile, int64_t time, int64_t steps) const {
+    const wmk_view* views[] = {&scan_.u, &scan_.delta, &scan_.z, &scan_.out};
+    for (const wmk_view* view : views)
       if (view->data)
-        prefetch_tile<false>(plane_of(*view, scan_.dtype, sequence.batch), bytes, channel, rows, next.time, next.steps,
-                             part, parts);
-    prefetch_tile<true>(plane_of(scan_.out, scan_.dtype, sequence.batch), bytes, channel, rows, next.time, next.steps,
-                        part, parts);
+        list.add_tile(plane_of(*view, scan_.dtype, sequence.batch), bytes_of(scan_.dtype), shape_.channel(tile),
+                      shape_.rows(tile), time, steps);
+  }
+  void list_states(PrefetchList& list, const wmk_view& view, int64_t varies, int64_t batch, int64_t group, int64_t time,
+                   int64_t steps) const {
+    if (varies)
+      list.add_tile(plane_of(view, scan_.dtype, batch, group), bytes_of(scan_.dtype), 0, int(shape_.state), time,
+                    steps);
   }
 
   // B or C as [time][pitch].
@@ -193,7 +215,7 @@ class Forward {
   }
 
   void run_tile(const Scratch<T>& s, const Sequence& sequence, int64_t tile, int64_t table, const Stretches& stretches,
-                int64_t time, int64_t steps, const Upcoming& next) const {
+                int64_t time, int64_t steps, int64_t lines_per_step) const {
     constexpr int lanes = kLanes<T>;
     int64_t channel = shape_.channel(tile);
     int rows = shape_.rows(tile);
@@ -211,15 +233,15 @@ class Forward {
       store(s.input + t, step * u);
       store(s.output + t, scan_.D.data ? skip * u : Vector<T>{});
     }
-    constexpr int piece = 16;
-    int parts = int(divide_up(steps, piece)), part = 0;
     for (int i = 0; i < stretches.count; ++i) {
+      int64_t begin = stretches.begin[i];
       // No decay where there is nothing to decay: an infinite one would make NaN of the zero.
-      if (stretches.fresh[i]) store(s.step + stretches.begin[i] * lanes, Vector<T>{});
-      for (int64_t begin = stretches.begin[i], end = stretches.begin[i + 1]; begin < end; begin += piece) {
-        if (part < parts) prefetch(sequence, next, part, parts), ++part;
-        run_piece(s, table, begin, smaller(piece, end - begin), stretches.fresh[i] && begin == stretches.begin[i]);
-      }
+      if (stretches.fresh[i]) store(s.step + begin * lanes, Vector<T>{});
+      run_piece({s.state + table, s.A2 + table, s.step + begin * lanes, s.input + begin * lanes,
+                 scan_.B_varies ? s.B + begin * shape_.pitch : s.B_table + table,
+                 scan_.C_varies ? s.C + begin * shape_.pitch : s.C_table + table, s.output + begin * lanes,
+                 shape_.pitch, stretches.begin[i + 1] - begin, stretches.fresh[i], s.lines + begin * lines_per_step,
+                 lines_per_step});
     }
     if (scan_.z.data) {
       load_input(s.gate, scan_.z);
@@ -232,22 +254,15 @@ class Forward {
                 steps);
   }
 
-  void run_piece(const Scratch<T>& s, int64_t table, int64_t begin, int64_t steps, bool fresh) const {
-    constexpr int lanes = kLanes<T>;
-    auto scan_piece = [&](auto run, const T* B, const T* C) {
-      run(s.state + table, s.A2 + table, s.step + begin * lanes, s.input + begin * lanes, B, C,
-          s.output + begin * lanes, shape_, steps, fresh);
-    };
-    const T* B = scan_.B_varies ? s.B + begin * shape_.pitch : s.B_table + table;
-    const T* C = scan_.C_varies ? s.C + begin * shape_.pitch : s.C_table + table;
+  void run_piece(const Piece<T>& piece) const {
     if (scan_.B_varies && scan_.C_varies) {
-      scan_piece(scan_states<T, true, true>, B, C);
+      scan_states<T, true, true>(piece, shape_.state);
     } else if (scan_.B_varies) {
-      scan_piece(scan_states<T, true, false>, B, C);
+      scan_states<T, true, false>(piece, shape_.state);
     } else if (scan_.C_varies) {
-      scan_piece(scan_states<T, false, true>, B, C);
+      scan_states<T, false, true>(piece, shape_.state);
     } else {
-      scan_piece(scan_states<T, false, false>, B, C);
+      scan_states<T, false, false>(piece, shape_.state);
     }
   }
 
