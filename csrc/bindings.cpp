@@ -329,6 +329,19 @@ std::string openmp_library() {
   return "";
 }
 
+// Asks for large pages behind memory that is about to be written for the first time: a page fault every 4 KiB takes
+// longer than the kernel. A hint, which systems without large pages ignore.
+void expect_large_pages(int64_t address, int64_t bytes) {
+#ifdef MADV_HUGEPAGE
+  const int64_t page = sysconf(_SC_PAGESIZE), begin = (address + page - 1) / page * page;
+  const int64_t end = (address + bytes) / page * page;
+  if (end > begin) madvise(reinterpret_cast<void*>(begin), static_cast<size_t>(end - begin), MADV_HUGEPAGE);
+#else
+  (void)address;
+  (void)bytes;
+#endif
+}
+
 void set_isa(const std::string& name) {
   if (wmk_cpu_set_isa(name.c_str()) != WMK_OK) {
     throw py::value_error("there is no instruction-set level '" + name + "' here, only " + wmk_cpu_isa_available());

@@ -51,14 +51,26 @@ def backward_pass(function: Any, op: Any) -> Any:
     return op if torch.compiler.is_compiling() else function.apply
 
 
-def runs_directly(tensors: Sequence[Tensor | None]) -> bool:
-    """Whether an op's implementation may be called without the dispatcher, which costs a step as much as its kernel.
+_PLAIN = (Tensor, torch.nn.Parameter)
 
-    So it is in eager mode, on plain tensors, where no mode (fake tensors, functorch, tracing) wants to see the call.
+
+def is_unwatched(tensors: Sequence[Tensor | None]) -> bool:
+    """Whether an op's implementation may be called by itself: the dispatcher costs a step as much as its kernel.
+
+    So it is in eager mode, on plain tensors of which none needs a gradient, where no mode (fake tensors, functorch,
+    tracing) wants to see the call.
     """
-    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:
+    if torch.compiler.is_compiling() or torch._C._functorch.maybe_current_level() is not None:
         return False
-    return all(x is None or type(x) in (Tensor, torch.nn.Parameter) for x in tensors)
+    if torch._C._len_torch_dispatch_stack() > 0:
+        return False
+    differentiates = torch.is_grad_enabled()
+    for x in tensors:
+        if x is None:
+            continue
+        if type(x) not in _PLAIN or (differentiates and x.requires_grad):
+            return False
+    return True
 
 
 def loop_over_vmap(

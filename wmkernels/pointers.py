@@ -17,6 +17,8 @@ native = load_native()
 
 DTYPE_CODES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 
+LARGE = 8 << 20  # bytes from which on the first write to fresh memory is dominated by its page faults
+
 Expected = tuple[Tensor | None, Sequence[int], torch.dtype]
 """A tensor, or None where it is absent, and the shape and dtype that the kernel expects of it."""
 Members = dict[str, int | Expected]
@@ -24,6 +26,8 @@ Members = dict[str, int | Expected]
 
 def output(tensor: Tensor) -> Expected:
     """A tensor allocated for a kernel; absent where it has no elements."""
+    if tensor.is_cpu and tensor.nbytes >= LARGE:
+        native.expect_large_pages(tensor.data_ptr(), tensor.nbytes)
     return (tensor if tensor.numel() else None, tensor.shape, tensor.dtype)
 
 

@@ -140,36 +140,40 @@ def step(
     indices: Tensor | None,
     delta_softplus: bool,
 ) -> Tensor:
-    """One step; writes ``state_out``, which may be ``state_in``, and returns the output (batch, channels)."""
-    op = "selective_step"
-    batch, channels = u.shape
-    states, _, state = state_in.shape
-    groups = B.shape[1]
-    dtype, parameter, device = u.dtype, state_dtype(u.dtype), u.device
-    out = torch.empty((batch, channels), dtype=dtype, device=device)
+    """One step; writes ``state_out``, which may be ``state_in``, and returns the output (batch, channels).
+
+    B and C are (batch, groups, state). A step takes a few microseconds, so this does no more than it must.
+    """
+    batch, channels = activation = u.shape
+    states = state_in.shape
+    dtype, device, held = u.dtype, u.device, state_in.dtype
+    parameter = torch.float64 if dtype is torch.float64 else torch.float32
+    per_channel = (channels,)
+    projection = (batch, B.shape[1], states[2])
+    out = u.new_empty(activation)
     members: Members = {
         "batch": batch,
         "channels": channels,
-        "state": state,
-        "groups": groups,
-        "states": states,
+        "state": states[2],
+        "groups": B.shape[1],
+        "states": states[0],
         "dtype": DTYPE_CODES[dtype],
-        "state_dtype": DTYPE_CODES[state_in.dtype],
-        "delta_softplus": int(delta_softplus),
-        "state_in": (state_in, (states, channels, state), state_in.dtype),
-        "state_out": (state_out, (states, channels, state), state_in.dtype),
-        "u": (u, (batch, channels), dtype),
-        "delta": (delta, (batch, channels), dtype),
-        "A": (A, (channels, state), parameter),
-        "B": (B, (batch, groups, state), dtype),
-        "C": (C, (batch, groups, state), dtype),
-        "D": (D, (channels,), parameter),
-        "z": (z, (batch, channels), dtype),
-        "delta_bias": (delta_bias, (channels,), parameter),
+        "state_dtype": DTYPE_CODES[held],
+        "delta_softplus": delta_softplus,
+        "state_in": (state_in, (states[0], channels, states[2]), held),
+        "state_out": (state_out, states, held),
+        "u": (u, activation, dtype),
+        "delta": (delta, activation, dtype),
+        "A": (A, (channels, states[2]), parameter),
+        "B": (B, projection, dtype),
+        "C": (C, projection, dtype),
+        "D": (D, per_channel, parameter),
+        "z": (z, activation, dtype),
+        "delta_bias": (delta_bias, per_channel, parameter),
         "reset": (reset, (batch,), torch.bool),
         "indices": (indices, (batch,), torch.int64),
-        "out": (out, (batch, channels), dtype),
-        **placement(device),
+        "out": (out, activation, dtype),
     }
-    kernel(op, device)(words(op, members, device))
+    members.update(placement(device))
+    kernel("selective_step", device)(words("selective_step", members, device))
     return out

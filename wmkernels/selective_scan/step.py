@@ -11,7 +11,7 @@ from torch import Tensor
 
 from wmkernels.checks import FLOATS, require_device, require_dtype, require_shape, require_tensor, state_dtype
 from wmkernels.dispatch import choose, kernels
-from wmkernels.library import LIBRARY, backward_pass, define, loop_over_vmap, needs_autograd, runs_directly
+from wmkernels.library import LIBRARY, backward_pass, define, is_unwatched, loop_over_vmap, needs_autograd
 from wmkernels.selective_scan.ops import SelectiveScanBackward, fold_channels, unfold_channels
 from wmkernels.selective_scan.reference import per_channel, selective_step_reference
 
@@ -68,16 +68,19 @@ def selective_step(
         >>> out.shape, state.shape
         (torch.Size([1, 8]), torch.Size([1, 8, 4]))
     """
-    if not _plain(state, u, delta, A, B, C, D, z, delta_bias):
-        B, C = _check_step(OP, state, u, delta, A, B, C, D, z, delta_bias)
-        require_shape(OP, "state", state, ("batch", "channels", "state"), (*u.shape, A.shape[1]), "u and A")
-        dtype = state_dtype(u.dtype)
-        require_dtype(OP, "state", state, (u.dtype, dtype), f"beside u of {u.dtype}")
-        state, A = state.to(dtype), A.to(dtype)
-        D = None if D is None else D.to(dtype)
-        delta_bias = None if delta_bias is None else delta_bias.to(dtype)
-    else:
-        B, C = B.unsqueeze(1), C.unsqueeze(1)
+    tensors = (state, u, delta, A, B, C, D, z, delta_bias, reset)
+    if backend is None and _is_quick(tensors):
+        try:
+            return _step(state, u, delta, A, B.unsqueeze(1), C.unsqueeze(1), *tensors[6:], delta_softplus, "cpu")
+        except ValueError:
+            pass  # what the kernel's own checks refuse is cast below, or the reason given
+    B, C = _check_step(OP, state, u, delta, A, B, C, D, z, delta_bias)
+    require_shape(OP, "state", state, ("batch", "channels", "state"), (*u.shape, A.shape[1]), "u and A")
+    dtype = state_dtype(u.dtype)
+    require_dtype(OP, "state", state, (u.dtype, dtype), f"beside u of {u.dtype}")
+    state, A = state.to(dtype), A.to(dtype)
+    D = None if D is None else D.to(dtype)
+    delta_bias = None if delta_bias is None else delta_bias.to(dtype)
     if reset is not None:
         require_tensor(OP, "reset", reset)
         require_device(OP, "reset", reset, u.device, "u")
@@ -93,8 +96,6 @@ def selective_step(
         return out.to(u.dtype), state
     if needs_autograd(tensors):
         return SelectiveStep.apply(*tensors, delta_softplus, chosen)
-    if runs_directly(tensors):
-        return _step(*tensors, delta_softplus, chosen)
     return torch.ops.wmkernels.selective_step_forward(*tensors, delta_softplus, chosen)
 
 
@@ -151,17 +152,20 @@ def selective_state_update(
         raise RuntimeError(f"{UPDATE}: it works in place, without gradient; use selective_step, or torch.no_grad()")
     if isinstance(state, Tensor) and state.dim() == 4:
         return _update_heads(state, x, dt, A, B, C, D, z, dt_bias, dt_softplus, state_batch_indices)
-    if state_batch_indices is None and _plain(state, x, dt, A, B, C, D, z, dt_bias):
-        B, C = B.unsqueeze(1), C.unsqueeze(1)
-    else:
-        B, C = _check_step(UPDATE, state, x, dt, A, B, C, D, z, dt_bias)
-        dtype = state_dtype(x.dtype)
-        require_dtype(UPDATE, "state", state, (x.dtype, dtype), f"beside x of {x.dtype}")
-        rows = x.shape[0] if state_batch_indices is None else state.shape[0]
-        require_shape(UPDATE, "state", state, ("batch", "channels", "state"), (rows, x.shape[1], A.shape[1]), "x and A")
-        A = A.to(dtype)
-        D = None if D is None else D.to(dtype)
-        dt_bias = None if dt_bias is None else dt_bias.to(dtype)
+    tensors = (state, x, dt, A, B, C, D, z, dt_bias, state_batch_indices)
+    if state_batch_indices is None and _is_quick(tensors):
+        try:
+            return _update(state, x, dt, A, B.unsqueeze(1), C.unsqueeze(1), *tensors[6:], dt_softplus, "cpu")
+        except ValueError:
+            pass  # what the kernel's own checks refuse is cast below, or the reason given
+    B, C = _check_step(UPDATE, state, x, dt, A, B, C, D, z, dt_bias)
+    dtype = state_dtype(x.dtype)
+    require_dtype(UPDATE, "state", state, (x.dtype, dtype), f"beside x of {x.dtype}")
+    rows = x.shape[0] if state_batch_indices is None else state.shape[0]
+    require_shape(UPDATE, "state", state, ("batch", "channels", "state"), (rows, x.shape[1], A.shape[1]), "x and A")
+    A = A.to(dtype)
+    D = None if D is None else D.to(dtype)
+    dt_bias = None if dt_bias is None else dt_bias.to(dtype)
     if state_batch_indices is not None:
         require_device(UPDATE, "state_batch_indices", state_batch_indices, x.device, "x")
         require_dtype(UPDATE, "state_batch_indices", state_batch_indices, (torch.int64, torch.int32), "")
@@ -169,8 +173,6 @@ def selective_state_update(
         state_batch_indices = state_batch_indices.to(torch.int64)
     chosen = choose(OP, x.device, None, A.shape[1])
     tensors = (state, x, dt, A, B, C, D, z, dt_bias, state_batch_indices)
-    if runs_directly(tensors):
-        return _update(*tensors, dt_softplus, chosen)
     return torch.ops.wmkernels.selective_state_update_(*tensors, dt_softplus, chosen)
 
 
@@ -218,43 +220,16 @@ def _update_heads(
     return out.unflatten(1, (heads, headdim))
 
 
-def _plain(
-    state: Tensor,
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-) -> bool:
-    """Whether all is as a step usually has it and nothing needs a cast: a step of 10 µs cannot afford more checks.
-
-    Everything of one dtype on one device, and one group. What is not so may be right too: ``_check_step`` says.
-    """
-    tensors = [x for x in (state, u, delta, A, B, C, D, z, delta_bias) if x is not None]
-    if not all(isinstance(x, Tensor) for x in tensors):
+def _is_quick(tensors: tuple[Tensor | None, ...]) -> bool:
+    """Whether a step may go straight to the kernel, whose own checks are all it then needs: they take 5 µs, not 30."""
+    state, u, _, A, B, C, *_ = tensors
+    if not is_unwatched(tensors) or state is None or u is None or A is None or B is None or C is None:
         return False
-    dtype, device, activation = u.dtype, u.device, u.shape
-    for x in tensors:
-        if x.dtype is not dtype or x.device != device:
-            return False
-    if len(activation) != 2 or A.dim() != 2 or dtype not in (torch.float32, torch.float64):
-        return False
-    batch, channels = activation
-    size = A.shape[1]
-    per_channel = (channels,)
     return (
-        size > 0
-        and delta.shape == activation
-        and A.shape == (channels, size)
-        and state.shape == (batch, channels, size)
-        and B.shape == (batch, size)
-        and C.shape == (batch, size)
-        and (D is None or D.shape == per_channel)
-        and (z is None or z.shape == activation)
-        and (delta_bias is None or delta_bias.shape == per_channel)
+        (state.dim(), u.dim(), A.dim(), B.dim(), C.dim()) == (3, 2, 2, 2, 2)
+        and u.numel() > 0
+        and u.is_cpu
+        and choose(OP, u.device, None, A.shape[1]) == "cpu"
     )
 
 
@@ -361,7 +336,7 @@ def _reference_update(
 
 def _step(state: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
     *tensors, reset, delta_softplus, backend = args
-    new_state = torch.empty(tuple(state.shape), dtype=state.dtype, device=state.device)
+    new_state = state.new_empty(state.shape)
     out = _run_step(state, new_state, tuple(tensors), reset, None, delta_softplus, backend)
     return out, new_state
 
