@@ -361,6 +361,7 @@ PYBIND11_MODULE(_native, module) {
       "The compiled kernels of wmkernels. Import wmkernels instead: it loads torch first and checks tensors.";
   module.def("layout", layout, "Names of the members of an op's structure, each with its number of words.");
   module.def("pack", pack, "The structure of an op as words, from sizes and checked tensors.");
+  module.def("expect_large_pages", expect_large_pages, "Asks for large pages behind memory not yet written.");
   WMK_DEFINE_SCAN(module, cpu_selective_scan);
   WMK_DEFINE_SCAN(module, cpu_linear_scan);
   define(module, "cpu_selective_step", wmk_cpu_selective_step);
