@@ -35,8 +35,8 @@ TABLE = Path(__file__).parent.parent / "docs" / "triton_resources.json"
 ARCHITECTURES = (80, 90, 100, 120)
 # Most shared memory of a block that every one of these GPUs has (compute capability 12.0 has the least, 99 KB).
 SHARED_LIMIT = 99 * 1024
-# Bytes of stack a thread. The assembler puts a value or two aside now and then with registers to spare; more is a tile too
-# large.
+# Bytes of stack a thread. The assembler puts a value or two aside now and then with registers to spare; more is a tile
+# too large.
 STACK_LIMIT = 16
 TOOLS = Path(nvidia.__file__).parent / "bin"
 
