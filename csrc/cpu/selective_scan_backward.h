@@ -35,6 +35,8 @@ struct ChunkTile {
   const T* zeros;                       // [block][lane]
   T* sums;                              // [time][blocks][lane]: dB of the block's states, then dC
   int64_t sums_pitch;
+  const char* const* lines;  // cache lines to ask for during the first block's replay,
+  int64_t lines_per_step;    // so many a step
 };
 
 template <class T, int States, bool BVaries, bool CVaries, bool WantsOutput>
@@ -42,6 +44,8 @@ __attribute__((noinline)) static void replay(const ChunkTile<T>& tile, int64_t n
   constexpr int lanes = kLanes<T>, row = kBlockStates<T> * lanes;
   const T* A2 = tile.A2 + n0 * lanes;
   T *states = tile.states, *decays = tile.decays;
+  const char* const* lines = tile.lines;
+  int64_t lines_per_step = n0 == 0 ? tile.lines_per_step : 0;
   Vector<T> h[States];
 #pragma GCC unroll 8
   for (int n = 0; n < States; ++n) h[n] = load(states + n * lanes);
@@ -55,6 +59,7 @@ __attribute__((noinline)) static void replay(const ChunkTile<T>& tile, int64_t n
     const T* B = BVaries ? tile.B + t * tile.pitch + n0 : tile.B + n0 * lanes;
     const T* C = CVaries ? tile.C + t * tile.pitch + n0 : tile.C + n0 * lanes;
     states += row;
+    for (int64_t i = 0; i < lines_per_step; ++i) __builtin_prefetch(*lines++, 0, 2);
 #pragma GCC unroll 8
     for (int n = 0; n < States; ++n) {
       Vector<T> decay = exp2(step * load(A2 + n * lanes));

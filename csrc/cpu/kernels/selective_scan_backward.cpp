@@ -77,6 +77,8 @@ class Backward {
     T *B, *C;                                                                            // [time][pitch]
     T *states, *decays, *zeros;
     char* fresh;
+    const char** lines;  // of the tile after this one
+    int64_t most_lines;
     int64_t bytes;
 
     Scratch(const Backward& b, Arena arena) {
@@ -92,6 +94,8 @@ class Backward {
       decays = arena.take<T>(rows * kBlockStates<T>);
       zeros = arena.take<T>(lanes * kBlockStates<T>);
       fresh = arena.take<char>(b.span_);
+      most_lines = 10 * b.span_;
+      lines = arena.take<const char*>(most_lines + b.span_);
       bytes = arena.used();
     }
   };
@@ -159,16 +163,34 @@ class Backward {
     int64_t part = unit % parts_, group = unit / parts_ % shape_.groups, strand = unit / parts_ / shape_.groups;
     Scratch s = scratch(thread);
     memset(s.zeros, 0, lanes * kBlockStates<T> * sizeof(T));
-    int64_t tiles = shape_.tiles_per_group, first = group * tiles;
+    int64_t tiles = shape_.tiles_per_group;
+    int64_t first = group * tiles + tiles * part / parts_, last = group * tiles + tiles * (part + 1) / parts_;
     over_round(strand, [&](const Sequence& sequence, int64_t chunk, int64_t time, int64_t steps, int64_t offset) {
       T* sums = sums_ + (unit * window_ + offset) * sums_pitch_;
       if (scan_.B_varies || scan_.C_varies) memset(sums, 0, steps * sums_pitch_ * sizeof(T));
       if (scan_.B_varies) load_states(s.B, scan_.B, sequence.batch, group, time, steps);
       if (scan_.C_varies) load_states(s.C, scan_.C, sequence.batch, group, time, steps);
       for (int64_t step = 0; step < steps; ++step) s.fresh[step] = is_fresh(sequence, time + step);
-      for (int64_t tile = first + tiles * part / parts_; tile < first + tiles * (part + 1) / parts_; ++tile)
-        run_tile(s, sequence, chunk, strand, tile, time, steps, sums);
+      for (int64_t tile = first; tile < last; ++tile) {
+        PrefetchList ahead(s.lines, s.most_lines);
+        if (tile + 1 < last) {
+          list_tile(ahead, sequence, tile + 1, time, steps);
+        } else if (chunk > 0) {
+          list_tile(ahead, sequence, first, time - scan_.chunk, scan_.chunk);
+        }
+        run_tile(s, sequence, chunk, strand, tile, time, steps, sums, ahead.pad(steps));
+      }
     });
+  }
+
+  // What a tile will read and write.
+  void list_tile(PrefetchList& list, const Sequence& sequence, int64_t tile, int64_t time, int64_t steps) const {
+    const wmk_view* views[] = {&scan_.u,      &scan_.delta,      &scan_.z,     &scan_.grad_out,
+                               &scan_.grad_u, &scan_.grad_delta, &scan_.grad_z};
+    for (const wmk_view* view : views)
+      if (view->data)
+        list.add_tile(plane_of(*view, scan_.dtype, sequence.batch), bytes_of(scan_.dtype), shape_.channel(tile),
+                      shape_.rows(tile), time, steps);
   }
 
   bool is_fresh(const Sequence& sequence, int64_t time) const {
@@ -189,7 +211,7 @@ class Backward {
   }
 
   void run_tile(const Scratch& s, const Sequence& sequence, int64_t chunk, int64_t strand, int64_t tile, int64_t time,
-                int64_t steps, T* sums) const {
+                int64_t steps, T* sums, int64_t lines_per_step) const {
     int64_t channel = shape_.channel(tile), owner = strand * shape_.tiles + tile;
     int rows = shape_.rows(tile);
     load_padded_table(s.A2, scan_.A, channel, rows);
@@ -214,6 +236,7 @@ class Backward {
     work.grad_B = grad_B_ + owner * table_, work.grad_C = grad_C_ + owner * table_;
     work.states = s.states, work.decays = s.decays, work.zeros = s.zeros;
     work.sums = sums, work.sums_pitch = sums_pitch_;
+    work.lines = s.lines, work.lines_per_step = lines_per_step;
     run_states<T>(work, s.first_state, shape_.state, scan_.B_varies, scan_.C_varies, scan_.grad_z.data);
     conclude(s, sequence, owner, channel, rows, time, steps);
     if (chunk == 0 && scan_.grad_initial_state.data)
