@@ -60,7 +60,9 @@ __device__ __forceinline__ T apply(const AffineMap<T>& map, T value) {
 
 // BACKWARD: the gradients. LOCAL: only each segment's map.
 template <typename T, int DTYPE, bool BACKWARD, bool LOCAL>
-__global__ void __launch_bounds__(128, sizeof(T) == 8 || BACKWARD ? 4 : 6)
+__global__ void __launch_bounds__(128, BACKWARD&& LOCAL             ? 3
+                                       : sizeof(T) == 8 || BACKWARD ? 4
+                                                                    : 6)
     linear_scan_kernel(const WMK_GRID_CONSTANT wmk_linear_scan p, const WMK_GRID_CONSTANT LinearPlan plan) {
   using C = LinearConfiguration<T>;
   using RowTile = typename C::RowTile;

@@ -69,6 +69,7 @@ __global__ void __launch_bounds__(Configuration::kThreads, Configuration::kBackw
     thread.A[i] *= log2_e(T(0));
     thread.x[i] = thread.grad_A[i] = T(0);
   }
+  if constexpr (!Shared::kRegistersLast) store_checkpoint<Configuration>(thread.A, shared.A);
   T grad_D[ChannelTile::kPerThread], grad_bias[ChannelTile::kPerThread];
 #pragma unroll
   for (int i = 0; i < ChannelTile::kPerThread; ++i) grad_D[i] = grad_bias[i] = T(0);
@@ -128,6 +129,8 @@ __global__ void __launch_bounds__(Configuration::kThreads, Configuration::kBackw
   // Runs forward over parts [0, parts) of a tile, leaving their start states in checkpoint, and what follows in h.
   const auto run_forward = [&](int parts) {
     const uint32_t resets = shared.resets;
+    T A[kStates];
+    load_A<Configuration>(A, thread, shared);
     const T* row_step = shared.step + place.row * kPitch;
     const T* row_u = shared.u + place.row * kPitch;
     for (int sub = 0; sub < parts; ++sub) {
@@ -139,11 +142,11 @@ __global__ void __launch_bounds__(Configuration::kThreads, Configuration::kBackw
         const uint32_t here = resets >> at & 15u;
         const Quad<T> step = load_quad(row_step + at), u = load_quad(row_u + at);
         if (here == 0) {
-          advance<Configuration, true, false>(h, thread.A, unused, step, u, thread.B + at * thread.B_pitch,
-                                              thread.B_pitch, thread.C, 0, 0);
+          advance<Configuration, true, false>(h, A, unused, step, u, thread.B + at * thread.B_pitch, thread.B_pitch,
+                                              thread.C, 0, 0);
         } else {
-          advance<Configuration, true, true>(h, thread.A, unused, step, u, thread.B + at * thread.B_pitch,
-                                             thread.B_pitch, thread.C, 0, here);
+          advance<Configuration, true, true>(h, A, unused, step, u, thread.B + at * thread.B_pitch, thread.B_pitch,
+                                             thread.C, 0, here);
         }
       }
     }

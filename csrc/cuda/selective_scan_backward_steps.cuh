@@ -13,6 +13,7 @@ struct BackwardShared {
   // How a warp's channels are summed: by the tensor cores, four at a time; through shared memory; or not at all.
   static constexpr bool kTensorSums = C::kWarpChannels == 8 && (C::kDtype == WMK_BFLOAT16 || C::kDtype == WMK_FLOAT16);
   static constexpr bool kAlone = C::kWarpChannels == 1;
+  static constexpr bool kRegistersLast = C::kStates == 4;  // for A and the decays
   static constexpr bool kUsesProducts = !kTensorSums && !kAlone;
   // one step's products of a warp, for B or C: [channels, states], and a shift of the banks
   static constexpr int kProducts = 32 * C::kStates + 16;
@@ -35,6 +36,7 @@ struct BackwardShared {
   alignas(16) T checkpoint[C::kSteps / SUB][C::kThreads * C::kStates];
   alignas(16) T products[kUsesProducts ? C::kWarps : 1][4][2][kUsesProducts ? kProducts : 4];
   Share shares[kShares];
+  alignas(16) T A[kRegistersLast ? 4 : C::kThreads * C::kStates];
   T D[C::kChannels];
   T bias[C::kChannels];
   char *origin_u, *origin_delta, *origin_grad_out, *origin_z, *origin_B, *origin_C;
@@ -56,7 +58,7 @@ __device__ __forceinline__ double softplus_slope(double step, bool) { return -ex
 template <typename Configuration>
 struct BackwardThread {
   using T = typename Configuration::T;
-  T A[Configuration::kStates];  // times log2(e)
+  T A[Configuration::kStates];  // times log2(e); where registers are short, only in shared memory
   T x[Configuration::kStates];
   T grad_A[Configuration::kStates];
   int64_t partial_offset;  // of the segment's and channel's numbers in partial_A, partial_B, partial_C
@@ -80,6 +82,19 @@ __device__ __forceinline__ void store_checkpoint(const T (&h)[Configuration::kSt
 #pragma unroll
   for (int i = 0; i < Configuration::kStates; i += 4) {
     store_quad(checkpoint + (i * Configuration::kThreads + 4 * threadIdx.x), {{h[i], h[i + 1], h[i + 2], h[i + 3]}});
+  }
+}
+
+// A times log2(e), from where it is kept.
+template <typename Configuration, typename Shared, typename T = typename Configuration::T>
+__device__ __forceinline__ void load_A(T (&A)[Configuration::kStates], const BackwardThread<Configuration>& thread,
+                                       const Shared& shared) {
+  if constexpr (Shared::kRegistersLast) {
+#pragma unroll
+    for (int i = 0; i < Configuration::kStates; ++i) A[i] = thread.A[i];
+  } else {
+    __syncwarp();  // so that the compiler reads it again rather than keeps it
+    load_checkpoint<Configuration>(A, shared.A);
   }
 }
 
@@ -121,10 +136,12 @@ __device__ __forceinline__ void backward_steps(BackwardThread<Configuration>& th
   const int C_pitch = SIMPLE ? Configuration::kStatePitch : thread.C_pitch;
   const auto forgets = [&](int t) { return !SIMPLE && (resets >> t & 1u) != 0; };
 
-  constexpr bool kKeepsDecay = kStates == 4;  // or computes it again, where registers are short
+  constexpr bool kKeepsDecay = Shared::kRegistersLast;                        // or computes it again
   T before[SUB][kStates], decay[kKeepsDecay ? SUB : 1][kStates], h[kStates];  // h_{t-1}, a_t
   T y[SUB];
   load_checkpoint<Configuration>(h, shared.checkpoint[first / SUB]);
+  T A[kStates];
+  load_A<Configuration>(A, thread, shared);
 #pragma unroll
   for (int t = 0; t < SUB; ++t) {
     const T step = row_step[t], input = step * row_u[t];
@@ -139,7 +156,7 @@ __device__ __forceinline__ void backward_steps(BackwardThread<Configuration>& th
 #pragma unroll
       for (int i = 4 * j; i < 4 * j + 4; ++i) {
         before[t][i] = h[i];
-        const T factor = exp2_fast(step * thread.A[i]);
+        const T factor = exp2_fast(step * A[i]);
         if (kKeepsDecay) decay[kKeepsDecay ? t : 0][i] = factor;
         h[i] = factor * h[i] + input * b.value[i % 4];
         sum += c.value[i % 4] * h[i];
@@ -156,10 +173,12 @@ __device__ __forceinline__ void backward_steps(BackwardThread<Configuration>& th
 #pragma unroll
     for (int t = group + 3; t >= group; --t) {
       const T step = row_step[t], input = step * row_u[t], grad = row_grad[t];
-      // The tensor cores cut the products off; this gives back what they lose on average.
-      const T scale = Shared::kTensorSums ? T(kMeanOfCut) : T(1), grad_scaled = grad * scale,
-              input_scaled = input * scale;
+      // The tensor cores cut the products off; this gives back what they lose on average. A B or C that does not vary
+      // is not summed by them.
+      const T grad_scaled = Shared::kTensorSums && (SIMPLE || p.C_varies) ? grad * T(kMeanOfCut) : grad;
+      const T input_scaled = Shared::kTensorSums && (SIMPLE || p.B_varies) ? input * T(kMeanOfCut) : input;
       T sum_B = T(0), sum_A = T(0);
+      load_A<Configuration>(A, thread, shared);
 #pragma unroll
       for (int j = 0; j < kStates / 4; ++j) {
         const Quad<T> b = load_quad(B + t * B_pitch + j * kFar), c = load_quad(C + t * C_pitch + j * kFar);
@@ -167,7 +186,7 @@ __device__ __forceinline__ void backward_steps(BackwardThread<Configuration>& th
 #pragma unroll
         for (int k = 0; k < 4; ++k) {
           const int i = 4 * j + k;
-          const T factor = kKeepsDecay ? decay[kKeepsDecay ? t : 0][i] : exp2_fast(step * thread.A[i]);
+          const T factor = kKeepsDecay ? decay[kKeepsDecay ? t : 0][i] : exp2_fast(step * A[i]);
           T after = h[i];
           if (t + 1 < SUB) {
             after = forgets(t + 1) ? factor * before[t][i] + input * b.value[k] : before[t + 1 < SUB ? t + 1 : t][i];
@@ -178,7 +197,7 @@ __device__ __forceinline__ void backward_steps(BackwardThread<Configuration>& th
           sum_B += g * b.value[k];
           thread.x[i] = forgets(t) ? T(0) : factor * g;
           const T q = thread.x[i] * before[t][i];
-          sum_A += q * thread.A[i];
+          sum_A += q * A[i];
           thread.grad_A[i] += q * step;
         }
         const int at = 4 * place.quarter + j * kFar;

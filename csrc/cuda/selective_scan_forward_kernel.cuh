@@ -225,11 +225,13 @@ __global__ void __launch_bounds__(Configuration::kThreads, Configuration::kForwa
                                                                     C + at * C_pitch, C_pitch, resets >> at);
         if (LOCAL) total_step += (step.value[0] + step.value[1]) + (step.value[2] + step.value[3]);
       }
-      if (LOCAL) return;
+      if (!LOCAL) __syncwarp();  // all the channel's threads have read the sizes
 #pragma unroll
       for (int half = 0; half < kQuads; ++half) {
-        const T sum = sum_over_lanes<kLanes>(y[half], place.quarter);
-        if (place.quarter < 4) row_step[first + 4 * half + place.quarter] = sum;
+        if constexpr (!LOCAL) {
+          const T sum = sum_over_lanes<kLanes>(y[half], place.quarter);
+          if (place.quarter < 4) row_step[first + 4 * half + place.quarter] = sum;
+        }
       }
     };
     if (resets == 0) {
