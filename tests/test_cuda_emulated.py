@@ -9,7 +9,7 @@ import mmap
 import pytest
 import torch
 from emulated_cuda import EmulatedCuda, program
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from problems import STATES, assert_as_accurate_as_the_reference, linear_scans, scans, steps
 from test_kernels_match_reference import few_channels
@@ -38,6 +38,12 @@ def cuda():
     emulated.emulator.close()
 
 
+def decaying(problem):
+    """The same call with A below zero: a state that grows for hundreds of steps amplifies every rounding."""
+    problem.tensors["A"] = -problem.tensors["A"].abs()
+    return problem
+
+
 def check(cuda, problem, multiprocessors=4, shuffle=2):
     """As accurate as the reference, under orders of which one is shuffled by ``shuffle``."""
     cuda.multiprocessors, cuda.seeds, cuda.ran = multiprocessors, (0, 1, shuffle), []
@@ -46,21 +52,24 @@ def check(cuda, problem, multiprocessors=4, shuffle=2):
 
 
 shuffles = st.integers(2, 2**31)
+# A case takes up to a second, and shrinking tries hundreds.
+PHASES = (Phase.explicit, Phase.reuse, Phase.generate)
+quick = settings(phases=PHASES)
 
 
-@settings(max_examples=settings().max_examples * 2)
+@settings(quick, max_examples=settings().max_examples)
 @given(problem=scans(), multiprocessors=st.sampled_from(CHIPS), shuffle=shuffles)
 def test_selective_scan(cuda, problem, multiprocessors, shuffle):
     check(cuda, problem, multiprocessors, shuffle)
 
 
-@settings(max_examples=max(10, settings().max_examples // 2))
-@given(problem=scans(max_time=300, max_channels=5, states=[1, 3, 16, 17, 64]), shuffle=shuffles)
+@settings(quick, max_examples=max(10, settings().max_examples // 2))
+@given(problem=scans(max_time=300, max_channels=5, states=[1, 3, 16, 17, 64]).map(decaying), shuffle=shuffles)
 def test_selective_scan_split_over_time(cuda, problem, shuffle):
     check(cuda, problem, CHIPS[-1], shuffle)
 
 
-@settings(max_examples=max(6, settings().max_examples // 6))
+@settings(quick, max_examples=max(6, settings().max_examples // 6))
 @given(problem=scans(max_time=24, max_channels=18, states=[*STATES[-3:], 65, 127, 128, 129, 255, 256]), shuffle=shuffles)
 def test_large_states(cuda, problem, shuffle):
     check(cuda, problem, 1000, shuffle)
@@ -75,17 +84,19 @@ def test_time_is_split_where_the_chip_would_be_idle(cuda, dtype, packed):
         assert packed or ("selective_scan_combine_kernel" in cuda.kernels) == split
 
 
+@quick
 @given(problem=steps(), shuffle=shuffles)
 def test_selective_step(cuda, problem, shuffle):
     check(cuda, problem, shuffle=shuffle)
 
 
+@quick
 @given(problem=linear_scans(max_time=90), multiprocessors=st.sampled_from(CHIPS), shuffle=shuffles)
 def test_linear_scan(cuda, problem, multiprocessors, shuffle):
     check(cuda, problem, multiprocessors, shuffle)
 
 
-@settings(max_examples=max(6, settings().max_examples // 4))
+@settings(quick, max_examples=max(6, settings().max_examples // 4))
 @given(problem=linear_scans(max_time=3000), multiprocessors=st.sampled_from(CHIPS), shuffle=shuffles)
 def test_linear_scan_over_a_long_time(cuda, problem, multiprocessors, shuffle):
     check(cuda, problem, multiprocessors, shuffle)
