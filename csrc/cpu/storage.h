@@ -16,13 +16,13 @@ WMK_INLINE HalfVector load_halves(const void* from) {
   memcpy(&bits, from, sizeof(bits));
   return bits;
 }
-WMK_INLINE Int32Vector widen(HalfVector bits) { return __builtin_convertvector(bits, Int32Vector); }
-WMK_INLINE HalfVector narrow(Int32Vector bits) { return __builtin_convertvector(bits, HalfVector); }
+WMK_INLINE Bits32Vector widen(HalfVector bits) { return __builtin_convertvector(bits, Bits32Vector); }
+WMK_INLINE HalfVector narrow(Bits32Vector bits) { return __builtin_convertvector(bits, HalfVector); }
 
 WMK_INLINE FloatVector load_as(const BFloat16* from, float) { return (FloatVector)(widen(load_halves(from)) << 16); }
 WMK_INLINE void store_as(BFloat16* to, FloatVector value) {
-  Int32Vector bits = (Int32Vector)value;
-  Int32Vector rounded = bits + 0x7fff + ((bits >> 16) & 1);
+  Bits32Vector bits = (Bits32Vector)value;
+  Bits32Vector rounded = bits + 0x7fff + ((bits >> 16) & 1);
   rounded = value != value ? bits | 0x400000 : rounded;
   HalfVector halves = narrow((rounded >> 16) & 0xffff);
   memcpy(to, &halves, sizeof(halves));
@@ -35,12 +35,12 @@ WMK_INLINE FloatVector load_as(const Float16* from, float) {
   return _mm256_cvtph_ps((__m128i)load_halves(from));
 #else
   // Subnormals through an exact subtraction of normal numbers, since the flush-to-zero mode would lose them.
-  Int32Vector bits = widen(load_halves(from));
-  Int32Vector magnitude = (bits & 0x7fff) << 13;
-  Int32Vector exponent = magnitude & (0x1f << 23);
-  Int32Vector normal = magnitude + (112 << 23);
+  Bits32Vector bits = widen(load_halves(from));
+  Bits32Vector magnitude = (bits & 0x7fff) << 13;
+  Bits32Vector exponent = magnitude & (0x1f << 23);
+  Bits32Vector normal = magnitude + (112 << 23);
   FloatVector small = (FloatVector)(magnitude + (113 << 23)) - 0x1p-14f;
-  Int32Vector result = exponent == 0 ? (Int32Vector)small : normal;
+  Bits32Vector result = exponent == 0 ? (Bits32Vector)small : normal;
   result = exponent == (0x1f << 23) ? normal + (112 << 23) : result;
   return (FloatVector)(result | ((bits & 0x8000) << 16));
 #endif
@@ -51,29 +51,16 @@ WMK_INLINE void store_as(Float16* to, FloatVector value) {
 #elif defined(WMK_AVX2)
   __m128i halves = _mm256_cvtps_ph(value, _MM_FROUND_TO_NEAREST_INT);
 #else
-  Int32Vector bits = (Int32Vector)value;
-  Int32Vector magnitude = bits & 0x7fffffff;
-  Int32Vector normal = (magnitude - (112 << 23) + 0xfff + ((magnitude >> 13) & 1)) >> 13;
-  Int32Vector small = (Int32Vector)((FloatVector)magnitude + 0.5f) - 0x3f000000;
-  Int32Vector result = magnitude < (113 << 23) ? small : normal;
-  result = magnitude >= 0x477ff000 ? Int32Vector{} + 0x7c00 : result;
-  result = magnitude > 0x7f800000 ? Int32Vector{} + 0x7e00 : result;
+  Bits32Vector bits = (Bits32Vector)value;
+  Bits32Vector magnitude = bits & 0x7fffffff;
+  Bits32Vector normal = (magnitude - (112 << 23) + 0xfff + ((magnitude >> 13) & 1)) >> 13;
+  Bits32Vector small = (Bits32Vector)((FloatVector)magnitude + 0.5f) - 0x3f000000;
+  Bits32Vector result = magnitude < (113 << 23) ? small : normal;
+  result = magnitude >= 0x477ff000 ? Bits32Vector{} + 0x7c00 : result;
+  result = magnitude > 0x7f800000 ? Bits32Vector{} + 0x7e00 : result;
   HalfVector halves = narrow(result | ((bits >> 16) & 0x8000));
 #endif
   memcpy(to, &halves, sizeof(halves));
-}
-
-// One element, through a vector: rare paths only.
-template <class T, class S>
-WMK_INLINE T load_one(const S* from) {
-  S padded[kLanes<T>] = {*from};
-  return load_as(padded, T(0))[0];
-}
-template <class S, class T>
-WMK_INLINE void store_one(S* to, T value) {
-  S padded[kLanes<T>];
-  store_as(padded, broadcast(value));
-  *to = padded[0];
 }
 
 }  // namespace wmk::WMK_ISA

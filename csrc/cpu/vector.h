@@ -32,6 +32,8 @@ typedef float FloatVector __attribute__((vector_size(kVectorBytes)));
 typedef double DoubleVector __attribute__((vector_size(kVectorBytes)));
 typedef int32_t Int32Vector __attribute__((vector_size(kVectorBytes)));
 typedef int64_t Int64Vector __attribute__((vector_size(kVectorBytes)));
+typedef uint32_t Bits32Vector __attribute__((vector_size(kVectorBytes)));  // wraps around where signed ones may not
+typedef uint64_t Bits64Vector __attribute__((vector_size(kVectorBytes)));
 typedef uint16_t HalfVector __attribute__((vector_size(kVectorBytes / 2)));  // as many as floats in a FloatVector
 
 template <class T>
@@ -143,10 +145,10 @@ WMK_INLINE DoubleVector split(DoubleVector t, DoubleVector& power) {
   return t - (power - 0x1.8p52);
 }
 WMK_INLINE FloatVector finish(FloatVector f, FloatVector power) {
-  return (exp2_slope(f) * (f + f) + 2) * (FloatVector)(((Int32Vector)power << 23) + (126 << 23));
+  return (exp2_slope(f) * (f + f) + 2) * (FloatVector)(((Bits32Vector)power << 23) + (126u << 23));
 }
 WMK_INLINE DoubleVector finish(DoubleVector f, DoubleVector power) {
-  return (exp2_slope(f) * (f + f) + 2) * (DoubleVector)(((Int64Vector)power << 52) + (int64_t(1022) << 52));
+  return (exp2_slope(f) * (f + f) + 2) * (DoubleVector)(((Bits64Vector)power << 52) + (uint64_t(1022) << 52));
 }
 #endif
 
