@@ -128,5 +128,7 @@ class EmulatedCuda:
             for key, tensor in outputs.items():
                 if seed == self.seeds[0]:
                     first[key] = tensor.clone()
-                assert same_bits(tensor, first[key]), f"{name}: {key} depends on the order of the threads (seeds {self.seeds[0]} and {seed})"
+                assert same_bits(tensor, first[key]), (
+                    f"{name}: {key} depends on the order of the threads (seeds {self.seeds[0]} and {seed})"
+                )
         return None

@@ -70,7 +70,9 @@ def test_selective_scan_split_over_time(cuda, problem, shuffle):
 
 
 @settings(quick, max_examples=max(6, settings().max_examples // 6))
-@given(problem=scans(max_time=24, max_channels=18, states=[*STATES[-3:], 65, 127, 128, 129, 255, 256]), shuffle=shuffles)
+@given(
+    problem=scans(max_time=24, max_channels=18, states=[*STATES[-3:], 65, 127, 128, 129, 255, 256]), shuffle=shuffles
+)
 def test_large_states(cuda, problem, shuffle):
     check(cuda, problem, 1000, shuffle)
 

@@ -1,0 +1,185 @@
+"""Compiles the CUDA kernels for every architecture and writes the table of what they take: registers, spills, memory.
+
+Needs nvcc and no GPU. The table says which sources it was made from, so that a test sees when it is out of date.
+
+    python scripts/cuda_resources.py              writes docs/cuda_resources.json and docs/cuda_resources.md
+    python scripts/cuda_resources.py --check      compares instead, and fails where they differ or the gate is not met
+    python scripts/cuda_resources.py --check --arch 90 --only linear_scan    compares a part
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from build_tools.cuda import DEFAULT_ARCHITECTURES, find_nvcc  # noqa: E402
+from build_tools.ninja_file import NVCC_FLAGS  # noqa: E402
+
+CUDA = ROOT / "csrc" / "cuda"
+TABLE = ROOT / "docs" / "cuda_resources.json"
+# Bytes that a kernel may store aside, by a part of its name. Up to 256 states a channel need eight a thread, which with
+# four steps of each is more than the 255 registers that an instruction can name; in double precision each takes two.
+# Everything else, up to 64 states (16 in double precision), must fit.
+ALLOWED_SPILLS = {"ScanConfiguration<float, 8, 32": 32, "ScanConfiguration<double, 8, 32": 320}
+Resources = dict[str, int]
+Kernels = dict[str, Resources]  # by the kernel's name
+
+
+def sources() -> list[Path]:
+    """The files that hold kernels."""
+    return sorted(path for path in CUDA.glob("*.cu") if path.name != "probe.cu")
+
+
+def digest() -> str:
+    """Of all code that the kernels are made of, without comments and layout."""
+    text = []
+    for path in [ROOT / "csrc" / "wmkernels.h", *sorted(CUDA.glob("*.cuh")), *sources()]:
+        code = re.sub(r"//[^\n]*", "", path.read_text())
+        text += [path.name, re.sub(r"\s+", "", code)]
+    return hashlib.sha256("\0".join(text).encode()).hexdigest()
+
+
+def nvcc_release(nvcc: str) -> str:
+    banner = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
+    found = re.search(r"release ([\d.]+)", banner)
+    return found.group(1) if found else "unknown"
+
+
+def readable(names: Sequence[str]) -> list[str]:
+    """Demangled, without the namespace and the parameters, which the kernel's name says enough about."""
+    done = subprocess.run(["c++filt"], input="\n".join(names), capture_output=True, text=True, check=True)
+    short = []
+    for name in done.stdout.splitlines():
+        name = re.sub(r"\((?:bool|int|short|long)\)", "", name).removeprefix("void ").replace("wmk::", "")
+        depth, end = 0, len(name)
+        for index, letter in enumerate(name):
+            depth += (letter == "<") - (letter == ">")
+            if letter == "(" and depth == 0:
+                end = index
+                break
+        short.append(name[:end])
+    return short
+
+
+def compile_one(nvcc: str, source: Path, architecture: str) -> Kernels:
+    """What the assembler says of each kernel of a file."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [nvcc, "-std=c++17", *NVCC_FLAGS, f"-I{ROOT / 'csrc'}", f"-arch=sm_{architecture}", "-Xptxas=-v"]
+        command += ["-cubin", str(source), "-o", str(Path(folder) / "kernels.cubin")]
+        done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"{source.name} does not compile for sm_{architecture}:\n{done.stderr}")
+    kernels: Kernels = {}
+    current: Resources = {}
+    for line in done.stderr.splitlines():
+        if entry := re.search(r"Compiling entry function '(\w+)'", line):
+            current = kernels.setdefault(entry.group(1), {})
+        elif spills := re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", line):
+            # of the kernel and of the functions it calls, which follow it
+            for key, value in zip(("stack", "spill_stores", "spill_loads"), spills.groups(), strict=True):
+                current[key] = max(current.get(key, 0), int(value))
+        elif used := re.search(r"Used (\d+) registers", line):
+            current["registers"] = max(current.get("registers", 0), int(used.group(1)))
+            shared = re.search(r"(\d+) bytes smem", line)
+            current["static_shared"] = int(shared.group(1)) if shared else 0
+    return dict(zip(readable(list(kernels)), kernels.values(), strict=True))
+
+
+def measure(nvcc: str, files: Sequence[Path], architectures: Sequence[str]) -> dict[str, dict[str, Kernels]]:
+    """By file, then architecture, then kernel."""
+    pairs = [(path, architecture) for path in files for architecture in architectures]
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        measured = list(pool.map(lambda pair: compile_one(nvcc, *pair), pairs))
+    found: dict[str, dict[str, Kernels]] = {path.name: {} for path in files}
+    for (path, architecture), kernels in zip(pairs, measured, strict=True):
+        found[path.name][architecture] = kernels
+    return found
+
+
+def allowed_spills(kernel: str) -> int:
+    return next((limit for part, limit in ALLOWED_SPILLS.items() if part in kernel), 0)
+
+
+def failures(files: dict[str, dict[str, Kernels]]) -> list[str]:
+    """Where a kernel spills more than it may."""
+    return [
+        f"{name}, sm_{architecture}: {kernel} takes {used}"
+        for name, architectures in files.items()
+        for architecture, kernels in architectures.items()
+        for kernel, used in kernels.items()
+        if used["spill_stores"] > allowed_spills(kernel)
+    ]
+
+
+def page(table: dict[str, Any]) -> str:
+    """The table for a reader."""
+    lines = [
+        "# What the CUDA kernels take",
+        "",
+        f"Written by `scripts/cuda_resources.py` with nvcc {table['nvcc']}: registers a thread, by architecture; the",
+        "most bytes that a thread spills; bytes of static shared memory a block (dynamic shared memory depends on the call).",
+        "Only kernels for more than 64 states (16 in double precision) may spill, by an amount that a test limits.",
+        "",
+    ]
+    architectures = list(DEFAULT_ARCHITECTURES)
+    for name, measured in table["files"].items():
+        lines += [
+            f"## {name}",
+            "",
+            "| kernel | " + " | ".join(f"sm_{a}" for a in architectures) + " | spills | shared |",
+        ]
+        lines += ["|---" * (len(architectures) + 3) + "|"]
+        for kernel in sorted(measured[architectures[0]]):
+            rows = [measured[a][kernel] for a in architectures]
+            registers = " | ".join(str(row["registers"]) for row in rows)
+            spills, shared = max(row["spill_stores"] for row in rows), rows[0]["static_shared"]
+            lines.append(f"| `{kernel}` | {registers} | {spills} | {shared} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="compare with the table instead of writing it")
+    parser.add_argument("--arch", choices=DEFAULT_ARCHITECTURES, action="append", help="with --check: only this one")
+    parser.add_argument("--only", help="with --check: only files whose name holds this")
+    options = parser.parse_args()
+    if not options.check and (options.arch or options.only):
+        parser.error("a part of the table can be checked, not written")
+    nvcc, reason = find_nvcc(os.environ)
+    if nvcc is None:
+        sys.exit(reason)
+    files = [path for path in sources() if not options.only or options.only in path.name]
+    measured = measure(nvcc, files, options.arch or DEFAULT_ARCHITECTURES)
+    wrong = failures(measured)
+    if options.check:
+        table = json.loads(TABLE.read_text())
+        for name, architectures in measured.items():
+            for architecture, kernels in architectures.items():
+                if table["files"].get(name, {}).get(architecture) != kernels:
+                    wrong.append(
+                        f"{name}, sm_{architecture}: not what {TABLE.name} says; run scripts/cuda_resources.py"
+                    )
+    else:
+        table = {"nvcc": nvcc_release(nvcc), "sources": digest(), "files": measured}
+        TABLE.write_text(json.dumps(table, indent=1, sort_keys=True) + "\n")
+        TABLE.with_suffix(".md").write_text(page(table))
+    if wrong:
+        sys.exit("\n".join(wrong))
+    count = sum(len(kernels) for by in measured.values() for kernels in by.values())
+    print(f"{count} compiled kernels, none spills more than it may")
+
+
+if __name__ == "__main__":
+    main()
