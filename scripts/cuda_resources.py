@@ -128,7 +128,7 @@ def page(table: dict[str, Any]) -> str:
         "# What the CUDA kernels take",
         "",
         f"Written by `scripts/cuda_resources.py` with nvcc {table['nvcc']}: registers a thread, by architecture; the",
-        "most bytes that a thread spills; bytes of static shared memory a block (dynamic shared memory depends on the call).",
+        "most bytes that a thread spills; bytes of static shared memory a block (dynamic shared memory is the call's).",
         "Only kernels for more than 64 states (16 in double precision) may spill, by an amount that a test limits.",
         "",
     ]
