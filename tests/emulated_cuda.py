@@ -56,7 +56,8 @@ class EmulatedCuda:
         self.emulator = Emulator(program())
         self.seeds = seeds
         self.multiprocessors = multiprocessors
-        self.ran: list[Result] = []
+        self.ran: list[Result] = []  # for a test to empty
+        self.launches = 0  # of kernels, in all; the same under another order of threads counts once
 
     @contextlib.contextmanager
     def installed(self):
@@ -125,6 +126,7 @@ class EmulatedCuda:
             if result.value:
                 raise ValueError(f"{name}: the kernel answered {result.value}")
             self.ran.append(result)
+            self.launches += len(result.kernels) if seed == self.seeds[0] else 0
             for key, tensor in outputs.items():
                 if seed == self.seeds[0]:
                     first[key] = tensor.clone()
