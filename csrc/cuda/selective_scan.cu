@@ -64,7 +64,7 @@ constexpr double kEnough = 1.6;
 constexpr int64_t kWanted = 3;
 
 int64_t choose_segment(const wmk_selective_scan& p, int64_t tiles, int64_t tile_steps, bool packed) {
-  const int64_t chunk = p.chunk < 1 ? tile_steps : p.chunk;
+  const int64_t chunk = p.chunk_states.data == nullptr || p.chunk < 1 ? tile_steps : p.chunk;
   const int64_t unit = tile_steps % chunk == 0 ? tile_steps : chunk;
   const int64_t time = p.time < 1 ? 1 : p.time;
   const int64_t processors = multiprocessors(p.device);

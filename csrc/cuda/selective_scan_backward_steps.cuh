@@ -52,7 +52,10 @@ __device__ __forceinline__ float softplus_slope(float step, bool precise) {
   const float series = step * (1.0f + step * (-0.5f + step * (1.0f / 6.0f - step * (1.0f / 24.0f))));
   return step < 0.0625f ? series : 1.0f - exp2_fast(-kLog2E * step);
 }
-__device__ __forceinline__ double softplus_slope(double step, bool) { return -expm1(-step); }
+// Where softplus is the identity, above 20, so is its derivative one; softplus(20) itself is a little more than 20.
+__device__ __forceinline__ double softplus_slope(double step, bool) {
+  return step > 20.0000000020612 ? 1.0 : -expm1(-step);
+}
 
 // What a thread carries through its segment.
 template <typename Configuration>
@@ -115,6 +118,17 @@ __device__ __forceinline__ void add_constant(void* partial, const BackwardThread
 // 1 + 2^-11 E[1 / m] for a mantissa m in [1, 2) with uniform logarithm, of which ten bits are kept.
 constexpr double kMeanOfCut = 1.0 + 0.7213 / 2048.0;
 
+// sum_over_four without the tensor cores, whose products with zero would carry NaN and infinity from one step to the
+// next, across a reset.
+__device__ __forceinline__ void shuffle_over_four(float (&sums)[4], const float (&values)[4], int which) {
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    float sum = values[i] + __shfl_xor_sync(0xffffffffu, values[i], 1);
+    sum += __shfl_xor_sync(0xffffffffu, sum, 2);
+    if (static_cast<int>(threadIdx.x) % 4 == which) sums[i] += sum;
+  }
+}
+
 // SUB steps, forward from the checkpoint and back. SIMPLE: no resets, and both B and C vary.
 template <typename Configuration, int SUB, bool SIMPLE>
 __device__ __forceinline__ void backward_steps(BackwardThread<Configuration>& thread,
@@ -173,10 +187,9 @@ __device__ __forceinline__ void backward_steps(BackwardThread<Configuration>& th
 #pragma unroll
     for (int t = group + 3; t >= group; --t) {
       const T step = row_step[t], input = step * row_u[t], grad = row_grad[t];
-      // The tensor cores cut the products off; this gives back what they lose on average. A B or C that does not vary
-      // is not summed by them.
-      const T grad_scaled = Shared::kTensorSums && (SIMPLE || p.C_varies) ? grad * T(kMeanOfCut) : grad;
-      const T input_scaled = Shared::kTensorSums && (SIMPLE || p.B_varies) ? input * T(kMeanOfCut) : input;
+      // The tensor cores cut the products off; this gives back what they lose on average.
+      const T grad_scaled = Shared::kTensorSums && SIMPLE ? grad * T(kMeanOfCut) : grad;
+      const T input_scaled = Shared::kTensorSums && SIMPLE ? input * T(kMeanOfCut) : input;
       T sum_B = T(0), sum_A = T(0);
       load_A<Configuration>(A, thread, shared);
 #pragma unroll
@@ -203,9 +216,12 @@ __device__ __forceinline__ void backward_steps(BackwardThread<Configuration>& th
         const int at = 4 * place.quarter + j * kFar;
         if (!SIMPLE && !p.B_varies) add_constant(plan.partial_B, thread, place, p, j, grad_b);
         if (!SIMPLE && !p.C_varies) add_constant(plan.partial_C, thread, place, p, j, grad_c);
-        if constexpr (Shared::kTensorSums) {
+        if constexpr (Shared::kTensorSums && SIMPLE) {
           sum_over_four(sums_B, grad_b.value, t % 4);
           sum_over_four(sums_C, grad_c.value, t % 4);
+        } else if constexpr (Shared::kTensorSums) {
+          shuffle_over_four(sums_B, grad_b.value, t % 4);
+          shuffle_over_four(sums_C, grad_c.value, t % 4);
         } else if constexpr (Shared::kAlone) {
           store_quad(&shared.shares[warp].sum[0][within + t][at], grad_b);
           store_quad(&shared.shares[warp].sum[1][within + t][at], grad_c);
