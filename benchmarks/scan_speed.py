@@ -71,7 +71,7 @@ def run(chosen: argparse.Namespace) -> dict[str, Any]:
     torch.manual_seed(0)
     on_gpu = device.type == "cuda"
     if on_gpu:
-        torch.cuda.set_device(device)
+        torch.cuda.set_device(device.index or 0)
     dtype = DTYPES[chosen.dtype or ("bfloat16" if on_gpu else "float32")]
     plan = (CudaPlan if on_gpu else CpuPlan)(chosen.backends, chosen.lengths, dtype, chosen.quick)
     groups = plan.groups()

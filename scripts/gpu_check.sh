@@ -68,7 +68,7 @@ export WMKERNELS_CUDA=1 PYTHONUNBUFFERED=1
 say "$("$python" -c 'import torch; print(torch.cuda.get_device_name(), "torch", torch.__version__)')"
 
 # The tests that run a backend on the GPU; the emulator and the interpreter are for machines without one.
-select=(-q -p no:cacheprovider --maxfail=20 --durations=5 tests
+select=(-q -p no:cacheprovider -p no:benchmark --maxfail=20 --durations=5 tests
   --ignore=tests/test_cuda_emulated.py --ignore=tests/test_emulator.py --ignore=tests/test_triton_interpreter.py
   --ignore=tests/test_benchmark.py --ignore=tests/test_build.py)
 if "$python" -c 'import xdist' 2>/dev/null; then select+=(-n 8); fi
@@ -82,7 +82,7 @@ if [[ -n $sanitizer ]]; then
   # PyTorch's allocator would hide an access beyond a tensor inside its own pool.
   export PYTORCH_NO_CUDA_MEMORY_CACHING=1
   stage memcheck 60 "$sanitizer" --tool memcheck --error-exitcode 9 "$python" scripts/gpu_sanitize.py cuda
-  stage racecheck 60 "$sanitizer" --tool racecheck --error-exitcode 9 "$python" scripts/gpu_sanitize.py cuda
+  stage racecheck 100 "$sanitizer" --tool racecheck --error-exitcode 9 "$python" scripts/gpu_sanitize.py --quick cuda
   unset PYTORCH_NO_CUDA_MEMORY_CACHING
 else
   say "memcheck   FAIL: compute-sanitizer is neither on PATH nor beside nvcc"
