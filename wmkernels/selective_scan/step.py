@@ -69,7 +69,7 @@ def selective_step(
         (torch.Size([1, 8]), torch.Size([1, 8, 4]))
     """
     tensors = (state, u, delta, A, B, C, D, z, delta_bias, reset)
-    if backend is None and _is_quick(tensors):
+    if _is_quick(tensors, backend):
         try:
             return _step(state, u, delta, A, B.unsqueeze(1), C.unsqueeze(1), *tensors[6:], delta_softplus, "cpu")
         except ValueError:
@@ -153,7 +153,7 @@ def selective_state_update(
     if isinstance(state, Tensor) and state.dim() == 4:
         return _update_heads(state, x, dt, A, B, C, D, z, dt_bias, dt_softplus, state_batch_indices)
     tensors = (state, x, dt, A, B, C, D, z, dt_bias, state_batch_indices)
-    if state_batch_indices is None and _is_quick(tensors):
+    if state_batch_indices is None and _is_quick(tensors, None):
         try:
             return _update(state, x, dt, A, B.unsqueeze(1), C.unsqueeze(1), *tensors[6:], dt_softplus, "cpu")
         except ValueError:
@@ -220,7 +220,7 @@ def _update_heads(
     return out.unflatten(1, (heads, headdim))
 
 
-def _is_quick(tensors: tuple[Tensor | None, ...]) -> bool:
+def _is_quick(tensors: tuple[Tensor | None, ...], backend: str | None) -> bool:
     """Whether a step may go straight to the kernel, whose own checks are all it then needs: they take 5 µs, not 30."""
     state, u, _, A, B, C, *_ = tensors
     if not is_unwatched(tensors) or state is None or u is None or A is None or B is None or C is None:
@@ -229,7 +229,7 @@ def _is_quick(tensors: tuple[Tensor | None, ...]) -> bool:
         (state.dim(), u.dim(), A.dim(), B.dim(), C.dim()) == (3, 2, 2, 2, 2)
         and u.numel() > 0
         and u.is_cpu
-        and choose(OP, u.device, None, A.shape[1]) == "cpu"
+        and choose(OP, u.device, backend, A.shape[1]) == "cpu"
     )
 
 
