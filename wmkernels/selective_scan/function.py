@@ -29,7 +29,7 @@ def chunk_length(state: int, device_type: str) -> int:
     """Steps between two states kept for the backward pass.
 
     On a CPU the saved states take a thirty-second of the memory of one float32 activation for each of up to 128 states
-    a channel. On a GPU a chunk is one tile of time in shared memory: a longer one would be replayed for each tile in it.
+    a channel. On a GPU a chunk is one tile of time in shared memory: a longer one would be replayed for each tile.
     """
     if device_type == "cpu":
         return min(max(8 * state, 64), 1024)
