@@ -80,8 +80,9 @@ def test_large_states(cuda, problem, shuffle):
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
 def test_time_is_split_where_the_chip_would_be_idle(cuda, dtype, packed):
-    for multiprocessors, split in ((1, False), (1000, True)):
-        check(cuda, few_channels(dtype, 333, "cpu", packed, channels=40), multiprocessors)
+    many = 333 if dtype == torch.float64 else 700  # steps for more segments than the warps that chain them
+    for multiprocessors, split, time, channels in ((1, False, 100, 40), (1000, True, many, 2)):
+        check(cuda, few_channels(dtype, time, "cpu", packed, channels), multiprocessors)
         # a packed batch is cut by its mean length, whatever the chip
         assert packed or ("selective_scan_combine_kernel" in cuda.kernels) == split
 
@@ -106,10 +107,11 @@ def test_linear_scan_over_a_long_time(cuda, problem, multiprocessors, shuffle):
 
 @pytest.mark.parametrize("multiprocessors", [1, 1000])
 @pytest.mark.parametrize("where", [0, 1, 31, 32, 33, 100, 199])
-def test_nan_does_not_cross_a_reset(cuda, where, multiprocessors):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_nan_does_not_cross_a_reset(cuda, dtype, where, multiprocessors):
     """Neither outputs after a reset nor gradients of anything after it know of NaN and infinity before it."""
     cuda.multiprocessors, time = multiprocessors, 200
-    problem = few_channels(torch.float32, time, "cpu")
+    problem = few_channels(dtype, time, "cpu")
     tensors = dict(problem.tensors)
     tensors["reset"] = torch.arange(time)[None] == where
     for name, poison in (("u", float("nan")), ("delta", float("inf")), ("B", float("nan"))):
