@@ -9,7 +9,6 @@ from unittest import mock
 import torch
 
 from wmkernels import dispatch, pointers
-from wmkernels.selective_scan import native as selective_native
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -66,9 +65,7 @@ class EmulatedCuda:
         with (
             mock.patch.object(dispatch, "_cuda_reasons", lambda *_: ()),
             mock.patch.object(pointers, "words", self._words),
-            mock.patch.object(selective_native, "words", self._words),
             mock.patch.object(pointers, "kernel", self._kernel),
-            mock.patch.object(selective_native, "kernel", self._kernel),
             mock.patch.object(pointers, "workspace", self._workspace),
         ):
             yield self

@@ -6,6 +6,7 @@ before its address leaves Python: dtype, shape, device, alignment. The caller ho
 returns.
 """
 
+import os
 from collections.abc import Callable, Sequence
 
 import torch
@@ -17,6 +18,7 @@ native = load_native()
 
 DTYPE_CODES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 
+DEBUG = os.environ.get("WMKERNELS_DEBUG") == "1"  # wait for the GPU after every CUDA kernel
 LARGE = 8 << 20  # bytes from which on the first write to fresh memory is dominated by its page faults
 
 Expected = tuple[Tensor | None, Sequence[int], torch.dtype]
@@ -60,6 +62,13 @@ def kernel(name: str, device: torch.device) -> Callable[[tuple[int, ...]], int]:
     return getattr(native, f"cpu_{name}" if device.type == "cpu" else f"cuda_{name}")
 
 
+def launch(name: str, op: str, members: Members, device: torch.device) -> None:
+    """Runs a kernel that needs no workspace, or has it among its members."""
+    kernel(name, device)(words(op, members, device))
+    if DEBUG and device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 def call(name: str, op: str, members: Members, device: torch.device) -> None:
     """Runs a kernel with its workspace, which is held until the call returns.
 
@@ -68,4 +77,4 @@ def call(name: str, op: str, members: Members, device: torch.device) -> None:
     members.update(placement(device))
     size = kernel(f"{name}_workspace", device)(words(op, members, device))
     members["workspace"], _scratch = workspace(size, device)
-    kernel(name, device)(words(op, members, device))
+    launch(name, op, members, device)

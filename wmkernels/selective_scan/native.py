@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from wmkernels.checks import state_dtype
-from wmkernels.pointers import DTYPE_CODES, Expected, Members, call, kernel, output, placement, words
+from wmkernels.pointers import DTYPE_CODES, Expected, Members, call, launch, output, placement
 from wmkernels.selective_scan.outputs import backward_outputs, forward_outputs, sequence_count
 
 
@@ -175,5 +175,5 @@ def step(
         "out": (out, activation, dtype),
     }
     members.update(placement(device))
-    kernel("selective_step", device)(words("selective_step", members, device))
+    launch("selective_step", "selective_step", members, device)
     return out
