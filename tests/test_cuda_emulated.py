@@ -106,7 +106,7 @@ def test_linear_scan_over_a_long_time(cuda, problem, multiprocessors, shuffle):
 
 
 @pytest.mark.parametrize("multiprocessors", [1, 1000])
-@pytest.mark.parametrize("where", [0, 1, 31, 32, 33, 100, 199])
+@pytest.mark.parametrize("where", [0, 1, 32, 199])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
 def test_nan_does_not_cross_a_reset(cuda, dtype, where, multiprocessors):
     """Neither outputs after a reset nor gradients of anything after it know of NaN and infinity before it."""
