@@ -227,6 +227,8 @@ def _is_quick(tensors: tuple[Tensor | None, ...], backend: str | None) -> bool:
         return False
     return (
         (state.dim(), u.dim(), A.dim(), B.dim(), C.dim()) == (3, 2, 2, 2, 2)
+        and u.dtype in (torch.float32, torch.float64)
+        and state.dtype is u.dtype
         and u.numel() > 0
         and u.is_cpu
         and choose(OP, u.device, backend, A.shape[1]) == "cpu"
