@@ -55,8 +55,6 @@ struct Sequence {
   }
 };
 
-WMK_INLINE int64_t bytes_of(int64_t dtype) { return dtype == WMK_FLOAT64 ? 8 : dtype == WMK_FLOAT32 ? 4 : 2; }
-
 // [batch, rows, time] at one batch element.
 WMK_INLINE Plane plane_of(const wmk_view& view, int64_t dtype, int64_t batch) {
   return {(char*)view.data + batch * view.stride[0] * bytes_of(dtype), view.stride[1], view.stride[2]};

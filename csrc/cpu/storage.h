@@ -2,9 +2,13 @@
 // types, which are widened on the way in and rounded to nearest even on the way out; NaN stays NaN.
 #pragma once
 
+#include "../wmkernels.h"
 #include "vector.h"
 
 namespace wmk::WMK_ISA {
+
+// Bytes of one element of a wmk_dtype.
+WMK_INLINE int64_t bytes_of(int64_t dtype) { return dtype == WMK_FLOAT64 ? 8 : dtype == WMK_FLOAT32 ? 4 : 2; }
 
 WMK_INLINE FloatVector load_as(const float* from, float) { return load(from); }
 WMK_INLINE DoubleVector load_as(const double* from, double) { return load(from); }
