@@ -48,6 +48,34 @@ def require_device(op: str, name: str, tensor: Tensor, device: torch.device, aga
         )
 
 
+def require_reset(
+    op: str, reset: Tensor | None, labels: Sequence[str], sizes: Sequence[int], like: Tensor, against: str
+) -> None:
+    """Raises unless ``reset`` is None, or bool with these sizes where ``like`` is."""
+    if reset is None:
+        return
+    require_tensor(op, "reset", reset)
+    require_device(op, "reset", reset, like.device, against)
+    require_dtype(op, "reset", reset, (torch.bool,), "(true where a new sequence starts)")
+    require_shape(op, "reset", reset, labels, sizes, against)
+
+
+def require_packing(op: str, cu_seqlens: Tensor | None, like: Tensor, against: str) -> None:
+    """Raises unless ``cu_seqlens`` is None, or has the form of bounds along the time of ``like``, whose batch is 1."""
+    if cu_seqlens is None:
+        return
+    require_tensor(op, "cu_seqlens", cu_seqlens)
+    require_dtype(op, "cu_seqlens", cu_seqlens, (torch.int64, torch.int32), "")
+    require_device(op, "cu_seqlens", cu_seqlens, like.device, against)
+    if cu_seqlens.dim() != 1 or cu_seqlens.shape[0] < 2:
+        raise ValueError(f"{op}: cu_seqlens has shape {tuple(cu_seqlens.shape)}, expected (sequences + 1,)")
+    if like.shape[0] != 1:
+        raise ValueError(
+            f"{op}: {against} has a batch of {like.shape[0]}, expected 1 with cu_seqlens: "
+            "packed sequences lie along time"
+        )
+
+
 def state_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype of states and parameters beside activations of ``dtype``: float64 for float64, else float32."""
     return torch.float64 if dtype == torch.float64 else torch.float32

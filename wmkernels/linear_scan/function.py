@@ -7,6 +7,7 @@ from wmkernels.checks import (
     FLOATS,
     require_device,
     require_dtype,
+    require_reset,
     require_shape,
     require_tensor,
     state_dtype,
@@ -110,9 +111,5 @@ def _check_memory(gates: Tensor, initial_state: Tensor | None, reset: Tensor | N
         require_dtype(OP, "initial_state", initial_state, allowed, f"beside gates of {gates.dtype}")
         labels = ["batch", *("channels",) * (gates.dim() - 2)]
         require_shape(OP, "initial_state", initial_state, labels, gates.shape[:-1], "gates")
-    if reset is not None:
-        require_tensor(OP, "reset", reset)
-        require_device(OP, "reset", reset, gates.device, "gates")
-        require_dtype(OP, "reset", reset, (torch.bool,), "(true where a new sequence starts)")
-        sizes = (gates.shape[0], gates.shape[-1])
-        require_shape(OP, "reset", reset, ("batch", "time"), sizes, "gates")
+    sizes = (gates.shape[0], gates.shape[-1])
+    require_reset(OP, reset, ("batch", "time"), sizes, gates, "gates")

@@ -5,12 +5,12 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from wmkernels import checks
 from wmkernels.checks import (
     FLOATS,
     require_device,
     require_dtype,
     require_sequences,
-    require_shape,
     require_tensor,
 )
 
@@ -45,27 +45,12 @@ def require_state(
 
 def require_reset(module: str, reset: Tensor | None, like: Tensor) -> None:
     """Raises unless ``reset`` is bool, one value for each feature vector of ``like``."""
-    if reset is None:
-        return
-    require_tensor(module, "reset", reset)
-    require_device(module, "reset", reset, like.device, "the input")
-    require_dtype(module, "reset", reset, (torch.bool,), "(true where a new sequence starts)")
-    require_shape(module, "reset", reset, ("batch", "time")[: like.dim() - 1], like.shape[:-1], "the input")
+    labels = ("batch", "time")[: like.dim() - 1]
+    checks.require_reset(module, reset, labels, like.shape[:-1], like, "the input")
 
 
 def require_packing(module: str, cu_seqlens: Tensor | None, like: Tensor) -> None:
     """Raises unless ``cu_seqlens`` packs sequences along the time of ``like``, (1, time, features)."""
-    if cu_seqlens is None:
-        return
-    require_tensor(module, "cu_seqlens", cu_seqlens)
-    require_device(module, "cu_seqlens", cu_seqlens, like.device, "the input")
-    require_dtype(module, "cu_seqlens", cu_seqlens, (torch.int64, torch.int32), "")
-    if cu_seqlens.dim() != 1 or cu_seqlens.shape[0] < 2:
-        raise ValueError(f"{module}: cu_seqlens has shape {tuple(cu_seqlens.shape)}, expected (sequences + 1,)")
-    if like.shape[0] != 1:
-        raise ValueError(
-            f"{module}: the input has a batch of {like.shape[0]}, expected 1 with cu_seqlens: "
-            "packed sequences lie along time"
-        )
-    if like.device.type == "cpu" and not torch.compiler.is_compiling():
+    checks.require_packing(module, cu_seqlens, like, "the input")
+    if cu_seqlens is not None and like.device.type == "cpu" and not torch.compiler.is_compiling():
         require_sequences(module, cu_seqlens, like.shape[1])

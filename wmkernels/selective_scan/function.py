@@ -12,6 +12,8 @@ from wmkernels.checks import (
     FLOATS,
     require_device,
     require_dtype,
+    require_packing,
+    require_reset,
     require_shape,
     require_tensor,
     state_dtype,
@@ -235,15 +237,7 @@ def _same_groups(B: Tensor, C: Tensor) -> tuple[Tensor, Tensor]:
 def _canonical_sequences(u: Tensor, cu_seqlens: Tensor | None) -> Tensor | None:
     if cu_seqlens is None:
         return None
-    require_tensor(OP, "cu_seqlens", cu_seqlens)
-    require_dtype(OP, "cu_seqlens", cu_seqlens, (torch.int64, torch.int32), "")
-    require_device(OP, "cu_seqlens", cu_seqlens, u.device, "u")
-    if cu_seqlens.dim() != 1 or cu_seqlens.shape[0] < 2:
-        raise ValueError(f"{OP}: cu_seqlens has shape {tuple(cu_seqlens.shape)}, expected (sequences + 1,)")
-    if u.shape[0] != 1:
-        raise ValueError(
-            f"{OP}: u has a batch of {u.shape[0]}, expected 1 with cu_seqlens: packed sequences lie along time"
-        )
+    require_packing(OP, cu_seqlens, u, "u")
     return cu_seqlens.to(torch.int64)
 
 
@@ -258,8 +252,4 @@ def _check_memory(
         first = ("batch", batch) if cu_seqlens is None else ("sequences", cu_seqlens.shape[0] - 1)
         sizes = (first[1], channels, A.shape[1])
         require_shape(OP, "initial_state", initial_state, (first[0], "channels", "state"), sizes, "u and A")
-    if reset is not None:
-        require_tensor(OP, "reset", reset)
-        require_device(OP, "reset", reset, u.device, "u")
-        require_dtype(OP, "reset", reset, (torch.bool,), "(true where a new sequence starts)")
-        require_shape(OP, "reset", reset, ("batch", "time"), (batch, time), "u")
+    require_reset(OP, reset, ("batch", "time"), (batch, time), u, "u")

@@ -9,7 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wmkernels.checks import FLOATS, require_device, require_dtype, require_shape, require_tensor, state_dtype
+from wmkernels.checks import (
+    FLOATS,
+    require_device,
+    require_dtype,
+    require_reset,
+    require_shape,
+    require_tensor,
+    state_dtype,
+)
 from wmkernels.dispatch import choose, kernels
 from wmkernels.library import LIBRARY, backward_pass, define, is_unwatched, loop_over_vmap, needs_autograd
 from wmkernels.selective_scan.ops import SelectiveScanBackward, fold_channels, unfold_channels
@@ -81,11 +89,7 @@ def selective_step(
     state, A = state.to(dtype), A.to(dtype)
     D = None if D is None else D.to(dtype)
     delta_bias = None if delta_bias is None else delta_bias.to(dtype)
-    if reset is not None:
-        require_tensor(OP, "reset", reset)
-        require_device(OP, "reset", reset, u.device, "u")
-        require_dtype(OP, "reset", reset, (torch.bool,), "(true where a new sequence starts)")
-        require_shape(OP, "reset", reset, ("batch",), u.shape[:1], "u")
+    require_reset(OP, reset, ("batch",), u.shape[:1], u, "u")
     chosen = choose(OP, u.device, backend, A.shape[1])
     tensors = (state, u, delta, A, B, C, D, z, delta_bias, reset)
     if chosen == "reference":
