@@ -213,3 +213,18 @@ def test_it_refuses_to_drop_a_gradient(place):
         wmkernels.selective_state_update(state, **x)
     with torch.no_grad():
         wmkernels.selective_state_update(state, **x)
+
+
+@pytest.mark.parametrize("grad_mode", [torch.no_grad, torch.enable_grad])
+def test_a_sign_still_to_be_turned_is_turned(grad_mode):
+    """The imaginary part of a conjugate is a view whose sign PyTorch turns when it is read."""
+    u = torch.randn(2, 3, dtype=torch.complex64).conj().imag
+    assert u.is_neg()
+    state, delta, A, B = torch.randn(2, 3, 4), torch.rand(2, 3), -torch.rand(3, 4), torch.randn(2, 4)
+    with grad_mode():
+        for value, expected in zip(
+            wmkernels.selective_step(state, u, delta, A, B, B),
+            wmkernels.selective_step(state, u.resolve_neg(), delta, A, B, B, backend="reference"),
+            strict=True,
+        ):
+            torch.testing.assert_close(value, expected)
