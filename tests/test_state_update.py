@@ -215,16 +215,15 @@ def test_it_refuses_to_drop_a_gradient(place):
         wmkernels.selective_state_update(state, **x)
 
 
-@pytest.mark.parametrize("grad_mode", [torch.no_grad, torch.enable_grad])
-def test_a_sign_still_to_be_turned_is_turned(grad_mode):
+@everywhere("selective_step", kernels_only=True)
+def test_a_sign_still_to_be_turned_is_turned(place):
     """The imaginary part of a conjugate is a view whose sign PyTorch turns when it is read."""
-    u = torch.randn(2, 3, dtype=torch.complex64).conj().imag
-    assert u.is_neg()
-    state, delta, A, B = torch.randn(2, 3, 4), torch.rand(2, 3), -torch.rand(3, 4), torch.randn(2, 4)
-    with grad_mode():
-        for value, expected in zip(
-            wmkernels.selective_step(state, u, delta, A, B, B),
-            wmkernels.selective_step(state, u.resolve_neg(), delta, A, B, B, backend="reference"),
-            strict=True,
-        ):
-            torch.testing.assert_close(value, expected)
+    x = inputs(place)
+    turned = torch.complex(x["x"], x["x"]).conj().imag
+    assert turned.is_neg()
+    state = torch.zeros(3, 20, 5, device=place.device)
+    expected, actual = (
+        wmkernels.selective_step(state, u, x["dt"], x["A"], x["B"], x["C"], x["D"], backend=place.backend)
+        for u in (turned.resolve_neg(), turned)
+    )
+    torch.testing.assert_close(actual, expected)
