@@ -112,7 +112,8 @@ class Unfinished:
         """Bytes of memory that it holds, with every state there."""
         arrays = (*self._observations.values(), self._actions, self._rewards)
         states = sum(value.nbytes + ARRAY_OVERHEAD for value in self._empty_state.values())
-        return sum(array.nbytes for array in arrays) + 2 * len(self._length) * states
+        num_envs = len(self._length)
+        return sum(array.nbytes + num_envs * ARRAY_OVERHEAD for array in arrays) + 2 * num_envs * states
 
     def begin(self, rows: np.ndarray, observations: Arrays) -> None:
         """Episodes begin in ``rows``, (n,), with ``observations``, (n, ...). What was unfinished there is dropped."""
