@@ -62,7 +62,7 @@ class Replay:
         seed: of the order in which pieces are drawn.
 
     Attributes:
-        passes: passes begun.
+        passes: passes completed, the first of which began with the first piece.
         added: transitions ever added.
         transitions: transitions that are stored and can be drawn.
 
