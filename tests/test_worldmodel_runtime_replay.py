@@ -12,8 +12,8 @@ import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from worldmodel_environments import Numbered
+
 from worldmodel.batch import Batch
 from worldmodel.environments import EnvironmentFailed
 from worldmodel.episodes import Episodes, VectorEpisodes
@@ -90,7 +90,9 @@ def transitions(batch: Batch) -> list[Transition]:
 @pytest.mark.parametrize("maker", MAKERS)
 @pytest.mark.parametrize(("window", "burn_in"), [(16, 4), (7, 3), (5, 0)])
 def test_every_transition_comes_out_once_a_pass(maker: str, window: int, burn_in: int) -> None:
-    recorder = Recorder(MAKERS[maker](3, 12), ReplayConfig(batch_size=2, window=window, burn_in=burn_in, max_steps=9999))
+    recorder = Recorder(
+        MAKERS[maker](3, 12), ReplayConfig(batch_size=2, window=window, burn_in=burn_in, max_steps=9999)
+    )
     for _ in range(120):
         recorder.step()
     replay = recorder.replay
@@ -116,7 +118,9 @@ def test_nothing_is_lost_or_doubled_whatever_the_order_of_adding_and_sampling(da
         burn_in=data.draw(st.integers(0, window - 2), "burn_in"),
         max_steps=9999,
     )
-    recorder = Recorder(single(data.draw(st.integers(1, 3), "num_envs"), data.draw(st.integers(1, 30), "longest")), config)
+    recorder = Recorder(
+        single(data.draw(st.integers(1, 3), "num_envs"), data.draw(st.integers(1, 30), "longest")), config
+    )
     replay = recorder.replay
     out: collections.Counter[Transition] = collections.Counter()
     for _ in range(data.draw(st.integers(1, 40), "rounds")):

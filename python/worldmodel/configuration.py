@@ -50,8 +50,8 @@ def from_json(kind: type[Config], values: Any, where: str = "") -> Config:
     unknown = sorted(set(values) - names)
     if unknown:
         raise ConfigurationError(
-            f"{where or kind.__name__} has {', '.join(unknown)}, which {kind.__name__} does not know; it was written by "
-            "another version"
+            f"{where or kind.__name__} has {', '.join(unknown)}, which {kind.__name__} does not know; another version "
+            "wrote it"
         )
     fields = {name: _value(hints[name], value, f"{where}.{name}".lstrip(".")) for name, value in values.items()}
     return kind(**fields)

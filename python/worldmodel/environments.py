@@ -56,7 +56,9 @@ def resolve(name: str) -> str:
         try:
             importlib.import_module(module)
         except ImportError as error:
-            raise UnknownEnvironment(f"environment {name!r}: the module {module!r} cannot be imported: {error}") from error
+            raise UnknownEnvironment(
+                f"environment {name!r}: the module {module!r} cannot be imported: {error}"
+            ) from error
     wanted = "" if module else next((p for prefix, p in _PACKAGES.items() if rest.startswith(prefix)), "")
     if wanted:
         try:
@@ -80,7 +82,9 @@ def resolve(name: str) -> str:
 
 
 def _hint(name: str, known: list[str]) -> str:
-    short = {key.removeprefix("popgym-").removesuffix("-v0") if key.startswith("popgym-") else key: key for key in known}
+    short = {
+        key.removeprefix("popgym-").removesuffix("-v0") if key.startswith("popgym-") else key: key for key in known
+    }
     near = difflib.get_close_matches(name, [*short], n=3, cutoff=0.7)
     if near:
         return f"; did you mean {' or '.join(near)}?"

@@ -1,4 +1,4 @@
-"""Packages that only the world model needs: imported where they are used, missed with a message that says what to do."""
+"""Packages that only the world model needs: imported where they are used, and missed with a word on what to do."""
 
 import importlib
 from types import ModuleType
@@ -27,6 +27,6 @@ def require(name: str, purpose: str) -> ModuleType:
     except ImportError as error:
         missing = (error.name or name).partition(".")[0]
         raise MissingPackage(
-            f"the package {missing!r} is needed to {purpose} and is not installed: pip install 'wmkernels[worldmodel]', "
-            "or pip install -e '.[worldmodel]' in a clone"
+            f"the package {missing!r} is needed to {purpose} and is not installed: "
+            "pip install 'wmkernels[worldmodel]', in a clone pip install -e '.[worldmodel]'"
         ) from error

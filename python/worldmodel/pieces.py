@@ -158,7 +158,9 @@ class Unfinished:
         """Where a later piece will begin, the state in front of the step is kept for it."""
         step = self._episode_step[rows]
         for row in rows[(step > 0) & (step % self.stride == 0)]:
-            stored = _Stored({name: value[row].detach().cpu().numpy().copy() for name, value in states.items()}, version)
+            stored = _Stored(
+                {name: value[row].detach().cpu().numpy().copy() for name, value in states.items()}, version
+            )
             begun = self._length[row] == 0  # without burn-in, the piece that needs it has just begun
             (self._state if begun else self._next_state)[row] = stored
 

@@ -97,8 +97,9 @@ class Replay:
         least = self._unfinished.nbytes * (1 + 1 / num_envs)
         if self._limit < least:
             raise ValueError(
-                f"Replay: max_megabytes is {config.max_megabytes}, expected at least {least / 2**20:.3g}, the unfinished "
-                f"windows of {num_envs} environments and a finished one; lower window ({config.window}) or num_envs"
+                f"Replay: max_megabytes is {config.max_megabytes}, expected at least {least / 2**20:.3g}, the "
+                f"unfinished windows of {num_envs} environments and a finished one; lower window ({config.window}) or "
+                "num_envs"
             )
 
     def __len__(self) -> int:
