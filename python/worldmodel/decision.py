@@ -42,7 +42,7 @@ class DecisionConfig:
     layers: int = 2
     improve: Literal["auto", "exact", "reinforce", "dynamics"] = "auto"
     few: int = 16
-    entropy: float = 3e-3
+    entropy: float = 0.03
     uniform: float = 0.01
     min_std: float = 0.1
     max_std: float = 1.0

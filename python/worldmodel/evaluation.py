@@ -50,7 +50,7 @@ class Evaluation(nn.Module):
     def _network(self, features: int) -> nn.Sequential:
         hidden = self.config.hidden
         trunk = perceptron(features, hidden, self.config.layers, hidden)
-        return nn.Sequential(trunk, nn.RMSNorm(hidden, eps=1e-6), nn.SiLU(), NumberHead(hidden, self.config.value))
+        return nn.Sequential(trunk, nn.LayerNorm(hidden), nn.SiLU(), NumberHead(hidden, self.config.value))
 
     @property
     def head(self) -> NumberHead:

@@ -66,8 +66,8 @@ class MemoryStack(nn.Module):
     def __init__(self, blocks: list[nn.Module], width: int) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(blocks)
-        self.norms = nn.ModuleList(nn.RMSNorm(width, eps=1e-6) for _ in blocks)
-        self.norm = nn.RMSNorm(width, eps=1e-6)
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in blocks)
+        self.norm = nn.LayerNorm(width)
 
     def init_state(self, batch_size: int) -> State:
         """The states of all blocks before the first step."""

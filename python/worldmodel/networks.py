@@ -14,10 +14,10 @@ def symlog(x: Tensor) -> Tensor:
 
 
 def perceptron(inputs: int, hidden: int, layers: int, outputs: int) -> nn.Sequential:
-    """``layers`` times a projection to ``hidden``, RMS norm and SiLU, and a projection to ``outputs``."""
+    """``layers`` times a projection to ``hidden``, layer norm and SiLU, and a projection to ``outputs``."""
     modules: list[nn.Module] = []
     for _ in range(layers):
-        modules += [nn.Linear(inputs, hidden, bias=False), nn.RMSNorm(hidden, eps=1e-6), nn.SiLU()]
+        modules += [nn.Linear(inputs, hidden, bias=False), nn.LayerNorm(hidden), nn.SiLU()]
         inputs = hidden
     return nn.Sequential(*modules, nn.Linear(inputs, outputs))
 

@@ -41,7 +41,7 @@ class ObjectiveConfig:
     free_nats: float = 1.0
     reward: float = 1.0
     continuation: float = 1.0
-    horizon: int = 8
+    horizon: int = 4
     starts: int = 8
     value_gradient: float = 0.1
     return_floor: float = 1.0

@@ -69,7 +69,7 @@ class Perception(nn.Module):
         width = sum(codec.width for codec in codecs.values())
         self.encoder = perceptron(width, config.hidden, config.layers, self.latent_width)
         layers = perceptron(self.latent_width, config.hidden, config.layers, config.hidden)
-        self.decoder = nn.Sequential(layers, nn.RMSNorm(config.hidden, eps=1e-6), nn.SiLU())
+        self.decoder = nn.Sequential(layers, nn.LayerNorm(config.hidden), nn.SiLU())
 
     @property
     def latent_width(self) -> int:

@@ -52,7 +52,7 @@ class Prediction(nn.Module):
         inputs = features + action_width
         self.latent = perceptron(inputs, config.hidden, config.layers, variables * classes)
         trunk = perceptron(inputs, config.hidden, config.layers, config.hidden)
-        self.trunk = nn.Sequential(trunk, nn.RMSNorm(config.hidden, eps=1e-6), nn.SiLU())
+        self.trunk = nn.Sequential(trunk, nn.LayerNorm(config.hidden), nn.SiLU())
         self.reward = NumberHead(config.hidden, config.reward)
         self.continues = nn.Linear(config.hidden, 1)
 
