@@ -208,6 +208,13 @@ class ActionSpec:
             torch.get_default_dtype()
         )
 
+    def decode(self, encoded: Tensor) -> Tensor:
+        """Encoded actions (..., width) -> (..., *shape) in ``dtype``: what ``encode`` was given."""
+        if self.kind == "continuous":
+            return encoded.float()
+        entries = torch.stack([part.argmax(-1) for part in encoded.split(self.sizes, -1)], -1)
+        return entries if self.shape else entries.squeeze(-1)
+
     def to_env(self, actions: np.ndarray) -> np.ndarray:
         """The environment's form of actions (..., *shape), with any leading dimensions."""
         batch = actions.shape[: actions.ndim - len(self.shape)]

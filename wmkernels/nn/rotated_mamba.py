@@ -185,6 +185,7 @@ def _packed(rates: Tensor, before: Tensor | None, reset: Tensor | None, bounds: 
 
 def _turned_back(projection: Tensor, angle: Tensor) -> Tensor:
     """Neighbouring states (..., groups, 2 pairs) as complex numbers, times exp(-i angle)."""
-    cos, sin = angle.cos().to(projection.dtype), angle.sin().to(projection.dtype)
+    angle = angle.to(projection.dtype)  # wrapped, it loses nothing that matters
+    cos, sin = angle.cos(), angle.sin()
     real, imaginary = projection.unflatten(-1, (-1, 2)).unbind(-1)
     return torch.stack([real * cos + imaginary * sin, imaginary * cos - real * sin], -1).flatten(-2)
