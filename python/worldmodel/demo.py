@@ -84,7 +84,8 @@ def run_memory(options: MemoryDemoOptions) -> Path:
 def _run_all(phase: str, options: MemoryDemoOptions) -> None:
     """One process for each memory, a few at a time."""
     limit = options.processes or len(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else [0])
-    waiting, running = list(MEMORIES), {}
+    waiting = list(MEMORIES)
+    running: dict[str, subprocess.Popen[bytes]] = {}
     tail = [str(options.seed), str(options.seconds), str(options.steps)]
     try:
         while waiting or running:

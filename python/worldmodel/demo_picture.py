@@ -32,12 +32,13 @@ def draw(summary: Mapping[str, Any], path: Path) -> None:
     plt = require("matplotlib.pyplot", "draw the picture")
     inked = ("text.color", "axes.labelcolor", "axes.edgecolor", "axes.titlecolor", "xtick.color", "ytick.color")
     with plt.rc_context({"font.size": 11, **dict.fromkeys(inked, INK)}):
-        figure = plt.figure(figsize=(11, 6.6), layout="constrained")
-        grid = figure.add_gridspec(2, 2, width_ratios=(1.9, 1), height_ratios=(2.6, 1))
+        figure = plt.figure(figsize=(11, 6.4), layout="constrained")
+        top, bottom = figure.subfigures(2, 1, height_ratios=(2.7, 1))
+        left, right = top.subplots(1, 2, width_ratios=(1.75, 1))
         results = {result["memory"]: result for result in summary["memories"]}
-        _accuracy(figure.add_subplot(grid[0, 0]), results)
-        _sensitivity(figure.add_subplot(grid[0, 1]), results["scan"], matplotlib)
-        _swap(figure.add_subplot(grid[1, :]), results["scan"], matplotlib)
+        _accuracy(left, results)
+        _sensitivity(right, results["scan"], matplotlib)
+        _swap(bottom.subplots(), results["scan"], matplotlib)
         figure.savefig(path, dpi=160, transparent=True)
         plt.close(figure)
 
@@ -51,16 +52,18 @@ def _accuracy(axes: Any, results: Mapping[str, Any]) -> None:
         axes.annotate(
             f"{name}: {result['accuracy_beyond']:.3f}",
             (steps, points[-1][1]),
-            xytext=(-4, 7),
+            xytext=(-4, -7 if name == "GRU" else 7),
             textcoords="offset points",
             ha="right",
+            va="top" if name == "GRU" else "bottom",
             color=COLOURS[name],
             weight="bold",
         )
     axes.axvspan(LAG, DECK, color=INK, alpha=0.16, lw=0)
-    axes.text(np.sqrt(LAG * DECK), 0.62, "trained\nup to here", ha="center", fontsize=9.5)
+    axes.text(np.sqrt(LAG * DECK), 0.6, "length\nof the\ntraining", ha="center", fontsize=9.5)
     axes.axvline(DECK, color=INK, ls="--", lw=1.2)
-    axes.text(DECK * 1.15, 0.62, "state saved,\nprocess ended,\nanother goes on", fontsize=9.5)
+    axes.text(DECK * 1.2, 0.6, "state saved,\nprocess ended,\nanother goes on", fontsize=9.5)
+    axes.text(DECK * 1.2, 1 / SUITS - 0.02, "chance", va="top", fontsize=9.5)
     axes.axhline(1 / SUITS, color=INK, ls=":", lw=1)
     axes.set_xscale("log", base=2)
     axes.set_xlim(LAG, steps)
@@ -108,13 +111,13 @@ def _swap(axes: Any, result: Mapping[str, Any], matplotlib: Any) -> None:
         ("cards that stream 2 saw", swap["past"][1]),
         ("answers of stream 1, with the state of stream 2", swap["answers"][0]),
     ]
-    heights = (3.4, 2.4, 1.0, 0.0)
+    heights = (3.3, 2.4, 0.9, 0.0)
     for (label, suits), y in zip(rows, heights, strict=True):
         for x, suit in enumerate(suits):
             axes.add_patch(matplotlib.patches.Rectangle((x, y), 0.88, 0.8, color=SUIT_COLOURS[suit], lw=0))
         axes.text(-0.6, y + 0.4, label, ha="right", va="center", fontsize=9.5)
-    axes.set_xlim(-0.2, LAG)
-    axes.set_ylim(-0.1, 4.3)
+    axes.set_xlim(-14.5, LAG)
+    axes.set_ylim(-0.1, 4.2)
     axes.set_axis_off()
     share = f"{swap['as_the_state_says']:.0%} of the answers follow the state"
     axes.set_title(f"two saved states exchanged: {share}", loc="left")

@@ -62,4 +62,5 @@ def preset_config(name: str) -> TrainConfig:
     """
     if name not in PRESETS:
         raise ConfigurationError(f"there is no preset {name!r}, expected one of {', '.join(PRESETS)}")
-    return dataclasses.replace(TrainConfig(), preset=name)
+    preset = PRESETS[name]()
+    return TrainConfig(preset=name, model=preset.model, learner=preset.learner)

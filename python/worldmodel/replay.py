@@ -252,8 +252,13 @@ class Replay:
         states = [row[0].state for row in rows if row[0].state is not None]
         names = states[0] if states else ()
         return Batch(
-            self.observation_spec.to_tensors(observations),
-            *(torch.from_numpy(array) for array in (actions, rewards, terminated, has_action, reset, valid)),
+            observations=self.observation_spec.to_tensors(observations),
+            actions=torch.from_numpy(actions),
+            rewards=torch.from_numpy(rewards),
+            terminated=torch.from_numpy(terminated),
+            has_action=torch.from_numpy(has_action),
+            reset=torch.from_numpy(reset),
+            valid=torch.from_numpy(valid),
             state={name: torch.from_numpy(np.stack([state[name] for state in states])) for name in names} or None,
             burn_in=self.config.burn_in if states else 0,
         )

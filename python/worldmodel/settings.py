@@ -19,7 +19,7 @@ class TrainConfig:
 
     env: str = ""
     """Environment: a gymnasium id, module:Env-v0, or a name of popgym's."""
-    preset: str = "small"
+    preset: str = "popgym"
     """Where model, learner and replay start from."""
     num_envs: int = 16
     """Environments that are stepped side by side."""

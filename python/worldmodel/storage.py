@@ -69,7 +69,7 @@ def _checksum(tensors: dict[str, Tensor], outline: str) -> str:
     for name in sorted(tensors):
         tensor = tensors[name]
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy() if tensor.numel() else b"")
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
@@ -79,11 +79,12 @@ def _outline(value: Any, tensors: dict[str, Tensor], where: str) -> Any:
         value = value.item()
     if isinstance(value, _PLAIN):
         return value
-    if isinstance(value, Tensor | np.ndarray):
-        array = isinstance(value, np.ndarray)
-        tensor = torch.from_numpy(np.ascontiguousarray(value)) if array else value.detach().cpu()
-        tensors[where] = tensor.contiguous().clone()
-        return {"array" if array else "tensor": where}
+    if isinstance(value, Tensor):
+        tensors[where] = value.detach().cpu().contiguous().clone()
+        return {"tensor": where}
+    if isinstance(value, np.ndarray):
+        tensors[where] = torch.from_numpy(value.copy())
+        return {"array": where}
     if isinstance(value, dict):
         pairs = [[_outline(k, tensors, where), _outline(v, tensors, f"{where}.{k}")] for k, v in value.items()]
         return {"dict": pairs}

@@ -5,7 +5,6 @@ on counts and random generators alone, and a checkpoint holds all of them: a res
 interrupted, and work after the last checkpoint is done again.
 """
 
-import math
 import time
 from pathlib import Path
 from typing import Any
@@ -14,16 +13,16 @@ import numpy as np
 import torch
 
 from worldmodel.collector import Collector
-from worldmodel.configuration import to_json
+from worldmodel.configuration import ConfigurationError, to_json
 from worldmodel.display import Display
 from worldmodel.environments import EnvironmentFailed, make, make_vector
 from worldmodel.episodes import Episodes, VectorEpisodes, random_seeds
 from worldmodel.interrupt import Interrupt
-from worldmodel.learner import Learner
+from worldmodel.learner import Learner, NonFiniteError
 from worldmodel.meter import Meter
 from worldmodel.replay import Replay
 from worldmodel.run import Run
-from worldmodel.settings import ConfigurationError, TrainConfig, check_resumable, usable_device
+from worldmodel.settings import TrainConfig, check_resumable, usable_device
 from worldmodel.world_model import WorldModel
 
 
@@ -95,17 +94,17 @@ class Trainer:
         """One update of the weights.
 
         Raises:
-            TrainingFailed: a figure is NaN or infinite.
+            TrainingFailed: a loss or a gradient is NaN or infinite.
         """
         with self.meter.clock("milliseconds/replay"):
             batch, figures = self.replay.sample(self.updates)
             batch = batch.to(self.device)
         with self.meter.clock("milliseconds/update"):
-            learned = self.learner.update(batch)
+            try:
+                learned = self.learner.update(batch)
+            except NonFiniteError as error:
+                raise TrainingFailed(f"update {self.updates + 1}, after {self.steps} steps: {error}") from error
         self.updates += 1
-        wrong = [f"{name} is {value}" for name, value in learned.items() if not math.isfinite(value)]
-        if wrong:
-            raise TrainingFailed(f"update {self.updates}, after {self.steps} steps: {', '.join(wrong)}")
         self.meter.add({f"replay/{name}": value for name, value in figures.items()})
         self.meter.add(learned)
 
@@ -206,9 +205,9 @@ def train(config: TrainConfig, folder: Path, *, resume: bool = False, quiet: boo
         check_resumable(run, config)
     trainer = Trainer(config)
     if not resume:
-        spaces = {"observation": trainer.episodes.observation_spec, "action": trainer.episodes.action_spec}
-        described = {name: spec.to_json() for name, spec in spaces.items()}
-        run = Run.create(folder, {"train": to_json(config), "spaces": described})
+        episodes = trainer.episodes
+        spaces = {"observation": episodes.observation_spec.to_json(), "action": episodes.action_spec.to_json()}
+        run = Run.create(folder, {"train": to_json(config), "spaces": spaces})
     with Display(config, folder, quiet=quiet) as display, Interrupt() as interrupt:
         if resume and run.checkpoints:
             lost = trainer.load(run)
