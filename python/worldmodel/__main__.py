@@ -49,7 +49,8 @@ def parse(kind: type[Options], arguments: Sequence[str], command: str, default: 
     """A dataclass out of options, whose help is its docstrings."""
     tyro = require("tyro", "read the command line")
     given = {} if default is None else {"default": default}
-    return tyro.cli(kind, args=list(arguments), prog=f"python -m worldmodel {command}", **given)
+    config = (tyro.conf.PositionalRequiredArgs,)
+    return tyro.cli(kind, args=list(arguments), prog=f"python -m worldmodel {command}", config=config, **given)
 
 
 def train_command(arguments: Sequence[str]) -> int:

@@ -63,7 +63,7 @@ def _accuracy(axes: Any, results: Mapping[str, Any]) -> None:
     axes.text(np.sqrt(LAG * DECK), 0.6, "length\nof the\ntraining", ha="center", fontsize=9.5)
     axes.axvline(DECK, color=INK, ls="--", lw=1.2)
     axes.text(DECK * 1.2, 0.6, "state saved,\nprocess ended,\nanother goes on", fontsize=9.5)
-    axes.text(DECK * 1.2, 1 / SUITS - 0.02, "chance", va="top", fontsize=9.5)
+    axes.text(DECK * 1.2, 0.14, "chance: one in four", va="top", fontsize=9.5)
     axes.axhline(1 / SUITS, color=INK, ls=":", lw=1)
     axes.set_xscale("log", base=2)
     axes.set_xlim(LAG, steps)

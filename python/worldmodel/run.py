@@ -71,6 +71,11 @@ class Run:
         _write_text(folder / "config.json", json.dumps({"format": FORMAT, "versions": versions, **config}, indent=1))
         return cls(folder)
 
+    def configure(self, config: Mapping[str, Any]) -> None:
+        """Replaces the configuration."""
+        _write_text(self.folder / "config.json", json.dumps(config, indent=1))
+        self.config = dict(config)
+
     @property
     def checkpoints(self) -> list[Path]:
         """Folders of the checkpoints that are whole, oldest first."""

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from worldmodel.collector import Collector
-from worldmodel.configuration import ConfigurationError, to_json
+from worldmodel.configuration import ConfigurationError, differences, to_json
 from worldmodel.display import Display
 from worldmodel.environments import EnvironmentFailed, make, make_vector
 from worldmodel.episodes import Episodes, VectorEpisodes, random_seeds
@@ -204,17 +204,17 @@ def train(config: TrainConfig, folder: Path, *, resume: bool = False, quiet: boo
         run = Run(folder)
         check_resumable(run, config)
     trainer = Trainer(config)
+    episodes = trainer.episodes
+    spaces = {"observation": episodes.observation_spec.to_json(), "action": episodes.action_spec.to_json()}
+    described = {"train": to_json(config), "spaces": to_json(spaces)}
     if not resume:
-        episodes = trainer.episodes
-        spaces = {"observation": episodes.observation_spec.to_json(), "action": episodes.action_spec.to_json()}
-        run = Run.create(folder, {"train": to_json(config), "spaces": spaces})
+        run = Run.create(folder, described)
+    elif changed := differences(run.config["spaces"], described["spaces"]):
+        raise ConfigurationError(f"{config.env} is not what it was when {folder} began: {'; '.join(changed)}")
     with Display(config, folder, quiet=quiet) as display, Interrupt() as interrupt:
-        if resume and run.checkpoints:
-            lost = trainer.load(run)
-            if lost:
-                display.say(f"episodes begin anew, the run is not bit for bit what it would have been: {lost}")
-            run.forget_metrics_after(trainer.steps)
-            display.say(f"going on after {trainer.steps:,} steps and {trainer.updates:,} updates")
+        if resume:
+            _go_on(trainer, run, display)
+            run.configure({**run.config, **described})
         try:
             _loop(trainer, run, display, interrupt)
         except (EnvironmentFailed, TrainingFailed) as failure:
@@ -226,6 +226,16 @@ def train(config: TrainConfig, folder: Path, *, resume: bool = False, quiet: boo
         if interrupt.asked:
             display.say(f"interrupted and saved; go on with --resume {folder}")
     return run
+
+
+def _go_on(trainer: Trainer, run: Run, display: Display) -> None:
+    """From the newest checkpoint; from the start where the run ended before its first one."""
+    if run.checkpoints:
+        lost = trainer.load(run)
+        if lost:
+            display.say(f"the episodes that were running are lost, others begin: {lost}")
+    run.forget_metrics_after(trainer.steps)
+    display.say(f"going on after {trainer.steps:,} steps and {trainer.updates:,} updates")
 
 
 def _loop(trainer: Trainer, run: Run, display: Display, interrupt: Interrupt) -> None:
