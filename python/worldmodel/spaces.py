@@ -334,10 +334,11 @@ def _encode(name: str, leaf: Leaf, value: Any, batch: tuple[int, ...]) -> np.nda
     if leaf.kind == "vector":
         array = array.astype(leaf.dtype)
         if not np.isfinite(array).all():
-            raise ValueError(f"observation {name!r} holds NaN or infinity: {array}")
+            raise ValueError(f"observation {name!r} holds NaN or infinity, expected finite numbers")
     elif leaf.sizes:
         array = array - np.array(leaf.starts) if leaf.starts else array
         if (array < 0).any() or (array >= np.array(leaf.sizes)).any():
             hint = "; kinds={...: 'image'} reads it as pixels" if leaf.kind == "grid" else ""
-            raise ValueError(f"observation {name!r} has a value outside its classes {leaf.sizes}: {array}{hint}")
+            span = f"values from {array.min()} to {array.max()}"
+            raise ValueError(f"observation {name!r} has {span}, expected classes below {leaf.sizes}{hint}")
     return array.astype(leaf.dtype)
