@@ -16,7 +16,7 @@ from worldmodel_environments import Numbered
 
 from worldmodel.batch import Batch
 from worldmodel.environments import EnvironmentFailed
-from worldmodel.episodes import Episodes, VectorEpisodes
+from worldmodel.episodes import Episodes, VectorEpisodes, random_seeds
 from worldmodel.replay import Replay, ReplayConfig
 
 Transition = tuple[Any, ...]
@@ -24,8 +24,7 @@ STATE = {"memory.h": np.zeros((3,), np.float32)}
 
 
 def single(num_envs: int, longest: int) -> Episodes:
-    seeds = itertools.count()
-    return Episodes([Numbered(longest) for _ in range(num_envs)], lambda: next(seeds))
+    return Episodes([Numbered(longest) for _ in range(num_envs)], random_seeds(0))
 
 
 def vector(mode: AutoresetMode) -> Callable[[int, int], VectorEpisodes]:
@@ -278,8 +277,7 @@ def test_settings_that_cannot_work_are_refused_with_the_reason() -> None:
 
 @pytest.mark.parametrize(("options", "words"), [({"fail_at": 3}, "the simulator broke"), ({"nan_at": 3}, "NaN")])
 def test_what_an_environment_does_wrong_is_said_with_the_step_and_the_seed(options: dict[str, int], words: str) -> None:
-    seeds = itertools.count(5)
-    episodes = Episodes([Numbered(30, **options)], lambda: next(seeds))
+    episodes = Episodes([Numbered(30, **options)], random_seeds(0))
     with pytest.raises(EnvironmentFailed, match=rf"3 of the episode with seed \d+: .*{words}"):
         for _ in range(100):
             episodes.step(np.zeros(1, np.int64))
@@ -292,8 +290,6 @@ def test_running_episodes_come_back_from_their_seeds_and_actions() -> None:
         first.step(random.integers(0, 5, 3))
     second = single(3, 20)
     second.load_state_dict(first.state_dict())
-    # The seeds to come are the collector's to restore.
-    second._next_seed = first._next_seed = lambda: 3
     for _ in range(25):
         actions = random.integers(0, 5, 3)
         a, b = first.step(actions), second.step(actions)
@@ -311,9 +307,9 @@ class Forgetful(Numbered):
 
 
 def test_an_environment_that_does_not_repeat_itself_is_told() -> None:
-    first = Episodes([Forgetful()], lambda: 0)
+    first = Episodes([Forgetful()], random_seeds(0))
     with pytest.raises(EnvironmentFailed, match="does not repeat itself"):
-        Episodes([Forgetful()], lambda: 0).load_state_dict(first.state_dict())
+        Episodes([Forgetful()], random_seeds(0)).load_state_dict(first.state_dict())
 
 
 def test_gymnasiums_own_vector_environments_are_collected_from() -> None:

@@ -54,6 +54,12 @@ def test_a_nested_state_comes_back_as_it_was(tmp_path: Path, state: Any) -> None
     assert equal(storage.load(tmp_path / "state.safetensors"), state)
 
 
+def test_arrays_without_elements_come_back_as_they_were(tmp_path: Path) -> None:
+    state = {"none": np.array([]), "rows": np.zeros((0, 3), np.float32), "tensor": torch.zeros(2, 0)}
+    storage.save(tmp_path / "state.safetensors", state)
+    assert equal(storage.load(tmp_path / "state.safetensors"), state)
+
+
 def test_an_optimiser_comes_back_as_it_was(tmp_path: Path) -> None:
     layer = torch.nn.Linear(3, 2)
     optimizer = torch.optim.Adam(layer.parameters(), betas=(0.8, 0.9))

@@ -17,7 +17,7 @@ class Numbered(gymnasium.Env[Any, Any]):
         nan_at: observe NaN at that step of every episode.
     """
 
-    metadata: dict[str, Any] = {}  # noqa: RUF012
+    metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012
 
     def __init__(self, longest: int = 12, fail_at: int | None = None, nan_at: int | None = None) -> None:
         self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (4,), np.float64)
@@ -48,6 +48,8 @@ class Numbered(gymnasium.Env[Any, Any]):
 
 class Echo(gymnasium.Env[Any, Any]):
     """The reward is 1 where the action is the observation of ``lag`` steps ago; 10 actions an episode."""
+
+    metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012
 
     def __init__(self, lag: int = 1, length: int = 10) -> None:
         self.observation_space = gymnasium.spaces.Discrete(2)

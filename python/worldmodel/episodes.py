@@ -41,9 +41,9 @@ class Transitions:
     next_observations: dict[str, np.ndarray]
 
 
-def random_seeds(random: np.random.Generator) -> Callable[[], int]:
-    """Seeds of episodes, drawn from ``random``."""
-    return lambda: int(random.integers(2**31))
+def random_seeds(seed: int) -> Callable[[int], int]:
+    """Seeds of episodes 0, 1, 2, ..., which differ for every ``seed``."""
+    return lambda episode: int(np.random.SeedSequence((seed, episode)).generate_state(1)[0] >> 1)
 
 
 class Episodes:
@@ -51,13 +51,14 @@ class Episodes:
 
     Args:
         environments: of one kind, one a row.
-        next_seed: returns the seed of the next episode.
+        seed_of: returns the seed of an episode by its number; episodes are numbered as they begin.
         observation_spec: from the observation space if None.
         action_spec: from the action space if None.
 
     Attributes:
         observations: leaf name -> (num_envs, ...), what the next action answers.
         reset: bool (num_envs,), whether an episode begins with that observation.
+        numbers: of the episodes that run.
         seeds: of the episodes that run.
 
     Raises:
@@ -68,7 +69,7 @@ class Episodes:
     def __init__(
         self,
         environments: "Sequence[gymnasium.Env[Any, Any]]",
-        next_seed: Callable[[], int],
+        seed_of: Callable[[int], int],
         observation_spec: ObservationSpec | None = None,
         action_spec: ActionSpec | None = None,
     ) -> None:
@@ -78,10 +79,11 @@ class Episodes:
         self.observation_spec = observation_spec or ObservationSpec.from_space(first.observation_space)
         self.action_spec = action_spec or ActionSpec.from_space(first.action_space)
         self.num_envs = len(self.environments)
-        self._next_seed = next_seed
+        self._seed_of = seed_of
         self._utils = require("gymnasium.vector.utils", "run environments")
         self._space = first.observation_space
-        self.seeds = [0] * self.num_envs
+        self._begun = 0
+        self.numbers, self.seeds = [0] * self.num_envs, [0] * self.num_envs
         self._actions: list[list[np.ndarray]] = [[] for _ in range(self.num_envs)]  # of the episodes that run
         self.restart()
 
@@ -124,7 +126,8 @@ class Episodes:
     def _begin(self, rows: Sequence[int]) -> dict[str, np.ndarray]:
         first = []
         for row in rows:
-            self.seeds[row] = self._next_seed()
+            self.numbers[row], self.seeds[row] = self._begun, self._seed_of(self._begun)
+            self._begun += 1
             self._actions[row] = []
             try:
                 first.append(self.environments[row].reset(seed=self.seeds[row])[0])
@@ -151,6 +154,8 @@ class Episodes:
     def state_dict(self) -> dict[str, Any]:
         """The seed of each running episode, the actions since, and what is seen now."""
         return {
+            "begun": self._begun,
+            "numbers": list(self.numbers),
             "seeds": list(self.seeds),
             "actions": [np.array(actions) for actions in self._actions],
             "observations": self.observations,
@@ -163,6 +168,7 @@ class Episodes:
         Raises:
             EnvironmentFailed: an environment does not repeat itself from its seed, so that its state is lost.
         """
+        self._begun, self.numbers = saved["begun"], list(saved["numbers"])
         for row, (seed, actions) in enumerate(zip(saved["seeds"], saved["actions"], strict=True)):
             self.seeds[row], self._actions[row] = seed, []
             observation = self.environments[row].reset(seed=seed)[0]

@@ -5,7 +5,6 @@ counting those that end first would favour short ones.
 """
 
 import dataclasses
-import itertools
 from typing import Any
 
 import numpy as np
@@ -62,9 +61,8 @@ def evaluate(
         EnvironmentFailed: an environment raised an error, or gave NaN.
     """
     num_envs = min(num_envs, episodes)
-    seeds = itertools.count(seed)
     running = Episodes(
-        [make(env) for _ in range(num_envs)], lambda: next(seeds), agent.observation_spec, agent.action_spec
+        [make(env) for _ in range(num_envs)], lambda number: seed + number, agent.observation_spec, agent.action_spec
     )
     torch.manual_seed(seed)
     results: dict[int, tuple[float, int]] = {}
@@ -72,16 +70,16 @@ def evaluate(
     state = None
     try:
         while len(results) < episodes:
-            own = list(running.seeds)
+            numbers = list(running.numbers)
             actions, state = agent.act_encoded(running.observations, state, running.reset, greedy=greedy)
             happened = running.step(actions)
             returns += happened.rewards
             lengths += 1
             for row in np.flatnonzero(happened.terminated | happened.truncated):
-                if own[row] < seed + episodes:
-                    results[own[row]] = (float(returns[row]), int(lengths[row]))
+                if numbers[row] < episodes:
+                    results[numbers[row]] = (float(returns[row]), int(lengths[row]))
                 returns[row] = lengths[row] = 0
     finally:
         running.close()
-    ordered = [results[seed + index] for index in range(episodes)]
+    ordered = [results[index] for index in range(episodes)]
     return Evaluated(tuple(r for r, _ in ordered), tuple(n for _, n in ordered))

@@ -177,7 +177,7 @@ def make_episodes(name: str, num_envs: int, seed: int) -> Episodes | VectorEpiso
             raise failure from None
         return VectorEpisodes(vector, seed)
     try:
-        return Episodes(environments, random_seeds(np.random.default_rng(seed)))
+        return Episodes(environments, random_seeds(seed))
     except ValueError as error:
         raise ConfigurationError(f"environment {name!r}: {error}") from error
 
@@ -211,10 +211,12 @@ def train(config: TrainConfig, folder: Path, *, resume: bool = False, quiet: boo
         run = Run.create(folder, described)
     elif changed := differences(run.config["spaces"], described["spaces"]):
         raise ConfigurationError(f"{config.env} is not what it was when {folder} began: {'; '.join(changed)}")
+    notices = _go_on(trainer, run) if resume else []
+    if resume:
+        run.configure({**run.config, **described})
     with Display(config, folder, quiet=quiet) as display, Interrupt() as interrupt:
-        if resume:
-            _go_on(trainer, run, display)
-            run.configure({**run.config, **described})
+        for notice in notices:
+            display.say(notice)
         try:
             _loop(trainer, run, display, interrupt)
         except (EnvironmentFailed, TrainingFailed) as failure:
@@ -228,14 +230,12 @@ def train(config: TrainConfig, folder: Path, *, resume: bool = False, quiet: boo
     return run
 
 
-def _go_on(trainer: Trainer, run: Run, display: Display) -> None:
-    """From the newest checkpoint; from the start where the run ended before its first one."""
-    if run.checkpoints:
-        lost = trainer.load(run)
-        if lost:
-            display.say(f"the episodes that were running are lost, others begin: {lost}")
+def _go_on(trainer: Trainer, run: Run) -> list[str]:
+    """From the newest checkpoint; from the start where the run ended before its first one. Returns what to say."""
+    lost = trainer.load(run) if run.checkpoints else None
     run.forget_metrics_after(trainer.steps)
-    display.say(f"going on after {trainer.steps:,} steps and {trainer.updates:,} updates")
+    said = [f"going on after {trainer.steps:,} steps and {trainer.updates:,} updates"]
+    return said if lost is None else [*said, f"the episodes that were running are lost, others begin: {lost}"]
 
 
 def _loop(trainer: Trainer, run: Run, display: Display, interrupt: Interrupt) -> None:
