@@ -63,4 +63,5 @@ def preset_config(name: str) -> TrainConfig:
     if name not in PRESETS:
         raise ConfigurationError(f"there is no preset {name!r}, expected one of {', '.join(PRESETS)}")
     preset = PRESETS[name]()
-    return TrainConfig(preset=name, model=preset.model, learner=preset.learner)
+    told = {field.name: getattr(preset, field.name) for field in dataclasses.fields(preset)}
+    return TrainConfig(preset=name, **told)

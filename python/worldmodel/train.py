@@ -113,6 +113,7 @@ class Trainer:
         return {
             "steps": self.steps,
             "updates": self.updates,
+            "environments": self.episodes.num_envs,
             "seconds": round(self.seconds, 3),
             "episodes": self.episodes_ended,
             **self.meter.means(),
