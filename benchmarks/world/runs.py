@@ -63,19 +63,24 @@ class Plan:
         return f"{self.task}/{self.memory}/{self.seed}"
 
 
-def execute(plan: Plan, folder: Path) -> dict[str, Any]:
-    """Trains in a process of its own, evaluates the result, and returns the entry for the JSON file.
-
-    Raises:
-        RuntimeError: training ended with an error.
-    """
+def train_options(plan: Plan, folder: Path) -> list[str]:
+    """What ``python -m worldmodel train`` is given."""
     named = {"env": plan.task, "minutes": plan.minutes, "seed": plan.seed, "run": folder}
     named |= {"threads": plan.threads, "device": plan.device}
     options = [text for name, value in named.items() for text in (f"--{name}", str(value))]
     for name, value in MEMORIES[plan.memory].items():
         option, no = name.rsplit(".", 1)
         options += [f"--{option}.no-{no}"] if value is False else [f"--{name}", str(value)]
-    command = [sys.executable, "-m", "worldmodel", "train", *options, *plan.extra]
+    return [*options, *plan.extra]
+
+
+def execute(plan: Plan, folder: Path) -> dict[str, Any]:
+    """Trains in a process of its own, evaluates the result, and returns the entry for the JSON file.
+
+    Raises:
+        RuntimeError: training ended with an error.
+    """
+    command = [sys.executable, "-m", "worldmodel", "train", *train_options(plan, folder)]
     start, before = time.perf_counter(), os.times()
     done = subprocess.run(command, stdout=subprocess.DEVNULL)
     if done.returncode:
