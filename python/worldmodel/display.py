@@ -28,6 +28,7 @@ class Display:
         self._quiet = quiet
         self._live: Any = None
         self._said = -float(_LINE_SECONDS)
+        self._known: dict[str, float] = {}
 
     def __enter__(self) -> "Display":
         if not self._quiet and sys.stderr.isatty():
@@ -55,11 +56,12 @@ class Display:
 
     def show(self, figures: Mapping[str, float], *, last: bool = False) -> None:
         """The newest figures; without a terminal only every now and then, and the ``last`` ones."""
+        self._known.update(figures)  # a figure that has no new value keeps its last one
         if self._live is not None:
-            self._live.update(self._table(figures))
+            self._live.update(self._table(self._known))
         elif last or time.monotonic() - self._said >= _LINE_SECONDS:
             self._said = time.monotonic()
-            self.say(line(figures, done(self._config, figures)))
+            self.say(line(self._known, done(self._config, figures)))
 
     def _table(self, figures: Mapping[str, float]) -> Any:
         table = require("rich.table", "show progress").Table(box=None, pad_edge=False, show_header=False)
