@@ -1,21 +1,22 @@
-"""The memories of the world model, for the laws of tests/test_laws.py."""
+"""The memories of the world model, for the laws of tests/test_laws.py. Its rotated blocks are in memories_nn.py."""
 
+import torch
 from memories import ModuleMemory, register
 
-from worldmodel.memory import MemoryConfig, MemoryStack, build_memory
-
-CONFIGS = {
-    "rotated": MemoryConfig(layers=2, states=4, groups=2, convolution=3, selective_angle=True),
-    "unrotated": MemoryConfig(states=3, groups=2, rotated=False),
-    "convolution": MemoryConfig(scan=False),
-    "gru": MemoryConfig(kind="gru", layers=2),
-}
+from worldmodel.memory import GRU, MemoryConfig, ScanlessBlock, build_memory
 
 
-def _built(name: str, width: int) -> MemoryStack:
-    return build_memory(MemoryConfig(**{**vars(CONFIGS[name]), "width": width}))
+class StackMemory(ModuleMemory):
+    """Blocks between layer norms, which make large numbers of small differences: float64 shows the laws."""
+
+    dtypes = (torch.float64,)
 
 
-for _name, _config in CONFIGS.items():
-    _op = "selective_scan" if _config.kind == "scan" and _config.scan else "linear_scan"
-    register(ModuleMemory(f"world model, {_name}", _op, lambda width, name=_name: _built(name, width), widths=(2, 5)))
+# They have no op of their own, and are checked on the devices of any.
+register(ModuleMemory("ScanlessBlock", "linear_scan", lambda width: ScanlessBlock(width, 3, 2), widths=(2, 5)))
+register(ModuleMemory("GRU", "linear_scan", GRU, widths=(2, 5)))
+register(
+    StackMemory(
+        "MemoryStack", "linear_scan", lambda width: build_memory(MemoryConfig(width=width, layers=2, scan=False)), (6,)
+    )
+)

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from worldmodel.networks import perceptron
+from worldmodel.networks import draw_index, perceptron
 from worldmodel.spaces import ActionSpec
 
 
@@ -92,8 +92,7 @@ class DiscretePolicy(Policy):
         """One-hot and joined; the gradient is that of the probabilities."""
         hot = []
         for p in self.probabilities:
-            index = torch.multinomial(p.detach().flatten(0, -2), 1).view(*p.shape[:-1], 1)
-            hot.append(torch.zeros_like(p).scatter_(-1, index, 1.0) + (p - p.detach()))
+            hot.append(F.one_hot(draw_index(p), p.shape[-1]).to(p.dtype) + (p - p.detach()))
         return torch.cat(hot, -1)
 
     def log_probability(self, actions: Tensor) -> Tensor:

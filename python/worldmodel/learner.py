@@ -117,7 +117,10 @@ class Learner:
             NonFiniteError: a loss or a gradient is not finite; parameters and optimisers are as they were.
         """
         began = time.perf_counter()
-        self._rewards.update(batch.rewards[batch.has_action])
+        rewards = batch.rewards[batch.has_action]
+        if not rewards.isfinite().all():
+            raise NonFiniteError(f"Learner: a reward is NaN or infinite at update {self._updates}")
+        self._rewards.update(rewards)
         losses = self.losses(batch)
         for name, loss in (("model", losses.model), ("value", losses.value), ("policy", losses.policy)):
             if not loss.isfinite():
@@ -177,7 +180,9 @@ class Learner:
             norms[name] = float(nn.utils.clip_grad_norm_(parameters, self.config.clip))
             if not norms[name] < float("inf"):
                 self._optimizer.zero_grad()
-                raise NonFiniteError(f"Learner: the gradient of the {name} group is {norms[name]}")
+                raise NonFiniteError(
+                    f"Learner: the gradient of the {name} group is {norms[name]} at update {self._updates}"
+                )
         return norms
 
     def _set_rates(self) -> None:

@@ -13,6 +13,16 @@ def symlog(x: Tensor) -> Tensor:
     return x.sign() * x.abs().log1p()
 
 
+def draw_index(probabilities: Tensor) -> Tensor:
+    """A class for each distribution (..., classes), (...): the first at which the sum passes a uniform number.
+
+    NaN draws the first class, so that it shows in the loss and not as an error of a random generator.
+    """
+    total = probabilities.detach().cumsum(-1)
+    point = torch.rand_like(total[..., :1]) * total[..., -1:]
+    return (total <= point).sum(-1).clamp(max=probabilities.shape[-1] - 1)
+
+
 def perceptron(inputs: int, hidden: int, layers: int, outputs: int) -> nn.Sequential:
     """``layers`` times a projection to ``hidden``, layer norm and SiLU, and a projection to ``outputs``."""
     modules: list[nn.Module] = []
@@ -85,8 +95,8 @@ class NumberHead(nn.Module):
     def widen(self, targets: Tensor) -> None:
         """Lets the range of the bins take in ``targets``."""
         if self.config.kind == "two_hot" and targets.numel():
-            self.low.copy_(torch.minimum(self.low, targets.min()))
-            self.high.copy_(torch.maximum(self.high, targets.max()))
+            self.low.copy_(torch.fmin(self.low, targets.min()))
+            self.high.copy_(torch.fmax(self.high, targets.max()))
 
     def _centers(self) -> Tensor:
         share = torch.linspace(0, 1, self.config.bins, device=self.low.device)

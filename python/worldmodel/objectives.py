@@ -75,7 +75,7 @@ def model_loss(
     predicted = world_model.predict(observed, batch)
     foreseen = perception.probabilities(predicted.logits)[:, :-1].log()
     seen = observed.probabilities[:, 1:]
-    rewards = (batch.rewards / reward_scale).to(foreseen.dtype)
+    rewards = torch.where(acted, batch.rewards / reward_scale, 0).to(foreseen.dtype)
     prediction.reward.widen(rewards[acted])
     goes_on = (~batch.terminated).to(foreseen.dtype)
 

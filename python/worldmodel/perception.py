@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from worldmodel.leaf_codecs import build_codec
-from worldmodel.networks import perceptron
+from worldmodel.networks import draw_index, perceptron
 from worldmodel.spaces import ObservationSpec
 
 
@@ -97,9 +97,7 @@ class Perception(nn.Module):
 
     def draw(self, probabilities: Tensor) -> Tensor:
         """A one-hot draw from each variable, whose gradient is that of the probabilities."""
-        flat = probabilities.detach().flatten(0, -2)
-        index = torch.multinomial(flat, 1).view(probabilities.shape[:-1])
-        return self._straight_through(index, probabilities)
+        return self._straight_through(draw_index(probabilities), probabilities)
 
     def mode(self, probabilities: Tensor) -> Tensor:
         """The likeliest class of each variable, one-hot, with the gradient of the probabilities."""

@@ -66,8 +66,8 @@ class ReturnRange:
         return max(self.floor, self._high - (self._low or 0.0))
 
     def update(self, returns: Tensor) -> float:
-        """Takes returns of any shape in; answers ``range``."""
-        if returns.numel():
+        """Takes returns of any shape in, unless one is NaN or infinite; answers ``range``."""
+        if returns.numel() and returns.isfinite().all():
             points = torch.tensor([0.05, 0.95], device=returns.device, dtype=returns.dtype)
             low, high = torch.quantile(returns.flatten(), points).tolist()
             keep = 0.0 if self._low is None else self.keep
