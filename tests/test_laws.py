@@ -12,6 +12,7 @@ import io
 import itertools
 
 import memories_nn  # noqa: F401 (the modules of wmkernels.nn register themselves)
+import memories_worldmodel  # noqa: F401 (so do those of the world model)
 import pytest
 import torch
 from hypothesis import assume, given

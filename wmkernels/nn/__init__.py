@@ -6,5 +6,6 @@
 
 from wmkernels.nn.causal_conv1d import CausalConv1d
 from wmkernels.nn.mamba import Mamba
+from wmkernels.nn.rotated_mamba import RotatedMamba
 
-__all__ = ["CausalConv1d", "Mamba"]
+__all__ = ["CausalConv1d", "Mamba", "RotatedMamba"]
