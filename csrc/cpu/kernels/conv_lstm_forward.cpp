@@ -118,7 +118,7 @@ class Forward : ConvLSTM<T, S> {
           const int64_t width = smaller(kSegment, op.width - column);
           sum_terms(kGates, sums, block, bias_ + b * block, terms, count, column, width);
           update(sums, slot, time, batch, b, y * op.width + column, width,
-                 next.at(y + sizes.h_top, column + sizes.h_left), fresh);
+                 next.at(y + sizes.h_top, column + sizes.h_left) + b * lanes, fresh);
         }
       }
     pad_share(slot, time + 1, batch, top, bottom);
