@@ -12,9 +12,9 @@
 namespace wmk::WMK_ISA {
 
 constexpr int kGates = 4;
-constexpr int64_t kSegment = 64;                       // positions of a row whose gates stay in the first-level cache
-constexpr int64_t kChunkBytes = int64_t(128) << 10;    // of gradients that one pass over the weights' gradient reads
-constexpr int64_t kPartsBytes = int64_t(256) << 20;    // of weight gradients summed apart, one a thread
+constexpr int64_t kSegment = 64;                     // positions of a row whose gates stay in the first-level cache
+constexpr int64_t kChunkBytes = int64_t(128) << 10;  // of gradients that one pass over the weights' gradient reads
+constexpr int64_t kPartsBytes = int64_t(256) << 20;  // of weight gradients summed apart, one a thread
 
 // The first `count` lanes of a vector; the others read as zero and are not written.
 template <class T, class S>
@@ -109,6 +109,18 @@ struct Division {
   }
 };
 
+// Calls work(part, batch element, first row, row behind the last) for every band of every map, each part in its order.
+template <class Work>
+static void each_band(const wmk_conv_lstm& op, const Division& division, const Work& work) {
+  const int64_t items = op.batch * division.bands;
+  parallel_for(division.parts, op.threads, [&](int64_t part, int64_t) {
+    for (int64_t item = items * part / division.parts; item < items * (part + 1) / division.parts; ++item) {
+      const int64_t band = item % division.bands;
+      work(part, item / division.bands, op.height * band / division.bands, op.height * (band + 1) / division.bands);
+    }
+  });
+}
+
 template <class T, class S>
 class ConvLSTM {
  public:
@@ -141,7 +153,8 @@ class ConvLSTM {
         T* column = to + c / lanes * taps * channels * block + gate * lanes + c % lanes;
         for (int64_t ci = 0; ci < channels; ++ci)
           for (int64_t tap = 0; tap < taps; ++tap)
-            column[(tap * channels + ci) * block] = weight_at(weight, gate * op.hidden + c, ci, tap / width, tap % width);
+            column[(tap * channels + ci) * block] =
+                weight_at(weight, gate * op.hidden + c, ci, tap / width, tap % width);
       }
   }
   T weight_at(const wmk_view& weight, int64_t out, int64_t in, int64_t y, int64_t x) const {
@@ -185,6 +198,18 @@ class ConvLSTM {
     for (int64_t c = 0; c < channels; ++c)
       for (int64_t p = 0; p < count; ++p)
         to[p * pitch + c] = widen_one<T>(from[c * channel_stride + p * position_stride]);
+  }
+
+  // Rows [top, bottom) of a state [batch, channels, positions], channels last.
+  template <class From>
+  void read_state(T* to, int64_t pitch, const wmk_view& view, int64_t batch, int64_t top, int64_t bottom) const {
+    const int64_t* stride = view.stride;
+    const From* from = (const From*)view.data + batch * stride[0] + top * op.width * stride[2];
+    read_positions(to, pitch, from, stride[1], stride[2], op.hidden, (bottom - top) * op.width);
+  }
+  void read_h_first(const PaddedMap<T>& to, int64_t batch, int64_t top, int64_t bottom) const {
+    for (int64_t y = top; y < bottom; ++y)
+      read_state<S>(to.at(y + sizes.h_top, sizes.h_left), op.hidden, op.h_first, batch, y, y + 1);
   }
 
   // Rows [begin, end) of the padded x of one step.

@@ -121,9 +121,8 @@ static void sum_terms(T* to, int64_t pitch, const T* start, const Term<T>* terms
 template <class T>
 static void sum_terms(int vectors, T* to, int64_t pitch, const T* start, const Term<T>* terms, int64_t count,
                       int64_t first, int64_t rows) {
-  with_constant<kMostVectors>(vectors, [&](auto N) {
-    sum_terms<T, decltype(N)::value>(to, pitch, start, terms, count, first, rows);
-  });
+  with_constant<kMostVectors>(
+      vectors, [&](auto N) { sum_terms<T, decltype(N)::value>(to, pitch, start, terms, count, first, rows); });
 }
 
 // to[channel][4 vectors] += sum over places, for `channels` numbers at each place of the left operand.

@@ -205,9 +205,7 @@ WMK_INLINE V exp_of_negative(V x) {
 WMK_INLINE FloatVector scale_of(FloatVector power) { return _mm512_scalef_ps(broadcast(1.f), power); }
 WMK_INLINE DoubleVector scale_of(DoubleVector power) { return _mm512_scalef_pd(broadcast(1.), power); }
 #else
-WMK_INLINE FloatVector scale_of(FloatVector power) {
-  return (FloatVector)(((Bits32Vector)power << 23) + (127u << 23));
-}
+WMK_INLINE FloatVector scale_of(FloatVector power) { return (FloatVector)(((Bits32Vector)power << 23) + (127u << 23)); }
 WMK_INLINE DoubleVector scale_of(DoubleVector power) {
   return (DoubleVector)(((Bits64Vector)power << 52) + (uint64_t(1023) << 52));
 }

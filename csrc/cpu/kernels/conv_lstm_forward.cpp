@@ -48,28 +48,18 @@ class Forward : ConvLSTM<T, S> {
       });
       return;
     }
-    each_band([&](int64_t, int64_t batch, int64_t top, int64_t bottom) { begin(batch, batch, top, bottom); });
+    each_band(op, division_,
+              [&](int64_t, int64_t batch, int64_t top, int64_t bottom) { begin(batch, batch, top, bottom); });
     for (int64_t time = 0; time < op.time; ++time) {
-      each_band([&](int64_t part, int64_t batch, int64_t top, int64_t bottom) {
+      each_band(op, division_, [&](int64_t part, int64_t batch, int64_t top, int64_t bottom) {
         step(part, batch, time, batch, top, bottom);
       });
     }
-    each_band([&](int64_t, int64_t batch, int64_t top, int64_t bottom) { end(batch, batch, top, bottom); });
+    each_band(op, division_,
+              [&](int64_t, int64_t batch, int64_t top, int64_t bottom) { end(batch, batch, top, bottom); });
   }
 
  private:
-  template <class Work>
-  void each_band(const Work& work) const {
-    const int64_t items = op.batch * division_.bands;
-    parallel_for(division_.parts, op.threads, [&](int64_t part, int64_t) {
-      for (int64_t item = items * part / division_.parts; item < items * (part + 1) / division_.parts; ++item) {
-        const int64_t band = item % division_.bands;
-        work(part, item / division_.bands, op.height * band / division_.bands,
-             op.height * (band + 1) / division_.bands);
-      }
-    });
-  }
-
   int64_t x_size() const { return sizes.x_rows * sizes.x_columns * op.input; }
   int64_t h_size() const { return sizes.h_rows * sizes.h_columns * op.hidden; }
   // The padded maps of a step; those of the next one are the others.
@@ -86,19 +76,10 @@ class Forward : ConvLSTM<T, S> {
   // What stands before the first step: cells, h and the first x, in these rows of the map.
   void begin(int64_t slot, int64_t batch, int64_t top, int64_t bottom) const {
     memset(cell(slot, top * op.width), 0, size_t((bottom - top) * op.width * sizes.padded_hidden) * sizeof(T));
-    if (op.c_first.data) {
-      Base::read_positions(cell(slot, top * op.width), sizes.padded_hidden, first<T>(op.c_first, batch, top),
-                           op.c_first.stride[1], op.c_first.stride[2], op.hidden, (bottom - top) * op.width);
-    }
-    for (int64_t y = top; op.h_first.data && y < bottom; ++y) {
-      Base::read_positions(h_map(slot, 0).at(y + sizes.h_top, sizes.h_left), op.hidden, first<S>(op.h_first, batch, y),
-                           op.h_first.stride[1], op.h_first.stride[2], op.hidden, op.width);
-    }
+    if (op.c_first.data)
+      Base::template read_state<T>(cell(slot, top * op.width), sizes.padded_hidden, op.c_first, batch, top, bottom);
+    if (op.h_first.data) Base::read_h_first(h_map(slot, 0), batch, top, bottom);
     pad_share(slot, 0, batch, top, bottom);
-  }
-  template <class From>
-  const From* first(const wmk_view& view, int64_t batch, int64_t y) const {
-    return (const From*)view.data + batch * view.stride[0] + y * op.width * view.stride[2];
   }
   // These rows' share of padding the x of a step.
   void pad_share(int64_t slot, int64_t time, int64_t batch, int64_t top, int64_t bottom) const {
@@ -176,8 +157,8 @@ class Forward : ConvLSTM<T, S> {
   Division division_;
   Arena arena_;
   T *weight_ih_, *weight_hh_, *bias_, *peephole_;
-  T* cell_;     // [slots][positions][padded hidden]
-  T *x_, *h_;   // [slots][2] padded maps
+  T* cell_;    // [slots][positions][padded hidden]
+  T *x_, *h_;  // [slots][2] padded maps
   Term<T>* terms_;
 };
 
