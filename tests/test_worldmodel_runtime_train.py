@@ -169,16 +169,17 @@ def test_windows_of_long_episodes_continue_the_episode_from_their_stored_state()
 
     with torch.no_grad():
         expected, got = features(whole, inside=False), features(cut, inside=True)
-    assert len(got) > 10
-    for key, value in got.items():
-        torch.testing.assert_close(value, expected[key], rtol=1e-4, atol=1e-5)
+    both = got.keys() & expected.keys()  # the last episodes have windows before they have an end
+    assert len(both) > 10
+    for key in both:
+        torch.testing.assert_close(got[key], expected[key], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(("env", "window"), [(ECHO, 24), (NUMBERED, 6)])
 def test_a_run_killed_anywhere_and_resumed_equals_the_uninterrupted_one(tmp_path: Path, env: str, window: int) -> None:
     settings = config(env, seed=5)
-    settings = dataclasses.replace(settings, replay=ReplayConfig(4, window, burn_in=2, max_steps=60), train_ratio=4)
-    iterations, random = 60, np.random.default_rng(0)
+    settings = dataclasses.replace(settings, replay=ReplayConfig(4, window, burn_in=2, max_steps=60), train_ratio=10)
+    iterations, random = 40, np.random.default_rng(0)
     straight = Trainer(settings)
     for _ in range(iterations):
         straight.iterate()

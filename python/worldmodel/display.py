@@ -1,5 +1,6 @@
 """What a person watching sees: a bar and a table where there is a terminal, a line now and then where there is none."""
 
+import itertools
 import sys
 import time
 from collections.abc import Mapping
@@ -64,14 +65,28 @@ class Display:
             self.say(line(self._known, done(self._config, figures)))
 
     def _table(self, figures: Mapping[str, float]) -> Any:
-        table = require("rich.table", "show progress").Table(box=None, pad_edge=False, show_header=False)
+        """Two columns that fit a small terminal; what else there is stands in ``metrics.jsonl``."""
+        table = require("rich.table", "show progress").Table.grid(padding=(0, 2))
         bar = require("rich.progress_bar", "show progress").ProgressBar
-        table.add_column(style="dim")
-        table.add_column(justify="right")
-        table.add_row("done", bar(total=1.0, completed=done(self._config, figures), width=30))
-        for name, value in figures.items():
-            table.add_row(name, f"{value:,.4g}" if isinstance(value, float) else f"{value:,}")
+        for _ in range(2):
+            table.add_column(style="dim")
+            table.add_column(justify="right")
+        share = done(self._config, figures)
+        table.add_row("done", bar(total=1.0, completed=share, width=12), "", f"{share:.0%}")
+        for pair in itertools.zip_longest(*(_cells(figures, names) for names in (_LEFT, _RIGHT)), fillvalue=("", "")):
+            table.add_row(*pair[0], *pair[1])
         return table
+
+
+# Names that begin so stand on the left and on the right.
+_LEFT = ("steps", "updates", "episodes", "seconds", "episode/", "milliseconds/", "replay/")
+_RIGHT = ("loss/", "policy/", "latent/", "scale/")
+
+
+def _cells(figures: Mapping[str, float], names: tuple[str, ...]) -> list[tuple[str, str]]:
+    """Name and value of the figures called so, and of those in the groups that end in a slash."""
+    kept = [name for name in figures if name in names or (f"{name.partition('/')[0]}/" in names and "/" in name)]
+    return [(name, f"{figures[name]:,.4g}" if figures[name] % 1 else f"{figures[name]:,.0f}") for name in kept]
 
 
 def done(config: TrainConfig, figures: Mapping[str, float]) -> float:

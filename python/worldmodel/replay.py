@@ -296,7 +296,8 @@ class Replay:
             "pieces": joined(list(self._pieces.values())),
             "numbers": list(self._pieces),
             "next_number": self._next_number,
-            "left": [[number for number in self._left[kind] if number in self._undrawn] for kind in (False, True)],
+            "left": [self._left[False], self._left[True]],
+            "undrawn": sorted(self._undrawn),
             "passes": self.passes,
             "added": self.added,
             "random": self._random.bit_generator.state,
@@ -311,7 +312,7 @@ class Replay:
         self._next_number = saved["next_number"]
         self._left = {False: list(saved["left"][0]), True: list(saved["left"][1])}
         self._undrawn, self._left_transitions = set(), {False: 0, True: 0}
-        for number in (*self._left[False], *self._left[True]):
+        for number in saved["undrawn"]:
             self._plan_to_draw(number)
         self.passes, self.added = saved["passes"], saved["added"]
         self._random.bit_generator.state = saved["random"]
