@@ -1,5 +1,6 @@
 """What a person watching sees: a bar and a table where there is a terminal, a line now and then where there is none."""
 
+import itertools
 import sys
 import time
 from collections.abc import Mapping
@@ -28,6 +29,7 @@ class Display:
         self._quiet = quiet
         self._live: Any = None
         self._said = -float(_LINE_SECONDS)
+        self._known: dict[str, float] = {}
 
     def __enter__(self) -> "Display":
         if not self._quiet and sys.stderr.isatty():
@@ -55,21 +57,36 @@ class Display:
 
     def show(self, figures: Mapping[str, float], *, last: bool = False) -> None:
         """The newest figures; without a terminal only every now and then, and the ``last`` ones."""
+        self._known.update(figures)  # a figure that has no new value keeps its last one
         if self._live is not None:
-            self._live.update(self._table(figures))
+            self._live.update(self._table(self._known))
         elif last or time.monotonic() - self._said >= _LINE_SECONDS:
             self._said = time.monotonic()
-            self.say(line(figures, done(self._config, figures)))
+            self.say(line(self._known, done(self._config, figures)))
 
     def _table(self, figures: Mapping[str, float]) -> Any:
-        table = require("rich.table", "show progress").Table(box=None, pad_edge=False, show_header=False)
+        """Two columns that fit a small terminal; what else there is stands in ``metrics.jsonl``."""
+        table = require("rich.table", "show progress").Table.grid(padding=(0, 2))
         bar = require("rich.progress_bar", "show progress").ProgressBar
-        table.add_column(style="dim")
-        table.add_column(justify="right")
-        table.add_row("done", bar(total=1.0, completed=done(self._config, figures), width=30))
-        for name, value in figures.items():
-            table.add_row(name, f"{value:,.4g}" if isinstance(value, float) else f"{value:,}")
+        for _ in range(2):
+            table.add_column(style="dim")
+            table.add_column(justify="right")
+        share = done(self._config, figures)
+        table.add_row("done", bar(total=1.0, completed=share, width=12), "", f"{share:.0%}")
+        for pair in itertools.zip_longest(*(_cells(figures, names) for names in (_LEFT, _RIGHT)), fillvalue=("", "")):
+            table.add_row(*pair[0], *pair[1])
         return table
+
+
+# Names that begin so stand on the left and on the right.
+_LEFT = ("steps", "updates", "episodes", "seconds", "episode/", "milliseconds/", "replay/")
+_RIGHT = ("loss/", "policy/", "latent/", "scale/")
+
+
+def _cells(figures: Mapping[str, float], names: tuple[str, ...]) -> list[tuple[str, str]]:
+    """Name and value of the figures called so, and of those in the groups that end in a slash."""
+    kept = [name for name in figures if name in names or (f"{name.partition('/')[0]}/" in names and "/" in name)]
+    return [(name, f"{figures[name]:,.4g}" if figures[name] % 1 else f"{figures[name]:,.0f}") for name in kept]
 
 
 def done(config: TrainConfig, figures: Mapping[str, float]) -> float:

@@ -91,7 +91,10 @@ class Replay:
         )
         self._pieces: dict[int, Piece] = {}  # number -> piece, oldest first
         self._next_number = 0
-        self._left: dict[bool, list[int]] = {False: [], True: []}  # of this pass, by "begins inside an episode"
+        # What is left of this pass, by "begins inside an episode". Evicted pieces stay in the lists, passed over.
+        self._left: dict[bool, list[int]] = {False: [], True: []}
+        self._undrawn: set[int] = set()
+        self._left_transitions = {False: 0, True: 0}
         self._piece_bytes = 0
         self._limit = int(config.max_megabytes * 2**20)
         least = self._unfinished.nbytes * (1 + 1 / num_envs)
@@ -147,15 +150,31 @@ class Replay:
         ):
             self._store(piece)
         while self._pieces and (self.transitions > self.config.max_steps or self.nbytes > self._limit):
-            oldest = self._pieces.pop(next(iter(self._pieces)))
+            number = next(iter(self._pieces))
+            self._forget_to_draw(number)
+            oldest = self._pieces.pop(number)
             self._piece_bytes -= oldest.nbytes
             self.transitions -= oldest.transitions
 
     def _store(self, piece: Piece) -> None:
+        number, self._next_number = self._next_number, self._next_number + 1
+        self._keep(number, piece)
         left = self._left[piece.state is not None]
-        left.insert(int(self._random.integers(len(left) + 1)), self._next_number)
-        self._keep(self._next_number, piece)
-        self._next_number += 1
+        left.append(number)
+        place = int(self._random.integers(len(left)))
+        left[place], left[-1] = left[-1], left[place]
+        self._plan_to_draw(number)
+
+    def _plan_to_draw(self, number: int) -> None:
+        piece = self._pieces[number]
+        self._undrawn.add(number)
+        self._left_transitions[piece.state is not None] += piece.transitions
+
+    def _forget_to_draw(self, number: int) -> None:
+        if number in self._undrawn:
+            piece = self._pieces[number]
+            self._undrawn.remove(number)
+            self._left_transitions[piece.state is not None] -= piece.transitions
 
     def _keep(self, number: int, piece: Piece) -> None:
         self._pieces[number] = piece
@@ -190,11 +209,9 @@ class Replay:
 
     def _begin_inside(self) -> bool:
         """Whether the rows of the next batch begin inside an episode."""
-        for kind, left in self._left.items():
-            self._left[kind] = [number for number in left if number in self._pieces]
-        if not any(self._left.values()):
+        if not self._undrawn:
             self._next_pass()
-        whole, inside = (sum(self._pieces[n].transitions for n in self._left[kind]) for kind in (False, True))
+        whole, inside = self._left_transitions[False], self._left_transitions[True]
         return bool(self._random.random() * (whole + inside) < inside)
 
     def _next_pass(self) -> None:
@@ -202,24 +219,31 @@ class Replay:
         self._left = {False: [], True: []}
         for number in self._random.permutation(list(self._pieces)).tolist():
             self._left[self._pieces[number].state is not None].append(number)
+            self._plan_to_draw(number)
+
+    def _draw(self, inside: bool) -> int:
+        """The next piece of that kind; there must be one."""
+        while (number := self._left[inside].pop()) not in self._undrawn:
+            pass
+        self._forget_to_draw(number)
+        return number
 
     def _pack(self, inside: bool) -> list[list[Piece]]:
         """The pieces of each row."""
         size, window = self.config.batch_size, self.config.window
-        rows: list[list[Piece]] = [[] for _ in range(size)]
-        if inside:
-            left = self._left[True]
-            rows = [[self._pieces[left.pop()]] for _ in range(min(size, len(left)))]
+        rows: list[list[Piece]] = [[] for _ in range(0 if inside else size)]
+        while inside and len(rows) < size and self._left_transitions[True]:
+            rows.append([self._pieces[self._draw(True)]])
         room = [window - sum(piece.steps for piece in row) for row in rows]
         waiting: list[int] = []
         while len(waiting) < _LOOK_AHEAD and max(room) > 1:
-            if not self._left[False]:
+            if not self._left_transitions[False]:
                 # The next pass must not overtake what is left of this one.
-                if inside or waiting or self._left[True]:
+                if inside or waiting or self._left_transitions[True]:
                     break
                 self._next_pass()
                 continue
-            number = self._left[False].pop()
+            number = self._draw(False)
             piece = self._pieces[number]
             row = next((index for index, space in enumerate(room) if space >= piece.steps), None)
             if row is None:
@@ -227,7 +251,9 @@ class Replay:
             else:
                 rows[row].append(piece)
                 room[row] -= piece.steps
-        self._left[False].extend(reversed(waiting))
+        for number in reversed(waiting):
+            self._left[False].append(number)
+            self._plan_to_draw(number)
         return [row for row in rows if row]
 
     def _batch(self, rows: Sequence[Sequence[Piece]]) -> Batch:
@@ -271,6 +297,7 @@ class Replay:
             "numbers": list(self._pieces),
             "next_number": self._next_number,
             "left": [self._left[False], self._left[True]],
+            "undrawn": sorted(self._undrawn),
             "passes": self.passes,
             "added": self.added,
             "random": self._random.bit_generator.state,
@@ -284,5 +311,8 @@ class Replay:
             self._keep(number, piece)
         self._next_number = saved["next_number"]
         self._left = {False: list(saved["left"][0]), True: list(saved["left"][1])}
+        self._undrawn, self._left_transitions = set(), {False: 0, True: 0}
+        for number in saved["undrawn"]:
+            self._plan_to_draw(number)
         self.passes, self.added = saved["passes"], saved["added"]
         self._random.bit_generator.state = saved["random"]

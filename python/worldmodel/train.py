@@ -75,7 +75,6 @@ class Trainer:
 
     def iterate(self) -> None:
         """One step in each environment, and the updates that it pays for."""
-        start = time.perf_counter()
         prefilling = self.steps < self.config.prefill or not len(self.replay)
         before = self.steps
         with self.meter.clock("milliseconds/collect"):
@@ -88,7 +87,6 @@ class Trainer:
         while self._owed >= 1:
             self._owed -= 1
             self.update()
-        self.seconds += time.perf_counter() - start
 
     def update(self) -> None:
         """One update of the weights.
@@ -240,9 +238,16 @@ def _go_on(trainer: Trainer, run: Run) -> list[str]:
 
 
 def _loop(trainer: Trainer, run: Run, display: Display, interrupt: Interrupt) -> None:
+    if trainer.finished:
+        display.say("nothing is left to do: give more --steps or --minutes")
+        return
     logged = saved = trainer.seconds
+    mark = time.perf_counter()
     while not (trainer.finished or interrupt.asked):
         trainer.iterate()
+        # Logging and saving count, too: they are part of the minutes that a user waits.
+        now = time.perf_counter()
+        trainer.seconds, mark = trainer.seconds + now - mark, now
         if trainer.seconds - logged >= trainer.config.log_seconds:
             logged = trainer.seconds
             figures = trainer.figures()
