@@ -129,6 +129,61 @@ struct Op<wmk_linear_scan> {
   };
 };
 
+template <>
+struct Op<wmk_conv_lstm> {
+  using Type = wmk_conv_lstm;
+  static constexpr const char* name = "conv_lstm";
+  static constexpr Member members[] = {
+      WMK_MEMBER(time),
+      WMK_MEMBER(batch),
+      WMK_MEMBER(input),
+      WMK_MEMBER(hidden),
+      WMK_MEMBER(x_height),
+      WMK_MEMBER(x_width),
+      WMK_MEMBER(height),
+      WMK_MEMBER(width),
+      WMK_MEMBER(ih_height),
+      WMK_MEMBER(ih_width),
+      WMK_MEMBER(hh_height),
+      WMK_MEMBER(hh_width),
+      WMK_MEMBER(stride_height),
+      WMK_MEMBER(stride_width),
+      WMK_MEMBER(pad_top),
+      WMK_MEMBER(pad_left),
+      WMK_MEMBER(dilation_height),
+      WMK_MEMBER(dilation_width),
+      WMK_MEMBER(peephole_varies),
+      WMK_MEMBER(dtype),
+      WMK_MEMBER(threads),
+      WMK_MEMBER(device),
+      WMK_MEMBER(stream),
+      WMK_MEMBER(workspace),
+      WMK_MEMBER(x),
+      WMK_MEMBER(weight_ih),
+      WMK_MEMBER(weight_hh),
+      WMK_MEMBER(bias),
+      WMK_MEMBER(peephole),
+      WMK_MEMBER(h_first),
+      WMK_MEMBER(c_first),
+      WMK_MEMBER(reset),
+      WMK_MEMBER(out),
+      WMK_MEMBER(h_last),
+      WMK_MEMBER(c_last),
+      WMK_MEMBER(cells),
+      WMK_MEMBER(gates),
+      WMK_MEMBER(grad_out),
+      WMK_MEMBER(grad_h_last),
+      WMK_MEMBER(grad_c_last),
+      WMK_MEMBER(grad_x),
+      WMK_MEMBER(grad_weight_ih),
+      WMK_MEMBER(grad_weight_hh),
+      WMK_MEMBER(grad_bias),
+      WMK_MEMBER(grad_peephole),
+      WMK_MEMBER(grad_h_first),
+      WMK_MEMBER(grad_c_first),
+  };
+};
+
 #undef WMK_MEMBER
 
 template <class Arguments>
@@ -142,6 +197,7 @@ py::list layout(const std::string& op) {
   if (op == Op<wmk_selective_scan>::name) return layout_of<wmk_selective_scan>();
   if (op == Op<wmk_selective_step>::name) return layout_of<wmk_selective_step>();
   if (op == Op<wmk_linear_scan>::name) return layout_of<wmk_linear_scan>();
+  if (op == Op<wmk_conv_lstm>::name) return layout_of<wmk_conv_lstm>();
   throw py::value_error("there is no op '" + op + "'");
 }
 
@@ -242,6 +298,7 @@ py::tuple pack(const std::string& op, const py::dict& members, py::handle device
   if (op == Op<wmk_selective_scan>::name) return pack_members<wmk_selective_scan>(members, device);
   if (op == Op<wmk_selective_step>::name) return pack_members<wmk_selective_step>(members, device);
   if (op == Op<wmk_linear_scan>::name) return pack_members<wmk_linear_scan>(members, device);
+  if (op == Op<wmk_conv_lstm>::name) return pack_members<wmk_conv_lstm>(members, device);
   throw py::value_error("there is no op '" + op + "'");
 }
 
@@ -364,6 +421,7 @@ PYBIND11_MODULE(_native, module) {
   module.def("expect_large_pages", expect_large_pages, "Asks for large pages behind memory not yet written.");
   WMK_DEFINE_SCAN(module, cpu_selective_scan);
   WMK_DEFINE_SCAN(module, cpu_linear_scan);
+  WMK_DEFINE_SCAN(module, cpu_conv_lstm);
   define(module, "cpu_selective_step", wmk_cpu_selective_step);
   module.def("cpu_isa", [] { return wmk_cpu_isa(); }, "The instruction-set level in use.");
   module.def("cpu_isa_available", [] { return wmk_cpu_isa_available(); }, "Those that run here, best first.");

@@ -144,6 +144,55 @@ typedef struct wmk_linear_scan {
   wmk_view grad_initial_state;  // [batch, channels], state dtype, contiguous, optional
 } wmk_linear_scan;
 
+// ConvLSTM (Shi et al. 2015, equation 3), gates in the order i, f, g, o:
+//   a_t = weight_ih * x_t + weight_hh * h_{t-1} + bias                   4 `hidden` numbers a position of the map
+//   i = sigmoid(a_i + w_i c_{t-1}), f = sigmoid(a_f + w_f c_{t-1}), g = tanh(a_g)
+//   c_t = f c_{t-1} + i g,  o = sigmoid(a_o + w_o c_t),  h_t = o tanh(c_t), rounded to `dtype` before it recurs
+// A map's rows are merged: position = row * width + column. x is padded with zeros by the kernel: above by pad_top
+// rows, to the left by pad_left columns, below and to the right by what the map's size asks for.
+typedef struct wmk_conv_lstm {
+  // sizes
+  int64_t time, batch, input, hidden;  // steps, elements, channels of x, channels of h
+  int64_t x_height, x_width;           // of x
+  int64_t height, width;               // of the states and the outputs: positions = height * width
+  int64_t ih_height, ih_width;         // kernel of the input convolution
+  int64_t hh_height, hh_width;         // kernel of the hidden convolution, odd; that convolution keeps the map's size
+  int64_t stride_height, stride_width, pad_top, pad_left, dilation_height, dilation_width;  // of the input convolution
+  int64_t peephole_varies;                                                                  // 1: from place to place
+  int64_t dtype;  // of x, the weights, h, out, and of their gradients
+  // where and how
+  int64_t threads, device, stream;
+  void* workspace;
+  // inputs
+  wmk_view x;          // [time, batch, input, x_height * x_width]
+  wmk_view weight_ih;  // [4 * hidden, input, ih_height, ih_width]
+  wmk_view weight_hh;  // [4 * hidden, hidden, hh_height, hh_width]
+  wmk_view bias;       // [4 * hidden], state dtype, optional
+  wmk_view peephole;   // [3, hidden, positions] or, where it does not vary, [3, hidden, 1]; state dtype, optional
+  wmk_view h_first;    // [batch, hidden, positions], optional (zero): before the first step
+  wmk_view c_first;    // [batch, hidden, positions], state dtype, optional (zero)
+  wmk_view reset;      // [time, batch], bytes 0 or 1, optional: 1 makes h and c zero before this step
+  // forward outputs, contiguous
+  wmk_view out;     // [time, batch, positions, hidden]: every h; backward: input
+  wmk_view h_last;  // [batch, positions, hidden]
+  wmk_view c_last;  // [batch, positions, hidden], state dtype
+  wmk_view cells;   // [time, batch, positions, hidden], state dtype: every c; forward: optional, backward: input
+  wmk_view gates;   // [time, batch, positions, 4 * hidden], state dtype, after their nonlinearities; optional: without
+                    // them the backward pass computes them again
+  // backward inputs, each optional (zero)
+  wmk_view grad_out;     // [time, batch, hidden, positions]
+  wmk_view grad_h_last;  // [batch, hidden, positions]
+  wmk_view grad_c_last;  // [batch, hidden, positions], state dtype
+  // backward outputs, contiguous, each null where its input is, and otherwise present
+  wmk_view grad_x;          // [time, batch, x_height * x_width, input]
+  wmk_view grad_weight_ih;  // [4 * hidden, input, ih_height, ih_width]
+  wmk_view grad_weight_hh;  // [4 * hidden, hidden, hh_height, hh_width]
+  wmk_view grad_bias;       // [4 * hidden], state dtype
+  wmk_view grad_peephole;   // [3, hidden, positions or 1], state dtype
+  wmk_view grad_h_first;    // [batch, positions, hidden]
+  wmk_view grad_c_first;    // [batch, positions, hidden], state dtype
+} wmk_conv_lstm;
+
 // CPU. Each answers a wmk_status; each *_workspace answers bytes.
 int64_t wmk_cpu_selective_scan_forward_workspace(const wmk_selective_scan*);
 int64_t wmk_cpu_selective_scan_backward_workspace(const wmk_selective_scan*);
@@ -154,6 +203,10 @@ int64_t wmk_cpu_linear_scan_forward_workspace(const wmk_linear_scan*);
 int64_t wmk_cpu_linear_scan_backward_workspace(const wmk_linear_scan*);
 int wmk_cpu_linear_scan_forward(const wmk_linear_scan*);
 int wmk_cpu_linear_scan_backward(const wmk_linear_scan*);
+int64_t wmk_cpu_conv_lstm_forward_workspace(const wmk_conv_lstm*);
+int64_t wmk_cpu_conv_lstm_backward_workspace(const wmk_conv_lstm*);
+int wmk_cpu_conv_lstm_forward(const wmk_conv_lstm*);
+int wmk_cpu_conv_lstm_backward(const wmk_conv_lstm*);
 
 // The instruction-set levels that this build holds and this machine runs, best first, comma-separated; the one in use;
 // and a way to force one (answers 0, or WMK_UNSUPPORTED).

@@ -15,7 +15,15 @@ from typing import Any
 import torch
 
 BACKENDS = ("cuda", "triton", "cpu", "reference")
-OPS = ("selective_scan", "selective_step", "linear_scan")
+OPS = ("selective_scan", "selective_step", "linear_scan", "conv_lstm")
+# The folder of an op's kernels where it is not named like the op, and its entry point in the extension.
+PACKAGES = {"selective_step": "selective_scan"}
+ENTRY_POINTS = {
+    "selective_scan": "selective_scan_forward",
+    "selective_step": "selective_step",
+    "linear_scan": "linear_scan_forward",
+    "conv_lstm": "conv_lstm_forward",
+}
 MAX_STATE = 256
 # Triton's kernels run where they are asked for by name: they hold in the interpreter and compile for every
 # architecture, but on the first GPU that they met (an H200, triton 3.6) their tests did not pass.
@@ -64,7 +72,7 @@ def _device_reasons(op: str, backend: str, device_type: str, device_index: int |
     if backend == "reference":
         return ()
     if backend == "cpu":
-        return _cpu_reasons(device_type)
+        return _cpu_reasons(op, device_type)
     if backend == "triton":
         return _triton_reasons(op, device_type)
     if backend == "cuda":
@@ -72,16 +80,19 @@ def _device_reasons(op: str, backend: str, device_type: str, device_index: int |
     return (f"there is no backend {backend!r}; the backends are {', '.join(BACKENDS)}",)
 
 
-def _cpu_reasons(device_type: str) -> tuple[str, ...]:
+def _cpu_reasons(op: str, device_type: str) -> tuple[str, ...]:
     if device_type != "cpu":
         return (f"the tensors are on {device_type}, it runs on cpu",)
-    if load_native() is None:
+    native = load_native()
+    if native is None:
         return ("the C++ extension was not built (python -m wmkernels.info says why)",)
+    if not hasattr(native, f"cpu_{ENTRY_POINTS[op]}"):
+        return (f"this build holds no C++ kernel for {op}: install it again",)
     return ()
 
 
 def _triton_reasons(op: str, device_type: str) -> tuple[str, ...]:
-    package = "linear_scan" if op == "linear_scan" else "selective_scan"
+    package = PACKAGES.get(op, op)
     found = []
     if device_type != "cuda":
         found.append(f"the tensors are on {device_type}, it runs on a GPU")
@@ -99,8 +110,8 @@ def _cuda_reasons(op: str, device_type: str, device_index: int | None) -> tuple[
     native = load_native()
     if native is None:
         found.append("the C++ extension was not built (python -m wmkernels.info says why)")
-    elif not hasattr(native, f"cuda_{op}" if op == "selective_step" else f"cuda_{op}_forward"):
-        found.append("this build holds no CUDA kernels (python -m wmkernels.info says why)")
+    elif not hasattr(native, f"cuda_{ENTRY_POINTS[op]}"):
+        found.append(f"this build holds no CUDA kernels for {op} (python -m wmkernels.info says why)")
     elif device_type == "cuda":
         unavailable = native.cuda_unavailable_reason(device_index or 0)
         if unavailable:

@@ -42,6 +42,19 @@ int check(const wmk_linear_scan& scan) {
 
 bool is_empty(const wmk_linear_scan& scan) { return scan.batch == 0 || scan.channels == 0; }
 
+int check(const wmk_conv_lstm& op) {
+  const int64_t at_least_one[] = {
+      op.time,          op.batch,        op.input,     op.hidden,          op.x_height,      op.x_width,
+      op.height,        op.width,        op.ih_height, op.ih_width,        op.hh_height,     op.hh_width,
+      op.stride_height, op.stride_width, op.threads,   op.dilation_height, op.dilation_width};
+  for (int64_t size : at_least_one)
+    if (size < 1) return WMK_UNSUPPORTED;
+  if (!is_dtype(op.dtype) || op.hh_height % 2 == 0 || op.hh_width % 2 == 0 || op.pad_top < 0 || op.pad_left < 0)
+    return WMK_UNSUPPORTED;
+  const wmk_view* required[] = {&op.x, &op.weight_ih, &op.weight_hh};
+  return any_missing(required, 3) ? WMK_NULL_POINTER : WMK_OK;
+}
+
 }  // namespace
 
 int64_t wmk_cpu_selective_scan_forward_workspace(const wmk_selective_scan* scan) {
@@ -107,4 +120,26 @@ int wmk_cpu_linear_scan_backward(const wmk_linear_scan* scan) {
   const wmk_view* along_time[] = {&scan->gates, &scan->out, &scan->grad_out};
   if (scan->time > 0 && any_missing(along_time, 3)) return WMK_NULL_POINTER;
   return wmk::level().linear_scan_backward(*scan);
+}
+
+int64_t wmk_cpu_conv_lstm_forward_workspace(const wmk_conv_lstm* op) {
+  return check(*op) == WMK_OK ? wmk::level().conv_lstm_forward_workspace(*op) : 0;
+}
+
+int64_t wmk_cpu_conv_lstm_backward_workspace(const wmk_conv_lstm* op) {
+  return check(*op) == WMK_OK ? wmk::level().conv_lstm_backward_workspace(*op) : 0;
+}
+
+int wmk_cpu_conv_lstm_forward(const wmk_conv_lstm* op) {
+  if (int status = check(*op)) return status;
+  const wmk_view* required[] = {&op->out, &op->h_last, &op->c_last};
+  if (!op->workspace || any_missing(required, 3)) return WMK_NULL_POINTER;
+  return wmk::level().conv_lstm_forward(*op);
+}
+
+int wmk_cpu_conv_lstm_backward(const wmk_conv_lstm* op) {
+  if (int status = check(*op)) return status;
+  const wmk_view* required[] = {&op->out, &op->cells, &op->grad_x, &op->grad_weight_ih, &op->grad_weight_hh};
+  if (!op->workspace || any_missing(required, 5)) return WMK_NULL_POINTER;
+  return wmk::level().conv_lstm_backward(*op);
 }

@@ -46,6 +46,10 @@ bool has_v3() {
    level::linear_scan_backward_workspace,    \
    level::linear_scan_forward,               \
    level::linear_scan_backward,              \
+   level::conv_lstm_forward_workspace,       \
+   level::conv_lstm_backward_workspace,      \
+   level::conv_lstm_forward,                 \
+   level::conv_lstm_backward,                \
    level::multiply_adds}
 
 // Best first. The last one runs on every machine that the build is for.

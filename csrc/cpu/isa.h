@@ -18,6 +18,10 @@
   int64_t linear_scan_backward_workspace(const wmk_linear_scan& scan);       \
   int linear_scan_forward(const wmk_linear_scan& scan);                      \
   int linear_scan_backward(const wmk_linear_scan& scan);                     \
+  int64_t conv_lstm_forward_workspace(const wmk_conv_lstm& op);              \
+  int64_t conv_lstm_backward_workspace(const wmk_conv_lstm& op);             \
+  int conv_lstm_forward(const wmk_conv_lstm& op);                            \
+  int conv_lstm_backward(const wmk_conv_lstm& op);                           \
   int64_t multiply_adds(int64_t rounds);                                     \
   }
 
@@ -39,6 +43,10 @@ struct Level {
   int64_t (*linear_scan_backward_workspace)(const wmk_linear_scan&);
   int (*linear_scan_forward)(const wmk_linear_scan&);
   int (*linear_scan_backward)(const wmk_linear_scan&);
+  int64_t (*conv_lstm_forward_workspace)(const wmk_conv_lstm&);
+  int64_t (*conv_lstm_backward_workspace)(const wmk_conv_lstm&);
+  int (*conv_lstm_forward)(const wmk_conv_lstm&);
+  int (*conv_lstm_backward)(const wmk_conv_lstm&);
   int64_t (*multiply_adds)(int64_t);
 };
 

@@ -67,4 +67,19 @@ WMK_INLINE void store_as(Float16* to, FloatVector value) {
   memcpy(to, &halves, sizeof(halves));
 }
 
+// Calls work with a value of the type of arithmetic and one of the type of storage that belong to a dtype.
+template <class Work>
+WMK_INLINE auto with_types(int64_t dtype, const Work& work) {
+  switch (dtype) {
+    case WMK_FLOAT64:
+      return work(double(), double());
+    case WMK_BFLOAT16:
+      return work(float(), BFloat16());
+    case WMK_FLOAT16:
+      return work(float(), Float16());
+    default:
+      return work(float(), float());
+  }
+}
+
 }  // namespace wmk::WMK_ISA

@@ -200,6 +200,34 @@ WMK_INLINE V exp_of_negative(V x) {
   return finish(f, power);
 }
 
+// 2^t - 1 for t <= 0, also a tiny one to the last bits: the polynomial is of 2^f - 1, and 2^integer - 1 is exact.
+#if defined(WMK_AVX512)
+WMK_INLINE FloatVector scale_of(FloatVector power) { return _mm512_scalef_ps(broadcast(1.f), power); }
+WMK_INLINE DoubleVector scale_of(DoubleVector power) { return _mm512_scalef_pd(broadcast(1.), power); }
+#else
+WMK_INLINE FloatVector scale_of(FloatVector power) { return (FloatVector)(((Bits32Vector)power << 23) + (127u << 23)); }
+WMK_INLINE DoubleVector scale_of(DoubleVector power) {
+  return (DoubleVector)(((Bits64Vector)power << 52) + (uint64_t(1023) << 52));
+}
+#endif
+// e^x - 1 for x <= 0.
+template <class V>
+WMK_INLINE V expm1_of_negative(V x) {
+  typedef decltype(x[0] + x[0]) T;
+  x = bound_argument(x);
+  V t = x * kLog2e<T>, power;
+  V f = split(t, power) + log2e_rest(x, t);
+  V scale = scale_of(power);
+  return exp2_slope(f) * f * scale + (scale - 1);
+}
+// From e^-2|x| - 1, so that a small x loses nothing.
+template <class V>
+WMK_INLINE V tanh(V x) {
+  V e = expm1_of_negative(-2 * absolute(x));
+  V magnitude = -e / (e + 2);
+  return x < 0 ? -magnitude : magnitude;
+}
+
 // log(1 + e) for e in [0, 1], as 2 atanh(e / (2 + e)); the relative error is small also for a tiny e.
 WMK_INLINE FloatVector log1p_of_fraction(FloatVector e) {
   FloatVector w = e / (e + 2);

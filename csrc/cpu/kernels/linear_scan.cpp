@@ -15,23 +15,8 @@ namespace wmk::WMK_ISA {
 
 namespace {
 
-// Calls work with the types of arithmetic and storage.
-template <class Work>
-auto with_types(const wmk_linear_scan& op, const Work& work) {
-  switch (op.dtype) {
-    case WMK_FLOAT64:
-      return work(double(), double());
-    case WMK_BFLOAT16:
-      return work(float(), BFloat16());
-    case WMK_FLOAT16:
-      return work(float(), Float16());
-    default:
-      return work(float(), float());
-  }
-}
-
 int run(const wmk_linear_scan& op, bool backward) {
-  return with_types(op, [&](auto arithmetic, auto storage) {
+  return with_types(op.dtype, [&](auto arithmetic, auto storage) {
     typedef decltype(arithmetic) T;
     typedef decltype(storage) S;
     if (Rows<T, S>::fit(op, backward)) {
@@ -44,7 +29,7 @@ int run(const wmk_linear_scan& op, bool backward) {
 }
 
 int64_t workspace(const wmk_linear_scan& op, bool backward) {
-  return with_types(op, [&](auto arithmetic, auto storage) {
+  return with_types(op.dtype, [&](auto arithmetic, auto storage) {
     return Squares<decltype(arithmetic), decltype(storage)>(op, backward).workspace();
   });
 }

@@ -1,0 +1,269 @@
+// What the ConvLSTM's passes share: sizes, packed weights, padded maps, and reading tensors of any layout.
+//
+// Gates are interleaved: the vectors of i, f, g and o for the same channels stand side by side, four vectors a block of
+// channels, so that a tile of the convolution holds all that the update of its cells needs. Channels are padded with
+// zeros to whole vectors.
+#pragma once
+
+#include "isa.h"
+#include "multiply.h"
+#include "storage.h"
+
+namespace wmk::WMK_ISA {
+
+constexpr int kGates = 4;
+constexpr int64_t kSegment = 64;                     // positions of a row whose gates stay in the first-level cache
+constexpr int64_t kChunkBytes = int64_t(128) << 10;  // of gradients that one pass over the weights' gradient reads
+constexpr int64_t kPartsBytes = int64_t(256) << 20;  // of weight gradients summed apart, one a thread
+
+// The first `count` lanes of a vector; the others read as zero and are not written.
+template <class T, class S>
+WMK_INLINE Vector<T> load_part(const S* from, int64_t count) {
+  if (count >= kLanes<T>) return load_as(from, T(0));
+  S padded[kLanes<T>] = {};
+  for (int64_t lane = 0; lane < count; ++lane) padded[lane] = from[lane];
+  return load_as(padded, T(0));
+}
+template <class T, class S>
+WMK_INLINE void store_part(S* to, Vector<T> value, int64_t count) {
+  if (count >= kLanes<T>) return store_as(to, value);
+  S padded[kLanes<T>];
+  store_as(padded, value);
+  for (int64_t lane = 0; lane < count; ++lane) to[lane] = padded[lane];
+}
+
+// One number of any storage type, and back.
+template <class T, class S>
+WMK_INLINE T widen_one(S value) {
+  if constexpr (sizeof(S) >= 4) {
+    return T(value);
+  } else {
+    return load_part<T>(&value, 1)[0];
+  }
+}
+template <class S, class T>
+WMK_INLINE S round_one(T value) {
+  if constexpr (sizeof(S) >= 4) {
+    return S(value);
+  } else {
+    S rounded;
+    store_part<T>(&rounded, broadcast(value), 1);
+    return rounded;
+  }
+}
+
+// What h becomes when it is stored and read again.
+template <class T, class S>
+WMK_INLINE Vector<T> round_through(Vector<T> value) {
+  if constexpr (sizeof(S) >= 4) {
+    return value;
+  } else {
+    S stored[kLanes<T>];
+    store_as(stored, value);
+    return load_as(stored, T(0));
+  }
+}
+
+// A map in memory with its channels last and zeros around it.
+template <class T>
+struct PaddedMap {
+  T* data;
+  int64_t width, channels;  // columns, with the padding; numbers a position
+  int64_t row() const { return width * channels; }
+  T* at(int64_t y, int64_t x) const { return data + y * row() + x * channels; }
+};
+
+struct Sizes {
+  int64_t lanes, blocks, gates, padded_hidden;  // blocks of channels; numbers a position with the padding
+  int64_t positions;
+  int64_t x_rows, x_columns;  // of the padded x
+  int64_t h_rows, h_columns;  // of the padded h
+  int64_t h_top, h_left;      // its padding
+
+  Sizes(const wmk_conv_lstm& op, int64_t lanes) : lanes(lanes) {
+    blocks = divide_up(op.hidden, lanes);
+    padded_hidden = blocks * lanes;
+    gates = padded_hidden * kGates;
+    positions = op.height * op.width;
+    x_rows = (op.height - 1) * op.stride_height + (op.ih_height - 1) * op.dilation_height + 1;
+    x_columns = (op.width - 1) * op.stride_width + (op.ih_width - 1) * op.dilation_width + 1;
+    h_top = op.hh_height / 2, h_left = op.hh_width / 2;
+    h_rows = op.height + 2 * h_top, h_columns = op.width + 2 * h_left;
+  }
+};
+
+// How the work is divided. Where batch elements keep the threads evenly busy, a thread takes whole elements through
+// time and never waits. Otherwise each map is cut into bands of rows, and the threads meet after every stage of a step.
+struct Division {
+  bool by_element;
+  int64_t bands;  // of a map
+  int64_t parts;  // workers, each of which owns a contiguous range of items
+  int64_t slots;  // maps in memory
+
+  Division(const wmk_conv_lstm& op, int64_t most_parts) {
+    int64_t threads = smaller(op.threads, most_parts);
+    by_element = threads == 1 || op.batch % threads == 0 || op.batch >= 4 * threads;
+    bands = by_element ? 1 : smaller(op.height, threads);
+    parts = smaller(threads, op.batch * bands);
+    slots = by_element ? parts : op.batch;
+  }
+};
+
+// Calls work(part, batch element, first row, row behind the last) for every band of every map, each part in its order.
+template <class Work>
+static void each_band(const wmk_conv_lstm& op, const Division& division, const Work& work) {
+  const int64_t items = op.batch * division.bands;
+  parallel_for(division.parts, op.threads, [&](int64_t part, int64_t) {
+    for (int64_t item = items * part / division.parts; item < items * (part + 1) / division.parts; ++item) {
+      const int64_t band = item % division.bands;
+      work(part, item / division.bands, op.height * band / division.bands, op.height * (band + 1) / division.bands);
+    }
+  });
+}
+
+template <class T, class S>
+class ConvLSTM {
+ public:
+  static constexpr int lanes = kLanes<T>;
+  static constexpr int64_t block = int64_t(kGates) * kLanes<T>;  // numbers of one position and block of channels
+
+  explicit ConvLSTM(const wmk_conv_lstm& op) : op(op), sizes(op, lanes) {}
+
+  const wmk_conv_lstm& op;
+  const Sizes sizes;
+
+  bool resets(int64_t time, int64_t batch) const {
+    return op.reset.data && ((const char*)op.reset.data)[time * op.reset.stride[0] + batch * op.reset.stride[1]];
+  }
+  // Whether there is an h before this step to convolve.
+  bool recurs(int64_t time, int64_t batch) const { return (time > 0 || op.h_first.data) && !resets(time, batch); }
+
+  int64_t taps_ih() const { return op.ih_height * op.ih_width; }
+  int64_t taps_hh() const { return op.hh_height * op.hh_width; }
+  // Numbers of a convolution's packed weights, [blocks][taps][channels][4 vectors].
+  int64_t packed_ih() const { return taps_ih() * op.input * sizes.gates; }
+  int64_t packed_hh() const { return taps_hh() * op.hidden * sizes.gates; }
+
+  // Weights [4 * hidden, channels, kernel] as [blocks][taps][channels][4 vectors].
+  void pack_weight(T* to, const wmk_view& weight, int64_t channels, int64_t height, int64_t width) const {
+    const int64_t* stride = weight.stride;
+    const int64_t taps = height * width;
+    for (int64_t b = 0; b < sizes.blocks; ++b, to += taps * channels * block) {
+      const int64_t some = smaller(lanes, op.hidden - b * lanes);
+      if (some < lanes) memset(to, 0, size_t(taps * channels * block) * sizeof(T));
+      for (int64_t ci = 0; ci < channels; ++ci)
+        for (int64_t tap = 0; tap < taps; ++tap)
+          for (int64_t gate = 0; gate < kGates; ++gate) {
+            const S* from = (const S*)weight.data + (gate * op.hidden + b * lanes) * stride[0] + ci * stride[1] +
+                            tap / width * stride[2] + tap % width * stride[3];
+            T* row = to + (tap * channels + ci) * block + gate * lanes;
+            for (int64_t lane = 0; lane < some; ++lane) row[lane] = widen_one<T>(from[lane * stride[0]]);
+          }
+    }
+  }
+  // The bias as [blocks][4 vectors]; zero where there is none.
+  void pack_bias(T* to) const {
+    memset(to, 0, size_t(sizes.gates) * sizeof(T));
+    if (!op.bias.data) return;
+    for (int64_t gate = 0; gate < kGates; ++gate)
+      for (int64_t c = 0; c < op.hidden; ++c)
+        to[c / lanes * block + gate * lanes + c % lanes] =
+            ((const T*)op.bias.data)[(gate * op.hidden + c) * op.bias.stride[0]];
+  }
+  // The peephole as [positions or 1][3][padded hidden].
+  int64_t peephole_places() const { return !op.peephole.data ? 0 : op.peephole_varies ? sizes.positions : 1; }
+  int64_t packed_peephole() const { return peephole_places() * 3 * sizes.padded_hidden; }
+  void pack_peephole(T* to) const {
+    memset(to, 0, size_t(packed_peephole()) * sizeof(T));
+    const int64_t* stride = op.peephole.stride;
+    for (int64_t place = 0; place < peephole_places(); ++place)
+      for (int64_t gate = 0; gate < 3; ++gate)
+        for (int64_t c = 0; c < op.hidden; ++c)
+          to[(place * 3 + gate) * sizes.padded_hidden + c] =
+              ((const T*)op.peephole.data)[gate * stride[0] + c * stride[1] + place * stride[2]];
+  }
+
+  // Positions [first, first + count) of a map [channels, positions] whose strides these are, channels last.
+  template <class From>
+  static void read_positions(T* to, int64_t pitch, const From* from, int64_t channel_stride, int64_t position_stride,
+                             int64_t channels, int64_t count) {
+    if (channel_stride == 1) {
+      for (int64_t p = 0; p < count; ++p, from += position_stride, to += pitch) {
+        int64_t c = 0;
+        for (; c + lanes <= channels; c += lanes) store(to + c, load_as(from + c, T(0)));
+        for (; c < channels; ++c) to[c] = widen_one<T>(from[c]);
+      }
+      return;
+    }
+    for (int64_t c = 0; c < channels; ++c)
+      for (int64_t p = 0; p < count; ++p)
+        to[p * pitch + c] = widen_one<T>(from[c * channel_stride + p * position_stride]);
+  }
+
+  // Rows [top, bottom) of a state [batch, channels, positions], channels last.
+  template <class From>
+  void read_state(T* to, int64_t pitch, const wmk_view& view, int64_t batch, int64_t top, int64_t bottom) const {
+    const int64_t* stride = view.stride;
+    const From* from = (const From*)view.data + batch * stride[0] + top * op.width * stride[2];
+    read_positions(to, pitch, from, stride[1], stride[2], op.hidden, (bottom - top) * op.width);
+  }
+  void read_h_first(const PaddedMap<T>& to, int64_t batch, int64_t top, int64_t bottom) const {
+    for (int64_t y = top; y < bottom; ++y)
+      read_state<S>(to.at(y + sizes.h_top, sizes.h_left), op.hidden, op.h_first, batch, y, y + 1);
+  }
+
+  // Rows [begin, end) of the padded x of one step.
+  void pad_x(const PaddedMap<T>& to, int64_t time, int64_t batch, int64_t begin, int64_t end) const {
+    const S* from = (const S*)op.x.data + time * op.x.stride[0] + batch * op.x.stride[1];
+    const int64_t left = smaller(op.pad_left, sizes.x_columns);
+    const int64_t inside = larger(0, smaller(op.x_width, sizes.x_columns - left));
+    for (int64_t y = begin; y < end; ++y) {
+      const int64_t row = y - op.pad_top;
+      T* start = to.at(y, 0);
+      if (row < 0 || row >= op.x_height) {
+        memset(start, 0, size_t(to.row()) * sizeof(T));
+        continue;
+      }
+      memset(start, 0, size_t(left * op.input) * sizeof(T));
+      read_positions(start + left * op.input, op.input, from + row * op.x_width * op.x.stride[3], op.x.stride[2],
+                     op.x.stride[3], op.input, inside);
+      T* after = start + (left + inside) * op.input;
+      memset(after, 0, size_t(start + to.row() - after) * sizeof(T));
+    }
+  }
+
+  // The terms of the gates' sums for the first position of row y: the convolution of x, and of h where it recurs.
+  int64_t gate_terms(Term<T>* terms, int64_t y, int64_t block_number, const PaddedMap<T>& x, const T* weight_ih,
+                     const PaddedMap<T>* h, const T* weight_hh) const {
+    int64_t count = 0;
+    const T* right = weight_ih + block_number * taps_ih() * op.input * block;
+    for (int64_t ky = 0; ky < op.ih_height; ++ky)
+      for (int64_t kx = 0; kx < op.ih_width; ++kx, right += op.input * block) {
+        const T* left = x.at(y * op.stride_height + ky * op.dilation_height, kx * op.dilation_width);
+        count = append(terms, count, {left, op.stride_width * op.input, right, op.input}, block);
+      }
+    if (!h) return count;
+    right = weight_hh + block_number * taps_hh() * op.hidden * block;
+    for (int64_t ky = 0; ky < op.hh_height; ++ky)
+      for (int64_t kx = 0; kx < op.hh_width; ++kx, right += op.hidden * block)
+        count = append(terms, count, {h->at(y + ky, kx), op.hidden, right, op.hidden}, block);
+    return count;
+  }
+  int64_t most_terms() const { return taps_ih() + taps_hh(); }
+
+  // Adds a term, to the one before it where the two are one run of memory.
+  static int64_t append(Term<T>* terms, int64_t count, Term<T> term, int64_t pitch) {
+    if (count > 0) {
+      Term<T>& last = terms[count - 1];
+      if (last.left + last.length == term.left && last.right + last.length * pitch == term.right &&
+          last.stride == term.stride) {
+        last.length += term.length;
+        return count;
+      }
+    }
+    terms[count] = term;
+    return count + 1;
+  }
+};
+
+}  // namespace wmk::WMK_ISA

@@ -1,0 +1,148 @@
+"""The public ConvLSTM and its single step."""
+
+import torch
+from torch import Tensor
+
+from wmkernels.conv_lstm.arguments import Canonical, Padding, Pair, canonical
+from wmkernels.conv_lstm.ops import ConvLSTMFunction
+from wmkernels.conv_lstm.outputs import KEEP_CELLS, KEEP_GATES, KEEP_NOTHING
+from wmkernels.conv_lstm.reference import conv_lstm_reference
+from wmkernels.dispatch import choose
+from wmkernels.library import needs_autograd
+
+OP = "conv_lstm"
+STEP = "conv_lstm_step"
+
+
+def conv_lstm(
+    x: Tensor,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias: Tensor | None = None,
+    state: tuple[Tensor, Tensor] | None = None,
+    *,
+    peephole: Tensor | None = None,
+    reset: Tensor | None = None,
+    stride: Pair = 1,
+    padding: Padding = "same",
+    dilation: Pair = 1,
+    batch_first: bool = False,
+    keep_gates: bool = True,
+    backend: str | None = None,
+) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """A convolutional LSTM over a sequence of maps, differentiable in every input (Shi et al. 2015, arXiv 1506.04214).
+
+    ``i, f, g, o = weight_ih ∗ x_t + weight_hh ∗ h_{t-1} + bias``, to which ``peephole`` adds ``w_i ∘ c_{t-1}``,
+    ``w_f ∘ c_{t-1}`` and, with the new cell, ``w_o ∘ c_t``; then ``c_t = σ(f) ∘ c_{t-1} + σ(i) ∘ tanh(g)`` and
+    ``h_t = σ(o) ∘ tanh(c_t)``.
+
+    Args:
+        x: (time, batch, channels, height, width), any memory format; with ``batch_first`` batch before time. float32,
+            float64, bfloat16 or float16.
+        weight_ih: (4 * hidden, channels, kernel height, kernel width), in the dtype of ``x``; the gates i, f, g, o one
+            after another, as in ``torch.nn.LSTM``.
+        weight_hh: (4 * hidden, hidden, kernel height, kernel width), in the dtype of ``x``, kernel sizes odd.
+        bias: (4 * hidden), float32 or the dtype of ``x``, as are the peephole and the state.
+        state: the pair (h, c) before the first step, each (batch, hidden, height, width); zeros if None.
+        peephole: (3, hidden) or (3, hidden, height, width): the weights with which the cell reaches i, f and o.
+        reset: bool (time, batch), with ``batch_first`` (batch, time), true where a new sequence starts: h and c are
+            zero before that step, whatever they held.
+        stride: of the input convolution, one number or (vertical, horizontal). The hidden convolution always keeps
+            the map's size.
+        padding: of the input convolution: ``"same"`` (the map has ceil(size / stride) rows and columns, an odd row or
+            column of zeros is added below or to the right), ``"valid"``, or zeros added on either side.
+        dilation: of the input convolution.
+        batch_first: batch is the first dimension of ``x``, ``reset`` and the outputs; the state has no time.
+        keep_gates: where gradients are wanted, keep the four gates for the backward pass (4 numbers a number of h, in
+            the dtype of the state). Otherwise x, h and c are kept, and the backward pass computes the gates again:
+            about a third more arithmetic a training step for less than half the memory.
+        backend: ``"reference"``, ``"cpu"``, ``"triton"`` or ``"cuda"``; the best that can run if None.
+
+    Returns:
+        ``(outputs, (h, c))``: every h, (time, batch, hidden, height, width) in the dtype of ``x``, and the state after
+        the last step, h in that dtype and c in float32 (float64 for float64 inputs). h is rounded to its dtype before
+        it recurs. In memory the outputs' channels come last.
+
+    Raises:
+        ValueError: a shape, a size, a device or a backend that does not fit.
+        TypeError: a dtype that does not fit.
+
+    Under autocast ``x`` and the weights are cast as a convolution's are; the cell stays in float32.
+
+    Example:
+        >>> import torch, wmkernels
+        >>> x = torch.randn(5, 2, 3, 16, 16)
+        >>> outputs, (h, c) = wmkernels.conv_lstm(x, torch.randn(32, 3, 3, 3), torch.randn(32, 8, 3, 3))
+        >>> outputs.shape, c.shape
+        (torch.Size([5, 2, 8, 16, 16]), torch.Size([2, 8, 16, 16]))
+    """
+    leading = ("batch", "time") if batch_first else ("time", "batch")
+    arguments = canonical(OP, x, weight_ih, weight_hh, bias, state, peephole, reset, stride, padding, dilation, leading)
+    outputs, h, c = _run(arguments, keep_gates, backend)
+    return outputs.transpose(0, 1) if batch_first else outputs, (h, c)
+
+
+def conv_lstm_step(
+    x: Tensor,
+    state: tuple[Tensor, Tensor] | None,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias: Tensor | None = None,
+    *,
+    peephole: Tensor | None = None,
+    reset: Tensor | None = None,
+    stride: Pair = 1,
+    padding: Padding = "same",
+    dilation: Pair = 1,
+    keep_gates: bool = True,
+    backend: str | None = None,
+) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """One step of ``conv_lstm``, differentiable: what a rollout calls in a loop.
+
+    Args:
+        x: (batch, channels, height, width).
+        state: the pair (h, c), each (batch, hidden, height, width); zeros if None.
+        weight_ih: as for ``conv_lstm``, and so are the others.
+        weight_hh: (4 * hidden, hidden, kernel height, kernel width).
+        bias: (4 * hidden).
+        peephole: (3, hidden) or (3, hidden, height, width).
+        reset: bool (batch,), true where the state is zeroed first.
+        stride: of the input convolution.
+        padding: of the input convolution.
+        dilation: of the input convolution.
+        keep_gates: keep the gates for the backward pass instead of computing them again.
+        backend: as for ``conv_lstm``.
+
+    Returns:
+        ``(h, (h, c))``: the output, which is the new h, and the new state.
+
+    Raises:
+        ValueError: a shape, a size, a device or a backend that does not fit.
+        TypeError: a dtype that does not fit.
+
+    Example:
+        >>> import torch, wmkernels
+        >>> weights = torch.randn(32, 3, 3, 3), torch.randn(32, 8, 3, 3)
+        >>> h, state = wmkernels.conv_lstm_step(torch.randn(2, 3, 16, 16), None, *weights)
+        >>> h, state = wmkernels.conv_lstm_step(torch.randn(2, 3, 16, 16), state, *weights)
+        >>> h.shape
+        torch.Size([2, 8, 16, 16])
+    """
+    arguments = canonical(
+        STEP, x, weight_ih, weight_hh, bias, state, peephole, reset, stride, padding, dilation, ("batch",)
+    )
+    _, h, c = _run(arguments, keep_gates, backend)
+    return h, (h, c)
+
+
+def _run(arguments: Canonical, keep_gates: bool, backend: str | None) -> tuple[Tensor, Tensor, Tensor]:
+    """(outputs, h, c) on the backend that runs this call."""
+    chosen = choose(OP, arguments.x.device, backend)
+    if chosen == "reference":
+        return conv_lstm_reference(*arguments)
+    if needs_autograd(arguments[:7]):
+        keep = KEEP_GATES if keep_gates else KEEP_CELLS
+        outputs, h, c, _, _ = ConvLSTMFunction.apply(*arguments, keep, chosen)
+    else:
+        outputs, h, c, _, _ = torch.ops.wmkernels.conv_lstm_forward(*arguments, KEEP_NOTHING, chosen)
+    return outputs, h, c

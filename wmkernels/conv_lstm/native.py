@@ -1,0 +1,145 @@
+"""Hands the tensors of a ConvLSTM to the C++ (CPU) and CUDA kernels, which see a map's rows as one dimension."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from wmkernels.checks import state_dtype
+from wmkernels.conv_lstm.outputs import Sizes, backward_outputs, forward_outputs, sizes_of
+from wmkernels.pointers import DTYPE_CODES, Expected, Members, call, output
+
+
+def _members(
+    sizes: Sizes,
+    x: Tensor,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias: Tensor | None,
+    peephole: Tensor | None,
+    h: Tensor | None,
+    c: Tensor | None,
+    reset: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> Members:
+    """Sizes and inputs, checked."""
+    time, batch, hidden, height, width = sizes
+    dtype, state = x.dtype, state_dtype(x.dtype)
+    positions = height * width
+    merged = x.flatten(3)
+    members: Members = {
+        "time": time,
+        "batch": batch,
+        "input": x.shape[2],
+        "hidden": hidden,
+        "x_height": x.shape[3],
+        "x_width": x.shape[4],
+        "height": height,
+        "width": width,
+        "ih_height": weight_ih.shape[2],
+        "ih_width": weight_ih.shape[3],
+        "hh_height": weight_hh.shape[2],
+        "hh_width": weight_hh.shape[3],
+        "stride_height": stride[0],
+        "stride_width": stride[1],
+        "pad_top": padding[0],
+        "pad_left": padding[2],
+        "dilation_height": dilation[0],
+        "dilation_width": dilation[1],
+        "peephole_varies": int(peephole is not None and peephole.dim() == 4),
+        "dtype": DTYPE_CODES[dtype],
+        "x": (merged, merged.shape, dtype),
+        "weight_ih": (weight_ih, (4 * hidden, *weight_ih.shape[1:]), dtype),
+        "weight_hh": (weight_hh, (4 * hidden, *weight_hh.shape[1:]), dtype),
+        "bias": (bias, (4 * hidden,), state),
+        "h_first": _merged(h, (batch, hidden, positions), dtype),
+        "c_first": _merged(c, (batch, hidden, positions), state),
+        "reset": (reset, (time, batch), torch.bool),
+    }
+    if peephole is not None:
+        places = positions if peephole.dim() == 4 else 1
+        members["peephole"] = (peephole.reshape(3, hidden, places), (3, hidden, places), state)
+    return members
+
+
+def _merged(maps: Tensor | None, shape: tuple[int, ...], dtype: torch.dtype) -> Expected:
+    """Maps with rows and columns as one dimension, without a copy where their memory allows it."""
+    return (None if maps is None else maps.flatten(-2), shape, dtype)
+
+
+def _channels_last(maps: Tensor) -> Tensor:
+    """(..., channels, height, width) -> (..., height * width, channels), contiguous."""
+    return maps.movedim(-3, -1).contiguous().flatten(-3, -2)
+
+
+def forward(
+    x: Tensor,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias: Tensor | None,
+    peephole: Tensor | None,
+    h: Tensor | None,
+    c: Tensor | None,
+    reset: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    keep: int,
+) -> tuple[Tensor, ...]:
+    """(out, h, c, cells, gates) of canonical inputs; ``keep`` says which of the last two are kept."""
+    sizes = sizes_of(x, weight_ih, weight_hh, stride, padding, dilation)
+    members = _members(sizes, x, weight_ih, weight_hh, bias, peephole, h, c, reset, stride, padding, dilation)
+    outputs = forward_outputs(x, sizes, keep)
+    for name, maps in zip(("out", "h_last", "c_last"), outputs, strict=False):
+        members[name] = output(_channels_last(maps))
+    members["cells"], members["gates"] = output(outputs[3].view(-1)), output(outputs[4].view(-1))
+    call("conv_lstm_forward", "conv_lstm", members, x.device)
+    return outputs
+
+
+def backward(
+    grad_out: Tensor | None,
+    grad_h: Tensor | None,
+    grad_c: Tensor | None,
+    x: Tensor,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias: Tensor | None,
+    peephole: Tensor | None,
+    h: Tensor | None,
+    c: Tensor | None,
+    reset: Tensor | None,
+    out: Tensor,
+    cells: Tensor,
+    gates: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> tuple[Tensor, ...]:
+    """Gradients of (x, weight_ih, weight_hh, bias, peephole, h, c)."""
+    sizes = sizes_of(x, weight_ih, weight_hh, stride, padding, dilation)
+    members = _members(sizes, x, weight_ih, weight_hh, bias, peephole, h, c, reset, stride, padding, dilation)
+    time, batch, hidden, height, width = sizes
+    dtype, state = x.dtype, state_dtype(x.dtype)
+    shape = (batch, hidden, height * width)
+    outputs = _channels_last(out)
+    members["out"] = (outputs, outputs.shape, dtype)
+    members["cells"] = (cells.flatten(2, 3), (time, batch, height * width, hidden), state)
+    if gates.numel():
+        members["gates"] = (gates.flatten(2, 3).flatten(3), (time, batch, height * width, 4 * hidden), state)
+    members["grad_out"] = _merged(grad_out, (time, *shape), dtype)
+    members["grad_h_last"] = _merged(grad_h, shape, dtype)
+    members["grad_c_last"] = _merged(grad_c, shape, state)
+    gradients = backward_outputs(x, weight_ih, weight_hh, bias, peephole, h, c)
+    grad_x, grad_weight_ih, grad_weight_hh, grad_bias, grad_peephole, grad_h_first, grad_c_first = gradients
+    members["grad_x"] = output(_channels_last(grad_x))
+    members["grad_weight_ih"], members["grad_weight_hh"] = output(grad_weight_ih), output(grad_weight_hh)
+    members["grad_bias"], members["grad_peephole"] = output(grad_bias), output(grad_peephole.view(-1))
+    if h is not None:
+        members["grad_h_first"] = output(_channels_last(grad_h_first))
+    if c is not None:
+        members["grad_c_first"] = output(_channels_last(grad_c_first))
+    call("conv_lstm_backward", "conv_lstm", members, x.device)
+    return gradients
