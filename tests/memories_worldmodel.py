@@ -3,7 +3,7 @@
 import torch
 from memories import ModuleMemory, register
 
-from worldmodel.memory import GRU, MemoryConfig, ScanlessBlock, build_memory
+from worldmodel.memory import GRU, ConvLSTMBlock, MemoryConfig, ScanlessBlock, build_memory
 
 
 class StackMemory(ModuleMemory):
@@ -12,8 +12,9 @@ class StackMemory(ModuleMemory):
     dtypes = (torch.float64,)
 
 
-# They have no op of their own, and are checked on the devices of any.
+# Those without an op of their own are checked on the devices of any.
 register(ModuleMemory("ScanlessBlock", "linear_scan", lambda width: ScanlessBlock(width, 3, 2), widths=(2, 5)))
+register(ModuleMemory("ConvLSTMBlock", "conv_lstm", lambda width: ConvLSTMBlock(width, (2, 3), 3), widths=(6, 12)))
 register(ModuleMemory("GRU", "linear_scan", GRU, widths=(2, 5)))
 register(
     StackMemory(

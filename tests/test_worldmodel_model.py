@@ -101,7 +101,7 @@ def test_a_saved_state_goes_on_as_if_nothing_had_happened(memory):
 
 
 def test_forgetting_is_what_tells_the_memories_apart():
-    """What was seen 8 steps before is in a scan and a GRU; a convolution of 4 steps and none have lost it."""
+    """What was seen 8 steps before is in a scan, a ConvLSTM and a GRU; four steps of convolution have lost it."""
     reached = {}
     for name, memory in MEMORIES.items():
         model = small_model(memory=memory)
@@ -113,6 +113,7 @@ def test_forgetting_is_what_tells_the_memories_apart():
     assert reached == {
         "rotated": remembers,
         "unrotated": remembers,
+        "conv_lstm": remembers,
         "gru": remembers,
         "convolution": [True, True, False],
         "none": [True, False, False],

@@ -20,6 +20,7 @@ MEMORIES = {
     "unrotated": MemoryConfig(width=16, states=4, groups=2, rotated=False),
     "convolution": MemoryConfig(width=16, scan=False),
     "none": MemoryConfig(width=16, kind="none"),
+    "conv_lstm": MemoryConfig(width=24, kind="conv_lstm", map_size=(2, 3)),
     "gru": MemoryConfig(width=16, kind="gru", layers=2),
 }
 CONFIG = WorldModelConfig(

@@ -85,10 +85,9 @@ class Batch:
         return moved
 
     def steps(self, start: int, stop: int) -> "Batch":
-        """Steps ``start`` to ``stop`` of every row. The state is kept only by a piece that starts at 0."""
+        """Steps ``start`` to ``stop`` of every row, without burn-in. Only a piece that starts at 0 keeps the state."""
         piece = dataclasses.replace(self, burn_in=0).map(lambda x: x[:, start:stop])
         piece.state = self.state if start == 0 else None
-        piece.burn_in = max(0, min(self.burn_in, stop) - start) if self.burn_in < stop else 0
         return piece
 
 

@@ -45,10 +45,10 @@ def resolve(name: str) -> str:
     Example:
         >>> resolve("CartPole-v1")
         'CartPole-v1'
-        >>> resolve("CartPol-v1")
+        >>> resolve("CartPol-v1")  # doctest: +ELLIPSIS
         Traceback (most recent call last):
             ...
-        worldmodel.environments.UnknownEnvironment: there is no environment 'CartPol-v1'; did you mean CartPole-v1?
+        worldmodel.environments.UnknownEnvironment: there is no environment 'CartPol-v1'; did you mean CartPole-v1 ...
     """
     gymnasium = require("gymnasium", "run environments")
     module, _, rest = name.rpartition(":")

@@ -6,14 +6,15 @@ all steps at once, ``step``; the state is a flat dict of tensors. ``build_memory
 """
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wmkernels.nn import CausalConv1d, Mamba, RotatedMamba
+from wmkernels.nn import CausalConv1d, ConvLSTM, Mamba, RotatedMamba
 from worldmodel.batch import State
 
 
@@ -22,10 +23,10 @@ class MemoryConfig:
     """A memory.
 
     Attributes:
-        kind: "scan", a stack of Mamba blocks; "gru"; or "none", which keeps nothing from one step to the next but
-            has the layers of "scan".
-        width: features between the layers.
-        layers: blocks, or layers of the GRU.
+        kind: "scan", a stack of Mamba blocks; "conv_lstm", on maps; "gru"; or "none", which keeps nothing from one
+            step to the next but has the layers of "scan".
+        width: features between the layers; of a ConvLSTM channels * height * width.
+        layers: blocks, or layers of the GRU or the ConvLSTM.
         expand: inner channels of a block for each feature.
         states: real states of each inner channel of a scan.
         groups: sets of B, C and angles of a scan: each turns states at rates of its own.
@@ -34,9 +35,11 @@ class MemoryConfig:
         rotated: whether the scan's states turn, which lets it tell lags apart.
         selective_angle: whether what is seen changes by how much they turn.
         decay: initial -A of a rotated scan.
+        map_size: (height, width) of the maps of a ConvLSTM.
+        kernel: of the convolutions of a ConvLSTM, an odd number.
     """
 
-    kind: Literal["scan", "gru", "none"] = "scan"
+    kind: Literal["scan", "conv_lstm", "gru", "none"] = "scan"
     width: int = 64
     layers: int = 1
     expand: float = 2
@@ -47,10 +50,17 @@ class MemoryConfig:
     rotated: bool = True
     selective_angle: bool = False
     decay: float = 0.5
+    map_size: tuple[int, int] = (4, 4)
+    kernel: int = 3
 
     def __post_init__(self) -> None:
-        if self.kind not in ("scan", "gru", "none"):
-            raise ValueError(f"MemoryConfig: kind is {self.kind!r}, expected 'scan', 'gru' or 'none'")
+        if self.kind not in ("scan", "conv_lstm", "gru", "none"):
+            raise ValueError(f"MemoryConfig: kind is {self.kind!r}, expected 'scan', 'conv_lstm', 'gru' or 'none'")
+        if self.kind == "conv_lstm" and (min(self.map_size) < 1 or self.width % math.prod(self.map_size)):
+            raise ValueError(
+                f"MemoryConfig: map_size is {self.map_size} and width {self.width}, expected width to be channels * "
+                "height * width"
+            )
         if self.width < 1 or self.layers < 1:
             raise ValueError(
                 f"MemoryConfig: width is {self.width} and layers {self.layers}, expected at least 1 of each"
@@ -130,6 +140,39 @@ class ScanlessBlock(nn.Module):
         return self.out_proj(F.silu(x) * F.silu(z)), carried
 
 
+class ConvLSTMBlock(nn.Module):
+    """One layer of a ConvLSTM whose map is laid out in the features, (channels, height, width)."""
+
+    def __init__(self, width: int, map_size: tuple[int, int], kernel: int) -> None:
+        super().__init__()
+        self.shape = (width // math.prod(map_size), *map_size)
+        self.cell = ConvLSTM(self.shape[0], self.shape[0], kernel, batch_first=True)
+
+    def init_state(self, batch_size: int) -> State:
+        """Zeros: ``{"hidden": ..., "cell": ...}``, both (batch, channels, height, width)."""
+        hidden, cell = self.cell.init_state(batch_size, self.shape[1:])
+        return {"hidden": hidden[0], "cell": cell[0]}
+
+    def forward(
+        self, inputs: Tensor, state: Mapping[str, Tensor] | None = None, reset: Tensor | None = None
+    ) -> tuple[Tensor, State]:
+        """All steps, one call of the kernel."""
+        return self._run(self.cell, inputs, state, reset)
+
+    def step(
+        self, input: Tensor, state: Mapping[str, Tensor] | None, reset: Tensor | None = None
+    ) -> tuple[Tensor, State]:
+        """One step."""
+        return self._run(self.cell.step, input, state, reset)
+
+    def _run(
+        self, run: Callable[..., Any], inputs: Tensor, state: Mapping[str, Tensor] | None, reset: Tensor | None
+    ) -> tuple[Tensor, State]:
+        given = None if state is None else (state["hidden"][None], state["cell"][None])
+        outputs, (hidden, cell) = run(inputs.unflatten(-1, self.shape), given, reset)
+        return outputs.flatten(-3), {"hidden": hidden[0], "cell": cell[0]}
+
+
 class GRU(nn.Module):
     """A gated recurrent unit (Cho et al. 2014) that resets inside a sequence: a loop over time, for comparison."""
 
@@ -173,6 +216,8 @@ def build_memory(config: MemoryConfig) -> MemoryStack:
 def _block(config: MemoryConfig) -> nn.Module:
     if config.kind == "gru":
         return GRU(config.width)
+    if config.kind == "conv_lstm":
+        return ConvLSTMBlock(config.width, config.map_size, config.kernel)
     if config.kind == "none":
         return ScanlessBlock(config.width, 1, config.expand)
     if not config.scan:

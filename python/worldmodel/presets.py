@@ -3,6 +3,7 @@
 import dataclasses
 
 from worldmodel.learner import LearnerConfig
+from worldmodel.memory import MemoryConfig
 from worldmodel.replay import ReplayConfig
 from worldmodel.world_model import WorldModelConfig
 
@@ -34,7 +35,7 @@ def popgym() -> Preset:
     A window of 312 steps holds 6, 3 or 2 episodes of RepeatPrevious Easy, Medium or Hard, and nothing is padding.
     """
     return Preset(
-        WorldModelConfig(),
+        WorldModelConfig(memory=MemoryConfig(groups=8)),
         LearnerConfig(),
         ReplayConfig(batch_size=8, window=312, burn_in=32),
         num_envs=32,
