@@ -59,11 +59,17 @@ def test_the_ops_keep_what_they_promise(place, dtype, layout, keep):
 # ---- torch.compile ----
 
 
-@every_call
 @every_place
-@pytest.mark.parametrize("dtype", [torch.bfloat16])
-def test_fullgraph_forward_and_backward(op, place, dtype):
-    problem = SMALL[op](place.device, dtype)
+def test_fullgraph_forward_and_backward_of_a_step(place):
+    assert_compiles(SMALL["conv_lstm_step"](place.device, torch.float32), place)
+
+
+@every_kernel
+def test_fullgraph_forward_and_backward(place):
+    assert_compiles(small_conv_lstm(place.device, torch.bfloat16), place)
+
+
+def assert_compiles(problem, place):
 
     def run(values):
         return problem.function(**values, stride=2, backend=place.backend)
