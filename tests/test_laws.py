@@ -24,7 +24,7 @@ from tolerances import SAME_KERNEL
 
 from wmkernels import dispatch
 
-CASES = [(memory, place) for memory in MEMORIES for place in places(memory.op)]
+CASES = [(memory, place) for memory in MEMORIES for place in places(memory.op, memory.kernels_only)]
 IDS = [f"{memory.name}-{place.backend}" for memory, place in CASES]
 every_memory = pytest.mark.parametrize(("memory", "place"), CASES, ids=IDS)
 packable = [(case, name) for case, name in zip(CASES, IDS, strict=True) if case[0].packed]
