@@ -58,6 +58,7 @@ class Problem:
     grad_layouts: tuple[str, ...] = ("contiguous", "contiguous")
     unused_output: int | None = None
     seed: int = 0
+    activations: int = 1  # the first so many outputs have the inputs' dtype, the others the state's
 
     def __repr__(self) -> str:
         shown = {
@@ -72,11 +73,14 @@ class Problem:
     @property
     def dtype(self) -> torch.dtype:
         """Of the activations."""
-        return next(t.dtype for name, t in self.tensors.items() if name in ("u", "gates") and t is not None)
+        return next(t.dtype for name, t in self.tensors.items() if name in ("u", "gates", "x") and t is not None)
 
     @property
     def time(self) -> int:
         """How many steps there are."""
+        x = self.tensors.get("x")
+        if x is not None:
+            return x.shape[1 if self.options.get("batch_first") else 0]
         shape = next(t.shape for name, t in self.tensors.items() if name in ("u", "gates") and t is not None)
         if "state" in self.tensors:
             return 1
@@ -106,7 +110,7 @@ class Problem:
         for index, (output, layout) in enumerate(zip(outputs, self.grad_layouts, strict=False)):
             values = torch.randn(output.shape, generator=generator, dtype=torch.float64)
             # Both the kernel's and the truth's cotangent are what the problem's own dtype can hold.
-            held = self.dtype if index == 0 else state_dtype(self.dtype)
+            held = self.dtype if index < self.activations else state_dtype(self.dtype)
             grads.append(laid_out(values.to(held).to(output.dtype).to(output.device), layout, self.seed + index))
         return grads
 

@@ -11,6 +11,7 @@
 import io
 import itertools
 
+import memories_conv_lstm  # noqa: F401 (memories register themselves)
 import memories_nn  # noqa: F401 (the modules of wmkernels.nn register themselves)
 import pytest
 import torch
