@@ -52,9 +52,7 @@ def conv_lstms(
         "batch_first": draw(st.booleans()),
         "keep_gates": draw(st.booleans()),
     }
-    stride, dilation = (
-        (x, x) if isinstance(x, int) else x for x in (options["stride"], options["dilation"])
-    )
+    stride, dilation = ((x, x) if isinstance(x, int) else x for x in (options["stride"], options["dilation"]))
 
     def map_size() -> tuple[int, int]:
         pads = paddings("", options["padding"], size, kernel_ih, stride, dilation)
@@ -112,9 +110,7 @@ def small_conv_lstm(device: str, dtype: torch.dtype = torch.float64, time: int =
         "h": normal(2, 2, 4, 5),
         "c": normal(2, 2, 4, 5, kind=state),
     }
-    return Problem(
-        conv_lstm, tensors, options, grad_layouts=("contiguous",) * 3, activations=2
-    )
+    return Problem(conv_lstm, tensors, options, grad_layouts=("contiguous",) * 3, activations=2)
 
 
 def small_conv_lstm_step(device: str, dtype: torch.dtype = torch.float64) -> Problem:

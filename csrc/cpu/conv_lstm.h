@@ -144,22 +144,22 @@ class ConvLSTM {
   int64_t packed_ih() const { return taps_ih() * op.input * sizes.gates; }
   int64_t packed_hh() const { return taps_hh() * op.hidden * sizes.gates; }
 
-  // Weights [4 * hidden, channels, taps] as [blocks][taps][channels][4 vectors].
+  // Weights [4 * hidden, channels, kernel] as [blocks][taps][channels][4 vectors].
   void pack_weight(T* to, const wmk_view& weight, int64_t channels, int64_t height, int64_t width) const {
-    const int64_t taps = height * width;
-    memset(to, 0, size_t(taps * channels * sizes.gates) * sizeof(T));
-    for (int64_t gate = 0; gate < kGates; ++gate)
-      for (int64_t c = 0; c < op.hidden; ++c) {
-        T* column = to + c / lanes * taps * channels * block + gate * lanes + c % lanes;
-        for (int64_t ci = 0; ci < channels; ++ci)
-          for (int64_t tap = 0; tap < taps; ++tap)
-            column[(tap * channels + ci) * block] =
-                weight_at(weight, gate * op.hidden + c, ci, tap / width, tap % width);
-      }
-  }
-  T weight_at(const wmk_view& weight, int64_t out, int64_t in, int64_t y, int64_t x) const {
     const int64_t* stride = weight.stride;
-    return widen_one<T>(((const S*)weight.data)[out * stride[0] + in * stride[1] + y * stride[2] + x * stride[3]]);
+    const int64_t taps = height * width;
+    for (int64_t b = 0; b < sizes.blocks; ++b, to += taps * channels * block) {
+      const int64_t some = smaller(lanes, op.hidden - b * lanes);
+      if (some < lanes) memset(to, 0, size_t(taps * channels * block) * sizeof(T));
+      for (int64_t ci = 0; ci < channels; ++ci)
+        for (int64_t tap = 0; tap < taps; ++tap)
+          for (int64_t gate = 0; gate < kGates; ++gate) {
+            const S* from = (const S*)weight.data + (gate * op.hidden + b * lanes) * stride[0] + ci * stride[1] +
+                            tap / width * stride[2] + tap % width * stride[3];
+            T* row = to + (tap * channels + ci) * block + gate * lanes;
+            for (int64_t lane = 0; lane < some; ++lane) row[lane] = widen_one<T>(from[lane * stride[0]]);
+          }
+    }
   }
   // The bias as [blocks][4 vectors]; zero where there is none.
   void pack_bias(T* to) const {

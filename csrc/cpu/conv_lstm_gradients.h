@@ -72,18 +72,20 @@ class Gradients : public ConvLSTM<T, S> {
     return by.blocks * by.taps() * gates * by.vectors * lanes;
   }
   void turn_weight(T* to, const wmk_view& weight, const Convolution& by) const {
-    const int64_t pitch = by.vectors * lanes, tap_size = sizes.gates * pitch;
+    const int64_t* stride = weight.stride;
+    const int64_t pitch = by.vectors * lanes;
     memset(to, 0, size_t(turned_size(by, sizes.gates)) * sizeof(T));
     for (int64_t gate = 0; gate < kGates; ++gate)
       for (int64_t c = 0; c < op.hidden; ++c) {
+        const S* from = (const S*)weight.data + (gate * op.hidden + c) * stride[0];
         T* row = to + (c / lanes * block + gate * lanes + c % lanes) * pitch;
-        for (int64_t ci = 0; ci < by.channels; ++ci)
-          for (int64_t y = 0; y < by.height; ++y)
-            for (int64_t x = 0; x < by.width; ++x) {
-              const int64_t tap = y * by.width + by.width - 1 - x;
-              row[(ci / pitch * by.taps() + tap) * tap_size + ci % pitch] =
-                  Base::weight_at(weight, gate * op.hidden + c, ci, y, x);
-            }
+        for (int64_t b = 0; b < by.blocks; ++b)
+          for (int64_t tap = 0; tap < by.taps(); ++tap, row += sizes.gates * pitch) {
+            const int64_t y = tap / by.width, x = by.width - 1 - tap % by.width;
+            const S* column = from + b * pitch * stride[1] + y * stride[2] + x * stride[3];
+            const int64_t some = smaller(pitch, by.channels - b * pitch);
+            for (int64_t ci = 0; ci < some; ++ci) row[ci] = widen_one<T>(column[ci * stride[1]]);
+          }
       }
   }
 

@@ -34,8 +34,26 @@ def conv_lstm_reference(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(outputs, last h, last c) for x (time, batch, channels, height, width), reset (time, batch).
 
-    ``padding`` is (top, bottom, left, right); the other arguments are those of ``wmkernels.conv_lstm``.
+    ``padding`` is (top, bottom, left, right); the other arguments are those of ``wmkernels.conv_lstm``. Autocast is
+    turned off inside: it would round the convolutions' results.
     """
+    with torch.autocast(x.device.type, enabled=False):
+        return _conv_lstm(x, weight_ih, weight_hh, bias, peephole, h, c, reset, stride, padding, dilation)
+
+
+def _conv_lstm(
+    x: Tensor,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias: Tensor | None,
+    peephole: Tensor | None,
+    h: Tensor | None,
+    c: Tensor | None,
+    reset: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> tuple[Tensor, Tensor, Tensor]:
     dtype = state_dtype(x.dtype)
     top, bottom, left, right = padding
     x_wide = F.pad(x.to(dtype), (left, right, top, bottom))

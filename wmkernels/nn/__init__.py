@@ -3,11 +3,12 @@
 ``init_state(batch_size)``; ``forward(inputs, state=None, reset=None) -> (outputs, state)`` on (batch, time, features);
 ``step(input, state, reset=None) -> (output, state)`` on (batch, features). The state is a plain dict of tensors.
 ``ConvLSTM`` follows ``torch.nn.LSTM`` instead: time first unless ``batch_first``, the state the pair (h, c), and maps
-for features.
+for features; ``convert`` makes its state dicts of other projects' weights.
 """
 
+from wmkernels.nn import convert
 from wmkernels.nn.causal_conv1d import CausalConv1d
 from wmkernels.nn.conv_lstm import ConvLSTM, ConvLSTMCell
 from wmkernels.nn.mamba import Mamba
 
-__all__ = ["CausalConv1d", "ConvLSTM", "ConvLSTMCell", "Mamba"]
+__all__ = ["CausalConv1d", "ConvLSTM", "ConvLSTMCell", "Mamba", "convert"]
