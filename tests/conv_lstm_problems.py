@@ -1,14 +1,16 @@
 """Random calls of conv_lstm, drawn by Hypothesis, and one small call of it."""
 
 from typing import Any
+from unittest import mock
 
 import torch
 from hypothesis import strategies as st
-from problems import DTYPES, LAYOUTS, Problem, laid_out
+from problems import DTYPES, LAYOUTS, Problem, Results, laid_out
 from torch import Tensor
 
 import wmkernels
 from wmkernels.checks import state_dtype
+from wmkernels.conv_lstm import reference
 from wmkernels.conv_lstm.arguments import paddings
 from wmkernels.conv_lstm.reference import output_size
 
@@ -27,6 +29,26 @@ def conv_lstm_step(x: Tensor, h: Tensor | None = None, c: Tensor | None = None, 
     return output, h, c
 
 
+class RoundedSums(Problem):
+    """A call whose convolutions answer in the dtype of x, as cuDNN's do: what that rounding alone makes of a result
+    counts as what rounding the inputs does."""
+
+    def nudged(self, number: int) -> Results:
+        convolution = reference.F.conv2d
+
+        def rounded(*arguments: Any, **options: Any) -> Tensor:
+            result = convolution(*arguments, **options)
+            return result.to(self.dtype).to(result.dtype)
+
+        with mock.patch.object(reference.F, "conv2d", rounded):
+            return super().nudged(number)
+
+
+def kind_of(device: str) -> type[Problem]:
+    """The problems of backends for this device."""
+    return RoundedSums if device == "cuda" else Problem
+
+
 @st.composite
 def conv_lstms(
     draw: st.DrawFn,
@@ -35,6 +57,7 @@ def conv_lstms(
     max_time: int = 4,
     max_size: int = 9,
     channels: list[int] | None = None,
+    kind: type[Problem] | None = None,
 ) -> Problem:
     """A call of conv_lstm, over every option."""
     dtype = draw(st.sampled_from(dtypes))
@@ -78,12 +101,12 @@ def conv_lstms(
         "peephole": None,
         "reset": torch.rand(leading, generator=generator).to(device) < 0.3 if draw(st.booleans()) else None,
     }
-    kind = draw(st.sampled_from([None, [3, hidden], [3, hidden, *state[2:]]]))
-    if kind is not None:
-        tensors["peephole"] = normal(kind, parameter)
+    peephole = draw(st.sampled_from([None, [3, hidden], [3, hidden, *state[2:]]]))
+    if peephole is not None:
+        tensors["peephole"] = normal(peephole, parameter)
     if draw(st.booleans()):
         tensors |= {"h": normal(state, dtype), "c": normal(state, parameter)}
-    return Problem(
+    return (kind or kind_of(device))(
         conv_lstm,
         tensors,
         options,
@@ -110,7 +133,7 @@ def small_conv_lstm(device: str, dtype: torch.dtype = torch.float64, time: int =
         "h": normal(2, 2, 4, 5),
         "c": normal(2, 2, 4, 5, kind=state),
     }
-    return Problem(conv_lstm, tensors, options, grad_layouts=("contiguous",) * 3, activations=2)
+    return kind_of(device)(conv_lstm, tensors, options, grad_layouts=("contiguous",) * 3, activations=2)
 
 
 def small_conv_lstm_step(device: str, dtype: torch.dtype = torch.float64) -> Problem:
