@@ -193,8 +193,8 @@ typedef struct wmk_conv_lstm {
   wmk_view grad_c_first;    // [batch, positions, hidden], state dtype
 } wmk_conv_lstm;
 
-// One step's update of the cells on a GPU, between its convolutions: the ConvLSTM above without weight_ih and weight_hh,
-// whose convolutions of x_t and h_{t-1} come in. All maps are contiguous, channels last, positions merged.
+// One step's update of the cells on a GPU, between its convolutions: the ConvLSTM above without weight_ih and
+// weight_hh, whose convolutions of x_t and h_{t-1} come in. All maps are contiguous, channels last, positions merged.
 typedef struct wmk_conv_lstm_update {
   int64_t batch, positions, hidden;
   int64_t peephole_varies;  // 1: from place to place

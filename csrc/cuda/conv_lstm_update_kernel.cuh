@@ -90,8 +90,8 @@ struct Place {
   __device__ __forceinline__ Group peephole(const wmk_conv_lstm_update& p, int number) const {
     if (p.peephole.data == nullptr) return zero();
     const int64_t places = p.peephole_varies ? p.positions : 1;
-    return load_cells<T, kState, COUNT>(
-        p.peephole, (number * places + (p.peephole_varies ? position : 0)) * p.hidden + channel);
+    return load_cells<T, kState, COUNT>(p.peephole,
+                                        (number * places + (p.peephole_varies ? position : 0)) * p.hidden + channel);
   }
   static __device__ __forceinline__ Group zero() {
     Group group;

@@ -21,7 +21,7 @@ def merged(maps: Tensor) -> Tensor:
 
 
 def rows(maps: Tensor) -> Tensor:
-    """(..., channels, height, width) -> (..., height * width, channels), contiguous; no copy where channels come last."""
+    """(..., channels, height, width) -> (..., height * width, channels), contiguous; no copy where they lie so."""
     return maps.movedim(-3, -1).contiguous().flatten(-3, -2)
 
 
@@ -81,9 +81,11 @@ class Convolution:
     def gradients(self, grad: Tensor, maps: Tensor, of_input: bool) -> tuple[Tensor | None, Tensor]:
         """(of ``maps``, of the weight) from that of the result (time * batch, channels, height, width)."""
         padded = self._padded(maps)
+        # Some of PyTorch's convolutions on a CPU, where the tests run without a GPU, refuse weights laid out otherwise.
+        weight = self.weight if grad.is_cuda else self.weight.contiguous()
         options = (None, self.stride, self.inner, self.dilation, False, [0, 0], 1, [of_input, True, False])
         with deterministic(grad.device):
-            grad_padded, grad_weight, _ = torch.ops.aten.convolution_backward(grad, padded, self.weight, *options)
+            grad_padded, grad_weight, _ = torch.ops.aten.convolution_backward(grad, padded, weight, *options)
         if of_input and any(self.extra):
             left, right, top, bottom = self.extra
             height, width = grad_padded.shape[-2:]

@@ -1,4 +1,7 @@
-"""The ConvLSTM on an NVIDIA GPU: ``steps.py`` with the update in CUDA C++ (``csrc/cuda/conv_lstm_update_kernel.cuh``)."""
+"""The ConvLSTM on an NVIDIA GPU: ``steps.py`` with the update in CUDA C++.
+
+The kernels are in ``csrc/cuda/conv_lstm_update_kernel.cuh``.
+"""
 
 import functools
 

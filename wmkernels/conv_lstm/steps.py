@@ -1,8 +1,8 @@
 """A ConvLSTM on a GPU: convolutions by cuDNN, channels last, and between them one kernel a step that updates the cells.
 
-Forward, the input convolution runs over as many steps at once as leave its result in the level-2 cache; then a step is
-a convolution of h and an update. Backward, over stretches of time that bound the scratch: the gates, where they were not
-kept, come from two convolutions over the stretch, since every h is known; a step is an update backwards and a
+Forward, the input convolution runs over as many steps at once as leave its result in the level-2 cache; then a step
+is a convolution of h and an update. Backward, over stretches of time that bound the scratch: the gates, where they were
+not kept, come from two convolutions over the stretch, since every h is known; a step is an update backwards and a
 convolution with the turned weights; then one weight gradient over time x batch. h is rounded to its dtype before it
 recurs; so are the convolutions' sums, since cuDNN answers in the dtype it is given.
 
@@ -87,7 +87,7 @@ def _gates_bytes(sizes: Sizes, dtype: torch.dtype) -> int:
 
 
 class Advance(Protocol):
-    """One step forward: from (h, c) before it, None for zeros, to what it writes: c, which may be c before, h and gates.
+    """One step forward, from (h, c) before it, None for zeros. It writes c, which may be c before, h and the gates.
 
     All are (batch, positions, hidden), the gates 4 * hidden; ``h_before`` is (batch, hidden, height, width), channels
     last.
@@ -105,7 +105,9 @@ class Advance(Protocol):
     ) -> None: ...
 
 
-def walk(advance: Advance, outputs: tuple[Tensor, ...], h: Tensor | None, c: Tensor | None, reset: Tensor | None) -> None:
+def walk(
+    advance: Advance, outputs: tuple[Tensor, ...], h: Tensor | None, c: Tensor | None, reset: Tensor | None
+) -> None:
     """Takes every step and fills the outputs of the forward op."""
     out, h_last, c_last, cells, gates = outputs
     kept_cells = cells.flatten(2, 3).unbind() if cells.numel() else None

@@ -1,10 +1,10 @@
 """A whole step of the ConvLSTM in one Triton kernel: both convolutions as one matrix product, the update at its end.
 
-A program takes a tile of places of the map by hidden channels and walks over taps and input channels, first of x, then
-of h: an implicit matrix product, whose rows are read where the tap says and are zero beyond the map. The four gates of a
-channel are neighbouring columns of the packed weights, so the sums end up together, in float32, and the update needs
-nothing but them and the old cell: neither sum ever reaches memory. A neighbour's h is read (the halo), so the new h goes
-elsewhere: every h has its own place in the outputs.
+A program takes a tile of places of the map by hidden channels and walks over taps and input channels, first of x,
+then of h: an implicit matrix product, whose rows are read where the tap says and are zero beyond the map. The four
+gates of a channel are neighbouring columns of the packed weights, so the sums end up together, in float32, and the
+update needs nothing but them and the old cell: neither sum ever reaches memory. A neighbour's h is read (the halo), so
+the new h goes elsewhere: every h has its own place in the outputs.
 
 One launch a step instead of two and 32 bytes a cell less, against a matrix product slower than cuDNN's: ``pays`` weighs
 them.
@@ -245,4 +245,6 @@ class AtOnce:
         stride = runtime.strides(reset, 1)
         with runtime.on_device(h):
             options = {"num_warps": self.warps, "num_stages": self.stages}
-            runtime.launch(step_kernel, self.programs, *maps, *outputs, *self.sizes, *stride, *self.constants, **options)
+            runtime.launch(
+                step_kernel, self.programs, *maps, *outputs, *self.sizes, *stride, *self.constants, **options
+            )

@@ -38,8 +38,10 @@ def hyperbolic_tangent(x):
 def load_or_zeros(base, offset, mask, dtype: tl.constexpr):
     """Zeros where ``mask`` is false, and everywhere where there is no tensor."""
     if base is None:
-        return tl.zeros(offset.shape, dtype)
-    return tl.load(base + offset, mask=mask, other=0.0).to(dtype)
+        values = tl.zeros(offset.shape, dtype)
+    else:
+        values = tl.load(base + offset, mask=mask, other=0.0).to(dtype)
+    return values
 
 
 @triton.jit
