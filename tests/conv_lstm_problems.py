@@ -30,27 +30,35 @@ def conv_lstm_step(x: Tensor, h: Tensor | None = None, c: Tensor | None = None, 
 
 
 class RoundedSums(Problem):
-    """A call whose convolutions answer in the dtype of x, as cuDNN's do: what that rounding alone makes of a result
-    counts as what rounding the inputs does: once as it is, since where sums are alike so are their errors, then
-    with sums drawn anew for every number."""
+    """A call whose convolutions answer in the dtype of x, as cuDNN's do, and whose gradients of the bias are sums of
+    what the convolutions get back. What that rounding alone makes of a result counts as what rounding the inputs does:
+    once as it is, since where sums are alike so are their errors, then with sums drawn anew for every number."""
 
     def nudged(self, number: int) -> Results:
         convolution = reference.F.conv2d
         generator = torch.Generator().manual_seed(self.seed + number)
         eps = torch.finfo(self.dtype).eps if number > 1 else 0.0
+        shares: list[Tensor] = []  # of the bias's gradient: from every step two, alike but for their noise
 
         def rounded(x: Tensor) -> Tensor:
             noise = torch.rand(x.shape, generator=generator, dtype=torch.float64).to(x.device) - 0.5
             return (x * (1 + eps * noise)).to(self.dtype).to(x.dtype)
 
+        def back(gradient: Tensor) -> Tensor:
+            shares.append(rounded(gradient).sum((0, 2, 3)))
+            return rounded(gradient)
+
         def convolve(*arguments: Any, **options: Any) -> Tensor:
             sums = convolution(*arguments, **options)
             if sums.requires_grad:
-                sums.register_hook(rounded)
+                sums.register_hook(back)
             return sums + (rounded(sums) - sums).detach()
 
         with mock.patch.object(reference.F, "conv2d", convolve):
-            return super().nudged(number)
+            results = super().nudged(number)
+        if "gradient of bias" in results and shares:
+            results["gradient of bias"] = torch.stack(shares).sum(0) / 2
+        return results
 
 
 def kind_of(device: str) -> type[Problem]:
