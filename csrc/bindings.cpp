@@ -191,6 +191,25 @@ struct Op<wmk_conv_lstm> {
   };
 };
 
+template <>
+struct Op<wmk_conv_lstm_update> {
+  using Type = wmk_conv_lstm_update;
+  static constexpr const char* name = "conv_lstm_update";
+  static constexpr Member members[] = {
+      WMK_MEMBER(batch),       WMK_MEMBER(positions),
+      WMK_MEMBER(hidden),      WMK_MEMBER(peephole_varies),
+      WMK_MEMBER(dtype),       WMK_MEMBER(device),
+      WMK_MEMBER(stream),      WMK_MEMBER(from_x),
+      WMK_MEMBER(from_h),      WMK_MEMBER(bias),
+      WMK_MEMBER(peephole),    WMK_MEMBER(c_before),
+      WMK_MEMBER(reset),       WMK_MEMBER(h),
+      WMK_MEMBER(c),           WMK_MEMBER(gates),
+      WMK_MEMBER(reset_after), WMK_MEMBER(grad_out),
+      WMK_MEMBER(grad_h),      WMK_MEMBER(grad_c),
+      WMK_MEMBER(grad_gates),  WMK_MEMBER(grad_peephole),
+  };
+};
+
 #undef WMK_MEMBER
 
 template <class Arguments>
@@ -205,6 +224,7 @@ py::list layout(const std::string& op) {
   if (op == Op<wmk_selective_step>::name) return layout_of<wmk_selective_step>();
   if (op == Op<wmk_linear_scan>::name) return layout_of<wmk_linear_scan>();
   if (op == Op<wmk_conv_lstm>::name) return layout_of<wmk_conv_lstm>();
+  if (op == Op<wmk_conv_lstm_update>::name) return layout_of<wmk_conv_lstm_update>();
   throw py::value_error("there is no op '" + op + "'");
 }
 
@@ -306,6 +326,7 @@ py::tuple pack(const std::string& op, const py::dict& members, py::handle device
   if (op == Op<wmk_selective_step>::name) return pack_members<wmk_selective_step>(members, device);
   if (op == Op<wmk_linear_scan>::name) return pack_members<wmk_linear_scan>(members, device);
   if (op == Op<wmk_conv_lstm>::name) return pack_members<wmk_conv_lstm>(members, device);
+  if (op == Op<wmk_conv_lstm_update>::name) return pack_members<wmk_conv_lstm_update>(members, device);
   throw py::value_error("there is no op '" + op + "'");
 }
 
@@ -528,5 +549,9 @@ PYBIND11_MODULE(_native, module) {
 #endif
 #ifdef WMK_WITH_CUDA_SELECTIVE_STEP
   define(module, "cuda_selective_step", wmk_cuda_selective_step);
+#endif
+#ifdef WMK_WITH_CUDA_CONV_LSTM
+  define(module, "cuda_conv_lstm_update_forward", wmk_cuda_conv_lstm_update_forward);
+  define(module, "cuda_conv_lstm_update_backward", wmk_cuda_conv_lstm_update_backward);
 #endif
 }
