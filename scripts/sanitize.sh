@@ -58,6 +58,7 @@ for command in "${commands[@]}"; do
 done
 $CXX $FLAGS "${objects[@]}" -o "$folder/kernels"
 
-# The OpenMP runtime keeps its threads until the end, which is no leak of ours.
-export ASAN_OPTIONS="detect_leaks=0:detect_stack_use_after_return=1" UBSAN_OPTIONS="print_stacktrace=1"
+# The OpenMP runtime keeps its threads until the end, which is no leak of ours. The frames that GCC before 13.2 makes to
+# detect use after return are not aligned to the 64 bytes of an AVX-512 vector (its bug 110027), so that is left off.
+export ASAN_OPTIONS="detect_leaks=0:detect_stack_use_after_return=0" UBSAN_OPTIONS="print_stacktrace=1"
 "$folder/kernels" "$@"
