@@ -29,7 +29,7 @@ def describe(device: torch.device) -> dict[str, Any]:
         "cpu": _cpu(),
         "threads": torch.get_num_threads(),
         "variables": {k: v for k, v in os.environ.items() if k.startswith(("OMP_", "MKL_", "WMKERNELS_", "KMP_"))},
-        "command": " ".join(["python", "benchmarks/scan_speed.py", *sys.argv[1:]]),
+        "command": " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
     }
     if device.type == "cuda":
         found["gpu"] = _gpu(device)
