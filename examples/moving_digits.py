@@ -94,12 +94,14 @@ class PlainConvLSTM(nn.Module):
 
 
 class Predictor(nn.Module):
-    """A memory and a pixel's readout; it predicts how the frame changes, as logits."""
+    """A memory and a readout of each pixel from the hidden state there."""
 
     def __init__(self, memory: nn.Module, hidden_size: int):
         super().__init__()
         self.memory = memory
         self.readout = nn.Conv2d(hidden_size, 1, 1)
+        # At first a frame is dark, as most of its pixels are; there is then no time lost on learning that.
+        nn.init.constant_(self.readout.bias, -3.0)
 
     def forward(self, frames: Tensor) -> Tensor:
         """Logits of the frame after each of ``frames`` (time, batch, 1, height, width)."""
@@ -192,12 +194,12 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     """The options of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=400, help="of training, each a batch of new sequences (400)")
-    parser.add_argument("--batch", type=int, default=8, help="sequences a step (8)")
+    parser.add_argument("--batch", type=int, default=4, help="sequences a step (4)")
     parser.add_argument("--frames", type=int, default=12, help="frames of a sequence (12)")
     parser.add_argument("--context", type=int, default=6, help="frames that are seen before the test (6)")
-    parser.add_argument("--hidden", type=int, default=12, help="channels of a layer (12)")
+    parser.add_argument("--hidden", type=int, default=16, help="channels of a layer (16)")
     parser.add_argument("--layers", type=int, default=2, help="layers (2)")
-    parser.add_argument("--kernel", type=int, default=5, help="size of the convolutions, odd (5)")
+    parser.add_argument("--kernel", type=int, default=3, help="size of the convolutions, odd (3)")
     parser.add_argument("--learning-rate", type=float, default=0.01, help="at its highest (0.01)")
     parser.add_argument("--backend", help="of wmkernels; the best that can run")
     parser.add_argument("--seed", type=int, default=0)
