@@ -17,7 +17,7 @@ from .cuda import Cuda, host_flags
 from .toolchain import COMPILE_FLAGS, Compiler
 
 NVCC_FLAGS = ("-O3", "--expt-relaxed-constexpr", "-Xcompiler=-fPIC,-fvisibility=hidden")
-OPS = ("selective_scan", "selective_step", "linear_scan")
+OPS = ("selective_scan", "selective_step", "linear_scan", "conv_lstm")
 EXPORTS = "{ global: PyInit__native; local: *; };\n"
 
 

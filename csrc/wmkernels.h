@@ -193,6 +193,33 @@ typedef struct wmk_conv_lstm {
   wmk_view grad_c_first;    // [batch, positions, hidden], state dtype
 } wmk_conv_lstm;
 
+// One step's update of the cells on a GPU, between its convolutions: the ConvLSTM above without weight_ih and
+// weight_hh, whose convolutions of x_t and h_{t-1} come in. All maps are contiguous, channels last, positions merged.
+typedef struct wmk_conv_lstm_update {
+  int64_t batch, positions, hidden;
+  int64_t peephole_varies;  // 1: from place to place
+  int64_t dtype;            // of the convolutions' sums, h, and their gradients
+  int64_t device, stream;
+  wmk_view from_x;    // [batch, positions, 4 * hidden]: weight_ih * x_t; backward: optional beside gates
+  wmk_view from_h;    // [batch, positions, 4 * hidden]: weight_hh * h_{t-1}, optional (zero); not read where reset is 1
+  wmk_view bias;      // [4 * hidden], state dtype, optional
+  wmk_view peephole;  // [3, positions or 1, hidden], state dtype, optional
+  wmk_view c_before;  // [batch, positions, hidden], state dtype, optional (zero); not read where reset is 1
+  wmk_view reset;     // [batch], bytes 0 or 1, optional
+  // forward outputs
+  wmk_view h;      // [batch, positions, hidden]
+  wmk_view c;      // [batch, positions, hidden], state dtype; may be c_before; backward: input
+  wmk_view gates;  // [batch, positions, 4 * hidden], state dtype, optional; backward: input, optional beside from_x
+  // backward inputs
+  wmk_view reset_after;  // [batch]: reset of the next step, optional
+  wmk_view grad_out;     // [batch, positions, hidden], optional (zero)
+  wmk_view grad_h;       // likewise, what the next step sends back; not read where reset_after is 1
+  // backward outputs
+  wmk_view grad_c;         // [batch, positions, hidden], state dtype: of the new cell; becomes that of c_before
+  wmk_view grad_gates;     // [batch, positions, 4 * hidden]: of the sums
+  wmk_view grad_peephole;  // [3, batch, positions, hidden], state dtype, optional: is added to
+} wmk_conv_lstm_update;
+
 // CPU. Each answers a wmk_status; each *_workspace answers bytes.
 int64_t wmk_cpu_selective_scan_forward_workspace(const wmk_selective_scan*);
 int64_t wmk_cpu_selective_scan_backward_workspace(const wmk_selective_scan*);
@@ -227,6 +254,8 @@ int64_t wmk_cuda_linear_scan_forward_workspace(const wmk_linear_scan*);
 int64_t wmk_cuda_linear_scan_backward_workspace(const wmk_linear_scan*);
 int wmk_cuda_linear_scan_forward(const wmk_linear_scan*);
 int wmk_cuda_linear_scan_backward(const wmk_linear_scan*);
+int wmk_cuda_conv_lstm_update_forward(const wmk_conv_lstm_update*);
+int wmk_cuda_conv_lstm_update_backward(const wmk_conv_lstm_update*);
 
 // "" when the driver and the current GPU can run this build's kernels, else the reason why not. Never throws.
 const char* wmk_cuda_unavailable_reason(int64_t device);

@@ -28,6 +28,9 @@ from triton.backends import nvidia
 from triton.backends.compiler import GPUTarget
 
 from wmkernels import triton_runtime
+from wmkernels.conv_lstm import steps, triton_convolution
+from wmkernels.conv_lstm import triton_kernels as conv_lstm
+from wmkernels.conv_lstm.outputs import KEEP_CELLS, KEEP_GATES, KEEP_NOTHING, Sizes
 from wmkernels.linear_scan import triton_kernels as linear
 from wmkernels.selective_scan import triton_kernels as selective
 
@@ -130,6 +133,33 @@ def run_linear_scan(dtype: torch.dtype, channel_last: bool, reset: bool, reverse
     linear.backward(grad, first, gates, out, first, resets, reverse, channel_last, segment=256)
 
 
+def run_conv_lstm_update(dtype: torch.dtype, everything: bool, keep: int) -> None:
+    """The update forward and backward; ``everything``: with bias, peephole and reset."""
+    time, batch, hidden, size = 2, 2, 64, 16
+    parameter = torch.float64 if dtype == torch.float64 else torch.float32
+    x, weight = torch.empty((time, batch, hidden, size, size), dtype=dtype), torch.empty((4 * hidden, hidden, 1, 1))
+    bias, peephole = torch.empty(4 * hidden, dtype=parameter), torch.empty((3, hidden), dtype=parameter)
+    reset = torch.zeros((time, batch), dtype=torch.bool)
+    extra = (bias, peephole, None, None, reset) if everything else (None,) * 5
+    options = ((1, 1), (0, 0, 0, 0), (1, 1))
+    inputs = (x, weight.to(dtype), weight.to(dtype), *extra)
+    outputs = steps.forward(conv_lstm.Update(), *inputs, *options, keep)
+    if keep:
+        steps.backward(conv_lstm.Update(), outputs[0], None, None, *inputs, outputs[0], *outputs[3:], *options)
+
+
+def run_conv_lstm_at_once(dtype: torch.dtype, size: int, everything: bool) -> None:
+    """A step in one kernel, by its number of places: each has a tile of its own."""
+    hidden = 64
+    x = torch.empty((2, 1, hidden, size, size), dtype=dtype)
+    weight, bias = torch.empty((4 * hidden, hidden, 3, 3), dtype=dtype), torch.empty(4 * hidden)
+    inputs = steps.parameters_of(bias, torch.empty((3, hidden)) if everything else None)
+    sizes = Sizes(2, 1, hidden, size, size)
+    advance = triton_convolution.AtOnce(x, weight, weight, inputs, sizes, (1, 1), (1, 1, 1, 1), (1, 1))
+    outputs = conv_lstm.forward_outputs(x, sizes, KEEP_GATES if everything else KEEP_NOTHING)
+    steps.walk(advance, outputs, None, None, torch.zeros((2, 1), dtype=torch.bool) if everything else None)
+
+
 def cases() -> dict[str, Callable[[], None]]:
     """What is compiled, by name."""
     bf16, fp32 = torch.bfloat16, torch.float32
@@ -145,6 +175,14 @@ def cases() -> dict[str, Callable[[], None]]:
         "selective_scan fp64 state 16": lambda: scan(16, torch.float64, False, False, False),
         "selective_step bf16 state 16": lambda: run_selective_step(16, bf16),
         "selective_step bf16 state 256": lambda: run_selective_step(256, bf16),
+        "conv_lstm update bf16": lambda: run_conv_lstm_update(bf16, False, KEEP_CELLS),
+        "conv_lstm update bf16 everything": lambda: run_conv_lstm_update(bf16, True, KEEP_GATES),
+        "conv_lstm update fp32": lambda: run_conv_lstm_update(fp32, False, KEEP_CELLS),
+        "conv_lstm update fp64 everything": lambda: run_conv_lstm_update(torch.float64, True, KEEP_CELLS),
+        "conv_lstm at once bf16 16x16": lambda: run_conv_lstm_at_once(bf16, 16, False),
+        "conv_lstm at once bf16 64x64": lambda: run_conv_lstm_at_once(bf16, 64, False),
+        "conv_lstm at once bf16 128x128": lambda: run_conv_lstm_at_once(bf16, 128, False),
+        "conv_lstm at once bf16 128x128 everything": lambda: run_conv_lstm_at_once(bf16, 128, True),
         "linear_scan bf16": lambda: run_linear_scan(bf16, False, False, False),
         "linear_scan bf16 channel last reset": lambda: run_linear_scan(bf16, True, True, False),
         "linear_scan fp32 reverse reset": lambda: run_linear_scan(fp32, False, True, True),

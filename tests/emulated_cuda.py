@@ -16,20 +16,20 @@ sys.path.insert(0, str(ROOT))
 from emulator.build import build  # noqa: E402
 from emulator.client import Emulator, Result  # noqa: E402
 
-FORWARD_OUTPUTS = {"out", "last_state", "chunk_states"}
+FORWARD_OUTPUTS = {"out", "last_state", "chunk_states", "h", "c", "gates"}
 STEP_OUTPUTS = {"out", "state_out"}
-BACKWARD_INPUTS = {"grad_out", "grad_last_state"}
+BACKWARD_INPUTS = {"grad_out", "grad_last_state", "grad_h"}
 
 
-def sources() -> list[Path]:
-    """Every CUDA source but the probe of the driver, which only a driver can answer."""
-    return sorted(path for path in (ROOT / "csrc" / "cuda").glob("*.cu") if path.name != "probe.cu")
+def sources(op: str = "") -> list[Path]:
+    """The CUDA sources of an op, or all, but the probe of the driver, which only a driver can answer."""
+    return sorted(path for path in (ROOT / "csrc" / "cuda").glob(f"{op}*.cu") if path.name != "probe.cu")
 
 
 @functools.cache
-def program() -> Path:
+def program(op: str = "") -> Path:
     """The kernels and the C API around them, compiled for the emulator."""
-    return build("cuda_kernels", sources(), ["-DWMK_EMULATE", f"-I{ROOT / 'csrc'}"])
+    return build(f"cuda_{op or 'kernels'}", sources(op), ["-DWMK_EMULATE", f"-I{ROOT / 'csrc'}"])
 
 
 def writes(name: str, member: str) -> bool:
@@ -49,10 +49,11 @@ class EmulatedCuda:
     """Stands in for the extension's ``cuda_`` functions while ``installed``.
 
     ``seeds``: the orders of the threads that every call runs under; what it answers must be the same bits under all.
+    ``op``: whose kernels are compiled; all if empty.
     """
 
-    def __init__(self, seeds: tuple[int, ...] = (0,), multiprocessors: int = 4):
-        self.emulator = Emulator(program())
+    def __init__(self, seeds: tuple[int, ...] = (0,), multiprocessors: int = 4, op: str = ""):
+        self.emulator = Emulator(program(op))
         self.seeds = seeds
         self.multiprocessors = multiprocessors
         self.ran: list[Result] = []  # for a test to empty

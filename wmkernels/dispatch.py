@@ -24,6 +24,9 @@ ENTRY_POINTS = {
     "linear_scan": "linear_scan_forward",
     "conv_lstm": "conv_lstm_forward",
 }
+# Where an op's CUDA kernels have another module or another entry point than its C++ kernels.
+CUDA_MODULES = {"conv_lstm": "cuda_kernels"}
+CUDA_ENTRY_POINTS = {**ENTRY_POINTS, "conv_lstm": "conv_lstm_update_forward"}
 MAX_STATE = 256
 
 REQUESTED = os.environ.get("WMKERNELS_BACKEND") or None
@@ -50,8 +53,9 @@ def load_native() -> Any:
 
 @functools.cache
 def kernels(package: str, backend: str) -> ModuleType:
-    """The module that hands tensors to a backend's kernels: ``native`` for C++ and CUDA, or ``triton_kernels``."""
-    return importlib.import_module(f"wmkernels.{package}.{'triton_kernels' if backend == 'triton' else 'native'}")
+    """The module that hands tensors to a backend's kernels."""
+    modules = {"triton": "triton_kernels", "cuda": CUDA_MODULES.get(package, "native")}
+    return importlib.import_module(f"wmkernels.{package}.{modules.get(backend, 'native')}")
 
 
 def reasons(op: str, backend: str, device: torch.device, state: int = 1) -> list[str]:
@@ -107,7 +111,7 @@ def _cuda_reasons(op: str, device_type: str, device_index: int | None) -> tuple[
     native = load_native()
     if native is None:
         found.append("the C++ extension was not built (python -m wmkernels.info says why)")
-    elif not hasattr(native, f"cuda_{ENTRY_POINTS[op]}"):
+    elif not hasattr(native, f"cuda_{CUDA_ENTRY_POINTS[op]}"):
         found.append(f"this build holds no CUDA kernels for {op} (python -m wmkernels.info says why)")
     elif device_type == "cuda":
         unavailable = native.cuda_unavailable_reason(device_index or 0)

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 
 ROOT = Path(__file__).resolve().parents[2]
-PACKAGES = ("torch", "triton", "numpy", "mambapy", "mamba_ssm", "accelerated_scan", "flash-linear-attention", "rich")
+PEERS = ("mambapy", "mamba_ssm", "accelerated_scan", "flash-linear-attention")
+PACKAGES = ("torch", "triton", "numpy", *PEERS, "rich", "gymnasium", "popgym")
 # The vector extensions worth reading; a full list of flags has a hundred more.
 FLAG_PREFIXES = ("avx", "fma", "f16c", "sse4_2", "asimd", "sve", "neon", "fphp", "bf16", "amx")
 

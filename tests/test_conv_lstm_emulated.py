@@ -1,0 +1,116 @@
+"""The ConvLSTM's CUDA kernels compute what the reference computes, in any order of their threads.
+
+The convolutions between the updates are PyTorch's, here on the CPU; everything else is what runs on a GPU, kernels
+thread by thread in the emulator (``tests/test_cuda_emulated.py`` says how).
+"""
+
+from unittest import mock
+
+import pytest
+import torch
+from conv_lstm_problems import RoundedSums, conv_lstm, conv_lstms, small_conv_lstm
+from emulated_cuda import EmulatedCuda
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+from problems import DTYPES, assert_as_accurate_as_the_reference
+
+from wmkernels.conv_lstm import steps
+
+from emulator.build import find_compiler  # isort: skip
+
+pytestmark = pytest.mark.skipif(find_compiler() is None, reason="no C++ compiler")
+
+PHASES = (Phase.explicit, Phase.reuse, Phase.generate)
+quick = settings(phases=PHASES)
+shuffles = st.integers(2, 2**31)
+cases = 0
+
+
+@pytest.fixture(scope="module")
+def cuda():
+    emulated = EmulatedCuda((0, 1, 2), op="conv_lstm")
+    with emulated.installed():
+        yield emulated
+    emulated.emulator.close()
+
+
+def check(cuda, problem, shuffle=2):
+    global cases
+    cuda.seeds, cuda.ran = (0, 1, shuffle), []
+    assert_as_accurate_as_the_reference(problem, "cuda")
+    cases += 1
+
+
+@settings(quick, max_examples=settings().max_examples)
+@given(problem=conv_lstms(kind=RoundedSums), shuffle=shuffles)
+def test_forward_and_gradients(cuda, problem, shuffle):
+    check(cuda, problem, shuffle)
+    assert cuda.kernels == {"conv_lstm_update_kernel", "conv_lstm_update_backward_kernel"}
+
+
+@pytest.mark.parametrize("keep_gates", [True, False])
+@settings(quick, max_examples=max(6, settings().max_examples // 6))
+@given(problem=conv_lstms(max_time=6, max_size=4, kind=RoundedSums))
+def test_stretches_of_time(cuda, keep_gates, problem):
+    """Input convolutions over few steps at once and gradients over few, as where maps are large."""
+    problem.options["keep_gates"] = keep_gates
+    with mock.patch.object(steps, "HOISTED_BYTES", 1), mock.patch.object(steps, "STRETCH_BYTES", 1):
+        check(cuda, problem)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("hidden", [4, 6], ids=["by fours", "one by one"])
+def test_more_cells_than_a_block_has(cuda, dtype, hidden):
+    def normal(*shape):
+        return (0.3 * torch.randn(shape, dtype=torch.float64)).to(dtype)
+
+    problem = small_conv_lstm("cpu", dtype)
+    problem = RoundedSums(problem.function, {}, {}, grad_layouts=problem.grad_layouts, activations=2)
+    problem.tensors = {
+        "x": normal(3, 3, 2, 13, 11),
+        "weight_ih": normal(4 * hidden, 2, 3, 3),
+        "weight_hh": normal(4 * hidden, hidden, 3, 3),
+        "reset": torch.tensor([[False] * 3, [False, True, False], [True, False, False]]),
+    }
+    check(cuda, problem)
+    assert max(result.blocks for result in cuda.ran) > 1
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("where", [0, 2, 3])
+def test_nan_does_not_cross_a_reset(cuda, dtype, where):
+    """Neither outputs after a reset nor gradients of anything after it know of NaN and infinity before it."""
+    tensors = small_conv_lstm("cpu", dtype, time=4).tensors
+    tensors["reset"] = torch.zeros(4, 2, dtype=torch.bool)
+    tensors["reset"][where, 1] = True
+    for name, poison in (("h", float("nan")), ("c", float("inf"))):
+        tensors[name][1] = poison
+    tensors["x"][:where, 1] = float("nan")
+    leaves = {k: v.requires_grad_() for k, v in tensors.items() if v.is_floating_point()}
+    for keep_gates in (True, False):
+        out, h, c = conv_lstm(**{**tensors, **leaves}, keep_gates=keep_gates, backend="cuda")
+        after = out[where:]
+        assert after.isfinite().all() and h.isfinite().all() and c.isfinite().all()
+        grads = torch.autograd.grad([after.sum(), h.sum(), c.sum()], [leaves["x"], leaves["h"], leaves["c"]])
+        assert grads[0][where:].isfinite().all()
+        if where == 0:
+            assert all(not grad[1].any() for grad in grads[1:])  # selected, not multiplied: exactly zero
+
+
+def test_nothing_comes_back_past_a_reset(cuda):
+    """An infinite gradient after a reset leaves what came before it alone."""
+    tensors = small_conv_lstm("cpu", torch.float32, time=4).tensors
+    tensors["reset"] = torch.zeros(4, 2, dtype=torch.bool)
+    tensors["reset"][2] = True
+    x = tensors.pop("x").requires_grad_()
+    out, _, _ = conv_lstm(x, **tensors, backend="cuda")
+    cotangent = torch.ones_like(out)
+    cotangent[2:] = float("inf")
+    (grad,) = torch.autograd.grad(out, x, cotangent)
+    assert grad[:2].isfinite().all()
+
+
+def test_how_many_cases_ran(cuda, capsys):
+    """Last in the file: says what the tests above covered."""
+    with capsys.disabled():
+        print(f"\nemulated ConvLSTM: {cases} cases, {cuda.launches} launches, each under 3 orders of threads")

@@ -1,0 +1,93 @@
+"""The convolutions of a ConvLSTM and their gradients by PyTorch (cuDNN on a GPU), channels last throughout.
+
+Maps of several steps are merged into one batch. Gradients with respect to h are convolutions with the turned weights,
+which run on cuDNN's forward kernels: those are deterministic, and as a rule no slower than its transposed ones. What is
+left to cuDNN's backward kernels is told to be deterministic, whatever the process asks for elsewhere.
+"""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_LAST = torch.channels_last
+
+
+def merged(maps: Tensor) -> Tensor:
+    """(time, batch, channels, height, width) -> (time * batch, channels, height, width), channels last in memory."""
+    return maps.flatten(0, 1).contiguous(memory_format=_LAST)
+
+
+def rows(maps: Tensor) -> Tensor:
+    """(..., channels, height, width) -> (..., height * width, channels), contiguous; no copy where they lie so."""
+    return maps.movedim(-3, -1).contiguous().flatten(-3, -2)
+
+
+@contextlib.contextmanager
+def as_given(device: torch.device) -> Iterator[None]:
+    """Under autocast dtypes have been chosen already; convolutions here must not choose again."""
+    if not torch.is_autocast_enabled(device.type):
+        yield
+        return
+    with torch.autocast(device.type, enabled=False):
+        yield
+
+
+@contextlib.contextmanager
+def deterministic(device: torch.device) -> Iterator[None]:
+    """cuDNN keeps to algorithms that add in a fixed order."""
+    if device.type != "cuda":
+        yield
+        return
+    before = torch.backends.cudnn.deterministic
+    torch.backends.cudnn.deterministic = True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.deterministic = before
+
+
+class Convolution:
+    """A convolution of merged maps with one weight, its padding (top, bottom, left, right)."""
+
+    def __init__(self, weight: Tensor, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]) -> None:
+        self.weight = weight.contiguous(memory_format=_LAST)
+        self.stride, self.dilation = list(stride), list(dilation)
+        top, bottom, left, right = padding
+        # PyTorch pads both sides alike; what one side has more is added before.
+        self.inner = [min(top, bottom), min(left, right)]
+        self.extra = (left - self.inner[1], right - self.inner[1], top - self.inner[0], bottom - self.inner[0])
+
+    @classmethod
+    def same(cls, weight: Tensor) -> "Convolution":
+        """An undilated one with an odd kernel that keeps the map's size."""
+        vertical, horizontal = weight.shape[2] // 2, weight.shape[3] // 2
+        return cls(weight, (1, 1), (vertical, vertical, horizontal, horizontal), (1, 1))
+
+    def turned(self) -> "Convolution":
+        """Of the gradient of a "same" convolution's result: gives the gradient of its input."""
+        return Convolution.same(self.weight.flip(2, 3).transpose(0, 1))
+
+    def _padded(self, maps: Tensor) -> Tensor:
+        return F.pad(maps, self.extra).contiguous(memory_format=_LAST) if any(self.extra) else maps
+
+    def __call__(self, maps: Tensor) -> Tensor:
+        """Its result, channels last as rows: (time * batch, positions, channels)."""
+        padded = self._padded(maps)
+        return rows(F.conv2d(padded, self.weight, None, self.stride, self.inner, self.dilation))
+
+    def gradients(self, grad: Tensor, maps: Tensor, of_input: bool) -> tuple[Tensor | None, Tensor]:
+        """(of ``maps``, of the weight) from that of the result (time * batch, channels, height, width)."""
+        padded = self._padded(maps)
+        # Some of PyTorch's convolutions on a CPU, where the tests run without a GPU, refuse weights laid out otherwise.
+        weight = self.weight if grad.is_cuda else self.weight.contiguous()
+        options = (None, self.stride, self.inner, self.dilation, False, [0, 0], 1, [of_input, True, False])
+        with deterministic(grad.device):
+            grad_padded, grad_weight, _ = torch.ops.aten.convolution_backward(grad, padded, weight, *options)
+        if of_input and any(self.extra):
+            left, right, top, bottom = self.extra
+            height, width = grad_padded.shape[-2:]
+            grad_padded = grad_padded[..., top : height - bottom, left : width - right]
+        return (grad_padded if of_input else None), grad_weight

@@ -1,0 +1,75 @@
+"""The ConvLSTM on an NVIDIA GPU: ``steps.py`` with the update in CUDA C++.
+
+The kernels are in ``csrc/cuda/conv_lstm_update_kernel.cuh``.
+"""
+
+import functools
+
+import torch
+from torch import Tensor
+
+from wmkernels.checks import state_dtype
+from wmkernels.conv_lstm import steps
+from wmkernels.conv_lstm.steps import Backward, Parameters, Step
+from wmkernels.pointers import DTYPE_CODES, Expected, Members, launch, placement
+
+OP = "conv_lstm_update"
+
+
+class Update:
+    """Hands the maps of a step to the kernels."""
+
+    def forward(self, parameters: Parameters, step: Step, h: Tensor, gates: Tensor | None) -> None:
+        """Writes h, c and the gates."""
+        members, cells, sums, state = _members(parameters, step, h.dtype)
+        members["h"] = (h, cells, h.dtype)
+        members["gates"] = (gates, sums, state)
+        launch(f"{OP}_forward", OP, members, h.device)
+
+    def backward(self, parameters: Parameters, step: Step, back: Backward) -> None:
+        """Writes what ``Backward`` says."""
+        dtype = back.grad_gates.dtype
+        members, cells, sums, state = _members(parameters, step, dtype)
+        members["gates"] = (back.gates, sums, state)
+        members["reset_after"] = (back.reset_after, cells[:1], torch.bool)
+        members["grad_out"] = (back.grad_out, cells, dtype)
+        members["grad_h"] = (back.grad_h, cells, dtype)
+        members["grad_c"] = (back.grad_c, cells, state)
+        members["grad_gates"] = (back.grad_gates, sums, dtype)
+        members["grad_peephole"] = (back.grad_peephole, (3, *cells), state)
+        launch(f"{OP}_backward", OP, members, back.grad_gates.device)
+
+
+def _members(
+    parameters: Parameters, step: Step, dtype: torch.dtype
+) -> tuple[Members, tuple[int, int, int], tuple[int, int, int], torch.dtype]:
+    """What both directions share, and the shapes of cells and of sums, and the state's dtype."""
+    batch, positions, hidden = step.c.shape
+    state = state_dtype(dtype)
+    cells, sums = (batch, positions, hidden), (batch, positions, 4 * hidden)
+    members: Members = {
+        "batch": batch,
+        "positions": positions,
+        "hidden": hidden,
+        "dtype": DTYPE_CODES[dtype],
+        "from_x": (step.from_x, sums, dtype),
+        "from_h": (step.from_h, sums, dtype),
+        "bias": (parameters.bias, (4 * hidden,), state),
+        "peephole": _peephole(parameters, hidden, positions, state),
+        "c_before": (step.c_before, cells, state),
+        "reset": (step.reset, (batch,), torch.bool),
+        "c": (step.c, cells, state),
+    }
+    members["peephole_varies"] = int(parameters.peephole is not None and parameters.peephole.shape[1] != 1)
+    members.update(placement(step.c.device))
+    return members, cells, sums, state
+
+
+def _peephole(parameters: Parameters, hidden: int, positions: int, state: torch.dtype) -> Expected:
+    peephole = parameters.peephole
+    places = positions if peephole is not None and peephole.shape[1] != 1 else 1
+    return peephole, (3, places, hidden), state
+
+
+forward = functools.partial(steps.forward, Update())
+backward = functools.partial(steps.backward, Update())

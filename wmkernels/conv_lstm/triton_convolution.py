@@ -1,0 +1,250 @@
+"""A whole step of the ConvLSTM in one Triton kernel: both convolutions as one matrix product, the update at its end.
+
+A program takes a tile of places of the map by hidden channels and walks over taps and input channels, first of x,
+then of h: an implicit matrix product, whose rows are read where the tap says and are zero beyond the map. The four
+gates of a channel are neighbouring columns of the packed weights, so the sums end up together, in float32, and the
+update needs nothing but them and the old cell: neither sum ever reaches memory. A neighbour's h is read (the halo), so
+the new h goes elsewhere: every h has its own place in the outputs.
+
+One launch a step instead of two and 32 bytes a cell less, against a matrix product slower than cuDNN's: ``pays`` weighs
+them.
+"""
+
+# mypy: ignore-errors
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from wmkernels import triton_runtime as runtime
+from wmkernels.conv_lstm.convolutions import merged
+from wmkernels.conv_lstm.outputs import Sizes
+from wmkernels.conv_lstm.steps import Parameters
+from wmkernels.conv_lstm.triton_update import hyperbolic_tangent, load_or_zeros, update_cells
+
+# What `pays` reckons with: predicted for an H200 in a CUDA graph, to be replaced by what a measurement finds.
+LAUNCH_SECONDS = 2.5e-6  # from the end of one small kernel to the end of the next
+BYTES_A_SECOND = 4.2e12
+CUDNN_FLOPS, OWN_FLOPS = 600e12, 400e12  # of 16-bit convolutions
+# (places, hidden channels, input channels, warps, stages) of a tile, by the places there are at least.
+TILES = {8192: (128, 32, 64, 8, 3), 2048: (64, 32, 64, 4, 3), 0: (16, 16, 64, 4, 4)}
+
+
+def pays(dtype: torch.dtype, weight_ih: Tensor, weight_hh: Tensor, sizes: Sizes) -> bool:
+    """Whether a step in one kernel should beat two convolutions by cuDNN and an update."""
+    if dtype not in (torch.bfloat16, torch.float16):
+        return False
+    cells = sizes.batch * sizes.height * sizes.width * sizes.hidden
+    flops = 2 * cells * 4 * (weight_ih[0].numel() + weight_hh[0].numel())
+    saved = LAUNCH_SECONDS + 32 * cells / BYTES_A_SECOND
+    return saved > flops * (1 / OWN_FLOPS - 1 / CUDNN_FLOPS)
+
+
+@triton.jit
+def accumulate(
+    total,  # (PLACES, 4 * CHANNELS)
+    maps,  # (batch, height, width, channels)
+    weight,  # (taps, channels, columns)
+    batch,  # (PLACES): of each place
+    top,  # (PLACES): row of the map that the first tap reads
+    left,
+    counts,  # (PLACES): whether the place exists, and is not reset
+    height,
+    width,
+    channels,
+    columns,
+    column,  # (4 * CHANNELS)
+    dilation_height,
+    dilation_width,
+    TAPS: tl.constexpr,
+    TAP_COLUMNS: tl.constexpr,
+    DEPTH: tl.constexpr,
+):
+    blocks = (channels + DEPTH - 1) // DEPTH
+    for n in range(TAPS * blocks):
+        tap = n // blocks
+        k = n % blocks * DEPTH + tl.arange(0, DEPTH)
+        y = top + tap // TAP_COLUMNS * dilation_height
+        x = left + tap % TAP_COLUMNS * dilation_width
+        there = counts & (y >= 0) & (y < height) & (x >= 0) & (x < width)
+        place = ((batch * height + y) * width + x) * channels
+        values = tl.load(maps + place[:, None] + k[None, :], mask=there[:, None] & (k < channels)[None, :], other=0.0)
+        rows = (tap * channels + k).to(tl.int64) * columns
+        inside = (k < channels)[:, None] & (column < columns)[None, :]
+        total = tl.dot(values, tl.load(weight + rows[:, None] + column[None, :], mask=inside, other=0.0), total)
+    return total
+
+
+@triton.jit
+def gate_sum(total, bias, channel, inside):
+    return total + load_or_zeros(bias, channel, inside, tl.float32)[None, :]
+
+
+@triton.jit
+def step_kernel(
+    x,  # (batch, x_height, x_width, inputs)
+    weight_x,  # (taps, inputs, 4 * hidden), column 4 * channel + gate
+    h_before,  # (batch, height, width, hidden) or None
+    weight_h,  # (taps, hidden, 4 * hidden)
+    bias,  # (4 * hidden) or None, gate by gate
+    peephole,  # (3, places, hidden) or None
+    c_before,  # (batch, height, width, hidden) or None
+    reset,  # (batch) bytes or None
+    h,  # (batch, height, width, hidden): output
+    c,  # likewise, may be c_before
+    gates,  # (batch, height, width, 4, hidden) or None: output
+    batch,
+    x_height,
+    x_width,
+    inputs,
+    height,
+    width,
+    hidden,
+    places,
+    stride_height,
+    stride_width,
+    pad_top,
+    pad_left,
+    dilation_height,
+    dilation_width,
+    reset_stride,
+    IH_HEIGHT: tl.constexpr,
+    IH_WIDTH: tl.constexpr,
+    HH_HEIGHT: tl.constexpr,
+    HH_WIDTH: tl.constexpr,
+    PLACES: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    DEPTH: tl.constexpr,
+):
+    tiles = (hidden + CHANNELS - 1) // CHANNELS
+    row = (tl.program_id(0) // tiles).to(tl.int64) * PLACES + tl.arange(0, PLACES)
+    first = tl.program_id(0) % tiles * CHANNELS
+    channel = first + tl.arange(0, CHANNELS)
+    column = 4 * first + tl.arange(0, 4 * CHANNELS)
+    exists = row < batch * height * width
+    position = row % (height * width)
+    b = row // (height * width)
+    kept = exists
+    if reset is not None:
+        kept = exists & (tl.load(reset + b * reset_stride, mask=exists, other=0) == 0)
+    row_y, row_x = position // width, position % width
+    total = tl.zeros([PLACES, 4 * CHANNELS], tl.float32)
+    total = accumulate(
+        total,
+        x,
+        weight_x,
+        b,
+        row_y * stride_height - pad_top,
+        row_x * stride_width - pad_left,
+        exists,
+        x_height,
+        x_width,
+        inputs,
+        4 * hidden,
+        column,
+        dilation_height,
+        dilation_width,
+        IH_HEIGHT * IH_WIDTH,
+        IH_WIDTH,
+        DEPTH,
+    )
+    if h_before is not None:
+        total = accumulate(
+            total,
+            h_before,
+            weight_h,
+            b,
+            row_y - HH_HEIGHT // 2,
+            row_x - HH_WIDTH // 2,
+            kept,
+            height,
+            width,
+            hidden,
+            4 * hidden,
+            column,
+            1,
+            1,
+            HH_HEIGHT * HH_WIDTH,
+            HH_WIDTH,
+            DEPTH,
+        )
+    even, odd = tl.split(tl.reshape(total, (PLACES, CHANNELS, 2, 2)))  # gates (i, g) and (f, o)
+    a_i, a_g = tl.split(even)
+    a_f, a_o = tl.split(odd)
+    known = channel < hidden
+    a_i, a_f = gate_sum(a_i, bias, channel, known), gate_sum(a_f, bias, channel + hidden, known)
+    a_g, a_o = gate_sum(a_g, bias, channel + 2 * hidden, known), gate_sum(a_o, bias, channel + 3 * hidden, known)
+    inside = exists[:, None] & known[None, :]
+    cell = row[:, None] * hidden + channel[None, :]
+    before = load_or_zeros(c_before, cell, inside & kept[:, None], tl.float32)
+    weight = (position % places * hidden)[:, None] + channel[None, :]
+    w_i = load_or_zeros(peephole, weight, inside, tl.float32)
+    w_f = load_or_zeros(peephole, weight + places * hidden, inside, tl.float32)
+    w_o = load_or_zeros(peephole, weight + 2 * places * hidden, inside, tl.float32)
+    i, f, g, o, new = update_cells(a_i, a_f, a_g, a_o, before, w_i, w_f, w_o)
+    tl.store(c + cell, new, mask=inside)
+    tl.store(h + cell, (o * hyperbolic_tangent(new)).to(h.dtype.element_ty), mask=inside)
+    if gates is not None:
+        gate = gates + 4 * row[:, None] * hidden + channel[None, :]
+        tl.store(gate, i, mask=inside)
+        tl.store(gate + hidden, f, mask=inside)
+        tl.store(gate + 2 * hidden, g, mask=inside)
+        tl.store(gate + 3 * hidden, o, mask=inside)
+
+
+def packed(weight: Tensor) -> Tensor:
+    """(4 * hidden, inputs, height, width) -> (height * width, inputs, 4 * hidden), a channel's gates side by side."""
+    return weight.unflatten(0, (4, -1)).permute(3, 4, 2, 1, 0).flatten(3).flatten(0, 1).contiguous()
+
+
+def tile_of(places: int) -> tuple[int, int, int, int, int]:
+    """The tile for maps of so many places in all."""
+    return next(tile for least, tile in TILES.items() if places >= least)
+
+
+class AtOnce:
+    """Takes steps, each in one launch, for ``steps.walk``."""
+
+    def __init__(
+        self,
+        x: Tensor,
+        weight_ih: Tensor,
+        weight_hh: Tensor,
+        inputs: Parameters,
+        sizes: Sizes,
+        stride: Sequence[int],
+        padding: Sequence[int],
+        dilation: Sequence[int],
+    ) -> None:
+        self.maps = merged(x).unflatten(0, x.shape[:2]).unbind()
+        self.weights, self.inputs = (packed(weight_ih), packed(weight_hh)), inputs
+        peepholes = 1 if inputs.peephole is None else inputs.peephole.shape[1]
+        _, batch, hidden, height, width = sizes
+        x_size, places = (x.shape[3], x.shape[4], x.shape[2]), batch * height * width
+        self.sizes = (batch, *x_size, height, width, hidden, peepholes, *stride, padding[0], padding[2], *dilation)
+        tile_places, channels, depth, self.warps, self.stages = tile_of(places)
+        self.constants = (*weight_ih.shape[2:], *weight_hh.shape[2:], tile_places, channels, depth)
+        self.programs = runtime.ceil_div(places, tile_places) * runtime.ceil_div(hidden, channels)
+
+    def __call__(
+        self,
+        t: int,
+        h_before: Tensor | None,
+        c_before: Tensor | None,
+        reset: Tensor | None,
+        c: Tensor,
+        h: Tensor,
+        gates: Tensor | None,
+    ) -> None:
+        """Launches the kernel."""
+        weight_x, weight_h = self.weights
+        maps = (self.maps[t], weight_x, h_before, weight_h, self.inputs.bias, self.inputs.peephole, c_before)
+        outputs = (runtime.as_bytes(reset), h, c, gates)
+        stride = runtime.strides(reset, 1)
+        with runtime.on_device(h):
+            options = {"num_warps": self.warps, "num_stages": self.stages}
+            runtime.launch(
+                step_kernel, self.programs, *maps, *outputs, *self.sizes, *stride, *self.constants, **options
+            )

@@ -1,0 +1,38 @@
+"""The ConvLSTM's Triton backend: ``steps.py`` with the update of ``triton_update.py``, or a step in one kernel."""
+
+import functools
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from wmkernels.conv_lstm import steps, triton_convolution
+from wmkernels.conv_lstm.outputs import forward_outputs, sizes_of
+from wmkernels.conv_lstm.triton_update import Update
+
+backward = functools.partial(steps.backward, Update())
+
+
+def forward(
+    x: Tensor,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias: Tensor | None,
+    peephole: Tensor | None,
+    h: Tensor | None,
+    c: Tensor | None,
+    reset: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    keep: int,
+) -> tuple[Tensor, ...]:
+    """(out, h, c, cells, gates) of canonical inputs; ``keep`` says which of the last two are kept."""
+    sizes = sizes_of(x, weight_ih, weight_hh, stride, padding, dilation)
+    if not triton_convolution.pays(x.dtype, weight_ih, weight_hh, sizes):
+        arguments = (x, weight_ih, weight_hh, bias, peephole, h, c, reset, stride, padding, dilation)
+        return steps.forward(Update(), *arguments, keep)
+    outputs = forward_outputs(x, sizes, keep)
+    inputs = steps.parameters_of(bias, peephole)
+    advance = triton_convolution.AtOnce(x, weight_ih, weight_hh, inputs, sizes, stride, padding, dilation)
+    steps.walk(advance, outputs, h, c, reset)
+    return outputs

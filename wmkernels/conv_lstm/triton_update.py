@@ -1,0 +1,219 @@
+"""The update of a ConvLSTM's cells in Triton, forward and backward: all that a step does beside its convolutions.
+
+A program takes a block of cells that are neighbours in memory, channels last, and each number is read and written once;
+memory is the bound, as in ``csrc/cuda/conv_lstm_update_kernel.cuh``, whose arithmetic this is. Where a step resets, the
+hidden convolution's sum and the old cell are not loaded, since a convolution of zeros is zero: NaN cannot cross.
+"""
+
+# mypy: ignore-errors
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from wmkernels import triton_runtime as runtime
+from wmkernels.checks import state_dtype
+from wmkernels.conv_lstm.steps import Backward, Parameters, Step
+from wmkernels.selective_scan.triton_device import exponential, sigmoid
+
+BLOCK, WARPS = 512, 4  # four cells a thread: 8 or 16 bytes a load
+
+
+@triton.jit
+def hyperbolic_tangent(x):
+    """tanh; near zero in float32 by its series, where the quotient would lose what is small."""
+    e = exponential(-2.0 * tl.abs(x))
+    quotient = (1.0 - e) / (1.0 + e)
+    result = tl.where(x < 0.0, -quotient, quotient)
+    if x.dtype == tl.float32:
+        s = x * x
+        series = s * (62.0 / 2835.0) - 17.0 / 315.0
+        series = series * s + 2.0 / 15.0
+        series = series * s - 1.0 / 3.0
+        result = tl.where(s < 0.04, x + x * s * series, result)
+    return result
+
+
+@triton.jit
+def load_or_zeros(base, offset, mask, dtype: tl.constexpr):
+    """Zeros where ``mask`` is false, and everywhere where there is no tensor."""
+    if base is None:
+        values = tl.zeros(offset.shape, dtype)
+    else:
+        values = tl.load(base + offset, mask=mask, other=0.0).to(dtype)
+    return values
+
+
+@triton.jit
+def update_cells(a_i, a_f, a_g, a_o, before, w_i, w_f, w_o):
+    """(i, f, g, o, c) from the convolutions' sums and the old cell."""
+    i = sigmoid(a_i + w_i * before)
+    f = sigmoid(a_f + w_f * before)
+    g = hyperbolic_tangent(a_g)
+    c = f * before + i * g
+    o = sigmoid(a_o + w_o * c)
+    return i, f, g, o, c
+
+
+@triton.jit
+def summed(from_x, from_h, bias, gate, channel, inside, kept, dtype: tl.constexpr):
+    """One gate's sum: ``gate`` its offset, ``channel`` its number among the 4 * hidden."""
+    total = tl.load(from_x + gate, mask=inside, other=0.0).to(dtype)
+    return total + load_or_zeros(from_h, gate, kept, dtype) + load_or_zeros(bias, channel, inside, dtype)
+
+
+@triton.jit
+def update_kernel(
+    from_x,  # (rows, 4 * hidden)
+    from_h,  # (rows, 4 * hidden) or None
+    bias,  # (4 * hidden) or None
+    peephole,  # (3, places, hidden) or None
+    c_before,  # (rows, hidden) or None
+    reset,  # (batch) bytes or None
+    h,  # (rows, hidden): output
+    c,  # (rows, hidden): output, may be c_before
+    gates,  # (rows, 4 * hidden) or None: output
+    cells,
+    hidden,
+    positions,
+    places,
+    reset_stride,
+    dtype: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    cell = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = cell < cells
+    row, channel = cell // hidden, cell % hidden
+    kept = inside
+    if reset is not None:
+        kept = inside & (tl.load(reset + row // positions * reset_stride, mask=inside, other=0) == 0)
+    gate = 4 * row * hidden + channel
+    a_i = summed(from_x, from_h, bias, gate, channel, inside, kept, dtype)
+    a_f = summed(from_x, from_h, bias, gate + hidden, channel + hidden, inside, kept, dtype)
+    a_g = summed(from_x, from_h, bias, gate + 2 * hidden, channel + 2 * hidden, inside, kept, dtype)
+    a_o = summed(from_x, from_h, bias, gate + 3 * hidden, channel + 3 * hidden, inside, kept, dtype)
+    before = load_or_zeros(c_before, cell, kept, dtype)
+    weight = row % positions % places * hidden + channel
+    w_i = load_or_zeros(peephole, weight, inside, dtype)
+    w_f = load_or_zeros(peephole, weight + places * hidden, inside, dtype)
+    w_o = load_or_zeros(peephole, weight + 2 * places * hidden, inside, dtype)
+    i, f, g, o, new = update_cells(a_i, a_f, a_g, a_o, before, w_i, w_f, w_o)
+    tl.store(c + cell, new, mask=inside)
+    tl.store(h + cell, (o * hyperbolic_tangent(new)).to(h.dtype.element_ty), mask=inside)
+    if gates is not None:
+        tl.store(gates + gate, i, mask=inside)
+        tl.store(gates + gate + hidden, f, mask=inside)
+        tl.store(gates + gate + 2 * hidden, g, mask=inside)
+        tl.store(gates + gate + 3 * hidden, o, mask=inside)
+
+
+@triton.jit
+def update_backward_kernel(
+    from_x,  # as in update_kernel; None beside gates
+    from_h,
+    bias,
+    peephole,
+    c_before,
+    reset,
+    c,  # (rows, hidden)
+    gates,  # (rows, 4 * hidden) or None: computed again from the sums
+    reset_after,  # (batch) bytes or None: of the next step
+    grad_out,  # (rows, hidden) or None
+    grad_h,  # (rows, hidden) or None: from the next step
+    grad_c,  # (rows, hidden): of c, becomes that of c_before
+    grad_gates,  # (rows, 4 * hidden): output, of the sums
+    grad_peephole,  # (3, rows, hidden) or None: is added to
+    cells,
+    hidden,
+    positions,
+    places,
+    reset_stride,
+    reset_after_stride,
+    dtype: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    cell = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = cell < cells
+    row, channel = cell // hidden, cell % hidden
+    kept, connected = inside, inside
+    if reset is not None:
+        kept = inside & (tl.load(reset + row // positions * reset_stride, mask=inside, other=0) == 0)
+    if reset_after is not None:
+        after = tl.load(reset_after + row // positions * reset_after_stride, mask=inside, other=0)
+        connected = inside & (after == 0)
+    gate = 4 * row * hidden + channel
+    before = load_or_zeros(c_before, cell, kept, dtype)
+    weight = row % positions % places * hidden + channel
+    w_i = load_or_zeros(peephole, weight, inside, dtype)
+    w_f = load_or_zeros(peephole, weight + places * hidden, inside, dtype)
+    w_o = load_or_zeros(peephole, weight + 2 * places * hidden, inside, dtype)
+    if gates is not None:
+        i = tl.load(gates + gate, mask=inside, other=0.0)
+        f = tl.load(gates + gate + hidden, mask=inside, other=0.0)
+        g = tl.load(gates + gate + 2 * hidden, mask=inside, other=0.0)
+        o = tl.load(gates + gate + 3 * hidden, mask=inside, other=0.0)
+    else:
+        a_i = summed(from_x, from_h, bias, gate, channel, inside, kept, dtype)
+        a_f = summed(from_x, from_h, bias, gate + hidden, channel + hidden, inside, kept, dtype)
+        a_g = summed(from_x, from_h, bias, gate + 2 * hidden, channel + 2 * hidden, inside, kept, dtype)
+        a_o = summed(from_x, from_h, bias, gate + 3 * hidden, channel + 3 * hidden, inside, kept, dtype)
+        i, f, g, o, _ = update_cells(a_i, a_f, a_g, a_o, before, w_i, w_f, w_o)
+    new = tl.load(c + cell, mask=inside, other=0.0)
+    dh = load_or_zeros(grad_out, cell, inside, dtype) + load_or_zeros(grad_h, cell, connected, dtype)
+    bent = hyperbolic_tangent(new)
+    d_o = dh * bent * o * (1.0 - o)
+    dc = tl.load(grad_c + cell, mask=inside, other=0.0) + dh * o * (1.0 - bent * bent) + w_o * d_o
+    d_i = dc * g * i * (1.0 - i)
+    d_f = dc * before * f * (1.0 - f)
+    d_g = dc * i * (1.0 - g * g)
+    earlier = tl.where(kept, dc * f + w_i * d_i + w_f * d_f, 0.0)
+    tl.store(grad_c + cell, earlier, mask=inside)
+    narrow: tl.constexpr = grad_gates.dtype.element_ty
+    tl.store(grad_gates + gate, d_i.to(narrow), mask=inside)
+    tl.store(grad_gates + gate + hidden, d_f.to(narrow), mask=inside)
+    tl.store(grad_gates + gate + 2 * hidden, d_g.to(narrow), mask=inside)
+    tl.store(grad_gates + gate + 3 * hidden, d_o.to(narrow), mask=inside)
+    if grad_peephole is not None:
+        own = grad_peephole + cell
+        tl.store(own, tl.load(own, mask=inside) + d_i * before, mask=inside)
+        tl.store(own + cells, tl.load(own + cells, mask=inside) + d_f * before, mask=inside)
+        tl.store(own + 2 * cells, tl.load(own + 2 * cells, mask=inside) + d_o * new, mask=inside)
+
+
+def triton_state(dtype: torch.dtype) -> tl.dtype:
+    """The dtype of the state for maps of ``dtype``."""
+    return tl.float64 if state_dtype(dtype) == torch.float64 else tl.float32
+
+
+class Update:
+    """Launches the kernels."""
+
+    def forward(self, parameters: Parameters, step: Step, h: Tensor, gates: Tensor | None) -> None:
+        """Writes h, c and the gates."""
+        sizes, reset, stride = _sizes(parameters, step)
+        tensors = (step.from_x, step.from_h, parameters.bias, parameters.peephole, step.c_before, reset, h, step.c)
+        self._launch(update_kernel, sizes[0], h, *tensors, gates, *sizes, stride)
+
+    def backward(self, parameters: Parameters, step: Step, back: Backward) -> None:
+        """Writes what ``Backward`` says."""
+        sizes, reset, stride = _sizes(parameters, step)
+        after = runtime.as_bytes(back.reset_after)
+        tensors = (step.from_x, step.from_h, parameters.bias, parameters.peephole, step.c_before, reset, step.c)
+        grads = (back.grad_out, back.grad_h, back.grad_c, back.grad_gates, back.grad_peephole)
+        strides = (stride, runtime.strides(back.reset_after, 1)[0])
+        arguments = (*tensors, back.gates, after, *grads, *sizes, *strides)
+        self._launch(update_backward_kernel, sizes[0], back.grad_gates, *arguments)
+
+    @staticmethod
+    def _launch(kernel, cells: int, narrow: Tensor, *arguments) -> None:
+        programs = runtime.ceil_div(cells, BLOCK)
+        with runtime.on_device(narrow):
+            runtime.launch(kernel, programs, *arguments, triton_state(narrow.dtype), BLOCK, num_warps=WARPS)
+
+
+def _sizes(parameters: Parameters, step: Step) -> tuple[tuple[int, int, int, int], Tensor | None, int]:
+    """((cells, hidden, positions, places of the peephole), the resets as bytes, their stride)."""
+    _, positions, hidden = step.c.shape
+    places = 1 if parameters.peephole is None else parameters.peephole.shape[1]
+    stride = runtime.strides(step.reset, 1)[0]
+    return (step.c.numel(), hidden, positions, places), runtime.as_bytes(step.reset), stride
