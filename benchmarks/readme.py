@@ -15,6 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from conv_lstms import chart as conv_lstm_chart
+from conv_lstms import report as conv_lstm_report
 from harness import environment
 from harness.tables import figure, markdown
 from scans import chart, report
@@ -36,9 +38,15 @@ KERNEL_SOURCES = {
 
 
 def load() -> dict[Path, dict[str, Any]]:
-    """The committed results, the CPU's first."""
-    paths = sorted(RESULTS.glob("scan_speed_*.json"), key=lambda path: (path != CPU_RESULT, path.name))
+    """The committed results, the scans' first and of those the CPU's."""
+    paths = [*RESULTS.glob("scan_speed_*.json"), *RESULTS.glob("conv_lstm_speed_*.json")]
+    paths.sort(key=lambda path: (not path.name.startswith("scan"), not path.stem.endswith("_cpu"), path.name))
     return {path: json.loads(path.read_text()) for path in paths}
+
+
+def of(benchmark: str, results: dict[Path, dict[str, Any]]) -> dict[Path, dict[str, Any]]:
+    """Those of one benchmark."""
+    return {path: result for path, result in results.items() if result["benchmark"] == benchmark}
 
 
 def load_world() -> dict[Path, dict[str, Any]]:
@@ -55,7 +63,7 @@ def title(result: dict[str, Any]) -> str:
 
 def chart_part(results: dict[Path, dict[str, Any]]) -> str:
     lines = []
-    for path, result in list(results.items())[:1]:
+    for path, result in list(of("scan_speed", results).items())[:1]:
         picture = path.with_suffix(".png").relative_to(ROOT).as_posix()
         lines += [
             f"![Time against length, and of a training step, beside the peers]({picture})",
@@ -89,7 +97,7 @@ def _speed_cells(row: dict[str, Any]) -> list[str]:
 
 def targets_part(results: dict[Path, dict[str, Any]]) -> str:
     lines = []
-    for result in results.values():
+    for result in of("scan_speed", results).values():
         cells = [report.target_cells(target) for target in result["targets"]]
         lines += [f"{title(result)}:", "", markdown(report.TARGET_HEADER, cells), ""]
     return "\n".join(lines).rstrip() or "No result is committed."
@@ -127,9 +135,9 @@ def world_part(results: dict[Path, dict[str, Any]]) -> str:
 
 
 def full_part(results: dict[Path, dict[str, Any]]) -> str:
-    """Every row of every result."""
+    """Every row of every result of the scans."""
     lines = []
-    for path, result in results.items():
+    for path, result in of("scan_speed", results).items():
         lines += [f"## {title(result)}", "", f"{environment.summary(result['environment'])}.", ""]
         lines += [f"![chart]({Path('..', path.with_suffix('.png').relative_to(ROOT)).as_posix()})", ""]
         notes = [*report.limit_lines(result), report.verdict_line(result), report.memory_line(result)]
@@ -145,12 +153,40 @@ def full_part(results: dict[Path, dict[str, Any]]) -> str:
     return "\n".join(lines).rstrip() or "No result is committed."
 
 
+def conv_lstm_part(results: dict[Path, dict[str, Any]]) -> str:
+    """The ConvLSTM's chart and targets."""
+    lines = []
+    for path, result in of("conv_lstm_speed", results).items():
+        picture = path.with_suffix(".png").relative_to(ROOT).as_posix()
+        lines += [f"{title(result)}. {report.verdict_line(result).capitalize()}.", ""]
+        lines += [f"![Time over ours, problem by problem]({picture})", ""]
+        lines += [markdown(report.TARGET_HEADER, [report.target_cells(target) for target in result["targets"]]), ""]
+    return "\n".join(lines).rstrip() or "No result is committed: `python benchmarks/conv_lstm_speed.py` makes one."
+
+
+def conv_lstm_results_part(results: dict[Path, dict[str, Any]]) -> str:
+    """Every row of the ConvLSTM's results."""
+    lines = []
+    for path, result in of("conv_lstm_speed", results).items():
+        lines += [f"## ConvLSTM, {title(result)}", "", f"{environment.summary(result['environment'])}.", ""]
+        lines += [f"![chart]({Path('..', path.with_suffix('.png').relative_to(ROOT)).as_posix()})", ""]
+        lines += [f"- {conv_lstm_report.limit_line(result)}", f"- {report.verdict_line(result)}"]
+        lines += [f"- the run took {figure(result['seconds'])} s: `{result['environment']['command']}`", ""]
+        for name, rows in report.group_rows(result).items():
+            table = markdown(conv_lstm_report.HEADER, [conv_lstm_report.cells(row) for row in rows])
+            lines += [f"### {name[0].upper()}{name[1:]}", "", table, ""]
+            lines += [line for note in conv_lstm_report.notes(rows) for line in (f"{note}.", "")]
+    return "\n".join(lines).rstrip() or "No result is committed."
+
+
 PARTS: dict[str, Callable[[dict[Path, dict[str, Any]]], str]] = {
     "chart": chart_part,
     "speed": speed_part,
     "targets": targets_part,
     "backends": backends_part,
     "results": full_part,
+    "conv-lstm": conv_lstm_part,
+    "conv-lstm-results": conv_lstm_results_part,
     "world-model": world_part,
 }
 PAGES = tuple(ROOT / page for page in ("README.md", "docs/benchmarks.md", "docs/world_model.md"))
@@ -185,7 +221,10 @@ def stale(results: dict[Path, dict[str, Any]]) -> list[Path]:
 
 def _draw(picture: Path, results: dict[Path, dict[str, Any]]) -> str:
     path = picture.with_suffix(".json")
-    return chart.draw(results[path], picture) if path in results else world_chart.draw(load_world()[path], picture)
+    if path not in results:
+        return world_chart.draw(load_world()[path], picture)
+    draw = chart.draw if results[path]["benchmark"] == "scan_speed" else conv_lstm_chart.draw
+    return draw(results[path], picture)
 
 
 def main() -> int:

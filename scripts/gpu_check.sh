@@ -8,7 +8,7 @@
 #
 #   PYTHON                  the interpreter, python3 if not set
 #   WMKERNELS_CUDA_ARCHS    architectures to build for, this GPU's own if not set
-#   GPU_CHECK_SKIP          stages to leave out, of: build info cuda triton memcheck racecheck benchmark
+#   GPU_CHECK_SKIP          stages to leave out, of: build info cuda triton memcheck racecheck benchmark conv_lstm
 #   GPU_CHECK_SECONDS       for everything, 460 if not set
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -91,10 +91,12 @@ else
   failed=$((failed + 2))
 fi
 stage benchmark 180 "$python" benchmarks/scan_speed.py --device cuda --json "$folder/scan_speed.json"
+stage conv_lstm 120 "$python" benchmarks/conv_lstm_speed.py --device cuda --json "$folder/conv_lstm_speed.json"
 
-if [[ -f $folder/benchmark.log ]]; then
-  sed -n '/^targets/,/^$/p; /steps, .* elements)/p; /^memory of/p; /^peers/p' "$folder/benchmark.log" |
+for log in "$folder"/benchmark.log "$folder"/conv_lstm.log; do
+  [[ -f $log ]] || continue
+  sed -n '/^targets/,/^$/p; /steps, .* elements)/p; /^memory of/p; /^peers/p' "$log" |
     tee -a "$folder/summary.txt"
-fi
+done
 say "$failed stages failed; logs, JSON and this summary are in $folder/, after $SECONDS s"
 exit $((failed > 0))

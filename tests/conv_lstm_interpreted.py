@@ -1,12 +1,9 @@
 """Runs the ConvLSTM's Triton kernels in Triton's interpreter against the float64 reference: a program, a group a run.
 
-A process of its own, as tests/triton_interpreted.py says. bfloat16 takes the separate convolutions only: the
-interpreter multiplies matrices of bfloat16 as if they were integers, and its stores cut it off instead of rounding.
+A process of its own, started with TRITON_INTERPRET=1, as tests/triton_interpreted.py says. bfloat16 takes the separate
+convolutions only: the interpreter multiplies matrices of bfloat16 as if they were integers, and its stores cut it off
+instead of rounding.
 """
-
-import os
-
-os.environ["TRITON_INTERPRET"] = "1"
 
 import itertools
 import sys
@@ -18,7 +15,7 @@ import numpy as np
 import torch
 from conv_lstm_problems import conv_lstm
 from torch import Tensor
-from triton_interpreted import interpreter_of
+from triton_interpreted import interpreter_of, require_interpreter
 
 from wmkernels import dispatch
 from wmkernels.checks import state_dtype
@@ -148,6 +145,7 @@ GROUPS: dict[str, tuple[Callable[[Case, list[str]], None], list[Case]]] = {
 
 def main(group: str) -> int:
     """Runs a group, prints what failed and how many cases ran; 1 if any failed."""
+    require_interpreter()
     torch.use_deterministic_algorithms(True)
     torch.set_num_threads(1)
     np.seterr(all="ignore")

@@ -33,6 +33,24 @@ def test_quick_run_measures_every_group(tmp_path: Path) -> None:
     assert {"before", "after"} <= result["limits"].keys()
 
 
+def test_quick_run_of_the_conv_lstm_measures_every_contender(tmp_path: Path) -> None:
+    target = tmp_path / "result.json"
+    done = run(str(BENCHMARKS / "conv_lstm_speed.py"), "--quick", "--json", str(target))
+    assert done.returncode == 0, done.stderr
+    result = json.loads(target.read_text())
+    assert [row["error"] for row in result["rows"] if "error" in row] == []
+    assert {row["measure"] for row in result["rows"]} == {"step", "forward", "training"}
+    assert {"loop", "loop, channels last"} <= {row["contender"] for row in result["rows"]}
+    for row in result["rows"]:
+        assert row["milliseconds"] > 0
+        assert 0 < row["share_of_limit"] < 1
+        assert row["error_against_float64"] <= row["tolerance"]
+    saved = {r["contender"]: r["saved_bytes"] for r in result["rows"] if r["measure"] == "training" and r["backend"]}
+    kept, recomputed = sorted(saved, key=len)
+    assert saved[recomputed] < saved[kept]
+    assert target.with_suffix(".png").stat().st_size > 0
+
+
 def test_tables_and_charts_are_current() -> None:
     done = run(str(BENCHMARKS / "readme.py"), "--check")
     assert done.returncode == 0, f"{done.stdout}{done.stderr}run: python benchmarks/readme.py"
@@ -51,13 +69,20 @@ def test_bad_options_are_refused_with_the_reason() -> None:
 import sys
 sys.path.insert(0, {str(BENCHMARKS)!r})
 from scan_speed import parse_arguments
-for options in (["--backends", "fast"], ["--device", "tpu"], ["--lengths", "0"]):
+from conv_lstm_speed import parse_arguments as conv_lstm_arguments
+for parse, options in (
+    (parse_arguments, ["--backends", "fast"]),
+    (parse_arguments, ["--device", "tpu"]),
+    (parse_arguments, ["--lengths", "0"]),
+    (conv_lstm_arguments, ["--backends", "cuda"]),
+    (conv_lstm_arguments, ["--device", "mps"]),
+):
     try:
-        parse_arguments(options)
+        parse(options)
     except SystemExit as stop:
         print(stop.code)
 """
     done = run("-c", program)
-    assert done.stdout.split() == ["2", "2", "2"], done.stderr
-    for words in ("there is no 'fast'", "expected cpu or cuda", "must be positive"):
+    assert done.stdout.split() == ["2"] * 5, done.stderr
+    for words in ("there is no 'fast'", "device is tpu", "must be positive", "cuda cannot run on cpu", "device is mps"):
         assert words in done.stderr

@@ -22,7 +22,8 @@ pytestmark = pytest.mark.skipif(
 @pytest.mark.parametrize("group", GROUPS)
 def test_interpreted_kernels_match_the_float64_reference(group: str) -> None:
     root = str(PROGRAM.parent.parent)
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])}
+    path = os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": path, "TRITON_INTERPRET": "1"}
     run = subprocess.run([sys.executable, PROGRAM, group], capture_output=True, text=True, env=environment, timeout=600)
     print(f"{group}: {run.stdout.splitlines()[-1] if run.stdout else 'nothing ran'}")
     assert run.returncode == 0, run.stdout[-4000:] + run.stderr[-4000:]

@@ -37,8 +37,9 @@ def run_python(*arguments: object, **variables: str) -> subprocess.CompletedProc
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
 
 
-def test_the_program_leaves_alone_the_process_that_collects_it() -> None:
-    code = "import os; before = dict(os.environ); import triton_interpreted; assert dict(os.environ) == before"
+@pytest.mark.parametrize("program", ["triton_interpreted", "conv_lstm_interpreted"])
+def test_a_program_leaves_alone_the_process_that_imports_it(program: str) -> None:
+    code = f"import os; before = dict(os.environ); import {program}; assert dict(os.environ) == before"
     run = run_python("-c", code)
     assert run.returncode == 0, run.stderr[-4000:]
 

@@ -71,6 +71,12 @@ def interpreter_of(slices: bool) -> Iterator[None]:
         interpreter._patch_lang_tensor = OWN_PATCH
 
 
+def require_interpreter() -> None:
+    """Ends a program that was started without the interpreter."""
+    if not isinstance(linear.scan_kernel, interpreter.InterpretedFunction):
+        raise SystemExit("run this program with TRITON_INTERPRET=1")
+
+
 def check_interpreter(_: Case, failures: Failures) -> None:
     """Scans and reductions slice by slice give what the interpreter's own, one scalar at a time, give."""
     for case in ({"reset": 0.3, "time": 8, "channels": 1, "batch": 1}, {"time": 8, "channels": 1, "batch": 1}):
@@ -92,8 +98,7 @@ GROUPS["interpreter"] = (check_interpreter, [{}])
 
 def main(group: str) -> int:
     """Runs a group, prints what failed and how many cases ran; 1 if any failed."""
-    if not isinstance(linear.scan_kernel, interpreter.InterpretedFunction):
-        raise SystemExit("run this program with TRITON_INTERPRET=1")
+    require_interpreter()
     torch.use_deterministic_algorithms(True)
     torch.set_num_threads(1)
     np.seterr(all="ignore")

@@ -27,6 +27,14 @@ def measure(device: torch.device) -> dict[str, Any]:
     return rates
 
 
+def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """Multiply-adds a second of a large matrix product in this dtype, on the tensor cores where there are some."""
+    size = 8192
+    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    out = torch.empty_like(a)
+    return size**3 / _best_seconds(lambda: torch.mm(a, b, out=out))
+
+
 def verdict(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
     """A GPU that somebody else uses, or that slows down from heat, copies at two different rates."""
     ratio = after["copy"] / before["copy"]

@@ -7,10 +7,11 @@ handed back first, so that memory a call reuses counts as well. On a GPU: the pe
 import contextlib
 import ctypes
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 STATUS = Path("/proc/self/status")
 CLEAR_REFS = Path("/proc/self/clear_refs")
@@ -38,6 +39,23 @@ def peak_bytes(work: Callable[[], object], device: torch.device) -> int | None:
     peak = _resident("VmHWM")
     del result
     return max(0, peak - before)
+
+
+def saved_bytes(run: Callable[[], Tensor], known: Iterable[Tensor]) -> int:
+    """What autograd keeps of ``run()`` beyond the ``known`` tensors and the result; each storage counts once."""
+    inputs = {x.untyped_storage().data_ptr() for x in known}
+    kept: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in inputs:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        out = run()
+    kept.pop(out.untyped_storage().data_ptr(), None)
+    return sum(kept.values())
 
 
 def available_bytes() -> int | None:

@@ -5,6 +5,7 @@ Text and lines keep their contrast on a white and on a black page, and the backg
 
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,18 @@ def fingerprint(result: dict[str, Any]) -> str:
 
 def draw(result: dict[str, Any], path: Path) -> str:
     """Writes the PNG; answers why not where it cannot."""
+
+    def panels(figure: Any) -> list[Any]:
+        left, right = figure.subplots(1, 2, width_ratios=(3, 2))
+        _growth(left, result)
+        _bars(right, result)
+        return [left, right]
+
+    return save(result, path, panels)
+
+
+def save(result: dict[str, Any], path: Path, panels: Callable[[Any], list[Any]]) -> str:
+    """Writes what ``panels`` draws into a figure, stamped with the result; answers why not where it cannot."""
     try:
         import matplotlib
     except ImportError:
@@ -39,10 +52,8 @@ def draw(result: dict[str, Any], path: Path) -> str:
     inked = ("text.color", "axes.labelcolor", "axes.edgecolor", "axes.titlecolor", "xtick.color", "ytick.color")
     style: Any = {"font.size": 11, **dict.fromkeys(inked, INK)}
     with plt.rc_context(style):
-        figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.4), width_ratios=(3, 2), layout="constrained")
-        _growth(left, result)
-        _bars(right, result)
-        for axes in (left, right):
+        figure = plt.figure(figsize=(11, 4.4), layout="constrained")
+        for axes in panels(figure):
             axes.spines[["top", "right"]].set_visible(False)
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=160, transparent=True, metadata={STAMP: fingerprint(result)})

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness.memory import available_bytes, peak_bytes
+from harness.memory import available_bytes, peak_bytes, saved_bytes
 from scans.contenders import Contender
 from scans.problems import Problem, gradient_names, make_inputs
 
@@ -33,7 +33,7 @@ def _measure(contender: Contender, problem: Problem, device: torch.device) -> di
     names = gradient_names(inputs)
     leaves = [inputs[name] for name in names]
     grad_out = torch.ones_like(inputs["u"], requires_grad=False)
-    saved = _saved_bytes(contender, inputs)
+    saved = saved_bytes(lambda: contender.run(inputs), inputs.values())
 
     def step() -> tuple[Tensor, ...]:
         out = contender.run(inputs)
@@ -54,20 +54,3 @@ def _measure(contender: Contender, problem: Problem, device: torch.device) -> di
         "share": None if measured is None else measured / counted,
         "saved_share": saved / counted,
     }
-
-
-def _saved_bytes(contender: Contender, inputs: dict[str, Tensor]) -> int:
-    """What autograd keeps for the backward pass and is not an input; each storage counts once."""
-    known = {x.untyped_storage().data_ptr() for x in inputs.values()}
-    kept: dict[int, int] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in known:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        out = contender.run(inputs)
-    kept.pop(out.untyped_storage().data_ptr(), None)
-    return sum(kept.values())

@@ -112,7 +112,10 @@ def backward_kernel(
     state_in = d_in[None, :, None, :] & (n4 < state)
     state_offsets = d4 * state + n4
     states_size = tl.full((), state, tl.int64) * channels
-    decay_rate, bias = load_rates(A, A_strides, d4, n4, state_in, delta_bias, bias_stride, d, d_in)
+    decay_rate = load_rates(A, A_strides, d4, n4, state_in)
+    bias = None
+    if delta_bias is not None:
+        bias = tl.load(delta_bias + d * bias_stride, mask=d_in, other=0.0)
     if D is not None:
         skip = tl.load(D + d * D_stride, mask=d_in, other=0.0)[None]
     if not B_VARIES:

@@ -194,13 +194,9 @@ def state_numbers(NI: tl.constexpr, NL: tl.constexpr):
 
 
 @triton.jit
-def load_rates(A, strides, d4, n4, state_in, delta_bias, bias_stride, d, d_in):
-    """(A log2 e of the tile's states, bias of its channels or None)."""
-    rates = tl.load(A + d4 * strides[0] + n4 * strides[1], mask=state_in, other=0.0) * LOG2E
-    bias = None
-    if delta_bias is not None:
-        bias = tl.load(delta_bias + d * bias_stride, mask=d_in, other=0.0)
-    return rates, bias
+def load_rates(A, strides, d4, n4, state_in):
+    """A log2 e, of the shape of the state."""
+    return tl.load(A + d4 * strides[0] + n4 * strides[1], mask=state_in, other=0.0) * LOG2E
 
 
 @triton.jit

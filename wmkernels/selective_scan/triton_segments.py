@@ -71,7 +71,10 @@ def outflow_kernel(
     t = tl.arange(0, T).to(tl.int64)
     d4, n4 = d[None, :, None, :], n[:, None, :, None]
     state_in = d_in[None, :, None, :] & (n4 < state)
-    decay_rate, bias = load_rates(A, A_strides, d4, n4, state_in, delta_bias, bias_stride, d, d_in)
+    decay_rate = load_rates(A, A_strides, d4, n4, state_in)
+    bias = None
+    if delta_bias is not None:
+        bias = tl.load(delta_bias + d * bias_stride, mask=d_in, other=0.0)
     t3, d3, n3 = t[:, None, None], d[None], n[None]
     delta_tile = delta + row * delta_strides[0] + d3 * delta_strides[1] + t3 * delta_strides[2]
     grad_tile = grad_out + row * grad_strides[0] + d3 * grad_strides[1] + t3 * grad_strides[2]

@@ -1,0 +1,94 @@
+"""Who takes part: this package, and the ConvLSTM as people write it in PyTorch.
+
+Every contender is a function of the inputs (``problems.make_inputs``) that returns every h, (time, batch, hidden,
+height, width). The loops are the copy that most projects started from (ndrplz/ConvLSTM_pytorch): x and h concatenated,
+one convolution, the gates taken apart. Weights are concatenated before any clock starts.
+"""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import wmkernels
+from conv_lstms.problems import Inputs
+
+Cell = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class Contender:
+    """``layout``: the memory format its inputs come in. ``graph``: replayed as a CUDA graph."""
+
+    name: str
+    run: Callable[[Inputs], Tensor]
+    backend: str | None = None  # of this package; None for a peer
+    layout: torch.memory_format = torch.contiguous_format
+    graph: bool = False
+
+    @property
+    def ours(self) -> bool:
+        return self.backend is not None
+
+    def prepare(self, inputs: Inputs) -> Inputs:
+        """The same values as this contender likes them, before any clock starts."""
+        x = inputs["x"].detach()
+        x = x.flatten(0, 1).contiguous(memory_format=self.layout).unflatten(0, x.shape[:2])
+        if self.ours:
+            made = {**inputs, "x": x}
+        else:
+            weight = torch.cat([inputs["weight_ih"], inputs["weight_hh"]], 1).detach()
+            made = {"x": x, "weight": weight.contiguous(memory_format=self.layout), "bias": inputs["bias"]}
+        gradients = inputs["x"].requires_grad
+        return {name: tensor.detach().requires_grad_(gradients) for name, tensor in made.items()}
+
+
+def ours(backend: str, keep_gates: bool = True) -> Contender:
+    def run(inputs: Inputs) -> Tensor:
+        return wmkernels.conv_lstm(**inputs, keep_gates=keep_gates, backend=backend)[0]
+
+    name = f"wmkernels {backend}" + ("" if keep_gates else ", gates recomputed")
+    return Contender(name, run, backend, torch.channels_last)
+
+
+def cell(x: Tensor, h: Tensor, c: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """One step as it is usually written; the cell stays in the dtype that it came in."""
+    gates = F.conv2d(torch.cat([x, h], 1), weight, bias, padding=weight.shape[-1] // 2)
+    i, f, g, o = gates.chunk(4, 1)
+    c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+    return (torch.sigmoid(o) * torch.tanh(c)).to(x.dtype), c
+
+
+@functools.cache
+def compiled_cell() -> Cell:
+    return torch.compile(cell, dynamic=False)
+
+
+def _loop(step: Callable[[], Cell], layout: torch.memory_format, inputs: Inputs) -> Tensor:
+    x, weight, bias = inputs["x"], inputs["weight"], inputs["bias"]
+    hidden = weight.shape[0] // 4
+    h = x.new_zeros((x.shape[1], hidden, *x.shape[-2:])).contiguous(memory_format=layout)
+    c = torch.zeros_like(h, dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
+    outputs, run = [], step()
+    for x_t in x.unbind(0):
+        h, c = run(x_t, h, c, weight, bias)
+        outputs.append(h)
+    return torch.stack(outputs)
+
+
+def peers(on_gpu: bool, compile_too: bool) -> list[Contender]:
+    """The usual loop in both layouts, compiled, and on a GPU as a CUDA graph."""
+    nchw, nhwc = torch.contiguous_format, torch.channels_last
+
+    def loop(name: str, step: Callable[[], Cell], layout: torch.memory_format, graph: bool = False) -> Contender:
+        return Contender(name, functools.partial(_loop, step, layout), layout=layout, graph=graph)
+
+    found = [loop("loop", lambda: cell, nchw), loop("loop, channels last", lambda: cell, nhwc)]
+    if compile_too:
+        found.append(loop("compiled loop", compiled_cell, nhwc))
+    if on_gpu:
+        found.append(loop("CUDA graph of the compiled loop", compiled_cell, nhwc, graph=True))
+    return found

@@ -1,0 +1,89 @@
+"""The problems: sizes, inputs, and the least work any implementation must do on them.
+
+Every gate of every position takes one multiply-add for each weight that reaches it: ``4 hidden (inputs + hidden) k²``
+for each of batch x height x width x time. A backward pass does it twice more, for the gradients of inputs and weights.
+Bytes count x, h and their gradients once. The limit of a row is the time that the larger of the two takes at the rates
+measured in the same run; exponentials, and what a convolution's border saves, are left out.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+LANES = 16
+PASSES = {"step": 1, "forward": 1, "training": 3}
+
+Inputs = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One layer over a sequence of square maps."""
+
+    batch: int
+    channels: int  # of the input
+    hidden: int
+    size: int  # height and width
+    kernel: int
+    time: int
+    dtype: torch.dtype
+
+    @property
+    def elements(self) -> int:
+        """Numbers of h that come out."""
+        return self.time * self.batch * self.hidden * self.size**2
+
+    @property
+    def name(self) -> str:
+        return f"{self.hidden} channels, {self.size}×{self.size}, k={self.kernel}, batch {self.batch}"
+
+    def describe(self) -> dict[str, Any]:
+        """The fields a row of the JSON shows."""
+        sizes = {name: getattr(self, name) for name in ("batch", "channels", "hidden", "size", "kernel", "time")}
+        return sizes | {"dtype": str(self.dtype).removeprefix("torch.")}
+
+    def small(self) -> "Problem":
+        """What correctness is checked on."""
+        sizes = {"batch": min(self.batch, 2), "size": min(self.size, 6), "time": min(self.time, 3)}
+        return replace(self, channels=min(self.channels, 8), hidden=min(self.hidden, 8), **sizes)
+
+    def multiply_adds(self, measure: str) -> int:
+        one = self.elements * 4 * (self.channels + self.hidden) * self.kernel**2
+        return PASSES[measure] * one
+
+    def bytes(self, measure: str) -> int:
+        once = self.elements // self.hidden * (self.channels + self.hidden) * self.dtype.itemsize
+        return once * (3 if measure == "training" else 1)
+
+
+def make_inputs(problem: Problem, device: torch.device, requires_grad: bool = False, seed: int = 0) -> Inputs:
+    """x (time, batch, channels, height, width), and one layer's weights, of nn.LSTM's initial size."""
+    generator = torch.Generator(device).manual_seed(seed)
+    size, kernel, gates = problem.size, problem.kernel, 4 * problem.hidden
+
+    def normal(*shape: int, scale: float = 1.0) -> Tensor:
+        values = torch.randn(shape, generator=generator, dtype=torch.float32, device=device)
+        return values.mul_(scale).to(problem.dtype).requires_grad_(requires_grad)
+
+    scale = ((problem.channels + problem.hidden) * kernel**2) ** -0.5
+    return {
+        "x": normal(problem.time, problem.batch, problem.channels, size, size),
+        "weight_ih": normal(gates, problem.channels, kernel, kernel, scale=scale),
+        "weight_hh": normal(gates, problem.hidden, kernel, kernel, scale=scale),
+        "bias": normal(gates, scale=0.1),
+    }
+
+
+def limit_seconds(problem: Problem, measure: str, rates: dict[str, Any], device_type: str) -> tuple[float, str] | None:
+    """The least time that ``measure`` can take here, and what sets it; None where the rate was not measured."""
+    candidates = [(problem.bytes(measure) / rates["copy"], "copy bandwidth")]
+    if device_type == "cpu":
+        rate = rates.get("multiply_add")
+        width = 2 if problem.dtype == torch.float64 else 1
+        if rate:
+            candidates.append((problem.multiply_adds(measure) / LANES * width / rate, "multiply-adds"))
+    elif rates.get("matrix"):
+        candidates.append((problem.multiply_adds(measure) / rates["matrix"], "multiply-adds"))
+    return max(candidates) if len(candidates) > 1 else None
