@@ -33,15 +33,17 @@ class Preset:
 def popgym() -> Preset:
     """Small observations, long memory: what the results on POPGym were made with.
 
-    A window of 312 steps holds 6, 3 or 2 episodes of RepeatPrevious Easy, Medium or Hard, and nothing is padding.
+    A window of 312 steps holds 6, 3 or 2 episodes of RepeatPrevious Easy, Medium or Hard, and nothing is padding. What
+    is collected is learned from few times over: steps are cheap here, and a memory that has seen too few of them learns
+    them by heart first.
     """
     return Preset(
         WorldModelConfig(memory=MemoryConfig(groups=8)),
-        LearnerConfig(),
+        LearnerConfig(policy_rate=3e-3),
         ReplayConfig(batch_size=8, window=312, burn_in=32),
         num_envs=32,
-        train_ratio=16,
-        prefill=4000,
+        train_ratio=8,
+        prefill=10_000,
     )
 
 
