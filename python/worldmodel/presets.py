@@ -4,6 +4,7 @@ import dataclasses
 
 from worldmodel.learner import LearnerConfig
 from worldmodel.memory import MemoryConfig
+from worldmodel.objectives import ObjectiveConfig
 from worldmodel.replay import ReplayConfig
 from worldmodel.world_model import WorldModelConfig
 
@@ -32,16 +33,30 @@ class Preset:
 def popgym() -> Preset:
     """Small observations, long memory: what the results on POPGym were made with.
 
-    A window of 312 steps holds 6, 3 or 2 episodes of RepeatPrevious Easy, Medium or Hard, and nothing is padding.
+    A window of 312 steps holds 6, 3 or 2 episodes of RepeatPrevious Easy, Medium or Hard, and nothing is padding. What
+    is collected is learned from few times over: steps are cheap here, and a memory that has seen too few of them learns
+    them by heart first.
     """
     return Preset(
         WorldModelConfig(memory=MemoryConfig(groups=8)),
-        LearnerConfig(),
+        LearnerConfig(policy_rate=3e-3),
         ReplayConfig(batch_size=8, window=312, burn_in=32),
         num_envs=32,
-        train_ratio=16,
-        prefill=4000,
+        train_ratio=8,
+        prefill=10_000,
     )
 
 
-PRESETS = {"popgym": popgym}
+def control() -> Preset:
+    """Observations that say nearly all: shorter windows, slower learning, longer imagination. Tried on CartPole-v1."""
+    return Preset(
+        WorldModelConfig(),
+        LearnerConfig(learning_rate=1e-3, objective=ObjectiveConfig(horizon=10, starts=6)),
+        ReplayConfig(batch_size=16, window=64, burn_in=8),
+        num_envs=8,
+        train_ratio=64,
+        prefill=500,
+    )
+
+
+PRESETS = {"popgym": popgym, "control": control}
