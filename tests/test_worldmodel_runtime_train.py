@@ -178,7 +178,7 @@ def test_windows_of_long_episodes_continue_the_episode_from_their_stored_state()
 @pytest.mark.parametrize(("env", "window"), [(ECHO, 24), (NUMBERED, 6)])
 def test_a_run_killed_anywhere_and_resumed_equals_the_uninterrupted_one(tmp_path: Path, env: str, window: int) -> None:
     settings = config(env, seed=5)
-    settings = dataclasses.replace(settings, replay=ReplayConfig(4, window, burn_in=2, max_steps=60), train_ratio=10)
+    settings = dataclasses.replace(settings, replay=ReplayConfig(4, window, burn_in=2, max_steps=60), train_ratio=16)
     iterations, random = 40, np.random.default_rng(0)
     straight = Trainer(settings)
     for _ in range(iterations):

@@ -242,21 +242,21 @@ def _loop(trainer: Trainer, run: Run, display: Display, interrupt: Interrupt) ->
         display.say("nothing is left to do: give more --steps or --minutes")
         return
     logged = saved = trainer.seconds
-    mark = time.perf_counter()
+    mark, figures = time.perf_counter(), trainer.figures()
     while not (trainer.finished or interrupt.asked):
         trainer.iterate()
         # Logging and saving count, too: they are part of the minutes that a user waits.
         now = time.perf_counter()
         trainer.seconds, mark = trainer.seconds + now - mark, now
         if trainer.seconds - logged >= trainer.config.log_seconds:
-            logged = trainer.seconds
-            figures = trainer.figures()
+            logged, figures = trainer.seconds, trainer.figures()
             run.log(figures)
             display.show(figures)
         if trainer.seconds - saved >= 60 * trainer.config.save_minutes:
             saved = trainer.seconds
             run.save(trainer.steps, trainer.state_dict())
-    figures = trainer.figures()
-    run.log(figures)
+    if trainer.steps > figures["steps"]:
+        figures = trainer.figures()
+        run.log(figures)
     display.show(figures, last=True)
     run.save(trainer.steps, trainer.state_dict())
