@@ -5,14 +5,17 @@
 // not.
 #include <pybind11/pybind11.h>
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <initializer_list>
 #include <new>
 #include <string>
 
 // Declared hidden, so that a kernel that nobody wrote is an error of the linker and not of a user's import.
 #pragma GCC visibility push(hidden)
+#include "dlpack.h"
 #include "wmkernels.h"
 #ifdef WMK_WITH_CUDA
 #include "cuda/probe.h"
@@ -22,6 +25,10 @@
 #if defined(_OPENMP) && !defined(_WIN32)
 #include <dlfcn.h>
 #include <omp.h>
+#endif
+#ifdef __linux__
+#include <sys/mman.h>
+#include <unistd.h>
 #endif
 
 namespace py = pybind11;
@@ -373,6 +380,84 @@ void define(py::module_& module, const std::string& name, int64_t (*workspace)(c
   });
 }
 
+// ---- A step in one call ----
+
+// PyTorch's own, or null where it has none (before 2.10).
+const wmk::dlpack::Exchange* exchange() {
+  static const wmk::dlpack::Exchange* const found = []() -> const wmk::dlpack::Exchange* {
+    const py::object tensor = py::module_::import("torch").attr("Tensor");
+    if (!py::hasattr(tensor, "__dlpack_c_exchange_api__")) return nullptr;
+    const py::object capsule = tensor.attr("__dlpack_c_exchange_api__");
+    const auto* api = (const wmk::dlpack::Exchange*)PyCapsule_GetPointer(capsule.ptr(), "dlpack_exchange_api");
+    if (api == nullptr) PyErr_Clear();
+    return api != nullptr && api->major == 1 && api->read != nullptr ? api : nullptr;
+  }();
+  return found;
+}
+
+// A tensor on the CPU, of one type and one shape, as a view. False where it is anything else.
+bool read_view(PyObject* object, wmk::dlpack::DataType dtype, std::initializer_list<int64_t> shape, wmk_view* view) {
+  wmk::dlpack::Tensor tensor;
+  if (exchange()->read(object, &tensor) != 0) {
+    PyErr_Clear();
+    return false;
+  }
+  if (tensor.device_type != wmk::dlpack::kCpu || tensor.dtype.code != dtype.code || tensor.dtype.bits != dtype.bits ||
+      tensor.dimensions != int32_t(shape.size()) || !std::equal(shape.begin(), shape.end(), tensor.shape))
+    return false;
+  view->data = static_cast<char*>(tensor.data) + tensor.byte_offset;
+  for (int i = 0; i < tensor.dimensions; ++i) view->stride[i] = tensor.strides[i];
+  return reinterpret_cast<uintptr_t>(view->data) % (dtype.bits / 8) == 0;
+}
+
+// One step on the CPU, of float32 or float64 throughout, in one call: half a step's time otherwise goes into taking its
+// tensors apart. `tensors` are state_in, state_out, out, u, delta, A, B, C, D, z, delta_bias, reset; the last four may
+// be None, B and C are [batch, state]. Answers false, having done nothing, where they are not so: the caller then goes
+// the long way, which knows what is wrong.
+bool step_at_once(const py::tuple& tensors, bool delta_softplus, int64_t threads) {
+  constexpr size_t count = 12, required = 8;
+  if (exchange() == nullptr || tensors.size() != count) return false;
+  PyObject* objects[count];
+  for (size_t i = 0; i < count; ++i) {
+    objects[i] = PyTuple_GET_ITEM(tensors.ptr(), i);
+    if (i < required && objects[i] == Py_None) return false;
+  }
+  wmk::dlpack::Tensor state, u;
+  if (exchange()->read(objects[0], &state) != 0 || exchange()->read(objects[3], &u) != 0) {
+    PyErr_Clear();
+    return false;
+  }
+  const wmk::dlpack::DataType dtype = u.dtype, mask = {wmk::dlpack::kBool, 8, 1};
+  if (state.dimensions != 3 || dtype.code != wmk::dlpack::kFloat || (dtype.bits != 32 && dtype.bits != 64))
+    return false;
+  const int64_t batch = state.shape[0], channels = state.shape[1], states = state.shape[2];
+  if (batch * channels * states == 0) return false;
+  wmk_selective_step step = {};
+  step.batch = step.states = batch, step.channels = channels, step.state = states, step.groups = 1;
+  step.dtype = step.state_dtype = dtype.bits == 32 ? WMK_FLOAT32 : WMK_FLOAT64;
+  step.delta_softplus = delta_softplus, step.threads = threads;
+  const auto read = [&](size_t index, std::initializer_list<int64_t> shape, wmk_view* view) {
+    return objects[index] == Py_None || read_view(objects[index], dtype, shape, view);
+  };
+  const bool fits = read(0, {batch, channels, states}, &step.state_in) &&
+                    read(1, {batch, channels, states}, &step.state_out) && read(2, {batch, channels}, &step.out) &&
+                    read(3, {batch, channels}, &step.u) && read(4, {batch, channels}, &step.delta) &&
+                    read(5, {channels, states}, &step.A) && read(6, {batch, states}, &step.B) &&
+                    read(7, {batch, states}, &step.C) && read(8, {channels}, &step.D) &&
+                    read(9, {batch, channels}, &step.z) && read(10, {channels}, &step.delta_bias) &&
+                    (objects[11] == Py_None || read_view(objects[11], mask, {batch}, &step.reset));
+  if (!fits) return false;
+  // [batch, state] stands for [batch, groups, state] with one group.
+  for (wmk_view* view : {&step.B, &step.C}) view->stride[2] = view->stride[1], view->stride[1] = 0;
+  int status;
+  {
+    py::gil_scoped_release others_may_run;
+    status = wmk_cpu_selective_step(&step);
+  }
+  if (status != WMK_OK) raise(Op<wmk_selective_step>::name, status);
+  return true;
+}
+
 // ---- What the machine has ----
 
 // The library whose OpenMP this extension runs on; empty if it was built without.
@@ -423,6 +508,7 @@ PYBIND11_MODULE(_native, module) {
   WMK_DEFINE_SCAN(module, cpu_linear_scan);
   WMK_DEFINE_SCAN(module, cpu_conv_lstm);
   define(module, "cpu_selective_step", wmk_cpu_selective_step);
+  module.def("cpu_step_at_once", step_at_once, "One step from tensors, or false where it needs the long way.");
   module.def("cpu_isa", [] { return wmk_cpu_isa(); }, "The instruction-set level in use.");
   module.def("cpu_isa_available", [] { return wmk_cpu_isa_available(); }, "Those that run here, best first.");
   module.def("cpu_set_isa", set_isa, "Use one of them.");

@@ -73,6 +73,10 @@ PROBLEMS = {
     "scan in bfloat16": lambda device: big_scan(device, torch.bfloat16),
     "scan of few channels": lambda device: few_channels(torch.float32, 5000, device),
     "packed scan of few channels": lambda device: few_channels(torch.float32, 5000, device, packed=True),
+    "scan of few channels and many states": lambda device: few_channels(torch.float32, 2500, device, state=64),
+    "packed scan of few channels and many states": lambda device: few_channels(
+        torch.float64, 2500, device, packed=True, channels=7, state=32
+    ),
     "packed scan": packed_scan,
     "scan with constant B and C": constant_scan,
     "linear scan": big_linear_scan,

@@ -213,3 +213,17 @@ def test_it_refuses_to_drop_a_gradient(place):
         wmkernels.selective_state_update(state, **x)
     with torch.no_grad():
         wmkernels.selective_state_update(state, **x)
+
+
+@everywhere("selective_step", kernels_only=True)
+def test_a_sign_still_to_be_turned_is_turned(place):
+    """The imaginary part of a conjugate is a view whose sign PyTorch turns when it is read."""
+    x = inputs(place)
+    turned = torch.complex(x["x"], x["x"]).conj().imag
+    assert turned.is_neg()
+    state = torch.zeros(3, 20, 5, device=place.device)
+    expected, actual = (
+        wmkernels.selective_step(state, u, x["dt"], x["A"], x["B"], x["C"], x["D"], backend=place.backend)
+        for u in (turned.resolve_neg(), turned)
+    )
+    torch.testing.assert_close(actual, expected)

@@ -9,6 +9,11 @@ from worldmodel_examples import MEMORIES, SEEN, random_batch, small_model, step_
 
 from worldmodel.batch import Batch
 from worldmodel.decision import DecisionConfig
+from worldmodel.evaluation import EvaluationConfig
+from worldmodel.memory import MemoryConfig
+from worldmodel.networks import NumberConfig
+from worldmodel.objectives import ObjectiveConfig
+from worldmodel.perception import PerceptionConfig
 
 EVERY_MEMORY = pytest.mark.parametrize("memory", list(MEMORIES))
 EXACT = 1e-9  # float64, a few hundred operations deep
@@ -276,3 +281,44 @@ def test_every_kind_of_observation_is_read_and_said_again():
     loss.sum().backward()
     for name, parameter in model.perception.named_parameters():
         assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: MemoryConfig(kind="lstm"), "kind is 'lstm', expected 'scan', 'conv_lstm'"),
+        (lambda: MemoryConfig(layers=0), "layers 0, expected at least 1"),
+        (lambda: MemoryConfig(kind="conv_lstm", width=20), r"map_size is \(4, 4\) and width 20"),
+        (lambda: PerceptionConfig(classes=1), "classes 1"),
+        (lambda: EvaluationConfig(discount=1.5), "discount is 1.5"),
+        (lambda: DecisionConfig(improve="search"), "improve is 'search'"),
+        (lambda: DecisionConfig(greedy="best"), "greedy is 'best'"),
+        (lambda: DecisionConfig(min_std=2.0), "min_std is 2.0 and max_std 1.0"),
+        (lambda: NumberConfig(bins=1), "bins 1, expected 'mean' or 'two_hot' and at least 2"),
+        (lambda: ObjectiveConfig(horizon=0), "horizon is 0"),
+        (
+            lambda: small_model(done=spaces.Box(-1, 1, (2,)), decision=DecisionConfig(improve="exact")),
+            "improve is 'exact' for continuous actions, expected at most few=16",
+        ),
+        (
+            lambda: small_model(done=spaces.Discrete(99), decision=DecisionConfig(improve="exact")),
+            "improve is 'exact' for 99 actions",
+        ),
+        (lambda: (model := small_model()).imagine(model.init_state(1), model.decision, 0), "horizon is 0"),
+        (lambda: (model := small_model()).observe(random_batch(model), cuts=[3, 3]), r"cuts is \[3, 3\], expected"),
+        (lambda: (model := small_model()).observe(random_batch(model), cuts=[15]), "to rise from 1 to 14"),
+    ],
+)
+def test_an_error_says_what_was_expected(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_a_batch_whose_parts_do_not_fit_is_refused():
+    batch = random_batch(small_model())
+    with pytest.raises(ValueError, match=r"rewards has shape \(3, 13\), expected \(batch=3, time=14, ...\)"):
+        Batch(**{**vars(batch), "rewards": batch.rewards[:, 1:]})
+    with pytest.raises(TypeError, match=r"reset has dtype torch.float32, expected torch.bool"):
+        Batch(**{**vars(batch), "reset": batch.reset.float()})
+    with pytest.raises(ValueError, match="burn_in is 14, expected at least 0 and below time=14"):
+        Batch(**{**vars(batch), "burn_in": 14})

@@ -1,14 +1,12 @@
 """Runs the Triton kernels in Triton's interpreter against the float64 reference: a program of its own, a group a run.
 
-A process of its own, because the interpreter must be chosen before a kernel is defined and because an access out of
-bounds ends the process. Everything the kernels leave unwritten is NaN (PyTorch fills new memory when asked to be
+A process of its own, started with TRITON_INTERPRET=1: the interpreter must be chosen before a kernel is defined, and an
+access out of bounds ends the process. The choice is not made here, because pytest imports every module beside the tests
+to look for doctests, and would leave all Triton kernels of its process, those of the tests on a GPU too, interpreted.
+Everything the kernels leave unwritten is NaN (PyTorch fills new memory when asked to be
 deterministic). The interpreter runs custom scans and reductions one scalar at a time, which takes minutes where the
 rest takes seconds; here they run one time step at a time, through the same combining functions.
 """
-
-import os
-
-os.environ["TRITON_INTERPRET"] = "1"
 
 import itertools
 import sys
@@ -429,6 +427,8 @@ GROUPS["interpreter"] = (check_interpreter, [{}])
 
 def main(group: str) -> int:
     """Runs a group, prints what failed and how many cases ran; 1 if any failed."""
+    if not isinstance(linear.scan_kernel, interpreter.InterpretedFunction):
+        raise SystemExit("run this program with TRITON_INTERPRET=1")
     torch.use_deterministic_algorithms(True)
     torch.set_num_threads(1)
     np.seterr(all="ignore")

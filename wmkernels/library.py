@@ -57,8 +57,8 @@ _PLAIN = (Tensor, torch.nn.Parameter)
 def is_unwatched(tensors: Sequence[Tensor | None]) -> bool:
     """Whether an op's implementation may be called by itself: the dispatcher costs a step as much as its kernel.
 
-    So it is in eager mode, on plain tensors of which none needs a gradient, where no mode (fake tensors, functorch,
-    tracing) wants to see the call.
+    So it is in eager mode, on plain tensors of which none needs a gradient or has its sign yet to be turned (the
+    imaginary part of a conjugate), where no mode (fake tensors, functorch, tracing) wants to see the call.
     """
     if torch.compiler.is_compiling() or torch._C._functorch.maybe_current_level() is not None:
         return False
@@ -68,7 +68,7 @@ def is_unwatched(tensors: Sequence[Tensor | None]) -> bool:
     for x in tensors:
         if x is None:
             continue
-        if type(x) not in _PLAIN or (differentiates and x.requires_grad):
+        if type(x) not in _PLAIN or (differentiates and x.requires_grad) or x.is_neg():
             return False
     return True
 

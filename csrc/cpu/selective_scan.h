@@ -79,16 +79,62 @@ static Vector<T> load_parameter(const wmk_view& view, int64_t channel, int rows)
     for (int row = 0; row < rows; ++row) values[row] = ((const T*)view.data)[(channel + row) * view.stride[0]];
   return values;
 }
-// A state [slots, channels, state] of a tile, to and from table[state][lane].
+// States [first, last) of a tile of a tensor [slots, channels, state], to and from table[state][lane].
 template <class T>
-static void load_state(T* table, const wmk_view& view, int64_t slot, int64_t channel, int rows, int64_t state) {
-  load_tile(table, kLanes<T>, (const T*)view.data + slot * view.stride[0] + channel * view.stride[1], view.stride[1],
-            view.stride[2], rows, state);
+static void load_state(T* table, const wmk_view& view, int64_t slot, int64_t channel, int rows, int64_t first,
+                       int64_t last) {
+  const T* from = (const T*)view.data + slot * view.stride[0] + channel * view.stride[1] + first * view.stride[2];
+  load_tile(table + first * kLanes<T>, kLanes<T>, from, view.stride[1], view.stride[2], rows, last - first);
 }
 template <class T>
-static void store_state(const T* table, const wmk_view& view, int64_t slot, int64_t channels, int64_t channel, int rows,
-                        int64_t state) {
-  store_tile(table, kLanes<T>, (T*)view.data + (slot * channels + channel) * state, state, 1, rows, state);
+static void store_state(const T* table, const wmk_view& view, int64_t slot, int64_t channels, int64_t states,
+                        int64_t channel, int rows, int64_t first, int64_t last) {
+  T* to = (T*)view.data + (slot * channels + channel) * states + first;
+  store_tile(table + first * kLanes<T>, kLanes<T>, to, states, 1, rows, last - first);
+}
+
+// Where there are fewer tiles than threads, the states of a tile are dealt out to parts, which share nothing but the
+// sums over states. A part takes whole blocks of the inner loop and keeps every block's sum apart, so that all of them
+// can be added up in the order in which one thread would: results do not depend on the number of threads. It needs B
+// and C that vary, whose blocks are of one size, and a sequence long enough to be worth it.
+struct StateParts {
+  static constexpr int64_t kSteps = 512;
+  int64_t states, block, blocks, count;
+
+  StateParts(const wmk_selective_scan& scan, int64_t tiles, int64_t block_states)
+      : states(scan.state), block(block_states), blocks(divide_up(states, block)), count(1) {
+    if (scan.time >= kSteps && scan.B_varies && scan.C_varies)
+      count = larger(1, smaller(blocks, scan.threads / (tiles * scan.sequences)));
+  }
+  // Blocks and states of a part.
+  int64_t first_block(int64_t part) const { return blocks * part / count; }
+  int64_t first(int64_t part) const { return smaller(states, first_block(part) * block); }
+  int64_t last(int64_t part) const { return first(part + 1); }
+};
+
+// Some time steps of one tile.
+struct Place {
+  int64_t batch, channel;
+  int rows;
+  int64_t time, steps;
+};
+
+// A tensor [batch, channels, time] at a place, to and from [time][lane].
+template <class T>
+static void load_place(T* to, const wmk_view& view, int64_t dtype, const Place& at) {
+  load_plane(to, kLanes<T>, plane_of(view, dtype, at.batch), dtype, at.channel, at.rows, at.time, at.steps);
+}
+template <class T>
+static void store_place(const T* from, const wmk_view& view, int64_t dtype, const Place& at) {
+  store_plane(from, kLanes<T>, plane_of(view, dtype, at.batch), dtype, at.channel, at.rows, at.time, at.steps);
+}
+// States [first, last) of B or C as [time][pitch], and with them what shares their vectors.
+template <class T>
+static void load_projection(T* tile, const ScanShape<T>& shape, const wmk_view& view, int64_t dtype, int64_t batch,
+                            int64_t group, int64_t time, int64_t steps, int64_t first, int64_t last) {
+  Plane plane = plane_of(view, dtype, batch, group);
+  for (int64_t n = first / shape.lanes * shape.lanes; n < last; n += shape.lanes)
+    load_plane(tile + n, shape.pitch, plane, dtype, n, int(smaller(shape.lanes, shape.state - n)), time, steps);
 }
 
 // A number of states as a type, for generic lambdas.

@@ -86,7 +86,7 @@ __attribute__((noinline)) static void unwind(const ChunkTile<T>& tile, int64_t n
   for (int64_t t = tile.steps - 1; t >= 0; --t) {
     Vector<T> step = load(tile.step + t * lanes), input = load(tile.input + t * lanes);
     Vector<T> grad_output = load(tile.grad_output + t * lanes);
-    Vector<T> grad_input = load(tile.grad_input + t * lanes), grad_step = load(tile.grad_step + t * lanes);
+    Vector<T> grad_input{}, grad_step{};
     const T* B = BVaries ? tile.B + t * tile.pitch + n0 : tile.B + n0 * lanes;
     const T* C = CVaries ? tile.C + t * tile.pitch + n0 : tile.C + n0 * lanes;
     const T *before = tile.fresh[t] ? tile.zeros : tile.states + t * row, *after = tile.states + (t + 1) * row;
@@ -110,8 +110,8 @@ __attribute__((noinline)) static void unwind(const ChunkTile<T>& tile, int64_t n
       return BVaries ? product : Vector<T>{};
     });
     if (BVaries || CVaries) store(sums + t * tile.sums_pitch, load(sums + t * tile.sums_pitch) + sum);
-    store(tile.grad_input + t * lanes, grad_input);
-    store(tile.grad_step + t * lanes, grad_step);
+    store(tile.grad_input + t * lanes, load(tile.grad_input + t * lanes) + grad_input);
+    store(tile.grad_step + t * lanes, load(tile.grad_step + t * lanes) + grad_step);
     if (tile.fresh[t]) {
 #pragma GCC unroll 8
       for (int n = 0; n < States; ++n) carry[n] = Vector<T>{};
@@ -143,19 +143,20 @@ static void run_block(const ChunkTile<T>& tile, const T* first_state, int64_t n0
   unwind<T, States, BVaries, CVaries>(tile, n0);
 }
 
+// States [first, last); `first` is a whole number of blocks.
 template <class T>
-static void run_states(const ChunkTile<T>& tile, const T* first_state, int64_t state, bool B_varies, bool C_varies,
-                       bool wants_output) {
+static void run_states(const ChunkTile<T>& tile, const T* first_state, int64_t first, int64_t last, bool B_varies,
+                       bool C_varies, bool wants_output) {
   constexpr int block = kBlockStates<T>;
-  for (int64_t n0 = 0; n0 < state; n0 += block) {
+  for (int64_t n0 = first; n0 < last; n0 += block) {
     if (B_varies && C_varies) {
-      run_block<T, block, true, true>(tile, first_state, n0, state - n0, wants_output);
+      run_block<T, block, true, true>(tile, first_state, n0, last - n0, wants_output);
     } else if (B_varies) {
-      run_block<T, block, true, false>(tile, first_state, n0, state - n0, wants_output);
+      run_block<T, block, true, false>(tile, first_state, n0, last - n0, wants_output);
     } else if (C_varies) {
-      run_block<T, block, false, true>(tile, first_state, n0, state - n0, wants_output);
+      run_block<T, block, false, true>(tile, first_state, n0, last - n0, wants_output);
     } else {
-      run_block<T, block, false, false>(tile, first_state, n0, state - n0, wants_output);
+      run_block<T, block, false, false>(tile, first_state, n0, last - n0, wants_output);
     }
   }
 }

@@ -4,6 +4,7 @@ import dataclasses
 
 from worldmodel.learner import LearnerConfig
 from worldmodel.memory import MemoryConfig
+from worldmodel.objectives import ObjectiveConfig
 from worldmodel.replay import ReplayConfig
 from worldmodel.world_model import WorldModelConfig
 
@@ -44,4 +45,16 @@ def popgym() -> Preset:
     )
 
 
-PRESETS = {"popgym": popgym}
+def control() -> Preset:
+    """Observations that say nearly all: shorter windows, slower learning, longer imagination. Tried on CartPole-v1."""
+    return Preset(
+        WorldModelConfig(),
+        LearnerConfig(learning_rate=1e-3, objective=ObjectiveConfig(horizon=10, starts=6)),
+        ReplayConfig(batch_size=16, window=64, burn_in=8),
+        num_envs=8,
+        train_ratio=64,
+        prefill=500,
+    )
+
+
+PRESETS = {"popgym": popgym, "control": control}

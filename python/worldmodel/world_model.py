@@ -11,6 +11,7 @@ before ("action") and s_t itself ("features"). At a reset all of it counts as ze
 """
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -137,7 +138,13 @@ class WorldModel(nn.Module):
 
         Returns:
             ``Observed``, with gradients through all of it.
+
+        Raises:
+            ValueError: cuts that do not rise from 1 to time.
         """
+        bounds = [0, *cuts, batch.shape[1] + 1]
+        if any(low >= high for low, high in itertools.pairwise(bounds)):
+            raise ValueError(f"WorldModel.observe: cuts is {list(cuts)}, expected to rise from 1 to {batch.shape[1]}")
         probabilities = self.perception.probabilities(self.perception(batch.observations))
         latent = self.perception.draw(probabilities)
         actions = self.action_spec.encode(batch.actions).to(probabilities.dtype)  # (batch, time, action width)
@@ -195,7 +202,12 @@ class WorldModel(nn.Module):
             horizon: steps, at least 1.
             first_action: encoded (batch, action width), taken at the first step instead of the policy's.
             draw: probabilities -> latent; a straight-through draw if None.
+
+        Raises:
+            ValueError: a horizon below 1.
         """
+        if horizon < 1:
+            raise ValueError(f"WorldModel.imagine: horizon is {horizon}, expected at least 1")
         draw = draw or self.perception.draw
         features = [state["features"]]
         steps: list[tuple[Tensor, ...]] = []
@@ -237,7 +249,7 @@ class WorldModel(nn.Module):
             observation: leaves, (batch, *leaf.shape).
             state: from ``init_state`` or the call before.
             reset: bool (batch,), true where an episode begins.
-            greedy: take the best action instead of drawing one from the policy.
+            greedy: take the best action instead of drawing one from the policy. Nothing is random then.
 
         Returns:
             ``(actions, state)``: (batch, *ActionSpec.shape), and the state with the action in it.

@@ -108,8 +108,9 @@ void selective_scan(uint64_t seed, Call& call) {
   scan.state = one_of(random, {1, 2, 3, 4, 5, 8, 9, 15, 16, 17, 31, 32, 64, 65, 100, 256});
   scan.time = one_of(random, {0, 1, 2, 3, 5, 7, 8, 15, 16, 17, 31, 33, 63, 64, 65, 130});
   if (scan.state > 32 && scan.time > 33) scan.time = 33;
-  if (below(random, 12) == 0) {  // parallel over time
-    scan.batch = 1, scan.channels = one_of(random, {1, 2, 17}), scan.state = 3, scan.time = 1200 + below(random, 900);
+  if (below(random, 12) == 0) {  // parallel over time, or over states
+    scan.batch = 1, scan.channels = one_of(random, {1, 2, 17}), scan.time = 1200 + below(random, 900);
+    scan.state = one_of(random, {3, 16, 20, 32, 48});
   }
   scan.groups = scan.channels % 2 == 0 ? one_of(random, {1, 2, scan.channels}) : one_of(random, {1, scan.channels});
   scan.chunk = one_of(random, {1, 2, 3, 5, 8, 16, 64, 1000});

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from wmkernels.checks import state_dtype
-from wmkernels.pointers import DTYPE_CODES, Expected, Members, call, launch, output, placement
+from wmkernels.pointers import DTYPE_CODES, Expected, Members, call, launch, native, output, placement
 from wmkernels.selective_scan.outputs import backward_outputs, forward_outputs, sequence_count
 
 
@@ -123,6 +123,15 @@ def backward(
         members[f"grad_{name}"] = output(gradient)
     call("selective_scan_backward", "selective_scan", members, u.device)
     return gradients
+
+
+def step_at_once(tensors: tuple[Tensor | None, ...], delta_softplus: bool) -> bool:
+    """One step on a CPU in one call, from float32 or float64 tensors that fit; else False, and nothing is done.
+
+    ``tensors`` are state_in, state_out, out, u, delta, A, B, C, D, z, delta_bias and reset; B and C (batch, state).
+    """
+    done: bool = native.cpu_step_at_once(tensors, delta_softplus, torch.get_num_threads())
+    return done
 
 
 def step(

@@ -9,7 +9,10 @@
 // round of a few chunks. So nothing is atomic, and the result does not depend on the number of threads. Sequences are
 // dealt out to strands likewise; a strand takes its sequences one after another and sums the gradients of the
 // parameters, and all strands go through their chunks in step.
-#include "../selective_scan_backward.h"
+//
+// Where there are fewer tiles than threads, the states of a tile are dealt out too (StateParts). They meet in the
+// gradients of step and input alone, so those of a round are kept, and concluded when all its states are through.
+#include "../selective_scan_backward_tile.h"
 
 namespace wmk::WMK_ISA {
 namespace {
@@ -17,8 +20,7 @@ namespace {
 constexpr int64_t kMostUnits = 32;  // parts in all groups and strands: the most threads that can share the work
 constexpr int64_t kMostStrands = 16;
 constexpr int64_t kSumsBytes = int64_t(8) << 20;  // of the parts' sums in a round: a few synchronisations in all
-constexpr int64_t kSumSteps = 32;                 // time steps of dB and dC that are added up together
-constexpr int64_t kShares = 8;                    // of that work in a group and strand
+constexpr int64_t kShares = 8;                    // of that work in a group and strand, and of concluding a round
 
 // Where a strand stands: a chunk of a sequence, from the last to the first.
 struct Cursor {
@@ -30,7 +32,8 @@ class Backward {
  public:
   static constexpr int lanes = kLanes<T>;
 
-  Backward(const wmk_selective_scan& scan, Arena arena) : scan_(scan), shape_(scan) {
+  Backward(const wmk_selective_scan& scan, Arena arena)
+      : scan_(scan), shape_(scan), split_(scan, shape_.tiles, kBlockStates<T>) {
     span_ = smaller(scan.chunk, larger(scan.time, 1));
     strands_ = larger(1, smaller(scan.sequences, kMostStrands));
     parts_ = larger(1, smaller(shape_.tiles_per_group, kMostUnits / (strands_ * shape_.groups)));
@@ -39,18 +42,20 @@ class Backward {
     table_ = shape_.pitch * lanes;
     int64_t tiles = strands_ * shape_.tiles;
     cursors_ = arena.take<Cursor>(strands_);
-    accumulators_ = tiles * (table_ * (2 + !scan.B_varies + !scan.C_varies) + 2 * lanes);
+    accumulators_ = tiles * (table_ * (2 + !scan.B_varies + !scan.C_varies) + 2 * kShares * lanes);
     carry_ = arena.take<T>(accumulators_);
     grad_A_ = carry_ + tiles * table_;
     grad_B_ = grad_A_ + tiles * table_;
     grad_C_ = grad_B_ + tiles * (scan.B_varies ? 0 : table_);
     grad_D_ = grad_C_ + tiles * (scan.C_varies ? 0 : table_);
-    grad_bias_ = grad_D_ + tiles * lanes;
-    int64_t window = kSumsBytes / (units_ * sums_pitch_ * int64_t(sizeof(T)));
+    grad_bias_ = grad_D_ + tiles * kShares * lanes;
+    int64_t partials = split_.count > 1 ? tiles * split_.blocks * 3 * lanes : 0;
+    int64_t window = kSumsBytes / ((units_ * sums_pitch_ + partials) * int64_t(sizeof(T)));
     window_ = larger(span_, smaller(window, divide_up(scan.time, span_) * span_));
     sums_ = arena.take<T>(scan.B_varies || scan.C_varies ? units_ * window_ * sums_pitch_ : 0);
+    partials_ = arena.take<T>(partials * window_);
     scratch_ = arena.take<char>(0);
-    scratch_bytes_ = round_up(Scratch(*this, Arena(nullptr)).bytes, 4096) + 4096;
+    scratch_bytes_ = round_up(measure_scratch(nullptr).bytes, 4096) + 4096;
     workspace_ = arena.used() + scratch_bytes_ * scan.threads;
   }
   int64_t workspace() const { return workspace_; }
@@ -58,7 +63,13 @@ class Backward {
   void run() const {
     begin();
     while (any_left()) {
-      parallel_for(units_, scan_.threads, [&](int64_t unit, int64_t thread) { run_unit(unit, thread); });
+      parallel_for(units_ * split_.count, scan_.threads,
+                   [&](int64_t item, int64_t thread) { run_unit(item / split_.count, item % split_.count, thread); });
+      if (split_.count > 1) {
+        parallel_for(strands_ * shape_.tiles * kShares, scan_.threads, [&](int64_t item, int64_t thread) {
+          conclude_share(item / kShares / shape_.tiles, item / kShares % shape_.tiles, item % kShares, scratch(thread));
+        });
+      }
       if (scan_.B_varies || scan_.C_varies) {
         parallel_for(strands_ * shape_.groups * kShares, scan_.threads, [&](int64_t item, int64_t thread) {
           add_up(item / kShares / shape_.groups, item / kShares % shape_.groups, item % kShares, scratch(thread));
@@ -70,36 +81,8 @@ class Backward {
   }
 
  private:
-  // What one thread needs for one chunk of one tile.
-  struct Scratch {
-    T *A2, *B_table, *C_table, *first_state;                                             // [pitch][lane]
-    T *step, *input, *u, *slope, *output, *gate, *grad_output, *grad_input, *grad_step;  // [time][lane]
-    T *B, *C;                                                                            // [time][pitch]
-    T *states, *decays, *zeros;
-    char* fresh;
-    const char** lines;  // of the tile after this one
-    int64_t most_lines;
-    int64_t bytes;
-
-    Scratch(const Backward& b, Arena arena) {
-      int64_t rows = b.span_ * lanes;
-      T** tables[] = {&A2, &B_table, &C_table, &first_state};
-      for (T** table : tables) *table = arena.take<T>(b.table_);
-      T** tiles[] = {&step, &input, &u, &slope, &output, &gate, &grad_output, &grad_input, &grad_step};
-      for (T** tile : tiles) *tile = arena.take<T>(rows);
-      int64_t projection = larger(b.span_, kSumSteps) * b.shape_.pitch;
-      B = arena.take<T>(projection);
-      C = arena.take<T>(projection);
-      states = arena.take<T>((rows + lanes) * kBlockStates<T>);
-      decays = arena.take<T>(rows * kBlockStates<T>);
-      zeros = arena.take<T>(lanes * kBlockStates<T>);
-      fresh = arena.take<char>(b.span_);
-      most_lines = 10 * b.span_;
-      lines = arena.take<const char*>(most_lines + b.span_);
-      bytes = arena.used();
-    }
-  };
-  Scratch scratch(int64_t thread) const { return Scratch(*this, Arena(scratch_ + thread * scratch_bytes_)); }
+  BackwardScratch<T> measure_scratch(char* memory) const { return {shape_, span_, Arena(memory)}; }
+  BackwardScratch<T> scratch(int64_t thread) const { return measure_scratch(scratch_ + thread * scratch_bytes_); }
 
   int64_t first_sequence(int64_t strand) const { return scan_.sequences * strand / strands_; }
   int64_t chunks_of(int64_t sequence) const {
@@ -122,9 +105,9 @@ class Backward {
     for (int64_t k = 0; k < shape_.tiles; ++k) {
       memset(tile, 0, table_ * sizeof(T));
       if (scan_.grad_last_state.data)
-        load_state(tile, scan_.grad_last_state, sequence, shape_.channel(k), shape_.rows(k), shape_.state);
-      store_state(tile, scan_.grad_initial_state, sequence, scan_.channels, shape_.channel(k), shape_.rows(k),
-                  shape_.state);
+        load_state(tile, scan_.grad_last_state, sequence, shape_.channel(k), shape_.rows(k), 0, shape_.state);
+      store_state(tile, scan_.grad_initial_state, sequence, scan_.channels, shape_.state, shape_.channel(k),
+                  shape_.rows(k), 0, shape_.state);
     }
   }
   // The chunk before this one, in the same sequence or the next that has any.
@@ -159,17 +142,21 @@ class Backward {
     return false;
   }
 
-  void run_unit(int64_t unit, int64_t thread) const {
+  void run_unit(int64_t unit, int64_t split, int64_t thread) const {
     int64_t part = unit % parts_, group = unit / parts_ % shape_.groups, strand = unit / parts_ / shape_.groups;
-    Scratch s = scratch(thread);
+    BackwardScratch<T> s = scratch(thread);
     memset(s.zeros, 0, lanes * kBlockStates<T> * sizeof(T));
     int64_t tiles = shape_.tiles_per_group;
     int64_t first = group * tiles + tiles * part / parts_, last = group * tiles + tiles * (part + 1) / parts_;
     over_round(strand, [&](const Sequence& sequence, int64_t chunk, int64_t time, int64_t steps, int64_t offset) {
       T* sums = sums_ + (unit * window_ + offset) * sums_pitch_;
-      if (scan_.B_varies || scan_.C_varies) memset(sums, 0, steps * sums_pitch_ * sizeof(T));
-      if (scan_.B_varies) load_states(s.B, scan_.B, sequence.batch, group, time, steps);
-      if (scan_.C_varies) load_states(s.C, scan_.C, sequence.batch, group, time, steps);
+      if (scan_.B_varies || scan_.C_varies) clear(sums, split, steps);
+      if (scan_.B_varies)
+        load_projection(s.B, shape_, scan_.B, scan_.dtype, sequence.batch, group, time, steps, split_.first(split),
+                        split_.last(split));
+      if (scan_.C_varies)
+        load_projection(s.C, shape_, scan_.C, scan_.dtype, sequence.batch, group, time, steps, split_.first(split),
+                        split_.last(split));
       for (int64_t step = 0; step < steps; ++step) s.fresh[step] = is_fresh(sequence, time + step);
       for (int64_t tile = first; tile < last; ++tile) {
         PrefetchList ahead(s.lines, s.most_lines);
@@ -178,9 +165,20 @@ class Backward {
         } else if (chunk > 0) {
           list_tile(ahead, sequence, first, time - scan_.chunk, scan_.chunk);
         }
-        run_tile(s, sequence, chunk, strand, tile, time, steps, sums, ahead.pad(steps));
+        run_tile(s, sequence, chunk, strand, tile, split, time, steps, offset, sums, ahead.pad(steps));
       }
     });
+  }
+  // The columns of `sums` that belong to a part of the states.
+  void clear(T* sums, int64_t split, int64_t steps) const {
+    int64_t begin = split_.first(split) / kBlockStates<T>, end = divide_up(split_.last(split), kBlockStates<T>);
+    for (int64_t t = 0; t < steps; ++t)
+      memset(sums + t * sums_pitch_ + begin * lanes, 0, (end - begin) * lanes * sizeof(T));
+  }
+  // What a block of a tile's states gives the gradients of its step and input, and its output: three [window][lane].
+  T* partial(int64_t strand, int64_t tile, int64_t block, int64_t which, int64_t offset) const {
+    return partials_ +
+           ((((strand * shape_.tiles + tile) * split_.blocks + block) * 3 + which) * window_ + offset) * lanes;
   }
 
   // What a tile will read and write.
@@ -199,34 +197,30 @@ class Backward {
     return scan_.reset.data &&
            ((const char*)scan_.reset.data)[sequence.batch * scan_.reset.stride[0] + time * scan_.reset.stride[1]];
   }
-  // B or C as [time][pitch].
-  void load_states(T* tile, const wmk_view& view, int64_t batch, int64_t group, int64_t time, int64_t steps) const {
-    Plane plane = plane_of(view, scan_.dtype, batch, group);
-    for (int64_t n = 0; n < shape_.state; n += lanes)
-      load_plane(tile + n, shape_.pitch, plane, scan_.dtype, n, int(smaller(lanes, shape_.state - n)), time, steps);
-  }
   void load_padded_table(T* table, const wmk_view& view, int64_t channel, int rows) const {
     memset(table, 0, table_ * sizeof(T));
     load_table(table, view, channel, rows, shape_.state);
   }
 
-  void run_tile(const Scratch& s, const Sequence& sequence, int64_t chunk, int64_t strand, int64_t tile, int64_t time,
-                int64_t steps, T* sums, int64_t lines_per_step) const {
+  void run_tile(const BackwardScratch<T>& s, const Sequence& sequence, int64_t chunk, int64_t strand, int64_t tile,
+                int64_t split, int64_t time, int64_t steps, int64_t offset, T* sums, int64_t lines_per_step) const {
     int64_t channel = shape_.channel(tile), owner = strand * shape_.tiles + tile;
+    int64_t first = split_.first(split), last = split_.last(split);
     int rows = shape_.rows(tile);
     load_padded_table(s.A2, scan_.A, channel, rows);
     for (int64_t i = 0; i < table_; ++i) s.A2[i] *= kLog2e<T>;
     if (!scan_.B_varies) load_padded_table(s.B_table, scan_.B, channel, rows);
     if (!scan_.C_varies) load_padded_table(s.C_table, scan_.C, channel, rows);
     memset(s.first_state, 0, table_ * sizeof(T));
-    load_state(s.first_state, scan_.chunk_states, sequence.first_slot + chunk, channel, rows, shape_.state);
+    load_state(s.first_state, scan_.chunk_states, sequence.first_slot + chunk, channel, rows, 0, shape_.state);
     T* carry = carry_ + owner * table_;
     if (time + steps == sequence.end) {
-      memset(carry, 0, table_ * sizeof(T));
+      memset(carry + first * lanes, 0, (last - first) * lanes * sizeof(T));
       if (scan_.grad_last_state.data)
-        load_state(carry, scan_.grad_last_state, sequence.index, channel, rows, shape_.state);
+        load_state(carry, scan_.grad_last_state, sequence.index, channel, rows, first, last);
     }
-    prepare(s, sequence, channel, rows, time, steps);
+    Place at{sequence.batch, channel, rows, time, steps};
+    prepare(scan_, s, at);
     ChunkTile<T> work{};
     work.steps = steps, work.pitch = shape_.pitch, work.fresh = s.fresh;
     work.step = s.step, work.input = s.input, work.output = s.output, work.A2 = s.A2;
@@ -237,76 +231,54 @@ class Backward {
     work.states = s.states, work.decays = s.decays, work.zeros = s.zeros;
     work.sums = sums, work.sums_pitch = sums_pitch_;
     work.lines = s.lines, work.lines_per_step = lines_per_step;
-    run_states<T>(work, s.first_state, shape_.state, scan_.B_varies, scan_.C_varies, scan_.grad_z.data);
-    conclude(s, sequence, owner, channel, rows, time, steps);
+    auto run_blocks = [&](int64_t begin, int64_t end) {
+      run_states<T>(work, s.first_state, begin, end, scan_.B_varies, scan_.C_varies, scan_.grad_z.data);
+    };
+    if (split_.count > 1) {
+      for (int64_t n = first; n < last; n += split_.block) {
+        T** const results[] = {&work.grad_input, &work.grad_step, &work.output};
+        for (int which = 0; which < 3; ++which) {
+          *results[which] = partial(strand, tile, n / split_.block, which, offset);
+          memset(*results[which], 0, steps * lanes * sizeof(T));
+        }
+        run_blocks(n, smaller(n + split_.block, last));
+      }
+    } else {
+      run_blocks(0, shape_.state);
+      int64_t owner = share_of(strand, tile, chunk) * lanes;
+      conclude(scan_, s, at, grad_D_ + owner, grad_bias_ + owner);
+    }
     if (chunk == 0 && scan_.grad_initial_state.data)
-      store_state(carry, scan_.grad_initial_state, sequence.index, scan_.channels, channel, rows, shape_.state);
+      store_state(carry, scan_.grad_initial_state, sequence.index, scan_.channels, shape_.state, channel, rows, first,
+                  last);
   }
 
-  void load_input(T* to, const wmk_view& view, const Sequence& sequence, int64_t channel, int rows, int64_t time,
-                  int64_t steps) const {
-    load_plane(to, lanes, plane_of(view, scan_.dtype, sequence.batch), scan_.dtype, channel, rows, time, steps);
+  // The sums of the gradients of D and of the bias that a chunk adds to.
+  int64_t share_of(int64_t strand, int64_t tile, int64_t chunk) const {
+    return (strand * kShares + chunk % kShares) * shape_.tiles + tile;
   }
-  void store_gradient(const T* from, const wmk_view& view, const Sequence& sequence, int64_t channel, int rows,
-                      int64_t time, int64_t steps) const {
-    if (!view.data) return;
-    store_plane(from, lanes, plane_of(view, scan_.dtype, sequence.batch), scan_.dtype, channel, rows, time, steps);
-  }
-
-  // From the inputs of a tile: step, its slope in delta, input, dy, and the factor of y in dz (in `gate`).
-  void prepare(const Scratch& s, const Sequence& sequence, int64_t channel, int rows, int64_t time,
-               int64_t steps) const {
-    load_input(s.u, scan_.u, sequence, channel, rows, time, steps);
-    load_input(s.step, scan_.delta, sequence, channel, rows, time, steps);
-    load_input(s.grad_output, scan_.grad_out, sequence, channel, rows, time, steps);
-    if (scan_.z.data) load_input(s.gate, scan_.z, sequence, channel, rows, time, steps);
-    Vector<T> bias = load_parameter<T>(scan_.delta_bias, channel, rows);
-    Vector<T> skip = load_parameter<T>(scan_.D, channel, rows);
-    for (int64_t t = 0; t < steps * lanes; t += lanes) {
-      Vector<T> step = load(s.step + t) + bias, u = load(s.u + t);
-      if (scan_.delta_softplus) {
-        Vector<T> slope;
-        step = softplus(step, slope);
-        store(s.slope + t, slope);
+  // Adds up the blocks of a tile's states, for a share of the strand's round, and goes on to the gradients of the
+  // inputs.
+  void conclude_share(int64_t strand, int64_t tile, int64_t share, const BackwardScratch<T>& s) const {
+    over_round(strand, [&](const Sequence& sequence, int64_t chunk, int64_t time, int64_t steps, int64_t offset) {
+      if (chunk % kShares != share) return;
+      Place at{sequence.batch, shape_.channel(tile), shape_.rows(tile), time, steps};
+      prepare(scan_, s, at);
+      T* const results[] = {s.grad_input, s.grad_step, s.output};
+      for (int which = 0; which < 3; ++which) {
+        for (int64_t block = 0; block < split_.blocks; ++block) {
+          const T* sum = partial(strand, tile, block, which, offset);
+          for (int64_t t = 0; t < steps * lanes; t += lanes)
+            store(results[which] + t, load(results[which] + t) + load(sum + t));
+        }
       }
-      store(s.step + t, step);
-      store(s.input + t, step * u);
-      store(s.grad_input + t, Vector<T>{});
-      store(s.grad_step + t, Vector<T>{});
-      if (scan_.z.data) {
-        Vector<T> z = load(s.gate + t), gate = sigmoid(z), grad = load(s.grad_output + t);
-        store(s.output + t, skip * u);
-        store(s.gate + t, grad * gate * (z * (1 - gate) + 1));
-        store(s.grad_output + t, grad * gate * z);
-      }
-    }
-  }
-
-  // From the gradients of step and input those of u, delta, z, D and the bias.
-  void conclude(const Scratch& s, const Sequence& sequence, int64_t owner, int64_t channel, int rows, int64_t time,
-                int64_t steps) const {
-    constexpr T log_2 = T(0.693147180559945309417);
-    Vector<T> skip = load_parameter<T>(scan_.D, channel, rows);
-    Vector<T> grad_D = load(grad_D_ + owner * lanes), grad_bias = load(grad_bias_ + owner * lanes);
-    for (int64_t t = (steps - 1) * lanes; t >= 0; t -= lanes) {
-      Vector<T> u = load(s.u + t), grad_output = load(s.grad_output + t), grad_input = load(s.grad_input + t);
-      Vector<T> grad_delta = load(s.grad_step + t) * log_2 + grad_input * u;
-      if (scan_.delta_softplus) grad_delta *= load(s.slope + t);
-      grad_D += grad_output * u;
-      grad_bias += grad_delta;
-      store(s.grad_step + t, grad_delta);
-      store(s.grad_input + t, grad_input * load(s.step + t) + skip * grad_output);
-      if (scan_.z.data) store(s.gate + t, load(s.gate + t) * load(s.output + t));
-    }
-    store(grad_D_ + owner * lanes, grad_D);
-    store(grad_bias_ + owner * lanes, grad_bias);
-    store_gradient(s.grad_input, scan_.grad_u, sequence, channel, rows, time, steps);
-    store_gradient(s.grad_step, scan_.grad_delta, sequence, channel, rows, time, steps);
-    store_gradient(s.gate, scan_.grad_z, sequence, channel, rows, time, steps);
+      int64_t owner = share_of(strand, tile, chunk) * lanes;
+      conclude(scan_, s, at, grad_D_ + owner, grad_bias_ + owner);
+    });
   }
 
   // Adds up the parts of dB and dC of a group, for a share of the time steps of the strand's round.
-  void add_up(int64_t strand, int64_t group, int64_t share, const Scratch& s) const {
+  void add_up(int64_t strand, int64_t group, int64_t share, const BackwardScratch<T>& s) const {
     constexpr int block = kBlockStates<T>;
     int64_t piece = 0;
     over_round(strand, [&](const Sequence& sequence, int64_t, int64_t time, int64_t steps, int64_t offset) {
@@ -336,22 +308,22 @@ class Backward {
   }
 
   // Adds up the strands' gradients of a tile's parameters.
-  void finish(int64_t tile, const Scratch& s) const {
+  void finish(int64_t tile, const BackwardScratch<T>& s) const {
     int64_t channel = shape_.channel(tile);
     int rows = shape_.rows(tile);
-    auto add_strands = [&](T* sum, const T* gradients, int64_t size) {
+    auto add_strands = [&](T* sum, const T* gradients, int64_t size, int64_t strands) {
       memset(sum, 0, size * sizeof(T));
-      for (int64_t strand = 0; strand < strands_; ++strand)
+      for (int64_t strand = 0; strand < strands; ++strand)
         for (int64_t i = 0; i < size; ++i) sum[i] += gradients[(strand * shape_.tiles + tile) * size + i];
     };
     auto finish_table = [&](const T* gradients, const wmk_view& view) {
       if (!view.data) return;
-      add_strands(s.first_state, gradients, table_);
-      store_state(s.first_state, view, 0, scan_.channels, channel, rows, shape_.state);
+      add_strands(s.first_state, gradients, table_, strands_);
+      store_state(s.first_state, view, 0, scan_.channels, shape_.state, channel, rows, 0, shape_.state);
     };
     auto finish_vector = [&](const T* gradients, const wmk_view& view) {
       if (!view.data) return;
-      add_strands(s.first_state, gradients, lanes);
+      add_strands(s.first_state, gradients, lanes, strands_ * kShares);
       memcpy((T*)view.data + channel, s.first_state, rows * sizeof(T));
     };
     finish_table(grad_A_, scan_.grad_A);
@@ -363,6 +335,7 @@ class Backward {
 
   const wmk_selective_scan& scan_;
   ScanShape<T> shape_;
+  StateParts split_;
   int64_t span_;    // most steps in a chunk
   int64_t window_;  // most steps of a strand in a round
   int64_t strands_, parts_, units_, table_, sums_pitch_, scratch_bytes_, workspace_;
@@ -370,8 +343,9 @@ class Backward {
   int64_t accumulators_;  // elements of carry_ and what follows it
   char* scratch_;
   T *carry_, *grad_A_, *grad_B_, *grad_C_;  // [strands][tiles][pitch][lane]
-  T *grad_D_, *grad_bias_;                  // [strands][tiles][lane]
+  T *grad_D_, *grad_bias_;                  // [strands][shares][tiles][lane]
   T* sums_;                                 // [units][window][sums_pitch]
+  T* partials_;                             // see partial()
 };
 
 }  // namespace

@@ -7,100 +7,25 @@
 // exponential is a product, a rounding, five multiply-adds and a scaling, so a state takes nine instructions on the
 // multiply-add pipes and four on others, and the kernel is bound by arithmetic. The tiles of B and C are converted once
 // for a block of channel tiles. The state at each chunk's start is kept for the backward pass.
-#include "../selective_scan.h"
+//
+// Where there are fewer tiles than cores, selective_scan_few_tiles.h does the same by parts of the states.
+#include "../selective_scan_few_tiles.h"
 
 namespace wmk::WMK_ISA {
 namespace {
 
-// A stretch of time of one tile.
-template <class T>
-struct Piece {
-  T* state;               // [state][lane]
-  const T* A2;            // A log2(e), [state][lane]
-  const T *step, *input;  // [time][lane]
-  const T *B, *C;         // [time][pitch], or [state][lane] where they do not vary
-  T* output;              // [time][lane], added to
-  int64_t pitch, steps;
-  bool fresh;                // start from zero instead of from `state`
-  const char* const* lines;  // cache lines to ask for on the way,
-  int64_t lines_per_step;    // so many a step
-};
-
-template <class T, int States, bool BVaries, bool CVaries>
-__attribute__((noinline)) void scan_block(const Piece<T>& piece, int64_t n0) {
-  constexpr int lanes = kLanes<T>;
-  T* state = piece.state + n0 * lanes;
-  const T *A2 = piece.A2 + n0 * lanes, *step = piece.step, *input = piece.input;
-  const T *B = piece.B + n0 * (BVaries ? 1 : lanes), *C = piece.C + n0 * (CVaries ? 1 : lanes);
-  T* output = piece.output;
-  const char* const* lines = piece.lines;
-  // Every block of states passes the same time; the first one does the asking.
-  int64_t lines_per_step = n0 == 0 ? piece.lines_per_step : 0, pitch = piece.pitch;
-  Vector<T> h[States];
-#pragma GCC unroll 16
-  for (int n = 0; n < States; ++n) h[n] = piece.fresh ? Vector<T>{} : load(state + n * lanes);
-  for (int64_t t = piece.steps; t > 0; --t) {
-    Vector<T> step_t = load(step), input_t = load(input), sum[2] = {load(output), Vector<T>{}};
-    for (int64_t i = 0; i < lines_per_step; ++i) __builtin_prefetch(*lines++, 0, 2);
-#pragma GCC unroll 16
-    for (int n = 0; n < States; ++n) {
-      Vector<T> decay = exp2(step_t * load(A2 + n * lanes));
-      h[n] = decay * h[n] + input_t * (BVaries ? broadcast(B[n]) : load(B + n * lanes));
-      sum[n & 1] += h[n] * (CVaries ? broadcast(C[n]) : load(C + n * lanes));
-    }
-    store(output, sum[0] + sum[1]);
-    step += lanes, input += lanes, output += lanes;
-    if (BVaries) B += pitch;
-    if (CVaries) C += pitch;
-  }
-#pragma GCC unroll 16
-  for (int n = 0; n < States; ++n) store(state + n * lanes, h[n]);
-}
-
-template <class T, bool BVaries, bool CVaries>
-void scan_states(const Piece<T>& piece, int64_t state) {
-  for (int64_t n = 0; n < state;) {
-    auto run = [&](auto block) {
-      scan_block<T, sizeof(block), BVaries, CVaries>(piece, n);
-      n += int64_t(sizeof(block));
-    };
-    int64_t left = state - n;
-    // Constant B and C are rare and get fewer block sizes.
-    if constexpr (BVaries && CVaries) {
-      if (kVectorBytes == 64 && left >= 16) {
-        run(Block<16>{});
-      } else if (left >= 8) {
-        run(Block<8>{});
-      } else if (left >= 4) {
-        run(Block<4>{});
-      } else if (left >= 2) {
-        run(Block<2>{});
-      } else {
-        run(Block<1>{});
-      }
-    } else if (left >= 4) {
-      run(Block<4>{});
-    } else {
-      run(Block<1>{});
-    }
-  }
-}
-
 // Scratch of one thread, for a block of `tiles` channel tiles.
 template <class T>
 struct Scratch {
-  T *A2, *B_table, *C_table, *state;  // [tiles][state][lane]
-  T *step, *input, *output, *gate;    // [time][lane]
-  T *B, *C;                           // [time][pitch]
-  const char** lines;                 // of the tile after this one
+  Tables<T> tables;
+  T *step, *input, *output, *gate;  // [time][lane]
+  T *B, *C;                         // [time][pitch]
+  const char** lines;               // of the tile after this one
   int64_t most_lines;
 
-  Scratch(Arena& arena, const ScanShape<T>& shape, const wmk_selective_scan& scan, int64_t tiles) {
-    int64_t table = tiles * shape.state * shape.lanes, rows = shape.steps * shape.lanes;
-    A2 = arena.take<T>(table);
-    state = arena.take<T>(table);
-    B_table = arena.take<T>(scan.B_varies ? 0 : table);
-    C_table = arena.take<T>(scan.C_varies ? 0 : table);
+  Scratch(Arena& arena, const ScanShape<T>& shape, const wmk_selective_scan& scan, int64_t tiles)
+      : tables(arena, shape, scan, tiles) {
+    int64_t rows = shape.steps * shape.lanes;
     step = arena.take<T>(rows);
     input = arena.take<T>(rows);
     output = arena.take<T>(rows);
@@ -145,32 +70,18 @@ class Forward {
  private:
   void run_block(const Scratch<T>& s, const Sequence& sequence, int64_t group, int64_t first_tile,
                  int64_t tiles) const {
-    int64_t table = shape_.state * shape_.lanes;
-    for (int64_t k = 0; k < tiles; ++k) {
-      int64_t channel = shape_.channel(first_tile + k);
-      int rows = shape_.rows(first_tile + k);
-      T* A2 = s.A2 + k * table;
-      load_table(A2, scan_.A, channel, rows, shape_.state);
-      for (int64_t i = 0; i < table; ++i) A2[i] *= kLog2e<T>;
-      if (!scan_.B_varies) load_table(s.B_table + k * table, scan_.B, channel, rows, shape_.state);
-      if (!scan_.C_varies) load_table(s.C_table + k * table, scan_.C, channel, rows, shape_.state);
-      if (scan_.initial_state.data) {
-        load_state(s.state + k * table, scan_.initial_state, sequence.index, channel, rows, shape_.state);
-      } else {
-        memset(s.state + k * table, 0, table * sizeof(T));
-      }
-    }
+    for (int64_t k = 0; k < tiles; ++k) s.tables.tile(shape_, k).begin(shape_, scan_, sequence, first_tile + k);
     for (int64_t time = sequence.begin; time < sequence.end;) {
       int64_t within = (time - sequence.begin) % scan_.chunk;
       int64_t steps = smaller(smaller(shape_.steps, scan_.chunk - within), sequence.end - time);
       if (within == 0 && scan_.chunk_states.data) {
         int64_t slot = sequence.first_slot + (time - sequence.begin) / scan_.chunk;
-        for (int64_t k = 0; k < tiles; ++k)
-          store_state(s.state + k * table, scan_.chunk_states, slot, scan_.channels, shape_.channel(first_tile + k),
-                      shape_.rows(first_tile + k), shape_.state);
+        for (int64_t k = 0; k < tiles; ++k) save(s, k, first_tile + k, scan_.chunk_states, slot);
       }
-      if (scan_.B_varies) load_states(s.B, scan_.B, sequence.batch, group, time, steps);
-      if (scan_.C_varies) load_states(s.C, scan_.C, sequence.batch, group, time, steps);
+      if (scan_.B_varies)
+        load_projection(s.B, shape_, scan_.B, scan_.dtype, sequence.batch, group, time, steps, 0, shape_.state);
+      if (scan_.C_varies)
+        load_projection(s.C, shape_, scan_.C, scan_.dtype, sequence.batch, group, time, steps, 0, shape_.state);
       Stretches stretches(scan_, sequence, time, steps);
       for (int64_t k = 0; k < tiles; ++k) {
         PrefetchList ahead(s.lines, s.most_lines);
@@ -182,13 +93,15 @@ class Forward {
           list_states(ahead, scan_.B, scan_.B_varies, sequence.batch, group, time + steps, count);
           list_states(ahead, scan_.C, scan_.C_varies, sequence.batch, group, time + steps, count);
         }
-        run_tile(s, sequence, first_tile + k, k * table, stretches, time, steps, ahead.pad(steps));
+        run_tile(s, s.tables.tile(shape_, k), sequence, first_tile + k, stretches, time, steps, ahead.pad(steps));
       }
       time += steps;
     }
-    for (int64_t k = 0; k < tiles; ++k)
-      store_state(s.state + k * table, scan_.last_state, sequence.index, scan_.channels, shape_.channel(first_tile + k),
-                  shape_.rows(first_tile + k), shape_.state);
+    for (int64_t k = 0; k < tiles; ++k) save(s, k, first_tile + k, scan_.last_state, sequence.index);
+  }
+  void save(const Scratch<T>& s, int64_t k, int64_t tile, const wmk_view& view, int64_t slot) const {
+    store_state(s.tables.tile(shape_, k).state, view, slot, scan_.channels, shape_.state, shape_.channel(tile),
+                shape_.rows(tile), 0, shape_.state);
   }
 
   // What a tile will read and write.
@@ -206,64 +119,12 @@ class Forward {
                     steps);
   }
 
-  // B or C as [time][pitch].
-  void load_states(T* tile, const wmk_view& view, int64_t batch, int64_t group, int64_t time, int64_t steps) const {
-    Plane plane = plane_of(view, scan_.dtype, batch, group);
-    for (int64_t n = 0; n < shape_.state; n += shape_.lanes)
-      load_plane(tile + n, shape_.pitch, plane, scan_.dtype, n, int(smaller(shape_.lanes, shape_.state - n)), time,
-                 steps);
-  }
-
-  void run_tile(const Scratch<T>& s, const Sequence& sequence, int64_t tile, int64_t table, const Stretches& stretches,
-                int64_t time, int64_t steps, int64_t lines_per_step) const {
-    constexpr int lanes = kLanes<T>;
-    int64_t channel = shape_.channel(tile);
-    int rows = shape_.rows(tile);
-    auto load_input = [&](T* to, const wmk_view& view) {
-      load_plane(to, lanes, plane_of(view, scan_.dtype, sequence.batch), scan_.dtype, channel, rows, time, steps);
-    };
-    load_input(s.input, scan_.u);
-    load_input(s.step, scan_.delta);
-    Vector<T> bias = load_parameter<T>(scan_.delta_bias, channel, rows),
-              skip = load_parameter<T>(scan_.D, channel, rows);
-    for (int64_t t = 0; t < steps * lanes; t += lanes) {
-      Vector<T> step = load(s.step + t) + bias, u = load(s.input + t);
-      if (scan_.delta_softplus) step = softplus(step);
-      store(s.step + t, step);
-      store(s.input + t, step * u);
-      store(s.output + t, scan_.D.data ? skip * u : Vector<T>{});
-    }
-    for (int i = 0; i < stretches.count; ++i) {
-      int64_t begin = stretches.begin[i];
-      // No decay where there is nothing to decay: an infinite one would make NaN of the zero.
-      if (stretches.fresh[i]) store(s.step + begin * lanes, Vector<T>{});
-      run_piece({s.state + table, s.A2 + table, s.step + begin * lanes, s.input + begin * lanes,
-                 scan_.B_varies ? s.B + begin * shape_.pitch : s.B_table + table,
-                 scan_.C_varies ? s.C + begin * shape_.pitch : s.C_table + table, s.output + begin * lanes,
-                 shape_.pitch, stretches.begin[i + 1] - begin, stretches.fresh[i], s.lines + begin * lines_per_step,
-                 lines_per_step});
-    }
-    if (scan_.z.data) {
-      load_input(s.gate, scan_.z);
-      for (int64_t t = 0; t < steps * lanes; t += lanes) {
-        Vector<T> z = load(s.gate + t);
-        store(s.output + t, load(s.output + t) * z * sigmoid(z));
-      }
-    }
-    store_plane(s.output, lanes, plane_of(scan_.out, scan_.dtype, sequence.batch), scan_.dtype, channel, rows, time,
-                steps);
-  }
-
-  void run_piece(const Piece<T>& piece) const {
-    if (scan_.B_varies && scan_.C_varies) {
-      scan_states<T, true, true>(piece, shape_.state);
-    } else if (scan_.B_varies) {
-      scan_states<T, true, false>(piece, shape_.state);
-    } else if (scan_.C_varies) {
-      scan_states<T, false, true>(piece, shape_.state);
-    } else {
-      scan_states<T, false, false>(piece, shape_.state);
-    }
+  void run_tile(const Scratch<T>& s, const Tables<T>& tables, const Sequence& sequence, int64_t tile,
+                const Stretches& stretches, int64_t time, int64_t steps, int64_t lines_per_step) const {
+    Place at{sequence.batch, shape_.channel(tile), shape_.rows(tile), time, steps};
+    prepare(scan_, at, s.step, s.input, s.output);
+    scan_stretches(scan_, shape_, stretches, tables, s, s.output, 0, shape_.state, s.lines, lines_per_step);
+    conclude(scan_, at, s.output, s.gate);
   }
 
   const wmk_selective_scan& scan_;
@@ -271,18 +132,27 @@ class Forward {
   int64_t block_;
 };
 
+template <class T>
+int64_t workspace(const wmk_selective_scan& scan) {
+  return FewTiles<T>::suits(scan) ? FewTiles<T>(scan, Arena(nullptr)).workspace() : Forward<T>(scan).workspace();
+}
+template <class T>
+void run(const wmk_selective_scan& scan) {
+  if (FewTiles<T>::suits(scan)) {
+    FewTiles<T>(scan, Arena(scan.workspace)).run();
+  } else {
+    Forward<T>(scan).run();
+  }
+}
+
 }  // namespace
 
 int64_t selective_scan_forward_workspace(const wmk_selective_scan& scan) {
-  return scan.dtype == WMK_FLOAT64 ? Forward<double>(scan).workspace() : Forward<float>(scan).workspace();
+  return scan.dtype == WMK_FLOAT64 ? workspace<double>(scan) : workspace<float>(scan);
 }
 
 int selective_scan_forward(const wmk_selective_scan& scan) {
-  if (scan.dtype == WMK_FLOAT64) {
-    Forward<double>(scan).run();
-  } else {
-    Forward<float>(scan).run();
-  }
+  scan.dtype == WMK_FLOAT64 ? run<double>(scan) : run<float>(scan);
   return WMK_OK;
 }
 

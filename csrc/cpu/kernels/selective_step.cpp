@@ -111,17 +111,24 @@ class Step {
     Vector<T> u = activation(step_.u), size = activation(step_.delta) + parameter(step_.delta_bias, channel, rows);
     if (step_.delta_softplus) size = softplus(size);
     Vector<T> input = size * u, scaled = size * kLog2e<T>;
-    Vector<T> products[lanes];
-    bool whole_vectors = step_.state_in.stride[2] == 1 && step_.state_out.stride[2] == 1 && step_.A.stride[1] == 1 &&
-                         step_.state % lanes == 0 && !fresh;
-    for (int row = 0; row < lanes; ++row) {
-      if (row >= rows) {
-        products[row] = Vector<T>{};
-      } else if (whole_vectors) {
-        products[row] = update<true>(slot, channel + row, scaled[row], input[row], fresh, B, C);
-      } else {
-        products[row] = update<false>(slot, channel + row, scaled[row], input[row], fresh, B, C);
-      }
+    alignas(64) T scales[lanes], inputs[lanes];
+    store(scales, scaled);
+    store(inputs, input);
+    Vector<T> products[lanes] = {};
+    const Rows at_rows = {(const State*)step_.state_in.data + at(step_.state_in, slot, channel),
+                          (State*)step_.state_out.data + at(step_.state_out, slot, channel),
+                          (const T*)step_.A.data + channel * step_.A.stride[0],
+                          step_.state_in.stride[1],
+                          step_.state_out.stride[1],
+                          step_.A.stride[0],
+                          step_.state_in.stride[2],
+                          step_.state_out.stride[2],
+                          step_.A.stride[1]};
+    bool contiguous = at_rows.from_stride == 1 && at_rows.to_stride == 1 && at_rows.A_stride == 1;
+    if (contiguous && step_.state % lanes == 0 && !fresh) {
+      for (int64_t n = 0; n < step_.state; n += lanes) update_vectors(at_rows, n, rows, scales, inputs, B, C, products);
+    } else {
+      for (int row = 0; row < rows; ++row) products[row] = update(at_rows, row, scales[row], inputs[row], fresh, B, C);
     }
     Vector<T> out = sum_lanes<T>([&](int row) { return products[row]; });
     if (step_.D.data) out += parameter(step_.D, channel, rows) * u;
@@ -132,26 +139,49 @@ class Step {
     return out;
   }
 
-  // Updates the states of one channel and answers their products with C. WholeVectors: the states are contiguous, fill
-  // their vectors, and are not forgotten.
-  template <bool WholeVectors>
-  __attribute__((always_inline)) Vector<T> update(int64_t slot, int64_t channel, T scaled, T input, bool fresh,
-                                                  const T* B, const T* C) const {
-    const State* from = (const State*)step_.state_in.data + at(step_.state_in, slot, channel);
-    State* to = (State*)step_.state_out.data + at(step_.state_out, slot, channel);
-    const T* A = (const T*)step_.A.data + channel * step_.A.stride[0];
-    int64_t from_stride = WholeVectors ? 1 : step_.state_in.stride[2];
-    int64_t to_stride = WholeVectors ? 1 : step_.state_out.stride[2];
-    int64_t A_stride = WholeVectors ? 1 : step_.A.stride[1];
+  // Where the states and A of a tile's first channel are, and how far the next channel and the next state.
+  struct Rows {
+    const State* from;
+    State* to;
+    const T* A;
+    int64_t from_row, to_row, A_row;
+    int64_t from_stride, to_stride, A_stride;
+  };
+
+  // One vector of contiguous states of every channel; their products with C are added up. Everything is in locals:
+  // the compiler cannot know that what is stored is not what it read.
+  __attribute__((always_inline)) static void update_vectors(const Rows& r, int64_t n, int rows, const T* scales,
+                                                            const T* inputs, const T* B, const T* C,
+                                                            Vector<T>* products) {
+    const State* from = r.from + n;
+    State* to = r.to + n;
+    const T* A = r.A + n;
+    const int64_t from_row = r.from_row, to_row = r.to_row, A_row = r.A_row;
+    const Vector<T> B_n = load(B + n), C_n = load(C + n);
+#pragma GCC unroll 4
+    for (int row = 0; row < rows; ++row) {
+      Vector<T> decay = exp2(scales[row] * load(A));
+      Vector<T> h = decay * load_as(from, T(0)) + inputs[row] * B_n;
+      store_as(to, h);
+      products[row] += h * C_n;
+      from += from_row, to += to_row, A += A_row;
+    }
+  }
+
+  // All states of one channel, wherever they are, a vector at a time; answers their products with C.
+  Vector<T> update(const Rows& r, int64_t row, T scale, T input, bool fresh, const T* B, const T* C) const {
+    const State* from = r.from + row * r.from_row;
+    State* to = r.to + row * r.to_row;
+    const T* A = r.A + row * r.A_row;
     Vector<T> products{};
     for (int64_t n = 0; n < step_.state; n += lanes) {
-      int count = WholeVectors ? lanes : int(smaller(lanes, step_.state - n));
+      int count = int(smaller(lanes, step_.state - n));
       Vector<T> h = input * load(B + n);
-      if (WholeVectors || !fresh) {
-        Vector<T> decay = exp2(scaled * gather<T>(A + n * A_stride, A_stride, count));
-        h += decay * gather<T>(from + n * from_stride, from_stride, count);
+      if (!fresh) {
+        Vector<T> decay = exp2(scale * gather<T>(A + n * r.A_stride, r.A_stride, count));
+        h += decay * gather<T>(from + n * r.from_stride, r.from_stride, count);
       }
-      scatter<T>(to + n * to_stride, to_stride, count, h);
+      scatter<T>(to + n * r.to_stride, r.to_stride, count, h);
       products += h * load(C + n);
     }
     return products;
