@@ -4,6 +4,7 @@ been."""
 import dataclasses
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -178,7 +179,7 @@ def test_windows_of_long_episodes_continue_the_episode_from_their_stored_state()
 @pytest.mark.parametrize(("env", "window"), [(ECHO, 24), (NUMBERED, 6)])
 def test_a_run_killed_anywhere_and_resumed_equals_the_uninterrupted_one(tmp_path: Path, env: str, window: int) -> None:
     settings = config(env, seed=5)
-    settings = dataclasses.replace(settings, replay=ReplayConfig(4, window, burn_in=2, max_steps=60), train_ratio=10)
+    settings = dataclasses.replace(settings, replay=ReplayConfig(4, window, burn_in=2, max_steps=60), train_ratio=16)
     iterations, random = 40, np.random.default_rng(0)
     straight = Trainer(settings)
     for _ in range(iterations):
@@ -335,6 +336,25 @@ def test_a_checkpoint_of_another_configuration_is_refused(trained: Path, tmp_pat
         Agent.load(folder)
 
 
+def test_an_environment_that_exists_as_a_vector_alone_trains_and_says_what_resuming_loses(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def make(num_envs: int) -> gymnasium.vector.VectorEnv[Any, Any, Any]:
+        return gymnasium.vector.SyncVectorEnv([worldmodel_environments.Echo] * num_envs)
+
+    gymnasium.register("wmtest/Together-v0", vector_entry_point=make)
+    try:
+        settings = config("wmtest/Together-v0", steps=60)
+        run = train(settings, tmp_path / "run", quiet=True)
+        # Each of the two spends every eleventh step on beginning an episode, which is no step of it.
+        assert run.metrics[-1]["steps"] == 60 and run.metrics[-1]["episodes"] == 6
+        train(dataclasses.replace(settings, steps=80), run.folder, resume=True)
+        assert "the episodes that were running are lost" in capsys.readouterr().err
+        assert run.metrics[-1]["steps"] == 80
+    finally:
+        del gymnasium.registry["wmtest/Together-v0"]
+
+
 def test_popgym_goes_by_its_own_names() -> None:
     assert resolve("RepeatPreviousEasy") == "popgym-RepeatPreviousEasy-v0"
     assert resolve("popgym-RepeatFirstHard-v0") == "popgym-RepeatFirstHard-v0"
@@ -345,12 +365,25 @@ def test_popgym_goes_by_its_own_names() -> None:
 def test_a_missing_package_is_named_with_what_to_install(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    for package in ("tyro", "gymnasium"):
+    words = "is needed to .* and is not installed: pip install 'wmkernels.worldmodel.'"
+    for package in ("tyro", "gymnasium", "safetensors"):
         with monkeypatch.context() as patch:
             patch.setitem(sys.modules, package, None)
-            assert main(["train", "--env", ECHO, "--run", str(tmp_path / "run"), *options()]) == 1
-        said = capsys.readouterr().err
-        assert f"the package {package!r} is needed" in said and "wmkernels[worldmodel]" in said
+            patch.setitem(sys.modules, f"{package}.torch", None)
+            arguments = ["--env", ECHO, "--steps", "30", "--run", str(tmp_path / package), *options()]
+            assert main(["train", *arguments]) == 1
+        assert re.search(f"the package '{package}' {words}", capsys.readouterr().err)
+        assert not (tmp_path / package).exists()  # it is said before anything has been done
+    # Without TensorBoard a run goes on, and says so.
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "torch.utils.tensorboard", None)
+        assert main(["train", "--env", ECHO, "--steps", "30", "--run", str(tmp_path / "run"), *options()]) == 0
+    assert "metrics.jsonl alone is written" in capsys.readouterr().err
+    assert Run(tmp_path / "run").metrics and not (tmp_path / "run" / "tensorboard").exists()
+    # Where it is missing from the start, too.
+    program = "import sys; sys.modules['gymnasium'] = None; from worldmodel.__main__ import main; main(['train'])"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300)
+    assert re.search(f"^the package 'gymnasium' {words}", done.stderr), done.stderr
 
 
 def test_importing_the_kernels_imports_nothing_of_the_world_model() -> None:

@@ -25,8 +25,18 @@ def require(name: str, purpose: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        missing = (error.name or name).partition(".")[0]
-        raise MissingPackage(
-            f"the package {missing!r} is needed to {purpose} and is not installed: "
-            "pip install 'wmkernels[worldmodel]', in a clone pip install -e '.[worldmodel]'"
-        ) from error
+        raise missing(error, purpose) from error
+
+
+def missing(error: ImportError, purpose: str) -> MissingPackage:
+    """What to raise instead of ``error``, which an import raised.
+
+    Args:
+        error: of the import.
+        purpose: what the package is needed for, as the end of "is needed to ...".
+    """
+    package = (error.name or str(error)).partition(".")[0]
+    return MissingPackage(
+        f"the package {package!r} is needed to {purpose} and is not installed: "
+        "pip install 'wmkernels[worldmodel]', in a clone pip install -e '.[worldmodel]'"
+    )

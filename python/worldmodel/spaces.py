@@ -19,8 +19,14 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-from gymnasium import spaces
 from torch import Tensor
+
+from worldmodel.extras import missing
+
+try:
+    from gymnasium import spaces
+except ImportError as error:
+    raise missing(error, "describe what is seen and done") from error
 
 Kind = Literal["categorical", "vector", "image", "grid"]
 Path = tuple[str | int, ...]

@@ -17,6 +17,7 @@ from worldmodel.configuration import ConfigurationError, differences, to_json
 from worldmodel.display import Display
 from worldmodel.environments import EnvironmentFailed, make, make_vector
 from worldmodel.episodes import Episodes, VectorEpisodes, random_seeds
+from worldmodel.extras import MissingPackage, require
 from worldmodel.interrupt import Interrupt
 from worldmodel.learner import Learner, NonFiniteError
 from worldmodel.meter import Meter
@@ -194,11 +195,13 @@ def train(config: TrainConfig, folder: Path, *, resume: bool = False, quiet: boo
         The run.
 
     Raises:
+        MissingPackage: safetensors is not installed.
         ConfigurationError: settings that cannot work, or that are not those of the run to go on with.
         RunError: a folder that is not empty, or a run whose files are damaged.
         EnvironmentFailed: an environment raised an error or gave NaN.
         TrainingFailed: a loss became NaN. Here and above, checkpoints already saved stay as they were.
     """
+    require("safetensors.torch", "write checkpoints")  # rather now than after an hour
     if resume:
         run = Run(folder)
         check_resumable(run, config)
@@ -211,6 +214,10 @@ def train(config: TrainConfig, folder: Path, *, resume: bool = False, quiet: boo
     elif changed := differences(run.config["spaces"], described["spaces"]):
         raise ConfigurationError(f"{config.env} is not what it was when {folder} began: {'; '.join(changed)}")
     notices = _go_on(trainer, run) if resume else []
+    try:
+        require("torch.utils.tensorboard", "write for TensorBoard")
+    except MissingPackage as error:
+        notices.append(f"metrics.jsonl alone is written: {error}")
     if resume:
         run.configure({**run.config, **described})
     with Display(config, folder, quiet=quiet) as display, Interrupt() as interrupt:
@@ -242,21 +249,21 @@ def _loop(trainer: Trainer, run: Run, display: Display, interrupt: Interrupt) ->
         display.say("nothing is left to do: give more --steps or --minutes")
         return
     logged = saved = trainer.seconds
-    mark = time.perf_counter()
+    mark, figures = time.perf_counter(), trainer.figures()
     while not (trainer.finished or interrupt.asked):
         trainer.iterate()
         # Logging and saving count, too: they are part of the minutes that a user waits.
         now = time.perf_counter()
         trainer.seconds, mark = trainer.seconds + now - mark, now
         if trainer.seconds - logged >= trainer.config.log_seconds:
-            logged = trainer.seconds
-            figures = trainer.figures()
+            logged, figures = trainer.seconds, trainer.figures()
             run.log(figures)
             display.show(figures)
         if trainer.seconds - saved >= 60 * trainer.config.save_minutes:
             saved = trainer.seconds
             run.save(trainer.steps, trainer.state_dict())
-    figures = trainer.figures()
-    run.log(figures)
+    if trainer.steps > figures["steps"]:
+        figures = trainer.figures()
+        run.log(figures)
     display.show(figures, last=True)
     run.save(trainer.steps, trainer.state_dict())
