@@ -20,6 +20,8 @@ from harness.tables import figure, markdown
 from scans import chart, report
 from wmkernels import dispatch
 from wmkernels.checks import FLOATS, short
+from world import chart as world_chart
+from world import report as world_report
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -37,6 +39,11 @@ def load() -> dict[Path, dict[str, Any]]:
     """The committed results, the CPU's first."""
     paths = sorted(RESULTS.glob("scan_speed_*.json"), key=lambda path: (path != CPU_RESULT, path.name))
     return {path: json.loads(path.read_text()) for path in paths}
+
+
+def load_world() -> dict[Path, dict[str, Any]]:
+    """The committed results of the world model."""
+    return {path: json.loads(path.read_text()) for path in sorted(RESULTS.glob("world_model_*.json"))}
 
 
 def title(result: dict[str, Any]) -> str:
@@ -107,6 +114,18 @@ def _has_kernel(op: str, backend: str) -> bool:
     return any(ROOT.glob(pattern.format(op=folder)))
 
 
+def world_part(results: dict[Path, dict[str, Any]]) -> str:
+    """Returns, times and targets of the world model, and its learning curves."""
+    lines = []
+    for path, result in load_world().items():
+        picture = Path("..", path.with_suffix(".png").relative_to(ROOT)).as_posix()
+        lines += [f"{environment.summary(result['environment'])}.", "", f"![learning curves]({picture})", ""]
+        lines += [markdown(world_report.RETURN_HEADER, world_report.return_cells(result)), ""]
+        lines += [markdown(world_report.TIME_HEADER, world_report.time_cells(result)), ""]
+        lines += [*(f"- {line}" for line in world_report.target_lines(result)), ""]
+    return "\n".join(lines).rstrip() or "No result is committed."
+
+
 def full_part(results: dict[Path, dict[str, Any]]) -> str:
     """Every row of every result."""
     lines = []
@@ -132,8 +151,9 @@ PARTS: dict[str, Callable[[dict[Path, dict[str, Any]]], str]] = {
     "targets": targets_part,
     "backends": backends_part,
     "results": full_part,
+    "world-model": world_part,
 }
-PAGES = (ROOT / "README.md", ROOT / "docs" / "benchmarks.md")
+PAGES = tuple(ROOT / page for page in ("README.md", "docs/benchmarks.md", "docs/world_model.md"))
 
 
 def rewritten(page: str, results: dict[Path, dict[str, Any]]) -> str:
@@ -157,9 +177,15 @@ def stamp(path: Path) -> str | None:
 
 def stale(results: dict[Path, dict[str, Any]]) -> list[Path]:
     """Pages and charts that do not say what the results say."""
-    found = [page for page in PAGES if page.read_text() != rewritten(page.read_text(), results)]
-    pictures = {path.with_suffix(".png"): result for path, result in results.items()}
+    pages = [page for page in PAGES if page.exists()]
+    found = [page for page in pages if page.read_text() != rewritten(page.read_text(), results)]
+    pictures = {path.with_suffix(".png"): result for path, result in {**results, **load_world()}.items()}
     return found + [path for path, result in pictures.items() if stamp(path) != chart.fingerprint(result)]
+
+
+def _draw(picture: Path, results: dict[Path, dict[str, Any]]) -> str:
+    path = picture.with_suffix(".json")
+    return chart.draw(results[path], picture) if path in results else world_chart.draw(load_world()[path], picture)
 
 
 def main() -> int:
@@ -174,7 +200,7 @@ def main() -> int:
             continue
         if path.suffix == ".md":
             path.write_text(rewritten(path.read_text(), results))
-        elif reason := chart.draw(results[path.with_suffix(".json")], path):
+        elif reason := _draw(path, results):
             print(f"no chart: {reason}")
             return 1
     return 1 if check and late else 0

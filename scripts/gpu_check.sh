@@ -77,7 +77,8 @@ if "$python" -c 'import xdist' 2>/dev/null; then select+=(-n 8); fi
 stage build 180 "$python" -m pip install --no-build-isolation --no-deps --quiet -e .
 stage info 30 "$python" -m wmkernels.info
 CI=1 stage cuda 120 "$python" -m pytest "${select[@]}" -k cuda
-CI=1 stage triton 120 "$python" -m pytest "${select[@]}" -k triton
+# Each example has kernels of its own to compile.
+HYPOTHESIS_PROFILE=brief stage triton 180 "$python" -m pytest "${select[@]}" -k triton
 if [[ -n $sanitizer ]]; then
   # PyTorch's allocator would hide an access beyond a tensor inside its own pool.
   export PYTORCH_NO_CUDA_MEMORY_CACHING=1

@@ -3,6 +3,7 @@
 pytest                                  random examples, each test a few dozen
 CI=1 pytest                             the same examples every time
 HYPOTHESIS_PROFILE=thorough pytest      twenty times as many
+HYPOTHESIS_PROFILE=brief pytest         a handful, the same every time: where every example compiles kernels of its own
 """
 
 import os
@@ -11,10 +12,14 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+# Programs that tests start in a process of their own; they need triton to be imported.
+collect_ignore_glob = ["triton_*.py"]
+
 COMMON = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow, HealthCheck.data_too_large]}
 settings.register_profile("dev", max_examples=40, print_blob=True, **COMMON)
 settings.register_profile("ci", max_examples=40, derandomize=True, database=None, **COMMON)
 settings.register_profile("thorough", max_examples=800, print_blob=True, **COMMON)
+settings.register_profile("brief", max_examples=5, derandomize=True, database=None, **COMMON)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if os.environ.get("CI") else "dev"))
 
 
@@ -31,3 +36,9 @@ def poisoned_memory():
 @pytest.fixture(autouse=True)
 def seeded():
     torch.manual_seed(0)
+
+
+def pytest_collection_finish(session):
+    """Under TRITON_INTERPRET=1 a GPU's Triton tests would interpret the kernels on the CPU, and prove nothing of it."""
+    if os.environ.get("TRITON_INTERPRET", "0") != "0":
+        raise pytest.UsageError("TRITON_INTERPRET is set, perhaps by a collected module: only a process of its own may")

@@ -57,6 +57,7 @@ class Memory:
     op: str  # whose backends it runs on
     dtypes: Sequence[torch.dtype] = (torch.float64, torch.float32, torch.bfloat16)
     packed = False
+    kernels_only = False  # for a module whose op is a memory of its own here, reference and all
 
     def configurations(self) -> st.SearchStrategy[Any]:
         raise NotImplementedError

@@ -87,7 +87,7 @@ class ConvLSTMMemory(Memory):
 class ConvLSTMModuleMemory(Memory):
     """wmkernels.nn.ConvLSTM of two layers; its state has layers before batch."""
 
-    name, op = "ConvLSTM", "conv_lstm"
+    name, op, kernels_only = "ConvLSTM", "conv_lstm", True
     dtypes = (torch.float64, torch.float32)
 
     def configurations(self) -> st.SearchStrategy[Any]:

@@ -42,10 +42,19 @@ def _mamba(width: int) -> nn.Mamba:
     return nn.Mamba(width, d_state=3 if width == 6 else 16, d_conv=7 if width == 6 else 4, bias=width == 6)
 
 
+def _rotated_mamba(width: int) -> nn.RotatedMamba:
+    """Angles that depend on the input, in two groups at width 6."""
+    module = nn.RotatedMamba(width, d_state=4, d_conv=3, groups=2 if width == 6 else 1, selective_angle=width == 6)
+    if module.angle_proj is not None:
+        torch.nn.init.normal_(module.angle_proj.weight)
+    return module
+
+
 def _convolution(width: int) -> nn.CausalConv1d:
     return nn.CausalConv1d(width, kernel_size=width, bias=width != 2)
 
 
 register(PackingModuleMemory("Mamba", op="selective_scan", build=_mamba, widths=(4, 6)))
+register(PackingModuleMemory("RotatedMamba", op="selective_scan", build=_rotated_mamba, widths=(4, 6)))
 # It has no op of its own, and is checked on the devices of any.
 register(PackingModuleMemory("CausalConv1d", op="linear_scan", build=_convolution, widths=(1, 2, 5)))

@@ -94,7 +94,6 @@ def test_the_equations_one_number_at_a_time(place, stride, dilation):
 
 
 @everywhere("conv_lstm", kernels_only=True)
-@settings(max_examples=settings().max_examples * 2)
 @given(data=st.data())
 def test_the_kernel_is_as_accurate_as_the_reference(place, data):
     assert_as_accurate_as_the_reference(data.draw(conv_lstms(device=place.device)), place.backend)
@@ -104,13 +103,13 @@ def test_the_kernel_is_as_accurate_as_the_reference(place, data):
 @few
 @given(data=st.data())
 def test_every_instruction_set(level, data):
-    problem = data.draw(conv_lstms(max_size=7))
+    problem = data.draw(conv_lstms(max_time=3, max_size=5))
     with instruction_set(level):
         assert_as_accurate_as_the_reference(problem, "cpu")
 
 
 @everywhere("conv_lstm", kernels_only=True)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(("channels", "size"), [((40, 35), (3, 3)), ((3, 2), (2, 150)), ((50, 16), (6, 1))])
 def test_more_channels_or_columns_than_a_block_holds(place, dtype, channels, size):
     problem = small_conv_lstm(place.device, dtype)
@@ -121,13 +120,13 @@ def test_more_channels_or_columns_than_a_block_holds(place, dtype, channels, siz
 
     state = state_dtype(dtype)
     problem.tensors = {
-        "x": normal(3, 2, inputs, *size),
+        "x": normal(2, 2, inputs, *size),
         "weight_ih": normal(4 * hidden, inputs, 3, 2),
         "weight_hh": normal(4 * hidden, hidden, 3, 3),
         "peephole": normal(3, hidden, *size, kind=state),
         "h": normal(2, hidden, *size),
         "c": normal(2, hidden, *size, kind=state),
-        "reset": torch.tensor([[False, False], [False, True], [False, False]], device=place.device),
+        "reset": torch.tensor([[False, False], [False, True]], device=place.device),
     }
     for keep_gates in (True, False):
         problem.options = {"keep_gates": keep_gates}
@@ -138,7 +137,7 @@ def test_more_channels_or_columns_than_a_block_holds(place, dtype, channels, siz
 @few
 @given(data=st.data())
 def test_gradients_by_finite_differences(place, data):
-    problem = data.draw(conv_lstms([torch.float64], place.device, max_time=3, max_size=5, channels=[1, 2, 9]))
+    problem = data.draw(conv_lstms([torch.float64], place.device, max_time=3, max_size=4, channels=[1, 2, 9]))
     run, values = as_function(problem, place.backend)
     assert gradcheck(run, values, check_undefined_grad=False, **FAST)
 

@@ -16,8 +16,10 @@ from test_kernels_match_reference import few_channels
 
 import wmkernels
 from wmkernels import pointers
+from wmkernels.linear_scan import native as linear_native
+from wmkernels.linear_scan.reference import linear_scan_reference
 from wmkernels.selective_scan import native as selective_native
-from wmkernels.selective_scan.reference import selective_scan_reference
+from wmkernels.selective_scan.reference import selective_scan_reference, selective_step_reference
 
 from emulator.build import find_compiler  # isort: skip
 
@@ -160,8 +162,8 @@ FAR = {
 
 @pytest.mark.parametrize("layout", FAR)
 @pytest.mark.parametrize("multiprocessors", [1, 1000])
-def test_offsets_have_64_bits(cuda, layout, multiprocessors):
-    """Strides that lead past 2^31 elements, in every tensor that may have strides."""
+def test_offsets_of_the_selective_scan_have_64_bits(cuda, layout, multiprocessors):
+    """Strides that lead past 2^31 elements, in every tensor that may have strides; below likewise."""
     cuda.multiprocessors, cuda.seeds = multiprocessors, (2,)
     batch, channels, state, time, groups = 2, 6, 3, 70, 2
     far = FAR[layout]
@@ -215,6 +217,62 @@ def test_offsets_have_64_bits(cuda, layout, multiprocessors):
     true = torch.autograd.grad(expected, wanted, [grad_out.double(), grad_last_state.double()])
     for gradient, value in zip(gradients.values(), true, strict=True):
         torch.testing.assert_close(gradient.double(), value, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("layout", FAR)
+@pytest.mark.parametrize("multiprocessors", [1, 1000])
+@pytest.mark.parametrize("reverse", [False, True])
+def test_offsets_of_the_linear_scan_have_64_bits(cuda, layout, multiprocessors, reverse, monkeypatch):
+    cuda.multiprocessors, cuda.seeds = multiprocessors, (2,)
+    batch, channels, time = shape = 2, 6, 300
+    far = FAR[layout](3)
+    gates, tokens, grad_out = torch.rand(shape), torch.randn(shape), torch.randn(shape)
+    first, grad_last = torch.randn(batch, channels), torch.randn(batch, channels)
+    reset = torch.rand(batch, time) < 0.02
+
+    def spread_outputs(*_):
+        return spread(torch.zeros(shape), far), torch.empty(batch, channels)
+
+    def spread_gradients(*_):
+        return spread(torch.zeros(shape), far), spread(torch.zeros(shape), far), torch.empty(batch, channels)
+
+    monkeypatch.setattr(linear_native, "forward_outputs", spread_outputs)
+    monkeypatch.setattr(linear_native, "backward_outputs", spread_gradients)
+    wide = spread(gates, far), spread(tokens, far), spread(first, FAR[layout](2)), spread(reset, FAR[layout](2))
+    out, last = linear_native.forward(*wide, reverse, False)
+    gradients = linear_native.backward(
+        spread(grad_out, far), spread(grad_last, FAR[layout](2)), wide[0], out, *wide[2:], reverse, False
+    )
+
+    leaves = [x.double().requires_grad_() for x in (gates, tokens, first)]
+    expected = linear_scan_reference(*leaves, reset, reverse)
+    torch.testing.assert_close((out.double(), last.double()), expected, rtol=1e-4, atol=1e-5)
+    true = torch.autograd.grad(expected, leaves, [grad_out.double(), grad_last.double()])
+    torch.testing.assert_close(tuple(x.double() for x in gradients), true, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("layout", FAR)
+def test_offsets_of_the_step_have_64_bits(cuda, layout):
+    cuda.seeds = (2,)
+    batch, channels, states = 2, 6, 3
+    near = (
+        torch.randn(batch, channels, states),
+        torch.randn(batch, channels),
+        torch.rand(batch, channels),
+        -torch.rand(channels, states),
+        torch.randn(batch, 1, states),
+        torch.randn(batch, 1, states),
+        torch.randn(channels),
+        torch.randn(batch, channels),
+        torch.randn(channels),
+        torch.tensor([False, True]),
+    )
+    state, *others = (spread(x, FAR[layout](x.dim())) for x in near)
+    new_state = spread(torch.zeros_like(near[0]), FAR[layout](3))
+    out = selective_native.step(state, new_state, *others, None, True)
+    u, A, B, C = near[1], near[3], *(x.expand(-1, channels, -1) for x in near[4:6])
+    expected = selective_step_reference(near[0], u, near[2], A, B, C, *near[6:9], True, near[9])
+    torch.testing.assert_close((out, new_state.contiguous()), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_how_many_cases_ran(cuda, capsys):

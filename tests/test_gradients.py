@@ -14,7 +14,7 @@ import wmkernels
 from wmkernels.checks import state_dtype
 from wmkernels.selective_scan.function import chunk_length
 
-few = settings(max_examples=max(15, settings().max_examples // 3))
+few = settings(max_examples=max(min(15, settings().max_examples), settings().max_examples // 3))
 
 
 def check_gradients(problem, backend, again=False):

@@ -13,6 +13,7 @@ import itertools
 
 import memories_conv_lstm  # noqa: F401 (memories register themselves)
 import memories_nn  # noqa: F401 (the modules of wmkernels.nn register themselves)
+import memories_worldmodel  # noqa: F401 (so do those of the world model)
 import pytest
 import torch
 from hypothesis import assume, given
@@ -23,7 +24,7 @@ from tolerances import SAME_KERNEL
 
 from wmkernels import dispatch
 
-CASES = [(memory, place) for memory in MEMORIES for place in places(memory.op)]
+CASES = [(memory, place) for memory in MEMORIES for place in places(memory.op, memory.kernels_only)]
 IDS = [f"{memory.name}-{place.backend}" for memory, place in CASES]
 every_memory = pytest.mark.parametrize(("memory", "place"), CASES, ids=IDS)
 packable = [(case, name) for case, name in zip(CASES, IDS, strict=True) if case[0].packed]

@@ -30,11 +30,28 @@ pytestmark = pytest.mark.skipif(
 )
 
 
+def run_python(*arguments: object, **variables: str) -> subprocess.CompletedProcess[str]:
+    path = [str(PROGRAM.parent.parent), str(PROGRAM.parent), os.environ.get("PYTHONPATH", "")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path), **variables}
+    command = [sys.executable, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
+
+
+def test_the_program_leaves_alone_the_process_that_collects_it() -> None:
+    code = "import os; before = dict(os.environ); import triton_interpreted; assert dict(os.environ) == before"
+    run = run_python("-c", code)
+    assert run.returncode == 0, run.stderr[-4000:]
+
+
+def test_the_program_asks_for_the_interpreter() -> None:
+    run = run_python(PROGRAM, "step", TRITON_INTERPRET="0")
+    assert run.returncode == 1
+    assert "run this program with TRITON_INTERPRET=1" in run.stderr
+
+
 @pytest.mark.parametrize("group", GROUPS)
 def test_interpreted_kernels_match_the_float64_reference(group: str) -> None:
-    root = str(PROGRAM.parent.parent)
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])}
-    run = subprocess.run([sys.executable, PROGRAM, group], capture_output=True, text=True, env=environment, timeout=600)
+    run = run_python(PROGRAM, group, TRITON_INTERPRET="1")
     print(f"{group}: {run.stdout.splitlines()[-1] if run.stdout else 'nothing ran'}")
     assert run.returncode == 0, run.stdout[-4000:] + run.stderr[-4000:]
     assert run.stdout.splitlines()[-1] == f"{GROUPS[group]} cases"

@@ -1,8 +1,8 @@
 """Which backend runs a call, and the reasons why the others cannot.
 
 Every backend answers with a list of reasons why it cannot run an op on a device; an empty list means that it can. The
-first backend in ``BACKENDS`` without reasons runs, but for those in ``BY_NAME_ONLY``. A backend asked for by name, with
-``backend=`` or ``WMKERNELS_BACKEND`` (read once, at import), runs or raises: nothing is ever chosen in its stead.
+first backend in ``BACKENDS`` without reasons runs. A backend asked for by name, with ``backend=`` or
+``WMKERNELS_BACKEND`` (read once, at import), runs or raises: nothing is ever chosen in its stead.
 """
 
 import functools
@@ -28,9 +28,6 @@ ENTRY_POINTS = {
 CUDA_MODULES = {"conv_lstm": "cuda_kernels"}
 CUDA_ENTRY_POINTS = {**ENTRY_POINTS, "conv_lstm": "conv_lstm_update_forward"}
 MAX_STATE = 256
-# Triton's kernels run where they are asked for by name: they hold in the interpreter and compile for every
-# architecture, but on the first GPU that they met (an H200, triton 3.6) their tests did not pass.
-BY_NAME_ONLY = ("triton",)
 
 REQUESTED = os.environ.get("WMKERNELS_BACKEND") or None
 
@@ -125,8 +122,7 @@ def _cuda_reasons(op: str, device_type: str, device_index: int | None) -> tuple[
 
 @functools.cache
 def _default_backend(op: str, device_type: str, device_index: int | None) -> str:
-    choices = [b for b in BACKENDS if b not in BY_NAME_ONLY]
-    return next(b for b in choices if not _device_reasons(op, b, device_type, device_index))
+    return next(b for b in BACKENDS if not _device_reasons(op, b, device_type, device_index))
 
 
 @torch.compiler.assume_constant_result

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 
 ROOT = Path(__file__).resolve().parents[2]
-PACKAGES = ("torch", "triton", "numpy", "mambapy", "mamba_ssm", "accelerated_scan", "flash-linear-attention", "rich")
+PEERS = ("mambapy", "mamba_ssm", "accelerated_scan", "flash-linear-attention")
+PACKAGES = ("torch", "triton", "numpy", *PEERS, "rich", "gymnasium", "popgym")
 # The vector extensions worth reading; a full list of flags has a hundred more.
 FLAG_PREFIXES = ("avx", "fma", "f16c", "sse4_2", "asimd", "sve", "neon", "fphp", "bf16", "amx")
 
@@ -29,7 +30,7 @@ def describe(device: torch.device) -> dict[str, Any]:
         "cpu": _cpu(),
         "threads": torch.get_num_threads(),
         "variables": {k: v for k, v in os.environ.items() if k.startswith(("OMP_", "MKL_", "WMKERNELS_", "KMP_"))},
-        "command": " ".join(["python", "benchmarks/scan_speed.py", *sys.argv[1:]]),
+        "command": " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
     }
     if device.type == "cuda":
         found["gpu"] = _gpu(device)

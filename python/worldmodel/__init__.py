@@ -1,7 +1,44 @@
 """A world model on the kernels of wmkernels: memory, perception, prediction, evaluation and decision in one loop.
 
-This release holds the package alone, so that its name and place are settled: it exports nothing yet. The memory that
-the world model will stand on is in :mod:`wmkernels`.
+``python -m worldmodel --help`` trains one, evaluates it, and shows what its memory does. From Python:
+
+    WorldModel, Learner    the five functions, and how they learn
+    Episodes, Replay       what they learn from
+    TrainConfig, Run       what a run is told, and the folder that it leaves; ``worldmodel.train.train`` makes one
+    Agent                  what was trained, ready to act
+
+Names are looked up when they are asked for, so that importing the package is light. What only the world model needs is
+the extra ``worldmodel``.
 """
 
-__all__: list[str] = []
+import importlib
+from typing import Any
+
+_PLACES = {
+    "Agent": "agent",
+    "Batch": "batch",
+    "Collector": "collector",
+    "Episodes": "episodes",
+    "Learner": "learner",
+    "LearnerConfig": "learner",
+    "Replay": "replay",
+    "ReplayConfig": "replay",
+    "Run": "run",
+    "TrainConfig": "settings",
+    "VectorEpisodes": "episodes",
+    "WorldModel": "world_model",
+    "WorldModelConfig": "world_model",
+}
+
+__all__ = sorted(_PLACES)
+
+
+def __getattr__(name: str) -> Any:
+    """The public names, from the files that define them."""
+    if name not in _PLACES:
+        raise AttributeError(f"module 'worldmodel' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"worldmodel.{_PLACES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *_PLACES]

@@ -108,8 +108,9 @@ void selective_scan(uint64_t seed, Call& call) {
   scan.state = one_of(random, {1, 2, 3, 4, 5, 8, 9, 15, 16, 17, 31, 32, 64, 65, 100, 256});
   scan.time = one_of(random, {0, 1, 2, 3, 5, 7, 8, 15, 16, 17, 31, 33, 63, 64, 65, 130});
   if (scan.state > 32 && scan.time > 33) scan.time = 33;
-  if (below(random, 12) == 0) {  // parallel over time
-    scan.batch = 1, scan.channels = one_of(random, {1, 2, 17}), scan.state = 3, scan.time = 1200 + below(random, 900);
+  if (below(random, 12) == 0) {  // parallel over time, or over states
+    scan.batch = 1, scan.channels = one_of(random, {1, 2, 17}), scan.time = 1200 + below(random, 900);
+    scan.state = one_of(random, {3, 16, 20, 32, 48});
   }
   scan.groups = scan.channels % 2 == 0 ? one_of(random, {1, 2, scan.channels}) : one_of(random, {1, scan.channels});
   scan.chunk = one_of(random, {1, 2, 3, 5, 8, 16, 64, 1000});
@@ -267,6 +268,70 @@ void linear_scan(uint64_t seed, Call& call) {
   expect_ok(wmk_cpu_linear_scan_backward(&scan), "linear_scan_backward", seed);
 }
 
+// ---- ConvLSTM, forward and backward ----
+
+void conv_lstm(uint64_t seed, Call& call) {
+  Random random(seed);
+  wmk_conv_lstm op = {};
+  op.time = one_of(random, {1, 2, 3});
+  op.batch = one_of(random, {1, 2, 3});
+  op.input = one_of(random, {1, 2, 3, 8, 17, 35});
+  op.hidden = one_of(random, {1, 2, 3, 5, 8, 16, 17, 33});
+  op.x_height = one_of(random, {1, 2, 3, 5, 8});
+  op.x_width = one_of(random, {1, 2, 4, 7, 15, 70});
+  op.ih_height = 1 + below(random, 4), op.ih_width = 1 + below(random, 4);
+  op.hh_height = one_of(random, {1, 3, 5}), op.hh_width = one_of(random, {1, 3, 5});
+  op.stride_height = 1 + below(random, 3), op.stride_width = 1 + below(random, 3);
+  op.dilation_height = 1 + below(random, 2), op.dilation_width = 1 + below(random, 3);
+  op.pad_top = below(random, 4), op.pad_left = below(random, 4);
+  op.height = 1 + (op.x_height - 1) / op.stride_height, op.width = 1 + (op.x_width - 1) / op.stride_width;
+  if (below(random, 3) == 0) op.height = 1 + below(random, op.height);
+  op.dtype = below(random, 4);
+  const int64_t threads = 1 + below(random, 3);
+  op.threads = call.plain() ? 1 : threads;
+  const int64_t state = op.dtype == WMK_FLOAT64 ? WMK_FLOAT64 : WMK_FLOAT32;
+  const int64_t positions = op.height * op.width, pixels = op.x_height * op.x_width;
+  const Shape maps = {op.batch, op.hidden, positions}, kept = {op.batch, positions, op.hidden};
+  const Shape weight_ih = {4 * op.hidden, op.input, op.ih_height, op.ih_width};
+  const Shape weight_hh = {4 * op.hidden, op.hidden, op.hh_height, op.hh_width};
+  op.x = call.input("x", op.dtype, {op.time, op.batch, op.input, pixels});
+  op.weight_ih = call.input("weight_ih", op.dtype, weight_ih, -0.3, 0.3);
+  op.weight_hh = call.input("weight_hh", op.dtype, weight_hh, -0.2, 0.2);
+  if (below(random, 2)) op.bias = call.input("bias", state, {4 * op.hidden});
+  const int64_t peephole = below(random, 3);
+  op.peephole_varies = peephole == 2;
+  const Shape places = {3, op.hidden, peephole == 2 ? positions : 1};
+  if (peephole) op.peephole = call.input("peephole", state, places);
+  const bool has_h = below(random, 2), has_c = below(random, 2), keeps_gates = below(random, 2);
+  if (has_h) op.h_first = call.input("h_first", op.dtype, maps);
+  if (has_c) op.c_first = call.input("c_first", state, maps);
+  if (below(random, 2)) op.reset = call.flags("reset", {op.time, op.batch});
+  const Shape every = {op.time, op.batch, positions, op.hidden};
+  op.out = call.output("out", op.dtype, every, true);
+  op.h_last = call.output("h_last", op.dtype, kept, true);
+  op.c_last = call.output("c_last", state, kept, true);
+  op.cells = call.output("cells", state, every, true);
+  if (keeps_gates) op.gates = call.output("gates", state, {op.time, op.batch, positions, 4 * op.hidden}, true);
+  {
+    Workspace scratch(wmk_cpu_conv_lstm_forward_workspace(&op));
+    op.workspace = scratch.data();
+    expect_ok(wmk_cpu_conv_lstm_forward(&op), "conv_lstm_forward", seed);
+  }
+  if (below(random, 4)) op.grad_out = call.input("grad_out", op.dtype, {op.time, op.batch, op.hidden, positions});
+  if (below(random, 2)) op.grad_h_last = call.input("grad_h_last", op.dtype, maps);
+  if (below(random, 2)) op.grad_c_last = call.input("grad_c_last", state, maps);
+  op.grad_x = call.output("grad_x", op.dtype, {op.time, op.batch, pixels, op.input}, true);
+  op.grad_weight_ih = call.output("grad_weight_ih", op.dtype, weight_ih, true);
+  op.grad_weight_hh = call.output("grad_weight_hh", op.dtype, weight_hh, true);
+  if (op.bias.data) op.grad_bias = call.output("grad_bias", state, {4 * op.hidden}, true);
+  if (peephole) op.grad_peephole = call.output("grad_peephole", state, places, true);
+  if (has_h) op.grad_h_first = call.output("grad_h_first", op.dtype, kept, true);
+  if (has_c) op.grad_c_first = call.output("grad_c_first", state, kept, true);
+  Workspace scratch(wmk_cpu_conv_lstm_backward_workspace(&op));
+  op.workspace = scratch.data();
+  expect_ok(wmk_cpu_conv_lstm_backward(&op), "conv_lstm_backward", seed);
+}
+
 struct Op {
   const char* name;
   void (*run)(uint64_t, Call&);
@@ -280,7 +345,8 @@ int main(int count, char** words) {
   const uint64_t times = count > 2 ? strtoull(words[2], nullptr, 10) : 1;
   const Op ops[] = {{"selective_scan", selective_scan, 300},
                     {"selective_step", selective_step, 200},
-                    {"linear_scan", linear_scan, 150}};
+                    {"linear_scan", linear_scan, 150},
+                    {"conv_lstm", conv_lstm, 150}};
   std::string levels = std::string(wmk_cpu_isa_available()) + ",";
   for (size_t start = 0, end; (end = levels.find(',', start)) != std::string::npos; start = end + 1) {
     const std::string level = levels.substr(start, end - start);

@@ -4,11 +4,11 @@ import torch
 from torch import Tensor
 
 from wmkernels.conv_lstm.arguments import Canonical, Padding, Pair, canonical
-from wmkernels.conv_lstm.ops import ConvLSTMFunction
+from wmkernels.conv_lstm.ops import ConvLSTMFunction, forward
 from wmkernels.conv_lstm.outputs import KEEP_CELLS, KEEP_GATES, KEEP_NOTHING
 from wmkernels.conv_lstm.reference import conv_lstm_reference
 from wmkernels.dispatch import choose
-from wmkernels.library import needs_autograd
+from wmkernels.library import is_unwatched, needs_autograd
 
 OP = "conv_lstm"
 STEP = "conv_lstm_step"
@@ -140,7 +140,9 @@ def _run(arguments: Canonical, keep_gates: bool, backend: str | None) -> tuple[T
     chosen = choose(OP, arguments.x.device, backend)
     if chosen == "reference":
         return conv_lstm_reference(*arguments)
-    if needs_autograd(arguments[:7]):
+    if is_unwatched(arguments[:8]):
+        outputs, h, c, _, _ = forward(*arguments, KEEP_NOTHING, chosen)
+    elif needs_autograd(arguments[:7]):
         keep = KEEP_GATES if keep_gates else KEEP_CELLS
         outputs, h, c, _, _ = ConvLSTMFunction.apply(*arguments, keep, chosen)
     else:

@@ -41,7 +41,8 @@ def _is_empty(sizes: Sizes) -> bool:
     return sizes.time == 0 or sizes.batch == 0
 
 
-def _forward(*args: Any) -> tuple[Tensor, ...]:
+def forward(*args: Any) -> tuple[Tensor, ...]:
+    """(out, h, c, cells, gates) of the forward op's arguments."""
     inputs, options, keep, backend = args[:INPUT_COUNT], args[INPUT_COUNT:-2], args[-2], args[-1]
     sizes = _sizes(inputs, options)
     if _is_empty(sizes):
@@ -139,7 +140,7 @@ def _flat(in_dims: Sequence[Any], args: Sequence[Any]) -> list[int | None]:
     return [dim if isinstance(x, Tensor) else None for dim, x in zip(in_dims, args, strict=True)]
 
 
-define("conv_lstm_forward", FORWARD_SCHEMA, _forward, _forward_fake)
+define("conv_lstm_forward", FORWARD_SCHEMA, forward, _forward_fake)
 define("conv_lstm_backward", BACKWARD_SCHEMA, _backward, _backward_fake)
 torch.library.register_autograd(
     "wmkernels::conv_lstm_forward",

@@ -1,5 +1,7 @@
 """The public linear scan: checks its inputs, brings them to (batch, channels, time), and calls the kernels."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -83,12 +85,14 @@ def linear_scan(
     batch, *inner, time = gates.shape
     _check_memory(gates, initial_state, reset)
 
-    channels = 1
-    for size in inner:
-        channels *= size
-    gates, tokens = gates.reshape(batch, channels, time), tokens.reshape(batch, channels, time)
+    channels = math.prod(inner)
+    # Only where needed: in PyTorch 2.11 a compiled graph that keeps views of its inputs, and none of them itself, drops
+    # a second derivative in silence, where it raises otherwise.
+    if len(inner) != 1:
+        gates, tokens = gates.reshape(batch, channels, time), tokens.reshape(batch, channels, time)
+        initial_state = None if initial_state is None else initial_state.reshape(batch, channels)
     if initial_state is not None:
-        initial_state = initial_state.reshape(batch, channels).to(state_dtype(gates.dtype))
+        initial_state = initial_state.to(state_dtype(gates.dtype))
     chosen = choose(OP, gates.device, backend)
     if chosen == "reference":
         out, last_state = linear_scan_reference(gates, tokens, initial_state, reset, reverse)

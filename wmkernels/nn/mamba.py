@@ -14,6 +14,8 @@ from wmkernels.nn.checks import State, require_inputs, require_reset, require_st
 from wmkernels.selective_scan.function import selective_scan
 from wmkernels.selective_scan.step import selective_step
 
+Selection = tuple[Tensor, Tensor, Tensor, Tensor]  # delta, A, B, C
+
 
 class Mamba(nn.Module):
     """Projection, short causal convolution, selective scan, gate and projection back: one Mamba block.
@@ -34,6 +36,7 @@ class Mamba(nn.Module):
         dt_init_floor: no initial step size is below it.
         conv_bias: bias of the convolution.
         bias: bias of the first and last projection.
+        groups: sets of B and C, each of which serves expand * d_model / groups neighbouring channels; published: 1.
         backend: of the scan, as for ``wmkernels.selective_scan``; the best that can run if None.
         device: of the parameters.
         dtype: of the parameters; A_log and D stay in float32 (float64 for float64).
@@ -64,6 +67,7 @@ class Mamba(nn.Module):
         conv_bias: bool = True,
         bias: bool = False,
         *,
+        groups: int = 1,
         backend: str | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -72,9 +76,12 @@ class Mamba(nn.Module):
         d_inner = int(expand * d_model)
         rank = math.ceil(d_model / 16) if dt_rank == "auto" else dt_rank
         sizes = {"d_model": d_model, "d_state": d_state, "d_conv": d_conv, "expand * d_model": d_inner, "dt_rank": rank}
+        sizes["groups"] = groups
         for name, size in sizes.items():
             if not isinstance(size, int) or size < 1:
                 raise ValueError(f"Mamba: {name} is {size!r}, expected a whole number, at least 1")
+        if d_inner % groups:
+            raise ValueError(f"Mamba: groups is {groups}, expected a divisor of the {d_inner} inner channels")
         if dt_init not in ("random", "constant"):
             raise ValueError(f"Mamba: dt_init is {dt_init!r}, expected 'random' or 'constant'")
         if not 0 < dt_min <= dt_max:
@@ -85,6 +92,7 @@ class Mamba(nn.Module):
         self.expand = expand
         self.d_inner = d_inner
         self.dt_rank = rank
+        self.groups = groups
         self.backend = backend
         self._dt = (dt_min, dt_max, dt_init, dt_scale, dt_init_floor)
 
@@ -93,14 +101,19 @@ class Mamba(nn.Module):
         # Drawn in the order of the published block: the same seed makes the same weights.
         self.in_proj = nn.Linear(d_model, 2 * d_inner, bias=bias, **factory)
         self.conv1d = CausalConv1d(d_inner, d_conv, bias=conv_bias, **factory)
-        self.x_proj = nn.Linear(d_inner, rank + 2 * d_state, bias=False, **factory)
+        self.x_proj = nn.Linear(d_inner, rank + 2 * groups * d_state, bias=False, **factory)
         self.dt_proj = nn.Linear(rank, d_inner, bias=True, **factory)
         self._reset_step_size()
-        self.A_log = nn.Parameter(torch.empty(d_inner, d_state, **wide))
+        self.A_log = nn.Parameter(torch.empty(d_inner, self._decays, **wide))
         self.D = nn.Parameter(torch.empty(d_inner, **wide))
         self._reset_decay()
         self.out_proj = nn.Linear(d_inner, d_model, bias=bias, **factory)
         self._mark_parameters()
+
+    @property
+    def _decays(self) -> int:
+        """Decay rates of an inner channel."""
+        return self.d_state
 
     def reset_parameters(self) -> None:
         """Draws all parameters anew, as a new module would."""
@@ -127,8 +140,11 @@ class Mamba(nn.Module):
     def _reset_decay(self) -> None:
         """A = -1, -2, ..., -d_state in every channel (S4D-real), D = 1."""
         with torch.no_grad():
-            self.A_log.copy_(torch.arange(1, self.d_state + 1, device=self.A_log.device).log().expand_as(self.A_log))
+            self.A_log.copy_(self._initial_decay().log().expand_as(self.A_log))
             self.D.fill_(1)
+
+    def _initial_decay(self) -> Tensor:
+        return torch.arange(1, self.d_state + 1, device=self.A_log.device)
 
     def _mark_parameters(self) -> None:
         """The flags that optimizer set-ups and initialisers of existing code look for."""
@@ -179,16 +195,17 @@ class Mamba(nn.Module):
             ValueError: a shape, a device, a backend or cu_seqlens that does not fit.
             TypeError: a dtype or a state that does not fit.
         """
-        require_inputs("Mamba", "inputs", inputs, ("batch", "time", "d_model"), self.d_model)
-        require_reset("Mamba", reset, inputs)
+        require_inputs(type(self).__name__, "inputs", inputs, ("batch", "time", "d_model"), self.d_model)
+        require_reset(type(self).__name__, reset, inputs)
         rows = inputs.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
         self._require_state(state, rows, inputs)
         x, z = self.in_proj(inputs).chunk(2, -1)  # (batch, time, d_inner), both
         x, carried = self.conv1d(x, state, reset, cu_seqlens=cu_seqlens)
         x = F.silu(x)
+        selection, turned = self._selection(x, state, reset, cu_seqlens)
         y, scan = selective_scan(
             x,
-            *self._selection(x),
+            *selection,
             self._wide(self.D, x),
             z,
             self._wide(self.dt_proj.bias, x),
@@ -200,24 +217,30 @@ class Mamba(nn.Module):
             channel_last=True,
             backend=self.backend,
         )
-        return self.out_proj(y), {**carried, "scan": scan}
+        return self.out_proj(y), {**carried, "scan": scan, **turned}
 
     def step(
         self, input: Tensor, state: Mapping[str, Tensor] | None, reset: Tensor | None = None
     ) -> tuple[Tensor, State]:
         """One step of what ``forward`` computes: ``input`` (batch, d_model), ``reset`` bool (batch,)."""
-        require_inputs("Mamba", "input", input, ("batch", "d_model"), self.d_model)
-        require_reset("Mamba", reset, input)
+        require_inputs(type(self).__name__, "input", input, ("batch", "d_model"), self.d_model)
+        require_reset(type(self).__name__, reset, input)
         self._require_state(state, input.shape[0], input)
         if state is None:
             state = self.init_state(input.shape[0])
         x, z = self.in_proj(input).chunk(2, -1)  # (batch, d_inner), both
         x, carried = self.conv1d.step(x, state, reset)
         x = F.silu(x)
+        (delta, A, B, C), turned = self._selection_step(x, state, reset)
+        if self.groups == 1:  # the step's quick path
+            B, C = B.squeeze(1), C.squeeze(1)
         y, scan = selective_step(
             self._wide(state["scan"], x),
             x,
-            *self._selection(x),
+            delta,
+            A,
+            B,
+            C,
             self._wide(self.D, x),
             z,
             self._wide(self.dt_proj.bias, x),
@@ -225,18 +248,38 @@ class Mamba(nn.Module):
             reset=reset,
             backend=self.backend,
         )
-        return self.out_proj(y), {**carried, "scan": scan}
+        return self.out_proj(y), {**carried, "scan": scan, **turned}
 
-    def _selection(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """delta, A, B, C: what makes the scan selective is that delta, B and C are functions of its input."""
-        rank, B, C = self.x_proj(x).split([self.dt_rank, self.d_state, self.d_state], -1)
+    def _selection(
+        self, x: Tensor, state: Mapping[str, Tensor] | None, reset: Tensor | None, cu_seqlens: Tensor | None
+    ) -> tuple[Selection, State]:
+        """delta, A, B, C of every step, and what of the state their making carries: here nothing."""
+        delta, B, C = self._project(x)
+        return (delta, self._decay(x), B.transpose(1, 2), C.transpose(1, 2)), {}
+
+    def _selection_step(self, x: Tensor, state: Mapping[str, Tensor], reset: Tensor | None) -> tuple[Selection, State]:
+        """``_selection`` of one step."""
+        delta, B, C = self._project(x)
+        return (delta, self._decay(x), B, C), {}
+
+    def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """delta (..., d_inner), B and C (..., groups, d_state): functions of the input, hence selective."""
+        size = self.groups * self.d_state
+        rank, B, C = self.x_proj(x).split([self.dt_rank, size, size], -1)
         delta = F.linear(rank, self.dt_proj.weight)  # the bias is added inside the scan, in the state's dtype
-        return delta, -torch.exp(self._wide(self.A_log, x)), B, C
+        shape = (self.groups, self.d_state)
+        return delta, B.unflatten(-1, shape), C.unflatten(-1, shape)
+
+    def _decay(self, x: Tensor) -> Tensor:
+        """A, (d_inner, d_state)."""
+        return -torch.exp(self._wide(self.A_log, x))
 
     def _wide(self, x: Tensor, like: Tensor) -> Tensor:
         return x.to(state_dtype(like.dtype))
 
     def _require_state(self, state: Mapping[str, Tensor] | None, rows: int, inputs: Tensor) -> None:
         if state is not None:
-            window, scan = (rows, self.d_conv - 1, self.d_inner), (rows, self.d_inner, self.d_state)
-            require_state("Mamba", state, {"window": window, "scan": scan}, inputs)
+            require_state(type(self).__name__, state, self._state_shapes(rows), inputs)
+
+    def _state_shapes(self, rows: int) -> dict[str, tuple[int, ...]]:
+        return {"window": (rows, self.d_conv - 1, self.d_inner), "scan": (rows, self.d_inner, self.d_state)}

@@ -22,7 +22,6 @@ import triton.language as tl
 
 from wmkernels.selective_scan.triton_device import (
     LN2,
-    LOG2E,
     RESET,
     first_chunk_slot,
     flow_back,
@@ -31,12 +30,15 @@ from wmkernels.selective_scan.triton_device import (
     follow_kept_reset,
     follow_reset,
     last_step,
+    load_rates,
     load_resets,
     load_steps,
     locate,
     over_channels,
     over_states,
+    own_channels,
     sigmoid,
+    state_numbers,
     step_size,
     sum_channels,
     sum_states,
@@ -102,23 +104,15 @@ def backward_kernel(
     DL: tl.constexpr,
 ):
     dtype: tl.constexpr = A.dtype.element_ty
-    tile = tl.program_id(0) % tiles
-    slot = (tl.program_id(0) // tiles).to(tl.int64)
+    tile, slot, group, d, d_in = own_channels(tiles, group_tiles, group_channels, D1, DL)
     sequence, row, begin, start, end, is_last, piece = locate(slot, cu_seqlens, sequences, time, segment, slots_each)
-    group = (tile // group_tiles).to(tl.int64)
-    local = (tile % group_tiles) * (D1 * DL) + tl.arange(0, D1)[:, None] * DL + tl.arange(0, DL)[None, :]
-    d_in = local < group_channels  # (D1, DL)
-    d = group * group_channels + local
-    n = (tl.arange(0, NI)[:, None] + NI * tl.arange(0, NL)[None, :]).to(tl.int64)  # (NI, NL)
+    n = state_numbers(NI, NL).to(tl.int64)
     t = tl.arange(0, T).to(tl.int64)
     d4, n4 = d[None, :, None, :], n[:, None, :, None]
     state_in = d_in[None, :, None, :] & (n4 < state)
     state_offsets = d4 * state + n4
     states_size = tl.full((), state, tl.int64) * channels
-    decay_rate = tl.load(A + d4 * A_strides[0] + n4 * A_strides[1], mask=state_in, other=0.0) * LOG2E
-    bias = None
-    if delta_bias is not None:
-        bias = tl.load(delta_bias + d * bias_stride, mask=d_in, other=0.0)
+    decay_rate, bias = load_rates(A, A_strides, d4, n4, state_in, delta_bias, bias_stride, d, d_in)
     if D is not None:
         skip = tl.load(D + d * D_stride, mask=d_in, other=0.0)[None]
     if not B_VARIES:

@@ -178,6 +178,32 @@ def locate(slot, cu_seqlens, sequences, time, length, slots_each):
 
 
 @triton.jit
+def own_channels(tiles, group_tiles, group_channels, D1: tl.constexpr, DL: tl.constexpr):
+    """What a program's number says: (tile of channels, slot, group, channels (D1, DL), which of them there are)."""
+    tile = tl.program_id(0) % tiles
+    slot = (tl.program_id(0) // tiles).to(tl.int64)
+    group = (tile // group_tiles).to(tl.int64)
+    local = (tile % group_tiles) * (D1 * DL) + tl.arange(0, D1)[:, None] * DL + tl.arange(0, DL)[None, :]
+    return tile, slot, group, group * group_channels + local, local < group_channels
+
+
+@triton.jit
+def state_numbers(NI: tl.constexpr, NL: tl.constexpr):
+    """(NI, NL); a thread's states are neighbours."""
+    return tl.arange(0, NI)[:, None] + NI * tl.arange(0, NL)[None, :]
+
+
+@triton.jit
+def load_rates(A, strides, d4, n4, state_in, delta_bias, bias_stride, d, d_in):
+    """(A log2 e of the tile's states, bias of its channels or None)."""
+    rates = tl.load(A + d4 * strides[0] + n4 * strides[1], mask=state_in, other=0.0) * LOG2E
+    bias = None
+    if delta_bias is not None:
+        bias = tl.load(delta_bias + d * bias_stride, mask=d_in, other=0.0)
+    return rates, bias
+
+
+@triton.jit
 def first_chunk_slot(sequence, begin, cu_seqlens, time, chunk):
     """Slot of the first saved state of a sequence (csrc/wmkernels.h, Chunks)."""
     if cu_seqlens is None:

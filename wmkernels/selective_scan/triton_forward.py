@@ -19,16 +19,18 @@ from torch import Tensor
 from wmkernels import triton_runtime as runtime
 from wmkernels.selective_scan.outputs import forward_outputs
 from wmkernels.selective_scan.triton_device import (
-    LOG2E,
     RESET,
     first_chunk_slot,
     follow,
     follow_reset,
     last_step,
+    load_rates,
     locate,
     over_channels,
     over_states,
+    own_channels,
     sigmoid,
+    state_numbers,
     step_size,
     sum_states,
 )
@@ -85,14 +87,9 @@ def forward_kernel(
     DL: tl.constexpr,
 ):
     dtype = A.dtype.element_ty
-    tile = tl.program_id(0) % tiles
-    slot = (tl.program_id(0) // tiles).to(tl.int64)
+    tile, slot, group, d, d_in = own_channels(tiles, group_tiles, group_channels, D1, DL)
     sequence, row, begin, start, end, is_last, piece = locate(slot, cu_seqlens, sequences, time, segment, slots_each)
-    group = (tile // group_tiles).to(tl.int64)
-    local = (tile % group_tiles) * (D1 * DL) + tl.arange(0, D1)[:, None] * DL + tl.arange(0, DL)[None, :]
-    d_in = local < group_channels  # (D1, DL)
-    d = group * group_channels + local
-    n = tl.arange(0, NI)[:, None] + NI * tl.arange(0, NL)[None, :]  # (NI, NL); a thread's states are neighbours
+    n = state_numbers(NI, NL)
     t = tl.arange(0, T).to(tl.int64)
     # Broadcast to (NI, D1, NL, DL), the shape of the state.
     d4, n4 = d[None, :, None, :], n[:, None, :, None].to(tl.int64)
@@ -100,10 +97,7 @@ def forward_kernel(
     state_offsets = d4 * state + n4
     states_size = tl.full((), state, tl.int64) * channels
 
-    decay_rate = tl.load(A + d4 * A_strides[0] + n4 * A_strides[1], mask=state_in, other=0.0) * LOG2E
-    bias = None
-    if delta_bias is not None:
-        bias = tl.load(delta_bias + d * bias_stride, mask=d_in, other=0.0)
+    decay_rate, bias = load_rates(A, A_strides, d4, n4, state_in, delta_bias, bias_stride, d, d_in)
     skip = None
     if D is not None:
         skip = tl.load(D + d * D_stride, mask=d_in, other=0.0)

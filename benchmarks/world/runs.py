@@ -1,0 +1,177 @@
+"""Single runs of the benchmark: one task, one memory, one seed; and the JSON file that they are merged into."""
+
+import contextlib
+import dataclasses
+import datetime
+import itertools
+import json
+import math
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from harness import environment
+from worldmodel.agent import Agent
+from worldmodel.evaluate import evaluate
+from worldmodel.run import Run
+
+MINUTES = {"RepeatPreviousEasy": 5.0, "RepeatPreviousMedium": 15.0, "RepeatPreviousHard": 60.0}
+
+MEMORIES = {
+    "scan": {},
+    "convolution and scan off": {"model.memory.kind": "none"},
+    "scan off": {"model.memory.scan": False},
+    "unrotated": {"model.memory.rotated": False},
+    "GRU": {"model.memory.kind": "gru"},
+}
+"""What is changed of the preset, by the name of the memory."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """One run.
+
+    Attributes:
+        task: name of the environment.
+        memory: one of ``MEMORIES``.
+        seed: of the run; evaluation has seeds of its own, the same for all.
+        minutes: of training.
+        episodes: of evaluation.
+        threads: of PyTorch.
+        device: of the world model.
+        extra: further options of ``python -m worldmodel train``.
+    """
+
+    task: str
+    memory: str
+    seed: int
+    minutes: float
+    episodes: int = 100
+    threads: int = 2
+    device: str = "cpu"
+    extra: tuple[str, ...] = ()
+
+    @property
+    def key(self) -> str:
+        """Its name in the JSON file."""
+        return f"{self.task}/{self.memory}/{self.seed}"
+
+
+def train_options(plan: Plan, folder: Path) -> list[str]:
+    """What ``python -m worldmodel train`` is given."""
+    named = {"env": plan.task, "minutes": plan.minutes, "seed": plan.seed, "run": folder}
+    named |= {"threads": plan.threads, "device": plan.device}
+    options = [text for name, value in named.items() for text in (f"--{name}", str(value))]
+    for name, value in MEMORIES[plan.memory].items():
+        option, no = name.rsplit(".", 1)
+        options += [f"--{option}.no-{no}"] if value is False else [f"--{name}", str(value)]
+    return [*options, *plan.extra]
+
+
+def execute(plan: Plan, folder: Path) -> dict[str, Any]:
+    """Trains in a process of its own, evaluates the result, and returns the entry for the JSON file.
+
+    Raises:
+        RuntimeError: training ended with an error.
+    """
+    command = [sys.executable, "-m", "worldmodel", "train", *train_options(plan, folder)]
+    start, before = time.perf_counter(), os.times()
+    done = subprocess.run(command, stdout=subprocess.DEVNULL)
+    if done.returncode:
+        raise RuntimeError(f"{plan.key}: training ended with exit status {done.returncode}")
+    wall, after = time.perf_counter() - start, os.times()
+    torch.set_num_threads(plan.threads)
+    agent = Agent.load(folder, plan.device)
+    found = evaluate(agent, plan.task, plan.episodes, seed=10**6)
+    lines = Run(folder).metrics
+    last = lines[-1]
+    return {
+        "task": plan.task,
+        "memory": plan.memory,
+        "seed": plan.seed,
+        "minutes": plan.minutes,
+        "seconds": last["seconds"],
+        "steps": last["steps"],
+        "updates": last["updates"],
+        "parameters": sum(p.numel() for p in agent.world_model.parameters()),
+        "evaluation": found.to_json(),
+        "milliseconds_an_update": update_times(lines),
+        "curve": [
+            [line["seconds"], line["steps"], line["episode/return"]] for line in lines if "episode/return" in line
+        ],
+        # A machine that others use gives a run fewer of its cores.
+        "cores_used": (after.children_user + after.children_system - before.children_user - before.children_system)
+        / wall,
+        "settings": Run(folder).config["train"],
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "commit": environment.describe(torch.device(plan.device))["wmkernels"]["commit"],
+    }
+
+
+def update_times(lines: list[dict[str, float]]) -> dict[str, float]:
+    """Milliseconds that an update took for collecting, observing and imagining, and the share of imagining.
+
+    Observing and imagining hold what is differentiated backward, too. Collecting is what was collected for an update,
+    so it depends on the train ratio. Lines before learning began do not count.
+    """
+    learning = [line for line in lines if "seconds/imagine" in line]
+    if len(learning) < 2:
+        return {}
+    weights = [line["updates"] - earlier["updates"] for earlier, line in itertools.pairwise(learning)]
+    steps = [line["steps"] - earlier["steps"] for earlier, line in itertools.pairwise(learning)]
+
+    def mean(name: str, over: list[float]) -> float:
+        values = [line[name] for line in learning[1:]]
+        return math.fsum(v * w for v, w in zip(values, over, strict=True)) / math.fsum(over)
+
+    total = 1e3 * mean("seconds/update", weights)
+    observe, imagine = 1e3 * mean("seconds/observe", weights), 1e3 * mean("seconds/imagine", weights)
+    # The clock of collecting ticks once for a step of all environments.
+    ticks = math.fsum(steps) / learning[-1]["environments"]
+    collect = mean("milliseconds/collect", [float(s) for s in steps]) * ticks / math.fsum(weights)
+    return {
+        "collect": collect,
+        "observe": observe,
+        "imagine": imagine,
+        "update": total,
+        "share_of_imagine": imagine / (collect + total),
+    }
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Nobody else merges into ``path`` meanwhile, where the system has such locks."""
+    lock = path.with_suffix(".lock")
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("w") as file:
+        with contextlib.suppress(ImportError):
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def load(path: Path) -> dict[str, Any]:
+    """What has been measured so far."""
+    if path.exists():
+        return dict(json.loads(path.read_text()))
+    return {"benchmark": "world_model", "runs": {}}
+
+
+def merge(path: Path, plan: Plan, entry: dict[str, Any]) -> dict[str, Any]:
+    """Adds an entry to the file, which other processes may be adding to, and returns the whole."""
+    with locked(path):
+        result = load(path)
+        result["environment"] = environment.describe(torch.device(plan.device))
+        result["runs"][plan.key] = entry
+        result["runs"] = dict(sorted(result["runs"].items()))
+        beside = path.with_suffix(".partial")
+        beside.write_text(json.dumps(result, indent=1) + "\n")
+        beside.replace(path)
+    return result

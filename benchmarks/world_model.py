@@ -1,0 +1,110 @@
+"""What the world model reaches on POPGym's RepeatPrevious, beside itself without parts of its memory.
+
+    python benchmarks/world_model.py                                      # everything: many hours
+    python benchmarks/world_model.py --tasks RepeatPreviousEasy --seeds 0 --memories scan
+    python benchmarks/world_model.py --list                               # what is there, what is missing
+    python benchmarks/world_model.py --report                             # table and chart of what is there
+
+Every run is a training of its own, evaluated on 100 episodes and merged into one JSON file as soon as it ends, so a
+table can be made one run at a time, in any order, by several processes. A run that is there is not made again.
+"""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+from harness import environment, tables
+from world import chart, report
+from world.runs import MEMORIES, MINUTES, Plan, execute, load, merge
+
+RESULTS = Path(__file__).resolve().parent / "results"
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    names = {"type": lambda text: text.split(",")}
+    parser.add_argument("--tasks", default=list(MINUTES), help="comma-separated; all three", **names)
+    parser.add_argument("--memories", default=list(MEMORIES), help=f"of {', '.join(MEMORIES)}; all", **names)
+    parser.add_argument("--seeds", default=[0, 1, 2], type=lambda text: [int(x) for x in text.split(",")])
+    parser.add_argument("--minutes", type=float, help="of training; 5, 15 and 60 by task")
+    parser.add_argument("--episodes", type=int, default=100, help="of evaluation")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--again", action="store_true", help="also make runs that are there")
+    parser.add_argument("--list", action="store_true", help="say which runs are there and which are missing, and stop")
+    parser.add_argument("--report", action="store_true", help="make no run: table and chart of what is there")
+    parser.add_argument("--runs", type=Path, default=Path("runs/benchmark"), help="where run folders go")
+    parser.add_argument("--json", type=Path, help="benchmarks/results/world_model_cpu.json, or the device's")
+    parser.add_argument("--plot", type=Path, help="learning curves (PNG); beside the JSON")
+    parser.add_argument("--train", default="", help="further options of `python -m worldmodel train`, in one string")
+    chosen = parser.parse_args(arguments)
+    for memory in chosen.memories:
+        if memory not in MEMORIES:
+            parser.error(f"--memories: there is no {memory!r}, only {', '.join(MEMORIES)}")
+    for task in chosen.tasks:
+        if task not in MINUTES and chosen.minutes is None:
+            parser.error(f"--tasks: {task} has no usual time here, give --minutes")
+    if chosen.json is None:
+        chosen.json = RESULTS / f"world_model_{chosen.device.partition(':')[0]}.json"
+    return chosen
+
+
+def plans(chosen: argparse.Namespace) -> list[Plan]:
+    """Seeds on the outside: a table cut short has every row."""
+    return [
+        Plan(
+            task=task,
+            memory=memory,
+            seed=seed,
+            minutes=chosen.minutes or MINUTES[task],
+            episodes=chosen.episodes,
+            threads=chosen.threads,
+            device=chosen.device,
+            extra=tuple(chosen.train.split()),
+        )
+        for seed in chosen.seeds
+        for task in chosen.tasks
+        for memory in chosen.memories
+    ]
+
+
+def main() -> int:
+    chosen = parse_arguments()
+    failed = []
+    for plan in [] if chosen.report else plans(chosen):
+        there = plan.key in load(chosen.json)["runs"]
+        if chosen.list:
+            print(f"{'there' if there else 'missing':8} {plan.key}, {plan.minutes:g} minutes")
+            continue
+        if there and not chosen.again:
+            continue
+        print(f"{plan.key}, {plan.minutes:g} minutes", file=sys.stderr, flush=True)
+        folder = chosen.runs / f"{plan.key.replace('/', '-').replace(' ', '_')}-{time.strftime('%Y%m%d-%H%M%S')}"
+        try:
+            entry = execute(plan, folder)
+        except RuntimeError as error:
+            print(error, file=sys.stderr)
+            failed.append(plan.key)
+            continue
+        merge(chosen.json, plan, entry)
+        print(f"{plan.key}: {entry['evaluation']['mean']:.3f} after {entry['steps']:,} steps", file=sys.stderr)
+    if chosen.list:
+        return 0
+    result = load(chosen.json)
+    if not result["runs"]:
+        print("there is no run to report")
+        return 1
+    print(environment.summary(result["environment"]))
+    tables.show("Return of an episode", report.RETURN_HEADER, report.return_cells(result))
+    tables.show("An update", report.TIME_HEADER, report.time_cells(result))
+    for line in report.target_lines(result):
+        print(line)
+    plot = chosen.plot or chosen.json.with_suffix(".png")
+    reason = chart.draw(result, plot)
+    print(f"no chart: {reason}" if reason else f"wrote {plot}")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

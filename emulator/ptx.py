@@ -1,0 +1,172 @@
+"""Runs compiled GPU code (PTX) on the CPU: what a compiler made of a kernel, tested where there is no GPU.
+
+A thread block runs at a time, all its threads in lockstep, a register being one NumPy array over the threads, and each
+PTX instruction a line of Python (ptx_operations.py). That suits code whose threads seldom part, as Triton's; those that
+part run in turns. These are errors, each with the instruction that did it:
+
+- an access to memory that is no element of a tensor handed over (to the byte, strided views included), or not aligned;
+- a byte that one warp writes and another touches with no barrier between them, or that two blocks share;
+- a barrier or a shuffle that not all threads of the block reach, a register read before it is written.
+
+Approximate instructions (ex2, div.full, rcp) are computed exactly and rounded: no worse than a GPU's.
+"""
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from emulator.ptx_block import Block, Fault, Memory
+from emulator.ptx_operations import OPERATIONS, Emit
+
+INSTRUCTION = re.compile(r"(?:@(!?)(%\w+)\s+)?([a-z][\w.:]*)\s*(.*)", re.S)
+
+
+@dataclass
+class Stretch:
+    """PTX statements that run one after the other, and the function that they became: it answers what comes next."""
+
+    statements: list[str]
+    source: str
+    run: Callable[[Block], int]
+
+    def blame(self, error: BaseException) -> str:
+        """The PTX of the line of Python that raised."""
+        trace = error.__traceback__
+        while trace is not None and trace.tb_frame.f_code is not self.run.__code__:
+            trace = trace.tb_next
+        return "?" if trace is None else self.source.splitlines()[trace.tb_lineno - 1].partition("  # ")[2]
+
+
+@dataclass
+class Program:
+    """A kernel: its stretches, the threads of a block, and the names of its parameters."""
+
+    name: str
+    threads: int
+    stretches: list[Stretch]
+    parameters: list[str]
+
+    def run(self, block: Block) -> None:
+        """Threads that part run in turns, those furthest back first, until they meet again."""
+        position, positions = 0, None
+        while True:
+            if positions is not None:
+                position = int(positions.min())
+                block.every = positions == position
+                if block.every.all():
+                    positions = None
+            if position >= len(self.stretches):
+                return
+            before = {} if positions is None else dict(block.registers)
+            block.parting = None
+            stretch = self.stretches[position]
+            try:
+                position = stretch.run(block)
+            except Fault as error:
+                raise Fault(f"{self.name}, block {block.index}: {error} ({stretch.blame(error)})") from None
+            except KeyError as error:
+                what = f"register {error.args[0]} is read before it is written"
+                raise Fault(f"{self.name}, block {block.index}: {what} ({stretch.blame(error)})") from None
+            if positions is not None:
+                for name, value in before.items():
+                    if block.registers[name] is not value:
+                        block.registers[name] = np.where(block.every, block.registers[name], value)
+            if positions is not None or block.parting is not None:
+                positions = np.full(block.threads, position) if positions is None else positions
+                positions = np.where(block.every, position if block.parting is None else block.parting, positions)
+
+
+def _jump(statement: str, following: int, targets: dict[str, int], last: int) -> str | None:
+    """The line of Python for a branch or a return; None for another statement."""
+    negated, predicate, opcode, operand = INSTRUCTION.fullmatch(statement).groups()  # type: ignore[union-attr]
+    if opcode != "ret" and not opcode.startswith("bra"):
+        return None
+    there = last if opcode == "ret" else targets[operand.strip()]
+    if predicate is None:
+        return f"    return {there}"
+    return f"    return B.branch({'~' if negated else ''}R[{predicate!r}], {there}, {following})"
+
+
+def _translated(statement: str, constants: dict[str, Any], threads: int) -> list[str]:
+    """The lines of Python for a statement that is no jump."""
+    parsed = INSTRUCTION.fullmatch(statement)
+    if parsed is None:
+        raise NotImplementedError(f"PTX statement {statement!r}")
+    negated, predicate, opcode, operands = parsed.groups()
+    guard = None if predicate is None else f"{'~' if negated else ''}R[{predicate!r}]"
+    emit = Emit(opcode.split("."), guard, constants, threads)
+    operation = OPERATIONS.get(emit.parts[0])
+    if operation is None:
+        raise NotImplementedError(f"PTX instruction {statement!r}")
+    return [f"    {line}  # {statement}" for line in operation(emit, _operands(operands))]
+
+
+def translate(ptx: str) -> Program:
+    """The one kernel of a PTX file."""
+    ptx = re.sub(r"//[^\n]*", "", ptx)
+    header = re.search(r"\.entry\s+(\w+)\s*\((.*?)\)(.*?)\{(.*?)\n\}", ptx, re.S)
+    if header is None:
+        raise ValueError("no kernel in this PTX")
+    name, parameters, directives, body = header.groups()
+    threads = int(re.search(r"\.reqntid\s+(\d+)", directives).group(1))  # type: ignore[union-attr]
+    statements = list(_statements(body))
+    labels = {s[:-1]: i for i, s in enumerate(statements) if s.endswith(":")}
+    jumps = {i + 1 for i, s in enumerate(statements) if re.match(r"(@!?%\w+\s+)?(bra|ret)\b", s)}
+    starts = sorted(s for s in {0, *labels.values(), *jumps} if s < len(statements))
+    targets = {label: starts.index(place) for label, place in labels.items()}
+    constants: dict[str, Any] = {"np": np}
+    stretches = []
+    for number, (start, end) in enumerate(zip(starts, [*starts[1:], len(statements)], strict=True)):
+        lines, jump = [], f"    return {number + 1}"
+        for statement in statements[start:end]:
+            if statement.endswith(":"):
+                continue
+            found = _jump(statement, number + 1, targets, len(starts))
+            if found is None:
+                lines += _translated(statement, constants, threads)
+            else:
+                jump = found
+        source = "\n".join(["def stretch(B):", "    R = B.registers", *lines, jump])
+        scope: dict[str, Any] = {}
+        exec(compile(source, f"<{name} {number}>", "exec"), constants, scope)
+        stretches.append(Stretch(statements[start:end], source, scope["stretch"]))
+    return Program(name, threads, stretches, [p.split()[-1] for p in parameters.split(",")])
+
+
+def _statements(body: str) -> Iterator[str]:
+    body = re.sub(r"^\s*\.(loc|reg|pragma|file|section)[^\n]*", "", body, flags=re.M)
+    for line in re.split(r";|\n(?=\s*\$?\w+:)|(?<=:)\n", body):
+        for part in re.split(r"(?<=:)\s*\n", line):
+            part = " ".join(part.split())
+            while part.startswith(("{ ", "} ")):
+                part = part[2:]
+            if part not in ("", "{", "}") and not part.startswith(".reg"):
+                yield part
+
+
+def _operands(text: str) -> list[str]:
+    """Split at the commas that are in no braces or brackets."""
+    parts, depth, current = [], 0, ""
+    for character in text:
+        depth += (character in "{[") - (character in "}]")
+        if character == "," and depth == 0:
+            parts.append(current.strip())
+            current = ""
+        else:
+            current += character
+    return [*parts, current.strip()] if current.strip() else parts
+
+
+def launch(program: Program, memory: Memory, blocks: int, shared: int, arguments: list[int]) -> None:
+    """Runs every block of a grid, in order."""
+    if len(arguments) != len(program.parameters):
+        raise ValueError(f"{program.name}: {len(arguments)} arguments for {len(program.parameters)} parameters")
+    parameters = dict(zip(program.parameters, arguments, strict=True))
+    for region in memory.regions:
+        region.forget()
+    for index in range(blocks):
+        with np.errstate(all="ignore"):
+            program.run(Block(memory, program.threads, shared, index, parameters))

@@ -1,0 +1,92 @@
+"""Configurations as JSON and back, and what two of them disagree about."""
+
+import dataclasses
+import types
+import typing
+from pathlib import Path
+from typing import Any, TypeVar, Union
+
+Config = TypeVar("Config")
+
+
+class ConfigurationError(ValueError):
+    """A configuration that does not fit."""
+
+
+def to_json(config: Any) -> Any:
+    """Dicts, lists and plain values for a dataclass of dataclasses.
+
+    Example:
+        >>> @dataclasses.dataclass
+        ... class Sizes:
+        ...     hidden: tuple[int, ...] = (64, 32)
+        >>> to_json(Sizes())
+        {'hidden': [64, 32]}
+    """
+    if dataclasses.is_dataclass(config) and not isinstance(config, type):
+        return {field.name: to_json(getattr(config, field.name)) for field in dataclasses.fields(config)}
+    if isinstance(config, dict):
+        return {key: to_json(value) for key, value in config.items()}
+    if isinstance(config, list | tuple):
+        return [to_json(value) for value in config]
+    return str(config) if isinstance(config, Path) else config
+
+
+def from_json(kind: type[Config], values: Any, where: str = "") -> Config:
+    """The dataclass ``kind`` that ``to_json`` was called on.
+
+    Args:
+        kind: a dataclass.
+        values: what ``to_json`` returned.
+        where: the name of the configuration, for errors.
+
+    Raises:
+        ConfigurationError: a name that ``kind`` does not have.
+    """
+    hints = typing.get_type_hints(kind)
+    names = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    if not isinstance(values, dict):
+        raise ConfigurationError(f"{where or kind.__name__} is {values!r}, expected the fields of {kind.__name__}")
+    unknown = sorted(set(values) - names)
+    if unknown:
+        raise ConfigurationError(
+            f"{where or kind.__name__} has {', '.join(unknown)}, which {kind.__name__} does not know; another version "
+            "wrote it"
+        )
+    fields = {name: _value(hints[name], value, f"{where}.{name}".lstrip(".")) for name, value in values.items()}
+    return kind(**fields)
+
+
+def _value(hint: Any, value: Any, where: str) -> Any:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (Union, types.UnionType):
+        if value is None:
+            return None
+        return _value(next(argument for argument in arguments if argument is not type(None)), value, where)
+    if dataclasses.is_dataclass(hint):
+        return from_json(hint, value, where)  # type: ignore[arg-type]
+    if origin is tuple:
+        return tuple(_value(arguments[0], item, where) for item in value)
+    if origin is dict:
+        return {key: _value(arguments[1], item, where) for key, item in value.items()}
+    if hint is Path:
+        return Path(value)
+    return value
+
+
+def differences(saved: Any, given: Any, where: str = "") -> list[str]:
+    """What two configurations, as JSON, disagree about.
+
+    Example:
+        >>> differences({"memory": {"layers": 2}}, {"memory": {"layers": 4}})
+        ['memory.layers is 2 there and 4 here']
+    """
+    if isinstance(saved, dict) and isinstance(given, dict):
+        names = [*saved, *(name for name in given if name not in saved)]
+        nothing = "nothing"
+        inside = (
+            differences(saved.get(name, nothing), given.get(name, nothing), f"{where}.{name}".lstrip("."))
+            for name in names
+        )
+        return [line for lines in inside for line in lines]
+    return [] if saved == given else [f"{where} is {saved} there and {given} here"]

@@ -1,0 +1,46 @@
+"""Means of figures between two lines of the log, and where the time went."""
+
+import contextlib
+import time
+from collections.abc import Iterator, Mapping
+
+
+class Meter:
+    """Collects figures and hands out their means.
+
+    Example:
+        >>> meter = Meter()
+        >>> meter.add({"loss": 1.0})
+        >>> meter.add({"loss": 3.0})
+        >>> meter.means()
+        {'loss': 2.0}
+        >>> meter.means()
+        {}
+    """
+
+    def __init__(self) -> None:
+        self._sums: dict[str, float] = {}
+        self._counts: dict[str, int] = {}
+
+    def __contains__(self, name: str) -> bool:
+        """Whether a figure has a value since the last ``means``."""
+        return name in self._sums
+
+    def add(self, figures: Mapping[str, float]) -> None:
+        """One value of each of some figures."""
+        for name, value in figures.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value
+            self._counts[name] = self._counts.get(name, 0) + 1
+
+    def means(self) -> dict[str, float]:
+        """The mean of each figure since the last call."""
+        means = {name: total / self._counts[name] for name, total in self._sums.items()}
+        self._sums, self._counts = {}, {}
+        return means
+
+    @contextlib.contextmanager
+    def clock(self, name: str) -> Iterator[None]:
+        """Adds the milliseconds that its block takes."""
+        start = time.perf_counter()
+        yield
+        self.add({name: 1e3 * (time.perf_counter() - start)})

@@ -1,0 +1,67 @@
+"""The options of ``train``: what a preset or a run to go on with says, and what the command line changes about it."""
+
+import argparse
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from worldmodel.configuration import ConfigurationError
+from worldmodel.presets import PRESETS
+from worldmodel.run import Run
+from worldmodel.settings import TrainConfig, default_folder, saved_config
+
+
+@dataclasses.dataclass
+class TrainOptions(TrainConfig):
+    """Trains a world model on an environment. Ctrl-C saves and stops.
+
+    Every setting of the model, the losses and the replay starts from the preset and can be changed by its own option.
+    """
+
+    run: Path | None = None
+    """Folder of the new run; runs/ENV-DATE if not given."""
+    resume: Path | None = None
+    """Folder of a run to go on with, with its own settings; only how long, where and how often may change."""
+
+
+def train_options(arguments: Sequence[str], parse: Callable[..., Any]) -> tuple[TrainConfig, Path, bool]:
+    """Reads the command line.
+
+    Returns:
+        ``(config, folder, resume)``, as ``train`` takes them.
+
+    Raises:
+        ConfigurationError: an unknown preset, no environment, or both a new run and one to go on with.
+        RunError: there is no run to go on with.
+    """
+    # Preset and resume say what all other options start from, so they are read first.
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--preset", default=TrainConfig.preset)
+    first.add_argument("--resume")
+    early, _ = first.parse_known_args(list(arguments))
+    start = preset_config(early.preset) if early.resume is None else saved_config(Run(early.resume))
+    default = TrainOptions(**{field.name: getattr(start, field.name) for field in dataclasses.fields(TrainConfig)})
+    options: TrainOptions = parse(TrainOptions, arguments, "train", default)
+    config = TrainConfig(**{field.name: getattr(options, field.name) for field in dataclasses.fields(TrainConfig)})
+    if options.resume is not None:
+        if options.run is not None:
+            raise ConfigurationError("--run names a new run and --resume one that exists: give one of them")
+        return config, options.resume, True
+    if not config.env:
+        raise ConfigurationError("--env is missing: a gymnasium id, module:Env-v0, or a name of popgym's")
+    return config, options.run or default_folder(config.env, time.strftime("%Y%m%d-%H%M%S")), False
+
+
+def preset_config(name: str) -> TrainConfig:
+    """The configuration that a preset stands for.
+
+    Raises:
+        ConfigurationError: there is no such preset.
+    """
+    if name not in PRESETS:
+        raise ConfigurationError(f"there is no preset {name!r}, expected one of {', '.join(PRESETS)}")
+    preset = PRESETS[name]()
+    told = {field.name: getattr(preset, field.name) for field in dataclasses.fields(preset)}
+    return TrainConfig(preset=name, **told)

@@ -1,0 +1,72 @@
+"""Environments whose every observation says which episode and step it belongs to, for tests of what was collected."""
+
+from typing import Any
+
+import gymnasium
+import numpy as np
+
+
+class Numbered(gymnasium.Env[Any, Any]):
+    """Observation: (seed of the episode, step, whether reset gave it, last action). The action 2 is never ignored.
+
+    Episode lengths are drawn from the episode's seed; every third one is truncated instead of terminated.
+
+    Args:
+        longest: actions of the longest episode.
+        fail_at: raise an error at that step of every episode.
+        nan_at: observe NaN at that step of every episode.
+    """
+
+    metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012
+
+    def __init__(self, longest: int = 12, fail_at: int | None = None, nan_at: int | None = None) -> None:
+        self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (4,), np.float64)
+        self.action_space = gymnasium.spaces.Discrete(5)
+        self.longest, self.fail_at, self.nan_at = longest, fail_at, nan_at
+
+    def _observation(self, action: int) -> np.ndarray:
+        self.first = self.steps == 0
+        value = float("nan") if self.steps == self.nan_at else float(self.steps)
+        return np.array([self.episode, value, self.first, action], np.float64)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.episode = int(self.np_random.integers(2**20))
+        self.length = int(self.np_random.integers(1, self.longest + 1))
+        self.steps = 0
+        return self._observation(-1), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        if self.steps >= self.length:
+            raise AssertionError("stepped after the end of the episode")
+        self.steps += 1
+        if self.steps == self.fail_at:
+            raise ArithmeticError("the simulator broke")
+        ended, cut = self.steps == self.length, self.episode % 3 == 0
+        return self._observation(int(action)), self.steps / 4, ended and not cut, ended and cut, {}
+
+
+class Echo(gymnasium.Env[Any, Any]):
+    """The reward is 1 where the action is the observation of ``lag`` steps ago; 10 actions an episode."""
+
+    metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012
+
+    def __init__(self, lag: int = 1, length: int = 10) -> None:
+        self.observation_space = gymnasium.spaces.Discrete(2)
+        self.action_space = gymnasium.spaces.Discrete(2)
+        self.lag, self.length = lag, length
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.seen = [int(self.np_random.integers(2))]
+        return self.seen[-1], {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        right = len(self.seen) > self.lag and action == self.seen[-1 - self.lag]
+        self.seen.append(int(self.np_random.integers(2)))
+        return self.seen[-1], float(right), len(self.seen) > self.length, False, {}
+
+
+for name, entry in {"Numbered-v0": Numbered, "Echo-v0": Echo}.items():
+    if f"wmtest/{name}" not in gymnasium.registry:
+        gymnasium.register(f"wmtest/{name}", entry)

@@ -1,0 +1,86 @@
+"""Small world models and random batches for the tests of the world model."""
+
+import dataclasses
+
+import torch
+from gymnasium import spaces
+
+from worldmodel.batch import Batch
+from worldmodel.decision import DecisionConfig
+from worldmodel.evaluation import EvaluationConfig
+from worldmodel.memory import MemoryConfig
+from worldmodel.perception import PerceptionConfig
+from worldmodel.prediction import PredictionConfig
+from worldmodel.spaces import ActionSpec, ObservationSpec
+from worldmodel.world_model import WorldModel, WorldModelConfig
+
+SEEN = spaces.Dict(card=spaces.Discrete(4), place=spaces.Box(-1, 1, (3,)))
+MEMORIES = {
+    "rotated": MemoryConfig(width=16, layers=2, states=4, groups=2, selective_angle=True),
+    "unrotated": MemoryConfig(width=16, states=4, groups=2, rotated=False),
+    "convolution": MemoryConfig(width=16, scan=False),
+    "none": MemoryConfig(width=16, kind="none"),
+    "conv_lstm": MemoryConfig(width=24, kind="conv_lstm", map_size=(2, 3)),
+    "gru": MemoryConfig(width=16, kind="gru", layers=2),
+}
+CONFIG = WorldModelConfig(
+    PerceptionConfig(variables=3, classes=4, hidden=16),
+    MEMORIES["rotated"],
+    PredictionConfig(hidden=16),
+    EvaluationConfig(hidden=16),
+    DecisionConfig(hidden=16),
+)
+
+
+def small_model(seen=SEEN, done=None, dtype=torch.float64, **changed):
+    """A world model of random weights; keyword arguments replace parts of CONFIG."""
+    done = done or spaces.Discrete(3)
+    config = dataclasses.replace(CONFIG, **changed)
+    model = WorldModel(ObservationSpec.from_space(seen), ActionSpec.from_space(done), config).to(dtype)
+    for name, parameter in model.named_parameters():
+        if "angle_proj" in name or (parameter == 0).all():
+            torch.nn.init.normal_(parameter, std=0.3)
+    return model
+
+
+def random_batch(model, batch=3, time=14, resets=True):
+    """Episodes that end at other steps in every row: terminated, or truncated, and padding behind the last row's."""
+    observations = {}
+    for name, leaf in model.observation_spec.leaves.items():
+        shape = (batch, time, *leaf.shape)
+        whole = leaf.kind != "vector"
+        size = min(leaf.sizes) if leaf.sizes else 256
+        observations[name] = torch.randint(size, shape, dtype=torch.uint8) if whole else torch.randn(shape)
+    action_spec = model.action_spec
+    if action_spec.kind == "discrete":
+        actions = torch.stack([torch.randint(size, (batch, time)) for size in action_spec.sizes], -1)
+        actions = actions if action_spec.shape else actions.squeeze(-1)
+    else:
+        actions = torch.rand(batch, time, *action_spec.shape) * 2 - 1
+    reset = torch.zeros(batch, time, dtype=torch.bool)
+    reset[:, 0] = True
+    has_action = torch.ones(batch, time, dtype=torch.bool)
+    terminated = torch.zeros(batch, time, dtype=torch.bool)
+    valid = torch.ones(batch, time, dtype=torch.bool)
+    if resets:
+        for row in range(batch):
+            end = 4 + row
+            has_action[row, end] = False
+            terminated[row, end - 1] = row % 2 == 0
+            reset[row, end + 1] = True
+        has_action[-1, -4] = False
+        valid[-1, -3:] = has_action[-1, -3:] = False
+    return Batch(observations, actions, torch.randn(batch, time), terminated, has_action, reset, valid)
+
+
+def step_by_step(model, batch, state=None):
+    """``observe`` as ``observe_step`` does it: features (batch, time, features), and the state after the last step."""
+    state = state or batch.state or model.init_state(batch.shape[0])
+    features, previous = [], state["action"]
+    for t in range(batch.shape[1]):
+        leaves = {name: leaf[:, t] for name, leaf in batch.observations.items()}
+        feature, state = model.observe_step(leaves, previous, state, batch.reset[:, t])
+        features.append(feature)
+        previous = model.action_spec.encode(batch.actions[:, t]).to(feature.dtype) * batch.has_action[:, t, None]
+        state = {**state, "action": previous}
+    return torch.stack(features, 1), state

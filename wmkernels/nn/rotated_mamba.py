@@ -1,0 +1,191 @@
+"""A Mamba block whose state is complex: B and C turn with an angle that accumulates since the last reset.
+
+A complex state ``h_t = exp(step_t a + i w_t) h_{t-1} + step_t B_t u_t`` that is read by ``Re(conj(C_t) h_t)`` becomes a
+real scan when it is seen from a frame that turns along: with ``angle_t = w_1 + ... + w_t`` and
+``g_t = exp(-i angle_t) h_t``,
+
+    g_t = exp(step_t a) g_{t-1} + step_t (exp(-i angle_t) B_t) u_t,    read by    Re(conj(exp(-i angle_t) C_t) g_t).
+
+Two neighbouring real states hold one complex one, and the kernel of the real scan runs on B and C turned back by the
+angle. What a step wrote is read turned by the angle between then and now: with rates spread over half a turn a step,
+C tells lags apart, where a real state only fades.
+
+The angle is accumulated in float64 and carried wrapped into [0, 2 pi). After a million steps it is off by less than
+1e-8, whether they were run in one piece or step by step.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from wmkernels.linear_scan.function import linear_scan
+from wmkernels.nn.checks import State
+from wmkernels.nn.mamba import Mamba, Selection
+
+TURN = 2 * math.pi
+
+
+class RotatedMamba(Mamba):
+    """A ``Mamba`` block with a complex state, after Mamba-3 (arXiv 2603.15569): the scan can tell lags apart.
+
+    Two real states share a decay and make one complex state, whose angle advances at a learned rate. The state dict
+    of the block has, beside those of ``Mamba``, ``angle_rate`` (groups, d_state / 2) in radians a step and, with
+    ``selective_angle``, ``angle_proj.weight``; ``A_log`` is (d_inner, d_state / 2).
+
+    Args:
+        d_model: features of an input and of an output.
+        d_state: real states of each inner channel, an even number.
+        groups: sets of B, C and angles, each of which serves expand * d_model / groups neighbouring channels.
+        selective_angle: the input of a step adds to the rate of its angle, which otherwise is the same at every step.
+        decay: initial -A of every state.
+        **arguments: as for ``Mamba``.
+
+    Example:
+        >>> import torch, wmkernels
+        >>> memory = wmkernels.nn.RotatedMamba(d_model=32, groups=2)
+        >>> outputs, state = memory(torch.randn(2, 100, 32))
+        >>> {name: tuple(value.shape) for name, value in state.items()}
+        {'window': (2, 3, 64), 'scan': (2, 64, 16), 'angle': (2, 2, 8)}
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        d_state: int = 16,
+        *,
+        groups: int = 1,
+        selective_angle: bool = False,
+        decay: float = 0.5,
+        **arguments: Any,
+    ) -> None:
+        if d_state % 2:
+            raise ValueError(f"RotatedMamba: d_state is {d_state}, expected an even number: two for each complex state")
+        if not decay > 0:
+            raise ValueError(f"RotatedMamba: decay is {decay}, expected more than 0")
+        self._initial = decay
+        super().__init__(d_model, d_state, groups=groups, **arguments)
+        like = self.A_log
+        self.angle_rate = nn.Parameter(torch.empty(groups, d_state // 2, device=like.device, dtype=like.dtype))
+        self.angle_proj: nn.Linear | None = None
+        if selective_angle:
+            weight = self.in_proj.weight
+            size = groups * d_state // 2
+            self.angle_proj = nn.Linear(self.d_inner, size, bias=False, device=weight.device, dtype=weight.dtype)
+        self._reset_angle()
+        self._mark_parameters()
+
+    @property
+    def _decays(self) -> int:
+        return self.d_state // 2
+
+    def _initial_decay(self) -> Tensor:
+        return torch.full((self._decays,), self._initial, device=self.A_log.device)
+
+    def reset_parameters(self) -> None:
+        """Draws all parameters anew, as a new module would."""
+        super().reset_parameters()
+        self._reset_angle()
+
+    def _reset_angle(self) -> None:
+        """Rates spread evenly over [0, pi], each group's over all of it; the input has no say at first."""
+        groups, pairs = self.angle_rate.shape
+        with torch.no_grad():
+            spread = torch.linspace(0, math.pi, groups * pairs, device=self.angle_rate.device)
+            self.angle_rate.copy_(spread.view(pairs, groups).t())
+        if self.angle_proj is not None:
+            nn.init.zeros_(self.angle_proj.weight)
+
+    def _mark_parameters(self) -> None:
+        super()._mark_parameters()
+        if "angle_rate" in self._parameters:
+            self.angle_rate._no_weight_decay = True  # type: ignore[attr-defined]
+
+    def extra_repr(self) -> str:
+        """The arguments, as ``repr`` shows them."""
+        return f"{super().extra_repr()}, groups={self.groups}, selective_angle={self.angle_proj is not None}"
+
+    def init_state(self, batch_size: int) -> State:
+        """Zeros: as ``Mamba.init_state``, and ``"angle"`` (batch, groups, d_state / 2) in float64 radians."""
+        angle = torch.zeros((batch_size, *self.angle_rate.shape), device=self.angle_rate.device, dtype=torch.float64)
+        return {**super().init_state(batch_size), "angle": angle}
+
+    def _state_shapes(self, rows: int) -> dict[str, tuple[int, ...]]:
+        return {**super()._state_shapes(rows), "angle": (rows, *self.angle_rate.shape)}
+
+    def _decay(self, x: Tensor) -> Tensor:
+        return super()._decay(x).repeat_interleave(2, 1)
+
+    def _selection(
+        self, x: Tensor, state: Mapping[str, Tensor] | None, reset: Tensor | None, cu_seqlens: Tensor | None
+    ) -> tuple[Selection, State]:
+        delta, B, C = self._project(x)
+        before = None if state is None else state["angle"].double()
+        angle, last = self._accumulate(self._rates(x), before, reset, cu_seqlens)
+        B, C = _turned_back(B, angle), _turned_back(C, angle)
+        return (delta, self._decay(x), B.transpose(1, 2), C.transpose(1, 2)), {"angle": last}
+
+    def _selection_step(self, x: Tensor, state: Mapping[str, Tensor], reset: Tensor | None) -> tuple[Selection, State]:
+        delta, B, C = self._project(x)
+        before = state["angle"].double()
+        if reset is not None:
+            before = before.masked_fill(reset[:, None, None], 0)
+        angle = (before + self._rates(x)).remainder(TURN)  # (batch, groups, pairs)
+        return (delta, self._decay(x), _turned_back(B, angle), _turned_back(C, angle)), {"angle": angle}
+
+    def _rates(self, x: Tensor) -> Tensor:
+        """(..., d_inner) -> by how much each angle advances, (..., groups, pairs) in float64."""
+        rates = self.angle_rate.double().expand(*x.shape[:-1], *self.angle_rate.shape)
+        if self.angle_proj is not None:
+            rates = rates + self.angle_proj(x).double().unflatten(-1, self.angle_rate.shape)
+        return rates
+
+    def _accumulate(
+        self, rates: Tensor, before: Tensor | None, reset: Tensor | None, cu_seqlens: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """The wrapped angle at every step (batch, time, groups, pairs), and the last one of every sequence."""
+        bounds = None
+        if cu_seqlens is not None:
+            bounds = cu_seqlens.to(torch.int64)
+            rates, reset = _packed(rates, before, reset, bounds)
+        total, last = linear_scan(
+            torch.ones_like(rates),
+            rates,
+            before if bounds is None else None,
+            reset=reset,
+            channel_last=True,
+            return_last_state=True,
+            backend=self.backend,
+        )
+        angle = total.remainder(TURN)
+        if bounds is None:
+            return angle, last.remainder(TURN)
+        ends = angle[0].index_select(0, (bounds[1:] - 1).clamp(min=0)) if angle.shape[1] else angle.new_zeros(())
+        empty = (bounds[1:] == bounds[:-1])[:, None, None]
+        kept = ends.new_zeros(empty.shape) if before is None else before.remainder(TURN)
+        return angle, torch.where(empty, kept, ends)
+
+
+def _packed(rates: Tensor, before: Tensor | None, reset: Tensor | None, bounds: Tensor) -> tuple[Tensor, Tensor]:
+    """Every sequence starts with a reset, and its first rate is added to the angle that the sequence comes with."""
+    time = rates.shape[1]
+    occupied = bounds[1:] > bounds[:-1]
+    # An empty sequence starts where the next one does, or behind the end: it is sent to a row that is cut off.
+    starts = torch.where(occupied, bounds[:-1], time)
+    first = torch.zeros(time + 1, dtype=torch.bool, device=rates.device).index_fill(0, starts, True)[:time]
+    if before is not None:
+        carried = rates.new_zeros(time + 1, *rates.shape[2:]).index_add(0, starts, before)[:time]
+        if reset is not None:
+            carried = carried.masked_fill(reset[0, :, None, None], 0)
+        rates = rates + carried
+    return rates, first[None] if reset is None else reset | first
+
+
+def _turned_back(projection: Tensor, angle: Tensor) -> Tensor:
+    """Neighbouring states (..., groups, 2 pairs) as complex numbers, times exp(-i angle)."""
+    angle = angle.to(projection.dtype)  # wrapped, it loses nothing that matters
+    cos, sin = angle.cos(), angle.sin()
+    real, imaginary = projection.unflatten(-1, (-1, 2)).unbind(-1)
+    return torch.stack([real * cos + imaginary * sin, imaginary * cos - real * sin], -1).flatten(-2)
