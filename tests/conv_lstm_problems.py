@@ -85,9 +85,14 @@ def conv_lstms(
     kernel_ih = [draw(st.integers(1, 4)) for _ in range(2)]
     kernel_hh = [draw(st.sampled_from([1, 3, 5])) for _ in range(2)]
     number_or_pair = st.one_of(st.integers(1, 3), st.tuples(st.integers(1, 3), st.integers(1, 3)))
+    # Maps with even sides and kernels of three go by tiles.
+    tiled = max_size >= 8 and draw(st.booleans())
+    if tiled:
+        size = [draw(st.sampled_from([8, 10])), draw(st.sampled_from([8, 12]))]
+        kernel_ih = kernel_hh = [3, 3]
     options: dict[str, Any] = {
-        "stride": draw(number_or_pair),
-        "dilation": draw(number_or_pair),
+        "stride": 1 if tiled else draw(number_or_pair),
+        "dilation": 1 if tiled else draw(number_or_pair),
         "padding": draw(st.sampled_from(["same", "same", "valid", 1, (0, 2), 3])),
         "batch_first": draw(st.booleans()),
         "keep_gates": draw(st.booleans()),

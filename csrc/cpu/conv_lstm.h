@@ -8,11 +8,13 @@
 #include "isa.h"
 #include "multiply.h"
 #include "storage.h"
+#include "winograd.h"
 
 namespace wmk::WMK_ISA {
 
 constexpr int kGates = 4;
 constexpr int64_t kSegment = 64;                     // positions of a row whose gates stay in the first-level cache
+constexpr int64_t kGroup = 32;                       // tiles that go through the weights together
 constexpr int64_t kChunkBytes = int64_t(128) << 10;  // of gradients that one pass over the weights' gradient reads
 constexpr int64_t kPartsBytes = int64_t(256) << 20;  // of weight gradients summed apart, one a thread
 
@@ -79,6 +81,7 @@ struct Sizes {
   int64_t x_rows, x_columns;  // of the padded x
   int64_t h_rows, h_columns;  // of the padded h
   int64_t h_top, h_left;      // its padding
+  bool tiled;                 // both convolutions go by tiles of two by two (winograd.h)
 
   Sizes(const wmk_conv_lstm& op, int64_t lanes) : lanes(lanes) {
     blocks = divide_up(op.hidden, lanes);
@@ -89,6 +92,10 @@ struct Sizes {
     x_columns = (op.width - 1) * op.stride_width + (op.ih_width - 1) * op.dilation_width + 1;
     h_top = op.hh_height / 2, h_left = op.hh_width / 2;
     h_rows = op.height + 2 * h_top, h_columns = op.width + 2 * h_left;
+    // A choice by the map alone, so that neither time nor batch changes a result.
+    tiled = op.ih_height == 3 && op.ih_width == 3 && op.hh_height == 3 && op.hh_width == 3 && op.stride_height == 1 &&
+            op.stride_width == 1 && op.dilation_height == 1 && op.dilation_width == 1 && op.height % 2 == 0 &&
+            op.width % 2 == 0 && positions >= 2 * kGroup;
   }
 };
 
@@ -96,14 +103,15 @@ struct Sizes {
 // time and never waits. Otherwise each map is cut into bands of rows, and the threads meet after every stage of a step.
 struct Division {
   bool by_element;
+  int64_t rows;   // of a map that stay in one band together
   int64_t bands;  // of a map
   int64_t parts;  // workers, each of which owns a contiguous range of items
   int64_t slots;  // maps in memory
 
-  Division(const wmk_conv_lstm& op, int64_t most_parts) {
+  Division(const wmk_conv_lstm& op, bool tiled, int64_t most_parts) : rows(tiled ? 2 : 1) {
     int64_t threads = smaller(op.threads, most_parts);
     by_element = threads == 1 || op.batch % threads == 0 || op.batch >= 4 * threads;
-    bands = by_element ? 1 : smaller(op.height, threads);
+    bands = by_element ? 1 : smaller(op.height / rows, threads);
     parts = smaller(threads, op.batch * bands);
     slots = by_element ? parts : op.batch;
   }
@@ -115,8 +123,9 @@ static void each_band(const wmk_conv_lstm& op, const Division& division, const W
   const int64_t items = op.batch * division.bands;
   parallel_for(division.parts, op.threads, [&](int64_t part, int64_t) {
     for (int64_t item = items * part / division.parts; item < items * (part + 1) / division.parts; ++item) {
-      const int64_t band = item % division.bands;
-      work(part, item / division.bands, op.height * band / division.bands, op.height * (band + 1) / division.bands);
+      const int64_t band = item % division.bands, rows = op.height / division.rows;
+      work(part, item / division.bands, rows * band / division.bands * division.rows,
+           rows * (band + 1) / division.bands * division.rows);
     }
   });
 }
@@ -250,6 +259,101 @@ class ConvLSTM {
     return count;
   }
   int64_t most_terms() const { return taps_ih() + taps_hh(); }
+
+  // Packed weights, for tiles or as they are: how many numbers, and one convolution's.
+  int64_t ready_ih() const { return sizes.tiled ? packed_ih() * kTileNumbers / 9 : packed_ih(); }
+  int64_t ready_hh() const { return sizes.tiled ? packed_hh() * kTileNumbers / 9 : packed_hh(); }
+  // `scratch` is as large as the packed weights, and used for tiles alone.
+  void ready_weight(T* to, T* scratch, const wmk_view& weight, int64_t channels, int64_t height, int64_t width) const {
+    if (!sizes.tiled) return pack_weight(to, weight, channels, height, width);
+    pack_weight(scratch, weight, channels, height, width);
+    for (int64_t b = 0; b < sizes.blocks; ++b)
+      turn_weight_for_tiles(to + b * kTileNumbers * channels * block, scratch + b * 9 * channels * block, channels,
+                            block);
+  }
+
+  // Scratch of one worker.
+  struct Scratch {
+    Term<T>* terms;
+    T* numbers;   // [16][tiles][channels of x and h, or of the gates], of tiles
+    T* products;  // [16][tiles][4 vectors]
+  };
+  int64_t tile_channels() const { return larger(op.input + op.hidden, sizes.gates); }
+  Scratch take_scratch(Arena& arena, int64_t parts) const {
+    const int64_t numbers = sizes.tiled ? kTileNumbers * kGroup * tile_channels() : 0;
+    const int64_t products = sizes.tiled ? kTileNumbers * kGroup * block : 0;
+    return {arena.take<Term<T>>(parts * most_terms()), arena.take<T>(parts * numbers), arena.take<T>(parts * products)};
+  }
+  Scratch scratch_of(const Scratch& all, int64_t part) const {
+    return {all.terms + part * most_terms(), all.numbers + part * kTileNumbers * kGroup * tile_channels(),
+            all.products + part * kTileNumbers * kGroup * block};
+  }
+
+  // Calls use(sums, block, row, column, count) with the gates' sums [count][4 vectors] of every segment of rows
+  // [top, bottom) and every block of channels. h is null where nothing recurs.
+  template <class Use>
+  void sum_gates(const Scratch& scratch, const PaddedMap<T>& x, const T* weight_ih, const PaddedMap<T>* h,
+                 const T* weight_hh, const T* bias, int64_t top, int64_t bottom, const Use& use) const {
+    alignas(64) T sums[2 * kSegment * block];
+    if (sizes.tiled) {
+      each_group(top, bottom, op.width, [&](int64_t row, int64_t rows, int64_t column, int64_t columns) {
+        sum_group(sums, scratch, x, weight_ih, h, weight_hh, bias, row, rows, column, columns, use);
+      });
+      return;
+    }
+    for (int64_t b = 0; b < sizes.blocks; ++b)
+      for (int64_t y = top; y < bottom; ++y) {
+        const int64_t count = gate_terms(scratch.terms, y, b, x, weight_ih, h, weight_hh);
+        for (int64_t column = 0; column < op.width; column += kSegment) {
+          const int64_t width = smaller(kSegment, op.width - column);
+          sum_terms(kGates, sums, block, bias + b * block, scratch.terms, count, column, width);
+          use(sums, b, y, column, width);
+        }
+      }
+  }
+
+  // Calls work(row, tile rows, column, tile columns) for groups of at most kGroup tiles of a map's rows.
+  template <class Work>
+  static void each_group(int64_t top, int64_t bottom, int64_t width, const Work& work) {
+    const int64_t across = width / 2, down = larger(1, kGroup / across);
+    for (int64_t y = top; y < bottom; y += 2 * down)
+      for (int64_t x = 0; x < across; x += kGroup)
+        work(y, smaller(down, (bottom - y) / 2), 2 * x, smaller(kGroup, across - x));
+  }
+  template <class Use>
+  void sum_group(T* sums, const Scratch& scratch, const PaddedMap<T>& x, const T* weight_ih, const PaddedMap<T>* h,
+                 const T* weight_hh, const T* bias, int64_t row, int64_t rows, int64_t column, int64_t columns,
+                 const Use& use) const {
+    const int64_t channels = op.input + op.hidden, distance = kGroup * channels;
+    turn_inputs(scratch.numbers, channels, x, row, rows, column, columns);
+    if (h) turn_inputs(scratch.numbers + op.input, channels, *h, row, rows, column, columns);
+    for (int64_t b = 0; b < sizes.blocks; ++b) {
+      for (int64_t k = 0; k < kTileNumbers; ++k) {
+        const T* numbers = scratch.numbers + k * distance;
+        const T* right_ih = weight_ih + (b * kTileNumbers + k) * op.input * block;
+        const T* right_hh = weight_hh + (b * kTileNumbers + k) * op.hidden * block;
+        const Term<T> terms[] = {{numbers, channels, right_ih, op.input},
+                                 {numbers + op.input, channels, right_hh, op.hidden}};
+        sum_terms<T, kGates>(scratch.products + k * kGroup * block, block, nullptr, terms, h ? 2 : 1, 0,
+                             rows * columns);
+      }
+      for (int64_t r = 0; r < rows; ++r) {
+        for (int64_t c = 0; c < columns; ++c)
+          turn_output_of_tile(sums + 2 * c * block, kSegment * block, block,
+                              scratch.products + (r * columns + c) * block, kGroup * block, bias + b * block, block);
+        use(sums, b, row + 2 * r, column, 2 * columns);
+        use(sums + kSegment * block, b, row + 2 * r + 1, column, 2 * columns);
+      }
+    }
+  }
+  // The numbers of a group's tiles, `channels` apart from tile to tile.
+  static void turn_inputs(T* to, int64_t channels, const PaddedMap<T>& map, int64_t row, int64_t rows, int64_t column,
+                          int64_t columns) {
+    for (int64_t r = 0; r < rows; ++r)
+      for (int64_t c = 0; c < columns; ++c, to += channels)
+        turn_input_for_tile(to, kGroup * channels, map.at(row + 2 * r, column + 2 * c), map.row(), map.channels,
+                            map.channels);
+  }
 
   // Adds a term, to the one before it where the two are one run of memory.
   static int64_t append(Term<T>* terms, int64_t count, Term<T> term, int64_t pitch) {

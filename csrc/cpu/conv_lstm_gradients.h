@@ -67,7 +67,11 @@ class Gradients : public ConvLSTM<T, S> {
   int64_t gate_columns() const { return op.width + halo.left + halo.right; }
   int64_t gate_size() const { return (op.height + halo.top + halo.bottom) * gate_columns() * sizes.gates; }
 
-  // Weights [4 * hidden, channels, kernel] as [blocks][rows][columns, last first][gates][vectors].
+  // Whether the gradient of h, and that of x, goes by tiles: their maps must have even sides, too.
+  bool tiles_h() const { return sizes.tiled; }
+  bool tiles_x() const { return sizes.tiled && op.x_height % 2 == 0 && op.x_width % 2 == 0; }
+
+  // Weights [4 * hidden, channels, kernel] as [blocks][rows and columns, last first][gates][vectors].
   static int64_t turned_size(const Convolution& by, int64_t gates) {
     return by.blocks * by.taps() * gates * by.vectors * lanes;
   }
@@ -81,7 +85,7 @@ class Gradients : public ConvLSTM<T, S> {
         T* row = to + (c / lanes * block + gate * lanes + c % lanes) * pitch;
         for (int64_t b = 0; b < by.blocks; ++b)
           for (int64_t tap = 0; tap < by.taps(); ++tap, row += sizes.gates * pitch) {
-            const int64_t y = tap / by.width, x = by.width - 1 - tap % by.width;
+            const int64_t y = by.height - 1 - tap / by.width, x = by.width - 1 - tap % by.width;
             const S* column = from + b * pitch * stride[1] + y * stride[2] + x * stride[3];
             const int64_t some = smaller(pitch, by.channels - b * pitch);
             for (int64_t ci = 0; ci < some; ++ci) row[ci] = widen_one<T>(column[ci * stride[1]]);
@@ -94,20 +98,78 @@ class Gradients : public ConvLSTM<T, S> {
                       int64_t block_number, int64_t y, int64_t phase) const {
     const int64_t pitch = by.vectors * lanes;
     int64_t count = 0;
-    for (int64_t ky = 0; ky < by.height; ++ky) {
-      const int64_t row = y + by.pad_top - ky * by.dilation_height;
+    for (int64_t tap_row = 0; tap_row < by.height; ++tap_row) {
+      const int64_t row = y + by.pad_top - (by.height - 1 - tap_row) * by.dilation_height;
       if (row - divide_down(row, by.stride_height) * by.stride_height != 0) continue;
       const int64_t at_row = divide_down(row, by.stride_height) + halo.top;
       for (int64_t tap = 0; tap < by.width; ++tap) {
         const int64_t column = phase + by.pad_left - (by.width - 1 - tap) * by.dilation_width;
         const int64_t at_column = divide_down(column, by.stride_width);
         if (column != at_column * by.stride_width) continue;
-        const T* right = turned + ((block_number * by.height + ky) * by.width + tap) * sizes.gates * pitch;
+        const T* right = turned + ((block_number * by.height + tap_row) * by.width + tap) * sizes.gates * pitch;
         count = Base::append(terms, count, {gates.at(at_row, at_column + halo.left), sizes.gates, right, sizes.gates},
                              pitch);
       }
     }
     return count;
+  }
+
+  // The same weights for tiles; `scratch` is as large as they are now.
+  void turn_weight_to_tiles(T* to, T* scratch, const wmk_view& weight, const Convolution& by) const {
+    const int64_t pitch = by.vectors * lanes, size = sizes.gates * pitch;
+    turn_weight(scratch, weight, by);
+    for (int64_t b = 0; b < by.blocks; ++b)
+      turn_weight_for_tiles(to + b * kTileNumbers * size, scratch + b * 9 * size, sizes.gates, pitch);
+  }
+  // Calls use(sums, block, row, column, count) with the gradient [count][vectors] of an input's segments in rows
+  // [top, bottom) of a map of this width.
+  template <class Use>
+  void send_tiles(const typename Base::Scratch& scratch, const PaddedMap<T>& gates, const Convolution& by,
+                  const T* weight, int64_t top, int64_t bottom, int64_t width, const Use& use) const {
+    const int64_t pitch = by.vectors * lanes, size = sizes.gates * pitch;
+    alignas(64) T sums[2 * kSegment * block];
+    alignas(64) const T zeros[block] = {};
+    Base::each_group(top, bottom, width, [&](int64_t row, int64_t rows, int64_t column, int64_t columns) {
+      Base::turn_inputs(scratch.numbers, sizes.gates, gates, row + by.pad_top - 2 + halo.top, rows,
+                        column + by.pad_left - 2 + halo.left, columns);
+      for (int64_t b = 0; b < by.blocks; ++b) {
+        for (int64_t k = 0; k < kTileNumbers; ++k) {
+          const Term<T> term = {scratch.numbers + k * kGroup * sizes.gates, sizes.gates,
+                                weight + (b * kTileNumbers + k) * size, sizes.gates};
+          sum_terms(int(by.vectors), scratch.products + k * kGroup * pitch, pitch, (const T*)nullptr, &term, 1, 0,
+                    rows * columns);
+        }
+        for (int64_t r = 0; r < rows; ++r) {
+          for (int64_t c = 0; c < columns; ++c)
+            turn_output_of_tile(sums + 2 * c * pitch, kSegment * pitch, pitch,
+                                scratch.products + (r * columns + c) * pitch, kGroup * pitch, zeros, pitch);
+          use(sums, b, row + 2 * r, column, 2 * columns);
+          use(sums + kSegment * pitch, b, row + 2 * r + 1, column, 2 * columns);
+        }
+      }
+    });
+  }
+
+  // sums [blocks][16][channels][4 vectors] += the gates of rows [top, bottom) by what was convolved into them, in
+  // tiles.
+  void add_tiles(T* sums, const typename Base::Scratch& scratch, const PaddedMap<T>& input, const PaddedMap<T>& gates,
+                 const Convolution& by, int64_t top, int64_t bottom) const {
+    Base::each_group(top, bottom, op.width, [&](int64_t row, int64_t rows, int64_t column, int64_t columns) {
+      Base::turn_inputs(scratch.numbers, by.channels, input, row, rows, column, columns);
+      for (int64_t b = 0; b < sizes.blocks; ++b) {
+        T* to = scratch.products;
+        for (int64_t r = 0; r < rows; ++r)
+          for (int64_t c = 0; c < columns; ++c, to += block) {
+            const T* from = gates.at(row + 2 * r + halo.top, column + 2 * c + halo.left) + b * block;
+            turn_gradient_of_tile(to, kGroup * block, from, gates.row(), sizes.gates, block);
+          }
+        for (int64_t k = 0; k < kTileNumbers; ++k) {
+          const Grid<T> left = {scratch.numbers + k * kGroup * by.channels, 0, by.channels};
+          const Grid<T> right = {scratch.products + k * kGroup * block, 0, block};
+          sum_places(sums + (b * kTileNumbers + k) * by.channels * block, left, right, by.channels, 1, rows * columns);
+        }
+      }
+    });
   }
 
   // sums [blocks][taps][channels][4 vectors] += the gates of rows [top, bottom) by what was convolved into them.
@@ -130,18 +192,27 @@ class Gradients : public ConvLSTM<T, S> {
   // The parts' sums of a weight's gradient, one after another `distance` apart, as [4 * hidden, channels, kernel].
   void store_weight_gradient(const wmk_view& to, const T* sums, int64_t parts, int64_t distance,
                              const Convolution& by) const {
-    const int64_t taps = by.taps();
+    const int64_t taps = by.taps(), kept = sizes.tiled ? kTileNumbers : taps;
     parallel_for(kGates * op.hidden, op.threads, [&](int64_t out, int64_t) {
       const int64_t gate = out / op.hidden, c = out % op.hidden;
-      const T* column = sums + c / lanes * taps * by.channels * block + gate * lanes + c % lanes;
+      const T* column = sums + c / lanes * kept * by.channels * block + gate * lanes + c % lanes;
       S* row = (S*)to.data + out * by.channels * taps;
-      for (int64_t ci = 0; ci < by.channels; ++ci)
-        for (int64_t tap = 0; tap < taps; ++tap) {
-          T sum = 0;
-          for (int64_t part = 0; part < parts; ++part)
-            sum += column[part * distance + (tap * by.channels + ci) * block];
-          row[ci * taps + tap] = round_one<S>(sum);
+      const auto total = [&](int64_t number, int64_t ci) {
+        T sum = 0;
+        for (int64_t part = 0; part < parts; ++part)
+          sum += column[part * distance + (number * by.channels + ci) * block];
+        return sum;
+      };
+      for (int64_t ci = 0; ci < by.channels; ++ci, row += taps) {
+        if (sizes.tiled) {
+          T numbers[kTileNumbers], weight[9];
+          for (int k = 0; k < kTileNumbers; ++k) numbers[k] = total(k, ci);
+          turn_sums_to_weight(weight, numbers);
+          for (int tap = 0; tap < 9; ++tap) row[tap] = round_one<S>(weight[tap]);
+        } else {
+          for (int64_t tap = 0; tap < taps; ++tap) row[tap] = round_one<S>(total(tap, ci));
         }
+      }
     });
   }
 };

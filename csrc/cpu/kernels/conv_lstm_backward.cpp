@@ -24,13 +24,16 @@ class Backward : Gradients<T, S> {
  public:
   explicit Backward(const wmk_conv_lstm& op)
       : Base(op),
-        part_size_(Base::packed_ih() + Base::packed_hh() + sizes.gates + Base::packed_peephole()),
-        division_(op, larger(1, kPartsBytes / (part_size_ * int64_t(sizeof(T))))),
+        part_size_(Base::ready_ih() + Base::ready_hh() + sizes.gates + Base::packed_peephole()),
+        division_(op, sizes.tiled, larger(1, kPartsBytes / (part_size_ * int64_t(sizeof(T))))),
         arena_(op.workspace) {
-    weight_ih_ = take<T>(recomputes() ? Base::packed_ih() : 0);
-    weight_hh_ = take<T>(recomputes() ? Base::packed_hh() : 0);
-    turned_ih_ = take<T>(Base::turned_size(ih, sizes.gates));
-    turned_hh_ = take<T>(Base::turned_size(hh, sizes.gates));
+    weight_ih_ = take<T>(recomputes() ? Base::ready_ih() : 0);
+    weight_hh_ = take<T>(recomputes() ? Base::ready_hh() : 0);
+    const int64_t turned_ih = Base::turned_size(ih, sizes.gates), turned_hh = Base::turned_size(hh, sizes.gates);
+    packed_ =
+        take<T>(sizes.tiled ? larger(larger(Base::packed_ih(), Base::packed_hh()), larger(turned_ih, turned_hh)) : 0);
+    turned_ih_ = take<T>(Base::tiles_x() ? turned_ih * kTileNumbers / 9 : turned_ih);
+    turned_hh_ = take<T>(Base::tiles_h() ? turned_hh * kTileNumbers / 9 : turned_hh);
     bias_ = take<T>(sizes.gates);
     peephole_ = take<T>(Base::packed_peephole());
     x_ = take<T>(division_.slots * x_size());
@@ -39,17 +42,17 @@ class Backward : Gradients<T, S> {
     grad_h_ = take<T>(division_.slots * sizes.positions * grad_pitch());
     grad_c_ = take<T>(division_.slots * sizes.positions * sizes.padded_hidden);
     parts_ = take<T>(division_.parts * part_size_);
-    terms_ = take<Term<T>>(division_.parts * Base::most_terms());
+    scratch_ = Base::take_scratch(arena_, division_.parts);
   }
   int64_t workspace() const { return arena_.used(); }
 
   void run() const {
     if (recomputes()) {
-      Base::pack_weight(weight_ih_, op.weight_ih, op.input, op.ih_height, op.ih_width);
-      Base::pack_weight(weight_hh_, op.weight_hh, op.hidden, op.hh_height, op.hh_width);
+      Base::ready_weight(weight_ih_, packed_, op.weight_ih, op.input, op.ih_height, op.ih_width);
+      Base::ready_weight(weight_hh_, packed_, op.weight_hh, op.hidden, op.hh_height, op.hh_width);
     }
-    Base::turn_weight(turned_ih_, op.weight_ih, ih);
-    Base::turn_weight(turned_hh_, op.weight_hh, hh);
+    ready_turned(turned_ih_, op.weight_ih, ih, Base::tiles_x());
+    ready_turned(turned_hh_, op.weight_hh, hh, Base::tiles_h());
     Base::pack_bias(bias_);
     Base::pack_peephole(peephole_);
     memset(h_, 0, size_t(division_.slots * h_size()) * sizeof(T));
@@ -89,6 +92,10 @@ class Backward : Gradients<T, S> {
   Kind* take(int64_t count) {
     return arena_.template take<Kind>(count);
   }
+  void ready_turned(T* to, const wmk_view& weight, const Convolution& by, bool tiles) const {
+    if (tiles) return Base::turn_weight_to_tiles(to, packed_, weight, by);
+    Base::turn_weight(to, weight, by);
+  }
   bool recomputes() const { return !op.gates.data; }
   int64_t x_size() const { return sizes.x_rows * sizes.x_columns * op.input; }
   int64_t h_size() const { return sizes.h_rows * sizes.h_columns * op.hidden; }
@@ -106,8 +113,8 @@ class Backward : Gradients<T, S> {
   }
   // The pieces of a part.
   T* sums_ih(int64_t part) const { return parts_ + part * part_size_; }
-  T* sums_hh(int64_t part) const { return sums_ih(part) + Base::packed_ih(); }
-  T* sums_bias(int64_t part) const { return sums_hh(part) + Base::packed_hh(); }
+  T* sums_hh(int64_t part) const { return sums_ih(part) + Base::ready_ih(); }
+  T* sums_bias(int64_t part) const { return sums_hh(part) + Base::ready_hh(); }
   T* sums_peephole(int64_t part) const { return sums_bias(part) + sizes.gates; }
 
   // What comes back into the last step.
@@ -136,23 +143,22 @@ class Backward : Gradients<T, S> {
   void turn_gates(int64_t part, int64_t slot, int64_t time, int64_t batch, int64_t top, int64_t bottom) const {
     const PaddedMap<T> x = x_map(slot), h = h_map(slot), gates = gate_map(slot);
     const bool recurs = Base::recurs(time, batch);
-    Term<T>* terms = terms_ + part * Base::most_terms();
+    const auto turn = [&](const T* sums, int64_t b, int64_t y, int64_t column, int64_t width) {
+      T* to = gates.at(y + halo.top, column + halo.left) + b * block;
+      turn_segment(sums, to, part, slot, time, batch, b, y * op.width + column, width);
+    };
+    if (recomputes()) {
+      return Base::sum_gates(Base::scratch_of(scratch_, part), x, weight_ih_, recurs ? &h : nullptr, weight_hh_, bias_,
+                             top, bottom, turn);
+    }
     alignas(64) T sums[kSegment * block];
     for (int64_t b = 0; b < sizes.blocks; ++b)
-      for (int64_t y = top; y < bottom; ++y) {
-        int64_t count = 0;
-        if (recomputes()) count = Base::gate_terms(terms, y, b, x, weight_ih_, recurs ? &h : nullptr, weight_hh_);
+      for (int64_t y = top; y < bottom; ++y)
         for (int64_t column = 0; column < op.width; column += kSegment) {
-          const int64_t width = smaller(kSegment, op.width - column), position = y * op.width + column;
-          if (recomputes()) {
-            sum_terms(kGates, sums, block, bias_ + b * block, terms, count, column, width);
-          } else {
-            read_gates(sums, time, batch, b, position, width);
-          }
-          T* to = gates.at(y + halo.top, column + halo.left) + b * block;
-          turn_segment(sums, to, part, slot, time, batch, b, position, width);
+          const int64_t width = smaller(kSegment, op.width - column);
+          read_gates(sums, time, batch, b, y * op.width + column, width);
+          turn(sums, b, y, column, width);
         }
-      }
   }
   void read_gates(T* to, int64_t time, int64_t batch, int64_t b, int64_t position, int64_t count) const {
     const int64_t some = smaller(lanes, op.hidden - b * lanes), pitch = kGates * op.hidden;
@@ -246,44 +252,76 @@ class Backward : Gradients<T, S> {
   // The gates' gradients to h of the step before, to x, and to the weights.
   void send_back(int64_t part, int64_t slot, int64_t time, int64_t batch, int64_t top, int64_t bottom) const {
     const PaddedMap<T> gates = gate_map(slot);
-    Term<T>* terms = terms_ + part * Base::most_terms();
-    const bool recurs = Base::recurs(time, batch);
-    if (!recurs) {
+    const typename Base::Scratch scratch = Base::scratch_of(scratch_, part);
+    if (Base::recurs(time, batch)) {
+      send_to_h(scratch, gates, slot, top, bottom);
+    } else {
       memset(grad_h(slot, top * op.width), 0, size_t((bottom - top) * op.width * grad_pitch()) * sizeof(T));
     }
-    for (int64_t b = 0; recurs && b < hh.blocks; ++b)
+    send_to_x(scratch, gates, time, batch, top, bottom);
+    add_weight_gradients(scratch, gates, part, slot, Base::recurs(time, batch), top, bottom);
+  }
+  void send_to_h(const typename Base::Scratch& scratch, const PaddedMap<T>& gates, int64_t slot, int64_t top,
+                 int64_t bottom) const {
+    const int64_t pitch = hh.vectors * lanes;
+    if (Base::tiles_h()) {
+      return Base::send_tiles(scratch, gates, hh, turned_hh_, top, bottom, op.width,
+                              [&](const T* sums, int64_t b, int64_t y, int64_t column, int64_t width) {
+                                T* to = grad_h(slot, y * op.width + column) + b * pitch;
+                                for (int64_t p = 0; p < width; ++p)
+                                  memcpy(to + p * grad_pitch(), sums + p * pitch, size_t(pitch) * sizeof(T));
+                              });
+    }
+    for (int64_t b = 0; b < hh.blocks; ++b)
       for (int64_t y = top; y < bottom; ++y) {
-        const int64_t count = Base::input_terms(terms, gates, hh, turned_hh_, b, y, 0);
-        sum_terms(int(hh.vectors), grad_h(slot, y * op.width) + b * hh.vectors * lanes, grad_pitch(), (const T*)nullptr,
-                  terms, count, 0, op.width);
+        const int64_t count = Base::input_terms(scratch.terms, gates, hh, turned_hh_, b, y, 0);
+        sum_terms(int(hh.vectors), grad_h(slot, y * op.width) + b * pitch, grad_pitch(), (const T*)nullptr,
+                  scratch.terms, count, 0, op.width);
       }
+  }
+  void send_to_x(const typename Base::Scratch& scratch, const PaddedMap<T>& gates, int64_t time, int64_t batch,
+                 int64_t top, int64_t bottom) const {
+    const int64_t pitch = ih.vectors * lanes, together = Base::tiles_x() ? 2 : 1, share = op.x_height / together;
+    top = share * top / op.height * together, bottom = share * bottom / op.height * together;
+    S* map = (S*)op.grad_x.data + (time * op.batch + batch) * op.x_height * op.x_width * op.input;
+    const auto write = [&](const T* sums, int64_t b, int64_t y, int64_t column, int64_t count, int64_t stride) {
+      const int64_t channel = b * pitch;
+      S* to = map + (y * op.x_width + column) * op.input + channel;
+      for (int64_t p = 0; p < count; ++p, sums += pitch, to += stride * op.input)
+        for (int64_t c = 0; c < pitch && channel + c < op.input; c += lanes)
+          store_part<T>(to + c, load(sums + c), smaller(lanes, op.input - channel - c));
+    };
+    if (Base::tiles_x()) {
+      return Base::send_tiles(scratch, gates, ih, turned_ih_, top, bottom, op.x_width,
+                              [&](const T* sums, int64_t b, int64_t y, int64_t column, int64_t width) {
+                                write(sums, b, y, column, width, 1);
+                              });
+    }
+    alignas(64) T sums[kSegment * block];
     for (int64_t b = 0; b < ih.blocks; ++b)
-      for (int64_t y = op.x_height * top / op.height; y < op.x_height * bottom / op.height; ++y)
-        send_to_x(terms, gates, time, batch, b, y);
+      for (int64_t y = top; y < bottom; ++y)
+        for (int64_t phase = 0; phase < smaller(ih.stride_width, op.x_width); ++phase) {
+          const int64_t count = Base::input_terms(scratch.terms, gates, ih, turned_ih_, b, y, phase);
+          const int64_t columns = divide_up(op.x_width - phase, ih.stride_width);
+          for (int64_t column = 0; column < columns; column += kSegment) {
+            const int64_t width = smaller(kSegment, columns - column);
+            sum_terms(int(ih.vectors), sums, pitch, (const T*)nullptr, scratch.terms, count, column, width);
+            write(sums, b, y, phase + column * ih.stride_width, width, ih.stride_width);
+          }
+        }
+  }
+  void add_weight_gradients(const typename Base::Scratch& scratch, const PaddedMap<T>& gates, int64_t part,
+                            int64_t slot, bool recurs, int64_t top, int64_t bottom) const {
+    if (sizes.tiled) {
+      Base::add_tiles(sums_ih(part), scratch, x_map(slot), gates, ih, top, bottom);
+      if (recurs) Base::add_tiles(sums_hh(part), scratch, h_map(slot), gates, hh, top, bottom);
+      return;
+    }
     const int64_t rows = larger(1, kChunkBytes / (op.width * sizes.gates * int64_t(sizeof(T))));
     for (int64_t y = top; y < bottom; y += rows) {
       const int64_t end = smaller(bottom, y + rows);
       Base::add_weight_gradient(sums_ih(part), x_map(slot), gates, ih, y, end);
       if (recurs) Base::add_weight_gradient(sums_hh(part), h_map(slot), gates, hh, y, end);
-    }
-  }
-  void send_to_x(Term<T>* terms, const PaddedMap<T>& gates, int64_t time, int64_t batch, int64_t b, int64_t y) const {
-    const int64_t pitch = ih.vectors * lanes, channel = b * pitch;
-    const int64_t pixels = op.x_height * op.x_width;
-    S* row = (S*)op.grad_x.data + ((time * op.batch + batch) * pixels + y * op.x_width) * op.input + channel;
-    alignas(64) T sums[kSegment * block];
-    for (int64_t phase = 0; phase < smaller(ih.stride_width, op.x_width); ++phase) {
-      const int64_t count = Base::input_terms(terms, gates, ih, turned_ih_, b, y, phase);
-      const int64_t columns = divide_up(op.x_width - phase, ih.stride_width);
-      for (int64_t column = 0; column < columns; column += kSegment) {
-        const int64_t width = smaller(kSegment, columns - column);
-        sum_terms(int(ih.vectors), sums, pitch, (const T*)nullptr, terms, count, column, width);
-        for (int64_t p = 0; p < width; ++p) {
-          S* to = row + (phase + (column + p) * ih.stride_width) * op.input;
-          for (int64_t c = 0; c < pitch && channel + c < op.input; c += lanes)
-            store_part<T>(to + c, load(sums + p * pitch + c), smaller(lanes, op.input - channel - c));
-        }
-      }
     }
   }
 
@@ -324,13 +362,13 @@ class Backward : Gradients<T, S> {
   int64_t part_size_;
   Division division_;
   Arena arena_;
-  T *weight_ih_, *weight_hh_;  // packed as in the forward pass, where gates are computed again
+  T *weight_ih_, *weight_hh_, *packed_;  // packed as in the forward pass, where gates are computed again
   T *turned_ih_, *turned_hh_;
   T *bias_, *peephole_;
   T *x_, *h_, *gates_;   // [slots] padded maps
   T *grad_h_, *grad_c_;  // [slots][positions][padded channels]
   T* parts_;             // [parts][weight_ih, weight_hh, bias, peephole]
-  Term<T>* terms_;
+  typename Base::Scratch scratch_;
 };
 
 }  // namespace
