@@ -210,6 +210,20 @@ struct Op<wmk_conv_lstm_update> {
   };
 };
 
+template <>
+struct Op<wmk_conv_lstm_map> {
+  using Type = wmk_conv_lstm_map;
+  static constexpr const char* name = "conv_lstm_map";
+  static constexpr Member members[] = {
+      WMK_MEMBER(time),    WMK_MEMBER(batch),     WMK_MEMBER(height),   WMK_MEMBER(width),
+      WMK_MEMBER(hidden),  WMK_MEMBER(hh_height), WMK_MEMBER(hh_width), WMK_MEMBER(peephole_varies),
+      WMK_MEMBER(dtype),   WMK_MEMBER(tiles),     WMK_MEMBER(device),   WMK_MEMBER(stream),
+      WMK_MEMBER(from_x),  WMK_MEMBER(weights),   WMK_MEMBER(bias),     WMK_MEMBER(peephole),
+      WMK_MEMBER(h_first), WMK_MEMBER(c_first),   WMK_MEMBER(reset),    WMK_MEMBER(arrived),
+      WMK_MEMBER(out),     WMK_MEMBER(c_last),    WMK_MEMBER(cells),    WMK_MEMBER(gates),
+  };
+};
+
 #undef WMK_MEMBER
 
 template <class Arguments>
@@ -225,6 +239,7 @@ py::list layout(const std::string& op) {
   if (op == Op<wmk_linear_scan>::name) return layout_of<wmk_linear_scan>();
   if (op == Op<wmk_conv_lstm>::name) return layout_of<wmk_conv_lstm>();
   if (op == Op<wmk_conv_lstm_update>::name) return layout_of<wmk_conv_lstm_update>();
+  if (op == Op<wmk_conv_lstm_map>::name) return layout_of<wmk_conv_lstm_map>();
   throw py::value_error("there is no op '" + op + "'");
 }
 
@@ -327,6 +342,7 @@ py::tuple pack(const std::string& op, const py::dict& members, py::handle device
   if (op == Op<wmk_linear_scan>::name) return pack_members<wmk_linear_scan>(members, device);
   if (op == Op<wmk_conv_lstm>::name) return pack_members<wmk_conv_lstm>(members, device);
   if (op == Op<wmk_conv_lstm_update>::name) return pack_members<wmk_conv_lstm_update>(members, device);
+  if (op == Op<wmk_conv_lstm_map>::name) return pack_members<wmk_conv_lstm_map>(members, device);
   throw py::value_error("there is no op '" + op + "'");
 }
 
@@ -553,5 +569,6 @@ PYBIND11_MODULE(_native, module) {
 #ifdef WMK_WITH_CUDA_CONV_LSTM
   define(module, "cuda_conv_lstm_update_forward", wmk_cuda_conv_lstm_update_forward);
   define(module, "cuda_conv_lstm_update_backward", wmk_cuda_conv_lstm_update_backward);
+  define(module, "cuda_conv_lstm_map", wmk_cuda_conv_lstm_map);
 #endif
 }

@@ -220,6 +220,30 @@ typedef struct wmk_conv_lstm_update {
   wmk_view grad_peephole;  // [3, batch, positions, hidden], state dtype, optional: is added to
 } wmk_conv_lstm_update;
 
+// The ConvLSTM over all of time in one launch on a GPU, forward, whose blocks wait for each other after every step: for
+// maps of which every block is on the chip at once. 16-bit dtypes, hidden a multiple of 16. Maps as above.
+typedef struct wmk_conv_lstm_map {
+  int64_t time, batch, height, width, hidden;
+  int64_t hh_height, hh_width;
+  int64_t peephole_varies;
+  int64_t dtype;
+  int64_t tiles;  // a block has so many tiles of 16 places: 1 or 2
+  int64_t device, stream;
+  wmk_view from_x;    // [time, batch * positions, 4 * hidden]: weight_ih * x
+  wmk_view weights;   // weight_hh in the order of the tensor cores (wmkernels/conv_lstm/cuda_map.py), 16-byte aligned
+  wmk_view bias;      // [4 * hidden], fp32, optional
+  wmk_view peephole;  // [3, positions or 1, hidden], fp32, optional
+  wmk_view h_first;   // [batch * positions, hidden], optional (zero)
+  wmk_view c_first;   // likewise, fp32; may be c_last
+  wmk_view reset;     // [time, batch], bytes 0 or 1, optional
+  // outputs
+  wmk_view arrived;  // one 32-bit number, zero before
+  wmk_view out;      // [time, batch * positions, hidden]
+  wmk_view c_last;   // [batch * positions, hidden], fp32
+  wmk_view cells;    // [time, batch * positions, hidden], fp32, optional
+  wmk_view gates;    // [time, batch * positions, 4 * hidden], fp32, optional
+} wmk_conv_lstm_map;
+
 // CPU. Each answers a wmk_status; each *_workspace answers bytes.
 int64_t wmk_cpu_selective_scan_forward_workspace(const wmk_selective_scan*);
 int64_t wmk_cpu_selective_scan_backward_workspace(const wmk_selective_scan*);
@@ -256,6 +280,7 @@ int wmk_cuda_linear_scan_forward(const wmk_linear_scan*);
 int wmk_cuda_linear_scan_backward(const wmk_linear_scan*);
 int wmk_cuda_conv_lstm_update_forward(const wmk_conv_lstm_update*);
 int wmk_cuda_conv_lstm_update_backward(const wmk_conv_lstm_update*);
+int wmk_cuda_conv_lstm_map(const wmk_conv_lstm_map*);
 
 // "" when the driver and the current GPU can run this build's kernels, else the reason why not. Never throws.
 const char* wmk_cuda_unavailable_reason(int64_t device);

@@ -14,7 +14,8 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from problems import DTYPES, assert_as_accurate_as_the_reference
 
-from wmkernels.conv_lstm import steps
+from wmkernels.checks import state_dtype
+from wmkernels.conv_lstm import cuda_map, steps
 
 from emulator.build import find_compiler  # isort: skip
 
@@ -108,6 +109,67 @@ def test_nothing_comes_back_past_a_reset(cuda):
     cotangent[2:] = float("inf")
     (grad,) = torch.autograd.grad(out, x, cotangent)
     assert grad[:2].isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "hidden", "size", "batch", "kernel", "multiprocessors", "tiles", "everything"),
+    [
+        (torch.float16, 16, (3, 5), 1, (3, 3), 132, 1, False),
+        (torch.bfloat16, 32, (3, 7), 2, (1, 3), 4, 2, True),
+        (torch.float16, 16, (6, 6), 1, (3, 1), 2, 2, True),
+    ],
+)
+def test_all_steps_in_one_kernel(cuda, dtype, hidden, size, batch, kernel, multiprocessors, tiles, everything):
+    def normal(*shape, kind=dtype, scale=0.3):
+        return (scale * torch.randn(shape, dtype=torch.float64)).to(kind)
+
+    wide = state_dtype(dtype)
+    problem = RoundedSums(conv_lstm, {}, {"keep_gates": everything}, grad_layouts=("contiguous",) * 3, activations=2)
+    problem.tensors = {
+        "x": normal(3, batch, 3, *size, scale=1.0),
+        "weight_ih": normal(4 * hidden, 3, 3, 3),
+        "weight_hh": normal(4 * hidden, hidden, *kernel, scale=0.1),
+    }
+    if everything:
+        problem.tensors |= {
+            "bias": normal(4 * hidden, kind=wide),
+            "peephole": normal(3, hidden, *(size if batch == 1 else ()), kind=wide),
+            "h": normal(batch, hidden, *size),
+            "c": normal(batch, hidden, *size, kind=wide),
+            "reset": torch.arange(3)[:, None] == torch.arange(batch) + 1,
+        }
+    cuda.multiprocessors = multiprocessors
+    with (
+        mock.patch.object(cuda_map, "WANTED", True),
+        mock.patch.object(cuda_map, "processors", lambda device: multiprocessors),
+    ):
+        assert cuda_map.tiles_of(problem.tensors["weight_hh"], steps.Sizes(3, batch, hidden, *size)) == tiles
+        check(cuda, problem)
+        assert "conv_lstm_map_kernel" in cuda.kernels
+        assert "conv_lstm_update_kernel" not in cuda.kernels
+        if hidden == 16:  # a launch a step: what one leaves, the next begins with
+            with mock.patch.object(cuda_map, "HOISTED_BYTES", 1):
+                check(cuda, problem)
+
+
+def test_all_steps_in_one_kernel_forget_what_was_before_a_reset(cuda):
+    hidden, where = 16, 2
+    tensors = {
+        "x": torch.randn(4, 2, 1, 3, 3, dtype=torch.float16),
+        "weight_ih": torch.randn(4 * hidden, 1, 1, 1, dtype=torch.float16),
+        "weight_hh": torch.randn(4 * hidden, hidden, 3, 3, dtype=torch.float16) * 0.1,
+        "h": torch.full((2, hidden, 3, 3), float("nan"), dtype=torch.float16),
+        "c": torch.full((2, hidden, 3, 3), float("inf")),
+        "reset": torch.arange(4)[:, None].expand(4, 2) == where,
+    }
+    cuda.multiprocessors = 4
+    with (
+        mock.patch.object(cuda_map, "WANTED", True),
+        mock.patch.object(cuda_map, "processors", lambda device: 4),
+    ):
+        out, h, c = conv_lstm(**tensors, backend="cuda")
+    assert out[:where].isnan().all()
+    assert out[where:].isfinite().all() and h.isfinite().all() and c.isfinite().all()
 
 
 def test_how_many_cases_ran(cuda, capsys):

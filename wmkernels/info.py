@@ -22,6 +22,7 @@ ENVIRONMENT = {
     "WMKERNELS_BACKEND": "backend that every call uses, instead of the best that can run it",
     "WMKERNELS_CPU_ISA": "instruction-set level that the CPU kernels use, instead of the best there is",
     "WMKERNELS_DEBUG": "1: wait for the GPU after every CUDA kernel, so that an error shows where it happened",
+    "WMKERNELS_PERSISTENT": "1: small 16-bit maps of conv_lstm take all their steps in one CUDA kernel",
     "OMP_NUM_THREADS": "threads that PyTorch starts with; torch.set_num_threads counts for the kernels too",
     "WMKERNELS_CUDA": "build: 0 never builds the CUDA kernels, 1 fails where they cannot be built",
     "WMKERNELS_CUDA_ARCHS": "build: GPU architectures, as 80,90",

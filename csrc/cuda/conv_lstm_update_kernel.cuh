@@ -3,7 +3,7 @@
 // The convolutions leave four numbers a cell, the sums of the input and of the hidden convolution apart, channels last.
 // A thread takes the cells of four neighbouring channels at one place (of one, where channels or addresses are no
 // multiples of four), reads each number once, in groups of 8 or 16 bytes, and writes each result once. So the kernel is
-// bound by memory: with 16-bit maps 26 bytes a cell forward, 16 more to keep the gates, and 36 to 40 backward. The five
+// bound by memory: with 16-bit maps 26 bytes a cell forward, 16 more to keep the gates, and 44 backward. The five
 // exponentials of a cell are evaluated in full precision, which hides behind those bytes.
 //
 // A reset needs no pass of its own: a convolution of zeros is zero, so where a sequence starts the hidden convolution's

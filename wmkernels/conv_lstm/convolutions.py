@@ -12,12 +12,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_LAST = torch.channels_last
+
+def _channels_last(x: Tensor) -> Tensor:
+    """(count, channels, height, width) with the channels contiguous.
+
+    One channel is contiguous either way. Without a GPU, where the tests run, its strides must say the other: PyTorch's
+    strided bfloat16 convolution of one channel that comes last reads beyond its memory on a CPU.
+    """
+    if x.shape[1] == 1 and not x.is_cuda:
+        return x.contiguous().flatten().view(x.shape)
+    return x.contiguous(memory_format=torch.channels_last)
 
 
 def merged(maps: Tensor) -> Tensor:
     """(time, batch, channels, height, width) -> (time * batch, channels, height, width), channels last in memory."""
-    return maps.flatten(0, 1).contiguous(memory_format=_LAST)
+    return _channels_last(maps.flatten(0, 1))
 
 
 def rows(maps: Tensor) -> Tensor:
@@ -53,7 +62,7 @@ class Convolution:
     """A convolution of merged maps with one weight, its padding (top, bottom, left, right)."""
 
     def __init__(self, weight: Tensor, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]) -> None:
-        self.weight = weight.contiguous(memory_format=_LAST)
+        self.weight = _channels_last(weight)
         self.stride, self.dilation = list(stride), list(dilation)
         top, bottom, left, right = padding
         # PyTorch pads both sides alike; what one side has more is added before.
@@ -71,7 +80,7 @@ class Convolution:
         return Convolution.same(self.weight.flip(2, 3).transpose(0, 1))
 
     def _padded(self, maps: Tensor) -> Tensor:
-        return F.pad(maps, self.extra).contiguous(memory_format=_LAST) if any(self.extra) else maps
+        return _channels_last(F.pad(maps, self.extra)) if any(self.extra) else maps
 
     def __call__(self, maps: Tensor) -> Tensor:
         """Its result, channels last as rows: (time * batch, positions, channels)."""

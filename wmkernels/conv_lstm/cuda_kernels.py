@@ -1,15 +1,18 @@
-"""The ConvLSTM on an NVIDIA GPU: ``steps.py`` with the update in CUDA C++.
+"""The ConvLSTM on an NVIDIA GPU: ``steps.py`` with the update in CUDA C++, or all steps in one kernel.
 
-The kernels are in ``csrc/cuda/conv_lstm_update_kernel.cuh``.
+The kernels are in ``csrc/cuda/conv_lstm_update_kernel.cuh`` and ``conv_lstm_map_kernel.cuh``.
 """
 
 import functools
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from wmkernels.checks import state_dtype
-from wmkernels.conv_lstm import steps
+from wmkernels.conv_lstm import cuda_map, steps
+from wmkernels.conv_lstm.convolutions import Convolution
+from wmkernels.conv_lstm.outputs import forward_outputs, sizes_of
 from wmkernels.conv_lstm.steps import Backward, Parameters, Step
 from wmkernels.pointers import DTYPE_CODES, Expected, Members, launch, placement
 
@@ -71,5 +74,31 @@ def _peephole(parameters: Parameters, hidden: int, positions: int, state: torch.
     return peephole, (3, places, hidden), state
 
 
-forward = functools.partial(steps.forward, Update())
 backward = functools.partial(steps.backward, Update())
+
+
+def forward(
+    x: Tensor,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias: Tensor | None,
+    peephole: Tensor | None,
+    h: Tensor | None,
+    c: Tensor | None,
+    reset: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    keep: int,
+) -> tuple[Tensor, ...]:
+    """(out, h, c, cells, gates) of canonical inputs; ``keep`` says which of the last two are kept."""
+    sizes = sizes_of(x, weight_ih, weight_hh, stride, padding, dilation)
+    tiles = cuda_map.tiles_of(weight_hh, sizes) if cuda_map.WANTED else 0
+    if not tiles:
+        arguments = (x, weight_ih, weight_hh, bias, peephole, h, c, reset, stride, padding, dilation)
+        return steps.forward(Update(), *arguments, keep)
+    outputs = forward_outputs(x, sizes, keep)
+    of_input = Convolution(weight_ih, stride, padding, dilation)
+    inputs = steps.parameters_of(bias, peephole)
+    cuda_map.forward(tiles, x, of_input, weight_hh, inputs, h, c, reset, sizes, outputs)
+    return outputs

@@ -78,11 +78,13 @@ def parameters_of(bias: Tensor | None, peephole: Tensor | None) -> Parameters:
     return Parameters(None if bias is None else bias.contiguous(), peephole)
 
 
-def _steps_at_once(time: int, step_bytes: int, most: int) -> int:
+def steps_at_once(time: int, step_bytes: int, most: int) -> int:
+    """As many as fit, at least one."""
     return max(1, min(time, most // max(step_bytes, 1)))
 
 
-def _gates_bytes(sizes: Sizes, dtype: torch.dtype) -> int:
+def gates_bytes(sizes: Sizes, dtype: torch.dtype) -> int:
+    """Of one step's sums."""
     return 4 * sizes.batch * sizes.height * sizes.width * sizes.hidden * dtype.itemsize
 
 
@@ -135,7 +137,7 @@ class Separately:
         self.update, self.x, self.inputs = update, x, inputs
         self.of_input, self.of_hidden = of_input, of_hidden
         self.sums = (-1, sizes.batch, sizes.height * sizes.width, 4 * sizes.hidden)
-        self.at_once = _steps_at_once(sizes.time, _gates_bytes(sizes, x.dtype), HOISTED_BYTES)
+        self.at_once = steps_at_once(sizes.time, gates_bytes(sizes, x.dtype), HOISTED_BYTES)
         self.hoisted: Sequence[Tensor] = ()
 
     def __call__(
@@ -219,7 +221,7 @@ def backward(
     if peephole is not None:
         shares = torch.zeros((3, batch, positions, hidden), dtype=state, device=x.device)
     sum_ih, sum_hh, sum_bias = _Sum(grad_weight_ih), _Sum(grad_weight_hh), _Sum(grad_bias)
-    at_once = _steps_at_once(time, _gates_bytes(sizes, dtype), STRETCH_BYTES)
+    at_once = steps_at_once(time, gates_bytes(sizes, dtype), STRETCH_BYTES)
     with as_given(x.device):
         of_input = Convolution(weight_ih, stride, padding, dilation)
         of_hidden = Convolution.same(weight_hh)

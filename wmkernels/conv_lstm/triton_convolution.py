@@ -29,7 +29,7 @@ LAUNCH_SECONDS = 2.5e-6  # from the end of one small kernel to the end of the ne
 BYTES_A_SECOND = 4.2e12
 CUDNN_FLOPS, OWN_FLOPS = 600e12, 400e12  # of 16-bit convolutions
 # (places, hidden channels, input channels, warps, stages) of a tile, by the places there are at least.
-TILES = {8192: (128, 32, 64, 8, 3), 2048: (64, 32, 64, 4, 3), 0: (16, 16, 64, 4, 4)}
+TILES = {8192: (128, 32, 32, 8, 4), 2048: (64, 32, 32, 4, 4), 0: (16, 16, 64, 4, 4)}
 
 
 def pays(dtype: torch.dtype, weight_ih: Tensor, weight_hh: Tensor, sizes: Sizes) -> bool:
