@@ -98,6 +98,31 @@ def test_nan_does_not_cross_a_reset(cuda, dtype, where):
             assert all(not grad[1].any() for grad in grads[1:])  # selected, not multiplied: exactly zero
 
 
+@pytest.mark.parametrize("persistent", [False, True])
+def test_nothing_is_kept_where_no_gradient_is_asked_for(cuda, persistent):
+    """The cell is then updated in its place; every bit of the result stays the same."""
+    cuda.multiprocessors, hidden = 4, 16
+    tensors = {
+        "x": torch.randn(3, 2, 2, 3, 3, dtype=torch.bfloat16),
+        "weight_ih": torch.randn(4 * hidden, 2, 3, 3, dtype=torch.bfloat16) * 0.3,
+        "weight_hh": torch.randn(4 * hidden, hidden, 3, 3, dtype=torch.bfloat16) * 0.1,
+        "h": torch.randn(2, hidden, 3, 3, dtype=torch.bfloat16),
+        "c": torch.randn(2, hidden, 3, 3),
+        "reset": torch.tensor([[False, True], [True, False], [False, False]]),
+    }
+    given = {k: v.clone() for k, v in tensors.items()}
+    with (
+        mock.patch.object(cuda_map, "WANTED", persistent),
+        mock.patch.object(cuda_map, "processors", lambda device: 4),
+    ):
+        cuda.ran = []
+        without = conv_lstm(**tensors, backend="cuda")
+        assert ("conv_lstm_map_kernel" in cuda.kernels) == persistent
+        kept = conv_lstm(**{**tensors, "x": tensors["x"].clone().requires_grad_()}, backend="cuda")
+    assert all(torch.equal(a, b.detach()) for a, b in zip(without, kept, strict=True))
+    assert all(torch.equal(tensors[k], given[k]) for k in tensors)
+
+
 def test_nothing_comes_back_past_a_reset(cuda):
     """An infinite gradient after a reset leaves what came before it alone."""
     tensors = small_conv_lstm("cpu", torch.float32, time=4).tensors
