@@ -1,6 +1,8 @@
 """Laws of the world model as a whole: parallel equals step by step, the time convention, gradients through the loop."""
 
+import doctest
 import io
+import pathlib
 
 import pytest
 import torch
@@ -322,3 +324,8 @@ def test_a_batch_whose_parts_do_not_fit_is_refused():
         Batch(**{**vars(batch), "reset": batch.reset.float()})
     with pytest.raises(ValueError, match="burn_in is 14, expected at least 0 and below time=14"):
         Batch(**{**vars(batch), "burn_in": 14})
+
+
+def test_the_guide_runs():
+    guide = pathlib.Path(__file__).parents[1] / "docs" / "world_model.md"
+    assert doctest.testfile(str(guide), module_relative=False, raise_on_error=True).attempted > 10
