@@ -6,6 +6,7 @@ HYPOTHESIS_PROFILE=thorough pytest      twenty times as many
 HYPOTHESIS_PROFILE=brief pytest         a handful, the same every time: where every example compiles kernels of its own
 """
 
+import builtins
 import os
 
 import pytest
@@ -31,6 +32,13 @@ def poisoned_memory():
     torch.use_deterministic_algorithms(True)
     yield
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(autouse=True)
+def no_last_answer():
+    """A doctest leaves its last answer in ``builtins._``, where tyro trips over one that cannot be hashed."""
+    yield
+    vars(builtins).pop("_", None)
 
 
 @pytest.fixture(autouse=True)
