@@ -1,4 +1,4 @@
-"""The command line: ``python -m worldmodel train | evaluate | demo``."""
+"""The command line: ``python -m worldmodel train | evaluate | imagine | demo``."""
 
 import dataclasses
 import json
@@ -15,6 +15,7 @@ USAGE = """usage: python -m worldmodel COMMAND [options]
 
   train       train a world model on an environment
   evaluate    run whole episodes with what was trained
+  imagine     draw what was seen, reconstructed and imagined open-loop, as a PNG and a GIF
   demo        show what the memory does: `demo memory`, under three minutes on two cores
 
 python -m worldmodel COMMAND --help explains the options.
@@ -85,6 +86,19 @@ def evaluate_command(arguments: Sequence[str]) -> int:
     return 0
 
 
+def imagine_command(arguments: Sequence[str]) -> int:
+    """Draws what a run imagines."""
+    import torch
+
+    from worldmodel.imagine import ImagineOptions, imagine, summary
+
+    options = parse(ImagineOptions, arguments, "imagine")
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    print(summary(imagine(options)))
+    return 0
+
+
 def demo_command(arguments: Sequence[str]) -> int:
     """Shows something."""
     from worldmodel.demo import main as demo
@@ -95,6 +109,7 @@ def demo_command(arguments: Sequence[str]) -> int:
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": train_command,
     "evaluate": evaluate_command,
+    "imagine": imagine_command,
     "demo": demo_command,
 }
 
