@@ -146,7 +146,7 @@ def imagine(options: ImagineOptions) -> Imagination:
     stem = options.output or options.run / "imagined"
     stem.parent.mkdir(parents=True, exist_ok=True)
     png, gif = (stem.with_name(stem.name + suffix) for suffix in (".png", ".gif"))
-    title = f"{name}, after {int(run.checkpoints[-1].name):,} steps of training"
+    title = f"{name.rpartition(':')[2]}, after {int(run.checkpoints[-1].name):,} steps of training"
     draw_png(title, stories, png)
     draw_gif(title, stories, gif, options.fps)
     made = Imagination(png, gif, stories)
