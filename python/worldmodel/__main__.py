@@ -70,8 +70,8 @@ def train_command(arguments: Sequence[str]) -> int:
     from worldmodel.options import train_options
     from worldmodel.train import train
 
-    config, folder, resume = train_options(arguments, parse)
-    run = train(config, folder, resume=resume)
+    config, folder, how = train_options(arguments, parse)
+    run = train(config, folder, **how)
     print(run.folder)
     return 0
 

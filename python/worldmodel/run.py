@@ -3,10 +3,14 @@
     config.json          every setting, the spaces of the environment, versions
     metrics.jsonl        a line of figures every few seconds
     tensorboard/         the same, for TensorBoard
-    checkpoints/NNN/     after NNN transitions; one safetensors file for each part, no pickle
+    checkpoints/NNN/     after NNN transitions; one safetensors file for each part
 
 A checkpoint is written under another name and renamed when all of it is on disk; only then do older ones go. So
 whatever happens in between, the newest folder in ``checkpoints`` is whole.
+
+Reading a run runs nothing that is written in it, whoever wrote it: settings are JSON, checkpoints safetensors. The
+one exception has to be asked for twice: environments are pickled only with ``--environment-state pickle``, and read
+back only with ``--unpickle``.
 """
 
 import contextlib

@@ -21,8 +21,9 @@ from worldmodel.extras import MissingPackage, require
 from worldmodel.interrupt import Interrupt
 from worldmodel.learner import Learner, NonFiniteError
 from worldmodel.meter import Meter
+from worldmodel.pickled import PickleRefused
 from worldmodel.replay import Replay
-from worldmodel.run import Run
+from worldmodel.run import Run, RunError
 from worldmodel.settings import TrainConfig, check_resumable, usable_device
 from worldmodel.world_model import WorldModel
 
@@ -50,7 +51,7 @@ class Trainer:
             torch.set_num_threads(config.threads)
         weights, episodes, batches, actions = (int(x) for x in np.random.SeedSequence(config.seed).generate_state(4))
         torch.manual_seed(weights)
-        self.episodes = make_episodes(config.env, config.num_envs, episodes)
+        self.episodes = make_episodes(config.env, config.num_envs, episodes, config.environment_state == "pickle")
         observation_spec, action_spec = self.episodes.observation_spec, self.episodes.action_spec
         self.world_model = WorldModel(observation_spec, action_spec, config.model).to(self.device)
         self.learner = Learner(self.world_model, config.learner)
@@ -134,38 +135,58 @@ class Trainer:
             "trainer": {**{name: getattr(self, name) for name in _COUNTS}, "random": random},
         }
 
-    def load(self, run: Run) -> str | None:
+    def load(self, run: Run, *, new_episodes: bool = False, unpickle: bool = False) -> bool:
         """Goes on from the newest checkpoint of ``run``.
 
+        Args:
+            run: to go on with.
+            new_episodes: begin other episodes instead of going on with those that ran.
+            unpickle: whether pickled environments may be read, which runs whatever is written in them.
+
         Returns:
-            Why the episodes that were running are lost, if they are.
+            Whether a pickle was read.
 
         Raises:
-            RunError: a file is missing or damaged, or was made by another configuration.
+            RunError: a file is missing or damaged, or was made by another configuration, or the environments cannot be
+                brought back to where they were; what can be done about it is said.
         """
+        anew = f"--resume {run.folder} --new-episodes goes on with other episodes, and then not as if nothing had been"
         run.load_weights(self.world_model, self.device)
         with run.refusing("learner", "replay", "collector", "trainer"):
             self.learner.load_state_dict(run.load("learner", self.device))
             self.replay.load_state_dict(run.load("replay"))
-            lost = self.collector.load_state_dict(run.load("collector"))
+            collected = run.load("collector")
+            try:
+                self.collector.load_state_dict(collected, new_episodes=new_episodes, unpickle=unpickle)
+            except EnvironmentFailed as error:
+                raise RunError(f"the episodes of {run.folder} cannot be gone on with: {error}. {anew}") from error
+            except PickleRefused as error:
+                trusted = "--unpickle reads it, if you trust who made the run"
+                raise RunError(f"{run.checkpoints[-1]}: {error}; {trusted}. {anew}") from error
             saved = run.load("trainer")
             for name in _COUNTS:
                 setattr(self, name, saved[name])
             torch.set_rng_state(saved["random"]["cpu"])
             if self.device.type == "cuda" and "cuda" in saved["random"]:
                 torch.cuda.set_rng_state(saved["random"]["cuda"], self.device)
-        return lost
+        return not new_episodes and collected["episodes"]["pickle"] is not None
 
 
 _COUNTS = ("updates", "episodes_ended", "seconds", "_owed")
 
 
-def make_episodes(name: str, num_envs: int, seed: int) -> Episodes | VectorEpisodes:
+def make_episodes(name: str, num_envs: int, seed: int, pickle: bool = False) -> Episodes | VectorEpisodes:
     """``num_envs`` environments called ``name``, as single ones where they exist as such.
+
+    Args:
+        name: as for ``worldmodel.environments.resolve``.
+        num_envs: how many.
+        seed: from which their episodes get theirs.
+        pickle: hold them as a pickle in checkpoints, which is tried at once.
 
     Raises:
         UnknownEnvironment: nothing goes by that name.
-        EnvironmentFailed: they cannot be made.
+        EnvironmentFailed: they cannot be made, or not be pickled.
         ConfigurationError: their spaces are not supported.
     """
     try:
@@ -175,20 +196,34 @@ def make_episodes(name: str, num_envs: int, seed: int) -> Episodes | VectorEpiso
             vector = make_vector(name, num_envs)
         except EnvironmentFailed:
             raise failure from None
-        return VectorEpisodes(vector, seed)
-    try:
-        return Episodes(environments, random_seeds(seed))
-    except ValueError as error:
-        raise ConfigurationError(f"environment {name!r}: {error}") from error
+        episodes: Episodes | VectorEpisodes = VectorEpisodes(vector, seed, pickle)
+    else:
+        try:
+            episodes = Episodes(environments, random_seeds(seed), pickle=pickle)
+        except ValueError as error:
+            raise ConfigurationError(f"environment {name!r}: {error}") from error
+    if pickle:
+        episodes.state_dict()  # rather now than at the first checkpoint
+    return episodes
 
 
-def train(config: TrainConfig, folder: Path, *, resume: bool = False, quiet: bool = False) -> Run:
+def train(
+    config: TrainConfig,
+    folder: Path,
+    *,
+    resume: bool = False,
+    new_episodes: bool = False,
+    unpickle: bool = False,
+    quiet: bool = False,
+) -> Run:
     """Trains until the steps or minutes of ``config`` are used up, or Ctrl-C; saves at the end either way.
 
     Args:
         config: what to train.
         folder: of the run.
         resume: go on with the run in ``folder``; ``config`` must agree with its configuration.
+        new_episodes: when going on, begin other episodes instead of those that ran.
+        unpickle: when going on, whether pickled environments may be read, which runs whatever is written in them.
         quiet: show nothing.
 
     Returns:
@@ -197,7 +232,8 @@ def train(config: TrainConfig, folder: Path, *, resume: bool = False, quiet: boo
     Raises:
         MissingPackage: safetensors is not installed.
         ConfigurationError: settings that cannot work, or that are not those of the run to go on with.
-        RunError: a folder that is not empty, or a run whose files are damaged.
+        RunError: a folder that is not empty, a run whose files are damaged, or one whose episodes cannot be gone on
+            with; nothing in its folder has changed then.
         EnvironmentFailed: an environment raised an error or gave NaN.
         TrainingFailed: a loss became NaN. Here and above, checkpoints already saved stay as they were.
     """
@@ -213,7 +249,12 @@ def train(config: TrainConfig, folder: Path, *, resume: bool = False, quiet: boo
         run = Run.create(folder, described)
     elif changed := differences(run.config["spaces"], described["spaces"]):
         raise ConfigurationError(f"{config.env} is not what it was when {folder} began: {'; '.join(changed)}")
-    notices = _go_on(trainer, run) if resume else []
+    notices = _go_on(trainer, run, new_episodes, unpickle) if resume else []
+    if isinstance(episodes, VectorEpisodes) and not episodes.pickle:
+        notices.append(
+            f"{episodes.name} is a vector environment of its own: if this run is interrupted, it goes on with other "
+            "episodes alone (--new-episodes); --environment-state pickle keeps them"
+        )
     try:
         require("torch.utils.tensorboard", "write for TensorBoard")
     except MissingPackage as error:
@@ -236,12 +277,18 @@ def train(config: TrainConfig, folder: Path, *, resume: bool = False, quiet: boo
     return run
 
 
-def _go_on(trainer: Trainer, run: Run) -> list[str]:
+def _go_on(trainer: Trainer, run: Run, new_episodes: bool, unpickle: bool) -> list[str]:
     """From the newest checkpoint; from the start where the run ended before its first one. Returns what to say."""
-    lost = trainer.load(run) if run.checkpoints else None
+    read = bool(run.checkpoints) and trainer.load(run, new_episodes=new_episodes, unpickle=unpickle)
     run.forget_metrics_after(trainer.steps)
     said = [f"going on after {trainer.steps:,} steps and {trainer.updates:,} updates"]
-    return said if lost is None else [*said, f"the episodes that were running are lost, others begin: {lost}"]
+    if new_episodes:
+        said.append("other episodes begin; those that ran are dropped, and the run is not what it would have been")
+    if read:
+        said.append(f"the environments were read from a pickle in {run.checkpoints[-1]}, as --unpickle allows")
+    elif unpickle:
+        said.append("--unpickle was not needed: there is no pickle to read")
+    return said
 
 
 def _loop(trainer: Trainer, run: Run, display: Display, interrupt: Interrupt) -> None:
