@@ -5,14 +5,13 @@ import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import imageio.v3 as iio
 import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from worldmodel_examples import MEMORIES, random_batch, small_model
+from worldmodel_examples import MEMORIES, random_batch, small_model, whole_episodes
 
 from worldmodel import storage
 from worldmodel.__main__ import main
@@ -66,16 +65,9 @@ def test_given_actions_lead_where_a_policy_that_does_them_leads(memory: str) -> 
             model.imagine_actions(state, torch.zeros(shape))
 
 
-def episodes(model: Any, rows: int = 3, time: int = 14) -> Any:
-    """Rows of one episode each."""
-    batch = random_batch(model, rows, time, resets=False)
-    batch.reset[:, 0] = True
-    return batch
-
-
 def test_what_is_imagined_depends_on_the_context_and_the_actions_alone() -> None:
     model = small_model()
-    batch = episodes(model)
+    batch = whole_episodes(model)
     before = open_loop(model, batch, CONTEXT)
     for name, leaf in batch.observations.items():
         leaf[:, CONTEXT:] = leaf[:, CONTEXT:].flip(1) if name == "place" else (leaf[:, CONTEXT:] + 1) % 4
@@ -98,7 +90,7 @@ def test_what_is_imagined_depends_on_the_context_and_the_actions_alone() -> None
 
 def test_a_prediction_rests_on_what_was_seen_up_to_its_step_or_on_the_context() -> None:
     model = small_model()
-    batch = episodes(model)
+    batch = whole_episodes(model)
     loop = open_loop(model, batch, CONTEXT, reward_scale=3.0)
     mode = model.perception.mode
     for step in range(CONTEXT):
@@ -114,7 +106,7 @@ def test_a_prediction_rests_on_what_was_seen_up_to_its_step_or_on_the_context() 
 
 def test_no_random_generator_moves_and_the_weights_stay_as_they_were() -> None:
     model = small_model()
-    batch, before = episodes(model), {name: value.clone() for name, value in model.state_dict().items()}
+    batch, before = whole_episodes(model), {name: value.clone() for name, value in model.state_dict().items()}
     torch.manual_seed(5)
     state = torch.get_rng_state()
     loop = open_loop(model, batch, CONTEXT)
@@ -128,7 +120,7 @@ def test_no_random_generator_moves_and_the_weights_stay_as_they_were() -> None:
 
 def test_only_the_episode_that_a_row_begins_with_counts() -> None:
     model = small_model()
-    batch = episodes(model)
+    batch = whole_episodes(model)
     batch.reset[0, 8] = True
     batch.valid[1, 11:] = False
     batch.reset[2, 0] = False  # it goes on from a state
@@ -281,7 +273,7 @@ def test_rewards_are_drawn_in_the_units_of_the_environment(runs: dict[str, Path]
 
 def test_many_numbers_and_many_classes_are_drawn_too(tmp_path: Path) -> None:
     model = small_model(spaces.Dict(numbers=spaces.Box(-1, 1, (9,)), switches=spaces.MultiBinary(8)))
-    batch = episodes(model, rows=1, time=60)
+    batch = whole_episodes(model, rows=1, time=60)
     story = Story.of("all of it", open_loop(model, batch, 20), 0, model.observation_spec.leaves, {})
     picture = draw_png("many", [story], None, dpi=50)
     assert picture.shape[1] == 625 and picture.std() > 10

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from worldmodel.batch import Batch
 from worldmodel.collector import Collector
 from worldmodel.configuration import ConfigurationError, differences, to_json
 from worldmodel.display import Display
@@ -25,6 +26,7 @@ from worldmodel.pickled import PickleRefused
 from worldmodel.replay import Replay
 from worldmodel.run import Run, RunError
 from worldmodel.settings import TrainConfig, check_resumable, usable_device
+from worldmodel.watch import Watch
 from worldmodel.world_model import WorldModel
 
 
@@ -42,6 +44,7 @@ class Trainer:
         updates: of the weights.
         episodes_ended: of all environments.
         seconds: of training, over all processes that worked on the run.
+        batch: what was learned from last.
     """
 
     def __init__(self, config: TrainConfig) -> None:
@@ -61,6 +64,7 @@ class Trainer:
         self.updates = 0
         self.episodes_ended = 0
         self.seconds = 0.0
+        self.batch: Batch | None = None
         self.meter = Meter()
         self._owed = 0.0  # updates that the train ratio allows and that have not been made
 
@@ -105,6 +109,7 @@ class Trainer:
             except NonFiniteError as error:
                 raise TrainingFailed(f"update {self.updates + 1}, after {self.steps} steps: {error}") from error
         self.updates += 1
+        self.batch = batch
         self.meter.add({f"replay/{name}": value for name, value in figures.items()})
         self.meter.add(learned)
 
@@ -297,6 +302,8 @@ def _loop(trainer: Trainer, run: Run, display: Display, interrupt: Interrupt) ->
         return
     logged = saved = trainer.seconds
     mark, figures = time.perf_counter(), trainer.figures()
+    single = trainer.episodes.environments[0] if isinstance(trainer.episodes, Episodes) else None
+    watch = Watch(trainer.config.open_loop_minutes, trainer.seconds, single)
     while not (trainer.finished or interrupt.asked):
         trainer.iterate()
         # Logging and saving count, too: they are part of the minutes that a user waits.
@@ -304,6 +311,7 @@ def _loop(trainer: Trainer, run: Run, display: Display, interrupt: Interrupt) ->
         trainer.seconds, mark = trainer.seconds + now - mark, now
         if trainer.seconds - logged >= trainer.config.log_seconds:
             logged, figures = trainer.seconds, trainer.figures()
+            figures |= _look(trainer, run, watch)
             run.log(figures)
             display.show(figures)
         if trainer.seconds - saved >= 60 * trainer.config.save_minutes:
@@ -314,3 +322,15 @@ def _loop(trainer: Trainer, run: Run, display: Display, interrupt: Interrupt) ->
         run.log(figures)
     display.show(figures, last=True)
     run.save(trainer.steps, trainer.state_dict())
+
+
+def _look(trainer: Trainer, run: Run, watch: Watch) -> dict[str, float]:
+    """Open-loop prediction, where it is time for it: a picture for TensorBoard, and figures."""
+    if trainer.batch is None or not watch.is_time(trainer.seconds):
+        return {}
+    title = f"{trainer.config.env.rpartition(':')[2]}, after {trainer.steps:,} steps"
+    scale = trainer.learner.reward_scale
+    figures, picture = watch.look(trainer.world_model, trainer.batch, scale, trainer.seconds, title)
+    if picture is not None:
+        run.log_picture("open_loop", picture, trainer.steps)
+    return figures
