@@ -120,3 +120,5 @@ def test_a_step_that_needs_gradients_or_another_backend_is_not_taken_in_one_call
             assert at_once(args, options) is None
     args[2].requires_grad_()
     assert at_once(args, options) is None
+    with torch.no_grad():
+        assert at_once(args, options) is not None
