@@ -35,10 +35,11 @@ def popgym() -> Preset:
 
     A window of 312 steps holds 6, 3 or 2 episodes of RepeatPrevious Easy, Medium or Hard, and nothing is padding. What
     is collected is learned from few times over: steps are cheap here, and a memory that has seen too few of them learns
-    them by heart first.
+    them by heart first. A memory of 16 states learned Medium as quickly, but Hard, 63 steps back, with one seed of two
+    in ten minutes; with 32, whose 128 rates of turning stand half as far apart, both learned it in four.
     """
     return Preset(
-        WorldModelConfig(memory=MemoryConfig(groups=8)),
+        WorldModelConfig(memory=MemoryConfig(groups=8, states=32)),
         LearnerConfig(policy_rate=3e-3),
         ReplayConfig(batch_size=8, window=312, burn_in=32),
         num_envs=32,
