@@ -71,6 +71,8 @@ class ImagineOptions:
         for name in ("episodes", "context", "horizon", "fps"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected more than 0")
+        if self.random and self.sample:
+            raise ValueError("random actions and actions drawn from the policy are asked for, expected one of them")
 
 
 @dataclasses.dataclass
