@@ -90,6 +90,11 @@ class Learner:
         """Updates so far."""
         return self._updates
 
+    @property
+    def reward_scale(self) -> float:
+        """What rewards are divided by."""
+        return self._rewards.scale
+
     def losses(self, batch: Batch) -> Losses:
         """The losses of ``batch``; gradients of ``total`` reach all five functions."""
         began = time.perf_counter()
