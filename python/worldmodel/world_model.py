@@ -215,7 +215,7 @@ class WorldModel(nn.Module):
             action = policy(features[-1]).sample() if step or first_action is None else first_action
             predicted = self.prediction(features[-1], action)
             latent = draw(self.perception.probabilities(predicted.logits))
-            after, state = self._remember(self.perception.blur(latent), action, state, None)
+            after, state = self._remember(self.perception.heard(latent), action, state, None)
             features.append(after)
             reward, continues = self.prediction.mean_reward(predicted), predicted.continues.sigmoid()
             steps.append((latent, action, reward, continues))
