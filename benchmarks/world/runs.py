@@ -148,7 +148,8 @@ def evaluations(plan: Plan, folder: Path) -> list[list[float]]:
         steps = int(kept.name)
         # The log has a line every few seconds: the first one that is not before the checkpoint.
         seconds = next((line["seconds"] for line in lines if line["steps"] >= steps), lines[-1]["seconds"])
-        returned = evaluate(Agent.load(kept, plan.device), plan.task.name, PASSING_EPISODES, seed=2 * 10**6)
+        agent = Agent.load(kept, plan.device)
+        returned = evaluate(agent, plan.task.name, PASSING_EPISODES, 2 * 10**6, num_envs=PASSING_EPISODES)
         found.append([seconds, steps, returned.mean])
     return found
 

@@ -52,20 +52,20 @@ def popgym() -> Preset:
 
 
 def control() -> Preset:
-    """Observations that say all, of numbers that matter to a hundredth: what the results on control were made with.
+    """Observations that say all, in numbers: what the results on control were made with.
 
-    Learned on CartPole-v1 and Pendulum-v1. What mattered, in the order of how much:
+    Tried on CartPole-v1, which it holds up for 500 steps after a thousand updates, and on Pendulum-v1.
 
-    - A latent that is not drawn. Eight variables of eight classes, drawn, say four numbers to no better than a tenth of
-      their deviation, and what is imagined strays from the first step on.
-    - Many updates: 16 for every 512 steps collected was all that the environments allowed before, of 32 that were
-      needed by then. Learning from a step 512 times over costs the world model nothing here that could be measured.
-    - No memory, which halves the time of an update. ``memory.kind="scan"`` brings it back where one observation does
-      not say all.
-    - Little entropy: a single action of hundreds changes a return by hundredths of its range, and a weight of 0.03
-      outbids that.
-    - Values over bins, which find a return of 100 within tens of updates; a squared error takes a thousand.
-    - The policy itself when it counts: the look-ahead over one step compares values that differ by less than they err.
+    - The latent is not drawn: draws from eight variables of eight classes say a number coarsely, and what is imagined
+      from them strays at the first step.
+    - An update for every two steps: sooner than at the pace of ``popgym``, the environments have nothing new to say.
+      Batches of 512 steps did as well as those of 1,024, update for update, and take less time.
+    - No memory: an update takes half the time that it takes with the scan. ``memory.kind="scan"`` brings it back where
+      one observation does not say all.
+    - Little entropy: one action of hundreds changes a return by hundredths of its range, which a weight of 0.03 outbids.
+    - Values over bins, which reach a return of a hundred at once where a squared error climbs to it.
+    - The policy's own action when it counts: the look-ahead over one step compares values that differ by less than they
+      err. On CartPole it lost hundreds of steps to the policy that it was to improve on.
     """
     return Preset(
         WorldModelConfig(
@@ -75,9 +75,9 @@ def control() -> Preset:
             decision=DecisionConfig(entropy=3e-3, greedy="policy"),
         ),
         LearnerConfig(learning_rate=1e-3, objective=ObjectiveConfig(horizon=10, starts=8)),
-        ReplayConfig(batch_size=16, window=64, burn_in=8),
+        ReplayConfig(batch_size=8, window=64, burn_in=8),
         num_envs=8,
-        train_ratio=512,
+        train_ratio=256,
         prefill=500,
     )
 
