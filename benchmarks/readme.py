@@ -127,7 +127,9 @@ def world_part(results: dict[Path, dict[str, Any]]) -> str:
     for path, result in load_world().items():
         picture = Path("..", path.with_suffix(".png").relative_to(ROOT)).as_posix()
         lines += [f"{environment.summary(result['environment'])}.", "", f"![learning curves]({picture})", ""]
-        lines += [markdown(world_report.RETURN_HEADER, world_report.return_cells(result)), ""]
+        for _, header, cells in world_report.return_tables(result):
+            lines += [markdown(header, cells), ""]
+            lines += [world_report.CONTROL_NOTE, ""] if header == world_report.CONTROL_HEADER else []
         lines += [markdown(world_report.TIME_HEADER, world_report.time_cells(result)), ""]
         lines += [*(f"- {line}" for line in world_report.target_lines(result)), ""]
     return "\n".join(lines).rstrip() or "No result is committed."

@@ -2,9 +2,13 @@
 
 import dataclasses
 
+from worldmodel.decision import DecisionConfig
+from worldmodel.evaluation import EvaluationConfig
 from worldmodel.learner import LearnerConfig
 from worldmodel.memory import MemoryConfig
+from worldmodel.networks import NumberConfig
 from worldmodel.objectives import ObjectiveConfig
+from worldmodel.perception import PerceptionConfig
 from worldmodel.replay import ReplayConfig
 from worldmodel.world_model import WorldModelConfig
 
@@ -49,13 +53,32 @@ def popgym() -> Preset:
 
 
 def control() -> Preset:
-    """Observations that say nearly all: shorter windows, slower learning, longer imagination. Tried on CartPole-v1."""
+    """Observations that say all, in numbers: what the results on control were made with.
+
+    Tried on CartPole-v1, which it holds up for 500 steps after a thousand updates, and on Pendulum-v1.
+
+    - The latent is not drawn: draws from eight variables of eight classes say a number coarsely, and what is imagined
+      from them strays at the first step.
+    - An update for every two steps: sooner than at the pace of ``popgym``, the environments have nothing new to say.
+      Batches of 512 steps did as well as those of 1,024, update for update, and take less time.
+    - No memory: an update takes half the time that it takes with the scan. ``memory.kind="scan"`` brings it back where
+      one observation does not say all.
+    - Little entropy: one action of hundreds changes a return by hundredths of its range, which a weight of 0.03 outbids.
+    - Values over bins, which reach a return of a hundred at once where a squared error climbs to it.
+    - The policy's own action when it counts: the look-ahead over one step compares values that differ by less than they
+      err. On CartPole it lost hundreds of steps to the policy that it was to improve on.
+    """
     return Preset(
-        WorldModelConfig(),
-        LearnerConfig(learning_rate=1e-3, objective=ObjectiveConfig(horizon=10, starts=6)),
-        ReplayConfig(batch_size=16, window=64, burn_in=8),
+        WorldModelConfig(
+            perception=PerceptionConfig(drawn=False),
+            memory=MemoryConfig(kind="none"),
+            evaluation=EvaluationConfig(value=NumberConfig("two_hot")),
+            decision=DecisionConfig(entropy=3e-3, greedy="policy"),
+        ),
+        LearnerConfig(learning_rate=1e-3, objective=ObjectiveConfig(horizon=10, starts=8)),
+        ReplayConfig(batch_size=8, window=64, burn_in=8),
         num_envs=8,
-        train_ratio=64,
+        train_ratio=256,
         prefill=500,
     )
 
