@@ -62,13 +62,13 @@ def _cue(axes: Any, found: dict[str, list[dict[str, Any]]]) -> None:
 def _ball(axes: Any, found: dict[str, list[dict[str, Any]]]) -> None:
     """Each seed is a thin line, their mean a thick one."""
     for memory, runs in found.items():
-        curves = np.array([run["measured"]["wrong_pixels"]["model"] for run in runs])
+        curves = np.array([run["measured"]["wrong_cells"]["model"] for run in runs])
         ahead = np.arange(1, curves.shape[1] + 1)
         axes.plot(ahead, curves.mean(0), color=COLOURS[memory], lw=2, label=memory)
         axes.plot(ahead, curves.T, color=COLOURS[memory], lw=0.7, alpha=0.6)
-    copied = next(iter(found.values()))[0]["measured"]["wrong_pixels"]["copied"]
-    axes.plot(ahead, copied, color=INK, ls="--", lw=1.2, label="last frame copied")
+    copied = next(iter(found.values()))[0]["measured"]["wrong_cells"]["copied"]
+    axes.plot(ahead, copied, color=INK, ls="--", lw=1.2, label="last map copied")
     axes.set_ylim(0)
     axes.set_xlabel("steps ahead, nothing seen")
-    axes.set_ylabel("wrong pixels of the ball")
+    axes.set_ylabel("wrong cells of the ball")
     axes.set_title("HiddenBall: imagined open-loop", loc="left")

@@ -41,7 +41,7 @@ def tables(result: dict[str, Any]) -> list[Table]:
         found.append(Table("MemoryS9, cue seen again: key or ball told rightly", header, cue))
     if ball:
         header = ("memory", *(f"+{step}" for step in STEPS_AHEAD), "mean", "each seed", *COST_HEADER)
-        found.append(Table("HiddenBall, wrong pixels by step ahead", header, _ball_rows(ball)))
+        found.append(Table("HiddenBall, wrong cells of the ball by step ahead", header, _ball_rows(ball)))
     return found
 
 
@@ -84,10 +84,10 @@ def _cue_row(memory: str, runs: list[dict[str, Any]]) -> list[str]:
 def _ball_rows(found: dict[str, list[dict[str, Any]]]) -> list[list[str]]:
     rows = []
     for memory, runs in found.items():
-        curves = [run["measured"]["wrong_pixels"]["model"] for run in runs]
+        curves = [run["measured"]["wrong_cells"]["model"] for run in runs]
         rows.append([memory, *_ahead(curves), " ".join(f"{statistics.mean(c):.2f}" for c in curves), *_cost(runs)])
-    copied = next(iter(found.values()))[0]["measured"]["wrong_pixels"]["copied"]
-    return [*rows, ["last frame copied", *_ahead([copied]), "", *[""] * len(COST_HEADER)]]
+    copied = next(iter(found.values()))[0]["measured"]["wrong_cells"]["copied"]
+    return [*rows, ["last map copied", *_ahead([copied]), "", *[""] * len(COST_HEADER)]]
 
 
 def _ahead(curves: list[list[float]]) -> list[str]:

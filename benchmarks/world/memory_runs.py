@@ -29,7 +29,7 @@ def _measure_cue(world_model: WorldModel, env: str, episodes: int) -> dict[str, 
 
 
 def _measure_ball(world_model: WorldModel, env: str, episodes: int) -> dict[str, Any]:
-    return {"wrong_pixels": moving.errors(world_model, *moving.random_films(env, episodes, HELD_OUT))}
+    return {"wrong_cells": moving.errors(world_model, *moving.random_films(env, episodes, HELD_OUT))}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +57,7 @@ TASKS = {
     "cue": Task(
         "worldmodel.minigrid:MemoryS9-v0",
         "wander",
-        64_000,
+        300_000,
         200,
         {"scan": (), "none": ("--model.memory.kind", "none")},
         _measure_cue,

@@ -1,9 +1,9 @@
 """How far ahead does a world model see a ball that passes behind a curtain, without looking?
 
 After ``OBSERVED`` steps the model goes on in imagination with the actions that were really taken, and what it imagines
-is decoded into pictures. What counts is the ball: the pixels that are white in one of the two pictures, imagined and
-real, and not in the other. A picture with all the ball in sight has 9, so a ball imagined elsewhere costs up to 18. The
-last frame that was seen, copied, is what any prediction has to beat.
+is decoded into maps. What counts is the ball: the cells that show it in one of the two maps, imagined and real, and
+not in the other. A ball in full sight has 4, so one imagined elsewhere costs up to 8. The last map that was seen,
+copied, is what any prediction has to beat.
 """
 
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from worldmodel.batch import Batch
 from worldmodel.environments import make
-from worldmodel.hidden_ball import GREY, WHITE
+from worldmodel.hidden_ball import LEATHER
 from worldmodel.world_model import WorldModel
 
 OBSERVED = 16
@@ -72,15 +72,14 @@ def imagined(world_model: WorldModel, frames: np.ndarray, actions: np.ndarray, o
     return world_model.perception.reconstruct(rollout.latent)[leaf].numpy()
 
 
-def wrong_pixels(pictures: np.ndarray, frames: np.ndarray) -> np.ndarray:
-    """Pixels whose being ball or not differs, mean over films: (steps,)."""
-    least = (GREY + WHITE) / 2
-    return ((pictures > least) != (frames > least)).sum((-1, -2, -3)).mean(0)
+def wrong_cells(pictures: np.ndarray, frames: np.ndarray) -> np.ndarray:
+    """Cells whose showing the ball or not differs, mean over films: (steps,)."""
+    return ((pictures == LEATHER) != (frames == LEATHER)).sum((-1, -2, -3)).mean(0)
 
 
 def errors(world_model: WorldModel, frames: np.ndarray, actions: np.ndarray) -> dict[str, list[float]]:
-    """Wrong pixels at each step ahead: of the model, and of the last frame copied."""
+    """Wrong cells at each step ahead: of the model, and of the last map copied."""
     truth = frames[:, OBSERVED:]
     copied = np.broadcast_to(frames[:, OBSERVED - 1 : OBSERVED], truth.shape)
     pictures = imagined(world_model, frames, actions)
-    return {"model": wrong_pixels(pictures, truth).tolist(), "copied": wrong_pixels(copied, truth).tolist()}
+    return {"model": wrong_cells(pictures, truth).tolist(), "copied": wrong_cells(copied, truth).tolist()}

@@ -1,12 +1,12 @@
-"""A ball that passes behind a curtain: an environment of small images whose every frame hides what comes next.
+"""A ball that passes behind a curtain: an environment of small maps, each of which hides what comes next.
 
     python -m worldmodel train --preset moving --env worldmodel.hidden_ball:HiddenBall-v0
 
-A white ball of ``BALL`` by ``BALL`` pixels flies on a black ``SIDE`` by ``SIDE`` map, one pixel a step along each axis,
-and bounces off the edges. In front of it hangs a grey curtain as high as the map, ``CURTAIN`` pixels wide, which the
-actions move to the left, leave, or move to the right. Where the ball flies to is in no single frame, and where it is
-behind the curtain is in none at all: two frames or more have to be remembered, and gone on with. The reward is the
-share of the ball that is in sight; an episode is cut after ``LENGTH`` steps.
+A ball of ``BALL`` by ``BALL`` cells flies over a map of ``SIDE`` by ``SIDE``, one cell a step along each axis, and
+bounces off the edges. In front of it hangs a curtain as high as the map, ``CURTAIN`` cells wide, which the actions move
+to the left, leave, or move to the right. Where the ball flies to is in no single frame, and where it is behind the
+curtain is in none at all: two frames or more have to be remembered, and gone on with. The reward is the share of the
+ball that is in sight; an episode is cut after ``LENGTH`` steps.
 
 The world draws nothing at random but how an episode begins, so its seed and the actions say all that happens.
 """
@@ -22,16 +22,17 @@ try:
 except ImportError as error:
     raise missing(error, "run environments") from error
 
-SIDE = 16
-BALL = 3
-CURTAIN = 6
+SIDE = 8
+BALL = 2
+CURTAIN = 4
 LENGTH = 48
-GREY, WHITE = 96, 255
+FREE, CLOTH, LEATHER = range(3)  # what a cell shows: nothing, curtain, ball
+SHADES = np.array([0, 96, 255], np.uint8)
 LEFT, STAY, RIGHT = range(3)
 
 
 class HiddenBall(gymnasium.Env[Any, Any]):
-    """One ball, one curtain; ``render`` gives what is seen.
+    """One ball, one curtain; ``render`` draws them.
 
     Attributes:
         ball: int64 (2,), row and column of the ball's upper left pixel.
@@ -43,14 +44,14 @@ class HiddenBall(gymnasium.Env[Any, Any]):
         >>> first, _ = ball.reset(seed=1)
         >>> following, reward, *_ = ball.step(STAY)
         >>> following.shape, following.dtype, bool((first == following).all())
-        ((16, 16, 1), dtype('uint8'), False)
+        ((8, 8, 1), dtype('uint8'), False)
     """
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"]}  # noqa: RUF012
 
     def __init__(self, render_mode: str | None = None) -> None:
         self.render_mode = render_mode
-        self.observation_space = gymnasium.spaces.Box(0, 255, (SIDE, SIDE, 1), np.uint8)
+        self.observation_space = gymnasium.spaces.Box(0, LEATHER, (SIDE, SIDE, 1), np.uint8)
         self.action_space = gymnasium.spaces.Discrete(3)
 
     def reset(
@@ -72,19 +73,19 @@ class HiddenBall(gymnasium.Env[Any, Any]):
         self.ball = self.ball + self.flight
         self.steps += 1
         picture = self.picture()
-        return picture, float((picture == WHITE).sum()) / BALL**2, False, self.steps >= LENGTH, {}
+        return picture, float((picture == LEATHER).sum()) / BALL**2, False, self.steps >= LENGTH, {}
 
     def picture(self) -> np.ndarray:
-        """What is seen, uint8 (side, side, 1)."""
-        picture = np.zeros((SIDE, SIDE, 1), np.uint8)
+        """What each cell shows, uint8 (side, side, 1)."""
+        picture = np.full((SIDE, SIDE, 1), FREE, np.uint8)
         row, column = self.ball
-        picture[row : row + BALL, column : column + BALL] = WHITE
-        picture[:, self.curtain : self.curtain + CURTAIN] = GREY
+        picture[row : row + BALL, column : column + BALL] = LEATHER
+        picture[:, self.curtain : self.curtain + CURTAIN] = CLOTH
         return picture
 
     def render(self) -> np.ndarray:
-        """The same in colours, uint8 (side, side, 3)."""
-        return self.picture().repeat(3, -1)
+        """The same in shades of grey, uint8 (side, side, 3)."""
+        return SHADES[self.picture()].repeat(3, -1)
 
 
 if "HiddenBall-v0" not in gymnasium.registry:

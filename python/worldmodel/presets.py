@@ -68,6 +68,7 @@ def wander() -> Preset:
 
     Tried on MiniGrid's MemoryS9. The window holds its longest episode whole, so that no gradient is cut between what
     was seen and where it is seen again. States that do not turn hold a fact for any time; the lag plays no part here.
+    Steps are cheap: learned from more often, they are learned by heart before the cue is remembered.
     """
     return Preset(
         WorldModelConfig(
@@ -76,17 +77,17 @@ def wander() -> Preset:
         LearnerConfig(objective=ObjectiveConfig(horizon=2, starts=2)),
         ReplayConfig(batch_size=4, window=408, burn_in=32),
         num_envs=16,
-        train_ratio=72,
-        prefill=16_000,
+        train_ratio=9,
+        prefill=10_000,
         random_envs=16,
     )
 
 
 def moving() -> Preset:
-    """Small images of things that move, remembered on a map, under random actions. Tried on worldmodel.hidden_ball."""
+    """Small maps of things that move, remembered on a map, under random actions. Tried on worldmodel.hidden_ball."""
     memory = MemoryConfig(kind="conv_lstm", width=128, map_size=(4, 4))
     return Preset(
-        WorldModelConfig(PerceptionConfig(variables=12, image_channels=8), memory),
+        WorldModelConfig(PerceptionConfig(variables=12, hidden=64), memory),
         LearnerConfig(objective=ObjectiveConfig(horizon=2, starts=2)),
         ReplayConfig(batch_size=8, window=98, burn_in=0),
         num_envs=16,
