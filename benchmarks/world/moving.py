@@ -52,7 +52,7 @@ class _Given:
 
 @torch.no_grad()
 def imagined(world_model: WorldModel, frames: np.ndarray, actions: np.ndarray, observed: int = OBSERVED) -> np.ndarray:
-    """What a world model imagines after ``observed`` frames: uint8 (count, frames - observed, height, width, 1)."""
+    """The maps that a world model imagines after ``observed`` frames, (count, frames - observed, height, width, 1)."""
     (leaf,) = world_model.observation_spec.leaves
     count, length = len(frames), frames.shape[1]
     acted = torch.ones(count, observed, dtype=torch.bool)
