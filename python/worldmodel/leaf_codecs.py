@@ -193,7 +193,7 @@ class GridCodec(nn.Module):
         self.convolve = nn.Conv2d(embedding, 2 * embedding, 3, padding=1)
         self.project = nn.Linear(2 * embedding * height * width, hidden)
         self.expand = nn.Linear(hidden, 2 * embedding * height * width)
-        self.classify = nn.Conv2d(2 * embedding, channels * self.classes, 3, padding=1)
+        self.classify = nn.Conv2d(2 * embedding, channels * self.classes, 1)
 
     def read(self, leaf: Tensor) -> Tensor:
         """(steps, height, width, channels) -> (steps, hidden)."""

@@ -114,13 +114,23 @@ class Perception(nn.Module):
             return probabilities
         return self._straight_through(probabilities.argmax(-1), probabilities)
 
+    def decode(self, latent: Tensor) -> dict[str, Tensor]:
+        """What latents (..., variables, classes) say of each leaf, as its codec's ``loss`` and ``picture`` take it.
+
+        Logits for classes, (..., entries, classes), and for grids, (..., classes, height, width, channels); numbers
+        through symlog; pixels around zero, channels first.
+        """
+        features = self.decoder(latent.flatten(-2).flatten(0, -2))
+        said = {name: codec.reconstruct(features) for name, codec in self._codecs()}
+        return {name: value.view(*latent.shape[:-2], *value.shape[1:]) for name, value in said.items()}
+
     def reconstruct(self, latent: Tensor) -> dict[str, Tensor]:
         """The observations that latents (..., variables, classes) say, as the leaves' own form."""
         lead = latent.shape[:-2]
-        features = self.decoder(latent.flatten(-2).flatten(0, -2))
+        said = self.decode(latent.flatten(0, -3))
         pictures = {}
         for name, codec in self._codecs():
-            picture = codec.picture(codec.reconstruct(features))
+            picture = codec.picture(said[name])
             pictures[name] = picture.view(*lead, *picture.shape[1:])
         return pictures
 

@@ -9,6 +9,7 @@ from worldmodel.memory import MemoryConfig
 from worldmodel.networks import NumberConfig
 from worldmodel.objectives import ObjectiveConfig
 from worldmodel.perception import PerceptionConfig
+from worldmodel.prediction import PredictionConfig
 from worldmodel.replay import ReplayConfig
 from worldmodel.world_model import WorldModelConfig
 
@@ -24,6 +25,7 @@ class Preset:
         num_envs: environments that are stepped side by side.
         train_ratio: steps learned from for each step collected.
         prefill: steps of random actions before learning begins.
+        random_envs: environments that go on acting at random.
     """
 
     model: WorldModelConfig
@@ -32,6 +34,7 @@ class Preset:
     num_envs: int
     train_ratio: float
     prefill: int
+    random_envs: int = 0
 
 
 def popgym() -> Preset:
@@ -83,4 +86,38 @@ def control() -> Preset:
     )
 
 
-PRESETS = {"popgym": popgym, "control": control}
+def wander() -> Preset:
+    """Small views of a place to find one's way in: every environment acts at random, and the world is what is learned.
+
+    Tried on MiniGrid's MemoryS9. The window holds its longest episode whole, so that no gradient is cut between what
+    was seen and where it is seen again. States that do not turn hold a fact for any time; the lag plays no part here.
+    Steps are cheap: learned from more often, they are learned by heart before the cue is remembered.
+    """
+    return Preset(
+        WorldModelConfig(
+            PerceptionConfig(hidden=64), MemoryConfig(rotated=False, groups=1), PredictionConfig(hidden=64)
+        ),
+        LearnerConfig(objective=ObjectiveConfig(horizon=2, starts=2)),
+        ReplayConfig(batch_size=4, window=408, burn_in=32),
+        num_envs=16,
+        train_ratio=9,
+        prefill=10_000,
+        random_envs=16,
+    )
+
+
+def moving() -> Preset:
+    """Small maps of things that move, remembered on a map, under random actions. Tried on worldmodel.hidden_ball."""
+    memory = MemoryConfig(kind="conv_lstm", width=128, map_size=(4, 4))
+    return Preset(
+        WorldModelConfig(PerceptionConfig(variables=12, hidden=64), memory),
+        LearnerConfig(objective=ObjectiveConfig(horizon=2, starts=2)),
+        ReplayConfig(batch_size=8, window=98, burn_in=0),
+        num_envs=16,
+        train_ratio=16,
+        prefill=5_000,
+        random_envs=16,
+    )
+
+
+PRESETS = {"popgym": popgym, "control": control, "wander": wander, "moving": moving}
