@@ -1,6 +1,5 @@
 """The benchmark of the world model merges single runs into one file, and says what they reached and when."""
 
-import dataclasses
 import importlib
 import json
 import re
@@ -10,6 +9,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -87,15 +87,35 @@ def test_a_run_of_control_is_evaluated_on_the_way(benchmark: ModuleType, tmp_pat
     from world.runs import Plan, execute
     from world.tasks import TASKS
 
-    tiny = "--prefill 64 --num-envs 2 --train-ratio 16 --replay.batch-size 2 --replay.window 32 --log-seconds 0.5"
-    task = dataclasses.replace(TASKS["CartPole-v1"], checkpoint_minutes=0.02)
-    plan = Plan(task, "reinforce", 0, minutes=9, steps=3000, episodes=3, threads=1, extra=tuple(tiny.split()))
+    tiny = "--prefill 64 --num-envs 2 --train-ratio 2 --replay.batch-size 2 --replay.window 32 --log-seconds 0.5"
+    plan = Plan(
+        TASKS["CartPole-v1"], "reinforce", 0, minutes=9, steps=200, episodes=3, threads=1, extra=tuple(tiny.split())
+    )
     entry = execute(plan, tmp_path / "run")
-    assert entry["steps"] == 3000 and entry["settings"]["model"]["decision"]["improve"] == "reinforce"
-    seconds, steps, means = zip(*entry["evaluations"], strict=True)
-    assert len(steps) > 1 and steps[-1] == 3000 and seconds[-1] == entry["seconds"]
-    assert list(steps) == sorted(steps) and list(seconds) == sorted(seconds) and seconds[0] > 0.6
-    assert all(8 <= mean <= 500 for mean in means)
+    assert entry["steps"] == 200 and entry["settings"]["model"]["decision"]["improve"] == "reinforce"
+    assert len(entry["evaluation"]["returns"]) == 3
+    seconds, steps, mean = entry["evaluations"][-1]
+    assert (seconds, steps) == (entry["seconds"], 200) and 8 <= mean <= 500
+
+
+def test_every_checkpoint_is_kept_for_evaluation_though_the_run_keeps_two(
+    benchmark: ModuleType, tmp_path: Path
+) -> None:
+    from world.runs import keep_checkpoints
+    from worldmodel import storage
+    from worldmodel.run import Run
+
+    run = Run.create(tmp_path / "run", {"train": {}})
+    for steps in (10, 200, 3000, 40_000):
+        run.save(steps, {"world_model": {"steps": torch.tensor(steps)}, "replay": {}})
+        keep_checkpoints(run.folder)
+    keep_checkpoints(run.folder)
+    assert len(run.checkpoints) == 2
+    kept = sorted((run.folder / "passed").iterdir())
+    assert [int(path.name) for path in kept] == [10, 200, 3000, 40_000]
+    for path in kept:
+        (checkpoint,) = Run(path).checkpoints
+        assert storage.load(checkpoint / "world_model.safetensors")["steps"] == int(path.name)
 
 
 def control_run(seed: int, at_end: float, *evaluations: tuple[float, float, float]) -> dict[str, Any]:

@@ -4,7 +4,6 @@ import dataclasses
 import itertools
 import os
 import pickle
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -34,14 +33,6 @@ def threads() -> Iterator[None]:
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
-
-
-class Locked(worldmodel_environments.Echo):
-    """It holds what cannot be pickled."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.lock = threading.Lock()
 
 
 class Unseeded(worldmodel_environments.Echo):
@@ -75,7 +66,7 @@ def together(num_envs: int) -> Any:
 
 @pytest.fixture(autouse=True)
 def environments() -> Iterator[None]:
-    entries = {"Locked": Locked, "Unseeded": Unseeded, "Easy": Easy}
+    entries = {"Unseeded": Unseeded, "Easy": Easy}
     for name, entry in entries.items():
         gymnasium.register(f"wmtest/{name}-v0", entry)
     gymnasium.register("wmtest/Together-v0", vector_entry_point=together)
@@ -237,7 +228,7 @@ def test_environments_that_cannot_be_pickled_are_refused_before_anything_begins(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(TypeError, match="cannot pickle"):
-        pickle.dumps(Locked())
+        pickle.dumps(worldmodel_environments.Locked())
     for name, words in (("Locked", "cannot pickle"), ("Easy", "says how it was made, not where it is")):
         arguments = ["--env", f"wmtest/{name}-v0", "--environment-state", "pickle", *FEW, *SMALL]
         assert main(["train", "--run", str(tmp_path / name), *arguments]) == 1

@@ -1,5 +1,6 @@
 """Environments whose every observation says which episode and step it belongs to, for tests of what was collected."""
 
+import threading
 from typing import Any
 
 import gymnasium
@@ -67,6 +68,14 @@ class Echo(gymnasium.Env[Any, Any]):
         return self.seen[-1], float(right), len(self.seen) > self.length, False, {}
 
 
+class Locked(Echo):
+    """It holds what cannot be pickled."""
+
+    def __init__(self) -> None:
+        super().__init__(length=30)
+        self.lock = threading.Lock()
+
+
 class Catch(gymnasium.Env[Any, Any]):
     """Pixels: a ball falls and bounces off the sides, and a bar below is moved left and right. Catching it brings 1."""
 
@@ -108,6 +117,6 @@ class Catch(gymnasium.Env[Any, Any]):
         return picture
 
 
-for name, entry in {"Numbered-v0": Numbered, "Echo-v0": Echo, "Catch-v0": Catch}.items():
+for name, entry in {"Numbered-v0": Numbered, "Echo-v0": Echo, "Locked-v0": Locked, "Catch-v0": Catch}.items():
     if f"wmtest/{name}" not in gymnasium.registry:
         gymnasium.register(f"wmtest/{name}", entry)

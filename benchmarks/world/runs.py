@@ -95,7 +95,7 @@ def execute(plan: Plan, folder: Path) -> dict[str, Any]:
     keep_checkpoints(folder)
     torch.set_num_threads(plan.threads)
     agent = Agent.load(folder, plan.device)
-    found = evaluate(agent, plan.task.name, plan.episodes, seed=10**6)
+    found = evaluate(agent, plan.task.name, plan.episodes, seed=10**6, num_envs=50)
     run = Run(folder)
     lines = run.metrics
     last = lines[-1]
@@ -133,8 +133,9 @@ def keep_checkpoints(folder: Path) -> None:
         weights = beside / "checkpoints" / checkpoint.name / "world_model.safetensors"
         weights.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(folder / "config.json", beside / "config.json")
-        shutil.copyfile(checkpoint / weights.name, weights)
-        beside.rename(kept)
+        with contextlib.suppress(FileNotFoundError):  # two newer ones were made meanwhile
+            shutil.copyfile(checkpoint / weights.name, weights)
+            beside.rename(kept)
 
 
 def evaluations(plan: Plan, folder: Path) -> list[list[float]]:
@@ -144,7 +145,7 @@ def evaluations(plan: Plan, folder: Path) -> list[list[float]]:
     """
     lines = Run(folder).metrics
     found = []
-    for kept in sorted((folder / "passed").iterdir()):
+    for kept in sorted(path for path in (folder / "passed").iterdir() if path.name.isdigit()):
         steps = int(kept.name)
         # The log has a line every few seconds: the first one that is not before the checkpoint.
         seconds = next((line["seconds"] for line in lines if line["steps"] >= steps), lines[-1]["seconds"])

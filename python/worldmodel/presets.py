@@ -66,19 +66,21 @@ def control() -> Preset:
       Batches of 512 steps did as well as those of 1,024, update for update, and take less time.
     - No memory: an update takes half the time that it takes with the scan. ``memory.kind="scan"`` brings it back where
       one observation does not say all.
-    - Little entropy: one action of hundreds changes a return by hundredths of its range, which a weight of 0.03 outbids.
+    - Little entropy, and small steps of the policy: one action of hundreds changes a return by hundredths of its range.
+      A weight of 0.003 kept the policy of CartPole half random.
+    - A discount of 0.995. With 0.99, the cart drifts out of the track after 200 steps again and again.
     - Values over bins, which reach a return of a hundred at once where a squared error climbs to it.
     - The policy's own action when it counts: the look-ahead over one step compares values that differ by less than they
-      err. On CartPole it lost hundreds of steps to the policy that it was to improve on.
+      err. On CartPole it often lost hundreds of steps to the policy that it was to improve on.
     """
     return Preset(
         WorldModelConfig(
             perception=PerceptionConfig(drawn=False),
             memory=MemoryConfig(kind="none"),
-            evaluation=EvaluationConfig(value=NumberConfig("two_hot")),
-            decision=DecisionConfig(entropy=3e-3, greedy="policy"),
+            evaluation=EvaluationConfig(discount=0.995, value=NumberConfig("two_hot")),
+            decision=DecisionConfig(entropy=3e-4, greedy="policy"),
         ),
-        LearnerConfig(learning_rate=1e-3, objective=ObjectiveConfig(horizon=10, starts=8)),
+        LearnerConfig(learning_rate=1e-3, policy_rate=3e-4, objective=ObjectiveConfig(horizon=10, starts=8)),
         ReplayConfig(batch_size=8, window=64, burn_in=8),
         num_envs=8,
         train_ratio=256,
