@@ -43,7 +43,7 @@ def popgym() -> Preset:
     A window of 312 steps holds 6, 3 or 2 episodes of RepeatPrevious Easy, Medium or Hard, and nothing is padding. What
     is collected is learned from few times over: steps are cheap here, and a memory that has seen too few of them learns
     them by heart first. With 16 states a channel three seeds of Medium came to between 0.92 and 1.00, and one of two of
-    Hard was not learned in ten minutes; with 32, whose rates of turning stand half as far apart, all three of both were.
+    Hard was not learned in ten minutes; with 32, whose rates of turning lie half as far apart, all three of both were.
     """
     return Preset(
         WorldModelConfig(memory=MemoryConfig(groups=8, states=32)),
