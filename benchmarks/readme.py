@@ -23,6 +23,7 @@ from scans import chart, report
 from wmkernels import dispatch
 from wmkernels.checks import FLOATS, short
 from world import chart as world_chart
+from world import memory_chart, memory_report
 from world import report as world_report
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -52,6 +53,11 @@ def of(benchmark: str, results: dict[Path, dict[str, Any]]) -> dict[Path, dict[s
 def load_world() -> dict[Path, dict[str, Any]]:
     """The committed results of the world model."""
     return {path: json.loads(path.read_text()) for path in sorted(RESULTS.glob("world_model_*.json"))}
+
+
+def load_memory() -> dict[Path, dict[str, Any]]:
+    """The committed results on what the world model does not see."""
+    return {path: json.loads(path.read_text()) for path in sorted(RESULTS.glob("world_memory_*.json"))}
 
 
 def title(result: dict[str, Any]) -> str:
@@ -127,9 +133,28 @@ def world_part(results: dict[Path, dict[str, Any]]) -> str:
     for path, result in load_world().items():
         picture = Path("..", path.with_suffix(".png").relative_to(ROOT)).as_posix()
         lines += [f"{environment.summary(result['environment'])}.", "", f"![learning curves]({picture})", ""]
-        lines += [markdown(world_report.RETURN_HEADER, world_report.return_cells(result)), ""]
+        for _, header, cells in world_report.return_tables(result):
+            lines += [markdown(header, cells), ""]
+            lines += [world_report.CONTROL_NOTE, ""] if header == world_report.CONTROL_HEADER else []
         lines += [markdown(world_report.TIME_HEADER, world_report.time_cells(result)), ""]
         lines += [*(f"- {line}" for line in world_report.target_lines(result)), ""]
+    return "\n".join(lines).rstrip() or "No result is committed."
+
+
+def memory_part(results: dict[Path, dict[str, Any]]) -> str:
+    """What the world model knows of what it does not see."""
+    lines = []
+    for path, result in load_memory().items():
+        picture = Path("..", path.with_suffix(".png").relative_to(ROOT)).as_posix()
+        lines += [
+            f"{environment.summary(result['environment'])}.",
+            "",
+            f"![the cue by gap, the ball by step]({picture})",
+            "",
+        ]
+        for table in memory_report.tables(result):
+            lines += [f"{table.title}:", "", markdown(table.header, table.rows), ""]
+        lines += [*(f"- {line}" for line in memory_report.target_lines(result)), ""]
     return "\n".join(lines).rstrip() or "No result is committed."
 
 
@@ -186,6 +211,7 @@ PARTS: dict[str, Callable[[dict[Path, dict[str, Any]]], str]] = {
     "conv-lstm": conv_lstm_part,
     "conv-lstm-results": conv_lstm_results_part,
     "world-model": world_part,
+    "world-memory": memory_part,
 }
 PAGES = tuple(ROOT / page for page in ("README.md", "docs/benchmarks.md", "docs/world_model.md"))
 
@@ -213,12 +239,16 @@ def stale(results: dict[Path, dict[str, Any]]) -> list[Path]:
     """Pages and charts that do not say what the results say."""
     pages = [page for page in PAGES if page.exists()]
     found = [page for page in pages if page.read_text() != rewritten(page.read_text(), results)]
-    pictures = {path.with_suffix(".png"): result for path, result in {**results, **load_world()}.items()}
+    pictures = {
+        path.with_suffix(".png"): result for path, result in {**results, **load_world(), **load_memory()}.items()
+    }
     return found + [path for path, result in pictures.items() if stamp(path) != chart.fingerprint(result)]
 
 
 def _draw(picture: Path, results: dict[Path, dict[str, Any]]) -> str:
     path = picture.with_suffix(".json")
+    if path in load_memory():
+        return memory_chart.draw(load_memory()[path], picture)
     if path not in results:
         return world_chart.draw(load_world()[path], picture)
     draw = chart.draw if results[path]["benchmark"] == "scan_speed" else conv_lstm_chart.draw

@@ -154,7 +154,7 @@ def test_windows_of_long_episodes_continue_the_episode_from_their_stored_state()
     whole, cut = (Replay(*specs, 2, ReplayConfig(4, window, burn_in), empty) for window, burn_in in ((32, 4), (6, 2)))
     collector = Collector(episodes, Both(whole, cut), model, seed=0)  # type: ignore[arg-type]
     for step in range(90):
-        collector.collect(random=step < 30)
+        collector.collect(random_rows=2 if step < 30 else 0)
 
     def features(replay: Replay, inside: bool) -> dict[tuple[float, float], torch.Tensor]:
         """s_t by episode and step, of steps that carry a loss."""

@@ -1,4 +1,4 @@
-"""Learning curves: return against minutes, a panel a task, a colour a memory.
+"""Learning curves: return against minutes, a panel a task, a colour a variant.
 
 Text and lines keep their contrast on a white and on a black page, and the background is left transparent.
 """
@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from scans.chart import INK, OURS, STAMP, fingerprint
-from world.report import TARGETS, groups
+from world.report import groups, is_control
+from world.tasks import TASKS
 
 COLOURS = {
     "scan": OURS,
@@ -17,7 +18,11 @@ COLOURS = {
     "scan off": "#c08a00",
     "unrotated": "#a855f7",
     "GRU": "#3b82f6",
+    "exact": OURS,
+    "reinforce": "#3b82f6",
+    "dynamics": "#10a37f",
 }
+COLUMNS = 3
 
 
 def draw(result: dict[str, Any], path: Path) -> str:
@@ -36,12 +41,17 @@ def draw(result: dict[str, Any], path: Path) -> str:
     inked = ("text.color", "axes.labelcolor", "axes.edgecolor", "axes.titlecolor", "xtick.color", "ytick.color")
     style: Any = {"font.size": 11, **dict.fromkeys(inked, INK)}
     with plt.rc_context(style):
-        size = (4.2 * len(tasks) + 0.6, 4.0)
-        figure, panels = plt.subplots(1, len(tasks), figsize=size, sharey=True, squeeze=False, layout="constrained")
-        for axes, task in zip(panels[0], tasks, strict=True):
-            _panel(axes, task, {memory: runs for (name, memory), runs in found.items() if name == task})
-        panels[0][0].set_ylabel("return of an episode, while training")
-        handles = {memory: plt.Line2D([], [], color=COLOURS[memory], lw=2) for _, memory in found}
+        rows = -(-len(tasks) // COLUMNS)
+        columns = min(len(tasks), COLUMNS)
+        size = (4.2 * columns + 0.6, 3.6 * rows + 0.4)
+        figure, panels = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
+        for axes in panels.flat[len(tasks) :]:
+            axes.set_axis_off()
+        for axes, task in zip(panels.flat, tasks, strict=False):
+            _panel(axes, task, {variant: runs for (name, variant), runs in found.items() if name == task})
+        for row in panels:
+            row[0].set_ylabel("return of an episode, while training")
+        handles = {variant: plt.Line2D([], [], color=_colour(variant), lw=2) for _, variant in found}
         figure.legend(
             [*handles.values()], [*handles], frameon=False, ncols=len(handles), loc="outside lower center", fontsize=10
         )
@@ -51,24 +61,35 @@ def draw(result: dict[str, Any], path: Path) -> str:
     return ""
 
 
-def _panel(axes: Any, task: str, memories: dict[str, list[dict[str, Any]]]) -> None:
-    for memory, runs in memories.items():
+def _colour(variant: str) -> str:
+    return COLOURS.get(variant, INK)
+
+
+def _panel(axes: Any, task: str, variants: dict[str, list[dict[str, Any]]]) -> None:
+    known = TASKS.get(task)
+    for variant, runs in variants.items():
+        ours = known is not None and variant == known.ours
         for run in runs:
             curve = np.array(run["curve"])
             if len(curve):
-                smooth = _smooth(curve[:, 2])
-                axes.plot(curve[:, 0] / 60, smooth, color=COLOURS[memory], lw=1.8 if memory == "scan" else 1.2)
-    published = TARGETS.get(task, {}).get("published")
-    if published is not None:
-        axes.axhline(published, color=INK, ls=":", lw=1.2)
-        axes.text(
-            0.99, published + 0.02, "best published", transform=axes.get_yaxis_transform(), ha="right", fontsize=9
-        )
-    axes.set_ylim(-1.05, 1.1)
+                axes.plot(curve[:, 0] / 60, _smooth(curve[:, 2]), color=_colour(variant), lw=1.8 if ours else 1.2)
+    if known is not None:
+        axes.set_ylim(known.floor, known.ceiling)
+        if known.published is not None:
+            _line(axes, known.published[0], "best published")
+        elif is_control(task):
+            _line(axes, known.at_least, "to be reached")
     axes.set_title(task, loc="left")
     axes.set_xlabel("minutes")
     axes.grid(axis="y", color=INK, alpha=0.25, lw=0.6)
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def _line(axes: Any, height: float, text: str) -> None:
+    low, high = axes.get_ylim()
+    axes.axhline(height, color=INK, ls=":", lw=1.2)
+    place = axes.get_yaxis_transform()
+    axes.text(0.99, height + 0.01 * (high - low), text, transform=place, ha="right", fontsize=9)
 
 
 def _smooth(values: np.ndarray) -> np.ndarray:

@@ -36,11 +36,12 @@ class Collector:
         self._lengths = np.zeros(episodes.num_envs, np.int64)
         self._device = next(world_model.parameters()).device
 
-    def collect(self, *, random: bool = False, version: int = 0) -> list[tuple[float, int]]:
+    def collect(self, *, random_rows: int = 0, version: int = 0) -> list[tuple[float, int]]:
         """One step of every environment.
 
         Args:
-            random: draw actions uniformly instead of asking the world model.
+            random_rows: how many of the environments, the first ones, draw their actions uniformly instead of asking
+                the world model.
             version: updates that the world model has seen.
 
         Returns:
@@ -59,9 +60,9 @@ class Collector:
                 torch.from_numpy(episodes.reset).to(self._device),
                 greedy=False,
             )
-        if random:
+        if random_rows:
             drawn = episodes.action_spec.sample(self._random, episodes.num_envs)
-            chosen = torch.from_numpy(drawn).to(self._device)
+            chosen[:random_rows] = torch.from_numpy(drawn[:random_rows]).to(self._device)
             encoded = episodes.action_spec.encode(chosen).to(self.state["action"].dtype)
             self.state = {**self.state, "action": encoded}  # what it did, not what it would have done
         actions = chosen.cpu().numpy()

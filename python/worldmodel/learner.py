@@ -143,6 +143,7 @@ class Learner:
         self._set_rates()
         self._optimizer.step()
         self.world_model.evaluation.follow()
+        self.world_model.perception.take_in(batch.observations, batch.valid)
         self._updates += 1
         figures = {name: float(value) for name, value in losses.metrics.items()}
         figures |= {f"gradient/{name}": norm for name, norm in norms.items()}

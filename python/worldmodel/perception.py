@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from worldmodel.leaf_codecs import build_codec
+from worldmodel.leaf_codecs import VectorCodec, build_codec
 from worldmodel.networks import draw_index, perceptron
 from worldmodel.spaces import ObservationSpec
 
@@ -26,6 +26,8 @@ class PerceptionConfig:
     Attributes:
         variables: categorical variables of a latent.
         classes: of each of them.
+        drawn: whether a latent is drawn from its probabilities. If not, it is the probabilities themselves: numbers are
+            kept to more than classes can say, and what is imagined is one future, the mean of those that are possible.
         uniform: share of the uniform distribution in every probability.
         hidden: width of the layers.
         layers: between the leaves and the latent, and back.
@@ -34,6 +36,7 @@ class PerceptionConfig:
 
     variables: int = 8
     classes: int = 8
+    drawn: bool = True
     uniform: float = 0.01
     hidden: int = 128
     layers: int = 1
@@ -96,20 +99,38 @@ class Perception(nn.Module):
         return probabilities * (1 - share) + share / self.config.classes
 
     def draw(self, probabilities: Tensor) -> Tensor:
-        """A one-hot draw from each variable, whose gradient is that of the probabilities."""
+        """A one-hot draw from each variable, whose gradient is that of the probabilities; or these, not ``drawn``."""
+        if not self.config.drawn:
+            return probabilities
         return self._straight_through(draw_index(probabilities), probabilities)
 
+    def heard(self, latent: Tensor) -> Tensor:
+        """What memory reads of an imagined latent: as blurred as the probabilities that it reads of a seen one."""
+        return self.blur(latent) if self.config.drawn else latent
+
     def mode(self, probabilities: Tensor) -> Tensor:
-        """The likeliest class of each variable, one-hot, with the gradient of the probabilities."""
+        """The likeliest class of each variable, one-hot, with the gradient of the probabilities; or these."""
+        if not self.config.drawn:
+            return probabilities
         return self._straight_through(probabilities.argmax(-1), probabilities)
+
+    def decode(self, latent: Tensor) -> dict[str, Tensor]:
+        """What latents (..., variables, classes) say of each leaf, as its codec's ``loss`` and ``picture`` take it.
+
+        Logits for classes, (..., entries, classes), and for grids, (..., classes, height, width, channels); numbers
+        through symlog; pixels around zero, channels first.
+        """
+        features = self.decoder(latent.flatten(-2).flatten(0, -2))
+        said = {name: codec.reconstruct(features) for name, codec in self._codecs()}
+        return {name: value.view(*latent.shape[:-2], *value.shape[1:]) for name, value in said.items()}
 
     def reconstruct(self, latent: Tensor) -> dict[str, Tensor]:
         """The observations that latents (..., variables, classes) say, as the leaves' own form."""
         lead = latent.shape[:-2]
-        features = self.decoder(latent.flatten(-2).flatten(0, -2))
+        said = self.decode(latent.flatten(0, -3))
         pictures = {}
         for name, codec in self._codecs():
-            picture = codec.picture(codec.reconstruct(features))
+            picture = codec.picture(said[name])
             pictures[name] = picture.view(*lead, *picture.shape[1:])
         return pictures
 
@@ -121,6 +142,12 @@ class Perception(nn.Module):
         for name, codec in self._codecs():
             total = total + codec.loss(codec.reconstruct(features), observations[name].flatten(0, len(lead) - 1))
         return total.view(lead)
+
+    def take_in(self, observations: Mapping[str, Tensor], valid: Tensor) -> None:
+        """Lets the running scales of numbers take in observations (batch, time, ...) where ``valid``."""
+        for name, codec in self._codecs():
+            if isinstance(codec, VectorCodec):
+                codec.take_in(observations[name][valid])
 
     def _codecs(self) -> Iterator[tuple[str, Any]]:
         return zip(self.names, self.codecs, strict=True)

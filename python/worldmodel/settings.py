@@ -27,6 +27,8 @@ class TrainConfig:
     """Steps that are learned from for each step collected."""
     prefill: int = 2000
     """Steps of random actions before learning begins."""
+    random_envs: int = 0
+    """Environments that go on acting at random, so that what is learned from is not only what the policy does."""
     steps: int | None = None
     """Stop after so many steps of the environments, all together."""
     minutes: float | None = None
@@ -65,6 +67,10 @@ class TrainConfig:
                 raise ConfigurationError(f"{name} is {getattr(self, name)}, expected at least 0")
         if self.environment_state not in ("replay", "pickle"):
             raise ConfigurationError(f"environment_state is {self.environment_state!r}, expected 'replay' or 'pickle'")
+        if not 0 <= self.random_envs <= self.num_envs:
+            raise ConfigurationError(
+                f"random_envs is {self.random_envs}, expected at least 0 and at most num_envs = {self.num_envs}"
+            )
 
 
 # How long, where and how often: what may change when a run is resumed.

@@ -32,7 +32,7 @@ Kind = Literal["categorical", "vector", "image", "grid"]
 Path = tuple[str | int, ...]
 
 SMALLEST_IMAGE = 16  # pixels; below it, convolutions with strides have nothing to do
-GRID_CLASSES = 16  # MiniGrid has 11 kinds of object, 6 colours and 4 states
+GRID_CLASSES = 16  # at most, and fewer where a space says so; MiniGrid has 11 kinds of object, 6 colours and 4 states
 ROOT = "observation"  # the leaf of a space that is no Dict or Tuple
 
 _log = logging.getLogger(__name__)
@@ -289,7 +289,7 @@ def _leaf(name: str, space: spaces.Space[Any], path: Path, kind: Kind | None) ->
         return Leaf("vector", (int(np.prod(space.shape)),), "float32", path)
     if kind in ("image", "grid") and pixels:
         shape = _height_width_channels(space.shape)
-        sizes = (GRID_CLASSES,) * shape[2] if kind == "grid" else ()
+        sizes = (min(GRID_CLASSES, int(space.high.max()) + 1),) * shape[2] if kind == "grid" else ()
         first = len(space.shape) == 3 and shape != space.shape
         return Leaf(kind, shape, "uint8", path, sizes, channels_first=first)
     raise ValueError(f"ObservationSpec: {name!r} is {space}, which cannot be read as {kind!r}")

@@ -83,8 +83,9 @@ class Trainer:
         """One step in each environment, and the updates that it pays for."""
         prefilling = self.steps < self.config.prefill or not len(self.replay)
         before = self.steps
+        random_rows = self.config.num_envs if prefilling else self.config.random_envs
         with self.meter.clock("milliseconds/collect"):
-            for episode_return, length in self.collector.collect(random=prefilling, version=self.updates):
+            for episode_return, length in self.collector.collect(random_rows=random_rows, version=self.updates):
                 self.meter.add({"episode/return": episode_return, "episode/length": length})
                 self.episodes_ended += 1
         if not prefilling:

@@ -248,7 +248,7 @@ class WorldModel(nn.Module):
             action = choose(step, features[-1])
             predicted = self.prediction(features[-1], action)
             latent = draw(self.perception.probabilities(predicted.logits))
-            after, state = self._remember(self.perception.blur(latent), action, state, None)
+            after, state = self._remember(self.perception.heard(latent), action, state, None)
             features.append(after)
             reward, continues = self.prediction.mean_reward(predicted), predicted.continues.sigmoid()
             steps.append((latent, action, reward, continues))

@@ -1,0 +1,74 @@
+"""The result of benchmarks/world_memory.py as a picture: the cue by gap, the ball by step ahead.
+
+Text and lines keep their contrast on a white and on a black page, and the background is left transparent.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from scans.chart import INK, OURS, STAMP, fingerprint
+from world.cue import GAPS
+from world.memory_report import groups
+
+COLOURS = {"scan": OURS, "ConvLSTM": "#3b82f6", "none": "#10a37f"}
+
+
+def draw(result: dict[str, Any], path: Path) -> str:
+    """Writes the PNG; answers why not where it cannot."""
+    try:
+        import matplotlib
+    except ImportError:
+        return "matplotlib is not installed (pip install -e '.[bench]')"
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    panels = {panel: groups(result, task) for task, panel in (("cue", _cue), ("ball", _ball))}
+    panels = {panel: found for panel, found in panels.items() if found}
+    inked = ("text.color", "axes.labelcolor", "axes.edgecolor", "axes.titlecolor", "xtick.color", "ytick.color")
+    style: Any = {"font.size": 11, **dict.fromkeys(inked, INK)}
+    with plt.rc_context(style):
+        figure, axes = plt.subplots(
+            1, len(panels), figsize=(5.2 * len(panels) + 0.4, 4.0), squeeze=False, layout="constrained"
+        )
+        for place, (panel, found) in zip(axes[0], panels.items(), strict=True):
+            panel(place, found)
+            place.grid(axis="y", color=INK, alpha=0.25, lw=0.6)
+            place.spines[["top", "right"]].set_visible(False)
+            place.legend(frameon=False, fontsize=10)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=160, transparent=True, metadata={STAMP: fingerprint(result)})
+        plt.close(figure)
+    return ""
+
+
+def _cue(axes: Any, found: dict[str, list[dict[str, Any]]]) -> None:
+    """Each seed is a dot, their mean a line."""
+    for memory, runs in found.items():
+        shares = np.array([[run["measured"]["gaps"][name]["key_or_ball"] for name in GAPS] for run in runs])
+        axes.plot(100 * shares.mean(0), color=COLOURS[memory], lw=2, label=memory)
+        for seed in shares:
+            axes.plot(100 * seed, ".", color=COLOURS[memory], ms=6)
+    axes.axhline(50, color=INK, ls=":", lw=1.2)
+    axes.text(0.99, 51, "chance", transform=axes.get_yaxis_transform(), ha="right", fontsize=9)
+    axes.set_xticks(range(len(GAPS)), [*GAPS])
+    axes.set_ylim(40, 102)
+    axes.set_xlabel("steps since the cue was last seen")
+    axes.set_ylabel("key or ball told rightly, %")
+    axes.set_title("MemoryS9: the cue seen again", loc="left")
+
+
+def _ball(axes: Any, found: dict[str, list[dict[str, Any]]]) -> None:
+    """Each seed is a thin line, their mean a thick one."""
+    for memory, runs in found.items():
+        curves = np.array([run["measured"]["wrong_cells"]["model"] for run in runs])
+        ahead = np.arange(1, curves.shape[1] + 1)
+        axes.plot(ahead, curves.mean(0), color=COLOURS[memory], lw=2, label=memory)
+        axes.plot(ahead, curves.T, color=COLOURS[memory], lw=0.7, alpha=0.6)
+    copied = next(iter(found.values()))[0]["measured"]["wrong_cells"]["copied"]
+    axes.plot(ahead, copied, color=INK, ls="--", lw=1.2, label="last map copied")
+    axes.set_ylim(0)
+    axes.set_xlabel("steps ahead, nothing seen")
+    axes.set_ylabel("wrong cells of the ball")
+    axes.set_title("HiddenBall: imagined open-loop", loc="left")

@@ -1,0 +1,103 @@
+"""The result of benchmarks/world_memory.py as tables."""
+
+import dataclasses
+import statistics
+from typing import Any
+
+from harness.tables import figure
+from world.cue import GAPS
+from world.memory_runs import TASKS
+from world.moving import AHEAD
+
+STEPS_AHEAD = (1, 2, 4, 8, 16, AHEAD)
+BEYOND = ("9-16", "over 16")
+AT_LEAST, AIM = 0.95, 0.99
+COST_HEADER = ("minutes of a core", "minutes", "steps", "updates", "memory's parameters")
+
+
+@dataclasses.dataclass
+class Table:
+    """Title, header and rows of cells; the first column is text."""
+
+    title: str
+    header: tuple[str, ...]
+    rows: list[list[str]]
+
+
+def groups(result: dict[str, Any], task: str) -> dict[str, list[dict[str, Any]]]:
+    """Runs of a task by memory, in the task's order, seeds rising."""
+    runs = sorted((run for run in result["runs"].values() if run["task"] == task), key=lambda run: run["seed"])
+    found = {memory: [run for run in runs if run["memory"] == memory] for memory in TASKS[task].memories}
+    return {memory: several for memory, several in found.items() if several}
+
+
+def tables(result: dict[str, Any]) -> list[Table]:
+    """One table a task that has runs."""
+    cue = [_cue_row(memory, runs) for memory, runs in groups(result, "cue").items()]
+    ball = groups(result, "ball")
+    found = []
+    if cue:
+        header = ("memory", *(f"{name} steps" for name in GAPS), "beyond 8, each seed", *COST_HEADER)
+        found.append(Table("MemoryS9, cue seen again: key or ball told rightly", header, cue))
+    if ball:
+        header = ("memory", *(f"+{step}" for step in STEPS_AHEAD), "mean", "each seed", *COST_HEADER)
+        found.append(Table("HiddenBall, wrong cells of the ball by step ahead", header, _ball_rows(ball)))
+    return found
+
+
+def beyond(run: dict[str, Any]) -> float:
+    """Share of the cues told rightly that were out of sight for more than 8 steps."""
+    gaps = [run["measured"]["gaps"][name] for name in BEYOND]
+    return sum(gap["count"] * gap["key_or_ball"] for gap in gaps) / max(1, sum(gap["count"] for gap in gaps))
+
+
+def target_lines(result: dict[str, Any]) -> list[str]:
+    """What was to be reached, and whether it was."""
+    lines = []
+    found = groups(result, "cue")
+    if "scan" in found:
+        values = [beyond(run) for run in found["scan"]]
+        value = statistics.mean(values)
+        reached = "aim reached" if value >= AIM else "reached" if value >= AT_LEAST else "missed"
+        seeds = f"{len(values)} seed{'s' if len(values) > 1 else ''}"
+        wanted = f"at least {AT_LEAST:.0%}, aim {AIM:.0%}"
+        lines.append(f"the cue beyond 8 steps: {value:.1%} over {seeds}, {wanted}: {reached}")
+    if "none" in found:
+        value = statistics.mean(beyond(run) for run in found["none"])
+        lines.append(f"without memory: {value:.1%}, expected about 50%")
+    return lines
+
+
+def asked(result: dict[str, Any]) -> str:
+    """How many cues were asked about in a run, gap by gap; the same walks judge every run."""
+    run = next(run for runs in groups(result, "cue").values() for run in runs)
+    gaps = run["measured"]["gaps"]
+    return ", ".join(f"{name} steps {gap['count']:,}" for name, gap in gaps.items())
+
+
+def _cue_row(memory: str, runs: list[dict[str, Any]]) -> list[str]:
+    shares = [statistics.mean(run["measured"]["gaps"][name]["key_or_ball"] for run in runs) for name in GAPS]
+    each = " ".join(f"{beyond(run):.1%}" for run in runs)
+    return [memory, *(f"{share:.1%}" for share in shares), each, *_cost(runs)]
+
+
+def _ball_rows(found: dict[str, list[dict[str, Any]]]) -> list[list[str]]:
+    rows = []
+    for memory, runs in found.items():
+        curves = [run["measured"]["wrong_cells"]["model"] for run in runs]
+        rows.append([memory, *_ahead(curves), " ".join(f"{statistics.mean(c):.2f}" for c in curves), *_cost(runs)])
+    copied = next(iter(found.values()))[0]["measured"]["wrong_cells"]["copied"]
+    return [*rows, ["last map copied", *_ahead([copied]), "", *[""] * len(COST_HEADER)]]
+
+
+def _ahead(curves: list[list[float]]) -> list[str]:
+    by_step = [statistics.mean(curve[step - 1] for curve in curves) for step in STEPS_AHEAD]
+    return [*(f"{value:.2f}" for value in by_step), f"{statistics.mean(map(statistics.mean, curves)):.2f}"]
+
+
+def _cost(runs: list[dict[str, Any]]) -> list[str]:
+    def mean(name: str) -> float:
+        return statistics.mean(run[name] for run in runs)
+
+    minutes = [figure(mean(name) / 60) for name in ("cpu_seconds", "seconds")]
+    return [*minutes, *(f"{mean(name):,.0f}" for name in ("steps", "updates", "parameters"))]

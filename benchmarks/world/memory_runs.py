@@ -1,0 +1,163 @@
+"""Single runs of benchmarks/world_memory.py: one task, one memory, one seed; and the JSON file that they go into."""
+
+import dataclasses
+import datetime
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from harness import environment
+from world import cue, moving
+from world.runs import locked
+from worldmodel.agent import Agent
+from worldmodel.run import Run
+from worldmodel.world_model import WorldModel
+
+HELD_OUT = 10**6
+"""Seed of the first episode that models are judged on; training draws seeds from 2**31 others."""
+
+
+def _measure_cue(world_model: WorldModel, env: str, episodes: int) -> dict[str, Any]:
+    return {"gaps": cue.accuracy_by_gap(cue.random_walks(env, episodes, HELD_OUT), cue.of_model(world_model))}
+
+
+def _measure_ball(world_model: WorldModel, env: str, episodes: int) -> dict[str, Any]:
+    return {"wrong_cells": moving.errors(world_model, *moving.random_films(env, episodes, HELD_OUT))}
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """What is trained on, and how it is judged.
+
+    Attributes:
+        env: name of the environment.
+        preset: of the settings.
+        steps: collected in a run.
+        episodes: that a model is judged on.
+        memories: options of ``python -m worldmodel train`` by the name of the memory.
+        measure: (world model, env, episodes) -> what goes into the JSON file.
+    """
+
+    env: str
+    preset: str
+    steps: int
+    episodes: int
+    memories: dict[str, tuple[str, ...]]
+    measure: Callable[[WorldModel, str, int], dict[str, Any]]
+
+
+TASKS = {
+    "cue": Task(
+        "worldmodel.minigrid:MemoryS9-v0",
+        "wander",
+        300_000,
+        200,
+        {"scan": (), "none": ("--model.memory.kind", "none")},
+        _measure_cue,
+    ),
+    "ball": Task(
+        "worldmodel.hidden_ball:HiddenBall-v0",
+        "moving",
+        40_000,
+        200,
+        {
+            "ConvLSTM": (),
+            "scan": ("--model.memory.kind", "scan"),
+            "none": ("--model.memory.kind", "none"),
+        },
+        _measure_ball,
+    ),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """One run.
+
+    Attributes:
+        task: one of ``TASKS``.
+        memory: one of the task's.
+        seed: of the run.
+        steps: collected; the task's own if None.
+        episodes: that the model is judged on; the task's own if None.
+        threads: of PyTorch.
+        extra: further options of ``python -m worldmodel train``.
+    """
+
+    task: str
+    memory: str
+    seed: int
+    steps: int | None = None
+    episodes: int | None = None
+    threads: int = 1
+    extra: tuple[str, ...] = ()
+
+    @property
+    def key(self) -> str:
+        """Its name in the JSON file."""
+        return f"{self.task}/{self.memory}/{self.seed}"
+
+
+def train_options(plan: Plan, folder: Path) -> list[str]:
+    """What ``python -m worldmodel train`` is given."""
+    task = TASKS[plan.task]
+    named = {"env": task.env, "preset": task.preset, "steps": plan.steps or task.steps, "seed": plan.seed}
+    named |= {"run": folder, "threads": plan.threads}
+    options = [text for name, value in named.items() for text in (f"--{name}", str(value))]
+    return [*options, *task.memories[plan.memory], *plan.extra]
+
+
+def execute(plan: Plan, folder: Path) -> dict[str, Any]:
+    """Trains in a process of its own, judges the result, and returns the entry for the JSON file.
+
+    Raises:
+        RuntimeError: training ended with an error.
+    """
+    task = TASKS[plan.task]
+    command = [sys.executable, "-m", "worldmodel", "train", *train_options(plan, folder)]
+    start, before = time.perf_counter(), os.times()
+    done = subprocess.run(command, stdout=subprocess.DEVNULL)
+    if done.returncode:
+        raise RuntimeError(f"{plan.key}: training ended with exit status {done.returncode}")
+    wall, after = time.perf_counter() - start, os.times()
+    torch.set_num_threads(plan.threads)
+    world_model = Agent.load(folder).world_model
+    last = Run(folder).metrics[-1]
+    return {
+        "task": plan.task,
+        "memory": plan.memory,
+        "seed": plan.seed,
+        "steps": last["steps"],
+        "updates": last["updates"],
+        "seconds": wall,
+        # A machine that others use gives a run a part of a core; this is what the run took of it.
+        "cpu_seconds": after.children_user + after.children_system - before.children_user - before.children_system,
+        "parameters": sum(p.numel() for p in world_model.memory.parameters()),
+        "measured": task.measure(world_model, task.env, plan.episodes or task.episodes),
+        "settings": Run(folder).config["train"],
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "commit": environment.describe(torch.device("cpu"))["wmkernels"]["commit"],
+    }
+
+
+def load(path: Path) -> dict[str, Any]:
+    """What has been measured so far."""
+    return dict(json.loads(path.read_text())) if path.exists() else {"benchmark": "world_memory", "runs": {}}
+
+
+def merge(path: Path, plan: Plan, entry: dict[str, Any]) -> None:
+    """Adds an entry to the file, which other processes may be adding to."""
+    with locked(path):
+        result = load(path)
+        result["environment"] = environment.describe(torch.device("cpu"))
+        result["runs"] = dict(sorted({**result["runs"], plan.key: entry}.items()))
+        beside = path.with_suffix(".partial")
+        beside.write_text(json.dumps(result, indent=1) + "\n")
+        beside.replace(path)

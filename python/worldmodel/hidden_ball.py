@@ -1,0 +1,92 @@
+"""A ball that passes behind a curtain: an environment of small maps, each of which hides what comes next.
+
+    python -m worldmodel train --preset moving --env worldmodel.hidden_ball:HiddenBall-v0
+
+A ball of ``BALL`` by ``BALL`` cells flies over a map of ``SIDE`` by ``SIDE``, one cell a step along each axis, and
+bounces off the edges. In front of it hangs a curtain as high as the map, ``CURTAIN`` cells wide, which the actions move
+to the left, leave, or move to the right. Where the ball flies to is in no single frame, and where it is behind the
+curtain is in none at all: two frames or more have to be remembered, and gone on with. The reward is the share of the
+ball that is in sight; an episode is cut after ``LENGTH`` steps.
+
+The world draws nothing at random but how an episode begins, so its seed and the actions say all that happens.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from worldmodel.extras import missing
+
+try:
+    import gymnasium
+except ImportError as error:
+    raise missing(error, "run environments") from error
+
+SIDE = 8
+BALL = 2
+CURTAIN = 4
+LENGTH = 48
+FREE, CLOTH, LEATHER = range(3)  # what a cell shows: nothing, curtain, ball
+SHADES = np.array([0, 96, 255], np.uint8)
+LEFT, STAY, RIGHT = range(3)
+
+
+class HiddenBall(gymnasium.Env[Any, Any]):
+    """One ball, one curtain; ``render`` draws them.
+
+    Attributes:
+        ball: int64 (2,), row and column of the ball's upper left pixel.
+        flight: int64 (2,), what is added to it in a step, -1 or 1 each.
+        curtain: leftmost column of the curtain.
+
+    Example:
+        >>> ball = HiddenBall()
+        >>> first, _ = ball.reset(seed=1)
+        >>> following, reward, *_ = ball.step(STAY)
+        >>> following.shape, following.dtype, bool((first == following).all())
+        ((8, 8, 1), dtype('uint8'), False)
+    """
+
+    metadata: dict[str, Any] = {"render_modes": ["rgb_array"]}  # noqa: RUF012
+
+    def __init__(self, render_mode: str | None = None) -> None:
+        self.render_mode = render_mode
+        self.observation_space = gymnasium.spaces.Box(0, LEATHER, (SIDE, SIDE, 1), np.uint8)
+        self.action_space = gymnasium.spaces.Discrete(3)
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        """A ball anywhere, flying to any corner, and a curtain anywhere."""
+        super().reset(seed=seed)
+        self.ball = self.np_random.integers(0, SIDE - BALL + 1, 2)
+        self.flight = self.np_random.choice([-1, 1], 2)
+        self.curtain = int(self.np_random.integers(0, SIDE - CURTAIN + 1))
+        self.steps = 0
+        return self.picture(), {}
+
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        """The curtain is moved, then the ball flies on."""
+        self.curtain = min(max(self.curtain + int(action) - STAY, 0), SIDE - CURTAIN)
+        ahead = self.ball + self.flight
+        self.flight = np.where((ahead < 0) | (ahead > SIDE - BALL), -self.flight, self.flight)
+        self.ball = self.ball + self.flight
+        self.steps += 1
+        picture = self.picture()
+        return picture, float((picture == LEATHER).sum()) / BALL**2, False, self.steps >= LENGTH, {}
+
+    def picture(self) -> np.ndarray:
+        """What each cell shows, uint8 (side, side, 1)."""
+        picture = np.full((SIDE, SIDE, 1), FREE, np.uint8)
+        row, column = self.ball
+        picture[row : row + BALL, column : column + BALL] = LEATHER
+        picture[:, self.curtain : self.curtain + CURTAIN] = CLOTH
+        return picture
+
+    def render(self) -> np.ndarray:
+        """The same in shades of grey, uint8 (side, side, 3)."""
+        return SHADES[self.picture()].repeat(3, -1)
+
+
+if "HiddenBall-v0" not in gymnasium.registry:
+    gymnasium.register("HiddenBall-v0", "worldmodel.hidden_ball:HiddenBall")
