@@ -198,6 +198,10 @@ def test_grids_and_pixels_are_drawn_so_that_different_arrays_look_different() ->
         differ = np.argwhere((grid.paint(changed) != picture).any(-1))
         assert len(differ) and (differ >= (TILE, 2 * TILE)).all()
     assert [name for _, name in grid.legend([array])] == [str(value) for value in range(12)]
+    ball = make("worldmodel.hidden_ball:HiddenBall-v0")
+    view = ball.reset(seed=1)[0]
+    drawn = painter(ObservationSpec.from_space(ball.observation_space).leaves["observation"], ball)
+    assert drawn is not None and [name for _, name in drawn.legend([view])] == ["nothing", "curtain", "ball"]
     pixels = np.random.default_rng(0).integers(0, 256, (16, 18, 4)).astype(np.uint8)
     for channels, expected in ((1, [0, 0, 0]), (3, [0, 1, 2]), (4, [3, 3, 3]), (2, [1, 1, 1])):
         assert np.array_equal(ImagePainter().paint(pixels[..., :channels]), pixels[..., expected])

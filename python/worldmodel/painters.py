@@ -5,7 +5,7 @@ every class has its colour.
 """
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,9 +15,10 @@ from worldmodel.spaces import Leaf
 TILE = 24  # pixels of a cell's side
 WRONG = (230, 30, 60)  # frame of a cell that is not as it was seen
 _UNSEEN = (52, 58, 66)
-# Twenty colours that are told apart, the strong ones first.
+# Twenty-one colours that are told apart: a dark one for class 0, which is often nothing, and the strong ones first.
 _PALETTE = np.array(
     [
+        (46, 52, 64),
         *((31, 119, 180), (255, 127, 14), (44, 160, 44), (214, 39, 40), (148, 103, 189), (140, 86, 75)),
         *((227, 119, 194), (127, 127, 127), (188, 189, 34), (23, 190, 207), (174, 199, 232), (255, 187, 120)),
         *((152, 223, 138), (255, 152, 150), (197, 176, 213), (196, 156, 148), (247, 182, 210), (199, 199, 199)),
@@ -28,7 +29,7 @@ _PALETTE = np.array(
 
 
 def class_colours(classes: np.ndarray) -> np.ndarray:
-    """The colour of each class: int (...) -> uint8 (..., 3). From the twenty-first class on, colours come again."""
+    """The colour of each class: int (...) -> uint8 (..., 3). After twenty-one classes, colours come again."""
     return _PALETTE[np.asarray(classes, np.int64) % len(_PALETTE)]
 
 
@@ -72,10 +73,16 @@ class ImagePainter(Painter):
 
 
 class GridPainter(Painter):
-    """Cells as nested squares, one for each channel, with the first channel outside."""
+    """Cells as nested squares, one for each channel, with the first channel outside.
 
-    def __init__(self, channels: int) -> None:
+    Args:
+        channels: of the grid.
+        names: of the classes, in their order, where they have any; numbers stand for the others.
+    """
+
+    def __init__(self, channels: int, names: Sequence[str] = ()) -> None:
         self.channels = channels
+        self.names = tuple(names)
 
     def paint(self, array: np.ndarray, seen: np.ndarray | None = None) -> np.ndarray:
         rows = [np.concatenate([self.tile(cell) for cell in row], 1) for row in self._upright(array)]
@@ -96,7 +103,8 @@ class GridPainter(Painter):
 
     def legend(self, arrays: Iterable[np.ndarray]) -> list[tuple[np.ndarray, str]]:
         classes = np.unique(np.concatenate([np.unique(array) for array in arrays]))
-        return [(self._swatch(value), str(value)) for value in classes.tolist()]
+        names = dict(enumerate(self.names))
+        return [(self._swatch(value), names.get(value, str(value))) for value in classes.tolist()]
 
     @property
     def note(self) -> str:
@@ -169,7 +177,8 @@ def painter(leaf: Leaf, environment: Any = None) -> Painter | None:
 
     Args:
         leaf: of the observation.
-        environment: that it comes from, if it is known.
+        environment: that it comes from, if it is known. Its metadata may name the classes of its grids: "cells" is a
+            list of names.
     """
     if leaf.kind == "image":
         return ImagePainter()
@@ -178,7 +187,8 @@ def painter(leaf: Leaf, environment: Any = None) -> Painter | None:
     minigrid = sys.modules.get("minigrid.minigrid_env")  # loaded where the environment is one of its own
     if minigrid and isinstance(getattr(environment, "unwrapped", None), minigrid.MiniGridEnv) and leaf.shape[2] == 3:
         return MiniGridPainter()
-    return GridPainter(leaf.shape[2])
+    metadata = getattr(environment, "metadata", None) or {}
+    return GridPainter(leaf.shape[2], metadata.get("cells", ()))
 
 
 def _frame(picture: np.ndarray, colour: tuple[int, int, int], width: int) -> None:

@@ -10,7 +10,7 @@ whatever happens in between, the newest folder in ``checkpoints`` is whole.
 
 Reading a run runs nothing that is written in it, whoever wrote it: settings are JSON, checkpoints safetensors. The
 one exception has to be asked for twice: environments are pickled only with ``--environment-state pickle``, and read
-back only with ``--unpickle``.
+back only with ``--unpickle``. (The environment is imported by the name that the configuration has for it.)
 """
 
 import contextlib
