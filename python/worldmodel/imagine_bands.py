@@ -163,7 +163,7 @@ def strip(story: Story, name: str, inches: float) -> Band:
                 if picture is not None:
                     left, top = middle - width / 2 / step, index * pitch + 0.03
                     extent = (left, left + width / step, top + height, top)
-                    axes.imshow(picture, extent=extent, aspect="auto", interpolation="nearest", zorder=3)
+                    axes.imshow(picture, extent=extent, aspect="auto", interpolation="antialiased", zorder=3)
         axes.set_xlim(-0.5, story.steps - 0.5)
         axes.set_ylim(3 * pitch, 0)
         _row_labels(axes, [(index + 0.5) * pitch for index in range(3)])

@@ -14,6 +14,7 @@ from worldmodel.spaces import Leaf
 
 TILE = 24  # pixels of a cell's side
 WRONG = (230, 30, 60)  # frame of a cell that is not as it was seen
+_MARKED = "red frame: a cell that is not as it was seen"
 _UNSEEN = (52, 58, 66)
 # Twenty-one colours that are told apart: a dark one for class 0, which is often nothing, and the strong ones first.
 _PALETTE = np.array(
@@ -98,7 +99,8 @@ class GridPainter(Painter):
         for channel, colour in enumerate(class_colours(cell)):
             inset = channel * TILE // (2 * self.channels)
             picture[inset : TILE - inset, inset : TILE - inset] = colour
-        _frame(picture, (255, 255, 255), 1)
+        edge = 0.75 * picture[0, 0] + 0.25 * 255  # a paler line between cells
+        _frame(picture, (int(edge[0]), int(edge[1]), int(edge[2])), 1)
         return picture
 
     def legend(self, arrays: Iterable[np.ndarray]) -> list[tuple[np.ndarray, str]]:
@@ -108,7 +110,8 @@ class GridPainter(Painter):
 
     @property
     def note(self) -> str:
-        return "" if self.channels == 1 else f"{self.channels} channels, the first outside, the last in the middle"
+        nested = f"; {self.channels} channels, the first outside, the last in the middle" if self.channels > 1 else ""
+        return f"{_MARKED}{nested}"
 
     def _swatch(self, value: int) -> np.ndarray:
         return np.tile(class_colours(np.array(value)), (TILE, TILE, 1))
@@ -166,7 +169,7 @@ class MiniGridPainter(GridPainter):
 
     @property
     def note(self) -> str:
-        return "the agent's view: it stands in the middle of the lowest row and looks up"
+        return f"{_MARKED}; in a view of the agent's own, it stands in the middle of the lowest row and looks up"
 
     def _upright(self, array: np.ndarray) -> np.ndarray:
         return array.swapaxes(0, 1)
