@@ -99,7 +99,7 @@ class Perception(nn.Module):
         return probabilities * (1 - share) + share / self.config.classes
 
     def draw(self, probabilities: Tensor) -> Tensor:
-        """A one-hot draw from each variable, whose gradient is that of the probabilities; or those, if not ``drawn``."""
+        """A one-hot draw from each variable with the gradient of the probabilities; or those, if not ``drawn``."""
         if not self.config.drawn:
             return probabilities
         return self._straight_through(draw_index(probabilities), probabilities)
@@ -109,7 +109,7 @@ class Perception(nn.Module):
         return self.blur(latent) if self.config.drawn else latent
 
     def mode(self, probabilities: Tensor) -> Tensor:
-        """The likeliest class of each variable, one-hot, with the gradient of the probabilities; or those, if not ``drawn``."""
+        """The likeliest class instead of a draw, with the same gradient."""
         if not self.config.drawn:
             return probabilities
         return self._straight_through(probabilities.argmax(-1), probabilities)
