@@ -1,5 +1,8 @@
 """Learning curves: return against minutes, a panel a task, a colour a variant.
 
+What is drawn is the return of the episodes collected, or, where checkpoints are evaluated on the way, the return of
+these.
+
 Text and lines keep their contrast on a white and on a black page, and the background is left transparent.
 """
 
@@ -49,8 +52,6 @@ def draw(result: dict[str, Any], path: Path) -> str:
             axes.set_axis_off()
         for axes, task in zip(panels.flat, tasks, strict=False):
             _panel(axes, task, {variant: runs for (name, variant), runs in found.items() if name == task})
-        for row in panels:
-            row[0].set_ylabel("return of an episode, while training")
         handles = {variant: plt.Line2D([], [], color=_colour(variant), lw=2) for _, variant in found}
         figure.legend(
             [*handles.values()], [*handles], frameon=False, ncols=len(handles), loc="outside lower center", fontsize=10
@@ -70,26 +71,29 @@ def _panel(axes: Any, task: str, variants: dict[str, list[dict[str, Any]]]) -> N
     for variant, runs in variants.items():
         ours = known is not None and variant == known.ours
         for run in runs:
-            curve = np.array(run["curve"])
-            if len(curve):
-                axes.plot(curve[:, 0] / 60, _smooth(curve[:, 2]), color=_colour(variant), lw=1.8 if ours else 1.2)
+            points = np.array(run["evaluations" if is_control(task) else "curve"])
+            if len(points):
+                heights = points[:, 2] if is_control(task) else _smooth(points[:, 2])
+                axes.plot(points[:, 0] / 60, heights, color=_colour(variant), lw=1.8 if ours else 1.2)
     if known is not None:
         axes.set_ylim(known.floor, known.ceiling)
         if known.published is not None:
-            _line(axes, known.published[0], "best published")
+            _line(axes, known.published[0], "best published", "bottom")
         elif is_control(task):
-            _line(axes, known.at_least, "to be reached")
+            _line(axes, known.at_least, "to be reached", "top")
     axes.set_title(task, loc="left")
     axes.set_xlabel("minutes")
+    axes.set_ylabel("return of a checkpoint" if is_control(task) else "return of an episode, while training")
     axes.grid(axis="y", color=INK, alpha=0.25, lw=0.6)
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _line(axes: Any, height: float, text: str) -> None:
+def _line(axes: Any, height: float, text: str, side: str) -> None:
+    """A dotted line, and what it is, with its ``side`` at the line."""
     low, high = axes.get_ylim()
     axes.axhline(height, color=INK, ls=":", lw=1.2)
-    place = axes.get_yaxis_transform()
-    axes.text(0.99, height + 0.01 * (high - low), text, transform=place, ha="right", fontsize=9)
+    gap = 0.01 * (high - low) * (1 if side == "bottom" else -1)
+    axes.text(0.99, height + gap, text, transform=axes.get_yaxis_transform(), ha="right", va=side, fontsize=9)
 
 
 def _smooth(values: np.ndarray) -> np.ndarray:

@@ -1,9 +1,9 @@
 """Perception, ô = D⁻¹(D(o)): an observation as a few categorical variables, and the observation that they say.
 
 The latent z of a step is ``variables`` one-hot vectors over ``classes``, drawn from probabilities that depend on this
-step's observation alone, so that all steps of a batch are seen at once. Gradients pass a draw straight through to the
-probabilities (Bengio et al. 2013), which hold a share of the uniform distribution so that no class is ever lost
-(Hafner et al. 2023, arXiv 2301.04104).
+step's observation alone, so that all steps of a batch are seen at once; or it is these probabilities themselves.
+Gradients pass a draw straight through to the probabilities (Bengio et al. 2013), which hold a share of the uniform
+distribution so that no class is ever lost (Hafner et al. 2023, arXiv 2301.04104).
 """
 
 import dataclasses
@@ -99,7 +99,7 @@ class Perception(nn.Module):
         return probabilities * (1 - share) + share / self.config.classes
 
     def draw(self, probabilities: Tensor) -> Tensor:
-        """A one-hot draw from each variable, whose gradient is that of the probabilities; or these, not ``drawn``."""
+        """A one-hot draw from each variable with the gradient of the probabilities; or those, if not ``drawn``."""
         if not self.config.drawn:
             return probabilities
         return self._straight_through(draw_index(probabilities), probabilities)
@@ -109,7 +109,7 @@ class Perception(nn.Module):
         return self.blur(latent) if self.config.drawn else latent
 
     def mode(self, probabilities: Tensor) -> Tensor:
-        """The likeliest class of each variable, one-hot, with the gradient of the probabilities; or these."""
+        """The likeliest class instead of a draw, with the same gradient."""
         if not self.config.drawn:
             return probabilities
         return self._straight_through(probabilities.argmax(-1), probabilities)

@@ -60,16 +60,17 @@ def control() -> Preset:
 
     Tried on CartPole-v1, which it holds up for 500 steps after a thousand updates, and on Pendulum-v1.
 
-    - The latent is not drawn: draws from eight variables of eight classes say a number coarsely, and what is imagined
-      from them strays at the first step.
-    - An update for every two steps: sooner than at the pace of ``popgym``, the environments have nothing new to say.
-      Batches of 512 steps did as well as those of 1,024, update for update, and take less time.
+    - The latent is not drawn. After 300 updates on random play of CartPole, draws from eight variables of eight classes
+      keep an observation to 0.4 of its deviation, their probabilities to 0.1.
+    - An update for every two steps, since CartPole takes about a thousand of them. Batches of 512 steps did as well as
+      those of 1,024, update for update, and take less time.
     - No memory: an update takes half the time that it takes with the scan. ``memory.kind="scan"`` brings it back where
       one observation does not say all.
     - Little entropy, and small steps of the policy: one action of hundreds changes a return by hundredths of its range.
       A weight of 0.003 kept the policy of CartPole half random.
     - A discount of 0.995. With 0.99, the cart drifts out of the track after 200 steps again and again.
-    - Values over bins, which reach a return of a hundred at once where a squared error climbs to it.
+    - Values over bins, since a squared error climbs to a return of a hundred step by step of Adam; this one was not
+      compared.
     - The policy's own action when it counts: the look-ahead over one step compares values that differ by less than they
       err. On CartPole it often lost hundreds of steps to the policy that it was to improve on.
     """

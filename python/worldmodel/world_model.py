@@ -46,7 +46,7 @@ class Observed:
 
     Attributes:
         features: s_t, (batch, time, features).
-        latent: z_t, straight through, (batch, time, variables, classes).
+        latent: z_t, as ``Perception.draw`` makes it, (batch, time, variables, classes).
         probabilities: that z_t was drawn from.
         state: after the last step.
         cut_states: the states after each of the cuts, (cuts * batch, ...): those of the first cut come first.
@@ -205,7 +205,7 @@ class WorldModel(nn.Module):
             policy: s_t -> distribution over actions.
             horizon: steps, at least 1.
             first_action: encoded (batch, action width), taken at the first step instead of the policy's.
-            draw: probabilities -> latent; a straight-through draw if None.
+            draw: probabilities -> latent; ``Perception.draw`` if None.
 
         Raises:
             ValueError: a horizon below 1.
