@@ -185,13 +185,13 @@ def test_a_ball_that_is_pickled_flies_on() -> None:
     copy = pickle.loads(pickle.dumps(env))
     for action in (0, 0, 2, 1):
         np.testing.assert_array_equal(env.step(action)[0], copy.step(action)[0])
-    assert env.render().shape == (8, 8, 3) and (env.render() == copy.render()).all()
+    assert env.render().shape == (7, 7, 3) and (env.render() == copy.render()).all()
 
 
 def test_wrong_cells_are_those_of_the_ball_alone(measures: dict[str, ModuleType]) -> None:
     moving = measures["moving"]
     frames, actions = moving.random_films(BALL, 3, seed=0)
-    assert frames.shape == (3, moving.OBSERVED + moving.AHEAD, 8, 8, 1) and len(actions[0]) == len(frames[0]) - 1
+    assert frames.shape == (3, moving.OBSERVED + moving.AHEAD, 7, 7, 1) and len(actions[0]) == len(frames[0]) - 1
     assert moving.wrong_cells(frames, frames).tolist() == [0] * frames.shape[1]
     without = np.where(frames == hidden_ball.LEATHER, 0, frames)
     in_sight = (frames == hidden_ball.LEATHER).sum((2, 3, 4)).mean(0)
@@ -208,7 +208,7 @@ def test_what_is_imagined_depends_on_the_frames_observed_and_the_actions_taken_a
     frames, actions = moving.random_films(BALL, 4, seed=0)
     model = random_model(BALL)
     before = moving.imagined(model, frames, actions)
-    assert before.shape == (4, moving.AHEAD, 8, 8, 1)
+    assert before.shape == (4, moving.AHEAD, 7, 7, 1)
     later = frames.copy()
     later[:, moving.OBSERVED :] = 0
     np.testing.assert_array_equal(before, moving.imagined(model, later, actions))
