@@ -14,7 +14,12 @@ import torch
 from minigrid.wrappers import ImgObsWrapper, ViewSizeWrapper
 
 from worldmodel import environments, hidden_ball, minigrid
+from worldmodel.__main__ import parse
+from worldmodel.configuration import ConfigurationError
+from worldmodel.options import train_options
+from worldmodel.settings import TrainConfig
 from worldmodel.spaces import ActionSpec, ObservationSpec
+from worldmodel.train import Trainer
 from worldmodel.world_model import WorldModel, WorldModelConfig
 
 CUE = "worldmodel.minigrid:MemoryS9-v0"
@@ -185,13 +190,13 @@ def test_a_ball_that_is_pickled_flies_on() -> None:
     copy = pickle.loads(pickle.dumps(env))
     for action in (0, 0, 2, 1):
         np.testing.assert_array_equal(env.step(action)[0], copy.step(action)[0])
-    assert env.render().shape == (8, 8, 3) and (env.render() == copy.render()).all()
+    assert env.render().shape == (7, 7, 3) and (env.render() == copy.render()).all()
 
 
 def test_wrong_cells_are_those_of_the_ball_alone(measures: dict[str, ModuleType]) -> None:
     moving = measures["moving"]
     frames, actions = moving.random_films(BALL, 3, seed=0)
-    assert frames.shape == (3, moving.OBSERVED + moving.AHEAD, 8, 8, 1) and len(actions[0]) == len(frames[0]) - 1
+    assert frames.shape == (3, moving.OBSERVED + moving.AHEAD, 7, 7, 1) and len(actions[0]) == len(frames[0]) - 1
     assert moving.wrong_cells(frames, frames).tolist() == [0] * frames.shape[1]
     without = np.where(frames == hidden_ball.LEATHER, 0, frames)
     in_sight = (frames == hidden_ball.LEATHER).sum((2, 3, 4)).mean(0)
@@ -208,7 +213,7 @@ def test_what_is_imagined_depends_on_the_frames_observed_and_the_actions_taken_a
     frames, actions = moving.random_films(BALL, 4, seed=0)
     model = random_model(BALL)
     before = moving.imagined(model, frames, actions)
-    assert before.shape == (4, moving.AHEAD, 8, 8, 1)
+    assert before.shape == (4, moving.AHEAD, 7, 7, 1)
     later = frames.copy()
     later[:, moving.OBSERVED :] = 0
     np.testing.assert_array_equal(before, moving.imagined(model, later, actions))
@@ -228,8 +233,8 @@ def test_runs_of_both_tasks_merge_into_tables_and_a_chart(
 ) -> None:
     script = importlib.import_module("world_memory")
     target = tmp_path / "result.json"
-    tiny = "--prefill 500 --train-ratio 1 --model.memory.width 16 --replay.batch-size 1 --model.perception.hidden 16"
-    common = ["--seeds", "0", "--json", str(target), "--runs", str(tmp_path / "runs"), "--steps", "1200"]
+    tiny = "--prefill 300 --train-ratio 1 --model.memory.width 16 --replay.batch-size 1 --replay.window 98"
+    common = ["--seeds", "0", "--json", str(target), "--runs", str(tmp_path / "runs"), "--steps", "1000"]
     common += ["--episodes", "3", "--train", tiny]
 
     def run(*arguments: str) -> str:
@@ -241,7 +246,7 @@ def test_runs_of_both_tasks_merge_into_tables_and_a_chart(
     result = json.loads(target.read_text())
     assert list(result["runs"]) == ["ball/scan/0", "cue/scan/0"]
     for entry in result["runs"].values():
-        assert entry["steps"] >= 1200 and entry["updates"] > 0 and entry["cpu_seconds"] > 0
+        assert entry["steps"] >= 1000 and entry["updates"] > 0 and entry["cpu_seconds"] > 0
         assert entry["settings"]["model"]["memory"]["kind"] == "scan" and entry["settings"]["random_envs"] == 16
         assert str(tmp_path) not in json.dumps(entry)
     assert "key or ball told rightly" in said and "last map copied" in said and "at least 95%, aim 99%" in said
@@ -271,4 +276,46 @@ def test_the_tables_are_means_over_seeds_beside_each_of_them(measures: dict[str,
     result = {"runs": {"b": cue(1, 0.8), "a": cue(0, 1.0)}}
     (table,) = report.tables(result)
     assert table.rows[0][:6] == ["scan", "90.0%", "90.0%", "100.0%", "90.0%", "100.0% 88.6%"]
-    assert report.target_lines(result) == ["the cue beyond 8 steps: 94.3% over 2 seeds, at least 95%, aim 99%: missed"]
+    reached, asked = report.target_lines(result)
+    assert reached == "the cue beyond 8 steps: 94.3% over 2 seeds, at least 95%, aim 99%: missed"
+    assert asked == "cues asked about in each run: 1-3 steps 10, 4-8 steps 20, 9-16 steps 30, over 16 steps 40"
+
+
+def test_some_environments_go_on_acting_at_random_and_the_others_follow_the_policy() -> None:
+    trainer = Trainer(TrainConfig(env=BALL, num_envs=5, random_envs=2, prefill=50, train_ratio=1e-9, threads=1))
+    bias = list(trainer.world_model.decision.parameters())[-1]
+    with torch.no_grad():
+        bias.copy_(torch.tensor([0.0, 0.0, 1000.0]))
+    done = []
+    step = trainer.episodes.step
+    trainer.episodes.step = lambda actions: done.append(actions.copy()) or step(actions)  # type: ignore[method-assign]
+    for _ in range(hidden_ball.LENGTH + 60):
+        trainer.iterate()
+        encoded = trainer.collector.state["action"].argmax(-1).numpy()
+        np.testing.assert_array_equal(encoded, done[-1])  # memory goes on from what was done
+    # Replay holds nothing before an episode has ended: until then all of them are prefilling.
+    before, after = (np.array(part) for part in (done[: hidden_ball.LENGTH], done[hidden_ball.LENGTH :]))
+    assert all(set(column) == {0, 1, 2} for column in (*after[:, :2].T, before.ravel()))
+    assert (after[:, 2:] == hidden_ball.RIGHT).mean() > 0.9  # a policy keeps a small share of every action
+
+
+@pytest.mark.parametrize("count", [-1, 6])
+def test_more_environments_than_there_are_cannot_act_at_random(count: int) -> None:
+    with pytest.raises(ConfigurationError, match=f"random_envs is {count}, expected .* at most num_envs = 5"):
+        TrainConfig(env=BALL, num_envs=5, random_envs=count)
+
+
+def test_a_grid_has_the_classes_that_its_space_has() -> None:
+    def sizes(name: str) -> tuple[int, ...]:
+        return ObservationSpec.from_space(environments.make(name).observation_space).leaves["observation"].sizes
+
+    assert sizes(BALL) == (3,)
+    assert sizes(CUE) == (16, 16, 16)  # MiniGrid says 255
+
+
+def test_presets_are_what_the_command_line_starts_from() -> None:
+    for name, env in (("wander", CUE), ("moving", BALL)):
+        config, _, _ = train_options(["--env", env, "--preset", name], parse)
+        assert config.random_envs == config.num_envs
+        episode = 5 * 9**2 if env == CUE else hidden_ball.LENGTH
+        assert config.replay.window > episode  # whole, with the last view

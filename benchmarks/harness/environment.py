@@ -14,7 +14,7 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[2]
 PEERS = ("mambapy", "mamba_ssm", "accelerated_scan", "flash-linear-attention")
-PACKAGES = ("torch", "triton", "numpy", *PEERS, "rich", "gymnasium", "popgym")
+PACKAGES = ("torch", "triton", "numpy", *PEERS, "rich", "gymnasium", "popgym", "minigrid")
 # The vector extensions worth reading; a full list of flags has a hundred more.
 FLAG_PREFIXES = ("avx", "fma", "f16c", "sse4_2", "asimd", "sve", "neon", "fphp", "bf16", "amx")
 

@@ -51,7 +51,7 @@ def _cue(axes: Any, found: dict[str, list[dict[str, Any]]]) -> None:
         for seed in shares:
             axes.plot(100 * seed, ".", color=COLOURS[memory], ms=6)
     axes.axhline(50, color=INK, ls=":", lw=1.2)
-    axes.text(0.99, 51, "chance", transform=axes.get_yaxis_transform(), ha="right", fontsize=9)
+    axes.text(0.99, 45, "chance", transform=axes.get_yaxis_transform(), ha="right", fontsize=9)
     axes.set_xticks(range(len(GAPS)), [*GAPS])
     axes.set_ylim(40, 102)
     axes.set_xlabel("steps since the cue was last seen")

@@ -65,6 +65,8 @@ def target_lines(result: dict[str, Any]) -> list[str]:
     if "none" in found:
         value = statistics.mean(beyond(run) for run in found["none"])
         lines.append(f"without memory: {value:.1%}, expected about 50%")
+    if found:
+        lines.append(f"cues asked about in each run: {asked(result)}")
     return lines
 
 

@@ -65,7 +65,7 @@ TASKS = {
     "ball": Task(
         "worldmodel.hidden_ball:HiddenBall-v0",
         "moving",
-        40_000,
+        100_000,
         200,
         {
             "ConvLSTM": (),

@@ -22,9 +22,9 @@ try:
 except ImportError as error:
     raise missing(error, "run environments") from error
 
-SIDE = 8
+SIDE = 7
 BALL = 2
-CURTAIN = 4
+CURTAIN = 3
 LENGTH = 48
 FREE, CLOTH, LEATHER = range(3)  # what a cell shows: nothing, curtain, ball
 SHADES = np.array([0, 96, 255], np.uint8)
@@ -44,7 +44,7 @@ class HiddenBall(gymnasium.Env[Any, Any]):
         >>> first, _ = ball.reset(seed=1)
         >>> following, reward, *_ = ball.step(STAY)
         >>> following.shape, following.dtype, bool((first == following).all())
-        ((8, 8, 1), dtype('uint8'), False)
+        ((7, 7, 1), dtype('uint8'), False)
     """
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "cells": ["nothing", "curtain", "ball"]}  # noqa: RUF012

@@ -110,15 +110,18 @@ def wander() -> Preset:
 
 
 def moving() -> Preset:
-    """Small maps of things that move, remembered on a map, under random actions. Tried on worldmodel.hidden_ball."""
+    """Small maps of things that move, remembered on a map, under random actions.
+
+    Tried on worldmodel.hidden_ball. Small batches: perception takes more updates than steps to find the ball.
+    """
     memory = MemoryConfig(kind="conv_lstm", width=128, map_size=(4, 4))
     return Preset(
         WorldModelConfig(PerceptionConfig(variables=12, hidden=64), memory),
         LearnerConfig(objective=ObjectiveConfig(horizon=2, starts=2)),
-        ReplayConfig(batch_size=8, window=98, burn_in=0),
+        ReplayConfig(batch_size=2, window=98, burn_in=0),
         num_envs=16,
-        train_ratio=16,
-        prefill=5_000,
+        train_ratio=6,
+        prefill=10_000,
         random_envs=16,
     )
 
