@@ -261,7 +261,9 @@ class _Legend:
             if left > end:
                 left = page.text(f"and {len(self.samples) - index} more", left, page.height - middle, 9, colour=KEPT)
                 break
-            if isinstance(sample, dict):
+            if sample is None:
+                start = left
+            elif isinstance(sample, dict):
                 x = [left / page.width, (left + 0.3) / page.width]
                 page.figure.add_artist(lines.Line2D(x, [middle / page.height] * 2, **sample))
                 start = left + 0.36
@@ -288,7 +290,7 @@ def _legends(stories: Sequence[Story]) -> list[_Legend]:
         if samples:
             found.append(_Legend(samples))
         if painter.note:
-            found.append(_Legend([({"lw": 0}, painter.note)]))
+            found.append(_Legend([(None, painter.note)]))
     return found
 
 
