@@ -69,11 +69,11 @@ def control() -> Preset:
       seed.
     - Values over bins, since a squared error climbs to a return of a hundred step by step of Adam; this one was not
       compared.
-    - The policy's own action when it counts. Of 20 checkpoints it did better than the look-ahead over one step at 11, and
-      worse at 7: nothing is lost with the cheaper one.
+    - The policy's own action when it counts. Of 20 checkpoints it did better than the look-ahead over one step at 11,
+      and worse at 7: nothing is lost with the cheaper one.
 
-    A checkpoint of the first thousands of updates may still drift out of the track where the one before it did not: train
-    for longer than it takes to pass a threshold. After 1,048 updates, of two runs one was at 500 and one at 111, which
+    A checkpoint of the first thousands of updates may still drift out of the track where the one before it did not:
+    train for longer than it takes to pass a threshold. After 1,048 updates, of two runs one was at 500 and one at 111, which
     had been at 500 before; the latter's seed was at 500 after 4,220.
     """
     return Preset(
