@@ -73,8 +73,8 @@ def control() -> Preset:
       and worse at 7: nothing is lost with the cheaper one.
 
     A checkpoint of the first thousands of updates may still drift out of the track where the one before it did not:
-    train for longer than it takes to pass a threshold. After 1,048 updates, of two runs one was at 500 and one at 111, which
-    had been at 500 before; the latter's seed was at 500 after 4,220.
+    train for longer than it takes to pass a threshold. After 1,048 updates, of two runs one was at 500 and one, which
+    had been at 500, at 111; the latter's seed was at 500 after 4,220.
     """
     return Preset(
         WorldModelConfig(
