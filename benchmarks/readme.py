@@ -104,8 +104,7 @@ def _speed_cells(row: dict[str, Any]) -> list[str]:
 def targets_part(results: dict[Path, dict[str, Any]]) -> str:
     lines = []
     for result in of("scan_speed", results).values():
-        cells = [report.target_cells(target) for target in result["targets"]]
-        lines += [f"{title(result)}:", "", markdown(report.TARGET_HEADER, cells), ""]
+        lines += [f"{title(result)}:", "", markdown(*report.target_table(result["targets"])), ""]
     return "\n".join(lines).rstrip() or "No result is committed."
 
 
@@ -134,7 +133,9 @@ def world_part(results: dict[Path, dict[str, Any]]) -> str:
     for path, result in load_world().items():
         picture = Path("..", path.with_suffix(".png").relative_to(ROOT)).as_posix()
         lines += [f"{environment.summary(result['environment'])}.", "", f"![learning curves]({picture})", ""]
-        lines += [markdown(world_report.RETURN_HEADER, world_report.return_cells(result)), ""]
+        for _, header, cells in world_report.return_tables(result):
+            lines += [markdown(header, cells), ""]
+            lines += [world_report.CONTROL_NOTE, ""] if header == world_report.CONTROL_HEADER else []
         lines += [markdown(world_report.TIME_HEADER, world_report.time_cells(result)), ""]
         lines += [*(f"- {line}" for line in world_report.target_lines(result)), ""]
     return "\n".join(lines).rstrip() or "No result is committed."
@@ -168,8 +169,7 @@ def full_part(results: dict[Path, dict[str, Any]]) -> str:
         lines += [f"- {note}" for note in notes]
         lines += [f"- the run took {figure(result['seconds'])} s: `{result['environment']['command']}`", ""]
         if result["targets"]:
-            cells = [report.target_cells(target) for target in result["targets"]]
-            lines += [markdown(report.TARGET_HEADER, cells), ""]
+            lines += [markdown(*report.target_table(result["targets"])), ""]
         for name, rows in report.group_rows(result).items():
             lines += [f"### {name[0].upper()}{name[1:]}", "", markdown(report.HEADER, report.group_cells(rows)), ""]
             lines += [line for note in report.notes(rows) for line in (f"{note}.", "")]
@@ -183,7 +183,7 @@ def conv_lstm_part(results: dict[Path, dict[str, Any]]) -> str:
         picture = path.with_suffix(".png").relative_to(ROOT).as_posix()
         lines += [f"{title(result)}. {report.verdict_line(result).capitalize()}.", ""]
         lines += [f"![Time over ours, problem by problem]({picture})", ""]
-        lines += [markdown(report.TARGET_HEADER, [report.target_cells(target) for target in result["targets"]]), ""]
+        lines += [markdown(*report.target_table(result["targets"])), ""]
     return "\n".join(lines).rstrip() or "No result is committed: `python benchmarks/conv_lstm_speed.py` makes one."
 
 

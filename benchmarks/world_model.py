@@ -1,7 +1,8 @@
-"""What the world model reaches on POPGym's RepeatPrevious, beside itself without parts of its memory.
+"""What the world model reaches on POPGym's RepeatPrevious and in control, beside variants of itself.
 
     python benchmarks/world_model.py                                      # everything: many hours
-    python benchmarks/world_model.py --tasks RepeatPreviousEasy --seeds 0 --memories scan
+    python benchmarks/world_model.py --tasks RepeatPreviousEasy --seeds 0 --variants scan
+    python benchmarks/world_model.py --tasks CartPole-v1,Pendulum-v1
     python benchmarks/world_model.py --list                               # what is there, what is missing
     python benchmarks/world_model.py --report                             # table and chart of what is there
 
@@ -16,7 +17,8 @@ from pathlib import Path
 
 from harness import environment, tables
 from world import chart, report
-from world.runs import MEMORIES, MINUTES, Plan, execute, load, merge
+from world.runs import Plan, execute, load, merge
+from world.tasks import TASKS
 
 RESULTS = Path(__file__).resolve().parent / "results"
 
@@ -24,10 +26,12 @@ RESULTS = Path(__file__).resolve().parent / "results"
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     names = {"type": lambda text: text.split(",")}
-    parser.add_argument("--tasks", default=list(MINUTES), help="comma-separated; all three", **names)
-    parser.add_argument("--memories", default=list(MEMORIES), help=f"of {', '.join(MEMORIES)}; all", **names)
+    parser.add_argument("--tasks", default=list(TASKS), help=f"comma-separated, of {', '.join(TASKS)}; all", **names)
+    known = list(dict.fromkeys(name for task in TASKS.values() for name in task.variants))
+    parser.add_argument("--variants", "--memories", help=f"of {', '.join(known)}; all that a task has", **names)
     parser.add_argument("--seeds", default=[0, 1, 2], type=lambda text: [int(x) for x in text.split(",")])
-    parser.add_argument("--minutes", type=float, help="of training; 5, 15 and 60 by task")
+    parser.add_argument("--minutes", type=float, help="of training; by task, 5 to 60")
+    parser.add_argument("--steps", type=int, help="of the environments, at most; by task")
     parser.add_argument("--episodes", type=int, default=100, help="of evaluation")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cpu")
@@ -39,12 +43,12 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--plot", type=Path, help="learning curves (PNG); beside the JSON")
     parser.add_argument("--train", default="", help="further options of `python -m worldmodel train`, in one string")
     chosen = parser.parse_args(arguments)
-    for memory in chosen.memories:
-        if memory not in MEMORIES:
-            parser.error(f"--memories: there is no {memory!r}, only {', '.join(MEMORIES)}")
+    for variant in chosen.variants or []:
+        if variant not in known:
+            parser.error(f"--variants: there is no {variant!r}, only {', '.join(known)}")
     for task in chosen.tasks:
-        if task not in MINUTES and chosen.minutes is None:
-            parser.error(f"--tasks: {task} has no usual time here, give --minutes")
+        if task not in TASKS:
+            parser.error(f"--tasks: there is no {task!r}, only {', '.join(TASKS)}")
     if chosen.json is None:
         chosen.json = RESULTS / f"world_model_{chosen.device.partition(':')[0]}.json"
     return chosen
@@ -54,18 +58,20 @@ def plans(chosen: argparse.Namespace) -> list[Plan]:
     """Seeds on the outside: a table cut short has every row."""
     return [
         Plan(
-            task=task,
-            memory=memory,
+            task=TASKS[name],
+            variant=variant,
             seed=seed,
-            minutes=chosen.minutes or MINUTES[task],
+            minutes=chosen.minutes or TASKS[name].minutes,
+            steps=chosen.steps or TASKS[name].steps,
             episodes=chosen.episodes,
             threads=chosen.threads,
             device=chosen.device,
             extra=tuple(chosen.train.split()),
         )
         for seed in chosen.seeds
-        for task in chosen.tasks
-        for memory in chosen.memories
+        for name in chosen.tasks
+        for variant in TASKS[name].variants
+        if chosen.variants is None or variant in chosen.variants
     ]
 
 
@@ -96,7 +102,8 @@ def main() -> int:
         print("there is no run to report")
         return 1
     print(environment.summary(result["environment"]))
-    tables.show("Return of an episode", report.RETURN_HEADER, report.return_cells(result))
+    for title, header, cells in report.return_tables(result):
+        tables.show(title, header, cells)
     tables.show("An update", report.TIME_HEADER, report.time_cells(result))
     for line in report.target_lines(result):
         print(line)

@@ -9,12 +9,12 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
-#include <initializer_list>
 #include <new>
 #include <string>
 
 // Declared hidden, so that a kernel that nobody wrote is an error of the linker and not of a user's import.
 #pragma GCC visibility push(hidden)
+#include "at_once.h"
 #include "dlpack.h"
 #include "wmkernels.h"
 #ifdef WMK_WITH_CUDA
@@ -432,67 +432,53 @@ const wmk::dlpack::Exchange* exchange() {
   return found;
 }
 
-// A tensor on the CPU, of one type and one shape, as a view. False where it is anything else.
-bool read_view(PyObject* object, wmk::dlpack::DataType dtype, std::initializer_list<int64_t> shape, wmk_view* view) {
-  wmk::dlpack::Tensor tensor;
-  if (exchange()->read(object, &tensor) != 0) {
-    PyErr_Clear();
-    return false;
+// The members of a tuple, null where they are None; false where there are not so many.
+template <size_t count>
+bool members_of(const py::tuple& tensors, void* (&objects)[count]) {
+  if (tensors.size() != count) return false;
+  for (size_t i = 0; i < count; ++i) {
+    PyObject* object = PyTuple_GET_ITEM(tensors.ptr(), i);
+    objects[i] = object == Py_None ? nullptr : object;
   }
-  if (tensor.device_type != wmk::dlpack::kCpu || tensor.dtype.code != dtype.code || tensor.dtype.bits != dtype.bits ||
-      tensor.dimensions != int32_t(shape.size()) || !std::equal(shape.begin(), shape.end(), tensor.shape))
-    return false;
-  view->data = static_cast<char*>(tensor.data) + tensor.byte_offset;
-  for (int i = 0; i < tensor.dimensions; ++i) view->stride[i] = tensor.strides[i];
-  return reinterpret_cast<uintptr_t>(view->data) % (dtype.bits / 8) == 0;
+  return true;
 }
 
-// One step on the CPU, of float32 or float64 throughout, in one call: half a step's time otherwise goes into taking its
-// tensors apart. `tensors` are state_in, state_out, out, u, delta, A, B, C, D, z, delta_bias, reset; the last four may
-// be None, B and C are [batch, state]. Answers false, having done nothing, where they are not so: the caller then goes
-// the long way, which knows what is wrong.
-bool step_at_once(const py::tuple& tensors, bool delta_softplus, int64_t threads) {
-  constexpr size_t count = 12, required = 8;
-  if (exchange() == nullptr || tensors.size() != count) return false;
-  PyObject* objects[count];
-  for (size_t i = 0; i < count; ++i) {
-    objects[i] = PyTuple_GET_ITEM(tensors.ptr(), i);
-    if (i < required && objects[i] == Py_None) return false;
-  }
-  wmk::dlpack::Tensor state, u;
-  if (exchange()->read(objects[0], &state) != 0 || exchange()->read(objects[3], &u) != 0) {
-    PyErr_Clear();
+// One step on the CPU from the tensors themselves (at_once.h). Answers false, having done nothing, where the tensors
+// are not as it reads them: the caller then goes the long way, which knows what is wrong.
+template <class Step, size_t count>
+bool run_at_once(const py::tuple& tensors, const wmk::at_once::Options& options,
+                 bool (*read)(const wmk::dlpack::Exchange&, void* const (&)[count], const wmk::at_once::Options&,
+                              Step*),
+                 int (*run)(Step*)) {
+  void* objects[count];
+  if (exchange() == nullptr || !members_of(tensors, objects)) return false;
+  Step step = {};
+  if (!read(*exchange(), objects, options, &step)) {
+    PyErr_Clear();  // of what is no tensor
     return false;
   }
-  const wmk::dlpack::DataType dtype = u.dtype, mask = {wmk::dlpack::kBool, 8, 1};
-  if (state.dimensions != 3 || dtype.code != wmk::dlpack::kFloat || (dtype.bits != 32 && dtype.bits != 64))
-    return false;
-  const int64_t batch = state.shape[0], channels = state.shape[1], states = state.shape[2];
-  if (batch * channels * states == 0) return false;
-  wmk_selective_step step = {};
-  step.batch = step.states = batch, step.channels = channels, step.state = states, step.groups = 1;
-  step.dtype = step.state_dtype = dtype.bits == 32 ? WMK_FLOAT32 : WMK_FLOAT64;
-  step.delta_softplus = delta_softplus, step.threads = threads;
-  const auto read = [&](size_t index, std::initializer_list<int64_t> shape, wmk_view* view) {
-    return objects[index] == Py_None || read_view(objects[index], dtype, shape, view);
-  };
-  const bool fits = read(0, {batch, channels, states}, &step.state_in) &&
-                    read(1, {batch, channels, states}, &step.state_out) && read(2, {batch, channels}, &step.out) &&
-                    read(3, {batch, channels}, &step.u) && read(4, {batch, channels}, &step.delta) &&
-                    read(5, {channels, states}, &step.A) && read(6, {batch, states}, &step.B) &&
-                    read(7, {batch, states}, &step.C) && read(8, {channels}, &step.D) &&
-                    read(9, {batch, channels}, &step.z) && read(10, {channels}, &step.delta_bias) &&
-                    (objects[11] == Py_None || read_view(objects[11], mask, {batch}, &step.reset));
-  if (!fits) return false;
-  // [batch, state] stands for [batch, groups, state] with one group.
-  for (wmk_view* view : {&step.B, &step.C}) view->stride[2] = view->stride[1], view->stride[1] = 0;
   int status;
   {
     py::gil_scoped_release others_may_run;
-    status = wmk_cpu_selective_step(&step);
+    status = run(&step);
   }
-  if (status != WMK_OK) raise(Op<wmk_selective_step>::name, status);
+  if (status != WMK_OK) raise(Op<Step>::name, status);
   return true;
+}
+
+bool selective_step_at_once(const py::tuple& tensors, bool delta_softplus, int64_t threads) {
+  return run_at_once<wmk_selective_step>(tensors, {threads, delta_softplus}, wmk::at_once::read_selective_step,
+                                         [](wmk_selective_step* step) { return wmk_cpu_selective_step(step); });
+}
+
+bool conv_lstm_step_at_once(const py::tuple& tensors, int64_t threads) {
+  return run_at_once<wmk_conv_lstm>(tensors, {threads, false}, wmk::at_once::read_conv_lstm_step,
+                                    [](wmk_conv_lstm* step) {
+                                      const int64_t size = wmk_cpu_conv_lstm_forward_workspace(step);
+                                      const wmk::at_once::Scratch scratch(size);
+                                      step->workspace = scratch.memory;
+                                      return scratch.memory ? wmk_cpu_conv_lstm_forward(step) : WMK_NO_MEMORY;
+                                    });
 }
 
 // ---- What the machine has ----
@@ -545,7 +531,9 @@ PYBIND11_MODULE(_native, module) {
   WMK_DEFINE_SCAN(module, cpu_linear_scan);
   WMK_DEFINE_SCAN(module, cpu_conv_lstm);
   define(module, "cpu_selective_step", wmk_cpu_selective_step);
-  module.def("cpu_step_at_once", step_at_once, "One step from tensors, or false where it needs the long way.");
+  module.def("cpu_selective_step_at_once", selective_step_at_once,
+             "One step from tensors, or false where it needs the long way.");
+  module.def("cpu_conv_lstm_step_at_once", conv_lstm_step_at_once, "Likewise.");
   module.def("cpu_isa", [] { return wmk_cpu_isa(); }, "The instruction-set level in use.");
   module.def("cpu_isa_available", [] { return wmk_cpu_isa_available(); }, "Those that run here, best first.");
   module.def("cpu_set_isa", set_isa, "Use one of them.");

@@ -8,7 +8,7 @@
 namespace wmk::dlpack {
 
 constexpr int32_t kCpu = 1;
-constexpr uint8_t kFloat = 2, kBool = 6;
+constexpr uint8_t kFloat = 2, kBfloat = 4, kBool = 6;
 
 struct DataType {
   uint8_t code, bits;

@@ -174,7 +174,7 @@ typedef struct wmk_conv_lstm {
   wmk_view reset;      // [time, batch], bytes 0 or 1, optional: 1 makes h and c zero before this step
   // forward outputs, contiguous
   wmk_view out;     // [time, batch, positions, hidden]: every h; backward: input
-  wmk_view h_last;  // [batch, positions, hidden]
+  wmk_view h_last;  // [batch, positions, hidden]: the last of out; optional on the CPU
   wmk_view c_last;  // [batch, positions, hidden], state dtype
   wmk_view cells;   // [time, batch, positions, hidden], state dtype: every c; forward: optional, backward: input
   wmk_view gates;   // [time, batch, positions, 4 * hidden], state dtype, after their nonlinearities; optional: without

@@ -1,12 +1,9 @@
-"""The demonstration runs in processes of its own, and the benchmark merges single runs into one file."""
+"""The demonstration runs in processes of its own."""
 
-import importlib
 import json
-import re
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -94,63 +91,3 @@ def test_the_demo_goes_on_in_another_process_as_one_process_would(
 def test_a_process_of_the_demo_that_fails_is_told(tmp_path: Path) -> None:
     with pytest.raises(demo.DemoFailed, match="continue of 'scan' ended with exit status 1"):
         demo._run_all("continue", demo.MemoryDemoOptions(folder=tmp_path / "missing", processes=1))
-
-
-@pytest.fixture
-def benchmark(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    return importlib.import_module("world_model")
-
-
-def test_single_runs_of_the_benchmark_merge_into_one_table(
-    benchmark: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def run(*arguments: str) -> str:
-        monkeypatch.setattr(sys, "argv", ["benchmarks/world_model.py", *common, *arguments])
-        assert benchmark.main() == 0
-        return capsys.readouterr().out
-
-    target = tmp_path / "result.json"
-    tiny = (
-        "--prefill 200 --num-envs 4 --replay.batch-size 2 --replay.window 104 --model.memory.width 16 --log-seconds 1"
-    )
-    common = ["--tasks", "RepeatPreviousEasy", "--seeds", "0", "--json", str(target), "--runs", str(tmp_path / "runs")]
-    common += ["--minutes", "0.08", "--episodes", "4", "--threads", "1", "--train", tiny]
-    said = run("--memories", "GRU")
-    assert re.search(r"RepeatPreviousEasy\s+GRU\s+-?\d\.\d+", said), said
-    assert target.with_suffix(".png").exists()
-    (entry,) = json.loads(target.read_text())["runs"].values()
-    assert len(entry["evaluation"]["returns"]) == 4 and entry["steps"] > 200 and entry["updates"] > 0
-    assert entry["settings"]["model"]["memory"]["kind"] == "gru"
-    times = entry["milliseconds_an_update"]
-    assert 0 < times["imagine"] < times["update"] and 0 < times["share_of_imagine"] < 1
-    assert entry["curve"] and 0 < entry["cores_used"] < 8
-    # What is there is not made again; another run joins it.
-    monkeypatch.setattr(benchmark, "execute", lambda plan, folder: {**entry, "memory": plan.memory})
-    run("--memories", "GRU,unrotated")
-    result = json.loads(target.read_text())
-    assert list(result["runs"]) == ["RepeatPreviousEasy/GRU/0", "RepeatPreviousEasy/unrotated/0"]
-    assert result["runs"]["RepeatPreviousEasy/GRU/0"] == entry
-    listed = run("--list", "--memories", "scan,unrotated")
-    assert [line.split()[0] for line in listed.splitlines()] == ["missing", "there"]
-    with pytest.raises(SystemExit):
-        run("--memories", "lstm")
-    assert "there is no 'lstm'" in capsys.readouterr().err
-
-
-def test_every_ablation_changes_the_preset_by_its_name(benchmark: ModuleType) -> None:
-    from world.runs import MEMORIES as ABLATIONS
-    from world.runs import Plan, train_options
-    from worldmodel.__main__ import parse
-    from worldmodel.options import train_options as read
-
-    seen = set()
-    for memory in ABLATIONS:
-        plan = Plan("RepeatPreviousEasy", memory, 0, minutes=1)
-        config, _, _ = read(train_options(plan, Path("folder")), parse)
-        kept = config.model.memory
-        seen.add((kept.kind, kept.scan, kept.rotated))
-    assert seen == {("scan", s, r) for s, r in ((True, True), (False, True), (True, False))} | {
-        ("none", True, True),
-        ("gru", True, True),
-    }

@@ -1,5 +1,6 @@
 """Environments whose every observation says which episode and step it belongs to, for tests of what was collected."""
 
+import threading
 from typing import Any
 
 import gymnasium
@@ -67,6 +68,55 @@ class Echo(gymnasium.Env[Any, Any]):
         return self.seen[-1], float(right), len(self.seen) > self.length, False, {}
 
 
-for name, entry in {"Numbered-v0": Numbered, "Echo-v0": Echo}.items():
+class Locked(Echo):
+    """It holds what cannot be pickled."""
+
+    def __init__(self) -> None:
+        super().__init__(length=30)
+        self.lock = threading.Lock()
+
+
+class Catch(gymnasium.Env[Any, Any]):
+    """Pixels: a ball falls and bounces off the sides, and a bar below is moved left and right. Catching it brings 1."""
+
+    metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012
+
+    def __init__(self, side: int = 24, balls: int = 3, render_mode: str | None = None) -> None:
+        self.observation_space = gymnasium.spaces.Box(0, 255, (side, side, 3), np.uint8)
+        self.action_space = gymnasium.spaces.Discrete(3)
+        self.side, self.balls, self.render_mode = side, balls, render_mode
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.bar, self.left = self.side // 2, self.balls
+        self._throw()
+        return self.render(), {}
+
+    def _throw(self) -> None:
+        self.x, self.y = int(self.np_random.integers(2, self.side - 3)), 0
+        self.speed = int(self.np_random.integers(-2, 3))
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self.bar = int(np.clip(self.bar + 2 * (int(action) - 1), 3, self.side - 4))
+        self.y += 2
+        self.x += self.speed
+        if not 0 <= self.x <= self.side - 3:
+            self.speed = -self.speed
+            self.x += 2 * self.speed
+        reward = 0.0
+        if self.y >= self.side - 4:
+            reward = float(abs(self.x + 1 - self.bar) <= 4)
+            self.left -= 1
+            self._throw()
+        return self.render(), reward, self.left == 0, False, {}
+
+    def render(self) -> np.ndarray:
+        picture = np.full((self.side, self.side, 3), (18, 24, 48), np.uint8)
+        picture[self.y : self.y + 3, self.x : self.x + 3] = 255, 200, 40
+        picture[-2:, self.bar - 3 : self.bar + 4] = 90, 200, 250
+        return picture
+
+
+for name, entry in {"Numbered-v0": Numbered, "Echo-v0": Echo, "Locked-v0": Locked, "Catch-v0": Catch}.items():
     if f"wmtest/{name}" not in gymnasium.registry:
         gymnasium.register(f"wmtest/{name}", entry)

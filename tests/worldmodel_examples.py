@@ -73,6 +73,13 @@ def random_batch(model, batch=3, time=14, resets=True):
     return Batch(observations, actions, torch.randn(batch, time), terminated, has_action, reset, valid)
 
 
+def whole_episodes(model, rows=3, time=14):
+    """Rows of one episode each."""
+    batch = random_batch(model, rows, time, resets=False)
+    batch.reset[:, 0] = True
+    return batch
+
+
 def step_by_step(model, batch, state=None):
     """``observe`` as ``observe_step`` does it: features (batch, time, features), and the state after the last step."""
     state = state or batch.state or model.init_state(batch.shape[0])

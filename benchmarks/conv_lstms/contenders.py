@@ -15,6 +15,7 @@ from torch import Tensor
 
 import wmkernels
 from conv_lstms.problems import Inputs
+from wmkernels.checks import state_dtype
 
 Cell = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
@@ -42,13 +43,19 @@ class Contender:
         else:
             weight = torch.cat([inputs["weight_ih"], inputs["weight_hh"]], 1).detach()
             made = {"x": x, "weight": weight.contiguous(memory_format=self.layout), "bias": inputs["bias"]}
+        for name in inputs.keys() & {"h", "c"}:
+            made[name] = inputs[name].detach().contiguous(memory_format=self.layout)
         gradients = inputs["x"].requires_grad
         return {name: tensor.detach().requires_grad_(gradients) for name, tensor in made.items()}
 
 
 def ours(backend: str, keep_gates: bool = True) -> Contender:
     def run(inputs: Inputs) -> Tensor:
-        return wmkernels.conv_lstm(**inputs, keep_gates=keep_gates, backend=backend)[0]
+        weights = inputs["weight_ih"], inputs["weight_hh"], inputs["bias"]
+        if "h" not in inputs:
+            return wmkernels.conv_lstm(inputs["x"], *weights, keep_gates=keep_gates, backend=backend)[0]
+        x, state = inputs["x"][0], (inputs["h"], inputs["c"])
+        return wmkernels.conv_lstm_step(x, state, *weights, keep_gates=keep_gates, backend=backend)[0][None]
 
     name = f"wmkernels {backend}" + ("" if keep_gates else ", gates recomputed")
     return Contender(name, run, backend, torch.channels_last)
@@ -69,9 +76,12 @@ def compiled_cell() -> Cell:
 
 def _loop(step: Callable[[], Cell], layout: torch.memory_format, inputs: Inputs) -> Tensor:
     x, weight, bias = inputs["x"], inputs["weight"], inputs["bias"]
-    hidden = weight.shape[0] // 4
-    h = x.new_zeros((x.shape[1], hidden, *x.shape[-2:])).contiguous(memory_format=layout)
-    c = torch.zeros_like(h, dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
+    if "h" in inputs:
+        h, c = inputs["h"], inputs["c"]
+    else:
+        hidden = weight.shape[0] // 4
+        h = x.new_zeros((x.shape[1], hidden, *x.shape[-2:])).contiguous(memory_format=layout)
+        c = torch.zeros_like(h, dtype=state_dtype(x.dtype))
     outputs, run = [], step()
     for x_t in x.unbind(0):
         h, c = run(x_t, h, c, weight, bias)

@@ -19,7 +19,7 @@ def error(contender: Contender, problem: Problem, gradients: bool, device: torch
     kernel = small.kernel // 2
     expected = conv_lstm_reference(
         *(exact["x"], exact["weight_ih"], exact["weight_hh"], exact["bias"]),
-        *(None, None, None, None),
+        *(None, exact.get("h"), exact.get("c"), None),
         *((1, 1), (kernel,) * 4, (1, 1)),
     )[0]
     given = contender.prepare(inputs)

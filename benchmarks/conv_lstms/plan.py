@@ -35,7 +35,7 @@ def groups(backends: list[str], dtype: torch.dtype, device: torch.device, quick:
         for numbers in sizes:
             problem = Problem(*numbers, dtype=dtype)
             if measure == "step":
-                problem = replace(problem, time=1)
+                problem = replace(problem, time=1, carried=True)
             contenders = [ours(backend) for backend in backends]
             if measure == "training":
                 contenders += [ours(backend, keep_gates=False) for backend in backends]

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from wmkernels.checks import state_dtype
+
 LANES = 16
 PASSES = {"step": 1, "forward": 1, "training": 3}
 
@@ -29,6 +31,7 @@ class Problem:
     kernel: int
     time: int
     dtype: torch.dtype
+    carried: bool = False  # a state comes in, as it does at every step of a rollout
 
     @property
     def elements(self) -> int:
@@ -59,7 +62,7 @@ class Problem:
 
 
 def make_inputs(problem: Problem, device: torch.device, requires_grad: bool = False, seed: int = 0) -> Inputs:
-    """x (time, batch, channels, height, width), and one layer's weights, of nn.LSTM's initial size."""
+    """x (time, batch, channels, height, width), one layer's weights, of nn.LSTM's initial size, and a carried state."""
     generator = torch.Generator(device).manual_seed(seed)
     size, kernel, gates = problem.size, problem.kernel, 4 * problem.hidden
 
@@ -68,12 +71,16 @@ def make_inputs(problem: Problem, device: torch.device, requires_grad: bool = Fa
         return values.mul_(scale).to(problem.dtype).requires_grad_(requires_grad)
 
     scale = ((problem.channels + problem.hidden) * kernel**2) ** -0.5
-    return {
+    inputs = {
         "x": normal(problem.time, problem.batch, problem.channels, size, size),
         "weight_ih": normal(gates, problem.channels, kernel, kernel, scale=scale),
         "weight_hh": normal(gates, problem.hidden, kernel, kernel, scale=scale),
         "bias": normal(gates, scale=0.1),
     }
+    if problem.carried:
+        h, c = (normal(problem.batch, problem.hidden, size, size) for _ in range(2))
+        inputs |= {"h": h, "c": c.to(state_dtype(problem.dtype))}
+    return inputs
 
 
 def limit_seconds(problem: Problem, measure: str, rates: dict[str, Any], device_type: str) -> tuple[float, str] | None:

@@ -4,7 +4,7 @@ from typing import Any
 
 from harness import environment, tables
 from harness.tables import figure, megabytes
-from scans.report import TARGET_HEADER, group_rows, target_cells, verdict_line
+from scans.report import group_rows, target_table, verdict_line
 
 HEADER = ("", "ms", "time over ours", "of the limit", "saved MiB", "peak MiB", "threads", "repeats", "error")
 
@@ -51,7 +51,7 @@ def show(result: dict[str, Any]) -> None:
             print(f"  {note}")
         print()
     if result["targets"]:
-        tables.show("targets", TARGET_HEADER, [target_cells(target) for target in result["targets"]])
+        tables.show("targets", *target_table(result["targets"]))
         print()
     print(verdict_line(result))
     print(f"{result['seconds']:.0f} s in all")

@@ -7,7 +7,7 @@ from harness import environment, tables
 from harness.tables import figure, megabytes
 
 HEADER = ("", "ms", "ns an element", "ratio", "of the limit", "peak MiB", "threads", "repeats", "error")
-TARGET_HEADER = ("target", "at least", "aim", "measured", "")
+TARGET_HEADER = ("target", "at least", "aim", "measured", "at the machine's limit", "")
 OUTCOMES = {"aim": "aim reached", "pass": "reached", "missed": "missed"}
 
 
@@ -61,6 +61,15 @@ def notes(rows: list[dict[str, Any]]) -> list[str]:
     return [*failures, *dict.fromkeys(remarks)]
 
 
+def target_table(targets: list[dict[str, Any]]) -> tuple[tuple[str, ...], list[list[str]]]:
+    """Header and cells; without the limit's column where no target has a limit."""
+    rows = [target_cells(target) for target in targets]
+    limit = TARGET_HEADER.index("at the machine's limit")
+    if any(row[limit] for row in rows):
+        return TARGET_HEADER, rows
+    return TARGET_HEADER[:limit] + TARGET_HEADER[limit + 1 :], [row[:limit] + row[limit + 1 :] for row in rows]
+
+
 def target_cells(target: dict[str, Any]) -> list[str]:
     sign = "≤ " if target["most"] else ""
     suffix = {"times": "×", "percent": "%", "microseconds": " µs"}[target["unit"]]
@@ -74,6 +83,7 @@ def target_cells(target: dict[str, Any]) -> list[str]:
         sign + bound(target["at_least"]),
         sign + bound(target["aim"]),
         bound(target["measured"]),
+        bound(target.get("at_limit")),
         outcome,
     ]
 
@@ -136,7 +146,7 @@ def show(result: dict[str, Any]) -> None:
             print(f"  {note}")
         print()
     if result["targets"]:
-        tables.show("targets", TARGET_HEADER, [target_cells(target) for target in result["targets"]])
+        tables.show("targets", *target_table(result["targets"]))
         print()
     for line in (memory_line(result), *very_long_lines(result), missing_line(result), verdict_line(result)):
         print(line)

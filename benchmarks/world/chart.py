@@ -1,4 +1,7 @@
-"""Learning curves: return against minutes, a panel a task, a colour a memory.
+"""Learning curves: return against minutes, a panel a task, a colour a variant.
+
+What is drawn is the return of the episodes collected, or, where checkpoints are evaluated on the way, the return of
+these.
 
 Text and lines keep their contrast on a white and on a black page, and the background is left transparent.
 """
@@ -9,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from scans.chart import INK, OURS, STAMP, fingerprint
-from world.report import TARGETS, groups
+from world.report import groups, is_control
+from world.tasks import TASKS
 
 COLOURS = {
     "scan": OURS,
@@ -17,7 +21,11 @@ COLOURS = {
     "scan off": "#c08a00",
     "unrotated": "#a855f7",
     "GRU": "#3b82f6",
+    "exact": OURS,
+    "reinforce": "#3b82f6",
+    "dynamics": "#10a37f",
 }
+COLUMNS = 3
 
 
 def draw(result: dict[str, Any], path: Path) -> str:
@@ -36,12 +44,15 @@ def draw(result: dict[str, Any], path: Path) -> str:
     inked = ("text.color", "axes.labelcolor", "axes.edgecolor", "axes.titlecolor", "xtick.color", "ytick.color")
     style: Any = {"font.size": 11, **dict.fromkeys(inked, INK)}
     with plt.rc_context(style):
-        size = (4.2 * len(tasks) + 0.6, 4.0)
-        figure, panels = plt.subplots(1, len(tasks), figsize=size, sharey=True, squeeze=False, layout="constrained")
-        for axes, task in zip(panels[0], tasks, strict=True):
-            _panel(axes, task, {memory: runs for (name, memory), runs in found.items() if name == task})
-        panels[0][0].set_ylabel("return of an episode, while training")
-        handles = {memory: plt.Line2D([], [], color=COLOURS[memory], lw=2) for _, memory in found}
+        rows = -(-len(tasks) // COLUMNS)
+        columns = min(len(tasks), COLUMNS)
+        size = (4.2 * columns + 0.6, 3.6 * rows + 0.4)
+        figure, panels = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
+        for axes in panels.flat[len(tasks) :]:
+            axes.set_axis_off()
+        for axes, task in zip(panels.flat, tasks, strict=False):
+            _panel(axes, task, {variant: runs for (name, variant), runs in found.items() if name == task})
+        handles = {variant: plt.Line2D([], [], color=_colour(variant), lw=2) for _, variant in found}
         figure.legend(
             [*handles.values()], [*handles], frameon=False, ncols=len(handles), loc="outside lower center", fontsize=10
         )
@@ -51,24 +62,38 @@ def draw(result: dict[str, Any], path: Path) -> str:
     return ""
 
 
-def _panel(axes: Any, task: str, memories: dict[str, list[dict[str, Any]]]) -> None:
-    for memory, runs in memories.items():
+def _colour(variant: str) -> str:
+    return COLOURS.get(variant, INK)
+
+
+def _panel(axes: Any, task: str, variants: dict[str, list[dict[str, Any]]]) -> None:
+    known = TASKS.get(task)
+    for variant, runs in variants.items():
+        ours = known is not None and variant == known.ours
         for run in runs:
-            curve = np.array(run["curve"])
-            if len(curve):
-                smooth = _smooth(curve[:, 2])
-                axes.plot(curve[:, 0] / 60, smooth, color=COLOURS[memory], lw=1.8 if memory == "scan" else 1.2)
-    published = TARGETS.get(task, {}).get("published")
-    if published is not None:
-        axes.axhline(published, color=INK, ls=":", lw=1.2)
-        axes.text(
-            0.99, published + 0.02, "best published", transform=axes.get_yaxis_transform(), ha="right", fontsize=9
-        )
-    axes.set_ylim(-1.05, 1.1)
+            points = np.array(run["evaluations" if is_control(task) else "curve"])
+            if len(points):
+                heights = points[:, 2] if is_control(task) else _smooth(points[:, 2])
+                axes.plot(points[:, 0] / 60, heights, color=_colour(variant), lw=1.8 if ours else 1.2)
+    if known is not None:
+        axes.set_ylim(known.floor, known.ceiling)
+        if known.published is not None:
+            _line(axes, known.published[0], "best published", "bottom")
+        elif is_control(task):
+            _line(axes, known.at_least, "to be reached", "top")
     axes.set_title(task, loc="left")
     axes.set_xlabel("minutes")
+    axes.set_ylabel("return of a checkpoint" if is_control(task) else "return of an episode, while training")
     axes.grid(axis="y", color=INK, alpha=0.25, lw=0.6)
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def _line(axes: Any, height: float, text: str, side: str) -> None:
+    """A dotted line, and what it is, with its ``side`` at the line."""
+    low, high = axes.get_ylim()
+    axes.axhline(height, color=INK, ls=":", lw=1.2)
+    gap = 0.01 * (high - low) * (1 if side == "bottom" else -1)
+    axes.text(0.99, height + gap, text, transform=axes.get_yaxis_transform(), ha="right", va=side, fontsize=9)
 
 
 def _smooth(values: np.ndarray) -> np.ndarray:

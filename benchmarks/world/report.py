@@ -4,28 +4,54 @@ import statistics
 from typing import Any
 
 from harness.tables import figure
-from world.runs import MEMORIES, MINUTES
+from world.runs import PASSING_EPISODES
+from world.tasks import TASKS, Task
 
-# Published figures are the best and the GRU's mean return of the POPGym benchmark (Morad et al. 2023), 15M steps.
-TARGETS = {
-    "RepeatPreviousEasy": {"at_least": 0.97, "aim": None, "published": 1.0, "published_gru": 1.0},
-    "RepeatPreviousMedium": {"at_least": 0.9, "aim": 0.98, "published": 0.789, "published_gru": -0.315},
-    "RepeatPreviousHard": {"at_least": 0.5, "aim": 0.9, "published": 0.191, "published_gru": -0.428},
-}
+Groups = dict[tuple[str, str], list[dict[str, Any]]]
+
 RETURN_HEADER = ("task", "memory", "mean return", "each seed", "minutes", "steps", "published best", "GRU")
-TIME_HEADER = ("task", "memory", "collect ms", "observe ms", "imagine ms", "share of imagine", "cores used")
+CONTROL_HEADER = (
+    "task",
+    "policy improved by",
+    "mean return",
+    "each seed",
+    "minutes",
+    "steps",
+    "threshold",
+    "minutes to it",
+    "steps to it",
+    "seeds that reached it",
+)
+CONTROL_NOTE = (
+    "Minutes and steps to the threshold are those of the first checkpoint, one every half minute, whose greedy policy "
+    f"has a mean return of at least the threshold over {PASSING_EPISODES} episodes of its own; means over the seeds "
+    "that reached it. Minutes are wall time of training, collection and updates together."
+)
+TIME_HEADER = ("task", "variant", "collect ms", "observe ms", "imagine ms", "share of imagine", "cores used")
 
 
-def groups(result: dict[str, Any]) -> dict[tuple[str, str], list[dict[str, Any]]]:
-    """Runs by task and memory, tasks and memories in their own order, seeds rising."""
+def variant_of(run: dict[str, Any]) -> str:
+    """Name of a run's variant; where only memories were compared, it is the memory's."""
+    return str(run["variant"] if "variant" in run else run["memory"])
+
+
+def groups(result: dict[str, Any]) -> Groups:
+    """Runs by task and variant, tasks and variants in their own order, seeds rising."""
     runs = sorted(result["runs"].values(), key=lambda run: run["seed"])
     found = {}
-    for task in [*MINUTES, *sorted({run["task"] for run in runs} - set(MINUTES))]:
-        for memory in MEMORIES:
-            several = [run for run in runs if (run["task"], run["memory"]) == (task, memory)]
+    for task in [*TASKS, *sorted({run["task"] for run in runs} - set(TASKS))]:
+        there = [variant_of(run) for run in runs if run["task"] == task]
+        known = TASKS[task].variants if task in TASKS else ()
+        for variant in [*known, *sorted(set(there) - set(known))]:
+            several = [run for run in runs if (run["task"], variant_of(run)) == (task, variant)]
             if several:
-                found[task, memory] = several
+                found[task, variant] = several
     return found
+
+
+def is_control(task: str) -> bool:
+    """Whether the table says how long a task took to reach its threshold."""
+    return task in TASKS and TASKS[task].checkpoint_minutes is not None
 
 
 def mean_return(runs: list[dict[str, Any]]) -> float:
@@ -33,58 +59,98 @@ def mean_return(runs: list[dict[str, Any]]) -> float:
     return statistics.mean(run["evaluation"]["mean"] for run in runs)
 
 
+def return_tables(result: dict[str, Any]) -> list[tuple[str, tuple[str, ...], list[list[str]]]]:
+    """Title, header and rows of each table of returns that has a row."""
+    tables = [
+        ("Return of an episode", RETURN_HEADER, return_cells(result)),
+        ("Control: return of an episode", CONTROL_HEADER, control_cells(result)),
+    ]
+    return [table for table in tables if table[2]]
+
+
 def return_cells(result: dict[str, Any]) -> list[list[str]]:
-    """A row for each task and memory."""
+    """A row for each task of memory and each of its variants."""
     rows = []
-    for (task, memory), runs in groups(result).items():
-        target = TARGETS.get(task, {})
-        rows.append(
-            [
-                task,
-                memory,
-                f"{mean_return(runs):.3f}",
-                " ".join(f"{run['evaluation']['mean']:.3f}" for run in runs),
-                figure(statistics.mean(run["seconds"] for run in runs) / 60),
-                f"{statistics.mean(run['steps'] for run in runs):,.0f}",
-                _signed(target.get("published")),
-                _signed(target.get("published_gru")),
-            ]
-        )
+    for (task, variant), runs in groups(result).items():
+        if not is_control(task):
+            published = TASKS[task].published if task in TASKS else None
+            rows.append([*_reached(task, variant, runs, 3), *(f"{x:.3f}" for x in published or ())])
+            rows[-1] += [""] * (len(RETURN_HEADER) - len(rows[-1]))
     return rows
 
 
-def time_cells(result: dict[str, Any]) -> list[list[str]]:
-    """Milliseconds of an update, for each task and memory."""
+def control_cells(result: dict[str, Any]) -> list[list[str]]:
+    """A row for each task of control and each way of improving the policy."""
     rows = []
-    for (task, memory), runs in groups(result).items():
+    for (task, variant), runs in groups(result).items():
+        if is_control(task):
+            passed = [point for run in runs if (point := threshold_point(run, TASKS[task]))]
+            minutes = figure(statistics.mean(seconds for seconds, _ in passed) / 60) if passed else "–"
+            steps = f"{statistics.mean(steps for _, steps in passed):,.0f}" if passed else "–"
+            threshold = f"{TASKS[task].at_least:g}"
+            rows.append([*_reached(task, variant, runs, 1), threshold, minutes, steps, f"{len(passed)} of {len(runs)}"])
+    return rows
+
+
+def threshold_point(run: dict[str, Any], task: Task) -> tuple[float, float] | None:
+    """Seconds and steps at which a run first reached what is to be reached; ``CONTROL_NOTE`` says how it is told."""
+    return next(((seconds, steps) for seconds, steps, mean in run["evaluations"] if mean >= task.at_least), None)
+
+
+def time_cells(result: dict[str, Any]) -> list[list[str]]:
+    """Milliseconds of an update, for each task and variant."""
+    rows = []
+    for (task, variant), runs in groups(result).items():
         timed = [run["milliseconds_an_update"] for run in runs if run["milliseconds_an_update"]]
         if timed:
             names = ("collect", "observe", "imagine")
             milliseconds = [figure(statistics.median(times[name] for times in timed)) for name in names]
             share = statistics.median(times["share_of_imagine"] for times in timed)
             cores = statistics.median(run["cores_used"] for run in runs)
-            rows.append([task, memory, *milliseconds, f"{share:.0%}", f"{cores:.1f}"])
+            rows.append([task, variant, *milliseconds, f"{share:.0%}", f"{cores:.1f}"])
     return rows
 
 
 def target_lines(result: dict[str, Any]) -> list[str]:
-    """What was to be reached by the scan, and whether it was."""
+    """What was to be reached by ours, and whether it was."""
     lines = []
-    for (task, memory), runs in groups(result).items():
-        target = TARGETS.get(task)
-        if memory != "scan" or target is None:
+    for (task, variant), runs in groups(result).items():
+        target = TASKS.get(task)
+        if target is None or variant != target.ours:
             continue
         value = mean_return(runs)
-        wanted = f"at least {target['at_least']}" + (f", aim {target['aim']}" if target["aim"] else "")
-        reached = "aim reached" if target["aim"] and value >= target["aim"] else "reached"
-        if value < target["at_least"]:
+        wanted = f"at least {target.at_least:g}" + (f", aim {target.aim:g}" if target.aim is not None else "")
+        reached = "aim reached" if target.aim is not None and value >= target.aim else "reached"
+        if value < target.at_least:
             reached = "missed"
-        budget = [run["minutes"] for run in runs]
-        over = f"; minutes given {max(budget):g} of {MINUTES[task]:g}" if max(budget) != MINUTES[task] else ""
+        budget = max(run["minutes"] for run in runs)
+        over = f"; minutes given {budget:g} of {target.minutes:g}" if budget != target.minutes else ""
+        if target.steps is not None:
+            over += f"; steps {max(run['steps'] for run in runs):,} of {target.steps:,}"
+        if target.aim_minutes is not None:
+            over += f"; {_aim_minutes(runs, target)}"
         seeds = f"{len(runs)} seed{'s' if len(runs) > 1 else ''}"
-        lines.append(f"{task}: {value:.3f} over {seeds}, {wanted}: {reached}{over}")
+        lines.append(f"{task}: {value:.{_digits(task)}f} over {seeds}, {wanted}: {reached}{over}")
     return lines
 
 
-def _signed(value: float | None) -> str:
-    return "" if value is None else f"{value:.3f}"
+def _aim_minutes(runs: list[dict[str, Any]], target: Task) -> str:
+    assert target.aim_minutes is not None
+    points = [threshold_point(run, target) for run in runs]
+    in_time = sum(point is not None and point[0] <= 60 * target.aim_minutes for point in points)
+    return f"{in_time} of {len(runs)} passed it within {target.aim_minutes:g} minutes, the aim"
+
+
+def _reached(task: str, variant: str, runs: list[dict[str, Any]], digits: int) -> list[str]:
+    return [
+        task,
+        variant,
+        f"{mean_return(runs):.{digits}f}",
+        " ".join(f"{run['evaluation']['mean']:.{digits}f}" for run in runs),
+        figure(statistics.mean(run["seconds"] for run in runs) / 60),
+        f"{statistics.mean(run['steps'] for run in runs):,.0f}",
+    ]
+
+
+def _digits(task: str) -> int:
+    return 1 if is_control(task) else 3

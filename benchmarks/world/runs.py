@@ -1,4 +1,4 @@
-"""Single runs of the benchmark: one task, one memory, one seed; and the JSON file that they are merged into."""
+"""Single runs of the benchmark: one task, one variant, one seed; and the JSON file that they are merged into."""
 
 import contextlib
 import dataclasses
@@ -7,6 +7,7 @@ import itertools
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -17,20 +18,12 @@ from typing import Any
 import torch
 
 from harness import environment
+from world.tasks import Task
 from worldmodel.agent import Agent
 from worldmodel.evaluate import evaluate
 from worldmodel.run import Run
 
-MINUTES = {"RepeatPreviousEasy": 5.0, "RepeatPreviousMedium": 15.0, "RepeatPreviousHard": 60.0}
-
-MEMORIES = {
-    "scan": {},
-    "convolution and scan off": {"model.memory.kind": "none"},
-    "scan off": {"model.memory.scan": False},
-    "unrotated": {"model.memory.rotated": False},
-    "GRU": {"model.memory.kind": "gru"},
-}
-"""What is changed of the preset, by the name of the memory."""
+PASSING_EPISODES = 20  # with which a checkpoint on the way is evaluated
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,20 +31,22 @@ class Plan:
     """One run.
 
     Attributes:
-        task: name of the environment.
-        memory: one of ``MEMORIES``.
+        task: what is trained on.
+        variant: one of the task's.
         seed: of the run; evaluation has seeds of its own, the same for all.
         minutes: of training.
+        steps: of the environments, at most; None for no limit.
         episodes: of evaluation.
         threads: of PyTorch.
         device: of the world model.
         extra: further options of ``python -m worldmodel train``.
     """
 
-    task: str
-    memory: str
+    task: Task
+    variant: str
     seed: int
     minutes: float
+    steps: int | None = None
     episodes: int = 100
     threads: int = 2
     device: str = "cpu"
@@ -60,15 +55,20 @@ class Plan:
     @property
     def key(self) -> str:
         """Its name in the JSON file."""
-        return f"{self.task}/{self.memory}/{self.seed}"
+        return f"{self.task.name}/{self.variant}/{self.seed}"
 
 
 def train_options(plan: Plan, folder: Path) -> list[str]:
     """What ``python -m worldmodel train`` is given."""
-    named = {"env": plan.task, "minutes": plan.minutes, "seed": plan.seed, "run": folder}
-    named |= {"threads": plan.threads, "device": plan.device}
+    task = plan.task
+    named: dict[str, Any] = {"env": task.name, "preset": task.preset, "minutes": plan.minutes, "seed": plan.seed}
+    named |= {"run": folder, "threads": plan.threads, "device": plan.device}
+    if plan.steps is not None:
+        named["steps"] = plan.steps
+    if task.checkpoint_minutes is not None:
+        named["save-minutes"] = task.checkpoint_minutes
     options = [text for name, value in named.items() for text in (f"--{name}", str(value))]
-    for name, value in MEMORIES[plan.memory].items():
+    for name, value in task.variants[plan.variant].items():
         option, no = name.rsplit(".", 1)
         options += [f"--{option}.no-{no}"] if value is False else [f"--{name}", str(value)]
     return [*options, *plan.extra]
@@ -82,18 +82,26 @@ def execute(plan: Plan, folder: Path) -> dict[str, Any]:
     """
     command = [sys.executable, "-m", "worldmodel", "train", *train_options(plan, folder)]
     start, before = time.perf_counter(), os.times()
-    done = subprocess.run(command, stdout=subprocess.DEVNULL)
-    if done.returncode:
-        raise RuntimeError(f"{plan.key}: training ended with exit status {done.returncode}")
+    training = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    try:
+        while training.poll() is None:
+            keep_checkpoints(folder)
+            time.sleep(1)
+    finally:
+        training.kill()  # nothing happens to one that has ended
+    if training.returncode:
+        raise RuntimeError(f"{plan.key}: training ended with exit status {training.returncode}")
     wall, after = time.perf_counter() - start, os.times()
+    keep_checkpoints(folder)
     torch.set_num_threads(plan.threads)
     agent = Agent.load(folder, plan.device)
-    found = evaluate(agent, plan.task, plan.episodes, seed=10**6)
-    lines = Run(folder).metrics
+    found = evaluate(agent, plan.task.name, plan.episodes, seed=10**6, num_envs=50)
+    run = Run(folder)
+    lines = run.metrics
     last = lines[-1]
     return {
-        "task": plan.task,
-        "memory": plan.memory,
+        "task": plan.task.name,
+        "variant": plan.variant,
         "seed": plan.seed,
         "minutes": plan.minutes,
         "seconds": last["seconds"],
@@ -101,6 +109,7 @@ def execute(plan: Plan, folder: Path) -> dict[str, Any]:
         "updates": last["updates"],
         "parameters": sum(p.numel() for p in agent.world_model.parameters()),
         "evaluation": found.to_json(),
+        "evaluations": evaluations(plan, folder) if plan.task.checkpoint_minutes else [],
         "milliseconds_an_update": update_times(lines),
         "curve": [
             [line["seconds"], line["steps"], line["episode/return"]] for line in lines if "episode/return" in line
@@ -108,10 +117,42 @@ def execute(plan: Plan, folder: Path) -> dict[str, Any]:
         # A machine that others use gives a run fewer of its cores.
         "cores_used": (after.children_user + after.children_system - before.children_user - before.children_system)
         / wall,
-        "settings": Run(folder).config["train"],
+        "settings": run.config["train"],
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "commit": environment.describe(torch.device(plan.device))["wmkernels"]["commit"],
     }
+
+
+def keep_checkpoints(folder: Path) -> None:
+    """Copies the weights of checkpoints that are new, each into the folder of a run; the run itself keeps only two."""
+    for checkpoint in (folder / "checkpoints").glob("*"):
+        kept = folder / "passed" / checkpoint.name
+        if not checkpoint.name.isdigit() or kept.exists():
+            continue
+        beside = kept.with_name(kept.name + ".partial")
+        weights = beside / "checkpoints" / checkpoint.name / "world_model.safetensors"
+        weights.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(folder / "config.json", beside / "config.json")
+        with contextlib.suppress(FileNotFoundError):  # two newer ones were made meanwhile
+            shutil.copyfile(checkpoint / weights.name, weights)
+            beside.rename(kept)
+
+
+def evaluations(plan: Plan, folder: Path) -> list[list[float]]:
+    """Seconds, steps and the mean return of the greedy policy, for each checkpoint that ``keep_checkpoints`` kept.
+
+    The episodes are the same for all, and others than those of the evaluation at the end.
+    """
+    lines = Run(folder).metrics
+    found = []
+    for kept in sorted(path for path in (folder / "passed").iterdir() if path.name.isdigit()):
+        steps = int(kept.name)
+        # The log has a line every few seconds: the first one that is not before the checkpoint.
+        seconds = next((line["seconds"] for line in lines if line["steps"] >= steps), lines[-1]["seconds"])
+        agent = Agent.load(kept, plan.device)
+        returned = evaluate(agent, plan.task.name, PASSING_EPISODES, 2 * 10**6, num_envs=PASSING_EPISODES)
+        found.append([seconds, steps, returned.mean])
+    return found
 
 
 def update_times(lines: list[dict[str, float]]) -> dict[str, float]:

@@ -8,6 +8,7 @@
 #include "isa.h"
 #include "multiply.h"
 #include "storage.h"
+#include "tile.h"
 #include "winograd.h"
 
 namespace wmk::WMK_ISA {
@@ -17,6 +18,7 @@ constexpr int64_t kSegment = 64;                     // positions of a row whose
 constexpr int64_t kGroup = 32;                       // tiles that go through the weights together
 constexpr int64_t kChunkBytes = int64_t(128) << 10;  // of gradients that one pass over the weights' gradient reads
 constexpr int64_t kPartsBytes = int64_t(256) << 20;  // of weight gradients summed apart, one a thread
+constexpr int64_t kLeastWork = int64_t(2) << 20;     // multiply-adds of a call that are worth a thread of their own
 
 // The first `count` lanes of a vector; the others read as zero and are not written.
 template <class T, class S>
@@ -101,6 +103,7 @@ struct Sizes {
 
 // How the work is divided. Where batch elements keep the threads evenly busy, a thread takes whole elements through
 // time and never waits. Otherwise each map is cut into bands of rows, and the threads meet after every stage of a step.
+// A call too short to wake another thread for, such as one step of a small map, stays on the one that it came on.
 struct Division {
   bool by_element;
   int64_t rows;   // of a map that stay in one band together
@@ -109,7 +112,9 @@ struct Division {
   int64_t slots;  // maps in memory
 
   Division(const wmk_conv_lstm& op, bool tiled, int64_t most_parts) : rows(tiled ? 2 : 1) {
-    int64_t threads = smaller(op.threads, most_parts);
+    const int64_t taps = op.input * op.ih_height * op.ih_width + op.hidden * op.hh_height * op.hh_width;
+    const int64_t work = op.time * op.batch * op.height * op.width * kGates * op.hidden * taps;
+    const int64_t threads = larger(1, smaller(smaller(op.threads, most_parts), work / kLeastWork));
     by_element = threads == 1 || op.batch % threads == 0 || op.batch >= 4 * threads;
     bands = by_element ? 1 : smaller(op.height / rows, threads);
     parts = smaller(threads, op.batch * bands);
@@ -153,21 +158,30 @@ class ConvLSTM {
   int64_t packed_ih() const { return taps_ih() * op.input * sizes.gates; }
   int64_t packed_hh() const { return taps_hh() * op.hidden * sizes.gates; }
 
-  // Weights [4 * hidden, channels, kernel] as [blocks][taps][channels][4 vectors].
-  void pack_weight(T* to, const wmk_view& weight, int64_t channels, int64_t height, int64_t width) const {
+  // One block of weights [4 * hidden, channels, kernel], as [taps][channels][4 vectors].
+  void pack_block(T* to, const wmk_view& weight, int64_t channels, int64_t height, int64_t width, int64_t b) const {
     const int64_t* stride = weight.stride;
-    const int64_t taps = height * width;
-    for (int64_t b = 0; b < sizes.blocks; ++b, to += taps * channels * block) {
-      const int64_t some = smaller(lanes, op.hidden - b * lanes);
-      if (some < lanes) memset(to, 0, size_t(taps * channels * block) * sizeof(T));
-      for (int64_t ci = 0; ci < channels; ++ci)
-        for (int64_t tap = 0; tap < taps; ++tap)
-          for (int64_t gate = 0; gate < kGates; ++gate) {
-            const S* from = (const S*)weight.data + (gate * op.hidden + b * lanes) * stride[0] + ci * stride[1] +
-                            tap / width * stride[2] + tap % width * stride[3];
-            T* row = to + (tap * channels + ci) * block + gate * lanes;
-            for (int64_t lane = 0; lane < some; ++lane) row[lane] = widen_one<T>(from[lane * stride[0]]);
-          }
+    const int64_t taps = height * width, length = channels * taps, some = smaller(lanes, op.hidden - b * lanes);
+    const bool in_a_row = stride[3] == 1 && stride[2] == width && stride[1] == taps;
+    if (!in_a_row && some < lanes) memset(to, 0, size_t(length * block) * sizeof(T));
+    for (int64_t gate = 0; gate < kGates; ++gate) {
+      const S* from = (const S*)weight.data + (gate * op.hidden + b * lanes) * stride[0];
+      for (int64_t first = 0; in_a_row && first < length; first += lanes) {  // squares of lanes x channels and taps
+        alignas(64) T square[lanes * lanes];
+        const int64_t count = smaller(lanes, length - first);
+        load_tile(square, lanes, from + first, stride[0], 1, int(some), count);
+        int64_t ci = first / taps, tap = first % taps;
+        for (int64_t i = 0; i < count; ++i) {
+          store(to + (tap * channels + ci) * block + gate * lanes, load(square + i * lanes));
+          if (++tap == taps) tap = 0, ++ci;
+        }
+      }
+      for (int64_t ci = 0; !in_a_row && ci < channels; ++ci)
+        for (int64_t tap = 0; tap < taps; ++tap) {
+          const S* place = from + ci * stride[1] + tap / width * stride[2] + tap % width * stride[3];
+          T* row = to + (tap * channels + ci) * block + gate * lanes;
+          for (int64_t lane = 0; lane < some; ++lane) row[lane] = widen_one<T>(place[lane * stride[0]]);
+        }
     }
   }
   // The bias as [blocks][4 vectors]; zero where there is none.
@@ -196,15 +210,10 @@ class ConvLSTM {
   template <class From>
   static void read_positions(T* to, int64_t pitch, const From* from, int64_t channel_stride, int64_t position_stride,
                              int64_t channels, int64_t count) {
-    if (channel_stride == 1) {
-      for (int64_t p = 0; p < count; ++p, from += position_stride, to += pitch) {
-        int64_t c = 0;
-        for (; c + lanes <= channels; c += lanes) store(to + c, load_as(from + c, T(0)));
-        for (; c < channels; ++c) to[c] = widen_one<T>(from[c]);
-      }
-      return;
-    }
-    for (int64_t c = 0; c < channels; ++c)
+    int64_t c = 0;
+    for (; c + lanes <= channels; c += lanes)
+      load_tile(to + c, pitch, from + c * channel_stride, channel_stride, position_stride, lanes, count);
+    for (; c < channels; ++c)
       for (int64_t p = 0; p < count; ++p)
         to[p * pitch + c] = widen_one<T>(from[c * channel_stride + p * position_stride]);
   }
@@ -263,30 +272,44 @@ class ConvLSTM {
   // Packed weights, for tiles or as they are: how many numbers, and one convolution's.
   int64_t ready_ih() const { return sizes.tiled ? packed_ih() * kTileNumbers / 9 : packed_ih(); }
   int64_t ready_hh() const { return sizes.tiled ? packed_hh() * kTileNumbers / 9 : packed_hh(); }
-  // `scratch` is as large as the packed weights, and used for tiles alone.
-  void ready_weight(T* to, T* scratch, const wmk_view& weight, int64_t channels, int64_t height, int64_t width) const {
-    if (!sizes.tiled) return pack_weight(to, weight, channels, height, width);
-    pack_weight(scratch, weight, channels, height, width);
-    for (int64_t b = 0; b < sizes.blocks; ++b)
-      turn_weight_for_tiles(to + b * kTileNumbers * channels * block, scratch + b * 9 * channels * block, channels,
-                            block);
+  // Packs both, block by block; `scratch` holds `ready_scratch` numbers for each of `threads`.
+  int64_t ready_scratch() const { return sizes.tiled ? 9 * larger(op.input, op.hidden) * block : 0; }
+  void ready_weights(T* ih, T* hh, T* scratch, int64_t threads) const {
+    parallel_for(2 * sizes.blocks, threads, [&](int64_t item, int64_t thread) {
+      const int64_t b = item / 2;
+      T* packed = scratch + thread * ready_scratch();
+      if (item % 2 == 0) {
+        ready_block(ih + b * (ready_ih() / sizes.blocks), packed, op.weight_ih, op.input, op.ih_height, op.ih_width, b);
+      } else {
+        ready_block(hh + b * (ready_hh() / sizes.blocks), packed, op.weight_hh, op.hidden, op.hh_height, op.hh_width,
+                    b);
+      }
+    });
+  }
+  void ready_block(T* to, T* packed, const wmk_view& weight, int64_t channels, int64_t height, int64_t width,
+                   int64_t b) const {
+    pack_block(sizes.tiled ? packed : to, weight, channels, height, width, b);
+    if (sizes.tiled) turn_weight_for_tiles(to, packed, channels, block);
   }
 
   // Scratch of one worker.
   struct Scratch {
     Term<T>* terms;
-    T* numbers;   // [16][tiles][channels of x and h, or of the gates], of tiles
-    T* products;  // [16][tiles][4 vectors]
+    T* numbers;   // [16][tiles][channels of x and h, or of the gates]: the 16 are apart(channels) from each other
+    T* products;  // [16][tiles][4 vectors], likewise
   };
+  // From one of a tile's 16 numbers to the next, for a group of tiles with so many numbers at each place. Never a power
+  // of two, for then all 16 would share a few lines of the first-level cache.
+  static constexpr int64_t apart(int64_t numbers) { return kGroup * numbers + lanes; }
   int64_t tile_channels() const { return larger(op.input + op.hidden, sizes.gates); }
   Scratch take_scratch(Arena& arena, int64_t parts) const {
-    const int64_t numbers = sizes.tiled ? kTileNumbers * kGroup * tile_channels() : 0;
-    const int64_t products = sizes.tiled ? kTileNumbers * kGroup * block : 0;
+    const int64_t numbers = sizes.tiled ? kTileNumbers * apart(tile_channels()) : 0;
+    const int64_t products = sizes.tiled ? kTileNumbers * apart(block) : 0;
     return {arena.take<Term<T>>(parts * most_terms()), arena.take<T>(parts * numbers), arena.take<T>(parts * products)};
   }
   Scratch scratch_of(const Scratch& all, int64_t part) const {
-    return {all.terms + part * most_terms(), all.numbers + part * kTileNumbers * kGroup * tile_channels(),
-            all.products + part * kTileNumbers * kGroup * block};
+    return {all.terms + part * most_terms(), all.numbers + part * kTileNumbers * apart(tile_channels()),
+            all.products + part * kTileNumbers * apart(block)};
   }
 
   // Calls use(sums, block, row, column, count) with the gates' sums [count][4 vectors] of every segment of rows
@@ -324,23 +347,22 @@ class ConvLSTM {
   void sum_group(T* sums, const Scratch& scratch, const PaddedMap<T>& x, const T* weight_ih, const PaddedMap<T>* h,
                  const T* weight_hh, const T* bias, int64_t row, int64_t rows, int64_t column, int64_t columns,
                  const Use& use) const {
-    const int64_t channels = op.input + op.hidden, distance = kGroup * channels;
+    const int64_t channels = op.input + op.hidden;
     turn_inputs(scratch.numbers, channels, x, row, rows, column, columns);
     if (h) turn_inputs(scratch.numbers + op.input, channels, *h, row, rows, column, columns);
     for (int64_t b = 0; b < sizes.blocks; ++b) {
       for (int64_t k = 0; k < kTileNumbers; ++k) {
-        const T* numbers = scratch.numbers + k * distance;
+        const T* numbers = scratch.numbers + k * apart(channels);
         const T* right_ih = weight_ih + (b * kTileNumbers + k) * op.input * block;
         const T* right_hh = weight_hh + (b * kTileNumbers + k) * op.hidden * block;
         const Term<T> terms[] = {{numbers, channels, right_ih, op.input},
                                  {numbers + op.input, channels, right_hh, op.hidden}};
-        sum_terms<T, kGates>(scratch.products + k * kGroup * block, block, nullptr, terms, h ? 2 : 1, 0,
-                             rows * columns);
+        sum_terms<T, kGates>(scratch.products + k * apart(block), block, nullptr, terms, h ? 2 : 1, 0, rows * columns);
       }
       for (int64_t r = 0; r < rows; ++r) {
         for (int64_t c = 0; c < columns; ++c)
           turn_output_of_tile(sums + 2 * c * block, kSegment * block, block,
-                              scratch.products + (r * columns + c) * block, kGroup * block, bias + b * block, block);
+                              scratch.products + (r * columns + c) * block, apart(block), bias + b * block, block);
         use(sums, b, row + 2 * r, column, 2 * columns);
         use(sums + kSegment * block, b, row + 2 * r + 1, column, 2 * columns);
       }
@@ -351,7 +373,7 @@ class ConvLSTM {
                           int64_t columns) {
     for (int64_t r = 0; r < rows; ++r)
       for (int64_t c = 0; c < columns; ++c, to += channels)
-        turn_input_for_tile(to, kGroup * channels, map.at(row + 2 * r, column + 2 * c), map.row(), map.channels,
+        turn_input_for_tile(to, apart(channels), map.at(row + 2 * r, column + 2 * c), map.row(), map.channels,
                             map.channels);
   }
 

@@ -134,15 +134,15 @@ class Gradients : public ConvLSTM<T, S> {
                         column + by.pad_left - 2 + halo.left, columns);
       for (int64_t b = 0; b < by.blocks; ++b) {
         for (int64_t k = 0; k < kTileNumbers; ++k) {
-          const Term<T> term = {scratch.numbers + k * kGroup * sizes.gates, sizes.gates,
+          const Term<T> term = {scratch.numbers + k * Base::apart(sizes.gates), sizes.gates,
                                 weight + (b * kTileNumbers + k) * size, sizes.gates};
-          sum_terms(int(by.vectors), scratch.products + k * kGroup * pitch, pitch, (const T*)nullptr, &term, 1, 0,
+          sum_terms(int(by.vectors), scratch.products + k * Base::apart(pitch), pitch, (const T*)nullptr, &term, 1, 0,
                     rows * columns);
         }
         for (int64_t r = 0; r < rows; ++r) {
           for (int64_t c = 0; c < columns; ++c)
             turn_output_of_tile(sums + 2 * c * pitch, kSegment * pitch, pitch,
-                                scratch.products + (r * columns + c) * pitch, kGroup * pitch, zeros, pitch);
+                                scratch.products + (r * columns + c) * pitch, Base::apart(pitch), zeros, pitch);
           use(sums, b, row + 2 * r, column, 2 * columns);
           use(sums + kSegment * pitch, b, row + 2 * r + 1, column, 2 * columns);
         }
@@ -161,11 +161,11 @@ class Gradients : public ConvLSTM<T, S> {
         for (int64_t r = 0; r < rows; ++r)
           for (int64_t c = 0; c < columns; ++c, to += block) {
             const T* from = gates.at(row + 2 * r + halo.top, column + 2 * c + halo.left) + b * block;
-            turn_gradient_of_tile(to, kGroup * block, from, gates.row(), sizes.gates, block);
+            turn_gradient_of_tile(to, Base::apart(block), from, gates.row(), sizes.gates, block);
           }
         for (int64_t k = 0; k < kTileNumbers; ++k) {
-          const Grid<T> left = {scratch.numbers + k * kGroup * by.channels, 0, by.channels};
-          const Grid<T> right = {scratch.products + k * kGroup * block, 0, block};
+          const Grid<T> left = {scratch.numbers + k * Base::apart(by.channels), 0, by.channels};
+          const Grid<T> right = {scratch.products + k * Base::apart(block), 0, block};
           sum_places(sums + (b * kTileNumbers + k) * by.channels * block, left, right, by.channels, 1, rows * columns);
         }
       }
@@ -193,7 +193,7 @@ class Gradients : public ConvLSTM<T, S> {
   void store_weight_gradient(const wmk_view& to, const T* sums, int64_t parts, int64_t distance,
                              const Convolution& by) const {
     const int64_t taps = by.taps(), kept = sizes.tiled ? kTileNumbers : taps;
-    parallel_for(kGates * op.hidden, op.threads, [&](int64_t out, int64_t) {
+    parallel_for(kGates * op.hidden, parts, [&](int64_t out, int64_t) {
       const int64_t gate = out / op.hidden, c = out % op.hidden;
       const T* column = sums + c / lanes * kept * by.channels * block + gate * lanes + c % lanes;
       S* row = (S*)to.data + out * by.channels * taps;

@@ -1,4 +1,4 @@
-"""The command line: ``python -m worldmodel train | evaluate | demo``."""
+"""The command line: ``python -m worldmodel train | evaluate | imagine | demo``."""
 
 import dataclasses
 import json
@@ -15,6 +15,7 @@ USAGE = """usage: python -m worldmodel COMMAND [options]
 
   train       train a world model on an environment
   evaluate    run whole episodes with what was trained
+  imagine     draw what was seen, reconstructed and imagined open-loop, as a PNG and a GIF
   demo        show what the memory does: `demo memory`, under three minutes on two cores
 
 python -m worldmodel COMMAND --help explains the options.
@@ -43,6 +44,17 @@ class EvaluateOptions:
     """Threads that PyTorch uses on a CPU."""
     json: Path | None = None
     """Also write the returns to this file."""
+    video: Path | None = None
+    """Also write a video to this file, .mp4 or .gif; RUN/evaluated.mp4 where --video has no file behind it. Without
+    imageio-ffmpeg it is a GIF."""
+    video_episodes: int = 3
+    """How many episodes the video shows, the first ones."""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for numbers that cannot work."""
+        for name in ("episodes", "num_envs", "video_episodes"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
 
 
 def parse(kind: type[Options], arguments: Sequence[str], command: str, default: Options | None = None) -> Options:
@@ -58,8 +70,8 @@ def train_command(arguments: Sequence[str]) -> int:
     from worldmodel.options import train_options
     from worldmodel.train import train
 
-    config, folder, resume = train_options(arguments, parse)
-    run = train(config, folder, resume=resume)
+    config, folder, how = train_options(arguments, parse)
+    run = train(config, folder, **how)
     print(run.folder)
     return 0
 
@@ -69,19 +81,54 @@ def evaluate_command(arguments: Sequence[str]) -> int:
     import torch
 
     from worldmodel.agent import Agent
-    from worldmodel.evaluate import evaluate
+    from worldmodel.evaluate import evaluate, evaluate_filmed
     from worldmodel.run import Run
     from worldmodel.settings import saved_config
 
-    options = parse(EvaluateOptions, arguments, "evaluate")
+    options = parse(EvaluateOptions, _video_named(arguments), "evaluate")
     if options.threads:
         torch.set_num_threads(options.threads)
     agent = Agent.load(options.run, options.device)
     env = options.env or saved_config(Run(options.run)).env
-    found = evaluate(agent, env, options.episodes, options.seed, options.num_envs, greedy=not options.sample)
+    how = (options.episodes, options.seed, options.num_envs)
+    if options.video is None:
+        found = evaluate(agent, env, *how, greedy=not options.sample)
+    else:
+        from worldmodel.video import video_file
+
+        wanted = options.run / "evaluated.mp4" if options.video == Path() else options.video
+        file, notice = video_file(wanted)
+        if notice:
+            print(notice, file=sys.stderr)
+        found = evaluate_filmed(agent, env, file, options.video_episodes, *how, greedy=not options.sample)
+        print(file)
     print(f"{env}: mean return {found.mean:.4f} ± {found.standard_error:.4f} over {len(found.returns)} episodes")
     if options.json is not None:
         options.json.write_text(json.dumps({"env": env, **found.to_json()}, indent=1) + "\n")
+    return 0
+
+
+def _video_named(arguments: Sequence[str]) -> list[str]:
+    """``--video`` with nothing behind it stands for the place in the run's folder, which an empty name says."""
+    named: list[str] = []
+    for index, argument in enumerate(arguments):
+        named.append(argument)
+        following = arguments[index + 1 : index + 2]
+        if argument == "--video" and (not following or following[0].startswith("-")):
+            named.append(str(Path()))
+    return named
+
+
+def imagine_command(arguments: Sequence[str]) -> int:
+    """Draws what a run imagines."""
+    import torch
+
+    from worldmodel.imagine import ImagineOptions, imagine, summary
+
+    options = parse(ImagineOptions, arguments, "imagine")
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    print(summary(imagine(options)))
     return 0
 
 
@@ -95,6 +142,7 @@ def demo_command(arguments: Sequence[str]) -> int:
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": train_command,
     "evaluate": evaluate_command,
+    "imagine": imagine_command,
     "demo": demo_command,
 }
 

@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from worldmodel.environments import EnvironmentFailed
 from worldmodel.episodes import Episodes, VectorEpisodes
 from worldmodel.replay import Replay
 from worldmodel.world_model import WorldModel
@@ -96,20 +95,23 @@ class Collector:
             "lengths": self._lengths,
         }
 
-    def load_state_dict(self, saved: Mapping[str, Any]) -> str | None:
+    def load_state_dict(self, saved: Mapping[str, Any], *, new_episodes: bool = False, unpickle: bool = False) -> None:
         """What ``state_dict`` returned.
 
-        Returns:
-            Why the environments could not be brought back to where they were, in which case their episodes begin anew;
-            None where they are where they were.
+        Args:
+            saved: what ``state_dict`` returned.
+            new_episodes: begin other episodes instead of going on with those that ran.
+            unpickle: whether pickled environments may be read, which runs whatever is written in them.
+
+        Raises:
+            EnvironmentFailed: the environments cannot be brought back to where they were.
+            PickleRefused: they are pickled and may not be read.
         """
         self.steps = saved["steps"]
         self._random.bit_generator.state = saved["random"]
         self.state = {name: value.to(self._device) for name, value in saved["state"].items()}
         self._returns[...], self._lengths[...] = saved["returns"], saved["lengths"]
-        try:
-            self.episodes.load_state_dict(saved["episodes"])
-        except EnvironmentFailed as error:
-            self.episodes.restart()
-            return str(error)
-        return None
+        if new_episodes:
+            self.episodes.begin_anew(saved["episodes"], self.steps)
+        else:
+            self.episodes.load_state_dict(saved["episodes"], unpickle=unpickle)

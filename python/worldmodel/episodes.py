@@ -1,19 +1,25 @@
 """Episodes of several environments side by side, whoever starts the next one.
 
 ``Episodes`` steps single environments and starts every episode with a seed of its own. An environment's state is then
-a seed and the actions since, which a checkpoint can hold and ``load_state_dict`` plays again.
+a seed and the actions since, which a checkpoint can hold and ``load_state_dict`` plays again. A checksum of all that
+was seen and got since then tells whether the environment repeated itself.
 
 ``VectorEpisodes`` does the same for a vector environment of gymnasium's, which starts the next episode by itself, in
 one of three ways. In the usual one, ``NEXT_STEP``, the step after an episode's end ignores its action and returns the
-first observation of the next episode: such a step is no transition, and does not come out of here as one.
+first observation of the next episode: such a step is no transition, and does not come out of here as one. Its episodes
+cannot be started one by one, so they cannot be played again.
+
+Where that is not enough, either can be pickled instead (see ``pickled.py``).
 """
 
 import dataclasses
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from worldmodel import pickled
 from worldmodel.environments import EnvironmentFailed
 from worldmodel.extras import require
 from worldmodel.spaces import ActionSpec, ObservationSpec
@@ -54,6 +60,7 @@ class Episodes:
         seed_of: returns the seed of an episode by its number; episodes are numbered as they begin.
         observation_spec: from the observation space if None.
         action_spec: from the action space if None.
+        pickle: hold the environments in ``state_dict`` as a pickle.
 
     Attributes:
         observations: leaf name -> (num_envs, ...), what the next action answers.
@@ -72,6 +79,7 @@ class Episodes:
         seed_of: Callable[[int], int],
         observation_spec: ObservationSpec | None = None,
         action_spec: ActionSpec | None = None,
+        pickle: bool = False,
     ) -> None:
         self.environments = list(environments)
         first = self.environments[0]
@@ -79,16 +87,17 @@ class Episodes:
         self.observation_spec = observation_spec or ObservationSpec.from_space(first.observation_space)
         self.action_spec = action_spec or ActionSpec.from_space(first.action_space)
         self.num_envs = len(self.environments)
+        self.pickle = pickle
         self._seed_of = seed_of
         self._utils = require("gymnasium.vector.utils", "run environments")
         self._space = first.observation_space
         self._begun = 0
         self.numbers, self.seeds = [0] * self.num_envs, [0] * self.num_envs
         self._actions: list[list[np.ndarray]] = [[] for _ in range(self.num_envs)]  # of the episodes that run
-        self.restart()
+        self._checksums = [0] * self.num_envs  # of what they showed and brought
+        self._restart()
 
-    def restart(self) -> None:
-        """Every environment begins an episode; those that run are lost."""
+    def _restart(self) -> None:
         self.reset = np.ones(self.num_envs, bool)
         self.observations = self._begin(range(self.num_envs))
 
@@ -107,6 +116,8 @@ class Episodes:
             np.asarray(truncated, bool),
             following,
         )
+        for row in range(self.num_envs):
+            self._check(row, following, row, transitions.rewards[row])
         self.reset = transitions.terminated | transitions.truncated
         self.observations = {name: array.copy() for name, array in following.items()}
         ended = np.flatnonzero(self.reset)
@@ -128,12 +139,25 @@ class Episodes:
         for row in rows:
             self.numbers[row], self.seeds[row] = self._begun, self._seed_of(self._begun)
             self._begun += 1
-            self._actions[row] = []
-            try:
-                first.append(self.environments[row].reset(seed=self.seeds[row])[0])
-            except Exception as error:
-                raise self._failed(row, "reset", error) from error
-        return self._encode(first, rows)
+            first.append(self._reset(row))
+        encoded = self._encode(first, rows)
+        for index, row in enumerate(rows):
+            self._check(row, encoded, index)
+        return encoded
+
+    def _reset(self, row: int) -> Any:
+        self._actions[row], self._checksums[row] = [], 0
+        try:
+            return self.environments[row].reset(seed=self.seeds[row])[0]
+        except Exception as error:
+            raise self._failed(row, "reset", error) from error
+
+    def _check(self, row: int, encoded: Mapping[str, np.ndarray], index: int, reward: float = 0.0) -> None:
+        """Takes an observation, ``encoded`` at ``index``, and the reward before it into the checksum of ``row``."""
+        checksum = zlib.crc32(np.float32(reward).tobytes(), self._checksums[row])
+        for array in encoded.values():
+            checksum = zlib.crc32(array[index].tobytes(), checksum)
+        self._checksums[row] = checksum
 
     def _encode(self, raw: list[Any], rows: Sequence[int]) -> dict[str, np.ndarray]:
         try:
@@ -152,36 +176,62 @@ class Episodes:
             environment.close()
 
     def state_dict(self) -> dict[str, Any]:
-        """The seed of each running episode, the actions since, and what is seen now."""
+        """The seed of each running episode, the actions since, and what is seen now; the environments, if pickled.
+
+        Raises:
+            EnvironmentFailed: environments that cannot be pickled.
+        """
         return {
             "begun": self._begun,
             "numbers": list(self.numbers),
             "seeds": list(self.seeds),
             "actions": [np.array(actions) for actions in self._actions],
+            "checksums": list(self._checksums),
             "observations": self.observations,
             "reset": self.reset,
+            "pickle": pickled.dump(self.environments, self.name) if self.pickle else None,
         }
 
-    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
-        """Plays the saved episodes again up to where they were.
+    def load_state_dict(self, saved: Mapping[str, Any], *, unpickle: bool = False) -> None:
+        """Plays the saved episodes again up to where they were, or takes the pickled environments.
+
+        Args:
+            saved: what ``state_dict`` returned.
+            unpickle: whether pickled environments may be read, which runs whatever is written in them.
 
         Raises:
             EnvironmentFailed: an environment does not repeat itself from its seed, so that its state is lost.
+            PickleRefused: they are pickled and may not be read.
         """
-        self._begun, self.numbers = saved["begun"], list(saved["numbers"])
-        for row, (seed, actions) in enumerate(zip(saved["seeds"], saved["actions"], strict=True)):
-            self.seeds[row], self._actions[row] = seed, []
-            observation = self.environments[row].reset(seed=seed)[0]
-            for action in actions:
-                observation = self._act(row, action)[0]
-            for name, value in self._encode([observation], [row]).items():
-                if not np.array_equal(value[0], saved["observations"][name][row]):
-                    raise EnvironmentFailed(
-                        f"{self.name} does not repeat itself: after the {len(actions)} actions since seed {seed} its "
-                        f"observation {name!r} differs from the saved one"
-                    )
+        self._begun, self.numbers, self.seeds = saved["begun"], list(saved["numbers"]), list(saved["seeds"])
+        if saved["pickle"] is not None:
+            environments = pickled.load(saved["pickle"], self.name, unpickle)
+            self.close()
+            self.environments = environments
+            self._actions = [list(actions) for actions in saved["actions"]]
+            self._checksums = list(saved["checksums"])
+        else:
+            for row, (actions, checksum) in enumerate(zip(saved["actions"], saved["checksums"], strict=True)):
+                self._repeat(row, actions, checksum)
         self.observations = {name: array.copy() for name, array in saved["observations"].items()}
         self.reset = saved["reset"].copy()
+
+    def _repeat(self, row: int, actions: np.ndarray, checksum: int) -> None:
+        self._check(row, self._encode([self._reset(row)], [row]), 0)
+        for action in actions:
+            observation, reward, *_ = self._act(row, action)
+            self._check(row, self._encode([observation], [row]), 0, reward)
+        if self._checksums[row] != checksum:
+            raise EnvironmentFailed(
+                f"{self.name} does not repeat itself: the {len(actions)} actions since seed {self.seeds[row]}, done "
+                "again, lead to other observations or rewards than the first time"
+            )
+
+    def begin_anew(self, saved: Mapping[str, Any] | None, steps: int) -> None:
+        """Begins other episodes than those that ran when ``saved`` was made, after ``steps`` transitions."""
+        if saved is not None:
+            self._begun = saved["begun"]
+        self._restart()
 
 
 class VectorEpisodes:
@@ -190,14 +240,17 @@ class VectorEpisodes:
     Args:
         envs: the environments.
         seed: of the first episodes.
+        pickle: hold the environments in ``state_dict`` as a pickle.
 
     Raises:
         ValueError: a space that is not supported.
         EnvironmentFailed: an environment raised an error, or gave NaN.
     """
 
-    def __init__(self, envs: "gymnasium.vector.VectorEnv[Any, Any, Any]", seed: int) -> None:
+    def __init__(self, envs: "gymnasium.vector.VectorEnv[Any, Any, Any]", seed: int, pickle: bool = False) -> None:
         self.envs = envs
+        self.pickle = pickle
+        self._seed = seed
         self.name = envs.spec.id if envs.spec else type(envs.unwrapped).__name__
         self.num_envs = envs.num_envs
         self.observation_spec = ObservationSpec.from_space(envs.single_observation_space)
@@ -205,10 +258,9 @@ class VectorEpisodes:
         modes = require("gymnasium.vector", "run environments").AutoresetMode
         self._mode = modes(envs.metadata.get("autoreset_mode", modes.NEXT_STEP))
         self._modes = modes
-        self.restart(seed)
+        self._restart(seed)
 
-    def restart(self, seed: int | None = None) -> None:
-        """Every environment begins an episode; those that run are lost."""
+    def _restart(self, seed: int) -> None:
         self._ignored = np.zeros(self.num_envs, bool)  # the next action only starts an episode
         self.reset = np.ones(self.num_envs, bool)
         self.observations = self._encode(self.envs.reset(seed=seed)[0])
@@ -253,13 +305,45 @@ class VectorEpisodes:
         """Closes the environments."""
         self.envs.close()
 
-    def state_dict(self) -> None:
-        """Such environments cannot be saved: the episodes that run are lost, and others begin on resume."""
-        return None
+    def state_dict(self) -> dict[str, Any] | None:
+        """The environments, if pickled; else None: the episodes that run cannot be kept.
 
-    def load_state_dict(self, saved: None) -> None:
-        """Raises EnvironmentFailed: there is no way back into the episodes that ran."""
-        raise EnvironmentFailed(f"{self.name} is a vector environment of its own, whose state cannot be saved")
+        Raises:
+            EnvironmentFailed: environments that cannot be pickled.
+        """
+        if not self.pickle:
+            return None
+        return {
+            "pickle": pickled.dump(self.envs, self.name),
+            "ignored": self._ignored,
+            "reset": self.reset,
+            "observations": self.observations,
+        }
+
+    def load_state_dict(self, saved: Mapping[str, Any] | None, *, unpickle: bool = False) -> None:
+        """Takes the pickled environments.
+
+        Args:
+            saved: what ``state_dict`` returned.
+            unpickle: whether they may be read, which runs whatever is written in them.
+
+        Raises:
+            EnvironmentFailed: there is no way back into the episodes that ran.
+            PickleRefused: the environments may not be read.
+        """
+        if saved is None:
+            raise EnvironmentFailed(
+                f"{self.name} is a vector environment of its own, whose episodes cannot be played again from a seed"
+            )
+        envs = pickled.load(saved["pickle"], self.name, unpickle)
+        self.close()
+        self.envs = envs
+        self._ignored, self.reset = saved["ignored"].copy(), saved["reset"].copy()
+        self.observations = {name: array.copy() for name, array in saved["observations"].items()}
+
+    def begin_anew(self, saved: Mapping[str, Any] | None, steps: int) -> None:
+        """Begins other episodes than those that ran when ``saved`` was made, after ``steps`` transitions."""
+        self._restart(random_seeds(self._seed)(steps))
 
 
 def _finite_rewards(name: str, rewards: np.ndarray) -> np.ndarray:

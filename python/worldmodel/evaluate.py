@@ -5,7 +5,9 @@ counting those that end first would favour short ones.
 """
 
 import dataclasses
-from typing import Any
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -13,6 +15,9 @@ import torch
 from worldmodel.agent import Agent
 from worldmodel.environments import make
 from worldmodel.episodes import Episodes
+
+if TYPE_CHECKING:
+    import gymnasium
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +49,14 @@ class Evaluated:
 
 
 def evaluate(
-    agent: Agent, env: str, episodes: int = 100, seed: int = 0, num_envs: int = 16, *, greedy: bool = True
+    agent: Agent,
+    env: str,
+    episodes: int = 100,
+    seed: int = 0,
+    num_envs: int = 16,
+    *,
+    greedy: bool = True,
+    environments: "Sequence[gymnasium.Env[Any, Any]] | None" = None,
 ) -> Evaluated:
     """Runs ``agent`` in the environment called ``env``.
 
@@ -55,15 +67,15 @@ def evaluate(
         seed: of the first; the others follow. Also of the policy's draws where it is not greedy.
         num_envs: environments that run side by side.
         greedy: take the best action; otherwise draw from the policy.
+        environments: to run in, instead of ``num_envs`` new ones; they are closed at the end.
 
     Raises:
         UnknownEnvironment: nothing goes by that name.
         EnvironmentFailed: an environment raised an error, or gave NaN.
     """
-    num_envs = min(num_envs, episodes)
-    running = Episodes(
-        [make(env) for _ in range(num_envs)], lambda number: seed + number, agent.observation_spec, agent.action_spec
-    )
+    environments = environments or [make(env) for _ in range(min(num_envs, episodes))]
+    num_envs = len(environments)
+    running = Episodes(environments, lambda number: seed + number, agent.observation_spec, agent.action_spec)
     torch.manual_seed(seed)
     results: dict[int, tuple[float, int]] = {}
     returns, lengths = np.zeros(num_envs), np.zeros(num_envs, np.int64)
@@ -83,3 +95,43 @@ def evaluate(
         running.close()
     ordered = [results[index] for index in range(episodes)]
     return Evaluated(tuple(r for r, _ in ordered), tuple(n for _, n in ordered))
+
+
+def evaluate_filmed(
+    agent: Agent,
+    env: str,
+    file: Path,
+    filmed: int,
+    episodes: int = 100,
+    seed: int = 0,
+    num_envs: int = 16,
+    *,
+    greedy: bool = True,
+) -> Evaluated:
+    """The same, with a video of the first ``filmed`` episodes, which run one after the other.
+
+    Args:
+        agent: who acts.
+        env: name of the environment.
+        file: of the video, as ``worldmodel.video.video_file`` returns it.
+        filmed: episodes in the video, at least 1.
+        episodes: as for ``evaluate``, and so are the others.
+        seed: of the first.
+        num_envs: for the episodes that are not filmed.
+        greedy: take the best action.
+
+    Raises:
+        NoVideo: the environment has no rendering, before any episode is run.
+        EnvironmentFailed: an environment raised an error, or gave NaN.
+    """
+    from worldmodel.video import FRAMES_A_SECOND, Camera, make_rendered, writer
+
+    filmed = min(filmed, episodes)
+    rendered = make_rendered(env)
+    with writer(file, float(rendered.metadata.get("render_fps") or FRAMES_A_SECOND)) as film:
+        camera = Camera(rendered, agent, filmed, film)
+        first = evaluate(agent, env, filmed, seed, 1, greedy=greedy, environments=[camera])
+    if filmed == episodes:
+        return first
+    rest = evaluate(agent, env, episodes - filmed, seed + filmed, num_envs, greedy=greedy)
+    return Evaluated(first.returns + rest.returns, first.lengths + rest.lengths)

@@ -47,7 +47,7 @@ class HiddenBall(gymnasium.Env[Any, Any]):
         ((7, 7, 1), dtype('uint8'), False)
     """
 
-    metadata: dict[str, Any] = {"render_modes": ["rgb_array"]}  # noqa: RUF012
+    metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "cells": ["nothing", "curtain", "ball"]}  # noqa: RUF012
 
     def __init__(self, render_mode: str | None = None) -> None:
         self.render_mode = render_mode

@@ -17,6 +17,9 @@ from torch import Tensor, nn
 from worldmodel.networks import symlog
 from worldmodel.spaces import Leaf
 
+_REMEMBERED = 1e6  # steps over which the scale of numbers is taken
+_STILL = 1e-10  # variance below which an entry counts as one that does not change
+
 
 class CategoricalCodec(nn.Module):
     """Classes one-hot and joined; reconstructed by one softmax for each entry.
@@ -60,29 +63,72 @@ class CategoricalCodec(nn.Module):
 
 
 class VectorCodec(nn.Module):
-    """Numbers, which may be of any size, through symlog; the loss is their squared error there."""
+    """Numbers, which may be of any size, through symlog and a running standardisation; the loss is their squared error.
+
+    Without the standardisation an entry that moves little, such as an angle of a tenth of a radian beside a speed of
+    three metres a second, would be too small a part of the loss to be kept. ``mean`` and ``variance`` are buffers:
+    0 and 1 until ``take_in`` is called.
+    """
+
+    mean: Tensor
+    variance: Tensor
+    count: Tensor
 
     def __init__(self, leaf: Leaf, hidden: int) -> None:
         super().__init__()
-        self.width = leaf.shape[0]
+        entries = leaf.shape[0]
+        self.width = entries + 1
         self.inputs = hidden
-        self.project = nn.Linear(hidden, self.width)
+        self.project = nn.Linear(hidden, entries)
+        self.register_buffer("mean", torch.zeros(entries))
+        self.register_buffer("variance", torch.ones(entries))
+        self.register_buffer("count", torch.zeros((), dtype=torch.float64))
+
+    @property
+    def deviation(self) -> Tensor:
+        """What the entries are divided by; one where they hardly ever changed, which is not to be blown up."""
+        return torch.where(self.variance > _STILL, self.variance, 1).sqrt()
 
     def read(self, leaf: Tensor) -> Tensor:
-        """(steps, entries) -> the same through symlog."""
-        return symlog(leaf.to(self.project.weight.dtype))
+        """(steps, entries) -> the same standardised, and a one, (steps, entries + 1).
+
+        Without the one, what follows sees no size: a layer norm of a product W x is the same for x and 2 x.
+        """
+        numbers = self.standardised(leaf)
+        return torch.cat([numbers, torch.ones_like(numbers[:, :1])], -1)
+
+    def standardised(self, leaf: Tensor) -> Tensor:
+        """(steps, entries) -> the same with a mean of 0 and a deviation of 1."""
+        return (symlog(leaf.to(self.project.weight.dtype)) - self.mean) / self.deviation
 
     def reconstruct(self, features: Tensor) -> Tensor:
-        """The entries through symlog."""
+        """The entries, standardised."""
         return self.project(features)
 
     def loss(self, prediction: Tensor, leaf: Tensor) -> Tensor:
         """Half the squared error, as a normal density of variance one has it."""
-        return 0.5 * (prediction - self.read(leaf)).square().sum(-1)
+        return 0.5 * (prediction - self.standardised(leaf)).square().sum(-1)
 
     def picture(self, prediction: Tensor) -> Tensor:
         """The entries themselves."""
-        return prediction.sign() * prediction.abs().expm1()
+        numbers = prediction * self.deviation + self.mean
+        return numbers.sign() * numbers.abs().expm1()
+
+    @torch.no_grad()
+    def take_in(self, leaf: Tensor) -> None:
+        """Lets the running mean and variance take in a leaf, (steps, entries).
+
+        They are those of all steps at first, and of about the last million later on (Chan et al. 1979).
+        """
+        if not leaf.shape[0]:
+            return
+        numbers = symlog(leaf.to(self.mean.dtype))
+        self.count.add_(leaf.shape[0]).clamp_(max=_REMEMBERED)
+        share = leaf.shape[0] / self.count.item()
+        mean, variance = numbers.mean(0), numbers.var(0, correction=0)
+        between = share * (1 - share) * (mean - self.mean).square()
+        self.variance.lerp_(variance, share).add_(between)
+        self.mean.lerp_(mean, share)
 
 
 class ImageCodec(nn.Module):

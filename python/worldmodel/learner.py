@@ -90,6 +90,11 @@ class Learner:
         """Updates so far."""
         return self._updates
 
+    @property
+    def reward_scale(self) -> float:
+        """What rewards are divided by."""
+        return self._rewards.scale
+
     def losses(self, batch: Batch) -> Losses:
         """The losses of ``batch``; gradients of ``total`` reach all five functions."""
         began = time.perf_counter()
@@ -138,6 +143,7 @@ class Learner:
         self._set_rates()
         self._optimizer.step()
         self.world_model.evaluation.follow()
+        self.world_model.perception.take_in(batch.observations, batch.valid)
         self._updates += 1
         figures = {name: float(value) for name, value in losses.metrics.items()}
         figures |= {f"gradient/{name}": norm for name, norm in norms.items()}

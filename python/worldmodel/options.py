@@ -24,16 +24,22 @@ class TrainOptions(TrainConfig):
     """Folder of the new run; runs/ENV-DATE if not given."""
     resume: Path | None = None
     """Folder of a run to go on with, with its own settings; only how long, where and how often may change."""
+    new_episodes: bool = False
+    """With --resume: begin other episodes instead of going on with those that ran. The run is then not what it would
+    have been without the interruption."""
+    unpickle: bool = False
+    """With --resume: read environments that the checkpoint holds as a pickle. That runs whatever is written in it: only
+    for a run whose files come from someone you trust."""
 
 
-def train_options(arguments: Sequence[str], parse: Callable[..., Any]) -> tuple[TrainConfig, Path, bool]:
+def train_options(arguments: Sequence[str], parse: Callable[..., Any]) -> tuple[TrainConfig, Path, dict[str, bool]]:
     """Reads the command line.
 
     Returns:
-        ``(config, folder, resume)``, as ``train`` takes them.
+        ``(config, folder, how)``, as ``train`` takes them; ``how`` are arguments by name.
 
     Raises:
-        ConfigurationError: an unknown preset, no environment, or both a new run and one to go on with.
+        ConfigurationError: an unknown preset, no environment, options that contradict each other.
         RunError: there is no run to go on with.
     """
     # Preset and resume say what all other options start from, so they are read first.
@@ -48,10 +54,15 @@ def train_options(arguments: Sequence[str], parse: Callable[..., Any]) -> tuple[
     if options.resume is not None:
         if options.run is not None:
             raise ConfigurationError("--run names a new run and --resume one that exists: give one of them")
-        return config, options.resume, True
+        if options.new_episodes and options.unpickle:
+            raise ConfigurationError("--new-episodes needs nothing that --unpickle would read: give one of them")
+        how = {"resume": True, "new_episodes": options.new_episodes, "unpickle": options.unpickle}
+        return config, options.resume, how
+    if options.new_episodes or options.unpickle:
+        raise ConfigurationError("--new-episodes and --unpickle say how to go on with a run: --resume is missing")
     if not config.env:
         raise ConfigurationError("--env is missing: a gymnasium id, module:Env-v0, or a name of popgym's")
-    return config, options.run or default_folder(config.env, time.strftime("%Y%m%d-%H%M%S")), False
+    return config, options.run or default_folder(config.env, time.strftime("%Y%m%d-%H%M%S")), {}
 
 
 def preset_config(name: str) -> TrainConfig:

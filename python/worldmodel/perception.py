@@ -1,9 +1,9 @@
 """Perception, ô = D⁻¹(D(o)): an observation as a few categorical variables, and the observation that they say.
 
 The latent z of a step is ``variables`` one-hot vectors over ``classes``, drawn from probabilities that depend on this
-step's observation alone, so that all steps of a batch are seen at once. Gradients pass a draw straight through to the
-probabilities (Bengio et al. 2013), which hold a share of the uniform distribution so that no class is ever lost
-(Hafner et al. 2023, arXiv 2301.04104).
+step's observation alone, so that all steps of a batch are seen at once; or it is these probabilities themselves.
+Gradients pass a draw straight through to the probabilities (Bengio et al. 2013), which hold a share of the uniform
+distribution so that no class is ever lost (Hafner et al. 2023, arXiv 2301.04104).
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from worldmodel.leaf_codecs import build_codec
+from worldmodel.leaf_codecs import VectorCodec, build_codec
 from worldmodel.networks import draw_index, perceptron
 from worldmodel.spaces import ObservationSpec
 
@@ -26,6 +26,8 @@ class PerceptionConfig:
     Attributes:
         variables: categorical variables of a latent.
         classes: of each of them.
+        drawn: whether a latent is drawn from its probabilities. If not, it is the probabilities themselves: numbers are
+            kept to more than classes can say, and what is imagined is one future, the mean of those that are possible.
         uniform: share of the uniform distribution in every probability.
         hidden: width of the layers.
         layers: between the leaves and the latent, and back.
@@ -34,6 +36,7 @@ class PerceptionConfig:
 
     variables: int = 8
     classes: int = 8
+    drawn: bool = True
     uniform: float = 0.01
     hidden: int = 128
     layers: int = 1
@@ -96,11 +99,19 @@ class Perception(nn.Module):
         return probabilities * (1 - share) + share / self.config.classes
 
     def draw(self, probabilities: Tensor) -> Tensor:
-        """A one-hot draw from each variable, whose gradient is that of the probabilities."""
+        """A one-hot draw from each variable with the gradient of the probabilities; or those, if not ``drawn``."""
+        if not self.config.drawn:
+            return probabilities
         return self._straight_through(draw_index(probabilities), probabilities)
 
+    def heard(self, latent: Tensor) -> Tensor:
+        """What memory reads of an imagined latent: as blurred as the probabilities that it reads of a seen one."""
+        return self.blur(latent) if self.config.drawn else latent
+
     def mode(self, probabilities: Tensor) -> Tensor:
-        """The likeliest class of each variable, one-hot, with the gradient of the probabilities."""
+        """The likeliest class instead of a draw, with the same gradient."""
+        if not self.config.drawn:
+            return probabilities
         return self._straight_through(probabilities.argmax(-1), probabilities)
 
     def decode(self, latent: Tensor) -> dict[str, Tensor]:
@@ -131,6 +142,12 @@ class Perception(nn.Module):
         for name, codec in self._codecs():
             total = total + codec.loss(codec.reconstruct(features), observations[name].flatten(0, len(lead) - 1))
         return total.view(lead)
+
+    def take_in(self, observations: Mapping[str, Tensor], valid: Tensor) -> None:
+        """Lets the running scales of numbers take in observations (batch, time, ...) where ``valid``."""
+        for name, codec in self._codecs():
+            if isinstance(codec, VectorCodec):
+                codec.take_in(observations[name][valid])
 
     def _codecs(self) -> Iterator[tuple[str, Any]]:
         return zip(self.names, self.codecs, strict=True)

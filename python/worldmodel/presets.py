@@ -2,8 +2,11 @@
 
 import dataclasses
 
+from worldmodel.decision import DecisionConfig
+from worldmodel.evaluation import EvaluationConfig
 from worldmodel.learner import LearnerConfig
 from worldmodel.memory import MemoryConfig
+from worldmodel.networks import NumberConfig
 from worldmodel.objectives import ObjectiveConfig
 from worldmodel.perception import PerceptionConfig
 from worldmodel.prediction import PredictionConfig
@@ -39,10 +42,11 @@ def popgym() -> Preset:
 
     A window of 312 steps holds 6, 3 or 2 episodes of RepeatPrevious Easy, Medium or Hard, and nothing is padding. What
     is collected is learned from few times over: steps are cheap here, and a memory that has seen too few of them learns
-    them by heart first.
+    them by heart first. With 16 states a channel three seeds of Medium came to between 0.92 and 1.00, and one of two of
+    Hard was not learned in ten minutes; with 32, whose rates of turning lie half as far apart, all three of both were.
     """
     return Preset(
-        WorldModelConfig(memory=MemoryConfig(groups=8)),
+        WorldModelConfig(memory=MemoryConfig(groups=8, states=32)),
         LearnerConfig(policy_rate=3e-3),
         ReplayConfig(batch_size=8, window=312, burn_in=32),
         num_envs=32,
@@ -52,15 +56,54 @@ def popgym() -> Preset:
 
 
 def control() -> Preset:
-    """Observations that say nearly all: shorter windows, slower learning, longer imagination. Tried on CartPole-v1."""
+    """Observations that say all, in numbers, and a few actions: what the results on CartPole-v1 were made with.
+
+    - The latent is not drawn. After 300 updates on random play of CartPole, draws from eight variables of eight classes
+      keep an observation to 0.4 of its deviation, their probabilities to 0.1.
+    - An update for every two steps, since CartPole takes about a thousand of them. Batches of 512 steps did as well as
+      those of 1,024, update for update, and take less time.
+    - No memory: an update takes half the time that it takes with the scan. ``memory.kind="scan"`` brings it back where
+      one observation does not say all.
+    - Imagination of 15 steps from 128 states. With 10 steps from 64, and slower steps of the policy, one run of two let
+      the cart drift out of the track again and again: to come back it has to lean first, and 10 steps are too few to
+      see why.
+    - Little entropy: one action of hundreds changes a return by hundredths of its range. A weight of 0.003 kept the
+      policy of CartPole half random.
+    - A discount of 0.995: at 0.99, the end of the track is beyond the horizon until it is near.
+    - Values over bins, since a squared error climbs to a return of a hundred step by step of Adam; this one was not
+      compared.
+    - The policy's own action when it counts: the look-ahead over one step compares values that differ by less than they
+      err. On CartPole it often lost hundreds of steps to the policy that it was to improve on.
+    """
     return Preset(
-        WorldModelConfig(),
-        LearnerConfig(learning_rate=1e-3, objective=ObjectiveConfig(horizon=10, starts=6)),
-        ReplayConfig(batch_size=16, window=64, burn_in=8),
+        WorldModelConfig(
+            perception=PerceptionConfig(drawn=False),
+            memory=MemoryConfig(kind="none"),
+            evaluation=EvaluationConfig(discount=0.995, value=NumberConfig("two_hot")),
+            decision=DecisionConfig(entropy=1e-3, greedy="policy"),
+        ),
+        LearnerConfig(learning_rate=1e-3, policy_rate=1e-3, objective=ObjectiveConfig(horizon=15, starts=16)),
+        ReplayConfig(batch_size=8, window=64, burn_in=8),
         num_envs=8,
-        train_ratio=64,
+        train_ratio=256,
         prefill=500,
     )
+
+
+def continuous() -> Preset:
+    """As ``control``, for continuous actions: what the results on Pendulum-v1 were made with.
+
+    The gradient through the dynamics says more of an action than a sampled return does, and every imagined step has to
+    be differentiated: imagination is shorter, from fewer states, and the policy's steps are smaller.
+    """
+    preset = control()
+    decision = dataclasses.replace(preset.model.decision, entropy=3e-4)
+    learner = dataclasses.replace(
+        preset.learner,
+        policy_rate=3e-4,
+        objective=dataclasses.replace(preset.learner.objective, horizon=10, starts=8),
+    )
+    return dataclasses.replace(preset, model=dataclasses.replace(preset.model, decision=decision), learner=learner)
 
 
 def wander() -> Preset:
@@ -100,4 +143,10 @@ def moving() -> Preset:
     )
 
 
-PRESETS = {"popgym": popgym, "control": control, "wander": wander, "moving": moving}
+PRESETS = {
+    "popgym": popgym,
+    "control": control,
+    "continuous": continuous,
+    "wander": wander,
+    "moving": moving,
+}

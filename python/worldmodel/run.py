@@ -3,10 +3,14 @@
     config.json          every setting, the spaces of the environment, versions
     metrics.jsonl        a line of figures every few seconds
     tensorboard/         the same, for TensorBoard
-    checkpoints/NNN/     after NNN transitions; one safetensors file for each part, no pickle
+    checkpoints/NNN/     after NNN transitions; one safetensors file for each part
 
 A checkpoint is written under another name and renamed when all of it is on disk; only then do older ones go. So
 whatever happens in between, the newest folder in ``checkpoints`` is whole.
+
+Reading a run runs nothing that is written in it, whoever wrote it: settings are JSON, checkpoints safetensors. The
+one exception has to be asked for twice: environments are pickled only with ``--environment-state pickle``, and read
+back only with ``--unpickle``. (The environment is imported by the name that the configuration has for it.)
 """
 
 import contextlib
@@ -17,6 +21,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -163,16 +168,26 @@ class Run:
         """
         with (self.folder / "metrics.jsonl").open("a") as file:
             file.write(json.dumps(dict(figures)) + "\n")
+        writer, steps = self._writer(int(figures["steps"])), int(figures["steps"])
+        for name, value in figures.items() if writer else ():
+            if name != "steps":
+                writer.add_scalar(name, value, steps)
+
+    def log_picture(self, name: str, picture: np.ndarray, steps: int) -> None:
+        """Shows a picture, uint8 (height, width, 3), in TensorBoard, where that is installed."""
+        writer = self._writer(steps)
+        if writer:
+            writer.add_image(name, picture, steps, dataformats="HWC")
+
+    def _writer(self, steps: int) -> Any:
+        """TensorBoard's, which forgets what was written after ``steps``; False where it is not installed."""
         if self._tensorboard is None:
             try:
                 writer = require("torch.utils.tensorboard", "write for TensorBoard").SummaryWriter
-                self._tensorboard = writer(str(self.folder / "tensorboard"), purge_step=int(figures["steps"]))
+                self._tensorboard = writer(str(self.folder / "tensorboard"), purge_step=steps)
             except MissingPackage:
                 self._tensorboard = False
-        if self._tensorboard:
-            for name, value in figures.items():
-                if name != "steps":
-                    self._tensorboard.add_scalar(name, value, int(figures["steps"]))
+        return self._tensorboard
 
     @property
     def metrics(self) -> list[dict[str, float]]:

@@ -2,7 +2,7 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -43,6 +43,12 @@ class TrainConfig:
     """Seconds between lines of figures."""
     save_minutes: float = 2
     """Minutes between checkpoints."""
+    open_loop_minutes: float = 2
+    """Minutes between looks at open-loop prediction, a picture in TensorBoard and open_loop/... among the figures; more
+    where that would take over 1% of the time. 0 turns them off."""
+    environment_state: Literal["replay", "pickle"] = "replay"
+    """How a checkpoint holds the environments: replay keeps the seed and the actions of each episode, which are done
+    again on resume; pickle pickles them, where that does not lead back, and then resume asks for --unpickle."""
     model: WorldModelConfig = dataclasses.field(default_factory=WorldModelConfig)
     """The five functions."""
     learner: LearnerConfig = dataclasses.field(default_factory=LearnerConfig)
@@ -56,8 +62,11 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ConfigurationError(f"{name} is {value}, expected more than 0")
-        if self.prefill < 0 or self.seed < 0:
-            raise ConfigurationError(f"prefill is {self.prefill} and seed {self.seed}, expected at least 0")
+        for name in ("prefill", "seed", "open_loop_minutes"):
+            if getattr(self, name) < 0:
+                raise ConfigurationError(f"{name} is {getattr(self, name)}, expected at least 0")
+        if self.environment_state not in ("replay", "pickle"):
+            raise ConfigurationError(f"environment_state is {self.environment_state!r}, expected 'replay' or 'pickle'")
         if not 0 <= self.random_envs <= self.num_envs:
             raise ConfigurationError(
                 f"random_envs is {self.random_envs}, expected at least 0 and at most num_envs = {self.num_envs}"
@@ -65,7 +74,16 @@ class TrainConfig:
 
 
 # How long, where and how often: what may change when a run is resumed.
-_FREE = {"steps", "minutes", "device", "threads", "log_seconds", "save_minutes"}
+_FREE = {
+    "steps",
+    "minutes",
+    "device",
+    "threads",
+    "log_seconds",
+    "save_minutes",
+    "open_loop_minutes",
+    "environment_state",
+}
 
 
 def saved_config(run: Run) -> TrainConfig:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from worldmodel.batch import Batch
 from worldmodel.collector import Collector
 from worldmodel.configuration import ConfigurationError, differences, to_json
 from worldmodel.display import Display
@@ -21,9 +22,11 @@ from worldmodel.extras import MissingPackage, require
 from worldmodel.interrupt import Interrupt
 from worldmodel.learner import Learner, NonFiniteError
 from worldmodel.meter import Meter
+from worldmodel.pickled import PickleRefused
 from worldmodel.replay import Replay
-from worldmodel.run import Run
+from worldmodel.run import Run, RunError
 from worldmodel.settings import TrainConfig, check_resumable, usable_device
+from worldmodel.watch import Watch
 from worldmodel.world_model import WorldModel
 
 
@@ -41,6 +44,7 @@ class Trainer:
         updates: of the weights.
         episodes_ended: of all environments.
         seconds: of training, over all processes that worked on the run.
+        batch: what was learned from last.
     """
 
     def __init__(self, config: TrainConfig) -> None:
@@ -50,7 +54,7 @@ class Trainer:
             torch.set_num_threads(config.threads)
         weights, episodes, batches, actions = (int(x) for x in np.random.SeedSequence(config.seed).generate_state(4))
         torch.manual_seed(weights)
-        self.episodes = make_episodes(config.env, config.num_envs, episodes)
+        self.episodes = make_episodes(config.env, config.num_envs, episodes, config.environment_state == "pickle")
         observation_spec, action_spec = self.episodes.observation_spec, self.episodes.action_spec
         self.world_model = WorldModel(observation_spec, action_spec, config.model).to(self.device)
         self.learner = Learner(self.world_model, config.learner)
@@ -60,6 +64,7 @@ class Trainer:
         self.updates = 0
         self.episodes_ended = 0
         self.seconds = 0.0
+        self.batch: Batch | None = None
         self.meter = Meter()
         self._owed = 0.0  # updates that the train ratio allows and that have not been made
 
@@ -105,6 +110,7 @@ class Trainer:
             except NonFiniteError as error:
                 raise TrainingFailed(f"update {self.updates + 1}, after {self.steps} steps: {error}") from error
         self.updates += 1
+        self.batch = batch
         self.meter.add({f"replay/{name}": value for name, value in figures.items()})
         self.meter.add(learned)
 
@@ -135,38 +141,58 @@ class Trainer:
             "trainer": {**{name: getattr(self, name) for name in _COUNTS}, "random": random},
         }
 
-    def load(self, run: Run) -> str | None:
+    def load(self, run: Run, *, new_episodes: bool = False, unpickle: bool = False) -> bool:
         """Goes on from the newest checkpoint of ``run``.
 
+        Args:
+            run: to go on with.
+            new_episodes: begin other episodes instead of going on with those that ran.
+            unpickle: whether pickled environments may be read, which runs whatever is written in them.
+
         Returns:
-            Why the episodes that were running are lost, if they are.
+            Whether a pickle was read.
 
         Raises:
-            RunError: a file is missing or damaged, or was made by another configuration.
+            RunError: a file is missing or damaged, or was made by another configuration, or the environments cannot be
+                brought back to where they were; what can be done about it is said.
         """
+        anew = f"--resume {run.folder} --new-episodes goes on with other episodes, and then not as if nothing had been"
         run.load_weights(self.world_model, self.device)
         with run.refusing("learner", "replay", "collector", "trainer"):
             self.learner.load_state_dict(run.load("learner", self.device))
             self.replay.load_state_dict(run.load("replay"))
-            lost = self.collector.load_state_dict(run.load("collector"))
+            collected = run.load("collector")
+            try:
+                self.collector.load_state_dict(collected, new_episodes=new_episodes, unpickle=unpickle)
+            except EnvironmentFailed as error:
+                raise RunError(f"the episodes of {run.folder} cannot be gone on with: {error}. {anew}") from error
+            except PickleRefused as error:
+                trusted = "--unpickle reads it, if you trust who made the run"
+                raise RunError(f"{run.checkpoints[-1]}: {error}; {trusted}. {anew}") from error
             saved = run.load("trainer")
             for name in _COUNTS:
                 setattr(self, name, saved[name])
             torch.set_rng_state(saved["random"]["cpu"])
             if self.device.type == "cuda" and "cuda" in saved["random"]:
                 torch.cuda.set_rng_state(saved["random"]["cuda"], self.device)
-        return lost
+        return not new_episodes and collected["episodes"]["pickle"] is not None
 
 
 _COUNTS = ("updates", "episodes_ended", "seconds", "_owed")
 
 
-def make_episodes(name: str, num_envs: int, seed: int) -> Episodes | VectorEpisodes:
+def make_episodes(name: str, num_envs: int, seed: int, pickle: bool = False) -> Episodes | VectorEpisodes:
     """``num_envs`` environments called ``name``, as single ones where they exist as such.
+
+    Args:
+        name: as for ``worldmodel.environments.resolve``.
+        num_envs: how many.
+        seed: from which their episodes get theirs.
+        pickle: hold them as a pickle in checkpoints, which is tried at once.
 
     Raises:
         UnknownEnvironment: nothing goes by that name.
-        EnvironmentFailed: they cannot be made.
+        EnvironmentFailed: they cannot be made, or not be pickled.
         ConfigurationError: their spaces are not supported.
     """
     try:
@@ -176,20 +202,34 @@ def make_episodes(name: str, num_envs: int, seed: int) -> Episodes | VectorEpiso
             vector = make_vector(name, num_envs)
         except EnvironmentFailed:
             raise failure from None
-        return VectorEpisodes(vector, seed)
-    try:
-        return Episodes(environments, random_seeds(seed))
-    except ValueError as error:
-        raise ConfigurationError(f"environment {name!r}: {error}") from error
+        episodes: Episodes | VectorEpisodes = VectorEpisodes(vector, seed, pickle)
+    else:
+        try:
+            episodes = Episodes(environments, random_seeds(seed), pickle=pickle)
+        except ValueError as error:
+            raise ConfigurationError(f"environment {name!r}: {error}") from error
+    if pickle:
+        episodes.state_dict()  # rather now than at the first checkpoint
+    return episodes
 
 
-def train(config: TrainConfig, folder: Path, *, resume: bool = False, quiet: bool = False) -> Run:
+def train(
+    config: TrainConfig,
+    folder: Path,
+    *,
+    resume: bool = False,
+    new_episodes: bool = False,
+    unpickle: bool = False,
+    quiet: bool = False,
+) -> Run:
     """Trains until the steps or minutes of ``config`` are used up, or Ctrl-C; saves at the end either way.
 
     Args:
         config: what to train.
         folder: of the run.
         resume: go on with the run in ``folder``; ``config`` must agree with its configuration.
+        new_episodes: when going on, begin other episodes instead of those that ran.
+        unpickle: when going on, whether pickled environments may be read, which runs whatever is written in them.
         quiet: show nothing.
 
     Returns:
@@ -198,7 +238,8 @@ def train(config: TrainConfig, folder: Path, *, resume: bool = False, quiet: boo
     Raises:
         MissingPackage: safetensors is not installed.
         ConfigurationError: settings that cannot work, or that are not those of the run to go on with.
-        RunError: a folder that is not empty, or a run whose files are damaged.
+        RunError: a folder that is not empty, a run whose files are damaged, or one whose episodes cannot be gone on
+            with; nothing in its folder has changed then.
         EnvironmentFailed: an environment raised an error or gave NaN.
         TrainingFailed: a loss became NaN. Here and above, checkpoints already saved stay as they were.
     """
@@ -214,7 +255,12 @@ def train(config: TrainConfig, folder: Path, *, resume: bool = False, quiet: boo
         run = Run.create(folder, described)
     elif changed := differences(run.config["spaces"], described["spaces"]):
         raise ConfigurationError(f"{config.env} is not what it was when {folder} began: {'; '.join(changed)}")
-    notices = _go_on(trainer, run) if resume else []
+    notices = _go_on(trainer, run, new_episodes, unpickle) if resume else []
+    if isinstance(episodes, VectorEpisodes) and not episodes.pickle:
+        notices.append(
+            f"{episodes.name} is a vector environment of its own: if this run is interrupted, it goes on with other "
+            "episodes alone (--new-episodes); --environment-state pickle keeps them"
+        )
     try:
         require("torch.utils.tensorboard", "write for TensorBoard")
     except MissingPackage as error:
@@ -237,12 +283,18 @@ def train(config: TrainConfig, folder: Path, *, resume: bool = False, quiet: boo
     return run
 
 
-def _go_on(trainer: Trainer, run: Run) -> list[str]:
+def _go_on(trainer: Trainer, run: Run, new_episodes: bool, unpickle: bool) -> list[str]:
     """From the newest checkpoint; from the start where the run ended before its first one. Returns what to say."""
-    lost = trainer.load(run) if run.checkpoints else None
+    read = bool(run.checkpoints) and trainer.load(run, new_episodes=new_episodes, unpickle=unpickle)
     run.forget_metrics_after(trainer.steps)
     said = [f"going on after {trainer.steps:,} steps and {trainer.updates:,} updates"]
-    return said if lost is None else [*said, f"the episodes that were running are lost, others begin: {lost}"]
+    if new_episodes:
+        said.append("other episodes begin; those that ran are dropped, and the run is not what it would have been")
+    if read:
+        said.append(f"the environments were read from a pickle in {run.checkpoints[-1]}, as --unpickle allows")
+    elif unpickle:
+        said.append("--unpickle was not needed: there is no pickle to read")
+    return said
 
 
 def _loop(trainer: Trainer, run: Run, display: Display, interrupt: Interrupt) -> None:
@@ -251,6 +303,8 @@ def _loop(trainer: Trainer, run: Run, display: Display, interrupt: Interrupt) ->
         return
     logged = saved = trainer.seconds
     mark, figures = time.perf_counter(), trainer.figures()
+    single = trainer.episodes.environments[0] if isinstance(trainer.episodes, Episodes) else None
+    watch = Watch(trainer.config.open_loop_minutes, trainer.seconds, single)
     while not (trainer.finished or interrupt.asked):
         trainer.iterate()
         # Logging and saving count, too: they are part of the minutes that a user waits.
@@ -258,6 +312,7 @@ def _loop(trainer: Trainer, run: Run, display: Display, interrupt: Interrupt) ->
         trainer.seconds, mark = trainer.seconds + now - mark, now
         if trainer.seconds - logged >= trainer.config.log_seconds:
             logged, figures = trainer.seconds, trainer.figures()
+            figures |= _look(trainer, run, watch)
             run.log(figures)
             display.show(figures)
         if trainer.seconds - saved >= 60 * trainer.config.save_minutes:
@@ -268,3 +323,15 @@ def _loop(trainer: Trainer, run: Run, display: Display, interrupt: Interrupt) ->
         run.log(figures)
     display.show(figures, last=True)
     run.save(trainer.steps, trainer.state_dict())
+
+
+def _look(trainer: Trainer, run: Run, watch: Watch) -> dict[str, float]:
+    """Open-loop prediction, where it is time for it: a picture for TensorBoard, and figures."""
+    if trainer.batch is None or not watch.is_time(trainer.seconds):
+        return {}
+    title = f"{trainer.config.env.rpartition(':')[2]}, after {trainer.steps:,} steps"
+    scale = trainer.learner.reward_scale
+    figures, picture = watch.look(trainer.world_model, trainer.batch, scale, trainer.seconds, title)
+    if picture is not None:
+        run.log_picture("open_loop", picture, trainer.steps)
+    return figures

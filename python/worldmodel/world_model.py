@@ -26,6 +26,7 @@ from worldmodel.prediction import Predicted, Prediction, PredictionConfig
 from worldmodel.spaces import ActionSpec, ObservationSpec
 
 PREFIX = "memory."
+Draw = Callable[[Tensor], Tensor]  # probabilities -> latent, both (..., variables, classes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Observed:
 
     Attributes:
         features: s_t, (batch, time, features).
-        latent: z_t, straight through, (batch, time, variables, classes).
+        latent: z_t, as ``Perception.draw`` makes it, (batch, time, variables, classes).
         probabilities: that z_t was drawn from.
         state: after the last step.
         cut_states: the states after each of the cuts, (cuts * batch, ...): those of the first cut come first.
@@ -128,13 +129,16 @@ class WorldModel(nn.Module):
             "features": like.new_zeros(batch_size, self.features),
         }
 
-    def observe(self, batch: Batch, state: State | None = None, cuts: Sequence[int] = ()) -> Observed:
+    def observe(
+        self, batch: Batch, state: State | None = None, cuts: Sequence[int] = (), draw: Draw | None = None
+    ) -> Observed:
         """All steps of a batch at once.
 
         Args:
             batch: what was seen and done.
             state: in front of the first step; that of the batch if None, zeros if it has none.
             cuts: rising numbers of steps, each from 1 to time, after which the state is wanted.
+            draw: probabilities -> latent; a straight-through draw if None.
 
         Returns:
             ``Observed``, with gradients through all of it.
@@ -146,7 +150,7 @@ class WorldModel(nn.Module):
         if any(low >= high for low, high in itertools.pairwise(bounds)):
             raise ValueError(f"WorldModel.observe: cuts is {list(cuts)}, expected to rise from 1 to {batch.shape[1]}")
         probabilities = self.perception.probabilities(self.perception(batch.observations))
-        latent = self.perception.draw(probabilities)
+        latent = (draw or self.perception.draw)(probabilities)
         actions = self.action_spec.encode(batch.actions).to(probabilities.dtype)  # (batch, time, action width)
         actions = actions * batch.has_action[..., None]
         state = state if state is not None else batch.state
@@ -192,7 +196,7 @@ class WorldModel(nn.Module):
         policy: Callable[[Tensor], Policy],
         horizon: int,
         first_action: Tensor | None = None,
-        draw: Callable[[Tensor], Tensor] | None = None,
+        draw: Draw | None = None,
     ) -> Imagined:
         """Goes on from ``state`` without observations, differentiably.
 
@@ -201,21 +205,50 @@ class WorldModel(nn.Module):
             policy: s_t -> distribution over actions.
             horizon: steps, at least 1.
             first_action: encoded (batch, action width), taken at the first step instead of the policy's.
-            draw: probabilities -> latent; a straight-through draw if None.
+            draw: probabilities -> latent; ``Perception.draw`` if None.
 
         Raises:
             ValueError: a horizon below 1.
         """
         if horizon < 1:
             raise ValueError(f"WorldModel.imagine: horizon is {horizon}, expected at least 1")
+
+        def choose(step: int, features: Tensor) -> Tensor:
+            return policy(features).sample() if step or first_action is None else first_action
+
+        return self._imagine(state, choose, horizon, draw)
+
+    def imagine_actions(self, state: State, actions: Tensor, draw: Draw | None = None) -> Imagined:
+        """Goes on from ``state`` without observations, doing ``actions``: what the world would then be like.
+
+        Args:
+            state: as for ``imagine``.
+            actions: encoded (batch, horizon, action width).
+            draw: as for ``imagine``.
+
+        Raises:
+            ValueError: no actions, or not those of one step a row.
+        """
+        rows, width = state["features"].shape[0], self.action_spec.width
+        if actions.dim() != 3 or actions.shape[1] < 1 or (actions.shape[0], actions.shape[2]) != (rows, width):
+            raise ValueError(
+                f"WorldModel.imagine_actions: actions has shape {tuple(actions.shape)}, expected (batch={rows}, "
+                f"horizon of at least 1, action width={width})"
+            )
+        return self._imagine(state, lambda step, _: actions[:, step], actions.shape[1], draw)
+
+    def _imagine(
+        self, state: State, choose: Callable[[int, Tensor], Tensor], horizon: int, draw: Draw | None
+    ) -> Imagined:
+        """``choose``: the number of the step and s_t -> encoded action."""
         draw = draw or self.perception.draw
         features = [state["features"]]
         steps: list[tuple[Tensor, ...]] = []
         for step in range(horizon):
-            action = policy(features[-1]).sample() if step or first_action is None else first_action
+            action = choose(step, features[-1])
             predicted = self.prediction(features[-1], action)
             latent = draw(self.perception.probabilities(predicted.logits))
-            after, state = self._remember(self.perception.blur(latent), action, state, None)
+            after, state = self._remember(self.perception.heard(latent), action, state, None)
             features.append(after)
             reward, continues = self.prediction.mean_reward(predicted), predicted.continues.sigmoid()
             steps.append((latent, action, reward, continues))

@@ -3,11 +3,12 @@
 import torch
 from torch import Tensor
 
+from wmkernels.checks import state_dtype
 from wmkernels.conv_lstm.arguments import Canonical, Padding, Pair, canonical
 from wmkernels.conv_lstm.ops import ConvLSTMFunction, forward
-from wmkernels.conv_lstm.outputs import KEEP_CELLS, KEEP_GATES, KEEP_NOTHING
+from wmkernels.conv_lstm.outputs import KEEP_CELLS, KEEP_GATES, KEEP_NOTHING, empty_maps
 from wmkernels.conv_lstm.reference import conv_lstm_reference
-from wmkernels.dispatch import choose
+from wmkernels.dispatch import choose, kernels
 from wmkernels.library import is_unwatched, needs_autograd
 
 OP = "conv_lstm"
@@ -128,11 +129,44 @@ def conv_lstm_step(
         >>> h.shape
         torch.Size([2, 8, 16, 16])
     """
+    if stride == 1 and padding == "same" and dilation == 1:
+        at_once = _step_at_once(x, state, weight_ih, weight_hh, bias, peephole, reset, backend)
+        if at_once is not None:
+            return at_once[0], at_once
     arguments = canonical(
         STEP, x, weight_ih, weight_hh, bias, state, peephole, reset, stride, padding, dilation, ("batch",)
     )
     _, h, c = _run(arguments, keep_gates, backend)
     return h, (h, c)
+
+
+def _step_at_once(
+    x: Tensor,
+    state: tuple[Tensor, Tensor] | None,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias: Tensor | None,
+    peephole: Tensor | None,
+    reset: Tensor | None,
+    backend: str | None,
+) -> tuple[Tensor, Tensor] | None:
+    """The new (h, c) in one call of the extension, which checks the tensors itself; None where it cannot be done so.
+
+    A step of a small map takes less time than its arguments take to be checked and handed over one by one.
+    """
+    if state is not None and not (isinstance(state, tuple | list) and len(state) == 2):
+        return None
+    h, c = (None, None) if state is None else state
+    inputs = (x, weight_ih, weight_hh, bias, peephole, reset)
+    if not is_unwatched((h, c, *inputs)) or not (isinstance(x, Tensor) and x.is_cpu and x.dim() == 4):
+        return None
+    if not (isinstance(weight_hh, Tensor) and weight_hh.dim() == 4) or torch.is_autocast_enabled("cpu"):
+        return None
+    if choose(OP, x.device, backend) != "cpu":
+        return None
+    maps = (x.shape[0], weight_hh.shape[1], x.shape[2], x.shape[3])
+    new = empty_maps(maps, x.dtype, x.device), empty_maps(maps, state_dtype(x.dtype), x.device)
+    return new if kernels(OP, "cpu").step_at_once((h, c, *new, *inputs)) else None
 
 
 def _run(arguments: Canonical, keep_gates: bool, backend: str | None) -> tuple[Tensor, Tensor, Tensor]:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from wmkernels.checks import state_dtype
 from wmkernels.conv_lstm.outputs import Sizes, backward_outputs, forward_outputs, sizes_of
-from wmkernels.pointers import DTYPE_CODES, Expected, Members, call, output
+from wmkernels.pointers import DTYPE_CODES, Expected, Members, call, native, output
 
 
 def _members(
@@ -143,3 +143,12 @@ def backward(
         members["grad_c_first"] = output(_channels_last(grad_c_first))
     call("conv_lstm_backward", "conv_lstm", members, x.device)
     return gradients
+
+
+def step_at_once(tensors: tuple[Tensor | None, ...]) -> bool:
+    """One step on a CPU in one call, from tensors that fit; else False, and nothing is done.
+
+    ``tensors`` are h and c before (both or neither), the new h and c, x, weight_ih, weight_hh, bias, peephole, reset.
+    """
+    done: bool = native.cpu_conv_lstm_step_at_once(tensors, torch.get_num_threads())
+    return done

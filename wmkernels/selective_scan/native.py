@@ -130,7 +130,7 @@ def step_at_once(tensors: tuple[Tensor | None, ...], delta_softplus: bool) -> bo
 
     ``tensors`` are state_in, state_out, out, u, delta, A, B, C, D, z, delta_bias and reset; B and C (batch, state).
     """
-    done: bool = native.cpu_step_at_once(tensors, delta_softplus, torch.get_num_threads())
+    done: bool = native.cpu_selective_step_at_once(tensors, delta_softplus, torch.get_num_threads())
     return done
 
 

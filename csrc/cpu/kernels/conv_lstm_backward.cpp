@@ -30,8 +30,7 @@ class Backward : Gradients<T, S> {
     weight_ih_ = take<T>(recomputes() ? Base::ready_ih() : 0);
     weight_hh_ = take<T>(recomputes() ? Base::ready_hh() : 0);
     const int64_t turned_ih = Base::turned_size(ih, sizes.gates), turned_hh = Base::turned_size(hh, sizes.gates);
-    packed_ =
-        take<T>(sizes.tiled ? larger(larger(Base::packed_ih(), Base::packed_hh()), larger(turned_ih, turned_hh)) : 0);
+    packed_ = take<T>(sizes.tiled ? larger(division_.parts * Base::ready_scratch(), larger(turned_ih, turned_hh)) : 0);
     turned_ih_ = take<T>(Base::tiles_x() ? turned_ih * kTileNumbers / 9 : turned_ih);
     turned_hh_ = take<T>(Base::tiles_h() ? turned_hh * kTileNumbers / 9 : turned_hh);
     bias_ = take<T>(sizes.gates);
@@ -47,10 +46,7 @@ class Backward : Gradients<T, S> {
   int64_t workspace() const { return arena_.used(); }
 
   void run() const {
-    if (recomputes()) {
-      Base::ready_weight(weight_ih_, packed_, op.weight_ih, op.input, op.ih_height, op.ih_width);
-      Base::ready_weight(weight_hh_, packed_, op.weight_hh, op.hidden, op.hh_height, op.hh_width);
-    }
+    if (recomputes()) Base::ready_weights(weight_ih_, weight_hh_, packed_, division_.parts);
     ready_turned(turned_ih_, op.weight_ih, ih, Base::tiles_x());
     ready_turned(turned_hh_, op.weight_hh, hh, Base::tiles_h());
     Base::pack_bias(bias_);

@@ -24,7 +24,7 @@ class Forward : ConvLSTM<T, S> {
   explicit Forward(const wmk_conv_lstm& op) : Base(op), division_(op, sizes.tiled, op.threads), arena_(op.workspace) {
     weight_ih_ = arena_.template take<T>(Base::ready_ih());
     weight_hh_ = arena_.template take<T>(Base::ready_hh());
-    packed_ = arena_.template take<T>(sizes.tiled ? larger(Base::packed_ih(), Base::packed_hh()) : 0);
+    packed_ = arena_.template take<T>(division_.parts * Base::ready_scratch());
     bias_ = arena_.template take<T>(sizes.gates);
     peephole_ = arena_.template take<T>(Base::packed_peephole());
     cell_ = arena_.template take<T>(division_.slots * sizes.positions * sizes.padded_hidden);
@@ -35,8 +35,7 @@ class Forward : ConvLSTM<T, S> {
   int64_t workspace() const { return arena_.used(); }
 
   void run() const {
-    Base::ready_weight(weight_ih_, packed_, op.weight_ih, op.input, op.ih_height, op.ih_width);
-    Base::ready_weight(weight_hh_, packed_, op.weight_hh, op.hidden, op.hh_height, op.hh_width);
+    Base::ready_weights(weight_ih_, weight_hh_, packed_, division_.parts);
     Base::pack_bias(bias_);
     Base::pack_peephole(peephole_);
     memset(h_, 0, size_t(2 * division_.slots * h_size()) * sizeof(T));
@@ -144,7 +143,8 @@ class Forward : ConvLSTM<T, S> {
     const int64_t positions = (bottom - top) * op.width;
     const int64_t place = (batch * sizes.positions + top * op.width) * op.hidden;
     const int64_t last = ((op.time - 1) * op.batch * sizes.positions) * op.hidden + place;
-    memcpy((S*)op.h_last.data + place, (const S*)op.out.data + last, size_t(positions * op.hidden) * sizeof(S));
+    if (op.h_last.data)
+      memcpy((S*)op.h_last.data + place, (const S*)op.out.data + last, size_t(positions * op.hidden) * sizeof(S));
     for (int64_t p = 0; p < positions; ++p) {
       memcpy((T*)op.c_last.data + place + p * op.hidden, cell(slot, top * op.width + p), size_t(op.hidden) * sizeof(T));
     }
