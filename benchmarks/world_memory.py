@@ -68,7 +68,7 @@ def main() -> int:
         if there and not chosen.again:
             continue
         print(plan.key, file=sys.stderr, flush=True)
-        folder = chosen.runs / f"{plan.key.replace('/', '-')}-{time.strftime('%Y%m%d-%H%M%S')}"
+        folder = chosen.runs / f"{plan.key.replace('/', '-').replace(' ', '_')}-{time.strftime('%Y%m%d-%H%M%S')}"
         try:
             merge(chosen.json, plan, execute(plan, folder))
         except RuntimeError as error:

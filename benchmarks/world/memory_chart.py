@@ -12,7 +12,13 @@ from scans.chart import INK, OURS, STAMP, fingerprint
 from world.cue import GAPS
 from world.memory_report import groups
 
-COLOURS = {"scan": OURS, "ConvLSTM": "#3b82f6", "none": "#10a37f"}
+COLOURS = {
+    "scan": OURS,
+    "ConvLSTM": "#3b82f6",
+    "none": "#10a37f",
+    "scan (latent drawn)": "#c08a00",
+    "none (latent drawn)": "#a855f7",
+}
 
 
 def draw(result: dict[str, Any], path: Path) -> str:

@@ -57,9 +57,14 @@ TASKS = {
     "cue": Task(
         "worldmodel.minigrid:MemoryS9-v0",
         "wander",
-        300_000,
+        160_000,
         200,
-        {"scan": (), "none": ("--model.memory.kind", "none")},
+        {
+            "scan": (),
+            "none": ("--model.memory.kind", "none"),
+            "scan (latent drawn)": ("--model.perception.drawn",),
+            "none (latent drawn)": ("--model.perception.drawn", "--model.memory.kind", "none"),
+        },
         _measure_cue,
     ),
     "ball": Task(
