@@ -1,6 +1,7 @@
-"""Compiles CUDA sources for the emulator, with sanitizers, and keeps what it compiled.
+"""Compiles CUDA sources for the emulator, with sanitizers or a race detector, and keeps what it compiled.
 
-``python emulator/build.py NAME SOURCE... [-- FLAG...]`` does the same from a shell and prints the program's path.
+``python emulator/build.py [--races] NAME SOURCE... [-- FLAG...]`` does the same from a shell and prints the program's
+path.
 """
 
 from __future__ import annotations
@@ -18,10 +19,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 CACHE = ROOT / "build" / "emulator"
 SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize=vptr,null,return,unreachable", "-fno-sanitize-recover=all")
-FLAGS = (
-    *("-std=c++17", "-O1", "-g1", "-fno-omit-frame-pointer", "-fPIC", "-Wall", "-Wextra", "-Wno-unknown-pragmas"),
-    *SANITIZERS,
-)
+FLAGS = ("-std=c++17", "-O1", "-g1", "-fno-omit-frame-pointer", "-fPIC", "-Wall", "-Wextra", "-Wno-unknown-pragmas")
 
 
 class BuildError(RuntimeError):
@@ -33,13 +31,14 @@ def find_compiler() -> str | None:
     return next(filter(None, map(shutil.which, (os.environ.get("CXX", ""), "g++", "clang++", "c++"))), None)
 
 
-def build(name: str, sources: Sequence[Path], flags: Sequence[str] = ()) -> Path:
+def build(name: str, sources: Sequence[Path], flags: Sequence[str] = (), *, races: bool = False) -> Path:
     """A program that serves the ``extern "C"`` functions of ``sources``, compiled unless it is there already.
 
     Args:
         name: what the program is called; its folder in ``build/emulator`` also holds a digest of all that went in.
         sources: ``.cu`` files that launch with CUDA_EMULATOR_LAUNCH (through the project's own macro, as a rule).
         flags: for the compiler, such as ``-DNAME`` or ``-I...``.
+        races: look for races in shared memory, in the place of the sanitizers (``races.h``).
 
     Raises:
         BuildError: there is no compiler, or it found an error.
@@ -49,11 +48,16 @@ def build(name: str, sources: Sequence[Path], flags: Sequence[str] = ()) -> Path
         raise BuildError("no C++ compiler found: set CXX or install g++")
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
     own = [HERE / "runtime.cpp", HERE / "server.cpp"]
-    command = [compiler, *FLAGS, f"-I{HERE}", *flags]
-    sources = [*own, *sources]
+    command = [compiler, *FLAGS, *(() if races else SANITIZERS), f"-I{HERE}", *flags]
+    seen: tuple[str, ...] = ()  # what the code of the sources is compiled with besides
+    if races:
+        own.append(HERE / "races.cpp")
+        command.append("-DCUDA_EMULATOR_RACES")
+        seen = ("-fsanitize=thread",)  # only compiled: races.cpp is linked for what that calls
+    jobs = [(command, source) for source in own] + [([*command, *seen], source) for source in sources]
     CACHE.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        objects = list(pool.map(lambda source: _compile(command, version, source), sources))
+        objects = list(pool.map(lambda job: _compile(job[0], version, job[1]), jobs))
     digest = hashlib.sha256("\0".join(path.name for path in objects).encode()).hexdigest()[:16]
     program = CACHE / f"{name}-{digest}"
     if not program.exists():
@@ -85,10 +89,12 @@ def _run(command: Sequence[str], target: Path) -> None:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """The command line: a name, sources, and after ``--`` flags."""
+    """The command line: a name, sources, and after ``--`` flags; ``--races`` first looks for races."""
+    races = arguments[:1] == ["--races"]
+    arguments = arguments[int(races) :]
     split = arguments.index("--") if "--" in arguments else len(arguments)
     name, *sources = arguments[:split]
-    print(build(name, [Path(source).resolve() for source in sources], arguments[split + 1 :]))
+    print(build(name, [Path(source).resolve() for source in sources], arguments[split + 1 :], races=races))
 
 
 if __name__ == "__main__":

@@ -37,6 +37,7 @@ class Result:
     kernels: tuple[str, ...]
     blocks: int
     switches: int
+    barriers: frozenset[str]  # each __syncthreads and __syncwarp that was passed, as file:line
 
 
 class Emulator:
@@ -62,6 +63,7 @@ class Emulator:
         *,
         seed: int = 0,
         multiprocessors: int = 4,
+        left_out: str = "",
         read_only: Sequence[Tensor] = (),
         answers_int: bool = True,
     ) -> Result:
@@ -72,6 +74,7 @@ class Emulator:
             words: its arguments; tensors of up to four dimensions are updated in place with what the call wrote.
             seed: the order of the threads.
             multiprocessors: what kernels are told about the size of the chip.
+            left_out: a ``file:line`` whose ``__syncthreads`` or ``__syncwarp`` does nothing, to plant an error.
             read_only: tensors that must come back unchanged.
             answers_int: false for a function that answers int64_t.
 
@@ -90,9 +93,8 @@ class Emulator:
                 flat += (places[key], 0)
             else:
                 flat += (-1, word)
-        encoded = name.encode()
-        request = [struct.pack("=q", len(encoded)), encoded]
-        request.append(struct.pack("=4q", int(answers_int), seed, multiprocessors, len(tensors)))
+        request = [_text(name), struct.pack("=3q", int(answers_int), seed, multiprocessors), _text(left_out)]
+        request.append(struct.pack("=q", len(tensors)))
         request += map(_packed, tensors)
         request.append(struct.pack(f"={len(flat) + 1}q", len(words), *flat))
         process = self._running()
@@ -103,7 +105,8 @@ class Emulator:
         except BrokenPipeError:
             self._raise_report()
         value, blocks, switches, kernel_count = self._words(4)
-        kernels = tuple(self._bytes(self._words(1)[0]).decode() for _ in range(kernel_count))
+        kernels = tuple(self._received_text() for _ in range(kernel_count))
+        barriers = frozenset(self._received_text() for _ in range(self._words(1)[0]))
         changed = [self._bytes(x.numel() * x.element_size()) if self._words(1)[0] else None for x in tensors]
         self._words(1)  # the program has looked for damage between the elements
         untouchable = {x.data_ptr() for x in read_only}
@@ -113,7 +116,7 @@ class Emulator:
             if x.data_ptr() in untouchable:
                 raise EmulatorError(f"{name} wrote into an input of shape {tuple(x.shape)}")
             x.copy_(torch.frombuffer(bytearray(data), dtype=x.dtype).view(x.shape))
-        return Result(value, kernels, blocks, switches)
+        return Result(value, kernels, blocks, switches, barriers)
 
     def close(self) -> None:
         """Ends the process."""
@@ -146,6 +149,9 @@ class Emulator:
     def _words(self, count: int) -> tuple[int, ...]:
         return struct.unpack(f"={count}q", self._bytes(8 * count))
 
+    def _received_text(self) -> str:
+        return self._bytes(self._words(1)[0]).decode()
+
     def _raise_report(self) -> None:
         assert self._process is not None and self._errors is not None
         self._process.wait()
@@ -154,6 +160,11 @@ class Emulator:
         status = self._process.returncode
         self.close()
         raise EmulatorError(report or f"the emulated program ended with status {status} and said nothing")
+
+
+def _text(text: str) -> bytes:
+    encoded = text.encode()
+    return struct.pack("=q", len(encoded)) + encoded
 
 
 def _packed(x: Tensor) -> bytes:

@@ -2,8 +2,8 @@
 //
 // Every thread of a block is a fiber that runs until it waits (at a barrier or in a warp collective), spins or ends; a
 // seed decides who runs next. A read that a barrier should have protected then happens before the write under some
-// seed. Shared memory has its exact size, so that the address sanitizer sees each access beyond it, and is filled with
-// 0xFF before a block starts: what was never written reads as NaN. README.md says what is caught and what is not.
+// seed (under any, races.h finds it). Shared memory has its exact size, so that the address sanitizer sees accesses
+// beyond it, and is filled with 0xFF before a block starts: what was never written reads as NaN. See README.md.
 //
 // Device code must
 //   - launch with CUDA_EMULATOR_LAUNCH and declare shared memory with CUDA_EMULATOR_SHARED or
@@ -51,33 +51,39 @@ extern dim3 thread_index, block_index, block_size, grid_size;
 struct Settings {
   uint64_t seed = 0;        // 0: threads in order; 1: in reverse; others: shuffled
   int multiprocessors = 4;  // for kernels that divide their work by the size of the chip
+  std::string left_out;     // the __syncthreads or __syncwarp at this "file:line" does nothing: a planted error
 };
 extern Settings settings;
-
-// ---- What has run since the last clear() ----
-struct Record {
-  std::vector<std::string> kernels;  // names, in the order of the launches
-  int64_t blocks = 0;
-  int64_t switches = 0;  // between fibers
-};
-extern Record record;
 
 // A place in the source, for messages, and to tell one barrier from another.
 struct Where {
   const char* file;
   int line;
 };
+
+// ---- What has run since the last clear() ----
+struct Record {
+  std::vector<std::string> kernels;  // names, in the order of the launches
+  std::vector<Where> barriers;       // each __syncthreads and __syncwarp that was passed
+  int64_t blocks = 0;
+  int64_t switches = 0;  // between fibers
+};
+extern Record record;
+
+// The file's name and the line, as Settings::left_out has them.
+std::string short_text(Where where);
+
 // Last parameters of a function that wants to know where it was called.
 #define CUDA_EMULATOR_CALLER const char *file = __builtin_FILE(), int line = __builtin_LINE()
 
 // Says what is wrong, and in which kernel, block and thread, on the standard error, and ends the process.
 [[noreturn]] void fail(const std::string& message);
 
-// Runs body(context) for every thread of the grid. `limit` of 232,448 bytes of shared memory is that of sm_90.
+// Runs body(context) for every thread of the grid. A block has up to 99 KB of shared memory, as on sm_120.
 void run(const char* kernel, dim3 grid, dim3 block, int64_t shared_bytes, void (*body)(void*), void* context);
 
 unsigned char* dynamic_shared_memory();
-void* static_shared_memory(const void* key, size_t bytes, size_t alignment);
+void* static_shared_memory(const void* key, const char* name, size_t bytes, size_t alignment);
 
 // Lets every other thread that can go on run first.
 void yield();
@@ -88,7 +94,11 @@ int block_barrier(Vote vote, bool predicate, Where where);
 // Waits for all lanes of `mask`, each with a value of up to eight bytes, and answers the values of the 32 lanes; those
 // outside the mask are undefined. Valid until the lane's next collective.
 const uint64_t* warp_collective(const char* name, unsigned mask, uint64_t value, Where where);
+void warp_barrier(unsigned mask, Where where);
 unsigned lane();
+
+// An atomic access of the running thread, which races with no other atomic one.
+void note_atomic(const void* address, size_t bytes);
 
 // Copies that the hardware makes on its own time (cp.async): the destination is undefined until the wait.
 void copy_async(void* shared, const void* global, size_t bytes, CUDA_EMULATOR_CALLER);
@@ -167,7 +177,7 @@ constexpr int warpSize = 32;
   static const char name##_key = 0;                        \
   typedef type name##_array dimensions;                    \
   name##_array& name = *static_cast<name##_array*>(        \
-      cuda_emulator::static_shared_memory(&name##_key, sizeof(name##_array), alignof(type)))
+      cuda_emulator::static_shared_memory(&name##_key, #name, sizeof(name##_array), alignof(type)))
 
 // ---- Barriers ----
 
@@ -184,7 +194,7 @@ inline int __syncthreads_count(int predicate, CUDA_EMULATOR_CALLER) {
   return cuda_emulator::block_barrier(cuda_emulator::Vote::kCount, predicate != 0, {file, line});
 }
 inline void __syncwarp(unsigned mask = 0xffffffffu, CUDA_EMULATOR_CALLER) {
-  cuda_emulator::warp_collective("__syncwarp", mask, 0, {file, line});
+  cuda_emulator::warp_barrier(mask, {file, line});
 }
 // One fiber runs at a time, so memory is always consistent.
 inline void __threadfence() {}
@@ -246,38 +256,47 @@ CUDA_EMULATOR_REDUCTION(__reduce_max_sync, [](T a, T b) { return a < b ? b : a; 
 
 // ---- Atomics: one fiber runs at a time ----
 
+// Their plain accesses are not to be seen as such.
+#define CUDA_EMULATOR_ATOMIC __attribute__((noinline, no_sanitize("thread")))
+
 template <typename T, typename U>
-T atomicAdd(T* address, U value) {
+CUDA_EMULATOR_ATOMIC T atomicAdd(T* address, U value) {
+  cuda_emulator::note_atomic(address, sizeof(T));
   const T old = *address;
   *address = old + static_cast<T>(value);
   return old;
 }
 template <typename T, typename U>
-T atomicExch(T* address, U value) {
+CUDA_EMULATOR_ATOMIC T atomicExch(T* address, U value) {
+  cuda_emulator::note_atomic(address, sizeof(T));
   const T old = *address;
   *address = static_cast<T>(value);
   return old;
 }
 template <typename T, typename U>
-T atomicMax(T* address, U value) {
+CUDA_EMULATOR_ATOMIC T atomicMax(T* address, U value) {
+  cuda_emulator::note_atomic(address, sizeof(T));
   const T old = *address;
   *address = std::max(old, static_cast<T>(value));
   return old;
 }
 template <typename T, typename U>
-T atomicMin(T* address, U value) {
+CUDA_EMULATOR_ATOMIC T atomicMin(T* address, U value) {
+  cuda_emulator::note_atomic(address, sizeof(T));
   const T old = *address;
   *address = std::min(old, static_cast<T>(value));
   return old;
 }
 template <typename T, typename U>
-T atomicOr(T* address, U value) {
+CUDA_EMULATOR_ATOMIC T atomicOr(T* address, U value) {
+  cuda_emulator::note_atomic(address, sizeof(T));
   const T old = *address;
   *address = old | static_cast<T>(value);
   return old;
 }
 template <typename T, typename U, typename V>
-T atomicCAS(T* address, U expected, V value) {
+CUDA_EMULATOR_ATOMIC T atomicCAS(T* address, U expected, V value) {
+  cuda_emulator::note_atomic(address, sizeof(T));
   const T old = *address;
   if (old == static_cast<T>(expected)) *address = static_cast<T>(value);
   return old;

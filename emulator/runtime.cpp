@@ -12,6 +12,7 @@
 
 #include "cuda_emulator.h"
 #include "fiber.h"
+#include "races.h"
 
 namespace cuda_emulator {
 
@@ -22,8 +23,8 @@ Record record;
 namespace {
 
 constexpr size_t kStackBytes = 256 * 1024;
-constexpr int64_t kSharedLimit = 232448;  // of a block, sm_90
-constexpr int kFruitlessRounds = 2000;    // of spinning, before it is called endless
+constexpr int64_t kSharedLimit = 99 * 1024;  // of a block: what sm_80, 90, 100 and 120 all have
+constexpr int kFruitlessRounds = 2000;       // of spinning, before it is called endless
 
 struct Block;
 
@@ -66,6 +67,7 @@ struct SharedArray {
 };
 
 struct Block {
+  explicit Block(unsigned threads) : races(threads) {}
   dim3 index;
   std::vector<Fiber*> fibers;
   std::vector<Warp> warps;
@@ -76,6 +78,7 @@ struct Block {
   unsigned arrived = 0, votes = 0;
   Where barrier{"", 0};
   int result = 0;
+  races::Block races;
 };
 
 struct Launch {
@@ -100,6 +103,14 @@ std::string text_of(dim3 index) {
   return "(" + std::to_string(index.x) + "," + std::to_string(index.y) + "," + std::to_string(index.z) + ")";
 }
 bool same(Where a, Where b) { return a.line == b.line && strcmp(a.file, b.file) == 0; }
+
+bool left_out(Where where) { return !settings.left_out.empty() && settings.left_out == short_text(where); }
+void passed(Where where) {
+  for (const Where& known : record.barriers) {
+    if (known.file == where.file && known.line == where.line) return;
+  }
+  record.barriers.push_back(where);
+}
 
 uint64_t below(uint64_t count) { return random_numbers() % count; }
 
@@ -128,7 +139,7 @@ void* poisoned(size_t bytes, size_t alignment) {
 
 void start_block(int64_t number) {
   Launch& launch = launch_state;
-  launch.blocks.push_back(std::make_unique<Block>());
+  launch.blocks.push_back(std::make_unique<Block>(launch.threads));
   Block* block = launch.blocks.back().get();
   const int64_t column = number / grid_size.x;
   block->index = dim3(static_cast<unsigned>(number % grid_size.x), static_cast<unsigned>(column % grid_size.y),
@@ -137,6 +148,7 @@ void start_block(int64_t number) {
   block->alive = launch.threads;
   // 1,024 bytes is the most that any instruction asks of shared memory
   block->shared = static_cast<unsigned char*>(poisoned(static_cast<size_t>(launch.shared_bytes), 1024));
+  block->races.add("dynamic shared memory", block->shared, static_cast<size_t>(launch.shared_bytes));
   for (unsigned i = 0; i < launch.threads; ++i) {
     if (idle_fibers.empty()) {
       all_fibers.push_back(std::make_unique<Fiber>());
@@ -243,12 +255,19 @@ void resume(Fiber* fiber) {
   thread_index = dim3(i % block_size.x, i / block_size.x % block_size.y, i / block_size.x / block_size.y);
   block_index = fiber->block->index;
   ++record.switches;
+  races::enter(&fiber->block->races, fiber->index);
   scheduler.switch_to(fiber->context);
+  races::enter(nullptr, 0);
   current = nullptr;
   if (fiber->ended && fiber->block->alive == 0) end_block(fiber->block);
 }
 
 }  // namespace
+
+std::string short_text(Where where) {
+  const char* slash = strrchr(where.file, '/');
+  return std::string(slash == nullptr ? where.file : slash + 1) + ":" + std::to_string(where.line);
+}
 
 void fail(const std::string& message) {
   std::string place = std::string("cuda emulator: kernel ") + launch_state.kernel;
@@ -305,12 +324,13 @@ void run(const char* kernel, dim3 grid, dim3 block, int64_t shared_bytes, void (
 
 unsigned char* dynamic_shared_memory() { return current->block->shared; }
 
-void* static_shared_memory(const void* key, size_t bytes, size_t alignment) {
+void* static_shared_memory(const void* key, const char* name, size_t bytes, size_t alignment) {
   std::vector<SharedArray>& arrays = current->block->arrays;
   for (const SharedArray& array : arrays) {
     if (array.key == key) return array.memory;
   }
   arrays.push_back({key, poisoned(bytes, alignment)});
+  current->block->races.add(name, arrays.back().memory, bytes);
   return arrays.back().memory;
 }
 
@@ -322,6 +342,7 @@ void yield() {
 }
 
 int block_barrier(Vote vote, bool predicate, Where where) {
+  if (vote == Vote::kNone && left_out(where)) return 0;
   Block* block = current->block;
   const unsigned threads = launch_state.threads;
   if (block->alive != threads) {
@@ -341,6 +362,8 @@ int block_barrier(Vote vote, bool predicate, Where where) {
     wait_in("__syncthreads", where);
   } else {
     block->arrived = 0;
+    block->races.block_barrier();
+    passed(where);
     const int votes = static_cast<int>(block->votes);
     block->result = vote == Vote::kAny ? votes != 0 : vote == Vote::kAll ? votes == static_cast<int>(threads) : votes;
     for (Fiber* fiber : block->fibers) wake(fiber);
@@ -385,12 +408,23 @@ const uint64_t* warp_collective(const char* name, unsigned mask, uint64_t value,
   } else {
     meeting->arrived = 0;
     meeting->turn = 1 - turn;
+    if (strcmp(name, "__syncwarp") == 0) fiber->block->races.warp_barrier(first, mask);
     for (unsigned i = 0; i < width; ++i) {
       if (mask >> i & 1u) wake(fiber->block->fibers[first + i]);
     }
     suspend();
   }
   return meeting->values[turn];
+}
+
+void warp_barrier(unsigned mask, Where where) {
+  if (left_out(where)) return;
+  passed(where);
+  warp_collective("__syncwarp", mask, 0, where);
+}
+
+void note_atomic(const void* address, size_t bytes) {
+  current->block->races.access(current->index, address, bytes, races::Access::kAtomic, __builtin_return_address(0));
 }
 
 void copy_async(void* shared, const void* global, size_t bytes, const char* file, int line) {
@@ -405,6 +439,7 @@ void copy_async(void* shared, const void* global, size_t bytes, const char* file
   copy.bytes = bytes;
   copy.group = current->copy_group;
   memcpy(copy.data, global, bytes);
+  current->block->races.copy_begins(current->index, shared, bytes, __builtin_return_address(0));
   memset(shared, 0xFF, bytes);
   current->copies.push_back(copy);
 }
@@ -420,6 +455,7 @@ void end_copies(int group) {
   for (const AsyncCopy& copy : copies) {
     if (copy.group <= group) {
       memcpy(copy.destination, copy.data, copy.bytes);
+      current->block->races.copy_ends(current->index, copy.destination, copy.bytes);
     } else {
       copies[left++] = copy;
     }

@@ -46,6 +46,10 @@ void answer(const void* data, size_t bytes) {
   }
 }
 void answer_word(int64_t word) { answer(&word, sizeof(word)); }
+void answer_text(const std::string& text) {
+  answer_word(static_cast<int64_t>(text.size()));
+  answer(text.data(), text.size());
+}
 
 // A strided tensor in memory of its own.
 class Tensor {
@@ -148,6 +152,7 @@ void serve_call() {
   const bool answers_int = receive_word() != 0;
   cuda_emulator::settings.seed = static_cast<uint64_t>(receive_word());
   cuda_emulator::settings.multiprocessors = static_cast<int>(receive_word());
+  cuda_emulator::settings.left_out = receive_text();
   std::vector<Tensor> tensors(static_cast<size_t>(receive_word()));
   for (Tensor& tensor : tensors) tensor.receive_tensor();
   std::vector<int64_t> words(static_cast<size_t>(receive_word()));
@@ -166,9 +171,10 @@ void serve_call() {
   answer_word(cuda_emulator::record.blocks);
   answer_word(cuda_emulator::record.switches);
   answer_word(static_cast<int64_t>(cuda_emulator::record.kernels.size()));
-  for (const std::string& kernel : cuda_emulator::record.kernels) {
-    answer_word(static_cast<int64_t>(kernel.size()));
-    answer(kernel.data(), kernel.size());
+  for (const std::string& kernel : cuda_emulator::record.kernels) answer_text(kernel);
+  answer_word(static_cast<int64_t>(cuda_emulator::record.barriers.size()));
+  for (const cuda_emulator::Where& barrier : cuda_emulator::record.barriers) {
+    answer_text(cuda_emulator::short_text(barrier));
   }
   for (Tensor& tensor : tensors) tensor.answer_tensor();
   for (size_t i = 0; i < tensors.size(); ++i) {

@@ -27,9 +27,10 @@ def sources(op: str = "") -> list[Path]:
 
 
 @functools.cache
-def program(op: str = "") -> Path:
-    """The kernels and the C API around them, compiled for the emulator."""
-    return build(f"cuda_{op or 'kernels'}", sources(op), ["-DWMK_EMULATE", f"-I{ROOT / 'csrc'}"])
+def program(op: str = "", races: bool = False) -> Path:
+    """The kernels and the C API around them, compiled for the emulator: under sanitizers, or to look for races."""
+    name = f"cuda_{op or 'kernels'}{'_races' if races else ''}"
+    return build(name, sources(op), ["-DWMK_EMULATE", f"-I{ROOT / 'csrc'}"], races=races)
 
 
 def writes(name: str, member: str) -> bool:
@@ -49,13 +50,15 @@ class EmulatedCuda:
     """Stands in for the extension's ``cuda_`` functions while ``installed``.
 
     ``seeds``: the orders of the threads that every call runs under; what it answers must be the same bits under all.
-    ``op``: whose kernels are compiled; all if empty.
+    ``op``: whose kernels are compiled; all if empty. ``races``: look for races in shared memory, in the place of the
+    sanitizers. ``left_out``: a barrier that does nothing.
     """
 
-    def __init__(self, seeds: tuple[int, ...] = (0,), multiprocessors: int = 4, op: str = ""):
-        self.emulator = Emulator(program(op))
+    def __init__(self, seeds: tuple[int, ...] = (0,), multiprocessors: int = 4, op: str = "", races: bool = False):
+        self.emulator = Emulator(program(op, races))
         self.seeds = seeds
         self.multiprocessors = multiprocessors
+        self.left_out = ""
         self.ran: list[Result] = []  # for a test to empty
         self.launches = 0  # of kernels, in all; the same under another order of threads counts once
 
@@ -120,7 +123,7 @@ class EmulatedCuda:
                 tensor.copy_(before[key])
             if "workspace" in tensors:
                 tensors["workspace"].fill_(0xFF)
-            result = call(words, seed=seed, read_only=inputs)
+            result = call(words, seed=seed, read_only=inputs, left_out=self.left_out)
             if result.value:
                 raise ValueError(f"{name}: the kernel answered {result.value}")
             self.ran.append(result)

@@ -24,7 +24,7 @@ def test_the_table_is_of_these_sources(table):
     assert cuda_resources.TABLE.with_suffix(".md").read_text() == cuda_resources.page(table)
 
 
-def test_every_kernel_compiles_for_every_architecture_and_none_spills_more_than_it_may(table):
+def test_every_kernel_compiles_for_every_architecture_and_none_spills(table):
     for name, architectures in table["files"].items():
         assert architectures.keys() == set(cuda_resources.DEFAULT_ARCHITECTURES), name
         kernels = {architecture: set(found) for architecture, found in architectures.items()}
@@ -33,8 +33,11 @@ def test_every_kernel_compiles_for_every_architecture_and_none_spills_more_than_
 
 
 def test_the_gate_sees_a_spill(table):
-    files = {"some.cu": {"90": {"some_kernel<float>": {"spill_stores": 4, "spill_loads": 4, "registers": 255}}}}
-    assert len(cuda_resources.failures(files)) == 1
+    nothing = {"spill_stores": 0, "spill_loads": 0, "stack": 0, "registers": 255}
+    for key in ("spill_stores", "spill_loads", "stack"):
+        files = {"some.cu": {"90": {"good_kernel<double>": nothing, "some_kernel<float>": {**nothing, key: 4}}}}
+        (failure,) = cuda_resources.failures(files)
+        assert "some_kernel<float>" in failure
 
 
 def test_the_table_is_what_the_compiler_says(table):

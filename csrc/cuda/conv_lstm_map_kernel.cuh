@@ -39,6 +39,7 @@ __global__ void __launch_bounds__(kMapThreads, 1) conv_lstm_map_kernel(const WMK
   const int64_t channel = slice * kMapChannels + warp * 4 + lane % 4;
   {
     const uint4* packed = static_cast<const uint4*>(p.weights.data) + slice * taps * slices * kMapThreads;
+    // what a thread copies, it alone reads
     for (int64_t i = thread; i < taps * slices * kMapThreads; i += kMapThreads) weights[i] = packed[i];
   }
   MapPlace places[TILES][2];
@@ -63,7 +64,6 @@ __global__ void __launch_bounds__(kMapThreads, 1) conv_lstm_map_kernel(const WMK
   float bias[4];
 #pragma unroll
   for (int gate = 0; gate < 4; ++gate) bias[gate] = parameter(p.bias, gate * p.hidden + channel);
-  __syncthreads();
 
   for (int64_t time = 0; time < p.time; ++time) {
     float own[TILES][2][4];  // the input convolution's sums, on their way while the blocks wait for each other

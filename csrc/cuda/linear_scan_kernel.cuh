@@ -123,7 +123,6 @@ __global__ void __launch_bounds__(128, BACKWARD&& LOCAL             ? 3
   const auto tile_steps = [&](int64_t begin) {
     return static_cast<int>(segment_end - begin < kSteps ? segment_end - begin : kSteps);
   };
-  __syncthreads();
   if (count > 0) fetch(tile_begin(0), tile_steps(tile_begin(0)));
   for (int64_t i = 0; i < count; ++i) {
     const int64_t begin = tile_begin(i);

@@ -1,8 +1,8 @@
 // Selective scan, backward, on a GPU.
 //
 // Blocks and threads as forward. A block walks over its segment from the end in tiles of 32 steps. In a tile it first
-// runs forward from the saved state and keeps the state at every SUB steps in shared memory; then, last part first, it
-// runs SUB steps forward with every decay and state in registers, and SUB steps backward:
+// runs forward from the saved state and keeps the state at every four steps in shared memory; then, last part first, it
+// runs four steps forward with every decay and state in registers, and four steps backward:
 //
 //   g_t = C_t dy_t + x_{t+1}        gradient of h_t; x: what the later steps send back
 //   x_t = a_t g_t                   gradient of h_{t-1}, with a_t = exp(step_t A)
@@ -12,7 +12,8 @@
 //
 // Sums over states are three shuffles for four steps. Sums over channels: those of a warp every four steps, on the
 // tensor cores for 16-bit data (whose gradients are rounded far more than the ten bits that those keep of each product)
-// and through shared memory otherwise; those of a block's warps every SUB steps; and each block writes its share, which
+// and through shared memory otherwise; those of a block's warps every four steps (eight, where there are the tensor
+// cores' sums; four states a thread at a time, where a thread has more); and each block writes its share, which
 // sum_tiles_kernel adds to the others in a fixed order. So no atomics, and the same bits every time.
 //
 // Where time is split, selective_scan_backward_local_kernel first finds what each segment sends back from nothing and
@@ -25,20 +26,25 @@
 
 namespace wmk {
 
-template <typename Configuration, int SUB>
-__global__ void __launch_bounds__(Configuration::kThreads, Configuration::kBackwardBlocks)
+// Blocks that a multiprocessor should hold, for the compiler to share out the registers: no more than two of fp32 data,
+// which is what shared memory has room for.
+template <typename Configuration>
+constexpr int kBackwardKernelBlocks = Configuration::kDtype == WMK_FLOAT32 ? 2 : Configuration::kBackwardBlocks;
+
+template <typename Configuration>
+__global__ void __launch_bounds__(Configuration::kThreads, kBackwardKernelBlocks<Configuration>)
     selective_scan_backward_kernel(const WMK_GRID_CONSTANT wmk_selective_scan p,
                                    const WMK_GRID_CONSTANT ScanPlan plan) {
   using T = typename Configuration::T;
   using ChannelTile = typename Configuration::ChannelTile;
   using StateTile = typename Configuration::StateTile;
-  constexpr int kStates = Configuration::kStates, kThreads = Configuration::kThreads;
+  constexpr int kStates = Configuration::kStates;
   constexpr int kPitch = Configuration::kPitch, kStatePitch = Configuration::kStatePitch;
   constexpr int kSteps = Configuration::kSteps;
   WMK_SHARED_MEMORY(memory);
-  using Shared = BackwardShared<Configuration, SUB>;
+  using Shared = BackwardShared<Configuration>;
   auto& shared = *reinterpret_cast<Shared*>(memory);
-  const Slots<Configuration> slots(memory + sizeof(BackwardShared<Configuration, SUB>), Configuration::dtype(p));
+  const Slots<Configuration> slots(memory + sizeof(Shared), Configuration::dtype(p));
 
   if (threadIdx.x == 0) {
     const BlockPart part = block_part<Configuration>(p, plan);
@@ -69,7 +75,10 @@ __global__ void __launch_bounds__(Configuration::kThreads, Configuration::kBackw
     thread.A[i] *= log2_e(T(0));
     thread.x[i] = thread.grad_A[i] = T(0);
   }
-  if constexpr (!Shared::kRegistersLast) store_checkpoint<Configuration>(thread.A, shared.A);
+  if constexpr (Shared::kFours > 1) {
+    store_checkpoint<Configuration>(thread.A, shared.A);
+    store_checkpoint<Configuration>(thread.grad_A, shared.grad_A);
+  }
   T grad_D[ChannelTile::kPerThread], grad_bias[ChannelTile::kPerThread];
 #pragma unroll
   for (int i = 0; i < ChannelTile::kPerThread; ++i) grad_D[i] = grad_bias[i] = T(0);
@@ -130,24 +139,26 @@ __global__ void __launch_bounds__(Configuration::kThreads, Configuration::kBackw
   const auto run_forward = [&](int parts) {
     const uint32_t resets = shared.resets;
     T A[kStates];
-    load_A<Configuration>(A, thread, shared);
+#pragma unroll
+    for (int j = 0; j < Shared::kFours; ++j) {
+      const Quad<T> four = load_A<Configuration>(thread, shared, j);
+#pragma unroll
+      for (int k = 0; k < 4; ++k) A[4 * j + k] = four.value[k];
+    }
     const T* row_step = shared.step + place.row * kPitch;
     const T* row_u = shared.u + place.row * kPitch;
     for (int sub = 0; sub < parts; ++sub) {
       store_checkpoint<Configuration>(h, shared.checkpoint[sub]);
-#pragma unroll
-      for (int first = 0; first < SUB; first += 4) {
-        const int at = sub * SUB + first;
-        T unused[4];
-        const uint32_t here = resets >> at & 15u;
-        const Quad<T> step = load_quad(row_step + at), u = load_quad(row_u + at);
-        if (here == 0) {
-          advance<Configuration, true, false>(h, A, unused, step, u, thread.B + at * thread.B_pitch, thread.B_pitch,
-                                              thread.C, 0, 0);
-        } else {
-          advance<Configuration, true, true>(h, A, unused, step, u, thread.B + at * thread.B_pitch, thread.B_pitch,
-                                             thread.C, 0, here);
-        }
+      const int at = sub * kSub;
+      T unused[4];
+      const uint32_t here = resets >> at & 15u;
+      const Quad<T> step = load_quad(row_step + at), u = load_quad(row_u + at);
+      if (here == 0) {
+        advance<Configuration, true, false>(h, A, unused, step, u, thread.B + at * thread.B_pitch, thread.B_pitch,
+                                            thread.C, 0, 0);
+      } else {
+        advance<Configuration, true, true>(h, A, unused, step, u, thread.B + at * thread.B_pitch, thread.B_pitch,
+                                           thread.C, 0, here);
       }
     }
   };
@@ -165,7 +176,7 @@ __global__ void __launch_bounds__(Configuration::kThreads, Configuration::kBackw
       fetch_inputs(replay, kSteps);
       place_inputs(replay, kSteps);
       __syncthreads();
-      run_forward(kSteps / SUB);
+      run_forward(kSteps / kSub);
       __syncthreads();
     }
     if (!fetched) {
@@ -200,40 +211,27 @@ __global__ void __launch_bounds__(Configuration::kThreads, Configuration::kBackw
       __syncthreads();
     }
 
-    const int parts = (steps + SUB - 1) / SUB;
+    const int parts = (steps + kSub - 1) / kSub;
     run_forward(parts - 1);
     store_checkpoint<Configuration>(h, shared.checkpoint[parts - 1]);
     const uint32_t resets = shared.resets;
     constexpr int kBlockSteps = Shared::kBlockSteps;
     for (int block_begin = (steps - 1) / kBlockSteps * kBlockSteps; block_begin >= 0; block_begin -= kBlockSteps) {
 #pragma unroll 1
-      for (int first = block_begin + kBlockSteps - SUB; first >= block_begin; first -= SUB) {
+      for (int first = block_begin + kBlockSteps - kSub; first >= block_begin; first -= kSub) {
         if (first >= steps) continue;
-        const uint32_t here = resets >> first & ((1u << SUB) - 1u);
+        const uint32_t here = resets >> first & ((1u << kSub) - 1u);
         if (here == 0 && p.B_varies && p.C_varies) {
-          backward_steps<Configuration, SUB, true>(thread, shared, place, p, plan, first, 0, has_gate);
+          backward_steps<Configuration, true>(thread, shared, place, p, plan, {begin, first, steps}, 0, has_gate);
         } else {
-          backward_steps<Configuration, SUB, false>(thread, shared, place, p, plan, first, here, has_gate);
+          backward_steps<Configuration, false>(thread, shared, place, p, plan, {begin, first, steps}, here, has_gate);
         }
       }
       __syncthreads();
-      // The block's shares of the gradients of B and C.
-      constexpr int kItems = Configuration::kPaddedStates * kBlockSteps;
-#pragma unroll
-      for (int i = threadIdx.x; i < kItems; i += kThreads) {
-        const int t = i % kBlockSteps, n = i / kBlockSteps;
-        if (n >= states || block_begin + t >= steps) continue;
-        const int64_t at = shared.share_origin + n * p.time + begin + block_begin + t;
-#pragma unroll
-        for (int which = 0; which < 2; ++which) {
-          if (!(which == 0 ? p.B_varies : p.C_varies)) continue;
-          T total = shared.shares[0].sum[which][t][n];
-#pragma unroll
-          for (int share = 1; share < Shared::kShares; ++share) total += shared.shares[share].sum[which][t][n];
-          static_cast<T*>(which == 0 ? plan.tile_B : plan.tile_C)[at] = total;
-        }
+      if constexpr (Shared::kFours == 1) {
+        write_shares<Configuration>(shared, p, plan, 0, {begin, block_begin, steps});
+        __syncthreads();
       }
-      __syncthreads();
     }
     finish_backward<Configuration>(shared, grad_D, grad_bias, steps, p.delta_softplus != 0, has_gate, precise);
     __syncthreads();
@@ -248,7 +246,14 @@ __global__ void __launch_bounds__(Configuration::kThreads, Configuration::kBackw
     end = begin;
   }
 
-  store_states(thread.grad_A, place, states, plan.partial_A, thread.partial_offset);
+  T grad_A[kStates];
+#pragma unroll
+  for (int j = 0; j < Shared::kFours; ++j) {
+    const Quad<T> four = load_grad_A<Configuration>(thread, shared, j);
+#pragma unroll
+    for (int k = 0; k < 4; ++k) grad_A[4 * j + k] = four.value[k];
+  }
+  store_states(grad_A, place, states, plan.partial_A, partial_offset(thread, part, place, p));
   // A channel's sums for D and delta_bias lie with the neighbouring threads that finished its steps.
   constexpr int kStepGroups = kSteps / 4;
 #pragma unroll

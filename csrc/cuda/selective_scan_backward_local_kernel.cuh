@@ -134,22 +134,23 @@ __global__ void __launch_bounds__(Configuration::kThreads, Configuration::kBackw
     for (int first = (steps - 1) / 4 * 4; first >= 0; first -= 4) {
       const Quad<T> step = load_quad(shared.step + place.row * kPitch + first);
       const Quad<T> grad = load_quad(shared.grad + place.row * kPitch + first);
-#pragma unroll
+#pragma unroll Configuration::kUnroll
       for (int t = 3; t >= 0; --t) {
+        const T this_step = pick(step.value, t), this_grad = pick(grad.value, t);
 #pragma unroll
         for (int j = 0; j < kStates / 4; ++j) {
           const Quad<T> c = load_quad(C + (first + t) * C_pitch + j * 4 * kLanes);
 #pragma unroll
           for (int i = 0; i < 4; ++i) {
             T& back = x[4 * j + i];
-            back = exp2_fast(step.value[t] * A[4 * j + i]) * (c.value[i] * grad.value[t] + back);
+            back = exp2_fast(this_step * A[4 * j + i]) * (c.value[i] * this_grad + back);
           }
         }
         if (resets >> (first + t) & 1u) {
 #pragma unroll
           for (int i = 0; i < kStates; ++i) x[i] = T(0);
         }
-        total_step += step.value[t];
+        total_step += this_step;
       }
     }
     __syncthreads();

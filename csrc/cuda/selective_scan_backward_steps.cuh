@@ -1,26 +1,35 @@
 // The inner part of the selective scan's backward pass: a few steps, forward and back (backward_steps), and what is
 // left to do for a whole tile (finish_backward). selective_scan_backward_kernel.cuh says how they fit together.
+//
+// A thread takes four of its states through four steps and back before it takes the next four: in registers are the
+// decays and states of four times four steps, whatever the number of its states, besides what it carries on; of that A
+// and its gradient go to shared memory where a thread has more than four states. So registers last for every
+// configuration; in double precision with eight states, where each takes two, decays are computed again, step by step.
 #pragma once
 
 #include "selective_scan_common.cuh"
 
 namespace wmk {
 
-template <typename Configuration, int SUB>
+constexpr int kSub = 4;  // steps that go forward and back in registers
+
+template <typename Configuration>
 struct BackwardShared {
   using T = typename Configuration::T;
   using C = Configuration;
+  static constexpr int kFours = C::kStates / 4;
   // How a warp's channels are summed: by the tensor cores, four at a time; through shared memory; or not at all.
   static constexpr bool kTensorSums = C::kWarpChannels == 8 && (C::kDtype == WMK_BFLOAT16 || C::kDtype == WMK_FLOAT16);
   static constexpr bool kAlone = C::kWarpChannels == 1;
-  static constexpr bool kRegistersLast = C::kStates == 4;  // for A and the decays
   static constexpr bool kUsesProducts = !kTensorSums && !kAlone;
+  static_assert(kFours == 1 || kAlone, "products of several channels are those of four states a thread");
   // one step's products of a warp, for B or C: [channels, states], and a shift of the banks
   static constexpr int kProducts = 32 * C::kStates + 16;
-  static constexpr int kBlockSteps = kTensorSums ? 8 : SUB;          // between two sums over the block's warps
+  static constexpr int kShareStates = 4 * C::kLanes;                 // the states of which a block adds up its sums
+  static constexpr int kBlockSteps = kTensorSums ? 8 : kSub;         // and the steps
   static constexpr int kShares = C::kWarps * (kTensorSums ? 2 : 1);  // sums that the block adds up
   struct alignas(16) Share {
-    T sum[2][kBlockSteps][C::kStatePitch];  // [B or C][step][state]
+    T sum[2][kBlockSteps][kShareStates + 4];  // [B or C][step][state]
     T shift_of_banks[16];
   };
 
@@ -33,10 +42,11 @@ struct BackwardShared {
   alignas(16) T y[C::kChannels * C::kPitch];          // and of C h
   alignas(16) T B_tile[C::kStateRows * C::kStatePitch];
   alignas(16) T C_tile[C::kStateRows * C::kStatePitch];
-  alignas(16) T checkpoint[C::kSteps / SUB][C::kThreads * C::kStates];
+  alignas(16) T checkpoint[C::kSteps / kSub][C::kThreads * C::kStates];
   alignas(16) T products[kUsesProducts ? C::kWarps : 1][4][2][kUsesProducts ? kProducts : 4];
   Share shares[kShares];
-  alignas(16) T A[kRegistersLast ? 4 : C::kThreads * C::kStates];
+  alignas(16) T A[kFours == 1 ? 4 : C::kThreads * C::kStates];
+  alignas(16) T grad_A[kFours == 1 ? 4 : C::kThreads * C::kStates];
   T D[C::kChannels];
   T bias[C::kChannels];
   char *origin_u, *origin_delta, *origin_grad_out, *origin_z, *origin_B, *origin_C;
@@ -57,29 +67,20 @@ __device__ __forceinline__ double softplus_slope(double step, bool) {
   return step > 20.0000000020612 ? 1.0 : -expm1(-step);
 }
 
-// What a thread carries through its segment.
+// What a thread carries through its segment. A and its gradient: of four states; of more, they are in shared memory.
 template <typename Configuration>
 struct BackwardThread {
   using T = typename Configuration::T;
-  T A[Configuration::kStates];  // times log2(e); where registers are short, only in shared memory
+  T A[Configuration::kStates];  // times log2(e)
   T x[Configuration::kStates];
   T grad_A[Configuration::kStates];
-  int64_t partial_offset;  // of the segment's and channel's numbers in partial_A, partial_B, partial_C
+  int64_t partial_offset;
   const T* B;
   const T* C;
   int B_pitch, C_pitch;
 };
 
-// A thread's states, to shared memory and back.
-template <typename Configuration, typename T = typename Configuration::T>
-__device__ __forceinline__ void load_checkpoint(T (&h)[Configuration::kStates], const T* checkpoint) {
-#pragma unroll
-  for (int i = 0; i < Configuration::kStates; i += 4) {
-    const Quad<T> quad = load_quad(checkpoint + (i * Configuration::kThreads + 4 * threadIdx.x));
-#pragma unroll
-    for (int j = 0; j < 4; ++j) h[i + j] = quad.value[j];
-  }
-}
+// A thread's states to shared memory, and four of them back.
 template <typename Configuration, typename T = typename Configuration::T>
 __device__ __forceinline__ void store_checkpoint(const T (&h)[Configuration::kStates], T* checkpoint) {
 #pragma unroll
@@ -87,31 +88,56 @@ __device__ __forceinline__ void store_checkpoint(const T (&h)[Configuration::kSt
     store_quad(checkpoint + (i * Configuration::kThreads + 4 * threadIdx.x), {{h[i], h[i + 1], h[i + 2], h[i + 3]}});
   }
 }
+template <typename Configuration, typename T = typename Configuration::T>
+__device__ __forceinline__ Quad<T> load_checkpoint(const T* checkpoint, int j) {
+  return load_quad(checkpoint + (4 * j * Configuration::kThreads + 4 * threadIdx.x));
+}
 
-// A times log2(e), from where it is kept.
+// Four of A times log2(e), or of its gradient, from where they are kept, and the latter back.
 template <typename Configuration, typename Shared, typename T = typename Configuration::T>
-__device__ __forceinline__ void load_A(T (&A)[Configuration::kStates], const BackwardThread<Configuration>& thread,
-                                       const Shared& shared) {
-  if constexpr (Shared::kRegistersLast) {
-#pragma unroll
-    for (int i = 0; i < Configuration::kStates; ++i) A[i] = thread.A[i];
-  } else {
-    __syncwarp();  // so that the compiler reads it again rather than keeps it
-    load_checkpoint<Configuration>(A, shared.A);
+__device__ __forceinline__ Quad<T> load_A(const BackwardThread<Configuration>& thread, const Shared& shared, int j) {
+  if constexpr (Shared::kFours == 1) return {{thread.A[0], thread.A[1], thread.A[2], thread.A[3]}};
+  return load_checkpoint<Configuration>(shared.A, j);
+}
+template <typename Configuration, typename Shared, typename T = typename Configuration::T>
+__device__ __forceinline__ Quad<T> load_grad_A(const BackwardThread<Configuration>& thread, const Shared& shared,
+                                               int j) {
+  if constexpr (Shared::kFours == 1) {
+    return {{thread.grad_A[0], thread.grad_A[1], thread.grad_A[2], thread.grad_A[3]}};
   }
+  return load_checkpoint<Configuration>(shared.grad_A, j);
+}
+template <typename Configuration, typename Shared, typename T = typename Configuration::T>
+__device__ __forceinline__ void store_grad_A(BackwardThread<Configuration>& thread, Shared& shared, int j,
+                                             const Quad<T>& grad_A) {
+  if constexpr (Shared::kFours == 1) {
+#pragma unroll
+    for (int k = 0; k < 4; ++k) thread.grad_A[k] = grad_A.value[k];
+  } else {
+    store_quad(shared.grad_A + (4 * j * Configuration::kThreads + 4 * threadIdx.x), grad_A);
+  }
+}
+
+// Where the segment's and channel's numbers are in partial_A, partial_B and partial_C: kept with four states, and found
+// again with more.
+template <typename Configuration>
+__device__ __forceinline__ int64_t partial_offset(const BackwardThread<Configuration>& thread, const BlockPart& part,
+                                                  const ThreadPlace<Configuration>& place,
+                                                  const wmk_selective_scan& p) {
+  if constexpr (Configuration::kStates == 4) return thread.partial_offset;
+  return (part.slot * p.channels + place.channel) * p.state;
 }
 
 // Adds to the gradient of a B or C that does not vary, where the block collects it; only this thread uses those
 // numbers.
 template <typename Configuration, typename T = typename Configuration::T>
-__device__ __forceinline__ void add_constant(void* partial, const BackwardThread<Configuration>& thread,
-                                             const ThreadPlace<Configuration>& place, const wmk_selective_scan& p,
-                                             int j, const Quad<T>& grad) {
+__device__ __forceinline__ void add_constant(void* partial, int64_t offset, const ThreadPlace<Configuration>& place,
+                                             const wmk_selective_scan& p, int j, const Quad<T>& grad) {
   if (!place.exists) return;
 #pragma unroll
   for (int k = 0; k < 4; ++k) {
     const int n = place.state(4 * j + k);
-    if (n < p.state) static_cast<T*>(partial)[thread.partial_offset + n] += grad.value[k];
+    if (n < p.state) static_cast<T*>(partial)[offset + n] += grad.value[k];
   }
 }
 
@@ -129,17 +155,51 @@ __device__ __forceinline__ void shuffle_over_four(float (&sums)[4], const float 
   }
 }
 
-// SUB steps, forward from the checkpoint and back. SIMPLE: no resets, and both B and C vary.
-template <typename Configuration, int SUB, bool SIMPLE>
-__device__ __forceinline__ void backward_steps(BackwardThread<Configuration>& thread,
-                                               BackwardShared<Configuration, SUB>& shared,
-                                               const ThreadPlace<Configuration>& place, const wmk_selective_scan& p,
-                                               const ScanPlan& plan, int first, uint32_t resets, bool has_gate) {
+// Where a few steps lie.
+struct StepsPlace {
+  int64_t begin;  // of the tile
+  int first;      // of the steps, in the tile
+  int steps;      // of the tile
+};
+
+// Adds up the block's shares of the gradients of B and C, of the states from `first_state`; all threads of the block
+// call this, between two barriers.
+template <typename Configuration>
+__device__ __forceinline__ void write_shares(const BackwardShared<Configuration>& shared, const wmk_selective_scan& p,
+                                             const ScanPlan& plan, int first_state, const StepsPlace& at_steps) {
   using T = typename Configuration::T;
-  using Shared = BackwardShared<Configuration, SUB>;
-  constexpr int kStates = Configuration::kStates, kLanes = Configuration::kLanes, kFar = 4 * kLanes;
+  using Shared = BackwardShared<Configuration>;
+  constexpr int kBlockSteps = Shared::kBlockSteps, kItems = Shared::kShareStates * kBlockSteps;
+  const int states = static_cast<int>(p.state);
+#pragma unroll
+  for (int i = threadIdx.x; i < kItems; i += Configuration::kThreads) {
+    const int t = i % kBlockSteps, n = i / kBlockSteps;
+    if (first_state + n >= states || at_steps.first + t >= at_steps.steps) continue;
+    const int64_t at = shared.share_origin + (first_state + n) * p.time + at_steps.begin + at_steps.first + t;
+#pragma unroll
+    for (int which = 0; which < 2; ++which) {
+      if (!(which == 0 ? p.B_varies : p.C_varies)) continue;
+      T total = shared.shares[0].sum[which][t][n];
+#pragma unroll
+      for (int share = 1; share < Shared::kShares; ++share) total += shared.shares[share].sum[which][t][n];
+      static_cast<T*>(which == 0 ? plan.tile_B : plan.tile_C)[at] = total;
+    }
+  }
+}
+
+// Four steps, forward from the checkpoint and back. SIMPLE: no resets, and both B and C vary.
+template <typename Configuration, bool SIMPLE>
+__device__ __forceinline__ void backward_steps(BackwardThread<Configuration>& thread,
+                                               BackwardShared<Configuration>& shared,
+                                               const ThreadPlace<Configuration>& place, const wmk_selective_scan& p,
+                                               const ScanPlan& plan, const StepsPlace& at_steps, uint32_t resets,
+                                               bool has_gate) {
+  using T = typename Configuration::T;
+  using Shared = BackwardShared<Configuration>;
+  constexpr int kLanes = Configuration::kLanes, kFar = 4 * kLanes;
   constexpr int kPitch = Configuration::kPitch, kPadded = Configuration::kPaddedStates;
   constexpr int kWarpChannels = Configuration::kWarpChannels;
+  const int first = at_steps.first;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, within = first % Shared::kBlockSteps;
   const T* row_u = shared.u + place.row * kPitch + first;
   const T* row_step = shared.step + place.row * kPitch + first;
@@ -150,99 +210,92 @@ __device__ __forceinline__ void backward_steps(BackwardThread<Configuration>& th
   const int C_pitch = SIMPLE ? Configuration::kStatePitch : thread.C_pitch;
   const auto forgets = [&](int t) { return !SIMPLE && (resets >> t & 1u) != 0; };
 
-  constexpr bool kKeepsDecay = Shared::kRegistersLast;                        // or computes it again
-  T before[SUB][kStates], decay[kKeepsDecay ? SUB : 1][kStates], h[kStates];  // h_{t-1}, a_t
-  T y[SUB];
-  load_checkpoint<Configuration>(h, shared.checkpoint[first / SUB]);
-  T A[kStates];
-  load_A<Configuration>(A, thread, shared);
+  constexpr bool kKeepsDecay = Configuration::kUnroll == kSub;
+  float sums_B[4] = {0, 0, 0, 0}, sums_C[4] = {0, 0, 0, 0};  // the tensor cores'
 #pragma unroll
-  for (int t = 0; t < SUB; ++t) {
-    const T step = row_step[t], input = step * row_u[t];
-    if (forgets(t)) {
+  for (int j = 0; j < Shared::kFours; ++j) {
+    T y[kSub], through_B[kSub], through_A[kSub];
+    T before[4][kSub], decay[4][kSub];  // h_{t-1}, a_t, of each step
+    Quad<T> h = load_checkpoint<Configuration>(shared.checkpoint[first / kSub], j);
+    const Quad<T> A = load_A<Configuration>(thread, shared, j);
+#pragma unroll Configuration::kUnroll
+    for (int t = 0; t < kSub; ++t) {
+      const T step = row_step[t], input = step * row_u[t];
+      if (forgets(t)) {
 #pragma unroll
-      for (int i = 0; i < kStates; ++i) h[i] = T(0);
-    }
-    T sum = T(0);
-#pragma unroll
-    for (int j = 0; j < kStates / 4; ++j) {
+        for (int k = 0; k < 4; ++k) h.value[k] = T(0);
+      }
+      T sum = T(0);
       const Quad<T> b = load_quad(B + t * B_pitch + j * kFar), c = load_quad(C + t * C_pitch + j * kFar);
 #pragma unroll
-      for (int i = 4 * j; i < 4 * j + 4; ++i) {
-        before[t][i] = h[i];
-        const T factor = exp2_fast(step * A[i]);
-        if (kKeepsDecay) decay[kKeepsDecay ? t : 0][i] = factor;
-        h[i] = factor * h[i] + input * b.value[i % 4];
-        sum += c.value[i % 4] * h[i];
+      for (int k = 0; k < 4; ++k) {
+        put(before[k], t, h.value[k]);
+        const T factor = exp2_fast(step * A.value[k]);
+        if (kKeepsDecay) put(decay[k], t, factor);
+        h.value[k] = factor * h.value[k] + input * b.value[k];
+        sum += c.value[k] * h.value[k];
       }
+      put(y, t, sum);
     }
-    y[t] = sum;
-  }
-  if (SUB > 4) __syncwarp();  // lest the compiler hold B and C in registers until they are needed again
 
-#pragma unroll
-  for (int group = SUB - 4; group >= 0; group -= 4) {
-    T through_B[4], through_A[4], y_group[4];
-    float sums_B[4] = {0, 0, 0, 0}, sums_C[4] = {0, 0, 0, 0};  // the tensor cores'
-#pragma unroll
-    for (int t = group + 3; t >= group; --t) {
+    T y_sum = T(0);
+    if (Shared::kFours > 1 && has_gate) y_sum = sum_over_lanes<kLanes>(y, place.quarter);
+
+    Quad<T> grad_A = load_grad_A<Configuration>(thread, shared, j);
+    const int at = 4 * place.quarter;
+#pragma unroll Configuration::kUnroll
+    for (int t = kSub - 1; t >= 0; --t) {
       const T step = row_step[t], input = step * row_u[t], grad = row_grad[t];
       // The tensor cores cut the products off; this gives back what they lose on average.
       const T grad_scaled = Shared::kTensorSums && SIMPLE ? grad * T(kMeanOfCut) : grad;
       const T input_scaled = Shared::kTensorSums && SIMPLE ? input * T(kMeanOfCut) : input;
       T sum_B = T(0), sum_A = T(0);
-      load_A<Configuration>(A, thread, shared);
+      const Quad<T> b = load_quad(B + t * B_pitch + j * kFar), c = load_quad(C + t * C_pitch + j * kFar);
+      Quad<T> grad_b, grad_c;
 #pragma unroll
-      for (int j = 0; j < kStates / 4; ++j) {
-        const Quad<T> b = load_quad(B + t * B_pitch + j * kFar), c = load_quad(C + t * C_pitch + j * kFar);
-        Quad<T> grad_b, grad_c;
-#pragma unroll
-        for (int k = 0; k < 4; ++k) {
-          const int i = 4 * j + k;
-          const T factor = kKeepsDecay ? decay[kKeepsDecay ? t : 0][i] : exp2_fast(step * A[i]);
-          T after = h[i];
-          if (t + 1 < SUB) {
-            after = forgets(t + 1) ? factor * before[t][i] + input * b.value[k] : before[t + 1 < SUB ? t + 1 : t][i];
-          }
-          const T g = c.value[k] * grad + thread.x[i];
-          grad_c.value[k] = grad_scaled * after;
-          grad_b.value[k] = g * input_scaled;
-          sum_B += g * b.value[k];
-          thread.x[i] = forgets(t) ? T(0) : factor * g;
-          const T q = thread.x[i] * before[t][i];
-          sum_A += q * A[i];
-          thread.grad_A[i] += q * step;
-        }
-        const int at = 4 * place.quarter + j * kFar;
-        if (!SIMPLE && !p.B_varies) add_constant(plan.partial_B, thread, place, p, j, grad_b);
-        if (!SIMPLE && !p.C_varies) add_constant(plan.partial_C, thread, place, p, j, grad_c);
-        if constexpr (Shared::kTensorSums && SIMPLE) {
-          sum_over_four(sums_B, grad_b.value, t % 4);
-          sum_over_four(sums_C, grad_c.value, t % 4);
-        } else if constexpr (Shared::kTensorSums) {
-          shuffle_over_four(sums_B, grad_b.value, t % 4);
-          shuffle_over_four(sums_C, grad_c.value, t % 4);
-        } else if constexpr (Shared::kAlone) {
-          store_quad(&shared.shares[warp].sum[0][within + t][at], grad_b);
-          store_quad(&shared.shares[warp].sum[1][within + t][at], grad_c);
-        } else {
-          store_quad(&shared.products[warp][t % 4][0][lane % kWarpChannels * kPadded + at], grad_b);
-          store_quad(&shared.products[warp][t % 4][1][lane % kWarpChannels * kPadded + at], grad_c);
-        }
+      for (int k = 0; k < 4; ++k) {
+        const int i = 4 * j + k;
+        const T factor = kKeepsDecay ? pick(decay[k], t) : exp2_fast(step * A.value[k]);
+        const T earlier = pick(before[k], t);
+        const bool starts = t + 1 < kSub && forgets(t + 1);  // the next step, from nothing
+        const T after = starts ? factor * earlier + input * b.value[k] : h.value[k];
+        h.value[k] = earlier;
+        const T g = c.value[k] * grad + thread.x[i];
+        grad_c.value[k] = grad_scaled * after;
+        grad_b.value[k] = g * input_scaled;
+        sum_B += g * b.value[k];
+        thread.x[i] = forgets(t) ? T(0) : factor * g;
+        const T q = thread.x[i] * earlier;
+        sum_A += q * A.value[k];
+        grad_A.value[k] += q * step;
       }
-      through_B[t - group] = sum_B;
-      through_A[t - group] = sum_A;
-      y_group[t - group] = y[t];
+      const auto offset = [&] { return partial_offset(thread, shared.part, place, p); };
+      if (!SIMPLE && !p.B_varies) add_constant(plan.partial_B, offset(), place, p, j, grad_b);
+      if (!SIMPLE && !p.C_varies) add_constant(plan.partial_C, offset(), place, p, j, grad_c);
+      if constexpr (Shared::kTensorSums && SIMPLE) {
+        sum_over_four(sums_B, grad_b.value, t);
+        sum_over_four(sums_C, grad_c.value, t);
+      } else if constexpr (Shared::kTensorSums) {
+        shuffle_over_four(sums_B, grad_b.value, t);
+        shuffle_over_four(sums_C, grad_c.value, t);
+      } else if constexpr (Shared::kAlone) {
+        store_quad(&shared.shares[warp].sum[0][within + t][at], grad_b);
+        store_quad(&shared.shares[warp].sum[1][within + t][at], grad_c);
+      } else {
+        store_quad(&shared.products[warp][t][0][lane % kWarpChannels * kPadded + at], grad_b);
+        store_quad(&shared.products[warp][t][1][lane % kWarpChannels * kPadded + at], grad_c);
+      }
+      put(through_B, t, sum_B);
+      put(through_A, t, sum_A);
     }
+    store_grad_A<Configuration>(thread, shared, j, grad_A);
 
     if constexpr (Shared::kTensorSums) {
       // the four threads of a half of the warp's channels hold a step each
       auto& share = shared.shares[2 * warp + lane / 4 % 2];
-      store_quad(&share.sum[0][within + group + lane % 4][4 * place.quarter],
-                 {{sums_B[0], sums_B[1], sums_B[2], sums_B[3]}});
-      store_quad(&share.sum[1][within + group + lane % 4][4 * place.quarter],
-                 {{sums_C[0], sums_C[1], sums_C[2], sums_C[3]}});
-    } else if constexpr (!Shared::kAlone) {
+      store_quad(&share.sum[0][within + lane % 4][at], {{sums_B[0], sums_B[1], sums_B[2], sums_B[3]}});
+      store_quad(&share.sum[1][within + lane % 4][at], {{sums_C[0], sums_C[1], sums_C[2], sums_C[3]}});
+    } else if constexpr (Shared::kUsesProducts) {
       __syncwarp();
 #pragma unroll
       for (int o = lane; o < 2 * kPadded; o += 32) {  // four steps, B or C, kPadded / 4 quads
@@ -254,20 +307,23 @@ __device__ __forceinline__ void backward_steps(BackwardThread<Configuration>& th
 #pragma unroll
           for (int k = 0; k < 4; ++k) total.value[k] += more.value[k];
         }
-        store_quad(&shared.shares[warp].sum[which][within + group + t][n], total);
+        store_quad(&shared.shares[warp].sum[which][within + t][n], total);
       }
+    }
+    if constexpr (Shared::kFours > 1) {
+      __syncthreads();
+      write_shares<Configuration>(shared, p, plan, j * kFar, at_steps);
+      __syncthreads();
     }
     const T through_B_sum = sum_over_lanes<kLanes>(through_B, place.quarter);
     const T through_A_sum = sum_over_lanes<kLanes>(through_A, place.quarter);
-    T y_sum = T(0);
-    if (has_gate) y_sum = sum_over_lanes<kLanes>(y_group, place.quarter);
+    if (Shared::kFours == 1 && has_gate) y_sum = sum_over_lanes<kLanes>(y, place.quarter);
     if (place.quarter < 4) {
-      const int at = place.row * kPitch + first + group + place.quarter;
-      shared.through_B[at] = through_B_sum;
-      shared.through_A[at] = through_A_sum;
-      if (has_gate) shared.y[at] = y_sum;
+      const int sum_at = place.row * kPitch + first + place.quarter;
+      shared.through_B[sum_at] = j == 0 ? through_B_sum : shared.through_B[sum_at] + through_B_sum;
+      shared.through_A[sum_at] = j == 0 ? through_A_sum : shared.through_A[sum_at] + through_A_sum;
+      if (has_gate) shared.y[sum_at] = j == 0 ? y_sum : shared.y[sum_at] + y_sum;
     }
-    if (Shared::kUsesProducts) __syncwarp();
   }
 }
 

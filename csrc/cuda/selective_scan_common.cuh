@@ -37,10 +37,13 @@ struct ScanConfiguration {
   static constexpr int kBackwardBlocks = (kStates == 4 && sizeof(T) == 4 ? kBackwardWarps : 8) / kWarps;
   static constexpr int kChannels = kThreads / LANES_;  // channels a block
   static constexpr int kWarpChannels = 32 / LANES_;
-  static constexpr int kSteps = kPaddedStates > 64 || sizeof(T) == 8 ? 8 : 32;  // in a tile of time
-  static constexpr int kPitch = kSteps + 4;                                     // a row of a channel tile
-  static constexpr int kStatePitch = kPaddedStates + 4;                         // a step of a tile of B or C
-  static constexpr int kStateRows = kChannels > kSteps ? kChannels : kSteps;    // of either form of B or C
+  // In a tile of time: what leaves a block of the backward pass below 99 KB of shared memory, all that sm_120 has.
+  static constexpr int kSteps = sizeof(T) == 4 ? (kPaddedStates > 64 ? 8 : 32) : (kPaddedStates > 64 ? 4 : 8);
+  // Steps whose decays may be in the making at a time, of four: eight states in double precision leave room for one.
+  static constexpr int kUnroll = kStates == 4 || sizeof(T) == 4 ? 4 : 1;
+  static constexpr int kPitch = kSteps + 4;                                   // a row of a channel tile
+  static constexpr int kStatePitch = kPaddedStates + 4;                       // a step of a tile of B or C
+  static constexpr int kStateRows = kChannels > kSteps ? kChannels : kSteps;  // of either form of B or C
 
   static __device__ __forceinline__ int64_t dtype(const wmk_selective_scan& p) {
     return DTYPE_ >= 0 ? DTYPE_ : sizeof(T) == 8 ? WMK_FLOAT64 : p.dtype;
@@ -221,6 +224,24 @@ __device__ __forceinline__ void store_states(const T* states, const ThreadPlace<
         if (n + i < count) to[n + i] = states[4 * j + i];
       }
     }
+  }
+}
+
+// One of four numbers in registers, and a change of one: by selection, where the loop over them is not unrolled.
+template <typename T>
+__device__ __forceinline__ T pick(const T (&values)[4], int at) {
+  T value = values[0];
+#pragma unroll
+  for (int k = 1; k < 4; ++k) {
+    if (at == k) value = values[k];
+  }
+  return value;
+}
+template <typename T>
+__device__ __forceinline__ void put(T (&values)[4], int at, T value) {
+#pragma unroll
+  for (int k = 0; k < 4; ++k) {
+    if (at == k) values[k] = value;
   }
 }
 

@@ -33,7 +33,8 @@ struct ForwardShared {
   alignas(16) uint32_t resets;
 };
 
-// Advances the states by four steps; y: what C makes of them.
+// Advances the states by four steps; y: what C makes of them. Four states go through all four steps before the next
+// four do, so that few numbers are in registers at a time.
 template <typename Configuration, bool LOCAL, bool RESETS, typename T = typename Configuration::T>
 __device__ __forceinline__ void advance(T (&h)[Configuration::kStates], const T (&A)[Configuration::kStates], T (&y)[4],
                                         const Quad<T>& step, const Quad<T>& u, const T* B, int B_pitch, const T* C,
@@ -41,26 +42,26 @@ __device__ __forceinline__ void advance(T (&h)[Configuration::kStates], const T 
   constexpr int kStates = Configuration::kStates;
   constexpr int kFar = 4 * Configuration::kLanes;  // from a thread's four states to its next four
 #pragma unroll
-  for (int t = 0; t < 4; ++t) {
-    if (RESETS && (resets >> t & 1u)) {
+  for (int j = 0; j < kStates / 4; ++j) {
+#pragma unroll Configuration::kUnroll
+    for (int t = 0; t < 4; ++t) {
+      if (RESETS && (resets >> t & 1u)) {
 #pragma unroll
-      for (int i = 0; i < kStates; ++i) h[i] = T(0);
-    }
-    const T input = step.value[t] * u.value[t];
-    T sum = T(0);
-#pragma unroll
-    for (int j = 0; j < kStates / 4; ++j) {
+        for (int i = 0; i < 4; ++i) h[4 * j + i] = T(0);
+      }
+      const T this_step = pick(step.value, t), input = this_step * pick(u.value, t);
+      T sum = j == 0 ? T(0) : pick(y, t);
       const Quad<T> b = load_quad(B + t * B_pitch + j * kFar);
       Quad<T> c;
       if (!LOCAL) c = load_quad(C + t * C_pitch + j * kFar);
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         T& state = h[4 * j + i];
-        state = exp2_fast(step.value[t] * A[4 * j + i]) * state + input * b.value[i];
+        state = exp2_fast(this_step * A[4 * j + i]) * state + input * b.value[i];
         if (!LOCAL) sum += c.value[i] * state;
       }
+      put(y, t, sum);
     }
-    y[t] = sum;
   }
 }
 

@@ -17,9 +17,7 @@ using Scan256 = ScanConfiguration<float, 8, 32>;
 using Scan16Double = ScanConfiguration<double, 4, 4>;
 using Scan256Double = ScanConfiguration<double, 8, 32>;
 
-// Steps that the backward pass keeps in registers.
-template <typename Configuration>
-constexpr int kRegisterSteps = 4;
+constexpr int kSharedMemory = 99 * 1024;  // that a block can have on every architecture; the least, on sm_120
 
 template <typename T>
 int launch_combine(const wmk_selective_scan& p, const ScanPlan& plan, int tile_channels, bool reverse);
@@ -42,7 +40,13 @@ int launch_forward(const wmk_selective_scan& p, const ScanPlan& plan) {
 
 template <typename Configuration>
 int launch_backward(const wmk_selective_scan& p, const ScanPlan& plan) {
-  constexpr int kThreads = Configuration::kThreads, kSub = kRegisterSteps<Configuration>;
+  constexpr int kThreads = Configuration::kThreads;
+  using AllSlots = Slots<Configuration>;
+  static_assert(
+      sizeof(BackwardShared<Configuration>) +
+              sizeof(typename Configuration::T) * (2 * AllSlots::kStateElements + 4 * AllSlots::kChannelElements) <=
+          kSharedMemory,
+      "a block fits on the smallest multiprocessor");
   const int64_t blocks = plan.slots * plan.tiles;
   const int64_t slot_bytes = Slots<Configuration>::bytes(p.dtype, 4);
   if (plan.split) {
@@ -53,8 +57,8 @@ int launch_backward(const wmk_selective_scan& p, const ScanPlan& plan) {
     status = launch_combine<typename Configuration::T>(p, plan, Configuration::kChannels, true);
     if (status != WMK_OK) return status;
   }
-  return WMK_LAUNCH((selective_scan_backward_kernel<Configuration, kSub>), blocks, kThreads,
-                    static_cast<int64_t>(sizeof(BackwardShared<Configuration, kSub>)) + slot_bytes, p.stream, p, plan);
+  return WMK_LAUNCH((selective_scan_backward_kernel<Configuration>), blocks, kThreads,
+                    static_cast<int64_t>(sizeof(BackwardShared<Configuration>)) + slot_bytes, p.stream, p, plan);
 }
 
 }  // namespace wmk
