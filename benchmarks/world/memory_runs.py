@@ -57,7 +57,7 @@ TASKS = {
     "cue": Task(
         "worldmodel.minigrid:MemoryS9-v0",
         "wander",
-        160_000,
+        300_000,
         200,
         {
             "scan": (),
