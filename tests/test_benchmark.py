@@ -4,8 +4,13 @@ import json
 import re
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 BENCHMARKS = ROOT / "benchmarks"
@@ -49,6 +54,25 @@ def test_quick_run_of_the_conv_lstm_measures_every_contender(tmp_path: Path) -> 
     kept, recomputed = sorted(saved, key=len)
     assert saved[recomputed] < saved[kept]
     assert target.with_suffix(".png").stat().st_size > 0
+
+
+def test_a_quick_call_is_timed_many_times_a_turn_however_long_measuring_its_memory_takes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    from harness import clock
+
+    def slow_peak(work: Callable[[], object], device: torch.device) -> int:
+        time.sleep(1.5 * clock.SLOW_SECONDS)
+        work()
+        return 0
+
+    monkeypatch.setattr(clock, "peak_bytes", slow_peak)
+    entry, timer = clock.Entry(lambda: None), clock.Clock(torch.device("cpu"))
+    timer.settle(entry)
+    timer.interleave([entry], budget=0.1)
+    assert entry.calls > 100
+    assert entry.seconds < clock.ALONE_SECONDS
 
 
 def test_tables_and_charts_are_current() -> None:
