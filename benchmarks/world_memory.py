@@ -11,13 +11,13 @@ JSON file as soon as it ends. A run that is there is not made again.
 
 import argparse
 import sys
-import time
 from pathlib import Path
 
 from harness import environment, tables
-from world import memory_chart, memory_report
-from world.memory_runs import TASKS, Plan, execute, load, merge
+from world import memory_chart, memory_report, session
+from world.memory_runs import TASKS, Plan, execute
 
+BENCHMARK = "world_memory"
 RESULTS = Path(__file__).resolve().parent / "results"
 
 
@@ -27,17 +27,11 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     names = {"type": lambda text: text.split(",")}
     parser.add_argument("--tasks", default=list(TASKS), help=f"of {', '.join(TASKS)}; all", **names)
     parser.add_argument("--memories", default=memories, help=f"of {', '.join(memories)}; all that a task has", **names)
-    parser.add_argument("--seeds", default=[0, 1, 2], type=lambda text: [int(x) for x in text.split(",")])
     parser.add_argument("--steps", type=int, help="to collect; the task's own")
     parser.add_argument("--episodes", type=int, help="to judge on; the task's own")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--again", action="store_true", help="also make runs that are there")
-    parser.add_argument("--list", action="store_true", help="say which runs are there and which are missing, and stop")
-    parser.add_argument("--report", action="store_true", help="make no run: tables and chart of what is there")
-    parser.add_argument("--runs", type=Path, default=Path("runs/benchmark"), help="where run folders go")
     parser.add_argument("--json", type=Path, default=RESULTS / "world_memory_cpu.json", help="the result")
-    parser.add_argument("--plot", type=Path, help="a chart (PNG); beside the JSON")
-    parser.add_argument("--train", default="", help="further options of `python -m worldmodel train`, in one string")
+    session.add_arguments(parser)
     chosen = parser.parse_args(arguments)
     for option, given, known in (("--tasks", chosen.tasks, TASKS), ("--memories", chosen.memories, memories)):
         for name in given:
@@ -59,24 +53,10 @@ def plans(chosen: argparse.Namespace) -> list[Plan]:
 
 def main() -> int:
     chosen = parse_arguments()
-    failed = []
-    for plan in [] if chosen.report else plans(chosen):
-        there = plan.key in load(chosen.json)["runs"]
-        if chosen.list:
-            print(f"{'there' if there else 'missing':8} {plan.key}")
-            continue
-        if there and not chosen.again:
-            continue
-        print(plan.key, file=sys.stderr, flush=True)
-        folder = chosen.runs / f"{plan.key.replace('/', '-').replace(' ', '_')}-{time.strftime('%Y%m%d-%H%M%S')}"
-        try:
-            merge(chosen.json, plan, execute(plan, folder))
-        except RuntimeError as error:
-            print(error, file=sys.stderr)
-            failed.append(plan.key)
+    failed = session.carry_out(chosen, plans(chosen), execute, lambda plan: plan.key, BENCHMARK)
     if chosen.list:
         return 0
-    result = load(chosen.json)
+    result = session.load(chosen.json, BENCHMARK)
     if not result["runs"]:
         print("there is no run to report")
         return 1

@@ -12,14 +12,15 @@ table can be made one run at a time, in any order, by several processes. A run t
 
 import argparse
 import sys
-import time
 from pathlib import Path
+from typing import Any
 
 from harness import environment, tables
-from world import chart, report
-from world.runs import Plan, execute, load, merge
+from world import chart, report, session
+from world.runs import Plan, execute
 from world.tasks import TASKS
 
+BENCHMARK = "world_model"
 RESULTS = Path(__file__).resolve().parent / "results"
 
 
@@ -29,19 +30,13 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--tasks", default=list(TASKS), help=f"comma-separated, of {', '.join(TASKS)}; all", **names)
     known = list(dict.fromkeys(name for task in TASKS.values() for name in task.variants))
     parser.add_argument("--variants", "--memories", help=f"of {', '.join(known)}; all that a task has", **names)
-    parser.add_argument("--seeds", default=[0, 1, 2], type=lambda text: [int(x) for x in text.split(",")])
     parser.add_argument("--minutes", type=float, help="of training; by task, 5 to 60")
     parser.add_argument("--steps", type=int, help="of the environments, at most; by task")
     parser.add_argument("--episodes", type=int, default=100, help="of evaluation")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--again", action="store_true", help="also make runs that are there")
-    parser.add_argument("--list", action="store_true", help="say which runs are there and which are missing, and stop")
-    parser.add_argument("--report", action="store_true", help="make no run: table and chart of what is there")
-    parser.add_argument("--runs", type=Path, default=Path("runs/benchmark"), help="where run folders go")
     parser.add_argument("--json", type=Path, help="benchmarks/results/world_model_cpu.json, or the device's")
-    parser.add_argument("--plot", type=Path, help="learning curves (PNG); beside the JSON")
-    parser.add_argument("--train", default="", help="further options of `python -m worldmodel train`, in one string")
+    session.add_arguments(parser)
     chosen = parser.parse_args(arguments)
     for variant in chosen.variants or []:
         if variant not in known:
@@ -75,29 +70,22 @@ def plans(chosen: argparse.Namespace) -> list[Plan]:
     ]
 
 
+def describe(plan: Plan) -> str:
+    return f"{plan.key}, {plan.minutes:g} minutes"
+
+
+def execute_and_say(plan: Plan, folder: Path) -> dict[str, Any]:
+    entry = execute(plan, folder)
+    print(f"{plan.key}: {entry['evaluation']['mean']:.3f} after {entry['steps']:,} steps", file=sys.stderr)
+    return entry
+
+
 def main() -> int:
     chosen = parse_arguments()
-    failed = []
-    for plan in [] if chosen.report else plans(chosen):
-        there = plan.key in load(chosen.json)["runs"]
-        if chosen.list:
-            print(f"{'there' if there else 'missing':8} {plan.key}, {plan.minutes:g} minutes")
-            continue
-        if there and not chosen.again:
-            continue
-        print(f"{plan.key}, {plan.minutes:g} minutes", file=sys.stderr, flush=True)
-        folder = chosen.runs / f"{plan.key.replace('/', '-').replace(' ', '_')}-{time.strftime('%Y%m%d-%H%M%S')}"
-        try:
-            entry = execute(plan, folder)
-        except RuntimeError as error:
-            print(error, file=sys.stderr)
-            failed.append(plan.key)
-            continue
-        merge(chosen.json, plan, entry)
-        print(f"{plan.key}: {entry['evaluation']['mean']:.3f} after {entry['steps']:,} steps", file=sys.stderr)
+    failed = session.carry_out(chosen, plans(chosen), execute_and_say, describe, BENCHMARK, chosen.device)
     if chosen.list:
         return 0
-    result = load(chosen.json)
+    result = session.load(chosen.json, BENCHMARK)
     if not result["runs"]:
         print("there is no run to report")
         return 1

@@ -40,8 +40,14 @@ def draw(result: dict[str, Any], path: Path) -> str:
     return save(result, path, panels)
 
 
-def save(result: dict[str, Any], path: Path, panels: Callable[[Any], list[Any]]) -> str:
-    """Writes what ``panels`` draws into a figure, stamped with the result; answers why not where it cannot."""
+def save(
+    result: dict[str, Any],
+    path: Path,
+    panels: Callable[[Any], list[Any]],
+    size: tuple[float, float] = (11, 4.4),
+) -> str:
+    """Writes what ``panels`` draws into a figure of this size in inches, stamped with the result; answers why not where
+    it cannot."""
     try:
         import matplotlib
     except ImportError:
@@ -52,7 +58,7 @@ def save(result: dict[str, Any], path: Path, panels: Callable[[Any], list[Any]])
     inked = ("text.color", "axes.labelcolor", "axes.edgecolor", "axes.titlecolor", "xtick.color", "ytick.color")
     style: Any = {"font.size": 11, **dict.fromkeys(inked, INK)}
     with plt.rc_context(style):
-        figure = plt.figure(figsize=(11, 4.4), layout="constrained")
+        figure = plt.figure(figsize=size, layout="constrained")
         for axes in panels(figure):
             axes.spines[["top", "right"]].set_visible(False)
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from scans.chart import INK, OURS, STAMP, fingerprint
+from scans.chart import INK, OURS, save
 from world.report import groups, is_control
 from world.tasks import TASKS
 
@@ -30,36 +30,27 @@ COLUMNS = 3
 
 def draw(result: dict[str, Any], path: Path) -> str:
     """Writes the PNG; answers why not where it cannot."""
-    try:
-        import matplotlib
-    except ImportError:
-        return "matplotlib is not installed (pip install -e '.[bench]')"
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     found = groups(result)
     tasks = list(dict.fromkeys(task for task, _ in found))
     if not tasks:
         return "there is no run to draw"
-    inked = ("text.color", "axes.labelcolor", "axes.edgecolor", "axes.titlecolor", "xtick.color", "ytick.color")
-    style: Any = {"font.size": 11, **dict.fromkeys(inked, INK)}
-    with plt.rc_context(style):
-        rows = -(-len(tasks) // COLUMNS)
-        columns = min(len(tasks), COLUMNS)
-        size = (4.2 * columns + 0.6, 3.6 * rows + 0.4)
-        figure, panels = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
-        for axes in panels.flat[len(tasks) :]:
+    rows, columns = -(-len(tasks) // COLUMNS), min(len(tasks), COLUMNS)
+
+    def panels(figure: Any) -> list[Any]:
+        from matplotlib.lines import Line2D
+
+        places = figure.subplots(rows, columns, squeeze=False).flat
+        for axes in places[len(tasks) :]:
             axes.set_axis_off()
-        for axes, task in zip(panels.flat, tasks, strict=False):
+        for axes, task in zip(places, tasks, strict=False):
             _panel(axes, task, {variant: runs for (name, variant), runs in found.items() if name == task})
-        handles = {variant: plt.Line2D([], [], color=_colour(variant), lw=2) for _, variant in found}
+        handles = {variant: Line2D([], [], color=_colour(variant), lw=2) for _, variant in found}
         figure.legend(
             [*handles.values()], [*handles], frameon=False, ncols=len(handles), loc="outside lower center", fontsize=10
         )
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=160, transparent=True, metadata={STAMP: fingerprint(result)})
-        plt.close(figure)
-    return ""
+        return list(places[: len(tasks)])
+
+    return save(result, path, panels, (4.2 * columns + 0.6, 3.6 * rows + 0.4))
 
 
 def _colour(variant: str) -> str:
@@ -85,7 +76,6 @@ def _panel(axes: Any, task: str, variants: dict[str, list[dict[str, Any]]]) -> N
     axes.set_xlabel("minutes")
     axes.set_ylabel("return of a checkpoint" if is_control(task) else "return of an episode, while training")
     axes.grid(axis="y", color=INK, alpha=0.25, lw=0.6)
-    axes.spines[["top", "right"]].set_visible(False)
 
 
 def _line(axes: Any, height: float, text: str, side: str) -> None:

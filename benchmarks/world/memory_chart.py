@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from scans.chart import INK, OURS, STAMP, fingerprint
+from scans.chart import INK, OURS, save
 from world.cue import GAPS
 from world.memory_report import groups
 
@@ -23,30 +23,18 @@ COLOURS = {
 
 def draw(result: dict[str, Any], path: Path) -> str:
     """Writes the PNG; answers why not where it cannot."""
-    try:
-        import matplotlib
-    except ImportError:
-        return "matplotlib is not installed (pip install -e '.[bench]')"
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    kinds = {panel: groups(result, task) for task, panel in (("cue", _cue), ("ball", _ball))}
+    kinds = {panel: found for panel, found in kinds.items() if found}
 
-    panels = {panel: groups(result, task) for task, panel in (("cue", _cue), ("ball", _ball))}
-    panels = {panel: found for panel, found in panels.items() if found}
-    inked = ("text.color", "axes.labelcolor", "axes.edgecolor", "axes.titlecolor", "xtick.color", "ytick.color")
-    style: Any = {"font.size": 11, **dict.fromkeys(inked, INK)}
-    with plt.rc_context(style):
-        figure, axes = plt.subplots(
-            1, len(panels), figsize=(5.2 * len(panels) + 0.4, 4.0), squeeze=False, layout="constrained"
-        )
-        for place, (panel, found) in zip(axes[0], panels.items(), strict=True):
-            panel(place, found)
-            place.grid(axis="y", color=INK, alpha=0.25, lw=0.6)
-            place.spines[["top", "right"]].set_visible(False)
-            place.legend(frameon=False, fontsize=10)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=160, transparent=True, metadata={STAMP: fingerprint(result)})
-        plt.close(figure)
-    return ""
+    def panels(figure: Any) -> list[Any]:
+        places = list(figure.subplots(1, len(kinds), squeeze=False).flat)
+        for axes, (panel, found) in zip(places, kinds.items(), strict=True):
+            panel(axes, found)
+            axes.grid(axis="y", color=INK, alpha=0.25, lw=0.6)
+            axes.legend(frameon=False, fontsize=10)
+        return places
+
+    return save(result, path, panels, (5.2 * len(kinds) + 0.4, 4.0))
 
 
 def _cue(axes: Any, found: dict[str, list[dict[str, Any]]]) -> None:

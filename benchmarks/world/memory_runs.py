@@ -1,8 +1,7 @@
-"""Single runs of benchmarks/world_memory.py: one task, one memory, one seed; and the JSON file that they go into."""
+"""Single runs of benchmarks/world_memory.py: one task, one memory, one seed."""
 
 import dataclasses
 import datetime
-import json
 import os
 import subprocess
 import sys
@@ -15,7 +14,6 @@ import torch
 
 from harness import environment
 from world import cue, moving
-from world.runs import locked
 from worldmodel.agent import Agent
 from worldmodel.run import Run
 from worldmodel.world_model import WorldModel
@@ -150,19 +148,3 @@ def execute(plan: Plan, folder: Path) -> dict[str, Any]:
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "commit": environment.describe(torch.device("cpu"))["wmkernels"]["commit"],
     }
-
-
-def load(path: Path) -> dict[str, Any]:
-    """What has been measured so far."""
-    return dict(json.loads(path.read_text())) if path.exists() else {"benchmark": "world_memory", "runs": {}}
-
-
-def merge(path: Path, plan: Plan, entry: dict[str, Any]) -> None:
-    """Adds an entry to the file, which other processes may be adding to."""
-    with locked(path):
-        result = load(path)
-        result["environment"] = environment.describe(torch.device("cpu"))
-        result["runs"] = dict(sorted({**result["runs"], plan.key: entry}.items()))
-        beside = path.with_suffix(".partial")
-        beside.write_text(json.dumps(result, indent=1) + "\n")
-        beside.replace(path)

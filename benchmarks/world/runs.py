@@ -1,17 +1,15 @@
-"""Single runs of the benchmark: one task, one variant, one seed; and the JSON file that they are merged into."""
+"""Single runs of benchmarks/world_model.py: one task, one variant, one seed."""
 
 import contextlib
 import dataclasses
 import datetime
 import itertools
-import json
 import math
 import os
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -183,36 +181,3 @@ def update_times(lines: list[dict[str, float]]) -> dict[str, float]:
         "update": total,
         "share_of_imagine": imagine / (collect + total),
     }
-
-
-@contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Nobody else merges into ``path`` meanwhile, where the system has such locks."""
-    lock = path.with_suffix(".lock")
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    with lock.open("w") as file:
-        with contextlib.suppress(ImportError):
-            import fcntl
-
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def load(path: Path) -> dict[str, Any]:
-    """What has been measured so far."""
-    if path.exists():
-        return dict(json.loads(path.read_text()))
-    return {"benchmark": "world_model", "runs": {}}
-
-
-def merge(path: Path, plan: Plan, entry: dict[str, Any]) -> dict[str, Any]:
-    """Adds an entry to the file, which other processes may be adding to, and returns the whole."""
-    with locked(path):
-        result = load(path)
-        result["environment"] = environment.describe(torch.device(plan.device))
-        result["runs"][plan.key] = entry
-        result["runs"] = dict(sorted(result["runs"].items()))
-        beside = path.with_suffix(".partial")
-        beside.write_text(json.dumps(result, indent=1) + "\n")
-        beside.replace(path)
-    return result

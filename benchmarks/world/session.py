@@ -1,0 +1,94 @@
+"""Runs one after the other, those that are there left out, each merged into one JSON file as soon as it ends."""
+
+import argparse
+import contextlib
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import torch
+
+from harness import environment
+
+
+class Plan(Protocol):
+    """One run."""
+
+    @property
+    def key(self) -> str:
+        """Its name in the JSON file."""
+
+
+AnyPlan = TypeVar("AnyPlan", bound=Plan)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options that say which runs are made, and where they go."""
+    parser.add_argument("--seeds", default=[0, 1, 2], type=lambda text: [int(x) for x in text.split(",")])
+    parser.add_argument("--again", action="store_true", help="also make runs that are there")
+    parser.add_argument("--list", action="store_true", help="say which runs are there and which are missing, and stop")
+    parser.add_argument("--report", action="store_true", help="make no run: tables and chart of what is there")
+    parser.add_argument("--runs", type=Path, default=Path("runs/benchmark"), help="where run folders go")
+    parser.add_argument("--plot", type=Path, help="a chart (PNG); beside the JSON")
+    parser.add_argument("--train", default="", help="further options of `python -m worldmodel train`, in one string")
+
+
+def carry_out(
+    chosen: argparse.Namespace,
+    plans: Sequence[AnyPlan],
+    execute: Callable[[AnyPlan, Path], dict[str, Any]],
+    describe: Callable[[AnyPlan], str],
+    benchmark: str,
+    device: str = "cpu",
+) -> list[str]:
+    """Makes the runs that are asked for, or says which are there; the keys of those that failed."""
+    failed = []
+    for plan in [] if chosen.report else plans:
+        there = plan.key in load(chosen.json, benchmark)["runs"]
+        if chosen.list:
+            print(f"{'there' if there else 'missing':8} {describe(plan)}")
+            continue
+        if there and not chosen.again:
+            continue
+        print(describe(plan), file=sys.stderr, flush=True)
+        folder = chosen.runs / f"{plan.key.replace('/', '-').replace(' ', '_')}-{time.strftime('%Y%m%d-%H%M%S')}"
+        try:
+            entry = execute(plan, folder)
+        except RuntimeError as error:
+            print(error, file=sys.stderr)
+            failed.append(plan.key)
+            continue
+        merge(chosen.json, plan.key, entry, benchmark, device)
+    return failed
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Nobody else merges into ``path`` meanwhile, where the system has such locks."""
+    lock = path.with_suffix(".lock")
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("w") as file:
+        with contextlib.suppress(ImportError):
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def load(path: Path, benchmark: str) -> dict[str, Any]:
+    """What has been measured so far."""
+    return dict(json.loads(path.read_text())) if path.exists() else {"benchmark": benchmark, "runs": {}}
+
+
+def merge(path: Path, key: str, entry: dict[str, Any], benchmark: str, device: str = "cpu") -> None:
+    """Adds an entry to the file, which other processes may be adding to."""
+    with locked(path):
+        result = load(path, benchmark)
+        result["environment"] = environment.describe(torch.device(device))
+        result["runs"] = dict(sorted({**result["runs"], key: entry}.items()))
+        beside = path.with_suffix(".partial")
+        beside.write_text(json.dumps(result, indent=1) + "\n")
+        beside.replace(path)
