@@ -41,6 +41,14 @@ def no_last_answer():
     vars(builtins).pop("_", None)
 
 
+@pytest.fixture
+def same_threads():
+    """The command line's ``--threads`` sets PyTorch's for the whole process."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(autouse=True)
 def seeded():
     torch.manual_seed(0)

@@ -3,7 +3,6 @@
 import dataclasses
 import itertools
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import imageio.v3 as iio
@@ -28,13 +27,7 @@ from worldmodel.spaces import ObservationSpec
 ECHO = "worldmodel_environments:wmtest/Echo-v0"
 CATCH = "worldmodel_environments:wmtest/Catch-v0"
 CONTEXT = 5
-
-
-@pytest.fixture(autouse=True)
-def threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("same_threads")
 
 
 class Replayed(Policy):

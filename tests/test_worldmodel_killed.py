@@ -13,27 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from worldmodel_examples import TINY
 
 from worldmodel.run import Run
 
 KILLS, STEPS = 5, 300
 FEW = ("--num-envs", "2", "--prefill", "40", "--train-ratio", "8", "--threads", "1", "--log-seconds", "0.2")
 OFTEN = ("--save-minutes", "0.004", "--open-loop-minutes", "0")
-SMALL = {
-    "model.perception.hidden": 8,
-    "model.perception.variables": 2,
-    "model.perception.classes": 4,
-    "model.memory.width": 8,
-    "model.memory.states": 4,
-    "model.memory.groups": 1,
-    "model.prediction.hidden": 8,
-    "model.evaluation.hidden": 8,
-    "model.decision.hidden": 8,
-    "replay.window": 24,
-    "replay.batch-size": 2,
-    "replay.burn-in": 4,
-    "replay.max-steps": 400,
-}
 
 
 class Processes:
@@ -111,7 +97,7 @@ def test_a_run_killed_five_times_ends_as_the_one_that_was_not(
 ) -> None:
     """Set WMKERNELS_KILL_SEED to the seed of a failure to have its moments again."""
     seed = int(os.environ.get("WMKERNELS_KILL_SEED") or int.from_bytes(os.urandom(4), "little"))
-    options = [text for key, value in SMALL.items() for text in (f"--{key}", str(value))]
+    options = [text for key, value in TINY.items() for text in (f"--{key}", str(value))]
     env = ["--env", f"worldmodel_environments:wmtest/{name}-v0", "--steps", str(STEPS)]
     common = ["train", *env, *FEW, *OFTEN, *options, "--environment-state", state, "--run"]
     going_on = ["--unpickle"] if state == "pickle" else []

@@ -26,13 +26,7 @@ from worldmodel.train import Trainer, make_episodes, train
 
 SMALL = ("--replay.window", "24", "--replay.batch-size", "2", "--replay.burn-in", "4", "--model.perception.hidden", "8")
 FEW = ("--num-envs", "2", "--prefill", "20", "--train-ratio", "8", "--threads", "1", "--steps", "60")
-
-
-@pytest.fixture(autouse=True)
-def threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("same_threads")
 
 
 class Unseeded(worldmodel_environments.Echo):

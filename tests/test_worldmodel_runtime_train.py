@@ -8,7 +8,6 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 import worldmodel_environments
+from worldmodel_examples import TINY
 
 from worldmodel import storage
 from worldmodel.__main__ import main
@@ -33,22 +33,8 @@ from worldmodel.world_model import WorldModel
 
 ECHO = "worldmodel_environments:wmtest/Echo-v0"
 NUMBERED = "worldmodel_environments:wmtest/Numbered-v0"
-TINY = {
-    "model.perception.hidden": 8,
-    "model.perception.variables": 2,
-    "model.perception.classes": 4,
-    "model.memory.width": 8,
-    "model.memory.states": 4,
-    "model.memory.groups": 1,
-    "model.prediction.hidden": 8,
-    "model.evaluation.hidden": 8,
-    "model.decision.hidden": 8,
-    "replay.window": 24,
-    "replay.batch-size": 2,
-    "replay.burn-in": 4,
-    "replay.max-steps": 400,
-}
 FEW = ("--num-envs", "2", "--prefill", "30", "--train-ratio", "8", "--log-seconds", "0.05", "--threads", "1")
+pytestmark = pytest.mark.usefixtures("same_threads")
 
 
 def options(**more: Any) -> list[str]:
@@ -62,13 +48,6 @@ def config(env: str = ECHO, **changes: Any) -> TrainConfig:
 
     found, _, _ = train_options(["--env", env, *options()], parse)
     return dataclasses.replace(found, **changes)
-
-
-@pytest.fixture(autouse=True)
-def threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,6 @@
 """Videos of evaluations: what runs is not changed by being filmed, and everything that was seen is in them."""
 
 import importlib.util
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,6 @@ import gymnasium
 import imageio.v3 as iio
 import numpy as np
 import pytest
-import torch
 import worldmodel_environments
 
 from worldmodel.__main__ import main
@@ -20,13 +18,7 @@ from worldmodel.video import NoVideo, make_rendered, video_file
 CATCH = "worldmodel_environments:wmtest/Catch-v0"
 FEW = ("--num-envs", "2", "--prefill", "30", "--train-ratio", "4", "--threads", "1", "--replay.window", "48")
 SMALL = ("--replay.batch-size", "2", "--replay.burn-in", "4", "--model.perception.hidden", "8")
-
-
-@pytest.fixture(autouse=True)
-def threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("same_threads")
 
 
 @pytest.fixture(scope="module")

@@ -2,12 +2,10 @@
 
 import dataclasses
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from worldmodel_examples import small_model, whole_episodes
 
 from worldmodel import train as training
@@ -22,13 +20,7 @@ ECHO = "worldmodel_environments:wmtest/Echo-v0"
 CATCH = "worldmodel_environments:wmtest/Catch-v0"
 SMALL = ("--replay.window", "24", "--replay.batch-size", "2", "--replay.burn-in", "4", "--model.perception.hidden", "8")
 FEW = ("--num-envs", "2", "--prefill", "60", "--train-ratio", "8", "--threads", "1", "--log-seconds", "0.01")
-
-
-@pytest.fixture(autouse=True)
-def threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("same_threads")
 
 
 def test_a_run_is_the_same_however_often_it_is_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

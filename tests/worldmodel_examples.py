@@ -14,6 +14,22 @@ from worldmodel.prediction import PredictionConfig
 from worldmodel.spaces import ActionSpec, ObservationSpec
 from worldmodel.world_model import WorldModel, WorldModelConfig
 
+# Options of `python -m worldmodel train` for the smallest model and replay that train.
+TINY = {
+    "model.perception.hidden": 8,
+    "model.perception.variables": 2,
+    "model.perception.classes": 4,
+    "model.memory.width": 8,
+    "model.memory.states": 4,
+    "model.memory.groups": 1,
+    "model.prediction.hidden": 8,
+    "model.evaluation.hidden": 8,
+    "model.decision.hidden": 8,
+    "replay.window": 24,
+    "replay.batch-size": 2,
+    "replay.burn-in": 4,
+    "replay.max-steps": 400,
+}
 SEEN = spaces.Dict(card=spaces.Discrete(4), place=spaces.Box(-1, 1, (3,)))
 MEMORIES = {
     "rotated": MemoryConfig(width=16, layers=2, states=4, groups=2, selective_angle=True),
