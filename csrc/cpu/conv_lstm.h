@@ -5,6 +5,7 @@
 // zeros to whole vectors.
 #pragma once
 
+#include "conv_lstm_division.h"
 #include "isa.h"
 #include "multiply.h"
 #include "storage.h"
@@ -13,12 +14,10 @@
 
 namespace wmk::WMK_ISA {
 
-constexpr int kGates = 4;
 constexpr int64_t kSegment = 64;                     // positions of a row whose gates stay in the first-level cache
 constexpr int64_t kGroup = 32;                       // tiles that go through the weights together
 constexpr int64_t kChunkBytes = int64_t(128) << 10;  // of gradients that one pass over the weights' gradient reads
 constexpr int64_t kPartsBytes = int64_t(256) << 20;  // of weight gradients summed apart, one a thread
-constexpr int64_t kLeastWork = int64_t(2) << 20;     // multiply-adds of a call that are worth a thread of their own
 
 // The first `count` lanes of a vector; the others read as zero and are not written.
 template <class T, class S>
@@ -101,40 +100,6 @@ struct Sizes {
   }
 };
 
-// How the work is divided. Where batch elements keep the threads evenly busy, a thread takes whole elements through
-// time and never waits. Otherwise each map is cut into bands of rows, and the threads meet after every stage of a step.
-// A call too short to wake another thread for, such as one step of a small map, stays on the one that it came on.
-struct Division {
-  bool by_element;
-  int64_t rows;   // of a map that stay in one band together
-  int64_t bands;  // of a map
-  int64_t parts;  // workers, each of which owns a contiguous range of items
-  int64_t slots;  // maps in memory
-
-  Division(const wmk_conv_lstm& op, bool tiled, int64_t most_parts) : rows(tiled ? 2 : 1) {
-    const int64_t taps = op.input * op.ih_height * op.ih_width + op.hidden * op.hh_height * op.hh_width;
-    const int64_t work = op.time * op.batch * op.height * op.width * kGates * op.hidden * taps;
-    const int64_t threads = larger(1, smaller(smaller(op.threads, most_parts), work / kLeastWork));
-    by_element = threads == 1 || op.batch % threads == 0 || op.batch >= 4 * threads;
-    bands = by_element ? 1 : smaller(op.height / rows, threads);
-    parts = smaller(threads, op.batch * bands);
-    slots = by_element ? parts : op.batch;
-  }
-};
-
-// Calls work(part, batch element, first row, row behind the last) for every band of every map, each part in its order.
-template <class Work>
-static void each_band(const wmk_conv_lstm& op, const Division& division, const Work& work) {
-  const int64_t items = op.batch * division.bands;
-  parallel_for(division.parts, op.threads, [&](int64_t part, int64_t) {
-    for (int64_t item = items * part / division.parts; item < items * (part + 1) / division.parts; ++item) {
-      const int64_t band = item % division.bands, rows = op.height / division.rows;
-      work(part, item / division.bands, rows * band / division.bands * division.rows,
-           rows * (band + 1) / division.bands * division.rows);
-    }
-  });
-}
-
 template <class T, class S>
 class ConvLSTM {
  public:
@@ -166,22 +131,30 @@ class ConvLSTM {
     if (!in_a_row && some < lanes) memset(to, 0, size_t(length * block) * sizeof(T));
     for (int64_t gate = 0; gate < kGates; ++gate) {
       const S* from = (const S*)weight.data + (gate * op.hidden + b * lanes) * stride[0];
-      for (int64_t first = 0; in_a_row && first < length; first += lanes) {  // squares of lanes x channels and taps
-        alignas(64) T square[lanes * lanes];
-        const int64_t count = smaller(lanes, length - first);
-        load_tile(square, lanes, from + first, stride[0], 1, int(some), count);
-        int64_t ci = first / taps, tap = first % taps;
-        for (int64_t i = 0; i < count; ++i) {
-          store(to + (tap * channels + ci) * block + gate * lanes, load(square + i * lanes));
-          if (++tap == taps) tap = 0, ++ci;
-        }
+      if (in_a_row) {
+        pack_gate_in_a_row(to + gate * lanes, from, stride[0], channels, taps, int(some));
+        continue;
       }
-      for (int64_t ci = 0; !in_a_row && ci < channels; ++ci)
+      for (int64_t ci = 0; ci < channels; ++ci)
         for (int64_t tap = 0; tap < taps; ++tap) {
           const S* place = from + ci * stride[1] + tap / width * stride[2] + tap % width * stride[3];
           T* row = to + (tap * channels + ci) * block + gate * lanes;
           for (int64_t lane = 0; lane < some; ++lane) row[lane] = widen_one<T>(place[lane * stride[0]]);
         }
+    }
+  }
+  // The same of one gate whose channels and taps are one run of memory, by squares of lanes x channels and taps.
+  static void pack_gate_in_a_row(T* to, const S* from, int64_t lane_stride, int64_t channels, int64_t taps, int some) {
+    alignas(64) T square[lanes * lanes];
+    const int64_t length = channels * taps;
+    for (int64_t first = 0; first < length; first += lanes) {
+      const int64_t count = smaller(lanes, length - first);
+      load_tile(square, lanes, from + first, lane_stride, 1, some, count);
+      int64_t ci = first / taps, tap = first % taps;
+      for (int64_t i = 0; i < count; ++i) {
+        store(to + (tap * channels + ci) * block, load(square + i * lanes));
+        if (++tap == taps) tap = 0, ++ci;
+      }
     }
   }
   // The bias as [blocks][4 vectors]; zero where there is none.
