@@ -20,6 +20,7 @@ from world.tasks import Task
 from worldmodel.agent import Agent
 from worldmodel.evaluate import evaluate
 from worldmodel.run import Run
+from worldmodel.settings import acting_part, saved_config
 
 PASSING_EPISODES = 20  # with which a checkpoint on the way is evaluated
 
@@ -122,13 +123,14 @@ def execute(plan: Plan, folder: Path) -> dict[str, Any]:
 
 
 def keep_checkpoints(folder: Path) -> None:
-    """Copies the weights of checkpoints that are new, each into the folder of a run; the run itself keeps only two."""
+    """Copies what acts from checkpoints that are new, each into the folder of a run; the run itself keeps only two."""
     for checkpoint in (folder / "checkpoints").glob("*"):
         kept = folder / "passed" / checkpoint.name
         if not checkpoint.name.isdigit() or kept.exists():
             continue
         beside = kept.with_name(kept.name + ".partial")
-        weights = beside / "checkpoints" / checkpoint.name / "world_model.safetensors"
+        name = acting_part(saved_config(Run(folder))) + ".safetensors"
+        weights = beside / "checkpoints" / checkpoint.name / name
         weights.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(folder / "config.json", beside / "config.json")
         with contextlib.suppress(FileNotFoundError):  # two newer ones were made meanwhile

@@ -8,7 +8,7 @@ import torch
 
 from worldmodel.batch import State
 from worldmodel.run import Run
-from worldmodel.settings import saved_config, usable_device
+from worldmodel.settings import acting_part, saved_config, usable_device
 from worldmodel.spaces import ActionSpec, ObservationSpec
 from worldmodel.world_model import WorldModel
 
@@ -40,7 +40,7 @@ class Agent:
 
     @classmethod
     def load(cls, run: Path | str, device: str = "cpu") -> "Agent":
-        """The agent of the newest checkpoint in a run's folder.
+        """The agent of the newest checkpoint in a run's folder, with averaged weights where the run keeps them.
 
         Args:
             run: the folder.
@@ -56,7 +56,7 @@ class Agent:
         observation_spec = ObservationSpec.from_json(opened.config["spaces"]["observation"])
         action_spec = ActionSpec.from_json(opened.config["spaces"]["action"])
         world_model = WorldModel(observation_spec, action_spec, config.model).to(where)
-        opened.load_weights(world_model, where)
+        opened.load_weights(world_model, where, acting_part(config))
         return cls(world_model, observation_spec, action_spec)
 
     def init_state(self, batch_size: int = 1) -> State:

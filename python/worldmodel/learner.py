@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from worldmodel.average import Average
 from worldmodel.batch import Batch
 from worldmodel.objectives import ObjectiveConfig, imagination_losses, model_loss
 from worldmodel.scales import ReturnRange, RewardScale
@@ -29,6 +30,7 @@ class LearnerConfig:
         policy_rate: of decision.
         warm_up: updates over which the learning rates rise from zero.
         clip: largest norm of the gradient of each of the three groups.
+        average: updates over which weights are averaged for ``Agent``; 0 gives it the newest ones.
         objective: weights of the losses.
     """
 
@@ -37,7 +39,12 @@ class LearnerConfig:
     policy_rate: float = 1e-3
     warm_up: int = 50
     clip: float = 1.0
+    average: int = 0
     objective: ObjectiveConfig = dataclasses.field(default_factory=ObjectiveConfig)
+
+    def __post_init__(self) -> None:
+        if self.average < 0:
+            raise ValueError(f"LearnerConfig: average is {self.average}, expected at least 0")
 
 
 @dataclasses.dataclass
@@ -66,6 +73,9 @@ class Learner:
     Args:
         world_model: its parameters are changed in place.
         config: optimisers and losses.
+
+    Attributes:
+        average: the world model with averaged weights, where the configuration asks for it.
     """
 
     def __init__(self, world_model: WorldModel, config: LearnerConfig) -> None:
@@ -84,6 +94,7 @@ class Learner:
         self._updates = 0
         self._rewards = RewardScale()
         self._returns = ReturnRange(config.objective.return_floor)
+        self.average = Average(world_model, config.average) if config.average else None
 
     @property
     def updates(self) -> int:
@@ -145,6 +156,8 @@ class Learner:
         self.world_model.evaluation.follow()
         self.world_model.perception.take_in(batch.observations, batch.valid)
         self._updates += 1
+        if self.average:
+            self.average.follow(self.world_model, self._updates)
         figures = {name: float(value) for name, value in losses.metrics.items()}
         figures |= {f"gradient/{name}": norm for name, norm in norms.items()}
         figures |= {"scale/reward": self._rewards.scale, "scale/return": self._returns.range}
@@ -156,7 +169,7 @@ class Learner:
     def state_dict(self) -> dict[str, Any]:
         """Optimisers, running scales and the number of updates, as tensors and plain numbers in nested dicts.
 
-        The slow target and the ranges of the heads are in the world model's own state dict.
+        The slow target and the ranges of the heads are in the world model's own state dict, the average in its own.
         """
         return {
             "optimizer": self._optimizer.state_dict(),

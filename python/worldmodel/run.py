@@ -128,13 +128,13 @@ class Run:
             hint = f"; remove {newest} to go on from {older[-1].name}, the checkpoint before it" if older else ""
             raise RunError(f"{error}{hint}") from error
 
-    def load_weights(self, module: nn.Module, device: torch.device | str = "cpu") -> None:
-        """Loads the world model of the newest checkpoint into ``module``.
+    def load_weights(self, module: nn.Module, device: torch.device | str = "cpu", part: str = "world_model") -> None:
+        """Loads the world model of the newest checkpoint into ``module``, or another ``part`` that holds weights.
 
         Raises:
             RunError: the file is missing or damaged, or holds the weights of another configuration.
         """
-        saved = self.load("world_model", device)
+        saved = self.load(part, device)
         present = module.state_dict()
         found = [f"{name} is missing" for name in present if name not in saved]
         found += [f"{name} is not known here" for name in saved if name not in present]

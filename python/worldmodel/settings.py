@@ -95,6 +95,11 @@ def saved_config(run: Run) -> TrainConfig:
     return from_json(TrainConfig, run.config.get("train"), "train")
 
 
+def acting_part(config: TrainConfig) -> str:
+    """Which part of a checkpoint holds the weights that an agent acts with."""
+    return "average" if config.learner.average else "world_model"
+
+
 def check_resumable(run: Run, config: TrainConfig) -> None:
     """Raises ConfigurationError where ``config`` is not the one that the checkpoints of ``run`` were made with."""
 

@@ -133,8 +133,10 @@ class Trainer:
         random = {"cpu": torch.get_rng_state()}
         if self.device.type == "cuda":
             random["cuda"] = torch.cuda.get_rng_state(self.device)
+        average = self.learner.average
         return {
             "world_model": self.world_model.state_dict(),
+            **({"average": average.world_model.state_dict()} if average else {}),
             "learner": self.learner.state_dict(),
             "replay": self.replay.state_dict(),
             "collector": self.collector.state_dict(),
@@ -158,6 +160,8 @@ class Trainer:
         """
         anew = f"--resume {run.folder} --new-episodes goes on with other episodes, and then not as if nothing had been"
         run.load_weights(self.world_model, self.device)
+        if self.learner.average:
+            run.load_weights(self.learner.average.world_model, self.device, "average")
         with run.refusing("learner", "replay", "collector", "trainer"):
             self.learner.load_state_dict(run.load("learner", self.device))
             self.replay.load_state_dict(run.load("replay"))
