@@ -98,16 +98,18 @@ def test_a_run_of_control_is_evaluated_on_the_way(benchmark: ModuleType, tmp_pat
     assert (seconds, steps) == (entry["seconds"], 200) and 8 <= mean <= 500
 
 
-def test_every_checkpoint_is_kept_for_evaluation_though_the_run_keeps_two(
-    benchmark: ModuleType, tmp_path: Path
+@pytest.mark.parametrize(("average", "acting"), [(0, "world_model"), (9, "average")])
+def test_what_acts_is_kept_of_every_checkpoint_though_the_run_keeps_two(
+    benchmark: ModuleType, tmp_path: Path, average: int, acting: str
 ) -> None:
     from world.runs import keep_checkpoints
     from worldmodel import storage
     from worldmodel.run import Run
 
-    run = Run.create(tmp_path / "run", {"train": {}})
+    run = Run.create(tmp_path / "run", {"train": {"learner": {"average": average}}})
     for steps in (10, 200, 3000, 40_000):
-        run.save(steps, {"world_model": {"steps": torch.tensor(steps)}, "replay": {}})
+        weights = {"steps": torch.tensor(steps)}
+        run.save(steps, {"world_model": weights, "average": weights, "replay": {}})
         keep_checkpoints(run.folder)
     keep_checkpoints(run.folder)
     assert len(run.checkpoints) == 2
@@ -115,7 +117,8 @@ def test_every_checkpoint_is_kept_for_evaluation_though_the_run_keeps_two(
     assert [int(path.name) for path in kept] == [10, 200, 3000, 40_000]
     for path in kept:
         (checkpoint,) = Run(path).checkpoints
-        assert storage.load(checkpoint / "world_model.safetensors")["steps"] == int(path.name)
+        assert [file.stem for file in checkpoint.iterdir()] == [acting]
+        assert storage.load(checkpoint / f"{acting}.safetensors")["steps"] == int(path.name)
 
 
 def control_run(seed: int, at_end: float, *evaluations: tuple[float, float, float]) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from worldmodel.world_model import WorldModel, WorldModelConfig
 
 CUE = "worldmodel.minigrid:MemoryS9-v0"
 BALL = "worldmodel.hidden_ball:HiddenBall-v0"
+PIXELS = "worldmodel.hidden_ball:HiddenBallPixels-v0"
 ROOT = Path(__file__).parents[1]
 
 
@@ -191,6 +192,19 @@ def test_a_ball_that_is_pickled_flies_on() -> None:
     for action in (0, 0, 2, 1):
         np.testing.assert_array_equal(env.step(action)[0], copy.step(action)[0])
     assert env.render().shape == (7, 7, 3) and (env.render() == copy.render()).all()
+
+
+def test_pixels_are_the_shades_of_the_cells() -> None:
+    actions = np.random.default_rng(0).integers(3, size=20)
+    cells, images = (play(environments.make(name), actions, seed=3) for name in (BALL, PIXELS))
+    pixels = hidden_ball.PIXELS
+    assert [after for _, *after in cells[1:]] == [after for _, *after in images[1:]]
+    for cell, image in [(cells[0], images[0]), *((a[0], b[0]) for a, b in zip(cells[1:], images[1:], strict=True))]:
+        assert image.shape == (7 * pixels, 7 * pixels, 1)
+        for row, column in np.ndindex(pixels, pixels):
+            np.testing.assert_array_equal(image[row::pixels, column::pixels], hidden_ball.SHADES[cell])
+    leaf = ObservationSpec.from_space(environments.make(PIXELS).observation_space).leaves["observation"]
+    assert leaf.kind == "image"
 
 
 def test_wrong_cells_are_those_of_the_ball_alone(measures: dict[str, ModuleType]) -> None:

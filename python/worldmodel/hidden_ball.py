@@ -9,6 +9,8 @@ curtain is in none at all: two frames or more have to be remembered, and gone on
 ball that is in sight; an episode is cut after ``LENGTH`` steps.
 
 The world draws nothing at random but how an episode begins, so its seed and the actions say all that happens.
+
+``HiddenBallPixels-v0`` is the same seen as an image, every cell ``PIXELS`` by ``PIXELS`` pixels of a shade of grey.
 """
 
 from typing import Any
@@ -26,6 +28,7 @@ SIDE = 7
 BALL = 2
 CURTAIN = 3
 LENGTH = 48
+PIXELS = 4  # on a side of a cell of HiddenBallPixels-v0
 FREE, CLOTH, LEATHER = range(3)  # what a cell shows: nothing, curtain, ball
 SHADES = np.array([0, 96, 255], np.uint8)
 LEFT, STAY, RIGHT = range(3)
@@ -33,6 +36,10 @@ LEFT, STAY, RIGHT = range(3)
 
 class HiddenBall(gymnasium.Env[Any, Any]):
     """One ball, one curtain; ``render`` draws them.
+
+    Args:
+        render_mode: "rgb_array", or None.
+        pixels: on a side of a cell, where shades of grey are seen; 0 for what each cell shows.
 
     Attributes:
         ball: int64 (2,), row and column of the ball's upper left pixel.
@@ -49,9 +56,11 @@ class HiddenBall(gymnasium.Env[Any, Any]):
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "cells": ["nothing", "curtain", "ball"]}  # noqa: RUF012
 
-    def __init__(self, render_mode: str | None = None) -> None:
+    def __init__(self, render_mode: str | None = None, pixels: int = 0) -> None:
         self.render_mode = render_mode
-        self.observation_space = gymnasium.spaces.Box(0, LEATHER, (SIDE, SIDE, 1), np.uint8)
+        self.pixels = pixels
+        most, side = (SHADES.max(), SIDE * pixels) if pixels else (LEATHER, SIDE)
+        self.observation_space = gymnasium.spaces.Box(0, most, (side, side, 1), np.uint8)
         self.action_space = gymnasium.spaces.Discrete(3)
 
     def reset(
@@ -63,7 +72,7 @@ class HiddenBall(gymnasium.Env[Any, Any]):
         self.flight = self.np_random.choice([-1, 1], 2)
         self.curtain = int(self.np_random.integers(0, SIDE - CURTAIN + 1))
         self.steps = 0
-        return self.picture(), {}
+        return self.observation(), {}
 
     def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         """The curtain is moved, then the ball flies on."""
@@ -72,8 +81,13 @@ class HiddenBall(gymnasium.Env[Any, Any]):
         self.flight = np.where((ahead < 0) | (ahead > SIDE - BALL), -self.flight, self.flight)
         self.ball = self.ball + self.flight
         self.steps += 1
-        picture = self.picture()
-        return picture, float((picture == LEATHER).sum()) / BALL**2, False, self.steps >= LENGTH, {}
+        in_sight = float((self.picture() == LEATHER).sum()) / BALL**2
+        return self.observation(), in_sight, False, self.steps >= LENGTH, {}
+
+    def observation(self) -> np.ndarray:
+        """What is seen: cells, or an image."""
+        cells = self.picture()
+        return SHADES[cells].repeat(self.pixels, 0).repeat(self.pixels, 1) if self.pixels else cells
 
     def picture(self) -> np.ndarray:
         """What each cell shows, uint8 (side, side, 1)."""
@@ -88,5 +102,6 @@ class HiddenBall(gymnasium.Env[Any, Any]):
         return SHADES[self.picture()].repeat(3, -1)
 
 
-if "HiddenBall-v0" not in gymnasium.registry:
-    gymnasium.register("HiddenBall-v0", "worldmodel.hidden_ball:HiddenBall")
+for _name, _pixels in (("HiddenBall-v0", 0), ("HiddenBallPixels-v0", PIXELS)):
+    if _name not in gymnasium.registry:
+        gymnasium.register(_name, "worldmodel.hidden_ball:HiddenBall", kwargs={"pixels": _pixels})
