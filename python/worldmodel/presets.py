@@ -134,7 +134,7 @@ def wander() -> Preset:
 
 
 def moving() -> Preset:
-    """Small maps of things that move, remembered on a map, under random actions.
+    """Small maps or images of things that move, remembered on a map, under random actions.
 
     Tried on worldmodel.hidden_ball. Small batches: perception takes more updates than steps to find the ball.
     """
