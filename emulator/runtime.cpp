@@ -10,15 +10,15 @@
 #include <memory>
 #include <random>
 
-#include "cuda_emulator.h"
-#include "fiber.h"
-#include "races.h"
+#include "scheduler.h"
 
 namespace cuda_emulator {
 
 dim3 thread_index, block_index, block_size, grid_size;
 Settings settings;
 Record record;
+Launch launch_state;
+Fiber* current = nullptr;
 
 namespace {
 
@@ -26,109 +26,14 @@ constexpr size_t kStackBytes = 256 * 1024;
 constexpr int64_t kSharedLimit = 99 * 1024;  // of a block: what sm_80, 90, 100 and 120 all have
 constexpr int kFruitlessRounds = 2000;       // of spinning, before it is called endless
 
-struct Block;
-
-struct AsyncCopy {
-  void* destination;
-  size_t bytes;
-  int group;
-  unsigned char data[16];
-};
-
-struct Fiber {
-  Context context;
-  Block* block = nullptr;
-  unsigned index = 0;           // in the block
-  const char* waits = nullptr;  // in what; null: runs or can run
-  Where where{"", 0};
-  bool ended = false;
-  std::vector<AsyncCopy> copies;
-  int copy_group = 0;
-};
-
-// Lanes that come together under one mask. Two sets of slots: a lane may still read those of the last meeting while
-// the next one gathers.
-struct Meeting {
-  unsigned mask = 0, arrived = 0;
-  const char* name = nullptr;
-  Where where{"", 0};
-  int turn = 0;
-  uint64_t values[2][32];
-};
-
-struct Warp {
-  unsigned ended = 0;
-  std::vector<std::unique_ptr<Meeting>> meetings;
-};
-
-struct SharedArray {
-  const void* key;
-  void* memory;
-};
-
-struct Block {
-  explicit Block(unsigned threads) : races(threads) {}
-  dim3 index;
-  std::vector<Fiber*> fibers;
-  std::vector<Warp> warps;
-  unsigned alive = 0;
-  unsigned char* shared = nullptr;
-  std::vector<SharedArray> arrays;
-  // the barrier that threads gather at
-  unsigned arrived = 0, votes = 0;
-  Where barrier{"", 0};
-  int result = 0;
-  races::Block races;
-};
-
-struct Launch {
-  const char* kernel = "";
-  void (*body)(void*) = nullptr;
-  void* argument = nullptr;
-  int64_t shared_bytes = 0;
-  unsigned threads = 0;
-  std::vector<Fiber*> ready, spinning;
-  std::vector<std::unique_ptr<Block>> blocks;
-};
-
 Context scheduler;
-Launch launch_state;
-Fiber* current = nullptr;
 std::vector<std::unique_ptr<Fiber>> all_fibers;
 std::vector<Fiber*> idle_fibers;
 std::mt19937_64 random_numbers;
 
-std::string text_of(Where where) { return std::string(where.file) + ":" + std::to_string(where.line); }
-std::string text_of(dim3 index) {
-  return "(" + std::to_string(index.x) + "," + std::to_string(index.y) + "," + std::to_string(index.z) + ")";
-}
-bool same(Where a, Where b) { return a.line == b.line && strcmp(a.file, b.file) == 0; }
-
-bool left_out(Where where) { return !settings.left_out.empty() && settings.left_out == short_text(where); }
-void passed(Where where) {
-  for (const Where& known : record.barriers) {
-    if (known.file == where.file && known.line == where.line) return;
-  }
-  record.barriers.push_back(where);
-}
-
 uint64_t below(uint64_t count) { return random_numbers() % count; }
 
 void fiber_main();
-
-// Hands control back to the scheduler until it picks this fiber again.
-void suspend() { current->context.switch_to(scheduler); }
-
-void wait_in(const char* what, Where where) {
-  current->waits = what;
-  current->where = where;
-  suspend();
-}
-
-void wake(Fiber* fiber) {
-  fiber->waits = nullptr;
-  launch_state.ready.push_back(fiber);
-}
 
 void* poisoned(size_t bytes, size_t alignment) {
   void* memory = nullptr;
@@ -264,6 +169,25 @@ void resume(Fiber* fiber) {
 
 }  // namespace
 
+std::string text_of(Where where) { return std::string(where.file) + ":" + std::to_string(where.line); }
+std::string text_of(dim3 index) {
+  return "(" + std::to_string(index.x) + "," + std::to_string(index.y) + "," + std::to_string(index.z) + ")";
+}
+bool same(Where a, Where b) { return a.line == b.line && strcmp(a.file, b.file) == 0; }
+
+void suspend() { current->context.switch_to(scheduler); }
+
+void wait_in(const char* what, Where where) {
+  current->waits = what;
+  current->where = where;
+  suspend();
+}
+
+void wake(Fiber* fiber) {
+  fiber->waits = nullptr;
+  launch_state.ready.push_back(fiber);
+}
+
 std::string short_text(Where where) {
   const char* slash = strrchr(where.file, '/');
   return std::string(slash == nullptr ? where.file : slash + 1) + ":" + std::to_string(where.line);
@@ -340,132 +264,5 @@ void yield() {
   suspend();
   current->waits = nullptr;
 }
-
-int block_barrier(Vote vote, bool predicate, Where where) {
-  if (vote == Vote::kNone && left_out(where)) return 0;
-  Block* block = current->block;
-  const unsigned threads = launch_state.threads;
-  if (block->alive != threads) {
-    fail("__syncthreads at " + text_of(where) + ", but " + std::to_string(threads - block->alive) +
-         " threads of the block have ended");
-  }
-  if (block->arrived == 0) {
-    block->barrier = where;
-    block->votes = 0;
-  } else if (!same(block->barrier, where)) {
-    fail("__syncthreads at " + text_of(where) + ", while others of the block wait in the one at " +
-         text_of(block->barrier));
-  }
-  ++block->arrived;
-  block->votes += predicate ? 1 : 0;
-  if (block->arrived < threads) {
-    wait_in("__syncthreads", where);
-  } else {
-    block->arrived = 0;
-    block->races.block_barrier();
-    passed(where);
-    const int votes = static_cast<int>(block->votes);
-    block->result = vote == Vote::kAny ? votes != 0 : vote == Vote::kAll ? votes == static_cast<int>(threads) : votes;
-    for (Fiber* fiber : block->fibers) wake(fiber);
-    suspend();  // the last to come need not be the first to go on
-  }
-  return block->result;
-}
-
-unsigned lane() { return current->index % 32; }
-
-const uint64_t* warp_collective(const char* name, unsigned mask, uint64_t value, Where where) {
-  Fiber* fiber = current;
-  const unsigned first = fiber->index / 32 * 32, me = 1u << lane();
-  Warp& warp = fiber->block->warps[fiber->index / 32];
-  const unsigned width = std::min(32u, launch_state.threads - first);
-  const unsigned exist = width == 32 ? 0xffffffffu : (1u << width) - 1;
-  const auto call = [&] { return std::string(name) + " at " + text_of(where); };
-  if ((mask & me) == 0) fail(call() + ": the calling lane is not in its mask");
-  if ((mask & ~exist) != 0) fail(call() + ": its mask names lanes that the block does not have");
-  if ((mask & warp.ended) != 0) fail(call() + ": its mask names a lane that has ended");
-
-  Meeting* meeting = nullptr;
-  for (const auto& known : warp.meetings) {
-    if (known->mask == mask) meeting = known.get();
-  }
-  if (meeting == nullptr) {
-    warp.meetings.push_back(std::make_unique<Meeting>());
-    meeting = warp.meetings.back().get();
-    meeting->mask = mask;
-  }
-  if (meeting->arrived == 0) {
-    meeting->name = name;
-    meeting->where = where;
-  } else if (strcmp(meeting->name, name) != 0 || !same(meeting->where, where)) {
-    fail(call() + ": other lanes of its mask wait in " + meeting->name + " at " + text_of(meeting->where));
-  }
-  const int turn = meeting->turn;
-  meeting->arrived |= me;
-  meeting->values[turn][lane()] = value;
-  if (meeting->arrived != mask) {
-    wait_in(name, where);
-  } else {
-    meeting->arrived = 0;
-    meeting->turn = 1 - turn;
-    if (strcmp(name, "__syncwarp") == 0) fiber->block->races.warp_barrier(first, mask);
-    for (unsigned i = 0; i < width; ++i) {
-      if (mask >> i & 1u) wake(fiber->block->fibers[first + i]);
-    }
-    suspend();
-  }
-  return meeting->values[turn];
-}
-
-void warp_barrier(unsigned mask, Where where) {
-  if (left_out(where)) return;
-  passed(where);
-  warp_collective("__syncwarp", mask, 0, where);
-}
-
-void note_atomic(const void* address, size_t bytes) {
-  current->block->races.access(current->index, address, bytes, races::Access::kAtomic, __builtin_return_address(0));
-}
-
-void copy_async(void* shared, const void* global, size_t bytes, const char* file, int line) {
-  AsyncCopy copy;
-  if (bytes != 4 && bytes != 8 && bytes != 16) fail("an asynchronous copy of " + std::to_string(bytes) + " bytes");
-  const uintptr_t both = reinterpret_cast<uintptr_t>(shared) | reinterpret_cast<uintptr_t>(global);
-  if (both % bytes != 0) {
-    fail("an asynchronous copy of " + std::to_string(bytes) + " bytes at " + text_of({file, line}) +
-         " is not aligned to them");
-  }
-  copy.destination = shared;
-  copy.bytes = bytes;
-  copy.group = current->copy_group;
-  memcpy(copy.data, global, bytes);
-  current->block->races.copy_begins(current->index, shared, bytes, __builtin_return_address(0));
-  memset(shared, 0xFF, bytes);
-  current->copies.push_back(copy);
-}
-
-void copy_async_commit() { ++current->copy_group; }
-
-namespace {
-
-// Ends the copies up to this group.
-void end_copies(int group) {
-  std::vector<AsyncCopy>& copies = current->copies;
-  size_t left = 0;
-  for (const AsyncCopy& copy : copies) {
-    if (copy.group <= group) {
-      memcpy(copy.destination, copy.data, copy.bytes);
-      current->block->races.copy_ends(current->index, copy.destination, copy.bytes);
-    } else {
-      copies[left++] = copy;
-    }
-  }
-  copies.resize(left);
-}
-
-}  // namespace
-
-void copy_async_wait_all() { end_copies(current->copy_group); }
-void copy_async_wait_group(int under_way) { end_copies(current->copy_group - 1 - under_way); }
 
 }  // namespace cuda_emulator

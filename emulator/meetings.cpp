@@ -1,0 +1,151 @@
+// What threads do together: barriers, what a warp exchanges, and asynchronous copies into shared memory.
+//
+// A thread that has to wait for others says in what and where, and hands control back; the last one to come wakes them.
+#include <string.h>
+
+#include <algorithm>
+
+#include "scheduler.h"
+
+namespace cuda_emulator {
+
+namespace {
+
+bool left_out(Where where) { return !settings.left_out.empty() && settings.left_out == short_text(where); }
+void passed(Where where) {
+  for (const Where& known : record.barriers) {
+    if (known.file == where.file && known.line == where.line) return;
+  }
+  record.barriers.push_back(where);
+}
+
+}  // namespace
+
+int block_barrier(Vote vote, bool predicate, Where where) {
+  if (vote == Vote::kNone && left_out(where)) return 0;
+  Block* block = current->block;
+  const unsigned threads = launch_state.threads;
+  if (block->alive != threads) {
+    fail("__syncthreads at " + text_of(where) + ", but " + std::to_string(threads - block->alive) +
+         " threads of the block have ended");
+  }
+  if (block->arrived == 0) {
+    block->barrier = where;
+    block->votes = 0;
+  } else if (!same(block->barrier, where)) {
+    fail("__syncthreads at " + text_of(where) + ", while others of the block wait in the one at " +
+         text_of(block->barrier));
+  }
+  ++block->arrived;
+  block->votes += predicate ? 1 : 0;
+  if (block->arrived < threads) {
+    wait_in("__syncthreads", where);
+  } else {
+    block->arrived = 0;
+    block->races.block_barrier();
+    passed(where);
+    const int votes = static_cast<int>(block->votes);
+    block->result = vote == Vote::kAny ? votes != 0 : vote == Vote::kAll ? votes == static_cast<int>(threads) : votes;
+    for (Fiber* fiber : block->fibers) wake(fiber);
+    suspend();  // the last to come need not be the first to go on
+  }
+  return block->result;
+}
+
+unsigned lane() { return current->index % 32; }
+
+const uint64_t* warp_collective(const char* name, unsigned mask, uint64_t value, Where where) {
+  Fiber* fiber = current;
+  const unsigned first = fiber->index / 32 * 32, me = 1u << lane();
+  Warp& warp = fiber->block->warps[fiber->index / 32];
+  const unsigned width = std::min(32u, launch_state.threads - first);
+  const unsigned exist = width == 32 ? 0xffffffffu : (1u << width) - 1;
+  const auto call = [&] { return std::string(name) + " at " + text_of(where); };
+  if ((mask & me) == 0) fail(call() + ": the calling lane is not in its mask");
+  if ((mask & ~exist) != 0) fail(call() + ": its mask names lanes that the block does not have");
+  if ((mask & warp.ended) != 0) fail(call() + ": its mask names a lane that has ended");
+
+  Meeting* meeting = nullptr;
+  for (const auto& known : warp.meetings) {
+    if (known->mask == mask) meeting = known.get();
+  }
+  if (meeting == nullptr) {
+    warp.meetings.push_back(std::make_unique<Meeting>());
+    meeting = warp.meetings.back().get();
+    meeting->mask = mask;
+  }
+  if (meeting->arrived == 0) {
+    meeting->name = name;
+    meeting->where = where;
+  } else if (strcmp(meeting->name, name) != 0 || !same(meeting->where, where)) {
+    fail(call() + ": other lanes of its mask wait in " + meeting->name + " at " + text_of(meeting->where));
+  }
+  const int turn = meeting->turn;
+  meeting->arrived |= me;
+  meeting->values[turn][lane()] = value;
+  if (meeting->arrived != mask) {
+    wait_in(name, where);
+  } else {
+    meeting->arrived = 0;
+    meeting->turn = 1 - turn;
+    if (strcmp(name, "__syncwarp") == 0) fiber->block->races.warp_barrier(first, mask);
+    for (unsigned i = 0; i < width; ++i) {
+      if (mask >> i & 1u) wake(fiber->block->fibers[first + i]);
+    }
+    suspend();
+  }
+  return meeting->values[turn];
+}
+
+void warp_barrier(unsigned mask, Where where) {
+  if (left_out(where)) return;
+  passed(where);
+  warp_collective("__syncwarp", mask, 0, where);
+}
+
+void note_atomic(const void* address, size_t bytes) {
+  current->block->races.access(current->index, address, bytes, races::Access::kAtomic, __builtin_return_address(0));
+}
+
+void copy_async(void* shared, const void* global, size_t bytes, const char* file, int line) {
+  AsyncCopy copy;
+  if (bytes != 4 && bytes != 8 && bytes != 16) fail("an asynchronous copy of " + std::to_string(bytes) + " bytes");
+  const uintptr_t both = reinterpret_cast<uintptr_t>(shared) | reinterpret_cast<uintptr_t>(global);
+  if (both % bytes != 0) {
+    fail("an asynchronous copy of " + std::to_string(bytes) + " bytes at " + text_of({file, line}) +
+         " is not aligned to them");
+  }
+  copy.destination = shared;
+  copy.bytes = bytes;
+  copy.group = current->copy_group;
+  memcpy(copy.data, global, bytes);
+  current->block->races.copy_begins(current->index, shared, bytes, __builtin_return_address(0));
+  memset(shared, 0xFF, bytes);
+  current->copies.push_back(copy);
+}
+
+void copy_async_commit() { ++current->copy_group; }
+
+namespace {
+
+// Ends the copies up to this group.
+void end_copies(int group) {
+  std::vector<AsyncCopy>& copies = current->copies;
+  size_t left = 0;
+  for (const AsyncCopy& copy : copies) {
+    if (copy.group <= group) {
+      memcpy(copy.destination, copy.data, copy.bytes);
+      current->block->races.copy_ends(current->index, copy.destination, copy.bytes);
+    } else {
+      copies[left++] = copy;
+    }
+  }
+  copies.resize(left);
+}
+
+}  // namespace
+
+void copy_async_wait_all() { end_copies(current->copy_group); }
+void copy_async_wait_group(int under_way) { end_copies(current->copy_group - 1 - under_way); }
+
+}  // namespace cuda_emulator

@@ -1,0 +1,92 @@
+// What the scheduler (runtime.cpp) and what threads do together (meetings.cpp) both know of a launch: its blocks, their
+// warps, and a fiber for each thread.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "cuda_emulator.h"
+#include "fiber.h"
+#include "races.h"
+
+namespace cuda_emulator {
+
+struct Block;
+
+struct AsyncCopy {
+  void* destination;
+  size_t bytes;
+  int group;
+  unsigned char data[16];
+};
+
+struct Fiber {
+  Context context;
+  Block* block = nullptr;
+  unsigned index = 0;           // in the block
+  const char* waits = nullptr;  // in what; null: runs or can run
+  Where where{"", 0};
+  bool ended = false;
+  std::vector<AsyncCopy> copies;
+  int copy_group = 0;
+};
+
+// Lanes that come together under one mask. Two sets of slots: a lane may still read those of the last meeting while
+// the next one gathers.
+struct Meeting {
+  unsigned mask = 0, arrived = 0;
+  const char* name = nullptr;
+  Where where{"", 0};
+  int turn = 0;
+  uint64_t values[2][32];
+};
+
+struct Warp {
+  unsigned ended = 0;
+  std::vector<std::unique_ptr<Meeting>> meetings;
+};
+
+struct SharedArray {
+  const void* key;
+  void* memory;
+};
+
+struct Block {
+  explicit Block(unsigned threads) : races(threads) {}
+  dim3 index;
+  std::vector<Fiber*> fibers;
+  std::vector<Warp> warps;
+  unsigned alive = 0;
+  unsigned char* shared = nullptr;
+  std::vector<SharedArray> arrays;
+  // the barrier that threads gather at
+  unsigned arrived = 0, votes = 0;
+  Where barrier{"", 0};
+  int result = 0;
+  races::Block races;
+};
+
+struct Launch {
+  const char* kernel = "";
+  void (*body)(void*) = nullptr;
+  void* argument = nullptr;
+  int64_t shared_bytes = 0;
+  unsigned threads = 0;
+  std::vector<Fiber*> ready, spinning;
+  std::vector<std::unique_ptr<Block>> blocks;
+};
+
+extern Launch launch_state;
+extern Fiber* current;  // null while the scheduler itself runs
+
+std::string text_of(Where where);
+std::string text_of(dim3 index);
+bool same(Where a, Where b);
+
+// Hands control back to the scheduler until it picks this fiber again.
+void suspend();
+void wait_in(const char* what, Where where);
+void wake(Fiber* fiber);
+
+}  // namespace cuda_emulator
