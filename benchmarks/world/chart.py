@@ -21,9 +21,9 @@ COLOURS = {
     "scan off": "#c08a00",
     "unrotated": "#a855f7",
     "GRU": "#3b82f6",
-    "exact": OURS,
-    "reinforce": "#3b82f6",
-    "dynamics": "#10a37f",
+    "reinforce": "#ec4899",
+    "exact": "#9a6b3f",
+    "dynamics": "#06b6d4",
 }
 COLUMNS = 3
 
