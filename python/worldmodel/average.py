@@ -8,6 +8,7 @@ import copy
 
 import torch
 
+from worldmodel.networks import follow
 from worldmodel.world_model import WorldModel
 
 _EARLY = 0.1  # of all updates so far: while they are few, the average goes back no further
@@ -31,8 +32,6 @@ class Average:
     @torch.no_grad()
     def follow(self, newest: WorldModel, updates: int) -> None:
         """Takes the weights of ``newest`` in, which are those after ``updates`` updates."""
-        share = 1 / max(1.0, min(self._updates, _EARLY * updates))
-        for average, parameter in zip(self.world_model.parameters(), newest.parameters(), strict=True):
-            average.lerp_(parameter, share)
+        follow(self.world_model, newest, 1 / max(1.0, min(self._updates, _EARLY * updates)))
         for kept, buffer in zip(self.world_model.buffers(), newest.buffers(), strict=True):
             kept.copy_(buffer)

@@ -3,11 +3,10 @@
 import copy
 import dataclasses
 
-import torch
 from torch import Tensor, nn
 
 from wmkernels import linear_scan
-from worldmodel.networks import NumberConfig, NumberHead, perceptron
+from worldmodel.networks import NumberConfig, NumberHead, follow, perceptron
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,11 +67,9 @@ class Evaluation(nn.Module):
         outputs = self.slow(features) if slow else self.network(features)
         return self.head.mean(outputs)
 
-    @torch.no_grad()
     def follow(self) -> None:
         """Moves the slow target a little towards the network."""
-        for slow, fast in zip(self.slow.parameters(), self.network.parameters(), strict=True):
-            slow.lerp_(fast, self.config.slow)
+        follow(self.slow, self.network, self.config.slow)
 
 
 def lambda_returns(rewards: Tensor, discounts: Tensor, next_values: Tensor, trace: float) -> Tensor:
@@ -90,6 +87,7 @@ def lambda_returns(rewards: Tensor, discounts: Tensor, next_values: Tensor, trac
         (batch, time).
 
     Example:
+        >>> import torch
         >>> one = torch.ones(1, 3)
         >>> lambda_returns(one, 0.5 * one, 2 * one, trace=1.0)
         tensor([[2., 2., 2.]])

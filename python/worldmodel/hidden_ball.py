@@ -72,7 +72,7 @@ class HiddenBall(gymnasium.Env[Any, Any]):
         self.flight = self.np_random.choice([-1, 1], 2)
         self.curtain = int(self.np_random.integers(0, SIDE - CURTAIN + 1))
         self.steps = 0
-        return self.observation(), {}
+        return self._seen(self.picture()), {}
 
     def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         """The curtain is moved, then the ball flies on."""
@@ -81,13 +81,9 @@ class HiddenBall(gymnasium.Env[Any, Any]):
         self.flight = np.where((ahead < 0) | (ahead > SIDE - BALL), -self.flight, self.flight)
         self.ball = self.ball + self.flight
         self.steps += 1
-        in_sight = float((self.picture() == LEATHER).sum()) / BALL**2
-        return self.observation(), in_sight, False, self.steps >= LENGTH, {}
-
-    def observation(self) -> np.ndarray:
-        """What is seen: cells, or an image."""
-        cells = self.picture()
-        return SHADES[cells].repeat(self.pixels, 0).repeat(self.pixels, 1) if self.pixels else cells
+        picture = self.picture()
+        in_sight = float((picture == LEATHER).sum()) / BALL**2
+        return self._seen(picture), in_sight, False, self.steps >= LENGTH, {}
 
     def picture(self) -> np.ndarray:
         """What each cell shows, uint8 (side, side, 1)."""
@@ -100,6 +96,10 @@ class HiddenBall(gymnasium.Env[Any, Any]):
     def render(self) -> np.ndarray:
         """The same in shades of grey, uint8 (side, side, 3)."""
         return SHADES[self.picture()].repeat(3, -1)
+
+    def _seen(self, picture: np.ndarray) -> np.ndarray:
+        """The cells themselves, or the image of them."""
+        return SHADES[picture].repeat(self.pixels, 0).repeat(self.pixels, 1) if self.pixels else picture
 
 
 for _name, _pixels in (("HiddenBall-v0", 0), ("HiddenBallPixels-v0", PIXELS)):

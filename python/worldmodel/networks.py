@@ -32,6 +32,13 @@ def perceptron(inputs: int, hidden: int, layers: int, outputs: int) -> nn.Sequen
     return nn.Sequential(*modules, nn.Linear(inputs, outputs))
 
 
+@torch.no_grad()
+def follow(slow: nn.Module, fast: nn.Module, share: float) -> None:
+    """Moves the parameters of ``slow`` by ``share`` of the way to those of ``fast``, a module of the same kind."""
+    for behind, ahead in zip(slow.parameters(), fast.parameters(), strict=True):
+        behind.lerp_(ahead, share)
+
+
 @dataclasses.dataclass(frozen=True)
 class NumberConfig:
     """How a number is predicted.
