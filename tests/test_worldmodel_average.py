@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from worldmodel_examples import TINY, random_batch, small_model
+from worldmodel_examples import random_batch, small_model, tiny_options
 
 from worldmodel.__main__ import main
 from worldmodel.agent import Agent
@@ -66,10 +66,9 @@ def test_learning_is_the_same_with_an_average() -> None:
 
 
 def test_an_agent_acts_with_the_average(tmp_path: Path) -> None:
-    options = [text for name, value in TINY.items() for text in (f"--{name}", str(value))]
     few = ["--num-envs", "2", "--prefill", "40", "--train-ratio", "8", "--threads", "1", "--steps", "300"]
     run = tmp_path / "run"
-    assert main(["train", "--env", ECHO, "--run", str(run), *few, *options, "--learner.average", "20"]) == 0
+    assert main(["train", "--env", ECHO, "--run", str(run), *few, *tiny_options(), "--learner.average", "20"]) == 0
     opened = Run(run)
     average, newest = opened.load("average"), opened.load("world_model")
     acting = dict(Agent.load(run).world_model.state_dict())

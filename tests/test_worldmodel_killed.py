@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from worldmodel_examples import TINY
+from worldmodel_examples import tiny_options
 
 from worldmodel.run import Run
 
@@ -97,9 +97,8 @@ def test_a_run_killed_five_times_ends_as_the_one_that_was_not(
 ) -> None:
     """Set WMKERNELS_KILL_SEED to the seed of a failure to have its moments again."""
     seed = int(os.environ.get("WMKERNELS_KILL_SEED") or int.from_bytes(os.urandom(4), "little"))
-    options = [text for key, value in TINY.items() for text in (f"--{key}", str(value))]
     env = ["--env", f"worldmodel_environments:wmtest/{name}-v0", "--steps", str(STEPS)]
-    common = ["train", *env, *FEW, *OFTEN, *options, "--environment-state", state, "--run"]
+    common = ["train", *env, *FEW, *OFTEN, *tiny_options(), "--environment-state", state, "--run"]
     going_on = ["--unpickle"] if state == "pickle" else []
     processes.start(*common, str(tmp_path / "straight"))
     assert processes.status() == 0, processes.log.read_text()

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 import worldmodel_environments
-from worldmodel_examples import TINY
+from worldmodel_examples import tiny_options
 
 from worldmodel import storage
 from worldmodel.__main__ import main
@@ -38,8 +38,7 @@ pytestmark = pytest.mark.usefixtures("same_threads")
 
 
 def options(**more: Any) -> list[str]:
-    named = {**TINY, **{name.replace("_", "-"): value for name, value in more.items()}}
-    return [*FEW, *(text for name, value in named.items() for text in (f"--{name}", str(value)))]
+    return [*FEW, *tiny_options(**more)]
 
 
 def config(env: str = ECHO, **changes: Any) -> TrainConfig:

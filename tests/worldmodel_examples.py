@@ -30,6 +30,14 @@ TINY = {
     "replay.burn-in": 4,
     "replay.max-steps": 400,
 }
+
+
+def tiny_options(**more):
+    """TINY and ``more``, whose names may have _ for -, as arguments of the command line."""
+    named = {**TINY, **{name.replace("_", "-"): value for name, value in more.items()}}
+    return [text for name, value in named.items() for text in (f"--{name}", str(value))]
+
+
 SEEN = spaces.Dict(card=spaces.Discrete(4), place=spaces.Box(-1, 1, (3,)))
 MEMORIES = {
     "rotated": MemoryConfig(width=16, layers=2, states=4, groups=2, selective_angle=True),
