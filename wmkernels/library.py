@@ -17,6 +17,26 @@ def define(name: str, schema: str, implementation: Callable[..., Any], fake: Cal
     torch.library.register_fake(f"wmkernels::{name}", fake, lib=LIBRARY)
 
 
+def differentiate(
+    forward: str, backward: str, gradients: Callable[..., Any], setup_context: Callable[..., None], outputs: int
+) -> None:
+    """Gives an op its autograd formula.
+
+    Args:
+        forward: name of the op.
+        backward: name of the op that computes its gradients.
+        gradients: ``(backward op, context, *gradients of outputs) -> gradients of inputs``.
+        setup_context: as for ``torch.library.register_autograd``.
+        outputs: of the op that have a gradient; those behind them are kept for the backward pass.
+    """
+    torch.library.register_autograd(
+        f"wmkernels::{forward}",
+        lambda ctx, *grads: gradients(getattr(torch.ops.wmkernels, backward), ctx, *grads[:outputs]),
+        setup_context=setup_context,
+        lib=LIBRARY,
+    )
+
+
 def refuse_double_backward(name: str, public_name: str) -> None:
     """Gives the backward op an autograd formula that raises: differentiating it again would otherwise be silent."""
     torch.library.register_autograd(

@@ -13,9 +13,9 @@ from torch import Tensor
 from wmkernels.conv_lstm.outputs import Sizes, backward_outputs, forward_outputs, sizes_of
 from wmkernels.dispatch import kernels
 from wmkernels.library import (
-    LIBRARY,
     backward_pass,
     define,
+    differentiate,
     loop_over_vmap,
     raise_double_backward,
     refuse_double_backward,
@@ -142,10 +142,5 @@ def _flat(in_dims: Sequence[Any], args: Sequence[Any]) -> list[int | None]:
 
 define("conv_lstm_forward", FORWARD_SCHEMA, forward, _forward_fake)
 define("conv_lstm_backward", BACKWARD_SCHEMA, _backward, _backward_fake)
-torch.library.register_autograd(
-    "wmkernels::conv_lstm_forward",
-    lambda ctx, *grads: gradients_of(torch.ops.wmkernels.conv_lstm_backward, ctx, *grads[:3]),
-    setup_context=lambda ctx, inputs, output: setup_context(ctx, inputs, output),
-    lib=LIBRARY,
-)
+differentiate("conv_lstm_forward", "conv_lstm_backward", gradients_of, setup_context, outputs=3)
 refuse_double_backward("conv_lstm_backward", "conv_lstm")

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from wmkernels.dispatch import kernels
 from wmkernels.library import (
-    LIBRARY,
     backward_pass,
     define,
+    differentiate,
     raise_double_backward,
     refuse_double_backward,
 )
@@ -161,12 +161,5 @@ class LinearScanBackward(torch.autograd.Function):
 
 define("linear_scan_forward", FORWARD_SCHEMA, _forward, _forward_fake)
 define("linear_scan_backward", BACKWARD_SCHEMA, _backward, _backward_fake)
-torch.library.register_autograd(
-    "wmkernels::linear_scan_forward",
-    lambda ctx, grad_out, grad_last_state: gradients_of(
-        torch.ops.wmkernels.linear_scan_backward, ctx, grad_out, grad_last_state
-    ),
-    setup_context=lambda ctx, inputs, output: setup_context(ctx, inputs, output),
-    lib=LIBRARY,
-)
+differentiate("linear_scan_forward", "linear_scan_backward", gradients_of, setup_context, outputs=2)
 refuse_double_backward("linear_scan_backward", "linear_scan")

@@ -15,9 +15,9 @@ from torch import Tensor
 from wmkernels.checks import require_sequences
 from wmkernels.dispatch import kernels
 from wmkernels.library import (
-    LIBRARY,
     backward_pass,
     define,
+    differentiate,
     loop_over_vmap,
     raise_double_backward,
     refuse_double_backward,
@@ -193,12 +193,5 @@ def unfold_channels(x: Tensor, channel_dim: int, size: int) -> Tensor:
 
 define("selective_scan_forward", FORWARD_SCHEMA, _forward, _forward_fake)
 define("selective_scan_backward", BACKWARD_SCHEMA, _backward, _backward_fake)
-torch.library.register_autograd(
-    "wmkernels::selective_scan_forward",
-    lambda ctx, grad_out, grad_last_state, _: gradients_of(
-        torch.ops.wmkernels.selective_scan_backward, ctx, grad_out, grad_last_state
-    ),
-    setup_context=lambda ctx, inputs, output: setup_context(ctx, inputs, output),
-    lib=LIBRARY,
-)
+differentiate("selective_scan_forward", "selective_scan_backward", gradients_of, setup_context, outputs=2)
 refuse_double_backward("selective_scan_backward", "selective_scan")

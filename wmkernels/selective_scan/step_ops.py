@@ -11,7 +11,7 @@ from torch import Tensor
 
 from wmkernels.checks import state_dtype
 from wmkernels.dispatch import kernels
-from wmkernels.library import LIBRARY, backward_pass, define, loop_over_vmap
+from wmkernels.library import backward_pass, define, differentiate, loop_over_vmap
 from wmkernels.selective_scan.ops import SelectiveScanBackward, fold_channels, unfold_channels
 from wmkernels.selective_scan.reference import per_channel, selective_step_reference
 
@@ -133,11 +133,4 @@ class SelectiveStep(torch.autograd.Function):
 
 define("selective_step_forward", _STEP_SCHEMA, _step, _step_fake)
 define("selective_state_update_", _UPDATE_SCHEMA, _update, _update_fake)
-torch.library.register_autograd(
-    "wmkernels::selective_step_forward",
-    lambda ctx, grad_out, grad_state: _gradients(
-        torch.ops.wmkernels.selective_scan_backward, ctx, grad_out, grad_state
-    ),
-    setup_context=lambda ctx, inputs, output: _setup_context(ctx, inputs, output),
-    lib=LIBRARY,
-)
+differentiate("selective_step_forward", "selective_scan_backward", _gradients, _setup_context, outputs=2)
