@@ -32,8 +32,8 @@ CPU_RESULT = RESULTS / "scan_speed_cpu.json"
 PART = re.compile(r"(<!-- generated:(?P<name>[\w-]+) -->\n).*?(<!-- end:(?P=name) -->)", re.DOTALL)
 SPEED_HEADER = ("", "ms", "ns an element", "time over ours", "share of the limit", "peak MiB")
 KERNEL_SOURCES = {
-    "cpu": "csrc/cpu/kernels/{op}*.cpp",
-    "cuda": "csrc/cuda/{op}*.cu",
+    "cpu": "csrc/cpu/{op}/*.cpp",
+    "cuda": "csrc/cuda/{op}/*.cu",
     "triton": "wmkernels/{op}/triton_kernels.py",
 }
 
@@ -123,8 +123,7 @@ def backends_part(results: dict[Path, dict[str, Any]]) -> str:
 
 def _has_kernel(op: str, backend: str) -> bool:
     pattern = KERNEL_SOURCES[backend]
-    folder = "selective_scan" if backend == "triton" and op == "selective_step" else op
-    return any(ROOT.glob(pattern.format(op=folder)))
+    return any(ROOT.glob(pattern.format(op=op)))
 
 
 def world_part(results: dict[Path, dict[str, Any]]) -> str:

@@ -62,7 +62,7 @@ def make_plan(root: Path, report: Report, environ: Mapping[str, str]) -> Plan | 
     report.openmp = not report.openmp_reason
     levels, report.cpu_levels_missing = instruction_set_levels(compiler, prober, machine_name())
     report.cpu_levels = list(levels)
-    has_sources = any(root.glob("csrc/cuda/*.cu"))
+    has_sources = any(root.glob("csrc/cuda/*/*.cu"))
     cuda, report.cuda_reason = find_cuda(environ, compiler, prober, has_sources)
     if cuda is not None:
         report.cuda, report.nvcc, report.nvcc_version = True, cuda.nvcc, cuda.version

@@ -70,10 +70,10 @@ def _sources(plan: Plan, pattern: str) -> list[Path]:
 
 
 def _cuda_defines(plan: Plan) -> list[str]:
-    """Tells the bindings which ops have CUDA kernels: those with a file csrc/cuda/<op>*.cu."""
+    """Tells the bindings which ops have CUDA kernels: those with a file in csrc/cuda/<op>/."""
     if plan.cuda is None:
         return []
-    ops = [op for op in OPS if _sources(plan, f"csrc/cuda/{op}*.cu")]
+    ops = [op for op in OPS if _sources(plan, f"csrc/cuda/{op}/*.cu")]
     return ["-DWMK_WITH_CUDA", *(f"-DWMK_WITH_CUDA_{op.upper()}" for op in ops)]
 
 
@@ -107,7 +107,7 @@ def ninja_text(plan: Plan) -> str:
             builds.append(f"  level = ({level})")
 
     # the longest first, since ninja knows no times at the first build
-    add("cxx", Path("csrc/bindings.cpp"), plan.configuration / "bindings.o", [*bindings, *_cuda_defines(plan)])
+    add("cxx", Path("csrc/python/bindings.cpp"), plan.configuration / "bindings.o", [*bindings, *_cuda_defines(plan)])
     if plan.cuda is not None:
         rules += [
             "rule nvcc",
@@ -118,14 +118,15 @@ def ninja_text(plan: Plan) -> str:
         ]
         names = f'-DWMK_CUDA_ARCHITECTURES="{",".join(plan.cuda.architectures)}"'
         compile_cuda = [*host_flags(compiler), *NVCC_FLAGS, "-Icsrc", *plan.cuda.code_flags, names]
-        for source in _sources(plan, "csrc/cuda/*.cu"):
+        for source in _sources(plan, "csrc/cuda/*/*.cu"):
             add("nvcc", source, plan.configuration / "cuda" / f"{source.stem}.o", compile_cuda)
-    for source in _sources(plan, "csrc/cpu/kernels/*.cpp"):
+    for source in _sources(plan, "csrc/cpu/*/*.cpp"):
+        if source.parent.name == "dispatch":
+            add("cxx", source, folder / "cpu" / "dispatch" / f"{source.stem}.o", [*base, *levels])
+            continue
         for level, flags in plan.levels.items():
-            target = folder / "cpu" / "kernels" / f"{source.stem}.{level}.o"
+            target = folder / "cpu" / source.parent.name / f"{source.stem}.{level}.o"
             add("cxx", source, target, [*base, *flags, f"-DWMK_ISA={level}"], level)
-    for source in _sources(plan, "csrc/cpu/*.cpp"):
-        add("cxx", source, folder / "cpu" / f"{source.stem}.o", [*base, *levels])
     inputs = " ".join(map(_escape, objects))
     builds += [f"build {_escape(plan.extension)}: link {inputs} | {_escape(folder / 'exports')}"]
     return "\n".join([*rules, *builds, f"default {_escape(plan.extension)}", ""])

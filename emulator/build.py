@@ -47,7 +47,7 @@ def build(name: str, sources: Sequence[Path], flags: Sequence[str] = (), *, race
     if compiler is None:
         raise BuildError("no C++ compiler found: set CXX or install g++")
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
-    own = [HERE / "runtime.cpp", HERE / "meetings.cpp", HERE / "server.cpp"]
+    own = [HERE / "runtime.cpp", HERE / "sync.cpp", HERE / "server.cpp"]
     command = [compiler, *FLAGS, *(() if races else SANITIZERS), f"-I{HERE}", *flags]
     seen: tuple[str, ...] = ()  # what the code of the sources is compiled with besides
     if races:

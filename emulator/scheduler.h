@@ -1,4 +1,4 @@
-// What the scheduler (runtime.cpp) and what threads do together (meetings.cpp) both know of a launch: its blocks, their
+// What the scheduler (runtime.cpp) and what threads do together (sync.cpp) both know of a launch: its blocks, their
 // warps, and a fiber for each thread.
 #pragma once
 

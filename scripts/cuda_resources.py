@@ -34,13 +34,13 @@ Kernels = dict[str, Resources]  # by the kernel's name
 
 def sources() -> list[Path]:
     """The files that hold kernels."""
-    return sorted(path for path in CUDA.glob("*.cu") if path.name != "probe.cu")
+    return sorted(path for path in CUDA.glob("*/*.cu") if path.parent.name != "common")
 
 
 def digest() -> str:
     """Of all code that the kernels are made of, without comments and layout."""
     text = []
-    for path in [ROOT / "csrc" / "wmkernels.h", *sorted(CUDA.glob("*.cuh")), *sources()]:
+    for path in [ROOT / "csrc" / "include" / "wmkernels.h", *sorted(CUDA.glob("*/*.cuh")), *sources()]:
         code = re.sub(r"//[^\n]*", "", path.read_text())
         text += [path.name, re.sub(r"\s+", "", code)]
     return hashlib.sha256("\0".join(text).encode()).hexdigest()

@@ -69,9 +69,9 @@ say "$("$python" -c 'import torch; print(torch.cuda.get_device_name(), "torch", 
 
 # The tests that run a backend on the GPU; the emulator and the interpreter are for machines without one.
 select=(-q -p no:cacheprovider -p no:benchmark --maxfail=20 --durations=5 tests
-  --ignore=tests/test_cuda_emulated.py --ignore=tests/test_emulator.py --ignore=tests/test_triton_interpreter.py
-  --ignore=tests/test_conv_lstm_emulated.py --ignore=tests/test_conv_lstm_interpreted.py
-  --ignore=tests/test_benchmark.py --ignore=tests/test_build.py)
+  --ignore=tests/emulator/test_cuda_emulated.py --ignore=tests/emulator/test_emulator.py --ignore=tests/triton/test_triton_interpreter.py
+  --ignore=tests/emulator/test_conv_lstm_emulated.py --ignore=tests/triton/test_conv_lstm_interpreted.py
+  --ignore=tests/e2e/test_benchmark.py --ignore=tests/e2e/test_build.py)
 if "$python" -c 'import xdist' 2>/dev/null; then select+=(-n 8); fi
 
 # Without pip's build isolation the build finds pybind11 and ninja, or says which of them is missing.
@@ -79,7 +79,7 @@ stage build 180 "$python" -m pip install --no-build-isolation --no-deps --quiet 
 stage info 30 "$python" -m wmkernels.info
 CI=1 stage cuda 120 "$python" -m pytest "${select[@]}" -k cuda
 # Small maps take all their steps in one kernel only where that is asked for.
-WMKERNELS_PERSISTENT=1 CI=1 stage persistent 60 "$python" -m pytest -q -p no:cacheprovider tests/test_conv_lstm.py -k cuda
+WMKERNELS_PERSISTENT=1 CI=1 stage persistent 60 "$python" -m pytest -q -p no:cacheprovider tests/core/test_conv_lstm.py -k cuda
 # Each example has kernels of its own to compile.
 HYPOTHESIS_PROFILE=brief stage triton 180 "$python" -m pytest "${select[@]}" -k triton
 if [[ -n $sanitizer ]]; then

@@ -26,11 +26,12 @@ have=""
 commands=()
 while read -r level flags; do
   have+=" -DWMK_HAVE_${level^^}"
-  for source in csrc/cpu/kernels/*.cpp; do
+  for source in csrc/cpu/*/*.cpp; do
+    [ "$(basename "$(dirname "$source")")" != dispatch ] || continue
     commands+=("$source $folder/$(basename "$source" .cpp).$level.o $flags -DWMK_ISA=$level")
   done
 done <<<"$levels"
-for source in csrc/cpu/*.cpp tests/sanitize/*.cpp; do
+for source in csrc/cpu/dispatch/*.cpp tests/sanitize/*.cpp; do
   commands+=("$source $folder/$(basename "$source" .cpp).o $have")
 done
 

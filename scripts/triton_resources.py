@@ -28,9 +28,9 @@ from triton.backends import nvidia
 from triton.backends.compiler import GPUTarget
 
 from wmkernels import triton_runtime
-from wmkernels.conv_lstm import steps, triton_convolution
+from wmkernels.conv_lstm import per_step, triton_convolution
 from wmkernels.conv_lstm import triton_kernels as conv_lstm
-from wmkernels.conv_lstm.outputs import KEEP_CELLS, KEEP_GATES, KEEP_NOTHING, Sizes
+from wmkernels.conv_lstm.meta import KEEP_CELLS, KEEP_GATES, KEEP_NOTHING, Sizes
 from wmkernels.linear_scan import triton_kernels as linear
 from wmkernels.selective_scan import triton_kernels as selective
 
@@ -143,9 +143,9 @@ def run_conv_lstm_update(dtype: torch.dtype, everything: bool, keep: int) -> Non
     extra = (bias, peephole, None, None, reset) if everything else (None,) * 5
     options = ((1, 1), (0, 0, 0, 0), (1, 1))
     inputs = (x, weight.to(dtype), weight.to(dtype), *extra)
-    outputs = steps.forward(conv_lstm.Update(), *inputs, *options, keep)
+    outputs = per_step.forward(conv_lstm.Update(), *inputs, *options, keep)
     if keep:
-        steps.backward(conv_lstm.Update(), outputs[0], None, None, *inputs, outputs[0], *outputs[3:], *options)
+        per_step.backward(conv_lstm.Update(), outputs[0], None, None, *inputs, outputs[0], *outputs[3:], *options)
 
 
 def run_conv_lstm_at_once(dtype: torch.dtype, size: int, everything: bool) -> None:
@@ -153,11 +153,11 @@ def run_conv_lstm_at_once(dtype: torch.dtype, size: int, everything: bool) -> No
     hidden = 64
     x = torch.empty((2, 1, hidden, size, size), dtype=dtype)
     weight, bias = torch.empty((4 * hidden, hidden, 3, 3), dtype=dtype), torch.empty(4 * hidden)
-    inputs = steps.parameters_of(bias, torch.empty((3, hidden)) if everything else None)
+    inputs = per_step.parameters_of(bias, torch.empty((3, hidden)) if everything else None)
     sizes = Sizes(2, 1, hidden, size, size)
     advance = triton_convolution.AtOnce(x, weight, weight, inputs, sizes, (1, 1), (1, 1, 1, 1), (1, 1))
     outputs = conv_lstm.forward_outputs(x, sizes, KEEP_GATES if everything else KEEP_NOTHING)
-    steps.walk(advance, outputs, None, None, torch.zeros((2, 1), dtype=torch.bool) if everything else None)
+    per_step.walk(advance, outputs, None, None, torch.zeros((2, 1), dtype=torch.bool) if everything else None)
 
 
 def cases() -> dict[str, Callable[[], None]]:

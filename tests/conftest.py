@@ -14,7 +14,7 @@ import torch
 from hypothesis import HealthCheck, settings
 
 # Programs that tests start in a process of their own; they need triton to be imported.
-collect_ignore_glob = ["triton_*.py", "conv_lstm_interpreted.py"]
+collect_ignore_glob = ["triton/triton_*.py", "triton/conv_lstm_interpreted.py"]
 
 COMMON = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow, HealthCheck.data_too_large]}
 settings.register_profile("dev", max_examples=40, print_blob=True, **COMMON)

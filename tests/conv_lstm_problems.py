@@ -11,8 +11,8 @@ from torch import Tensor
 import wmkernels
 from wmkernels.checks import state_dtype
 from wmkernels.conv_lstm import reference
-from wmkernels.conv_lstm.arguments import paddings
 from wmkernels.conv_lstm.reference import output_size
+from wmkernels.conv_lstm.validation import paddings
 
 
 def conv_lstm(x: Tensor, h: Tensor | None = None, c: Tensor | None = None, **arguments: Any) -> tuple[Tensor, ...]:

@@ -8,7 +8,7 @@ from unittest import mock
 
 import torch
 
-from wmkernels import dispatch, pointers
+from wmkernels import dispatch, native_call
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -23,7 +23,8 @@ BACKWARD_INPUTS = {"grad_out", "grad_last_state", "grad_h"}
 
 def sources(op: str = "") -> list[Path]:
     """The CUDA sources of an op, or all, but the probe of the driver, which only a driver can answer."""
-    return sorted(path for path in (ROOT / "csrc" / "cuda").glob(f"{op}*.cu") if path.name != "probe.cu")
+    paths = (ROOT / "csrc" / "cuda").glob(f"{op or '*'}/*.cu")
+    return sorted(path for path in paths if path.parent.name != "common")
 
 
 @functools.cache
@@ -68,9 +69,9 @@ class EmulatedCuda:
         dispatch._device_reasons.cache_clear()
         with (
             mock.patch.object(dispatch, "_cuda_reasons", lambda *_: ()),
-            mock.patch.object(pointers, "words", self._words),
-            mock.patch.object(pointers, "kernel", self._kernel),
-            mock.patch.object(pointers, "workspace", self._workspace),
+            mock.patch.object(native_call, "words", self._words),
+            mock.patch.object(native_call, "kernel", self._kernel),
+            mock.patch.object(native_call, "workspace", self._workspace),
         ):
             yield self
         dispatch._device_reasons.cache_clear()
@@ -85,9 +86,9 @@ class EmulatedCuda:
         """Members by name, in the order of the structure, tensors as themselves after the checks of the extension."""
         members = dict(members)
         scratch = members.pop("workspace", 0)
-        flat = iter(pointers.native.pack(op, members, device))
+        flat = iter(native_call.native.pack(op, members, device))
         named = {}
-        for name, size in pointers.native.layout(op):
+        for name, size in native_call.native.layout(op):
             values = [next(flat) for _ in range(size)]
             given = members.get(name)
             if isinstance(given, tuple) and values[0]:

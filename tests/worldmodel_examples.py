@@ -5,14 +5,14 @@ import dataclasses
 import torch
 from gymnasium import spaces
 
-from worldmodel.batch import Batch
-from worldmodel.decision import DecisionConfig
-from worldmodel.evaluation import EvaluationConfig
-from worldmodel.memory import MemoryConfig
-from worldmodel.perception import PerceptionConfig
-from worldmodel.prediction import PredictionConfig
-from worldmodel.spaces import ActionSpec, ObservationSpec
-from worldmodel.world_model import WorldModel, WorldModelConfig
+from worldmodel.data.batch import Batch
+from worldmodel.data.spaces import ActionSpec, ObservationSpec
+from worldmodel.model.decision import DecisionConfig
+from worldmodel.model.evaluation import EvaluationConfig
+from worldmodel.model.memory import MemoryConfig
+from worldmodel.model.perception import PerceptionConfig
+from worldmodel.model.prediction import PredictionConfig
+from worldmodel.model.world_model import WorldModel, WorldModelConfig
 
 # Options of `python -m worldmodel train` for the smallest model and replay that train.
 TINY = {

@@ -7,7 +7,7 @@ from wmkernels import nn
 from wmkernels.conv_lstm.function import conv_lstm, conv_lstm_step
 from wmkernels.linear_scan.function import linear_scan
 from wmkernels.selective_scan.function import selective_scan
-from wmkernels.selective_scan.step import selective_state_update, selective_step
+from wmkernels.selective_step.function import selective_state_update, selective_step
 
 __version__ = "0.1.0"
 __all__ = [

@@ -16,8 +16,7 @@ import torch
 
 BACKENDS = ("cuda", "triton", "cpu", "reference")
 OPS = ("selective_scan", "selective_step", "linear_scan", "conv_lstm")
-# The folder of an op's kernels where it is not named like the op, and its entry point in the extension.
-PACKAGES = {"selective_step": "selective_scan"}
+# An op's entry point in the extension.
 ENTRY_POINTS = {
     "selective_scan": "selective_scan_forward",
     "selective_step": "selective_step",
@@ -93,13 +92,12 @@ def _cpu_reasons(op: str, device_type: str) -> tuple[str, ...]:
 
 
 def _triton_reasons(op: str, device_type: str) -> tuple[str, ...]:
-    package = PACKAGES.get(op, op)
     found = []
     if device_type != "cuda":
         found.append(f"the tensors are on {device_type}, it runs on a GPU")
     if importlib.util.find_spec("triton") is None:
         found.append("the package triton is not installed")
-    if importlib.util.find_spec(f"wmkernels.{package}.triton_kernels") is None:
+    if importlib.util.find_spec(f"wmkernels.{op}.triton_kernels") is None:
         found.append(f"this version has no Triton kernel for {op}")
     return tuple(found)
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from conv_lstms.contenders import Contender
+from conv_lstms.baselines import Contender
 from conv_lstms.problems import Inputs, Problem, make_inputs
 from wmkernels.conv_lstm.reference import conv_lstm_reference
 

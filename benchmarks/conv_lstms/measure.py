@@ -5,13 +5,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from conv_lstms.contenders import Contender
+from conv_lstms.baselines import Contender
 from conv_lstms.correctness import TOLERANCES, error
 from conv_lstms.plan import Group
 from conv_lstms.problems import Inputs, Problem, limit_seconds, make_inputs
-from harness.clock import Clock, Entry, Work
 from harness.memory import saved_bytes
 from harness.progress import Progress
+from harness.timer import Clock, Entry, Work
 
 
 class Runner:

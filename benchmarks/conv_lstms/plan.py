@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from conv_lstms.contenders import Contender, ours, peers
+from conv_lstms.baselines import Contender, ours, peers
 from conv_lstms.problems import Problem
 
 # (batch, channels, hidden, size, kernel, time)

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from scans.contenders import Contender, ours
+from scans.baselines import Contender, ours
 from scans.problems import Inputs, Problem, gradient_names, make_inputs
 from wmkernels.linear_scan.reference import linear_scan_reference
 from wmkernels.selective_scan.reference import selective_scan_reference

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness.clock import Clock, Entry, Work
 from harness.progress import Progress
-from scans.contenders import Contender
+from harness.timer import Clock, Entry, Work
+from scans.baselines import Contender
 from scans.correctness import SLICE_STEPS, TOLERANCES, slice_error, small_problem_error, tail_error
 from scans.problems import Inputs, Problem, limit_seconds, make_inputs
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import torch
 
-from scans.contenders import Contender, ours, peers, state_update
+from scans.baselines import Contender, ours, peers, state_update
 from scans.measure import Case, Group
 from scans.problems import Problem
 

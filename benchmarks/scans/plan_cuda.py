@@ -5,8 +5,8 @@ from typing import Any
 
 import torch
 
-from harness.clock import Clock, Entry, Work
-from scans.contenders import Contender, ours, peers
+from harness.timer import Clock, Entry, Work
+from scans.baselines import Contender, ours, peers
 from scans.correctness import SLICE_STEPS, TOLERANCES, slice_error, tail_error
 from scans.measure import Case, Group
 from scans.problems import Inputs, Problem, make_inputs

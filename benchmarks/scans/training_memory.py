@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from harness.memory import available_bytes, peak_bytes, saved_bytes
-from scans.contenders import Contender
+from scans.baselines import Contender
 from scans.problems import Problem, gradient_names, make_inputs
 
 

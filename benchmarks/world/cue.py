@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from worldmodel.batch import Batch
-from worldmodel.environments import make
-from worldmodel.minigrid import BALL, KEY, cue_cell, cue_kind
-from worldmodel.world_model import WorldModel
+from worldmodel.data.batch import Batch
+from worldmodel.environments.minigrid import BALL, KEY, cue_cell, cue_kind
+from worldmodel.environments.registry import make
+from worldmodel.model.world_model import WorldModel
 
 GAPS = {"1-3": (1, 3), "4-8": (4, 8), "9-16": (9, 16), "over 16": (17, 10**9)}
 """First and last number of steps since the cue was last seen. (After 1 step, it was never out of sight.)"""

@@ -14,9 +14,9 @@ import torch
 
 from harness import environment
 from world import cue, moving
-from worldmodel.agent import Agent
-from worldmodel.run import Run
-from worldmodel.world_model import WorldModel
+from worldmodel.acting.agent import Agent
+from worldmodel.model.world_model import WorldModel
+from worldmodel.runs.run import Run
 
 HELD_OUT = 10**6
 """Seed of the first episode that models are judged on; training draws seeds from 2**31 others."""
@@ -53,7 +53,7 @@ class Task:
 
 TASKS = {
     "cue": Task(
-        "worldmodel.minigrid:MemoryS9-v0",
+        "worldmodel.environments.minigrid:MemoryS9-v0",
         "wander",
         300_000,
         200,
@@ -66,7 +66,7 @@ TASKS = {
         _measure_cue,
     ),
     "ball": Task(
-        "worldmodel.hidden_ball:HiddenBall-v0",
+        "worldmodel.environments.hidden_ball:HiddenBall-v0",
         "moving",
         100_000,
         200,

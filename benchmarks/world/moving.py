@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from worldmodel.batch import Batch
-from worldmodel.environments import make
-from worldmodel.hidden_ball import LEATHER
-from worldmodel.world_model import WorldModel
+from worldmodel.data.batch import Batch
+from worldmodel.environments.hidden_ball import LEATHER
+from worldmodel.environments.registry import make
+from worldmodel.model.world_model import WorldModel
 
 OBSERVED = 16
 AHEAD = 24

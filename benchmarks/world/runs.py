@@ -17,10 +17,10 @@ import torch
 
 from harness import environment
 from world.tasks import Task
-from worldmodel.agent import Agent
-from worldmodel.evaluate import evaluate
-from worldmodel.run import Run
-from worldmodel.settings import acting_part, saved_config
+from worldmodel.acting.agent import Agent
+from worldmodel.acting.rollout import evaluate
+from worldmodel.learning.settings import acting_part, saved_config
+from worldmodel.runs.run import Run
 
 PASSING_EPISODES = 20  # with which a checkpoint on the way is evaluated
 

@@ -4,7 +4,7 @@
 
     WorldModel, Learner    the five functions, and how they learn
     Episodes, Replay       what they learn from
-    TrainConfig, Run       what a run is told, and the folder that it leaves; ``worldmodel.train.train`` makes one
+    TrainConfig, Run       what a run is told, and the folder that it leaves; ``learning.trainer.train`` makes one
     Agent                  what was trained, ready to act
 
 Names are looked up when they are asked for, so that importing the package is light. What only the world model needs is
@@ -15,19 +15,19 @@ import importlib
 from typing import Any
 
 _PLACES = {
-    "Agent": "agent",
-    "Batch": "batch",
-    "Collector": "collector",
-    "Episodes": "episodes",
-    "Learner": "learner",
-    "LearnerConfig": "learner",
-    "Replay": "replay",
-    "ReplayConfig": "replay",
-    "Run": "run",
-    "TrainConfig": "settings",
-    "VectorEpisodes": "episodes",
-    "WorldModel": "world_model",
-    "WorldModelConfig": "world_model",
+    "Agent": "acting.agent",
+    "Batch": "data.batch",
+    "Collector": "learning.collector",
+    "Episodes": "environments.vector",
+    "Learner": "learning.learner",
+    "LearnerConfig": "learning.learner",
+    "Replay": "data.replay",
+    "ReplayConfig": "data.replay",
+    "Run": "runs.run",
+    "TrainConfig": "learning.settings",
+    "VectorEpisodes": "environments.vector",
+    "WorldModel": "model.world_model",
+    "WorldModelConfig": "model.world_model",
 }
 
 __all__ = sorted(_PLACES)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from worldmodel.extras import MissingPackage, require
+from worldmodel.runs.optional_dependencies import MissingPackage, require
 
 Options = TypeVar("Options")
 
@@ -67,8 +67,8 @@ def parse(kind: type[Options], arguments: Sequence[str], command: str, default: 
 
 def train_command(arguments: Sequence[str]) -> int:
     """Starts a run, or goes on with one."""
-    from worldmodel.options import train_options
-    from worldmodel.train import train
+    from worldmodel.commands.options import train_options
+    from worldmodel.learning.trainer import train
 
     config, folder, how = train_options(arguments, parse)
     run = train(config, folder, **how)
@@ -80,10 +80,10 @@ def evaluate_command(arguments: Sequence[str]) -> int:
     """Evaluates a run."""
     import torch
 
-    from worldmodel.agent import Agent
-    from worldmodel.evaluate import evaluate, evaluate_filmed
-    from worldmodel.run import Run
-    from worldmodel.settings import saved_config
+    from worldmodel.acting.agent import Agent
+    from worldmodel.acting.rollout import evaluate, evaluate_filmed
+    from worldmodel.learning.settings import saved_config
+    from worldmodel.runs.run import Run
 
     options = parse(EvaluateOptions, _video_named(arguments), "evaluate")
     if options.threads:
@@ -94,7 +94,7 @@ def evaluate_command(arguments: Sequence[str]) -> int:
     if options.video is None:
         found = evaluate(agent, env, *how, greedy=not options.sample)
     else:
-        from worldmodel.video import video_file
+        from worldmodel.acting.video import video_file
 
         wanted = options.run / "evaluated.mp4" if options.video == Path() else options.video
         file, notice = video_file(wanted)
@@ -123,7 +123,7 @@ def imagine_command(arguments: Sequence[str]) -> int:
     """Draws what a run imagines."""
     import torch
 
-    from worldmodel.imagine import ImagineOptions, imagine, summary
+    from worldmodel.commands.imagine import ImagineOptions, imagine, summary
 
     options = parse(ImagineOptions, arguments, "imagine")
     if options.threads:
@@ -134,7 +134,7 @@ def imagine_command(arguments: Sequence[str]) -> int:
 
 def demo_command(arguments: Sequence[str]) -> int:
     """Shows something."""
-    from worldmodel.demo import main as demo
+    from worldmodel.demo.command import main as demo
 
     return demo(arguments, parse)
 

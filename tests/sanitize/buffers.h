@@ -11,7 +11,7 @@
 #include <random>
 #include <vector>
 
-#include "wmkernels.h"
+#include "include/wmkernels.h"
 
 using Random = std::mt19937_64;
 

@@ -1,6 +1,6 @@
-"""The ConvLSTM on an NVIDIA GPU: ``steps.py`` with the update in CUDA C++, or all steps in one kernel.
+"""The ConvLSTM on an NVIDIA GPU: ``per_step.py`` with the update in CUDA C++, or all steps in one kernel.
 
-The kernels are in ``csrc/cuda/conv_lstm_update_kernel.cuh`` and ``conv_lstm_map_kernel.cuh``.
+The kernels are in ``csrc/cuda/conv_lstm/conv_lstm_update_kernel.cuh`` and ``conv_lstm_persistent_kernel.cuh``.
 """
 
 import functools
@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from wmkernels.checks import state_dtype
-from wmkernels.conv_lstm import cuda_map, steps
+from wmkernels.conv_lstm import cuda_persistent, per_step
 from wmkernels.conv_lstm.convolutions import Convolution
-from wmkernels.conv_lstm.outputs import forward_outputs, sizes_of
-from wmkernels.conv_lstm.steps import Backward, Parameters, Step
-from wmkernels.pointers import DTYPE_CODES, Expected, Members, launch, placement
+from wmkernels.conv_lstm.meta import forward_outputs, sizes_of
+from wmkernels.conv_lstm.per_step import Backward, Parameters, Step
+from wmkernels.native_call import DTYPE_CODES, Expected, Members, launch, placement
 
 OP = "conv_lstm_update"
 
@@ -74,7 +74,7 @@ def _peephole(parameters: Parameters, hidden: int, positions: int, state: torch.
     return peephole, (3, places, hidden), state
 
 
-backward = functools.partial(steps.backward, Update())
+backward = functools.partial(per_step.backward, Update())
 
 
 def forward(
@@ -93,12 +93,12 @@ def forward(
 ) -> tuple[Tensor, ...]:
     """(out, h, c, cells, gates) of canonical inputs; ``keep`` says which of the last two are kept."""
     sizes = sizes_of(x, weight_ih, weight_hh, stride, padding, dilation)
-    tiles = cuda_map.tiles_of(weight_hh, sizes) if cuda_map.WANTED else 0
+    tiles = cuda_persistent.tiles_of(weight_hh, sizes) if cuda_persistent.WANTED else 0
     if not tiles:
         arguments = (x, weight_ih, weight_hh, bias, peephole, h, c, reset, stride, padding, dilation)
-        return steps.forward(Update(), *arguments, keep)
+        return per_step.forward(Update(), *arguments, keep)
     outputs = forward_outputs(x, sizes, keep)
     of_input = Convolution(weight_ih, stride, padding, dilation)
-    inputs = steps.parameters_of(bias, peephole)
-    cuda_map.forward(tiles, x, of_input, weight_hh, inputs, h, c, reset, sizes, outputs)
+    inputs = per_step.parameters_of(bias, peephole)
+    cuda_persistent.forward(tiles, x, of_input, weight_hh, inputs, h, c, reset, sizes, outputs)
     return outputs

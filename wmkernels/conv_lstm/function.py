@@ -4,12 +4,12 @@ import torch
 from torch import Tensor
 
 from wmkernels.checks import state_dtype
-from wmkernels.conv_lstm.arguments import Canonical, Padding, Pair, canonical
-from wmkernels.conv_lstm.ops import ConvLSTMFunction, forward
-from wmkernels.conv_lstm.outputs import KEEP_CELLS, KEEP_GATES, KEEP_NOTHING, empty_maps
+from wmkernels.conv_lstm.autograd import ConvLSTMFunction, forward
+from wmkernels.conv_lstm.meta import KEEP_CELLS, KEEP_GATES, KEEP_NOTHING, empty_maps
 from wmkernels.conv_lstm.reference import conv_lstm_reference
+from wmkernels.conv_lstm.validation import Canonical, Padding, Pair, canonical
 from wmkernels.dispatch import choose, kernels
-from wmkernels.library import is_unwatched, needs_autograd
+from wmkernels.registration import is_unwatched, needs_autograd
 
 OP = "conv_lstm"
 STEP = "conv_lstm_step"

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from wmkernels.checks import state_dtype
-from wmkernels.conv_lstm.outputs import Sizes, backward_outputs, forward_outputs, sizes_of
-from wmkernels.pointers import DTYPE_CODES, Expected, Members, call, native, output
+from wmkernels.conv_lstm.meta import Sizes, backward_outputs, forward_outputs, sizes_of
+from wmkernels.native_call import DTYPE_CODES, Expected, Members, call, native, output
 
 
 def _members(

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from wmkernels import triton_runtime as runtime
 from wmkernels.conv_lstm.convolutions import merged
-from wmkernels.conv_lstm.outputs import Sizes
-from wmkernels.conv_lstm.steps import Parameters
+from wmkernels.conv_lstm.meta import Sizes
+from wmkernels.conv_lstm.per_step import Parameters
 from wmkernels.conv_lstm.triton_update import hyperbolic_tangent, load_or_zeros, update_cells
 
 # What `pays` reckons with: predicted for an H200 in a CUDA graph, to be replaced by what a measurement finds.

@@ -1,15 +1,15 @@
-"""The ConvLSTM's Triton backend: ``steps.py`` with the update of ``triton_update.py``, or a step in one kernel."""
+"""The ConvLSTM's Triton backend: ``per_step.py`` with the update of ``triton_update.py``, or a step in one kernel."""
 
 import functools
 from collections.abc import Sequence
 
 from torch import Tensor
 
-from wmkernels.conv_lstm import steps, triton_convolution
-from wmkernels.conv_lstm.outputs import forward_outputs, sizes_of
+from wmkernels.conv_lstm import per_step, triton_convolution
+from wmkernels.conv_lstm.meta import forward_outputs, sizes_of
 from wmkernels.conv_lstm.triton_update import Update
 
-backward = functools.partial(steps.backward, Update())
+backward = functools.partial(per_step.backward, Update())
 
 
 def forward(
@@ -30,9 +30,9 @@ def forward(
     sizes = sizes_of(x, weight_ih, weight_hh, stride, padding, dilation)
     if not triton_convolution.pays(x.dtype, weight_ih, weight_hh, sizes):
         arguments = (x, weight_ih, weight_hh, bias, peephole, h, c, reset, stride, padding, dilation)
-        return steps.forward(Update(), *arguments, keep)
+        return per_step.forward(Update(), *arguments, keep)
     outputs = forward_outputs(x, sizes, keep)
-    inputs = steps.parameters_of(bias, peephole)
+    inputs = per_step.parameters_of(bias, peephole)
     advance = triton_convolution.AtOnce(x, weight_ih, weight_hh, inputs, sizes, stride, padding, dilation)
-    steps.walk(advance, outputs, h, c, reset)
+    per_step.walk(advance, outputs, h, c, reset)
     return outputs

@@ -1,8 +1,9 @@
 """The update of a ConvLSTM's cells in Triton, forward and backward: all that a step does beside its convolutions.
 
 A program takes a block of cells that are neighbours in memory, channels last, and each number is read and written once;
-memory is the bound, as in ``csrc/cuda/conv_lstm_update_kernel.cuh``, whose arithmetic this is. Where a step resets, the
-hidden convolution's sum and the old cell are not loaded, since a convolution of zeros is zero: NaN cannot cross.
+memory is the bound, as in ``csrc/cuda/conv_lstm/conv_lstm_update_kernel.cuh``, whose arithmetic this is. Where a step
+resets, the hidden convolution's sum and the old cell are not loaded, since a convolution of zeros is zero: NaN cannot
+cross.
 """
 
 # mypy: ignore-errors
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from wmkernels import triton_runtime as runtime
 from wmkernels.checks import state_dtype
-from wmkernels.conv_lstm.steps import Backward, Parameters, Step
+from wmkernels.conv_lstm.per_step import Backward, Parameters, Step
 from wmkernels.selective_scan.triton_device import exponential, sigmoid
 
 BLOCK, WARPS = 512, 4  # four cells a thread: 8 or 16 bytes a load

@@ -16,9 +16,9 @@ from wmkernels.checks import (
     widest,
 )
 from wmkernels.dispatch import choose
-from wmkernels.library import needs_autograd
-from wmkernels.linear_scan.ops import LinearScan
+from wmkernels.linear_scan.autograd import LinearScan
 from wmkernels.linear_scan.reference import linear_scan_reference
+from wmkernels.registration import needs_autograd
 
 OP = "linear_scan"
 

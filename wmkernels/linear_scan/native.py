@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 
 from wmkernels.checks import state_dtype
-from wmkernels.linear_scan.outputs import backward_outputs, forward_outputs
-from wmkernels.pointers import DTYPE_CODES, Members, call, output
+from wmkernels.linear_scan.meta import backward_outputs, forward_outputs
+from wmkernels.native_call import DTYPE_CODES, Members, call, output
 
 
 def _members(gates: Tensor, initial_state: Tensor | None, reset: Tensor | None, reverse: bool) -> Members:

@@ -17,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from wmkernels import triton_runtime as runtime
-from wmkernels.linear_scan.outputs import backward_outputs, forward_outputs
+from wmkernels.linear_scan.meta import backward_outputs, forward_outputs
 
 # Programs an SM below which time is cut, and those wanted then.
 ENOUGH, WANTED = 1.5, 8

@@ -10,6 +10,6 @@ from wmkernels.nn import convert
 from wmkernels.nn.causal_conv1d import CausalConv1d
 from wmkernels.nn.conv_lstm import ConvLSTM, ConvLSTMCell
 from wmkernels.nn.mamba import Mamba
-from wmkernels.nn.rotated_mamba import RotatedMamba
+from wmkernels.nn.rotary_mamba import RotatedMamba
 
 __all__ = ["CausalConv1d", "ConvLSTM", "ConvLSTMCell", "Mamba", "RotatedMamba", "convert"]

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from wmkernels.conv_lstm.arguments import Padding, Pair
 from wmkernels.conv_lstm.function import conv_lstm, conv_lstm_step
+from wmkernels.conv_lstm.validation import Padding, Pair
 from wmkernels.nn.conv_lstm_base import ConvLSTMBase, MapState, require_pair
 
 

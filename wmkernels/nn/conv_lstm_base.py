@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from wmkernels.checks import FLOATS, require_device, require_dtype, require_tensor, state_dtype
-from wmkernels.conv_lstm.arguments import Padding, Pair, paddings, pair
 from wmkernels.conv_lstm.reference import output_size
+from wmkernels.conv_lstm.validation import Padding, Pair, paddings, pair
 
 MapState = tuple[Tensor, Tensor]
 

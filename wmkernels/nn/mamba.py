@@ -12,7 +12,7 @@ from wmkernels.checks import state_dtype
 from wmkernels.nn.causal_conv1d import CausalConv1d
 from wmkernels.nn.checks import State, require_inputs, require_reset, require_state
 from wmkernels.selective_scan.function import selective_scan
-from wmkernels.selective_scan.step import selective_step
+from wmkernels.selective_step.function import selective_step
 
 Selection = tuple[Tensor, Tensor, Tensor, Tensor]  # delta, A, B, C
 

@@ -20,8 +20,8 @@ from wmkernels.checks import (
     widest,
 )
 from wmkernels.dispatch import choose
-from wmkernels.library import needs_autograd
-from wmkernels.selective_scan.ops import SelectiveScan
+from wmkernels.registration import needs_autograd
+from wmkernels.selective_scan.autograd import SelectiveScan
 from wmkernels.selective_scan.reference import selective_scan_reference
 
 OP = "selective_scan"

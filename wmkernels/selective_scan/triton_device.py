@@ -201,7 +201,7 @@ def load_rates(A, strides, d4, n4, state_in):
 
 @triton.jit
 def first_chunk_slot(sequence, begin, cu_seqlens, time, chunk):
-    """Slot of the first saved state of a sequence (csrc/wmkernels.h, Chunks)."""
+    """Slot of the first saved state of a sequence (csrc/include/wmkernels.h, Chunks)."""
     if cu_seqlens is None:
         slot = sequence * ((time + chunk - 1) // chunk)
     else:

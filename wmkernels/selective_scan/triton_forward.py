@@ -17,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from wmkernels import triton_runtime as runtime
-from wmkernels.selective_scan.outputs import forward_outputs
+from wmkernels.selective_scan.meta import forward_outputs
 from wmkernels.selective_scan.triton_device import (
     RESET,
     first_chunk_slot,

@@ -7,7 +7,7 @@ import triton.language as tl
 from torch import Tensor
 
 from wmkernels import triton_runtime as runtime
-from wmkernels.selective_scan.outputs import backward_outputs
+from wmkernels.selective_scan.meta import backward_outputs
 from wmkernels.selective_scan.triton_backward import backward_kernel
 from wmkernels.selective_scan.triton_segments import chain, outflow_kernel
 from wmkernels.selective_scan.triton_tiles import Tiles, group_count, projection_strides

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from wmkernels.selective_scan.outputs import sequence_count
+from wmkernels.selective_scan.meta import sequence_count
 from wmkernels.triton_runtime import (
     ceil_div,
     power_of_two_at_least,
@@ -108,7 +108,7 @@ class Tiles:
         kind = BACKWARD if backward else FORWARD
         segment = segment or segment_length(time, rows, granule, int(kind.enough * chip), kind.wanted * chip)
         if segment >= time:
-            # More than any sequence has, so that slots are sequences (csrc/wmkernels.h, Chunks).
+            # More than any sequence has, so that slots are sequences (csrc/include/wmkernels.h, Chunks).
             segment = (time // granule + 1) * granule
         slots_each = ceil_div(time, segment)
         slots = sequences * slots_each if cu_seqlens is None else time // segment + sequences

@@ -1,0 +1,254 @@
+"""Who takes part: this package's backends, and the peers that are installed.
+
+Every contender is a function of the inputs (``problems.make_inputs``, in the problem's layout) that returns the output.
+Peers get their inputs in the layout they like best wherever a transposed view gives it, and what belongs to the method
+(softplus, gating, discretisation) is part of what is timed.
+"""
+
+import functools
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import wmkernels
+from scans.problems import Inputs
+
+Run = Callable[[Inputs], Any]
+
+
+@dataclass(frozen=True)
+class Contender:
+    """``prepare`` turns the inputs into what ``run`` takes, before any clock starts."""
+
+    name: str
+    run: Run
+    op: str
+    backend: str | None = None  # of this package; None for a peer
+    source: str = "benchmarks/scans/baselines.py"
+    prepare: Run | None = None
+
+    @property
+    def ours(self) -> bool:
+        return self.backend is not None
+
+
+# ---- this package ----
+
+
+def ours(op: str, backend: str, channel_last: bool = False) -> Contender:
+    def scan(inputs: Inputs) -> Any:
+        softplus = "delta_bias" in inputs
+        return wmkernels.selective_scan(**inputs, delta_softplus=softplus, channel_last=channel_last, backend=backend)
+
+    def step(inputs: Inputs) -> Tensor:
+        return wmkernels.selective_step(**inputs, delta_softplus="delta_bias" in inputs, backend=backend)[0]
+
+    def linear(inputs: Inputs) -> Any:
+        return wmkernels.linear_scan(**inputs, channel_last=channel_last, backend=backend)
+
+    runs: dict[str, Run] = {"selective_scan": scan, "selective_step": step, "linear_scan": linear}
+    return Contender(f"wmkernels {backend}", runs[op], op, backend)
+
+
+def state_update() -> Contender:
+    """The in-place step, whose backend is the default one."""
+
+    def update(inputs: Inputs) -> Tensor:
+        renamed = {"delta": "dt", "u": "x", "delta_bias": "dt_bias"}
+        arguments = {renamed.get(name, name): x for name, x in inputs.items()}
+        return wmkernels.selective_state_update(**arguments, dt_softplus="delta_bias" in inputs)
+
+    return Contender("wmkernels selective_state_update", update, "selective_step", "default")
+
+
+# ---- peers in plain PyTorch ----
+
+
+def _activated(inputs: Inputs) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """u, step, A, B, C as (batch, time, ...) views in fp32 at least, with bias and softplus applied to the step."""
+    wide = inputs["A"].dtype
+    u, delta = (inputs[name].transpose(1, 2).to(wide) for name in ("u", "delta"))
+    if "delta_bias" in inputs:
+        delta = F.softplus(delta + inputs["delta_bias"])
+    B, C = (inputs[name].transpose(1, 2).to(wide) for name in ("B", "C"))
+    return u, delta, inputs["A"], B, C
+
+
+def _finish(y: Tensor, inputs: Inputs) -> Tensor:
+    """(batch, time, channels) -> (batch, channels, time), with the skip connection and the gate."""
+    out = y.transpose(1, 2) + inputs["D"][:, None] * inputs["u"]
+    if "z" in inputs:
+        out = out * F.silu(inputs["z"])
+    return out.to(inputs["u"].dtype)
+
+
+def best_loop(inputs: Inputs) -> Tensor:
+    """The fastest plain loop we know.
+
+    Time is unbound first, each step is discretised when its turn comes, channels stand last so that every op runs along
+    contiguous memory, and the output is one batched product.
+    """
+    u, step, A, B, C = (x.contiguous() for x in _activated(inputs))
+    A = A.t().contiguous()  # (state, channels)
+    state = torch.zeros(u.shape[0], *A.shape, dtype=A.dtype, device=u.device)
+    driven, outputs = step * u, []
+    for step_t, driven_t, B_t, C_t in zip(step.unbind(1), driven.unbind(1), B.unbind(1), C.unbind(1), strict=True):
+        decay = torch.exp(step_t[:, None] * A)  # (batch, state, channels)
+        state = torch.addcmul(B_t[..., None] * driven_t[:, None], decay, state)
+        outputs.append(torch.bmm(C_t[:, None], state).squeeze(1))
+    return _finish(torch.stack(outputs, 1), inputs)
+
+
+def plain_loop(inputs: Inputs) -> Tensor:
+    """The loop as most people write it once they discretise step by step: state last."""
+    u, step, A, B, C = _activated(inputs)
+    state = torch.zeros(u.shape[0], *A.shape, dtype=A.dtype, device=u.device)  # (batch, channels, state)
+    outputs = []
+    for u_t, step_t, B_t, C_t in zip(u.unbind(1), step.unbind(1), B.unbind(1), C.unbind(1), strict=True):
+        state, y = _step_update(state, step_t, step_t * u_t, A, B_t, C_t)
+        outputs.append(y)
+    return _finish(torch.stack(outputs, 1), inputs)
+
+
+def materialising_loop(inputs: Inputs) -> Tensor:
+    """The usual reference: discretises everything at once, into (batch, channels, time, state), then indexes it."""
+    u, step, A, B, C = _activated(inputs)
+    decay = torch.exp(torch.einsum("bld,dn->bdln", step, A))
+    driven = torch.einsum("bld,bln,bld->bdln", step, B, u)
+    state = torch.zeros(u.shape[0], *A.shape, dtype=A.dtype, device=u.device)
+    outputs = []
+    for t in range(u.shape[1]):
+        state = decay[:, :, t] * state + driven[:, :, t]
+        outputs.append(torch.einsum("bdn,bn->bd", state, C[:, t]))
+    return _finish(torch.stack(outputs, 1), inputs)
+
+
+def _step_update(state: Tensor, step: Tensor, driven: Tensor, A: Tensor, B: Tensor, C: Tensor) -> tuple[Tensor, Tensor]:
+    state = torch.exp(step[..., None] * A) * state + driven[..., None] * B[:, None]
+    return state, (state * C[:, None]).sum(-1)
+
+
+@functools.cache
+def _compiled_step() -> Callable[..., tuple[Tensor, Tensor]]:
+    return torch.compile(_step_update, dynamic=False)
+
+
+def compiled_loop(inputs: Inputs) -> Tensor:
+    """The plain loop with its step compiled: one fused kernel a step."""
+    u, step, A, B, C = _activated(inputs)
+    state = torch.zeros(u.shape[0], *A.shape, dtype=A.dtype, device=u.device)
+    step_once, driven, outputs = _compiled_step(), step * u, []
+    for step_t, driven_t, B_t, C_t in zip(step.unbind(1), driven.unbind(1), B.unbind(1), C.unbind(1), strict=True):
+        state, y = step_once(state, step_t.contiguous(), driven_t.contiguous(), A, B_t.contiguous(), C_t.contiguous())
+        outputs.append(y)
+    return _finish(torch.stack(outputs, 1), inputs)
+
+
+def step_expression(inputs: Inputs) -> Tensor:
+    """One step as one writes it in PyTorch."""
+    state, u, delta, A = (inputs[name] for name in ("state", "u", "delta", "A"))
+    if "delta_bias" in inputs:
+        delta = F.softplus(delta + inputs["delta_bias"])
+    decay = torch.exp(delta[..., None] * A)
+    state = decay * state + (delta * u)[..., None] * inputs["B"][:, None]
+    out = (state * inputs["C"][:, None]).sum(-1) + inputs["D"] * u
+    return out * F.silu(inputs["z"]) if "z" in inputs else out
+
+
+def linear_loop(inputs: Inputs) -> Tensor:
+    """Time unbound first, one fused multiply-add a step."""
+    gates, tokens = inputs["gates"], inputs["tokens"]
+    state, outputs = torch.zeros_like(gates[..., 0], dtype=torch.float32), []
+    for gate, token in zip(gates.unbind(-1), tokens.unbind(-1), strict=True):
+        state = torch.addcmul(token.to(state.dtype), gate.to(state.dtype), state)
+        outputs.append(state)
+    return torch.stack(outputs, -1).to(gates.dtype)
+
+
+def causal_attention(inputs: Inputs) -> Tensor:
+    return F.scaled_dot_product_attention(inputs["query"], inputs["key"], inputs["value"], is_causal=True)
+
+
+# ---- peers from packages ----
+
+
+def _mambapy(pscan: Callable[[Tensor, Tensor], Tensor], inputs: Inputs) -> Tensor:
+    """mambapy's MambaBlock.selective_scan in its own words: parallel scan over materialised (batch, time, channels,
+    state)."""
+    u, step, A, B, C = _activated(inputs)
+    states = pscan(torch.exp(step[..., None] * A), step[..., None] * B[:, :, None] * u[..., None])
+    return _finish((states @ C[..., None]).squeeze(3), inputs)
+
+
+def _mambapy_linear(pscan: Callable[[Tensor, Tensor], Tensor], inputs: Inputs) -> Tensor:
+    gates, tokens = (inputs[name].transpose(1, 2)[..., None] for name in ("gates", "tokens"))
+    return pscan(gates, tokens)[..., 0].transpose(1, 2)
+
+
+def _mamba_ssm(selective_scan_fn: Callable[..., Tensor], inputs: Inputs) -> Tensor:
+    return selective_scan_fn(**inputs, delta_softplus="delta_bias" in inputs)
+
+
+def _accelerated_scan(scan: Callable[[Tensor, Tensor], Tensor], inputs: Inputs) -> Tensor:
+    return scan(inputs["gates"], inputs["tokens"])
+
+
+def _hgrn(hgrn: Callable[..., Any], inputs: Inputs) -> Tensor:
+    return hgrn(inputs["tokens"], inputs["log_gates"])[0].transpose(1, 2)
+
+
+def _hgrn_inputs(inputs: Inputs) -> Inputs:
+    """flash-linear-attention's is time-major and takes the logarithm of the gate."""
+    gates, tokens = (inputs[name].transpose(1, 2).contiguous() for name in ("gates", "tokens"))
+    return {"tokens": tokens, "log_gates": gates.log()}
+
+
+def peers(op: str, device: torch.device) -> tuple[list[Contender], dict[str, str]]:
+    """The peers that run ``op`` on this device, and why the others do not."""
+    missing: dict[str, str] = {}
+
+    def imported(module: str, name: str, package: str) -> Any:
+        try:
+            return getattr(importlib.import_module(module), name)
+        except Exception as error:  # a peer's import may fail in its own ways, and none of them is ours
+            missing[package] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+            return None
+
+    def add(name: str, run: Any, source: str = "", function: Any = None, prepare: Run | None = None) -> None:
+        if not source:
+            found.append(Contender(name, run, op))
+        elif function is not None:
+            found.append(Contender(name, functools.partial(run, function), op, source=source, prepare=prepare))
+
+    found: list[Contender] = []
+    on_gpu = device.type == "cuda"
+    if op == "selective_scan":
+        add("best loop", best_loop)
+        add("plain loop", plain_loop)
+        add("materialising loop", materialising_loop)
+        add("mambapy", _mambapy, "mambapy.pscan.pscan", imported("mambapy.pscan", "pscan", "mambapy"))
+        if on_gpu:
+            add("compiled loop", compiled_loop)
+            module = "mamba_ssm.ops.selective_scan_interface"
+            function = imported(module, "selective_scan_fn", "mamba_ssm")
+            add("mamba_ssm", _mamba_ssm, f"{module}.selective_scan_fn", function)
+    elif op == "selective_step":
+        add("PyTorch expression", step_expression)
+    elif op == "attention":
+        add("causal attention", causal_attention)
+    elif op == "linear_scan":
+        add("loop", linear_loop)
+        if on_gpu:
+            scan = imported("accelerated_scan.warp", "scan", "accelerated_scan")
+            add("accelerated_scan", _accelerated_scan, "accelerated_scan.warp.scan", scan)
+            for name in ("chunk_hgrn", "fused_recurrent_hgrn"):
+                function = imported("fla.ops.hgrn", name, "flash-linear-attention")
+                add(f"fla {name}", _hgrn, f"fla.ops.hgrn.{name}", function, _hgrn_inputs)
+        else:
+            add("mambapy", _mambapy_linear, "mambapy.pscan.pscan", imported("mambapy.pscan", "pscan", "mambapy"))
+    return found, missing

@@ -1,0 +1,28 @@
+// Multiply-adds on registers and nothing else: the rate that the benchmark measures the kernels against.
+//
+// Twelve independent chains hide the latency of two units of four to five cycles each. A matrix product would measure
+// something lower: the best of them reach about five sixths of this.
+#include "cpu/dispatch/isa.h"
+#include "cpu/simd/vector.h"
+
+namespace wmk::WMK_ISA {
+
+int64_t multiply_adds(int64_t rounds) {
+  constexpr int chains = 12;
+  volatile float factor_value = 0.999f, addend_value = 0.001f;  // the compiler must not know them
+  FloatVector factor = broadcast<float>(factor_value), addend = broadcast<float>(addend_value), value[chains];
+#pragma GCC unroll 12
+  for (int i = 0; i < chains; ++i) value[i] = broadcast(float(i));
+  for (int64_t round = 0; round < rounds; ++round) {
+#pragma GCC unroll 12
+    for (int i = 0; i < chains; ++i) value[i] = value[i] * factor + addend;
+  }
+  FloatVector sum = value[0];
+#pragma GCC unroll 12
+  for (int i = 1; i < chains; ++i) sum += value[i];
+  volatile float sink = sum[0];
+  (void)sink;
+  return rounds * chains * kLanes<float>;
+}
+
+}  // namespace wmk::WMK_ISA

@@ -1,0 +1,368 @@
+// What the ConvLSTM's passes share: sizes, packed weights, padded maps, and reading tensors of any layout.
+//
+// Gates are interleaved: the vectors of i, f, g and o for the same channels stand side by side, four vectors a block of
+// channels, so that a tile of the convolution holds all that the update of its cells needs. Channels are padded with
+// zeros to whole vectors.
+#pragma once
+
+#include "cpu/common/load_store.h"
+#include "cpu/common/tile.h"
+#include "cpu/conv_lstm/gemm_microkernel.h"
+#include "cpu/conv_lstm/winograd.h"
+#include "cpu/conv_lstm/work_partition.h"
+#include "cpu/dispatch/isa.h"
+
+namespace wmk::WMK_ISA {
+
+constexpr int64_t kSegment = 64;                     // positions of a row whose gates stay in the first-level cache
+constexpr int64_t kGroup = 32;                       // tiles that go through the weights together
+constexpr int64_t kChunkBytes = int64_t(128) << 10;  // of gradients that one pass over the weights' gradient reads
+constexpr int64_t kPartsBytes = int64_t(256) << 20;  // of weight gradients summed apart, one a thread
+
+// The first `count` lanes of a vector; the others read as zero and are not written.
+template <class T, class S>
+WMK_INLINE Vector<T> load_part(const S* from, int64_t count) {
+  if (count >= kLanes<T>) return load_as(from, T(0));
+  S padded[kLanes<T>] = {};
+  for (int64_t lane = 0; lane < count; ++lane) padded[lane] = from[lane];
+  return load_as(padded, T(0));
+}
+template <class T, class S>
+WMK_INLINE void store_part(S* to, Vector<T> value, int64_t count) {
+  if (count >= kLanes<T>) return store_as(to, value);
+  S padded[kLanes<T>];
+  store_as(padded, value);
+  for (int64_t lane = 0; lane < count; ++lane) to[lane] = padded[lane];
+}
+
+// One number of any storage type, and back.
+template <class T, class S>
+WMK_INLINE T widen_one(S value) {
+  if constexpr (sizeof(S) >= 4) {
+    return T(value);
+  } else {
+    return load_part<T>(&value, 1)[0];
+  }
+}
+template <class S, class T>
+WMK_INLINE S round_one(T value) {
+  if constexpr (sizeof(S) >= 4) {
+    return S(value);
+  } else {
+    S rounded;
+    store_part<T>(&rounded, broadcast(value), 1);
+    return rounded;
+  }
+}
+
+// What h becomes when it is stored and read again.
+template <class T, class S>
+WMK_INLINE Vector<T> round_through(Vector<T> value) {
+  if constexpr (sizeof(S) >= 4) {
+    return value;
+  } else {
+    S stored[kLanes<T>];
+    store_as(stored, value);
+    return load_as(stored, T(0));
+  }
+}
+
+// A map in memory with its channels last and zeros around it.
+template <class T>
+struct PaddedMap {
+  T* data;
+  int64_t width, channels;  // columns, with the padding; numbers a position
+  int64_t row() const { return width * channels; }
+  T* at(int64_t y, int64_t x) const { return data + y * row() + x * channels; }
+};
+
+struct Sizes {
+  int64_t lanes, blocks, gates, padded_hidden;  // blocks of channels; numbers a position with the padding
+  int64_t positions;
+  int64_t x_rows, x_columns;  // of the padded x
+  int64_t h_rows, h_columns;  // of the padded h
+  int64_t h_top, h_left;      // its padding
+  bool tiled;                 // both convolutions go by tiles of two by two (winograd.h)
+
+  Sizes(const wmk_conv_lstm& op, int64_t lanes) : lanes(lanes) {
+    blocks = divide_up(op.hidden, lanes);
+    padded_hidden = blocks * lanes;
+    gates = padded_hidden * kGates;
+    positions = op.height * op.width;
+    x_rows = (op.height - 1) * op.stride_height + (op.ih_height - 1) * op.dilation_height + 1;
+    x_columns = (op.width - 1) * op.stride_width + (op.ih_width - 1) * op.dilation_width + 1;
+    h_top = op.hh_height / 2, h_left = op.hh_width / 2;
+    h_rows = op.height + 2 * h_top, h_columns = op.width + 2 * h_left;
+    // A choice by the map alone, so that neither time nor batch changes a result.
+    tiled = op.ih_height == 3 && op.ih_width == 3 && op.hh_height == 3 && op.hh_width == 3 && op.stride_height == 1 &&
+            op.stride_width == 1 && op.dilation_height == 1 && op.dilation_width == 1 && op.height % 2 == 0 &&
+            op.width % 2 == 0 && positions >= 2 * kGroup;
+  }
+};
+
+template <class T, class S>
+class ConvLSTM {
+ public:
+  static constexpr int lanes = kLanes<T>;
+  static constexpr int64_t block = int64_t(kGates) * kLanes<T>;  // numbers of one position and block of channels
+
+  explicit ConvLSTM(const wmk_conv_lstm& op) : op(op), sizes(op, lanes) {}
+
+  const wmk_conv_lstm& op;
+  const Sizes sizes;
+
+  bool resets(int64_t time, int64_t batch) const {
+    return op.reset.data && ((const char*)op.reset.data)[time * op.reset.stride[0] + batch * op.reset.stride[1]];
+  }
+  // Whether there is an h before this step to convolve.
+  bool recurs(int64_t time, int64_t batch) const { return (time > 0 || op.h_first.data) && !resets(time, batch); }
+
+  int64_t taps_ih() const { return op.ih_height * op.ih_width; }
+  int64_t taps_hh() const { return op.hh_height * op.hh_width; }
+  // Numbers of a convolution's packed weights, [blocks][taps][channels][4 vectors].
+  int64_t packed_ih() const { return taps_ih() * op.input * sizes.gates; }
+  int64_t packed_hh() const { return taps_hh() * op.hidden * sizes.gates; }
+
+  // One block of weights [4 * hidden, channels, kernel], as [taps][channels][4 vectors].
+  void pack_block(T* to, const wmk_view& weight, int64_t channels, int64_t height, int64_t width, int64_t b) const {
+    const int64_t* stride = weight.stride;
+    const int64_t taps = height * width, length = channels * taps, some = smaller(lanes, op.hidden - b * lanes);
+    const bool in_a_row = stride[3] == 1 && stride[2] == width && stride[1] == taps;
+    if (!in_a_row && some < lanes) memset(to, 0, size_t(length * block) * sizeof(T));
+    for (int64_t gate = 0; gate < kGates; ++gate) {
+      const S* from = (const S*)weight.data + (gate * op.hidden + b * lanes) * stride[0];
+      if (in_a_row) {
+        pack_gate_in_a_row(to + gate * lanes, from, stride[0], channels, taps, int(some));
+        continue;
+      }
+      for (int64_t ci = 0; ci < channels; ++ci)
+        for (int64_t tap = 0; tap < taps; ++tap) {
+          const S* place = from + ci * stride[1] + tap / width * stride[2] + tap % width * stride[3];
+          T* row = to + (tap * channels + ci) * block + gate * lanes;
+          for (int64_t lane = 0; lane < some; ++lane) row[lane] = widen_one<T>(place[lane * stride[0]]);
+        }
+    }
+  }
+  // The same of one gate whose channels and taps are one run of memory, by squares of lanes x channels and taps.
+  static void pack_gate_in_a_row(T* to, const S* from, int64_t lane_stride, int64_t channels, int64_t taps, int some) {
+    alignas(64) T square[lanes * lanes];
+    const int64_t length = channels * taps;
+    for (int64_t first = 0; first < length; first += lanes) {
+      const int64_t count = smaller(lanes, length - first);
+      load_tile(square, lanes, from + first, lane_stride, 1, some, count);
+      int64_t ci = first / taps, tap = first % taps;
+      for (int64_t i = 0; i < count; ++i) {
+        store(to + (tap * channels + ci) * block, load(square + i * lanes));
+        if (++tap == taps) tap = 0, ++ci;
+      }
+    }
+  }
+  // The bias as [blocks][4 vectors]; zero where there is none.
+  void pack_bias(T* to) const {
+    memset(to, 0, size_t(sizes.gates) * sizeof(T));
+    if (!op.bias.data) return;
+    for (int64_t gate = 0; gate < kGates; ++gate)
+      for (int64_t c = 0; c < op.hidden; ++c)
+        to[c / lanes * block + gate * lanes + c % lanes] =
+            ((const T*)op.bias.data)[(gate * op.hidden + c) * op.bias.stride[0]];
+  }
+  // The peephole as [positions or 1][3][padded hidden].
+  int64_t peephole_places() const { return !op.peephole.data ? 0 : op.peephole_varies ? sizes.positions : 1; }
+  int64_t packed_peephole() const { return peephole_places() * 3 * sizes.padded_hidden; }
+  void pack_peephole(T* to) const {
+    memset(to, 0, size_t(packed_peephole()) * sizeof(T));
+    const int64_t* stride = op.peephole.stride;
+    for (int64_t place = 0; place < peephole_places(); ++place)
+      for (int64_t gate = 0; gate < 3; ++gate)
+        for (int64_t c = 0; c < op.hidden; ++c)
+          to[(place * 3 + gate) * sizes.padded_hidden + c] =
+              ((const T*)op.peephole.data)[gate * stride[0] + c * stride[1] + place * stride[2]];
+  }
+
+  // Positions [first, first + count) of a map [channels, positions] whose strides these are, channels last.
+  template <class From>
+  static void read_positions(T* to, int64_t pitch, const From* from, int64_t channel_stride, int64_t position_stride,
+                             int64_t channels, int64_t count) {
+    int64_t c = 0;
+    for (; c + lanes <= channels; c += lanes)
+      load_tile(to + c, pitch, from + c * channel_stride, channel_stride, position_stride, lanes, count);
+    for (; c < channels; ++c)
+      for (int64_t p = 0; p < count; ++p)
+        to[p * pitch + c] = widen_one<T>(from[c * channel_stride + p * position_stride]);
+  }
+
+  // Rows [top, bottom) of a state [batch, channels, positions], channels last.
+  template <class From>
+  void read_state(T* to, int64_t pitch, const wmk_view& view, int64_t batch, int64_t top, int64_t bottom) const {
+    const int64_t* stride = view.stride;
+    const From* from = (const From*)view.data + batch * stride[0] + top * op.width * stride[2];
+    read_positions(to, pitch, from, stride[1], stride[2], op.hidden, (bottom - top) * op.width);
+  }
+  void read_h_first(const PaddedMap<T>& to, int64_t batch, int64_t top, int64_t bottom) const {
+    for (int64_t y = top; y < bottom; ++y)
+      read_state<S>(to.at(y + sizes.h_top, sizes.h_left), op.hidden, op.h_first, batch, y, y + 1);
+  }
+
+  // Rows [begin, end) of the padded x of one step.
+  void pad_x(const PaddedMap<T>& to, int64_t time, int64_t batch, int64_t begin, int64_t end) const {
+    const S* from = (const S*)op.x.data + time * op.x.stride[0] + batch * op.x.stride[1];
+    const int64_t left = smaller(op.pad_left, sizes.x_columns);
+    const int64_t inside = larger(0, smaller(op.x_width, sizes.x_columns - left));
+    for (int64_t y = begin; y < end; ++y) {
+      const int64_t row = y - op.pad_top;
+      T* start = to.at(y, 0);
+      if (row < 0 || row >= op.x_height) {
+        memset(start, 0, size_t(to.row()) * sizeof(T));
+        continue;
+      }
+      memset(start, 0, size_t(left * op.input) * sizeof(T));
+      read_positions(start + left * op.input, op.input, from + row * op.x_width * op.x.stride[3], op.x.stride[2],
+                     op.x.stride[3], op.input, inside);
+      T* after = start + (left + inside) * op.input;
+      memset(after, 0, size_t(start + to.row() - after) * sizeof(T));
+    }
+  }
+
+  // The terms of the gates' sums for the first position of row y: the convolution of x, and of h where it recurs.
+  int64_t gate_terms(Term<T>* terms, int64_t y, int64_t block_number, const PaddedMap<T>& x, const T* weight_ih,
+                     const PaddedMap<T>* h, const T* weight_hh) const {
+    int64_t count = 0;
+    const T* right = weight_ih + block_number * taps_ih() * op.input * block;
+    for (int64_t ky = 0; ky < op.ih_height; ++ky)
+      for (int64_t kx = 0; kx < op.ih_width; ++kx, right += op.input * block) {
+        const T* left = x.at(y * op.stride_height + ky * op.dilation_height, kx * op.dilation_width);
+        count = append(terms, count, {left, op.stride_width * op.input, right, op.input}, block);
+      }
+    if (!h) return count;
+    right = weight_hh + block_number * taps_hh() * op.hidden * block;
+    for (int64_t ky = 0; ky < op.hh_height; ++ky)
+      for (int64_t kx = 0; kx < op.hh_width; ++kx, right += op.hidden * block)
+        count = append(terms, count, {h->at(y + ky, kx), op.hidden, right, op.hidden}, block);
+    return count;
+  }
+  int64_t most_terms() const { return taps_ih() + taps_hh(); }
+
+  // Packed weights, for tiles or as they are: how many numbers, and one convolution's.
+  int64_t ready_ih() const { return sizes.tiled ? packed_ih() * kTileNumbers / 9 : packed_ih(); }
+  int64_t ready_hh() const { return sizes.tiled ? packed_hh() * kTileNumbers / 9 : packed_hh(); }
+  // Packs both, block by block; `scratch` holds `ready_scratch` numbers for each of `threads`.
+  int64_t ready_scratch() const { return sizes.tiled ? 9 * larger(op.input, op.hidden) * block : 0; }
+  void ready_weights(T* ih, T* hh, T* scratch, int64_t threads) const {
+    parallel_for(2 * sizes.blocks, threads, [&](int64_t item, int64_t thread) {
+      const int64_t b = item / 2;
+      T* packed = scratch + thread * ready_scratch();
+      if (item % 2 == 0) {
+        ready_block(ih + b * (ready_ih() / sizes.blocks), packed, op.weight_ih, op.input, op.ih_height, op.ih_width, b);
+      } else {
+        ready_block(hh + b * (ready_hh() / sizes.blocks), packed, op.weight_hh, op.hidden, op.hh_height, op.hh_width,
+                    b);
+      }
+    });
+  }
+  void ready_block(T* to, T* packed, const wmk_view& weight, int64_t channels, int64_t height, int64_t width,
+                   int64_t b) const {
+    pack_block(sizes.tiled ? packed : to, weight, channels, height, width, b);
+    if (sizes.tiled) turn_weight_for_tiles(to, packed, channels, block);
+  }
+
+  // Scratch of one worker.
+  struct Scratch {
+    Term<T>* terms;
+    T* numbers;   // [16][tiles][channels of x and h, or of the gates]: the 16 are apart(channels) from each other
+    T* products;  // [16][tiles][4 vectors], likewise
+  };
+  // From one of a tile's 16 numbers to the next, for a group of tiles with so many numbers at each place. Never a power
+  // of two, for then all 16 would share a few lines of the first-level cache.
+  static constexpr int64_t apart(int64_t numbers) { return kGroup * numbers + lanes; }
+  int64_t tile_channels() const { return larger(op.input + op.hidden, sizes.gates); }
+  Scratch take_scratch(Arena& arena, int64_t parts) const {
+    const int64_t numbers = sizes.tiled ? kTileNumbers * apart(tile_channels()) : 0;
+    const int64_t products = sizes.tiled ? kTileNumbers * apart(block) : 0;
+    return {arena.take<Term<T>>(parts * most_terms()), arena.take<T>(parts * numbers), arena.take<T>(parts * products)};
+  }
+  Scratch scratch_of(const Scratch& all, int64_t part) const {
+    return {all.terms + part * most_terms(), all.numbers + part * kTileNumbers * apart(tile_channels()),
+            all.products + part * kTileNumbers * apart(block)};
+  }
+
+  // Calls use(sums, block, row, column, count) with the gates' sums [count][4 vectors] of every segment of rows
+  // [top, bottom) and every block of channels. h is null where nothing recurs.
+  template <class Use>
+  void sum_gates(const Scratch& scratch, const PaddedMap<T>& x, const T* weight_ih, const PaddedMap<T>* h,
+                 const T* weight_hh, const T* bias, int64_t top, int64_t bottom, const Use& use) const {
+    alignas(64) T sums[2 * kSegment * block];
+    if (sizes.tiled) {
+      each_group(top, bottom, op.width, [&](int64_t row, int64_t rows, int64_t column, int64_t columns) {
+        sum_group(sums, scratch, x, weight_ih, h, weight_hh, bias, row, rows, column, columns, use);
+      });
+      return;
+    }
+    for (int64_t b = 0; b < sizes.blocks; ++b)
+      for (int64_t y = top; y < bottom; ++y) {
+        const int64_t count = gate_terms(scratch.terms, y, b, x, weight_ih, h, weight_hh);
+        for (int64_t column = 0; column < op.width; column += kSegment) {
+          const int64_t width = smaller(kSegment, op.width - column);
+          sum_terms(kGates, sums, block, bias + b * block, scratch.terms, count, column, width);
+          use(sums, b, y, column, width);
+        }
+      }
+  }
+
+  // Calls work(row, tile rows, column, tile columns) for groups of at most kGroup tiles of a map's rows.
+  template <class Work>
+  static void each_group(int64_t top, int64_t bottom, int64_t width, const Work& work) {
+    const int64_t across = width / 2, down = larger(1, kGroup / across);
+    for (int64_t y = top; y < bottom; y += 2 * down)
+      for (int64_t x = 0; x < across; x += kGroup)
+        work(y, smaller(down, (bottom - y) / 2), 2 * x, smaller(kGroup, across - x));
+  }
+  template <class Use>
+  void sum_group(T* sums, const Scratch& scratch, const PaddedMap<T>& x, const T* weight_ih, const PaddedMap<T>* h,
+                 const T* weight_hh, const T* bias, int64_t row, int64_t rows, int64_t column, int64_t columns,
+                 const Use& use) const {
+    const int64_t channels = op.input + op.hidden;
+    turn_inputs(scratch.numbers, channels, x, row, rows, column, columns);
+    if (h) turn_inputs(scratch.numbers + op.input, channels, *h, row, rows, column, columns);
+    for (int64_t b = 0; b < sizes.blocks; ++b) {
+      for (int64_t k = 0; k < kTileNumbers; ++k) {
+        const T* numbers = scratch.numbers + k * apart(channels);
+        const T* right_ih = weight_ih + (b * kTileNumbers + k) * op.input * block;
+        const T* right_hh = weight_hh + (b * kTileNumbers + k) * op.hidden * block;
+        const Term<T> terms[] = {{numbers, channels, right_ih, op.input},
+                                 {numbers + op.input, channels, right_hh, op.hidden}};
+        sum_terms<T, kGates>(scratch.products + k * apart(block), block, nullptr, terms, h ? 2 : 1, 0, rows * columns);
+      }
+      for (int64_t r = 0; r < rows; ++r) {
+        for (int64_t c = 0; c < columns; ++c)
+          turn_output_of_tile(sums + 2 * c * block, kSegment * block, block,
+                              scratch.products + (r * columns + c) * block, apart(block), bias + b * block, block);
+        use(sums, b, row + 2 * r, column, 2 * columns);
+        use(sums + kSegment * block, b, row + 2 * r + 1, column, 2 * columns);
+      }
+    }
+  }
+  // The numbers of a group's tiles, `channels` apart from tile to tile.
+  static void turn_inputs(T* to, int64_t channels, const PaddedMap<T>& map, int64_t row, int64_t rows, int64_t column,
+                          int64_t columns) {
+    for (int64_t r = 0; r < rows; ++r)
+      for (int64_t c = 0; c < columns; ++c, to += channels)
+        turn_input_for_tile(to, apart(channels), map.at(row + 2 * r, column + 2 * c), map.row(), map.channels,
+                            map.channels);
+  }
+
+  // Adds a term, to the one before it where the two are one run of memory.
+  static int64_t append(Term<T>* terms, int64_t count, Term<T> term, int64_t pitch) {
+    if (count > 0) {
+      Term<T>& last = terms[count - 1];
+      if (last.left + last.length == term.left && last.right + last.length * pitch == term.right &&
+          last.stride == term.stride) {
+        last.length += term.length;
+        return count;
+      }
+    }
+    terms[count] = term;
+    return count + 1;
+  }
+};
+
+}  // namespace wmk::WMK_ISA

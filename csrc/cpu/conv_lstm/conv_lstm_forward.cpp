@@ -1,0 +1,176 @@
+// ConvLSTM, forward, on the CPU.
+//
+// A step convolves x and h together and updates the cells from the sums: for a segment of a row, the gates of one block
+// of channels are summed in registers (multiply.h), meet their cells while they are in the first-level cache, and are
+// gone. No tensor of gates is written unless the backward pass is to have them. A position costs
+// 4 hidden (input kernel_ih + hidden kernel_hh) multiply-adds, which bound the kernel, five exponentials a number of h,
+// and one copy of x and h into maps with zeros around them, which any stride, dilation and layout is read from alike.
+// Kernels of 3 x 3 on maps with even sides go by tiles of two by two results, which takes 4/9 of the multiply-adds and
+// some additions (winograd.h).
+#include "cpu/conv_lstm/conv_lstm.h"
+
+namespace wmk::WMK_ISA {
+namespace {
+
+template <class T, class S>
+class Forward : ConvLSTM<T, S> {
+  using Base = ConvLSTM<T, S>;
+  using Base::block;
+  using Base::lanes;
+  using Base::op;
+  using Base::sizes;
+
+ public:
+  explicit Forward(const wmk_conv_lstm& op) : Base(op), division_(op, sizes.tiled, op.threads), arena_(op.workspace) {
+    weight_ih_ = arena_.template take<T>(Base::ready_ih());
+    weight_hh_ = arena_.template take<T>(Base::ready_hh());
+    packed_ = arena_.template take<T>(division_.parts * Base::ready_scratch());
+    bias_ = arena_.template take<T>(sizes.gates);
+    peephole_ = arena_.template take<T>(Base::packed_peephole());
+    cell_ = arena_.template take<T>(division_.slots * sizes.positions * sizes.padded_hidden);
+    x_ = arena_.template take<T>(2 * division_.slots * x_size());
+    h_ = arena_.template take<T>(2 * division_.slots * h_size());
+    scratch_ = Base::take_scratch(arena_, division_.parts);
+  }
+  int64_t workspace() const { return arena_.used(); }
+
+  void run() const {
+    Base::ready_weights(weight_ih_, weight_hh_, packed_, division_.parts);
+    Base::pack_bias(bias_);
+    Base::pack_peephole(peephole_);
+    memset(h_, 0, size_t(2 * division_.slots * h_size()) * sizeof(T));
+    if (division_.by_element) {
+      parallel_for(division_.parts, op.threads, [&](int64_t part, int64_t) {
+        for (int64_t batch = op.batch * part / division_.parts; batch < op.batch * (part + 1) / division_.parts;
+             ++batch) {
+          begin(part, batch, 0, op.height);
+          for (int64_t time = 0; time < op.time; ++time) step(part, part, time, batch, 0, op.height);
+          end(part, batch, 0, op.height);
+        }
+      });
+      return;
+    }
+    each_band(op, division_,
+              [&](int64_t, int64_t batch, int64_t top, int64_t bottom) { begin(batch, batch, top, bottom); });
+    for (int64_t time = 0; time < op.time; ++time) {
+      each_band(op, division_, [&](int64_t part, int64_t batch, int64_t top, int64_t bottom) {
+        step(part, batch, time, batch, top, bottom);
+      });
+    }
+    each_band(op, division_,
+              [&](int64_t, int64_t batch, int64_t top, int64_t bottom) { end(batch, batch, top, bottom); });
+  }
+
+ private:
+  int64_t x_size() const { return sizes.x_rows * sizes.x_columns * op.input; }
+  int64_t h_size() const { return sizes.h_rows * sizes.h_columns * op.hidden; }
+  // The padded maps of a step; those of the next one are the others.
+  PaddedMap<T> x_map(int64_t slot, int64_t time) const {
+    return {x_ + (2 * slot + time % 2) * x_size(), sizes.x_columns, op.input};
+  }
+  PaddedMap<T> h_map(int64_t slot, int64_t time) const {
+    return {h_ + (2 * slot + time % 2) * h_size(), sizes.h_columns, op.hidden};
+  }
+  T* cell(int64_t slot, int64_t position) const {
+    return cell_ + (slot * sizes.positions + position) * sizes.padded_hidden;
+  }
+
+  // What stands before the first step: cells, h and the first x, in these rows of the map.
+  void begin(int64_t slot, int64_t batch, int64_t top, int64_t bottom) const {
+    memset(cell(slot, top * op.width), 0, size_t((bottom - top) * op.width * sizes.padded_hidden) * sizeof(T));
+    if (op.c_first.data)
+      Base::template read_state<T>(cell(slot, top * op.width), sizes.padded_hidden, op.c_first, batch, top, bottom);
+    if (op.h_first.data) Base::read_h_first(h_map(slot, 0), batch, top, bottom);
+    pad_share(slot, 0, batch, top, bottom);
+  }
+  // These rows' share of padding the x of a step.
+  void pad_share(int64_t slot, int64_t time, int64_t batch, int64_t top, int64_t bottom) const {
+    if (time == op.time) return;
+    Base::pad_x(x_map(slot, time), time, batch, sizes.x_rows * top / op.height, sizes.x_rows * bottom / op.height);
+  }
+
+  void step(int64_t part, int64_t slot, int64_t time, int64_t batch, int64_t top, int64_t bottom) const {
+    const PaddedMap<T> x = x_map(slot, time), h = h_map(slot, time), next = h_map(slot, time + 1);
+    const bool recurs = Base::recurs(time, batch), fresh = Base::resets(time, batch);
+    Base::sum_gates(Base::scratch_of(scratch_, part), x, weight_ih_, recurs ? &h : nullptr, weight_hh_, bias_, top,
+                    bottom, [&](const T* sums, int64_t b, int64_t y, int64_t column, int64_t width) {
+                      update(sums, slot, time, batch, b, y * op.width + column, width,
+                             next.at(y + sizes.h_top, column + sizes.h_left) + b * lanes, fresh);
+                    });
+    pad_share(slot, time + 1, batch, top, bottom);
+  }
+
+  // The new cells and h of `count` positions and one block of channels.
+  void update(const T* sums, int64_t slot, int64_t time, int64_t batch, int64_t b, int64_t position, int64_t count,
+              T* next, bool fresh) const {
+    const int64_t channel = b * lanes, some = smaller(lanes, op.hidden - channel);
+    int64_t place = ((time * op.batch + batch) * sizes.positions + position) * op.hidden + channel;
+    S* out = (S*)op.out.data + place;
+    T* cells = op.cells.data ? (T*)op.cells.data + place : nullptr;
+    T* gates = op.gates.data ? (T*)op.gates.data + (place - channel) * kGates + channel : nullptr;
+    T* held = cell(slot, position) + channel;
+    const T* peephole = peephole_ + (op.peephole_varies ? position * 3 * sizes.padded_hidden : 0) + channel;
+    for (int64_t p = 0; p < count; ++p, sums += block) {
+      Vector<T> i = load(sums), f = load(sums + lanes), g = load(sums + 2 * lanes), o = load(sums + 3 * lanes);
+      Vector<T> c = fresh ? Vector<T>{} : load(held);
+      if (op.peephole.data) {
+        i += load(peephole) * c;
+        f += load(peephole + sizes.padded_hidden) * c;
+      }
+      i = sigmoid(i), f = sigmoid(f), g = tanh(g);
+      c = f * c + i * g;
+      if (op.peephole.data) {
+        o += load(peephole + 2 * sizes.padded_hidden) * c;
+        if (op.peephole_varies) peephole += 3 * sizes.padded_hidden;
+      }
+      o = sigmoid(o);
+      Vector<T> h = o * tanh(c);
+      store(held, c), held += sizes.padded_hidden;
+      store_part<T>(out, h, some), out += op.hidden;
+      store_part<T>(next, round_through<T, S>(h), some), next += op.hidden;
+      if (cells) store_part<T>(cells, c, some), cells += op.hidden;
+      if (gates) {
+        store_part<T>(gates, i, some);
+        store_part<T>(gates + op.hidden, f, some);
+        store_part<T>(gates + 2 * op.hidden, g, some);
+        store_part<T>(gates + 3 * op.hidden, o, some);
+        gates += kGates * op.hidden;
+      }
+    }
+  }
+
+  void end(int64_t slot, int64_t batch, int64_t top, int64_t bottom) const {
+    const int64_t positions = (bottom - top) * op.width;
+    const int64_t place = (batch * sizes.positions + top * op.width) * op.hidden;
+    const int64_t last = ((op.time - 1) * op.batch * sizes.positions) * op.hidden + place;
+    if (op.h_last.data)
+      memcpy((S*)op.h_last.data + place, (const S*)op.out.data + last, size_t(positions * op.hidden) * sizeof(S));
+    for (int64_t p = 0; p < positions; ++p) {
+      memcpy((T*)op.c_last.data + place + p * op.hidden, cell(slot, top * op.width + p), size_t(op.hidden) * sizeof(T));
+    }
+  }
+
+  Division division_;
+  Arena arena_;
+  T *weight_ih_, *weight_hh_, *packed_, *bias_, *peephole_;
+  T* cell_;    // [slots][positions][padded hidden]
+  T *x_, *h_;  // [slots][2] padded maps
+  typename Base::Scratch scratch_;
+};
+
+}  // namespace
+
+int64_t conv_lstm_forward_workspace(const wmk_conv_lstm& op) {
+  return with_types(op.dtype, [&](auto arithmetic, auto storage) {
+    return Forward<decltype(arithmetic), decltype(storage)>(op).workspace();
+  });
+}
+int conv_lstm_forward(const wmk_conv_lstm& op) {
+  with_types(op.dtype, [&](auto arithmetic, auto storage) {
+    Forward<decltype(arithmetic), decltype(storage)>(op).run();
+    return 0;
+  });
+  return WMK_OK;
+}
+
+}  // namespace wmk::WMK_ISA

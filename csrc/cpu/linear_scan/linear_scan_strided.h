@@ -1,0 +1,232 @@
+// A linear scan of any strides: a channel a lane, squares of lanes x lanes elements.
+#pragma once
+
+#include "cpu/linear_scan/linear_scan.h"
+
+namespace wmk::WMK_ISA {
+
+constexpr int64_t kBusyItems = 8;        // with fewer items than these, time is cut
+constexpr int64_t kSegmentSteps = 4096;  // into segments of at least this many steps
+constexpr int64_t kMaxSegments = 16;
+
+template <class T, class S>
+class Squares {
+ public:
+  Squares(const wmk_linear_scan& op, bool backward) : scan_{op, backward}, op_(op) {
+    joined_ = joins(op.gates) && joins(op.tokens) && joins(op.out) && joins(op.grad_out) && joins(op.grad_gates) &&
+              joins(op.grad_tokens);
+    rows_ = joined_ ? op.batch * op.channels : op.channels;
+    tiles_ = divide_up(rows_, lanes);
+    groups_ = joined_ ? 1 : op.batch;
+    segments_ = 1;
+    if (groups_ * tiles_ < kBusyItems) segments_ = larger(1, smaller(kMaxSegments, op.time / kSegmentSteps));
+    segment_ = round_up(divide_up(larger(op.time, 1), segments_), span);
+    segments_ = larger(1, divide_up(op.time, segment_));
+  }
+  // What enters a segment, and what it adds and multiplies: [groups][tiles][segments][lanes].
+  int64_t workspace() const {
+    Arena arena(nullptr);
+    Scratch(arena, segments_ > 1 ? groups_ * tiles_ * segments_ * lanes : 0);
+    return arena.used();
+  }
+  void run() const {
+    Arena arena(op_.workspace);
+    Scratch s(arena, segments_ > 1 ? groups_ * tiles_ * segments_ * lanes : 0);
+    if (segments_ > 1) {
+      parallel_for(groups_ * tiles_ * segments_, op_.threads, [&](int64_t item, int64_t) {
+        Tile tile = tile_of(item / segments_);
+        Vector<T> sum{}, product = broadcast(T(1));
+        run_segment<true>(tile, item % segments_, sum, product);
+        store(s.added + item * lanes, sum);
+        store(s.multiplied + item * lanes, product);
+      });
+      for (int64_t item = 0; item < groups_ * tiles_; ++item) chain(s, item);
+    }
+    parallel_for(groups_ * tiles_ * segments_, op_.threads, [&](int64_t item, int64_t) {
+      Tile tile = tile_of(item / segments_);
+      int64_t segment = item % segments_;
+      Vector<T> carry = segments_ > 1 ? load(s.entering + item * lanes) : entering(tile), unused{};
+      run_segment<false>(tile, segment, carry, unused);
+      if (segment == (scan_.backward ? 0 : segments_ - 1))
+        for (int i = 0; i < tile.rows; ++i) scan_.leave(batch_of(tile, i), channel_of(tile, i), carry[i]);
+      finish_streams();
+    });
+  }
+
+ private:
+  static constexpr int lanes = kLanes<T>;
+  static constexpr int span = 4 * lanes;  // steps worked on at once: the squares of one overlap in the pipeline
+  typedef typename Scan<T>::Mask Mask;
+
+  struct Scratch {
+    T *added, *multiplied, *entering;
+    Scratch(Arena& arena, int64_t count)
+        : added(arena.take<T>(count)), multiplied(arena.take<T>(count)), entering(arena.take<T>(count)) {}
+  };
+  struct Tile {
+    int64_t group, row;
+    int rows;
+  };
+
+  // Whether batch and channels together are rows at one stride.
+  bool joins(const wmk_view& view) const {
+    return !view.data || op_.batch == 1 || op_.channels == 1 || view.stride[0] == op_.channels * view.stride[1];
+  }
+  Plane plane(const wmk_view& view, int64_t group) const {
+    int64_t row_stride = joined_ && op_.channels == 1 ? view.stride[0] : view.stride[1];
+    return {(char*)view.data + group * view.stride[0] * int64_t(sizeof(S)), row_stride, view.stride[2]};
+  }
+  Tile tile_of(int64_t item) const {
+    int64_t row = item % tiles_ * lanes;
+    return {item / tiles_, row, int(smaller(lanes, rows_ - row))};
+  }
+  int64_t batch_of(const Tile& tile, int lane) const { return joined_ ? (tile.row + lane) / op_.channels : tile.group; }
+  int64_t channel_of(const Tile& tile, int lane) const {
+    return joined_ ? (tile.row + lane) % op_.channels : tile.row + lane;
+  }
+  Vector<T> entering(const Tile& tile) const {
+    Vector<T> values{};
+    for (int i = 0; i < tile.rows; ++i) values[i] = scan_.entering(batch_of(tile, i), channel_of(tile, i));
+    return values;
+  }
+
+  // From each segment's own ends to what enters it. Zero stays zero however large the product has grown.
+  void chain(const Scratch& s, int64_t item) const {
+    Vector<T> carry = entering(tile_of(item));
+    for (int64_t i = 0; i < segments_; ++i) {
+      int64_t segment = scan_.backward ? segments_ - 1 - i : i, at = (item * segments_ + segment) * lanes;
+      store(s.entering + at, carry);
+      Vector<T> added = load(s.added + at), multiplied = load(s.multiplied + at);
+      carry = (carry == 0) | (multiplied == 0) ? added : multiplied * carry + added;
+    }
+  }
+
+  // The lanes that start afresh at each of `steps` positions, from `position` on; false where there is none.
+  bool load_fresh(Mask* fresh, const Tile& tile, int64_t position, int64_t steps) const {
+    if (!op_.reset.data) return false;
+    bool any = false;
+    for (int64_t step = 0; step < steps; ++step) {
+      fresh[step] = Mask{};
+      for (int lane = 0; lane < tile.rows;) {
+        int64_t batch = batch_of(tile, lane);
+        bool here = scan_.fresh(batch, position + step);
+        for (; lane < tile.rows && batch_of(tile, lane) == batch; ++lane)
+          if (here) fresh[step][lane] = -1;
+        any |= here;
+      }
+    }
+    return any;
+  }
+
+  // Square of one plane in the order of positions: row i is position + i.
+  void load_square(T* square, const wmk_view& view, const Tile& tile, int64_t position, int64_t steps) const {
+    Plane p = plane(view, tile.group);
+    int64_t time = scan_.time_at(position), step = op_.reverse ? -1 : 1;
+    const S* from = (const S*)p.data + tile.row * p.row_stride + time * p.time_stride;
+    if (step < 0 && p.time_stride == 1 && steps % lanes == 0) {
+      // Read forwards, whole lines at a time, and turn the order of the rows round.
+      load_tile(square + (steps - 1) * lanes, -lanes, from - (steps - 1), p.row_stride, 1, tile.rows, steps);
+    } else {
+      load_tile(square, lanes, from, p.row_stride, step * p.time_stride, tile.rows, steps);
+    }
+  }
+  void store_square(const T* square, const wmk_view& view, const Tile& tile, int64_t position, int64_t steps,
+                    bool stream) const {
+    Plane p = plane(view, tile.group);
+    int64_t time = scan_.time_at(position), step = op_.reverse ? -1 : 1, pitch = lanes;
+    S* to = (S*)p.data + tile.row * p.row_stride + time * p.time_stride;
+    if (step < 0 && p.time_stride == 1 && steps % lanes == 0) {
+      square += (steps - 1) * lanes;
+      pitch = -lanes;
+      to -= steps - 1;
+      step = 1;
+    }
+    if (stream && p.time_stride == 1 && step == 1 && steps % lanes == 0 && tile.rows == lanes &&
+        sizeof(S) == sizeof(T) && int64_t(to) % kVectorBytes == 0 && p.row_stride % lanes == 0) {
+      for (int64_t done = 0; done < steps; done += lanes) {
+        Vector<T> turned[lanes];
+        for (int i = 0; i < lanes; ++i) turned[i] = load(square + (done + i) * pitch);
+        transpose<T>(turned);
+        for (int i = 0; i < lanes; ++i) stream_as(to + i * p.row_stride + done, turned[i]);
+      }
+    } else {
+      store_tile(square, pitch, to, p.row_stride, step * p.time_stride, tile.rows, steps);
+    }
+  }
+  // Asks for what will be read two spans from here.
+  void prefetch(const wmk_view& view, const Tile& tile, int64_t position) const {
+    int64_t ahead = position + (scan_.backward ? -2 : 2) * span;
+    if (ahead < 0 || ahead + span > op_.time) return;
+    Plane p = plane(view, tile.group);
+    int64_t time = smaller(scan_.time_at(ahead), scan_.time_at(ahead + span - 1));
+    const char* from = (const char*)((const S*)p.data + tile.row * p.row_stride + time * p.time_stride);
+    int64_t bytes = p.time_stride == 1 ? span * int64_t(sizeof(S)) : 1;
+    for (int row = 0; row < tile.rows; ++row)
+      for (int64_t byte = 0; byte < bytes; byte += 64)
+        __builtin_prefetch(from + row * p.row_stride * int64_t(sizeof(S)) + byte, 0, 2);
+  }
+
+  // One segment. Ends: only the carry that leaves it, from the one given, and the product of its gates.
+  template <bool Ends>
+  void run_segment(const Tile& tile, int64_t segment, Vector<T>& carry, Vector<T>& product) const {
+    int64_t begin = segment * segment_, end = smaller(op_.time, begin + segment_);
+    bool stream = !Ends && scan_.streams();
+    int64_t spans = divide_up(end - begin, span);
+    for (int64_t i = 0; i < spans; ++i) {
+      int64_t position = begin + (scan_.backward ? spans - 1 - i : i) * span;
+      int64_t steps = smaller(span, end - position);
+      alignas(64) T gates[span * lanes], values[span * lanes];
+      Mask fresh[span];
+      prefetch(op_.gates, tile, position);
+      prefetch(scan_.backward ? op_.grad_out : op_.tokens, tile, position);
+      bool any = load_fresh(fresh, tile, position, steps);
+      load_square(gates, op_.gates, tile, position, steps);
+      load_square(values, scan_.backward ? op_.grad_out : op_.tokens, tile, position, steps);
+      if (!scan_.backward) {
+        for (int64_t t = 0; t < steps; ++t) {
+          Vector<T> gate = load(gates + t * lanes), token = load(values + t * lanes), moved = gate * carry + token;
+          carry = any ? fresh[t] ? token : moved : moved;
+          if (Ends) product = any ? fresh[t] ? Vector<T>{} : product * gate : product * gate;
+          store(values + t * lanes, carry);
+        }
+        if (!Ends) store_square(values, op_.out, tile, position, steps, stream);
+      } else {
+        for (int64_t t = steps; t-- > 0;) {
+          Vector<T> gate = load(gates + t * lanes), grad = load(values + t * lanes) + carry, moved = gate * grad;
+          carry = any ? fresh[t] ? Vector<T>{} : moved : moved;
+          if (Ends) product = any ? fresh[t] ? Vector<T>{} : product * gate : product * gate;
+          store(values + t * lanes, grad);
+        }
+        if (!Ends) finish_backward(values, fresh, any, tile, position, steps, stream);
+      }
+    }
+  }
+
+  // Gradients of tokens and gates, from those of the states: a gate's is its state's times the state before.
+  void finish_backward(const T* grads, const Mask* fresh, bool any, const Tile& tile, int64_t position, int64_t steps,
+                       bool stream) const {
+    alignas(64) T before[(span + 1) * lanes];
+    prefetch(op_.out, tile, position);
+    load_square(before + lanes, op_.out, tile, position, steps);
+    if (position > 0) {
+      load_square(before, op_.out, tile, position - 1, 1);
+    } else {
+      for (int i = 0; i < lanes; ++i)
+        before[i] = i < tile.rows ? scan_.initial(batch_of(tile, i), channel_of(tile, i)) : T(0);
+    }
+    for (int64_t t = 0; t < steps; ++t) {
+      Vector<T> grad = load(grads + t * lanes) * load(before + t * lanes);
+      store(before + t * lanes, any ? fresh[t] ? Vector<T>{} : grad : grad);
+    }
+    store_square(grads, op_.grad_tokens, tile, position, steps, stream);
+    store_square(before, op_.grad_gates, tile, position, steps, stream);
+  }
+
+  Scan<T> scan_;
+  const wmk_linear_scan& op_;
+  bool joined_;                    // rows are all channels of all batch elements, not those of one
+  int64_t rows_, tiles_, groups_;  // rows of a group, tiles of a group, groups
+  int64_t segments_, segment_;     // segments of time, and their length
+};
+
+}  // namespace wmk::WMK_ISA

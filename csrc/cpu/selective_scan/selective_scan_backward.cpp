@@ -1,0 +1,368 @@
+// Selective scan, backward, on the CPU.
+//
+// Time goes backwards a chunk at a time: the states of a chunk are computed again from the one saved at its start, kept
+// in scratch that fits in the second-level cache, and walked back through (see selective_scan_backward.h); memory
+// therefore does not grow with channels x state x time.
+//
+// dB and dC are sums over all channels of a group. The channel tiles of a group are dealt out to a number of parts that
+// depends on the shape alone; a part sums into a buffer of its own, and the parts are added up in order after each
+// round of a few chunks. So nothing is atomic, and the result does not depend on the number of threads. Sequences are
+// dealt out to strands likewise; a strand takes its sequences one after another and sums the gradients of the
+// parameters, and all strands go through their chunks in step.
+//
+// Where there are fewer tiles than threads, the states of a tile are dealt out too (StateParts). They meet in the
+// gradients of step and input alone, so those of a round are kept, and concluded when all its states are through.
+#include "cpu/selective_scan/selective_scan_backward_tile.h"
+
+namespace wmk::WMK_ISA {
+namespace {
+
+constexpr int64_t kMostUnits = 32;  // parts in all groups and strands: the most threads that can share the work
+constexpr int64_t kMostStrands = 16;
+constexpr int64_t kSumsBytes = int64_t(8) << 20;  // of the parts' sums in a round: a few synchronisations in all
+constexpr int64_t kShares = 8;                    // of that work in a group and strand, and of concluding a round
+
+// Where a strand stands: a chunk of a sequence, from the last to the first.
+struct Cursor {
+  int64_t sequence, chunk;
+};
+
+template <class T>
+class Backward {
+ public:
+  static constexpr int lanes = kLanes<T>;
+
+  Backward(const wmk_selective_scan& scan, Arena arena)
+      : scan_(scan), shape_(scan), split_(scan, shape_.tiles, kBlockStates<T>) {
+    span_ = smaller(scan.chunk, larger(scan.time, 1));
+    strands_ = larger(1, smaller(scan.sequences, kMostStrands));
+    parts_ = larger(1, smaller(shape_.tiles_per_group, kMostUnits / (strands_ * shape_.groups)));
+    units_ = strands_ * shape_.groups * parts_;
+    sums_pitch_ = divide_up(shape_.state, kBlockStates<T>) * lanes;
+    table_ = shape_.pitch * lanes;
+    int64_t tiles = strands_ * shape_.tiles;
+    cursors_ = arena.take<Cursor>(strands_);
+    accumulators_ = tiles * (table_ * (2 + !scan.B_varies + !scan.C_varies) + 2 * kShares * lanes);
+    carry_ = arena.take<T>(accumulators_);
+    grad_A_ = carry_ + tiles * table_;
+    grad_B_ = grad_A_ + tiles * table_;
+    grad_C_ = grad_B_ + tiles * (scan.B_varies ? 0 : table_);
+    grad_D_ = grad_C_ + tiles * (scan.C_varies ? 0 : table_);
+    grad_bias_ = grad_D_ + tiles * kShares * lanes;
+    int64_t partials = split_.count > 1 ? tiles * split_.blocks * 3 * lanes : 0;
+    int64_t window = kSumsBytes / ((units_ * sums_pitch_ + partials) * int64_t(sizeof(T)));
+    window_ = larger(span_, smaller(window, divide_up(scan.time, span_) * span_));
+    sums_ = arena.take<T>(scan.B_varies || scan.C_varies ? units_ * window_ * sums_pitch_ : 0);
+    partials_ = arena.take<T>(partials * window_);
+    scratch_ = arena.take<char>(0);
+    scratch_bytes_ = round_up(measure_scratch(nullptr).bytes, 4096) + 4096;
+    workspace_ = arena.used() + scratch_bytes_ * scan.threads;
+  }
+  int64_t workspace() const { return workspace_; }
+
+  void run() const {
+    begin();
+    while (any_left()) {
+      parallel_for(units_ * split_.count, scan_.threads,
+                   [&](int64_t item, int64_t thread) { run_unit(item / split_.count, item % split_.count, thread); });
+      if (split_.count > 1) {
+        parallel_for(strands_ * shape_.tiles * kShares, scan_.threads, [&](int64_t item, int64_t thread) {
+          conclude_share(item / kShares / shape_.tiles, item / kShares % shape_.tiles, item % kShares, scratch(thread));
+        });
+      }
+      if (scan_.B_varies || scan_.C_varies) {
+        parallel_for(strands_ * shape_.groups * kShares, scan_.threads, [&](int64_t item, int64_t thread) {
+          add_up(item / kShares / shape_.groups, item / kShares % shape_.groups, item % kShares, scratch(thread));
+        });
+      }
+      advance();
+    }
+    parallel_for(shape_.tiles, scan_.threads, [&](int64_t tile, int64_t thread) { finish(tile, scratch(thread)); });
+  }
+
+ private:
+  BackwardScratch<T> measure_scratch(char* memory) const { return {shape_, span_, Arena(memory)}; }
+  BackwardScratch<T> scratch(int64_t thread) const { return measure_scratch(scratch_ + thread * scratch_bytes_); }
+
+  int64_t first_sequence(int64_t strand) const { return scan_.sequences * strand / strands_; }
+  int64_t chunks_of(int64_t sequence) const {
+    Sequence s(scan_, sequence);
+    return divide_up(s.end - s.begin, scan_.chunk);
+  }
+
+  void begin() const {
+    memset(carry_, 0, accumulators_ * sizeof(T));
+    for (int64_t strand = 0; strand < strands_; ++strand) {
+      cursors_[strand] = next(strand, {first_sequence(strand) - 1, 0});
+    }
+    for (int64_t sequence = 0; sequence < scan_.sequences; ++sequence)
+      if (chunks_of(sequence) == 0) pass_empty(sequence);
+  }
+  // An empty sequence hands the gradient of its last state to its initial state.
+  void pass_empty(int64_t sequence) const {
+    if (!scan_.grad_initial_state.data) return;
+    T* tile = scratch(0).first_state;
+    for (int64_t k = 0; k < shape_.tiles; ++k) {
+      memset(tile, 0, table_ * sizeof(T));
+      if (scan_.grad_last_state.data)
+        load_state(tile, scan_.grad_last_state, sequence, shape_.channel(k), shape_.rows(k), 0, shape_.state);
+      store_state(tile, scan_.grad_initial_state, sequence, scan_.channels, shape_.state, shape_.channel(k),
+                  shape_.rows(k), 0, shape_.state);
+    }
+  }
+  // The chunk before this one, in the same sequence or the next that has any.
+  Cursor next(int64_t strand, Cursor cursor) const {
+    int64_t end = first_sequence(strand + 1);
+    --cursor.chunk;
+    while (cursor.chunk < 0 && ++cursor.sequence < end) cursor.chunk = chunks_of(cursor.sequence) - 1;
+    return cursor;
+  }
+  // Calls work(sequence, chunk, first time, steps, offset in the window) for every chunk of the strand's round: as many
+  // as fit in the window. Answers where the next round starts.
+  template <class Work>
+  Cursor over_round(int64_t strand, const Work& work) const {
+    Cursor cursor = cursors_[strand];
+    for (int64_t offset = 0; cursor.sequence < first_sequence(strand + 1); cursor = next(strand, cursor)) {
+      Sequence sequence(scan_, cursor.sequence);
+      int64_t time = sequence.begin + cursor.chunk * scan_.chunk, steps = smaller(scan_.chunk, sequence.end - time);
+      if (offset + steps > window_) break;
+      work(sequence, cursor.chunk, time, steps, offset);
+      offset += steps;
+    }
+    return cursor;
+  }
+  void advance() const {
+    for (int64_t strand = 0; strand < strands_; ++strand)
+      cursors_[strand] = over_round(strand, [](const Sequence&, int64_t, int64_t, int64_t, int64_t) {});
+  }
+  bool is_done(int64_t strand) const { return cursors_[strand].sequence >= first_sequence(strand + 1); }
+  bool any_left() const {
+    for (int64_t strand = 0; strand < strands_; ++strand)
+      if (!is_done(strand)) return true;
+    return false;
+  }
+
+  void run_unit(int64_t unit, int64_t split, int64_t thread) const {
+    int64_t part = unit % parts_, group = unit / parts_ % shape_.groups, strand = unit / parts_ / shape_.groups;
+    BackwardScratch<T> s = scratch(thread);
+    memset(s.zeros, 0, lanes * kBlockStates<T> * sizeof(T));
+    int64_t tiles = shape_.tiles_per_group;
+    int64_t first = group * tiles + tiles * part / parts_, last = group * tiles + tiles * (part + 1) / parts_;
+    over_round(strand, [&](const Sequence& sequence, int64_t chunk, int64_t time, int64_t steps, int64_t offset) {
+      T* sums = sums_ + (unit * window_ + offset) * sums_pitch_;
+      if (scan_.B_varies || scan_.C_varies) clear(sums, split, steps);
+      if (scan_.B_varies)
+        load_projection(s.B, shape_, scan_.B, scan_.dtype, sequence.batch, group, time, steps, split_.first(split),
+                        split_.last(split));
+      if (scan_.C_varies)
+        load_projection(s.C, shape_, scan_.C, scan_.dtype, sequence.batch, group, time, steps, split_.first(split),
+                        split_.last(split));
+      for (int64_t step = 0; step < steps; ++step) s.fresh[step] = is_fresh(sequence, time + step);
+      for (int64_t tile = first; tile < last; ++tile) {
+        PrefetchList ahead(s.lines, s.most_lines);
+        if (tile + 1 < last) {
+          list_tile(ahead, sequence, tile + 1, time, steps);
+        } else if (chunk > 0) {
+          list_tile(ahead, sequence, first, time - scan_.chunk, scan_.chunk);
+        }
+        run_tile(s, sequence, chunk, strand, tile, split, time, steps, offset, sums, ahead.pad(steps));
+      }
+    });
+  }
+  // The columns of `sums` that belong to a part of the states.
+  void clear(T* sums, int64_t split, int64_t steps) const {
+    int64_t begin = split_.first(split) / kBlockStates<T>, end = divide_up(split_.last(split), kBlockStates<T>);
+    for (int64_t t = 0; t < steps; ++t)
+      memset(sums + t * sums_pitch_ + begin * lanes, 0, (end - begin) * lanes * sizeof(T));
+  }
+  // What a block of a tile's states gives the gradients of its step and input, and its output: three [window][lane].
+  T* partial(int64_t strand, int64_t tile, int64_t block, int64_t which, int64_t offset) const {
+    return partials_ +
+           ((((strand * shape_.tiles + tile) * split_.blocks + block) * 3 + which) * window_ + offset) * lanes;
+  }
+
+  // What a tile will read and write.
+  void list_tile(PrefetchList& list, const Sequence& sequence, int64_t tile, int64_t time, int64_t steps) const {
+    const wmk_view* views[] = {&scan_.u,      &scan_.delta,      &scan_.z,     &scan_.grad_out,
+                               &scan_.grad_u, &scan_.grad_delta, &scan_.grad_z};
+    for (const wmk_view* view : views)
+      if (view->data)
+        list.add_tile(plane_of(*view, scan_.dtype, sequence.batch), bytes_of(scan_.dtype), shape_.channel(tile),
+                      shape_.rows(tile), time, steps);
+  }
+
+  bool is_fresh(const Sequence& sequence, int64_t time) const {
+    bool starts_from_nothing = !scan_.initial_state.data && !scan_.grad_initial_state.data;
+    if (time == sequence.begin && starts_from_nothing) return true;
+    return scan_.reset.data &&
+           ((const char*)scan_.reset.data)[sequence.batch * scan_.reset.stride[0] + time * scan_.reset.stride[1]];
+  }
+  void load_padded_table(T* table, const wmk_view& view, int64_t channel, int rows) const {
+    memset(table, 0, table_ * sizeof(T));
+    load_table(table, view, channel, rows, shape_.state);
+  }
+
+  void run_tile(const BackwardScratch<T>& s, const Sequence& sequence, int64_t chunk, int64_t strand, int64_t tile,
+                int64_t split, int64_t time, int64_t steps, int64_t offset, T* sums, int64_t lines_per_step) const {
+    int64_t channel = shape_.channel(tile), owner = strand * shape_.tiles + tile;
+    int64_t first = split_.first(split), last = split_.last(split);
+    int rows = shape_.rows(tile);
+    load_padded_table(s.A2, scan_.A, channel, rows);
+    for (int64_t i = 0; i < table_; ++i) s.A2[i] *= kLog2e<T>;
+    if (!scan_.B_varies) load_padded_table(s.B_table, scan_.B, channel, rows);
+    if (!scan_.C_varies) load_padded_table(s.C_table, scan_.C, channel, rows);
+    memset(s.first_state, 0, table_ * sizeof(T));
+    load_state(s.first_state, scan_.chunk_states, sequence.first_slot + chunk, channel, rows, 0, shape_.state);
+    T* carry = carry_ + owner * table_;
+    if (time + steps == sequence.end) {
+      memset(carry + first * lanes, 0, (last - first) * lanes * sizeof(T));
+      if (scan_.grad_last_state.data)
+        load_state(carry, scan_.grad_last_state, sequence.index, channel, rows, first, last);
+    }
+    Place at{sequence.batch, channel, rows, time, steps};
+    prepare(scan_, s, at);
+    ChunkTile<T> work{};
+    work.steps = steps, work.pitch = shape_.pitch, work.fresh = s.fresh;
+    work.step = s.step, work.input = s.input, work.output = s.output, work.A2 = s.A2;
+    work.B = scan_.B_varies ? s.B : s.B_table, work.C = scan_.C_varies ? s.C : s.C_table;
+    work.grad_output = s.grad_output, work.grad_input = s.grad_input, work.grad_step = s.grad_step;
+    work.carry = carry, work.grad_A = grad_A_ + owner * table_;
+    work.grad_B = grad_B_ + owner * table_, work.grad_C = grad_C_ + owner * table_;
+    work.states = s.states, work.decays = s.decays, work.zeros = s.zeros;
+    work.sums = sums, work.sums_pitch = sums_pitch_;
+    work.lines = s.lines, work.lines_per_step = lines_per_step;
+    auto run_blocks = [&](int64_t begin, int64_t end) {
+      run_states<T>(work, s.first_state, begin, end, scan_.B_varies, scan_.C_varies, scan_.grad_z.data);
+    };
+    if (split_.count > 1) {
+      for (int64_t n = first; n < last; n += split_.block) {
+        T** const results[] = {&work.grad_input, &work.grad_step, &work.output};
+        for (int which = 0; which < 3; ++which) {
+          *results[which] = partial(strand, tile, n / split_.block, which, offset);
+          memset(*results[which], 0, steps * lanes * sizeof(T));
+        }
+        run_blocks(n, smaller(n + split_.block, last));
+      }
+    } else {
+      run_blocks(0, shape_.state);
+      int64_t owner = share_of(strand, tile, chunk) * lanes;
+      conclude(scan_, s, at, grad_D_ + owner, grad_bias_ + owner);
+    }
+    if (chunk == 0 && scan_.grad_initial_state.data)
+      store_state(carry, scan_.grad_initial_state, sequence.index, scan_.channels, shape_.state, channel, rows, first,
+                  last);
+  }
+
+  // The sums of the gradients of D and of the bias that a chunk adds to.
+  int64_t share_of(int64_t strand, int64_t tile, int64_t chunk) const {
+    return (strand * kShares + chunk % kShares) * shape_.tiles + tile;
+  }
+  // Adds up the blocks of a tile's states, for a share of the strand's round, and goes on to the gradients of the
+  // inputs.
+  void conclude_share(int64_t strand, int64_t tile, int64_t share, const BackwardScratch<T>& s) const {
+    over_round(strand, [&](const Sequence& sequence, int64_t chunk, int64_t time, int64_t steps, int64_t offset) {
+      if (chunk % kShares != share) return;
+      Place at{sequence.batch, shape_.channel(tile), shape_.rows(tile), time, steps};
+      prepare(scan_, s, at);
+      T* const results[] = {s.grad_input, s.grad_step, s.output};
+      for (int which = 0; which < 3; ++which) {
+        for (int64_t block = 0; block < split_.blocks; ++block) {
+          const T* sum = partial(strand, tile, block, which, offset);
+          for (int64_t t = 0; t < steps * lanes; t += lanes)
+            store(results[which] + t, load(results[which] + t) + load(sum + t));
+        }
+      }
+      int64_t owner = share_of(strand, tile, chunk) * lanes;
+      conclude(scan_, s, at, grad_D_ + owner, grad_bias_ + owner);
+    });
+  }
+
+  // Adds up the parts of dB and dC of a group, for a share of the time steps of the strand's round.
+  void add_up(int64_t strand, int64_t group, int64_t share, const BackwardScratch<T>& s) const {
+    constexpr int block = kBlockStates<T>;
+    int64_t piece = 0;
+    over_round(strand, [&](const Sequence& sequence, int64_t, int64_t time, int64_t steps, int64_t offset) {
+      for (int64_t begin = 0; begin < steps; begin += kSumSteps) {
+        if (piece++ % kShares != share) continue;
+        int64_t count = smaller(kSumSteps, steps - begin);
+        const T* first = sums_ + ((strand * shape_.groups + group) * parts_ * window_ + offset + begin) * sums_pitch_;
+        for (int64_t t = 0; t < count; ++t) {
+          for (int64_t n = 0; n * lanes < sums_pitch_; ++n) {
+            Vector<T> sum{};
+            for (int64_t p = 0; p < parts_; ++p) sum += load(first + (p * window_ + t) * sums_pitch_ + n * lanes);
+            memcpy(s.B + t * shape_.pitch + n * block, &sum, sizeof(sum) / 2);
+            memcpy(s.C + t * shape_.pitch + n * block, (const T*)&sum + block, sizeof(sum) / 2);
+          }
+        }
+        if (scan_.B_varies) store_states(s.B, scan_.grad_B, sequence.batch, group, time + begin, count);
+        if (scan_.C_varies) store_states(s.C, scan_.grad_C, sequence.batch, group, time + begin, count);
+      }
+    });
+  }
+  void store_states(const T* tile, const wmk_view& view, int64_t batch, int64_t group, int64_t time,
+                    int64_t steps) const {
+    if (!view.data) return;
+    Plane plane = plane_of(view, scan_.dtype, batch, group);
+    for (int64_t n = 0; n < shape_.state; n += lanes)
+      store_plane(tile + n, shape_.pitch, plane, scan_.dtype, n, int(smaller(lanes, shape_.state - n)), time, steps);
+  }
+
+  // Adds up the strands' gradients of a tile's parameters.
+  void finish(int64_t tile, const BackwardScratch<T>& s) const {
+    int64_t channel = shape_.channel(tile);
+    int rows = shape_.rows(tile);
+    auto add_strands = [&](T* sum, const T* gradients, int64_t size, int64_t strands) {
+      memset(sum, 0, size * sizeof(T));
+      for (int64_t strand = 0; strand < strands; ++strand)
+        for (int64_t i = 0; i < size; ++i) sum[i] += gradients[(strand * shape_.tiles + tile) * size + i];
+    };
+    auto finish_table = [&](const T* gradients, const wmk_view& view) {
+      if (!view.data) return;
+      add_strands(s.first_state, gradients, table_, strands_);
+      store_state(s.first_state, view, 0, scan_.channels, shape_.state, channel, rows, 0, shape_.state);
+    };
+    auto finish_vector = [&](const T* gradients, const wmk_view& view) {
+      if (!view.data) return;
+      add_strands(s.first_state, gradients, lanes, strands_ * kShares);
+      memcpy((T*)view.data + channel, s.first_state, rows * sizeof(T));
+    };
+    finish_table(grad_A_, scan_.grad_A);
+    if (!scan_.B_varies) finish_table(grad_B_, scan_.grad_B);
+    if (!scan_.C_varies) finish_table(grad_C_, scan_.grad_C);
+    finish_vector(grad_D_, scan_.grad_D);
+    finish_vector(grad_bias_, scan_.grad_delta_bias);
+  }
+
+  const wmk_selective_scan& scan_;
+  ScanShape<T> shape_;
+  StateParts split_;
+  int64_t span_;    // most steps in a chunk
+  int64_t window_;  // most steps of a strand in a round
+  int64_t strands_, parts_, units_, table_, sums_pitch_, scratch_bytes_, workspace_;
+  Cursor* cursors_;
+  int64_t accumulators_;  // elements of carry_ and what follows it
+  char* scratch_;
+  T *carry_, *grad_A_, *grad_B_, *grad_C_;  // [strands][tiles][pitch][lane]
+  T *grad_D_, *grad_bias_;                  // [strands][shares][tiles][lane]
+  T* sums_;                                 // [units][window][sums_pitch]
+  T* partials_;                             // see partial()
+};
+
+}  // namespace
+
+int64_t selective_scan_backward_workspace(const wmk_selective_scan& scan) {
+  Arena measure(nullptr);
+  return scan.dtype == WMK_FLOAT64 ? Backward<double>(scan, measure).workspace()
+                                   : Backward<float>(scan, measure).workspace();
+}
+
+int selective_scan_backward(const wmk_selective_scan& scan) {
+  if (scan.dtype == WMK_FLOAT64) {
+    Backward<double>(scan, Arena(scan.workspace)).run();
+  } else {
+    Backward<float>(scan, Arena(scan.workspace)).run();
+  }
+  return WMK_OK;
+}
+
+}  // namespace wmk::WMK_ISA

@@ -1,0 +1,98 @@
+// What surrounds the inner loops of the selective scan's backward pass: a thread's scratch, and the way from the inputs
+// of a chunk of a tile to the loops' arrays, and from these to the gradients of the inputs.
+#pragma once
+
+#include "cpu/selective_scan/selective_scan_backward.h"
+
+namespace wmk::WMK_ISA {
+
+constexpr int64_t kSumSteps = 32;  // time steps of dB and dC that are added up together
+
+// What one thread needs for one chunk of one tile.
+template <class T>
+struct BackwardScratch {
+  T *A2, *B_table, *C_table, *first_state;                                             // [pitch][lane]
+  T *step, *input, *u, *slope, *output, *gate, *grad_output, *grad_input, *grad_step;  // [time][lane]
+  T *B, *C;                                                                            // [time][pitch]
+  T *states, *decays, *zeros;
+  char* fresh;
+  const char** lines;  // of the tile after this one
+  int64_t most_lines;
+  int64_t bytes;
+
+  // `span` is the most time steps in a chunk.
+  BackwardScratch(const ScanShape<T>& shape, int64_t span, Arena arena) {
+    int64_t rows = span * shape.lanes;
+    T** const tables[] = {&A2, &B_table, &C_table, &first_state};
+    for (T** table : tables) *table = arena.take<T>(shape.pitch * shape.lanes);
+    T** const tiles[] = {&step, &input, &u, &slope, &output, &gate, &grad_output, &grad_input, &grad_step};
+    for (T** tile : tiles) *tile = arena.take<T>(rows);
+    int64_t projection = larger(span, kSumSteps) * shape.pitch;
+    B = arena.take<T>(projection);
+    C = arena.take<T>(projection);
+    states = arena.take<T>((rows + shape.lanes) * kBlockStates<T>);
+    decays = arena.take<T>(rows * kBlockStates<T>);
+    zeros = arena.take<T>(shape.lanes * kBlockStates<T>);
+    fresh = arena.take<char>(span);
+    most_lines = 10 * span;
+    lines = arena.take<const char*>(most_lines + span);
+    bytes = arena.used();
+  }
+};
+
+// From the inputs of a tile: step, its slope in delta, input, dy, and the factor of y in dz (in `gate`).
+template <class T>
+static void prepare(const wmk_selective_scan& scan, const BackwardScratch<T>& s, const Place& at) {
+  constexpr int lanes = kLanes<T>;
+  load_place(s.u, scan.u, scan.dtype, at);
+  load_place(s.step, scan.delta, scan.dtype, at);
+  load_place(s.grad_output, scan.grad_out, scan.dtype, at);
+  if (scan.z.data) load_place(s.gate, scan.z, scan.dtype, at);
+  Vector<T> bias = load_parameter<T>(scan.delta_bias, at.channel, at.rows);
+  Vector<T> skip = load_parameter<T>(scan.D, at.channel, at.rows);
+  for (int64_t t = 0; t < at.steps * lanes; t += lanes) {
+    Vector<T> step = load(s.step + t) + bias, u = load(s.u + t);
+    if (scan.delta_softplus) {
+      Vector<T> slope;
+      step = softplus(step, slope);
+      store(s.slope + t, slope);
+    }
+    store(s.step + t, step);
+    store(s.input + t, step * u);
+    store(s.grad_input + t, Vector<T>{});
+    store(s.grad_step + t, Vector<T>{});
+    if (scan.z.data) {
+      Vector<T> z = load(s.gate + t), gate = sigmoid(z), grad = load(s.grad_output + t);
+      store(s.output + t, skip * u);
+      store(s.gate + t, grad * gate * (z * (1 - gate) + 1));
+      store(s.grad_output + t, grad * gate * z);
+    }
+  }
+}
+
+// From the gradients of step and input those of u, delta and z, and what they add to those of D and the bias [lane].
+template <class T>
+static void conclude(const wmk_selective_scan& scan, const BackwardScratch<T>& s, const Place& at, T* sum_D,
+                     T* sum_bias) {
+  constexpr int lanes = kLanes<T>;
+  constexpr T log_2 = T(0.693147180559945309417);
+  Vector<T> skip = load_parameter<T>(scan.D, at.channel, at.rows);
+  Vector<T> grad_D = load(sum_D), grad_bias = load(sum_bias);
+  for (int64_t t = (at.steps - 1) * lanes; t >= 0; t -= lanes) {
+    Vector<T> u = load(s.u + t), grad_output = load(s.grad_output + t), grad_input = load(s.grad_input + t);
+    Vector<T> grad_delta = load(s.grad_step + t) * log_2 + grad_input * u;
+    if (scan.delta_softplus) grad_delta *= load(s.slope + t);
+    grad_D += grad_output * u;
+    grad_bias += grad_delta;
+    store(s.grad_step + t, grad_delta);
+    store(s.grad_input + t, grad_input * load(s.step + t) + skip * grad_output);
+    if (scan.z.data) store(s.gate + t, load(s.gate + t) * load(s.output + t));
+  }
+  store(sum_D, grad_D);
+  store(sum_bias, grad_bias);
+  if (scan.grad_u.data) store_place(s.grad_input, scan.grad_u, scan.dtype, at);
+  if (scan.grad_delta.data) store_place(s.grad_step, scan.grad_delta, scan.dtype, at);
+  if (scan.grad_z.data) store_place(s.gate, scan.grad_z, scan.dtype, at);
+}
+
+}  // namespace wmk::WMK_ISA

@@ -1,0 +1,206 @@
+// One step of the selective scan, on the CPU.
+//
+// The states of a channel are contiguous in memory and fill the vector's lanes, so a state is read once, updated and
+// written once, whatever its dtype. As many channels as there are lanes go together: their step sizes, inputs and gates
+// share vectors, and their outputs, one sum over lanes each, come out of one tree of additions. A batch element of
+// 1536 channels of 16 states is some 30,000 instructions, so threads are called only for far more than that.
+#include "cpu/common/load_store.h"
+#include "cpu/common/parallel.h"
+#include "cpu/dispatch/isa.h"
+#include "cpu/simd/shuffle.h"
+
+namespace wmk::WMK_ISA {
+namespace {
+
+constexpr int64_t kMostStates = 1024;
+constexpr int64_t kStatesPerThread = 100000;
+
+// `count` elements `stride` apart as a vector, zero beyond them.
+template <class T, class S>
+WMK_INLINE Vector<T> gather(const S* from, int64_t stride, int count) {
+  if (stride == 1 && count == kLanes<T>) return load_as(from, T(0));
+  S gathered[kLanes<T>] = {};
+  for (int i = 0; i < count; ++i) gathered[i] = from[i * stride];
+  return load_as(gathered, T(0));
+}
+template <class T, class S>
+WMK_INLINE void scatter(S* to, int64_t stride, int count, Vector<T> values) {
+  if (stride == 1 && count == kLanes<T>) return store_as(to, values);
+  S scattered[kLanes<T>];
+  store_as(scattered, values);
+  for (int i = 0; i < count; ++i) to[i * stride] = scattered[i];
+}
+
+// The same for a dtype known at run time; float64 goes with T = double alone.
+template <class T>
+static Vector<T> gather(const wmk_view& view, int64_t dtype, int64_t offset, int64_t stride, int count) {
+  if constexpr (sizeof(T) == 8) {
+    return gather<T>((const double*)view.data + offset, stride, count);
+  } else {
+    if (dtype == WMK_BFLOAT16) return gather<T>((const BFloat16*)view.data + offset, stride, count);
+    if (dtype == WMK_FLOAT16) return gather<T>((const Float16*)view.data + offset, stride, count);
+    return gather<T>((const float*)view.data + offset, stride, count);
+  }
+}
+template <class T>
+static void scatter(const wmk_view& view, int64_t dtype, int64_t offset, int64_t stride, int count, Vector<T> values) {
+  if constexpr (sizeof(T) == 8) {
+    scatter<T>((double*)view.data + offset, stride, count, values);
+  } else {
+    if (dtype == WMK_FLOAT32) scatter<T>((float*)view.data + offset, stride, count, values);
+    if (dtype == WMK_BFLOAT16) scatter<T>((BFloat16*)view.data + offset, stride, count, values);
+    if (dtype == WMK_FLOAT16) scatter<T>((Float16*)view.data + offset, stride, count, values);
+  }
+}
+
+template <class T, class State>
+class Step {
+ public:
+  explicit Step(const wmk_selective_step& step) : step_(step), per_group_(step.channels / step.groups) {
+    tiles_ = divide_up(per_group_, lanes);
+  }
+
+  // A unit of work is a group of a batch element, or a part of its tiles where those are too few for the threads.
+  void run() const {
+    int64_t threads = smaller(step_.threads, 1 + step_.batch * step_.channels * step_.state / kStatesPerThread);
+    int64_t units = step_.batch * step_.groups;
+    int64_t parts = larger(1, smaller(tiles_, divide_up(2 * threads, units)));
+    if (threads == 1) parts = 1;
+    parallel_for(units * parts, threads, [&](int64_t item, int64_t) {
+      int64_t unit = item / parts, part = item % parts;
+      run_tiles(unit / step_.groups, unit % step_.groups, tiles_ * part / parts, tiles_ * (part + 1) / parts);
+    });
+  }
+
+ private:
+  static constexpr int lanes = kLanes<T>;
+
+  // Where [first, second] lies in a tensor, in elements.
+  static int64_t at(const wmk_view& view, int64_t first, int64_t second) {
+    return first * view.stride[0] + second * view.stride[1];
+  }
+  Vector<T> parameter(const wmk_view& view, int64_t channel, int rows) const {
+    return view.data ? gather<T>((const T*)view.data + channel * view.stride[0], view.stride[0], rows) : Vector<T>{};
+  }
+
+  void run_tiles(int64_t batch, int64_t group, int64_t first, int64_t last) const {
+    int64_t slot = batch;
+    if (step_.indices.data) slot = ((const int64_t*)step_.indices.data)[batch * step_.indices.stride[0]];
+    bool fresh = step_.reset.data && ((const char*)step_.reset.data)[batch * step_.reset.stride[0]];
+    alignas(64) T B[kMostStates + 64], C[kMostStates + 64];
+    for (int64_t n = 0; n < step_.state; n += lanes) {
+      int count = int(smaller(lanes, step_.state - n));
+      auto projection = [&](const wmk_view& view) {
+        return gather<T>(view, step_.dtype, at(view, batch, group) + n * view.stride[2], view.stride[2], count);
+      };
+      store(B + n, projection(step_.B));
+      store(C + n, projection(step_.C));
+    }
+    for (int64_t tile = first; tile < last; ++tile) {
+      int64_t channel = group * per_group_ + tile * lanes;
+      int rows = int(smaller(lanes, per_group_ - tile * lanes));
+      Vector<T> out = slot < 0 ? Vector<T>{} : run_tile(batch, slot, channel, rows, fresh, B, C);
+      scatter<T>(step_.out, step_.dtype, at(step_.out, batch, channel), step_.out.stride[1], rows, out);
+    }
+  }
+
+  Vector<T> run_tile(int64_t batch, int64_t slot, int64_t channel, int rows, bool fresh, const T* B, const T* C) const {
+    auto activation = [&](const wmk_view& view) {
+      return gather<T>(view, step_.dtype, at(view, batch, channel), view.stride[1], rows);
+    };
+    Vector<T> u = activation(step_.u), size = activation(step_.delta) + parameter(step_.delta_bias, channel, rows);
+    if (step_.delta_softplus) size = softplus(size);
+    Vector<T> input = size * u, scaled = size * kLog2e<T>;
+    alignas(64) T scales[lanes], inputs[lanes];
+    store(scales, scaled);
+    store(inputs, input);
+    Vector<T> products[lanes] = {};
+    const Rows at_rows = {(const State*)step_.state_in.data + at(step_.state_in, slot, channel),
+                          (State*)step_.state_out.data + at(step_.state_out, slot, channel),
+                          (const T*)step_.A.data + channel * step_.A.stride[0],
+                          step_.state_in.stride[1],
+                          step_.state_out.stride[1],
+                          step_.A.stride[0],
+                          step_.state_in.stride[2],
+                          step_.state_out.stride[2],
+                          step_.A.stride[1]};
+    bool contiguous = at_rows.from_stride == 1 && at_rows.to_stride == 1 && at_rows.A_stride == 1;
+    if (contiguous && step_.state % lanes == 0 && !fresh) {
+      for (int64_t n = 0; n < step_.state; n += lanes) update_vectors(at_rows, n, rows, scales, inputs, B, C, products);
+    } else {
+      for (int row = 0; row < rows; ++row) products[row] = update(at_rows, row, scales[row], inputs[row], fresh, B, C);
+    }
+    Vector<T> out = sum_lanes<T>([&](int row) { return products[row]; });
+    if (step_.D.data) out += parameter(step_.D, channel, rows) * u;
+    if (step_.z.data) {
+      Vector<T> z = activation(step_.z);
+      out *= z * sigmoid(z);
+    }
+    return out;
+  }
+
+  // Where the states and A of a tile's first channel are, and how far the next channel and the next state.
+  struct Rows {
+    const State* from;
+    State* to;
+    const T* A;
+    int64_t from_row, to_row, A_row;
+    int64_t from_stride, to_stride, A_stride;
+  };
+
+  // One vector of contiguous states of every channel; their products with C are added up. Everything is in locals:
+  // the compiler cannot know that what is stored is not what it read.
+  __attribute__((always_inline)) static void update_vectors(const Rows& r, int64_t n, int rows, const T* scales,
+                                                            const T* inputs, const T* B, const T* C,
+                                                            Vector<T>* products) {
+    const State* from = r.from + n;
+    State* to = r.to + n;
+    const T* A = r.A + n;
+    const int64_t from_row = r.from_row, to_row = r.to_row, A_row = r.A_row;
+    const Vector<T> B_n = load(B + n), C_n = load(C + n);
+#pragma GCC unroll 4
+    for (int row = 0; row < rows; ++row) {
+      Vector<T> decay = exp2(scales[row] * load(A));
+      Vector<T> h = decay * load_as(from, T(0)) + inputs[row] * B_n;
+      store_as(to, h);
+      products[row] += h * C_n;
+      from += from_row, to += to_row, A += A_row;
+    }
+  }
+
+  // All states of one channel, wherever they are, a vector at a time; answers their products with C.
+  Vector<T> update(const Rows& r, int64_t row, T scale, T input, bool fresh, const T* B, const T* C) const {
+    const State* from = r.from + row * r.from_row;
+    State* to = r.to + row * r.to_row;
+    const T* A = r.A + row * r.A_row;
+    Vector<T> products{};
+    for (int64_t n = 0; n < step_.state; n += lanes) {
+      int count = int(smaller(lanes, step_.state - n));
+      Vector<T> h = input * load(B + n);
+      if (!fresh) {
+        Vector<T> decay = exp2(scale * gather<T>(A + n * r.A_stride, r.A_stride, count));
+        h += decay * gather<T>(from + n * r.from_stride, r.from_stride, count);
+      }
+      scatter<T>(to + n * r.to_stride, r.to_stride, count, h);
+      products += h * load(C + n);
+    }
+    return products;
+  }
+
+  const wmk_selective_step& step_;
+  int64_t per_group_, tiles_;
+};
+
+}  // namespace
+
+int selective_step(const wmk_selective_step& step) {
+  if (step.state > kMostStates || (step.dtype == WMK_FLOAT64) != (step.state_dtype == WMK_FLOAT64))
+    return WMK_UNSUPPORTED;
+  if (step.state_dtype == WMK_FLOAT32) Step<float, float>(step).run();
+  if (step.state_dtype == WMK_FLOAT64) Step<double, double>(step).run();
+  if (step.state_dtype == WMK_BFLOAT16) Step<float, BFloat16>(step).run();
+  if (step.state_dtype == WMK_FLOAT16) Step<float, Float16>(step).run();
+  return WMK_OK;
+}
+
+}  // namespace wmk::WMK_ISA

@@ -1,0 +1,46 @@
+// The entry point of the ConvLSTM over all of time in one kernel.
+#include <initializer_list>
+
+#include "cuda/conv_lstm/conv_lstm_persistent_kernel.cuh"
+
+namespace wmk {
+namespace {
+
+int check(const wmk_conv_lstm_map& p) {
+  if ((p.dtype != WMK_BFLOAT16 && p.dtype != WMK_FLOAT16) || p.hidden < 1 || p.hidden % kMapChannels != 0) {
+    return WMK_UNSUPPORTED;
+  }
+  if (p.tiles != 1 && p.tiles != 2) return WMK_UNSUPPORTED;
+  if (p.hh_height % 2 == 0 || p.hh_width % 2 == 0) return WMK_UNSUPPORTED;
+  for (const wmk_view* view : {&p.from_x, &p.weights, &p.arrived, &p.out, &p.c_last}) {
+    if (view->data == nullptr) return WMK_NULL_POINTER;
+  }
+  for (const wmk_view* view : {&p.h_first, &p.out}) {
+    if (reinterpret_cast<uintptr_t>(view->data) % 4 != 0) return WMK_UNSUPPORTED;
+  }
+  return reinterpret_cast<uintptr_t>(p.weights.data) % 16 == 0 ? WMK_OK : WMK_UNSUPPORTED;
+}
+
+template <int DTYPE>
+int launch_map(const wmk_conv_lstm_map& p) {
+  const int64_t rows = p.batch * p.height * p.width, places = 16 * p.tiles, slices = p.hidden / kMapChannels;
+  const int64_t blocks = (rows + places - 1) / places * slices;
+  const int64_t shared = p.hh_height * p.hh_width * slices * kMapStepBytes;
+  if (blocks > multiprocessors(p.device) || blocks * p.time > 0x7fffffff) return WMK_UNSUPPORTED;
+  if (p.tiles == 1) {
+    return WMK_LAUNCH_TOGETHER((conv_lstm_map_kernel<DTYPE, 1>), blocks, kMapThreads, shared, p.stream, p);
+  }
+  return WMK_LAUNCH_TOGETHER((conv_lstm_map_kernel<DTYPE, 2>), blocks, kMapThreads, shared, p.stream, p);
+}
+
+}  // namespace
+}  // namespace wmk
+
+extern "C" int wmk_cuda_conv_lstm_map(const wmk_conv_lstm_map* p) {
+  if (p->time == 0 || p->batch == 0) return WMK_OK;
+  const int status = wmk::check(*p);
+  if (status != WMK_OK) return status;
+  wmk::DeviceGuard guard(p->device);
+  if (guard.status() != WMK_OK) return guard.status();
+  return p->dtype == WMK_BFLOAT16 ? wmk::launch_map<WMK_BFLOAT16>(*p) : wmk::launch_map<WMK_FLOAT16>(*p);
+}

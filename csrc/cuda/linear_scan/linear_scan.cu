@@ -1,0 +1,106 @@
+// The linear scan's entry points.
+#include "cuda/linear_scan/linear_scan_kernel.cuh"
+
+namespace wmk {
+namespace {
+
+int64_t ceil_divide(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Blocks a multiprocessor should have before time is left whole, and how many to make where it is not.
+constexpr int64_t kEnoughBlocks = 2;
+constexpr int64_t kWantedBlocks = 4;
+
+template <typename T>
+LinearPlan make_plan(const wmk_linear_scan& p, int64_t& bytes) {
+  using C = LinearConfiguration<T>;
+  LinearPlan plan = {};
+  const int64_t rows = p.batch * p.channels, time = p.time < 1 ? 1 : p.time;
+  const int64_t blocks = p.batch * ceil_divide(p.channels, C::kRows), processors = multiprocessors(p.device);
+  int64_t segment = time;
+  if (blocks < kEnoughBlocks * processors && blocks > 0) {
+    segment = ceil_divide(time, ceil_divide(kWantedBlocks * processors, blocks));
+    if (segment < 4 * C::kSteps) segment = 4 * C::kSteps;
+  }
+  plan.segment = ceil_divide(segment, C::kSteps) * C::kSteps;
+  plan.segments = ceil_divide(time, plan.segment);
+  bytes = 0;
+  if (plan.segments > 1) {
+    char* base = static_cast<char*>(p.workspace);
+    const int64_t piece = ceil_divide(plan.segments * rows * static_cast<int64_t>(sizeof(T)), 256) * 256;
+    plan.boundary = base;
+    plan.decay = base + piece;
+    plan.forgets = reinterpret_cast<int32_t*>(base + 2 * piece);
+    bytes = 3 * piece;
+  }
+  return plan;
+}
+
+int64_t workspace_bytes(const wmk_linear_scan& p) {
+  int64_t bytes = 0;
+  if (p.dtype == WMK_FLOAT64) {
+    make_plan<double>(p, bytes);
+  } else {
+    make_plan<float>(p, bytes);
+  }
+  return bytes;
+}
+
+int check(const wmk_linear_scan& p, bool backward) {
+  if (p.dtype < WMK_FLOAT32 || p.dtype > WMK_FLOAT16) return WMK_UNSUPPORTED;
+  const int64_t rows = p.batch * p.channels;
+  if (rows == 0) return WMK_OK;
+  if (!backward && p.last_state.data == nullptr) return WMK_NULL_POINTER;
+  if (p.time > 0 && p.gates.data == nullptr) return WMK_NULL_POINTER;
+  if (p.time > 0 && !backward && (p.tokens.data == nullptr || p.out.data == nullptr)) return WMK_NULL_POINTER;
+  if (p.time > 0 && backward && p.grad_out.data == nullptr) return WMK_NULL_POINTER;
+  if (p.time > 0 && backward && p.grad_gates.data != nullptr && p.out.data == nullptr) return WMK_NULL_POINTER;
+  if (p.workspace == nullptr && workspace_bytes(p) > 0) return WMK_NULL_POINTER;
+  return WMK_OK;
+}
+
+template <typename T, int DTYPE, bool BACKWARD>
+int launch_scan(const wmk_linear_scan& p) {
+  using C = LinearConfiguration<T>;
+  int64_t bytes = 0;
+  const LinearPlan plan = make_plan<T>(p, bytes);
+  const int64_t rows = p.batch * p.channels;
+  const int64_t blocks = plan.segments * p.batch * ceil_divide(p.channels, C::kRows);
+  const int64_t shared =
+      sizeof(LinearShared<T, BACKWARD>) + (BACKWARD ? 3 : 2) * C::kRows * C::kSteps * element_size(p.dtype);
+  if (plan.segments > 1) {
+    int status =
+        WMK_LAUNCH((linear_scan_kernel<T, DTYPE, BACKWARD, true>), blocks, C::kThreads, shared, p.stream, p, plan);
+    if (status != WMK_OK) return status;
+    status = WMK_LAUNCH(linear_scan_combine_kernel<T>, ceil_divide(rows, 128), 128, 0, p.stream, plan, rows);
+    if (status != WMK_OK) return status;
+  }
+  return WMK_LAUNCH((linear_scan_kernel<T, DTYPE, BACKWARD, false>), blocks, C::kThreads, shared, p.stream, p, plan);
+}
+
+template <bool BACKWARD>
+int run(const wmk_linear_scan& p) {
+  const int status = check(p, BACKWARD);
+  if (status != WMK_OK) return status;
+  DeviceGuard guard(p.device);
+  if (guard.status() != WMK_OK) return guard.status();
+  switch (p.dtype) {
+    case WMK_FLOAT64:
+      return launch_scan<double, WMK_FLOAT64, BACKWARD>(p);
+    case WMK_FLOAT32:
+      return launch_scan<float, WMK_FLOAT32, BACKWARD>(p);
+    case WMK_BFLOAT16:
+      return launch_scan<float, WMK_BFLOAT16, BACKWARD>(p);
+    default:
+      return launch_scan<float, WMK_FLOAT16, BACKWARD>(p);
+  }
+}
+
+}  // namespace
+}  // namespace wmk
+
+extern "C" int64_t wmk_cuda_linear_scan_forward_workspace(const wmk_linear_scan* p) { return wmk::workspace_bytes(*p); }
+extern "C" int64_t wmk_cuda_linear_scan_backward_workspace(const wmk_linear_scan* p) {
+  return wmk::workspace_bytes(*p);
+}
+extern "C" int wmk_cuda_linear_scan_forward(const wmk_linear_scan* p) { return wmk::run<false>(*p); }
+extern "C" int wmk_cuda_linear_scan_backward(const wmk_linear_scan* p) { return wmk::run<true>(*p); }

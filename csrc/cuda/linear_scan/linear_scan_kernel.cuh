@@ -1,0 +1,291 @@
+// Linear scan, h_t = g_t h_{t-1} + x_t, forward and backward, either way in time, on a GPU.
+//
+// Bound by memory: an element costs three reads or writes forward and five backward, and a few multiply-adds. A block
+// takes 16 rows (channels) and walks over time in tiles, the next one under way while this one is scanned. Eight
+// threads share a row; each composes four steps into one affine map, three shuffles chain the eight maps, and each
+// thread then runs its four steps from the right value. The backward pass is the same scan from the other end, of what
+// a step sends back: x_t = g_t (dout_t + x_{t+1}).
+//
+// Where there are too few rows to fill the chip, time is cut into segments: a first pass composes each segment to one
+// map, a small kernel chains them, and the second pass starts each segment with the right value.
+#pragma once
+
+#include "cuda/common/tile.cuh"
+
+namespace wmk {
+
+struct LinearPlan {
+  int64_t segment, segments;  // steps, a multiple of a tile's; of each row
+  void* boundary;             // [segments, rows]: where a segment leads from zero; after chaining, what enters it
+  void* decay;                // [segments, rows]
+  int32_t* forgets;           // [segments, rows]
+};
+
+template <typename T>
+struct LinearConfiguration {
+  static constexpr int kRows = 16, kThreads = 128, kLanes = 8;
+  static constexpr int kSteps = sizeof(T) == 8 ? 32 : 128;
+  static constexpr int kRound = 4 * kLanes;  // steps that a row's threads chain at once
+  static constexpr int kPitch = kSteps + 4;
+  using RowTile = Tile<T, kRows, kSteps, kThreads, false>;
+  static constexpr int kSlotBytes = RowTile::kSlotBytes;
+};
+
+template <typename T, bool BACKWARD>
+struct LinearShared {
+  using C = LinearConfiguration<T>;
+  alignas(16) T gates[C::kRows * C::kPitch];   // then their gradient
+  alignas(16) T values[C::kRows * C::kPitch];  // tokens, then the output; or the gradient of out, then of the tokens
+  alignas(16) T outputs[BACKWARD ? C::kRows * C::kPitch : 4];  // of the forward pass
+  alignas(16) uint32_t forgets[C::kSteps / 32];
+};
+
+// An affine map of what enters some steps, or one that ignores it.
+template <typename T>
+struct AffineMap {
+  T factor, added;
+  bool forgets;
+};
+
+// `later` after `earlier`.
+template <typename T>
+__device__ __forceinline__ AffineMap<T> compose(const AffineMap<T>& earlier, const AffineMap<T>& later) {
+  if (later.forgets) return later;
+  return {earlier.factor * later.factor, later.factor * earlier.added + later.added, earlier.forgets};
+}
+template <typename T>
+__device__ __forceinline__ T apply(const AffineMap<T>& map, T value) {
+  return map.forgets || value == T(0) ? map.added : map.factor * value + map.added;
+}
+
+// BACKWARD: the gradients. LOCAL: only each segment's map.
+template <typename T, int DTYPE, bool BACKWARD, bool LOCAL>
+__global__ void __launch_bounds__(128, BACKWARD&& LOCAL             ? 3
+                                       : sizeof(T) == 8 || BACKWARD ? 4
+                                                                    : 6)
+    linear_scan_kernel(const WMK_GRID_CONSTANT wmk_linear_scan p, const WMK_GRID_CONSTANT LinearPlan plan) {
+  using C = LinearConfiguration<T>;
+  using RowTile = typename C::RowTile;
+  constexpr int kSteps = C::kSteps, kPitch = C::kPitch, kLanes = C::kLanes;
+  constexpr int64_t dtype = DTYPE;
+  WMK_SHARED_MEMORY(memory);
+  auto& shared = *reinterpret_cast<LinearShared<T, BACKWARD>*>(memory);
+  unsigned char* gate_slots = memory + sizeof(LinearShared<T, BACKWARD>);
+  unsigned char* value_slots = gate_slots + C::kRows * kSteps * element_size(dtype);
+  unsigned char* output_slots = value_slots + C::kRows * kSteps * element_size(dtype);
+  const bool needs_outputs = BACKWARD && !LOCAL && p.grad_gates.data != nullptr;
+
+  const int64_t tiles = (p.channels + C::kRows - 1) / C::kRows;
+  const int64_t tile = blockIdx.x % tiles, batch = blockIdx.x / tiles % p.batch, segment = blockIdx.x / tiles / p.batch;
+  const int64_t first_row = tile * C::kRows;
+  const int rows = static_cast<int>(p.channels - first_row < C::kRows ? p.channels - first_row : C::kRows);
+  const bool reverse = BACKWARD ? !p.reverse : p.reverse != 0;  // the direction of this scan
+  const bool shifted = p.reverse != 0;                          // a step forgets when the next one is marked
+  // segments count in the scan's direction
+  const int64_t position = reverse ? plan.segments - 1 - segment : segment;
+  const int64_t segment_begin = position * plan.segment;
+  const int64_t segment_end = segment_begin + plan.segment < p.time ? segment_begin + plan.segment : p.time;
+  if (LOCAL && segment + 1 == plan.segments) return;
+
+  const int lane = static_cast<int>(threadIdx.x) % kLanes, row = static_cast<int>(threadIdx.x) / kLanes;
+  const int turn = reverse ? kLanes - 1 - lane : lane;  // this thread's place in the scan's order
+  const bool exists = row < rows;
+  const int64_t channel = first_row + row, number = batch * p.channels + channel, numbers = p.batch * p.channels;
+
+  const auto rows_of = [&](const wmk_view& view) {
+    char* data = static_cast<char*>(view.data);
+    return StridedRows{data + (batch * view.stride[0] + first_row * view.stride[1]) * element_size(dtype),
+                       view.stride[1], view.stride[2]};
+  };
+  const wmk_view &values_view = BACKWARD ? p.grad_out : p.tokens, &out_view = BACKWARD ? p.grad_tokens : p.out;
+  const auto marked = [&](int64_t time) {
+    return static_cast<const uint8_t*>(p.reset.data)[batch * p.reset.stride[0] + time * p.reset.stride[1]] != 0;
+  };
+
+  const wmk_view& start = BACKWARD ? p.grad_last_state : p.initial_state;
+  T carry = T(0);
+  if (exists && segment > 0 && !LOCAL) {
+    carry = static_cast<const T*>(plan.boundary)[segment * numbers + number];
+  } else if (exists && segment == 0 && start.data != nullptr) {
+    const bool dropped = BACKWARD && shifted && p.reset.data != nullptr && p.time > 0 && marked(0);
+    if (!dropped) carry = static_cast<const T*>(start.data)[batch * start.stride[0] + channel * start.stride[1]];
+  }
+  AffineMap<T> whole = {T(1), carry, false};  // LOCAL: of the segment so far, from what enters it
+
+  const auto fetch = [&](int64_t begin, int steps) {
+    RowTile::fetch(gate_slots, rows_of(p.gates), begin, dtype, rows, steps);
+    RowTile::fetch(value_slots, rows_of(values_view), begin, dtype, rows, steps);
+    if (needs_outputs) RowTile::fetch(output_slots, rows_of(p.out), begin, dtype, rows, steps);
+  };
+  const auto same = [](T value, int) { return value; };
+  const int64_t count = (segment_end - segment_begin + kSteps - 1) / kSteps;
+  const auto tile_begin = [&](int64_t i) { return segment_begin + (reverse ? count - 1 - i : i) * kSteps; };
+  const auto tile_steps = [&](int64_t begin) {
+    return static_cast<int>(segment_end - begin < kSteps ? segment_end - begin : kSteps);
+  };
+  if (count > 0) fetch(tile_begin(0), tile_steps(tile_begin(0)));
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t begin = tile_begin(i);
+    const int steps = tile_steps(begin);
+    copy_async_wait();
+    RowTile::template place<false>(shared.gates, kPitch, gate_slots, rows_of(p.gates).along_time(), dtype, rows, steps,
+                                   same);
+    RowTile::template place<false>(shared.values, kPitch, value_slots, rows_of(values_view).along_time(), dtype, rows,
+                                   steps, same);
+    if (needs_outputs) {
+      RowTile::template place<false>(shared.outputs, kPitch, output_slots, rows_of(p.out).along_time(), dtype, rows,
+                                     steps, same);
+    }
+    if (threadIdx.x < kSteps) {
+      const int64_t time = begin + threadIdx.x + shifted;
+      const bool forgets =
+          p.reset.data != nullptr && static_cast<int>(threadIdx.x) < steps && time < p.time && marked(time);
+      const uint32_t bits = __ballot_sync(0xffffffffu, forgets);
+      if (threadIdx.x % 32 == 0) shared.forgets[threadIdx.x / 32] = bits;
+    }
+    __syncthreads();
+    if (i + 1 < count) fetch(tile_begin(i + 1), tile_steps(tile_begin(i + 1)));
+
+#pragma unroll
+    for (int round = 0; round < kSteps / C::kRound; ++round) {
+      const int word = reverse ? kSteps / C::kRound - 1 - round : round;
+      const int first = word * C::kRound + 4 * lane;
+      T* gates = shared.gates + row * kPitch + first;
+      T* values = shared.values + row * kPitch + first;
+      const uint32_t forgets = shared.forgets[word] >> (4 * lane) & 15u;
+      Quad<T> g = load_quad(gates), v = load_quad(values);
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        if (first + j >= steps) g.value[j] = T(1);  // and its value is 0: such a step changes nothing
+      }
+      AffineMap<T> mine = {T(1), T(0), false};
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        const int k = reverse ? 3 - j : j;
+        // a run-time index would put the quads in memory
+        const T gate = reverse ? g.value[3 - j] : g.value[j], value = reverse ? v.value[3 - j] : v.value[j];
+        const bool forget = forgets >> k & 1u;
+        const AffineMap<T> step =
+            BACKWARD ? AffineMap<T>{gate, forget ? T(0) : gate * value, forget} : AffineMap<T>{gate, value, forget};
+        mine = compose(mine, step);
+      }
+#pragma unroll
+      for (int distance = 1; distance < kLanes; distance *= 2) {
+        const int from = static_cast<int>(threadIdx.x) % 32 + (reverse ? distance : -distance);
+        AffineMap<T> before;
+        before.factor = __shfl_sync(0xffffffffu, mine.factor, from & 31);
+        before.added = __shfl_sync(0xffffffffu, mine.added, from & 31);
+        before.forgets = __shfl_sync(0xffffffffu, static_cast<int>(mine.forgets), from & 31) != 0;
+        if (turn >= distance) mine = compose(before, mine);
+      }
+      const int neighbour = static_cast<int>(threadIdx.x) % 32 + (reverse ? 1 : -1);
+      AffineMap<T> before;
+      before.factor = __shfl_sync(0xffffffffu, mine.factor, neighbour & 31);
+      before.added = __shfl_sync(0xffffffffu, mine.added, neighbour & 31);
+      before.forgets = __shfl_sync(0xffffffffu, static_cast<int>(mine.forgets), neighbour & 31) != 0;
+      T state = turn == 0 ? carry : apply(before, carry);
+      const T last = apply(mine, carry);
+      const int last_thread = static_cast<int>(threadIdx.x) % 32 / kLanes * kLanes + (reverse ? 0 : kLanes - 1);
+      carry = __shfl_sync(0xffffffffu, last, last_thread);
+      if constexpr (LOCAL) {
+        AffineMap<T> all = mine;
+        all.factor = __shfl_sync(0xffffffffu, mine.factor, last_thread);
+        all.forgets = __shfl_sync(0xffffffffu, static_cast<int>(mine.forgets), last_thread) != 0;
+        whole.factor *= all.factor;
+        whole.forgets = whole.forgets || all.forgets;
+      } else {
+        Quad<T> result = {};
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+          const int k = reverse ? 3 - j : j;
+          const T gate = reverse ? g.value[3 - j] : g.value[j], value = reverse ? v.value[3 - j] : v.value[j];
+          const bool forget = forgets >> k & 1u;
+          T here;
+          if (BACKWARD) {
+            here = value + state;
+            state = forget ? T(0) : gate * here;
+          } else {
+            here = forget ? value : gate * state + value;
+            state = here;
+          }
+          if (reverse) {
+            result.value[3 - j] = here;
+          } else {
+            result.value[j] = here;
+          }
+        }
+        store_quad(values, result);
+        if (BACKWARD && p.grad_gates.data != nullptr) {
+          // The gradient of a gate: times the state that it multiplied, its neighbour's in time. Of a thread's four
+          // steps three have theirs here; the fourth lies with the next thread, or beyond this round.
+          Quad<T> then = load_quad(shared.outputs + row * kPitch + first);
+          const bool inside = p.reverse ? first + 4 < steps : first > 0;
+          T edge = T(0);
+          if (inside) {
+            edge = shared.outputs[row * kPitch + (p.reverse ? first + 4 : first - 1)];
+          } else if (exists && first < steps) {
+            const int64_t other = p.reverse ? begin + steps : begin - 1;
+            if (other >= 0 && other < p.time) {
+              edge = load_element<T>(p.out.data, dtype,
+                                     batch * p.out.stride[0] + channel * p.out.stride[1] + other * p.out.stride[2]);
+            } else if (p.initial_state.data != nullptr) {
+              edge = static_cast<const T*>(
+                  p.initial_state.data)[batch * p.initial_state.stride[0] + channel * p.initial_state.stride[1]];
+            }
+          }
+          const int last_step = steps - 1 - first;  // in this quad, if it is in it
+#pragma unroll
+          for (int j = 0; j < 4; ++j) {
+            const T state_then = p.reverse ? (j == 3 || j == last_step ? edge : then.value[j < 3 ? j + 1 : 3])
+                                           : (j == 0 ? edge : then.value[j > 0 ? j - 1 : 0]);
+            result.value[j] = forgets >> j & 1u ? T(0) : result.value[j] * state_then;
+          }
+          store_quad(gates, result);
+        }
+      }
+    }
+    __syncthreads();
+    if (!LOCAL) {
+      if (out_view.data != nullptr) {
+        RowTile::write(shared.values, kPitch, rows_of(out_view), begin, dtype, rows, steps);
+      }
+      if (BACKWARD && p.grad_gates.data != nullptr) {
+        RowTile::write(shared.gates, kPitch, rows_of(p.grad_gates), begin, dtype, rows, steps);
+      }
+      __syncthreads();
+    }
+  }
+
+  if (!exists || lane != 0) return;
+  if (LOCAL) {
+    const int64_t at = segment * numbers + number;
+    static_cast<T*>(plan.boundary)[at] = carry;
+    static_cast<T*>(plan.decay)[at] = whole.factor;
+    plan.forgets[at] = whole.forgets;
+  } else if (segment + 1 == plan.segments) {
+    const wmk_view& end = BACKWARD ? p.grad_initial_state : p.last_state;
+    const bool dropped = !BACKWARD && shifted && p.reset.data != nullptr && p.time > 0 && marked(0);
+    if (end.data != nullptr) static_cast<T*>(end.data)[number] = dropped ? T(0) : carry;
+  }
+}
+
+// Puts what enters each segment in the place of where it leads.
+template <typename T>
+__global__ void __launch_bounds__(128)
+    linear_scan_combine_kernel(const WMK_GRID_CONSTANT LinearPlan plan, const int64_t rows) {
+  const int64_t row = static_cast<int64_t>(blockIdx.x) * 128 + threadIdx.x;
+  if (row >= rows) return;
+  T* boundary = static_cast<T*>(plan.boundary);
+  const T* decay = static_cast<const T*>(plan.decay);
+  T state = T(0);
+#pragma unroll 4
+  for (int64_t segment = 0; segment + 1 < plan.segments; ++segment) {
+    const int64_t at = segment * rows + row;
+    const AffineMap<T> map = {decay[at], boundary[at], plan.forgets[at] != 0};
+    boundary[at] = state;
+    state = apply(map, state);
+  }
+  boundary[(plan.segments - 1) * rows + row] = state;
+}
+
+}  // namespace wmk

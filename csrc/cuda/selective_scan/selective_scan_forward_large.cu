@@ -1,0 +1,4 @@
+#include "cuda/selective_scan/selective_scan_launch.cuh"
+
+WMK_SCAN_INSTANCE(template, forward, Scan64);
+WMK_SCAN_INSTANCE(template, forward, Scan256);

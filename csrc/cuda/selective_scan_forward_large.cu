@@ -1,4 +1,0 @@
-#include "selective_scan_launch.cuh"
-
-WMK_SCAN_INSTANCE(template, forward, Scan64);
-WMK_SCAN_INSTANCE(template, forward, Scan256);

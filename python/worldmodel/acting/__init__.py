@@ -1,0 +1,1 @@
+"""What was trained, acting: agent, rollout, video."""

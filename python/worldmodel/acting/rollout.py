@@ -1,0 +1,137 @@
+"""Evaluation: whole episodes with a trained agent, each with a seed of its own.
+
+Episode i runs with seed + i, whatever the number of environments, and every one of the episodes asked for is finished:
+counting those that end first would favour short ones.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from worldmodel.acting.agent import Agent
+from worldmodel.environments.registry import make
+from worldmodel.environments.vector import Episodes
+
+if TYPE_CHECKING:
+    import gymnasium
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluated:
+    """What the episodes brought, in the order of their seeds.
+
+    Attributes:
+        returns: sums of rewards.
+        lengths: actions.
+    """
+
+    returns: tuple[float, ...]
+    lengths: tuple[int, ...]
+
+    @property
+    def mean(self) -> float:
+        """Mean return."""
+        return float(np.mean(self.returns))
+
+    @property
+    def standard_error(self) -> float:
+        """Of the mean return; 0 for one episode."""
+        return float(np.std(self.returns, ddof=1) / np.sqrt(len(self.returns))) if len(self.returns) > 1 else 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values: the summary first."""
+        summary = {"mean": self.mean, "standard_error": self.standard_error, "episodes": len(self.returns)}
+        return {**summary, "returns": list(self.returns), "lengths": list(self.lengths)}
+
+
+def evaluate(
+    agent: Agent,
+    env: str,
+    episodes: int = 100,
+    seed: int = 0,
+    num_envs: int = 16,
+    *,
+    greedy: bool = True,
+    environments: "Sequence[gymnasium.Env[Any, Any]] | None" = None,
+) -> Evaluated:
+    """Runs ``agent`` in the environment called ``env``.
+
+    Args:
+        agent: who acts.
+        env: name of the environment, as for ``worldmodel.environments.registry.resolve``.
+        episodes: how many.
+        seed: of the first; the others follow. Also of the policy's draws where it is not greedy.
+        num_envs: environments that run side by side.
+        greedy: take the best action; otherwise draw from the policy.
+        environments: to run in, instead of ``num_envs`` new ones; they are closed at the end.
+
+    Raises:
+        UnknownEnvironment: nothing goes by that name.
+        EnvironmentFailed: an environment raised an error, or gave NaN.
+    """
+    environments = environments or [make(env) for _ in range(min(num_envs, episodes))]
+    num_envs = len(environments)
+    running = Episodes(environments, lambda number: seed + number, agent.observation_spec, agent.action_spec)
+    torch.manual_seed(seed)
+    results: dict[int, tuple[float, int]] = {}
+    returns, lengths = np.zeros(num_envs), np.zeros(num_envs, np.int64)
+    state = None
+    try:
+        while len(results) < episodes:
+            numbers = list(running.numbers)
+            actions, state = agent.act_encoded(running.observations, state, running.reset, greedy=greedy)
+            happened = running.step(actions)
+            returns += happened.rewards
+            lengths += 1
+            for row in np.flatnonzero(happened.terminated | happened.truncated):
+                if numbers[row] < episodes:
+                    results[numbers[row]] = (float(returns[row]), int(lengths[row]))
+                returns[row] = lengths[row] = 0
+    finally:
+        running.close()
+    ordered = [results[index] for index in range(episodes)]
+    return Evaluated(tuple(r for r, _ in ordered), tuple(n for _, n in ordered))
+
+
+def evaluate_filmed(
+    agent: Agent,
+    env: str,
+    file: Path,
+    filmed: int,
+    episodes: int = 100,
+    seed: int = 0,
+    num_envs: int = 16,
+    *,
+    greedy: bool = True,
+) -> Evaluated:
+    """The same, with a video of the first ``filmed`` episodes, which run one after the other.
+
+    Args:
+        agent: who acts.
+        env: name of the environment.
+        file: of the video, as ``worldmodel.acting.video.video_file`` returns it.
+        filmed: episodes in the video, at least 1.
+        episodes: as for ``evaluate``, and so are the others.
+        seed: of the first.
+        num_envs: for the episodes that are not filmed.
+        greedy: take the best action.
+
+    Raises:
+        NoVideo: the environment has no rendering, before any episode is run.
+        EnvironmentFailed: an environment raised an error, or gave NaN.
+    """
+    from worldmodel.acting.video import FRAMES_A_SECOND, Camera, make_rendered, writer
+
+    filmed = min(filmed, episodes)
+    rendered = make_rendered(env)
+    with writer(file, float(rendered.metadata.get("render_fps") or FRAMES_A_SECOND)) as film:
+        camera = Camera(rendered, agent, filmed, film)
+        first = evaluate(agent, env, filmed, seed, 1, greedy=greedy, environments=[camera])
+    if filmed == episodes:
+        return first
+    rest = evaluate(agent, env, episodes - filmed, seed + filmed, num_envs, greedy=greedy)
+    return Evaluated(first.returns + rest.returns, first.lengths + rest.lengths)

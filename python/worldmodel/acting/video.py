@@ -1,0 +1,173 @@
+"""A video of episodes: the environment's own rendering, and beside it what the agent sees and makes of it."""
+
+import contextlib
+import importlib.util
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from worldmodel.acting.agent import Agent
+from worldmodel.environments.registry import EnvironmentFailed, make
+from worldmodel.pictures.renderers import Painter, painter
+from worldmodel.runs.optional_dependencies import missing, require
+
+try:
+    import gymnasium
+except ImportError as error:
+    raise missing(error, "run environments") from error
+
+FRAMES_A_SECOND = 30  # where the environment does not say
+_LEAST, _MOST = 256, 512  # pixels, the height of a rendering in the video
+_LINE, _SPACE = 24, 8  # pixels of a line of words, and between pictures
+_PAPER, _INK, _PALE = (255, 255, 255), (36, 41, 47), (110, 119, 129)
+
+
+class NoVideo(ValueError):
+    """There can be no video of that environment, or not in that file."""
+
+
+def video_file(wanted: Path) -> tuple[Path, str]:
+    """Where the video goes, and what to say about that.
+
+    Args:
+        wanted: a name that ends in .mp4 or .gif. Without imageio-ffmpeg an mp4 becomes a GIF.
+
+    Raises:
+        NoVideo: another kind of file.
+        MissingPackage: imageio is not installed.
+    """
+    require("imageio.v2", "write videos")
+    if wanted.suffix not in (".mp4", ".gif"):
+        raise NoVideo(f"video is {wanted}, expected a name that ends in .mp4 or .gif")
+    if wanted.suffix == ".mp4" and importlib.util.find_spec("imageio_ffmpeg") is None:
+        said = "imageio-ffmpeg is not installed, so the video is a GIF and no mp4 (pip install imageio-ffmpeg)"
+        return wanted.with_suffix(".gif"), said
+    return wanted, ""
+
+
+def make_rendered(name: str) -> "gymnasium.Env[Any, Any]":
+    """An environment that draws itself, tried out.
+
+    Raises:
+        NoVideo: it does not, and why.
+        UnknownEnvironment: nothing goes by that name.
+        EnvironmentFailed: it cannot be made.
+    """
+    plain = make(name)
+    modes = list(plain.metadata.get("render_modes") or [])
+    plain.close()
+    if "rgb_array" not in modes:
+        known = f"its render modes are {', '.join(map(str, modes))}" if modes else "it has no render modes"
+        raise NoVideo(f"environment {name!r} cannot be rendered as rgb_array: {known}")
+    try:
+        environment = make(name, render_mode="rgb_array")
+    except EnvironmentFailed as failure:
+        raise NoVideo(f"environment {name!r} cannot be rendered as rgb_array: {failure}") from failure
+    try:
+        environment.reset(seed=0)
+        frame = environment.render()
+    except Exception as failure:
+        environment.close()
+        raise NoVideo(f"environment {name!r} cannot be rendered as rgb_array: {failure}") from failure
+    if not (isinstance(frame, np.ndarray) and frame.ndim == 3 and frame.shape[2] == 3):
+        environment.close()
+        found = f"shape {frame.shape}" if isinstance(frame, np.ndarray) else f"a {type(frame).__name__}"
+        raise NoVideo(f"environment {name!r} renders {found} as rgb_array, expected (height, width, 3)")
+    return environment
+
+
+@contextlib.contextmanager
+def writer(path: Path, fps: float) -> Iterator[Any]:
+    """Takes frames by ``append_data``, uint8 (height, width, 3) with even sides; the file is whole at the end."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    imageio = require("imageio.v2", "write videos")
+    options: dict[str, Any] = {"duration": 1000 / fps, "loop": 0}
+    if path.suffix == ".mp4":
+        options = {"format": "FFMPEG", "fps": fps, "codec": "libx264", "quality": 8, "macro_block_size": 2}
+    with imageio.get_writer(path, mode="I", **options) as file:
+        yield file
+
+
+class Camera(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """Films an environment while it runs, every observation of an episode, the last one included.
+
+    Args:
+        environment: of ``make_rendered``.
+        agent: who sees.
+        episodes: how many are filmed; what runs after them is not.
+        film: of ``writer``.
+    """
+
+    def __init__(self, environment: "gymnasium.Env[Any, Any]", agent: Agent, episodes: int, film: Any) -> None:
+        super().__init__(environment)
+        self._agent, self._episodes, self._film = agent, episodes, film
+        leaves = agent.observation_spec.leaves
+        found = ((name, painter(leaf, environment)) for name, leaf in leaves.items())
+        self._painters: dict[str, Painter] = {name: drawn for name, drawn in found if drawn is not None}
+        self._begun = 0
+        image_font = require("PIL.ImageFont", "write videos")
+        self._font = image_font.load_default(14)
+
+    def reset(self, **options: Any) -> tuple[Any, dict[str, Any]]:
+        observation, info = self.env.reset(**options)
+        self._begun += 1
+        self._seed, self._step, self._return = options.get("seed"), 0, 0.0
+        self._shoot(observation)
+        return observation, info
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        self._step += 1
+        self._return += float(reward)
+        self._shoot(observation)
+        return observation, reward, terminated, truncated, info
+
+    def _shoot(self, observation: Any) -> None:
+        if self._begun <= self._episodes:
+            self._film.append_data(self._frame(observation))
+
+    def _frame(self, observation: Any) -> np.ndarray:
+        """Rendering and views side by side, under a line of words and a title each."""
+        rendering = self.env.render()
+        assert isinstance(rendering, np.ndarray)
+        pictures = [("environment", _as_high(rendering, min(max(len(rendering), _LEAST), _MOST)))]
+        height = len(pictures[0][1])
+        pictures += [(title, _as_high(picture, height)) for title, picture in self._views(observation)]
+        image_module, draw_module = (require(f"PIL.{part}", "write videos") for part in ("Image", "ImageDraw"))
+        width = sum(picture.shape[1] + _SPACE for _, picture in pictures) + _SPACE
+        size = (max(width, 420), height + 2 * _LINE + _SPACE)
+        page = image_module.new("RGB", tuple(-(-side // 2) * 2 for side in size), _PAPER)
+        pen = draw_module.Draw(page)
+        words = f"episode {self._begun} of {self._episodes}, seed {self._seed}, step {self._step}"
+        pen.text((_SPACE, 4), f"{words}, return {self._return:.4g}", fill=_INK, font=self._font)
+        left = _SPACE
+        for title, picture in pictures:
+            pen.text((left, _LINE + 2), title, fill=_PALE, font=self._font)
+            page.paste(image_module.fromarray(picture), (left, 2 * _LINE))
+            left += picture.shape[1] + _SPACE
+        return np.asarray(page)
+
+    @torch.no_grad()
+    def _views(self, observation: Any) -> Iterator[tuple[str, np.ndarray]]:
+        """What the agent sees, and what perception makes of it, of the leaves that have pictures."""
+        if not self._painters:
+            return
+        spec, perception = self._agent.observation_spec, self._agent.world_model.perception
+        encoded = {name: array[None] for name, array in spec.encode(observation).items()}
+        seen = perception(spec.to_tensors(encoded, self._agent.device))
+        made = perception.reconstruct(perception.mode(perception.probabilities(seen)))
+        for name, drawn in self._painters.items():
+            own = "" if len(self._painters) == 1 else f" of {name}"
+            yield f"what it sees{own}", drawn.paint(encoded[name][0])
+            yield f"reconstructed{own}", drawn.paint(made[name][0].cpu().numpy(), encoded[name][0])
+
+
+def _as_high(picture: np.ndarray, height: int) -> np.ndarray:
+    """``picture`` scaled to ``height``, each pixel a square where it grows."""
+    image = require("PIL.Image", "write videos")
+    width = max(1, round(picture.shape[1] * height / picture.shape[0]))
+    how = image.Resampling.NEAREST if height >= picture.shape[0] else image.Resampling.LANCZOS
+    return np.asarray(image.fromarray(np.ascontiguousarray(picture, np.uint8)).resize((width, height), how))

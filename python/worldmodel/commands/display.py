@@ -1,0 +1,110 @@
+"""What a person watching sees: a bar and a table where there is a terminal, a line now and then where there is none."""
+
+import itertools
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from worldmodel.learning.settings import TrainConfig
+from worldmodel.runs.optional_dependencies import MissingPackage, require
+
+_LINE_SECONDS = 20  # between lines where there is no terminal
+
+
+class Display:
+    """A context manager that shows how training goes.
+
+    Args:
+        config: of the run.
+        folder: of the run.
+        quiet: show nothing.
+    """
+
+    def __init__(self, config: TrainConfig, folder: Path, *, quiet: bool = False) -> None:
+        self._config = config
+        self._folder = folder
+        self._quiet = quiet
+        self._live: Any = None
+        self._said = -float(_LINE_SECONDS)
+        self._known: dict[str, float] = {}
+
+    def __enter__(self) -> "Display":
+        if not self._quiet and sys.stderr.isatty():
+            try:
+                console = require("rich.console", "show progress").Console(stderr=True)
+                self._live = require("rich.live", "show progress").Live(console=console, refresh_per_second=4)
+            except MissingPackage:
+                return self
+            self._live.start()
+        self.say(f"{self._config.env}, run folder {self._folder}")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def say(self, text: str) -> None:
+        """A line that stays."""
+        if self._live is not None:
+            self._live.console.print(text, markup=False, highlight=False)
+        elif not self._quiet:
+            print(text, file=sys.stderr, flush=True)
+
+    def show(self, figures: Mapping[str, float], *, last: bool = False) -> None:
+        """The newest figures; without a terminal only every now and then, and the ``last`` ones."""
+        self._known.update(figures)  # a figure that has no new value keeps its last one
+        if self._live is not None:
+            self._live.update(self._table(self._known))
+        elif last or time.monotonic() - self._said >= _LINE_SECONDS:
+            self._said = time.monotonic()
+            self.say(line(self._known, done(self._config, figures)))
+
+    def _table(self, figures: Mapping[str, float]) -> Any:
+        """Two columns that fit a small terminal; what else there is stands in ``metrics.jsonl``."""
+        table = require("rich.table", "show progress").Table.grid(padding=(0, 2))
+        bar = require("rich.progress_bar", "show progress").ProgressBar
+        for _ in range(2):
+            table.add_column(style="dim")
+            table.add_column(justify="right")
+        share = done(self._config, figures)
+        table.add_row("done", bar(total=1.0, completed=share, width=12), "", f"{share:.0%}")
+        for pair in itertools.zip_longest(*(_cells(figures, names) for names in (_LEFT, _RIGHT)), fillvalue=("", "")):
+            table.add_row(*pair[0], *pair[1])
+        return table
+
+
+# Names that begin so stand on the left and on the right.
+_LEFT = ("steps", "updates", "episodes", "seconds", "episode/", "milliseconds/", "replay/")
+_RIGHT = ("loss/", "policy/", "latent/", "scale/")
+
+
+def _cells(figures: Mapping[str, float], names: tuple[str, ...]) -> list[tuple[str, str]]:
+    """Name and value of the figures called so, and of those in the groups that end in a slash."""
+    kept = [name for name in figures if name in names or (f"{name.partition('/')[0]}/" in names and "/" in name)]
+    return [(name, f"{figures[name]:,.4g}" if figures[name] % 1 else f"{figures[name]:,.0f}") for name in kept]
+
+
+def done(config: TrainConfig, figures: Mapping[str, float]) -> float:
+    """How much of the steps or the minutes is used up, 0 to 1; 0 where neither is limited."""
+    shares = [figures["steps"] / config.steps] if config.steps else []
+    shares += [figures["seconds"] / (60 * config.minutes)] if config.minutes else []
+    return min(1.0, max(shares, default=0.0))
+
+
+def line(figures: Mapping[str, float], share: float) -> str:
+    """Figures on one line.
+
+    Example:
+        >>> line({"steps": 2000, "updates": 10, "seconds": 3.0, "episode/return": 0.5}, 0.25)
+        ' 25%  2,000 steps  10 updates  3 s  return 0.5'
+    """
+    parts = [f"{share:4.0%}", f"{figures['steps']:,} steps", f"{figures['updates']:,} updates"]
+    parts.append(f"{figures['seconds']:.0f} s")
+    if "episode/return" in figures:
+        parts.append(f"return {figures['episode/return']:.3g}")
+    return "  ".join(parts)

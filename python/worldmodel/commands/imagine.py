@@ -1,0 +1,197 @@
+"""``imagine``: what was seen, what was reconstructed, and what is imagined when observations end, in a PNG and a GIF.
+
+The agent plays an episode. Its first steps are observed; from there on the world model goes by the actions alone that
+were really done, and what it imagines is laid beside what was seen.
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from worldmodel.acting.agent import Agent
+from worldmodel.data.batch import Batch, State
+from worldmodel.environments.registry import make
+from worldmodel.environments.vector import Episodes
+from worldmodel.learning.running_stats import RewardScale
+from worldmodel.learning.settings import saved_config
+from worldmodel.model.open_loop import UNITS, episode_batch, open_loop
+from worldmodel.pictures.bands import Story
+from worldmodel.pictures.page import draw_gif, draw_png
+from worldmodel.pictures.renderers import painter
+from worldmodel.runs.optional_dependencies import require
+from worldmodel.runs.run import Run
+
+
+class ImagineFailed(ValueError):
+    """There is nothing to lay beside what was seen."""
+
+
+@dataclasses.dataclass
+class ImagineOptions:
+    """Draws what was seen, reconstructed and imagined open-loop by the newest checkpoint of a run: a PNG and a GIF.
+
+    The agent plays. After the first steps, which are observed, the world model goes by the actions alone.
+    """
+
+    run: Path
+    """Folder of the run."""
+    episodes: int = 1
+    """How many episodes, drawn below each other."""
+    context: int = 5
+    """Steps that are observed."""
+    horizon: int = 30
+    """Most steps that are imagined after them; fewer where the episode ends."""
+    seed: int = 0
+    """Seed of the first episode; the others follow it."""
+    env: str | None = None
+    """Another environment with the same spaces; the one trained on if not given."""
+    random: bool = False
+    """Play with random actions."""
+    sample: bool = False
+    """Play with actions drawn from the policy; the best ones are taken if neither is given."""
+    draw: bool = False
+    """Draw each latent that is imagined; the likeliest is taken if not given."""
+    fps: float = 4
+    """Steps a second in the GIF."""
+    output: Path | None = None
+    """Where the pictures go, without .png and .gif; RUN/imagined if not given."""
+    json: Path | None = None
+    """Also write the errors by step to this file."""
+    device: str = "cpu"
+    """Where to compute."""
+    threads: int | None = None
+    """Threads that PyTorch uses on a CPU."""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for numbers that cannot work."""
+        for name in ("episodes", "context", "horizon", "fps"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected more than 0")
+        if self.random and self.sample:
+            raise ValueError("random actions and actions drawn from the policy are asked for, expected one of them")
+
+
+@dataclasses.dataclass
+class Imagination:
+    """What ``imagine`` made.
+
+    Attributes:
+        png: path of the picture.
+        gif: path of the film.
+        stories: the episodes.
+    """
+
+    png: Path
+    gif: Path
+    stories: list[Story]
+
+    def to_json(self) -> dict[str, Any]:
+        """The errors by step, with their units."""
+        leaves = self.stories[0].leaves
+        units = {name: UNITS[leaf.kind] for name, leaf in leaves.items()}
+        names = ("errors", "reconstruction_errors", "kept_errors", "rewards", "predicted_rewards", "predicted_ends")
+
+        def plain(value: Any) -> Any:
+            if isinstance(value, dict):
+                return {key: plain(part) for key, part in value.items()}
+            return value.tolist()
+
+        episodes = [
+            {"title": story.title, "context": story.context, **{name: plain(getattr(story, name)) for name in names}}
+            for story in self.stories
+        ]
+        return {"units": units, "episodes": episodes}
+
+
+def imagine(options: ImagineOptions) -> Imagination:
+    """Plays, imagines, draws and writes.
+
+    Raises:
+        RunError: no run, no checkpoint, or a damaged file.
+        ImagineFailed: an episode that ends before anything can be imagined.
+        UnknownEnvironment: nothing goes by the name of the environment.
+        EnvironmentFailed: an environment raised an error, or gave NaN.
+        MissingPackage: matplotlib or imageio is not installed.
+    """
+    require("imageio.v3", "write pictures")
+    require("matplotlib", "draw pictures")
+    agent = Agent.load(options.run, options.device)
+    run = Run(options.run)
+    scale = RewardScale()
+    scale.load_state_dict(run.load("learner")["rewards"])
+    name = options.env or saved_config(run).env
+    torch.manual_seed(options.seed)
+    model, leaves = agent.world_model, agent.observation_spec.leaves
+    environment = make(name)
+    try:
+        found = ((leaf, painter(leaves[leaf], environment)) for leaf in leaves)
+        painters = {leaf: drawn for leaf, drawn in found if drawn is not None}
+        stories = []
+        for number in range(options.episodes):
+            batch, whole = _play(agent, environment, options, number)
+            if batch.shape[1] <= options.context:
+                raise ImagineFailed(
+                    f"context is {options.context}, and the episode with seed {options.seed + number} has no more than "
+                    f"{batch.shape[1]} observations: lower --context below that, or take another --seed"
+                )
+            draw = model.perception.draw if options.draw else None
+            loop = open_loop(model, batch.to(agent.device), options.context, scale.scale, draw)
+            end = "whole" if whole else f"its first {batch.shape[1]} observations"
+            title = f"episode with seed {options.seed + number}, {end}"
+            stories.append(Story.of(title, loop, 0, leaves, painters))
+    finally:
+        environment.close()
+    stem = options.output or options.run / "imagined"
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    png, gif = (stem.with_name(stem.name + suffix) for suffix in (".png", ".gif"))
+    title = f"{name.rpartition(':')[2]}, after {int(run.checkpoints[-1].name):,} steps of training"
+    draw_png(title, stories, png)
+    draw_gif(title, stories, gif, options.fps)
+    made = Imagination(png, gif, stories)
+    if options.json is not None:
+        options.json.write_text(json.dumps({"env": name, **made.to_json()}, indent=1) + "\n")
+    return made
+
+
+def _play(agent: Agent, environment: Any, options: ImagineOptions, number: int) -> tuple[Batch, bool]:
+    """One episode, or as much of it as is drawn, and whether that is all of it."""
+    specs = agent.observation_spec, agent.action_spec
+    seed = options.seed + number
+    running = Episodes([environment], lambda _: seed, *specs)
+    random = np.random.default_rng(seed)
+    state: State | None = None
+    observations = [{name: array[0] for name, array in running.observations.items()}]
+    actions: list[np.ndarray] = []
+    rewards: list[float] = []
+    terminated = truncated = False
+    while len(actions) < options.context + options.horizon - 1 and not (terminated or truncated):
+        if options.random:
+            chosen = agent.action_spec.sample(random, 1)
+        else:
+            chosen, state = agent.act_encoded(running.observations, state, running.reset, greedy=not options.sample)
+        happened = running.step(chosen)
+        actions.append(chosen[0])
+        rewards.append(float(happened.rewards[0]))
+        observations.append({name: array[0] for name, array in happened.next_observations.items()})
+        terminated, truncated = bool(happened.terminated[0]), bool(happened.truncated[0])
+    return episode_batch(*specs, observations, actions, rewards, terminated), terminated or truncated
+
+
+def summary(made: Imagination) -> str:
+    """The files, and the error of the imagined steps beside what it would be if nothing changed.
+
+    Returns:
+        A few lines.
+    """
+    lines = []
+    for name, leaf in made.stories[0].leaves.items():
+        ours, kept = (
+            float(np.mean(np.concatenate([getattr(story, which)[name] for story in made.stories])))
+            for which in ("errors", "kept_errors")
+        )
+        lines.append(f"{name}: mean error {ours:.4f}, {kept:.4f} if nothing changed ({UNITS[leaf.kind]})")
+    return "\n".join([*lines, str(made.png), str(made.gif)])

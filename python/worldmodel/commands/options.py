@@ -1,0 +1,78 @@
+"""The options of ``train``: what a preset or a run to go on with says, and what the command line changes about it."""
+
+import argparse
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from worldmodel.learning.presets import PRESETS
+from worldmodel.learning.settings import TrainConfig, default_folder, saved_config
+from worldmodel.runs.configuration import ConfigurationError
+from worldmodel.runs.run import Run
+
+
+@dataclasses.dataclass
+class TrainOptions(TrainConfig):
+    """Trains a world model on an environment. Ctrl-C saves and stops.
+
+    Every setting of the model, the losses and the replay starts from the preset and can be changed by its own option.
+    """
+
+    run: Path | None = None
+    """Folder of the new run; runs/ENV-DATE if not given."""
+    resume: Path | None = None
+    """Folder of a run to go on with, with its own settings; only how long, where and how often may change."""
+    new_episodes: bool = False
+    """With --resume: begin other episodes instead of going on with those that ran. The run is then not what it would
+    have been without the interruption."""
+    unpickle: bool = False
+    """With --resume: read environments that the checkpoint holds as a pickle. That runs whatever is written in it: only
+    for a run whose files come from someone you trust."""
+
+
+def train_options(arguments: Sequence[str], parse: Callable[..., Any]) -> tuple[TrainConfig, Path, dict[str, bool]]:
+    """Reads the command line.
+
+    Returns:
+        ``(config, folder, how)``, as ``train`` takes them; ``how`` are arguments by name.
+
+    Raises:
+        ConfigurationError: an unknown preset, no environment, options that contradict each other.
+        RunError: there is no run to go on with.
+    """
+    # Preset and resume say what all other options start from, so they are read first.
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--preset", default=TrainConfig.preset)
+    first.add_argument("--resume")
+    early, _ = first.parse_known_args(list(arguments))
+    start = preset_config(early.preset) if early.resume is None else saved_config(Run(early.resume))
+    default = TrainOptions(**{field.name: getattr(start, field.name) for field in dataclasses.fields(TrainConfig)})
+    options: TrainOptions = parse(TrainOptions, arguments, "train", default)
+    config = TrainConfig(**{field.name: getattr(options, field.name) for field in dataclasses.fields(TrainConfig)})
+    if options.resume is not None:
+        if options.run is not None:
+            raise ConfigurationError("--run names a new run and --resume one that exists: give one of them")
+        if options.new_episodes and options.unpickle:
+            raise ConfigurationError("--new-episodes needs nothing that --unpickle would read: give one of them")
+        how = {"resume": True, "new_episodes": options.new_episodes, "unpickle": options.unpickle}
+        return config, options.resume, how
+    if options.new_episodes or options.unpickle:
+        raise ConfigurationError("--new-episodes and --unpickle say how to go on with a run: --resume is missing")
+    if not config.env:
+        raise ConfigurationError("--env is missing: a gymnasium id, module:Env-v0, or a name of popgym's")
+    return config, options.run or default_folder(config.env, time.strftime("%Y%m%d-%H%M%S")), {}
+
+
+def preset_config(name: str) -> TrainConfig:
+    """The configuration that a preset stands for.
+
+    Raises:
+        ConfigurationError: there is no such preset.
+    """
+    if name not in PRESETS:
+        raise ConfigurationError(f"there is no preset {name!r}, expected one of {', '.join(PRESETS)}")
+    preset = PRESETS[name]()
+    told = {field.name: getattr(preset, field.name) for field in dataclasses.fields(preset)}
+    return TrainConfig(preset=name, **told)

@@ -1,0 +1,1 @@
+"""What is learned from: observations' spaces, sequence chunks, batches, replay."""

@@ -1,0 +1,350 @@
+"""What a world model sees and does, from gymnasium's spaces: named arrays of a fixed shape and dtype.
+
+An observation becomes a flat dict of *leaves*. A leaf has a kind, which says how perception reads it:
+
+    categorical   class indices, from Discrete, MultiDiscrete and MultiBinary
+    vector        real numbers, from a Box
+    image         uint8 pixels (height, width, channels), from a Box of uint8
+    grid          class indices (height, width, channels), such as MiniGrid's view: a Box of uint8 with a side below
+                  ``SMALLEST_IMAGE``. Its numbers name objects, colours and states; they are embedded, not pixels.
+
+Text is dropped, with a notice in the log.
+"""
+
+import dataclasses
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from worldmodel.runs.optional_dependencies import missing
+
+try:
+    from gymnasium import spaces
+except ImportError as error:
+    raise missing(error, "describe what is seen and done") from error
+
+Kind = Literal["categorical", "vector", "image", "grid"]
+Path = tuple[str | int, ...]
+
+SMALLEST_IMAGE = 16  # pixels; below it, convolutions with strides have nothing to do
+GRID_CLASSES = 16  # at most, and fewer where a space says so; MiniGrid has 11 kinds of object, 6 colours and 4 states
+ROOT = "observation"  # the leaf of a space that is no Dict or Tuple
+
+_log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Leaf:
+    """One array of an observation.
+
+    Attributes:
+        kind: how perception reads it; the head of this file lists the kinds.
+        shape: of one observation, (entries,) for categorical and vector, (height, width, channels) for image and grid.
+        dtype: of the array that ``ObservationSpec.encode`` makes.
+        path: keys and indices that lead to it inside an observation.
+        sizes: classes of each entry (categorical), of each channel (grid); empty otherwise.
+        starts: the smallest value of each entry of a categorical leaf, which becomes class 0.
+        channels_first: the environment gives an image as (channels, height, width).
+    """
+
+    kind: Kind
+    shape: tuple[int, ...]
+    dtype: str
+    path: Path = ()
+    sizes: tuple[int, ...] = ()
+    starts: tuple[int, ...] = ()
+    channels_first: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class ObservationSpec:
+    """The leaves of an observation by name; it is made of plain values, so it can be kept as JSON beside a checkpoint.
+
+    Attributes:
+        leaves: name -> ``Leaf``; keys of nested spaces are joined by a slash, a space without keys is "observation".
+        dropped: names of the text that is left out.
+
+    Example:
+        >>> from gymnasium import spaces
+        >>> spec = ObservationSpec.from_space(spaces.Dict(card=spaces.Discrete(4), place=spaces.Box(-1, 1, (2,))))
+        >>> {name: (leaf.kind, leaf.shape) for name, leaf in spec.leaves.items()}
+        {'card': ('categorical', (1,)), 'place': ('vector', (2,))}
+        >>> spec.encode({"card": 3, "place": [0.0, 0.5]})["card"]
+        array([3], dtype=uint8)
+    """
+
+    leaves: dict[str, Leaf]
+    dropped: tuple[str, ...] = ()
+
+    @classmethod
+    def from_space(cls, space: spaces.Space[Any], kinds: Mapping[str, Kind] | None = None) -> "ObservationSpec":
+        """The leaves of ``space``.
+
+        Args:
+            space: of an environment's single observation (``single_observation_space`` of a vector environment).
+            kinds: leaf name -> kind, for Boxes whose kind is not the one that the head of this file gives them.
+
+        Raises:
+            ValueError: a space that is not supported, or one that holds text alone.
+        """
+        kinds = dict(kinds or {})
+        leaves, dropped = {}, []
+        for path, part in _parts(space, ()):
+            name = "/".join(map(str, path)) or ROOT
+            if _is_text(part):
+                dropped.append(name)
+                _log.warning("observation %r is text, which the world model does not read: it is left out", name)
+                continue
+            if name in leaves:
+                raise ValueError(f"ObservationSpec: two parts of the space {space} are named {name!r}")
+            leaves[name] = _leaf(name, part, path, kinds.pop(name, None))
+        if kinds:
+            raise ValueError(f"ObservationSpec: kinds names {sorted(kinds)}, expected names among {sorted(leaves)}")
+        if not leaves:
+            raise ValueError(f"ObservationSpec: the space {space} holds nothing but text")
+        return cls(leaves, tuple(dropped))
+
+    def encode(self, observation: Any) -> dict[str, np.ndarray]:
+        """One observation of the environment as arrays, (*leaf.shape) each.
+
+        Raises:
+            ValueError: NaN, infinity, a value outside a leaf's classes, or a shape that does not fit.
+        """
+        return {name: _encode(name, leaf, _follow(observation, leaf.path), ()) for name, leaf in self.leaves.items()}
+
+    def encode_batch(self, observations: Any) -> dict[str, np.ndarray]:
+        """Observations of a vector environment, batched by gymnasium: arrays (batch, *leaf.shape)."""
+        encoded = {}
+        for name, leaf in self.leaves.items():
+            value = np.asarray(_follow(observations, leaf.path))
+            encoded[name] = _encode(name, leaf, value, value.shape[:1])
+        return encoded
+
+    def zeros(self, *batch: int) -> dict[str, np.ndarray]:
+        """Arrays of zeros, (*batch, *leaf.shape): what padding holds."""
+        return {name: np.zeros((*batch, *leaf.shape), leaf.dtype) for name, leaf in self.leaves.items()}
+
+    def to_tensors(
+        self, encoded: Mapping[str, np.ndarray], device: torch.device | str | None = None
+    ) -> dict[str, Tensor]:
+        """Encoded observations as tensors; on a CPU they share memory with the arrays."""
+        return {name: torch.as_tensor(encoded[name], device=device) for name in self.leaves}
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain dicts and lists, from which ``from_json`` makes the same spec."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> "ObservationSpec":
+        """The spec that ``to_json`` was called on."""
+        return cls(
+            {name: Leaf(**_with_tuples(leaf)) for name, leaf in fields["leaves"].items()}, tuple(fields["dropped"])
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class ActionSpec:
+    """The actions: class indices for Discrete and MultiDiscrete, numbers in [-1, 1] for a Box.
+
+    Attributes:
+        kind: "discrete" or "continuous".
+        shape: of one action: () for Discrete, (entries,) otherwise.
+        dtype: of an action: "int64" or "float32".
+        sizes: classes of each entry, empty for continuous.
+        starts: the environment's value of class 0 of each entry.
+        low: the environment's value of -1 of each entry, empty for discrete.
+        high: the environment's value of 1.
+        env_shape: of the environment's action.
+        env_dtype: of the environment's action.
+
+    Example:
+        >>> from gymnasium import spaces
+        >>> spec = ActionSpec.from_space(spaces.Box(-2, 2, (1,)))
+        >>> spec.to_env(np.array([0.5], np.float32))
+        array([1.], dtype=float32)
+    """
+
+    kind: Literal["discrete", "continuous"]
+    shape: tuple[int, ...]
+    dtype: str
+    sizes: tuple[int, ...] = ()
+    starts: tuple[int, ...] = ()
+    low: tuple[float, ...] = ()
+    high: tuple[float, ...] = ()
+    env_shape: tuple[int, ...] = ()
+    env_dtype: str = "int64"
+
+    @classmethod
+    def from_space(cls, space: spaces.Space[Any]) -> "ActionSpec":
+        """The actions of ``space`` (``single_action_space`` of a vector environment).
+
+        Raises:
+            ValueError: a space that is not supported, or a Box without bounds.
+        """
+        if isinstance(space, spaces.Discrete):
+            return cls("discrete", (), "int64", (int(space.n),), (int(space.start),))
+        if isinstance(space, spaces.MultiDiscrete | spaces.MultiBinary):
+            sizes, starts = _classes(space)
+            dtype = str(np.dtype(space.dtype))
+            return cls("discrete", (len(sizes),), "int64", sizes, starts, env_shape=space.shape, env_dtype=dtype)
+        if isinstance(space, spaces.Box):
+            if not (np.isfinite(space.low).all() and np.isfinite(space.high).all() and (space.low < space.high).all()):
+                raise ValueError(f"ActionSpec: {space} has no finite bounds, expected low < high for every entry")
+            low, high = (tuple(float(x) for x in bound.ravel()) for bound in (space.low, space.high))
+            dtype = str(np.dtype(space.dtype))
+            return cls("continuous", (len(low),), "float32", low=low, high=high, env_shape=space.shape, env_dtype=dtype)
+        raise ValueError(f"ActionSpec: {space} is not supported, expected Discrete, MultiDiscrete, MultiBinary or Box")
+
+    @property
+    def width(self) -> int:
+        """Features of an action as the networks take it: classes one-hot and joined, or the numbers themselves."""
+        return sum(self.sizes) if self.kind == "discrete" else self.shape[0]
+
+    def encode(self, actions: Tensor) -> Tensor:
+        """(..., *shape) in ``dtype`` -> (..., width) in float32, or as wide as continuous actions are."""
+        if self.kind == "continuous":
+            return actions
+        entries = actions[..., None] if self.shape == () else actions
+        return torch.cat([F.one_hot(entry, n) for entry, n in zip(entries.unbind(-1), self.sizes, strict=True)], -1).to(
+            torch.get_default_dtype()
+        )
+
+    def decode(self, encoded: Tensor) -> Tensor:
+        """Encoded actions (..., width) -> (..., *shape) in ``dtype``: what ``encode`` was given."""
+        if self.kind == "continuous":
+            return encoded.float()
+        entries = torch.stack([part.argmax(-1) for part in encoded.split(self.sizes, -1)], -1)
+        return entries if self.shape else entries.squeeze(-1)
+
+    def to_env(self, actions: np.ndarray) -> np.ndarray:
+        """The environment's form of actions (..., *shape), with any leading dimensions."""
+        batch = actions.shape[: actions.ndim - len(self.shape)]
+        if self.kind == "discrete":
+            values = actions + np.reshape(self.starts, self.shape)
+        else:
+            low, high = np.array(self.low), np.array(self.high)
+            values = low + (np.clip(actions, -1, 1) + 1) / 2 * (high - low)
+            if np.issubdtype(np.dtype(self.env_dtype), np.integer):
+                values = np.rint(values)
+        return np.asarray(values).reshape(*batch, *self.env_shape).astype(self.env_dtype)
+
+    def sample(self, random: np.random.Generator, *batch: int) -> np.ndarray:
+        """Actions drawn uniformly, (*batch, *shape) in ``dtype``."""
+        size = (*batch, *self.shape)
+        if self.kind == "continuous":
+            return random.uniform(-1, 1, size).astype(self.dtype)
+        return random.integers(0, np.reshape(self.sizes, self.shape), size, dtype=self.dtype)
+
+    def zeros(self, *batch: int) -> np.ndarray:
+        """Actions of zeros, (*batch, *shape) in ``dtype``: what padding holds."""
+        return np.zeros((*batch, *self.shape), self.dtype)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain dicts and lists, from which ``from_json`` makes the same spec."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> "ActionSpec":
+        """The spec that ``to_json`` was called on."""
+        return cls(**_with_tuples(fields))
+
+
+def _parts(space: spaces.Space[Any], path: Path) -> Iterator[tuple[Path, spaces.Space[Any]]]:
+    if isinstance(space, spaces.Dict):
+        for key, part in space.spaces.items():
+            yield from _parts(part, (*path, key))
+    elif isinstance(space, spaces.Tuple):
+        for index, part in enumerate(space.spaces):
+            yield from _parts(part, (*path, index))
+    else:
+        yield path, space
+
+
+def _is_text(space: spaces.Space[Any]) -> bool:
+    """Text, and spaces of strings that environments define themselves, such as MiniGrid's missions."""
+    return isinstance(space, spaces.Text) or (space.dtype is not None and np.dtype(space.dtype).kind == "U")
+
+
+def _leaf(name: str, space: spaces.Space[Any], path: Path, kind: Kind | None) -> Leaf:
+    if isinstance(space, spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary):
+        sizes, starts = _classes(space)
+        return Leaf("categorical", (len(sizes),), _smallest_dtype(max(sizes)), path, sizes, starts)
+    if not isinstance(space, spaces.Box):
+        raise ValueError(
+            f"ObservationSpec: {name!r} is a {type(space).__name__} ({space}), which is not supported; expected "
+            "Discrete, MultiDiscrete, MultiBinary, Box, or a Tuple or Dict of them"
+        )
+    pixels = space.dtype == np.uint8 and len(space.shape) in (2, 3)
+    if kind is None:
+        kind = "vector"
+        if pixels:
+            height, width, _ = _height_width_channels(space.shape)
+            kind = "grid" if min(height, width) < SMALLEST_IMAGE else "image"
+    if kind == "vector":
+        return Leaf("vector", (int(np.prod(space.shape)),), "float32", path)
+    if kind in ("image", "grid") and pixels:
+        shape = _height_width_channels(space.shape)
+        sizes = (min(GRID_CLASSES, int(space.high.max()) + 1),) * shape[2] if kind == "grid" else ()
+        first = len(space.shape) == 3 and shape != space.shape
+        return Leaf(kind, shape, "uint8", path, sizes, channels_first=first)
+    raise ValueError(f"ObservationSpec: {name!r} is {space}, which cannot be read as {kind!r}")
+
+
+def _height_width_channels(shape: Sequence[int]) -> tuple[int, int, int]:
+    """An image has few channels: they come last, or first where only that leaves few."""
+    if len(shape) == 2:
+        return shape[0], shape[1], 1
+    if shape[0] in (1, 3, 4) and shape[2] not in (1, 3, 4):
+        return shape[1], shape[2], shape[0]
+    return shape[0], shape[1], shape[2]
+
+
+def _classes(space: spaces.Space[Any]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Classes and smallest value of each entry."""
+    if isinstance(space, spaces.Discrete):
+        return (int(space.n),), (int(space.start),)
+    if isinstance(space, spaces.MultiDiscrete):
+        return tuple(int(n) for n in space.nvec.ravel()), tuple(int(n) for n in space.start.ravel())
+    entries = int(np.prod(space.shape))  # type: ignore[arg-type]
+    return (2,) * entries, (0,) * entries
+
+
+def _smallest_dtype(classes: int) -> str:
+    """Replay holds millions of these."""
+    return "uint8" if classes <= 2**8 else "int32" if classes <= 2**31 else "int64"
+
+
+def _with_tuples(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """JSON has lists alone."""
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
+
+
+def _follow(observation: Any, path: Path) -> Any:
+    for key in path:
+        observation = observation[key]
+    return observation
+
+
+def _encode(name: str, leaf: Leaf, value: Any, batch: tuple[int, ...]) -> np.ndarray:
+    array = np.asarray(value)
+    if leaf.channels_first:
+        array = np.moveaxis(array, -3, -1)
+    if array.size != int(np.prod((*batch, *leaf.shape))):
+        raise ValueError(f"observation {name!r} has shape {array.shape}, expected {leaf.shape} after {batch}")
+    array = array.reshape(*batch, *leaf.shape)
+    if leaf.kind == "vector":
+        array = array.astype(leaf.dtype)
+        if not np.isfinite(array).all():
+            raise ValueError(f"observation {name!r} holds NaN or infinity, expected finite numbers")
+    elif leaf.sizes:
+        array = array - np.array(leaf.starts) if leaf.starts else array
+        if (array < 0).any() or (array >= np.array(leaf.sizes)).any():
+            hint = "; kinds={...: 'image'} reads it as pixels" if leaf.kind == "grid" else ""
+            span = f"values from {array.min()} to {array.max()}"
+            raise ValueError(f"observation {name!r} has {span}, expected classes below {leaf.sizes}{hint}")
+    return array.astype(leaf.dtype)

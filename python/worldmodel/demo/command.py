@@ -1,0 +1,105 @@
+"""``demo memory``: a memory is trained on 103 steps, stopped, started again from its saved state, and holds for 2²⁰.
+
+The task is POPGym's RepeatPreviousMedium (see ``repeat_previous.py``). Each memory is trained in one process, which
+saves weights and states and ends; another process loads them and goes on. One picture shows what came of it.
+"""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from worldmodel.demo.repeat_previous import DECK
+from worldmodel.demo.worker import MEMORIES, file_name
+from worldmodel.runs.configuration import ConfigurationError
+
+
+class DemoFailed(RuntimeError):
+    """A process of the demonstration ended with an error."""
+
+
+@dataclasses.dataclass
+class MemoryDemoOptions:
+    """Trains three memories on 103-step episodes, goes on from their saved states, and draws one picture."""
+
+    folder: Path = Path("demo-memory")
+    """Where weights, states, figures and the picture go."""
+    steps: int = 2**20
+    """How far to go on after training."""
+    seconds: float = 45
+    """Longest training of each memory."""
+    seed: int = 0
+    """Of weights and cards."""
+    processes: int | None = None
+    """Memories that are worked on at the same time, one thread each; as many as there are cores if not given."""
+
+
+def main(arguments: Sequence[str], parse: Callable[..., Any]) -> int:
+    """``python -m worldmodel demo NAME``.
+
+    Raises:
+        ConfigurationError: there is no demonstration of that name.
+    """
+    if not arguments or arguments[0].startswith("-"):
+        print("usage: python -m worldmodel demo memory [options]\n\n`demo memory --help` explains the options.")
+        return 0 if arguments else 2
+    if arguments[0] != "memory":
+        raise ConfigurationError(f"there is no demonstration {arguments[0]!r}, expected memory")
+    picture = run_memory(parse(MemoryDemoOptions, arguments[1:], "demo memory"))
+    print(picture)
+    return 0
+
+
+def run_memory(options: MemoryDemoOptions) -> Path:
+    """Runs the demonstration and returns the picture's path.
+
+    Raises:
+        ConfigurationError: fewer steps than an episode has.
+        DemoFailed: one of the processes ended with an error.
+    """
+    from worldmodel.demo.picture import draw
+
+    if options.steps < 2 * DECK:
+        raise ConfigurationError(f"steps is {options.steps}, expected at least {2 * DECK}")
+    start = time.perf_counter()
+    options.folder.mkdir(parents=True, exist_ok=True)
+    for phase in ("train", "continue"):
+        _run_all(phase, options)
+    results = [json.loads((options.folder / f"{file_name(name)}.json").read_text()) for name in MEMORIES]
+    summary = {"memories": results, "seconds": time.perf_counter() - start, "torch": torch.__version__}
+    (options.folder / "memory.json").write_text(json.dumps(summary) + "\n")
+    picture = options.folder / "memory.png"
+    draw(summary, picture)
+    print(f"{time.perf_counter() - start:.0f} s in all", file=sys.stderr)
+    return picture
+
+
+def _run_all(phase: str, options: MemoryDemoOptions) -> None:
+    """One process for each memory, a few at a time."""
+    limit = options.processes or len(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else [0])
+    waiting = list(MEMORIES)
+    running: dict[str, subprocess.Popen[bytes]] = {}
+    tail = [str(options.seed), str(options.seconds), str(options.steps)]
+    try:
+        while waiting or running:
+            while waiting and len(running) < limit:
+                name = waiting.pop(0)
+                command = [sys.executable, "-m", "worldmodel.demo.worker", phase, str(options.folder), name, *tail]
+                running[name] = subprocess.Popen(command)
+            for name, process in list(running.items()):
+                if process.poll() is None:
+                    continue
+                del running[name]
+                if process.returncode:
+                    raise DemoFailed(f"{phase} of {name!r} ended with exit status {process.returncode}")
+            time.sleep(0.05)
+    finally:
+        for process in running.values():
+            process.terminate()

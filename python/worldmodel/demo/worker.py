@@ -1,0 +1,158 @@
+"""One memory of ``demo memory``, in processes of its own: one trains it, another one goes on from what that saved.
+
+python -m worldmodel.demo.worker train FOLDER MEMORY SEED SECONDS STEPS
+python -m worldmodel.demo.worker continue FOLDER MEMORY SEED SECONDS STEPS
+"""
+
+import itertools
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from worldmodel.data.batch import State
+from worldmodel.demo.repeat_previous import DECK, LAG, Answerer, deal, first_step, one_hot
+from worldmodel.model.memory import MemoryConfig
+from worldmodel.runs import storage
+
+MEMORIES = {
+    "scan": MemoryConfig(kind="scan"),
+    "GRU": MemoryConfig(kind="gru", width=128),
+    "no memory": MemoryConfig(kind="none"),
+}
+STREAMS = 4  # followed to the end, each with a state of its own
+_EPISODES = 32  # of an update
+_CHUNK = 4096  # steps that go through the memory at once
+_RATE = 5e-3
+_GOOD = 3e-3  # loss at which more training changes nothing
+
+
+def train(folder: Path, name: str, seed: int, seconds: float, steps: int) -> None:
+    """Trains on episodes of 103 answers, plays one in each stream, and saves weights and the states after it."""
+    torch.manual_seed(seed)
+    random = torch.Generator().manual_seed(seed)
+    model = Answerer(MEMORIES[name])
+    optimizer = torch.optim.Adam(model.parameters(), lr=_RATE, betas=(0.9, 0.98))
+    start = said = time.perf_counter()
+    loss, updates = float("inf"), 0
+    while time.perf_counter() - start < seconds and loss > _GOOD:
+        optimizer.param_groups[0]["lr"] = _RATE * min(1.0, (updates + 1) / 50)
+        error = model.loss(deal(_EPISODES, DECK, random))
+        optimizer.zero_grad()
+        error.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        updates += 1
+        loss = error.item() if updates == 1 else 0.9 * loss + 0.1 * error.item()
+        if time.perf_counter() - said > 10:
+            said = time.perf_counter()
+            print(f"{name}: {said - start:.0f} s of training, loss {loss:.3f}", file=sys.stderr, flush=True)
+    spent = time.perf_counter() - start
+    cards = _stream(seed, steps)[:, :DECK]
+    with torch.no_grad():
+        q, state = model(one_hot(cards), None, first_step(cards))
+    right = q.argmax(-1)[:, LAG:] == cards[:, : DECK - LAG]
+    storage.save(
+        folder / f"{file_name(name)}.safetensors",
+        {"model": model.state_dict(), "state": state, "right": right, "seconds": spent, "updates": updates},
+    )
+    accuracy = right.float().mean().item()
+    print(f"{name}: trained for {spent:.0f} s, {accuracy:.3f} right; state saved", file=sys.stderr, flush=True)
+
+
+def go_on(folder: Path, name: str, seed: int, seconds: float, steps: int) -> None:
+    """Goes on from the saved states to ``steps``, and writes what the picture shows."""
+    saved = storage.load(folder / f"{file_name(name)}.safetensors")
+    model = Answerer(MEMORIES[name])
+    model.load_state_dict(saved["model"])
+    cards = _stream(seed, steps)
+    state, right = saved["state"], [saved["right"]]
+    start = time.perf_counter()
+    for first in range(DECK, steps, _CHUNK):
+        piece = cards[:, first : first + _CHUNK]
+        with torch.no_grad():
+            q, state = model(one_hot(piece), state)
+        right.append(q.argmax(-1) == cards[:, first - LAG : first - LAG + piece.shape[1]])
+    answered = torch.cat(right, 1)  # (streams, steps - LAG), from the first step that has an answer
+    seconds = time.perf_counter() - start
+    result: dict[str, Any] = {
+        "memory": name,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "state_numbers": sum(value[0].numel() for value in state.values()),
+        "training_seconds": saved["seconds"],
+        "updates": saved["updates"],
+        "steps": steps,
+        "microseconds_a_step": 1e6 * seconds / (steps - DECK),
+        "accuracy_by_time": _by_time(answered),
+        "accuracy_in_training_length": answered[:, : DECK - LAG].float().mean().item(),
+        "accuracy_beyond": answered[:, DECK - LAG :].float().mean().item(),
+        "sensitivity": _sensitivity(model, cards[:1, :DECK]).tolist(),
+        "swap": _swap(model, cards, state),
+    }
+    (folder / f"{file_name(name)}.json").write_text(json.dumps(result))
+    reached = f"{result['accuracy_beyond']:.4f} right from step {DECK:,} to {steps:,}"
+    print(f"{name}: a new process went on, {reached}, in {seconds:.0f} s", file=sys.stderr, flush=True)
+
+
+def _stream(seed: int, steps: int) -> Tensor:
+    """The cards that the streams see; both processes deal the same ones."""
+    return deal(STREAMS, steps, torch.Generator().manual_seed(seed + 1))
+
+
+def _by_time(answered: Tensor) -> list[tuple[int, int, float]]:
+    """(first step, last step, accuracy) for each stretch, four to every doubling of the time."""
+    edges = [LAG]
+    while edges[-1] < LAG + answered.shape[1]:
+        edges.append(min(LAG + answered.shape[1], max(edges[-1] + 8, round(edges[-1] * 2**0.25))))
+    stretches = itertools.pairwise(edges)
+    return [(low, high, answered[:, low - LAG : high - LAG].float().mean().item()) for low, high in stretches]
+
+
+def _sensitivity(model: Answerer, cards: Tensor) -> Tensor:
+    """|∂Q_t/∂o_s| of the best answer at t, for every t and s: (time, time)."""
+    time_steps = cards.shape[1]
+    # One copy of the episode for each t, so that one backward pass makes all rows.
+    seen = one_hot(cards.expand(time_steps, -1)).requires_grad_()
+    q, _ = model(seen, None, first_step(cards).expand(time_steps, -1))
+    index = torch.arange(time_steps)
+    q[index, index].amax(-1).sum().backward()
+    assert seen.grad is not None
+    return seen.grad.norm(dim=-1)
+
+
+def _swap(model: Answerer, cards: Tensor, state: State) -> dict[str, Any]:
+    """Two streams exchange their states and see the same cards from there: whose past do they answer?
+
+    Only the answers to what was seen before the exchange count, the first ``LAG`` of them.
+    """
+    following = cards[:1, :LAG].expand(2, -1)  # the same for both
+    exchanged = {name: value[:2].flip(0) for name, value in state.items()}
+    with torch.no_grad():
+        q, _ = model(one_hot(following), exchanged)
+    answers, past = q.argmax(-1), cards[:2, -LAG:]  # (2, LAG)
+    return {
+        "past": past.tolist(),
+        "answers": answers.tolist(),
+        "as_the_state_says": (answers == past.flip(0)).float().mean().item(),
+        "as_the_stream_says": (answers == past).float().mean().item(),
+    }
+
+
+def file_name(name: str) -> str:
+    """A name without spaces."""
+    return name.lower().replace(" ", "_")
+
+
+def main(arguments: list[str]) -> None:
+    """Runs one phase of one memory on one thread."""
+    phase, folder, name, seed, seconds, steps = arguments
+    torch.set_num_threads(1)
+    {"train": train, "continue": go_on}[phase](Path(folder), name, int(seed), float(seconds), int(steps))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,1 @@
+"""Environments: the registry, vector environments, and the ones that come with the package."""

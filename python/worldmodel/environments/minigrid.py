@@ -1,0 +1,88 @@
+"""MiniGrid's Memory tasks as a test of memory: a view of three by three cells, and no action but walking.
+
+    python -m worldmodel train --preset wander --env worldmodel.environments.minigrid:MemoryS9-v0
+
+A key or a ball, the *cue*, lies in the room where an episode begins; a corridor away lie one of each, and the episode
+brings a reward where the one like the cue is reached. Importing this module registers Memory S7, S9, S11, S13 and S17.
+The usual view of seven by seven cells sees half of the smallest of them at once; in this one, the cue is out of sight
+from a few steps away. Of MiniGrid's seven actions, left, right and forward do something here.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from worldmodel.runs.optional_dependencies import missing, require
+
+try:
+    import gymnasium
+except ImportError as error:
+    raise missing(error, "run environments") from error
+
+if TYPE_CHECKING:
+    from minigrid.minigrid_env import MiniGridEnv
+
+VIEW = 3  # cells on a side of what is seen
+ACTIONS = ("left", "right", "forward")  # MiniGrid's actions 0, 1 and 2
+SIZES = (7, 9, 11, 13, 17)
+KEY, BALL = 5, 6  # classes of a cell's first channel; 0 is a cell out of sight
+
+_envs = require("minigrid.envs", "run worldmodel.environments.minigrid", "pip install minigrid")
+
+
+class Walking(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """The image of the view is all that is seen, walking all that can be done.
+
+    Example:
+        >>> import worldmodel.environments.registry
+        >>> walking = worldmodel.environments.registry.make("worldmodel.environments.minigrid:MemoryS9-v0")
+        >>> walking.action_space, walking.reset(seed=0)[0].shape
+        (Discrete(3), (3, 3, 3))
+    """
+
+    def __init__(self, env: Any) -> None:
+        super().__init__(env)
+        self.observation_space = env.observation_space["image"]
+        self.action_space = gymnasium.spaces.Discrete(len(ACTIONS))
+
+    def reset(self, **options: Any) -> tuple[np.ndarray, dict[str, Any]]:
+        """Begins an episode."""
+        observation, info = self.env.reset(**options)
+        return observation["image"], info
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        """Turns, or goes on by a cell."""
+        observation, reward, terminated, truncated, info = self.env.step(int(action))
+        return observation["image"], float(reward), terminated, truncated, info
+
+
+def memory(size: int, **options: Any) -> Walking:
+    """A Memory task whose grid has ``size`` cells on a side; ``options`` are those of MiniGrid's ``MemoryEnv``."""
+    return Walking(_envs.MemoryEnv(size=size, agent_view_size=VIEW, **options))
+
+
+def cue_kind(env: Any) -> int:
+    """What the cue of the running episode is: ``KEY`` or ``BALL``."""
+    unwrapped: MiniGridEnv = env.unwrapped
+    cue = unwrapped.grid.get(*_cue_place(unwrapped))
+    return {"key": KEY, "ball": BALL}[cue.type]  # type: ignore[union-attr]
+
+
+def cue_cell(env: Any) -> tuple[int, int] | None:
+    """Where in the view the cue's cell lies, its first two indices; None where it is outside.
+
+    A cell inside the view can be out of sight nevertheless, behind a wall: its first channel is then 0.
+    """
+    unwrapped: MiniGridEnv = env.unwrapped
+    place = unwrapped.relative_coords(*_cue_place(unwrapped))
+    return None if place is None else (int(place[0]), int(place[1]))
+
+
+def _cue_place(unwrapped: "MiniGridEnv") -> tuple[int, int]:
+    """Column and row of the grid: in the corner of the first room, on the agent's left as it begins."""
+    return 1, unwrapped.height // 2 - 1
+
+
+for _size in SIZES:
+    if f"MemoryS{_size}-v0" not in gymnasium.registry:
+        gymnasium.register(f"MemoryS{_size}-v0", "worldmodel.environments.minigrid:memory", kwargs={"size": _size})

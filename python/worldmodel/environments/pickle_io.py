@@ -1,0 +1,75 @@
+"""Environments as pickles, for those that do not repeat themselves from a seed and actions.
+
+Reading a pickle runs whatever is written in it. So nothing is pickled unless a run asks for it, and nothing is read
+back unless the caller says that it may be.
+"""
+
+import io
+import pickle
+from typing import Any
+
+import numpy as np
+
+from worldmodel.environments.registry import EnvironmentFailed
+from worldmodel.runs.optional_dependencies import require
+
+
+class PickleRefused(ValueError):
+    """A pickle that nobody allowed to be read."""
+
+
+def dump(environments: Any, name: str) -> np.ndarray:
+    """Pickles environments.
+
+    Args:
+        environments: a list of them, or a vector of them.
+        name: of the environment, for errors.
+
+    Returns:
+        Bytes, uint8 (size,).
+
+    Raises:
+        EnvironmentFailed: they cannot be pickled, or their pickle would not hold where they are.
+    """
+    file = io.BytesIO()
+    try:
+        _Pickler(file).dump(environments)
+    except Exception as error:  # whatever an environment's own methods raise
+        raise EnvironmentFailed(f"{name} cannot be pickled: {error}") from error
+    return np.frombuffer(file.getvalue(), np.uint8)
+
+
+def load(content: np.ndarray, name: str, allowed: bool) -> Any:
+    """What ``dump`` was called on.
+
+    Args:
+        content: of ``dump``. It runs with the rights of this process.
+        name: of the environment, for errors.
+        allowed: whether whoever wants it trusts who wrote it.
+
+    Raises:
+        PickleRefused: it is not allowed; nothing has been read then.
+        EnvironmentFailed: it cannot be read here.
+    """
+    if not allowed:
+        raise PickleRefused(
+            f"the checkpoint holds {name} as a pickle, and reading a pickle runs whatever is written in it"
+        )
+    try:
+        return pickle.loads(content.tobytes())
+    except Exception as error:
+        raise EnvironmentFailed(f"{name} cannot be unpickled here: {error}") from error
+
+
+class _Pickler(pickle.Pickler):
+    """Refuses what would be pickled as it was made and not as it is."""
+
+    def __init__(self, file: io.BytesIO) -> None:
+        super().__init__(file)
+        self._ez_pickle = require("gymnasium.utils", "run environments").EzPickle
+
+    def reducer_override(self, value: Any) -> Any:
+        easy = self._ez_pickle
+        if isinstance(value, easy) and type(value).__getstate__ is easy.__getstate__:
+            raise pickle.PicklingError(f"the pickle of {type(value).__name__} says how it was made, not where it is")
+        return NotImplemented

@@ -1,0 +1,126 @@
+"""Environments by name: gymnasium ids, ``module:Env-v0``, and the names of popgym.
+
+Packages that register their environments when they are imported are imported here when an id asks for them.
+"""
+
+import contextlib
+import difflib
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from worldmodel.runs.optional_dependencies import require
+
+if TYPE_CHECKING:
+    import gymnasium
+
+# What an id begins with, and the package that registers it; popgym's also go by their bare names.
+_PACKAGES = {
+    "popgym-": "popgym",
+    "MiniGrid-": "minigrid",
+    "BabyAI-": "minigrid",
+    "ALE/": "ale_py",
+    "bsuite/": "shimmy",
+    "dm_control/": "shimmy",
+}
+
+
+class UnknownEnvironment(ValueError):
+    """There is no environment of that name, or the package that has it is not installed."""
+
+
+class EnvironmentFailed(RuntimeError):
+    """An environment raised an error, or gave something that cannot be learned from."""
+
+
+def resolve(name: str) -> str:
+    """The gymnasium id that ``name`` stands for, registered.
+
+    Args:
+        name: a gymnasium id, ``module:id`` with the module that registers it, or a name of popgym's such as
+            ``RepeatPreviousEasy``.
+
+    Raises:
+        UnknownEnvironment: nothing goes by that name; the message names the nearest that do.
+
+    Example:
+        >>> resolve("CartPole-v1")
+        'CartPole-v1'
+        >>> resolve("CartPol-v1")  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+            ...
+        ...UnknownEnvironment: there is no environment 'CartPol-v1'; did you mean CartPole-v1 ...
+    """
+    gymnasium = require("gymnasium", "run environments")
+    module, _, rest = name.rpartition(":")
+    if module:
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise UnknownEnvironment(
+                f"environment {name!r}: the module {module!r} cannot be imported: {error}"
+            ) from error
+    wanted = "" if module else next((p for prefix, p in _PACKAGES.items() if rest.startswith(prefix)), "")
+    if wanted:
+        try:
+            registering = importlib.import_module(wanted)
+        except ImportError as error:
+            message = f"environment {name!r} is in the package {wanted!r}, which cannot be imported: {error}"
+            raise UnknownEnvironment(message) from error
+        if wanted in ("ale_py", "shimmy"):  # they register only when asked to
+            gymnasium.register_envs(registering)
+    if rest in gymnasium.registry:
+        return rest
+    with contextlib.suppress(gymnasium.error.Error):
+        return str(gymnasium.spec(rest).id)
+    if not module:
+        with contextlib.suppress(ImportError):
+            importlib.import_module("popgym")
+        for form in (f"popgym-{rest}-v0", f"popgym-{rest}"):
+            if form in gymnasium.registry:
+                return form
+    raise UnknownEnvironment(f"there is no environment {name!r}{_hint(rest, list(gymnasium.registry))}")
+
+
+def _hint(name: str, known: list[str]) -> str:
+    short = {
+        key.removeprefix("popgym-").removesuffix("-v0") if key.startswith("popgym-") else key: key for key in known
+    }
+    near = difflib.get_close_matches(name, [*short], n=3, cutoff=0.7)
+    if near:
+        return f"; did you mean {' or '.join(near)}?"
+    return "; expected a gymnasium id, module:Env-v0, or a name of popgym's where popgym is installed"
+
+
+def make(name: str, **options: Any) -> "gymnasium.Env[Any, Any]":
+    """One environment, with gymnasium's own time limit.
+
+    Args:
+        name: as for ``resolve``.
+        **options: for the environment's constructor, such as ``render_mode``.
+
+    Raises:
+        UnknownEnvironment: nothing goes by that name.
+        EnvironmentFailed: it exists and cannot be made, because something that it needs is missing, for example.
+    """
+    gymnasium = require("gymnasium", "run environments")
+    full = resolve(name)
+    try:
+        # Observations are checked where they are encoded, and the checker's warnings are about style.
+        return gymnasium.make(full, disable_env_checker=True, **options)
+    except Exception as error:
+        raise EnvironmentFailed(f"environment {name!r} cannot be made: {error}") from error
+
+
+def make_vector(name: str, num_envs: int) -> "gymnasium.vector.VectorEnv[Any, Any, Any]":
+    """The environment's own vectorised form, for those that have one.
+
+    Raises:
+        UnknownEnvironment: nothing goes by that name.
+        EnvironmentFailed: it has no vectorised form of its own, or cannot be made.
+    """
+    gymnasium = require("gymnasium", "run environments")
+    full = resolve(name)
+    try:
+        return gymnasium.make_vec(full, num_envs, vectorization_mode="vector_entry_point")
+    except Exception as error:
+        raise EnvironmentFailed(f"environment {name!r} cannot be made as a vector of {num_envs}: {error}") from error

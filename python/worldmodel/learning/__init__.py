@@ -1,0 +1,1 @@
+"""How a world model learns: learner, objectives, trainer, presets."""

@@ -1,0 +1,1 @@
+"""The world model: memory, perception, prediction, evaluation and decision."""

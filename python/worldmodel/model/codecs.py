@@ -1,0 +1,224 @@
+"""How each kind of leaf is read and reconstructed.
+
+A codec has ``width``, the features that it makes of a leaf; ``read(leaf)``, (steps, *shape) -> (steps, width);
+``inputs``, the features that it needs to reconstruct one; ``reconstruct(features)`` -> what ``loss`` and ``picture``
+take; ``loss(prediction, leaf)``, nats or squares summed over a leaf, (steps,); and ``picture(prediction)``, the leaf
+that a prediction says, in the leaf's own form.
+"""
+
+import itertools
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from worldmodel.data.spaces import Leaf
+from worldmodel.model.networks import symlog
+
+_REMEMBERED = 1e6  # steps over which the scale of numbers is taken
+_STILL = 1e-10  # variance below which an entry counts as one that does not change
+
+
+class CategoricalCodec(nn.Module):
+    """Classes one-hot and joined; reconstructed by one softmax for each entry.
+
+    A leaf that comes as floating point is taken as one-hot already, (steps, sum of sizes): so gradients with respect
+    to a discrete observation can be had.
+    """
+
+    offsets: Tensor
+    padding: Tensor
+
+    def __init__(self, leaf: Leaf, hidden: int) -> None:
+        super().__init__()
+        self.sizes = leaf.sizes
+        self.width = sum(leaf.sizes)
+        self.inputs = hidden
+        self.project = nn.Linear(hidden, len(leaf.sizes) * max(leaf.sizes))
+        sizes = torch.tensor(leaf.sizes)
+        self.register_buffer("offsets", sizes.cumsum(0) - sizes, persistent=False)
+        self.register_buffer("padding", torch.arange(max(leaf.sizes)) >= sizes[:, None], persistent=False)
+
+    def read(self, leaf: Tensor) -> Tensor:
+        """(steps, entries) -> one-hot (steps, sum of sizes)."""
+        if leaf.is_floating_point():
+            return leaf
+        hot = self.project.weight.new_zeros(leaf.shape[0], self.width)
+        return hot.scatter_(1, leaf.long() + self.offsets, 1.0)
+
+    def reconstruct(self, features: Tensor) -> Tensor:
+        """Logits (steps, entries, classes), minus infinity for classes that an entry does not have."""
+        logits = self.project(features).unflatten(-1, self.padding.shape)
+        return logits.masked_fill(self.padding, -torch.inf)
+
+    def loss(self, prediction: Tensor, leaf: Tensor) -> Tensor:
+        """Cross-entropy."""
+        return F.cross_entropy(prediction.flatten(0, 1), leaf.long().flatten(), reduction="none").view_as(leaf).sum(-1)
+
+    def picture(self, prediction: Tensor) -> Tensor:
+        """The likeliest classes."""
+        return prediction.argmax(-1)
+
+
+class VectorCodec(nn.Module):
+    """Numbers, which may be of any size, through symlog and a running standardisation; the loss is their squared error.
+
+    Without the standardisation an entry that moves little, such as an angle of a tenth of a radian beside a speed of
+    three metres a second, would be too small a part of the loss to be kept. ``mean`` and ``variance`` are buffers:
+    0 and 1 until ``take_in`` is called.
+    """
+
+    mean: Tensor
+    variance: Tensor
+    count: Tensor
+
+    def __init__(self, leaf: Leaf, hidden: int) -> None:
+        super().__init__()
+        entries = leaf.shape[0]
+        self.width = entries + 1
+        self.inputs = hidden
+        self.project = nn.Linear(hidden, entries)
+        self.register_buffer("mean", torch.zeros(entries))
+        self.register_buffer("variance", torch.ones(entries))
+        self.register_buffer("count", torch.zeros((), dtype=torch.float64))
+
+    @property
+    def deviation(self) -> Tensor:
+        """What the entries are divided by; one where they hardly ever changed, which is not to be blown up."""
+        return torch.where(self.variance > _STILL, self.variance, 1).sqrt()
+
+    def read(self, leaf: Tensor) -> Tensor:
+        """(steps, entries) -> the same standardised, and a one, (steps, entries + 1).
+
+        Without the one, what follows sees no size: a layer norm of a product W x is the same for x and 2 x.
+        """
+        numbers = self.standardised(leaf)
+        return torch.cat([numbers, torch.ones_like(numbers[:, :1])], -1)
+
+    def standardised(self, leaf: Tensor) -> Tensor:
+        """(steps, entries) -> the same with a mean of 0 and a deviation of 1."""
+        return (symlog(leaf.to(self.project.weight.dtype)) - self.mean) / self.deviation
+
+    def reconstruct(self, features: Tensor) -> Tensor:
+        """The entries, standardised."""
+        return self.project(features)
+
+    def loss(self, prediction: Tensor, leaf: Tensor) -> Tensor:
+        """Half the squared error, as a normal density of variance one has it."""
+        return 0.5 * (prediction - self.standardised(leaf)).square().sum(-1)
+
+    def picture(self, prediction: Tensor) -> Tensor:
+        """The entries themselves."""
+        numbers = prediction * self.deviation + self.mean
+        return numbers.sign() * numbers.abs().expm1()
+
+    @torch.no_grad()
+    def take_in(self, leaf: Tensor) -> None:
+        """Lets the running mean and variance take in a leaf, (steps, entries).
+
+        They are those of all steps at first, and of about the last million later on (Chan et al. 1979).
+        """
+        if not leaf.shape[0]:
+            return
+        numbers = symlog(leaf.to(self.mean.dtype))
+        self.count.add_(leaf.shape[0]).clamp_(max=_REMEMBERED)
+        share = leaf.shape[0] / self.count.item()
+        mean, variance = numbers.mean(0), numbers.var(0, correction=0)
+        between = share * (1 - share) * (mean - self.mean).square()
+        self.variance.lerp_(variance, share).add_(between)
+        self.mean.lerp_(mean, share)
+
+
+class ImageCodec(nn.Module):
+    """Pixels, through convolutions that halve the image until a side is 4 or less, and the way back."""
+
+    def __init__(self, leaf: Leaf, hidden: int, channels: int) -> None:
+        super().__init__()
+        height, width, colors = leaf.shape
+        stages = max(1, math.ceil(math.log2(min(height, width) / 4)))
+        sides = [(height, width)]
+        layers: list[nn.Module] = []
+        planes = [colors] + [channels * 2**i for i in range(stages)]
+        for before, after in itertools.pairwise(planes):
+            layers += [nn.Conv2d(before, after, 3, stride=2, padding=1), nn.GroupNorm(1, after), nn.SiLU()]
+            sides.append(((sides[-1][0] + 1) // 2, (sides[-1][1] + 1) // 2))
+        self.encoder = nn.Sequential(*layers)
+        self.small = (planes[-1], *sides[-1])
+        self.width = self.inputs = hidden
+        self.project = nn.Linear(math.prod(self.small), hidden)
+        self.expand = nn.Linear(hidden, math.prod(self.small))
+        back: list[nn.Module] = []
+        for stage in reversed(range(stages)):
+            last = stage == 0
+            back += [nn.Upsample(size=sides[stage]), nn.Conv2d(planes[stage + 1], planes[stage], 3, padding=1)]
+            back += [] if last else [nn.GroupNorm(1, planes[stage]), nn.SiLU()]
+        self.decoder = nn.Sequential(*back)
+
+    def read(self, leaf: Tensor) -> Tensor:
+        """uint8 (steps, height, width, channels) -> (steps, hidden)."""
+        return self.project(self.encoder(self._scaled(leaf)).flatten(1))
+
+    def reconstruct(self, features: Tensor) -> Tensor:
+        """(steps, hidden) -> (steps, channels, height, width), -0.5 for black and 0.5 for full."""
+        return self.decoder(self.expand(features).unflatten(-1, self.small))
+
+    def loss(self, prediction: Tensor, leaf: Tensor) -> Tensor:
+        """Squared error, summed over pixels."""
+        return (prediction - self._scaled(leaf)).square().sum((1, 2, 3))
+
+    def picture(self, prediction: Tensor) -> Tensor:
+        """uint8 pixels, channels last."""
+        return ((prediction + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).movedim(1, -1)
+
+    def _scaled(self, leaf: Tensor) -> Tensor:
+        """(steps, channels, height, width) around zero. Pixels that come as floating point are in [0, 255] too."""
+        return leaf.movedim(-1, 1).to(self.project.weight.dtype) / 255 - 0.5
+
+
+class GridCodec(nn.Module):
+    """A grid of class indices: embedded, joined over channels, through one convolution."""
+
+    offsets: Tensor
+
+    def __init__(self, leaf: Leaf, hidden: int, embedding: int = 16) -> None:
+        super().__init__()
+        height, width, channels = leaf.shape
+        self.shape = leaf.shape
+        self.classes = max(leaf.sizes)
+        self.width = self.inputs = hidden
+        self.register_buffer("offsets", torch.arange(channels) * self.classes, persistent=False)
+        self.embed = nn.Embedding(channels * self.classes, embedding)
+        self.convolve = nn.Conv2d(embedding, 2 * embedding, 3, padding=1)
+        self.project = nn.Linear(2 * embedding * height * width, hidden)
+        self.expand = nn.Linear(hidden, 2 * embedding * height * width)
+        self.classify = nn.Conv2d(2 * embedding, channels * self.classes, 1)
+
+    def read(self, leaf: Tensor) -> Tensor:
+        """(steps, height, width, channels) -> (steps, hidden)."""
+        embedded = self.embed(leaf.long() + self.offsets).sum(-2)  # (steps, height, width, embedding)
+        return self.project(F.silu(self.convolve(embedded.movedim(-1, 1))).flatten(1))
+
+    def reconstruct(self, features: Tensor) -> Tensor:
+        """(steps, hidden) -> logits (steps, classes, height, width, channels)."""
+        height, width, channels = self.shape
+        planes = F.silu(self.expand(features)).unflatten(-1, (-1, height, width))
+        return self.classify(planes).unflatten(1, (channels, self.classes)).permute(0, 2, 3, 4, 1)
+
+    def loss(self, prediction: Tensor, leaf: Tensor) -> Tensor:
+        """Cross-entropy."""
+        return F.cross_entropy(prediction, leaf.long(), reduction="none").sum((1, 2, 3))
+
+    def picture(self, prediction: Tensor) -> Tensor:
+        """The likeliest classes."""
+        return prediction.argmax(1)
+
+
+def build_codec(leaf: Leaf, hidden: int, channels: int) -> Any:
+    """The codec of ``leaf``; ``channels`` is the width of an image's first convolution."""
+    if leaf.kind == "categorical":
+        return CategoricalCodec(leaf, hidden)
+    if leaf.kind == "vector":
+        return VectorCodec(leaf, hidden)
+    return ImageCodec(leaf, hidden, channels) if leaf.kind == "image" else GridCodec(leaf, hidden)

@@ -1,0 +1,349 @@
+"""The bands of a picture of open-loop prediction: what is drawn about one episode, above one axis of time.
+
+A band is as wide as the episode is long, so that all of them stand above each other step by step. What was seen is
+dark, what was reconstructed blue, what was imagined orange; everything right of the line was never observed.
+"""
+
+import dataclasses
+import itertools
+import textwrap
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from worldmodel.data.spaces import ROOT, Leaf
+from worldmodel.model.open_loop import UNITS, OpenLoop, error
+from worldmodel.pictures.renderers import Painter, class_colours
+
+SEEN, RECONSTRUCTED, IMAGINED, KEPT = "#24292f", "#3b82f6", "#e8590c", "#8b949e"
+OBSERVED_SHADE, IMAGINED_SHADE = "#e7f0fd", "#fdf1e8"
+ROWS = ("seen", "reconstructed", "imagined")
+ROW_COLOURS = (SEEN, RECONSTRUCTED, IMAGINED)
+MARGIN = 2.3  # inches to the left of the axes, for names and labels
+_COLUMNS = 16  # pictures side by side
+_PICTURE = 1.25  # inches, the widest picture of a strip
+_CURVES = 6  # entries of a vector that have an axis of their own
+_STRIPS = 6  # entries of a categorical leaf that are drawn
+
+
+@dataclasses.dataclass
+class Story:
+    """One episode, ready to be drawn; everything is as in ``OpenLoop``, without the dimension of rows.
+
+    Attributes:
+        title: stands above it.
+        leaves: of the observation.
+        painters: of the leaves that have pictures.
+        errors: of what was imagined, by leaf.
+        reconstruction_errors: of every step, by leaf.
+        kept_errors: if the last observation given were taken for all that follow, by leaf.
+    """
+
+    title: str
+    leaves: dict[str, Leaf]
+    painters: dict[str, Painter]
+    context: int
+    seen: dict[str, np.ndarray]
+    reconstructed: dict[str, np.ndarray]
+    imagined: dict[str, np.ndarray]
+    rewards: np.ndarray
+    predicted_rewards: np.ndarray
+    ends: np.ndarray
+    predicted_ends: np.ndarray
+    errors: dict[str, np.ndarray]
+    reconstruction_errors: dict[str, np.ndarray]
+    kept_errors: dict[str, np.ndarray]
+
+    @classmethod
+    def of(cls, title: str, loop: OpenLoop, row: int, leaves: dict[str, Leaf], painters: dict[str, Painter]) -> "Story":
+        """The episode in one row of ``loop``."""
+        steps, context = int(loop.valid[row].sum()), loop.context
+        last = {name: loop.seen[name][row, context - 1] for name in leaves}
+
+        def cut(values: dict[str, Tensor], length: int) -> dict[str, np.ndarray]:
+            return {name: values[name][row, :length].cpu().numpy() for name in leaves}
+
+        def off(predicted: Callable[[str], Tensor], start: int) -> dict[str, np.ndarray]:
+            seen = {name: loop.seen[name][row, start:steps] for name in leaves}
+            return {
+                name: error(leaf, predicted(name).expand_as(seen[name]), seen[name]).cpu().numpy()
+                for name, leaf in leaves.items()
+            }
+
+        def outcome(values: Tensor) -> np.ndarray:
+            return values[row, : steps - 1].cpu().numpy()
+
+        return cls(
+            title=title,
+            leaves=leaves,
+            painters=painters,
+            context=context,
+            seen=cut(loop.seen, steps),
+            reconstructed=cut(loop.reconstructed, steps),
+            imagined=cut(loop.imagined, steps - context),
+            rewards=outcome(loop.rewards),
+            predicted_rewards=outcome(loop.predicted_rewards),
+            ends=outcome(loop.ends),
+            predicted_ends=outcome(loop.predicted_ends),
+            errors=off(lambda name: loop.imagined[name][row, : steps - context], context),
+            reconstruction_errors=off(lambda name: loop.reconstructed[name][row, :steps], 0),
+            kept_errors=off(lambda name: last[name], context),
+        )
+
+    @property
+    def steps(self) -> int:
+        """Observations."""
+        return len(self.rewards) + 1
+
+    def view(self, name: str, row: str, step: int) -> np.ndarray | None:
+        """What ``row`` shows of a leaf at ``step``; None for what is imagined before anything is."""
+        if row == "imagined":
+            return self.imagined[name][step - self.context] if step >= self.context else None
+        return (self.seen if row == "seen" else self.reconstructed)[name][step]
+
+    def picture(self, name: str, row: str, step: int) -> np.ndarray | None:
+        """The same as a picture, with what is wrong marked."""
+        array = self.view(name, row, step)
+        truth = None if row == "seen" else self.seen[name][step]
+        return None if array is None else self.painters[name].paint(array, truth)
+
+
+@dataclasses.dataclass
+class Band:
+    """A stretch of the page.
+
+    Attributes:
+        height: inches.
+        draw: draws into the axes that it is given.
+        above: inches that it needs for labels on top.
+    """
+
+    height: float
+    draw: Callable[[Any], None]
+    above: float = 0.0
+
+
+def header(story: Story) -> Band:
+    """Which steps were observed."""
+
+    def draw(axes: Any) -> None:
+        edge = story.context - 0.5
+        axes.axvspan(-0.5, edge, color=OBSERVED_SHADE, lw=0)
+        axes.set_ylim(0, 1)
+        steps = f"observed, {story.context} step{'s' if story.context > 1 else ''}"
+        axes.text(edge, 0.5, f"{steps}  ", ha="right", va="center", color=RECONSTRUCTED, fontsize=9, weight="bold")
+        text = f"  open loop, {story.steps - story.context} steps: the actions alone"
+        axes.text(edge, 0.5, text, ha="left", va="center", color=IMAGINED, fontsize=9, weight="bold")
+        axes.set_axis_off()
+
+    return Band(0.24, draw)
+
+
+def strip(story: Story, name: str, inches: float) -> Band:
+    """Pictures of a leaf in three rows, as many columns as fit; ``inches`` is the width of the axes."""
+    stride = -(-story.steps // _COLUMNS)
+    before, after = range(story.context - 1, stride - 2, -stride), range(story.context - 1, story.steps, stride)
+    shown = sorted({*before, *after})  # every column has ``stride`` steps, none is cut off at the edge
+    first = story.picture(name, "seen", 0)
+    assert first is not None
+    step = inches / story.steps
+    width = min(0.94 * stride * step, _PICTURE)  # inches
+    height = width * first.shape[0] / first.shape[1]
+    pitch = height + 0.06
+
+    def draw(axes: Any) -> None:
+        axes.set_ylim(3 * pitch, 0)
+        for time in shown:
+            # A column ends where its step does, so that none lies across the line.
+            middle = time + 0.5 - stride / 2
+            for index, row in enumerate(ROWS):
+                picture = story.picture(name, row, time)
+                if picture is not None:
+                    left, top = middle - width / 2 / step, index * pitch + 0.03
+                    extent = (left, left + width / step, top + height, top)
+                    axes.imshow(picture, extent=extent, aspect="auto", interpolation="antialiased", zorder=3)
+        axes.set_xlim(-0.5, story.steps - 0.5)
+        axes.set_ylim(3 * pitch, 0)
+        _row_labels(axes, [(index + 0.5) * pitch for index in range(3)])
+        axes.xaxis.tick_top()
+        axes.set_xticks([time + 0.5 - stride / 2 for time in shown], [f"t={time}" for time in shown], fontsize=8)
+        axes.tick_params(axis="x", length=0, pad=2)
+        axes.spines[:].set_visible(False)
+        if story.context * step > 1.3:
+            text = "nothing is imagined\nwhile it observes"
+            axes.text(
+                (story.context - 1) / 2, 2.5 * pitch, text, ha="center", va="center", color=KEPT, style="italic", size=8
+            )
+
+    return Band(3 * pitch, draw, above=0.12)
+
+
+def bands(story: Story) -> Iterator[Band]:
+    """All but pictures: classes and numbers, the errors by step, rewards and ends."""
+    for name, leaf in story.leaves.items():
+        if leaf.kind == "categorical":
+            yield from (_classes(story, name, entry) for entry in range(min(leaf.shape[0], _STRIPS)))
+        elif leaf.kind == "vector" and leaf.shape[0] <= _CURVES:
+            yield from (_curve(story, name, entry) for entry in range(leaf.shape[0]))
+        elif leaf.kind == "vector":
+            yield _map(story, name)
+    for name in story.leaves:
+        yield _error(story, name)
+    yield _rewards(story)
+    yield _ends(story)
+
+
+def label(name: str, leaf: Leaf, entry: int) -> str:
+    """What one entry of a leaf is called."""
+    own = "" if name == ROOT else name
+    index = f"[{entry}]" if leaf.shape[0] > 1 else ""
+    more = f"\n(of {leaf.shape[0]} entries)" if leaf.kind == "categorical" and leaf.shape[0] > _STRIPS else ""
+    return f"{own or 'observation'}{index}{more}"
+
+
+def _classes(story: Story, name: str, entry: int) -> Band:
+    """Coloured cells, with the class in each where there is room; the wrong ones are pale, their classes red."""
+    start = (*story.leaves[name].starts, *[0] * story.leaves[name].shape[0])[entry]
+
+    def draw(axes: Any) -> None:
+        cells = np.ones((3, story.steps, 4))
+        for index, row in enumerate(ROWS):
+            for time in range(story.steps):
+                array = story.view(name, row, time)
+                if array is None:
+                    cells[index, time, 3] = 0
+                    continue
+                value, right = int(array[entry]), array[entry] == story.seen[name][time][entry]
+                colour = class_colours(np.array(value)) / 255
+                cells[index, time, :3] = colour if right else 0.7 + 0.3 * colour
+                if story.steps <= 50:
+                    style = {"color": "white"} if right else {"color": "#c4122f", "weight": "bold"}
+                    axes.text(time, index + 0.53, value + start, ha="center", va="center", fontsize=7, **style)
+        extent = (-0.5, story.steps - 0.5, 3, 0)
+        axes.imshow(cells, aspect="auto", interpolation="nearest", extent=extent, zorder=2)
+        axes.hlines(range(4), -0.5, story.steps - 0.5, color="white", lw=2, zorder=3)
+        if story.steps <= 50:
+            axes.vlines(np.arange(story.steps + 1) - 0.5, 0, 3, color="white", lw=1.2, zorder=3)
+        axes.set_ylim(3, 0)
+        _row_labels(axes, [0.5, 1.5, 2.5])
+        _name(axes, label(name, story.leaves[name], entry))
+        axes.set_xticks([])
+        axes.spines[:].set_visible(False)
+
+    return Band(0.6, draw)
+
+
+def _curve(story: Story, name: str, entry: int) -> Band:
+    def draw(axes: Any) -> None:
+        times = np.arange(story.steps)
+        axes.plot(times, story.seen[name][:, entry], color=SEEN, lw=1.6)
+        axes.plot(times, story.reconstructed[name][:, entry], color=RECONSTRUCTED, lw=1.3, ls=(0, (3, 1.5)))
+        axes.plot(times[story.context :], story.imagined[name][:, entry], color=IMAGINED, lw=1.9, marker=".", ms=4)
+        _name(axes, label(name, story.leaves[name], entry))
+        _plain(axes)
+
+    return Band(0.8, draw)
+
+
+def _map(story: Story, name: str) -> Band:
+    """A vector of many entries as colours: blue below zero, red above."""
+    entries = story.leaves[name].shape[0]
+
+    def draw(axes: Any) -> None:
+        rows = np.full((3 * entries, story.steps), np.nan)
+        rows[:entries] = story.seen[name].T
+        rows[entries : 2 * entries] = story.reconstructed[name].T
+        rows[2 * entries :, story.context :] = story.imagined[name].T
+        most = float(np.quantile(np.abs(story.seen[name]), 0.98)) or 1.0
+        extent = (-0.5, story.steps - 0.5, 3, 0)
+        axes.imshow(
+            rows, cmap="RdBu_r", vmin=-most, vmax=most, aspect="auto", interpolation="nearest", extent=extent, zorder=3
+        )
+        for line in (1, 2):
+            axes.axhline(line, color="white", lw=2, zorder=4)
+        _row_labels(axes, [0.5, 1.5, 2.5])
+        _name(axes, f"{'observation' if name == ROOT else name}\n{entries} entries,\n−{most:.3g} blue\n+{most:.3g} red")
+        axes.set_xticks([])
+        axes.spines[:].set_visible(False)
+
+    return Band(1.8, draw)
+
+
+def _error(story: Story, name: str) -> Band:
+    def draw(axes: Any) -> None:
+        times = np.arange(story.steps)
+        axes.plot(times[story.context :], story.kept_errors[name], color=KEPT, lw=1.3, ls=":")
+        axes.plot(times, story.reconstruction_errors[name], color=RECONSTRUCTED, lw=1.3, ls=(0, (3, 1.5)))
+        axes.plot(times[story.context :], story.errors[name], color=IMAGINED, lw=1.9, marker=".", ms=4)
+        axes.set_ylim(0, max(1e-6, 1.12 * axes.get_ylim()[1]))
+        own = "" if len(story.leaves) == 1 else f" of {name}"
+        _name(axes, "\n".join([f"error{own}", *textwrap.wrap(UNITS[story.leaves[name].kind], 20)]))
+        _plain(axes)
+
+    return Band(0.95, draw)
+
+
+def _rewards(story: Story) -> Band:
+    def draw(axes: Any) -> None:
+        times = np.arange(story.steps - 1)
+        axes.bar(times, story.rewards, 0.72, color=SEEN, alpha=0.25, lw=0)
+        for start, stop, colour in ((0, story.context, RECONSTRUCTED), (story.context - 1, story.steps, IMAGINED)):
+            axes.plot(times[start:stop], story.predicted_rewards[start:stop], color=colour, lw=1.4, marker=".", ms=4)
+        axes.axhline(0, color=KEPT, lw=0.6)
+        _name(axes, "reward\nbars: got")
+        _plain(axes)
+        low, high = axes.get_ylim()
+        if high - low < 1e-3:
+            axes.set_ylim(-0.1, 0.1)
+
+    return Band(0.7, draw)
+
+
+def _ends(story: Story) -> Band:
+    def draw(axes: Any) -> None:
+        times = np.arange(story.steps - 1)
+        axes.bar(times, story.ends.astype(float), 0.72, color=SEEN, alpha=0.25, lw=0)
+        for start, stop, colour in ((0, story.context, RECONSTRUCTED), (story.context - 1, story.steps, IMAGINED)):
+            axes.plot(times[start:stop], story.predicted_ends[start:stop], color=colour, lw=1.4, marker=".", ms=4)
+        axes.set_ylim(-0.06, 1.06)
+        _name(axes, "probability\nof the end")
+        _plain(axes)
+
+    return Band(0.7, draw)
+
+
+def finish(axes: Any, story: Story) -> None:
+    """What all bands share: the limits, and the line behind the last observation given."""
+    edge = story.context - 0.5
+    axes.set_xlim(-0.5, story.steps - 0.5)
+    axes.axvspan(edge, story.steps - 0.5, color=IMAGINED_SHADE, lw=0, zorder=-2)
+    axes.axvline(edge, color=IMAGINED, lw=1.6, zorder=5)
+
+
+def time_axis(axes: Any) -> None:
+    """The numbers of the steps below the last band."""
+    axes.tick_params(axis="x", labelbottom=True)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.set_xlabel("step t", fontsize=9)
+
+
+def _row_labels(axes: Any, heights: list[float]) -> None:
+    axes.set_yticks(heights, ROWS, fontsize=8.5)
+    axes.tick_params(axis="y", length=0)
+    for text, colour in zip(axes.get_yticklabels(), itertools.cycle(ROW_COLOURS), strict=False):
+        text.set_color(colour)
+
+
+def _name(axes: Any, text: str) -> None:
+    """At the left of the labels of the axis."""
+    offset = (8 - 72 * MARGIN, 0)
+    style = {"ha": "left", "va": "center", "fontsize": 8.5, "color": SEEN}
+    axes.annotate(text, (0, 0.5), xycoords="axes fraction", xytext=offset, textcoords="offset points", **style)
+
+
+def _plain(axes: Any) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(labelsize=7.5, labelbottom=False)
+    axes.locator_params(axis="y", nbins=3)

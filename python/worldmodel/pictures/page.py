@@ -1,0 +1,298 @@
+"""The PNG and the GIF of ``imagine``: episodes below each other, each with its pictures, curves and axis of time.
+
+In the PNG pictures stand above their steps. In the GIF they are large, and the curves are uncovered as time goes on.
+"""
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from worldmodel.pictures.bands import (
+    IMAGINED,
+    KEPT,
+    MARGIN,
+    RECONSTRUCTED,
+    ROW_COLOURS,
+    ROWS,
+    SEEN,
+    Band,
+    Story,
+    bands,
+    finish,
+    header,
+    strip,
+    time_axis,
+)
+from worldmodel.runs.optional_dependencies import require
+
+_RIGHT, _TOP, _CAPTION, _BOTTOM, _GAP = 0.25, 0.4, 0.26, 0.6, 0.1  # inches
+_LEGEND = 0.3  # inches of a row of a legend
+_FILM_COLOURS = 256  # of a GIF
+
+
+def draw_png(title: str, stories: Sequence[Story], path: Path | None, width: float = 12.5, dpi: int = 120) -> Any:
+    """Draws one picture of all episodes.
+
+    Args:
+        title: stands above all.
+        stories: the episodes.
+        path: of the PNG; nothing is written if None.
+        width: inches.
+        dpi: pixels an inch.
+
+    Returns:
+        uint8 (height, width, 3), the picture.
+
+    Raises:
+        MissingPackage: matplotlib is not installed.
+    """
+    inside = width - MARGIN - _RIGHT
+    strips = {id(story): [strip(story, name, inside) for name in story.painters] for story in stories}
+    blocks = [(story, [header(story), *strips[id(story)], *bands(story)]) for story in stories]
+    legends = _legends(stories)
+    page = _Page(width, sum(_height(parts) for _, parts in blocks), len(legends), dpi)
+    page.title(title)
+    for story, parts in blocks:
+        page.caption(story.title)
+        page.stack(story, parts, inside)
+    page.legends(legends)
+    picture = page.pixels()
+    if path is not None:
+        require("imageio.v3", "write pictures").imwrite(path, picture, extension=".png")
+    page.close()
+    return picture
+
+
+def draw_gif(title: str, stories: Sequence[Story], path: Path, fps: float, width: float = 10, dpi: int = 80) -> None:
+    """Writes the film of all episodes, which start at the same time; the last frame stays for two seconds.
+
+    Args:
+        title: stands above all.
+        stories: the episodes.
+        path: of the GIF.
+        fps: steps a second.
+        width: inches.
+        dpi: pixels an inch.
+
+    Raises:
+        MissingPackage: matplotlib or imageio is not installed.
+    """
+    image = require("PIL.Image", "write pictures")  # imageio and matplotlib bring it
+    frames = [image.fromarray(frame) for frame in _frames(title, stories, width, dpi)]
+    # One palette for all frames: what does not change is then stored once.
+    sample = image.fromarray(np.concatenate([np.asarray(frames[i]) for i in (0, len(frames) // 2, -1)]))
+    palette = sample.quantize(_FILM_COLOURS, method=image.Quantize.MEDIANCUT, dither=image.Dither.NONE)
+    first, *others = (frame.quantize(palette=palette, dither=image.Dither.NONE) for frame in frames)
+    durations = [round(1000 / fps)] * len(others) + [2000]
+    first.save(path, format="GIF", save_all=True, append_images=others, duration=durations, loop=0, optimize=False)
+
+
+def _frames(title: str, stories: Sequence[Story], width: float, dpi: int) -> Iterator[np.ndarray]:
+    """The page with the pictures and the curves as they are at each step."""
+    legends = _legends(stories)
+    inside, picture = width - MARGIN - _RIGHT, (width - 0.2) / 3 - 0.1
+    films = {id(story): len(story.painters) * (picture + 0.62) for story in stories}
+    blocks = [(story, [header(story), *bands(story)]) for story in stories]
+    page = _Page(width, sum(films[id(story)] + _height(parts) for story, parts in blocks), len(legends), dpi)
+    page.title(title)
+    moving: list[_Veil | _Film] = []
+    for story, parts in blocks:
+        page.caption(story.title)
+        moving += [_Film(page, story, name, picture) for name in story.painters]
+        moving += [_Veil(axes, story) for axes in page.stack(story, parts, inside)]
+    page.legends(legends)
+    for step in range(max(story.steps for story in stories)):
+        with page.over_what_stays():
+            for part in moving:
+                part.show(min(step, part.story.steps - 1))
+        yield page.pixels()
+    page.close()
+
+
+class _Veil:
+    """Covers what is still to come."""
+
+    def __init__(self, axes: Any, story: Story) -> None:
+        self.story = story
+        patches = require("matplotlib.patches", "draw pictures")
+        place = axes.get_xaxis_transform()
+        self._cover = patches.Rectangle(
+            (0, -0.02), story.steps, 1.04, transform=place, color="white", alpha=0.86, lw=0, animated=True
+        )
+        axes.add_patch(self._cover)
+        self._line = axes.axvline(0, color=SEEN, lw=1, animated=True)
+
+    def show(self, step: int) -> None:
+        """Redraws the curves' veil as it is at ``step``."""
+        self._cover.set_x(step + 0.5)
+        self._line.set_xdata([step + 0.5] * 2)
+        for part in (self._cover, self._line):
+            part.axes.draw_artist(part)
+
+
+class _Film:
+    """Three pictures of one leaf that change."""
+
+    def __init__(self, page: "_Page", story: Story, name: str, inches: float) -> None:
+        self.story, self.name = story, name
+        first = story.picture(name, "seen", 0)
+        assert first is not None
+        self._empty = np.full_like(first, 238)
+        self._images = []
+        top = page.place
+        for index, row in enumerate(ROWS):
+            page.place = top
+            axes = page.axes(0.15 + index * (inches + 0.1), inches, inches, gap=0.3)
+            self._images.append(axes.imshow(first, interpolation="nearest", animated=True))
+            axes.set_title(row, fontsize=10, color=ROW_COLOURS[index], pad=4, weight="bold")
+            axes.set_xticks([])
+            axes.set_yticks([])
+            axes.spines[:].set_color(ROW_COLOURS[index])
+            style = {"transform": axes.transAxes, "color": SEEN, "fontsize": 10, "animated": True}
+        page.place += 0.32
+        self._words = axes.text(0.5, 0.5, "it observes", ha="center", va="center", **style)
+        self._time = axes.text(0, -0.04, "", ha="left", va="top", weight="bold", **style)
+
+    def show(self, step: int) -> None:
+        """Redraws the pictures and the words below them."""
+        story = self.story
+        for image, row in zip(self._images, ROWS, strict=True):
+            picture = story.picture(self.name, row, step)
+            image.set_data(self._empty if picture is None else picture)
+            image.axes.draw_artist(image)
+        observing = step < story.context
+        ahead = step - story.context + 1
+        self._time.set_text(f"t={step}  " + ("observed" if observing else f"imagined, {ahead} ahead"))
+        self._time.set_color(RECONSTRUCTED if observing else IMAGINED)
+        for words in (self._time, self._words)[: 1 + observing]:
+            words.axes.draw_artist(words)
+
+
+class _Page:
+    """A figure that is filled from the top, in inches."""
+
+    def __init__(self, width: float, blocks: float, legends: int, dpi: int) -> None:
+        """``blocks`` inches for the episodes, ``legends`` rows below them."""
+        height = blocks + _TOP + legends * _LEGEND
+        agg = require("matplotlib.backends.backend_agg", "draw pictures")
+        figure = require("matplotlib.figure", "draw pictures")
+        self.width, self.height, self.place = width, height, 0.0
+        self.figure = figure.Figure(figsize=(width, height), dpi=dpi, facecolor="white")
+        self._canvas = agg.FigureCanvasAgg(self.figure)
+        self._still: Any = None  # what is drawn and does not move
+
+    def title(self, text: str) -> None:
+        self.text(text, 0.15, 0.2, 12, weight="bold")
+        self.place = _TOP
+
+    def caption(self, text: str) -> None:
+        self.text(text, 0.15, self.place + 0.12, 10)
+        self.place += _CAPTION
+
+    def text(
+        self, text: str, left: float, down: float, size: float, colour: str = SEEN, weight: str = "normal"
+    ) -> float:
+        """Writes a line whose middle is ``down`` from the top; returns where it ends."""
+        place = (left / self.width, 1 - down / self.height)
+        drawn = self.figure.text(*place, text, ha="left", va="center", fontsize=size, weight=weight, color=colour)
+        return float(drawn.get_window_extent(self._canvas.get_renderer()).x1) / self.figure.dpi
+
+    def axes(self, left: float, width: float, height: float, gap: float = _GAP) -> Any:
+        """Axes below what is there already."""
+        self.place += gap
+        bottom = self.height - self.place - height
+        box = (left / self.width, bottom / self.height, width / self.width, height / self.height)
+        self.place += height
+        return self.figure.add_axes(box)
+
+    def stack(self, story: Story, parts: Sequence[Band], inside: float) -> list[Any]:
+        """The bands of an episode, header first, and the axis of time below them; returns the axes but the header's."""
+        stacked = []
+        for band in parts:
+            self.place += band.above
+            axes = self.axes(MARGIN, inside, band.height)
+            band.draw(axes)
+            finish(axes, story)
+            stacked.append(axes)
+        time_axis(axes)
+        self.place += _BOTTOM
+        return stacked[1:]
+
+    def legends(self, rows: Sequence["_Legend"]) -> None:
+        """At the bottom of the page, a row each."""
+        for index, row in enumerate(rows):
+            middle = (len(rows) - index - 0.5) * _LEGEND
+            row.draw(self, middle)
+
+    @contextlib.contextmanager
+    def over_what_stays(self) -> Iterator[None]:
+        """What is drawn inside goes on top of all that does not move, which is drawn once."""
+        if self._still is None:
+            self._canvas.draw()
+            self._still = self._canvas.copy_from_bbox(self.figure.bbox)
+        self._canvas.restore_region(self._still)
+        yield
+
+    def pixels(self) -> np.ndarray:
+        """The page, uint8 (height, width, 3)."""
+        if self._still is None:
+            self._canvas.draw()
+        return np.asarray(self._canvas.buffer_rgba())[..., :3].copy()
+
+    def close(self) -> None:
+        self.figure.clear()
+
+
+@dataclasses.dataclass
+class _Legend:
+    """Samples with their names, in a row."""
+
+    samples: list[tuple[Any, str]]
+
+    def draw(self, page: _Page, middle: float) -> None:
+        """As many as fit; the others are counted."""
+        lines = require("matplotlib.lines", "draw pictures")
+        left, end = 0.15, page.width - 1.3
+        for index, (sample, name) in enumerate(self.samples):
+            if left > end:
+                left = page.text(f"and {len(self.samples) - index} more", left, page.height - middle, 9, colour=KEPT)
+                break
+            if sample is None:
+                start = left
+            elif isinstance(sample, dict):
+                x = [left / page.width, (left + 0.3) / page.width]
+                page.figure.add_artist(lines.Line2D(x, [middle / page.height] * 2, **sample))
+                start = left + 0.36
+            else:
+                box = (left / page.width, (middle - 0.1) / page.height, 0.2 / page.width, 0.2 / page.height)
+                axes = page.figure.add_axes(box)
+                axes.imshow(sample, interpolation="nearest")
+                axes.set_axis_off()
+                start = left + 0.26
+            left = page.text(name, start, page.height - middle, 9) + 0.22
+
+
+def _legends(stories: Sequence[Story]) -> list[_Legend]:
+    lines = [
+        ({"color": SEEN, "lw": 1.8}, "seen"),
+        ({"color": RECONSTRUCTED, "lw": 1.5, "ls": (0, (3, 1.5))}, "reconstructed, from the observation of that step"),
+        ({"color": IMAGINED, "lw": 2}, "imagined, open loop"),
+        ({"color": KEPT, "lw": 1.5, "ls": ":"}, "error if nothing changed any more"),
+    ]
+    found = [_Legend(lines)]
+    for name, painter in stories[0].painters.items():
+        views = [views[name] for story in stories for views in (story.seen, story.reconstructed, story.imagined)]
+        samples = painter.legend(views)
+        if samples:
+            found.append(_Legend(samples))
+        if painter.note:
+            found.append(_Legend([(None, painter.note)]))
+    return found
+
+
+def _height(parts: Sequence[Band]) -> float:
+    return sum(part.height + part.above + _GAP for part in parts) + _CAPTION + _BOTTOM

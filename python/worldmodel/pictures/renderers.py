@@ -1,0 +1,200 @@
+"""Pictures of what is seen: pixels as they are, grids as coloured cells that a person can read, each with a legend.
+
+MiniGrid's own tiles are used for its grids. Any other grid is drawn as nested squares, the first channel outside, and
+every class has its colour.
+"""
+
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from worldmodel.data.spaces import Leaf
+
+TILE = 24  # pixels of a cell's side
+WRONG = (230, 30, 60)  # frame of a cell that is not as it was seen
+_MARKED = "red frame: a cell that is not as it was seen"
+_UNSEEN = (52, 58, 66)
+# Twenty-one colours that are told apart: a dark one for class 0, which is often nothing, and the strong ones first.
+_PALETTE = np.array(
+    [
+        (46, 52, 64),
+        *((31, 119, 180), (255, 127, 14), (44, 160, 44), (214, 39, 40), (148, 103, 189), (140, 86, 75)),
+        *((227, 119, 194), (127, 127, 127), (188, 189, 34), (23, 190, 207), (174, 199, 232), (255, 187, 120)),
+        *((152, 223, 138), (255, 152, 150), (197, 176, 213), (196, 156, 148), (247, 182, 210), (199, 199, 199)),
+        *((219, 219, 141), (158, 218, 229)),
+    ],
+    np.uint8,
+)
+
+
+def class_colours(classes: np.ndarray) -> np.ndarray:
+    """The colour of each class: int (...) -> uint8 (..., 3). After twenty-one classes, colours come again."""
+    return _PALETTE[np.asarray(classes, np.int64) % len(_PALETTE)]
+
+
+class Painter:
+    """Draws the arrays of one leaf."""
+
+    def paint(self, array: np.ndarray, seen: np.ndarray | None = None) -> np.ndarray:
+        """A picture of ``array``, one leaf without batch or time.
+
+        Args:
+            array: what to draw.
+            seen: what was really there, to mark what differs from it; no marks if None.
+
+        Returns:
+            uint8 (height, width, 3).
+        """
+        raise NotImplementedError
+
+    def legend(self, arrays: Iterable[np.ndarray]) -> list[tuple[np.ndarray, str]]:
+        """Small pictures, uint8 (side, side, 3), and what they stand for, of all that occurs in ``arrays``."""
+        raise NotImplementedError
+
+    @property
+    def note(self) -> str:
+        """What else a reader has to know."""
+        return ""
+
+
+class ImagePainter(Painter):
+    """Pixels: grey, coloured, or the newest of stacked frames."""
+
+    def paint(self, array: np.ndarray, seen: np.ndarray | None = None) -> np.ndarray:
+        channels = array.shape[-1]
+        if channels != 3:
+            newest = array[..., -3:] if channels % 3 == 0 else array[..., -1:]
+            array = np.broadcast_to(newest, (*array.shape[:-1], 3))
+        return np.ascontiguousarray(array, np.uint8)
+
+    def legend(self, arrays: Iterable[np.ndarray]) -> list[tuple[np.ndarray, str]]:
+        return []
+
+
+class GridPainter(Painter):
+    """Cells as nested squares, one for each channel, with the first channel outside.
+
+    Args:
+        channels: of the grid.
+        names: of the classes, in their order, where they have any; numbers stand for the others.
+    """
+
+    def __init__(self, channels: int, names: Sequence[str] = ()) -> None:
+        self.channels = channels
+        self.names = tuple(names)
+
+    def paint(self, array: np.ndarray, seen: np.ndarray | None = None) -> np.ndarray:
+        rows = [np.concatenate([self.tile(cell) for cell in row], 1) for row in self._upright(array)]
+        picture = np.concatenate(rows, 0)
+        if seen is not None:
+            for y, x in np.argwhere((self._upright(array) != self._upright(seen)).any(-1)):
+                _frame(picture[y * TILE : (y + 1) * TILE, x * TILE : (x + 1) * TILE], WRONG, 2)
+        return picture
+
+    def tile(self, cell: np.ndarray) -> np.ndarray:
+        """The picture of one cell, uint8 (``TILE``, ``TILE``, 3)."""
+        picture = np.empty((TILE, TILE, 3), np.uint8)
+        for channel, colour in enumerate(class_colours(cell)):
+            inset = channel * TILE // (2 * self.channels)
+            picture[inset : TILE - inset, inset : TILE - inset] = colour
+        edge = 0.75 * picture[0, 0] + 0.25 * 255  # a paler line between cells
+        _frame(picture, (int(edge[0]), int(edge[1]), int(edge[2])), 1)
+        return picture
+
+    def legend(self, arrays: Iterable[np.ndarray]) -> list[tuple[np.ndarray, str]]:
+        classes = np.unique(np.concatenate([np.unique(array) for array in arrays]))
+        names = dict(enumerate(self.names))
+        return [(self._swatch(value), names.get(value, str(value))) for value in classes.tolist()]
+
+    @property
+    def note(self) -> str:
+        nested = f"; {self.channels} channels, the first outside, the last in the middle" if self.channels > 1 else ""
+        return f"{_MARKED}{nested}"
+
+    def _swatch(self, value: int) -> np.ndarray:
+        return np.tile(class_colours(np.array(value)), (TILE, TILE, 1))
+
+    def _upright(self, array: np.ndarray) -> np.ndarray:
+        """(down, to the right, channels)."""
+        return array
+
+
+class MiniGridPainter(GridPainter):
+    """MiniGrid's (object, colour, state), indexed by x first, in its own tiles."""
+
+    def __init__(self) -> None:
+        super().__init__(3)
+        from minigrid.core import constants, grid, world_object
+
+        self._objects: dict[int, str] = constants.IDX_TO_OBJECT
+        self._colours: dict[int, str] = constants.IDX_TO_COLOR
+        self._states = {index: name for name, index in constants.STATE_TO_IDX.items()}
+        self._draw: Any = grid.Grid.render_tile
+        self._decode: Any = world_object.WorldObj.decode
+
+    def tile(self, cell: np.ndarray) -> np.ndarray:
+        kind, colour, state = (int(value) for value in cell)
+        name = self._objects.get(kind, "")
+        picture = np.empty((TILE, TILE, 3), np.uint8)
+        if not name or colour not in self._colours:  # numbers that MiniGrid gives to nothing
+            picture[:] = 255, 0, 255
+        elif name == "unseen":
+            picture[:] = _UNSEEN
+        else:
+            # Lighter than MiniGrid's black where something was seen, as MiniGrid itself draws what the agent sees.
+            turned = state % 4 if name == "agent" else None
+            picture[:] = self._draw(self._decode(kind, colour, state), turned, True, tile_size=TILE)
+        return picture
+
+    def legend(self, arrays: Iterable[np.ndarray]) -> list[tuple[np.ndarray, str]]:
+        cells = np.concatenate([array.reshape(-1, 3) for array in arrays])
+        found, counts = np.unique(cells, axis=0, return_counts=True)
+        named: dict[str, np.ndarray] = {}
+        for index in np.argsort(-counts, kind="stable"):
+            named.setdefault(self.name(found[index]), found[index])
+        return [(self.tile(cell), name) for name, cell in named.items()]
+
+    def name(self, cell: np.ndarray) -> str:
+        """What a cell holds, such as "red key" or "locked blue door"."""
+        kind, colour, state = (int(value) for value in cell)
+        name = self._objects.get(kind, "")
+        if not name or colour not in self._colours:
+            return "nothing MiniGrid has"
+        if name in ("unseen", "empty", "agent", "goal", "lava") or (name, self._colours[colour]) == ("wall", "grey"):
+            return name
+        opened = self._states.get(state, "") if name == "door" else ""
+        return f"{opened} {self._colours[colour]} {name}".strip()
+
+    @property
+    def note(self) -> str:
+        return f"{_MARKED}; in a view of the agent's own, it stands in the middle of the lowest row and looks up"
+
+    def _upright(self, array: np.ndarray) -> np.ndarray:
+        return array.swapaxes(0, 1)
+
+
+def painter(leaf: Leaf, environment: Any = None) -> Painter | None:
+    """Who draws ``leaf``; None for numbers and classes, which have no picture.
+
+    Args:
+        leaf: of the observation.
+        environment: that it comes from, if it is known. Its metadata may name the classes of its grids: "cells" is a
+            list of names.
+    """
+    if leaf.kind == "image":
+        return ImagePainter()
+    if leaf.kind != "grid":
+        return None
+    minigrid = sys.modules.get("minigrid.minigrid_env")  # loaded where the environment is one of its own
+    if minigrid and isinstance(getattr(environment, "unwrapped", None), minigrid.MiniGridEnv) and leaf.shape[2] == 3:
+        return MiniGridPainter()
+    metadata = getattr(environment, "metadata", None) or {}
+    return GridPainter(leaf.shape[2], metadata.get("cells", ()))
+
+
+def _frame(picture: np.ndarray, colour: tuple[int, int, int], width: int) -> None:
+    """Draws a frame inside ``picture``."""
+    picture[:width] = picture[-width:] = colour
+    picture[:, :width] = picture[:, -width:] = colour

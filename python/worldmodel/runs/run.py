@@ -1,0 +1,230 @@
+"""A run's folder, complete in itself: what it was asked to do, what it measured, and checkpoints to go on from.
+
+    config.json          every setting, the spaces of the environment, versions
+    metrics.jsonl        a line of figures every few seconds
+    tensorboard/         the same, for TensorBoard
+    checkpoints/NNN/     after NNN transitions; one safetensors file for each part
+
+A checkpoint is written under another name and renamed when all of it is on disk; only then do older ones go. So
+whatever happens in between, the newest folder in ``checkpoints`` is whole.
+
+Reading a run runs nothing that is written in it, whoever wrote it: settings are JSON, checkpoints safetensors. The
+one exception has to be asked for twice: environments are pickled only with ``--environment-state pickle``, and read
+back only with ``--unpickle``. (The environment is imported by the name that the configuration has for it.)
+"""
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+import wmkernels
+from worldmodel.runs import storage
+from worldmodel.runs.optional_dependencies import MissingPackage, require
+
+FORMAT = 1
+KEPT = 2  # the newest checkpoint, and one to fall back on should its files be damaged later
+
+
+class RunError(ValueError):
+    """A folder that is no run, or one that cannot be gone on with."""
+
+
+class Run:
+    """The folder of a run.
+
+    Args:
+        folder: of a run that exists; ``create`` makes a new one.
+
+    Raises:
+        RunError: there is no run in that folder, its configuration is damaged or written by another version.
+    """
+
+    def __init__(self, folder: Path | str) -> None:
+        self.folder = Path(folder)
+        path = self.folder / "config.json"
+        if not path.is_file():
+            raise RunError(f"{self.folder} is not the folder of a run: {path} is missing")
+        try:
+            self.config: dict[str, Any] = json.loads(path.read_text())
+        except ValueError as error:
+            raise RunError(f"{path} is damaged: {error}") from error
+        if self.config.get("format") != FORMAT:
+            found = self.config.get("format")
+            raise RunError(f"{path} has format {found}, this version reads format {FORMAT}")
+        self._tensorboard: Any = None
+
+    @classmethod
+    def create(cls, folder: Path | str, config: Mapping[str, Any]) -> "Run":
+        """A new folder with ``config`` in it.
+
+        Raises:
+            RunError: the folder exists and is not empty.
+        """
+        folder = Path(folder)
+        if folder.exists() and any(folder.iterdir()):
+            raise RunError(f"{folder} exists and is not empty; go on with it by --resume {folder}, or name another")
+        folder.mkdir(parents=True, exist_ok=True)
+        versions = {"wmkernels": wmkernels.__version__, "torch": torch.__version__}
+        _write_text(folder / "config.json", json.dumps({"format": FORMAT, "versions": versions, **config}, indent=1))
+        return cls(folder)
+
+    def configure(self, config: Mapping[str, Any]) -> None:
+        """Replaces the configuration."""
+        _write_text(self.folder / "config.json", json.dumps(config, indent=1))
+        self.config = dict(config)
+
+    @property
+    def checkpoints(self) -> list[Path]:
+        """Folders of the checkpoints that are whole, oldest first."""
+        return sorted(path for path in (self.folder / "checkpoints").glob("*") if path.name.isdigit())
+
+    def save(self, steps: int, parts: Mapping[str, Any]) -> Path:
+        """Writes a checkpoint, then removes all but the newest ``KEPT``.
+
+        Args:
+            steps: transitions that the run has seen; they name the checkpoint.
+            parts: name -> nested state, as ``storage.save`` takes it; a file each.
+
+        Returns:
+            The checkpoint's folder.
+        """
+        final = self.folder / "checkpoints" / f"{steps:012d}"
+        if final.exists():
+            return final
+        final.parent.mkdir(exist_ok=True)
+        for left_over in final.parent.glob("*.partial"):
+            shutil.rmtree(left_over)
+        beside = final.with_name(final.name + ".partial")
+        beside.mkdir()
+        for name, state in parts.items():
+            storage.save(beside / f"{name}.safetensors", state)
+        _sync(beside)
+        beside.rename(final)
+        _sync(final.parent)
+        for old in self.checkpoints[:-KEPT]:
+            shutil.rmtree(old)
+        return final
+
+    def load(self, name: str, device: torch.device | str = "cpu") -> Any:
+        """One part of the newest checkpoint.
+
+        Raises:
+            RunError: there is no checkpoint, or the part is missing or damaged; the message names an older one.
+        """
+        if not self.checkpoints:
+            raise RunError(f"{self.folder} has no checkpoint yet")
+        *older, newest = self.checkpoints
+        try:
+            return storage.load(newest / f"{name}.safetensors", device)
+        except (storage.DamagedFile, FileNotFoundError) as error:
+            hint = f"; remove {newest} to go on from {older[-1].name}, the checkpoint before it" if older else ""
+            raise RunError(f"{error}{hint}") from error
+
+    def load_weights(self, module: nn.Module, device: torch.device | str = "cpu", part: str = "world_model") -> None:
+        """Loads the world model of the newest checkpoint into ``module``, or another ``part`` that holds weights.
+
+        Raises:
+            RunError: the file is missing or damaged, or holds the weights of another configuration.
+        """
+        saved = self.load(part, device)
+        present = module.state_dict()
+        found = [f"{name} is missing" for name in present if name not in saved]
+        found += [f"{name} is not known here" for name in saved if name not in present]
+        found += [
+            f"{name} has shape {tuple(saved[name].shape)}, expected {tuple(value.shape)}"
+            for name, value in present.items()
+            if name in saved and saved[name].shape != value.shape
+        ]
+        if found:
+            more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+            raise RunError(
+                f"{self.checkpoints[-1]} holds the weights of another configuration: {'; '.join(found[:3])}{more}"
+            )
+        module.load_state_dict(saved)
+
+    @contextlib.contextmanager
+    def refusing(self, *parts: str) -> Iterator[None]:
+        """Names the checkpoint in an error about a part whose content is not of this configuration."""
+        try:
+            yield
+        except (KeyError, IndexError, TypeError, RuntimeError, AttributeError) as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise RunError(
+                f"{self.checkpoints[-1]} does not fit this configuration, in {', '.join(parts)}: {reason}"
+            ) from error
+
+    def log(self, figures: Mapping[str, float]) -> None:
+        """Adds a line to ``metrics.jsonl`` and points to TensorBoard, at ``figures["steps"]``.
+
+        Where tensorboard is not installed, the line alone.
+        """
+        with (self.folder / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(dict(figures)) + "\n")
+        writer, steps = self._writer(int(figures["steps"])), int(figures["steps"])
+        for name, value in figures.items() if writer else ():
+            if name != "steps":
+                writer.add_scalar(name, value, steps)
+
+    def log_picture(self, name: str, picture: np.ndarray, steps: int) -> None:
+        """Shows a picture, uint8 (height, width, 3), in TensorBoard, where that is installed."""
+        writer = self._writer(steps)
+        if writer:
+            writer.add_image(name, picture, steps, dataformats="HWC")
+
+    def _writer(self, steps: int) -> Any:
+        """TensorBoard's, which forgets what was written after ``steps``; False where it is not installed."""
+        if self._tensorboard is None:
+            try:
+                writer = require("torch.utils.tensorboard", "write for TensorBoard").SummaryWriter
+                self._tensorboard = writer(str(self.folder / "tensorboard"), purge_step=steps)
+            except MissingPackage:
+                self._tensorboard = False
+        return self._tensorboard
+
+    @property
+    def metrics(self) -> list[dict[str, float]]:
+        """The lines of ``metrics.jsonl``. A last line that was cut short is left out."""
+        path = self.folder / "metrics.jsonl"
+        found = []
+        for line in path.read_text().splitlines() if path.is_file() else ():
+            try:
+                found.append(json.loads(line))
+            except ValueError:
+                break
+        return found
+
+    def forget_metrics_after(self, steps: int) -> None:
+        """Removes what was measured after ``steps``: work after the last checkpoint is done again."""
+        kept = [json.dumps(line) + "\n" for line in self.metrics if line["steps"] <= steps]
+        _write_text(self.folder / "metrics.jsonl", "".join(kept))
+
+    def close(self) -> None:
+        """Flushes what TensorBoard has not written yet."""
+        if self._tensorboard:
+            self._tensorboard.close()
+        self._tensorboard = None
+
+
+def _write_text(path: Path, text: str) -> None:
+    beside = path.with_name(path.name + ".partial")
+    beside.write_text(text)
+    with beside.open("rb") as file:
+        os.fsync(file.fileno())
+    beside.replace(path)
+
+
+def _sync(folder: Path) -> None:
+    """A rename is on disk when its folder is."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,172 @@
+"""torch.compile with fullgraph: the same numbers forward and backward, shapes that change, and never a silent zero."""
+
+import pytest
+import torch
+from backends import everywhere
+from test_gradients import SMALL, every_op
+from torch._dynamo.testing import CompileCounterWithBackend
+
+import wmkernels
+
+# PyTorch's own tracing of an autograd.Function.
+pytestmark = pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+every_place = everywhere("selective_scan")
+# Inductor's own code is not what is under test: the graphs and their fakes are, which this backend runs as they are.
+GRAPHS = "aot_eager"
+
+
+@pytest.fixture(autouse=True)
+def fresh():
+    torch._dynamo.reset()
+
+
+def results(run, leaves):
+    outputs = run(leaves)
+    grads = torch.autograd.grad(sum(x.square().sum() for x in outputs), [*leaves.values()])
+    return [*outputs, *grads]
+
+
+@every_op
+@every_place
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_fullgraph_forward_and_backward(op, place, dtype):
+    problem = SMALL[op](place.device, dtype)
+
+    def run(values):
+        return problem.function(**values, **problem.options, backend=place.backend)
+
+    compiled = torch.compile(run, fullgraph=True, backend=GRAPHS)
+    torch.testing.assert_close(results(compiled, problem.leaves()), results(run, problem.leaves()))
+
+
+@every_op
+@every_place
+def test_inference_under_no_grad(op, place):
+    problem = SMALL[op](place.device, torch.float32)
+
+    def run(values):
+        return problem.function(**values, **problem.options, backend=place.backend)
+
+    compiled = torch.compile(run, fullgraph=True, backend=GRAPHS)
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(problem.tensors), run(problem.tensors), rtol=0, atol=0)
+
+
+@everywhere("selective_scan", kernels_only=True)
+@pytest.mark.parametrize("op", ["selective_scan", "linear_scan"])
+def test_dynamic_shapes_with_backward(op, place):
+    make = SMALL[op]
+    problem = make(place.device, torch.float32)
+    graphs = CompileCounterWithBackend(GRAPHS)
+
+    def run(values):
+        return problem.function(**values, **problem.options, backend=place.backend)
+
+    compiled = torch.compile(run, fullgraph=True, dynamic=True, backend=graphs)
+    # The first sizes are all different: Dynamo takes equal ones for one symbol.
+    for time, batch in ((9, 5), (5, 2), (130, 4), (64, 3)):
+        if op == "selective_scan":
+            other = make(place.device, torch.float32, batch=batch, time=time)
+        else:
+            other = make(place.device, torch.float32)
+            stretch = {k: v.repeat(1, 1, time) for k, v in other.tensors.items() if v.dim() == 3}
+            other.tensors = other.tensors | stretch
+        torch.testing.assert_close(results(compiled, other.leaves()), results(run, other.leaves()))
+    assert graphs.frame_count == 1, f"compiled {graphs.frame_count} times for four shapes"
+
+
+@everywhere("selective_scan", kernels_only=True)
+def test_resets_and_packing_compile(place):
+    problem = SMALL["selective_scan"](place.device, torch.float32)
+    x = {k: v[:1] if v.dim() == 3 else v for k, v in problem.tensors.items() if v is not None}
+    x["initial_state"] = problem.tensors["initial_state"]
+    reset = torch.tensor([[False, False, True, False]], device=place.device)
+    bounds = torch.tensor([0, 1, 4], device=place.device)
+
+    def run(values):
+        return wmkernels.selective_scan(
+            **values, reset=reset, cu_seqlens=bounds, return_last_state=True, backend=place.backend
+        )
+
+    leaves = [{k: v.clone().requires_grad_() for k, v in x.items()} for _ in range(2)]
+    compiled = torch.compile(run, fullgraph=True, backend=GRAPHS)
+    torch.testing.assert_close(results(compiled, leaves[0]), results(run, leaves[1]))
+
+
+@everywhere("selective_step", kernels_only=True)
+def test_the_in_place_update_compiles(place):
+    x = dict(SMALL["selective_step"](place.device, torch.float32).tensors)
+    state = x.pop("state")
+    x["x"], x["dt"], x["dt_bias"] = x.pop("u"), x.pop("delta"), x.pop("delta_bias")
+
+    def run(state):
+        out = wmkernels.selective_state_update(state, **x)
+        return out + wmkernels.selective_state_update(state, **x)
+
+    mine, theirs = state.clone(), state.clone()
+    compiled = torch.compile(run, fullgraph=True, backend=GRAPHS)
+    torch.testing.assert_close(compiled(mine), run(theirs))
+    torch.testing.assert_close(mine, theirs)
+    assert not torch.equal(mine, state)
+
+
+@everywhere("selective_scan", kernels_only=True)
+def test_inductor(place):
+    problem = SMALL["selective_scan"](place.device, torch.float32)
+
+    def run(values):
+        wide = {k: v * 1.5 if k in ("u", "B") else v for k, v in values.items()}
+        return problem.function(**wide, **problem.options, backend=place.backend)
+
+    compiled = torch.compile(run, fullgraph=True)
+    torch.testing.assert_close(results(compiled, problem.leaves()), results(run, problem.leaves()))
+
+
+@every_op
+@everywhere("selective_scan", kernels_only=True)
+def test_compiled_func_grad_works_or_raises(op, place):
+    problem = SMALL[op](place.device, torch.float32)
+
+    def gradient(values):
+        def loss(x):
+            return sum(y.square().sum() for y in problem.function(**x, **problem.options, backend=place.backend))
+
+        return torch.func.grad(loss)(values)
+
+    tensors = {k: v for k, v in problem.tensors.items() if v is not None}
+    expected = gradient(tensors)
+    try:
+        found = torch.compile(gradient, fullgraph=True, backend=GRAPHS)(tensors)
+    except Exception as error:
+        assert "func" in str(error) or "grad" in str(error), error
+    else:
+        torch.testing.assert_close(found, expected)
+
+
+@every_op
+@everywhere("selective_scan", kernels_only=True)
+def test_a_compiled_second_derivative_raises(op, place):
+    problem = SMALL[op](place.device, torch.float32)
+
+    def run(values):
+        return problem.function(**values, **problem.options, backend=place.backend)[0].square().sum()
+
+    compiled = torch.compile(run, fullgraph=True, backend=GRAPHS)
+    leaves = problem.leaves()
+    with pytest.raises(RuntimeError):
+        (grad,) = torch.autograd.grad(compiled(leaves), [next(iter(leaves.values()))], create_graph=True)
+        (compiled(leaves) + grad.square().sum()).backward()
+
+
+@every_op
+@everywhere("selective_scan", kernels_only=True)
+def test_export(op, place):
+    problem = SMALL[op](place.device, torch.float32)
+
+    class Module(torch.nn.Module):
+        def forward(self, values):
+            return problem.function(**values, **problem.options, backend=place.backend)
+
+    tensors = {k: v for k, v in problem.tensors.items() if v is not None}
+    program = torch.export.export(Module(), (tensors,))
+    torch.testing.assert_close(program.module()(tensors), Module()(tensors))

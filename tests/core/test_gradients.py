@@ -1,0 +1,259 @@
+"""Gradients: against finite differences, through everything that PyTorch does with them, and what they cost to keep."""
+
+import pytest
+import torch
+from backends import everywhere
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from problems import Problem, linear_scans, scans, steps
+from tolerances import GRADCHECK, SAVED_SHARE
+from torch.autograd import gradcheck, gradgradcheck
+from torch.utils.checkpoint import checkpoint
+
+import wmkernels
+from wmkernels.checks import state_dtype
+from wmkernels.selective_scan.function import chunk_length
+
+few = settings(max_examples=max(min(15, settings().max_examples), settings().max_examples // 3))
+
+
+def check_gradients(problem, backend, again=False):
+    leaves = problem.leaves()
+
+    def run(*values):
+        return problem.call(backend, dict(zip(leaves, values, strict=True)))
+
+    # gradcheck perturbs in place, which an expanded leaf does not allow.
+    values = [x.detach().clone(memory_format=torch.preserve_format).requires_grad_() for x in leaves.values()]
+    assert gradcheck(run, values, check_undefined_grad=False, **GRADCHECK)
+    if again:
+        assert gradgradcheck(run, values, **GRADCHECK)
+
+
+@everywhere("selective_scan")
+@few
+@given(data=st.data())
+def test_selective_scan_by_finite_differences(place, data):
+    problem = data.draw(scans([torch.float64], place.device, max_time=5, states=[1, 2, 3], max_channels=4))
+    check_gradients(problem, place.backend)
+
+
+@everywhere("selective_step")
+@few
+@given(data=st.data())
+def test_selective_step_by_finite_differences(place, data):
+    problem = data.draw(steps([torch.float64], place.device, states=[1, 2]))
+    check_gradients(shrunk(problem), place.backend)
+
+
+def shrunk(problem):
+    """At most three channels (a step's problem has up to seventy), one group."""
+    channels = min(3, problem.tensors["u"].shape[1])
+    cut = {}
+    for name, x in problem.tensors.items():
+        if x is None or name == "reset":
+            cut[name] = x
+        elif name in ("B", "C"):
+            cut[name] = x[:, :1] if x.dim() == 3 else x
+        else:
+            cut[name] = x[:channels] if name in ("A", "D", "delta_bias") else x[:, :channels]
+    problem.tensors = cut
+    return problem
+
+
+@everywhere("linear_scan")
+@few
+@given(data=st.data())
+def test_linear_scan_by_finite_differences(place, data):
+    check_gradients(data.draw(linear_scans([torch.float64], place.device, max_time=6)), place.backend)
+
+
+@everywhere("selective_scan")
+def test_undefined_gradients_are_zeros(place):
+    for problem in (small_scan(place.device), small_linear_scan(place.device)):
+        leaves = problem.leaves()
+        values = list(leaves.values())
+
+        def run(*x, names=tuple(leaves), problem=problem):
+            return problem.call(place.backend, dict(zip(names, x, strict=True)))
+
+        assert gradcheck(run, values, check_undefined_grad=True, **GRADCHECK)
+
+
+def small_scan(device, dtype=torch.float64, batch=2, channels=3, time=4, state=2, **options):
+    def normal(*shape):
+        return torch.randn(shape, dtype=torch.float64).to(dtype).to(device)
+
+    tensors = {
+        "u": normal(batch, channels, time),
+        "delta": normal(batch, channels, time).abs() * 0.5,
+        "A": -normal(channels, state).abs(),
+        "B": normal(batch, state, time),
+        "C": normal(batch, state, time),
+        "D": normal(channels),
+        "z": normal(batch, channels, time),
+        "delta_bias": normal(channels) * 0.1,
+        "initial_state": normal(batch, channels, state),
+    }
+    return Problem(wmkernels.selective_scan, tensors, {"delta_softplus": True, "return_last_state": True, **options})
+
+
+def small_linear_scan(device, dtype=torch.float64):
+    tensors = {
+        "gates": torch.rand(2, 3, 5, dtype=torch.float64).to(dtype).to(device),
+        "tokens": torch.randn(2, 3, 5, dtype=torch.float64).to(dtype).to(device),
+        "initial_state": torch.randn(2, 3, dtype=torch.float64).to(dtype).to(device),
+    }
+    return Problem(wmkernels.linear_scan, tensors, {"return_last_state": True})
+
+
+def small_step(device, dtype=torch.float64):
+    scan = small_scan(device, dtype).tensors
+    tensors = {name: scan[name][..., 0] for name in ("u", "delta", "B", "C", "z")}
+    tensors |= {name: scan[name] for name in ("A", "D", "delta_bias")} | {"state": scan["initial_state"]}
+    return Problem(wmkernels.selective_step, tensors, {"delta_softplus": True})
+
+
+SMALL = {"selective_scan": small_scan, "selective_step": small_step, "linear_scan": small_linear_scan}
+every_op = pytest.mark.parametrize("op", list(SMALL))
+
+
+@every_op
+def test_the_reference_has_second_derivatives(op):
+    check_gradients(SMALL[op]("cpu"), "reference", again=True)
+
+
+@every_op
+@everywhere("selective_scan", kernels_only=True)
+def test_a_second_backward_says_that_it_cannot(op, place):
+    problem = SMALL[op](place.device)
+    leaves = problem.leaves()
+    output = problem.call(place.backend, leaves)[0]
+    (grad,) = torch.autograd.grad(output.square().sum(), [next(iter(leaves.values()))], create_graph=True)
+    named = "selective_scan" if op == "selective_step" else op
+    with pytest.raises(RuntimeError, match=rf"{named}: the gradient of its gradient.*backend=\"reference\""):
+        grad.square().sum().backward()
+    # A sum with a term that has a gradient of its own must not hide that the other has none.
+    leaves = problem.leaves()
+    output = problem.call(place.backend, leaves)[0]
+    (grad,) = torch.autograd.grad(output.sum(), [next(iter(leaves.values()))], create_graph=True)
+    with pytest.raises(RuntimeError, match="the gradient of its gradient"):
+        (output.sum() + grad.square().sum()).backward()
+
+
+@every_op
+@everywhere("selective_scan")
+def test_only_the_gradients_asked_for(op, place):
+    problem = SMALL[op](place.device)
+    everything = problem.leaves()
+    expected = torch.autograd.grad(
+        sum(x.square().sum() for x in problem.call(place.backend, everything)), [*everything.values()]
+    )
+    for (name, x), gradient in zip(everything.items(), expected, strict=True):
+        alone = {k: v.detach() for k, v in everything.items()} | {name: x.detach().requires_grad_()}
+        sum(y.square().sum() for y in problem.call(place.backend, alone)).backward()
+        torch.testing.assert_close(alone[name].grad, gradient)
+        assert all(v.grad is None for k, v in alone.items() if k != name)
+
+
+@every_op
+@everywhere("selective_scan")
+def test_expanded_and_non_contiguous_gradients(op, place):
+    problem = SMALL[op](place.device, torch.float32)
+    leaves = problem.leaves()
+    outputs = problem.call(place.backend, leaves)
+    values = [torch.randn_like(x) for x in outputs]
+    plain = torch.autograd.grad(outputs, [*leaves.values()], values, retain_graph=True)
+    backwards = [v.permute(*reversed(range(v.dim()))).contiguous().permute(*reversed(range(v.dim()))) for v in values]
+    permuted = torch.autograd.grad(outputs, [*leaves.values()], backwards, retain_graph=True)
+    torch.testing.assert_close(permuted, plain)
+    ones = torch.autograd.grad(outputs, [*leaves.values()], [torch.ones_like(x) for x in outputs], retain_graph=True)
+    # .sum() sends one number back, expanded with stride 0 over every dimension.
+    summed = torch.autograd.grad(sum(x.sum() for x in outputs), [*leaves.values()])
+    torch.testing.assert_close(summed, ones)
+
+
+@every_op
+@everywhere("selective_scan")
+def test_activation_checkpointing(op, place):
+    problem = SMALL[op](place.device)
+    names = list(problem.leaves())
+
+    def run(*values):
+        return problem.call(place.backend, dict(zip(names, values, strict=True)))
+
+    gradients = []
+    for wrapped in (run, lambda *values: checkpoint(run, *values, use_reentrant=False)):
+        leaves = [*problem.leaves().values()]
+        gradients.append(torch.autograd.grad(sum(x.square().sum() for x in wrapped(*leaves)), leaves))
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=0, atol=0)
+
+
+@every_op
+@everywhere("selective_scan")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_leaves_states_in_float32(op, place, dtype):
+    problem = SMALL[op](place.device, torch.float32)
+    leaves = problem.leaves()
+    with torch.autocast(place.device, dtype):
+        out, state = problem.call(place.backend, leaves)
+    plain, plain_state = problem.call(place.backend)
+    torch.testing.assert_close(out, plain)
+    torch.testing.assert_close(state, plain_state)
+    assert state.dtype == torch.float32
+    sum(x.sum() for x in (out, state)).backward()
+    assert all(x.grad.dtype == torch.float32 for x in leaves.values())
+
+
+@everywhere("selective_scan")
+def test_autocast_widens_mixed_activations(place):
+    x = small_scan(place.device, torch.float32).tensors
+    # A linear layer's output under autocast is bfloat16, and softplus and exp give float32.
+    mixed = x | {name: x[name].to(torch.bfloat16) for name in ("u", "B", "z")}
+    with torch.autocast(place.device, torch.bfloat16):
+        out = wmkernels.selective_scan(**mixed, backend=place.backend)
+    wide = mixed | {name: mixed[name].float() for name in ("u", "B", "z")}
+    torch.testing.assert_close(out, wmkernels.selective_scan(**wide, backend=place.backend))
+    with pytest.raises(TypeError, match="selective_scan: delta has dtype float32, expected bfloat16 as u has"):
+        wmkernels.selective_scan(**mixed, backend=place.backend)
+
+
+@everywhere("selective_scan", kernels_only=True)
+@pytest.mark.parametrize(
+    ("state", "dtype"), [(4, torch.float32), (16, torch.float32), (64, torch.float32), (16, torch.float64)]
+)
+def test_a_training_step_keeps_one_state_a_chunk(place, state, dtype):
+    problem = small_scan(place.device, dtype, batch=1, channels=32, time=2048, state=state)
+    leaves = problem.leaves()
+    own = {x.untyped_storage().data_ptr() for x in leaves.values()}
+    kept = {}
+
+    def keep(x):
+        storage = x.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        out, _ = problem.call(place.backend, leaves)
+    activations = [x for x in (*leaves.values(), out) if x.numel() >= leaves["B"].numel()]
+    size = sum(x.numel() * x.element_size() for x in activations)
+    # Beside inputs, outputs and their gradients, nothing of size channels * state * time may live.
+    chunk = chunk_length(state, place.device)
+    assert sum(kept.values()) <= 32 * state * -(-2048 // chunk) * state_dtype(dtype).itemsize
+    if place.device == "cpu":
+        assert sum(kept.values()) <= SAVED_SHARE * 2 * size
+
+
+@everywhere("selective_scan", kernels_only=True)
+def test_without_gradients_no_state_is_kept(place):
+    x = small_scan(place.device, torch.float32).tensors
+    canonical = [x["u"], x["delta"], x["A"], x["B"].unsqueeze(1), x["C"].unsqueeze(1), x["D"], x["z"], x["delta_bias"]]
+    arguments = (*canonical, x["initial_state"], None, None, True, False)
+    out, last, states = torch.ops.wmkernels.selective_scan_forward(*arguments, 0, place.backend)
+    assert states.numel() == 0
+    same, same_last, states = torch.ops.wmkernels.selective_scan_forward(*arguments, 3, place.backend)
+    assert states.shape == (2 * 2, 3, 2)
+    assert torch.equal(out, same)
+    assert torch.equal(last, same_last)
+    torch.testing.assert_close(states[::2], x["initial_state"], rtol=0, atol=0)

@@ -1,0 +1,103 @@
+"""Every kernel computes what the reference computes, as accurately, whatever the shapes, layouts and options."""
+
+import contextlib
+
+import pytest
+import torch
+from backends import everywhere, instruction_sets
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from problems import STATES, Problem, assert_as_accurate_as_the_reference, linear_scans, scans, steps
+
+import wmkernels
+from wmkernels.dispatch import load_native
+
+
+@contextlib.contextmanager
+def instruction_set(name):
+    native = load_native()
+    before = native.cpu_isa()
+    native.cpu_set_isa(name)
+    try:
+        assert native.cpu_isa() == name
+        yield
+    finally:
+        native.cpu_set_isa(before)
+
+
+@everywhere("selective_scan", kernels_only=True)
+@settings(max_examples=settings().max_examples * 3)
+@given(data=st.data())
+def test_selective_scan(place, data):
+    assert_as_accurate_as_the_reference(data.draw(scans(device=place.device)), place.backend)
+
+
+@everywhere("selective_step", kernels_only=True)
+@given(data=st.data())
+def test_selective_step(place, data):
+    assert_as_accurate_as_the_reference(data.draw(steps(device=place.device)), place.backend)
+
+
+@everywhere("linear_scan", kernels_only=True)
+@given(data=st.data())
+def test_linear_scan(place, data):
+    assert_as_accurate_as_the_reference(data.draw(linear_scans(device=place.device)), place.backend)
+
+
+@pytest.mark.parametrize("level", instruction_sets())
+@given(data=st.data())
+def test_every_instruction_set(level, data):
+    problem = data.draw(st.one_of(scans(max_time=20), linear_scans(max_time=20), steps()))
+    with instruction_set(level):
+        assert_as_accurate_as_the_reference(problem, "cpu")
+
+
+@everywhere("selective_scan", kernels_only=True)
+@settings(max_examples=max(8, settings().max_examples // 4))
+@given(data=st.data())
+def test_large_states(place, data):
+    states = [*STATES[-3:], 65, 100, 127, 128, 129, 200, 255, 256]
+    problem = data.draw(scans(device=place.device, states=states, max_time=12, max_channels=18))
+    assert_as_accurate_as_the_reference(problem, place.backend)
+
+
+def few_channels(dtype, time, device, packed=False, channels=2, state=4):
+    """Too few channels for the cores, so that a kernel has to be parallel over time."""
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape):
+        return torch.randn(shape, generator=generator).to(dtype).to(device)
+
+    reset = torch.rand((1, time), generator=generator).to(device) < 3 / time
+    tensors = {
+        "u": normal(1, channels, time),
+        "delta": 0.1 * normal(1, channels, time).abs(),
+        "A": -normal(channels, state).abs(),
+        "B": normal(1, state, time),
+        "C": normal(1, state, time),
+        "z": normal(1, channels, time),
+        "initial_state": normal(3 if packed else 1, channels, state),
+        "reset": reset,
+        "cu_seqlens": torch.tensor([0, 5, time // 3, time], device=device) if packed else None,
+    }
+    return Problem(wmkernels.selective_scan, tensors, {"return_last_state": True})
+
+
+@everywhere("selective_scan", kernels_only=True)
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize(("dtype", "time"), [(torch.float32, 2500), (torch.float64, 1801)])
+def test_few_channels_and_a_long_time(place, dtype, time, packed):
+    assert_as_accurate_as_the_reference(few_channels(dtype, time, place.device, packed), place.backend)
+
+
+@everywhere("linear_scan", kernels_only=True)
+@pytest.mark.parametrize("reverse", [False, True])
+def test_linear_scan_over_a_long_time(place, reverse):
+    generator = torch.Generator().manual_seed(0)
+    tensors = {
+        "gates": torch.rand((1, 2, 5000), generator=generator).to(place.device),
+        "tokens": torch.randn((1, 2, 5000), generator=generator).to(place.device),
+        "reset": torch.rand((1, 5000), generator=generator).to(place.device) < 0.001,
+    }
+    problem = Problem(wmkernels.linear_scan, tensors, {"reverse": reverse, "return_last_state": True})
+    assert_as_accurate_as_the_reference(problem, place.backend)

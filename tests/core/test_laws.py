@@ -1,0 +1,302 @@
+"""The laws that every memory obeys, on every backend that runs here. Memories join in tests/recurrences.py.
+
+1. the parallel pass is the step-by-step rollout;
+2. a sequence cut anywhere, with the state carried over, is the whole sequence: outputs and all gradients;
+3. reset[t] starts a new sequence at t: nothing before t reaches t or later, and no gradient comes back;
+4. packed sequences are the same sequences one by one;
+5. batch elements are independent;
+6. the state is a tuple of tensors that can be detached, saved, loaded and handed in again.
+"""
+
+import io
+import itertools
+
+import pytest
+import recurrences_conv_lstm  # noqa: F401 (memories register themselves)
+import recurrences_nn  # noqa: F401 (the modules of wmkernels.nn register themselves)
+import recurrences_worldmodel  # noqa: F401 (so do those of the world model)
+import torch
+from backends import places
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from recurrences import MEMORIES, Example
+from tolerances import SAME_KERNEL
+
+from wmkernels import dispatch
+
+CASES = [(memory, place) for memory in MEMORIES for place in places(memory.op, memory.kernels_only)]
+IDS = [f"{memory.name}-{place.backend}" for memory, place in CASES]
+every_memory = pytest.mark.parametrize(("memory", "place"), CASES, ids=IDS)
+packable = [(case, name) for case, name in zip(CASES, IDS, strict=True) if case[0].packed]
+every_packable_memory = pytest.mark.parametrize(
+    ("memory", "place"), [case for case, _ in packable], ids=[name for _, name in packable]
+)
+
+
+@pytest.fixture(autouse=True)
+def asked_for(place, monkeypatch):
+    """The backend of the test, as WMKERNELS_BACKEND would ask for it."""
+    monkeypatch.setattr(dispatch, "REQUESTED", place.backend)
+
+
+def draw_example(data, memory, place, batch=None, time=None):
+    batch = data.draw(st.integers(1, 3), "batch") if batch is None else batch
+    time = data.draw(st.integers(1, 20), "time") if time is None else time
+    dtype = data.draw(st.sampled_from(list(memory.dtypes)), "dtype")
+    return memory.make(data.draw(memory.configurations()), batch, time, dtype, place.device), dtype
+
+
+def draw_reset(data, example):
+    """None, or flags at random."""
+    batch, time = next(iter(example.inputs.values())).shape[:2]
+    share = data.draw(st.sampled_from([None, 0.1, 0.3, 1.0]), "share of resets")
+    if share is None:
+        return None
+    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 2**16)))
+    device = next(iter(example.inputs.values())).device
+    return (torch.rand((batch, time), generator=generator) < share).to(device)
+
+
+def random_like(tensors, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x.dtype).to(x.device) for x in tensors]
+
+
+def leaves_of(example):
+    """Copies that gradients can be asked for: inputs, parameters, state."""
+    inputs = {k: v.detach().clone().requires_grad_() for k, v in example.inputs.items()}
+    parameters = {k: v.detach().clone().requires_grad_() for k, v in example.parameters.items()}
+    return Example(
+        example.configuration,
+        inputs,
+        parameters,
+        tuple(x.detach().clone().requires_grad_() for x in example.state),
+        example.module,
+    )
+
+
+def results(example, run, with_state=True):
+    """Outputs, last state, and the gradients of everything under random cotangents, by name."""
+    leaves = leaves_of(example)
+    output, state = run(leaves)
+    cotangents = random_like((output, *state), seed=1)
+    # Nothing differentiable is left in an empty output.
+    used = [(x, g) for x, g in zip((output, *state), cotangents, strict=True) if x.requires_grad or x.numel()]
+    wanted = {**leaves.inputs, **leaves.parameters}
+    if with_state:
+        wanted |= {f"state {i}": x for i, x in enumerate(leaves.state)}
+    outputs, cotangents = zip(*used, strict=True)
+    grads = torch.autograd.grad(outputs, list(wanted.values()), cotangents, allow_unused=True)
+    found = {"output": output.detach()} | {f"last state {i}": x.detach() for i, x in enumerate(state)}
+    for (name, leaf), grad in zip(wanted.items(), grads, strict=True):
+        found[f"gradient of {name}"] = torch.zeros_like(leaf) if grad is None else grad
+    return found
+
+
+def assert_same(one, other, dtype):
+    assert one.keys() == other.keys()
+    for name, expected in other.items():
+        assert one[name].shape == expected.shape, name
+        assert one[name].dtype == expected.dtype, name
+        if expected.numel():
+            scale = max(1.0, expected.abs().max().item())
+            difference = (one[name] - expected).abs().max().item()
+            assert difference <= SAME_KERNEL[dtype] * scale, f"{name} differs by {difference}"
+
+
+def piece(named, start, end):
+    return {name: x[:, start:end] for name, x in named.items()}
+
+
+def rows(reset, start, end):
+    return None if reset is None else reset[:, start:end]
+
+
+@every_memory
+@given(data=st.data())
+def test_1_the_parallel_pass_is_the_rollout(memory, place, data):
+    example, dtype = draw_example(data, memory, place)
+    reset = draw_reset(data, example)
+    from_nothing = data.draw(st.booleans(), "no state")
+
+    def parallel(x):
+        return memory.parallel(x, x.inputs, x.parameters, None if from_nothing else x.state, reset)
+
+    def rollout(x):
+        state, outputs = None if from_nothing else x.state, []
+        for t in range(next(iter(x.inputs.values())).shape[1]):
+            now = {name: value[:, t] for name, value in x.inputs.items()}
+            output, state = memory.step(x, now, x.parameters, state, None if reset is None else reset[:, t])
+            outputs.append(output)
+        return torch.stack(outputs, 1), state
+
+    # A rollout's constant B is rounded to the activations' dtype, which the parallel pass has no need for.
+    assume(dtype != torch.bfloat16 or not dict(example.configuration).get("constant_B"))
+    assert_same(results(example, parallel), results(example, rollout), dtype)
+
+
+@every_memory
+@given(data=st.data())
+def test_2_a_sequence_cut_anywhere_is_the_whole(memory, place, data):
+    example, dtype = draw_example(data, memory, place)
+    time = next(iter(example.inputs.values())).shape[1]
+    reset = draw_reset(data, example)
+    cuts = sorted(data.draw(st.lists(st.integers(0, time), max_size=3), "cuts"))
+
+    def whole(x):
+        return memory.parallel(x, x.inputs, x.parameters, x.state, reset)
+
+    def in_pieces(x):
+        state, outputs = x.state, []
+        for start, end in zip([0, *cuts], [*cuts, time], strict=True):
+            output, state = memory.parallel(
+                x, piece(x.inputs, start, end), x.parameters, state, rows(reset, start, end)
+            )
+            outputs.append(output)
+        return torch.cat(outputs, 1), state
+
+    assert_same(results(example, in_pieces), results(example, whole), dtype)
+
+
+@every_memory
+@given(data=st.data())
+def test_3_a_reset_starts_a_new_sequence(memory, place, data):
+    example, dtype = draw_example(data, memory, place, batch=1)
+    time = next(iter(example.inputs.values())).shape[1]
+    starts = sorted(data.draw(st.sets(st.integers(0, time - 1), min_size=1, max_size=4), "resets"))
+    reset = torch.zeros((1, time), dtype=torch.bool, device=place.device)
+    reset[:, starts] = True
+
+    def with_resets(x):
+        return memory.parallel(x, x.inputs, x.parameters, x.state, reset)
+
+    def new_sequences(x):
+        state, outputs, bounds = x.state, [], [*starts, time]
+        first = bounds[0]
+        if first:
+            outputs.append(memory.parallel(x, piece(x.inputs, 0, first), x.parameters, state, None)[0])
+        for start, end in itertools.pairwise(bounds):
+            output, state = memory.parallel(x, piece(x.inputs, start, end), x.parameters, None, None)
+            outputs.append(output)
+        return torch.cat(outputs, 1), state
+
+    assert_same(results(example, with_resets), results(example, new_sequences), dtype)
+
+
+@every_memory
+@pytest.mark.parametrize("poison", [float("nan"), float("inf")])
+@given(data=st.data())
+def test_3_not_even_nan_crosses_a_reset(memory, place, poison, data):
+    example, _ = draw_example(data, memory, place, batch=2)
+    time = next(iter(example.inputs.values())).shape[1]
+    at = data.draw(st.integers(0, time - 1), "reset")
+    reset = torch.zeros((2, time), dtype=torch.bool, device=place.device)
+    reset[:, at] = True
+
+    def run(before, after, gradient_after):
+        """With these put in before the reset, after it, and into the cotangents after it; the second batch element is
+        always clean."""
+        x = leaves_of(example)
+        with torch.no_grad():
+            for value in x.inputs.values():
+                value[0, :at] = before if before is not None else value[0, :at]
+                value[0, at:] = after if after is not None else value[0, at:]
+            for value in x.state:
+                value[0] = before if before is not None else value[0]
+        output, state = memory.parallel(x, x.inputs, x.parameters, x.state, reset)
+        cotangents = random_like((output, *state))
+        for cotangent in cotangents:
+            if cotangent is cotangents[0]:
+                cotangent[0, at:] = gradient_after if gradient_after is not None else cotangent[0, at:]
+            elif gradient_after is not None:
+                cotangent[0] = gradient_after
+        grads = torch.autograd.grad(
+            (output, *state), [*x.inputs.values(), *x.state], cotangents, allow_unused=True, retain_graph=False
+        )
+        grads = [
+            torch.zeros_like(v) if g is None else g for v, g in zip([*x.inputs.values(), *x.state], grads, strict=True)
+        ]
+        count = len(x.inputs)
+        return output, state, grads[:count], grads[count:]
+
+    clean_output, clean_state, clean_inputs, clean_initial = run(None, None, None)
+    output, state, grads, _ = run(poison, None, None)
+    torch.testing.assert_close(output[:, at:], clean_output[:, at:], rtol=0, atol=0)
+    torch.testing.assert_close(output[1], clean_output[1], rtol=0, atol=0)
+    torch.testing.assert_close(state, clean_state, rtol=0, atol=0)
+    for grad, clean in zip(grads, clean_inputs, strict=True):
+        torch.testing.assert_close(grad[:, at:], clean[:, at:], rtol=0, atol=0)
+        torch.testing.assert_close(grad[1], clean[1], rtol=0, atol=0)
+    for after, gradient_after in ((poison, None), (None, poison)):
+        output, _, grads, initial = run(None, after, gradient_after)
+        torch.testing.assert_close(output[:, :at], clean_output[:, :at], rtol=0, atol=0)
+        for grad, clean in zip(grads, clean_inputs, strict=True):
+            torch.testing.assert_close(grad[:, :at], clean[:, :at], rtol=0, atol=0)
+            torch.testing.assert_close(grad[1], clean[1], rtol=0, atol=0)
+        torch.testing.assert_close(initial, clean_initial, rtol=0, atol=0)
+
+
+@every_packable_memory
+@given(data=st.data())
+def test_4_packed_sequences_are_the_same_one_by_one(memory, place, data):
+    lengths = data.draw(st.lists(st.integers(0, 9), min_size=1, max_size=5), "lengths")
+    example, dtype = draw_example(data, memory, place, batch=1, time=sum(lengths))
+    state = tuple(torch.cat([x] * len(lengths)) for x in example.state)
+    example.state = tuple(random_like(state))
+    reset = draw_reset(data, example) if sum(lengths) else None
+
+    def packed(x):
+        return memory.parallel(x, x.inputs, x.parameters, x.state, reset, lengths)
+
+    def one_by_one(x):
+        outputs, states, start = [], [], 0
+        for index, length in enumerate(lengths):
+            end = start + length
+            own = tuple(s[index : index + 1] for s in x.state)
+            output, after = memory.parallel(x, piece(x.inputs, start, end), x.parameters, own, rows(reset, start, end))
+            outputs.append(output)
+            states.append(after)
+            start = end
+        return torch.cat(outputs, 1), tuple(torch.cat(parts) for parts in zip(*states, strict=True))
+
+    assert_same(results(example, packed), results(example, one_by_one), dtype)
+
+
+@every_memory
+@given(data=st.data())
+def test_5_batch_elements_are_independent(memory, place, data):
+    example, dtype = draw_example(data, memory, place, batch=3)
+    reset = draw_reset(data, example)
+
+    def together(x):
+        return memory.parallel(x, x.inputs, x.parameters, x.state, reset)
+
+    def alone(x):
+        outcomes = []
+        for i in range(3):
+            own = {name: value[i : i + 1] for name, value in x.inputs.items()}
+            state = tuple(s[i : i + 1] for s in x.state)
+            outcomes.append(memory.parallel(x, own, x.parameters, state, None if reset is None else reset[i : i + 1]))
+        outputs, states = zip(*outcomes, strict=True)
+        return torch.cat(outputs), tuple(torch.cat(parts) for parts in zip(*states, strict=True))
+
+    assert_same(results(example, together), results(example, alone), dtype)
+
+
+@every_memory
+@given(data=st.data())
+def test_6_the_state_can_be_detached_saved_and_loaded(memory, place, data):
+    example, _ = draw_example(data, memory, place, time=6)
+    x = leaves_of(example)
+    _, state = memory.parallel(x, piece(x.inputs, 0, 3), x.parameters, None, None)
+    assert isinstance(state, tuple)
+    assert all(type(part) is torch.Tensor for part in state)
+    assert all(part.shape == given.shape for part, given in zip(state, example.state, strict=True))
+    file = io.BytesIO()
+    torch.save(tuple(part.detach() for part in state), file)
+    file.seek(0)
+    loaded = torch.load(file, weights_only=True)
+    rest = piece(x.inputs, 3, 6)
+    straight, _ = memory.parallel(x, rest, x.parameters, state, None)
+    resumed, _ = memory.parallel(x, rest, x.parameters, loaded, None)
+    assert torch.equal(straight, resumed)

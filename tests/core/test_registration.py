@@ -1,0 +1,130 @@
+"""What torch.library asks of an op: schema, fake, autograd and tracing agree with what really runs."""
+
+import pytest
+import torch
+from backends import everywhere
+from problems import DTYPES
+
+TRACING = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
+WITHOUT_AUTOGRAD = ("test_schema", "test_autograd_registration", "test_faketensor")
+every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
+every_layout = pytest.mark.parametrize("layout", ["contiguous", "permuted", "channel_last"])
+
+
+def tensor(shape, dtype, device, layout="contiguous", grad=True):
+    values = torch.randn(shape, dtype=torch.float64).to(dtype).to(device)
+    if layout == "permuted":
+        order = [*range(1, len(shape)), 0]
+        values = values.permute(order).contiguous().permute([order.index(i) for i in range(len(shape))])
+    elif layout == "channel_last" and len(shape) > 2:
+        values = values.transpose(-1, -2).contiguous().transpose(-1, -2)
+    return values.requires_grad_(grad)
+
+
+def scan_inputs(dtype, device, layout, constant_B=False, packed=False, extras=True, grad=True):
+    """The tensors of selective_scan_forward."""
+    batch, channels, state, time = (1 if packed else 2), 4, 3, 7
+    parameter = torch.float64 if dtype == torch.float64 else torch.float32
+
+    def make(*shape, kind=dtype):
+        return tensor(shape, kind, device, layout, grad)
+
+    return [
+        make(batch, channels, time),
+        make(batch, channels, time),
+        make(channels, state, kind=parameter),
+        make(channels, state, kind=parameter) if constant_B else make(batch, 2, state, time),
+        make(batch, 2, state, time),
+        make(channels, kind=parameter) if extras else None,
+        make(batch, channels, time) if extras else None,
+        make(channels, kind=parameter) if extras else None,
+        make(2 if packed else batch, channels, state, kind=parameter) if extras else None,
+        torch.rand(batch, time, device=device) < 0.3 if extras else None,
+        # In chunks of 4 these fill every slot of the saved states: slots without a chunk are left unwritten.
+        torch.tensor([0, 5, time], device=device) if packed else None,
+    ]
+
+
+@everywhere("selective_scan", kernels_only=True)
+@every_dtype
+@every_layout
+def test_selective_scan(place, dtype, layout):
+    options = (True, layout == "channel_last", 4, place.backend)
+    op = torch.ops.wmkernels.selective_scan_forward.default
+    plain = layout == "contiguous"
+    inputs = scan_inputs(dtype, place.device, layout, constant_B=layout == "permuted", packed=plain, extras=True)
+    torch.library.opcheck(op, (*inputs, *options), test_utils=TRACING)
+    inputs = [None if x is None else x.detach() for x in inputs]
+    out, last, states = op(*inputs, *options)
+    backward = torch.ops.wmkernels.selective_scan_backward.default
+    gradients = (torch.randn_like(out), torch.randn_like(last))
+    torch.library.opcheck(backward, (*gradients, *inputs, states, *options), test_utils=TRACING)
+    with_grad = [x if x is None or not x.is_floating_point() else x.requires_grad_() for x in inputs]
+    torch.library.opcheck(backward, (*gradients, *with_grad, states, *options), test_utils=WITHOUT_AUTOGRAD)
+
+
+@everywhere("selective_scan", kernels_only=True)
+def test_selective_scan_without_the_optional_inputs(place):
+    inputs = scan_inputs(torch.float32, place.device, "contiguous", extras=False)
+    op = torch.ops.wmkernels.selective_scan_forward.default
+    for chunk in (0, 4):
+        detached = [None if x is None else x.detach() for x in inputs]
+        torch.library.opcheck(op, (*detached, False, False, chunk, place.backend), test_utils=TRACING)
+    torch.library.opcheck(op, (*inputs, False, False, 4, place.backend), test_utils=TRACING)
+    out, _, states = op(*detached, False, False, 4, place.backend)
+    torch.library.opcheck(
+        torch.ops.wmkernels.selective_scan_backward.default,
+        (torch.randn_like(out), None, *detached, states, False, False, 4, place.backend),
+        test_utils=TRACING,
+    )
+
+
+def step_inputs(dtype, device, layout, grad=True):
+    """The tensors of selective_step_forward without the last."""
+    parameter = torch.float64 if dtype == torch.float64 else torch.float32
+    shapes = [(2, 4, 3), (2, 4), (2, 4), (4, 3), (2, 2, 3), (2, 2, 3), (4,), (2, 4), (4,)]
+    kinds = [parameter, dtype, dtype, parameter, dtype, dtype, parameter, dtype, parameter]
+    return [tensor(shape, kind, device, layout, grad) for shape, kind in zip(shapes, kinds, strict=True)]
+
+
+@everywhere("selective_step", kernels_only=True)
+@every_dtype
+@pytest.mark.parametrize("layout", ["contiguous", "permuted"])
+def test_selective_step(place, dtype, layout):
+    inputs = step_inputs(dtype, place.device, layout)
+    reset = torch.tensor([True, False], device=place.device)
+    op = torch.ops.wmkernels.selective_step_forward.default
+    torch.library.opcheck(op, (*inputs, reset, True, place.backend), test_utils=TRACING)
+
+
+@everywhere("selective_step")
+@every_dtype
+@pytest.mark.parametrize("layout", ["contiguous", "permuted"])
+def test_selective_state_update(place, dtype, layout):
+    inputs = step_inputs(dtype, place.device, layout, grad=False)
+    indices = torch.tensor([1, -1], device=place.device)
+    op = torch.ops.wmkernels.selective_state_update_.default
+    for state in (inputs[0], inputs[0].to(dtype)):
+        arguments = (state.clone(), *inputs[1:], indices, True, place.backend)
+        torch.library.opcheck(op, arguments, test_utils=TRACING)
+
+
+@everywhere("linear_scan", kernels_only=True)
+@every_dtype
+@every_layout
+def test_linear_scan(place, dtype, layout):
+    state = torch.float64 if dtype == torch.float64 else torch.float32
+    gates, tokens = (tensor((2, 3, 7), dtype, place.device, layout) for _ in range(2))
+    first = tensor((2, 3), state, place.device, layout)
+    reset = torch.rand(2, 7, device=place.device) < 0.3
+    options = (layout == "permuted", layout == "channel_last", place.backend)
+    op = torch.ops.wmkernels.linear_scan_forward.default
+    torch.library.opcheck(op, (gates, tokens, first, reset, *options), test_utils=TRACING)
+    torch.library.opcheck(op, (gates, tokens, None, None, *options), test_utils=TRACING)
+    gates, tokens, first = (x.detach() for x in (gates, tokens, first))
+    out, last = op(gates, tokens, first, reset, *options)
+    backward = torch.ops.wmkernels.linear_scan_backward.default
+    arguments = (torch.randn_like(out), torch.randn_like(last), gates, out, first, reset, *options)
+    torch.library.opcheck(backward, arguments, test_utils=TRACING)
+    wanting = (*arguments[:2], gates.requires_grad_(), *arguments[3:])
+    torch.library.opcheck(backward, wanting, test_utils=WITHOUT_AUTOGRAD)

@@ -1,0 +1,184 @@
+"""wmkernels.nn.RotatedMamba beyond the laws: it is the complex recurrence, and its angle stays exact."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from backends import everywhere
+from tolerances import GRADCHECK, SAME_KERNEL
+
+from wmkernels.nn import Mamba, RotatedMamba
+
+SCANS = everywhere("selective_scan")
+
+
+def complex_scan(module, inputs):
+    """The block's own parameters, run as the complex recurrence that it stands for, in complex128."""
+    inner, pairs, groups = module.d_inner, module.d_state // 2, module.groups
+    x, z = module.in_proj(inputs).chunk(2, -1)
+    x = F.silu(module.conv1d(x)[0])
+    rank, B, C = x_proj_parts(module, x)
+    step = F.softplus(F.linear(rank, module.dt_proj.weight, module.dt_proj.bias))
+    rates = module.angle_rate.expand(*x.shape[:-1], groups, pairs)
+    if module.angle_proj is not None:
+        rates = rates + module.angle_proj(x).unflatten(-1, (groups, pairs))
+    each = inner // groups
+    state, outputs = torch.zeros(len(x), inner, pairs, dtype=torch.complex128), []
+    for t in range(x.shape[1]):
+        b, c, rate = (v[:, t].repeat_interleave(each, 1) for v in (B, C, rates))  # (batch, inner, pairs)
+        decay = torch.exp(-step[:, t, :, None] * module.A_log.exp() + 1j * rate)
+        state = decay * state + (step[:, t] * x[:, t])[..., None] * b
+        outputs.append((c.conj() * state).real.sum(-1))
+    y = (torch.stack(outputs, 1) + module.D * x) * F.silu(z)
+    return module.out_proj(y)
+
+
+def x_proj_parts(module, x):
+    size = module.groups * module.d_state
+    rank, *projections = module.x_proj(x).split([module.dt_rank, size, size], -1)
+    shape = (module.groups, module.d_state // 2, 2)
+    return rank, *(torch.view_as_complex(v.unflatten(-1, shape).contiguous()) for v in projections)
+
+
+@SCANS
+@pytest.mark.parametrize("selective", [False, True])
+@pytest.mark.parametrize("groups", [1, 4])
+def test_it_is_a_scan_with_a_complex_state(place, groups, selective):
+    module = RotatedMamba(
+        12,
+        6,
+        groups=groups,
+        selective_angle=selective,
+        backend=place.backend,
+        device=place.device,
+        dtype=torch.float64,
+    )
+    if selective:
+        torch.nn.init.normal_(module.angle_proj.weight)
+    inputs = torch.randn(2, 40, 12, dtype=torch.float64, device=place.device)
+    actual, expected = module(inputs)[0], complex_scan(module, inputs)
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-11 * expected.abs().max().item())
+
+
+def test_angles_that_stand_still_make_an_unrotated_block():
+    rotated, plain = RotatedMamba(8, 6, groups=2, dtype=torch.float64), Mamba(8, 6, groups=2, dtype=torch.float64)
+    weights = rotated.state_dict()
+    rotated.load_state_dict({**weights, "angle_rate": torch.zeros_like(weights["angle_rate"])})
+    weights.pop("angle_rate")
+    plain.load_state_dict({**weights, "A_log": weights["A_log"].repeat_interleave(2, 1)})
+    inputs = torch.randn(2, 20, 8, dtype=torch.float64)
+    torch.testing.assert_close(rotated(inputs)[0], plain(inputs)[0], rtol=0, atol=1e-12)
+
+
+def test_the_angle_is_exact_after_a_million_steps():
+    steps, pieces = 2**20, 2**10
+    module = RotatedMamba(2, 2, d_conv=1, expand=0.5, groups=1)
+    with torch.no_grad():
+        module.angle_rate.fill_(3.0)
+        rate = int(module.angle_rate.double().item() * 2**22)  # float32 near 3 is a multiple of 2**-22
+        inputs = torch.randn(1, steps, 2)
+        whole = module(inputs)[1]["angle"].item()
+        state = module.init_state(1)
+        for piece in inputs.split(pieces, 1):
+            _, state = module(piece, state)
+    turn = math.remainder(2**20 * rate / 2**22, 2 * math.pi) % (2 * math.pi)
+    assert abs(whole - turn) < 1e-8
+    assert abs(state["angle"].item() - turn) < 1e-8
+
+
+def test_a_float32_block_steps_as_it_runs_after_a_long_time():
+    """The carried angle is wrapped: a float32 sum of radians would be off by a tenth after a million steps."""
+    module = RotatedMamba(4, 8, groups=2)
+    inputs = torch.randn(1, 50_000, 4)
+    with torch.no_grad():
+        outputs, _ = module(inputs)
+        _, state = module(inputs[:, :-10])
+        for t in range(-10, 0):
+            output, state = module.step(inputs[:, t], state)
+            scale = outputs.abs().max().item()
+            torch.testing.assert_close(output, outputs[:, t], rtol=0, atol=SAME_KERNEL[torch.float32] * scale)
+    assert state["angle"].min() >= 0 and state["angle"].max() < 2 * math.pi
+    assert state["angle"].dtype == torch.float64
+
+
+def test_initial_angles_spread_over_half_a_turn():
+    rates = RotatedMamba(8, 8, groups=2).angle_rate
+    torch.testing.assert_close(rates.flatten().sort()[0], torch.linspace(0, math.pi, 8))
+    assert all(group.min() < 0.5 and group.max() > 2.6 for group in rates)
+
+
+def test_a_rotated_memory_tells_lags_apart_and_a_real_one_does_not():
+    """How alike the states are that one impulse leaves behind, seen at different times after it."""
+
+    def states(module):
+        state, seen = module.init_state(1), []
+        for t in range(40):
+            _, state = module.step(torch.ones(1, 8, dtype=torch.float64) * (t == 0), state)
+            seen.append(turned(state) if "angle" in state else state["scan"][0])
+        return torch.stack(seen).flatten(1)
+
+    def turned(state):
+        g = torch.view_as_complex(state["scan"][0].unflatten(-1, (-1, 2)).contiguous())
+        angles = state["angle"][0].repeat_interleave(len(g) // state["angle"].shape[1], 0)
+        return torch.view_as_real(g * torch.exp(1j * angles)).flatten(1)
+
+    def worst_confusion(module):
+        with torch.no_grad():
+            held = F.normalize(states(module)[4:].double(), dim=1)
+        return (held @ held.t() - torch.eye(len(held))).abs().max()
+
+    arguments = {"d_state": 16, "groups": 4, "conv_bias": False, "dtype": torch.float64}
+    assert worst_confusion(RotatedMamba(8, **arguments)) < 0.9
+    assert worst_confusion(Mamba(8, **arguments)) > 0.99
+
+
+@SCANS
+def test_gradcheck_through_the_angle(place):
+    module = RotatedMamba(
+        3,
+        4,
+        d_conv=2,
+        groups=2,
+        selective_angle=True,
+        backend=place.backend,
+        device=place.device,
+        dtype=torch.float64,
+    )
+    torch.nn.init.normal_(module.angle_proj.weight)
+    names = [name for name, _ in module.named_parameters()]
+    reset = torch.zeros(2, 5, dtype=torch.bool, device=place.device)
+    reset[0, 3] = True
+    state = {name: torch.rand_like(value) + 0.2 for name, value in module.init_state(2).items()}
+
+    def run(inputs, window, scan, angle, *parameters):
+        weights = dict(zip(names, parameters, strict=True))
+        given = (inputs, {"window": window, "scan": scan, "angle": angle}, reset)
+        outputs, after = torch.func.functional_call(module, weights, given)
+        return outputs, after["scan"], after["angle"]
+
+    inputs = torch.randn(2, 5, 3, dtype=torch.float64, device=place.device)
+    leaves = [inputs, *state.values(), *(p.detach() for p in module.parameters())]
+    assert torch.autograd.gradcheck(run, [x.requires_grad_() for x in leaves], **GRADCHECK)
+
+
+def test_optimizers_are_told_not_to_decay_the_rates():
+    exempt = {name for name, p in RotatedMamba(8).named_parameters() if getattr(p, "_no_weight_decay", False)}
+    assert exempt == {"A_log", "D", "angle_rate"}
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: RotatedMamba(8, 7), "d_state is 7, expected an even number"),
+        (lambda: RotatedMamba(8, groups=3), "groups is 3, expected a divisor of the 16 inner channels"),
+        (lambda: RotatedMamba(8, decay=0.0), "decay is 0.0, expected more than 0"),
+        (
+            lambda: RotatedMamba(8)(torch.zeros(1, 2, 8), Mamba(8).init_state(1)),
+            r"RotatedMamba: state is the keys .* expected a dict with \['angle', 'scan', 'window'\]",
+        ),
+    ],
+)
+def test_an_error_says_what_was_expected(call, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        call()

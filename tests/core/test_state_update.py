@@ -1,0 +1,229 @@
+"""selective_state_update: in place, in all its forms, the numbers of selective_step."""
+
+import pytest
+import torch
+from backends import everywhere
+from problems import DTYPES
+
+import wmkernels
+from wmkernels import dispatch
+
+every_place = everywhere("selective_step")
+
+
+@pytest.fixture(autouse=True)
+def asked_for(place, monkeypatch):
+    monkeypatch.setattr(dispatch, "REQUESTED", place.backend)
+
+
+def inputs(place, dtype=torch.float32, batch=3, channels=20, state=5, groups=None, parameter=torch.float32):
+    parameter = torch.float64 if dtype == torch.float64 else parameter
+
+    def normal(*shape, kind=dtype):
+        return torch.randn(shape, dtype=torch.float64).to(kind).to(place.device)
+
+    projection = (batch, state) if groups is None else (batch, groups, state)
+    return {
+        "x": normal(batch, channels),
+        "dt": normal(batch, channels),
+        "A": -normal(channels, state, kind=parameter).abs(),
+        "B": normal(*projection),
+        "C": normal(*projection),
+        "D": normal(channels, kind=parameter),
+        "z": normal(batch, channels),
+        "dt_bias": normal(channels, kind=parameter),
+        "dt_softplus": True,
+    }
+
+
+def stepped(state, x):
+    """selective_step on the same call: (out, new state)."""
+    renamed = {"x": "u", "dt": "delta", "dt_bias": "delta_bias", "dt_softplus": "delta_softplus"}
+    return wmkernels.selective_step(state, **{renamed.get(name, name): value for name, value in x.items()})
+
+
+@every_place
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("groups", [None, 1, 4, 20])
+def test_the_numbers_of_selective_step(place, dtype, groups):
+    x = inputs(place, dtype, groups=groups)
+    kind = torch.float64 if dtype == torch.float64 else torch.float32
+    state = torch.randn(3, 20, 5, dtype=kind, device=place.device)
+    expected, new_state = stepped(state, x)
+    before = state.data_ptr()
+    out = wmkernels.selective_state_update(state, **x)
+    assert out.dtype == dtype
+    assert state.data_ptr() == before
+    torch.testing.assert_close(out, expected)
+    torch.testing.assert_close(state, new_state)
+
+
+@every_place
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_16_bit_state_is_rounded_once_a_step(place, dtype):
+    x = inputs(place, dtype)
+    state = torch.randn(3, 20, 5, device=place.device).to(dtype)
+    expected, new_state = stepped(state.float(), x)
+    out = wmkernels.selective_state_update(state, **x)
+    assert state.dtype == dtype
+    torch.testing.assert_close(out, expected)
+    torch.testing.assert_close(state, new_state.to(dtype))
+
+
+@every_place
+def test_parameters_in_16_bits(place):
+    x = inputs(place, torch.bfloat16, parameter=torch.bfloat16)
+    state = torch.randn(3, 20, 5, device=place.device)
+    expected, new_state = stepped(state, x)
+    torch.testing.assert_close(wmkernels.selective_state_update(state, **x), expected)
+    torch.testing.assert_close(state, new_state)
+
+
+@every_place
+@pytest.mark.parametrize("kind", [torch.int64, torch.int32])
+def test_indices_name_rows_of_a_cache(place, kind):
+    x = inputs(place)
+    cache = torch.randn(7, 20, 5, device=place.device)
+    before = cache.clone()
+    indices = torch.tensor([5, -1, 2], dtype=kind, device=place.device)
+    expected, new_state = stepped(before[[5, 0, 2]], x)
+    out = wmkernels.selective_state_update(cache, **x, state_batch_indices=indices)
+    torch.testing.assert_close(out[[0, 2]], expected[[0, 2]])
+    assert (out[1] == 0).all()
+    torch.testing.assert_close(cache[[5, 2]], new_state[[0, 2]])
+    untouched = [0, 1, 3, 4, 6]
+    assert torch.equal(cache[untouched], before[untouched])
+
+
+@every_place
+def test_an_index_below_zero_reads_nothing(place):
+    x = inputs(place) | {"x": torch.full((3, 20), float("nan"), device=place.device)}
+    state = torch.full((1, 20, 5), float("nan"), device=place.device)
+    out = wmkernels.selective_state_update(
+        state, **x, state_batch_indices=torch.tensor([-1, -100, -1], device=place.device)
+    )
+    assert (out == 0).all()
+    assert state.isnan().all()
+
+
+@everywhere("selective_step")
+def test_an_index_past_the_cache(place):
+    if place.device != "cpu":
+        pytest.skip("checked on the CPU only: on a GPU reading the indices would synchronise")
+    state = torch.randn(4, 20, 5)
+    before = state.clone()
+    with pytest.raises(ValueError, match=r"state_batch_indices"):
+        wmkernels.selective_state_update(state, **inputs(place), state_batch_indices=torch.tensor([0, 4, 1]))
+    assert torch.equal(state, before)
+
+
+@every_place
+@pytest.mark.parametrize("contiguous", [True, False])
+def test_heads(place, contiguous):
+    x = inputs(place, groups=4)
+    state = torch.randn(3, 20, 5, device=place.device)
+    expected, new_state = stepped(state, x)
+    headed = {name: value.unflatten(1, (4, 5)) for name, value in x.items() if name in ("x", "dt", "z")}
+    headed |= {name: x[name].unflatten(0, (4, 5)) for name in ("A", "D", "dt_bias")}
+    cache = state.unflatten(1, (4, 5))
+    if not contiguous:
+        cache = cache.transpose(1, 2).contiguous().transpose(1, 2)
+    out = wmkernels.selective_state_update(cache, **{**x, **headed})
+    assert out.shape == (3, 4, 5)
+    torch.testing.assert_close(out.flatten(1), expected)
+    torch.testing.assert_close(cache.flatten(1, 2), new_state)
+
+
+@every_place
+def test_heads_with_tied_parameters(place):
+    """Mamba-2 calls it so: one A, dt, D and bias a head, expanded with stride 0 over headdim and state."""
+    state = torch.randn(3, 4, 5, 6, device=place.device)
+    A = (-torch.rand(4, device=place.device))[:, None, None].expand(4, 5, 6)
+    dt = torch.randn(3, 4, device=place.device)[..., None].expand(3, 4, 5)
+    D, bias = (torch.randn(4, device=place.device)[:, None].expand(4, 5) for _ in range(2))
+    x = torch.randn(3, 4, 5, device=place.device)
+    B, C = (torch.randn(3, 2, 6, device=place.device) for _ in range(2))
+    step = torch.nn.functional.softplus(dt + bias)[..., None]
+    wide_B, wide_C = (v.repeat_interleave(2, 1)[:, :, None] for v in (B, C))
+    after = torch.exp(step * A) * state + step * x[..., None] * wide_B
+    expected = (after * wide_C).sum(-1) + D * x
+    out = wmkernels.selective_state_update(state, x, dt, A, B, C, D, None, bias, True)
+    torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(state, after, rtol=1e-5, atol=1e-5)
+
+
+@every_place
+@pytest.mark.parametrize("layout", ["transposed", "slice"])
+def test_a_state_of_any_layout_is_updated_where_it_is(place, layout):
+    x = inputs(place)
+    if layout == "transposed":
+        state = torch.randn(3, 5, 20, device=place.device).transpose(1, 2)
+    else:
+        larger = torch.randn(5, 22, 12, device=place.device)
+        outside = larger.clone()
+        state = larger[1:4, 1:21, 1:11:2]
+    expected, new_state = stepped(state, x)
+    torch.testing.assert_close(wmkernels.selective_state_update(state, **x), expected)
+    torch.testing.assert_close(state, new_state)
+    if layout == "slice":
+        outside[1:4, 1:21, 1:11:2] = state
+        assert torch.equal(larger, outside)
+
+
+@every_place
+def test_the_version_counter_moves(place):
+    x = inputs(place)
+    state = torch.zeros(3, 20, 5, device=place.device)
+    weight = torch.ones(3, 20, 5, device=place.device, requires_grad=True)
+    loss = (weight * state).sum()
+    version = state._version
+    wmkernels.selective_state_update(state, **x)
+    assert state._version > version
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+    version = state._version
+    with torch.no_grad():
+        wmkernels.selective_state_update(state, **x)
+    assert state._version > version
+    cache = torch.zeros(3, 4, 5, 5, device=place.device)
+    headed = {name: value.unflatten(1, (4, 5)) for name, value in x.items() if name in ("x", "dt", "z")}
+    headed |= {name: x[name].unflatten(0, (4, 5)) for name in ("A", "D", "dt_bias")}
+    version = cache._version
+    wmkernels.selective_state_update(cache, **{**x, **headed})
+    assert cache._version > version
+
+
+@every_place
+def test_inference_mode(place):
+    x = inputs(place)
+    with torch.inference_mode():
+        state = torch.zeros(3, 20, 5, device=place.device)
+        out = wmkernels.selective_state_update(state, **x)
+    expected, new_state = stepped(torch.zeros(3, 20, 5, device=place.device), x)
+    torch.testing.assert_close(out.clone(), expected)
+    torch.testing.assert_close(state.clone(), new_state)
+
+
+@every_place
+def test_it_refuses_to_drop_a_gradient(place):
+    x = inputs(place)
+    state = torch.zeros(3, 20, 5, device=place.device)
+    x["A"].requires_grad_()
+    with pytest.raises(RuntimeError, match=r"selective_state_update: .*without gradient; use selective_step"):
+        wmkernels.selective_state_update(state, **x)
+    with torch.no_grad():
+        wmkernels.selective_state_update(state, **x)
+
+
+@everywhere("selective_step", kernels_only=True)
+def test_a_sign_still_to_be_turned_is_turned(place):
+    """The imaginary part of a conjugate is a view whose sign PyTorch turns when it is read."""
+    x = inputs(place)
+    turned = torch.complex(x["x"], x["x"]).conj().imag
+    assert turned.is_neg()
+    state = torch.zeros(3, 20, 5, device=place.device)
+    expected, actual = (
+        wmkernels.selective_step(state, u, x["dt"], x["A"], x["B"], x["C"], x["D"], backend=place.backend)
+        for u in (turned.resolve_neg(), turned)
+    )
+    torch.testing.assert_close(actual, expected)

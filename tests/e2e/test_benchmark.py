@@ -1,0 +1,112 @@
+"""The benchmark runs, and what the README says is what was measured and what works."""
+
+import json
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+BENCHMARKS = ROOT / "benchmarks"
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=300)
+
+
+def test_quick_run_measures_every_group(tmp_path: Path) -> None:
+    target = tmp_path / "result.json"
+    done = run(str(BENCHMARKS / "scan_speed.py"), "--quick", "--lengths", "32", "--json", str(target))
+    assert done.returncode == 0, done.stderr
+    result = json.loads(target.read_text())
+    ours = [row for row in result["rows"] if row["backend"] is not None]
+    assert [row["error"] for row in ours if "error" in row] == []
+    assert {row["measure"] for row in ours} == {"forward", "training", "step"}
+    assert {row["op"] for row in ours} == {"selective_scan", "selective_step", "linear_scan"}
+    for row in result["rows"]:
+        if "error" not in row:
+            assert row["milliseconds"] > 0
+            assert row["error_against_float64"] <= row["tolerance"]
+    assert "error" not in result["training_memory"]
+    assert result["environment"]["cpu"]["cores"] >= 1
+    assert {"before", "after"} <= result["limits"].keys()
+
+
+def test_quick_run_of_the_conv_lstm_measures_every_contender(tmp_path: Path) -> None:
+    target = tmp_path / "result.json"
+    done = run(str(BENCHMARKS / "conv_lstm_speed.py"), "--quick", "--json", str(target))
+    assert done.returncode == 0, done.stderr
+    result = json.loads(target.read_text())
+    assert [row["error"] for row in result["rows"] if "error" in row] == []
+    assert {row["measure"] for row in result["rows"]} == {"step", "forward", "training"}
+    assert {"loop", "loop, channels last"} <= {row["contender"] for row in result["rows"]}
+    for row in result["rows"]:
+        assert row["milliseconds"] > 0
+        assert 0 < row["share_of_limit"] < 1
+        assert row["error_against_float64"] <= row["tolerance"]
+    saved = {r["contender"]: r["saved_bytes"] for r in result["rows"] if r["measure"] == "training" and r["backend"]}
+    kept, recomputed = sorted(saved, key=len)
+    assert saved[recomputed] < saved[kept]
+    assert target.with_suffix(".png").stat().st_size > 0
+
+
+def test_a_quick_call_is_timed_many_times_a_turn_however_long_measuring_its_memory_takes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    from harness import timer
+
+    def slow_peak(work: Callable[[], object], device: torch.device) -> int:
+        time.sleep(1.5 * timer.SLOW_SECONDS)
+        work()
+        return 0
+
+    monkeypatch.setattr(timer, "peak_bytes", slow_peak)
+    entry, stopwatch = timer.Entry(lambda: None), timer.Clock(torch.device("cpu"))
+    stopwatch.settle(entry)
+    timer.interleave([entry], budget=0.1)
+    assert entry.calls > 100
+    assert entry.seconds < timer.ALONE_SECONDS
+
+
+def test_tables_and_charts_are_current() -> None:
+    done = run(str(BENCHMARKS / "readme.py"), "--check")
+    assert done.returncode == 0, f"{done.stdout}{done.stderr}run: python benchmarks/readme.py"
+
+
+def test_readme_example_runs() -> None:
+    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(compile(example, "README.md", "exec"), names)
+    expected = {"out": (1, 64, 100), "state": (1, 64, 16), "more": (1, 64, 100), "y": (1, 64), "packed": (1, 64, 100)}
+    assert {name: tuple(names[name].shape) for name in expected} == expected
+
+
+def test_bad_options_are_refused_with_the_reason() -> None:
+    program = f"""
+import sys
+sys.path.insert(0, {str(BENCHMARKS)!r})
+from scan_speed import parse_arguments
+from conv_lstm_speed import parse_arguments as conv_lstm_arguments
+for parse, options in (
+    (parse_arguments, ["--backends", "fast"]),
+    (parse_arguments, ["--device", "tpu"]),
+    (parse_arguments, ["--lengths", "0"]),
+    (conv_lstm_arguments, ["--backends", "cuda"]),
+    (conv_lstm_arguments, ["--device", "mps"]),
+):
+    try:
+        parse(options)
+    except SystemExit as stop:
+        print(stop.code)
+"""
+    done = run("-c", program)
+    assert done.stdout.split() == ["2"] * 5, done.stderr
+    for words in ("there is no 'fast'", "device is tpu", "must be positive", "cuda cannot run on cpu", "device is mps"):
+        assert words in done.stderr

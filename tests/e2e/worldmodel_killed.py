@@ -1,0 +1,43 @@
+"""Starts ``worldmodel`` commands in processes of their own, at once: what takes seconds to import is imported once.
+
+A line on standard input that is a JSON list of arguments starts a process, whose id is printed. An empty line waits for
+it and prints its exit status; before that the id is its own, even if it has ended.
+"""
+
+import json
+import os
+import sys
+import traceback
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import worldmodel_environments  # noqa: F401 - so that no process imports it again
+
+import worldmodel.learning.trainer  # noqa: F401
+from worldmodel.__main__ import main
+
+
+def serve() -> None:
+    """Forks for each command. This process computes nothing, so it has no threads that a fork would lose."""
+    child = 0
+    for line in sys.stdin:
+        if not line.strip():
+            print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+            continue
+        child = os.fork()
+        if child == 0:
+            status = 1
+            os.dup2(2, 1)  # what it says is no answer of this program
+            try:
+                status = main(json.loads(line))
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                sys.stderr.flush()
+                os._exit(status)
+        print(child, flush=True)
+
+
+if __name__ == "__main__":
+    serve()

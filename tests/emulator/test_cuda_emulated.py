@@ -1,0 +1,283 @@
+"""Every CUDA kernel computes what the reference computes, thread by thread on a CPU, in any order of its threads.
+
+The kernels' own headers run in the emulator (``emulator/README.md``), under sanitizers, called through the Python code
+that calls them on a GPU. Each call runs under several orders of the threads and must answer the same bits under all.
+"""
+
+import mmap
+
+import pytest
+import torch
+from emulated_cuda import EmulatedCuda
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+from problems import STATES, assert_as_accurate_as_the_reference, linear_scans, scans, steps
+from test_kernels_match_reference import few_channels
+
+import wmkernels
+from wmkernels import native_call
+from wmkernels.linear_scan import native as linear_native
+from wmkernels.linear_scan.reference import linear_scan_reference
+from wmkernels.selective_scan import native as selective_native
+from wmkernels.selective_scan.reference import selective_scan_reference, selective_step_reference
+from wmkernels.selective_step import native as step_native
+
+from emulator.build import find_compiler  # isort: skip
+
+pytestmark = pytest.mark.skipif(find_compiler() is None, reason="no C++ compiler")
+
+NO_RESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)  # of Linux; Python 3.13 names it
+ORDERS = (0, 1, 2)  # of the threads: as numbered, in reverse, shuffled
+# How many blocks a kernel believes to run at once: with few, it has no reason to split time; with many, it always does.
+CHIPS = (1, 8, 1000)
+cases = dict.fromkeys(("selective_scan", "selective_step", "linear_scan"), 0)
+
+
+@pytest.fixture(scope="module")
+def cuda():
+    emulated = EmulatedCuda(ORDERS)
+    with emulated.installed():
+        yield emulated
+    emulated.emulator.close()
+
+
+def decaying(problem):
+    """The same call with A below zero: a state that grows for hundreds of steps amplifies every rounding."""
+    problem.tensors["A"] = -problem.tensors["A"].abs()
+    return problem
+
+
+def remembering(problem):
+    """The same call with gates close to one, so that something is left of a state after hundreds of steps."""
+    problem.tensors["gates"] = 1 - 0.004 * problem.tensors["gates"].abs()
+    return problem
+
+
+def check(cuda, problem, multiprocessors=4, shuffle=2):
+    """As accurate as the reference, under orders of which one is shuffled by ``shuffle``."""
+    cuda.multiprocessors, cuda.seeds, cuda.ran = multiprocessors, (0, 1, shuffle), []
+    assert_as_accurate_as_the_reference(problem, "cuda")
+    cases[problem.function.__name__] += 1
+
+
+shuffles = st.integers(2, 2**31)
+# A case takes up to a second, and shrinking tries hundreds.
+PHASES = (Phase.explicit, Phase.reuse, Phase.generate)
+quick = settings(phases=PHASES)
+
+
+@settings(quick, max_examples=settings().max_examples)
+@given(problem=scans(), multiprocessors=st.sampled_from(CHIPS), shuffle=shuffles)
+def test_selective_scan(cuda, problem, multiprocessors, shuffle):
+    check(cuda, problem, multiprocessors, shuffle)
+
+
+@settings(quick, max_examples=max(10, settings().max_examples // 2))
+@given(problem=scans(max_time=300, max_channels=5, states=[1, 3, 16, 17, 64]).map(decaying), shuffle=shuffles)
+def test_selective_scan_split_over_time(cuda, problem, shuffle):
+    check(cuda, problem, CHIPS[-1], shuffle)
+
+
+@settings(quick, max_examples=max(6, settings().max_examples // 6))
+@given(
+    problem=scans(max_time=24, max_channels=18, states=[*STATES[-3:], 65, 127, 128, 129, 255, 256]), shuffle=shuffles
+)
+def test_large_states(cuda, problem, shuffle):
+    check(cuda, problem, 1000, shuffle)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+def test_time_is_split_where_the_chip_would_be_idle(cuda, dtype, packed):
+    many = 333 if dtype == torch.float64 else 700  # steps for more segments than the warps that chain them
+    for multiprocessors, split, time, channels in ((1, False, 100, 40), (1000, True, many, 2)):
+        check(cuda, few_channels(dtype, time, "cpu", packed, channels), multiprocessors)
+        # a packed batch is cut by its mean length, whatever the chip
+        assert packed or ("selective_scan_combine_kernel" in cuda.kernels) == split
+
+
+@quick
+@given(problem=steps(), shuffle=shuffles)
+def test_selective_step(cuda, problem, shuffle):
+    check(cuda, problem, shuffle=shuffle)
+
+
+@quick
+@given(problem=linear_scans(max_time=90), multiprocessors=st.sampled_from(CHIPS), shuffle=shuffles)
+def test_linear_scan(cuda, problem, multiprocessors, shuffle):
+    check(cuda, problem, multiprocessors, shuffle)
+
+
+@settings(quick, max_examples=max(6, settings().max_examples // 4))
+@given(problem=linear_scans(max_time=3000).map(remembering), multiprocessors=st.sampled_from(CHIPS), shuffle=shuffles)
+def test_linear_scan_over_a_long_time(cuda, problem, multiprocessors, shuffle):
+    check(cuda, problem, multiprocessors, shuffle)
+
+
+# The last three split time; the middle one's reset lies in a segment whose warp has another one to chain after it.
+@pytest.mark.parametrize(
+    ("multiprocessors", "time", "where"), [(1, 100, 33), (1000, 700, 0), (1000, 700, 300), (1000, 700, 699)]
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+def test_nan_does_not_cross_a_reset(cuda, dtype, multiprocessors, time, where):
+    """Neither outputs after a reset nor gradients of anything after it know of NaN and infinity before it."""
+    cuda.multiprocessors = multiprocessors
+    problem = few_channels(dtype, time, "cpu")
+    tensors = dict(problem.tensors)
+    tensors["reset"] = torch.arange(time)[None] == where
+    for name, poison in (("u", float("nan")), ("delta", float("inf")), ("B", float("nan"))):
+        tensors[name] = tensors[name].clone()
+        tensors[name][..., :where] = poison
+    tensors["initial_state"] = torch.full_like(tensors["initial_state"], float("nan"))
+    leaves = {k: v.requires_grad_() for k, v in tensors.items() if v is not None and v.is_floating_point()}
+    out, last = wmkernels.selective_scan(**{**tensors, **leaves}, return_last_state=True, backend="cuda")
+    assert out[..., where:].isfinite().all() and last.isfinite().all()
+    gradients = torch.autograd.grad([out[..., where:].sum(), last.sum()], [leaves[k] for k in ("u", "delta", "B", "C")])
+    for gradient in gradients:
+        assert gradient[..., where:].isfinite().all()
+
+
+@pytest.mark.parametrize("multiprocessors", [1, 1000])
+def test_a_step_size_of_zero_keeps_a_state_bit_for_bit(cuda, multiprocessors):
+    cuda.multiprocessors = multiprocessors
+    problem = few_channels(torch.float32, 300, "cpu")
+    tensors = {**problem.tensors, "delta": torch.zeros_like(problem.tensors["delta"]), "reset": None}
+    _, last = wmkernels.selective_scan(**tensors, return_last_state=True, backend="cuda")
+    assert torch.equal(last, tensors["initial_state"])
+
+
+def spread(values, strides):
+    """The same values so far apart that they would fill many gigabytes, of which only the pages they touch are real."""
+    elements = 1 + sum((size - 1) * stride for size, stride in zip(values.shape, strides, strict=True))
+    memory = mmap.mmap(-1, elements * values.element_size(), mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | NO_RESERVE)
+    tensor = torch.frombuffer(memory, dtype=values.dtype).as_strided(values.shape, strides)
+    return tensor.copy_(values)
+
+
+# Strides under which one index alone, or only several together, lead beyond what 32 bits hold.
+FAR = {
+    "channel last": lambda rank: (2**31 + 64, *(1, 8)[: rank - 2][::-1], 2**29 + 64)[:rank],
+    "everywhere": lambda rank: tuple(2**31 // (i + 1) + 4 * i for i in range(rank)),
+}
+
+
+@pytest.mark.parametrize("layout", FAR)
+@pytest.mark.parametrize("multiprocessors", [1, 1000])
+def test_offsets_of_the_selective_scan_have_64_bits(cuda, layout, multiprocessors):
+    """Strides that lead past 2^31 elements, in every tensor that may have strides; below likewise."""
+    cuda.multiprocessors, cuda.seeds = multiprocessors, (2,)
+    batch, channels, state, time, groups = 2, 6, 3, 70, 2
+    far = FAR[layout]
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape):
+        return torch.randn(shape, generator=generator)
+
+    near = {
+        "u": normal(batch, channels, time),
+        "delta": normal(batch, channels, time),
+        "A": -normal(channels, state).abs(),
+        "B": normal(batch, groups, state, time),
+        "C": normal(batch, groups, state, time),
+        "D": normal(channels),
+        "z": normal(batch, channels, time),
+        "delta_bias": normal(channels),
+        "initial_state": normal(batch, channels, state),
+        "reset": torch.rand((batch, time), generator=generator) < 0.05,
+    }
+    grad_out, grad_last_state = normal(batch, channels, time), normal(batch, channels, state)
+    inputs = {name: spread(x, far(x.dim())) for name, x in near.items()}
+    arguments = (*inputs.values(), None)
+    members = selective_native._members(*arguments, True, 16)
+    f32 = torch.float32
+    out, last_state = spread(torch.zeros_like(near["u"]), far(3)), torch.empty(batch, channels, state)
+    chunk_states = torch.empty(batch * -(-time // 16), channels, state)
+    for name, x in (("out", out), ("last_state", last_state), ("chunk_states", chunk_states)):
+        members[name] = (x, x.shape, f32)
+    device = torch.device("cpu")
+    native_call.call("selective_scan_forward", "selective_scan", members, device)
+
+    contiguous = {"A", "D", "delta_bias", "initial_state"}
+    gradients = {
+        name: torch.empty_like(x) if name in contiguous else spread(torch.zeros_like(x), far(x.dim()))
+        for name, x in near.items()
+        if name != "reset"
+    }
+    members = selective_native._members(*arguments, True, 16)
+    members |= {f"grad_{name}": (x, x.shape, f32) for name, x in gradients.items()}
+    members["grad_out"] = (spread(grad_out, far(3)), grad_out.shape, f32)
+    members["grad_last_state"] = (spread(grad_last_state, far(3)), last_state.shape, f32)
+    members["chunk_states"] = (chunk_states, chunk_states.shape, f32)
+    native_call.call("selective_scan_backward", "selective_scan", members, device)
+
+    leaves = {k: v.double().requires_grad_() if v.is_floating_point() else v for k, v in near.items()}
+    expected = selective_scan_reference(**leaves, delta_softplus=True)
+    torch.testing.assert_close(out.double(), expected[0], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(last_state.double(), expected[1], rtol=1e-4, atol=1e-5)
+    wanted = [x for name, x in leaves.items() if name != "reset"]
+    true = torch.autograd.grad(expected, wanted, [grad_out.double(), grad_last_state.double()])
+    for gradient, value in zip(gradients.values(), true, strict=True):
+        torch.testing.assert_close(gradient.double(), value, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("layout", FAR)
+@pytest.mark.parametrize("multiprocessors", [1, 1000])
+@pytest.mark.parametrize("reverse", [False, True])
+def test_offsets_of_the_linear_scan_have_64_bits(cuda, layout, multiprocessors, reverse, monkeypatch):
+    cuda.multiprocessors, cuda.seeds = multiprocessors, (2,)
+    batch, channels, time = shape = 2, 6, 300
+    far = FAR[layout](3)
+    gates, tokens, grad_out = torch.rand(shape), torch.randn(shape), torch.randn(shape)
+    first, grad_last = torch.randn(batch, channels), torch.randn(batch, channels)
+    reset = torch.rand(batch, time) < 0.02
+
+    def spread_outputs(*_):
+        return spread(torch.zeros(shape), far), torch.empty(batch, channels)
+
+    def spread_gradients(*_):
+        return spread(torch.zeros(shape), far), spread(torch.zeros(shape), far), torch.empty(batch, channels)
+
+    monkeypatch.setattr(linear_native, "forward_outputs", spread_outputs)
+    monkeypatch.setattr(linear_native, "backward_outputs", spread_gradients)
+    wide = spread(gates, far), spread(tokens, far), spread(first, FAR[layout](2)), spread(reset, FAR[layout](2))
+    out, last = linear_native.forward(*wide, reverse, False)
+    gradients = linear_native.backward(
+        spread(grad_out, far), spread(grad_last, FAR[layout](2)), wide[0], out, *wide[2:], reverse, False
+    )
+
+    leaves = [x.double().requires_grad_() for x in (gates, tokens, first)]
+    expected = linear_scan_reference(*leaves, reset, reverse)
+    torch.testing.assert_close((out.double(), last.double()), expected, rtol=1e-4, atol=1e-5)
+    true = torch.autograd.grad(expected, leaves, [grad_out.double(), grad_last.double()])
+    torch.testing.assert_close(tuple(x.double() for x in gradients), true, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("layout", FAR)
+def test_offsets_of_the_step_have_64_bits(cuda, layout):
+    cuda.seeds = (2,)
+    batch, channels, states = 2, 6, 3
+    near = (
+        torch.randn(batch, channels, states),
+        torch.randn(batch, channels),
+        torch.rand(batch, channels),
+        -torch.rand(channels, states),
+        torch.randn(batch, 1, states),
+        torch.randn(batch, 1, states),
+        torch.randn(channels),
+        torch.randn(batch, channels),
+        torch.randn(channels),
+        torch.tensor([False, True]),
+    )
+    state, *others = (spread(x, FAR[layout](x.dim())) for x in near)
+    new_state = spread(torch.zeros_like(near[0]), FAR[layout](3))
+    out = step_native.step(state, new_state, *others, None, True)
+    u, A, B, C = near[1], near[3], *(x.expand(-1, channels, -1) for x in near[4:6])
+    expected = selective_step_reference(near[0], u, near[2], A, B, C, *near[6:9], True, near[9])
+    torch.testing.assert_close((out, new_state.contiguous()), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_how_many_cases_ran(cuda, capsys):
+    """Last in the file: says what the tests above covered."""
+    shown = ", ".join(f"{count} of {name}" for name, count in cases.items())
+    with capsys.disabled():
+        print(f"\nemulated CUDA kernels: {shown}; {cuda.launches} launches, each under {len(ORDERS)} orders of threads")

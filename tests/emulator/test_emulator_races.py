@@ -1,0 +1,224 @@
+"""The emulator finds races in shared memory, in small kernels and in the project's own, whatever order threads run in.
+
+Each barrier of the project's kernels is left out in turn: without it there must be a race, so none is missing and none
+is there for nothing.
+"""
+
+import functools
+import re
+import sys
+from collections import defaultdict
+from pathlib import Path
+from unittest import mock
+
+import pytest
+import torch
+from emulated_cuda import EmulatedCuda
+
+import wmkernels
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from emulator.build import build, find_compiler  # noqa: E402
+from emulator.client import Emulator, EmulatorError  # noqa: E402
+
+pytestmark = pytest.mark.skipif(find_compiler() is None, reason="no C++ compiler")
+
+# What makes the accesses of cases_kernel (emulator/sample_kernels_races.cu) a race, and how it is reported.
+PLANTS = {
+    "nothing": "",
+    "a shuffle for a barrier": r"of slots(.|\n)*(wrote|read) there(.|\n)*or __syncwarp of both",
+    "a vote for a barrier": r"of slots(.|\n)*(wrote|read) there(.|\n)*or __syncwarp of both",
+    "the other half of a warp": r"of slots(.|\n)*(wrote|read) there(.|\n)*or __syncwarp of both",
+    "a reader that was not met": r"of slots(.|\n)*or __syncwarp of both",
+    "a write after reads": r"of slots(.|\n)*no __syncthreads lies between",
+    "the same value twice": r"writes 4 bytes.* of slots(.|\n)*wrote there(.|\n)*no __syncthreads lies between",
+    "a copy without a barrier": r"of dynamic shared memory(.|\n)*(wrote|read|copies) there",
+    "a barrier before the wait": r"of dynamic shared memory(.|\n)*(wrote|read|copies) there",
+    "a write under a copy": r"writes 4 bytes.* of dynamic shared memory(.|\n)*copies there asynchronously",
+    "a plain read of an atomic": r"changes atomically(.|\n)*of counter(.|\n)*read there|of counter(.|\n)*wrote there",
+    "one barrier a round short": r"of slots(.|\n)*no __syncthreads",
+}
+SEEDS = range(4)
+
+
+@pytest.fixture(scope="module")
+def toys():
+    sources = [ROOT / "emulator" / name for name in ("sample_kernels.cu", "sample_kernels_races.cu")]
+    emulator = Emulator(build("sample_kernels_races", sources, races=True))
+    yield emulator
+    emulator.close()
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_ordered_accesses_are_no_race_under_any_order(toys, seed):
+    answers = torch.zeros(64)
+    toys.call("toy_races", [torch.randn(256), answers, 0], seed=seed)
+    numbers, result = torch.randn(192), torch.randn(32)
+    for name, words in (("toy_reverse", [numbers, 192, 1, 0, 0]), ("toy_rotate", [result, 0])):
+        toys.call(name, words, seed=seed)
+
+
+@pytest.mark.parametrize("plant", list(PLANTS)[1:])
+def test_a_race_is_reported_under_every_order(toys, plant):
+    for seed in SEEDS:
+        with pytest.raises(EmulatorError, match="a race: this thread") as report:
+            toys.call("toy_races", [torch.randn(256), torch.zeros(64), list(PLANTS).index(plant)], seed=seed)
+        report.match(PLANTS[plant])
+        # both places, by file and line; an atomic access is in the emulator's own header
+        assert len(re.findall(r"(toys_races\.cu|cuda_emulator\.h):\d+", str(report.value))) >= 2
+
+
+def test_a_barrier_can_be_left_out(toys):
+    numbers = torch.randn(64)
+    (barrier,) = toys.call("toy_reverse", [numbers, 64, 1, 0, 0]).barriers
+    with pytest.raises(EmulatorError, match=r"reverse_kernel.*a race"):
+        toys.call("toy_reverse", [numbers, 64, 1, 0, 0], left_out=barrier)
+
+
+def random(*shape, dtype=torch.float32):
+    return torch.randn(shape, dtype=torch.float64).to(dtype).requires_grad_()
+
+
+def differentiate(outputs, leaves):
+    torch.autograd.grad(outputs, leaves, [torch.ones_like(x) for x in outputs])
+
+
+def scan(dtype, channels, state, time, full=False, channel_last=False):
+    """Forward and backward; ``full``: packed, with resets, a gate, an initial state and a C that does not vary."""
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    batch = 1 if full else 2
+    shape = (batch, time, channels) if channel_last else (batch, channels, time)
+    projection = (batch, 1, time, state) if channel_last else (batch, 1, state, time)
+    leaves = {
+        "u": random(*shape, dtype=dtype),
+        "delta": random(*shape, dtype=dtype),
+        "A": (-torch.rand(channels, state, dtype=wide)).requires_grad_(),
+        "B": random(*projection, dtype=dtype),
+        "C": random(channels, state, dtype=wide) if full else random(*projection, dtype=dtype),
+    }
+    options = {"delta_softplus": True, "return_last_state": True, "channel_last": channel_last, "backend": "cuda"}
+    if full:
+        leaves |= {"D": random(channels, dtype=wide), "delta_bias": random(channels, dtype=wide)}
+        leaves |= {"z": random(*shape, dtype=dtype), "initial_state": random(2, channels, state, dtype=wide)}
+        options |= {"reset": torch.rand(batch, time) < 0.1, "cu_seqlens": torch.tensor([0, time // 3, time])}
+    differentiate(wmkernels.selective_scan(**leaves, **options), list(leaves.values()))
+
+
+def linear(dtype, channels, time, reverse=False, channel_last=False):
+    shape = (1, time, channels) if channel_last else (1, channels, time)
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    leaves = [torch.rand(shape).to(dtype).requires_grad_(), random(*shape, dtype=dtype)]
+    leaves.append(random(1, channels, dtype=wide))
+    options = {"reset": torch.rand(1, time) < 0.1, "reverse": reverse, "channel_last": channel_last}
+    differentiate(wmkernels.linear_scan(*leaves, **options, return_last_state=True, backend="cuda"), leaves)
+
+
+def step(dtype, state):
+    leaves = [random(2, 6, state), *(random(2, 6, dtype=dtype) for _ in range(2))]
+    others = [-torch.rand(6, state), random(2, state, dtype=dtype), random(2, state, dtype=dtype)]
+    differentiate(wmkernels.selective_step(*leaves, *others, delta_softplus=True, backend="cuda"), leaves)
+
+
+def conv_lstm(persistent):
+    hidden = 16
+    tensors = [torch.randn(2, 1, 2, 5, 5), torch.randn(4 * hidden, 2, 3, 3), torch.randn(4 * hidden, hidden, 3, 3)]
+    leaves = [x.bfloat16().requires_grad_(not persistent) for x in tensors]
+    with (
+        mock.patch.object(cuda_persistent, "WANTED", persistent),
+        mock.patch.object(cuda_persistent, "processors", lambda device: 4),
+    ):
+        out, (h, c) = wmkernels.conv_lstm(*leaves, backend="cuda")
+    if not persistent:
+        differentiate([out, h, c], leaves)
+
+
+FLOATS = (torch.float32, torch.bfloat16, torch.float64)
+# By name: how big the chip is (a big one has time split), and the call. Channels fill a tile and do not, time ends
+# within a tile, chunks are tiles and longer.
+CASES = {
+    **{f"scan {t}": (1, functools.partial(scan, t, 32, 16, 44)) for t in FLOATS},
+    **{f"full scan {t}": (1, functools.partial(scan, t, 35, 5, 40, full=True)) for t in FLOATS},
+    **{f"split scan {t}": (1000, functools.partial(scan, t, 32, 16, 200)) for t in FLOATS[:2]},
+    "split full scan": (1000, functools.partial(scan, torch.float32, 5, 16, 200, full=True)),
+    "scan by channels": (1, functools.partial(scan, torch.bfloat16, 32, 16, 64, channel_last=True)),
+    "64 states": (1, functools.partial(scan, torch.float32, 8, 64, 40)),
+    "full, 64 states": (1, functools.partial(scan, torch.bfloat16, 9, 33, 40, full=True)),
+    "256 states": (1, functools.partial(scan, torch.float32, 4, 200, 20)),
+    "full, 256 states": (1000, functools.partial(scan, torch.float16, 5, 256, 36, full=True)),
+    "256 states in float64": (1000, functools.partial(scan, torch.float64, 4, 130, 19)),
+    "full, 256 states in float64": (1, functools.partial(scan, torch.float64, 5, 17, 11, full=True)),
+    **{f"linear scan {t}": (1, functools.partial(linear, t, 19, 300)) for t in FLOATS},
+    "split linear scan": (1000, functools.partial(linear, torch.float32, 16, 1500, reverse=True)),
+    "linear scan by channels": (1, functools.partial(linear, torch.bfloat16, 32, 256, channel_last=True)),
+    "small step": (1, functools.partial(step, torch.bfloat16, 5)),
+    "large step": (1, functools.partial(step, torch.float32, 130)),
+    "ConvLSTM": (1, functools.partial(conv_lstm, False)),
+    "ConvLSTM in one kernel": (4, functools.partial(conv_lstm, True)),
+}
+# grid_barrier orders what blocks leave each other in global memory, which is not watched.
+FOR_GLOBAL_MEMORY = "matrix.cuh"
+
+
+@pytest.fixture(scope="module")
+def cuda():
+    emulated = EmulatedCuda(races=True)
+    with emulated.installed():
+        yield emulated
+    emulated.emulator.close()
+
+
+def run(cuda, case, left_out=""):
+    """The barriers that a case passes."""
+    cuda.multiprocessors, call = CASES[case]
+    cuda.left_out, cuda.ran = left_out, []
+    torch.manual_seed(0)
+    call()
+    return {barrier for result in cuda.ran for barrier in result.barriers}
+
+
+@pytest.fixture(scope="module")
+def passed_by(cuda):
+    """Which cases pass each barrier, those with the least work first."""
+    found = defaultdict(list)
+    for case in CASES:
+        barriers = run(cuda, case)
+        work = sum(result.switches for result in cuda.ran)
+        for barrier in barriers:
+            found[barrier].append((work, case))
+    return {barrier: [case for _, case in sorted(cases)] for barrier, cases in found.items()}
+
+
+def barriers_of(path):
+    """Its barriers by number of line, with the line."""
+    lines = enumerate(path.read_text().splitlines(), 1)
+    return {f"{path.name}:{n}": line for n, line in lines if re.search(r"__sync(threads|warp)\(", line.split("//")[0])}
+
+
+def test_no_kernel_has_a_race(cuda, passed_by):
+    """The fixture has run them all. Every barrier in the sources is passed by one of them."""
+    headers = (ROOT / "csrc" / "cuda").glob("*/*.cuh")
+    assert passed_by.keys() == {barrier for path in headers for barrier in barriers_of(path)}
+
+
+def has_race_without(cuda, case, barrier):
+    try:
+        run(cuda, case, left_out=barrier)
+    except EmulatorError as error:
+        assert "a race: this thread" in str(error), f"{case} without {barrier}: {error}"
+        return True
+    return False
+
+
+def test_a_race_is_found_that_changes_no_result_here(cuda):
+    """Shuffles follow the reads of step sizes that the sums over states replace, so no order of threads shows this."""
+    barriers = barriers_of(ROOT / "csrc" / "cuda" / "selective_scan" / "selective_scan_forward_kernel.cuh")
+    (barrier,) = (place for place, line in barriers.items() if "have read the sizes" in line)
+    assert has_race_without(cuda, "full scan torch.float32", barrier)
+
+
+def test_every_barrier_is_needed(cuda, passed_by):
+    places = {barrier for barrier in passed_by if not barrier.startswith(FOR_GLOBAL_MEMORY)}
+    needed = {place for place in places if any(has_race_without(cuda, case, place) for case in passed_by[place])}
+    assert needed == places

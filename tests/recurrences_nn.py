@@ -1,0 +1,60 @@
+"""The modules of wmkernels.nn as memories, for the laws of tests/core/test_laws.py."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from recurrences import Example, ModuleMemory, Named, Outcome, State, register
+from torch import Tensor
+
+from wmkernels import nn
+
+
+class PackingModuleMemory(ModuleMemory):
+    """A module whose forward takes ``cu_seqlens`` too."""
+
+    packed = True
+
+    def parallel(
+        self,
+        example: Example,
+        inputs: Named,
+        parameters: Named,
+        state: State | None,
+        reset: Tensor | None,
+        lengths: Sequence[int] | None = None,
+    ) -> Outcome:
+        if lengths is None:
+            return super().parallel(example, inputs, parameters, state, reset)
+        assert example.module is not None
+        sequence = inputs["inputs"]
+        bounds = torch.tensor([0, *lengths], device=sequence.device).cumsum(0)
+        names = example.module.init_state(1)
+        given: Any = None if state is None else dict(zip(names, state, strict=True))
+        outputs, after = torch.func.functional_call(
+            example.module, parameters, (sequence, given, reset), {"cu_seqlens": bounds}
+        )
+        return outputs, tuple(after.values())
+
+
+def _mamba(width: int) -> nn.Mamba:
+    """Small, with every size different, and a convolution longer than most sequences of the laws at width 6."""
+    return nn.Mamba(width, d_state=3 if width == 6 else 16, d_conv=7 if width == 6 else 4, bias=width == 6)
+
+
+def _rotated_mamba(width: int) -> nn.RotatedMamba:
+    """Angles that depend on the input, in two groups at width 6."""
+    module = nn.RotatedMamba(width, d_state=4, d_conv=3, groups=2 if width == 6 else 1, selective_angle=width == 6)
+    if module.angle_proj is not None:
+        torch.nn.init.normal_(module.angle_proj.weight)
+    return module
+
+
+def _convolution(width: int) -> nn.CausalConv1d:
+    return nn.CausalConv1d(width, kernel_size=width, bias=width != 2)
+
+
+register(PackingModuleMemory("Mamba", op="selective_scan", build=_mamba, widths=(4, 6)))
+register(PackingModuleMemory("RotatedMamba", op="selective_scan", build=_rotated_mamba, widths=(4, 6)))
+# It has no op of its own, and is checked on the devices of any.
+register(PackingModuleMemory("CausalConv1d", op="linear_scan", build=_convolution, widths=(1, 2, 5)))

@@ -1,0 +1,301 @@
+"""Laws of the losses and of the learner, and small problems that each way of learning must solve."""
+
+import copy
+import dataclasses
+
+import pytest
+import torch
+import torch.nn.functional as F
+from gymnasium import spaces
+from worldmodel_examples import MEMORIES, random_batch, small_model
+
+from worldmodel.data.batch import Batch
+from worldmodel.learning.learner import Learner, LearnerConfig, NonFiniteError
+from worldmodel.learning.objectives import ObjectiveConfig, model_loss
+from worldmodel.learning.running_stats import ReturnRange, RewardScale
+from worldmodel.model.decision import ContinuousPolicy, DecisionConfig
+from worldmodel.model.evaluation import lambda_returns
+from worldmodel.model.networks import NumberConfig, NumberHead
+from worldmodel.model.perception import PerceptionConfig
+from worldmodel.model.prediction import PredictionConfig
+
+BOX = spaces.Box(-1, 1, (2,))
+WAYS = [("exact", None), ("reinforce", None), ("dynamics", None), ("reinforce", BOX), ("dynamics", BOX)]
+EVERY_WAY = pytest.mark.parametrize(
+    ("improve", "done"), WAYS, ids=[f"{w}-{'box' if d else 'discrete'}" for w, d in WAYS]
+)
+
+
+def learner_of(model, **objective):
+    return Learner(model, LearnerConfig(objective=ObjectiveConfig(**{"horizon": 3, "starts": 3, **objective})))
+
+
+@EVERY_WAY
+@pytest.mark.parametrize("memory", ["rotated", "gru", "convolution"])
+def test_the_joint_loss_reaches_all_five_functions(improve, done, memory):
+    model = small_model(done=done, memory=MEMORIES[memory], decision=DecisionConfig(hidden=16, improve=improve))
+    learner_of(model).losses(random_batch(model)).total.backward()
+    functions = (model.perception, model.memory, model.prediction, model.evaluation.network, model.decision)
+    for function in (*functions, model.entry):
+        for name, parameter in function.named_parameters():
+            assert parameter.grad is not None and parameter.grad.abs().sum() > 0, (type(function).__name__, name)
+
+
+@EVERY_WAY
+def test_the_gain_of_the_policy_changes_the_policy_alone(improve, done):
+    model = small_model(done=done, decision=DecisionConfig(hidden=16, improve=improve))
+    learner, batch = learner_of(model), random_batch(model)
+    learner._rewards.update(batch.rewards[batch.has_action])
+    torch.manual_seed(3)
+    losses = learner.losses(batch)
+    rest = [p for part in (model.perception, model.memory, model.prediction) for p in part.parameters()]
+    expected = torch.autograd.grad(losses.model + losses.value, rest, retain_graph=True)
+    norm = torch.stack([g.norm() for g in torch.autograd.grad(losses.policy, list(model.decision.parameters()))]).norm()
+    fresh = learner_of(model, value_gradient=learner.config.objective.value_gradient)
+    torch.manual_seed(3)
+    figures = fresh.update(batch)
+    assert figures["gradient/policy"] == pytest.approx(norm.item())
+    scale = min(1.0, fresh.config.clip / figures["gradient/model"])
+    for parameter, gradient in zip(rest, expected, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient * scale, rtol=1e-5, atol=1e-12)
+
+
+def test_losses_count_every_step_that_they_should_and_no_other():
+    model = small_model()
+    batch = random_batch(model)
+    batch.burn_in = 2
+    observed = model.observe(batch)
+    _, parts = model_loss(model, batch, observed, 2.0, ObjectiveConfig(free_nats=0.5))
+    predicted = model.predict(observed, batch)
+    foreseen = model.perception.probabilities(predicted.logits).log()
+    sums = {name: [] for name in ("reward", "continuation", "dynamics", "representation", "reconstruction")}
+    reconstruction = model.perception.reconstruction_loss(observed.latent, batch.observations)
+    for row in range(3):
+        for t in range(2, 14):
+            if not batch.valid[row, t]:
+                continue
+            sums["reconstruction"].append(reconstruction[row, t])
+            if not batch.has_action[row, t]:
+                continue
+            sums["reward"].append((predicted.reward[row, t, 0] - batch.rewards[row, t] / 2).square())
+            goes_on = torch.tensor(0.0 if batch.terminated[row, t] else 1.0, dtype=torch.float64)
+            sums["continuation"].append(F.binary_cross_entropy_with_logits(predicted.continues[row, t], goes_on))
+            if t + 1 < 14:
+                p, logs = observed.probabilities[row, t + 1], foreseen[row, t]
+                sums["dynamics"].append((p * (p.log() - logs)).sum())
+                sums["representation"].append(sums["dynamics"][-1].clamp(min=0.5))
+    for name, values in sums.items():
+        torch.testing.assert_close(parts[f"loss/{name}"], torch.stack(values).mean(), rtol=1e-10, atol=1e-10)
+
+
+def test_what_stands_on_padding_is_never_read():
+    model = small_model()
+    batch = random_batch(model)
+    dirty = batch.map(torch.clone)
+    dirty.rewards[~batch.has_action] = torch.nan
+    dirty.actions[~batch.has_action] = 2
+    dirty.observations["place"][~batch.valid] = 1e6
+    gradients = []
+    for given in (batch, dirty):
+        learner = learner_of(copy.deepcopy(model))
+        torch.manual_seed(1)
+        losses = learner.losses(given)
+        losses.total.backward()
+        gradients.append([losses.total, *(p.grad for p in learner.world_model.parameters() if p.grad is not None)])
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=0, atol=0)
+
+
+def test_rewards_of_any_size_are_learned_alike():
+    model = small_model(dtype=torch.float32)
+    batch = random_batch(model)
+    found = []
+    for scale in (1.0, 2.0**-10):
+        learner = learner_of(copy.deepcopy(model))
+        torch.manual_seed(1)
+        given = dataclasses.replace(batch, rewards=batch.rewards * scale)
+        figures = [learner.update(given) for _ in range(2)][-1]
+        assert figures["scale/reward"] == pytest.approx(batch.rewards[batch.has_action].square().mean().sqrt() * scale)
+        found.append({name: value for name, value in figures.items() if name[:4] in ("loss", "grad")})
+    assert found[0] == pytest.approx(found[1], rel=1e-4)
+
+
+def test_the_scale_is_that_of_rewards_that_are_not_zero():
+    scale = RewardScale(memory=4)
+    assert scale.scale == 1.0
+    scale.update(torch.zeros(10))
+    assert scale.scale == 1.0
+    scale.update(torch.tensor([0.0, 3.0, 0.0, -3.0]))
+    assert scale.scale == pytest.approx(3.0)
+    scale.update(torch.tensor([4.0, 4.0]))
+    assert scale.scale == pytest.approx(((9 + 9 + 16 + 16) / 4) ** 0.5)
+    scale.update(torch.full((4,), 5.0))
+    assert scale.scale == pytest.approx(5.0)
+    other = RewardScale(memory=4)
+    other.load_state_dict(scale.state_dict())
+    assert other.scale == scale.scale
+
+
+def test_returns_are_measured_by_their_percentiles_above_a_floor():
+    spread = ReturnRange(floor=1.0, keep=0.5)
+    assert spread.update(torch.full((100,), 7.0)) == 1.0
+    assert spread.update(torch.linspace(0, 100, 101)) == pytest.approx((95 - 7) / 2 + 7 - (7 + 5) / 2 - 0, abs=1e-3)
+    other = ReturnRange(floor=1.0, keep=0.5)
+    other.load_state_dict(spread.state_dict())
+    assert other.update(torch.zeros(3)) == spread.update(torch.zeros(3))
+
+
+def test_lambda_returns_are_their_recursion():
+    rewards, discounts, values = (torch.rand(3, 9, dtype=torch.float64) for _ in range(3))
+    expected, after = torch.zeros(3, 9, dtype=torch.float64), values[:, -1]
+    for t in reversed(range(9)):
+        after = rewards[:, t] + discounts[:, t] * (0.3 * values[:, t] + 0.7 * after)
+        expected[:, t] = after
+    torch.testing.assert_close(lambda_returns(rewards, discounts, values, 0.7), expected, rtol=1e-12, atol=1e-12)
+    one_step = rewards + discounts * values
+    torch.testing.assert_close(lambda_returns(rewards, discounts, values, 0.0), one_step, rtol=1e-12, atol=1e-12)
+
+
+def test_the_probability_of_clipped_actions_is_that_of_their_draws():
+    torch.manual_seed(0)
+    policy = ContinuousPolicy(torch.tensor([[1.5, 3.0]]).expand(200_000, 2), min_std=0.1, max_std=1.0)
+    drawn = policy.sample()
+    for end, sign in ((-1.0, -1), (1.0, 1)):
+        share = (drawn == end).float().mean()
+        said = policy.log_probability(torch.full((200_000, 1), end))[0].exp()
+        torch.testing.assert_close(said, share, rtol=0, atol=0.005)
+        assert sign * end == 1.0
+    inside = torch.linspace(-1, 1, 2001)[1:-1, None]
+    density = ContinuousPolicy(torch.tensor([[1.5, 3.0]]), 0.1, 1.0).log_probability(inside).exp()
+    torch.testing.assert_close(density.sum() * 0.001, (drawn.abs() < 1).float().mean(), rtol=0, atol=0.005)
+
+
+@pytest.mark.parametrize("kind", ["mean", "two_hot"])
+def test_a_number_head_comes_to_say_the_mean(kind):
+    torch.manual_seed(0)
+    head = NumberHead(2, NumberConfig(kind, bins=21))
+    optimizer = torch.optim.Adam(head.parameters(), lr=0.05)
+    which = F.one_hot(torch.arange(2).repeat(64), 2).float()
+    assert head.mean(head(which)).abs().max() < 1e-6
+    for _ in range(400):
+        noise = torch.randint(0, 2, (128,)) * 2.0 - 1
+        target = torch.where(which[:, 0] > 0, 5 + 3 * noise, -0.25 + 0.1 * noise)
+        head.widen(target)
+        optimizer.zero_grad()
+        head.loss(head(which), target).mean().backward()
+        optimizer.step()
+    torch.testing.assert_close(head.mean(head(torch.eye(2))), torch.tensor([5.0, -0.25]), rtol=0, atol=0.5)
+    if kind == "two_hot":
+        assert head.high.item() == 8.0 and head.low.item() == -1.0
+
+
+def test_a_learner_that_is_saved_and_loaded_goes_on_bit_for_bit():
+    model = small_model(dtype=torch.float32)
+    batches = [random_batch(model) for _ in range(5)]
+    learner = learner_of(model)
+    for batch in batches[:3]:
+        learner.update(batch)
+    weights, state = copy.deepcopy((model.state_dict(), learner.state_dict()))
+    other = learner_of(small_model(dtype=torch.float32))
+    other.world_model.load_state_dict(weights)
+    other.load_state_dict(state)
+    ends = []
+    for each in (learner, other):
+        torch.manual_seed(9)
+        figures = [each.update(batch) for batch in batches[3:]]
+        ends.append(
+            (each.world_model.state_dict(), [{k: v for k, v in f.items() if "seconds" not in k} for f in figures])
+        )
+    assert ends[0][1] == ends[1][1]
+    torch.testing.assert_close(ends[0][0], ends[1][0], rtol=0, atol=0)
+    assert learner.updates == other.updates == 5
+
+
+@pytest.mark.parametrize("what", ["reward", "weight"])
+def test_nan_stops_an_update_before_anything_changes(what):
+    model = small_model(dtype=torch.float32)
+    learner, batch = learner_of(model), random_batch(model)
+    learner.update(batch)
+    if what == "reward":
+        batch.rewards[0, 0] = torch.nan
+    else:
+        with torch.no_grad():
+            model.entry.weight[0, 0] = torch.nan
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(NonFiniteError, match="at update 1"):
+        learner.update(batch)
+    torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0, equal_nan=True)
+    batch.rewards[0, 0] = 0.0
+    if what == "reward":
+        learner.update(batch)
+
+
+def coin_flips(model, batch=8, time=32):
+    reset = torch.zeros(batch, time, dtype=torch.bool)
+    reset[:, 0] = True
+    ones = torch.ones_like(reset)
+    observations = {"observation": torch.randint(2, (batch, time, 1), dtype=torch.uint8)}
+    return Batch(observations, torch.randint(2, (batch, time)), torch.zeros(batch, time), ~ones, ones, reset, ones)
+
+
+def test_a_latent_keeps_what_is_random():
+    """Coin flips cannot be foreseen; a divergence that costs perception anything makes it stop seeing them."""
+    kept = {}
+    for name, objective in (("ours", {}), ("all costs", {"representation": 1.0, "free_nats": 0.0})):
+        torch.manual_seed(0)
+        model = small_model(
+            seen=spaces.Discrete(2),
+            done=spaces.Discrete(2),
+            dtype=torch.float32,
+            perception=PerceptionConfig(variables=2, classes=4, hidden=16),
+        )
+        config = ObjectiveConfig(starts=1, horizon=1, **objective)
+        learner = Learner(model, LearnerConfig(learning_rate=0.01, warm_up=1, objective=config))
+        for _ in range(120):
+            learner.update(coin_flips(model))
+        batch = coin_flips(model)
+        with torch.no_grad():
+            mode = model.perception.mode(model.observe(batch).probabilities)
+            said = model.perception.reconstruct(mode)["observation"]
+        kept[name] = (said == batch.observations["observation"]).float().mean().item()
+    assert kept["ours"] > 0.99
+    assert kept["all costs"] < 0.8
+
+
+@EVERY_WAY
+def test_every_way_of_deciding_learns_to_answer_what_is_seen(improve, done):
+    """Reward for naming the card, or for pointing to the place, learned from random actions alone."""
+    torch.manual_seed(0)
+    box = done is not None
+    model = small_model(
+        seen=spaces.Box(-1, 1, (2,)) if box else spaces.Discrete(3),
+        done=done,
+        dtype=torch.float32,
+        memory=dataclasses.replace(MEMORIES["none"], width=32),
+        perception=PerceptionConfig(variables=4, classes=8, hidden=32),
+        prediction=PredictionConfig(hidden=32),
+        decision=DecisionConfig(hidden=32, improve=improve, entropy=0.01),
+    )
+    config = LearnerConfig(
+        learning_rate=0.01, value_rate=0.01, policy_rate=3e-3, warm_up=1, objective=ObjectiveConfig(horizon=2, starts=4)
+    )
+    learner = Learner(model, config)
+
+    def batch():
+        given = random_batch(model, batch=16, time=8, resets=False)
+        if box:
+            leaf = given.observations["observation"].uniform_(-0.8, 0.8)
+            given.rewards = -(leaf - given.actions).square().sum(-1)
+        else:
+            given.rewards = (given.observations["observation"].squeeze(-1) == given.actions).float()
+        return given
+
+    for _ in range(300 if box else 200):
+        learner.update(batch())
+    test = batch()
+    with torch.no_grad():
+        answers = model.action_spec.decode(model.decision(model.observe(test).features).mode())
+    asked = test.observations["observation"]
+    if box:
+        assert (answers - asked).square().sum(-1).mean() < 0.12 < asked.square().sum(-1).mean() / 3
+    else:
+        assert (answers == asked.squeeze(-1)).float().mean() > 0.95

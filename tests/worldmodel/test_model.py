@@ -1,0 +1,331 @@
+"""Laws of the world model as a whole: parallel equals step by step, the time convention, gradients through the loop."""
+
+import doctest
+import io
+import pathlib
+
+import pytest
+import torch
+from gymnasium import spaces
+from worldmodel_examples import MEMORIES, SEEN, random_batch, small_model, step_by_step
+
+from worldmodel.data.batch import Batch
+from worldmodel.learning.objectives import ObjectiveConfig
+from worldmodel.model.decision import DecisionConfig
+from worldmodel.model.evaluation import EvaluationConfig
+from worldmodel.model.memory import MemoryConfig
+from worldmodel.model.networks import NumberConfig
+from worldmodel.model.perception import PerceptionConfig
+
+EVERY_MEMORY = pytest.mark.parametrize("memory", list(MEMORIES))
+EXACT = 1e-9  # float64, a few hundred operations deep
+
+
+def assert_same(actual, expected):
+    torch.testing.assert_close(actual, expected, rtol=EXACT, atol=EXACT)
+
+
+def weighed(features):
+    """A sum under random weights: a layer norm's plain sum never changes."""
+    return (features * torch.randn_like(features)).sum()
+
+
+def random_state(model, batch):
+    state = model.init_state(batch)
+    return {name: torch.rand_like(value) for name, value in state.items()}
+
+
+@EVERY_MEMORY
+def test_all_steps_at_once_are_the_steps_one_by_one(memory):
+    model = small_model(memory=MEMORIES[memory])
+    batch = random_batch(model)
+    batch.reset[1, 0] = False  # this row goes on from a state
+    state = random_state(model, 3)
+    observed = model.observe(batch, state)
+    features, last = step_by_step(model, batch, state)
+    assert_same(observed.features, features)
+    assert_same(observed.state, last)
+
+
+@EVERY_MEMORY
+def test_gradients_of_all_steps_at_once_are_those_of_the_steps_one_by_one(memory):
+    model = small_model(memory=MEMORIES[memory])
+    batch = random_batch(model)
+    weights = torch.randn(3, 14, model.features, dtype=torch.float64)
+
+    def gradients(features):
+        parameters = [*model.memory.parameters(), *model.entry.parameters(), *model.perception.encoder.parameters()]
+        return torch.autograd.grad((features * weights).sum(), parameters)
+
+    assert_same(gradients(model.observe(batch).features), gradients(step_by_step(model, batch)[0]))
+
+
+@EVERY_MEMORY
+def test_a_batch_cut_anywhere_is_the_whole_batch(memory):
+    model = small_model(memory=MEMORIES[memory])
+    batch = random_batch(model)
+    whole = model.observe(batch)
+    cut = model.observe(batch, cuts=[1, 5, 6, 14])
+    assert_same(cut.features, whole.features)
+    assert_same(cut.state, whole.state)
+    for index, stop in enumerate([1, 5, 6, 14]):
+        piece = model.observe(batch.steps(0, stop))
+        assert_same({name: value[3 * index : 3 * index + 3] for name, value in cut.cut_states.items()}, piece.state)
+        if stop < 14:
+            rest = model.observe(batch.steps(stop, 14), piece.state)
+            assert_same(rest.features, whole.features[:, stop:])
+            assert_same(rest.state, whole.state)
+
+
+@EVERY_MEMORY
+def test_nothing_from_before_a_reset_reaches_what_comes_after(memory):
+    model = small_model(memory=MEMORIES[memory])
+    batch = random_batch(model)
+    ends = [5, 6, 7]
+    other = random_batch(model)
+    mixed = batch.map(torch.clone)
+    for row, end in enumerate(ends):
+        mixed.observations["place"][row, :end] = other.observations["place"][row, :end]
+        mixed.actions[row, :end] = other.actions[row, :end]
+    one, two = model.observe(batch), model.observe(mixed, random_state(model, 3))
+    for row, end in enumerate(ends):
+        assert batch.reset[row, end]
+        assert torch.equal(one.features[row, end:], two.features[row, end:])
+        assert not torch.equal(one.features[row, :end], two.features[row, :end])
+
+
+@EVERY_MEMORY
+def test_a_saved_state_goes_on_as_if_nothing_had_happened(memory):
+    model = small_model(memory=MEMORIES[memory])
+    batch = random_batch(model, resets=False)
+    _, state = step_by_step(model, batch.steps(0, 7))
+    file = io.BytesIO()
+    torch.save({name: value.detach() for name, value in state.items()}, file)
+    file.seek(0)
+    loaded = torch.load(file, weights_only=True)
+    assert all(type(value) is torch.Tensor for value in loaded.values())
+    assert_same(step_by_step(model, batch.steps(7, 14), loaded)[0], model.observe(batch).features[:, 7:])
+
+
+def test_forgetting_is_what_tells_the_memories_apart():
+    """What was seen 8 steps before is in a scan, a ConvLSTM and a GRU; four steps of convolution have lost it."""
+    reached = {}
+    for name, memory in MEMORIES.items():
+        model = small_model(memory=memory)
+        batch = random_batch(model, resets=False)
+        leaf = batch.observations["place"].requires_grad_()
+        (gradient,) = torch.autograd.grad(weighed(model.observe(batch).features[:, 10]), leaf)
+        reached[name] = [bool(gradient[:, 10 - lag].abs().sum() > 1e-6) for lag in (0, 2, 8)]
+    remembers = [True, True, True]
+    assert reached == {
+        "rotated": remembers,
+        "unrotated": remembers,
+        "conv_lstm": remembers,
+        "gru": remembers,
+        "convolution": [True, True, False],
+        "none": [True, False, False],
+    }
+
+
+def changed(batch, t, name):
+    """The same batch with another observation or action at step ``t``."""
+    other = batch.map(torch.clone)
+    if name == "action":
+        other.actions[:, t] = (other.actions[:, t] + 1) % 3
+    else:
+        other.observations["place"][:, t] += 1
+    return other
+
+
+def test_memory_reads_the_action_before_and_the_observation_now():
+    model = small_model()
+    batch = random_batch(model, resets=False)
+    plain = model.observe(batch).features
+    seen, done = (model.observe(changed(batch, 5, name)).features for name in ("observation", "action"))
+    differs = [(plain != other).any(-1).any(0).nonzero().squeeze(-1).min().item() for other in (seen, done)]
+    assert differs == [5, 6]
+
+
+def test_perception_sees_its_own_step_alone():
+    model = small_model()
+    batch = random_batch(model, resets=False)
+    plain = model.observe(batch).probabilities
+    for name, reach in (("observation", [5]), ("action", [])):
+        other = model.observe(changed(batch, 5, name)).probabilities
+        assert (plain != other).flatten(2).any(-1).any(0).nonzero().flatten().tolist() == reach
+
+
+def test_reward_is_read_from_the_action_of_the_same_step():
+    model = small_model()
+    batch = random_batch(model, resets=False)
+    plain = model.predict(model.observe(batch), batch)
+    other_batch = changed(batch, 5, "action")
+    other = model.predict(model.observe(other_batch), other_batch)
+    for one, two in ((plain.reward, other.reward), (plain.logits.flatten(2), other.logits.flatten(2))):
+        assert (one != two).any(-1).any(0).nonzero().flatten().tolist()[0] == 5
+
+
+def test_the_action_before_a_reset_counts_as_zero():
+    model = small_model()
+    batch = random_batch(model)
+    row, start = 0, 5
+    assert batch.reset[row, start]
+    fresh = batch.steps(start, 14)
+    assert_same(model.observe(batch).features[row, start:], model.observe(fresh).features[row])
+
+
+def test_a_value_at_the_end_of_imagination_knows_the_first_observation_and_the_first_action():
+    model = small_model()
+    batch = random_batch(model, resets=False)
+    leaf = batch.observations["place"].requires_grad_()
+    state = model.observe(batch).state
+    action = model.action_spec.encode(batch.actions[:, -1]).double().requires_grad_()
+    imagined = model.imagine(state, model.decision, 6, first_action=action)
+    value = model.evaluation.value(imagined.features[:, -1]).sum()
+    by_observation, by_action = torch.autograd.grad(value, [leaf, action])
+    assert (by_observation[:, 0].abs().sum(-1) > 1e-9).all()
+    assert (by_action.abs().sum(-1) > 1e-9).all()
+
+
+def test_a_discrete_observation_given_as_one_hot_is_the_same_and_has_a_gradient():
+    model = small_model()
+    batch = random_batch(model, resets=False)
+    expected = model.observe(batch).features
+    hot = torch.nn.functional.one_hot(batch.observations["card"].long().squeeze(-1), 4).double().requires_grad_()
+    features = model.observe(Batch(**{**vars(batch), "observations": {**batch.observations, "card": hot}})).features
+    assert_same(features, expected)
+    assert (torch.autograd.grad(weighed(features[:, -1]), hot)[0][:, 0].abs().sum(-1) > 1e-9).all()
+
+
+@EVERY_MEMORY
+def test_imagining_what_was_seen_is_observing_it(memory):
+    """Latents fed to imagination one by one give the states that observing gives: one memory serves both."""
+    model = small_model(memory=MEMORIES[memory])
+    batch = random_batch(model, resets=False)
+    observed = model.observe(batch, cuts=[4])
+    encoded = model.action_spec.encode(batch.actions).double()
+    taken = iter(encoded[:, 4:].unbind(1))
+    seen = iter(observed.probabilities[:, 4:].unbind(1))
+
+    class Recorded:
+        def sample(self):
+            return next(taken)
+
+    blur = model.perception.blur
+    model.perception.blur = lambda latent: latent  # what was seen is blurred already
+    imagined = model.imagine(observed.cut_states, lambda _: Recorded(), 10, encoded[:, 3], lambda _: next(seen))
+    model.perception.blur = blur
+    assert_same(imagined.features, observed.features[:, 3:])
+    assert_same(imagined.rewards, model.prediction.mean_reward(model.predict(observed, batch))[:, 3:13])
+
+
+def test_acting_is_observing_with_the_actions_that_were_taken():
+    model = small_model()
+    batch = random_batch(model)
+    state, taken = model.init_state(3), []
+    for t in range(14):
+        leaves = {name: leaf[:, t] for name, leaf in batch.observations.items()}
+        actions, state = model.act(leaves, state, batch.reset[:, t], greedy=t % 2 == 0)
+        taken.append(actions)
+    batch.actions, batch.has_action = torch.stack(taken, 1), torch.ones_like(batch.reset)
+    assert_same(state, model.observe(batch).state)
+
+
+def test_greedy_takes_the_action_of_the_largest_q():
+    model = small_model()
+    batch = random_batch(model)
+    leaves = {name: leaf[:, 3] for name, leaf in batch.observations.items()}
+    reset = torch.ones(3, dtype=torch.bool)
+    actions, state = model.act(leaves, model.init_state(3), reset, greedy=True)
+    _, seen = model.observe_step(leaves, state["action"], model.init_state(3), reset)
+    q, encoded = model.look_ahead(seen)
+    assert torch.equal(actions, model.action_spec.decode(encoded)[q.argmax(-1)])
+    for index, action in enumerate(encoded):
+        tried = action.expand(3, -1)
+        predicted = model.prediction(seen["features"], tried)
+        expected = model.perception.blur(model.perception.probabilities(predicted.logits)).flatten(-2)
+        inputs = model.entry(torch.cat([expected, tried], -1))
+        memory = {name.removeprefix("memory."): value for name, value in seen.items() if name.startswith("memory.")}
+        value = model.evaluation.value(model.memory.step(inputs, memory)[0])
+        later = model.config.evaluation.discount * predicted.continues.sigmoid() * value
+        assert_same(q[:, index], model.prediction.mean_reward(predicted) + later)
+
+
+@pytest.mark.parametrize(
+    "done", [spaces.Discrete(3), spaces.MultiDiscrete([2, 3]), spaces.Box(-2, 2, (2,))], ids=["one", "many", "box"]
+)
+@pytest.mark.parametrize("greedy", [False, True])
+def test_actions_are_of_the_space(done, greedy):
+    for choice in ("look_ahead", "policy"):
+        model = small_model(done=done, decision=DecisionConfig(hidden=16, greedy=choice))
+        batch = random_batch(model)
+        leaves = {name: leaf[:, 0] for name, leaf in batch.observations.items()}
+        actions, _ = model.act(leaves, model.init_state(3), batch.reset[:, 0], greedy=greedy)
+        for action in model.action_spec.to_env(actions.numpy()):
+            assert done.contains(done.dtype.type(action) if done.shape == () else action)
+
+
+def test_every_kind_of_observation_is_read_and_said_again():
+    seen = spaces.Dict(
+        image=spaces.Box(0, 255, (20, 24, 3), "uint8"),
+        grid=spaces.Box(0, 255, (7, 5, 3), "uint8"),
+        both=spaces.Tuple([spaces.MultiDiscrete([3, 5]), spaces.MultiBinary(4)]),
+        **SEEN.spaces,
+    )
+    model = small_model(seen=seen, dtype=torch.float32)
+    batch = random_batch(model)
+    observed = model.observe(batch)
+    said = model.perception.reconstruct(observed.latent)
+    for name, leaf in model.observation_spec.leaves.items():
+        assert said[name].shape == (3, 14, *leaf.shape)
+    loss = model.perception.reconstruction_loss(observed.latent, batch.observations)
+    assert loss.shape == (3, 14)
+    loss.sum().backward()
+    for name, parameter in model.perception.named_parameters():
+        assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: MemoryConfig(kind="lstm"), "kind is 'lstm', expected 'scan', 'conv_lstm'"),
+        (lambda: MemoryConfig(layers=0), "layers 0, expected at least 1"),
+        (lambda: MemoryConfig(kind="conv_lstm", width=20), r"map_size is \(4, 4\) and width 20"),
+        (lambda: PerceptionConfig(classes=1), "classes 1"),
+        (lambda: EvaluationConfig(discount=1.5), "discount is 1.5"),
+        (lambda: DecisionConfig(improve="search"), "improve is 'search'"),
+        (lambda: DecisionConfig(greedy="best"), "greedy is 'best'"),
+        (lambda: DecisionConfig(min_std=2.0), "min_std is 2.0 and max_std 1.0"),
+        (lambda: NumberConfig(bins=1), "bins 1, expected 'mean' or 'two_hot' and at least 2"),
+        (lambda: ObjectiveConfig(horizon=0), "horizon is 0"),
+        (
+            lambda: small_model(done=spaces.Box(-1, 1, (2,)), decision=DecisionConfig(improve="exact")),
+            "improve is 'exact' for continuous actions, expected at most few=16",
+        ),
+        (
+            lambda: small_model(done=spaces.Discrete(99), decision=DecisionConfig(improve="exact")),
+            "improve is 'exact' for 99 actions",
+        ),
+        (lambda: (model := small_model()).imagine(model.init_state(1), model.decision, 0), "horizon is 0"),
+        (lambda: (model := small_model()).observe(random_batch(model), cuts=[3, 3]), r"cuts is \[3, 3\], expected"),
+        (lambda: (model := small_model()).observe(random_batch(model), cuts=[15]), "to rise from 1 to 14"),
+    ],
+)
+def test_an_error_says_what_was_expected(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_a_batch_whose_parts_do_not_fit_is_refused():
+    batch = random_batch(small_model())
+    with pytest.raises(ValueError, match=r"rewards has shape \(3, 13\), expected \(batch=3, time=14, ...\)"):
+        Batch(**{**vars(batch), "rewards": batch.rewards[:, 1:]})
+    with pytest.raises(TypeError, match=r"reset has dtype torch.float32, expected torch.bool"):
+        Batch(**{**vars(batch), "reset": batch.reset.float()})
+    with pytest.raises(ValueError, match="burn_in is 14, expected at least 0 and below time=14"):
+        Batch(**{**vars(batch), "burn_in": 14})
+
+
+def test_the_guide_runs():
+    guide = pathlib.Path(__file__).parents[2] / "docs" / "world_model.md"
+    assert doctest.testfile(str(guide), module_relative=False, raise_on_error=True).attempted > 10

@@ -1,0 +1,115 @@
+"""Laws of the latent and of numbers: what is kept of them, whatever their size, and what memory hears of a latent."""
+
+import dataclasses
+
+import pytest
+import torch
+from gymnasium import spaces
+from worldmodel_examples import CONFIG, MEMORIES, random_batch, small_model
+
+from worldmodel.data.spaces import Leaf
+from worldmodel.learning.learner import Learner, LearnerConfig
+from worldmodel.model.codecs import VectorCodec
+from worldmodel.model.networks import symlog
+from worldmodel.model.perception import PerceptionConfig
+
+EVERY_LATENT = pytest.mark.parametrize("drawn", [True, False], ids=["drawn", "mean"])
+
+
+def codec_of(*parts):
+    codec = VectorCodec(Leaf("vector", (parts[0].shape[1],), "float32"), hidden=8)
+    for part in parts:
+        codec.take_in(part)
+    return codec
+
+
+def test_numbers_are_standardised_by_all_that_was_seen_however_it_came():
+    torch.manual_seed(0)
+    numbers = torch.randn(500, 3) * torch.tensor([0.01, 1.0, 1000.0]) + torch.tensor([0.3, -2.0, 0.0])
+    logs = symlog(numbers)
+    for parts in ([numbers], numbers.split([1, 99, 300, 100])):
+        codec = codec_of(*parts)
+        torch.testing.assert_close(codec.mean, logs.mean(0), rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(codec.deviation, logs.std(0, correction=0), rtol=1e-4, atol=0)
+        read = codec.standardised(numbers)
+        torch.testing.assert_close(read.mean(0), torch.zeros(3), rtol=0, atol=1e-3)
+        torch.testing.assert_close(read.std(0), torch.ones(3), rtol=0.01, atol=0)
+        torch.testing.assert_close(codec.picture(read), numbers, rtol=1e-4, atol=1e-6)
+
+
+def test_a_number_that_never_changes_is_not_blown_up():
+    codec = codec_of(torch.full((100, 1), 0.7))
+    distance = symlog(torch.tensor(0.8)) - symlog(torch.tensor(0.7))
+    torch.testing.assert_close(codec.standardised(torch.tensor([[0.7], [0.8]])), torch.tensor([[0.0], [distance]]))
+    assert codec_of(torch.zeros(0, 1)).standardised(torch.ones(1, 1)) == symlog(torch.ones(1, 1))
+
+
+def test_the_size_of_a_number_is_seen():
+    """Not its sign alone, which is all that is left of a single number behind a layer norm."""
+    model = small_model(seen=spaces.Box(-9, 9, (1,)))
+    logits = model.perception({"observation": torch.tensor([[0.1], [1.0], [5.0]])})
+    assert (logits[:-1] - logits[1:]).abs().amax((1, 2)).min() > 0.01
+
+
+def test_a_small_number_is_kept_as_well_as_a_large_one():
+    """An angle of hundredths beside a speed of tens."""
+    torch.manual_seed(0)
+    model = small_model(
+        seen=spaces.Box(-100, 100, (2,)),
+        dtype=torch.float32,
+        memory=dataclasses.replace(MEMORIES["none"], width=16),
+        perception=PerceptionConfig(drawn=False, hidden=32),
+    )
+    learner = Learner(model, LearnerConfig(learning_rate=0.01))
+    sizes = torch.tensor([0.02, 20.0])
+
+    def batch():
+        given = random_batch(model, batch=8, time=16, resets=False)
+        given.observations["observation"].uniform_(-1, 1).mul_(sizes)
+        return given
+
+    for _ in range(150):
+        learner.update(batch())
+    with torch.no_grad():
+        seen = batch()
+        said = model.perception.reconstruct(model.observe(seen).latent)["observation"]
+    (codec,) = model.perception.codecs
+    lost = [codec.standardised(numbers.flatten(0, 1)) for numbers in (said, seen.observations["observation"])]
+    assert (lost[0] - lost[1]).square().mean(0).max() < 0.05  # of a variance of one
+
+
+def test_padding_changes_no_running_scale():
+    model = small_model(dtype=torch.float32)
+    batch = random_batch(model)
+    batch.observations["place"][~batch.valid] = 1e6
+    Learner(model, LearnerConfig()).update(batch)
+    (codec,) = [codec for codec in model.perception.codecs if isinstance(codec, VectorCodec)]
+    torch.testing.assert_close(codec.mean, symlog(batch.observations["place"][batch.valid]).mean(0))
+
+
+def test_a_latent_that_is_not_drawn_is_its_probabilities_and_its_future_is_one():
+    perception = dataclasses.replace(CONFIG.perception, drawn=False)
+    model = small_model(perception=perception)
+    batch = random_batch(model)
+    observed = model.observe(batch)
+    torch.testing.assert_close(observed.latent, observed.probabilities, rtol=0, atol=0)
+    assert model.perception.mode(observed.probabilities) is observed.probabilities
+    action = model.action_spec.encode(batch.actions[:, 0])
+    futures = [model.imagine(observed.state, model.decision, 1, action) for _ in range(2)]
+    torch.testing.assert_close(futures[0].features, futures[1].features, rtol=0, atol=0)
+    drawn = small_model()
+    state = drawn.observe(batch).state
+    futures = [drawn.imagine(state, drawn.decision, 1, action) for _ in range(2)]
+    assert (futures[0].latent != futures[1].latent).any()
+
+
+@EVERY_LATENT
+def test_memory_hears_an_imagined_latent_as_it_hears_a_seen_one(drawn):
+    """An imagined latent that says what a seen one says, and as surely, leads to the same state."""
+    model = small_model(perception=dataclasses.replace(CONFIG.perception, drawn=drawn))
+    logits = torch.randn(5, *model.prediction.shape, dtype=torch.float64)
+    latent = sure = torch.nn.functional.one_hot(logits.argmax(-1), model.prediction.shape[1]).double()
+    probabilities = model.perception.probabilities(1e3 * sure if drawn else logits)
+    if not drawn:
+        latent = model.perception.draw(probabilities)
+    torch.testing.assert_close(model.perception.heard(latent), probabilities, rtol=1e-12, atol=1e-12)

@@ -1,0 +1,126 @@
+"""Open-loop prediction while training: it changes nothing, costs little, and says how far off the model is."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from worldmodel_examples import small_model, whole_episodes
+
+from worldmodel.__main__ import main, parse
+from worldmodel.commands.options import train_options
+from worldmodel.learning import trainer as training
+from worldmodel.learning.callback import AHEAD, CONTEXT, SHARE, Watch, errors_ahead
+from worldmodel.learning.trainer import Trainer, train
+from worldmodel.model.open_loop import open_loop
+from worldmodel.runs.run import Run
+
+ECHO = "worldmodel_environments:wmtest/Echo-v0"
+CATCH = "worldmodel_environments:wmtest/Catch-v0"
+SMALL = ("--replay.window", "24", "--replay.batch-size", "2", "--replay.burn-in", "4", "--model.perception.hidden", "8")
+FEW = ("--num-envs", "2", "--prefill", "60", "--train-ratio", "8", "--threads", "1", "--log-seconds", "0.01")
+pytestmark = pytest.mark.usefixtures("same_threads")
+
+
+def test_a_run_is_the_same_however_often_it_is_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps, weights, optimiser, replay and random generators: all of the checkpoint but the clock."""
+    monkeypatch.setattr(training, "Watch", Often)
+    settings, _, _ = train_options(["--env", ECHO, "--steps", "120", *FEW, *SMALL], parse)
+    looks = []
+    monkeypatch.setattr(Run, "log_picture", lambda run, name, picture, steps: looks.append(picture.shape))
+    runs = {}
+    for minutes in (0.0, 1e-9):
+        runs[minutes] = train(
+            dataclasses.replace(settings, open_loop_minutes=minutes), tmp_path / str(minutes), quiet=True
+        )
+    assert looks and len({shape[1] for shape in looks}) == 1
+    never, often = runs.values()
+    names = [name for line in often.metrics for name in line if name.startswith("open_loop/")]
+    assert {"open_loop/observation@1", "open_loop/reward@4"} <= set(names)
+    assert not any(name.startswith("open_loop/") for line in never.metrics for name in line)
+    for part in ("world_model", "learner", "replay", "collector"):
+        assert same(never.load(part), often.load(part)), part
+    assert same(never.load("trainer")["random"], often.load("trainer")["random"])
+
+
+class Often(Watch):
+    """Looks at every tenth opportunity, whatever it costs."""
+
+    opportunities = 0
+
+    def is_time(self, seconds: float) -> bool:
+        self.opportunities += 1
+        return self._minutes > 0 and self.opportunities % 10 == 5
+
+
+def same(a: Any, b: Any) -> bool:
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
+    return bool((a == b).all()) if hasattr(a, "shape") else a == b
+
+
+@pytest.mark.parametrize("cost", [0.1, 3.0, 40.0])
+def test_looking_takes_no_more_than_its_share_of_the_time(cost: float) -> None:
+    began, watch, spent, looks = 1000.0, Watch(2, 1000.0), 0.0, 0
+    seconds = began
+    while seconds < began + 200_000:
+        seconds += 7
+        if watch.is_time(seconds):
+            watch.took(cost, seconds)
+            spent, looks = spent + cost, looks + 1
+            assert spent - cost <= SHARE * (seconds - began)
+    assert spent <= SHARE * (seconds - began) + cost
+    assert looks >= 0.9 * min(200_000 / 120, SHARE * 200_000 / cost) and not Watch(0, 0.0).is_time(1e9)
+
+
+def test_the_figures_are_the_mean_errors_of_the_rows_that_are_long_enough() -> None:
+    model = small_model()
+    batch = whole_episodes(model, rows=3, time=CONTEXT + 4)
+    batch.valid[1, CONTEXT + 1 :] = False
+    batch.reset[2, CONTEXT + 3] = True
+    loop = open_loop(model, batch, CONTEXT, reward_scale=2.0)
+    figures = errors_ahead(loop, model)
+    assert set(figures) == {f"open_loop/{name}@{k}" for name in ("card", "place", "reward") for k in (1, 2, 4)}
+    errors = loop.errors(model.observation_spec.leaves)
+    assert figures["open_loop/card@1"] == pytest.approx(float(errors["card"][:, 0].mean()))
+    assert figures["open_loop/place@2"] == pytest.approx(float(errors["place"][[0, 2], 1].mean()))
+    assert figures["open_loop/place@4"] == pytest.approx(float(errors["place"][0, 3]))
+    # The first imagined reward is that of the last action whose observation was given.
+    expected = (loop.predicted_rewards[:, CONTEXT - 1] - batch.rewards[:, CONTEXT - 1]).abs().mean()
+    assert figures["open_loop/reward@1"] == pytest.approx(float(expected))
+
+
+def test_rows_that_are_too_short_say_nothing() -> None:
+    model = small_model()
+    short = whole_episodes(model, time=CONTEXT)
+    assert Watch(1, 0.0).look(model, short, 1.0, 0.0) == ({}, None)
+    batch = whole_episodes(model)
+    batch.reset[:, CONTEXT - 1] = True
+    assert Watch(1, 0.0).look(model, batch, 1.0, 0.0) == ({}, None)
+    figures, picture = Watch(1, 0.0).look(model, whole_episodes(model, time=CONTEXT + AHEAD[-1]), 1.0, 0.0)
+    assert figures and picture is not None and picture.shape[1] == 750
+
+
+def test_a_picture_arrives_in_tensorboard_and_the_option_turns_it_off(tmp_path: Path) -> None:
+    loader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    shown = {}
+    for minutes in ("0.00001", "0"):
+        folder = tmp_path / minutes
+        arguments = ["--env", CATCH, "--steps", "200", "--open-loop-minutes", minutes, "--run", str(folder)]
+        assert main(["train", *arguments, *FEW, *SMALL, "--replay.window", "48"]) == 0
+        events = loader.EventAccumulator(str(folder / "tensorboard")).Reload()
+        shown[minutes] = events.Tags()["images"]
+        lines = (folder / "metrics.jsonl").read_text().splitlines()
+        told = [name for line in lines for name in json.loads(line) if name.startswith("open_loop/observation@")]
+        assert bool(told) == (minutes != "0")
+    assert shown == {"0.00001": ["open_loop"], "0": []}
+
+
+def test_a_resumed_run_waits_before_it_looks_again() -> None:
+    settings, _, _ = train_options(["--env", ECHO, *FEW, *SMALL], parse)
+    assert settings.open_loop_minutes == 2 and Trainer(settings).batch is None
+    watch = Watch(2, 5000.0)
+    assert not watch.is_time(5100.0) and watch.is_time(5121.0)

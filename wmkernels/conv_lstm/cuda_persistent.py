@@ -1,0 +1,118 @@
+"""Many steps of the ConvLSTM in one CUDA kernel, for small maps: ``conv_lstm_persistent_kernel.cuh``.
+
+The input convolution is made before, over the steps that one launch takes. The kernel's blocks must all be on the chip
+at once and hold their part of the hidden weights in shared memory, so it serves 16-bit maps of a few hundred places.
+
+It has not run on a GPU yet, and a barrier across a grid is not for a first run unasked: it is used where
+``WMKERNELS_PERSISTENT=1``, read at import.
+"""
+
+import os
+
+import torch
+from torch import Tensor
+
+from wmkernels.conv_lstm.convolutions import Convolution, as_given, merged, rows
+from wmkernels.conv_lstm.meta import Sizes
+from wmkernels.conv_lstm.per_step import HOISTED_BYTES, Parameters, gates_bytes, steps_at_once
+from wmkernels.native_call import DTYPE_CODES, Members, launch, placement
+from wmkernels.triton_runtime import ceil_div, processors
+
+OP = "conv_lstm_map"
+WANTED = os.environ.get("WMKERNELS_PERSISTENT") == "1"
+CHANNELS = 16  # of a block
+SHARED_BYTES = 160 << 10  # what every architecture from sm_80 on lets a block have, but for sm_86, sm_89 and sm_120
+SMALL_SHARED_BYTES = 99 << 10
+
+
+def tiles_of(weight_hh: Tensor, sizes: Sizes) -> int:
+    """Tiles of 16 places that a block takes; 0 where this kernel cannot run the call."""
+    hidden, taps = sizes.hidden, weight_hh.shape[2] * weight_hh.shape[3]
+    if weight_hh.dtype not in (torch.bfloat16, torch.float16) or hidden % CHANNELS:
+        return 0
+    if taps * hidden * 4 * CHANNELS * 2 > _shared_bytes(weight_hh.device):
+        return 0
+    places = sizes.batch * sizes.height * sizes.width
+    room = processors(weight_hh.device) // (hidden // CHANNELS)
+    return next((tiles for tiles in (1, 2) if ceil_div(places, 16 * tiles) <= room), 0)
+
+
+def _shared_bytes(device: torch.device) -> int:
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) in ((8, 6), (8, 9), (12, 0)):
+        return SMALL_SHARED_BYTES
+    return SHARED_BYTES
+
+
+def packed(weight_hh: Tensor) -> Tensor:
+    """(4 * hidden, hidden, height, width) in the order in which a thread reads it for the tensor cores.
+
+    The dimensions are slice of 16 channels; tap; block of 16 input channels; warp (4 channels); channel and low bit of
+    the gate, together a column of a product; pair of rows; high bit of the gate; half of the rows; row of the pair.
+    """
+    hidden, taps = weight_hh.shape[1], weight_hh.shape[2] * weight_hh.shape[3]
+    weight = weight_hh.reshape(2, 2, hidden // CHANNELS, 4, 4, hidden // 16, 2, 4, 2, taps)
+    high, low, part, warp, channel, block, half, pair, row, tap = range(10)
+    return weight.permute(part, tap, block, warp, channel, low, pair, high, half, row).reshape(-1)
+
+
+def forward(
+    tiles: int,
+    x: Tensor,
+    of_input: Convolution,
+    weight_hh: Tensor,
+    parameters: Parameters,
+    h: Tensor | None,
+    c: Tensor | None,
+    reset: Tensor | None,
+    sizes: Sizes,
+    outputs: tuple[Tensor, ...],
+) -> None:
+    """Fills the outputs of the forward op."""
+    out, h_last, c_last, cells, gates = outputs
+    time, batch, hidden, height, width = sizes
+    count, dtype, peephole = batch * height * width, x.dtype, parameters.peephole
+    every, running = rows(out).view(time, count, hidden), rows(c_last).view(count, hidden)
+    wide, narrow = torch.float32, (count, hidden)
+    weights = packed(weight_hh)
+    h_before = None if h is None else rows(h).view(narrow)
+    if h_before is not None and h_before.storage_offset() % 2:
+        h_before = h_before.clone()  # the kernel reads two numbers at once
+    c_before = None if c is None else rows(c).view(narrow)
+    at_once = steps_at_once(time, gates_bytes(sizes, dtype), HOISTED_BYTES)
+    arrived = torch.zeros((ceil_div(time, at_once), 1), dtype=torch.int32, device=x.device)
+    for number, begin in enumerate(range(0, time, at_once)):
+        end = min(begin + at_once, time)
+        with as_given(x.device):
+            from_x = of_input(merged(x[begin:end])).view(end - begin, count, 4 * hidden)
+        flags = None if reset is None else reset[begin:end]
+        places = 1 if peephole is None else peephole.shape[1]
+        members: Members = {
+            "time": end - begin,
+            "batch": batch,
+            "height": height,
+            "width": width,
+            "hidden": hidden,
+            "hh_height": weight_hh.shape[2],
+            "hh_width": weight_hh.shape[3],
+            "peephole_varies": int(places != 1),
+            "dtype": DTYPE_CODES[dtype],
+            "tiles": tiles,
+            "from_x": (from_x, from_x.shape, dtype),
+            "weights": (weights, weights.shape, dtype),
+            "bias": (parameters.bias, (4 * hidden,), wide),
+            "peephole": (peephole, (3, places, hidden), wide),
+            "h_first": (h_before, narrow, dtype),
+            "c_first": (c_before, narrow, wide),
+            "reset": (flags, (end - begin, batch), torch.bool),
+            "arrived": (arrived[number], (1,), torch.int32),
+            "out": (every[begin:end], (end - begin, *narrow), dtype),
+            "c_last": (running, narrow, wide),
+        }
+        if cells.numel():
+            members["cells"] = (cells.view(time, *narrow)[begin:end], (end - begin, *narrow), wide)
+        if gates.numel():
+            members["gates"] = (gates.view(time, count, 4 * hidden)[begin:end], (end - begin, count, 4 * hidden), wide)
+        members.update(placement(x.device))
+        launch(OP, OP, members, x.device)
+        h_before, c_before = every[end - 1], running
+    h_last.copy_(out[-1])
