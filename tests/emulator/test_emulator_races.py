@@ -16,6 +16,7 @@ import torch
 from emulated_cuda import EmulatedCuda
 
 import wmkernels
+from wmkernels.conv_lstm import cuda_persistent
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
