@@ -4,7 +4,7 @@
 
     WorldModel, Learner    the five functions, and how they learn
     Episodes, Replay       what they learn from
-    TrainConfig, Run       what a run is told, and the folder that it leaves; ``learning.trainer.train`` makes one
+    TrainConfig, Run       what a run is told, and the folder that it leaves; ``commands.train.train`` makes one
     Agent                  what was trained, ready to act
 
 Names are looked up when they are asked for, so that importing the package is light. What only the world model needs is

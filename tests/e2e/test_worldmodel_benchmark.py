@@ -60,7 +60,6 @@ def test_single_runs_of_the_benchmark_merge_into_one_table(
 def test_every_variant_changes_the_preset_of_its_task_by_its_name(benchmark: ModuleType) -> None:
     from world.runs import Plan, train_options
     from world.tasks import MEMORIES, TASKS
-    from worldmodel.__main__ import parse
     from worldmodel.commands.options import preset_config
     from worldmodel.commands.options import train_options as read
 
@@ -68,7 +67,7 @@ def test_every_variant_changes_the_preset_of_its_task_by_its_name(benchmark: Mod
         seen = []
         for variant, changed in task.variants.items():
             plan = Plan(task, variant, 0, minutes=1, steps=task.steps)
-            config, _, _ = read(train_options(plan, Path("folder")), parse)
+            config, _, _ = read(train_options(plan, Path("folder")))
             assert (config.env, config.preset, config.steps) == (task.name, task.preset, task.steps)
             start = preset_config(task.preset)
             assert (config.learner, config.replay) == (start.learner, start.replay)

@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import worldmodel_environments  # noqa: F401 - so that no process imports it again
 
-import worldmodel.learning.trainer  # noqa: F401
+import worldmodel.commands.train  # noqa: F401
 from worldmodel.__main__ import main
 
 

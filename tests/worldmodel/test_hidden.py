@@ -13,7 +13,6 @@ import pytest
 import torch
 from minigrid.wrappers import ImgObsWrapper, ViewSizeWrapper
 
-from worldmodel.__main__ import parse
 from worldmodel.commands.options import train_options
 from worldmodel.data.spaces import ActionSpec, ObservationSpec
 from worldmodel.environments import hidden_ball, minigrid, registry
@@ -325,7 +324,7 @@ def test_a_grid_has_the_classes_that_its_space_has() -> None:
 
 def test_presets_are_what_the_command_line_starts_from() -> None:
     for name, env in (("wander", CUE), ("moving", BALL)):
-        config, _, _ = train_options(["--env", env, "--preset", name], parse)
+        config, _, _ = train_options(["--env", env, "--preset", name])
         assert config.random_envs == config.num_envs
         episode = 5 * 9**2 if env == CUE else hidden_ball.LENGTH
         assert config.replay.window > episode  # whole, with the last view

@@ -14,13 +14,15 @@ import pytest
 import torch
 import worldmodel_environments
 
-from worldmodel.__main__ import main, parse
+from worldmodel.__main__ import main
 from worldmodel.acting.agent import Agent
 from worldmodel.commands.options import train_options
+from worldmodel.commands.train import train
+from worldmodel.environments.making import make_episodes
 from worldmodel.environments.registry import EnvironmentFailed
 from worldmodel.environments.vector import Episodes, VectorEpisodes, random_seeds
 from worldmodel.learning.settings import TrainConfig
-from worldmodel.learning.trainer import Trainer, make_episodes, train
+from worldmodel.learning.trainer import Trainer
 from worldmodel.runs import storage
 from worldmodel.runs.run import Run, RunError
 
@@ -70,7 +72,7 @@ def environments() -> Iterator[None]:
 
 
 def config(name: str, **changes: Any) -> TrainConfig:
-    found, _, _ = train_options(["--env", f"wmtest/{name}-v0", *FEW, *SMALL], parse)
+    found, _, _ = train_options(["--env", f"wmtest/{name}-v0", *FEW, *SMALL])
     return dataclasses.replace(found, **changes)
 
 

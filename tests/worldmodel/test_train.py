@@ -21,11 +21,13 @@ from worldmodel_examples import tiny_options
 from worldmodel.__main__ import main
 from worldmodel.acting.agent import Agent
 from worldmodel.acting.rollout import evaluate
+from worldmodel.commands.train import train
 from worldmodel.data.replay import Replay, ReplayConfig
+from worldmodel.environments.making import make_episodes
 from worldmodel.environments.registry import EnvironmentFailed, UnknownEnvironment, resolve
 from worldmodel.learning.collector import Collector
 from worldmodel.learning.settings import TrainConfig, saved_config
-from worldmodel.learning.trainer import Trainer, TrainingFailed, make_episodes, train
+from worldmodel.learning.trainer import Trainer, TrainingFailed
 from worldmodel.model.world_model import WorldModel
 from worldmodel.runs import storage
 from worldmodel.runs.configuration import ConfigurationError
@@ -42,10 +44,9 @@ def options(**more: Any) -> list[str]:
 
 
 def config(env: str = ECHO, **changes: Any) -> TrainConfig:
-    from worldmodel.__main__ import parse
     from worldmodel.commands.options import train_options
 
-    found, _, _ = train_options(["--env", env, *options()], parse)
+    found, _, _ = train_options(["--env", env, *options()])
     return dataclasses.replace(found, **changes)
 
 

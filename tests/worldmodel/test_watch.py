@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 from worldmodel_examples import small_model, whole_episodes
 
-from worldmodel.__main__ import main, parse
+from worldmodel.__main__ import main
+from worldmodel.commands import train as training
 from worldmodel.commands.options import train_options
-from worldmodel.learning import trainer as training
+from worldmodel.commands.train import train
 from worldmodel.learning.callback import AHEAD, CONTEXT, SHARE, Watch, errors_ahead
-from worldmodel.learning.trainer import Trainer, train
+from worldmodel.learning.trainer import Trainer
 from worldmodel.model.open_loop import open_loop
 from worldmodel.runs.run import Run
 
@@ -26,7 +27,7 @@ pytestmark = pytest.mark.usefixtures("same_threads")
 def test_a_run_is_the_same_however_often_it_is_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Steps, weights, optimiser, replay and random generators: all of the checkpoint but the clock."""
     monkeypatch.setattr(training, "Watch", Often)
-    settings, _, _ = train_options(["--env", ECHO, "--steps", "120", *FEW, *SMALL], parse)
+    settings, _, _ = train_options(["--env", ECHO, "--steps", "120", *FEW, *SMALL])
     looks = []
     monkeypatch.setattr(Run, "log_picture", lambda run, name, picture, steps: looks.append(picture.shape))
     runs = {}
@@ -120,7 +121,7 @@ def test_a_picture_arrives_in_tensorboard_and_the_option_turns_it_off(tmp_path: 
 
 
 def test_a_resumed_run_waits_before_it_looks_again() -> None:
-    settings, _, _ = train_options(["--env", ECHO, *FEW, *SMALL], parse)
+    settings, _, _ = train_options(["--env", ECHO, *FEW, *SMALL])
     assert settings.open_loop_minutes == 2 and Trainer(settings).batch is None
     watch = Watch(2, 5000.0)
     assert not watch.is_time(5100.0) and watch.is_time(5121.0)

@@ -6,6 +6,7 @@ were really done, and what it imagines is laid beside what was seen.
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 
 from worldmodel.acting.agent import Agent
+from worldmodel.commands.options import parse
 from worldmodel.data.batch import Batch, State
 from worldmodel.environments.registry import make
 from worldmodel.environments.vector import Episodes
@@ -105,6 +107,15 @@ class Imagination:
             for story in self.stories
         ]
         return {"units": units, "episodes": episodes}
+
+
+def command(arguments: Sequence[str]) -> int:
+    """Draws what a run imagines; prints the files and the errors."""
+    options = parse(ImagineOptions, arguments, "imagine")
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    print(summary(imagine(options)))
+    return 0
 
 
 def imagine(options: ImagineOptions) -> Imagination:

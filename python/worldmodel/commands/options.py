@@ -1,16 +1,27 @@
-"""The options of ``train``: what a preset or a run to go on with says, and what the command line changes about it."""
+"""The command line as dataclasses; the options of ``train`` are the configuration and where its run is."""
 
 import argparse
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 from worldmodel.learning.presets import PRESETS
 from worldmodel.learning.settings import TrainConfig, default_folder, saved_config
 from worldmodel.runs.configuration import ConfigurationError
+from worldmodel.runs.optional_dependencies import require
 from worldmodel.runs.run import Run
+
+Options = TypeVar("Options")
+
+
+def parse(kind: type[Options], arguments: Sequence[str], command: str, default: Options | None = None) -> Options:
+    """A dataclass out of options, whose help is its docstrings."""
+    tyro = require("tyro", "read the command line")
+    given = {} if default is None else {"default": default}
+    config = (tyro.conf.PositionalRequiredArgs,)
+    return tyro.cli(kind, args=list(arguments), prog=f"python -m worldmodel {command}", config=config, **given)
 
 
 @dataclasses.dataclass
@@ -32,7 +43,7 @@ class TrainOptions(TrainConfig):
     for a run whose files come from someone you trust."""
 
 
-def train_options(arguments: Sequence[str], parse: Callable[..., Any]) -> tuple[TrainConfig, Path, dict[str, bool]]:
+def train_options(arguments: Sequence[str]) -> tuple[TrainConfig, Path, dict[str, bool]]:
     """Reads the command line.
 
     Returns:

@@ -1,0 +1,11 @@
+"""``demo``: demonstrations."""
+
+from collections.abc import Sequence
+
+from worldmodel.commands.options import parse
+from worldmodel.demo.command import main
+
+
+def command(arguments: Sequence[str]) -> int:
+    """Runs the demonstration that the first argument names."""
+    return main(arguments, parse)

@@ -1,0 +1,85 @@
+"""``evaluate``: whole episodes with the newest checkpoint of a run."""
+
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from worldmodel.acting.agent import Agent
+from worldmodel.acting.rollout import evaluate, evaluate_filmed
+from worldmodel.acting.video import video_file
+from worldmodel.commands.options import parse
+from worldmodel.learning.settings import saved_config
+from worldmodel.runs.run import Run
+
+
+@dataclasses.dataclass
+class EvaluateOptions:
+    """Runs whole episodes with the newest checkpoint of a run, and prints their mean return."""
+
+    run: Path
+    """Folder of the run."""
+    episodes: int = 100
+    """How many episodes."""
+    seed: int = 0
+    """Seed of the first episode; the others follow it."""
+    num_envs: int = 16
+    """Environments that run side by side."""
+    env: str | None = None
+    """Another environment with the same spaces; the one trained on if not given."""
+    sample: bool = False
+    """Draw actions from the policy; the best one is taken if not given."""
+    device: str = "cpu"
+    """Where to compute."""
+    threads: int | None = None
+    """Threads that PyTorch uses on a CPU."""
+    json: Path | None = None
+    """Also write the returns to this file."""
+    video: Path | None = None
+    """Also write a video to this file, .mp4 or .gif; RUN/evaluated.mp4 where --video has no file behind it. Without
+    imageio-ffmpeg it is a GIF."""
+    video_episodes: int = 3
+    """How many episodes the video shows, the first ones."""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for numbers that cannot work."""
+        for name in ("episodes", "num_envs", "video_episodes"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
+
+
+def command(arguments: Sequence[str]) -> int:
+    """Evaluates a run."""
+    options = parse(EvaluateOptions, _video_named(arguments), "evaluate")
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    agent = Agent.load(options.run, options.device)
+    env = options.env or saved_config(Run(options.run)).env
+    how = (options.episodes, options.seed, options.num_envs)
+    if options.video is None:
+        found = evaluate(agent, env, *how, greedy=not options.sample)
+    else:
+        wanted = options.run / "evaluated.mp4" if options.video == Path() else options.video
+        file, notice = video_file(wanted)
+        if notice:
+            print(notice, file=sys.stderr)
+        found = evaluate_filmed(agent, env, file, options.video_episodes, *how, greedy=not options.sample)
+        print(file)
+    print(f"{env}: mean return {found.mean:.4f} ± {found.standard_error:.4f} over {len(found.returns)} episodes")
+    if options.json is not None:
+        options.json.write_text(json.dumps({"env": env, **found.to_json()}, indent=1) + "\n")
+    return 0
+
+
+def _video_named(arguments: Sequence[str]) -> list[str]:
+    """``--video`` with nothing behind it stands for the place in the run's folder, which an empty name says."""
+    named: list[str] = []
+    for index, argument in enumerate(arguments):
+        named.append(argument)
+        following = arguments[index + 1 : index + 2]
+        if argument == "--video" and (not following or following[0].startswith("-")):
+            named.append(str(Path()))
+    return named

@@ -1,0 +1,37 @@
+"""The environments of a run, made by name."""
+
+from worldmodel.environments.registry import EnvironmentFailed, make, make_vector
+from worldmodel.environments.vector import Episodes, VectorEpisodes, random_seeds
+from worldmodel.runs.configuration import ConfigurationError
+
+
+def make_episodes(name: str, num_envs: int, seed: int, pickle: bool = False) -> Episodes | VectorEpisodes:
+    """``num_envs`` environments called ``name``, as single ones where they exist as such.
+
+    Args:
+        name: as for ``worldmodel.environments.registry.resolve``.
+        num_envs: how many.
+        seed: from which their episodes get theirs.
+        pickle: hold them as a pickle in checkpoints, which is tried at once.
+
+    Raises:
+        UnknownEnvironment: nothing goes by that name.
+        EnvironmentFailed: they cannot be made, or not be pickled.
+        ConfigurationError: their spaces are not supported.
+    """
+    try:
+        environments = [make(name) for _ in range(num_envs)]
+    except EnvironmentFailed as failure:
+        try:
+            vector = make_vector(name, num_envs)
+        except EnvironmentFailed:
+            raise failure from None
+        episodes: Episodes | VectorEpisodes = VectorEpisodes(vector, seed, pickle)
+    else:
+        try:
+            episodes = Episodes(environments, random_seeds(seed), pickle=pickle)
+        except ValueError as error:
+            raise ConfigurationError(f"environment {name!r}: {error}") from error
+    if pickle:
+        episodes.state_dict()  # rather now than at the first checkpoint
+    return episodes
