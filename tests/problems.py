@@ -365,3 +365,27 @@ def linear_scans(
         unused_output=draw(st.sampled_from([None, 0, 1])),
         seed=seed,
     )
+
+
+def few_channels(
+    dtype: torch.dtype, time: int, device: str, packed: bool = False, channels: int = 2, state: int = 4
+) -> Problem:
+    """Too few channels for the cores, so that a kernel has to be parallel over time."""
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape):
+        return torch.randn(shape, generator=generator).to(dtype).to(device)
+
+    reset = torch.rand((1, time), generator=generator).to(device) < 3 / time
+    tensors = {
+        "u": normal(1, channels, time),
+        "delta": 0.1 * normal(1, channels, time).abs(),
+        "A": -normal(channels, state).abs(),
+        "B": normal(1, state, time),
+        "C": normal(1, state, time),
+        "z": normal(1, channels, time),
+        "initial_state": normal(3 if packed else 1, channels, state),
+        "reset": reset,
+        "cu_seqlens": torch.tensor([0, 5, time // 3, time], device=device) if packed else None,
+    }
+    return Problem(wmkernels.selective_scan, tensors, {"return_last_state": True})

@@ -7,9 +7,8 @@ import threading
 import pytest
 import torch
 from backends import everywhere
-from problems import Problem
+from problems import Problem, few_channels
 from test_gradients import SMALL, every_op
-from test_kernels_match_reference import few_channels
 
 import wmkernels
 

@@ -7,7 +7,7 @@ import torch
 from backends import everywhere, instruction_sets
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from problems import STATES, Problem, assert_as_accurate_as_the_reference, linear_scans, scans, steps
+from problems import STATES, Problem, assert_as_accurate_as_the_reference, few_channels, linear_scans, scans, steps
 
 import wmkernels
 from wmkernels.dispatch import load_native
@@ -59,28 +59,6 @@ def test_large_states(place, data):
     states = [*STATES[-3:], 65, 100, 127, 128, 129, 200, 255, 256]
     problem = data.draw(scans(device=place.device, states=states, max_time=12, max_channels=18))
     assert_as_accurate_as_the_reference(problem, place.backend)
-
-
-def few_channels(dtype, time, device, packed=False, channels=2, state=4):
-    """Too few channels for the cores, so that a kernel has to be parallel over time."""
-    generator = torch.Generator().manual_seed(0)
-
-    def normal(*shape):
-        return torch.randn(shape, generator=generator).to(dtype).to(device)
-
-    reset = torch.rand((1, time), generator=generator).to(device) < 3 / time
-    tensors = {
-        "u": normal(1, channels, time),
-        "delta": 0.1 * normal(1, channels, time).abs(),
-        "A": -normal(channels, state).abs(),
-        "B": normal(1, state, time),
-        "C": normal(1, state, time),
-        "z": normal(1, channels, time),
-        "initial_state": normal(3 if packed else 1, channels, state),
-        "reset": reset,
-        "cu_seqlens": torch.tensor([0, 5, time // 3, time], device=device) if packed else None,
-    }
-    return Problem(wmkernels.selective_scan, tensors, {"return_last_state": True})
 
 
 @everywhere("selective_scan", kernels_only=True)

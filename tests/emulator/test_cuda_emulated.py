@@ -11,8 +11,7 @@ import torch
 from emulated_cuda import EmulatedCuda
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
-from problems import STATES, assert_as_accurate_as_the_reference, linear_scans, scans, steps
-from test_kernels_match_reference import few_channels
+from problems import STATES, assert_as_accurate_as_the_reference, few_channels, linear_scans, scans, steps
 
 import wmkernels
 from wmkernels import native_call

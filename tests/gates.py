@@ -1,0 +1,108 @@
+"""Which tests are left out while nothing that they test has changed, by a digest of what they are made of.
+
+The kernels that run without their GPU take minutes to compile and to emulate. A group of such tests is *gated*: its
+tests carry ``@pytest.mark.gated(group)``, and while the group's digest is the one in tests/digests.json, an ordinary
+run holds only its canaries (``@pytest.mark.canary``). CI runs every test, and so do ``pytest --all`` and naming the
+file. ``pytest --all --record`` writes the digest of each group all of whose tests passed.
+
+A digest covers the kernels, the code that launches them, the emulator, the tests themselves, and the version of Triton
+where it compiles; comments, docstrings and layout do not change it. Other code that the tests go through, such as the
+checks of arguments, has its own tests in tests/core, which nothing leaves out.
+"""
+
+import hashlib
+import importlib.metadata
+import json
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parents[1]
+RECORD = ROOT / "tests" / "digests.json"
+sys.path.insert(0, str(ROOT / "scripts"))
+
+from source_digest import digest  # noqa: E402
+
+
+class Gate(NamedTuple):
+    """A group of tests: what it is made of, by globs, and the packages whose version counts."""
+
+    sources: tuple[str, ...]
+    packages: tuple[str, ...] = ()
+
+
+class State(NamedTuple):
+    """Whether a group's sources are those that passed, and what to say of it."""
+
+    unchanged: bool
+    why: str
+
+
+EMULATOR = ("emulator/*.h", "emulator/*.cpp", "emulator/build.py", "emulator/client.py", "tests/emulated_cuda.py")
+CUDA = ("csrc/include/*.h", "csrc/common/*.h", "csrc/cuda/common/*", "wmkernels/native_call.py")
+SCANS = tuple(f"csrc/cuda/{op}/*" for op in ("selective_scan", "selective_step", "linear_scan"))
+SCAN_LAUNCHERS = tuple(f"wmkernels/{op}/native.py" for op in ("selective_scan", "selective_step", "linear_scan"))
+CONV_LSTM = ("csrc/cuda/conv_lstm/*", "wmkernels/conv_lstm/*.py")
+TRITON = ("wmkernels/triton_runtime.py", "wmkernels/*/triton*.py", "wmkernels/conv_lstm/per_step.py")
+PROBLEMS = ("tests/problems.py", "tests/tolerances.py")
+
+GATES = {
+    "CUDA scans emulated": Gate(
+        (*EMULATOR, *CUDA, *SCANS, *SCAN_LAUNCHERS, *PROBLEMS, "tests/emulator/test_cuda_emulated*.py")
+    ),
+    "CUDA ConvLSTM emulated": Gate(
+        (*EMULATOR, *CUDA, *CONV_LSTM, *PROBLEMS, "tests/conv_lstm_problems.py", "tests/emulator/test_conv_lstm*.py")
+    ),
+    "CUDA races": Gate(
+        (*EMULATOR, *CUDA, *SCANS, *SCAN_LAUNCHERS, *CONV_LSTM, "tests/emulator/test_emulator_races*.py")
+    ),
+    "Triton compiled": Gate(
+        (*TRITON, "scripts/triton_resources.py", "docs/triton_resources.json", "tests/triton/test_triton_aot.py"),
+        ("triton",),
+    ),
+    "Triton executed": Gate(
+        (*TRITON, "emulator/ptx*.py", "tests/triton/triton_c*.py", "tests/triton/test_triton_compiled.py"), ("triton",)
+    ),
+    "Triton interpreted": Gate((*TRITON, "tests/triton/*interprete*.py", "tests/triton/triton_cases.py"), ("triton",)),
+}
+
+
+def version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "none"
+
+
+def current(group: str) -> str:
+    """The digest of a group as it stands.
+
+    Raises:
+        LookupError: a glob finds no file.
+    """
+    gate = GATES[group]
+    paths: dict[Path, None] = {}
+    for pattern in gate.sources:
+        found = [path for path in sorted(ROOT.glob(pattern)) if path.is_file()]
+        if not found:
+            raise LookupError(f"tests/gates.py: nothing is called {pattern}, which {group!r} is made of")
+        paths |= dict.fromkeys(found)
+    versions = [f"{package} {version(package)}" for package in gate.packages]
+    return hashlib.sha256("\0".join([digest(paths), *versions]).encode()).hexdigest()
+
+
+def recorded() -> dict[str, str]:
+    return json.loads(RECORD.read_text()) if RECORD.exists() else {}
+
+
+def state(group: str) -> State:
+    if recorded().get(group) == current(group):
+        return State(True, "passed in full with these sources")
+    return State(False, "the sources have changed since it was recorded")
+
+
+def record(groups: list[str]) -> None:
+    """Notes that these groups passed in full; the others stay as they are."""
+    known = {name: value for name, value in recorded().items() if name in GATES}
+    known |= {group: current(group) for group in groups}
+    RECORD.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n")
