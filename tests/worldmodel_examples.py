@@ -81,26 +81,26 @@ def random_batch(model, batch=3, time=14, resets=True):
         actions = actions if action_spec.shape else actions.squeeze(-1)
     else:
         actions = torch.rand(batch, time, *action_spec.shape) * 2 - 1
-    reset = torch.zeros(batch, time, dtype=torch.bool)
-    reset[:, 0] = True
-    has_action = torch.ones(batch, time, dtype=torch.bool)
+    is_first = torch.zeros(batch, time, dtype=torch.bool)
+    is_first[:, 0] = True
+    is_last = torch.zeros(batch, time, dtype=torch.bool)
     terminated = torch.zeros(batch, time, dtype=torch.bool)
     valid = torch.ones(batch, time, dtype=torch.bool)
     if resets:
         for row in range(batch):
             end = 4 + row
-            has_action[row, end] = False
+            is_last[row, end] = True
             terminated[row, end - 1] = row % 2 == 0
-            reset[row, end + 1] = True
-        has_action[-1, -4] = False
-        valid[-1, -3:] = has_action[-1, -3:] = False
-    return Batch(observations, actions, torch.randn(batch, time), terminated, has_action, reset, valid)
+            is_first[row, end + 1] = True
+        is_last[-1, -4] = True
+        valid[-1, -3:], is_last[-1, -3:] = False, True
+    return Batch(observations, actions, torch.randn(batch, time), terminated, is_last, is_first, valid)
 
 
 def whole_episodes(model, rows=3, time=14):
     """Rows of one episode each."""
     batch = random_batch(model, rows, time, resets=False)
-    batch.reset[:, 0] = True
+    batch.is_first[:, 0] = True
     return batch
 
 
@@ -110,8 +110,8 @@ def step_by_step(model, batch, state=None):
     features, previous = [], state["action"]
     for t in range(batch.shape[1]):
         leaves = {name: leaf[:, t] for name, leaf in batch.observations.items()}
-        feature, state = model.observe_step(leaves, previous, state, batch.reset[:, t])
+        feature, state = model.observe_step(leaves, previous, state, batch.is_first[:, t])
         features.append(feature)
-        previous = model.action_spec.encode(batch.actions[:, t]).to(feature.dtype) * batch.has_action[:, t, None]
+        previous = model.action_spec.encode(batch.actions[:, t]).to(feature.dtype) * ~batch.is_last[:, t, None]
         state = {**state, "action": previous}
     return torch.stack(features, 1), state

@@ -114,9 +114,9 @@ def test_no_random_generator_moves_and_the_weights_stay_as_they_were() -> None:
 def test_only_the_episode_that_a_row_begins_with_counts() -> None:
     model = small_model()
     batch = whole_episodes(model)
-    batch.reset[0, 8] = True
+    batch.is_first[0, 8] = True
     batch.valid[1, 11:] = False
-    batch.reset[2, 0] = False  # it goes on from a state
+    batch.is_first[2, 0] = False  # it goes on from a state
     batch.state = {name: torch.rand_like(value) for name, value in model.init_state(3).items()}
     loop = open_loop(model, batch, CONTEXT)
     assert loop.valid.sum(1).tolist() == [8, 11, 14]

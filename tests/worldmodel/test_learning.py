@@ -45,7 +45,7 @@ def test_the_joint_loss_reaches_all_five_functions(improve, done, memory):
 def test_the_gain_of_the_policy_changes_the_policy_alone(improve, done):
     model = small_model(done=done, decision=DecisionConfig(hidden=16, improve=improve))
     learner, batch = learner_of(model), random_batch(model)
-    learner._rewards.update(batch.rewards[batch.has_action])
+    learner._rewards.update(batch.rewards[~batch.is_last])
     torch.manual_seed(3)
     losses = learner.losses(batch)
     rest = [p for part in (model.perception, model.memory, model.prediction) for p in part.parameters()]
@@ -63,7 +63,7 @@ def test_the_gain_of_the_policy_changes_the_policy_alone(improve, done):
 def test_losses_count_every_step_that_they_should_and_no_other():
     model = small_model()
     batch = random_batch(model)
-    batch.burn_in = 2
+    batch.loss_mask[:, :2] = False
     observed = model.observe(batch)
     _, parts = model_loss(model, batch, observed, 2.0, ObjectiveConfig(free_nats=0.5))
     predicted = model.predict(observed, batch)
@@ -75,7 +75,7 @@ def test_losses_count_every_step_that_they_should_and_no_other():
             if not batch.valid[row, t]:
                 continue
             sums["reconstruction"].append(reconstruction[row, t])
-            if not batch.has_action[row, t]:
+            if batch.is_last[row, t]:
                 continue
             sums["reward"].append((predicted.reward[row, t, 0] - batch.rewards[row, t] / 2).square())
             goes_on = torch.tensor(0.0 if batch.terminated[row, t] else 1.0, dtype=torch.float64)
@@ -92,8 +92,8 @@ def test_what_stands_on_padding_is_never_read():
     model = small_model()
     batch = random_batch(model)
     dirty = batch.map(torch.clone)
-    dirty.rewards[~batch.has_action] = torch.nan
-    dirty.actions[~batch.has_action] = 2
+    dirty.rewards[batch.is_last] = torch.nan
+    dirty.actions[batch.is_last] = 2
     dirty.observations["place"][~batch.valid] = 1e6
     gradients = []
     for given in (batch, dirty):
@@ -114,7 +114,7 @@ def test_rewards_of_any_size_are_learned_alike():
         torch.manual_seed(1)
         given = dataclasses.replace(batch, rewards=batch.rewards * scale)
         figures = [learner.update(given) for _ in range(2)][-1]
-        assert figures["scale/reward"] == pytest.approx(batch.rewards[batch.has_action].square().mean().sqrt() * scale)
+        assert figures["scale/reward"] == pytest.approx(batch.rewards[~batch.is_last].square().mean().sqrt() * scale)
         found.append({name: value for name, value in figures.items() if name[:4] in ("loss", "grad")})
     assert found[0] == pytest.approx(found[1], rel=1e-4)
 
@@ -230,11 +230,11 @@ def test_nan_stops_an_update_before_anything_changes(what):
 
 
 def coin_flips(model, batch=8, time=32):
-    reset = torch.zeros(batch, time, dtype=torch.bool)
-    reset[:, 0] = True
-    ones = torch.ones_like(reset)
+    is_first = torch.zeros(batch, time, dtype=torch.bool)
+    is_first[:, 0] = True
+    ones = torch.ones_like(is_first)
     observations = {"observation": torch.randint(2, (batch, time, 1), dtype=torch.uint8)}
-    return Batch(observations, torch.randint(2, (batch, time)), torch.zeros(batch, time), ~ones, ones, reset, ones)
+    return Batch(observations, torch.randint(2, (batch, time)), torch.zeros(batch, time), ~ones, ~ones, is_first, ones)
 
 
 def test_a_latent_keeps_what_is_random():

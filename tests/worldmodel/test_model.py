@@ -39,7 +39,7 @@ def random_state(model, batch):
 def test_all_steps_at_once_are_the_steps_one_by_one(memory):
     model = small_model(memory=MEMORIES[memory])
     batch = random_batch(model)
-    batch.reset[1, 0] = False  # this row goes on from a state
+    batch.is_first[1, 0] = False  # this row goes on from a state
     state = random_state(model, 3)
     observed = model.observe(batch, state)
     features, last = step_by_step(model, batch, state)
@@ -89,7 +89,7 @@ def test_nothing_from_before_a_reset_reaches_what_comes_after(memory):
         mixed.actions[row, :end] = other.actions[row, :end]
     one, two = model.observe(batch), model.observe(mixed, random_state(model, 3))
     for row, end in enumerate(ends):
-        assert batch.reset[row, end]
+        assert batch.is_first[row, end]
         assert torch.equal(one.features[row, end:], two.features[row, end:])
         assert not torch.equal(one.features[row, :end], two.features[row, :end])
 
@@ -169,7 +169,7 @@ def test_the_action_before_a_reset_counts_as_zero():
     model = small_model()
     batch = random_batch(model)
     row, start = 0, 5
-    assert batch.reset[row, start]
+    assert batch.is_first[row, start]
     fresh = batch.steps(start, 14)
     assert_same(model.observe(batch).features[row, start:], model.observe(fresh).features[row])
 
@@ -225,9 +225,9 @@ def test_acting_is_observing_with_the_actions_that_were_taken():
     state, taken = model.init_state(3), []
     for t in range(14):
         leaves = {name: leaf[:, t] for name, leaf in batch.observations.items()}
-        actions, state = model.act(leaves, state, batch.reset[:, t], greedy=t % 2 == 0)
+        actions, state = model.act(leaves, state, batch.is_first[:, t], greedy=t % 2 == 0)
         taken.append(actions)
-    batch.actions, batch.has_action = torch.stack(taken, 1), torch.ones_like(batch.reset)
+    batch.actions, batch.is_last = torch.stack(taken, 1), torch.zeros_like(batch.is_first)
     assert_same(state, model.observe(batch).state)
 
 
@@ -260,7 +260,7 @@ def test_actions_are_of_the_space(done, greedy):
         model = small_model(done=done, decision=DecisionConfig(hidden=16, greedy=choice))
         batch = random_batch(model)
         leaves = {name: leaf[:, 0] for name, leaf in batch.observations.items()}
-        actions, _ = model.act(leaves, model.init_state(3), batch.reset[:, 0], greedy=greedy)
+        actions, _ = model.act(leaves, model.init_state(3), batch.is_first[:, 0], greedy=greedy)
         for action in model.action_spec.to_env(actions.numpy()):
             assert done.contains(done.dtype.type(action) if done.shape == () else action)
 
@@ -320,10 +320,10 @@ def test_a_batch_whose_parts_do_not_fit_is_refused():
     batch = random_batch(small_model())
     with pytest.raises(ValueError, match=r"rewards has shape \(3, 13\), expected \(batch=3, time=14, ...\)"):
         Batch(**{**vars(batch), "rewards": batch.rewards[:, 1:]})
-    with pytest.raises(TypeError, match=r"reset has dtype torch.float32, expected torch.bool"):
-        Batch(**{**vars(batch), "reset": batch.reset.float()})
-    with pytest.raises(ValueError, match="burn_in is 14, expected at least 0 and below time=14"):
-        Batch(**{**vars(batch), "burn_in": 14})
+    with pytest.raises(TypeError, match=r"is_first has dtype torch.float32, expected torch.bool"):
+        Batch(**{**vars(batch), "is_first": batch.is_first.float()})
+    with pytest.raises(ValueError, match=r"loss_mask has shape \(3, 9\), expected \(batch=3, time=14, ...\)"):
+        Batch(**{**vars(batch), "loss_mask": batch.loss_mask[:, 5:]})
 
 
 def test_the_guide_runs():

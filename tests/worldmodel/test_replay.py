@@ -1,4 +1,4 @@
-"""Laws of collection and replay: what happened comes out, once a pass, and nothing else does."""
+"""Laws of collection and replay: what happened comes out, once per epoch, and nothing else does."""
 
 import collections
 import itertools
@@ -77,9 +77,7 @@ class Recorder:
 def transitions(batch: Batch) -> list[Transition]:
     """What is to be learned from a batch: its transitions outside burn-in, each with the observation after it."""
     found = []
-    for row, time in zip(*np.nonzero(batch.has_action.numpy()), strict=True):
-        if time < batch.burn_in:
-            continue
+    for row, time in zip(*np.nonzero((batch.losses_at & ~batch.is_last).numpy()), strict=True):
         now, following = (batch.observations["observation"][row, t].numpy() for t in (time, time + 1))
         action, reward = int(batch.actions[row, time]), float(batch.rewards[row, time])
         found.append((*now[:2], action, reward, bool(batch.terminated[row, time]), *following[:2]))
@@ -88,7 +86,7 @@ def transitions(batch: Batch) -> list[Transition]:
 
 @pytest.mark.parametrize("maker", MAKERS)
 @pytest.mark.parametrize(("window", "burn_in"), [(16, 4), (7, 3), (5, 0)])
-def test_every_transition_comes_out_once_a_pass(maker: str, window: int, burn_in: int) -> None:
+def test_every_transition_comes_out_once_per_epoch(maker: str, window: int, burn_in: int) -> None:
     recorder = Recorder(
         MAKERS[maker](3, 12), ReplayConfig(batch_size=2, window=window, burn_in=burn_in, max_steps=9999)
     )
@@ -96,14 +94,14 @@ def test_every_transition_comes_out_once_a_pass(maker: str, window: int, burn_in
         recorder.step()
     replay = recorder.replay
     out: collections.Counter[Transition] = collections.Counter()
-    while replay.passes < 3:
+    while replay.epochs < 3:
         out.update(transitions(replay.sample()[0]))
     expected = set(recorder.ended)
     assert expected <= set(out)
     still_running = {transition for row in recorder.happened for transition in row}
     assert set(out) - expected <= still_running  # windows of episodes that have not ended
     assert len(out) == replay.transitions
-    # Three passes are behind it, and a fourth has begun.
+    # Three epochs are complete, and a fourth has begun.
     assert set(out.values()) <= {3, 4}
 
 
@@ -126,16 +124,14 @@ def test_nothing_is_lost_or_doubled_whatever_the_order_of_adding_and_sampling(da
         for _ in range(data.draw(st.integers(0, 5), "steps")):
             recorder.step()
         if len(replay) and data.draw(st.booleans(), "sample"):
-            passes = replay.passes
             out.update(transitions(replay.sample()[0]))
-            assert max(out.values()) <= replay.passes + 1
-            assert replay.passes - passes >= 0
+            assert max(out.values()) <= replay.epochs + 1
     if not len(replay):
         return
-    # What is left of this pass, and one pass more, brings everything out.
-    start = replay.passes
+    # What is left of this epoch, and one epoch more, brings everything out.
+    start = replay.epochs
     fresh: collections.Counter[Transition] = collections.Counter()
-    while replay.passes < start + 3:
+    while replay.epochs < start + 3:
         fresh.update(transitions(replay.sample()[0]))
     assert len(fresh) == replay.transitions
     assert max(fresh.values()) - min(fresh.values()) <= 2
@@ -150,10 +146,10 @@ def test_episodes_keep_their_last_observation_and_begin_with_a_reset(maker: str)
     truncated = 0
     for _ in range(10):
         batch, _ = recorder.replay.sample()
-        assert batch.state is None and batch.burn_in == 0
+        assert batch.state is None and batch.loss_mask.all()
         seen, first = batch.observations["observation"], batch.observations["observation"][..., 2] == 1
-        assert torch.equal(batch.reset, first & batch.valid)
-        last = batch.valid & ~batch.has_action
+        assert torch.equal(batch.is_first, first & batch.valid)
+        last = batch.valid & batch.is_last
         for row, time in last.nonzero().tolist():
             before = seen[row, time - 1]
             # The same episode, one step on, after the action that replay holds.
@@ -162,9 +158,9 @@ def test_episodes_keep_their_last_observation_and_begin_with_a_reset(maker: str)
             cut = int(before[0]) % 3 == 0
             assert bool(batch.terminated[row, time - 1]) == (not cut)
             truncated += cut
-            assert time + 1 == batch.shape[1] or batch.reset[row, time + 1] or not batch.valid[row, time + 1 :].any()
-        assert not (batch.has_action & ~batch.valid).any()
-        assert not (batch.terminated & ~batch.has_action).any()
+            assert time + 1 == batch.shape[1] or batch.is_first[row, time + 1] or not batch.valid[row, time + 1 :].any()
+        assert not (~batch.is_last & ~batch.valid).any()
+        assert not (batch.terminated & batch.is_last).any()
     assert truncated
 
 
@@ -172,20 +168,23 @@ def test_only_windows_of_long_episodes_use_stored_states_each_the_one_of_its_fir
     recorder = Recorder(single(3, 40), ReplayConfig(batch_size=4, window=11, burn_in=3, max_steps=9999))
     for _ in range(200):
         recorder.step()
-    stored = ages = 0
+    stored = mixed = ages = 0
     for _ in range(60):
-        batch, figures = recorder.replay.sample(version=recorder.version)
+        batch, metrics = recorder.replay.sample(version=recorder.version)
         first = batch.observations["observation"][:, 0]
-        assert bool(batch.reset[:, 0].all()) == (batch.state is None)
+        inside = ~batch.is_first[:, 0]
+        assert bool(inside.any()) == (batch.state is not None) == ("state_age" in metrics)
+        assert (first[~inside, 1] == 0).all() and batch.loss_mask[~inside].all()
         if batch.state is None:
-            assert "state_age" not in figures and (first[:, 1] == 0).all()
             continue
-        assert batch.burn_in == 3 and not batch.reset[:, 0].any()
-        assert torch.equal(batch.state["memory.h"], first[:, :3])
-        assert 0 < figures["state_age"] <= figures["state_age_max"] <= 200
+        assert not batch.loss_mask[inside, :3].any() and batch.loss_mask[inside, 3:].all()
+        assert torch.equal(batch.state["memory.h"][inside], first[inside, :3])
+        assert not batch.state["memory.h"][~inside].any()  # the empty state
+        assert 0 < metrics["state_age"] <= metrics["state_age_max"] <= 200
         stored += 1
-        ages += figures["state_age"] != figures["state_age_max"]
-    assert stored and ages
+        mixed += bool((~inside).any())
+        ages += metrics["state_age"] != metrics["state_age_max"]
+    assert stored and mixed and ages
 
 
 def test_the_memory_limit_holds_and_the_oldest_go_first() -> None:
@@ -198,7 +197,7 @@ def test_the_memory_limit_holds_and_the_oldest_go_first() -> None:
         dropped |= recorder.replay.transitions < len(recorder.ended)
     assert dropped
     kept: set[Transition] = set()
-    while recorder.replay.passes < 2:
+    while recorder.replay.epochs < 2:
         kept.update(transitions(recorder.replay.sample()[0]))
     assert set(recorder.ended[-40:]) <= kept and not set(recorder.ended[:40]) & kept
 
@@ -251,10 +250,20 @@ def test_saved_and_loaded_replay_goes_on_with_the_same_batches(tmp_path: Any) ->
 
 
 def assert_same(a: Batch, b: Batch) -> None:
-    for name in ("actions", "rewards", "terminated", "has_action", "reset", "valid"):
+    for name in (
+        "actions",
+        "rewards",
+        "terminated",
+        "is_last",
+        "is_first",
+        "valid",
+        "loss_mask",
+        "reward_mask",
+        "elapsed",
+    ):
         assert torch.equal(getattr(a, name), getattr(b, name)), name
     assert torch.equal(a.observations["observation"], b.observations["observation"])
-    assert a.burn_in == b.burn_in and (a.state is None) == (b.state is None)
+    assert (a.state is None) == (b.state is None)
     if a.state is not None and b.state is not None:
         assert torch.equal(a.state["memory.h"], b.state["memory.h"])
 
@@ -324,5 +333,5 @@ def test_gymnasiums_own_vector_environments_are_collected_from() -> None:
         replay.add(got.rows, got.rows * 0, got.rewards, got.terminated, got.truncated, got.next_observations)
     assert replay.added == acted < 240  # some steps only began an episode
     batch, _ = replay.sample()
-    starts = batch.observations["observation"][batch.reset]
+    starts = batch.observations["observation"][batch.is_first]
     assert (starts.abs() <= 0.05).all()  # CartPole begins within that of zero

@@ -138,13 +138,14 @@ def test_windows_of_long_episodes_continue_the_episode_from_their_stored_state()
     def features(replay: Replay, inside: bool) -> dict[tuple[float, float], torch.Tensor]:
         """s_t by episode and step, of steps that carry a loss."""
         found = {}
-        while replay.passes < 2:
+        while replay.epochs < 2:
             batch, _ = replay.sample()
-            if (batch.state is not None) == inside:
-                seen = model.observe(batch).features
-                for row, time in batch.has_action[:, batch.burn_in :].nonzero().tolist():
-                    episode, step = batch.observations["observation"][row, time + batch.burn_in, :2].tolist()
-                    found[episode, step] = seen[row, time + batch.burn_in]
+            seen = model.observe(batch).features
+            from_state = batch.is_first.cumsum(1) == 0  # no episode has begun in the row yet
+            learned = batch.losses_at & ~batch.is_last & (from_state == inside)
+            for row, time in learned.nonzero().tolist():
+                episode, step = batch.observations["observation"][row, time, :2].tolist()
+                found[episode, step] = seen[row, time]
         return found
 
     with torch.no_grad():

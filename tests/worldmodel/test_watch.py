@@ -81,7 +81,7 @@ def test_the_figures_are_the_mean_errors_of_the_rows_that_are_long_enough() -> N
     model = small_model()
     batch = whole_episodes(model, rows=3, time=CONTEXT + 4)
     batch.valid[1, CONTEXT + 1 :] = False
-    batch.reset[2, CONTEXT + 3] = True
+    batch.is_first[2, CONTEXT + 3] = True
     loop = open_loop(model, batch, CONTEXT, reward_scale=2.0)
     figures = errors_ahead(loop, model)
     assert set(figures) == {f"open_loop/{name}@{k}" for name in ("card", "place", "reward") for k in (1, 2, 4)}
@@ -99,7 +99,7 @@ def test_rows_that_are_too_short_say_nothing() -> None:
     short = whole_episodes(model, time=CONTEXT)
     assert Watch(1, 0.0).look(model, short, 1.0, 0.0) == ({}, None)
     batch = whole_episodes(model)
-    batch.reset[:, CONTEXT - 1] = True
+    batch.is_first[:, CONTEXT - 1] = True
     assert Watch(1, 0.0).look(model, batch, 1.0, 0.0) == ({}, None)
     figures, picture = Watch(1, 0.0).look(model, whole_episodes(model, time=CONTEXT + AHEAD[-1]), 1.0, 0.0)
     assert figures and picture is not None and picture.shape[1] == 750

@@ -1,15 +1,16 @@
-"""Pieces of experience: episodes that are whole, and windows of episodes too long for one.
+"""Sequence chunks: whole episodes, and windows of episodes that are too long for one.
 
-``Unfinished`` takes transitions as they happen and hands out a ``Piece`` whenever one is complete. All pieces of a long
-episode but the first begin inside it. Such a piece carries the memory state that the acting agent had in front of its
-first step, and repeats ``burn_in`` transitions of the piece before it, which warm that state up:
+``TrajectoryWriter`` takes transitions as they happen and returns a ``Chunk`` whenever one is complete. Every chunk of a
+long episode but the first begins inside it. Such a chunk holds the memory state that the acting agent had before its
+first step, and repeats ``burn_in`` transitions of the chunk before it, which warm that state up (Kapturowski et al.
+2019, "Recurrent experience replay"):
 
     transitions      0 ......................... window - 1
-    first piece      |==========================|
-    second piece              |-- burn_in ------|===============|
-    state kept at             window - 1 - burn_in, and every so many transitions from there
+    first chunk      |==========================|
+    second chunk              |-- burn_in ------|===============|
+    state stored at           window - 1 - burn_in, and every so many transitions from there
 
-So every transition is learned from in exactly one piece.
+Each transition therefore carries a loss in exactly one chunk.
 """
 
 import dataclasses
@@ -23,21 +24,23 @@ from worldmodel.data.spaces import ActionSpec, ObservationSpec
 
 Arrays = Mapping[str, np.ndarray]
 
-ARRAY_OVERHEAD = 128  # bytes that NumPy takes for an array beside its content
+ARRAY_OVERHEAD = 128  # bytes of a NumPy array beside its content
 
 
 @dataclasses.dataclass
-class Piece:
+class Chunk:
     """An episode, or a window of a long one: n transitions and n + 1 observations.
 
     Attributes:
-        observations: leaf name -> (n + 1, ...).
+        observations: key -> (n + 1, ...).
         actions: (n, ...).
         rewards: float32 (n,).
-        terminated: whether the last transition ended the episode for good.
-        state: the memory state in front of the first step; None where an episode begins.
-        burn_in: transitions at the start that another piece learns from.
-        version: updates that the weights had seen which made ``state``.
+        terminated: whether the last transition terminated the episode.
+        state: the memory state before the first step, key -> (...); None where an episode begins.
+        burn_in: transitions at the start that another chunk carries the loss of.
+        version: updates of the weights that made ``state``.
+        reward_mask: bool (n,), false where the reward is unknown; None if all are known.
+        elapsed: float32 (n + 1,), time since the observation before; None if all are 1.
     """
 
     observations: dict[str, np.ndarray]
@@ -47,42 +50,84 @@ class Piece:
     state: dict[str, np.ndarray] | None
     burn_in: int
     version: int
+    reward_mask: np.ndarray | None = None
+    elapsed: np.ndarray | None = None
 
     @property
     def steps(self) -> int:
-        """Steps that it takes in a row."""
+        """Steps in a row of a batch."""
         return len(self.rewards) + 1
 
     @property
     def transitions(self) -> int:
-        """Transitions that are learned from."""
+        """Transitions that carry a loss."""
         return len(self.rewards) - self.burn_in
 
     @property
     def nbytes(self) -> int:
-        """Bytes of memory that it holds."""
-        arrays = [*self.observations.values(), self.actions, self.rewards, *(self.state or {}).values()]
+        """Bytes of memory."""
+        optional = [array for array in (self.reward_mask, self.elapsed) if array is not None]
+        arrays = [*self.observations.values(), self.actions, self.rewards, *(self.state or {}).values(), *optional]
         return sum(array.nbytes + ARRAY_OVERHEAD for array in arrays)
+
+
+def cut_episode(
+    whole: Chunk, window: int, burn_in: int, states: Sequence[Arrays] | Arrays, version: int = 0
+) -> list[Chunk]:
+    """A whole episode as the chunks that ``TrajectoryWriter`` makes of it.
+
+    Args:
+        whole: the episode.
+        window: steps of the longest chunk.
+        burn_in: transitions that a chunk repeats of the one before it.
+        states: memory state of every later chunk, key -> (...): one for each, or the same for all.
+        version: updates of the weights that made ``states``.
+    """
+    n, most = len(whole.rewards), window - 1
+    chunks: list[Chunk] = []
+    start = stop = 0
+    while stop < n:
+        stop = min(start + most, n)
+        steps, transitions = slice(start, stop + 1), slice(start, stop)
+        state = None
+        if chunks:
+            given = states if isinstance(states, Mapping) else states[len(chunks) - 1]
+            state = {name: value.copy() for name, value in given.items()}
+        chunks.append(
+            Chunk(
+                {name: array[steps].copy() for name, array in whole.observations.items()},
+                whole.actions[transitions].copy(),
+                whole.rewards[transitions].copy(),
+                whole.terminated and stop == n,
+                state,
+                burn_in if chunks else 0,
+                version if chunks else 0,
+                _unless_all(True, None if whole.reward_mask is None else whole.reward_mask[transitions]),
+                _unless_all(1.0, None if whole.elapsed is None else whole.elapsed[steps]),
+            )
+        )
+        start += most - burn_in
+    return chunks
 
 
 @dataclasses.dataclass
 class _Stored:
-    """A memory state, and the updates that its weights had seen."""
+    """A memory state, and the updates of the weights that made it."""
 
     state: dict[str, np.ndarray]
     version: int
 
 
-class Unfinished:
-    """The pieces that environments are in the middle of, a row an environment.
+class TrajectoryWriter:
+    """The chunks that environments are in the middle of, one per environment.
 
     Args:
-        observation_spec: the leaves of an observation.
+        observation_spec: the modalities of an observation.
         action_spec: shape and dtype of an action.
         num_envs: environments.
-        window: steps of the longest piece, the last of which is an observation alone.
-        burn_in: transitions that a piece repeats of the one before it.
-        empty_state: the state of a piece for which the acting agent had none, one row: name -> (...).
+        window: steps of the longest chunk, the last of which is an observation alone.
+        burn_in: transitions that a chunk repeats of the one before it.
+        empty_state: the state of a chunk for which the acting agent had none, one row: key -> (...).
     """
 
     def __init__(
@@ -94,35 +139,38 @@ class Unfinished:
         burn_in: int,
         empty_state: Arrays,
     ) -> None:
-        self.most = window - 1
+        self.max_transitions = window - 1
         self.burn_in = burn_in
-        self.stride = self.most - burn_in  # transitions between the first steps of an episode's pieces
-        self._empty_state = dict(empty_state)
+        self.stride = self.max_transitions - burn_in  # transitions between the first steps of an episode's chunks
+        self.empty_state = {name: value.copy() for name, value in empty_state.items()}
         self._observations = observation_spec.zeros(num_envs, window)  # (num_envs, window, ...)
-        self._actions = action_spec.zeros(num_envs, self.most)  # (num_envs, window - 1, ...)
-        self._rewards = np.zeros((num_envs, self.most), np.float32)
-        self._length = np.zeros(num_envs, np.int64)  # transitions of the piece that are there
+        self._elapsed = np.ones((num_envs, window), np.float32)
+        self._actions = action_spec.zeros(num_envs, self.max_transitions)  # (num_envs, window - 1, ...)
+        self._rewards = np.zeros((num_envs, self.max_transitions), np.float32)
+        self._reward_mask = np.ones((num_envs, self.max_transitions), bool)
+        self._length = np.zeros(num_envs, np.int64)  # transitions written so far
         self._episode_step = np.zeros(num_envs, np.int64)
-        self._repeated = np.zeros(num_envs, np.int64)  # transitions at the start that the piece before learns from
+        self._repeated = np.zeros(num_envs, np.int64)  # of them, those that the chunk before carries the loss of
         self._state: list[_Stored | None] = [None] * num_envs
         self._next_state: list[_Stored | None] = [None] * num_envs
 
     @property
     def nbytes(self) -> int:
-        """Bytes of memory that it holds, with every state there."""
-        arrays = (*self._observations.values(), self._actions, self._rewards)
-        states = sum(value.nbytes + ARRAY_OVERHEAD for value in self._empty_state.values())
+        """Bytes of memory, with every state stored."""
+        arrays = (*self._observations.values(), self._elapsed, self._actions, self._rewards, self._reward_mask)
+        states = sum(value.nbytes + ARRAY_OVERHEAD for value in self.empty_state.values())
         num_envs = len(self._length)
         return sum(array.nbytes + num_envs * ARRAY_OVERHEAD for array in arrays) + 2 * num_envs * states
 
     def begin(self, rows: np.ndarray, observations: Arrays) -> None:
-        """Episodes begin in ``rows``, (n,), with ``observations``, (n, ...). What was unfinished there is dropped."""
+        """Episodes begin in ``rows``, (n,), with ``observations``, (n, ...). Unfinished chunks there are dropped."""
         for counts in (self._length, self._episode_step, self._repeated):
             counts[rows] = 0
         for row in rows:
             self._state[row] = self._next_state[row] = None
         for name, array in self._observations.items():
             array[rows, 0] = observations[name]
+        self._elapsed[rows, 0] = 1.0
 
     def add(
         self,
@@ -134,42 +182,46 @@ class Unfinished:
         next_observations: Arrays,
         states: Mapping[str, Tensor] | None,
         version: int,
-    ) -> list[Piece]:
-        """One transition in each of ``rows``; arguments as for ``Replay.add``. Returns the pieces that it completed."""
+        reward_mask: np.ndarray | bool = True,
+        elapsed: np.ndarray | float = 1.0,
+    ) -> list[Chunk]:
+        """One transition in each of ``rows``; arguments as for ``Replay.add``. Returns the chunks that it completed."""
         if states is not None:
-            self._keep_states(rows, states, version)
+            self._store_states(rows, states, version)
         at = self._length[rows]
         self._actions[rows, at] = actions
-        self._rewards[rows, at] = rewards
+        self._rewards[rows, at] = np.where(reward_mask, rewards, 0)
+        self._reward_mask[rows, at] = reward_mask
         for name, array in self._observations.items():
             array[rows, at + 1] = next_observations[name]
+        self._elapsed[rows, at + 1] = elapsed
         self._length[rows] += 1
         self._episode_step[rows] += 1
         ended = terminated | truncated
-        pieces = []
-        for index in np.flatnonzero(ended | (self._length[rows] == self.most)):
+        chunks = []
+        for index in np.flatnonzero(ended | (self._length[rows] == self.max_transitions)):
             row = int(rows[index])
-            pieces.append(self._piece(row, bool(terminated[index])))
+            chunks.append(self._chunk(row, bool(terminated[index])))
             if not ended[index]:
                 self._continue(row)
-        return pieces
+        return chunks
 
-    def _keep_states(self, rows: np.ndarray, states: Mapping[str, Tensor], version: int) -> None:
-        """Where a later piece will begin, the state in front of the step is kept for it."""
+    def _store_states(self, rows: np.ndarray, states: Mapping[str, Tensor], version: int) -> None:
+        """Stores the state before the step where a later chunk will begin."""
         step = self._episode_step[rows]
         for row in rows[(step > 0) & (step % self.stride == 0)]:
             stored = _Stored(
                 {name: value[row].detach().cpu().numpy().copy() for name, value in states.items()}, version
             )
-            begun = self._length[row] == 0  # without burn-in, the piece that needs it has just begun
+            begun = self._length[row] == 0  # without burn-in, the chunk that needs it has just begun
             (self._state if begun else self._next_state)[row] = stored
 
-    def _piece(self, row: int, terminated: bool) -> Piece:
+    def _chunk(self, row: int, terminated: bool) -> Chunk:
         n = int(self._length[row])
         stored = None
         if self._episode_step[row] > n:
-            stored = self._state[row] or _Stored({name: x.copy() for name, x in self._empty_state.items()}, 0)
-        return Piece(
+            stored = self._state[row] or _Stored({name: x.copy() for name, x in self.empty_state.items()}, 0)
+        return Chunk(
             {name: array[row, : n + 1].copy() for name, array in self._observations.items()},
             self._actions[row, :n].copy(),
             self._rewards[row, :n].copy(),
@@ -177,13 +229,15 @@ class Unfinished:
             None if stored is None else stored.state,
             int(self._repeated[row]),
             0 if stored is None else stored.version,
+            _unless_all(True, self._reward_mask[row, :n]),
+            _unless_all(1.0, self._elapsed[row, : n + 1]),
         )
 
     def _continue(self, row: int) -> None:
-        """The next piece begins with the last transitions of the one just completed."""
-        for array in self._observations.values():
+        """The next chunk begins with the last transitions of the one just completed."""
+        for array in (*self._observations.values(), self._elapsed):
             array[row, : self.burn_in + 1] = array[row, self.stride :].copy()
-        for array in (self._actions, self._rewards):
+        for array in (self._actions, self._rewards, self._reward_mask):
             array[row, : self.burn_in] = array[row, self.stride :].copy()
         self._length[row] = self._repeated[row] = self.burn_in
         self._state[row], self._next_state[row] = self._next_state[row], None
@@ -197,7 +251,7 @@ class Unfinished:
         }
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
-        """What ``state_dict`` returned."""
+        """Continues from what ``state_dict`` returned."""
         for name, array in self._observations.items():
             array[...] = saved["observations"][name]
         for name in _ARRAYS:
@@ -206,7 +260,7 @@ class Unfinished:
             setattr(self, f"_{name}", [None if stored is None else _Stored(*stored) for stored in saved[name]])
 
 
-_ARRAYS = ("actions", "rewards", "length", "episode_step", "repeated")
+_ARRAYS = ("elapsed", "actions", "rewards", "reward_mask", "length", "episode_step", "repeated")
 _STATES = ("state", "next_state")
 
 
@@ -214,47 +268,65 @@ def _plain(stored: _Stored | None) -> tuple[dict[str, np.ndarray], int] | None:
     return None if stored is None else (stored.state, stored.version)
 
 
-def joined(pieces: Sequence[Piece]) -> dict[str, Any]:
-    """Pieces as few long arrays, which a checkpoint holds better than many short ones."""
-    if not pieces:
+def _unless_all(value: float | bool, array: np.ndarray | None) -> np.ndarray | None:
+    """A copy of ``array``; None where all of it is ``value``, which then takes no memory."""
+    return None if array is None or (array == value).all() else array.copy()
+
+
+def pack_chunks(chunks: Sequence[Chunk]) -> dict[str, Any]:
+    """Chunks as few long arrays, which a checkpoint holds better than many short ones.
+
+    ``reward_mask`` and ``elapsed`` are there only where one of the chunks has them.
+    """
+    if not chunks:
         return {}
-    states = [piece.state for piece in pieces if piece.state is not None]
+    states = [chunk.state for chunk in chunks if chunk.state is not None]
     names = states[0] if states else ()
-    return {
+    packed: dict[str, Any] = {
         "observations": {
-            name: np.concatenate([piece.observations[name] for piece in pieces]) for name in pieces[0].observations
+            name: np.concatenate([chunk.observations[name] for chunk in chunks]) for name in chunks[0].observations
         },
-        "actions": np.concatenate([piece.actions for piece in pieces]),
-        "rewards": np.concatenate([piece.rewards for piece in pieces]),
+        "actions": np.concatenate([chunk.actions for chunk in chunks]),
+        "rewards": np.concatenate([chunk.rewards for chunk in chunks]),
         "states": {name: np.stack([state[name] for state in states]) for name in names},
-        "length": np.array([len(piece.rewards) for piece in pieces]),
-        "terminated": np.array([piece.terminated for piece in pieces]),
-        "inside": np.array([piece.state is not None for piece in pieces]),
-        "burn_in": np.array([piece.burn_in for piece in pieces]),
-        "version": np.array([piece.version for piece in pieces]),
+        "length": np.array([len(chunk.rewards) for chunk in chunks]),
+        "terminated": np.array([chunk.terminated for chunk in chunks]),
+        "inside": np.array([chunk.state is not None for chunk in chunks]),
+        "burn_in": np.array([chunk.burn_in for chunk in chunks]),
+        "version": np.array([chunk.version for chunk in chunks]),
     }
+    if any(chunk.reward_mask is not None for chunk in chunks):
+        masks = [np.ones(len(c.rewards), bool) if c.reward_mask is None else c.reward_mask for c in chunks]
+        packed["reward_mask"] = np.concatenate(masks)
+    if any(chunk.elapsed is not None for chunk in chunks):
+        times = [np.ones(c.steps, np.float32) if c.elapsed is None else c.elapsed for c in chunks]
+        packed["elapsed"] = np.concatenate(times)
+    return packed
 
 
-def split(saved: Mapping[str, Any]) -> list[Piece]:
-    """The pieces that ``joined`` joined."""
-    pieces: list[Piece] = []
+def unpack_chunks(packed: Mapping[str, Any]) -> list[Chunk]:
+    """The chunks that ``pack_chunks`` was given."""
+    chunks: list[Chunk] = []
     start = used_states = 0
-    for index in range(len(saved.get("length", ()))):
-        n, state = int(saved["length"][index]), None
-        if saved["inside"][index]:
-            state = {name: array[used_states].copy() for name, array in saved["states"].items()}
+    for index in range(len(packed.get("length", ()))):
+        n, state = int(packed["length"][index]), None
+        if packed["inside"][index]:
+            state = {name: array[used_states].copy() for name, array in packed["states"].items()}
             used_states += 1
-        first = start + index  # every piece before this one has one observation more than it has transitions
-        pieces.append(
-            Piece(
-                {name: array[first : first + n + 1].copy() for name, array in saved["observations"].items()},
-                saved["actions"][start : start + n].copy(),
-                saved["rewards"][start : start + n].copy(),
-                bool(saved["terminated"][index]),
+        first = start + index  # every chunk before this one has one observation more than transitions
+        steps, transitions = slice(first, first + n + 1), slice(start, start + n)
+        chunks.append(
+            Chunk(
+                {name: array[steps].copy() for name, array in packed["observations"].items()},
+                packed["actions"][transitions].copy(),
+                packed["rewards"][transitions].copy(),
+                bool(packed["terminated"][index]),
                 state,
-                int(saved["burn_in"][index]),
-                int(saved["version"][index]),
+                int(packed["burn_in"][index]),
+                int(packed["version"][index]),
+                _unless_all(True, packed["reward_mask"][transitions] if "reward_mask" in packed else None),
+                _unless_all(1.0, packed["elapsed"][steps] if "elapsed" in packed else None),
             )
         )
         start += n
-    return pieces
+    return chunks

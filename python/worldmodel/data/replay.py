@@ -1,12 +1,13 @@
-"""Replay: what was seen and done, kept up to a limit of memory and packed into batches.
+"""Replay: transitions up to a limit of memory, packed into batches.
 
-An episode that fits into a window is kept whole. A batch is rows of ``window`` steps into which whole episodes are
-packed one behind the other, each with a reset, so that training on them needs no stored state and cuts no gradient.
-Only episodes longer than a window are cut, and only their later pieces use stored states, with burn-in (see
-``pieces.py``). States grow old while the weights change: their age, in updates, comes with every batch.
+An episode that fits into a window is stored whole. A batch is rows of ``window`` steps into which whole episodes are
+packed one behind the other, each with ``is_first``, so that training on them needs no stored state and cuts no gradient.
+Only episodes longer than a window are cut, and only their later chunks use stored states, with burn-in (see
+``chunks.py``). Such a chunk begins a row; whole episodes follow it where they fit. States age while the weights change:
+their age, in updates, is among the metrics of every batch.
 
-A pass draws every piece once, in random order; the next pass begins when all have been drawn. What arrives during a
-pass takes a random place in what is left of it.
+An epoch samples every chunk once, in random order. A chunk that arrives during an epoch takes a random place in what is
+left of it.
 """
 
 import dataclasses
@@ -17,26 +18,26 @@ import numpy as np
 import torch
 
 from worldmodel.data.batch import Batch
-from worldmodel.data.chunks import Arrays, Piece, Unfinished, joined, split
+from worldmodel.data.chunks import Arrays, Chunk, TrajectoryWriter, cut_episode, pack_chunks, unpack_chunks
 from worldmodel.data.spaces import ActionSpec, ObservationSpec
 
-_LOOK_AHEAD = 32  # episodes that found no room before a batch counts as full
+_MAX_WAITING = 32  # episodes that found no room before a batch counts as full
 
 
 @dataclasses.dataclass
 class ReplayConfig:
-    """What replay keeps and how it is packed."""
+    """Limits of replay, and the shape of its batches."""
 
     batch_size: int = 16
     """Rows of a batch."""
     window: int = 256
-    """Steps of a row. Episodes of at most window - 1 actions are kept whole."""
+    """Steps of a row. Episodes of at most window - 1 actions are stored whole."""
     burn_in: int = 32
     """Steps that warm up the stored state of a row that begins inside an episode. They carry no loss."""
     max_steps: int = 1_000_000
-    """Most transitions that are kept; the oldest go first."""
+    """Most transitions that are stored; the oldest go first."""
     max_megabytes: float = 1024
-    """Most memory that replay takes, in MiB; the oldest go first."""
+    """Most memory of replay, in MiB; the oldest transitions go first."""
 
     def __post_init__(self) -> None:
         """Raises ValueError for sizes that cannot work."""
@@ -50,24 +51,24 @@ class ReplayConfig:
 
 
 class Replay:
-    """Transitions of ``num_envs`` environments, as batches.
+    """Transitions of ``num_envs`` environments, or recorded episodes, as batches: a ``data.source.Source``.
 
     Args:
-        observation_spec: the leaves of an observation.
+        observation_spec: the modalities of an observation.
         action_spec: shape and dtype of an action.
         num_envs: environments that write at the same time.
         config: sizes and limits.
-        empty_state: one row of ``WorldModel.init_state``: names, shapes and dtypes of stored states, and what stands
-            in for one where none was given.
-        seed: of the order in which pieces are drawn.
+        empty_state: one row of ``WorldModel.init_state``: keys, shapes and dtypes of stored states, and the state of a
+            chunk for which none was given.
+        seed: of the order in which chunks are sampled.
 
     Attributes:
-        passes: passes completed, the first of which began with the first piece.
+        epochs: epochs completed; the first one begins with the first chunk.
         added: transitions ever added.
-        transitions: transitions that are stored and can be drawn.
+        transitions: transitions that are stored and can be sampled.
 
     Raises:
-        ValueError: a memory limit that the unfinished pieces would exceed.
+        ValueError: a memory limit that the unfinished chunks would exceed.
     """
 
     def __init__(
@@ -82,22 +83,22 @@ class Replay:
         self.config = config
         self.observation_spec = observation_spec
         self.action_spec = action_spec
-        self.passes = 0
+        self.epochs = 0
         self.added = 0
         self.transitions = 0
         self._random = np.random.default_rng(seed)
-        self._unfinished = Unfinished(
+        self._writer = TrajectoryWriter(
             observation_spec, action_spec, num_envs, config.window, config.burn_in, empty_state or {}
         )
-        self._pieces: dict[int, Piece] = {}  # number -> piece, oldest first
-        self._next_number = 0
-        # What is left of this pass, by "begins inside an episode". Evicted pieces stay in the lists, passed over.
-        self._left: dict[bool, list[int]] = {False: [], True: []}
-        self._undrawn: set[int] = set()
-        self._left_transitions = {False: 0, True: 0}
-        self._piece_bytes = 0
+        self._chunks: dict[int, Chunk] = {}  # id -> chunk, oldest first
+        self._next_id = 0
+        # What is left of this epoch, by "begins inside an episode". Evicted chunks stay in the lists and are skipped.
+        self._remaining: dict[bool, list[int]] = {False: [], True: []}
+        self._unsampled: set[int] = set()
+        self._remaining_transitions = {False: 0, True: 0}
+        self._chunk_bytes = 0
         self._limit = int(config.max_megabytes * 2**20)
-        least = self._unfinished.nbytes * (1 + 1 / num_envs)
+        least = self._writer.nbytes * (1 + 1 / num_envs)
         if self._limit < least:
             raise ValueError(
                 f"Replay: max_megabytes is {config.max_megabytes}, expected at least {least / 2**20:.3g}, the "
@@ -106,20 +107,20 @@ class Replay:
             )
 
     def __len__(self) -> int:
-        """Pieces that can be drawn."""
-        return len(self._pieces)
+        """Chunks that can be sampled."""
+        return len(self._chunks)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of memory that are held."""
-        return self._unfinished.nbytes + self._piece_bytes
+        """Bytes of memory."""
+        return self._writer.nbytes + self._chunk_bytes
 
     def begin(self, rows: np.ndarray, observations: Arrays) -> None:
         """Episodes begin in the environments ``rows``, (n,), with ``observations``, (n, ...) each.
 
-        What those environments left unfinished is dropped.
+        The unfinished chunks of those environments are dropped.
         """
-        self._unfinished.begin(rows, observations)
+        self._writer.begin(rows, observations)
 
     def add(
         self,
@@ -131,188 +132,287 @@ class Replay:
         next_observations: Arrays,
         states: Mapping[str, torch.Tensor] | None = None,
         version: int = 0,
+        *,
+        reward_mask: np.ndarray | bool = True,
+        elapsed: np.ndarray | float = 1.0,
     ) -> None:
         """One transition in each of the environments ``rows``, (n,); everything but ``states`` is (n, ...).
 
         Args:
             rows: the environments that acted.
-            actions: what they did.
-            rewards: what it brought.
-            terminated: whether it ended the episode for good.
+            actions: their actions.
+            rewards: of those actions.
+            terminated: whether the action terminated the episode.
             truncated: whether the episode was cut off there.
-            next_observations: what came after it, of the same episode: the last one where the episode ended.
-            states: memory states of all environments, (num_envs, ...), as they were in front of this step.
+            next_observations: the observations after the actions, of the same episode: the last one where it ended.
+            states: memory states of all environments, (num_envs, ...), before this step.
             version: updates of the weights that made ``states``.
+            reward_mask: bool (n,), whether the reward is known.
+            elapsed: float (n,), time from the observation before the action to the one after it, in steps.
         """
         self.added += len(rows)
-        for piece in self._unfinished.add(
-            rows, actions, rewards, terminated, truncated, next_observations, states, version
+        for chunk in self._writer.add(
+            rows, actions, rewards, terminated, truncated, next_observations, states, version, reward_mask, elapsed
         ):
-            self._store(piece)
-        while self._pieces and (self.transitions > self.config.max_steps or self.nbytes > self._limit):
-            number = next(iter(self._pieces))
-            self._forget_to_draw(number)
-            oldest = self._pieces.pop(number)
-            self._piece_bytes -= oldest.nbytes
-            self.transitions -= oldest.transitions
+            self._store(chunk)
+        self._evict()
 
-    def _store(self, piece: Piece) -> None:
-        number, self._next_number = self._next_number, self._next_number + 1
-        self._keep(number, piece)
-        left = self._left[piece.state is not None]
-        left.append(number)
-        place = int(self._random.integers(len(left)))
-        left[place], left[-1] = left[-1], left[place]
-        self._plan_to_draw(number)
+    def add_episode(
+        self,
+        observations: Arrays,
+        actions: np.ndarray,
+        rewards: np.ndarray,
+        *,
+        terminated: bool,
+        reward_mask: np.ndarray | None = None,
+        elapsed: np.ndarray | None = None,
+    ) -> None:
+        """A whole recorded episode of n actions and n + 1 observations.
 
-    def _plan_to_draw(self, number: int) -> None:
-        piece = self._pieces[number]
-        self._undrawn.add(number)
-        self._left_transitions[piece.state is not None] += piece.transitions
-
-    def _forget_to_draw(self, number: int) -> None:
-        if number in self._undrawn:
-            piece = self._pieces[number]
-            self._undrawn.remove(number)
-            self._left_transitions[piece.state is not None] -= piece.transitions
-
-    def _keep(self, number: int, piece: Piece) -> None:
-        self._pieces[number] = piece
-        self._piece_bytes += piece.nbytes
-        self.transitions += piece.transitions
-
-    def sample(self, version: int = 0) -> tuple[Batch, dict[str, float]]:
-        """The next batch of the pass.
-
-        Either all rows begin with an episode, or all begin inside one with a stored state; which, is drawn by how much
-        of each is left. Whole episodes follow in a row where they fit. A batch of the second kind may have fewer rows
-        than ``batch_size``.
+        An episode longer than a window is cut as collected ones are; its later chunks begin with the empty state, which
+        burn-in warms up.
 
         Args:
-            version: updates that the weights have seen, from which the age of stored states is counted.
+            observations: key -> (n + 1, ...), encoded by ``ObservationSpec.encode_batch``.
+            actions: (n, ...) as ``ActionSpec.shape`` says: class indices, or numbers in [-1, 1].
+            rewards: (n,), in the environment's units; anything where ``reward_mask`` is false.
+            terminated: whether the last action terminated the episode; false if it was truncated.
+            reward_mask: bool (n,), whether the reward is known; all are if None.
+            elapsed: (n + 1,), time since the observation before, in steps; all 1 if None.
+
+        Raises:
+            ValueError: no action, keys, shapes or values that do not fit the specs, NaN or infinity.
+
+        Example:
+            >>> from gymnasium import spaces
+            >>> specs = ObservationSpec.from_space(spaces.Discrete(4)), ActionSpec.from_space(spaces.Discrete(2))
+            >>> replay = Replay(*specs, num_envs=1, config=ReplayConfig(batch_size=1, window=8, burn_in=0))
+            >>> seen = {"observation": np.array([[0], [3], [1]])}
+            >>> replay.add_episode(seen, np.array([1, 0]), np.array([0.0, 1.0]), terminated=True)
+            >>> replay.sample()[0].rewards[0, :3]
+            tensor([0., 1., 0.])
+        """
+        n = len(actions)
+        if n < 1:
+            raise ValueError("Replay.add_episode: actions is empty, expected at least one")
+        mask = np.ones(n, bool) if reward_mask is None else np.asarray(reward_mask)
+        times = np.ones(n + 1, np.float32) if elapsed is None else np.asarray(elapsed)
+        if mask.dtype != bool:
+            raise ValueError(f"Replay.add_episode: reward_mask has dtype {mask.dtype}, expected bool")
+        for name, array, length in (
+            ("rewards", np.asarray(rewards), n),
+            ("reward_mask", mask, n),
+            ("elapsed", times, n + 1),
+        ):
+            if array.shape != (length,):
+                raise ValueError(f"Replay.add_episode: {name} has shape {array.shape}, expected ({length},)")
+        known = np.where(mask, rewards, 0).astype(np.float32)
+        if not np.isfinite(known).all():
+            raise ValueError(
+                "Replay.add_episode: rewards holds NaN or infinity, expected finite numbers where they are known"
+            )
+        if not (np.isfinite(times).all() and (times >= 0).all()):
+            raise ValueError("Replay.add_episode: elapsed holds NaN, infinity or a negative time, expected at least 0")
+        whole = Chunk(
+            self.observation_spec.check(observations, n + 1, "Replay.add_episode"),
+            self.action_spec.check(actions, n, "Replay.add_episode"),
+            known,
+            bool(terminated),
+            None,
+            0,
+            0,
+            mask,
+            times.astype(np.float32),
+        )
+        self.added += n
+        config = self.config
+        for chunk in cut_episode(whole, config.window, config.burn_in, self._writer.empty_state):
+            self._store(chunk)
+        self._evict()
+
+    def _evict(self) -> None:
+        while self._chunks and (self.transitions > self.config.max_steps or self.nbytes > self._limit):
+            oldest_id = next(iter(self._chunks))
+            self._mark_sampled(oldest_id)
+            oldest = self._chunks.pop(oldest_id)
+            self._chunk_bytes -= oldest.nbytes
+            self.transitions -= oldest.transitions
+
+    def _store(self, chunk: Chunk) -> None:
+        chunk_id, self._next_id = self._next_id, self._next_id + 1
+        self._insert(chunk_id, chunk)
+        remaining = self._remaining[chunk.state is not None]
+        remaining.append(chunk_id)
+        place = int(self._random.integers(len(remaining)))
+        remaining[place], remaining[-1] = remaining[-1], remaining[place]
+        self._mark_unsampled(chunk_id)
+
+    def _insert(self, chunk_id: int, chunk: Chunk) -> None:
+        self._chunks[chunk_id] = chunk
+        self._chunk_bytes += chunk.nbytes
+        self.transitions += chunk.transitions
+
+    def _mark_unsampled(self, chunk_id: int) -> None:
+        chunk = self._chunks[chunk_id]
+        self._unsampled.add(chunk_id)
+        self._remaining_transitions[chunk.state is not None] += chunk.transitions
+
+    def _mark_sampled(self, chunk_id: int) -> None:
+        if chunk_id in self._unsampled:
+            chunk = self._chunks[chunk_id]
+            self._unsampled.remove(chunk_id)
+            self._remaining_transitions[chunk.state is not None] -= chunk.transitions
+
+    def sample(self, version: int = 0) -> tuple[Batch, dict[str, float]]:
+        """The next batch of the epoch.
+
+        How many of its rows begin inside an episode goes by the share of such transitions in what is left of the epoch,
+        rounded at random. The other rows hold whole episodes.
+
+        Args:
+            version: updates of the weights so far, from which the age of stored states is counted.
 
         Returns:
-            ``(batch, figures)``: figures to log are ``filled``, the share of the rows that is no padding, and, where
-            the batch has stored states, ``state_age`` and ``state_age_max`` in updates.
+            ``(batch, metrics)``: metrics are ``filled``, the share of the rows that is no padding, and, where the batch
+            has stored states, ``state_age`` and ``state_age_max`` in updates.
 
         Raises:
             RuntimeError: nothing is stored yet.
         """
-        if not self._pieces:
+        if not self._chunks:
             raise RuntimeError("Replay: nothing is stored yet; an episode, or a window of one, has to be there first")
-        rows = self._pack(self._begin_inside())
-        figures = {"filled": sum(p.steps for row in rows for p in row) / (len(rows) * self.config.window)}
-        if rows[0][0].state is not None:
-            ages = [version - row[0].version for row in rows]
-            figures |= {"state_age": float(np.mean(ages)), "state_age_max": float(max(ages))}
-        return self._batch(rows), figures
+        if not self._unsampled:
+            self._next_epoch()
+        rows = self._pack(self._rows_inside())
+        metrics = {"filled": sum(c.steps for row in rows for c in row) / (len(rows) * self.config.window)}
+        ages = [version - row[0].version for row in rows if row[0].state is not None]
+        if ages:
+            metrics |= {"state_age": float(np.mean(ages)), "state_age_max": float(max(ages))}
+        return self._batch(rows), metrics
 
-    def _begin_inside(self) -> bool:
-        """Whether the rows of the next batch begin inside an episode."""
-        if not self._undrawn:
-            self._next_pass()
-        whole, inside = self._left_transitions[False], self._left_transitions[True]
-        return bool(self._random.random() * (whole + inside) < inside)
+    def _rows_inside(self) -> int:
+        """Rows of the next batch that begin inside an episode."""
+        whole, inside = self._remaining_transitions[False], self._remaining_transitions[True]
+        return int(self.config.batch_size * inside / (whole + inside) + self._random.random())
 
-    def _next_pass(self) -> None:
-        self.passes += 1
-        self._left = {False: [], True: []}
-        for number in self._random.permutation(list(self._pieces)).tolist():
-            self._left[self._pieces[number].state is not None].append(number)
-            self._plan_to_draw(number)
+    def _next_epoch(self) -> None:
+        self.epochs += 1
+        self._remaining = {False: [], True: []}
+        for chunk_id in self._random.permutation(list(self._chunks)).tolist():
+            self._remaining[self._chunks[chunk_id].state is not None].append(chunk_id)
+            self._mark_unsampled(chunk_id)
 
     def _draw(self, inside: bool) -> int:
-        """The next piece of that kind; there must be one."""
-        while (number := self._left[inside].pop()) not in self._undrawn:
+        """The next chunk of that kind; there must be one."""
+        while (chunk_id := self._remaining[inside].pop()) not in self._unsampled:
             pass
-        self._forget_to_draw(number)
-        return number
+        self._mark_sampled(chunk_id)
+        return chunk_id
 
-    def _pack(self, inside: bool) -> list[list[Piece]]:
-        """The pieces of each row."""
+    def _pack(self, inside: int) -> list[list[Chunk]]:
+        """The chunks of each row, of which at least ``inside`` begin inside an episode where so many are left."""
         size, window = self.config.batch_size, self.config.window
-        rows: list[list[Piece]] = [[] for _ in range(0 if inside else size)]
-        while inside and len(rows) < size and self._left_transitions[True]:
-            rows.append([self._pieces[self._draw(True)]])
-        room = [window - sum(piece.steps for piece in row) for row in rows]
+        rows: list[list[Chunk]] = [[] for _ in range(size)]
+        for row in rows[: min(inside, size)]:
+            if self._remaining_transitions[True]:
+                row.append(self._chunks[self._draw(True)])
+        room = [window - sum(chunk.steps for chunk in row) for row in rows]
         waiting: list[int] = []
-        while len(waiting) < _LOOK_AHEAD and max(room) > 1:
-            if not self._left_transitions[False]:
-                # The next pass must not overtake what is left of this one.
-                if inside or waiting or self._left_transitions[True]:
-                    break
-                self._next_pass()
-                continue
-            number = self._draw(False)
-            piece = self._pieces[number]
-            row = next((index for index, space in enumerate(room) if space >= piece.steps), None)
-            if row is None:
-                waiting.append(number)
+        while len(waiting) < _MAX_WAITING and max(room) > 1:
+            if self._remaining_transitions[False]:
+                chunk_id = self._draw(False)
+            elif self._remaining_transitions[True] and window in room:
+                chunk_id = self._draw(True)
+            elif waiting or self._remaining_transitions[True]:
+                break  # the next epoch must not overtake what is left of this one
             else:
-                rows[row].append(piece)
-                room[row] -= piece.steps
-        for number in reversed(waiting):
-            self._left[False].append(number)
-            self._plan_to_draw(number)
+                self._next_epoch()
+                continue
+            chunk = self._chunks[chunk_id]
+            needed = chunk.steps if chunk.state is None else window  # a stored state belongs to the start of a row
+            index = next((index for index, space in enumerate(room) if space >= needed), None)
+            if index is None:
+                waiting.append(chunk_id)
+            else:
+                rows[index].append(chunk)
+                room[index] -= chunk.steps
+        for chunk_id in reversed(waiting):
+            self._remaining[False].append(chunk_id)
+            self._mark_unsampled(chunk_id)
         return [row for row in rows if row]
 
-    def _batch(self, rows: Sequence[Sequence[Piece]]) -> Batch:
+    def _batch(self, rows: Sequence[Sequence[Chunk]]) -> Batch:
         size, window = len(rows), self.config.window
         observations = self.observation_spec.zeros(size, window)  # (batch, time, ...)
         actions = self.action_spec.zeros(size, window)  # (batch, time, ...)
         rewards = np.zeros((size, window), np.float32)
-        terminated, has_action, reset, valid = (np.zeros((size, window), bool) for _ in range(4))
+        terminated, is_first, valid = (np.zeros((size, window), bool) for _ in range(3))
+        is_last, loss_mask, reward_mask = (np.ones((size, window), bool) for _ in range(3))
+        elapsed = np.ones((size, window), np.float32)
         for index, row in enumerate(rows):
             start = 0
-            for piece in row:
-                last = start + piece.steps - 1
-                for name, array in piece.observations.items():
+            for chunk in row:
+                last = start + chunk.steps - 1
+                for name, array in chunk.observations.items():
                     observations[name][index, start : last + 1] = array
-                actions[index, start:last] = piece.actions
-                rewards[index, start:last] = piece.rewards
-                terminated[index, last - 1] = piece.terminated
-                has_action[index, start:last] = True
-                reset[index, start] = piece.state is None
+                actions[index, start:last] = chunk.actions
+                rewards[index, start:last] = chunk.rewards
+                terminated[index, last - 1] = chunk.terminated
+                is_last[index, start:last] = False
+                is_first[index, start] = chunk.state is None
                 valid[index, start : last + 1] = True
+                loss_mask[index, start : start + chunk.burn_in] = False
+                if chunk.reward_mask is not None:
+                    reward_mask[index, start:last] = chunk.reward_mask
+                if chunk.elapsed is not None:
+                    elapsed[index, start : last + 1] = chunk.elapsed
                 start = last + 1
-        states = [row[0].state for row in rows if row[0].state is not None]
-        names = states[0] if states else ()
         return Batch(
             observations=self.observation_spec.to_tensors(observations),
             actions=torch.from_numpy(actions),
             rewards=torch.from_numpy(rewards),
             terminated=torch.from_numpy(terminated),
-            has_action=torch.from_numpy(has_action),
-            reset=torch.from_numpy(reset),
+            is_last=torch.from_numpy(is_last),
+            is_first=torch.from_numpy(is_first),
             valid=torch.from_numpy(valid),
-            state={name: torch.from_numpy(np.stack([state[name] for state in states])) for name in names} or None,
-            burn_in=self.config.burn_in if states else 0,
+            state=self._states([row[0].state for row in rows]),
+            loss_mask=torch.from_numpy(loss_mask),
+            reward_mask=torch.from_numpy(reward_mask),
+            elapsed=torch.from_numpy(elapsed),
         )
+
+    def _states(self, states: Sequence[dict[str, np.ndarray] | None]) -> dict[str, torch.Tensor] | None:
+        """The stored states of a batch's rows, (batch, ...); rows that begin with an episode get the empty one."""
+        if all(state is None for state in states):
+            return None
+        empty = self._writer.empty_state
+        given = [empty if state is None else state for state in states]
+        return {name: torch.from_numpy(np.stack([state[name] for state in given])) for name in empty} or None
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that later batches depend on."""
         return {
-            "unfinished": self._unfinished.state_dict(),
-            "pieces": joined(list(self._pieces.values())),
-            "numbers": list(self._pieces),
-            "next_number": self._next_number,
-            "left": [self._left[False], self._left[True]],
-            "undrawn": sorted(self._undrawn),
-            "passes": self.passes,
+            "writer": self._writer.state_dict(),
+            "chunks": pack_chunks(list(self._chunks.values())),
+            "chunk_ids": list(self._chunks),
+            "next_id": self._next_id,
+            "remaining": [self._remaining[False], self._remaining[True]],
+            "unsampled": sorted(self._unsampled),
+            "epochs": self.epochs,
             "added": self.added,
             "random": self._random.bit_generator.state,
         }
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
-        """What ``state_dict`` returned, of a replay with the same configuration."""
-        self._unfinished.load_state_dict(saved["unfinished"])
-        self._pieces, self._piece_bytes, self.transitions = {}, 0, 0
-        for number, piece in zip(saved["numbers"], split(saved["pieces"]), strict=True):
-            self._keep(number, piece)
-        self._next_number = saved["next_number"]
-        self._left = {False: list(saved["left"][0]), True: list(saved["left"][1])}
-        self._undrawn, self._left_transitions = set(), {False: 0, True: 0}
-        for number in saved["undrawn"]:
-            self._plan_to_draw(number)
-        self.passes, self.added = saved["passes"], saved["added"]
+        """Continues from what ``state_dict`` returned, of a replay with the same configuration."""
+        self._writer.load_state_dict(saved["writer"])
+        self._chunks, self._chunk_bytes, self.transitions = {}, 0, 0
+        for chunk_id, chunk in zip(saved["chunk_ids"], unpack_chunks(saved["chunks"]), strict=True):
+            self._insert(chunk_id, chunk)
+        self._next_id = saved["next_id"]
+        self._remaining = {False: list(saved["remaining"][0]), True: list(saved["remaining"][1])}
+        self._unsampled, self._remaining_transitions = set(), {False: 0, True: 0}
+        for chunk_id in saved["unsampled"]:
+            self._mark_unsampled(chunk_id)
+        self.epochs, self.added = saved["epochs"], saved["added"]
         self._random.bit_generator.state = saved["random"]

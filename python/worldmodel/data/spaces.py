@@ -125,6 +125,35 @@ class ObservationSpec:
             encoded[name] = _encode(name, leaf, value, value.shape[:1])
         return encoded
 
+    def check(self, encoded: Mapping[str, np.ndarray], steps: int, caller: str) -> dict[str, np.ndarray]:
+        """Encoded observations (steps, *leaf.shape) in the leaves' dtypes, if they are that.
+
+        Args:
+            encoded: key -> array, from a file or a caller that is not trusted.
+            steps: expected.
+            caller: begins the error's message.
+
+        Raises:
+            ValueError: other keys or shapes, NaN or infinity, values outside a leaf's classes.
+        """
+        if encoded.keys() != self.leaves.keys():
+            raise ValueError(f"{caller}: observations has keys {sorted(encoded)}, expected {sorted(self.leaves)}")
+        checked = {}
+        for name, leaf in self.leaves.items():
+            array = np.asarray(encoded[name])
+            if array.shape != (steps, *leaf.shape):
+                raise ValueError(
+                    f"{caller}: observations[{name!r}] has shape {array.shape}, expected {(steps, *leaf.shape)}"
+                )
+            try:
+                _check_values(name, leaf, array)
+            except ValueError as error:
+                raise ValueError(f"{caller}: {error}") from error
+            if leaf.kind != "vector" and (array.astype(leaf.dtype) != array).any():
+                raise ValueError(f"{caller}: observations[{name!r}] has values that {leaf.dtype} does not hold")
+            checked[name] = array.astype(leaf.dtype)
+        return checked
+
     def zeros(self, *batch: int) -> dict[str, np.ndarray]:
         """Arrays of zeros, (*batch, *leaf.shape): what padding holds."""
         return {name: np.zeros((*batch, *leaf.shape), leaf.dtype) for name, leaf in self.leaves.items()}
@@ -240,6 +269,32 @@ class ActionSpec:
             return random.uniform(-1, 1, size).astype(self.dtype)
         return random.integers(0, np.reshape(self.sizes, self.shape), size, dtype=self.dtype)
 
+    def check(self, actions: np.ndarray, count: int, caller: str) -> np.ndarray:
+        """Actions (count, *shape) in ``dtype``, if they are that.
+
+        Args:
+            actions: from a file or a caller that is not trusted.
+            count: expected.
+            caller: begins the error's message.
+
+        Raises:
+            ValueError: another shape, classes that do not exist, numbers outside [-1, 1], NaN.
+        """
+        array = np.asarray(actions)
+        if array.shape != (count, *self.shape):
+            raise ValueError(f"{caller}: actions has shape {array.shape}, expected {(count, *self.shape)}")
+        span = f"values from {array.min()} to {array.max()}"
+        if self.kind == "discrete":
+            sizes = np.reshape(self.sizes, self.shape)
+            if not np.issubdtype(array.dtype, np.integer) or (array < 0).any() or (array >= sizes).any():
+                raise ValueError(
+                    f"{caller}: actions has dtype {array.dtype} and {span}, expected integers from 0 and below "
+                    f"{self.sizes}"
+                )
+        elif not (np.abs(array) <= 1).all():
+            raise ValueError(f"{caller}: actions has {span}, expected numbers in [-1, 1]")
+        return array.astype(self.dtype)
+
     def zeros(self, *batch: int) -> np.ndarray:
         """Actions of zeros, (*batch, *shape) in ``dtype``: what padding holds."""
         return np.zeros((*batch, *self.shape), self.dtype)
@@ -339,12 +394,18 @@ def _encode(name: str, leaf: Leaf, value: Any, batch: tuple[int, ...]) -> np.nda
     array = array.reshape(*batch, *leaf.shape)
     if leaf.kind == "vector":
         array = array.astype(leaf.dtype)
+    elif leaf.starts:
+        array = array - np.array(leaf.starts)
+    _check_values(name, leaf, array)
+    return array.astype(leaf.dtype)
+
+
+def _check_values(name: str, leaf: Leaf, array: np.ndarray) -> None:
+    """Raises ValueError for numbers that are not finite, and for classes that the leaf does not have."""
+    if leaf.kind == "vector":
         if not np.isfinite(array).all():
             raise ValueError(f"observation {name!r} holds NaN or infinity, expected finite numbers")
-    elif leaf.sizes:
-        array = array - np.array(leaf.starts) if leaf.starts else array
-        if (array < 0).any() or (array >= np.array(leaf.sizes)).any():
-            hint = "; kinds={...: 'image'} reads it as pixels" if leaf.kind == "grid" else ""
-            span = f"values from {array.min()} to {array.max()}"
-            raise ValueError(f"observation {name!r} has {span}, expected classes below {leaf.sizes}{hint}")
-    return array.astype(leaf.dtype)
+    elif leaf.sizes and ((array < 0).any() or (array >= np.array(leaf.sizes)).any()):
+        hint = "; kinds={...: 'image'} reads it as pixels" if leaf.kind == "grid" else ""
+        span = f"values from {array.min()} to {array.max()}"
+        raise ValueError(f"observation {name!r} has {span}, expected classes below {leaf.sizes}{hint}")

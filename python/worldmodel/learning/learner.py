@@ -114,7 +114,7 @@ class Learner:
         observed = self.world_model.observe(batch, cuts=cuts)
         model, metrics = model_loss(self.world_model, batch, observed, self._rewards.scale, objective)
         seen = time.perf_counter()
-        usable = torch.cat([(batch.has_action & batch.valid)[:, cut - 1] for cut in cuts])
+        usable = torch.cat([(batch.losses_at & batch.known_rewards)[:, cut - 1] for cut in cuts])
         imagined = imagination_losses(self.world_model, observed.cut_states, usable, self._returns, objective)
         seconds = {"observe": seen - began, "imagine": time.perf_counter() - seen}
         return Losses(model, imagined.value, imagined.policy, metrics | imagined.metrics, seconds)
@@ -133,7 +133,7 @@ class Learner:
             NonFiniteError: a loss or a gradient is not finite; parameters and optimisers are as they were.
         """
         began = time.perf_counter()
-        rewards = batch.rewards[batch.has_action]
+        rewards = batch.rewards[batch.known_rewards]
         if not rewards.isfinite().all():
             raise NonFiniteError(f"Learner: a reward is NaN or infinite at update {self._updates}")
         self._rewards.update(rewards)
@@ -188,8 +188,9 @@ class Learner:
     def _cuts(self, batch: Batch) -> list[int]:
         """Numbers of steps after which imagination starts, one drawn from each of ``starts`` stretches of the rows."""
         length = batch.shape[1]
-        count = min(self.config.objective.starts, length - batch.burn_in)
-        edges = torch.linspace(batch.burn_in + 1, length + 1, count + 1).long()
+        first = int(batch.loss_mask.any(0).to(torch.uint8).argmax())  # before it, no row has a loss
+        count = min(self.config.objective.starts, length - first)
+        edges = torch.linspace(first + 1, length + 1, count + 1).long()
         places = edges[:-1] + (torch.rand(count) * (edges[1:] - edges[:-1])).long()
         return [int(place) for place in places]
 

@@ -66,17 +66,17 @@ def model_loss(
     world_model: WorldModel, batch: Batch, observed: Observed, reward_scale: float, config: ObjectiveConfig
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The loss of perception, memory and prediction on what was seen, and its parts by name."""
-    lossy = batch.valid.clone()
-    lossy[:, : batch.burn_in] = False
-    acted = lossy & batch.has_action
-    followed = acted[:, :-1] & batch.valid[:, 1:] & ~batch.reset[:, 1:]
+    masked = batch.losses_at
+    acted = masked & ~batch.is_last
+    rewarded = masked & batch.known_rewards
+    followed = acted[:, :-1] & batch.valid[:, 1:] & ~batch.is_first[:, 1:]
 
     perception, prediction = world_model.perception, world_model.prediction
     predicted = world_model.predict(observed, batch)
     foreseen = perception.probabilities(predicted.logits)[:, :-1].log()
     seen = observed.probabilities[:, 1:]
-    rewards = torch.where(acted, batch.rewards / reward_scale, 0).to(foreseen.dtype)
-    prediction.reward.widen(rewards[acted])
+    rewards = torch.where(rewarded, batch.rewards / reward_scale, 0).to(foreseen.dtype)
+    prediction.reward.widen(rewards[rewarded])
     goes_on = (~batch.terminated).to(foreseen.dtype)
 
     reconstruction = perception.reconstruction_loss(observed.latent, batch.observations)
@@ -84,10 +84,10 @@ def model_loss(
     representation = divergence(seen, foreseen.detach()).clamp(min=config.free_nats)
     continuation = F.binary_cross_entropy_with_logits(predicted.continues, goes_on, reduction="none")
     parts = {
-        "reconstruction": weighted_mean(reconstruction, lossy),
+        "reconstruction": weighted_mean(reconstruction, masked),
         "dynamics": weighted_mean(dynamics, followed),
         "representation": weighted_mean(representation, followed),
-        "reward": weighted_mean(prediction.reward.loss(predicted.reward, rewards), acted),
+        "reward": weighted_mean(prediction.reward.loss(predicted.reward, rewards), rewarded),
         "continuation": weighted_mean(continuation, acted),
     }
     weights = {"reconstruction": 1.0, **{name: getattr(config, name) for name in parts if name != "reconstruction"}}
@@ -95,7 +95,7 @@ def model_loss(
     metrics = {f"loss/{name}": part.detach() for name, part in (("model", total), *parts.items())}
     with torch.no_grad():
         entropy = -(observed.probabilities * observed.probabilities.log()).sum((-1, -2))
-        metrics["latent/entropy"] = weighted_mean(entropy, lossy)
+        metrics["latent/entropy"] = weighted_mean(entropy, masked)
     return total, metrics
 
 

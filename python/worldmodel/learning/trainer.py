@@ -118,7 +118,7 @@ class Trainer:
             **self.meter.means(),
             "replay/steps": self.replay.transitions,
             "replay/megabytes": self.replay.nbytes / 2**20,
-            "replay/passes": self.replay.passes,
+            "replay/epochs": self.replay.epochs,
         }
 
     def state_dict(self) -> dict[str, Any]:

@@ -88,8 +88,8 @@ def open_loop(
     known = slice(0, context - 1)
     rewards = world_model.prediction.mean_reward(predicted)[:, known], imagined.rewards
     continues = predicted.continues[:, known].sigmoid(), imagined.continues
-    later = torch.zeros_like(batch.reset)
-    later[:, 1:] = batch.reset[:, 1:]  # another episode begins
+    later = torch.zeros_like(batch.is_first)
+    later[:, 1:] = batch.is_first[:, 1:]  # another episode begins
     return OpenLoop(
         context,
         batch.valid & (later.cumsum(1) == 0),
@@ -142,7 +142,7 @@ def episode_batch(
         actions=torch.from_numpy(padded)[None],
         rewards=torch.tensor([*rewards, 0.0])[None],
         terminated=((steps == n - 1) & terminated)[None],
-        has_action=(steps < n)[None],
-        reset=(steps == 0)[None],
+        is_last=(steps == n)[None],
+        is_first=(steps == 0)[None],
         valid=torch.ones(1, n + 1, dtype=torch.bool),
     )

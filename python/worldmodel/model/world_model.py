@@ -152,18 +152,18 @@ class WorldModel(nn.Module):
         probabilities = self.perception.probabilities(self.perception(batch.observations))
         latent = (draw or self.perception.draw)(probabilities)
         actions = self.action_spec.encode(batch.actions).to(probabilities.dtype)  # (batch, time, action width)
-        actions = actions * batch.has_action[..., None]
+        actions = actions * ~batch.is_last[..., None]
         state = state if state is not None else batch.state
         first = torch.zeros_like(actions[:, 0]) if state is None else state["action"].to(actions.dtype)
         previous = torch.cat([first[:, None], actions[:, :-1]], 1)
-        previous = torch.where(batch.reset[..., None], 0, previous)
+        previous = torch.where(batch.is_first[..., None], 0, previous)
         inputs = self.entry(torch.cat([probabilities.flatten(-2), previous], -1))
 
         carried = None if state is None else _memory_part(state)
         pieces, cut_states, start = [], [], 0
         time = batch.shape[1]
         for stop in (*cuts, time) if not cuts or cuts[-1] < time else cuts:
-            features, carried = self.memory(inputs[:, start:stop], carried, batch.reset[:, start:stop])
+            features, carried = self.memory(inputs[:, start:stop], carried, batch.is_first[:, start:stop])
             pieces.append(features)
             after = {**_prefixed(carried), "action": actions[:, stop - 1], "features": features[:, -1]}
             if stop in cuts:
