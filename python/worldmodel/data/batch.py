@@ -12,7 +12,7 @@ alone and has ``is_last``. A row may hold any number of episodes, each with ``is
 padding, where ``valid`` is false.
 
 DreamerV3 (Hafner et al. 2023) stores the reward and the end with the observation that they arrive with. Its
-``is_terminal`` at t + 1 is ``terminated`` at t here; its ``is_last`` and ``is_first`` are at the same steps. A truncated
+``is_terminal`` at t + 1 is ``terminated`` at t here; ``is_last`` and ``is_first`` are at the same steps. A truncated
 episode has ``is_last`` without ``terminated`` at the step before: its last observation is where returns bootstrap.
 """
 

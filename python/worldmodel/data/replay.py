@@ -1,10 +1,10 @@
 """Replay: transitions up to a limit of memory, packed into batches.
 
 An episode that fits into a window is stored whole. A batch is rows of ``window`` steps into which whole episodes are
-packed one behind the other, each with ``is_first``, so that training on them needs no stored state and cuts no gradient.
-Only episodes longer than a window are cut, and only their later chunks use stored states, with burn-in (see
-``chunks.py``). Such a chunk begins a row; whole episodes follow it where they fit. States age while the weights change:
-their age, in updates, is among the metrics of every batch.
+packed one behind the other, so that training on them needs no stored state and cuts no gradient. Only episodes longer
+than a window are cut, and only their later chunks use stored states, with burn-in (see ``chunks.py``). Such a chunk
+begins a row; whole episodes follow it where they fit. States age while the weights change: their age, in updates, is
+among the metrics of every batch.
 
 An epoch samples every chunk once, in random order. A chunk that arrives during an epoch takes a random place in what is
 left of it.
