@@ -19,7 +19,18 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 CACHE = ROOT / "build" / "emulator"
 SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize=vptr,null,return,unreachable", "-fno-sanitize-recover=all")
-FLAGS = ("-std=c++17", "-O1", "-g1", "-fno-omit-frame-pointer", "-fPIC", "-Wall", "-Wextra", "-Wno-unknown-pragmas")
+FLAGS = (
+    "-std=c++17",
+    "-O1",
+    "-g1",
+    "-fno-omit-frame-pointer",
+    "-fPIC",
+    "-Wall",
+    "-Wextra",
+    "-Wshadow",
+    "-Wno-unknown-pragmas",
+)
+STRICT = ("-Werror",) if os.environ.get("CI") else ()  # elsewhere a newer compiler may warn of more
 
 
 class BuildError(RuntimeError):
@@ -48,7 +59,7 @@ def build(name: str, sources: Sequence[Path], flags: Sequence[str] = (), *, race
         raise BuildError("no C++ compiler found: set CXX or install g++")
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
     own = [HERE / "runtime.cpp", HERE / "sync.cpp", HERE / "server.cpp"]
-    command = [compiler, *FLAGS, *(() if races else SANITIZERS), f"-I{HERE}", *flags]
+    command = [compiler, *FLAGS, *STRICT, *(() if races else SANITIZERS), f"-I{HERE}", *flags]
     seen: tuple[str, ...] = ()  # what the code of the sources is compiled with besides
     if races:
         own.append(HERE / "races.cpp")

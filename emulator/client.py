@@ -47,8 +47,8 @@ class Emulator:
         program: its path.
 
     Example:
-        >>> emulator = Emulator(build("toy", [Path("toy.cu")]))     # doctest: +SKIP
-        >>> emulator.call("toy_scale", [x, x.numel()], seed=3)      # doctest: +SKIP
+        >>> emulator = Emulator(build("sample", [Path("sample.cu")]))     # doctest: +SKIP
+        >>> emulator.call("sample_scale", [x, x.numel()], seed=3)      # doctest: +SKIP
     """
 
     def __init__(self, program: Path):
@@ -63,9 +63,9 @@ class Emulator:
         *,
         seed: int = 0,
         multiprocessors: int = 4,
-        left_out: str = "",
+        disabled_barrier: str = "",
         read_only: Sequence[Tensor] = (),
-        answers_int: bool = True,
+        returns_int: bool = True,
     ) -> Result:
         """Calls ``int name(const int64_t* words)``; a tensor among the words goes as its address.
 
@@ -74,26 +74,26 @@ class Emulator:
             words: its arguments; tensors of up to four dimensions are updated in place with what the call wrote.
             seed: the order of the threads.
             multiprocessors: what kernels are told about the size of the chip.
-            left_out: a ``file:line`` whose ``__syncthreads`` or ``__syncwarp`` does nothing, to plant an error.
+            disabled_barrier: a ``file:line`` whose ``__syncthreads`` or ``__syncwarp`` does nothing, to plant an error.
             read_only: tensors that must come back unchanged.
-            answers_int: false for a function that answers int64_t.
+            returns_int: false for a function that answers int64_t.
 
         Raises:
             EmulatorError: the program ended with a report.
         """
         tensors: list[Tensor] = []
-        places: dict[tuple[object, ...], int] = {}
+        indices: dict[tuple[object, ...], int] = {}
         flat: list[int] = []
         for word in words:
             if isinstance(word, Tensor):
                 key = (word.data_ptr(), word.stride(), word.shape, word.dtype)
-                if key not in places:
-                    places[key] = len(tensors)
+                if key not in indices:
+                    indices[key] = len(tensors)
                     tensors.append(word)
-                flat += (places[key], 0)
+                flat += (indices[key], 0)
             else:
                 flat += (-1, word)
-        request = [_text(name), struct.pack("=3q", int(answers_int), seed, multiprocessors), _text(left_out)]
+        request = [_text(name), struct.pack("=3q", int(returns_int), seed, multiprocessors), _text(disabled_barrier)]
         request.append(struct.pack("=q", len(tensors)))
         request += map(_packed, tensors)
         request.append(struct.pack(f"={len(flat) + 1}q", len(words), *flat))
@@ -109,11 +109,11 @@ class Emulator:
         barriers = frozenset(self._received_text() for _ in range(self._words(1)[0]))
         changed = [self._bytes(x.numel() * x.element_size()) if self._words(1)[0] else None for x in tensors]
         self._words(1)  # the program has looked for damage between the elements
-        untouchable = {x.data_ptr() for x in read_only}
+        protected = {x.data_ptr() for x in read_only}
         for x, data in zip(tensors, changed, strict=True):
             if data is None:
                 continue
-            if x.data_ptr() in untouchable:
+            if x.data_ptr() in protected:
                 raise EmulatorError(f"{name} wrote into an input of shape {tuple(x.shape)}")
             x.copy_(torch.frombuffer(bytearray(data), dtype=x.dtype).view(x.shape))
         return Result(value, kernels, blocks, switches, barriers)

@@ -49,29 +49,29 @@ extern dim3 thread_index, block_index, block_size, grid_size;
 
 // ---- What a run of kernels is done with, set by the test ----
 struct Settings {
-  uint64_t seed = 0;        // 0: threads in order; 1: in reverse; others: shuffled
-  int multiprocessors = 4;  // for kernels that divide their work by the size of the chip
-  std::string left_out;     // the __syncthreads or __syncwarp at this "file:line" does nothing: a planted error
+  uint64_t seed = 0;             // 0: threads in order; 1: in reverse; others: shuffled
+  int multiprocessors = 4;       // for kernels that divide their work by the size of the chip
+  std::string disabled_barrier;  // the __syncthreads or __syncwarp at this "file:line" does nothing: a planted error
 };
 extern Settings settings;
 
 // A place in the source, for messages, and to tell one barrier from another.
-struct Where {
+struct SourceLocation {
   const char* file;
   int line;
 };
 
 // ---- What has run since the last clear() ----
 struct Record {
-  std::vector<std::string> kernels;  // names, in the order of the launches
-  std::vector<Where> barriers;       // each __syncthreads and __syncwarp that was passed
+  std::vector<std::string> kernels;      // names, in the order of the launches
+  std::vector<SourceLocation> barriers;  // each __syncthreads and __syncwarp that was passed
   int64_t blocks = 0;
   int64_t switches = 0;  // between fibers
 };
 extern Record record;
 
 // The file's name and the line, as Settings::left_out has them.
-std::string short_text(Where where);
+std::string short_text(SourceLocation location);
 
 // Last parameters of a function that wants to know where it was called.
 #define CUDA_EMULATOR_CALLER const char *file = __builtin_FILE(), int line = __builtin_LINE()
@@ -89,12 +89,12 @@ void* static_shared_memory(const void* key, const char* name, size_t bytes, size
 void yield();
 
 enum class Vote { kNone, kAny, kAll, kCount };
-int block_barrier(Vote vote, bool predicate, Where where);
+int block_barrier(Vote vote, bool predicate, SourceLocation location);
 
 // Waits for all lanes of `mask`, each with a value of up to eight bytes, and answers the values of the 32 lanes; those
 // outside the mask are undefined. Valid until the lane's next collective.
-const uint64_t* warp_collective(const char* name, unsigned mask, uint64_t value, Where where);
-void warp_barrier(unsigned mask, Where where);
+const uint64_t* warp_collective(const char* name, unsigned mask, uint64_t value, SourceLocation location);
+void warp_barrier(unsigned mask, SourceLocation location);
 unsigned lane();
 
 // An atomic access of the running thread, which races with no other atomic one.
@@ -137,8 +137,8 @@ T from_word(uint64_t word) {
 
 // The value of lane `source`, which must be of the mask: what the hardware answers otherwise is undefined.
 template <typename T>
-T shuffle(const char* name, unsigned mask, T value, int source, Where where) {
-  const uint64_t* values = warp_collective(name, mask, to_word(value), where);
+T shuffle(const char* name, unsigned mask, T value, int source, SourceLocation location) {
+  const uint64_t* values = warp_collective(name, mask, to_word(value), location);
   if (!(mask >> source & 1u)) {
     fail(std::string(name) + " reads lane " + std::to_string(source) + ", which is not in its mask");
   }
@@ -146,8 +146,8 @@ T shuffle(const char* name, unsigned mask, T value, int source, Where where) {
 }
 
 template <typename T, typename Combine>
-T reduce(const char* name, unsigned mask, T value, Where where, Combine combine) {
-  const uint64_t* values = warp_collective(name, mask, to_word(value), where);
+T reduce(const char* name, unsigned mask, T value, SourceLocation location, Combine combine) {
+  const uint64_t* values = warp_collective(name, mask, to_word(value), location);
   bool first = true;
   T result{};
   for (int i = 0; i < 32; ++i) {

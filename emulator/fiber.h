@@ -22,7 +22,7 @@
 #ifdef CUDA_EMULATOR_UCONTEXT
 #include <ucontext.h>
 #else
-extern "C" void cuda_emulator_switch(void** save_here, void* go_on_there);
+extern "C" void cuda_emulator_switch(void** save_here, void* resume);
 asm(R"(
 .text
 .type cuda_emulator_switch, @function
@@ -103,11 +103,11 @@ class Context {
 #else
     cuda_emulator_switch(&pointer_, next.pointer_);
 #endif
-    arrived();
+    finish_switch();
   }
 
   // To be called first by `entry`, on the new stack.
-  __attribute__((no_sanitize_address)) void arrived() {
+  __attribute__((no_sanitize_address)) void finish_switch() {
 #if defined(__SANITIZE_ADDRESS__)
     const void* bottom;
     size_t size;

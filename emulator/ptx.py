@@ -25,14 +25,14 @@ INSTRUCTION = re.compile(r"(?:@(!?)(%\w+)\s+)?([a-z][\w.:]*)\s*(.*)", re.S)
 
 
 @dataclass
-class Stretch:
+class BasicBlock:
     """PTX statements that run one after the other, and the function that they became: it answers what comes next."""
 
     statements: list[str]
     source: str
     run: Callable[[Block], int]
 
-    def blame(self, error: BaseException) -> str:
+    def statement_of(self, error: BaseException) -> str:
         """The PTX of the line of Python that raised."""
         trace = error.__traceback__
         while trace is not None and trace.tb_frame.f_code is not self.run.__code__:
@@ -42,44 +42,44 @@ class Stretch:
 
 @dataclass
 class Program:
-    """A kernel: its stretches, the threads of a block, and the names of its parameters."""
+    """A kernel: its basic_blocks, the threads of a block, and the names of its parameters."""
 
     name: str
     threads: int
-    stretches: list[Stretch]
+    basic_blocks: list[BasicBlock]
     parameters: list[str]
 
     def run(self, block: Block) -> None:
         """Threads that part run in turns, those furthest back first, until they meet again."""
-        position, positions = 0, None
+        pc, pcs = 0, None
         while True:
-            if positions is not None:
-                position = int(positions.min())
-                block.every = positions == position
-                if block.every.all():
-                    positions = None
-            if position >= len(self.stretches):
+            if pcs is not None:
+                pc = int(pcs.min())
+                block.active = pcs == pc
+                if block.active.all():
+                    pcs = None
+            if pc >= len(self.basic_blocks):
                 return
-            before = {} if positions is None else dict(block.registers)
-            block.parting = None
-            stretch = self.stretches[position]
+            before = {} if pcs is None else dict(block.registers)
+            block.targets = None
+            basic_block = self.basic_blocks[pc]
             try:
-                position = stretch.run(block)
+                pc = basic_block.run(block)
             except Fault as error:
-                raise Fault(f"{self.name}, block {block.index}: {error} ({stretch.blame(error)})") from None
+                raise Fault(f"{self.name}, block {block.index}: {error} ({basic_block.statement_of(error)})") from None
             except KeyError as error:
                 what = f"register {error.args[0]} is read before it is written"
-                raise Fault(f"{self.name}, block {block.index}: {what} ({stretch.blame(error)})") from None
-            if positions is not None:
+                raise Fault(f"{self.name}, block {block.index}: {what} ({basic_block.statement_of(error)})") from None
+            if pcs is not None:
                 for name, value in before.items():
                     if block.registers[name] is not value:
-                        block.registers[name] = np.where(block.every, block.registers[name], value)
-            if positions is not None or block.parting is not None:
-                positions = np.full(block.threads, position) if positions is None else positions
-                positions = np.where(block.every, position if block.parting is None else block.parting, positions)
+                        block.registers[name] = np.where(block.active, block.registers[name], value)
+            if pcs is not None or block.targets is not None:
+                pcs = np.full(block.threads, pc) if pcs is None else pcs
+                pcs = np.where(block.active, pc if block.targets is None else block.targets, pcs)
 
 
-def _jump(statement: str, following: int, targets: dict[str, int], last: int) -> str | None:
+def _translate_branch(statement: str, following: int, targets: dict[str, int], last: int) -> str | None:
     """The line of Python for a branch or a return; None for another statement."""
     negated, predicate, opcode, operand = INSTRUCTION.fullmatch(statement).groups()  # type: ignore[union-attr]
     if opcode != "ret" and not opcode.startswith("bra"):
@@ -90,7 +90,7 @@ def _jump(statement: str, following: int, targets: dict[str, int], last: int) ->
     return f"    return B.branch({'~' if negated else ''}R[{predicate!r}], {there}, {following})"
 
 
-def _translated(statement: str, constants: dict[str, Any], threads: int) -> list[str]:
+def _translate_statement(statement: str, constants: dict[str, Any], threads: int) -> list[str]:
     """The lines of Python for a statement that is no jump."""
     parsed = INSTRUCTION.fullmatch(statement)
     if parsed is None:
@@ -116,24 +116,24 @@ def translate(ptx: str) -> Program:
     labels = {s[:-1]: i for i, s in enumerate(statements) if s.endswith(":")}
     jumps = {i + 1 for i, s in enumerate(statements) if re.match(r"(@!?%\w+\s+)?(bra|ret)\b", s)}
     starts = sorted(s for s in {0, *labels.values(), *jumps} if s < len(statements))
-    targets = {label: starts.index(place) for label, place in labels.items()}
+    targets = {label: starts.index(index) for label, index in labels.items()}
     constants: dict[str, Any] = {"np": np}
-    stretches = []
+    basic_blocks = []
     for number, (start, end) in enumerate(zip(starts, [*starts[1:], len(statements)], strict=True)):
         lines, jump = [], f"    return {number + 1}"
         for statement in statements[start:end]:
             if statement.endswith(":"):
                 continue
-            found = _jump(statement, number + 1, targets, len(starts))
+            found = _translate_branch(statement, number + 1, targets, len(starts))
             if found is None:
-                lines += _translated(statement, constants, threads)
+                lines += _translate_statement(statement, constants, threads)
             else:
                 jump = found
-        source = "\n".join(["def stretch(B):", "    R = B.registers", *lines, jump])
+        source = "\n".join(["def basic_block(B):", "    R = B.registers", *lines, jump])
         scope: dict[str, Any] = {}
         exec(compile(source, f"<{name} {number}>", "exec"), constants, scope)
-        stretches.append(Stretch(statements[start:end], source, scope["stretch"]))
-    return Program(name, threads, stretches, [p.split()[-1] for p in parameters.split(",")])
+        basic_blocks.append(BasicBlock(statements[start:end], source, scope["basic_block"]))
+    return Program(name, threads, basic_blocks, [p.split()[-1] for p in parameters.split(",")])
 
 
 def _statements(body: str) -> Iterator[str]:
@@ -166,7 +166,7 @@ def launch(program: Program, memory: Memory, blocks: int, shared: int, arguments
         raise ValueError(f"{program.name}: {len(arguments)} arguments for {len(program.parameters)} parameters")
     parameters = dict(zip(program.parameters, arguments, strict=True))
     for region in memory.regions:
-        region.forget()
+        region.clear_history()
     for index in range(blocks):
         with np.errstate(all="ignore"):
             program.run(Block(memory, program.threads, shared, index, parameters))

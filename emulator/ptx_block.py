@@ -69,49 +69,53 @@ class Region:
     read: np.ndarray = field(init=False)
 
     def __post_init__(self) -> None:
-        self.forget()
+        self.clear_history()
 
-    def forget(self) -> None:
+    def clear_history(self) -> None:
         """Nobody has touched it: what came before is another launch."""
         size = len(self.content)
         self.writer, self.reader = (np.full(size, -1, np.int64) for _ in range(2))
         self.written, self.read = (np.zeros(size, np.int64) for _ in range(2))
 
-    def places(self, addresses: np.ndarray, size: int, what: str) -> np.ndarray:
+    def byte_indices(self, addresses: np.ndarray, size: int, what: str) -> np.ndarray:
         """(accesses, size): the bytes; raises where one is not allowed or an access is not aligned."""
         if (addresses % np.uint64(size)).any():
             bad = int(addresses[(addresses % np.uint64(size)) != 0][0])
             raise Fault(f"{what} of {size} bytes at {bad - self.start} of {self.name} is not aligned")
-        places = (addresses - np.uint64(self.start)).astype(np.int64)[:, None] + np.arange(size)
-        beyond = (places < 0) | (places >= len(self.content))
+        byte_indices = (addresses - np.uint64(self.start)).astype(np.int64)[:, None] + np.arange(size)
+        beyond = (byte_indices < 0) | (byte_indices >= len(self.content))
         if beyond.any():
-            raise Fault(f"{what} at byte {int(places[beyond][0])} of {self.name}, which has {len(self.content)}")
-        if not self.allowed[places].all():
-            bad = int(places[~self.allowed[places]][0])
+            raise Fault(f"{what} at byte {int(byte_indices[beyond][0])} of {self.name}, which has {len(self.content)}")
+        if not self.allowed[byte_indices].all():
+            bad = int(byte_indices[~self.allowed[byte_indices]][0])
             raise Fault(f"{what} at byte {bad} of {self.name}, between the elements of the tensor")
-        return places
+        return byte_indices
 
-    def check_load(self, places: np.ndarray, warps: np.ndarray, barrier: int, warps_a_block: int) -> None:
+    def check_load(self, byte_indices: np.ndarray, warps: np.ndarray, barrier: int, warps_per_block: int) -> None:
         warp = warps[:, None]
-        writer, written = self.writer[places], self.written[places]
-        same_block = writer // warps_a_block == warp // warps_a_block
+        writer, written = self.writer[byte_indices], self.written[byte_indices]
+        same_block = writer // warps_per_block == warp // warps_per_block
         racing = (writer != -1) & (writer != warp) & (~same_block | (written == barrier))
         if racing.any():
-            raise Fault(f"byte {int(places[racing][0])} of {self.name} is read while another warp writes it")
-        several = (self.reader[places] != -1) & (self.reader[places] != warp) & (self.read[places] == barrier)
-        self.reader[places] = np.where(several, -2, warp)
-        self.read[places] = barrier
+            raise Fault(f"byte {int(byte_indices[racing][0])} of {self.name} is read while another warp writes it")
+        several = (
+            (self.reader[byte_indices] != -1)
+            & (self.reader[byte_indices] != warp)
+            & (self.read[byte_indices] == barrier)
+        )
+        self.reader[byte_indices] = np.where(several, -2, warp)
+        self.read[byte_indices] = barrier
 
-    def check_store(self, places: np.ndarray, warps: np.ndarray, barrier: int, warps_a_block: int) -> None:
+    def check_store(self, byte_indices: np.ndarray, warps: np.ndarray, barrier: int, warps_per_block: int) -> None:
         warp = warps[:, None]
-        writer, reader = self.writer[places], self.reader[places]
-        other_block = (writer != -1) & (writer // warps_a_block != warp // warps_a_block)
-        racing = (reader != -1) & (reader != warp) & (self.read[places] == barrier) & (reader != -1)
+        writer, reader = self.writer[byte_indices], self.reader[byte_indices]
+        other_block = (writer != -1) & (writer // warps_per_block != warp // warps_per_block)
+        racing = (reader != -1) & (reader != warp) & (self.read[byte_indices] == barrier) & (reader != -1)
         if other_block.any() or racing.any():
-            bad = int(places[other_block | racing][0])
+            bad = int(byte_indices[other_block | racing][0])
             raise Fault(f"byte {bad} of {self.name} is written while another warp or block uses it")
-        self.writer[places] = warp
-        self.written[places] = barrier
+        self.writer[byte_indices] = warp
+        self.written[byte_indices] = barrier
 
 
 class Block:
@@ -121,21 +125,21 @@ class Block:
         self.memory, self.threads, self.index, self.parameters = memory, threads, index, parameters
         self.thread = np.arange(threads, dtype=np.uint32)
         self.block = np.full(threads, index, np.uint32)
-        self.every = np.ones(threads, np.bool_)  # the threads that run, where they have parted
-        self.parting: np.ndarray | None = None
-        self.warps_a_block = -(-threads // 32)
-        self.warp = np.arange(threads) // 32 + index * self.warps_a_block
+        self.active = np.ones(threads, np.bool_)  # the threads that run, where they have parted
+        self.targets: np.ndarray | None = None
+        self.warps_per_block = -(-threads // 32)
+        self.warp = np.arange(threads) // 32 + index * self.warps_per_block
         content = np.full(shared, 0xFF, np.uint8)
         self.shared = Region("shared memory", SHARED_BASE, content, np.ones(shared, np.bool_))
         self.registers: dict[str, np.ndarray] = {}
         self.barrier_count = index * 1_000_000
 
     def barrier(self) -> None:
-        self.together("a barrier")
+        self.require_convergence("a barrier")
         self.barrier_count += 1
 
-    def together(self, what: str) -> None:
-        if not self.every.all():
+    def require_convergence(self, what: str) -> None:
+        if not self.active.all():
             raise Fault(f"not all threads of the block reach {what}")
 
     @staticmethod
@@ -186,7 +190,7 @@ class Block:
     def shuffle(
         self, how: str, value: np.ndarray, lane: np.ndarray, clamp: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        self.together("a shuffle")
+        self.require_convergence("a shuffle")
         own = (self.thread & 31).astype(np.int64)
         lane, limit = lane.astype(np.int64), (clamp & 31).astype(np.int64)
         inside = ((clamp >> 8) & 31).astype(np.int64)
@@ -201,7 +205,7 @@ class Block:
         return value[(self.thread & ~np.uint32(31)).astype(np.int64) + source], valid
 
     def reduce(self, ufunc: Any, value: np.ndarray) -> np.ndarray:
-        self.together("a reduction")
+        self.require_convergence("a reduction")
         return np.repeat(ufunc.reduce(value.reshape(-1, 32), 1), 32).astype(value.dtype)
 
     def _matrix_rows(self, address: np.ndarray, matrix: int) -> np.ndarray:
@@ -212,7 +216,7 @@ class Block:
         """8 x 8 matrices of 16-bit numbers: thread 8 i + r of a warp has the address of row r of matrix i."""
         results = []
         for matrix in range(count):
-            rows = self.load("shared", self._matrix_rows(address, matrix), self.every, 16)
+            rows = self.load("shared", self._matrix_rows(address, matrix), self.active, 16)
             numbers = rows.view(np.uint16).reshape(-1, 8, 4, 8)[:, :, 0]  # (warps, 8, 8)
             numbers = numbers.transpose(0, 2, 1) if transposed else numbers
             results.append(np.ascontiguousarray(numbers).view(np.uint32).reshape(-1))
@@ -237,24 +241,24 @@ class Block:
         address = address.astype(np.uint64)
         for region, part in self._parts(space, address[active]):
             threads = np.flatnonzero(active)[part]
-            places = region.places(address[threads], size, "load")
-            region.check_load(places, self.warp[threads], self.barrier_count, self.warps_a_block)
-            result[threads] = region.content[places]
+            byte_indices = region.byte_indices(address[threads], size, "load")
+            region.check_load(byte_indices, self.warp[threads], self.barrier_count, self.warps_per_block)
+            result[threads] = region.content[byte_indices]
         return result
 
     def store(self, space: str, address: np.ndarray, active: np.ndarray, content: np.ndarray) -> None:
         address = address.astype(np.uint64)
         for region, part in self._parts(space, address[active]):
             threads = np.flatnonzero(active)[part]
-            places = region.places(address[threads], content.shape[1], "store")
-            region.check_store(places, self.warp[threads], self.barrier_count, self.warps_a_block)
-            region.content[places] = content[threads]
+            byte_indices = region.byte_indices(address[threads], content.shape[1], "store")
+            region.check_store(byte_indices, self.warp[threads], self.barrier_count, self.warps_per_block)
+            region.content[byte_indices] = content[threads]
 
     def parameter(self, name: str, dtype: Any) -> np.ndarray:
         bits = self.parameters[name] & ((1 << 8 * np.dtype(dtype).itemsize) - 1)
         return np.full(self.threads, bits, np.dtype(f"u{np.dtype(dtype).itemsize}")).view(dtype)
 
-    def before(self, register: str, dtype: Any) -> np.ndarray:
+    def previous_value(self, register: str, dtype: Any) -> np.ndarray:
         """A register that an instruction writes in part: what it held, all bits set where that is nothing."""
         held = self.registers.get(register)
         if held is None:
@@ -262,10 +266,10 @@ class Block:
         return held
 
     def branch(self, predicate: np.ndarray, there: int, on: int) -> int:
-        """Where the active threads go; where they part, ``parting`` says it for each."""
-        taken = predicate[self.every]
+        """Where the active threads go; where they part, ``targets`` says it for each."""
+        taken = predicate[self.active]
         if taken.all():
             return there
         if taken.any():
-            self.parting = np.where(predicate, there, on)
+            self.targets = np.where(predicate, there, on)
         return on

@@ -87,11 +87,11 @@ class Emit:
             else:
                 expression = f"({expression}).view(np.uint{given.itemsize * 8}).astype(np.{own.name})"
         if self.guard is not None:
-            expression = f"np.where({self.guard}, {expression}, B.before({register!r}, np.{own.name}))"
+            expression = f"np.where({self.guard}, {expression}, B.previous_value({register!r}, np.{own.name}))"
         return [f"R[{register!r}] = {expression}"]
 
     def active(self) -> str:
-        return f"{self.guard} & B.every" if self.guard else "B.every"
+        return f"{self.guard} & B.active" if self.guard else "B.active"
 
 
 def simple(template: str) -> Operation:
@@ -230,7 +230,9 @@ def move(emit: Emit, operands: list[str]) -> list[str]:
         total = 8 * TYPES[emit.type].itemsize
         bits = total // len(names)
         # A piece may be nothing yet where nobody will look at it.
-        pieces = [f"B.before({n!r}, np.uint{bits})" if n.startswith("%") else emit.read(n, f"u{bits}") for n in names]
+        pieces = [
+            f"B.previous_value({n!r}, np.uint{bits})" if n.startswith("%") else emit.read(n, f"u{bits}") for n in names
+        ]
         terms = [f"({piece}.astype(np.uint{total}) << {bits * i})" for i, piece in enumerate(pieces)]
         return emit.write(target, " | ".join(terms), emit.type)
     return emit.write(target, emit.read(source, emit.type), emit.type)
@@ -266,7 +268,7 @@ def _address(text: str) -> tuple[str, int]:
     return base.strip(), int(offset.strip() or "0", 0)
 
 
-def _place(emit: Emit, text: str) -> str:
+def _address_expression(emit: Emit, text: str) -> str:
     base, offset = _address(text)
     kind = "u64" if base.startswith("%rd") else "u32"
     return f"({emit.read(base, kind)}.astype(np.uint64) + np.uint64({offset % 2**64}))"
@@ -285,7 +287,7 @@ def load(emit: Emit, operands: list[str]) -> list[str]:
         return emit.write(target, f"B.parameter({base!r}, np.{TYPES[kind].name})", kind)
     names = _names(target)
     size = TYPES[kind].itemsize
-    lines = [f"T = B.load({_space(emit)!r}, {_place(emit, place)}, {emit.active()}, {size * len(names)})"]
+    lines = [f"T = B.load({_space(emit)!r}, {_address_expression(emit, place)}, {emit.active()}, {size * len(names)})"]
     for i, name in enumerate(names):
         lines += emit.write(name, f"T[:, {size * i}:{size * (i + 1)}].copy().view(np.{TYPES[kind].name})[:, 0]", kind)
     return lines
@@ -303,20 +305,20 @@ def store(emit: Emit, operands: list[str]) -> list[str]:
         )
         pieces.append(f"np.ascontiguousarray({value}).view(np.uint8).reshape(-1, {size})")
     content = pieces[0] if len(pieces) == 1 else f"np.concatenate([{', '.join(pieces)}], 1)"
-    return [f"B.store({_space(emit)!r}, {_place(emit, place)}, {emit.active()}, {content})"]
+    return [f"B.store({_space(emit)!r}, {_address_expression(emit, place)}, {emit.active()}, {content})"]
 
 
 def load_matrix(emit: Emit, operands: list[str]) -> list[str]:
     """ldmatrix."""
     names, trans = _names(operands[0]), "trans" in emit.parts
-    lines = [f"T = B.load_matrix({_place(emit, operands[1])}, {len(names)}, {trans})"]
+    lines = [f"T = B.load_matrix({_address_expression(emit, operands[1])}, {len(names)}, {trans})"]
     return lines + [line for i, name in enumerate(names) for line in emit.write(name, f"T[{i}]", "u32")]
 
 
 def store_matrix(emit: Emit, operands: list[str]) -> list[str]:
     """stmatrix."""
     values = ", ".join(emit.read(name, "u32") for name in _names(operands[1]))
-    return [f"B.store_matrix({_place(emit, operands[0])}, [{values}], {'trans' in emit.parts})"]
+    return [f"B.store_matrix({_address_expression(emit, operands[0])}, [{values}], {'trans' in emit.parts})"]
 
 
 def shuffle(emit: Emit, operands: list[str]) -> list[str]:

@@ -22,7 +22,7 @@ enum class Access { kRead, kWrite, kAtomic };
 
 #ifdef CUDA_EMULATOR_RACES
 
-struct Byte;
+struct ShadowByte;
 
 // What is known of a block's shared memory, and of what its threads know of each other.
 class Block {
@@ -36,9 +36,9 @@ class Block {
   void block_barrier();
   void warp_barrier(unsigned first_thread, unsigned mask);
   // `place`: a return address in the code that asked for it.
-  void access(unsigned thread, const void* address, size_t bytes, Access kind, const void* place);
+  void access(unsigned thread, const void* address, size_t bytes, Access kind, const void* pc);
   // An asynchronous copy owns what it writes until its thread has waited for it.
-  void copy_begins(unsigned thread, const void* shared, size_t bytes, const void* place);
+  void copy_begins(unsigned thread, const void* shared, size_t bytes, const void* pc);
   void copy_ends(unsigned thread, const void* shared, size_t bytes);
 
  private:
@@ -46,24 +46,24 @@ class Block {
     const char* name;
     const char* memory;
     size_t bytes;
-    Byte* known;
+    ShadowByte* shadow;
   };
   // One access, for the report.
-  struct Touch {
+  struct AccessRecord {
     unsigned thread;
-    const char* did;
-    uint32_t place;
+    const char* action;
+    uint32_t pc;
   };
   const Region* region(const void* address) const;
-  uint32_t knows(unsigned thread, unsigned of) const;
-  bool ordered(unsigned before, uint32_t clock, unsigned thread) const;
-  void check(const Region& region, Byte& byte, const Touch& now, size_t bytes, Access kind) const;
-  void remember(Byte& byte, const Touch& now, Access kind) const;
-  [[noreturn]] void report(const Region& region, const Byte& byte, const Touch& now, size_t bytes,
-                           const Touch& before) const;
+  uint32_t clock_of(unsigned thread, unsigned of) const;
+  bool happens_before(unsigned before, uint32_t clock, unsigned thread) const;
+  void check(const Region& region, ShadowByte& byte, const AccessRecord& now, size_t bytes, Access kind) const;
+  void record_access(ShadowByte& byte, const AccessRecord& now, Access kind) const;
+  [[noreturn]] void report(const Region& region, const ShadowByte& byte, const AccessRecord& now, size_t bytes,
+                           const AccessRecord& before) const;
 
   unsigned threads_;
-  uint32_t number_;               // of the block
+  uint32_t id_;                   // of the block
   uint32_t epoch_;                // one between two barriers of the block; no other block has it
   std::vector<uint32_t> clocks_;  // [threads, 32]: up to where a thread knows each lane of its warp
   std::vector<Region> regions_;

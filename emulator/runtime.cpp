@@ -24,18 +24,18 @@ namespace {
 
 constexpr size_t kStackBytes = 256 * 1024;
 constexpr int64_t kSharedLimit = 99 * 1024;  // of a block: what sm_80, 90, 100 and 120 all have
-constexpr int kFruitlessRounds = 2000;       // of spinning, before it is called endless
+constexpr int kMaxIdlePasses = 2000;         // of spinning, before it is called endless
 
 Context scheduler;
 std::vector<std::unique_ptr<Fiber>> all_fibers;
 std::vector<Fiber*> idle_fibers;
 std::mt19937_64 random_numbers;
 
-uint64_t below(uint64_t count) { return random_numbers() % count; }
+uint64_t random_below(uint64_t count) { return random_numbers() % count; }
 
 void fiber_main();
 
-void* poisoned(size_t bytes, size_t alignment) {
+void* allocate_poisoned(size_t bytes, size_t alignment) {
   void* memory = nullptr;
   if (posix_memalign(&memory, std::max<size_t>(alignment, 16), bytes) != 0) fail("out of memory");
   memset(memory, 0xFF, bytes);
@@ -52,7 +52,7 @@ void start_block(int64_t number) {
   block->warps.resize((launch.threads + 31) / 32);
   block->alive = launch.threads;
   // 1,024 bytes is the most that any instruction asks of shared memory
-  block->shared = static_cast<unsigned char*>(poisoned(static_cast<size_t>(launch.shared_bytes), 1024));
+  block->shared = static_cast<unsigned char*>(allocate_poisoned(static_cast<size_t>(launch.shared_bytes), 1024));
   block->races.add("dynamic shared memory", block->shared, static_cast<size_t>(launch.shared_bytes));
   for (unsigned i = 0; i < launch.threads; ++i) {
     if (idle_fibers.empty()) {
@@ -64,7 +64,7 @@ void start_block(int64_t number) {
     idle_fibers.pop_back();
     fiber->block = block;
     fiber->index = i;
-    fiber->waits = nullptr;
+    fiber->waiting_in = nullptr;
     fiber->ended = false;
     fiber->copies.clear();
     fiber->copy_group = 0;
@@ -93,16 +93,16 @@ void end_thread(Fiber* fiber) {
   if (block->arrived != 0) {
     fail("this thread has ended, and others wait for it in __syncthreads at " + text_of(block->barrier));
   }
-  for (const auto& meeting : warp.meetings) {
-    if (meeting->arrived != 0 && (meeting->mask & warp.ended) != 0) {
-      fail(std::string("this thread has ended, and others wait for it in ") + meeting->name + " at " +
-           text_of(meeting->where));
+  for (const auto& sync : warp.sync_points) {
+    if (sync->arrived != 0 && (sync->mask & warp.ended) != 0) {
+      fail(std::string("this thread has ended, and others wait for it in ") + sync->name + " at " +
+           text_of(sync->location));
     }
   }
 }
 
 __attribute__((no_sanitize_address)) void fiber_main() {
-  current->context.arrived();
+  current->context.finish_switch();
   launch_state.body(launch_state.argument);
   end_thread(current);
   current->context.switch_to(scheduler, true);
@@ -115,9 +115,9 @@ __attribute__((no_sanitize_address)) void fiber_main() {
   for (const auto& block : launch_state.blocks) {
     std::vector<std::pair<const Fiber*, int>> kinds;
     for (const Fiber* fiber : block->fibers) {
-      if (fiber->ended || fiber->waits == nullptr) continue;
+      if (fiber->ended || fiber->waiting_in == nullptr) continue;
       auto kind = std::find_if(kinds.begin(), kinds.end(), [fiber](const auto& k) {
-        return k.first->waits == fiber->waits && same(k.first->where, fiber->where);
+        return k.first->waiting_in == fiber->waiting_in && same(k.first->location, fiber->location);
       });
       if (kind == kinds.end()) {
         kinds.emplace_back(fiber, 1);
@@ -127,7 +127,8 @@ __attribute__((no_sanitize_address)) void fiber_main() {
     }
     for (const auto& [fiber, count] : kinds) {
       message += "\n  block " + text_of(block->index) + ": " + std::to_string(count) + " threads wait in " +
-                 fiber->waits + " at " + text_of(fiber->where) + ", first thread " + std::to_string(fiber->index);
+                 fiber->waiting_in + " at " + text_of(fiber->location) + ", first thread " +
+                 std::to_string(fiber->index);
     }
     const unsigned ended = launch_state.threads - block->alive;
     if (ended) message += "\n  block " + text_of(block->index) + ": " + std::to_string(ended) + " threads have ended";
@@ -142,7 +143,7 @@ Fiber* take_next() {
   if (settings.seed == 1) {
     at = ready.size() - 1;
   } else if (settings.seed > 1) {
-    at = below(ready.size());
+    at = random_below(ready.size());
   }
   Fiber* fiber = ready[at];
   if (settings.seed > 1) {
@@ -169,34 +170,36 @@ void resume(Fiber* fiber) {
 
 }  // namespace
 
-std::string text_of(Where where) { return std::string(where.file) + ":" + std::to_string(where.line); }
+std::string text_of(SourceLocation location) {
+  return std::string(location.file) + ":" + std::to_string(location.line);
+}
 std::string text_of(dim3 index) {
   return "(" + std::to_string(index.x) + "," + std::to_string(index.y) + "," + std::to_string(index.z) + ")";
 }
-bool same(Where a, Where b) { return a.line == b.line && strcmp(a.file, b.file) == 0; }
+bool same(SourceLocation a, SourceLocation b) { return a.line == b.line && strcmp(a.file, b.file) == 0; }
 
 void suspend() { current->context.switch_to(scheduler); }
 
-void wait_in(const char* what, Where where) {
-  current->waits = what;
-  current->where = where;
+void wait_in(const char* what, SourceLocation location) {
+  current->waiting_in = what;
+  current->location = location;
   suspend();
 }
 
 void wake(Fiber* fiber) {
-  fiber->waits = nullptr;
+  fiber->waiting_in = nullptr;
   launch_state.ready.push_back(fiber);
 }
 
-std::string short_text(Where where) {
-  const char* slash = strrchr(where.file, '/');
-  return std::string(slash == nullptr ? where.file : slash + 1) + ":" + std::to_string(where.line);
+std::string short_text(SourceLocation location) {
+  const char* slash = strrchr(location.file, '/');
+  return std::string(slash == nullptr ? location.file : slash + 1) + ":" + std::to_string(location.line);
 }
 
 void fail(const std::string& message) {
-  std::string place = std::string("cuda emulator: kernel ") + launch_state.kernel;
-  if (current != nullptr) place += ", block " + text_of(block_index) + ", thread " + text_of(thread_index);
-  fprintf(stderr, "%s (seed %llu): %s\n", place.c_str(), static_cast<unsigned long long>(settings.seed),
+  std::string message_start = std::string("cuda emulator: kernel ") + launch_state.kernel;
+  if (current != nullptr) message_start += ", block " + text_of(block_index) + ", thread " + text_of(thread_index);
+  fprintf(stderr, "%s (seed %llu): %s\n", message_start.c_str(), static_cast<unsigned long long>(settings.seed),
           message.c_str());
   fflush(stderr);
   _exit(86);
@@ -224,25 +227,25 @@ void run(const char* kernel, dim3 grid, dim3 block, int64_t shared_bytes, void (
   std::vector<int64_t> order(static_cast<size_t>(blocks));
   for (int64_t i = 0; i < blocks; ++i) order[static_cast<size_t>(i)] = settings.seed == 1 ? blocks - 1 - i : i;
   if (settings.seed > 1) std::shuffle(order.begin(), order.end(), random_numbers);
-  size_t side_by_side = settings.seed > 1 ? 1 + below(4) : 1, started = 0;
-  int fruitless = 0;
+  size_t resident_blocks = settings.seed > 1 ? 1 + random_below(4) : 1, started = 0;
+  int idle_passes = 0;
   for (;;) {
-    while (launch.blocks.size() < side_by_side && started < order.size()) start_block(order[started++]);
+    while (launch.blocks.size() < resident_blocks && started < order.size()) start_block(order[started++]);
     if (launch.blocks.empty()) break;
     if (launch.ready.empty()) {
       if (launch.spinning.empty()) report_deadlock();
       launch.ready.swap(launch.spinning);
-      if (++fruitless > kFruitlessRounds) report_deadlock();
+      if (++idle_passes > kMaxIdlePasses) report_deadlock();
       // the first rounds may be fruitless only by the order of the threads
-      if (fruitless > 2 && started < order.size()) {
-        ++side_by_side;
-        fruitless = 0;
+      if (idle_passes > 2 && started < order.size()) {
+        ++resident_blocks;
+        idle_passes = 0;
       }
       continue;
     }
     Fiber* fiber = take_next();
     resume(fiber);
-    if (launch.spinning.empty() || launch.spinning.back() != fiber) fruitless = 0;
+    if (launch.spinning.empty() || launch.spinning.back() != fiber) idle_passes = 0;
   }
 }
 
@@ -253,16 +256,16 @@ void* static_shared_memory(const void* key, const char* name, size_t bytes, size
   for (const SharedArray& array : arrays) {
     if (array.key == key) return array.memory;
   }
-  arrays.push_back({key, poisoned(bytes, alignment)});
+  arrays.push_back({key, allocate_poisoned(bytes, alignment)});
   current->block->races.add(name, arrays.back().memory, bytes);
   return arrays.back().memory;
 }
 
 void yield() {
-  current->waits = "a spin-wait";
+  current->waiting_in = "a spin-wait";
   launch_state.spinning.push_back(current);
   suspend();
-  current->waits = nullptr;
+  current->waiting_in = nullptr;
 }
 
 }  // namespace cuda_emulator

@@ -115,7 +115,7 @@ T* pointer(int64_t word) {
 }  // namespace
 
 // words: numbers, how many, stride, whether double, plant
-extern "C" int toy_reverse(const int64_t* words) {
+extern "C" int sample_reverse(const int64_t* words) {
   const unsigned blocks = static_cast<unsigned>(words[1] / kBlock);
   if (words[3]) {
     return CUDA_EMULATOR_LAUNCH(reverse_kernel<double>, blocks, kBlock, kBlock * 8, pointer<double>(words[0]), words[2],
@@ -126,31 +126,31 @@ extern "C" int toy_reverse(const int64_t* words) {
 }
 
 // words: numbers, how many, sums, turn, plant
-extern "C" int toy_sum(const int64_t* words) {
+extern "C" int sample_sum(const int64_t* words) {
   return CUDA_EMULATOR_LAUNCH(sum_kernel, static_cast<unsigned>(words[1] / kBlock), kBlock, 0, pointer<float>(words[0]),
                               pointer<float>(words[2]), pointer<int>(words[3]), plant_of(words, 4));
 }
 
 // words: numbers, plant
-extern "C" int toy_rotate(const int64_t* words) {
+extern "C" int sample_rotate(const int64_t* words) {
   return CUDA_EMULATOR_LAUNCH(rotate_kernel, 1, 32, 0, pointer<float>(words[0]), plant_of(words, 1));
 }
 
 // words: from, to, plant
-extern "C" int toy_copy(const int64_t* words) {
+extern "C" int sample_copy(const int64_t* words) {
   return CUDA_EMULATOR_LAUNCH(copy_kernel, 1, 32, 32 * 16, pointer<float>(words[0]), pointer<float>(words[1]),
                               plant_of(words, 2));
 }
 
 // words: numbers, how many, stride, plant
-extern "C" int toy_scale(const int64_t* words) {
+extern "C" int sample_scale(const int64_t* words) {
   return CUDA_EMULATOR_LAUNCH(scale_kernel, 1, static_cast<unsigned>(words[1]), 0, pointer<float>(words[0]), words[2],
                               plant_of(words, 3));
 }
 
 // words: numbers, answers
-extern "C" int toy_collectives(const int64_t* words) {
+extern "C" int sample_collectives(const int64_t* words) {
   return CUDA_EMULATOR_LAUNCH(collectives_kernel, 1, 32, 0, pointer<int>(words[0]), pointer<int>(words[1]));
 }
 
-extern "C" int toy_multiprocessors(const int64_t*) { return cuda_emulator::settings.multiprocessors; }
+extern "C" int sample_multiprocessors(const int64_t*) { return cuda_emulator::settings.multiprocessors; }

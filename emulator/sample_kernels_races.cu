@@ -101,7 +101,7 @@ __global__ void cases_kernel(const float* numbers, float* answers, int plant) {
 }  // namespace
 
 // words: numbers (256), answers (64), plant
-extern "C" int toy_races(const int64_t* words) {
+extern "C" int sample_races(const int64_t* words) {
   return CUDA_EMULATOR_LAUNCH(cases_kernel, 1, 64, 64 * 16, reinterpret_cast<const float*>(words[0]),
                               reinterpret_cast<float*>(words[1]), static_cast<int>(words[2]));
 }

@@ -24,9 +24,9 @@ struct AsyncCopy {
 struct Fiber {
   Context context;
   Block* block = nullptr;
-  unsigned index = 0;           // in the block
-  const char* waits = nullptr;  // in what; null: runs or can run
-  Where where{"", 0};
+  unsigned index = 0;                // in the block
+  const char* waiting_in = nullptr;  // in what; null: runs or can run
+  SourceLocation location{"", 0};
   bool ended = false;
   std::vector<AsyncCopy> copies;
   int copy_group = 0;
@@ -34,17 +34,17 @@ struct Fiber {
 
 // Lanes that come together under one mask. Two sets of slots: a lane may still read those of the last meeting while
 // the next one gathers.
-struct Meeting {
+struct SyncPoint {
   unsigned mask = 0, arrived = 0;
   const char* name = nullptr;
-  Where where{"", 0};
-  int turn = 0;
+  SourceLocation location{"", 0};
+  int phase = 0;
   uint64_t values[2][32];
 };
 
 struct Warp {
   unsigned ended = 0;
-  std::vector<std::unique_ptr<Meeting>> meetings;
+  std::vector<std::unique_ptr<SyncPoint>> sync_points;
 };
 
 struct SharedArray {
@@ -62,7 +62,7 @@ struct Block {
   std::vector<SharedArray> arrays;
   // the barrier that threads gather at
   unsigned arrived = 0, votes = 0;
-  Where barrier{"", 0};
+  SourceLocation barrier{"", 0};
   int result = 0;
   races::Block races;
 };
@@ -80,13 +80,13 @@ struct Launch {
 extern Launch launch_state;
 extern Fiber* current;  // null while the scheduler itself runs
 
-std::string text_of(Where where);
+std::string text_of(SourceLocation location);
 std::string text_of(dim3 index);
-bool same(Where a, Where b);
+bool same(SourceLocation a, SourceLocation b);
 
 // Hands control back to the scheduler until it picks this fiber again.
 void suspend();
-void wait_in(const char* what, Where where);
+void wait_in(const char* what, SourceLocation location);
 void wake(Fiber* fiber);
 
 }  // namespace cuda_emulator

@@ -21,7 +21,7 @@ namespace {
 constexpr int64_t kSparseBytes = int64_t{1} << 28;
 constexpr int kDimensions = 4;
 
-int answer_pipe = -1;
+int reply_pipe = -1;
 
 void receive(void* data, size_t bytes) {
   if (bytes != 0 && fread(data, 1, bytes, stdin) != bytes) _exit(0);  // the parent has gone
@@ -36,19 +36,19 @@ std::string receive_text() {
   receive(&text[0], text.size());
   return text;
 }
-void answer(const void* data, size_t bytes) {
+void reply(const void* data, size_t bytes) {
   const char* from = static_cast<const char*>(data);
   while (bytes != 0) {
-    const ssize_t written = write(answer_pipe, from, bytes);
+    const ssize_t written = write(reply_pipe, from, bytes);
     if (written <= 0) _exit(0);
     from += written;
     bytes -= static_cast<size_t>(written);
   }
 }
-void answer_word(int64_t word) { answer(&word, sizeof(word)); }
-void answer_text(const std::string& text) {
-  answer_word(static_cast<int64_t>(text.size()));
-  answer(text.data(), text.size());
+void reply_word(int64_t word) { reply(&word, sizeof(word)); }
+void reply_text(const std::string& text) {
+  reply_word(static_cast<int64_t>(text.size()));
+  reply(text.data(), text.size());
 }
 
 // A strided tensor in memory of its own.
@@ -70,24 +70,24 @@ class Tensor {
     lead_ = ((residue + low * item_) % 256 + 256) % 256;
     allocate();
     data_ = base_ + lead_ - low * item_;
-    given_.resize(static_cast<size_t>(elements_ * item_));
-    receive(given_.data(), given_.size());
-    each_element([this](int64_t at, char* element) { memcpy(element, &given_[at], item_); });
+    initial_.resize(static_cast<size_t>(elements_ * item_));
+    receive(initial_.data(), initial_.size());
+    for_each_element([this](int64_t at, char* element) { memcpy(element, &initial_[at], item_); });
   }
 
   // Answers whether it changed, and if so its elements.
-  void answer_tensor() {
-    std::vector<char> now(given_.size());
-    each_element([this, &now](int64_t at, const char* element) { memcpy(&now[at], element, item_); });
-    const bool changed = memcmp(now.data(), given_.data(), now.size()) != 0;
-    answer_word(changed);
-    if (changed) answer(now.data(), now.size());
+  void reply_tensor() {
+    std::vector<char> now(initial_.size());
+    for_each_element([this, &now](int64_t at, const char* element) { memcpy(&now[at], element, item_); });
+    const bool changed = memcmp(now.data(), initial_.data(), now.size()) != 0;
+    reply_word(changed);
+    if (changed) reply(now.data(), now.size());
   }
 
   // Whether something was written between the elements.
-  bool spoilt() {
+  bool gaps_overwritten() {
     if (sparse_) return false;
-    each_element([this](int64_t, char* element) { memset(element, 0xFF, item_); });
+    for_each_element([this](int64_t, char* element) { memset(element, 0xFF, item_); });
     const char* start = base_ + lead_;
     return std::any_of(start, start + bytes_, [](char byte) { return byte != '\xff'; });
   }
@@ -107,18 +107,18 @@ class Tensor {
 
  private:
   void allocate() {
-    const size_t whole = static_cast<size_t>(lead_ + bytes_);
+    const size_t total = static_cast<size_t>(lead_ + bytes_);
     sparse_ = bytes_ > kSparseBytes;
     if (sparse_) {
-      void* memory = mmap(nullptr, whole, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+      void* memory = mmap(nullptr, total, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
       if (memory == MAP_FAILED) cuda_emulator::fail("no address space for a sparse tensor");
       base_ = static_cast<char*>(memory);
       return;
     }
     void* memory = nullptr;
-    if (posix_memalign(&memory, 256, whole) != 0) cuda_emulator::fail("out of memory");
+    if (posix_memalign(&memory, 256, total) != 0) cuda_emulator::fail("out of memory");
     base_ = static_cast<char*>(memory);
-    memset(base_, 0xFF, whole);
+    memset(base_, 0xFF, total);
 #if defined(__SANITIZE_ADDRESS__)
     ASAN_POISON_MEMORY_REGION(base_, lead_);
 #endif
@@ -126,7 +126,7 @@ class Tensor {
 
   // Calls visit(offset in the packed elements, address) in the order of the last index first.
   template <typename Visit>
-  void each_element(Visit visit) {
+  void for_each_element(Visit visit) {
     int64_t index[kDimensions] = {};
     for (int64_t at = 0; at < elements_; ++at) {
       int64_t offset = 0;
@@ -141,7 +141,7 @@ class Tensor {
   bool sparse_ = false;
   char* base_ = nullptr;
   char* data_ = nullptr;
-  std::vector<char> given_;
+  std::vector<char> initial_;
 };
 
 using Function = int64_t (*)(const int64_t*);
@@ -149,10 +149,10 @@ using IntFunction = int (*)(const int64_t*);
 
 void serve_call() {
   const std::string name = receive_text();
-  const bool answers_int = receive_word() != 0;
+  const bool returns_int = receive_word() != 0;
   cuda_emulator::settings.seed = static_cast<uint64_t>(receive_word());
   cuda_emulator::settings.multiprocessors = static_cast<int>(receive_word());
-  cuda_emulator::settings.left_out = receive_text();
+  cuda_emulator::settings.disabled_barrier = receive_text();
   std::vector<Tensor> tensors(static_cast<size_t>(receive_word()));
   for (Tensor& tensor : tensors) tensor.receive_tensor();
   std::vector<int64_t> words(static_cast<size_t>(receive_word()));
@@ -165,30 +165,30 @@ void serve_call() {
   void* function = dlsym(RTLD_DEFAULT, name.c_str());
   if (function == nullptr) cuda_emulator::fail("the program has no function " + name);
   cuda_emulator::record = {};
-  const int64_t result = answers_int ? reinterpret_cast<IntFunction>(function)(words.data())
+  const int64_t result = returns_int ? reinterpret_cast<IntFunction>(function)(words.data())
                                      : reinterpret_cast<Function>(function)(words.data());
-  answer_word(result);
-  answer_word(cuda_emulator::record.blocks);
-  answer_word(cuda_emulator::record.switches);
-  answer_word(static_cast<int64_t>(cuda_emulator::record.kernels.size()));
-  for (const std::string& kernel : cuda_emulator::record.kernels) answer_text(kernel);
-  answer_word(static_cast<int64_t>(cuda_emulator::record.barriers.size()));
-  for (const cuda_emulator::Where& barrier : cuda_emulator::record.barriers) {
-    answer_text(cuda_emulator::short_text(barrier));
+  reply_word(result);
+  reply_word(cuda_emulator::record.blocks);
+  reply_word(cuda_emulator::record.switches);
+  reply_word(static_cast<int64_t>(cuda_emulator::record.kernels.size()));
+  for (const std::string& kernel : cuda_emulator::record.kernels) reply_text(kernel);
+  reply_word(static_cast<int64_t>(cuda_emulator::record.barriers.size()));
+  for (const cuda_emulator::SourceLocation& barrier : cuda_emulator::record.barriers) {
+    reply_text(cuda_emulator::short_text(barrier));
   }
-  for (Tensor& tensor : tensors) tensor.answer_tensor();
+  for (Tensor& tensor : tensors) tensor.reply_tensor();
   for (size_t i = 0; i < tensors.size(); ++i) {
-    if (tensors[i].spoilt())
+    if (tensors[i].gaps_overwritten())
       cuda_emulator::fail("memory between the elements of tensor " + std::to_string(i) + " was written");
     tensors[i].release();
   }
-  answer_word(0);  // whole
+  reply_word(0);  // whole
 }
 
 }  // namespace
 
 int main() {
-  answer_pipe = dup(STDOUT_FILENO);
+  reply_pipe = dup(STDOUT_FILENO);
   dup2(STDERR_FILENO, STDOUT_FILENO);  // what kernels print must not mix with the answers
   for (;;) serve_call();
 }

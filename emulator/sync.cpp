@@ -11,39 +11,41 @@ namespace cuda_emulator {
 
 namespace {
 
-bool left_out(Where where) { return !settings.left_out.empty() && settings.left_out == short_text(where); }
-void passed(Where where) {
-  for (const Where& known : record.barriers) {
-    if (known.file == where.file && known.line == where.line) return;
+bool disabled_barrier(SourceLocation location) {
+  return !settings.disabled_barrier.empty() && settings.disabled_barrier == short_text(location);
+}
+void record_barrier(SourceLocation location) {
+  for (const SourceLocation& known : record.barriers) {
+    if (known.file == location.file && known.line == location.line) return;
   }
-  record.barriers.push_back(where);
+  record.barriers.push_back(location);
 }
 
 }  // namespace
 
-int block_barrier(Vote vote, bool predicate, Where where) {
-  if (vote == Vote::kNone && left_out(where)) return 0;
+int block_barrier(Vote vote, bool predicate, SourceLocation location) {
+  if (vote == Vote::kNone && disabled_barrier(location)) return 0;
   Block* block = current->block;
   const unsigned threads = launch_state.threads;
   if (block->alive != threads) {
-    fail("__syncthreads at " + text_of(where) + ", but " + std::to_string(threads - block->alive) +
+    fail("__syncthreads at " + text_of(location) + ", but " + std::to_string(threads - block->alive) +
          " threads of the block have ended");
   }
   if (block->arrived == 0) {
-    block->barrier = where;
+    block->barrier = location;
     block->votes = 0;
-  } else if (!same(block->barrier, where)) {
-    fail("__syncthreads at " + text_of(where) + ", while others of the block wait in the one at " +
+  } else if (!same(block->barrier, location)) {
+    fail("__syncthreads at " + text_of(location) + ", while others of the block wait in the one at " +
          text_of(block->barrier));
   }
   ++block->arrived;
   block->votes += predicate ? 1 : 0;
   if (block->arrived < threads) {
-    wait_in("__syncthreads", where);
+    wait_in("__syncthreads", location);
   } else {
     block->arrived = 0;
     block->races.block_barrier();
-    passed(where);
+    record_barrier(location);
     const int votes = static_cast<int>(block->votes);
     block->result = vote == Vote::kAny ? votes != 0 : vote == Vote::kAll ? votes == static_cast<int>(threads) : votes;
     for (Fiber* fiber : block->fibers) wake(fiber);
@@ -54,53 +56,53 @@ int block_barrier(Vote vote, bool predicate, Where where) {
 
 unsigned lane() { return current->index % 32; }
 
-const uint64_t* warp_collective(const char* name, unsigned mask, uint64_t value, Where where) {
+const uint64_t* warp_collective(const char* name, unsigned mask, uint64_t value, SourceLocation location) {
   Fiber* fiber = current;
-  const unsigned first = fiber->index / 32 * 32, me = 1u << lane();
+  const unsigned first = fiber->index / 32 * 32, lane_bit = 1u << lane();
   Warp& warp = fiber->block->warps[fiber->index / 32];
   const unsigned width = std::min(32u, launch_state.threads - first);
   const unsigned exist = width == 32 ? 0xffffffffu : (1u << width) - 1;
-  const auto call = [&] { return std::string(name) + " at " + text_of(where); };
-  if ((mask & me) == 0) fail(call() + ": the calling lane is not in its mask");
+  const auto call = [&] { return std::string(name) + " at " + text_of(location); };
+  if ((mask & lane_bit) == 0) fail(call() + ": the calling lane is not in its mask");
   if ((mask & ~exist) != 0) fail(call() + ": its mask names lanes that the block does not have");
   if ((mask & warp.ended) != 0) fail(call() + ": its mask names a lane that has ended");
 
-  Meeting* meeting = nullptr;
-  for (const auto& known : warp.meetings) {
-    if (known->mask == mask) meeting = known.get();
+  SyncPoint* sync = nullptr;
+  for (const auto& known : warp.sync_points) {
+    if (known->mask == mask) sync = known.get();
   }
-  if (meeting == nullptr) {
-    warp.meetings.push_back(std::make_unique<Meeting>());
-    meeting = warp.meetings.back().get();
-    meeting->mask = mask;
+  if (sync == nullptr) {
+    warp.sync_points.push_back(std::make_unique<SyncPoint>());
+    sync = warp.sync_points.back().get();
+    sync->mask = mask;
   }
-  if (meeting->arrived == 0) {
-    meeting->name = name;
-    meeting->where = where;
-  } else if (strcmp(meeting->name, name) != 0 || !same(meeting->where, where)) {
-    fail(call() + ": other lanes of its mask wait in " + meeting->name + " at " + text_of(meeting->where));
+  if (sync->arrived == 0) {
+    sync->name = name;
+    sync->location = location;
+  } else if (strcmp(sync->name, name) != 0 || !same(sync->location, location)) {
+    fail(call() + ": other lanes of its mask wait in " + sync->name + " at " + text_of(sync->location));
   }
-  const int turn = meeting->turn;
-  meeting->arrived |= me;
-  meeting->values[turn][lane()] = value;
-  if (meeting->arrived != mask) {
-    wait_in(name, where);
+  const int phase = sync->phase;
+  sync->arrived |= lane_bit;
+  sync->values[phase][lane()] = value;
+  if (sync->arrived != mask) {
+    wait_in(name, location);
   } else {
-    meeting->arrived = 0;
-    meeting->turn = 1 - turn;
+    sync->arrived = 0;
+    sync->phase = 1 - phase;
     if (strcmp(name, "__syncwarp") == 0) fiber->block->races.warp_barrier(first, mask);
     for (unsigned i = 0; i < width; ++i) {
       if (mask >> i & 1u) wake(fiber->block->fibers[first + i]);
     }
     suspend();
   }
-  return meeting->values[turn];
+  return sync->values[phase];
 }
 
-void warp_barrier(unsigned mask, Where where) {
-  if (left_out(where)) return;
-  passed(where);
-  warp_collective("__syncwarp", mask, 0, where);
+void warp_barrier(unsigned mask, SourceLocation location) {
+  if (disabled_barrier(location)) return;
+  record_barrier(location);
+  warp_collective("__syncwarp", mask, 0, location);
 }
 
 void note_atomic(const void* address, size_t bytes) {
@@ -131,16 +133,16 @@ namespace {
 // Ends the copies up to this group.
 void end_copies(int group) {
   std::vector<AsyncCopy>& copies = current->copies;
-  size_t left = 0;
+  size_t kept_count = 0;
   for (const AsyncCopy& copy : copies) {
     if (copy.group <= group) {
       memcpy(copy.destination, copy.data, copy.bytes);
       current->block->races.copy_ends(current->index, copy.destination, copy.bytes);
     } else {
-      copies[left++] = copy;
+      copies[kept_count++] = copy;
     }
   }
-  copies.resize(left);
+  copies.resize(kept_count);
 }
 
 }  // namespace

@@ -52,14 +52,14 @@ class EmulatedCuda:
 
     ``seeds``: the orders of the threads that every call runs under; what it answers must be the same bits under all.
     ``op``: whose kernels are compiled; all if empty. ``races``: look for races in shared memory, in the place of the
-    sanitizers. ``left_out``: a barrier that does nothing.
+    sanitizers. ``disabled_barrier``: a barrier that does nothing.
     """
 
     def __init__(self, seeds: tuple[int, ...] = (0,), multiprocessors: int = 4, op: str = "", races: bool = False):
         self.emulator = Emulator(program(op, races))
         self.seeds = seeds
         self.multiprocessors = multiprocessors
-        self.left_out = ""
+        self.disabled_barrier = ""
         self.ran: list[Result] = []  # for a test to empty
         self.launches = 0  # of kernels, in all; the same under another order of threads counts once
 
@@ -112,7 +112,7 @@ class EmulatedCuda:
         call = functools.partial(self.emulator.call, f"wmk_cuda_{name}", multiprocessors=self.multiprocessors)
         if name.endswith("_workspace"):
             # its answer must not depend on where tensors lie
-            return call([0 if isinstance(word, torch.Tensor) else word for word in words], answers_int=False).value
+            return call([0 if isinstance(word, torch.Tensor) else word for word in words], returns_int=False).value
         tensors = {key: values[0] for key, values in named.items() if isinstance(values[0], torch.Tensor)}
         outputs = {key: tensor for key, tensor in tensors.items() if writes(name, key)}
         written = {tensor.data_ptr() for tensor in outputs.values()}
@@ -124,7 +124,7 @@ class EmulatedCuda:
                 tensor.copy_(before[key])
             if "workspace" in tensors:
                 tensors["workspace"].fill_(0xFF)
-            result = call(words, seed=seed, read_only=inputs, left_out=self.left_out)
+            result = call(words, seed=seed, read_only=inputs, disabled_barrier=self.disabled_barrier)
             if result.value:
                 raise ValueError(f"{name}: the kernel answered {result.value}")
             self.ran.append(result)

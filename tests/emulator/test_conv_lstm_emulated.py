@@ -117,7 +117,7 @@ def test_nothing_is_kept_where_no_gradient_is_asked_for(cuda, persistent):
     ):
         cuda.ran = []
         without = conv_lstm(**tensors, backend="cuda")
-        assert ("conv_lstm_map_kernel" in cuda.kernels) == persistent
+        assert ("conv_lstm_persistent_kernel" in cuda.kernels) == persistent
         kept = conv_lstm(**{**tensors, "x": tensors["x"].clone().requires_grad_()}, backend="cuda")
     assert all(torch.equal(a, b.detach()) for a, b in zip(without, kept, strict=True))
     assert all(torch.equal(tensors[k], given[k]) for k in tensors)
@@ -170,7 +170,7 @@ def test_all_steps_in_one_kernel(cuda, dtype, hidden, size, batch, kernel, multi
     ):
         assert cuda_persistent.tiles_of(problem.tensors["weight_hh"], per_step.Sizes(3, batch, hidden, *size)) == tiles
         check(cuda, problem)
-        assert "conv_lstm_map_kernel" in cuda.kernels
+        assert "conv_lstm_persistent_kernel" in cuda.kernels
         assert "conv_lstm_update_kernel" not in cuda.kernels
         if hidden == 16:  # a launch a step: what one leaves, the next begins with
             with mock.patch.object(cuda_persistent, "HOISTED_BYTES", 1):

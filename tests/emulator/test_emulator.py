@@ -37,7 +37,7 @@ NO_RESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)  # of Linux; Python 3.13 nam
 
 
 @pytest.fixture(scope="module", params=["", "-DCUDA_EMULATOR_UCONTEXT"], ids=["switch", "ucontext"])
-def toys(request):
+def sample_kernels(request):
     emulator = Emulator(
         build("sample_kernels", [ROOT / "emulator" / "sample_kernels.cu"], [request.param] if request.param else [])
     )
@@ -45,11 +45,11 @@ def toys(request):
     emulator.close()
 
 
-def reverse(toys, numbers, plant="nothing", seed=0):
+def reverse(sample_kernels, numbers, plant="nothing", seed=0):
     """Reverses runs of 64 numbers, in a copy."""
     result = numbers.clone()
     words = [result, result.numel(), result.stride(0), int(result.dtype == torch.float64), PLANT[plant]]
-    toys.call("toy_reverse", words, seed=seed)
+    sample_kernels.call("sample_reverse", words, seed=seed)
     return result
 
 
@@ -57,111 +57,117 @@ def reversed_runs(numbers):
     return numbers.view(-1, 64).flip(1).reshape(-1)
 
 
-def block_sums(toys, numbers, plant="nothing", seed=0):
+def block_sums(sample_kernels, numbers, plant="nothing", seed=0):
     """Running sums of runs of 64 numbers."""
     sums = torch.empty(numbers.numel() // 64)
     turn = torch.zeros(1, dtype=torch.int32)
     words = [numbers, numbers.numel(), sums, turn, PLANT[plant]]
-    return sums, toys.call("toy_sum", words, seed=seed, read_only=[numbers])
+    return sums, sample_kernels.call("sample_sum", words, seed=seed, read_only=[numbers])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("seed", SEEDS)
-def test_a_right_kernel_answers_the_same_under_every_order_of_the_threads(toys, dtype, seed):
+def test_a_right_kernel_answers_the_same_under_every_order_of_the_threads(sample_kernels, dtype, seed):
     numbers = torch.randn(192, dtype=dtype)
-    assert torch.equal(reverse(toys, numbers, seed=seed), reversed_runs(numbers))
+    assert torch.equal(reverse(sample_kernels, numbers, seed=seed), reversed_runs(numbers))
 
 
-def test_a_missing_barrier_shows_within_a_few_orders_of_the_threads(toys):
+def test_a_missing_barrier_shows_within_a_few_orders_of_the_threads(sample_kernels):
     numbers = torch.randn(192)
-    wrong = [s for s in SEEDS if not torch.equal(reverse(toys, numbers, "missing barrier", s), reversed_runs(numbers))]
+    wrong = [
+        s
+        for s in SEEDS
+        if not torch.equal(reverse(sample_kernels, numbers, "missing barrier", s), reversed_runs(numbers))
+    ]
     assert len(wrong) >= len(SEEDS) - 1
-    assert reverse(toys, numbers, "missing barrier", wrong[0]).isnan().any()  # the poison of shared memory
+    assert reverse(sample_kernels, numbers, "missing barrier", wrong[0]).isnan().any()  # the poison of shared memory
 
 
-def test_a_missing_barrier_between_warps_shows(toys):
+def test_a_missing_barrier_between_warps_shows(sample_kernels):
     numbers = torch.arange(640.0)
     expected = numbers.view(-1, 64).sum(1).cumsum(0)
-    wrong = [s for s in SEEDS if not torch.equal(block_sums(toys, numbers, "missing barrier", s)[0], expected)]
+    wrong = [
+        s for s in SEEDS if not torch.equal(block_sums(sample_kernels, numbers, "missing barrier", s)[0], expected)
+    ]
     assert wrong
 
 
-def test_lanes_do_not_run_in_lockstep(toys):
+def test_lanes_do_not_run_in_lockstep(sample_kernels):
     numbers = torch.randn(32)
     for seed in SEEDS:
         right, wrong = numbers.clone(), numbers.clone()
-        toys.call("toy_rotate", [right, PLANT["nothing"]], seed=seed)
-        toys.call("toy_rotate", [wrong, PLANT["missing barrier"]], seed=seed)
+        sample_kernels.call("sample_rotate", [right, PLANT["nothing"]], seed=seed)
+        sample_kernels.call("sample_rotate", [wrong, PLANT["missing barrier"]], seed=seed)
         assert torch.equal(right, numbers.roll(-1))
         assert not torch.equal(wrong, numbers.roll(-1))
 
 
 @pytest.mark.parametrize("plant", ["global out of bounds", "shared out of bounds"])
-def test_an_access_out_of_bounds_is_reported_with_its_place(toys, plant):
-    with pytest.raises(EmulatorError, match=r"(?s)heap-buffer-overflow.*reverse_kernel.*toys\.cu:\d+"):
-        reverse(toys, torch.randn(64), plant)
+def test_an_access_out_of_bounds_is_reported_with_its_place(sample_kernels, plant):
+    with pytest.raises(EmulatorError, match=r"(?s)heap-buffer-overflow.*reverse_kernel.*sample_kernels\.cu:\d+"):
+        reverse(sample_kernels, torch.randn(64), plant)
 
 
-def test_a_write_between_the_elements_of_a_strided_tensor_is_reported(toys):
+def test_a_write_between_the_elements_of_a_strided_tensor_is_reported(sample_kernels):
     numbers = torch.randn(128)[::2]
-    assert torch.equal(reverse(toys, numbers), reversed_runs(numbers))
+    assert torch.equal(reverse(sample_kernels, numbers), reversed_runs(numbers))
     spread = torch.zeros(128)[::2]
     with pytest.raises(EmulatorError, match="between the elements of tensor 0"):
-        toys.call("toy_reverse", [spread, 64, 2, 0, PLANT["gap"]])
+        sample_kernels.call("sample_reverse", [spread, 64, 2, 0, PLANT["gap"]])
 
 
-def test_shared_memory_that_nobody_wrote_reads_as_nan(toys):
-    result = reverse(toys, torch.randn(64), "uninitialised")
+def test_shared_memory_that_nobody_wrote_reads_as_nan(sample_kernels):
+    result = reverse(sample_kernels, torch.randn(64), "uninitialised")
     assert result.isnan().nonzero().tolist() == [[64 - 1 - 7]]
 
 
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize(("plant", "message"), [("early exit", "ended"), ("two barriers", "others of the block wait")])
-def test_a_barrier_that_not_all_threads_reach_is_reported(toys, plant, message, seed):
+def test_a_barrier_that_not_all_threads_reach_is_reported(sample_kernels, plant, message, seed):
     with pytest.raises(EmulatorError, match=message):
-        reverse(toys, torch.randn(64), plant, seed)
+        reverse(sample_kernels, torch.randn(64), plant, seed)
 
 
 @pytest.mark.parametrize(("plant", "message"), [("absent lane", "ended"), ("foreign lane", "not in its mask")])
-def test_a_shuffle_with_lanes_that_do_not_take_part_is_reported(toys, plant, message):
+def test_a_shuffle_with_lanes_that_do_not_take_part_is_reported(sample_kernels, plant, message):
     for seed in SEEDS:
         with pytest.raises(EmulatorError, match=f"__shfl_xor_sync.*{message}|{message}.*__shfl_xor_sync"):
-            block_sums(toys, torch.randn(128), plant, seed)
+            block_sums(sample_kernels, torch.randn(128), plant, seed)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_blocks_may_wait_for_each_other_whatever_their_order(toys, seed):
+def test_blocks_may_wait_for_each_other_whatever_their_order(sample_kernels, seed):
     numbers = torch.arange(640.0)
-    sums, ran = block_sums(toys, numbers, seed=seed)
+    sums, ran = block_sums(sample_kernels, numbers, seed=seed)
     assert torch.equal(sums, numbers.view(-1, 64).sum(1).cumsum(0))
     assert (ran.kernels, ran.blocks) == (("sum_kernel",), 10)
 
 
-def test_a_wait_without_end_is_reported(toys):
+def test_a_wait_without_end_is_reported(sample_kernels):
     with pytest.raises(EmulatorError, match=r"no thread can go on(.|\n)*1 threads wait in a spin-wait"):
-        block_sums(toys, torch.randn(256), "endless")
+        block_sums(sample_kernels, torch.randn(256), "endless")
 
 
-def test_an_asynchronous_copy_is_not_there_before_its_wait(toys):
+def test_an_asynchronous_copy_is_not_there_before_its_wait(sample_kernels):
     numbers, result = torch.randn(128), torch.zeros(128)
-    toys.call("toy_copy", [numbers, result, PLANT["nothing"]])
+    sample_kernels.call("sample_copy", [numbers, result, PLANT["nothing"]])
     assert torch.equal(result, numbers)
-    toys.call("toy_copy", [numbers, result, PLANT["missing wait"]])
+    sample_kernels.call("sample_copy", [numbers, result, PLANT["missing wait"]])
     assert result.isnan().all()
     with pytest.raises(EmulatorError, match="not aligned"):
-        toys.call("toy_copy", [torch.randn(132)[:128], result, PLANT["misaligned"]])
+        sample_kernels.call("sample_copy", [torch.randn(132)[:128], result, PLANT["misaligned"]])
     with pytest.raises(EmulatorError, match="alignment"):
-        toys.call("toy_copy", [numbers, torch.zeros(129)[1:], PLANT["nothing"]])
+        sample_kernels.call("sample_copy", [numbers, torch.zeros(129)[1:], PLANT["nothing"]])
 
 
-def test_offsets_beyond_32_bits_work_without_the_memory_and_narrow_ones_are_found(toys):
+def test_offsets_beyond_32_bits_work_without_the_memory_and_narrow_ones_are_found(sample_kernels):
     stride = 2**31 + 3
     spread = sparse((3,), (stride,))
     spread.copy_(torch.tensor([1.0, 2.0, 3.0]))
-    toys.call("toy_scale", [spread, 3, stride, PLANT["nothing"]])
+    sample_kernels.call("sample_scale", [spread, 3, stride, PLANT["nothing"]])
     assert spread.tolist() == [2, 4, 6]
     with pytest.raises(EmulatorError):
-        toys.call("toy_scale", [spread, 3, stride, PLANT["narrow offset"]])
+        sample_kernels.call("sample_scale", [spread, 3, stride, PLANT["narrow offset"]])
 
 
 def sparse(shape, strides, dtype=torch.float32):
@@ -171,17 +177,17 @@ def sparse(shape, strides, dtype=torch.float32):
     return torch.frombuffer(memory, dtype=dtype).as_strided(shape, strides)
 
 
-def test_an_input_that_a_kernel_writes_is_reported(toys):
+def test_an_input_that_a_kernel_writes_is_reported(sample_kernels):
     numbers = torch.randn(64)
     with pytest.raises(EmulatorError, match="wrote into an input"):
-        toys.call("toy_reverse", [numbers, 64, 1, 0, 0], read_only=[numbers])
+        sample_kernels.call("sample_reverse", [numbers, 64, 1, 0, 0], read_only=[numbers])
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_collectives_answer_what_the_hardware_would(toys, seed):
+def test_collectives_answer_what_the_hardware_would(sample_kernels, seed):
     numbers = torch.randint(-100, 100, (32,), dtype=torch.int32)
     answers = torch.zeros(13, 32, dtype=torch.int32)
-    toys.call("toy_collectives", [numbers, answers], seed=seed)
+    sample_kernels.call("sample_collectives", [numbers, answers], seed=seed)
     lane = torch.arange(32)
     positive = numbers > 0
     ballot = int((positive.long() << lane).sum())
@@ -205,12 +211,12 @@ def test_collectives_answer_what_the_hardware_would(toys, seed):
         assert torch.equal(row.to(torch.int32), found)
 
 
-def test_the_size_of_the_chip_is_what_the_test_says(toys):
-    assert toys.call("toy_multiprocessors", [], multiprocessors=17).value == 17
+def test_the_size_of_the_chip_is_what_the_test_says(sample_kernels):
+    assert sample_kernels.call("sample_multiprocessors", [], multiprocessors=17).value == 17
 
 
-def test_a_call_after_a_report_starts_afresh(toys):
-    with pytest.raises(EmulatorError, match="no function toy_missing"):
-        toys.call("toy_missing", [])
+def test_a_call_after_a_report_starts_afresh(sample_kernels):
+    with pytest.raises(EmulatorError, match="no function sample_missing"):
+        sample_kernels.call("sample_missing", [])
     numbers = torch.randn(64)
-    assert torch.equal(reverse(toys, numbers), reversed_runs(numbers))
+    assert torch.equal(reverse(sample_kernels, numbers), reversed_runs(numbers))

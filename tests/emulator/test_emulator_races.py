@@ -45,7 +45,7 @@ SEEDS = range(4)
 
 
 @pytest.fixture(scope="module")
-def toys():
+def sample_kernels():
     sources = [ROOT / "emulator" / name for name in ("sample_kernels.cu", "sample_kernels_races.cu")]
     emulator = Emulator(build("sample_kernels_races", sources, races=True))
     yield emulator
@@ -53,29 +53,31 @@ def toys():
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_ordered_accesses_are_no_race_under_any_order(toys, seed):
+def test_ordered_accesses_are_no_race_under_any_order(sample_kernels, seed):
     answers = torch.zeros(64)
-    toys.call("toy_races", [torch.randn(256), answers, 0], seed=seed)
+    sample_kernels.call("sample_races", [torch.randn(256), answers, 0], seed=seed)
     numbers, result = torch.randn(192), torch.randn(32)
-    for name, words in (("toy_reverse", [numbers, 192, 1, 0, 0]), ("toy_rotate", [result, 0])):
-        toys.call(name, words, seed=seed)
+    for name, words in (("sample_reverse", [numbers, 192, 1, 0, 0]), ("sample_rotate", [result, 0])):
+        sample_kernels.call(name, words, seed=seed)
 
 
 @pytest.mark.parametrize("plant", list(PLANTS)[1:])
-def test_a_race_is_reported_under_every_order(toys, plant):
+def test_a_race_is_reported_under_every_order(sample_kernels, plant):
     for seed in SEEDS:
         with pytest.raises(EmulatorError, match="a race: this thread") as report:
-            toys.call("toy_races", [torch.randn(256), torch.zeros(64), list(PLANTS).index(plant)], seed=seed)
+            sample_kernels.call(
+                "sample_races", [torch.randn(256), torch.zeros(64), list(PLANTS).index(plant)], seed=seed
+            )
         report.match(PLANTS[plant])
         # both places, by file and line; an atomic access is in the emulator's own header
-        assert len(re.findall(r"(toys_races\.cu|cuda_emulator\.h):\d+", str(report.value))) >= 2
+        assert len(re.findall(r"(sample_kernels_races\.cu|cuda_emulator\.h):\d+", str(report.value))) >= 2
 
 
-def test_a_barrier_can_be_left_out(toys):
+def test_a_barrier_can_be_left_out(sample_kernels):
     numbers = torch.randn(64)
-    (barrier,) = toys.call("toy_reverse", [numbers, 64, 1, 0, 0]).barriers
+    (barrier,) = sample_kernels.call("sample_reverse", [numbers, 64, 1, 0, 0]).barriers
     with pytest.raises(EmulatorError, match=r"reverse_kernel.*a race"):
-        toys.call("toy_reverse", [numbers, 64, 1, 0, 0], left_out=barrier)
+        sample_kernels.call("sample_reverse", [numbers, 64, 1, 0, 0], disabled_barrier=barrier)
 
 
 def random(*shape, dtype=torch.float32):
@@ -159,7 +161,7 @@ CASES = {
     "ConvLSTM in one kernel": (4, functools.partial(conv_lstm, True)),
 }
 # grid_barrier orders what blocks leave each other in global memory, which is not watched.
-FOR_GLOBAL_MEMORY = "matrix.cuh"
+FOR_GLOBAL_MEMORY = "mma.cuh"
 
 
 @pytest.fixture(scope="module")
@@ -170,10 +172,10 @@ def cuda():
     emulated.emulator.close()
 
 
-def run(cuda, case, left_out=""):
+def run(cuda, case, disabled_barrier=""):
     """The barriers that a case passes."""
     cuda.multiprocessors, call = CASES[case]
-    cuda.left_out, cuda.ran = left_out, []
+    cuda.disabled_barrier, cuda.ran = disabled_barrier, []
     torch.manual_seed(0)
     call()
     return {barrier for result in cuda.ran for barrier in result.barriers}
@@ -205,7 +207,7 @@ def test_no_kernel_has_a_race(cuda, passed_by):
 
 def has_race_without(cuda, case, barrier):
     try:
-        run(cuda, case, left_out=barrier)
+        run(cuda, case, disabled_barrier=barrier)
     except EmulatorError as error:
         assert "a race: this thread" in str(error), f"{case} without {barrier}: {error}"
         return True

@@ -9,7 +9,7 @@
 
 namespace {
 
-__global__ void probe_kernel() {}
+__global__ void device_check_kernel() {}
 
 std::string version_text(int version) {
   return std::to_string(version / 1000) + "." + std::to_string(version % 1000 / 10);
@@ -34,7 +34,7 @@ std::string driver_reason(int64_t device) {
 
 std::string kernel_reason(int device) {
   cudaFuncAttributes attributes;
-  const cudaError_t error = cudaFuncGetAttributes(&attributes, probe_kernel);
+  const cudaError_t error = cudaFuncGetAttributes(&attributes, device_check_kernel);
   if (error == cudaSuccess) return "";
   if (error != cudaErrorNoKernelImageForDevice && error != cudaErrorInvalidDeviceFunction) {
     return wmk_cuda_error_name(error);

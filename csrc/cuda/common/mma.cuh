@@ -5,11 +5,11 @@
 
 #ifdef WMK_EMULATE
 // Launches a kernel whose blocks wait for each other.
-#define WMK_LAUNCH_TOGETHER(kernel, grid, block, shared, stream, argument) \
+#define WMK_LAUNCH_COOPERATIVE(kernel, grid, block, shared, stream, argument) \
   WMK_LAUNCH(kernel, grid, block, shared, stream, argument)
 #else
-#define WMK_LAUNCH_TOGETHER(kernel, grid, block, shared, stream, argument) \
-  wmk::launch_together((kernel), (grid), (block), (shared), (stream), (argument))
+#define WMK_LAUNCH_COOPERATIVE(kernel, grid, block, shared, stream, argument) \
+  wmk::launch_cooperative((kernel), (grid), (block), (shared), (stream), (argument))
 #endif
 
 namespace wmk {
@@ -18,8 +18,8 @@ namespace wmk {
 
 // A cooperative launch: the runtime refuses a grid that is not on the chip all at once, instead of letting it hang.
 template <typename Argument>
-int launch_together(void (*kernel)(const Argument), int64_t grid, int block, int64_t shared, int64_t stream,
-                    const Argument& argument) {
+int launch_cooperative(void (*kernel)(const Argument), int64_t grid, int block, int64_t shared, int64_t stream,
+                       const Argument& argument) {
   cudaError_t error =
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared));
   if (error != cudaSuccess) return WMK_CUDA_ERROR + static_cast<int>(error);
@@ -35,23 +35,22 @@ int launch_together(void (*kernel)(const Argument), int64_t grid, int block, int
 // columns (2 and 3); of the right one column g at rows 2 t, 2 t + 1 (`upper`) and 8 further (`lower`); of the sums row
 // g at columns 2 t and 2 t + 1, then row g + 8.
 template <int DTYPE>
-__device__ __forceinline__ void multiply_matrices(float (&sums)[4], const uint32_t (&left)[4], uint32_t upper,
-                                                  uint32_t lower) {
+__device__ __forceinline__ void mma_m16n8k16(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
   if constexpr (DTYPE == WMK_BFLOAT16) {
     asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
         "{%0, %1, %2, %3};"
-        : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
-        : "r"(left[0]), "r"(left[1]), "r"(left[2]), "r"(left[3]), "r"(upper), "r"(lower));
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
   } else {
     asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
         "{%0, %1, %2, %3};"
-        : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
-        : "r"(left[0]), "r"(left[1]), "r"(left[2]), "r"(left[3]), "r"(upper), "r"(lower));
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
   }
 }
 
 // Two elements that another block has written: from the level-2 cache, since the level-1 caches do not know of it.
-__device__ __forceinline__ uint32_t load_fresh(const uint16_t* pair) {
+__device__ __forceinline__ uint32_t load_cg(const uint16_t* pair) {
   uint32_t value;
   asm volatile("ld.global.cg.u32 %0, [%1];" : "=r"(value) : "l"(pair) : "memory");
   return value;
@@ -66,18 +65,17 @@ __device__ __forceinline__ uint32_t load_acquire(const uint32_t* address) {
 #else
 
 template <int DTYPE>
-inline void multiply_matrices(float (&sums)[4], const uint32_t (&left)[4], uint32_t upper, uint32_t lower) {
+inline void mma_m16n8k16(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
   const int lane = static_cast<int>(threadIdx.x) % 32, g = lane / 4, t = lane % 4;
-  const auto half = [](uint32_t pair, int which) {
+  const auto element = [](uint32_t pair, int which) {
     const uint32_t bits = which ? pair >> 16 : pair & 0xffffu;
     return DTYPE == WMK_BFLOAT16 ? float_of(bits << 16) : float16_value(bits);
   };
-  const uint32_t mine[6] = {left[0], left[1], left[2], left[3], upper, lower};
+  const uint32_t own[6] = {a[0], a[1], a[2], a[3], b0, b1};
   uint32_t all[6][32];  // what every thread holds, in three exchanges
   for (int i = 0; i < 6; i += 2) {
-    const uint64_t word = mine[i] | static_cast<uint64_t>(mine[i + 1]) << 32;
-    const uint64_t* words =
-        cuda_emulator::warp_collective("multiply_matrices", 0xffffffffu, word, {__FILE__, __LINE__});
+    const uint64_t word = own[i] | static_cast<uint64_t>(own[i + 1]) << 32;
+    const uint64_t* words = cuda_emulator::warp_collective("mma_m16n8k16", 0xffffffffu, word, {__FILE__, __LINE__});
     for (int thread = 0; thread < 32; ++thread) {
       all[i][thread] = static_cast<uint32_t>(words[thread]);
       all[i + 1][thread] = static_cast<uint32_t>(words[thread] >> 32);
@@ -86,27 +84,27 @@ inline void multiply_matrices(float (&sums)[4], const uint32_t (&left)[4], uint3
   for (int row = 0; row < 2; ++row) {
     for (int column = 0; column < 2; ++column) {
       for (int k = 0; k < 16; ++k) {
-        const int from = k % 8 / 2, far = k / 8;
-        const float value = half(all[2 * far + row][4 * g + from], k % 2);
-        sums[2 * row + column] += value * half(all[4 + far][4 * (2 * t + column) + from], k % 2);
+        const int source = k % 8 / 2, block = k / 8;
+        const float value = element(all[2 * block + row][4 * g + source], k % 2);
+        c[2 * row + column] += value * element(all[4 + block][4 * (2 * t + column) + source], k % 2);
       }
     }
   }
 }
 
-inline uint32_t load_fresh(const uint16_t* pair) { return *reinterpret_cast<const uint32_t*>(pair); }
+inline uint32_t load_cg(const uint16_t* pair) { return *reinterpret_cast<const uint32_t*>(pair); }
 inline uint32_t load_acquire(const uint32_t* address) { return *address; }
 
 #endif
 
 // Waits until `expected` blocks in all have come here, counted since the launch. What a block wrote before is seen
-// after by every block that reads it with load_fresh.
-__device__ __forceinline__ void grid_barrier(uint32_t* arrived, uint32_t expected) {
+// after by every block that reads it with load_cg.
+__device__ __forceinline__ void grid_barrier(uint32_t* barrier_counter, uint32_t expected) {
   __syncthreads();
   if (threadIdx.x == 0) {
     __threadfence();
-    atomicAdd(arrived, 1u);
-    while (load_acquire(arrived) < expected) __nanosleep(32);
+    atomicAdd(barrier_counter, 1u);
+    while (load_acquire(barrier_counter) < expected) __nanosleep(32);
     __threadfence();
   }
   __syncthreads();

@@ -97,7 +97,7 @@ __device__ __forceinline__ float float_of(uint32_t bits) { return __uint_as_floa
 // Sums over every four neighbouring threads, on the tensor cores: thread `which` of each four adds the four threads'
 // values to its sums. Values count with ten bits of mantissa, sums are fp32. One matrix product with a matrix that is
 // one where column 2 * which and rows 0 to 3 meet, and column 2 * which + 1 and rows 4 to 7.
-__device__ __forceinline__ void sum_over_four(float (&sums)[4], const float (&values)[4], int which) {
+__device__ __forceinline__ void warp_sum4_tf32(float (&sums)[4], const float (&values)[4], int which) {
   const int column = static_cast<int>(threadIdx.x) % 32 / 4;
   const float even = column == 2 * which ? 1.0f : 0.0f, odd = column == 2 * which + 1 ? 1.0f : 0.0f;
   asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
@@ -190,7 +190,7 @@ inline uint32_t bfloat16_bits(float x) {
 inline uint32_t pack_float16(float low, float high) { return float16_bits(low) | (float16_bits(high) << 16); }
 inline uint32_t pack_bfloat16(float low, float high) { return bfloat16_bits(low) | (bfloat16_bits(high) << 16); }
 
-inline void sum_over_four(float (&sums)[4], const float (&values)[4], int which) {
+inline void warp_sum4_tf32(float (&sums)[4], const float (&values)[4], int which) {
   for (int i = 0; i < 4; ++i) {
     float total = float_of(bits_of(values[i]) & 0xffffe000u);
     total += __shfl_xor_sync(0xffffffffu, total, 1);
@@ -237,6 +237,11 @@ __device__ __forceinline__ float sigmoid(float x, bool precise) {
   return reciprocal_fast(1.0f + exp2_fast(-kLog2E * x));
 }
 __device__ __forceinline__ double sigmoid(double x, bool) { return 1.0 / (1.0 + exp(-x)); }
+
+__device__ __forceinline__ float tanh_accurate(float x) { return tanhf(x); }
+__device__ __forceinline__ double tanh_accurate(double x) { return tanh(x); }
+
+__host__ __device__ constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Bytes of one element of a wmk_dtype.
 __host__ __device__ __forceinline__ int64_t element_size(int64_t dtype) {

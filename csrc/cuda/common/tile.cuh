@@ -14,45 +14,45 @@ namespace wmk {
 
 // Four elements in the arithmetic's type.
 template <typename T>
-struct alignas(4 * sizeof(T) > 16 ? 16 : 4 * sizeof(T)) Quad {
+struct alignas(4 * sizeof(T) > 16 ? 16 : 4 * sizeof(T)) Vec4 {
   T value[4];
 };
 
-struct alignas(8) Pair {
+struct alignas(8) Packed4x16 {
   uint32_t word[2];
 };
 
 template <typename T>
-__device__ __forceinline__ Quad<T> load_quad(const T* shared) {
-  return *reinterpret_cast<const Quad<T>*>(shared);
+__device__ __forceinline__ Vec4<T> load_vec4(const T* shared) {
+  return *reinterpret_cast<const Vec4<T>*>(shared);
 }
 template <typename T>
-__device__ __forceinline__ void store_quad(T* shared, const Quad<T>& quad) {
-  *reinterpret_cast<Quad<T>*>(shared) = quad;
+__device__ __forceinline__ void store_vec4(T* shared, const Vec4<T>& vec) {
+  *reinterpret_cast<Vec4<T>*>(shared) = vec;
 }
 
 // Four elements of any dtype, as they lie in memory, in the arithmetic's type.
-__device__ __forceinline__ Quad<float> unpack(const unsigned char* group, int64_t dtype, float) {
-  if (dtype == WMK_FLOAT32) return *reinterpret_cast<const Quad<float>*>(group);
-  const Pair pair = *reinterpret_cast<const Pair*>(group);
-  Quad<float> quad;
+__device__ __forceinline__ Vec4<float> unpack(const unsigned char* staged, int64_t dtype, float) {
+  if (dtype == WMK_FLOAT32) return *reinterpret_cast<const Vec4<float>*>(staged);
+  const Packed4x16 pair = *reinterpret_cast<const Packed4x16*>(staged);
+  Vec4<float> vec;
   if (dtype == WMK_BFLOAT16) {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      quad.value[2 * i] = float_of(pair.word[i] << 16);
-      quad.value[2 * i + 1] = float_of(pair.word[i] & 0xffff0000u);
+      vec.value[2 * i] = float_of(pair.word[i] << 16);
+      vec.value[2 * i + 1] = float_of(pair.word[i] & 0xffff0000u);
     }
   } else {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      quad.value[2 * i] = float16_low(pair.word[i]);
-      quad.value[2 * i + 1] = float16_high(pair.word[i]);
+      vec.value[2 * i] = float16_low(pair.word[i]);
+      vec.value[2 * i + 1] = float16_high(pair.word[i]);
     }
   }
-  return quad;
+  return vec;
 }
-__device__ __forceinline__ Quad<double> unpack(const unsigned char* group, int64_t, double) {
-  return *reinterpret_cast<const Quad<double>*>(group);
+__device__ __forceinline__ Vec4<double> unpack(const unsigned char* staged, int64_t, double) {
+  return *reinterpret_cast<const Vec4<double>*>(staged);
 }
 
 // A block's rows of a tensor: the first row at time 0, and the strides in elements.
@@ -80,7 +80,7 @@ struct Tile {
   static constexpr int kPerThread = (kGroups + THREADS - 1) / THREADS;
   static constexpr int kRowGroups = ROWS / 4;
   // across rows: a few neighbouring groups of rows, then steps: whole sectors, and few bank conflicts where tiles turn
-  static constexpr int kNear = ROWS_FIRST || kRowGroups < 4 ? kRowGroups : 4;
+  static constexpr int kBandRowGroups = ROWS_FIRST || kRowGroups < 4 ? kRowGroups : 4;
 
   // The first row and step of a thread's group `i`, written so that they differ from group 0's by constants.
   template <bool ALONG_TIME>
@@ -100,13 +100,14 @@ struct Tile {
       row = thread / kStepGroups + i * (THREADS / kStepGroups);
       step = 4 * (thread % kStepGroups);
     } else {
-      constexpr int kBand = kNear * STEPS;  // groups of a few rows
-      if (THREADS % kBand == 0) {
-        row = 4 * (thread % kNear + kNear * (thread / kBand)) + i * (4 * kNear * (THREADS / kBand));
-        step = thread / kNear % STEPS;
+      constexpr int kBandGroups = kBandRowGroups * STEPS;  // groups of a few rows
+      if (THREADS % kBandGroups == 0) {
+        row = 4 * (thread % kBandRowGroups + kBandRowGroups * (thread / kBandGroups)) +
+              i * (4 * kBandRowGroups * (THREADS / kBandGroups));
+        step = thread / kBandRowGroups % STEPS;
       } else {
-        row = 4 * ((thread + i * THREADS) % kNear + kNear * ((thread + i * THREADS) / kBand));
-        step = (thread + i * THREADS) / kNear % STEPS;
+        row = 4 * ((thread + i * THREADS) % kBandRowGroups + kBandRowGroups * ((thread + i * THREADS) / kBandGroups));
+        step = (thread + i * THREADS) / kBandRowGroups % STEPS;
       }
     }
   }
@@ -121,77 +122,79 @@ struct Tile {
   static __device__ __forceinline__ bool in_tile(int i) {
     return kGroups % THREADS == 0 || i * THREADS + static_cast<int>(threadIdx.x) < kGroups;
   }
-  static __device__ __forceinline__ int slot(int i, int64_t dtype) {
+  static __device__ __forceinline__ int stage_offset(int i, int64_t dtype) {
     return (i * THREADS + static_cast<int>(threadIdx.x)) * 4 * static_cast<int>(element_size(dtype));
   }
   static __device__ __forceinline__ int valid_elements(bool along_time, int row, int step, int rows, int steps) {
     if (row >= rows || step >= steps) return 0;
-    const int left = along_time ? steps - step : rows - row;
-    return left < 4 ? left : 4;
+    const int remaining = along_time ? steps - step : rows - row;
+    return remaining < 4 ? remaining : 4;
   }
 
   // Starts fetching the tile at `time` into slots.
-  static __device__ __forceinline__ void fetch(unsigned char* slots, const StridedRows& from, int64_t time,
+  static __device__ __forceinline__ void fetch(unsigned char* stage, const StridedRows& tensor, int64_t time,
                                                int64_t dtype, int rows, int steps) {
-    const char* begin = from.data + time * from.time_stride * element_size(dtype);
-    if (rows < ROWS || steps < STEPS || !from.aligned(begin, element_size(dtype))) {
-      fetch_any(slots, begin, from, dtype, rows, steps);
-    } else if (from.along_time()) {
-      fetch_whole<true>(slots, begin, from, dtype);
+    const char* begin = tensor.data + time * tensor.time_stride * element_size(dtype);
+    if (rows < ROWS || steps < STEPS || !tensor.aligned(begin, element_size(dtype))) {
+      fetch_general(stage, begin, tensor, dtype, rows, steps);
+    } else if (tensor.along_time()) {
+      fetch_full<true>(stage, begin, tensor, dtype);
     } else {
-      fetch_whole<false>(slots, begin, from, dtype);
+      fetch_full<false>(stage, begin, tensor, dtype);
     }
   }
   template <bool ALONG_TIME>
-  static __device__ __forceinline__ void fetch_whole(unsigned char* slots, const char* begin, const StridedRows& from,
-                                                     int64_t dtype) {
+  static __device__ __forceinline__ void fetch_full(unsigned char* stage, const char* begin, const StridedRows& tensor,
+                                                    int64_t dtype) {
     if (sizeof(T) == 8) {
-      fetch_sized<ALONG_TIME, 8>(slots, begin, from);
+      fetch_sized<ALONG_TIME, 8>(stage, begin, tensor);
     } else if (dtype == WMK_FLOAT32) {
-      fetch_sized<ALONG_TIME, 4>(slots, begin, from);
+      fetch_sized<ALONG_TIME, 4>(stage, begin, tensor);
     } else {
-      fetch_sized<ALONG_TIME, 2>(slots, begin, from);
+      fetch_sized<ALONG_TIME, 2>(stage, begin, tensor);
     }
   }
   template <bool ALONG_TIME, int SIZE>
-  static __device__ __forceinline__ void fetch_sized(unsigned char* slots, const char* begin, const StridedRows& from) {
+  static __device__ __forceinline__ void fetch_sized(unsigned char* stage, const char* begin,
+                                                     const StridedRows& tensor) {
     int row, step;
     position<ALONG_TIME>(0, row, step);
-    const int64_t row_bytes = ALONG_TIME ? from.row_stride * SIZE : SIZE;
-    const int64_t step_bytes = ALONG_TIME ? SIZE : from.time_stride * SIZE;
+    const int64_t row_bytes = ALONG_TIME ? tensor.row_stride * SIZE : SIZE;
+    const int64_t step_bytes = ALONG_TIME ? SIZE : tensor.time_stride * SIZE;
     const char* first = begin + row * row_bytes + step * step_bytes;
 #pragma unroll
     for (int i = 0; i < kPerThread; ++i) {
       if (!in_tile(i)) break;
-      int this_row, this_step;
-      position<ALONG_TIME>(i, this_row, this_step);
-      const char* source = first + (this_row - row) * row_bytes + (this_step - step) * step_bytes;
-      unsigned char* to = slots + (i * THREADS + static_cast<int>(threadIdx.x)) * (4 * SIZE);
-      copy_async<SIZE == 2 ? 8 : 16>(to, source);
-      if (SIZE == 8) copy_async<16>(to + 16, source + 16);
+      int row_i, step_i;
+      position<ALONG_TIME>(i, row_i, step_i);
+      const char* source = first + (row_i - row) * row_bytes + (step_i - step) * step_bytes;
+      unsigned char* target = stage + (i * THREADS + static_cast<int>(threadIdx.x)) * (4 * SIZE);
+      copy_async<SIZE == 2 ? 8 : 16>(target, source);
+      if (SIZE == 8) copy_async<16>(target + 16, source + 16);
     }
   }
-  static __device__ __noinline__ void fetch_any(unsigned char* slots, const char* begin, StridedRows from,
-                                                int64_t dtype, int rows, int steps) {
+  static __device__ __noinline__ void fetch_general(unsigned char* stage, const char* begin, StridedRows tensor,
+                                                    int64_t dtype, int rows, int steps) {
     const int size = static_cast<int>(element_size(dtype));
-    const bool along_time = from.along_time();
-    const int64_t stride = along_time ? from.time_stride : from.row_stride;
+    const bool along_time = tensor.along_time();
+    const int64_t stride = along_time ? tensor.time_stride : tensor.row_stride;
 #pragma unroll 1
     for (int i = 0; i < kPerThread && in_tile(i); ++i) {
       int row, step;
       position(along_time, i, row, step);
       const int valid = valid_elements(along_time, row, step, rows, steps);
-      const char* source = begin + (row * from.row_stride + step * from.time_stride) * size;
-      unsigned char* to = slots + slot(i, dtype);
+      const char* source = begin + (row * tensor.row_stride + step * tensor.time_stride) * size;
+      unsigned char* target = stage + stage_offset(i, dtype);
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
         const char* element = source + j * stride * size;
         if (sizeof(T) == 8) {
-          reinterpret_cast<double*>(to)[j] = j < valid ? *reinterpret_cast<const double*>(element) : 0.0;
+          reinterpret_cast<double*>(target)[j] = j < valid ? *reinterpret_cast<const double*>(element) : 0.0;
         } else if (dtype == WMK_FLOAT32) {
-          reinterpret_cast<float*>(to)[j] = j < valid ? *reinterpret_cast<const float*>(element) : 0.0f;
+          reinterpret_cast<float*>(target)[j] = j < valid ? *reinterpret_cast<const float*>(element) : 0.0f;
         } else {
-          reinterpret_cast<uint16_t*>(to)[j] = j < valid ? *reinterpret_cast<const uint16_t*>(element) : uint16_t(0);
+          reinterpret_cast<uint16_t*>(target)[j] =
+              j < valid ? *reinterpret_cast<const uint16_t*>(element) : uint16_t(0);
         }
       }
     }
@@ -200,114 +203,114 @@ struct Tile {
   // Turns what was fetched into the arithmetic's type, through `transform(value, row)`, and zero outside the tensor.
   // The tile is [ROWS][pitch], or [STEPS][pitch] where transposed.
   template <bool TRANSPOSED, typename Transform>
-  static __device__ __forceinline__ void place(T* tile, int pitch, const unsigned char* slots, bool along_time,
-                                               int64_t dtype, int rows, int steps, Transform transform) {
+  static __device__ __forceinline__ void convert(T* tile, int pitch, const unsigned char* stage, bool along_time,
+                                                 int64_t dtype, int rows, int steps, Transform transform) {
     if (rows < ROWS || steps < STEPS) {
-      place_any<TRANSPOSED>(tile, pitch, slots, along_time, dtype, rows, steps, transform);
+      convert_general<TRANSPOSED>(tile, pitch, stage, along_time, dtype, rows, steps, transform);
     } else if (along_time) {
-      place_whole<TRANSPOSED, true>(tile, pitch, slots, dtype, transform);
+      convert_full<TRANSPOSED, true>(tile, pitch, stage, dtype, transform);
     } else {
-      place_whole<TRANSPOSED, false>(tile, pitch, slots, dtype, transform);
+      convert_full<TRANSPOSED, false>(tile, pitch, stage, dtype, transform);
     }
   }
   template <bool TRANSPOSED, bool ALONG_TIME, typename Transform>
-  static __device__ __forceinline__ void place_whole(T* tile, int pitch, const unsigned char* slots, int64_t dtype,
-                                                     Transform transform) {
+  static __device__ __forceinline__ void convert_full(T* tile, int pitch, const unsigned char* stage, int64_t dtype,
+                                                      Transform transform) {
 #pragma unroll
     for (int i = 0; i < kPerThread; ++i) {
       if (!in_tile(i)) break;
       int row, step;
       position<ALONG_TIME>(i, row, step);
-      Quad<T> quad = unpack(slots + slot(i, dtype), dtype, T(0));
+      Vec4<T> vec = unpack(stage + stage_offset(i, dtype), dtype, T(0));
 #pragma unroll
-      for (int j = 0; j < 4; ++j) quad.value[j] = transform(quad.value[j], ALONG_TIME ? row : row + j);
+      for (int j = 0; j < 4; ++j) vec.value[j] = transform(vec.value[j], ALONG_TIME ? row : row + j);
       if (TRANSPOSED != ALONG_TIME) {  // the group's direction is the tile's
-        store_quad(tile + (TRANSPOSED ? step * pitch + row : row * pitch + step), quad);
+        store_vec4(tile + (TRANSPOSED ? step * pitch + row : row * pitch + step), vec);
       } else {
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
-          tile[TRANSPOSED ? (step + j) * pitch + row : (row + j) * pitch + step] = quad.value[j];
+          tile[TRANSPOSED ? (step + j) * pitch + row : (row + j) * pitch + step] = vec.value[j];
         }
       }
     }
   }
   template <bool TRANSPOSED, typename Transform>
-  static __device__ __noinline__ void place_any(T* tile, int pitch, const unsigned char* slots, bool along_time,
-                                                int64_t dtype, int rows, int steps, Transform transform) {
+  static __device__ __noinline__ void convert_general(T* tile, int pitch, const unsigned char* stage, bool along_time,
+                                                      int64_t dtype, int rows, int steps, Transform transform) {
 #pragma unroll 1
     for (int i = 0; i < kPerThread && in_tile(i); ++i) {
       int row, step;
       position(along_time, i, row, step);
       const int valid = valid_elements(along_time, row, step, rows, steps);
-      const Quad<T> quad = unpack(slots + slot(i, dtype), dtype, T(0));
+      const Vec4<T> vec = unpack(stage + stage_offset(i, dtype), dtype, T(0));
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
-        const int at_row = along_time ? row : row + j, at_step = along_time ? step + j : step;
-        tile[TRANSPOSED ? at_step * pitch + at_row : at_row * pitch + at_step] =
-            j < valid ? transform(quad.value[j], at_row) : T(0);
+        const int row_j = along_time ? row : row + j, step_j = along_time ? step + j : step;
+        tile[TRANSPOSED ? step_j * pitch + row_j : row_j * pitch + step_j] =
+            j < valid ? transform(vec.value[j], row_j) : T(0);
       }
     }
   }
 
   // Writes a tile [ROWS][pitch] to global memory, at `time`.
-  static __device__ __forceinline__ void write(const T* tile, int pitch, const StridedRows& to, int64_t time,
+  static __device__ __forceinline__ void write(const T* tile, int pitch, const StridedRows& tensor, int64_t time,
                                                int64_t dtype, int rows, int steps) {
-    char* begin = to.data + time * to.time_stride * element_size(dtype);
-    if (rows < ROWS || steps < STEPS || !to.aligned(begin, element_size(dtype))) {
-      write_any(tile, pitch, begin, to, dtype, rows, steps);
-    } else if (to.along_time()) {
-      write_whole<true>(tile, pitch, begin, to, dtype);
+    char* begin = tensor.data + time * tensor.time_stride * element_size(dtype);
+    if (rows < ROWS || steps < STEPS || !tensor.aligned(begin, element_size(dtype))) {
+      write_general(tile, pitch, begin, tensor, dtype, rows, steps);
+    } else if (tensor.along_time()) {
+      write_full<true>(tile, pitch, begin, tensor, dtype);
     } else {
-      write_whole<false>(tile, pitch, begin, to, dtype);
+      write_full<false>(tile, pitch, begin, tensor, dtype);
     }
   }
   template <bool ALONG_TIME>
-  static __device__ __forceinline__ void write_whole(const T* tile, int pitch, char* begin, const StridedRows& to,
-                                                     int64_t dtype) {
+  static __device__ __forceinline__ void write_full(const T* tile, int pitch, char* begin, const StridedRows& tensor,
+                                                    int64_t dtype) {
     const int64_t size = element_size(dtype);
     int row, step;
     position<ALONG_TIME>(0, row, step);
-    const int64_t row_bytes = ALONG_TIME ? to.row_stride * size : size;
-    const int64_t step_bytes = ALONG_TIME ? size : to.time_stride * size;
+    const int64_t row_bytes = ALONG_TIME ? tensor.row_stride * size : size;
+    const int64_t step_bytes = ALONG_TIME ? size : tensor.time_stride * size;
     char* first = begin + row * row_bytes + step * step_bytes;
 #pragma unroll
     for (int i = 0; i < kPerThread; ++i) {
       if (!in_tile(i)) break;
-      int this_row, this_step;
-      position<ALONG_TIME>(i, this_row, this_step);
-      Quad<T> quad;
+      int row_i, step_i;
+      position<ALONG_TIME>(i, row_i, step_i);
+      Vec4<T> vec;
       if (ALONG_TIME) {
-        quad = load_quad(tile + this_row * pitch + this_step);
+        vec = load_vec4(tile + row_i * pitch + step_i);
       } else {
 #pragma unroll
-        for (int j = 0; j < 4; ++j) quad.value[j] = tile[(this_row + j) * pitch + this_step];
+        for (int j = 0; j < 4; ++j) vec.value[j] = tile[(row_i + j) * pitch + step_i];
       }
-      write_group(quad, first + (this_row - row) * row_bytes + (this_step - step) * step_bytes, dtype);
+      write_group(vec, first + (row_i - row) * row_bytes + (step_i - step) * step_bytes, dtype);
     }
   }
-  static __device__ __noinline__ void write_any(const T* tile, int pitch, char* begin, StridedRows to, int64_t dtype,
-                                                int rows, int steps) {
-    const bool along_time = to.along_time();
+  static __device__ __noinline__ void write_general(const T* tile, int pitch, char* begin, StridedRows tensor,
+                                                    int64_t dtype, int rows, int steps) {
+    const bool along_time = tensor.along_time();
 #pragma unroll 1
     for (int element = threadIdx.x; element < ROWS * STEPS; element += THREADS) {
       const int row = along_time ? element / STEPS : element % ROWS;
       const int step = along_time ? element % STEPS : element / ROWS;
       if (row >= rows || step >= steps) continue;
-      store_element<T>(begin, dtype, row * to.row_stride + step * to.time_stride, tile[row * pitch + step]);
+      store_element<T>(begin, dtype, row * tensor.row_stride + step * tensor.time_stride, tile[row * pitch + step]);
     }
   }
-  static __device__ __forceinline__ void write_group(const Quad<float>& quad, char* to, int64_t dtype) {
-    const float* v = quad.value;
+  static __device__ __forceinline__ void write_group(const Vec4<float>& vec, char* target, int64_t dtype) {
+    const float* v = vec.value;
     if (dtype == WMK_FLOAT32) {
-      *reinterpret_cast<Quad<float>*>(to) = quad;
+      *reinterpret_cast<Vec4<float>*>(target) = vec;
     } else if (dtype == WMK_BFLOAT16) {
-      *reinterpret_cast<Pair*>(to) = {{pack_bfloat16(v[0], v[1]), pack_bfloat16(v[2], v[3])}};
+      *reinterpret_cast<Packed4x16*>(target) = {{pack_bfloat16(v[0], v[1]), pack_bfloat16(v[2], v[3])}};
     } else {
-      *reinterpret_cast<Pair*>(to) = {{pack_float16(v[0], v[1]), pack_float16(v[2], v[3])}};
+      *reinterpret_cast<Packed4x16*>(target) = {{pack_float16(v[0], v[1]), pack_float16(v[2], v[3])}};
     }
   }
-  static __device__ __forceinline__ void write_group(const Quad<double>& quad, char* to, int64_t) {
-    *reinterpret_cast<Quad<double>*>(to) = quad;
+  static __device__ __forceinline__ void write_group(const Vec4<double>& vec, char* target, int64_t) {
+    *reinterpret_cast<Vec4<double>*>(target) = vec;
   }
 };
 

@@ -7,7 +7,7 @@ namespace wmk {
 namespace {
 
 int check(const wmk_conv_lstm_map& p) {
-  if ((p.dtype != WMK_BFLOAT16 && p.dtype != WMK_FLOAT16) || p.hidden < 1 || p.hidden % kMapChannels != 0) {
+  if ((p.dtype != WMK_BFLOAT16 && p.dtype != WMK_FLOAT16) || p.hidden < 1 || p.hidden % kPersistentChannels != 0) {
     return WMK_UNSUPPORTED;
   }
   if (p.tiles != 1 && p.tiles != 2) return WMK_UNSUPPORTED;
@@ -22,15 +22,18 @@ int check(const wmk_conv_lstm_map& p) {
 }
 
 template <int DTYPE>
-int launch_map(const wmk_conv_lstm_map& p) {
-  const int64_t rows = p.batch * p.height * p.width, places = 16 * p.tiles, slices = p.hidden / kMapChannels;
-  const int64_t blocks = (rows + places - 1) / places * slices;
-  const int64_t shared = p.hh_height * p.hh_width * slices * kMapStepBytes;
+int launch_persistent(const wmk_conv_lstm_map& p) {
+  const int64_t rows = p.batch * p.height * p.width, positions = 16 * p.tiles,
+                channel_tiles = p.hidden / kPersistentChannels;
+  const int64_t blocks = (rows + positions - 1) / positions * channel_tiles;
+  const int64_t shared = p.hh_height * p.hh_width * channel_tiles * kPersistentTapBytes;
   if (blocks > multiprocessors(p.device) || blocks * p.time > 0x7fffffff) return WMK_UNSUPPORTED;
   if (p.tiles == 1) {
-    return WMK_LAUNCH_TOGETHER((conv_lstm_map_kernel<DTYPE, 1>), blocks, kMapThreads, shared, p.stream, p);
+    return WMK_LAUNCH_COOPERATIVE((conv_lstm_persistent_kernel<DTYPE, 1>), blocks, kPersistentThreads, shared, p.stream,
+                                  p);
   }
-  return WMK_LAUNCH_TOGETHER((conv_lstm_map_kernel<DTYPE, 2>), blocks, kMapThreads, shared, p.stream, p);
+  return WMK_LAUNCH_COOPERATIVE((conv_lstm_persistent_kernel<DTYPE, 2>), blocks, kPersistentThreads, shared, p.stream,
+                                p);
 }
 
 }  // namespace
@@ -42,5 +45,5 @@ extern "C" int wmk_cuda_conv_lstm_map(const wmk_conv_lstm_map* p) {
   if (status != WMK_OK) return status;
   wmk::DeviceGuard guard(p->device);
   if (guard.status() != WMK_OK) return guard.status();
-  return p->dtype == WMK_BFLOAT16 ? wmk::launch_map<WMK_BFLOAT16>(*p) : wmk::launch_map<WMK_FLOAT16>(*p);
+  return p->dtype == WMK_BFLOAT16 ? wmk::launch_persistent<WMK_BFLOAT16>(*p) : wmk::launch_persistent<WMK_FLOAT16>(*p);
 }

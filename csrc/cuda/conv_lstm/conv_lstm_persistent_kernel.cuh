@@ -15,47 +15,49 @@
 
 namespace wmk {
 
-constexpr int kMapThreads = 128, kMapChannels = 16;
+constexpr int kPersistentThreads = 128, kPersistentChannels = 16;
 // Bytes of shared memory for one tap of 16 input channels: 16 rows of 64 columns.
-constexpr int64_t kMapStepBytes = 16 * 4 * kMapChannels * 2;
+constexpr int64_t kPersistentTapBytes = 16 * 4 * kPersistentChannels * 2;
 
 // A place of the map in the hands of a thread.
-struct MapPlace {
+struct PositionCoord {
   int64_t row, batch;
   int64_t y, x;
   bool exists;
 };
 
-__device__ __forceinline__ float hyperbolic_tangent_of(float x) { return tanhf(x); }
-
 // TILES: of 16 places each.
 template <int DTYPE, int TILES>
-__global__ void __launch_bounds__(kMapThreads, 1) conv_lstm_map_kernel(const WMK_GRID_CONSTANT wmk_conv_lstm_map p) {
+__global__ void __launch_bounds__(kPersistentThreads, 1)
+    conv_lstm_persistent_kernel(const WMK_GRID_CONSTANT wmk_conv_lstm_map p) {
   WMK_SHARED_MEMORY(memory);
   uint4* weights = reinterpret_cast<uint4*>(memory);
-  const int64_t slices = p.hidden / kMapChannels, slice = blockIdx.x % slices, first = blockIdx.x / slices * 16 * TILES;
+  const int64_t channel_tiles = p.hidden / kPersistentChannels, channel_tile = blockIdx.x % channel_tiles,
+                first_row = blockIdx.x / channel_tiles * 16 * TILES;
   const int64_t positions = p.height * p.width, rows = p.batch * positions, taps = p.hh_height * p.hh_width;
   const int thread = static_cast<int>(threadIdx.x), warp = thread / 32, lane = thread % 32;
-  const int64_t channel = slice * kMapChannels + warp * 4 + lane % 4;
+  const int64_t channel = channel_tile * kPersistentChannels + warp * 4 + lane % 4;
   {
-    const uint4* packed = static_cast<const uint4*>(p.weights.data) + slice * taps * slices * kMapThreads;
+    const uint4* packed =
+        static_cast<const uint4*>(p.weights.data) + channel_tile * taps * channel_tiles * kPersistentThreads;
     // what a thread copies, it alone reads
-    for (int64_t i = thread; i < taps * slices * kMapThreads; i += kMapThreads) weights[i] = packed[i];
+    for (int64_t i = thread; i < taps * channel_tiles * kPersistentThreads; i += kPersistentThreads)
+      weights[i] = packed[i];
   }
-  MapPlace places[TILES][2];
+  PositionCoord coords[TILES][2];
   float cells[TILES][2];
 #pragma unroll
   for (int m = 0; m < TILES; ++m) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      MapPlace& place = places[m][half];
-      place.row = first + 16 * m + 8 * half + lane / 4;
-      place.exists = place.row < rows;
-      place.batch = place.row / positions;
-      place.y = place.row % positions / p.width;
-      place.x = place.row % p.width;
-      const bool given = place.exists && p.c_first.data != nullptr;
-      cells[m][half] = given ? static_cast<const float*>(p.c_first.data)[place.row * p.hidden + channel] : 0.0f;
+      PositionCoord& coord = coords[m][half];
+      coord.row = first_row + 16 * m + 8 * half + lane / 4;
+      coord.exists = coord.row < rows;
+      coord.batch = coord.row / positions;
+      coord.y = coord.row % positions / p.width;
+      coord.x = coord.row % p.width;
+      const bool has_initial = coord.exists && p.c_first.data != nullptr;
+      cells[m][half] = has_initial ? static_cast<const float*>(p.c_first.data)[coord.row * p.hidden + channel] : 0.0f;
     }
   }
   const auto parameter = [&](const wmk_view& view, int64_t offset) {
@@ -66,58 +68,58 @@ __global__ void __launch_bounds__(kMapThreads, 1) conv_lstm_map_kernel(const WMK
   for (int gate = 0; gate < 4; ++gate) bias[gate] = parameter(p.bias, gate * p.hidden + channel);
 
   for (int64_t time = 0; time < p.time; ++time) {
-    float own[TILES][2][4];  // the input convolution's sums, on their way while the blocks wait for each other
-    bool kept[TILES][2];
+    float input_sums[TILES][2][4];  // the input convolution's sums, on their way while the blocks wait for each other
+    bool has_state[TILES][2];       // no reset here
 #pragma unroll
     for (int m = 0; m < TILES; ++m) {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        const MapPlace& place = places[m][half];
-        kept[m][half] = place.exists;
-        if (place.exists && p.reset.data != nullptr) {
-          const int64_t flag = time * p.reset.stride[0] + place.batch * p.reset.stride[1];
-          kept[m][half] = static_cast<const uint8_t*>(p.reset.data)[flag] == 0;
+        const PositionCoord& coord = coords[m][half];
+        has_state[m][half] = coord.exists;
+        if (coord.exists && p.reset.data != nullptr) {
+          const int64_t offset = time * p.reset.stride[0] + coord.batch * p.reset.stride[1];
+          has_state[m][half] = static_cast<const uint8_t*>(p.reset.data)[offset] == 0;
         }
 #pragma unroll
         for (int gate = 0; gate < 4; ++gate) {
-          const int64_t offset = ((time * rows + place.row) * 4 + gate) * p.hidden + channel;
-          own[m][half][gate] = place.exists ? load_element<float>(p.from_x.data, DTYPE, offset) : 0.0f;
+          const int64_t offset = ((time * rows + coord.row) * 4 + gate) * p.hidden + channel;
+          input_sums[m][half][gate] = coord.exists ? load_element<float>(p.from_x.data, DTYPE, offset) : 0.0f;
         }
       }
     }
     if (time > 0) grid_barrier(static_cast<uint32_t*>(p.arrived.data), static_cast<uint32_t>(time * gridDim.x));
-    const uint16_t* before = static_cast<const uint16_t*>(p.h_first.data);
-    if (time > 0) before = static_cast<const uint16_t*>(p.out.data) + (time - 1) * rows * p.hidden;
+    const uint16_t* h_previous = static_cast<const uint16_t*>(p.h_first.data);
+    if (time > 0) h_previous = static_cast<const uint16_t*>(p.out.data) + (time - 1) * rows * p.hidden;
 
     float sums[TILES][2][4] = {};  // of gates (i, f) and of (g, o): two rows each
-    for (int64_t tap = 0; before != nullptr && tap < taps; ++tap) {
+    for (int64_t tap = 0; h_previous != nullptr && tap < taps; ++tap) {
       const uint16_t* neighbours[TILES][2];
 #pragma unroll
       for (int m = 0; m < TILES; ++m) {
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
-          const MapPlace& place = places[m][half];
-          const int64_t down = tap / p.hh_width - p.hh_height / 2, right = tap % p.hh_width - p.hh_width / 2;
-          const int64_t y = place.y + down, x = place.x + right;
-          const bool there = kept[m][half] && y >= 0 && y < p.height && x >= 0 && x < p.width;
-          const int64_t offset = (place.row + down * p.width + right) * p.hidden + 2 * (lane % 4);
-          neighbours[m][half] = there ? before + offset : nullptr;
+          const PositionCoord& coord = coords[m][half];
+          const int64_t dy = tap / p.hh_width - p.hh_height / 2, dx = tap % p.hh_width - p.hh_width / 2;
+          const int64_t y = coord.y + dy, x = coord.x + dx;
+          const bool inside = has_state[m][half] && y >= 0 && y < p.height && x >= 0 && x < p.width;
+          const int64_t offset = (coord.row + dy * p.width + dx) * p.hidden + 2 * (lane % 4);
+          neighbours[m][half] = inside ? h_previous + offset : nullptr;
         }
       }
 #pragma unroll 4
-      for (int64_t block = 0; block < slices; ++block) {
-        const uint4 right = weights[(tap * slices + block) * kMapThreads + thread];
+      for (int64_t block = 0; block < channel_tiles; ++block) {
+        const uint4 b = weights[(tap * channel_tiles + block) * kPersistentThreads + thread];
 #pragma unroll
         for (int m = 0; m < TILES; ++m) {
-          uint32_t left[4];
+          uint32_t a[4];
 #pragma unroll
           for (int half = 0; half < 2; ++half) {
-            const uint16_t* from = neighbours[m][half];
-            left[half] = from == nullptr ? 0u : load_fresh(from + 16 * block);
-            left[2 + half] = from == nullptr ? 0u : load_fresh(from + 16 * block + 8);
+            const uint16_t* h_row = neighbours[m][half];
+            a[half] = h_row == nullptr ? 0u : load_cg(h_row + 16 * block);
+            a[2 + half] = h_row == nullptr ? 0u : load_cg(h_row + 16 * block + 8);
           }
-          multiply_matrices<DTYPE>(sums[m][0], left, right.x, right.y);
-          multiply_matrices<DTYPE>(sums[m][1], left, right.z, right.w);
+          mma_m16n8k16<DTYPE>(sums[m][0], a, b.x, b.y);
+          mma_m16n8k16<DTYPE>(sums[m][1], a, b.z, b.w);
         }
       }
     }
@@ -126,30 +128,30 @@ __global__ void __launch_bounds__(kMapThreads, 1) conv_lstm_map_kernel(const WMK
     for (int m = 0; m < TILES; ++m) {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        const MapPlace& place = places[m][half];
-        if (!place.exists) continue;
-        const int64_t cell = place.row * p.hidden + channel, plane = p.hidden * (p.peephole_varies ? positions : 1);
-        const int64_t weight = (p.peephole_varies ? place.row % positions : 0) * p.hidden + channel;
-        const float old = kept[m][half] ? cells[m][half] : 0.0f;
+        const PositionCoord& coord = coords[m][half];
+        if (!coord.exists) continue;
+        const int64_t cell = coord.row * p.hidden + channel, plane = p.hidden * (p.peephole_varies ? positions : 1);
+        const int64_t weight = (p.peephole_varies ? coord.row % positions : 0) * p.hidden + channel;
+        const float old = has_state[m][half] ? cells[m][half] : 0.0f;
         float gates[4];
 #pragma unroll
         for (int gate = 0; gate < 4; ++gate) {
-          gates[gate] = own[m][half][gate] + sums[m][gate / 2][2 * half + gate % 2] + bias[gate];
+          gates[gate] = input_sums[m][half][gate] + sums[m][gate / 2][2 * half + gate % 2] + bias[gate];
         }
         gates[0] = sigmoid(gates[0] + parameter(p.peephole, weight) * old, true);
         gates[1] = sigmoid(gates[1] + parameter(p.peephole, weight + plane) * old, true);
-        gates[2] = hyperbolic_tangent_of(gates[2]);
+        gates[2] = tanh_accurate(gates[2]);
         const float c = gates[1] * old + gates[0] * gates[2];
         gates[3] = sigmoid(gates[3] + parameter(p.peephole, weight + 2 * plane) * c, true);
         cells[m][half] = c;
         const int64_t now = time * rows * p.hidden;
-        store_element<float>(p.out.data, DTYPE, now + cell, gates[3] * hyperbolic_tangent_of(c));
+        store_element<float>(p.out.data, DTYPE, now + cell, gates[3] * tanh_accurate(c));
         if (p.cells.data != nullptr) static_cast<float*>(p.cells.data)[now + cell] = c;
         if (time + 1 == p.time) static_cast<float*>(p.c_last.data)[cell] = c;
         if (p.gates.data == nullptr) continue;
 #pragma unroll
         for (int gate = 0; gate < 4; ++gate) {
-          const int64_t offset = ((time * rows + place.row) * 4 + gate) * p.hidden + channel;
+          const int64_t offset = ((time * rows + coord.row) * 4 + gate) * p.hidden + channel;
           static_cast<float*>(p.gates.data)[offset] = gates[gate];
         }
       }

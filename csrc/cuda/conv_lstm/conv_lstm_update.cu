@@ -17,7 +17,7 @@ int check(const wmk_conv_lstm_update& p, bool backward) {
 }
 
 // Whether four neighbouring channels may be moved at once.
-bool by_fours(const wmk_conv_lstm_update& p) {
+bool can_vectorize(const wmk_conv_lstm_update& p) {
   if (p.hidden % 4 != 0) return false;
   const int64_t size = element_size(p.dtype), state_size = p.dtype == WMK_FLOAT64 ? 8 : 4;
   const auto aligned = [](const wmk_view* view, int64_t bytes) {
@@ -44,8 +44,8 @@ int launch_update(const wmk_conv_lstm_update& p) {
 }
 
 template <typename T, int DTYPE, bool BACKWARD>
-int launch_any(const wmk_conv_lstm_update& p) {
-  return by_fours(p) ? launch_update<T, DTYPE, 4, BACKWARD>(p) : launch_update<T, DTYPE, 1, BACKWARD>(p);
+int launch_dtype(const wmk_conv_lstm_update& p) {
+  return can_vectorize(p) ? launch_update<T, DTYPE, 4, BACKWARD>(p) : launch_update<T, DTYPE, 1, BACKWARD>(p);
 }
 
 template <bool BACKWARD>
@@ -56,13 +56,13 @@ int run(const wmk_conv_lstm_update& p) {
   if (guard.status() != WMK_OK) return guard.status();
   switch (p.dtype) {
     case WMK_FLOAT64:
-      return launch_any<double, WMK_FLOAT64, BACKWARD>(p);
+      return launch_dtype<double, WMK_FLOAT64, BACKWARD>(p);
     case WMK_FLOAT32:
-      return launch_any<float, WMK_FLOAT32, BACKWARD>(p);
+      return launch_dtype<float, WMK_FLOAT32, BACKWARD>(p);
     case WMK_BFLOAT16:
-      return launch_any<float, WMK_BFLOAT16, BACKWARD>(p);
+      return launch_dtype<float, WMK_BFLOAT16, BACKWARD>(p);
     default:
-      return launch_any<float, WMK_FLOAT16, BACKWARD>(p);
+      return launch_dtype<float, WMK_FLOAT16, BACKWARD>(p);
   }
 }
 

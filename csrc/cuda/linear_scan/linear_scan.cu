@@ -4,33 +4,31 @@
 namespace wmk {
 namespace {
 
-int64_t ceil_divide(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 // Blocks a multiprocessor should have before time is left whole, and how many to make where it is not.
-constexpr int64_t kEnoughBlocks = 2;
-constexpr int64_t kWantedBlocks = 4;
+constexpr int64_t kMinBlocksPerProcessor = 2;
+constexpr int64_t kTargetBlocksPerProcessor = 4;
 
 template <typename T>
 LinearPlan make_plan(const wmk_linear_scan& p, int64_t& bytes) {
-  using C = LinearConfiguration<T>;
+  using C = LinearKernelTraits<T>;
   LinearPlan plan = {};
   const int64_t rows = p.batch * p.channels, time = p.time < 1 ? 1 : p.time;
-  const int64_t blocks = p.batch * ceil_divide(p.channels, C::kRows), processors = multiprocessors(p.device);
-  int64_t segment = time;
-  if (blocks < kEnoughBlocks * processors && blocks > 0) {
-    segment = ceil_divide(time, ceil_divide(kWantedBlocks * processors, blocks));
-    if (segment < 4 * C::kSteps) segment = 4 * C::kSteps;
+  const int64_t blocks = p.batch * ceil_div(p.channels, C::kRows), processors = multiprocessors(p.device);
+  int64_t steps = time;
+  if (blocks < kMinBlocksPerProcessor * processors && blocks > 0) {
+    steps = ceil_div(time, ceil_div(kTargetBlocksPerProcessor * processors, blocks));
+    if (steps < 4 * C::kSteps) steps = 4 * C::kSteps;
   }
-  plan.segment = ceil_divide(segment, C::kSteps) * C::kSteps;
-  plan.segments = ceil_divide(time, plan.segment);
+  plan.segment_steps = ceil_div(steps, C::kSteps) * C::kSteps;
+  plan.segments = ceil_div(time, plan.segment_steps);
   bytes = 0;
   if (plan.segments > 1) {
     char* base = static_cast<char*>(p.workspace);
-    const int64_t piece = ceil_divide(plan.segments * rows * static_cast<int64_t>(sizeof(T)), 256) * 256;
+    const int64_t array_bytes = ceil_div(plan.segments * rows * static_cast<int64_t>(sizeof(T)), 256) * 256;
     plan.boundary = base;
-    plan.decay = base + piece;
-    plan.forgets = reinterpret_cast<int32_t*>(base + 2 * piece);
-    bytes = 3 * piece;
+    plan.decay = base + array_bytes;
+    plan.reset = reinterpret_cast<int32_t*>(base + 2 * array_bytes);
+    bytes = 3 * array_bytes;
   }
   return plan;
 }
@@ -60,18 +58,18 @@ int check(const wmk_linear_scan& p, bool backward) {
 
 template <typename T, int DTYPE, bool BACKWARD>
 int launch_scan(const wmk_linear_scan& p) {
-  using C = LinearConfiguration<T>;
+  using C = LinearKernelTraits<T>;
   int64_t bytes = 0;
   const LinearPlan plan = make_plan<T>(p, bytes);
   const int64_t rows = p.batch * p.channels;
-  const int64_t blocks = plan.segments * p.batch * ceil_divide(p.channels, C::kRows);
+  const int64_t blocks = plan.segments * p.batch * ceil_div(p.channels, C::kRows);
   const int64_t shared =
       sizeof(LinearShared<T, BACKWARD>) + (BACKWARD ? 3 : 2) * C::kRows * C::kSteps * element_size(p.dtype);
   if (plan.segments > 1) {
     int status =
         WMK_LAUNCH((linear_scan_kernel<T, DTYPE, BACKWARD, true>), blocks, C::kThreads, shared, p.stream, p, plan);
     if (status != WMK_OK) return status;
-    status = WMK_LAUNCH(linear_scan_combine_kernel<T>, ceil_divide(rows, 128), 128, 0, p.stream, plan, rows);
+    status = WMK_LAUNCH(linear_scan_combine_kernel<T>, ceil_div(rows, 128), 128, 0, p.stream, plan, rows);
     if (status != WMK_OK) return status;
   }
   return WMK_LAUNCH((linear_scan_kernel<T, DTYPE, BACKWARD, false>), blocks, C::kThreads, shared, p.stream, p, plan);

@@ -10,53 +10,35 @@
 // map, a small kernel chains them, and the second pass starts each segment with the right value.
 #pragma once
 
+#include "cuda/common/affine_scan.cuh"
 #include "cuda/common/tile.cuh"
 
 namespace wmk {
 
 struct LinearPlan {
-  int64_t segment, segments;  // steps, a multiple of a tile's; of each row
-  void* boundary;             // [segments, rows]: where a segment leads from zero; after chaining, what enters it
-  void* decay;                // [segments, rows]
-  int32_t* forgets;           // [segments, rows]
+  int64_t segment_steps, segments;  // steps, a multiple of a tile's; of each row
+  void* boundary;                   // [segments, rows]: where a segment leads from zero; after chaining, what enters it
+  void* decay;                      // [segments, rows]
+  int32_t* reset;                   // [segments, rows]
 };
 
 template <typename T>
-struct LinearConfiguration {
+struct LinearKernelTraits {
   static constexpr int kRows = 16, kThreads = 128, kLanes = 8;
   static constexpr int kSteps = sizeof(T) == 8 ? 32 : 128;
-  static constexpr int kRound = 4 * kLanes;  // steps that a row's threads chain at once
+  static constexpr int kPassSteps = 4 * kLanes;  // steps that a row's threads chain at once
   static constexpr int kPitch = kSteps + 4;
   using RowTile = Tile<T, kRows, kSteps, kThreads, false>;
-  static constexpr int kSlotBytes = RowTile::kSlotBytes;
 };
 
 template <typename T, bool BACKWARD>
 struct LinearShared {
-  using C = LinearConfiguration<T>;
+  using C = LinearKernelTraits<T>;
   alignas(16) T gates[C::kRows * C::kPitch];   // then their gradient
   alignas(16) T values[C::kRows * C::kPitch];  // tokens, then the output; or the gradient of out, then of the tokens
   alignas(16) T outputs[BACKWARD ? C::kRows * C::kPitch : 4];  // of the forward pass
-  alignas(16) uint32_t forgets[C::kSteps / 32];
+  alignas(16) uint32_t resets[C::kSteps / 32];
 };
-
-// An affine map of what enters some steps, or one that ignores it.
-template <typename T>
-struct AffineMap {
-  T factor, added;
-  bool forgets;
-};
-
-// `later` after `earlier`.
-template <typename T>
-__device__ __forceinline__ AffineMap<T> compose(const AffineMap<T>& earlier, const AffineMap<T>& later) {
-  if (later.forgets) return later;
-  return {earlier.factor * later.factor, later.factor * earlier.added + later.added, earlier.forgets};
-}
-template <typename T>
-__device__ __forceinline__ T apply(const AffineMap<T>& map, T value) {
-  return map.forgets || value == T(0) ? map.added : map.factor * value + map.added;
-}
 
 // BACKWARD: the gradients. LOCAL: only each segment's map.
 template <typename T, int DTYPE, bool BACKWARD, bool LOCAL>
@@ -64,15 +46,15 @@ __global__ void __launch_bounds__(128, BACKWARD&& LOCAL             ? 3
                                        : sizeof(T) == 8 || BACKWARD ? 4
                                                                     : 6)
     linear_scan_kernel(const WMK_GRID_CONSTANT wmk_linear_scan p, const WMK_GRID_CONSTANT LinearPlan plan) {
-  using C = LinearConfiguration<T>;
+  using C = LinearKernelTraits<T>;
   using RowTile = typename C::RowTile;
   constexpr int kSteps = C::kSteps, kPitch = C::kPitch, kLanes = C::kLanes;
   constexpr int64_t dtype = DTYPE;
   WMK_SHARED_MEMORY(memory);
   auto& shared = *reinterpret_cast<LinearShared<T, BACKWARD>*>(memory);
-  unsigned char* gate_slots = memory + sizeof(LinearShared<T, BACKWARD>);
-  unsigned char* value_slots = gate_slots + C::kRows * kSteps * element_size(dtype);
-  unsigned char* output_slots = value_slots + C::kRows * kSteps * element_size(dtype);
+  unsigned char* gate_stage = memory + sizeof(LinearShared<T, BACKWARD>);
+  unsigned char* value_stage = gate_stage + C::kRows * kSteps * element_size(dtype);
+  unsigned char* output_stage = value_stage + C::kRows * kSteps * element_size(dtype);
   const bool needs_outputs = BACKWARD && !LOCAL && p.grad_gates.data != nullptr;
 
   const int64_t tiles = (p.channels + C::kRows - 1) / C::kRows;
@@ -80,44 +62,44 @@ __global__ void __launch_bounds__(128, BACKWARD&& LOCAL             ? 3
   const int64_t first_row = tile * C::kRows;
   const int rows = static_cast<int>(p.channels - first_row < C::kRows ? p.channels - first_row : C::kRows);
   const bool reverse = BACKWARD ? !p.reverse : p.reverse != 0;  // the direction of this scan
-  const bool shifted = p.reverse != 0;                          // a step forgets when the next one is marked
+  const bool reset_shifted = p.reverse != 0;                    // a step forgets when the next one is marked
   // segments count in the scan's direction
   const int64_t position = reverse ? plan.segments - 1 - segment : segment;
-  const int64_t segment_begin = position * plan.segment;
-  const int64_t segment_end = segment_begin + plan.segment < p.time ? segment_begin + plan.segment : p.time;
+  const int64_t segment_begin = position * plan.segment_steps;
+  const int64_t segment_end = segment_begin + plan.segment_steps < p.time ? segment_begin + plan.segment_steps : p.time;
   if (LOCAL && segment + 1 == plan.segments) return;
 
   const int lane = static_cast<int>(threadIdx.x) % kLanes, row = static_cast<int>(threadIdx.x) / kLanes;
-  const int turn = reverse ? kLanes - 1 - lane : lane;  // this thread's place in the scan's order
+  const int scan_rank = reverse ? kLanes - 1 - lane : lane;  // this thread's place in the scan's order
   const bool exists = row < rows;
-  const int64_t channel = first_row + row, number = batch * p.channels + channel, numbers = p.batch * p.channels;
+  const int64_t channel = first_row + row, row_index = batch * p.channels + channel, row_count = p.batch * p.channels;
 
   const auto rows_of = [&](const wmk_view& view) {
     char* data = static_cast<char*>(view.data);
     return StridedRows{data + (batch * view.stride[0] + first_row * view.stride[1]) * element_size(dtype),
                        view.stride[1], view.stride[2]};
   };
-  const wmk_view &values_view = BACKWARD ? p.grad_out : p.tokens, &out_view = BACKWARD ? p.grad_tokens : p.out;
-  const auto marked = [&](int64_t time) {
+  const wmk_view &value_view = BACKWARD ? p.grad_out : p.tokens, &out_view = BACKWARD ? p.grad_tokens : p.out;
+  const auto reset_at = [&](int64_t time) {
     return static_cast<const uint8_t*>(p.reset.data)[batch * p.reset.stride[0] + time * p.reset.stride[1]] != 0;
   };
 
   const wmk_view& start = BACKWARD ? p.grad_last_state : p.initial_state;
-  T carry = T(0);
+  T running_state = T(0);
   if (exists && segment > 0 && !LOCAL) {
-    carry = static_cast<const T*>(plan.boundary)[segment * numbers + number];
+    running_state = static_cast<const T*>(plan.boundary)[segment * row_count + row_index];
   } else if (exists && segment == 0 && start.data != nullptr) {
-    const bool dropped = BACKWARD && shifted && p.reset.data != nullptr && p.time > 0 && marked(0);
-    if (!dropped) carry = static_cast<const T*>(start.data)[batch * start.stride[0] + channel * start.stride[1]];
+    const bool reset = BACKWARD && reset_shifted && p.reset.data != nullptr && p.time > 0 && reset_at(0);
+    if (!reset) running_state = static_cast<const T*>(start.data)[batch * start.stride[0] + channel * start.stride[1]];
   }
-  AffineMap<T> whole = {T(1), carry, false};  // LOCAL: of the segment so far, from what enters it
+  AffineMap<T> segment_map = {T(1), running_state, false};  // LOCAL: of the segment so far, from what enters it
 
   const auto fetch = [&](int64_t begin, int steps) {
-    RowTile::fetch(gate_slots, rows_of(p.gates), begin, dtype, rows, steps);
-    RowTile::fetch(value_slots, rows_of(values_view), begin, dtype, rows, steps);
-    if (needs_outputs) RowTile::fetch(output_slots, rows_of(p.out), begin, dtype, rows, steps);
+    RowTile::fetch(gate_stage, rows_of(p.gates), begin, dtype, rows, steps);
+    RowTile::fetch(value_stage, rows_of(value_view), begin, dtype, rows, steps);
+    if (needs_outputs) RowTile::fetch(output_stage, rows_of(p.out), begin, dtype, rows, steps);
   };
-  const auto same = [](T value, int) { return value; };
+  const auto identity = [](T value, int) { return value; };
   const int64_t count = (segment_end - segment_begin + kSteps - 1) / kSteps;
   const auto tile_begin = [&](int64_t i) { return segment_begin + (reverse ? count - 1 - i : i) * kSteps; };
   const auto tile_steps = [&](int64_t begin) {
@@ -128,97 +110,91 @@ __global__ void __launch_bounds__(128, BACKWARD&& LOCAL             ? 3
     const int64_t begin = tile_begin(i);
     const int steps = tile_steps(begin);
     copy_async_wait();
-    RowTile::template place<false>(shared.gates, kPitch, gate_slots, rows_of(p.gates).along_time(), dtype, rows, steps,
-                                   same);
-    RowTile::template place<false>(shared.values, kPitch, value_slots, rows_of(values_view).along_time(), dtype, rows,
-                                   steps, same);
+    RowTile::template convert<false>(shared.gates, kPitch, gate_stage, rows_of(p.gates).along_time(), dtype, rows,
+                                     steps, identity);
+    RowTile::template convert<false>(shared.values, kPitch, value_stage, rows_of(value_view).along_time(), dtype, rows,
+                                     steps, identity);
     if (needs_outputs) {
-      RowTile::template place<false>(shared.outputs, kPitch, output_slots, rows_of(p.out).along_time(), dtype, rows,
-                                     steps, same);
+      RowTile::template convert<false>(shared.outputs, kPitch, output_stage, rows_of(p.out).along_time(), dtype, rows,
+                                       steps, identity);
     }
     if (threadIdx.x < kSteps) {
-      const int64_t time = begin + threadIdx.x + shifted;
-      const bool forgets =
-          p.reset.data != nullptr && static_cast<int>(threadIdx.x) < steps && time < p.time && marked(time);
-      const uint32_t bits = __ballot_sync(0xffffffffu, forgets);
-      if (threadIdx.x % 32 == 0) shared.forgets[threadIdx.x / 32] = bits;
+      const int64_t time = begin + threadIdx.x + reset_shifted;
+      const bool reset =
+          p.reset.data != nullptr && static_cast<int>(threadIdx.x) < steps && time < p.time && reset_at(time);
+      const uint32_t bits = __ballot_sync(0xffffffffu, reset);
+      if (threadIdx.x % 32 == 0) shared.resets[threadIdx.x / 32] = bits;
     }
     __syncthreads();
     if (i + 1 < count) fetch(tile_begin(i + 1), tile_steps(tile_begin(i + 1)));
 
 #pragma unroll
-    for (int round = 0; round < kSteps / C::kRound; ++round) {
-      const int word = reverse ? kSteps / C::kRound - 1 - round : round;
-      const int first = word * C::kRound + 4 * lane;
+    for (int pass = 0; pass < kSteps / C::kPassSteps; ++pass) {
+      const int word = reverse ? kSteps / C::kPassSteps - 1 - pass : pass;
+      const int first = word * C::kPassSteps + 4 * lane;
       T* gates = shared.gates + row * kPitch + first;
       T* values = shared.values + row * kPitch + first;
-      const uint32_t forgets = shared.forgets[word] >> (4 * lane) & 15u;
-      Quad<T> g = load_quad(gates), v = load_quad(values);
+      const uint32_t resets = shared.resets[word] >> (4 * lane) & 15u;
+      Vec4<T> g = load_vec4(gates), v = load_vec4(values);
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
         if (first + j >= steps) g.value[j] = T(1);  // and its value is 0: such a step changes nothing
       }
-      AffineMap<T> mine = {T(1), T(0), false};
+      AffineMap<T> prefix = {T(1), T(0), false};
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
         const int k = reverse ? 3 - j : j;
         // a run-time index would put the quads in memory
         const T gate = reverse ? g.value[3 - j] : g.value[j], value = reverse ? v.value[3 - j] : v.value[j];
-        const bool forget = forgets >> k & 1u;
+        const bool reset = resets >> k & 1u;
         const AffineMap<T> step =
-            BACKWARD ? AffineMap<T>{gate, forget ? T(0) : gate * value, forget} : AffineMap<T>{gate, value, forget};
-        mine = compose(mine, step);
+            BACKWARD ? AffineMap<T>{gate, reset ? T(0) : gate * value, reset} : AffineMap<T>{gate, value, reset};
+        prefix = combine<false>(prefix, step);
       }
 #pragma unroll
       for (int distance = 1; distance < kLanes; distance *= 2) {
         const int from = static_cast<int>(threadIdx.x) % 32 + (reverse ? distance : -distance);
-        AffineMap<T> before;
-        before.factor = __shfl_sync(0xffffffffu, mine.factor, from & 31);
-        before.added = __shfl_sync(0xffffffffu, mine.added, from & 31);
-        before.forgets = __shfl_sync(0xffffffffu, static_cast<int>(mine.forgets), from & 31) != 0;
-        if (turn >= distance) mine = compose(before, mine);
+        const AffineMap<T> previous = shuffle_map(prefix, from & 31);
+        if (scan_rank >= distance) prefix = combine<false>(previous, prefix);
       }
       const int neighbour = static_cast<int>(threadIdx.x) % 32 + (reverse ? 1 : -1);
-      AffineMap<T> before;
-      before.factor = __shfl_sync(0xffffffffu, mine.factor, neighbour & 31);
-      before.added = __shfl_sync(0xffffffffu, mine.added, neighbour & 31);
-      before.forgets = __shfl_sync(0xffffffffu, static_cast<int>(mine.forgets), neighbour & 31) != 0;
-      T state = turn == 0 ? carry : apply(before, carry);
-      const T last = apply(mine, carry);
+      const AffineMap<T> previous = shuffle_map(prefix, neighbour & 31);
+      T state = scan_rank == 0 ? running_state : pass_state(previous, running_state);
+      const T last = pass_state(prefix, running_state);
       const int last_thread = static_cast<int>(threadIdx.x) % 32 / kLanes * kLanes + (reverse ? 0 : kLanes - 1);
-      carry = __shfl_sync(0xffffffffu, last, last_thread);
+      running_state = __shfl_sync(0xffffffffu, last, last_thread);
       if constexpr (LOCAL) {
-        AffineMap<T> all = mine;
-        all.factor = __shfl_sync(0xffffffffu, mine.factor, last_thread);
-        all.forgets = __shfl_sync(0xffffffffu, static_cast<int>(mine.forgets), last_thread) != 0;
-        whole.factor *= all.factor;
-        whole.forgets = whole.forgets || all.forgets;
+        AffineMap<T> total = prefix;
+        total.decay = __shfl_sync(0xffffffffu, prefix.decay, last_thread);
+        total.reset = __shfl_sync(0xffffffffu, static_cast<int>(prefix.reset), last_thread) != 0;
+        segment_map.decay *= total.decay;
+        segment_map.reset = segment_map.reset || total.reset;
       } else {
-        Quad<T> result = {};
+        Vec4<T> result = {};
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
           const int k = reverse ? 3 - j : j;
           const T gate = reverse ? g.value[3 - j] : g.value[j], value = reverse ? v.value[3 - j] : v.value[j];
-          const bool forget = forgets >> k & 1u;
-          T here;
+          const bool reset = resets >> k & 1u;
+          T result_j;
           if (BACKWARD) {
-            here = value + state;
-            state = forget ? T(0) : gate * here;
+            result_j = value + state;
+            state = reset ? T(0) : gate * result_j;
           } else {
-            here = forget ? value : gate * state + value;
-            state = here;
+            result_j = reset ? value : gate * state + value;
+            state = result_j;
           }
           if (reverse) {
-            result.value[3 - j] = here;
+            result.value[3 - j] = result_j;
           } else {
-            result.value[j] = here;
+            result.value[j] = result_j;
           }
         }
-        store_quad(values, result);
+        store_vec4(values, result);
         if (BACKWARD && p.grad_gates.data != nullptr) {
           // The gradient of a gate: times the state that it multiplied, its neighbour's in time. Of a thread's four
           // steps three have theirs here; the fourth lies with the next thread, or beyond this round.
-          Quad<T> then = load_quad(shared.outputs + row * kPitch + first);
+          Vec4<T> outputs = load_vec4(shared.outputs + row * kPitch + first);
           const bool inside = p.reverse ? first + 4 < steps : first > 0;
           T edge = T(0);
           if (inside) {
@@ -236,11 +212,11 @@ __global__ void __launch_bounds__(128, BACKWARD&& LOCAL             ? 3
           const int last_step = steps - 1 - first;  // in this quad, if it is in it
 #pragma unroll
           for (int j = 0; j < 4; ++j) {
-            const T state_then = p.reverse ? (j == 3 || j == last_step ? edge : then.value[j < 3 ? j + 1 : 3])
-                                           : (j == 0 ? edge : then.value[j > 0 ? j - 1 : 0]);
-            result.value[j] = forgets >> j & 1u ? T(0) : result.value[j] * state_then;
+            const T neighbour_state = p.reverse ? (j == 3 || j == last_step ? edge : outputs.value[j < 3 ? j + 1 : 3])
+                                                : (j == 0 ? edge : outputs.value[j > 0 ? j - 1 : 0]);
+            result.value[j] = resets >> j & 1u ? T(0) : result.value[j] * neighbour_state;
           }
-          store_quad(gates, result);
+          store_vec4(gates, result);
         }
       }
     }
@@ -258,14 +234,14 @@ __global__ void __launch_bounds__(128, BACKWARD&& LOCAL             ? 3
 
   if (!exists || lane != 0) return;
   if (LOCAL) {
-    const int64_t at = segment * numbers + number;
-    static_cast<T*>(plan.boundary)[at] = carry;
-    static_cast<T*>(plan.decay)[at] = whole.factor;
-    plan.forgets[at] = whole.forgets;
+    const int64_t offset = segment * row_count + row_index;
+    static_cast<T*>(plan.boundary)[offset] = running_state;
+    static_cast<T*>(plan.decay)[offset] = segment_map.decay;
+    plan.reset[offset] = segment_map.reset;
   } else if (segment + 1 == plan.segments) {
     const wmk_view& end = BACKWARD ? p.grad_initial_state : p.last_state;
-    const bool dropped = !BACKWARD && shifted && p.reset.data != nullptr && p.time > 0 && marked(0);
-    if (end.data != nullptr) static_cast<T*>(end.data)[number] = dropped ? T(0) : carry;
+    const bool reset = !BACKWARD && reset_shifted && p.reset.data != nullptr && p.time > 0 && reset_at(0);
+    if (end.data != nullptr) static_cast<T*>(end.data)[row_index] = reset ? T(0) : running_state;
   }
 }
 
@@ -280,10 +256,10 @@ __global__ void __launch_bounds__(128)
   T state = T(0);
 #pragma unroll 4
   for (int64_t segment = 0; segment + 1 < plan.segments; ++segment) {
-    const int64_t at = segment * rows + row;
-    const AffineMap<T> map = {decay[at], boundary[at], plan.forgets[at] != 0};
-    boundary[at] = state;
-    state = apply(map, state);
+    const int64_t offset = segment * rows + row;
+    const AffineMap<T> map = {decay[offset], boundary[offset], plan.reset[offset] != 0};
+    boundary[offset] = state;
+    state = pass_state(map, state);
   }
   boundary[(plan.segments - 1) * rows + row] = state;
 }

@@ -7,17 +7,12 @@
 // to. The order of every sum is fixed.
 #pragma once
 
+#include "cuda/common/affine_scan.cuh"
 #include "cuda/selective_scan/selective_scan_common.cuh"
 
 namespace wmk {
 
 constexpr int kCombineWarps = 8;
-
-// A decay over a whole segment may overflow where no step's does, so zero stays zero by selection.
-template <typename T>
-__device__ __forceinline__ T chain(bool forgets, T factor, T state, T added) {
-  return forgets || state == T(0) ? added : factor * state + added;
-}
 
 // tile_channels: channels of the local pass's tiles, as its forgets are [slots, tiles].
 template <typename T, bool REVERSE>
@@ -25,22 +20,22 @@ __global__ void __launch_bounds__(32 * kCombineWarps)
     selective_scan_combine_kernel(const WMK_GRID_CONSTANT wmk_selective_scan p, const WMK_GRID_CONSTANT ScanPlan plan,
                                   const int tile_channels) {
   WMK_SHARED_ARRAY(T, range_decay, [kCombineWarps][32]);
-  WMK_SHARED_ARRAY(T, range_end, [kCombineWarps][32]);
-  WMK_SHARED_ARRAY(int, range_forgets, [kCombineWarps][32]);
+  WMK_SHARED_ARRAY(T, range_value, [kCombineWarps][32]);
+  WMK_SHARED_ARRAY(int, range_reset, [kCombineWarps][32]);
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  const int64_t numbers = p.channels * p.state, blocks = (numbers + 31) / 32;
+  const int64_t elements = p.channels * p.state, blocks = (elements + 31) / 32;
   const int64_t sequence = blockIdx.x / blocks;
-  const int64_t number = blockIdx.x % blocks * 32 + lane;
-  const bool exists = number < numbers;
-  const int64_t channel = exists ? number / p.state : 0;
+  const int64_t element = blockIdx.x % blocks * 32 + lane;
+  const bool exists = element < elements;
+  const int64_t channel = exists ? element / p.state : 0;
 
-  int64_t first = sequence * plan.segments, length = p.time;  // first: the sequence's first slot
+  int64_t first = sequence * plan.segments_per_sequence, length = p.time;  // first: the sequence's first slot
   if (p.cu_seqlens.data != nullptr) {
     const int64_t offset = packed_bound(p, sequence);
-    first = offset / plan.segment + sequence;
+    first = offset / plan.segment_steps + sequence;
     length = packed_bound(p, sequence + 1) - offset;
   }
-  const int64_t count = length <= 0 ? 1 : (length + plan.segment - 1) / plan.segment;
+  const int64_t count = length <= 0 ? 1 : (length + plan.segment_steps - 1) / plan.segment_steps;
 
   // Segment 0 needs nothing forward: its own pass starts from the initial state, and so did its local pass. The last
   // one's local pass never ran. Backward the same, from the other end.
@@ -52,76 +47,68 @@ __global__ void __launch_bounds__(32 * kCombineWarps)
   const int64_t channels_per_group = p.channels / p.groups;
   const int64_t tile =
       channel / channels_per_group * plan.tiles_per_group + channel % channels_per_group / tile_channels;
-  const auto slot_of = [&](int64_t k) { return first + (REVERSE ? count - 1 - k : k); };
+  const auto segment_at = [&](int64_t k) { return first + (REVERSE ? count - 1 - k : k); };
+  const auto map_of = [&](int64_t segment) {
+    const int64_t offset = segment * elements + element;
+    return AffineMap<T>{decay[offset], boundary[offset], plan.reset[segment * plan.tiles + tile] != 0};
+  };
 
-  T state = T(0), product = T(1);
-  int forgot = 0;
+  AffineMap<T> range = {T(1), T(0), false};
   if (exists) {
 #pragma unroll 4
-    for (int64_t k = begin; k < end && k + 1 < count; ++k) {
-      const int64_t slot = slot_of(k);
-      const T added = boundary[slot * numbers + number], factor = decay[slot * numbers + number];
-      const bool forgets = plan.forgets[slot * plan.tiles + tile] != 0;
-      state = chain(forgets, factor, state, added);
-      product *= factor;
-      forgot |= forgets;
-    }
+    for (int64_t k = begin; k < end && k + 1 < count; ++k) range = combine<true>(range, map_of(segment_at(k)));
   }
-  range_end[warp][lane] = state;
-  range_decay[warp][lane] = product;
-  range_forgets[warp][lane] = forgot;
+  range_value[warp][lane] = range.value;
+  range_decay[warp][lane] = range.decay;
+  range_reset[warp][lane] = range.reset;
   __syncthreads();
-  state = T(0);
+  T state = T(0);
   for (int i = 0; i < warp; ++i) {
-    state = chain(range_forgets[i][lane] != 0, range_decay[i][lane], state, range_end[i][lane]);
+    state = pass_state(AffineMap<T>{range_decay[i][lane], range_value[i][lane], range_reset[i][lane] != 0}, state);
   }
   if (!exists) return;
 #pragma unroll 4
   for (int64_t k = begin; k < end; ++k) {
-    const int64_t at = slot_of(k) * numbers + number;
-    T added = T(0), factor = T(0);
-    bool forgets = false;
-    if (k + 1 < count) {
-      added = boundary[at];
-      factor = decay[at];
-      forgets = plan.forgets[slot_of(k) * plan.tiles + tile] != 0;
-    }
-    boundary[at] = state;
-    state = chain(forgets, factor, state, added);
+    const int64_t segment = segment_at(k);
+    AffineMap<T> map = {T(0), T(0), false};
+    if (k + 1 < count) map = map_of(segment);
+    boundary[segment * elements + element] = state;
+    state = pass_state(map, state);
   }
 }
 
 // Adds up partial sums: out[i] = sum over slots of partial[slot][i], as many as are given.
-struct SlotSum {
+struct SegmentSum {
   const void* partial;
   void* out;
   int64_t count;
 };
-struct SlotSums {
-  SlotSum sum[5];
-  int64_t slots;
+struct SegmentSums {
+  SegmentSum sum[5];
+  int64_t segment_count;
   int64_t first_block[6];  // which block begins which sum
 };
 
 template <typename T>
-__global__ void __launch_bounds__(32 * kCombineWarps) sum_slots_kernel(const WMK_GRID_CONSTANT SlotSums sums) {
-  WMK_SHARED_ARRAY(T, part, [kCombineWarps][32]);
+__global__ void __launch_bounds__(32 * kCombineWarps) sum_segments_kernel(const WMK_GRID_CONSTANT SegmentSums sums) {
+  WMK_SHARED_ARRAY(T, warp_sum, [kCombineWarps][32]);
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   int which = 0;
   while (static_cast<int64_t>(blockIdx.x) >= sums.first_block[which + 1]) ++which;
-  const SlotSum& sum = sums.sum[which];
-  const int64_t number = (static_cast<int64_t>(blockIdx.x) - sums.first_block[which]) * 32 + lane;
+  const SegmentSum& sum = sums.sum[which];
+  const int64_t element = (static_cast<int64_t>(blockIdx.x) - sums.first_block[which]) * 32 + lane;
   T total = T(0);
-  if (number < sum.count) {
+  if (element < sum.count) {
     const T* partial = static_cast<const T*>(sum.partial);
 #pragma unroll 4
-    for (int64_t slot = warp; slot < sums.slots; slot += kCombineWarps) total += partial[slot * sum.count + number];
+    for (int64_t segment = warp; segment < sums.segment_count; segment += kCombineWarps)
+      total += partial[segment * sum.count + element];
   }
-  part[warp][lane] = total;
+  warp_sum[warp][lane] = total;
   __syncthreads();
-  if (warp != 0 || number >= sum.count) return;
-  for (int i = 1; i < kCombineWarps; ++i) total += part[i][lane];
-  static_cast<T*>(sum.out)[number] = total;
+  if (warp != 0 || element >= sum.count) return;
+  for (int i = 1; i < kCombineWarps; ++i) total += warp_sum[i][lane];
+  static_cast<T*>(sum.out)[element] = total;
 }
 
 // Adds up the tiles' shares of a gradient of B or C that varies: partial [batch, groups, tiles a group, state, time] to
@@ -135,10 +122,10 @@ __global__ void __launch_bounds__(256)
   if (step >= time) return;
   const int64_t row = blockIdx.x / blocks;  // of [batch, groups, states]
   const int64_t state = row % states, group = row / states % groups, batch = row / states / groups;
-  const T* from = partial + ((batch * groups + group) * tiles * states + state) * time + step;
+  const T* source = partial + ((batch * groups + group) * tiles * states + state) * time + step;
   T total = T(0);
 #pragma unroll 8
-  for (int64_t tile = 0; tile < tiles; ++tile) total += from[tile * states * time];
+  for (int64_t tile = 0; tile < tiles; ++tile) total += source[tile * states * time];
   store_element<T>(out.data, dtype,
                    batch * out.stride[0] + group * out.stride[1] + state * out.stride[2] + step * out.stride[3], total);
 }

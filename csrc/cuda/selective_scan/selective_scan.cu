@@ -33,9 +33,9 @@ template int launch_combine<double>(const wmk_selective_scan&, const ScanPlan&, 
 
 namespace {
 
-// Calls `use(configuration)` with the smallest configuration that holds the call's states.
+// Calls `use(traits)` with the smallest traits that holds the call's states.
 template <typename Use>
-auto with_configuration(const wmk_selective_scan& p, Use use) {
+auto with_traits(const wmk_selective_scan& p, Use use) {
   if (p.dtype == WMK_FLOAT64) return p.state <= 16 ? use(Scan16Double()) : use(Scan256Double());
   if (p.state <= 16) {
     if (p.dtype == WMK_FLOAT32) return use(Scan16<WMK_FLOAT32>());
@@ -44,85 +44,85 @@ auto with_configuration(const wmk_selective_scan& p, Use use) {
   return p.state <= 64 ? use(Scan64()) : use(Scan256());
 }
 
-int64_t ceil_divide(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 // Takes pieces of the workspace one after the other.
-struct Layout {
+struct WorkspaceLayout {
   char* base;
   int64_t used = 0;
-  void* take(int64_t bytes) {
-    void* piece = base + used;
-    used += ceil_divide(bytes, 256) * 256;
-    return piece;
+  void* allocate(int64_t bytes) {
+    void* block = base + used;
+    used += ceil_div(bytes, 256) * 256;
+    return block;
   }
 };
 
 // Time is split where the blocks of whole sequences leave too many multiprocessors idle: below kEnough blocks each it
 // pays to run every segment twice. Then as many segments as give each multiprocessor at most kWanted, which is what it
 // holds at a time.
-constexpr double kEnough = 1.6;
-constexpr int64_t kWanted = 3;
+constexpr double kMinBlocksPerProcessor = 1.6;
+constexpr int64_t kTargetBlocksPerProcessor = 3;
 
-int64_t choose_segment(const wmk_selective_scan& p, int64_t tiles, int64_t tile_steps, bool packed) {
+int64_t choose_segment_steps(const wmk_selective_scan& p, int64_t tiles, int64_t tile_steps, bool packed) {
   const int64_t chunk = p.chunk_states.data == nullptr || p.chunk < 1 ? tile_steps : p.chunk;
-  const int64_t unit = tile_steps % chunk == 0 ? tile_steps : chunk;
+  const int64_t granularity = tile_steps % chunk == 0 ? tile_steps : chunk;
   const int64_t time = p.time < 1 ? 1 : p.time;
   const int64_t processors = multiprocessors(p.device);
-  const int64_t wanted = kWanted * processors;
-  int64_t segment = time;
+  const int64_t target_blocks = kTargetBlocksPerProcessor * processors;
+  int64_t steps = time;
   if (packed) {
     // Sequences shorter than a segment stay whole, so only one far above the mean is cut.
-    segment = ceil_divide(2 * time * tiles, wanted);
-  } else if (static_cast<double>(tiles * p.batch) < kEnough * static_cast<double>(processors)) {
-    segment = ceil_divide(time, wanted / (tiles * p.batch < 1 ? 1 : tiles * p.batch));
+    steps = ceil_div(2 * time * tiles, target_blocks);
+  } else if (static_cast<double>(tiles * p.batch) < kMinBlocksPerProcessor * static_cast<double>(processors)) {
+    steps = ceil_div(time, target_blocks / (tiles * p.batch < 1 ? 1 : tiles * p.batch));
   }
-  const int64_t least = 2 * tile_steps;
-  if (segment < least) segment = least;
-  return ceil_divide(segment, unit) * unit;
+  const int64_t min_steps = 2 * tile_steps;
+  if (steps < min_steps) steps = min_steps;
+  return ceil_div(steps, granularity) * granularity;
 }
 
-template <typename Configuration>
-ScanPlan make_plan(const wmk_selective_scan& p, bool packed, bool backward, Layout& layout) {
-  using T = typename Configuration::T;
+template <typename Traits>
+ScanPlan make_plan(const wmk_selective_scan& p, bool packed, bool backward, WorkspaceLayout& layout) {
+  using T = typename Traits::T;
   ScanPlan plan = {};
-  plan.tiles_per_group = ceil_divide(p.channels / p.groups, Configuration::kChannels);
+  plan.tiles_per_group = ceil_div(p.channels / p.groups, Traits::kChannels);
   plan.tiles = p.groups * plan.tiles_per_group;
-  plan.segment = choose_segment(p, plan.tiles, Configuration::kSteps, packed);
-  plan.segments = p.time == 0 ? 1 : ceil_divide(p.time, plan.segment);
-  plan.slots = packed ? p.time / plan.segment + p.sequences : p.batch * plan.segments;
-  plan.split = plan.segments > 1;
+  plan.segment_steps = choose_segment_steps(p, plan.tiles, Traits::kSteps, packed);
+  plan.segments_per_sequence = p.time == 0 ? 1 : ceil_div(p.time, plan.segment_steps);
+  plan.segment_count = packed ? p.time / plan.segment_steps + p.sequences : p.batch * plan.segments_per_sequence;
+  plan.split = plan.segments_per_sequence > 1;
 
-  const int64_t size = sizeof(T), states = plan.slots * p.channels * p.state * size;
+  const int64_t size = sizeof(T), states = plan.segment_count * p.channels * p.state * size;
   if (plan.split) {
-    plan.boundary = layout.take(states);
-    plan.decay = layout.take(states);
-    plan.forgets = static_cast<int32_t*>(layout.take(plan.slots * plan.tiles * static_cast<int64_t>(sizeof(int32_t))));
+    plan.boundary = layout.allocate(states);
+    plan.decay = layout.allocate(states);
+    plan.reset =
+        static_cast<int32_t*>(layout.allocate(plan.segment_count * plan.tiles * static_cast<int64_t>(sizeof(int32_t))));
   }
   if (backward) {
-    const int64_t shares = p.batch * plan.tiles * p.state * p.time * size;
-    plan.partial_A = layout.take(states);
-    plan.partial_D = layout.take(plan.slots * p.channels * size);
-    plan.partial_bias = layout.take(plan.slots * p.channels * size);
-    (p.B_varies ? plan.tile_B : plan.partial_B) = layout.take(p.B_varies ? shares : states);
-    (p.C_varies ? plan.tile_C : plan.partial_C) = layout.take(p.C_varies ? shares : states);
+    const int64_t partials = p.batch * plan.tiles * p.state * p.time * size;
+    plan.partial_A = layout.allocate(states);
+    plan.partial_D = layout.allocate(plan.segment_count * p.channels * size);
+    plan.partial_bias = layout.allocate(plan.segment_count * p.channels * size);
+    (p.B_varies ? plan.tile_partial_B : plan.partial_B) = layout.allocate(p.B_varies ? partials : states);
+    (p.C_varies ? plan.tile_partial_C : plan.partial_C) = layout.allocate(p.C_varies ? partials : states);
   }
   return plan;
 }
 
 int64_t workspace_bytes(const wmk_selective_scan& p, bool backward) {
   if (p.groups < 1) return 0;
-  return with_configuration(p, [&](auto configuration) {
+  return with_traits(p, [&](auto traits) {
     // whether a batch of one is packed shows only in a pointer, which this answer must not need
-    Layout whole{nullptr}, packed{nullptr};
-    make_plan<decltype(configuration)>(p, false, backward, whole);
-    if (p.batch == 1) make_plan<decltype(configuration)>(p, true, backward, packed);
-    return whole.used > packed.used ? whole.used : packed.used;
+    WorkspaceLayout unpacked{nullptr}, packed{nullptr};
+    make_plan<decltype(traits)>(p, false, backward, unpacked);
+    if (p.batch == 1) make_plan<decltype(traits)>(p, true, backward, packed);
+    return unpacked.used > packed.used ? unpacked.used : packed.used;
   });
 }
 
 int check(const wmk_selective_scan& p, bool backward) {
-  const bool known = p.dtype >= WMK_FLOAT32 && p.dtype <= WMK_FLOAT16;
-  if (!known || p.state < 1 || p.state > 256 || p.groups < 1 || p.channels % p.groups != 0) return WMK_UNSUPPORTED;
+  const bool known_dtype = p.dtype >= WMK_FLOAT32 && p.dtype <= WMK_FLOAT16;
+  if (!known_dtype || p.state < 1 || p.state > 256 || p.groups < 1 || p.channels % p.groups != 0)
+    return WMK_UNSUPPORTED;
   if ((backward || p.chunk_states.data != nullptr) && p.chunk < 1) return WMK_UNSUPPORTED;
   if (p.channels == 0) return WMK_OK;
   const bool any_states = p.sequences > 0, any_steps = p.batch > 0 && p.time > 0;
@@ -137,13 +137,13 @@ int check(const wmk_selective_scan& p, bool backward) {
 
 template <typename T>
 int launch_sums(const wmk_selective_scan& p, const ScanPlan& plan) {
-  SlotSums sums = {};
-  sums.slots = plan.slots;
+  SegmentSums sums = {};
+  sums.segment_count = plan.segment_count;
   int count = 0;
-  const auto add = [&](const void* partial, const wmk_view& out, int64_t numbers) {
+  const auto add = [&](const void* partial, const wmk_view& out, int64_t elements) {
     if (out.data == nullptr) return;
-    sums.sum[count] = {partial, out.data, numbers};
-    sums.first_block[count + 1] = sums.first_block[count] + ceil_divide(numbers, 32);
+    sums.sum[count] = {partial, out.data, elements};
+    sums.first_block[count + 1] = sums.first_block[count] + ceil_div(elements, 32);
     ++count;
   };
   add(plan.partial_A, p.grad_A, p.channels * p.state);
@@ -151,15 +151,15 @@ int launch_sums(const wmk_selective_scan& p, const ScanPlan& plan) {
   add(plan.partial_bias, p.grad_delta_bias, p.channels);
   if (!p.B_varies) add(plan.partial_B, p.grad_B, p.channels * p.state);
   if (!p.C_varies) add(plan.partial_C, p.grad_C, p.channels * p.state);
-  int status = WMK_LAUNCH(sum_slots_kernel<T>, sums.first_block[count], 32 * kCombineWarps, 0, p.stream, sums);
+  int status = WMK_LAUNCH(sum_segments_kernel<T>, sums.first_block[count], 32 * kCombineWarps, 0, p.stream, sums);
   if (status != WMK_OK) return status;
 
-  const int64_t blocks = p.batch * p.groups * p.state * ceil_divide(p.time, 256);
+  const int64_t blocks = p.batch * p.groups * p.state * ceil_div(p.time, 256);
   for (int which = 0; which < 2; ++which) {
     const wmk_view& out = which == 0 ? p.grad_B : p.grad_C;
     if (!(which == 0 ? p.B_varies : p.C_varies) || out.data == nullptr) continue;
-    const T* shares = static_cast<const T*>(which == 0 ? plan.tile_B : plan.tile_C);
-    status = WMK_LAUNCH(sum_tiles_kernel<T>, blocks, 256, 0, p.stream, shares, out, p.dtype, p.groups,
+    const T* partials = static_cast<const T*>(which == 0 ? plan.tile_partial_B : plan.tile_partial_C);
+    status = WMK_LAUNCH(sum_tiles_kernel<T>, blocks, 256, 0, p.stream, partials, out, p.dtype, p.groups,
                         plan.tiles_per_group, p.state, p.time);
     if (status != WMK_OK) return status;
   }
@@ -182,11 +182,11 @@ extern "C" int wmk_cuda_selective_scan_forward(const wmk_selective_scan* p) {
   if (status != WMK_OK) return status;
   wmk::DeviceGuard guard(p->device);
   if (guard.status() != WMK_OK) return guard.status();
-  return wmk::with_configuration(*p, [&](auto configuration) {
-    using Configuration = decltype(configuration);
-    wmk::Layout layout{static_cast<char*>(p->workspace)};
+  return wmk::with_traits(*p, [&](auto traits) {
+    using Traits = decltype(traits);
+    wmk::WorkspaceLayout layout{static_cast<char*>(p->workspace)};
     const bool packed = p->cu_seqlens.data != nullptr;
-    return wmk::launch_forward<Configuration>(*p, wmk::make_plan<Configuration>(*p, packed, false, layout));
+    return wmk::launch_forward<Traits>(*p, wmk::make_plan<Traits>(*p, packed, false, layout));
   });
 }
 
@@ -195,12 +195,12 @@ extern "C" int wmk_cuda_selective_scan_backward(const wmk_selective_scan* p) {
   if (status != WMK_OK) return status;
   wmk::DeviceGuard guard(p->device);
   if (guard.status() != WMK_OK) return guard.status();
-  return wmk::with_configuration(*p, [&](auto configuration) {
-    using Configuration = decltype(configuration);
-    wmk::Layout layout{static_cast<char*>(p->workspace)};
+  return wmk::with_traits(*p, [&](auto traits) {
+    using Traits = decltype(traits);
+    wmk::WorkspaceLayout layout{static_cast<char*>(p->workspace)};
     const bool packed = p->cu_seqlens.data != nullptr;
-    const wmk::ScanPlan plan = wmk::make_plan<Configuration>(*p, packed, true, layout);
-    const int launched = wmk::launch_backward<Configuration>(*p, plan);
-    return launched == WMK_OK ? wmk::launch_sums<typename Configuration::T>(*p, plan) : launched;
+    const wmk::ScanPlan plan = wmk::make_plan<Traits>(*p, packed, true, layout);
+    const int launched = wmk::launch_backward<Traits>(*p, plan);
+    return launched == WMK_OK ? wmk::launch_sums<typename Traits::T>(*p, plan) : launched;
   });
 }

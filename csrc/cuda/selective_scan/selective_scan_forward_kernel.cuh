@@ -17,10 +17,10 @@
 
 namespace wmk {
 
-template <typename Configuration, bool LOCAL>
+template <typename Traits, bool LOCAL>
 struct ForwardShared {
-  using T = typename Configuration::T;
-  using C = Configuration;
+  using T = typename Traits::T;
+  using C = Traits;
   alignas(16) T u[C::kChannels * C::kPitch];
   alignas(16) T step[C::kChannels * C::kPitch];              // delta after bias and softplus, then the output
   alignas(16) T gate[LOCAL ? 4 : C::kChannels * C::kPitch];  // z
@@ -29,178 +29,179 @@ struct ForwardShared {
   T D[C::kChannels];
   T bias[C::kChannels];
   char *origin_u, *origin_delta, *origin_z, *origin_B, *origin_C, *origin_out;
-  BlockPart part;
+  WorkTile work;
   alignas(16) uint32_t resets;
 };
 
 // Advances the states by four steps; y: what C makes of them. Four states go through all four steps before the next
 // four do, so that few numbers are in registers at a time.
-template <typename Configuration, bool LOCAL, bool RESETS, typename T = typename Configuration::T>
-__device__ __forceinline__ void advance(T (&h)[Configuration::kStates], const T (&A)[Configuration::kStates], T (&y)[4],
-                                        const Quad<T>& step, const Quad<T>& u, const T* B, int B_pitch, const T* C,
+template <typename Traits, bool LOCAL, bool RESETS, typename T = typename Traits::T>
+__device__ __forceinline__ void advance(T (&h)[Traits::kStates], const T (&A)[Traits::kStates], T (&y)[4],
+                                        const Vec4<T>& step, const Vec4<T>& u, const T* B, int B_pitch, const T* C,
                                         int C_pitch, uint32_t resets) {
-  constexpr int kStates = Configuration::kStates;
-  constexpr int kFar = 4 * Configuration::kLanes;  // from a thread's four states to its next four
+  constexpr int kStates = Traits::kStates;
+  constexpr int kStateStride = 4 * Traits::kLanes;  // from a thread's four states to its next four
 #pragma unroll
   for (int j = 0; j < kStates / 4; ++j) {
-#pragma unroll Configuration::kUnroll
+#pragma unroll Traits::kUnroll
     for (int t = 0; t < 4; ++t) {
       if (RESETS && (resets >> t & 1u)) {
 #pragma unroll
         for (int i = 0; i < 4; ++i) h[4 * j + i] = T(0);
       }
-      const T this_step = pick(step.value, t), input = this_step * pick(u.value, t);
-      T sum = j == 0 ? T(0) : pick(y, t);
-      const Quad<T> b = load_quad(B + t * B_pitch + j * kFar);
-      Quad<T> c;
-      if (!LOCAL) c = load_quad(C + t * C_pitch + j * kFar);
+      const T this_step = select(step.value, t), input = this_step * select(u.value, t);
+      T sum = j == 0 ? T(0) : select(y, t);
+      const Vec4<T> b = load_vec4(B + t * B_pitch + j * kStateStride);
+      Vec4<T> c;
+      if (!LOCAL) c = load_vec4(C + t * C_pitch + j * kStateStride);
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         T& state = h[4 * j + i];
         state = exp2_fast(this_step * A[4 * j + i]) * state + input * b.value[i];
         if (!LOCAL) sum += c.value[i] * state;
       }
-      put(y, t, sum);
+      insert(y, t, sum);
     }
   }
 }
 
 // From y: the output, in its place.
-template <typename Configuration, typename T = typename Configuration::T>
-__device__ __forceinline__ void finish(T* y_tile, const T* u_tile, const T* z_tile, const T* D, bool has_gate,
-                                       bool precise) {
-  using ChannelTile = typename Configuration::ChannelTile;
+template <typename Traits, typename T = typename Traits::T>
+__device__ __forceinline__ void epilogue(T* y_tile, const T* u_tile, const T* z_tile, const T* D, bool has_gate,
+                                         bool precise) {
+  using ChannelTile = typename Traits::ChannelTile;
 #pragma unroll
   for (int i = 0; i < ChannelTile::kPerThread; ++i) {
     if (!ChannelTile::in_tile(i)) break;
     int row, step;
     ChannelTile::template position<true>(i, row, step);
-    const int at = row * Configuration::kPitch + step;
-    Quad<T> y = load_quad(y_tile + at);
-    const Quad<T> u = load_quad(u_tile + at);
+    const int at = row * Traits::kPitch + step;
+    Vec4<T> y = load_vec4(y_tile + at);
+    const Vec4<T> u = load_vec4(u_tile + at);
 #pragma unroll
     for (int j = 0; j < 4; ++j) y.value[j] += D[row] * u.value[j];
     if (has_gate) {
-      const Quad<T> z = load_quad(z_tile + at);
+      const Vec4<T> z = load_vec4(z_tile + at);
 #pragma unroll
       for (int j = 0; j < 4; ++j) y.value[j] *= z.value[j] * sigmoid(z.value[j], precise);
     }
-    store_quad(y_tile + at, y);
+    store_vec4(y_tile + at, y);
   }
 }
 
-template <typename Configuration, bool LOCAL>
-__global__ void __launch_bounds__(Configuration::kThreads, Configuration::kForwardBlocks)
+template <typename Traits, bool LOCAL>
+__global__ void __launch_bounds__(Traits::kThreads, Traits::kForwardBlocks)
     selective_scan_forward_kernel(const WMK_GRID_CONSTANT wmk_selective_scan p, const WMK_GRID_CONSTANT ScanPlan plan) {
-  using T = typename Configuration::T;
-  using ChannelTile = typename Configuration::ChannelTile;
-  using StateTile = typename Configuration::StateTile;
-  constexpr int kStates = Configuration::kStates, kLanes = Configuration::kLanes;
-  constexpr int kPitch = Configuration::kPitch, kStatePitch = Configuration::kStatePitch;
-  constexpr int kSteps = Configuration::kSteps;
+  using T = typename Traits::T;
+  using ChannelTile = typename Traits::ChannelTile;
+  using StateTile = typename Traits::StateTile;
+  constexpr int kStates = Traits::kStates;
+  constexpr int kPitch = Traits::kPitch, kStatePitch = Traits::kStatePitch;
+  constexpr int kSteps = Traits::kSteps;
   WMK_SHARED_MEMORY(memory);
-  auto& shared = *reinterpret_cast<ForwardShared<Configuration, LOCAL>*>(memory);
-  const Slots<Configuration> slots(memory + sizeof(ForwardShared<Configuration, LOCAL>), Configuration::dtype(p));
+  auto& shared = *reinterpret_cast<ForwardShared<Traits, LOCAL>*>(memory);
+  const StageBuffers<Traits> stages(memory + sizeof(ForwardShared<Traits, LOCAL>), Traits::dtype(p));
 
   if (threadIdx.x == 0) {
-    const BlockPart part = block_part<Configuration>(p, plan);
-    shared.part = part;
-    shared.origin_u = channel_origin(p.u, p, part);
-    shared.origin_delta = channel_origin(p.delta, p, part);
-    shared.origin_z = channel_origin(p.z, p, part);
-    shared.origin_B = state_origin(p.B, p, part);
-    shared.origin_C = state_origin(p.C, p, part);
-    shared.origin_out = channel_origin(p.out, p, part);
+    const WorkTile work = work_tile<Traits>(p, plan);
+    shared.work = work;
+    shared.origin_u = channel_origin(p.u, p, work);
+    shared.origin_delta = channel_origin(p.delta, p, work);
+    shared.origin_z = channel_origin(p.z, p, work);
+    shared.origin_B = state_origin(p.B, p, work);
+    shared.origin_C = state_origin(p.C, p, work);
+    shared.origin_out = channel_origin(p.out, p, work);
   }
   __syncthreads();
-  const BlockPart& part = shared.part;
-  if (!part.exists || (LOCAL && part.index + 1 == part.count)) return;
-  const ThreadPlace<Configuration> place(part);
+  const WorkTile& work = shared.work;
+  if (!work.exists || (LOCAL && work.segment_in_sequence + 1 == work.segments_in_sequence)) return;
+  const ThreadCoord<Traits> coord(work);
   const int states = static_cast<int>(p.state);
-  const int64_t dtype = Configuration::dtype(p);
-  const bool precise = Configuration::precise(p);
+  const int64_t dtype = Traits::dtype(p);
+  const bool precise = Traits::precise(p);
   const bool has_gate = !LOCAL && p.z.data != nullptr;
 
   T A[kStates], h[kStates];
-  load_states(A, place, states, p.A.data, place.channel * p.A.stride[0], p.A.stride[1]);
+  load_states(A, coord, states, p.A.data, coord.channel * p.A.stride[0], p.A.stride[1]);
 #pragma unroll
   for (int i = 0; i < kStates; ++i) A[i] *= log2_e(T(0));
 
-  if (part.index > 0 && !LOCAL) {
-    load_states(h, place, states, plan.boundary, (part.slot * p.channels + place.channel) * p.state, 1);
-  } else if (part.index == 0 && p.initial_state.data != nullptr) {
-    load_states(h, place, states, p.initial_state.data,
-                part.sequence * p.initial_state.stride[0] + place.channel * p.initial_state.stride[1],
+  if (work.segment_in_sequence > 0 && !LOCAL) {
+    load_states(h, coord, states, plan.boundary, (work.segment * p.channels + coord.channel) * p.state, 1);
+  } else if (work.segment_in_sequence == 0 && p.initial_state.data != nullptr) {
+    load_states(h, coord, states, p.initial_state.data,
+                work.sequence * p.initial_state.stride[0] + coord.channel * p.initial_state.stride[1],
                 p.initial_state.stride[2]);
   } else {
 #pragma unroll
     for (int i = 0; i < kStates; ++i) h[i] = T(0);
   }
 
-  place_parameter<Configuration>(shared.D, p.D, part);
-  place_parameter<Configuration>(shared.bias, p.delta_bias, part);
-  if (!p.B_varies) place_constant<Configuration>(shared.B_tile, p.B, p, part);
-  if (!LOCAL && !p.C_varies) place_constant<Configuration>(shared.C_tile, p.C, p, part);
-  const T* B = shared.B_tile + (p.B_varies ? 0 : place.row * kStatePitch) + 4 * place.quarter;
-  const T* C = shared.C_tile + (p.C_varies || LOCAL ? 0 : place.row * kStatePitch) + 4 * place.quarter;
+  load_parameter<Traits>(shared.D, p.D, work);
+  load_parameter<Traits>(shared.bias, p.delta_bias, work);
+  if (!p.B_varies) load_constant<Traits>(shared.B_tile, p.B, p, work);
+  if (!LOCAL && !p.C_varies) load_constant<Traits>(shared.C_tile, p.C, p, work);
+  const T* B = shared.B_tile + (p.B_varies ? 0 : coord.row * kStatePitch) + 4 * coord.state_lane;
+  const T* C = shared.C_tile + (p.C_varies || LOCAL ? 0 : coord.row * kStatePitch) + 4 * coord.state_lane;
   const int B_pitch = p.B_varies ? kStatePitch : 0, C_pitch = p.C_varies ? kStatePitch : 0;
 
   // A tile ends where a chunk does, if chunks are saved.
   const bool saves = !LOCAL && p.chunk_states.data != nullptr;
-  int64_t chunk = part.first_chunk, chunk_end = saves ? (chunk + 1) * p.chunk : part.end;
+  int64_t chunk = work.first_chunk, chunk_end = saves ? (chunk + 1) * p.chunk : work.end;
   const auto tile_end = [&](int64_t begin, int64_t limit) {
-    const int64_t end = begin + kSteps < part.end ? begin + kSteps : part.end;
+    const int64_t end = begin + kSteps < work.end ? begin + kSteps : work.end;
     return end < limit ? end : limit;
   };
   const auto fetch = [&](int64_t begin, int steps) {
-    ChannelTile::fetch(slots.u, channel_rows(shared.origin_u, p.u), begin, dtype, part.channels, steps);
-    ChannelTile::fetch(slots.delta, channel_rows(shared.origin_delta, p.delta), begin, dtype, part.channels, steps);
-    if (p.B_varies) StateTile::fetch(slots.B, state_rows(shared.origin_B, p.B), begin, dtype, states, steps);
+    ChannelTile::fetch(stages.u, channel_rows(shared.origin_u, p.u), begin, dtype, work.channels, steps);
+    ChannelTile::fetch(stages.delta, channel_rows(shared.origin_delta, p.delta), begin, dtype, work.channels, steps);
+    if (p.B_varies) StateTile::fetch(stages.B, state_rows(shared.origin_B, p.B), begin, dtype, states, steps);
     if (LOCAL) return;
     if (has_gate) {
-      ChannelTile::fetch(slots.z, channel_rows(shared.origin_z, p.z), begin, dtype, part.channels, steps);
+      ChannelTile::fetch(stages.z, channel_rows(shared.origin_z, p.z), begin, dtype, work.channels, steps);
     }
-    if (p.C_varies) StateTile::fetch(slots.C, state_rows(shared.origin_C, p.C), begin, dtype, states, steps);
+    if (p.C_varies) StateTile::fetch(stages.C, state_rows(shared.origin_C, p.C), begin, dtype, states, steps);
   };
-  const auto same = [](T value, int) { return value; };
+  const auto identity = [](T value, int) { return value; };
   // By value, so that what is constant stays so.
-  const auto step_size = [precise, bias = shared.bias, soft = p.delta_softplus != 0](T value, int row) {
+  const auto step_size = [precise, bias = shared.bias, softplus_on = p.delta_softplus != 0](T value, int row) {
     value += bias[row];
-    return soft ? softplus(value, precise) : value;
+    return softplus_on ? softplus(value, precise) : value;
   };
 
   T total_step = T(0);
-  bool forgets = false;
-  int64_t begin = part.begin, end = tile_end(begin, chunk_end);
+  bool reset = false;
+  int64_t begin = work.begin, end = tile_end(begin, chunk_end);
   bool chunk_begins = saves && begin == chunk * p.chunk;
-  if (begin < part.end) fetch(begin, static_cast<int>(end - begin));
+  if (begin < work.end) fetch(begin, static_cast<int>(end - begin));
   __syncthreads();
-  while (begin < part.end) {
+  while (begin < work.end) {
     const int steps = static_cast<int>(end - begin);
     copy_async_wait();
-    ChannelTile::template place<false>(shared.u, kPitch, slots.u, channel_rows(shared.origin_u, p.u).along_time(),
-                                       dtype, part.channels, steps, same);
-    ChannelTile::template place<false>(shared.step, kPitch, slots.delta,
-                                       channel_rows(shared.origin_delta, p.delta).along_time(), dtype, part.channels,
-                                       steps, step_size);
+    ChannelTile::template convert<false>(shared.u, kPitch, stages.u, channel_rows(shared.origin_u, p.u).along_time(),
+                                         dtype, work.channels, steps, identity);
+    ChannelTile::template convert<false>(shared.step, kPitch, stages.delta,
+                                         channel_rows(shared.origin_delta, p.delta).along_time(), dtype, work.channels,
+                                         steps, step_size);
     if (p.B_varies) {
-      StateTile::template place<true>(shared.B_tile, kStatePitch, slots.B,
-                                      state_rows(shared.origin_B, p.B).along_time(), dtype, states, steps, same);
+      StateTile::template convert<true>(shared.B_tile, kStatePitch, stages.B,
+                                        state_rows(shared.origin_B, p.B).along_time(), dtype, states, steps, identity);
     }
     if (has_gate) {
-      ChannelTile::template place<false>(shared.gate, kPitch, slots.z, channel_rows(shared.origin_z, p.z).along_time(),
-                                         dtype, part.channels, steps, same);
+      ChannelTile::template convert<false>(shared.gate, kPitch, stages.z,
+                                           channel_rows(shared.origin_z, p.z).along_time(), dtype, work.channels, steps,
+                                           identity);
     }
     if (!LOCAL && p.C_varies) {
-      StateTile::template place<true>(shared.C_tile, kStatePitch, slots.C,
-                                      state_rows(shared.origin_C, p.C).along_time(), dtype, states, steps, same);
+      StateTile::template convert<true>(shared.C_tile, kStatePitch, stages.C,
+                                        state_rows(shared.origin_C, p.C).along_time(), dtype, states, steps, identity);
     }
-    place_resets<Configuration>(&shared.resets, p, part, begin, steps);
+    load_resets<Traits>(&shared.resets, p, work, begin, steps);
     __syncthreads();
 
     if (chunk_begins) {
-      store_states(h, place, states, p.chunk_states.data,
-                   ((part.chunk_slot + chunk) * p.channels + place.channel) * p.state);
+      store_states(h, coord, states, p.chunk_states.data,
+                   ((work.chunk_base + chunk) * p.channels + coord.channel) * p.state);
     }
     chunk_begins = saves && end == chunk_end;
     if (chunk_begins) {
@@ -208,11 +209,11 @@ __global__ void __launch_bounds__(Configuration::kThreads, Configuration::kForwa
       chunk_end += p.chunk;
     }
     const int64_t next_end = tile_end(end, chunk_end);
-    if (end < part.end) fetch(end, static_cast<int>(next_end - end));
+    if (end < work.end) fetch(end, static_cast<int>(next_end - end));
     const uint32_t resets = shared.resets;
-    if (resets != 0) forgets = true;
-    T* row_step = shared.step + place.row * kPitch;
-    const T* row_u = shared.u + place.row * kPitch;
+    if (resets != 0) reset = true;
+    T* row_step = shared.step + coord.row * kPitch;
+    const T* row_u = shared.u + coord.row * kPitch;
     // Eight steps at a time where registers last, so that two sums over states are under way at once. What C makes of a
     // step takes the place of its size, which all the channel's threads have read by then.
     constexpr int kQuads = kStates == 4 ? 2 : 1;
@@ -221,17 +222,17 @@ __global__ void __launch_bounds__(Configuration::kThreads, Configuration::kForwa
 #pragma unroll
       for (int half = 0; half < kQuads; ++half) {
         const int at = first + 4 * half;
-        const Quad<T> step = load_quad(row_step + at), u = load_quad(row_u + at);
-        advance<Configuration, LOCAL, decltype(with_resets)::value>(h, A, y[half], step, u, B + at * B_pitch, B_pitch,
-                                                                    C + at * C_pitch, C_pitch, resets >> at);
+        const Vec4<T> step = load_vec4(row_step + at), u = load_vec4(row_u + at);
+        advance<Traits, LOCAL, decltype(with_resets)::value>(h, A, y[half], step, u, B + at * B_pitch, B_pitch,
+                                                             C + at * C_pitch, C_pitch, resets >> at);
         if (LOCAL) total_step += (step.value[0] + step.value[1]) + (step.value[2] + step.value[3]);
       }
       if (!LOCAL) __syncwarp();  // all the channel's threads have read the sizes
 #pragma unroll
       for (int half = 0; half < kQuads; ++half) {
         if constexpr (!LOCAL) {
-          const T sum = sum_over_lanes<kLanes>(y[half], place.quarter);
-          if (place.quarter < 4) row_step[first + 4 * half + place.quarter] = sum;
+          const T sum = sum_over_lanes<Traits::kLanes>(y[half], coord.state_lane);
+          if (coord.state_lane < 4) row_step[first + 4 * half + coord.state_lane] = sum;
         }
       }
     };
@@ -244,14 +245,14 @@ __global__ void __launch_bounds__(Configuration::kThreads, Configuration::kForwa
     }
     __syncthreads();
     if (!LOCAL) {
-      finish<Configuration>(shared.step, shared.u, shared.gate, shared.D, has_gate, precise);
+      epilogue<Traits>(shared.step, shared.u, shared.gate, shared.D, has_gate, precise);
       const StridedRows to = channel_rows(shared.origin_out, p.out);
       // whole tiles along time are written by the threads that finished them
-      if (!to.along_time() || part.channels < Configuration::kChannels || steps < kSteps ||
+      if (!to.along_time() || work.channels < Traits::kChannels || steps < kSteps ||
           !to.aligned(to.data + begin * to.time_stride * element_size(dtype), element_size(dtype))) {
         __syncthreads();
       }
-      ChannelTile::write(shared.step, kPitch, to, begin, dtype, part.channels, steps);
+      ChannelTile::write(shared.step, kPitch, to, begin, dtype, work.channels, steps);
       __syncthreads();
     }
     begin = end;
@@ -259,14 +260,14 @@ __global__ void __launch_bounds__(Configuration::kThreads, Configuration::kForwa
   }
 
   if (LOCAL) {
-    const int64_t offset = (part.slot * p.channels + place.channel) * p.state;
-    store_states(h, place, states, plan.boundary, offset);
+    const int64_t offset = (work.segment * p.channels + coord.channel) * p.state;
+    store_states(h, coord, states, plan.boundary, offset);
 #pragma unroll
     for (int i = 0; i < kStates; ++i) h[i] = exp2_fast(total_step * A[i]);
-    store_states(h, place, states, plan.decay, offset);
-    if (threadIdx.x == 0) plan.forgets[part.slot * plan.tiles + part.tile] = forgets;
-  } else if (part.index + 1 == part.count) {
-    store_states(h, place, states, p.last_state.data, (part.sequence * p.channels + place.channel) * p.state);
+    store_states(h, coord, states, plan.decay, offset);
+    if (threadIdx.x == 0) plan.reset[work.segment * plan.tiles + work.tile] = reset;
+  } else if (work.segment_in_sequence + 1 == work.segments_in_sequence) {
+    store_states(h, coord, states, p.last_state.data, (work.sequence * p.channels + coord.channel) * p.state);
   }
 }
 

@@ -17,8 +17,8 @@ int launch_step(const wmk_selective_step& p) {
 }
 
 int check(const wmk_selective_step& p) {
-  const auto known = [](int64_t dtype) { return dtype >= WMK_FLOAT32 && dtype <= WMK_FLOAT16; };
-  if (!known(p.dtype) || !known(p.state_dtype) || p.state < 1 || p.state > 256) return WMK_UNSUPPORTED;
+  const auto known_dtype = [](int64_t dtype) { return dtype >= WMK_FLOAT32 && dtype <= WMK_FLOAT16; };
+  if (!known_dtype(p.dtype) || !known_dtype(p.state_dtype) || p.state < 1 || p.state > 256) return WMK_UNSUPPORTED;
   if (p.groups < 1 || p.channels % p.groups != 0) return WMK_UNSUPPORTED;
   if (p.batch == 0 || p.channels == 0) return WMK_OK;
   for (const wmk_view* view : {&p.u, &p.delta, &p.A, &p.B, &p.C, &p.out}) {

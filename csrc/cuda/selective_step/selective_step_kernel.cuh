@@ -11,33 +11,33 @@ namespace wmk {
 
 // Four neighbouring elements, at once where memory allows it.
 template <typename T>
-__device__ __forceinline__ Quad<T> load_four(const void* data, int64_t dtype, int64_t offset, int64_t stride,
-                                             int valid) {
+__device__ __forceinline__ Vec4<T> load_global_vec4(const void* data, int64_t dtype, int64_t offset, int64_t stride,
+                                                    int valid) {
   const int64_t size = element_size(dtype);
-  const char* from = static_cast<const char*>(data) + offset * size;
+  const char* source = static_cast<const char*>(data) + offset * size;
   const bool narrow = dtype != WMK_FLOAT64 && sizeof(T) == 4;
-  if (narrow && stride == 1 && valid == 4 && reinterpret_cast<uintptr_t>(from) % (4 * size) == 0) {
-    return unpack(reinterpret_cast<const unsigned char*>(from), dtype, T(0));
+  if (narrow && stride == 1 && valid == 4 && reinterpret_cast<uintptr_t>(source) % (4 * size) == 0) {
+    return unpack(reinterpret_cast<const unsigned char*>(source), dtype, T(0));
   }
-  Quad<T> quad;
+  Vec4<T> vec;
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
-    quad.value[i] = i < valid ? load_element<T>(data, dtype, offset + i * stride) : T(0);
+    vec.value[i] = i < valid ? load_element<T>(data, dtype, offset + i * stride) : T(0);
   }
-  return quad;
+  return vec;
 }
 template <typename T>
-__device__ __forceinline__ void store_four(void* data, int64_t dtype, int64_t offset, int64_t stride, int valid,
-                                           const Quad<T>& quad) {
-  char* to = static_cast<char*>(data) + offset * element_size(dtype);
+__device__ __forceinline__ void store_global_vec4(void* data, int64_t dtype, int64_t offset, int64_t stride, int valid,
+                                                  const Vec4<T>& vec) {
+  char* target = static_cast<char*>(data) + offset * element_size(dtype);
   if (sizeof(T) == 4 && dtype == WMK_FLOAT32 && stride == 1 && valid == 4 &&
-      reinterpret_cast<uintptr_t>(to) % 16 == 0) {
-    *reinterpret_cast<Quad<T>*>(to) = quad;
+      reinterpret_cast<uintptr_t>(target) % 16 == 0) {
+    *reinterpret_cast<Vec4<T>*>(target) = vec;
     return;
   }
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
-    if (i < valid) store_element<T>(data, dtype, offset + i * stride, quad.value[i]);
+    if (i < valid) store_element<T>(data, dtype, offset + i * stride, vec.value[i]);
   }
 }
 
@@ -62,36 +62,36 @@ __global__ void __launch_bounds__(kStepThreads) selective_step_kernel(const WMK_
 
   const int64_t row =
       p.indices.data == nullptr ? batch : static_cast<const int64_t*>(p.indices.data)[batch * p.indices.stride[0]];
-  const bool forgets =
+  const bool reset =
       p.reset.data != nullptr && static_cast<const uint8_t*>(p.reset.data)[batch * p.reset.stride[0]] != 0;
-  const bool acts = exists && row >= 0 && row < p.states;
+  const bool active = exists && row >= 0 && row < p.states;
   const T u = input(p.u), D = parameter(p.D), z = input(p.z);
   T step = input(p.delta) + parameter(p.delta_bias);
   if (p.delta_softplus) step = softplus(step, precise);
-  const T added = step * u;
+  const T delta_u = step * u;
   const int64_t group = exists ? channel / (p.channels / p.groups) : 0;
   const int64_t B = batch * p.B.stride[0] + group * p.B.stride[1], C = batch * p.C.stride[0] + group * p.C.stride[1];
   const int64_t state_in = row * p.state_in.stride[0] + channel * p.state_in.stride[1];
   const int64_t state_out = row * p.state_out.stride[0] + channel * p.state_out.stride[1];
 
   T y = T(0);
-  if (acts) {
+  if (active) {
     for (int64_t n = 4 * lane; n < p.state; n += 4 * LANES) {
       const int valid = static_cast<int>(p.state - n < 4 ? p.state - n : 4);
-      Quad<T> h = load_four<T>(p.state_in.data, p.state_dtype, state_in + n * p.state_in.stride[2],
-                               p.state_in.stride[2], valid);
-      const Quad<T> a = load_four<T>(p.A.data, sizeof(T) == 8 ? WMK_FLOAT64 : WMK_FLOAT32,
-                                     channel * p.A.stride[0] + n * p.A.stride[1], p.A.stride[1], valid);
-      const Quad<T> b = load_four<T>(p.B.data, p.dtype, B + n * p.B.stride[2], p.B.stride[2], valid);
-      const Quad<T> c = load_four<T>(p.C.data, p.dtype, C + n * p.C.stride[2], p.C.stride[2], valid);
+      Vec4<T> h = load_global_vec4<T>(p.state_in.data, p.state_dtype, state_in + n * p.state_in.stride[2],
+                                      p.state_in.stride[2], valid);
+      const Vec4<T> a = load_global_vec4<T>(p.A.data, sizeof(T) == 8 ? WMK_FLOAT64 : WMK_FLOAT32,
+                                            channel * p.A.stride[0] + n * p.A.stride[1], p.A.stride[1], valid);
+      const Vec4<T> b = load_global_vec4<T>(p.B.data, p.dtype, B + n * p.B.stride[2], p.B.stride[2], valid);
+      const Vec4<T> c = load_global_vec4<T>(p.C.data, p.dtype, C + n * p.C.stride[2], p.C.stride[2], valid);
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        if (forgets) h.value[i] = T(0);
-        h.value[i] = exp2_fast(step * (a.value[i] * log2_e(T(0)))) * h.value[i] + added * b.value[i];
+        if (reset) h.value[i] = T(0);
+        h.value[i] = exp2_fast(step * (a.value[i] * log2_e(T(0)))) * h.value[i] + delta_u * b.value[i];
         y += c.value[i] * h.value[i];
       }
-      store_four(p.state_out.data, p.state_dtype, state_out + n * p.state_out.stride[2], p.state_out.stride[2], valid,
-                 h);
+      store_global_vec4(p.state_out.data, p.state_dtype, state_out + n * p.state_out.stride[2], p.state_out.stride[2],
+                        valid, h);
     }
   }
 #pragma unroll
@@ -99,7 +99,7 @@ __global__ void __launch_bounds__(kStepThreads) selective_step_kernel(const WMK_
   if (!exists || lane != 0) return;
   T out = y + D * u;
   if (p.z.data != nullptr) out *= z * sigmoid(z, precise);
-  store_element<T>(p.out.data, p.dtype, batch * p.out.stride[0] + channel * p.out.stride[1], acts ? out : T(0));
+  store_element<T>(p.out.data, p.dtype, batch * p.out.stride[0] + channel * p.out.stride[1], active ? out : T(0));
 }
 
 }  // namespace wmk
