@@ -1,11 +1,12 @@
-"""How fast the ConvLSTM is on this machine, beside the usual loops and beside what the machine can do.
+"""Speed of the ConvLSTM on this machine, beside the usual PyTorch loops and the roofline.
 
-    python benchmarks/conv_lstm_speed.py                  # the CPU, some three minutes on two cores
-    python benchmarks/conv_lstm_speed.py --quick          # a few seconds: does everything run
+    python benchmarks/conv_lstm_speed.py                  # the CPU
+    python benchmarks/conv_lstm_speed.py --quick          # small sizes, a few seconds: a smoke test
     python benchmarks/conv_lstm_speed.py --device cuda
 
-Prints a table, and writes a JSON file with the whole environment and a chart. One process, contenders take turns, each
-is held against the float64 reference before it is timed, and the limits of the machine are measured in the same run.
+Prints tables, and writes a JSON file with the environment, and a chart. Implementations are interleaved in one process.
+Each is checked against the float64 reference before it is timed, and the machine's peak rates are measured in the same
+run.
 """
 
 import argparse
@@ -17,7 +18,7 @@ from typing import Any
 
 import torch
 
-from conv_lstms import plan, report, targets
+from conv_lstms import plan, report
 from conv_lstms.measure import Runner
 from harness import cpu_limits, environment
 from harness.progress import Progress
@@ -32,11 +33,13 @@ DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cpu", help="cpu (default), cuda or cuda:<index>")
-    parser.add_argument("--backends", type=lambda text: text.split(","), help="comma-separated; all that run here")
-    parser.add_argument("--dtype", choices=DTYPES, help="float32 on a CPU, bfloat16 on a GPU")
-    parser.add_argument("--quick", action="store_true", help="small sizes, seconds: does everything run")
-    parser.add_argument("--json", type=Path, help="where the result goes; benchmarks/results/ unless --quick")
-    parser.add_argument("--plot", type=Path, help="where the chart goes (PNG); beside the JSON")
+    parser.add_argument(
+        "--backends", type=lambda text: text.split(","), help="comma-separated; default: all that run here"
+    )
+    parser.add_argument("--dtype", choices=DTYPES, help="default: float32 on a CPU, bfloat16 on a GPU")
+    parser.add_argument("--quick", action="store_true", help="small sizes, a few seconds: a smoke test")
+    parser.add_argument("--json", type=Path, help="result file; default: in benchmarks/results/, none with --quick")
+    parser.add_argument("--plot", type=Path, help="chart (PNG); default: beside the JSON")
     chosen = parser.parse_args(arguments)
     if chosen.device.partition(":")[0] not in ("cpu", "cuda"):
         parser.error(f"--device is {chosen.device}, expected cpu or cuda")
@@ -55,7 +58,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def run(chosen: argparse.Namespace) -> dict[str, Any]:
-    """Measures everything."""
+    """Measures all groups."""
     start = time.perf_counter()
     device = torch.device(chosen.device)
     torch.manual_seed(0)
@@ -70,22 +73,21 @@ def run(chosen: argparse.Namespace) -> dict[str, Any]:
         "environment": environment.describe(device),
     }
     with Progress(len(groups) + 2) as progress:
-        progress.step("limits of the machine")
+        progress.step("peak rates of the machine")
         limits, verdict = _limits(device, dtype)
         before = limits()
         runner = Runner(device, progress)
         for group in groups:
             runner.run(group)
-        progress.step("limits of the machine again")
+        progress.step("peak rates of the machine again")
         after = limits()
         quiet = verdict(before, after)
-    # Noise only ever slows, so the limit is the faster of the two measurements.
+    # Noise only slows, so the peak is the faster of the two measurements.
     best = {name: max(before[name], after[name]) for name in RATES if before.get(name) and after.get(name)}
     runner.apply_limits(best)
     result["limits"] = {"before": before, "after": after, "used": best}
     result["quiet"] = quiet
     result["rows"] = runner.rows
-    result["targets"] = [] if chosen.quick else targets.assess(result)
     result["seconds"] = time.perf_counter() - start
     return result
 

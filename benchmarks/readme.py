@@ -1,13 +1,14 @@
-"""Writes the generated parts of README.md and docs/benchmarks.md from benchmarks/results/*.json.
+"""Writes the generated parts of README.md and docs/*.md, and the charts, from benchmarks/results/*.json.
 
-    python benchmarks/readme.py            # rewrite what is out of date, charts included
-    python benchmarks/readme.py --check    # say what is out of date, and exit with 1 if anything is
+    python benchmarks/readme.py            # rewrite what is out of date
+    python benchmarks/readme.py --check    # list what is out of date; exit status 1 if anything is
 
-A generated part stands between <!-- generated:NAME --> and <!-- end:NAME -->. No figure is typed.
+A generated part stands between <!-- generated:NAME --> and <!-- end:NAME -->.
 """
 
 import argparse
 import json
+import os
 import re
 import struct
 import sys
@@ -17,9 +18,10 @@ from typing import Any
 
 from conv_lstms import chart as conv_lstm_chart
 from conv_lstms import report as conv_lstm_report
+from conv_lstms import targets as conv_lstm_targets
 from harness import environment
-from harness.tables import figure, markdown
-from scans import chart, report
+from harness.tables import figure, markdown, megabytes
+from scans import chart, report, targets
 from wmkernels import dispatch
 from wmkernels.checks import FLOATS, short
 from world import chart as world_chart
@@ -27,10 +29,12 @@ from world import memory_chart, memory_report
 from world import report as world_report
 
 ROOT = Path(__file__).resolve().parents[1]
+Results = dict[Path, dict[str, Any]]
 RESULTS = ROOT / "benchmarks" / "results"
 CPU_RESULT = RESULTS / "scan_speed_cpu.json"
 PART = re.compile(r"(<!-- generated:(?P<name>[\w-]+) -->\n).*?(<!-- end:(?P=name) -->)", re.DOTALL)
-SPEED_HEADER = ("", "ms", "ns an element", "time over ours", "share of the limit", "peak MiB")
+DOCS = ("architecture", "benchmarks", "results", "world_model")
+SPEED_GROUPS = ("forward, 2,048 steps", "training, 512 steps")
 KERNEL_SOURCES = {
     "cpu": "csrc/cpu/{op}/*.cpp",
     "cuda": "csrc/cuda/{op}/*.cu",
@@ -38,25 +42,25 @@ KERNEL_SOURCES = {
 }
 
 
-def load() -> dict[Path, dict[str, Any]]:
-    """The committed results, the scans' first and of those the CPU's."""
+def load() -> Results:
+    """The committed results of kernels: scans first, a CPU before GPUs."""
     paths = [*RESULTS.glob("scan_speed_*.json"), *RESULTS.glob("conv_lstm_speed_*.json")]
     paths.sort(key=lambda path: (not path.name.startswith("scan"), not path.stem.endswith("_cpu"), path.name))
     return {path: json.loads(path.read_text()) for path in paths}
 
 
-def of(benchmark: str, results: dict[Path, dict[str, Any]]) -> dict[Path, dict[str, Any]]:
-    """Those of one benchmark."""
+def of(benchmark: str, results: Results) -> Results:
+    """The results of one benchmark."""
     return {path: result for path, result in results.items() if result["benchmark"] == benchmark}
 
 
-def load_world() -> dict[Path, dict[str, Any]]:
+def load_world() -> Results:
     """The committed results of the world model."""
     return {path: json.loads(path.read_text()) for path in sorted(RESULTS.glob("world_model_*.json"))}
 
 
-def load_memory() -> dict[Path, dict[str, Any]]:
-    """The committed results on what the world model does not see."""
+def load_memory() -> Results:
+    """The committed results on hidden state."""
     return {path: json.loads(path.read_text()) for path in sorted(RESULTS.glob("world_memory_*.json"))}
 
 
@@ -67,48 +71,73 @@ def title(result: dict[str, Any]) -> str:
     return result["environment"]["gpu"]["name"]
 
 
-def chart_part(results: dict[Path, dict[str, Any]]) -> str:
-    lines = []
-    for path, result in list(of("scan_speed", results).items())[:1]:
-        picture = path.with_suffix(".png").relative_to(ROOT).as_posix()
-        lines += [
-            f"![Time against length, and of a training step, beside the peers]({picture})",
-            "",
-        ]
-        verdict = report.verdict_line(result)
-        lines += [f"{environment.summary(result['environment'])}. {verdict[0].upper()}{verdict[1:]}."]
-    return "\n".join(lines)
+def picture(path: Path, page: Path) -> str:
+    """The chart of a result, as ``page`` links to it."""
+    return Path(os.path.relpath(path.with_suffix(".png"), page.parent)).as_posix()
 
 
-def speed_part(results: dict[Path, dict[str, Any]]) -> str:
-    """The two comparisons that matter most on a CPU: a forward pass and a training step, ours beside the peers."""
+def conditions(result: dict[str, Any]) -> str:
+    """Machine, versions and whether the machine was quiet."""
+    verdict = report.verdict_line(result)
+    return f"{environment.summary(result['environment'])}. {verdict[0].upper()}{verdict[1:]}."
+
+
+def chart_part(results: Results, page: Path) -> str:
+    """The chart of the scans on a CPU."""
+    if CPU_RESULT not in results:
+        return "No result of a CPU is committed."
+    alt = "Time against sequence length, and time of a training step, beside the baselines"
+    return f"![{alt}]({picture(CPU_RESULT, page)})"
+
+
+def speed_part(results: Results, page: Path) -> str:
+    """One table for a CPU: a forward pass and a training step, ours beside the baselines."""
     result = results.get(CPU_RESULT)
     if result is None:
         return "No result of a CPU is committed."
-    groups, lines = report.group_rows(result), []
-    for name in ("forward, 2,048 steps", "training, 512 steps"):
-        rows = [_speed_cells(row) for row in groups.get(name, []) if "milliseconds" in row]
-        if rows:
-            first = groups[name][0]
-            sizes = f"batch {first['batch']}, {first['channels']:,} channels, {first['state']} states, {first['dtype']}"
-            lines += [f"{name.capitalize()}, {sizes}:", ""]
-            lines += [markdown(SPEED_HEADER, rows), ""]
-    return "\n".join(lines).rstrip()
+    groups = report.group_rows(result)
+    header, cells, names = [""], {}, []
+    for group in SPEED_GROUPS:
+        timed = {row["implementation"]: row for row in groups[group] if "milliseconds" in row}
+        header += [f"{group}: ms", "time over ours", "peak MiB"]
+        names += [name for name in timed if name not in names]
+        for name, row in timed.items():
+            cells[name, group] = [figure(row["milliseconds"]), f"{figure(row['ratio'])}×", megabytes(row["peak_bytes"])]
+    rows = [[name, *(cell for group in SPEED_GROUPS for cell in cells.get((name, group), [""] * 3))] for name in names]
+    first = groups[SPEED_GROUPS[0]][0]
+    sizes = (
+        f"Batch {first['batch']}, {first['channels']:,} channels, {first['state']} states per channel, {first['dtype']}"
+    )
+    return "\n".join([markdown(header, rows), "", f"{sizes}. {conditions(result)}"])
 
 
-def _speed_cells(row: dict[str, Any]) -> list[str]:
-    name, milliseconds, nanoseconds, ratio, share, peak, *_ = report.cells(row)
-    return [name, milliseconds, nanoseconds, f"{ratio}×", share, peak]
-
-
-def targets_part(results: dict[Path, dict[str, Any]]) -> str:
+def targets_part(results: Results, page: Path) -> str:
+    """The targets of the scans."""
     lines = []
     for result in of("scan_speed", results).values():
-        lines += [f"{title(result)}:", "", markdown(*report.target_table(result["targets"])), ""]
+        lines += [f"{title(result)}:", "", markdown(*report.target_table(targets.assess(result))), ""]
     return "\n".join(lines).rstrip() or "No result is committed."
 
 
-def backends_part(results: dict[Path, dict[str, Any]]) -> str:
+def replaced_part(results: Results, page: Path) -> str:
+    """Targets that were beyond the roofline: before, now, and the roofline."""
+    rows = []
+    for result in of("scan_speed", results).values():
+        for target in targets.assess(result):
+            if target["name"] in targets.REPLACED:
+                before = target | dict(zip(("at_least", "aim"), targets.REPLACED[target["name"]], strict=True))
+                name, *now, _, limit, _ = report.target_cells(target)
+                was = report.target_cells(before)[1:3]
+                rows.append([f"{title(result)}: {name}", ", ".join(was), ", ".join(now), f"{limit} at the roofline"])
+    for target in conv_lstm_targets.targets_of("cuda"):
+        if target.name in conv_lstm_targets.REPLACED:
+            before, reason = conv_lstm_targets.REPLACED[target.name]
+            was, now = (", ".join(f"{figure(x)}×" for x in pair) for pair in (before, (target.at_least, target.aim)))
+            rows.append([f"GPU: ConvLSTM {target.name}", was, now, reason])
+    return markdown(("target", "at least, aim: before", "now", "reason"), rows)
+
+
+def backends_part(results: Results, page: Path) -> str:
     """Which backend has a kernel of which op, from the sources; every kernel takes every dtype."""
     dtypes = " ".join({"float": "fp", "bfloat": "bf"}[re.sub(r"\d", "", short(d))] + short(d)[-2:] for d in FLOATS)
     rows = []
@@ -126,12 +155,16 @@ def _has_kernel(op: str, backend: str) -> bool:
     return any(ROOT.glob(pattern.format(op=op)))
 
 
-def world_part(results: dict[Path, dict[str, Any]]) -> str:
+def world_part(results: Results, page: Path) -> str:
     """Returns, times and targets of the world model, and its learning curves."""
     lines = []
     for path, result in load_world().items():
-        picture = Path("..", path.with_suffix(".png").relative_to(ROOT)).as_posix()
-        lines += [f"{environment.summary(result['environment'])}.", "", f"![learning curves]({picture})", ""]
+        lines += [
+            f"{environment.summary(result['environment'])}.",
+            "",
+            f"![learning curves]({picture(path, page)})",
+            "",
+        ]
         for _, header, cells in world_report.return_tables(result):
             lines += [markdown(header, cells), ""]
             lines += [world_report.CONTROL_NOTE, ""] if header == world_report.CONTROL_HEADER else []
@@ -140,15 +173,14 @@ def world_part(results: dict[Path, dict[str, Any]]) -> str:
     return "\n".join(lines).rstrip() or "No result is committed."
 
 
-def memory_part(results: dict[Path, dict[str, Any]]) -> str:
-    """What the world model knows of what it does not see."""
+def memory_part(results: Results, page: Path) -> str:
+    """Results on hidden state."""
     lines = []
     for path, result in load_memory().items():
-        picture = Path("..", path.with_suffix(".png").relative_to(ROOT)).as_posix()
         lines += [
             f"{environment.summary(result['environment'])}.",
             "",
-            f"![the cue by gap, the ball by step]({picture})",
+            f"![the cue by gap, the ball by step]({picture(path, page)})",
             "",
         ]
         for table in memory_report.tables(result):
@@ -157,41 +189,38 @@ def memory_part(results: dict[Path, dict[str, Any]]) -> str:
     return "\n".join(lines).rstrip() or "No result is committed."
 
 
-def full_part(results: dict[Path, dict[str, Any]]) -> str:
+def full_part(results: Results, page: Path) -> str:
     """Every row of every result of the scans."""
     lines = []
     for path, result in of("scan_speed", results).items():
-        lines += [f"## {title(result)}", "", f"{environment.summary(result['environment'])}.", ""]
-        lines += [f"![chart]({Path('..', path.with_suffix('.png').relative_to(ROOT)).as_posix()})", ""]
+        lines += [f"## Scans, {title(result)}", "", f"{environment.summary(result['environment'])}.", ""]
+        lines += [f"![chart]({picture(path, page)})", ""]
         notes = [*report.limit_lines(result), report.verdict_line(result), report.memory_line(result)]
         notes += [*report.very_long_lines(result), report.missing_line(result)]
         lines += [f"- {note}" for note in notes]
         lines += [f"- the run took {figure(result['seconds'])} s: `{result['environment']['command']}`", ""]
-        if result["targets"]:
-            lines += [markdown(*report.target_table(result["targets"])), ""]
         for name, rows in report.group_rows(result).items():
             lines += [f"### {name[0].upper()}{name[1:]}", "", markdown(report.HEADER, report.group_cells(rows)), ""]
             lines += [line for note in report.notes(rows) for line in (f"{note}.", "")]
     return "\n".join(lines).rstrip() or "No result is committed."
 
 
-def conv_lstm_part(results: dict[Path, dict[str, Any]]) -> str:
-    """The ConvLSTM's chart and targets."""
+def conv_lstm_part(results: Results, page: Path) -> str:
+    """Chart and targets of the ConvLSTM."""
     lines = []
     for path, result in of("conv_lstm_speed", results).items():
-        picture = path.with_suffix(".png").relative_to(ROOT).as_posix()
-        lines += [f"{title(result)}. {report.verdict_line(result).capitalize()}.", ""]
-        lines += [f"![Time over ours, problem by problem]({picture})", ""]
-        lines += [markdown(*report.target_table(result["targets"])), ""]
+        lines += [f"{conditions(result)}", ""]
+        lines += [f"![Time over ours, by problem]({picture(path, page)})", ""]
+        lines += [markdown(*report.target_table(conv_lstm_targets.assess(result))), ""]
     return "\n".join(lines).rstrip() or "No result is committed: `python benchmarks/conv_lstm_speed.py` makes one."
 
 
-def conv_lstm_results_part(results: dict[Path, dict[str, Any]]) -> str:
+def conv_lstm_results_part(results: Results, page: Path) -> str:
     """Every row of the ConvLSTM's results."""
     lines = []
     for path, result in of("conv_lstm_speed", results).items():
         lines += [f"## ConvLSTM, {title(result)}", "", f"{environment.summary(result['environment'])}.", ""]
-        lines += [f"![chart]({Path('..', path.with_suffix('.png').relative_to(ROOT)).as_posix()})", ""]
+        lines += [f"![chart]({picture(path, page)})", ""]
         lines += [f"- {conv_lstm_report.limit_line(result)}", f"- {report.verdict_line(result)}"]
         lines += [f"- the run took {figure(result['seconds'])} s: `{result['environment']['command']}`", ""]
         for name, rows in report.group_rows(result).items():
@@ -201,10 +230,11 @@ def conv_lstm_results_part(results: dict[Path, dict[str, Any]]) -> str:
     return "\n".join(lines).rstrip() or "No result is committed."
 
 
-PARTS: dict[str, Callable[[dict[Path, dict[str, Any]]], str]] = {
+PARTS: dict[str, Callable[[Results, Path], str]] = {
     "chart": chart_part,
     "speed": speed_part,
     "targets": targets_part,
+    "replaced": replaced_part,
     "backends": backends_part,
     "results": full_part,
     "conv-lstm": conv_lstm_part,
@@ -212,15 +242,16 @@ PARTS: dict[str, Callable[[dict[Path, dict[str, Any]]], str]] = {
     "world-model": world_part,
     "world-memory": memory_part,
 }
-PAGES = tuple(ROOT / page for page in ("README.md", "docs/benchmarks.md", "docs/world_model.md"))
+PAGES = tuple(ROOT / page for page in ("README.md", *(f"docs/{name}.md" for name in DOCS)))
 
 
-def rewritten(page: str, results: dict[Path, dict[str, Any]]) -> str:
-    return PART.sub(lambda m: f"{m[1]}{PARTS[m['name']](results)}\n{m[3]}", page)
+def rewritten(page: Path, results: Results) -> str:
+    """The page's text with its generated parts as they should be."""
+    return PART.sub(lambda m: f"{m[1]}{PARTS[m['name']](results, page)}\n{m[3]}", page.read_text())
 
 
 def stamp(path: Path) -> str | None:
-    """The fingerprint of the result that a chart was drawn from, out of the PNG's text chunks."""
+    """The fingerprint of the result that a chart was drawn from, from the PNG's text chunks."""
     if not path.exists():
         return None
     data, position = path.read_bytes(), 8
@@ -234,17 +265,16 @@ def stamp(path: Path) -> str | None:
     return None
 
 
-def stale(results: dict[Path, dict[str, Any]]) -> list[Path]:
-    """Pages and charts that do not say what the results say."""
-    pages = [page for page in PAGES if page.exists()]
-    found = [page for page in pages if page.read_text() != rewritten(page.read_text(), results)]
+def stale(results: Results) -> list[Path]:
+    """Pages and charts that differ from the results."""
+    found = [page for page in PAGES if page.read_text() != rewritten(page, results)]
     pictures = {
         path.with_suffix(".png"): result for path, result in {**results, **load_world(), **load_memory()}.items()
     }
     return found + [path for path, result in pictures.items() if stamp(path) != chart.fingerprint(result)]
 
 
-def _draw(picture: Path, results: dict[Path, dict[str, Any]]) -> str:
+def _draw(picture: Path, results: Results) -> str:
     path = picture.with_suffix(".json")
     if path in load_memory():
         return memory_chart.draw(load_memory()[path], picture)
@@ -256,7 +286,7 @@ def _draw(picture: Path, results: dict[Path, dict[str, Any]]) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--check", action="store_true", help="write nothing, exit with 1 if anything is out of date")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit status 1 if anything is out of date")
     check = parser.parse_args().check
     results = load()
     late = stale(results)
@@ -265,7 +295,7 @@ def main() -> int:
         if check:
             continue
         if path.suffix == ".md":
-            path.write_text(rewritten(path.read_text(), results))
+            path.write_text(rewritten(path, results))
         elif reason := _draw(path, results):
             print(f"no chart: {reason}")
             return 1

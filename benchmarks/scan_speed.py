@@ -1,11 +1,12 @@
-"""How fast the scans are on this machine, beside the alternatives and beside what the machine can do.
+"""Speed of the scans on this machine, beside baselines and the roofline.
 
-    python benchmarks/scan_speed.py                       # the CPU, under three minutes on two cores
-    python benchmarks/scan_speed.py --quick               # a few seconds: does everything run
+    python benchmarks/scan_speed.py                       # the CPU
+    python benchmarks/scan_speed.py --quick               # small sizes, a few seconds: a smoke test
     python benchmarks/scan_speed.py --device cuda
 
-Prints a table, and writes a JSON file with the whole environment and a chart. One process, contenders take turns, each
-is held against the float64 reference before it is timed, and the limits of the machine are measured in the same run.
+Prints tables, and writes a JSON file with the environment, and a chart. Implementations are interleaved in one process.
+Each is checked against the float64 reference before it is timed, and the machine's peak rates are measured in the same
+run.
 """
 
 import argparse
@@ -19,7 +20,7 @@ import torch
 
 from harness import cpu_limits, environment
 from harness.progress import Progress
-from scans import report, targets, training_memory
+from scans import report, training_memory
 from scans.measure import Runner
 from scans.plan_cpu import CpuPlan
 from scans.plan_cuda import CudaPlan
@@ -33,12 +34,16 @@ DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cpu", help="cpu (default), cuda or cuda:<index>")
-    parser.add_argument("--backends", type=lambda text: text.split(","), help="comma-separated; all that run here")
+    parser.add_argument(
+        "--backends", type=lambda text: text.split(","), help="comma-separated; default: all that run here"
+    )
     parser.add_argument("--lengths", type=lambda text: [int(x) for x in text.split(",")], help="comma-separated")
-    parser.add_argument("--dtype", choices=DTYPES, help="of the activations: float32 on a CPU, bfloat16 on a GPU")
-    parser.add_argument("--quick", action="store_true", help="small sizes, seconds: does everything run")
-    parser.add_argument("--json", type=Path, help="where the result goes; benchmarks/results/ unless --quick")
-    parser.add_argument("--plot", type=Path, help="where the chart goes (PNG); beside the JSON")
+    parser.add_argument(
+        "--dtype", choices=DTYPES, help="of the activations; default: float32 on a CPU, bfloat16 on a GPU"
+    )
+    parser.add_argument("--quick", action="store_true", help="small sizes, a few seconds: a smoke test")
+    parser.add_argument("--json", type=Path, help="result file; default: in benchmarks/results/, none with --quick")
+    parser.add_argument("--plot", type=Path, help="chart (PNG); default: beside the JSON")
     chosen = parser.parse_args(arguments)
     if chosen.device.partition(":")[0] not in ("cpu", "cuda"):
         parser.error(f"--device is {chosen.device}, expected cpu or cuda")
@@ -65,7 +70,7 @@ def _backends(parser: argparse.ArgumentParser, asked: list[str] | None, device: 
 
 
 def run(chosen: argparse.Namespace) -> dict[str, Any]:
-    """Measures everything."""
+    """Measures all groups."""
     start = time.perf_counter()
     device = torch.device(chosen.device)
     torch.manual_seed(0)
@@ -80,32 +85,31 @@ def run(chosen: argparse.Namespace) -> dict[str, Any]:
         "device": device.type,
         "quick": chosen.quick,
         "environment": environment.describe(device),
-        "missing_peers": plan.missing,
+        "missing_baselines": plan.missing,
     }
     with Progress(len(groups) + 3) as progress:
-        progress.step("limits of the machine")
+        progress.step("peak rates of the machine")
         limits, verdict = _limits(device)
         before = limits()
         runner = Runner(device, progress)
         for group in groups:
             runner.run(group)
-        progress.step("memory of a training step")
+        progress.step("training memory")
         result["training_memory"] = training_memory.measure(*plan.memory(), device)
         if on_gpu:
             result["very_long"] = plan.very_long(device)
-        progress.step("limits of the machine again")
+        progress.step("peak rates of the machine again")
         try:
             after = limits()
             quiet = verdict(before, after)
-        except Exception as error:  # a kernel that broke the GPU breaks what follows, but not what was measured
+        except Exception as error:  # a kernel that broke the GPU does not invalidate what was measured
             after, quiet = before, {"quiet": False, "ratios": [], "reason": f"no second measurement: {error}"}
-    # Noise only ever slows, so the limit is the faster of the two measurements.
+    # Noise only slows, so the peak is the faster of the two measurements.
     best = {name: max(before[name], after[name]) for name in RATES if before[name] and after[name]}
     runner.apply_limits(best)
     result["limits"] = {"before": before, "after": after, "used": best}
     result["quiet"] = quiet
     result["rows"] = runner.rows
-    result["targets"] = [] if chosen.quick else targets.assess(result, device.type)
     result["seconds"] = time.perf_counter() - start
     return result
 
@@ -136,7 +140,7 @@ def main() -> int:
         reason = chart.draw(result, plot)
         print(f"no chart: {reason}" if reason else f"wrote {plot}")
     failed = [row for row in result["rows"] if row["backend"] is not None and "error" in row]
-    return 1 if failed or any(entry["right"] is False for entry in result.get("very_long", [])) else 0
+    return 1 if failed or any(entry["correct"] is False for entry in result.get("very_long", [])) else 0
 
 
 if __name__ == "__main__":

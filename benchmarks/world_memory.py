@@ -1,12 +1,12 @@
-"""What the world model knows of what it does not see: a cue in a maze, and a ball behind a curtain.
+"""The world model on hidden state: a cue in a maze, and a ball behind a curtain.
 
     python benchmarks/world_memory.py                                     # everything
     python benchmarks/world_memory.py --tasks cue --memories scan --seeds 0
-    python benchmarks/world_memory.py --list                              # what is there, what is missing
-    python benchmarks/world_memory.py --report                            # tables and chart of what is there
+    python benchmarks/world_memory.py --list                              # finished and missing runs
+    python benchmarks/world_memory.py --report                            # tables and chart of finished runs
 
-Every run is a training of its own under random actions, judged on episodes that it has not seen and merged into one
-JSON file as soon as it ends. A run that is there is not made again.
+A run is one training under random actions, evaluated on held-out episodes and merged into one JSON file as soon as it
+ends. Finished runs are not repeated.
 """
 
 import argparse
@@ -27,8 +27,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     names = {"type": lambda text: text.split(",")}
     parser.add_argument("--tasks", default=list(TASKS), help=f"of {', '.join(TASKS)}; all", **names)
     parser.add_argument("--memories", default=memories, help=f"of {', '.join(memories)}; all that a task has", **names)
-    parser.add_argument("--steps", type=int, help="to collect; the task's own")
-    parser.add_argument("--episodes", type=int, help="to judge on; the task's own")
+    parser.add_argument("--steps", type=int, help="to collect; default: the task's own")
+    parser.add_argument("--episodes", type=int, help="held-out episodes; default: the task's own")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", type=Path, default=RESULTS / "world_memory_cpu.json", help="the result")
     session.add_arguments(parser)
@@ -41,7 +41,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def plans(chosen: argparse.Namespace) -> list[Plan]:
-    """Seeds on the outside: a table cut short has every row."""
+    """Seeds are the outer loop, so that an interrupted benchmark has every row."""
     return [
         Plan(task, memory, seed, chosen.steps, chosen.episodes, chosen.threads, tuple(chosen.train.split()))
         for seed in chosen.seeds
@@ -53,7 +53,7 @@ def plans(chosen: argparse.Namespace) -> list[Plan]:
 
 def main() -> int:
     chosen = parse_arguments()
-    failed = session.carry_out(chosen, plans(chosen), execute, lambda plan: plan.key, BENCHMARK)
+    failed = session.execute_all(chosen, plans(chosen), execute, lambda plan: plan.key, BENCHMARK)
     if chosen.list:
         return 0
     result = session.load(chosen.json, BENCHMARK)

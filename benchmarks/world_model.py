@@ -1,13 +1,13 @@
-"""What the world model reaches on POPGym's RepeatPrevious and in control, beside variants of itself.
+"""Returns of the world model on POPGym's RepeatPrevious and in control, beside ablations.
 
     python benchmarks/world_model.py                                      # everything: many hours
     python benchmarks/world_model.py --tasks RepeatPreviousEasy --seeds 0 --variants scan
     python benchmarks/world_model.py --tasks CartPole-v1,Pendulum-v1
-    python benchmarks/world_model.py --list                               # what is there, what is missing
-    python benchmarks/world_model.py --report                             # table and chart of what is there
+    python benchmarks/world_model.py --list                               # finished and missing runs
+    python benchmarks/world_model.py --report                             # tables and chart of finished runs
 
-Every run is a training of its own, evaluated on 100 episodes and merged into one JSON file as soon as it ends, so a
-table can be made one run at a time, in any order, by several processes. A run that is there is not made again.
+A run is one training, evaluated on 100 episodes and merged into one JSON file as soon as it ends, so that several
+processes can make the runs in any order. Finished runs are not repeated.
 """
 
 import argparse
@@ -50,7 +50,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def plans(chosen: argparse.Namespace) -> list[Plan]:
-    """Seeds on the outside: a table cut short has every row."""
+    """Seeds are the outer loop, so that an interrupted benchmark has every row."""
     return [
         Plan(
             task=TASKS[name],
@@ -74,7 +74,7 @@ def describe(plan: Plan) -> str:
     return f"{plan.key}, {plan.minutes:g} minutes"
 
 
-def execute_and_say(plan: Plan, folder: Path) -> dict[str, Any]:
+def execute_and_print(plan: Plan, folder: Path) -> dict[str, Any]:
     entry = execute(plan, folder)
     print(f"{plan.key}: {entry['evaluation']['mean']:.3f} after {entry['steps']:,} steps", file=sys.stderr)
     return entry
@@ -82,7 +82,7 @@ def execute_and_say(plan: Plan, folder: Path) -> dict[str, Any]:
 
 def main() -> int:
     chosen = parse_arguments()
-    failed = session.carry_out(chosen, plans(chosen), execute_and_say, describe, BENCHMARK, chosen.device)
+    failed = session.execute_all(chosen, plans(chosen), execute_and_print, describe, BENCHMARK, chosen.device)
     if chosen.list:
         return 0
     result = session.load(chosen.json, BENCHMARK)
@@ -92,7 +92,7 @@ def main() -> int:
     print(environment.summary(result["environment"]))
     for title, header, cells in report.return_tables(result):
         tables.show(title, header, cells)
-    tables.show("An update", report.TIME_HEADER, report.time_cells(result))
+    tables.show("Time per update", report.TIME_HEADER, report.time_cells(result))
     for line in report.target_lines(result):
         print(line)
     plot = chosen.plot or chosen.json.with_suffix(".png")

@@ -1,1 +1,1 @@
-"""The benchmark of the ConvLSTM: problems, contenders, what is measured, and how it is shown."""
+"""``conv_lstm_speed.py``: problems, implementations, plan, targets, tables, chart."""

@@ -1,8 +1,8 @@
-"""Who takes part: this package, and the ConvLSTM as people write it in PyTorch.
+"""The implementations compared: this package, and the usual ConvLSTM in PyTorch.
 
-Every contender is a function of the inputs (``problems.make_inputs``) that returns every h, (time, batch, hidden,
-height, width). The loops are the copy that most projects started from (ndrplz/ConvLSTM_pytorch): x and h concatenated,
-one convolution, the gates taken apart. Weights are concatenated before any clock starts.
+An implementation maps the inputs (``problems.make_inputs``) to every h, (time, batch, hidden, height, width). The loops
+are the module that most projects copied (ndrplz/ConvLSTM_pytorch): one convolution of x and h concatenated, then the
+gates. Weights are concatenated outside the timed region.
 """
 
 import functools
@@ -21,12 +21,12 @@ Cell = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
-class Contender:
-    """``layout``: the memory format its inputs come in. ``graph``: replayed as a CUDA graph."""
+class Implementation:
+    """``layout``: the memory format of its inputs. ``graph``: replayed as a CUDA graph."""
 
     name: str
     run: Callable[[Inputs], Tensor]
-    backend: str | None = None  # of this package; None for a peer
+    backend: str | None = None  # of this package; None: a baseline
     layout: torch.memory_format = torch.contiguous_format
     graph: bool = False
 
@@ -35,7 +35,7 @@ class Contender:
         return self.backend is not None
 
     def prepare(self, inputs: Inputs) -> Inputs:
-        """The same values as this contender likes them, before any clock starts."""
+        """The same values in this implementation's layout, outside the timed region."""
         x = inputs["x"].detach()
         x = x.flatten(0, 1).contiguous(memory_format=self.layout).unflatten(0, x.shape[:2])
         if self.ours:
@@ -49,7 +49,7 @@ class Contender:
         return {name: tensor.detach().requires_grad_(gradients) for name, tensor in made.items()}
 
 
-def ours(backend: str, keep_gates: bool = True) -> Contender:
+def ours(backend: str, keep_gates: bool = True) -> Implementation:
     def run(inputs: Inputs) -> Tensor:
         weights = inputs["weight_ih"], inputs["weight_hh"], inputs["bias"]
         if "h" not in inputs:
@@ -58,11 +58,11 @@ def ours(backend: str, keep_gates: bool = True) -> Contender:
         return wmkernels.conv_lstm_step(x, state, *weights, keep_gates=keep_gates, backend=backend)[0][None]
 
     name = f"wmkernels {backend}" + ("" if keep_gates else ", gates recomputed")
-    return Contender(name, run, backend, torch.channels_last)
+    return Implementation(name, run, backend, torch.channels_last)
 
 
 def cell(x: Tensor, h: Tensor, c: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-    """One step as it is usually written; the cell stays in the dtype that it came in."""
+    """One step as usually written; the cell keeps its dtype."""
     gates = F.conv2d(torch.cat([x, h], 1), weight, bias, padding=weight.shape[-1] // 2)
     i, f, g, o = gates.chunk(4, 1)
     c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
@@ -89,12 +89,12 @@ def _loop(step: Callable[[], Cell], layout: torch.memory_format, inputs: Inputs)
     return torch.stack(outputs)
 
 
-def peers(on_gpu: bool, compile_too: bool) -> list[Contender]:
+def baselines(on_gpu: bool, compile_too: bool) -> list[Implementation]:
     """The usual loop in both layouts, compiled, and on a GPU as a CUDA graph."""
     nchw, nhwc = torch.contiguous_format, torch.channels_last
 
-    def loop(name: str, step: Callable[[], Cell], layout: torch.memory_format, graph: bool = False) -> Contender:
-        return Contender(name, functools.partial(_loop, step, layout), layout=layout, graph=graph)
+    def loop(name: str, step: Callable[[], Cell], layout: torch.memory_format, graph: bool = False) -> Implementation:
+        return Implementation(name, functools.partial(_loop, step, layout), layout=layout, graph=graph)
 
     found = [loop("loop", lambda: cell, nchw), loop("loop, channels last", lambda: cell, nhwc)]
     if compile_too:

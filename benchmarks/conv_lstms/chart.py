@@ -1,4 +1,4 @@
-"""The chart of a run: how many times as long as ours each contender takes, forward and training, problem by problem."""
+"""Chart of a run: time over ours of each implementation, forward and training, by problem."""
 
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ PALETTE = {"loop": "#3b82f6", "loop, channels last": "#10a37f", "compiled loop":
 
 
 def draw(result: dict[str, Any], path: Path) -> str:
-    """Writes the PNG; answers why not where it cannot."""
+    """Writes the PNG; returns the reason where it cannot, else an empty string."""
 
     def panels(figure: Any) -> list[Any]:
         both = figure.subplots(1, 2)
@@ -23,20 +23,20 @@ def draw(result: dict[str, Any], path: Path) -> str:
 def _bars(axes: Any, result: dict[str, Any], measure: str) -> None:
     groups: dict[str, list[dict[str, Any]]] = {}
     for row in result["rows"]:
-        if row["measure"] == measure and "ratio" in row and "recomputed" not in row["contender"]:
+        if row["measure"] == measure and "ratio" in row and "recomputed" not in row["implementation"]:
             groups.setdefault(f"{row['hidden']} ch\n{row['size']}×{row['size']}", []).append(row)
-    names = list(dict.fromkeys(row["contender"] for rows in groups.values() for row in rows))
+    names = list(dict.fromkeys(row["implementation"] for rows in groups.values() for row in rows))
     width = 0.8 / max(1, len(names))
     for number, name in enumerate(names):
-        values = [next((r["ratio"] for r in rows if r["contender"] == name), 0.0) for rows in groups.values()]
-        places = [i + (number - (len(names) - 1) / 2) * width for i in range(len(groups))]
+        values = [next((r["ratio"] for r in rows if r["implementation"] == name), 0.0) for rows in groups.values()]
+        positions = [i + (number - (len(names) - 1) / 2) * width for i in range(len(groups))]
         colour = OURS if name.startswith("wmkernels") else PALETTE.get(name, INK)
-        axes.bar(places, values, width * 0.92, color=colour, label=name)
-        for place, value in zip(places, values, strict=True):
+        axes.bar(positions, values, width * 0.92, color=colour, label=name)
+        for position, value in zip(positions, values, strict=True):
             if value:
-                axes.text(place, value, f"{value:.1f}", ha="center", va="bottom", fontsize=8)
+                axes.text(position, value, f"{value:.1f}", ha="center", va="bottom", fontsize=8)
     axes.set_xticks(range(len(groups)), list(groups))
     axes.axhline(1.0, color=INK, lw=0.8)
     axes.set_ylabel("time over ours")
-    axes.set_title("a forward pass" if measure == "forward" else "a training step", loc="left")
+    axes.set_title("forward" if measure == "forward" else "training step", loc="left")
     axes.legend(frameon=False, fontsize=9)

@@ -1,18 +1,18 @@
-"""Each contender's outputs and gradients against the float64 reference, before anything is timed."""
+"""Checks each implementation's outputs and gradients against the float64 reference before it is timed."""
 
 import torch
 
-from conv_lstms.baselines import Contender
+from conv_lstms.baselines import Implementation
 from conv_lstms.problems import Inputs, Problem, make_inputs
 from wmkernels.conv_lstm.reference import conv_lstm_reference
 
-# Of the largest value. Sums of some hundred products in float32; in 16 bits every h is rounded before it recurs, and so
-# are a loop's gates.
+# Relative to the largest value. float32: sums of some hundred products. 16 bits: every h is rounded before it recurs,
+# and so are a loop's gates.
 TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-4, torch.bfloat16: 6e-2, torch.float16: 1e-2}
 
 
-def error(contender: Contender, problem: Problem, gradients: bool, device: torch.device) -> float:
-    """The largest difference over the largest value, of outputs and, with ``gradients``, of each input's gradient."""
+def error(implementation: Implementation, problem: Problem, gradients: bool, device: torch.device) -> float:
+    """The largest difference over the largest value, of outputs and, with ``gradients``, of each gradient."""
     small = problem.small()
     inputs = make_inputs(small, device, requires_grad=gradients)
     exact = {name: x.detach().cpu().double().requires_grad_(gradients) for name, x in inputs.items()}
@@ -22,9 +22,9 @@ def error(contender: Contender, problem: Problem, gradients: bool, device: torch
         *(None, exact.get("h"), exact.get("c"), None),
         *((1, 1), (kernel,) * 4, (1, 1)),
     )[0]
-    given = contender.prepare(inputs)
+    given = implementation.prepare(inputs)
     with torch.set_grad_enabled(gradients):
-        found = contender.run(given)
+        found = implementation.run(given)
     pairs = [(found, expected)]
     if gradients:
         grad = torch.randn(found.shape, generator=torch.Generator().manual_seed(1)).to(found.dtype)
@@ -35,7 +35,7 @@ def error(contender: Contender, problem: Problem, gradients: bool, device: torch
 
 
 def _arranged(gradients: dict[str, torch.Tensor], given: Inputs) -> list[torch.Tensor]:
-    """The reference's gradients as a contender's inputs are: its weights may be one tensor."""
+    """The reference's gradients by the implementation's inputs, whose weights may be one tensor."""
     joined = torch.cat([gradients["weight_ih"], gradients["weight_hh"]], 1)
     return [joined if name == "weight" else gradients[name] for name in given]
 

@@ -1,10 +1,10 @@
-"""What is measured: small and large maps, few and many channels, a step, a forward pass and a training step of each."""
+"""Problems: small and large maps, few and many channels; a step, a forward pass and a training step of each."""
 
 from dataclasses import dataclass, replace
 
 import torch
 
-from conv_lstms.baselines import Contender, ours, peers
+from conv_lstms.baselines import Implementation, baselines, ours
 from conv_lstms.problems import Problem
 
 # (batch, channels, hidden, size, kernel, time)
@@ -16,29 +16,29 @@ MEASURES = ("step", "forward", "training")
 
 @dataclass
 class Group:
-    """Contenders on one problem; ratios are over the first."""
+    """Implementations on one problem; ratios are relative to the first."""
 
     title: str
     measure: str
     problem: Problem
-    contenders: list[Contender]
+    implementations: list[Implementation]
     budget: float
 
 
 def groups(backends: list[str], dtype: torch.dtype, device: torch.device, quick: bool) -> list[Group]:
-    """Every problem by every measure."""
+    """Every problem with every measure."""
     on_gpu = device.type == "cuda"
     sizes = QUICK_SIZES if quick else GPU_SIZES if on_gpu else CPU_SIZES
-    others = peers(on_gpu, compile_too=not quick)
+    others = baselines(on_gpu, compile_too=not quick)
     found = []
     for measure in MEASURES:
         for numbers in sizes:
             problem = Problem(*numbers, dtype=dtype)
             if measure == "step":
                 problem = replace(problem, time=1, carried=True)
-            contenders = [ours(backend) for backend in backends]
+            implementations = [ours(backend) for backend in backends]
             if measure == "training":
-                contenders += [ours(backend, keep_gates=False) for backend in backends]
+                implementations += [ours(backend, keep_gates=False) for backend in backends]
             title = f"{measure}, {problem.name}" + ("" if measure == "step" else f", {problem.time} steps")
-            found.append(Group(title, measure, problem, [*contenders, *others], 0.2 if quick else 3.0))
+            found.append(Group(title, measure, problem, [*implementations, *others], 0.2 if quick else 3.0))
     return found

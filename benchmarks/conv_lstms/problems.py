@@ -1,9 +1,10 @@
-"""The problems: sizes, inputs, and the least work any implementation must do on them.
+"""The problems: sizes, inputs, and the roofline.
 
-Every gate of every position takes one multiply-add for each weight that reaches it: ``4 hidden (inputs + hidden) k²``
-for each of batch x height x width x time. A backward pass does it twice more, for the gradients of inputs and weights.
-Bytes count x, h and their gradients once. The limit of a row is the time that the larger of the two takes at the rates
-measured in the same run; exponentials, and what a convolution's border saves, are left out.
+A step costs ``4 hidden (channels + hidden) k²`` multiply-adds per batch element and position. The backward pass costs
+twice that, for the gradients of inputs and of weights. x, h and their gradients are moved once. The roofline time of a
+row is the larger of arithmetic and memory traffic at the peak rates measured in the same run; exponentials and the
+border of the convolution are left out. Winograd's convolution takes fewer multiply-adds than this count, so that a row
+may exceed 100%.
 """
 
 from dataclasses import dataclass, replace
@@ -31,11 +32,11 @@ class Problem:
     kernel: int
     time: int
     dtype: torch.dtype
-    carried: bool = False  # a state comes in, as it does at every step of a rollout
+    carried: bool = False  # with an initial state, as at every step of a rollout
 
     @property
     def elements(self) -> int:
-        """Numbers of h that come out."""
+        """Elements of h over all steps."""
         return self.time * self.batch * self.hidden * self.size**2
 
     @property
@@ -43,12 +44,12 @@ class Problem:
         return f"{self.hidden} channels, {self.size}×{self.size}, k={self.kernel}, batch {self.batch}"
 
     def describe(self) -> dict[str, Any]:
-        """The fields a row of the JSON shows."""
+        """The problem's fields of a row."""
         sizes = {name: getattr(self, name) for name in ("batch", "channels", "hidden", "size", "kernel", "time")}
         return sizes | {"dtype": str(self.dtype).removeprefix("torch.")}
 
     def small(self) -> "Problem":
-        """What correctness is checked on."""
+        """The problem that correctness is checked on."""
         sizes = {"batch": min(self.batch, 2), "size": min(self.size, 6), "time": min(self.time, 3)}
         return replace(self, channels=min(self.channels, 8), hidden=min(self.hidden, 8), **sizes)
 
@@ -62,7 +63,7 @@ class Problem:
 
 
 def make_inputs(problem: Problem, device: torch.device, requires_grad: bool = False, seed: int = 0) -> Inputs:
-    """x (time, batch, channels, height, width), one layer's weights, of nn.LSTM's initial size, and a carried state."""
+    """x (time, batch, channels, height, width), one layer's weights, scaled as in nn.LSTM, and an initial state."""
     generator = torch.Generator(device).manual_seed(seed)
     size, kernel, gates = problem.size, problem.kernel, 4 * problem.hidden
 
@@ -84,7 +85,7 @@ def make_inputs(problem: Problem, device: torch.device, requires_grad: bool = Fa
 
 
 def limit_seconds(problem: Problem, measure: str, rates: dict[str, Any], device_type: str) -> tuple[float, str] | None:
-    """The least time that ``measure`` can take here, and what sets it; None where the rate was not measured."""
+    """The roofline time of ``measure`` and what bounds it; None where the rate was not measured."""
     candidates = [(problem.bytes(measure) / rates["copy"], "copy bandwidth")]
     if device_type == "cpu":
         rate = rates.get("multiply_add")

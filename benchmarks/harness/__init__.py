@@ -1,1 +1,1 @@
-"""What every benchmark here shares: the machine and its limits, interleaved timing, memory, tables, charts."""
+"""Shared by all benchmarks: the machine's limits, interleaved timing, peak memory, tables."""

@@ -1,9 +1,8 @@
-"""The limits of this machine's CPU, measured: multiply-adds, exponentials, copies.
+"""Measured peak rates of the CPU: multiply-adds, exponentials, copy bandwidth.
 
-Multiply-adds are counted in vector instructions of sixteen fp32 lanes, whatever width the machine has, and are measured
-on registers by the extension's own loop (``cpu_multiply_adds``), a thread of Python each; without the extension a
-large matrix product stands in, which reaches some five sixths of it. Rates are the best of several tries: noise only
-ever slows.
+Multiply-adds are counted in vector instructions of 16 fp32 lanes, whatever the machine's width. The extension's loop on
+registers (``cpu_multiply_adds``) measures them, on one Python thread per core; without the extension a large matrix
+product does, which reaches about five sixths of that rate. A rate is the best of several tries: noise only slows.
 """
 
 import threading
@@ -22,7 +21,7 @@ TRIES = 5
 
 
 def measure() -> dict[str, Any]:
-    """Rates with one, two and all threads. The thread count of torch is as before afterwards."""
+    """Rates with one, two and all threads; restores torch's thread count."""
     threads = torch.get_num_threads()
     counts = sorted({1, min(2, threads), threads})
     try:
@@ -41,15 +40,15 @@ def measure() -> dict[str, Any]:
         "multiply_add_method": method,
         "two_thread_ratio": ratio,
         "units": {
-            "multiply_add": "vector instructions of 16 fp32 lanes a second",
-            "exponential": "torch.exp in fp32, elements a second",
-            "copy": "bytes read and written a second by Tensor.copy_ of 128 MiB",
+            "multiply_add": "vector instructions of 16 fp32 lanes per second",
+            "exponential": "torch.exp in fp32, elements per second",
+            "copy": "bytes read and written per second by Tensor.copy_ of 128 MiB",
         },
     }
 
 
 def verdict(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
-    """Whether the machine was quiet enough for figures to mean something."""
+    """Whether the machine was quiet enough for a verdict."""
     ratios = [x["two_thread_ratio"] for x in (before, after)]
     if None in ratios:
         return {"quiet": True, "ratios": ratios, "reason": "one core: there is no second thread to compare with"}
@@ -66,7 +65,7 @@ def _with_threads(count: int, rate: Callable[[], float]) -> float:
 
 
 def _best(work: Callable[[], object], tries: int = TRIES) -> float:
-    """Seconds of the fastest try."""
+    """Seconds of the fastest run."""
     best = float("inf")
     for _ in range(tries + 1):
         start = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Where and with what a benchmark ran: everything a reader needs to judge or repeat its figures."""
+"""Hardware and software of a benchmark run, to judge or repeat its figures."""
 
 import contextlib
 import datetime
@@ -13,14 +13,14 @@ from typing import Any
 import torch
 
 ROOT = Path(__file__).resolve().parents[2]
-PEERS = ("mambapy", "mamba_ssm", "accelerated_scan", "flash-linear-attention")
-PACKAGES = ("torch", "triton", "numpy", *PEERS, "rich", "gymnasium", "popgym", "minigrid")
-# The vector extensions worth reading; a full list of flags has a hundred more.
+BASELINES = ("mambapy", "mamba_ssm", "accelerated_scan", "flash-linear-attention")
+PACKAGES = ("torch", "triton", "numpy", *BASELINES, "rich", "gymnasium", "popgym", "minigrid")
+# Vector extensions only.
 FLAG_PREFIXES = ("avx", "fma", "f16c", "sse4_2", "asimd", "sve", "neon", "fphp", "bf16", "amx")
 
 
 def describe(device: torch.device) -> dict[str, Any]:
-    """The environment, as JSON holds it."""
+    """The environment, for the JSON file."""
     found = {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "platform": platform.platform(),
@@ -38,7 +38,7 @@ def describe(device: torch.device) -> dict[str, Any]:
 
 
 def summary(environment: dict[str, Any]) -> str:
-    """One line for people."""
+    """One line of text."""
     cpu, packages = environment["cpu"], environment["packages"]
     widest = next((f for f in ("avx512f", "avx2", "sve", "asimd") if f in cpu["flags"]), "")
     parts = [f"{cpu['model']}, {cpu['cores']} cores{', ' + widest if widest else ''}"]

@@ -1,7 +1,7 @@
-"""The limits of this machine's GPU, measured: multiply-adds, exponentials, copies.
+"""Measured peak rates of the GPU: multiply-adds, exponentials, copy bandwidth.
 
-Multiply-adds and exponentials run on registers in small Triton kernels with as many warps as the chip holds; an
-exponential is the special-function unit's ex2. Without Triton only the copy bandwidth is known.
+Small Triton kernels run multiply-adds and exponentials (the special-function unit's ex2) on registers at full
+occupancy. Without Triton only the copy bandwidth is measured.
 """
 
 from typing import Any
@@ -13,22 +13,22 @@ ROUNDS = 256
 
 
 def measure(device: torch.device) -> dict[str, Any]:
-    """Rates a second."""
+    """Rates per second."""
     rates: dict[str, Any] = {"copy": _copy_rate(device), "multiply_add": None, "exponential": None}
     try:
         rates |= _arithmetic_rates(device)
-    except Exception as error:  # no Triton, or one that this driver cannot serve: the other limit still stands
+    except Exception as error:  # no Triton, or one that this driver does not support: the copy bandwidth still holds
         rates["arithmetic_error"] = f"{type(error).__name__}: {str(error)[:200]}"
     rates["units"] = {
-        "multiply_add": "fp32 multiply-adds a second",
-        "exponential": "special-function exponentials a second",
-        "copy": "bytes read and written a second by Tensor.copy_ of 1 GiB",
+        "multiply_add": "fp32 multiply-adds per second",
+        "exponential": "special-function exponentials per second",
+        "copy": "bytes read and written per second by Tensor.copy_ of 1 GiB",
     }
     return rates
 
 
 def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """Multiply-adds a second of a large matrix product in this dtype, on the tensor cores where there are some."""
+    """Multiply-adds per second of a large matrix product in this dtype, on tensor cores where there are any."""
     size = 8192
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     out = torch.empty_like(a)
@@ -36,7 +36,7 @@ def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def verdict(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
-    """A GPU that somebody else uses, or that slows down from heat, copies at two different rates."""
+    """Quiet if the copy bandwidth before and after agrees: another process or thermal throttling changes it."""
     ratio = after["copy"] / before["copy"]
     quiet = 0.9 < ratio < 1.1
     reason = f"the copy bandwidth after the run was {ratio:.2f} times that before"

@@ -1,7 +1,7 @@
-"""Memory of one call beyond what was there before it.
+"""Peak memory of one call above the level before it.
 
-On a CPU: the peak of the resident set, which the kernel keeps for each process and lets it reset. Free heap pages are
-handed back first, so that memory a call reuses counts as well. On a GPU: the peak of PyTorch's allocator.
+On a CPU: the peak of the resident set, which Linux keeps per process and lets it reset. Free heap pages are released
+first, so that memory that the call reuses counts as well. On a GPU: the peak of PyTorch's allocator.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ CLEAR_REFS = Path("/proc/self/clear_refs")
 
 
 def peak_bytes(work: Callable[[], object], device: torch.device) -> int | None:
-    """Peak memory of ``work()`` above the level before it, its result included; None where it cannot be measured."""
+    """Peak memory of ``work()`` above the level before it, its result included; None where /proc does not say."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -42,7 +42,7 @@ def peak_bytes(work: Callable[[], object], device: torch.device) -> int | None:
 
 
 def saved_bytes(run: Callable[[], Tensor], known: Iterable[Tensor]) -> int:
-    """What autograd keeps of ``run()`` beyond the ``known`` tensors and the result; each storage counts once."""
+    """Bytes that autograd saves in ``run()`` beyond the ``known`` tensors and the result; each storage counts once."""
     inputs = {x.untyped_storage().data_ptr() for x in known}
     kept: dict[int, int] = {}
 
@@ -59,7 +59,7 @@ def saved_bytes(run: Callable[[], Tensor], known: Iterable[Tensor]) -> int:
 
 
 def available_bytes() -> int | None:
-    """Memory this machine can still give, without swapping."""
+    """Available memory, without swapping."""
     try:
         for line in Path("/proc/meminfo").read_text().splitlines():
             if line.startswith("MemAvailable:"):
@@ -77,5 +77,5 @@ def _resident(name: str) -> int:
 
 
 def _release_free_heap() -> None:
-    with contextlib.suppress(OSError, AttributeError):  # where it is not glibc, the figure is a lower bound
+    with contextlib.suppress(OSError, AttributeError):  # without glibc the figure is a lower bound
         ctypes.CDLL(None).malloc_trim(0)

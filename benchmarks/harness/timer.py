@@ -1,9 +1,8 @@
-"""Timing: contenders take turns in one process, each the same number of times, and the median counts.
+"""Interleaved timing in one process: every implementation is sampled equally often, and the median is reported.
 
-On a CPU a contender runs at its best thread count, one or all. A turn of a quick contender is several calls, of which
-it keeps the median: slow ones would otherwise leave it with a handful of milliseconds in all. On a GPU a turn is the
-time between two events on the stream; before it the second-level cache is overwritten and the stream is kept busy, so
-that neither a warm cache nor the host's launch time flatters or burdens anybody whose kernels are few.
+On a CPU a sample of a fast implementation is the median of several calls: beside slow ones a single call would leave it
+a few milliseconds of measurement in all. On a GPU a sample is the time between two events on the stream. Before it the
+L2 cache is overwritten, and a sleep kernel hides the host's launch latency.
 """
 
 import gc
@@ -17,22 +16,25 @@ import torch
 from harness.memory import peak_bytes
 
 Work = Callable[[], object]
-TURN_SECONDS = 5e-3  # a turn repeats its call until it has taken this long,
-TURN_SHARE = 0.03  # or this share of a round, whichever is longer
-ALONE_SECONDS = 3e-4  # a call this long is timed by itself
-FEWEST, MOST = 5, 41
-SLOW_SECONDS = 0.2  # a call this long is tried once where a shorter one is tried more often,
-VERY_SLOW_SECONDS = 1.0  # and one this long, with all threads, not again
+SAMPLE_SECONDS = 5e-3  # shortest sample, in which the call repeats,
+SAMPLE_FRACTION = 0.03  # and its shortest fraction of a round; the longer of the two
+SINGLE_CALL_SECONDS = 3e-4  # calls at least this long are timed one by one
+MIN_SAMPLES, MAX_SAMPLES = 5, 41
+SLOW_SECONDS = 0.2  # calls at least this long warm up once instead of three times,
+VERY_SLOW_SECONDS = 1.0  # and at least this long, with all threads, only once in all
 SLEEP_CYCLES = 600_000
 FLUSH_BYTES = 256 << 20
 
 
 @dataclass
 class Entry:
-    """One thing to time.
+    """One callable to time.
 
-    ``probe`` is a smaller stand-in that chooses the thread count of a very slow ``work``, which is then run once.
-    ``best_threads``: try one thread too; else all. ``grad``: with grad mode on.
+    Attributes:
+        work: the call.
+        grad: whether grad mode is on.
+        best_threads: choose the faster of one thread and all; else all.
+        probe: a smaller problem that chooses the thread count of a very slow ``work``, which then runs once.
     """
 
     work: Work
@@ -41,8 +43,8 @@ class Entry:
     probe: Work | None = None
     threads: int = 0
     peak: int | None = None
-    calls: int = 1  # of a turn
-    estimate: float = 0.0  # seconds of a call, from the warm-up
+    calls: int = 1  # per sample
+    estimate: float = 0.0  # seconds per call, from the warm-up
     samples: list[float] = field(default_factory=list)
 
     @property
@@ -60,8 +62,8 @@ class Entry:
         return ordered[len(ordered) // 4], ordered[(3 * len(ordered)) // 4]
 
 
-class Clock:
-    """Seconds of one call, on this device."""
+class Timer:
+    """Times calls on one device."""
 
     def __init__(self, device: torch.device):
         self.device = device
@@ -77,7 +79,7 @@ class Clock:
 
     def _cpu_sample(self, entry: Entry) -> float:
         start = time.perf_counter()
-        if entry.estimate < ALONE_SECONDS:
+        if entry.estimate < SINGLE_CALL_SECONDS:
             for _ in range(entry.calls):
                 entry.work()
             return (time.perf_counter() - start) / entry.calls
@@ -103,16 +105,16 @@ class Clock:
         end.synchronize()
         return start.elapsed_time(end) / 1e3 / entry.calls
 
-    def settle(self, entry: Entry) -> None:
-        """Warm-up: peak memory, thread count, calls a sample."""
+    def warm_up(self, entry: Entry) -> None:
+        """Measures peak memory, chooses the thread count and estimates the time of a call."""
         on_cpu = self._flush is None
         entry.threads = self.all_threads
         if entry.probe is not None and on_cpu:
             probe = Entry(entry.probe, entry.grad, best_threads=True)
-            self.settle(probe)
+            self.warm_up(probe)
             entry.threads = probe.threads
         torch.set_num_threads(entry.threads)
-        first = 0.0  # without what it takes to measure memory, which would make a quick call seem a slow one
+        first = 0.0  # excludes measuring memory, which would make a fast call seem slow
 
         def timed() -> object:
             nonlocal first
@@ -133,7 +135,7 @@ class Clock:
             entry.samples = [first]
 
     def _faster_count(self, entry: Entry, first: float) -> tuple[int, float]:
-        """One thread or all, and seconds; ``first`` is what a cold call took with all."""
+        """The faster thread count and its seconds; ``first`` is the time of a cold call with all threads."""
         tries = 1 if first > SLOW_SECONDS else 3
         best = {}
         for count in {1, self.all_threads}:
@@ -146,21 +148,21 @@ class Clock:
         return fastest, best[fastest]
 
     def interleave(self, entries: list[Entry], budget: float) -> None:
-        """Times the settled ``entries`` in turns, within about ``budget`` seconds but at least five rounds."""
-        turns = [entry for entry in entries if not entry.once]
+        """Samples ``entries``, interleaved, within about ``budget`` seconds but at least five rounds."""
+        repeated = [entry for entry in entries if not entry.once]
         if self._flush is None:
-            turn = max(TURN_SECONDS, TURN_SHARE * sum(entry.estimate for entry in turns))
-            for entry in turns:
-                entry.calls = max(1, min(2000, int(turn / max(entry.estimate, 1e-7))))
-        one_round = sum(entry.estimate * entry.calls for entry in turns)
+            sample_seconds = max(SAMPLE_SECONDS, SAMPLE_FRACTION * sum(entry.estimate for entry in repeated))
+            for entry in repeated:
+                entry.calls = max(1, min(2000, int(sample_seconds / max(entry.estimate, 1e-7))))
+        one_round = sum(entry.estimate * entry.calls for entry in repeated)
         if self._flush is not None:
-            one_round += 1e-3 * len(turns)
-        rounds = max(FEWEST, min(MOST, int(budget / max(one_round, 1e-6))))
+            one_round += 1e-3 * len(repeated)
+        rounds = max(MIN_SAMPLES, min(MAX_SAMPLES, int(budget / max(one_round, 1e-6))))
         gc.collect()
         gc.disable()
         try:
             for _ in range(rounds):
-                for entry in turns:
+                for entry in repeated:
                     entry.samples.append(self.sample(entry))
         finally:
             gc.enable()

@@ -1,1 +1,1 @@
-"""What ``scan_speed.py`` measures: problems, contenders, plans for a CPU and a GPU, targets, chart."""
+"""``scan_speed.py``: problems, implementations, plans for a CPU and a GPU, targets, tables, chart."""

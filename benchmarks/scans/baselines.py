@@ -1,8 +1,8 @@
-"""Who takes part: this package's backends, and the peers that are installed.
+"""The implementations compared: this package's backends, and the baselines that are installed.
 
-Every contender is a function of the inputs (``problems.make_inputs``, in the problem's layout) that returns the output.
-Peers get their inputs in the layout they like best wherever a transposed view gives it, and what belongs to the method
-(softplus, gating, discretisation) is part of what is timed.
+An implementation maps the inputs (``problems.make_inputs``, in the problem's layout) to the output. A baseline gets the
+layout that suits it best wherever a transposed view gives it. What belongs to the method (softplus, gating,
+discretisation) is timed.
 """
 
 import functools
@@ -22,13 +22,13 @@ Run = Callable[[Inputs], Any]
 
 
 @dataclass(frozen=True)
-class Contender:
-    """``prepare`` turns the inputs into what ``run`` takes, before any clock starts."""
+class Implementation:
+    """``prepare`` converts the inputs to what ``run`` takes, outside the timed region."""
 
     name: str
     run: Run
     op: str
-    backend: str | None = None  # of this package; None for a peer
+    backend: str | None = None  # of this package; None: a baseline
     source: str = "benchmarks/scans/baselines.py"
     prepare: Run | None = None
 
@@ -40,7 +40,7 @@ class Contender:
 # ---- this package ----
 
 
-def ours(op: str, backend: str, channel_last: bool = False) -> Contender:
+def ours(op: str, backend: str, channel_last: bool = False) -> Implementation:
     def scan(inputs: Inputs) -> Any:
         softplus = "delta_bias" in inputs
         return wmkernels.selective_scan(**inputs, delta_softplus=softplus, channel_last=channel_last, backend=backend)
@@ -52,25 +52,25 @@ def ours(op: str, backend: str, channel_last: bool = False) -> Contender:
         return wmkernels.linear_scan(**inputs, channel_last=channel_last, backend=backend)
 
     runs: dict[str, Run] = {"selective_scan": scan, "selective_step": step, "linear_scan": linear}
-    return Contender(f"wmkernels {backend}", runs[op], op, backend)
+    return Implementation(f"wmkernels {backend}", runs[op], op, backend)
 
 
-def state_update() -> Contender:
-    """The in-place step, whose backend is the default one."""
+def state_update() -> Implementation:
+    """The in-place step, on the default backend."""
 
     def update(inputs: Inputs) -> Tensor:
         renamed = {"delta": "dt", "u": "x", "delta_bias": "dt_bias"}
         arguments = {renamed.get(name, name): x for name, x in inputs.items()}
         return wmkernels.selective_state_update(**arguments, dt_softplus="delta_bias" in inputs)
 
-    return Contender("wmkernels selective_state_update", update, "selective_step", "default")
+    return Implementation("wmkernels selective_state_update", update, "selective_step", "default")
 
 
-# ---- peers in plain PyTorch ----
+# ---- baselines in plain PyTorch ----
 
 
 def _activated(inputs: Inputs) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """u, step, A, B, C as (batch, time, ...) views in fp32 at least, with bias and softplus applied to the step."""
+    """u, step, A, B, C as (batch, time, ...) views in at least fp32; bias and softplus are applied to the step."""
     wide = inputs["A"].dtype
     u, delta = (inputs[name].transpose(1, 2).to(wide) for name in ("u", "delta"))
     if "delta_bias" in inputs:
@@ -88,10 +88,10 @@ def _finish(y: Tensor, inputs: Inputs) -> Tensor:
 
 
 def best_loop(inputs: Inputs) -> Tensor:
-    """The fastest plain loop we know.
+    """The fastest PyTorch loop over time that we know.
 
-    Time is unbound first, each step is discretised when its turn comes, channels stand last so that every op runs along
-    contiguous memory, and the output is one batched product.
+    It unbinds time once and discretises per step. Channels are last, so that every op reads contiguous memory, and the
+    output is one batched product.
     """
     u, step, A, B, C = (x.contiguous() for x in _activated(inputs))
     A = A.t().contiguous()  # (state, channels)
@@ -105,7 +105,7 @@ def best_loop(inputs: Inputs) -> Tensor:
 
 
 def plain_loop(inputs: Inputs) -> Tensor:
-    """The loop as most people write it once they discretise step by step: state last."""
+    """The common loop with discretisation per step, state last."""
     u, step, A, B, C = _activated(inputs)
     state = torch.zeros(u.shape[0], *A.shape, dtype=A.dtype, device=u.device)  # (batch, channels, state)
     outputs = []
@@ -116,7 +116,7 @@ def plain_loop(inputs: Inputs) -> Tensor:
 
 
 def materialising_loop(inputs: Inputs) -> Tensor:
-    """The usual reference: discretises everything at once, into (batch, channels, time, state), then indexes it."""
+    """The usual reference: materialises the discretised (batch, channels, time, state) tensors, then indexes them."""
     u, step, A, B, C = _activated(inputs)
     decay = torch.exp(torch.einsum("bld,dn->bdln", step, A))
     driven = torch.einsum("bld,bln,bld->bdln", step, B, u)
@@ -139,7 +139,7 @@ def _compiled_step() -> Callable[..., tuple[Tensor, Tensor]]:
 
 
 def compiled_loop(inputs: Inputs) -> Tensor:
-    """The plain loop with its step compiled: one fused kernel a step."""
+    """The plain loop with a compiled step: one fused kernel per step."""
     u, step, A, B, C = _activated(inputs)
     state = torch.zeros(u.shape[0], *A.shape, dtype=A.dtype, device=u.device)
     step_once, driven, outputs = _compiled_step(), step * u, []
@@ -150,7 +150,7 @@ def compiled_loop(inputs: Inputs) -> Tensor:
 
 
 def step_expression(inputs: Inputs) -> Tensor:
-    """One step as one writes it in PyTorch."""
+    """One step as a PyTorch expression."""
     state, u, delta, A = (inputs[name] for name in ("state", "u", "delta", "A"))
     if "delta_bias" in inputs:
         delta = F.softplus(delta + inputs["delta_bias"])
@@ -161,7 +161,7 @@ def step_expression(inputs: Inputs) -> Tensor:
 
 
 def linear_loop(inputs: Inputs) -> Tensor:
-    """Time unbound first, one fused multiply-add a step."""
+    """Time unbound once, one fused multiply-add per step."""
     gates, tokens = inputs["gates"], inputs["tokens"]
     state, outputs = torch.zeros_like(gates[..., 0], dtype=torch.float32), []
     for gate, token in zip(gates.unbind(-1), tokens.unbind(-1), strict=True):
@@ -174,12 +174,11 @@ def causal_attention(inputs: Inputs) -> Tensor:
     return F.scaled_dot_product_attention(inputs["query"], inputs["key"], inputs["value"], is_causal=True)
 
 
-# ---- peers from packages ----
+# ---- baselines from packages ----
 
 
 def _mambapy(pscan: Callable[[Tensor, Tensor], Tensor], inputs: Inputs) -> Tensor:
-    """mambapy's MambaBlock.selective_scan in its own words: parallel scan over materialised (batch, time, channels,
-    state)."""
+    """As mambapy's MambaBlock.selective_scan: a parallel scan over materialised (batch, time, channels, state)."""
     u, step, A, B, C = _activated(inputs)
     states = pscan(torch.exp(step[..., None] * A), step[..., None] * B[:, :, None] * u[..., None])
     return _finish((states @ C[..., None]).squeeze(3), inputs)
@@ -203,29 +202,29 @@ def _hgrn(hgrn: Callable[..., Any], inputs: Inputs) -> Tensor:
 
 
 def _hgrn_inputs(inputs: Inputs) -> Inputs:
-    """flash-linear-attention's is time-major and takes the logarithm of the gate."""
+    """flash-linear-attention is time-major and takes the logarithm of the gate."""
     gates, tokens = (inputs[name].transpose(1, 2).contiguous() for name in ("gates", "tokens"))
     return {"tokens": tokens, "log_gates": gates.log()}
 
 
-def peers(op: str, device: torch.device) -> tuple[list[Contender], dict[str, str]]:
-    """The peers that run ``op`` on this device, and why the others do not."""
+def baselines(op: str, device: torch.device) -> tuple[list[Implementation], dict[str, str]]:
+    """The baselines that run ``op`` on this device, and why the others cannot."""
     missing: dict[str, str] = {}
 
     def imported(module: str, name: str, package: str) -> Any:
         try:
             return getattr(importlib.import_module(module), name)
-        except Exception as error:  # a peer's import may fail in its own ways, and none of them is ours
+        except Exception as error:  # a baseline's import may fail in any way
             missing[package] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
             return None
 
     def add(name: str, run: Any, source: str = "", function: Any = None, prepare: Run | None = None) -> None:
         if not source:
-            found.append(Contender(name, run, op))
+            found.append(Implementation(name, run, op))
         elif function is not None:
-            found.append(Contender(name, functools.partial(run, function), op, source=source, prepare=prepare))
+            found.append(Implementation(name, functools.partial(run, function), op, source=source, prepare=prepare))
 
-    found: list[Contender] = []
+    found: list[Implementation] = []
     on_gpu = device.type == "cuda"
     if op == "selective_scan":
         add("best loop", best_loop)

@@ -1,6 +1,6 @@
-"""The chart of a run: time against length beside the peers, and a training step.
+"""Chart of a run: time against sequence length beside the baselines, and a training step.
 
-Text and lines keep their contrast on a white and on a black page, and the background is left transparent.
+Colours keep their contrast on white and on black; the background is transparent.
 """
 
 import hashlib
@@ -20,21 +20,26 @@ COLOURS = {
     "mamba_ssm": "#10a37f",
     "causal attention": "#c08a00",
 }
-STAMP = "Description"  # the PNG text chunk that says which result the chart was drawn from
+STAMP = "Description"  # the PNG text chunk that holds the fingerprint of the result
 
 
 def fingerprint(result: dict[str, Any]) -> str:
-    """Of a result: the chart carries it, so that a test can tell whether it is current."""
+    """Hash of a result, which its chart carries so that a test can tell whether it is current."""
     return hashlib.sha256(json.dumps(result, sort_keys=True).encode()).hexdigest()
 
 
 def draw(result: dict[str, Any], path: Path) -> str:
-    """Writes the PNG; answers why not where it cannot."""
+    """Writes the PNG; returns the reason where it cannot, else an empty string."""
 
     def panels(figure: Any) -> list[Any]:
+        rows = _most_compared(result)
+        if len(rows) < 2:
+            axes = figure.subplots()
+            _growth(axes, result)
+            return [axes]
         left, right = figure.subplots(1, 2, width_ratios=(3, 2))
         _growth(left, result)
-        _bars(right, result)
+        _bars(right, rows)
         return [left, right]
 
     return save(result, path, panels)
@@ -46,8 +51,7 @@ def save(
     panels: Callable[[Any], list[Any]],
     size: tuple[float, float] = (11, 4.4),
 ) -> str:
-    """Writes what ``panels`` draws into a figure of this size in inches, stamped with the result; answers why not where
-    it cannot."""
+    """Writes the figure that ``panels`` draws, ``size`` in inches, with the result's fingerprint; returns as above."""
     try:
         import matplotlib
     except ImportError:
@@ -68,19 +72,19 @@ def save(
 
 
 def _number(value: float, position: int) -> str:
-    """A tick as people write it."""
+    """A tick label."""
     return f"{value:,.0f}" if value >= 1 else f"{value:g}"
 
 
 def _colour(row: dict[str, Any]) -> str:
-    return OURS if row["backend"] is not None else COLOURS.get(row["contender"], INK)
+    return OURS if row["backend"] is not None else COLOURS.get(row["implementation"], INK)
 
 
 def _growth(axes: Any, result: dict[str, Any]) -> None:
-    """Milliseconds of a forward pass against the length, one line a contender."""
+    """Milliseconds of a forward pass against sequence length, one line per implementation."""
     lines: dict[str, list[dict[str, Any]]] = {}
     for row in _sweep(result, "forward"):
-        lines.setdefault(row["contender"], []).append(row)
+        lines.setdefault(row["implementation"], []).append(row)
     for index, (name, rows) in enumerate(lines.items()):
         rows.sort(key=lambda row: row["time"])
         times, values = [row["time"] for row in rows], [row["milliseconds"] for row in rows]
@@ -102,19 +106,18 @@ def _growth(axes: Any, result: dict[str, Any]) -> None:
     axes.legend(frameon=False, fontsize=9.5)
 
 
-def _bars(axes: Any, result: dict[str, Any]) -> None:
-    """Nanoseconds an element of a training step, on a GPU of the backward pass, where most contenders ran."""
-    measure = "training" if result["device"] == "cpu" else "backward"
+def _most_compared(result: dict[str, Any]) -> list[dict[str, Any]]:
+    """Rows of the training step (on a GPU, the backward pass) that most implementations ran, slowest first."""
     groups: dict[str, list[dict[str, Any]]] = {}
-    for row in _sweep(result, measure):
+    for row in _sweep(result, "training" if result["device"] == "cpu" else "backward"):
         groups.setdefault(row["group"], []).append(row)
-    if not groups:
-        axes.set_visible(False)
-        return
-    rows = max(groups.values(), key=len)
-    rows.sort(key=lambda row: row["ns_per_element"], reverse=True)
+    return sorted(max(groups.values(), key=len, default=[]), key=lambda row: row["ns_per_element"], reverse=True)
+
+
+def _bars(axes: Any, rows: list[dict[str, Any]]) -> None:
+    """ns/element of each implementation."""
     values = [row["ns_per_element"] for row in rows]
-    axes.barh([row["contender"] for row in rows], values, color=[_colour(row) for row in rows], height=0.6)
+    axes.barh([row["implementation"] for row in rows], values, color=[_colour(row) for row in rows], height=0.6)
     axes.set_xscale("log")
     axes.set_xlim(min(values) / 2, max(values) * 8)
     axes.xaxis.set_major_formatter(_number)
@@ -122,17 +125,17 @@ def _bars(axes: Any, result: dict[str, Any]) -> None:
         text = f"{value:,.0f} ns" if value >= 10 else f"{value:.2g} ns"
         axes.text(value * 1.12, index, text, va="center", fontsize=9.5)
     axes.minorticks_off()
-    axes.set_xlabel("nanoseconds an element")
-    kind = "training step" if measure == "training" else "backward"
+    axes.set_xlabel("ns/element")
+    kind = "training step" if rows[0]["measure"] == "training" else "backward"
     axes.set_title(f"{kind}: {rows[0]['time']:,} steps", loc="left")
 
 
 def _sweep(result: dict[str, Any], measure: str) -> list[dict[str, Any]]:
-    """The rows of the plain comparison: selective scan and attention, without the groups that vary the call."""
+    """Rows of the comparison by length: selective scan and attention, without the groups of variants."""
     kept = []
     for row in result["rows"]:
         compared = row["op"] in ("selective_scan", "attention") and row["measure"] == measure
-        varied = "forms of the call" in row["group"] or "short and a long" in row["group"]
+        varied = "variants" in row["group"] or "short and long" in row["group"]
         other = result["device"] == "cuda" and measure == "forward" and (row["batch"], row["channels"]) != (1, 1536)
         if compared and "milliseconds" in row and not (varied or other):
             kept.append(row)

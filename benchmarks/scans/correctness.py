@@ -1,8 +1,8 @@
-"""Every contender is held against the float64 reference before it is timed.
+"""Checks every implementation against the float64 reference before it is timed.
 
-Outputs and every gradient are compared on a small problem; the output of the problem that is timed is compared on its
-first and last channel, at its first steps and, where a contender can hand over its state, at its last ones. The error
-is the largest difference over the largest value.
+Outputs and all gradients are compared on a small problem. On the timed problem the outputs of the first and last
+channel are compared: at the first steps and, where the implementation returns its state, at the last steps. The error
+is the largest absolute difference over the largest absolute value.
 """
 
 from collections.abc import Callable
@@ -11,25 +11,27 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from scans.baselines import Contender, ours
+from scans.baselines import Implementation, ours
 from scans.problems import Inputs, Problem, gradient_names, make_inputs
 from wmkernels.linear_scan.reference import linear_scan_reference
 from wmkernels.selective_scan.reference import selective_scan_reference
 
-# float32: sums of a hundred terms, and peers that use other orders; bfloat16, float16: the rounding of outputs, and of
-# intermediate gradients that a peer keeps in the 16-bit type.
+# float32: sums of a hundred terms in another order. bfloat16, float16: rounding of outputs, and of intermediate
+# gradients that a baseline keeps in 16 bits.
 TOLERANCES = {torch.float64: 1e-10, torch.float32: 2e-4, torch.float16: 1e-2, torch.bfloat16: 4e-2}
 SMALL_TIME, SMALL_CHANNELS = 64, 64
 SLICE_STEPS = 192
 
 
-def small_problem_error(contender: Contender, problem: Problem, gradients: bool, device: torch.device) -> float:
-    """The error of outputs and, if asked for, of all gradients on a small problem of the same kind."""
+def small_problem_error(
+    implementation: Implementation, problem: Problem, gradients: bool, device: torch.device
+) -> float:
+    """Error of outputs and, with ``gradients``, of all gradients, on a small problem of the same kind."""
     problem = problem.smaller(SMALL_TIME, SMALL_CHANNELS)
     inputs = make_inputs(problem, device, requires_grad=gradients, seed=1)
     exact = {name: x.detach().to("cpu", torch.float64).requires_grad_(gradients) for name, x in inputs.items()}
     with torch.set_grad_enabled(gradients):
-        out = contender.run(contender.prepare(inputs) if contender.prepare else inputs)
+        out = implementation.run(implementation.prepare(inputs) if implementation.prepare else inputs)
         expected = reference(problem)(exact)
     error = relative_error(out, expected)
     if gradients:
@@ -37,20 +39,22 @@ def small_problem_error(contender: Contender, problem: Problem, gradients: bool,
         generator = torch.Generator().manual_seed(2)
         grad_out = torch.randn(expected.shape, generator=generator, dtype=torch.float64).to(problem.dtype)
         ours = torch.autograd.grad(out, [inputs[n] for n in names], grad_out.to(device), allow_unused=True)
-        truth = torch.autograd.grad(expected, [exact[n] for n in names], grad_out.double(), allow_unused=True)
-        error = max([error, *(relative_error(a, b) for a, b in zip(ours, truth, strict=True) if b is not None)])
+        exact_gradients = torch.autograd.grad(expected, [exact[n] for n in names], grad_out.double(), allow_unused=True)
+        error = max(
+            [error, *(relative_error(a, b) for a, b in zip(ours, exact_gradients, strict=True) if b is not None)]
+        )
     return error
 
 
 def slice_error(problem: Problem, inputs: Inputs, out: Tensor) -> float:
-    """The error of the first steps of the first and last channel of ``out``, for the problem that is timed."""
+    """Error of ``out`` on the timed problem: first steps of the first and last channel."""
     if problem.op not in ("selective_scan", "linear_scan"):
         return 0.0
     return relative_error(_part(out, problem, slice(0, SLICE_STEPS)), _expected_part(problem, inputs))
 
 
 def tail_error(problem: Problem, inputs: Inputs, out: Tensor, state_before: Tensor) -> float:
-    """The error of the last steps of ``out``, given the state (batch, channels, state) ``SLICE_STEPS`` from the end."""
+    """Error of the last steps of ``out``, given the state (batch, channels, state) ``SLICE_STEPS`` before the end."""
     channels = [0, problem.channels - 1]
     steps = slice(problem.time - SLICE_STEPS, problem.time)
     state = state_before[:, channels].to("cpu", torch.float64)
@@ -65,11 +69,11 @@ def relative_error(found: Tensor | None, expected: Tensor) -> float:
     if difference.numel() == 0:
         return 0.0
     error = (difference.max() / expected.detach().abs().max().clamp(min=1e-30)).item()
-    return error if error == error else float("inf")  # NaN is as wrong as can be
+    return error if error == error else float("inf")  # NaN counts as an infinite error
 
 
 def reference(problem: Problem) -> Callable[[Inputs], Tensor]:
-    """The float64 truth of a small problem, in the layout of the problem."""
+    """The float64 reference of a small problem, in the problem's layout."""
     return _attention if problem.op == "attention" else ours(problem.op, "reference", problem.channel_last).run
 
 

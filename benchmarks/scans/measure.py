@@ -1,4 +1,4 @@
-"""Runs a group of cases, which are compared with each other, and makes the rows of the result."""
+"""Measures groups of cases and makes the rows of the result."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from harness.progress import Progress
-from harness.timer import Clock, Entry, Work
-from scans.baselines import Contender
+from harness.timer import Entry, Timer, Work
+from scans.baselines import Implementation
 from scans.correctness import SLICE_STEPS, TOLERANCES, slice_error, small_problem_error, tail_error
 from scans.problems import Inputs, Problem, limit_seconds, make_inputs
 
@@ -18,17 +18,19 @@ GRADIENTS = ("training", "backward")
 
 @dataclass(frozen=True)
 class Case:
-    """One contender on one problem.
+    """One implementation on one problem.
 
-    ``probe_time``: so slow that it runs once; a problem this long chooses its thread count. ``build`` makes the work
-    from contender and inputs where it is not a plain call, and ``units`` says how many times that does the problem.
-    ``check_tail``: also compare the last steps, from a state carried over.
+    Attributes:
+        probe_time: for a call so slow that it runs once: the sequence length that chooses its thread count.
+        build: makes the timed call from implementation and inputs, where it is not ``run(inputs)``.
+        units: how many times that call solves the problem.
+        check_tail: compare the last steps as well, from the state before them.
     """
 
-    contender: Contender
+    implementation: Implementation
     problem: Problem
     probe_time: int | None = None
-    build: Callable[[Contender, Inputs], Work] | None = None
+    build: Callable[[Implementation, Inputs], Work] | None = None
     units: int = 1
     check_tail: bool = False
     note: str = ""
@@ -36,7 +38,7 @@ class Case:
 
 @dataclass
 class Group:
-    """Cases compared with each other; the first is the one that ratios refer to."""
+    """Cases that are interleaved; ratios are relative to the first."""
 
     title: str
     measure: str  # forward, backward, training, step
@@ -45,11 +47,11 @@ class Group:
 
 
 class Runner:
-    """Measures groups on one device and keeps what it has checked already."""
+    """Measures groups on one device; caches errors on small problems."""
 
     def __init__(self, device: torch.device, progress: Progress):
         self.device, self.progress = device, progress
-        self.clock = Clock(device)
+        self.timer = Timer(device)
         self.rows: list[dict[str, Any]] = []
         self._errors: dict[Any, float] = {}
         self._timed: list[tuple[dict[str, Any], Problem]] = []
@@ -59,26 +61,26 @@ class Runner:
         inputs: dict[tuple[Problem, bool], Inputs] = {}
         ready: list[tuple[Case, Entry | None, dict[str, Any]]] = []
         for case in group.cases:
-            self.progress.detail(f"{group.title}: {case.contender.name}")
+            self.progress.detail(f"{group.title}: {case.implementation.name}")
             row = {
                 "group": group.title,
                 "measure": group.measure,
-                "contender": case.contender.name,
-                "backend": case.contender.backend,
-                "source": case.contender.source if not case.contender.ours else None,
+                "implementation": case.implementation.name,
+                "backend": case.implementation.backend,
+                "source": case.implementation.source if not case.implementation.ours else None,
                 **case.problem.describe(),
                 "note": case.note,
             }
             entry = None
             try:
                 entry = self._prepare(group, case, inputs, row)
-            except Exception as error:  # a peer may fail in any way; the row then says so and the others go on
+            except Exception as error:  # a baseline may fail in any way; its row says so and the others go on
                 row["error"] = _one_line(error)
                 if self.device.type == "cuda":
                     torch.cuda.empty_cache()
             ready.append((case, entry, row))
         self.progress.detail(group.title)
-        self.clock.interleave([entry for _, entry, _ in ready if entry is not None], group.budget)
+        self.timer.interleave([entry for _, entry, _ in ready if entry is not None], group.budget)
         for case, entry, row in ready:
             if entry is not None:
                 self._fill(row, case, entry)
@@ -105,30 +107,34 @@ class Runner:
             if row["error_against_float64"] > tolerance:
                 row["error"] = f"wrong: off by {row['error_against_float64']:.1e} on the problem itself"
                 return None
-        if case.contender.prepare is not None:
-            made = case.contender.prepare({name: x.detach() for name, x in inputs.items()})
+        if case.implementation.prepare is not None:
+            made = case.implementation.prepare({name: x.detach() for name, x in inputs.items()})
             inputs = {name: x.requires_grad_(gradients) for name, x in made.items()}
-        work = case.build(case.contender, inputs) if case.build else _work(group.measure, case.contender, inputs)
+        work = (
+            case.build(case.implementation, inputs) if case.build else _work(group.measure, case.implementation, inputs)
+        )
         probe = None
         if case.probe_time is not None:
             short = make_inputs(case.problem.smaller(case.probe_time, case.problem.channels), self.device, gradients)
-            probe = _work(group.measure, case.contender, short)
-        entry = Entry(work, grad=gradients, best_threads=not case.contender.ours, probe=probe)
-        self.clock.settle(entry)
+            probe = _work(group.measure, case.implementation, short)
+        entry = Entry(work, grad=gradients, best_threads=not case.implementation.ours, probe=probe)
+        self.timer.warm_up(entry)
         return entry
 
     def _small_error(self, case: Case, gradients: bool) -> float:
         problem = case.problem
-        key = (case.contender.name, problem.op, gradients, problem.dtype, problem.channel_last, problem.gated)
+        key = (case.implementation.name, problem.op, gradients, problem.dtype, problem.channel_last, problem.gated)
         if key not in self._errors:
-            self._errors[key] = small_problem_error(case.contender, problem, gradients, self.device)
+            self._errors[key] = small_problem_error(case.implementation, problem, gradients, self.device)
         return self._errors[key]
 
     def _slice_error(self, case: Case, inputs: Inputs) -> float:
         if case.probe_time is not None:
             return 0.0
         with torch.no_grad():
-            out = case.contender.run(case.contender.prepare(inputs) if case.contender.prepare else inputs)
+            out = case.implementation.run(
+                case.implementation.prepare(inputs) if case.implementation.prepare else inputs
+            )
             error = slice_error(case.problem, inputs, out)
             if case.check_tail:
                 state = _state_near_end(case, inputs)
@@ -149,44 +155,44 @@ class Runner:
         }
 
     def apply_limits(self, rates: dict[str, Any]) -> None:
-        """Adds to every timed row the least time that these rates allow."""
+        """Adds the roofline time at these peak rates to every timed row."""
         for row, problem in self._timed:
             limit = limit_seconds(problem, row["measure"], rates, self.device.type)
             if limit is not None:
-                share = limit[0] * 1e3 / row["milliseconds"]
-                row |= {"limit_milliseconds": limit[0] * 1e3, "limit": limit[1], "share_of_limit": share}
+                fraction = limit[0] * 1e3 / row["milliseconds"]
+                row |= {"limit_milliseconds": limit[0] * 1e3, "limit": limit[1], "roofline_fraction": fraction}
 
 
-def _work(measure: str, contender: Contender, inputs: Inputs) -> Work:
+def _work(measure: str, implementation: Implementation, inputs: Inputs) -> Work:
     if measure not in GRADIENTS:
-        return lambda: contender.run(inputs)
+        return lambda: implementation.run(inputs)
     leaves = [x for x in inputs.values() if x.requires_grad]
     with torch.enable_grad():
-        out = contender.run(inputs) if measure == "backward" else None
-    time_like = out if out is not None else next(iter(inputs.values()))  # u, gates, query: shaped as the output
+        out = implementation.run(inputs) if measure == "backward" else None
+    time_like = out if out is not None else next(iter(inputs.values()))  # u, gates, query: the output's shape
     grad_out = torch.randn_like(time_like, requires_grad=False)
     if out is not None:
         return lambda: torch.autograd.grad(out, leaves, grad_out, retain_graph=True)
 
     def train() -> tuple[Tensor, ...]:
-        result = contender.run(inputs)
+        result = implementation.run(inputs)
         return result, *torch.autograd.grad(result, leaves, grad_out)
 
     return train
 
 
 def _state_near_end(case: Case, inputs: Inputs) -> Tensor:
-    """The state ``SLICE_STEPS`` before the end, from the contender's own backend."""
+    """The state ``SLICE_STEPS`` before the end, by the same backend."""
     import wmkernels
 
     time = 1 if case.problem.channel_last else 2
     cut = {n: x.narrow(time, 0, x.shape[time] - SLICE_STEPS) if x.dim() == 3 else x for n, x in inputs.items()}
     options: dict[str, Any] = {"delta_softplus": case.problem.gated, "channel_last": case.problem.channel_last}
-    return wmkernels.selective_scan(**cut, **options, return_last_state=True, backend=case.contender.backend)[1]
+    return wmkernels.selective_scan(**cut, **options, return_last_state=True, backend=case.implementation.backend)[1]
 
 
 def _add_ratios(rows: list[dict[str, Any]]) -> None:
-    """Each row's time an element over that of the group's first."""
+    """Each row's time per element over that of the group's first."""
     base = rows[0].get("ns_per_element") if rows else None
     for row in rows:
         if base and "ns_per_element" in row:

@@ -1,11 +1,11 @@
-"""What is measured on a CPU: batch 1, 1536 channels (a Mamba of width 768), 16 states."""
+"""Cases on a CPU: batch 1, 1536 channels (Mamba with d_model 768), 16 states per channel."""
 
 import functools
 from dataclasses import replace
 
 import torch
 
-from scans.baselines import Contender, ours, peers, state_update
+from scans.baselines import Implementation, baselines, ours, state_update
 from scans.measure import Case, Group
 from scans.problems import Problem
 
@@ -14,7 +14,7 @@ LENGTHS = (512, 2048, 8192, 32768)
 QUICK_CHANNELS, QUICK_LENGTHS = 64, (64, 256)
 LONG_TIMES = (4096, 1048576)
 MEMORY_TIME = 65536
-# Longest sequence that a peer is asked for: beyond it a call takes seconds or gigabytes.
+# Longest sequence per baseline: beyond it a call takes seconds or gigabytes.
 LONGEST = {
     "forward": {
         "best loop": 8192,
@@ -25,7 +25,7 @@ LONGEST = {
     },
     "training": {"best loop": 2048, "plain loop": 512, "mambapy": 512, "materialising loop": 512},
 }
-PROBE_TIME = 32  # of the materialising loop's training step, which takes tens of seconds
+PROBE_TIME = 32  # for the materialising loop's training step, which takes tens of seconds
 
 
 class CpuPlan:
@@ -38,9 +38,9 @@ class CpuPlan:
         self.budget = 0.2 if quick else 3.0
         device = torch.device("cpu")
         self.missing: dict[str, str] = {}
-        self.peers: dict[str, list[Contender]] = {}
+        self.baselines: dict[str, list[Implementation]] = {}
         for op in ("selective_scan", "selective_step", "linear_scan", "attention"):
-            self.peers[op], missing = peers(op, device)
+            self.baselines[op], missing = baselines(op, device)
             self.missing |= missing
 
     def problem(self, time: int, op: str = "selective_scan") -> Problem:
@@ -56,36 +56,36 @@ class CpuPlan:
         return found
 
     def sweep(self, measure: str, time: int) -> Group:
-        """Ours and the peers at one length."""
+        """This package and the baselines at one length."""
         problem = self.problem(time)
         group = Group(f"{measure}, {time:,} steps", measure, budget=self.budget)
         group.cases = [Case(ours("selective_scan", backend), problem) for backend in self.backends]
-        for peer in [*self.peers["selective_scan"], *self.peers["attention"]]:
-            if time > LONGEST[measure].get(peer.name, 0):
+        for baseline in [*self.baselines["selective_scan"], *self.baselines["attention"]]:
+            if time > LONGEST[measure].get(baseline.name, 0):
                 continue
-            slow = peer.name == "materialising loop" and measure == "training" and time > PROBE_TIME
+            slow = baseline.name == "materialising loop" and measure == "training" and time > PROBE_TIME
             probe = PROBE_TIME if slow and not self.quick else None
-            note = "one run: a run takes too long for more" if probe else ""
-            group.cases.append(Case(peer, replace(problem, op=peer.op), probe, note=note))
+            note = "timed once: a call takes tens of seconds" if probe else ""
+            group.cases.append(Case(baseline, replace(problem, op=baseline.op), probe, note=note))
         return group
 
     def variants(self, measure: str) -> Group:
-        """Other dtypes, layouts and options beside the plain call, at a length in the middle."""
+        """Other dtypes, layouts and options beside the plain call, at a medium length."""
         problem = self.problem(256 if self.quick else 2048)
         backend = self.backends[0]
         case = functools.partial(Case, ours("selective_scan", backend))
         last = Case(ours("selective_scan", backend, channel_last=True), replace(problem, channel_last=True))
         half = replace(problem, dtype=torch.bfloat16)
-        both = Case(last.contender, replace(half, channel_last=True))
+        both = Case(last.implementation, replace(half, channel_last=True))
         cases = [case(problem), last, case(half), both, case(replace(problem, gated=True))]
-        return Group(f"{measure}, {problem.time:,} steps, forms of the call", measure, cases, self.budget)
+        return Group(f"{measure}, {problem.time:,} steps, variants", measure, cases, self.budget)
 
     def step(self) -> Group:
         problem = replace(self.problem(1, "selective_step"))
         cases = [Case(ours("selective_step", backend), problem) for backend in self.backends]
         if "cpu" in self.backends:
             cases.append(Case(state_update(), problem))
-        cases += [Case(peer, problem) for peer in self.peers["selective_step"]]
+        cases += [Case(baseline, problem) for baseline in self.baselines["selective_step"]]
         return Group("one step", "step", cases, self.budget / 4)
 
     def linear(self, measure: str) -> Group:
@@ -95,16 +95,20 @@ class CpuPlan:
         last = replace(problem, channel_last=True)
         cases += [Case(ours("linear_scan", backend, channel_last=True), last) for backend in self.backends]
         slow = "training" if measure == "training" else ""
-        cases += [Case(peer, problem) for peer in self.peers["linear_scan"] if not (slow and peer.name == "mambapy")]
+        cases += [
+            Case(baseline, problem)
+            for baseline in self.baselines["linear_scan"]
+            if not (slow and baseline.name == "mambapy")
+        ]
         return Group(f"linear scan, {measure}, {time:,} steps", measure, cases, self.budget)
 
     def long(self) -> Group:
-        """Whether a step costs the same in a long sequence."""
-        contender = ours("selective_scan", self.backends[0])
+        """Whether the time per step is constant in the sequence length."""
+        implementation = ours("selective_scan", self.backends[0])
         short, long = (Problem("selective_scan", 1, LONG_CHANNELS, time, self.dtype) for time in LONG_TIMES)
-        cases = [Case(contender, short), Case(contender, long, check_tail=True)]
-        return Group(f"forward, {LONG_CHANNELS} channels, a short and a long sequence", "forward", cases, self.budget)
+        cases = [Case(implementation, short), Case(implementation, long, check_tail=True)]
+        return Group(f"forward, {LONG_CHANNELS} channels, short and long sequence", "forward", cases, self.budget)
 
-    def memory(self) -> tuple[Contender, Problem]:
+    def memory(self) -> tuple[Implementation, Problem]:
         time = 2048 if self.quick else MEMORY_TIME
         return ours("selective_scan", self.backends[0]), self.problem(time)

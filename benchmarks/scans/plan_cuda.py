@@ -1,12 +1,12 @@
-"""What is measured on a GPU: 16-bit activations, 16 states, as a Mamba layer calls the scan (z, bias, softplus)."""
+"""Cases on a GPU: 16-bit activations, 16 states per channel, called as by a Mamba layer (z, bias, softplus)."""
 
 from dataclasses import replace
 from typing import Any
 
 import torch
 
-from harness.timer import Clock, Entry, Work
-from scans.baselines import Contender, ours, peers
+from harness.timer import Entry, Timer, Work
+from scans.baselines import Implementation, baselines, ours
 from scans.correctness import SLICE_STEPS, TOLERANCES, slice_error, tail_error
 from scans.measure import Case, Group
 from scans.problems import Inputs, Problem, make_inputs
@@ -14,7 +14,7 @@ from scans.problems import Inputs, Problem, make_inputs
 LENGTHS = (1024, 4096, 16384, 65536, 262144)
 LONG_TIMES = (4096, 262144)
 MEMORY_TIME = 65536
-# Longest sequence that a peer is asked for. mamba_ssm overflows its 32-bit offsets past about 61,000 steps.
+# Longest sequence per baseline. mamba_ssm overflows its 32-bit offsets past about 61,000 steps.
 LONGEST = {
     "best loop": 4096,
     "compiled loop": 1024,
@@ -36,9 +36,9 @@ class CudaPlan:
         self.budget = 0.1 if quick else 1.0
         device = torch.device("cuda")
         self.missing: dict[str, str] = {}
-        self.peers: dict[str, list[Contender]] = {}
+        self.baselines: dict[str, list[Implementation]] = {}
         for op in ("selective_scan", "selective_step", "linear_scan", "attention"):
-            self.peers[op], missing = peers(op, device)
+            self.baselines[op], missing = baselines(op, device)
             self.missing |= missing
 
     def problem(self, batch: int, channels: int, time: int, op: str = "selective_scan") -> Problem:
@@ -58,30 +58,35 @@ class CudaPlan:
         return found
 
     def scan(self, measure: str, batch: int, channels: int, time: int) -> Group:
-        """Ours beside the CUDA kernel of mamba_ssm and the compiled loop."""
+        """This package beside the CUDA kernel of mamba_ssm."""
         problem = self.problem(batch, channels, time)
         cases = [Case(ours("selective_scan", backend), problem) for backend in self.backends]
         cases += [
-            Case(peer, problem) for peer in self._asked("selective_scan", problem.time) if peer.name == "mamba_ssm"
+            Case(baseline, problem)
+            for baseline in self._asked("selective_scan", problem.time)
+            if baseline.name == "mamba_ssm"
         ]
         return Group(f"{measure}, {_sizes(problem)}", measure, cases, self.budget)
 
     def sweep(self, time: int) -> Group:
         problem = self.problem(1, 1536, time)
         cases = [Case(ours("selective_scan", backend), problem) for backend in self.backends]
-        for peer in [*self._asked("selective_scan", time), *self._asked("attention", time)]:
-            if peer.name not in ("materialising loop", "plain loop"):
-                cases.append(Case(peer, replace(problem, op=peer.op, gated=peer.op == "selective_scan")))
+        for baseline in [*self._asked("selective_scan", time), *self._asked("attention", time)]:
+            if baseline.name not in ("materialising loop", "plain loop"):
+                cases.append(Case(baseline, replace(problem, op=baseline.op, gated=baseline.op == "selective_scan")))
         return Group(f"forward, {_sizes(problem)}", "forward", cases, self.budget)
 
     def long(self, measure: str) -> Group:
-        """Whether an element costs the same in a long sequence."""
+        """Whether the time per element is constant in the sequence length."""
         short, long = (self.problem(1, 1536, time) for time in LONG_TIMES)
         cases = []
         for backend in self.backends:
-            contender = ours("selective_scan", backend)
-            cases += [Case(contender, short), Case(contender, long, check_tail=measure == "forward" and not self.quick)]
-        return Group(f"{measure}, B1 D1536, a short and a long sequence", measure, cases, self.budget)
+            implementation = ours("selective_scan", backend)
+            cases += [
+                Case(implementation, short),
+                Case(implementation, long, check_tail=measure == "forward" and not self.quick),
+            ]
+        return Group(f"{measure}, B1 D1536, short and long sequence", measure, cases, self.budget)
 
     def variants(self, measure: str) -> Group:
         """Other dtypes, layouts and options beside the plain call."""
@@ -96,12 +101,14 @@ class CudaPlan:
                 Case(last, replace(problem, channel_last=True)),
                 Case(plain, replace(problem, dtype=torch.float32)),
             ]
-        return Group(f"{measure}, {_sizes(problem)}, forms of the call", measure, cases, self.budget)
+        return Group(f"{measure}, {_sizes(problem)}, variants", measure, cases, self.budget)
 
     def linear(self, measure: str) -> Group:
         problem = self.problem(8, 1536, 4096, "linear_scan")
         cases = [Case(ours("linear_scan", backend), problem) for backend in self.backends]
-        cases += [Case(peer, problem) for peer in self._asked("linear_scan", problem.time) if peer.name != "loop"]
+        cases += [
+            Case(baseline, problem) for baseline in self._asked("linear_scan", problem.time) if baseline.name != "loop"
+        ]
         wide = replace(problem, dtype=torch.float32)
         cases += [Case(ours("linear_scan", backend), wide) for backend in self.backends]
         last = replace(problem, channel_last=True)
@@ -110,16 +117,19 @@ class CudaPlan:
 
     def step(self) -> Group:
         problem = self.problem(1, 1536, 1, "selective_step")
-        contenders = [*(ours("selective_step", backend) for backend in self.backends), *self.peers["selective_step"]]
-        note = f"device time of one of {GRAPH_STEPS} steps that a CUDA graph runs one after the other"
-        cases = [Case(c, problem, build=_graph, units=GRAPH_STEPS, note=note) for c in contenders]
+        implementations = [
+            *(ours("selective_step", backend) for backend in self.backends),
+            *self.baselines["selective_step"],
+        ]
+        note = f"device time per step of {GRAPH_STEPS} consecutive steps in one CUDA graph"
+        cases = [Case(c, problem, build=_graph, units=GRAPH_STEPS, note=note) for c in implementations]
         return Group("one step in a CUDA graph, B1 D1536", "step", cases, self.budget)
 
-    def memory(self) -> tuple[Contender, Problem]:
+    def memory(self) -> tuple[Implementation, Problem]:
         return ours("selective_scan", self.backends[0]), self.problem(1, 1536, MEMORY_TIME)
 
     def very_long(self, device: torch.device) -> list[dict[str, Any]]:
-        """A million steps, and more than 2^31 elements: right, and how long it takes."""
+        """Error and time of a million steps, and of more than 2^31 elements."""
         if self.quick:
             return []
         found = []
@@ -131,82 +141,88 @@ class CudaPlan:
                     torch.cuda.empty_cache()
         return found
 
-    def _asked(self, op: str, time: int) -> list[Contender]:
-        return [peer for peer in self.peers[op] if time <= LONGEST.get(peer.name, 1 << 62)]
+    def _asked(self, op: str, time: int) -> list[Implementation]:
+        return [baseline for baseline in self.baselines[op] if time <= LONGEST.get(baseline.name, 1 << 62)]
 
 
 def _sizes(problem: Problem) -> str:
     return f"B{problem.batch} D{problem.channels} L{problem.time:,}"
 
 
-def _graph(contender: Contender, inputs: Inputs) -> Work:
-    """Steps in a CUDA graph, one after the other, each from the same state: a contender answers its output alone."""
+def _graph(implementation: Implementation, inputs: Inputs) -> Work:
+    """Consecutive steps in a CUDA graph, each from the same state: an implementation returns its output alone."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.no_grad(), torch.cuda.stream(side):
         for _ in range(3):
-            contender.run(inputs)
+            implementation.run(inputs)
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
     with torch.no_grad(), torch.cuda.graph(graph):
         for _ in range(GRAPH_STEPS):
-            contender.run(inputs)
+            implementation.run(inputs)
     return graph.replay
 
 
-def _very_long(contender: Contender, problem: Problem, measure: str, device: torch.device) -> dict[str, Any]:
-    """Time and error of ``contender`` on a problem that no reference can be run on: the first and last steps of two
-    channels are compared, in the backward pass through the gradients that reach them."""
+def _very_long(implementation: Implementation, problem: Problem, measure: str, device: torch.device) -> dict[str, Any]:
+    """Time and error on a problem too large for the reference.
+
+    The first and last steps of two channels are compared; in the backward pass, the gradients at the last steps.
+    """
     elements = f"{problem.elements / 2**31:.2f} × 2^31 elements"
-    name = f"{contender.name}, {measure}, {problem.time:,} steps, {problem.channels} channels ({elements})"
+    name = f"{implementation.name}, {measure}, {problem.time:,} steps, {problem.channels} channels ({elements})"
     entry: dict[str, Any] = {**problem.describe(), "name": name, "measure": measure}
     try:
         if measure == "forward":
             inputs = make_inputs(problem, device)
             with torch.no_grad():
-                out = contender.run(inputs)
+                out = implementation.run(inputs)
                 error = slice_error(problem, inputs, out)
-                error = max(error, tail_error(problem, inputs, out, _state_before_tail(contender, inputs)))
+                error = max(error, tail_error(problem, inputs, out, _state_before_tail(implementation, inputs)))
             del out
-            work, grad = (lambda: contender.run(inputs)), False
+            work, grad = (lambda: implementation.run(inputs)), False
         else:
             inputs = make_inputs(problem, device, requires_grad=True)
             leaves = [inputs["u"], inputs["delta"], inputs["A"], inputs["B"], inputs["C"], inputs["D"]]
             with torch.enable_grad():
-                out = contender.run(inputs)
+                out = implementation.run(inputs)
             grad_out = torch.randn(problem.batch, problem.channels, problem.time, device=device, dtype=problem.dtype)
             gradients = torch.autograd.grad(out, leaves, grad_out, retain_graph=True)
-            error = _tail_gradient_error(contender, problem, inputs, grad_out, gradients)
+            error = _tail_gradient_error(implementation, problem, inputs, grad_out, gradients)
             del gradients
             work, grad = (lambda: torch.autograd.grad(out, leaves, grad_out, retain_graph=True)), True
-        clock = Clock(device)
+        timer = Timer(device)
         timed = Entry(work, grad=grad)
-        samples = sorted(clock.sample(timed) for _ in range(3))
+        samples = sorted(timer.sample(timed) for _ in range(3))
         entry |= {"milliseconds": samples[1] * 1e3, "ns_per_element": samples[1] / problem.elements * 1e9}
-        entry |= {"worst_error": error, "right": error <= TOLERANCES[problem.dtype]}
-    except Exception as error:  # out of memory above all: a smaller GPU still answers the rest
+        entry |= {"worst_error": error, "correct": error <= TOLERANCES[problem.dtype]}
+    except Exception as error:  # mostly out of memory; the other sizes go on
         entry["error"] = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
-        entry["right"] = None
+        entry["correct"] = None
     return entry
 
 
-def _state_before_tail(contender: Contender, inputs: Inputs) -> torch.Tensor:
+def _state_before_tail(implementation: Implementation, inputs: Inputs) -> torch.Tensor:
     import wmkernels
 
     cut = {n: x[..., : x.shape[2] - SLICE_STEPS] if x.dim() == 3 else x for n, x in inputs.items()}
-    return wmkernels.selective_scan(**cut, return_last_state=True, backend=contender.backend)[1]
+    return wmkernels.selective_scan(**cut, return_last_state=True, backend=implementation.backend)[1]
 
 
 def _tail_gradient_error(
-    contender: Contender, problem: Problem, inputs: Inputs, grad_out: torch.Tensor, gradients: tuple[torch.Tensor, ...]
+    implementation: Implementation,
+    problem: Problem,
+    inputs: Inputs,
+    grad_out: torch.Tensor,
+    gradients: tuple[torch.Tensor, ...],
 ) -> float:
-    """Gradients of u and delta over the last steps of two channels depend on nothing before but the state."""
+    """Error of the gradients of u and delta at the last steps of two channels, given the state before them."""
     import wmkernels
     from scans.correctness import relative_error
 
     channels, tail = [0, problem.channels - 1], slice(problem.time - SLICE_STEPS, problem.time)
     with torch.no_grad():
-        state = _state_before_tail(contender, inputs)[:, channels].to("cpu", torch.float64)
+        state = _state_before_tail(implementation, inputs)[:, channels].to("cpu", torch.float64)
     part = {}
     for name, x in inputs.items():
         if name in ("u", "delta"):

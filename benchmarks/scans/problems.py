@@ -1,18 +1,19 @@
-"""The problems: sizes, inputs, and the least work any implementation must do on them.
+"""The problems: sizes, inputs, and the roofline.
 
-The limit of a row is the time that the least work takes at the rates measured in the same run.
+The roofline time of a row is the least time that its arithmetic or memory traffic takes at the peak rates measured in
+the same run.
 
-CPU, selective scan, vector instructions of sixteen fp32 lanes, for one state of sixteen elements:
+CPU, selective scan, vector instructions of 16 fp32 lanes, for one state of 16 elements:
 
-- forward 13: ten for the decay (product, rounding, subtraction, five multiply-adds, scaling, and the product that
-  makes step_t A) and three for the state and the output;
-- backward 20: twelve to bring back decay and state, and eight on the way back: the adjoint of the state takes C_t dy_t
-  and its own decay (2), gradients of B, C and A and the two sums of a channel one multiply-add each (5), and the
-  product of adjoint and old state (1).
+- forward 13: ten for the decay (the product step_t A, rounding, subtraction, five multiply-adds, scaling, product) and
+  three for the state and the output;
+- backward 20: twelve to recompute decay and state, and eight in reverse: the gradient of the state takes C_t dy_t and
+  the decay (2), the gradients of B, C and A and the two sums of a channel one multiply-add each (5), and the product
+  with the previous state (1).
 
 GPU, selective scan, for one state of one element: forward one exponential and 4 multiply-adds; backward one exponential
-and 11 multiply-adds (three to bring the state back, eight as above). Bytes count each tensor of activations once.
-Whatever the kernel really executes, and all work for a channel rather than a state, is left out: the limit is a floor.
+and 11 multiply-adds (three to recompute the state, eight as above). Each activation tensor is read or written once.
+Work per channel rather than per state is left out, whatever the kernel executes: the time is a lower bound.
 """
 
 import math
@@ -25,7 +26,7 @@ from torch import Tensor
 CPU_INSTRUCTIONS = {"forward": 13, "backward": 20, "training": 33, "step": 13}
 GPU_MULTIPLY_ADDS = {"forward": 4, "backward": 11, "training": 15, "step": 4}
 GPU_EXPONENTIALS = {"forward": 1, "backward": 1, "training": 2, "step": 1}
-# Activations read and written once: without z, and with it.
+# Activation tensors read or written: without z, with z.
 SCAN_TENSORS = {"forward": (3, 4), "backward": (5, 7), "training": (8, 11)}
 LINEAR_TENSORS = {"forward": 3, "backward": 5, "training": 8}
 LANES = 16
@@ -35,7 +36,7 @@ Inputs = dict[str, Any]  # tensors by the names of the op's arguments
 
 @dataclass(frozen=True)
 class Problem:
-    """One problem. ``gated``: with z, delta_bias and softplus, as a Mamba layer calls the scan."""
+    """One problem. ``gated``: with z, delta_bias and softplus, as in a Mamba layer."""
 
     op: str  # selective_scan, selective_step, linear_scan, attention
     batch: int
@@ -58,7 +59,7 @@ class Problem:
         return replace(self, time=min(self.time, time), channels=min(self.channels, channels), batch=min(self.batch, 2))
 
     def describe(self) -> dict[str, Any]:
-        """The fields a row of the JSON shows."""
+        """The problem's fields of a row."""
         return {
             "op": self.op,
             "batch": self.batch,
@@ -72,7 +73,7 @@ class Problem:
 
 
 def make_inputs(problem: Problem, device: torch.device, requires_grad: bool = False, seed: int = 0) -> Inputs:
-    """Random inputs, in the layout that the problem names. Parameters and states are in fp32 at least."""
+    """Random inputs in the problem's layout. Parameters and states are in at least fp32."""
     generator = torch.Generator(device).manual_seed(seed)
     wide = torch.float64 if problem.dtype == torch.float64 else torch.float32
 
@@ -121,7 +122,7 @@ def _heads(channels: int) -> tuple[int, int]:
 
 
 def limit_seconds(problem: Problem, measure: str, rates: dict[str, Any], device_type: str) -> tuple[float, str] | None:
-    """The least time that ``measure`` can take here, and what sets it; None where no limit is defined."""
+    """The roofline time of ``measure`` and what bounds it; None where none is defined."""
     bytes_moved = _bytes(problem, measure)
     if bytes_moved is None:
         return None
@@ -150,7 +151,7 @@ def _bytes(problem: Problem, measure: str) -> int | None:
         return (activations + passes * problem.batch * problem.state * problem.time) * size
     if problem.op == "selective_step":
         wide = max(4, size)
-        return problem.elements * ((3 + 2 * problem.gated) * size + 3 * problem.state * wide)  # state twice, A once
+        return problem.elements * ((3 + 2 * problem.gated) * size + 3 * problem.state * wide)  # the state twice, A once
     return None
 
 

@@ -1,19 +1,20 @@
-"""The result of a run as tables: on the terminal, and the same cells for the README."""
+"""The result of a run as tables, for the terminal and the pages."""
 
 import re
 from typing import Any
 
 from harness import environment, tables
 from harness.tables import figure, megabytes
+from scans import targets
 
-HEADER = ("", "ms", "ns an element", "ratio", "of the limit", "peak MiB", "threads", "repeats", "error")
-TARGET_HEADER = ("target", "at least", "aim", "measured", "at the machine's limit", "")
+HEADER = ("", "ms", "ns/element", "ratio", "% of roofline", "peak MiB", "threads", "repeats", "error")
+TARGET_HEADER = ("target", "at least", "aim", "measured", "at the roofline", "")
 OUTCOMES = {"aim": "aim reached", "pass": "reached", "missed": "missed"}
 
 
 def row_name(row: dict[str, Any]) -> str:
-    """Contender and what sets this row apart within its group."""
-    parts = [row["contender"]]
+    """Implementation, and what differs within its group."""
+    parts = [row["implementation"]]
     if row["backend"] is not None:
         if row["channel_last"]:
             parts.append("channel_last")
@@ -28,13 +29,13 @@ def cells(row: dict[str, Any], with_time: bool = False) -> list[str]:
     name = row_name(row) + (f", {row['time']:,} steps" if with_time else "")
     if "milliseconds" not in row:
         return [name, "failed", *("" for _ in HEADER[2:])]
-    share = row.get("share_of_limit")
+    fraction = row.get("roofline_fraction")
     return [
         name,
         figure(row["milliseconds"]),
         figure(row["ns_per_element"]),
         figure(row.get("ratio")),
-        "" if share is None else f"{100 * share:.0f}%",
+        "" if fraction is None else f"{100 * fraction:.0f}%",
         megabytes(row["peak_bytes"]),
         "" if row["threads"] is None else str(row["threads"]),
         str(row["repeats"]),
@@ -55,16 +56,16 @@ def group_cells(rows: list[dict[str, Any]]) -> list[list[str]]:
 
 
 def notes(rows: list[dict[str, Any]]) -> list[str]:
-    """What a table's cells cannot hold: why a row failed, and remarks."""
+    """Why rows failed, and remarks."""
     failures = [f"{row_name(row)}: {row['error']}" for row in rows if "error" in row]
-    remarks = [f"{row['contender']}: {row['note']}" for row in rows if row["note"]]
+    remarks = [f"{row['implementation']}: {row['note']}" for row in rows if row["note"]]
     return [*failures, *dict.fromkeys(remarks)]
 
 
-def target_table(targets: list[dict[str, Any]]) -> tuple[tuple[str, ...], list[list[str]]]:
-    """Header and cells; without the limit's column where no target has a limit."""
-    rows = [target_cells(target) for target in targets]
-    limit = TARGET_HEADER.index("at the machine's limit")
+def target_table(assessed: list[dict[str, Any]]) -> tuple[tuple[str, ...], list[list[str]]]:
+    """Header and cells; no column of the roofline where no target has one."""
+    rows = [target_cells(target) for target in assessed]
+    limit = TARGET_HEADER.index("at the roofline")
     if any(row[limit] for row in rows):
         return TARGET_HEADER, rows
     return TARGET_HEADER[:limit] + TARGET_HEADER[limit + 1 :], [row[:limit] + row[limit + 1 :] for row in rows]
@@ -93,26 +94,26 @@ def limit_lines(result: dict[str, Any]) -> list[str]:
     if result["device"] == "cpu":
         how = "on registers" if before["multiply_add_method"] == "registers" else "in a matrix product"
         lanes = 16 * used["multiply_add"] / 1e9
-        parts = [f"{lanes:.0f} G fp32 multiply-adds a second {how}, {before['threads']} threads"]
+        parts = [f"{lanes:.0f} G fp32 multiply-adds per second {how}, {before['threads']} threads"]
     else:
-        parts = [f"{used['multiply_add'] / 1e12:.1f} T fp32 multiply-adds a second"] if "multiply_add" in used else []
+        parts = [f"{used['multiply_add'] / 1e12:.1f} T fp32 multiply-adds per second"] if "multiply_add" in used else []
     if "exponential" in used:
-        parts.append(f"{used['exponential'] / 1e9:,.1f} G exponentials a second")
-    parts.append(f"copies {used['copy'] / 1e9:,.1f} GB a second, read and written")
-    return [f"limits measured: {'; '.join(parts)}"]
+        parts.append(f"{used['exponential'] / 1e9:,.1f} G exponentials per second")
+    parts.append(f"copies {used['copy'] / 1e9:,.1f} GB per second, read and written")
+    return [f"measured peak rates: {'; '.join(parts)}"]
 
 
 def memory_line(result: dict[str, Any]) -> str:
     memory = result["training_memory"]
     if "error" in memory:
-        return f"memory of a training step: not measured, {memory['error']}"
+        return f"training memory: not measured, {memory['error']}"
     sizes = f"{memory['time']:,} steps, {memory['channels']} channels"
-    if memory["share"] is None:
-        return f"memory of a training step, {sizes}: autograd saves {100 * memory['saved_share']:.1f}% beyond inputs"
+    if memory["fraction"] is None:
+        return f"training memory, {sizes}: autograd saves {100 * memory['saved_fraction']:.1f}% beyond inputs"
     return (
-        f"memory of a training step, {sizes}: {megabytes(memory['beyond_bytes'])} MiB beyond "
+        f"training memory, {sizes}: {megabytes(memory['beyond_bytes'])} MiB beyond "
         f"{megabytes(memory['inputs_outputs_gradients_bytes'])} MiB of inputs, outputs and gradients, "
-        f"{100 * memory['share']:.1f}% (of which saved states {100 * memory['saved_share']:.1f}%)"
+        f"{100 * memory['fraction']:.1f}% (of which saved states {100 * memory['saved_fraction']:.1f}%)"
     )
 
 
@@ -124,29 +125,31 @@ def verdict_line(result: dict[str, Any]) -> str:
 def very_long_lines(result: dict[str, Any]) -> list[str]:
     lines = []
     for entry in result.get("very_long", []):
-        outcome = entry.get("error") or f"{'right' if entry['right'] else 'WRONG'}, off by {entry['worst_error']:.0e}"
+        outcome = (
+            entry.get("error") or f"{'correct' if entry['correct'] else 'WRONG'}, error {entry['worst_error']:.0e}"
+        )
         time = f", {figure(entry['milliseconds'])} ms" if "milliseconds" in entry else ""
         lines.append(f"{entry['name']}: {outcome}{time}")
     return lines
 
 
 def missing_line(result: dict[str, Any]) -> str:
-    missing = result["missing_peers"]
-    return f"peers not installed here: {', '.join(missing)}" if missing else "every peer was there"
+    missing = result["missing_baselines"]
+    return f"baselines not installed: {', '.join(missing)}" if missing else "all baselines were installed"
 
 
 def show(result: dict[str, Any]) -> None:
     print(environment.summary(result["environment"]))
     for line in limit_lines(result):
         print(line)
-    print("ratio: time an element over that of the first row; of the limit: see scans/problems.py\n")
+    print("ratio: time per element over that of the first row; % of roofline: see scans/problems.py\n")
     for title, rows in group_rows(result).items():
         tables.show(title, HEADER, group_cells(rows))
         for note in notes(rows):
             print(f"  {note}")
         print()
-    if result["targets"]:
-        tables.show("targets", *target_table(result["targets"]))
+    if assessed := targets.assess(result):
+        tables.show("targets", *target_table(assessed))
         print()
     for line in (memory_line(result), *very_long_lines(result), missing_line(result), verdict_line(result)):
         print(line)

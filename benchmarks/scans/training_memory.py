@@ -1,9 +1,8 @@
 """Memory of one training step beyond its inputs, outputs and gradients.
 
-Two figures, which must agree in kind: counted, the tensors that autograd saves which are no inputs, and the largest
-scratch that a kernel asks for; and measured, the peak of resident memory during the step, above the level before it
-(inputs and the output's gradient exist by then), less the output and the gradients. What the measured figure holds
-beyond the counted one is pages of libraries and of the allocator.
+Two figures. Counted: the tensors that autograd saves beyond the inputs. Measured: the peak of resident memory during
+the step above the level before it (inputs and the output's gradient exist by then), less the output and the gradients;
+it includes a kernel's workspace, and pages of libraries and of the allocator.
 """
 
 from typing import Any
@@ -12,19 +11,27 @@ import torch
 from torch import Tensor
 
 from harness.memory import available_bytes, peak_bytes, saved_bytes
-from scans.baselines import Contender
+from scans.baselines import Implementation
 from scans.problems import Problem, gradient_names, make_inputs
 
 
-def measure(contender: Contender, problem: Problem, device: torch.device) -> dict[str, Any]:
-    """Bytes, and their share of inputs, outputs and gradients."""
+def measure(implementation: Implementation, problem: Problem, device: torch.device) -> dict[str, Any]:
+    """Bytes, and their fraction of inputs, outputs and gradients."""
     try:
-        return {**problem.describe(), "contender": contender.name, **_measure(contender, problem, device)}
-    except Exception as error:  # the rows that were measured are worth keeping
-        return {**problem.describe(), "contender": contender.name, "error": f"{type(error).__name__}: {error}"}
+        return {
+            **problem.describe(),
+            "implementation": implementation.name,
+            **_measure(implementation, problem, device),
+        }
+    except Exception as error:  # keep the rows that were measured
+        return {
+            **problem.describe(),
+            "implementation": implementation.name,
+            "error": f"{type(error).__name__}: {error}",
+        }
 
 
-def _measure(contender: Contender, problem: Problem, device: torch.device) -> dict[str, Any]:
+def _measure(implementation: Implementation, problem: Problem, device: torch.device) -> dict[str, Any]:
     need = 8 * problem.elements * problem.dtype.itemsize
     free = available_bytes() if device.type == "cpu" else torch.cuda.mem_get_info(device)[0]
     if free is not None and free < 1.3 * need:
@@ -33,14 +40,14 @@ def _measure(contender: Contender, problem: Problem, device: torch.device) -> di
     names = gradient_names(inputs)
     leaves = [inputs[name] for name in names]
     grad_out = torch.ones_like(inputs["u"], requires_grad=False)
-    saved = saved_bytes(lambda: contender.run(inputs), inputs.values())
+    saved = saved_bytes(lambda: implementation.run(inputs), inputs.values())
 
     def step() -> tuple[Tensor, ...]:
-        out = contender.run(inputs)
+        out = implementation.run(inputs)
         return out, *torch.autograd.grad(out, leaves, grad_out)
 
     warm = make_inputs(problem.smaller(256, problem.channels), device, requires_grad=True)
-    out = contender.run(warm)
+    out = implementation.run(warm)
     torch.autograd.grad(out, [warm[name] for name in names], torch.ones_like(out))
     out_bytes, gradient_bytes = grad_out.nbytes, sum(x.nbytes for x in leaves)
     counted = sum(x.nbytes for x in inputs.values()) + 2 * out_bytes + gradient_bytes
@@ -51,6 +58,6 @@ def _measure(contender: Contender, problem: Problem, device: torch.device) -> di
         "saved_bytes": saved,
         "peak_bytes": peak,
         "beyond_bytes": measured,
-        "share": None if measured is None else measured / counted,
-        "saved_share": saved / counted,
+        "fraction": None if measured is None else measured / counted,
+        "saved_fraction": saved / counted,
     }

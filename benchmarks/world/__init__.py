@@ -1,1 +1,1 @@
-"""The parts of benchmarks/world_model.py."""
+"""``world_model.py`` and ``world_memory.py``: tasks, runs, tables, charts."""

@@ -1,9 +1,7 @@
-"""Learning curves: return against minutes, a panel a task, a colour a variant.
+"""Learning curves: return against minutes, one panel per task, one colour per variant.
 
-What is drawn is the return of the episodes collected, or, where checkpoints are evaluated on the way, the return of
-these.
-
-Text and lines keep their contrast on a white and on a black page, and the background is left transparent.
+The return is that of the episodes collected, or of evaluated checkpoints where there are some. Colours keep their
+contrast on white and on black; the background is transparent.
 """
 
 from pathlib import Path
@@ -29,7 +27,7 @@ COLUMNS = 3
 
 
 def draw(result: dict[str, Any], path: Path) -> str:
-    """Writes the PNG; answers why not where it cannot."""
+    """Writes the PNG; returns the reason where it cannot, else an empty string."""
     found = groups(result)
     tasks = list(dict.fromkeys(task for task, _ in found))
     if not tasks:
@@ -39,16 +37,16 @@ def draw(result: dict[str, Any], path: Path) -> str:
     def panels(figure: Any) -> list[Any]:
         from matplotlib.lines import Line2D
 
-        places = figure.subplots(rows, columns, squeeze=False).flat
-        for axes in places[len(tasks) :]:
+        panes = figure.subplots(rows, columns, squeeze=False).flat
+        for axes in panes[len(tasks) :]:
             axes.set_axis_off()
-        for axes, task in zip(places, tasks, strict=False):
+        for axes, task in zip(panes, tasks, strict=False):
             _panel(axes, task, {variant: runs for (name, variant), runs in found.items() if name == task})
         handles = {variant: Line2D([], [], color=_colour(variant), lw=2) for _, variant in found}
         figure.legend(
             [*handles.values()], [*handles], frameon=False, ncols=len(handles), loc="outside lower center", fontsize=10
         )
-        return list(places[: len(tasks)])
+        return list(panes[: len(tasks)])
 
     return save(result, path, panels, (4.2 * columns + 0.6, 3.6 * rows + 0.4))
 
@@ -71,23 +69,24 @@ def _panel(axes: Any, task: str, variants: dict[str, list[dict[str, Any]]]) -> N
         if known.published is not None:
             _line(axes, known.published[0], "best published", "bottom")
         elif is_control(task):
-            _line(axes, known.at_least, "to be reached", "top")
+            _line(axes, known.at_least, "threshold", "top")
     axes.set_title(task, loc="left")
     axes.set_xlabel("minutes")
-    axes.set_ylabel("return of a checkpoint" if is_control(task) else "return of an episode, while training")
+    axes.set_ylabel("return of a checkpoint" if is_control(task) else "return per episode, while training")
     axes.grid(axis="y", color=INK, alpha=0.25, lw=0.6)
 
 
 def _line(axes: Any, height: float, text: str, side: str) -> None:
-    """A dotted line, and what it is, with its ``side`` at the line."""
+    """A dotted line and its label, whose ``side`` is at the line; learning curves rise from the lower left."""
     low, high = axes.get_ylim()
     axes.axhline(height, color=INK, ls=":", lw=1.2)
     gap = 0.01 * (high - low) * (1 if side == "bottom" else -1)
-    axes.text(0.99, height + gap, text, transform=axes.get_yaxis_transform(), ha="right", va=side, fontsize=9)
+    x, align = (0.01, "left") if side == "bottom" and height > low + 0.7 * (high - low) else (0.99, "right")
+    axes.text(x, height + gap, text, transform=axes.get_yaxis_transform(), ha=align, va=side, fontsize=9)
 
 
 def _smooth(values: np.ndarray) -> np.ndarray:
-    """The mean of each value and its neighbours, fewer at the ends."""
+    """Moving average over up to five values, fewer at the ends."""
     width = min(5, len(values))
     ones = np.ones(width)
     return np.convolve(values, ones, "same") / np.convolve(np.ones(len(values)), ones, "same")

@@ -1,9 +1,8 @@
-"""Does a world model know what it saw before? MiniGrid's Memory, judged at the cue's cell alone.
+"""Memory of the cue in MiniGrid's Memory: accuracy of the prediction at the cue's cell.
 
-The cue, a key or a ball, is in and out of a small view. At every step that brings it back into sight, the prediction
-of the next observation, made from what was seen and done before, is asked about that one cell: key or ball? Whoever
-does not remember is right half of the time. The mean error over all cells would say nothing: walls are most of what is
-seen, and a random walk sees the cue again after three steps in the median.
+The cue, a key or a ball, leaves and re-enters a small view. Where it re-enters, the prior's prediction of that
+observation is evaluated at the cue's cell: key or ball? Chance is 50%. The mean error over all cells says little: most
+cells are walls, and under random actions the cue re-enters after three steps in the median.
 """
 
 import dataclasses
@@ -20,18 +19,18 @@ from worldmodel.environments.registry import make
 from worldmodel.model.world_model import WorldModel
 
 GAPS = {"1-3": (1, 3), "4-8": (4, 8), "9-16": (9, 16), "over 16": (17, 10**9)}
-"""First and last number of steps since the cue was last seen. (After 1 step, it was never out of sight.)"""
+"""First and last number of steps since the cue was last in view. (After 1 step it never left the view.)"""
 
 
 @dataclasses.dataclass
-class Walk:
+class Trajectory:
     """An episode of n actions.
 
     Attributes:
         views: uint8 (n + 1, width, height, channels).
         actions: int64 (n,).
-        kind: what the cue is, KEY or BALL.
-        cells: where each view shows the cue, as the first two indices of a view; None where it does not.
+        kind: of the cue, KEY or BALL.
+        cells: the cue's first two indices in each view; None where it is out of view.
     """
 
     views: np.ndarray
@@ -39,22 +38,20 @@ class Walk:
     kind: int
     cells: list[tuple[int, int] | None]
 
-    def seen_again(self) -> list[tuple[int, int]]:
-        """``(step, gap)`` of every view that shows the cue again: an earlier one did, ``gap`` steps ago, but not the
-        one before.
-        """
+    def reappearances(self) -> list[tuple[int, int]]:
+        """``(step, gap)`` of every view in which the cue re-enters, ``gap`` > 1 steps after it was last in view."""
         shown = [step for step, cell in enumerate(self.cells) if cell is not None]
         return [(step, step - last) for last, step in itertools.pairwise(shown) if step - last > 1]
 
 
-Predictor = Callable[[Walk], np.ndarray]
-"""Scores of the classes of each cell in every next view, (n, classes, width, height): row t is of view t + 1."""
+Predictor = Callable[[Trajectory], np.ndarray]
+"""Class scores of each cell in every next view, (n, classes, width, height): row t belongs to view t + 1."""
 
 
-def random_walks(name: str, count: int, seed: int) -> list[Walk]:
-    """``count`` episodes of the environment called ``name`` under random actions, with the seeds from ``seed`` on."""
+def random_trajectories(name: str, count: int, seed: int) -> list[Trajectory]:
+    """``count`` episodes of the environment ``name`` under random actions, with seeds from ``seed`` on."""
     env = make(name)
-    walks = []
+    trajectories = []
     for number in range(seed, seed + count):
         random = np.random.default_rng(number)
         views, actions = [env.reset(seed=number)[0]], []
@@ -65,9 +62,9 @@ def random_walks(name: str, count: int, seed: int) -> list[Walk]:
             views.append(view)
             cells.append(_cue_in(env, view))
             ended = terminated or truncated
-        walks.append(Walk(np.stack(views), np.array(actions), cue_kind(env), cells))
+        trajectories.append(Trajectory(np.stack(views), np.array(actions), cue_kind(env), cells))
     env.close()
-    return walks
+    return trajectories
 
 
 def _cue_in(env: Any, view: np.ndarray) -> tuple[int, int] | None:
@@ -76,16 +73,16 @@ def _cue_in(env: Any, view: np.ndarray) -> tuple[int, int] | None:
 
 
 def of_model(world_model: WorldModel) -> Predictor:
-    """What a world model predicts: the likeliest next latent after (s_t, a_t), decoded."""
+    """A world model's prediction: the mode of the prior after (s_t, a_t), decoded."""
     (leaf,) = world_model.observation_spec.leaves
 
     @torch.no_grad()
-    def predict(walk: Walk) -> np.ndarray:
-        steps = len(walk.actions)
+    def predict(trajectory: Trajectory) -> np.ndarray:
+        steps = len(trajectory.actions)
         acted = torch.ones(1, steps, dtype=torch.bool)
         batch = Batch(
-            observations={leaf: torch.from_numpy(walk.views[None, :-1])},
-            actions=torch.from_numpy(walk.actions[None]),
+            observations={leaf: torch.from_numpy(trajectory.views[None, :-1])},
+            actions=torch.from_numpy(trajectory.actions[None]),
             rewards=torch.zeros(1, steps),
             terminated=torch.zeros_like(acted),
             has_action=acted,
@@ -100,23 +97,23 @@ def of_model(world_model: WorldModel) -> Predictor:
     return predict
 
 
-def accuracy_by_gap(walks: Sequence[Walk], predictor: Predictor) -> dict[str, dict[str, float]]:
-    """How often the cue's cell is predicted rightly where the cue is seen again.
+def accuracy_by_gap(trajectories: Sequence[Trajectory], predictor: Predictor) -> dict[str, dict[str, float]]:
+    """Accuracy at the cue's cell where the cue re-enters the view.
 
     Returns:
-        For each of ``GAPS``: "count"; "key_or_ball", how often the score of what the cue is beats that of what it is
-        not, and "cell", how often it is the best of all classes.
+        For each of ``GAPS``: "count"; "key_or_ball", accuracy between the two classes; "cell", accuracy among all
+        classes.
     """
-    asked = {name: np.zeros(3) for name in GAPS}
-    for walk in walks:
-        again = walk.seen_again()
-        scores = predictor(walk) if again else None
-        for step, gap in again:
-            of_cell = scores[(step - 1, slice(None), *walk.cells[step])]
-            other = KEY + BALL - walk.kind
-            right = [1, of_cell[walk.kind] > of_cell[other], of_cell.argmax() == walk.kind]
-            asked[next(name for name, (low, high) in GAPS.items() if low <= gap <= high)] += right
+    counts = {name: np.zeros(3) for name in GAPS}
+    for trajectory in trajectories:
+        reappearances = trajectory.reappearances()
+        scores = predictor(trajectory) if reappearances else None
+        for step, gap in reappearances:
+            of_cell = scores[(step - 1, slice(None), *trajectory.cells[step])]
+            other = KEY + BALL - trajectory.kind
+            correct = [1, of_cell[trajectory.kind] > of_cell[other], of_cell.argmax() == trajectory.kind]
+            counts[next(name for name, (low, high) in GAPS.items() if low <= gap <= high)] += correct
     return {
         name: {"count": int(count), "key_or_ball": named / max(count, 1), "cell": exact / max(count, 1)}
-        for name, (count, named, exact) in asked.items()
+        for name, (count, named, exact) in counts.items()
     }

@@ -12,7 +12,7 @@ from world.moving import AHEAD
 STEPS_AHEAD = (1, 2, 4, 8, 16, AHEAD)
 BEYOND = ("9-16", "over 16")
 AT_LEAST, AIM = 0.95, 0.99
-COST_HEADER = ("minutes of a core", "minutes", "steps", "updates", "memory's parameters")
+COST_HEADER = ("CPU minutes", "minutes", "steps", "updates", "parameters of memory")
 
 
 @dataclasses.dataclass
@@ -25,20 +25,20 @@ class Table:
 
 
 def groups(result: dict[str, Any], task: str) -> dict[str, list[dict[str, Any]]]:
-    """Runs of a task by memory, in the task's order, seeds rising."""
+    """Runs of a task by memory, in the task's order; seeds ascending."""
     runs = sorted((run for run in result["runs"].values() if run["task"] == task), key=lambda run: run["seed"])
     found = {memory: [run for run in runs if run["memory"] == memory] for memory in TASKS[task].memories}
     return {memory: several for memory, several in found.items() if several}
 
 
 def tables(result: dict[str, Any]) -> list[Table]:
-    """One table a task that has runs."""
+    """One table per task that has runs."""
     cue = [_cue_row(memory, runs) for memory, runs in groups(result, "cue").items()]
     ball = groups(result, "ball")
     found = []
     if cue:
-        header = ("memory", *(f"{name} steps" for name in GAPS), "beyond 8, each seed", *COST_HEADER)
-        found.append(Table("MemoryS9, cue seen again: key or ball told rightly", header, cue))
+        header = ("memory", *(f"{name} steps" for name in GAPS), "beyond 8 steps, each seed", *COST_HEADER)
+        found.append(Table("MemoryS9, cue back in view: accuracy of key or ball, by steps out of view", header, cue))
     if ball:
         header = ("memory", *(f"+{step}" for step in STEPS_AHEAD), "mean", "each seed", *COST_HEADER)
         found.append(Table("HiddenBall, wrong cells of the ball by step ahead", header, _ball_rows(ball)))
@@ -46,13 +46,13 @@ def tables(result: dict[str, Any]) -> list[Table]:
 
 
 def beyond(run: dict[str, Any]) -> float:
-    """Share of the cues told rightly that were out of sight for more than 8 steps."""
+    """Accuracy on cues out of view for more than 8 steps."""
     gaps = [run["measured"]["gaps"][name] for name in BEYOND]
     return sum(gap["count"] * gap["key_or_ball"] for gap in gaps) / max(1, sum(gap["count"] for gap in gaps))
 
 
 def target_lines(result: dict[str, Any]) -> list[str]:
-    """What was to be reached, and whether it was."""
+    """The targets, assessed."""
     lines = []
     found = groups(result, "cue")
     if "scan" in found:
@@ -61,26 +61,26 @@ def target_lines(result: dict[str, Any]) -> list[str]:
         reached = "aim reached" if value >= AIM else "reached" if value >= AT_LEAST else "missed"
         seeds = f"{len(values)} seed{'s' if len(values) > 1 else ''}"
         wanted = f"at least {AT_LEAST:.0%}, aim {AIM:.0%}"
-        lines.append(f"the cue beyond 8 steps: {value:.1%} over {seeds}, {wanted}: {reached}")
+        lines.append(f"accuracy beyond 8 steps: {value:.1%} over {seeds}, {wanted}: {reached}")
     if "none" in found:
         value = statistics.mean(beyond(run) for run in found["none"])
-        lines.append(f"without memory: {value:.1%}, expected about 50%")
+        lines.append(f"without memory: {value:.1%}, chance 50%")
     if found:
-        lines.append(f"cues asked about in each run: {asked(result)}")
+        lines.append(f"cues per run: {cue_counts(result)}")
     return lines
 
 
-def asked(result: dict[str, Any]) -> str:
-    """How many cues were asked about in a run, gap by gap; the same walks judge every run."""
+def cue_counts(result: dict[str, Any]) -> str:
+    """Number of cues by gap; all runs are evaluated on the same episodes."""
     run = next(run for runs in groups(result, "cue").values() for run in runs)
     gaps = run["measured"]["gaps"]
     return ", ".join(f"{name} steps {gap['count']:,}" for name, gap in gaps.items())
 
 
 def _cue_row(memory: str, runs: list[dict[str, Any]]) -> list[str]:
-    shares = [statistics.mean(run["measured"]["gaps"][name]["key_or_ball"] for run in runs) for name in GAPS]
+    accuracies = [statistics.mean(run["measured"]["gaps"][name]["key_or_ball"] for run in runs) for name in GAPS]
     each = " ".join(f"{beyond(run):.1%}" for run in runs)
-    return [memory, *(f"{share:.1%}" for share in shares), each, *_cost(runs)]
+    return [memory, *(f"{accuracy:.1%}" for accuracy in accuracies), each, *_cost(runs)]
 
 
 def _ball_rows(found: dict[str, list[dict[str, Any]]]) -> list[list[str]]:
@@ -88,8 +88,8 @@ def _ball_rows(found: dict[str, list[dict[str, Any]]]) -> list[list[str]]:
     for memory, runs in found.items():
         curves = [run["measured"]["wrong_cells"]["model"] for run in runs]
         rows.append([memory, *_ahead(curves), " ".join(f"{statistics.mean(c):.2f}" for c in curves), *_cost(runs)])
-    copied = next(iter(found.values()))[0]["measured"]["wrong_cells"]["copied"]
-    return [*rows, ["last map copied", *_ahead([copied]), "", *[""] * len(COST_HEADER)]]
+    persistence = next(iter(found.values()))[0]["measured"]["wrong_cells"]["persistence"]
+    return [*rows, ["persistence baseline", *_ahead([persistence]), "", *[""] * len(COST_HEADER)]]
 
 
 def _ahead(curves: list[list[float]]) -> list[str]:

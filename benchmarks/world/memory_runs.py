@@ -19,28 +19,28 @@ from worldmodel.model.world_model import WorldModel
 from worldmodel.runs.run import Run
 
 HELD_OUT = 10**6
-"""Seed of the first episode that models are judged on; training draws seeds from 2**31 others."""
+"""Seed of the first held-out episode; training draws its seeds from 2**31 others."""
 
 
 def _measure_cue(world_model: WorldModel, env: str, episodes: int) -> dict[str, Any]:
-    return {"gaps": cue.accuracy_by_gap(cue.random_walks(env, episodes, HELD_OUT), cue.of_model(world_model))}
+    return {"gaps": cue.accuracy_by_gap(cue.random_trajectories(env, episodes, HELD_OUT), cue.of_model(world_model))}
 
 
 def _measure_ball(world_model: WorldModel, env: str, episodes: int) -> dict[str, Any]:
-    return {"wrong_cells": moving.errors(world_model, *moving.random_films(env, episodes, HELD_OUT))}
+    return {"wrong_cells": moving.errors(world_model, *moving.random_episodes(env, episodes, HELD_OUT))}
 
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """What is trained on, and how it is judged.
+    """An environment to train on, and its held-out measure.
 
     Attributes:
         env: name of the environment.
         preset: of the settings.
         steps: collected in a run.
-        episodes: that a model is judged on.
-        memories: options of ``python -m worldmodel train`` by the name of the memory.
-        measure: (world model, env, episodes) -> what goes into the JSON file.
+        episodes: held-out episodes.
+        memories: name of the memory -> options of ``python -m worldmodel train``.
+        measure: (world model, env, episodes) -> entry of the JSON file.
     """
 
     env: str
@@ -60,8 +60,8 @@ TASKS = {
         {
             "scan": (),
             "none": ("--model.memory.kind", "none"),
-            "scan (latent drawn)": ("--model.perception.drawn",),
-            "none (latent drawn)": ("--model.perception.drawn", "--model.memory.kind", "none"),
+            "scan (latent sampled)": ("--model.perception.drawn",),
+            "none (latent sampled)": ("--model.perception.drawn", "--model.memory.kind", "none"),
         },
         _measure_cue,
     ),
@@ -89,7 +89,7 @@ class Plan:
         memory: one of the task's.
         seed: of the run.
         steps: collected; the task's own if None.
-        episodes: that the model is judged on; the task's own if None.
+        episodes: held-out episodes; the task's own if None.
         threads: of PyTorch.
         extra: further options of ``python -m worldmodel train``.
     """
@@ -109,7 +109,7 @@ class Plan:
 
 
 def train_options(plan: Plan, folder: Path) -> list[str]:
-    """What ``python -m worldmodel train`` is given."""
+    """Options of ``python -m worldmodel train``."""
     task = TASKS[plan.task]
     named = {"env": task.env, "preset": task.preset, "steps": plan.steps or task.steps, "seed": plan.seed}
     named |= {"run": folder, "threads": plan.threads}
@@ -118,7 +118,7 @@ def train_options(plan: Plan, folder: Path) -> list[str]:
 
 
 def execute(plan: Plan, folder: Path) -> dict[str, Any]:
-    """Trains in a process of its own, judges the result, and returns the entry for the JSON file.
+    """Trains in its own process, evaluates, and returns the entry for the JSON file.
 
     Raises:
         RuntimeError: training ended with an error.
@@ -140,7 +140,7 @@ def execute(plan: Plan, folder: Path) -> dict[str, Any]:
         "steps": last["steps"],
         "updates": last["updates"],
         "seconds": wall,
-        # A machine that others use gives a run a part of a core; this is what the run took of it.
+        # On a busy machine a run gets part of a core; this is the CPU time that it used.
         "cpu_seconds": after.children_user + after.children_system - before.children_user - before.children_system,
         "parameters": sum(p.numel() for p in world_model.memory.parameters()),
         "measured": task.measure(world_model, task.env, plan.episodes or task.episodes),

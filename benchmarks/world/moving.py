@@ -1,9 +1,8 @@
-"""How far ahead does a world model see a ball that passes behind a curtain, without looking?
+"""Open-loop prediction of a ball that passes behind a curtain.
 
-After ``OBSERVED`` steps the model goes on in imagination with the actions that were really taken, and what it imagines
-is decoded into maps. What counts is the ball: the cells that show it in one of the two maps, imagined and real, and
-not in the other. A ball in full sight has 4, so one imagined elsewhere costs up to 8. The last map that was seen,
-copied, is what any prediction has to beat.
+After ``OBSERVED`` steps the model imagines with the recorded actions, and the imagined latents are decoded into maps.
+The error is the number of cells in which imagined and real map disagree about the ball. A ball in full view has 4
+cells, so a wrong position costs up to 8. The persistence baseline repeats the last observed map.
 """
 
 from collections.abc import Iterator
@@ -22,28 +21,28 @@ OBSERVED = 16
 AHEAD = 24
 
 
-def random_films(name: str, count: int, seed: int, frames: int = OBSERVED + AHEAD) -> tuple[np.ndarray, np.ndarray]:
+def random_episodes(name: str, count: int, seed: int, frames: int = OBSERVED + AHEAD) -> tuple[np.ndarray, np.ndarray]:
     """The first ``frames`` frames of ``count`` episodes under random actions.
 
     Returns:
         ``(frames, actions)``: uint8 (count, frames, height, width, 1) and int64 (count, frames - 1).
     """
-    env, films, done = make(name), [], []
+    env, films, taken = make(name), [], []
     for number in range(seed, seed + count):
         actions = np.random.default_rng(number).integers(env.action_space.n, size=frames - 1)
         films.append([env.reset(seed=number)[0], *(env.step(int(action))[0] for action in actions)])
-        done.append(actions)
+        taken.append(actions)
     env.close()
-    return np.array(films), np.array(done)
+    return np.array(films), np.array(taken)
 
 
-class _Given:
-    """A policy that does what was done."""
+class _RecordedActions:
+    """A policy that repeats recorded actions."""
 
     def __init__(self, actions: Iterator[Tensor]) -> None:
         self.actions = actions
 
-    def __call__(self, _: Tensor) -> "_Given":
+    def __call__(self, _: Tensor) -> "_RecordedActions":
         return self
 
     def sample(self) -> Tensor:
@@ -52,7 +51,7 @@ class _Given:
 
 @torch.no_grad()
 def imagined(world_model: WorldModel, frames: np.ndarray, actions: np.ndarray, observed: int = OBSERVED) -> np.ndarray:
-    """The maps that a world model imagines after ``observed`` frames, (count, frames - observed, height, width, 1)."""
+    """Maps imagined after ``observed`` frames, (count, frames - observed, height, width, 1)."""
     (leaf,) = world_model.observation_spec.leaves
     count, length = len(frames), frames.shape[1]
     acted = torch.ones(count, observed, dtype=torch.bool)
@@ -67,19 +66,22 @@ def imagined(world_model: WorldModel, frames: np.ndarray, actions: np.ndarray, o
     )
     state = world_model.observe(batch).state
     encoded = world_model.action_spec.encode(torch.from_numpy(actions)).float()
-    policy: Any = _Given(iter(encoded[:, observed - 1 :].unbind(1)))
+    policy: Any = _RecordedActions(iter(encoded[:, observed - 1 :].unbind(1)))
     rollout = world_model.imagine(state, policy, length - observed, draw=world_model.perception.mode)
     return world_model.perception.reconstruct(rollout.latent)[leaf].numpy()
 
 
 def wrong_cells(pictures: np.ndarray, frames: np.ndarray) -> np.ndarray:
-    """Cells whose showing the ball or not differs, mean over films: (steps,)."""
+    """Cells that disagree about the ball, mean over episodes: (steps,)."""
     return ((pictures == LEATHER) != (frames == LEATHER)).sum((-1, -2, -3)).mean(0)
 
 
 def errors(world_model: WorldModel, frames: np.ndarray, actions: np.ndarray) -> dict[str, list[float]]:
-    """Wrong cells at each step ahead: of the model, and of the last map copied."""
-    truth = frames[:, OBSERVED:]
-    copied = np.broadcast_to(frames[:, OBSERVED - 1 : OBSERVED], truth.shape)
+    """Wrong cells by step ahead: of the model, and of the persistence baseline."""
+    target = frames[:, OBSERVED:]
+    persistence = np.broadcast_to(frames[:, OBSERVED - 1 : OBSERVED], target.shape)
     pictures = imagined(world_model, frames, actions)
-    return {"model": wrong_cells(pictures, truth).tolist(), "copied": wrong_cells(copied, truth).tolist()}
+    return {
+        "model": wrong_cells(pictures, target).tolist(),
+        "persistence": wrong_cells(persistence, target).tolist(),
+    }

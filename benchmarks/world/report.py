@@ -1,4 +1,4 @@
-"""The result as tables: returns beside what is to be reached, and where the time of an update goes."""
+"""Tables of the result: returns, targets, and the time of an update."""
 
 import statistics
 from typing import Any
@@ -12,31 +12,31 @@ Groups = dict[tuple[str, str], list[dict[str, Any]]]
 RETURN_HEADER = ("task", "memory", "mean return", "each seed", "minutes", "steps", "published best", "GRU")
 CONTROL_HEADER = (
     "task",
-    "policy improved by",
+    "policy gradient",
     "mean return",
     "each seed",
     "minutes",
     "steps",
     "threshold",
-    "minutes to it",
-    "steps to it",
-    "seeds that reached it",
+    "minutes to threshold",
+    "steps to threshold",
+    "seeds",
 )
 CONTROL_NOTE = (
-    "Minutes and steps to the threshold are those of the first checkpoint, one every half minute, whose greedy policy "
-    f"has a mean return of at least the threshold over {PASSING_EPISODES} episodes of its own; means over the seeds "
-    "that reached it. Minutes are wall time of training, collection and updates together."
+    "Minutes and steps to the threshold: of the first checkpoint, one every half minute, whose greedy policy has at "
+    f"least this mean return over {PASSING_EPISODES} held-out episodes; means over the seeds that reach it. Minutes "
+    "are wall time of training, collection included. Seeds: how many reach the threshold."
 )
-TIME_HEADER = ("task", "variant", "collect ms", "observe ms", "imagine ms", "share of imagine", "cores used")
+TIME_HEADER = ("task", "variant", "collect ms", "observe ms", "imagine ms", "imagine, % of time", "cores used")
 
 
 def variant_of(run: dict[str, Any]) -> str:
-    """Name of a run's variant; where only memories were compared, it is the memory's."""
+    """Name of a run's variant; an older entry names its memory instead."""
     return str(run["variant"] if "variant" in run else run["memory"])
 
 
 def groups(result: dict[str, Any]) -> Groups:
-    """Runs by task and variant, tasks and variants in their own order, seeds rising."""
+    """Runs by task and variant, in the order of ``TASKS``; seeds ascending."""
     runs = sorted(result["runs"].values(), key=lambda run: run["seed"])
     found = {}
     for task in [*TASKS, *sorted({run["task"] for run in runs} - set(TASKS))]:
@@ -50,26 +50,26 @@ def groups(result: dict[str, Any]) -> Groups:
 
 
 def is_control(task: str) -> bool:
-    """Whether the table says how long a task took to reach its threshold."""
+    """Whether the time to a threshold is measured."""
     return task in TASKS and TASKS[task].checkpoint_minutes is not None
 
 
 def mean_return(runs: list[dict[str, Any]]) -> float:
-    """Over seeds."""
+    """Mean over seeds."""
     return statistics.mean(run["evaluation"]["mean"] for run in runs)
 
 
 def return_tables(result: dict[str, Any]) -> list[tuple[str, tuple[str, ...], list[list[str]]]]:
     """Title, header and rows of each table of returns that has a row."""
     tables = [
-        ("Return of an episode", RETURN_HEADER, return_cells(result)),
-        ("Control: return of an episode", CONTROL_HEADER, control_cells(result)),
+        ("Return per episode", RETURN_HEADER, return_cells(result)),
+        ("Control: return per episode", CONTROL_HEADER, control_cells(result)),
     ]
     return [table for table in tables if table[2]]
 
 
 def return_cells(result: dict[str, Any]) -> list[list[str]]:
-    """A row for each task of memory and each of its variants."""
+    """One row per memory task and variant."""
     rows = []
     for (task, variant), runs in groups(result).items():
         if not is_control(task):
@@ -80,7 +80,7 @@ def return_cells(result: dict[str, Any]) -> list[list[str]]:
 
 
 def control_cells(result: dict[str, Any]) -> list[list[str]]:
-    """A row for each task of control and each way of improving the policy."""
+    """One row per control task and policy gradient."""
     rows = []
     for (task, variant), runs in groups(result).items():
         if is_control(task):
@@ -93,26 +93,26 @@ def control_cells(result: dict[str, Any]) -> list[list[str]]:
 
 
 def threshold_point(run: dict[str, Any], task: Task) -> tuple[float, float] | None:
-    """Seconds and steps at which a run first reached what is to be reached; ``CONTROL_NOTE`` says how it is told."""
+    """Seconds and steps at which a run first reached the threshold, as ``CONTROL_NOTE`` says."""
     return next(((seconds, steps) for seconds, steps, mean in run["evaluations"] if mean >= task.at_least), None)
 
 
 def time_cells(result: dict[str, Any]) -> list[list[str]]:
-    """Milliseconds of an update, for each task and variant."""
+    """Milliseconds per update, by task and variant."""
     rows = []
     for (task, variant), runs in groups(result).items():
-        timed = [run["milliseconds_an_update"] for run in runs if run["milliseconds_an_update"]]
+        timed = [run["milliseconds_per_update"] for run in runs if run["milliseconds_per_update"]]
         if timed:
             names = ("collect", "observe", "imagine")
             milliseconds = [figure(statistics.median(times[name] for times in timed)) for name in names]
-            share = statistics.median(times["share_of_imagine"] for times in timed)
+            fraction = statistics.median(times["imagine_fraction"] for times in timed)
             cores = statistics.median(run["cores_used"] for run in runs)
-            rows.append([task, variant, *milliseconds, f"{share:.0%}", f"{cores:.1f}"])
+            rows.append([task, variant, *milliseconds, f"{fraction:.0%}", f"{cores:.1f}"])
     return rows
 
 
 def target_lines(result: dict[str, Any]) -> list[str]:
-    """What was to be reached by ours, and whether it was."""
+    """The targets, assessed."""
     lines = []
     for (task, variant), runs in groups(result).items():
         target = TASKS.get(task)
@@ -124,7 +124,7 @@ def target_lines(result: dict[str, Any]) -> list[str]:
         if value < target.at_least:
             reached = "missed"
         budget = max(run["minutes"] for run in runs)
-        over = f"; minutes given {budget:g} of {target.minutes:g}" if budget != target.minutes else ""
+        over = f"; trained for {budget:g} of {target.minutes:g} minutes" if budget != target.minutes else ""
         if target.steps is not None:
             over += f"; steps {max(run['steps'] for run in runs):,} of {target.steps:,}"
         if target.aim_minutes is not None:
@@ -138,7 +138,7 @@ def _aim_minutes(runs: list[dict[str, Any]], target: Task) -> str:
     assert target.aim_minutes is not None
     points = [threshold_point(run, target) for run in runs]
     in_time = sum(point is not None and point[0] <= 60 * target.aim_minutes for point in points)
-    return f"{in_time} of {len(runs)} passed it within {target.aim_minutes:g} minutes, the aim"
+    return f"{in_time} of {len(runs)} reached it within {target.aim_minutes:g} minutes, the aim"
 
 
 def _reached(task: str, variant: str, runs: list[dict[str, Any]], digits: int) -> list[str]:

@@ -22,7 +22,7 @@ from worldmodel.acting.rollout import evaluate
 from worldmodel.learning.settings import acting_part, saved_config
 from worldmodel.runs.run import Run
 
-PASSING_EPISODES = 20  # with which a checkpoint on the way is evaluated
+PASSING_EPISODES = 20  # per evaluation of a checkpoint
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,9 +30,9 @@ class Plan:
     """One run.
 
     Attributes:
-        task: what is trained on.
+        task: to train on.
         variant: one of the task's.
-        seed: of the run; evaluation has seeds of its own, the same for all.
+        seed: of the run; evaluation has its own seeds, the same for all.
         minutes: of training.
         steps: of the environments, at most; None for no limit.
         episodes: of evaluation.
@@ -58,7 +58,7 @@ class Plan:
 
 
 def train_options(plan: Plan, folder: Path) -> list[str]:
-    """What ``python -m worldmodel train`` is given."""
+    """Options of ``python -m worldmodel train``."""
     task = plan.task
     named: dict[str, Any] = {"env": task.name, "preset": task.preset, "minutes": plan.minutes, "seed": plan.seed}
     named |= {"run": folder, "threads": plan.threads, "device": plan.device}
@@ -74,7 +74,7 @@ def train_options(plan: Plan, folder: Path) -> list[str]:
 
 
 def execute(plan: Plan, folder: Path) -> dict[str, Any]:
-    """Trains in a process of its own, evaluates the result, and returns the entry for the JSON file.
+    """Trains in its own process, evaluates, and returns the entry for the JSON file.
 
     Raises:
         RuntimeError: training ended with an error.
@@ -87,7 +87,7 @@ def execute(plan: Plan, folder: Path) -> dict[str, Any]:
             keep_checkpoints(folder)
             time.sleep(1)
     finally:
-        training.kill()  # nothing happens to one that has ended
+        training.kill()  # no effect once it has ended
     if training.returncode:
         raise RuntimeError(f"{plan.key}: training ended with exit status {training.returncode}")
     wall, after = time.perf_counter() - start, os.times()
@@ -109,11 +109,11 @@ def execute(plan: Plan, folder: Path) -> dict[str, Any]:
         "parameters": sum(p.numel() for p in agent.world_model.parameters()),
         "evaluation": found.to_json(),
         "evaluations": evaluations(plan, folder) if plan.task.checkpoint_minutes else [],
-        "milliseconds_an_update": update_times(lines),
+        "milliseconds_per_update": update_times(lines),
         "curve": [
             [line["seconds"], line["steps"], line["episode/return"]] for line in lines if "episode/return" in line
         ],
-        # A machine that others use gives a run fewer of its cores.
+        # On a busy machine a run gets fewer cores.
         "cores_used": (after.children_user + after.children_system - before.children_user - before.children_system)
         / wall,
         "settings": run.config["train"],
@@ -123,7 +123,7 @@ def execute(plan: Plan, folder: Path) -> dict[str, Any]:
 
 
 def keep_checkpoints(folder: Path) -> None:
-    """Copies what acts from checkpoints that are new, each into the folder of a run; the run itself keeps only two."""
+    """Copies the acting weights of new checkpoints into run folders of their own; the run keeps only two."""
     for checkpoint in (folder / "checkpoints").glob("*"):
         kept = folder / "passed" / checkpoint.name
         if not checkpoint.name.isdigit() or kept.exists():
@@ -133,21 +133,21 @@ def keep_checkpoints(folder: Path) -> None:
         weights = beside / "checkpoints" / checkpoint.name / name
         weights.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(folder / "config.json", beside / "config.json")
-        with contextlib.suppress(FileNotFoundError):  # two newer ones were made meanwhile
+        with contextlib.suppress(FileNotFoundError):  # the run has deleted it meanwhile
             shutil.copyfile(checkpoint / weights.name, weights)
             beside.rename(kept)
 
 
 def evaluations(plan: Plan, folder: Path) -> list[list[float]]:
-    """Seconds, steps and the mean return of the greedy policy, for each checkpoint that ``keep_checkpoints`` kept.
+    """Seconds, steps and the greedy policy's mean return of each checkpoint that ``keep_checkpoints`` kept.
 
-    The episodes are the same for all, and others than those of the evaluation at the end.
+    All are evaluated on the same episodes, which differ from those of the final evaluation.
     """
     lines = Run(folder).metrics
     found = []
     for kept in sorted(path for path in (folder / "passed").iterdir() if path.name.isdigit()):
         steps = int(kept.name)
-        # The log has a line every few seconds: the first one that is not before the checkpoint.
+        # The first line of the log at or after the checkpoint.
         seconds = next((line["seconds"] for line in lines if line["steps"] >= steps), lines[-1]["seconds"])
         agent = Agent.load(kept, plan.device)
         returned = evaluate(agent, plan.task.name, PASSING_EPISODES, 2 * 10**6, num_envs=PASSING_EPISODES)
@@ -156,10 +156,10 @@ def evaluations(plan: Plan, folder: Path) -> list[list[float]]:
 
 
 def update_times(lines: list[dict[str, float]]) -> dict[str, float]:
-    """Milliseconds that an update took for collecting, observing and imagining, and the share of imagining.
+    """Milliseconds per update of collecting, observing and imagining, and the fraction of imagining.
 
-    Observing and imagining hold what is differentiated backward, too. Collecting is what was collected for an update,
-    so it depends on the train ratio. Lines before learning began do not count.
+    Observing and imagining include their backward passes. Collecting is that of the steps collected per update, so it
+    depends on the train ratio. Lines before the first update do not count.
     """
     learning = [line for line in lines if "seconds/imagine" in line]
     if len(learning) < 2:
@@ -173,13 +173,13 @@ def update_times(lines: list[dict[str, float]]) -> dict[str, float]:
 
     total = 1e3 * mean("seconds/update", weights)
     observe, imagine = 1e3 * mean("seconds/observe", weights), 1e3 * mean("seconds/imagine", weights)
-    # The clock of collecting ticks once for a step of all environments.
-    ticks = math.fsum(steps) / learning[-1]["environments"]
-    collect = mean("milliseconds/collect", [float(s) for s in steps]) * ticks / math.fsum(weights)
+    # The time of collecting is per step of all environments.
+    vector_steps = math.fsum(steps) / learning[-1]["environments"]
+    collect = mean("milliseconds/collect", [float(s) for s in steps]) * vector_steps / math.fsum(weights)
     return {
         "collect": collect,
         "observe": observe,
         "imagine": imagine,
         "update": total,
-        "share_of_imagine": imagine / (collect + total),
+        "imagine_fraction": imagine / (collect + total),
     }

@@ -1,4 +1,4 @@
-"""Runs one after the other, those that are there left out, each merged into one JSON file as soon as it ends."""
+"""Executes runs in sequence, skips finished ones, and merges each into one JSON file as soon as it ends."""
 
 import argparse
 import contextlib
@@ -26,17 +26,17 @@ AnyPlan = TypeVar("AnyPlan", bound=Plan)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options that say which runs are made, and where they go."""
+    """Adds the options that select runs and their output."""
     parser.add_argument("--seeds", default=[0, 1, 2], type=lambda text: [int(x) for x in text.split(",")])
-    parser.add_argument("--again", action="store_true", help="also make runs that are there")
-    parser.add_argument("--list", action="store_true", help="say which runs are there and which are missing, and stop")
-    parser.add_argument("--report", action="store_true", help="make no run: tables and chart of what is there")
-    parser.add_argument("--runs", type=Path, default=Path("runs/benchmark"), help="where run folders go")
-    parser.add_argument("--plot", type=Path, help="a chart (PNG); beside the JSON")
+    parser.add_argument("--again", action="store_true", help="repeat finished runs")
+    parser.add_argument("--list", action="store_true", help="list finished and missing runs, and stop")
+    parser.add_argument("--report", action="store_true", help="no run: tables and chart of finished runs")
+    parser.add_argument("--runs", type=Path, default=Path("runs/benchmark"), help="folder of the run folders")
+    parser.add_argument("--plot", type=Path, help="chart (PNG); default: beside the JSON")
     parser.add_argument("--train", default="", help="further options of `python -m worldmodel train`, in one string")
 
 
-def carry_out(
+def execute_all(
     chosen: argparse.Namespace,
     plans: Sequence[AnyPlan],
     execute: Callable[[AnyPlan, Path], dict[str, Any]],
@@ -44,7 +44,7 @@ def carry_out(
     benchmark: str,
     device: str = "cpu",
 ) -> list[str]:
-    """Makes the runs that are asked for, or says which are there; the keys of those that failed."""
+    """Executes the plans, or lists them; returns the keys of failed runs."""
     failed = []
     for plan in [] if chosen.report else plans:
         there = plan.key in load(chosen.json, benchmark)["runs"]
@@ -67,7 +67,7 @@ def carry_out(
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Nobody else merges into ``path`` meanwhile, where the system has such locks."""
+    """Holds an exclusive lock on ``path``, where the system has file locks."""
     lock = path.with_suffix(".lock")
     lock.parent.mkdir(parents=True, exist_ok=True)
     with lock.open("w") as file:
@@ -79,12 +79,12 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def load(path: Path, benchmark: str) -> dict[str, Any]:
-    """What has been measured so far."""
+    """The result so far."""
     return dict(json.loads(path.read_text())) if path.exists() else {"benchmark": benchmark, "runs": {}}
 
 
 def merge(path: Path, key: str, entry: dict[str, Any], benchmark: str, device: str = "cpu") -> None:
-    """Adds an entry to the file, which other processes may be adding to."""
+    """Adds an entry to the file; other processes may add to it at the same time."""
     with locked(path):
         result = load(path, benchmark)
         result["environment"] = environment.describe(torch.device(device))

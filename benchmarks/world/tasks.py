@@ -1,4 +1,4 @@
-"""What is trained on, for how long, what is compared there, and what is to be reached: a ``Task`` each."""
+"""The tasks: environment, budget, variants compared, targets."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -13,11 +13,11 @@ MEMORIES: Variants = {
     "unrotated": {"model.memory.rotated": False},
     "GRU": {"model.memory.kind": "gru"},
 }
-"""What is changed of the preset, by the name of the memory. The first one is ours."""
+"""Name of the memory -> changes to the preset. The first is the preset itself."""
 
 
-def ways(*names: str) -> Variants:
-    """Ways of improving the policy, of which the first one is the preset's."""
+def policy_gradients(*names: str) -> Variants:
+    """Variants by policy gradient; the first is the preset's."""
     return {name: {"model.decision.improve": name} for name in names}
 
 
@@ -28,17 +28,17 @@ class Task:
     Attributes:
         name: of the environment.
         minutes: of training.
-        variants: option -> value that is changed of the preset, by the name of the variant. The first one is ours.
-        at_least: mean return to be reached by ours.
-        aim: mean return that is aimed at.
-        floor: return at which a chart begins; of about random play.
-        ceiling: return at which a chart ends.
-        preset: settings that training starts from.
-        steps: of the environments, after which training ends even before its minutes.
+        variants: name -> changes to the preset, option -> value. The targets apply to the first.
+        at_least: target of the mean return.
+        aim: mean return beyond the target.
+        floor: lower end of the chart; about the return of random play.
+        ceiling: upper end of the chart.
+        preset: of the settings.
+        steps: of the environments, at most.
         aim_minutes: by when ``at_least`` is aimed at.
-        checkpoint_minutes: between checkpoints that are evaluated, too, to say when ``at_least`` was reached; None
-            where only the end counts.
-        published: the best mean return of the benchmark that the task is from, and its GRU's.
+        checkpoint_minutes: between checkpoints that are evaluated to tell when ``at_least`` was reached; None: only
+            the end is evaluated.
+        published: the best mean return of the task's own benchmark, and its GRU's.
     """
 
     name: str
@@ -56,7 +56,7 @@ class Task:
 
     @property
     def ours(self) -> str:
-        """The variant that the targets are meant for."""
+        """The variant that the targets apply to."""
         return next(iter(self.variants))
 
 
@@ -76,7 +76,7 @@ TASKS: dict[str, Task] = {
         Task(
             "CartPole-v1",
             8,
-            ways("reinforce", "exact", "dynamics"),
+            policy_gradients("reinforce", "exact", "dynamics"),
             at_least=475,
             aim=None,
             floor=0,
@@ -89,7 +89,7 @@ TASKS: dict[str, Task] = {
         Task(
             "Pendulum-v1",
             15,
-            ways("dynamics", "reinforce"),
+            policy_gradients("dynamics", "reinforce"),
             at_least=-200,
             aim=None,
             floor=-1700,

@@ -1,4 +1,4 @@
-"""The benchmark runs, and what the README says is what was measured and what works."""
+"""The benchmarks run, and the README shows what was measured and what works."""
 
 import json
 import re
@@ -45,18 +45,20 @@ def test_quick_run_of_the_conv_lstm_measures_every_contender(tmp_path: Path) -> 
     result = json.loads(target.read_text())
     assert [row["error"] for row in result["rows"] if "error" in row] == []
     assert {row["measure"] for row in result["rows"]} == {"step", "forward", "training"}
-    assert {"loop", "loop, channels last"} <= {row["contender"] for row in result["rows"]}
+    assert {"loop", "loop, channels last"} <= {row["implementation"] for row in result["rows"]}
     for row in result["rows"]:
         assert row["milliseconds"] > 0
-        assert 0 < row["share_of_limit"] < 1
+        assert 0 < row["roofline_fraction"] < 1
         assert row["error_against_float64"] <= row["tolerance"]
-    saved = {r["contender"]: r["saved_bytes"] for r in result["rows"] if r["measure"] == "training" and r["backend"]}
+    saved = {
+        r["implementation"]: r["saved_bytes"] for r in result["rows"] if r["measure"] == "training" and r["backend"]
+    }
     kept, recomputed = sorted(saved, key=len)
     assert saved[recomputed] < saved[kept]
     assert target.with_suffix(".png").stat().st_size > 0
 
 
-def test_a_quick_call_is_timed_many_times_a_turn_however_long_measuring_its_memory_takes(
+def test_a_fast_call_is_timed_many_times_per_sample_however_long_measuring_its_memory_takes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
@@ -68,11 +70,11 @@ def test_a_quick_call_is_timed_many_times_a_turn_however_long_measuring_its_memo
         return 0
 
     monkeypatch.setattr(timer, "peak_bytes", slow_peak)
-    entry, stopwatch = timer.Entry(lambda: None), timer.Clock(torch.device("cpu"))
-    stopwatch.settle(entry)
-    timer.interleave([entry], budget=0.1)
+    entry, measured = timer.Entry(lambda: None), timer.Timer(torch.device("cpu"))
+    measured.warm_up(entry)
+    measured.interleave([entry], budget=0.1)
     assert entry.calls > 100
-    assert entry.seconds < timer.ALONE_SECONDS
+    assert entry.seconds < timer.SINGLE_CALL_SECONDS
 
 
 def test_tables_and_charts_are_current() -> None:
