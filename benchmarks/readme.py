@@ -23,7 +23,7 @@ from harness import environment
 from harness.tables import figure, markdown, megabytes
 from scans import chart, report, targets
 from wmkernels import dispatch
-from wmkernels.checks import FLOATS, short
+from wmkernels.checks import FLOATS, dtype_name
 from world import chart as world_chart
 from world import memory_chart, memory_report
 from world import report as world_report
@@ -139,7 +139,9 @@ def replaced_part(results: Results, page: Path) -> str:
 
 def backends_part(results: Results, page: Path) -> str:
     """Which backend has a kernel of which op, from the sources; every kernel takes every dtype."""
-    dtypes = " ".join({"float": "fp", "bfloat": "bf"}[re.sub(r"\d", "", short(d))] + short(d)[-2:] for d in FLOATS)
+    dtypes = " ".join(
+        {"float": "fp", "bfloat": "bf"}[re.sub(r"\d", "", dtype_name(d))] + dtype_name(d)[-2:] for d in FLOATS
+    )
     rows = []
     for op in dispatch.OPS:
         cells = [f"`{op}`"]

@@ -112,8 +112,8 @@ def run_selective_scan(state: int, dtype: torch.dtype, channel_last: bool, every
     first = torch.empty((batch, channels, state), dtype=parameter)
     inputs = (u, delta, A, B, C, D, z, D, first, reset, cu_seqlens)
     segment = 256 if cut else 2 * time
-    out = selective.forward(*inputs, True, channel_last, chunk, segment=segment)
-    selective.backward(grad, first, *inputs, out[2], True, channel_last, chunk, segment=segment)
+    out = selective.forward(*inputs, True, channel_last, chunk, segment_length=segment)
+    selective.backward(grad, first, *inputs, out[2], True, channel_last, chunk, segment_length=segment)
 
 
 def run_selective_step(state: int, dtype: torch.dtype) -> None:
@@ -129,8 +129,8 @@ def run_linear_scan(dtype: torch.dtype, channel_last: bool, reset: bool, reverse
     gates, tokens, grad = (activations(batch, channels, time, dtype, channel_last) for _ in range(3))
     first = torch.empty((batch, channels))
     resets = torch.zeros((batch, time), dtype=torch.bool) if reset else None
-    out, _ = linear.forward(gates, tokens, first, resets, reverse, channel_last, segment=256)
-    linear.backward(grad, first, gates, out, first, resets, reverse, channel_last, segment=256)
+    out, _ = linear.forward(gates, tokens, first, resets, reverse, channel_last, segment_length=256)
+    linear.backward(grad, first, gates, out, first, resets, reverse, channel_last, segment_length=256)
 
 
 def run_conv_lstm_update(dtype: torch.dtype, everything: bool, keep: int) -> None:
@@ -155,9 +155,9 @@ def run_conv_lstm_at_once(dtype: torch.dtype, size: int, everything: bool) -> No
     weight, bias = torch.empty((4 * hidden, hidden, 3, 3), dtype=dtype), torch.empty(4 * hidden)
     inputs = per_step.parameters_of(bias, torch.empty((3, hidden)) if everything else None)
     sizes = Sizes(2, 1, hidden, size, size)
-    advance = triton_convolution.AtOnce(x, weight, weight, inputs, sizes, (1, 1), (1, 1, 1, 1), (1, 1))
+    step_fn = triton_convolution.FusedStep(x, weight, weight, inputs, sizes, (1, 1), (1, 1, 1, 1), (1, 1))
     outputs = conv_lstm.forward_outputs(x, sizes, KEEP_GATES if everything else KEEP_NOTHING)
-    per_step.walk(advance, outputs, None, None, torch.zeros((2, 1), dtype=torch.bool) if everything else None)
+    per_step.run_steps(step_fn, outputs, None, None, torch.zeros((2, 1), dtype=torch.bool) if everything else None)
 
 
 def cases() -> dict[str, Callable[[], None]]:

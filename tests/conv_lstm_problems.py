@@ -34,7 +34,7 @@ class RoundedSums(Problem):
     what the convolutions get back. What that rounding alone makes of a result counts as what rounding the inputs does:
     once as it is, since where sums are alike so are their errors, then with sums drawn anew for every number."""
 
-    def nudged(self, number: int) -> Results:
+    def perturbed(self, number: int) -> Results:
         convolution = reference.F.conv2d
         generator = torch.Generator().manual_seed(self.seed + number)
         eps = torch.finfo(self.dtype).eps if number > 1 else 0.0
@@ -55,7 +55,7 @@ class RoundedSums(Problem):
             return sums + (rounded(sums) - sums).detach()
 
         with mock.patch.object(reference.F, "conv2d", convolve):
-            results = super().nudged(number)
+            results = super().perturbed(number)
         if "gradient of bias" in results and shares:
             results["gradient of bias"] = torch.stack(shares).sum(0) / 2
         return results

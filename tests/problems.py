@@ -1,7 +1,7 @@
 """Random calls of the ops: shapes, layouts, dtypes, options, resets and packing, drawn by Hypothesis.
 
 A ``Problem`` is one call of a public function by its argument names. ``solve`` runs it on a backend, with cotangents
-for everything that comes out, and answers outputs and gradients by name; ``truth`` does so in float64 on the reference.
+for every output, and returns outputs and gradients by name; ``fp64_reference`` does so in float64 on the reference.
 """
 
 import dataclasses
@@ -109,7 +109,7 @@ class Problem:
         grads = []
         for index, (output, layout) in enumerate(zip(outputs, self.grad_layouts, strict=False)):
             values = torch.randn(output.shape, generator=generator, dtype=torch.float64)
-            # Both the kernel's and the truth's cotangent are what the problem's own dtype can hold.
+            # Both the kernel's and the fp64_reference's cotangent are what the problem's own dtype can hold.
             held = self.dtype if index < self.activations else state_dtype(self.dtype)
             grads.append(laid_out(values.to(held).to(output.dtype).to(output.device), layout, self.seed + index))
         return grads
@@ -133,25 +133,25 @@ class Problem:
     def in_float64(self) -> "Problem":
         return self.mapped(lambda x: x.double() if x.is_floating_point() else x)
 
-    def truth(self) -> Results:
+    def fp64_reference(self) -> Results:
         # Cotangents are drawn for the problem's own dtype, which the wide problem no longer has.
         wide = self.in_float64()
         wide.cotangents = lambda outputs: [x.double() for x in Problem.cotangents(self, outputs)]  # type: ignore[method-assign]
         return wide.solve("reference")
 
-    def nudged(self, number: int) -> Results:
+    def perturbed(self, number: int) -> Results:
         """In float64 with every input changed by up to an ulp of the state's dtype: how far a result moves when what it
         is made of is rounded, which matters where large terms cancel and the reference is right by luck."""
         generator = torch.Generator().manual_seed(self.seed + number)
         eps = torch.finfo(state_dtype(self.dtype)).eps
 
-        def nudge(x: Tensor) -> Tensor:
+        def perturb(x: Tensor) -> Tensor:
             if not x.is_floating_point():
                 return x
             noise = torch.rand(x.shape, generator=generator, dtype=torch.float64).to(x.device) - 0.5
             return x.double() * (1 + 2 * eps * noise)
 
-        wide = self.mapped(nudge)
+        wide = self.mapped(perturb)
         wide.cotangents = lambda outputs: [x.double() for x in Problem.cotangents(self, outputs)]  # type: ignore[method-assign]
         return wide.solve("reference")
 
@@ -159,17 +159,17 @@ class Problem:
 def assert_as_accurate_as_the_reference(problem: Problem, backend: str) -> None:
     """Each result's largest error, held against the float64 reference, is at most a small multiple of the error of the
     reference in the problem's own dtype, or of the change that rounding the inputs makes."""
-    truth = problem.truth()
-    kernel, references = problem.solve(backend), [problem.solve("reference"), problem.nudged(1)]
-    assert kernel.keys() == truth.keys()
-    for name, expected in truth.items():
+    fp64_reference = problem.fp64_reference()
+    kernel, references = problem.solve(backend), [problem.solve("reference"), problem.perturbed(1)]
+    assert kernel.keys() == fp64_reference.keys()
+    for name, expected in fp64_reference.items():
         if expected.numel() == 0 or expected.abs().max() > torch.finfo(kernel[name].dtype).max / 2:
             continue  # nothing there, or more than float16 holds
         assert kernel[name].isfinite().all(), f"{name} is not finite"
         error, allowed = _error(kernel[name], expected), _allowed(problem, name, expected, references)
         if error > allowed and len(references) == 2:
-            # Of a single number one nudge may say nothing; ten are not all lucky.
-            references += [problem.nudged(number) for number in range(2, 11)]
+            # Of a single number one perturb may say nothing; ten are not all lucky.
+            references += [problem.perturbed(number) for number in range(2, 11)]
             allowed = _allowed(problem, name, expected, references)
         same_dtype = _error(references[0][name], expected)
         assert error <= allowed, f"{name}: error {error:.3g}, the reference's {same_dtype:.3g}, allowed {allowed:.3g}"

@@ -1,8 +1,8 @@
-"""The memories that the laws of tests/core/test_laws.py are checked for. A new op or module joins by an adapter here.
+"""The recurrences that the laws of tests/core/test_laws.py are checked for; a new one joins by an adapter here.
 
-An adapter is a subclass of ``Memory``, registered at the end of this file (or with ``register`` from the file that the
-new memory's other tests are in, as long as test_laws.py imports it). It answers four questions, all of them with batch
-first, time second, and a state that is a tuple of tensors with batch first:
+An adapter is a subclass of ``Recurrence``, registered at the end of this file (or with ``register`` from any file that
+test_laws.py imports). It has four methods; batch comes first, time second, and a state is a tuple of tensors with batch
+first:
 
     configurations()                  a Hypothesis strategy of whatever the adapter needs to build a memory
     make(configuration, batch, time, dtype, device)
@@ -18,7 +18,7 @@ an adapter and a module need not pass it on.
 A torch.nn module with the methods ``init_state(batch_size)``, ``forward(inputs, state, reset)`` and ``step(input,
 state, reset)`` needs no subclass:
 
-    register(ModuleMemory("Mamba", op="selective_scan", build=lambda width: Mamba(width)))
+    register(ModuleRecurrence("Mamba", op="selective_scan", build=lambda width: Mamba(width)))
 
 The modules of wmkernels.nn join in tests/recurrences_nn.py.
 """
@@ -50,7 +50,7 @@ class Example:
     module: nn.Module | None = None
 
 
-class Memory:
+class Recurrence:
     """What the laws ask of a memory; the head of this file says what each method is for."""
 
     name: str
@@ -82,7 +82,7 @@ class Memory:
         raise NotImplementedError
 
 
-class SelectiveScanMemory(Memory):
+class SelectiveScanRecurrence(Recurrence):
     """selective_scan, its state, and selective_step."""
 
     name, op, packed = "selective_scan", "selective_scan", True
@@ -174,7 +174,7 @@ class SelectiveScanMemory(Memory):
         return out, (new_state,)
 
 
-class LinearScanMemory(Memory):
+class LinearScanRecurrence(Recurrence):
     """linear_scan forward in time; a step is the expression itself."""
 
     name, op = "linear_scan", "linear_scan"
@@ -228,7 +228,7 @@ class LinearScanMemory(Memory):
         return after.to(gates.dtype), (after,)
 
 
-class ReverseLinearScanMemory(LinearScanMemory):
+class ReverseLinearScanRecurrence(LinearScanRecurrence):
     """linear_scan in reverse, seen from its own beginning, the end of time.
 
     Seen from there, a step forgets what came before it where the step after it in time has ``reset``: the flags move by
@@ -258,7 +258,7 @@ class ReverseLinearScanMemory(LinearScanMemory):
         return out.flip(1), (last_state,)
 
 
-class ModuleMemory(Memory):
+class ModuleRecurrence(Recurrence):
     """A torch.nn module with init_state, forward and step, batch first; its inputs are (batch, time, width)."""
 
     dtypes = (torch.float64, torch.float32)
@@ -329,14 +329,14 @@ class _Method(nn.Module):
         return getattr(self.module, self.method)(*arguments)
 
 
-MEMORIES: list[Memory] = []
+RECURRENCES: list[Recurrence] = []
 
 
-def register(memory: Memory) -> None:
+def register(memory: Recurrence) -> None:
     """Has the laws checked for ``memory``."""
-    MEMORIES.append(memory)
+    RECURRENCES.append(memory)
 
 
-register(SelectiveScanMemory())
-register(LinearScanMemory())
-register(ReverseLinearScanMemory())
+register(SelectiveScanRecurrence())
+register(LinearScanRecurrence())
+register(ReverseLinearScanRecurrence())

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from hypothesis import strategies as st
-from recurrences import Example, Memory, Named, Outcome, State, register
+from recurrences import Example, Named, Outcome, Recurrence, State, register
 from torch import Tensor
 
 import wmkernels
@@ -15,7 +15,7 @@ from wmkernels.nn import ConvLSTM
 SIZE = (3, 4)  # of an input's map
 
 
-class ConvLSTMMemory(Memory):
+class ConvLSTMRecurrence(Recurrence):
     """conv_lstm, its state, and conv_lstm_step."""
 
     name, op = "conv_lstm", "conv_lstm"
@@ -84,7 +84,7 @@ class ConvLSTMMemory(Memory):
         return {name: example.configuration[name] for name in ("stride", "keep_gates")}
 
 
-class ConvLSTMModuleMemory(Memory):
+class ConvLSTMModuleRecurrence(Recurrence):
     """wmkernels.nn.ConvLSTM of two layers; its state has layers before batch."""
 
     name, op, kernels_only = "ConvLSTM", "conv_lstm", True
@@ -150,5 +150,5 @@ class _Step(_Forward):
         return self.module.step(*arguments)
 
 
-register(ConvLSTMMemory())
-register(ConvLSTMModuleMemory())
+register(ConvLSTMRecurrence())
+register(ConvLSTMModuleRecurrence())

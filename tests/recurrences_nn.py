@@ -4,13 +4,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from recurrences import Example, ModuleMemory, Named, Outcome, State, register
+from recurrences import Example, ModuleRecurrence, Named, Outcome, State, register
 from torch import Tensor
 
 from wmkernels import nn
 
 
-class PackingModuleMemory(ModuleMemory):
+class PackingModuleRecurrence(ModuleRecurrence):
     """A module whose forward takes ``cu_seqlens`` too."""
 
     packed = True
@@ -42,9 +42,9 @@ def _mamba(width: int) -> nn.Mamba:
     return nn.Mamba(width, d_state=3 if width == 6 else 16, d_conv=7 if width == 6 else 4, bias=width == 6)
 
 
-def _rotated_mamba(width: int) -> nn.RotatedMamba:
+def _rotated_mamba(width: int) -> nn.RotaryMamba:
     """Angles that depend on the input, in two groups at width 6."""
-    module = nn.RotatedMamba(width, d_state=4, d_conv=3, groups=2 if width == 6 else 1, selective_angle=width == 6)
+    module = nn.RotaryMamba(width, d_state=4, d_conv=3, groups=2 if width == 6 else 1, selective_angle=width == 6)
     if module.angle_proj is not None:
         torch.nn.init.normal_(module.angle_proj.weight)
     return module
@@ -54,7 +54,7 @@ def _convolution(width: int) -> nn.CausalConv1d:
     return nn.CausalConv1d(width, kernel_size=width, bias=width != 2)
 
 
-register(PackingModuleMemory("Mamba", op="selective_scan", build=_mamba, widths=(4, 6)))
-register(PackingModuleMemory("RotatedMamba", op="selective_scan", build=_rotated_mamba, widths=(4, 6)))
+register(PackingModuleRecurrence("Mamba", op="selective_scan", build=_mamba, widths=(4, 6)))
+register(PackingModuleRecurrence("RotaryMamba", op="selective_scan", build=_rotated_mamba, widths=(4, 6)))
 # It has no op of its own, and is checked on the devices of any.
-register(PackingModuleMemory("CausalConv1d", op="linear_scan", build=_convolution, widths=(1, 2, 5)))
+register(PackingModuleRecurrence("CausalConv1d", op="linear_scan", build=_convolution, widths=(1, 2, 5)))

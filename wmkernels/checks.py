@@ -9,7 +9,7 @@ from torch import Tensor
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
-def short(dtype: torch.dtype) -> str:
+def dtype_name(dtype: torch.dtype) -> str:
     """``float32`` for ``torch.float32``."""
     return str(dtype).removeprefix("torch.")
 
@@ -36,8 +36,8 @@ def require_shape(
 def require_dtype(op: str, name: str, tensor: Tensor, allowed: Sequence[torch.dtype], why: str) -> None:
     """Raises unless ``tensor`` has one of the ``allowed`` dtypes; ``why`` ends the message."""
     if tensor.dtype not in allowed:
-        expected = " or ".join(dict.fromkeys(short(dtype) for dtype in allowed))
-        raise TypeError(f"{op}: {name} has dtype {short(tensor.dtype)}, expected {expected} {why}")
+        expected = " or ".join(dict.fromkeys(dtype_name(dtype) for dtype in allowed))
+        raise TypeError(f"{op}: {name} has dtype {dtype_name(tensor.dtype)}, expected {expected} {why}")
 
 
 def require_device(op: str, name: str, tensor: Tensor, device: torch.device, against: str) -> None:
@@ -81,7 +81,7 @@ def state_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def widest(dtypes: Sequence[torch.dtype]) -> torch.dtype:
+def promote_dtypes(dtypes: Sequence[torch.dtype]) -> torch.dtype:
     """The dtype that mixed activations take under autocast."""
     result = dtypes[0]
     for dtype in dtypes[1:]:

@@ -17,7 +17,7 @@ def define(name: str, schema: str, implementation: Callable[..., Any], fake: Cal
     torch.library.register_fake(f"wmkernels::{name}", fake, lib=LIBRARY)
 
 
-def differentiate(
+def register_autograd(
     forward: str, backward: str, gradients: Callable[..., Any], setup_context: Callable[..., None], outputs: int
 ) -> None:
     """Gives an op its autograd formula.
@@ -37,7 +37,7 @@ def differentiate(
     )
 
 
-def refuse_double_backward(name: str, public_name: str) -> None:
+def forbid_double_backward(name: str, public_name: str) -> None:
     """Gives the backward op an autograd formula that raises: differentiating it again would otherwise be silent."""
     torch.library.register_autograd(
         f"wmkernels::{name}",
@@ -74,7 +74,7 @@ def backward_pass(function: Any, op: Any) -> Any:
 _PLAIN = (Tensor, torch.nn.Parameter)
 
 
-def is_unwatched(tensors: Sequence[Tensor | None]) -> bool:
+def can_bypass_dispatcher(tensors: Sequence[Tensor | None]) -> bool:
     """Whether an op's implementation may be called by itself: the dispatcher costs a step as much as its kernel.
 
     So it is in eager mode, on plain tensors of which none needs a gradient or has its sign yet to be turned (the

@@ -1,7 +1,7 @@
-"""What the launchers of Triton kernels share: the launch itself, the current device, strides, and sizes of work.
+"""Shared by the launchers of Triton kernels: the launch, the current device, strides, segment lengths.
 
-Nothing is tuned at run time. A kernel's tile comes from a small table, so that the first call costs one compilation and
-no search, and a call never synchronises: it may be captured in a CUDA graph once it has run.
+Nothing is tuned at run time: tiles come from small tables, so the first call costs one compilation and no search. A
+call never synchronises and can be captured in a CUDA graph once it has run.
 """
 
 import contextlib
@@ -11,24 +11,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Assumed where there is no GPU to ask: what an H100 or H200 has.
+# Of an H100 or H200; assumed without a GPU.
 DEFAULT_PROCESSORS = 132
 
 
 def launch(kernel: Any, programs: int, *arguments: Any, num_warps: int, **options: Any) -> None:
-    """Enqueues ``kernel`` on the current stream; a grid of none is no launch."""
+    """Enqueues ``kernel`` on the current stream; an empty grid is not launched."""
     if programs > 0:
-        # Named, since Triton 3.10 turns the fusing of a multiply and an add off where it isn't.
+        # Explicit, since Triton 3.10 no longer fuses multiply-adds by default.
         kernel[(programs,)](*arguments, num_warps=num_warps, enable_fp_fusion=True, **options)
 
 
 def on_device(tensor: Tensor) -> contextlib.AbstractContextManager[Any]:
-    """Makes the tensor's GPU the current one, since Triton launches there."""
+    """Makes the tensor's GPU current, since Triton launches there."""
     return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
 
 
 def strides(tensor: Tensor | None, dimensions: int) -> tuple[int, ...]:
-    """In elements; zeros for a tensor that is absent."""
+    """Strides in elements; zeros for an absent tensor."""
     if tensor is None:
         return (0,) * dimensions
     if tensor.dim() != dimensions:
@@ -39,7 +39,7 @@ def strides(tensor: Tensor | None, dimensions: int) -> tuple[int, ...]:
 
 
 def as_bytes(flags: Tensor | None) -> Tensor | None:
-    """Booleans as the bytes 0 and 1 that they are, without a copy."""
+    """Booleans as bytes 0 and 1, without a copy."""
     return None if flags is None else flags.view(torch.uint8)
 
 
@@ -56,7 +56,7 @@ def processors(device: torch.device) -> int:
 
 
 def power_of_two_at_least(number: int) -> int:
-    """The least power of two that is no less."""
+    """The smallest power of two >= ``number``."""
     return 1 << max(0, number - 1).bit_length()
 
 
@@ -70,22 +70,22 @@ def ceil_div(a: int, b: int) -> int:
     return -(-a // b)
 
 
-def segment_length(time: int, rows: int, granule: int, enough: int, wanted: int) -> int:
-    """Steps that one program walks: ``time`` where ``rows`` programs are enough, else less, a multiple of ``granule``.
+def choose_segment_length(time: int, rows: int, granule: int, min_programs: int, target_programs: int) -> int:
+    """Steps per program: ``time`` where ``rows`` programs are enough, else fewer, a multiple of ``granule``.
 
-    A sequence cut into segments is computed nearly twice (each segment's effect on the state, then the segments), so
-    this only pays where whole sequences would leave most of the chip idle.
+    A sequence cut into segments is computed nearly twice (the segments' final states, then the segments), which pays
+    only where whole sequences leave most of the GPU idle.
 
     Args:
         time: length of a sequence.
-        rows: programs that there are without cutting.
-        granule: what a segment's length is a multiple of.
-        enough: programs with which nothing is cut.
-        wanted: programs that fill the chip.
+        rows: programs without cutting.
+        granule: divides the segment length.
+        min_programs: from as many programs on nothing is cut.
+        target_programs: programs that fill the GPU.
     """
     whole = max(granule, ceil_div(time, granule) * granule)
-    if rows >= enough or rows == 0:
+    if rows >= min_programs or rows == 0:
         return whole
-    segments = ceil_div(wanted, rows)
+    segments = ceil_div(target_programs, rows)
     least = max(granule, ceil_div(64, granule) * granule)
     return min(whole, max(least, ceil_div(ceil_div(time, segments), granule) * granule))

@@ -19,12 +19,12 @@ import torch
 from backends import places
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from recurrences import MEMORIES, Example
+from recurrences import RECURRENCES, Example
 from tolerances import SAME_KERNEL
 
 from wmkernels import dispatch
 
-CASES = [(memory, place) for memory in MEMORIES for place in places(memory.op, memory.kernels_only)]
+CASES = [(memory, place) for memory in RECURRENCES for place in places(memory.op, memory.kernels_only)]
 IDS = [f"{memory.name}-{place.backend}" for memory, place in CASES]
 every_memory = pytest.mark.parametrize(("memory", "place"), CASES, ids=IDS)
 packable = [(case, name) for case, name in zip(CASES, IDS, strict=True) if case[0].packed]

@@ -1,5 +1,6 @@
-"""wmkernels.nn.RotatedMamba beyond the laws: it is the complex recurrence, and its angle stays exact."""
+"""wmkernels.nn.RotaryMamba beyond the laws: it is the complex recurrence, and its angle stays exact."""
 
+import importlib
 import math
 
 import pytest
@@ -8,7 +9,7 @@ import torch.nn.functional as F
 from backends import everywhere
 from tolerances import GRADCHECK, SAME_KERNEL
 
-from wmkernels.nn import Mamba, RotatedMamba
+from wmkernels.nn import Mamba, RotaryMamba
 
 SCANS = everywhere("selective_scan")
 
@@ -45,7 +46,7 @@ def x_proj_parts(module, x):
 @pytest.mark.parametrize("selective", [False, True])
 @pytest.mark.parametrize("groups", [1, 4])
 def test_it_is_a_scan_with_a_complex_state(place, groups, selective):
-    module = RotatedMamba(
+    module = RotaryMamba(
         12,
         6,
         groups=groups,
@@ -62,7 +63,7 @@ def test_it_is_a_scan_with_a_complex_state(place, groups, selective):
 
 
 def test_angles_that_stand_still_make_an_unrotated_block():
-    rotated, plain = RotatedMamba(8, 6, groups=2, dtype=torch.float64), Mamba(8, 6, groups=2, dtype=torch.float64)
+    rotated, plain = RotaryMamba(8, 6, groups=2, dtype=torch.float64), Mamba(8, 6, groups=2, dtype=torch.float64)
     weights = rotated.state_dict()
     rotated.load_state_dict({**weights, "angle_rate": torch.zeros_like(weights["angle_rate"])})
     weights.pop("angle_rate")
@@ -73,7 +74,7 @@ def test_angles_that_stand_still_make_an_unrotated_block():
 
 def test_the_angle_is_exact_after_a_million_steps():
     steps, pieces = 2**20, 2**10
-    module = RotatedMamba(2, 2, d_conv=1, expand=0.5, groups=1)
+    module = RotaryMamba(2, 2, d_conv=1, expand=0.5, groups=1)
     with torch.no_grad():
         module.angle_rate.fill_(3.0)
         rate = int(module.angle_rate.double().item() * 2**22)  # float32 near 3 is a multiple of 2**-22
@@ -89,7 +90,7 @@ def test_the_angle_is_exact_after_a_million_steps():
 
 def test_a_float32_block_steps_as_it_runs_after_a_long_time():
     """The carried angle is wrapped: a float32 sum of radians would be off by a tenth after a million steps."""
-    module = RotatedMamba(4, 8, groups=2)
+    module = RotaryMamba(4, 8, groups=2)
     inputs = torch.randn(1, 50_000, 4)
     with torch.no_grad():
         outputs, _ = module(inputs)
@@ -103,7 +104,7 @@ def test_a_float32_block_steps_as_it_runs_after_a_long_time():
 
 
 def test_initial_angles_spread_over_half_a_turn():
-    rates = RotatedMamba(8, 8, groups=2).angle_rate
+    rates = RotaryMamba(8, 8, groups=2).angle_rate
     torch.testing.assert_close(rates.flatten().sort()[0], torch.linspace(0, math.pi, 8))
     assert all(group.min() < 0.5 and group.max() > 2.6 for group in rates)
 
@@ -129,13 +130,13 @@ def test_a_rotated_memory_tells_lags_apart_and_a_real_one_does_not():
         return (held @ held.t() - torch.eye(len(held))).abs().max()
 
     arguments = {"d_state": 16, "groups": 4, "conv_bias": False, "dtype": torch.float64}
-    assert worst_confusion(RotatedMamba(8, **arguments)) < 0.9
+    assert worst_confusion(RotaryMamba(8, **arguments)) < 0.9
     assert worst_confusion(Mamba(8, **arguments)) > 0.99
 
 
 @SCANS
 def test_gradcheck_through_the_angle(place):
-    module = RotatedMamba(
+    module = RotaryMamba(
         3,
         4,
         d_conv=2,
@@ -163,22 +164,44 @@ def test_gradcheck_through_the_angle(place):
 
 
 def test_optimizers_are_told_not_to_decay_the_rates():
-    exempt = {name for name, p in RotatedMamba(8).named_parameters() if getattr(p, "_no_weight_decay", False)}
+    exempt = {name for name, p in RotaryMamba(8).named_parameters() if getattr(p, "_no_weight_decay", False)}
     assert exempt == {"A_log", "D", "angle_rate"}
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: RotatedMamba(8, 7), "d_state is 7, expected an even number"),
-        (lambda: RotatedMamba(8, groups=3), "groups is 3, expected a divisor of the 16 inner channels"),
-        (lambda: RotatedMamba(8, decay=0.0), "decay is 0.0, expected more than 0"),
+        (lambda: RotaryMamba(8, 7), "d_state is 7, expected an even number"),
+        (lambda: RotaryMamba(8, groups=3), "groups is 3, expected a divisor of the 16 inner channels"),
+        (lambda: RotaryMamba(8, decay=0.0), "decay is 0.0, expected more than 0"),
         (
-            lambda: RotatedMamba(8)(torch.zeros(1, 2, 8), Mamba(8).init_state(1)),
-            r"RotatedMamba: state is the keys .* expected a dict with \['angle', 'scan', 'window'\]",
+            lambda: RotaryMamba(8)(torch.zeros(1, 2, 8), Mamba(8).init_state(1)),
+            r"RotaryMamba: state is the keys .* expected a dict with \['angle', 'scan', 'window'\]",
         ),
     ],
 )
 def test_an_error_says_what_was_expected(call, message):
     with pytest.raises((ValueError, TypeError), match=message):
         call()
+
+
+@pytest.mark.parametrize("module", ["wmkernels.nn", "wmkernels.nn.rotary_mamba"])
+def test_the_old_name_warns_and_is_the_same_class(module):
+    with pytest.warns(FutureWarning, match="RotatedMamba is now RotaryMamba"):
+        old = importlib.import_module(module).RotatedMamba
+    assert old is RotaryMamba
+    with pytest.raises(AttributeError, match=f"module '{module}' has no attribute 'RotatedMambo'"):
+        _ = importlib.import_module(module).RotatedMambo
+
+
+def test_a_state_dict_of_the_old_name_loads():
+    with pytest.warns(FutureWarning, match="RotatedMamba is now RotaryMamba"):
+        from wmkernels.nn import RotatedMamba
+    old = RotatedMamba(8, 6, groups=2, selective_angle=True)
+    names = ["angle_rate", "A_log", "D", "in_proj.weight", "conv1d.weight", "conv1d.bias", "x_proj.weight"]
+    names += ["dt_proj.weight", "dt_proj.bias", "out_proj.weight", "angle_proj.weight"]
+    assert sorted(old.state_dict()) == sorted(names)
+    new = RotaryMamba(8, 6, groups=2, selective_angle=True)
+    new.load_state_dict(old.state_dict())
+    inputs = torch.randn(1, 5, 8)
+    assert torch.equal(new(inputs)[0], old(inputs)[0])

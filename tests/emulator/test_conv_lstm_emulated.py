@@ -55,7 +55,7 @@ def test_forward_and_gradients(cuda, problem, shuffle):
 def test_stretches_of_time(cuda, keep_gates, problem):
     """Input convolutions over few steps at once and gradients over few, as where maps are large."""
     problem.options["keep_gates"] = keep_gates
-    with mock.patch.object(per_step, "HOISTED_BYTES", 1), mock.patch.object(per_step, "STRETCH_BYTES", 1):
+    with mock.patch.object(per_step, "HOISTED_BYTES", 1), mock.patch.object(per_step, "CHUNK_BYTES", 1):
         check(cuda, problem)
 
 

@@ -65,10 +65,10 @@ def check(case: Case, failures: list[str]) -> None:
     tensors, options = draw(case, generator), options_of(case)
     leaves = {k: v.requires_grad_() for k, v in tensors.items() if v.is_floating_point()}
     exact = {k: v.detach().double().requires_grad_() for k, v in leaves.items()}
-    limits = {"HOISTED_BYTES": 1, "STRETCH_BYTES": 1} if case.get("stretches") else {}
+    limits = {"HOISTED_BYTES": 1, "CHUNK_BYTES": 1} if case.get("stretches") else {}
     with (
         mock.patch.multiple(per_step, **limits) if limits else mock.patch.object(per_step, "HOISTED_BYTES", 1 << 20),
-        mock.patch.object(triton_convolution, "pays", lambda *_: case.get("at_once", False)),
+        mock.patch.object(triton_convolution, "is_profitable", lambda *_: case.get("at_once", False)),
     ):
         found = conv_lstm(**tensors, **options, backend="triton")
         cotangents = [torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x.dtype) for x in found]
@@ -80,9 +80,11 @@ def check(case: Case, failures: list[str]) -> None:
     expected = conv_lstm(**{**tensors, **exact}, **options, backend="reference")
     right = torch.autograd.grad(expected, list(exact.values()), [x.double() for x in cotangents])
     names = ("outputs", "h", "c", *(f"gradient of {name}" for name in leaves))
-    for name, value, truth in zip(names, (*found, *grads), (*expected, *right), strict=True):
+    for name, value, fp64_reference in zip(names, (*found, *grads), (*expected, *right), strict=True):
         dtype = tensors["x"].dtype
-        error = (value.detach().double() - truth.detach()).abs().max().item() / (truth.abs().max().item() + 1e-3)
+        error = (value.detach().double() - fp64_reference.detach()).abs().max().item() / (
+            fp64_reference.abs().max().item() + 1e-3
+        )
         if not error <= TOLERANCE[dtype]:
             failures.append(
                 f"{case}: {name} is off by {error:.3g} of its largest magnitude, allowed {TOLERANCE[dtype]}"
@@ -98,7 +100,7 @@ def check_poison(case: Case, failures: list[str]) -> None:
     tensors["h"][1], tensors["c"][1] = float("nan"), float("inf")
     tensors["x"][:where, 1] = float("nan")
     x, h, c = (tensors[name].requires_grad_() for name in ("x", "h", "c"))
-    with mock.patch.object(triton_convolution, "pays", lambda *_: case["at_once"]):
+    with mock.patch.object(triton_convolution, "is_profitable", lambda *_: case["at_once"]):
         out, last_h, last_c = conv_lstm(**tensors, backend="triton")
         total = out[where:].sum() + last_h.sum() + last_c.sum()
         grads = torch.autograd.grad(total, (x, h, c))

@@ -121,13 +121,13 @@ def check_scan(case: Case, failures: Failures) -> None:
     exact_gradients = torch.autograd.grad(total, present, materialize_grads=True)
     expected = dict(zip([n for n in NAMES if exact[n] is not None], exact_gradients, strict=True))
     tensors = [inputs[n] for n in (*NAMES, "reset", "cu_seqlens")]
-    found, found_last, chunk_states = selective.forward(*tensors, softplus, channel_last, chunk, segment=segment)
+    found, found_last, chunk_states = selective.forward(*tensors, softplus, channel_last, chunk, segment_length=segment)
     failures.check(case, "out", found, out.detach())
     failures.check(case, "last_state", found_last, last.detach())
     if not case.get("gradients", True):
         return
     options = (softplus, channel_last, chunk)
-    gradients = selective.backward(grad_out, grad_last, *tensors, chunk_states, *options, segment=segment)
+    gradients = selective.backward(grad_out, grad_last, *tensors, chunk_states, *options, segment_length=segment)
     for name, gradient in zip(NAMES, gradients, strict=True):
         if name in expected:
             failures.check(case, f"grad_{name}", gradient, expected[name])
@@ -199,11 +199,13 @@ def check_linear(case: Case, failures: Failures) -> None:
     total = (out * grad_out.double()).sum() + (0 if grad_last is None else (last * grad_last.double()).sum())
     expected = torch.autograd.grad(total, exact, allow_unused=True)
     channel_last = layout == "last"
-    found, found_last = linear.forward(gates, tokens, initial_state, reset, reverse, channel_last, segment=segment)
+    found, found_last = linear.forward(
+        gates, tokens, initial_state, reset, reverse, channel_last, segment_length=segment
+    )
     failures.check(case, "out", found, out.detach())
     failures.check(case, "last_state", found_last, last.detach())
     gradients = linear.backward(
-        grad_out, grad_last, gates, found, initial_state, reset, reverse, channel_last, segment=segment
+        grad_out, grad_last, gates, found, initial_state, reset, reverse, channel_last, segment_length=segment
     )
     # dL/dgates reads the rounded output of the forward pass.
     for name, gradient, right in zip(("gates", "tokens", "initial_state"), gradients, expected, strict=True):
@@ -310,8 +312,8 @@ def check_poison(_: Case, failures: Failures) -> None:
 
         def run(u: Tensor, grad: Tensor, tensors: list[Any] = tensors, segment: int = segment) -> tuple[Tensor, ...]:
             arguments = [u, *tensors[1:]]
-            out, last, saved = selective.forward(*arguments, True, False, 4, segment=segment)
-            gradients = selective.backward(grad, None, *arguments, saved, True, False, 4, segment=segment)
+            out, last, saved = selective.forward(*arguments, True, False, 4, segment_length=segment)
+            gradients = selective.backward(grad, None, *arguments, saved, True, False, 4, segment_length=segment)
             return out, last, gradients[0], gradients[1]
 
         clean = run(inputs["u"], grad)
@@ -333,16 +335,18 @@ def check_poison(_: Case, failures: Failures) -> None:
         reset = torch.zeros((1, 24), dtype=torch.bool)
         reset[:, 12] = True
         before, after = (slice(12, 24), slice(0, 12)) if reverse else (slice(0, 12), slice(12, 24))
-        clean_out = linear.forward(gates, tokens, None, reset, reverse, False, segment=segment)[0]
-        clean = linear.backward(tokens, None, gates, clean_out, None, reset, reverse, False, segment=segment)
+        clean_out = linear.forward(gates, tokens, None, reset, reverse, False, segment_length=segment)[0]
+        clean = linear.backward(tokens, None, gates, clean_out, None, reset, reverse, False, segment_length=segment)
         spoiled = tokens.clone()
         spoiled[..., before] = float("nan")
-        out = linear.forward(gates, spoiled, None, reset, reverse, False, segment=segment)[0]
+        out = linear.forward(gates, spoiled, None, reset, reverse, False, segment_length=segment)[0]
         if not torch.equal(out[..., after], clean_out[..., after]):
             failures.lines.append(f"linear, reverse {reverse}, segment {segment}: NaN crosses a reset forwards")
         spoiled = tokens.clone()
         spoiled[..., after] = float("nan")
-        gradients = linear.backward(spoiled, None, gates, clean_out, None, reset, reverse, False, segment=segment)
+        gradients = linear.backward(
+            spoiled, None, gates, clean_out, None, reset, reverse, False, segment_length=segment
+        )
         pairs = [(a[..., before], b[..., before]) for a, b in zip(gradients[:2], clean[:2], strict=True)]
         if not all(torch.equal(a, b) for a, b in pairs):
             failures.lines.append(f"linear, reverse {reverse}, segment {segment}: NaN crosses a reset backwards")

@@ -85,9 +85,11 @@ def check_interpreter(_: Case, failures: Failures) -> None:
         results = []
         for slices in (True, False):
             with interpreter_of(slices):
-                out = selective.forward(*tensors, True, False, 4, segment=4)
+                out = selective.forward(*tensors, True, False, 4, segment_length=4)
                 grad = torch.ones_like(inputs["u"])
-                results.append((*out, *selective.backward(grad, None, *tensors, out[2], True, False, 4, segment=4)))
+                results.append(
+                    (*out, *selective.backward(grad, None, *tensors, out[2], True, False, 4, segment_length=4))
+                )
         failures.cases += 1
         if not all(torch.equal(a, b) for a, b in zip(*results, strict=True)):
             failures.lines.append(f"{case}: the faster interpretation differs")

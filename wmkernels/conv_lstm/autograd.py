@@ -15,10 +15,10 @@ from wmkernels.dispatch import kernels
 from wmkernels.registration import (
     backward_pass,
     define,
-    differentiate,
+    forbid_double_backward,
     loop_over_vmap,
     raise_double_backward,
-    refuse_double_backward,
+    register_autograd,
 )
 
 _INPUTS = (
@@ -142,5 +142,5 @@ def _flat(in_dims: Sequence[Any], args: Sequence[Any]) -> list[int | None]:
 
 define("conv_lstm_forward", FORWARD_SCHEMA, forward, _forward_fake)
 define("conv_lstm_backward", BACKWARD_SCHEMA, _backward, _backward_fake)
-differentiate("conv_lstm_forward", "conv_lstm_backward", gradients_of, setup_context, outputs=3)
-refuse_double_backward("conv_lstm_backward", "conv_lstm")
+register_autograd("conv_lstm_forward", "conv_lstm_backward", gradients_of, setup_context, outputs=3)
+forbid_double_backward("conv_lstm_backward", "conv_lstm")

@@ -35,7 +35,7 @@ def rows(maps: Tensor) -> Tensor:
 
 
 @contextlib.contextmanager
-def as_given(device: torch.device) -> Iterator[None]:
+def no_autocast(device: torch.device) -> Iterator[None]:
     """Under autocast dtypes have been chosen already; convolutions here must not choose again."""
     if not torch.is_autocast_enabled(device.type):
         yield
@@ -75,7 +75,7 @@ class Convolution:
         vertical, horizontal = weight.shape[2] // 2, weight.shape[3] // 2
         return cls(weight, (1, 1), (vertical, vertical, horizontal, horizontal), (1, 1))
 
-    def turned(self) -> "Convolution":
+    def transposed(self) -> "Convolution":
         """Of the gradient of a "same" convolution's result: gives the gradient of its input."""
         return Convolution.same(self.weight.flip(2, 3).transpose(0, 1))
 

@@ -12,9 +12,9 @@ import os
 import torch
 from torch import Tensor
 
-from wmkernels.conv_lstm.convolutions import Convolution, as_given, merged, rows
+from wmkernels.conv_lstm.convolutions import Convolution, merged, no_autocast, rows
 from wmkernels.conv_lstm.meta import Sizes
-from wmkernels.conv_lstm.per_step import HOISTED_BYTES, Parameters, gates_bytes, steps_at_once
+from wmkernels.conv_lstm.per_step import HOISTED_BYTES, Parameters, gate_bytes, steps_per_chunk
 from wmkernels.native_call import DTYPE_CODES, Members, launch, placement
 from wmkernels.triton_runtime import ceil_div, processors
 
@@ -74,16 +74,16 @@ def forward(
     every, running = rows(out).view(time, count, hidden), rows(c_last).view(count, hidden)
     wide, narrow = torch.float32, (count, hidden)
     weights = packed(weight_hh)
-    h_before = None if h is None else rows(h).view(narrow)
-    if h_before is not None and h_before.storage_offset() % 2:
-        h_before = h_before.clone()  # the kernel reads two numbers at once
-    c_before = None if c is None else rows(c).view(narrow)
-    at_once = steps_at_once(time, gates_bytes(sizes, dtype), HOISTED_BYTES)
+    h_prev = None if h is None else rows(h).view(narrow)
+    if h_prev is not None and h_prev.storage_offset() % 2:
+        h_prev = h_prev.clone()  # the kernel reads two numbers at once
+    c_prev = None if c is None else rows(c).view(narrow)
+    at_once = steps_per_chunk(time, gate_bytes(sizes, dtype), HOISTED_BYTES)
     arrived = torch.zeros((ceil_div(time, at_once), 1), dtype=torch.int32, device=x.device)
     for number, begin in enumerate(range(0, time, at_once)):
         end = min(begin + at_once, time)
-        with as_given(x.device):
-            from_x = of_input(merged(x[begin:end])).view(end - begin, count, 4 * hidden)
+        with no_autocast(x.device):
+            gates_x = of_input(merged(x[begin:end])).view(end - begin, count, 4 * hidden)
         flags = None if reset is None else reset[begin:end]
         places = 1 if peephole is None else peephole.shape[1]
         members: Members = {
@@ -97,12 +97,12 @@ def forward(
             "peephole_varies": int(places != 1),
             "dtype": DTYPE_CODES[dtype],
             "tiles": tiles,
-            "from_x": (from_x, from_x.shape, dtype),
+            "from_x": (gates_x, gates_x.shape, dtype),
             "weights": (weights, weights.shape, dtype),
             "bias": (parameters.bias, (4 * hidden,), wide),
             "peephole": (peephole, (3, places, hidden), wide),
-            "h_first": (h_before, narrow, dtype),
-            "c_first": (c_before, narrow, wide),
+            "h_first": (h_prev, narrow, dtype),
+            "c_first": (c_prev, narrow, wide),
             "reset": (flags, (end - begin, batch), torch.bool),
             "arrived": (arrived[number], (1,), torch.int32),
             "out": (every[begin:end], (end - begin, *narrow), dtype),
@@ -114,5 +114,5 @@ def forward(
             members["gates"] = (gates.view(time, count, 4 * hidden)[begin:end], (end - begin, count, 4 * hidden), wide)
         members.update(placement(x.device))
         launch(OP, OP, members, x.device)
-        h_before, c_before = every[end - 1], running
+        h_prev, c_prev = every[end - 1], running
     h_last.copy_(out[-1])

@@ -9,7 +9,7 @@ from wmkernels.conv_lstm.meta import KEEP_CELLS, KEEP_GATES, KEEP_NOTHING, empty
 from wmkernels.conv_lstm.reference import conv_lstm_reference
 from wmkernels.conv_lstm.validation import Canonical, Padding, Pair, canonical
 from wmkernels.dispatch import choose, kernels
-from wmkernels.registration import is_unwatched, needs_autograd
+from wmkernels.registration import can_bypass_dispatcher, needs_autograd
 
 OP = "conv_lstm"
 STEP = "conv_lstm_step"
@@ -158,7 +158,7 @@ def _step_at_once(
         return None
     h, c = (None, None) if state is None else state
     inputs = (x, weight_ih, weight_hh, bias, peephole, reset)
-    if not is_unwatched((h, c, *inputs)) or not (isinstance(x, Tensor) and x.is_cpu and x.dim() == 4):
+    if not can_bypass_dispatcher((h, c, *inputs)) or not (isinstance(x, Tensor) and x.is_cpu and x.dim() == 4):
         return None
     if not (isinstance(weight_hh, Tensor) and weight_hh.dim() == 4) or torch.is_autocast_enabled("cpu"):
         return None
@@ -174,7 +174,7 @@ def _run(arguments: Canonical, keep_gates: bool, backend: str | None) -> tuple[T
     chosen = choose(OP, arguments.x.device, backend)
     if chosen == "reference":
         return conv_lstm_reference(*arguments)
-    if is_unwatched(arguments[:8]):
+    if can_bypass_dispatcher(arguments[:8]):
         outputs, h, c, _, _ = forward(*arguments, KEEP_NOTHING, chosen)
     elif needs_autograd(arguments[:7]):
         keep = KEEP_GATES if keep_gates else KEEP_CELLS

@@ -133,14 +133,14 @@ def backward(
     members["grad_h_last"] = _merged(grad_h, shape, dtype)
     members["grad_c_last"] = _merged(grad_c, shape, state)
     gradients = backward_outputs(x, weight_ih, weight_hh, bias, peephole, h, c)
-    grad_x, grad_weight_ih, grad_weight_hh, grad_bias, grad_peephole, grad_h_first, grad_c_first = gradients
+    grad_x, grad_weight_ih, grad_weight_hh, grad_bias, grad_peephole, grad_h0, grad_c0 = gradients
     members["grad_x"] = output(_channels_last(grad_x))
     members["grad_weight_ih"], members["grad_weight_hh"] = output(grad_weight_ih), output(grad_weight_hh)
     members["grad_bias"], members["grad_peephole"] = output(grad_bias), output(grad_peephole.view(-1))
     if h is not None:
-        members["grad_h_first"] = output(_channels_last(grad_h_first))
+        members["grad_h_first"] = output(_channels_last(grad_h0))
     if c is not None:
-        members["grad_c_first"] = output(_channels_last(grad_c_first))
+        members["grad_c_first"] = output(_channels_last(grad_c0))
     call("conv_lstm_backward", "conv_lstm", members, x.device)
     return gradients
 

@@ -18,14 +18,14 @@ import torch
 from torch import Tensor
 
 from wmkernels.checks import state_dtype
-from wmkernels.conv_lstm.convolutions import Convolution, as_given, merged, rows
+from wmkernels.conv_lstm.convolutions import Convolution, merged, no_autocast, rows
 from wmkernels.conv_lstm.meta import Sizes, backward_outputs, forward_outputs, sizes_of
 
 # Bytes of the input convolution's result that are made at once: two thirds of an H100's level-2 cache (50 MB).
 HOISTED_BYTES = 32 << 20
 # Bytes of the sums' gradients that are held at once. A weight gradient over so much takes several hundred microseconds,
 # beside which what a stretch costs by itself is nothing.
-STRETCH_BYTES = 256 << 20
+CHUNK_BYTES = 256 << 20
 
 
 @dataclass(frozen=True)
@@ -40,9 +40,9 @@ class Parameters:
 class Step:
     """One step's maps: (batch, positions, hidden), or 4 * hidden where said; contiguous, channels last."""
 
-    from_x: Tensor | None  # 4 * hidden: the input convolution; backward: None where the gates were kept
-    from_h: Tensor | None  # 4 * hidden: the hidden convolution, None for zeros; does not count where reset
-    c_before: Tensor | None  # None for zeros; does not count where reset
+    gates_x: Tensor | None  # 4 * hidden: the input convolution; backward: None where the gates were kept
+    gates_h: Tensor | None  # 4 * hidden: the hidden convolution, None for zeros; does not count where reset
+    c_prev: Tensor | None  # None for zeros; does not count where reset
     reset: Tensor | None  # (batch,)
     c: Tensor  # forward: output, may be c_before
 
@@ -78,17 +78,17 @@ def parameters_of(bias: Tensor | None, peephole: Tensor | None) -> Parameters:
     return Parameters(None if bias is None else bias.contiguous(), peephole)
 
 
-def steps_at_once(time: int, step_bytes: int, most: int) -> int:
+def steps_per_chunk(time: int, step_bytes: int, most: int) -> int:
     """As many as fit, at least one."""
     return max(1, min(time, most // max(step_bytes, 1)))
 
 
-def gates_bytes(sizes: Sizes, dtype: torch.dtype) -> int:
+def gate_bytes(sizes: Sizes, dtype: torch.dtype) -> int:
     """Of one step's sums."""
     return 4 * sizes.batch * sizes.height * sizes.width * sizes.hidden * dtype.itemsize
 
 
-class Advance(Protocol):
+class StepFn(Protocol):
     """One step forward, from (h, c) before it, None for zeros. It writes c, which may be c before, h and the gates.
 
     All are (batch, positions, hidden), the gates 4 * hidden; ``h_before`` is (batch, hidden, height, width), channels
@@ -98,8 +98,8 @@ class Advance(Protocol):
     def __call__(
         self,
         t: int,
-        h_before: Tensor | None,
-        c_before: Tensor | None,
+        h_prev: Tensor | None,
+        c_prev: Tensor | None,
         reset: Tensor | None,
         c: Tensor,
         h: Tensor,
@@ -107,8 +107,8 @@ class Advance(Protocol):
     ) -> None: ...
 
 
-def walk(
-    advance: Advance, outputs: tuple[Tensor, ...], h: Tensor | None, c: Tensor | None, reset: Tensor | None
+def run_steps(
+    step_fn: StepFn, outputs: tuple[Tensor, ...], h: Tensor | None, c: Tensor | None, reset: Tensor | None
 ) -> None:
     """Takes every step and fills the outputs of the forward op."""
     out, h_last, c_last, cells, gates = outputs
@@ -116,19 +116,19 @@ def walk(
     kept_gates = gates.flatten(2, 3).flatten(3).unbind() if gates.numel() else None
     resets = None if reset is None else reset.unbind()
     running = rows(c_last)  # the same memory, and so are the rows of every h: outputs lie channels last
-    h_before = None if h is None else h.contiguous(memory_format=torch.channels_last)
-    c_before = None if c is None else rows(c)
+    h_prev = None if h is None else h.contiguous(memory_format=torch.channels_last)
+    c_prev = None if c is None else rows(c)
     for t, state in enumerate(out.unbind()):
         target = running if kept_cells is None else kept_cells[t]
         kept = None if kept_gates is None else kept_gates[t]
-        advance(t, h_before, c_before, None if resets is None else resets[t], target, rows(state), kept)
-        h_before, c_before = state, target
+        step_fn(t, h_prev, c_prev, None if resets is None else resets[t], target, rows(state), kept)
+        h_prev, c_prev = state, target
     h_last.copy_(out[-1])
     if kept_cells is not None:
         running.copy_(kept_cells[-1])
 
 
-class Separately:
+class UnfusedStep:
     """A step as a convolution of h and an update; the input convolution runs ahead, as far as its result stays near."""
 
     def __init__(
@@ -137,14 +137,14 @@ class Separately:
         self.update, self.x, self.inputs = update, x, inputs
         self.of_input, self.of_hidden = of_input, of_hidden
         self.sums = (-1, sizes.batch, sizes.height * sizes.width, 4 * sizes.hidden)
-        self.at_once = steps_at_once(sizes.time, gates_bytes(sizes, x.dtype), HOISTED_BYTES)
+        self.at_once = steps_per_chunk(sizes.time, gate_bytes(sizes, x.dtype), HOISTED_BYTES)
         self.hoisted: Sequence[Tensor] = ()
 
     def __call__(
         self,
         t: int,
-        h_before: Tensor | None,
-        c_before: Tensor | None,
+        h_prev: Tensor | None,
+        c_prev: Tensor | None,
         reset: Tensor | None,
         c: Tensor,
         h: Tensor,
@@ -153,8 +153,8 @@ class Separately:
         """Convolves and updates."""
         if t % self.at_once == 0:
             self.hoisted = self.of_input(merged(self.x[t : t + self.at_once])).view(self.sums).unbind()
-        from_h = None if h_before is None else self.of_hidden(h_before)
-        step = Step(self.hoisted[t % self.at_once], from_h, c_before, reset, c)
+        gates_h = None if h_prev is None else self.of_hidden(h_prev)
+        step = Step(self.hoisted[t % self.at_once], gates_h, c_prev, reset, c)
         self.update.forward(self.inputs, step, h, gates)
 
 
@@ -177,8 +177,10 @@ def forward(
     sizes = sizes_of(x, weight_ih, weight_hh, stride, padding, dilation)
     outputs = forward_outputs(x, sizes, keep)
     of_input, of_hidden = Convolution(weight_ih, stride, padding, dilation), Convolution.same(weight_hh)
-    with as_given(x.device):
-        walk(Separately(update, x, of_input, of_hidden, parameters_of(bias, peephole), sizes), outputs, h, c, reset)
+    with no_autocast(x.device):
+        run_steps(
+            UnfusedStep(update, x, of_input, of_hidden, parameters_of(bias, peephole), sizes), outputs, h, c, reset
+        )
     return outputs
 
 
@@ -207,7 +209,7 @@ def backward(
     time, batch, hidden, height, width = sizes
     positions, dtype, state = height * width, x.dtype, state_dtype(x.dtype)
     gradients = backward_outputs(x, weight_ih, weight_hh, bias, peephole, h, c)
-    grad_x, grad_weight_ih, grad_weight_hh, grad_bias, grad_peephole, grad_h_first, grad_c_first = gradients
+    grad_x, grad_weight_ih, grad_weight_hh, grad_bias, grad_peephole, grad_h0, grad_c0 = gradients
     parameters = parameters_of(bias, peephole)
     cell_maps = cells.flatten(2, 3).unbind()
     first_cells = None if c is None else rows(c)
@@ -217,31 +219,31 @@ def backward(
     if grad_c is not None:
         running.copy_(rows(grad_c))
     later = None if grad_h is None else rows(grad_h)
-    shares = None
+    partials = None
     if peephole is not None:
-        shares = torch.zeros((3, batch, positions, hidden), dtype=state, device=x.device)
-    sum_ih, sum_hh, sum_bias = _Sum(grad_weight_ih), _Sum(grad_weight_hh), _Sum(grad_bias)
-    at_once = steps_at_once(time, gates_bytes(sizes, dtype), STRETCH_BYTES)
-    with as_given(x.device):
+        partials = torch.zeros((3, batch, positions, hidden), dtype=state, device=x.device)
+    sum_ih, sum_hh, sum_bias = _Accumulator(grad_weight_ih), _Accumulator(grad_weight_hh), _Accumulator(grad_bias)
+    at_once = steps_per_chunk(time, gate_bytes(sizes, dtype), CHUNK_BYTES)
+    with no_autocast(x.device):
         of_input = Convolution(weight_ih, stride, padding, dilation)
         of_hidden = Convolution.same(weight_hh)
-        back = of_hidden.turned()
+        back = of_hidden.transposed()
         for begin in reversed(range(0, time, at_once)):
             end = min(begin + at_once, time)
             x_maps = merged(x[begin:end])
             # In reset places h counts as zero, but the update knows that by itself.
             start, before = _states_before(out, h, begin, end)
-            from_x = from_h = None
+            gates_x = gates_h = None
             if kept is None:
-                from_x = of_input(x_maps).view(end - begin, batch, positions, 4 * hidden).unbind()
+                gates_x = of_input(x_maps).view(end - begin, batch, positions, 4 * hidden).unbind()
                 if before is not None:
-                    from_h = of_hidden(merged(before)).view(end - start, batch, positions, 4 * hidden).unbind()
+                    gates_h = of_hidden(merged(before)).view(end - start, batch, positions, 4 * hidden).unbind()
             grads = torch.empty((end - begin, batch, positions, 4 * hidden), dtype=dtype, device=x.device)
             steps = grads.unbind()
             for t in reversed(range(begin, end)):
                 step = Step(
-                    None if from_x is None else from_x[t - begin],
-                    None if from_h is None or t < start else from_h[t - start],
+                    None if gates_x is None else gates_x[t - begin],
+                    None if gates_h is None or t < start else gates_h[t - start],
                     cell_maps[t - 1] if t > 0 else first_cells,
                     None if resets is None else resets[t],
                     cell_maps[t],
@@ -249,7 +251,7 @@ def backward(
                 reset_after = None if resets is None or t + 1 == time else resets[t + 1]
                 given = None if grad_out is None else rows(grad_out[t])
                 kept_gates = None if kept is None else kept[t]
-                arguments = (kept_gates, reset_after, given, later, running, steps[t - begin], shares)
+                arguments = (kept_gates, reset_after, given, later, running, steps[t - begin], partials)
                 update.backward(parameters, step, Backward(*arguments))
                 later = back(_maps(steps[t - begin], sizes)) if t > 0 or h is not None else None
             merged_grads = _maps(grads.flatten(0, 1), sizes)
@@ -262,18 +264,18 @@ def backward(
             if before is not None:
                 if reset is not None:
                     before = before.masked_fill(reset[start:end, :, None, None, None], 0)
-                later_grads = _maps(grads[start - begin :].flatten(0, 1), sizes)
-                sum_hh.add(of_hidden.gradients(later_grads, merged(before), False)[1])
+                grads_after_first = _maps(grads[start - begin :].flatten(0, 1), sizes)
+                sum_hh.add(of_hidden.gradients(grads_after_first, merged(before), False)[1])
     for total in (sum_ih, sum_hh, sum_bias):
         total.finish()
-    if peephole is not None and shares is not None:
-        _reduce_peephole(shares, grad_peephole)
+    if peephole is not None and partials is not None:
+        _reduce_peephole(partials, grad_peephole)
     if h is not None and later is not None:
         if reset is not None:
             later = later.masked_fill(reset[0, :, None, None], 0)
-        grad_h_first.copy_(_maps(later, sizes))
+        grad_h0.copy_(_maps(later, sizes))
     if c is not None:
-        grad_c_first.copy_(_maps(running, sizes))
+        grad_c0.copy_(_maps(running, sizes))
     return gradients
 
 
@@ -291,23 +293,23 @@ def _states_before(out: Tensor, h: Tensor | None, begin: int, end: int) -> tuple
     return 0, torch.cat((h[None], out[: end - 1]))
 
 
-def _reduce_peephole(shares: Tensor, target: Tensor) -> None:
+def _reduce_peephole(partials: Tensor, target: Tensor) -> None:
     """Sums over the batch, and over the map where the weights do not vary on it."""
     if target.dim() == 4:
-        target.copy_(shares.sum(1).transpose(1, 2).reshape(target.shape))
+        target.copy_(partials.sum(1).transpose(1, 2).reshape(target.shape))
     else:
-        target.copy_(shares.sum((1, 2)))
+        target.copy_(partials.sum((1, 2)))
 
 
-class _Sum:
+class _Accumulator:
     """Adds the shares of the stretches of time into a gradient, in the state's dtype where there are several."""
 
     def __init__(self, target: Tensor) -> None:
         self.target = target
         self.total: Tensor | None = None
 
-    def add(self, share: Tensor) -> None:
-        self.total = share if self.total is None else self.total.to(state_dtype(share.dtype)) + share
+    def add(self, partial: Tensor) -> None:
+        self.total = partial if self.total is None else self.total.to(state_dtype(partial.dtype)) + partial
 
     def finish(self) -> None:
         if self.total is None:

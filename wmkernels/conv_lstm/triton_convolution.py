@@ -6,8 +6,8 @@ gates of a channel are neighbouring columns of the packed weights, so the sums e
 update needs nothing but them and the old cell: neither sum ever reaches memory. A neighbour's h is read (the halo), so
 the new h goes elsewhere: every h has its own place in the outputs.
 
-One launch a step instead of two and 32 bytes a cell less, against a matrix product slower than cuDNN's: ``pays`` weighs
-them.
+This saves one launch per step and 32 bytes per cell, but its matrix product is slower than cuDNN's:
+``is_profitable`` estimates which is faster.
 """
 
 # mypy: ignore-errors
@@ -24,7 +24,7 @@ from wmkernels.conv_lstm.meta import Sizes
 from wmkernels.conv_lstm.per_step import Parameters
 from wmkernels.conv_lstm.triton_update import hyperbolic_tangent, load_or_zeros, update_cells
 
-# What `pays` reckons with: predicted for an H200 in a CUDA graph, to be replaced by what a measurement finds.
+# Model of `is_profitable`: predicted for an H200 in a CUDA graph, not measured.
 LAUNCH_SECONDS = 2.5e-6  # from the end of one small kernel to the end of the next
 BYTES_A_SECOND = 4.2e12
 CUDNN_FLOPS, OWN_FLOPS = 600e12, 400e12  # of 16-bit convolutions
@@ -32,7 +32,7 @@ CUDNN_FLOPS, OWN_FLOPS = 600e12, 400e12  # of 16-bit convolutions
 TILES = {8192: (128, 32, 32, 8, 4), 2048: (64, 32, 32, 4, 4), 0: (16, 16, 64, 4, 4)}
 
 
-def pays(dtype: torch.dtype, weight_ih: Tensor, weight_hh: Tensor, sizes: Sizes) -> bool:
+def is_profitable(dtype: torch.dtype, weight_ih: Tensor, weight_hh: Tensor, sizes: Sizes) -> bool:
     """Whether a step in one kernel should beat two convolutions by cuDNN and an update."""
     if dtype not in (torch.bfloat16, torch.float16):
         return False
@@ -50,7 +50,7 @@ def accumulate(
     batch,  # (PLACES): of each place
     top,  # (PLACES): row of the map that the first tap reads
     left,
-    counts,  # (PLACES): whether the place exists, and is not reset
+    row_mask,  # (PLACES): whether the place exists, and is not reset
     height,
     width,
     channels,
@@ -68,9 +68,9 @@ def accumulate(
         k = n % blocks * DEPTH + tl.arange(0, DEPTH)
         y = top + tap // TAP_COLUMNS * dilation_height
         x = left + tap % TAP_COLUMNS * dilation_width
-        there = counts & (y >= 0) & (y < height) & (x >= 0) & (x < width)
+        inside = row_mask & (y >= 0) & (y < height) & (x >= 0) & (x < width)
         place = ((batch * height + y) * width + x) * channels
-        values = tl.load(maps + place[:, None] + k[None, :], mask=there[:, None] & (k < channels)[None, :], other=0.0)
+        values = tl.load(maps + place[:, None] + k[None, :], mask=inside[:, None] & (k < channels)[None, :], other=0.0)
         rows = (tap * channels + k).to(tl.int64) * columns
         inside = (k < channels)[:, None] & (column < columns)[None, :]
         total = tl.dot(values, tl.load(weight + rows[:, None] + column[None, :], mask=inside, other=0.0), total)
@@ -78,7 +78,7 @@ def accumulate(
 
 
 @triton.jit
-def gate_sum(total, bias, channel, inside):
+def add_bias(total, bias, channel, inside):
     return total + load_or_zeros(bias, channel, inside, tl.float32)[None, :]
 
 
@@ -86,11 +86,11 @@ def gate_sum(total, bias, channel, inside):
 def step_kernel(
     x,  # (batch, x_height, x_width, inputs)
     weight_x,  # (taps, inputs, 4 * hidden), column 4 * channel + gate
-    h_before,  # (batch, height, width, hidden) or None
+    h_prev,  # (batch, height, width, hidden) or None
     weight_h,  # (taps, hidden, 4 * hidden)
     bias,  # (4 * hidden) or None, gate by gate
     peephole,  # (3, places, hidden) or None
-    c_before,  # (batch, height, width, hidden) or None
+    c_prev,  # (batch, height, width, hidden) or None
     reset,  # (batch) bytes or None
     h,  # (batch, height, width, hidden): output
     c,  # likewise, may be c_before
@@ -114,23 +114,23 @@ def step_kernel(
     IH_WIDTH: tl.constexpr,
     HH_HEIGHT: tl.constexpr,
     HH_WIDTH: tl.constexpr,
-    PLACES: tl.constexpr,
+    POSITIONS: tl.constexpr,
     CHANNELS: tl.constexpr,
     DEPTH: tl.constexpr,
 ):
     tiles = (hidden + CHANNELS - 1) // CHANNELS
-    row = (tl.program_id(0) // tiles).to(tl.int64) * PLACES + tl.arange(0, PLACES)
+    row = (tl.program_id(0) // tiles).to(tl.int64) * POSITIONS + tl.arange(0, POSITIONS)
     first = tl.program_id(0) % tiles * CHANNELS
     channel = first + tl.arange(0, CHANNELS)
     column = 4 * first + tl.arange(0, 4 * CHANNELS)
-    exists = row < batch * height * width
+    row_exists = row < batch * height * width
     position = row % (height * width)
     b = row // (height * width)
-    kept = exists
+    not_reset = row_exists
     if reset is not None:
-        kept = exists & (tl.load(reset + b * reset_stride, mask=exists, other=0) == 0)
+        not_reset = row_exists & (tl.load(reset + b * reset_stride, mask=row_exists, other=0) == 0)
     row_y, row_x = position // width, position % width
-    total = tl.zeros([PLACES, 4 * CHANNELS], tl.float32)
+    total = tl.zeros([POSITIONS, 4 * CHANNELS], tl.float32)
     total = accumulate(
         total,
         x,
@@ -138,7 +138,7 @@ def step_kernel(
         b,
         row_y * stride_height - pad_top,
         row_x * stride_width - pad_left,
-        exists,
+        row_exists,
         x_height,
         x_width,
         inputs,
@@ -150,15 +150,15 @@ def step_kernel(
         IH_WIDTH,
         DEPTH,
     )
-    if h_before is not None:
+    if h_prev is not None:
         total = accumulate(
             total,
-            h_before,
+            h_prev,
             weight_h,
             b,
             row_y - HH_HEIGHT // 2,
             row_x - HH_WIDTH // 2,
-            kept,
+            not_reset,
             height,
             width,
             hidden,
@@ -170,15 +170,18 @@ def step_kernel(
             HH_WIDTH,
             DEPTH,
         )
-    even, odd = tl.split(tl.reshape(total, (PLACES, CHANNELS, 2, 2)))  # gates (i, g) and (f, o)
+    even, odd = tl.split(tl.reshape(total, (POSITIONS, CHANNELS, 2, 2)))  # gates (i, g) and (f, o)
     a_i, a_g = tl.split(even)
     a_f, a_o = tl.split(odd)
-    known = channel < hidden
-    a_i, a_f = gate_sum(a_i, bias, channel, known), gate_sum(a_f, bias, channel + hidden, known)
-    a_g, a_o = gate_sum(a_g, bias, channel + 2 * hidden, known), gate_sum(a_o, bias, channel + 3 * hidden, known)
-    inside = exists[:, None] & known[None, :]
+    channel_exists = channel < hidden
+    a_i, a_f = add_bias(a_i, bias, channel, channel_exists), add_bias(a_f, bias, channel + hidden, channel_exists)
+    a_g, a_o = (
+        add_bias(a_g, bias, channel + 2 * hidden, channel_exists),
+        add_bias(a_o, bias, channel + 3 * hidden, channel_exists),
+    )
+    inside = row_exists[:, None] & channel_exists[None, :]
     cell = row[:, None] * hidden + channel[None, :]
-    before = load_or_zeros(c_before, cell, inside & kept[:, None], tl.float32)
+    before = load_or_zeros(c_prev, cell, inside & not_reset[:, None], tl.float32)
     weight = (position % places * hidden)[:, None] + channel[None, :]
     w_i = load_or_zeros(peephole, weight, inside, tl.float32)
     w_f = load_or_zeros(peephole, weight + places * hidden, inside, tl.float32)
@@ -194,7 +197,7 @@ def step_kernel(
         tl.store(gate + 3 * hidden, o, mask=inside)
 
 
-def packed(weight: Tensor) -> Tensor:
+def pack_weight(weight: Tensor) -> Tensor:
     """(4 * hidden, inputs, height, width) -> (height * width, inputs, 4 * hidden), a channel's gates side by side."""
     return weight.unflatten(0, (4, -1)).permute(3, 4, 2, 1, 0).flatten(3).flatten(0, 1).contiguous()
 
@@ -204,8 +207,8 @@ def tile_of(places: int) -> tuple[int, int, int, int, int]:
     return next(tile for least, tile in TILES.items() if places >= least)
 
 
-class AtOnce:
-    """Takes steps, each in one launch, for ``steps.walk``."""
+class FusedStep:
+    """A step function of ``per_step.run_steps``: one launch per step."""
 
     def __init__(
         self,
@@ -219,7 +222,7 @@ class AtOnce:
         dilation: Sequence[int],
     ) -> None:
         self.maps = merged(x).unflatten(0, x.shape[:2]).unbind()
-        self.weights, self.inputs = (packed(weight_ih), packed(weight_hh)), inputs
+        self.weights, self.inputs = (pack_weight(weight_ih), pack_weight(weight_hh)), inputs
         peepholes = 1 if inputs.peephole is None else inputs.peephole.shape[1]
         _, batch, hidden, height, width = sizes
         x_size, places = (x.shape[3], x.shape[4], x.shape[2]), batch * height * width
@@ -231,8 +234,8 @@ class AtOnce:
     def __call__(
         self,
         t: int,
-        h_before: Tensor | None,
-        c_before: Tensor | None,
+        h_prev: Tensor | None,
+        c_prev: Tensor | None,
         reset: Tensor | None,
         c: Tensor,
         h: Tensor,
@@ -240,7 +243,7 @@ class AtOnce:
     ) -> None:
         """Launches the kernel."""
         weight_x, weight_h = self.weights
-        maps = (self.maps[t], weight_x, h_before, weight_h, self.inputs.bias, self.inputs.peephole, c_before)
+        maps = (self.maps[t], weight_x, h_prev, weight_h, self.inputs.bias, self.inputs.peephole, c_prev)
         outputs = (runtime.as_bytes(reset), h, c, gates)
         stride = runtime.strides(reset, 1)
         with runtime.on_device(h):

@@ -28,11 +28,11 @@ def forward(
 ) -> tuple[Tensor, ...]:
     """(out, h, c, cells, gates) of canonical inputs; ``keep`` says which of the last two are kept."""
     sizes = sizes_of(x, weight_ih, weight_hh, stride, padding, dilation)
-    if not triton_convolution.pays(x.dtype, weight_ih, weight_hh, sizes):
+    if not triton_convolution.is_profitable(x.dtype, weight_ih, weight_hh, sizes):
         arguments = (x, weight_ih, weight_hh, bias, peephole, h, c, reset, stride, padding, dilation)
         return per_step.forward(Update(), *arguments, keep)
     outputs = forward_outputs(x, sizes, keep)
     inputs = per_step.parameters_of(bias, peephole)
-    advance = triton_convolution.AtOnce(x, weight_ih, weight_hh, inputs, sizes, stride, padding, dilation)
-    per_step.walk(advance, outputs, h, c, reset)
+    step_fn = triton_convolution.FusedStep(x, weight_ih, weight_hh, inputs, sizes, stride, padding, dilation)
+    per_step.run_steps(step_fn, outputs, h, c, reset)
     return outputs

@@ -15,7 +15,7 @@ from torch import Tensor
 from wmkernels import triton_runtime as runtime
 from wmkernels.checks import state_dtype
 from wmkernels.conv_lstm.per_step import Backward, Parameters, Step
-from wmkernels.selective_scan.triton_device import exponential, sigmoid
+from wmkernels.triton_device import exponential, sigmoid
 
 BLOCK, WARPS = 512, 4  # four cells a thread: 8 or 16 bytes a load
 
@@ -57,19 +57,19 @@ def update_cells(a_i, a_f, a_g, a_o, before, w_i, w_f, w_o):
 
 
 @triton.jit
-def summed(from_x, from_h, bias, gate, channel, inside, kept, dtype: tl.constexpr):
+def gate_sum(gates_x, gates_h, bias, gate, channel, inside, not_reset, dtype: tl.constexpr):
     """One gate's sum: ``gate`` its offset, ``channel`` its number among the 4 * hidden."""
-    total = tl.load(from_x + gate, mask=inside, other=0.0).to(dtype)
-    return total + load_or_zeros(from_h, gate, kept, dtype) + load_or_zeros(bias, channel, inside, dtype)
+    total = tl.load(gates_x + gate, mask=inside, other=0.0).to(dtype)
+    return total + load_or_zeros(gates_h, gate, not_reset, dtype) + load_or_zeros(bias, channel, inside, dtype)
 
 
 @triton.jit
 def update_kernel(
-    from_x,  # (rows, 4 * hidden)
-    from_h,  # (rows, 4 * hidden) or None
+    gates_x,  # (rows, 4 * hidden)
+    gates_h,  # (rows, 4 * hidden) or None
     bias,  # (4 * hidden) or None
     peephole,  # (3, places, hidden) or None
-    c_before,  # (rows, hidden) or None
+    c_prev,  # (rows, hidden) or None
     reset,  # (batch) bytes or None
     h,  # (rows, hidden): output
     c,  # (rows, hidden): output, may be c_before
@@ -77,7 +77,7 @@ def update_kernel(
     cells,
     hidden,
     positions,
-    places,
+    peephole_positions,
     reset_stride,
     dtype: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -85,19 +85,19 @@ def update_kernel(
     cell = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = cell < cells
     row, channel = cell // hidden, cell % hidden
-    kept = inside
+    not_reset = inside
     if reset is not None:
-        kept = inside & (tl.load(reset + row // positions * reset_stride, mask=inside, other=0) == 0)
+        not_reset = inside & (tl.load(reset + row // positions * reset_stride, mask=inside, other=0) == 0)
     gate = 4 * row * hidden + channel
-    a_i = summed(from_x, from_h, bias, gate, channel, inside, kept, dtype)
-    a_f = summed(from_x, from_h, bias, gate + hidden, channel + hidden, inside, kept, dtype)
-    a_g = summed(from_x, from_h, bias, gate + 2 * hidden, channel + 2 * hidden, inside, kept, dtype)
-    a_o = summed(from_x, from_h, bias, gate + 3 * hidden, channel + 3 * hidden, inside, kept, dtype)
-    before = load_or_zeros(c_before, cell, kept, dtype)
-    weight = row % positions % places * hidden + channel
+    a_i = gate_sum(gates_x, gates_h, bias, gate, channel, inside, not_reset, dtype)
+    a_f = gate_sum(gates_x, gates_h, bias, gate + hidden, channel + hidden, inside, not_reset, dtype)
+    a_g = gate_sum(gates_x, gates_h, bias, gate + 2 * hidden, channel + 2 * hidden, inside, not_reset, dtype)
+    a_o = gate_sum(gates_x, gates_h, bias, gate + 3 * hidden, channel + 3 * hidden, inside, not_reset, dtype)
+    before = load_or_zeros(c_prev, cell, not_reset, dtype)
+    weight = row % positions % peephole_positions * hidden + channel
     w_i = load_or_zeros(peephole, weight, inside, dtype)
-    w_f = load_or_zeros(peephole, weight + places * hidden, inside, dtype)
-    w_o = load_or_zeros(peephole, weight + 2 * places * hidden, inside, dtype)
+    w_f = load_or_zeros(peephole, weight + peephole_positions * hidden, inside, dtype)
+    w_o = load_or_zeros(peephole, weight + 2 * peephole_positions * hidden, inside, dtype)
     i, f, g, o, new = update_cells(a_i, a_f, a_g, a_o, before, w_i, w_f, w_o)
     tl.store(c + cell, new, mask=inside)
     tl.store(h + cell, (o * hyperbolic_tangent(new)).to(h.dtype.element_ty), mask=inside)
@@ -110,11 +110,11 @@ def update_kernel(
 
 @triton.jit
 def update_backward_kernel(
-    from_x,  # as in update_kernel; None beside gates
-    from_h,
+    gates_x,  # as in update_kernel; None beside gates
+    gates_h,
     bias,
     peephole,
-    c_before,
+    c_prev,
     reset,
     c,  # (rows, hidden)
     gates,  # (rows, 4 * hidden) or None: computed again from the sums
@@ -127,7 +127,7 @@ def update_backward_kernel(
     cells,
     hidden,
     positions,
-    places,
+    peephole_positions,
     reset_stride,
     reset_after_stride,
     dtype: tl.constexpr,
@@ -136,44 +136,44 @@ def update_backward_kernel(
     cell = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = cell < cells
     row, channel = cell // hidden, cell % hidden
-    kept, connected = inside, inside
+    not_reset, next_not_reset = inside, inside
     if reset is not None:
-        kept = inside & (tl.load(reset + row // positions * reset_stride, mask=inside, other=0) == 0)
+        not_reset = inside & (tl.load(reset + row // positions * reset_stride, mask=inside, other=0) == 0)
     if reset_after is not None:
         after = tl.load(reset_after + row // positions * reset_after_stride, mask=inside, other=0)
-        connected = inside & (after == 0)
+        next_not_reset = inside & (after == 0)
     gate = 4 * row * hidden + channel
-    before = load_or_zeros(c_before, cell, kept, dtype)
-    weight = row % positions % places * hidden + channel
+    before = load_or_zeros(c_prev, cell, not_reset, dtype)
+    weight = row % positions % peephole_positions * hidden + channel
     w_i = load_or_zeros(peephole, weight, inside, dtype)
-    w_f = load_or_zeros(peephole, weight + places * hidden, inside, dtype)
-    w_o = load_or_zeros(peephole, weight + 2 * places * hidden, inside, dtype)
+    w_f = load_or_zeros(peephole, weight + peephole_positions * hidden, inside, dtype)
+    w_o = load_or_zeros(peephole, weight + 2 * peephole_positions * hidden, inside, dtype)
     if gates is not None:
         i = tl.load(gates + gate, mask=inside, other=0.0)
         f = tl.load(gates + gate + hidden, mask=inside, other=0.0)
         g = tl.load(gates + gate + 2 * hidden, mask=inside, other=0.0)
         o = tl.load(gates + gate + 3 * hidden, mask=inside, other=0.0)
     else:
-        a_i = summed(from_x, from_h, bias, gate, channel, inside, kept, dtype)
-        a_f = summed(from_x, from_h, bias, gate + hidden, channel + hidden, inside, kept, dtype)
-        a_g = summed(from_x, from_h, bias, gate + 2 * hidden, channel + 2 * hidden, inside, kept, dtype)
-        a_o = summed(from_x, from_h, bias, gate + 3 * hidden, channel + 3 * hidden, inside, kept, dtype)
+        a_i = gate_sum(gates_x, gates_h, bias, gate, channel, inside, not_reset, dtype)
+        a_f = gate_sum(gates_x, gates_h, bias, gate + hidden, channel + hidden, inside, not_reset, dtype)
+        a_g = gate_sum(gates_x, gates_h, bias, gate + 2 * hidden, channel + 2 * hidden, inside, not_reset, dtype)
+        a_o = gate_sum(gates_x, gates_h, bias, gate + 3 * hidden, channel + 3 * hidden, inside, not_reset, dtype)
         i, f, g, o, _ = update_cells(a_i, a_f, a_g, a_o, before, w_i, w_f, w_o)
     new = tl.load(c + cell, mask=inside, other=0.0)
-    dh = load_or_zeros(grad_out, cell, inside, dtype) + load_or_zeros(grad_h, cell, connected, dtype)
-    bent = hyperbolic_tangent(new)
-    d_o = dh * bent * o * (1.0 - o)
-    dc = tl.load(grad_c + cell, mask=inside, other=0.0) + dh * o * (1.0 - bent * bent) + w_o * d_o
+    dh = load_or_zeros(grad_out, cell, inside, dtype) + load_or_zeros(grad_h, cell, next_not_reset, dtype)
+    tanh_c = hyperbolic_tangent(new)
+    d_o = dh * tanh_c * o * (1.0 - o)
+    dc = tl.load(grad_c + cell, mask=inside, other=0.0) + dh * o * (1.0 - tanh_c * tanh_c) + w_o * d_o
     d_i = dc * g * i * (1.0 - i)
     d_f = dc * before * f * (1.0 - f)
     d_g = dc * i * (1.0 - g * g)
-    earlier = tl.where(kept, dc * f + w_i * d_i + w_f * d_f, 0.0)
-    tl.store(grad_c + cell, earlier, mask=inside)
-    narrow: tl.constexpr = grad_gates.dtype.element_ty
-    tl.store(grad_gates + gate, d_i.to(narrow), mask=inside)
-    tl.store(grad_gates + gate + hidden, d_f.to(narrow), mask=inside)
-    tl.store(grad_gates + gate + 2 * hidden, d_g.to(narrow), mask=inside)
-    tl.store(grad_gates + gate + 3 * hidden, d_o.to(narrow), mask=inside)
+    grad_c_prev = tl.where(not_reset, dc * f + w_i * d_i + w_f * d_f, 0.0)
+    tl.store(grad_c + cell, grad_c_prev, mask=inside)
+    gate_dtype: tl.constexpr = grad_gates.dtype.element_ty
+    tl.store(grad_gates + gate, d_i.to(gate_dtype), mask=inside)
+    tl.store(grad_gates + gate + hidden, d_f.to(gate_dtype), mask=inside)
+    tl.store(grad_gates + gate + 2 * hidden, d_g.to(gate_dtype), mask=inside)
+    tl.store(grad_gates + gate + 3 * hidden, d_o.to(gate_dtype), mask=inside)
     if grad_peephole is not None:
         own = grad_peephole + cell
         tl.store(own, tl.load(own, mask=inside) + d_i * before, mask=inside)
@@ -192,29 +192,29 @@ class Update:
     def forward(self, parameters: Parameters, step: Step, h: Tensor, gates: Tensor | None) -> None:
         """Writes h, c and the gates."""
         sizes, reset, stride = _sizes(parameters, step)
-        tensors = (step.from_x, step.from_h, parameters.bias, parameters.peephole, step.c_before, reset, h, step.c)
+        tensors = (step.gates_x, step.gates_h, parameters.bias, parameters.peephole, step.c_prev, reset, h, step.c)
         self._launch(update_kernel, sizes[0], h, *tensors, gates, *sizes, stride)
 
     def backward(self, parameters: Parameters, step: Step, back: Backward) -> None:
         """Writes what ``Backward`` says."""
         sizes, reset, stride = _sizes(parameters, step)
         after = runtime.as_bytes(back.reset_after)
-        tensors = (step.from_x, step.from_h, parameters.bias, parameters.peephole, step.c_before, reset, step.c)
+        tensors = (step.gates_x, step.gates_h, parameters.bias, parameters.peephole, step.c_prev, reset, step.c)
         grads = (back.grad_out, back.grad_h, back.grad_c, back.grad_gates, back.grad_peephole)
         strides = (stride, runtime.strides(back.reset_after, 1)[0])
         arguments = (*tensors, back.gates, after, *grads, *sizes, *strides)
         self._launch(update_backward_kernel, sizes[0], back.grad_gates, *arguments)
 
     @staticmethod
-    def _launch(kernel, cells: int, narrow: Tensor, *arguments) -> None:
+    def _launch(kernel, cells: int, gate_dtype: Tensor, *arguments) -> None:
         programs = runtime.ceil_div(cells, BLOCK)
-        with runtime.on_device(narrow):
-            runtime.launch(kernel, programs, *arguments, triton_state(narrow.dtype), BLOCK, num_warps=WARPS)
+        with runtime.on_device(gate_dtype):
+            runtime.launch(kernel, programs, *arguments, triton_state(gate_dtype.dtype), BLOCK, num_warps=WARPS)
 
 
 def _sizes(parameters: Parameters, step: Step) -> tuple[tuple[int, int, int, int], Tensor | None, int]:
     """((cells, hidden, positions, places of the peephole), the resets as bytes, their stride)."""
     _, positions, hidden = step.c.shape
-    places = 1 if parameters.peephole is None else parameters.peephole.shape[1]
+    peephole_positions = 1 if parameters.peephole is None else parameters.peephole.shape[1]
     stride = runtime.strides(step.reset, 1)[0]
-    return (step.c.numel(), hidden, positions, places), runtime.as_bytes(step.reset), stride
+    return (step.c.numel(), hidden, positions, peephole_positions), runtime.as_bytes(step.reset), stride

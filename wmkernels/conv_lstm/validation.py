@@ -8,13 +8,13 @@ from torch import Tensor
 
 from wmkernels.checks import (
     FLOATS,
+    promote_dtypes,
     require_device,
     require_dtype,
     require_reset,
     require_shape,
     require_tensor,
     state_dtype,
-    widest,
 )
 from wmkernels.conv_lstm.reference import output_size
 
@@ -95,7 +95,7 @@ def _under_autocast(*tensors: Tensor) -> Sequence[Tensor]:
     device = tensors[0].device.type
     if not torch.is_autocast_enabled(device):
         return tensors
-    wide = widest([x.dtype for x in tensors])
+    wide = promote_dtypes([x.dtype for x in tensors])
     dtype = wide if wide == torch.float64 else torch.get_autocast_dtype(device)
     return [x.to(dtype) for x in tensors]
 

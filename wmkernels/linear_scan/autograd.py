@@ -14,9 +14,9 @@ from wmkernels.linear_scan.meta import backward_outputs, forward_outputs
 from wmkernels.registration import (
     backward_pass,
     define,
-    differentiate,
+    forbid_double_backward,
     raise_double_backward,
-    refuse_double_backward,
+    register_autograd,
 )
 
 FORWARD_SCHEMA = (
@@ -161,5 +161,5 @@ class LinearScanBackward(torch.autograd.Function):
 
 define("linear_scan_forward", FORWARD_SCHEMA, _forward, _forward_fake)
 define("linear_scan_backward", BACKWARD_SCHEMA, _backward, _backward_fake)
-differentiate("linear_scan_forward", "linear_scan_backward", gradients_of, setup_context, outputs=2)
-refuse_double_backward("linear_scan_backward", "linear_scan")
+register_autograd("linear_scan_forward", "linear_scan_backward", gradients_of, setup_context, outputs=2)
+forbid_double_backward("linear_scan_backward", "linear_scan")

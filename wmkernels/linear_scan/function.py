@@ -7,13 +7,13 @@ from torch import Tensor
 
 from wmkernels.checks import (
     FLOATS,
+    promote_dtypes,
     require_device,
     require_dtype,
     require_reset,
     require_shape,
     require_tensor,
     state_dtype,
-    widest,
 )
 from wmkernels.dispatch import choose
 from wmkernels.linear_scan.autograd import LinearScan
@@ -71,7 +71,7 @@ def linear_scan(
     require_tensor(OP, "tokens", tokens)
     require_dtype(OP, "gates", gates, FLOATS, "")
     if torch.is_autocast_enabled(gates.device.type):
-        dtype = widest([gates.dtype, tokens.dtype])
+        dtype = promote_dtypes([gates.dtype, tokens.dtype])
         gates, tokens = gates.to(dtype), tokens.to(dtype)
     require_device(OP, "tokens", tokens, gates.device, "gates")
     require_dtype(OP, "tokens", tokens, (gates.dtype,), "as gates has")

@@ -10,6 +10,10 @@ from wmkernels.nn import convert
 from wmkernels.nn.causal_conv1d import CausalConv1d
 from wmkernels.nn.conv_lstm import ConvLSTM, ConvLSTMCell
 from wmkernels.nn.mamba import Mamba
-from wmkernels.nn.rotary_mamba import RotatedMamba
+from wmkernels.nn.rotary_mamba import RotaryMamba, renamed
 
-__all__ = ["CausalConv1d", "ConvLSTM", "ConvLSTMCell", "Mamba", "RotatedMamba", "convert"]
+__all__ = ["CausalConv1d", "ConvLSTM", "ConvLSTMCell", "Mamba", "RotaryMamba", "convert"]
+
+
+def __getattr__(name: str) -> type[RotaryMamba]:
+    return renamed(__name__, name)

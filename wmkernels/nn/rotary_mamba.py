@@ -15,6 +15,7 @@ The angle is accumulated in float64 and carried wrapped into [0, 2 pi). After a 
 """
 
 import math
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -28,7 +29,7 @@ from wmkernels.nn.mamba import Mamba, Selection
 TURN = 2 * math.pi
 
 
-class RotatedMamba(Mamba):
+class RotaryMamba(Mamba):
     """A ``Mamba`` block with a complex state, after Mamba-3 (arXiv 2603.15569): the scan can tell lags apart.
 
     Two real states share a decay and make one complex state, whose angle advances at a learned rate. The state dict
@@ -45,7 +46,7 @@ class RotatedMamba(Mamba):
 
     Example:
         >>> import torch, wmkernels
-        >>> memory = wmkernels.nn.RotatedMamba(d_model=32, groups=2)
+        >>> memory = wmkernels.nn.RotaryMamba(d_model=32, groups=2)
         >>> outputs, state = memory(torch.randn(2, 100, 32))
         >>> {name: tuple(value.shape) for name, value in state.items()}
         {'window': (2, 3, 64), 'scan': (2, 64, 16), 'angle': (2, 2, 8)}
@@ -62,9 +63,9 @@ class RotatedMamba(Mamba):
         **arguments: Any,
     ) -> None:
         if d_state % 2:
-            raise ValueError(f"RotatedMamba: d_state is {d_state}, expected an even number: two for each complex state")
+            raise ValueError(f"RotaryMamba: d_state is {d_state}, expected an even number: two for each complex state")
         if not decay > 0:
-            raise ValueError(f"RotatedMamba: decay is {decay}, expected more than 0")
+            raise ValueError(f"RotaryMamba: decay is {decay}, expected more than 0")
         self._initial = decay
         super().__init__(d_model, d_state, groups=groups, **arguments)
         like = self.A_log
@@ -124,7 +125,7 @@ class RotatedMamba(Mamba):
         delta, B, C = self._project(x)
         before = None if state is None else state["angle"].double()
         angle, last = self._accumulate(self._rates(x), before, reset, cu_seqlens)
-        B, C = _turned_back(B, angle), _turned_back(C, angle)
+        B, C = apply_rotary(B, angle), apply_rotary(C, angle)
         return (delta, self._decay(x), B.transpose(1, 2), C.transpose(1, 2)), {"angle": last}
 
     def _selection_step(self, x: Tensor, state: Mapping[str, Tensor], reset: Tensor | None) -> tuple[Selection, State]:
@@ -133,7 +134,7 @@ class RotatedMamba(Mamba):
         if reset is not None:
             before = before.masked_fill(reset[:, None, None], 0)
         angle = (before + self._rates(x)).remainder(TURN)  # (batch, groups, pairs)
-        return (delta, self._decay(x), _turned_back(B, angle), _turned_back(C, angle)), {"angle": angle}
+        return (delta, self._decay(x), apply_rotary(B, angle), apply_rotary(C, angle)), {"angle": angle}
 
     def _rates(self, x: Tensor) -> Tensor:
         """(..., d_inner) -> by how much each angle advances, (..., groups, pairs) in float64."""
@@ -183,9 +184,22 @@ def _packed(rates: Tensor, before: Tensor | None, reset: Tensor | None, bounds: 
     return rates, first[None] if reset is None else reset | first
 
 
-def _turned_back(projection: Tensor, angle: Tensor) -> Tensor:
+def apply_rotary(projection: Tensor, angle: Tensor) -> Tensor:
     """Neighbouring states (..., groups, 2 pairs) as complex numbers, times exp(-i angle)."""
     angle = angle.to(projection.dtype)  # wrapped, it loses nothing that matters
     cos, sin = angle.cos(), angle.sin()
     real, imaginary = projection.unflatten(-1, (-1, 2)).unbind(-1)
     return torch.stack([real * cos + imaginary * sin, imaginary * cos - real * sin], -1).flatten(-2)
+
+
+def renamed(module: str, name: str) -> type[RotaryMamba]:
+    """``RotatedMamba``, the name of ``RotaryMamba`` up to 0.1, with a warning; for a module's ``__getattr__``."""
+    if name != "RotatedMamba":
+        raise AttributeError(f"module {module!r} has no attribute {name!r}")
+    message = f"{module}.RotatedMamba is now RotaryMamba; the old name goes with the next release"
+    warnings.warn(message, FutureWarning, stacklevel=3)
+    return RotaryMamba
+
+
+def __getattr__(name: str) -> type[RotaryMamba]:
+    return renamed(__name__, name)

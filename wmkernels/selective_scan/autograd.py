@@ -17,10 +17,10 @@ from wmkernels.dispatch import kernels
 from wmkernels.registration import (
     backward_pass,
     define,
-    differentiate,
+    forbid_double_backward,
     loop_over_vmap,
     raise_double_backward,
-    refuse_double_backward,
+    register_autograd,
 )
 from wmkernels.selective_scan.meta import backward_outputs, forward_outputs
 
@@ -193,5 +193,5 @@ def unfold_channels(x: Tensor, channel_dim: int, size: int) -> Tensor:
 
 define("selective_scan_forward", FORWARD_SCHEMA, _forward, _forward_fake)
 define("selective_scan_backward", BACKWARD_SCHEMA, _backward, _backward_fake)
-differentiate("selective_scan_forward", "selective_scan_backward", gradients_of, setup_context, outputs=2)
-refuse_double_backward("selective_scan_backward", "selective_scan")
+register_autograd("selective_scan_forward", "selective_scan_backward", gradients_of, setup_context, outputs=2)
+forbid_double_backward("selective_scan_backward", "selective_scan")

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from wmkernels.checks import (
     FLOATS,
+    promote_dtypes,
     require_device,
     require_dtype,
     require_packing,
@@ -17,7 +18,6 @@ from wmkernels.checks import (
     require_shape,
     require_tensor,
     state_dtype,
-    widest,
 )
 from wmkernels.dispatch import choose
 from wmkernels.registration import needs_autograd
@@ -143,7 +143,7 @@ def selective_scan(
 def _promote(*activations: Tensor | None) -> tuple[Tensor, ...]:
     """Under autocast, activations of mixed dtypes take the widest of them, as in PyTorch's own promoting ops."""
     varying = [x.dtype for x in activations if x is not None and x.dim() > 2]
-    dtype = widest(varying)
+    dtype = promote_dtypes(varying)
     return tuple(x if x is None or x.dim() <= 2 else x.to(dtype) for x in activations)  # type: ignore[misc]
 
 

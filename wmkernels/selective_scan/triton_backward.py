@@ -1,19 +1,18 @@
 """Selective scan, backward, in Triton.
 
-A program takes a tile of channels through one sequence, or a segment of it, from the end, chunk by chunk. It first
-runs each chunk forward from its saved state and parks the state before every T steps in scratch that stays in cache;
-then, T steps at a time and backwards, it has the states and their gradients side by side in registers
-(triton_device.py says how a tile lies in the threads). With lam_t = dL/dh_t = C_t gy_t + exp(step_{t+1} A) lam_{t+1},
-all gradients are sums:
+A program takes a tile of channels through one sequence, or one segment of it, from the end, chunk by chunk. It
+recomputes a chunk's states from the saved one and stores the state before every T steps in scratch that stays in cache.
+Then it goes backwards, T steps at a time, with states and their gradients in registers (triton_device.py describes the
+tile). With dh_t = dL/dh_t = C_t dy_t + exp(step_{t+1} A) dh_{t+1}, all gradients are sums:
 
-    over states    du_t    = D gy_t + step_t lam_t . B_t        dstep_t = u_t lam_t . B_t + (lam_t kept_t) . A
-    over channels  dB_t    = lam_t step_t u_t                   dC_t    = gy_t h_t
-    over time      dA      = lam_t kept_t step_t                kept_t  = exp(step_t A) h_{t-1}
+    over states    du_t    = D dy_t + step_t dh_t . B_t         dstep_t   = u_t dh_t . B_t + (dh_t decayed_t) . A
+    over channels  dB_t    = dh_t step_t u_t                    dC_t      = dy_t h_t
+    over time      dA      = dh_t decayed_t step_t              decayed_t = exp(step_t A) h_{t-1}
 
-Sums over channels go to one partial result a tile, sums over time to one a segment, both added up in a fixed order by
-a second kernel: no atomics, the same result every time. An element costs two exponentials a state and some forty
-other instructions, which bound it. Where batch x channels is too small to fill the chip, sequences are cut into
-segments as in the forward pass, the gradient that leaves each found first.
+Sums over channels go to one partial per tile, sums over time to one per segment; a second kernel adds them in a fixed
+order, so results are deterministic. An element costs two exponentials per state and about forty other instructions,
+which bound it. Where batch x channels is too small to fill the GPU, sequences are cut into segments as in the forward
+pass, and the gradient leaving each is computed first.
 """
 
 # mypy: ignore-errors
@@ -21,28 +20,22 @@ import triton
 import triton.language as tl
 
 from wmkernels.selective_scan.triton_device import (
-    LN2,
-    RESET,
-    first_chunk_slot,
-    flow_back,
-    follow,
-    follow_kept,
-    follow_kept_reset,
-    follow_reset,
+    broadcast_channels,
+    broadcast_states,
+    first_chunk_index,
     last_step,
-    load_rates,
+    load_decay_rates,
     load_resets,
-    load_steps,
-    locate,
-    over_channels,
-    over_states,
-    own_channels,
-    sigmoid,
-    state_numbers,
+    load_tile,
+    locate_segment,
+    reverse_scan,
+    state_indices,
     step_size,
     sum_channels,
     sum_states,
+    tile_channels,
 )
+from wmkernels.triton_device import LN2, RESET, combine, combine_decayed, combine_decayed_mark, combine_mark, sigmoid
 
 
 @triton.jit
@@ -59,16 +52,16 @@ def backward_kernel(
     cu_seqlens,
     chunk_states,
     grad_out,
-    entering,  # (sequences or slots, channels, state) or None: the gradient that comes from after the segment
+    incoming,  # (sequences or segments, channels, state) or None: dh from after the segment
     scratch,  # (programs, chunk / T, NI, D1, NL, DL): the state before every tile of a chunk
     grad_u,
     grad_delta,
     grad_z,
-    A_parts,  # (slots, channels, state)
-    B_parts,  # (group_tiles, batch, groups, time, state), or (slots, channels, state) where B is constant
-    C_parts,  # likewise
-    D_parts,  # (slots, channels) or None
-    bias_parts,  # (slots, channels) or None
+    A_partials,  # (segments, channels, state)
+    B_partials,  # (group_tiles, batch, groups, time, state); constant B: (segments, channels, state)
+    C_partials,  # as B_partials
+    D_partials,  # (segments, channels) or None
+    bias_partials,  # (segments, channels) or None
     grad_initial_state,  # (sequences, channels, state) or None
     u_strides,
     delta_strides,
@@ -80,7 +73,7 @@ def backward_kernel(
     bias_stride,
     reset_strides,
     grad_strides,
-    entering_strides,
+    incoming_strides,
     output_strides,  # of grad_u, grad_delta and grad_z alike
     batch,
     channels,
@@ -90,13 +83,13 @@ def backward_kernel(
     group_channels,
     group_tiles,
     tiles,
-    segment,
-    slots_each,
+    segment_length,
+    segments_per_sequence,
     chunk,
     SOFTPLUS: tl.constexpr,
     B_VARIES: tl.constexpr,
     C_VARIES: tl.constexpr,
-    ENTERING_BY_SLOT: tl.constexpr,
+    INCOMING_PER_SEGMENT: tl.constexpr,
     T: tl.constexpr,
     NI: tl.constexpr,
     NL: tl.constexpr,
@@ -104,15 +97,17 @@ def backward_kernel(
     DL: tl.constexpr,
 ):
     dtype: tl.constexpr = A.dtype.element_ty
-    tile, slot, group, d, d_in = own_channels(tiles, group_tiles, group_channels, D1, DL)
-    sequence, row, begin, start, end, is_last, piece = locate(slot, cu_seqlens, sequences, time, segment, slots_each)
-    n = state_numbers(NI, NL).to(tl.int64)
+    tile, segment, group, d, d_in = tile_channels(tiles, group_tiles, group_channels, D1, DL)
+    sequence, row, begin, start, end, is_last, local_segment = locate_segment(
+        segment, cu_seqlens, sequences, time, segment_length, segments_per_sequence
+    )
+    n = state_indices(NI, NL).to(tl.int64)
     t = tl.arange(0, T).to(tl.int64)
     d4, n4 = d[None, :, None, :], n[:, None, :, None]
     state_in = d_in[None, :, None, :] & (n4 < state)
     state_offsets = d4 * state + n4
     states_size = tl.full((), state, tl.int64) * channels
-    decay_rate = load_rates(A, A_strides, d4, n4, state_in)
+    decay_rate = load_decay_rates(A, A_strides, d4, n4, state_in)
     bias = None
     if delta_bias is not None:
         bias = tl.load(delta_bias + d * bias_stride, mask=d_in, other=0.0)
@@ -132,7 +127,7 @@ def backward_kernel(
     C_tile = C + row * C_strides[0] + group * C_strides[1] + n3 * C_strides[2] + t3 * C_strides[3]
     if z is not None:
         z_tile = z + row * z_strides[0] + d3 * z_strides[1] + t3 * z_strides[2]
-    # One partial result of dB and dC a tile of the group, (time, state).
+    # One partial of dB and dC per tile of the group, (time, state).
     partial_row = (row + (tile % group_tiles) * tl.full((), batch, tl.int64)) * (tiles // group_tiles) + group
     partial_offsets = (partial_row * time + t3) * state + n3
     scratch_step = NI * D1 * NL * DL
@@ -145,11 +140,11 @@ def backward_kernel(
         + tl.arange(0, DL)[None, None, None, :]
     )
 
-    flow = tl.zeros([NI, D1, NL, DL], dtype)
-    if entering is not None:
-        place = slot if ENTERING_BY_SLOT else sequence
-        pointers = entering + place * entering_strides[0] + d4 * entering_strides[1] + n4 * entering_strides[2]
-        flow = tl.load(pointers, mask=state_in, other=0.0)
+    dh = tl.zeros([NI, D1, NL, DL], dtype)
+    if incoming is not None:
+        incoming_row = segment if INCOMING_PER_SEGMENT else sequence
+        pointers = incoming + incoming_row * incoming_strides[0] + d4 * incoming_strides[1] + n4 * incoming_strides[2]
+        dh = tl.load(pointers, mask=state_in, other=0.0)
     index = tl.arange(0, T)[:, None, None, None, None] + tl.zeros([T, NI, D1, NL, DL], tl.int32)
     A_sum = tl.zeros([NI, D1, NL, DL], dtype)
     if not B_VARIES:
@@ -158,36 +153,36 @@ def backward_kernel(
         C_sum = tl.zeros([NI, D1, NL, DL], dtype)
     D_sum = tl.zeros([D1, DL], dtype)
     bias_sum = tl.zeros([D1, DL], dtype)
-    slot_before = first_chunk_slot(sequence, begin, cu_seqlens, time, chunk)
+    first_chunk = first_chunk_index(sequence, begin, cu_seqlens, time, chunk)
 
     chunks = (end - start + chunk - 1) // chunk
     for chunk_back in range(chunks):
         chunk_start = start + (chunks - 1 - chunk_back) * chunk
         chunk_end = tl.minimum(chunk_start + chunk, end)
-        saved = (slot_before + (chunk_start - begin) // chunk) * states_size
+        saved = (first_chunk + (chunk_start - begin) // chunk) * states_size
         h = tl.load(chunk_states + saved + state_offsets, mask=state_in, other=0.0)
-        # Forward through all but the last tile, which is whole, keeping the state before each.
+        # Forward through all tiles but the last, storing the state before each.
         last_tile = (chunk_end - chunk_start - 1) // T
         for i in range(last_tile):
             t0 = chunk_start + i * T
             tl.store(scratch_tile + i * scratch_step, h)
             inside = d_in[None] & (t3 < T)
-            u_t = load_steps(u_tile, u_strides[2], t0, inside, dtype)
-            step = step_size(load_steps(delta_tile, delta_strides[2], t0, inside, dtype), bias, inside, SOFTPLUS)[0]
+            u_t = load_tile(u_tile, u_strides[2], t0, inside, dtype)
+            step = step_size(load_tile(delta_tile, delta_strides[2], t0, inside, dtype), bias, inside, SOFTPLUS)[0]
             if B_VARIES:
-                B_t = over_channels(load_steps(B_tile, B_strides[3], t0, (n3 < state) & (t3 < T), dtype))
-            decay = tl.math.exp2(over_states(step) * decay_rate[None])
-            inputs = over_states(step * u_t) * B_t
-            carried = tl.where(index == 0, decay * h[None], 0.0)
+                B_t = broadcast_channels(load_tile(B_tile, B_strides[3], t0, (n3 < state) & (t3 < T), dtype))
+            decay = tl.math.exp2(broadcast_states(step) * decay_rate[None])
+            inputs = broadcast_states(step * u_t) * B_t
+            decayed = tl.where(index == 0, decay * h[None], 0.0)
             if reset is not None:
-                forgets = load_resets(reset, row, reset_strides, t0 + t, chunk_end)
-                carried = tl.where(forgets != 0, 0.0, carried)
-                decay = tl.where(forgets != 0, RESET, decay)
-                states = tl.associative_scan((decay, inputs + carried), 0, follow_reset)[1]
+                reset_t = load_resets(reset, row, reset_strides, t0 + t, chunk_end)
+                decayed = tl.where(reset_t != 0, 0.0, decayed)
+                decay = tl.where(reset_t != 0, RESET, decay)
+                states = tl.associative_scan((decay, inputs + decayed), 0, combine_mark)[1]
             else:
-                states = tl.associative_scan((decay, inputs + carried), 0, follow)[1]
+                states = tl.associative_scan((decay, inputs + decayed), 0, combine)[1]
             h = last_step(states, index)
-        # Another thread may read what this one wrote.
+        # A thread may read another's states.
         tl.debug_barrier()
 
         for i_back in range(last_tile + 1):
@@ -197,35 +192,35 @@ def backward_kernel(
                 h = tl.load(scratch_tile + i * scratch_step)
             inside = (t0 + t3 < chunk_end) & d_in[None]
             t_in = (t0 + t3 < chunk_end) & (n3 < state)
-            u_t = load_steps(u_tile, u_strides[2], t0, inside, dtype)
-            gy = load_steps(grad_tile, grad_strides[2], t0, inside, dtype)
-            step, raw = step_size(load_steps(delta_tile, delta_strides[2], t0, inside, dtype), bias, inside, SOFTPLUS)
+            u_t = load_tile(u_tile, u_strides[2], t0, inside, dtype)
+            dy = load_tile(grad_tile, grad_strides[2], t0, inside, dtype)
+            step, raw = step_size(load_tile(delta_tile, delta_strides[2], t0, inside, dtype), bias, inside, SOFTPLUS)
             if B_VARIES:
-                B_t = over_channels(load_steps(B_tile, B_strides[3], t0, t_in, dtype))
+                B_t = broadcast_channels(load_tile(B_tile, B_strides[3], t0, t_in, dtype))
             if C_VARIES:
-                C_t = over_channels(load_steps(C_tile, C_strides[3], t0, t_in, dtype))
+                C_t = broadcast_channels(load_tile(C_tile, C_strides[3], t0, t_in, dtype))
             if z is not None:
-                z_t = load_steps(z_tile, z_strides[2], t0, inside, dtype)
+                z_t = load_tile(z_tile, z_strides[2], t0, inside, dtype)
                 open_t = sigmoid(z_t)
-                gate_slope = gy * (open_t * (1.0 + z_t * (1.0 - open_t)))
-                gy = gy * (z_t * open_t)
-            decay = tl.math.exp2(over_states(step) * decay_rate[None])  # (T, NI, D1, NL, DL)
-            inputs = over_states(step * u_t) * B_t
-            carried = tl.where(index == 0, decay * h[None], 0.0)
-            marked = decay
-            forgets = None
+                gate_slope = dy * (open_t * (1.0 + z_t * (1.0 - open_t)))
+                dy = dy * (z_t * open_t)
+            decay = tl.math.exp2(broadcast_states(step) * decay_rate[None])  # (T, NI, D1, NL, DL)
+            inputs = broadcast_states(step * u_t) * B_t
+            decayed = tl.where(index == 0, decay * h[None], 0.0)
+            marked_decay = decay
+            reset_t = None
             if reset is not None:
-                forgets = load_resets(reset, row, reset_strides, t0 + t, chunk_end)
-                carried = tl.where(forgets != 0, 0.0, carried)
-                marked = tl.where(forgets != 0, RESET, decay)
-                scanned = tl.associative_scan((marked, inputs + carried, carried), 0, follow_kept_reset)
+                reset_t = load_resets(reset, row, reset_strides, t0 + t, chunk_end)
+                decayed = tl.where(reset_t != 0, 0.0, decayed)
+                marked_decay = tl.where(reset_t != 0, RESET, decay)
+                scanned = tl.associative_scan((marked_decay, inputs + decayed, decayed), 0, combine_decayed_mark)
             else:
-                scanned = tl.associative_scan((marked, inputs + carried, carried), 0, follow_kept)
-            states, kept = scanned[1], scanned[2]
-            # The states are used up before their gradients come, for the sake of registers.
-            grad_C = over_states(gy) * states
+                scanned = tl.associative_scan((marked_decay, inputs + decayed, decayed), 0, combine_decayed)
+            states, decayed_t = scanned[1], scanned[2]
+            # dC before dh: the states' registers are free by then.
+            grad_C = broadcast_states(dy) * states
             if C_VARIES:
-                tl.store(C_parts + partial_offsets + t0 * state, sum_channels(grad_C), mask=t_in)
+                tl.store(C_partials + partial_offsets + t0 * state, sum_channels(grad_C), mask=t_in)
             else:
                 C_sum += tl.sum(grad_C, 0)
             if z is not None:
@@ -235,38 +230,38 @@ def backward_kernel(
                 grad_z_t = (gate_slope * y).to(grad_z.dtype.element_ty)
                 tl.store(grad_z + output_offsets + t0 * output_strides[2], grad_z_t, mask=inside)
 
-            lam, flow = flow_back(decay, over_states(gy) * C_t, flow, forgets, index, T)
-            grad_B = lam * over_states(step * u_t)
+            dh_t, dh = reverse_scan(decay, broadcast_states(dy) * C_t, dh, reset_t, index, T)
+            grad_B = dh_t * broadcast_states(step * u_t)
             if B_VARIES:
-                tl.store(B_parts + partial_offsets + t0 * state, sum_channels(grad_B), mask=t_in)
+                tl.store(B_partials + partial_offsets + t0 * state, sum_channels(grad_B), mask=t_in)
             else:
                 B_sum += tl.sum(grad_B, 0)
-            lam_kept = lam * kept
-            A_sum += tl.sum(lam_kept * over_states(step), 0)
-            through_input = sum_states(lam * B_t)  # (T, D1, DL)
-            grad_step = u_t * through_input + LN2 * sum_states(lam_kept * decay_rate[None])
+            dh_decayed = dh_t * decayed_t
+            A_sum += tl.sum(dh_decayed * broadcast_states(step), 0)
+            through_input = sum_states(dh_t * B_t)  # (T, D1, DL)
+            grad_step = u_t * through_input + LN2 * sum_states(dh_decayed * decay_rate[None])
             if SOFTPLUS:
                 grad_step = tl.where(raw > 20.0, grad_step, grad_step * sigmoid(raw))
             grad_step = tl.where(inside, grad_step, 0.0)
             bias_sum += tl.sum(grad_step, 0)
-            D_sum += tl.sum(gy * u_t, 0)
+            D_sum += tl.sum(dy * u_t, 0)
             grad_u_t = step * through_input
             if D is not None:
-                grad_u_t += gy * skip
-            places = output_offsets + t0 * output_strides[2]
-            tl.store(grad_u + places, grad_u_t.to(grad_u.dtype.element_ty), mask=inside)
-            tl.store(grad_delta + places, grad_step.to(grad_delta.dtype.element_ty), mask=inside)
+                grad_u_t += dy * skip
+            offsets = output_offsets + t0 * output_strides[2]
+            tl.store(grad_u + offsets, grad_u_t.to(grad_u.dtype.element_ty), mask=inside)
+            tl.store(grad_delta + offsets, grad_step.to(grad_delta.dtype.element_ty), mask=inside)
         tl.debug_barrier()
 
-    part = slot * states_size + state_offsets
-    tl.store(A_parts + part, A_sum, mask=state_in)
+    partial_h_offsets = segment * states_size + state_offsets
+    tl.store(A_partials + partial_h_offsets, A_sum, mask=state_in)
     if not B_VARIES:
-        tl.store(B_parts + part, B_sum, mask=state_in)
+        tl.store(B_partials + partial_h_offsets, B_sum, mask=state_in)
     if not C_VARIES:
-        tl.store(C_parts + part, C_sum, mask=state_in)
-    if D_parts is not None:
-        tl.store(D_parts + slot * channels + d, D_sum, mask=d_in)
-    if bias_parts is not None:
-        tl.store(bias_parts + slot * channels + d, bias_sum, mask=d_in)
-    if grad_initial_state is not None and piece == 0:
-        tl.store(grad_initial_state + sequence * states_size + state_offsets, flow, mask=state_in)
+        tl.store(C_partials + partial_h_offsets, C_sum, mask=state_in)
+    if D_partials is not None:
+        tl.store(D_partials + segment * channels + d, D_sum, mask=d_in)
+    if bias_partials is not None:
+        tl.store(bias_partials + segment * channels + d, bias_sum, mask=d_in)
+    if grad_initial_state is not None and local_segment == 0:
+        tl.store(grad_initial_state + sequence * states_size + state_offsets, dh, mask=state_in)

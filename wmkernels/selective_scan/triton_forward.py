@@ -1,13 +1,13 @@
 """Selective scan, forward, in Triton.
 
-A program walks one sequence, or a segment of it, with a tile of channels and all their states in registers, T steps
-of time at once (triton_device.py says how a tile lies in the threads). B and C are read once a tile of channels,
-nothing of size channels x state x time is ever written, and the next T steps are loaded while these are computed. An
-element costs `state` exponentials and four multiply-adds each, so the kernel is bound by the special-function units.
+A program runs along one sequence, or one segment of it, with a tile of channels and all their states in registers, T
+steps at a time (triton_device.py describes the tile). B and C are read once per tile of channels, nothing of size
+channels x state x time is written, and the next T steps are prefetched. An element costs `state` exponentials and four
+multiply-adds for each: bound by the special-function units.
 
-Where batch x channels is too small to fill the chip, sequences are cut into segments: a first pass finds the state
-that each segment reaches from zero, and its decay exp(A * sum of steps), a second chains them (`chain_kernel`), and a
-third walks all segments at once from their true states. The first and the third are the same kernel.
+Where batch x channels is too small to fill the GPU, sequences are cut into segments: one pass computes the state that
+each segment reaches from zero and its decay exp(A * sum of steps), `pass_state_kernel` passes the state along, and a
+last pass repeats all segments from their true incoming states. First and last pass are this kernel.
 """
 
 # mypy: ignore-errors
@@ -19,23 +19,20 @@ from torch import Tensor
 from wmkernels import triton_runtime as runtime
 from wmkernels.selective_scan.meta import forward_outputs
 from wmkernels.selective_scan.triton_device import (
-    RESET,
-    first_chunk_slot,
-    follow,
-    follow_reset,
+    broadcast_channels,
+    broadcast_states,
+    first_chunk_index,
     last_step,
-    load_rates,
-    locate,
-    over_channels,
-    over_states,
-    own_channels,
-    sigmoid,
-    state_numbers,
+    load_decay_rates,
+    locate_segment,
+    state_indices,
     step_size,
     sum_states,
+    tile_channels,
 )
-from wmkernels.selective_scan.triton_segments import chain
+from wmkernels.selective_scan.triton_segments import pass_state
 from wmkernels.selective_scan.triton_tiles import Tiles, group_count, projection_strides
+from wmkernels.triton_device import RESET, combine, combine_mark, sigmoid
 
 
 @triton.jit
@@ -44,17 +41,17 @@ def forward_kernel(
     delta,  # (batch, channels, time)
     A,  # (channels, state)
     B,  # (batch, groups, state, time) or, if not B_VARIES, (channels, state)
-    C,  # likewise
+    C,  # as B
     D,  # (channels,) or None
     z,  # (batch, channels, time) or None
     delta_bias,  # (channels,) or None
-    first_state,  # (sequences or slots, channels, state) or None
+    incoming_state,  # (sequences or segments, channels, state) or None
     reset,  # (batch, time) bytes or None
     cu_seqlens,  # (sequences + 1,) or None
     out,  # (batch, channels, time); None in the first pass over segments
-    last_state,  # (sequences or, in the first pass, slots; channels, state), contiguous
-    chunk_states,  # (chunk slots, channels, state), contiguous, or None
-    decays,  # (slots, channels, state), contiguous: the first pass's other output
+    last_state,  # (sequences or, in the first pass, segments; channels, state), contiguous
+    chunk_states,  # (chunks, channels, state), contiguous, or None
+    decays,  # (segments, channels, state), contiguous: first pass, output
     u_strides,
     delta_strides,
     A_strides,
@@ -63,7 +60,7 @@ def forward_kernel(
     D_stride,
     z_strides,
     bias_stride,
-    first_strides,
+    incoming_strides,
     reset_strides,
     out_strides,
     channels,
@@ -73,13 +70,13 @@ def forward_kernel(
     group_channels,  # channels that share B and C
     group_tiles,  # tiles that hold them
     tiles,  # of all channels
-    segment,  # steps a program walks
-    slots_each,  # segments of a sequence; unused where packed
+    segment_length,  # steps per program
+    segments_per_sequence,  # unused where packed
     chunk,  # steps between two saved states, a multiple of T
     SOFTPLUS: tl.constexpr,
     B_VARIES: tl.constexpr,
     C_VARIES: tl.constexpr,
-    FIRST_BY_SLOT: tl.constexpr,
+    INCOMING_PER_SEGMENT: tl.constexpr,
     T: tl.constexpr,
     NI: tl.constexpr,
     NL: tl.constexpr,
@@ -87,9 +84,11 @@ def forward_kernel(
     DL: tl.constexpr,
 ):
     dtype = A.dtype.element_ty
-    tile, slot, group, d, d_in = own_channels(tiles, group_tiles, group_channels, D1, DL)
-    sequence, row, begin, start, end, is_last, piece = locate(slot, cu_seqlens, sequences, time, segment, slots_each)
-    n = state_numbers(NI, NL)
+    tile, segment, group, d, d_in = tile_channels(tiles, group_tiles, group_channels, D1, DL)
+    sequence, row, begin, start, end, is_last, local_segment = locate_segment(
+        segment, cu_seqlens, sequences, time, segment_length, segments_per_sequence
+    )
+    n = state_indices(NI, NL)
     t = tl.arange(0, T).to(tl.int64)
     # Broadcast to (NI, D1, NL, DL), the shape of the state.
     d4, n4 = d[None, :, None, :], n[:, None, :, None].to(tl.int64)
@@ -97,7 +96,7 @@ def forward_kernel(
     state_offsets = d4 * state + n4
     states_size = tl.full((), state, tl.int64) * channels
 
-    decay_rate = load_rates(A, A_strides, d4, n4, state_in)
+    decay_rate = load_decay_rates(A, A_strides, d4, n4, state_in)
     bias = None
     if delta_bias is not None:
         bias = tl.load(delta_bias + d * bias_stride, mask=d_in, other=0.0)
@@ -109,9 +108,9 @@ def forward_kernel(
     if not C_VARIES:
         C_all = tl.load(C + d4 * C_strides[0] + n4 * C_strides[1], mask=state_in, other=0.0)[None]
     h = tl.zeros([NI, D1, NL, DL], dtype)
-    if first_state is not None:
-        first = slot if FIRST_BY_SLOT else sequence
-        pointers = first_state + first * first_strides[0] + d4 * first_strides[1] + n4 * first_strides[2]
+    if incoming_state is not None:
+        first = segment if INCOMING_PER_SEGMENT else sequence
+        pointers = incoming_state + first * incoming_strides[0] + d4 * incoming_strides[1] + n4 * incoming_strides[2]
         h = tl.load(pointers, mask=state_in, other=0.0)
 
     t3, d3 = t[:, None, None], d[None]
@@ -128,8 +127,8 @@ def forward_kernel(
     C_tile = C + row * C_strides[0] + group * C_strides[1] + n[None].to(tl.int64) * C_strides[2] + t3 * C_strides[3]
     index = tl.arange(0, T)[:, None, None, None, None] + tl.zeros([T, NI, D1, NL, DL], tl.int32)
     step_sum = tl.zeros([D1, DL], dtype)
-    forgotten = tl.zeros([1], tl.int32)
-    slot_before = first_chunk_slot(sequence, begin, cu_seqlens, time, chunk)
+    any_reset = tl.zeros([1], tl.int32)
+    first_chunk = first_chunk_index(sequence, begin, cu_seqlens, time, chunk)
 
     inside = (start + t3 < end) & d_in[None]
     t_in = (start + t3 < end) & tn_in
@@ -150,36 +149,36 @@ def forward_kernel(
         u_next = tl.load(u_tile + ahead * u_strides[2], mask=inside, other=0.0)
         delta_next = tl.load(delta_tile + ahead * delta_strides[2], mask=inside, other=0.0)
         if B_VARIES:
-            B_t = over_channels(B_next.to(dtype))
+            B_t = broadcast_channels(B_next.to(dtype))
             B_next = tl.load(B_tile + ahead * B_strides[3], mask=t_in, other=0.0)
         else:
             B_t = B_all
 
         if chunk_states is not None and (t0 - begin) % chunk == 0:
-            saved = (slot_before + (t0 - begin) // chunk) * states_size
+            saved = (first_chunk + (t0 - begin) // chunk) * states_size
             tl.store(chunk_states + saved + state_offsets, h, mask=state_in)
         step = step_size(delta_t, bias, inside_now, SOFTPLUS)[0]
-        decay = tl.math.exp2(over_states(step) * decay_rate[None])  # (T, NI, D1, NL, DL)
-        inputs = over_states(step * u_t) * B_t
-        carried = decay * h[None]
+        decay = tl.math.exp2(broadcast_states(step) * decay_rate[None])  # (T, NI, D1, NL, DL)
+        inputs = broadcast_states(step * u_t) * B_t
+        decayed = decay * h[None]
         if reset is not None:
             flags = tl.load(reset + row * reset_strides[0] + (t0 + t) * reset_strides[1], mask=t0 + t < end, other=0)
-            forgets = (flags != 0)[:, None, None, None, None]
-            decay = tl.where(forgets, RESET, decay)
-            carried = tl.where(forgets, 0.0, carried)
-            inputs = tl.where(index == 0, inputs + carried, inputs)
-            states = tl.associative_scan((decay, inputs), 0, follow_reset)[1]
-            forgotten = tl.maximum(forgotten, tl.max(flags.to(tl.int32), 0))
+            reset_t = (flags != 0)[:, None, None, None, None]
+            decay = tl.where(reset_t, RESET, decay)
+            decayed = tl.where(reset_t, 0.0, decayed)
+            inputs = tl.where(index == 0, inputs + decayed, inputs)
+            states = tl.associative_scan((decay, inputs), 0, combine_mark)[1]
+            any_reset = tl.maximum(any_reset, tl.max(flags.to(tl.int32), 0))
         else:
-            inputs = tl.where(index == 0, inputs + carried, inputs)
-            states = tl.associative_scan((decay, inputs), 0, follow)[1]
+            inputs = tl.where(index == 0, inputs + decayed, inputs)
+            states = tl.associative_scan((decay, inputs), 0, combine)[1]
         h = last_step(states, index)
 
         if out is None:
             step_sum += tl.sum(step, 0)
         else:
             if C_VARIES:
-                C_t = over_channels(C_next.to(dtype))
+                C_t = broadcast_channels(C_next.to(dtype))
                 C_next = tl.load(C_tile + ahead * C_strides[3], mask=t_in, other=0.0)
             else:
                 C_t = C_all
@@ -194,9 +193,9 @@ def forward_kernel(
 
     if out is None:
         decay = tl.math.exp2(step_sum[None, :, None, :] * decay_rate)
-        decay = tl.where(forgotten[:, None, None, None] != 0, RESET, decay)
-        tl.store(decays + slot * states_size + state_offsets, decay, mask=state_in)
-        tl.store(last_state + slot * states_size + state_offsets, h, mask=state_in)
+        decay = tl.where(any_reset[:, None, None, None] != 0, RESET, decay)
+        tl.store(decays + segment * states_size + state_offsets, decay, mask=state_in)
+        tl.store(last_state + segment * states_size + state_offsets, h, mask=state_in)
     elif is_last:
         tl.store(last_state + sequence * states_size + state_offsets, h, mask=state_in)
 
@@ -217,20 +216,20 @@ def forward(
     channel_last: bool,
     chunk: int,
     *,
-    segment: int = 0,
+    segment_length: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(out, last_state, chunk_states) of canonical inputs; ``chunk`` 0 saves no states.
+    """(out, last_state, chunk_states); ``chunk`` 0 saves no states.
 
-    ``segment`` forces a cut into segments of that many steps, a multiple of the chunk and of the tile's steps.
+    ``segment_length`` forces a cut; it is a multiple of the chunk and of the tile's steps.
     """
     out, last_state, chunk_states = forward_outputs(u, A, cu_seqlens, channel_last, chunk)
     reset = runtime.as_bytes(reset)
     if cu_seqlens is not None:
         cu_seqlens = cu_seqlens.contiguous()
     groups = group_count(B, C)
-    tiles = Tiles.of(u, A.shape[1], groups, cu_seqlens, chunk, segment, backward=False)
+    tiles = Tiles.of(u, A.shape[1], groups, cu_seqlens, chunk, segment_length, backward=False)
 
-    def walk(first: Tensor | None, by_slot: bool, outputs: tuple[Tensor | None, ...]) -> None:
+    def launch_pass(first: Tensor | None, per_segment: bool, outputs: tuple[Tensor | None, ...]) -> None:
         y, last, chunks, decays = outputs
         runtime.launch(
             forward_kernel,
@@ -249,22 +248,22 @@ def forward(
             runtime.strides(reset, 2),
             runtime.strides(y, 3),
             *tiles.sizes,
-            chunk or tiles.segment,
+            chunk or tiles.segment_length,
             SOFTPLUS=delta_softplus,
             B_VARIES=B.dim() == 4,
             C_VARIES=C.dim() == 4,
-            FIRST_BY_SLOT=by_slot,
+            INCOMING_PER_SEGMENT=per_segment,
             **tiles.shape,
         )
 
     with runtime.on_device(u):
         chunks = chunk_states if chunk else None
         if tiles.whole:
-            walk(initial_state, False, (out, last_state, chunks, None))
+            launch_pass(initial_state, False, (out, last_state, chunks, None))
         else:
-            ends = torch.empty((tiles.slots, *A.shape), dtype=A.dtype, device=A.device)
-            decays = torch.empty_like(ends)
-            walk(None, False, (None, ends, None, decays))
-            enters = chain(initial_state, ends, decays, cu_seqlens, tiles, reverse=False)
-            walk(enters, True, (out, last_state, chunks, None))
+            end_states = torch.empty((tiles.segments, *A.shape), dtype=A.dtype, device=A.device)
+            decays = torch.empty_like(end_states)
+            launch_pass(None, False, (None, end_states, None, decays))
+            incoming = pass_state(initial_state, end_states, decays, cu_seqlens, tiles, reverse=False)
+            launch_pass(incoming, True, (out, last_state, chunks, None))
     return out, last_state, chunk_states

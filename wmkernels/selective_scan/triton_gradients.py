@@ -1,4 +1,4 @@
-"""Launches the selective scan's backward pass in Triton, and adds up its partial results."""
+"""Launches the selective scan's backward pass in Triton and reduces its partials."""
 
 # mypy: ignore-errors
 import torch
@@ -9,15 +9,15 @@ from torch import Tensor
 from wmkernels import triton_runtime as runtime
 from wmkernels.selective_scan.meta import backward_outputs
 from wmkernels.selective_scan.triton_backward import backward_kernel
-from wmkernels.selective_scan.triton_segments import chain, outflow_kernel
+from wmkernels.selective_scan.triton_segments import pass_state, segment_gradient_kernel
 from wmkernels.selective_scan.triton_tiles import Tiles, group_count, projection_strides
 
 SUM_ROWS = 64
 
 
 @triton.jit
-def sum_parts_kernel(
-    parts,  # (count, rows, columns), contiguous
+def reduce_partials_kernel(
+    partials,  # (count, rows, columns), contiguous
     total,  # (batch, groups, columns, time) where rows is batch x groups x time
     total_strides,
     count,
@@ -28,30 +28,30 @@ def sum_parts_kernel(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """The sum over the parts, in order, in the dtype of the total."""
+    """The sum over the partials, in order."""
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
     column = tl.arange(0, COLUMNS)[None, :]
     inside = (row < rows) & (column < columns)
-    place = parts + row * columns + column
+    pointers = partials + row * columns + column
     step = tl.full((), columns, tl.int64) * rows
-    result = tl.zeros([ROWS, COLUMNS], parts.dtype.element_ty)
+    result = tl.zeros([ROWS, COLUMNS], partials.dtype.element_ty)
     for _ in range(count):
-        result += tl.load(place, mask=inside, other=0.0)
-        place += step
+        result += tl.load(pointers, mask=inside, other=0.0)
+        pointers += step
     b, g, t = row // time // groups, row // time % groups, row % time
     offsets = b * total_strides[0] + g * total_strides[1] + column * total_strides[2] + t * total_strides[3]
     tl.store(total + offsets, result.to(total.dtype.element_ty), mask=inside)
 
 
-def sum_parts(parts: Tensor, total: Tensor) -> None:
-    """Adds the parts of dB or dC (tiles, batch, groups, time, state) up into (batch, groups, state, time)."""
-    count, batch, groups, time, state = parts.shape
+def reduce_partials(partials: Tensor, total: Tensor) -> None:
+    """Sums the partials of dB or dC (tiles, batch, groups, time, state) into (batch, groups, state, time)."""
+    count, batch, groups, time, state = partials.shape
     columns = runtime.power_of_two_at_least(state)
     rows = max(1, 4 * SUM_ROWS // columns)
     runtime.launch(
-        sum_parts_kernel,
+        reduce_partials_kernel,
         runtime.ceil_div(batch * groups * time, rows),
-        parts,
+        partials,
         total,
         runtime.strides(total, 4),
         count,
@@ -84,11 +84,11 @@ def backward(
     channel_last: bool,
     chunk: int,
     *,
-    segment: int = 0,
+    segment_length: int = 0,
 ) -> tuple[Tensor, ...]:
     """Gradients of (u, delta, A, B, C, D, z, delta_bias, initial_state).
 
-    ``segment`` forces a cut into segments of that many steps, a multiple of the chunk.
+    ``segment_length`` forces a cut; it is a multiple of the chunk.
     """
     gradients = backward_outputs(u, A, B, C, D, z, delta_bias, initial_state, channel_last)
     grad_u, grad_delta, grad_A, grad_B, grad_C, grad_D, grad_z, grad_bias, grad_initial = gradients
@@ -98,31 +98,31 @@ def backward(
     chunk_states = chunk_states.contiguous()
     batch, channels, time = u.shape
     state = A.shape[1]
-    tiles = Tiles.of(u, state, group_count(B, C), cu_seqlens, chunk, segment, backward=True)
+    tiles = Tiles.of(u, state, group_count(B, C), cu_seqlens, chunk, segment_length, backward=True)
     shape = tiles.shape
 
     def empty(*sizes: int) -> Tensor:
         return torch.empty(sizes, dtype=A.dtype, device=A.device)
 
-    def parts_of(x: Tensor) -> Tensor:
+    def partials_of(x: Tensor) -> Tensor:
         if x.dim() == 4:
             return empty(tiles.group_tiles, batch, x.shape[1], time, state)
-        return empty(tiles.slots, channels, state)
+        return empty(tiles.segments, channels, state)
 
-    A_parts, B_parts, C_parts = empty(tiles.slots, channels, state), parts_of(B), parts_of(C)
-    D_parts = None if D is None else empty(tiles.slots, channels)
-    bias_parts = None if delta_bias is None else empty(tiles.slots, channels)
+    A_partials, B_partials, C_partials = empty(tiles.segments, channels, state), partials_of(B), partials_of(C)
+    D_partials = None if D is None else empty(tiles.segments, channels)
+    bias_partials = None if delta_bias is None else empty(tiles.segments, channels)
     tile_states = shape["NI"] * shape["D1"] * shape["NL"] * shape["DL"]
     scratch = empty(tiles.programs, chunk // shape["T"], tile_states)
 
     with runtime.on_device(u):
-        entering = grad_last_state
+        incoming = grad_last_state
         if not tiles.whole:
-            flows, decays = empty(tiles.slots, channels, state), empty(tiles.slots, channels, state)
+            segment_dh, decays = empty(tiles.segments, channels, state), empty(tiles.segments, channels, state)
             runtime.launch(
-                outflow_kernel,
+                segment_gradient_kernel,
                 tiles.programs,
-                *(delta, A, C, z, delta_bias, reset, cu_seqlens, grad_out, flows, decays),
+                *(delta, A, C, z, delta_bias, reset, cu_seqlens, grad_out, segment_dh, decays),
                 runtime.strides(delta, 3),
                 runtime.strides(A, 2),
                 projection_strides(C),
@@ -135,15 +135,15 @@ def backward(
                 C_VARIES=C.dim() == 4,
                 **shape,
             )
-            entering = chain(grad_last_state, flows, decays, cu_seqlens, tiles, reverse=True)
+            incoming = pass_state(grad_last_state, segment_dh, decays, cu_seqlens, tiles, reverse=True)
         runtime.launch(
             backward_kernel,
             tiles.programs,
-            *(u, delta, A, B, C, D, z, delta_bias, reset, cu_seqlens, chunk_states, grad_out, entering, scratch),
+            *(u, delta, A, B, C, D, z, delta_bias, reset, cu_seqlens, chunk_states, grad_out, incoming, scratch),
             grad_u,
             grad_delta,
             None if z is None else grad_z,
-            *(A_parts, B_parts, C_parts, D_parts, bias_parts),
+            *(A_partials, B_partials, C_partials, D_partials, bias_partials),
             None if initial_state is None else grad_initial,
             runtime.strides(u, 3),
             runtime.strides(delta, 3),
@@ -155,7 +155,7 @@ def backward(
             *runtime.strides(delta_bias, 1),
             runtime.strides(reset, 2),
             runtime.strides(grad_out, 3),
-            runtime.strides(entering, 3),
+            runtime.strides(incoming, 3),
             runtime.strides(grad_u, 3),
             batch,
             *tiles.sizes,
@@ -163,15 +163,17 @@ def backward(
             SOFTPLUS=delta_softplus,
             B_VARIES=B.dim() == 4,
             C_VARIES=C.dim() == 4,
-            ENTERING_BY_SLOT=not tiles.whole,
+            INCOMING_PER_SEGMENT=not tiles.whole,
             **shape,
         )
         totals = (grad_A, grad_B, grad_C, grad_D, grad_bias)
-        for total, parts in zip(totals, (A_parts, B_parts, C_parts, D_parts, bias_parts), strict=True):
-            if parts is None:
+        for total, partials in zip(
+            totals, (A_partials, B_partials, C_partials, D_partials, bias_partials), strict=True
+        ):
+            if partials is None:
                 continue
-            if parts.dim() == 5:
-                sum_parts(parts, total)
+            if partials.dim() == 5:
+                reduce_partials(partials, total)
             else:
-                torch.sum(parts, 0, out=total)
+                torch.sum(partials, 0, out=total)
     return gradients

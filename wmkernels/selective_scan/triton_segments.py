@@ -1,7 +1,7 @@
-"""What passes between the segments of a sequence that several programs share (Triton).
+"""The state, or its gradient, between the segments of a sequence (Triton).
 
-Forward, forward_kernel finds what each segment adds to the state and how much of the state before it gets through;
-backward, outflow_kernel does so for the gradient. chain_kernel then walks the few segments of each sequence in order.
+forward_kernel computes each segment's final state from zero and its decay, segment_gradient_kernel the same for the
+gradient. pass_state_kernel then runs along the segments of each sequence in order.
 """
 
 # mypy: ignore-errors
@@ -12,24 +12,24 @@ from torch import Tensor
 
 from wmkernels import triton_runtime as runtime
 from wmkernels.selective_scan.triton_device import (
-    RESET,
-    flow_back,
-    load_rates,
+    broadcast_channels,
+    broadcast_states,
+    load_decay_rates,
     load_resets,
-    load_steps,
-    locate,
-    over_channels,
-    over_states,
-    own_channels,
-    state_numbers,
+    load_tile,
+    locate_segment,
+    reverse_scan,
+    silu_gate_backward,
+    state_indices,
     step_size,
-    through_silu,
+    tile_channels,
 )
 from wmkernels.selective_scan.triton_tiles import Tiles
+from wmkernels.triton_device import RESET
 
 
 @triton.jit
-def outflow_kernel(
+def segment_gradient_kernel(
     delta,
     A,
     C,
@@ -38,8 +38,8 @@ def outflow_kernel(
     reset,
     cu_seqlens,
     grad_out,
-    flows,  # (slots, channels, state): output, the gradient a segment sends to the past when none enters it
-    decays,  # (slots, channels, state): output, how much of what enters gets through
+    segment_dh,  # (segments, channels, state): output, dh before the segment for dh = 0 after it
+    decays,  # (segments, channels, state): output, decay over the segment; RESET where it has one
     delta_strides,
     A_strides,
     C_strides,
@@ -54,8 +54,8 @@ def outflow_kernel(
     group_channels,
     group_tiles,
     tiles,
-    segment,
-    slots_each,
+    segment_length,
+    segments_per_sequence,
     SOFTPLUS: tl.constexpr,
     C_VARIES: tl.constexpr,
     T: tl.constexpr,
@@ -65,13 +65,15 @@ def outflow_kernel(
     DL: tl.constexpr,
 ):
     dtype: tl.constexpr = A.dtype.element_ty
-    tile, slot, group, d, d_in = own_channels(tiles, group_tiles, group_channels, D1, DL)
-    sequence, row, begin, start, end, is_last, piece = locate(slot, cu_seqlens, sequences, time, segment, slots_each)
-    n = state_numbers(NI, NL).to(tl.int64)
+    tile, segment, group, d, d_in = tile_channels(tiles, group_tiles, group_channels, D1, DL)
+    sequence, row, begin, start, end, is_last, local_segment = locate_segment(
+        segment, cu_seqlens, sequences, time, segment_length, segments_per_sequence
+    )
+    n = state_indices(NI, NL).to(tl.int64)
     t = tl.arange(0, T).to(tl.int64)
     d4, n4 = d[None, :, None, :], n[:, None, :, None]
     state_in = d_in[None, :, None, :] & (n4 < state)
-    decay_rate = load_rates(A, A_strides, d4, n4, state_in)
+    decay_rate = load_decay_rates(A, A_strides, d4, n4, state_in)
     bias = None
     if delta_bias is not None:
         bias = tl.load(delta_bias + d * bias_stride, mask=d_in, other=0.0)
@@ -85,47 +87,47 @@ def outflow_kernel(
     if not C_VARIES:
         C_t = tl.load(C + d4 * C_strides[0] + n4 * C_strides[1], mask=state_in, other=0.0)[None]
     index = tl.arange(0, T)[:, None, None, None, None] + tl.zeros([T, NI, D1, NL, DL], tl.int32)
-    flow = tl.zeros([NI, D1, NL, DL], dtype)
+    dh = tl.zeros([NI, D1, NL, DL], dtype)
     step_sum = tl.zeros([D1, DL], dtype)
-    forgotten = tl.zeros([1], tl.int32)
+    any_reset = tl.zeros([1], tl.int32)
     count = (end - start + T - 1) // T
     for back in range(count):
         t0 = start + (count - 1 - back) * T
         inside = (t0 + t3 < end) & d_in[None]
         if C_VARIES:
-            C_t = over_channels(load_steps(C_tile, C_strides[3], t0, (t0 + t3 < end) & (n3 < state), dtype))
-        step = step_size(load_steps(delta_tile, delta_strides[2], t0, inside, dtype), bias, inside, SOFTPLUS)[0]
-        gy = load_steps(grad_tile, grad_strides[2], t0, inside, dtype)
+            C_t = broadcast_channels(load_tile(C_tile, C_strides[3], t0, (t0 + t3 < end) & (n3 < state), dtype))
+        step = step_size(load_tile(delta_tile, delta_strides[2], t0, inside, dtype), bias, inside, SOFTPLUS)[0]
+        dy = load_tile(grad_tile, grad_strides[2], t0, inside, dtype)
         if z is not None:
-            gy = through_silu(gy, load_steps(z_tile, z_strides[2], t0, inside, dtype))
-        decay = tl.math.exp2(over_states(step) * decay_rate[None])
+            dy = silu_gate_backward(dy, load_tile(z_tile, z_strides[2], t0, inside, dtype))
+        decay = tl.math.exp2(broadcast_states(step) * decay_rate[None])
         step_sum += tl.sum(step, 0)
-        forgets = None
+        reset_t = None
         if reset is not None:
-            forgets = load_resets(reset, row, reset_strides, t0 + t, end)
-            forgotten = tl.maximum(forgotten, tl.max(tl.reshape(forgets, [T]), 0))
-        flow = flow_back(decay, over_states(gy) * C_t, flow, forgets, index, T)[1]
+            reset_t = load_resets(reset, row, reset_strides, t0 + t, end)
+            any_reset = tl.maximum(any_reset, tl.max(tl.reshape(reset_t, [T]), 0))
+        dh = reverse_scan(decay, broadcast_states(dy) * C_t, dh, reset_t, index, T)[1]
     decay = tl.math.exp2(step_sum[None, :, None, :] * decay_rate)
-    decay = tl.where(forgotten[:, None, None, None] != 0, RESET, decay)
-    place = (slot * channels + d4) * state + n4
-    tl.store(decays + place, decay, mask=state_in)
-    tl.store(flows + place, flow, mask=state_in)
+    decay = tl.where(any_reset[:, None, None, None] != 0, RESET, decay)
+    offset = (segment * channels + d4) * state + n4
+    tl.store(decays + offset, decay, mask=state_in)
+    tl.store(segment_dh + offset, dh, mask=state_in)
 
 
 @triton.jit
-def chain_kernel(
-    first,  # (sequences, channels, state) or None: what enters each sequence
-    first_strides,
-    ends,  # (slots, channels, state): what each segment adds
-    decays,  # (slots, channels, state): and how much of what enters it gets through; RESET: none
-    enters,  # (slots, channels, state): output, what enters each segment
+def pass_state_kernel(
+    first,  # (sequences, channels, state) or None: incoming state of each sequence
+    incoming_strides,
+    end_states,  # (segments, channels, state): final state of each segment from zero
+    decays,  # (segments, channels, state): decay over each segment; RESET where it has one
+    incoming,  # (segments, channels, state): output, incoming state of each segment
     cu_seqlens,
     channels,
     state,
     time,
     blocks,
-    segment,
-    slots_each,
+    segment_length,
+    segments_per_sequence,
     REVERSE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -135,61 +137,61 @@ def chain_kernel(
     e = block.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = e < size
     if cu_seqlens is None:
-        slot = sequence * slots_each
-        count = (time + segment - 1) // segment
+        segment = sequence * segments_per_sequence
+        count = (time + segment_length - 1) // segment_length
     else:
         begin = tl.load(cu_seqlens + sequence)
-        slot = begin // segment + sequence
-        count = ((tl.load(cu_seqlens + sequence + 1) - begin + segment - 1) // segment).to(tl.int32)
+        segment = begin // segment_length + sequence
+        count = ((tl.load(cu_seqlens + sequence + 1) - begin + segment_length - 1) // segment_length).to(tl.int32)
     count = tl.maximum(count, 1)
-    carry = tl.zeros([BLOCK], ends.dtype.element_ty)
+    h = tl.zeros([BLOCK], end_states.dtype.element_ty)
     if first is not None:
-        place = sequence * first_strides[0] + (e // state) * first_strides[1] + (e % state) * first_strides[2]
-        carry = tl.load(first + place, mask=inside, other=0.0)
+        offset = sequence * incoming_strides[0] + (e // state) * incoming_strides[1] + (e % state) * incoming_strides[2]
+        h = tl.load(first + offset, mask=inside, other=0.0)
     advance = size
     if REVERSE:
-        slot += count - 1
+        segment += count - 1
         advance = -size
-    place = slot * size + e
-    end = tl.load(ends + place, mask=inside, other=0.0)
-    decay = tl.load(decays + place, mask=inside, other=0.0)
+    offset = segment * size + e
+    end = tl.load(end_states + offset, mask=inside, other=0.0)
+    decay = tl.load(decays + offset, mask=inside, other=0.0)
     for i in range(count):
-        tl.store(enters + place, carry, mask=inside)
-        # Nothing times an infinite growth is nothing, as it would be step by step.
-        carry = tl.where((decay < 0.0) | (carry == 0.0), end, decay * carry + end)
-        place += advance
+        tl.store(incoming + offset, h, mask=inside)
+        # Zero times an overflowed decay is zero, as step by step.
+        h = tl.where((decay < 0.0) | (h == 0.0), end, decay * h + end)
+        offset += advance
         more = e < tl.where(i + 1 < count, size, 0)
-        end = tl.load(ends + place, mask=more, other=0.0)
-        decay = tl.load(decays + place, mask=more, other=0.0)
+        end = tl.load(end_states + offset, mask=more, other=0.0)
+        decay = tl.load(decays + offset, mask=more, other=0.0)
 
 
-CHAIN_BLOCK = 128
+PASS_BLOCK = 128
 
 
-def chain(
-    first: Tensor | None, ends: Tensor, decays: Tensor, cu_seqlens: Tensor | None, tiles: Tiles, reverse: bool
+def pass_state(
+    first: Tensor | None, end_states: Tensor, decays: Tensor, cu_seqlens: Tensor | None, tiles: Tiles, reverse: bool
 ) -> Tensor:
-    """(slots, channels, state): what enters each segment."""
-    _, channels, state = ends.shape
-    enters = torch.empty_like(ends)
-    blocks = runtime.ceil_div(channels * state, CHAIN_BLOCK)
+    """(segments, channels, state): the incoming state of each segment."""
+    _, channels, state = end_states.shape
+    incoming = torch.empty_like(end_states)
+    blocks = runtime.ceil_div(channels * state, PASS_BLOCK)
     runtime.launch(
-        chain_kernel,
+        pass_state_kernel,
         blocks * tiles.sequences,
         first,
         runtime.strides(first, 3),
-        ends,
+        end_states,
         decays,
-        enters,
+        incoming,
         cu_seqlens,
         channels,
         state,
         tiles.time,
         blocks,
-        tiles.segment,
-        tiles.slots_each,
+        tiles.segment_length,
+        tiles.segments_per_sequence,
         REVERSE=reverse,
-        BLOCK=CHAIN_BLOCK,
-        num_warps=CHAIN_BLOCK // 32,
+        BLOCK=PASS_BLOCK,
+        num_warps=PASS_BLOCK // 32,
     )
-    return enters
+    return incoming

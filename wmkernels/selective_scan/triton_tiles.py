@@ -8,10 +8,10 @@ from torch import Tensor
 from wmkernels.selective_scan.meta import sequence_count
 from wmkernels.triton_runtime import (
     ceil_div,
+    choose_segment_length,
     power_of_two_at_least,
     power_of_two_factor,
     processors,
-    segment_length,
     strides,
 )
 
@@ -20,34 +20,34 @@ WARP = 32
 
 @dataclass(frozen=True)
 class Direction:
-    """What fits the forward or the backward kernel, found from the compiled code.
+    """Tile limits of the forward or the backward kernel, chosen from the compiled code.
 
     Attributes:
-        elements: steps x states x channels that a thread holds at once: the most that stays in registers.
-        warps: of a program.
-        thread_channels: channels a thread; in the backward pass two, since sums over channels cost shuffles.
-        enough: programs a multiprocessor below which sequences are cut into segments.
-        wanted: programs a multiprocessor then.
+        elements: steps x states x channels per thread: the most that stays in registers.
+        warps: per program.
+        thread_channels: channels per thread; backward two, since sums over channels cost shuffles.
+        min_programs: programs per multiprocessor below which sequences are cut into segments.
+        target_programs: programs per multiprocessor then.
     """
 
     elements: int
     warps: int
     thread_channels: int
-    enough: float
-    wanted: int
+    min_programs: float
+    target_programs: int
 
 
-FORWARD = Direction(elements=32, warps=4, thread_channels=1, enough=1.5, wanted=6)
-BACKWARD = Direction(elements=16, warps=1, thread_channels=2, enough=5, wanted=16)
+FORWARD = Direction(elements=32, warps=4, thread_channels=1, min_programs=1.5, target_programs=6)
+BACKWARD = Direction(elements=16, warps=1, thread_channels=2, min_programs=5, target_programs=16)
 
 
 def group_count(B: Tensor, C: Tensor) -> int:
-    """Groups of B and C where either varies, else 1."""
+    """Groups of B and C; 1 where neither varies."""
     return next((x.shape[1] for x in (B, C) if x.dim() == 4), 1)
 
 
 def projection_strides(x: Tensor) -> tuple[int, ...]:
-    """Of (batch, groups, state, time), or of (channels, state) with zeros after."""
+    """Strides of (batch, groups, state, time), or of (channels, state) and two zeros."""
     return strides(x, 4) if x.dim() == 4 else (*strides(x, 2), 0, 0)
 
 
@@ -58,10 +58,10 @@ class Tiles:
     Attributes:
         shape: the tile (T, NI, NL, D1, DL) of triton_device.py, and num_warps.
         time: steps of a row of the batch.
-        sequences: initial states.
-        segment: steps that a program walks.
-        slots_each: segments a sequence, where not packed.
-        slots: segments in all.
+        sequences: number of initial states.
+        segment_length: steps per program.
+        segments_per_sequence: where not packed.
+        segments: in all sequences.
         whole: no sequence is cut.
     """
 
@@ -73,46 +73,48 @@ class Tiles:
     group_channels: int
     group_tiles: int
     tiles: int
-    segment: int
-    slots_each: int
-    slots: int
+    segment_length: int
+    segments_per_sequence: int
+    segments: int
     whole: bool
 
     @property
     def programs(self) -> int:
         """Programs of one pass."""
-        return self.tiles * self.slots
+        return self.tiles * self.segments
 
     @property
     def sizes(self) -> tuple[int, ...]:
         """Scalar arguments of the kernels, in their order."""
         return (
             *(self.channels, self.state, self.time, self.sequences, self.group_channels, self.group_tiles),
-            *(self.tiles, self.segment, self.slots_each),
+            *(self.tiles, self.segment_length, self.segments_per_sequence),
         )
 
     @staticmethod
     def of(
-        u: Tensor, state: int, groups: int, cu_seqlens: Tensor | None, chunk: int, segment: int, backward: bool
+        u: Tensor, state: int, groups: int, cu_seqlens: Tensor | None, chunk: int, segment_length: int, backward: bool
     ) -> "Tiles":
-        """The division of a call with u (batch, channels, time); ``segment`` is 0 unless forced."""
+        """The division of a call with u (batch, channels, time); ``segment_length`` is 0 unless forced."""
         sequences = sequence_count(u, cu_seqlens)
         _, channels, time = u.shape
         group_channels = channels // groups
-        shape = tile_shape(state, group_channels, chunk or segment, u.dtype == torch.float64, backward)
+        shape = tile_shape(state, group_channels, chunk or segment_length, u.dtype == torch.float64, backward)
         group_tiles = ceil_div(group_channels, shape["D1"] * shape["DL"])
         tiles = groups * group_tiles
         rows = tiles * sequences
         granule = max(chunk, shape["T"])
         chip = processors(u.device)
         kind = BACKWARD if backward else FORWARD
-        segment = segment or segment_length(time, rows, granule, int(kind.enough * chip), kind.wanted * chip)
-        if segment >= time:
-            # More than any sequence has, so that slots are sequences (csrc/include/wmkernels.h, Chunks).
-            segment = (time // granule + 1) * granule
-        slots_each = ceil_div(time, segment)
-        slots = sequences * slots_each if cu_seqlens is None else time // segment + sequences
-        whole = segment > time
+        segment_length = segment_length or choose_segment_length(
+            time, rows, granule, int(kind.min_programs * chip), kind.target_programs * chip
+        )
+        if segment_length >= time:
+            # Longer than any sequence, so that segments are sequences (csrc/include/wmkernels.h, Chunks).
+            segment_length = (time // granule + 1) * granule
+        segments_per_sequence = ceil_div(time, segment_length)
+        segments = sequences * segments_per_sequence if cu_seqlens is None else time // segment_length + sequences
+        whole = segment_length > time
         return Tiles(
             shape,
             channels,
@@ -122,22 +124,22 @@ class Tiles:
             group_channels,
             group_tiles,
             tiles,
-            segment,
-            slots_each,
-            slots,
+            segment_length,
+            segments_per_sequence,
+            segments,
             whole,
         )
 
 
 def tile_shape(state: int, group_channels: int, granule: int, double: bool, backward: bool) -> dict[str, int]:
-    """The tile of triton_device.py; its steps divide ``granule``, so that chunks and segments begin with a tile."""
+    """The tile of triton_device.py; its steps divide ``granule``, so that chunks and segments start with a tile."""
     kind = BACKWARD if backward else FORWARD
     padded = power_of_two_at_least(state)
     NL = min(padded, max(4, min(WARP, padded // 4)))
     NI = padded // NL
     DL = min(WARP // NL, power_of_two_at_least(group_channels))
-    # In the backward pass what a tile holds for each channel and step takes registers too where there are few states,
-    # sums and addresses where there are many, and float64 takes two for one.
+    # Backward, few states leave the values per channel and step to dominate the registers, many states the sums and
+    # addresses; float64 takes two registers.
     large = backward and (double or padded > 16)
     halvings = double + (large or (backward and padded < 16)) + (backward and padded < 4)
     thread_channels = 1 if large else kind.thread_channels

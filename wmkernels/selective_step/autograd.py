@@ -11,7 +11,7 @@ from torch import Tensor
 
 from wmkernels.checks import state_dtype
 from wmkernels.dispatch import kernels
-from wmkernels.registration import backward_pass, define, differentiate, loop_over_vmap
+from wmkernels.registration import backward_pass, define, loop_over_vmap, register_autograd
 from wmkernels.selective_scan.autograd import SelectiveScanBackward, fold_channels, unfold_channels
 from wmkernels.selective_scan.reference import per_channel, selective_step_reference
 
@@ -133,4 +133,4 @@ class SelectiveStep(torch.autograd.Function):
 
 define("selective_step_forward", _STEP_SCHEMA, _step, _step_fake)
 define("selective_state_update_", _UPDATE_SCHEMA, _update, _update_fake)
-differentiate("selective_step_forward", "selective_scan_backward", _gradients, _setup_context, outputs=2)
+register_autograd("selective_step_forward", "selective_scan_backward", _gradients, _setup_context, outputs=2)

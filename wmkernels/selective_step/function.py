@@ -13,7 +13,7 @@ from wmkernels.checks import (
     state_dtype,
 )
 from wmkernels.dispatch import choose, kernels
-from wmkernels.registration import is_unwatched, needs_autograd
+from wmkernels.registration import can_bypass_dispatcher, needs_autograd
 from wmkernels.selective_scan.reference import per_channel, selective_step_reference
 from wmkernels.selective_step.autograd import OP, UPDATE, SelectiveStep
 
@@ -219,7 +219,9 @@ def _empty(like: Tensor) -> Tensor:
 def _is_quick(tensors: tuple[Tensor | None, ...], backend: str | None) -> bool:
     """Whether a step may be tried in one call of the extension, which checks the tensors itself."""
     u = tensors[1]
-    return is_unwatched(tensors) and isinstance(u, Tensor) and u.is_cpu and choose(OP, u.device, backend) == "cpu"
+    return (
+        can_bypass_dispatcher(tensors) and isinstance(u, Tensor) and u.is_cpu and choose(OP, u.device, backend) == "cpu"
+    )
 
 
 def _check_step(

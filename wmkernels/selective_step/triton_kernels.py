@@ -1,8 +1,8 @@
 """One step of the selective scan in Triton, the state updated in place or into another tensor.
 
-A program takes some channels of one batch element with all their states, so B and C are read once for them. The work is
-to read and write the state once; at the batch sizes of a rollout it is over in the time of a launch, so programs are
-small, to spread over the chip.
+A program takes some channels of one batch element with all their states, and reads B and C once for them. The state is
+read and written once. At the batch sizes of a rollout a step takes about as long as a launch, so programs are small and
+spread over the GPU.
 """
 
 # mypy: ignore-errors
@@ -12,15 +12,15 @@ import triton.language as tl
 from torch import Tensor
 
 from wmkernels import triton_runtime as runtime
-from wmkernels.selective_scan.triton_device import exponential, sigmoid, softplus
+from wmkernels.triton_device import exponential, sigmoid, softplus
 
-STATES_A_PROGRAM = 512
+STATES_PER_PROGRAM = 512
 
 
 @triton.jit
 def step_kernel(
     state_in,  # (states, channels, state)
-    state_out,  # likewise; the same memory, or none of it
+    state_out,  # same shape; the same memory or disjoint
     u,  # (batch, channels)
     delta,  # (batch, channels)
     A,  # (channels, state)
@@ -30,7 +30,7 @@ def step_kernel(
     z,  # (batch, channels) or None
     delta_bias,  # (channels,) or None
     reset,  # (batch,) bytes or None
-    indices,  # (batch,) or None: row of the state of each batch element; below 0: leave alone, out = 0
+    indices,  # (batch,) or None: row of the state; negative: state untouched, out = 0
     out,  # (batch, channels)
     in_strides,
     out_state_strides,
@@ -64,7 +64,7 @@ def step_kernel(
     row = b
     if indices is not None:
         row = tl.load(indices + b * index_stride)
-    # Where the index is below 0, nothing of the state is touched.
+    # A negative index touches no state.
     state_in_range = (d_in & (row + d * 0 >= 0))[:, None] & (n < state)[None, :]
     n_in = n < state
 
@@ -79,8 +79,8 @@ def step_kernel(
     rate = tl.load(A + d[:, None] * A_strides[0] + n[None, :] * A_strides[1], mask=state_in_range, other=0.0)
     decayed = exponential(step[:, None] * rate) * h
     if reset is not None:
-        forget = tl.load(reset + b * reset_stride + d * 0)[:, None] != 0
-        decayed = tl.where(forget, 0.0, decayed)
+        is_reset = tl.load(reset + b * reset_stride + d * 0)[:, None] != 0
+        decayed = tl.where(is_reset, 0.0, decayed)
     B_t = tl.load(B + b * B_strides[0] + group * B_strides[1] + n * B_strides[2], mask=n_in, other=0.0).to(dtype)
     C_t = tl.load(C + b * C_strides[0] + group * C_strides[1] + n * C_strides[2], mask=n_in, other=0.0).to(dtype)
     h = decayed + (step * u_t)[:, None] * B_t[None, :]
@@ -120,7 +120,7 @@ def step(
     reset = runtime.as_bytes(reset)
     states_tile = runtime.power_of_two_at_least(state)
     group_channels = channels // groups
-    channels_tile = min(max(1, STATES_A_PROGRAM // states_tile), runtime.power_of_two_at_least(group_channels))
+    channels_tile = min(max(1, STATES_PER_PROGRAM // states_tile), runtime.power_of_two_at_least(group_channels))
     group_tiles = runtime.ceil_div(group_channels, channels_tile)
     tiles = groups * group_tiles
     with runtime.on_device(u):

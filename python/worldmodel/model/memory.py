@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wmkernels.nn import CausalConv1d, ConvLSTM, Mamba, RotatedMamba
+from wmkernels.nn import CausalConv1d, ConvLSTM, Mamba, RotaryMamba
 from worldmodel.data.batch import State
 
 
@@ -224,7 +224,7 @@ def _block(config: MemoryConfig) -> nn.Module:
         return ScanlessBlock(config.width, config.convolution, config.expand)
     if not config.rotated:
         return Mamba(config.width, config.states, config.convolution, config.expand, groups=config.groups)
-    return RotatedMamba(
+    return RotaryMamba(
         config.width,
         config.states,
         d_conv=config.convolution,

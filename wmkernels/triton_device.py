@@ -1,0 +1,91 @@
+"""Device functions shared by the Triton kernels: exponentials, and the combine functions of affine scans.
+
+An affine scan computes h_t = decay_t h_{t-1} + input_t. Two neighbouring ranges of time, each given by its product of
+decays and by the state it reaches from zero, combine associatively. A reset selects the later range's state, so NaN
+and infinity before it are dropped. It is marked in one of two ways: by a flag, or where decays are exponentials by a
+decay of -1, which costs no register.
+"""
+
+# mypy: ignore-errors
+import triton
+import triton.language as tl
+
+LOG2E = tl.constexpr(1.4426950408889634)
+LN2 = tl.constexpr(0.6931471805599453)
+RESET = tl.constexpr(-1.0)
+
+
+@triton.jit
+def exponential(x):
+    """e^x, exactly 1 at 0."""
+    return tl.math.exp2(x * LOG2E)
+
+
+@triton.jit
+def sigmoid(x):
+    return 1.0 / (1.0 + exponential(-x))
+
+
+@triton.jit
+def softplus(x):
+    """log(1 + e^x), and x itself above 20, as in PyTorch.
+
+    log(1 + v) for v = e^-|x| in (0, 1] is 2 atanh(s), s = v / (2 + v) <= 1/3: in float32 a short odd series, exact to
+    rounding for tiny v, which log(1 + v) as written is not. float64 divides the rounding of 1 + v out again (Goldberg
+    1991, theorem 4).
+    """
+    v = exponential(-tl.abs(x))
+    if x.dtype == tl.float64:
+        w = 1.0 + v
+        series = tl.where(w == 1.0, v, tl.log(w) * (v / tl.where(w == 1.0, 1.0, w - 1.0)))
+    else:
+        s = v / (2.0 + v)
+        r = s * s
+        p = r * (1.0 / 13.0) + 1.0 / 11.0
+        p = p * r + 1.0 / 9.0
+        p = p * r + 1.0 / 7.0
+        p = p * r + 1.0 / 5.0
+        p = p * r + 1.0 / 3.0
+        series = 2.0 * (s + s * r * p)
+    return tl.where(x > 20.0, x, tl.maximum(x, 0.0) + series)
+
+
+@triton.jit
+def combine(decay1, state1, decay2, state2):
+    """Range 1, then range 2."""
+    return decay1 * decay2, decay2 * state1 + state2
+
+
+@triton.jit
+def combine_flag(decay1, state1, reset1, decay2, state2, reset2):
+    """``combine`` with a flag for a reset inside the range."""
+    decay, state = combine(decay1, state1, decay2, state2)
+    return decay, tl.where(reset2 != 0, state2, state), reset1 | reset2
+
+
+@triton.jit
+def combine_mark(decay1, state1, decay2, state2):
+    """``combine`` where a decay of RESET marks a reset inside the range."""
+    decay, state = combine(decay1, state1, decay2, state2)
+    reset = decay2 < 0.0
+    return tl.where(reset | (decay1 < 0.0), RESET, decay), tl.where(reset, state2, state)
+
+
+@triton.jit
+def combine_decayed(decay1, state1, decayed1, decay2, state2, decayed2):
+    """``combine`` that also returns decay_t h_{t-1} of the last step t; it is 0 for a single step."""
+    decay, state = combine(decay1, state1, decay2, state2)
+    return decay, state, decay2 * state1 + decayed2
+
+
+@triton.jit
+def combine_decayed_mark(decay1, state1, decayed1, decay2, state2, decayed2):
+    decay, state = combine_mark(decay1, state1, decay2, state2)
+    return decay, state, tl.where(decay2 < 0.0, decayed2, decay2 * state1 + decayed2)
+
+
+@triton.jit
+def last_of(index1, value1, index2, value2):
+    """The value with the larger index: reduces an axis to its last element."""
+    second = index2 > index1
+    return tl.where(second, index2, index1), tl.where(second, value2, value1)
