@@ -217,7 +217,7 @@ def has_race_without(cuda, case, barrier):
 def test_a_race_is_found_that_changes_no_result_here(cuda):
     """Shuffles follow the reads of step sizes that the sums over states replace, so no order of threads shows this."""
     barriers = barriers_of(ROOT / "csrc" / "cuda" / "selective_scan" / "selective_scan_forward_kernel.cuh")
-    (barrier,) = (place for place, line in barriers.items() if "have read the sizes" in line)
+    (barrier,) = (place for place, line in barriers.items() if "have read the step sizes" in line)
     assert has_race_without(cuda, "full scan torch.float32", barrier)
 
 

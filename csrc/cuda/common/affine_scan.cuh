@@ -1,8 +1,6 @@
-// The combine operator of every scan: what some steps of h_t = decay_t h_{t-1} + value_t do to the state before them.
-//
-// A stretch of time, whatever its length, is one affine map (decay, value, reset). Maps of adjacent stretches combine
-// to the map of both, associatively, so a scan over time can be a scan over threads, warps or segments. A reset ignores
-// the state by selection: a product with zero would let NaN and infinity through.
+// The combine operator of the scans: h_t = decay_t h_{t-1} + value_t over any stretch of time is one affine map (decay,
+// value, reset). Maps of adjacent stretches combine associatively, so a scan over time is a scan over threads, warps or
+// segments. A reset drops the incoming state by selection: a product with zero would pass NaN and infinity.
 #pragma once
 
 #include "cuda/common/primitives.cuh"
@@ -12,16 +10,17 @@ namespace wmk {
 template <typename T>
 struct AffineMap {
   T decay, value;
-  bool reset;  // the state before does not matter
+  bool reset;  // drops the incoming state
 };
 
-// The state after the map. Zero stays zero by selection: the decay of a long stretch may overflow where no step's does.
+// The state after the map. Zero stays zero by selection, since the decay over a long stretch may overflow where no
+// step's does.
 template <typename T>
 __device__ __forceinline__ T pass_state(const AffineMap<T>& map, T state) {
   return map.reset || state == T(0) ? map.value : map.decay * state + map.value;
 }
 
-// `earlier`, then `later`. LONG: the decay of `later` may have overflowed; costs a comparison and a selection.
+// `earlier`, then `later`. LONG: guards against an overflowed decay of `later`, for a comparison and a selection.
 template <bool LONG, typename T>
 __device__ __forceinline__ AffineMap<T> combine(const AffineMap<T>& earlier, const AffineMap<T>& later) {
   if (later.reset) return later;
@@ -29,7 +28,7 @@ __device__ __forceinline__ AffineMap<T> combine(const AffineMap<T>& earlier, con
   return {earlier.decay * later.decay, value, earlier.reset};
 }
 
-// The map that lane `lane` of the warp holds; all lanes call this.
+// The map of lane `lane` of the warp.
 template <typename T>
 __device__ __forceinline__ AffineMap<T> shuffle_map(const AffineMap<T>& map, int lane) {
   AffineMap<T> other;

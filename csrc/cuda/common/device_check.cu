@@ -1,5 +1,5 @@
-// Can this build run on that GPU? Answered by asking the runtime for a kernel that does nothing: it is compiled for the
-// same architectures as all the others, so where it loads, they load.
+// Whether this build runs on a GPU: the runtime is asked for an empty kernel, compiled for the same architectures as
+// all others.
 #include <cuda_runtime.h>
 
 #include <string>
@@ -15,7 +15,7 @@ std::string version_text(int version) {
   return std::to_string(version / 1000) + "." + std::to_string(version % 1000 / 10);
 }
 
-// Why the driver or the number of devices rules out `device`; empty if it does not.
+// Why the driver rules `device` out, or "".
 std::string driver_reason(int64_t device) {
   int driver = 0;
   if (cudaDriverGetVersion(&driver) != cudaSuccess || driver == 0) return "no NVIDIA driver is installed";
@@ -72,6 +72,6 @@ extern "C" const char* wmk_cuda_error_name(int error) {
 extern "C" const char* wmk_cuda_unavailable_reason(int64_t device) {
   thread_local std::string text;
   text = reason_for(device);
-  cudaGetLastError();  // a failed question must not look like a failed launch later
+  cudaGetLastError();  // clears the error, which a later launch would report as its own
   return text.c_str();
 }

@@ -1,10 +1,11 @@
-// What the tensor cores and a grid that waits for itself add to primitives.cuh, each with a plain twin likewise.
+// 16-bit matrix products on the tensor cores, loads past the level-1 cache, and a grid-wide barrier, each with a plain
+// C++ twin for the emulator.
 #pragma once
 
 #include "cuda/common/primitives.cuh"
 
 #ifdef WMK_EMULATE
-// Launches a kernel whose blocks wait for each other.
+// A cooperative launch: of a kernel with a grid barrier.
 #define WMK_LAUNCH_COOPERATIVE(kernel, grid, block, shared, stream, argument) \
   WMK_LAUNCH(kernel, grid, block, shared, stream, argument)
 #else
@@ -16,7 +17,7 @@ namespace wmk {
 
 #ifndef WMK_EMULATE
 
-// A cooperative launch: the runtime refuses a grid that is not on the chip all at once, instead of letting it hang.
+// The runtime refuses a grid that is not resident on the chip as a whole, which would deadlock.
 template <typename Argument>
 int launch_cooperative(void (*kernel)(const Argument), int64_t grid, int block, int64_t shared, int64_t stream,
                        const Argument& argument) {
@@ -30,10 +31,9 @@ int launch_cooperative(void (*kernel)(const Argument), int64_t grid, int block, 
   return error == cudaSuccess ? WMK_OK : WMK_CUDA_ERROR + static_cast<int>(error);
 }
 
-// Adds a 16 x 16 matrix by a 16 x 8 one, of 16-bit elements, to a 16 x 8 one of fp32, by a warp together. Thread
-// (4 g + t) holds of the left one rows g and g + 8 at columns 2 t and 2 t + 1 (`left` 0 and 1), then at 8 further
-// columns (2 and 3); of the right one column g at rows 2 t, 2 t + 1 (`upper`) and 8 further (`lower`); of the sums row
-// g at columns 2 t and 2 t + 1, then row g + 8.
+// c += a b for one warp: a is 16 x 16, b 16 x 8, both 16-bit; c is 16 x 8 in fp32. Thread 4 g + t holds, of a, rows g
+// and g + 8 at columns 2 t, 2 t + 1 (a[0], a[1]) and 2 t + 8, 2 t + 9 (a[2], a[3]); of b, column g at rows 2 t, 2 t + 1
+// (b0) and 2 t + 8, 2 t + 9 (b1); of c, row g at columns 2 t, 2 t + 1, then row g + 8.
 template <int DTYPE>
 __device__ __forceinline__ void mma_m16n8k16(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
   if constexpr (DTYPE == WMK_BFLOAT16) {
@@ -49,7 +49,7 @@ __device__ __forceinline__ void mma_m16n8k16(float (&c)[4], const uint32_t (&a)[
   }
 }
 
-// Two elements that another block has written: from the level-2 cache, since the level-1 caches do not know of it.
+// Two elements that another block wrote: level-1 caches are not coherent, so ld.cg reads the level-2 cache.
 __device__ __forceinline__ uint32_t load_cg(const uint16_t* pair) {
   uint32_t value;
   asm volatile("ld.global.cg.u32 %0, [%1];" : "=r"(value) : "l"(pair) : "memory");
@@ -72,7 +72,7 @@ inline void mma_m16n8k16(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uin
     return DTYPE == WMK_BFLOAT16 ? float_of(bits << 16) : float16_value(bits);
   };
   const uint32_t own[6] = {a[0], a[1], a[2], a[3], b0, b1};
-  uint32_t all[6][32];  // what every thread holds, in three exchanges
+  uint32_t all[6][32];  // the registers of all lanes, in three exchanges
   for (int i = 0; i < 6; i += 2) {
     const uint64_t word = own[i] | static_cast<uint64_t>(own[i + 1]) << 32;
     const uint64_t* words = cuda_emulator::warp_collective("mma_m16n8k16", 0xffffffffu, word, {__FILE__, __LINE__});
@@ -97,8 +97,8 @@ inline uint32_t load_acquire(const uint32_t* address) { return *address; }
 
 #endif
 
-// Waits until `expected` blocks in all have come here, counted since the launch. What a block wrote before is seen
-// after by every block that reads it with load_cg.
+// Waits until the counter, zero at launch, has counted `expected` arrivals of blocks. What a block wrote before it is
+// visible after it through load_cg.
 __device__ __forceinline__ void grid_barrier(uint32_t* barrier_counter, uint32_t expected) {
   __syncthreads();
   if (threadIdx.x == 0) {

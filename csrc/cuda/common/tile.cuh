@@ -1,18 +1,17 @@
-// Tiles: a rectangle of rows (channels, or states) and a few steps of a strided tensor, on its way between global
-// memory in any dtype and shared memory in the arithmetic's type.
+// Tiles: ROWS (channels or states) x STEPS of a strided tensor, moved between global memory in the tensor's dtype and
+// shared memory in the arithmetic type.
 //
-// A tile travels in groups of four elements that are neighbours in memory, along time or across rows, whichever the
-// tensor's strides say; so both layouts are read and written in whole sectors, 8 or 16 bytes a thread. A group is
-// fetched asynchronously into a slot of shared memory that only the fetching thread reads back, in the tensor's own
-// dtype: the next tile is on its way while this one is computed, and holds no registers. Groups that are not aligned,
-// or that stick out of the tensor, go element by element.
+// A tile moves in groups of four elements adjacent in memory, along time or across rows, as the strides say: 8 or 16
+// bytes per thread, whole sectors in both layouts. A group is fetched with an asynchronous copy, in the tensor's dtype,
+// into a stage buffer that only the fetching thread reads back: the next tile is in flight while this one is computed,
+// and occupies no registers. Groups that are unaligned or stick out of the tensor move element by element.
 #pragma once
 
 #include "cuda/common/primitives.cuh"
 
 namespace wmk {
 
-// Four elements in the arithmetic's type.
+// Four elements of the arithmetic type.
 template <typename T>
 struct alignas(4 * sizeof(T) > 16 ? 16 : 4 * sizeof(T)) Vec4 {
   T value[4];
@@ -31,7 +30,7 @@ __device__ __forceinline__ void store_vec4(T* shared, const Vec4<T>& vec) {
   *reinterpret_cast<Vec4<T>*>(shared) = vec;
 }
 
-// Four elements of any dtype, as they lie in memory, in the arithmetic's type.
+// Four elements of any dtype, converted to the arithmetic type.
 __device__ __forceinline__ Vec4<float> unpack(const unsigned char* staged, int64_t dtype, float) {
   if (dtype == WMK_FLOAT32) return *reinterpret_cast<const Vec4<float>*>(staged);
   const Packed4x16 pair = *reinterpret_cast<const Packed4x16*>(staged);
@@ -55,34 +54,34 @@ __device__ __forceinline__ Vec4<double> unpack(const unsigned char* staged, int6
   return *reinterpret_cast<const Vec4<double>*>(staged);
 }
 
-// A block's rows of a tensor: the first row at time 0, and the strides in elements.
+// A block's rows of a tensor: first row at time 0, strides in elements.
 struct StridedRows {
   char* data;
   int64_t row_stride, time_stride;
 
-  // The direction that groups run in.
+  // The direction of groups.
   __device__ __forceinline__ bool along_time() const { return time_stride == 1 || row_stride != 1; }
-  // Whether whole groups may be moved at once, in a tile that begins at `begin`.
+  // Whether groups of a tile at `begin` are contiguous and aligned.
   __device__ __forceinline__ bool aligned(const char* begin, int64_t size) const {
     const int64_t fast = along_time() ? time_stride : row_stride, slow = along_time() ? row_stride : time_stride;
     return fast == 1 && slow % 4 == 0 && reinterpret_cast<uintptr_t>(begin) % (4 * size) == 0;
   }
 };
 
-// ROWS x STEPS elements, in the hands of THREADS threads. ROWS_FIRST: neighbouring threads hold neighbouring rows
-// rather than neighbouring groups of one row; right for tiles that are stored transposed.
+// A tile moved by THREADS threads. ROWS_FIRST: adjacent threads hold adjacent rows, not adjacent groups of one row;
+// right for tiles stored transposed.
 //
-// Whole, aligned tiles (all but the last, as a rule) take a short path each, along time or across rows; everything else
-// goes through functions that are slow and know all cases.
+// Full, aligned tiles (nearly all) take an unrolled path per direction, *_full; all others *_general, slow and out of
+// line.
 template <typename T, int ROWS, int STEPS, int THREADS, bool ROWS_FIRST>
 struct Tile {
   static constexpr int kGroups = ROWS * STEPS / 4;
   static constexpr int kPerThread = (kGroups + THREADS - 1) / THREADS;
   static constexpr int kRowGroups = ROWS / 4;
-  // across rows: a few neighbouring groups of rows, then steps: whole sectors, and few bank conflicts where tiles turn
+  // groups of rows in a band: whole sectors, few bank conflicts in transposed tiles
   static constexpr int kBandRowGroups = ROWS_FIRST || kRowGroups < 4 ? kRowGroups : 4;
 
-  // The first row and step of a thread's group `i`, written so that they differ from group 0's by constants.
+  // First row and step of a thread's group `i`, at constant distance from group 0.
   template <bool ALONG_TIME>
   static __device__ __forceinline__ void position(int i, int& row, int& step) {
     const int thread = static_cast<int>(threadIdx.x);
@@ -100,7 +99,7 @@ struct Tile {
       row = thread / kStepGroups + i * (THREADS / kStepGroups);
       step = 4 * (thread % kStepGroups);
     } else {
-      constexpr int kBandGroups = kBandRowGroups * STEPS;  // groups of a few rows
+      constexpr int kBandGroups = kBandRowGroups * STEPS;  // groups per band
       if (THREADS % kBandGroups == 0) {
         row = 4 * (thread % kBandRowGroups + kBandRowGroups * (thread / kBandGroups)) +
               i * (4 * kBandRowGroups * (THREADS / kBandGroups));
@@ -118,7 +117,7 @@ struct Tile {
       position<false>(i, row, step);
     }
   }
-  // Whether a thread's group `i` is one.
+  // Whether a thread has a group `i`.
   static __device__ __forceinline__ bool in_tile(int i) {
     return kGroups % THREADS == 0 || i * THREADS + static_cast<int>(threadIdx.x) < kGroups;
   }
@@ -131,7 +130,7 @@ struct Tile {
     return remaining < 4 ? remaining : 4;
   }
 
-  // Starts fetching the tile at `time` into slots.
+  // Starts fetching the tile at `time` into the stage buffer.
   static __device__ __forceinline__ void fetch(unsigned char* stage, const StridedRows& tensor, int64_t time,
                                                int64_t dtype, int rows, int steps) {
     const char* begin = tensor.data + time * tensor.time_stride * element_size(dtype);
@@ -200,8 +199,8 @@ struct Tile {
     }
   }
 
-  // Turns what was fetched into the arithmetic's type, through `transform(value, row)`, and zero outside the tensor.
-  // The tile is [ROWS][pitch], or [STEPS][pitch] where transposed.
+  // Converts the staged tile to the arithmetic type through `transform(value, row)`; zero outside the tensor. The tile
+  // is [ROWS][pitch], or [STEPS][pitch] if TRANSPOSED.
   template <bool TRANSPOSED, typename Transform>
   static __device__ __forceinline__ void convert(T* tile, int pitch, const unsigned char* stage, bool along_time,
                                                  int64_t dtype, int rows, int steps, Transform transform) {
@@ -224,7 +223,7 @@ struct Tile {
       Vec4<T> vec = unpack(stage + stage_offset(i, dtype), dtype, T(0));
 #pragma unroll
       for (int j = 0; j < 4; ++j) vec.value[j] = transform(vec.value[j], ALONG_TIME ? row : row + j);
-      if (TRANSPOSED != ALONG_TIME) {  // the group's direction is the tile's
+      if (TRANSPOSED != ALONG_TIME) {  // contiguous in the tile too
         store_vec4(tile + (TRANSPOSED ? step * pitch + row : row * pitch + step), vec);
       } else {
 #pragma unroll
@@ -252,7 +251,7 @@ struct Tile {
     }
   }
 
-  // Writes a tile [ROWS][pitch] to global memory, at `time`.
+  // Writes a tile [ROWS][pitch] to global memory at `time`.
   static __device__ __forceinline__ void write(const T* tile, int pitch, const StridedRows& tensor, int64_t time,
                                                int64_t dtype, int rows, int steps) {
     char* begin = tensor.data + time * tensor.time_stride * element_size(dtype);

@@ -1,4 +1,4 @@
-// The entry point of the ConvLSTM over all of time in one kernel.
+// Entry point of the ConvLSTM over all steps in one kernel.
 #include <initializer_list>
 
 #include "cuda/conv_lstm/conv_lstm_persistent_kernel.cuh"

@@ -1,13 +1,13 @@
-// The ConvLSTM over all of time in one kernel, forward, on a GPU: for maps so small that launches are all there is.
+// The ConvLSTM over all steps in one persistent kernel, forward, on a GPU: for maps so small that the latency of
+// launches is the whole cost.
 //
-// A block takes 16 hidden channels and 16 or 32 places of the map, and keeps what does not change over time: its
-// part of the hidden weights in shared memory, in the order in which the tensor cores want them, and its cells in
-// registers. A step reads every neighbour's h of the step before from the level-2 cache, multiplies, updates and writes
-// its own h; then all blocks wait for each other. The input convolution has been made before, for all steps at once.
+// A block takes 16 hidden channels and 16 or 32 positions, and keeps across steps its part of the hidden weights in
+// shared memory, in tensor-core order, and its cells in registers. A step reads the previous step's h around each
+// position from the level-2 cache, multiplies, updates, writes its h; then a grid barrier. The input convolution ran
+// before, for all steps at once. Latency is the limit: barrier, cache, and hidden / 16 products per tap in sequence.
 //
-// A warp's 16 columns are the four gates of four channels, so ordered that a thread's sums are the gates of one channel
-// in two rows: the update needs no exchange. The sums stay in float32, only that of the input convolution comes in 16
-// bits.
+// A warp's 16 columns are the four gates of four channels, ordered so that a thread's sums are the gates of one channel
+// in two rows: the update needs no exchange. Sums stay in fp32; only the input convolution's come in 16 bits.
 #pragma once
 
 #include "cuda/common/mma.cuh"
@@ -16,17 +16,17 @@
 namespace wmk {
 
 constexpr int kPersistentThreads = 128, kPersistentChannels = 16;
-// Bytes of shared memory for one tap of 16 input channels: 16 rows of 64 columns.
+// Shared memory per tap of 16 input channels: 16 rows of 64 columns.
 constexpr int64_t kPersistentTapBytes = 16 * 4 * kPersistentChannels * 2;
 
-// A place of the map in the hands of a thread.
+// A position of the map.
 struct PositionCoord {
   int64_t row, batch;
   int64_t y, x;
   bool exists;
 };
 
-// TILES: of 16 places each.
+// TILES: of 16 positions per block.
 template <int DTYPE, int TILES>
 __global__ void __launch_bounds__(kPersistentThreads, 1)
     conv_lstm_persistent_kernel(const WMK_GRID_CONSTANT wmk_conv_lstm_map p) {
@@ -40,7 +40,7 @@ __global__ void __launch_bounds__(kPersistentThreads, 1)
   {
     const uint4* packed =
         static_cast<const uint4*>(p.weights.data) + channel_tile * taps * channel_tiles * kPersistentThreads;
-    // what a thread copies, it alone reads
+    // each thread reads back only what it copied: no barrier
     for (int64_t i = thread; i < taps * channel_tiles * kPersistentThreads; i += kPersistentThreads)
       weights[i] = packed[i];
   }
@@ -68,7 +68,7 @@ __global__ void __launch_bounds__(kPersistentThreads, 1)
   for (int gate = 0; gate < 4; ++gate) bias[gate] = parameter(p.bias, gate * p.hidden + channel);
 
   for (int64_t time = 0; time < p.time; ++time) {
-    float input_sums[TILES][2][4];  // the input convolution's sums, on their way while the blocks wait for each other
+    float input_sums[TILES][2][4];  // of the input convolution, in flight during the grid barrier
     bool has_state[TILES][2];       // no reset here
 #pragma unroll
     for (int m = 0; m < TILES; ++m) {
@@ -91,7 +91,7 @@ __global__ void __launch_bounds__(kPersistentThreads, 1)
     const uint16_t* h_previous = static_cast<const uint16_t*>(p.h_first.data);
     if (time > 0) h_previous = static_cast<const uint16_t*>(p.out.data) + (time - 1) * rows * p.hidden;
 
-    float sums[TILES][2][4] = {};  // of gates (i, f) and of (g, o): two rows each
+    float sums[TILES][2][4] = {};  // of gates (i, f), and of (g, o), for two rows each
     for (int64_t tap = 0; h_previous != nullptr && tap < taps; ++tap) {
       const uint16_t* neighbours[TILES][2];
 #pragma unroll

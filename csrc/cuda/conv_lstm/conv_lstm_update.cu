@@ -1,4 +1,4 @@
-// The entry points of the ConvLSTM's update.
+// Entry points of the ConvLSTM's update.
 #include <initializer_list>
 
 #include "cuda/conv_lstm/conv_lstm_update_kernel.cuh"
@@ -16,7 +16,7 @@ int check(const wmk_conv_lstm_update& p, bool backward) {
   return WMK_OK;
 }
 
-// Whether four neighbouring channels may be moved at once.
+// Whether groups of four channels are aligned in every tensor.
 bool can_vectorize(const wmk_conv_lstm_update& p) {
   if (p.hidden % 4 != 0) return false;
   const int64_t size = element_size(p.dtype), state_size = p.dtype == WMK_FLOAT64 ? 8 : 4;

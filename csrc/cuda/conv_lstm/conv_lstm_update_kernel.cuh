@@ -1,14 +1,15 @@
-// The ConvLSTM's update of the cells, forward and backward, on a GPU: all that a step does beside its convolutions.
+// The ConvLSTM's cell update, forward and backward, on a GPU: all of a step but its convolutions.
 //
-// The convolutions leave four numbers a cell, the sums of the input and of the hidden convolution apart, channels last.
-// A thread takes the cells of four neighbouring channels at one place (of one, where channels or addresses are no
-// multiples of four), reads each number once, in groups of 8 or 16 bytes, and writes each result once. So the kernel is
-// bound by memory: with 16-bit maps 26 bytes a cell forward, 16 more to keep the gates, and 44 backward. The five
-// exponentials of a cell are evaluated in full precision, which hides behind those bytes.
+// The convolutions leave four preactivations per cell, of input and of hidden state apart, channels last. A thread
+// takes four adjacent channels of one position (one, where channels or addresses are not multiples of four), reads and
+// writes each value once, 8 or 16 bytes at a time, and keeps gates and cells in registers.
 //
-// A reset needs no pass of its own: a convolution of zeros is zero, so where a sequence starts the hidden convolution's
-// sum is not read, nor is the old cell, and NaN in either cannot cross. Backwards, what would flow to h and c before
-// the reset is not read or written as zero.
+// Bytes per cell with 16-bit maps: 26 forward, 16 more to keep the gates, 44 backward. Memory is the limit; the five
+// exponentials of a cell, in full precision, hide behind it.
+//
+// A reset costs nothing: the convolution of a zero state is zero, so neither the hidden convolution's sum nor the old
+// cell is read, and NaN in them cannot cross. Backward, the gradients to h and c before the reset are not read, or
+// written as zero.
 #pragma once
 
 #include "cuda/common/tile.cuh"
@@ -56,13 +57,13 @@ __device__ __forceinline__ void store_cells(const wmk_view& view, int64_t offset
   }
 }
 
-// A thread's cells: which they are, and what both directions read of them.
+// A thread's cells, and what both directions read of them.
 template <typename T, int DTYPE, int COUNT>
 struct CellCoord {
   static constexpr int kState = sizeof(T) == 8 ? WMK_FLOAT64 : WMK_FLOAT32;
   using Group = Cells<T, COUNT>;
 
-  int64_t cell, row, position, channel;  // first cell of the thread, its row = batch * positions + position
+  int64_t cell, row, position, channel;  // first cell; row = batch * positions + position
   bool exists, reset;
 
   __device__ __forceinline__ explicit CellCoord(const wmk_conv_lstm_update& p) {
@@ -99,7 +100,7 @@ struct CellCoord {
     for (int i = 0; i < COUNT; ++i) group.value[i] = T(0);
     return group;
   }
-  // What the convolutions and the bias give a gate.
+  // Sum of both convolutions and the bias.
   __device__ __forceinline__ Group preactivation(const wmk_conv_lstm_update& p, int gate_index) const {
     Group total = load_cells<T, DTYPE, COUNT>(p.from_x, gate(p, gate_index));
     if (p.from_h.data != nullptr && !reset) {
@@ -116,7 +117,7 @@ struct CellCoord {
   }
 };
 
-// The gates i, f, g, o after their nonlinearities and the new cell.
+// Gates i, f, g, o after their nonlinearities, and the new cell.
 template <typename T, int DTYPE, int COUNT>
 struct Gates {
   Cells<T, COUNT> i, f, g, o, c;

@@ -1,10 +1,10 @@
-// The linear scan's entry points.
+// Entry points of the linear scan.
 #include "cuda/linear_scan/linear_scan_kernel.cuh"
 
 namespace wmk {
 namespace {
 
-// Blocks a multiprocessor should have before time is left whole, and how many to make where it is not.
+// Time is split below the minimum of blocks per multiprocessor, and then gives the target.
 constexpr int64_t kMinBlocksPerProcessor = 2;
 constexpr int64_t kTargetBlocksPerProcessor = 4;
 

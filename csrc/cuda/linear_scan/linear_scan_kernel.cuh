@@ -1,13 +1,15 @@
-// Linear scan, h_t = g_t h_{t-1} + x_t, forward and backward, either way in time, on a GPU.
+// Linear scan, h_t = g_t h_{t-1} + x_t, forward and backward, in either direction of time, on a GPU.
 //
-// Bound by memory: an element costs three reads or writes forward and five backward, and a few multiply-adds. A block
-// takes 16 rows (channels) and walks over time in tiles, the next one under way while this one is scanned. Eight
-// threads share a row; each composes four steps into one affine map, three shuffles chain the eight maps, and each
-// thread then runs its four steps from the right value. The backward pass is the same scan from the other end, of what
-// a step sends back: x_t = g_t (dout_t + x_{t+1}).
+// A block takes 16 rows (channels) and walks over time in tiles of 128 steps (32 in fp64), the next one in flight while
+// one is scanned. Eight threads share a row: each combines four steps to one affine map, three shuffles scan the eight
+// maps, and each thread then runs its four steps from the right state, in registers. The backward pass is the same scan
+// from the other end: dx_t = dout_t + g_{t+1} dx_{t+1}, dg_t = dx_t h_{t-1}.
 //
-// Where there are too few rows to fill the chip, time is cut into segments: a first pass composes each segment to one
-// map, a small kernel chains them, and the second pass starts each segment with the right value.
+// Per element: three reads or writes forward, five backward, and a few multiply-adds. Memory is the limit; 16-bit data
+// is bound by instruction issue, about 25 per element.
+//
+// Where rows are too few to fill the chip, time is cut into segments: a local pass combines each segment to one map, a
+// small kernel passes the state from segment to segment, and the main pass starts each from the right state.
 #pragma once
 
 #include "cuda/common/affine_scan.cuh"
@@ -16,8 +18,8 @@
 namespace wmk {
 
 struct LinearPlan {
-  int64_t segment_steps, segments;  // steps, a multiple of a tile's; of each row
-  void* boundary;                   // [segments, rows]: where a segment leads from zero; after chaining, what enters it
+  int64_t segment_steps, segments;  // a multiple of kSteps; per row
+  void* boundary;                   // [segments, rows]: a segment's final state from zero; combined: its initial state
   void* decay;                      // [segments, rows]
   int32_t* reset;                   // [segments, rows]
 };
@@ -26,7 +28,7 @@ template <typename T>
 struct LinearKernelTraits {
   static constexpr int kRows = 16, kThreads = 128, kLanes = 8;
   static constexpr int kSteps = sizeof(T) == 8 ? 32 : 128;
-  static constexpr int kPassSteps = 4 * kLanes;  // steps that a row's threads chain at once
+  static constexpr int kPassSteps = 4 * kLanes;  // steps per pass over a row's threads
   static constexpr int kPitch = kSteps + 4;
   using RowTile = Tile<T, kRows, kSteps, kThreads, false>;
 };
@@ -35,8 +37,8 @@ template <typename T, bool BACKWARD>
 struct LinearShared {
   using C = LinearKernelTraits<T>;
   alignas(16) T gates[C::kRows * C::kPitch];   // then their gradient
-  alignas(16) T values[C::kRows * C::kPitch];  // tokens, then the output; or the gradient of out, then of the tokens
-  alignas(16) T outputs[BACKWARD ? C::kRows * C::kPitch : 4];  // of the forward pass
+  alignas(16) T values[C::kRows * C::kPitch];  // tokens, then out; or the gradient of out, then of tokens
+  alignas(16) T outputs[BACKWARD ? C::kRows * C::kPitch : 4];  // out of the forward pass
   alignas(16) uint32_t resets[C::kSteps / 32];
 };
 
@@ -62,7 +64,7 @@ __global__ void __launch_bounds__(128, BACKWARD&& LOCAL             ? 3
   const int64_t first_row = tile * C::kRows;
   const int rows = static_cast<int>(p.channels - first_row < C::kRows ? p.channels - first_row : C::kRows);
   const bool reverse = BACKWARD ? !p.reverse : p.reverse != 0;  // the direction of this scan
-  const bool reset_shifted = p.reverse != 0;                    // a step forgets when the next one is marked
+  const bool reset_shifted = p.reverse != 0;  // in reverse, a step resets where the next one is flagged
   // segments count in the scan's direction
   const int64_t position = reverse ? plan.segments - 1 - segment : segment;
   const int64_t segment_begin = position * plan.segment_steps;
@@ -70,7 +72,7 @@ __global__ void __launch_bounds__(128, BACKWARD&& LOCAL             ? 3
   if (LOCAL && segment + 1 == plan.segments) return;
 
   const int lane = static_cast<int>(threadIdx.x) % kLanes, row = static_cast<int>(threadIdx.x) / kLanes;
-  const int scan_rank = reverse ? kLanes - 1 - lane : lane;  // this thread's place in the scan's order
+  const int scan_rank = reverse ? kLanes - 1 - lane : lane;  // order of this thread in the scan
   const bool exists = row < rows;
   const int64_t channel = first_row + row, row_index = batch * p.channels + channel, row_count = p.batch * p.channels;
 
@@ -92,7 +94,7 @@ __global__ void __launch_bounds__(128, BACKWARD&& LOCAL             ? 3
     const bool reset = BACKWARD && reset_shifted && p.reset.data != nullptr && p.time > 0 && reset_at(0);
     if (!reset) running_state = static_cast<const T*>(start.data)[batch * start.stride[0] + channel * start.stride[1]];
   }
-  AffineMap<T> segment_map = {T(1), running_state, false};  // LOCAL: of the segment so far, from what enters it
+  AffineMap<T> segment_map = {T(1), running_state, false};  // LOCAL: of the segment so far
 
   const auto fetch = [&](int64_t begin, int steps) {
     RowTile::fetch(gate_stage, rows_of(p.gates), begin, dtype, rows, steps);
@@ -138,13 +140,13 @@ __global__ void __launch_bounds__(128, BACKWARD&& LOCAL             ? 3
       Vec4<T> g = load_vec4(gates), v = load_vec4(values);
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
-        if (first + j >= steps) g.value[j] = T(1);  // and its value is 0: such a step changes nothing
+        if (first + j >= steps) g.value[j] = T(1);  // the value is 0: such a step changes nothing
       }
       AffineMap<T> prefix = {T(1), T(0), false};
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
         const int k = reverse ? 3 - j : j;
-        // a run-time index would put the quads in memory
+        // a run-time index would move the vectors to local memory
         const T gate = reverse ? g.value[3 - j] : g.value[j], value = reverse ? v.value[3 - j] : v.value[j];
         const bool reset = resets >> k & 1u;
         const AffineMap<T> step =
@@ -192,8 +194,9 @@ __global__ void __launch_bounds__(128, BACKWARD&& LOCAL             ? 3
         }
         store_vec4(values, result);
         if (BACKWARD && p.grad_gates.data != nullptr) {
-          // The gradient of a gate: times the state that it multiplied, its neighbour's in time. Of a thread's four
-          // steps three have theirs here; the fourth lies with the next thread, or beyond this round.
+          // A gate's gradient is that of its step times the state it multiplied, the previous one in the op's
+          // direction. Three of a thread's four are in its vector; the fourth is the adjacent thread's, or outside this
+          // pass.
           Vec4<T> outputs = load_vec4(shared.outputs + row * kPitch + first);
           const bool inside = p.reverse ? first + 4 < steps : first > 0;
           T edge = T(0);
@@ -209,7 +212,7 @@ __global__ void __launch_bounds__(128, BACKWARD&& LOCAL             ? 3
                   p.initial_state.data)[batch * p.initial_state.stride[0] + channel * p.initial_state.stride[1]];
             }
           }
-          const int last_step = steps - 1 - first;  // in this quad, if it is in it
+          const int last_step = steps - 1 - first;  // relative to this vector
 #pragma unroll
           for (int j = 0; j < 4; ++j) {
             const T neighbour_state = p.reverse ? (j == 3 || j == last_step ? edge : outputs.value[j < 3 ? j + 1 : 3])
@@ -245,7 +248,7 @@ __global__ void __launch_bounds__(128, BACKWARD&& LOCAL             ? 3
   }
 }
 
-// Puts what enters each segment in the place of where it leads.
+// Replaces each segment's final state from zero by its initial state.
 template <typename T>
 __global__ void __launch_bounds__(128)
     linear_scan_combine_kernel(const WMK_GRID_CONSTANT LinearPlan plan, const int64_t rows) {

@@ -1,10 +1,9 @@
-// Chains the segments of a selective scan that ran side by side.
+// Passes states from segment to segment of a selective scan whose segments ran side by side, and reduces partial sums.
 //
-// The local pass left, for each segment, where it leads from zero (boundary) and by how much it multiplies what enters
-// it (decay); one with a reset forgets what enters. This kernel walks over a sequence's segments and puts what enters
-// each in the place of where it led. Forward in time for states, backward for their gradients. A block takes 32 numbers
-// of [channels, state]; its warps first compose a range of segments each, then start from what the ranges before lead
-// to. The order of every sum is fixed.
+// The local pass leaves one affine map per segment: value in boundary, decay, reset. The combine kernel replaces each
+// value by the state at the segment's start: forward in time for states, backward for their gradients. A block takes 32
+// elements of [channels, state]; each warp combines a range of segments, then starts from the combination of the ranges
+// before. The order of every sum is fixed. Bound by memory: two values read per element and segment, one written.
 #pragma once
 
 #include "cuda/common/affine_scan.cuh"
@@ -14,7 +13,7 @@ namespace wmk {
 
 constexpr int kCombineWarps = 8;
 
-// tile_channels: channels of the local pass's tiles, as its forgets are [slots, tiles].
+// tile_channels: channels per tile of the local pass; its resets are [segments, tiles].
 template <typename T, bool REVERSE>
 __global__ void __launch_bounds__(32 * kCombineWarps)
     selective_scan_combine_kernel(const WMK_GRID_CONSTANT wmk_selective_scan p, const WMK_GRID_CONSTANT ScanPlan plan,
@@ -29,7 +28,7 @@ __global__ void __launch_bounds__(32 * kCombineWarps)
   const bool exists = element < elements;
   const int64_t channel = exists ? element / p.state : 0;
 
-  int64_t first = sequence * plan.segments_per_sequence, length = p.time;  // first: the sequence's first slot
+  int64_t first = sequence * plan.segments_per_sequence, length = p.time;  // first: the sequence's first segment
   if (p.cu_seqlens.data != nullptr) {
     const int64_t offset = packed_bound(p, sequence);
     first = offset / plan.segment_steps + sequence;
@@ -37,8 +36,8 @@ __global__ void __launch_bounds__(32 * kCombineWarps)
   }
   const int64_t count = length <= 0 ? 1 : (length + plan.segment_steps - 1) / plan.segment_steps;
 
-  // Segment 0 needs nothing forward: its own pass starts from the initial state, and so did its local pass. The last
-  // one's local pass never ran. Backward the same, from the other end.
+  // Forward, segment 0 starts from the initial state in both passes, and the last one's local pass does not run.
+  // Backward the same, from the other end.
   const int64_t per_warp = (count + kCombineWarps - 1) / kCombineWarps;
   const int64_t begin = warp * per_warp < count ? warp * per_warp : count;
   const int64_t end = begin + per_warp < count ? begin + per_warp : count;
@@ -77,7 +76,7 @@ __global__ void __launch_bounds__(32 * kCombineWarps)
   }
 }
 
-// Adds up partial sums: out[i] = sum over slots of partial[slot][i], as many as are given.
+// Sums of partials over segments: out[i] = sum_s partial[s][i].
 struct SegmentSum {
   const void* partial;
   void* out;
@@ -86,7 +85,7 @@ struct SegmentSum {
 struct SegmentSums {
   SegmentSum sum[5];
   int64_t segment_count;
-  int64_t first_block[6];  // which block begins which sum
+  int64_t first_block[6];  // first block of each sum
 };
 
 template <typename T>
@@ -111,8 +110,8 @@ __global__ void __launch_bounds__(32 * kCombineWarps) sum_segments_kernel(const 
   static_cast<T*>(sum.out)[element] = total;
 }
 
-// Adds up the tiles' shares of a gradient of B or C that varies: partial [batch, groups, tiles a group, state, time] to
-// a [batch, groups, state, time] view.
+// Sums the tiles' partials of the gradient of a varying B or C: [batch, groups, tiles per group, state, time] to a
+// [batch, groups, state, time] view.
 template <typename T>
 __global__ void __launch_bounds__(256)
     sum_tiles_kernel(const T* partial, const WMK_GRID_CONSTANT wmk_view out, const int64_t dtype, const int64_t groups,

@@ -1,4 +1,4 @@
-// The selective scan's entry points: checks a call, cuts it into blocks, lays out the workspace, launches.
+// Entry points of the selective scan: check a call, plan its work tiles and workspace, launch.
 #include "cuda/selective_scan/selective_scan_launch.cuh"
 
 WMK_SCAN_INSTANCE(extern template, forward, Scan16<WMK_FLOAT32>);
@@ -33,7 +33,7 @@ template int launch_combine<double>(const wmk_selective_scan&, const ScanPlan&, 
 
 namespace {
 
-// Calls `use(traits)` with the smallest traits that holds the call's states.
+// Calls `use(traits)` with the smallest traits that hold the call's states.
 template <typename Use>
 auto with_traits(const wmk_selective_scan& p, Use use) {
   if (p.dtype == WMK_FLOAT64) return p.state <= 16 ? use(Scan16Double()) : use(Scan256Double());
@@ -44,7 +44,7 @@ auto with_traits(const wmk_selective_scan& p, Use use) {
   return p.state <= 64 ? use(Scan64()) : use(Scan256());
 }
 
-// Takes pieces of the workspace one after the other.
+// Hands out the workspace.
 struct WorkspaceLayout {
   char* base;
   int64_t used = 0;
@@ -55,9 +55,8 @@ struct WorkspaceLayout {
   }
 };
 
-// Time is split where the blocks of whole sequences leave too many multiprocessors idle: below kEnough blocks each it
-// pays to run every segment twice. Then as many segments as give each multiprocessor at most kWanted, which is what it
-// holds at a time.
+// Time is split where whole sequences give fewer than kMinBlocksPerProcessor blocks per multiprocessor: then running
+// every segment twice pays. Segments are as many as give kTargetBlocksPerProcessor, the number resident at a time.
 constexpr double kMinBlocksPerProcessor = 1.6;
 constexpr int64_t kTargetBlocksPerProcessor = 3;
 
@@ -69,7 +68,7 @@ int64_t choose_segment_steps(const wmk_selective_scan& p, int64_t tiles, int64_t
   const int64_t target_blocks = kTargetBlocksPerProcessor * processors;
   int64_t steps = time;
   if (packed) {
-    // Sequences shorter than a segment stay whole, so only one far above the mean is cut.
+    // Sequences shorter than a segment stay whole: only those far above the mean are cut.
     steps = ceil_div(2 * time * tiles, target_blocks);
   } else if (static_cast<double>(tiles * p.batch) < kMinBlocksPerProcessor * static_cast<double>(processors)) {
     steps = ceil_div(time, target_blocks / (tiles * p.batch < 1 ? 1 : tiles * p.batch));
@@ -111,7 +110,7 @@ ScanPlan make_plan(const wmk_selective_scan& p, bool packed, bool backward, Work
 int64_t workspace_bytes(const wmk_selective_scan& p, bool backward) {
   if (p.groups < 1) return 0;
   return with_traits(p, [&](auto traits) {
-    // whether a batch of one is packed shows only in a pointer, which this answer must not need
+    // packing shows only in a pointer, on which the size must not depend
     WorkspaceLayout unpacked{nullptr}, packed{nullptr};
     make_plan<decltype(traits)>(p, false, backward, unpacked);
     if (p.batch == 1) make_plan<decltype(traits)>(p, true, backward, packed);

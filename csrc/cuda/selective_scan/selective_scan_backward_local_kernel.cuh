@@ -1,13 +1,14 @@
-// Selective scan, backward, the first of three passes where time is split: what each segment sends back from nothing
-// (or, the last one, from the gradient of the last state), and by how much it multiplies what comes back to it. It
-// needs no states: x_t = exp(step_t A) (C_t dy_t + x_{t+1}).
+// Selective scan, backward, the first of three passes where time is split: per segment, the state gradient dh at its
+// start from a zero gradient at its end (the last segment: from grad_last_state), and its decay. No states are needed:
+// dh_{t-1} = exp(step_t A) (C_t dy_t + dh_t). Per state and step one exponential, a multiplication and a multiply-add;
+// bound as the forward pass.
 #pragma once
 
 #include "cuda/selective_scan/selective_scan_common.cuh"
 
 namespace wmk {
 
-// From z and the gradient of out: the gradient of y, and by what to multiply y for the gradient of z.
+// Turns the gradient of out into that of y, and z into the factor of y in the gradient of z.
 template <typename Traits>
 __device__ __forceinline__ void gate_backward(typename Traits::T* grad, typename Traits::T* gate, bool precise) {
   using T = typename Traits::T;
@@ -92,7 +93,7 @@ __global__ void __launch_bounds__(Traits::kThreads, Traits::kBackwardBlocks)
     if (p.C_varies) StateTile::fetch(stages.C, state_rows(shared.origin_C, p.C), begin, dtype, states, steps);
   };
   const auto identity = [](T value, int) { return value; };
-  // By value, so that what is constant stays so.
+  // Captured by value, so that constants stay constants.
   const auto step_size = [precise, bias = shared.bias, softplus_on = p.delta_softplus != 0](T value, int row) {
     value += bias[row];
     return softplus_on ? softplus(value, precise) : value;

@@ -1,35 +1,34 @@
-// The inner part of the selective scan's backward pass: a few steps, forward and back (reverse_sweep), and what is
-// left to do for a whole tile (backward_epilogue). selective_scan_backward_kernel.cuh says how they fit together.
+// Inner loop of the selective scan's backward pass: reverse_sweep for a few steps, backward_epilogue for a tile.
+// selective_scan_backward_kernel.cuh says how they fit together.
 //
-// A thread takes four of its states through four steps and back before it takes the next four: in registers are the
-// decays and states of four times four steps, whatever the number of its states, besides what it carries on; of that A
-// and its gradient go to shared memory where a thread has more than four states. So registers last for every
-// traits; in double precision with eight states, where each takes two, decays are computed again, step by step.
+// A thread takes four states through four steps forward and back before its next four states: registers hold 16 decays
+// and 16 states, whatever the number of states per thread. With more than four states per thread, A and its gradient
+// live in shared memory. With eight in fp64, decays are recomputed step by step. So no traits spill.
 #pragma once
 
 #include "cuda/selective_scan/selective_scan_common.cuh"
 
 namespace wmk {
 
-constexpr int kSubtileSteps = 4;  // steps that go forward and back in registers
+constexpr int kSubtileSteps = 4;  // per reverse_sweep, in registers
 
 template <typename Traits>
 struct BackwardShared {
   using T = typename Traits::T;
   using C = Traits;
   static constexpr int kStateVectors = C::kStates / 4;
-  // How a warp's channels are summed: by the tensor cores, four at a time; through shared memory; or not at all.
+  // Sums over a warp's channels: on the tensor cores, four channels at a time; through shared memory; or none.
   static constexpr bool kSumsOnTensorCores =
       C::kWarpChannels == 8 && (C::kDtype == WMK_BFLOAT16 || C::kDtype == WMK_FLOAT16);
   static constexpr bool kOneChannelPerWarp = C::kWarpChannels == 1;
   static constexpr bool kSumsInSharedMemory = !kSumsOnTensorCores && !kOneChannelPerWarp;
   static_assert(kStateVectors == 1 || kOneChannelPerWarp,
                 "products of several channels are those of four states a thread");
-  // one step's products of a warp, for B or C: [channels, states], and a shift of the banks
+  // a warp's products of one step, for B or C: [channels, states], padded against bank conflicts
   static constexpr int kProductPitch = 32 * C::kStates + 16;
-  static constexpr int kPartialStates = 4 * C::kLanes;  // the states of which a block adds up its sums
-  static constexpr int kBlockSteps = kSumsOnTensorCores ? 8 : kSubtileSteps;  // and the steps
-  static constexpr int kPartials = C::kWarps * (kSumsOnTensorCores ? 2 : 1);  // sums that the block adds up
+  static constexpr int kPartialStates = 4 * C::kLanes;                        // states per reduction over warps
+  static constexpr int kBlockSteps = kSumsOnTensorCores ? 8 : kSubtileSteps;  // steps per reduction
+  static constexpr int kPartials = C::kWarps * (kSumsOnTensorCores ? 2 : 1);  // per block
   struct alignas(16) Partial {
     T sum[2][kBlockSteps][kPartialStates + 4];  // [B or C][step][state]
     T shift_of_banks[16];
@@ -38,10 +37,10 @@ struct BackwardShared {
   alignas(16) T u[C::kChannels * C::kPitch];        // then its gradient
   alignas(16) T step[C::kChannels * C::kPitch];     // then the gradient of delta
   alignas(16) T grad[C::kChannels * C::kPitch];     // of out, then of y
-  alignas(16) T gate[C::kChannels * C::kPitch];     // z, then what y is multiplied by, then the gradient of z
-  alignas(16) T sum_gB[C::kChannels * C::kPitch];   // sums over states: of g B,
-  alignas(16) T sum_gAh[C::kChannels * C::kPitch];  // of A x h,
-  alignas(16) T y[C::kChannels * C::kPitch];        // and of C h
+  alignas(16) T gate[C::kChannels * C::kPitch];     // z, the factor of y in its gradient, its gradient
+  alignas(16) T sum_gB[C::kChannels * C::kPitch];   // sum over states of g B
+  alignas(16) T sum_gAh[C::kChannels * C::kPitch];  // of A dh h_{t-1}
+  alignas(16) T y[C::kChannels * C::kPitch];        // of C h
   alignas(16) T B_tile[C::kStateRows * C::kStatePitch];
   alignas(16) T C_tile[C::kStateRows * C::kStatePitch];
   alignas(16) T checkpoint[C::kSteps / kSubtileSteps][C::kThreads * C::kStates];
@@ -53,23 +52,23 @@ struct BackwardShared {
   T bias[C::kChannels];
   char *origin_u, *origin_delta, *origin_grad_out, *origin_z, *origin_B, *origin_C;
   char *origin_grad_u, *origin_grad_delta, *origin_grad_z;
-  int64_t partial_origin;  // of the block in tile_B and tile_C
+  int64_t partial_origin;  // in tile_partial_B and tile_partial_C
   WorkTile work;
   alignas(16) uint32_t resets;
 };
 
-// 1 - exp(-step): softplus's derivative, from its value.
+// The derivative of softplus from its value: 1 - exp(-step).
 __device__ __forceinline__ float softplus_slope(float step, bool precise) {
   if (precise) return -expm1f(-step);
   const float series = step * (1.0f + step * (-0.5f + step * (1.0f / 6.0f - step * (1.0f / 24.0f))));
   return step < 0.0625f ? series : 1.0f - exp2_fast(-kLog2E * step);
 }
-// Where softplus is the identity, above 20, so is its derivative one; softplus(20) itself is a little more than 20.
+// Above 20 softplus is the identity and its derivative 1; softplus(20) itself is a little above 20.
 __device__ __forceinline__ double softplus_slope(double step, bool) {
   return step > 20.0000000020612 ? 1.0 : -expm1(-step);
 }
 
-// What a thread carries through its segment. A and its gradient: of four states; of more, they are in shared memory.
+// A thread's registers over its segment. A and grad_A are in shared memory with more than four states.
 template <typename Traits>
 struct BackwardThread {
   using T = typename Traits::T;
@@ -82,7 +81,7 @@ struct BackwardThread {
   int B_pitch, C_pitch;
 };
 
-// A thread's states to shared memory, and four of them back.
+// Stores a thread's states to shared memory; loads four of them.
 template <typename Traits, typename T = typename Traits::T>
 __device__ __forceinline__ void store_checkpoint(const T (&h)[Traits::kStates], T* checkpoint) {
 #pragma unroll
@@ -95,7 +94,7 @@ __device__ __forceinline__ Vec4<T> load_checkpoint(const T* checkpoint, int j) {
   return load_vec4(checkpoint + (4 * j * Traits::kThreads + 4 * threadIdx.x));
 }
 
-// Four of A times log2(e), or of its gradient, from where they are kept, and the latter back.
+// Four of A log2(e) or of its gradient, in registers or shared memory.
 template <typename Traits, typename Shared, typename T = typename Traits::T>
 __device__ __forceinline__ Vec4<T> load_A(const BackwardThread<Traits>& thread, const Shared& shared, int j) {
   if constexpr (Shared::kStateVectors == 1) return {{thread.A[0], thread.A[1], thread.A[2], thread.A[3]}};
@@ -119,8 +118,8 @@ __device__ __forceinline__ void store_grad_A(BackwardThread<Traits>& thread, Sha
   }
 }
 
-// Where the segment's and channel's numbers are in partial_A, partial_B and partial_C: kept with four states, and found
-// again with more.
+// Offset of the segment's and channel's states in partial_A, partial_B, partial_C: kept in a register with four states,
+// recomputed with more.
 template <typename Traits>
 __device__ __forceinline__ int64_t partial_offset(const BackwardThread<Traits>& thread, const WorkTile& work,
                                                   const ThreadCoord<Traits>& coord, const wmk_selective_scan& p) {
@@ -128,8 +127,7 @@ __device__ __forceinline__ int64_t partial_offset(const BackwardThread<Traits>& 
   return (work.segment * p.channels + coord.channel) * p.state;
 }
 
-// Adds to the gradient of a B or C that does not vary, where the block collects it; only this thread uses those
-// numbers.
+// Accumulates the gradient of a B or C that does not vary; only this thread touches these elements.
 template <typename Traits, typename T = typename Traits::T>
 __device__ __forceinline__ void add_constant(void* partial, int64_t offset, const ThreadCoord<Traits>& coord,
                                              const wmk_selective_scan& p, int j, const Vec4<T>& grad) {
@@ -141,11 +139,11 @@ __device__ __forceinline__ void add_constant(void* partial, int64_t offset, cons
   }
 }
 
-// 1 + 2^-11 E[1 / m] for a mantissa m in [1, 2) with uniform logarithm, of which ten bits are kept.
+// 1 + 2^-11 E[1 / m] for a mantissa m in [1, 2) with uniform logarithm and ten bits kept.
 constexpr double kTf32TruncationCorrection = 1.0 + 0.7213 / 2048.0;
 
-// warp_sum4_tf32 without the tensor cores, whose products with zero would carry NaN and infinity from one step to the
-// next, across a reset.
+// warp_sum4_tf32 by shuffles, near a reset: on the tensor cores, products with zero would carry NaN and infinity from
+// one step to another.
 __device__ __forceinline__ void warp_sum4_shuffle(float (&sums)[4], const float (&values)[4], int which) {
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
@@ -155,15 +153,15 @@ __device__ __forceinline__ void warp_sum4_shuffle(float (&sums)[4], const float 
   }
 }
 
-// Where a few steps lie.
+// A few steps of a tile.
 struct TileCoord {
   int64_t begin;  // of the tile
-  int first;      // of the steps, in the tile
+  int first;      // first of the steps, in the tile
   int steps;      // of the tile
 };
 
-// Adds up the block's shares of the gradients of B and C, of the states from `first_state`; all threads of the block
-// call this, between two barriers.
+// Sums the warps' partials of the gradients of B and C, for the states from `first_state`. Called by all threads,
+// between two barriers.
 template <typename Traits>
 __device__ __forceinline__ void reduce_partials(const BackwardShared<Traits>& shared, const wmk_selective_scan& p,
                                                 const ScanPlan& plan, int first_state, const TileCoord& subtile) {
@@ -187,7 +185,7 @@ __device__ __forceinline__ void reduce_partials(const BackwardShared<Traits>& sh
   }
 }
 
-// Four steps, forward from the checkpoint and back. SIMPLE: no resets, and both B and C vary.
+// Four steps, forward from the checkpoint and back. SIMPLE: no resets, B and C vary.
 template <typename Traits, bool SIMPLE>
 __device__ __forceinline__ void reverse_sweep(BackwardThread<Traits>& thread, BackwardShared<Traits>& shared,
                                               const ThreadCoord<Traits>& coord, const wmk_selective_scan& p,
@@ -210,11 +208,11 @@ __device__ __forceinline__ void reverse_sweep(BackwardThread<Traits>& thread, Ba
   const auto reset_at = [&](int t) { return !SIMPLE && (resets >> t & 1u) != 0; };
 
   constexpr bool kKeepsDecay = Traits::kUnroll == kSubtileSteps;
-  float sums_B[4] = {0, 0, 0, 0}, sums_C[4] = {0, 0, 0, 0};  // the tensor cores'
+  float sums_B[4] = {0, 0, 0, 0}, sums_C[4] = {0, 0, 0, 0};  // on the tensor cores
 #pragma unroll
   for (int j = 0; j < Shared::kStateVectors; ++j) {
     T y[kSubtileSteps], sum_gB[kSubtileSteps], sum_gAh[kSubtileSteps];
-    T h_previous[4][kSubtileSteps], decay[4][kSubtileSteps];  // h_{t-1}, a_t, of each step
+    T h_previous[4][kSubtileSteps], decay[4][kSubtileSteps];  // h_{t-1} and a_t
     Vec4<T> h = load_checkpoint<Traits>(shared.checkpoint[first / kSubtileSteps], j);
     const Vec4<T> A = load_A<Traits>(thread, shared, j);
 #pragma unroll Traits::kUnroll
@@ -246,7 +244,7 @@ __device__ __forceinline__ void reverse_sweep(BackwardThread<Traits>& thread, Ba
 #pragma unroll Traits::kUnroll
     for (int t = kSubtileSteps - 1; t >= 0; --t) {
       const T step = row_step[t], input = step * row_u[t], grad = row_grad[t];
-      // The tensor cores cut the products off; this gives back what they lose on average.
+      // Restores what truncation to TF32 loses on average.
       const T grad_scaled = Shared::kSumsOnTensorCores && SIMPLE ? grad * T(kTf32TruncationCorrection) : grad;
       const T input_scaled = Shared::kSumsOnTensorCores && SIMPLE ? input * T(kTf32TruncationCorrection) : input;
       T sum_B = T(0), sum_A = T(0);
@@ -258,7 +256,7 @@ __device__ __forceinline__ void reverse_sweep(BackwardThread<Traits>& thread, Ba
         const int i = 4 * j + k;
         const T factor = kKeepsDecay ? select(decay[k], t) : exp2_fast(step * A.value[k]);
         const T previous = select(h_previous[k], t);
-        const bool next_reset = t + 1 < kSubtileSteps && reset_at(t + 1);  // the next step, from nothing
+        const bool next_reset = t + 1 < kSubtileSteps && reset_at(t + 1);  // h is the next step's zero
         const T h_t = next_reset ? factor * previous + input * b.value[k] : h.value[k];
         h.value[k] = previous;
         const T g = c.value[k] * grad + thread.dh[i];
@@ -292,14 +290,14 @@ __device__ __forceinline__ void reverse_sweep(BackwardThread<Traits>& thread, Ba
     store_grad_A<Traits>(thread, shared, j, grad_A);
 
     if constexpr (Shared::kSumsOnTensorCores) {
-      // the four threads of a half of the warp's channels hold a step each
+      // each thread of four holds one step of half the warp's channels
       auto& i = shared.partials[2 * warp + lane / 4 % 2];
       store_vec4(&i.sum[0][block_step + lane % 4][at], {{sums_B[0], sums_B[1], sums_B[2], sums_B[3]}});
       store_vec4(&i.sum[1][block_step + lane % 4][at], {{sums_C[0], sums_C[1], sums_C[2], sums_C[3]}});
     } else if constexpr (Shared::kSumsInSharedMemory) {
       __syncwarp();
 #pragma unroll
-      for (int o = lane; o < 2 * kPadded; o += 32) {  // four steps, B or C, kPadded / 4 quads
+      for (int o = lane; o < 2 * kPadded; o += 32) {  // 4 steps x {B, C} x kPadded / 4 vectors
         const int n = 4 * (o % (kPadded / 4)), which = o / (kPadded / 4) % 2, t = o / (kPadded / 2);
         Vec4<T> total = load_vec4(&shared.products[warp][t][which][n]);
 #pragma unroll
@@ -328,8 +326,8 @@ __device__ __forceinline__ void reverse_sweep(BackwardThread<Traits>& thread, Ba
   }
 }
 
-// From the sums over states of a whole tile: the gradients of u, delta and z, in the places of u, step and gate. A
-// thread always has the same channels, so it keeps their sums for D and delta_bias.
+// Per tile, from the sums over states: the gradients of u, delta and z, in place of u, step and gate. A thread always
+// has the same channels, and keeps their sums for D and delta_bias.
 template <typename Traits, typename Shared, typename T = typename Traits::T>
 __device__ __forceinline__ void backward_epilogue(Shared& shared, T* grad_D, T* grad_bias, int steps, bool softplus,
                                                   bool has_gate, bool precise) {

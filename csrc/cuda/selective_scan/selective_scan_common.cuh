@@ -1,28 +1,28 @@
-// What the kernels of the selective scan share: how a call is cut into blocks, and where a block finds its part.
+// Shared by the selective scan's kernels: how a call is cut into work tiles, and where a block finds its data.
 //
-// Threads: LANES threads of a warp share a channel and hold STATES states each, in registers, for as long as the
-// block lives. Thread `quarter` of a channel holds the states 4 * quarter + 4 * LANES * j + (0..3), so that B and C are
-// read from shared memory as whole 16-byte words. States beyond the call's own have A = B = C = 0 and stay zero.
+// Threads: kLanes threads of a warp share a channel and hold kStates states each in registers for the block's whole
+// life. Thread `state_lane` of a channel holds the states 4 * state_lane + 4 * kLanes * j + (0..3), so B and C are read
+// from shared memory in 16-byte words. States beyond the call's have A = B = C = 0 and stay zero.
 //
-// Blocks: a block takes a tile of channels, which reads B and C once, and a segment of one sequence's time. Where there
-// are enough channels and sequences to fill the chip, a segment is the whole sequence. Otherwise the segments are first
-// run from a zero state, a small kernel chains their end states (combine_kernel.cuh), and the real pass starts each
-// segment from the right state: twice the exponentials for as many times the parallelism as it takes.
+// Work tiles: a block takes a tile of channels, for which it reads B and C once, and a segment of one sequence's time.
+// A segment is the whole sequence where channels and sequences fill the chip. Otherwise a local pass runs every segment
+// from a zero state, combine_kernel.cuh passes states from segment to segment, and the main pass starts each segment
+// from the right state: twice the exponentials, for as many times the parallelism as needed.
 #pragma once
 
 #include "cuda/common/tile.cuh"
 
 namespace wmk {
 
-// Warps of the backward pass on a multiprocessor: what shared memory holds.
+// Warps of the backward pass per multiprocessor, as shared memory allows.
 #if defined(__CUDA_ARCH__) && (__CUDA_ARCH__ < 900 || __CUDA_ARCH__ >= 1200)
 constexpr int kBackwardWarps = 8;
 #else
 constexpr int kBackwardWarps = 12;
 #endif
 
-// Which threads do what, for one type of arithmetic, states a thread, and threads a channel; and for one dtype, or for
-// any that goes with the arithmetic (-1) where a kernel is not worth one for each.
+// The shape of a kernel: arithmetic type, states per thread, threads per channel; and the dtype, or -1 for any that
+// goes with the arithmetic type, where a kernel per dtype is not worth its code.
 template <typename T_, int STATES_, int LANES_, int DTYPE_ = -1>
 struct KernelTraits {
   using T = T_;
@@ -32,38 +32,38 @@ struct KernelTraits {
   static constexpr int kPaddedStates = STATES_ * LANES_;
   static constexpr int kWarps = LANES_ < 4 ? LANES_ : 4;
   static constexpr int kThreads = 32 * kWarps;
-  // Warps a multiprocessor should hold, for the compiler to share out the registers.
+  // Blocks per multiprocessor, for the register allocation.
   static constexpr int kForwardBlocks = (kStates == 4 && sizeof(T) == 4 ? 12 : 8) / kWarps;
   static constexpr int kBackwardBlocks = (kStates == 4 && sizeof(T) == 4 ? kBackwardWarps : 8) / kWarps;
-  static constexpr int kChannels = kThreads / LANES_;  // channels a block
+  static constexpr int kChannels = kThreads / LANES_;  // per block
   static constexpr int kWarpChannels = 32 / LANES_;
-  // In a tile of time: what leaves a block of the backward pass below 99 KB of shared memory, all that sm_120 has.
+  // Steps per tile: keeps a block of the backward pass below 99 KB of shared memory, the limit of sm_120.
   static constexpr int kSteps = sizeof(T) == 4 ? (kPaddedStates > 64 ? 8 : 32) : (kPaddedStates > 64 ? 4 : 8);
-  // Steps whose decays may be in the making at a time, of four: eight states in double precision leave room for one.
+  // Steps of four that are unrolled: eight states in fp64 leave registers for one.
   static constexpr int kUnroll = kStates == 4 || sizeof(T) == 4 ? 4 : 1;
-  static constexpr int kPitch = kSteps + 4;                                   // a row of a channel tile
-  static constexpr int kStatePitch = kPaddedStates + 4;                       // a step of a tile of B or C
-  static constexpr int kStateRows = kChannels > kSteps ? kChannels : kSteps;  // of either form of B or C
+  static constexpr int kPitch = kSteps + 4;                                   // row of a channel tile
+  static constexpr int kStatePitch = kPaddedStates + 4;                       // step of a tile of B or C
+  static constexpr int kStateRows = kChannels > kSteps ? kChannels : kSteps;  // of B or C, varying or not
 
   static __device__ __forceinline__ int64_t dtype(const wmk_selective_scan& p) {
     return DTYPE_ >= 0 ? DTYPE_ : sizeof(T) == 8 ? static_cast<int64_t>(WMK_FLOAT64) : p.dtype;
   }
-  // What exp and log may round: nothing that an fp32 result would show.
+  // Whether exp and log must be accurate: where the result has fp32 precision.
   static __device__ __forceinline__ bool precise(const wmk_selective_scan& p) { return dtype(p) == WMK_FLOAT32; }
 
   using ChannelTile = Tile<T, kChannels, kSteps, kThreads, false>;
   using StateTile = Tile<T, kPaddedStates, kSteps, kThreads, true>;
 };
 
-// Where the tiles under way lie, behind everything else in shared memory: sized by the call's dtype, so that more
-// blocks of 16-bit data fit on a multiprocessor.
+// Stage buffers of the tiles in flight, behind everything else in shared memory. Their size follows the call's dtype,
+// so more blocks of 16-bit data fit on a multiprocessor.
 template <typename Traits>
 struct StageBuffers {
   static constexpr int kChannelElements = Traits::kChannels * Traits::kSteps;
   static constexpr int kStateElements = Traits::kPaddedStates * Traits::kSteps;
   unsigned char *B, *C, *u, *delta, *z, *grad;
 
-  // The first `channel_tiles` of u, delta, z, grad are there.
+  // Of u, delta, z, grad, the first `channel_tiles` exist.
   static int64_t bytes(int64_t dtype, int channel_tiles) {
     return element_size(dtype) * (2 * kStateElements + channel_tiles * kChannelElements);
   }
@@ -78,42 +78,42 @@ struct StageBuffers {
   }
 };
 
-// How a call is cut, and its scratch.
+// How a call is cut, and its workspace.
 struct ScanPlan {
   int64_t segment_steps;          // a multiple of kSteps and, where states are saved, of the chunk
   int64_t segments_per_sequence;  // not packed
   int64_t segment_count;          // of all sequences; packed: an upper bound
-  int64_t tiles;                  // tiles of channels in all
+  int64_t tiles;                  // of channels, in all groups
   int64_t tiles_per_group;
-  bool split;  // some sequence may have more than one segment
+  bool split;  // some sequence may have several segments
 
-  void* boundary;  // [slots, channels, state]: what a segment adds; after combining, what enters it
-  void* decay;     // [slots, channels, state]: by how much a segment multiplies what enters it
-  int32_t* reset;  // [slots, tiles]: 1 where a reset lies in the segment
+  void* boundary;  // [segments, channels, state]: a segment's final state from zero; combined: its initial state
+  void* decay;     // [segments, channels, state]: a segment's decay
+  int32_t* reset;  // [segments, tiles]: 1 where the segment holds a reset
 
   void* partial_A;  // [slots, channels, state]
-  void* partial_B;  // [slots, channels, state], where B does not vary
+  void* partial_B;  // [segments, channels, state], if B does not vary
   void* partial_C;
   void* partial_D;       // [slots, channels]
   void* partial_bias;    // [slots, channels]
-  void* tile_partial_B;  // [batch, tiles, state, time], where B varies
+  void* tile_partial_B;  // [batch, tiles, state, time], if B varies
   void* tile_partial_C;
 };
 
-// One block's part of the work. It lies in shared memory, found out by one thread.
+// A block's segment and tile of channels. In shared memory, computed by one thread.
 struct WorkTile {
   bool exists;
   int64_t segment, tile;
   int64_t sequence, batch;
   int64_t segment_in_sequence, segments_in_sequence;
-  int64_t offset;      // where in its batch element the sequence begins
+  int64_t offset;      // start of the sequence in its batch element
   int64_t length;      // of the sequence
-  int64_t begin, end;  // of the segment, counted from the start of the sequence
+  int64_t begin, end;  // of the segment, from the start of the sequence
   int64_t group, channel;
-  int channels;         // how many of the tile exist
-  int64_t chunk_base;   // in chunk_states, of the sequence's first chunk
-  int64_t first_chunk;  // in which the segment begins
-  int64_t last_chunk;   // in which it ends
+  int channels;         // of the tile that exist
+  int64_t chunk_base;   // row of the sequence's first chunk in chunk_states
+  int64_t first_chunk;  // that holds the segment's first step
+  int64_t last_chunk;   // and its last
 };
 
 __device__ __forceinline__ int64_t packed_bound(const wmk_selective_scan& p, int64_t sequence) {
@@ -121,12 +121,12 @@ __device__ __forceinline__ int64_t packed_bound(const wmk_selective_scan& p, int
   return bound < 0 ? 0 : bound > p.time ? p.time : bound;
 }
 
-// The sequence, segment and steps of a slot.
+// The sequence and the steps of a segment.
 __device__ __forceinline__ WorkTile locate_segment(const wmk_selective_scan& p, const ScanPlan& plan, int64_t segment) {
   WorkTile work;
   work.segment = segment;
   if (p.cu_seqlens.data != nullptr) {
-    int64_t low = 0, high = p.sequences - 1;  // the last sequence whose first slot is not beyond this one
+    int64_t low = 0, high = p.sequences - 1;  // the last sequence whose first segment is not beyond this one
     while (low < high) {
       const int64_t middle = (low + high + 1) / 2;
       if (packed_bound(p, middle) / plan.segment_steps + middle <= segment) {
@@ -173,7 +173,7 @@ __device__ __forceinline__ WorkTile work_tile(const wmk_selective_scan& p, const
   return work;
 }
 
-// A thread's place.
+// A thread's channel and its lane among those that share the channel.
 template <typename Traits>
 struct ThreadCoord {
   int state_lane, row;  // which of the channel's threads; which channel of the tile
@@ -187,11 +187,11 @@ struct ThreadCoord {
     exists = row < work.channels;
     channel = work.channel + row;
   }
-  // The number of the thread's state i.
+  // Index of the thread's state i.
   __device__ __forceinline__ int state(int i) const { return i / 4 * (4 * Traits::kLanes) + 4 * state_lane + i % 4; }
 };
 
-// Moves a thread's states from and to memory; those that do not exist read as zero.
+// Moves a thread's states from and to memory; those beyond the call's read as zero.
 template <typename Traits, typename T = typename Traits::T>
 __device__ __forceinline__ void load_states(T* states, const ThreadCoord<Traits>& coord, int64_t count,
                                             const void* data, int64_t offset, int64_t stride) {
@@ -225,7 +225,7 @@ __device__ __forceinline__ void store_states(const T* states, const ThreadCoord<
   }
 }
 
-// One of four numbers in registers, and a change of one: by selection, where the loop over them is not unrolled.
+// Reads or writes one of four registers by selection, for loops that are not unrolled.
 template <typename T>
 __device__ __forceinline__ T select(const T (&values)[4], int index) {
   T value = values[0];
@@ -243,11 +243,11 @@ __device__ __forceinline__ void insert(T (&values)[4], int index, T value) {
   }
 }
 
-// Sums each of four steps' values over the threads of a channel: thread `quarter` answers step quarter % 4.
+// Sums each of four steps' values over the threads of a channel; thread `state_lane` returns step state_lane % 4.
 template <int LANES, typename T>
 __device__ __forceinline__ T sum_over_lanes(const T (&values)[4], int state_lane) {
   static_assert(LANES >= 4, "four steps for four threads");
-  constexpr int kLaneStride = 32 / LANES;  // from a channel's thread to its next
+  constexpr int kLaneStride = 32 / LANES;  // between adjacent lanes of a channel
   T halves[2];
   const bool odd = state_lane & 1;
 #pragma unroll
@@ -263,7 +263,7 @@ __device__ __forceinline__ T sum_over_lanes(const T (&values)[4], int state_lane
   return total;
 }
 
-// Resets of a tile's steps, one bit each; all threads of the block call this, between two barriers.
+// Loads the resets of a tile's steps, one bit each. Called by all threads, between two barriers.
 template <typename Traits>
 __device__ __forceinline__ void load_resets(uint32_t* mask, const wmk_selective_scan& p, const WorkTile& work,
                                             int64_t begin, int steps) {
@@ -280,7 +280,7 @@ __device__ __forceinline__ void load_resets(uint32_t* mask, const wmk_selective_
   }
 }
 
-// Constant B or C of the block's channels, as [channels, padded states].
+// Loads B or C that does not vary over time, as [channels, padded states].
 template <typename Traits>
 __device__ __forceinline__ void load_constant(typename Traits::T* tile, const wmk_view& view,
                                               const wmk_selective_scan& p, const WorkTile& work) {
@@ -295,7 +295,7 @@ __device__ __forceinline__ void load_constant(typename Traits::T* tile, const wm
   }
 }
 
-// A per-channel parameter, or zeros.
+// Loads a per-channel parameter; zeros if absent.
 template <typename Traits>
 __device__ __forceinline__ void load_parameter(typename Traits::T* row, const wmk_view& view, const WorkTile& work) {
   using T = typename Traits::T;
@@ -305,7 +305,7 @@ __device__ __forceinline__ void load_parameter(typename Traits::T* row, const wm
   }
 }
 
-// Where a block finds its part of a tensor: of B or C, its group's; of the others, its channels.
+// A block's origin in a tensor: its group's in B or C, its channels' in the others.
 __device__ __forceinline__ char* state_origin(const wmk_view& view, const wmk_selective_scan& p, const WorkTile& work) {
   const int64_t offset = work.batch * view.stride[0] + work.group * view.stride[1] + work.offset * view.stride[3];
   return static_cast<char*>(view.data) + offset * element_size(p.dtype);

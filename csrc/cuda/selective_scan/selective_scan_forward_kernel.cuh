@@ -1,14 +1,16 @@
 // Selective scan, forward, on a GPU.
 //
-// LANES threads share a channel and keep its states in registers; a block's tile of channels reads B and C from shared
-// memory, where they are converted once. Time goes by in tiles of 32 steps, fetched while the one before is computed.
-// Per state and step: one multiplication and one exponential on the special-function unit for the decay, one
-// multiplication and two multiply-adds. Sums over states cost three shuffles for four steps. D u and the gate are
-// added once a tile is through, four steps a thread at a time. So nothing larger than the inputs is read or
-// written, and the special-function unit (one exponential a state, softplus and gate two each) is what bounds it.
+// kLanes threads share a channel and keep its states in registers. A block reads B and C from shared memory, where they
+// are converted once for its channels. Time is tiled (32 steps for fp32 and 16 states); the next tile is fetched while
+// one is computed, and D u and the gate are applied once per tile, four steps per thread.
 //
-// LOCAL is the first of three passes where time is split: it runs a segment from a zero state and keeps only where that
-// leads and by how much the segment decays what enters it.
+// Per state and step: one exponential on the special-function unit, two multiplications and two multiply-adds; sums
+// over states cost three shuffles per four steps. Bytes per element, bf16 with gate: 8, and 2 for chunk states; nothing
+// larger than the inputs is read or written. The special-function unit is the limit (one exponential per state, two
+// each for softplus and gate); instruction issue binds first.
+//
+// LOCAL is the first of three passes where time is split: a segment from a zero state, keeping its final state and
+// decay.
 #pragma once
 
 #include <type_traits>
@@ -24,7 +26,7 @@ struct ForwardShared {
   alignas(16) T u[C::kChannels * C::kPitch];
   alignas(16) T step[C::kChannels * C::kPitch];              // delta after bias and softplus, then the output
   alignas(16) T gate[LOCAL ? 4 : C::kChannels * C::kPitch];  // z
-  alignas(16) T B_tile[C::kStateRows * C::kStatePitch];      // [steps, states], or [channels, states] where constant
+  alignas(16) T B_tile[C::kStateRows * C::kStatePitch];      // [steps, states], or [channels, states] if constant
   alignas(16) T C_tile[LOCAL ? 4 : C::kStateRows * C::kStatePitch];
   T D[C::kChannels];
   T bias[C::kChannels];
@@ -33,14 +35,14 @@ struct ForwardShared {
   alignas(16) uint32_t resets;
 };
 
-// Advances the states by four steps; y: what C makes of them. Four states go through all four steps before the next
-// four do, so that few numbers are in registers at a time.
+// Advances the states by four steps; y = C h. Four states pass through all four steps before the next four do, which
+// keeps few values live.
 template <typename Traits, bool LOCAL, bool RESETS, typename T = typename Traits::T>
 __device__ __forceinline__ void advance(T (&h)[Traits::kStates], const T (&A)[Traits::kStates], T (&y)[4],
                                         const Vec4<T>& step, const Vec4<T>& u, const T* B, int B_pitch, const T* C,
                                         int C_pitch, uint32_t resets) {
   constexpr int kStates = Traits::kStates;
-  constexpr int kStateStride = 4 * Traits::kLanes;  // from a thread's four states to its next four
+  constexpr int kStateStride = 4 * Traits::kLanes;  // to a thread's next four states
 #pragma unroll
   for (int j = 0; j < kStates / 4; ++j) {
 #pragma unroll Traits::kUnroll
@@ -65,7 +67,7 @@ __device__ __forceinline__ void advance(T (&h)[Traits::kStates], const T (&A)[Tr
   }
 }
 
-// From y: the output, in its place.
+// Turns y into the output, in place: D u and the gate.
 template <typename Traits, typename T = typename Traits::T>
 __device__ __forceinline__ void epilogue(T* y_tile, const T* u_tile, const T* z_tile, const T* D, bool has_gate,
                                          bool precise) {
@@ -145,7 +147,7 @@ __global__ void __launch_bounds__(Traits::kThreads, Traits::kForwardBlocks)
   const T* C = shared.C_tile + (p.C_varies || LOCAL ? 0 : coord.row * kStatePitch) + 4 * coord.state_lane;
   const int B_pitch = p.B_varies ? kStatePitch : 0, C_pitch = p.C_varies ? kStatePitch : 0;
 
-  // A tile ends where a chunk does, if chunks are saved.
+  // A tile ends at a chunk's end, if chunks are saved.
   const bool saves = !LOCAL && p.chunk_states.data != nullptr;
   int64_t chunk = work.first_chunk, chunk_end = saves ? (chunk + 1) * p.chunk : work.end;
   const auto tile_end = [&](int64_t begin, int64_t limit) {
@@ -163,7 +165,7 @@ __global__ void __launch_bounds__(Traits::kThreads, Traits::kForwardBlocks)
     if (p.C_varies) StateTile::fetch(stages.C, state_rows(shared.origin_C, p.C), begin, dtype, states, steps);
   };
   const auto identity = [](T value, int) { return value; };
-  // By value, so that what is constant stays so.
+  // Captured by value, so that constants stay constants.
   const auto step_size = [precise, bias = shared.bias, softplus_on = p.delta_softplus != 0](T value, int row) {
     value += bias[row];
     return softplus_on ? softplus(value, precise) : value;
@@ -214,8 +216,8 @@ __global__ void __launch_bounds__(Traits::kThreads, Traits::kForwardBlocks)
     if (resets != 0) reset = true;
     T* row_step = shared.step + coord.row * kPitch;
     const T* row_u = shared.u + coord.row * kPitch;
-    // Eight steps at a time where registers last, so that two sums over states are under way at once. What C makes of a
-    // step takes the place of its size, which all the channel's threads have read by then.
+    // Eight steps at a time where registers allow: two sums over states overlap. y replaces the step sizes, which all
+    // threads of the channel have read by then.
     constexpr int kQuads = kStates == 4 ? 2 : 1;
     const auto run = [&](auto with_resets, int first) {
       T y[kQuads][4];
@@ -227,7 +229,7 @@ __global__ void __launch_bounds__(Traits::kThreads, Traits::kForwardBlocks)
                                                              C + at * C_pitch, C_pitch, resets >> at);
         if (LOCAL) total_step += (step.value[0] + step.value[1]) + (step.value[2] + step.value[3]);
       }
-      if (!LOCAL) __syncwarp();  // all the channel's threads have read the sizes
+      if (!LOCAL) __syncwarp();  // all threads of the channel have read the step sizes
 #pragma unroll
       for (int half = 0; half < kQuads; ++half) {
         if constexpr (!LOCAL) {
@@ -247,7 +249,7 @@ __global__ void __launch_bounds__(Traits::kThreads, Traits::kForwardBlocks)
     if (!LOCAL) {
       epilogue<Traits>(shared.step, shared.u, shared.gate, shared.D, has_gate, precise);
       const StridedRows to = channel_rows(shared.origin_out, p.out);
-      // whole tiles along time are written by the threads that finished them
+      // full tiles along time are written by the threads that finished them: no barrier needed
       if (!to.along_time() || work.channels < Traits::kChannels || steps < kSteps ||
           !to.aligned(to.data + begin * to.time_stride * element_size(dtype), element_size(dtype))) {
         __syncthreads();

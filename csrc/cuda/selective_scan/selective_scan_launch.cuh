@@ -1,5 +1,5 @@
-// The launches of the selective scan for one traits; the .cu files beside this instantiate a few each, so that
-// they compile side by side.
+// Launches of the selective scan for one KernelTraits. Each .cu file beside this instantiates a few, so they compile in
+// parallel.
 #pragma once
 
 #include "cuda/selective_scan/combine_kernel.cuh"
@@ -8,8 +8,7 @@
 
 namespace wmk {
 
-// Every traits: state sizes up to 16, 64 and 256 in fp32, the first in a form for each dtype; up to 16 and 256
-// in fp64.
+// All traits: up to 16, 64 and 256 states in fp32, the first per dtype; up to 16 and 256 in fp64.
 template <int DTYPE>
 using Scan16 = KernelTraits<float, 4, 4, DTYPE>;
 using Scan64 = KernelTraits<float, 4, 16>;
@@ -17,7 +16,7 @@ using Scan256 = KernelTraits<float, 8, 32>;
 using Scan16Double = KernelTraits<double, 4, 4>;
 using Scan256Double = KernelTraits<double, 8, 32>;
 
-constexpr int kSharedMemory = 99 * 1024;  // that a block can have on every architecture; the least, on sm_120
+constexpr int kSharedMemory = 99 * 1024;  // per block, on every architecture: the limit of sm_120
 
 template <typename T>
 int launch_combine(const wmk_selective_scan& p, const ScanPlan& plan, int tile_channels, bool reverse);
@@ -60,6 +59,6 @@ int launch_backward(const wmk_selective_scan& p, const ScanPlan& plan) {
 
 }  // namespace wmk
 
-// What one .cu file instantiates, and the others need not: `keyword` is template or extern template.
+// Instantiates a launch, or (keyword: extern template) leaves that to another .cu file.
 #define WMK_SCAN_INSTANCE(keyword, direction, traits) \
   keyword int wmk::launch_##direction<wmk::traits>(const wmk_selective_scan&, const wmk::ScanPlan&)

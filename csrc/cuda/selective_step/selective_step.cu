@@ -1,4 +1,4 @@
-// The selective step's entry point.
+// Entry point of the selective step.
 #include "cuda/selective_step/selective_step_kernel.cuh"
 
 namespace wmk {

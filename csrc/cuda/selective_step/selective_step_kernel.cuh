@@ -1,15 +1,15 @@
 // One step of the selective scan, on a GPU.
 //
-// LANES threads share a channel, four states each at a time. One step reads and writes each state once and everything
-// else is small, so it is bound by memory for large batches and by the latency of a launch for small ones: all loads of
-// a thread are independent of each other, but for the state's where an index says which.
+// LANES threads share a channel, four states each at a time. Each state is read and written once; per state one
+// exponential and three multiply-adds. Bound by memory (8 bytes per fp32 state) at large batches, by the latency of a
+// launch at small ones: all loads of a thread are independent, except the state's where an index names its row.
 #pragma once
 
 #include "cuda/common/tile.cuh"
 
 namespace wmk {
 
-// Four neighbouring elements, at once where memory allows it.
+// Four elements along `stride`, as one vector where layout and alignment allow.
 template <typename T>
 __device__ __forceinline__ Vec4<T> load_global_vec4(const void* data, int64_t dtype, int64_t offset, int64_t stride,
                                                     int valid) {
