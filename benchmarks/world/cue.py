@@ -85,8 +85,8 @@ def of_model(world_model: WorldModel) -> Predictor:
             actions=torch.from_numpy(trajectory.actions[None]),
             rewards=torch.zeros(1, steps),
             terminated=torch.zeros_like(acted),
-            has_action=acted,
-            reset=torch.arange(steps)[None] == 0,
+            is_last=torch.zeros_like(acted),
+            is_first=torch.arange(steps)[None] == 0,
             valid=acted,
         )
         predicted = world_model.predict(world_model.observe(batch), batch)

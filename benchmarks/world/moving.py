@@ -60,8 +60,8 @@ def imagined(world_model: WorldModel, frames: np.ndarray, actions: np.ndarray, o
         actions=torch.from_numpy(actions[:, :observed]),
         rewards=torch.zeros(count, observed),
         terminated=torch.zeros_like(acted),
-        has_action=acted,
-        reset=(torch.arange(observed) == 0).repeat(count, 1),
+        is_last=torch.zeros_like(acted),
+        is_first=(torch.arange(observed) == 0).repeat(count, 1),
         valid=acted,
     )
     state = world_model.observe(batch).state

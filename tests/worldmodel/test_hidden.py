@@ -87,43 +87,45 @@ def test_without_minigrid_the_name_says_what_to_install(monkeypatch: pytest.Monk
 
 def test_where_the_cue_is_shown_the_view_holds_it(measures: dict[str, ModuleType]) -> None:
     """The two halls' ends hold a key and a ball too: those are told from the cue by their place."""
-    walks = measures["cue"].random_walks(CUE, 20, seed=0)
-    assert {walk.kind for walk in walks} == {minigrid.KEY, minigrid.BALL}
+    trajectories = measures["cue"].random_trajectories(CUE, 20, seed=0)
+    assert {trajectory.kind for trajectory in trajectories} == {minigrid.KEY, minigrid.BALL}
     shown = 0
-    for walk in walks:
-        assert len(walk.views) == len(walk.actions) + 1 == len(walk.cells)
-        for view, cell in zip(walk.views, walk.cells, strict=True):
-            assert cell is None or view[(*cell, 0)] == walk.kind
+    for trajectory in trajectories:
+        assert len(trajectory.views) == len(trajectory.actions) + 1 == len(trajectory.cells)
+        for view, cell in zip(trajectory.views, trajectory.cells, strict=True):
+            assert cell is None or view[(*cell, 0)] == trajectory.kind
             shown += cell is not None
     assert shown > 500
 
 
-def test_the_cue_is_seen_again_only_after_it_was_out_of_sight(measures: dict[str, ModuleType]) -> None:
-    walk = measures["cue"].Walk(np.zeros((9, 3, 3, 3)), np.zeros(8), minigrid.KEY, [None, *[(0, 0)] * 2, *[None] * 3])
-    walk.cells += [(1, 1), None, (2, 2)]
-    assert walk.seen_again() == [(6, 4), (8, 2)]
+def test_the_cue_reappears_only_after_it_was_out_of_view(measures: dict[str, ModuleType]) -> None:
+    trajectory = measures["cue"].Trajectory(
+        np.zeros((9, 3, 3, 3)), np.zeros(8), minigrid.KEY, [None, *[(0, 0)] * 2, *[None] * 3]
+    )
+    trajectory.cells += [(1, 1), None, (2, 2)]
+    assert trajectory.reappearances() == [(6, 4), (8, 2)]
 
 
-def knowing(walk: Any) -> np.ndarray:
+def knowing(trajectory: Any) -> np.ndarray:
     """Every cell of the next view, as it will be."""
-    return np.moveaxis(np.eye(16)[walk.views[1:, ..., 0]], -1, 1)
+    return np.moveaxis(np.eye(16)[trajectory.views[1:, ..., 0]], -1, 1)
 
 
-def mistaken(walk: Any) -> np.ndarray:
+def mistaken(trajectory: Any) -> np.ndarray:
     """Key and ball the other way round."""
     swapped = list(range(16))
     swapped[minigrid.KEY], swapped[minigrid.BALL] = minigrid.BALL, minigrid.KEY
-    return knowing(walk)[:, swapped]
+    return knowing(trajectory)[:, swapped]
 
 
-def guessing(walk: Any) -> np.ndarray:
-    return np.random.default_rng(len(walk.actions)).random((len(walk.actions), 16, 3, 3))
+def guessing(trajectory: Any) -> np.ndarray:
+    return np.random.default_rng(len(trajectory.actions)).random((len(trajectory.actions), 16, 3, 3))
 
 
 def test_who_knows_the_cue_is_always_right_and_who_guesses_half_of_the_time(measures: dict[str, ModuleType]) -> None:
     cue = measures["cue"]
-    walks = cue.random_walks(CUE, 40, seed=0)
-    known, swapped, guessed = (cue.accuracy_by_gap(walks, judge) for judge in (knowing, mistaken, guessing))
+    trajectories = cue.random_trajectories(CUE, 40, seed=0)
+    known, swapped, guessed = (cue.accuracy_by_gap(trajectories, judge) for judge in (knowing, mistaken, guessing))
     for name in cue.GAPS:
         assert known[name]["count"] == guessed[name]["count"] > 30
         assert known[name]["key_or_ball"] == known[name]["cell"] == 1
@@ -131,7 +133,7 @@ def test_who_knows_the_cue_is_always_right_and_who_guesses_half_of_the_time(meas
         spread = 0.5 / known[name]["count"] ** 0.5
         assert abs(guessed[name]["key_or_ball"] - 0.5) < 4 * spread
         assert guessed[name]["cell"] < 0.25
-    again = np.array([gap for walk in walks for _, gap in walk.seen_again()])
+    again = np.array([gap for trajectory in trajectories for _, gap in trajectory.reappearances()])
     assert np.median(again) == 3 and (again > 1).all()
     assert sum(known[name]["count"] for name in cue.GAPS) == len(again)
 
@@ -140,16 +142,16 @@ def test_a_model_is_asked_about_a_view_before_it_sees_it(measures: dict[str, Mod
     """Views from a step on change nothing of what was predicted up to that step, the action before it does."""
     cue = measures["cue"]
     predict = cue.of_model(random_model(CUE))
-    walk = max(cue.random_walks(CUE, 3, seed=0), key=lambda walk: len(walk.actions))
-    before = predict(walk)
-    assert before.shape == (len(walk.actions), 16, 3, 3)
-    views, actions = walk.views.copy(), walk.actions.copy()
+    trajectory = max(cue.random_trajectories(CUE, 3, seed=0), key=lambda trajectory: len(trajectory.actions))
+    before = predict(trajectory)
+    assert before.shape == (len(trajectory.actions), 16, 3, 3)
+    views, actions = trajectory.views.copy(), trajectory.actions.copy()
     views[10:, 1, 1, 0] = 9
-    after = predict(dataclasses.replace(walk, views=views))
+    after = predict(dataclasses.replace(trajectory, views=views))
     np.testing.assert_array_equal(before[:10], after[:10])
     assert (before[10:] != after[10:]).any()
     actions[9] = (actions[9] + 1) % 3
-    after = predict(dataclasses.replace(walk, actions=actions))
+    after = predict(dataclasses.replace(trajectory, actions=actions))
     np.testing.assert_array_equal(before[:9], after[:9])
     assert (before[9] != after[9]).any()
 
@@ -208,7 +210,7 @@ def test_pixels_are_the_shades_of_the_cells() -> None:
 
 def test_wrong_cells_are_those_of_the_ball_alone(measures: dict[str, ModuleType]) -> None:
     moving = measures["moving"]
-    frames, actions = moving.random_films(BALL, 3, seed=0)
+    frames, actions = moving.random_episodes(BALL, 3, seed=0)
     assert frames.shape == (3, moving.OBSERVED + moving.AHEAD, 7, 7, 1) and len(actions[0]) == len(frames[0]) - 1
     assert moving.wrong_cells(frames, frames).tolist() == [0] * frames.shape[1]
     without = np.where(frames == hidden_ball.LEATHER, 0, frames)
@@ -223,7 +225,7 @@ def test_what_is_imagined_depends_on_the_frames_observed_and_the_actions_taken_a
     measures: dict[str, ModuleType],
 ) -> None:
     moving = measures["moving"]
-    frames, actions = moving.random_films(BALL, 4, seed=0)
+    frames, actions = moving.random_episodes(BALL, 4, seed=0)
     model = random_model(BALL)
     before = moving.imagined(model, frames, actions)
     assert before.shape == (4, moving.AHEAD, 7, 7, 1)
@@ -262,12 +264,12 @@ def test_runs_of_both_tasks_merge_into_tables_and_a_chart(
         assert entry["steps"] >= 1000 and entry["updates"] > 0 and entry["cpu_seconds"] > 0
         assert entry["settings"]["model"]["memory"]["kind"] == "scan" and entry["settings"]["random_envs"] == 16
         assert str(tmp_path) not in json.dumps(entry)
-    assert "key or ball told rightly" in said and "last map copied" in said and "at least 95%, aim 99%" in said
+    assert "accuracy of key or ball" in said and "persistence baseline" in said and "at least 95%, aim 99%" in said
     assert target.with_suffix(".png").exists()
     monkeypatch.setattr(script, "execute", None)  # what is there is not made again
     listed = dict(reversed(line.split(maxsplit=1)) for line in run("--list").splitlines())
     assert {key for key, there in listed.items() if there == "there"} == {"ball/scan/0", "cue/scan/0"}
-    assert {"ball/ConvLSTM/0", "cue/none/0", "cue/scan (latent drawn)/0"} <= listed.keys()
+    assert {"ball/ConvLSTM/0", "cue/none/0", "cue/scan (latent sampled)/0"} <= listed.keys()
     with pytest.raises(SystemExit):
         run("--tasks", "maze")
     assert "there is no 'maze'" in capsys.readouterr().err
@@ -285,9 +287,9 @@ def test_the_tables_are_means_over_seeds_beside_each_of_them(measures: dict[str,
     result = {"runs": {"b": cue(1, 0.8), "a": cue(0, 1.0)}}
     (table,) = report.tables(result)
     assert table.rows[0][:6] == ["scan", "90.0%", "90.0%", "100.0%", "90.0%", "100.0% 88.6%"]
-    reached, asked = report.target_lines(result)
-    assert reached == "the cue beyond 8 steps: 94.3% over 2 seeds, at least 95%, aim 99%: missed"
-    assert asked == "cues asked about in each run: 1-3 steps 10, 4-8 steps 20, 9-16 steps 30, over 16 steps 40"
+    reached, counts = report.target_lines(result)
+    assert reached == "accuracy beyond 8 steps: 94.3% over 2 seeds, at least 95%, aim 99%: missed"
+    assert counts == "cues per run: 1-3 steps 10, 4-8 steps 20, 9-16 steps 30, over 16 steps 40"
 
 
 def test_some_environments_go_on_acting_at_random_and_the_others_follow_the_policy() -> None:
