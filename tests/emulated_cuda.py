@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
 
@@ -47,6 +48,26 @@ def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
     return torch.equal(*(x.clone(memory_format=torch.contiguous_format).view(-1).view(torch.uint8) for x in (a, b)))
 
 
+def _workspace(size: int) -> torch.Tensor | int:
+    """Poisoned memory, its address a multiple of 256."""
+    scratch = torch.empty(size + 256, dtype=torch.uint8)
+    offset = -scratch.data_ptr() % 256
+    return scratch[offset : offset + size].fill_(0xFF) if size else 0
+
+
+@dataclass(frozen=True)
+class EmulatedCall:
+    """Stands in for the extension's prepared call; the emulator gives it its workspace."""
+
+    emulated: "EmulatedCuda"
+    name: str
+    members: dict[str, list]
+    workspace_bytes = 0
+
+    def run(self):
+        self.emulated.run(self.name, self.members)
+
+
 class EmulatedCuda:
     """Stands in for the extension's ``cuda_`` functions while ``installed``.
 
@@ -69,9 +90,8 @@ class EmulatedCuda:
         dispatch._device_reasons.cache_clear()
         with (
             mock.patch.object(dispatch, "_cuda_reasons", lambda *_: ()),
-            mock.patch.object(native_call, "words", self._words),
-            mock.patch.object(native_call, "kernel", self._kernel),
-            mock.patch.object(native_call, "workspace", self._workspace),
+            mock.patch.object(native_call, "pack_args", self._pack_args),
+            mock.patch.object(native_call, "stream_args", lambda _: {}),
         ):
             yield self
         dispatch._device_reasons.cache_clear()
@@ -81,38 +101,31 @@ class EmulatedCuda:
         """The names of the kernels that ran, without their template arguments."""
         return {name.strip("()").split("<")[0] for result in self.ran for name in result.kernels}
 
-    @staticmethod
-    def _words(op, members, device):
-        """Members by name, in the order of the structure, tensors as themselves after the checks of the extension."""
-        members = dict(members)
-        scratch = members.pop("workspace", 0)
-        flat = iter(native_call.native.pack(op, members, device))
+    def _pack_args(self, name, members, device):
+        """A call after the checks of the extension; tensors stay themselves, where a kernel is handed addresses."""
+        prepared = native_call.native.prepare(f"cuda_{name}", members, device)
+        flat = iter(prepared.words)
         named = {}
-        for name, size in native_call.native.layout(op):
+        for member, size in prepared.layout:
             values = [next(flat) for _ in range(size)]
-            given = members.get(name)
+            given = members.get(member)
             if isinstance(given, tuple) and values[0]:
                 values[0] = given[0]
-            named[name] = values
-        named["workspace"] = [scratch]
-        return named
+            named[member] = values
+        return EmulatedCall(self, name, named)
 
-    @staticmethod
-    def _workspace(size, device):
-        scratch = torch.empty(size + 256, dtype=torch.uint8)
-        offset = -scratch.data_ptr() % 256
-        scratch = scratch[offset : offset + size].fill_(0xFF)
-        return (scratch if size else 0), scratch
-
-    def _kernel(self, name, device):
-        return functools.partial(self._call, name)
-
-    def _call(self, name, named):
+    def run(self, name, named):
+        """Runs an entry point of the C API under every order of threads."""
         words = [value for values in named.values() for value in values]
         call = functools.partial(self.emulator.call, f"wmk_cuda_{name}", multiprocessors=self.multiprocessors)
-        if name.endswith("_workspace"):
-            # its answer must not depend on where tensors lie
-            return call([0 if isinstance(word, torch.Tensor) else word for word in words], returns_int=False).value
+        if "workspace" in named:
+            # its size must not depend on where tensors lie
+            sizes = [0 if isinstance(word, torch.Tensor) else word for word in words]
+            size = self.emulator.call(
+                f"wmk_cuda_{name}_workspace", sizes, multiprocessors=self.multiprocessors, returns_int=False
+            ).value
+            named["workspace"] = [_workspace(size)]
+            words = [value for values in named.values() for value in values]
         tensors = {key: values[0] for key, values in named.items() if isinstance(values[0], torch.Tensor)}
         outputs = {key: tensor for key, tensor in tensors.items() if writes(name, key)}
         written = {tensor.data_ptr() for tensor in outputs.values()}
@@ -135,4 +148,3 @@ class EmulatedCuda:
                 assert same_bits(tensor, first[key]), (
                     f"{name}: {key} depends on the order of the threads (seeds {self.seeds[0]} and {seed})"
                 )
-        return None

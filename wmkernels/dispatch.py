@@ -86,7 +86,7 @@ def _cpu_reasons(op: str, device_type: str) -> tuple[str, ...]:
     native = load_native()
     if native is None:
         return ("the C++ extension was not built (python -m wmkernels.info says why)",)
-    if not hasattr(native, f"cpu_{ENTRY_POINTS[op]}"):
+    if f"cpu_{ENTRY_POINTS[op]}" not in native.kernels:
         return (f"this build holds no C++ kernel for {op}: install it again",)
     return ()
 
@@ -109,7 +109,7 @@ def _cuda_reasons(op: str, device_type: str, device_index: int | None) -> tuple[
     native = load_native()
     if native is None:
         found.append("the C++ extension was not built (python -m wmkernels.info says why)")
-    elif not hasattr(native, f"cuda_{CUDA_ENTRY_POINTS[op]}"):
+    elif f"cuda_{CUDA_ENTRY_POINTS[op]}" not in native.kernels:
         found.append(f"this build holds no CUDA kernels for {op} (python -m wmkernels.info says why)")
     elif device_type == "cuda":
         unavailable = native.cuda_unavailable_reason(device_index or 0)

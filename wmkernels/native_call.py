@@ -1,13 +1,13 @@
 """The only place where a tensor becomes a pointer.
 
-A kernel receives one structure of eight-byte members (``csrc/include/wmkernels.h``) as a flat tuple of integers: sizes,
-and for each tensor its address and four strides. The extension knows the layout and makes that tuple; it checks every
-tensor before its address leaves Python: dtype, shape, device, alignment. The caller holds the tensors until the kernel
-returns.
+A kernel receives one structure (``csrc/include/wmkernels.h``): sizes, and the address and strides of each tensor. The
+extension fills it once per call and checks every tensor: dtype, shape, device, alignment. The caller holds the tensors
+until the kernel returns.
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,48 +33,38 @@ def output(tensor: Tensor) -> Expected:
     return (tensor if tensor.numel() else None, tensor.shape, tensor.dtype)
 
 
-def words(op: str, members: Members, device: torch.device) -> tuple[int, ...]:
-    """The structure of ``op`` as a flat tuple; members not given are 0 (absent tensors).
-
-    Raises:
-        ValueError: a tensor has not the shape, the dtype, the device or the alignment that the kernel expects.
-    """
-    flat: tuple[int, ...] = native.pack(op, members, device)
-    return flat
-
-
-def placement(device: torch.device) -> dict[str, int]:
-    """Where and how to run: the thread count on a CPU, the current stream on a GPU."""
+def stream_args(device: torch.device) -> dict[str, int]:
+    """The thread count on a CPU, the device and its current stream on a GPU."""
     if device.type == "cpu":
         return {"threads": torch.get_num_threads()}
     index = device.index if device.index is not None else torch.cuda.current_device()
     return {"device": index, "stream": torch.cuda.current_stream(index).cuda_stream}
 
 
-def workspace(size: int, device: torch.device) -> tuple[int, Tensor]:
-    """Scratch of ``size`` bytes, its address a multiple of 256, and the tensor that holds it."""
-    scratch = torch.empty(size + 256, dtype=torch.uint8, device=device)
-    return -(-scratch.data_ptr() // 256) * 256, scratch
+def pack_args(name: str, members: Members, device: torch.device) -> Any:
+    """A prepared call of a kernel: ``workspace_bytes``, and ``run(address)`` with a workspace of that size.
+
+    Members not given are 0 (absent tensors).
+
+    Raises:
+        ValueError: a tensor has not the shape, the dtype, the device or the alignment that the kernel expects.
+    """
+    return native.prepare(f"{device.type}_{name}", members, device)
 
 
-def kernel(name: str, device: torch.device) -> Callable[[tuple[int, ...]], int]:
-    """The extension's entry point of this name for tensors on ``device``."""
-    return getattr(native, f"cpu_{name}" if device.type == "cpu" else f"cuda_{name}")
+def run(name: str, members: Members, device: torch.device) -> None:
+    """Runs the kernel ``name`` on ``device``, with a workspace where it needs one.
 
-
-def launch(name: str, op: str, members: Members, device: torch.device) -> None:
-    """Runs a kernel that needs no workspace, or has it among its members."""
-    kernel(name, device)(words(op, members, device))
+    The workspace's address is a multiple of 256. It is held until the call returns; on a GPU PyTorch's caching
+    allocator hands the memory out again on the same stream only.
+    """
+    members.update(stream_args(device))
+    call = pack_args(name, members, device)
+    size = call.workspace_bytes
+    if size:
+        workspace = torch.empty(size + 256, dtype=torch.uint8, device=device)
+        call.run(-(-workspace.data_ptr() // 256) * 256)
+    else:
+        call.run()
     if DEBUG and device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-def call(name: str, op: str, members: Members, device: torch.device) -> None:
-    """Runs a kernel with its workspace, which is held until the call returns.
-
-    On a GPU the memory goes back to PyTorch's caching allocator then, which hands it out again on the same stream only.
-    """
-    members.update(placement(device))
-    size = kernel(f"{name}_workspace", device)(words(op, members, device))
-    members["workspace"], _scratch = workspace(size, device)
-    launch(name, op, members, device)

@@ -5,6 +5,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <string_view>
 
 #include "include/wmkernels.h"
 
@@ -27,6 +28,14 @@ constexpr bool covers(const Member (&members)[count], size_t size) {
   }
   return end == size;
 }
+
+// A structure, without its type.
+struct Layout {
+  const char* op;
+  const Member* members;
+  size_t count, size;
+  size_t workspace;  // where that member is; `size` where there is none
+};
 
 template <class Arguments>
 struct Op;
@@ -198,5 +207,23 @@ struct Op<wmk_conv_lstm_map> {
 };
 
 #undef WMK_MEMBER
+
+template <size_t count>
+constexpr size_t offset_of_workspace(const Member (&members)[count], size_t size) {
+  for (const Member& member : members)
+    if (std::string_view(member.name) == "workspace") return member.offset;
+  return size;
+}
+
+template <class Arguments>
+constexpr Layout make_layout() {
+  constexpr auto& members = Op<Arguments>::members;
+  static_assert(covers(members, sizeof(Arguments)), "the list of members and wmkernels.h differ");
+  return {Op<Arguments>::name, members, sizeof(members) / sizeof(Member), sizeof(Arguments),
+          offset_of_workspace(members, sizeof(Arguments))};
+}
+
+template <class Arguments>
+constexpr Layout kLayout = make_layout<Arguments>();
 
 }  // namespace wmk

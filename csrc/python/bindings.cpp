@@ -1,20 +1,23 @@
 // The Python module wmkernels._native: the only file that knows of Python.
 //
-// An op's arguments arrive as one flat tuple of integers, eight bytes each, in the order of its structure in
-// wmkernels.h. Reading some 140 of them with the C API takes well under a microsecond, which an argument each would
-// not.
+// `prepare` checks the tensors of a call and fills its structure (wmkernels.h) once; the object that it returns tells
+// the size of the workspace and runs the kernel.
 #include <pybind11/pybind11.h>
 
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <memory>
 #include <new>
 #include <string>
+#include <string_view>
+#include <unordered_map>
+#include <vector>
 
 // Declared hidden, so that a kernel that nobody wrote is an error of the linker and not of a user's import.
 #pragma GCC visibility push(hidden)
-#include "common/arg_layout.h"
+#include "common/prepared_call.h"
 #include "python/dlpack.h"
 #include "python/step_fast_path.h"
 #ifdef WMK_WITH_CUDA
@@ -32,31 +35,12 @@
 #endif
 
 namespace py = pybind11;
-using wmk::covers;
 using wmk::kWord;
 using wmk::Member;
 using wmk::Op;
+using wmk::PreparedCall;
 
 namespace {
-
-// ---- The structures, as Python asks for them ----
-
-template <class Arguments>
-py::list layout_of() {
-  py::list list;
-  for (const Member& member : Op<Arguments>::members) list.append(py::make_tuple(member.name, member.size / kWord));
-  return list;
-}
-
-py::list layout(const std::string& op) {
-  if (op == Op<wmk_selective_scan>::name) return layout_of<wmk_selective_scan>();
-  if (op == Op<wmk_selective_step>::name) return layout_of<wmk_selective_step>();
-  if (op == Op<wmk_linear_scan>::name) return layout_of<wmk_linear_scan>();
-  if (op == Op<wmk_conv_lstm>::name) return layout_of<wmk_conv_lstm>();
-  if (op == Op<wmk_conv_lstm_update>::name) return layout_of<wmk_conv_lstm_update>();
-  if (op == Op<wmk_conv_lstm_map>::name) return layout_of<wmk_conv_lstm_map>();
-  throw py::value_error("there is no op '" + op + "'");
-}
 
 // ---- From tensors to words ----
 
@@ -117,78 +101,114 @@ void read_tensor(const char* op, const char* name, py::handle tensor, py::handle
   for (Py_ssize_t i = 0; i < rank; ++i) words[1 + i] = integer(PyTuple_GET_ITEM(strides.ptr(), i));
 }
 
-// The structure of an op as a flat tuple of words. A member is an integer; or for a view (tensor, shape, dtype), where
-// the tensor may be None; or missing, which is 0.
-template <class Arguments>
-py::tuple pack_members(const py::dict& members, py::handle device) {
-  static_assert(covers(Op<Arguments>::members, sizeof(Arguments)), "the list of members and wmkernels.h differ");
-  constexpr size_t count = sizeof(Op<Arguments>::members) / sizeof(Member);
-  static PyObject* const* const names = [] {
-    static PyObject* strings[count];
-    for (size_t i = 0; i < count; ++i) strings[i] = interned(Op<Arguments>::members[i].name);
-    return strings;
+// ---- The kernels ----
+
+template <class Arguments, int (*run)(const Arguments*), int64_t (*workspace)(const Arguments*)>
+constexpr wmk::Kernel kernel_of(const char* name) {
+  static_assert(sizeof(void*) == kWord, "a pointer is one word");
+  wmk::Kernel kernel = {name, &wmk::kLayout<Arguments>, nullptr, nullptr};
+  if constexpr (workspace != nullptr) {
+    kernel.workspace = [](const void* words) { return workspace(static_cast<const Arguments*>(words)); };
+  }
+  if constexpr (run != nullptr) {
+    kernel.run = [](const void* words) { return run(static_cast<const Arguments*>(words)); };
+  }
+  return kernel;
+}
+
+#define WMK_KERNEL(arguments, name) kernel_of<wmk_##arguments, wmk_##name, nullptr>(#name)
+#define WMK_KERNEL_WITH_WORKSPACE(arguments, name) kernel_of<wmk_##arguments, wmk_##name, wmk_##name##_workspace>(#name)
+#define WMK_SCAN(arguments, name) \
+  WMK_KERNEL_WITH_WORKSPACE(arguments, name##_forward), WMK_KERNEL_WITH_WORKSPACE(arguments, name##_backward)
+#define WMK_NOT_BUILT(arguments, name) kernel_of<wmk_##arguments, nullptr, nullptr>(#name)
+
+constexpr wmk::Kernel kKernels[] = {
+    WMK_SCAN(selective_scan, cpu_selective_scan),
+    WMK_SCAN(linear_scan, cpu_linear_scan),
+    WMK_SCAN(conv_lstm, cpu_conv_lstm),
+    WMK_KERNEL(selective_step, cpu_selective_step),
+#ifdef WMK_WITH_CUDA
+    WMK_SCAN(selective_scan, cuda_selective_scan),
+    WMK_SCAN(linear_scan, cuda_linear_scan),
+    WMK_KERNEL(selective_step, cuda_selective_step),
+    WMK_KERNEL(conv_lstm_update, cuda_conv_lstm_update_forward),
+    WMK_KERNEL(conv_lstm_update, cuda_conv_lstm_update_backward),
+    WMK_KERNEL(conv_lstm_map, cuda_conv_lstm_map),
+#else
+    WMK_NOT_BUILT(selective_scan, cuda_selective_scan_forward),
+    WMK_NOT_BUILT(selective_scan, cuda_selective_scan_backward),
+    WMK_NOT_BUILT(linear_scan, cuda_linear_scan_forward),
+    WMK_NOT_BUILT(linear_scan, cuda_linear_scan_backward),
+    WMK_NOT_BUILT(selective_step, cuda_selective_step),
+    WMK_NOT_BUILT(conv_lstm_update, cuda_conv_lstm_update_forward),
+    WMK_NOT_BUILT(conv_lstm_update, cuda_conv_lstm_update_backward),
+    WMK_NOT_BUILT(conv_lstm_map, cuda_conv_lstm_map),
+#endif
+};
+
+// A kernel, and the names of its structure's members as Python strings.
+struct NamedKernel {
+  const wmk::Kernel* kernel;
+  std::vector<PyObject*> members;
+};
+
+const NamedKernel& find_kernel(std::string_view name) {
+  static const auto* const kernels = [] {
+    auto* map = new std::unordered_map<std::string_view, NamedKernel>;
+    for (const wmk::Kernel& kernel : kKernels) {
+      NamedKernel& named = (*map)[kernel.name];
+      named.kernel = &kernel;
+      for (size_t i = 0; i < kernel.layout->count; ++i) {
+        named.members.push_back(interned(kernel.layout->members[i].name));
+      }
+    }
+    return map;
   }();
-  int64_t words[sizeof(Arguments) / kWord] = {};
-  for (size_t i = 0; i < count; ++i) {
-    const Member& member = Op<Arguments>::members[i];
-    PyObject* value = PyDict_GetItemWithError(members.ptr(), names[i]);
+  const auto found = kernels->find(name);
+  if (found == kernels->end()) throw py::value_error("there is no kernel '" + std::string(name) + "'");
+  return found->second;
+}
+
+[[noreturn]] void refuse_unknown_member(const NamedKernel& named, const py::dict& members) {
+  std::string unknown;
+  for (const auto& item : members) {
+    const std::string name = py::str(item.first);
+    const auto has_name = [&](PyObject* member) { return name == std::string(py::str(py::handle(member))); };
+    if (std::none_of(named.members.begin(), named.members.end(), has_name)) unknown = name;
+  }
+  throw py::type_error(std::string(named.kernel->layout->op) + ": there is no member '" + unknown + "'");
+}
+
+// Fills a call from `members`. Each is an integer; or for a view (tensor, shape, dtype), where the tensor may be None;
+// or missing, which is 0.
+std::unique_ptr<PreparedCall> prepare(std::string_view name, const py::dict& members, py::handle device) {
+  const NamedKernel& named = find_kernel(name);
+  const wmk::Layout& layout = *named.kernel->layout;
+  auto call = std::make_unique<PreparedCall>(*named.kernel);
+  Py_ssize_t found = 0;
+  for (size_t i = 0; i < layout.count; ++i) {
+    const Member& member = layout.members[i];
+    PyObject* value = PyDict_GetItemWithError(members.ptr(), named.members[i]);
     if (value == nullptr) {
       if (PyErr_Occurred()) throw py::error_already_set();
       continue;
     }
-    int64_t* target = words + member.offset / kWord;
+    ++found;
+    int64_t* target = call->words() + member.offset / kWord;
     if (member.size == kWord) {
       *target = integer(value);
     } else if (!PyTuple_Check(value) || PyTuple_GET_SIZE(value) != 3) {
       throw py::type_error(std::string(member.name) + " must be a tuple of a tensor, a shape and a dtype");
     } else if (PyTuple_GET_ITEM(value, 0) != Py_None) {
-      read_tensor(Op<Arguments>::name, member.name, PyTuple_GET_ITEM(value, 0), PyTuple_GET_ITEM(value, 1),
+      read_tensor(layout.op, member.name, PyTuple_GET_ITEM(value, 0), PyTuple_GET_ITEM(value, 1),
                   PyTuple_GET_ITEM(value, 2), device, target);
     }
   }
-  py::tuple flat(sizeof(words) / kWord);
-  for (size_t i = 0; i < sizeof(words) / kWord; ++i) PyTuple_SET_ITEM(flat.ptr(), i, PyLong_FromLongLong(words[i]));
-  return flat;
+  if (found != PyDict_GET_SIZE(members.ptr())) refuse_unknown_member(named, members);
+  return call;
 }
 
-py::tuple pack(const std::string& op, const py::dict& members, py::handle device) {
-  if (op == Op<wmk_selective_scan>::name) return pack_members<wmk_selective_scan>(members, device);
-  if (op == Op<wmk_selective_step>::name) return pack_members<wmk_selective_step>(members, device);
-  if (op == Op<wmk_linear_scan>::name) return pack_members<wmk_linear_scan>(members, device);
-  if (op == Op<wmk_conv_lstm>::name) return pack_members<wmk_conv_lstm>(members, device);
-  if (op == Op<wmk_conv_lstm_update>::name) return pack_members<wmk_conv_lstm_update>(members, device);
-  if (op == Op<wmk_conv_lstm_map>::name) return pack_members<wmk_conv_lstm_map>(members, device);
-  throw py::value_error("there is no op '" + op + "'");
-}
-
-// ---- From words to a call, and from a status to an exception ----
-
-// Every member is eight bytes wide and trivially copyable, so the structure is an array of words to write into.
-template <class Arguments>
-Arguments read_words(py::handle words) {
-  static_assert(covers(Op<Arguments>::members, sizeof(Arguments)), "the list of members and wmkernels.h differ");
-  static_assert(sizeof(void*) == kWord, "a pointer is one word");
-  constexpr Py_ssize_t count = sizeof(Arguments) / kWord;
-  PyObject* sequence = words.ptr();
-  const bool tuple = PyTuple_Check(sequence);
-  if (!tuple && !PyList_Check(sequence)) throw py::type_error("words must be a tuple or a list of integers");
-  const Py_ssize_t given = tuple ? PyTuple_GET_SIZE(sequence) : PyList_GET_SIZE(sequence);
-  if (given != count) {
-    throw py::value_error(std::string(Op<Arguments>::name) + ": " + std::to_string(given) + " words, expected " +
-                          std::to_string(count));
-  }
-  int64_t values[count];
-  for (Py_ssize_t i = 0; i < count; ++i) {
-    PyObject* word = tuple ? PyTuple_GET_ITEM(sequence, i) : PyList_GET_ITEM(sequence, i);
-    int overflow = 0;  // this variant reads addresses, which are two digits of a Python integer, three times as fast
-    values[i] = PyLong_AsLongLongAndOverflow(word, &overflow);
-    if (overflow != 0) throw py::value_error(std::string(Op<Arguments>::name) + ": a word does not fit 64 bits");
-    if (values[i] == -1 && PyErr_Occurred()) throw py::error_already_set();
-  }
-  Arguments arguments;
-  std::memcpy(&arguments, values, sizeof(arguments));
-  return arguments;
-}
+// ---- From a status to an exception ----
 
 [[noreturn]] void raise(const std::string& op, int status) {
   switch (status) {
@@ -211,25 +231,30 @@ Arguments read_words(py::handle words) {
   throw std::runtime_error(op + ": the kernel answered the unknown status " + std::to_string(status));
 }
 
-template <class Arguments>
-void define(py::module_& module, const std::string& name, int (*kernel)(const Arguments*)) {
-  module.def(name.c_str(), [kernel](py::handle words) {
-    const Arguments arguments = read_words<Arguments>(words);
-    int status;
-    {
-      py::gil_scoped_release others_may_run;
-      status = kernel(&arguments);
-    }
-    if (status != WMK_OK) raise(Op<Arguments>::name, status);
-  });
+void run(const PreparedCall& call, int64_t workspace) {
+  if (!call.kernel().run) throw std::runtime_error(std::string(call.kernel().name) + ": this build does not have it");
+  int status;
+  {
+    py::gil_scoped_release others_may_run;
+    status = call.run(workspace);
+  }
+  if (status != WMK_OK) raise(call.kernel().layout->op, status);
 }
 
-template <class Arguments>
-void define(py::module_& module, const std::string& name, int64_t (*workspace)(const Arguments*)) {
-  module.def(name.c_str(), [workspace](py::handle words) {
-    const Arguments arguments = read_words<Arguments>(words);
-    return workspace(&arguments);
-  });
+py::tuple words_of(const PreparedCall& call) {
+  py::tuple flat(call.count());
+  for (size_t i = 0; i < call.count(); ++i) flat[i] = call.words()[i];
+  return flat;
+}
+
+// Names of the members of a call's structure, each with its number of words.
+py::list layout_of(const PreparedCall& call) {
+  py::list list;
+  const wmk::Layout& layout = *call.kernel().layout;
+  for (size_t i = 0; i < layout.count; ++i) {
+    list.append(py::make_tuple(layout.members[i].name, layout.members[i].size / kWord));
+  }
+  return list;
 }
 
 // ---- A step in one call ----
@@ -330,22 +355,21 @@ void set_isa(const std::string& name) {
 
 }  // namespace
 
-#define WMK_DEFINE_SCAN(module, function)                                             \
-  define(module, #function "_forward", wmk_##function##_forward);                     \
-  define(module, #function "_forward_workspace", wmk_##function##_forward_workspace); \
-  define(module, #function "_backward", wmk_##function##_backward);                   \
-  define(module, #function "_backward_workspace", wmk_##function##_backward_workspace)
-
 PYBIND11_MODULE(_native, module) {
   module.doc() =
       "The compiled kernels of wmkernels. Import wmkernels instead: it loads torch first and checks tensors.";
-  module.def("layout", layout, "Names of the members of an op's structure, each with its number of words.");
-  module.def("pack", pack, "The structure of an op as words, from sizes and checked tensors.");
+  py::class_<PreparedCall>(module, "PreparedCall", "A checked call of a kernel.")
+      .def_property_readonly("workspace_bytes", &PreparedCall::workspace_bytes)
+      .def("run", run, py::arg("workspace") = 0, "Runs the kernel with a workspace at this address.")
+      .def_property_readonly("words", words_of, "The structure as integers.")
+      .def_property_readonly("layout", layout_of, "Names of its members, each with its number of words.");
+  module.def("prepare", prepare, "A call of a kernel, from sizes and checked tensors.");
+  py::set kernels;
+  for (const wmk::Kernel& kernel : kKernels) {
+    if (kernel.run != nullptr) kernels.add(kernel.name);
+  }
+  module.attr("kernels") = py::frozenset(kernels);
   module.def("expect_large_pages", expect_large_pages, "Asks for large pages behind memory not yet written.");
-  WMK_DEFINE_SCAN(module, cpu_selective_scan);
-  WMK_DEFINE_SCAN(module, cpu_linear_scan);
-  WMK_DEFINE_SCAN(module, cpu_conv_lstm);
-  define(module, "cpu_selective_step", wmk_cpu_selective_step);
   module.def("cpu_selective_step_at_once", selective_step_at_once,
              "One step from tensors, or false where it needs the long way.");
   module.def("cpu_conv_lstm_step_at_once", conv_lstm_step_at_once, "Likewise.");
@@ -359,19 +383,5 @@ PYBIND11_MODULE(_native, module) {
   module.def("cuda_archs", [] { return wmk_cuda_architectures(); }, "Architectures with machine code in this build.");
   module.def("cuda_unavailable_reason", wmk_cuda_unavailable_reason, py::call_guard<py::gil_scoped_release>(),
              "Why this build's kernels cannot run on a GPU, empty if they can.");
-#endif
-#ifdef WMK_WITH_CUDA_SELECTIVE_SCAN
-  WMK_DEFINE_SCAN(module, cuda_selective_scan);
-#endif
-#ifdef WMK_WITH_CUDA_LINEAR_SCAN
-  WMK_DEFINE_SCAN(module, cuda_linear_scan);
-#endif
-#ifdef WMK_WITH_CUDA_SELECTIVE_STEP
-  define(module, "cuda_selective_step", wmk_cuda_selective_step);
-#endif
-#ifdef WMK_WITH_CUDA_CONV_LSTM
-  define(module, "cuda_conv_lstm_update_forward", wmk_cuda_conv_lstm_update_forward);
-  define(module, "cuda_conv_lstm_update_backward", wmk_cuda_conv_lstm_update_backward);
-  define(module, "cuda_conv_lstm_map", wmk_cuda_conv_lstm_map);
 #endif
 }

@@ -194,7 +194,7 @@ def test_offsets_of_the_selective_scan_have_64_bits(cuda, layout, multiprocessor
     for name, x in (("out", out), ("last_state", last_state), ("chunk_states", chunk_states)):
         members[name] = (x, x.shape, f32)
     device = torch.device("cpu")
-    native_call.call("selective_scan_forward", "selective_scan", members, device)
+    native_call.run("selective_scan_forward", members, device)
 
     contiguous = {"A", "D", "delta_bias", "initial_state"}
     gradients = {
@@ -207,7 +207,7 @@ def test_offsets_of_the_selective_scan_have_64_bits(cuda, layout, multiprocessor
     members["grad_out"] = (spread(grad_out, far(3)), grad_out.shape, f32)
     members["grad_last_state"] = (spread(grad_last_state, far(3)), last_state.shape, f32)
     members["chunk_states"] = (chunk_states, chunk_states.shape, f32)
-    native_call.call("selective_scan_backward", "selective_scan", members, device)
+    native_call.run("selective_scan_backward", members, device)
 
     leaves = {k: v.double().requires_grad_() if v.is_floating_point() else v for k, v in near.items()}
     expected = selective_scan_reference(**leaves, delta_softplus=True)

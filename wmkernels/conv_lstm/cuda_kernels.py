@@ -14,7 +14,7 @@ from wmkernels.conv_lstm import cuda_persistent, per_step
 from wmkernels.conv_lstm.convolutions import Convolution
 from wmkernels.conv_lstm.meta import forward_outputs, sizes_of
 from wmkernels.conv_lstm.per_step import Backward, Parameters, Step
-from wmkernels.native_call import DTYPE_CODES, Expected, Members, launch, placement
+from wmkernels.native_call import DTYPE_CODES, Expected, Members, run
 
 OP = "conv_lstm_update"
 
@@ -27,7 +27,7 @@ class Update:
         members, cells, sums, state = _members(parameters, step, h.dtype)
         members["h"] = (h, cells, h.dtype)
         members["gates"] = (gates, sums, state)
-        launch(f"{OP}_forward", OP, members, h.device)
+        run(f"{OP}_forward", members, h.device)
 
     def backward(self, parameters: Parameters, step: Step, back: Backward) -> None:
         """Writes what ``Backward`` says."""
@@ -40,7 +40,7 @@ class Update:
         members["grad_c"] = (back.grad_c, cells, state)
         members["grad_gates"] = (back.grad_gates, sums, dtype)
         members["grad_peephole"] = (back.grad_peephole, (3, *cells), state)
-        launch(f"{OP}_backward", OP, members, back.grad_gates.device)
+        run(f"{OP}_backward", members, back.grad_gates.device)
 
 
 def _members(
@@ -64,7 +64,6 @@ def _members(
         "c": (step.c, cells, state),
     }
     members["peephole_varies"] = int(parameters.peephole is not None and parameters.peephole.shape[1] != 1)
-    members.update(placement(step.c.device))
     return members, cells, sums, state
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from wmkernels.conv_lstm.convolutions import Convolution, merged, no_autocast, rows
 from wmkernels.conv_lstm.meta import Sizes
 from wmkernels.conv_lstm.per_step import HOISTED_BYTES, Parameters, gate_bytes, steps_per_chunk
-from wmkernels.native_call import DTYPE_CODES, Members, launch, placement
+from wmkernels.native_call import DTYPE_CODES, Members, run
 from wmkernels.triton_runtime import ceil_div, processors
 
 OP = "conv_lstm_map"
@@ -112,7 +112,6 @@ def forward(
             members["cells"] = (cells.view(time, *narrow)[begin:end], (end - begin, *narrow), wide)
         if gates.numel():
             members["gates"] = (gates.view(time, count, 4 * hidden)[begin:end], (end - begin, count, 4 * hidden), wide)
-        members.update(placement(x.device))
-        launch(OP, OP, members, x.device)
+        run(OP, members, x.device)
         h_prev, c_prev = every[end - 1], running
     h_last.copy_(out[-1])

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from wmkernels.checks import state_dtype
 from wmkernels.conv_lstm.meta import Sizes, backward_outputs, forward_outputs, sizes_of
-from wmkernels.native_call import DTYPE_CODES, Expected, Members, call, native, output
+from wmkernels.native_call import DTYPE_CODES, Expected, Members, native, output, run
 
 
 def _members(
@@ -95,7 +95,7 @@ def forward(
     for name, maps in zip(("out", "h_last", "c_last"), outputs, strict=False):
         members[name] = output(_channels_last(maps))
     members["cells"], members["gates"] = output(outputs[3].view(-1)), output(outputs[4].view(-1))
-    call("conv_lstm_forward", "conv_lstm", members, x.device)
+    run("conv_lstm_forward", members, x.device)
     return outputs
 
 
@@ -141,7 +141,7 @@ def backward(
         members["grad_h_first"] = output(_channels_last(grad_h0))
     if c is not None:
         members["grad_c_first"] = output(_channels_last(grad_c0))
-    call("conv_lstm_backward", "conv_lstm", members, x.device)
+    run("conv_lstm_backward", members, x.device)
     return gradients
 
 

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from wmkernels.checks import state_dtype
 from wmkernels.linear_scan.meta import backward_outputs, forward_outputs
-from wmkernels.native_call import DTYPE_CODES, Members, call, output
+from wmkernels.native_call import DTYPE_CODES, Members, output, run
 
 
 def _members(gates: Tensor, initial_state: Tensor | None, reset: Tensor | None, reverse: bool) -> Members:
@@ -33,7 +33,7 @@ def forward(
     members["tokens"] = (tokens, gates.shape, gates.dtype)
     members["out"] = output(out)
     members["last_state"] = output(last_state)
-    call("linear_scan_forward", "linear_scan", members, gates.device)
+    run("linear_scan_forward", members, gates.device)
     return out, last_state
 
 
@@ -48,7 +48,7 @@ def backward(
     channel_last: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of (gates, tokens, initial_state)."""
-    op, shape, dtype, device = "linear_scan", gates.shape, gates.dtype, gates.device
+    shape, dtype, device = gates.shape, gates.dtype, gates.device
     members = _members(gates, initial_state, reset, reverse)
     members["out"] = (out, shape, dtype)
     members["grad_out"] = (grad_out, shape, dtype)
@@ -57,5 +57,5 @@ def backward(
     gradients = backward_outputs(gates, initial_state, channel_last)
     for name, gradient in zip(("gates", "tokens", "initial_state"), gradients, strict=True):
         members[f"grad_{name}"] = output(gradient)
-    call("linear_scan_backward", op, members, device)
+    run("linear_scan_backward", members, device)
     return gradients

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from wmkernels.checks import state_dtype
-from wmkernels.native_call import DTYPE_CODES, Expected, Members, call, output
+from wmkernels.native_call import DTYPE_CODES, Expected, Members, output, run
 from wmkernels.selective_scan.meta import backward_outputs, forward_outputs, sequence_count
 
 
@@ -85,7 +85,7 @@ def forward(
     members["out"] = output(out)
     members["last_state"] = output(last_state)
     members["chunk_states"] = output(chunk_states)
-    call("selective_scan_forward", "selective_scan", members, u.device)
+    run("selective_scan_forward", members, u.device)
     return out, last_state, chunk_states
 
 
@@ -121,5 +121,5 @@ def backward(
     names = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias", "initial_state")
     for name, gradient in zip(names, gradients, strict=True):
         members[f"grad_{name}"] = output(gradient)
-    call("selective_scan_backward", "selective_scan", members, u.device)
+    run("selective_scan_backward", members, u.device)
     return gradients

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from wmkernels.native_call import DTYPE_CODES, Members, launch, native, placement
+from wmkernels.native_call import DTYPE_CODES, Members, native, run
 
 
 def step_at_once(tensors: tuple[Tensor | None, ...], delta_softplus: bool) -> bool:
@@ -64,6 +64,5 @@ def step(
         "indices": (indices, (batch,), torch.int64),
         "out": (out, activation, dtype),
     }
-    members.update(placement(device))
-    launch("selective_step", "selective_step", members, device)
+    run("selective_step", members, device)
     return out
