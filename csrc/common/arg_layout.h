@@ -152,24 +152,24 @@ struct Op<wmk_conv_lstm> {
       WMK_MEMBER(weight_hh),
       WMK_MEMBER(bias),
       WMK_MEMBER(peephole),
-      WMK_MEMBER(h_first),
-      WMK_MEMBER(c_first),
+      WMK_MEMBER(h0),
+      WMK_MEMBER(c0),
       WMK_MEMBER(reset),
       WMK_MEMBER(out),
-      WMK_MEMBER(h_last),
-      WMK_MEMBER(c_last),
+      WMK_MEMBER(hn),
+      WMK_MEMBER(cn),
       WMK_MEMBER(cells),
       WMK_MEMBER(gates),
       WMK_MEMBER(grad_out),
-      WMK_MEMBER(grad_h_last),
-      WMK_MEMBER(grad_c_last),
+      WMK_MEMBER(grad_hn),
+      WMK_MEMBER(grad_cn),
       WMK_MEMBER(grad_x),
       WMK_MEMBER(grad_weight_ih),
       WMK_MEMBER(grad_weight_hh),
       WMK_MEMBER(grad_bias),
       WMK_MEMBER(grad_peephole),
-      WMK_MEMBER(grad_h_first),
-      WMK_MEMBER(grad_c_first),
+      WMK_MEMBER(grad_h0),
+      WMK_MEMBER(grad_c0),
   };
 };
 
@@ -181,9 +181,9 @@ struct Op<wmk_conv_lstm_update> {
       WMK_MEMBER(batch),       WMK_MEMBER(positions),
       WMK_MEMBER(hidden),      WMK_MEMBER(peephole_varies),
       WMK_MEMBER(dtype),       WMK_MEMBER(device),
-      WMK_MEMBER(stream),      WMK_MEMBER(from_x),
-      WMK_MEMBER(from_h),      WMK_MEMBER(bias),
-      WMK_MEMBER(peephole),    WMK_MEMBER(c_before),
+      WMK_MEMBER(stream),      WMK_MEMBER(gates_x),
+      WMK_MEMBER(gates_h),     WMK_MEMBER(bias),
+      WMK_MEMBER(peephole),    WMK_MEMBER(c_prev),
       WMK_MEMBER(reset),       WMK_MEMBER(h),
       WMK_MEMBER(c),           WMK_MEMBER(gates),
       WMK_MEMBER(reset_after), WMK_MEMBER(grad_out),
@@ -193,16 +193,16 @@ struct Op<wmk_conv_lstm_update> {
 };
 
 template <>
-struct Op<wmk_conv_lstm_map> {
-  using Type = wmk_conv_lstm_map;
-  static constexpr const char* name = "conv_lstm_map";
+struct Op<wmk_conv_lstm_persistent> {
+  using Type = wmk_conv_lstm_persistent;
+  static constexpr const char* name = "conv_lstm_persistent";
   static constexpr Member members[] = {
       WMK_MEMBER(time),    WMK_MEMBER(batch),     WMK_MEMBER(height),   WMK_MEMBER(width),
       WMK_MEMBER(hidden),  WMK_MEMBER(hh_height), WMK_MEMBER(hh_width), WMK_MEMBER(peephole_varies),
       WMK_MEMBER(dtype),   WMK_MEMBER(tiles),     WMK_MEMBER(device),   WMK_MEMBER(stream),
-      WMK_MEMBER(from_x),  WMK_MEMBER(weights),   WMK_MEMBER(bias),     WMK_MEMBER(peephole),
-      WMK_MEMBER(h_first), WMK_MEMBER(c_first),   WMK_MEMBER(reset),    WMK_MEMBER(arrived),
-      WMK_MEMBER(out),     WMK_MEMBER(c_last),    WMK_MEMBER(cells),    WMK_MEMBER(gates),
+      WMK_MEMBER(gates_x), WMK_MEMBER(weights),   WMK_MEMBER(bias),     WMK_MEMBER(peephole),
+      WMK_MEMBER(h0),      WMK_MEMBER(c0),        WMK_MEMBER(reset),    WMK_MEMBER(barrier_counter),
+      WMK_MEMBER(out),     WMK_MEMBER(cn),        WMK_MEMBER(cells),    WMK_MEMBER(gates),
   };
 };
 

@@ -169,28 +169,28 @@ typedef struct wmk_conv_lstm {
   wmk_view weight_hh;  // [4 * hidden, hidden, hh_height, hh_width]
   wmk_view bias;       // [4 * hidden], state dtype, optional
   wmk_view peephole;   // [3, hidden, positions] or, where it does not vary, [3, hidden, 1]; state dtype, optional
-  wmk_view h_first;    // [batch, hidden, positions], optional (zero): before the first step
-  wmk_view c_first;    // [batch, hidden, positions], state dtype, optional (zero)
+  wmk_view h0;         // [batch, hidden, positions], optional (zero): before the first step
+  wmk_view c0;         // [batch, hidden, positions], state dtype, optional (zero)
   wmk_view reset;      // [time, batch], bytes 0 or 1, optional: 1 makes h and c zero before this step
   // forward outputs, contiguous
-  wmk_view out;     // [time, batch, positions, hidden]: every h; backward: input
-  wmk_view h_last;  // [batch, positions, hidden]: the last of out; optional on the CPU
-  wmk_view c_last;  // [batch, positions, hidden], state dtype
-  wmk_view cells;   // [time, batch, positions, hidden], state dtype: every c; forward: optional, backward: input
-  wmk_view gates;   // [time, batch, positions, 4 * hidden], state dtype, after their nonlinearities; optional: without
-                    // them the backward pass computes them again
+  wmk_view out;    // [time, batch, positions, hidden]: every h; backward: input
+  wmk_view hn;     // [batch, positions, hidden]: the last of out; optional on the CPU
+  wmk_view cn;     // [batch, positions, hidden], state dtype
+  wmk_view cells;  // [time, batch, positions, hidden], state dtype: every c; forward: optional, backward: input
+  wmk_view gates;  // [time, batch, positions, 4 * hidden], state dtype, after their nonlinearities; optional: without
+                   // them the backward pass computes them again
   // backward inputs, each optional (zero)
-  wmk_view grad_out;     // [time, batch, hidden, positions]
-  wmk_view grad_h_last;  // [batch, hidden, positions]
-  wmk_view grad_c_last;  // [batch, hidden, positions], state dtype
+  wmk_view grad_out;  // [time, batch, hidden, positions]
+  wmk_view grad_hn;   // [batch, hidden, positions]
+  wmk_view grad_cn;   // [batch, hidden, positions], state dtype
   // backward outputs, contiguous, each null where its input is, and otherwise present
   wmk_view grad_x;          // [time, batch, x_height * x_width, input]
   wmk_view grad_weight_ih;  // [4 * hidden, input, ih_height, ih_width]
   wmk_view grad_weight_hh;  // [4 * hidden, hidden, hh_height, hh_width]
   wmk_view grad_bias;       // [4 * hidden], state dtype
   wmk_view grad_peephole;   // [3, hidden, positions or 1], state dtype
-  wmk_view grad_h_first;    // [batch, positions, hidden]
-  wmk_view grad_c_first;    // [batch, positions, hidden], state dtype
+  wmk_view grad_h0;         // [batch, positions, hidden]
+  wmk_view grad_c0;         // [batch, positions, hidden], state dtype
 } wmk_conv_lstm;
 
 // One step's update of the cells on a GPU, between its convolutions: the ConvLSTM above without weight_ih and
@@ -200,50 +200,50 @@ typedef struct wmk_conv_lstm_update {
   int64_t peephole_varies;  // 1: from place to place
   int64_t dtype;            // of the convolutions' sums, h, and their gradients
   int64_t device, stream;
-  wmk_view from_x;    // [batch, positions, 4 * hidden]: weight_ih * x_t; backward: optional beside gates
-  wmk_view from_h;    // [batch, positions, 4 * hidden]: weight_hh * h_{t-1}, optional (zero); not read where reset is 1
+  wmk_view gates_x;   // [batch, positions, 4 * hidden]: weight_ih * x_t; backward: optional beside gates
+  wmk_view gates_h;   // [batch, positions, 4 * hidden]: weight_hh * h_{t-1}, optional (zero); not read where reset is 1
   wmk_view bias;      // [4 * hidden], state dtype, optional
   wmk_view peephole;  // [3, positions or 1, hidden], state dtype, optional
-  wmk_view c_before;  // [batch, positions, hidden], state dtype, optional (zero); not read where reset is 1
+  wmk_view c_prev;    // [batch, positions, hidden], state dtype, optional (zero); not read where reset is 1
   wmk_view reset;     // [batch], bytes 0 or 1, optional
   // forward outputs
   wmk_view h;      // [batch, positions, hidden]
-  wmk_view c;      // [batch, positions, hidden], state dtype; may be c_before; backward: input
-  wmk_view gates;  // [batch, positions, 4 * hidden], state dtype, optional; backward: input, optional beside from_x
+  wmk_view c;      // [batch, positions, hidden], state dtype; may be c_prev; backward: input
+  wmk_view gates;  // [batch, positions, 4 * hidden], state dtype, optional; backward: input, optional beside gates_x
   // backward inputs
   wmk_view reset_after;  // [batch]: reset of the next step, optional
   wmk_view grad_out;     // [batch, positions, hidden], optional (zero)
   wmk_view grad_h;       // likewise, what the next step sends back; not read where reset_after is 1
   // backward outputs
-  wmk_view grad_c;         // [batch, positions, hidden], state dtype: of the new cell; becomes that of c_before
+  wmk_view grad_c;         // [batch, positions, hidden], state dtype: of the new cell; becomes that of c_prev
   wmk_view grad_gates;     // [batch, positions, 4 * hidden]: of the sums
   wmk_view grad_peephole;  // [3, batch, positions, hidden], state dtype, optional: is added to
 } wmk_conv_lstm_update;
 
 // The ConvLSTM over all of time in one launch on a GPU, forward, whose blocks wait for each other after every step: for
 // maps of which every block is on the chip at once. 16-bit dtypes, hidden a multiple of 16. Maps as above.
-typedef struct wmk_conv_lstm_map {
+typedef struct wmk_conv_lstm_persistent {
   int64_t time, batch, height, width, hidden;
   int64_t hh_height, hh_width;
   int64_t peephole_varies;
   int64_t dtype;
   int64_t tiles;  // a block has so many tiles of 16 places: 1 or 2
   int64_t device, stream;
-  wmk_view from_x;  // [time, batch * positions, 4 * hidden]: weight_ih * x
+  wmk_view gates_x;  // [time, batch * positions, 4 * hidden]: weight_ih * x
   wmk_view
       weights;  // weight_hh in the order of the tensor cores (wmkernels/conv_lstm/cuda_persistent.py), 16-byte aligned
   wmk_view bias;      // [4 * hidden], fp32, optional
   wmk_view peephole;  // [3, positions or 1, hidden], fp32, optional
-  wmk_view h_first;   // [batch * positions, hidden], optional (zero)
-  wmk_view c_first;   // likewise, fp32; may be c_last
+  wmk_view h0;        // [batch * positions, hidden], optional (zero)
+  wmk_view c0;        // likewise, fp32; may be cn
   wmk_view reset;     // [time, batch], bytes 0 or 1, optional
   // outputs
-  wmk_view arrived;  // one 32-bit number, zero before
-  wmk_view out;      // [time, batch * positions, hidden]
-  wmk_view c_last;   // [batch * positions, hidden], fp32
-  wmk_view cells;    // [time, batch * positions, hidden], fp32, optional
-  wmk_view gates;    // [time, batch * positions, 4 * hidden], fp32, optional
-} wmk_conv_lstm_map;
+  wmk_view barrier_counter;  // one 32-bit number, zero before
+  wmk_view out;              // [time, batch * positions, hidden]
+  wmk_view cn;               // [batch * positions, hidden], fp32
+  wmk_view cells;            // [time, batch * positions, hidden], fp32, optional
+  wmk_view gates;            // [time, batch * positions, 4 * hidden], fp32, optional
+} wmk_conv_lstm_persistent;
 
 // CPU. Each answers a wmk_status; each *_workspace answers bytes.
 int64_t wmk_cpu_selective_scan_forward_workspace(const wmk_selective_scan*);
@@ -281,7 +281,7 @@ int wmk_cuda_linear_scan_forward(const wmk_linear_scan*);
 int wmk_cuda_linear_scan_backward(const wmk_linear_scan*);
 int wmk_cuda_conv_lstm_update_forward(const wmk_conv_lstm_update*);
 int wmk_cuda_conv_lstm_update_backward(const wmk_conv_lstm_update*);
-int wmk_cuda_conv_lstm_map(const wmk_conv_lstm_map*);
+int wmk_cuda_conv_lstm_persistent(const wmk_conv_lstm_persistent*);
 
 // "" when the driver and the current GPU can run this build's kernels, else the reason why not. Never throws.
 const char* wmk_cuda_unavailable_reason(int64_t device);

@@ -133,7 +133,7 @@ constexpr wmk::Kernel kKernels[] = {
     WMK_KERNEL(selective_step, cuda_selective_step),
     WMK_KERNEL(conv_lstm_update, cuda_conv_lstm_update_forward),
     WMK_KERNEL(conv_lstm_update, cuda_conv_lstm_update_backward),
-    WMK_KERNEL(conv_lstm_map, cuda_conv_lstm_map),
+    WMK_KERNEL(conv_lstm_persistent, cuda_conv_lstm_persistent),
 #else
     WMK_NOT_BUILT(selective_scan, cuda_selective_scan_forward),
     WMK_NOT_BUILT(selective_scan, cuda_selective_scan_backward),
@@ -142,7 +142,7 @@ constexpr wmk::Kernel kKernels[] = {
     WMK_NOT_BUILT(selective_step, cuda_selective_step),
     WMK_NOT_BUILT(conv_lstm_update, cuda_conv_lstm_update_forward),
     WMK_NOT_BUILT(conv_lstm_update, cuda_conv_lstm_update_backward),
-    WMK_NOT_BUILT(conv_lstm_map, cuda_conv_lstm_map),
+    WMK_NOT_BUILT(conv_lstm_persistent, cuda_conv_lstm_persistent),
 #endif
 };
 

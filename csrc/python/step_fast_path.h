@@ -141,10 +141,9 @@ inline bool read_conv_lstm_step(const dlpack::Exchange& exchange, void* const (&
     return (hidden == 1 || view.stride[1] == 1) && (height * width == 1 || view.stride[2] == hidden) &&
            (batch == 1 || view.stride[0] == hidden * height * width);
   };
-  if ((tensors[0] || tensors[1]) && (!state_of(0, dtype, &step->h_first) || !state_of(1, state, &step->c_first)))
-    return false;
-  if (!state_of(2, dtype, &step->out) || !state_of(3, state, &step->c_last)) return false;
-  if (!is_dense(step->out) || !is_dense(step->c_last)) return false;
+  if ((tensors[0] || tensors[1]) && (!state_of(0, dtype, &step->h0) || !state_of(1, state, &step->c0))) return false;
+  if (!state_of(2, dtype, &step->out) || !state_of(3, state, &step->cn)) return false;
+  if (!is_dense(step->out) || !is_dense(step->cn)) return false;
   if (tensors[7] && !view_of(exchange, tensors[7], state, {4 * hidden}, &step->bias)) return false;
   if (tensors[8] && !view_of(exchange, tensors[8], state, {3, hidden}, &step->peephole)) {
     if (!read(exchange, tensors[8], &maps) || !is(maps, state, {3, hidden, height, width}) ||

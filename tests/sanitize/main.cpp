@@ -303,13 +303,13 @@ void conv_lstm(uint64_t seed, Call& call) {
   const Shape places = {3, op.hidden, peephole == 2 ? positions : 1};
   if (peephole) op.peephole = call.input("peephole", state, places);
   const bool has_h = below(random, 2), has_c = below(random, 2), keeps_gates = below(random, 2);
-  if (has_h) op.h_first = call.input("h_first", op.dtype, maps);
-  if (has_c) op.c_first = call.input("c_first", state, maps);
+  if (has_h) op.h0 = call.input("h0", op.dtype, maps);
+  if (has_c) op.c0 = call.input("c0", state, maps);
   if (below(random, 2)) op.reset = call.flags("reset", {op.time, op.batch});
   const Shape every = {op.time, op.batch, positions, op.hidden};
   op.out = call.output("out", op.dtype, every, true);
-  op.h_last = call.output("h_last", op.dtype, kept, true);
-  op.c_last = call.output("c_last", state, kept, true);
+  op.hn = call.output("hn", op.dtype, kept, true);
+  op.cn = call.output("cn", state, kept, true);
   op.cells = call.output("cells", state, every, true);
   if (keeps_gates) op.gates = call.output("gates", state, {op.time, op.batch, positions, 4 * op.hidden}, true);
   {
@@ -318,15 +318,15 @@ void conv_lstm(uint64_t seed, Call& call) {
     expect_ok(wmk_cpu_conv_lstm_forward(&op), "conv_lstm_forward", seed);
   }
   if (below(random, 4)) op.grad_out = call.input("grad_out", op.dtype, {op.time, op.batch, op.hidden, positions});
-  if (below(random, 2)) op.grad_h_last = call.input("grad_h_last", op.dtype, maps);
-  if (below(random, 2)) op.grad_c_last = call.input("grad_c_last", state, maps);
+  if (below(random, 2)) op.grad_hn = call.input("grad_hn", op.dtype, maps);
+  if (below(random, 2)) op.grad_cn = call.input("grad_cn", state, maps);
   op.grad_x = call.output("grad_x", op.dtype, {op.time, op.batch, pixels, op.input}, true);
   op.grad_weight_ih = call.output("grad_weight_ih", op.dtype, weight_ih, true);
   op.grad_weight_hh = call.output("grad_weight_hh", op.dtype, weight_hh, true);
   if (op.bias.data) op.grad_bias = call.output("grad_bias", state, {4 * op.hidden}, true);
   if (peephole) op.grad_peephole = call.output("grad_peephole", state, places, true);
-  if (has_h) op.grad_h_first = call.output("grad_h_first", op.dtype, kept, true);
-  if (has_c) op.grad_c_first = call.output("grad_c_first", state, kept, true);
+  if (has_h) op.grad_h0 = call.output("grad_h0", op.dtype, kept, true);
+  if (has_c) op.grad_c0 = call.output("grad_c0", state, kept, true);
   Workspace scratch(wmk_cpu_conv_lstm_backward_workspace(&op));
   op.workspace = scratch.data();
   expect_ok(wmk_cpu_conv_lstm_backward(&op), "conv_lstm_backward", seed);

@@ -18,7 +18,7 @@ from wmkernels.conv_lstm.per_step import HOISTED_BYTES, Parameters, gate_bytes, 
 from wmkernels.native_call import DTYPE_CODES, Members, run
 from wmkernels.triton_runtime import ceil_div, processors
 
-OP = "conv_lstm_map"
+OP = "conv_lstm_persistent"
 WANTED = os.environ.get("WMKERNELS_PERSISTENT") == "1"
 CHANNELS = 16  # of a block
 SHARED_BYTES = 160 << 10  # what every architecture from sm_80 on lets a block have, but for sm_86, sm_89 and sm_120
@@ -68,10 +68,10 @@ def forward(
     outputs: tuple[Tensor, ...],
 ) -> None:
     """Fills the outputs of the forward op."""
-    out, h_last, c_last, cells, gates = outputs
+    out, hn, cn, cells, gates = outputs
     time, batch, hidden, height, width = sizes
     count, dtype, peephole = batch * height * width, x.dtype, parameters.peephole
-    every, running = rows(out).view(time, count, hidden), rows(c_last).view(count, hidden)
+    every, running = rows(out).view(time, count, hidden), rows(cn).view(count, hidden)
     wide, narrow = torch.float32, (count, hidden)
     weights = packed(weight_hh)
     h_prev = None if h is None else rows(h).view(narrow)
@@ -79,7 +79,7 @@ def forward(
         h_prev = h_prev.clone()  # the kernel reads two numbers at once
     c_prev = None if c is None else rows(c).view(narrow)
     at_once = steps_per_chunk(time, gate_bytes(sizes, dtype), HOISTED_BYTES)
-    arrived = torch.zeros((ceil_div(time, at_once), 1), dtype=torch.int32, device=x.device)
+    barrier_counter = torch.zeros((ceil_div(time, at_once), 1), dtype=torch.int32, device=x.device)
     for number, begin in enumerate(range(0, time, at_once)):
         end = min(begin + at_once, time)
         with no_autocast(x.device):
@@ -97,16 +97,16 @@ def forward(
             "peephole_varies": int(places != 1),
             "dtype": DTYPE_CODES[dtype],
             "tiles": tiles,
-            "from_x": (gates_x, gates_x.shape, dtype),
+            "gates_x": (gates_x, gates_x.shape, dtype),
             "weights": (weights, weights.shape, dtype),
             "bias": (parameters.bias, (4 * hidden,), wide),
             "peephole": (peephole, (3, places, hidden), wide),
-            "h_first": (h_prev, narrow, dtype),
-            "c_first": (c_prev, narrow, wide),
+            "h0": (h_prev, narrow, dtype),
+            "c0": (c_prev, narrow, wide),
             "reset": (flags, (end - begin, batch), torch.bool),
-            "arrived": (arrived[number], (1,), torch.int32),
+            "barrier_counter": (barrier_counter[number], (1,), torch.int32),
             "out": (every[begin:end], (end - begin, *narrow), dtype),
-            "c_last": (running, narrow, wide),
+            "cn": (running, narrow, wide),
         }
         if cells.numel():
             members["cells"] = (cells.view(time, *narrow)[begin:end], (end - begin, *narrow), wide)
@@ -114,4 +114,4 @@ def forward(
             members["gates"] = (gates.view(time, count, 4 * hidden)[begin:end], (end - begin, count, 4 * hidden), wide)
         run(OP, members, x.device)
         h_prev, c_prev = every[end - 1], running
-    h_last.copy_(out[-1])
+    hn.copy_(out[-1])

@@ -54,8 +54,8 @@ def _members(
         "weight_ih": (weight_ih, (4 * hidden, *weight_ih.shape[1:]), dtype),
         "weight_hh": (weight_hh, (4 * hidden, *weight_hh.shape[1:]), dtype),
         "bias": (bias, (4 * hidden,), state),
-        "h_first": _merged(h, (batch, hidden, positions), dtype),
-        "c_first": _merged(c, (batch, hidden, positions), state),
+        "h0": _merged(h, (batch, hidden, positions), dtype),
+        "c0": _merged(c, (batch, hidden, positions), state),
         "reset": (reset, (time, batch), torch.bool),
     }
     if peephole is not None:
@@ -92,7 +92,7 @@ def forward(
     sizes = sizes_of(x, weight_ih, weight_hh, stride, padding, dilation)
     members = _members(sizes, x, weight_ih, weight_hh, bias, peephole, h, c, reset, stride, padding, dilation)
     outputs = forward_outputs(x, sizes, keep)
-    for name, maps in zip(("out", "h_last", "c_last"), outputs, strict=False):
+    for name, maps in zip(("out", "hn", "cn"), outputs, strict=False):
         members[name] = output(_channels_last(maps))
     members["cells"], members["gates"] = output(outputs[3].view(-1)), output(outputs[4].view(-1))
     run("conv_lstm_forward", members, x.device)
@@ -130,17 +130,17 @@ def backward(
     if gates.numel():
         members["gates"] = (gates.flatten(2, 3).flatten(3), (time, batch, height * width, 4 * hidden), state)
     members["grad_out"] = _merged(grad_out, (time, *shape), dtype)
-    members["grad_h_last"] = _merged(grad_h, shape, dtype)
-    members["grad_c_last"] = _merged(grad_c, shape, state)
+    members["grad_hn"] = _merged(grad_h, shape, dtype)
+    members["grad_cn"] = _merged(grad_c, shape, state)
     gradients = backward_outputs(x, weight_ih, weight_hh, bias, peephole, h, c)
     grad_x, grad_weight_ih, grad_weight_hh, grad_bias, grad_peephole, grad_h0, grad_c0 = gradients
     members["grad_x"] = output(_channels_last(grad_x))
     members["grad_weight_ih"], members["grad_weight_hh"] = output(grad_weight_ih), output(grad_weight_hh)
     members["grad_bias"], members["grad_peephole"] = output(grad_bias), output(grad_peephole.view(-1))
     if h is not None:
-        members["grad_h_first"] = output(_channels_last(grad_h0))
+        members["grad_h0"] = output(_channels_last(grad_h0))
     if c is not None:
-        members["grad_c_first"] = output(_channels_last(grad_c0))
+        members["grad_c0"] = output(_channels_last(grad_c0))
     run("conv_lstm_backward", members, x.device)
     return gradients
 

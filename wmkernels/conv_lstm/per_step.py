@@ -44,7 +44,7 @@ class Step:
     gates_h: Tensor | None  # 4 * hidden: the hidden convolution, None for zeros; does not count where reset
     c_prev: Tensor | None  # None for zeros; does not count where reset
     reset: Tensor | None  # (batch,)
-    c: Tensor  # forward: output, may be c_before
+    c: Tensor  # forward: output, may be c_prev
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Backward:
     reset_after: Tensor | None  # (batch,): of the next step
     grad_out: Tensor | None
     grad_h: Tensor | None  # from the next step; does not count where reset_after
-    grad_c: Tensor  # of c, becomes that of c_before
+    grad_c: Tensor  # of c, becomes that of c_prev
     grad_gates: Tensor  # 4 * hidden, output: of the convolutions' sums
     grad_peephole: Tensor | None  # (3, batch, positions, hidden), is added to
 
@@ -111,11 +111,11 @@ def run_steps(
     step_fn: StepFn, outputs: tuple[Tensor, ...], h: Tensor | None, c: Tensor | None, reset: Tensor | None
 ) -> None:
     """Takes every step and fills the outputs of the forward op."""
-    out, h_last, c_last, cells, gates = outputs
+    out, hn, cn, cells, gates = outputs
     kept_cells = cells.flatten(2, 3).unbind() if cells.numel() else None
     kept_gates = gates.flatten(2, 3).flatten(3).unbind() if gates.numel() else None
     resets = None if reset is None else reset.unbind()
-    running = rows(c_last)  # the same memory, and so are the rows of every h: outputs lie channels last
+    running = rows(cn)  # the same memory, and so are the rows of every h: outputs lie channels last
     h_prev = None if h is None else h.contiguous(memory_format=torch.channels_last)
     c_prev = None if c is None else rows(c)
     for t, state in enumerate(out.unbind()):
@@ -123,7 +123,7 @@ def run_steps(
         kept = None if kept_gates is None else kept_gates[t]
         step_fn(t, h_prev, c_prev, None if resets is None else resets[t], target, rows(state), kept)
         h_prev, c_prev = state, target
-    h_last.copy_(out[-1])
+    hn.copy_(out[-1])
     if kept_cells is not None:
         running.copy_(kept_cells[-1])
 

@@ -93,7 +93,7 @@ def step_kernel(
     c_prev,  # (batch, height, width, hidden) or None
     reset,  # (batch) bytes or None
     h,  # (batch, height, width, hidden): output
-    c,  # likewise, may be c_before
+    c,  # likewise, may be c_prev
     gates,  # (batch, height, width, 4, hidden) or None: output
     batch,
     x_height,

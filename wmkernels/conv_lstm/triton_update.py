@@ -72,7 +72,7 @@ def update_kernel(
     c_prev,  # (rows, hidden) or None
     reset,  # (batch) bytes or None
     h,  # (rows, hidden): output
-    c,  # (rows, hidden): output, may be c_before
+    c,  # (rows, hidden): output, may be c_prev
     gates,  # (rows, 4 * hidden) or None: output
     cells,
     hidden,
@@ -121,7 +121,7 @@ def update_backward_kernel(
     reset_after,  # (batch) bytes or None: of the next step
     grad_out,  # (rows, hidden) or None
     grad_h,  # (rows, hidden) or None: from the next step
-    grad_c,  # (rows, hidden): of c, becomes that of c_before
+    grad_c,  # (rows, hidden): of c, becomes that of c_prev
     grad_gates,  # (rows, 4 * hidden): output, of the sums
     grad_peephole,  # (3, rows, hidden) or None: is added to
     cells,

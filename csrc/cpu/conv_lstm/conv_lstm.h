@@ -115,7 +115,7 @@ class ConvLSTM {
     return op.reset.data && ((const char*)op.reset.data)[time * op.reset.stride[0] + batch * op.reset.stride[1]];
   }
   // Whether there is an h before this step to convolve.
-  bool recurs(int64_t time, int64_t batch) const { return (time > 0 || op.h_first.data) && !resets(time, batch); }
+  bool recurs(int64_t time, int64_t batch) const { return (time > 0 || op.h0.data) && !resets(time, batch); }
 
   int64_t taps_ih() const { return op.ih_height * op.ih_width; }
   int64_t taps_hh() const { return op.hh_height * op.hh_width; }
@@ -200,7 +200,7 @@ class ConvLSTM {
   }
   void read_h_first(const PaddedMap<T>& to, int64_t batch, int64_t top, int64_t bottom) const {
     for (int64_t y = top; y < bottom; ++y)
-      read_state<S>(to.at(y + sizes.h_top, sizes.h_left), op.hidden, op.h_first, batch, y, y + 1);
+      read_state<S>(to.at(y + sizes.h_top, sizes.h_left), op.hidden, op.h0, batch, y, y + 1);
   }
 
   // Rows [begin, end) of the padded x of one step.

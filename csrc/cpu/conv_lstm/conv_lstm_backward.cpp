@@ -118,10 +118,10 @@ class Backward : Gradients<T, S> {
     const int64_t first = top * op.width, count = (bottom - top) * op.width;
     memset(grad_h(slot, first), 0, size_t(count * grad_pitch()) * sizeof(T));
     memset(grad_c(slot, first), 0, size_t(count * sizes.padded_hidden) * sizeof(T));
-    if (op.grad_h_last.data)
-      Base::template read_state<S>(grad_h(slot, first), grad_pitch(), op.grad_h_last, batch, top, bottom);
-    if (op.grad_c_last.data)
-      Base::template read_state<T>(grad_c(slot, first), sizes.padded_hidden, op.grad_c_last, batch, top, bottom);
+    if (op.grad_hn.data)
+      Base::template read_state<S>(grad_h(slot, first), grad_pitch(), op.grad_hn, batch, top, bottom);
+    if (op.grad_cn.data)
+      Base::template read_state<T>(grad_c(slot, first), sizes.padded_hidden, op.grad_cn, batch, top, bottom);
   }
 
   // x of this step and h of the one before, with zeros around them.
@@ -174,7 +174,7 @@ class Backward : Gradients<T, S> {
     if (time > 0) {
       read_cells(before, time - 1, batch, channel, some, position, count);
     } else {
-      read_block<T>(before, op.c_first, 0, batch, 0, channel, some, position, count);
+      read_block<T>(before, op.c0, 0, batch, 0, channel, some, position, count);
     }
     const T* cells = (const T*)op.cells.data + place(time, batch, position) + channel;
     T* grad_h_here = grad_h(slot, position) + channel;
@@ -188,26 +188,26 @@ class Backward : Gradients<T, S> {
     for (int64_t p = 0; p < count; ++p, sums += block, to += sizes.gates) {
       Vector<T> i = load(sums), f = load(sums + lanes), g = load(sums + 2 * lanes), o = load(sums + 3 * lanes);
       const Vector<T> c = load_part<T>(cells + p * op.hidden, some);
-      const Vector<T> c_before = fresh ? Vector<T>{} : load(before + p * lanes);
+      const Vector<T> c_prev = fresh ? Vector<T>{} : load(before + p * lanes);
       Vector<T> w_i{}, w_f{}, w_o{};
       if (op.peephole.data) {
         const T* weights = peephole + p * per_place;
         w_i = load(weights), w_f = load(weights + padded), w_o = load(weights + 2 * padded);
       }
       if (recomputes()) {
-        i = sigmoid(i + w_i * c_before), f = sigmoid(f + w_f * c_before), g = tanh(g), o = sigmoid(o + w_o * c);
+        i = sigmoid(i + w_i * c_prev), f = sigmoid(f + w_f * c_prev), g = tanh(g), o = sigmoid(o + w_o * c);
       }
       const Vector<T> squashed = tanh(c);
       const Vector<T> into_h = load(grad_out + p * lanes) + load(grad_h_here + p * grad_pitch());
       const Vector<T> into_o = into_h * squashed * o * (one - o);
       const Vector<T> into_c = load(grad_c_here + p * padded) + into_h * o * (one - squashed * squashed) + into_o * w_o;
-      const Vector<T> into_i = into_c * g * i * (one - i), into_f = into_c * c_before * f * (one - f);
+      const Vector<T> into_i = into_c * g * i * (one - i), into_f = into_c * c_prev * f * (one - f);
       const Vector<T> into_g = into_c * i * (one - g * g);
       store(grad_c_here + p * padded, fresh ? Vector<T>{} : into_c * f + into_i * w_i + into_f * w_f);
       store(to, into_i), store(to + lanes, into_f), store(to + 2 * lanes, into_g), store(to + 3 * lanes, into_o);
       sum_i += into_i, sum_f += into_f, sum_g += into_g, sum_o += into_o;
       if (!op.peephole.data) continue;
-      peep_i += into_i * c_before, peep_f += into_f * c_before, peep_o += into_o * c;
+      peep_i += into_i * c_prev, peep_f += into_f * c_prev, peep_o += into_o * c;
       if (op.peephole_varies) {
         add_peephole(grad_peephole + p * per_place, peep_i, peep_f, peep_o);
         peep_i = peep_f = peep_o = Vector<T>{};
@@ -327,10 +327,8 @@ class Backward : Gradients<T, S> {
       const int64_t start = (batch * sizes.positions + position) * op.hidden;
       for (int64_t c = 0; c < op.hidden; c += lanes) {
         const int64_t some = smaller(lanes, op.hidden - c);
-        if (op.grad_h_first.data)
-          store_part<T>((S*)op.grad_h_first.data + start + c, load(grad_h(slot, position) + c), some);
-        if (op.grad_c_first.data)
-          store_part<T>((T*)op.grad_c_first.data + start + c, load(grad_c(slot, position) + c), some);
+        if (op.grad_h0.data) store_part<T>((S*)op.grad_h0.data + start + c, load(grad_h(slot, position) + c), some);
+        if (op.grad_c0.data) store_part<T>((T*)op.grad_c0.data + start + c, load(grad_c(slot, position) + c), some);
       }
     }
   }

@@ -78,9 +78,9 @@ class Forward : ConvLSTM<T, S> {
   // What stands before the first step: cells, h and the first x, in these rows of the map.
   void begin(int64_t slot, int64_t batch, int64_t top, int64_t bottom) const {
     memset(cell(slot, top * op.width), 0, size_t((bottom - top) * op.width * sizes.padded_hidden) * sizeof(T));
-    if (op.c_first.data)
-      Base::template read_state<T>(cell(slot, top * op.width), sizes.padded_hidden, op.c_first, batch, top, bottom);
-    if (op.h_first.data) Base::read_h_first(h_map(slot, 0), batch, top, bottom);
+    if (op.c0.data)
+      Base::template read_state<T>(cell(slot, top * op.width), sizes.padded_hidden, op.c0, batch, top, bottom);
+    if (op.h0.data) Base::read_h_first(h_map(slot, 0), batch, top, bottom);
     pad_share(slot, 0, batch, top, bottom);
   }
   // These rows' share of padding the x of a step.
@@ -143,10 +143,10 @@ class Forward : ConvLSTM<T, S> {
     const int64_t positions = (bottom - top) * op.width;
     const int64_t place = (batch * sizes.positions + top * op.width) * op.hidden;
     const int64_t last = ((op.time - 1) * op.batch * sizes.positions) * op.hidden + place;
-    if (op.h_last.data)
-      memcpy((S*)op.h_last.data + place, (const S*)op.out.data + last, size_t(positions * op.hidden) * sizeof(S));
+    if (op.hn.data)
+      memcpy((S*)op.hn.data + place, (const S*)op.out.data + last, size_t(positions * op.hidden) * sizeof(S));
     for (int64_t p = 0; p < positions; ++p) {
-      memcpy((T*)op.c_last.data + place + p * op.hidden, cell(slot, top * op.width + p), size_t(op.hidden) * sizeof(T));
+      memcpy((T*)op.cn.data + place + p * op.hidden, cell(slot, top * op.width + p), size_t(op.hidden) * sizeof(T));
     }
   }
 

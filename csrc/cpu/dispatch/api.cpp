@@ -132,7 +132,7 @@ int64_t wmk_cpu_conv_lstm_backward_workspace(const wmk_conv_lstm* op) {
 
 int wmk_cpu_conv_lstm_forward(const wmk_conv_lstm* op) {
   if (int status = check(*op)) return status;
-  const wmk_view* required[] = {&op->out, &op->c_last};
+  const wmk_view* required[] = {&op->out, &op->cn};
   if (!op->workspace || any_missing(required, 2)) return WMK_NULL_POINTER;
   return wmk::level().conv_lstm_forward(*op);
 }

@@ -6,23 +6,23 @@
 namespace wmk {
 namespace {
 
-int check(const wmk_conv_lstm_map& p) {
+int check(const wmk_conv_lstm_persistent& p) {
   if ((p.dtype != WMK_BFLOAT16 && p.dtype != WMK_FLOAT16) || p.hidden < 1 || p.hidden % kPersistentChannels != 0) {
     return WMK_UNSUPPORTED;
   }
   if (p.tiles != 1 && p.tiles != 2) return WMK_UNSUPPORTED;
   if (p.hh_height % 2 == 0 || p.hh_width % 2 == 0) return WMK_UNSUPPORTED;
-  for (const wmk_view* view : {&p.from_x, &p.weights, &p.arrived, &p.out, &p.c_last}) {
+  for (const wmk_view* view : {&p.gates_x, &p.weights, &p.barrier_counter, &p.out, &p.cn}) {
     if (view->data == nullptr) return WMK_NULL_POINTER;
   }
-  for (const wmk_view* view : {&p.h_first, &p.out}) {
+  for (const wmk_view* view : {&p.h0, &p.out}) {
     if (reinterpret_cast<uintptr_t>(view->data) % 4 != 0) return WMK_UNSUPPORTED;
   }
   return reinterpret_cast<uintptr_t>(p.weights.data) % 16 == 0 ? WMK_OK : WMK_UNSUPPORTED;
 }
 
 template <int DTYPE>
-int launch_persistent(const wmk_conv_lstm_map& p) {
+int launch_persistent(const wmk_conv_lstm_persistent& p) {
   const int64_t rows = p.batch * p.height * p.width, positions = 16 * p.tiles,
                 channel_tiles = p.hidden / kPersistentChannels;
   const int64_t blocks = (rows + positions - 1) / positions * channel_tiles;
@@ -39,7 +39,7 @@ int launch_persistent(const wmk_conv_lstm_map& p) {
 }  // namespace
 }  // namespace wmk
 
-extern "C" int wmk_cuda_conv_lstm_map(const wmk_conv_lstm_map* p) {
+extern "C" int wmk_cuda_conv_lstm_persistent(const wmk_conv_lstm_persistent* p) {
   if (p->time == 0 || p->batch == 0) return WMK_OK;
   const int status = wmk::check(*p);
   if (status != WMK_OK) return status;

@@ -29,7 +29,7 @@ struct PositionCoord {
 // TILES: of 16 positions per block.
 template <int DTYPE, int TILES>
 __global__ void __launch_bounds__(kPersistentThreads, 1)
-    conv_lstm_persistent_kernel(const WMK_GRID_CONSTANT wmk_conv_lstm_map p) {
+    conv_lstm_persistent_kernel(const WMK_GRID_CONSTANT wmk_conv_lstm_persistent p) {
   WMK_SHARED_MEMORY(memory);
   uint4* weights = reinterpret_cast<uint4*>(memory);
   const int64_t channel_tiles = p.hidden / kPersistentChannels, channel_tile = blockIdx.x % channel_tiles,
@@ -56,8 +56,8 @@ __global__ void __launch_bounds__(kPersistentThreads, 1)
       coord.batch = coord.row / positions;
       coord.y = coord.row % positions / p.width;
       coord.x = coord.row % p.width;
-      const bool has_initial = coord.exists && p.c_first.data != nullptr;
-      cells[m][half] = has_initial ? static_cast<const float*>(p.c_first.data)[coord.row * p.hidden + channel] : 0.0f;
+      const bool has_initial = coord.exists && p.c0.data != nullptr;
+      cells[m][half] = has_initial ? static_cast<const float*>(p.c0.data)[coord.row * p.hidden + channel] : 0.0f;
     }
   }
   const auto parameter = [&](const wmk_view& view, int64_t offset) {
@@ -83,12 +83,12 @@ __global__ void __launch_bounds__(kPersistentThreads, 1)
 #pragma unroll
         for (int gate = 0; gate < 4; ++gate) {
           const int64_t offset = ((time * rows + coord.row) * 4 + gate) * p.hidden + channel;
-          input_sums[m][half][gate] = coord.exists ? load_element<float>(p.from_x.data, DTYPE, offset) : 0.0f;
+          input_sums[m][half][gate] = coord.exists ? load_element<float>(p.gates_x.data, DTYPE, offset) : 0.0f;
         }
       }
     }
-    if (time > 0) grid_barrier(static_cast<uint32_t*>(p.arrived.data), static_cast<uint32_t>(time * gridDim.x));
-    const uint16_t* h_previous = static_cast<const uint16_t*>(p.h_first.data);
+    if (time > 0) grid_barrier(static_cast<uint32_t*>(p.barrier_counter.data), static_cast<uint32_t>(time * gridDim.x));
+    const uint16_t* h_previous = static_cast<const uint16_t*>(p.h0.data);
     if (time > 0) h_previous = static_cast<const uint16_t*>(p.out.data) + (time - 1) * rows * p.hidden;
 
     float sums[TILES][2][4] = {};  // of gates (i, f), and of (g, o), for two rows each
@@ -147,7 +147,7 @@ __global__ void __launch_bounds__(kPersistentThreads, 1)
         const int64_t now = time * rows * p.hidden;
         store_element<float>(p.out.data, DTYPE, now + cell, gates[3] * tanh_accurate(c));
         if (p.cells.data != nullptr) static_cast<float*>(p.cells.data)[now + cell] = c;
-        if (time + 1 == p.time) static_cast<float*>(p.c_last.data)[cell] = c;
+        if (time + 1 == p.time) static_cast<float*>(p.cn.data)[cell] = c;
         if (p.gates.data == nullptr) continue;
 #pragma unroll
         for (int gate = 0; gate < 4; ++gate) {

@@ -10,7 +10,7 @@ int check(const wmk_conv_lstm_update& p, bool backward) {
   if (p.dtype < WMK_FLOAT32 || p.dtype > WMK_FLOAT16 || p.hidden < 1 || p.positions < 1) return WMK_UNSUPPORTED;
   if (p.batch == 0) return WMK_OK;
   if (p.c.data == nullptr) return WMK_NULL_POINTER;
-  if (p.from_x.data == nullptr && (!backward || p.gates.data == nullptr)) return WMK_NULL_POINTER;
+  if (p.gates_x.data == nullptr && (!backward || p.gates.data == nullptr)) return WMK_NULL_POINTER;
   if (!backward && p.h.data == nullptr) return WMK_NULL_POINTER;
   if (backward && (p.grad_c.data == nullptr || p.grad_gates.data == nullptr)) return WMK_NULL_POINTER;
   return WMK_OK;
@@ -23,10 +23,10 @@ bool can_vectorize(const wmk_conv_lstm_update& p) {
   const auto aligned = [](const wmk_view* view, int64_t bytes) {
     return reinterpret_cast<uintptr_t>(view->data) % (bytes > 16 ? 16 : bytes) == 0;
   };
-  for (const wmk_view* view : {&p.from_x, &p.from_h, &p.h, &p.grad_out, &p.grad_h, &p.grad_gates}) {
+  for (const wmk_view* view : {&p.gates_x, &p.gates_h, &p.h, &p.grad_out, &p.grad_h, &p.grad_gates}) {
     if (!aligned(view, 4 * size)) return false;
   }
-  for (const wmk_view* view : {&p.bias, &p.peephole, &p.c_before, &p.c, &p.gates, &p.grad_c, &p.grad_peephole}) {
+  for (const wmk_view* view : {&p.bias, &p.peephole, &p.c_prev, &p.c, &p.gates, &p.grad_c, &p.grad_peephole}) {
     if (!aligned(view, 4 * state_size)) return false;
   }
   return true;

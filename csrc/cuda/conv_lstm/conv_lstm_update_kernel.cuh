@@ -86,7 +86,7 @@ struct CellCoord {
     return view.data == nullptr ? zero() : load_cells<T, kState, COUNT>(view, cell);
   }
   __device__ __forceinline__ Group c_previous(const wmk_conv_lstm_update& p) const {
-    return reset ? zero() : state(p.c_before);
+    return reset ? zero() : state(p.c_prev);
   }
   __device__ __forceinline__ Group peephole(const wmk_conv_lstm_update& p, int gate_index) const {
     if (p.peephole.data == nullptr) return zero();
@@ -102,9 +102,9 @@ struct CellCoord {
   }
   // Sum of both convolutions and the bias.
   __device__ __forceinline__ Group preactivation(const wmk_conv_lstm_update& p, int gate_index) const {
-    Group total = load_cells<T, DTYPE, COUNT>(p.from_x, gate(p, gate_index));
-    if (p.from_h.data != nullptr && !reset) {
-      const Group addend = load_cells<T, DTYPE, COUNT>(p.from_h, gate(p, gate_index));
+    Group total = load_cells<T, DTYPE, COUNT>(p.gates_x, gate(p, gate_index));
+    if (p.gates_h.data != nullptr && !reset) {
+      const Group addend = load_cells<T, DTYPE, COUNT>(p.gates_h, gate(p, gate_index));
 #pragma unroll
       for (int i = 0; i < COUNT; ++i) total.value[i] += addend.value[i];
     }
