@@ -22,17 +22,19 @@ STEP_OUTPUTS = {"out", "state_out"}
 BACKWARD_INPUTS = {"grad_out", "grad_last_state", "grad_h"}
 
 
-def sources(op: str = "") -> list[Path]:
-    """The CUDA sources of an op, or all, but the probe of the driver, which only a driver can answer."""
-    paths = (ROOT / "csrc" / "cuda").glob(f"{op or '*'}/*.cu")
-    return sorted(path for path in paths if path.parent.name != "common")
+CUDA = ROOT / "csrc" / "cuda"
+
+
+def op_of(name: str) -> str:
+    """The op whose folder holds an entry point of the C API."""
+    return next(path.name for path in sorted(CUDA.iterdir()) if name.startswith(path.name))
 
 
 @functools.cache
-def program(op: str = "", races: bool = False) -> Path:
-    """The kernels and the C API around them, compiled for the emulator: under sanitizers, or to look for races."""
-    name = f"cuda_{op or 'kernels'}{'_races' if races else ''}"
-    return build(name, sources(op), ["-DWMK_EMULATE", f"-I{ROOT / 'csrc'}"], races=races)
+def program(op: str, races: bool = False) -> Path:
+    """An op's kernels and the C API around them, compiled for the emulator: under sanitizers, or to look for races."""
+    sources = sorted((CUDA / op).glob("*.cu"))
+    return build(f"cuda_{op}{'_races' if races else ''}", sources, ["-DWMK_EMULATE", f"-I{ROOT / 'csrc'}"], races=races)
 
 
 def writes(name: str, member: str) -> bool:
@@ -72,12 +74,13 @@ class EmulatedCuda:
     """Stands in for the extension's ``cuda_`` functions while ``installed``.
 
     ``seeds``: the orders of the threads that every call runs under; what it answers must be the same bits under all.
-    ``op``: whose kernels are compiled; all if empty. ``races``: look for races in shared memory, in the place of the
-    sanitizers. ``disabled_barrier``: a barrier that does nothing.
+    ``races``: look for races in shared memory, in the place of the sanitizers. ``disabled_barrier``: a barrier that
+    does nothing. An op's kernels are compiled at its first call.
     """
 
-    def __init__(self, seeds: tuple[int, ...] = (0,), multiprocessors: int = 4, op: str = "", races: bool = False):
-        self.emulator = Emulator(program(op, races))
+    def __init__(self, seeds: tuple[int, ...] = (0,), multiprocessors: int = 4, races: bool = False):
+        self.emulators: dict[str, Emulator] = {}  # by op
+        self.races = races
         self.seeds = seeds
         self.multiprocessors = multiprocessors
         self.disabled_barrier = ""
@@ -95,6 +98,15 @@ class EmulatedCuda:
         ):
             yield self
         dispatch._device_reasons.cache_clear()
+
+    def emulator(self, op: str) -> Emulator:
+        if op not in self.emulators:
+            self.emulators[op] = Emulator(program(op, self.races))
+        return self.emulators[op]
+
+    def close(self) -> None:
+        for emulator in self.emulators.values():
+            emulator.close()
 
     @property
     def kernels(self) -> set[str]:
@@ -117,11 +129,12 @@ class EmulatedCuda:
     def run(self, name, named):
         """Runs an entry point of the C API under every order of threads."""
         words = [value for values in named.values() for value in values]
-        call = functools.partial(self.emulator.call, f"wmk_cuda_{name}", multiprocessors=self.multiprocessors)
+        emulator = self.emulator(op_of(name))
+        call = functools.partial(emulator.call, f"wmk_cuda_{name}", multiprocessors=self.multiprocessors)
         if "workspace" in named:
             # its size must not depend on where tensors lie
             sizes = [0 if isinstance(word, torch.Tensor) else word for word in words]
-            size = self.emulator.call(
+            size = emulator.call(
                 f"wmk_cuda_{name}_workspace", sizes, multiprocessors=self.multiprocessors, returns_int=False
             ).value
             named["workspace"] = [_workspace(size)]

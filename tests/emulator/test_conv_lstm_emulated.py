@@ -19,7 +19,10 @@ from wmkernels.conv_lstm import cuda_persistent, per_step
 
 from emulator.build import find_compiler  # isort: skip
 
-pytestmark = pytest.mark.skipif(find_compiler() is None, reason="no C++ compiler")
+pytestmark = [
+    pytest.mark.gated("CUDA ConvLSTM emulated"),
+    pytest.mark.skipif(find_compiler() is None, reason="no C++ compiler"),
+]
 
 PHASES = (Phase.explicit, Phase.reuse, Phase.generate)
 quick = settings(phases=PHASES)
@@ -29,10 +32,10 @@ cases = 0
 
 @pytest.fixture(scope="module")
 def cuda():
-    emulated = EmulatedCuda((0, 1, 2), op="conv_lstm")
+    emulated = EmulatedCuda((0, 1, 2))
     with emulated.installed():
         yield emulated
-    emulated.emulator.close()
+    emulated.close()
 
 
 def check(cuda, problem, shuffle=2):
@@ -123,6 +126,7 @@ def test_nothing_is_kept_where_no_gradient_is_asked_for(cuda, persistent):
     assert all(torch.equal(tensors[k], given[k]) for k in tensors)
 
 
+@pytest.mark.canary
 def test_nothing_comes_back_past_a_reset(cuda):
     """An infinite gradient after a reset leaves what came before it alone."""
     tensors = small_conv_lstm("cpu", torch.float32, time=4).tensors

@@ -23,7 +23,10 @@ from wmkernels.selective_step import native as step_native
 
 from emulator.build import find_compiler  # isort: skip
 
-pytestmark = pytest.mark.skipif(find_compiler() is None, reason="no C++ compiler")
+pytestmark = [
+    pytest.mark.gated("CUDA scans emulated"),
+    pytest.mark.skipif(find_compiler() is None, reason="no C++ compiler"),
+]
 
 NO_RESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)  # of Linux; Python 3.13 names it
 ORDERS = (0, 1, 2)  # of the threads: as numbered, in reverse, shuffled
@@ -37,7 +40,7 @@ def cuda():
     emulated = EmulatedCuda(ORDERS)
     with emulated.installed():
         yield emulated
-    emulated.emulator.close()
+    emulated.close()
 
 
 def decaying(problem):
@@ -219,6 +222,7 @@ def test_offsets_of_the_selective_scan_have_64_bits(cuda, layout, multiprocessor
         torch.testing.assert_close(gradient.double(), value, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.canary  # forward and backward, of the op that compiles quickest
 @pytest.mark.parametrize("layout", FAR)
 @pytest.mark.parametrize("multiprocessors", [1, 1000])
 @pytest.mark.parametrize("reverse", [False, True])

@@ -169,7 +169,7 @@ def cuda():
     emulated = EmulatedCuda(races=True)
     with emulated.installed():
         yield emulated
-    emulated.emulator.close()
+    emulated.close()
 
 
 def run(cuda, case, disabled_barrier=""):
@@ -199,6 +199,16 @@ def barriers_of(path):
     return {f"{path.name}:{n}": line for n, line in lines if re.search(r"__sync(threads|warp)\(", line.split("//")[0])}
 
 
+@pytest.mark.gated("CUDA races")
+@pytest.mark.canary
+def test_the_step_has_no_race(cuda):
+    cuda.ran = []
+    h, x, b = torch.randn(2, 6, 130), torch.randn(2, 6), torch.randn(2, 130)
+    wmkernels.selective_step(h, x, x, -torch.rand(6, 130), b, b, backend="cuda")
+    assert cuda.kernels == {"selective_step_kernel"}
+
+
+@pytest.mark.gated("CUDA races")
 def test_no_kernel_has_a_race(cuda, passed_by):
     """The fixture has run them all. Every barrier in the sources is passed by one of them."""
     headers = (ROOT / "csrc" / "cuda").glob("*/*.cuh")
@@ -214,6 +224,7 @@ def has_race_without(cuda, case, barrier):
     return False
 
 
+@pytest.mark.gated("CUDA races")
 def test_a_race_is_found_that_changes_no_result_here(cuda):
     """Shuffles follow the reads of step sizes that the sums over states replace, so no order of threads shows this."""
     barriers = barriers_of(ROOT / "csrc" / "cuda" / "selective_scan" / "selective_scan_forward_kernel.cuh")
@@ -221,6 +232,7 @@ def test_a_race_is_found_that_changes_no_result_here(cuda):
     assert has_race_without(cuda, "full scan torch.float32", barrier)
 
 
+@pytest.mark.gated("CUDA races")
 def test_every_barrier_is_needed(cuda, passed_by):
     places = {barrier for barrier in passed_by if not barrier.startswith(FOR_GLOBAL_MEMORY)}
     needed = {place for place in places if any(has_race_without(cuda, case, place) for case in passed_by[place])}
