@@ -1,1 +1,1 @@
-"""Runs CUDA C++ kernels on a CPU, for tests: see README.md beside this file."""
+"""Runs CUDA C++ kernels on a CPU, for tests (README.md)."""

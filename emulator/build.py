@@ -1,7 +1,6 @@
-"""Compiles CUDA sources for the emulator, with sanitizers or a race detector, and keeps what it compiled.
+"""Compiles CUDA sources for the emulator, with sanitizers or a race detector, and caches the objects.
 
-``python emulator/build.py [--races] NAME SOURCE... [-- FLAG...]`` does the same from a shell and prints the program's
-path.
+``python emulator/build.py [--races] NAME SOURCE... [-- FLAG...]`` prints the program's path.
 """
 
 from __future__ import annotations
@@ -34,22 +33,22 @@ STRICT = ("-Werror",) if os.environ.get("CI") else ()  # elsewhere a newer compi
 
 
 class BuildError(RuntimeError):
-    """The compiler refused a source; the message is what it printed."""
+    """A source does not compile; the message is the compiler's."""
 
 
 def find_compiler() -> str | None:
-    """The C++ compiler of CXX, or the first of the usual ones, or None."""
+    """CXX, or the first of the usual C++ compilers, or None."""
     return next(filter(None, map(shutil.which, (os.environ.get("CXX", ""), "g++", "clang++", "c++"))), None)
 
 
 def build(name: str, sources: Sequence[Path], flags: Sequence[str] = (), *, races: bool = False) -> Path:
-    """A program that serves the ``extern "C"`` functions of ``sources``, compiled unless it is there already.
+    """A program that serves the ``extern "C"`` functions of ``sources``; compiled if not cached.
 
     Args:
-        name: what the program is called; its folder in ``build/emulator`` also holds a digest of all that went in.
-        sources: ``.cu`` files that launch with CUDA_EMULATOR_LAUNCH (through the project's own macro, as a rule).
-        flags: for the compiler, such as ``-DNAME`` or ``-I...``.
-        races: look for races in shared memory, in the place of the sanitizers (``races.h``).
+        name: of the program; a digest of its inputs is appended.
+        sources: ``.cu`` files that launch with CUDA_EMULATOR_LAUNCH.
+        flags: for the compiler, as ``-DNAME`` or ``-I...``.
+        races: detect races in shared memory, instead of the sanitizers (``races.h``).
 
     Raises:
         BuildError: there is no compiler, or it found an error.
@@ -60,12 +59,12 @@ def build(name: str, sources: Sequence[Path], flags: Sequence[str] = (), *, race
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
     own = [HERE / "runtime.cpp", HERE / "sync.cpp", HERE / "server.cpp"]
     command = [compiler, *FLAGS, *STRICT, *(() if races else SANITIZERS), f"-I{HERE}", *flags]
-    seen: tuple[str, ...] = ()  # what the code of the sources is compiled with besides
+    instrumentation: tuple[str, ...] = ()  # of the sources
     if races:
         own.append(HERE / "races.cpp")
         command.append("-DCUDA_EMULATOR_RACES")
-        seen = ("-fsanitize=thread",)  # only compiled: races.cpp is linked for what that calls
-    jobs = [(command, source) for source in own] + [([*command, *seen], source) for source in sources]
+        instrumentation = ("-fsanitize=thread",)  # compiled only: races.cpp implements the calls
+    jobs = [(command, source) for source in own] + [([*command, *instrumentation], source) for source in sources]
     CACHE.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
         objects = list(pool.map(lambda job: _compile(job[0], version, job[1]), jobs))
@@ -91,7 +90,7 @@ def _compile(command: Sequence[str], version: str, source: Path) -> Path:
 
 
 def _run(command: Sequence[str], target: Path) -> None:
-    """Runs a compiler into a file that appears only when it is whole: other test processes may be waiting for it."""
+    """Compiles into a file that appears only when complete: other processes may wait for it."""
     partial = target.with_name(f"{target.name}.{os.getpid()}")
     done = subprocess.run([*command, "-o", str(partial)], capture_output=True, text=True)
     if done.returncode:
@@ -100,7 +99,7 @@ def _run(command: Sequence[str], target: Path) -> None:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """The command line: a name, sources, and after ``--`` flags; ``--races`` first looks for races."""
+    """The command line."""
     races = arguments[:1] == ["--races"]
     arguments = arguments[int(races) :]
     split = arguments.index("--") if "--" in arguments else len(arguments)

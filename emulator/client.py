@@ -1,7 +1,7 @@
 """Calls functions of an emulated program with PyTorch tensors on the CPU.
 
-The program runs as a process of its own, since an error (a sanitizer's, or the emulator's) ends it; the next call then
-starts it again. Tensors are copied there and back, each into memory of exactly its extent.
+The program is a separate process, since an error (a sanitizer's or the emulator's) ends it; the next call restarts it.
+Tensors are copied there and back, each into memory of its exact extent.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ ENVIRONMENT = {
 
 
 class EmulatorError(RuntimeError):
-    """A kernel did what it must not; the message is the emulator's or the sanitizer's report."""
+    """A kernel's error; the message is the emulator's or the sanitizer's report."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a call answered, and what ran for it."""
+    """A call's return value, and what ran."""
 
     value: int
     kernels: tuple[str, ...]
     blocks: int
     switches: int
-    barriers: frozenset[str]  # each __syncthreads and __syncwarp that was passed, as file:line
+    barriers: frozenset[str]  # __syncthreads and __syncwarp passed, as file:line
 
 
 class Emulator:
@@ -71,12 +71,12 @@ class Emulator:
 
         Args:
             name: an ``extern "C"`` function of the program.
-            words: its arguments; tensors of up to four dimensions are updated in place with what the call wrote.
-            seed: the order of the threads.
-            multiprocessors: what kernels are told about the size of the chip.
-            disabled_barrier: a ``file:line`` whose ``__syncthreads`` or ``__syncwarp`` does nothing, to plant an error.
+            words: its arguments; tensors, of up to four dimensions, are updated in place.
+            seed: of the order of the threads.
+            multiprocessors: reported to kernels.
+            disabled_barrier: a ``file:line`` whose ``__syncthreads`` or ``__syncwarp`` does nothing.
             read_only: tensors that must come back unchanged.
-            returns_int: false for a function that answers int64_t.
+            returns_int: false for a function that returns int64_t.
 
         Raises:
             EmulatorError: the program ended with a report.
@@ -108,7 +108,7 @@ class Emulator:
         kernels = tuple(self._received_text() for _ in range(kernel_count))
         barriers = frozenset(self._received_text() for _ in range(self._words(1)[0]))
         changed = [self._bytes(x.numel() * x.element_size()) if self._words(1)[0] else None for x in tensors]
-        self._words(1)  # the program has looked for damage between the elements
+        self._words(1)  # gaps between elements are checked
         protected = {x.data_ptr() for x in read_only}
         for x, data in zip(tensors, changed, strict=True):
             if data is None:

@@ -1,14 +1,13 @@
-// CUDA C++ on a CPU, for testing: what device code finds in nvcc's own headers, for a C++ compiler.
+// CUDA C++ on a CPU, for tests: what device code gets from nvcc's headers, for a C++ compiler (README.md).
 //
-// Every thread of a block is a fiber that runs until it waits (at a barrier or in a warp collective), spins or ends; a
-// seed decides who runs next. A read that a barrier should have protected then happens before the write under some
-// seed (under any, races.h finds it). Shared memory has its exact size, so that the address sanitizer sees accesses
-// beyond it, and is filled with 0xFF before a block starts: what was never written reads as NaN. See README.md.
+// Every thread of a block is a fiber that runs until it waits, spins or ends; a seed decides which runs next. A read
+// that a missing barrier leaves unprotected precedes the write under some seed (races.h finds it under any). Shared
+// memory has its exact size, for the address sanitizer, and starts as 0xFF, which reads as NaN.
 //
 // Device code must
 //   - launch with CUDA_EMULATOR_LAUNCH and declare shared memory with CUDA_EMULATOR_SHARED or
-//     CUDA_EMULATOR_SHARED_ARRAY (a prefix such as __shared__ cannot give each block memory of its own);
-//   - yield in each spin-wait: __nanosleep does, and so does cuda_emulator::yield.
+//     CUDA_EMULATOR_SHARED_ARRAY (a prefix such as __shared__ cannot give each block its own);
+//   - yield in each spin-wait: __nanosleep and cuda_emulator::yield do.
 #pragma once
 
 #include <math.h>
@@ -44,67 +43,67 @@ using uint3 = dim3;
 
 namespace cuda_emulator {
 
-// ---- Where the running thread is; macros below give these their CUDA names ----
+// ---- The running thread; macros below give these their CUDA names ----
 extern dim3 thread_index, block_index, block_size, grid_size;
 
-// ---- What a run of kernels is done with, set by the test ----
+// ---- Settings of a run, by the test ----
 struct Settings {
   uint64_t seed = 0;             // 0: threads in order; 1: in reverse; others: shuffled
-  int multiprocessors = 4;       // for kernels that divide their work by the size of the chip
-  std::string disabled_barrier;  // the __syncthreads or __syncwarp at this "file:line" does nothing: a planted error
+  int multiprocessors = 4;       // told to kernels
+  std::string disabled_barrier;  // "file:line" of a __syncthreads or __syncwarp that does nothing
 };
 extern Settings settings;
 
-// A place in the source, for messages, and to tell one barrier from another.
+// A source line: in messages, and the identity of a barrier.
 struct SourceLocation {
   const char* file;
   int line;
 };
 
-// ---- What has run since the last clear() ----
+// ---- What ran since the last clear() ----
 struct Record {
-  std::vector<std::string> kernels;      // names, in the order of the launches
-  std::vector<SourceLocation> barriers;  // each __syncthreads and __syncwarp that was passed
+  std::vector<std::string> kernels;      // names, in order of launch
+  std::vector<SourceLocation> barriers;  // __syncthreads and __syncwarp passed
   int64_t blocks = 0;
   int64_t switches = 0;  // between fibers
 };
 extern Record record;
 
-// The file's name and the line, as Settings::left_out has them.
+// "file:line", as in Settings::disabled_barrier.
 std::string short_text(SourceLocation location);
 
-// Last parameters of a function that wants to know where it was called.
+// Last parameters of a function that records its caller.
 #define CUDA_EMULATOR_CALLER const char *file = __builtin_FILE(), int line = __builtin_LINE()
 
-// Says what is wrong, and in which kernel, block and thread, on the standard error, and ends the process.
+// Prints the error with kernel, block and thread to standard error, and ends the process.
 [[noreturn]] void fail(const std::string& message);
 
-// Runs body(context) for every thread of the grid. A block has up to 99 KB of shared memory, as on sm_120.
+// Runs body(context) for every thread of the grid. Shared memory per block: up to 99 KB, as on sm_120.
 void run(const char* kernel, dim3 grid, dim3 block, int64_t shared_bytes, void (*body)(void*), void* context);
 
 unsigned char* dynamic_shared_memory();
 void* static_shared_memory(const void* key, const char* name, size_t bytes, size_t alignment);
 
-// Lets every other thread that can go on run first.
+// Lets every other runnable thread run first.
 void yield();
 
 enum class Vote { kNone, kAny, kAll, kCount };
 int block_barrier(Vote vote, bool predicate, SourceLocation location);
 
-// Waits for all lanes of `mask`, each with a value of up to eight bytes, and answers the values of the 32 lanes; those
-// outside the mask are undefined. Valid until the lane's next collective.
+// Waits for all lanes of `mask`, each with up to eight bytes, and returns the values of the 32 lanes, undefined outside
+// the mask. Valid until the lane's next collective.
 const uint64_t* warp_collective(const char* name, unsigned mask, uint64_t value, SourceLocation location);
 void warp_barrier(unsigned mask, SourceLocation location);
 unsigned lane();
 
-// An atomic access of the running thread, which races with no other atomic one.
+// Records an atomic access, which races with no other atomic one.
 void note_atomic(const void* address, size_t bytes);
 
-// Copies that the hardware makes on its own time (cp.async): the destination is undefined until the wait.
+// Asynchronous copies (cp.async): the destination is undefined until the wait.
 void copy_async(void* shared, const void* global, size_t bytes, CUDA_EMULATOR_CALLER);
 void copy_async_commit();
 void copy_async_wait_all();
-void copy_async_wait_group(int under_way);  // that many of the latest groups may still be under way
+void copy_async_wait_group(int under_way);  // latest groups that may still be in flight
 
 template <typename... Parameters, typename... Arguments>
 int launch(const char* name, void (*kernel)(Parameters...), dim3 grid, dim3 block, int64_t shared_bytes,
@@ -135,7 +134,7 @@ T from_word(uint64_t word) {
   return value;
 }
 
-// The value of lane `source`, which must be of the mask: what the hardware answers otherwise is undefined.
+// The value of lane `source`, which must be in the mask: the hardware's result is undefined otherwise.
 template <typename T>
 T shuffle(const char* name, unsigned mask, T value, int source, SourceLocation location) {
   const uint64_t* values = warp_collective(name, mask, to_word(value), location);
@@ -166,12 +165,11 @@ T reduce(const char* name, unsigned mask, T value, SourceLocation location, Comb
 #define gridDim cuda_emulator::grid_size
 constexpr int warpSize = 32;
 
-// The kernel goes in parentheses where its template arguments hold a comma. Answers 0: what goes wrong ends the
-// process.
+// Parenthesise a kernel whose template arguments hold a comma. Returns 0: errors end the process.
 #define CUDA_EMULATOR_LAUNCH(kernel, grid, block, shared_bytes, ...) \
   cuda_emulator::launch(#kernel, (kernel), (grid), (block), (shared_bytes), ##__VA_ARGS__)
 
-// Dynamic shared memory under this name; an array of fixed dimensions, written [8][32].
+// Dynamic shared memory by name; a static array, with dimensions as [8][32].
 #define CUDA_EMULATOR_SHARED(name) unsigned char* const name = cuda_emulator::dynamic_shared_memory()
 #define CUDA_EMULATOR_SHARED_ARRAY(type, name, dimensions) \
   static const char name##_key = 0;                        \
@@ -196,7 +194,7 @@ inline int __syncthreads_count(int predicate, CUDA_EMULATOR_CALLER) {
 inline void __syncwarp(unsigned mask = 0xffffffffu, CUDA_EMULATOR_CALLER) {
   cuda_emulator::warp_barrier(mask, {file, line});
 }
-// One fiber runs at a time, so memory is always consistent.
+// One fiber runs at a time: memory is consistent.
 inline void __threadfence() {}
 inline void __threadfence_block() {}
 inline void __threadfence_system() {}
@@ -224,7 +222,7 @@ T __shfl_down_sync(unsigned mask, T value, unsigned delta, int width = 32, CUDA_
 }
 template <typename T>
 T __shfl_xor_sync(unsigned mask, T value, int lanes, int width = 32, CUDA_EMULATOR_CALLER) {
-  // a lane of a later segment answers the lane's own value, one of an earlier segment that lane's
+  // a lane of a later segment returns the lane's own value, one of an earlier segment that lane's
   const int lane = static_cast<int>(cuda_emulator::lane()), source = lane ^ lanes;
   return cuda_emulator::shuffle("__shfl_xor_sync", mask, value, source > (lane | (width - 1)) ? lane : source,
                                 {file, line});
@@ -256,7 +254,7 @@ CUDA_EMULATOR_REDUCTION(__reduce_max_sync, [](T a, T b) { return a < b ? b : a; 
 
 // ---- Atomics: one fiber runs at a time ----
 
-// Their plain accesses are not to be seen as such.
+// Their plain accesses must not count as such.
 #define CUDA_EMULATOR_ATOMIC __attribute__((noinline, no_sanitize("thread")))
 
 template <typename T, typename U>

@@ -1,14 +1,14 @@
-"""Runs compiled GPU code (PTX) on the CPU: what a compiler made of a kernel, tested where there is no GPU.
+"""Runs compiled GPU code (PTX) on the CPU.
 
-A thread block runs at a time, all its threads in lockstep, a register being one NumPy array over the threads, and each
-PTX instruction a line of Python (ptx_operations.py). That suits code whose threads seldom part, as Triton's; those that
-part run in turns. These are errors, each with the instruction that did it:
+One thread block at a time, all threads in lockstep: a register is a NumPy array over the threads, an instruction a line
+of Python (ptx_operations.py). Suits code whose threads seldom diverge, as Triton's; diverged threads run in turns.
+Errors, each with its instruction:
 
-- an access to memory that is no element of a tensor handed over (to the byte, strided views included), or not aligned;
-- a byte that one warp writes and another touches with no barrier between them, or that two blocks share;
-- a barrier or a shuffle that not all threads of the block reach, a register read before it is written.
+- an access to memory that is no element of an argument (to the byte, strided views included), or unaligned;
+- a byte that one warp writes and another accesses with no barrier between, or that two blocks access;
+- a barrier or a shuffle that not all threads of the block reach; a register read before it is written.
 
-Approximate instructions (ex2, div.full, rcp) are computed exactly and rounded: no worse than a GPU's.
+Approximate instructions (ex2, div.full, rcp) are exact and rounded: no worse than a GPU's.
 """
 
 import re
@@ -26,14 +26,14 @@ INSTRUCTION = re.compile(r"(?:@(!?)(%\w+)\s+)?([a-z][\w.:]*)\s*(.*)", re.S)
 
 @dataclass
 class BasicBlock:
-    """PTX statements that run one after the other, and the function that they became: it answers what comes next."""
+    """PTX statements without a branch, and their Python function, which returns the next basic block."""
 
     statements: list[str]
     source: str
     run: Callable[[Block], int]
 
     def statement_of(self, error: BaseException) -> str:
-        """The PTX of the line of Python that raised."""
+        """The PTX statement whose Python line raised."""
         trace = error.__traceback__
         while trace is not None and trace.tb_frame.f_code is not self.run.__code__:
             trace = trace.tb_next
@@ -42,7 +42,7 @@ class BasicBlock:
 
 @dataclass
 class Program:
-    """A kernel: its basic_blocks, the threads of a block, and the names of its parameters."""
+    """A kernel: its basic blocks, threads per block, parameter names."""
 
     name: str
     threads: int
@@ -50,7 +50,7 @@ class Program:
     parameters: list[str]
 
     def run(self, block: Block) -> None:
-        """Threads that part run in turns, those furthest back first, until they meet again."""
+        """Diverged threads run in turns, lowest program counter first, until they reconverge."""
         pc, pcs = 0, None
         while True:
             if pcs is not None:
@@ -80,7 +80,7 @@ class Program:
 
 
 def _translate_branch(statement: str, following: int, targets: dict[str, int], last: int) -> str | None:
-    """The line of Python for a branch or a return; None for another statement."""
+    """Python for a branch or a return; None for another statement."""
     negated, predicate, opcode, operand = INSTRUCTION.fullmatch(statement).groups()  # type: ignore[union-attr]
     if opcode != "ret" and not opcode.startswith("bra"):
         return None
@@ -91,7 +91,7 @@ def _translate_branch(statement: str, following: int, targets: dict[str, int], l
 
 
 def _translate_statement(statement: str, constants: dict[str, Any], threads: int) -> list[str]:
-    """The lines of Python for a statement that is no jump."""
+    """Python for any other statement."""
     parsed = INSTRUCTION.fullmatch(statement)
     if parsed is None:
         raise NotImplementedError(f"PTX statement {statement!r}")
@@ -148,7 +148,7 @@ def _statements(body: str) -> Iterator[str]:
 
 
 def _operands(text: str) -> list[str]:
-    """Split at the commas that are in no braces or brackets."""
+    """Split at commas outside braces and brackets."""
     parts, depth, current = [], 0, ""
     for character in text:
         depth += (character in "{[") - (character in "}]")

@@ -1,4 +1,4 @@
-"""A thread block while its PTX runs on the CPU, and the memory that it may touch (ptx.py says what is checked)."""
+"""A running thread block, and the memory that it may access (ptx.py lists the checks)."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -8,18 +8,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# Where shared memory begins in its own address space.
+# Address of shared memory.
 SHARED_BASE = 1 << 10
 
 
 class Fault(Exception):
-    """What would have gone wrong on a GPU, or might have."""
+    """An error that a GPU would, or might, have shown."""
 
 
 class Memory:
-    """The bytes that kernels may touch, each with who touched it last.
+    """The bytes that kernels may access, with their last accesses.
 
-    Tensors lie where PyTorch put them; shared memory is made anew for each block, full of ones.
+    Tensors stay where PyTorch put them; each block gets new shared memory, all bits set.
     """
 
     def __init__(self) -> None:
@@ -27,7 +27,7 @@ class Memory:
         self.starts = np.zeros(0, np.uint64)
 
     def add(self, name: str, tensor: Tensor) -> None:
-        """Allows the elements of the tensor, those of a view alone, beside what is allowed already."""
+        """Allows the elements of a tensor: of a view, only its own."""
         storage = tensor.untyped_storage()
         if storage.nbytes() == 0:
             return
@@ -46,7 +46,7 @@ class Memory:
             marks.as_strided(tuple(tensor.shape), strides, first + byte).fill_(1)
 
     def find(self, addresses: np.ndarray) -> Iterator[tuple["Region", np.ndarray]]:
-        """Each region that the addresses fall in, with which of them do."""
+        """Each region with a mask of the addresses in it."""
         where = np.searchsorted(self.starts, addresses, "right") - 1
         for index in np.unique(where):
             if index < 0:
@@ -56,13 +56,13 @@ class Memory:
 
 @dataclass
 class Region:
-    """A stretch of memory: a tensor's storage, or a block's shared memory."""
+    """A tensor's storage, or a block's shared memory."""
 
     name: str
     start: int
     content: np.ndarray  # (bytes,)
     allowed: np.ndarray  # (bytes,) bool
-    # (bytes,) the warp that last wrote or read, counted over all blocks, -1: none, -2: several; and at which barrier
+    # (bytes,) last writing and reading warp over all blocks, -1: none, -2: several; and the barrier count then
     writer: np.ndarray = field(init=False)
     written: np.ndarray = field(init=False)
     reader: np.ndarray = field(init=False)
@@ -72,13 +72,13 @@ class Region:
         self.clear_history()
 
     def clear_history(self) -> None:
-        """Nobody has touched it: what came before is another launch."""
+        """Forgets all accesses: a new launch."""
         size = len(self.content)
         self.writer, self.reader = (np.full(size, -1, np.int64) for _ in range(2))
         self.written, self.read = (np.zeros(size, np.int64) for _ in range(2))
 
     def byte_indices(self, addresses: np.ndarray, size: int, what: str) -> np.ndarray:
-        """(accesses, size): the bytes; raises where one is not allowed or an access is not aligned."""
+        """(accesses, size) byte indices; raises where a byte is not allowed or an access is unaligned."""
         if (addresses % np.uint64(size)).any():
             bad = int(addresses[(addresses % np.uint64(size)) != 0][0])
             raise Fault(f"{what} of {size} bytes at {bad - self.start} of {self.name} is not aligned")
@@ -119,13 +119,13 @@ class Region:
 
 
 class Block:
-    """A thread block as it runs: what the generated code calls beside NumPy."""
+    """A running thread block: what generated code calls beside NumPy."""
 
     def __init__(self, memory: Memory, threads: int, shared: int, index: int, parameters: dict[str, int]) -> None:
         self.memory, self.threads, self.index, self.parameters = memory, threads, index, parameters
         self.thread = np.arange(threads, dtype=np.uint32)
         self.block = np.full(threads, index, np.uint32)
-        self.active = np.ones(threads, np.bool_)  # the threads that run, where they have parted
+        self.active = np.ones(threads, np.bool_)  # active mask of diverged threads
         self.targets: np.ndarray | None = None
         self.warps_per_block = -(-threads // 32)
         self.warp = np.arange(threads) // 32 + index * self.warps_per_block
@@ -148,7 +148,7 @@ class Block:
 
     @staticmethod
     def quotient(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        """Of integers, towards zero."""
+        """Integer division, towards zero."""
         if (b == 0).any():
             raise Fault("an integer is divided by zero")
         return ((abs(a) // abs(b)) * (np.sign(a) * np.sign(b))).astype(a.dtype)
@@ -213,7 +213,7 @@ class Block:
         return np.repeat(rows, 4, 1).reshape(-1)
 
     def load_matrix(self, address: np.ndarray, count: int, transposed: bool) -> list[np.ndarray]:
-        """8 x 8 matrices of 16-bit numbers: thread 8 i + r of a warp has the address of row r of matrix i."""
+        """8 x 8 matrices of 16-bit elements: lane 8 i + r has the address of row r of matrix i."""
         results = []
         for matrix in range(count):
             rows = self.load("shared", self._matrix_rows(address, matrix), self.active, 16)
@@ -259,14 +259,14 @@ class Block:
         return np.full(self.threads, bits, np.dtype(f"u{np.dtype(dtype).itemsize}")).view(dtype)
 
     def previous_value(self, register: str, dtype: Any) -> np.ndarray:
-        """A register that an instruction writes in part: what it held, all bits set where that is nothing."""
+        """The old value of a register that is written in part; all bits set if there is none."""
         held = self.registers.get(register)
         if held is None:
             held = np.full(self.threads, True if dtype is np.bool_ else np.iinfo(dtype).max, dtype)
         return held
 
     def branch(self, predicate: np.ndarray, there: int, on: int) -> int:
-        """Where the active threads go; where they part, ``targets`` says it for each."""
+        """The next basic block of the active threads; if they diverge, ``targets`` has one per thread."""
         taken = predicate[self.active]
         if taken.all():
             return there

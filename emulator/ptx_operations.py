@@ -1,7 +1,7 @@
-"""What each PTX instruction means, as lines of Python over NumPy arrays, one element a thread (PTX ISA 8.7).
+"""Each PTX instruction as lines of Python over NumPy arrays, one element per thread (PTX ISA 8.7).
 
-An operation gets an ``Emit`` and the operands, and answers the lines. Registers hold bits, unsigned; the type in an
-opcode says how an operand is looked at.
+An operation gets an ``Emit`` and the operands, and returns the lines. Registers hold unsigned bits; the opcode's type
+says how an operand is viewed.
 """
 
 import re
@@ -19,7 +19,7 @@ TYPES = {
     **{"f16": np.dtype("f2"), "f32": np.dtype("f4"), "f64": np.dtype("f8")},
     "pred": np.dtype("?"),
 }
-# What a register of each name holds.
+# Type of a register, by its prefix.
 REGISTERS = {"%p": "pred", "%rs": "u16", "%r": "u32", "%rd": "u64", "%f": "u32", "%fd": "u64", "%h": "u16"}
 SPECIAL = {"%tid.x": "B.thread", "%ctaid.x": "B.block"}
 COMPARISONS = {"eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">="}
@@ -27,12 +27,12 @@ COMPARISONS |= {"lo": "<", "ls": "<=", "hi": ">", "hs": ">="}
 
 
 def register_type(name: str) -> str:
-    """The unsigned type of a register, by its name."""
+    """The unsigned type of a register."""
     return REGISTERS[re.match(r"%[a-z]+", name).group()]  # type: ignore[union-attr]
 
 
 class Emit:
-    """The pieces of one instruction: its opcode's parts, its guard, and constants that the code refers to by name."""
+    """One instruction: its opcode's parts, its guard, and the constants of the generated code."""
 
     def __init__(self, parts: list[str], guard: str | None, constants: dict[str, Any], threads: int) -> None:
         self.parts, self.guard, self.constants, self.threads = parts, guard, constants, threads
@@ -48,7 +48,7 @@ class Emit:
         return name
 
     def read(self, operand: str, kind: str) -> str:
-        """An expression: the operand seen as ``kind``."""
+        """An expression: the operand viewed as ``kind``."""
         if kind == "bf16":
             return f"({self.read(operand, 'u16')}.astype(np.uint32) << 16).view(np.float32)"
         dtype = TYPES[kind]
@@ -75,9 +75,9 @@ class Emit:
         return self.constant(np.array(bits, np.dtype(f"u{dtype.itemsize}")).view(dtype))
 
     def write(self, register: str, expression: str, kind: str) -> list[str]:
-        """The register gets a value of ``kind``, where the guard holds."""
+        """Assigns a value of ``kind`` where the guard holds."""
         if not register.startswith("%"):
-            return []  # "_", or a name declared between braces for what is thrown away
+            return []  # "_", or a discarded name declared between braces
         own, given = TYPES[register_type(register)], TYPES[kind]
         if own != given:
             if own.itemsize == given.itemsize:
@@ -95,7 +95,7 @@ class Emit:
 
 
 def simple(template: str) -> Operation:
-    """An operation whose operands and result have the opcode's type: {0}, {1} are its sources."""
+    """An operation whose operands and result have the opcode's type; {0}, {1}: its sources."""
 
     def operation(emit: Emit, operands: list[str]) -> list[str]:
         target, *sources = operands
@@ -105,7 +105,7 @@ def simple(template: str) -> Operation:
 
 
 def flushed(template: str) -> Operation:
-    """As ``simple``; with .ftz, numbers below the least normal one are zero."""
+    """As ``simple``; .ftz flushes subnormals to zero."""
     plain = simple(template)
 
     def operation(emit: Emit, operands: list[str]) -> list[str]:
@@ -122,7 +122,7 @@ FLUSH = "B.flush"
 
 
 def shift(left: bool) -> Operation:
-    """shl, shr: by more than there are bits, everything is shifted out."""
+    """shl, shr: shifts past the width leave nothing."""
 
     def operation(emit: Emit, operands: list[str]) -> list[str]:
         kind = emit.type
@@ -139,7 +139,7 @@ def shift(left: bool) -> Operation:
 
 
 def multiply(emit: Emit, operands: list[str]) -> list[str]:
-    """mul and mad: .lo, .hi or .wide, or of floating-point numbers."""
+    """mul and mad: .lo, .hi or .wide integers, or floating point."""
     kind, (target, *sources) = emit.type, operands
     if "wide" in emit.parts:
         wide = f"{kind[0]}{int(kind[1:]) * 2}"
@@ -162,7 +162,7 @@ def fused(emit: Emit, operands: list[str]) -> list[str]:
 
 
 def divide(emit: Emit, operands: list[str]) -> list[str]:
-    """div, of integers or floating-point numbers."""
+    """div, integer or floating point."""
     a, b = (emit.read(s, emit.type) for s in operands[1:])
     if emit.type.startswith("f"):
         return emit.write(operands[0], f"{a} / {b}", emit.type)
@@ -170,13 +170,13 @@ def divide(emit: Emit, operands: list[str]) -> list[str]:
 
 
 def remainder(emit: Emit, operands: list[str]) -> list[str]:
-    """rem, of integers."""
+    """rem, integer."""
     a, b = (emit.read(s, emit.type) for s in operands[1:])
     return emit.write(operands[0], f"{a} - B.quotient({a}, {b}) * {b}", emit.type)
 
 
 def compare(emit: Emit, operands: list[str]) -> list[str]:
-    """setp: ordered comparisons are false beside NaN, those that end in u are true."""
+    """setp: with NaN, ordered comparisons are false, unordered (…u) true."""
     how, kind = emit.parts[1], emit.type
     a, b = (emit.read(s, kind) for s in operands[1:3])
     if how in ("num", "nan"):
@@ -204,7 +204,7 @@ def select(emit: Emit, operands: list[str]) -> list[str]:
 
 
 def extreme(emit: Emit, operands: list[str]) -> list[str]:
-    """min and max: of a number and NaN, the number."""
+    """min and max: a number wins over NaN."""
     largest = emit.parts[0] == "max"
     a, b = (emit.read(s, emit.type) for s in operands[1:])
     if not emit.type.startswith("f") or "NaN" in emit.parts:
@@ -213,27 +213,27 @@ def extreme(emit: Emit, operands: list[str]) -> list[str]:
 
 
 def move(emit: Emit, operands: list[str]) -> list[str]:
-    """mov: of a register, or of the pieces of one."""
+    """mov: a register, or its parts."""
     target, source = operands
     if target.startswith("{"):
         names = _names(target)
         bits = 8 * TYPES[emit.type].itemsize // len(names)
         value = emit.read(source, emit.type)
-        piece = f"u{bits}"
+        part = f"u{bits}"
         return [
             line
             for i, name in enumerate(names)
-            for line in emit.write(name, f"({value} >> {bits * i}).astype(np.uint{bits})", piece)
+            for line in emit.write(name, f"({value} >> {bits * i}).astype(np.uint{bits})", part)
         ]
     if source.startswith("{"):
         names = _names(source)
         total = 8 * TYPES[emit.type].itemsize
         bits = total // len(names)
-        # A piece may be nothing yet where nobody will look at it.
-        pieces = [
+        # An unused part may be unwritten.
+        parts = [
             f"B.previous_value({n!r}, np.uint{bits})" if n.startswith("%") else emit.read(n, f"u{bits}") for n in names
         ]
-        terms = [f"({piece}.astype(np.uint{total}) << {bits * i})" for i, piece in enumerate(pieces)]
+        terms = [f"({part}.astype(np.uint{total}) << {bits * i})" for i, part in enumerate(parts)]
         return emit.write(target, " | ".join(terms), emit.type)
     return emit.write(target, emit.read(source, emit.type), emit.type)
 
@@ -279,7 +279,7 @@ def _space(emit: Emit) -> str:
 
 
 def load(emit: Emit, operands: list[str]) -> list[str]:
-    """ld, from parameters, global or shared memory, one number or a vector."""
+    """ld from parameters, global or shared memory, scalar or vector."""
     target, place = operands
     kind = emit.type
     if "param" in emit.parts:
@@ -294,17 +294,17 @@ def load(emit: Emit, operands: list[str]) -> list[str]:
 
 
 def store(emit: Emit, operands: list[str]) -> list[str]:
-    """st, to global or shared memory."""
+    """st to global or shared memory."""
     place, source = operands
     size = TYPES[emit.type].itemsize
-    pieces = []
+    columns = []
     for name in _names(source):
         own = register_type(name) if name.startswith("%") else f"u{size * 8}"
         value = (
             f"{emit.read(name, own)}.astype(np.uint{size * 8})" if own[1:] != f"{size * 8}" else emit.read(name, own)
         )
-        pieces.append(f"np.ascontiguousarray({value}).view(np.uint8).reshape(-1, {size})")
-    content = pieces[0] if len(pieces) == 1 else f"np.concatenate([{', '.join(pieces)}], 1)"
+        columns.append(f"np.ascontiguousarray({value}).view(np.uint8).reshape(-1, {size})")
+    content = columns[0] if len(columns) == 1 else f"np.concatenate([{', '.join(columns)}], 1)"
     return [f"B.store({_space(emit)!r}, {_address_expression(emit, place)}, {emit.active()}, {content})"]
 
 
@@ -358,7 +358,7 @@ def exponential(emit: Emit, operands: list[str]) -> list[str]:
 
 
 def barrier(emit: Emit, operands: list[str]) -> list[str]:
-    """bar.sync; bar.warp.sync orders what runs in lockstep here."""
+    """bar.sync; bar.warp.sync is a no-op in lockstep."""
     return ["B.barrier()"] if emit.parts[1] == "sync" else []
 
 

@@ -1,8 +1,8 @@
-// The bookkeeping behind races.h, and the functions that code compiled under -fsanitize=thread calls.
+// Shadow memory behind races.h, and the functions that -fsanitize=thread calls.
 //
-// A byte remembers its last write and the reads since. Nothing older matters: what is ordered after the last write is
-// ordered after all that the last write was ordered after. Between two barriers of the block, threads of two warps are
-// never ordered, so of the reads one warp's lanes are kept, and one thread of any other warp.
+// A byte keeps its last write and the reads since: what is ordered after the last write is ordered after all before it.
+// Between two block barriers threads of different warps are never ordered, so of the reads one warp's lanes are kept,
+// and one thread of another warp.
 #include "races.h"
 
 #include <dlfcn.h>
@@ -25,9 +25,9 @@ constexpr unsigned kNoThread = 0xffffffffu;
 
 Block* current_block = nullptr;
 unsigned current_thread = 0;
-uint32_t last_id = 0;  // of epochs and blocks together
+uint32_t last_id = 0;  // of epochs and blocks
 
-// Memory for bytes' records is used again without being cleared: no later block has the epochs in it.
+// Shadows are reused uncleared: no later block shares their epochs.
 struct FreeShadow {
   size_t bytes;
   ShadowByte* shadow;
@@ -39,7 +39,7 @@ const char* program_start() {
   static const char* const start = [] {
     Dl_info program;
     return dladdr(reinterpret_cast<void*>(&address_of_program), &program) ? static_cast<const char*>(program.dli_fbase)
-                                                                         : nullptr;
+                                                                          : nullptr;
   }();
   return start;
 }
@@ -47,9 +47,9 @@ uint32_t pc_offset(const void* address) {
   return static_cast<uint32_t>(static_cast<const char*>(address) - program_start());
 }
 
-// The source line of a place, and those that it was inlined into, by the tool that comes with the compiler.
+// Source lines of a pc, with inlining, by addr2line.
 std::string source_lines(uint32_t pc) {
-  // a program of fixed addresses is looked up by them
+  // a program at fixed addresses is looked up by absolute address
   const bool fixed = reinterpret_cast<const ElfW(Ehdr)*>(program_start())->e_type == ET_EXEC;
   const uintptr_t inside = pc - 1 + (fixed ? reinterpret_cast<uintptr_t>(program_start()) : 0);  // of the call
   char program[4096];
@@ -82,11 +82,11 @@ std::string text_of_thread(unsigned thread) {
 
 struct ShadowByte {
   uint32_t write_epoch, write_clock, write_pc;
-  uint32_t copying_block;  // the block whose asynchronous copy is under way here, or 0
+  uint32_t copying_block;  // block with an asynchronous copy in flight here, or 0
   uint16_t writer;
-  bool atomic;          // the last write was
-  uint8_t read_warp;    // whose lanes are kept below
-  uint32_t read_epoch;  // of the reads since the last write; others do not count
+  bool atomic;          // of the last write
+  uint8_t read_warp;    // whose lanes follow
+  uint32_t read_epoch;  // of the reads since the last write
   uint32_t read_lanes;
   uint32_t other_reader, other_pc;  // of another warp
   uint32_t read_clock[32], read_pc[32];
@@ -140,7 +140,7 @@ void Block::warp_barrier(unsigned first_thread, unsigned mask) {
 
 uint32_t Block::clock_of(unsigned thread, unsigned of) const { return clocks_[thread * 32 + of]; }
 
-// Whether an access of this epoch, at this time of thread `before`, lies ahead of all that `thread` does now.
+// Whether an access of this epoch, at this clock of thread `before`, happens before the current ones of `thread`.
 bool Block::happens_before(unsigned before, uint32_t clock, unsigned thread) const {
   if (before == thread) return true;
   return before / 32 == thread / 32 && clock_of(thread, before % 32) >= clock;
@@ -161,7 +161,7 @@ void Block::check(const Region& region, ShadowByte& byte, const AccessRecord& no
       report(region, byte, now, bytes, {reader, "read there", byte.read_pc[lane]});
     }
   }
-  if (byte.other_reader != kNoThread) {  // if this thread's own, lanes of another warp were there too
+  if (byte.other_reader != kNoThread) {  // if this thread itself, lanes of another warp read too
     report(region, byte, now, bytes, {byte.other_reader, "read there", byte.other_pc});
   }
 }
@@ -251,7 +251,7 @@ inline void note_access(const void* address, size_t bytes, Access kind, const vo
 }  // namespace races
 }  // namespace cuda_emulator
 
-// What the compiler calls before an access; the names are its own.
+// Called by compiled code before an access; the names are the compiler's.
 #define CUDA_EMULATOR_TSAN_HOOK(name, kind, bytes)                                        \
   extern "C" void name(void* address) {                                                   \
     cuda_emulator::races::note_access(address, bytes, cuda_emulator::races::Access::kind, \

@@ -1,13 +1,11 @@
-// Races in shared memory: two threads of a block touch the same byte, one of them writes, and no barrier lies between.
+// Races in shared memory: two threads of a block access one byte, one writes, and no barrier orders them.
 //
-// Whether a barrier lies between is decided by what the program guarantees, not by the order in which the fibers
-// happened to run: __syncthreads puts everything before it ahead of everything after it, __syncwarp does so for the
-// lanes of its mask, and nothing else does. Shuffles and votes do not: the CUDA programming guide says that they imply
-// no memory barrier. So one run shows every race between the accesses that it makes, under any order of the threads.
+// Order is what the program guarantees, not what the fibers did: __syncthreads orders everything before it ahead of
+// everything after it, __syncwarp does so for the lanes of its mask, and nothing else does; shuffles and votes imply no
+// memory barrier (CUDA programming guide). So one run shows every race between the accesses it makes.
 //
-// Accesses are seen through the calls that the compiler places under -fsanitize=thread; races.cpp answers them in the
-// place of the thread sanitizer, which knows nothing of fibers and of barriers like these. A program built without
-// CUDA_EMULATOR_RACES holds nothing of this.
+// The compiler announces accesses by -fsanitize=thread; races.cpp implements those calls in place of the thread
+// sanitizer, which knows neither fibers nor these barriers. Without CUDA_EMULATOR_RACES all of this is empty.
 #pragma once
 
 #include <stddef.h>
@@ -24,7 +22,7 @@ enum class Access { kRead, kWrite, kAtomic };
 
 struct ShadowByte;
 
-// What is known of a block's shared memory, and of what its threads know of each other.
+// Shadow of a block's shared memory, and vector clocks of its threads.
 class Block {
  public:
   explicit Block(unsigned threads);
@@ -35,9 +33,9 @@ class Block {
   void add(const char* name, const void* memory, size_t bytes);
   void block_barrier();
   void warp_barrier(unsigned first_thread, unsigned mask);
-  // `place`: a return address in the code that asked for it.
+  // `pc`: return address of the access.
   void access(unsigned thread, const void* address, size_t bytes, Access kind, const void* pc);
-  // An asynchronous copy owns what it writes until its thread has waited for it.
+  // An asynchronous copy owns its destination until its thread has waited.
   void copy_begins(unsigned thread, const void* shared, size_t bytes, const void* pc);
   void copy_ends(unsigned thread, const void* shared, size_t bytes);
 
@@ -64,12 +62,12 @@ class Block {
 
   unsigned threads_;
   uint32_t id_;                   // of the block
-  uint32_t epoch_;                // one between two barriers of the block; no other block has it
-  std::vector<uint32_t> clocks_;  // [threads, 32]: up to where a thread knows each lane of its warp
+  uint32_t epoch_;                // of the block's barriers; unique over all blocks
+  std::vector<uint32_t> clocks_;  // [threads, 32]: vector clocks over the warp's lanes
   std::vector<Region> regions_;
 };
 
-// The thread that runs from now on; null: none does.
+// Sets the running thread; null: none.
 void enter(Block* block, unsigned thread);
 
 #else

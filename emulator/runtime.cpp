@@ -1,8 +1,8 @@
-// The scheduler of the emulated threads: which runs next, what each waits for, and when that can never come.
+// Scheduler of the emulated threads.
 //
-// One block runs after another, or up to four side by side, as the seed says. If all running threads spin (yield)
-// without anyone getting further, another block is started: kernels whose blocks wait for each other so get as many
-// side by side as they need, and only a wait that no block can end is an error.
+// Blocks run one after another, or up to four at once, as the seed says. If all running threads spin without progress,
+// another block starts: kernels with grid barriers get as many resident blocks as they need, and only a wait that no
+// block can end is an error.
 #include <stdio.h>
 #include <stdlib.h>
 #include <unistd.h>
@@ -23,8 +23,8 @@ Fiber* current = nullptr;
 namespace {
 
 constexpr size_t kStackBytes = 256 * 1024;
-constexpr int64_t kSharedLimit = 99 * 1024;  // of a block: what sm_80, 90, 100 and 120 all have
-constexpr int kMaxIdlePasses = 2000;         // of spinning, before it is called endless
+constexpr int64_t kSharedLimit = 99 * 1024;  // per block: sm_80, 90, 100 and 120 all have it
+constexpr int kMaxIdlePasses = 2000;         // of spinning, before it counts as endless
 
 Context scheduler;
 std::vector<std::unique_ptr<Fiber>> all_fibers;
@@ -51,7 +51,7 @@ void start_block(int64_t number) {
                       static_cast<unsigned>(column / grid_size.y));
   block->warps.resize((launch.threads + 31) / 32);
   block->alive = launch.threads;
-  // 1,024 bytes is the most that any instruction asks of shared memory
+  // 1,024 bytes: the largest alignment that an instruction asks of shared memory
   block->shared = static_cast<unsigned char*>(allocate_poisoned(static_cast<size_t>(launch.shared_bytes), 1024));
   block->races.add("dynamic shared memory", block->shared, static_cast<size_t>(launch.shared_bytes));
   for (unsigned i = 0; i < launch.threads; ++i) {
@@ -83,7 +83,7 @@ void end_block(Block* block) {
   blocks.erase(std::find_if(blocks.begin(), blocks.end(), [block](const auto& b) { return b.get() == block; }));
 }
 
-// What a thread leaves behind: nobody may wait for it.
+// Ends a thread; nobody may be waiting for it.
 void end_thread(Fiber* fiber) {
   Block* block = fiber->block;
   fiber->ended = true;
@@ -109,7 +109,7 @@ __attribute__((no_sanitize_address)) void fiber_main() {
   abort();
 }
 
-// Nobody can run: says who waits for what.
+// Reports a deadlock: who waits where.
 [[noreturn]] void report_deadlock() {
   std::string message = "no thread can go on";
   for (const auto& block : launch_state.blocks) {
@@ -236,7 +236,7 @@ void run(const char* kernel, dim3 grid, dim3 block, int64_t shared_bytes, void (
       if (launch.spinning.empty()) report_deadlock();
       launch.ready.swap(launch.spinning);
       if (++idle_passes > kMaxIdlePasses) report_deadlock();
-      // the first rounds may be fruitless only by the order of the threads
+      // the first passes may be idle only by the order of the threads
       if (idle_passes > 2 && started < order.size()) {
         ++resident_blocks;
         idle_passes = 0;

@@ -1,4 +1,4 @@
-// Small kernels for the emulator's own tests: each right one has its broken twins, chosen by `plant`.
+// Small kernels for the emulator's tests: `plant` selects an error.
 #include "cuda_emulator.h"
 
 namespace {
@@ -22,7 +22,7 @@ enum Plant {
 
 constexpr int kBlock = 64;
 
-// Reverses each run of kBlock numbers through shared memory; `stride` lies between two numbers.
+// Reverses each run of kBlock numbers, `stride` apart, through shared memory.
 template <typename T>
 __global__ void __launch_bounds__(kBlock) reverse_kernel(T* numbers, int64_t stride, int plant) {
   CUDA_EMULATOR_SHARED(memory);
@@ -41,8 +41,7 @@ __global__ void __launch_bounds__(kBlock) reverse_kernel(T* numbers, int64_t str
   numbers[to * stride + (plant == kGap && me == 9 ? 1 : 0)] = shared[kBlock - 1 - me];
 }
 
-// Sum of every number over the whole grid: shuffles in a warp, shared memory in a block, and blocks in turn, each of
-// which waits for the sum of those before it.
+// Sums over the grid: shuffles in a warp, shared memory in a block, and blocks in turn.
 __global__ void sum_kernel(const float* numbers, float* sums, int* turn, int plant) {
   CUDA_EMULATOR_SHARED_ARRAY(float, of_warp, [32]);
   const unsigned lane = threadIdx.x % 32, warp = threadIdx.x / 32;
@@ -59,7 +58,7 @@ __global__ void sum_kernel(const float* numbers, float* sums, int* turn, int pla
   if (threadIdx.x != 0) return;
   value = 0;
   for (unsigned i = 0; i < blockDim.x / 32; ++i) value += of_warp[i];
-  // a block needs its turn, which the block before it hands on
+  // each block waits for the turn that the one before passes on
   const int mine = static_cast<int>(blockIdx.x) + (plant == kEndless ? 1 : 0);
   while (*static_cast<volatile int*>(turn) != mine) __nanosleep(20);
   sums[blockIdx.x] = value + (blockIdx.x == 0 ? 0.0f : sums[blockIdx.x - 1]);
@@ -67,7 +66,7 @@ __global__ void sum_kernel(const float* numbers, float* sums, int* turn, int pla
   atomicAdd(turn, 1);
 }
 
-// Lanes hand numbers round through shared memory, as only a warp in lockstep could do without __syncwarp.
+// Rotates numbers through shared memory, which needs __syncwarp.
 __global__ void rotate_kernel(float* numbers, int plant) {
   CUDA_EMULATOR_SHARED_ARRAY(float, slots, [32]);
   slots[threadIdx.x] = numbers[threadIdx.x];
@@ -75,7 +74,7 @@ __global__ void rotate_kernel(float* numbers, int plant) {
   numbers[threadIdx.x] = slots[(threadIdx.x + 1) % 32];
 }
 
-// Copies through shared memory, sixteen bytes a thread, asynchronously.
+// Asynchronous copies through shared memory, 16 bytes per thread.
 __global__ void copy_kernel(const float* from, float* to, int plant) {
   CUDA_EMULATOR_SHARED(memory);
   float* mine = reinterpret_cast<float*>(memory) + 4 * threadIdx.x;
@@ -84,14 +83,14 @@ __global__ void copy_kernel(const float* from, float* to, int plant) {
   *reinterpret_cast<float4*>(to + 4 * threadIdx.x) = *reinterpret_cast<const float4*>(mine);
 }
 
-// One number a thread, at a stride that may lead far beyond 2^31 elements.
+// One number per thread, at a stride that may exceed 2^31 elements.
 __global__ void scale_kernel(float* numbers, int64_t stride, int plant) {
   const int me = static_cast<int>(threadIdx.x);
   const int64_t offset = plant == kNarrowOffset ? static_cast<int>(stride) * me : stride * me;
   numbers[offset] *= 2;
 }
 
-// Everything that lanes can ask each other; `answers` is [questions, 32].
+// All collectives; `answers` is [collectives, 32].
 __global__ void collectives_kernel(const int* numbers, int* answers) {
   const int lane = static_cast<int>(threadIdx.x), mine = numbers[lane];
   const unsigned all = 0xffffffffu, half = lane < 16 ? 0x0000ffffu : 0xffff0000u;

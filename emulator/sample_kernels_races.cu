@@ -1,5 +1,4 @@
-// Small kernels for the tests of the race detector: in each, one access is ordered after another or is not, as `plant`
-// says.
+// Small kernels for the race detector's tests: `plant` selects the access that is not ordered.
 #include "cuda_emulator.h"
 
 namespace {
@@ -19,7 +18,7 @@ enum Plant {
   kOneBarrierShort,
 };
 
-// Two warps; each case leaves a number of its own in `answers`, so that its accesses are not optimised away.
+// Two warps; every access ends in `answers`, so that none is optimised away.
 __global__ void cases_kernel(const float* numbers, float* answers, int plant) {
   CUDA_EMULATOR_SHARED(memory);
   CUDA_EMULATOR_SHARED_ARRAY(float, slots, [64]);
@@ -29,7 +28,7 @@ __global__ void cases_kernel(const float* numbers, float* answers, int plant) {
   const unsigned all = 0xffffffffu, half = lane < 16 ? 0x0000ffffu : 0xffff0000u;
   float found = 0;
 
-  // Neighbouring bytes belong to different threads, and a thread's own accesses are in order.
+  // Adjacent bytes of different threads; a thread's own accesses are ordered.
   flags[me] = static_cast<unsigned char>(me);
   slots[me] = numbers[me];
   slots[me] += static_cast<float>(flags[me]);
@@ -44,21 +43,21 @@ __global__ void cases_kernel(const float* numbers, float* answers, int plant) {
   }
   found += slots[me ^ 1];
 
-  // Within half a warp; the other half has not come.
+  // Within half a warp.
   __syncwarp();
   slots[me] = found;
   __syncwarp(half);
   found += slots[plant == kOtherHalf ? me ^ 16 : me ^ 8];
   __syncwarp();
 
-  // Lanes 0, 1 and 2 read; lane 3 writes when 0 and 1 (and 2, unless planted) have met it.
+  // Lanes 0 to 2 read; lane 3 writes after a __syncwarp with them (without lane 2, if planted).
   if (lane < 3) found += slots[32 * warp + 5];
   if (lane < 2 || lane == 3 || (lane == 2 && plant != kThirdReader)) {
     __syncwarp(plant == kThirdReader ? 0xbu : 0xfu);
   }
   if (lane == 3) slots[32 * warp + 5] = 1.0f;
 
-  // From warp to warp: all read, then one writes.
+  // Between warps: all read, then one writes.
   __syncthreads();
   found += slots[7];
   if (plant == kReadThenWrite) {
@@ -70,7 +69,7 @@ __global__ void cases_kernel(const float* numbers, float* answers, int plant) {
   __syncthreads();
   if (plant == kSameValue ? lane == 0 : me == 0) slots[0] = 3.0f;
 
-  // A copy belongs to its thread until the wait, to all after a barrier behind it.
+  // A copy is its thread's until the wait, all threads' after a barrier behind it.
   float* copied = reinterpret_cast<float*>(memory);
   cuda_emulator::copy_async(copied + 4 * me, numbers + 4 * me, 16);
   if (plant == kWriteUnderCopy) copied[4 * me] = 0.0f;
@@ -80,14 +79,14 @@ __global__ void cases_kernel(const float* numbers, float* answers, int plant) {
   if (plant != kCopyWithoutBarrier && plant != kBarrierBeforeWait) __syncthreads();
   found += copied[4 * (me ^ 33)];
 
-  // Atomic accesses race with plain ones alone.
+  // Atomic accesses race with plain ones only.
   if (me == 0) counter[0] = 0;
   __syncthreads();
   atomicAdd(&counter[0], me);
   if (plant != kPlainReadOfAtomic) __syncthreads();
   found += static_cast<float>(counter[0]);
 
-  // A buffer that is filled again in each round needs two barriers a round.
+  // A buffer refilled in each pass needs two barriers per pass.
   for (int round = 0; round < 3; ++round) {
     __syncthreads();
     slots[me] = static_cast<float>(round);

@@ -1,5 +1,4 @@
-// What the scheduler (runtime.cpp) and what threads do together (sync.cpp) both know of a launch: its blocks, their
-// warps, and a fiber for each thread.
+// Shared by the scheduler (runtime.cpp) and synchronisation (sync.cpp): a launch's blocks, warps, and fibers.
 #pragma once
 
 #include <memory>
@@ -25,15 +24,15 @@ struct Fiber {
   Context context;
   Block* block = nullptr;
   unsigned index = 0;                // in the block
-  const char* waiting_in = nullptr;  // in what; null: runs or can run
+  const char* waiting_in = nullptr;  // name of the wait; null: runnable
   SourceLocation location{"", 0};
   bool ended = false;
   std::vector<AsyncCopy> copies;
   int copy_group = 0;
 };
 
-// Lanes that come together under one mask. Two sets of slots: a lane may still read those of the last meeting while
-// the next one gathers.
+// A warp collective in progress under one mask. Double-buffered: a lane may still read the last values while the next
+// gather.
 struct SyncPoint {
   unsigned mask = 0, arrived = 0;
   const char* name = nullptr;
@@ -60,7 +59,7 @@ struct Block {
   unsigned alive = 0;
   unsigned char* shared = nullptr;
   std::vector<SharedArray> arrays;
-  // the barrier that threads gather at
+  // the block barrier in progress
   unsigned arrived = 0, votes = 0;
   SourceLocation barrier{"", 0};
   int result = 0;
@@ -78,13 +77,13 @@ struct Launch {
 };
 
 extern Launch launch_state;
-extern Fiber* current;  // null while the scheduler itself runs
+extern Fiber* current;  // null in the scheduler
 
 std::string text_of(SourceLocation location);
 std::string text_of(dim3 index);
 bool same(SourceLocation a, SourceLocation b);
 
-// Hands control back to the scheduler until it picks this fiber again.
+// Returns to the scheduler until it picks this fiber again.
 void suspend();
 void wait_in(const char* what, SourceLocation location);
 void wake(Fiber* fiber);

@@ -1,9 +1,9 @@
-// Runs functions of this program by name, for a parent process that keeps the tensors: requests on the standard input,
-// answers on the standard output, in native eight-byte words. client.py is the other end.
+// Serves calls of this program's functions by name: requests on standard input, replies on standard output, in native
+// eight-byte words. client.py is the other end.
 //
-// Each tensor lives here in memory of exactly its extent, so that the address sanitizer sees an access beyond it; what
-// lies between its elements is filled with 0xFF and must still be so afterwards. A tensor so spread out that this
-// cannot be afforded gets a sparse mapping instead, in which only the elements themselves take memory.
+// Each tensor gets memory of its exact extent, for the address sanitizer; gaps between its elements are filled with
+// 0xFF and checked after the call. A tensor too spread out for that gets a sparse mapping, in which only touched pages
+// take memory.
 #include <dlfcn.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -24,7 +24,7 @@ constexpr int kDimensions = 4;
 int reply_pipe = -1;
 
 void receive(void* data, size_t bytes) {
-  if (bytes != 0 && fread(data, 1, bytes, stdin) != bytes) _exit(0);  // the parent has gone
+  if (bytes != 0 && fread(data, 1, bytes, stdin) != bytes) _exit(0);  // the parent has ended
 }
 int64_t receive_word() {
   int64_t word;
@@ -51,12 +51,12 @@ void reply_text(const std::string& text) {
   reply(text.data(), text.size());
 }
 
-// A strided tensor in memory of its own.
+// A strided tensor in its own memory.
 class Tensor {
  public:
   void receive_tensor() {
     item_ = receive_word();
-    const int64_t residue = receive_word();  // of its address, modulo 256: alignment decides paths in kernels
+    const int64_t residue = receive_word();  // address modulo 256: alignment selects paths in kernels
     for (int64_t& size : size_) size = receive_word();
     for (int64_t& stride : stride_) stride = receive_word();
     int64_t low = 0, high = 0;
@@ -75,7 +75,7 @@ class Tensor {
     for_each_element([this](int64_t at, char* element) { memcpy(element, &initial_[at], item_); });
   }
 
-  // Answers whether it changed, and if so its elements.
+  // Replies whether it changed, and if so its elements.
   void reply_tensor() {
     std::vector<char> now(initial_.size());
     for_each_element([this, &now](int64_t at, const char* element) { memcpy(&now[at], element, item_); });
@@ -84,7 +84,7 @@ class Tensor {
     if (changed) reply(now.data(), now.size());
   }
 
-  // Whether something was written between the elements.
+  // Whether a gap was written.
   bool gaps_overwritten() {
     if (sparse_) return false;
     for_each_element([this](int64_t, char* element) { memset(element, 0xFF, item_); });
@@ -124,7 +124,7 @@ class Tensor {
 #endif
   }
 
-  // Calls visit(offset in the packed elements, address) in the order of the last index first.
+  // Calls visit(packed offset, address), last index first.
   template <typename Visit>
   void for_each_element(Visit visit) {
     int64_t index[kDimensions] = {};
@@ -182,13 +182,13 @@ void serve_call() {
       cuda_emulator::fail("memory between the elements of tensor " + std::to_string(i) + " was written");
     tensors[i].release();
   }
-  reply_word(0);  // whole
+  reply_word(0);  // complete
 }
 
 }  // namespace
 
 int main() {
   reply_pipe = dup(STDOUT_FILENO);
-  dup2(STDERR_FILENO, STDOUT_FILENO);  // what kernels print must not mix with the answers
+  dup2(STDERR_FILENO, STDOUT_FILENO);  // kernels' own output must not mix with replies
   for (;;) serve_call();
 }

@@ -1,6 +1,5 @@
-// What threads do together: barriers, what a warp exchanges, and asynchronous copies into shared memory.
-//
-// A thread that has to wait for others says in what and where, and hands control back; the last one to come wakes them.
+// Synchronisation: barriers, warp collectives, asynchronous copies. A waiting thread records where and suspends; the
+// last to arrive wakes the others.
 #include <string.h>
 
 #include <algorithm>
@@ -49,7 +48,7 @@ int block_barrier(Vote vote, bool predicate, SourceLocation location) {
     const int votes = static_cast<int>(block->votes);
     block->result = vote == Vote::kAny ? votes != 0 : vote == Vote::kAll ? votes == static_cast<int>(threads) : votes;
     for (Fiber* fiber : block->fibers) wake(fiber);
-    suspend();  // the last to come need not be the first to go on
+    suspend();  // the last to arrive need not continue first
   }
   return block->result;
 }
@@ -130,7 +129,7 @@ void copy_async_commit() { ++current->copy_group; }
 
 namespace {
 
-// Ends the copies up to this group.
+// Completes the copies up to this group.
 void end_copies(int group) {
   std::vector<AsyncCopy>& copies = current->copies;
   size_t kept_count = 0;

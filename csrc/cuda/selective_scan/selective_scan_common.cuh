@@ -91,11 +91,11 @@ struct ScanPlan {
   void* decay;     // [segments, channels, state]: a segment's decay
   int32_t* reset;  // [segments, tiles]: 1 where the segment holds a reset
 
-  void* partial_A;  // [slots, channels, state]
+  void* partial_A;  // [segments, channels, state]
   void* partial_B;  // [segments, channels, state], if B does not vary
   void* partial_C;
-  void* partial_D;       // [slots, channels]
-  void* partial_bias;    // [slots, channels]
+  void* partial_D;       // [segments, channels]
+  void* partial_bias;    // [segments, channels]
   void* tile_partial_B;  // [batch, tiles, state, time], if B varies
   void* tile_partial_C;
 };
