@@ -1,9 +1,9 @@
-"""Runs every GPU kernel on small shapes, for compute-sanitizer to watch.
+"""Runs every GPU kernel on small shapes, for compute-sanitizer.
 
     compute-sanitizer --tool memcheck python scripts/gpu_sanitize.py [--quick] [cuda|triton ...]
 
 Each op runs forward and backward, in every dtype, with and without resets, packing, gates and groups, in both layouts,
-and at lengths that end inside a chunk. Nothing is compared here: the tests do that. A failed launch raises.
+at lengths that end inside a chunk. Results are compared by the tests, not here; a failed launch raises.
 """
 
 import itertools
@@ -13,9 +13,10 @@ import torch
 
 import wmkernels
 from wmkernels import dispatch
+from wmkernels.conv_lstm import cuda_persistent
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-# channels, states, time: below, at and beyond a tile, a chunk and a power of two; the last is cut into segments
+# (channels, states, time): below, at and beyond a tile, a chunk and a power of two; the last is cut into segments
 SIZES = ((3, 1, 5), (33, 16, 70), (64, 8, 256), (20, 17, 300), (8, 64, 33), (4, 130, 19), (16, 16, 2100))
 
 
@@ -98,6 +99,23 @@ def linear(backend: str, dtype: torch.dtype, size: tuple[int, int, int], channel
     torch.autograd.grad([out, last], [gates, tokens, start], [torch.randn_like(out), torch.randn_like(last)])
 
 
+def conv_lstm(backend: str, dtype: torch.dtype, hidden: int, persistent: bool) -> None:
+    """Forward and backward with every option; the persistent kernel, forward only, where it serves the call."""
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    x, *weights = (random(*shape, dtype=dtype) for shape in ((3, 2, 3, 7, 9), (4 * hidden, 3, 3, 3)))
+    weights.append(0.1 * random(4 * hidden, hidden, 3, 3, dtype=dtype))
+    h, c = random(2, hidden, 7, 9, dtype=dtype), random(2, hidden, 7, 9, dtype=wide)
+    bias, peephole = random(4 * hidden, dtype=wide), random(3, hidden, 7, 9, dtype=wide)
+    leaves = [x, *weights, bias, h, c, peephole]
+    for leaf in leaves:
+        leaf.requires_grad_(not persistent)
+    reset = torch.rand(3, 2, device="cuda") < 0.3
+    cuda_persistent.WANTED = persistent
+    out, state = wmkernels.conv_lstm(x, *weights, bias, (h, c), peephole=peephole, reset=reset, backend=backend)
+    if not persistent:
+        torch.autograd.grad([out, *state], leaves, [torch.randn_like(y) for y in (out, *state)])
+
+
 def main() -> int:
     device = torch.device("cuda", torch.cuda.current_device())
     quick = "--quick" in sys.argv[1:]  # short sequences in two dtypes: racecheck is slow
@@ -117,6 +135,9 @@ def main() -> int:
             step(backend, dtype, size)
             update(dtype, size)
             calls += 10
+        for dtype, hidden, persistent in itertools.product(dtypes, (6, 16), (False, True)):
+            conv_lstm(backend, dtype, hidden, persistent)
+            calls += 1
         torch.cuda.synchronize()
         print(f"{backend}: {calls} calls, forward and backward, ran to the end")
     return 0
