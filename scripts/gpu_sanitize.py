@@ -102,16 +102,18 @@ def linear(backend: str, dtype: torch.dtype, size: tuple[int, int, int], channel
 def conv_lstm(backend: str, dtype: torch.dtype, hidden: int, persistent: bool) -> None:
     """Forward and backward with every option; the persistent kernel, forward only, where it serves the call."""
     wide = torch.float64 if dtype == torch.float64 else torch.float32
-    x, *weights = (random(*shape, dtype=dtype) for shape in ((3, 2, 3, 7, 9), (4 * hidden, 3, 3, 3)))
-    weights.append(0.1 * random(4 * hidden, hidden, 3, 3, dtype=dtype))
+    x, weight_ih = random(3, 2, 3, 7, 9, dtype=dtype), random(4 * hidden, 3, 3, 3, dtype=dtype)
+    weight_hh = 0.1 * random(4 * hidden, hidden, 3, 3, dtype=dtype)
     h, c = random(2, hidden, 7, 9, dtype=dtype), random(2, hidden, 7, 9, dtype=wide)
     bias, peephole = random(4 * hidden, dtype=wide), random(3, hidden, 7, 9, dtype=wide)
-    leaves = [x, *weights, bias, h, c, peephole]
+    leaves = [x, weight_ih, weight_hh, bias, h, c, peephole]
     for leaf in leaves:
         leaf.requires_grad_(not persistent)
     reset = torch.rand(3, 2, device="cuda") < 0.3
     cuda_persistent.WANTED = persistent
-    out, state = wmkernels.conv_lstm(x, *weights, bias, (h, c), peephole=peephole, reset=reset, backend=backend)
+    out, state = wmkernels.conv_lstm(
+        x, weight_ih, weight_hh, bias, (h, c), peephole=peephole, reset=reset, backend=backend
+    )
     if not persistent:
         torch.autograd.grad([out, *state], leaves, [torch.randn_like(y) for y in (out, *state)])
 
