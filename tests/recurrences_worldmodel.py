@@ -6,9 +6,9 @@ test_worldmodel_model.py, since the norms between their blocks make large number
 
 from recurrences import ModuleRecurrence, register
 
-from worldmodel.model.memory import GRU, ConvLSTMBlock, ScanlessBlock
+from worldmodel.model.blocks import GRU, GatedConv, MapLSTM
 
 # Those without an op of their own are checked on the devices of any.
-register(ModuleRecurrence("ScanlessBlock", "linear_scan", lambda width: ScanlessBlock(width, 3, 2), widths=(2, 5)))
-register(ModuleRecurrence("ConvLSTMBlock", "conv_lstm", lambda width: ConvLSTMBlock(width, (2, 3), 3), widths=(6, 12)))
+register(ModuleRecurrence("GatedConv", "linear_scan", lambda width: GatedConv(width, 3, 2), widths=(2, 5)))
+register(ModuleRecurrence("MapLSTM", "conv_lstm", lambda width: MapLSTM(width, (2, 3), 3), widths=(6, 12)))
 register(ModuleRecurrence("GRU", "linear_scan", GRU, widths=(2, 5)))

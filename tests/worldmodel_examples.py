@@ -7,8 +7,17 @@ from gymnasium import spaces
 
 from worldmodel.data.batch import Batch
 from worldmodel.data.spaces import ActionSpec, ObservationSpec
+from worldmodel.model.blocks import (
+    ConvLSTMBlock,
+    CustomBlock,
+    GatedConvBlock,
+    GRUBlock,
+    RotaryScanBlock,
+    ScanBlock,
+)
 from worldmodel.model.decision import DecisionConfig
 from worldmodel.model.evaluation import EvaluationConfig
+from worldmodel.model.latents import CategoricalConfig
 from worldmodel.model.memory import MemoryConfig
 from worldmodel.model.perception import PerceptionConfig
 from worldmodel.model.prediction import PredictionConfig
@@ -17,11 +26,11 @@ from worldmodel.model.world_model import WorldModel, WorldModelConfig
 # Options of `python -m worldmodel train` for the smallest model and replay that train.
 TINY = {
     "model.perception.hidden": 8,
-    "model.perception.variables": 2,
-    "model.perception.classes": 4,
+    "model.perception.latent.variables": 2,
+    "model.perception.latent.classes": 4,
     "model.memory.width": 8,
-    "model.memory.states": 4,
-    "model.memory.groups": 1,
+    "model.memory.blocks.0.d-state": 4,
+    "model.memory.blocks.0.groups": 1,
     "model.prediction.hidden": 8,
     "model.evaluation.hidden": 8,
     "model.decision.hidden": 8,
@@ -39,17 +48,19 @@ def tiny_options(**more):
 
 
 SEEN = spaces.Dict(card=spaces.Discrete(4), place=spaces.Box(-1, 1, (3,)))
+ROTARY = RotaryScanBlock(d_state=4, groups=2, selective_angle=True)
 MEMORIES = {
-    "rotated": MemoryConfig(width=16, layers=2, states=4, groups=2, selective_angle=True),
-    "unrotated": MemoryConfig(width=16, states=4, groups=2, rotated=False),
-    "convolution": MemoryConfig(width=16, scan=False),
-    "none": MemoryConfig(width=16, kind="none"),
-    "conv_lstm": MemoryConfig(width=24, kind="conv_lstm", map_size=(2, 3)),
-    "gru": MemoryConfig(width=16, kind="gru", layers=2),
+    "rotary_scan": MemoryConfig(16, (ROTARY, ROTARY)),
+    "scan": MemoryConfig(16, (ScanBlock(d_state=4, groups=2),)),
+    "gated_conv": MemoryConfig(16, (GatedConvBlock(),)),
+    "none": MemoryConfig(16, (GatedConvBlock(d_conv=1),)),
+    "conv_lstm": MemoryConfig(24, (ConvLSTMBlock((2, 3)),)),
+    "gru": MemoryConfig(16, (GRUBlock(), GRUBlock())),
+    "hybrid": MemoryConfig(24, (ROTARY, ConvLSTMBlock((2, 3)), CustomBlock("worldmodel.model.blocks:GRU"))),
 }
 CONFIG = WorldModelConfig(
-    PerceptionConfig(variables=3, classes=4, hidden=16),
-    MEMORIES["rotated"],
+    PerceptionConfig(CategoricalConfig(variables=3, classes=4), hidden=16),
+    MEMORIES["rotary_scan"],
     PredictionConfig(hidden=16),
     EvaluationConfig(hidden=16),
     DecisionConfig(hidden=16),

@@ -59,9 +59,9 @@ TASKS = {
         200,
         {
             "scan": (),
-            "none": ("--model.memory.kind", "none"),
-            "scan (latent sampled)": ("--model.perception.drawn",),
-            "none (latent sampled)": ("--model.perception.drawn", "--model.memory.kind", "none"),
+            "none": ("--memory", "none"),
+            "scan (latent sampled)": ("--model.perception.latent.stochastic",),
+            "none (latent sampled)": ("--model.perception.latent.stochastic", "--memory", "none"),
         },
         _measure_cue,
     ),
@@ -72,8 +72,8 @@ TASKS = {
         200,
         {
             "ConvLSTM": (),
-            "scan": ("--model.memory.kind", "scan"),
-            "none": ("--model.memory.kind", "none"),
+            "scan": ("--memory", "rotary_scan"),
+            "none": ("--memory", "none"),
         },
         _measure_ball,
     ),

@@ -67,7 +67,7 @@ def imagined(world_model: WorldModel, frames: np.ndarray, actions: np.ndarray, o
     state = world_model.observe(batch).state
     encoded = world_model.action_spec.encode(torch.from_numpy(actions)).float()
     policy: Any = _RecordedActions(iter(encoded[:, observed - 1 :].unbind(1)))
-    rollout = world_model.imagine(state, policy, length - observed, draw=world_model.perception.mode)
+    rollout = world_model.imagine(state, policy, length - observed, sample=world_model.perception.latent.mode)
     return world_model.perception.reconstruct(rollout.latent)[leaf].numpy()
 
 

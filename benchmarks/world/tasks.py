@@ -8,17 +8,21 @@ Variants = Mapping[str, Mapping[str, Any]]
 
 MEMORIES: Variants = {
     "scan": {},
-    "convolution and scan off": {"model.memory.kind": "none"},
-    "scan off": {"model.memory.scan": False},
-    "unrotated": {"model.memory.rotated": False},
-    "GRU": {"model.memory.kind": "gru"},
+    "convolution and scan off": {"memory": "none"},
+    "scan off": {"memory": "gated_conv"},
+    "unrotated": {"memory": "scan", "model.memory.blocks.0.d_state": 32, "model.memory.blocks.0.groups": 8},
+    "GRU": {"memory": "gru"},
 }
 """Name of the memory -> changes to the preset. The first is the preset itself."""
 
 
+GRADIENTS = {"reinforce": "reinforce", "exact": "all_action", "dynamics": "pathwise"}
+"""``DecisionConfig.gradient`` by the name that the results have for it."""
+
+
 def policy_gradients(*names: str) -> Variants:
     """Variants by policy gradient; the first is the preset's."""
-    return {name: {"model.decision.improve": name} for name in names}
+    return {name: {"model.decision.gradient": GRADIENTS[name]} for name in names}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,6 +13,7 @@ from worldmodel.__main__ import main
 from worldmodel.demo import command, worker
 from worldmodel.demo.repeat_previous import DECK, LAG, SUITS, Answerer, deal, first_step, one_hot
 from worldmodel.demo.worker import MEMORIES
+from worldmodel.model.blocks import GatedConvBlock
 from worldmodel.model.memory import MemoryConfig
 from worldmodel.runs import storage
 
@@ -40,7 +41,7 @@ def test_the_cards_are_those_of_popgym() -> None:
 
 def test_an_oracle_has_no_loss_and_the_loss_asks_for_the_card_of_the_lag() -> None:
     cards = deal(2, DECK, torch.Generator().manual_seed(0))
-    model = Answerer(MemoryConfig(kind="none", width=8))
+    model = Answerer(MemoryConfig(width=8, blocks=(GatedConvBlock(d_conv=1),)))
 
     def oracle(seen: torch.Tensor, state: Any, reset: Any) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         return 2 * seen.roll(LAG, 1) - 1, {}

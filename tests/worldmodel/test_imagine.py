@@ -48,8 +48,8 @@ def test_given_actions_lead_where_a_policy_that_does_them_leads(memory: str) -> 
     model = small_model(memory=MEMORIES[memory])
     batch = random_batch(model)
     state, actions = model.observe(batch).state, model.action_spec.encode(torch.randint(3, (3, 6))).double()
-    mode = model.perception.mode
-    given, chosen = model.imagine_actions(state, actions, mode), model.imagine(state, Replayed(actions), 6, draw=mode)
+    mode = model.perception.latent.mode
+    given, chosen = model.imagine_actions(state, actions, mode), model.imagine(state, Replayed(actions), 6, sample=mode)
     for name in ("features", "latent", "actions", "rewards", "continues"):
         assert torch.equal(getattr(given, name), getattr(chosen, name)), name
     assert torch.equal(given.actions, actions)
@@ -85,9 +85,9 @@ def test_a_prediction_rests_on_what_was_seen_up_to_its_step_or_on_the_context() 
     model = small_model()
     batch = whole_episodes(model)
     loop = open_loop(model, batch, CONTEXT, reward_scale=3.0)
-    mode = model.perception.mode
+    mode = model.perception.latent.mode
     for step in range(CONTEXT):
-        state = model.observe(batch.steps(0, step + 1), draw=mode).state
+        state = model.observe(batch.steps(0, step + 1), sample=mode).state
         actions = model.action_spec.encode(batch.actions[:, step:-1]).double()
         imagined = model.imagine_actions(state, actions, mode)
         torch.testing.assert_close(loop.predicted_rewards[:, step], 3.0 * imagined.rewards[:, 0])
@@ -106,9 +106,9 @@ def test_no_random_generator_moves_and_the_weights_stay_as_they_were() -> None:
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert not loop.predicted_rewards.requires_grad
-    drawn = open_loop(model, batch, CONTEXT, draw=model.perception.draw)
+    sampled = open_loop(model, batch, CONTEXT, sample=model.perception.draw)
     assert not torch.equal(torch.get_rng_state(), state)
-    assert not torch.equal(drawn.imagined["card"], loop.imagined["card"])
+    assert not torch.equal(sampled.imagined["card"], loop.imagined["card"])
 
 
 def test_only_the_episode_that_a_row_begins_with_counts() -> None:

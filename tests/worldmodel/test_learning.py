@@ -13,16 +13,18 @@ from worldmodel.data.batch import Batch
 from worldmodel.learning.learner import Learner, LearnerConfig, NonFiniteError
 from worldmodel.learning.objectives import ObjectiveConfig, model_loss
 from worldmodel.learning.running_stats import ReturnRange, RewardScale
-from worldmodel.model.decision import ContinuousPolicy, DecisionConfig
+from worldmodel.model.decision import DecisionConfig
 from worldmodel.model.evaluation import lambda_returns
-from worldmodel.model.networks import NumberConfig, NumberHead
+from worldmodel.model.latents import CategoricalConfig
+from worldmodel.model.networks import ScalarConfig, ScalarHead
 from worldmodel.model.perception import PerceptionConfig
+from worldmodel.model.policies import ContinuousPolicy
 from worldmodel.model.prediction import PredictionConfig
 
 BOX = spaces.Box(-1, 1, (2,))
-WAYS = [("exact", None), ("reinforce", None), ("dynamics", None), ("reinforce", BOX), ("dynamics", BOX)]
+WAYS = [("all_action", None), ("reinforce", None), ("pathwise", None), ("reinforce", BOX), ("pathwise", BOX)]
 EVERY_WAY = pytest.mark.parametrize(
-    ("improve", "done"), WAYS, ids=[f"{w}-{'box' if d else 'discrete'}" for w, d in WAYS]
+    ("gradient", "done"), WAYS, ids=[f"{w}-{'box' if d else 'discrete'}" for w, d in WAYS]
 )
 
 
@@ -31,9 +33,9 @@ def learner_of(model, **objective):
 
 
 @EVERY_WAY
-@pytest.mark.parametrize("memory", ["rotated", "gru", "convolution"])
-def test_the_joint_loss_reaches_all_five_functions(improve, done, memory):
-    model = small_model(done=done, memory=MEMORIES[memory], decision=DecisionConfig(hidden=16, improve=improve))
+@pytest.mark.parametrize("memory", ["rotary_scan", "gru", "gated_conv"])
+def test_the_joint_loss_reaches_all_five_functions(gradient, done, memory):
+    model = small_model(done=done, memory=MEMORIES[memory], decision=DecisionConfig(hidden=16, gradient=gradient))
     learner_of(model).losses(random_batch(model)).total.backward()
     functions = (model.perception, model.memory, model.prediction, model.evaluation.network, model.decision)
     for function in (*functions, model.entry):
@@ -42,8 +44,8 @@ def test_the_joint_loss_reaches_all_five_functions(improve, done, memory):
 
 
 @EVERY_WAY
-def test_the_gain_of_the_policy_changes_the_policy_alone(improve, done):
-    model = small_model(done=done, decision=DecisionConfig(hidden=16, improve=improve))
+def test_the_gain_of_the_policy_changes_the_policy_alone(gradient, done):
+    model = small_model(done=done, decision=DecisionConfig(hidden=16, gradient=gradient))
     learner, batch = learner_of(model), random_batch(model)
     learner._rewards.update(batch.rewards[~batch.is_last])
     torch.manual_seed(3)
@@ -67,7 +69,6 @@ def test_losses_count_every_step_that_they_should_and_no_other():
     observed = model.observe(batch)
     _, parts = model_loss(model, batch, observed, 2.0, ObjectiveConfig(free_nats=0.5))
     predicted = model.predict(observed, batch)
-    foreseen = model.perception.probabilities(predicted.logits).log()
     sums = {name: [] for name in ("reward", "continuation", "dynamics", "representation", "reconstruction")}
     reconstruction = model.perception.reconstruction_loss(observed.latent, batch.observations)
     for row in range(3):
@@ -81,8 +82,8 @@ def test_losses_count_every_step_that_they_should_and_no_other():
             goes_on = torch.tensor(0.0 if batch.terminated[row, t] else 1.0, dtype=torch.float64)
             sums["continuation"].append(F.binary_cross_entropy_with_logits(predicted.continues[row, t], goes_on))
             if t + 1 < 14:
-                p, logs = observed.probabilities[row, t + 1], foreseen[row, t]
-                sums["dynamics"].append((p * (p.log() - logs)).sum())
+                p, q = observed.posterior[row, t + 1], predicted.prior[row, t]
+                sums["dynamics"].append((p * (p.log() - q.log())).sum())
                 sums["representation"].append(sums["dynamics"][-1].clamp(min=0.5))
     for name, values in sums.items():
         torch.testing.assert_close(parts[f"loss/{name}"], torch.stack(values).mean(), rtol=1e-10, atol=1e-10)
@@ -172,20 +173,20 @@ def test_the_probability_of_clipped_actions_is_that_of_their_draws():
 @pytest.mark.parametrize("kind", ["mean", "two_hot"])
 def test_a_number_head_comes_to_say_the_mean(kind):
     torch.manual_seed(0)
-    head = NumberHead(2, NumberConfig(kind, bins=21))
+    head = ScalarHead(2, ScalarConfig(kind, bins=21))
     optimizer = torch.optim.Adam(head.parameters(), lr=0.05)
     which = F.one_hot(torch.arange(2).repeat(64), 2).float()
     assert head.mean(head(which)).abs().max() < 1e-6
     for _ in range(400):
         noise = torch.randint(0, 2, (128,)) * 2.0 - 1
         target = torch.where(which[:, 0] > 0, 5 + 3 * noise, -0.25 + 0.1 * noise)
-        head.widen(target)
+        head.extend_support(target)
         optimizer.zero_grad()
         head.loss(head(which), target).mean().backward()
         optimizer.step()
     torch.testing.assert_close(head.mean(head(torch.eye(2))), torch.tensor([5.0, -0.25]), rtol=0, atol=0.5)
     if kind == "two_hot":
-        assert head.high.item() == 8.0 and head.low.item() == -1.0
+        assert head.v_max.item() == 8.0 and head.v_min.item() == -1.0
 
 
 def test_a_learner_that_is_saved_and_loaded_goes_on_bit_for_bit():
@@ -246,7 +247,7 @@ def test_a_latent_keeps_what_is_random():
             seen=spaces.Discrete(2),
             done=spaces.Discrete(2),
             dtype=torch.float32,
-            perception=PerceptionConfig(variables=2, classes=4, hidden=16),
+            perception=PerceptionConfig(CategoricalConfig(variables=2, classes=4), hidden=16),
         )
         config = ObjectiveConfig(starts=1, horizon=1, **objective)
         learner = Learner(model, LearnerConfig(learning_rate=0.01, warm_up=1, objective=config))
@@ -254,7 +255,7 @@ def test_a_latent_keeps_what_is_random():
             learner.update(coin_flips(model))
         batch = coin_flips(model)
         with torch.no_grad():
-            mode = model.perception.mode(model.observe(batch).probabilities)
+            mode = model.perception.latent.mode(model.observe(batch).posterior)
             said = model.perception.reconstruct(mode)["observation"]
         kept[name] = (said == batch.observations["observation"]).float().mean().item()
     assert kept["ours"] > 0.99
@@ -262,7 +263,7 @@ def test_a_latent_keeps_what_is_random():
 
 
 @EVERY_WAY
-def test_every_way_of_deciding_learns_to_answer_what_is_seen(improve, done):
+def test_every_way_of_deciding_learns_to_answer_what_is_seen(gradient, done):
     """Reward for naming the card, or for pointing to the place, learned from random actions alone."""
     torch.manual_seed(0)
     box = done is not None
@@ -271,9 +272,9 @@ def test_every_way_of_deciding_learns_to_answer_what_is_seen(improve, done):
         done=done,
         dtype=torch.float32,
         memory=dataclasses.replace(MEMORIES["none"], width=32),
-        perception=PerceptionConfig(variables=4, classes=8, hidden=32),
+        perception=PerceptionConfig(CategoricalConfig(variables=4, classes=8), hidden=32),
         prediction=PredictionConfig(hidden=32),
-        decision=DecisionConfig(hidden=32, improve=improve, entropy=0.01),
+        decision=DecisionConfig(hidden=32, gradient=gradient, entropy=0.01),
     )
     config = LearnerConfig(
         learning_rate=0.01, value_rate=0.01, policy_rate=3e-3, warm_up=1, objective=ObjectiveConfig(horizon=2, starts=4)

@@ -11,11 +11,13 @@ from worldmodel_examples import MEMORIES, SEEN, random_batch, small_model, step_
 
 from worldmodel.data.batch import Batch
 from worldmodel.learning.objectives import ObjectiveConfig
+from worldmodel.model.blocks import ConvLSTMBlock
+from worldmodel.model.deciders import action_values, greedy_decider, one_step_planning, policy_mode, policy_sample
 from worldmodel.model.decision import DecisionConfig
 from worldmodel.model.evaluation import EvaluationConfig
+from worldmodel.model.latents import CategoricalConfig, GaussianConfig
 from worldmodel.model.memory import MemoryConfig
-from worldmodel.model.networks import NumberConfig
-from worldmodel.model.perception import PerceptionConfig
+from worldmodel.model.networks import ScalarConfig
 
 EVERY_MEMORY = pytest.mark.parametrize("memory", list(MEMORIES))
 EXACT = 1e-9  # float64, a few hundred operations deep
@@ -118,11 +120,12 @@ def test_forgetting_is_what_tells_the_memories_apart():
         reached[name] = [bool(gradient[:, 10 - lag].abs().sum() > 1e-6) for lag in (0, 2, 8)]
     remembers = [True, True, True]
     assert reached == {
-        "rotated": remembers,
-        "unrotated": remembers,
+        "rotary_scan": remembers,
+        "scan": remembers,
         "conv_lstm": remembers,
         "gru": remembers,
-        "convolution": [True, True, False],
+        "hybrid": remembers,
+        "gated_conv": [True, True, False],
         "none": [True, False, False],
     }
 
@@ -149,9 +152,9 @@ def test_memory_reads_the_action_before_and_the_observation_now():
 def test_perception_sees_its_own_step_alone():
     model = small_model()
     batch = random_batch(model, resets=False)
-    plain = model.observe(batch).probabilities
+    plain = model.observe(batch).posterior
     for name, reach in (("observation", [5]), ("action", [])):
-        other = model.observe(changed(batch, 5, name)).probabilities
+        other = model.observe(changed(batch, 5, name)).posterior
         assert (plain != other).flatten(2).any(-1).any(0).nonzero().flatten().tolist() == reach
 
 
@@ -161,7 +164,7 @@ def test_reward_is_read_from_the_action_of_the_same_step():
     plain = model.predict(model.observe(batch), batch)
     other_batch = changed(batch, 5, "action")
     other = model.predict(model.observe(other_batch), other_batch)
-    for one, two in ((plain.reward, other.reward), (plain.logits.flatten(2), other.logits.flatten(2))):
+    for one, two in ((plain.reward, other.reward), (plain.prior.flatten(2), other.prior.flatten(2))):
         assert (one != two).any(-1).any(0).nonzero().flatten().tolist()[0] == 5
 
 
@@ -205,16 +208,16 @@ def test_imagining_what_was_seen_is_observing_it(memory):
     observed = model.observe(batch, cuts=[4])
     encoded = model.action_spec.encode(batch.actions).double()
     taken = iter(encoded[:, 4:].unbind(1))
-    seen = iter(observed.probabilities[:, 4:].unbind(1))
+    seen = iter(observed.posterior[:, 4:].unbind(1))
 
     class Recorded:
         def sample(self):
             return next(taken)
 
-    blur = model.perception.blur
-    model.perception.blur = lambda latent: latent  # what was seen is blurred already
+    latent_space = model.perception.latent
+    latent_space.unimix = lambda latent: latent  # the posterior is mixed already
     imagined = model.imagine(observed.cut_states, lambda _: Recorded(), 10, encoded[:, 3], lambda _: next(seen))
-    model.perception.blur = blur
+    del latent_space.unimix
     assert_same(imagined.features, observed.features[:, 3:])
     assert_same(imagined.rewards, model.prediction.mean_reward(model.predict(observed, batch))[:, 3:13])
 
@@ -225,25 +228,25 @@ def test_acting_is_observing_with_the_actions_that_were_taken():
     state, taken = model.init_state(3), []
     for t in range(14):
         leaves = {name: leaf[:, t] for name, leaf in batch.observations.items()}
-        actions, state = model.act(leaves, state, batch.is_first[:, t], greedy=t % 2 == 0)
+        actions, state = model.act(leaves, state, batch.is_first[:, t], policy_mode if t % 2 else policy_sample)
         taken.append(actions)
     batch.actions, batch.is_last = torch.stack(taken, 1), torch.zeros_like(batch.is_first)
     assert_same(state, model.observe(batch).state)
 
 
-def test_greedy_takes_the_action_of_the_largest_q():
+def test_one_step_planning_takes_the_action_of_the_largest_q():
     model = small_model()
     batch = random_batch(model)
     leaves = {name: leaf[:, 3] for name, leaf in batch.observations.items()}
     reset = torch.ones(3, dtype=torch.bool)
-    actions, state = model.act(leaves, model.init_state(3), reset, greedy=True)
+    actions, state = model.act(leaves, model.init_state(3), reset, one_step_planning)
     _, seen = model.observe_step(leaves, state["action"], model.init_state(3), reset)
-    q, encoded = model.look_ahead(seen)
+    q, encoded = action_values(model, seen)
     assert torch.equal(actions, model.action_spec.decode(encoded)[q.argmax(-1)])
     for index, action in enumerate(encoded):
         tried = action.expand(3, -1)
         predicted = model.prediction(seen["features"], tried)
-        expected = model.perception.blur(model.perception.probabilities(predicted.logits)).flatten(-2)
+        expected = model.perception.latent.embed(predicted.prior)
         inputs = model.entry(torch.cat([expected, tried], -1))
         memory = {name.removeprefix("memory."): value for name, value in seen.items() if name.startswith("memory.")}
         value = model.evaluation.value(model.memory.step(inputs, memory)[0])
@@ -254,15 +257,15 @@ def test_greedy_takes_the_action_of_the_largest_q():
 @pytest.mark.parametrize(
     "done", [spaces.Discrete(3), spaces.MultiDiscrete([2, 3]), spaces.Box(-2, 2, (2,))], ids=["one", "many", "box"]
 )
-@pytest.mark.parametrize("greedy", [False, True])
-def test_actions_are_of_the_space(done, greedy):
-    for choice in ("look_ahead", "policy"):
+def test_actions_are_of_the_space(done):
+    for choice in ("one_step_planning", "policy"):
         model = small_model(done=done, decision=DecisionConfig(hidden=16, greedy=choice))
         batch = random_batch(model)
         leaves = {name: leaf[:, 0] for name, leaf in batch.observations.items()}
-        actions, _ = model.act(leaves, model.init_state(3), batch.is_first[:, 0], greedy=greedy)
-        for action in model.action_spec.to_env(actions.numpy()):
-            assert done.contains(done.dtype.type(action) if done.shape == () else action)
+        for decider in (greedy_decider(model), policy_sample):
+            actions, _ = model.act(leaves, model.init_state(3), batch.is_first[:, 0], decider)
+            for action in model.action_spec.to_env(actions.numpy()):
+                assert done.contains(done.dtype.type(action) if done.shape == () else action)
 
 
 def test_every_kind_of_observation_is_read_and_said_again():
@@ -288,23 +291,23 @@ def test_every_kind_of_observation_is_read_and_said_again():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: MemoryConfig(kind="lstm"), "kind is 'lstm', expected 'scan', 'conv_lstm'"),
-        (lambda: MemoryConfig(layers=0), "layers 0, expected at least 1"),
-        (lambda: MemoryConfig(kind="conv_lstm", width=20), r"map_size is \(4, 4\) and width 20"),
-        (lambda: PerceptionConfig(classes=1), "classes 1"),
+        (lambda: MemoryConfig(blocks=()), "blocks has 0, expected at least 1"),
+        (lambda: MemoryConfig(20, (ConvLSTMBlock(),)), r"map_size is \(4, 4\) and width 20"),
+        (lambda: CategoricalConfig(classes=1), "classes 1"),
+        (lambda: GaussianConfig(min_std=0.0), "size is 32 and min_std 0.0, expected at least 1 and more than 0"),
         (lambda: EvaluationConfig(discount=1.5), "discount is 1.5"),
-        (lambda: DecisionConfig(improve="search"), "improve is 'search'"),
+        (lambda: DecisionConfig(gradient="search"), "gradient is 'search'"),
         (lambda: DecisionConfig(greedy="best"), "greedy is 'best'"),
         (lambda: DecisionConfig(min_std=2.0), "min_std is 2.0 and max_std 1.0"),
-        (lambda: NumberConfig(bins=1), "bins 1, expected 'mean' or 'two_hot' and at least 2"),
+        (lambda: ScalarConfig(bins=1), "bins 1, expected 'mean' or 'two_hot' and at least 2"),
         (lambda: ObjectiveConfig(horizon=0), "horizon is 0"),
         (
-            lambda: small_model(done=spaces.Box(-1, 1, (2,)), decision=DecisionConfig(improve="exact")),
-            "improve is 'exact' for continuous actions, expected at most few=16",
+            lambda: small_model(done=spaces.Box(-1, 1, (2,)), decision=DecisionConfig(gradient="all_action")),
+            "gradient is 'all_action' for continuous actions, expected at most max_enumerated_actions=16",
         ),
         (
-            lambda: small_model(done=spaces.Discrete(99), decision=DecisionConfig(improve="exact")),
-            "improve is 'exact' for 99 actions",
+            lambda: small_model(done=spaces.Discrete(99), decision=DecisionConfig(gradient="all_action")),
+            "gradient is 'all_action' for 99 actions",
         ),
         (lambda: (model := small_model()).imagine(model.init_state(1), model.decision, 0), "horizon is 0"),
         (lambda: (model := small_model()).observe(random_batch(model), cuts=[3, 3]), r"cuts is \[3, 3\], expected"),

@@ -1,4 +1,4 @@
-"""Laws of the latent and of numbers: what is kept of them, whatever their size, and what memory hears of a latent."""
+"""Laws of perception: what is kept of vectors, whatever their scale, and what memory reads of a latent."""
 
 import dataclasses
 
@@ -10,16 +10,17 @@ from worldmodel_examples import CONFIG, MEMORIES, random_batch, small_model
 from worldmodel.data.spaces import Leaf
 from worldmodel.learning.learner import Learner, LearnerConfig
 from worldmodel.model.codecs import VectorCodec
+from worldmodel.model.latents import CategoricalConfig
 from worldmodel.model.networks import symlog
 from worldmodel.model.perception import PerceptionConfig
 
-EVERY_LATENT = pytest.mark.parametrize("drawn", [True, False], ids=["drawn", "mean"])
+EVERY_LATENT = pytest.mark.parametrize("stochastic", [True, False], ids=["sampled", "mean"])
 
 
 def codec_of(*parts):
     codec = VectorCodec(Leaf("vector", (parts[0].shape[1],), "float32"), hidden=8)
     for part in parts:
-        codec.take_in(part)
+        codec.update(part)
     return codec
 
 
@@ -34,7 +35,7 @@ def test_numbers_are_standardised_by_all_that_was_seen_however_it_came():
         read = codec.standardised(numbers)
         torch.testing.assert_close(read.mean(0), torch.zeros(3), rtol=0, atol=1e-3)
         torch.testing.assert_close(read.std(0), torch.ones(3), rtol=0.01, atol=0)
-        torch.testing.assert_close(codec.picture(read), numbers, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(codec.decode(read), numbers, rtol=1e-4, atol=1e-6)
 
 
 def test_a_number_that_never_changes_is_not_blown_up():
@@ -47,8 +48,8 @@ def test_a_number_that_never_changes_is_not_blown_up():
 def test_the_size_of_a_number_is_seen():
     """Not its sign alone, which is all that is left of a single number behind a layer norm."""
     model = small_model(seen=spaces.Box(-9, 9, (1,)))
-    logits = model.perception({"observation": torch.tensor([[0.1], [1.0], [5.0]])})
-    assert (logits[:-1] - logits[1:]).abs().amax((1, 2)).min() > 0.01
+    posterior = model.perception({"observation": torch.tensor([[0.1], [1.0], [5.0]])})
+    assert (posterior[:-1] - posterior[1:]).abs().amax((1, 2)).min() > 0.01
 
 
 def test_a_small_number_is_kept_as_well_as_a_large_one():
@@ -58,7 +59,7 @@ def test_a_small_number_is_kept_as_well_as_a_large_one():
         seen=spaces.Box(-100, 100, (2,)),
         dtype=torch.float32,
         memory=dataclasses.replace(MEMORIES["none"], width=16),
-        perception=PerceptionConfig(drawn=False, hidden=32),
+        perception=PerceptionConfig(CategoricalConfig(stochastic=False), hidden=32),
     )
     learner = Learner(model, LearnerConfig(learning_rate=0.01))
     sizes = torch.tensor([0.02, 20.0])
@@ -87,29 +88,29 @@ def test_padding_changes_no_running_scale():
     torch.testing.assert_close(codec.mean, symlog(batch.observations["place"][batch.valid]).mean(0))
 
 
-def test_a_latent_that_is_not_drawn_is_its_probabilities_and_its_future_is_one():
-    perception = dataclasses.replace(CONFIG.perception, drawn=False)
+def test_a_latent_that_is_not_sampled_is_its_probabilities_and_its_future_is_one():
+    perception = dataclasses.replace(CONFIG.perception, latent=CategoricalConfig(stochastic=False))
     model = small_model(perception=perception)
     batch = random_batch(model)
     observed = model.observe(batch)
-    torch.testing.assert_close(observed.latent, observed.probabilities, rtol=0, atol=0)
-    assert model.perception.mode(observed.probabilities) is observed.probabilities
+    torch.testing.assert_close(observed.latent, observed.posterior, rtol=0, atol=0)
+    assert model.perception.latent.mode(observed.posterior) is observed.posterior
     action = model.action_spec.encode(batch.actions[:, 0])
     futures = [model.imagine(observed.state, model.decision, 1, action) for _ in range(2)]
     torch.testing.assert_close(futures[0].features, futures[1].features, rtol=0, atol=0)
-    drawn = small_model()
-    state = drawn.observe(batch).state
-    futures = [drawn.imagine(state, drawn.decision, 1, action) for _ in range(2)]
+    sampled = small_model()
+    state = sampled.observe(batch).state
+    futures = [sampled.imagine(state, sampled.decision, 1, action) for _ in range(2)]
     assert (futures[0].latent != futures[1].latent).any()
 
 
 @EVERY_LATENT
-def test_memory_hears_an_imagined_latent_as_it_hears_a_seen_one(drawn):
-    """An imagined latent that says what a seen one says, and as surely, leads to the same state."""
-    model = small_model(perception=dataclasses.replace(CONFIG.perception, drawn=drawn))
-    logits = torch.randn(5, *model.prediction.shape, dtype=torch.float64)
-    latent = sure = torch.nn.functional.one_hot(logits.argmax(-1), model.prediction.shape[1]).double()
-    probabilities = model.perception.probabilities(1e3 * sure if drawn else logits)
-    if not drawn:
-        latent = model.perception.draw(probabilities)
-    torch.testing.assert_close(model.perception.heard(latent), probabilities, rtol=1e-12, atol=1e-12)
+def test_memory_reads_an_imagined_latent_as_it_reads_an_observed_one(stochastic):
+    """An imagined latent that is as certain as an observed one leads to the same state."""
+    latent = CategoricalConfig(variables=3, classes=4, stochastic=stochastic).build()
+    logits = torch.randn(5, 3, 4, dtype=torch.float64)
+    sample = certain = torch.nn.functional.one_hot(logits.argmax(-1), 4).double()
+    posterior = latent.distribution((1e3 * certain if stochastic else logits).flatten(-2))
+    if not stochastic:
+        sample = latent.sample(posterior)
+    torch.testing.assert_close(latent.embed(sample), latent.embed_mean(posterior), rtol=1e-12, atol=1e-12)

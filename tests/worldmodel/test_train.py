@@ -359,7 +359,17 @@ def test_help_explains_every_option(capsys: pytest.CaptureFixture[str]) -> None:
         ("train", "--num-envs", "--train-ratio", "--prefill", "--steps", "--minutes", "--preset", "--replay.window"),
         ("train", "--resume", "--new-episodes", "--unpickle", "--environment-state", "--open-loop-minutes"),
         ("evaluate", "--num-envs", "--episodes", "--sample", "--video", "--video-episodes", "--json"),
-        ("imagine", "--episodes", "--context", "--horizon", "--random", "--sample", "--draw", "--output", "--json"),
+        (
+            "imagine",
+            "--episodes",
+            "--context",
+            "--horizon",
+            "--random",
+            "--sample",
+            "--sample-latents",
+            "--output",
+            "--json",
+        ),
     ]
     for command, *names in expected:
         with pytest.raises(SystemExit) as stop:

@@ -9,6 +9,7 @@ import torch
 from worldmodel.data.batch import State
 from worldmodel.data.spaces import ActionSpec, ObservationSpec
 from worldmodel.learning.settings import acting_part, saved_config, usable_device
+from worldmodel.model.deciders import Decider, greedy_decider
 from worldmodel.model.world_model import WorldModel
 from worldmodel.runs.run import Run
 
@@ -24,6 +25,9 @@ class Agent:
         observation_spec: of what it sees.
         action_spec: of what it does.
 
+    Attributes:
+        greedy: the decider that ``act`` uses where none is given.
+
     Example:
         >>> agent = Agent.load("runs/memory")                                                # doctest: +SKIP
         >>> observation, _ = environment.reset()                                             # doctest: +SKIP
@@ -37,6 +41,7 @@ class Agent:
         self.observation_spec = observation_spec
         self.action_spec = action_spec
         self.device = next(world_model.parameters()).device
+        self.greedy = greedy_decider(world_model)
 
     @classmethod
     def load(cls, run: Path | str, device: str = "cpu") -> "Agent":
@@ -65,7 +70,7 @@ class Agent:
 
     @torch.no_grad()
     def act(
-        self, observation: Any, state: State | None = None, reset: bool = False, *, greedy: bool = True
+        self, observation: Any, state: State | None = None, reset: bool = False, *, decider: Decider | None = None
     ) -> tuple[Any, State]:
         """The action that answers one observation.
 
@@ -73,7 +78,7 @@ class Agent:
             observation: as the environment gives it.
             state: what the last call returned; None at the beginning.
             reset: whether an episode begins with this observation; what the state holds is then forgotten.
-            greedy: take the best action; otherwise draw one from the policy.
+            decider: chooses the action; the greedy one that the configuration names if None.
 
         Returns:
             ``(action, state)``: the action as the environment takes it, and the state for the next call.
@@ -82,12 +87,16 @@ class Agent:
             ValueError: an observation that holds NaN, or does not fit the space that the agent was trained on.
         """
         encoded = {name: array[None] for name, array in self.observation_spec.encode(observation).items()}
-        actions, state = self.act_encoded(encoded, state, np.array([reset]), greedy=greedy)
+        actions, state = self.act_encoded(encoded, state, np.array([reset]), decider)
         return self.action_spec.to_env(actions)[0], state
 
     @torch.no_grad()
     def act_encoded(
-        self, observations: dict[str, np.ndarray], state: State | None, reset: np.ndarray, *, greedy: bool = True
+        self,
+        observations: dict[str, np.ndarray],
+        state: State | None,
+        reset: np.ndarray,
+        decider: Decider | None = None,
     ) -> tuple[np.ndarray, State]:
         """The same for a batch of encoded observations, (batch, ...); actions are encoded, too.
 
@@ -95,5 +104,6 @@ class Agent:
         """
         state = self.init_state(len(reset)) if state is None else state
         tensors = self.observation_spec.to_tensors(observations, self.device)
-        actions, state = self.world_model.act(tensors, state, torch.from_numpy(reset).to(self.device), greedy=greedy)
+        starts = torch.from_numpy(reset).to(self.device)
+        actions, state = self.world_model.act(tensors, state, starts, decider or self.greedy)
         return actions.cpu().numpy(), state

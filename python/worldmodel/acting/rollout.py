@@ -15,6 +15,7 @@ import torch
 from worldmodel.acting.agent import Agent
 from worldmodel.environments.registry import make
 from worldmodel.environments.vector import Episodes
+from worldmodel.model.deciders import Decider
 
 if TYPE_CHECKING:
     import gymnasium
@@ -55,7 +56,7 @@ def evaluate(
     seed: int = 0,
     num_envs: int = 16,
     *,
-    greedy: bool = True,
+    decider: Decider | None = None,
     environments: "Sequence[gymnasium.Env[Any, Any]] | None" = None,
 ) -> Evaluated:
     """Runs ``agent`` in the environment called ``env``.
@@ -64,9 +65,9 @@ def evaluate(
         agent: who acts.
         env: name of the environment, as for ``worldmodel.environments.registry.resolve``.
         episodes: how many.
-        seed: of the first; the others follow. Also of the policy's draws where it is not greedy.
+        seed: of the first; the others follow. Also of the decider's random numbers.
         num_envs: environments that run side by side.
-        greedy: take the best action; otherwise draw from the policy.
+        decider: chooses the actions; the agent's greedy one if None.
         environments: to run in, instead of ``num_envs`` new ones; they are closed at the end.
 
     Raises:
@@ -83,7 +84,7 @@ def evaluate(
     try:
         while len(results) < episodes:
             numbers = list(running.numbers)
-            actions, state = agent.act_encoded(running.observations, state, running.reset, greedy=greedy)
+            actions, state = agent.act_encoded(running.observations, state, running.reset, decider)
             happened = running.step(actions)
             returns += happened.rewards
             lengths += 1
@@ -106,7 +107,7 @@ def evaluate_filmed(
     seed: int = 0,
     num_envs: int = 16,
     *,
-    greedy: bool = True,
+    decider: Decider | None = None,
 ) -> Evaluated:
     """The same, with a video of the first ``filmed`` episodes, which run one after the other.
 
@@ -118,7 +119,7 @@ def evaluate_filmed(
         episodes: as for ``evaluate``, and so are the others.
         seed: of the first.
         num_envs: for the episodes that are not filmed.
-        greedy: take the best action.
+        decider: chooses the actions.
 
     Raises:
         NoVideo: the environment has no rendering, before any episode is run.
@@ -130,8 +131,8 @@ def evaluate_filmed(
     rendered = make_rendered(env)
     with writer(file, float(rendered.metadata.get("render_fps") or FRAMES_A_SECOND)) as film:
         camera = Camera(rendered, agent, filmed, film)
-        first = evaluate(agent, env, filmed, seed, 1, greedy=greedy, environments=[camera])
+        first = evaluate(agent, env, filmed, seed, 1, decider=decider, environments=[camera])
     if filmed == episodes:
         return first
-    rest = evaluate(agent, env, episodes - filmed, seed + filmed, num_envs, greedy=greedy)
+    rest = evaluate(agent, env, episodes - filmed, seed + filmed, num_envs, decider=decider)
     return Evaluated(first.returns + rest.returns, first.lengths + rest.lengths)

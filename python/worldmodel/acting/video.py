@@ -157,8 +157,8 @@ class Camera(gymnasium.Wrapper[Any, Any, Any, Any]):
             return
         spec, perception = self._agent.observation_spec, self._agent.world_model.perception
         encoded = {name: array[None] for name, array in spec.encode(observation).items()}
-        seen = perception(spec.to_tensors(encoded, self._agent.device))
-        made = perception.reconstruct(perception.mode(perception.probabilities(seen)))
+        posterior = perception(spec.to_tensors(encoded, self._agent.device))
+        made = perception.reconstruct(perception.latent.mode(posterior))
         for name, drawn in self._painters.items():
             own = "" if len(self._painters) == 1 else f" of {name}"
             yield f"what it sees{own}", drawn.paint(encoded[name][0])

@@ -13,6 +13,7 @@ from worldmodel.acting.rollout import evaluate, evaluate_filmed
 from worldmodel.acting.video import video_file
 from worldmodel.commands.options import parse
 from worldmodel.learning.settings import saved_config
+from worldmodel.model.deciders import policy_sample
 from worldmodel.runs.run import Run
 
 
@@ -31,7 +32,7 @@ class EvaluateOptions:
     env: str | None = None
     """Another environment with the same spaces; the one trained on if not given."""
     sample: bool = False
-    """Draw actions from the policy; the best one is taken if not given."""
+    """Sample actions from the policy; the best one is taken if not given."""
     device: str = "cpu"
     """Where to compute."""
     threads: int | None = None
@@ -59,14 +60,15 @@ def command(arguments: Sequence[str]) -> int:
     agent = Agent.load(options.run, options.device)
     env = options.env or saved_config(Run(options.run)).env
     how = (options.episodes, options.seed, options.num_envs)
+    decider = policy_sample if options.sample else None
     if options.video is None:
-        found = evaluate(agent, env, *how, greedy=not options.sample)
+        found = evaluate(agent, env, *how, decider=decider)
     else:
         wanted = options.run / "evaluated.mp4" if options.video == Path() else options.video
         file, notice = video_file(wanted)
         if notice:
             print(notice, file=sys.stderr)
-        found = evaluate_filmed(agent, env, file, options.video_episodes, *how, greedy=not options.sample)
+        found = evaluate_filmed(agent, env, file, options.video_episodes, *how, decider=decider)
         print(file)
     print(f"{env}: mean return {found.mean:.4f} ± {found.standard_error:.4f} over {len(found.returns)} episodes")
     if options.json is not None:

@@ -20,6 +20,7 @@ from worldmodel.environments.registry import make
 from worldmodel.environments.vector import Episodes
 from worldmodel.learning.running_stats import RewardScale
 from worldmodel.learning.settings import saved_config
+from worldmodel.model.deciders import policy_sample
 from worldmodel.model.open_loop import UNITS, episode_batch, open_loop
 from worldmodel.pictures.bands import Story
 from worldmodel.pictures.page import draw_gif, draw_png
@@ -54,9 +55,9 @@ class ImagineOptions:
     random: bool = False
     """Play with random actions."""
     sample: bool = False
-    """Play with actions drawn from the policy; the best ones are taken if neither is given."""
-    draw: bool = False
-    """Draw each latent that is imagined; the likeliest is taken if not given."""
+    """Play with actions sampled from the policy; the best ones are taken if neither is given."""
+    sample_latents: bool = False
+    """Sample each imagined latent; the mode is taken if not given."""
     fps: float = 4
     """Steps a second in the GIF."""
     output: Path | None = None
@@ -74,7 +75,7 @@ class ImagineOptions:
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected more than 0")
         if self.random and self.sample:
-            raise ValueError("random actions and actions drawn from the policy are asked for, expected one of them")
+            raise ValueError("random actions and actions sampled from the policy are asked for, expected one of them")
 
 
 @dataclasses.dataclass
@@ -149,8 +150,8 @@ def imagine(options: ImagineOptions) -> Imagination:
                     f"context is {options.context}, and the episode with seed {options.seed + number} has no more than "
                     f"{batch.shape[1]} observations: lower --context below that, or take another --seed"
                 )
-            draw = model.perception.draw if options.draw else None
-            loop = open_loop(model, batch.to(agent.device), options.context, scale.scale, draw)
+            sample = model.perception.latent.sample if options.sample_latents else None
+            loop = open_loop(model, batch.to(agent.device), options.context, scale.scale, sample)
             end = "whole" if whole else f"its first {batch.shape[1]} observations"
             title = f"episode with seed {options.seed + number}, {end}"
             stories.append(Story.of(title, loop, 0, leaves, painters))
@@ -183,7 +184,8 @@ def _play(agent: Agent, environment: Any, options: ImagineOptions, number: int) 
         if options.random:
             chosen = agent.action_spec.sample(random, 1)
         else:
-            chosen, state = agent.act_encoded(running.observations, state, running.reset, greedy=not options.sample)
+            decider = policy_sample if options.sample else None
+            chosen, state = agent.act_encoded(running.observations, state, running.reset, decider)
         happened = running.step(chosen)
         actions.append(chosen[0])
         rewards.append(float(happened.rewards[0]))

@@ -3,12 +3,15 @@
 import argparse
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, get_args
 
 from worldmodel.learning.presets import PRESETS
 from worldmodel.learning.settings import TrainConfig, default_folder, saved_config
+from worldmodel.model.blocks import BlockConfig, CustomBlock, GatedConvBlock
+from worldmodel.model.latents import LatentConfig
+from worldmodel.model.world_model import WorldModelConfig
 from worldmodel.runs.configuration import ConfigurationError
 from worldmodel.runs.optional_dependencies import require
 from worldmodel.runs.run import Run
@@ -20,7 +23,8 @@ def parse(kind: type[Options], arguments: Sequence[str], command: str, default: 
     """A dataclass out of options, whose help is its docstrings."""
     tyro = require("tyro", "read the command line")
     given = {} if default is None else {"default": default}
-    config = (tyro.conf.PositionalRequiredArgs,)
+    # Which of several kinds a part of the configuration is, its default says.
+    config = (tyro.conf.PositionalRequiredArgs, tyro.conf.AvoidSubcommands)
     return tyro.cli(kind, args=list(arguments), prog=f"python -m worldmodel {command}", config=config, **given)
 
 
@@ -29,7 +33,16 @@ class TrainOptions(TrainConfig):
     """Trains a world model on an environment. Ctrl-C saves and stops.
 
     Every setting of the model, the losses and the replay starts from the preset and can be changed by its own option.
+    --memory and --latent choose kinds, whose settings then have options: --memory rotary_scan,conv_lstm gives
+    --model.memory.blocks.0.d-state and --model.memory.blocks.1.kernel.
     """
+
+    memory: str | None = None
+    """Blocks of the memory in order, joined by commas: rotary_scan, scan, gated_conv, conv_lstm, gru, none, or
+    module:Class for one of your own; KIND*N repeats one. Settings that the preset has for a kind stay. The preset's
+    blocks if not given."""
+    latent: str | None = None
+    """Kind of the latent: categorical or gaussian. The preset's if not given."""
 
     run: Path | None = None
     """Folder of the new run; runs/ENV-DATE if not given."""
@@ -53,12 +66,14 @@ def train_options(arguments: Sequence[str]) -> tuple[TrainConfig, Path, dict[str
         ConfigurationError: an unknown preset, no environment, options that contradict each other.
         RunError: there is no run to go on with.
     """
-    # Preset and resume say what all other options start from, so they are read first.
+    # These say what all other options start from, so they are read first.
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--preset", default=TrainConfig.preset)
-    first.add_argument("--resume")
+    for name in ("--resume", "--memory", "--latent"):
+        first.add_argument(name)
     early, _ = first.parse_known_args(list(arguments))
     start = preset_config(early.preset) if early.resume is None else saved_config(Run(early.resume))
+    start = dataclasses.replace(start, model=with_kinds(start.model, early.memory, early.latent))
     default = TrainOptions(**{field.name: getattr(start, field.name) for field in dataclasses.fields(TrainConfig)})
     options: TrainOptions = parse(TrainOptions, arguments, "train", default)
     config = TrainConfig(**{field.name: getattr(options, field.name) for field in dataclasses.fields(TrainConfig)})
@@ -87,3 +102,46 @@ def preset_config(name: str) -> TrainConfig:
     preset = PRESETS[name]()
     told = {field.name: getattr(preset, field.name) for field in dataclasses.fields(preset)}
     return TrainConfig(preset=name, **told)
+
+
+def with_kinds(model: WorldModelConfig, memory: str | None, latent: str | None) -> WorldModelConfig:
+    """``model`` with the blocks that ``--memory`` names and the latent that ``--latent`` names.
+
+    Raises:
+        ConfigurationError: an unknown kind, or one that does not fit the width of the memory.
+
+    Example:
+        >>> [block.kind for block in with_kinds(WorldModelConfig(), "rotary_scan*2,conv_lstm", None).memory.blocks]
+        ['rotary_scan', 'rotary_scan', 'conv_lstm']
+    """
+    if memory is not None:
+        known = {block.kind: block for block in reversed(model.memory.blocks)}
+        blocks = [block for text in memory.split(",") for block in _blocks(text.strip(), known)]
+        try:
+            model = dataclasses.replace(model, memory=dataclasses.replace(model.memory, blocks=tuple(blocks)))
+        except ValueError as error:
+            raise ConfigurationError(f"--memory is {memory!r}: {error}") from error
+    if latent is not None and latent != model.perception.latent.kind:
+        kinds = {kind.kind: kind for kind in get_args(LatentConfig)}
+        if latent not in kinds:
+            raise ConfigurationError(f"--latent is {latent!r}, expected one of {', '.join(kinds)}")
+        perception = dataclasses.replace(model.perception, latent=kinds[latent]())
+        model = dataclasses.replace(model, perception=perception)
+    return model
+
+
+def _blocks(text: str, known: Mapping[str, BlockConfig]) -> list[BlockConfig]:
+    """``KIND`` or ``KIND*N``; settings of a kind that is ``known`` stay."""
+    name, star, times = text.partition("*")
+    kinds = {kind.kind: kind for kind in get_args(BlockConfig) if kind is not CustomBlock}
+    if not (star == "" or (times.isdigit() and int(times))):
+        raise ConfigurationError(f"--memory has {text!r}, expected KIND*N with N at least 1")
+    if name == "none":
+        block: BlockConfig = GatedConvBlock(d_conv=1)
+    elif ":" in name:
+        block = CustomBlock(name)
+    elif name in kinds:
+        block = known.get(name) or kinds[name]()
+    else:
+        raise ConfigurationError(f"--memory has {name!r}, expected {', '.join(kinds)}, none or module:Class")
+    return [block] * int(times or 1)

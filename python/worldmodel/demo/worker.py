@@ -16,13 +16,14 @@ from torch import Tensor
 
 from worldmodel.data.batch import State
 from worldmodel.demo.repeat_previous import DECK, LAG, Answerer, deal, first_step, one_hot
+from worldmodel.model.blocks import GatedConvBlock, GRUBlock
 from worldmodel.model.memory import MemoryConfig
 from worldmodel.runs import storage
 
 MEMORIES = {
-    "scan": MemoryConfig(kind="scan"),
-    "GRU": MemoryConfig(kind="gru", width=128),
-    "no memory": MemoryConfig(kind="none"),
+    "scan": MemoryConfig(),
+    "GRU": MemoryConfig(width=128, blocks=(GRUBlock(),)),
+    "no memory": MemoryConfig(blocks=(GatedConvBlock(d_conv=1),)),
 }
 STREAMS = 4  # followed to the end, each with a state of its own
 _EPISODES = 32  # of an update

@@ -8,6 +8,7 @@ import torch
 
 from worldmodel.data.replay import Replay
 from worldmodel.environments.vector import Episodes, VectorEpisodes
+from worldmodel.model.deciders import Decider, policy_sample
 from worldmodel.model.world_model import WorldModel
 
 
@@ -18,17 +19,26 @@ class Collector:
         episodes: the environments.
         replay: where transitions go.
         world_model: who acts.
-        seed: of random actions. The world model draws its own from PyTorch's default generator.
+        seed: of random actions. The decider samples from PyTorch's default generator.
+        decider: chooses the actions.
 
     Attributes:
         steps: transitions collected.
         state: the world model's memory of the episodes that run.
     """
 
-    def __init__(self, episodes: Episodes | VectorEpisodes, replay: Replay, world_model: WorldModel, seed: int) -> None:
+    def __init__(
+        self,
+        episodes: Episodes | VectorEpisodes,
+        replay: Replay,
+        world_model: WorldModel,
+        seed: int,
+        decider: Decider = policy_sample,
+    ) -> None:
         self.episodes = episodes
         self.replay = replay
         self.world_model = world_model
+        self.decider = decider
         self.steps = 0
         self.state = world_model.init_state(episodes.num_envs)
         self._random = np.random.default_rng(seed)
@@ -58,7 +68,7 @@ class Collector:
                 episodes.observation_spec.to_tensors(episodes.observations, self._device),
                 before,
                 torch.from_numpy(episodes.reset).to(self._device),
-                greedy=False,
+                self.decider,
             )
         if random_rows:
             drawn = episodes.action_spec.sample(self._random, episodes.num_envs)

@@ -8,7 +8,7 @@ import copy
 
 import torch
 
-from worldmodel.model.networks import follow
+from worldmodel.model.networks import polyak_update
 from worldmodel.model.world_model import WorldModel
 
 _EARLY = 0.1  # of all updates so far: while they are few, the average goes back no further
@@ -32,6 +32,6 @@ class Average:
     @torch.no_grad()
     def follow(self, newest: WorldModel, updates: int) -> None:
         """Takes the weights of ``newest`` in, which are those after ``updates`` updates."""
-        follow(self.world_model, newest, 1 / max(1.0, min(self._updates, _EARLY * updates)))
+        polyak_update(self.world_model, newest, 1 / max(1.0, min(self._updates, _EARLY * updates)))
         for kept, buffer in zip(self.world_model.buffers(), newest.buffers(), strict=True):
             kept.copy_(buffer)

@@ -153,8 +153,8 @@ class Learner:
         norms = self._clip()
         self._set_rates()
         self._optimizer.step()
-        self.world_model.evaluation.follow()
-        self.world_model.perception.take_in(batch.observations, batch.valid)
+        self.world_model.evaluation.update_target()
+        self.world_model.perception.update(batch.observations, batch.valid)
         self._updates += 1
         if self.average:
             self.average.follow(self.world_model, self._updates)

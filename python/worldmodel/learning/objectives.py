@@ -14,9 +14,8 @@ from torch import Tensor
 
 from worldmodel.data.batch import Batch, State
 from worldmodel.learning.running_stats import ReturnRange
-from worldmodel.model.decision import DiscretePolicy
 from worldmodel.model.evaluation import lambda_returns
-from worldmodel.model.perception import divergence
+from worldmodel.model.policies import DiscretePolicy
 from worldmodel.model.world_model import Imagined, Observed, WorldModel
 
 
@@ -72,16 +71,16 @@ def model_loss(
     followed = acted[:, :-1] & batch.valid[:, 1:] & ~batch.is_first[:, 1:]
 
     perception, prediction = world_model.perception, world_model.prediction
+    latent = perception.latent
     predicted = world_model.predict(observed, batch)
-    foreseen = perception.probabilities(predicted.logits)[:, :-1].log()
-    seen = observed.probabilities[:, 1:]
-    rewards = torch.where(rewarded, batch.rewards / reward_scale, 0).to(foreseen.dtype)
-    prediction.reward.widen(rewards[rewarded])
-    goes_on = (~batch.terminated).to(foreseen.dtype)
+    prior, posterior = predicted.prior[:, :-1], observed.posterior[:, 1:]
+    rewards = torch.where(rewarded, batch.rewards / reward_scale, 0).to(prior.dtype)
+    prediction.reward.extend_support(rewards[rewarded])
+    goes_on = (~batch.terminated).to(prior.dtype)
 
     reconstruction = perception.reconstruction_loss(observed.latent, batch.observations)
-    dynamics = divergence(seen.detach(), foreseen)
-    representation = divergence(seen, foreseen.detach()).clamp(min=config.free_nats)
+    dynamics = latent.kl(posterior.detach(), prior)
+    representation = latent.kl(posterior, prior.detach()).clamp(min=config.free_nats)
     continuation = F.binary_cross_entropy_with_logits(predicted.continues, goes_on, reduction="none")
     parts = {
         "reconstruction": weighted_mean(reconstruction, masked),
@@ -94,7 +93,7 @@ def model_loss(
     total = torch.stack([weights[name] * part for name, part in parts.items()]).sum()
     metrics = {f"loss/{name}": part.detach() for name, part in (("model", total), *parts.items())}
     with torch.no_grad():
-        entropy = -(observed.probabilities * observed.probabilities.log()).sum((-1, -2))
+        entropy = latent.entropy(observed.posterior)
         metrics["latent/entropy"] = weighted_mean(entropy, masked)
     return total, metrics
 
@@ -113,19 +112,19 @@ def imagination_losses(
     """
     decision = world_model.decision
     start = {name: value.detach() for name, value in states.items()}
-    if decision.improve == "exact":
+    if decision.gradient == "all_action":
         imagined, returns, q = _try_all(world_model, start, config.horizon)
         spread = returns_range.update(q[usable])
         policy = decision(start["features"])
         assert isinstance(policy, DiscretePolicy)
-        probabilities = policy.of_all(decision.all_actions(q))  # (rows, actions)
+        probabilities = policy.probability_of(decision.all_actions(q))  # (rows, actions)
         expected = (probabilities.detach() * q).sum(-1, keepdim=True)  # (rows, 1)
         gain = (probabilities * (q - expected)).sum(-1) / spread
         entropy, weights = policy.entropy(), usable.to(q.dtype)
         first_target = expected.squeeze(-1)
         tries = q.shape[1]
     else:
-        through = decision.improve == "dynamics"
+        through = decision.gradient == "pathwise"
         with torch.set_grad_enabled(through):
             imagined = world_model.imagine(start, decision, config.horizon)
             returns = _returns(world_model, imagined)  # (rows, horizon)
@@ -178,10 +177,10 @@ def _try_all(world_model: WorldModel, start: State, horizon: int) -> tuple[Imagi
 
 
 def _returns(world_model: WorldModel, imagined: Imagined) -> Tensor:
-    """λ-returns (rows, horizon), their values from the slow target."""
+    """λ-returns (rows, horizon), their values from the target network."""
     config = world_model.config.evaluation
-    next_values = world_model.evaluation.value(imagined.features[:, 1:], slow=True)
-    return lambda_returns(imagined.rewards, config.discount * imagined.continues, next_values, config.trace)
+    next_values = world_model.evaluation.value(imagined.features[:, 1:], target=True)
+    return lambda_returns(imagined.rewards, config.discount * imagined.continues, next_values, config.lambda_)
 
 
 def _weights(imagined: Imagined, usable: Tensor) -> Tensor:
@@ -192,5 +191,5 @@ def _weights(imagined: Imagined, usable: Tensor) -> Tensor:
 
 def _value_loss(world_model: WorldModel, features: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
     evaluation = world_model.evaluation
-    evaluation.head.widen(targets[weights > 0])
+    evaluation.head.extend_support(targets[weights > 0])
     return weighted_mean(evaluation.head.loss(evaluation(features), targets), weights)

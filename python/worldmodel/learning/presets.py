@@ -5,10 +5,12 @@ import dataclasses
 from worldmodel.data.replay import ReplayConfig
 from worldmodel.learning.learner import LearnerConfig
 from worldmodel.learning.objectives import ObjectiveConfig
+from worldmodel.model.blocks import ConvLSTMBlock, GatedConvBlock, RotaryScanBlock, ScanBlock
 from worldmodel.model.decision import DecisionConfig
 from worldmodel.model.evaluation import EvaluationConfig
+from worldmodel.model.latents import CategoricalConfig
 from worldmodel.model.memory import MemoryConfig
-from worldmodel.model.networks import NumberConfig
+from worldmodel.model.networks import ScalarConfig
 from worldmodel.model.perception import PerceptionConfig
 from worldmodel.model.prediction import PredictionConfig
 from worldmodel.model.world_model import WorldModelConfig
@@ -46,7 +48,7 @@ def popgym() -> Preset:
     Hard was not learned in ten minutes; with 32, whose rates of turning lie half as far apart, all three of both were.
     """
     return Preset(
-        WorldModelConfig(memory=MemoryConfig(groups=8, states=32)),
+        WorldModelConfig(memory=MemoryConfig(blocks=(RotaryScanBlock(groups=8, d_state=32),))),
         LearnerConfig(policy_rate=3e-3),
         ReplayConfig(batch_size=8, window=312, burn_in=32),
         num_envs=32,
@@ -62,17 +64,17 @@ def control() -> Preset:
       keep an observation to 0.4 of its deviation, their probabilities to 0.1.
     - An update for every two steps, since CartPole takes about a thousand of them. Batches of 512 steps did as well as
       those of 1,024, update for update, and take less time.
-    - No memory: an update takes half the time that it takes with the scan. ``memory.kind="scan"`` brings it back where
-      one observation does not say all.
+    - No memory: an update takes half the time that it takes with the scan. ``--memory rotary_scan`` brings it back
+      where one observation does not say all.
     - Imagination of 25 steps from 64 states: to come back from an end of the track the cart has to lean first. With 15
       steps from 128, which cost the same, one seed of two learned to drift out of the track again after 3,500 updates;
       with 25 the same seed did not in 4,700. A third of the policy's rate ended that, too, but came to 500 after 2,000
       updates instead of 1,000.
     - Weights averaged over 200 updates act, for the newest ones waver: of 19 checkpoints that lie 250 updates
       apart, they passed 475 at 14 and their average at 18; of another run, with 15 steps, at 11 and at 16.
-    - REINFORCE, which learns from every imagined step; ``exact`` tries both actions, but in the first step alone. Of
-      three seeds that had passed 475, none fell below again with it, and two did with ``exact``, which passed it a
-      little sooner. What is said above of horizon and average was tried with ``exact``.
+    - REINFORCE, which learns from every imagined step; ``all_action`` tries both actions, but in the first step alone.
+      Of three seeds that had passed 475, none fell below again with it, and two did with ``all_action``, which passed
+      it a little sooner. What is said above of horizon and average was tried with ``all_action``.
     - Little entropy: one action of hundreds changes a return by hundredths of its range. A weight of 0.003 kept the
       policy of CartPole half random.
     - A discount of 0.995: at 0.99, the end of the track is beyond the horizon until it is near. Not compared seed for
@@ -84,10 +86,10 @@ def control() -> Preset:
     """
     return Preset(
         WorldModelConfig(
-            perception=PerceptionConfig(drawn=False),
-            memory=MemoryConfig(kind="none"),
-            evaluation=EvaluationConfig(discount=0.995, value=NumberConfig("two_hot")),
-            decision=DecisionConfig(improve="reinforce", entropy=1e-3, greedy="policy"),
+            perception=PerceptionConfig(CategoricalConfig(stochastic=False)),
+            memory=MemoryConfig(blocks=(GatedConvBlock(d_conv=1),)),
+            evaluation=EvaluationConfig(discount=0.995, value=ScalarConfig("two_hot")),
+            decision=DecisionConfig(gradient="reinforce", entropy=1e-3, greedy="policy"),
         ),
         LearnerConfig(
             learning_rate=1e-3, policy_rate=1e-3, average=200, objective=ObjectiveConfig(horizon=25, starts=8)
@@ -106,7 +108,7 @@ def continuous() -> Preset:
     be differentiated: imagination is shorter, and the policy's steps are smaller.
     """
     preset = control()
-    decision = dataclasses.replace(preset.model.decision, improve="dynamics", entropy=3e-4)
+    decision = dataclasses.replace(preset.model.decision, gradient="pathwise", entropy=3e-4)
     learner = dataclasses.replace(
         preset.learner,
         policy_rate=3e-4,
@@ -125,7 +127,9 @@ def wander() -> Preset:
     """
     return Preset(
         WorldModelConfig(
-            PerceptionConfig(drawn=False, hidden=64), MemoryConfig(rotated=False, groups=1), PredictionConfig(hidden=64)
+            PerceptionConfig(CategoricalConfig(stochastic=False), hidden=64),
+            MemoryConfig(blocks=(ScanBlock(groups=1),)),
+            PredictionConfig(hidden=64),
         ),
         LearnerConfig(objective=ObjectiveConfig(horizon=2, starts=2)),
         ReplayConfig(batch_size=4, window=408, burn_in=32),
@@ -141,9 +145,9 @@ def moving() -> Preset:
 
     Tried on HiddenBall. Small batches: perception takes more updates than steps to find the ball.
     """
-    memory = MemoryConfig(kind="conv_lstm", width=128, map_size=(4, 4))
+    memory = MemoryConfig(width=128, blocks=(ConvLSTMBlock((4, 4)),))
     return Preset(
-        WorldModelConfig(PerceptionConfig(variables=12, hidden=64), memory),
+        WorldModelConfig(PerceptionConfig(CategoricalConfig(variables=12), hidden=64), memory),
         LearnerConfig(objective=ObjectiveConfig(horizon=2, starts=2)),
         ReplayConfig(batch_size=2, window=98, burn_in=0),
         num_envs=16,

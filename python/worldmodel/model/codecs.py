@@ -57,7 +57,7 @@ class CategoricalCodec(nn.Module):
         """Cross-entropy."""
         return F.cross_entropy(prediction.flatten(0, 1), leaf.long().flatten(), reduction="none").view_as(leaf).sum(-1)
 
-    def picture(self, prediction: Tensor) -> Tensor:
+    def decode(self, prediction: Tensor) -> Tensor:
         """The likeliest classes."""
         return prediction.argmax(-1)
 
@@ -67,7 +67,7 @@ class VectorCodec(nn.Module):
 
     Without the standardisation an entry that moves little, such as an angle of a tenth of a radian beside a speed of
     three metres a second, would be too small a part of the loss to be kept. ``mean`` and ``variance`` are buffers:
-    0 and 1 until ``take_in`` is called.
+    0 and 1 until ``update`` is called.
     """
 
     mean: Tensor
@@ -109,13 +109,13 @@ class VectorCodec(nn.Module):
         """Half the squared error, as a normal density of variance one has it."""
         return 0.5 * (prediction - self.standardised(leaf)).square().sum(-1)
 
-    def picture(self, prediction: Tensor) -> Tensor:
+    def decode(self, prediction: Tensor) -> Tensor:
         """The entries themselves."""
         numbers = prediction * self.deviation + self.mean
         return numbers.sign() * numbers.abs().expm1()
 
     @torch.no_grad()
-    def take_in(self, leaf: Tensor) -> None:
+    def update(self, leaf: Tensor) -> None:
         """Lets the running mean and variance take in a leaf, (steps, entries).
 
         They are those of all steps at first, and of about the last million later on (Chan et al. 1979).
@@ -168,7 +168,7 @@ class ImageCodec(nn.Module):
         """Squared error, summed over pixels."""
         return (prediction - self._scaled(leaf)).square().sum((1, 2, 3))
 
-    def picture(self, prediction: Tensor) -> Tensor:
+    def decode(self, prediction: Tensor) -> Tensor:
         """uint8 pixels, channels last."""
         return ((prediction + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).movedim(1, -1)
 
@@ -210,7 +210,7 @@ class GridCodec(nn.Module):
         """Cross-entropy."""
         return F.cross_entropy(prediction, leaf.long(), reduction="none").sum((1, 2, 3))
 
-    def picture(self, prediction: Tensor) -> Tensor:
+    def decode(self, prediction: Tensor) -> Tensor:
         """The likeliest classes."""
         return prediction.argmax(1)
 

@@ -1,11 +1,12 @@
-"""Decision, π(s) = argmax_a Q(s, a): a policy for acting, learned in imagination, and the look-ahead on Q itself.
+"""Decision, π(s) = argmax_a Q(s, a): the policy that imagination trains; the actor.
 
-A policy is a distribution over actions: softmaxes for discrete actions, normal densities clipped to [-1, 1] for
-continuous ones. It is improved in one of three ways, each of them open to either kind where it makes sense:
+Its gradient is one of three:
 
-    exact        the sum over all actions of π(a|s) Q(s, a), every action tried in imagination; few discrete actions
+    all_action   the sum over all actions of π(a|s) Q(s, a), every action tried in imagination
     reinforce    log π(a|s) times the advantage of the imagined return (Williams 1992)
-    dynamics     the imagined return itself, through the differentiable dynamics; discrete actions straight through
+    pathwise     the imagined return itself, through the differentiable dynamics; discrete actions straight through
+
+What acts on the policy, or plans instead, is in ``worldmodel.model.deciders``.
 """
 
 import dataclasses
@@ -13,11 +14,11 @@ import math
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from worldmodel.data.spaces import ActionSpec
-from worldmodel.model.networks import draw_index, perceptron
+from worldmodel.model.networks import mlp
+from worldmodel.model.policies import ContinuousPolicy, DiscretePolicy, Policy
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,124 +28,39 @@ class DecisionConfig:
     Attributes:
         hidden: width of the layers.
         layers: of the network.
-        improve: "exact", "reinforce", "dynamics", or "auto": exact for few discrete actions, reinforce for many,
-            dynamics for continuous ones.
-        few: actions that are few.
-        entropy: weight of the policy's entropy beside returns of scale one.
-        uniform: share of the uniform distribution in the probabilities of discrete actions.
+        gradient: "all_action", "reinforce", "pathwise", or "auto": all_action up to ``max_enumerated_actions`` discrete
+            actions, reinforce for more, pathwise for continuous ones.
+        max_enumerated_actions: most discrete actions that are all tried.
+        entropy: weight of the policy's entropy beside normalised returns.
+        unimix_ratio: share of the uniform distribution in the probabilities of discrete actions.
         min_std: smallest standard deviation of a continuous action.
         max_std: largest.
-        greedy: how ``act(greedy=True)`` chooses: "look_ahead" takes the best Q = r + γ v' over all actions where they
-            are few, "policy" the likeliest action.
+        greedy: what acts greedily: "one_step_planning" takes the best Q = r + γ v' where all actions can be tried, the
+            policy's mode elsewhere; "policy" the mode everywhere.
     """
 
     hidden: int = 128
     layers: int = 2
-    improve: Literal["auto", "exact", "reinforce", "dynamics"] = "auto"
-    few: int = 16
+    gradient: Literal["auto", "all_action", "reinforce", "pathwise"] = "auto"
+    max_enumerated_actions: int = 16
     entropy: float = 0.03
-    uniform: float = 0.01
+    unimix_ratio: float = 0.01
     min_std: float = 0.1
     max_std: float = 1.0
-    greedy: Literal["look_ahead", "policy"] = "look_ahead"
+    greedy: Literal["one_step_planning", "policy"] = "one_step_planning"
 
     def __post_init__(self) -> None:
-        if self.improve not in ("auto", "exact", "reinforce", "dynamics"):
+        if self.gradient not in ("auto", "all_action", "reinforce", "pathwise"):
             raise ValueError(
-                f"DecisionConfig: improve is {self.improve!r}, expected 'auto', 'exact', 'reinforce' or 'dynamics'"
+                f"DecisionConfig: gradient is {self.gradient!r}, expected 'auto', 'all_action', 'reinforce' or "
+                "'pathwise'"
             )
-        if self.greedy not in ("look_ahead", "policy"):
-            raise ValueError(f"DecisionConfig: greedy is {self.greedy!r}, expected 'look_ahead' or 'policy'")
+        if self.greedy not in ("one_step_planning", "policy"):
+            raise ValueError(f"DecisionConfig: greedy is {self.greedy!r}, expected 'one_step_planning' or 'policy'")
         if not 0 < self.min_std <= self.max_std:
             raise ValueError(
                 f"DecisionConfig: min_std is {self.min_std} and max_std {self.max_std}, expected 0 < min_std <= max_std"
             )
-
-
-class Policy:
-    """A distribution over actions in every state. Actions are in the networks' form, (..., action width)."""
-
-    def sample(self) -> Tensor:
-        """An action, with a gradient through it."""
-        raise NotImplementedError
-
-    def log_probability(self, actions: Tensor) -> Tensor:
-        """The logarithm of the probability (density) of ``actions``, (...)."""
-        raise NotImplementedError
-
-    def mode(self) -> Tensor:
-        """The likeliest action."""
-        raise NotImplementedError
-
-    def entropy(self) -> Tensor:
-        """Nats, (...)."""
-        raise NotImplementedError
-
-
-class DiscretePolicy(Policy):
-    """Independent softmaxes, one for each entry of an action."""
-
-    def __init__(self, logits: Tensor, sizes: tuple[int, ...], uniform: float) -> None:
-        parts = logits.split(sizes, -1)
-        self.probabilities = [part.softmax(-1) * (1 - uniform) + uniform / part.shape[-1] for part in parts]
-
-    def sample(self) -> Tensor:
-        """One-hot and joined; the gradient is that of the probabilities."""
-        hot = []
-        for p in self.probabilities:
-            hot.append(F.one_hot(draw_index(p), p.shape[-1]).to(p.dtype) + (p - p.detach()))
-        return torch.cat(hot, -1)
-
-    def log_probability(self, actions: Tensor) -> Tensor:
-        """The sum over entries; ``actions`` one-hot and joined."""
-        return (actions.detach() * torch.cat(self.probabilities, -1).log()).sum(-1)
-
-    def mode(self) -> Tensor:
-        """One-hot and joined."""
-        return torch.cat([F.one_hot(p.argmax(-1), p.shape[-1]).to(p.dtype) for p in self.probabilities], -1)
-
-    def entropy(self) -> Tensor:
-        """The sum over entries."""
-        return sum((-(p * p.log()).sum(-1) for p in self.probabilities), torch.zeros(()))
-
-    def of_all(self, actions: Tensor) -> Tensor:
-        """Probabilities (..., actions) of ``actions`` (actions, action width), one-hot and joined."""
-        product = torch.ones(())
-        for p, hot in zip(
-            self.probabilities, actions.split([p.shape[-1] for p in self.probabilities], -1), strict=True
-        ):
-            product = product * (p @ hot.t().to(p.dtype))
-        return product
-
-
-class ContinuousPolicy(Policy):
-    """Independent normal densities, clipped to [-1, 1]; outside the gradient passes through the clip."""
-
-    def __init__(self, outputs: Tensor, min_std: float, max_std: float) -> None:
-        mean, spread = outputs.chunk(2, -1)
-        self.mean = mean.tanh()
-        self.std = min_std + (max_std - min_std) * (spread + 2).sigmoid()
-
-    def sample(self) -> Tensor:
-        """Reparametrised."""
-        raw = self.mean + self.std * torch.randn_like(self.mean)
-        return raw + (raw.clamp(-1, 1) - raw).detach()
-
-    def log_probability(self, actions: Tensor) -> Tensor:
-        """The density inside; at -1 and 1, where the clip gathers it, the probability of all that lies beyond."""
-        actions = actions.detach()
-        distance = (actions - self.mean) / self.std
-        inside = -0.5 * distance.square() - self.std.log() - 0.5 * math.log(2 * math.pi)
-        beyond = torch.special.log_ndtr(torch.where(actions > 0, -distance, distance))
-        return torch.where(actions.abs() < 1, inside, beyond).sum(-1)
-
-    def mode(self) -> Tensor:
-        """The mean."""
-        return self.mean
-
-    def entropy(self) -> Tensor:
-        """Of the densities before the clip."""
-        return (self.std.log() + 0.5 * math.log(2 * math.pi * math.e)).sum(-1)
 
 
 class Decision(nn.Module):
@@ -155,36 +71,37 @@ class Decision(nn.Module):
         self.spec = spec
         self.config = config
         outputs = spec.width if spec.kind == "discrete" else 2 * spec.width
-        self.network = perceptron(features, config.hidden, config.layers, outputs)
+        self.network = mlp(features, config.hidden, config.layers, outputs)
         last = self.network[-1]
         assert isinstance(last, nn.Linear)
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
-        if self.improve == "exact" and not self.is_few:
+        if self.gradient == "all_action" and not self.is_enumerable:
             count = math.prod(spec.sizes) if spec.kind == "discrete" else "continuous"
             raise ValueError(
-                f"DecisionConfig: improve is 'exact' for {count} actions, expected at most few={config.few} of them"
+                f"DecisionConfig: gradient is 'all_action' for {count} actions, expected at most "
+                f"max_enumerated_actions={config.max_enumerated_actions} of them"
             )
 
     @property
-    def is_few(self) -> bool:
+    def is_enumerable(self) -> bool:
         """Whether all actions can be tried."""
-        return self.spec.kind == "discrete" and math.prod(self.spec.sizes) <= self.config.few
+        return self.spec.kind == "discrete" and math.prod(self.spec.sizes) <= self.config.max_enumerated_actions
 
     @property
-    def improve(self) -> str:
-        """How the policy is improved, "auto" resolved."""
-        if self.config.improve != "auto":
-            return self.config.improve
+    def gradient(self) -> str:
+        """The policy's gradient, "auto" resolved."""
+        if self.config.gradient != "auto":
+            return self.config.gradient
         if self.spec.kind == "continuous":
-            return "dynamics"
-        return "exact" if self.is_few else "reinforce"
+            return "pathwise"
+        return "all_action" if self.is_enumerable else "reinforce"
 
     def forward(self, features: Tensor) -> Policy:
         """(..., features) -> the distribution over actions there."""
         outputs = self.network(features)
         if self.spec.kind == "discrete":
-            return DiscretePolicy(outputs, self.spec.sizes, self.config.uniform)
+            return DiscretePolicy(outputs, self.spec.sizes, self.config.unimix_ratio)
         return ContinuousPolicy(outputs, self.config.min_std, self.config.max_std)
 
     def all_actions(self, like: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 from worldmodel.data.batch import Batch
 from worldmodel.data.spaces import ActionSpec, Leaf, ObservationSpec
 from worldmodel.model.networks import symlog
-from worldmodel.model.world_model import Draw, WorldModel
+from worldmodel.model.world_model import Sampler, WorldModel
 
 # What ``error`` measures, by kind of leaf.
 UNITS = {
@@ -63,7 +63,7 @@ class OpenLoop:
 
 @torch.no_grad()
 def open_loop(
-    world_model: WorldModel, batch: Batch, context: int, reward_scale: float = 1.0, draw: Draw | None = None
+    world_model: WorldModel, batch: Batch, context: int, reward_scale: float = 1.0, sample: Sampler | None = None
 ) -> OpenLoop:
     """Observes the first ``context`` steps of every row, and imagines the others.
 
@@ -72,7 +72,7 @@ def open_loop(
         batch: rows that begin with an episode, or inside one with a state. Only that episode counts.
         context: how many observations are given, from 1 to time - 1.
         reward_scale: what rewards were divided by when the world model learned them.
-        draw: probabilities -> latent; the likeliest if None.
+        sample: distribution -> latent; ``Latent.mode`` if None.
 
     Raises:
         ValueError: a context that leaves nothing to see or nothing to imagine.
@@ -80,10 +80,10 @@ def open_loop(
     time = batch.shape[1]
     if not 1 <= context < time:
         raise ValueError(f"open_loop: context is {context}, expected at least 1 and below time={time}")
-    draw = draw or world_model.perception.mode
-    observed = world_model.observe(batch, cuts=[context], draw=draw)
+    sample = sample or world_model.perception.latent.mode
+    observed = world_model.observe(batch, cuts=[context], sample=sample)
     actions = world_model.action_spec.encode(batch.actions)[:, context - 1 : time - 1]
-    imagined = world_model.imagine_actions(observed.cut_states, actions, draw)
+    imagined = world_model.imagine_actions(observed.cut_states, actions, sample)
     predicted = world_model.predict(observed, batch)
     known = slice(0, context - 1)
     rewards = world_model.prediction.mean_reward(predicted)[:, known], imagined.rewards

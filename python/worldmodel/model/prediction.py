@@ -1,6 +1,6 @@
-"""Prediction, s'_{t+1} = P(s_t, a_t): the next latent, the reward and whether the episode goes on.
+"""Prediction, s'_{t+1} = P(s_t, a_t): the prior of the next latent, the reward and whether the episode goes on.
 
-It predicts states and not pixels. All of it is read from (s_t, a_t), before the action enters memory.
+It predicts latents, not pixels, from (s_t, a_t), before the action enters memory.
 """
 
 import dataclasses
@@ -8,7 +8,8 @@ import dataclasses
 import torch
 from torch import Tensor, nn
 
-from worldmodel.model.networks import NumberConfig, NumberHead, perceptron
+from worldmodel.model.latents import Latent
+from worldmodel.model.networks import ScalarConfig, ScalarHead, mlp
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +24,7 @@ class PredictionConfig:
 
     hidden: int = 128
     layers: int = 1
-    reward: NumberConfig = dataclasses.field(default_factory=NumberConfig)
+    reward: ScalarConfig = dataclasses.field(default_factory=ScalarConfig)
 
 
 @dataclasses.dataclass
@@ -31,37 +32,35 @@ class Predicted:
     """What follows (s_t, a_t).
 
     Attributes:
-        logits: of the next latent, (..., variables, classes).
-        reward: outputs of the reward head; ``Prediction.mean_reward`` reads the number.
+        prior: parameters of the distribution of z_{t+1}, (..., *parameter shape of the latent).
+        reward: outputs of the reward head; ``Prediction.mean_reward`` gives the expected reward.
         continues: logit of the episode going on, (...).
     """
 
-    logits: Tensor
+    prior: Tensor
     reward: Tensor
     continues: Tensor
 
 
 class Prediction(nn.Module):
-    """Two perceptrons on (s_t, a_t), the action encoded as ``ActionSpec.encode`` does."""
+    """Two networks on (s_t, a_t), the action encoded as ``ActionSpec.encode`` does."""
 
-    def __init__(
-        self, features: int, action_width: int, variables: int, classes: int, config: PredictionConfig
-    ) -> None:
+    def __init__(self, features: int, action_width: int, latent: Latent, config: PredictionConfig) -> None:
         super().__init__()
-        self.shape = (variables, classes)
+        self.distribution = latent.distribution
         inputs = features + action_width
-        self.latent = perceptron(inputs, config.hidden, config.layers, variables * classes)
-        trunk = perceptron(inputs, config.hidden, config.layers, config.hidden)
+        self.latent = mlp(inputs, config.hidden, config.layers, latent.outputs)
+        trunk = mlp(inputs, config.hidden, config.layers, config.hidden)
         self.trunk = nn.Sequential(trunk, nn.LayerNorm(config.hidden), nn.SiLU())
-        self.reward = NumberHead(config.hidden, config.reward)
+        self.reward = ScalarHead(config.hidden, config.reward)
         self.continues = nn.Linear(config.hidden, 1)
 
     def forward(self, features: Tensor, action: Tensor) -> Predicted:
         """``features`` (..., features), ``action`` (..., action width)."""
         inputs = torch.cat([features, action.to(features.dtype)], -1)
         outcome = self.trunk(inputs)
-        logits = self.latent(inputs).unflatten(-1, self.shape)
-        return Predicted(logits, self.reward(outcome), self.continues(outcome).squeeze(-1))
+        prior = self.distribution(self.latent(inputs))
+        return Predicted(prior, self.reward(outcome), self.continues(outcome).squeeze(-1))
 
     def mean_reward(self, predicted: Predicted) -> Tensor:
         """The expected reward in units of the running scale, (...)."""

@@ -1,13 +1,13 @@
 """The world model: memory, perception, prediction, evaluation and decision joined in one differentiable loop.
 
-    z_t ~ D(o_t)                          perception sees this step's observation alone
+    z_t ~ D(o_t)                          perception: the posterior, from this step's observation alone
     s_t, m_t = D(z_t, a_{t-1}, m_{t-1})   memory reads the latent and the action before it
     a_t ~ π(s_t)                          decision
     v_t = E(s_t)                          evaluation
-    r_t, end_t, z'_{t+1} = P(s_t, a_t)    prediction, before the action enters memory
+    r_t, end_t, z'_{t+1} = P(s_t, a_t)    prediction: the prior, before the action enters memory
 
-The state that is carried from step to step is a flat dict of tensors: the memory's under "memory.", the encoded action
-before ("action") and s_t itself ("features"). At a reset all of it counts as zero.
+The state from step to step is a flat dict of tensors: the memory's under "memory.", the encoded previous action
+("action") and s_t itself ("features"). At a reset all of it counts as zero.
 """
 
 import dataclasses
@@ -19,14 +19,17 @@ from torch import Tensor, nn
 
 from worldmodel.data.batch import Batch, State
 from worldmodel.data.spaces import ActionSpec, ObservationSpec
-from worldmodel.model.decision import Decision, DecisionConfig, Policy
+from worldmodel.model.deciders import Decider
+from worldmodel.model.decision import Decision, DecisionConfig
 from worldmodel.model.evaluation import Evaluation, EvaluationConfig
 from worldmodel.model.memory import MemoryConfig, build_memory
 from worldmodel.model.perception import Perception, PerceptionConfig
+from worldmodel.model.policies import Policy
 from worldmodel.model.prediction import Predicted, Prediction, PredictionConfig
+from worldmodel.runs.migration import upgrade_weights
 
 PREFIX = "memory."
-Draw = Callable[[Tensor], Tensor]  # probabilities -> latent, both (..., variables, classes)
+Sampler = Callable[[Tensor], Tensor]  # parameters of a distribution -> latent; Latent.sample, mode and mean are some
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,26 +49,26 @@ class Observed:
 
     Attributes:
         features: s_t, (batch, time, features).
-        latent: z_t, as ``Perception.draw`` makes it, (batch, time, variables, classes).
-        probabilities: that z_t was drawn from.
+        latent: z_t, a sample of the posterior, (batch, time, *latent shape).
+        posterior: parameters of its distribution, (batch, time, *parameter shape).
         state: after the last step.
         cut_states: the states after each of the cuts, (cuts * batch, ...): those of the first cut come first.
     """
 
     features: Tensor
     latent: Tensor
-    probabilities: Tensor
+    posterior: Tensor
     state: State
     cut_states: State
 
 
 @dataclasses.dataclass
 class Imagined:
-    """A rollout of ``WorldModel.imagine``; index 0 is the state that it started from.
+    """A rollout of ``WorldModel.imagine``; index 0 is its initial state.
 
     Attributes:
         features: s_t, (batch, horizon + 1, features).
-        latent: the latents imagined for steps 1 to horizon, (batch, horizon, variables, classes).
+        latent: of steps 1 to horizon, (batch, horizon, *latent shape).
         actions: encoded, (batch, horizon, action width).
         rewards: in units of the running scale, (batch, horizon).
         continues: probability that the episode goes on after the step, (batch, horizon).
@@ -84,16 +87,18 @@ class WorldModel(nn.Module):
     """The five functions; ``Learner`` trains them.
 
     Args:
-        observation_spec: what is seen.
-        action_spec: what can be done.
+        observation_spec: of the environment.
+        action_spec: of the environment.
         config: of the five functions.
 
     Example:
         >>> from gymnasium import spaces
-        >>> seen, done = ObservationSpec.from_space(spaces.Discrete(4)), ActionSpec.from_space(spaces.Discrete(2))
-        >>> model = WorldModel(seen, done, WorldModelConfig())
+        >>> from worldmodel.model.deciders import policy_sample
+        >>> observations, actions = spaces.Discrete(4), spaces.Discrete(2)
+        >>> specs = ObservationSpec.from_space(observations), ActionSpec.from_space(actions)
+        >>> model = WorldModel(*specs, WorldModelConfig())
         >>> state, reset = model.init_state(3), torch.ones(3, dtype=torch.bool)
-        >>> actions, state = model.act({"observation": torch.tensor([[0], [3], [1]])}, state, reset)
+        >>> actions, state = model.act({"observation": torch.tensor([[0], [3], [1]])}, state, reset, policy_sample)
         >>> actions.shape
         torch.Size([3])
         >>> imagined = model.imagine(state, model.decision, horizon=5)
@@ -108,12 +113,13 @@ class WorldModel(nn.Module):
         self.config = config
         self.perception = Perception(observation_spec, config.perception)
         width = config.memory.width
-        self.entry = nn.Linear(self.perception.latent_width + action_spec.width, width)
+        latent = self.perception.latent
+        self.entry = nn.Linear(latent.width + action_spec.width, width)
         self.memory = build_memory(config.memory)
-        variables, classes = config.perception.variables, config.perception.classes
-        self.prediction = Prediction(width, action_spec.width, variables, classes, config.prediction)
+        self.prediction = Prediction(width, action_spec.width, latent, config.prediction)
         self.evaluation = Evaluation(width, config.evaluation)
         self.decision = Decision(width, action_spec, config.decision)
+        self.register_load_state_dict_pre_hook(_upgrade_names)
 
     @property
     def features(self) -> int:
@@ -130,15 +136,15 @@ class WorldModel(nn.Module):
         }
 
     def observe(
-        self, batch: Batch, state: State | None = None, cuts: Sequence[int] = (), draw: Draw | None = None
+        self, batch: Batch, state: State | None = None, cuts: Sequence[int] = (), sample: Sampler | None = None
     ) -> Observed:
-        """All steps of a batch at once.
+        """All steps of a batch in parallel.
 
         Args:
-            batch: what was seen and done.
-            state: in front of the first step; that of the batch if None, zeros if it has none.
-            cuts: rising numbers of steps, each from 1 to time, after which the state is wanted.
-            draw: probabilities -> latent; a straight-through draw if None.
+            batch: (batch, time).
+            state: before the first step; that of the batch if None, zeros if it has none.
+            cuts: rising numbers of steps, each from 1 to time, after which the state is returned.
+            sample: distribution -> latent; ``Latent.sample`` if None.
 
         Returns:
             ``Observed``, with gradients through all of it.
@@ -149,28 +155,29 @@ class WorldModel(nn.Module):
         bounds = [0, *cuts, batch.shape[1] + 1]
         if any(low >= high for low, high in itertools.pairwise(bounds)):
             raise ValueError(f"WorldModel.observe: cuts is {list(cuts)}, expected to rise from 1 to {batch.shape[1]}")
-        probabilities = self.perception.probabilities(self.perception(batch.observations))
-        latent = (draw or self.perception.draw)(probabilities)
-        actions = self.action_spec.encode(batch.actions).to(probabilities.dtype)  # (batch, time, action width)
+        posterior = self.perception(batch.observations)
+        latent = (sample or self.perception.latent.sample)(posterior)
+        embedded = self.perception.latent.embed_mean(posterior)  # (batch, time, latent width)
+        actions = self.action_spec.encode(batch.actions).to(embedded.dtype)  # (batch, time, action width)
         actions = actions * ~batch.is_last[..., None]
         state = state if state is not None else batch.state
         first = torch.zeros_like(actions[:, 0]) if state is None else state["action"].to(actions.dtype)
         previous = torch.cat([first[:, None], actions[:, :-1]], 1)
         previous = torch.where(batch.is_first[..., None], 0, previous)
-        inputs = self.entry(torch.cat([probabilities.flatten(-2), previous], -1))
+        inputs = self.entry(torch.cat([embedded, previous], -1))
 
         carried = None if state is None else _memory_part(state)
-        pieces, cut_states, start = [], [], 0
+        outputs, cut_states, start = [], [], 0
         time = batch.shape[1]
         for stop in (*cuts, time) if not cuts or cuts[-1] < time else cuts:
             features, carried = self.memory(inputs[:, start:stop], carried, batch.is_first[:, start:stop])
-            pieces.append(features)
+            outputs.append(features)
             after = {**_prefixed(carried), "action": actions[:, stop - 1], "features": features[:, -1]}
             if stop in cuts:
                 cut_states.append(after)
             start = stop
         joined = {name: torch.cat([part[name] for part in cut_states]) for name in after} if cuts else {}
-        return Observed(torch.cat(pieces, 1), latent, probabilities, after, joined)
+        return Observed(torch.cat(outputs, 1), latent, posterior, after, joined)
 
     def observe_step(
         self, observation: Mapping[str, Tensor], previous_action: Tensor, state: State, reset: Tensor
@@ -178,7 +185,7 @@ class WorldModel(nn.Module):
         """One step of ``observe``.
 
         Args:
-            observation: leaves, (batch, *leaf.shape).
+            observation: by modality, (batch, *shape).
             previous_action: a_{t-1}, encoded (batch, action width).
             state: after the step before.
             reset: bool (batch,), true where an episode begins: state and previous action then count as zero.
@@ -186,9 +193,9 @@ class WorldModel(nn.Module):
         Returns:
             ``(features, state)``: s_t (batch, features), and the state after this step.
         """
-        probabilities = self.perception.probabilities(self.perception(observation))
+        embedded = self.perception.latent.embed_mean(self.perception(observation))
         previous = torch.where(reset[:, None], 0, previous_action)
-        return self._remember(probabilities, previous, state, reset)
+        return self._step_memory(embedded, previous, state, reset)
 
     def imagine(
         self,
@@ -196,16 +203,16 @@ class WorldModel(nn.Module):
         policy: Callable[[Tensor], Policy],
         horizon: int,
         first_action: Tensor | None = None,
-        draw: Draw | None = None,
+        sample: Sampler | None = None,
     ) -> Imagined:
-        """Goes on from ``state`` without observations, differentiably.
+        """A rollout from ``state`` without observations, differentiable.
 
         Args:
             state: after an observation, as ``observe``, ``observe_step`` and ``act`` return it.
             policy: s_t -> distribution over actions.
             horizon: steps, at least 1.
             first_action: encoded (batch, action width), taken at the first step instead of the policy's.
-            draw: probabilities -> latent; ``Perception.draw`` if None.
+            sample: distribution -> latent; ``Latent.sample`` if None.
 
         Raises:
             ValueError: a horizon below 1.
@@ -216,15 +223,15 @@ class WorldModel(nn.Module):
         def choose(step: int, features: Tensor) -> Tensor:
             return policy(features).sample() if step or first_action is None else first_action
 
-        return self._imagine(state, choose, horizon, draw)
+        return self._imagine(state, choose, horizon, sample)
 
-    def imagine_actions(self, state: State, actions: Tensor, draw: Draw | None = None) -> Imagined:
-        """Goes on from ``state`` without observations, doing ``actions``: what the world would then be like.
+    def imagine_actions(self, state: State, actions: Tensor, sample: Sampler | None = None) -> Imagined:
+        """A rollout from ``state`` without observations, by the given actions.
 
         Args:
             state: as for ``imagine``.
             actions: encoded (batch, horizon, action width).
-            draw: as for ``imagine``.
+            sample: as for ``imagine``.
 
         Raises:
             ValueError: no actions, or not those of one step a row.
@@ -235,78 +242,64 @@ class WorldModel(nn.Module):
                 f"WorldModel.imagine_actions: actions has shape {tuple(actions.shape)}, expected (batch={rows}, "
                 f"horizon of at least 1, action width={width})"
             )
-        return self._imagine(state, lambda step, _: actions[:, step], actions.shape[1], draw)
+        return self._imagine(state, lambda step, _: actions[:, step], actions.shape[1], sample)
 
     def _imagine(
-        self, state: State, choose: Callable[[int, Tensor], Tensor], horizon: int, draw: Draw | None
+        self, state: State, choose: Callable[[int, Tensor], Tensor], horizon: int, sample: Sampler | None
     ) -> Imagined:
-        """``choose``: the number of the step and s_t -> encoded action."""
-        draw = draw or self.perception.draw
+        """``choose``: index of the step and s_t -> encoded action."""
+        latent_space = self.perception.latent
+        sample = sample or latent_space.sample
         features = [state["features"]]
         steps: list[tuple[Tensor, ...]] = []
         for step in range(horizon):
             action = choose(step, features[-1])
             predicted = self.prediction(features[-1], action)
-            latent = draw(self.perception.probabilities(predicted.logits))
-            after, state = self._remember(self.perception.heard(latent), action, state, None)
+            latent = sample(predicted.prior)
+            after, state = self._step_memory(latent_space.embed(latent), action, state, None)
             features.append(after)
             reward, continues = self.prediction.mean_reward(predicted), predicted.continues.sigmoid()
             steps.append((latent, action, reward, continues))
         latents, actions, rewards, goes_on = (torch.stack(x, 1) for x in zip(*steps, strict=True))
         return Imagined(torch.stack(features, 1), latents, actions, rewards, goes_on, state)
 
-    def look_ahead(self, state: State) -> tuple[Tensor, Tensor]:
-        """Q(s, a) = r + γ c v' of every action, where actions are few.
-
-        The next state is imagined from the probabilities of the next latent, not from a draw.
-
-        Returns:
-            ``(q, actions)``: (batch, actions) in units of the running scale, and the actions, encoded
-            (actions, action width).
-        """
-        features = state["features"]
-        actions = self.decision.all_actions(features)
-        rows, count = features.shape[0], actions.shape[0]
-        tried = {name: value.repeat_interleave(count, 0) for name, value in state.items()}
-        imagined = self.imagine(tried, self.decision, 1, actions.repeat(rows, 1), draw=lambda p: p)
-        values = self.evaluation.value(imagined.features[:, 1])
-        q = imagined.rewards[:, 0] + self.config.evaluation.discount * imagined.continues[:, 0] * values
-        return q.view(rows, count), actions
-
     def act(
-        self, observation: Mapping[str, Tensor], state: State, reset: Tensor, *, greedy: bool = False
+        self, observation: Mapping[str, Tensor], state: State, reset: Tensor, decider: Decider
     ) -> tuple[Tensor, State]:
-        """One step of acting: sees, remembers, decides.
+        """One step of acting: perception, memory, then ``decider``.
 
         Args:
-            observation: leaves, (batch, *leaf.shape).
+            observation: by modality, (batch, *shape).
             state: from ``init_state`` or the call before.
             reset: bool (batch,), true where an episode begins.
-            greedy: take the best action instead of drawing one from the policy. Nothing is random then.
+            decider: chooses the action; ``worldmodel.model.deciders`` has some.
 
         Returns:
             ``(actions, state)``: (batch, *ActionSpec.shape), and the state with the action in it.
         """
         with torch.no_grad():
-            features, state = self.observe_step(observation, state["action"], state, reset)
-            if greedy and self.decision.is_few and self.config.decision.greedy == "look_ahead":
-                q, actions = self.look_ahead(state)
-                chosen = actions[q.argmax(-1)]
-            else:
-                distribution = self.decision(features)
-                chosen = distribution.mode() if greedy else distribution.sample()
+            _, state = self.observe_step(observation, state["action"], state, reset)
+            chosen = decider(self, state)
             return self.action_spec.decode(chosen), {**state, "action": chosen}
 
     def predict(self, observed: Observed, batch: Batch) -> Predicted:
-        """What (s_t, a_t) of a batch say of the steps after them."""
+        """Prediction from every (s_t, a_t) of a batch."""
         return self.prediction(observed.features, self.action_spec.encode(batch.actions))
 
-    def _remember(
-        self, probabilities: Tensor, action: Tensor, state: State, reset: Tensor | None
+    def _step_memory(
+        self, embedded: Tensor, action: Tensor, state: State, reset: Tensor | None
     ) -> tuple[Tensor, State]:
-        inputs = self.entry(torch.cat([probabilities.flatten(-2), action.to(probabilities.dtype)], -1))
+        inputs = self.entry(torch.cat([embedded, action.to(embedded.dtype)], -1))
         features, memory = self.memory.step(inputs, _memory_part(state), reset)
         return features, {**_prefixed(memory), "action": action, "features": features}
+
+
+def _upgrade_names(module: nn.Module, state_dict: dict[str, Tensor], prefix: str, *unused: object) -> None:
+    """Names of weights in state dicts of earlier releases become today's."""
+    own = {name: value for name, value in state_dict.items() if name.startswith(prefix)}
+    for name in own:
+        del state_dict[name]
+    state_dict.update(upgrade_weights(own))
 
 
 def _prefixed(state: Mapping[str, Tensor]) -> State:

@@ -16,6 +16,8 @@ class ConfigurationError(ValueError):
 def to_json(config: Any) -> Any:
     """Dicts, lists and plain values for a dataclass of dataclasses.
 
+    A dataclass with a class variable ``kind`` is one of a union, and ``kind`` says which.
+
     Example:
         >>> @dataclasses.dataclass
         ... class Sizes:
@@ -24,7 +26,8 @@ def to_json(config: Any) -> Any:
         {'hidden': [64, 32]}
     """
     if dataclasses.is_dataclass(config) and not isinstance(config, type):
-        return {field.name: to_json(getattr(config, field.name)) for field in dataclasses.fields(config)}
+        fields = {field.name: to_json(getattr(config, field.name)) for field in dataclasses.fields(config)}
+        return {"kind": config.kind, **fields} if _is_tagged(type(config)) else fields
     if isinstance(config, dict):
         return {key: to_json(value) for key, value in config.items()}
     if isinstance(config, list | tuple):
@@ -62,16 +65,31 @@ def _value(hint: Any, value: Any, where: str) -> Any:
     if origin in (Union, types.UnionType):
         if value is None:
             return None
+        if all(_is_tagged(argument) for argument in arguments):
+            return _one_of({argument.kind: argument for argument in arguments}, value, where)
         return _value(next(argument for argument in arguments if argument is not type(None)), value, where)
     if dataclasses.is_dataclass(hint):
         return from_json(hint, value, where)  # type: ignore[arg-type]
     if origin is tuple:
-        return tuple(_value(arguments[0], item, where) for item in value)
+        return tuple(_value(arguments[0], item, f"{where}.{index}") for index, item in enumerate(value))
     if origin is dict:
         return {key: _value(arguments[1], item, where) for key, item in value.items()}
     if hint is Path:
         return Path(value)
     return value
+
+
+def _is_tagged(kind: Any) -> bool:
+    return dataclasses.is_dataclass(kind) and isinstance(getattr(kind, "kind", None), str)
+
+
+def _one_of(kinds: dict[str, Any], value: Any, where: str) -> Any:
+    """The dataclass of a union that the value's ``kind`` names."""
+    given = value.get("kind") if isinstance(value, dict) else None
+    if given not in kinds:
+        found = repr(value) if given is None else f"of kind {given!r}"
+        raise ConfigurationError(f"{where} is {found}, expected a kind among {', '.join(kinds)}")
+    return from_json(kinds[given], {name: inner for name, inner in value.items() if name != "kind"}, where)
 
 
 def differences(saved: Any, given: Any, where: str = "") -> list[str]:
@@ -89,4 +107,7 @@ def differences(saved: Any, given: Any, where: str = "") -> list[str]:
             for name in names
         )
         return [line for lines in inside for line in lines]
+    if isinstance(saved, list) and isinstance(given, list) and len(saved) == len(given):
+        pairs = enumerate(zip(saved, given, strict=True))
+        return [line for index, (old, new) in pairs for line in differences(old, new, f"{where}.{index}".lstrip("."))]
     return [] if saved == given else [f"{where} is {saved} there and {given} here"]

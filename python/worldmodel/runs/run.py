@@ -27,6 +27,7 @@ from torch import nn
 
 import wmkernels
 from worldmodel.runs import storage
+from worldmodel.runs.migration import upgrade_config, upgrade_weights
 from worldmodel.runs.optional_dependencies import MissingPackage, require
 
 FORMAT = 1
@@ -59,6 +60,7 @@ class Run:
         if self.config.get("format") != FORMAT:
             found = self.config.get("format")
             raise RunError(f"{path} has format {found}, this version reads format {FORMAT}")
+        self.config = upgrade_config(self.config)
         self._tensorboard: Any = None
 
     @classmethod
@@ -134,7 +136,7 @@ class Run:
         Raises:
             RunError: the file is missing or damaged, or holds the weights of another configuration.
         """
-        saved = self.load(part, device)
+        saved = upgrade_weights(self.load(part, device))
         present = module.state_dict()
         found = [f"{name} is missing" for name in present if name not in saved]
         found += [f"{name} is not known here" for name in saved if name not in present]

@@ -1,0 +1,335 @@
+"""Blocks of memory: a dataclass per kind, which builds the module.
+
+A block takes (batch, time, width) and returns the same, and has the interface of ``wmkernels.nn``: ``init_state``,
+``forward`` over all steps, ``step``; its state is a flat dict of tensors, batch first. A new kind is a class here and
+its name in ``BlockConfig``; a block from elsewhere goes in by ``CustomBlock``.
+"""
+
+import dataclasses
+import importlib
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from wmkernels.nn import CausalConv1d, ConvLSTM, Mamba, RotaryMamba
+from worldmodel.data.batch import State
+from worldmodel.runs.configuration import ConfigurationError
+
+
+class GatedConv(nn.Module):
+    """A Mamba block without its scan: projection, causal convolution, gate, projection back."""
+
+    def __init__(self, width: int, d_conv: int, expand: float) -> None:
+        super().__init__()
+        inner = int(expand * width)
+        self.in_proj = nn.Linear(width, 2 * inner, bias=False)
+        self.conv1d = CausalConv1d(inner, d_conv)
+        self.out_proj = nn.Linear(inner, width, bias=False)
+
+    def init_state(self, batch_size: int) -> State:
+        """The window of the convolution."""
+        return self.conv1d.init_state(batch_size)
+
+    def forward(
+        self, inputs: Tensor, state: Mapping[str, Tensor] | None = None, reset: Tensor | None = None
+    ) -> tuple[Tensor, State]:
+        """All steps in parallel."""
+        x, z = self.in_proj(inputs).chunk(2, -1)
+        x, carried = self.conv1d(x, state, reset)
+        return self.out_proj(F.silu(x) * F.silu(z)), carried
+
+    def step(
+        self, input: Tensor, state: Mapping[str, Tensor] | None, reset: Tensor | None = None
+    ) -> tuple[Tensor, State]:
+        """One step."""
+        x, z = self.in_proj(input).chunk(2, -1)
+        x, carried = self.conv1d.step(x, state, reset)
+        return self.out_proj(F.silu(x) * F.silu(z)), carried
+
+
+class MapLSTM(nn.Module):
+    """One layer of a ConvLSTM; its features are the map (channels, height, width), flattened."""
+
+    def __init__(self, width: int, map_size: tuple[int, int], kernel: int) -> None:
+        super().__init__()
+        self.shape = (width // math.prod(map_size), *map_size)
+        self.cell = ConvLSTM(self.shape[0], self.shape[0], kernel, batch_first=True)
+
+    def init_state(self, batch_size: int) -> State:
+        """Zeros: ``{"hidden": ..., "cell": ...}``, both (batch, channels, height, width)."""
+        hidden, cell = self.cell.init_state(batch_size, self.shape[1:])
+        return {"hidden": hidden[0], "cell": cell[0]}
+
+    def forward(
+        self, inputs: Tensor, state: Mapping[str, Tensor] | None = None, reset: Tensor | None = None
+    ) -> tuple[Tensor, State]:
+        """All steps, one call of the kernel."""
+        return self._run(self.cell, inputs, state, reset)
+
+    def step(
+        self, input: Tensor, state: Mapping[str, Tensor] | None, reset: Tensor | None = None
+    ) -> tuple[Tensor, State]:
+        """One step."""
+        return self._run(self.cell.step, input, state, reset)
+
+    def _run(
+        self, run: Callable[..., Any], inputs: Tensor, state: Mapping[str, Tensor] | None, reset: Tensor | None
+    ) -> tuple[Tensor, State]:
+        given = None if state is None else (state["hidden"][None], state["cell"][None])
+        outputs, (hidden, cell) = run(inputs.unflatten(-1, self.shape), given, reset)
+        return outputs.flatten(-3), {"hidden": hidden[0], "cell": cell[0]}
+
+
+class GRU(nn.Module):
+    """A gated recurrent unit (Cho et al. 2014) with resets inside a sequence: a loop over time, for comparison."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width = width
+        self.cell = nn.GRUCell(width, width)
+
+    def init_state(self, batch_size: int) -> State:
+        """Zeros: ``{"hidden": (batch, width)}``."""
+        weight = self.cell.weight_hh
+        return {"hidden": torch.zeros(batch_size, self.width, device=weight.device, dtype=weight.dtype)}
+
+    def forward(
+        self, inputs: Tensor, state: Mapping[str, Tensor] | None = None, reset: Tensor | None = None
+    ) -> tuple[Tensor, State]:
+        """All steps, by a loop over time."""
+        carried: Mapping[str, Tensor] = self.init_state(inputs.shape[0]) if state is None else state
+        outputs = []
+        for t in range(inputs.shape[1]):
+            output, carried = self.step(inputs[:, t], carried, None if reset is None else reset[:, t])
+            outputs.append(output)
+        return torch.stack(outputs, 1) if outputs else torch.zeros_like(inputs), dict(carried)
+
+    def step(
+        self, input: Tensor, state: Mapping[str, Tensor] | None, reset: Tensor | None = None
+    ) -> tuple[Tensor, State]:
+        """One step."""
+        hidden = (self.init_state(input.shape[0]) if state is None else state)["hidden"]
+        if reset is not None:
+            hidden = hidden.masked_fill(reset[:, None], 0)
+        hidden = self.cell(input, hidden)
+        return hidden, {"hidden": hidden}
+
+
+@dataclasses.dataclass(frozen=True)
+class Block:
+    """A kind of block, configured.
+
+    Attributes:
+        kind: the name that a saved configuration and ``--memory`` have for it.
+    """
+
+    kind: ClassVar[str]
+
+    def check(self, width: int) -> None:
+        """Raises ValueError where the block does not fit ``width`` features."""
+
+    def build(self, width: int) -> nn.Module:
+        """The block on ``width`` features."""
+        raise NotImplementedError
+
+
+@dataclasses.dataclass(frozen=True)
+class RotaryScanBlock(Block):
+    """A Mamba block whose states rotate, which lets its scan tell lags apart.
+
+    Attributes:
+        d_state: real states per inner channel.
+        groups: sets of B, C and angles; each rotates at rates of its own.
+        d_conv: steps that the block's convolution sees, its own included; 1 turns it off.
+        expand: inner channels per feature.
+        selective_angle: whether the angle depends on the input.
+        decay: initial -A.
+    """
+
+    kind: ClassVar[str] = "rotary_scan"
+    d_state: int = 16
+    groups: int = 4
+    d_conv: int = 4
+    expand: float = 2
+    selective_angle: bool = False
+    decay: float = 0.5
+
+    def build(self, width: int) -> nn.Module:
+        """The block on ``width`` features."""
+        return RotaryMamba(
+            width,
+            self.d_state,
+            d_conv=self.d_conv,
+            expand=self.expand,
+            groups=self.groups,
+            selective_angle=self.selective_angle,
+            decay=self.decay,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class ScanBlock(Block):
+    """A Mamba block.
+
+    Attributes:
+        d_state: states per inner channel.
+        groups: sets of B and C.
+        d_conv: steps that the block's convolution sees, its own included; 1 turns it off.
+        expand: inner channels per feature.
+    """
+
+    kind: ClassVar[str] = "scan"
+    d_state: int = 16
+    groups: int = 4
+    d_conv: int = 4
+    expand: float = 2
+
+    def build(self, width: int) -> nn.Module:
+        """The block on ``width`` features."""
+        return Mamba(width, self.d_state, self.d_conv, self.expand, groups=self.groups)
+
+
+@dataclasses.dataclass(frozen=True)
+class GatedConvBlock(Block):
+    """A Mamba block without its scan: the convolution is the only memory, and with ``d_conv=1`` there is none.
+
+    Attributes:
+        d_conv: steps that the convolution sees, its own included; 1 turns it off.
+        expand: inner channels per feature.
+    """
+
+    kind: ClassVar[str] = "gated_conv"
+    d_conv: int = 4
+    expand: float = 2
+
+    def build(self, width: int) -> nn.Module:
+        """The block on ``width`` features."""
+        return GatedConv(width, self.d_conv, self.expand)
+
+
+@dataclasses.dataclass(frozen=True)
+class ConvLSTMBlock(Block):
+    """A ConvLSTM layer; the features are a map, so width = channels * height * width of the map.
+
+    Attributes:
+        map_size: (height, width).
+        kernel: side of the convolution's kernel, an odd number.
+    """
+
+    kind: ClassVar[str] = "conv_lstm"
+    map_size: tuple[int, int] = (4, 4)
+    kernel: int = 3
+
+    def check(self, width: int) -> None:
+        """Raises ValueError for a width that is not channels * height * width."""
+        if min(self.map_size) < 1 or width % math.prod(self.map_size):
+            raise ValueError(
+                f"ConvLSTMBlock: map_size is {self.map_size} and width {width}, expected width to be channels * height "
+                "* width"
+            )
+
+    def build(self, width: int) -> nn.Module:
+        """The block on ``width`` features."""
+        return MapLSTM(width, self.map_size, self.kernel)
+
+
+@dataclasses.dataclass(frozen=True)
+class GRUBlock(Block):
+    """A GRU layer, a loop over time, for comparison."""
+
+    kind: ClassVar[str] = "gru"
+
+    def build(self, width: int) -> nn.Module:
+        """The block on ``width`` features."""
+        return GRU(width)
+
+
+@dataclasses.dataclass(frozen=True)
+class CustomBlock(Block):
+    """A block of the user's own; its module is imported, also when a run that names it is read.
+
+    Attributes:
+        block: ``module:Class``; the class is called with the width and ``options``, and makes a module with the
+            interface that the head of this file describes.
+        options: keyword arguments, plain values.
+
+    Example:
+        >>> CustomBlock("worldmodel.model.blocks:GRU").build(8)
+        GRU(
+          (cell): GRUCell(8, 8)
+        )
+    """
+
+    kind: ClassVar[str] = "custom"
+    block: str
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def build(self, width: int) -> nn.Module:
+        """The block on ``width`` features.
+
+        Raises:
+            ConfigurationError: the class cannot be imported or called with these options, or its module lacks the
+                interface of a block.
+        """
+        module_name, _, name = self.block.partition(":")
+        try:
+            kind = getattr(importlib.import_module(module_name), name)
+        except (ImportError, AttributeError, ValueError) as error:
+            raise ConfigurationError(
+                f"CustomBlock: {self.block!r}, expected module:Class, cannot be imported: {error}"
+            ) from error
+        try:
+            block = kind(width, **self.options)
+        except TypeError as error:
+            raise ConfigurationError(
+                f"CustomBlock: {self.block} cannot be called with ({width}, **{self.options}): {error}"
+            ) from error
+        _check_interface(block, self.block, width)
+        return block  # type: ignore[no-any-return]
+
+
+BlockConfig = RotaryScanBlock | ScanBlock | GatedConvBlock | ConvLSTMBlock | GRUBlock | CustomBlock
+
+
+def _check_interface(block: Any, name: str, width: int) -> None:
+    """Raises ConfigurationError where ``block`` is no memory on ``width`` features: tried on two steps of one row."""
+    if not isinstance(block, nn.Module):
+        raise ConfigurationError(f"CustomBlock: {name} made a {type(block).__name__}, expected a torch.nn.Module")
+    missing = [method for method in ("init_state", "forward", "step") if not callable(getattr(block, method, None))]
+    if missing:
+        raise ConfigurationError(
+            f"CustomBlock: {name} has no {', '.join(missing)}, expected init_state, forward and step"
+        )
+    like = next(block.parameters(), torch.zeros(()))
+    inputs, reset = like.new_zeros(1, 2, width), torch.zeros(1, 2, dtype=torch.bool, device=like.device)
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        try:
+            state = block.init_state(1)
+            outputs, after = block(inputs, state, reset)
+            output, stepped = block.step(inputs[:, 0], state, reset[:, 0])
+        except Exception as error:  # whatever code of the user's raises
+            reason = f"{type(error).__name__}: {error}"
+            raise ConfigurationError(f"CustomBlock: {name} fails on two steps of zeros, {reason}") from error
+    for method, shape, expected in (("forward", outputs.shape, (1, 2, width)), ("step", output.shape, (1, width))):
+        if tuple(shape) != expected:
+            raise ConfigurationError(f"CustomBlock: {name}.{method} returned shape {tuple(shape)}, expected {expected}")
+    described = _described(state)
+    for method, found in (("forward", _described(after)), ("step", _described(stepped))):
+        if found != described:
+            raise ConfigurationError(
+                f"CustomBlock: the state that {name}.{method} returned is {found}, expected that of init_state, "
+                f"{described}"
+            )
+
+
+def _described(state: Any) -> Any:
+    """Shapes by name; what is no dict of tensors is described by its type."""
+    if not isinstance(state, Mapping):
+        return type(state).__name__
+    return {
+        name: tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__ for name, value in state.items()
+    }

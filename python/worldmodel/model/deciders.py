@@ -1,0 +1,64 @@
+"""Deciders: what chooses the actions of ``WorldModel.act``. A planner is one more class here or elsewhere."""
+
+from typing import TYPE_CHECKING, Protocol
+
+from torch import Tensor
+
+from worldmodel.data.batch import State
+
+if TYPE_CHECKING:
+    from worldmodel.model.world_model import WorldModel
+
+
+class Decider(Protocol):
+    """Chooses an action per row from the state after this step's observation. It is called without gradients."""
+
+    def __call__(self, world_model: "WorldModel", state: State) -> Tensor:
+        """Actions, encoded (batch, action width).
+
+        Args:
+            world_model: whose policy, values or imagination may be asked.
+            state: after ``WorldModel.observe_step``; s_t is ``state["features"]``, (batch, features).
+        """
+
+
+def policy_sample(world_model: "WorldModel", state: State) -> Tensor:
+    """Samples the policy: the only decider here that moves a random generator."""
+    return world_model.decision(state["features"]).sample()
+
+
+def policy_mode(world_model: "WorldModel", state: State) -> Tensor:
+    """The policy's mode."""
+    return world_model.decision(state["features"]).mode()
+
+
+def one_step_planning(world_model: "WorldModel", state: State) -> Tensor:
+    """The best action by ``action_values``; all actions must be enumerable."""
+    q, actions = action_values(world_model, state)
+    return actions[q.argmax(-1)]
+
+
+def action_values(world_model: "WorldModel", state: State) -> tuple[Tensor, Tensor]:
+    """Q(s, a) = r + γ c v' of every action, c the probability that the episode goes on.
+
+    The next state is imagined from the mean of the next latent, not from a sample.
+
+    Returns:
+        ``(q, actions)``: (batch, actions) in units of the running scale of rewards, and the actions, encoded
+        (actions, action width).
+    """
+    features = state["features"]
+    actions = world_model.decision.all_actions(features)
+    rows, count = features.shape[0], actions.shape[0]
+    repeated = {name: value.repeat_interleave(count, 0) for name, value in state.items()}
+    first, mean = actions.repeat(rows, 1), world_model.perception.latent.mean
+    imagined = world_model.imagine(repeated, world_model.decision, 1, first, sample=mean)
+    values = world_model.evaluation.value(imagined.features[:, 1])
+    q = imagined.rewards[:, 0] + world_model.config.evaluation.discount * imagined.continues[:, 0] * values
+    return q.view(rows, count), actions
+
+
+def greedy_decider(world_model: "WorldModel") -> Decider:
+    """The decider that ``DecisionConfig.greedy`` names; the policy's mode where not all actions can be tried."""
+    plans = world_model.config.decision.greedy == "one_step_planning" and world_model.decision.is_enumerable
+    return one_step_planning if plans else policy_mode

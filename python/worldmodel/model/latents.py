@@ -1,0 +1,232 @@
+"""Latents: the distributions over z_t that perception and prediction share.
+
+A network's outputs become the parameters of a distribution, one tensor, so that a distribution can be sliced, detached
+and stacked. Everything else goes through ``Latent``: a new kind of latent is a class, a dataclass that configures it,
+and its name in ``LatentConfig``.
+"""
+
+import abc
+import dataclasses
+import math
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from worldmodel.model.networks import sample_index
+
+
+class Latent(abc.ABC):
+    """A family of distributions over z_t.
+
+    Attributes:
+        shape: of a sample.
+        outputs: numbers that a network gives for one distribution.
+        width: features of ``embed``.
+    """
+
+    shape: tuple[int, ...]
+    outputs: int
+    width: int
+
+    @abc.abstractmethod
+    def distribution(self, outputs: Tensor) -> Tensor:
+        """Network outputs (..., outputs) -> parameters (..., *parameter shape)."""
+
+    @abc.abstractmethod
+    def sample(self, distribution: Tensor) -> Tensor:
+        """A sample (..., *shape) with a gradient to the parameters."""
+
+    @abc.abstractmethod
+    def mode(self, distribution: Tensor) -> Tensor:
+        """The most probable z, (..., *shape), with a gradient to the parameters."""
+
+    @abc.abstractmethod
+    def mean(self, distribution: Tensor) -> Tensor:
+        """The expected z, (..., *shape)."""
+
+    @abc.abstractmethod
+    def embed(self, latent: Tensor) -> Tensor:
+        """A sample (..., *shape) -> the features that memory reads, (..., width)."""
+
+    @abc.abstractmethod
+    def embed_mean(self, distribution: Tensor) -> Tensor:
+        """The expected features of ``embed``, (..., width): what memory reads of an observed step."""
+
+    @abc.abstractmethod
+    def kl(self, p: Tensor, q: Tensor) -> Tensor:
+        """KL(p || q) of two distributions in nats, (...)."""
+
+    @abc.abstractmethod
+    def entropy(self, distribution: Tensor) -> Tensor:
+        """Nats, (...)."""
+
+    def flatten(self, latent: Tensor) -> Tensor:
+        """A sample (..., *shape) -> (..., number of entries): what the decoder reads."""
+        return latent.flatten(-len(self.shape))
+
+    def lead(self, latent: Tensor) -> torch.Size:
+        """The dimensions of a sample in front of ``shape``."""
+        return latent.shape[: latent.dim() - len(self.shape)]
+
+
+class CategoricalLatent(Latent):
+    """Categorical variables; a sample is one-hot, its gradient that of the probabilities (Bengio et al. 2013).
+
+    The parameters are probabilities, (..., variables, classes), mixed with the uniform distribution so that no class is
+    ever lost (unimix; Hafner et al. 2023, arXiv 2301.04104).
+    """
+
+    def __init__(self, config: "CategoricalConfig") -> None:
+        self.config = config
+        self.shape = (config.variables, config.classes)
+        self.outputs = self.width = config.variables * config.classes
+
+    def distribution(self, outputs: Tensor) -> Tensor:
+        """Logits -> probabilities."""
+        return self.unimix(outputs.unflatten(-1, self.shape).softmax(-1))
+
+    def unimix(self, probabilities: Tensor) -> Tensor:
+        """Probabilities mixed with the uniform distribution."""
+        ratio = self.config.unimix_ratio
+        return probabilities * (1 - ratio) + ratio / self.config.classes
+
+    def sample(self, distribution: Tensor) -> Tensor:
+        """One-hot; the probabilities themselves if not ``stochastic``."""
+        return self._one_hot(sample_index(distribution), distribution) if self.config.stochastic else distribution
+
+    def mode(self, distribution: Tensor) -> Tensor:
+        """One-hot; the probabilities themselves if not ``stochastic``."""
+        return self._one_hot(distribution.argmax(-1), distribution) if self.config.stochastic else distribution
+
+    def mean(self, distribution: Tensor) -> Tensor:
+        """The probabilities."""
+        return distribution
+
+    def embed(self, latent: Tensor) -> Tensor:
+        """Flattened, and mixed as the probabilities of an observed step are; those are mixed already."""
+        return self.flatten(self.unimix(latent) if self.config.stochastic else latent)
+
+    def embed_mean(self, distribution: Tensor) -> Tensor:
+        """The probabilities, flattened."""
+        return self.flatten(distribution)
+
+    def kl(self, p: Tensor, q: Tensor) -> Tensor:
+        """Summed over variables."""
+        return (p * (p.log() - q.log())).sum((-1, -2))
+
+    def entropy(self, distribution: Tensor) -> Tensor:
+        """Summed over variables."""
+        return -(distribution * distribution.log()).sum((-1, -2))
+
+    def _one_hot(self, index: Tensor, probabilities: Tensor) -> Tensor:
+        hot = F.one_hot(index, self.config.classes).to(probabilities.dtype)
+        return hot + (probabilities - probabilities.detach())
+
+
+class GaussianLatent(Latent):
+    """Independent normal densities; a sample is reparametrised (Kingma & Welling 2014, arXiv 1312.6114).
+
+    The parameters are mean and standard deviation, (..., 2, size).
+    """
+
+    def __init__(self, config: "GaussianConfig") -> None:
+        self.config = config
+        self.shape = (config.size,)
+        self.outputs, self.width = 2 * config.size, config.size
+
+    def distribution(self, outputs: Tensor) -> Tensor:
+        """Mean, and a standard deviation of at least ``min_std``."""
+        mean, spread = outputs.unflatten(-1, (2, -1)).unbind(-2)
+        return torch.stack([mean, self.config.min_std + F.softplus(spread)], -2)
+
+    def sample(self, distribution: Tensor) -> Tensor:
+        """The mean itself if not ``stochastic``."""
+        mean, std = distribution.unbind(-2)
+        return mean + std * torch.randn_like(mean) if self.config.stochastic else mean
+
+    def mode(self, distribution: Tensor) -> Tensor:
+        """The mean."""
+        return distribution[..., 0, :]
+
+    def mean(self, distribution: Tensor) -> Tensor:
+        """The mean."""
+        return distribution[..., 0, :]
+
+    def embed(self, latent: Tensor) -> Tensor:
+        """The sample itself."""
+        return latent
+
+    def embed_mean(self, distribution: Tensor) -> Tensor:
+        """The mean."""
+        return distribution[..., 0, :]
+
+    def kl(self, p: Tensor, q: Tensor) -> Tensor:
+        """Summed over entries."""
+        (p_mean, p_std), (q_mean, q_std) = p.unbind(-2), q.unbind(-2)
+        ratio, distance = p_std / q_std, (p_mean - q_mean) / q_std
+        return (0.5 * (ratio.square() + distance.square() - 1) - ratio.log()).sum(-1)
+
+    def entropy(self, distribution: Tensor) -> Tensor:
+        """Summed over entries."""
+        return (distribution[..., 1, :].log() + 0.5 * math.log(2 * math.pi * math.e)).sum(-1)
+
+
+@dataclasses.dataclass(frozen=True)
+class CategoricalConfig:
+    """Categorical latents.
+
+    Attributes:
+        variables: per step.
+        classes: per variable.
+        stochastic: whether z_t is sampled. If not, it is the probabilities themselves, which keep numbers more exactly
+            than classes can; imagination is then one future, the mean of those that are possible.
+        unimix_ratio: share of the uniform distribution in every probability.
+    """
+
+    kind: ClassVar[str] = "categorical"
+    variables: int = 8
+    classes: int = 8
+    stochastic: bool = True
+    unimix_ratio: float = 0.01
+
+    def __post_init__(self) -> None:
+        if self.variables < 1 or self.classes < 2 or not 0 <= self.unimix_ratio < 1:
+            raise ValueError(
+                f"CategoricalConfig: variables is {self.variables}, classes {self.classes} and unimix_ratio "
+                f"{self.unimix_ratio}, expected at least 1, at least 2, and a share below 1"
+            )
+
+    def build(self) -> Latent:
+        """The latent of this configuration."""
+        return CategoricalLatent(self)
+
+
+@dataclasses.dataclass(frozen=True)
+class GaussianConfig:
+    """Continuous latents: independent normal densities.
+
+    Attributes:
+        size: entries of z_t.
+        stochastic: whether z_t is sampled. If not, it is the mean.
+        min_std: smallest standard deviation.
+    """
+
+    kind: ClassVar[str] = "gaussian"
+    size: int = 32
+    stochastic: bool = True
+    min_std: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.size < 1 or not self.min_std > 0:
+            raise ValueError(
+                f"GaussianConfig: size is {self.size} and min_std {self.min_std}, expected at least 1 and more than 0"
+            )
+
+    def build(self) -> Latent:
+        """The latent of this configuration."""
+        return GaussianLatent(self)
+
+
+LatentConfig = CategoricalConfig | GaussianConfig

@@ -1,0 +1,141 @@
+"""Configurations and weights of earlier releases, in today's names."""
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+Value = TypeVar("Value")
+
+# Old field -> new field, from the top of ``config.json``.
+FIELDS = {
+    "train.model.perception.variables": "train.model.perception.latent.variables",
+    "train.model.perception.classes": "train.model.perception.latent.classes",
+    "train.model.perception.drawn": "train.model.perception.latent.stochastic",
+    "train.model.perception.uniform": "train.model.perception.latent.unimix_ratio",
+    "train.model.evaluation.trace": "train.model.evaluation.lambda_",
+    "train.model.evaluation.slow": "train.model.evaluation.tau",
+    "train.model.decision.improve": "train.model.decision.gradient",
+    "train.model.decision.few": "train.model.decision.max_enumerated_actions",
+    "train.model.decision.uniform": "train.model.decision.unimix_ratio",
+}
+
+# New field -> old value -> new value.
+VALUES: dict[str, dict[Any, Any]] = {
+    "train.model.decision.gradient": {"exact": "all_action", "dynamics": "pathwise"},
+    "train.model.decision.greedy": {"look_ahead": "one_step_planning"},
+}
+
+# Part of a weight's name -> today's, between dots.
+WEIGHTS = {
+    "evaluation.slow": "evaluation.target",
+    "low": "v_min",
+    "high": "v_max",
+}
+
+
+def upgrade_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """``config.json`` of any release, with today's names; what has them already is left as it is.
+
+    Names that no release had are left as well, for ``from_json`` to refuse.
+    """
+    upgraded = _copied(config)
+    for old, new in FIELDS.items():
+        parent, name = _parent(upgraded, old)
+        if parent is not None and name in parent:
+            value = parent.pop(name)
+            target = upgraded
+            *path, last = new.split(".")
+            for part in path:
+                target = target.setdefault(part, {})
+            target[last] = value
+    for field, values in VALUES.items():
+        parent, name = _parent(upgraded, field)
+        if parent is not None and isinstance(parent.get(name), str):
+            parent[name] = values.get(parent[name], parent[name])
+    latent, _ = _parent(upgraded, "train.model.perception.latent.kind")
+    if latent is not None:
+        latent.setdefault("kind", "categorical")
+    model, _ = _parent(upgraded, "train.model.memory")
+    if model is not None and isinstance(model.get("memory"), dict):
+        model["memory"] = upgrade_memory(model["memory"])
+    return upgraded
+
+
+def upgrade_memory(old: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of a ``MemoryConfig`` before it had a list of blocks -> ``width`` and ``blocks``.
+
+    ``kind``, ``layers``, ``expand``, ``states``, ``groups``, ``convolution``, ``scan``, ``rotated``,
+    ``selective_angle``, ``decay``, ``map_size`` and ``kernel`` become ``layers`` blocks of one kind; fields that were
+    left out have the values that were their defaults. What has ``blocks`` is returned as it is, and a field that
+    ``MemoryConfig`` never had stays, to be refused by ``from_json``.
+
+    Example:
+        >>> upgrade_memory({"kind": "gru", "width": 128, "layers": 2})
+        {'width': 128, 'blocks': [{'kind': 'gru'}, {'kind': 'gru'}]}
+    """
+    if "blocks" in old:
+        return dict(old)
+    given = {**_MEMORY, **old}
+    conv = {"d_conv": given["convolution"], "expand": given["expand"]}
+    scan = {"d_state": given["states"], "groups": given["groups"], **conv}
+    block: dict[str, Any]
+    if given["kind"] == "gru":
+        block = {"kind": "gru"}
+    elif given["kind"] == "conv_lstm":
+        block = {"kind": "conv_lstm", "map_size": given["map_size"], "kernel": given["kernel"]}
+    elif given["kind"] == "none":
+        block = {"kind": "gated_conv", **conv, "d_conv": 1}
+    elif not given["scan"]:
+        block = {"kind": "gated_conv", **conv}
+    elif not given["rotated"]:
+        block = {"kind": "scan", **scan}
+    else:
+        rotation = {"selective_angle": given["selective_angle"], "decay": given["decay"]}
+        block = {"kind": "rotary_scan", **scan, **rotation}
+    unknown = {name: value for name, value in old.items() if name not in _MEMORY}
+    return {"width": given["width"], "blocks": [dict(block) for _ in range(given["layers"])], **unknown}
+
+
+_MEMORY: dict[str, Any] = {
+    "kind": "scan",
+    "width": 64,
+    "layers": 1,
+    "expand": 2,
+    "states": 16,
+    "groups": 4,
+    "convolution": 4,
+    "scan": True,
+    "rotated": True,
+    "selective_angle": False,
+    "decay": 0.5,
+    "map_size": [4, 4],
+    "kernel": 3,
+}
+
+
+def upgrade_weights(weights: Mapping[str, Value]) -> dict[str, Value]:
+    """A world model's state dict of any release, with today's names.
+
+    Example:
+        >>> upgrade_weights({"evaluation.slow.3.low": 1, "prediction.reward.project.bias": 2})
+        {'evaluation.target.3.v_min': 1, 'prediction.reward.project.bias': 2}
+    """
+    upgraded = {}
+    for name, value in weights.items():
+        renamed = f".{name}."
+        for old, new in WEIGHTS.items():
+            renamed = renamed.replace(f".{old}.", f".{new}.")
+        upgraded[renamed[1:-1]] = value
+    return upgraded
+
+
+def _parent(config: dict[str, Any], field: str) -> tuple[dict[str, Any] | None, str]:
+    """The dict that holds ``field``, a dotted name, if there is one, and the last part of the name."""
+    *path, last = field.split(".")
+    inner: Any = config
+    for part in path:
+        inner = inner.get(part) if isinstance(inner, dict) else None
+    return (inner if isinstance(inner, dict) else None), last
+
+
+def _copied(value: Any) -> Any:
+    return {name: _copied(inner) for name, inner in value.items()} if isinstance(value, Mapping) else value

@@ -1,0 +1,111 @@
+"""Laws of every latent: what sampling, mode, KL and entropy are to each other, and what memory reads."""
+
+import dataclasses
+
+import pytest
+import torch
+from gymnasium import spaces
+from worldmodel_examples import CONFIG, random_batch, small_model, step_by_step
+
+from worldmodel.learning.learner import Learner, LearnerConfig
+from worldmodel.model.latents import CategoricalConfig, GaussianConfig
+from worldmodel.model.perception import PerceptionConfig
+
+LATENTS = {
+    "categorical": CategoricalConfig(variables=3, classes=4),
+    "probabilities": CategoricalConfig(variables=3, classes=4, stochastic=False),
+    "gaussian": GaussianConfig(size=5),
+    "mean": GaussianConfig(size=5, stochastic=False),
+}
+EVERY_LATENT = pytest.mark.parametrize("config", LATENTS.values(), ids=LATENTS)
+
+
+def distributions(config, count=2, rows=6):
+    """Random ones, with gradients to the outputs that they are made from."""
+    latent = config.build()
+    outputs = [torch.randn(rows, 2, latent.outputs, dtype=torch.float64, requires_grad=True) for _ in range(count)]
+    return latent, outputs, [latent.distribution(each) for each in outputs]
+
+
+@EVERY_LATENT
+def test_a_sample_a_mode_and_a_mean_have_the_shape_of_the_latent_and_a_gradient(config):
+    latent, (outputs,), (p,) = distributions(config, 1)
+    for choose in (latent.sample, latent.mode, latent.mean):
+        z = choose(p)
+        assert z.shape == (6, 2, *latent.shape) and latent.lead(z) == (6, 2)
+        assert latent.embed(z).shape == (6, 2, latent.width)
+        (gradient,) = torch.autograd.grad(
+            (latent.embed(z) * torch.randn(6, 2, latent.width)).sum(), outputs, retain_graph=True
+        )
+        assert gradient.isfinite().all() and gradient.abs().sum() > 0
+    assert latent.embed_mean(p).shape == (6, 2, latent.width)
+    assert torch.equal(latent.mode(p), latent.mode(p))
+    assert torch.equal(latent.sample(p), latent.sample(p)) != config.stochastic
+
+
+@EVERY_LATENT
+def test_the_kl_is_zero_of_a_distribution_from_itself_and_positive_from_another(config):
+    latent, outputs, (p, q) = distributions(config)
+    zero = torch.zeros(6, 2, dtype=torch.float64)
+    torch.testing.assert_close(latent.kl(p, p), zero, rtol=0, atol=1e-12)
+    assert (latent.kl(p, q) > 0).all() and latent.kl(p, q).shape == (6, 2)
+    for gradient in torch.autograd.grad(latent.kl(p, q).sum(), outputs):
+        assert gradient.isfinite().all() and gradient.abs().sum() > 0
+
+
+@pytest.mark.parametrize("name", ["categorical", "gaussian"])
+def test_the_kl_and_the_entropy_are_those_of_torch_distributions(name):
+    latent, _, (p, q) = distributions(LATENTS[name])
+
+    def torch_distribution(x):
+        if name == "categorical":
+            return torch.distributions.Independent(torch.distributions.Categorical(probs=x), 1)
+        return torch.distributions.Independent(torch.distributions.Normal(*x.unbind(-2)), 1)
+
+    one, two = torch_distribution(p), torch_distribution(q)
+    torch.testing.assert_close(latent.kl(p, q), torch.distributions.kl_divergence(one, two))
+    torch.testing.assert_close(latent.entropy(p), one.entropy())
+
+
+@pytest.mark.parametrize("name", ["categorical", "gaussian"])
+def test_the_mean_of_many_samples_is_the_mean(name):
+    latent, _, (p,) = distributions(LATENTS[name], 1)
+    with torch.no_grad():
+        samples = torch.stack([latent.sample(p) for _ in range(4000)])
+    torch.testing.assert_close(samples.mean(0), latent.mean(p), rtol=0, atol=0.1)
+    torch.testing.assert_close(latent.embed(samples).mean(0), latent.embed_mean(p), rtol=0, atol=0.1)
+
+
+def test_unimix_keeps_every_class_and_is_a_distribution():
+    config = CategoricalConfig(variables=2, classes=4, unimix_ratio=0.2)
+    latent = config.build()
+    p = latent.distribution(1e3 * torch.randn(7, latent.outputs))
+    torch.testing.assert_close(p.sum(-1), torch.ones(7, 2))
+    torch.testing.assert_close(p.min(), torch.tensor(0.05))
+
+
+@EVERY_LATENT
+def test_every_latent_goes_through_the_whole_world_model(config):
+    """Observing in parallel is observing step by step, imagination has the latent's shape, and learning changes all."""
+    model = small_model(perception=dataclasses.replace(CONFIG.perception, latent=config))
+    batch = random_batch(model)
+    observed = model.observe(batch)
+    torch.testing.assert_close(observed.features, step_by_step(model, batch)[0], rtol=1e-9, atol=1e-9)
+    imagined = model.imagine(observed.state, model.decision, 4)
+    assert imagined.latent.shape == (3, 4, *model.perception.latent.shape)
+    model = model.float()
+    before = {name: value.clone() for name, value in model.named_parameters() if value.requires_grad}
+    Learner(model, LearnerConfig(warm_up=1)).update(random_batch(model))
+    still = {name for name, value in model.named_parameters() if name in before and torch.equal(value, before[name])}
+    assert not still
+
+
+@EVERY_LATENT
+def test_every_latent_learns_to_keep_what_it_observes(config):
+    torch.manual_seed(0)
+    model = small_model(
+        seen=spaces.Box(-1, 1, (2,)), dtype=torch.float32, perception=PerceptionConfig(config, hidden=32)
+    )
+    learner = Learner(model, LearnerConfig(learning_rate=0.01, warm_up=1))
+    losses = [learner.update(random_batch(model, batch=8, resets=False))["loss/reconstruction"] for _ in range(60)]
+    assert sum(losses[-5:]) < 0.7 * sum(losses[:5])
