@@ -106,7 +106,7 @@ def test_no_random_generator_moves_and_the_weights_stay_as_they_were() -> None:
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert not loop.predicted_rewards.requires_grad
-    sampled = open_loop(model, batch, CONTEXT, sample=model.perception.draw)
+    sampled = open_loop(model, batch, CONTEXT, sample=model.perception.latent.sample)
     assert not torch.equal(torch.get_rng_state(), state)
     assert not torch.equal(sampled.imagined["card"], loop.imagined["card"])
 

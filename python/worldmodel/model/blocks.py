@@ -280,7 +280,7 @@ class CustomBlock(Block):
             kind = getattr(importlib.import_module(module_name), name)
         except (ImportError, AttributeError, ValueError) as error:
             raise ConfigurationError(
-                f"CustomBlock: {self.block!r}, expected module:Class, cannot be imported: {error}"
+                f"CustomBlock: block is {self.block!r}, expected module:Class that can be imported: {error}"
             ) from error
         try:
             block = kind(width, **self.options)
@@ -289,34 +289,39 @@ class CustomBlock(Block):
                 f"CustomBlock: {self.block} cannot be called with ({width}, **{self.options}): {error}"
             ) from error
         _check_interface(block, self.block, width)
-        return block  # type: ignore[no-any-return]
+        return block
 
 
 BlockConfig = RotaryScanBlock | ScanBlock | GatedConvBlock | ConvLSTMBlock | GRUBlock | CustomBlock
 
 
 def _check_interface(block: Any, name: str, width: int) -> None:
-    """Raises ConfigurationError where ``block`` is no memory on ``width`` features: tried on two steps of one row."""
+    """Raises ConfigurationError where ``block`` is no block on ``width`` features; tries two steps of one row."""
     if not isinstance(block, nn.Module):
         raise ConfigurationError(f"CustomBlock: {name} made a {type(block).__name__}, expected a torch.nn.Module")
-    missing = [method for method in ("init_state", "forward", "step") if not callable(getattr(block, method, None))]
+    methods = {method: getattr(block, method, None) for method in ("init_state", "forward", "step")}
+    if type(block).forward is nn.Module.forward:  # which raises NotImplementedError
+        methods["forward"] = None
+    missing = [method for method, function in methods.items() if not callable(function)]
     if missing:
         raise ConfigurationError(
             f"CustomBlock: {name} has no {', '.join(missing)}, expected init_state, forward and step"
         )
     like = next(block.parameters(), torch.zeros(()))
     inputs, reset = like.new_zeros(1, 2, width), torch.zeros(1, 2, dtype=torch.bool, device=like.device)
+    memory: Any = block
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         try:
-            state = block.init_state(1)
-            outputs, after = block(inputs, state, reset)
-            output, stepped = block.step(inputs[:, 0], state, reset[:, 0])
+            state = memory.init_state(1)
+            outputs, after = memory(inputs, state, reset)
+            output, stepped = memory.step(inputs[:, 0], state, reset[:, 0])
+            shapes = {"forward": tuple(outputs.shape), "step": tuple(output.shape)}
         except Exception as error:  # whatever code of the user's raises
             reason = f"{type(error).__name__}: {error}"
             raise ConfigurationError(f"CustomBlock: {name} fails on two steps of zeros, {reason}") from error
-    for method, shape, expected in (("forward", outputs.shape, (1, 2, width)), ("step", output.shape, (1, width))):
-        if tuple(shape) != expected:
-            raise ConfigurationError(f"CustomBlock: {name}.{method} returned shape {tuple(shape)}, expected {expected}")
+    for method, expected in (("forward", (1, 2, width)), ("step", (1, width))):
+        if shapes[method] != expected:
+            raise ConfigurationError(f"CustomBlock: {name}.{method} returned {shapes[method]}, expected {expected}")
     described = _described(state)
     for method, found in (("forward", _described(after)), ("step", _described(stepped))):
         if found != described:

@@ -26,8 +26,9 @@ def to_json(config: Any) -> Any:
         {'hidden': [64, 32]}
     """
     if dataclasses.is_dataclass(config) and not isinstance(config, type):
-        fields = {field.name: to_json(getattr(config, field.name)) for field in dataclasses.fields(config)}
-        return {"kind": config.kind, **fields} if _is_tagged(type(config)) else fields
+        kind: Any = type(config)
+        tag = {"kind": kind.kind} if _is_tagged(kind) else {}
+        return tag | {field.name: to_json(getattr(config, field.name)) for field in dataclasses.fields(config)}
     if isinstance(config, dict):
         return {key: to_json(value) for key, value in config.items()}
     if isinstance(config, list | tuple):
