@@ -91,7 +91,7 @@ def of_model(world_model: WorldModel) -> Predictor:
         )
         predicted = world_model.predict(world_model.observe(batch), batch)
         perception = world_model.perception
-        latent = perception.mode(perception.probabilities(predicted.logits))
+        latent = perception.latent.mode(predicted.prior)
         return perception.decode(latent)[leaf][0, ..., 0].numpy()
 
     return predict
