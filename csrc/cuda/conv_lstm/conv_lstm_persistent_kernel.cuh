@@ -88,11 +88,11 @@ __global__ void __launch_bounds__(kPersistentThreads, 1)
       }
     }
     if (time > 0) grid_barrier(static_cast<uint32_t*>(p.barrier_counter.data), static_cast<uint32_t>(time * gridDim.x));
-    const uint16_t* h_previous = static_cast<const uint16_t*>(p.h0.data);
-    if (time > 0) h_previous = static_cast<const uint16_t*>(p.out.data) + (time - 1) * rows * p.hidden;
+    const uint16_t* h_prev = static_cast<const uint16_t*>(p.h0.data);
+    if (time > 0) h_prev = static_cast<const uint16_t*>(p.out.data) + (time - 1) * rows * p.hidden;
 
     float sums[TILES][2][4] = {};  // of gates (i, f), and of (g, o), for two rows each
-    for (int64_t tap = 0; h_previous != nullptr && tap < taps; ++tap) {
+    for (int64_t tap = 0; h_prev != nullptr && tap < taps; ++tap) {
       const uint16_t* neighbours[TILES][2];
 #pragma unroll
       for (int m = 0; m < TILES; ++m) {
@@ -103,7 +103,7 @@ __global__ void __launch_bounds__(kPersistentThreads, 1)
           const int64_t y = coord.y + dy, x = coord.x + dx;
           const bool inside = has_state[m][half] && y >= 0 && y < p.height && x >= 0 && x < p.width;
           const int64_t offset = (coord.row + dy * p.width + dx) * p.hidden + 2 * (lane % 4);
-          neighbours[m][half] = inside ? h_previous + offset : nullptr;
+          neighbours[m][half] = inside ? h_prev + offset : nullptr;
         }
       }
 #pragma unroll 4

@@ -85,7 +85,7 @@ struct CellCoord {
   __device__ __forceinline__ Group state(const wmk_view& view) const {
     return view.data == nullptr ? zero() : load_cells<T, kState, COUNT>(view, cell);
   }
-  __device__ __forceinline__ Group c_previous(const wmk_conv_lstm_update& p) const {
+  __device__ __forceinline__ Group c_prev(const wmk_conv_lstm_update& p) const {
     return reset ? zero() : state(p.c_prev);
   }
   __device__ __forceinline__ Group peephole(const wmk_conv_lstm_update& p, int gate_index) const {
@@ -124,16 +124,16 @@ struct Gates {
 
   __device__ __forceinline__ Gates() = default;
   __device__ __forceinline__ Gates(const wmk_conv_lstm_update& p, const CellCoord<T, DTYPE, COUNT>& coord,
-                                   const Cells<T, COUNT>& c_previous) {
+                                   const Cells<T, COUNT>& c_prev) {
     i = coord.preactivation(p, 0), f = coord.preactivation(p, 1), g = coord.preactivation(p, 2),
     o = coord.preactivation(p, 3);
     const Cells<T, COUNT> w_i = coord.peephole(p, 0), w_f = coord.peephole(p, 1), w_o = coord.peephole(p, 2);
 #pragma unroll
     for (int k = 0; k < COUNT; ++k) {
-      i.value[k] = sigmoid(i.value[k] + w_i.value[k] * c_previous.value[k], true);
-      f.value[k] = sigmoid(f.value[k] + w_f.value[k] * c_previous.value[k], true);
+      i.value[k] = sigmoid(i.value[k] + w_i.value[k] * c_prev.value[k], true);
+      f.value[k] = sigmoid(f.value[k] + w_f.value[k] * c_prev.value[k], true);
       g.value[k] = tanh_accurate(g.value[k]);
-      c.value[k] = f.value[k] * c_previous.value[k] + i.value[k] * g.value[k];
+      c.value[k] = f.value[k] * c_prev.value[k] + i.value[k] * g.value[k];
       o.value[k] = sigmoid(o.value[k] + w_o.value[k] * c.value[k], true);
     }
   }
@@ -144,7 +144,7 @@ __global__ void __launch_bounds__(kUpdateThreads)
     conv_lstm_update_kernel(const WMK_GRID_CONSTANT wmk_conv_lstm_update p) {
   const CellCoord<T, DTYPE, COUNT> coord(p);
   if (!coord.exists) return;
-  const Gates<T, DTYPE, COUNT> gates(p, coord, coord.c_previous(p));
+  const Gates<T, DTYPE, COUNT> gates(p, coord, coord.c_prev(p));
   Cells<T, COUNT> h;
 #pragma unroll
   for (int k = 0; k < COUNT; ++k) h.value[k] = gates.o.value[k] * tanh_accurate(gates.c.value[k]);
@@ -166,7 +166,7 @@ __global__ void __launch_bounds__(kUpdateThreads)
   constexpr int kState = CellCoord<T, DTYPE, COUNT>::kState;
   const CellCoord<T, DTYPE, COUNT> coord(p);
   if (!coord.exists) return;
-  const Group c_previous = coord.c_previous(p);
+  const Group c_prev = coord.c_prev(p);
   Gates<T, DTYPE, COUNT> gates;
   if (p.gates.data != nullptr) {
     gates.i = load_cells<T, kState, COUNT>(p.gates, coord.gate(p, 0));
@@ -174,7 +174,7 @@ __global__ void __launch_bounds__(kUpdateThreads)
     gates.g = load_cells<T, kState, COUNT>(p.gates, coord.gate(p, 2));
     gates.o = load_cells<T, kState, COUNT>(p.gates, coord.gate(p, 3));
   } else {
-    gates = Gates<T, DTYPE, COUNT>(p, coord, c_previous);
+    gates = Gates<T, DTYPE, COUNT>(p, coord, c_prev);
   }
   gates.c = coord.state(p.c);
   Group grad_h = coord.zero();
@@ -193,10 +193,10 @@ __global__ void __launch_bounds__(kUpdateThreads)
     grad_o.value[k] = dh * tanh_c * o * (T(1) - o);
     const T dc = grad_c.value[k] + dh * o * (T(1) - tanh_c * tanh_c) + w_o.value[k] * grad_o.value[k];
     grad_i.value[k] = dc * g * i * (T(1) - i);
-    grad_f.value[k] = dc * c_previous.value[k] * f * (T(1) - f);
+    grad_f.value[k] = dc * c_prev.value[k] * f * (T(1) - f);
     grad_g.value[k] = dc * i * (T(1) - g * g);
-    const T dc_previous = dc * f + w_i.value[k] * grad_i.value[k] + w_f.value[k] * grad_f.value[k];
-    grad_c.value[k] = coord.reset ? T(0) : dc_previous;
+    const T dc_prev = dc * f + w_i.value[k] * grad_i.value[k] + w_f.value[k] * grad_f.value[k];
+    grad_c.value[k] = coord.reset ? T(0) : dc_prev;
   }
   store_cells<T, kState, COUNT>(p.grad_c, coord.cell, grad_c);
   store_cells<T, DTYPE, COUNT>(p.grad_gates, coord.gate(p, 0), grad_i);
@@ -209,7 +209,7 @@ __global__ void __launch_bounds__(kUpdateThreads)
   for (int gate_index = 0; gate_index < 3; ++gate_index) {
     const int64_t offset = gate_index * p.batch * p.positions * p.hidden + coord.cell;
     Group total = load_cells<T, kState, COUNT>(p.grad_peephole, offset);
-    const Group& peephole_input = gate_index == 2 ? gates.c : c_previous;
+    const Group& peephole_input = gate_index == 2 ? gates.c : c_prev;
 #pragma unroll
     for (int k = 0; k < COUNT; ++k) total.value[k] += sums[gate_index]->value[k] * peephole_input.value[k];
     store_cells<T, kState, COUNT>(p.grad_peephole, offset, total);

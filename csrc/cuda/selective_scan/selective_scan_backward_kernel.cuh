@@ -122,7 +122,7 @@ __global__ void __launch_bounds__(Traits::kThreads, kBackwardKernelBlocks<Traits
     }
     if (p.C_varies) StateTile::fetch(stages.C, state_rows(shared.origin_C, p.C), begin, dtype, states, steps);
   };
-  const auto place_inputs = [&](int64_t begin, int steps) {
+  const auto convert_inputs = [&](int64_t begin, int steps) {
     copy_async_wait();
     ChannelTile::template convert<false>(shared.u, kPitch, stages.u, channel_rows(shared.origin_u, p.u).along_time(),
                                          dtype, work.channels, steps, identity);
@@ -142,9 +142,9 @@ __global__ void __launch_bounds__(Traits::kThreads, kBackwardKernelBlocks<Traits
     T A[kStates];
 #pragma unroll
     for (int j = 0; j < Shared::kStateVectors; ++j) {
-      const Vec4<T> four = load_A<Traits>(thread, shared, j);
+      const Vec4<T> vec = load_A<Traits>(thread, shared, j);
 #pragma unroll
-      for (int k = 0; k < 4; ++k) A[4 * j + k] = four.value[k];
+      for (int k = 0; k < 4; ++k) A[4 * j + k] = vec.value[k];
     }
     const T* row_step = shared.step + coord.row * kPitch;
     const T* row_u = shared.u + coord.row * kPitch;
@@ -175,7 +175,7 @@ __global__ void __launch_bounds__(Traits::kThreads, kBackwardKernelBlocks<Traits
                 ((work.chunk_base + chunk) * p.channels + coord.channel) * p.state, 1);
     for (int64_t recompute = chunk_begin; recompute < begin; recompute += kSteps) {
       fetch_inputs(recompute, kSteps);
-      place_inputs(recompute, kSteps);
+      convert_inputs(recompute, kSteps);
       __syncthreads();
       recompute_states(kSteps / kSubtileSteps);
       __syncthreads();
@@ -184,7 +184,7 @@ __global__ void __launch_bounds__(Traits::kThreads, kBackwardKernelBlocks<Traits
       fetch_inputs(begin, steps);
       fetch_rest(begin, steps);
     }
-    place_inputs(begin, steps);
+    convert_inputs(begin, steps);
     ChannelTile::template convert<false>(shared.grad, kPitch, stages.grad,
                                          channel_rows(shared.origin_grad_out, p.grad_out).along_time(), dtype,
                                          work.channels, steps, identity);
@@ -251,9 +251,9 @@ __global__ void __launch_bounds__(Traits::kThreads, kBackwardKernelBlocks<Traits
   T grad_A[kStates];
 #pragma unroll
   for (int j = 0; j < Shared::kStateVectors; ++j) {
-    const Vec4<T> four = load_grad_A<Traits>(thread, shared, j);
+    const Vec4<T> vec = load_grad_A<Traits>(thread, shared, j);
 #pragma unroll
-    for (int k = 0; k < 4; ++k) grad_A[4 * j + k] = four.value[k];
+    for (int k = 0; k < 4; ++k) grad_A[4 * j + k] = vec.value[k];
   }
   store_states(grad_A, coord, states, plan.partial_A, partial_offset(thread, work, coord, p));
   // A channel's sums for D and delta_bias are spread over the adjacent threads that finished its steps.

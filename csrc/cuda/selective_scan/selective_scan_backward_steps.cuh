@@ -31,7 +31,7 @@ struct BackwardShared {
   static constexpr int kPartials = C::kWarps * (kSumsOnTensorCores ? 2 : 1);  // per block
   struct alignas(16) Partial {
     T sum[2][kBlockSteps][kPartialStates + 4];  // [B or C][step][state]
-    T shift_of_banks[16];
+    T bank_padding[16];
   };
 
   alignas(16) T u[C::kChannels * C::kPitch];        // then its gradient
@@ -212,7 +212,7 @@ __device__ __forceinline__ void reverse_sweep(BackwardThread<Traits>& thread, Ba
 #pragma unroll
   for (int j = 0; j < Shared::kStateVectors; ++j) {
     T y[kSubtileSteps], sum_gB[kSubtileSteps], sum_gAh[kSubtileSteps];
-    T h_previous[4][kSubtileSteps], decay[4][kSubtileSteps];  // h_{t-1} and a_t
+    T h_prev[4][kSubtileSteps], decay[4][kSubtileSteps];  // h_{t-1} and a_t
     Vec4<T> h = load_checkpoint<Traits>(shared.checkpoint[first / kSubtileSteps], j);
     const Vec4<T> A = load_A<Traits>(thread, shared, j);
 #pragma unroll Traits::kUnroll
@@ -227,7 +227,7 @@ __device__ __forceinline__ void reverse_sweep(BackwardThread<Traits>& thread, Ba
                     c = load_vec4(C + t * C_pitch + j * kStateStride);
 #pragma unroll
       for (int k = 0; k < 4; ++k) {
-        insert(h_previous[k], t, h.value[k]);
+        insert(h_prev[k], t, h.value[k]);
         const T factor = exp2_fast(step * A.value[k]);
         if (kKeepsDecay) insert(decay[k], t, factor);
         h.value[k] = factor * h.value[k] + input * b.value[k];
@@ -255,7 +255,7 @@ __device__ __forceinline__ void reverse_sweep(BackwardThread<Traits>& thread, Ba
       for (int k = 0; k < 4; ++k) {
         const int i = 4 * j + k;
         const T factor = kKeepsDecay ? select(decay[k], t) : exp2_fast(step * A.value[k]);
-        const T previous = select(h_previous[k], t);
+        const T previous = select(h_prev[k], t);
         const bool next_reset = t + 1 < kSubtileSteps && reset_at(t + 1);  // h is the next step's zero
         const T h_t = next_reset ? factor * previous + input * b.value[k] : h.value[k];
         h.value[k] = previous;

@@ -45,16 +45,16 @@ int launch_backward(const wmk_selective_scan& p, const ScanPlan& plan) {
                     kSharedMemory,
                 "a block fits on the smallest multiprocessor");
   const int64_t blocks = plan.segment_count * plan.tiles;
-  const int64_t slot_bytes = StageBuffers<Traits>::bytes(p.dtype, 4);
+  const int64_t stage_bytes = StageBuffers<Traits>::bytes(p.dtype, 4);
   if (plan.split) {
     int status = WMK_LAUNCH((selective_scan_backward_local_kernel<Traits>), blocks, kThreads,
-                            static_cast<int64_t>(sizeof(BackwardLocalShared<Traits>)) + slot_bytes, p.stream, p, plan);
+                            static_cast<int64_t>(sizeof(BackwardLocalShared<Traits>)) + stage_bytes, p.stream, p, plan);
     if (status != WMK_OK) return status;
     status = launch_combine<typename Traits::T>(p, plan, Traits::kChannels, true);
     if (status != WMK_OK) return status;
   }
   return WMK_LAUNCH((selective_scan_backward_kernel<Traits>), blocks, kThreads,
-                    static_cast<int64_t>(sizeof(BackwardShared<Traits>)) + slot_bytes, p.stream, p, plan);
+                    static_cast<int64_t>(sizeof(BackwardShared<Traits>)) + stage_bytes, p.stream, p, plan);
 }
 
 }  // namespace wmk
