@@ -1,14 +1,13 @@
-"""Compiles the CUDA kernels for every architecture and writes the table of what they take: registers, spills, memory.
+"""Compiles the CUDA kernels for every architecture and writes a table of their registers, spills and shared memory.
 
-Needs nvcc and no GPU. The table says which sources it was made from, so that a test sees when it is out of date.
+Needs nvcc, no GPU. The table holds a digest of its sources, by which a test sees when it is out of date.
 
     python scripts/cuda_resources.py              writes docs/cuda_resources.json and docs/cuda_resources.md
-    python scripts/cuda_resources.py --check      compares instead, and fails where they differ or the gate is not met
+    python scripts/cuda_resources.py --check      compares instead; fails if they differ or a kernel spills
     python scripts/cuda_resources.py --check --arch 90 --only linear_scan    compares a part
 """
 
 import argparse
-import hashlib
 import json
 import os
 import re
@@ -21,7 +20,9 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
+
+from source_digest import digest as source_digest  # noqa: E402
 
 from build_tools.cuda import DEFAULT_ARCHITECTURES, find_nvcc  # noqa: E402
 from build_tools.ninja_file import NVCC_FLAGS  # noqa: E402
@@ -39,11 +40,7 @@ def sources() -> list[Path]:
 
 def digest() -> str:
     """Of all code that the kernels are made of, without comments and layout."""
-    text = []
-    for path in [ROOT / "csrc" / "include" / "wmkernels.h", *sorted(CUDA.glob("*/*.cuh")), *sources()]:
-        code = re.sub(r"//[^\n]*", "", path.read_text())
-        text += [path.name, re.sub(r"\s+", "", code)]
-    return hashlib.sha256("\0".join(text).encode()).hexdigest()
+    return source_digest([ROOT / "csrc" / "include" / "wmkernels.h", *sorted(CUDA.glob("*/*.cuh")), *sources()])
 
 
 def nvcc_release(nvcc: str) -> str:
@@ -53,7 +50,7 @@ def nvcc_release(nvcc: str) -> str:
 
 
 def readable(names: Sequence[str]) -> list[str]:
-    """Demangled, without the namespace and the parameters, which the kernel's name says enough about."""
+    """Demangled, without namespace and parameters."""
     done = subprocess.run(["c++filt"], input="\n".join(names), capture_output=True, text=True, check=True)
     short = []
     for name in done.stdout.splitlines():
@@ -69,7 +66,7 @@ def readable(names: Sequence[str]) -> list[str]:
 
 
 def compile_one(nvcc: str, source: Path, architecture: str) -> Kernels:
-    """What the assembler says of each kernel of a file."""
+    """The assembler's report on each kernel of a file."""
     with tempfile.TemporaryDirectory() as folder:
         command = [nvcc, "-std=c++17", *NVCC_FLAGS, f"-I{ROOT / 'csrc'}", f"-arch=sm_{architecture}", "-Xptxas=-v"]
         command += ["-cubin", str(source), "-o", str(Path(folder) / "kernels.cubin")]
@@ -82,7 +79,7 @@ def compile_one(nvcc: str, source: Path, architecture: str) -> Kernels:
         if entry := re.search(r"Compiling entry function '(\w+)'", line):
             current = kernels.setdefault(entry.group(1), {})
         elif spills := re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", line):
-            # of the kernel and of the functions it calls, which follow it
+            # of the kernel, then of the functions it calls
             for key, value in zip(("stack", "spill_stores", "spill_loads"), spills.groups(), strict=True):
                 current[key] = max(current.get(key, 0), int(value))
         elif used := re.search(r"Used (\d+) registers", line):
@@ -104,7 +101,7 @@ def measure(nvcc: str, files: Sequence[Path], architectures: Sequence[str]) -> d
 
 
 def failures(files: dict[str, dict[str, Kernels]]) -> list[str]:
-    """Where a kernel keeps anything that it computes outside registers."""
+    """Kernels that spill or have a stack frame."""
     return [
         f"{name}, sm_{architecture}: {kernel} takes {used}"
         for name, architectures in files.items()
@@ -117,11 +114,11 @@ def failures(files: dict[str, dict[str, Kernels]]) -> list[str]:
 def page(table: dict[str, Any]) -> str:
     """The table for a reader."""
     lines = [
-        "# What the CUDA kernels take",
+        "# Resources of the CUDA kernels",
         "",
-        f"Written by `scripts/cuda_resources.py` with nvcc {table['nvcc']}: registers a thread, by architecture; the",
-        "most bytes that a thread spills; bytes of static shared memory a block (dynamic shared memory is the call's).",
-        "No kernel spills, for any architecture: a test holds them to it.",
+        f"Written by `scripts/cuda_resources.py` with nvcc {table['nvcc']}: registers per thread, by architecture; the",
+        "most bytes that a thread spills; bytes of static shared memory per block (dynamic is up to the call).",
+        "A test holds every kernel, on every architecture, to no spills.",
         "",
     ]
     architectures = list(DEFAULT_ARCHITECTURES)

@@ -1,4 +1,4 @@
-"""What the CUDA kernels take of a GPU, by the table of ``scripts/cuda_resources.py``: they keep to registers."""
+"""Registers and spills of the CUDA kernels, by the table of ``scripts/cuda_resources.py``: no kernel spills."""
 
 import importlib.util
 import json
