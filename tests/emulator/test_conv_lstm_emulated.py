@@ -56,7 +56,7 @@ def test_forward_and_gradients(cuda, problem, shuffle):
 @settings(quick, max_examples=max(6, settings().max_examples // 6))
 @given(problem=conv_lstms(max_time=6, max_size=4, kind=RoundedSums))
 def test_stretches_of_time(cuda, keep_gates, problem):
-    """Input convolutions over few steps at once and gradients over few, as where maps are large."""
+    """Input convolutions and gradients over few steps at once, as for large maps."""
     problem.options["keep_gates"] = keep_gates
     with mock.patch.object(per_step, "HOISTED_BYTES", 1), mock.patch.object(per_step, "CHUNK_BYTES", 1):
         check(cuda, problem)
@@ -83,7 +83,7 @@ def test_more_cells_than_a_block_has(cuda, dtype, hidden):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("where", [0, 2, 3])
 def test_nan_does_not_cross_a_reset(cuda, dtype, where):
-    """Neither outputs after a reset nor gradients of anything after it know of NaN and infinity before it."""
+    """NaN and infinity before a reset reach neither outputs after it nor gradients of anything after it."""
     tensors = small_conv_lstm("cpu", dtype, time=4).tensors
     tensors["reset"] = torch.zeros(4, 2, dtype=torch.bool)
     tensors["reset"][where, 1] = True
@@ -103,7 +103,7 @@ def test_nan_does_not_cross_a_reset(cuda, dtype, where):
 
 @pytest.mark.parametrize("persistent", [False, True])
 def test_nothing_is_kept_where_no_gradient_is_asked_for(cuda, persistent):
-    """The cell is then updated in its place; every bit of the result stays the same."""
+    """The cell is then updated in place, with the same bits."""
     cuda.multiprocessors, hidden = 4, 16
     tensors = {
         "x": torch.randn(3, 2, 2, 3, 3, dtype=torch.bfloat16),
@@ -128,7 +128,7 @@ def test_nothing_is_kept_where_no_gradient_is_asked_for(cuda, persistent):
 
 @pytest.mark.canary
 def test_nothing_comes_back_past_a_reset(cuda):
-    """An infinite gradient after a reset leaves what came before it alone."""
+    """An infinite gradient after a reset does not reach what came before."""
     tensors = small_conv_lstm("cpu", torch.float32, time=4).tensors
     tensors["reset"] = torch.zeros(4, 2, dtype=torch.bool)
     tensors["reset"][2] = True
@@ -202,6 +202,6 @@ def test_all_steps_in_one_kernel_forget_what_was_before_a_reset(cuda):
 
 
 def test_how_many_cases_ran(cuda, capsys):
-    """Last in the file: says what the tests above covered."""
+    """Last in the file: reports what the tests above covered."""
     with capsys.disabled():
         print(f"\nemulated ConvLSTM: {cases} cases, {cuda.launches} launches, each under 3 orders of threads")

@@ -1,7 +1,7 @@
 """Every CUDA kernel computes what the reference computes, thread by thread on a CPU, in any order of its threads.
 
 The kernels' own headers run in the emulator (``emulator/README.md``), under sanitizers, called through the Python code
-that calls them on a GPU. Each call runs under several orders of the threads and must answer the same bits under all.
+that calls them on a GPU. Each call runs under several orders of the threads and must return the same bits under all.
 """
 
 import mmap
@@ -30,7 +30,7 @@ pytestmark = [
 
 NO_RESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)  # of Linux; Python 3.13 names it
 ORDERS = (0, 1, 2)  # of the threads: as numbered, in reverse, shuffled
-# How many blocks a kernel believes to run at once: with few, it has no reason to split time; with many, it always does.
+# Multiprocessors that a kernel is told: with few it does not split time, with many it always does.
 CHIPS = (1, 8, 1000)
 cases = dict.fromkeys(("selective_scan", "selective_step", "linear_scan"), 0)
 
@@ -50,13 +50,13 @@ def decaying(problem):
 
 
 def remembering(problem):
-    """The same call with gates close to one, so that something is left of a state after hundreds of steps."""
+    """The same call with gates close to one, so that a state outlives hundreds of steps."""
     problem.tensors["gates"] = 1 - 0.004 * problem.tensors["gates"].abs()
     return problem
 
 
 def check(cuda, problem, multiprocessors=4, shuffle=2):
-    """As accurate as the reference, under orders of which one is shuffled by ``shuffle``."""
+    """As accurate as the reference, in order, in reverse, and in an order shuffled by ``shuffle``."""
     cuda.multiprocessors, cuda.seeds, cuda.ran = multiprocessors, (0, 1, shuffle), []
     assert_as_accurate_as_the_reference(problem, "cuda")
     cases[problem.function.__name__] += 1
@@ -116,13 +116,13 @@ def test_linear_scan_over_a_long_time(cuda, problem, multiprocessors, shuffle):
     check(cuda, problem, multiprocessors, shuffle)
 
 
-# The last three split time; the middle one's reset lies in a segment whose warp has another one to chain after it.
+# The last three split time; the middle one's reset lies in a segment whose warp combines another one after it.
 @pytest.mark.parametrize(
     ("multiprocessors", "time", "where"), [(1, 100, 33), (1000, 700, 0), (1000, 700, 300), (1000, 700, 699)]
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
 def test_nan_does_not_cross_a_reset(cuda, dtype, multiprocessors, time, where):
-    """Neither outputs after a reset nor gradients of anything after it know of NaN and infinity before it."""
+    """NaN and infinity before a reset reach neither outputs after it nor gradients of anything after it."""
     cuda.multiprocessors = multiprocessors
     problem = few_channels(dtype, time, "cpu")
     tensors = dict(problem.tensors)
@@ -149,14 +149,14 @@ def test_a_step_size_of_zero_keeps_a_state_bit_for_bit(cuda, multiprocessors):
 
 
 def spread(values, strides):
-    """The same values so far apart that they would fill many gigabytes, of which only the pages they touch are real."""
+    """The same values at strides that span many gigabytes, of which only the touched pages take memory."""
     elements = 1 + sum((size - 1) * stride for size, stride in zip(values.shape, strides, strict=True))
     memory = mmap.mmap(-1, elements * values.element_size(), mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | NO_RESERVE)
     tensor = torch.frombuffer(memory, dtype=values.dtype).as_strided(values.shape, strides)
     return tensor.copy_(values)
 
 
-# Strides under which one index alone, or only several together, lead beyond what 32 bits hold.
+# Strides with which one index alone, or only several together, exceed 32 bits.
 FAR = {
     "channel last": lambda rank: (2**31 + 64, *(1, 8)[: rank - 2][::-1], 2**29 + 64)[:rank],
     "everywhere": lambda rank: tuple(2**31 // (i + 1) + 4 * i for i in range(rank)),
@@ -166,7 +166,7 @@ FAR = {
 @pytest.mark.parametrize("layout", FAR)
 @pytest.mark.parametrize("multiprocessors", [1, 1000])
 def test_offsets_of_the_selective_scan_have_64_bits(cuda, layout, multiprocessors):
-    """Strides that lead past 2^31 elements, in every tensor that may have strides; below likewise."""
+    """Strides past 2^31 elements, in every tensor that may have strides; in the tests below as well."""
     cuda.multiprocessors, cuda.seeds = multiprocessors, (2,)
     batch, channels, state, time, groups = 2, 6, 3, 70, 2
     far = FAR[layout]
@@ -280,7 +280,7 @@ def test_offsets_of_the_step_have_64_bits(cuda, layout):
 
 
 def test_how_many_cases_ran(cuda, capsys):
-    """Last in the file: says what the tests above covered."""
+    """Last in the file: reports what the tests above covered."""
     shown = ", ".join(f"{count} of {name}" for name, count in cases.items())
     with capsys.disabled():
         print(f"\nemulated CUDA kernels: {shown}; {cuda.launches} launches, each under {len(ORDERS)} orders of threads")

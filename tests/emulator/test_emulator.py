@@ -67,7 +67,7 @@ def block_sums(sample_kernels, numbers, plant="nothing", seed=0):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("seed", SEEDS)
-def test_a_right_kernel_answers_the_same_under_every_order_of_the_threads(sample_kernels, dtype, seed):
+def test_a_right_kernel_returns_the_same_under_every_order_of_the_threads(sample_kernels, dtype, seed):
     numbers = torch.randn(192, dtype=dtype)
     assert torch.equal(reverse(sample_kernels, numbers, seed=seed), reversed_runs(numbers))
 
@@ -171,7 +171,7 @@ def test_offsets_beyond_32_bits_work_without_the_memory_and_narrow_ones_are_foun
 
 
 def sparse(shape, strides, dtype=torch.float32):
-    """A tensor whose elements lie so far apart that only the pages they touch can be real."""
+    """A tensor with strides of gigabytes, of which only the touched pages take memory."""
     elements = 1 + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
     memory = mmap.mmap(-1, elements * dtype.itemsize, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | NO_RESERVE)
     return torch.frombuffer(memory, dtype=dtype).as_strided(shape, strides)
@@ -184,7 +184,7 @@ def test_an_input_that_a_kernel_writes_is_reported(sample_kernels):
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_collectives_answer_what_the_hardware_would(sample_kernels, seed):
+def test_collectives_return_what_the_hardware_would(sample_kernels, seed):
     numbers = torch.randint(-100, 100, (32,), dtype=torch.int32)
     answers = torch.zeros(13, 32, dtype=torch.int32)
     sample_kernels.call("sample_collectives", [numbers, answers], seed=seed)

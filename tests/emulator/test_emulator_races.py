@@ -138,8 +138,8 @@ def conv_lstm(persistent):
 
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float64)
-# By name: how big the chip is (a big one has time split), and the call. Channels fill a tile and do not, time ends
-# within a tile, chunks are tiles and longer.
+# By name: multiprocessors (many split time), and the call. Channels fill a tile or not, time ends within a tile, chunks
+# are tiles or longer.
 CASES = {
     **{f"scan {t}": (1, functools.partial(scan, t, 32, 16, 44)) for t in FLOATS},
     **{f"full scan {t}": (1, functools.partial(scan, t, 35, 5, 40, full=True)) for t in FLOATS},
@@ -160,7 +160,7 @@ CASES = {
     "ConvLSTM": (1, functools.partial(conv_lstm, False)),
     "ConvLSTM in one kernel": (4, functools.partial(conv_lstm, True)),
 }
-# grid_barrier orders what blocks leave each other in global memory, which is not watched.
+# grid_barrier orders global memory, which the detector does not watch.
 FOR_GLOBAL_MEMORY = "mma.cuh"
 
 
@@ -183,7 +183,7 @@ def run(cuda, case, disabled_barrier=""):
 
 @pytest.fixture(scope="module")
 def passed_by(cuda):
-    """Which cases pass each barrier, those with the least work first."""
+    """The cases that pass each barrier, least work first."""
     found = defaultdict(list)
     for case in CASES:
         barriers = run(cuda, case)
@@ -194,7 +194,7 @@ def passed_by(cuda):
 
 
 def barriers_of(path):
-    """Its barriers by number of line, with the line."""
+    """A file's barriers, "file:line", with their source lines."""
     lines = enumerate(path.read_text().splitlines(), 1)
     return {f"{path.name}:{n}": line for n, line in lines if re.search(r"__sync(threads|warp)\(", line.split("//")[0])}
 
@@ -210,7 +210,7 @@ def test_the_step_has_no_race(cuda):
 
 @pytest.mark.gated("CUDA races")
 def test_no_kernel_has_a_race(cuda, passed_by):
-    """The fixture has run them all. Every barrier in the sources is passed by one of them."""
+    """The fixture has run all cases; together they pass every barrier in the sources."""
     headers = (ROOT / "csrc" / "cuda").glob("*/*.cuh")
     assert passed_by.keys() == {barrier for path in headers for barrier in barriers_of(path)}
 
@@ -226,7 +226,7 @@ def has_race_without(cuda, case, barrier):
 
 @pytest.mark.gated("CUDA races")
 def test_a_race_is_found_that_changes_no_result_here(cuda):
-    """Shuffles follow the reads of step sizes that the sums over states replace, so no order of threads shows this."""
+    """Shuffles lie between the reads of step sizes and the writes of y, so no order of threads shows this."""
     barriers = barriers_of(ROOT / "csrc" / "cuda" / "selective_scan" / "selective_scan_forward_kernel.cuh")
     (barrier,) = (place for place, line in barriers.items() if "have read the step sizes" in line)
     assert has_race_without(cuda, "full scan torch.float32", barrier)

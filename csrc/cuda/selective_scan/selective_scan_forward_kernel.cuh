@@ -4,10 +4,10 @@
 // are converted once for its channels. Time is tiled (32 steps for fp32 and 16 states); the next tile is fetched while
 // one is computed, and D u and the gate are applied once per tile, four steps per thread.
 //
-// Per state and step: one exponential on the special-function unit, two multiplications and two multiply-adds; sums
-// over states cost three shuffles per four steps. Bytes per element, bf16 with gate: 8, and 2 for chunk states; nothing
-// larger than the inputs is read or written. The special-function unit is the limit (one exponential per state, two
-// each for softplus and gate); instruction issue binds first.
+// Per state and step: one exponential on the special-function unit, two multiplications, two multiply-adds; sums over
+// states cost three shuffles per four steps. Bytes per element, bf16 with gate: 8, and 2 for chunk states; nothing
+// larger than the inputs is read or written. Instruction issue is the limit, then reads of shared memory, then the
+// exponentials: one per state, two each for softplus and gate.
 //
 // LOCAL is the first of three passes where time is split: a segment from a zero state, keeping its final state and
 // decay.
