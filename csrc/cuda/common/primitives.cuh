@@ -1,5 +1,4 @@
-// What needs a GPU, in one small function each: approximate arithmetic, type conversions, asynchronous copies,
-// launches. Each has a plain C++ twin under WMK_EMULATE, so the kernels compile as C++; cuda_emulator.h supplies
+// What needs a GPU, one small function each, with a plain C++ twin under WMK_EMULATE. cuda_emulator.h supplies
 // threadIdx, __syncthreads, shuffles and the rest of CUDA.
 #pragma once
 
@@ -94,9 +93,9 @@ __device__ __forceinline__ uint32_t pack_float16(float low, float high) {
 __device__ __forceinline__ uint32_t bits_of(float x) { return __float_as_uint(x); }
 __device__ __forceinline__ float float_of(uint32_t bits) { return __uint_as_float(bits); }
 
-// Sums over every four adjacent lanes, on the tensor cores: lane `which` of each four adds the sums over all four to
-// its own. Values keep ten bits of mantissa (TF32), sums are fp32. The right-hand matrix of the product is one where
-// column 2 * which meets rows 0 to 3, and column 2 * which + 1 rows 4 to 7.
+// Sums over every four adjacent lanes, on the tensor cores: lane `which` of each four adds the sums to its own. Values
+// keep ten bits of mantissa (TF32), sums are fp32. The right-hand matrix is one where column 2 * which meets rows 0 to
+// 3, and column 2 * which + 1 rows 4 to 7.
 __device__ __forceinline__ void warp_sum4_tf32(float (&sums)[4], const float (&values)[4], int which) {
   const int column = static_cast<int>(threadIdx.x) % 32 / 4;
   const float even = column == 2 * which ? 1.0f : 0.0f, odd = column == 2 * which + 1 ? 1.0f : 0.0f;
@@ -107,8 +106,7 @@ __device__ __forceinline__ void warp_sum4_tf32(float (&sums)[4], const float (&v
         "r"(bits_of(even)), "r"(bits_of(odd)));
 }
 
-// Starts an asynchronous copy of 8 or 16 bytes from global to shared memory, visible to this thread after
-// copy_async_wait.
+// Asynchronous copy of 8 or 16 bytes from global to shared memory, visible to this thread after copy_async_wait.
 template <int BYTES>
 __device__ __forceinline__ void copy_async(void* shared, const void* global) {
   static_assert(BYTES == 8 || BYTES == 16, "what the hardware copies");

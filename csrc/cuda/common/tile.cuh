@@ -1,17 +1,16 @@
-// Tiles: ROWS (channels or states) x STEPS of a strided tensor, moved between global memory in the tensor's dtype and
-// shared memory in the arithmetic type.
+// Tiles: ROWS (channels or states) x STEPS of a strided tensor, between global memory in the tensor's dtype and shared
+// memory in the arithmetic type.
 //
-// A tile moves in groups of four elements adjacent in memory, along time or across rows, as the strides say: 8 or 16
-// bytes per thread, whole sectors in both layouts. A group is fetched with an asynchronous copy, in the tensor's dtype,
-// into a stage buffer that only the fetching thread reads back: the next tile is in flight while this one is computed,
-// and occupies no registers. Groups that are unaligned or stick out of the tensor move element by element.
+// A tile moves in groups of four adjacent elements, along time or across rows as the strides say: 8 or 16 bytes per
+// thread, whole sectors in both layouts. An asynchronous copy brings a group to a stage buffer that only the fetching
+// thread reads back: the next tile is in flight while one is computed, and occupies no registers. Unaligned or partial
+// groups move element by element.
 #pragma once
 
 #include "cuda/common/primitives.cuh"
 
 namespace wmk {
 
-// Four elements of the arithmetic type.
 template <typename T>
 struct alignas(4 * sizeof(T) > 16 ? 16 : 4 * sizeof(T)) Vec4 {
   T value[4];
@@ -54,7 +53,7 @@ __device__ __forceinline__ Vec4<double> unpack(const unsigned char* staged, int6
   return *reinterpret_cast<const Vec4<double>*>(staged);
 }
 
-// A block's rows of a tensor: first row at time 0, strides in elements.
+// A block's rows: the first at time 0; strides in elements.
 struct StridedRows {
   char* data;
   int64_t row_stride, time_stride;
@@ -68,11 +67,8 @@ struct StridedRows {
   }
 };
 
-// A tile moved by THREADS threads. ROWS_FIRST: adjacent threads hold adjacent rows, not adjacent groups of one row;
-// right for tiles stored transposed.
-//
-// Full, aligned tiles (nearly all) take an unrolled path per direction, *_full; all others *_general, slow and out of
-// line.
+// Moved by THREADS threads. ROWS_FIRST: adjacent threads hold adjacent rows, for tiles stored transposed. Full, aligned
+// tiles take *_full, unrolled per direction; all others *_general, out of line.
 template <typename T, int ROWS, int STEPS, int THREADS, bool ROWS_FIRST>
 struct Tile {
   static constexpr int kGroups = ROWS * STEPS / 4;
@@ -99,7 +95,7 @@ struct Tile {
       row = thread / kStepGroups + i * (THREADS / kStepGroups);
       step = 4 * (thread % kStepGroups);
     } else {
-      constexpr int kBandGroups = kBandRowGroups * STEPS;  // groups per band
+      constexpr int kBandGroups = kBandRowGroups * STEPS;
       if (THREADS % kBandGroups == 0) {
         row = 4 * (thread % kBandRowGroups + kBandRowGroups * (thread / kBandGroups)) +
               i * (4 * kBandRowGroups * (THREADS / kBandGroups));
@@ -130,7 +126,7 @@ struct Tile {
     return remaining < 4 ? remaining : 4;
   }
 
-  // Starts fetching the tile at `time` into the stage buffer.
+  // Starts fetching the tile at `time`.
   static __device__ __forceinline__ void fetch(unsigned char* stage, const StridedRows& tensor, int64_t time,
                                                int64_t dtype, int rows, int steps) {
     const char* begin = tensor.data + time * tensor.time_stride * element_size(dtype);
@@ -199,8 +195,7 @@ struct Tile {
     }
   }
 
-  // Converts the staged tile to the arithmetic type through `transform(value, row)`; zero outside the tensor. The tile
-  // is [ROWS][pitch], or [STEPS][pitch] if TRANSPOSED.
+  // The staged tile through `transform(value, row)`, zero outside the tensor, as [ROWS][pitch] or [STEPS][pitch].
   template <bool TRANSPOSED, typename Transform>
   static __device__ __forceinline__ void convert(T* tile, int pitch, const unsigned char* stage, bool along_time,
                                                  int64_t dtype, int rows, int steps, Transform transform) {

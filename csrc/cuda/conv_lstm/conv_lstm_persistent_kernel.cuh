@@ -1,13 +1,13 @@
-// The ConvLSTM over all steps in one persistent kernel, forward, on a GPU: for maps so small that the latency of
-// launches is the whole cost.
+// The ConvLSTM over all steps in one persistent kernel, forward, on a GPU: for maps whose cost is the latency of
+// launches.
 //
-// A block takes 16 hidden channels and 16 or 32 positions, and keeps across steps its part of the hidden weights in
-// shared memory, in tensor-core order, and its cells in registers. A step reads the previous step's h around each
-// position from the level-2 cache, multiplies, updates, writes its h; then a grid barrier. The input convolution ran
-// before, for all steps at once. Latency is the limit: barrier, cache, and hidden / 16 products per tap in sequence.
+// A block takes 16 hidden channels and 16 or 32 positions. Across steps its hidden weights stay in shared memory, in
+// tensor-core order, its cells in registers. A step reads the previous h around each position from the level-2 cache,
+// multiplies, updates, writes h; then a grid barrier. The input convolution ran before, for all steps. Latency is the
+// limit: barrier, cache, and hidden / 16 products per tap in sequence.
 //
-// A warp's 16 columns are the four gates of four channels, ordered so that a thread's sums are the gates of one channel
-// in two rows: the update needs no exchange. Sums stay in fp32; only the input convolution's come in 16 bits.
+// A warp's 16 columns are four gates of four channels, ordered so that a thread's sums are the gates of one channel in
+// two rows: no exchange. Sums stay in fp32; only the input convolution's come in 16 bits.
 #pragma once
 
 #include "cuda/common/mma.cuh"

@@ -1,15 +1,14 @@
 // The ConvLSTM's cell update, forward and backward, on a GPU: all of a step but its convolutions.
 //
-// The convolutions leave four preactivations per cell, of input and of hidden state apart, channels last. A thread
-// takes four adjacent channels of one position (one, where channels or addresses are not multiples of four), reads and
-// writes each value once, 8 or 16 bytes at a time, and keeps gates and cells in registers.
+// The convolutions of input and hidden state leave four sums each per cell, channels last. A thread takes four adjacent
+// channels of one position (one, where channels or addresses are not multiples of four), moves each value once, 8 or 16
+// bytes at a time, and keeps gates and cells in registers.
 //
-// Bytes per cell with 16-bit maps: 26 forward, 16 more to keep the gates, 44 backward. Memory is the limit; the five
-// exponentials of a cell, in full precision, hide behind it.
+// Bytes per cell with 16-bit maps: 26 forward, 16 more to keep the gates, 44 backward. Memory is the limit; five
+// accurate exponentials per cell hide behind it.
 //
-// A reset costs nothing: the convolution of a zero state is zero, so neither the hidden convolution's sum nor the old
-// cell is read, and NaN in them cannot cross. Backward, the gradients to h and c before the reset are not read, or
-// written as zero.
+// A reset costs nothing: a zero state's convolution is zero, so neither its sum nor the old cell is read, and NaN
+// cannot cross. Backward, gradients to h and c before a reset are not read, or written as zero.
 #pragma once
 
 #include "cuda/common/tile.cuh"

@@ -1,15 +1,15 @@
-// Linear scan, h_t = g_t h_{t-1} + x_t, forward and backward, in either direction of time, on a GPU.
+// Linear scan, h_t = g_t h_{t-1} + x_t, forward and backward, either direction of time, on a GPU.
 //
-// A block takes 16 rows (channels) and walks over time in tiles of 128 steps (32 in fp64), the next one in flight while
-// one is scanned. Eight threads share a row: each combines four steps to one affine map, three shuffles scan the eight
-// maps, and each thread then runs its four steps from the right state, in registers. The backward pass is the same scan
-// from the other end: dx_t = dout_t + g_{t+1} dx_{t+1}, dg_t = dx_t h_{t-1}.
+// A block takes 16 rows (channels) in tiles of 128 steps (32 in fp64), the next in flight while one is scanned. Eight
+// threads share a row: each combines four steps to an affine map, three shuffles scan the maps, and each runs its four
+// steps from the right state, in registers. Backward is the same scan from the other end: dx_t = dout_t + g_{t+1}
+// dx_{t+1}, dg_t = dx_t h_{t-1}.
 //
-// Per element: three reads or writes forward, five backward, and a few multiply-adds. Memory is the limit; 16-bit data
-// is bound by instruction issue, about 25 per element.
+// Per element: three reads or writes forward, five backward, a few multiply-adds. Memory is the limit; for 16-bit data
+// instruction issue, about 25 per element.
 //
-// Where rows are too few to fill the chip, time is cut into segments: a local pass combines each segment to one map, a
-// small kernel passes the state from segment to segment, and the main pass starts each from the right state.
+// Where rows are too few, time is cut into segments: a local pass combines each to one map, a small kernel passes the
+// state on, the main pass starts each segment from it.
 #pragma once
 
 #include "cuda/common/affine_scan.cuh"
@@ -28,7 +28,7 @@ template <typename T>
 struct LinearKernelTraits {
   static constexpr int kRows = 16, kThreads = 128, kLanes = 8;
   static constexpr int kSteps = sizeof(T) == 8 ? 32 : 128;
-  static constexpr int kPassSteps = 4 * kLanes;  // steps per pass over a row's threads
+  static constexpr int kPassSteps = 4 * kLanes;  // over a row's threads
   static constexpr int kPitch = kSteps + 4;
   using RowTile = Tile<T, kRows, kSteps, kThreads, false>;
 };
@@ -72,7 +72,7 @@ __global__ void __launch_bounds__(128, BACKWARD&& LOCAL             ? 3
   if (LOCAL && segment + 1 == plan.segments) return;
 
   const int lane = static_cast<int>(threadIdx.x) % kLanes, row = static_cast<int>(threadIdx.x) / kLanes;
-  const int scan_rank = reverse ? kLanes - 1 - lane : lane;  // order of this thread in the scan
+  const int scan_rank = reverse ? kLanes - 1 - lane : lane;  // in the scan's order
   const bool exists = row < rows;
   const int64_t channel = first_row + row, row_index = batch * p.channels + channel, row_count = p.batch * p.channels;
 
@@ -194,9 +194,8 @@ __global__ void __launch_bounds__(128, BACKWARD&& LOCAL             ? 3
         }
         store_vec4(values, result);
         if (BACKWARD && p.grad_gates.data != nullptr) {
-          // A gate's gradient is that of its step times the state it multiplied, the previous one in the op's
-          // direction. Three of a thread's four are in its vector; the fourth is the adjacent thread's, or outside this
-          // pass.
+          // A gate's gradient: that of its step times the previous state in the op's direction. Three of a thread's
+          // four are in its vector; the fourth is the adjacent thread's, or outside this pass.
           Vec4<T> outputs = load_vec4(shared.outputs + row * kPitch + first);
           const bool inside = p.reverse ? first + 4 < steps : first > 0;
           T edge = T(0);

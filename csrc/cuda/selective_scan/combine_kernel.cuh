@@ -1,9 +1,9 @@
-// Passes states from segment to segment of a selective scan whose segments ran side by side, and reduces partial sums.
+// Passes states between a selective scan's segments, and reduces partials.
 //
-// The local pass leaves one affine map per segment: value in boundary, decay, reset. The combine kernel replaces each
-// value by the state at the segment's start: forward in time for states, backward for their gradients. A block takes 32
-// elements of [channels, state]; each warp combines a range of segments, then starts from the combination of the ranges
-// before. The order of every sum is fixed. Bound by memory: two values read per element and segment, one written.
+// The local pass leaves an affine map per segment: value in boundary, decay, reset. The combine kernel replaces each
+// value by the state at the segment's start (forward) or its gradient at the end (backward). A block takes 32 elements
+// of [channels, state]; each warp combines a range of segments, then starts from the ranges before, in a fixed order.
+// Per element and segment: two values read, one written; memory is the limit.
 #pragma once
 
 #include "cuda/common/affine_scan.cuh"

@@ -1,8 +1,8 @@
 // Selective scan, backward, on a GPU.
 //
-// Blocks and threads as forward. A block walks its segment from the end in tiles of 32 steps. Per tile it recomputes
-// the states from the saved one, keeps one state per four steps in shared memory, then sweeps the subtiles of four
-// steps in reverse: forward with decays and states in registers, then back:
+// Blocks and threads as forward. A block walks its segment from the end in tiles of 32 steps: it recomputes a tile's
+// states from the saved one, keeps one per subtile of four steps in shared memory, then sweeps the subtiles in reverse,
+// forward with decays and states in registers, then back:
 //
 //   g_t      = C_t dy_t + dh_t            gradient of h_t; dh_t: from later steps
 //   dh_{t-1} = a_t g_t                    with a_t = exp(step_t A)
@@ -10,13 +10,13 @@
 //   du_t     = step_t sum_n g_t B_t       dstep_t = u_t sum_n g_t B_t + sum_n A dh_{t-1} h_{t-1}
 //   dA      += step_t dh_{t-1} h_{t-1}
 //
-// Sums over states cost three shuffles per four steps. Sums over channels for dB and dC: within a warp on the tensor
-// cores for 16-bit data (rounded far more coarsely than the ten bits kept per product), else through shared memory;
-// over a block's warps every four steps (eight with tensor cores; per four states where a thread has more). Each block
-// writes its partial, which sum_tiles_kernel adds in a fixed order: no atomics, the same bits every run.
+// Sums over states: three shuffles per four steps. Sums over channels for dB and dC: in a warp on the tensor cores for
+// 16-bit data (whose gradients are rounded more coarsely than the ten bits kept), else through shared memory; over
+// warps every four or eight steps. sum_tiles_kernel adds the blocks' partials in a fixed order: no atomics, the same
+// bits every run.
 //
-// Per state and step 1.9 exponentials and about 30 instructions; bytes per element, bf16 with gate: 16, 2 for states,
-// 8 for partials of dB and dC. Instruction issue is the limit.
+// Per state and step 1.9 exponentials and about 30 instructions; bytes per element, bf16 with gate: 16, 2 for states, 8
+// for partials. Instruction issue is the limit.
 //
 // Where time is split, selective_scan_backward_local_kernel finds each segment's dh, and combine_kernel.cuh passes them
 // on.

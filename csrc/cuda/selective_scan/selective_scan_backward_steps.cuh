@@ -1,9 +1,8 @@
-// Inner loop of the selective scan's backward pass: reverse_sweep for a few steps, backward_epilogue for a tile.
-// selective_scan_backward_kernel.cuh says how they fit together.
+// Inner loop of the selective scan's backward pass: reverse_sweep per subtile, backward_epilogue per tile.
 //
-// A thread takes four states through four steps forward and back before its next four states: registers hold 16 decays
-// and 16 states, whatever the number of states per thread. With more than four states per thread, A and its gradient
-// live in shared memory. With eight in fp64, decays are recomputed step by step. So no traits spill.
+// A thread takes four states through four steps forward and back before its next four: registers hold 16 decays and 16
+// states, whatever its number of states. With more than four, A and its gradient live in shared memory; with eight in
+// fp64, decays are recomputed per step. So no kernel spills.
 #pragma once
 
 #include "cuda/selective_scan/selective_scan_common.cuh"
@@ -17,14 +16,14 @@ struct BackwardShared {
   using T = typename Traits::T;
   using C = Traits;
   static constexpr int kStateVectors = C::kStates / 4;
-  // Sums over a warp's channels: on the tensor cores, four channels at a time; through shared memory; or none.
+  // Sums over a warp's channels: tensor cores, shared memory, or none needed.
   static constexpr bool kSumsOnTensorCores =
       C::kWarpChannels == 8 && (C::kDtype == WMK_BFLOAT16 || C::kDtype == WMK_FLOAT16);
   static constexpr bool kOneChannelPerWarp = C::kWarpChannels == 1;
   static constexpr bool kSumsInSharedMemory = !kSumsOnTensorCores && !kOneChannelPerWarp;
   static_assert(kStateVectors == 1 || kOneChannelPerWarp,
                 "products of several channels are those of four states a thread");
-  // a warp's products of one step, for B or C: [channels, states], padded against bank conflicts
+  // per step, for B or C: [channels, states], padded against bank conflicts
   static constexpr int kProductPitch = 32 * C::kStates + 16;
   static constexpr int kPartialStates = 4 * C::kLanes;                        // states per reduction over warps
   static constexpr int kBlockSteps = kSumsOnTensorCores ? 8 : kSubtileSteps;  // steps per reduction
@@ -57,7 +56,7 @@ struct BackwardShared {
   alignas(16) uint32_t resets;
 };
 
-// The derivative of softplus from its value: 1 - exp(-step).
+// Softplus's derivative from its value.
 __device__ __forceinline__ float softplus_slope(float step, bool precise) {
   if (precise) return -expm1f(-step);
   const float series = step * (1.0f + step * (-0.5f + step * (1.0f / 6.0f - step * (1.0f / 24.0f))));
@@ -68,7 +67,7 @@ __device__ __forceinline__ double softplus_slope(double step, bool) {
   return step > 20.0000000020612 ? 1.0 : -expm1(-step);
 }
 
-// A thread's registers over its segment. A and grad_A are in shared memory with more than four states.
+// A thread's registers over its segment; A and grad_A of four states.
 template <typename Traits>
 struct BackwardThread {
   using T = typename Traits::T;
@@ -81,7 +80,7 @@ struct BackwardThread {
   int B_pitch, C_pitch;
 };
 
-// Stores a thread's states to shared memory; loads four of them.
+// A thread's states to shared memory; four of them back.
 template <typename Traits, typename T = typename Traits::T>
 __device__ __forceinline__ void store_checkpoint(const T (&h)[Traits::kStates], T* checkpoint) {
 #pragma unroll
@@ -94,7 +93,7 @@ __device__ __forceinline__ Vec4<T> load_checkpoint(const T* checkpoint, int j) {
   return load_vec4(checkpoint + (4 * j * Traits::kThreads + 4 * threadIdx.x));
 }
 
-// Four of A log2(e) or of its gradient, in registers or shared memory.
+// Four of A log2(e) or of its gradient, from registers or shared memory.
 template <typename Traits, typename Shared, typename T = typename Traits::T>
 __device__ __forceinline__ Vec4<T> load_A(const BackwardThread<Traits>& thread, const Shared& shared, int j) {
   if constexpr (Shared::kStateVectors == 1) return {{thread.A[0], thread.A[1], thread.A[2], thread.A[3]}};
@@ -118,8 +117,7 @@ __device__ __forceinline__ void store_grad_A(BackwardThread<Traits>& thread, Sha
   }
 }
 
-// Offset of the segment's and channel's states in partial_A, partial_B, partial_C: kept in a register with four states,
-// recomputed with more.
+// Offset in partial_A, partial_B, partial_C: in a register with four states, recomputed with more.
 template <typename Traits>
 __device__ __forceinline__ int64_t partial_offset(const BackwardThread<Traits>& thread, const WorkTile& work,
                                                   const ThreadCoord<Traits>& coord, const wmk_selective_scan& p) {
@@ -127,7 +125,7 @@ __device__ __forceinline__ int64_t partial_offset(const BackwardThread<Traits>& 
   return (work.segment * p.channels + coord.channel) * p.state;
 }
 
-// Accumulates the gradient of a B or C that does not vary; only this thread touches these elements.
+// Accumulates the gradient of a constant B or C; only this thread touches these elements.
 template <typename Traits, typename T = typename Traits::T>
 __device__ __forceinline__ void add_constant(void* partial, int64_t offset, const ThreadCoord<Traits>& coord,
                                              const wmk_selective_scan& p, int j, const Vec4<T>& grad) {
@@ -160,8 +158,7 @@ struct TileCoord {
   int steps;      // of the tile
 };
 
-// Sums the warps' partials of the gradients of B and C, for the states from `first_state`. Called by all threads,
-// between two barriers.
+// Reduces the warps' partials of dB and dC, states from `first_state`. Called by all threads, between two barriers.
 template <typename Traits>
 __device__ __forceinline__ void reduce_partials(const BackwardShared<Traits>& shared, const wmk_selective_scan& p,
                                                 const ScanPlan& plan, int first_state, const TileCoord& subtile) {
@@ -326,8 +323,8 @@ __device__ __forceinline__ void reverse_sweep(BackwardThread<Traits>& thread, Ba
   }
 }
 
-// Per tile, from the sums over states: the gradients of u, delta and z, in place of u, step and gate. A thread always
-// has the same channels, and keeps their sums for D and delta_bias.
+// From a tile's sums over states: the gradients of u, delta and z, in place of u, step and gate. A thread always has
+// the same channels, and keeps their sums for D and delta_bias.
 template <typename Traits, typename Shared, typename T = typename Traits::T>
 __device__ __forceinline__ void backward_epilogue(Shared& shared, T* grad_D, T* grad_bias, int steps, bool softplus,
                                                   bool has_gate, bool precise) {

@@ -1,28 +1,26 @@
-// Shared by the selective scan's kernels: how a call is cut into work tiles, and where a block finds its data.
+// Shared by the selective scan's kernels: work tiles and where their data is.
 //
-// Threads: kLanes threads of a warp share a channel and hold kStates states each in registers for the block's whole
-// life. Thread `state_lane` of a channel holds the states 4 * state_lane + 4 * kLanes * j + (0..3), so B and C are read
-// from shared memory in 16-byte words. States beyond the call's have A = B = C = 0 and stay zero.
+// Threads: kLanes threads of a warp share a channel and hold kStates states each in registers, for the block's life.
+// Thread `state_lane` holds states 4 * state_lane + 4 * kLanes * j + (0..3): B and C are read from shared memory in
+// 16-byte words. States beyond the call's have A = B = C = 0 and stay zero.
 //
-// Work tiles: a block takes a tile of channels, for which it reads B and C once, and a segment of one sequence's time.
-// A segment is the whole sequence where channels and sequences fill the chip. Otherwise a local pass runs every segment
-// from a zero state, combine_kernel.cuh passes states from segment to segment, and the main pass starts each segment
-// from the right state: twice the exponentials, for as many times the parallelism as needed.
+// Work tiles: a tile of channels, for which a block reads B and C once, by a segment of one sequence's time: the whole
+// sequence where those fill the chip. Otherwise a local pass runs every segment from zero, combine_kernel.cuh passes
+// states on, and the main pass starts each segment from the right state: twice the exponentials for more parallelism.
 #pragma once
 
 #include "cuda/common/tile.cuh"
 
 namespace wmk {
 
-// Warps of the backward pass per multiprocessor, as shared memory allows.
+// Warps of the backward pass per multiprocessor: limited by shared memory.
 #if defined(__CUDA_ARCH__) && (__CUDA_ARCH__ < 900 || __CUDA_ARCH__ >= 1200)
 constexpr int kBackwardWarps = 8;
 #else
 constexpr int kBackwardWarps = 12;
 #endif
 
-// The shape of a kernel: arithmetic type, states per thread, threads per channel; and the dtype, or -1 for any that
-// goes with the arithmetic type, where a kernel per dtype is not worth its code.
+// Arithmetic type, states per thread, threads per channel, dtype (-1: any of that type).
 template <typename T_, int STATES_, int LANES_, int DTYPE_ = -1>
 struct KernelTraits {
   using T = T_;
@@ -37,26 +35,25 @@ struct KernelTraits {
   static constexpr int kBackwardBlocks = (kStates == 4 && sizeof(T) == 4 ? kBackwardWarps : 8) / kWarps;
   static constexpr int kChannels = kThreads / LANES_;  // per block
   static constexpr int kWarpChannels = 32 / LANES_;
-  // Steps per tile: keeps a block of the backward pass below 99 KB of shared memory, the limit of sm_120.
+  // Per tile: the backward pass stays below 99 KB of shared memory, the limit of sm_120.
   static constexpr int kSteps = sizeof(T) == 4 ? (kPaddedStates > 64 ? 8 : 32) : (kPaddedStates > 64 ? 4 : 8);
-  // Steps of four that are unrolled: eight states in fp64 leave registers for one.
+  // Of four steps: eight states in fp64 leave registers for one.
   static constexpr int kUnroll = kStates == 4 || sizeof(T) == 4 ? 4 : 1;
-  static constexpr int kPitch = kSteps + 4;                                   // row of a channel tile
-  static constexpr int kStatePitch = kPaddedStates + 4;                       // step of a tile of B or C
+  static constexpr int kPitch = kSteps + 4;                                   // of a channel tile
+  static constexpr int kStatePitch = kPaddedStates + 4;                       // of a tile of B or C
   static constexpr int kStateRows = kChannels > kSteps ? kChannels : kSteps;  // of B or C, varying or not
 
   static __device__ __forceinline__ int64_t dtype(const wmk_selective_scan& p) {
     return DTYPE_ >= 0 ? DTYPE_ : sizeof(T) == 8 ? static_cast<int64_t>(WMK_FLOAT64) : p.dtype;
   }
-  // Whether exp and log must be accurate: where the result has fp32 precision.
+  // Accurate exp and log: for fp32 data.
   static __device__ __forceinline__ bool precise(const wmk_selective_scan& p) { return dtype(p) == WMK_FLOAT32; }
 
   using ChannelTile = Tile<T, kChannels, kSteps, kThreads, false>;
   using StateTile = Tile<T, kPaddedStates, kSteps, kThreads, true>;
 };
 
-// Stage buffers of the tiles in flight, behind everything else in shared memory. Their size follows the call's dtype,
-// so more blocks of 16-bit data fit on a multiprocessor.
+// Stage buffers, behind everything else in shared memory, sized by the call's dtype: more blocks of 16-bit data fit.
 template <typename Traits>
 struct StageBuffers {
   static constexpr int kChannelElements = Traits::kChannels * Traits::kSteps;
@@ -78,14 +75,14 @@ struct StageBuffers {
   }
 };
 
-// How a call is cut, and its workspace.
+// A call's segments, tiles and workspace.
 struct ScanPlan {
   int64_t segment_steps;          // a multiple of kSteps and, where states are saved, of the chunk
   int64_t segments_per_sequence;  // not packed
   int64_t segment_count;          // of all sequences; packed: an upper bound
   int64_t tiles;                  // of channels, in all groups
   int64_t tiles_per_group;
-  bool split;  // some sequence may have several segments
+  bool split;  // a sequence may have several segments
 
   void* boundary;  // [segments, channels, state]: a segment's final state from zero; combined: its initial state
   void* decay;     // [segments, channels, state]: a segment's decay
@@ -100,7 +97,7 @@ struct ScanPlan {
   void* tile_partial_C;
 };
 
-// A block's segment and tile of channels. In shared memory, computed by one thread.
+// A block's segment and tile of channels, in shared memory.
 struct WorkTile {
   bool exists;
   int64_t segment, tile;
@@ -173,10 +170,10 @@ __device__ __forceinline__ WorkTile work_tile(const wmk_selective_scan& p, const
   return work;
 }
 
-// A thread's channel and its lane among those that share the channel.
+// A thread's channel, and its lane in the channel.
 template <typename Traits>
 struct ThreadCoord {
-  int state_lane, row;  // which of the channel's threads; which channel of the tile
+  int state_lane, row;  // in the channel; in the tile
   bool exists;
   int64_t channel;
 
@@ -191,7 +188,7 @@ struct ThreadCoord {
   __device__ __forceinline__ int state(int i) const { return i / 4 * (4 * Traits::kLanes) + 4 * state_lane + i % 4; }
 };
 
-// Moves a thread's states from and to memory; those beyond the call's read as zero.
+// A thread's states from and to memory; zero beyond the call's.
 template <typename Traits, typename T = typename Traits::T>
 __device__ __forceinline__ void load_states(T* states, const ThreadCoord<Traits>& coord, int64_t count,
                                             const void* data, int64_t offset, int64_t stride) {
@@ -225,7 +222,7 @@ __device__ __forceinline__ void store_states(const T* states, const ThreadCoord<
   }
 }
 
-// Reads or writes one of four registers by selection, for loops that are not unrolled.
+// One of four registers by selection, for loops that are not unrolled.
 template <typename T>
 __device__ __forceinline__ T select(const T (&values)[4], int index) {
   T value = values[0];
@@ -243,7 +240,7 @@ __device__ __forceinline__ void insert(T (&values)[4], int index, T value) {
   }
 }
 
-// Sums each of four steps' values over the threads of a channel; thread `state_lane` returns step state_lane % 4.
+// Sums each of four values over a channel's threads; thread `state_lane` returns number state_lane % 4.
 template <int LANES, typename T>
 __device__ __forceinline__ T sum_over_lanes(const T (&values)[4], int state_lane) {
   static_assert(LANES >= 4, "four steps for four threads");
@@ -263,7 +260,7 @@ __device__ __forceinline__ T sum_over_lanes(const T (&values)[4], int state_lane
   return total;
 }
 
-// Loads the resets of a tile's steps, one bit each. Called by all threads, between two barriers.
+// A tile's resets as bits. Called by all threads, between two barriers.
 template <typename Traits>
 __device__ __forceinline__ void load_resets(uint32_t* mask, const wmk_selective_scan& p, const WorkTile& work,
                                             int64_t begin, int steps) {
@@ -280,7 +277,7 @@ __device__ __forceinline__ void load_resets(uint32_t* mask, const wmk_selective_
   }
 }
 
-// Loads B or C that does not vary over time, as [channels, padded states].
+// Constant B or C, as [channels, padded states].
 template <typename Traits>
 __device__ __forceinline__ void load_constant(typename Traits::T* tile, const wmk_view& view,
                                               const wmk_selective_scan& p, const WorkTile& work) {
@@ -295,7 +292,7 @@ __device__ __forceinline__ void load_constant(typename Traits::T* tile, const wm
   }
 }
 
-// Loads a per-channel parameter; zeros if absent.
+// Zeros if absent.
 template <typename Traits>
 __device__ __forceinline__ void load_parameter(typename Traits::T* row, const wmk_view& view, const WorkTile& work) {
   using T = typename Traits::T;
@@ -305,7 +302,7 @@ __device__ __forceinline__ void load_parameter(typename Traits::T* row, const wm
   }
 }
 
-// A block's origin in a tensor: its group's in B or C, its channels' in the others.
+// A block's origin: of its group in B or C, of its channels in the others.
 __device__ __forceinline__ char* state_origin(const wmk_view& view, const wmk_selective_scan& p, const WorkTile& work) {
   const int64_t offset = work.batch * view.stride[0] + work.group * view.stride[1] + work.offset * view.stride[3];
   return static_cast<char*>(view.data) + offset * element_size(p.dtype);
