@@ -21,9 +21,9 @@ from worldmodel.learning.trainer import Trainer
 from worldmodel.model.world_model import WorldModel, WorldModelConfig
 from worldmodel.runs.configuration import ConfigurationError
 
-CUE = "worldmodel.environments.minigrid:MemoryS9-v0"
-BALL = "worldmodel.environments.hidden_ball:HiddenBall-v0"
-PIXELS = "worldmodel.environments.hidden_ball:HiddenBallPixels-v0"
+CUE = "worldmodel/MemoryS9-v0"
+BALL = "worldmodel/HiddenBall-v0"
+PIXELS = "worldmodel/HiddenBallPixels-v0"
 ROOT = Path(__file__).parents[2]
 
 
@@ -70,7 +70,7 @@ def test_the_small_view_is_the_one_that_minigrids_own_wrappers_give() -> None:
         assert_played_alike(play(walking, actions, seed), play(wrapped, actions, seed))
 
 
-@pytest.mark.parametrize("size", minigrid.SIZES)
+@pytest.mark.parametrize("size", (7, 9, 11, 13, 17))
 def test_every_size_of_the_memory_task_goes_by_its_name(size: int) -> None:
     env = registry.make(f"worldmodel.environments.minigrid:MemoryS{size}-v0")
     assert env.unwrapped.width == size
@@ -198,7 +198,7 @@ def test_a_ball_that_is_pickled_flies_on() -> None:
 def test_pixels_are_the_shades_of_the_cells() -> None:
     actions = np.random.default_rng(0).integers(3, size=20)
     cells, images = (play(registry.make(name), actions, seed=3) for name in (BALL, PIXELS))
-    pixels = hidden_ball.PIXELS
+    pixels = 4
     assert [after for _, *after in cells[1:]] == [after for _, *after in images[1:]]
     for cell, image in [(cells[0], images[0]), *((a[0], b[0]) for a, b in zip(cells[1:], images[1:], strict=True))]:
         assert image.shape == (7 * pixels, 7 * pixels, 1)

@@ -17,20 +17,20 @@ from worldmodel_environments import Numbered
 from worldmodel.data.batch import Batch
 from worldmodel.data.replay import Replay, ReplayConfig
 from worldmodel.environments.registry import EnvironmentFailed
-from worldmodel.environments.vector import Episodes, VectorEpisodes, random_seeds
+from worldmodel.environments.vector import GymnasiumVectorEnvironment, VectorEnvironment, random_seeds
 
 Transition = tuple[Any, ...]
 STATE = {"memory.h": np.zeros((3,), np.float32)}
 
 
-def single(num_envs: int, longest: int) -> Episodes:
-    return Episodes([Numbered(longest) for _ in range(num_envs)], random_seeds(0))
+def single(num_envs: int, longest: int) -> VectorEnvironment:
+    return VectorEnvironment([Numbered(longest) for _ in range(num_envs)], random_seeds(0))
 
 
-def vector(mode: AutoresetMode) -> Callable[[int, int], VectorEpisodes]:
-    def make(num_envs: int, longest: int) -> VectorEpisodes:
+def vector(mode: AutoresetMode) -> Callable[[int, int], GymnasiumVectorEnvironment]:
+    def make(num_envs: int, longest: int) -> GymnasiumVectorEnvironment:
         envs: Any = SyncVectorEnv([lambda: Numbered(longest) for _ in range(num_envs)], autoreset_mode=mode)
-        return VectorEpisodes(envs, seed=3)
+        return GymnasiumVectorEnvironment(envs, seed=3)
 
     return make
 
@@ -41,7 +41,7 @@ MAKERS = {"single": single, **{mode.value: vector(mode) for mode in AutoresetMod
 class Recorder:
     """Collects with random actions, and keeps a plain list of the transitions that happened."""
 
-    def __init__(self, episodes: Episodes | VectorEpisodes, config: ReplayConfig) -> None:
+    def __init__(self, episodes: VectorEnvironment | GymnasiumVectorEnvironment, config: ReplayConfig) -> None:
         self.episodes = episodes
         self.replay = Replay(episodes.observation_spec, episodes.action_spec, episodes.num_envs, config, STATE)
         self.random = np.random.default_rng(1)
@@ -52,7 +52,7 @@ class Recorder:
     def step(self) -> None:
         episodes = self.episodes
         seen = {name: array.copy() for name, array in episodes.observations.items()}
-        begun = np.flatnonzero(episodes.reset)
+        begun = np.flatnonzero(episodes.is_first)
         self.replay.begin(begun, {name: array[begun] for name, array in seen.items()})
         actions = episodes.action_spec.sample(self.random, episodes.num_envs)
         now = seen["observation"]
@@ -286,7 +286,7 @@ def test_settings_that_cannot_work_are_refused_with_the_reason() -> None:
 
 @pytest.mark.parametrize(("options", "words"), [({"fail_at": 3}, "the simulator broke"), ({"nan_at": 3}, "NaN")])
 def test_what_an_environment_does_wrong_is_said_with_the_step_and_the_seed(options: dict[str, int], words: str) -> None:
-    episodes = Episodes([Numbered(30, **options)], random_seeds(0))
+    episodes = VectorEnvironment([Numbered(30, **options)], random_seeds(0))
     with pytest.raises(EnvironmentFailed, match=rf"3 of the episode with seed \d+: .*{words}"):
         for _ in range(100):
             episodes.step(np.zeros(1, np.int64))
@@ -316,17 +316,19 @@ class Forgetful(Numbered):
 
 
 def test_an_environment_that_does_not_repeat_itself_is_told() -> None:
-    first = Episodes([Forgetful()], random_seeds(0))
+    first = VectorEnvironment([Forgetful()], random_seeds(0))
     with pytest.raises(EnvironmentFailed, match="does not repeat itself"):
-        Episodes([Forgetful()], random_seeds(0)).load_state_dict(first.state_dict())
+        VectorEnvironment([Forgetful()], random_seeds(0)).load_state_dict(first.state_dict())
 
 
 def test_gymnasiums_own_vector_environments_are_collected_from() -> None:
-    episodes = VectorEpisodes(gymnasium.make_vec("CartPole-v1", 2, vectorization_mode="vector_entry_point"), seed=0)
+    episodes = GymnasiumVectorEnvironment(
+        gymnasium.make_vec("CartPole-v1", 2, vectorization_mode="vector_entry_point"), seed=0
+    )
     replay = Replay(episodes.observation_spec, episodes.action_spec, 2, ReplayConfig(batch_size=2, window=64))
     acted = 0
     for _ in range(120):
-        begun = np.flatnonzero(episodes.reset)
+        begun = np.flatnonzero(episodes.is_first)
         replay.begin(begun, {name: array[begun] for name, array in episodes.observations.items()})
         got = episodes.step(np.zeros(2, np.int64))
         acted += len(got.rows)

@@ -18,9 +18,9 @@ from worldmodel.__main__ import main
 from worldmodel.acting.agent import Agent
 from worldmodel.commands.options import train_options
 from worldmodel.commands.train import train
-from worldmodel.environments.making import make_episodes
+from worldmodel.environments.making import make_environments
 from worldmodel.environments.registry import EnvironmentFailed
-from worldmodel.environments.vector import Episodes, VectorEpisodes, random_seeds
+from worldmodel.environments.vector import GymnasiumVectorEnvironment, VectorEnvironment, random_seeds
 from worldmodel.learning.settings import TrainConfig
 from worldmodel.learning.trainer import Trainer
 from worldmodel.runs import storage
@@ -132,7 +132,7 @@ def test_an_environment_that_does_not_repeat_itself_is_refused_however_little_of
     saved = run.load("collector")["episodes"]
     agreed = set()
     for seed in range(100, 140):
-        episodes = make_episodes("wmtest/Unseeded-v0", 2, 0)
+        episodes = make_environments("wmtest/Unseeded-v0", 2, 0)
         for environment in episodes.environments:  # type: ignore[union-attr]
             environment.unwrapped.random = np.random.default_rng(seed)  # type: ignore[attr-defined]
         with pytest.raises(EnvironmentFailed, match="does not repeat itself"):
@@ -163,15 +163,18 @@ def test_new_episodes_begin_only_when_they_are_asked_for_and_it_is_said(
 
 
 def test_new_episodes_are_none_of_those_before() -> None:
-    first = Episodes([worldmodel_environments.Echo() for _ in range(2)], random_seeds(3))
+    first = VectorEnvironment([worldmodel_environments.Echo() for _ in range(2)], random_seeds(3))
     seeds = set(first.seeds)
     for _ in range(25):
         first.step(np.zeros(2, np.int64))
         seeds |= set(first.seeds)
-    second = Episodes([worldmodel_environments.Echo() for _ in range(2)], random_seeds(3))
+    second = VectorEnvironment([worldmodel_environments.Echo() for _ in range(2)], random_seeds(3))
     second.begin_anew(first.state_dict(), 50)
-    assert second.reset.all() and not set(second.seeds) & seeds
-    vectors = [VectorEpisodes(gymnasium.vector.SyncVectorEnv([worldmodel_environments.Numbered] * 2), 3) for _ in "ab"]
+    assert second.is_first.all() and not set(second.seeds) & seeds
+    vectors = [
+        GymnasiumVectorEnvironment(gymnasium.vector.SyncVectorEnv([worldmodel_environments.Numbered] * 2), 3)
+        for _ in "ab"
+    ]
     assert np.array_equal(vectors[0].observations["observation"], vectors[1].observations["observation"])
     seen = [vectors[0].observations["observation"]]
     for steps in (50, 60):

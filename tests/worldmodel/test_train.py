@@ -23,7 +23,7 @@ from worldmodel.acting.agent import Agent
 from worldmodel.acting.rollout import evaluate
 from worldmodel.commands.train import train
 from worldmodel.data.replay import Replay, ReplayConfig
-from worldmodel.environments.making import make_episodes
+from worldmodel.environments.making import make_environments
 from worldmodel.environments.registry import EnvironmentFailed, UnknownEnvironment, resolve
 from worldmodel.learning.collector import Collector
 from worldmodel.learning.settings import TrainConfig, saved_config
@@ -126,7 +126,7 @@ class Both:
 
 def test_windows_of_long_episodes_continue_the_episode_from_their_stored_state() -> None:
     settings = config(NUMBERED)
-    episodes = make_episodes(NUMBERED, 2, seed=3)
+    episodes = make_environments(NUMBERED, 2, seed=3)
     model = WorldModel(episodes.observation_spec, episodes.action_spec, settings.model)
     empty = {name: value[0].numpy() for name, value in model.init_state(1).items()}
     specs = episodes.observation_spec, episodes.action_spec

@@ -14,7 +14,7 @@ import torch
 
 from worldmodel.acting.agent import Agent
 from worldmodel.environments.registry import make
-from worldmodel.environments.vector import Episodes
+from worldmodel.environments.vector import VectorEnvironment
 from worldmodel.model.deciders import Decider
 
 if TYPE_CHECKING:
@@ -76,15 +76,15 @@ def evaluate(
     """
     environments = environments or [make(env) for _ in range(min(num_envs, episodes))]
     num_envs = len(environments)
-    running = Episodes(environments, lambda number: seed + number, agent.observation_spec, agent.action_spec)
+    running = VectorEnvironment(environments, lambda number: seed + number, agent.observation_spec, agent.action_spec)
     torch.manual_seed(seed)
     results: dict[int, tuple[float, int]] = {}
     returns, lengths = np.zeros(num_envs), np.zeros(num_envs, np.int64)
     state = None
     try:
         while len(results) < episodes:
-            numbers = list(running.numbers)
-            actions, state = agent.act_encoded(running.observations, state, running.reset, decider)
+            numbers = list(running.episode_ids)
+            actions, state = agent.act_encoded(running.observations, state, running.is_first, decider)
             happened = running.step(actions)
             returns += happened.rewards
             lengths += 1

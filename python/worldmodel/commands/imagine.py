@@ -17,7 +17,7 @@ from worldmodel.acting.agent import Agent
 from worldmodel.commands.options import parse
 from worldmodel.data.batch import Batch, State
 from worldmodel.environments.registry import make
-from worldmodel.environments.vector import Episodes
+from worldmodel.environments.vector import VectorEnvironment
 from worldmodel.learning.running_stats import RewardScale
 from worldmodel.learning.settings import saved_config
 from worldmodel.model.deciders import policy_sample
@@ -173,7 +173,7 @@ def _play(agent: Agent, environment: Any, options: ImagineOptions, number: int) 
     """One episode, or as much of it as is drawn, and whether that is all of it."""
     specs = agent.observation_spec, agent.action_spec
     seed = options.seed + number
-    running = Episodes([environment], lambda _: seed, *specs)
+    running = VectorEnvironment([environment], lambda _: seed, *specs)
     random = np.random.default_rng(seed)
     state: State | None = None
     observations = [{name: array[0] for name, array in running.observations.items()}]
@@ -185,7 +185,7 @@ def _play(agent: Agent, environment: Any, options: ImagineOptions, number: int) 
             chosen = agent.action_spec.sample(random, 1)
         else:
             decider = policy_sample if options.sample else None
-            chosen, state = agent.act_encoded(running.observations, state, running.reset, decider)
+            chosen, state = agent.act_encoded(running.observations, state, running.is_first, decider)
         happened = running.step(chosen)
         actions.append(chosen[0])
         rewards.append(float(happened.rewards[0]))

@@ -8,7 +8,7 @@ from worldmodel.commands.display import Display
 from worldmodel.commands.interrupt import Interrupt
 from worldmodel.commands.options import train_options
 from worldmodel.environments.registry import EnvironmentFailed
-from worldmodel.environments.vector import Episodes, VectorEpisodes
+from worldmodel.environments.vector import GymnasiumVectorEnvironment, VectorEnvironment
 from worldmodel.learning.callback import Watch
 from worldmodel.learning.settings import TrainConfig, check_resumable
 from worldmodel.learning.trainer import Trainer, TrainingFailed
@@ -68,7 +68,7 @@ def train(
     elif changed := differences(run.config["spaces"], described["spaces"]):
         raise ConfigurationError(f"{config.env} is not what it was when {folder} began: {'; '.join(changed)}")
     notices = _go_on(trainer, run, new_episodes, unpickle) if resume else []
-    if isinstance(episodes, VectorEpisodes) and not episodes.pickle:
+    if isinstance(episodes, GymnasiumVectorEnvironment) and not episodes.pickle:
         notices.append(
             f"{episodes.name} is a vector environment of its own: if this run is interrupted, it goes on with other "
             "episodes alone (--new-episodes); --environment-state pickle keeps them"
@@ -115,7 +115,7 @@ def _loop(trainer: Trainer, run: Run, display: Display, interrupt: Interrupt) ->
         return
     logged = saved = trainer.seconds
     mark, figures = time.perf_counter(), trainer.figures()
-    single = trainer.episodes.environments[0] if isinstance(trainer.episodes, Episodes) else None
+    single = trainer.episodes.environments[0] if isinstance(trainer.episodes, VectorEnvironment) else None
     watch = Watch(trainer.config.open_loop_minutes, trainer.seconds, single)
     while not (trainer.finished or interrupt.asked):
         trainer.iterate()

@@ -1,6 +1,6 @@
 """A ball that passes behind a curtain: an environment of small maps, each of which hides what comes next.
 
-    python -m worldmodel train --preset moving --env worldmodel.environments.hidden_ball:HiddenBall-v0
+    python -m worldmodel train --preset moving --env worldmodel/HiddenBall-v0
 
 A ball of ``BALL`` by ``BALL`` cells flies over a map of ``SIDE`` by ``SIDE``, one cell a step along each axis, and
 bounces off the edges. In front of it hangs a curtain as high as the map, ``CURTAIN`` cells wide, which the actions move
@@ -10,13 +10,14 @@ ball that is in sight; an episode is cut after ``LENGTH`` steps.
 
 The world draws nothing at random but how an episode begins, so its seed and the actions say all that happens.
 
-``HiddenBallPixels-v0`` is the same seen as an image, every cell ``PIXELS`` by ``PIXELS`` pixels of a shade of grey.
+``HiddenBallPixels-v0`` is the same seen as an image, every cell four by four pixels of a shade of grey.
 """
 
 from typing import Any
 
 import numpy as np
 
+from worldmodel.environments.ids import register
 from worldmodel.runs.optional_dependencies import missing
 
 try:
@@ -28,7 +29,6 @@ SIDE = 7
 BALL = 2
 CURTAIN = 3
 LENGTH = 48
-PIXELS = 4  # on a side of a cell of HiddenBallPixels-v0
 FREE, CLOTH, LEATHER = range(3)  # what a cell shows: nothing, curtain, ball
 SHADES = np.array([0, 96, 255], np.uint8)
 LEFT, STAY, RIGHT = range(3)
@@ -102,6 +102,4 @@ class HiddenBall(gymnasium.Env[Any, Any]):
         return SHADES[picture].repeat(self.pixels, 0).repeat(self.pixels, 1) if self.pixels else picture
 
 
-for _name, _pixels in (("HiddenBall-v0", 0), ("HiddenBallPixels-v0", PIXELS)):
-    if _name not in gymnasium.registry:
-        gymnasium.register(_name, "worldmodel.environments.hidden_ball:HiddenBall", kwargs={"pixels": _pixels})
+register(gymnasium, "worldmodel.environments.hidden_ball:HiddenBall")

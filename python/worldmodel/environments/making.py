@@ -1,11 +1,13 @@
 """The environments of a run, made by name."""
 
 from worldmodel.environments.registry import EnvironmentFailed, make, make_vector
-from worldmodel.environments.vector import Episodes, VectorEpisodes, random_seeds
+from worldmodel.environments.vector import GymnasiumVectorEnvironment, VectorEnvironment, random_seeds
 from worldmodel.runs.configuration import ConfigurationError
 
 
-def make_episodes(name: str, num_envs: int, seed: int, pickle: bool = False) -> Episodes | VectorEpisodes:
+def make_environments(
+    name: str, num_envs: int, seed: int, pickle: bool = False
+) -> VectorEnvironment | GymnasiumVectorEnvironment:
     """``num_envs`` environments called ``name``, as single ones where they exist as such.
 
     Args:
@@ -26,10 +28,10 @@ def make_episodes(name: str, num_envs: int, seed: int, pickle: bool = False) -> 
             vector = make_vector(name, num_envs)
         except EnvironmentFailed:
             raise failure from None
-        episodes: Episodes | VectorEpisodes = VectorEpisodes(vector, seed, pickle)
+        episodes: VectorEnvironment | GymnasiumVectorEnvironment = GymnasiumVectorEnvironment(vector, seed, pickle)
     else:
         try:
-            episodes = Episodes(environments, random_seeds(seed), pickle=pickle)
+            episodes = VectorEnvironment(environments, random_seeds(seed), pickle=pickle)
         except ValueError as error:
             raise ConfigurationError(f"environment {name!r}: {error}") from error
     if pickle:

@@ -1,9 +1,9 @@
 """MiniGrid's Memory tasks as a test of memory: a view of three by three cells, and no action but walking.
 
-    python -m worldmodel train --preset wander --env worldmodel.environments.minigrid:MemoryS9-v0
+    python -m worldmodel train --preset wander --env worldmodel/MemoryS9-v0
 
 A key or a ball, the *cue*, lies in the room where an episode begins; a corridor away lie one of each, and the episode
-brings a reward where the one like the cue is reached. Importing this module registers Memory S7, S9, S11, S13 and S17.
+brings a reward where the one like the cue is reached. The grids are S7, S9, S11, S13 and S17.
 The usual view of seven by seven cells sees half of the smallest of them at once; in this one, the cue is out of sight
 from a few steps away. Of MiniGrid's seven actions, left, right and forward do something here.
 """
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from worldmodel.environments.ids import register
 from worldmodel.runs.optional_dependencies import missing, require
 
 try:
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 
 VIEW = 3  # cells on a side of what is seen
 ACTIONS = ("left", "right", "forward")  # MiniGrid's actions 0, 1 and 2
-SIZES = (7, 9, 11, 13, 17)
 KEY, BALL = 5, 6  # classes of a cell's first channel; 0 is a cell out of sight
 
 _envs = require("minigrid.envs", "run worldmodel.environments.minigrid", "pip install minigrid")
@@ -35,7 +35,7 @@ class Walking(gymnasium.Wrapper[Any, Any, Any, Any]):
 
     Example:
         >>> import worldmodel.environments.registry
-        >>> walking = worldmodel.environments.registry.make("worldmodel.environments.minigrid:MemoryS9-v0")
+        >>> walking = worldmodel.environments.registry.make("worldmodel/MemoryS9-v0")
         >>> walking.action_space, walking.reset(seed=0)[0].shape
         (Discrete(3), (3, 3, 3))
     """
@@ -83,6 +83,4 @@ def _cue_place(unwrapped: "MiniGridEnv") -> tuple[int, int]:
     return 1, unwrapped.height // 2 - 1
 
 
-for _size in SIZES:
-    if f"MemoryS{_size}-v0" not in gymnasium.registry:
-        gymnasium.register(f"MemoryS{_size}-v0", "worldmodel.environments.minigrid:memory", kwargs={"size": _size})
+register(gymnasium, "worldmodel.environments.minigrid:memory")

@@ -6,8 +6,10 @@ Packages that register their environments when they are imported are imported he
 import contextlib
 import difflib
 import importlib
+import warnings
 from typing import TYPE_CHECKING, Any
 
+from worldmodel.environments.ids import ENVIRONMENTS, NAMESPACE
 from worldmodel.runs.optional_dependencies import require
 
 if TYPE_CHECKING:
@@ -22,6 +24,7 @@ _PACKAGES = {
     "bsuite/": "shimmy",
     "dm_control/": "shimmy",
 }
+_MOVED = ("worldmodel.hidden_ball", "worldmodel.minigrid")  # modules that registered environments in earlier releases
 
 
 class UnknownEnvironment(ValueError):
@@ -52,6 +55,9 @@ def resolve(name: str) -> str:
     """
     gymnasium = require("gymnasium", "run environments")
     module, _, rest = name.rpartition(":")
+    if module in _MOVED and rest in ENVIRONMENTS:
+        warnings.warn(f"environment {name!r} is {NAMESPACE}/{rest} now", FutureWarning, stacklevel=2)
+        return f"{NAMESPACE}/{rest}"
     if module:
         try:
             importlib.import_module(module)

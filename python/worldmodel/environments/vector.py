@@ -1,15 +1,15 @@
-"""Episodes of several environments side by side, whoever starts the next one.
+"""Vector environments: several episodes side by side, as transitions.
 
-``Episodes`` steps single environments and starts every episode with a seed of its own. An environment's state is then
-a seed and the actions since, which a checkpoint can hold and ``load_state_dict`` plays again. A checksum of all that
-was seen and got since then tells whether the environment repeated itself.
+``VectorEnvironment`` steps single environments and starts every episode with its own seed. An environment's state is
+then a seed and the actions since, which a checkpoint holds and ``load_state_dict`` replays. A checksum of all
+observations and rewards since then shows whether the environment is deterministic.
 
-``VectorEpisodes`` does the same for a vector environment of gymnasium's, which starts the next episode by itself, in
-one of three ways. In the usual one, ``NEXT_STEP``, the step after an episode's end ignores its action and returns the
-first observation of the next episode: such a step is no transition, and does not come out of here as one. Its episodes
-cannot be started one by one, so they cannot be played again.
+``GymnasiumVectorEnvironment`` wraps a vector environment of gymnasium's, which starts the next episode itself, in one
+of three autoreset modes. In the usual one, ``NEXT_STEP``, the step after an episode's end ignores its action and
+returns the first observation of the next episode: such a step is no transition, and is left out. Its episodes cannot
+be started one by one, so they cannot be replayed.
 
-Where that is not enough, either can be pickled instead (see ``pickle_io.py``).
+Either can be pickled instead (see ``pickle_io.py``).
 """
 
 import dataclasses
@@ -52,7 +52,7 @@ def random_seeds(seed: int) -> Callable[[int], int]:
     return lambda episode: int(np.random.SeedSequence((seed, episode)).generate_state(1)[0] >> 1)
 
 
-class Episodes:
+class VectorEnvironment:
     """Single environments, stepped one after the other; every episode is started with a seed.
 
     Args:
@@ -64,8 +64,8 @@ class Episodes:
 
     Attributes:
         observations: leaf name -> (num_envs, ...), what the next action answers.
-        reset: bool (num_envs,), whether an episode begins with that observation.
-        numbers: of the episodes that run.
+        is_first: bool (num_envs,), whether an episode begins with that observation.
+        episode_ids: of the running episodes, from 0 in the order in which they began.
         seeds: of the episodes that run.
 
     Raises:
@@ -92,19 +92,19 @@ class Episodes:
         self._utils = require("gymnasium.vector.utils", "run environments")
         self._space = first.observation_space
         self._begun = 0
-        self.numbers, self.seeds = [0] * self.num_envs, [0] * self.num_envs
+        self.episode_ids, self.seeds = [0] * self.num_envs, [0] * self.num_envs
         self._actions: list[list[np.ndarray]] = [[] for _ in range(self.num_envs)]  # of the episodes that run
         self._checksums = [0] * self.num_envs  # of what they showed and brought
         self._restart()
 
     def _restart(self) -> None:
-        self.reset = np.ones(self.num_envs, bool)
+        self.is_first = np.ones(self.num_envs, bool)
         self.observations = self._begin(range(self.num_envs))
 
     def step(self, actions: np.ndarray) -> Transitions:
         """Every environment does its action, (num_envs, ...) as ``action_spec`` says, and goes on to the next episode.
 
-        After it, ``observations`` and ``reset`` are those of the next step.
+        After it, ``observations`` and ``is_first`` are those of the next step.
         """
         results = [self._act(row, action) for row, action in enumerate(self.action_spec.to_env(actions))]
         raw, rewards, terminated, truncated = zip(*results, strict=True)
@@ -118,9 +118,9 @@ class Episodes:
         )
         for row in range(self.num_envs):
             self._check(row, following, row, transitions.rewards[row])
-        self.reset = transitions.terminated | transitions.truncated
+        self.is_first = transitions.terminated | transitions.truncated
         self.observations = {name: array.copy() for name, array in following.items()}
-        ended = np.flatnonzero(self.reset)
+        ended = np.flatnonzero(self.is_first)
         if ended.size:
             for name, array in self._begin(ended.tolist()).items():
                 self.observations[name][ended] = array
@@ -137,7 +137,7 @@ class Episodes:
     def _begin(self, rows: Sequence[int]) -> dict[str, np.ndarray]:
         first = []
         for row in rows:
-            self.numbers[row], self.seeds[row] = self._begun, self._seed_of(self._begun)
+            self.episode_ids[row], self.seeds[row] = self._begun, self._seed_of(self._begun)
             self._begun += 1
             first.append(self._reset(row))
         encoded = self._encode(first, rows)
@@ -183,12 +183,12 @@ class Episodes:
         """
         return {
             "begun": self._begun,
-            "numbers": list(self.numbers),
+            "numbers": list(self.episode_ids),
             "seeds": list(self.seeds),
             "actions": [np.array(actions) for actions in self._actions],
             "checksums": list(self._checksums),
             "observations": self.observations,
-            "reset": self.reset,
+            "reset": self.is_first,
             "pickle": pickle_io.dump(self.environments, self.name) if self.pickle else None,
         }
 
@@ -203,7 +203,7 @@ class Episodes:
             EnvironmentFailed: an environment does not repeat itself from its seed, so that its state is lost.
             PickleRefused: they are pickled and may not be read.
         """
-        self._begun, self.numbers, self.seeds = saved["begun"], list(saved["numbers"]), list(saved["seeds"])
+        self._begun, self.episode_ids, self.seeds = saved["begun"], list(saved["numbers"]), list(saved["seeds"])
         if saved["pickle"] is not None:
             environments = pickle_io.load(saved["pickle"], self.name, unpickle)
             self.close()
@@ -214,7 +214,7 @@ class Episodes:
             for row, (actions, checksum) in enumerate(zip(saved["actions"], saved["checksums"], strict=True)):
                 self._repeat(row, actions, checksum)
         self.observations = {name: array.copy() for name, array in saved["observations"].items()}
-        self.reset = saved["reset"].copy()
+        self.is_first = saved["reset"].copy()
 
     def _repeat(self, row: int, actions: np.ndarray, checksum: int) -> None:
         self._check(row, self._encode([self._reset(row)], [row]), 0)
@@ -234,8 +234,8 @@ class Episodes:
         self._restart()
 
 
-class VectorEpisodes:
-    """A vector environment of gymnasium's, in any of its autoreset modes; attributes as of ``Episodes``.
+class GymnasiumVectorEnvironment:
+    """A vector environment of gymnasium's, in any of its autoreset modes; attributes as of ``VectorEnvironment``.
 
     Args:
         envs: the environments.
@@ -262,7 +262,7 @@ class VectorEpisodes:
 
     def _restart(self, seed: int) -> None:
         self._ignored = np.zeros(self.num_envs, bool)  # the next action only starts an episode
-        self.reset = np.ones(self.num_envs, bool)
+        self.is_first = np.ones(self.num_envs, bool)
         self.observations = self._encode(self.envs.reset(seed=seed)[0])
 
     def step(self, actions: np.ndarray) -> Transitions:
@@ -276,10 +276,10 @@ class VectorEpisodes:
         rows = np.flatnonzero(~self._ignored)
         last = {name: array.copy() for name, array in following.items()}
         if self._mode is self._modes.NEXT_STEP:
-            self.reset = self._ignored
+            self.is_first = self._ignored
             self._ignored = ended & ~self._ignored
         else:
-            self.reset = ended
+            self.is_first = ended
             if self._mode is self._modes.SAME_STEP:
                 for row in np.flatnonzero(ended):
                     for name, value in self.observation_spec.encode(info["final_obs"][row]).items():
@@ -316,7 +316,7 @@ class VectorEpisodes:
         return {
             "pickle": pickle_io.dump(self.envs, self.name),
             "ignored": self._ignored,
-            "reset": self.reset,
+            "reset": self.is_first,
             "observations": self.observations,
         }
 
@@ -338,7 +338,7 @@ class VectorEpisodes:
         envs = pickle_io.load(saved["pickle"], self.name, unpickle)
         self.close()
         self.envs = envs
-        self._ignored, self.reset = saved["ignored"].copy(), saved["reset"].copy()
+        self._ignored, self.is_first = saved["ignored"].copy(), saved["reset"].copy()
         self.observations = {name: array.copy() for name, array in saved["observations"].items()}
 
     def begin_anew(self, saved: Mapping[str, Any] | None, steps: int) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from worldmodel.data.replay import Replay
-from worldmodel.environments.vector import Episodes, VectorEpisodes
+from worldmodel.environments.vector import GymnasiumVectorEnvironment, VectorEnvironment
 from worldmodel.model.deciders import Decider, policy_sample
 from worldmodel.model.world_model import WorldModel
 
@@ -29,7 +29,7 @@ class Collector:
 
     def __init__(
         self,
-        episodes: Episodes | VectorEpisodes,
+        episodes: VectorEnvironment | GymnasiumVectorEnvironment,
         replay: Replay,
         world_model: WorldModel,
         seed: int,
@@ -58,7 +58,7 @@ class Collector:
             Return and length of each episode that ended.
         """
         episodes = self.episodes
-        begun = np.flatnonzero(episodes.reset)
+        begun = np.flatnonzero(episodes.is_first)
         if begun.size:
             self.replay.begin(begun, {name: array[begun] for name, array in episodes.observations.items()})
             self._returns[begun] = self._lengths[begun] = 0
@@ -67,7 +67,7 @@ class Collector:
             chosen, self.state = self.world_model.act(
                 episodes.observation_spec.to_tensors(episodes.observations, self._device),
                 before,
-                torch.from_numpy(episodes.reset).to(self._device),
+                torch.from_numpy(episodes.is_first).to(self._device),
                 self.decider,
             )
         if random_rows:

@@ -12,7 +12,7 @@ import torch
 
 from worldmodel.data.batch import Batch
 from worldmodel.data.replay import Replay
-from worldmodel.environments.making import make_episodes
+from worldmodel.environments.making import make_environments
 from worldmodel.environments.pickle_io import PickleRefused
 from worldmodel.environments.registry import EnvironmentFailed
 from worldmodel.learning.collector import Collector
@@ -47,7 +47,7 @@ class Trainer:
             torch.set_num_threads(config.threads)
         weights, episodes, batches, actions = (int(x) for x in np.random.SeedSequence(config.seed).generate_state(4))
         torch.manual_seed(weights)
-        self.episodes = make_episodes(config.env, config.num_envs, episodes, config.environment_state == "pickle")
+        self.episodes = make_environments(config.env, config.num_envs, episodes, config.environment_state == "pickle")
         observation_spec, action_spec = self.episodes.observation_spec, self.episodes.action_spec
         self.world_model = WorldModel(observation_spec, action_spec, config.model).to(self.device)
         self.learner = Learner(self.world_model, config.learner)

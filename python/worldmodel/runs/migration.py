@@ -24,6 +24,9 @@ VALUES: dict[str, dict[Any, Any]] = {
     "train.model.decision.greedy": {"look_ahead": "one_step_planning"},
 }
 
+# Modules that registered the package's environments -> the beginning of their ids.
+ENVIRONMENTS = {"worldmodel.hidden_ball:": "worldmodel/", "worldmodel.minigrid:": "worldmodel/"}
+
 # Part of a weight's name -> today's, between dots.
 WEIGHTS = {
     "evaluation.slow": "evaluation.target",
@@ -51,6 +54,10 @@ def upgrade_config(config: Mapping[str, Any]) -> dict[str, Any]:
         parent, name = _parent(upgraded, field)
         if parent is not None and isinstance(parent.get(name), str):
             parent[name] = values.get(parent[name], parent[name])
+    train, _ = _parent(upgraded, "train.env")
+    if train is not None and isinstance(train.get("env"), str):
+        for old, new in ENVIRONMENTS.items():
+            train["env"] = train["env"].replace(old, new)
     latent, _ = _parent(upgraded, "train.model.perception.latent.kind")
     if latent is not None:
         latent.setdefault("kind", "categorical")
