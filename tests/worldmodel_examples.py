@@ -108,6 +108,11 @@ def random_batch(model, batch=3, time=14, resets=True):
     return Batch(observations, actions, torch.randn(batch, time), terminated, is_last, is_first, valid)
 
 
+def set_reward_scale(model, scale):
+    """As if all rewards had been ``scale``."""
+    model.reward_scale.mean_square.fill_(scale**2)
+
+
 def whole_episodes(model, rows=3, time=14):
     """Rows of one episode each."""
     batch = random_batch(model, rows, time, resets=False)

@@ -19,7 +19,7 @@ from worldmodel.runs.run import Run
 
 KILLS, STEPS = 5, 300
 FEW = ("--num-envs", "2", "--prefill", "40", "--train-ratio", "8", "--threads", "1", "--log-seconds", "0.2")
-OFTEN = ("--save-minutes", "0.004", "--open-loop-minutes", "0", "--learner.average", "20")
+OFTEN = ("--save-minutes", "0.004", "--open-loop-minutes", "0", "--learner.ema", "20")
 
 
 class Processes:
@@ -114,7 +114,7 @@ def test_a_run_killed_five_times_ends_as_the_one_that_was_not(
     straight, resumed = Run(tmp_path / "straight"), Run(folder)
     assert [run.checkpoints[-1].name for run in (straight, resumed)] == [f"{STEPS:012d}"] * 2, told
     assert straight.load("trainer")["updates"] > 30
-    for part in ("world_model", "average", "learner", "replay"):
+    for part in ("world_model", "ema", "learner", "replay"):
         assert same(straight.load(part), resumed.load(part)), f"{part} differs: {told}"
     ends = [run.load("trainer") for run in (straight, resumed)]
     assert same(*({key: value for key, value in end.items() if key != "seconds"} for end in ends)), told

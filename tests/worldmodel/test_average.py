@@ -22,7 +22,7 @@ def learned(average: int, updates: int) -> tuple[Learner, list[torch.Tensor]]:
     """A learner, and all its parameters in one row after each update."""
     torch.manual_seed(0)
     model = small_model()
-    learner, batch, rows = Learner(model, LearnerConfig(average=average, objective=SHORT)), random_batch(model), []
+    learner, batch, rows = Learner(model, LearnerConfig(ema=average, objective=SHORT)), random_batch(model), []
     for _ in range(updates):
         learner.update(batch)
         rows.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
@@ -30,8 +30,8 @@ def learned(average: int, updates: int) -> tuple[Learner, list[torch.Tensor]]:
 
 
 def averaged(learner: Learner) -> torch.Tensor:
-    assert learner.average is not None
-    return torch.cat([p.flatten() for p in learner.average.world_model.parameters()])
+    assert learner.ema is not None
+    return torch.cat([p.flatten() for p in learner.ema.module.parameters()])
 
 
 def test_the_average_weighs_updates_less_the_older_they_are() -> None:
@@ -54,10 +54,10 @@ def test_while_updates_are_few_the_average_is_that_of_the_last_tenth() -> None:
 
 def test_buffers_are_the_newest() -> None:
     learner, _ = learned(SPAN, 30)
-    assert learner.average is not None
+    assert learner.ema is not None
     newest = dict(learner.world_model.named_buffers())
     assert any("mean" in name and (value != 0).any() for name, value in newest.items())
-    assert all(torch.equal(value, newest[name]) for name, value in learner.average.world_model.named_buffers())
+    assert all(torch.equal(value, newest[name]) for name, value in learner.ema.module.named_buffers())
 
 
 def test_learning_is_the_same_with_an_average() -> None:
@@ -68,9 +68,9 @@ def test_learning_is_the_same_with_an_average() -> None:
 def test_an_agent_acts_with_the_average(tmp_path: Path) -> None:
     few = ["--num-envs", "2", "--prefill", "40", "--train-ratio", "8", "--threads", "1", "--steps", "300"]
     run = tmp_path / "run"
-    assert main(["train", "--env", ECHO, "--run", str(run), *few, *tiny_options(), "--learner.average", "20"]) == 0
+    assert main(["train", "--env", ECHO, "--run", str(run), *few, *tiny_options(), "--learner.ema", "20"]) == 0
     opened = Run(run)
-    average, newest = opened.load("average"), opened.load("world_model")
+    average, newest = opened.load("ema"), opened.load("world_model")
     acting = dict(Agent.load(run).world_model.state_dict())
     assert average.keys() == newest.keys() == acting.keys()
     assert all(torch.equal(value, average[name]) for name, value in acting.items())
@@ -78,5 +78,5 @@ def test_an_agent_acts_with_the_average(tmp_path: Path) -> None:
 
 
 def test_an_average_over_less_than_nothing_is_refused() -> None:
-    with pytest.raises(ValueError, match="average is -1, expected at least 0"):
-        LearnerConfig(average=-1)
+    with pytest.raises(ValueError, match="ema is -1, expected at least 0"):
+        LearnerConfig(ema=-1)

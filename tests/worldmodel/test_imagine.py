@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from worldmodel_examples import MEMORIES, random_batch, small_model, whole_episodes
+from worldmodel_examples import MEMORIES, random_batch, set_reward_scale, small_model, whole_episodes
 
 from worldmodel.__main__ import main
 from worldmodel.commands.imagine import ImagineOptions, imagine
@@ -84,7 +84,8 @@ def test_what_is_imagined_depends_on_the_context_and_the_actions_alone() -> None
 def test_a_prediction_rests_on_what_was_seen_up_to_its_step_or_on_the_context() -> None:
     model = small_model()
     batch = whole_episodes(model)
-    loop = open_loop(model, batch, CONTEXT, reward_scale=3.0)
+    set_reward_scale(model, 3.0)
+    loop = open_loop(model, batch, CONTEXT)
     mode = model.perception.latent.mode
     for step in range(CONTEXT):
         state = model.observe(batch.steps(0, step + 1), sample=mode).state

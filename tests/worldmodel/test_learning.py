@@ -7,19 +7,26 @@ import pytest
 import torch
 import torch.nn.functional as F
 from gymnasium import spaces
-from worldmodel_examples import MEMORIES, random_batch, small_model
+from worldmodel_examples import MEMORIES, random_batch, set_reward_scale, small_model
 
 from worldmodel.data.batch import Batch
 from worldmodel.learning.learner import Learner, LearnerConfig, NonFiniteError
 from worldmodel.learning.objectives import ObjectiveConfig, model_loss
-from worldmodel.learning.running_stats import ReturnRange, RewardScale
+from worldmodel.learning.reduction import Reduction
+from worldmodel.learning.running_stats import (
+    ReturnNormaliser,
+    update_reward_scale,
+    update_standardisation,
+    update_support,
+)
 from worldmodel.model.decision import DecisionConfig
-from worldmodel.model.evaluation import lambda_returns
+from worldmodel.model.evaluation import EvaluationConfig, lambda_returns
 from worldmodel.model.latents import CategoricalConfig
 from worldmodel.model.networks import ScalarConfig, ScalarHead
 from worldmodel.model.perception import PerceptionConfig
 from worldmodel.model.policies import ContinuousPolicy
 from worldmodel.model.prediction import PredictionConfig
+from worldmodel.model.reward_scale import RewardScale
 
 BOX = spaces.Box(-1, 1, (2,))
 WAYS = [("all_action", None), ("reinforce", None), ("pathwise", None), ("reinforce", BOX), ("pathwise", BOX)]
@@ -46,18 +53,22 @@ def test_the_joint_loss_reaches_all_five_functions(gradient, done, memory):
 @EVERY_WAY
 def test_the_gain_of_the_policy_changes_the_policy_alone(gradient, done):
     model = small_model(done=done, decision=DecisionConfig(hidden=16, gradient=gradient))
-    learner, batch = learner_of(model), random_batch(model)
-    learner._rewards.update(batch.rewards[~batch.is_last])
+    learner, other, batch = learner_of(model), learner_of(copy.deepcopy(model)), random_batch(model)
+    other._update_batch_statistics(batch)
     torch.manual_seed(3)
-    losses = learner.losses(batch)
-    rest = [p for part in (model.perception, model.memory, model.prediction) for p in part.parameters()]
-    expected = torch.autograd.grad(losses.model + losses.value, rest, retain_graph=True)
-    norm = torch.stack([g.norm() for g in torch.autograd.grad(losses.policy, list(model.decision.parameters()))]).norm()
-    fresh = learner_of(model, value_gradient=learner.config.objective.value_gradient)
+    forward = other._forward(batch)
+    other._update_return_statistics(forward.found)
+    losses, copied = other._losses(forward), other.world_model
+    rest, other_rest = (
+        [p for part in (m.perception, m.memory, m.prediction) for p in part.parameters()] for m in (model, copied)
+    )
+    expected = torch.autograd.grad(losses.model + losses.value, other_rest, retain_graph=True)
+    policy = torch.autograd.grad(losses.policy, list(copied.decision.parameters()))
+    norm = torch.stack([g.norm() for g in policy]).norm()
     torch.manual_seed(3)
-    figures = fresh.update(batch)
+    figures = learner.update(batch)
     assert figures["gradient/policy"] == pytest.approx(norm.item())
-    scale = min(1.0, fresh.config.clip / figures["gradient/model"])
+    scale = min(1.0, learner.config.max_grad_norm / figures["gradient/model"])
     for parameter, gradient in zip(rest, expected, strict=True):
         torch.testing.assert_close(parameter.grad, gradient * scale, rtol=1e-5, atol=1e-12)
 
@@ -66,8 +77,9 @@ def test_losses_count_every_step_that_they_should_and_no_other():
     model = small_model()
     batch = random_batch(model)
     batch.loss_mask[:, :2] = False
+    set_reward_scale(model, 2.0)
     observed = model.observe(batch)
-    _, parts = model_loss(model, batch, observed, 2.0, ObjectiveConfig(free_nats=0.5))
+    _, parts = model_loss(model, batch, observed, ObjectiveConfig(free_nats=0.5))
     predicted = model.predict(observed, batch)
     sums = {name: [] for name in ("reward", "continuation", "dynamics", "representation", "reconstruction")}
     reconstruction = model.perception.reconstruction_loss(observed.latent, batch.observations)
@@ -122,27 +134,32 @@ def test_rewards_of_any_size_are_learned_alike():
 
 def test_the_scale_is_that_of_rewards_that_are_not_zero():
     scale = RewardScale(memory=4)
-    assert scale.scale == 1.0
-    scale.update(torch.zeros(10))
-    assert scale.scale == 1.0
-    scale.update(torch.tensor([0.0, 3.0, 0.0, -3.0]))
-    assert scale.scale == pytest.approx(3.0)
-    scale.update(torch.tensor([4.0, 4.0]))
-    assert scale.scale == pytest.approx(((9 + 9 + 16 + 16) / 4) ** 0.5)
-    scale.update(torch.full((4,), 5.0))
-    assert scale.scale == pytest.approx(5.0)
+    assert float(scale.scale) == 1.0
+    update_reward_scale(scale, torch.zeros(10))
+    assert float(scale.scale) == 1.0
+    update_reward_scale(scale, torch.tensor([0.0, 3.0, 0.0, -3.0]))
+    assert float(scale.scale) == pytest.approx(3.0)
+    update_reward_scale(scale, torch.tensor([4.0, 4.0]))
+    assert float(scale.scale) == pytest.approx(((9 + 9 + 16 + 16) / 4) ** 0.5)
+    update_reward_scale(scale, torch.full((4,), 5.0))
+    assert float(scale.scale) == pytest.approx(5.0)
     other = RewardScale(memory=4)
     other.load_state_dict(scale.state_dict())
     assert other.scale == scale.scale
 
 
 def test_returns_are_measured_by_their_percentiles_above_a_floor():
-    spread = ReturnRange(floor=1.0, keep=0.5)
-    assert spread.update(torch.full((100,), 7.0)) == 1.0
-    assert spread.update(torch.linspace(0, 100, 101)) == pytest.approx((95 - 7) / 2 + 7 - (7 + 5) / 2 - 0, abs=1e-3)
-    other = ReturnRange(floor=1.0, keep=0.5)
-    other.load_state_dict(spread.state_dict())
-    assert other.update(torch.zeros(3)) == spread.update(torch.zeros(3))
+    normaliser = ReturnNormaliser(floor=1.0, decay=0.5)
+    normaliser.update(torch.full((100,), 7.0))
+    assert normaliser.scale == 1.0
+    normaliser.update(torch.linspace(0, 100, 101))
+    assert normaliser.scale == pytest.approx((95 - 7) / 2 + 7 - (7 + 5) / 2 - 0, abs=1e-3)
+    other = ReturnNormaliser(floor=1.0, decay=0.5)
+    other.load_state_dict(normaliser.state_dict())
+    for each in (other, normaliser):
+        each.update(torch.zeros(3))
+        each.update(torch.tensor([torch.inf]))
+    assert other.scale == normaliser.scale < 100
 
 
 def test_lambda_returns_are_their_recursion():
@@ -180,7 +197,7 @@ def test_a_number_head_comes_to_say_the_mean(kind):
     for _ in range(400):
         noise = torch.randint(0, 2, (128,)) * 2.0 - 1
         target = torch.where(which[:, 0] > 0, 5 + 3 * noise, -0.25 + 0.1 * noise)
-        head.extend_support(target)
+        update_support(head, target)
         optimizer.zero_grad()
         head.loss(head(which), target).mean().backward()
         optimizer.step()
@@ -230,6 +247,149 @@ def test_nan_stops_an_update_before_anything_changes(what):
         learner.update(batch)
 
 
+@EVERY_WAY
+def test_losses_move_nothing_but_the_random_generator_and_held_out_losses_not_even_that(gradient, done):
+    model = small_model(
+        done=done,
+        dtype=torch.float32,
+        decision=DecisionConfig(hidden=16, gradient=gradient),
+        prediction=PredictionConfig(hidden=16, reward=ScalarConfig("two_hot")),
+        evaluation=EvaluationConfig(hidden=16, value=ScalarConfig("two_hot")),
+    )
+    learner, batch = learner_of(model), random_batch(model)
+    learner.update(batch)
+    batch.rewards *= 1e3  # would move every statistic
+    before = copy.deepcopy((model.state_dict(), learner.state_dict()))
+    gradients = [None if p.grad is None else p.grad.clone() for p in model.parameters()]
+    random = torch.get_rng_state()
+    held_out = learner.held_out_losses(batch, seed=4)
+    assert torch.equal(torch.get_rng_state(), random)
+    torch.manual_seed(4)
+    losses = learner.losses(batch)
+    assert held_out == {name: float(value) for name, value in losses.metrics.items()}
+    assert held_out["loss/model"] == losses.model.item() and held_out["loss/policy"] == losses.policy.item()
+    for now, then in zip((model.state_dict(), learner.state_dict()), before, strict=True):
+        torch.testing.assert_close(now, then, rtol=0, atol=0)
+    torch.testing.assert_close([p.grad for p in model.parameters()], gradients, rtol=0, atol=0)
+    learner.update(batch)
+    assert model.reward_scale.scale > 10 * before[0]["reward_scale.mean_square"].sqrt()
+
+
+@EVERY_WAY
+def test_an_unknown_reward_is_never_read(gradient, done):
+    model = small_model(done=done, dtype=torch.float32, decision=DecisionConfig(hidden=16, gradient=gradient))
+    batch = random_batch(model)
+    batch.reward_mask[0] = batch.reward_mask[1, 3:] = False
+    found = []
+    for unknown in (0.0, torch.nan, 1e6):
+        given = batch.map(torch.clone)
+        given.rewards[~given.reward_mask] = unknown
+        learner = learner_of(copy.deepcopy(model))
+        torch.manual_seed(1)
+        metrics = learner.update(given)
+        found.append(
+            (
+                {name: value for name, value in metrics.items() if "seconds" not in name},
+                learner.world_model.state_dict(),
+                learner.state_dict(),
+            )
+        )
+    assert found[0][0] == found[1][0] == found[2][0]
+    for other in found[1:]:
+        torch.testing.assert_close(other[1:], found[0][1:], rtol=0, atol=0)
+    # The reward's loss is the mean over the known ones.
+    observed = model.observe(batch)
+    _, parts = model_loss(model, batch, observed, ObjectiveConfig())
+    predicted = model.predict(observed, batch).reward.squeeze(-1)
+    expected = (predicted - batch.rewards)[batch.reward_mask & ~batch.is_last & batch.valid].square().mean()
+    torch.testing.assert_close(parts["loss/reward"], expected.detach())
+
+
+@EVERY_WAY
+def test_without_any_reward_the_world_is_learned_and_nothing_else(gradient, done):
+    model = small_model(done=done, dtype=torch.float32, decision=DecisionConfig(hidden=16, gradient=gradient))
+    batch = random_batch(model)
+    batch.reward_mask[:] = False
+    batch.rewards[:] = torch.nan
+    before = copy.deepcopy(model.state_dict())
+    metrics = learner_of(model).update(batch)
+    changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    assert any(name.startswith("memory") for name in changed) and any(name.startswith("perception") for name in changed)
+    kept = ("evaluation.network", "decision", "prediction.reward", "reward_scale")
+    assert not [name for name in changed if name.startswith(kept)]
+    assert metrics["loss/reward"] == metrics["loss/value"] == metrics["loss/policy"] == 0
+
+
+def test_targets_that_are_not_finite_reach_no_buffer():
+    head = ScalarHead(2, ScalarConfig("two_hot"))
+    update_support(head, torch.tensor([torch.inf, 3.0, -torch.inf, torch.nan]))
+    assert (head.v_min.item(), head.v_max.item()) == (-1.0, 3.0)
+    scale = RewardScale()
+    update_reward_scale(scale, torch.tensor([torch.nan, 2.0, torch.inf]))
+    assert scale.scale == 2.0
+    model = small_model(dtype=torch.float32)
+    batch = random_batch(model)
+    update_standardisation(model.perception, batch.observations, batch.valid)
+    before = copy.deepcopy(model.state_dict())
+    batch.observations["place"][:] = torch.nan
+    update_standardisation(model.perception, batch.observations, batch.valid)
+    torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
+
+
+class Doubled(Reduction):
+    """As if another process had the same batch: every statistic comes twice."""
+
+    def __init__(self):
+        self.gradients = []
+
+    def reduce_statistics(self, values):
+        return torch.cat([values, values])
+
+    def reduce_gradients(self, parameters):
+        self.gradients.append([parameter.grad.clone() for parameter in parameters])
+        for parameter in parameters:
+            parameter.grad.mul_(0.5)
+
+
+def test_statistics_and_gradients_pass_through_the_reduction():
+    model = small_model(
+        dtype=torch.float32,
+        prediction=PredictionConfig(hidden=16, reward=ScalarConfig("two_hot")),
+        evaluation=EvaluationConfig(hidden=16, value=ScalarConfig("two_hot")),
+    )
+    batch, doubled = random_batch(model), Doubled()
+    ends = []
+    for reduction in (Reduction(), doubled):
+        learner = Learner(copy.deepcopy(model), LearnerConfig(max_grad_norm=1e9), reduction)
+        torch.manual_seed(1)
+        ends.append((learner.update(batch), dict(learner.world_model.named_buffers()), learner.state_dict()))
+    (alone, buffers, learned), (both, twice, learned_twice) = ends
+    for group in ("model", "value", "policy"):
+        assert both[f"gradient/{group}"] == pytest.approx(alone[f"gradient/{group}"] / 2, rel=1e-5)
+    assert len(doubled.gradients) == 3
+    # The same values twice have the same mean, range and percentiles, and twice the number.
+    for name, value in buffers.items():
+        if name.endswith("count"):
+            assert twice[name] == 2 * value > 0, name
+        else:
+            torch.testing.assert_close(twice[name], value, rtol=1e-6, atol=1e-6)
+    assert learned_twice["returns"] == pytest.approx(learned["returns"], abs=0.1)
+
+
+def test_a_failed_update_puts_statistics_back(monkeypatch):
+    model = small_model(dtype=torch.float32, evaluation=EvaluationConfig(hidden=16, value=ScalarConfig("two_hot")))
+    learner, batch = learner_of(model), random_batch(model)
+    learner.update(batch)
+    before = copy.deepcopy((model.state_dict(), learner.state_dict()))
+    batch.rewards *= 100
+    handle = model.decision.network[0].weight.register_hook(lambda value: value * torch.nan)
+    with pytest.raises(NonFiniteError, match="the gradient of the policy group is nan at update 1"):
+        learner.update(batch)
+    handle.remove()
+    for now, then in zip((model.state_dict(), learner.state_dict()), before, strict=True):
+        torch.testing.assert_close(now, then, rtol=0, atol=0)
+
+
 def coin_flips(model, batch=8, time=32):
     is_first = torch.zeros(batch, time, dtype=torch.bool)
     is_first[:, 0] = True
@@ -250,7 +410,7 @@ def test_a_latent_keeps_what_is_random():
             perception=PerceptionConfig(CategoricalConfig(variables=2, classes=4), hidden=16),
         )
         config = ObjectiveConfig(starts=1, horizon=1, **objective)
-        learner = Learner(model, LearnerConfig(learning_rate=0.01, warm_up=1, objective=config))
+        learner = Learner(model, LearnerConfig(model_lr=0.01, warm_up=1, objective=config))
         for _ in range(120):
             learner.update(coin_flips(model))
         batch = coin_flips(model)
@@ -277,7 +437,7 @@ def test_every_way_of_deciding_learns_to_answer_what_is_seen(gradient, done):
         decision=DecisionConfig(hidden=32, gradient=gradient, entropy=0.01),
     )
     config = LearnerConfig(
-        learning_rate=0.01, value_rate=0.01, policy_rate=3e-3, warm_up=1, objective=ObjectiveConfig(horizon=2, starts=4)
+        model_lr=0.01, value_lr=0.01, policy_lr=3e-3, warm_up=1, objective=ObjectiveConfig(horizon=2, starts=4)
     )
     learner = Learner(model, config)
 

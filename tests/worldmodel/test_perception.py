@@ -20,7 +20,7 @@ EVERY_LATENT = pytest.mark.parametrize("stochastic", [True, False], ids=["sample
 def codec_of(*parts):
     codec = VectorCodec(Leaf("vector", (parts[0].shape[1],), "float32"), hidden=8)
     for part in parts:
-        codec.update(part)
+        codec.update(codec.moments(part)[None])
     return codec
 
 
@@ -61,7 +61,7 @@ def test_a_small_number_is_kept_as_well_as_a_large_one():
         memory=dataclasses.replace(MEMORIES["none"], width=16),
         perception=PerceptionConfig(CategoricalConfig(stochastic=False), hidden=32),
     )
-    learner = Learner(model, LearnerConfig(learning_rate=0.01))
+    learner = Learner(model, LearnerConfig(model_lr=0.01))
     sizes = torch.tensor([0.02, 20.0])
 
     def batch():

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from worldmodel_examples import small_model, whole_episodes
+from worldmodel_examples import set_reward_scale, small_model, whole_episodes
 
 from worldmodel.__main__ import main
 from worldmodel.commands import train as training
@@ -82,7 +82,8 @@ def test_the_figures_are_the_mean_errors_of_the_rows_that_are_long_enough() -> N
     batch = whole_episodes(model, rows=3, time=CONTEXT + 4)
     batch.valid[1, CONTEXT + 1 :] = False
     batch.is_first[2, CONTEXT + 3] = True
-    loop = open_loop(model, batch, CONTEXT, reward_scale=2.0)
+    set_reward_scale(model, 2.0)
+    loop = open_loop(model, batch, CONTEXT)
     figures = errors_ahead(loop, model)
     assert set(figures) == {f"open_loop/{name}@{k}" for name in ("card", "place", "reward") for k in (1, 2, 4)}
     errors = loop.errors(model.observation_spec.leaves)
@@ -97,11 +98,11 @@ def test_the_figures_are_the_mean_errors_of_the_rows_that_are_long_enough() -> N
 def test_rows_that_are_too_short_say_nothing() -> None:
     model = small_model()
     short = whole_episodes(model, time=CONTEXT)
-    assert Watch(1, 0.0).look(model, short, 1.0, 0.0) == ({}, None)
+    assert Watch(1, 0.0).look(model, short, 0.0) == ({}, None)
     batch = whole_episodes(model)
     batch.is_first[:, CONTEXT - 1] = True
-    assert Watch(1, 0.0).look(model, batch, 1.0, 0.0) == ({}, None)
-    figures, picture = Watch(1, 0.0).look(model, whole_episodes(model, time=CONTEXT + AHEAD[-1]), 1.0, 0.0)
+    assert Watch(1, 0.0).look(model, batch, 0.0) == ({}, None)
+    figures, picture = Watch(1, 0.0).look(model, whole_episodes(model, time=CONTEXT + AHEAD[-1]), 0.0)
     assert figures and picture is not None and picture.shape[1] == 750
 
 

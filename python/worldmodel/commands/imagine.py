@@ -18,7 +18,6 @@ from worldmodel.commands.options import parse
 from worldmodel.data.batch import Batch, State
 from worldmodel.environments.registry import make
 from worldmodel.environments.vector import VectorEnvironment
-from worldmodel.learning.running_stats import RewardScale
 from worldmodel.learning.settings import saved_config
 from worldmodel.model.deciders import policy_sample
 from worldmodel.model.open_loop import UNITS, episode_batch, open_loop
@@ -133,8 +132,6 @@ def imagine(options: ImagineOptions) -> Imagination:
     require("matplotlib", "draw pictures")
     agent = Agent.load(options.run, options.device)
     run = Run(options.run)
-    scale = RewardScale()
-    scale.load_state_dict(run.load("learner")["rewards"])
     name = options.env or saved_config(run).env
     torch.manual_seed(options.seed)
     model, leaves = agent.world_model, agent.observation_spec.leaves
@@ -151,7 +148,7 @@ def imagine(options: ImagineOptions) -> Imagination:
                     f"{batch.shape[1]} observations: lower --context below that, or take another --seed"
                 )
             sample = model.perception.latent.sample if options.sample_latents else None
-            loop = open_loop(model, batch.to(agent.device), options.context, scale.scale, sample)
+            loop = open_loop(model, batch.to(agent.device), options.context, sample)
             end = "whole" if whole else f"its first {batch.shape[1]} observations"
             title = f"episode with seed {options.seed + number}, {end}"
             stories.append(Story.of(title, loop, 0, leaves, painters))

@@ -142,8 +142,7 @@ def _look(trainer: Trainer, run: Run, watch: Watch) -> dict[str, float]:
     if trainer.batch is None or not watch.is_time(trainer.seconds):
         return {}
     title = f"{trainer.config.env.rpartition(':')[2]}, after {trainer.steps:,} steps"
-    scale = trainer.learner.reward_scale
-    figures, picture = watch.look(trainer.world_model, trainer.batch, scale, trainer.seconds, title)
+    figures, picture = watch.look(trainer.world_model, trainer.batch, trainer.seconds, title)
     if picture is not None:
         run.log_picture("open_loop", picture, trainer.steps)
     return figures

@@ -47,14 +47,13 @@ class Watch:
         self._next = max(seconds + 60 * self._minutes, self._began + self._spent / SHARE)
 
     def look(
-        self, world_model: WorldModel, batch: Batch, reward_scale: float, seconds: float, title: str = ""
+        self, world_model: WorldModel, batch: Batch, seconds: float, title: str = ""
     ) -> tuple[dict[str, float], np.ndarray | None]:
         """Predicts open-loop in ``batch``.
 
         Args:
             world_model: who predicts.
             batch: on its device.
-            reward_scale: what rewards are divided by.
             seconds: of training so far.
             title: stands above the picture.
 
@@ -66,7 +65,7 @@ class Watch:
         start = time.perf_counter()
         figures, picture = {}, None
         if batch.shape[1] > CONTEXT:
-            loop = open_loop(world_model, batch.steps(0, CONTEXT + AHEAD[-1]), CONTEXT, reward_scale)
+            loop = open_loop(world_model, batch.steps(0, CONTEXT + AHEAD[-1]), CONTEXT)
             if bool(loop.valid[:, CONTEXT].any()):
                 figures = errors_ahead(loop, world_model)
                 picture = self._draw(loop, world_model, title)

@@ -1,37 +1,30 @@
-"""The average of the weights over the last updates: what acts once training is over.
+"""Averaged weights: an exponential moving average over updates, which acts once training is over.
 
-Where one update is large, each of them leaves the policy a little beside the one before. It wavers around what it is
-learning, and so does its return; the mean of the weights does so less (Polyak & Juditsky 1992).
+Where one update is large, each leaves the policy a little beside the one before. The newest weights waver around what
+is learned, and their return does, too; the mean of the weights does so less (Polyak & Juditsky 1992).
 """
 
-import copy
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel
 
-import torch
-
-from worldmodel.model.networks import polyak_update
 from worldmodel.model.world_model import WorldModel
 
-_EARLY = 0.1  # of all updates so far: while they are few, the average goes back no further
+_EARLY = 0.1  # of all updates so far: while they are few, the average reaches no further back
 
 
-class Average:
-    """An exponential moving average of a world model's parameters; buffers are the newest ones.
+def ema_of(world_model: WorldModel, updates: int) -> AveragedModel:
+    """PyTorch's average of the parameters; buffers are the newest ones.
 
     Args:
-        world_model: followed, from the weights that it has now.
-        updates: over which is averaged.
+        world_model: averaged from the weights that it has after its first update on.
+        updates: over which is averaged; fewer at the beginning.
 
-    Attributes:
-        world_model: with the averaged weights.
+    Returns:
+        ``update_parameters(world_model)`` follows each update; ``module`` is the averaged world model, ``n_averaged``
+        the number of updates.
     """
 
-    def __init__(self, world_model: WorldModel, updates: int) -> None:
-        self.world_model = copy.deepcopy(world_model).requires_grad_(False)
-        self._updates = updates
+    def average(averaged: Tensor, newest: Tensor, n_averaged: Tensor | int) -> Tensor:
+        return averaged.lerp(newest, 1 / max(1.0, min(updates, _EARLY * (int(n_averaged) + 1))))
 
-    @torch.no_grad()
-    def follow(self, newest: WorldModel, updates: int) -> None:
-        """Takes the weights of ``newest`` in, which are those after ``updates`` updates."""
-        polyak_update(self.world_model, newest, 1 / max(1.0, min(self._updates, _EARLY * updates)))
-        for kept, buffer in zip(self.world_model.buffers(), newest.buffers(), strict=True):
-            kept.copy_(buffer)
+    return AveragedModel(world_model, avg_fn=average).requires_grad_(False)

@@ -1,22 +1,39 @@
-"""Learning: one ``update`` for a batch, with the optimisers and the running scales that it needs.
+"""Learning: one ``update`` per batch, with the optimiser and the running statistics that it needs.
 
-One update observes the batch in parallel, and imagines from the states after a few steps of every row; the losses are
-in ``worldmodel.learning.objectives``. Perception, memory and prediction are one group of parameters, evaluation is
-another and decision the third: the policy's gain never changes what the world is believed to be.
+One update observes the batch in parallel, and imagines from the states after some steps of every row; the losses are in
+``worldmodel.learning.objectives``. Perception, memory and prediction are one group of parameters, evaluation is another
+and decision the third: the policy's objective never changes what the world is believed to be.
+
+The order of an update: statistics of the batch move (reward scale, support of the reward), the batch is observed and
+imagined from, statistics of the returns move, losses and gradients follow, the optimiser steps. If anything is not
+finite on the way, the statistics are put back.
 """
 
+import contextlib
 import dataclasses
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from worldmodel.data.batch import Batch
-from worldmodel.learning.ema import Average
-from worldmodel.learning.objectives import ObjectiveConfig, imagination_losses, model_loss
-from worldmodel.learning.running_stats import ReturnRange, RewardScale
+from worldmodel.learning.ema import ema_of
+from worldmodel.learning.objectives import (
+    ImaginedReturns,
+    ObjectiveConfig,
+    imagination_losses,
+    imagine_returns,
+    model_loss,
+)
+from worldmodel.learning.reduction import LOCAL, Reduction
+from worldmodel.learning.running_stats import (
+    ReturnNormaliser,
+    update_reward_scale,
+    update_standardisation,
+    update_support,
+)
 from worldmodel.model.world_model import WorldModel
 
 
@@ -25,42 +42,51 @@ class LearnerConfig:
     """Learning.
 
     Attributes:
-        learning_rate: of perception, memory and prediction.
-        value_rate: of evaluation.
-        policy_rate: of decision.
+        model_lr: learning rate of perception, memory and prediction.
+        value_lr: of evaluation.
+        policy_lr: of decision.
         warm_up: updates over which the learning rates rise from zero.
-        clip: largest norm of the gradient of each of the three groups.
-        average: updates over which weights are averaged for ``Agent``; 0 gives it the newest ones.
+        max_grad_norm: largest norm of the gradient of each of the three groups.
+        ema: updates over which weights are averaged for ``Agent``; 0 gives it the newest ones.
         objective: weights of the losses.
     """
 
-    learning_rate: float = 3e-3
-    value_rate: float = 1e-3
-    policy_rate: float = 1e-3
+    model_lr: float = 3e-3
+    value_lr: float = 1e-3
+    policy_lr: float = 1e-3
     warm_up: int = 50
-    clip: float = 1.0
-    average: int = 0
+    max_grad_norm: float = 1.0
+    ema: int = 0
     objective: ObjectiveConfig = dataclasses.field(default_factory=ObjectiveConfig)
 
     def __post_init__(self) -> None:
-        if self.average < 0:
-            raise ValueError(f"LearnerConfig: average is {self.average}, expected at least 0")
+        if self.ema < 0:
+            raise ValueError(f"LearnerConfig: ema is {self.ema}, expected at least 0")
 
 
 @dataclasses.dataclass
 class Losses:
-    """One loss for each group of parameters, and figures to report."""
+    """One loss per group of parameters, and metrics."""
 
     model: Tensor
     value: Tensor
     policy: Tensor
     metrics: dict[str, Tensor]
-    seconds: dict[str, float]
 
     @property
     def total(self) -> Tensor:
         """Their sum."""
         return self.model + self.value + self.policy
+
+
+@dataclasses.dataclass
+class _Forward:
+    """The first stage of the losses, before the statistics of the returns are needed."""
+
+    model: Tensor
+    metrics: dict[str, Tensor]
+    found: ImaginedReturns
+    observe_seconds: float
 
 
 class NonFiniteError(RuntimeError):
@@ -73,12 +99,13 @@ class Learner:
     Args:
         world_model: its parameters are changed in place.
         config: optimisers and losses.
+        reduction: what statistics and gradients pass through before they are used.
 
     Attributes:
-        average: the world model with averaged weights, where the configuration asks for it.
+        ema: ``AveragedModel`` of the world model, where the configuration asks for it.
     """
 
-    def __init__(self, world_model: WorldModel, config: LearnerConfig) -> None:
+    def __init__(self, world_model: WorldModel, config: LearnerConfig, reduction: Reduction = LOCAL) -> None:
         self.world_model = world_model
         self.config = config
         model = world_model
@@ -88,36 +115,41 @@ class Learner:
             "policy": (model.decision,),
         }
         self._parameters = {name: [p for part in parts for p in part.parameters()] for name, parts in modules.items()}
-        self._rates = {"model": config.learning_rate, "value": config.value_rate, "policy": config.policy_rate}
+        self._lrs = {"model": config.model_lr, "value": config.value_lr, "policy": config.policy_lr}
         groups = [{"params": parameters} for parameters in self._parameters.values()]
-        self._optimizer = torch.optim.Adam(groups, lr=config.learning_rate, betas=(0.9, 0.98), foreach=True)
+        self._optimizer = torch.optim.Adam(groups, lr=config.model_lr, betas=(0.9, 0.98), foreach=True)
         self._updates = 0
-        self._rewards = RewardScale()
-        self._returns = ReturnRange(config.objective.return_floor)
-        self.average = Average(world_model, config.average) if config.average else None
+        self._returns = ReturnNormaliser(config.objective.return_floor)
+        self._reduction = reduction
+        self.ema = ema_of(world_model, config.ema) if config.ema else None
 
     @property
     def updates(self) -> int:
         """Updates so far."""
         return self._updates
 
-    @property
-    def reward_scale(self) -> float:
-        """What rewards are divided by."""
-        return self._rewards.scale
-
     def losses(self, batch: Batch) -> Losses:
-        """The losses of ``batch``; gradients of ``total`` reach all five functions."""
-        began = time.perf_counter()
-        objective = self.config.objective
-        cuts = self._cuts(batch)
-        observed = self.world_model.observe(batch, cuts=cuts)
-        model, metrics = model_loss(self.world_model, batch, observed, self._rewards.scale, objective)
-        seen = time.perf_counter()
-        usable = torch.cat([(batch.losses_at & batch.known_rewards)[:, cut - 1] for cut in cuts])
-        imagined = imagination_losses(self.world_model, observed.cut_states, usable, self._returns, objective)
-        seconds = {"observe": seen - began, "imagine": time.perf_counter() - seen}
-        return Losses(model, imagined.value, imagined.policy, metrics | imagined.metrics, seconds)
+        """The losses of ``batch`` under the statistics as they are; gradients of ``total`` reach all five functions.
+
+        Nothing moves but the random generator, from which latents and actions are sampled.
+        """
+        return self._losses(self._forward(batch))
+
+    @torch.no_grad()
+    def held_out_losses(self, batch: Batch, seed: int = 0) -> dict[str, float]:
+        """The losses of a batch that is not learned from, by name. Nothing moves: weights, statistics, generators.
+
+        Args:
+            batch: on the device of the world model.
+            seed: of the sampled latents and actions.
+
+        Example:
+            >>> learner.held_out_losses(batch)["loss/reconstruction"]                            # doctest: +SKIP
+        """
+        device = next(self.world_model.parameters()).device
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            torch.manual_seed(seed)
+            return {name: float(value) for name, value in self.losses(batch).metrics.items()}
 
     def update(self, batch: Batch) -> dict[str, float]:
         """One step of the optimisers.
@@ -126,78 +158,128 @@ class Learner:
             batch: on the device of the world model.
 
         Returns:
-            Losses and other figures by name. "seconds/observe" and "seconds/imagine" hold their share of the backward
-            pass; on a GPU, which runs behind, they tell nothing.
+            Losses and other metrics by name. "seconds/observe" and "seconds/imagine" include the backward pass of each;
+            on a GPU, which runs asynchronously, they tell nothing.
 
         Raises:
-            NonFiniteError: a loss or a gradient is not finite; parameters and optimisers are as they were.
+            NonFiniteError: a reward, a loss or a gradient is not finite; parameters, optimisers and statistics are as
+                they were.
         """
         began = time.perf_counter()
+        with self._statistics_restored_on_error():
+            self._update_batch_statistics(batch)
+            start = time.perf_counter()
+            forward = self._forward(batch)
+            self._update_return_statistics(forward.found)
+            losses = self._losses(forward)
+            for name, loss in (("model", losses.model), ("value", losses.value), ("policy", losses.policy)):
+                if not loss.isfinite():
+                    raise NonFiniteError(f"Learner: the {name} loss is {loss.item()} at update {self._updates}")
+            marks = [time.perf_counter()]
+            self._backward(losses, marks)
+            norms = self._clip()
+        self._set_lrs()
+        self._optimizer.step()
+        self.world_model.evaluation.update_target()
+        update_standardisation(self.world_model.perception, batch.observations, batch.valid, self._reduction)
+        self._updates += 1
+        if self.ema:
+            self.ema.update_parameters(self.world_model)
+        metrics = {name: float(value) for name, value in losses.metrics.items()}
+        metrics |= {f"gradient/{name}": norm for name, norm in norms.items()}
+        metrics |= {"scale/reward": float(self.world_model.reward_scale.scale), "scale/return": self._returns.scale}
+        observe, both = forward.observe_seconds, marks[0] - start
+        metrics["seconds/imagine"] = both - observe + marks[1] - marks[0]
+        metrics["seconds/observe"] = observe + marks[2] - marks[1]
+        metrics["seconds/update"] = time.perf_counter() - began
+        return metrics
+
+    def state_dict(self) -> dict[str, Any]:
+        """Optimisers, the return normaliser and the number of updates, as tensors and plain numbers in nested dicts.
+
+        The target network, the supports of the heads and the reward scale are in the world model's own state dict,
+        averaged weights in theirs.
+        """
+        return {
+            "optimizer": self._optimizer.state_dict(),
+            "returns": self._returns.state_dict(),
+            "updates": self._updates,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continues from what ``state_dict`` returned."""
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._returns.load_state_dict(state["returns"])
+        self._updates = int(state["updates"])
+        if self.ema:
+            self.ema.n_averaged.fill_(self._updates)
+
+    def _forward(self, batch: Batch) -> _Forward:
+        start = time.perf_counter()
+        steps = self._imagination_starts(batch)
+        observed = self.world_model.observe(batch, cuts=steps)
+        model, metrics = model_loss(self.world_model, batch, observed, self.config.objective)
+        seconds = time.perf_counter() - start
+        mask = torch.cat([(batch.losses_at & batch.known_rewards)[:, step - 1] for step in steps])
+        found = imagine_returns(self.world_model, observed.cut_states, mask, self.config.objective)
+        return _Forward(model, metrics, found, seconds)
+
+    def _losses(self, forward: _Forward) -> Losses:
+        imagined = imagination_losses(self.world_model, forward.found, self._returns.scale, self.config.objective)
+        return Losses(forward.model, imagined.value, imagined.policy, forward.metrics | imagined.metrics)
+
+    def _update_batch_statistics(self, batch: Batch) -> None:
         rewards = batch.rewards[batch.known_rewards]
         if not rewards.isfinite().all():
             raise NonFiniteError(f"Learner: a reward is NaN or infinite at update {self._updates}")
-        self._rewards.update(rewards)
-        losses = self.losses(batch)
-        for name, loss in (("model", losses.model), ("value", losses.value), ("policy", losses.policy)):
-            if not loss.isfinite():
-                raise NonFiniteError(f"Learner: the {name} loss is {loss.item()} at update {self._updates}")
-        marks = [time.perf_counter()]
+        scale = self.world_model.reward_scale
+        update_reward_scale(scale, rewards, self._reduction)
+        targets = batch.rewards[batch.known_rewards & batch.loss_mask] / scale.scale
+        update_support(self.world_model.prediction.reward, targets, self._reduction)
+
+    def _update_return_statistics(self, found: ImaginedReturns) -> None:
+        self._returns.update(found.policy_returns, self._reduction)
+        update_support(self.world_model.evaluation.head, found.value_targets, self._reduction)
+
+    @contextlib.contextmanager
+    def _statistics_restored_on_error(self) -> Iterator[None]:
+        """An update that fails leaves the statistics as it found them."""
+        buffers = {name: buffer.clone() for name, buffer in self.world_model.named_buffers()}
+        returns = self._returns.state_dict()
+        try:
+            yield
+        except Exception:
+            for name, buffer in self.world_model.named_buffers():
+                buffer.copy_(buffers[name])
+            self._returns.load_state_dict(returns)
+            raise
+
+    def _imagination_starts(self, batch: Batch) -> list[int]:
+        """Numbers of steps after which imagination starts, one drawn from each of ``starts`` stretches of the rows."""
+        length = batch.shape[1]
+        first = int(batch.loss_mask.any(0).to(torch.uint8).argmax())  # before it, no row has a loss
+        count = min(self.config.objective.starts, length - first)
+        edges = torch.linspace(first + 1, length + 1, count + 1).long()
+        steps = edges[:-1] + (torch.rand(count) * (edges[1:] - edges[:-1])).long()
+        return [int(step) for step in steps]
+
+    def _backward(self, losses: Losses, marks: list[float]) -> None:
+        """Gradients of all parameters; appends the time after the policy's and after the others."""
         self._optimizer.zero_grad()
-        # The policy's gain may come through the whole model, whose parameters it leaves alone.
+        # The policy's objective may come through the whole model, whose parameters it leaves alone.
         policy = self._parameters["policy"]
         for parameter, gradient in zip(policy, torch.autograd.grad(losses.policy, policy), strict=True):
             parameter.grad = gradient
         marks.append(time.perf_counter())
         (losses.model + losses.value).backward()
         marks.append(time.perf_counter())
-        norms = self._clip()
-        self._set_rates()
-        self._optimizer.step()
-        self.world_model.evaluation.update_target()
-        self.world_model.perception.update(batch.observations, batch.valid)
-        self._updates += 1
-        if self.average:
-            self.average.follow(self.world_model, self._updates)
-        figures = {name: float(value) for name, value in losses.metrics.items()}
-        figures |= {f"gradient/{name}": norm for name, norm in norms.items()}
-        figures |= {"scale/reward": self._rewards.scale, "scale/return": self._returns.range}
-        figures["seconds/imagine"] = losses.seconds["imagine"] + marks[1] - marks[0]
-        figures["seconds/observe"] = losses.seconds["observe"] + marks[2] - marks[1]
-        figures["seconds/update"] = time.perf_counter() - began
-        return figures
-
-    def state_dict(self) -> dict[str, Any]:
-        """Optimisers, running scales and the number of updates, as tensors and plain numbers in nested dicts.
-
-        The slow target and the ranges of the heads are in the world model's own state dict, the average in its own.
-        """
-        return {
-            "optimizer": self._optimizer.state_dict(),
-            "rewards": self._rewards.state_dict(),
-            "returns": self._returns.state_dict(),
-            "updates": self._updates,
-        }
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes on from what ``state_dict`` said."""
-        self._optimizer.load_state_dict(state["optimizer"])
-        self._rewards.load_state_dict(state["rewards"])
-        self._returns.load_state_dict(state["returns"])
-        self._updates = int(state["updates"])
-
-    def _cuts(self, batch: Batch) -> list[int]:
-        """Numbers of steps after which imagination starts, one drawn from each of ``starts`` stretches of the rows."""
-        length = batch.shape[1]
-        first = int(batch.loss_mask.any(0).to(torch.uint8).argmax())  # before it, no row has a loss
-        count = min(self.config.objective.starts, length - first)
-        edges = torch.linspace(first + 1, length + 1, count + 1).long()
-        places = edges[:-1] + (torch.rand(count) * (edges[1:] - edges[:-1])).long()
-        return [int(place) for place in places]
+        for parameters in self._parameters.values():
+            self._reduction.reduce_gradients(parameters)
 
     def _clip(self) -> dict[str, float]:
         norms = {}
         for name, parameters in self._parameters.items():
-            norms[name] = float(nn.utils.clip_grad_norm_(parameters, self.config.clip))
+            norms[name] = float(nn.utils.clip_grad_norm_(parameters, self.config.max_grad_norm))
             if not norms[name] < float("inf"):
                 self._optimizer.zero_grad()
                 raise NonFiniteError(
@@ -205,7 +287,7 @@ class Learner:
                 )
         return norms
 
-    def _set_rates(self) -> None:
+    def _set_lrs(self) -> None:
         warm = min(1.0, (self._updates + 1) / max(1, self.config.warm_up))
-        for group, rate in zip(self._optimizer.param_groups, self._rates.values(), strict=True):
-            group["lr"] = rate * warm
+        for group, lr in zip(self._optimizer.param_groups, self._lrs.values(), strict=True):
+            group["lr"] = lr * warm

@@ -1,9 +1,12 @@
 """What the five functions are trained for: the loss of a batch, and the losses of imagination.
 
-perception    reconstruction, and the divergence of what is seen from what was predicted, a little
-prediction    that divergence the other way round, reward, continuation; memory learns from these
+perception    reconstruction, and the KL divergence of the posterior from the prior, with a small weight
+prediction    the same KL with the gradient on the prior, reward, continuation; memory learns from these
 evaluation    λ-returns of imagination
 decision      one of the ways that ``worldmodel.model.decision`` names, from the same returns
+
+The losses are pure: they read running statistics and move none. ``Learner`` moves them between the two stages here,
+``imagine_returns`` and ``imagination_losses``.
 """
 
 import dataclasses
@@ -13,9 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from worldmodel.data.batch import Batch, State
-from worldmodel.learning.running_stats import ReturnRange
 from worldmodel.model.evaluation import lambda_returns
-from worldmodel.model.policies import DiscretePolicy
+from worldmodel.model.policies import DiscretePolicy, Policy
 from worldmodel.model.world_model import Imagined, Observed, WorldModel
 
 
@@ -24,15 +26,15 @@ class ObjectiveConfig:
     """Weights of the losses, and how far is imagined.
 
     Attributes:
-        dynamics: weight of the divergence that trains the prediction.
-        representation: weight of the divergence that trains perception.
-        free_nats: divergence at which perception pays nothing; without it, what is random is not kept.
+        dynamics: weight of the KL that trains the prior.
+        representation: weight of the KL that trains perception.
+        free_nats: KL below which perception pays nothing; without it, what is random is not kept.
         reward: weight of the reward's loss.
         continuation: weight of the loss of whether the episode goes on.
         horizon: steps that are imagined.
         starts: steps of each row from which imagination starts.
-        value_gradient: share of the gradient of the values that reaches memory.
-        return_floor: smallest range that returns are divided by, in units of the running scale of rewards.
+        value_gradient: weight of the values' gradient to memory.
+        return_floor: smallest scale that returns are divided by, in units of the reward scale.
     """
 
     dynamics: float = 1.0
@@ -53,8 +55,47 @@ class ObjectiveConfig:
 
 
 @dataclasses.dataclass
+class ImaginedReturns:
+    """Rollouts from observed states, and what evaluation and decision learn from them.
+
+    ``tries`` rollouts start from each state: one per action where all actions are tried, else one.
+
+    Attributes:
+        start: features that rollouts start from, (rows, features), with gradients to memory.
+        mask: bool (rows,): starts that carry a loss.
+        imagined: the rollouts, (rows * tries, ...).
+        returns: λ-returns in units of the reward scale, (rows * tries, horizon).
+        q: the first returns by action, (rows, actions), where all actions are tried; else None.
+        policy: at the start where all actions are tried, (rows,); else at each step, (rows, horizon).
+        first_target: of the value at the start, (rows,).
+        weights: (rows * tries, horizon), the probability that the episode lasts until each imagined step; 0 without
+            ``mask``.
+    """
+
+    start: Tensor
+    mask: Tensor
+    imagined: Imagined
+    returns: Tensor
+    q: Tensor | None
+    policy: Policy
+    first_target: Tensor
+    weights: Tensor
+
+    @property
+    def policy_returns(self) -> Tensor:
+        """The returns that the policy's objective compares, of starts that carry a loss."""
+        return (self.returns.detach() if self.q is None else self.q)[self.mask]
+
+    @property
+    def value_targets(self) -> Tensor:
+        """The targets of the value that carry a loss, (n,)."""
+        later = self.returns.detach()[:, 1:][self.weights[:, 1:] > 0]
+        return torch.cat([self.first_target[self.mask], later])
+
+
+@dataclasses.dataclass
 class ImaginationLosses:
-    """Losses of evaluation and decision, with figures to report."""
+    """Losses of evaluation and decision, with metrics."""
 
     value: Tensor
     policy: Tensor
@@ -62,9 +103,9 @@ class ImaginationLosses:
 
 
 def model_loss(
-    world_model: WorldModel, batch: Batch, observed: Observed, reward_scale: float, config: ObjectiveConfig
+    world_model: WorldModel, batch: Batch, observed: Observed, config: ObjectiveConfig
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The loss of perception, memory and prediction on what was seen, and its parts by name."""
+    """The loss of perception, memory and prediction on observed steps, and its parts by name."""
     masked = batch.losses_at
     acted = masked & ~batch.is_last
     rewarded = masked & batch.known_rewards
@@ -74,8 +115,7 @@ def model_loss(
     latent = perception.latent
     predicted = world_model.predict(observed, batch)
     prior, posterior = predicted.prior[:, :-1], observed.posterior[:, 1:]
-    rewards = torch.where(rewarded, batch.rewards / reward_scale, 0).to(prior.dtype)
-    prediction.reward.extend_support(rewards[rewarded])
+    rewards = torch.where(rewarded, batch.rewards / world_model.reward_scale.scale, 0).to(prior.dtype)
     goes_on = (~batch.terminated).to(prior.dtype)
 
     reconstruction = perception.reconstruction_loss(observed.latent, batch.observations)
@@ -98,63 +138,71 @@ def model_loss(
     return total, metrics
 
 
-def imagination_losses(
-    world_model: WorldModel, states: State, usable: Tensor, returns_range: ReturnRange, config: ObjectiveConfig
-) -> ImaginationLosses:
-    """The losses of evaluation and decision.
+def imagine_returns(world_model: WorldModel, states: State, mask: Tensor, config: ObjectiveConfig) -> ImaginedReturns:
+    """Imagines from observed states.
 
     Args:
         world_model: imagines.
         states: of observed steps, (rows, ...), with gradients.
-        usable: bool (rows,): the others carry no loss.
-        returns_range: what returns are divided by; it takes this call's returns in.
-        config: weights, horizon.
+        mask: bool (rows,): the others carry no loss.
+        config: horizon.
     """
     decision = world_model.decision
     start = {name: value.detach() for name, value in states.items()}
     if decision.gradient == "all_action":
         imagined, returns, q = _try_all(world_model, start, config.horizon)
-        spread = returns_range.update(q[usable])
         policy = decision(start["features"])
         assert isinstance(policy, DiscretePolicy)
-        probabilities = policy.probability_of(decision.all_actions(q))  # (rows, actions)
-        expected = (probabilities.detach() * q).sum(-1, keepdim=True)  # (rows, 1)
-        gain = (probabilities * (q - expected)).sum(-1) / spread
-        entropy, weights = policy.entropy(), usable.to(q.dtype)
-        first_target = expected.squeeze(-1)
-        tries = q.shape[1]
+        probabilities = policy.probability_of(decision.all_actions(q)).detach()  # (rows, actions)
+        weights = _weights(imagined, mask.repeat_interleave(q.shape[1], 0))
+        first_target = (probabilities * q).sum(-1)
+        return ImaginedReturns(states["features"], mask, imagined, returns, q, policy, first_target, weights)
+    with torch.set_grad_enabled(decision.gradient == "pathwise" and torch.is_grad_enabled()):
+        imagined = world_model.imagine(start, decision, config.horizon)
+        returns = _returns(world_model, imagined)  # (rows, horizon)
+    policy = decision(imagined.features[:, :-1].detach())
+    weights = _weights(imagined, mask)
+    return ImaginedReturns(states["features"], mask, imagined, returns, None, policy, returns[:, 0].detach(), weights)
+
+
+def imagination_losses(
+    world_model: WorldModel, found: ImaginedReturns, return_scale: float, config: ObjectiveConfig
+) -> ImaginationLosses:
+    """The losses of evaluation and decision.
+
+    Args:
+        world_model: imagined ``found``.
+        found: rollouts and their returns.
+        return_scale: what returns are divided by.
+        config: weights, horizon.
+    """
+    decision, policy = world_model.decision, found.policy
+    if found.q is not None:
+        assert isinstance(policy, DiscretePolicy)
+        probabilities = policy.probability_of(decision.all_actions(found.q))  # (rows, actions)
+        objective = (probabilities * (found.q - found.first_target[:, None])).sum(-1) / return_scale
+        entropy, policy_weights = policy.entropy(), found.mask.to(found.q.dtype)
     else:
-        through = decision.gradient == "pathwise"
-        with torch.set_grad_enabled(through):
-            imagined = world_model.imagine(start, decision, config.horizon)
-            returns = _returns(world_model, imagined)  # (rows, horizon)
-        spread = returns_range.update(returns.detach()[usable])
-        states_met = imagined.features[:, :-1].detach()
-        policy = decision(states_met)
-        entropy, weights = policy.entropy(), _weights(imagined, usable)
-        if through:
-            gain = returns / spread
+        entropy, policy_weights = policy.entropy(), found.weights
+        if decision.gradient == "pathwise":
+            objective = found.returns / return_scale
         else:
-            advantage = (returns - world_model.evaluation.value(states_met)).detach() / spread
-            gain = policy.log_probability(imagined.actions) * advantage
-        first_target = returns[:, 0].detach()
-        tries = 1
-    policy_loss = -weighted_mean(gain + decision.config.entropy * entropy, weights)
+            values = world_model.evaluation.value(found.imagined.features[:, :-1].detach())
+            advantage = (found.returns - values).detach() / return_scale
+            objective = policy.log_probability(found.imagined.actions) * advantage
+    policy_loss = -weighted_mean(objective + decision.config.entropy * entropy, policy_weights)
 
     share = config.value_gradient
-    first = share * states["features"] + (1 - share) * start["features"]
-    value_loss = _value_loss(world_model, first, first_target, usable.to(first.dtype))
+    first = share * found.start + (1 - share) * found.start.detach()
+    value_loss = _value_loss(world_model, first, found.first_target, found.mask)
     if config.horizon > 1:
-        later = imagined.features[:, 1:-1].detach(), returns[:, 1:].detach()
-        later_weights = _weights(imagined, usable.repeat_interleave(tries, 0))[:, 1:]
-        value_loss = (value_loss + (config.horizon - 1) * _value_loss(world_model, *later, later_weights)) / (
-            config.horizon
-        )
+        later = found.imagined.features[:, 1:-1].detach(), found.returns[:, 1:].detach(), found.weights[:, 1:]
+        value_loss = (value_loss + (config.horizon - 1) * _value_loss(world_model, *later)) / config.horizon
     metrics = {
         "loss/value": value_loss.detach(),
         "loss/policy": policy_loss.detach(),
-        "policy/entropy": weighted_mean(entropy, weights).detach(),
-        "policy/return": weighted_mean(first_target, usable),
+        "policy/entropy": weighted_mean(entropy, policy_weights).detach(),
+        "policy/return": weighted_mean(found.first_target, found.mask),
     }
     return ImaginationLosses(value_loss, policy_loss, metrics)
 
@@ -183,13 +231,12 @@ def _returns(world_model: WorldModel, imagined: Imagined) -> Tensor:
     return lambda_returns(imagined.rewards, config.discount * imagined.continues, next_values, config.lambda_)
 
 
-def _weights(imagined: Imagined, usable: Tensor) -> Tensor:
-    """How likely it is that the episode lasts until each imagined step, (rows, horizon)."""
+def _weights(imagined: Imagined, mask: Tensor) -> Tensor:
+    """The probability that the episode lasts until each imagined step, (rows, horizon); 0 without ``mask`` (rows,)."""
     lasting = imagined.continues.detach()[:, :-1].cumprod(1)
-    return torch.cat([torch.ones_like(lasting[:, :1]), lasting], 1) * usable[:, None]
+    return torch.cat([torch.ones_like(lasting[:, :1]), lasting], 1) * mask[:, None]
 
 
 def _value_loss(world_model: WorldModel, features: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
     evaluation = world_model.evaluation
-    evaluation.head.extend_support(targets[weights > 0])
     return weighted_mean(evaluation.head.loss(evaluation(features), targets), weights)

@@ -49,7 +49,7 @@ def popgym() -> Preset:
     """
     return Preset(
         WorldModelConfig(memory=MemoryConfig(blocks=(RotaryScanBlock(groups=8, d_state=32),))),
-        LearnerConfig(policy_rate=3e-3),
+        LearnerConfig(policy_lr=3e-3),
         ReplayConfig(batch_size=8, window=312, burn_in=32),
         num_envs=32,
         train_ratio=8,
@@ -91,9 +91,7 @@ def control() -> Preset:
             evaluation=EvaluationConfig(discount=0.995, value=ScalarConfig("two_hot")),
             decision=DecisionConfig(gradient="reinforce", entropy=1e-3, greedy="policy"),
         ),
-        LearnerConfig(
-            learning_rate=1e-3, policy_rate=1e-3, average=200, objective=ObjectiveConfig(horizon=25, starts=8)
-        ),
+        LearnerConfig(model_lr=1e-3, policy_lr=1e-3, ema=200, objective=ObjectiveConfig(horizon=25, starts=8)),
         ReplayConfig(batch_size=8, window=64, burn_in=8),
         num_envs=8,
         train_ratio=256,
@@ -111,7 +109,7 @@ def continuous() -> Preset:
     decision = dataclasses.replace(preset.model.decision, gradient="pathwise", entropy=3e-4)
     learner = dataclasses.replace(
         preset.learner,
-        policy_rate=3e-4,
+        policy_lr=3e-4,
         objective=dataclasses.replace(preset.learner.objective, horizon=10, starts=8),
     )
     return dataclasses.replace(preset, model=dataclasses.replace(preset.model, decision=decision), learner=learner)

@@ -1,84 +1,88 @@
-"""Running scales: rewards are divided by theirs, returns by theirs, so that one setting serves every environment."""
+"""Running statistics: of rewards and returns, so that one setting serves every environment, and of the targets' range.
+
+They move here alone, once per update, outside the losses, and through the ``Reduction`` that gradients pass, too.
+Values that are not finite are left out.
+"""
 
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
+from worldmodel.learning.reduction import LOCAL, Reduction
+from worldmodel.model.networks import ScalarHead
+from worldmodel.model.perception import Perception
+from worldmodel.model.reward_scale import RewardScale
 
-class RewardScale:
-    """Root mean square of the rewards seen that are not zero: a rare reward is then as large as a steady one.
 
-    It is the mean over all of them at first, and over about the last ``memory`` later on.
+def update_reward_scale(scale: RewardScale, rewards: Tensor, reduction: Reduction = LOCAL) -> None:
+    """Moves ``scale`` by rewards of any shape, in the environment's units.
 
     Example:
         >>> scale = RewardScale()
-        >>> scale.update(torch.tensor([0.0, 0.25, -0.25]))
-        >>> scale.scale
+        >>> update_reward_scale(scale, torch.tensor([0.0, 0.25, -0.25]))
+        >>> float(scale.scale)
         0.25
     """
-
-    def __init__(self, memory: int = 1_000_000) -> None:
-        self.memory = memory
-        self._count = 0.0
-        self._square = 0.0
-
-    @property
-    def scale(self) -> float:
-        """1 as long as every reward was zero."""
-        return self._square**0.5 or 1.0
-
-    def update(self, rewards: Tensor) -> None:
-        """Takes rewards of any shape in."""
-        squares = rewards.double().square()
-        seen = int(torch.count_nonzero(squares))
-        if not seen:
-            return
-        self._count = min(self._count + seen, float(self.memory))
-        share = min(1.0, seen / self._count)
-        self._square += share * (float(squares.sum()) / seen - self._square)
-
-    def state_dict(self) -> dict[str, float]:
-        """Plain numbers."""
-        return {"count": self._count, "square": self._square}
-
-    def load_state_dict(self, state: Mapping[str, float]) -> None:
-        """Goes on from what ``state_dict`` said."""
-        self._count, self._square = float(state["count"]), float(state["square"])
+    squares = rewards.detach().double().square()
+    squares = squares[squares.isfinite()]
+    sums = torch.stack([torch.count_nonzero(squares).double(), squares.sum()])
+    count, square = reduction.reduce_statistics(sums[None]).sum(0)
+    scale.update(count, square)
 
 
-class ReturnRange:
+def update_support(head: ScalarHead, targets: Tensor, reduction: Reduction = LOCAL) -> None:
+    """Extends the support of a head's bins to ``targets``, of any shape."""
+    if head.config.kind != "two_hot":
+        return
+    targets = targets.detach().flatten()
+    targets = targets[targets.isfinite()].to(head.v_min.dtype)
+    # Without targets the bounds that the head has come back.
+    bounds = torch.stack([torch.cat([targets, head.v_min[None]]).min(), torch.cat([targets, head.v_max[None]]).max()])
+    low, high = reduction.reduce_statistics(bounds[None]).unbind(1)
+    head.extend_support(low.min(), high.max())
+
+
+def update_standardisation(
+    perception: Perception, observations: Mapping[str, Tensor], valid: Tensor, reduction: Reduction = LOCAL
+) -> None:
+    """Moves the mean and variance that numbers are standardised by, by observations (batch, time, ...) at ``valid``."""
+    for codec, values in perception.standardised(observations, valid):
+        codec.update(reduction.reduce_statistics(codec.moments(values)[None]))
+
+
+class ReturnNormaliser:
     """The distance from the 5th to the 95th percentile of returns, smoothed, and never below ``floor``.
 
-    (Hafner et al. 2023, arXiv 2301.04104, equation 7.) The floor keeps noise from being blown up where all returns are
+    (Hafner et al. 2023, arXiv 2301.04104, equation 7.) The floor keeps noise from being scaled up where all returns are
     alike.
     """
 
-    def __init__(self, floor: float, keep: float = 0.99) -> None:
+    def __init__(self, floor: float, decay: float = 0.99) -> None:
         self.floor = floor
-        self.keep = keep
+        self.decay = decay
         self._low: float | None = None
         self._high = 0.0
 
     @property
-    def range(self) -> float:
+    def scale(self) -> float:
         """What returns are divided by."""
         return max(self.floor, self._high - (self._low or 0.0))
 
-    def update(self, returns: Tensor) -> float:
-        """Takes returns of any shape in, unless one is NaN or infinite; answers ``range``."""
+    def update(self, returns: Tensor, reduction: Reduction = LOCAL) -> None:
+        """Moves the percentiles by returns of any shape, unless one of them is NaN or infinite."""
+        returns = reduction.reduce_statistics(returns.detach().flatten())
         if returns.numel() and returns.isfinite().all():
             points = torch.tensor([0.05, 0.95], device=returns.device, dtype=returns.dtype)
-            low, high = torch.quantile(returns.flatten(), points).tolist()
-            keep = 0.0 if self._low is None else self.keep
-            self._low = keep * (self._low or 0.0) + (1 - keep) * low
-            self._high = keep * self._high + (1 - keep) * high
-        return self.range
+            low, high = torch.quantile(returns, points).tolist()
+            decay = 0.0 if self._low is None else self.decay
+            self._low = decay * (self._low or 0.0) + (1 - decay) * low
+            self._high = decay * self._high + (1 - decay) * high
 
     def state_dict(self) -> dict[str, float | None]:
         """Plain numbers."""
         return {"low": self._low, "high": self._high}
 
     def load_state_dict(self, state: Mapping[str, float | None]) -> None:
-        """Goes on from what ``state_dict`` said."""
+        """Continues from what ``state_dict`` returned."""
         self._low, self._high = state["low"], float(state["high"] or 0.0)

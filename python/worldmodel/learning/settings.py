@@ -97,7 +97,7 @@ def saved_config(run: Run) -> TrainConfig:
 
 def acting_part(config: TrainConfig) -> str:
     """Which part of a checkpoint holds the weights that an agent acts with."""
-    return "average" if config.learner.average else "world_model"
+    return "ema" if config.learner.ema else "world_model"
 
 
 def check_resumable(run: Run, config: TrainConfig) -> None:

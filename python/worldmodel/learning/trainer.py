@@ -126,10 +126,10 @@ class Trainer:
         random = {"cpu": torch.get_rng_state()}
         if self.device.type == "cuda":
             random["cuda"] = torch.cuda.get_rng_state(self.device)
-        average = self.learner.average
+        ema = self.learner.ema
         return {
             "world_model": self.world_model.state_dict(),
-            **({"average": average.world_model.state_dict()} if average else {}),
+            **({"ema": ema.module.state_dict()} if ema else {}),
             "learner": self.learner.state_dict(),
             "replay": self.replay.state_dict(),
             "collector": self.collector.state_dict(),
@@ -153,8 +153,8 @@ class Trainer:
         """
         anew = f"--resume {run.folder} --new-episodes goes on with other episodes, and then not as if nothing had been"
         run.load_weights(self.world_model, self.device)
-        if self.learner.average:
-            run.load_weights(self.learner.average.world_model, self.device, "average")
+        if self.learner.ema:
+            run.load_weights(self.learner.ema.module, self.device, "ema")
         with run.refusing("learner", "replay", "collector", "trainer"):
             self.learner.load_state_dict(run.load("learner", self.device))
             self.replay.load_state_dict(run.load("replay"))

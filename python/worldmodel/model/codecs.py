@@ -115,20 +115,30 @@ class VectorCodec(nn.Module):
         return numbers.sign() * numbers.abs().expm1()
 
     @torch.no_grad()
-    def update(self, leaf: Tensor) -> None:
-        """Lets the running mean and variance take in a leaf, (steps, entries).
+    def moments(self, leaf: Tensor) -> Tensor:
+        """(steps, entries) -> (3, entries): number, mean and variance, through symlog, of the steps that are finite."""
+        numbers = symlog(leaf.to(self.mean.dtype))
+        numbers = numbers[numbers.isfinite().all(-1)]
+        if not numbers.shape[0]:
+            return torch.zeros_like(self.mean).expand(3, -1)
+        count = torch.full_like(self.mean, numbers.shape[0])
+        return torch.stack([count, numbers.mean(0), numbers.var(0, correction=0)])
+
+    @torch.no_grad()
+    def update(self, moments: Tensor) -> None:
+        """Moves the running mean and variance by ``moments``, (parts, 3, entries), one part after the other.
 
         They are those of all steps at first, and of about the last million later on (Chan et al. 1979).
         """
-        if not leaf.shape[0]:
-            return
-        numbers = symlog(leaf.to(self.mean.dtype))
-        self.count.add_(leaf.shape[0]).clamp_(max=_REMEMBERED)
-        share = leaf.shape[0] / self.count.item()
-        mean, variance = numbers.mean(0), numbers.var(0, correction=0)
-        between = share * (1 - share) * (mean - self.mean).square()
-        self.variance.lerp_(variance, share).add_(between)
-        self.mean.lerp_(mean, share)
+        for count, mean, variance in moments.unbind(0):
+            steps = int(count[0])
+            if not steps:
+                continue
+            self.count.add_(steps).clamp_(max=_REMEMBERED)
+            weight = steps / self.count.item()
+            between = weight * (1 - weight) * (mean - self.mean).square()
+            self.variance.lerp_(variance, weight).add_(between)
+            self.mean.lerp_(mean, weight)
 
 
 class ImageCodec(nn.Module):

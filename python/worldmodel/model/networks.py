@@ -100,11 +100,10 @@ class ScalarHead(nn.Module):
         return -(near[..., 0] * (1 - weight_above) + near[..., 1] * weight_above)
 
     @torch.no_grad()
-    def extend_support(self, targets: Tensor) -> None:
-        """Extends the support to ``targets``."""
-        if self.config.kind == "two_hot" and targets.numel():
-            self.v_min.copy_(torch.fmin(self.v_min, targets.min()))
-            self.v_max.copy_(torch.fmax(self.v_max, targets.max()))
+    def extend_support(self, low: Tensor, high: Tensor) -> None:
+        """Extends the support to finite targets from ``low`` to ``high``, () each."""
+        self.v_min.copy_(torch.minimum(self.v_min, low))
+        self.v_max.copy_(torch.maximum(self.v_max, high))
 
     def _centers(self) -> Tensor:
         share = torch.linspace(0, 1, self.config.bins, device=self.v_min.device)

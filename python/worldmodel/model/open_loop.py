@@ -62,16 +62,13 @@ class OpenLoop:
 
 
 @torch.no_grad()
-def open_loop(
-    world_model: WorldModel, batch: Batch, context: int, reward_scale: float = 1.0, sample: Sampler | None = None
-) -> OpenLoop:
+def open_loop(world_model: WorldModel, batch: Batch, context: int, sample: Sampler | None = None) -> OpenLoop:
     """Observes the first ``context`` steps of every row, and imagines the others.
 
     Args:
         world_model: who observes and imagines.
         batch: rows that begin with an episode, or inside one with a state. Only that episode counts.
         context: how many observations are given, from 1 to time - 1.
-        reward_scale: what rewards were divided by when the world model learned them.
         sample: distribution -> latent; ``Latent.mode`` if None.
 
     Raises:
@@ -97,7 +94,7 @@ def open_loop(
         world_model.perception.reconstruct(observed.latent),
         world_model.perception.reconstruct(imagined.latent),
         batch.rewards[:, :-1],
-        torch.cat(rewards, 1) * reward_scale,
+        torch.cat(rewards, 1) * world_model.reward_scale.scale,
         batch.terminated[:, :-1],
         1 - torch.cat(continues, 1),
     )

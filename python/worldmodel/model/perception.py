@@ -93,11 +93,11 @@ class Perception(nn.Module):
             total = total + codec.loss(codec.reconstruct(features), observations[name].flatten(0, len(lead) - 1))
         return total.view(lead)
 
-    def update(self, observations: Mapping[str, Tensor], valid: Tensor) -> None:
-        """Updates the running standardisation of vectors with observations (batch, time, ...) where ``valid``."""
+    def standardised(self, observations: Mapping[str, Tensor], valid: Tensor) -> Iterator[tuple[VectorCodec, Tensor]]:
+        """The codecs with running statistics, each with its ``observations`` (batch, time, ...) at ``valid``."""
         for name, codec in self._codecs():
             if isinstance(codec, VectorCodec):
-                codec.update(observations[name][valid])
+                yield codec, observations[name][valid]
 
     def _decoder_features(self, latent: Tensor) -> tuple[torch.Size, Tensor]:
         """(..., *latent shape) -> the leading dimensions, and features (steps, hidden)."""

@@ -26,6 +26,7 @@ from worldmodel.model.memory import MemoryConfig, build_memory
 from worldmodel.model.perception import Perception, PerceptionConfig
 from worldmodel.model.policies import Policy
 from worldmodel.model.prediction import Predicted, Prediction, PredictionConfig
+from worldmodel.model.reward_scale import RewardScale
 from worldmodel.runs.migration import upgrade_weights
 
 PREFIX = "memory."
@@ -119,6 +120,7 @@ class WorldModel(nn.Module):
         self.prediction = Prediction(width, action_spec.width, latent, config.prediction)
         self.evaluation = Evaluation(width, config.evaluation)
         self.decision = Decision(width, action_spec, config.decision)
+        self.reward_scale = RewardScale()
         self.register_load_state_dict_pre_hook(_upgrade_names)
 
     @property
