@@ -85,20 +85,23 @@ def lists(items: list[Any]) -> dict[str, Any]:
 
 
 def lost(old: dict[str, Any], new: dict[str, Any], renames: dict[str, str] | None = None) -> list[str]:
-    """Rows of ``old`` that ``new`` lacks. ``renames`` maps words of old rows to words of new ones.
+    """Rows of ``old`` that ``new`` lacks. ``renames`` maps whole old rows, or parts of them, to new ones.
 
     Rows of a backend that nothing runs on in ``new`` are not missed: the machine lacks it.
     """
 
     def renamed(text: str) -> str:
-        for word, other in (renames or {}).items():
-            text = text.replace(word, other)
+        renames_of_rows = renames or {}
+        if text in renames_of_rows:
+            return renames_of_rows[text]
+        for part, other in renames_of_rows.items():
+            text = text.replace(part, other)
         return text
 
-    rows = {tuple(found) for found in new["laws"]}
-    backends = {backend for _, _, backend in rows}
-    wanted = (tuple(map(renamed, found)) for found in old["laws"])
-    missing = [" × ".join(found) for found in wanted if found not in rows and found[2] in backends]
+    rows = {" × ".join(found) for found in new["laws"]}
+    backends = {backend for _, _, backend in new["laws"]}
+    wanted = (renamed(" × ".join(found)) for found in old["laws"])
+    missing = [found for found in wanted if found not in rows and found.rsplit(" × ", 1)[1] in backends]
     for kind in ("planted", "bad input"):
         present = set(new[kind])
         missing += [f"{kind}: {name}" for name in map(renamed, old[kind]) if name not in present]

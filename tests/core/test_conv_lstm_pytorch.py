@@ -101,21 +101,6 @@ def test_dynamic_shapes(place):
 
 
 @every_kernel
-def test_inductor_and_export(place):
-    problem = small_conv_lstm(place.device, torch.float32)
-
-    class Module(torch.nn.Module):
-        def forward(self, values):
-            wide = {k: v * 1.5 if k == "x" else v for k, v in values.items()}
-            return problem.function(**wide, backend=place.backend)
-
-    compiled = torch.compile(Module(), fullgraph=True)
-    torch.testing.assert_close(results(compiled, problem.leaves()), results(Module(), problem.leaves()))
-    program = torch.export.export(Module(), (problem.tensors,))
-    torch.testing.assert_close(program.module()(problem.tensors), Module()(problem.tensors))
-
-
-@every_kernel
 def test_compiled_func_grad_works_or_raises_and_a_second_derivative_raises(place):
     problem = small_conv_lstm(place.device, torch.float32)
 
