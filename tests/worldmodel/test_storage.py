@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors
+import safetensors.torch
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -94,6 +96,48 @@ def test_a_damaged_file_is_told_from_a_whole_one(tmp_path: Path, data: st.DataOb
         assert equal(found, state)  # what the change hit, such as padding, means nothing
 
 
+def rewritten(path: Path, **changes: str) -> None:
+    """Writes the file again with other metadata and the checksum of that."""
+    with safetensors.safe_open(str(path), framework="pt") as file:
+        metadata = {**file.metadata(), **changes}
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    metadata["checksum"] = storage._checksum(tensors, metadata)
+    safetensors.torch.save_file(tensors, str(path), metadata)
+
+
+def test_a_file_says_its_version_and_describes_its_tensors(tmp_path: Path) -> None:
+    path = tmp_path / "replay.safetensors"
+    storage.save(path, {"chunks": {"length": np.arange(3), "rewards": np.zeros(4, np.float32)}, "epochs": 2})
+    with safetensors.safe_open(str(path), framework="np") as file:
+        metadata = file.metadata()
+    assert (metadata["format"], metadata["version"]) == ("wmkernels-state", "2")
+    schema = json.loads(metadata["schema"])
+    assert schema["part"] == "replay"
+    assert schema["tensors"]["replay.chunks.rewards"] == {
+        "dtype": "float32",
+        "shape": [4],
+        "meaning": "rewards of all chunks in the environment's units, (sum of length,)",
+    }
+    assert storage.load_versioned(path)[1] == 2
+
+
+def test_a_file_of_a_later_release_is_told_from_a_damaged_one(tmp_path: Path) -> None:
+    run = new_run(tmp_path)
+    path = run.save(1, {"a": {"x": torch.zeros(2)}}) / "a.safetensors"
+    rewritten(path, version="3")
+    words = "has version 3 of the state format, this release reads versions up to 2: a later release wrote it"
+    with pytest.raises(storage.NewerFile, match=words):
+        storage.load(path)
+    with pytest.raises(RunError, match=words):
+        run.load("a")
+    rewritten(path, version="2", schema=json.dumps({"part": "a", "tensors": {}}))
+    with pytest.raises(storage.DamagedFile, match="its schema is not that of its tensors"):
+        storage.load(path)
+    rewritten(path, version="two")
+    with pytest.raises(storage.DamagedFile, match="damaged"):
+        storage.load(path)
+
+
 def new_run(folder: Path) -> Run:
     return Run.create(folder / "run", {"train": {}})
 
@@ -159,7 +203,7 @@ def test_a_folder_that_is_no_run_is_said_to_be_none(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"config.json is damaged"):
         Run(run.folder)
     (run.folder / "config.json").write_text(json.dumps({"format": 99}))
-    with pytest.raises(RunError, match="has format 99, this version reads format 1"):
+    with pytest.raises(RunError, match="has format 99, this release reads formats 1 to 2"):
         Run(run.folder)
 
 

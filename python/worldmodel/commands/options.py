@@ -13,6 +13,7 @@ from worldmodel.model.blocks import BlockConfig, CustomBlock, GatedConvBlock
 from worldmodel.model.latents import LatentConfig
 from worldmodel.model.world_model import WorldModelConfig
 from worldmodel.runs.configuration import ConfigurationError
+from worldmodel.runs.migration import renamed_option
 from worldmodel.runs.optional_dependencies import require
 from worldmodel.runs.run import Run
 
@@ -66,6 +67,9 @@ def train_options(arguments: Sequence[str]) -> tuple[TrainConfig, Path, dict[str
         ConfigurationError: an unknown preset, no environment, options that contradict each other.
         RunError: there is no run to go on with.
     """
+    for argument in arguments:
+        if (today := renamed_option(argument)) is not None:
+            raise ConfigurationError(f"{argument.partition('=')[0]} is an option of an earlier release: use {today}")
     # These say what all other options start from, so they are read first.
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--preset", default=TrainConfig.preset)

@@ -1,7 +1,11 @@
-"""Configurations and weights of earlier releases, in today's names."""
+"""Configurations, weights and checkpoints of earlier releases, in today's names."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
+
+import numpy as np
+import torch
 
 Value = TypeVar("Value")
 
@@ -16,6 +20,11 @@ FIELDS = {
     "train.model.decision.improve": "train.model.decision.gradient",
     "train.model.decision.few": "train.model.decision.max_enumerated_actions",
     "train.model.decision.uniform": "train.model.decision.unimix_ratio",
+    "train.learner.learning_rate": "train.learner.model_lr",
+    "train.learner.value_rate": "train.learner.value_lr",
+    "train.learner.policy_rate": "train.learner.policy_lr",
+    "train.learner.clip": "train.learner.max_grad_norm",
+    "train.learner.average": "train.learner.ema",
 }
 
 # New field -> old value -> new value.
@@ -33,6 +42,81 @@ WEIGHTS = {
     "low": "v_min",
     "high": "v_max",
 }
+
+# Files of a checkpoint: today's name -> that of the release before.
+PARTS = {"ema": "average"}
+
+# Keys of the parts of a checkpoint of version 1 -> today's.
+KEYS = {
+    "replay": {
+        "unfinished": "writer",
+        "pieces": "chunks",
+        "numbers": "chunk_ids",
+        "next_number": "next_id",
+        "left": "remaining",
+        "undrawn": "unsampled",
+        "passes": "epochs",
+    },
+}
+
+
+def load_part(name: str, read: Callable[[str], tuple[Any, int]], exists: Callable[[str], bool]) -> Any:
+    """One part of a checkpoint, as today's release would have saved it.
+
+    Args:
+        name: of the part, today's.
+        read: name of a file -> its state, and the version of the state format that it has.
+        exists: whether there is a file of that name.
+
+    Returns:
+        What ``storage.save`` of today was given; ``read`` and its errors apply.
+    """
+    old = PARTS.get(name, name)
+    state, version = read(old if exists(old) and not exists(name) else name)
+    if version > 1:
+        return state
+    if name in ("world_model", "ema"):
+        rewards = read("learner")[0]["rewards"]  # the reward scale was the learner's
+        device = next(iter(state.values())).device
+        scale = {
+            "reward_scale.count": torch.tensor(rewards["count"], dtype=torch.float64, device=device),
+            "reward_scale.mean_square": torch.tensor(rewards["square"], dtype=torch.float64, device=device),
+        }
+        return {**upgrade_weights(state), **scale}
+    upgraded = {KEYS.get(name, {}).get(key, key): value for key, value in state.items()}
+    if name == "replay":
+        # Every reward was known, and all steps were one apart.
+        writer = dict(upgraded["writer"])
+        writer["reward_mask"] = np.ones(writer["rewards"].shape, bool)
+        num_envs, transitions = writer["rewards"].shape
+        writer["elapsed"] = np.ones((num_envs, transitions + 1), np.float32)
+        upgraded["writer"] = writer
+    if name == "learner":
+        del upgraded["rewards"]
+    return upgraded
+
+
+def renamed_option(argument: str) -> str | None:
+    """The option of today for one of an earlier release; None for any other argument.
+
+    Example:
+        >>> renamed_option("--learner.policy-rate=1")
+        '--learner.policy-lr'
+        >>> renamed_option("--learner.policy-lr")
+    """
+    if not argument.startswith("--"):
+        return None
+    field = f"train.{argument[2:].partition('=')[0].replace('-', '_')}"
+    if field in FIELDS:
+        return _option(FIELDS[field])
+    parent, _, name = field.rpartition(".")
+    if parent == "train.model.memory" and name in _MEMORY and name != "width":
+        return "--memory, which chooses blocks, and --model.memory.blocks.N, which has their settings"
+    return None
+
+
+def _option(field: str) -> str:
+    return "--" + re.sub("_(?=.)", "-", field.removeprefix("train."))
 
 
 def upgrade_config(config: Mapping[str, Any]) -> dict[str, Any]:

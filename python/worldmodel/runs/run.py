@@ -27,10 +27,10 @@ from torch import nn
 
 import wmkernels
 from worldmodel.runs import storage
-from worldmodel.runs.migration import upgrade_config, upgrade_weights
+from worldmodel.runs.migration import load_part, upgrade_config
 from worldmodel.runs.optional_dependencies import MissingPackage, require
 
-FORMAT = 1
+FORMAT = 2  # of config.json; format 1 is that of the release before
 KEPT = 2  # the newest checkpoint, and one to fall back on should its files be damaged later
 
 
@@ -57,10 +57,10 @@ class Run:
             self.config: dict[str, Any] = json.loads(path.read_text())
         except ValueError as error:
             raise RunError(f"{path} is damaged: {error}") from error
-        if self.config.get("format") != FORMAT:
-            found = self.config.get("format")
-            raise RunError(f"{path} has format {found}, this version reads format {FORMAT}")
-        self.config = upgrade_config(self.config)
+        found = self.config.get("format") if isinstance(self.config, dict) else None
+        if not (isinstance(found, int) and 1 <= found <= FORMAT):
+            raise RunError(f"{path} has format {found}, this release reads formats 1 to {FORMAT}")
+        self.config = {**upgrade_config(self.config), "format": FORMAT}
         self._tensorboard: Any = None
 
     @classmethod
@@ -124,8 +124,14 @@ class Run:
         if not self.checkpoints:
             raise RunError(f"{self.folder} has no checkpoint yet")
         *older, newest = self.checkpoints
+
+        def read(part: str) -> tuple[Any, int]:
+            return storage.load_versioned(newest / f"{part}.safetensors", device)
+
         try:
-            return storage.load(newest / f"{name}.safetensors", device)
+            return load_part(name, read, lambda part: (newest / f"{part}.safetensors").is_file())
+        except storage.NewerFile as error:
+            raise RunError(str(error)) from error
         except (storage.DamagedFile, FileNotFoundError) as error:
             hint = f"; remove {newest} to go on from {older[-1].name}, the checkpoint before it" if older else ""
             raise RunError(f"{error}{hint}") from error
@@ -136,7 +142,7 @@ class Run:
         Raises:
             RunError: the file is missing or damaged, or holds the weights of another configuration.
         """
-        saved = upgrade_weights(self.load(part, device))
+        saved = self.load(part, device)
         present = module.state_dict()
         found = [f"{name} is missing" for name in present if name not in saved]
         found += [f"{name} is not known here" for name in saved if name not in present]

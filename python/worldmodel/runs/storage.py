@@ -3,7 +3,8 @@
 A state is what ``state_dict`` functions return: dicts, lists and tuples, nested, of tensors, arrays and plain values.
 Its tensors become the tensors of the file; everything else becomes JSON in the file's metadata, in which a tensor
 stands as ``{"tensor": key}``, so a dict whose keys are numbers and a tuple come back as they were. Metadata also holds
-a checksum of the tensors, because safetensors itself notices a file that is cut short but not one with a flipped bit.
+the version of the format, a schema for other readers, and a checksum, because safetensors itself notices a file that is
+cut short but not one with a flipped bit. ``docs/state_files.md`` describes the format.
 """
 
 import hashlib
@@ -17,12 +18,20 @@ import torch
 from torch import Tensor
 
 from worldmodel.runs.optional_dependencies import require
+from worldmodel.runs.schema import meaning_of
+
+FORMAT = "wmkernels-state"
+VERSION = 2  # files without a version are of the release before, which had version 1
 
 _PLAIN = (str, int, float, bool, type(None))
 
 
 class DamagedFile(ValueError):
     """A file that is not what was written."""
+
+
+class NewerFile(ValueError):
+    """A file of a later release."""
 
 
 def save(path: Path, state: Any) -> None:
@@ -33,7 +42,9 @@ def save(path: Path, state: Any) -> None:
     """
     tensors: dict[str, Tensor] = {}
     outline = json.dumps(_outline(state, tensors, path.stem))
-    metadata = {"outline": outline, "checksum": _checksum(tensors, outline)}
+    schema = json.dumps(_schema(path.stem, tensors))
+    metadata = {"format": FORMAT, "version": str(VERSION), "outline": outline, "schema": schema}
+    metadata["checksum"] = _checksum(tensors, metadata)
     beside = path.with_name(path.name + ".partial")
     require("safetensors.torch", "write checkpoints").save_file(tensors, str(beside), metadata)
     with beside.open("rb") as file:
@@ -42,11 +53,17 @@ def save(path: Path, state: Any) -> None:
 
 
 def load(path: Path, device: torch.device | str = "cpu") -> Any:
-    """What ``save`` wrote, with its tensors on ``device``.
+    """What ``save`` wrote, with its tensors on ``device``; errors as for ``load_versioned``."""
+    return load_versioned(path, device)[0]
+
+
+def load_versioned(path: Path, device: torch.device | str = "cpu") -> tuple[Any, int]:
+    """What ``save`` wrote, with its tensors on ``device``, and the version of the format that it was written in.
 
     Raises:
         FileNotFoundError: there is no such file.
         DamagedFile: the file was cut short, changed, or written by something else.
+        NewerFile: a later release wrote it.
     """
     safetensors = require("safetensors", "read checkpoints")
     if not path.is_file():
@@ -56,16 +73,40 @@ def load(path: Path, device: torch.device | str = "cpu") -> Any:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         outline = metadata["outline"]
-        whole = metadata["checksum"] == _checksum(tensors, outline)
+        whole = metadata["checksum"] == _checksum(tensors, metadata)
+        version = int(metadata.get("version", 1))
+        fits = version == 1 or json.loads(metadata["schema"])["tensors"].keys() == tensors.keys()
     except (OSError, KeyError, ValueError, safetensors.SafetensorError) as error:
         raise DamagedFile(f"{path} is damaged: {error}") from error
     if not whole:
         raise DamagedFile(f"{path} is damaged: its checksum is not that of its content")
-    return _restored(json.loads(outline), {name: tensor.to(device) for name, tensor in tensors.items()})
+    if version > VERSION:
+        raise NewerFile(
+            f"{path} has version {version} of the state format, this release reads versions up to {VERSION}: a later "
+            "release wrote it and reads it"
+        )
+    if not fits or metadata.get("format", FORMAT) != FORMAT:
+        raise DamagedFile(f"{path} is damaged: its schema is not that of its tensors")
+    return _restored(json.loads(outline), {name: tensor.to(device) for name, tensor in tensors.items()}), version
 
 
-def _checksum(tensors: dict[str, Tensor], outline: str) -> str:
-    digest = hashlib.sha256(outline.encode())
+def _schema(part: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
+    """What the file holds, for readers that know neither the outline nor this package."""
+    described = {
+        name: {
+            "dtype": str(tensor.dtype).removeprefix("torch."),
+            "shape": list(tensor.shape),
+            "meaning": meaning_of(name),
+        }
+        for name, tensor in sorted(tensors.items())
+    }
+    return {"part": part, "tensors": described}
+
+
+def _checksum(tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:
+    """Of the metadata and the tensors; the rule is the same in every version but 1, which had an outline alone."""
+    names = ("format", "version", "schema", "outline") if "version" in metadata else ("outline",)
+    digest = hashlib.sha256("\n".join(metadata[name] for name in names).encode())
     for name in sorted(tensors):
         tensor = tensors[name]
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())

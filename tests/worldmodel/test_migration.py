@@ -1,0 +1,140 @@
+"""Runs of the release before load, act and train on as they did there; ``data/README.md`` says how they were made."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import worldmodel_environments  # noqa: F401 - registers its environments
+
+from worldmodel.__main__ import main
+from worldmodel.acting.agent import Agent
+from worldmodel.acting.rollout import evaluate
+from worldmodel.commands.options import train_options
+from worldmodel.commands.train import train
+from worldmodel.learning.settings import saved_config
+from worldmodel.learning.trainer import Trainer
+from worldmodel.runs import storage
+from worldmodel.runs.configuration import ConfigurationError
+from worldmodel.runs.migration import FIELDS
+from worldmodel.runs.run import Run
+
+DATA = Path(__file__).with_name("data")
+RUNS = ("scan", "gru", "control", "conv_lstm")
+pytestmark = pytest.mark.usefixtures("same_threads")
+
+
+def expected(name: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((DATA / name / "expected.json").read_text())
+    return found
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_an_agent_of_the_release_before_acts_as_it_did(name: str) -> None:
+    agent, known = Agent.load(DATA / name), expected(name)
+    state = None
+    for step, before in enumerate(known["acted"]):
+        observation = {
+            leaf: np.array([value], agent.observation_spec.leaves[leaf].dtype)
+            for leaf, value in before["observation"].items()
+        }
+        actions, state = agent.act_encoded(observation, state, np.array([step in (0, 7)]))
+        assert actions[0].tolist() == before["action"], step
+        torch.testing.assert_close(state["features"][0], torch.tensor(before["features"]), rtol=1e-4, atol=1e-5)
+        value = agent.world_model.evaluation.value(state["features"])
+        torch.testing.assert_close(value[0].item(), before["value"], rtol=1e-4, atol=1e-5)
+    assert state is not None
+    model = agent.world_model
+    with torch.no_grad():
+        imagined = model.imagine_actions(state, state["action"][:, None].repeat(1, 3, 1), model.perception.latent.mode)
+    for field, index in (("rewards", 0), ("continues", 0), ("features", (0, -1))):
+        now, before = getattr(imagined, field)[index], torch.tensor(known["imagined"][field])
+        torch.testing.assert_close(now, before, rtol=1e-4, atol=1e-5)
+    assert float(model.reward_scale.scale) == pytest.approx(known["reward_scale"])
+
+
+def test_an_agent_of_the_release_before_has_the_returns_that_it_had() -> None:
+    agent, known = Agent.load(DATA / "gru"), expected("gru")
+    found = evaluate(agent, saved_config(Run(DATA / "gru")).env, 4, seed=3, num_envs=2)
+    assert list(found.returns) == known["returns"] and list(found.lengths) == known["lengths"]
+
+
+def copied(name: str, folder: Path) -> Path:
+    shutil.copytree(DATA / name, folder)
+    return folder
+
+
+def test_a_run_of_whole_episodes_resumes_with_the_losses_of_the_release_before(tmp_path: Path) -> None:
+    run, known = Run(copied("gru", tmp_path / "run")), expected("gru")
+    trainer = Trainer(saved_config(run))
+    trainer.load(run)
+    assert (trainer.updates, trainer.steps) == (known["updates"], known["steps"])
+    learned, real = [], trainer.learner.update
+
+    def update(batch: Any) -> dict[str, float]:
+        learned.append(real(batch))
+        return learned[-1]
+
+    trainer.learner.update = update  # type: ignore[method-assign]
+    while trainer.steps < known["steps_after"]:
+        trainer.iterate()
+    assert len(learned) == len(known["learned"]) > 3
+    for now, before in zip(learned, known["learned"], strict=True):
+        assert {name: now[name] for name in before} == pytest.approx(before, rel=1e-3, abs=1e-5)
+
+
+def test_a_run_with_stored_states_resumes_trains_on_and_is_saved_in_todays_format(tmp_path: Path) -> None:
+    folder = copied("scan", tmp_path / "run")
+    before = Run(folder)
+    old = before.load("replay")
+    known = expected("scan")
+    assert main(["train", "--resume", str(folder), "--steps", str(known["steps"] + 40)]) == 0
+    run = Run(folder)
+    assert json.loads((folder / "config.json").read_text())["format"] == 2
+    assert len(run.checkpoints) == 2 and run.metrics[-1]["updates"] > known["updates"]
+    assert np.isfinite([run.metrics[-1][f"loss/{part}"] for part in ("model", "value", "policy")]).all()
+    for path in run.checkpoints[-1].iterdir():
+        assert storage.load_versioned(path)[1] == storage.VERSION
+    # What was collected before is still there, and the run goes on from the new checkpoint, too.
+    rewards = old["chunks"]["rewards"]
+    assert len(rewards) > 100 and run.load("replay")["added"] == old["added"] + 40
+    assert main(["train", "--resume", str(folder), "--steps", str(known["steps"] + 60)]) == 0
+    assert Agent.load(folder).world_model.reward_scale.count > 0
+
+
+def test_a_configuration_of_the_release_before_is_the_one_of_today(tmp_path: Path) -> None:
+    config = saved_config(Run(DATA / "control"))
+    assert config.learner.ema == 20 and config.learner.max_grad_norm == 1.0 and config.learner.model_lr == 1e-3
+    assert config.model.decision.gradient == "reinforce" and config.model.evaluation.tau == 0.02
+    assert saved_config(Run(DATA / "conv_lstm")).env == "worldmodel/HiddenBall-v0"
+
+
+def test_an_option_of_an_earlier_release_names_the_one_of_today(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    today = re.findall(r"--[\w.-]+", capsys.readouterr().out)
+    for old in FIELDS:
+        option = "--" + old.removeprefix("train.").replace("_", "-")
+        with pytest.raises(ConfigurationError, match=f"{option} is an option of an earlier release: use --") as refused:
+            train_options(["--env", "CartPole-v1", option, "1"])
+        assert str(refused.value).partition("use ")[2] in today
+
+
+def test_an_option_of_the_flat_memory_names_blocks() -> None:
+    with pytest.raises(
+        ConfigurationError, match=r"--model.memory.kind is an option of an earlier release: use --memory"
+    ):
+        train_options(["--env", "CartPole-v1", "--model.memory.kind=gru"])
+
+
+def test_a_run_of_a_module_that_is_gone_says_which(tmp_path: Path) -> None:
+    folder = copied("gru", tmp_path / "run")
+    config = json.loads((folder / "config.json").read_text())
+    config["train"]["env"] = "worldmodel.gone:Echo-v0"
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"the module 'worldmodel\.gone' cannot be imported"):
+        train(saved_config(Run(folder)), folder, resume=True, quiet=True)
