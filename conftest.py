@@ -54,7 +54,8 @@ def named(config: pytest.Config) -> list[Path]:
 def pytest_cmdline_main(config: pytest.Config) -> None:
     """A worker per core where pytest-xdist is installed; none for one file, for --pdb, or where -n says how many."""
     option = config.option
-    if getattr(option, "numprocesses", 0) is not None or option.usepdb or option.collectonly:
+    chosen = getattr(option, "numprocesses", 0) is not None or hasattr(config, "workerinput")
+    if chosen or option.usepdb or option.collectonly:
         return
     files = named(config)
     if len(set(files)) == 1 and len(files) == len(config.args):

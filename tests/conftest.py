@@ -49,6 +49,15 @@ def same_threads():
     torch.set_num_threads(before)
 
 
+@pytest.fixture(scope="session")
+def compiler():
+    """What torch.compile and opcheck load at their first use takes seconds: of this fixture, not of a test."""
+    import torch.testing._internal.optests
+
+    x = torch.ones(2, requires_grad=True)
+    torch.compile(lambda x: x * 2, backend="aot_eager", dynamic=True)(x).sum().backward()
+
+
 @pytest.fixture(autouse=True)
 def seeded():
     torch.manual_seed(0)

@@ -16,7 +16,7 @@ GRAPHS = "aot_eager"
 
 
 @pytest.fixture(autouse=True)
-def fresh():
+def fresh(compiler):
     torch._dynamo.reset()
 
 

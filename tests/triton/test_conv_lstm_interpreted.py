@@ -19,7 +19,10 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-@pytest.mark.parametrize("group", GROUPS)
+@pytest.mark.gated("Triton interpreted")
+@pytest.mark.parametrize(
+    "group", [pytest.param(group, marks=pytest.mark.canary if group == "poison" else ()) for group in GROUPS]
+)
 def test_interpreted_kernels_match_the_float64_reference(group: str) -> None:
     root = str(PROGRAM.parent.parent)
     path = os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])

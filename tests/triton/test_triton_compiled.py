@@ -15,18 +15,24 @@ import pytest
 
 PROGRAM = Path(__file__).with_name("triton_compiled.py")
 PARTS = {
+    "one linear scan": (54, ["linear"]),
     "steps and linear scans": (6, ["step", "linear"]),
     "selective scans": (6, ["scan: state sizes", "scan: time", "scan: resets", "scan: packed", "scan: options"]),
     "dtypes and poison": (9, ["scan: dtypes", "poison"]),
 }
 
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("triton") is None or platform.machine() != "x86_64",
-    reason="the package triton is not installed (it exists for Linux)",
+pytestmark = [
+    pytest.mark.gated("Triton executed"),
+    pytest.mark.skipif(
+        importlib.util.find_spec("triton") is None or platform.machine() != "x86_64",
+        reason="the package triton is not installed (it exists for Linux)",
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    "part", [pytest.param(part, marks=pytest.mark.canary if part == "one linear scan" else ()) for part in PARTS]
 )
-
-
-@pytest.mark.parametrize("part", PARTS)
 def test_compiled_kernels_match_the_float64_reference(part: str) -> None:
     every, groups = PARTS[part]
     path = [str(PROGRAM.parent.parent), str(PROGRAM.parent), os.environ.get("PYTHONPATH", "")]

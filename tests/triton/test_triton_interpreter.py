@@ -50,7 +50,10 @@ def test_the_program_asks_for_the_interpreter() -> None:
     assert "run this program with TRITON_INTERPRET=1" in run.stderr
 
 
-@pytest.mark.parametrize("group", GROUPS)
+@pytest.mark.gated("Triton interpreted")
+@pytest.mark.parametrize(
+    "group", [pytest.param(group, marks=pytest.mark.canary if group == "step" else ()) for group in GROUPS]
+)
 def test_interpreted_kernels_match_the_float64_reference(group: str) -> None:
     run = run_python(PROGRAM, group, TRITON_INTERPRET="1")
     print(f"{group}: {run.stdout.splitlines()[-1] if run.stdout else 'nothing ran'}")

@@ -1,10 +1,10 @@
-"""Inductor, the compiler of torch.compile, compiles calls of the ops and what surrounds them."""
+"""Calls of the ops that torch.compile needs many seconds for: through Inductor, and with shapes that stay symbols."""
 
 import pytest
 import torch
 from backends import everywhere
 from conv_lstm_problems import small_conv_lstm
-from test_compile import results
+from test_compile import GRAPHS, results
 from test_gradients import SMALL
 
 # PyTorch's own tracing of an autograd.Function.
@@ -12,7 +12,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*should not be instantiated:Dep
 
 
 @pytest.fixture(autouse=True)
-def fresh():
+def fresh(compiler):
     torch._dynamo.reset()
 
 
@@ -41,3 +41,21 @@ def test_inductor_and_export_take_a_conv_lstm(place):
     torch.testing.assert_close(results(compiled, problem.leaves()), results(Module(), problem.leaves()))
     program = torch.export.export(Module(), (problem.tensors,))
     torch.testing.assert_close(program.module()(problem.tensors), Module()(problem.tensors))
+
+
+@everywhere("conv_lstm", kernels_only=True)
+def test_dynamic_shapes_of_a_conv_lstm(place):
+    problem = small_conv_lstm(place.device, torch.float32)
+    weights = {k: v for k, v in problem.tensors.items() if k not in ("x", "h", "c")}
+
+    def run(values):
+        return problem.function(**values, stride=2, backend=place.backend)
+
+    compiled = torch.compile(run, fullgraph=True, dynamic=True, backend=GRAPHS)
+    for shape in ((3, 2, 3, 7, 9), (4, 5, 3, 6, 8), (2, 3, 3, 10, 5)):
+        leaves = [
+            {k: v.clone().requires_grad_() for k, v in weights.items()}
+            | {"x": torch.ones(shape, device=place.device, requires_grad=True)}
+            for _ in range(2)
+        ]
+        torch.testing.assert_close(results(compiled, leaves[0]), results(run, leaves[1]))
