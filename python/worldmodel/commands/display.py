@@ -92,6 +92,7 @@ def _cells(figures: Mapping[str, float], names: tuple[str, ...]) -> list[tuple[s
 def done(config: TrainConfig, figures: Mapping[str, float]) -> float:
     """How much of the steps or the minutes is used up, 0 to 1; 0 where neither is limited."""
     shares = [figures["steps"] / config.steps] if config.steps else []
+    shares += [figures["updates"] / config.updates] if config.updates else []
     shares += [figures["seconds"] / (60 * config.minutes)] if config.minutes else []
     return min(1.0, max(shares, default=0.0))
 

@@ -7,11 +7,12 @@ from pathlib import Path
 from worldmodel.commands.display import Display
 from worldmodel.commands.interrupt import Interrupt
 from worldmodel.commands.options import train_options
+from worldmodel.data.source import Source
 from worldmodel.environments.registry import EnvironmentFailed
-from worldmodel.environments.vector import GymnasiumVectorEnvironment, VectorEnvironment
+from worldmodel.environments.vector import GymnasiumVectorEnvironment
 from worldmodel.learning.callback import Watch
 from worldmodel.learning.settings import TrainConfig, check_resumable
-from worldmodel.learning.trainer import Trainer, TrainingFailed
+from worldmodel.learning.trainer import SourceTrainer, Trainer, TrainingFailed
 from worldmodel.runs.configuration import ConfigurationError, differences, to_json
 from worldmodel.runs.optional_dependencies import MissingPackage, require
 from worldmodel.runs.run import Run
@@ -73,13 +74,63 @@ def train(
             f"{episodes.name} is a vector environment of its own: if this run is interrupted, it goes on with other "
             "episodes alone (--new-episodes); --environment-state pickle keeps them"
         )
+    if resume:
+        run.configure({**run.config, **described})
+    try:
+        _run(trainer, run, notices, quiet)
+    finally:
+        episodes.close()
+    return run
+
+
+def train_from_source(
+    config: TrainConfig, source: Source, folder: Path, *, resume: bool = False, quiet: bool = False
+) -> Run:
+    """Trains on a source of batches alone, without environments, until the updates or minutes are used up, or Ctrl-C.
+
+    Args:
+        config: what to train; its environment and replay are not used. Its ``updates`` or ``minutes`` end the run.
+        source: of batches: recorded episodes in a ``Replay``, or another ``data.source.Source``.
+        folder: of the run, from which ``Agent.load`` makes an agent.
+        resume: continue the run in ``folder``; ``config`` must agree with its configuration.
+        quiet: show nothing.
+
+    Returns:
+        The run. Its checkpoints and metrics are counted by updates.
+
+    Raises:
+        ConfigurationError: settings or spaces that are not those of the run to continue, or nothing that ends the run.
+        RunError, MissingPackage, TrainingFailed: as for ``train``.
+    """
+    require("safetensors.torch", "write checkpoints")
+    if config.updates is None and config.minutes is None:
+        raise ConfigurationError("train_from_source: updates and minutes are None, expected one of them to end the run")
+    if resume:
+        run = Run(folder)
+        check_resumable(run, config)
+    trainer = SourceTrainer(config, source)
+    spaces = {"observation": source.observation_spec.to_json(), "action": source.action_spec.to_json()}
+    described = {"train": to_json(config), "spaces": to_json(spaces)}
+    if not resume:
+        run = Run.create(folder, described)
+    elif changed := differences(run.config["spaces"], described["spaces"]):
+        raise ConfigurationError(f"the source is not what it was when {folder} began: {'; '.join(changed)}")
+    if resume:
+        if run.checkpoints:
+            trainer.load(run)
+        run.forget_metrics_after(trainer.steps)
+        run.configure({**run.config, **described})
+    _run(trainer, run, [f"continuing after {trainer.updates:,} updates"] if resume else [], quiet)
+    return run
+
+
+def _run(trainer: SourceTrainer, run: Run, notices: list[str], quiet: bool) -> None:
+    """Shows, trains, logs and saves."""
     try:
         require("torch.utils.tensorboard", "write for TensorBoard")
     except MissingPackage as error:
-        notices.append(f"metrics.jsonl alone is written: {error}")
-    if resume:
-        run.configure({**run.config, **described})
-    with Display(config, folder, quiet=quiet) as display, Interrupt() as interrupt:
+        notices = [*notices, f"metrics.jsonl alone is written: {error}"]
+    with Display(trainer.config, run.folder, quiet=quiet) as display, Interrupt() as interrupt:
         for notice in notices:
             display.say(notice)
         try:
@@ -88,11 +139,9 @@ def train(
             kept = f"the newest checkpoint is {run.checkpoints[-1]}" if run.checkpoints else "nothing was saved yet"
             raise type(failure)(f"{failure}; {kept}") from failure
         finally:
-            trainer.episodes.close()
             run.close()
         if interrupt.asked:
-            display.say(f"interrupted and saved; go on with --resume {folder}")
-    return run
+            display.say(f"interrupted and saved; go on with --resume {run.folder}")
 
 
 def _go_on(trainer: Trainer, run: Run, new_episodes: bool, unpickle: bool) -> list[str]:
@@ -109,14 +158,13 @@ def _go_on(trainer: Trainer, run: Run, new_episodes: bool, unpickle: bool) -> li
     return said
 
 
-def _loop(trainer: Trainer, run: Run, display: Display, interrupt: Interrupt) -> None:
+def _loop(trainer: SourceTrainer, run: Run, display: Display, interrupt: Interrupt) -> None:
     if trainer.finished:
         display.say("nothing is left to do: give more --steps or --minutes")
         return
     logged = saved = trainer.seconds
     mark, figures = time.perf_counter(), trainer.figures()
-    single = trainer.episodes.environments[0] if isinstance(trainer.episodes, VectorEnvironment) else None
-    watch = Watch(trainer.config.open_loop_minutes, trainer.seconds, single)
+    watch = Watch(trainer.config.open_loop_minutes, trainer.seconds, trainer.environment)
     while not (trainer.finished or interrupt.asked):
         trainer.iterate()
         # Logging and saving count, too: they are part of the minutes that a user waits.
@@ -137,7 +185,7 @@ def _loop(trainer: Trainer, run: Run, display: Display, interrupt: Interrupt) ->
     run.save(trainer.steps, trainer.state_dict())
 
 
-def _look(trainer: Trainer, run: Run, watch: Watch) -> dict[str, float]:
+def _look(trainer: SourceTrainer, run: Run, watch: Watch) -> dict[str, float]:
     """Open-loop prediction, where it is time for it: a picture for TensorBoard, and figures."""
     if trainer.batch is None or not watch.is_time(trainer.seconds):
         return {}

@@ -31,6 +31,8 @@ class TrainConfig:
     """Environments that go on acting at random, so that what is learned from is not only what the policy does."""
     steps: int | None = None
     """Stop after so many steps of the environments, all together."""
+    updates: int | None = None
+    """Stop after so many updates of the weights."""
     minutes: float | None = None
     """Stop after so many minutes of training, those before a resume included."""
     device: str = "cpu"
@@ -58,7 +60,16 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         """Raises ConfigurationError for numbers that cannot work."""
-        for name in ("num_envs", "threads", "train_ratio", "steps", "minutes", "log_seconds", "save_minutes"):
+        for name in (
+            "num_envs",
+            "threads",
+            "train_ratio",
+            "steps",
+            "updates",
+            "minutes",
+            "log_seconds",
+            "save_minutes",
+        ):
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ConfigurationError(f"{name} is {value}, expected more than 0")
@@ -76,6 +87,7 @@ class TrainConfig:
 # How long, where and how often: what may change when a run is resumed.
 _FREE = {
     "steps",
+    "updates",
     "minutes",
     "device",
     "threads",

@@ -1,8 +1,8 @@
-"""Training in one process: collect, learn, and the checkpoint of both.
+"""Training in one process: learning from a source of batches, and collecting into it; and the checkpoint of both.
 
-Every iteration takes one step in each environment, and as many updates as the train ratio allows. What it does depends
-on counts and random generators alone, and a checkpoint holds all of them: a resumed run goes on as if it had not been
-interrupted, and work after the last checkpoint is done again.
+With environments, every iteration takes one step in each, and as many updates as the train ratio allows; without, it is
+one update. It depends on counts and random generators alone, and a checkpoint holds all of them: a resumed run continues
+as if it had not been interrupted, and work after the last checkpoint is done again.
 """
 
 from typing import Any
@@ -12,9 +12,12 @@ import torch
 
 from worldmodel.data.batch import Batch
 from worldmodel.data.replay import Replay
+from worldmodel.data.source import Source
+from worldmodel.data.spaces import ActionSpec, ObservationSpec
 from worldmodel.environments.making import make_environments
 from worldmodel.environments.pickle_io import PickleRefused
 from worldmodel.environments.registry import EnvironmentFailed
+from worldmodel.environments.vector import VectorEnvironment
 from worldmodel.learning.collector import Collector
 from worldmodel.learning.learner import Learner, NonFiniteError
 from worldmodel.learning.metrics import Meter
@@ -27,50 +30,184 @@ class TrainingFailed(RuntimeError):
     """Training cannot go on; checkpoints already saved are as they were."""
 
 
-class Trainer:
-    """Everything that trains, in one process.
+class SourceTrainer:
+    """Learns from a source of batches alone; ``Trainer`` collects as well.
+
+    Args:
+        config: what to train, for how long; what it says of environments and replay is not used.
+        source: of batches; it tells the spaces.
+
+    Attributes:
+        updates: of the weights.
+        seconds: of training, over all processes that worked on the run.
+        batch: the newest batch.
+    """
+
+    def __init__(self, config: TrainConfig, source: Source) -> None:
+        self._begin(config)
+        self._build(source)
+
+    def _begin(self, config: TrainConfig) -> tuple[int, list[int]]:
+        """Device, threads and generators. Returns seeds: of environments, and of batches and actions."""
+        self.config = config
+        self.device = usable_device(config.device)
+        if config.threads:
+            torch.set_num_threads(config.threads)
+        weights, environments, *others = (int(x) for x in np.random.SeedSequence(config.seed).generate_state(4))
+        torch.manual_seed(weights)
+        return environments, others
+
+    def _build(self, source: Source, world_model: WorldModel | None = None) -> None:
+        self.source = source
+        self.world_model = world_model or self._world_model(source.observation_spec, source.action_spec)
+        self.learner = Learner(self.world_model, self.config.learner)
+        self.updates = 0
+        self.seconds = 0.0
+        self.batch: Batch | None = None
+        self.meter = Meter()
+
+    def _world_model(self, observation_spec: ObservationSpec, action_spec: ActionSpec) -> WorldModel:
+        return WorldModel(observation_spec, action_spec, self.config.model).to(self.device)
+
+    @property
+    def environment(self) -> Any:
+        """The single environment that observations come from, which tells how they are drawn; None if there is none."""
+        return None
+
+    @property
+    def steps(self) -> int:
+        """What checkpoints and the log are counted by: updates where nothing is collected."""
+        return self.updates
+
+    @property
+    def finished(self) -> bool:
+        """Whether the steps, the updates or the minutes are used up."""
+        limits = self.config
+        return (
+            (limits.steps is not None and self.steps >= limits.steps)
+            or (limits.updates is not None and self.updates >= limits.updates)
+            or (limits.minutes is not None and self.seconds >= 60 * limits.minutes)
+        )
+
+    def iterate(self) -> None:
+        """One update."""
+        self.update()
+
+    def update(self) -> None:
+        """One update of the weights.
+
+        Raises:
+            TrainingFailed: a loss or a gradient is NaN or infinite.
+        """
+        with self.meter.clock("milliseconds/replay"):
+            batch, figures = self.source.sample(self.updates)
+            batch = batch.to(self.device)
+        with self.meter.clock("milliseconds/update"):
+            try:
+                learned = self.learner.update(batch)
+            except NonFiniteError as error:
+                raise TrainingFailed(f"update {self.updates + 1}, after {self.steps} steps: {error}") from error
+        self.updates += 1
+        self.batch = batch
+        self.meter.add({f"replay/{name}": value for name, value in figures.items()})
+        self.meter.add(learned)
+
+    def figures(self) -> dict[str, float]:
+        """A line for the log: counts, and means since the last line."""
+        return {
+            "steps": self.steps,
+            "updates": self.updates,
+            "seconds": round(self.seconds, 3),
+            **self.meter.means(),
+            "replay/steps": self.source.transitions,
+            "replay/megabytes": self.source.nbytes / 2**20,
+            "replay/epochs": self.source.epochs,
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """The parts of a checkpoint."""
+        random = {"cpu": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            random["cuda"] = torch.cuda.get_rng_state(self.device)
+        ema = self.learner.ema
+        return {
+            "world_model": self.world_model.state_dict(),
+            **({"ema": ema.module.state_dict()} if ema else {}),
+            "learner": self.learner.state_dict(),
+            "replay": self.source.state_dict(),
+            "trainer": {**{name: getattr(self, name) for name in self._counts}, "random": random},
+        }
+
+    @property
+    def _counts(self) -> tuple[str, ...]:
+        return ("updates", "seconds")
+
+    def load(self, run: Run) -> bool:
+        """Continues from the newest checkpoint of ``run``.
+
+        Returns:
+            Whether a pickle was read: there is none.
+
+        Raises:
+            RunError: a file is missing or damaged, or was made by another configuration.
+        """
+        self._load_learned(run)
+        with run.refusing("trainer"):
+            self._load_counts(run)
+        return False
+
+    def _load_learned(self, run: Run) -> None:
+        """Weights, learner and source."""
+        run.load_weights(self.world_model, self.device)
+        if self.learner.ema:
+            run.load_weights(self.learner.ema.module, self.device, "ema")
+        with run.refusing("learner", "replay"):
+            self.learner.load_state_dict(run.load("learner", self.device))
+            self.source.load_state_dict(run.load("replay"))
+
+    def _load_counts(self, run: Run) -> None:
+        """Counts and random generators, which come last."""
+        saved = run.load("trainer")
+        for name in self._counts:
+            setattr(self, name, saved[name])
+        torch.set_rng_state(saved["random"]["cpu"])
+        if self.device.type == "cuda" and "cuda" in saved["random"]:
+            torch.cuda.set_rng_state(saved["random"]["cuda"], self.device)
+
+
+class Trainer(SourceTrainer):
+    """Everything that trains and collects, in one process.
 
     Args:
         config: what to train, on what, for how long.
 
     Attributes:
-        updates: of the weights.
         episodes_ended: of all environments.
-        seconds: of training, over all processes that worked on the run.
-        batch: what was learned from last.
+        replay: the source of batches.
     """
 
     def __init__(self, config: TrainConfig) -> None:
-        self.config = config
-        self.device = usable_device(config.device)
-        if config.threads:
-            torch.set_num_threads(config.threads)
-        weights, episodes, batches, actions = (int(x) for x in np.random.SeedSequence(config.seed).generate_state(4))
-        torch.manual_seed(weights)
-        self.episodes = make_environments(config.env, config.num_envs, episodes, config.environment_state == "pickle")
-        observation_spec, action_spec = self.episodes.observation_spec, self.episodes.action_spec
-        self.world_model = WorldModel(observation_spec, action_spec, config.model).to(self.device)
-        self.learner = Learner(self.world_model, config.learner)
-        empty = {name: value[0].cpu().numpy() for name, value in self.world_model.init_state(1).items()}
-        self.replay = Replay(observation_spec, action_spec, config.num_envs, config.replay, empty, batches)
+        environments, (batches, actions) = self._begin(config)
+        self.episodes = make_environments(
+            config.env, config.num_envs, environments, config.environment_state == "pickle"
+        )
+        specs = self.episodes.observation_spec, self.episodes.action_spec
+        world_model = self._world_model(*specs)
+        empty = {name: value[0].cpu().numpy() for name, value in world_model.init_state(1).items()}
+        self.replay = Replay(*specs, config.num_envs, config.replay, empty, batches)
+        self._build(self.replay, world_model)
         self.collector = Collector(self.episodes, self.replay, self.world_model, actions)
-        self.updates = 0
         self.episodes_ended = 0
-        self.seconds = 0.0
-        self.batch: Batch | None = None
-        self.meter = Meter()
         self._owed = 0.0  # updates that the train ratio allows and that have not been made
+
+    @property
+    def environment(self) -> Any:
+        return self.episodes.environments[0] if isinstance(self.episodes, VectorEnvironment) else None
 
     @property
     def steps(self) -> int:
         """Transitions collected."""
         return self.collector.steps
-
-    @property
-    def finished(self) -> bool:
-        """Whether the steps or the minutes are used up."""
-        steps, minutes = self.config.steps, self.config.minutes
-        return (steps is not None and self.steps >= steps) or (minutes is not None and self.seconds >= 60 * minutes)
 
     def iterate(self) -> None:
         """One step in each environment, and the updates that it pays for."""
@@ -88,53 +225,17 @@ class Trainer:
             self._owed -= 1
             self.update()
 
-    def update(self) -> None:
-        """One update of the weights.
-
-        Raises:
-            TrainingFailed: a loss or a gradient is NaN or infinite.
-        """
-        with self.meter.clock("milliseconds/replay"):
-            batch, figures = self.replay.sample(self.updates)
-            batch = batch.to(self.device)
-        with self.meter.clock("milliseconds/update"):
-            try:
-                learned = self.learner.update(batch)
-            except NonFiniteError as error:
-                raise TrainingFailed(f"update {self.updates + 1}, after {self.steps} steps: {error}") from error
-        self.updates += 1
-        self.batch = batch
-        self.meter.add({f"replay/{name}": value for name, value in figures.items()})
-        self.meter.add(learned)
-
     def figures(self) -> dict[str, float]:
         """A line for the log: counts, and means since the last line."""
-        return {
-            "steps": self.steps,
-            "updates": self.updates,
-            "environments": self.episodes.num_envs,
-            "seconds": round(self.seconds, 3),
-            "episodes": self.episodes_ended,
-            **self.meter.means(),
-            "replay/steps": self.replay.transitions,
-            "replay/megabytes": self.replay.nbytes / 2**20,
-            "replay/epochs": self.replay.epochs,
-        }
+        return {**super().figures(), "environments": self.episodes.num_envs, "episodes": self.episodes_ended}
 
     def state_dict(self) -> dict[str, Any]:
         """The parts of a checkpoint."""
-        random = {"cpu": torch.get_rng_state()}
-        if self.device.type == "cuda":
-            random["cuda"] = torch.cuda.get_rng_state(self.device)
-        ema = self.learner.ema
-        return {
-            "world_model": self.world_model.state_dict(),
-            **({"ema": ema.module.state_dict()} if ema else {}),
-            "learner": self.learner.state_dict(),
-            "replay": self.replay.state_dict(),
-            "collector": self.collector.state_dict(),
-            "trainer": {**{name: getattr(self, name) for name in _COUNTS}, "random": random},
-        }
+        return {**super().state_dict(), "collector": self.collector.state_dict()}
+
+    @property
+    def _counts(self) -> tuple[str, ...]:
+        return ("updates", "episodes_ended", "seconds", "_owed")
 
     def load(self, run: Run, *, new_episodes: bool = False, unpickle: bool = False) -> bool:
         """Goes on from the newest checkpoint of ``run``.
@@ -152,12 +253,8 @@ class Trainer:
                 brought back to where they were; what can be done about it is said.
         """
         anew = f"--resume {run.folder} --new-episodes goes on with other episodes, and then not as if nothing had been"
-        run.load_weights(self.world_model, self.device)
-        if self.learner.ema:
-            run.load_weights(self.learner.ema.module, self.device, "ema")
-        with run.refusing("learner", "replay", "collector", "trainer"):
-            self.learner.load_state_dict(run.load("learner", self.device))
-            self.replay.load_state_dict(run.load("replay"))
+        self._load_learned(run)
+        with run.refusing("collector", "trainer"):
             collected = run.load("collector")
             try:
                 self.collector.load_state_dict(collected, new_episodes=new_episodes, unpickle=unpickle)
@@ -166,13 +263,5 @@ class Trainer:
             except PickleRefused as error:
                 trusted = "--unpickle reads it, if you trust who made the run"
                 raise RunError(f"{run.checkpoints[-1]}: {error}; {trusted}. {anew}") from error
-            saved = run.load("trainer")
-            for name in _COUNTS:
-                setattr(self, name, saved[name])
-            torch.set_rng_state(saved["random"]["cpu"])
-            if self.device.type == "cuda" and "cuda" in saved["random"]:
-                torch.cuda.set_rng_state(saved["random"]["cuda"], self.device)
+            self._load_counts(run)
         return not new_episodes and collected["episodes"]["pickle"] is not None
-
-
-_COUNTS = ("updates", "episodes_ended", "seconds", "_owed")
