@@ -1,7 +1,7 @@
 """Training in one process: learning from a source of batches, and collecting into it; and the checkpoint of both.
 
 With environments, every iteration takes one step in each, and as many updates as the train ratio allows; without, it is
-one update. It depends on counts and random generators alone, and a checkpoint holds all of them: a resumed run continues
+one update. It depends on counts and random generators alone, and a checkpoint holds all of them: a resumed run goes on
 as if it had not been interrupted, and work after the last checkpoint is done again.
 """
 
