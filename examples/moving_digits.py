@@ -1,13 +1,13 @@
-"""Predicts the next frame of handwritten digits that move and bounce, with ``wmkernels.nn.ConvLSTM``.
+"""Next-frame prediction of handwritten digits that move and bounce, with ``wmkernels.nn.ConvLSTM``.
 
     pip install -e '.[examples]'
-    python examples/moving_digits.py                       # a minute or two on two cores, writes moving_digits.png
+    python examples/moving_digits.py                       # writes moving_digits.png
     python examples/moving_digits.py --steps 2000          # longer, sharper
 
-Digits are scikit-learn's (real ones, 8x8); each sequence has two, at random places and speeds, after Srivastava et al.
-2015 (arXiv 1502.04681). A model sees frame after frame and predicts the next; digits of the test were never seen. The
-error beside it: to repeat the last frame, and the ConvLSTM that most projects copy, of the same size, trained equally.
-In the picture both models saw the context alone: what follows is predicted from their own predictions.
+Each sequence has two of scikit-learn's 8x8 digits at random positions and velocities, after Srivastava et al. 2015
+(arXiv 1502.04681). A model predicts every next frame; test digits are held out. Baselines: persistence, and the
+ConvLSTM that most projects copy, of the same size and trained equally. In the picture both models observe the context
+only; later frames follow from their own predictions.
 """
 
 import argparse
@@ -23,30 +23,30 @@ from torch import Tensor, nn
 
 import wmkernels
 
-SIZE, DIGIT, DIGITS = 20, 8, 2  # pixels of a frame, of a digit; digits in a frame
-TEST_SHARE = 5  # every fifth image is for the test
+SIZE, DIGIT, DIGITS = 20, 8, 2  # pixels per side of a frame and of a digit; digits per frame
+TEST_INTERVAL = 5  # every fifth image is held out
 State = Any
 
 
 def load_digits() -> tuple[Tensor, Tensor]:
-    """Images (count, 8, 8) in [0, 1] to train on and to test on."""
+    """Training and test images, (count, 8, 8) in [0, 1]."""
     from sklearn.datasets import load_digits as images
 
     digits = torch.from_numpy(images().images).float() / 16
-    test = torch.arange(len(digits)) % TEST_SHARE == 0
+    test = torch.arange(len(digits)) % TEST_INTERVAL == 0
     return digits[~test], digits[test]
 
 
 def moving(images: Tensor, count: int, time_steps: int, generator: torch.Generator) -> Tensor:
-    """(time, count, 1, SIZE, SIZE): sequences of digits that keep their speed and bounce off the edges."""
+    """Sequences (time, count, 1, SIZE, SIZE) of digits that keep their speed and bounce off the edges."""
     room = SIZE - DIGIT
     which = torch.randint(len(images), (count, DIGITS), generator=generator)
-    place = room * torch.rand((count, DIGITS, 2), generator=generator)
-    speed = 1.0 + 1.5 * torch.rand((count, DIGITS, 2), generator=generator)
-    speed *= torch.where(torch.rand((count, DIGITS, 2), generator=generator) < 0.5, -1.0, 1.0)
+    position = room * torch.rand((count, DIGITS, 2), generator=generator)
+    velocity = 1.0 + 1.5 * torch.rand((count, DIGITS, 2), generator=generator)
+    velocity *= torch.where(torch.rand((count, DIGITS, 2), generator=generator) < 0.5, -1.0, 1.0)
     steps = torch.arange(time_steps).view(-1, 1, 1, 1)
-    # Unfolded, a bouncing digit runs straight: the way there and back is twice the room.
-    unfolded = (place + speed * steps) % (2 * room)
+    # Unfolded, the path of a bouncing digit is straight, with period 2 * room.
+    unfolded = (position + velocity * steps) % (2 * room)
     corners = torch.where(unfolded > room, 2 * room - unfolded, unfolded).round().long()
     frames = torch.zeros(time_steps, count, 1, SIZE, SIZE)
     for t in range(time_steps):
@@ -59,7 +59,7 @@ def moving(images: Tensor, count: int, time_steps: int, generator: torch.Generat
 
 
 class PlainConvLSTM(nn.Module):
-    """The ConvLSTM of another make: x and h concatenated, a convolution a step, autograd does the rest."""
+    """The usual ConvLSTM: x and h concatenated, one convolution per step, gradients by autograd."""
 
     def __init__(self, input_size: int, hidden_size: int, kernel_size: int, num_layers: int):
         super().__init__()
@@ -72,17 +72,17 @@ class PlainConvLSTM(nn.Module):
             nn.init.ones_(convolution.bias[hidden_size : 2 * hidden_size])
 
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-        """One frame (batch, input_size, height, width) further."""
+        """One frame (batch, input_size, height, width)."""
         if state is None:
             zeros = x.new_zeros(x.shape[0], self.hidden_size, *x.shape[-2:])
             state = [(zeros, zeros)] * len(self.convolutions)
-        after = []
+        next_state = []
         for convolution, (h, c) in zip(self.convolutions, state, strict=True):
             i, f, g, o = convolution(torch.cat([x, h], 1)).chunk(4, 1)
             c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
             x = torch.sigmoid(o) * torch.tanh(c)
-            after.append((x, c))
-        return x, after
+            next_state.append((x, c))
+        return x, next_state
 
     def forward(self, inputs: Tensor) -> tuple[Tensor, State]:
         """All frames (time, batch, input_size, height, width)."""
@@ -94,13 +94,13 @@ class PlainConvLSTM(nn.Module):
 
 
 class Predictor(nn.Module):
-    """A memory and a readout of each pixel from the hidden state there."""
+    """A memory, and a readout of each pixel from its hidden state."""
 
     def __init__(self, memory: nn.Module, hidden_size: int):
         super().__init__()
         self.memory = memory
         self.readout = nn.Conv2d(hidden_size, 1, 1)
-        # At first a frame is dark, as most of its pixels are; there is then no time lost on learning that.
+        # Most pixels are dark, so training starts from dark frames.
         nn.init.constant_(self.readout.bias, -3.0)
 
     def forward(self, frames: Tensor) -> Tensor:
@@ -110,7 +110,7 @@ class Predictor(nn.Module):
 
     @torch.no_grad()
     def imagine(self, context: Tensor, count: int) -> Tensor:
-        """The ``count`` frames after the context, each from the predictions before it."""
+        """``count`` frames after the context, each predicted from the predictions before it."""
         hidden, state = self.memory(context)
         frame = torch.sigmoid(self.readout(hidden[-1]))
         frames = [frame]
@@ -122,7 +122,7 @@ class Predictor(nn.Module):
 
 
 def train(model: Predictor, images: Tensor, options: argparse.Namespace) -> float:
-    """Trains on freshly drawn sequences, the same for every model; answers the seconds of the model alone."""
+    """Trains on fresh sequences, the same for every model; returns the seconds without making them."""
     generator = torch.Generator().manual_seed(options.seed)
     optimiser = torch.optim.Adam(model.parameters(), lr=options.learning_rate)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, options.learning_rate, total_steps=options.steps)
@@ -144,7 +144,7 @@ def train(model: Predictor, images: Tensor, options: argparse.Namespace) -> floa
 
 @dataclass
 class Score:
-    """Mean squared error a pixel, of the next frame and of frames imagined after the context."""
+    """Mean squared error per pixel, of next frames and of frames imagined after the context."""
 
     name: str
     next_frame: float
@@ -154,20 +154,22 @@ class Score:
 
 @torch.no_grad()
 def score(name: str, model: Predictor | None, frames: Tensor, context: int, seconds: float | None = None) -> Score:
-    """Of a model, or without one of repeating the last frame that was seen; frames after the context count."""
-    truth = frames[context:]
+    """Score of a model, or of persistence if None, on the frames after the context."""
+    target = frames[context:]
     if model is None:
-        return Score(name, _error(frames[context - 1 : -1], truth), _error(frames[context - 1].expand_as(truth), truth))
+        return Score(
+            name, _error(frames[context - 1 : -1], target), _error(frames[context - 1].expand_as(target), target)
+        )
     predicted = torch.sigmoid(model(frames[:-1]))[context - 1 :]
-    return Score(name, _error(predicted, truth), _error(model.imagine(frames[:context], len(truth)), truth), seconds)
+    return Score(name, _error(predicted, target), _error(model.imagine(frames[:context], len(target)), target), seconds)
 
 
-def _error(predicted: Tensor, truth: Tensor) -> float:
-    return F.mse_loss(predicted, truth).item()
+def _error(predicted: Tensor, target: Tensor) -> float:
+    return F.mse_loss(predicted, target).item()
 
 
 def draw(path: Path, frames: Tensor, context: int, models: dict[str, Predictor]) -> None:
-    """A row of what was seen and what followed, and a row of what each model imagined."""
+    """One row of the true frames, and one of each model's imagination."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -193,17 +195,17 @@ def draw(path: Path, frames: Tensor, context: int, models: dict[str, Predictor])
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The options of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=400, help="of training, each a batch of new sequences (400)")
-    parser.add_argument("--batch", type=int, default=4, help="sequences a step (4)")
-    parser.add_argument("--frames", type=int, default=12, help="frames of a sequence (12)")
-    parser.add_argument("--context", type=int, default=6, help="frames that are seen before the test (6)")
-    parser.add_argument("--hidden", type=int, default=16, help="channels of a layer (16)")
+    parser.add_argument("--steps", type=int, default=400, help="of training, each on a new batch (400)")
+    parser.add_argument("--batch", type=int, default=4, help="sequences per step (4)")
+    parser.add_argument("--frames", type=int, default=12, help="frames per sequence (12)")
+    parser.add_argument("--context", type=int, default=6, help="frames observed before imagination (6)")
+    parser.add_argument("--hidden", type=int, default=16, help="channels per layer (16)")
     parser.add_argument("--layers", type=int, default=2, help="layers (2)")
     parser.add_argument("--kernel", type=int, default=3, help="size of the convolutions, odd (3)")
-    parser.add_argument("--learning-rate", type=float, default=0.01, help="at its highest (0.01)")
-    parser.add_argument("--backend", help="of wmkernels; the best that can run")
+    parser.add_argument("--learning-rate", type=float, default=0.01, help="peak (0.01)")
+    parser.add_argument("--backend", help="of wmkernels; default: the best that can run")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--picture", type=Path, default=Path("moving_digits.png"), help="where it goes")
+    parser.add_argument("--picture", type=Path, default=Path("moving_digits.png"), help="output file")
     options = parser.parse_args(arguments)
     if not 1 <= options.context < options.frames:
         parser.error(f"--context is {options.context}, expected 1 to {options.frames - 1}: some frames must follow it")
@@ -220,18 +222,18 @@ def main(arguments: Sequence[str] | None = None) -> list[Score]:
     train_images, test_images = load_digits()
     frames = moving(test_images, 64, options.frames, torch.Generator().manual_seed(options.seed + 1))
     sizes = (1, options.hidden, options.kernel, options.layers)
-    scores, models = [score("the last frame again", None, frames, options.context)], {}
-    makes = {
+    scores, models = [score("persistence", None, frames, options.context)], {}
+    constructors = {
         "wmkernels": lambda: wmkernels.nn.ConvLSTM(*sizes, backend=options.backend),
         "plain ConvLSTM": lambda: PlainConvLSTM(*sizes),
     }
-    for name, make in makes.items():
+    for name, construct in constructors.items():
         torch.manual_seed(options.seed)
-        model = models[name] = Predictor(make(), options.hidden)
+        model = models[name] = Predictor(construct(), options.hidden)
         print(f"{name}, {sum(p.numel() for p in model.parameters()):,} parameters", flush=True)
         seconds = train(model, train_images, options)
         scores.append(score(name, model, frames, options.context, seconds))
-    print(f"\n{'mean squared error a pixel':28} next frame   imagined   training")
+    print(f"\n{'mean squared error per pixel':28} next frame   imagined   training")
     for each in scores:
         seconds = "" if each.seconds is None else f"{each.seconds:7.0f} s"
         print(f"{each.name:28} {each.next_frame:10.4f} {each.imagined:10.4f}  {seconds}")

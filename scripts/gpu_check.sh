@@ -119,7 +119,7 @@ stage conv_lstm 120 "speed of the ConvLSTM against the baselines" \
 if $list; then exit 0; fi
 for log in "$folder"/benchmark.log "$folder"/conv_lstm.log; do
   [[ -f $log ]] || continue
-  sed -n '/^targets/,/^$/p; /steps, .* elements)/p; /^memory of/p; /^peers/p' "$log" |
+  sed -n '/^targets/,/^$/p; /steps, .* elements)/p; /^training memory/p; /^baselines/p' "$log" |
     tee -a "$folder/summary.txt"
 done
 say "$failed stages failed; logs, JSON and this summary are in $folder/, after $SECONDS s"

@@ -1,4 +1,4 @@
-"""The examples run, say what they promise, and refuse what cannot be."""
+"""The examples run, print what they promise, and refuse bad options."""
 
 import importlib.util
 import re
@@ -30,14 +30,14 @@ def test_moving_digits_trains_both_models_and_writes_the_picture(tmp_path):
     done = run(*small, "--picture", str(picture))
     assert done.returncode == 0, done.stderr
     assert picture.read_bytes().startswith(b"\x89PNG")
-    for name in ("the last frame again", "wmkernels", "plain ConvLSTM"):
+    for name in ("persistence", "wmkernels", "plain ConvLSTM"):
         assert re.search(rf"^{name} +0\.\d+ +0\.\d+", done.stdout, re.M), done.stdout
 
 
 def test_help_says_what_it_does():
     done = run("--help")
     assert done.returncode == 0
-    assert "Predicts the next frame" in done.stdout
+    assert "Next-frame prediction" in done.stdout
     assert "--context" in done.stdout
 
 
