@@ -20,8 +20,8 @@ COLOURS = {
     "unrotated": "#a855f7",
     "GRU": "#3b82f6",
     "reinforce": "#ec4899",
-    "exact": "#9a6b3f",
-    "dynamics": "#06b6d4",
+    "all_action": "#9a6b3f",
+    "pathwise": "#06b6d4",
 }
 COLUMNS = 3
 

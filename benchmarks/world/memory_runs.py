@@ -53,7 +53,7 @@ class Task:
 
 TASKS = {
     "cue": Task(
-        "worldmodel.environments.minigrid:MemoryS9-v0",
+        "worldmodel/MemoryS9-v0",
         "wander",
         300_000,
         200,
@@ -66,7 +66,7 @@ TASKS = {
         _measure_cue,
     ),
     "ball": Task(
-        "worldmodel.environments.hidden_ball:HiddenBall-v0",
+        "worldmodel/HiddenBall-v0",
         "moving",
         100_000,
         200,

@@ -67,9 +67,7 @@ def train_options(plan: Plan, folder: Path) -> list[str]:
     if task.checkpoint_minutes is not None:
         named["save-minutes"] = task.checkpoint_minutes
     options = [text for name, value in named.items() for text in (f"--{name}", str(value))]
-    for name, value in task.variants[plan.variant].items():
-        option, no = name.rsplit(".", 1)
-        options += [f"--{option}.no-{no}"] if value is False else [f"--{name}", str(value)]
+    options += [text for name, value in task.variants[plan.variant].items() for text in (f"--{name}", str(value))]
     return [*options, *plan.extra]
 
 

@@ -9,6 +9,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "emulator" / "README.md", *sorted(ROOT.glob("docs/*.md"))]
 MIGRATION = ROOT / "docs" / "migration.md"  # its tables' first column holds names of the release before
 SUFFIXES = (".py", ".md", ".sh", ".cpp", ".h", ".cu", ".cuh", ".json", ".toml", ".png", ".gif", ".svg")
+TOPS = ("benchmarks", "csrc", "docs", "emulator", "examples", "python", "scripts", "tests", "wmkernels")
 LINK = re.compile(r"\]\((?!https?:)([^)\s]*)\)")
 CODE = re.compile(r"`([^`\n]+)`")
 FENCE = re.compile(r"^```.*?^```", re.DOTALL | re.MULTILINE)
@@ -45,9 +46,9 @@ def is_path(code: str) -> bool:
 
 
 def exists(path: str) -> bool:
-    """In the tree, or anywhere in it for a bare name; ``<op>`` stands for any name."""
+    """From the root of the tree or from a folder of it; ``<op>`` stands for any name."""
     pattern = re.sub(r"<\w+>", "*", path).rstrip("/")
-    return any(ROOT.glob(pattern)) or ("/" not in pattern and any(ROOT.glob(f"*/**/{pattern}")))
+    return any(ROOT.glob(pattern)) or any(any((ROOT / top).glob(f"**/{pattern}")) for top in TOPS)
 
 
 def resolves(module: str) -> bool:

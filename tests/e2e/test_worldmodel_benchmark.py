@@ -39,7 +39,7 @@ def test_single_runs_of_the_benchmark_merge_into_one_table(
     assert target.with_suffix(".png").exists()
     (entry,) = json.loads(target.read_text())["runs"].values()
     assert len(entry["evaluation"]["returns"]) == 4 and entry["steps"] > 200 and entry["updates"] > 0
-    assert entry["settings"]["model"]["memory"]["kind"] == "gru"
+    assert entry["settings"]["model"]["memory"]["blocks"][0]["kind"] == "gru"
     times = entry["milliseconds_per_update"]
     assert 0 < times["imagine"] < times["update"] and 0 < times["imagine_fraction"] < 1
     assert entry["curve"] and 0 < entry["cores_used"] < 8
@@ -94,24 +94,24 @@ def test_a_run_of_control_is_evaluated_on_the_way(benchmark: ModuleType, tmp_pat
         TASKS["CartPole-v1"], "reinforce", 0, minutes=9, steps=200, episodes=3, threads=1, extra=tuple(tiny.split())
     )
     entry = execute(plan, tmp_path / "run")
-    assert entry["steps"] == 200 and entry["settings"]["model"]["decision"]["improve"] == "reinforce"
+    assert entry["steps"] == 200 and entry["settings"]["model"]["decision"]["gradient"] == "reinforce"
     assert len(entry["evaluation"]["returns"]) == 3
     seconds, steps, mean = entry["evaluations"][-1]
     assert (seconds, steps) == (entry["seconds"], 200) and 8 <= mean <= 500
 
 
-@pytest.mark.parametrize(("average", "acting"), [(0, "world_model"), (9, "average")])
+@pytest.mark.parametrize(("ema", "acting"), [(0, "world_model"), (9, "ema")])
 def test_what_acts_is_kept_of_every_checkpoint_though_the_run_keeps_two(
-    benchmark: ModuleType, tmp_path: Path, average: int, acting: str
+    benchmark: ModuleType, tmp_path: Path, ema: int, acting: str
 ) -> None:
     from world.runs import keep_checkpoints
     from worldmodel.runs import storage
     from worldmodel.runs.run import Run
 
-    run = Run.create(tmp_path / "run", {"train": {"learner": {"average": average}}})
+    run = Run.create(tmp_path / "run", {"train": {"learner": {"ema": ema}}})
     for steps in (10, 200, 3000, 40_000):
         weights = {"steps": torch.tensor(steps)}
-        run.save(steps, {"world_model": weights, "average": weights, "replay": {}})
+        run.save(steps, {"world_model": weights, "ema": weights, "replay": {}})
         keep_checkpoints(run.folder)
     keep_checkpoints(run.folder)
     assert len(run.checkpoints) == 2
