@@ -63,54 +63,49 @@ def bottom(of: Box) -> tuple[float, float]:
 def call(axes: Any) -> None:
     """The way of a call, wmkernels/<op>/ and csrc/."""
     axes.text(0, 4.75, "A call: wmkernels/<op>/, csrc/", color=INK, fontsize=12, weight="bold")
-    checks = box(axes, 0, 1.75, 2.3, "function.py", "validation.py: checks,\ncanonical form", PYTHON)
-    choice = box(axes, 2.8, 1.75, 2.1, "dispatch.py", "registry.py: which\nbackend can run it", PYTHON)
+    checks = box(axes, 0, 1.75, 2.3, "function.py", "checks, canonical\nform", PYTHON)
+    choice = box(axes, 2.8, 1.75, 2.1, "dispatch.py", "which backend\ncan run it", PYTHON)
     graph = box(axes, 5.4, 1.75, 2.3, "autograd.py", "torch.library ops,\nmeta.py, Functions", PYTHON)
     arrow(axes, right(checks), left(choice))
     arrow(axes, right(choice), left(graph))
-    slow = box(axes, 8.4, 3.45, 2.5, "reference.py", "loop over time,\nany device", PYTHON)
-    chunked = box(axes, 8.4, 2.3, 2.5, "chunked.py", "log-depth scan,\nany device", PYTHON)
-    native = box(axes, 8.4, 1.15, 2.5, "native.py", "outputs, argument\nmembers", PYTHON)
-    triton = box(axes, 8.4, 0, 2.5, "triton_kernels.py", "Triton kernels,\nlaunchers", DEVICE)
-    for target in (slow, chunked, native, triton):
+    slow = box(axes, 8.4, 3.0, 2.5, "reference.py", "loop over time,\nany device", PYTHON)
+    native = box(axes, 8.4, 1.75, 2.5, "native.py", "outputs, argument\nmembers", PYTHON)
+    triton = box(axes, 8.4, 0.5, 2.5, "triton_kernels.py", "Triton kernels,\nlaunchers", DEVICE)
+    for target in (slow, native, triton):
         arrow(axes, right(graph), left(target))
-    binding = box(axes, 11.4, 1.15, 2.2, "csrc/python", "pack, check,\nworkspace, run", NATIVE)
+    binding = box(axes, 11.4, 1.75, 2.2, "csrc/python", "pack, check,\nworkspace, run", NATIVE)
     arrow(axes, right(native), left(binding))
-    cpu = box(axes, 14.1, 1.95, 2.5, "csrc/cpu/<op>", "C++, one build per\ninstruction set", NATIVE)
-    cuda = box(axes, 14.1, 0.35, 2.5, "csrc/cuda/<op>", "CUDA C++, on the\ncurrent stream", DEVICE)
+    cpu = box(axes, 14.1, 2.55, 2.5, "csrc/cpu/<op>", "C++, one build per\ninstruction set", NATIVE)
+    cuda = box(axes, 14.1, 0.95, 2.5, "csrc/cuda/<op>", "CUDA C++, on the\ncurrent stream", DEVICE)
     arrow(axes, right(binding), left(cpu))
     arrow(axes, right(binding), left(cuda))
 
 
 def rooms(axes: Any) -> None:
-    """Rooms of the world model; an arrow leads from a room to one that may import it."""
-    axes.text(
-        0,
-        3.55,
-        "The world model: python/worldmodel/, arrows to what may import a room",
-        color=INK,
-        fontsize=12,
-        weight="bold",
-    )
+    """Rooms of the world model; an arrow leads from a room to one that imports it."""
+    heading = "The world model: python/worldmodel/, arrows from a room to what imports it"
+    axes.text(0, 3.55, heading, color=INK, fontsize=12, weight="bold")
     kernels = box(axes, 0, 2.1, 2.3, "wmkernels.nn", "Mamba, ConvLSTM,\nRotaryMamba", PYTHON)
-    data = box(axes, 0, 0.85, 2.3, "data", "spaces, batches,\nreplay, sources", WORLD)
-    runs = box(axes, 0, -0.4, 2.3, "runs", "folder, storage,\nconfiguration", WORLD)
-    model = box(axes, 3.2, 0.85, 2.5, "model", "perception, memory, ...\nlatents, policies", WORLD)
-    for source in (kernels, data, runs):
-        arrow(axes, right(source), left(model))
-    pictures = box(axes, 6.6, 1.9, 2.4, "pictures", "renderers, panels,\npage", WORLD)
-    environments = box(axes, 6.6, -0.2, 2.4, "environments", "registry, vectors,\nhidden worlds", WORLD)
+    runs = box(axes, 0, -0.3, 2.3, "runs", "folder, storage,\nconfiguration", WORLD)
+    data = box(axes, 3.0, -0.3, 2.3, "data", "spaces, batches,\nreplay, sources", WORLD)
+    model = box(axes, 3.0, 2.1, 2.3, "model", "five functions,\nlatents, blocks", WORLD)
+    pictures = box(axes, 6.2, 2.1, 2.3, "pictures", "renderers, panels,\npage", WORLD)
+    environments = box(axes, 6.2, -0.3, 2.3, "environments", "ids, vectors,\nhidden worlds", WORLD)
+    learning = box(axes, 9.3, 0.9, 2.3, "learning", "learner, objectives,\ntrainer, collector", WORLD)
+    acting = box(axes, 12.3, 0.9, 1.8, "acting", "agent, rollout,\nvideo", WORLD)
+    demo = box(axes, 15.0, -0.3, 1.9, "demo", "demonstrations", WORLD)
+    commands = box(axes, 15.0, 2.1, 1.9, "commands", "one file per\ncommand", WORLD)
+    arrow(axes, right(runs), left(data))
+    arrow(axes, right(kernels), left(model))
+    arrow(axes, top(data), bottom(model))
     arrow(axes, right(model), left(pictures))
-    arrow(axes, right(model), left(environments))
-    learning = box(axes, 9.9, 0.85, 2.4, "learning", "learner, objectives,\ntrainer, collector", WORLD)
+    arrow(axes, right(data), left(environments))
     arrow(axes, right(pictures), left(learning))
     arrow(axes, right(environments), left(learning))
-    acting = box(axes, 13.0, 0.85, 1.6, "acting", "agent, rollout,\nvideo", WORLD)
     arrow(axes, right(learning), left(acting))
-    commands = box(axes, 15.2, 1.75, 1.7, "commands", "one file per\ncommand", WORLD)
-    demo = box(axes, 15.2, -0.05, 1.7, "demo", "demonstrations", WORLD)
-    arrow(axes, right(acting), left(commands))
     arrow(axes, right(acting), left(demo))
+    arrow(axes, right(acting), left(commands))
+    arrow(axes, top(demo), bottom(commands))
 
 
 def main() -> None:

@@ -9,12 +9,12 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "emulator" / "README.md", *sorted(ROOT.glob("docs/*.md"))]
 MIGRATION = ROOT / "docs" / "migration.md"  # its tables' first column holds names of the release before
 SUFFIXES = (".py", ".md", ".sh", ".cpp", ".h", ".cu", ".cuh", ".json", ".toml", ".png", ".gif", ".svg")
-TOPS = ("benchmarks", "csrc", "docs", "emulator", "examples", "python", "scripts", "tests", "wmkernels")
+TOPS = ("benchmarks", "build_tools", "csrc", "docs", "emulator", "examples", "python", "scripts", "tests", "wmkernels")
 LINK = re.compile(r"\]\((?!https?:)([^)\s]*)\)")
 CODE = re.compile(r"`([^`\n]+)`")
 FENCE = re.compile(r"^```.*?^```", re.DOTALL | re.MULTILINE)
 MODULE = re.compile(r"(wmkernels|worldmodel)(\.\w+)+")
-MADE = re.compile(r"RUN/|runs?/|FILE|evaluated\.mp4|imagined\.(png|gif)|config\.json|build/|\.\.\.")
+MADE = re.compile(r"RUN/|runs?/|FILE|evaluated\.mp4|imagined\.(png|gif)|config\.json|digests\.json|build/|\.\.\.")
 """What a command writes, and abbreviations."""
 
 
