@@ -3,12 +3,14 @@
 import copy
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from gymnasium import spaces
 from worldmodel_examples import MEMORIES, random_batch, set_reward_scale, small_model
 
+from worldmodel.acting.agent import Agent
 from worldmodel.data.batch import Batch
 from worldmodel.learning.learner import Learner, LearnerConfig, NonFiniteError
 from worldmodel.learning.objectives import ObjectiveConfig, model_loss
@@ -121,7 +123,7 @@ def test_what_stands_on_padding_is_never_read():
 def test_rewards_of_any_size_are_learned_alike():
     model = small_model(dtype=torch.float32)
     batch = random_batch(model)
-    found = []
+    found, units = [], []
     for scale in (1.0, 2.0**-10):
         learner = learner_of(copy.deepcopy(model))
         torch.manual_seed(1)
@@ -129,7 +131,22 @@ def test_rewards_of_any_size_are_learned_alike():
         figures = [learner.update(given) for _ in range(2)][-1]
         assert figures["scale/reward"] == pytest.approx(batch.rewards[~batch.is_last].square().mean().sqrt() * scale)
         found.append({name: value for name, value in figures.items() if name[:4] in ("loss", "grad")})
+        agent = Agent(learner.world_model, model.observation_spec, model.action_spec)
+        state = learner.world_model.observe(batch).state
+        q, actions = agent.action_values(state)
+        rewards = agent.imagined_rewards(state, np.ones((3, 4), np.int64))
+        units.append([values / scale for values in (agent.value(state), q, rewards)])
+        assert actions.tolist() == [0, 1, 2] and q.shape == (3, 3) and rewards.shape == (3, 4)
     assert found[0] == pytest.approx(found[1], rel=1e-4)
+    for one, other in zip(*units, strict=True):  # an agent speaks in the environment's units
+        np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-5)
+
+
+def test_values_of_actions_that_cannot_be_enumerated_are_refused():
+    model = small_model(done=BOX, dtype=torch.float32)
+    agent = Agent(model, model.observation_spec, model.action_spec)
+    with pytest.raises(ValueError, match="expected at most 16 discrete ones"):
+        agent.action_values(model.init_state(1))
 
 
 def test_the_scale_is_that_of_rewards_that_are_not_zero():

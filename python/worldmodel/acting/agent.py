@@ -9,7 +9,7 @@ import torch
 from worldmodel.data.batch import State
 from worldmodel.data.spaces import ActionSpec, ObservationSpec
 from worldmodel.learning.settings import acting_part, saved_config, usable_device
-from worldmodel.model.deciders import Decider, greedy_decider
+from worldmodel.model.deciders import Decider, action_values, greedy_decider
 from worldmodel.model.world_model import WorldModel
 from worldmodel.runs.run import Run
 
@@ -107,3 +107,46 @@ class Agent:
         starts = torch.from_numpy(reset).to(self.device)
         actions, state = self.world_model.act(tensors, state, starts, decider or self.greedy)
         return actions.cpu().numpy(), state
+
+    @torch.no_grad()
+    def value(self, state: State) -> np.ndarray:
+        """The discounted return expected from a state that ``act`` returned, (batch,), in the environment's units."""
+        return self._in_units(self.world_model.evaluation.value(state["features"]))
+
+    @torch.no_grad()
+    def action_values(self, state: State) -> tuple[np.ndarray, np.ndarray]:
+        """Q of every action after a state that ``act`` returned.
+
+        Returns:
+            ``(q, actions)``: (batch, actions) in the environment's units of reward, and the actions as the environment
+            takes them, (actions, ...).
+
+        Raises:
+            ValueError: continuous actions, or more than ``DecisionConfig.max_enumerated_actions``.
+        """
+        if not self.world_model.decision.is_enumerable:
+            most = self.world_model.config.decision.max_enumerated_actions
+            raise ValueError(
+                f"Agent.action_values: actions are {self.action_spec}, expected at most {most} discrete ones"
+            )
+        q, actions = action_values(self.world_model, state)
+        return self._in_units(q), self.action_spec.to_env(self.action_spec.decode(actions).cpu().numpy())
+
+    @torch.no_grad()
+    def imagined_rewards(self, state: State, actions: np.ndarray) -> np.ndarray:
+        """Rewards of actions that are imagined from a state that ``act`` returned, latents at their mode.
+
+        Args:
+            state: (batch, ...).
+            actions: encoded as ``act_encoded`` returns them, (batch, horizon, ...).
+
+        Returns:
+            (batch, horizon), in the environment's units.
+        """
+        encoded = self.action_spec.encode(torch.from_numpy(actions).to(self.device))
+        mode = self.world_model.perception.latent.mode
+        return self._in_units(self.world_model.imagine_actions(state, encoded, mode).rewards)
+
+    def _in_units(self, scaled: torch.Tensor) -> np.ndarray:
+        """Rewards or values of the world model -> the environment's units."""
+        return (scaled * self.world_model.reward_scale.scale.to(scaled.dtype)).cpu().numpy()
