@@ -48,7 +48,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         parser.error("--device cuda: PyTorch sees no GPU here")
     reasons = {name: dispatch.reasons("conv_lstm", name, device) for name in dispatch.BACKENDS}
     if chosen.backends is None:
-        chosen.backends = [n for n, why in reasons.items() if not why and n != "reference"] or ["reference"]
+        chosen.backends = [n for n, why in reasons.items() if not why and n not in dispatch.PYTORCH_BACKENDS] or [
+            "reference"
+        ]
     for name in chosen.backends:
         if name not in reasons:
             parser.error(f"--backends: there is no {name!r}, only {', '.join(reasons)}")

@@ -24,6 +24,7 @@ from harness.tables import figure, markdown, megabytes
 from scans import chart, report, targets
 from wmkernels import dispatch
 from wmkernels.checks import FLOATS, dtype_name
+from wmkernels.registry import op_names
 from world import chart as world_chart
 from world import memory_chart, memory_report
 from world import report as world_report
@@ -143,11 +144,13 @@ def backends_part(results: Results, page: Path) -> str:
         {"float": "fp", "bfloat": "bf"}[re.sub(r"\d", "", dtype_name(d))] + dtype_name(d)[-2:] for d in FLOATS
     )
     rows = []
-    for op in dispatch.OPS:
+    for op in op_names():
         cells = [f"`{op}`"]
         for backend in reversed(dispatch.BACKENDS):
-            there = backend == "reference" or _has_kernel(op, backend)
-            cells.append(dtypes if there else "–")
+            if backend not in dispatch.PYTORCH_BACKENDS and not _has_kernel(op, backend):
+                cells.append("–")
+            else:
+                cells.append(dtypes if dispatch.is_verified(op, backend) else f"{dtypes} (by name)")
         rows.append(cells)
     return markdown(("op", *(f"`{backend}`" for backend in reversed(dispatch.BACKENDS))), rows)
 

@@ -59,7 +59,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 def _backends(parser: argparse.ArgumentParser, asked: list[str] | None, device: torch.device) -> list[str]:
     reasons = {name: dispatch.reasons("selective_scan", name, device) for name in dispatch.BACKENDS}
     if asked is None:
-        able = [name for name, why in reasons.items() if not why and name != "reference"]
+        able = [name for name, why in reasons.items() if not why and name not in dispatch.PYTORCH_BACKENDS]
         return able or ["reference"]
     for name in asked:
         if name not in reasons:

@@ -30,9 +30,13 @@ from triton.backends.compiler import GPUTarget
 from wmkernels import triton_runtime
 from wmkernels.conv_lstm import per_step, triton_convolution
 from wmkernels.conv_lstm import triton_kernels as conv_lstm
-from wmkernels.conv_lstm.meta import KEEP_CELLS, KEEP_GATES, KEEP_NOTHING, Sizes
+from wmkernels.conv_lstm.meta import KEEP_CELLS, KEEP_GATES, KEEP_NOTHING, ConvLSTMInputs
 from wmkernels.linear_scan import triton_kernels as linear
+from wmkernels.linear_scan.meta import LinearScanInputs
 from wmkernels.selective_scan import triton_kernels as selective
+from wmkernels.selective_scan.meta import ScanInputs
+from wmkernels.selective_step import triton_kernels as selective_step
+from wmkernels.selective_step.meta import StepInputs
 
 TABLE = Path(__file__).parent.parent / "docs" / "triton_resources.json"
 ARCHITECTURES = (80, 90, 100, 120)
@@ -110,17 +114,18 @@ def run_selective_scan(state: int, dtype: torch.dtype, channel_last: bool, every
     reset = torch.zeros((batch, time), dtype=torch.bool) if everything else None
     cu_seqlens = torch.tensor([0, time]) if everything else None
     first = torch.empty((batch, channels, state), dtype=parameter)
-    inputs = (u, delta, A, B, C, D, z, D, first, reset, cu_seqlens)
+    inputs = ScanInputs(u, delta, A, B, C, D, z, D, first, reset, cu_seqlens, True, channel_last)
     segment = 256 if cut else 2 * time
-    out = selective.forward(*inputs, True, channel_last, chunk, segment_length=segment)
-    selective.backward(grad, first, *inputs, out[2], True, channel_last, chunk, segment_length=segment)
+    out = selective.forward(inputs, chunk, segment_length=segment)
+    selective.backward(grad, first, inputs, out[2], chunk, segment_length=segment)
 
 
 def run_selective_step(state: int, dtype: torch.dtype) -> None:
     batch, channels = 2, 256
     h, A = torch.empty((batch, channels, state)), torch.empty((channels, state))
     u, B, D = torch.empty((batch, channels), dtype=dtype), torch.empty((batch, 1, state), dtype=dtype), A[:, 0]
-    selective.step(h, h, u, u, A, B, B, D, u, D, torch.zeros(batch, dtype=torch.bool), torch.arange(batch), True)
+    inputs = StepInputs(h, u, u, A, B, B, D, u, D, torch.zeros(batch, dtype=torch.bool), True)
+    selective_step.step(inputs, h, torch.arange(batch))
 
 
 def run_linear_scan(dtype: torch.dtype, channel_last: bool, reset: bool, reverse: bool) -> None:
@@ -129,8 +134,9 @@ def run_linear_scan(dtype: torch.dtype, channel_last: bool, reset: bool, reverse
     gates, tokens, grad = (activations(batch, channels, time, dtype, channel_last) for _ in range(3))
     first = torch.empty((batch, channels))
     resets = torch.zeros((batch, time), dtype=torch.bool) if reset else None
-    out, _ = linear.forward(gates, tokens, first, resets, reverse, channel_last, segment_length=256)
-    linear.backward(grad, first, gates, out, first, resets, reverse, channel_last, segment_length=256)
+    inputs = LinearScanInputs(gates, tokens, first, resets, reverse, channel_last)
+    out, _ = linear.forward(inputs, segment_length=256)
+    linear.backward(grad, first, inputs, out, segment_length=256)
 
 
 def run_conv_lstm_update(dtype: torch.dtype, everything: bool, keep: int) -> None:
@@ -142,10 +148,11 @@ def run_conv_lstm_update(dtype: torch.dtype, everything: bool, keep: int) -> Non
     reset = torch.zeros((time, batch), dtype=torch.bool)
     extra = (bias, peephole, None, None, reset) if everything else (None,) * 5
     options = ((1, 1), (0, 0, 0, 0), (1, 1))
-    inputs = (x, weight.to(dtype), weight.to(dtype), *extra)
-    outputs = per_step.forward(conv_lstm.Update(), *inputs, *options, keep)
+    inputs = ConvLSTMInputs(x, weight.to(dtype), weight.to(dtype), *extra, *options)
+    outputs = per_step.forward(conv_lstm.Update(), inputs, keep)
     if keep:
-        per_step.backward(conv_lstm.Update(), outputs[0], None, None, *inputs, outputs[0], *outputs[3:], *options)
+        grads = (outputs[0], None, None)
+        per_step.backward(conv_lstm.Update(), grads, inputs, outputs[0], *outputs[3:])
 
 
 def run_conv_lstm_at_once(dtype: torch.dtype, size: int, everything: bool) -> None:
@@ -153,11 +160,11 @@ def run_conv_lstm_at_once(dtype: torch.dtype, size: int, everything: bool) -> No
     hidden = 64
     x = torch.empty((2, 1, hidden, size, size), dtype=dtype)
     weight, bias = torch.empty((4 * hidden, hidden, 3, 3), dtype=dtype), torch.empty(4 * hidden)
-    inputs = per_step.parameters_of(bias, torch.empty((3, hidden)) if everything else None)
-    sizes = Sizes(2, 1, hidden, size, size)
-    step_fn = triton_convolution.FusedStep(x, weight, weight, inputs, sizes, (1, 1), (1, 1, 1, 1), (1, 1))
-    outputs = conv_lstm.forward_outputs(x, sizes, KEEP_GATES if everything else KEEP_NOTHING)
-    per_step.run_steps(step_fn, outputs, None, None, torch.zeros((2, 1), dtype=torch.bool) if everything else None)
+    peephole = torch.empty((3, hidden)) if everything else None
+    reset = torch.zeros((2, 1), dtype=torch.bool) if everything else None
+    inputs = ConvLSTMInputs(x, weight, weight, bias, peephole, None, None, reset, (1, 1), (1, 1, 1, 1), (1, 1))
+    outputs = conv_lstm.forward_outputs(inputs, KEEP_GATES if everything else KEEP_NOTHING)
+    per_step.run_steps(triton_convolution.FusedStep(inputs), outputs, inputs)
 
 
 def cases() -> dict[str, Callable[[], None]]:

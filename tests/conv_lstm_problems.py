@@ -11,7 +11,7 @@ from torch import Tensor
 import wmkernels
 from wmkernels.checks import state_dtype
 from wmkernels.conv_lstm import reference
-from wmkernels.conv_lstm.reference import output_size
+from wmkernels.conv_lstm.meta import output_size
 from wmkernels.conv_lstm.validation import paddings
 
 

@@ -10,6 +10,7 @@ from unittest import mock
 import torch
 
 from wmkernels import dispatch, native_call
+from wmkernels.conv_lstm import native as conv_lstm_native
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -95,6 +96,7 @@ class EmulatedCuda:
             mock.patch.object(dispatch, "_cuda_reasons", lambda *_: ()),
             mock.patch.object(native_call, "pack_args", self._pack_args),
             mock.patch.object(native_call, "stream_args", lambda _: {}),
+            mock.patch.object(conv_lstm_native, "runs_on_gpu", lambda _: True),
         ):
             yield self
         dispatch._device_reasons.cache_clear()

@@ -43,7 +43,7 @@ CUDA = ("csrc/include/*.h", "csrc/common/*.h", "csrc/cuda/common/*", "wmkernels/
 SCANS = tuple(f"csrc/cuda/{op}/*" for op in ("selective_scan", "selective_step", "linear_scan"))
 SCAN_LAUNCHERS = tuple(f"wmkernels/{op}/native.py" for op in ("selective_scan", "selective_step", "linear_scan"))
 CONV_LSTM = ("csrc/cuda/conv_lstm/*", "wmkernels/conv_lstm/*.py")
-TRITON = ("wmkernels/triton_runtime.py", "wmkernels/*/triton*.py", "wmkernels/conv_lstm/per_step.py")
+TRITON = ("wmkernels/triton_*.py", "wmkernels/*/triton*.py", "wmkernels/conv_lstm/per_step.py")
 PROBLEMS = ("tests/problems.py", "tests/tolerances.py")
 
 GATES = {

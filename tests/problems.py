@@ -17,6 +17,7 @@ from tolerances import ERROR_FLOOR_ULPS, ERROR_FLUSHED, ERROR_MULTIPLE, ERROR_UL
 from torch import Tensor
 
 import wmkernels
+from wmkernels import chunked
 from wmkernels.checks import state_dtype
 
 # The package's attribute of that name is the function.
@@ -98,9 +99,13 @@ class Problem:
 
     def call(self, backend: str, tensors: dict[str, Tensor | None] | None = None) -> tuple[Tensor, ...]:
         arguments = self.tensors if tensors is None else {**self.tensors, **tensors}
-        if self.chunk is None:
-            return self.function(**arguments, **self.options, backend=backend)
-        with mock.patch.object(scan_module, "chunk_length", lambda *_: self.chunk):
+        # The chunks of plain PyTorch are long; here most problems have several.
+        steps = self.chunk or (4 if self.time <= 64 else 100)
+        kept = scan_module.chunk_length if self.chunk is None else lambda *_: self.chunk
+        with (
+            mock.patch.object(chunked, "steps_per_chunk", lambda _: steps),
+            mock.patch.object(scan_module, "chunk_length", kept),
+        ):
             return self.function(**arguments, **self.options, backend=backend)
 
     def cotangents(self, outputs: tuple[Tensor, ...]) -> list[Tensor]:

@@ -57,7 +57,8 @@ class Recurrence:
     op: str  # whose backends it runs on
     dtypes: Sequence[torch.dtype] = (torch.float64, torch.float32, torch.bfloat16)
     packed = False
-    kernels_only = False  # for a module whose op is a memory of its own here, reference and all
+    kernels_only = False  # for a module whose op is a recurrence of its own here, reference and all
+    is_op = True  # not a module; the chunked form of an op is checked with the op
 
     def configurations(self) -> st.SearchStrategy[Any]:
         raise NotImplementedError
@@ -262,6 +263,7 @@ class ModuleRecurrence(Recurrence):
     """A torch.nn module with init_state, forward and step, batch first; its inputs are (batch, time, width)."""
 
     dtypes = (torch.float64, torch.float32)
+    is_op = False
 
     def __init__(self, name: str, op: str, build: Callable[[int], nn.Module], widths: Sequence[int] = (4, 8)):
         self.name, self.op, self.build, self.widths = name, op, build, widths

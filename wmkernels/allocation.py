@@ -1,4 +1,4 @@
-"""Allocation shared by the ops: uninitialised tensors whose strides the fakes and every backend agree on."""
+"""Uninitialised tensors whose strides the fakes and every backend agree on."""
 
 import torch
 from torch import Tensor
@@ -13,8 +13,8 @@ def empty_activation(like: Tensor, channel_last: bool) -> Tensor:
     return torch.empty((batch, channels, time), dtype=like.dtype, device=like.device)
 
 
-def empty_vector(like: Tensor | None, device: torch.device) -> Tensor:
-    """Contiguous, of the shape of ``like``; of shape (0,) where that is None."""
+def empty_like_or_absent(like: Tensor | None, device: torch.device) -> Tensor:
+    """Contiguous, in the shape of ``like``; of shape (0,) where that is None."""
     if like is None:
         return torch.empty((0,), dtype=torch.float32, device=device)
-    return torch.empty(tuple(like.shape), dtype=like.dtype, device=device)
+    return torch.empty(tuple(like.shape), dtype=like.dtype, device=like.device)

@@ -23,7 +23,7 @@ def require_tensor(op: str, name: str, value: object) -> None:
 def require_shape(
     op: str, name: str, tensor: Tensor, labels: Sequence[str], sizes: Sequence[int], against: str, hint: str = ""
 ) -> None:
-    """Raises unless ``tensor`` has these sizes; ``labels`` name the dimensions in the message."""
+    """Raises unless ``tensor`` has these sizes; ``labels`` name its dimensions."""
     if tensor.dim() == len(sizes) and all(a == b for a, b in zip(tensor.shape, sizes, strict=True)):
         return
     expected = ", ".join(f"{label}={size}" for label, size in zip(labels, sizes, strict=True))
@@ -61,7 +61,7 @@ def require_reset(
 
 
 def require_packing(op: str, cu_seqlens: Tensor | None, like: Tensor, against: str) -> None:
-    """Raises unless ``cu_seqlens`` is None, or has the form of bounds along the time of ``like``, whose batch is 1."""
+    """Raises unless ``cu_seqlens`` is None, or (sequences + 1,) beside a ``like`` whose batch is 1."""
     if cu_seqlens is None:
         return
     require_tensor(op, "cu_seqlens", cu_seqlens)
@@ -77,12 +77,12 @@ def require_packing(op: str, cu_seqlens: Tensor | None, like: Tensor, against: s
 
 
 def state_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype of states and parameters beside activations of ``dtype``: float64 for float64, else float32."""
+    """The dtype of states and parameters: float64 for float64 activations, else float32."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def promote_dtypes(dtypes: Sequence[torch.dtype]) -> torch.dtype:
-    """The dtype that mixed activations take under autocast."""
+    """The dtype of mixed activations under autocast."""
     result = dtypes[0]
     for dtype in dtypes[1:]:
         result = torch.promote_types(result, dtype)
@@ -90,7 +90,7 @@ def promote_dtypes(dtypes: Sequence[torch.dtype]) -> torch.dtype:
 
 
 def require_sequences(op: str, cu_seqlens: Tensor, time: int) -> None:
-    """Raises unless the bounds rise from 0 to ``time``. Reads the values, so only where that does not synchronise."""
+    """Raises unless the bounds rise from 0 to ``time``; reads the values, so not for a GPU."""
     bounds = cu_seqlens.tolist()
     if bounds[0] != 0 or bounds[-1] != time or any(a > b for a, b in pairwise(bounds)):
         shown = bounds if len(bounds) <= 8 else [*bounds[:4], "...", *bounds[-3:]]

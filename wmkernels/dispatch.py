@@ -1,8 +1,10 @@
-"""Which backend runs a call, and the reasons why the others cannot.
+"""Which backend runs a call, and the reasons why the others do not.
 
-Every backend answers with a list of reasons why it cannot run an op on a device; an empty list means that it can. The
-first backend in ``BACKENDS`` without reasons runs. A backend asked for by name, with ``backend=`` or
-``WMKERNELS_BACKEND`` (read once, at import), runs or raises: nothing is ever chosen in its stead.
+Every backend gives a list of reasons why it cannot run an op on a device; an empty list means that it can. A call runs
+on the first backend of ``BACKENDS`` that can run it and is trusted: a GPU kernel that was never held against the
+reference on a GPU (``OpSpec.verified``) runs only when asked for by name. A backend asked for, with ``backend=`` or
+``WMKERNELS_BACKEND`` (read once, at import), runs or raises; there is no silent fallback. ``chunked`` and ``reference``
+are plain PyTorch and run on every device.
 """
 
 import functools
@@ -14,19 +16,12 @@ from typing import Any
 
 import torch
 
-BACKENDS = ("cuda", "triton", "cpu", "reference")
-OPS = ("selective_scan", "selective_step", "linear_scan", "conv_lstm")
-# An op's entry point in the extension.
-ENTRY_POINTS = {
-    "selective_scan": "selective_scan_forward",
-    "selective_step": "selective_step",
-    "linear_scan": "linear_scan_forward",
-    "conv_lstm": "conv_lstm_forward",
-}
-# Where an op's CUDA kernels have another module or another entry point than its C++ kernels.
-CUDA_MODULES = {"conv_lstm": "cuda_kernels"}
-CUDA_ENTRY_POINTS = {**ENTRY_POINTS, "conv_lstm": "conv_lstm_update_forward"}
-MAX_STATE = 256
+from wmkernels.registry import OPS, op_names
+
+BACKENDS = ("cuda", "triton", "cpu", "chunked", "reference")
+GPU_BACKENDS = ("cuda", "triton")
+PYTORCH_BACKENDS = ("chunked", "reference")
+UNVERIFIED = "it was not held against the reference on any GPU yet, so it runs only when asked for by name"
 
 REQUESTED = os.environ.get("WMKERNELS_BACKEND") or None
 
@@ -51,25 +46,30 @@ def load_native() -> Any:
 
 
 @functools.cache
-def kernels(package: str, backend: str) -> ModuleType:
-    """The module that hands tensors to a backend's kernels."""
-    modules = {"triton": "triton_kernels", "cuda": CUDA_MODULES.get(package, "native")}
-    return importlib.import_module(f"wmkernels.{package}.{modules.get(backend, 'native')}")
+def kernels(op: str, backend: str) -> ModuleType:
+    """The module that calls a backend's kernels: ``triton_kernels`` of the op's folder, else ``native``."""
+    return importlib.import_module(f"wmkernels.{op}.{'triton_kernels' if backend == 'triton' else 'native'}")
+
+
+def is_verified(op: str, backend: str) -> bool:
+    """Whether automatic dispatch may choose a backend: the CPU's are tested on every machine, a GPU's when tried."""
+    return backend not in GPU_BACKENDS or bool(OPS[op].verified.get(backend))
 
 
 def reasons(op: str, backend: str, device: torch.device, state: int = 1) -> list[str]:
     """Why ``backend`` cannot run ``op`` on ``device`` with this state size; empty when it can."""
     found = list(_device_reasons(op, backend, device.type, device.index))
-    if backend != "reference" and state > MAX_STATE:
-        found.append(f"its kernels hold at most {MAX_STATE} states a channel, this call has {state}")
+    limit = OPS[op].max_state if op in OPS else None
+    if limit is not None and state > limit and backend not in PYTORCH_BACKENDS:
+        found.append(f"its kernels hold at most {limit} states a channel, this call has {state}")
     return found
 
 
 @functools.cache
 def _device_reasons(op: str, backend: str, device_type: str, device_index: int | None) -> tuple[str, ...]:
     if op not in OPS:
-        return (f"there is no op {op!r}; the ops are {', '.join(OPS)}",)
-    if backend == "reference":
+        return (f"there is no op {op!r}; the ops are {', '.join(op_names())}",)
+    if backend in PYTORCH_BACKENDS:
         return ()
     if backend == "cpu":
         return _cpu_reasons(op, device_type)
@@ -80,13 +80,18 @@ def _device_reasons(op: str, backend: str, device_type: str, device_index: int |
     return (f"there is no backend {backend!r}; the backends are {', '.join(BACKENDS)}",)
 
 
+def _has_kernels(native: Any, device: str, op: str) -> bool:
+    """Whether the build holds kernels of an op: entry points named after device and op."""
+    return any(name == f"{device}_{op}" or name.startswith(f"{device}_{op}_") for name in native.kernels)
+
+
 def _cpu_reasons(op: str, device_type: str) -> tuple[str, ...]:
     if device_type != "cpu":
         return (f"the tensors are on {device_type}, it runs on cpu",)
     native = load_native()
     if native is None:
         return ("the C++ extension was not built (python -m wmkernels.info says why)",)
-    if f"cpu_{ENTRY_POINTS[op]}" not in native.kernels:
+    if not _has_kernels(native, "cpu", op):
         return (f"this build holds no C++ kernel for {op}: install it again",)
     return ()
 
@@ -109,7 +114,7 @@ def _cuda_reasons(op: str, device_type: str, device_index: int | None) -> tuple[
     native = load_native()
     if native is None:
         found.append("the C++ extension was not built (python -m wmkernels.info says why)")
-    elif f"cuda_{CUDA_ENTRY_POINTS[op]}" not in native.kernels:
+    elif not _has_kernels(native, "cuda", op):
         found.append(f"this build holds no CUDA kernels for {op} (python -m wmkernels.info says why)")
     elif device_type == "cuda":
         unavailable = native.cuda_unavailable_reason(device_index or 0)
@@ -119,29 +124,23 @@ def _cuda_reasons(op: str, device_type: str, device_index: int | None) -> tuple[
 
 
 @functools.cache
-def _default_backend(op: str, device_type: str, device_index: int | None) -> str:
-    return next(b for b in BACKENDS if not _device_reasons(op, b, device_type, device_index))
+def _default_backend(op: str, device_type: str, device_index: int | None, state: int) -> str:
+    device = torch.device(device_type, device_index) if device_index is not None else torch.device(device_type)
+    return next(b for b in BACKENDS if is_verified(op, b) and not reasons(op, b, device, state))
 
 
 @torch.compiler.assume_constant_result
-def _choose(op: str, device_type: str, device_index: int | None, requested: str | None, too_many: int) -> str:
+def _choose(op: str, device_type: str, device_index: int | None, requested: str | None, large_state: int) -> str:
     if requested is None:
-        if too_many:
-            return "reference"
-        return _default_backend(op, device_type, device_index)
-    found = {b: _device_reasons(op, b, device_type, device_index) for b in dict.fromkeys((*BACKENDS, requested))}
-    if too_many:
-        for name in ("cuda", "triton", "cpu"):
-            found[name] = (
-                *found[name],
-                f"its kernels hold at most {MAX_STATE} states a channel, this call has {too_many}",
-            )
+        return _default_backend(op, device_type, device_index, large_state)
+    device = torch.device(device_type) if device_index is None else torch.device(device_type, device_index)
+    found = {b: reasons(op, b, device, large_state) for b in dict.fromkeys((*BACKENDS, requested))}
     if not found[requested]:
         return requested
-    device = device_type if device_index is None else f"{device_type}:{device_index}"
     lines = [f"{op}: backend {requested!r} cannot run this call (tensors on {device}):"]
     for name, why in found.items():
-        lines.append(f"  {name}: {'; '.join(why) if why else 'can run it'}")
+        can_run = "can run it" if is_verified(op, name) else f"can run it; {UNVERIFIED}"
+        lines.append(f"  {name}: {'; '.join(why) if why else can_run}")
     raise ValueError("\n".join(lines))
 
 
@@ -149,13 +148,15 @@ def choose(op: str, device: torch.device, requested: str | None = None, state: i
     """The backend that runs this call.
 
     Args:
-        op: one of ``OPS``.
-        device: where the tensors are.
+        op: name of a registered op.
+        device: of the tensors.
         requested: the ``backend=`` argument; ``WMKERNELS_BACKEND`` counts where it is None.
-        state: states a channel.
+        state: states per channel.
 
     Raises:
         ValueError: the backend asked for cannot run it; the message lists every backend's reasons.
     """
-    # torch.compile may keep the size symbolic, and nothing symbolic may go into what it is to take as a constant.
-    return _choose(op, device.type, device.index, requested or REQUESTED, state if state > MAX_STATE else 0)
+    # torch.compile may keep the size symbolic, and a constant must not depend on it.
+    limit = OPS[op].max_state
+    large_state = state if limit is not None and state > limit else 0
+    return _choose(op, device.type, device.index, requested or REQUESTED, large_state)

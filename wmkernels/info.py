@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from wmkernels import dispatch
+from wmkernels.registry import OPS, op_names
 
 ENVIRONMENT = {
     "WMKERNELS_BACKEND": "backend that every call uses, instead of the best that can run it",
@@ -33,6 +34,7 @@ ENVIRONMENT = {
     "LDFLAGS": "build: more flags for the linker",
     "MAX_JOBS": "build: how many compilers run at a time",
 }
+DEFAULT_ARCHITECTURES = (80, 90, 100, 120)  # of a build with CUDA, and those that Triton kernels are compiled for
 NO_BUILD_INFO = "no record of a build in the package: it was not installed with pip"
 
 
@@ -84,7 +86,7 @@ def backend_reasons(build: dict[str, Any], gpu_reason: str) -> dict[str, dict[st
     """For each op and backend, why it cannot run on the device it is for; empty lists where it can."""
     why_not_built = build["extension_reason"] or build["cuda_reason"]
     table: dict[str, dict[str, list[str]]] = {}
-    for op in dispatch.OPS:
+    for op in op_names():
         table[op] = {}
         for backend in dispatch.BACKENDS:
             on_gpu = backend in ("triton", "cuda")
@@ -94,6 +96,22 @@ def backend_reasons(build: dict[str, Any], gpu_reason: str) -> dict[str, dict[st
             table[op][backend] = [
                 reason.replace("python -m wmkernels.info says why", why_not_built) for reason in found
             ]
+    return table
+
+
+def gpu_verification(build: dict[str, Any]) -> dict[str, dict[str, dict[str, list[str]]]]:
+    """For each op and GPU backend, the architectures on which its kernels were held against the reference.
+
+    ``untried``: the architectures of this build (of Triton, those of a build by default) on which they were not.
+    """
+    built = [int(architecture) for architecture in build.get("cuda_architectures") or DEFAULT_ARCHITECTURES]
+    table: dict[str, dict[str, dict[str, list[str]]]] = {}
+    for op in op_names():
+        table[op] = {}
+        for backend in dispatch.GPU_BACKENDS:
+            tried = OPS[op].verified.get(backend, ())
+            untried = [f"sm_{architecture}" for architecture in built if architecture not in tried]
+            table[op][backend] = {"tried": [f"sm_{a}" for a in tried], "untried": untried}
     return table
 
 
@@ -113,6 +131,7 @@ def collect() -> dict[str, Any]:
         "build": build,
         "gpu": gpu,
         "backends": backend_reasons(build, gpu["reason"]),
+        "gpu_verification": gpu_verification(build),
         "instruction_sets": {
             "available": native.cpu_isa_available().split(",") if native else [],
             "in_use": native.cpu_isa() if native else "",
@@ -138,6 +157,14 @@ def _build_lines(build: dict[str, Any]) -> list[str]:
     return lines + ([f"nvcc          {build['nvcc']} ({build['nvcc_version']})"] if build["nvcc"] else [])
 
 
+def _trust(verification: dict[str, list[str]]) -> str:
+    """What is known of a backend's GPU kernels."""
+    if not verification["tried"]:
+        return "not held against the reference on any GPU: runs only when asked for by name"
+    text = f"held against the reference on {', '.join(verification['tried'])}"
+    return text + (f"; not tried on {', '.join(verification['untried'])}" if verification["untried"] else "")
+
+
 def text(info: dict[str, Any]) -> str:
     """The same for a reader."""
     gpu, openmp, sets = info["gpu"], info["openmp"], info["instruction_sets"]
@@ -157,7 +184,12 @@ def text(info: dict[str, Any]) -> str:
         ],
     }
     for op, backends in info["backends"].items():
-        rows = [f"{name:<12}  {'; '.join(reasons) or 'can run'}" for name, reasons in backends.items()]
+        rows = []
+        for name, reasons in backends.items():
+            row = f"{name:<12}  {'; '.join(reasons) or 'can run'}"
+            if name in info["gpu_verification"][op]:
+                row += f" ({_trust(info['gpu_verification'][op][name])})"
+            rows.append(row)
         sections[f"{op} on the backend"] = rows
     width = max(map(len, ENVIRONMENT))
     sections["environment"] = [

@@ -1,44 +1,86 @@
-"""The torch.library namespace of the ops, and what every op's registration shares."""
+"""The torch.library namespace of the ops, their autograd formulas and autograd.Functions."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import Function
 
 LIBRARY = torch.library.Library("wmkernels", "DEF")
 
 
 def define(name: str, schema: str, implementation: Callable[..., Any], fake: Callable[..., Any]) -> None:
-    """Registers an op for tensors on a CPU and on a GPU, with its fake."""
+    """Registers an op and its fake, for tensors on a CPU and on a GPU."""
     LIBRARY.define(f"{name}{schema}")
     for key in ("CPU", "CUDA"):
         LIBRARY.impl(name, implementation, key)
     torch.library.register_fake(f"wmkernels::{name}", fake, lib=LIBRARY)
 
 
-def register_autograd(
-    forward: str, backward: str, gradients: Callable[..., Any], setup_context: Callable[..., None], outputs: int
-) -> None:
-    """Gives an op its autograd formula.
+Vmap = Callable[..., tuple[Any, Any]]
+"""``(apply, batch size, in_dims, *args) -> (outputs, out_dims)``: the rule of a Function's vmap."""
+
+
+def backward_function(op: str, public_name: str, vmap: Vmap) -> Any:
+    """The Function of an op that computes gradients, for torch.func and vmap; differentiating it again raises.
+
+    Without the autograd formula that raises, a second derivative would silently be zero.
+    """
+    forbid_double_backward(op, public_name)
+    return _function(op, vmap, lambda ctx, inputs, output: None, lambda ctx, *grads: raise_double_backward(public_name))
+
+
+def forward_function(
+    op: str,
+    backward: Any,
+    gradients: Callable[..., Any],
+    setup_context: Callable[..., None],
+    outputs: int,
+    vmap: Vmap,
+) -> Any:
+    """Gives an op its autograd formula, and returns its Function for autograd, torch.func and vmap.
 
     Args:
-        forward: name of the op.
-        backward: name of the op that computes its gradients.
+        op: name of the op.
+        backward: Function of the op that computes its gradients, by ``backward_function``.
         gradients: ``(backward op, context, *gradients of outputs) -> gradients of inputs``.
         setup_context: as for ``torch.library.register_autograd``.
-        outputs: of the op that have a gradient; those behind them are kept for the backward pass.
+        outputs: outputs with a gradient; those behind them are kept for the backward pass.
+        vmap: rule of vmap.
     """
-    torch.library.register_autograd(
-        f"wmkernels::{forward}",
-        lambda ctx, *grads: gradients(getattr(torch.ops.wmkernels, backward), ctx, *grads[:outputs]),
-        setup_context=setup_context,
-        lib=LIBRARY,
-    )
+    backward_op = backward.op
+
+    def backward_of_op(ctx: Any, *grads: Tensor | None) -> Any:
+        return gradients(backward_op, ctx, *grads[:outputs])
+
+    def backward_of_function(ctx: Any, *grads: Tensor | None) -> Any:
+        # Dynamo passes a Function with a forward of ``*args`` its context as one argument too many. The op's own
+        # autograd formula raises as well.
+        return gradients(backward_op if torch.compiler.is_compiling() else backward.apply, ctx, *grads[:outputs])
+
+    torch.library.register_autograd(f"wmkernels::{op}", backward_of_op, setup_context=setup_context, lib=LIBRARY)
+    return _function(op, vmap, setup_context, backward_of_function)
+
+
+def _function(name: str, vmap: Vmap, setup_context: Callable[..., None], backward: Callable[..., Any]) -> Any:
+    """A Function whose forward is the op."""
+    op = getattr(torch.ops.wmkernels, name)
+
+    def forward(*args: Any) -> Any:
+        return op(*args)
+
+    def vmap_rule(info: Any, in_dims: Sequence[Any], *args: Any) -> Any:
+        return vmap(cls.apply, info.batch_size, in_dims, *args)
+
+    methods = {"forward": forward, "setup_context": setup_context, "backward": backward, "vmap": vmap_rule}
+    attributes: dict[str, Any] = {key: staticmethod(method) for key, method in methods.items()}
+    cls: Any = type(name, (Function,), {**attributes, "op": op, "__module__": __name__})
+    return cls
 
 
 def forbid_double_backward(name: str, public_name: str) -> None:
-    """Gives the backward op an autograd formula that raises: differentiating it again would otherwise be silent."""
+    """Gives a backward op an autograd formula that raises."""
     torch.library.register_autograd(
         f"wmkernels::{name}",
         lambda ctx, *grads: raise_double_backward(public_name),
@@ -48,7 +90,7 @@ def forbid_double_backward(name: str, public_name: str) -> None:
 
 
 def raise_double_backward(public_name: str) -> None:
-    """A second derivative that raises is found; one that is silently zero is not."""
+    """Raises: there is no second derivative."""
     raise RuntimeError(
         f"{public_name}: the gradient of its gradient is not implemented by the compiled kernels; "
         'use backend="reference" where a second derivative is needed'
@@ -56,29 +98,20 @@ def raise_double_backward(public_name: str) -> None:
 
 
 def needs_autograd(tensors: Sequence[Tensor | None]) -> bool:
-    """Whether a call must go through an autograd.Function: it costs five times a direct call of the op."""
+    """Whether a call must go through an autograd.Function, which costs five times a direct call of the op."""
     if torch._C._functorch.maybe_current_level() is not None:
         return True
     return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
-
-
-def backward_pass(function: Any, op: Any) -> Any:
-    """What a Function's backward calls: the backward op's own Function, or under torch.compile the op.
-
-    Tracing a backward, Dynamo hands a Function whose forward takes ``*args`` its context as one argument too many. The
-    op alone will do there: its autograd formula raises, too.
-    """
-    return op if torch.compiler.is_compiling() else function.apply
 
 
 _PLAIN = (Tensor, torch.nn.Parameter)
 
 
 def can_bypass_dispatcher(tensors: Sequence[Tensor | None]) -> bool:
-    """Whether an op's implementation may be called by itself: the dispatcher costs a step as much as its kernel.
+    """Whether an op's implementation may be called directly: the dispatcher costs a step as much as its kernel.
 
-    So it is in eager mode, on plain tensors of which none needs a gradient or has its sign yet to be turned (the
-    imaginary part of a conjugate), where no mode (fake tensors, functorch, tracing) wants to see the call.
+    It may in eager mode, outside every mode (fake tensors, functorch, tracing), on plain tensors of which none needs a
+    gradient or has its negative bit set (the imaginary part of a conjugate).
     """
     if torch.compiler.is_compiling() or torch._C._functorch.maybe_current_level() is not None:
         return False
@@ -94,12 +127,14 @@ def can_bypass_dispatcher(tensors: Sequence[Tensor | None]) -> bool:
 
 
 def loop_over_vmap(
-    function: Callable[..., tuple[Tensor, ...]], batch_size: int, in_dims: Sequence[int | None], args: Sequence[Any]
+    apply: Callable[..., tuple[Tensor, ...]], batch_size: int, in_dims: Sequence[Any], *args: Any
 ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
-    """A vmap rule that runs the samples one by one, for inputs that cannot be folded into one call."""
+    """The vmap rule of inputs that cannot be folded into one call: runs the samples one by one."""
+    # For a list of integers vmap has a list of None.
+    in_dims = [dim if isinstance(x, Tensor) else None for dim, x in zip(in_dims, args, strict=True)]
     results = []
     for index in range(batch_size):
         sample = [x if dim is None else x.select(dim, index) for x, dim in zip(args, in_dims, strict=True)]
-        results.append(function(*sample))
+        results.append(apply(*sample))
     stacked = tuple(torch.stack(parts) for parts in zip(*results, strict=True))
     return stacked, (0,) * len(stacked)

@@ -4,6 +4,7 @@ import torch
 
 from conv_lstms.baselines import Implementation
 from conv_lstms.problems import Inputs, Problem, make_inputs
+from wmkernels.conv_lstm.meta import ConvLSTMInputs
 from wmkernels.conv_lstm.reference import conv_lstm_reference
 
 # Relative to the largest value. float32: sums of some hundred products. 16 bits: every h is rounded before it recurs,
@@ -17,11 +18,9 @@ def error(implementation: Implementation, problem: Problem, gradients: bool, dev
     inputs = make_inputs(small, device, requires_grad=gradients)
     exact = {name: x.detach().cpu().double().requires_grad_(gradients) for name, x in inputs.items()}
     kernel = small.kernel // 2
-    expected = conv_lstm_reference(
-        *(exact["x"], exact["weight_ih"], exact["weight_hh"], exact["bias"]),
-        *(None, exact.get("h"), exact.get("c"), None),
-        *((1, 1), (kernel,) * 4, (1, 1)),
-    )[0]
+    weights = (exact["weight_ih"], exact["weight_hh"], exact["bias"], None)
+    state = (exact.get("h"), exact.get("c"), None)
+    expected = conv_lstm_reference(ConvLSTMInputs(exact["x"], *weights, *state, (1, 1), (kernel,) * 4, (1, 1)))[0]
     given = implementation.prepare(inputs)
     with torch.set_grad_enabled(gradients):
         found = implementation.run(given)

@@ -13,7 +13,9 @@ from torch import Tensor
 
 from scans.baselines import Implementation, ours
 from scans.problems import Inputs, Problem, gradient_names, make_inputs
+from wmkernels.linear_scan.meta import LinearScanInputs
 from wmkernels.linear_scan.reference import linear_scan_reference
+from wmkernels.selective_scan.meta import ScanInputs
 from wmkernels.selective_scan.reference import selective_scan_reference
 
 # float32: sums of a hundred terms in another order. bfloat16, float16: rounding of outputs, and of intermediate
@@ -96,7 +98,7 @@ def _expected_part(problem: Problem, inputs: Inputs) -> Tensor:
         gates, tokens = (
             _part(inputs[n], problem, steps).detach().to("cpu", torch.float64) for n in ("gates", "tokens")
         )
-        return linear_scan_reference(gates, tokens)[0]
+        return linear_scan_reference(LinearScanInputs(gates, tokens))[0]
     return _scan_part(problem, inputs, steps, None)
 
 
@@ -112,4 +114,5 @@ def _scan_part(problem: Problem, inputs: Inputs, steps: slice, state: Tensor | N
         else:
             x = x[channels]
         part[name] = x.to("cpu", torch.float64)
-    return selective_scan_reference(**part, delta_softplus="delta_bias" in inputs, initial_state=state)[0]
+    scan = ScanInputs(**part, delta_softplus="delta_bias" in inputs, initial_state=state)
+    return selective_scan_reference(scan)[0]

@@ -93,7 +93,7 @@ def test_the_equations_one_number_at_a_time(place, stride, dilation):
     torch.testing.assert_close([x.cpu() for x in found], list(expected), rtol=1e-12, atol=1e-12)
 
 
-@everywhere("conv_lstm", kernels_only=True)
+@everywhere("conv_lstm", without=("reference",))
 @given(data=st.data())
 def test_the_kernel_is_as_accurate_as_the_reference(place, data):
     assert_as_accurate_as_the_reference(data.draw(conv_lstms(device=place.device)), place.backend)
@@ -189,6 +189,13 @@ def test_a_second_backward_says_that_it_cannot(op, place):
 
 def test_the_reference_has_second_derivatives():
     assert gradgradcheck(*as_function(small_conv_lstm("cpu", time=2), "reference"), **FAST)
+
+
+@pytest.mark.parametrize("keep_gates", [True, False])
+def test_the_chunked_form_has_second_derivatives(keep_gates):
+    problem = small_conv_lstm("cpu", time=2, keep_gates=keep_gates)
+    problem.chunk = 1
+    assert gradgradcheck(*as_function(problem, "chunked"), **FAST)
 
 
 @everywhere("conv_lstm")

@@ -42,8 +42,8 @@ def arguments(
     )
 
 
-def at_once(args, options, backend=None):
-    return function._step_at_once(*args, *(options[name] for name in ("bias", "peephole", "reset")), backend)
+def fast_path(args, options, backend=None):
+    return function._step_fast_path(*args, *(options[name] for name in ("bias", "peephole", "reset")), backend)
 
 
 @given(
@@ -60,7 +60,7 @@ def test_a_step_in_one_call_is_the_first_of_a_sequence(dtype, batch, inputs, hid
     args, options = arguments(dtype, batch, inputs, hidden, size, kernel, peephole, layout)
     x, state, weight_ih, weight_hh = args
     with torch.no_grad():
-        h, c = at_once(args, options)
+        h, c = fast_path(args, options)
         sequence = {**options, "reset": options["reset"][None]}
         _, (expected_h, expected_c) = wmkernels.conv_lstm(x[None], weight_ih, weight_hh, state=state, **sequence)
     assert h.dtype == expected_h.dtype and c.dtype == expected_c.dtype
@@ -81,7 +81,7 @@ def test_maps_that_would_have_to_be_copied_go_the_long_way_to_the_same_numbers()
     args, options = arguments(layout="every other row")
     x, (h, c), *weights = args
     with torch.no_grad():
-        assert at_once(args, options) is None
+        assert fast_path(args, options) is None
         expected = wmkernels.conv_lstm_step(x.contiguous(), (h.contiguous(), c.contiguous()), *weights, **options)[1]
         found = wmkernels.conv_lstm_step(*args, **options)[1]
     assert torch.equal(found[0], expected[0]) and torch.equal(found[1], expected[1])
@@ -106,7 +106,7 @@ def test_what_does_not_fit_is_told_and_never_reaches_the_kernel(spoil):
     (x, state, *weights), options = arguments()
     args = spoil(x, state, *weights, options)
     with torch.no_grad():
-        assert at_once(args, options) is None
+        assert fast_path(args, options) is None
         with pytest.raises((ValueError, TypeError), match="conv_lstm_step"):
             wmkernels.conv_lstm_step(*args, **options)
 
@@ -114,11 +114,11 @@ def test_what_does_not_fit_is_told_and_never_reaches_the_kernel(spoil):
 def test_a_step_that_needs_gradients_or_another_backend_is_not_taken_in_one_call():
     args, options = arguments()
     with torch.no_grad():
-        assert at_once(args, options) is not None
-        assert at_once(args, options, "reference") is None
+        assert fast_path(args, options) is not None
+        assert fast_path(args, options, "reference") is None
         with torch.autocast("cpu", torch.bfloat16):
-            assert at_once(args, options) is None
+            assert fast_path(args, options) is None
     args[2].requires_grad_()
-    assert at_once(args, options) is None
+    assert fast_path(args, options) is None
     with torch.no_grad():
-        assert at_once(args, options) is not None
+        assert fast_path(args, options) is not None

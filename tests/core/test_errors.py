@@ -1,5 +1,6 @@
 """Bad input: each message names the op, the argument, what it was and what was expected; nothing crashes."""
 
+import dataclasses
 import os
 import re
 import subprocess
@@ -12,6 +13,7 @@ from test_gradients import SMALL
 
 import wmkernels
 from wmkernels import dispatch
+from wmkernels.registry import OPS, op_names
 
 every_place = everywhere("selective_scan")
 
@@ -346,10 +348,10 @@ def test_linear_scan(place, case):
 
 def test_the_kernels_are_built():
     """The rest of the suite runs on what is there; that the C++ kernels are, is checked here."""
-    for op in dispatch.OPS:
+    for op in op_names():
         assert dispatch.reasons(op, "cpu", torch.device("cpu")) == []
     if torch.cuda.is_available():
-        assert len(places("selective_scan")) == 4
+        assert len(places("selective_scan")) == 6
 
 
 @pytest.mark.parametrize("op", ["selective_scan", "selective_step", "linear_scan"])
@@ -359,20 +361,21 @@ def test_a_backend_that_cannot_run_says_why_and_what_could(op, backend):
         x = SMALL[op]("cpu", torch.float32).tensors
         getattr(wmkernels, op)(**x, backend=backend)
     lines = str(error.value).splitlines()[1:]
-    assert [line.split(":")[0].strip() for line in lines][:4] == ["cuda", "triton", "cpu", "reference"]
+    assert [line.split(":")[0].strip() for line in lines][:5] == ["cuda", "triton", "cpu", "chunked", "reference"]
+    assert "  chunked: can run it" in lines
     assert "  reference: can run it" in lines
     assert "  cpu: can run it" in lines
     assert any("the tensors are on cpu" in line for line in lines)
     if backend == "tpu":
-        assert "there is no backend 'tpu'; the backends are cuda, triton, cpu, reference" in lines[-1]
+        assert "there is no backend 'tpu'; the backends are cuda, triton, cpu, chunked, reference" in lines[-1]
 
 
 def test_states_past_what_kernels_hold():
     x = SMALL["selective_scan"]("cpu", torch.float32, state=257).tensors
     with pytest.raises(ValueError, match="at most 256 states a channel, this call has 257"):
         wmkernels.selective_scan(**x, backend="cpu")
-    # Without a name the best that can run does.
-    expected = wmkernels.selective_scan(**x, backend="reference")
+    # Without a name the chunked form runs.
+    expected = wmkernels.selective_scan(**x, backend="chunked")
     torch.testing.assert_close(wmkernels.selective_scan(**x), expected, rtol=0, atol=0)
 
 
@@ -380,7 +383,55 @@ def test_the_best_backend_is_chosen():
     assert dispatch.choose("selective_scan", torch.device("cpu")) == (dispatch.REQUESTED or "cpu")
 
 
-@pytest.mark.parametrize("requested", ["reference", "cpu", "triton"])
+@pytest.fixture
+def gpu_kernels_that_run(monkeypatch):
+    """Every GPU backend says that it can run."""
+    for cached in (dispatch._device_reasons, dispatch._default_backend):
+        cached.cache_clear()
+    monkeypatch.setattr(dispatch, "REQUESTED", None)
+    monkeypatch.setattr(dispatch, "_cuda_reasons", lambda op, device, index: () if device == "cuda" else ("no GPU",))
+    monkeypatch.setattr(dispatch, "_triton_reasons", lambda op, device: () if device == "cuda" else ("no GPU",))
+    yield
+    for cached in (dispatch._device_reasons, dispatch._default_backend):
+        cached.cache_clear()
+
+
+@pytest.mark.parametrize("op", op_names())
+def test_only_kernels_that_were_held_against_the_reference_on_a_gpu_are_chosen(op, gpu_kernels_that_run):
+    gpu = torch.device("cuda", 0)
+    expected = "chunked" if op == "conv_lstm" else "cuda"
+    assert dispatch.choose(op, gpu) == expected
+    assert OPS[op].verified.get("triton", ()) == ()
+    for backend in ("triton", "cuda"):  # asked for by name, either runs
+        assert dispatch.choose(op, gpu, backend) == backend
+    with pytest.raises(ValueError, match=f"{op}: backend 'cpu' cannot run this call") as error:
+        dispatch.choose(op, gpu, "cpu")
+    lines = str(error.value).splitlines()
+    assert f"  triton: can run it; {dispatch.UNVERIFIED}" in lines
+    assert ("  cuda: can run it" in lines) == (op != "conv_lstm")
+
+
+def test_a_kernel_verified_on_a_gpu_is_chosen(gpu_kernels_that_run, monkeypatch):
+    monkeypatch.setitem(OPS, "conv_lstm", dataclasses.replace(OPS["conv_lstm"], verified={"triton": (90,)}))
+    assert dispatch.choose("conv_lstm", torch.device("cuda", 0)) == "triton"
+
+
+@pytest.mark.parametrize("op", op_names())
+def test_where_no_kernel_may_be_chosen_the_chunked_form_runs(op, monkeypatch):
+    monkeypatch.setattr(dispatch, "REQUESTED", None)
+    assert dispatch.choose(op, torch.device("mps")) == "chunked"
+    assert dispatch.choose(op, torch.device("cpu"), state=257) == ("chunked" if OPS[op].max_state == 256 else "cpu")
+    monkeypatch.setattr(dispatch, "load_native", lambda: None)
+    for cached in (dispatch._device_reasons, dispatch._default_backend):
+        cached.cache_clear()
+    try:
+        assert dispatch.choose(op, torch.device("cpu")) == "chunked"
+    finally:
+        for cached in (dispatch._device_reasons, dispatch._default_backend):
+            cached.cache_clear()
+
+
+@pytest.mark.parametrize("requested", ["reference", "chunked", "cpu", "triton"])
 def test_the_environment_asks_for_a_backend(requested):
     code = (
         "import torch, wmkernels\n"

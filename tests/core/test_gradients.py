@@ -11,13 +11,14 @@ from torch.autograd import gradcheck, gradgradcheck
 from torch.utils.checkpoint import checkpoint
 
 import wmkernels
+from wmkernels import chunked
 from wmkernels.checks import state_dtype
 from wmkernels.selective_scan.function import chunk_length
 
 few = settings(max_examples=max(min(15, settings().max_examples), settings().max_examples // 3))
 
 
-def check_gradients(problem, backend, again=False):
+def check_gradients(problem, backend, again=False, **options):
     leaves = problem.leaves()
 
     def run(*values):
@@ -25,12 +26,12 @@ def check_gradients(problem, backend, again=False):
 
     # gradcheck perturbs in place, which an expanded leaf does not allow.
     values = [x.detach().clone(memory_format=torch.preserve_format).requires_grad_() for x in leaves.values()]
-    assert gradcheck(run, values, check_undefined_grad=False, **GRADCHECK)
+    assert gradcheck(run, values, check_undefined_grad=False, **GRADCHECK, **options)
     if again:
-        assert gradgradcheck(run, values, **GRADCHECK)
+        assert gradgradcheck(run, values, **GRADCHECK, **options)
 
 
-@everywhere("selective_scan")
+@everywhere("selective_scan", without=("chunked",))
 @few
 @given(data=st.data())
 def test_selective_scan_by_finite_differences(place, data):
@@ -61,11 +62,19 @@ def shrunk(problem):
     return problem
 
 
-@everywhere("linear_scan")
+@everywhere("linear_scan", without=("chunked",))
 @few
 @given(data=st.data())
 def test_linear_scan_by_finite_differences(place, data):
     check_gradients(data.draw(linear_scans([torch.float64], place.device, max_time=6)), place.backend)
+
+
+@settings(max_examples=max(5, settings().max_examples // 5))
+@given(data=st.data())
+def test_the_chunked_form_by_finite_differences(data):
+    scan = scans([torch.float64], max_time=5, states=[1, 2, 3], max_channels=4)
+    problem = data.draw(st.one_of(scan, linear_scans([torch.float64], max_time=6)))
+    check_gradients(problem, "chunked", fast_mode=True)
 
 
 @everywhere("selective_scan")
@@ -121,6 +130,13 @@ every_op = pytest.mark.parametrize("op", list(SMALL))
 @every_op
 def test_the_reference_has_second_derivatives(op):
     check_gradients(SMALL[op]("cpu"), "reference", again=True)
+
+
+@every_op
+def test_the_chunked_form_has_second_derivatives(op):
+    problem = SMALL[op]("cpu")
+    problem.chunk = 2
+    check_gradients(problem, "chunked", again=True, fast_mode=True)
 
 
 @every_op
@@ -257,3 +273,22 @@ def test_without_gradients_no_state_is_kept(place):
     assert torch.equal(out, same)
     assert torch.equal(last, same_last)
     torch.testing.assert_close(states[::2], x["initial_state"], rtol=0, atol=0)
+
+
+def test_a_chunked_training_step_keeps_one_state_per_chunk(monkeypatch):
+    monkeypatch.setattr(chunked, "steps_per_chunk", lambda _: 32)
+    problem = small_scan("cpu", torch.float32, batch=1, channels=8, time=256, state=16)
+    leaves = problem.leaves()
+    own = {x.untyped_storage().data_ptr() for x in leaves.values()}
+    kept = {}
+
+    def keep(x):
+        storage = x.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        wmkernels.selective_scan(**leaves, **problem.options, backend="chunked")
+    # A chunk's states, of 32 steps, of which the checkpoint keeps the last as a view, are all that may live.
+    assert sum(kept.values()) <= 256 * 8 * 16 * 4 + 256 * 8 * 4

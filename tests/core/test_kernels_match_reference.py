@@ -32,13 +32,19 @@ def test_selective_scan(place, data):
     assert_as_accurate_as_the_reference(data.draw(scans(device=place.device)), place.backend)
 
 
+@settings(max_examples=settings().max_examples // 2)
+@given(data=st.data())
+def test_selective_scan_in_chunks(data):
+    assert_as_accurate_as_the_reference(data.draw(scans(max_time=24)), "chunked")
+
+
 @everywhere("selective_step", kernels_only=True)
 @given(data=st.data())
 def test_selective_step(place, data):
     assert_as_accurate_as_the_reference(data.draw(steps(device=place.device)), place.backend)
 
 
-@everywhere("linear_scan", kernels_only=True)
+@everywhere("linear_scan", without=("reference",))
 @given(data=st.data())
 def test_linear_scan(place, data):
     assert_as_accurate_as_the_reference(data.draw(linear_scans(device=place.device)), place.backend)
@@ -52,7 +58,7 @@ def test_every_instruction_set(level, data):
         assert_as_accurate_as_the_reference(problem, "cpu")
 
 
-@everywhere("selective_scan", kernels_only=True)
+@everywhere("selective_scan", without=("reference",))
 @settings(max_examples=max(8, settings().max_examples // 4))
 @given(data=st.data())
 def test_large_states(place, data):
@@ -61,14 +67,14 @@ def test_large_states(place, data):
     assert_as_accurate_as_the_reference(problem, place.backend)
 
 
-@everywhere("selective_scan", kernels_only=True)
+@everywhere("selective_scan", without=("reference",))
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize(("dtype", "time"), [(torch.float32, 2500), (torch.float64, 1801)])
 def test_few_channels_and_a_long_time(place, dtype, time, packed):
     assert_as_accurate_as_the_reference(few_channels(dtype, time, place.device, packed), place.backend)
 
 
-@everywhere("linear_scan", kernels_only=True)
+@everywhere("linear_scan", without=("reference",))
 @pytest.mark.parametrize("reverse", [False, True])
 def test_linear_scan_over_a_long_time(place, reverse):
     generator = torch.Generator().manual_seed(0)

@@ -14,6 +14,7 @@ import pytest
 from build_tools import cuda, native, ninja_file, toolchain
 from build_tools.report import Report
 from wmkernels import dispatch, info
+from wmkernels.registry import op_names
 
 ROOT = Path(__file__).resolve().parents[2]
 BUILT = info.build_info()
@@ -285,7 +286,7 @@ def test_an_escaping_template_would_be_seen(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(dispatch.load_native() is None, reason="the extension was not built")
-@pytest.mark.parametrize("op", dispatch.OPS)
+@pytest.mark.parametrize("op", op_names())
 def test_layout_is_the_structure_of_the_header(op: str) -> None:
     header = re.sub(r"//.*", "", (ROOT / "csrc/include/wmkernels.h").read_text())
     body = re.search(rf"typedef struct wmk_{op} {{(.*?)}} wmk_{op};", header, re.DOTALL)
@@ -315,13 +316,17 @@ def test_words_that_do_not_fit_the_structure_are_refused() -> None:
 def test_info_says_what_there_is_as_text_and_as_json() -> None:
     command = [sys.executable, "-m", "wmkernels.info"]
     found = json.loads(subprocess.check_output([*command, "--json"], text=True, cwd=ROOT))
-    assert set(found["backends"]) == set(dispatch.OPS)
+    assert set(found["backends"]) == set(found["gpu_verification"]) == set(op_names())
     for backends in found["backends"].values():
         assert set(backends) == set(dispatch.BACKENDS)
-        assert backends["reference"] == []
+        assert backends["reference"] == backends["chunked"] == []
         assert (backends["cpu"] == []) == bool(found["build"]["extension"])
     assert set(found["environment"]) == set(info.ENVIRONMENT)
     shown = info.text(found)
+    assert "not held against the reference on any GPU: runs only when asked for by name" in shown
+    assert "held against the reference on sm_90; not tried on sm_80, sm_100, sm_120" in info.text(
+        {**found, "gpu_verification": info.gpu_verification({"cuda_architectures": [80, 90, 100, 120]})}
+    )
     assert found["versions"]["torch"] in shown
     for level in found["instruction_sets"]["available"]:
         assert level in shown

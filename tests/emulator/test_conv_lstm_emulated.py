@@ -115,7 +115,7 @@ def test_nothing_is_kept_where_no_gradient_is_asked_for(cuda, persistent):
     }
     given = {k: v.clone() for k, v in tensors.items()}
     with (
-        mock.patch.object(cuda_persistent, "WANTED", persistent),
+        mock.patch.object(cuda_persistent, "ENABLED", persistent),
         mock.patch.object(cuda_persistent, "processors", lambda device: 4),
     ):
         cuda.ran = []
@@ -169,7 +169,7 @@ def test_all_steps_in_one_kernel(cuda, dtype, hidden, size, batch, kernel, multi
         }
     cuda.multiprocessors = multiprocessors
     with (
-        mock.patch.object(cuda_persistent, "WANTED", True),
+        mock.patch.object(cuda_persistent, "ENABLED", True),
         mock.patch.object(cuda_persistent, "processors", lambda device: multiprocessors),
     ):
         assert cuda_persistent.tiles_of(problem.tensors["weight_hh"], per_step.Sizes(3, batch, hidden, *size)) == tiles
@@ -193,7 +193,7 @@ def test_all_steps_in_one_kernel_forget_what_was_before_a_reset(cuda):
     }
     cuda.multiprocessors = 4
     with (
-        mock.patch.object(cuda_persistent, "WANTED", True),
+        mock.patch.object(cuda_persistent, "ENABLED", True),
         mock.patch.object(cuda_persistent, "processors", lambda device: 4),
     ):
         out, h, c = conv_lstm(**tensors, backend="cuda")

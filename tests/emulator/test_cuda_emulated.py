@@ -16,10 +16,14 @@ from problems import STATES, assert_as_accurate_as_the_reference, few_channels, 
 import wmkernels
 from wmkernels import native_call
 from wmkernels.linear_scan import native as linear_native
+from wmkernels.linear_scan.meta import LinearScanInputs
 from wmkernels.linear_scan.reference import linear_scan_reference
 from wmkernels.selective_scan import native as selective_native
-from wmkernels.selective_scan.reference import selective_scan_reference, selective_step_reference
+from wmkernels.selective_scan.meta import ScanInputs
+from wmkernels.selective_scan.reference import selective_scan_reference
 from wmkernels.selective_step import native as step_native
+from wmkernels.selective_step.meta import StepInputs
+from wmkernels.selective_step.reference import selective_step_reference
 
 from emulator.build import find_compiler  # isort: skip
 
@@ -189,8 +193,8 @@ def test_offsets_of_the_selective_scan_have_64_bits(cuda, layout, multiprocessor
     }
     grad_out, grad_last_state = normal(batch, channels, time), normal(batch, channels, state)
     inputs = {name: spread(x, far(x.dim())) for name, x in near.items()}
-    arguments = (*inputs.values(), None)
-    members = selective_native._members(*arguments, True, 16)
+    scan = ScanInputs(**inputs, delta_softplus=True)
+    members = selective_native._members(scan, 16)
     f32 = torch.float32
     out, last_state = spread(torch.zeros_like(near["u"]), far(3)), torch.empty(batch, channels, state)
     chunk_states = torch.empty(batch * -(-time // 16), channels, state)
@@ -205,7 +209,7 @@ def test_offsets_of_the_selective_scan_have_64_bits(cuda, layout, multiprocessor
         for name, x in near.items()
         if name != "reset"
     }
-    members = selective_native._members(*arguments, True, 16)
+    members = selective_native._members(scan, 16)
     members |= {f"grad_{name}": (x, x.shape, f32) for name, x in gradients.items()}
     members["grad_out"] = (spread(grad_out, far(3)), grad_out.shape, f32)
     members["grad_last_state"] = (spread(grad_last_state, far(3)), last_state.shape, f32)
@@ -213,7 +217,7 @@ def test_offsets_of_the_selective_scan_have_64_bits(cuda, layout, multiprocessor
     native_call.run("selective_scan_backward", members, device)
 
     leaves = {k: v.double().requires_grad_() if v.is_floating_point() else v for k, v in near.items()}
-    expected = selective_scan_reference(**leaves, delta_softplus=True)
+    expected = selective_scan_reference(ScanInputs(**leaves, delta_softplus=True))
     torch.testing.assert_close(out.double(), expected[0], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(last_state.double(), expected[1], rtol=1e-4, atol=1e-5)
     wanted = [x for name, x in leaves.items() if name != "reset"]
@@ -243,13 +247,12 @@ def test_offsets_of_the_linear_scan_have_64_bits(cuda, layout, multiprocessors, 
     monkeypatch.setattr(linear_native, "forward_outputs", spread_outputs)
     monkeypatch.setattr(linear_native, "backward_outputs", spread_gradients)
     wide = spread(gates, far), spread(tokens, far), spread(first, FAR[layout](2)), spread(reset, FAR[layout](2))
-    out, last = linear_native.forward(*wide, reverse, False)
-    gradients = linear_native.backward(
-        spread(grad_out, far), spread(grad_last, FAR[layout](2)), wide[0], out, *wide[2:], reverse, False
-    )
+    inputs = LinearScanInputs(*wide, reverse=reverse)
+    out, last = linear_native.forward(inputs)
+    gradients = linear_native.backward(spread(grad_out, far), spread(grad_last, FAR[layout](2)), inputs, out)
 
     leaves = [x.double().requires_grad_() for x in (gates, tokens, first)]
-    expected = linear_scan_reference(*leaves, reset, reverse)
+    expected = linear_scan_reference(LinearScanInputs(*leaves, reset, reverse))
     torch.testing.assert_close((out.double(), last.double()), expected, rtol=1e-4, atol=1e-5)
     true = torch.autograd.grad(expected, leaves, [grad_out.double(), grad_last.double()])
     torch.testing.assert_close(tuple(x.double() for x in gradients), true, rtol=1e-3, atol=1e-4)
@@ -273,9 +276,9 @@ def test_offsets_of_the_step_have_64_bits(cuda, layout):
     )
     state, *others = (spread(x, FAR[layout](x.dim())) for x in near)
     new_state = spread(torch.zeros_like(near[0]), FAR[layout](3))
-    out = step_native.step(state, new_state, *others, None, True)
-    u, A, B, C = near[1], near[3], *(x.expand(-1, channels, -1) for x in near[4:6])
-    expected = selective_step_reference(near[0], u, near[2], A, B, C, *near[6:9], True, near[9])
+    out = step_native.step(StepInputs(state, *others, delta_softplus=True), new_state, None)
+    B, C = (x.expand(-1, channels, -1) for x in near[4:6])
+    expected = selective_step_reference(StepInputs(*near[:4], B, C, *near[6:], delta_softplus=True))
     torch.testing.assert_close((out, new_state.contiguous()), expected, rtol=1e-4, atol=1e-5)
 
 

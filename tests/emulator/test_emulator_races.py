@@ -129,7 +129,7 @@ def conv_lstm(persistent):
     tensors = [torch.randn(2, 1, 2, 5, 5), torch.randn(4 * hidden, 2, 3, 3), torch.randn(4 * hidden, hidden, 3, 3)]
     leaves = [x.bfloat16().requires_grad_(not persistent) for x in tensors]
     with (
-        mock.patch.object(cuda_persistent, "WANTED", persistent),
+        mock.patch.object(cuda_persistent, "ENABLED", persistent),
         mock.patch.object(cuda_persistent, "processors", lambda device: 4),
     ):
         out, (h, c) = wmkernels.conv_lstm(*leaves, backend="cuda")

@@ -13,9 +13,14 @@ import torch
 from torch import Tensor
 
 from wmkernels.linear_scan import triton_kernels as linear
+from wmkernels.linear_scan.meta import LinearScanInputs
 from wmkernels.linear_scan.reference import linear_scan_reference
 from wmkernels.selective_scan import triton_kernels as selective
-from wmkernels.selective_scan.reference import per_channel, selective_scan_reference, selective_step_reference
+from wmkernels.selective_scan.meta import ScanInputs
+from wmkernels.selective_scan.reference import selective_scan_reference
+from wmkernels.selective_step import triton_kernels as selective_step
+from wmkernels.selective_step.meta import StepInputs
+from wmkernels.selective_step.reference import per_channel, selective_step_reference
 
 # Largest error against the float64 reference, as a share of the largest magnitude of the tensor. float32 sums of some
 # dozens of terms lose a few 2^-24, and so does an exponential of a few units. Rounding a result to float16 loses 2^-11;
@@ -110,7 +115,7 @@ def check_scan(case: Case, failures: Failures) -> None:
     softplus, chunk, segment = case.get("softplus", True), case.get("chunk", 8), case.get("segment", 0)
     channel_last = case.get("layout") == "last"
     exact = {k: v.double().requires_grad_() if k in NAMES and v is not None else v for k, v in inputs.items()}
-    out, last = selective_scan_reference(delta_softplus=softplus, **exact)
+    out, last = selective_scan_reference(ScanInputs(**exact, delta_softplus=softplus))
     dtype = inputs["u"].dtype
     grad_out = torch.randn(out.shape, generator=generator, dtype=torch.float64).to(dtype)
     grad_last = None
@@ -120,14 +125,13 @@ def check_scan(case: Case, failures: Failures) -> None:
     total = (out * grad_out.double()).sum() + (0 if grad_last is None else (last * grad_last.double()).sum())
     exact_gradients = torch.autograd.grad(total, present, materialize_grads=True)
     expected = dict(zip([n for n in NAMES if exact[n] is not None], exact_gradients, strict=True))
-    tensors = [inputs[n] for n in (*NAMES, "reset", "cu_seqlens")]
-    found, found_last, chunk_states = selective.forward(*tensors, softplus, channel_last, chunk, segment_length=segment)
+    scan = ScanInputs(**inputs, delta_softplus=softplus, channel_last=channel_last)
+    found, found_last, chunk_states = selective.forward(scan, chunk, segment_length=segment)
     failures.check(case, "out", found, out.detach())
     failures.check(case, "last_state", found_last, last.detach())
     if not case.get("gradients", True):
         return
-    options = (softplus, channel_last, chunk)
-    gradients = selective.backward(grad_out, grad_last, *tensors, chunk_states, *options, segment_length=segment)
+    gradients = selective.backward(grad_out, grad_last, scan, chunk_states, chunk, segment_length=segment)
     for name, gradient in zip(NAMES, gradients, strict=True):
         if name in expected:
             failures.check(case, f"grad_{name}", gradient, expected[name])
@@ -154,8 +158,9 @@ def check_step(case: Case, failures: Failures) -> None:
     parameters = {k: inputs[k] for k in ("A", "D", "delta_bias")}
     exact = {k: None if v is None else v.double() for k, v in {**flat, **parameters}.items()}
     B, C = (per_channel(exact.pop(k), channels) for k in ("B", "C"))
+    softplus = case.get("softplus", True)
     out, new = selective_step_reference(
-        state[rows].double(), B=B, C=C, reset=reset, delta_softplus=case.get("softplus", True), **exact
+        StepInputs(state[rows].double(), B=B, C=C, reset=reset, delta_softplus=softplus, **exact)
     )
     expected = state.double().clone()
     for b in range(batch):
@@ -166,10 +171,8 @@ def check_step(case: Case, failures: Failures) -> None:
     target = state if case.get("in_place", True) else torch.full_like(state, float("nan"))
     if not case.get("in_place", True) and indices is not None:
         target = state.clone()
-    found = selective.step(
-        *(state, target, flat["u"], flat["delta"], inputs["A"], flat["B"], flat["C"], inputs["D"], flat["z"]),
-        *(inputs["delta_bias"], reset, indices, case.get("softplus", True)),
-    )
+    step = StepInputs(state, **flat, **parameters, reset=reset, delta_softplus=softplus)
+    found = selective_step.step(step, target, indices)
     failures.check(case, "out", found, out)
     failures.check(case, "state", target, expected)
 
@@ -195,18 +198,16 @@ def check_linear(case: Case, failures: Failures) -> None:
     grad_out = random(batch, channels, time)
     grad_last = random(batch, channels, to=parameter) if case.get("grad_last", True) else None
     exact = [x.double().requires_grad_() for x in (gates, tokens, initial)]
-    out, last = linear_scan_reference(*exact[:2], None if initial_state is None else exact[2], reset, reverse)
+    first = None if initial_state is None else exact[2]
+    out, last = linear_scan_reference(LinearScanInputs(exact[0], exact[1], first, reset, reverse))
     total = (out * grad_out.double()).sum() + (0 if grad_last is None else (last * grad_last.double()).sum())
     expected = torch.autograd.grad(total, exact, allow_unused=True)
     channel_last = layout == "last"
-    found, found_last = linear.forward(
-        gates, tokens, initial_state, reset, reverse, channel_last, segment_length=segment
-    )
+    scan = LinearScanInputs(gates, tokens, initial_state, reset, reverse, channel_last)
+    found, found_last = linear.forward(scan, segment_length=segment)
     failures.check(case, "out", found, out.detach())
     failures.check(case, "last_state", found_last, last.detach())
-    gradients = linear.backward(
-        grad_out, grad_last, gates, found, initial_state, reset, reverse, channel_last, segment_length=segment
-    )
+    gradients = linear.backward(grad_out, grad_last, scan, found, segment_length=segment)
     # dL/dgates reads the rounded output of the forward pass.
     for name, gradient, right in zip(("gates", "tokens", "initial_state"), gradients, expected, strict=True):
         if right is not None:
@@ -311,9 +312,9 @@ def check_poison(_: Case, failures: Failures) -> None:
         grad = torch.randn((2, 5, 24), generator=generator)
 
         def run(u: Tensor, grad: Tensor, tensors: list[Any] = tensors, segment: int = segment) -> tuple[Tensor, ...]:
-            arguments = [u, *tensors[1:]]
-            out, last, saved = selective.forward(*arguments, True, False, 4, segment_length=segment)
-            gradients = selective.backward(grad, None, *arguments, saved, True, False, 4, segment_length=segment)
+            scan = ScanInputs(u, *tensors[1:], delta_softplus=True)
+            out, last, saved = selective.forward(scan, 4, segment_length=segment)
+            gradients = selective.backward(grad, None, scan, saved, 4, segment_length=segment)
             return out, last, gradients[0], gradients[1]
 
         clean = run(inputs["u"], grad)
@@ -335,17 +336,19 @@ def check_poison(_: Case, failures: Failures) -> None:
         reset = torch.zeros((1, 24), dtype=torch.bool)
         reset[:, 12] = True
         before, after = (slice(12, 24), slice(0, 12)) if reverse else (slice(0, 12), slice(12, 24))
-        clean_out = linear.forward(gates, tokens, None, reset, reverse, False, segment_length=segment)[0]
-        clean = linear.backward(tokens, None, gates, clean_out, None, reset, reverse, False, segment_length=segment)
+        clean_out = linear.forward(LinearScanInputs(gates, tokens, None, reset, reverse), segment_length=segment)[0]
+        clean = linear.backward(
+            tokens, None, LinearScanInputs(gates, None, None, reset, reverse), clean_out, segment_length=segment
+        )
         spoiled = tokens.clone()
         spoiled[..., before] = float("nan")
-        out = linear.forward(gates, spoiled, None, reset, reverse, False, segment_length=segment)[0]
+        out = linear.forward(LinearScanInputs(gates, spoiled, None, reset, reverse), segment_length=segment)[0]
         if not torch.equal(out[..., after], clean_out[..., after]):
             failures.lines.append(f"linear, reverse {reverse}, segment {segment}: NaN crosses a reset forwards")
         spoiled = tokens.clone()
         spoiled[..., after] = float("nan")
         gradients = linear.backward(
-            spoiled, None, gates, clean_out, None, reset, reverse, False, segment_length=segment
+            spoiled, None, LinearScanInputs(gates, None, None, reset, reverse), clean_out, segment_length=segment
         )
         pairs = [(a[..., before], b[..., before]) for a, b in zip(gradients[:2], clean[:2], strict=True)]
         if not all(torch.equal(a, b) for a, b in pairs):

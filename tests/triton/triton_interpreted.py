@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 import torch
 from triton.runtime import interpreter
-from triton_cases import GROUPS, NAMES, Case, Failures, draw
+from triton_cases import GROUPS, Case, Failures, draw
 
 from wmkernels.linear_scan import triton_kernels as linear
 from wmkernels.selective_scan import triton_kernels as selective
+from wmkernels.selective_scan.meta import ScanInputs
 
 
 def _slices(self: Any, arrays: list[Any], axis: int, index: int) -> tuple[Any, ...]:
@@ -81,15 +82,13 @@ def check_interpreter(_: Case, failures: Failures) -> None:
     """Scans and reductions slice by slice give what the interpreter's own, one scalar at a time, give."""
     for case in ({"reset": 0.3, "time": 8, "channels": 1, "batch": 1}, {"time": 8, "channels": 1, "batch": 1}):
         inputs = draw(case, torch.Generator().manual_seed(1))
-        tensors = [inputs[n] for n in (*NAMES, "reset", "cu_seqlens")]
+        scan = ScanInputs(**inputs, delta_softplus=True)
         results = []
         for slices in (True, False):
             with interpreter_of(slices):
-                out = selective.forward(*tensors, True, False, 4, segment_length=4)
+                out = selective.forward(scan, 4, segment_length=4)
                 grad = torch.ones_like(inputs["u"])
-                results.append(
-                    (*out, *selective.backward(grad, None, *tensors, out[2], True, False, 4, segment_length=4))
-                )
+                results.append((*out, *selective.backward(grad, None, scan, out[2], 4, segment_length=4)))
         failures.cases += 1
         if not all(torch.equal(a, b) for a, b in zip(*results, strict=True)):
             failures.lines.append(f"{case}: the faster interpretation differs")

@@ -1,1 +1,5 @@
-"""The convolutional LSTM: h_t = o ∘ tanh(c_t) on maps, the gates being convolutions of x_t and h_{t-1}."""
+"""The convolutional LSTM."""
+
+from wmkernels.conv_lstm.spec import SPEC
+
+__all__ = ["SPEC"]

@@ -1,8 +1,8 @@
-"""The convolutions of a ConvLSTM and their gradients by PyTorch (cuDNN on a GPU), channels last throughout.
+"""The convolutions of a ConvLSTM and their gradients by PyTorch (cuDNN on a GPU), channels last.
 
-Maps of several steps are merged into one batch. Gradients with respect to h are convolutions with the turned weights,
-which run on cuDNN's forward kernels: those are deterministic, and as a rule no slower than its transposed ones. What is
-left to cuDNN's backward kernels is told to be deterministic, whatever the process asks for elsewhere.
+Maps of several steps are merged into one batch. Gradients with respect to h are convolutions with the flipped,
+transposed weights on cuDNN's forward kernels, which are deterministic and usually no slower than its backward kernels.
+The remaining backward kernels run in cuDNN's deterministic mode.
 """
 
 import contextlib
@@ -16,8 +16,8 @@ from torch import Tensor
 def _channels_last(x: Tensor) -> Tensor:
     """(count, channels, height, width) with the channels contiguous.
 
-    One channel is contiguous either way. Without a GPU, where the tests run, its strides must say the other: PyTorch's
-    strided bfloat16 convolution of one channel that comes last reads beyond its memory on a CPU.
+    One channel is contiguous either way. On a CPU (tests) its strides must be those of channels first: there PyTorch's
+    strided bfloat16 convolution of one channels-last channel reads out of bounds.
     """
     if x.shape[1] == 1 and not x.is_cuda:
         return x.contiguous().flatten().view(x.shape)
@@ -30,13 +30,13 @@ def merged(maps: Tensor) -> Tensor:
 
 
 def rows(maps: Tensor) -> Tensor:
-    """(..., channels, height, width) -> (..., height * width, channels), contiguous; no copy where they lie so."""
+    """(..., channels, height, width) -> (..., height * width, channels), contiguous; no copy where they are."""
     return maps.movedim(-3, -1).contiguous().flatten(-3, -2)
 
 
 @contextlib.contextmanager
 def no_autocast(device: torch.device) -> Iterator[None]:
-    """Under autocast dtypes have been chosen already; convolutions here must not choose again."""
+    """Turns autocast off: dtypes have been chosen already."""
     if not torch.is_autocast_enabled(device.type):
         yield
         return
@@ -46,7 +46,7 @@ def no_autocast(device: torch.device) -> Iterator[None]:
 
 @contextlib.contextmanager
 def deterministic(device: torch.device) -> Iterator[None]:
-    """cuDNN keeps to algorithms that add in a fixed order."""
+    """cuDNN uses deterministic algorithms."""
     if device.type != "cuda":
         yield
         return
@@ -65,32 +65,32 @@ class Convolution:
         self.weight = _channels_last(weight)
         self.stride, self.dilation = list(stride), list(dilation)
         top, bottom, left, right = padding
-        # PyTorch pads both sides alike; what one side has more is added before.
+        # PyTorch pads both sides alike; the difference is padded first.
         self.inner = [min(top, bottom), min(left, right)]
         self.extra = (left - self.inner[1], right - self.inner[1], top - self.inner[0], bottom - self.inner[0])
 
     @classmethod
     def same(cls, weight: Tensor) -> "Convolution":
-        """An undilated one with an odd kernel that keeps the map's size."""
+        """With an odd kernel, undilated: keeps the map's size."""
         vertical, horizontal = weight.shape[2] // 2, weight.shape[3] // 2
         return cls(weight, (1, 1), (vertical, vertical, horizontal, horizontal), (1, 1))
 
     def transposed(self) -> "Convolution":
-        """Of the gradient of a "same" convolution's result: gives the gradient of its input."""
+        """Maps the gradient of a "same" convolution's result to that of its input: flipped, transposed weights."""
         return Convolution.same(self.weight.flip(2, 3).transpose(0, 1))
 
     def _padded(self, maps: Tensor) -> Tensor:
         return _channels_last(F.pad(maps, self.extra)) if any(self.extra) else maps
 
     def __call__(self, maps: Tensor) -> Tensor:
-        """Its result, channels last as rows: (time * batch, positions, channels)."""
+        """The result as channels-last rows, (time * batch, positions, channels)."""
         padded = self._padded(maps)
         return rows(F.conv2d(padded, self.weight, None, self.stride, self.inner, self.dilation))
 
     def gradients(self, grad: Tensor, maps: Tensor, of_input: bool) -> tuple[Tensor | None, Tensor]:
-        """(of ``maps``, of the weight) from that of the result (time * batch, channels, height, width)."""
+        """Gradients of (maps, weight) from the result's (time * batch, channels, height, width)."""
         padded = self._padded(maps)
-        # Some of PyTorch's convolutions on a CPU, where the tests run without a GPU, refuse weights laid out otherwise.
+        # Some of PyTorch's CPU convolutions (tests) require contiguous weights.
         weight = self.weight if grad.is_cuda else self.weight.contiguous()
         options = (None, self.stride, self.inner, self.dilation, False, [0, 0], 1, [of_input, True, False])
         with deterministic(grad.device):

@@ -1,10 +1,8 @@
 """Many steps of the ConvLSTM in one CUDA kernel, for small maps: ``conv_lstm_persistent_kernel.cuh``.
 
-The input convolution is made before, over the steps that one launch takes. The kernel's blocks must all be on the chip
-at once and hold their part of the hidden weights in shared memory, so it serves 16-bit maps of a few hundred places.
-
-It has not run on a GPU yet, and a barrier across a grid is not for a first run unasked: it is used where
-``WMKERNELS_PERSISTENT=1``, read at import.
+The input convolution runs before, over the steps of one launch. All blocks must be resident at once and hold their part
+of the hidden weights in shared memory, so the kernel serves 16-bit maps of a few hundred positions. It synchronises
+across the grid and has not run on a GPU: it is used only with ``WMKERNELS_PERSISTENT=1``, read at import.
 """
 
 import os
@@ -13,28 +11,28 @@ import torch
 from torch import Tensor
 
 from wmkernels.conv_lstm.convolutions import Convolution, merged, no_autocast, rows
-from wmkernels.conv_lstm.meta import Sizes
-from wmkernels.conv_lstm.per_step import HOISTED_BYTES, Parameters, gate_bytes, steps_per_chunk
+from wmkernels.conv_lstm.meta import ConvLSTMInputs, Sizes
+from wmkernels.conv_lstm.per_step import HOISTED_BYTES, gate_bytes, parameters_of, steps_per_chunk
 from wmkernels.native_call import DTYPE_CODES, Members, run
 from wmkernels.triton_runtime import ceil_div, processors
 
 OP = "conv_lstm_persistent"
-WANTED = os.environ.get("WMKERNELS_PERSISTENT") == "1"
-CHANNELS = 16  # of a block
-SHARED_BYTES = 160 << 10  # what every architecture from sm_80 on lets a block have, but for sm_86, sm_89 and sm_120
+ENABLED = os.environ.get("WMKERNELS_PERSISTENT") == "1"
+CHANNELS = 16  # per block
+SHARED_BYTES = 160 << 10  # per block from sm_80 on, but for sm_86, sm_89 and sm_120
 SMALL_SHARED_BYTES = 99 << 10
 
 
 def tiles_of(weight_hh: Tensor, sizes: Sizes) -> int:
-    """Tiles of 16 places that a block takes; 0 where this kernel cannot run the call."""
+    """Tiles of 16 positions per block; 0 where this kernel cannot run the call."""
     hidden, taps = sizes.hidden, weight_hh.shape[2] * weight_hh.shape[3]
     if weight_hh.dtype not in (torch.bfloat16, torch.float16) or hidden % CHANNELS:
         return 0
     if taps * hidden * 4 * CHANNELS * 2 > _shared_bytes(weight_hh.device):
         return 0
-    places = sizes.batch * sizes.height * sizes.width
-    room = processors(weight_hh.device) // (hidden // CHANNELS)
-    return next((tiles for tiles in (1, 2) if ceil_div(places, 16 * tiles) <= room), 0)
+    positions = sizes.batch * sizes.height * sizes.width
+    resident = processors(weight_hh.device) // (hidden // CHANNELS)
+    return next((tiles for tiles in (1, 2) if ceil_div(positions, 16 * tiles) <= resident), 0)
 
 
 def _shared_bytes(device: torch.device) -> int:
@@ -43,11 +41,11 @@ def _shared_bytes(device: torch.device) -> int:
     return SHARED_BYTES
 
 
-def packed(weight_hh: Tensor) -> Tensor:
+def pack_weight(weight_hh: Tensor) -> Tensor:
     """(4 * hidden, hidden, height, width) in the order in which a thread reads it for the tensor cores.
 
-    The dimensions are slice of 16 channels; tap; block of 16 input channels; warp (4 channels); channel and low bit of
-    the gate, together a column of a product; pair of rows; high bit of the gate; half of the rows; row of the pair.
+    Dimensions: slice of 16 channels; tap; block of 16 input channels; warp (4 channels); channel and low bit of the
+    gate, together a column of a product; pair of rows; high bit of the gate; half of the rows; row of the pair.
     """
     hidden, taps = weight_hh.shape[1], weight_hh.shape[2] * weight_hh.shape[3]
     weight = weight_hh.reshape(2, 2, hidden // CHANNELS, 4, 4, hidden // 16, 2, 4, 2, taps)
@@ -55,37 +53,28 @@ def packed(weight_hh: Tensor) -> Tensor:
     return weight.permute(part, tap, block, warp, channel, low, pair, high, half, row).reshape(-1)
 
 
-def forward(
-    tiles: int,
-    x: Tensor,
-    of_input: Convolution,
-    weight_hh: Tensor,
-    parameters: Parameters,
-    h: Tensor | None,
-    c: Tensor | None,
-    reset: Tensor | None,
-    sizes: Sizes,
-    outputs: tuple[Tensor, ...],
-) -> None:
+def forward(tiles: int, inputs: ConvLSTMInputs, outputs: tuple[Tensor, ...]) -> None:
     """Fills the outputs of the forward op."""
     out, hn, cn, cells, gates = outputs
-    time, batch, hidden, height, width = sizes
+    x, weight_hh, h, c, reset = inputs.x, inputs.weight_hh, inputs.h, inputs.c, inputs.reset
+    sizes = time, batch, hidden, height, width = inputs.sizes
+    of_input, parameters = Convolution(inputs.weight_ih, *inputs[8:]), parameters_of(inputs.bias, inputs.peephole)
     count, dtype, peephole = batch * height * width, x.dtype, parameters.peephole
     every, running = rows(out).view(time, count, hidden), rows(cn).view(count, hidden)
     wide, narrow = torch.float32, (count, hidden)
-    weights = packed(weight_hh)
+    weights = pack_weight(weight_hh)
     h_prev = None if h is None else rows(h).view(narrow)
     if h_prev is not None and h_prev.storage_offset() % 2:
         h_prev = h_prev.clone()  # the kernel reads two numbers at once
     c_prev = None if c is None else rows(c).view(narrow)
-    at_once = steps_per_chunk(time, gate_bytes(sizes, dtype), HOISTED_BYTES)
-    barrier_counter = torch.zeros((ceil_div(time, at_once), 1), dtype=torch.int32, device=x.device)
-    for number, begin in enumerate(range(0, time, at_once)):
-        end = min(begin + at_once, time)
+    chunk_steps = steps_per_chunk(time, gate_bytes(sizes, dtype), HOISTED_BYTES)
+    barrier_counter = torch.zeros((ceil_div(time, chunk_steps), 1), dtype=torch.int32, device=x.device)
+    for number, begin in enumerate(range(0, time, chunk_steps)):
+        end = min(begin + chunk_steps, time)
         with no_autocast(x.device):
             gates_x = of_input(merged(x[begin:end])).view(end - begin, count, 4 * hidden)
         flags = None if reset is None else reset[begin:end]
-        places = 1 if peephole is None else peephole.shape[1]
+        peephole_positions = 1 if peephole is None else peephole.shape[1]
         members: Members = {
             "time": end - begin,
             "batch": batch,
@@ -94,13 +83,13 @@ def forward(
             "hidden": hidden,
             "hh_height": weight_hh.shape[2],
             "hh_width": weight_hh.shape[3],
-            "peephole_varies": int(places != 1),
+            "peephole_varies": int(peephole_positions != 1),
             "dtype": DTYPE_CODES[dtype],
             "tiles": tiles,
             "gates_x": (gates_x, gates_x.shape, dtype),
             "weights": (weights, weights.shape, dtype),
             "bias": (parameters.bias, (4 * hidden,), wide),
-            "peephole": (peephole, (3, places, hidden), wide),
+            "peephole": (peephole, (3, peephole_positions, hidden), wide),
             "h0": (h_prev, narrow, dtype),
             "c0": (c_prev, narrow, wide),
             "reset": (flags, (end - begin, batch), torch.bool),

@@ -4,14 +4,20 @@ import torch
 from torch import Tensor
 
 from wmkernels.checks import state_dtype
-from wmkernels.conv_lstm.autograd import ConvLSTMFunction, forward
-from wmkernels.conv_lstm.meta import KEEP_CELLS, KEEP_GATES, KEEP_NOTHING, empty_maps
+from wmkernels.conv_lstm.autograd import OP, ConvLSTMFunction, forward
+from wmkernels.conv_lstm.chunked import conv_lstm_chunked
+from wmkernels.conv_lstm.meta import (
+    KEEP_CELLS,
+    KEEP_GATES,
+    KEEP_NOTHING,
+    ConvLSTMInputs,
+    empty_maps,
+)
 from wmkernels.conv_lstm.reference import conv_lstm_reference
-from wmkernels.conv_lstm.validation import Canonical, Padding, Pair, canonical
+from wmkernels.conv_lstm.validation import Padding, Pair, canonical
 from wmkernels.dispatch import choose, kernels
 from wmkernels.registration import can_bypass_dispatcher, needs_autograd
 
-OP = "conv_lstm"
 STEP = "conv_lstm_step"
 
 
@@ -57,7 +63,7 @@ def conv_lstm(
         keep_gates: where gradients are wanted, keep the four gates for the backward pass (4 numbers a number of h, in
             the dtype of the state). Otherwise x, h and c are kept, and the backward pass computes the gates again:
             about a third more arithmetic a training step for less than half the memory.
-        backend: ``"reference"``, ``"cpu"``, ``"triton"`` or ``"cuda"``; the best that can run if None.
+        backend: ``"cuda"``, ``"triton"``, ``"cpu"``, ``"chunked"`` or ``"reference"``; the best trusted one if None.
 
     Returns:
         ``(outputs, (h, c))``: every h, (time, batch, hidden, height, width) in the dtype of ``x``, and the state after
@@ -130,9 +136,9 @@ def conv_lstm_step(
         torch.Size([2, 8, 16, 16])
     """
     if stride == 1 and padding == "same" and dilation == 1:
-        at_once = _step_at_once(x, state, weight_ih, weight_hh, bias, peephole, reset, backend)
-        if at_once is not None:
-            return at_once[0], at_once
+        fast = _step_fast_path(x, state, weight_ih, weight_hh, bias, peephole, reset, backend)
+        if fast is not None:
+            return fast[0], fast
     arguments = canonical(
         STEP, x, weight_ih, weight_hh, bias, state, peephole, reset, stride, padding, dilation, ("batch",)
     )
@@ -140,7 +146,7 @@ def conv_lstm_step(
     return h, (h, c)
 
 
-def _step_at_once(
+def _step_fast_path(
     x: Tensor,
     state: tuple[Tensor, Tensor] | None,
     weight_ih: Tensor,
@@ -166,19 +172,21 @@ def _step_at_once(
         return None
     maps = (x.shape[0], weight_hh.shape[1], x.shape[2], x.shape[3])
     new = empty_maps(maps, x.dtype, x.device), empty_maps(maps, state_dtype(x.dtype), x.device)
-    return new if kernels(OP, "cpu").step_at_once((h, c, *new, *inputs)) else None
+    return new if kernels(OP, "cpu").step_fast_path((h, c, *new, *inputs)) else None
 
 
-def _run(arguments: Canonical, keep_gates: bool, backend: str | None) -> tuple[Tensor, Tensor, Tensor]:
+def _run(inputs: ConvLSTMInputs, keep_gates: bool, backend: str | None) -> tuple[Tensor, Tensor, Tensor]:
     """(outputs, h, c) on the backend that runs this call."""
-    chosen = choose(OP, arguments.x.device, backend)
+    chosen = choose(OP, inputs.x.device, backend)
     if chosen == "reference":
-        return conv_lstm_reference(*arguments)
-    if can_bypass_dispatcher(arguments[:8]):
-        outputs, h, c, _, _ = forward(*arguments, KEEP_NOTHING, chosen)
-    elif needs_autograd(arguments[:7]):
+        return conv_lstm_reference(inputs)
+    if chosen == "chunked":
+        return conv_lstm_chunked(inputs, keep_gates)
+    if can_bypass_dispatcher(inputs.tensors):
+        outputs, h, c, _, _ = forward(*inputs, KEEP_NOTHING, chosen)
+    elif needs_autograd(inputs.differentiable):
         keep = KEEP_GATES if keep_gates else KEEP_CELLS
-        outputs, h, c, _, _ = ConvLSTMFunction.apply(*arguments, keep, chosen)
+        outputs, h, c, _, _ = ConvLSTMFunction.apply(*inputs, keep, chosen)
     else:
-        outputs, h, c, _, _ = torch.ops.wmkernels.conv_lstm_forward(*arguments, KEEP_NOTHING, chosen)
+        outputs, h, c, _, _ = torch.ops.wmkernels.conv_lstm_forward(*inputs, KEEP_NOTHING, chosen)
     return outputs, h, c

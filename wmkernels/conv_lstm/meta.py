@@ -1,6 +1,6 @@
-"""What the ConvLSTM's ops return: shapes, dtypes and strides, on which the fakes and every backend agree.
+"""What the ConvLSTM takes and returns: canonical inputs, and outputs as fakes and backends allocate them.
 
-Maps that the kernels write lie in memory channels last.
+Maps that the kernels write are channels last in memory.
 """
 
 from collections.abc import Sequence
@@ -10,13 +10,12 @@ import torch
 from torch import Tensor
 
 from wmkernels.checks import state_dtype
-from wmkernels.conv_lstm.reference import output_size
 
 KEEP_NOTHING, KEEP_CELLS, KEEP_GATES = 0, 1, 2
 
 
 class Sizes(NamedTuple):
-    """Of one call."""
+    """Of the states of one call."""
 
     time: int
     batch: int
@@ -25,17 +24,50 @@ class Sizes(NamedTuple):
     width: int
 
 
-def sizes_of(
-    x: Tensor,
-    weight_ih: Tensor,
-    weight_hh: Tensor,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-) -> Sizes:
-    """Of the states, from canonical inputs."""
-    size = output_size(x.shape[-2:], weight_ih.shape[-2:], stride, padding, dilation)
-    return Sizes(x.shape[0], x.shape[1], weight_hh.shape[1], *size)
+class ConvLSTMInputs(NamedTuple):
+    """Canonical inputs, in the order of the forward op's arguments."""
+
+    x: Tensor  # (time, batch, channels, height, width)
+    weight_ih: Tensor  # (4 * hidden, channels, kernel height, kernel width), the gates i, f, g, o
+    weight_hh: Tensor  # (4 * hidden, hidden, kernel height, kernel width), kernel sizes odd
+    bias: Tensor | None  # (4 * hidden), in the state dtype
+    peephole: Tensor | None  # (3, hidden) or (3, hidden, height, width), in the state dtype
+    h: Tensor | None  # (batch, hidden, height, width), in the dtype of x
+    c: Tensor | None  # (batch, hidden, height, width), in the state dtype
+    reset: Tensor | None  # (time, batch)
+    stride: Sequence[int]  # (vertical, horizontal)
+    padding: Sequence[int]  # (top, bottom, left, right)
+    dilation: Sequence[int]  # (vertical, horizontal)
+
+    @property
+    def tensors(self) -> tuple[Tensor | None, ...]:
+        """All of them."""
+        return self[:8]
+
+    @property
+    def differentiable(self) -> tuple[Tensor | None, ...]:
+        """Those with a gradient."""
+        return self[:7]
+
+    @property
+    def sizes(self) -> Sizes:
+        """Of the states."""
+        size = output_size(self.x.shape[-2:], self.weight_ih.shape[-2:], self.stride, self.padding, self.dilation)
+        return Sizes(self.x.shape[0], self.x.shape[1], self.weight_hh.shape[1], *size)
+
+
+DIFFERENTIABLE, TENSORS = 7, 8  # numbers of the first fields
+
+
+def output_size(
+    size: Sequence[int], kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
+) -> tuple[int, int]:
+    """(height, width) of the input convolution's result; below 1 where the kernel does not fit."""
+    height, width = (
+        (size[i] + padding[2 * i] + padding[2 * i + 1] - dilation[i] * (kernel[i] - 1) - 1) // stride[i] + 1
+        for i in range(2)
+    )
+    return height, width
 
 
 def empty_maps(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -44,13 +76,14 @@ def empty_maps(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -
     return torch.empty((*leading, height, width, channels), dtype=dtype, device=device).movedim(-1, -3)
 
 
-def forward_outputs(x: Tensor, sizes: Sizes, keep: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """(out, h, c, cells, gates).
+def forward_outputs(inputs: ConvLSTMInputs, keep: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """(out, h, c, cells, gates), uninitialised.
 
     ``cells`` (time, batch, height, width, hidden) and ``gates`` (time, batch, height, width, 4, hidden), after their
-    nonlinearities, are for the backward pass, in the state's dtype, and of shape (0,) where they are not kept.
+    nonlinearities, are for the backward pass, in the state dtype, and of shape (0,) where they are not kept.
     """
-    time, batch, hidden, height, width = sizes
+    x = inputs.x
+    time, batch, hidden, height, width = inputs.sizes
     dtype = state_dtype(x.dtype)
     state = (batch, hidden, height, width)
     cells = (time, batch, height, width, hidden) if keep >= KEEP_CELLS else (0,)
@@ -64,32 +97,18 @@ def forward_outputs(x: Tensor, sizes: Sizes, keep: int) -> tuple[Tensor, Tensor,
     )
 
 
-def backward_outputs(
-    x: Tensor,
-    weight_ih: Tensor,
-    weight_hh: Tensor,
-    bias: Tensor | None,
-    peephole: Tensor | None,
-    h: Tensor | None,
-    c: Tensor | None,
-) -> tuple[Tensor, ...]:
-    """Gradients of these, uninitialised; of shape (0,) where there is none."""
-    absent = torch.empty((0,), dtype=x.dtype, device=x.device)
+def backward_outputs(inputs: ConvLSTMInputs) -> tuple[Tensor, ...]:
+    """Gradients of the differentiable inputs, uninitialised; of shape (0,) for an absent input."""
+    x = inputs.x
 
-    def like(given: Tensor | None) -> Tensor:
+    def empty(given: Tensor | None, are_maps: bool) -> Tensor:
         if given is None:
-            return absent.clone()
+            return torch.empty((0,), dtype=x.dtype, device=x.device)
+        if are_maps:
+            return empty_maps(given.shape, given.dtype, given.device)
         return torch.empty(tuple(given.shape), dtype=given.dtype, device=given.device)
 
-    def maps_like(given: Tensor | None) -> Tensor:
-        return absent.clone() if given is None else empty_maps(given.shape, given.dtype, given.device)
-
-    return (
-        maps_like(x),
-        like(weight_ih),
-        like(weight_hh),
-        like(bias),
-        like(peephole),
-        maps_like(h),
-        maps_like(c),
+    names = ConvLSTMInputs._fields
+    return tuple(
+        empty(given, name in ("x", "h", "c")) for name, given in zip(names, inputs.differentiable, strict=False)
     )

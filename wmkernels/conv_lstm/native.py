@@ -1,4 +1,4 @@
-"""Hands the tensors of a ConvLSTM to the C++ (CPU) and CUDA kernels, which see a map's rows as one dimension."""
+"""Runs the ConvLSTM's C++ kernels, which see a map's rows and columns as one dimension, or its CUDA kernels."""
 
 from collections.abc import Sequence
 
@@ -6,26 +6,20 @@ import torch
 from torch import Tensor
 
 from wmkernels.checks import state_dtype
-from wmkernels.conv_lstm.meta import Sizes, backward_outputs, forward_outputs, sizes_of
+from wmkernels.conv_lstm import cuda_update
+from wmkernels.conv_lstm.meta import ConvLSTMInputs, backward_outputs, forward_outputs
 from wmkernels.native_call import DTYPE_CODES, Expected, Members, native, output, run
 
 
-def _members(
-    sizes: Sizes,
-    x: Tensor,
-    weight_ih: Tensor,
-    weight_hh: Tensor,
-    bias: Tensor | None,
-    peephole: Tensor | None,
-    h: Tensor | None,
-    c: Tensor | None,
-    reset: Tensor | None,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-) -> Members:
-    """Sizes and inputs, checked."""
-    time, batch, hidden, height, width = sizes
+def runs_on_gpu(inputs: ConvLSTMInputs) -> bool:
+    """Whether the CUDA kernels take the call."""
+    return inputs.x.is_cuda
+
+
+def _members(inputs: ConvLSTMInputs) -> Members:
+    """Sizes and inputs."""
+    x, weight_ih, weight_hh, bias, peephole, h, c, reset, stride, padding, dilation = inputs
+    time, batch, hidden, height, width = inputs.sizes
     dtype, state = x.dtype, state_dtype(x.dtype)
     positions = height * width
     merged = x.flatten(3)
@@ -59,8 +53,8 @@ def _members(
         "reset": (reset, (time, batch), torch.bool),
     }
     if peephole is not None:
-        places = positions if peephole.dim() == 4 else 1
-        members["peephole"] = (peephole.reshape(3, hidden, places), (3, hidden, places), state)
+        shape = (3, hidden, positions if peephole.dim() == 4 else 1)
+        members["peephole"] = (peephole.reshape(shape), shape, state)
     return members
 
 
@@ -74,55 +68,29 @@ def _channels_last(maps: Tensor) -> Tensor:
     return maps.movedim(-3, -1).contiguous().flatten(-3, -2)
 
 
-def forward(
-    x: Tensor,
-    weight_ih: Tensor,
-    weight_hh: Tensor,
-    bias: Tensor | None,
-    peephole: Tensor | None,
-    h: Tensor | None,
-    c: Tensor | None,
-    reset: Tensor | None,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    keep: int,
-) -> tuple[Tensor, ...]:
-    """(out, h, c, cells, gates) of canonical inputs; ``keep`` says which of the last two are kept."""
-    sizes = sizes_of(x, weight_ih, weight_hh, stride, padding, dilation)
-    members = _members(sizes, x, weight_ih, weight_hh, bias, peephole, h, c, reset, stride, padding, dilation)
-    outputs = forward_outputs(x, sizes, keep)
+def forward(inputs: ConvLSTMInputs, keep: int) -> tuple[Tensor, ...]:
+    """(out, h, c, cells, gates); ``keep`` says which of the last two are kept."""
+    if runs_on_gpu(inputs):
+        return cuda_update.forward(inputs, keep)
+    members = _members(inputs)
+    outputs = forward_outputs(inputs, keep)
     for name, maps in zip(("out", "hn", "cn"), outputs, strict=False):
         members[name] = output(_channels_last(maps))
     members["cells"], members["gates"] = output(outputs[3].view(-1)), output(outputs[4].view(-1))
-    run("conv_lstm_forward", members, x.device)
+    run("conv_lstm_forward", members, inputs.x.device)
     return outputs
 
 
 def backward(
-    grad_out: Tensor | None,
-    grad_h: Tensor | None,
-    grad_c: Tensor | None,
-    x: Tensor,
-    weight_ih: Tensor,
-    weight_hh: Tensor,
-    bias: Tensor | None,
-    peephole: Tensor | None,
-    h: Tensor | None,
-    c: Tensor | None,
-    reset: Tensor | None,
-    out: Tensor,
-    cells: Tensor,
-    gates: Tensor,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
+    grads: Sequence[Tensor | None], inputs: ConvLSTMInputs, out: Tensor, cells: Tensor, gates: Tensor
 ) -> tuple[Tensor, ...]:
-    """Gradients of (x, weight_ih, weight_hh, bias, peephole, h, c)."""
-    sizes = sizes_of(x, weight_ih, weight_hh, stride, padding, dilation)
-    members = _members(sizes, x, weight_ih, weight_hh, bias, peephole, h, c, reset, stride, padding, dilation)
-    time, batch, hidden, height, width = sizes
-    dtype, state = x.dtype, state_dtype(x.dtype)
+    """Gradients of (x, weight_ih, weight_hh, bias, peephole, h, c) from those of (out, h, c)."""
+    if runs_on_gpu(inputs):
+        return cuda_update.backward(grads, inputs, out, cells, gates)
+    grad_out, grad_h, grad_c = grads
+    members = _members(inputs)
+    time, batch, hidden, height, width = inputs.sizes
+    dtype, state = inputs.x.dtype, state_dtype(inputs.x.dtype)
     shape = (batch, hidden, height * width)
     outputs = _channels_last(out)
     members["out"] = (outputs, outputs.shape, dtype)
@@ -132,21 +100,21 @@ def backward(
     members["grad_out"] = _merged(grad_out, (time, *shape), dtype)
     members["grad_hn"] = _merged(grad_h, shape, dtype)
     members["grad_cn"] = _merged(grad_c, shape, state)
-    gradients = backward_outputs(x, weight_ih, weight_hh, bias, peephole, h, c)
+    gradients = backward_outputs(inputs)
     grad_x, grad_weight_ih, grad_weight_hh, grad_bias, grad_peephole, grad_h0, grad_c0 = gradients
     members["grad_x"] = output(_channels_last(grad_x))
     members["grad_weight_ih"], members["grad_weight_hh"] = output(grad_weight_ih), output(grad_weight_hh)
     members["grad_bias"], members["grad_peephole"] = output(grad_bias), output(grad_peephole.view(-1))
-    if h is not None:
+    if inputs.h is not None:
         members["grad_h0"] = output(_channels_last(grad_h0))
-    if c is not None:
+    if inputs.c is not None:
         members["grad_c0"] = output(_channels_last(grad_c0))
-    run("conv_lstm_backward", members, x.device)
+    run("conv_lstm_backward", members, inputs.x.device)
     return gradients
 
 
-def step_at_once(tensors: tuple[Tensor | None, ...]) -> bool:
-    """One step on a CPU in one call, from tensors that fit; else False, and nothing is done.
+def step_fast_path(tensors: tuple[Tensor | None, ...]) -> bool:
+    """One step on a CPU in one call of the extension, which checks the tensors; False where it declines.
 
     ``tensors`` are h and c before (both or neither), the new h and c, x, weight_ih, weight_hh, bias, peephole, reset.
     """

@@ -1,4 +1,4 @@
-"""The ConvLSTM in plain PyTorch, a loop over time: the specification that every kernel is held against.
+"""The ConvLSTM in plain PyTorch, a loop over time: the specification that every other backend is held against.
 
     i_t = σ(W_xi ∗ x_t + W_hi ∗ h_{t-1} + w_ci ∘ c_{t-1} + b_i)
     f_t = σ(W_xf ∗ x_t + W_hf ∗ h_{t-1} + w_cf ∘ c_{t-1} + b_f)
@@ -6,8 +6,8 @@
     o_t = σ(W_xo ∗ x_t + W_ho ∗ h_{t-1} + w_co ∘ c_t + b_o)
     h_t = o_t ∘ tanh(c_t)                                                    (Shi et al. 2015, equation 3)
 
-The output gate sees the new cell. reset[t] makes h_{t-1} and c_{t-1} zero. Everything is computed in the state's dtype,
-but h is rounded to the dtype of x before it recurs, so that the sequence run at once is the sequence run step by step.
+The output gate sees the new cell. reset[t] makes h_{t-1} and c_{t-1} zero. Everything is computed in the state dtype,
+but h is rounded to the dtype of x before it recurs, so that the parallel pass equals the rollout.
 """
 
 from collections.abc import Sequence
@@ -17,52 +17,25 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from wmkernels.checks import state_dtype
+from wmkernels.conv_lstm.meta import ConvLSTMInputs
 
 
-def conv_lstm_reference(
-    x: Tensor,
-    weight_ih: Tensor,
-    weight_hh: Tensor,
-    bias: Tensor | None,
-    peephole: Tensor | None,
-    h: Tensor | None,
-    c: Tensor | None,
-    reset: Tensor | None,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(outputs, last h, last c) for x (time, batch, channels, height, width), reset (time, batch).
-
-    ``padding`` is (top, bottom, left, right); the other arguments are those of ``wmkernels.conv_lstm``. Autocast is
-    turned off inside: it would round the convolutions' results.
-    """
-    with torch.autocast(x.device.type, enabled=False):
-        return _conv_lstm(x, weight_ih, weight_hh, bias, peephole, h, c, reset, stride, padding, dilation)
+def conv_lstm_reference(inputs: ConvLSTMInputs) -> tuple[Tensor, Tensor, Tensor]:
+    """(outputs, last h, last c). Autocast is off inside: it would round the convolutions' results."""
+    with torch.autocast(inputs.x.device.type, enabled=False):
+        return _conv_lstm(inputs)
 
 
-def _conv_lstm(
-    x: Tensor,
-    weight_ih: Tensor,
-    weight_hh: Tensor,
-    bias: Tensor | None,
-    peephole: Tensor | None,
-    h: Tensor | None,
-    c: Tensor | None,
-    reset: Tensor | None,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-) -> tuple[Tensor, Tensor, Tensor]:
+def _conv_lstm(inputs: ConvLSTMInputs) -> tuple[Tensor, Tensor, Tensor]:
+    x, weight_ih, weight_hh, bias, peephole, h, c, reset, stride, padding, dilation = inputs
     dtype = state_dtype(x.dtype)
     top, bottom, left, right = padding
     x_wide = F.pad(x.to(dtype), (left, right, top, bottom))
     weight_ih, weight_hh = weight_ih.to(dtype), weight_hh.to(dtype)
-    map_size = output_size(x.shape[-2:], weight_ih.shape[-2:], stride, padding, dilation)
-    shape = (x.shape[1], weight_hh.shape[1], *map_size)  # (batch, hidden, height, width)
+    shape = inputs.sizes[1:]  # (batch, hidden, height, width)
     h = x.new_zeros(shape) if h is None else h.to(x.dtype)
     c = x.new_zeros(shape, dtype=dtype) if c is None else c.to(dtype)
-    w_i, w_f, w_o = _peepholes(peephole, dtype)
+    weights = peephole_weights(peephole, dtype)
     same = [size // 2 for size in weight_hh.shape[-2:]]
     outputs: list[Tensor] = []
     for t in range(x.shape[0]):
@@ -73,33 +46,25 @@ def _conv_lstm(
         gates = gates + F.conv2d(h.to(dtype), weight_hh, padding=same)  # (batch, 4 * hidden, height, width)
         if bias is not None:
             gates = gates + bias.to(dtype).view(-1, 1, 1)
-        i, f, g, o = gates.chunk(4, 1)
-        i, f = torch.sigmoid(i + w_i * c), torch.sigmoid(f + w_f * c)
-        c = f * c + i * torch.tanh(g)
-        o = torch.sigmoid(o + w_o * c)
-        h = (o * torch.tanh(c)).to(x.dtype)
+        h, c = update_cell(gates, c, weights)
+        h = h.to(x.dtype)
         outputs.append(h)
     stacked = torch.stack(outputs) if outputs else x.new_zeros((0, *shape))
     return stacked, h, c
 
 
-def _peepholes(peephole: Tensor | None, dtype: torch.dtype) -> Sequence[Tensor | float]:
+def update_cell(gates: Tensor, c: Tensor, weights: Sequence[Tensor | float]) -> tuple[Tensor, Tensor]:
+    """(h, c) after a step, from the sums of its convolutions (batch, 4 * hidden, height, width)."""
+    w_i, w_f, w_o = weights
+    i, f, g, o = gates.chunk(4, 1)
+    i, f = torch.sigmoid(i + w_i * c), torch.sigmoid(f + w_f * c)
+    c = f * c + i * torch.tanh(g)
+    o = torch.sigmoid(o + w_o * c)
+    return o * torch.tanh(c), c
+
+
+def peephole_weights(peephole: Tensor | None, dtype: torch.dtype) -> Sequence[Tensor | float]:
     """The weights of i, f and o, each (hidden, 1, 1) or (hidden, height, width); zeros where there are none."""
     if peephole is None:
         return (0.0, 0.0, 0.0)
     return (peephole if peephole.dim() == 4 else peephole[..., None, None]).to(dtype).unbind()
-
-
-def output_size(
-    size: Sequence[int],
-    kernel: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-) -> tuple[int, int]:
-    """(height, width) of the input convolution's result; below 1 where the kernel does not fit."""
-    height, width = (
-        (size[i] + padding[2 * i] + padding[2 * i + 1] - dilation[i] * (kernel[i] - 1) - 1) // stride[i] + 1
-        for i in range(2)
-    )
-    return height, width

@@ -1,18 +1,15 @@
-"""A whole step of the ConvLSTM in one Triton kernel: both convolutions as one matrix product, the update at its end.
+"""A whole step of the ConvLSTM in one Triton kernel: both convolutions as one implicit GEMM, the update as epilogue.
 
-A program takes a tile of places of the map by hidden channels and walks over taps and input channels, first of x,
-then of h: an implicit matrix product, whose rows are read where the tap says and are zero beyond the map. The four
-gates of a channel are neighbouring columns of the packed weights, so the sums end up together, in float32, and the
-update needs nothing but them and the old cell: neither sum ever reaches memory. A neighbour's h is read (the halo), so
-the new h goes elsewhere: every h has its own place in the outputs.
+A program takes a tile of positions by hidden channels and accumulates over taps and input channels, first of x, then of
+h; rows beyond the map are zero. The four gates of a channel are neighbouring columns of the packed weights, so the
+float32 sums meet in one program and never reach memory. Since neighbours' h are read (the halo), the new h is written
+elsewhere: every h has its own row of the outputs.
 
 This saves one launch per step and 32 bytes per cell, but its matrix product is slower than cuDNN's:
 ``is_profitable`` estimates which is faster.
 """
 
 # mypy: ignore-errors
-from collections.abc import Sequence
-
 import torch
 import triton
 import triton.language as tl
@@ -20,37 +17,37 @@ from torch import Tensor
 
 from wmkernels import triton_runtime as runtime
 from wmkernels.conv_lstm.convolutions import merged
-from wmkernels.conv_lstm.meta import Sizes
-from wmkernels.conv_lstm.per_step import Parameters
+from wmkernels.conv_lstm.meta import ConvLSTMInputs, Sizes
+from wmkernels.conv_lstm.per_step import parameters_of
 from wmkernels.conv_lstm.triton_update import hyperbolic_tangent, load_or_zeros, update_cells
 
 # Model of `is_profitable`: predicted for an H200 in a CUDA graph, not measured.
 LAUNCH_SECONDS = 2.5e-6  # from the end of one small kernel to the end of the next
-BYTES_A_SECOND = 4.2e12
+BYTES_PER_SECOND = 4.2e12
 CUDNN_FLOPS, OWN_FLOPS = 600e12, 400e12  # of 16-bit convolutions
-# (places, hidden channels, input channels, warps, stages) of a tile, by the places there are at least.
+# (positions, hidden channels, input channels, warps, stages) of a tile, by the least number of positions.
 TILES = {8192: (128, 32, 32, 8, 4), 2048: (64, 32, 32, 4, 4), 0: (16, 16, 64, 4, 4)}
 
 
 def is_profitable(dtype: torch.dtype, weight_ih: Tensor, weight_hh: Tensor, sizes: Sizes) -> bool:
-    """Whether a step in one kernel should beat two convolutions by cuDNN and an update."""
+    """Whether one kernel per step should beat two cuDNN convolutions and an update."""
     if dtype not in (torch.bfloat16, torch.float16):
         return False
     cells = sizes.batch * sizes.height * sizes.width * sizes.hidden
     flops = 2 * cells * 4 * (weight_ih[0].numel() + weight_hh[0].numel())
-    saved = LAUNCH_SECONDS + 32 * cells / BYTES_A_SECOND
+    saved = LAUNCH_SECONDS + 32 * cells / BYTES_PER_SECOND
     return saved > flops * (1 / OWN_FLOPS - 1 / CUDNN_FLOPS)
 
 
 @triton.jit
 def accumulate(
-    total,  # (PLACES, 4 * CHANNELS)
+    total,  # (POSITIONS, 4 * CHANNELS)
     maps,  # (batch, height, width, channels)
     weight,  # (taps, channels, columns)
-    batch,  # (PLACES): of each place
-    top,  # (PLACES): row of the map that the first tap reads
+    batch,  # (POSITIONS)
+    top,  # (POSITIONS): row of the map that the first tap reads
     left,
-    row_mask,  # (PLACES): whether the place exists, and is not reset
+    row_mask,  # (POSITIONS): exists, and is not reset
     height,
     width,
     channels,
@@ -69,8 +66,8 @@ def accumulate(
         y = top + tap // TAP_COLUMNS * dilation_height
         x = left + tap % TAP_COLUMNS * dilation_width
         inside = row_mask & (y >= 0) & (y < height) & (x >= 0) & (x < width)
-        place = ((batch * height + y) * width + x) * channels
-        values = tl.load(maps + place[:, None] + k[None, :], mask=inside[:, None] & (k < channels)[None, :], other=0.0)
+        offset = ((batch * height + y) * width + x) * channels
+        values = tl.load(maps + offset[:, None] + k[None, :], mask=inside[:, None] & (k < channels)[None, :], other=0.0)
         rows = (tap * channels + k).to(tl.int64) * columns
         inside = (k < channels)[:, None] & (column < columns)[None, :]
         total = tl.dot(values, tl.load(weight + rows[:, None] + column[None, :], mask=inside, other=0.0), total)
@@ -89,7 +86,7 @@ def step_kernel(
     h_prev,  # (batch, height, width, hidden) or None
     weight_h,  # (taps, hidden, 4 * hidden)
     bias,  # (4 * hidden) or None, gate by gate
-    peephole,  # (3, places, hidden) or None
+    peephole,  # (3, peephole positions, hidden) or None
     c_prev,  # (batch, height, width, hidden) or None
     reset,  # (batch) bytes or None
     h,  # (batch, height, width, hidden): output
@@ -102,7 +99,7 @@ def step_kernel(
     height,
     width,
     hidden,
-    places,
+    peephole_positions,
     stride_height,
     stride_width,
     pad_top,
@@ -182,10 +179,10 @@ def step_kernel(
     inside = row_exists[:, None] & channel_exists[None, :]
     cell = row[:, None] * hidden + channel[None, :]
     before = load_or_zeros(c_prev, cell, inside & not_reset[:, None], tl.float32)
-    weight = (position % places * hidden)[:, None] + channel[None, :]
+    weight = (position % peephole_positions * hidden)[:, None] + channel[None, :]
     w_i = load_or_zeros(peephole, weight, inside, tl.float32)
-    w_f = load_or_zeros(peephole, weight + places * hidden, inside, tl.float32)
-    w_o = load_or_zeros(peephole, weight + 2 * places * hidden, inside, tl.float32)
+    w_f = load_or_zeros(peephole, weight + peephole_positions * hidden, inside, tl.float32)
+    w_o = load_or_zeros(peephole, weight + 2 * peephole_positions * hidden, inside, tl.float32)
     i, f, g, o, new = update_cells(a_i, a_f, a_g, a_o, before, w_i, w_f, w_o)
     tl.store(c + cell, new, mask=inside)
     tl.store(h + cell, (o * hyperbolic_tangent(new)).to(h.dtype.element_ty), mask=inside)
@@ -202,34 +199,28 @@ def pack_weight(weight: Tensor) -> Tensor:
     return weight.unflatten(0, (4, -1)).permute(3, 4, 2, 1, 0).flatten(3).flatten(0, 1).contiguous()
 
 
-def tile_of(places: int) -> tuple[int, int, int, int, int]:
-    """The tile for maps of so many places in all."""
-    return next(tile for least, tile in TILES.items() if places >= least)
+def tile_of(positions: int) -> tuple[int, int, int, int, int]:
+    """The tile for as many positions."""
+    return next(tile for least, tile in TILES.items() if positions >= least)
 
 
 class FusedStep:
     """A step function of ``per_step.run_steps``: one launch per step."""
 
-    def __init__(
-        self,
-        x: Tensor,
-        weight_ih: Tensor,
-        weight_hh: Tensor,
-        inputs: Parameters,
-        sizes: Sizes,
-        stride: Sequence[int],
-        padding: Sequence[int],
-        dilation: Sequence[int],
-    ) -> None:
+    def __init__(self, inputs: ConvLSTMInputs) -> None:
+        x, weight_ih, weight_hh = inputs.x, inputs.weight_ih, inputs.weight_hh
         self.maps = merged(x).unflatten(0, x.shape[:2]).unbind()
-        self.weights, self.inputs = (pack_weight(weight_ih), pack_weight(weight_hh)), inputs
-        peepholes = 1 if inputs.peephole is None else inputs.peephole.shape[1]
-        _, batch, hidden, height, width = sizes
-        x_size, places = (x.shape[3], x.shape[4], x.shape[2]), batch * height * width
-        self.sizes = (batch, *x_size, height, width, hidden, peepholes, *stride, padding[0], padding[2], *dilation)
-        tile_places, channels, depth, self.warps, self.stages = tile_of(places)
-        self.constants = (*weight_ih.shape[2:], *weight_hh.shape[2:], tile_places, channels, depth)
-        self.programs = runtime.ceil_div(places, tile_places) * runtime.ceil_div(hidden, channels)
+        self.weights = pack_weight(weight_ih), pack_weight(weight_hh)
+        self.parameters = parameters_of(inputs.bias, inputs.peephole)
+        peephole = self.parameters.peephole
+        _, batch, hidden, height, width = inputs.sizes
+        x_size, positions = (x.shape[3], x.shape[4], x.shape[2]), batch * height * width
+        peephole_positions, padding = 1 if peephole is None else peephole.shape[1], inputs.padding
+        convolution = (*inputs.stride, padding[0], padding[2], *inputs.dilation)
+        self.sizes = (batch, *x_size, height, width, hidden, peephole_positions, *convolution)
+        tile_positions, channels, depth, self.warps, self.stages = tile_of(positions)
+        self.constants = (*weight_ih.shape[2:], *weight_hh.shape[2:], tile_positions, channels, depth)
+        self.programs = runtime.ceil_div(positions, tile_positions) * runtime.ceil_div(hidden, channels)
 
     def __call__(
         self,
@@ -243,7 +234,7 @@ class FusedStep:
     ) -> None:
         """Launches the kernel."""
         weight_x, weight_h = self.weights
-        maps = (self.maps[t], weight_x, h_prev, weight_h, self.inputs.bias, self.inputs.peephole, c_prev)
+        maps = (self.maps[t], weight_x, h_prev, weight_h, self.parameters.bias, self.parameters.peephole, c_prev)
         outputs = (runtime.as_bytes(reset), h, c, gates)
         stride = runtime.strides(reset, 1)
         with runtime.on_device(h):

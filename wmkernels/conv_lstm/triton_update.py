@@ -1,9 +1,8 @@
-"""The update of a ConvLSTM's cells in Triton, forward and backward: all that a step does beside its convolutions.
+"""The update of a ConvLSTM's cells in Triton, forward and backward: a step without its convolutions.
 
-A program takes a block of cells that are neighbours in memory, channels last, and each number is read and written once;
-memory is the bound, as in ``csrc/cuda/conv_lstm/conv_lstm_update_kernel.cuh``, whose arithmetic this is. Where a step
-resets, the hidden convolution's sum and the old cell are not loaded, since a convolution of zeros is zero: NaN cannot
-cross.
+A program takes a block of neighbouring cells, channels last, and reads and writes every number once: memory-bound, with
+the arithmetic of ``csrc/cuda/conv_lstm/conv_lstm_update_kernel.cuh``. Where a step resets, the hidden convolution's sum
+and the old cell are not loaded (a convolution of zeros is zero), so NaN does not cross.
 """
 
 # mypy: ignore-errors
@@ -17,12 +16,12 @@ from wmkernels.checks import state_dtype
 from wmkernels.conv_lstm.per_step import Backward, Parameters, Step
 from wmkernels.triton_device import exponential, sigmoid
 
-BLOCK, WARPS = 512, 4  # four cells a thread: 8 or 16 bytes a load
+BLOCK, WARPS = 512, 4  # four cells per thread: loads of 8 or 16 bytes
 
 
 @triton.jit
 def hyperbolic_tangent(x):
-    """tanh; near zero in float32 by its series, where the quotient would lose what is small."""
+    """tanh; near zero in float32 by its series, where the quotient cancels."""
     e = exponential(-2.0 * tl.abs(x))
     quotient = (1.0 - e) / (1.0 + e)
     result = tl.where(x < 0.0, -quotient, quotient)
@@ -37,7 +36,7 @@ def hyperbolic_tangent(x):
 
 @triton.jit
 def load_or_zeros(base, offset, mask, dtype: tl.constexpr):
-    """Zeros where ``mask`` is false, and everywhere where there is no tensor."""
+    """Zeros where ``mask`` is false, or without a tensor."""
     if base is None:
         values = tl.zeros(offset.shape, dtype)
     else:
@@ -58,7 +57,7 @@ def update_cells(a_i, a_f, a_g, a_o, before, w_i, w_f, w_o):
 
 @triton.jit
 def gate_sum(gates_x, gates_h, bias, gate, channel, inside, not_reset, dtype: tl.constexpr):
-    """One gate's sum: ``gate`` its offset, ``channel`` its number among the 4 * hidden."""
+    """One gate's sum: ``gate`` is its offset, ``channel`` its index among the 4 * hidden."""
     total = tl.load(gates_x + gate, mask=inside, other=0.0).to(dtype)
     return total + load_or_zeros(gates_h, gate, not_reset, dtype) + load_or_zeros(bias, channel, inside, dtype)
 
@@ -68,7 +67,7 @@ def update_kernel(
     gates_x,  # (rows, 4 * hidden)
     gates_h,  # (rows, 4 * hidden) or None
     bias,  # (4 * hidden) or None
-    peephole,  # (3, places, hidden) or None
+    peephole,  # (3, peephole positions, hidden) or None
     c_prev,  # (rows, hidden) or None
     reset,  # (batch) bytes or None
     h,  # (rows, hidden): output
@@ -123,7 +122,7 @@ def update_backward_kernel(
     grad_h,  # (rows, hidden) or None: from the next step
     grad_c,  # (rows, hidden): of c, becomes that of c_prev
     grad_gates,  # (rows, 4 * hidden): output, of the sums
-    grad_peephole,  # (3, rows, hidden) or None: is added to
+    grad_peephole,  # (3, rows, hidden) or None: accumulated
     cells,
     hidden,
     positions,
@@ -182,7 +181,7 @@ def update_backward_kernel(
 
 
 def triton_state(dtype: torch.dtype) -> tl.dtype:
-    """The dtype of the state for maps of ``dtype``."""
+    """The state dtype for maps of ``dtype``."""
     return tl.float64 if state_dtype(dtype) == torch.float64 else tl.float32
 
 
@@ -196,7 +195,7 @@ class Update:
         self._launch(update_kernel, sizes[0], h, *tensors, gates, *sizes, stride)
 
     def backward(self, parameters: Parameters, step: Step, back: Backward) -> None:
-        """Writes what ``Backward`` says."""
+        """Writes the outputs of ``Backward``."""
         sizes, reset, stride = _sizes(parameters, step)
         after = runtime.as_bytes(back.reset_after)
         tensors = (step.gates_x, step.gates_h, parameters.bias, parameters.peephole, step.c_prev, reset, step.c)
@@ -213,7 +212,7 @@ class Update:
 
 
 def _sizes(parameters: Parameters, step: Step) -> tuple[tuple[int, int, int, int], Tensor | None, int]:
-    """((cells, hidden, positions, places of the peephole), the resets as bytes, their stride)."""
+    """((cells, hidden, positions, peephole positions), the resets as bytes, their stride)."""
     _, positions, hidden = step.c.shape
     peephole_positions = 1 if parameters.peephole is None else parameters.peephole.shape[1]
     stride = runtime.strides(step.reset, 1)[0]

@@ -1,7 +1,7 @@
-"""Checks of the ConvLSTM's arguments, which bring them to the form that reference and kernels take."""
+"""Checks of the ConvLSTM's arguments, which become canonical inputs."""
 
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -16,26 +16,10 @@ from wmkernels.checks import (
     require_tensor,
     state_dtype,
 )
-from wmkernels.conv_lstm.reference import output_size
+from wmkernels.conv_lstm.meta import ConvLSTMInputs, output_size
 
 Pair = int | Sequence[int]
 Padding = Literal["same", "valid"] | Pair
-
-
-class Canonical(NamedTuple):
-    """The arguments of the reference and, in this order, of the forward op."""
-
-    x: Tensor
-    weight_ih: Tensor
-    weight_hh: Tensor
-    bias: Tensor | None
-    peephole: Tensor | None
-    h: Tensor | None
-    c: Tensor | None
-    reset: Tensor | None
-    stride: tuple[int, int]
-    padding: tuple[int, int, int, int]
-    dilation: tuple[int, int]
 
 
 def canonical(
@@ -51,7 +35,7 @@ def canonical(
     padding: Padding,
     dilation: Pair,
     leading: tuple[str, ...],
-) -> Canonical:
+) -> ConvLSTMInputs:
     """Raises unless all fit. ``leading`` names the dimensions of x before its channels: time and batch, or batch."""
     require_tensor(op, "x", x)
     require_tensor(op, "weight_ih", weight_ih)
@@ -87,7 +71,7 @@ def canonical(
     elif leading == ("batch",):
         x = x.unsqueeze(0)
         reset = None if reset is None else reset.unsqueeze(0)
-    return Canonical(x, weight_ih, weight_hh, bias, peephole, h, c, reset, strides, pads, dilations)
+    return ConvLSTMInputs(x, weight_ih, weight_hh, bias, peephole, h, c, reset, strides, pads, dilations)
 
 
 def _under_autocast(*tensors: Tensor) -> Sequence[Tensor]:

@@ -1,1 +1,5 @@
-"""The linear scan: reference, kernels and public function."""
+"""The first-order linear recurrence."""
+
+from wmkernels.linear_scan.spec import SPEC
+
+__all__ = ["SPEC"]

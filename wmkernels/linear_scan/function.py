@@ -1,26 +1,14 @@
-"""The public linear scan: checks its inputs, brings them to (batch, channels, time), and calls the kernels."""
-
-import math
+"""The public linear scan."""
 
 import torch
 from torch import Tensor
 
-from wmkernels.checks import (
-    FLOATS,
-    promote_dtypes,
-    require_device,
-    require_dtype,
-    require_reset,
-    require_shape,
-    require_tensor,
-    state_dtype,
-)
 from wmkernels.dispatch import choose
-from wmkernels.linear_scan.autograd import LinearScan
+from wmkernels.linear_scan.autograd import OP, LinearScan
+from wmkernels.linear_scan.chunked import linear_scan_chunked
 from wmkernels.linear_scan.reference import linear_scan_reference
+from wmkernels.linear_scan.validation import canonical
 from wmkernels.registration import needs_autograd
-
-OP = "linear_scan"
 
 
 def linear_scan(
@@ -51,7 +39,7 @@ def linear_scan(
         channel_last: time is the second dimension.
         return_last_state: also return the state that the next piece of the sequence starts from: the last h, in
             reverse the first (zero where ``reset[:, 0]``).
-        backend: ``"reference"``, ``"cpu"``, ``"triton"`` or ``"cuda"``; the best that can run if None.
+        backend: ``"cuda"``, ``"triton"``, ``"cpu"``, ``"chunked"`` or ``"reference"``; the best trusted one if None.
 
     Returns:
         h, shaped as ``gates`` in its dtype; with ``return_last_state`` also (batch, ...) in float32 (float64 for
@@ -67,53 +55,16 @@ def linear_scan(
         >>> wmkernels.linear_scan(discount, reward, reverse=True)
         tensor([[0.2500, 0.5000, 1.0000]])
     """
-    require_tensor(OP, "gates", gates)
-    require_tensor(OP, "tokens", tokens)
-    require_dtype(OP, "gates", gates, FLOATS, "")
-    if torch.is_autocast_enabled(gates.device.type):
-        dtype = promote_dtypes([gates.dtype, tokens.dtype])
-        gates, tokens = gates.to(dtype), tokens.to(dtype)
-    require_device(OP, "tokens", tokens, gates.device, "gates")
-    require_dtype(OP, "tokens", tokens, (gates.dtype,), "as gates has")
-    if gates.dim() < 2:
-        wanted = "(batch, time, ...)" if channel_last else "(batch, ..., time)"
-        raise ValueError(f"{OP}: gates has shape {tuple(gates.shape)}, expected {wanted}")
-    if tokens.shape != gates.shape:
-        raise ValueError(f"{OP}: tokens has shape {tuple(tokens.shape)}, expected {tuple(gates.shape)} to match gates")
-    if channel_last:
-        gates, tokens = gates.movedim(1, -1), tokens.movedim(1, -1)
-    batch, *inner, time = gates.shape
-    _check_memory(gates, initial_state, reset)
-
-    channels = math.prod(inner)
-    # Only where needed: in PyTorch 2.11 a compiled graph that keeps views of its inputs, and none of them itself, drops
-    # a second derivative in silence, where it raises otherwise.
-    if len(inner) != 1:
-        gates, tokens = gates.reshape(batch, channels, time), tokens.reshape(batch, channels, time)
-        initial_state = None if initial_state is None else initial_state.reshape(batch, channels)
-    if initial_state is not None:
-        initial_state = initial_state.to(state_dtype(gates.dtype))
+    inputs, inner = canonical(gates, tokens, initial_state, reset, reverse, channel_last)
     chosen = choose(OP, gates.device, backend)
     if chosen == "reference":
-        out, last_state = linear_scan_reference(gates, tokens, initial_state, reset, reverse)
-    elif needs_autograd((gates, tokens, initial_state)):
-        out, last_state = LinearScan.apply(gates, tokens, initial_state, reset, reverse, channel_last, chosen)
+        out, last_state = linear_scan_reference(inputs)
+    elif chosen == "chunked":
+        out, last_state = linear_scan_chunked(inputs)
+    elif needs_autograd(inputs[:3]):
+        out, last_state = LinearScan.apply(*inputs, chosen)
     else:
-        out, last_state = torch.ops.wmkernels.linear_scan_forward(
-            gates, tokens, initial_state, reset, reverse, channel_last, chosen
-        )
+        out, last_state = torch.ops.wmkernels.linear_scan_forward(*inputs, chosen)
+    batch, _, time = inputs.gates.shape
     out = out.transpose(1, 2).reshape(batch, time, *inner) if channel_last else out.reshape(batch, *inner, time)
     return (out, last_state.reshape(batch, *inner)) if return_last_state else out
-
-
-def _check_memory(gates: Tensor, initial_state: Tensor | None, reset: Tensor | None) -> None:
-    """``gates`` with time last."""
-    if initial_state is not None:
-        require_tensor(OP, "initial_state", initial_state)
-        require_device(OP, "initial_state", initial_state, gates.device, "gates")
-        allowed = (gates.dtype, state_dtype(gates.dtype))
-        require_dtype(OP, "initial_state", initial_state, allowed, f"beside gates of {gates.dtype}")
-        labels = ["batch", *("channels",) * (gates.dim() - 2)]
-        require_shape(OP, "initial_state", initial_state, labels, gates.shape[:-1], "gates")
-    sizes = (gates.shape[0], gates.shape[-1])
-    require_reset(OP, reset, ("batch", "time"), sizes, gates, "gates")

@@ -1,23 +1,37 @@
-"""Allocation of what the linear scan returns: one place for the fakes and for every backend, strides included."""
+"""What the linear scan takes and returns: canonical inputs, and outputs as fakes and backends allocate them."""
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from wmkernels.allocation import empty_activation, empty_vector
+from wmkernels.allocation import empty_activation, empty_like_or_absent
 from wmkernels.checks import state_dtype
 
 
-def forward_outputs(gates: Tensor, channel_last: bool) -> tuple[Tensor, Tensor]:
-    """(out, last_state) for gates of (batch, channels, time)."""
-    batch, channels, _ = gates.shape
-    last_state = torch.empty((batch, channels), dtype=state_dtype(gates.dtype), device=gates.device)
-    return empty_activation(gates, channel_last), last_state
+class LinearScanInputs(NamedTuple):
+    """Canonical inputs, in the order of the op's arguments."""
+
+    gates: Tensor  # (batch, channels, time)
+    tokens: Tensor | None  # (batch, channels, time); None in the backward pass, which does not read it
+    initial_state: Tensor | None = None  # (batch, channels), in the state dtype
+    reset: Tensor | None = None  # (batch, time)
+    reverse: bool = False
+    channel_last: bool = False  # memory layout of the outputs
 
 
-def backward_outputs(gates: Tensor, initial_state: Tensor | None, channel_last: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of (gates, tokens, initial_state), uninitialised; the last is of shape (0,) where there is none."""
+def forward_outputs(inputs: LinearScanInputs) -> tuple[Tensor, Tensor]:
+    """(out, last_state), uninitialised."""
+    gates = inputs.gates
+    last_state = torch.empty(gates.shape[:2], dtype=state_dtype(gates.dtype), device=gates.device)
+    return empty_activation(gates, inputs.channel_last), last_state
+
+
+def backward_outputs(inputs: LinearScanInputs) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of (gates, tokens, initial_state), uninitialised; of shape (0,) without an initial state."""
+    gates, channel_last = inputs.gates, inputs.channel_last
     return (
         empty_activation(gates, channel_last),
         empty_activation(gates, channel_last),
-        empty_vector(initial_state, gates.device),
+        empty_like_or_absent(inputs.initial_state, gates.device),
     )

@@ -1,15 +1,16 @@
-"""Hands the tensors of a linear scan to the C++ (CPU) and CUDA kernels."""
+"""Runs the linear scan's C++ and CUDA kernels."""
 
 import torch
 from torch import Tensor
 
 from wmkernels.checks import state_dtype
-from wmkernels.linear_scan.meta import backward_outputs, forward_outputs
+from wmkernels.linear_scan.meta import LinearScanInputs, backward_outputs, forward_outputs
 from wmkernels.native_call import DTYPE_CODES, Members, output, run
 
 
-def _members(gates: Tensor, initial_state: Tensor | None, reset: Tensor | None, reverse: bool) -> Members:
-    """Sizes and the inputs that both directions read, checked."""
+def _members(inputs: LinearScanInputs) -> Members:
+    """Sizes and the inputs that both passes read."""
+    gates = inputs.gates
     batch, channels, time = gates.shape
     dtype = gates.dtype
     return {
@@ -17,20 +18,19 @@ def _members(gates: Tensor, initial_state: Tensor | None, reset: Tensor | None, 
         "channels": channels,
         "time": time,
         "dtype": DTYPE_CODES[dtype],
-        "reverse": int(reverse),
+        "reverse": int(inputs.reverse),
         "gates": (gates, gates.shape, dtype),
-        "initial_state": (initial_state, (batch, channels), state_dtype(dtype)),
-        "reset": (reset, (batch, time), torch.bool),
+        "initial_state": (inputs.initial_state, (batch, channels), state_dtype(dtype)),
+        "reset": (inputs.reset, (batch, time), torch.bool),
     }
 
 
-def forward(
-    gates: Tensor, tokens: Tensor, initial_state: Tensor | None, reset: Tensor | None, reverse: bool, channel_last: bool
-) -> tuple[Tensor, Tensor]:
-    """(out, last_state) of gates and tokens (batch, channels, time)."""
-    out, last_state = forward_outputs(gates, channel_last)
-    members = _members(gates, initial_state, reset, reverse)
-    members["tokens"] = (tokens, gates.shape, gates.dtype)
+def forward(inputs: LinearScanInputs) -> tuple[Tensor, Tensor]:
+    """(out, last_state)."""
+    gates = inputs.gates
+    out, last_state = forward_outputs(inputs)
+    members = _members(inputs)
+    members["tokens"] = (inputs.tokens, gates.shape, gates.dtype)
     members["out"] = output(out)
     members["last_state"] = output(last_state)
     run("linear_scan_forward", members, gates.device)
@@ -38,24 +38,16 @@ def forward(
 
 
 def backward(
-    grad_out: Tensor,
-    grad_last_state: Tensor | None,
-    gates: Tensor,
-    out: Tensor,
-    initial_state: Tensor | None,
-    reset: Tensor | None,
-    reverse: bool,
-    channel_last: bool,
+    grad_out: Tensor, grad_last_state: Tensor | None, inputs: LinearScanInputs, out: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of (gates, tokens, initial_state)."""
-    shape, dtype, device = gates.shape, gates.dtype, gates.device
-    members = _members(gates, initial_state, reset, reverse)
+    shape, dtype = inputs.gates.shape, inputs.gates.dtype
+    members = _members(inputs)
     members["out"] = (out, shape, dtype)
     members["grad_out"] = (grad_out, shape, dtype)
-    state = state_dtype(dtype)
-    members["grad_last_state"] = (grad_last_state, tuple(shape[:2]), state)
-    gradients = backward_outputs(gates, initial_state, channel_last)
+    members["grad_last_state"] = (grad_last_state, tuple(shape[:2]), state_dtype(dtype))
+    gradients = backward_outputs(inputs)
     for name, gradient in zip(("gates", "tokens", "initial_state"), gradients, strict=True):
         members[f"grad_{name}"] = output(gradient)
-    run("linear_scan_backward", members, device)
+    run("linear_scan_backward", members, inputs.gates.device)
     return gradients

@@ -1,29 +1,23 @@
-"""The linear scan in plain PyTorch, a loop over time: the specification that every kernel is held against.
+"""The linear scan in plain PyTorch, a loop over time: the specification that every other backend is held against.
 
     h_t = gates_t h_{t-1} + tokens_t        forward
     h_t = gates_t h_{t+1} + tokens_t        in reverse, from the end
 
 reset[t] starts a new sequence at t. Forward, h_{t-1} does not reach h_t; in reverse, h_t does not reach h_{t-1}, and
-reset[0] keeps h_0 out of the state that is handed on.
+reset[0] keeps h_0 out of the last state.
 """
 
 import torch
 from torch import Tensor
 
 from wmkernels.checks import state_dtype
+from wmkernels.linear_scan.meta import LinearScanInputs
 
 
-def linear_scan_reference(
-    gates: Tensor,
-    tokens: Tensor,
-    initial_state: Tensor | None = None,
-    reset: Tensor | None = None,
-    reverse: bool = False,
-) -> tuple[Tensor, Tensor]:
-    """(out, last_state) for gates and tokens (batch, channels, time), reset (batch, time).
-
-    The state is in float32, in float64 for float64 inputs.
-    """
+def linear_scan_reference(inputs: LinearScanInputs) -> tuple[Tensor, Tensor]:
+    """(out, last_state); the state is float32, float64 for float64 inputs."""
+    gates, tokens, initial_state, reset, reverse, _ = inputs
+    assert tokens is not None
     batch, channels, time = gates.shape
     dtype = state_dtype(gates.dtype)
     if initial_state is None:
@@ -34,7 +28,8 @@ def linear_scan_reference(
     for t in reversed(range(time)) if reverse else range(time):
         gate, token = gates[..., t].to(dtype), tokens[..., t].to(dtype)
         if reset is not None and not reverse:
-            gate, state = _forget(gate, state, reset[:, t])
+            # Selects, so that NaN and infinity do not cross.
+            gate, state = (x.masked_fill(reset[:, t, None], 0) for x in (gate, state))
         state = gate * state + token
         outputs.append(state)
         if reset is not None and reverse:
@@ -43,8 +38,3 @@ def linear_scan_reference(
         outputs.reverse()
     out = torch.stack(outputs, 2) if outputs else gates.new_zeros(gates.shape, dtype=dtype)
     return out.to(gates.dtype), state
-
-
-def _forget(gate: Tensor, state: Tensor, reset: Tensor) -> tuple[Tensor, Tensor]:
-    """Selects zero for both where ``reset``, so that not even NaN or infinity crosses."""
-    return gate.masked_fill(reset[:, None], 0), state.masked_fill(reset[:, None], 0)

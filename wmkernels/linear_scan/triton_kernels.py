@@ -17,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from wmkernels import triton_runtime as runtime
-from wmkernels.linear_scan.meta import backward_outputs, forward_outputs
+from wmkernels.linear_scan.meta import LinearScanInputs, backward_outputs, forward_outputs
 from wmkernels.triton_device import combine, combine_flag, last_of
 
 # Programs per SM below which time is cut, and their number then.
@@ -275,18 +275,10 @@ def _scan(
         launch_pass(incoming_states, True, outputs)
 
 
-def forward(
-    gates: Tensor,
-    tokens: Tensor,
-    initial_state: Tensor | None,
-    reset: Tensor | None,
-    reverse: bool,
-    channel_last: bool,
-    *,
-    segment_length: int = 0,
-) -> tuple[Tensor, Tensor]:
-    """(out, last_state) of gates and tokens (batch, channels, time); ``segment_length`` forces a cut."""
-    out, last_state = forward_outputs(gates, channel_last)
+def forward(inputs: LinearScanInputs, *, segment_length: int = 0) -> tuple[Tensor, Tensor]:
+    """(out, last_state); ``segment_length`` forces a cut."""
+    gates, tokens, initial_state, reset, reverse, _ = inputs
+    out, last_state = forward_outputs(inputs)
     # In reverse, the reset at t + 1 keeps h_{t+1} from h_t.
     _scan(gates, tokens, initial_state, reset, out, last_state, reverse, (0, 1 if reverse else 0), segment_length)
     return out, last_state
@@ -295,17 +287,14 @@ def forward(
 def backward(
     grad_out: Tensor,
     grad_last_state: Tensor | None,
-    gates: Tensor,
+    inputs: LinearScanInputs,
     out: Tensor,
-    initial_state: Tensor | None,
-    reset: Tensor | None,
-    reverse: bool,
-    channel_last: bool,
     *,
     segment_length: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of (gates, tokens, initial_state)."""
-    grad_gates, grad_tokens, grad_initial = backward_outputs(gates, initial_state, channel_last)
+    gates, _, initial_state, reset, reverse, _ = inputs
+    grad_gates, grad_tokens, grad_initial = backward_outputs(inputs)
     shifts = (-1, 0) if reverse else (1, 1)
     last = None if initial_state is None else grad_initial
     neighbours = (out, initial_state, grad_gates)

@@ -1,9 +1,9 @@
-"""torch.nn modules built on the ops, all speaking one language.
+"""torch.nn modules built on the ops, with one interface.
 
 ``init_state(batch_size)``; ``forward(inputs, state=None, reset=None) -> (outputs, state)`` on (batch, time, features);
 ``step(input, state, reset=None) -> (output, state)`` on (batch, features). The state is a plain dict of tensors.
-``ConvLSTM`` follows ``torch.nn.LSTM`` instead: time first unless ``batch_first``, the state the pair (h, c), and maps
-for features; ``convert`` makes its state dicts of other projects' weights.
+``ConvLSTM`` follows ``torch.nn.LSTM``: maps, time first unless ``batch_first``, the state the pair (h, c). ``convert``
+makes its state dicts from other projects' weights.
 """
 
 from wmkernels.nn import convert

@@ -1,9 +1,8 @@
-"""A short causal convolution over time, each channel on its own, that carries its window of past inputs as a state.
+"""A depthwise causal convolution over time whose state is its window of past inputs.
 
-It is a weighted sum of ``kernel_size`` views of one padded tensor, each a step later than the one before, so inputs
-stay (batch, time, channels) and nothing is transposed: on a CPU that trains faster than ``nn.Conv1d`` between two
-transposes. Sequences inside a row are told apart by a segment number for every step: a view contributes where its
-segment is that of the output. It selects, so NaN and infinity stay in their segment.
+A weighted sum of ``kernel_size`` shifted views of one padded tensor, so inputs stay (batch, time, channels): on a CPU
+that trains faster than ``nn.Conv1d`` between two transposes. Every step has a segment number, and a view contributes
+where its segment is the output's. It selects, so NaN and infinity do not cross a reset.
 """
 
 import math
@@ -18,15 +17,15 @@ from wmkernels.nn.checks import State, require_inputs, require_packing, require_
 
 
 class CausalConv1d(nn.Module):
-    """Depthwise convolution over time in which output t sees inputs t - kernel_size + 1 to t of its own sequence.
+    """Depthwise convolution over time: output t sees inputs t - kernel_size + 1 to t of its own sequence.
 
-    Parameters have the names, shapes and initial values of those of ``nn.Conv1d`` with as many groups as channels.
-    The sum is taken in float32, in float64 for float64 inputs.
+    Parameters have the names, shapes and initial values of ``nn.Conv1d`` with as many groups as channels. Sums are in
+    float32, in float64 for float64 inputs.
 
     Args:
-        channels: features of an input and of an output.
+        channels: features of inputs and outputs.
         kernel_size: steps that an output sees, its own included.
-        bias: add a learned number to each channel.
+        bias: add a learned bias per channel.
         device: of the parameters.
         dtype: of the parameters.
 
@@ -84,7 +83,7 @@ class CausalConv1d(nn.Module):
 
         Args:
             inputs: (batch, time, channels).
-            state: from ``init_state`` or an earlier call, zeros if None; with ``cu_seqlens`` one row a sequence.
+            state: from ``init_state`` or an earlier call, zeros if None; with ``cu_seqlens`` one row per sequence.
             reset: bool (batch, time), true where a new sequence starts.
             cu_seqlens: int (sequences + 1), rising from 0 to time: packed sequences, ``batch`` is then 1.
 
@@ -108,7 +107,7 @@ class CausalConv1d(nn.Module):
             padded = torch.cat([window, steps], 1)  # (batch, kernel_size - 1 + time, channels)
             segments = None if reset is None else F.pad(reset.cumsum(1), (self.kernel_size - 1, 0))
             outputs = self._convolve(padded, segments)
-            window = padded[:, time:].clone()  # a view would keep, and save, the whole sequence
+            window = padded[:, time:].clone()  # a view would keep the whole sequence alive
             if segments is not None:
                 window = window.masked_fill((segments[:, time:] != segments[:, -1:])[..., None], 0)
         return outputs.to(inputs.dtype), {"window": window}
@@ -116,7 +115,7 @@ class CausalConv1d(nn.Module):
     def step(
         self, input: Tensor, state: Mapping[str, Tensor] | None, reset: Tensor | None = None
     ) -> tuple[Tensor, State]:
-        """One step: ``input`` (batch, channels), ``reset`` bool (batch,). The same numbers as ``forward`` gives."""
+        """One step of ``forward``: ``input`` (batch, channels), ``reset`` bool (batch,)."""
         require_inputs("CausalConv1d", "input", input, ("batch", "channels"), self.channels)
         require_reset("CausalConv1d", reset, input)
         window = self._window(state, input.shape[0], input)
@@ -145,7 +144,7 @@ class CausalConv1d(nn.Module):
         return self._weighted_sum(views)
 
     def _weighted_sum(self, views: Sequence[Tensor]) -> Tensor:
-        """One view for each tap; the newest is added first, here and in a step, so that both round alike."""
+        """One view per tap, the newest added first, as in a step, so that both round alike."""
         dtype = views[0].dtype
         taps = self.weight.squeeze(1).t().to(dtype).contiguous().unbind(0)  # kernel_size of (channels,)
         newest = views[-1]
@@ -155,7 +154,7 @@ class CausalConv1d(nn.Module):
         return total
 
     def _packed(self, steps: Tensor, window: Tensor, reset: Tensor | None, cu_seqlens: Tensor) -> tuple[Tensor, Tensor]:
-        """Each sequence gets its window of past inputs in front of it, and is a segment."""
+        """Each sequence is a segment, preceded by its window of past inputs."""
         sequences, past, channels = window.shape
         time, device = steps.shape[1], steps.device
         bounds = cu_seqlens.to(torch.int64)
@@ -171,7 +170,7 @@ class CausalConv1d(nn.Module):
         zeros = torch.zeros_like(rows)
         segments = zeros.index_copy(0, rows, torch.cat([index[:, None].expand(sequences, past).flatten(), owner]))
         if reset is not None:
-            # Neither the sequence nor the number of resets ever falls: their sum is the same only where both are.
+            # Sequence and number of resets never decrease, so their sum is equal only where both are.
             segments = segments + zeros.index_copy(0, step_rows, reset[0].to(torch.int64)).cumsum(0)
         outputs = self._convolve(padded[None], segments[None]).index_select(1, step_rows - past)
         if past:

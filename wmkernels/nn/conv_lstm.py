@@ -15,25 +15,25 @@ class ConvLSTM(ConvLSTMBase):
     """A convolutional LSTM of one or more layers over a sequence of maps (Shi et al. 2015), after ``torch.nn.LSTM``.
 
     Parameters are named as in ``nn.LSTM`` (``weight_ih_l0``, ``weight_hh_l0``, ``weight_ih_l0_reverse``, ...) with its
-    gate order i, f, g, o, but with one bias a layer, ``bias_l0``; ``peephole_l0`` holds the weights of i, f and o.
+    gate order i, f, g, o, but with one bias per layer, ``bias_l0``; ``peephole_l0`` holds the weights of i, f and o.
 
     Args:
         input_size: channels of an input.
         hidden_size: channels of h and c.
         kernel_size: of both convolutions, odd; one number or (vertical, horizontal).
-        num_layers: layers, each of which sees the outputs of the one before.
+        num_layers: layers, each on the outputs of the one before.
         bias: whether there is one.
         batch_first: inputs, outputs and reset have batch before time. The state has no time and stays as it is.
-        dropout: share of the outputs of every layer but the last that are zeroed while training.
+        dropout: probability with which outputs of every layer but the last are zeroed in training.
         bidirectional: a second set of layers runs from the end, and the outputs have 2 * hidden_size channels.
-        peephole: whether the cell reaches i, f and o: one weight a channel, or with the states' (height, width) one a
+        peephole: add the cell to i, f and o, with one weight per channel, or given the states' (height, width) one per
             channel and position.
-        forget_bias: what the forget gate's bias is initialised to; it is not added to anything later.
+        forget_bias: initial value of the forget gate's bias.
         stride: of the first layer's input convolution, as for ``wmkernels.conv_lstm``. Later layers keep its map.
         padding: of the first layer's input convolution.
         dilation: of the first layer's input convolution.
-        keep_gates: keep the gates for the backward pass instead of computing them again.
-        backend: as for ``wmkernels.conv_lstm``; the best that can run if None.
+        keep_gates: keep the gates for the backward pass instead of recomputing them.
+        backend: as for ``wmkernels.conv_lstm``.
         device: of the parameters.
         dtype: of the parameters.
 
@@ -120,8 +120,8 @@ class ConvLSTM(ConvLSTMBase):
         Args:
             inputs: (time, batch, input_size, height, width), with ``batch_first`` batch before time.
             state: from ``init_state`` or an earlier call, zeros if None.
-            reset: bool (time, batch), with ``batch_first`` (batch, time), true where a new sequence starts: nothing
-                from before reaches it or later steps. The reverse direction starts anew at each sequence's end.
+            reset: bool (time, batch), with ``batch_first`` (batch, time), true where a new sequence
+                starts; the reverse direction starts at each sequence's end.
 
         Returns:
             ``(outputs, (h, c))``: the last layer's outputs, and the state after the last step, with gradients.
@@ -147,7 +147,7 @@ class ConvLSTM(ConvLSTMBase):
                     bias,
                     None if state is None else (state[0][index], state[1][index]),
                     peephole=peephole,
-                    reset=_turned(reset, time_axis) if backwards else reset,
+                    reset=_reversed_resets(reset, time_axis) if backwards else reset,
                     batch_first=self.batch_first,
                     **self._options(layer),
                 )
@@ -200,7 +200,7 @@ class ConvLSTM(ConvLSTMBase):
 
 
 class ConvLSTMCell(ConvLSTMBase):
-    """One step of a convolutional LSTM layer, after ``torch.nn.LSTMCell``: for loops that mix it with other things.
+    """One step of a convolutional LSTM layer, after ``torch.nn.LSTMCell``: for custom loops.
 
     The arguments are those of ``ConvLSTM``; the parameters are ``weight_ih``, ``weight_hh``, ``bias``, ``peephole``.
 
@@ -275,10 +275,10 @@ class ConvLSTMCell(ConvLSTMBase):
     step = forward
 
 
-def _turned(reset: Tensor | None, time_axis: int) -> Tensor | None:
-    """The resets of a sequence run from its end: there a step starts anew where the step after it in time does."""
+def _reversed_resets(reset: Tensor | None, time_axis: int) -> Tensor | None:
+    """The resets of a reversed sequence: there a step resets where the step after it in time does."""
     if reset is None or reset.dim() <= time_axis or reset.shape[time_axis] == 0:
         return reset
-    turned = reset.flip(time_axis).roll(1, time_axis)
-    first = torch.zeros_like(turned.narrow(time_axis, 0, 1))
-    return torch.cat([first, turned.narrow(time_axis, 1, turned.shape[time_axis] - 1)], time_axis)
+    flipped = reset.flip(time_axis).roll(1, time_axis)
+    first = torch.zeros_like(flipped.narrow(time_axis, 0, 1))
+    return torch.cat([first, flipped.narrow(time_axis, 1, flipped.shape[time_axis] - 1)], time_axis)

@@ -1,4 +1,4 @@
-"""What the modules of the ConvLSTM share: sizes, parameters, their first values, and checks."""
+"""Shared by the ConvLSTM modules: sizes, parameters, initial values and checks."""
 
 import math
 from collections.abc import Sequence
@@ -8,14 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from wmkernels.checks import FLOATS, require_device, require_dtype, require_tensor, state_dtype
-from wmkernels.conv_lstm.reference import output_size
+from wmkernels.conv_lstm.meta import output_size
 from wmkernels.conv_lstm.validation import Padding, Pair, paddings, pair
 
 MapState = tuple[Tensor, Tensor]
 
 
 class ConvLSTMBase(nn.Module):
-    """What the module over sequences and the cell share: sizes, and one set of parameters a name."""
+    """Base of the module over sequences and of the cell: sizes, and named sets of parameters."""
 
     def __init__(
         self,
@@ -52,7 +52,7 @@ class ConvLSTMBase(nn.Module):
         self.stride = pair(name, "stride", stride)
         self.padding = padding
         self.dilation = pair(name, "dilation", dilation)
-        paddings(name, padding, (1, 1), (1, 1), (1, 1), (1, 1))  # raises where it is none
+        paddings(name, padding, (1, 1), (1, 1), (1, 1), (1, 1))  # raises if invalid
         self.keep_gates = keep_gates
         self.backend = backend
 
@@ -77,7 +77,7 @@ class ConvLSTMBase(nn.Module):
         return weight_ih, weight_hh, bias, peephole
 
     def reset_parameters_of(self, suffix: str) -> None:
-        """Weights as one ``nn.Conv2d`` over the channels of x and h would draw them, the rest zero but forget_bias."""
+        """Weights as of one ``nn.Conv2d`` over the channels of x and h; the rest zero but forget_bias."""
         weight_ih, weight_hh, bias, peephole = self.parameters_of(suffix)
         fan_in = (weight_ih.shape[1] + weight_hh.shape[1]) * weight_hh.shape[2] * weight_hh.shape[3]
         bound = 1 / math.sqrt(fan_in)
@@ -116,7 +116,7 @@ class ConvLSTMBase(nn.Module):
             raise ValueError(f"{name}: {argument} has shape {tuple(x.shape)}, expected {expected}{hint}")
 
     def _options(self, layer: int) -> dict[str, Any]:
-        """Of a layer's call: stride, padding and dilation are the first layer's alone."""
+        """Options of a layer's call: stride, padding and dilation apply to the first layer only."""
         options: dict[str, Any] = {"keep_gates": self.keep_gates, "backend": self.backend}
         if layer == 0:
             options |= {"stride": self.stride, "padding": self.padding, "dilation": self.dilation}

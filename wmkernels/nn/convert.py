@@ -1,7 +1,7 @@
 """Weights of other ConvLSTMs as state dicts of ``wmkernels.nn.ConvLSTM``.
 
-Each function answers a dict for ``load_state_dict`` of a module whose sizes, ``bias`` and number of layers are those of
-the weights. Nothing is read from disk and nothing is trained again: the loaded module computes what the other one did.
+Each function returns a dict for ``load_state_dict`` of a module with the weights' sizes, ``bias`` and number of layers.
+The loaded module computes what the other one did.
 """
 
 import re
@@ -74,7 +74,7 @@ def conv_lstm_from_openstl(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor
 
 
 def conv_lstm_from_keras(weights: Sequence[Any], *, recurrent_activation: str) -> dict[str, Tensor]:
-    """From one Keras ``ConvLSTM2D``: what its ``get_weights()`` answers.
+    """From one Keras ``ConvLSTM2D``: what its ``get_weights()`` returns.
 
     Kernels are (height, width, in, 4 * filters), gates i, f, c, o. Strides, dilation and padding mean the same here,
     the activation must be tanh, and ``unit_forget_bias`` is already in the bias.
@@ -118,7 +118,7 @@ def conv_lstm_from_keras(weights: Sequence[Any], *, recurrent_activation: str) -
 def _layers(
     function: str, state_dict: Mapping[str, Tensor], known: Sequence[str], *required: str
 ) -> list[dict[str, Tensor]]:
-    """The entries of ``cell_list``, a dict a layer."""
+    """The entries of ``cell_list``, one dict per layer."""
     found: dict[int, dict[str, Tensor]] = {}
     for key, value in state_dict.items():
         match = re.search(r"(?:^|\.)cell_list\.(\d+)\.(.+)$", key)

@@ -18,26 +18,26 @@ Selection = tuple[Tensor, Tensor, Tensor, Tensor]  # delta, A, B, C
 
 
 class Mamba(nn.Module):
-    """Projection, short causal convolution, selective scan, gate and projection back: one Mamba block.
+    """One Mamba block: projection, causal convolution, selective scan, gate, projection back.
 
-    Parameters have the names, shapes and initial values of the published block, so its state dicts load unchanged. It
-    holds neither a norm nor a residual connection. ``A_log`` and ``D`` carry ``_no_weight_decay = True``.
+    Parameters have the published block's names, shapes and initial values, so its state dicts load unchanged. Norm and
+    residual connection are the caller's. ``A_log`` and ``D`` carry ``_no_weight_decay = True``.
 
     Args:
-        d_model: features of an input and of an output.
-        d_state: states of each inner channel.
-        d_conv: steps that the convolution sees.
-        expand: inner channels for each feature.
-        dt_rank: rank of the projection that makes the step sizes; ``"auto"`` is d_model / 16, rounded up.
+        d_model: features of inputs and outputs.
+        d_state: states per inner channel.
+        d_conv: kernel size of the convolution.
+        expand: inner channels per feature.
+        dt_rank: rank of the step sizes' projection; ``"auto"`` is d_model / 16, rounded up.
         dt_min: smallest initial step size.
-        dt_max: largest initial step size; they are drawn log-uniformly between the two.
+        dt_max: largest initial step size; log-uniform between the two.
         dt_init: ``"random"`` or ``"constant"`` weights of the step sizes' projection.
         dt_scale: scale of those weights.
-        dt_init_floor: no initial step size is below it.
+        dt_init_floor: lower bound of the initial step sizes.
         conv_bias: bias of the convolution.
         bias: bias of the first and last projection.
-        groups: sets of B and C, each of which serves expand * d_model / groups neighbouring channels; published: 1.
-        backend: of the scan, as for ``wmkernels.selective_scan``; the best that can run if None.
+        groups: sets of B and C, each for expand * d_model / groups neighbouring channels; published: 1.
+        backend: of the scan, as for ``wmkernels.selective_scan``.
         device: of the parameters.
         dtype: of the parameters; A_log and D stay in float32 (float64 for float64).
 
@@ -112,7 +112,7 @@ class Mamba(nn.Module):
 
     @property
     def _decays(self) -> int:
-        """Decay rates of an inner channel."""
+        """Decay rates per inner channel."""
         return self.d_state
 
     def reset_parameters(self) -> None:
@@ -147,13 +147,13 @@ class Mamba(nn.Module):
         return torch.arange(1, self.d_state + 1, device=self.A_log.device)
 
     def _mark_parameters(self) -> None:
-        """The flags that optimizer set-ups and initialisers of existing code look for."""
+        """Flags that existing optimizers and initialisers look for."""
         self.A_log._no_weight_decay = True  # type: ignore[attr-defined]
         self.D._no_weight_decay = True  # type: ignore[attr-defined]
         self.dt_proj.bias._no_reinit = True  # type: ignore[attr-defined]
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """``copy.deepcopy`` drops attributes of parameters, and comes by here."""
+        """``copy.deepcopy`` drops attributes of parameters."""
         super().__setstate__(state)
         self._mark_parameters()
 
@@ -184,8 +184,8 @@ class Mamba(nn.Module):
 
         Args:
             inputs: (batch, time, d_model).
-            state: from ``init_state`` or an earlier call, zeros if None; with ``cu_seqlens`` one row a sequence.
-            reset: bool (batch, time), true where a new sequence starts: nothing from before reaches it or later steps.
+            state: from ``init_state`` or an earlier call, zeros if None; with ``cu_seqlens`` one row per sequence.
+            reset: bool (batch, time), true where a new sequence starts.
             cu_seqlens: int (sequences + 1), rising from 0 to time: packed sequences, ``batch`` is then 1.
 
         Returns:
@@ -232,7 +232,7 @@ class Mamba(nn.Module):
         x, carried = self.conv1d.step(x, state, reset)
         x = F.silu(x)
         (delta, A, B, C), turned = self._selection_step(x, state, reset)
-        if self.groups == 1:  # the step's quick path
+        if self.groups == 1:  # for the step's fast path
             B, C = B.squeeze(1), C.squeeze(1)
         y, scan = selective_step(
             self._wide(state["scan"], x),
@@ -253,7 +253,7 @@ class Mamba(nn.Module):
     def _selection(
         self, x: Tensor, state: Mapping[str, Tensor] | None, reset: Tensor | None, cu_seqlens: Tensor | None
     ) -> tuple[Selection, State]:
-        """delta, A, B, C of every step, and what of the state their making carries: here nothing."""
+        """delta, A, B, C of every step, and the part of the state that computing them updates: here none."""
         delta, B, C = self._project(x)
         return (delta, self._decay(x), B.transpose(1, 2), C.transpose(1, 2)), {}
 
@@ -263,7 +263,7 @@ class Mamba(nn.Module):
         return (delta, self._decay(x), B, C), {}
 
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """delta (..., d_inner), B and C (..., groups, d_state): functions of the input, hence selective."""
+        """delta (..., d_inner), B and C (..., groups, d_state): functions of the input."""
         size = self.groups * self.d_state
         rank, B, C = self.x_proj(x).split([self.dt_rank, size, size], -1)
         delta = F.linear(rank, self.dt_proj.weight)  # the bias is added inside the scan, in the state's dtype

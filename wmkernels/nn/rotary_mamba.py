@@ -1,17 +1,16 @@
-"""A Mamba block whose state is complex: B and C turn with an angle that accumulates since the last reset.
+"""A Mamba block with a complex state: B and C are rotated by an angle that accumulates since the last reset.
 
-A complex state ``h_t = exp(step_t a + i w_t) h_{t-1} + step_t B_t u_t`` that is read by ``Re(conj(C_t) h_t)`` becomes a
-real scan when it is seen from a frame that turns along: with ``angle_t = w_1 + ... + w_t`` and
-``g_t = exp(-i angle_t) h_t``,
+A complex state ``h_t = exp(step_t a + i w_t) h_{t-1} + step_t B_t u_t``, read by ``Re(conj(C_t) h_t)``, is a real scan
+in the rotating frame: with ``angle_t = w_1 + ... + w_t`` and ``g_t = exp(-i angle_t) h_t``,
 
     g_t = exp(step_t a) g_{t-1} + step_t (exp(-i angle_t) B_t) u_t,    read by    Re(conj(exp(-i angle_t) C_t) g_t).
 
-Two neighbouring real states hold one complex one, and the kernel of the real scan runs on B and C turned back by the
-angle. What a step wrote is read turned by the angle between then and now: with rates spread over half a turn a step,
-C tells lags apart, where a real state only fades.
+Two neighbouring real states hold one complex state, and the real scan's kernel runs on the rotated B and C. A step's
+input is read rotated by the angle between then and now: with rates spread over half a turn per step C tells lags apart,
+where a real state only decays.
 
-The angle is accumulated in float64 and carried wrapped into [0, 2 pi). After a million steps it is off by less than
-1e-8, whether they were run in one piece or step by step.
+The angle is accumulated in float64 and wrapped into [0, 2 pi). After a million steps its error is below 1e-8, in one
+pass or step by step.
 """
 
 import math
@@ -33,14 +32,14 @@ class RotaryMamba(Mamba):
     """A ``Mamba`` block with a complex state, after Mamba-3 (arXiv 2603.15569): the scan can tell lags apart.
 
     Two real states share a decay and make one complex state, whose angle advances at a learned rate. The state dict
-    of the block has, beside those of ``Mamba``, ``angle_rate`` (groups, d_state / 2) in radians a step and, with
-    ``selective_angle``, ``angle_proj.weight``; ``A_log`` is (d_inner, d_state / 2).
+    adds to that of ``Mamba`` ``angle_rate`` (groups, d_state / 2) in radians per step and, with ``selective_angle``,
+    ``angle_proj.weight``; ``A_log`` is (d_inner, d_state / 2).
 
     Args:
-        d_model: features of an input and of an output.
-        d_state: real states of each inner channel, an even number.
-        groups: sets of B, C and angles, each of which serves expand * d_model / groups neighbouring channels.
-        selective_angle: the input of a step adds to the rate of its angle, which otherwise is the same at every step.
+        d_model: features of inputs and outputs.
+        d_state: real states per inner channel, even.
+        groups: sets of B, C and angles, each for expand * d_model / groups neighbouring channels.
+        selective_angle: a step's input adds to its angle's rate, which otherwise is constant over time.
         decay: initial -A of every state.
         **arguments: as for ``Mamba``.
 
@@ -91,7 +90,7 @@ class RotaryMamba(Mamba):
         self._reset_angle()
 
     def _reset_angle(self) -> None:
-        """Rates spread evenly over [0, pi], each group's over all of it; the input has no say at first."""
+        """Rates spread evenly over [0, pi], in every group; the input adds nothing at first."""
         groups, pairs = self.angle_rate.shape
         with torch.no_grad():
             spread = torch.linspace(0, math.pi, groups * pairs, device=self.angle_rate.device)
@@ -137,7 +136,7 @@ class RotaryMamba(Mamba):
         return (delta, self._decay(x), apply_rotary(B, angle), apply_rotary(C, angle)), {"angle": angle}
 
     def _rates(self, x: Tensor) -> Tensor:
-        """(..., d_inner) -> by how much each angle advances, (..., groups, pairs) in float64."""
+        """(..., d_inner) -> the angles' increments (..., groups, pairs), in float64."""
         rates = self.angle_rate.double().expand(*x.shape[:-1], *self.angle_rate.shape)
         if self.angle_proj is not None:
             rates = rates + self.angle_proj(x).double().unflatten(-1, self.angle_rate.shape)
@@ -170,10 +169,10 @@ class RotaryMamba(Mamba):
 
 
 def _packed(rates: Tensor, before: Tensor | None, reset: Tensor | None, bounds: Tensor) -> tuple[Tensor, Tensor]:
-    """Every sequence starts with a reset, and its first rate is added to the angle that the sequence comes with."""
+    """Every sequence starts with a reset, and its initial angle is added to its first rate."""
     time = rates.shape[1]
     occupied = bounds[1:] > bounds[:-1]
-    # An empty sequence starts where the next one does, or behind the end: it is sent to a row that is cut off.
+    # An empty sequence starts where the next does, or behind the end: it goes to an extra row that is cut off.
     starts = torch.where(occupied, bounds[:-1], time)
     first = torch.zeros(time + 1, dtype=torch.bool, device=rates.device).index_fill(0, starts, True)[:time]
     if before is not None:
@@ -185,8 +184,8 @@ def _packed(rates: Tensor, before: Tensor | None, reset: Tensor | None, bounds: 
 
 
 def apply_rotary(projection: Tensor, angle: Tensor) -> Tensor:
-    """Neighbouring states (..., groups, 2 pairs) as complex numbers, times exp(-i angle)."""
-    angle = angle.to(projection.dtype)  # wrapped, it loses nothing that matters
+    """Neighbouring states (..., groups, 2 pairs), as complex numbers, times exp(-i angle)."""
+    angle = angle.to(projection.dtype)  # wrapped, so the cast is accurate
     cos, sin = angle.cos(), angle.sin()
     real, imaginary = projection.unflatten(-1, (-1, 2)).unbind(-1)
     return torch.stack([real * cos + imaginary * sin, imaginary * cos - real * sin], -1).flatten(-2)

@@ -1,1 +1,5 @@
-"""The selective scan: reference, kernels and public functions."""
+"""The selective scan (Mamba's S6)."""
+
+from wmkernels.selective_scan.spec import SPEC
+
+__all__ = ["SPEC"]

@@ -1,74 +1,96 @@
-"""Allocation of what the selective scan returns: one place for the fakes and for every backend, strides included.
+"""What the selective scan takes and returns: canonical inputs, and outputs as fakes and backends allocate them.
 
-Canonical shapes: activations (batch, channels, time), varying B and C (batch, groups, state, time), constant ones
-(channels, state). With ``channel_last`` the memory is time-major, so that the transposed view handed to the user is
-contiguous. An absent gradient is an empty tensor of shape (0,).
+With ``channel_last`` the outputs' memory is time-major, so that the transposed view handed to the user is contiguous.
+An absent gradient is an empty tensor of shape (0,).
 """
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from wmkernels.allocation import empty_activation, empty_vector
+from wmkernels.allocation import empty_activation, empty_like_or_absent
 from wmkernels.checks import state_dtype
 
 
-def empty_projection(like: Tensor, channel_last: bool) -> Tensor:
-    """The gradient of B or C: (batch, groups, state, time), time-major where ``channel_last``, or (channels, state)."""
+class ScanInputs(NamedTuple):
+    """Canonical inputs, in the order of the op's arguments; parameters and states are in the state dtype."""
+
+    u: Tensor  # (batch, channels, time)
+    delta: Tensor  # (batch, channels, time), before bias and softplus
+    A: Tensor  # (channels, state)
+    B: Tensor  # (batch, groups, state, time), or (channels, state) where it does not vary
+    C: Tensor  # as B
+    D: Tensor | None = None  # (channels,)
+    z: Tensor | None = None  # (batch, channels, time)
+    delta_bias: Tensor | None = None  # (channels,)
+    initial_state: Tensor | None = None  # (sequences, channels, state)
+    reset: Tensor | None = None  # (batch, time)
+    cu_seqlens: Tensor | None = None  # (sequences + 1,), int64
+    delta_softplus: bool = False
+    channel_last: bool = False  # memory layout of the outputs
+
+    @property
+    def differentiable(self) -> tuple[Tensor | None, ...]:
+        """The inputs with a gradient."""
+        return self[:9]
+
+    @property
+    def groups(self) -> int:
+        """Groups of B and C; 1 where neither varies."""
+        return next((x.shape[1] for x in (self.B, self.C) if x.dim() == 4), 1)
+
+    @property
+    def sequences(self) -> int:
+        """Number of initial and last states."""
+        return self.u.shape[0] if self.cu_seqlens is None else self.cu_seqlens.shape[0] - 1
+
+
+DIFFERENTIABLE, TENSORS = 9, 11  # numbers of the first fields
+
+
+def chunk_count(inputs: ScanInputs, chunk: int) -> int:
+    """States saved for the backward pass (``csrc/include/wmkernels.h``, Chunks)."""
+    batch, _, time = inputs.u.shape
+    if inputs.cu_seqlens is None:
+        return batch * ((time + chunk - 1) // chunk)
+    return time // chunk + inputs.sequences
+
+
+def forward_outputs(inputs: ScanInputs, chunk: int) -> tuple[Tensor, Tensor, Tensor]:
+    """(out, last_state, chunk_states), uninitialised; ``chunk`` 0 saves no states."""
+    u = inputs.u
+    channels, state = inputs.A.shape
+    dtype = state_dtype(u.dtype)
+    out = empty_activation(u, inputs.channel_last)
+    last_state = torch.empty((inputs.sequences, channels, state), dtype=dtype, device=u.device)
+    count = chunk_count(inputs, chunk) if chunk else 0
+    # Packed, some of the saved states belong to no chunk; an op leaves nothing unwritten.
+    allocate = torch.empty if inputs.cu_seqlens is None else torch.zeros
+    chunk_states = allocate((count, channels, state), dtype=dtype, device=u.device)
+    return out, last_state, chunk_states
+
+
+def backward_outputs(inputs: ScanInputs) -> tuple[Tensor, ...]:
+    """Gradients of (u, delta, A, B, C, D, z, delta_bias, initial_state), uninitialised."""
+    u, device, channel_last = inputs.u, inputs.u.device, inputs.channel_last
+    return (
+        empty_activation(u, channel_last),
+        empty_activation(u, channel_last),
+        empty_like_or_absent(inputs.A, device),
+        _empty_projection(inputs.B, channel_last),
+        _empty_projection(inputs.C, channel_last),
+        empty_like_or_absent(inputs.D, device),
+        empty_like_or_absent(None, device) if inputs.z is None else empty_activation(inputs.z, channel_last),
+        empty_like_or_absent(inputs.delta_bias, device),
+        empty_like_or_absent(inputs.initial_state, device),
+    )
+
+
+def _empty_projection(like: Tensor, channel_last: bool) -> Tensor:
+    """The gradient of B or C, time-major where ``channel_last``."""
     if like.dim() == 4 and channel_last:
         _, groups, state, time = like.shape
         strides = (groups * time * state, time * state, 1, state)
         return torch.empty_strided(tuple(like.shape), strides, dtype=like.dtype, device=like.device)
     return torch.empty(tuple(like.shape), dtype=like.dtype, device=like.device)
-
-
-def sequence_count(u: Tensor, cu_seqlens: Tensor | None) -> int:
-    """How many initial and last states there are."""
-    return u.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
-
-
-def chunk_slots(u: Tensor, cu_seqlens: Tensor | None, chunk: int) -> int:
-    """How many saved states the backward pass needs room for (``csrc/include/wmkernels.h``, Chunks)."""
-    time = u.shape[2]
-    if cu_seqlens is None:
-        return u.shape[0] * ((time + chunk - 1) // chunk)
-    return time // chunk + sequence_count(u, cu_seqlens)
-
-
-def forward_outputs(
-    u: Tensor, A: Tensor, cu_seqlens: Tensor | None, channel_last: bool, chunk: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(out, last_state, chunk_states), uninitialised; ``chunk`` 0 saves no states."""
-    channels, state = A.shape
-    dtype = state_dtype(u.dtype)
-    out = empty_activation(u, channel_last)
-    last_state = torch.empty((sequence_count(u, cu_seqlens), channels, state), dtype=dtype, device=u.device)
-    slots = chunk_slots(u, cu_seqlens, chunk) if chunk else 0
-    # Packed, no chunk falls on some of the slots; an op leaves nothing unwritten.
-    allocate = torch.empty if cu_seqlens is None else torch.zeros
-    chunk_states = allocate((slots, channels, state), dtype=dtype, device=u.device)
-    return out, last_state, chunk_states
-
-
-def backward_outputs(
-    u: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    initial_state: Tensor | None,
-    channel_last: bool,
-) -> tuple[Tensor, ...]:
-    """Gradients of (u, delta, A, B, C, D, z, delta_bias, initial_state), uninitialised."""
-    return (
-        empty_activation(u, channel_last),
-        empty_activation(u, channel_last),
-        empty_vector(A, u.device),
-        empty_projection(B, channel_last),
-        empty_projection(C, channel_last),
-        empty_vector(D, u.device),
-        empty_vector(None, u.device) if z is None else empty_activation(z, channel_last),
-        empty_vector(delta_bias, u.device),
-        empty_vector(initial_state, u.device),
-    )

@@ -17,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from wmkernels import triton_runtime as runtime
-from wmkernels.selective_scan.meta import forward_outputs
+from wmkernels.selective_scan.meta import ScanInputs, forward_outputs
 from wmkernels.selective_scan.triton_device import (
     broadcast_channels,
     broadcast_states,
@@ -31,7 +31,7 @@ from wmkernels.selective_scan.triton_device import (
     tile_channels,
 )
 from wmkernels.selective_scan.triton_segments import pass_state
-from wmkernels.selective_scan.triton_tiles import Tiles, group_count, projection_strides
+from wmkernels.selective_scan.triton_tiles import Tiles, projection_strides
 from wmkernels.triton_device import RESET, combine, combine_mark, sigmoid
 
 
@@ -200,34 +200,17 @@ def forward_kernel(
         tl.store(last_state + sequence * states_size + state_offsets, h, mask=state_in)
 
 
-def forward(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    initial_state: Tensor | None,
-    reset: Tensor | None,
-    cu_seqlens: Tensor | None,
-    delta_softplus: bool,
-    channel_last: bool,
-    chunk: int,
-    *,
-    segment_length: int = 0,
-) -> tuple[Tensor, Tensor, Tensor]:
+def forward(inputs: ScanInputs, chunk: int, *, segment_length: int = 0) -> tuple[Tensor, Tensor, Tensor]:
     """(out, last_state, chunk_states); ``chunk`` 0 saves no states.
 
     ``segment_length`` forces a cut; it is a multiple of the chunk and of the tile's steps.
     """
-    out, last_state, chunk_states = forward_outputs(u, A, cu_seqlens, channel_last, chunk)
+    u, delta, A, B, C, D, z, delta_bias, initial_state, reset, cu_seqlens, delta_softplus, _ = inputs
+    out, last_state, chunk_states = forward_outputs(inputs, chunk)
     reset = runtime.as_bytes(reset)
     if cu_seqlens is not None:
         cu_seqlens = cu_seqlens.contiguous()
-    groups = group_count(B, C)
-    tiles = Tiles.of(u, A.shape[1], groups, cu_seqlens, chunk, segment_length, backward=False)
+    tiles = Tiles.of(inputs, chunk, segment_length, backward=False)
 
     def launch_pass(first: Tensor | None, per_segment: bool, outputs: tuple[Tensor | None, ...]) -> None:
         y, last, chunks, decays = outputs

@@ -7,10 +7,10 @@ import triton.language as tl
 from torch import Tensor
 
 from wmkernels import triton_runtime as runtime
-from wmkernels.selective_scan.meta import backward_outputs
+from wmkernels.selective_scan.meta import ScanInputs, backward_outputs
 from wmkernels.selective_scan.triton_backward import backward_kernel
 from wmkernels.selective_scan.triton_segments import pass_state, segment_gradient_kernel
-from wmkernels.selective_scan.triton_tiles import Tiles, group_count, projection_strides
+from wmkernels.selective_scan.triton_tiles import Tiles, projection_strides
 
 SUM_ROWS = 64
 
@@ -68,20 +68,8 @@ def reduce_partials(partials: Tensor, total: Tensor) -> None:
 def backward(
     grad_out: Tensor,
     grad_last_state: Tensor | None,
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    initial_state: Tensor | None,
-    reset: Tensor | None,
-    cu_seqlens: Tensor | None,
+    inputs: ScanInputs,
     chunk_states: Tensor,
-    delta_softplus: bool,
-    channel_last: bool,
     chunk: int,
     *,
     segment_length: int = 0,
@@ -90,7 +78,8 @@ def backward(
 
     ``segment_length`` forces a cut; it is a multiple of the chunk.
     """
-    gradients = backward_outputs(u, A, B, C, D, z, delta_bias, initial_state, channel_last)
+    u, delta, A, B, C, D, z, delta_bias, initial_state, reset, cu_seqlens, delta_softplus, _ = inputs
+    gradients = backward_outputs(inputs)
     grad_u, grad_delta, grad_A, grad_B, grad_C, grad_D, grad_z, grad_bias, grad_initial = gradients
     reset = runtime.as_bytes(reset)
     if cu_seqlens is not None:
@@ -98,7 +87,7 @@ def backward(
     chunk_states = chunk_states.contiguous()
     batch, channels, time = u.shape
     state = A.shape[1]
-    tiles = Tiles.of(u, state, group_count(B, C), cu_seqlens, chunk, segment_length, backward=True)
+    tiles = Tiles.of(inputs, chunk, segment_length, backward=True)
     shape = tiles.shape
 
     def empty(*sizes: int) -> Tensor:

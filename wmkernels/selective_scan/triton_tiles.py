@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from wmkernels.selective_scan.meta import sequence_count
+from wmkernels.selective_scan.meta import ScanInputs
 from wmkernels.triton_runtime import (
     ceil_div,
     choose_segment_length,
@@ -39,11 +39,6 @@ class Direction:
 
 FORWARD = Direction(elements=32, warps=4, thread_channels=1, min_programs=1.5, target_programs=6)
 BACKWARD = Direction(elements=16, warps=1, thread_channels=2, min_programs=5, target_programs=16)
-
-
-def group_count(B: Tensor, C: Tensor) -> int:
-    """Groups of B and C; 1 where neither varies."""
-    return next((x.shape[1] for x in (B, C) if x.dim() == 4), 1)
 
 
 def projection_strides(x: Tensor) -> tuple[int, ...]:
@@ -92,11 +87,9 @@ class Tiles:
         )
 
     @staticmethod
-    def of(
-        u: Tensor, state: int, groups: int, cu_seqlens: Tensor | None, chunk: int, segment_length: int, backward: bool
-    ) -> "Tiles":
-        """The division of a call with u (batch, channels, time); ``segment_length`` is 0 unless forced."""
-        sequences = sequence_count(u, cu_seqlens)
+    def of(inputs: ScanInputs, chunk: int, segment_length: int, backward: bool) -> "Tiles":
+        """The division of a call; ``segment_length`` is 0 unless forced."""
+        u, state, groups, sequences = inputs.u, inputs.A.shape[1], inputs.groups, inputs.sequences
         _, channels, time = u.shape
         group_channels = channels // groups
         shape = tile_shape(state, group_channels, chunk or segment_length, u.dtype == torch.float64, backward)
@@ -113,7 +106,9 @@ class Tiles:
             # Longer than any sequence, so that segments are sequences (csrc/include/wmkernels.h, Chunks).
             segment_length = (time // granule + 1) * granule
         segments_per_sequence = ceil_div(time, segment_length)
-        segments = sequences * segments_per_sequence if cu_seqlens is None else time // segment_length + sequences
+        segments = (
+            sequences * segments_per_sequence if inputs.cu_seqlens is None else time // segment_length + sequences
+        )
         whole = segment_length > time
         return Tiles(
             shape,

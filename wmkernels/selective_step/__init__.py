@@ -1,1 +1,5 @@
-"""A single step of the selective scan."""
+"""One step of the selective scan."""
+
+from wmkernels.selective_step.spec import SPEC
+
+__all__ = ["SPEC"]

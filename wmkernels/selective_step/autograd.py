@@ -1,19 +1,20 @@
-"""The step as PyTorch sees it: the operators, and their gradient.
+"""The step as torch.library ops, and its gradient.
 
-The backward pass of a step is the scan's own with one step of time, whose saved state is the state that came in.
+The backward pass of a step is the scan's over one step of time, whose saved state is the incoming one.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from wmkernels.checks import state_dtype
-from wmkernels.dispatch import kernels
-from wmkernels.registration import backward_pass, define, loop_over_vmap, register_autograd
+from wmkernels.dispatch import PYTORCH_BACKENDS, kernels
+from wmkernels.registration import define, forward_function, loop_over_vmap
 from wmkernels.selective_scan.autograd import SelectiveScanBackward, fold_channels, unfold_channels
-from wmkernels.selective_scan.reference import per_channel, selective_step_reference
+from wmkernels.selective_step.meta import DIFFERENTIABLE, StepInputs, step_outputs, update_outputs
+from wmkernels.selective_step.reference import per_channel, selective_step_reference
 
 OP = "selective_step"
 UPDATE = "selective_state_update"
@@ -24,61 +25,42 @@ _STEP_SCHEMA = f"(Tensor state, {_TENSORS}, Tensor? reset, bool delta_softplus, 
 _UPDATE_SCHEMA = f"(Tensor(a!) state, {_TENSORS}, Tensor? indices, bool delta_softplus, str backend) -> Tensor"
 
 
-def _run_step(
-    state_in: Tensor,
-    state_out: Tensor,
-    tensors: tuple[Tensor, ...],
-    reset: Tensor | None,
-    indices: Tensor | None,
-    delta_softplus: bool,
-    backend: str,
-) -> Tensor:
-    if tensors[0].numel() == 0:
-        return torch.empty_like(tensors[0], memory_format=torch.contiguous_format)
-    if backend == "reference":
-        return _reference_update(state_in, state_out, tensors, indices, delta_softplus)
+def _run_step(inputs: StepInputs, state_out: Tensor, indices: Tensor | None, backend: str) -> Tensor:
+    if inputs.u.numel() == 0:
+        return torch.empty_like(inputs.u, memory_format=torch.contiguous_format)
+    if backend in PYTORCH_BACKENDS:
+        return _update_in_pytorch(inputs, state_out, indices)
     step: Callable[..., Tensor] = kernels(OP, backend).step
-    return step(state_in, state_out, *tensors, reset, indices, delta_softplus)
+    return step(inputs, state_out, indices)
 
 
-def _reference_update(
-    state_in: Tensor, state_out: Tensor, tensors: tuple[Tensor, ...], indices: Tensor | None, delta_softplus: bool
-) -> Tensor:
+def _update_in_pytorch(inputs: StepInputs, state_out: Tensor, indices: Tensor | None) -> Tensor:
     """The in-place step where no kernel runs."""
-    u, delta, A, B, C, D, z, delta_bias = tensors
-    wide_B, wide_C = per_channel(B, u.shape[1]), per_channel(C, u.shape[1])
+    state, u = inputs.state, inputs.u
+    B, C = per_channel(inputs.B, u.shape[1]), per_channel(inputs.C, u.shape[1])
     if indices is None:
         indices = torch.arange(u.shape[0], device=u.device)
-    if bool((indices >= state_in.shape[0]).any()):
-        raise ValueError(f"{UPDATE}: state_batch_indices has {int(indices.max())}, state has {state_in.shape[0]} rows")
-    held = indices >= 0
+    if bool((indices >= state.shape[0]).any()):
+        raise ValueError(f"{UPDATE}: state_batch_indices has {int(indices.max())}, state has {state.shape[0]} rows")
+    written = indices >= 0
     rows = indices.clamp(min=0)
-    before = state_in[rows].to(state_dtype(u.dtype))
-    out, after = selective_step_reference(before, u, delta, A, wide_B, wide_C, D, z, delta_bias, delta_softplus)
-    state_out[rows[held]] = after[held].to(state_out.dtype)
-    return out.masked_fill(~held[:, None], 0).to(u.dtype)
+    before = state[rows].to(state_dtype(u.dtype))
+    out, after = selective_step_reference(inputs._replace(state=before, B=B, C=C))
+    state_out[rows[written]] = after[written].to(state_out.dtype)
+    return out.masked_fill(~written[:, None], 0).to(u.dtype)
 
 
-def _step(state: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
-    *tensors, reset, delta_softplus, backend = args
-    new_state = state.new_empty(state.shape)
-    out = _run_step(state, new_state, tuple(tensors), reset, None, delta_softplus, backend)
-    return out, new_state
-
-
-def _step_fake(state: Tensor, u: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
-    new_state = torch.empty(tuple(state.shape), dtype=state.dtype, device=state.device)
-    return torch.empty(tuple(u.shape), dtype=u.dtype, device=u.device), new_state
+def _step(*args: Any) -> tuple[Tensor, Tensor]:
+    inputs, backend = StepInputs(*args[:-1]), args[-1]
+    new_state = inputs.state.new_empty(inputs.state.shape)
+    return _run_step(inputs, new_state, None, backend), new_state
 
 
 def _update(state: Tensor, *args: Any) -> Tensor:
     *tensors, indices, delta_softplus, backend = args
     torch.autograd.graph.increment_version(state)
-    return _run_step(state, state, tuple(tensors), None, indices, delta_softplus, backend)
-
-
-def _update_fake(state: Tensor, u: Tensor, *args: Any) -> Tensor:
-    return torch.empty(tuple(u.shape), dtype=u.dtype, device=u.device)
+    inputs = StepInputs(*(state, *tensors, None, delta_softplus))
+    return _run_step(inputs, state, indices, backend)
 
 
 def _setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -108,29 +90,14 @@ def _gradients(function: Any, ctx: Any, grad_out: Tensor | None, grad_state: Ten
     return (grad_initial_state, grad_u, *others, None, None, None)
 
 
-class SelectiveStep(torch.autograd.Function):
-    """(out, new_state) of the step op, under autograd, torch.func and vmap."""
-
-    @staticmethod
-    def forward(*args: Any) -> tuple[Tensor, Tensor]:
-        return torch.ops.wmkernels.selective_step_forward(*args)
-
-    setup_context = staticmethod(_setup_context)
-
-    @staticmethod
-    def backward(ctx: Any, grad_out: Tensor | None, grad_state: Tensor | None) -> Any:
-        function = backward_pass(SelectiveScanBackward, torch.ops.wmkernels.selective_scan_backward)
-        return _gradients(function, ctx, grad_out, grad_state)
-
-    @staticmethod
-    def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
-        if in_dims[9] is not None:
-            return loop_over_vmap(SelectiveStep.apply, info.batch_size, in_dims, args)
-        folded = [fold_channels(*x, info.batch_size) for x in zip(args[:9], in_dims[:9], _CHANNEL_DIMS, strict=True)]
-        outputs = SelectiveStep.apply(*folded, *args[9:])
-        return tuple(unfold_channels(x, 1, info.batch_size) for x in outputs), (1, 1)
+def _vmap(apply: Callable[..., Any], size: int, in_dims: Sequence[int | None], *args: Any) -> Any:
+    if in_dims[DIFFERENTIABLE] is not None:  # reset cannot be folded into the channels
+        return loop_over_vmap(apply, size, in_dims, *args)
+    inputs = zip(args[:DIFFERENTIABLE], in_dims[:DIFFERENTIABLE], _CHANNEL_DIMS, strict=True)
+    outputs = apply(*(fold_channels(*x, size) for x in inputs), *args[DIFFERENTIABLE:])
+    return tuple(unfold_channels(x, 1, size) for x in outputs), (1, 1)
 
 
-define("selective_step_forward", _STEP_SCHEMA, _step, _step_fake)
-define("selective_state_update_", _UPDATE_SCHEMA, _update, _update_fake)
-register_autograd("selective_step_forward", "selective_scan_backward", _gradients, _setup_context, outputs=2)
+define("selective_step_forward", _STEP_SCHEMA, _step, step_outputs)
+define("selective_state_update_", _UPDATE_SCHEMA, _update, update_outputs)
+SelectiveStep = forward_function("selective_step_forward", SelectiveScanBackward, _gradients, _setup_context, 2, _vmap)

@@ -1,13 +1,14 @@
-"""Hands the tensors of a single step to the C++ (CPU) and CUDA kernels."""
+"""Runs the C++ and CUDA kernels of a single step."""
 
 import torch
 from torch import Tensor
 
 from wmkernels.native_call import DTYPE_CODES, Members, native, run
+from wmkernels.selective_step.meta import StepInputs
 
 
-def step_at_once(tensors: tuple[Tensor | None, ...], delta_softplus: bool) -> bool:
-    """One step on a CPU in one call, from float32 or float64 tensors that fit; else False, and nothing is done.
+def step_fast_path(tensors: tuple[Tensor | None, ...], delta_softplus: bool) -> bool:
+    """One step on a CPU in one call of the extension, which checks the tensors; False where it declines.
 
     ``tensors`` are state_in, state_out, out, u, delta, A, B, C, D, z, delta_bias and reset; B and C (batch, state).
     """
@@ -15,25 +16,12 @@ def step_at_once(tensors: tuple[Tensor | None, ...], delta_softplus: bool) -> bo
     return done
 
 
-def step(
-    state_in: Tensor,
-    state_out: Tensor,
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    reset: Tensor | None,
-    indices: Tensor | None,
-    delta_softplus: bool,
-) -> Tensor:
-    """One step; writes ``state_out``, which may be ``state_in``, and returns the output (batch, channels).
+def step(inputs: StepInputs, state_out: Tensor, indices: Tensor | None) -> Tensor:
+    """Writes the new state into ``state_out``, which may be the old one, and returns the output (batch, channels).
 
-    B and C are (batch, groups, state). A step takes a few microseconds, so this does no more than it must.
+    ``indices`` (batch,) choose rows of the states; a negative one leaves every state as it is.
     """
+    state_in, u, delta, A, B, C, D, z, delta_bias, reset, delta_softplus = inputs
     batch, channels = activation = u.shape
     states = state_in.shape
     dtype, device, held = u.dtype, u.device, state_in.dtype

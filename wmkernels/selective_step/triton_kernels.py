@@ -12,6 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from wmkernels import triton_runtime as runtime
+from wmkernels.selective_step.meta import StepInputs
 from wmkernels.triton_device import exponential, sigmoid, softplus
 
 STATES_PER_PROGRAM = 512
@@ -97,22 +98,9 @@ def step_kernel(
     tl.store(out + b * out_strides[0] + d * out_strides[1], y.to(out.dtype.element_ty), mask=d_in)
 
 
-def step(
-    state_in: Tensor,
-    state_out: Tensor,
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    reset: Tensor | None,
-    indices: Tensor | None,
-    delta_softplus: bool,
-) -> Tensor:
-    """One step; writes ``state_out``, which may be ``state_in``, and returns the output (batch, channels)."""
+def step(inputs: StepInputs, state_out: Tensor, indices: Tensor | None) -> Tensor:
+    """Writes the new state into ``state_out``, which may be the old one, and returns the output (batch, channels)."""
+    state_in, u, delta, A, B, C, D, z, delta_bias, reset, delta_softplus = inputs
     batch, channels = u.shape
     state = state_in.shape[2]
     groups = B.shape[1]

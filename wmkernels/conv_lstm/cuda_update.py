@@ -1,18 +1,16 @@
-"""The ConvLSTM on an NVIDIA GPU: ``per_step.py`` with the update in CUDA C++, or all steps in one kernel.
+"""The ConvLSTM's CUDA kernels: ``per_step.py`` with the update in CUDA C++, or many steps in one persistent kernel.
 
 The kernels are in ``csrc/cuda/conv_lstm/conv_lstm_update_kernel.cuh`` and ``conv_lstm_persistent_kernel.cuh``.
 """
 
 import functools
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from wmkernels.checks import state_dtype
 from wmkernels.conv_lstm import cuda_persistent, per_step
-from wmkernels.conv_lstm.convolutions import Convolution
-from wmkernels.conv_lstm.meta import forward_outputs, sizes_of
+from wmkernels.conv_lstm.meta import ConvLSTMInputs, forward_outputs
 from wmkernels.conv_lstm.per_step import Backward, Parameters, Step
 from wmkernels.native_call import DTYPE_CODES, Expected, Members, run
 
@@ -20,7 +18,7 @@ OP = "conv_lstm_update"
 
 
 class Update:
-    """Hands the maps of a step to the kernels."""
+    """Runs the update kernels."""
 
     def forward(self, parameters: Parameters, step: Step, h: Tensor, gates: Tensor | None) -> None:
         """Writes h, c and the gates."""
@@ -46,7 +44,7 @@ class Update:
 def _members(
     parameters: Parameters, step: Step, dtype: torch.dtype
 ) -> tuple[Members, tuple[int, int, int], tuple[int, int, int], torch.dtype]:
-    """What both directions share, and the shapes of cells and of sums, and the state's dtype."""
+    """What both passes read; the shapes of cells and of gate sums; the state dtype."""
     batch, positions, hidden = step.c.shape
     state = state_dtype(dtype)
     cells, sums = (batch, positions, hidden), (batch, positions, 4 * hidden)
@@ -69,35 +67,18 @@ def _members(
 
 def _peephole(parameters: Parameters, hidden: int, positions: int, state: torch.dtype) -> Expected:
     peephole = parameters.peephole
-    places = positions if peephole is not None and peephole.shape[1] != 1 else 1
-    return peephole, (3, places, hidden), state
+    count = positions if peephole is not None and peephole.shape[1] != 1 else 1
+    return peephole, (3, count, hidden), state
 
 
 backward = functools.partial(per_step.backward, Update())
 
 
-def forward(
-    x: Tensor,
-    weight_ih: Tensor,
-    weight_hh: Tensor,
-    bias: Tensor | None,
-    peephole: Tensor | None,
-    h: Tensor | None,
-    c: Tensor | None,
-    reset: Tensor | None,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    keep: int,
-) -> tuple[Tensor, ...]:
-    """(out, h, c, cells, gates) of canonical inputs; ``keep`` says which of the last two are kept."""
-    sizes = sizes_of(x, weight_ih, weight_hh, stride, padding, dilation)
-    tiles = cuda_persistent.tiles_of(weight_hh, sizes) if cuda_persistent.WANTED else 0
+def forward(inputs: ConvLSTMInputs, keep: int) -> tuple[Tensor, ...]:
+    """(out, h, c, cells, gates); ``keep`` says which of the last two are kept."""
+    tiles = cuda_persistent.tiles_of(inputs.weight_hh, inputs.sizes) if cuda_persistent.ENABLED else 0
     if not tiles:
-        arguments = (x, weight_ih, weight_hh, bias, peephole, h, c, reset, stride, padding, dilation)
-        return per_step.forward(Update(), *arguments, keep)
-    outputs = forward_outputs(x, sizes, keep)
-    of_input = Convolution(weight_ih, stride, padding, dilation)
-    inputs = per_step.parameters_of(bias, peephole)
-    cuda_persistent.forward(tiles, x, of_input, weight_hh, inputs, h, c, reset, sizes, outputs)
+        return per_step.forward(Update(), inputs, keep)
+    outputs = forward_outputs(inputs, keep)
+    cuda_persistent.forward(tiles, inputs, outputs)
     return outputs

@@ -1,0 +1,62 @@
+"""The ConvLSTM in plain PyTorch with the input convolution taken over chunks of time instead of step by step.
+
+A chunk materialises its input convolution, (steps, batch, 4 * hidden, height, width), of at most
+``wmkernels.chunked.CHUNK_BYTES``; the rest is the reference's loop. With ``keep_gates`` autograd keeps every step's
+gates; otherwise a chunk is recomputed in the backward pass and x, h and c at its start are kept.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from wmkernels import chunked
+from wmkernels.checks import state_dtype
+from wmkernels.conv_lstm.meta import ConvLSTMInputs
+from wmkernels.conv_lstm.reference import peephole_weights, update_cell
+
+
+def conv_lstm_chunked(inputs: ConvLSTMInputs, keep_gates: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """(outputs, last h, last c)."""
+    x, weight_ih, weight_hh, bias, peephole, h, c, reset, stride, padding, dilation = inputs
+    dtype = state_dtype(x.dtype)
+    shape = inputs.sizes[1:]  # (batch, hidden, height, width)
+    h = x.new_zeros(shape) if h is None else h.to(x.dtype)
+    c = x.new_zeros(shape, dtype=dtype) if c is None else c.to(dtype)
+    top, bottom, left, right = padding
+
+    def run_chunk(
+        x: Tensor,
+        h: Tensor,
+        c: Tensor,
+        reset: Tensor | None,
+        weight_ih: Tensor,
+        weight_hh: Tensor,
+        bias: Tensor | None,
+        peephole: Tensor | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        maps = F.pad(x.to(dtype), (left, right, top, bottom)).flatten(0, 1)
+        biases = None if bias is None else bias.to(dtype)
+        gates_x = F.conv2d(maps, weight_ih.to(dtype), biases, stride=tuple(stride), dilation=tuple(dilation))
+        hidden_weight = weight_hh.to(dtype)
+        same = [size // 2 for size in weight_hh.shape[-2:]]
+        weights = peephole_weights(peephole, dtype)
+        outputs = []
+        for t, gates in enumerate(gates_x.unflatten(0, x.shape[:2]).unbind()):
+            if reset is not None:
+                is_reset = reset[t].view(-1, 1, 1, 1)
+                h, c = h.masked_fill(is_reset, 0), c.masked_fill(is_reset, 0)
+            h, c = update_cell(gates + F.conv2d(h.to(dtype), hidden_weight, padding=same), c, weights)
+            h = h.to(x.dtype)
+            outputs.append(h)
+        return torch.stack(outputs), h, c
+
+    outputs = []
+    steps = chunked.steps_per_chunk(4 * c.numel() * dtype.itemsize)
+    with torch.autocast(x.device.type, enabled=False):
+        for start in range(0, x.shape[0], steps) if x.shape[1] else ():
+            chunk = slice(start, start + steps)
+            flags = None if reset is None else reset[chunk]
+            arguments = (x[chunk], h, c, flags, weight_ih, weight_hh, bias, peephole)
+            out, h, c = run_chunk(*arguments) if keep_gates else chunked.recomputed(run_chunk, *arguments)
+            outputs.append(out)
+    return torch.cat(outputs) if outputs else x.new_zeros((x.shape[0], *shape)), h, c

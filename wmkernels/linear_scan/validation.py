@@ -1,0 +1,72 @@
+"""Checks of the linear scan's arguments, which become canonical inputs of (batch, channels, time)."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from wmkernels.checks import (
+    FLOATS,
+    promote_dtypes,
+    require_device,
+    require_dtype,
+    require_reset,
+    require_shape,
+    require_tensor,
+    state_dtype,
+)
+from wmkernels.linear_scan.meta import LinearScanInputs
+
+OP = "linear_scan"
+
+
+def canonical(
+    gates: Tensor,
+    tokens: Tensor,
+    initial_state: Tensor | None,
+    reset: Tensor | None,
+    reverse: bool,
+    channel_last: bool,
+) -> tuple[LinearScanInputs, Sequence[int]]:
+    """The canonical inputs, and the sizes of the dimensions that are merged into their channels."""
+    require_tensor(OP, "gates", gates)
+    require_tensor(OP, "tokens", tokens)
+    require_dtype(OP, "gates", gates, FLOATS, "")
+    if torch.is_autocast_enabled(gates.device.type):
+        dtype = promote_dtypes([gates.dtype, tokens.dtype])
+        gates, tokens = gates.to(dtype), tokens.to(dtype)
+    require_device(OP, "tokens", tokens, gates.device, "gates")
+    require_dtype(OP, "tokens", tokens, (gates.dtype,), "as gates has")
+    if gates.dim() < 2:
+        wanted = "(batch, time, ...)" if channel_last else "(batch, ..., time)"
+        raise ValueError(f"{OP}: gates has shape {tuple(gates.shape)}, expected {wanted}")
+    if tokens.shape != gates.shape:
+        raise ValueError(f"{OP}: tokens has shape {tuple(tokens.shape)}, expected {tuple(gates.shape)} to match gates")
+    if channel_last:
+        gates, tokens = gates.movedim(1, -1), tokens.movedim(1, -1)
+    batch, *inner, time = gates.shape
+    _check_states(gates, initial_state, reset)
+
+    channels = math.prod(inner)
+    # Only where needed: in PyTorch 2.11 a compiled graph that keeps only views of its inputs silently drops a second
+    # derivative, where it raises otherwise.
+    if len(inner) != 1:
+        gates, tokens = gates.reshape(batch, channels, time), tokens.reshape(batch, channels, time)
+        initial_state = None if initial_state is None else initial_state.reshape(batch, channels)
+    if initial_state is not None:
+        initial_state = initial_state.to(state_dtype(gates.dtype))
+    return LinearScanInputs(gates, tokens, initial_state, reset, reverse, channel_last), inner
+
+
+def _check_states(gates: Tensor, initial_state: Tensor | None, reset: Tensor | None) -> None:
+    """For ``gates`` with time last."""
+    if initial_state is not None:
+        require_tensor(OP, "initial_state", initial_state)
+        require_device(OP, "initial_state", initial_state, gates.device, "gates")
+        allowed = (gates.dtype, state_dtype(gates.dtype))
+        require_dtype(OP, "initial_state", initial_state, allowed, f"beside gates of {gates.dtype}")
+        labels = ["batch", *("channels",) * (gates.dim() - 2)]
+        require_shape(OP, "initial_state", initial_state, labels, gates.shape[:-1], "gates")
+    sizes = (gates.shape[0], gates.shape[-1])
+    require_reset(OP, reset, ("batch", "time"), sizes, gates, "gates")

@@ -1,0 +1,41 @@
+"""What a step of the selective scan takes and returns: canonical inputs, and outputs as the fakes allocate them."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class StepInputs(NamedTuple):
+    """Canonical inputs, in the order of the op's arguments; parameters are in the state dtype."""
+
+    state: Tensor  # (batch, channels, state), or more rows where ``indices`` choose among them
+    u: Tensor  # (batch, channels)
+    delta: Tensor  # (batch, channels), before bias and softplus
+    A: Tensor  # (channels, state)
+    B: Tensor  # (batch, groups, state)
+    C: Tensor  # (batch, groups, state)
+    D: Tensor | None = None  # (channels,)
+    z: Tensor | None = None  # (batch, channels)
+    delta_bias: Tensor | None = None  # (channels,)
+    reset: Tensor | None = None  # (batch,)
+    delta_softplus: bool = False
+
+    @property
+    def differentiable(self) -> tuple[Tensor | None, ...]:
+        """The inputs with a gradient."""
+        return self[:9]
+
+
+DIFFERENTIABLE = 9  # number of the first fields
+
+
+def step_outputs(state: Tensor, u: Tensor, *_: object) -> tuple[Tensor, Tensor]:
+    """(out, new_state) of ``selective_step``, uninitialised."""
+    new_state = torch.empty(tuple(state.shape), dtype=state.dtype, device=state.device)
+    return torch.empty(tuple(u.shape), dtype=u.dtype, device=u.device), new_state
+
+
+def update_outputs(state: Tensor, u: Tensor, *_: object) -> Tensor:
+    """The output of ``selective_state_update``, uninitialised."""
+    return torch.empty(tuple(u.shape), dtype=u.dtype, device=u.device)

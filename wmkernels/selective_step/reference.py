@@ -1,0 +1,39 @@
+"""One step of the selective scan in plain PyTorch: the specification that every kernel is held against."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from wmkernels.checks import state_dtype
+from wmkernels.selective_step.meta import StepInputs
+
+
+def selective_step_reference(inputs: StepInputs) -> tuple[Tensor, Tensor]:
+    """(out, new_state), both in the state dtype; B and C broadcast to (batch, channels, state).
+
+    ``step = softplus(delta + delta_bias)``, ``h = exp(step A) h + step u B``, ``out = (C · h + D u) silu(z)``. A reset
+    selects: it multiplies neither the old state nor its decay, so NaN and infinity do not cross it.
+    """
+    state, u, delta, A, B, C, D, z, delta_bias, reset, delta_softplus = inputs
+    dtype = state_dtype(u.dtype)
+    u, step = u.to(dtype), delta.to(dtype)
+    if delta_bias is not None:
+        step = step + delta_bias
+    if delta_softplus:
+        step = F.softplus(step)
+    exponent = step[..., None] * A  # (batch, channels, state)
+    if reset is not None:
+        exponent, state = (x.masked_fill(reset[:, None, None], 0) for x in (exponent, state))
+    state = torch.exp(exponent) * state + (step * u)[..., None] * B.to(dtype)
+    y = (state * C.to(dtype)).sum(-1)
+    if D is not None:
+        y = y + D * u
+    if z is not None:
+        y = y * F.silu(z.to(dtype))
+    return y, state
+
+
+def per_channel(x: Tensor, channels: int) -> Tensor:
+    """(batch, groups, state) -> (batch, channels, state): channel c reads group c // (channels // groups)."""
+    batch, groups, state = x.shape
+    return x[:, :, None].expand(batch, groups, channels // groups, state).reshape(batch, channels, state)

@@ -1,0 +1,153 @@
+"""Checks of the arguments of a step and of an in-place update, which become canonical inputs."""
+
+import torch
+from torch import Tensor
+
+from wmkernels.checks import (
+    FLOATS,
+    require_device,
+    require_dtype,
+    require_reset,
+    require_shape,
+    require_tensor,
+    state_dtype,
+)
+from wmkernels.selective_step.meta import StepInputs
+
+OP = "selective_step"
+UPDATE = "selective_state_update"
+
+
+def canonical_step(
+    state: Tensor,
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    reset: Tensor | None,
+    delta_softplus: bool,
+) -> StepInputs:
+    """The canonical inputs of ``selective_step``; raises unless all fit."""
+    B, C = _require_step(OP, state, u, delta, A, B, C, D, z, delta_bias)
+    require_shape(OP, "state", state, ("batch", "channels", "state"), (*u.shape, A.shape[1]), "u and A")
+    dtype = state_dtype(u.dtype)
+    require_dtype(OP, "state", state, (u.dtype, dtype), f"beside u of {u.dtype}")
+    require_reset(OP, reset, ("batch",), u.shape[:1], u, "u")
+    D, delta_bias = (None if x is None else x.to(dtype) for x in (D, delta_bias))
+    return StepInputs(state.to(dtype), u, delta, A.to(dtype), B, C, D, z, delta_bias, reset, delta_softplus)
+
+
+def canonical_update(
+    state: Tensor,
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    dt_bias: Tensor | None,
+    state_batch_indices: Tensor | None,
+) -> tuple[Tensor | None, ...]:
+    """The tensors of ``selective_state_update`` as its op takes them; raises unless all fit."""
+    B, C = _require_step(UPDATE, state, x, dt, A, B, C, D, z, dt_bias)
+    dtype = state_dtype(x.dtype)
+    require_dtype(UPDATE, "state", state, (x.dtype, dtype), f"beside x of {x.dtype}")
+    rows = x.shape[0] if state_batch_indices is None else state.shape[0]
+    require_shape(UPDATE, "state", state, ("batch", "channels", "state"), (rows, x.shape[1], A.shape[1]), "x and A")
+    if state_batch_indices is not None:
+        require_device(UPDATE, "state_batch_indices", state_batch_indices, x.device, "x")
+        require_dtype(UPDATE, "state_batch_indices", state_batch_indices, (torch.int64, torch.int32), "")
+        require_shape(UPDATE, "state_batch_indices", state_batch_indices, ("batch",), x.shape[:1], "x")
+        state_batch_indices = state_batch_indices.to(torch.int64)
+    D, dt_bias = (None if v is None else v.to(dtype) for v in (D, dt_bias))
+    return state, x, dt, A.to(dtype), B, C, D, z, dt_bias, state_batch_indices
+
+
+def require_heads(
+    state: Tensor,
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    dt_bias: Tensor | None,
+) -> tuple[int, int]:
+    """Raises unless all have the heads of ``state`` (batch, heads, headdim, state); returns (heads, headdim)."""
+    _, heads, headdim, _ = state.shape
+    expected = {"x": (x, 3), "dt": (dt, 3), "A": (A, 3), "D": (D, 2), "z": (z, 3), "dt_bias": (dt_bias, 2)}
+    for name, (tensor, rank) in expected.items():
+        if tensor is None:
+            continue
+        start = 1 if name in ("x", "dt", "z") else 0
+        if tensor.dim() != rank or tuple(tensor.shape[start : start + 2]) != (heads, headdim):
+            wanted = (
+                f"(batch, heads={heads}, headdim={headdim})" if start else f"(heads={heads}, headdim={headdim}, ...)"
+            )
+            raise ValueError(f"{UPDATE}: {name} has shape {tuple(tensor.shape)}, expected {wanted} to match state")
+    return heads, headdim
+
+
+def _require_step(
+    op: str,
+    state: Tensor,
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Raises unless all fit; returns B and C as (batch, groups, state)."""
+    u_name, delta_name, bias_name = ("u", "delta", "delta_bias") if op == OP else ("x", "dt", "dt_bias")
+    required = (("state", state), (u_name, u), (delta_name, delta), ("A", A), ("B", B), ("C", C))
+    for name, x in required:
+        require_tensor(op, name, x)
+    require_dtype(op, u_name, u, FLOATS, "")
+    if u.dim() != 2:
+        raise ValueError(f"{op}: {u_name} has shape {tuple(u.shape)}, expected (batch, channels)")
+    if A.is_complex():
+        raise TypeError(f"{op}: A is complex ({A.dtype}), expected a real A")
+    batch, channels = u.shape
+    if A.dim() != 2 or A.shape[0] != channels or A.shape[1] < 1:
+        raise ValueError(f"{op}: A has shape {tuple(A.shape)}, expected (channels={channels}, state) to match {u_name}")
+    size = A.shape[1]
+    for name, optional in ((delta_name, delta), ("z", z)):
+        if optional is not None:
+            require_shape(op, name, optional, ("batch", "channels"), (batch, channels), u_name)
+            require_dtype(op, name, optional, (u.dtype,), f"as {u_name} has")
+            require_device(op, name, optional, u.device, u_name)
+    for name, optional in (("A", A), ("D", D), (bias_name, delta_bias)):
+        if optional is not None:
+            require_dtype(op, name, optional, (u.dtype, state_dtype(u.dtype)), f"beside {u_name} of {u.dtype}")
+            require_device(op, name, optional, u.device, u_name)
+            if optional is not A:
+                require_shape(op, name, optional, ("channels",), (channels,), u_name)
+    require_device(op, "state", state, u.device, u_name)
+    projections = []
+    for name, x in (("B", B), ("C", C)):
+        require_dtype(op, name, x, (u.dtype,), f"as {u_name} has")
+        require_device(op, name, x, u.device, u_name)
+        if x.dim() == 2:
+            require_shape(op, name, x, ("batch", "state"), (batch, size), f"{u_name} and A")
+            x = x.unsqueeze(1)
+        groups = x.shape[1] if x.dim() == 3 else 1
+        require_shape(op, name, x, ("batch", "groups", "state"), (batch, groups, size), f"{u_name} and A")
+        if groups < 1 or channels % groups:
+            raise ValueError(f"{op}: {name} has {groups} groups, expected a divisor of channels={channels}")
+        projections.append(x)
+    wide_B, wide_C = projections
+    if wide_B.shape[1] != wide_C.shape[1]:
+        if 1 not in (wide_B.shape[1], wide_C.shape[1]):
+            raise ValueError(
+                f"{op}: B has {wide_B.shape[1]} groups and C has {wide_C.shape[1]}, expected as many in both"
+            )
+        groups = max(wide_B.shape[1], wide_C.shape[1])
+        wide_B, wide_C = wide_B.expand(-1, groups, -1), wide_C.expand(-1, groups, -1)
+    return wide_B, wide_C
