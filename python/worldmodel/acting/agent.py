@@ -1,4 +1,4 @@
-"""An agent out of a run's folder: what was trained, ready to act in the environment or anywhere else."""
+"""An agent from a run's folder, ready to act."""
 
 from pathlib import Path
 from typing import Any
@@ -15,15 +15,14 @@ from worldmodel.runs.run import Run
 
 
 class Agent:
-    """A trained world model that acts, with its memory in the caller's hands.
+    """A trained world model that acts; the caller holds its state.
 
-    The state that ``act`` returns is a dict of tensors: it can be kept, saved, copied and given back at any time, which
-    continues from there.
+    The state is a flat dict of tensors: it can be saved, copied and passed back at any time.
 
     Args:
-        world_model: who decides.
-        observation_spec: of what it sees.
-        action_spec: of what it does.
+        world_model: trained.
+        observation_spec: of its observations.
+        action_spec: of its actions.
 
     Attributes:
         greedy: the decider that ``act`` uses where none is given.
@@ -49,7 +48,7 @@ class Agent:
 
         Args:
             run: the folder.
-            device: where it computes.
+            device: of the world model.
 
         Raises:
             RunError: no run, no checkpoint, a damaged file, or weights of another configuration.
@@ -65,26 +64,26 @@ class Agent:
         return cls(world_model, observation_spec, action_spec)
 
     def init_state(self, batch_size: int = 1) -> State:
-        """The memory before anything was seen."""
+        """The state before the first step."""
         return self.world_model.init_state(batch_size)
 
     @torch.no_grad()
     def act(
         self, observation: Any, state: State | None = None, reset: bool = False, *, decider: Decider | None = None
     ) -> tuple[Any, State]:
-        """The action that answers one observation.
+        """One action.
 
         Args:
-            observation: as the environment gives it.
-            state: what the last call returned; None at the beginning.
-            reset: whether an episode begins with this observation; what the state holds is then forgotten.
+            observation: in the environment's form.
+            state: from the last call; None at the beginning.
+            reset: whether an episode begins with this observation; the state is then zeroed.
             decider: chooses the action; the greedy one that the configuration names if None.
 
         Returns:
-            ``(action, state)``: the action as the environment takes it, and the state for the next call.
+            ``(action, state)``: the action in the environment's form, and the state for the next call.
 
         Raises:
-            ValueError: an observation that holds NaN, or does not fit the space that the agent was trained on.
+            ValueError: an observation that holds NaN, or does not fit the space of training.
         """
         encoded = {name: array[None] for name, array in self.observation_spec.encode(observation).items()}
         actions, state = self.act_encoded(encoded, state, np.array([reset]), decider)
@@ -98,7 +97,7 @@ class Agent:
         reset: np.ndarray,
         decider: Decider | None = None,
     ) -> tuple[np.ndarray, State]:
-        """The same for a batch of encoded observations, (batch, ...); actions are encoded, too.
+        """The same for a batch of encoded observations, (batch, ...); actions are encoded as well.
 
         ``ObservationSpec.encode_batch`` makes such observations, ``ActionSpec.to_env`` takes such actions.
         """

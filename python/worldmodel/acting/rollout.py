@@ -1,7 +1,7 @@
-"""Evaluation: whole episodes with a trained agent, each with a seed of its own.
+"""Evaluation: whole episodes with a trained agent.
 
-Episode i runs with seed + i, whatever the number of environments, and every one of the episodes asked for is finished:
-counting those that end first would favour short ones.
+Episode i has seed + i for any number of environments, and all requested episodes are finished: counting those that end
+first would favour short ones.
 """
 
 import dataclasses
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Evaluated:
-    """What the episodes brought, in the order of their seeds.
+    """Returns and lengths of episodes, in the order of their seeds.
 
     Attributes:
-        returns: sums of rewards.
-        lengths: actions.
+        returns: sums of rewards, undiscounted.
+        lengths: actions per episode.
     """
 
     returns: tuple[float, ...]
@@ -59,20 +59,20 @@ def evaluate(
     decider: Decider | None = None,
     environments: "Sequence[gymnasium.Env[Any, Any]] | None" = None,
 ) -> Evaluated:
-    """Runs ``agent`` in the environment called ``env``.
+    """Returns of ``agent`` in ``env``.
 
     Args:
-        agent: who acts.
+        agent: acts.
         env: name of the environment, as for ``worldmodel.environments.registry.resolve``.
-        episodes: how many.
+        episodes: number of them.
         seed: of the first; the others follow. Also of the decider's random numbers.
-        num_envs: environments that run side by side.
+        num_envs: environments in parallel.
         decider: chooses the actions; the agent's greedy one if None.
-        environments: to run in, instead of ``num_envs`` new ones; they are closed at the end.
+        environments: used instead of ``num_envs`` new ones, and closed at the end.
 
     Raises:
-        UnknownEnvironment: nothing goes by that name.
-        EnvironmentFailed: an environment raised an error, or gave NaN.
+        UnknownEnvironment: no environment has that name.
+        EnvironmentFailed: an environment raised an error, or returned NaN.
     """
     environments = environments or [make(env) for _ in range(min(num_envs, episodes))]
     num_envs = len(environments)
@@ -109,10 +109,10 @@ def evaluate_filmed(
     *,
     decider: Decider | None = None,
 ) -> Evaluated:
-    """The same, with a video of the first ``filmed`` episodes, which run one after the other.
+    """``evaluate`` with a video of the first ``filmed`` episodes, which run one after the other.
 
     Args:
-        agent: who acts.
+        agent: acts.
         env: name of the environment.
         file: of the video, as ``worldmodel.acting.video.video_file`` returns it.
         filmed: episodes in the video, at least 1.
@@ -123,13 +123,13 @@ def evaluate_filmed(
 
     Raises:
         NoVideo: the environment has no rendering, before any episode is run.
-        EnvironmentFailed: an environment raised an error, or gave NaN.
+        EnvironmentFailed: an environment raised an error, or returned NaN.
     """
-    from worldmodel.acting.video import FRAMES_A_SECOND, Camera, make_rendered, writer
+    from worldmodel.acting.video import FRAMES_PER_SECOND, Camera, make_rendered, writer
 
     filmed = min(filmed, episodes)
     rendered = make_rendered(env)
-    with writer(file, float(rendered.metadata.get("render_fps") or FRAMES_A_SECOND)) as film:
+    with writer(file, float(rendered.metadata.get("render_fps") or FRAMES_PER_SECOND)) as film:
         camera = Camera(rendered, agent, filmed, film)
         first = evaluate(agent, env, filmed, seed, 1, decider=decider, environments=[camera])
     if filmed == episodes:

@@ -1,4 +1,4 @@
-"""A video of episodes: the environment's own rendering, and beside it what the agent sees and makes of it."""
+"""Videos of episodes: the environment's rendering beside the agent's observations and their reconstructions."""
 
 import contextlib
 import importlib.util
@@ -19,18 +19,18 @@ try:
 except ImportError as error:
     raise missing(error, "run environments") from error
 
-FRAMES_A_SECOND = 30  # where the environment does not say
-_LEAST, _MOST = 256, 512  # pixels, the height of a rendering in the video
-_LINE, _SPACE = 24, 8  # pixels of a line of words, and between pictures
+FRAMES_PER_SECOND = 30  # where the environment names none
+_MIN_HEIGHT, _MAX_HEIGHT = 256, 512  # pixels of a rendering in the video
+_LINE, _SPACE = 24, 8  # pixels of a line of text, and between pictures
 _PAPER, _INK, _PALE = (255, 255, 255), (36, 41, 47), (110, 119, 129)
 
 
 class NoVideo(ValueError):
-    """There can be no video of that environment, or not in that file."""
+    """The environment cannot be filmed, or not into that file."""
 
 
 def video_file(wanted: Path) -> tuple[Path, str]:
-    """Where the video goes, and what to say about that.
+    """The video's path, and a notice where it differs from ``wanted``.
 
     Args:
         wanted: a name that ends in .mp4 or .gif. Without imageio-ffmpeg an mp4 becomes a GIF.
@@ -49,10 +49,10 @@ def video_file(wanted: Path) -> tuple[Path, str]:
 
 
 def make_rendered(name: str) -> "gymnasium.Env[Any, Any]":
-    """An environment that draws itself, tried out.
+    """An environment with ``rgb_array`` rendering, tried once.
 
     Raises:
-        NoVideo: it does not, and why.
+        NoVideo: it has none; the message says why.
         UnknownEnvironment: nothing goes by that name.
         EnvironmentFailed: it cannot be made.
     """
@@ -81,7 +81,7 @@ def make_rendered(name: str) -> "gymnasium.Env[Any, Any]":
 
 @contextlib.contextmanager
 def writer(path: Path, fps: float) -> Iterator[Any]:
-    """Takes frames by ``append_data``, uint8 (height, width, 3) with even sides; the file is whole at the end."""
+    """A writer whose ``append_data`` takes frames, uint8 (height, width, 3) with even sides."""
     path.parent.mkdir(parents=True, exist_ok=True)
     imageio = require("imageio.v2", "write videos")
     options: dict[str, Any] = {"duration": 1000 / fps, "loop": 0}
@@ -92,12 +92,12 @@ def writer(path: Path, fps: float) -> Iterator[Any]:
 
 
 class Camera(gymnasium.Wrapper[Any, Any, Any, Any]):
-    """Films an environment while it runs, every observation of an episode, the last one included.
+    """Films every observation of an environment's episodes, the last one included.
 
     Args:
         environment: of ``make_rendered``.
-        agent: who sees.
-        episodes: how many are filmed; what runs after them is not.
+        agent: observes.
+        episodes: number of filmed episodes; later ones are not filmed.
         film: of ``writer``.
     """
 
@@ -130,19 +130,19 @@ class Camera(gymnasium.Wrapper[Any, Any, Any, Any]):
             self._film.append_data(self._frame(observation))
 
     def _frame(self, observation: Any) -> np.ndarray:
-        """Rendering and views side by side, under a line of words and a title each."""
+        """Rendering and views side by side, under a line of text and a title each."""
         rendering = self.env.render()
         assert isinstance(rendering, np.ndarray)
-        pictures = [("environment", _as_high(rendering, min(max(len(rendering), _LEAST), _MOST)))]
+        pictures = [("environment", _scaled(rendering, min(max(len(rendering), _MIN_HEIGHT), _MAX_HEIGHT)))]
         height = len(pictures[0][1])
-        pictures += [(title, _as_high(picture, height)) for title, picture in self._views(observation)]
+        pictures += [(title, _scaled(picture, height)) for title, picture in self._views(observation)]
         image_module, draw_module = (require(f"PIL.{part}", "write videos") for part in ("Image", "ImageDraw"))
         width = sum(picture.shape[1] + _SPACE for _, picture in pictures) + _SPACE
         size = (max(width, 420), height + 2 * _LINE + _SPACE)
         page = image_module.new("RGB", tuple(-(-side // 2) * 2 for side in size), _PAPER)
         pen = draw_module.Draw(page)
-        words = f"episode {self._begun} of {self._episodes}, seed {self._seed}, step {self._step}"
-        pen.text((_SPACE, 4), f"{words}, return {self._return:.4g}", fill=_INK, font=self._font)
+        text = f"episode {self._begun} of {self._episodes}, seed {self._seed}, step {self._step}"
+        pen.text((_SPACE, 4), f"{text}, return {self._return:.4g}", fill=_INK, font=self._font)
         left = _SPACE
         for title, picture in pictures:
             pen.text((left, _LINE + 2), title, fill=_PALE, font=self._font)
@@ -152,7 +152,7 @@ class Camera(gymnasium.Wrapper[Any, Any, Any, Any]):
 
     @torch.no_grad()
     def _views(self, observation: Any) -> Iterator[tuple[str, np.ndarray]]:
-        """What the agent sees, and what perception makes of it, of the leaves that have pictures."""
+        """Observations and reconstructions of the modalities that have pictures."""
         if not self._painters:
             return
         spec, perception = self._agent.observation_spec, self._agent.world_model.perception
@@ -165,8 +165,8 @@ class Camera(gymnasium.Wrapper[Any, Any, Any, Any]):
             yield f"reconstructed{own}", drawn.paint(made[name][0].cpu().numpy(), encoded[name][0])
 
 
-def _as_high(picture: np.ndarray, height: int) -> np.ndarray:
-    """``picture`` scaled to ``height``, each pixel a square where it grows."""
+def _scaled(picture: np.ndarray, height: int) -> np.ndarray:
+    """``picture`` scaled to ``height``: nearest neighbour up, Lanczos down."""
     image = require("PIL.Image", "write videos")
     width = max(1, round(picture.shape[1] * height / picture.shape[0]))
     how = image.Resampling.NEAREST if height >= picture.shape[0] else image.Resampling.LANCZOS

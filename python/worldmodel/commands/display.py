@@ -1,4 +1,4 @@
-"""What a person watching sees: a bar and a table where there is a terminal, a line now and then where there is none."""
+"""Progress: a bar and a table on a terminal, a line every 20 s elsewhere."""
 
 import itertools
 import sys
@@ -15,7 +15,7 @@ _LINE_SECONDS = 20  # between lines where there is no terminal
 
 
 class Display:
-    """A context manager that shows how training goes.
+    """A context manager that shows progress.
 
     Args:
         config: of the run.

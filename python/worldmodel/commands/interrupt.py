@@ -1,4 +1,4 @@
-"""Ctrl-C as a request: training ends after the step at hand and saves; a second one ends it at once."""
+"""Ctrl-C as a request: training ends after the current step and saves; a second one ends it immediately."""
 
 import signal
 import threading
@@ -9,14 +9,14 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupt:
-    """A context manager that turns Ctrl-C and SIGTERM into ``asked``. Outside the main thread it does nothing.
+    """A context manager that turns Ctrl-C and SIGTERM into ``requested``. Outside the main thread it does nothing.
 
     Attributes:
-        asked: whether one of them came.
+        requested: whether one of them arrived.
     """
 
     def __init__(self) -> None:
-        self.asked = False
+        self.requested = False
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "Interrupt":
@@ -30,7 +30,7 @@ class Interrupt:
         self._restore()
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
-        self.asked = True
+        self.requested = True
         self._restore()
 
     def _restore(self) -> None:

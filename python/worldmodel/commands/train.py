@@ -56,7 +56,7 @@ def train(
         EnvironmentFailed: an environment raised an error or gave NaN.
         TrainingFailed: a loss became NaN. Here and above, checkpoints already saved stay as they were.
     """
-    require("safetensors.torch", "write checkpoints")  # rather now than after an hour
+    require("safetensors.torch", "write checkpoints")  # fails now rather than after an hour
     if resume:
         run = Run(folder)
         check_resumable(run, config)
@@ -140,7 +140,7 @@ def _run(trainer: SourceTrainer, run: Run, notices: list[str], quiet: bool) -> N
             raise type(failure)(f"{failure}; {kept}") from failure
         finally:
             run.close()
-        if interrupt.asked:
+        if interrupt.requested:
             display.say(f"interrupted and saved; go on with --resume {run.folder}")
 
 
@@ -165,7 +165,7 @@ def _loop(trainer: SourceTrainer, run: Run, display: Display, interrupt: Interru
     logged = saved = trainer.seconds
     mark, figures = time.perf_counter(), trainer.figures()
     watch = Watch(trainer.config.open_loop_minutes, trainer.seconds, trainer.environment)
-    while not (trainer.finished or interrupt.asked):
+    while not (trainer.finished or interrupt.requested):
         trainer.iterate()
         # Logging and saving count, too: they are part of the minutes that a user waits.
         now = time.perf_counter()

@@ -1,16 +1,14 @@
-"""A ball that passes behind a curtain: an environment of small maps, each of which hides what comes next.
+"""HiddenBall: a ball that passes behind a curtain, on small grids; partially observed.
 
     python -m worldmodel train --preset moving --env worldmodel/HiddenBall-v0
 
 A ball of ``BALL`` by ``BALL`` cells flies over a map of ``SIDE`` by ``SIDE``, one cell a step along each axis, and
 bounces off the edges. In front of it hangs a curtain as high as the map, ``CURTAIN`` cells wide, which the actions move
-to the left, leave, or move to the right. Where the ball flies to is in no single frame, and where it is behind the
-curtain is in none at all: two frames or more have to be remembered, and gone on with. The reward is the share of the
-ball that is in sight; an episode is cut after ``LENGTH`` steps.
+left, leave, or move right. No single frame shows the ball's direction, and none shows it behind the curtain: two frames
+or more have to be remembered and extrapolated. The reward is the visible share of the ball; an episode is truncated
+after ``LENGTH`` steps. Only the initial state is random.
 
-The world draws nothing at random but how an episode begins, so its seed and the actions say all that happens.
-
-``HiddenBallPixels-v0`` is the same seen as an image, every cell four by four pixels of a shade of grey.
+``HiddenBallPixels-v0`` observes an image, four by four grey pixels per cell.
 """
 
 from typing import Any
@@ -29,7 +27,7 @@ SIDE = 7
 BALL = 2
 CURTAIN = 3
 LENGTH = 48
-FREE, CLOTH, LEATHER = range(3)  # what a cell shows: nothing, curtain, ball
+FREE, CLOTH, LEATHER = range(3)  # classes of a cell: nothing, curtain, ball
 SHADES = np.array([0, 96, 255], np.uint8)
 LEFT, STAY, RIGHT = range(3)
 
@@ -39,11 +37,11 @@ class HiddenBall(gymnasium.Env[Any, Any]):
 
     Args:
         render_mode: "rgb_array", or None.
-        pixels: on a side of a cell, where shades of grey are seen; 0 for what each cell shows.
+        pixels: side of a cell in a grey image; 0 observes the classes of the cells.
 
     Attributes:
         ball: int64 (2,), row and column of the ball's upper left pixel.
-        flight: int64 (2,), what is added to it in a step, -1 or 1 each.
+        flight: int64 (2,), its velocity, -1 or 1 each.
         curtain: leftmost column of the curtain.
 
     Example:
@@ -66,16 +64,16 @@ class HiddenBall(gymnasium.Env[Any, Any]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
-        """A ball anywhere, flying to any corner, and a curtain anywhere."""
+        """Ball, direction and curtain, uniformly at random."""
         super().reset(seed=seed)
         self.ball = self.np_random.integers(0, SIDE - BALL + 1, 2)
         self.flight = self.np_random.choice([-1, 1], 2)
         self.curtain = int(self.np_random.integers(0, SIDE - CURTAIN + 1))
         self.steps = 0
-        return self._seen(self.picture()), {}
+        return self._observation(self.picture()), {}
 
     def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        """The curtain is moved, then the ball flies on."""
+        """Moves the curtain, then the ball."""
         self.curtain = min(max(self.curtain + int(action) - STAY, 0), SIDE - CURTAIN)
         ahead = self.ball + self.flight
         self.flight = np.where((ahead < 0) | (ahead > SIDE - BALL), -self.flight, self.flight)
@@ -83,10 +81,10 @@ class HiddenBall(gymnasium.Env[Any, Any]):
         self.steps += 1
         picture = self.picture()
         in_sight = float((picture == LEATHER).sum()) / BALL**2
-        return self._seen(picture), in_sight, False, self.steps >= LENGTH, {}
+        return self._observation(picture), in_sight, False, self.steps >= LENGTH, {}
 
     def picture(self) -> np.ndarray:
-        """What each cell shows, uint8 (side, side, 1)."""
+        """The class of each cell, uint8 (side, side, 1)."""
         picture = np.full((SIDE, SIDE, 1), FREE, np.uint8)
         row, column = self.ball
         picture[row : row + BALL, column : column + BALL] = LEATHER
@@ -94,11 +92,11 @@ class HiddenBall(gymnasium.Env[Any, Any]):
         return picture
 
     def render(self) -> np.ndarray:
-        """The same in shades of grey, uint8 (side, side, 3)."""
+        """The cells in shades of grey, uint8 (side, side, 3)."""
         return SHADES[self.picture()].repeat(3, -1)
 
-    def _seen(self, picture: np.ndarray) -> np.ndarray:
-        """The cells themselves, or the image of them."""
+    def _observation(self, picture: np.ndarray) -> np.ndarray:
+        """The observation: the cells, or their image."""
         return SHADES[picture].repeat(self.pixels, 0).repeat(self.pixels, 1) if self.pixels else picture
 
 

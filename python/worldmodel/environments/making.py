@@ -8,12 +8,12 @@ from worldmodel.runs.configuration import ConfigurationError
 def make_environments(
     name: str, num_envs: int, seed: int, pickle: bool = False
 ) -> VectorEnvironment | GymnasiumVectorEnvironment:
-    """``num_envs`` environments called ``name``, as single ones where they exist as such.
+    """A vector environment of ``num_envs`` environments, as single ones where they exist as such.
 
     Args:
         name: as for ``worldmodel.environments.registry.resolve``.
-        num_envs: how many.
-        seed: from which their episodes get theirs.
+        num_envs: environments.
+        seed: of the seeds of the episodes.
         pickle: hold them as a pickle in checkpoints, which is tried at once.
 
     Raises:
@@ -35,5 +35,5 @@ def make_environments(
         except ValueError as error:
             raise ConfigurationError(f"environment {name!r}: {error}") from error
     if pickle:
-        episodes.state_dict()  # rather now than at the first checkpoint
+        episodes.state_dict()  # fails now rather than at the first checkpoint
     return episodes

@@ -1,11 +1,11 @@
-"""MiniGrid's Memory tasks as a test of memory: a view of three by three cells, and no action but walking.
+"""MiniGrid's Memory tasks with a view of three by three cells and the three actions that walk.
 
     python -m worldmodel train --preset wander --env worldmodel/MemoryS9-v0
 
 A key or a ball, the *cue*, lies in the room where an episode begins; a corridor away lie one of each, and the episode
-brings a reward where the one like the cue is reached. The grids are S7, S9, S11, S13 and S17.
-The usual view of seven by seven cells sees half of the smallest of them at once; in this one, the cue is out of sight
-from a few steps away. Of MiniGrid's seven actions, left, right and forward do something here.
+is rewarded where the one like the cue is reached. The grids are S7, S9, S11, S13 and S17. MiniGrid's view of seven by
+seven cells covers half of the smallest grid; in this one, the cue is out of sight from a few steps away. Of MiniGrid's
+seven actions, only left, right and forward have an effect here.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -23,7 +23,7 @@ except ImportError as error:
 if TYPE_CHECKING:
     from minigrid.minigrid_env import MiniGridEnv
 
-VIEW = 3  # cells on a side of what is seen
+VIEW = 3  # cells on a side of the view
 ACTIONS = ("left", "right", "forward")  # MiniGrid's actions 0, 1 and 2
 KEY, BALL = 5, 6  # classes of a cell's first channel; 0 is a cell out of sight
 
@@ -31,7 +31,7 @@ _envs = require("minigrid.envs", "run worldmodel.environments.minigrid", "pip in
 
 
 class Walking(gymnasium.Wrapper[Any, Any, Any, Any]):
-    """The image of the view is all that is seen, walking all that can be done.
+    """Observes the image of the view alone, and acts by walking alone.
 
     Example:
         >>> import worldmodel.environments.registry
@@ -51,7 +51,7 @@ class Walking(gymnasium.Wrapper[Any, Any, Any, Any]):
         return observation["image"], info
 
     def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        """Turns, or goes on by a cell."""
+        """Turns, or moves by a cell."""
         observation, reward, terminated, truncated, info = self.env.step(int(action))
         return observation["image"], float(reward), terminated, truncated, info
 
@@ -62,23 +62,23 @@ def memory(size: int, **options: Any) -> Walking:
 
 
 def cue_kind(env: Any) -> int:
-    """What the cue of the running episode is: ``KEY`` or ``BALL``."""
+    """The cue of the running episode: ``KEY`` or ``BALL``."""
     unwrapped: MiniGridEnv = env.unwrapped
-    cue = unwrapped.grid.get(*_cue_place(unwrapped))
+    cue = unwrapped.grid.get(*_cue_position(unwrapped))
     return {"key": KEY, "ball": BALL}[cue.type]  # type: ignore[union-attr]
 
 
 def cue_cell(env: Any) -> tuple[int, int] | None:
-    """Where in the view the cue's cell lies, its first two indices; None where it is outside.
+    """The first two indices of the cue's cell in the view; None where it is outside.
 
-    A cell inside the view can be out of sight nevertheless, behind a wall: its first channel is then 0.
+    A cell inside the view may be hidden by a wall: its first channel is then 0.
     """
     unwrapped: MiniGridEnv = env.unwrapped
-    place = unwrapped.relative_coords(*_cue_place(unwrapped))
-    return None if place is None else (int(place[0]), int(place[1]))
+    position = unwrapped.relative_coords(*_cue_position(unwrapped))
+    return None if position is None else (int(position[0]), int(position[1]))
 
 
-def _cue_place(unwrapped: "MiniGridEnv") -> tuple[int, int]:
+def _cue_position(unwrapped: "MiniGridEnv") -> tuple[int, int]:
     """Column and row of the grid: in the corner of the first room, on the agent's left as it begins."""
     return 1, unwrapped.height // 2 - 1
 

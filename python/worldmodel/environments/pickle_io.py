@@ -1,7 +1,6 @@
-"""Environments as pickles, for those that do not repeat themselves from a seed and actions.
+"""Environments as pickles, for those that are not deterministic given a seed and actions.
 
-Reading a pickle runs whatever is written in it. So nothing is pickled unless a run asks for it, and nothing is read
-back unless the caller says that it may be.
+Reading a pickle executes whatever is written in it: a run must ask for pickles, and the caller must allow reading one.
 """
 
 import io
@@ -15,7 +14,7 @@ from worldmodel.runs.optional_dependencies import require
 
 
 class PickleRefused(ValueError):
-    """A pickle that nobody allowed to be read."""
+    """Reading a pickle was not allowed."""
 
 
 def dump(environments: Any, name: str) -> np.ndarray:
@@ -29,7 +28,7 @@ def dump(environments: Any, name: str) -> np.ndarray:
         Bytes, uint8 (size,).
 
     Raises:
-        EnvironmentFailed: they cannot be pickled, or their pickle would not hold where they are.
+        EnvironmentFailed: they cannot be pickled, or their pickle would not hold their state.
     """
     file = io.BytesIO()
     try:
@@ -40,15 +39,15 @@ def dump(environments: Any, name: str) -> np.ndarray:
 
 
 def load(content: np.ndarray, name: str, allowed: bool) -> Any:
-    """What ``dump`` was called on.
+    """The environments that ``dump`` pickled.
 
     Args:
-        content: of ``dump``. It runs with the rights of this process.
+        content: of ``dump``; it is executed with the rights of this process.
         name: of the environment, for errors.
-        allowed: whether whoever wants it trusts who wrote it.
+        allowed: whether the caller trusts who wrote it.
 
     Raises:
-        PickleRefused: it is not allowed; nothing has been read then.
+        PickleRefused: not allowed; nothing has been read.
         EnvironmentFailed: it cannot be read here.
     """
     if not allowed:
@@ -62,7 +61,7 @@ def load(content: np.ndarray, name: str, allowed: bool) -> Any:
 
 
 class _Pickler(pickle.Pickler):
-    """Refuses what would be pickled as it was made and not as it is."""
+    """Refuses EzPickle, which pickles how an object was made, not its state."""
 
     def __init__(self, file: io.BytesIO) -> None:
         super().__init__(file)

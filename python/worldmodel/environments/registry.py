@@ -1,6 +1,6 @@
 """Environments by name: gymnasium ids, ``module:Env-v0``, and the names of popgym.
 
-Packages that register their environments when they are imported are imported here when an id asks for them.
+Packages that register environments on import are imported when an id needs them.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ from worldmodel.runs.optional_dependencies import require
 if TYPE_CHECKING:
     import gymnasium
 
-# What an id begins with, and the package that registers it; popgym's also go by their bare names.
+# Prefix of an id -> the package that registers it; popgym's have bare names as well.
 _PACKAGES = {
     "popgym-": "popgym",
     "MiniGrid-": "minigrid",
@@ -28,22 +28,22 @@ _MOVED = ("worldmodel.hidden_ball", "worldmodel.minigrid")  # modules that regis
 
 
 class UnknownEnvironment(ValueError):
-    """There is no environment of that name, or the package that has it is not installed."""
+    """No environment has that name, or its package is not installed."""
 
 
 class EnvironmentFailed(RuntimeError):
-    """An environment raised an error, or gave something that cannot be learned from."""
+    """An environment raised an error, or returned something that cannot be learned from."""
 
 
 def resolve(name: str) -> str:
-    """The gymnasium id that ``name`` stands for, registered.
+    """The registered gymnasium id of ``name``.
 
     Args:
         name: a gymnasium id, ``module:id`` with the module that registers it, or a name of popgym's such as
             ``RepeatPreviousEasy``.
 
     Raises:
-        UnknownEnvironment: nothing goes by that name; the message names the nearest that do.
+        UnknownEnvironment: no environment has that name; the message names the nearest ones.
 
     Example:
         >>> resolve("CartPole-v1")
@@ -72,7 +72,7 @@ def resolve(name: str) -> str:
         except ImportError as error:
             message = f"environment {name!r} is in the package {wanted!r}, which cannot be imported: {error}"
             raise UnknownEnvironment(message) from error
-        if wanted in ("ale_py", "shimmy"):  # they register only when asked to
+        if wanted in ("ale_py", "shimmy"):  # they register on request only
             gymnasium.register_envs(registering)
     if rest in gymnasium.registry:
         return rest

@@ -30,14 +30,14 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass
 class Transitions:
-    """What one step brought, for the n environments whose action counted.
+    """The transitions of one step, of the n environments whose action counted.
 
     Attributes:
         rows: int (n,), which environments.
         rewards: float32 (n,).
         terminated: bool (n,).
         truncated: bool (n,).
-        next_observations: name -> (n, ...), of the same episode: its last one where it ended.
+        next_observations: name -> (n, ...), of the same episode: its last observation where it ended.
     """
 
     rows: np.ndarray
@@ -48,25 +48,25 @@ class Transitions:
 
 
 def random_seeds(seed: int) -> Callable[[int], int]:
-    """Seeds of episodes 0, 1, 2, ..., which differ for every ``seed``."""
+    """The seed per episode 0, 1, 2, ..., another sequence per ``seed``."""
     return lambda episode: int(np.random.SeedSequence((seed, episode)).generate_state(1)[0] >> 1)
 
 
 class VectorEnvironment:
-    """Single environments, stepped one after the other; every episode is started with a seed.
+    """Single environments, stepped one after the other; every episode starts from a seed.
 
     Args:
-        environments: of one kind, one a row.
-        seed_of: returns the seed of an episode by its number; episodes are numbered as they begin.
+        environments: of one kind, one per row.
+        seed_of: episode id -> seed.
         observation_spec: from the observation space if None.
         action_spec: from the action space if None.
         pickle: hold the environments in ``state_dict`` as a pickle.
 
     Attributes:
-        observations: leaf name -> (num_envs, ...), what the next action answers.
+        observations: by modality, (num_envs, ...), the newest.
         is_first: bool (num_envs,), whether an episode begins with that observation.
         episode_ids: of the running episodes, from 0 in the order in which they began.
-        seeds: of the episodes that run.
+        seeds: of the running episodes.
 
     Raises:
         ValueError: a space that is not supported.
@@ -93,8 +93,8 @@ class VectorEnvironment:
         self._space = first.observation_space
         self._begun = 0
         self.episode_ids, self.seeds = [0] * self.num_envs, [0] * self.num_envs
-        self._actions: list[list[np.ndarray]] = [[] for _ in range(self.num_envs)]  # of the episodes that run
-        self._checksums = [0] * self.num_envs  # of what they showed and brought
+        self._actions: list[list[np.ndarray]] = [[] for _ in range(self.num_envs)]  # of the running episodes
+        self._checksums = [0] * self.num_envs  # of their observations and rewards
         self._restart()
 
     def _restart(self) -> None:
@@ -102,7 +102,7 @@ class VectorEnvironment:
         self.observations = self._begin(range(self.num_envs))
 
     def step(self, actions: np.ndarray) -> Transitions:
-        """Every environment does its action, (num_envs, ...) as ``action_spec`` says, and goes on to the next episode.
+        """One step of every environment, and a new episode where one ended; ``actions`` (num_envs, *action_spec.shape).
 
         After it, ``observations`` and ``is_first`` are those of the next step.
         """
@@ -153,7 +153,7 @@ class VectorEnvironment:
             raise self._failed(row, "reset", error) from error
 
     def _check(self, row: int, encoded: Mapping[str, np.ndarray], index: int, reward: float = 0.0) -> None:
-        """Takes an observation, ``encoded`` at ``index``, and the reward before it into the checksum of ``row``."""
+        """Updates the checksum of ``row`` with an observation, ``encoded`` at ``index``, and the reward before it."""
         checksum = zlib.crc32(np.float32(reward).tobytes(), self._checksums[row])
         for array in encoded.values():
             checksum = zlib.crc32(array[index].tobytes(), checksum)
@@ -176,7 +176,7 @@ class VectorEnvironment:
             environment.close()
 
     def state_dict(self) -> dict[str, Any]:
-        """The seed of each running episode, the actions since, and what is seen now; the environments, if pickled.
+        """Seed and actions of each running episode, and the newest observations; the environments, if pickled.
 
         Raises:
             EnvironmentFailed: environments that cannot be pickled.
@@ -193,14 +193,14 @@ class VectorEnvironment:
         }
 
     def load_state_dict(self, saved: Mapping[str, Any], *, unpickle: bool = False) -> None:
-        """Plays the saved episodes again up to where they were, or takes the pickled environments.
+        """Replays the saved episodes, or takes the pickled environments.
 
         Args:
             saved: what ``state_dict`` returned.
             unpickle: whether pickled environments may be read, which runs whatever is written in them.
 
         Raises:
-            EnvironmentFailed: an environment does not repeat itself from its seed, so that its state is lost.
+            EnvironmentFailed: an environment is not deterministic given its seed, so that its state is lost.
             PickleRefused: they are pickled and may not be read.
         """
         self._begun, self.episode_ids, self.seeds = saved["begun"], list(saved["numbers"]), list(saved["seeds"])
@@ -228,7 +228,7 @@ class VectorEnvironment:
             )
 
     def begin_anew(self, saved: Mapping[str, Any] | None, steps: int) -> None:
-        """Begins other episodes than those that ran when ``saved`` was made, after ``steps`` transitions."""
+        """Begins new episodes, with other seeds than those of ``saved``, which was made after ``steps`` transitions."""
         if saved is not None:
             self._begun = saved["begun"]
         self._restart()
@@ -266,7 +266,7 @@ class GymnasiumVectorEnvironment:
         self.observations = self._encode(self.envs.reset(seed=seed)[0])
 
     def step(self, actions: np.ndarray) -> Transitions:
-        """Every environment does its action, but for those that begin their next episode in this step."""
+        """One step of every environment, but for those that begin their next episode in it."""
         try:
             raw, rewards, terminated, truncated, info = self.envs.step(self.action_spec.to_env(actions))
         except Exception as error:
@@ -306,7 +306,7 @@ class GymnasiumVectorEnvironment:
         self.envs.close()
 
     def state_dict(self) -> dict[str, Any] | None:
-        """The environments, if pickled; else None: the episodes that run cannot be kept.
+        """The environments, if pickled; else None: the running episodes cannot be kept.
 
         Raises:
             EnvironmentFailed: environments that cannot be pickled.
@@ -328,7 +328,7 @@ class GymnasiumVectorEnvironment:
             unpickle: whether they may be read, which runs whatever is written in them.
 
         Raises:
-            EnvironmentFailed: there is no way back into the episodes that ran.
+            EnvironmentFailed: there are none; the running episodes are lost.
             PickleRefused: the environments may not be read.
         """
         if saved is None:
@@ -342,7 +342,7 @@ class GymnasiumVectorEnvironment:
         self.observations = {name: array.copy() for name, array in saved["observations"].items()}
 
     def begin_anew(self, saved: Mapping[str, Any] | None, steps: int) -> None:
-        """Begins other episodes than those that ran when ``saved`` was made, after ``steps`` transitions."""
+        """Begins new episodes, with other seeds than those of ``saved``, which was made after ``steps`` transitions."""
         self._restart(random_seeds(self._seed)(steps))
 
 

@@ -1,9 +1,10 @@
-"""How each kind of leaf is read and reconstructed.
+"""Codecs: encoding and reconstruction per kind of modality.
 
-A codec has ``width``, the features that it makes of a leaf; ``read(leaf)``, (steps, *shape) -> (steps, width);
-``inputs``, the features that it needs to reconstruct one; ``reconstruct(features)`` -> what ``loss`` and ``picture``
-take; ``loss(prediction, leaf)``, nats or squares summed over a leaf, (steps,); and ``picture(prediction)``, the leaf
-that a prediction says, in the leaf's own form.
+width                     features of ``encode``
+encode(leaf)              (steps, *shape) -> (steps, width)
+reconstruct(features)     (steps, hidden) -> prediction, what ``loss`` and ``decode`` take
+loss(prediction, leaf)    nats or squared error, summed over the modality, (steps,)
+decode(prediction)        the most probable observation, (steps, *shape)
 """
 
 import itertools
@@ -17,15 +18,15 @@ from torch import Tensor, nn
 from worldmodel.data.spaces import Leaf
 from worldmodel.model.networks import symlog
 
-_REMEMBERED = 1e6  # steps over which the scale of numbers is taken
-_STILL = 1e-10  # variance below which an entry counts as one that does not change
+_WINDOW = 1e6  # steps that the running mean and variance cover
+_MIN_VARIANCE = 1e-10  # below it, an entry counts as constant
 
 
 class CategoricalCodec(nn.Module):
-    """Classes one-hot and joined; reconstructed by one softmax for each entry.
+    """Classes, one-hot and concatenated; reconstructed by one softmax per entry.
 
-    A leaf that comes as floating point is taken as one-hot already, (steps, sum of sizes): so gradients with respect
-    to a discrete observation can be had.
+    Floating point input is taken as one-hot already, (steps, sum of sizes), which gives gradients with respect to a
+    discrete observation.
     """
 
     offsets: Tensor
@@ -35,13 +36,12 @@ class CategoricalCodec(nn.Module):
         super().__init__()
         self.sizes = leaf.sizes
         self.width = sum(leaf.sizes)
-        self.inputs = hidden
         self.project = nn.Linear(hidden, len(leaf.sizes) * max(leaf.sizes))
         sizes = torch.tensor(leaf.sizes)
         self.register_buffer("offsets", sizes.cumsum(0) - sizes, persistent=False)
         self.register_buffer("padding", torch.arange(max(leaf.sizes)) >= sizes[:, None], persistent=False)
 
-    def read(self, leaf: Tensor) -> Tensor:
+    def encode(self, leaf: Tensor) -> Tensor:
         """(steps, entries) -> one-hot (steps, sum of sizes)."""
         if leaf.is_floating_point():
             return leaf
@@ -58,16 +58,15 @@ class CategoricalCodec(nn.Module):
         return F.cross_entropy(prediction.flatten(0, 1), leaf.long().flatten(), reduction="none").view_as(leaf).sum(-1)
 
     def decode(self, prediction: Tensor) -> Tensor:
-        """The likeliest classes."""
+        """The most probable classes."""
         return prediction.argmax(-1)
 
 
 class VectorCodec(nn.Module):
-    """Numbers, which may be of any size, through symlog and a running standardisation; the loss is their squared error.
+    """Vectors of any scale through symlog and a running standardisation; the loss is the squared error there.
 
-    Without the standardisation an entry that moves little, such as an angle of a tenth of a radian beside a speed of
-    three metres a second, would be too small a part of the loss to be kept. ``mean`` and ``variance`` are buffers:
-    0 and 1 until ``update`` is called.
+    Without it an entry of small variance, such as an angle of a tenth of a radian beside a speed of three metres per
+    second, would be too small a part of the loss. ``mean`` and ``variance`` are buffers: 0 and 1 until ``update``.
     """
 
     mean: Tensor
@@ -78,7 +77,6 @@ class VectorCodec(nn.Module):
         super().__init__()
         entries = leaf.shape[0]
         self.width = entries + 1
-        self.inputs = hidden
         self.project = nn.Linear(hidden, entries)
         self.register_buffer("mean", torch.zeros(entries))
         self.register_buffer("variance", torch.ones(entries))
@@ -86,19 +84,19 @@ class VectorCodec(nn.Module):
 
     @property
     def deviation(self) -> Tensor:
-        """What the entries are divided by; one where they hardly ever changed, which is not to be blown up."""
-        return torch.where(self.variance > _STILL, self.variance, 1).sqrt()
+        """The standard deviation of the entries; 1 for constant ones, whose noise must not be amplified."""
+        return torch.where(self.variance > _MIN_VARIANCE, self.variance, 1).sqrt()
 
-    def read(self, leaf: Tensor) -> Tensor:
-        """(steps, entries) -> the same standardised, and a one, (steps, entries + 1).
+    def encode(self, leaf: Tensor) -> Tensor:
+        """(steps, entries) -> standardised entries and a one, (steps, entries + 1).
 
-        Without the one, what follows sees no size: a layer norm of a product W x is the same for x and 2 x.
+        Without the one, the next layer norm would remove the scale: that of W x is the same for x and 2 x.
         """
         numbers = self.standardised(leaf)
         return torch.cat([numbers, torch.ones_like(numbers[:, :1])], -1)
 
     def standardised(self, leaf: Tensor) -> Tensor:
-        """(steps, entries) -> the same with a mean of 0 and a deviation of 1."""
+        """(steps, entries) -> the same with mean 0 and standard deviation 1."""
         return (symlog(leaf.to(self.project.weight.dtype)) - self.mean) / self.deviation
 
     def reconstruct(self, features: Tensor) -> Tensor:
@@ -106,7 +104,7 @@ class VectorCodec(nn.Module):
         return self.project(features)
 
     def loss(self, prediction: Tensor, leaf: Tensor) -> Tensor:
-        """Half the squared error, as a normal density of variance one has it."""
+        """Half the squared error: the negative log density of a normal of variance 1, without its constant."""
         return 0.5 * (prediction - self.standardised(leaf)).square().sum(-1)
 
     def decode(self, prediction: Tensor) -> Tensor:
@@ -128,13 +126,13 @@ class VectorCodec(nn.Module):
     def update(self, moments: Tensor) -> None:
         """Moves the running mean and variance by ``moments``, (parts, 3, entries), one part after the other.
 
-        They are those of all steps at first, and of about the last million later on (Chan et al. 1979).
+        They cover all steps at first, later about the last million (Chan et al. 1979).
         """
         for count, mean, variance in moments.unbind(0):
             steps = int(count[0])
             if not steps:
                 continue
-            self.count.add_(steps).clamp_(max=_REMEMBERED)
+            self.count.add_(steps).clamp_(max=_WINDOW)
             weight = steps / self.count.item()
             between = weight * (1 - weight) * (mean - self.mean).square()
             self.variance.lerp_(variance, weight).add_(between)
@@ -142,7 +140,7 @@ class VectorCodec(nn.Module):
 
 
 class ImageCodec(nn.Module):
-    """Pixels, through convolutions that halve the image until a side is 4 or less, and the way back."""
+    """Pixels, through convolutions that halve the image until a side is at most 4, and their mirror image."""
 
     def __init__(self, leaf: Leaf, hidden: int, channels: int) -> None:
         super().__init__()
@@ -156,7 +154,7 @@ class ImageCodec(nn.Module):
             sides.append(((sides[-1][0] + 1) // 2, (sides[-1][1] + 1) // 2))
         self.encoder = nn.Sequential(*layers)
         self.small = (planes[-1], *sides[-1])
-        self.width = self.inputs = hidden
+        self.width = hidden
         self.project = nn.Linear(math.prod(self.small), hidden)
         self.expand = nn.Linear(hidden, math.prod(self.small))
         back: list[nn.Module] = []
@@ -166,7 +164,7 @@ class ImageCodec(nn.Module):
             back += [] if last else [nn.GroupNorm(1, planes[stage]), nn.SiLU()]
         self.decoder = nn.Sequential(*back)
 
-    def read(self, leaf: Tensor) -> Tensor:
+    def encode(self, leaf: Tensor) -> Tensor:
         """uint8 (steps, height, width, channels) -> (steps, hidden)."""
         return self.project(self.encoder(self._scaled(leaf)).flatten(1))
 
@@ -183,12 +181,12 @@ class ImageCodec(nn.Module):
         return ((prediction + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).movedim(1, -1)
 
     def _scaled(self, leaf: Tensor) -> Tensor:
-        """(steps, channels, height, width) around zero. Pixels that come as floating point are in [0, 255] too."""
+        """(steps, channels, height, width) around zero. Floating point pixels are in [0, 255] as well."""
         return leaf.movedim(-1, 1).to(self.project.weight.dtype) / 255 - 0.5
 
 
 class GridCodec(nn.Module):
-    """A grid of class indices: embedded, joined over channels, through one convolution."""
+    """A grid of class indices: embeddings summed over channels, then one convolution."""
 
     offsets: Tensor
 
@@ -197,7 +195,7 @@ class GridCodec(nn.Module):
         height, width, channels = leaf.shape
         self.shape = leaf.shape
         self.classes = max(leaf.sizes)
-        self.width = self.inputs = hidden
+        self.width = hidden
         self.register_buffer("offsets", torch.arange(channels) * self.classes, persistent=False)
         self.embed = nn.Embedding(channels * self.classes, embedding)
         self.convolve = nn.Conv2d(embedding, 2 * embedding, 3, padding=1)
@@ -205,7 +203,7 @@ class GridCodec(nn.Module):
         self.expand = nn.Linear(hidden, 2 * embedding * height * width)
         self.classify = nn.Conv2d(2 * embedding, channels * self.classes, 1)
 
-    def read(self, leaf: Tensor) -> Tensor:
+    def encode(self, leaf: Tensor) -> Tensor:
         """(steps, height, width, channels) -> (steps, hidden)."""
         embedded = self.embed(leaf.long() + self.offsets).sum(-2)  # (steps, height, width, embedding)
         return self.project(F.silu(self.convolve(embedded.movedim(-1, 1))).flatten(1))
@@ -221,7 +219,7 @@ class GridCodec(nn.Module):
         return F.cross_entropy(prediction, leaf.long(), reduction="none").sum((1, 2, 3))
 
     def decode(self, prediction: Tensor) -> Tensor:
-        """The likeliest classes."""
+        """The most probable classes."""
         return prediction.argmax(1)
 
 

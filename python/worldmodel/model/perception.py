@@ -61,12 +61,12 @@ class Perception(nn.Module):
 
     def forward(self, observations: Mapping[str, Tensor]) -> Tensor:
         """Modalities (..., *shape) -> the posterior's parameters, (..., *parameter shape of the latent)."""
-        read, lead = [], torch.Size()
+        encoded, lead = [], torch.Size()
         for name, codec in self._codecs():
             leaf = observations[name]
             lead = leaf.shape[: leaf.dim() - len(self.spec.leaves[name].shape)]
-            read.append(codec.read(leaf.flatten(0, len(lead) - 1)))
-        outputs = self.encoder(torch.cat(read, -1))
+            encoded.append(codec.encode(leaf.flatten(0, len(lead) - 1)))
+        outputs = self.encoder(torch.cat(encoded, -1))
         return self.latent.distribution(outputs.view(*lead, -1))
 
     def decode(self, latent: Tensor) -> dict[str, Tensor]:
