@@ -4,6 +4,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from worldmodel.commands.display import Display
 from worldmodel.commands.interrupt import Interrupt
 from worldmodel.commands.options import train_options
@@ -13,6 +15,7 @@ from worldmodel.environments.vector import GymnasiumVectorEnvironment
 from worldmodel.learning.callback import Watch
 from worldmodel.learning.settings import TrainConfig, check_resumable
 from worldmodel.learning.trainer import SourceTrainer, Trainer, TrainingFailed
+from worldmodel.model.deciders import policy_sample
 from worldmodel.runs.configuration import ConfigurationError, differences, to_json
 from worldmodel.runs.optional_dependencies import MissingPackage, require
 from worldmodel.runs.run import Run
@@ -60,7 +63,7 @@ def train(
     if resume:
         run = Run(folder)
         check_resumable(run, config)
-    trainer = Trainer(config)
+    trainer = Trainer(config, policy_sample, OpenLoopEvaluator())
     episodes = trainer.episodes
     spaces = {"observation": episodes.observation_spec.to_json(), "action": episodes.action_spec.to_json()}
     described = {"train": to_json(config), "spaces": to_json(spaces)}
@@ -108,7 +111,7 @@ def train_from_source(
     if resume:
         run = Run(folder)
         check_resumable(run, config)
-    trainer = SourceTrainer(config, source)
+    trainer = SourceTrainer(config, source, OpenLoopEvaluator())
     spaces = {"observation": source.observation_spec.to_json(), "action": source.action_spec.to_json()}
     described = {"train": to_json(config), "spaces": to_json(spaces)}
     if not resume:
@@ -164,7 +167,7 @@ def _loop(trainer: SourceTrainer, run: Run, display: Display, interrupt: Interru
         return
     logged = saved = trainer.seconds
     mark, figures = time.perf_counter(), trainer.figures()
-    watch = Watch(trainer.config.open_loop_minutes, trainer.seconds, trainer.environment)
+    trainer.evaluate()
     while not (trainer.finished or interrupt.requested):
         trainer.iterate()
         # Logging and saving count, too: they are part of the minutes that a user waits.
@@ -172,8 +175,11 @@ def _loop(trainer: SourceTrainer, run: Run, display: Display, interrupt: Interru
         trainer.seconds, mark = trainer.seconds + now - mark, now
         if trainer.seconds - logged >= trainer.config.log_seconds:
             logged, figures = trainer.seconds, trainer.figures()
-            figures |= _look(trainer, run, watch)
+            measured, picture = trainer.evaluate()
+            figures |= measured
             run.log(figures)
+            if picture is not None:
+                run.log_picture("open_loop", picture, trainer.steps)
             display.show(figures)
         if trainer.seconds - saved >= 60 * trainer.config.save_minutes:
             saved = trainer.seconds
@@ -185,12 +191,17 @@ def _loop(trainer: SourceTrainer, run: Run, display: Display, interrupt: Interru
     run.save(trainer.steps, trainer.state_dict())
 
 
-def _look(trainer: SourceTrainer, run: Run, watch: Watch) -> dict[str, float]:
-    """Open-loop prediction, where it is time for it: a picture for TensorBoard, and figures."""
-    if trainer.batch is None or not watch.is_time(trainer.seconds):
-        return {}
-    title = f"{trainer.config.env.rpartition(':')[2]}, after {trainer.steps:,} steps"
-    figures, picture = watch.look(trainer.world_model, trainer.batch, trainer.seconds, title)
-    if picture is not None:
-        run.log_picture("open_loop", picture, trainer.steps)
-    return figures
+class OpenLoopEvaluator:
+    """Open-loop prediction in the newest batch, every ``open_loop_minutes`` of training."""
+
+    def __init__(self) -> None:
+        self._watch: Watch | None = None
+
+    def __call__(self, trainer: SourceTrainer) -> tuple[dict[str, float], np.ndarray | None]:
+        """The errors k steps ahead, and a picture of one row, when it is time."""
+        if self._watch is None:
+            self._watch = Watch(trainer.config.open_loop_minutes, trainer.seconds, trainer.environment)
+        if trainer.batch is None or not self._watch.is_time(trainer.seconds):
+            return {}, None
+        title = f"{trainer.config.env.rpartition(':')[2]}, after {trainer.steps:,} steps"
+        return self._watch.look(trainer.world_model, trainer.batch, trainer.seconds, title)

@@ -5,7 +5,7 @@ one update. It depends on counts and random generators alone, and a checkpoint h
 as if it had not been interrupted, and work after the last checkpoint is done again.
 """
 
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from worldmodel.learning.collector import Collector
 from worldmodel.learning.learner import Learner, NonFiniteError
 from worldmodel.learning.metrics import Meter
 from worldmodel.learning.settings import TrainConfig, usable_device
+from worldmodel.model.deciders import Decider, policy_sample
 from worldmodel.model.world_model import WorldModel
 from worldmodel.runs.run import Run, RunError
 
@@ -30,12 +31,20 @@ class TrainingFailed(RuntimeError):
     """Training cannot go on; checkpoints already saved are as they were."""
 
 
+class Evaluator(Protocol):
+    """Measures what has been learned so far. It moves no random generator, so that training is the same without it."""
+
+    def __call__(self, trainer: "SourceTrainer") -> tuple[dict[str, float], np.ndarray | None]:
+        """Metrics by name, none if it is not time for them, and a picture, uint8 (height, width, 3), or None."""
+
+
 class SourceTrainer:
     """Learns from a source of batches alone; ``Trainer`` collects as well.
 
     Args:
         config: what to train, for how long; what it says of environments and replay is not used.
         source: of batches; it tells the spaces.
+        evaluator: called by ``evaluate``; None measures nothing.
 
     Attributes:
         updates: of the weights.
@@ -43,9 +52,10 @@ class SourceTrainer:
         batch: the newest batch.
     """
 
-    def __init__(self, config: TrainConfig, source: Source) -> None:
+    def __init__(self, config: TrainConfig, source: Source, evaluator: Evaluator | None = None) -> None:
         self._begin(config)
         self._build(source)
+        self._evaluator = evaluator
 
     def _begin(self, config: TrainConfig) -> tuple[int, list[int]]:
         """Device, threads and generators. Returns seeds: of environments, and of batches and actions."""
@@ -68,6 +78,10 @@ class SourceTrainer:
 
     def _world_model(self, observation_spec: ObservationSpec, action_spec: ActionSpec) -> WorldModel:
         return WorldModel(observation_spec, action_spec, self.config.model).to(self.device)
+
+    def evaluate(self) -> tuple[dict[str, float], np.ndarray | None]:
+        """The evaluator's metrics and picture; its first call begins its intervals."""
+        return ({}, None) if self._evaluator is None else self._evaluator(self)
 
     @property
     def environment(self) -> Any:
@@ -180,13 +194,17 @@ class Trainer(SourceTrainer):
 
     Args:
         config: what to train, on what, for how long.
+        decider: chooses the actions of collection.
+        evaluator: as for ``SourceTrainer``.
 
     Attributes:
         episodes_ended: of all environments.
         replay: the source of batches.
     """
 
-    def __init__(self, config: TrainConfig) -> None:
+    def __init__(
+        self, config: TrainConfig, decider: Decider = policy_sample, evaluator: Evaluator | None = None
+    ) -> None:
         environments, (batches, actions) = self._begin(config)
         self.episodes = make_environments(
             config.env, config.num_envs, environments, config.environment_state == "pickle"
@@ -196,7 +214,8 @@ class Trainer(SourceTrainer):
         empty = {name: value[0].cpu().numpy() for name, value in world_model.init_state(1).items()}
         self.replay = Replay(*specs, config.num_envs, config.replay, empty, batches)
         self._build(self.replay, world_model)
-        self.collector = Collector(self.episodes, self.replay, self.world_model, actions)
+        self.collector = Collector(self.episodes, self.replay, self.world_model, actions, decider)
+        self._evaluator = evaluator
         self.episodes_ended = 0
         self._owed = 0.0  # updates that the train ratio allows and that have not been made
 
