@@ -81,10 +81,10 @@ def small_model(seen=SEEN, done=None, dtype=torch.float64, **changed):
 def random_batch(model, batch=3, time=14, resets=True):
     """Episodes that end at other steps in every row: terminated, or truncated, and padding behind the last row's."""
     observations = {}
-    for name, leaf in model.observation_spec.leaves.items():
-        shape = (batch, time, *leaf.shape)
-        whole = leaf.kind != "vector"
-        size = min(leaf.sizes) if leaf.sizes else 256
+    for name, modality in model.observation_spec.modalities.items():
+        shape = (batch, time, *modality.shape)
+        whole = modality.kind != "vector"
+        size = min(modality.sizes) if modality.sizes else 256
         observations[name] = torch.randint(size, shape, dtype=torch.uint8) if whole else torch.randn(shape)
     action_spec = model.action_spec
     if action_spec.kind == "discrete":
@@ -125,8 +125,8 @@ def step_by_step(model, batch, state=None):
     state = state or batch.state or model.init_state(batch.shape[0])
     features, previous = [], state["action"]
     for t in range(batch.shape[1]):
-        leaves = {name: leaf[:, t] for name, leaf in batch.observations.items()}
-        feature, state = model.observe_step(leaves, previous, state, batch.is_first[:, t])
+        modalities = {name: modality[:, t] for name, modality in batch.observations.items()}
+        feature, state = model.observe_step(modalities, previous, state, batch.is_first[:, t])
         features.append(feature)
         previous = model.action_spec.encode(batch.actions[:, t]).to(feature.dtype) * ~batch.is_last[:, t, None]
         state = {**state, "action": previous}

@@ -74,14 +74,14 @@ def _cue_in(env: Any, view: np.ndarray) -> tuple[int, int] | None:
 
 def of_model(world_model: WorldModel) -> Predictor:
     """A world model's prediction: the mode of the prior after (s_t, a_t), decoded."""
-    (leaf,) = world_model.observation_spec.leaves
+    (modality,) = world_model.observation_spec.modalities
 
     @torch.no_grad()
     def predict(trajectory: Trajectory) -> np.ndarray:
         steps = len(trajectory.actions)
         acted = torch.ones(1, steps, dtype=torch.bool)
         batch = Batch(
-            observations={leaf: torch.from_numpy(trajectory.views[None, :-1])},
+            observations={modality: torch.from_numpy(trajectory.views[None, :-1])},
             actions=torch.from_numpy(trajectory.actions[None]),
             rewards=torch.zeros(1, steps),
             terminated=torch.zeros_like(acted),
@@ -92,7 +92,7 @@ def of_model(world_model: WorldModel) -> Predictor:
         predicted = world_model.predict(world_model.observe(batch), batch)
         perception = world_model.perception
         latent = perception.latent.mode(predicted.prior)
-        return perception.decode(latent)[leaf][0, ..., 0].numpy()
+        return perception.decode(latent)[modality][0, ..., 0].numpy()
 
     return predict
 

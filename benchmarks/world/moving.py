@@ -52,11 +52,11 @@ class _RecordedActions:
 @torch.no_grad()
 def imagined(world_model: WorldModel, frames: np.ndarray, actions: np.ndarray, observed: int = OBSERVED) -> np.ndarray:
     """Maps imagined after ``observed`` frames, (count, frames - observed, height, width, 1)."""
-    (leaf,) = world_model.observation_spec.leaves
+    (modality,) = world_model.observation_spec.modalities
     count, length = len(frames), frames.shape[1]
     acted = torch.ones(count, observed, dtype=torch.bool)
     batch = Batch(
-        observations={leaf: torch.from_numpy(frames[:, :observed])},
+        observations={modality: torch.from_numpy(frames[:, :observed])},
         actions=torch.from_numpy(actions[:, :observed]),
         rewards=torch.zeros(count, observed),
         terminated=torch.zeros_like(acted),
@@ -68,7 +68,7 @@ def imagined(world_model: WorldModel, frames: np.ndarray, actions: np.ndarray, o
     encoded = world_model.action_spec.encode(torch.from_numpy(actions)).float()
     policy: Any = _RecordedActions(iter(encoded[:, observed - 1 :].unbind(1)))
     rollout = world_model.imagine(state, policy, length - observed, sample=world_model.perception.latent.mode)
-    return world_model.perception.reconstruct(rollout.latent)[leaf].numpy()
+    return world_model.perception.reconstruct(rollout.latent)[modality].numpy()
 
 
 def wrong_cells(pictures: np.ndarray, frames: np.ndarray) -> np.ndarray:

@@ -204,8 +204,8 @@ def test_pixels_are_the_shades_of_the_cells() -> None:
         assert image.shape == (7 * pixels, 7 * pixels, 1)
         for row, column in np.ndindex(pixels, pixels):
             np.testing.assert_array_equal(image[row::pixels, column::pixels], hidden_ball.SHADES[cell])
-    leaf = ObservationSpec.from_space(registry.make(PIXELS).observation_space).leaves["observation"]
-    assert leaf.kind == "image"
+    modality = ObservationSpec.from_space(registry.make(PIXELS).observation_space).modalities["observation"]
+    assert modality.kind == "image"
 
 
 def test_wrong_cells_are_those_of_the_ball_alone(measures: dict[str, ModuleType]) -> None:
@@ -318,7 +318,7 @@ def test_more_environments_than_there_are_cannot_act_at_random(count: int) -> No
 
 def test_a_grid_has_the_classes_that_its_space_has() -> None:
     def sizes(name: str) -> tuple[int, ...]:
-        return ObservationSpec.from_space(registry.make(name).observation_space).leaves["observation"].sizes
+        return ObservationSpec.from_space(registry.make(name).observation_space).modalities["observation"].sizes
 
     assert sizes(BALL) == (3,)
     assert sizes(CUE) == (16, 16, 16)  # MiniGrid says 255

@@ -18,9 +18,9 @@ from worldmodel.data.spaces import ObservationSpec
 from worldmodel.environments.registry import make
 from worldmodel.model.decision import Policy
 from worldmodel.model.open_loop import error, open_loop
-from worldmodel.pictures.bands import Story
+from worldmodel.pictures.bands import Panel
 from worldmodel.pictures.page import draw_gif, draw_png
-from worldmodel.pictures.renderers import TILE, WRONG, GridPainter, ImagePainter, MiniGridPainter, painter
+from worldmodel.pictures.renderers import TILE, WRONG, GridRenderer, ImageRenderer, MiniGridRenderer, renderer
 from worldmodel.runs import storage
 from worldmodel.runs.run import Run
 
@@ -62,8 +62,8 @@ def test_what_is_imagined_depends_on_the_context_and_the_actions_alone() -> None
     model = small_model()
     batch = whole_episodes(model)
     before = open_loop(model, batch, CONTEXT)
-    for name, leaf in batch.observations.items():
-        leaf[:, CONTEXT:] = leaf[:, CONTEXT:].flip(1) if name == "place" else (leaf[:, CONTEXT:] + 1) % 4
+    for name, modality in batch.observations.items():
+        modality[:, CONTEXT:] = modality[:, CONTEXT:].flip(1) if name == "place" else (modality[:, CONTEXT:] + 1) % 4
     after = open_loop(model, batch, CONTEXT)
     for name in batch.observations:
         assert torch.equal(after.imagined[name], before.imagined[name])
@@ -121,8 +121,8 @@ def test_only_the_episode_that_a_row_begins_with_counts() -> None:
     batch.state = {name: torch.rand_like(value) for name, value in model.init_state(3).items()}
     loop = open_loop(model, batch, CONTEXT)
     assert loop.valid.sum(1).tolist() == [8, 11, 14]
-    story = Story.of("one", loop, 1, model.observation_spec.leaves, {})
-    assert story.steps == 11 and len(story.errors["card"]) == 11 - CONTEXT
+    panel = Panel.of("one", loop, 1, model.observation_spec.modalities, {})
+    assert panel.steps == 11 and len(panel.errors["card"]) == 11 - CONTEXT
     for context in (0, 14):
         with pytest.raises(ValueError, match=rf"context is {context}, expected at least 1 and below time=14"):
             open_loop(model, batch, context)
@@ -135,9 +135,9 @@ def test_errors_are_what_their_units_say() -> None:
         pixels=spaces.Box(0, 255, (16, 16, 3), np.uint8),
         cells=spaces.Box(0, 15, (5, 5, 2), np.uint8),
     )
-    leaves = ObservationSpec.from_space(kinds).leaves
-    seen = {name: torch.zeros(5, *leaf.shape) for name, leaf in leaves.items()}
-    assert all((error(leaves[name], value, value) == 0).all() for name, value in seen.items())
+    modalities = ObservationSpec.from_space(kinds).modalities
+    seen = {name: torch.zeros(5, *modality.shape) for name, modality in modalities.items()}
+    assert all((error(modalities[name], value, value) == 0).all() for name, value in seen.items())
     predicted = {name: value.clone() for name, value in seen.items()}
     predicted["card"][1, 0] = 2
     predicted["place"][1] = torch.tensor([np.e - 1, 0])
@@ -146,7 +146,7 @@ def test_errors_are_what_their_units_say() -> None:
     predicted["cells"][1, 2, 1, 1] = 1
     expected = {"card": 1 / 2, "place": 0.5**0.5, "pixels": 0.5**0.5, "cells": 2 / 25}
     for name, value in expected.items():
-        found = error(leaves[name], predicted[name], seen[name])
+        found = error(modalities[name], predicted[name], seen[name])
         torch.testing.assert_close(found, torch.tensor([0, value, 0, 0, 0], dtype=torch.float64))
 
 
@@ -157,9 +157,9 @@ def cell(picture: np.ndarray, x: int, y: int) -> np.ndarray:
 def test_minigrid_is_drawn_as_the_environment_draws_itself() -> None:
     environment = make("MiniGrid-MemoryS9-v0", render_mode="rgb_array", tile_size=TILE, agent_pov=True)
     view = environment.reset(seed=3)[0]["image"]
-    drawn = painter(ObservationSpec.from_space(environment.observation_space).leaves["image"], environment)
-    assert isinstance(drawn, MiniGridPainter)
-    picture, shown = drawn.paint(view), environment.render()
+    drawn = renderer(ObservationSpec.from_space(environment.observation_space).modalities["image"], environment)
+    assert isinstance(drawn, MiniGridRenderer)
+    picture, shown = drawn.render(view), environment.render()
     agent = (3, 6)
     compared = 0
     for x in range(7):
@@ -173,7 +173,7 @@ def test_minigrid_is_drawn_as_the_environment_draws_itself() -> None:
     # What differs from what was seen has a frame, and so has what MiniGrid does not know.
     other = view.copy()
     other[2, 5] = 14, 3, 9
-    marked = drawn.paint(other, view)
+    marked = drawn.render(other, view)
     corners = {(x, y): tuple(cell(marked, x, y)[0, 0].tolist()) == WRONG for x in range(7) for y in range(7)}
     assert [place for place, wrong in corners.items() if wrong] == [(2, 5)]
     assert drawn.name(other[2, 5]) == "nothing MiniGrid has"
@@ -182,23 +182,23 @@ def test_minigrid_is_drawn_as_the_environment_draws_itself() -> None:
 
 
 def test_grids_and_pixels_are_drawn_so_that_different_arrays_look_different() -> None:
-    grid = GridPainter(2)
+    grid = GridRenderer(2)
     array = np.arange(12, dtype=np.uint8).reshape(2, 3, 2)
-    picture = grid.paint(array)
+    picture = grid.render(array)
     assert picture.shape == (2 * TILE, 3 * TILE, 3)
     for channel in range(2):
         changed = array.copy()
         changed[1, 2, channel] = 0
-        differ = np.argwhere((grid.paint(changed) != picture).any(-1))
+        differ = np.argwhere((grid.render(changed) != picture).any(-1))
         assert len(differ) and (differ >= (TILE, 2 * TILE)).all()
     assert [name for _, name in grid.legend([array])] == [str(value) for value in range(12)]
     ball = make("worldmodel.environments.hidden_ball:HiddenBall-v0")
     view = ball.reset(seed=1)[0]
-    drawn = painter(ObservationSpec.from_space(ball.observation_space).leaves["observation"], ball)
+    drawn = renderer(ObservationSpec.from_space(ball.observation_space).modalities["observation"], ball)
     assert drawn is not None and [name for _, name in drawn.legend([view])] == ["nothing", "curtain", "ball"]
     pixels = np.random.default_rng(0).integers(0, 256, (16, 18, 4)).astype(np.uint8)
     for channels, expected in ((1, [0, 0, 0]), (3, [0, 1, 2]), (4, [3, 3, 3]), (2, [1, 1, 1])):
-        assert np.array_equal(ImagePainter().paint(pixels[..., :channels]), pixels[..., expected])
+        assert np.array_equal(ImageRenderer().render(pixels[..., :channels]), pixels[..., expected])
 
 
 FEW = ("--num-envs", "2", "--prefill", "30", "--train-ratio", "4", "--threads", "1", "--replay.window", "24")
@@ -247,7 +247,7 @@ def test_episodes_are_drawn_below_each_other_and_depend_on_their_seeds_alone(
     two = imagine(dataclasses.replace(options, episodes=2, seed=1, output=tmp_path / "two"))
     other = imagine(dataclasses.replace(options, seed=2, output=tmp_path / "other"))
     assert one.png == tmp_path / "deep" / "down.v1.png" and one.gif.is_file()
-    assert np.array_equal(two.stories[1].seen["observation"], other.stories[0].seen["observation"])
+    assert np.array_equal(two.panels[1].seen["observation"], other.panels[0].seen["observation"])
     tall, flat = iio.imread(two.png), iio.imread(one.png)
     assert tall.shape[0] > 1.6 * flat.shape[0]
     again = imagine(options)
@@ -257,14 +257,14 @@ def test_episodes_are_drawn_below_each_other_and_depend_on_their_seeds_alone(
 def test_rewards_are_drawn_in_the_units_of_the_environment(runs: dict[str, Path], tmp_path: Path) -> None:
     run = runs["numbers"]
     options = ImagineOptions(run, context=2, horizon=4, output=tmp_path / "a")
-    before = imagine(options).stories[0].predicted_rewards
+    before = imagine(options).panels[0].predicted_rewards
     path = Run(run).checkpoints[-1] / "learner.safetensors"
     kept = path.read_bytes()
     learner = storage.load(path)
     learner["rewards"]["square"] *= 4.0
     storage.save(path, learner)
     try:
-        np.testing.assert_allclose(imagine(options).stories[0].predicted_rewards, 2 * before, rtol=1e-6)
+        np.testing.assert_allclose(imagine(options).panels[0].predicted_rewards, 2 * before, rtol=1e-6)
     finally:
         path.write_bytes(kept)
 
@@ -272,10 +272,10 @@ def test_rewards_are_drawn_in_the_units_of_the_environment(runs: dict[str, Path]
 def test_many_numbers_and_many_classes_are_drawn_too(tmp_path: Path) -> None:
     model = small_model(spaces.Dict(numbers=spaces.Box(-1, 1, (9,)), switches=spaces.MultiBinary(8)))
     batch = whole_episodes(model, rows=1, time=60)
-    story = Story.of("all of it", open_loop(model, batch, 20), 0, model.observation_spec.leaves, {})
-    picture = draw_png("many", [story], None, dpi=50)
+    panel = Panel.of("all of it", open_loop(model, batch, 20), 0, model.observation_spec.modalities, {})
+    picture = draw_png("many", [panel], None, dpi=50)
     assert picture.shape[1] == 625 and picture.std() > 10
-    draw_gif("many", [story], tmp_path / "many.gif", fps=10, dpi=30)
+    draw_gif("many", [panel], tmp_path / "many.gif", fps=10, dpi=30)
     assert len(iio.imread(tmp_path / "many.gif")) == 60
 
 

@@ -461,8 +461,8 @@ def test_every_way_of_deciding_learns_to_answer_what_is_seen(gradient, done):
     def batch():
         given = random_batch(model, batch=16, time=8, resets=False)
         if box:
-            leaf = given.observations["observation"].uniform_(-0.8, 0.8)
-            given.rewards = -(leaf - given.actions).square().sum(-1)
+            modality = given.observations["observation"].uniform_(-0.8, 0.8)
+            given.rewards = -(modality - given.actions).square().sum(-1)
         else:
             given.rewards = (given.observations["observation"].squeeze(-1) == given.actions).float()
         return given

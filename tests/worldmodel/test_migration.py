@@ -39,8 +39,8 @@ def test_an_agent_of_the_release_before_acts_as_it_did(name: str) -> None:
     state = None
     for step, before in enumerate(known["acted"]):
         observation = {
-            leaf: np.array([value], agent.observation_spec.leaves[leaf].dtype)
-            for leaf, value in before["observation"].items()
+            modality: np.array([value], agent.observation_spec.modalities[modality].dtype)
+            for modality, value in before["observation"].items()
         }
         actions, state = agent.act_encoded(observation, state, np.array([step in (0, 7)]))
         assert actions[0].tolist() == before["action"], step

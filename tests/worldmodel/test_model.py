@@ -115,8 +115,8 @@ def test_forgetting_is_what_tells_the_memories_apart():
     for name, memory in MEMORIES.items():
         model = small_model(memory=memory)
         batch = random_batch(model, resets=False)
-        leaf = batch.observations["place"].requires_grad_()
-        (gradient,) = torch.autograd.grad(weighed(model.observe(batch).features[:, 10]), leaf)
+        modality = batch.observations["place"].requires_grad_()
+        (gradient,) = torch.autograd.grad(weighed(model.observe(batch).features[:, 10]), modality)
         reached[name] = [bool(gradient[:, 10 - lag].abs().sum() > 1e-6) for lag in (0, 2, 8)]
     remembers = [True, True, True]
     assert reached == {
@@ -180,12 +180,12 @@ def test_the_action_before_a_reset_counts_as_zero():
 def test_a_value_at_the_end_of_imagination_knows_the_first_observation_and_the_first_action():
     model = small_model()
     batch = random_batch(model, resets=False)
-    leaf = batch.observations["place"].requires_grad_()
+    modality = batch.observations["place"].requires_grad_()
     state = model.observe(batch).state
     action = model.action_spec.encode(batch.actions[:, -1]).double().requires_grad_()
     imagined = model.imagine(state, model.decision, 6, first_action=action)
     value = model.evaluation.value(imagined.features[:, -1]).sum()
-    by_observation, by_action = torch.autograd.grad(value, [leaf, action])
+    by_observation, by_action = torch.autograd.grad(value, [modality, action])
     assert (by_observation[:, 0].abs().sum(-1) > 1e-9).all()
     assert (by_action.abs().sum(-1) > 1e-9).all()
 
@@ -227,8 +227,8 @@ def test_acting_is_observing_with_the_actions_that_were_taken():
     batch = random_batch(model)
     state, taken = model.init_state(3), []
     for t in range(14):
-        leaves = {name: leaf[:, t] for name, leaf in batch.observations.items()}
-        actions, state = model.act(leaves, state, batch.is_first[:, t], policy_mode if t % 2 else policy_sample)
+        modalities = {name: modality[:, t] for name, modality in batch.observations.items()}
+        actions, state = model.act(modalities, state, batch.is_first[:, t], policy_mode if t % 2 else policy_sample)
         taken.append(actions)
     batch.actions, batch.is_last = torch.stack(taken, 1), torch.zeros_like(batch.is_first)
     assert_same(state, model.observe(batch).state)
@@ -237,10 +237,10 @@ def test_acting_is_observing_with_the_actions_that_were_taken():
 def test_one_step_planning_takes_the_action_of_the_largest_q():
     model = small_model()
     batch = random_batch(model)
-    leaves = {name: leaf[:, 3] for name, leaf in batch.observations.items()}
+    modalities = {name: modality[:, 3] for name, modality in batch.observations.items()}
     reset = torch.ones(3, dtype=torch.bool)
-    actions, state = model.act(leaves, model.init_state(3), reset, one_step_planning)
-    _, seen = model.observe_step(leaves, state["action"], model.init_state(3), reset)
+    actions, state = model.act(modalities, model.init_state(3), reset, one_step_planning)
+    _, seen = model.observe_step(modalities, state["action"], model.init_state(3), reset)
     q, encoded = action_values(model, seen)
     assert torch.equal(actions, model.action_spec.decode(encoded)[q.argmax(-1)])
     for index, action in enumerate(encoded):
@@ -261,9 +261,9 @@ def test_actions_are_of_the_space(done):
     for choice in ("one_step_planning", "policy"):
         model = small_model(done=done, decision=DecisionConfig(hidden=16, greedy=choice))
         batch = random_batch(model)
-        leaves = {name: leaf[:, 0] for name, leaf in batch.observations.items()}
+        modalities = {name: modality[:, 0] for name, modality in batch.observations.items()}
         for decider in (greedy_decider(model), policy_sample):
-            actions, _ = model.act(leaves, model.init_state(3), batch.is_first[:, 0], decider)
+            actions, _ = model.act(modalities, model.init_state(3), batch.is_first[:, 0], decider)
             for action in model.action_spec.to_env(actions.numpy()):
                 assert done.contains(done.dtype.type(action) if done.shape == () else action)
 
@@ -279,8 +279,8 @@ def test_every_kind_of_observation_is_read_and_said_again():
     batch = random_batch(model)
     observed = model.observe(batch)
     said = model.perception.reconstruct(observed.latent)
-    for name, leaf in model.observation_spec.leaves.items():
-        assert said[name].shape == (3, 14, *leaf.shape)
+    for name, modality in model.observation_spec.modalities.items():
+        assert said[name].shape == (3, 14, *modality.shape)
     loss = model.perception.reconstruction_loss(observed.latent, batch.observations)
     assert loss.shape == (3, 14)
     loss.sum().backward()

@@ -7,7 +7,7 @@ import torch
 from gymnasium import spaces
 from worldmodel_examples import CONFIG, MEMORIES, random_batch, small_model
 
-from worldmodel.data.spaces import Leaf
+from worldmodel.data.spaces import Modality
 from worldmodel.learning.learner import Learner, LearnerConfig
 from worldmodel.model.codecs import VectorCodec
 from worldmodel.model.latents import CategoricalConfig
@@ -18,7 +18,7 @@ EVERY_LATENT = pytest.mark.parametrize("stochastic", [True, False], ids=["sample
 
 
 def codec_of(*parts):
-    codec = VectorCodec(Leaf("vector", (parts[0].shape[1],), "float32"), hidden=8)
+    codec = VectorCodec(Modality("vector", (parts[0].shape[1],), "float32"), hidden=8)
     for part in parts:
         codec.update(codec.moments(part)[None])
     return codec

@@ -38,7 +38,7 @@ def recorded(environment: Any, count: int, seed: int = 0) -> tuple[tuple[Observa
             seen.append(observation)
             rewards.append(reward)
         encoded = [specs[0].encode(observation) for observation in seen]
-        arrays = {name: np.stack([step[name] for step in encoded]) for name in specs[0].leaves}
+        arrays = {name: np.stack([step[name] for step in encoded]) for name in specs[0].modalities}
         episodes.append((arrays, np.array(actions), np.array(rewards), ended[0]))
     return specs, episodes
 

@@ -26,7 +26,8 @@ NESTED = spaces.Dict(
 
 def test_leaves_have_the_kind_shape_and_dtype_of_their_space():
     found = {
-        name: (leaf.kind, leaf.shape, leaf.dtype) for name, leaf in ObservationSpec.from_space(NESTED).leaves.items()
+        name: (modality.kind, modality.shape, modality.dtype)
+        for name, modality in ObservationSpec.from_space(NESTED).modalities.items()
     }
     assert found == {
         "card": ("categorical", (1,), "uint8"),
@@ -48,8 +49,8 @@ def test_every_value_of_a_space_is_encoded_alone_as_in_a_batch():
     together = spec.encode_batch(batch)
     for index, sample in enumerate(samples):
         alone = spec.encode(sample)
-        for name, leaf in spec.leaves.items():
-            assert alone[name].shape == leaf.shape and alone[name].dtype == leaf.dtype
+        for name, modality in spec.modalities.items():
+            assert alone[name].shape == modality.shape and alone[name].dtype == modality.dtype
             np.testing.assert_array_equal(together[name][index], alone[name])
     first = spec.encode(samples[0])
     assert first["card"] == samples[0]["card"] - 2
@@ -58,14 +59,14 @@ def test_every_value_of_a_space_is_encoded_alone_as_in_a_batch():
 
 
 def test_a_space_without_keys_is_one_leaf():
-    assert list(ObservationSpec.from_space(spaces.Discrete(4)).leaves) == ["observation"]
+    assert list(ObservationSpec.from_space(spaces.Discrete(4)).modalities) == ["observation"]
 
 
 def test_minigrid_views_are_classes_and_its_mission_is_left_out(caplog):
     environment = gym.make("MiniGrid-MemoryS9-v0", agent_view_size=3)
     with caplog.at_level(logging.WARNING):
         spec = ObservationSpec.from_space(environment.observation_space)
-    assert {name: (leaf.kind, leaf.shape) for name, leaf in spec.leaves.items()} == {
+    assert {name: (modality.kind, modality.shape) for name, modality in spec.modalities.items()} == {
         "direction": ("categorical", (1,)),
         "image": ("grid", (3, 3, 3)),
     }
@@ -76,8 +77,8 @@ def test_minigrid_views_are_classes_and_its_mission_is_left_out(caplog):
 
 def test_a_kind_can_be_chosen():
     space = spaces.Box(0, 255, (8, 8, 3), np.uint8)
-    assert ObservationSpec.from_space(space, {"observation": "image"}).leaves["observation"].kind == "image"
-    assert ObservationSpec.from_space(space, {"observation": "vector"}).leaves["observation"].shape == (192,)
+    assert ObservationSpec.from_space(space, {"observation": "image"}).modalities["observation"].kind == "image"
+    assert ObservationSpec.from_space(space, {"observation": "vector"}).modalities["observation"].shape == (192,)
 
 
 def test_specs_come_back_from_json():

@@ -86,7 +86,7 @@ def test_the_figures_are_the_mean_errors_of_the_rows_that_are_long_enough() -> N
     loop = open_loop(model, batch, CONTEXT)
     figures = errors_ahead(loop, model)
     assert set(figures) == {f"open_loop/{name}@{k}" for name in ("card", "place", "reward") for k in (1, 2, 4)}
-    errors = loop.errors(model.observation_spec.leaves)
+    errors = loop.errors(model.observation_spec.modalities)
     assert figures["open_loop/card@1"] == pytest.approx(float(errors["card"][:, 0].mean()))
     assert figures["open_loop/place@2"] == pytest.approx(float(errors["place"][[0, 2], 1].mean()))
     assert figures["open_loop/place@4"] == pytest.approx(float(errors["place"][0, 3]))

@@ -11,7 +11,7 @@ import torch
 
 from worldmodel.acting.agent import Agent
 from worldmodel.environments.registry import EnvironmentFailed, make
-from worldmodel.pictures.renderers import Painter, painter
+from worldmodel.pictures.renderers import Renderer, renderer
 from worldmodel.runs.optional_dependencies import missing, require
 
 try:
@@ -104,9 +104,9 @@ class Camera(gymnasium.Wrapper[Any, Any, Any, Any]):
     def __init__(self, environment: "gymnasium.Env[Any, Any]", agent: Agent, episodes: int, film: Any) -> None:
         super().__init__(environment)
         self._agent, self._episodes, self._film = agent, episodes, film
-        leaves = agent.observation_spec.leaves
-        found = ((name, painter(leaf, environment)) for name, leaf in leaves.items())
-        self._painters: dict[str, Painter] = {name: drawn for name, drawn in found if drawn is not None}
+        modalities = agent.observation_spec.modalities
+        found = ((name, renderer(modality, environment)) for name, modality in modalities.items())
+        self._renderers: dict[str, Renderer] = {name: drawn for name, drawn in found if drawn is not None}
         self._begun = 0
         image_font = require("PIL.ImageFont", "write videos")
         self._font = image_font.load_default(14)
@@ -153,16 +153,16 @@ class Camera(gymnasium.Wrapper[Any, Any, Any, Any]):
     @torch.no_grad()
     def _views(self, observation: Any) -> Iterator[tuple[str, np.ndarray]]:
         """Observations and reconstructions of the modalities that have pictures."""
-        if not self._painters:
+        if not self._renderers:
             return
         spec, perception = self._agent.observation_spec, self._agent.world_model.perception
         encoded = {name: array[None] for name, array in spec.encode(observation).items()}
         posterior = perception(spec.to_tensors(encoded, self._agent.device))
         made = perception.reconstruct(perception.latent.mode(posterior))
-        for name, drawn in self._painters.items():
-            own = "" if len(self._painters) == 1 else f" of {name}"
-            yield f"what it sees{own}", drawn.paint(encoded[name][0])
-            yield f"reconstructed{own}", drawn.paint(made[name][0].cpu().numpy(), encoded[name][0])
+        for name, drawn in self._renderers.items():
+            own = "" if len(self._renderers) == 1 else f" of {name}"
+            yield f"what it sees{own}", drawn.render(encoded[name][0])
+            yield f"reconstructed{own}", drawn.render(made[name][0].cpu().numpy(), encoded[name][0])
 
 
 def _scaled(picture: np.ndarray, height: int) -> np.ndarray:

@@ -21,9 +21,9 @@ from worldmodel.environments.vector import VectorEnvironment
 from worldmodel.learning.settings import saved_config
 from worldmodel.model.deciders import policy_sample
 from worldmodel.model.open_loop import UNITS, episode_batch, open_loop
-from worldmodel.pictures.bands import Story
+from worldmodel.pictures.bands import Panel
 from worldmodel.pictures.page import draw_gif, draw_png
-from worldmodel.pictures.renderers import painter
+from worldmodel.pictures.renderers import renderer
 from worldmodel.runs.optional_dependencies import require
 from worldmodel.runs.run import Run
 
@@ -84,18 +84,25 @@ class Imagination:
     Attributes:
         png: path of the picture.
         gif: path of the film.
-        stories: the episodes.
+        panels: the episodes.
     """
 
     png: Path
     gif: Path
-    stories: list[Story]
+    panels: list[Panel]
 
     def to_json(self) -> dict[str, Any]:
         """The errors by step, with their units."""
-        leaves = self.stories[0].leaves
-        units = {name: UNITS[leaf.kind] for name, leaf in leaves.items()}
-        names = ("errors", "reconstruction_errors", "kept_errors", "rewards", "predicted_rewards", "predicted_ends")
+        modalities = self.panels[0].modalities
+        units = {name: UNITS[modality.kind] for name, modality in modalities.items()}
+        names = (
+            "errors",
+            "reconstruction_errors",
+            "persistence_errors",
+            "rewards",
+            "predicted_rewards",
+            "predicted_ends",
+        )
 
         def plain(value: Any) -> Any:
             if isinstance(value, dict):
@@ -103,8 +110,8 @@ class Imagination:
             return value.tolist()
 
         episodes = [
-            {"title": story.title, "context": story.context, **{name: plain(getattr(story, name)) for name in names}}
-            for story in self.stories
+            {"title": panel.title, "context": panel.context, **{name: plain(getattr(panel, name)) for name in names}}
+            for panel in self.panels
         ]
         return {"units": units, "episodes": episodes}
 
@@ -134,12 +141,12 @@ def imagine(options: ImagineOptions) -> Imagination:
     run = Run(options.run)
     name = options.env or saved_config(run).env
     torch.manual_seed(options.seed)
-    model, leaves = agent.world_model, agent.observation_spec.leaves
+    model, modalities = agent.world_model, agent.observation_spec.modalities
     environment = make(name)
     try:
-        found = ((leaf, painter(leaves[leaf], environment)) for leaf in leaves)
-        painters = {leaf: drawn for leaf, drawn in found if drawn is not None}
-        stories = []
+        found = ((modality, renderer(modalities[modality], environment)) for modality in modalities)
+        renderers = {modality: drawn for modality, drawn in found if drawn is not None}
+        panels = []
         for number in range(options.episodes):
             batch, whole = _play(agent, environment, options, number)
             if batch.shape[1] <= options.context:
@@ -151,16 +158,16 @@ def imagine(options: ImagineOptions) -> Imagination:
             loop = open_loop(model, batch.to(agent.device), options.context, sample)
             end = "whole" if whole else f"its first {batch.shape[1]} observations"
             title = f"episode with seed {options.seed + number}, {end}"
-            stories.append(Story.of(title, loop, 0, leaves, painters))
+            panels.append(Panel.of(title, loop, 0, modalities, renderers))
     finally:
         environment.close()
     stem = options.output or options.run / "imagined"
     stem.parent.mkdir(parents=True, exist_ok=True)
     png, gif = (stem.with_name(stem.name + suffix) for suffix in (".png", ".gif"))
     title = f"{name.rpartition(':')[2]}, after {int(run.checkpoints[-1].name):,} steps of training"
-    draw_png(title, stories, png)
-    draw_gif(title, stories, gif, options.fps)
-    made = Imagination(png, gif, stories)
+    draw_png(title, panels, png)
+    draw_gif(title, panels, gif, options.fps)
+    made = Imagination(png, gif, panels)
     if options.json is not None:
         options.json.write_text(json.dumps({"env": name, **made.to_json()}, indent=1) + "\n")
     return made
@@ -198,10 +205,10 @@ def summary(made: Imagination) -> str:
         A few lines.
     """
     lines = []
-    for name, leaf in made.stories[0].leaves.items():
+    for name, modality in made.panels[0].modalities.items():
         ours, kept = (
-            float(np.mean(np.concatenate([getattr(story, which)[name] for story in made.stories])))
-            for which in ("errors", "kept_errors")
+            float(np.mean(np.concatenate([getattr(panel, which)[name] for panel in made.panels])))
+            for which in ("errors", "persistence_errors")
         )
-        lines.append(f"{name}: mean error {ours:.4f}, {kept:.4f} if nothing changed ({UNITS[leaf.kind]})")
+        lines.append(f"{name}: mean error {ours:.4f}, {kept:.4f} if nothing changed ({UNITS[modality.kind]})")
     return "\n".join([*lines, str(made.png), str(made.gif)])

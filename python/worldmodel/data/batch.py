@@ -33,7 +33,7 @@ class Batch:
     The three fields with a default are made by ``__post_init__``: no step is masked, and all steps are one apart.
 
     Attributes:
-        observations: key -> (batch, time, ...), with the keys, shapes and dtypes of ``ObservationSpec.leaves``.
+        observations: key -> (batch, time, ...), with the keys, shapes and dtypes of ``ObservationSpec.modalities``.
         actions: (batch, time, ...) as ``ActionSpec.shape`` and ``dtype`` say; arbitrary where ``is_last``.
         rewards: float32 (batch, time), in the environment's units; arbitrary where ``is_last`` or not ``reward_mask``.
         terminated: bool (batch, time).

@@ -1,6 +1,6 @@
 """What a world model sees and does, from gymnasium's spaces: named arrays of a fixed shape and dtype.
 
-An observation becomes a flat dict of *leaves*. A leaf has a kind, which says how perception reads it:
+An observation becomes a flat dict of *modalities*. A modality has a kind, which says how perception reads it:
 
     categorical   class indices, from Discrete, MultiDiscrete and MultiBinary
     vector        real numbers, from a Box
@@ -33,13 +33,13 @@ Path = tuple[str | int, ...]
 
 SMALLEST_IMAGE = 16  # pixels; below it, convolutions with strides have nothing to do
 GRID_CLASSES = 16  # at most, and fewer where a space says so; MiniGrid has 11 kinds of object, 6 colours and 4 states
-ROOT = "observation"  # the leaf of a space that is no Dict or Tuple
+ROOT = "observation"  # the modality of a space that is no Dict or Tuple
 
 _log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
-class Leaf:
+class Modality:
     """One array of an observation.
 
     Attributes:
@@ -48,7 +48,7 @@ class Leaf:
         dtype: of the array that ``ObservationSpec.encode`` makes.
         path: keys and indices that lead to it inside an observation.
         sizes: classes of each entry (categorical), of each channel (grid); empty otherwise.
-        starts: the smallest value of each entry of a categorical leaf, which becomes class 0.
+        starts: the smallest value of each entry of a categorical modality, which becomes class 0.
         channels_first: the environment gives an image as (channels, height, width).
     """
 
@@ -63,70 +63,74 @@ class Leaf:
 
 @dataclasses.dataclass(frozen=True)
 class ObservationSpec:
-    """The leaves of an observation by name; it is made of plain values, so it can be kept as JSON beside a checkpoint.
+    """The modalities of an observation by name, in plain values, so that it can be kept as JSON beside a checkpoint.
 
     Attributes:
-        leaves: name -> ``Leaf``; keys of nested spaces are joined by a slash, a space without keys is "observation".
+        modalities: name -> ``Modality``; keys of nested spaces are joined by a slash; a space without keys is
+            "observation".
         dropped: names of the text that is left out.
 
     Example:
         >>> from gymnasium import spaces
         >>> spec = ObservationSpec.from_space(spaces.Dict(card=spaces.Discrete(4), place=spaces.Box(-1, 1, (2,))))
-        >>> {name: (leaf.kind, leaf.shape) for name, leaf in spec.leaves.items()}
+        >>> {name: (modality.kind, modality.shape) for name, modality in spec.modalities.items()}
         {'card': ('categorical', (1,)), 'place': ('vector', (2,))}
         >>> spec.encode({"card": 3, "place": [0.0, 0.5]})["card"]
         array([3], dtype=uint8)
     """
 
-    leaves: dict[str, Leaf]
+    modalities: dict[str, Modality]
     dropped: tuple[str, ...] = ()
 
     @classmethod
     def from_space(cls, space: spaces.Space[Any], kinds: Mapping[str, Kind] | None = None) -> "ObservationSpec":
-        """The leaves of ``space``.
+        """The modalities of ``space``.
 
         Args:
             space: of an environment's single observation (``single_observation_space`` of a vector environment).
-            kinds: leaf name -> kind, for Boxes whose kind is not the one that the head of this file gives them.
+            kinds: modality name -> kind, for Boxes whose kind is not the one that the head of this file gives them.
 
         Raises:
             ValueError: a space that is not supported, or one that holds text alone.
         """
         kinds = dict(kinds or {})
-        leaves, dropped = {}, []
+        modalities, dropped = {}, []
         for path, part in _parts(space, ()):
             name = "/".join(map(str, path)) or ROOT
             if _is_text(part):
                 dropped.append(name)
                 _log.warning("observation %r is text, which the world model does not read: it is left out", name)
                 continue
-            if name in leaves:
+            if name in modalities:
                 raise ValueError(f"ObservationSpec: two parts of the space {space} are named {name!r}")
-            leaves[name] = _leaf(name, part, path, kinds.pop(name, None))
+            modalities[name] = _modality(name, part, path, kinds.pop(name, None))
         if kinds:
-            raise ValueError(f"ObservationSpec: kinds names {sorted(kinds)}, expected names among {sorted(leaves)}")
-        if not leaves:
+            raise ValueError(f"ObservationSpec: kinds names {sorted(kinds)}, expected names among {sorted(modalities)}")
+        if not modalities:
             raise ValueError(f"ObservationSpec: the space {space} holds nothing but text")
-        return cls(leaves, tuple(dropped))
+        return cls(modalities, tuple(dropped))
 
     def encode(self, observation: Any) -> dict[str, np.ndarray]:
-        """One observation of the environment as arrays, (*leaf.shape) each.
+        """One observation of the environment as arrays, (*modality.shape) each.
 
         Raises:
-            ValueError: NaN, infinity, a value outside a leaf's classes, or a shape that does not fit.
+            ValueError: NaN, infinity, a value outside a modality's classes, or a shape that does not fit.
         """
-        return {name: _encode(name, leaf, _follow(observation, leaf.path), ()) for name, leaf in self.leaves.items()}
+        return {
+            name: _encode(name, modality, _follow(observation, modality.path), ())
+            for name, modality in self.modalities.items()
+        }
 
     def encode_batch(self, observations: Any) -> dict[str, np.ndarray]:
-        """Observations of a vector environment, batched by gymnasium: arrays (batch, *leaf.shape)."""
+        """Observations of a vector environment, batched by gymnasium: arrays (batch, *modality.shape)."""
         encoded = {}
-        for name, leaf in self.leaves.items():
-            value = np.asarray(_follow(observations, leaf.path))
-            encoded[name] = _encode(name, leaf, value, value.shape[:1])
+        for name, modality in self.modalities.items():
+            value = np.asarray(_follow(observations, modality.path))
+            encoded[name] = _encode(name, modality, value, value.shape[:1])
         return encoded
 
     def check(self, encoded: Mapping[str, np.ndarray], steps: int, caller: str) -> dict[str, np.ndarray]:
-        """Encoded observations (steps, *leaf.shape) in the leaves' dtypes, if they are that.
+        """Encoded observations (steps, *modality.shape) in the modalities' dtypes, if they are that.
 
         Args:
             encoded: key -> array, from a file or a caller that is not trusted.
@@ -134,35 +138,35 @@ class ObservationSpec:
             caller: begins the error's message.
 
         Raises:
-            ValueError: other keys or shapes, NaN or infinity, values outside a leaf's classes.
+            ValueError: other keys or shapes, NaN or infinity, values outside a modality's classes.
         """
-        if encoded.keys() != self.leaves.keys():
-            raise ValueError(f"{caller}: observations has keys {sorted(encoded)}, expected {sorted(self.leaves)}")
+        if encoded.keys() != self.modalities.keys():
+            raise ValueError(f"{caller}: observations has keys {sorted(encoded)}, expected {sorted(self.modalities)}")
         checked = {}
-        for name, leaf in self.leaves.items():
+        for name, modality in self.modalities.items():
             array = np.asarray(encoded[name])
-            if array.shape != (steps, *leaf.shape):
+            if array.shape != (steps, *modality.shape):
                 raise ValueError(
-                    f"{caller}: observations[{name!r}] has shape {array.shape}, expected {(steps, *leaf.shape)}"
+                    f"{caller}: observations[{name!r}] has shape {array.shape}, expected {(steps, *modality.shape)}"
                 )
             try:
-                _check_values(name, leaf, array)
+                _check_values(name, modality, array)
             except ValueError as error:
                 raise ValueError(f"{caller}: {error}") from error
-            if leaf.kind != "vector" and (array.astype(leaf.dtype) != array).any():
-                raise ValueError(f"{caller}: observations[{name!r}] has values that {leaf.dtype} does not hold")
-            checked[name] = array.astype(leaf.dtype)
+            if modality.kind != "vector" and (array.astype(modality.dtype) != array).any():
+                raise ValueError(f"{caller}: observations[{name!r}] has values that {modality.dtype} does not hold")
+            checked[name] = array.astype(modality.dtype)
         return checked
 
     def zeros(self, *batch: int) -> dict[str, np.ndarray]:
-        """Arrays of zeros, (*batch, *leaf.shape): what padding holds."""
-        return {name: np.zeros((*batch, *leaf.shape), leaf.dtype) for name, leaf in self.leaves.items()}
+        """Arrays of zeros, (*batch, *modality.shape): what padding holds."""
+        return {name: np.zeros((*batch, *modality.shape), modality.dtype) for name, modality in self.modalities.items()}
 
     def to_tensors(
         self, encoded: Mapping[str, np.ndarray], device: torch.device | str | None = None
     ) -> dict[str, Tensor]:
         """Encoded observations as tensors; on a CPU they share memory with the arrays."""
-        return {name: torch.as_tensor(encoded[name], device=device) for name in self.leaves}
+        return {name: torch.as_tensor(encoded[name], device=device) for name in self.modalities}
 
     def to_json(self) -> dict[str, Any]:
         """Plain dicts and lists, from which ``from_json`` makes the same spec."""
@@ -172,7 +176,8 @@ class ObservationSpec:
     def from_json(cls, fields: Mapping[str, Any]) -> "ObservationSpec":
         """The spec that ``to_json`` was called on."""
         return cls(
-            {name: Leaf(**_with_tuples(leaf)) for name, leaf in fields["leaves"].items()}, tuple(fields["dropped"])
+            {name: Modality(**_with_tuples(modality)) for name, modality in fields["modalities"].items()},
+            tuple(fields["dropped"]),
         )
 
 
@@ -325,10 +330,10 @@ def _is_text(space: spaces.Space[Any]) -> bool:
     return isinstance(space, spaces.Text) or (space.dtype is not None and np.dtype(space.dtype).kind == "U")
 
 
-def _leaf(name: str, space: spaces.Space[Any], path: Path, kind: Kind | None) -> Leaf:
+def _modality(name: str, space: spaces.Space[Any], path: Path, kind: Kind | None) -> Modality:
     if isinstance(space, spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary):
         sizes, starts = _classes(space)
-        return Leaf("categorical", (len(sizes),), _smallest_dtype(max(sizes)), path, sizes, starts)
+        return Modality("categorical", (len(sizes),), _smallest_dtype(max(sizes)), path, sizes, starts)
     if not isinstance(space, spaces.Box):
         raise ValueError(
             f"ObservationSpec: {name!r} is a {type(space).__name__} ({space}), which is not supported; expected "
@@ -341,12 +346,12 @@ def _leaf(name: str, space: spaces.Space[Any], path: Path, kind: Kind | None) ->
             height, width, _ = _height_width_channels(space.shape)
             kind = "grid" if min(height, width) < SMALLEST_IMAGE else "image"
     if kind == "vector":
-        return Leaf("vector", (int(np.prod(space.shape)),), "float32", path)
+        return Modality("vector", (int(np.prod(space.shape)),), "float32", path)
     if kind in ("image", "grid") and pixels:
         shape = _height_width_channels(space.shape)
         sizes = (min(GRID_CLASSES, int(space.high.max()) + 1),) * shape[2] if kind == "grid" else ()
         first = len(space.shape) == 3 and shape != space.shape
-        return Leaf(kind, shape, "uint8", path, sizes, channels_first=first)
+        return Modality(kind, shape, "uint8", path, sizes, channels_first=first)
     raise ValueError(f"ObservationSpec: {name!r} is {space}, which cannot be read as {kind!r}")
 
 
@@ -385,27 +390,27 @@ def _follow(observation: Any, path: Path) -> Any:
     return observation
 
 
-def _encode(name: str, leaf: Leaf, value: Any, batch: tuple[int, ...]) -> np.ndarray:
+def _encode(name: str, modality: Modality, value: Any, batch: tuple[int, ...]) -> np.ndarray:
     array = np.asarray(value)
-    if leaf.channels_first:
+    if modality.channels_first:
         array = np.moveaxis(array, -3, -1)
-    if array.size != int(np.prod((*batch, *leaf.shape))):
-        raise ValueError(f"observation {name!r} has shape {array.shape}, expected {leaf.shape} after {batch}")
-    array = array.reshape(*batch, *leaf.shape)
-    if leaf.kind == "vector":
-        array = array.astype(leaf.dtype)
-    elif leaf.starts:
-        array = array - np.array(leaf.starts)
-    _check_values(name, leaf, array)
-    return array.astype(leaf.dtype)
+    if array.size != int(np.prod((*batch, *modality.shape))):
+        raise ValueError(f"observation {name!r} has shape {array.shape}, expected {modality.shape} after {batch}")
+    array = array.reshape(*batch, *modality.shape)
+    if modality.kind == "vector":
+        array = array.astype(modality.dtype)
+    elif modality.starts:
+        array = array - np.array(modality.starts)
+    _check_values(name, modality, array)
+    return array.astype(modality.dtype)
 
 
-def _check_values(name: str, leaf: Leaf, array: np.ndarray) -> None:
-    """Raises ValueError for numbers that are not finite, and for classes that the leaf does not have."""
-    if leaf.kind == "vector":
+def _check_values(name: str, modality: Modality, array: np.ndarray) -> None:
+    """Raises ValueError for numbers that are not finite, and for classes that the modality does not have."""
+    if modality.kind == "vector":
         if not np.isfinite(array).all():
             raise ValueError(f"observation {name!r} holds NaN or infinity, expected finite numbers")
-    elif leaf.sizes and ((array < 0).any() or (array >= np.array(leaf.sizes)).any()):
-        hint = "; kinds={...: 'image'} reads it as pixels" if leaf.kind == "grid" else ""
+    elif modality.sizes and ((array < 0).any() or (array >= np.array(modality.sizes)).any()):
+        hint = "; kinds={...: 'image'} reads it as pixels" if modality.kind == "grid" else ""
         span = f"values from {array.min()} to {array.max()}"
-        raise ValueError(f"observation {name!r} has {span}, expected classes below {leaf.sizes}{hint}")
+        raise ValueError(f"observation {name!r} has {span}, expected classes below {modality.sizes}{hint}")

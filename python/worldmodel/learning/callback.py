@@ -12,7 +12,7 @@ import numpy as np
 from worldmodel.data.batch import Batch
 from worldmodel.model.open_loop import OpenLoop, open_loop
 from worldmodel.model.world_model import WorldModel
-from worldmodel.pictures.renderers import painter
+from worldmodel.pictures.renderers import renderer
 from worldmodel.runs.optional_dependencies import MissingPackage
 
 SHARE = 0.01  # of the time of training
@@ -58,9 +58,9 @@ class Watch:
             title: stands above the picture.
 
         Returns:
-            ``(figures, picture)``. Figures are mean errors, "open_loop/LEAF@k" and "open_loop/reward@k", k steps after
-            the last observation given; none if no row is long enough. The picture, uint8 (height, width, 3), is of the
-            longest row; None if there is none, or if matplotlib is not installed.
+            ``(figures, picture)``. Figures are mean errors, "open_loop/MODALITY@k" and "open_loop/reward@k", k steps
+            after the last observation given; none if no row is long enough. The picture, uint8 (height, width, 3), is
+            of the longest row; None if there is none, or if matplotlib is not installed.
         """
         start = time.perf_counter()
         figures, picture = {}, None
@@ -73,23 +73,23 @@ class Watch:
         return figures, picture
 
     def _draw(self, loop: OpenLoop, world_model: WorldModel, title: str) -> np.ndarray | None:
-        leaves = world_model.observation_spec.leaves
-        found = ((name, painter(leaf, self._environment)) for name, leaf in leaves.items())
-        painters = {name: drawn for name, drawn in found if drawn is not None}
+        modalities = world_model.observation_spec.modalities
+        found = ((name, renderer(modality, self._environment)) for name, modality in modalities.items())
+        renderers = {name: drawn for name, drawn in found if drawn is not None}
         try:
-            from worldmodel.pictures.bands import Story
+            from worldmodel.pictures.bands import Panel
             from worldmodel.pictures.page import draw_png
 
-            story = Story.of("", loop, int(loop.valid.sum(1).argmax()), leaves, painters)
-            return np.asarray(draw_png(title, [story], None, _WIDTH, _DPI))
+            panel = Panel.of("", loop, int(loop.valid.sum(1).argmax()), modalities, renderers)
+            return np.asarray(draw_png(title, [panel], None, _WIDTH, _DPI))
         except MissingPackage:
             return None
 
 
 def errors_ahead(loop: OpenLoop, world_model: WorldModel) -> dict[str, float]:
-    """Mean errors of the rows that are long enough, by leaf and steps after the last observation given."""
+    """Mean errors of the rows that are long enough, by modality and steps after the last observation given."""
     figures = {}
-    errors = loop.errors(world_model.observation_spec.leaves)
+    errors = loop.errors(world_model.observation_spec.modalities)
     # The reward that came with the observation k steps ahead is that of the step before.
     first = loop.context - 1
     errors["reward"] = (loop.predicted_rewards[:, first:] - loop.rewards[:, first:]).abs()

@@ -1,9 +1,9 @@
 """Codecs: encoding and reconstruction per kind of modality.
 
 width                     features of ``encode``
-encode(leaf)              (steps, *shape) -> (steps, width)
+encode(modality)              (steps, *shape) -> (steps, width)
 reconstruct(features)     (steps, hidden) -> prediction, what ``loss`` and ``decode`` take
-loss(prediction, leaf)    nats or squared error, summed over the modality, (steps,)
+loss(prediction, modality)    nats or squared error, summed over the modality, (steps,)
 decode(prediction)        the most probable observation, (steps, *shape)
 """
 
@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from worldmodel.data.spaces import Leaf
+from worldmodel.data.spaces import Modality
 from worldmodel.model.networks import symlog
 
 _WINDOW = 1e6  # steps that the running mean and variance cover
@@ -32,30 +32,34 @@ class CategoricalCodec(nn.Module):
     offsets: Tensor
     padding: Tensor
 
-    def __init__(self, leaf: Leaf, hidden: int) -> None:
+    def __init__(self, modality: Modality, hidden: int) -> None:
         super().__init__()
-        self.sizes = leaf.sizes
-        self.width = sum(leaf.sizes)
-        self.project = nn.Linear(hidden, len(leaf.sizes) * max(leaf.sizes))
-        sizes = torch.tensor(leaf.sizes)
+        self.sizes = modality.sizes
+        self.width = sum(modality.sizes)
+        self.project = nn.Linear(hidden, len(modality.sizes) * max(modality.sizes))
+        sizes = torch.tensor(modality.sizes)
         self.register_buffer("offsets", sizes.cumsum(0) - sizes, persistent=False)
-        self.register_buffer("padding", torch.arange(max(leaf.sizes)) >= sizes[:, None], persistent=False)
+        self.register_buffer("padding", torch.arange(max(modality.sizes)) >= sizes[:, None], persistent=False)
 
-    def encode(self, leaf: Tensor) -> Tensor:
+    def encode(self, modality: Tensor) -> Tensor:
         """(steps, entries) -> one-hot (steps, sum of sizes)."""
-        if leaf.is_floating_point():
-            return leaf
-        hot = self.project.weight.new_zeros(leaf.shape[0], self.width)
-        return hot.scatter_(1, leaf.long() + self.offsets, 1.0)
+        if modality.is_floating_point():
+            return modality
+        hot = self.project.weight.new_zeros(modality.shape[0], self.width)
+        return hot.scatter_(1, modality.long() + self.offsets, 1.0)
 
     def reconstruct(self, features: Tensor) -> Tensor:
         """Logits (steps, entries, classes), minus infinity for classes that an entry does not have."""
         logits = self.project(features).unflatten(-1, self.padding.shape)
         return logits.masked_fill(self.padding, -torch.inf)
 
-    def loss(self, prediction: Tensor, leaf: Tensor) -> Tensor:
+    def loss(self, prediction: Tensor, modality: Tensor) -> Tensor:
         """Cross-entropy."""
-        return F.cross_entropy(prediction.flatten(0, 1), leaf.long().flatten(), reduction="none").view_as(leaf).sum(-1)
+        return (
+            F.cross_entropy(prediction.flatten(0, 1), modality.long().flatten(), reduction="none")
+            .view_as(modality)
+            .sum(-1)
+        )
 
     def decode(self, prediction: Tensor) -> Tensor:
         """The most probable classes."""
@@ -73,9 +77,9 @@ class VectorCodec(nn.Module):
     variance: Tensor
     count: Tensor
 
-    def __init__(self, leaf: Leaf, hidden: int) -> None:
+    def __init__(self, modality: Modality, hidden: int) -> None:
         super().__init__()
-        entries = leaf.shape[0]
+        entries = modality.shape[0]
         self.width = entries + 1
         self.project = nn.Linear(hidden, entries)
         self.register_buffer("mean", torch.zeros(entries))
@@ -87,25 +91,25 @@ class VectorCodec(nn.Module):
         """The standard deviation of the entries; 1 for constant ones, whose noise must not be amplified."""
         return torch.where(self.variance > _MIN_VARIANCE, self.variance, 1).sqrt()
 
-    def encode(self, leaf: Tensor) -> Tensor:
+    def encode(self, modality: Tensor) -> Tensor:
         """(steps, entries) -> standardised entries and a one, (steps, entries + 1).
 
         Without the one, the next layer norm would remove the scale: that of W x is the same for x and 2 x.
         """
-        numbers = self.standardised(leaf)
+        numbers = self.standardised(modality)
         return torch.cat([numbers, torch.ones_like(numbers[:, :1])], -1)
 
-    def standardised(self, leaf: Tensor) -> Tensor:
+    def standardised(self, modality: Tensor) -> Tensor:
         """(steps, entries) -> the same with mean 0 and standard deviation 1."""
-        return (symlog(leaf.to(self.project.weight.dtype)) - self.mean) / self.deviation
+        return (symlog(modality.to(self.project.weight.dtype)) - self.mean) / self.deviation
 
     def reconstruct(self, features: Tensor) -> Tensor:
         """The entries, standardised."""
         return self.project(features)
 
-    def loss(self, prediction: Tensor, leaf: Tensor) -> Tensor:
+    def loss(self, prediction: Tensor, modality: Tensor) -> Tensor:
         """Half the squared error: the negative log density of a normal of variance 1, without its constant."""
-        return 0.5 * (prediction - self.standardised(leaf)).square().sum(-1)
+        return 0.5 * (prediction - self.standardised(modality)).square().sum(-1)
 
     def decode(self, prediction: Tensor) -> Tensor:
         """The entries themselves."""
@@ -113,9 +117,9 @@ class VectorCodec(nn.Module):
         return numbers.sign() * numbers.abs().expm1()
 
     @torch.no_grad()
-    def moments(self, leaf: Tensor) -> Tensor:
+    def moments(self, modality: Tensor) -> Tensor:
         """(steps, entries) -> (3, entries): number, mean and variance, through symlog, of the steps that are finite."""
-        numbers = symlog(leaf.to(self.mean.dtype))
+        numbers = symlog(modality.to(self.mean.dtype))
         numbers = numbers[numbers.isfinite().all(-1)]
         if not numbers.shape[0]:
             return torch.zeros_like(self.mean).expand(3, -1)
@@ -142,9 +146,9 @@ class VectorCodec(nn.Module):
 class ImageCodec(nn.Module):
     """Pixels, through convolutions that halve the image until a side is at most 4, and their mirror image."""
 
-    def __init__(self, leaf: Leaf, hidden: int, channels: int) -> None:
+    def __init__(self, modality: Modality, hidden: int, channels: int) -> None:
         super().__init__()
-        height, width, colors = leaf.shape
+        height, width, colors = modality.shape
         stages = max(1, math.ceil(math.log2(min(height, width) / 4)))
         sides = [(height, width)]
         layers: list[nn.Module] = []
@@ -164,25 +168,25 @@ class ImageCodec(nn.Module):
             back += [] if last else [nn.GroupNorm(1, planes[stage]), nn.SiLU()]
         self.decoder = nn.Sequential(*back)
 
-    def encode(self, leaf: Tensor) -> Tensor:
+    def encode(self, modality: Tensor) -> Tensor:
         """uint8 (steps, height, width, channels) -> (steps, hidden)."""
-        return self.project(self.encoder(self._scaled(leaf)).flatten(1))
+        return self.project(self.encoder(self._scaled(modality)).flatten(1))
 
     def reconstruct(self, features: Tensor) -> Tensor:
         """(steps, hidden) -> (steps, channels, height, width), -0.5 for black and 0.5 for full."""
         return self.decoder(self.expand(features).unflatten(-1, self.small))
 
-    def loss(self, prediction: Tensor, leaf: Tensor) -> Tensor:
+    def loss(self, prediction: Tensor, modality: Tensor) -> Tensor:
         """Squared error, summed over pixels."""
-        return (prediction - self._scaled(leaf)).square().sum((1, 2, 3))
+        return (prediction - self._scaled(modality)).square().sum((1, 2, 3))
 
     def decode(self, prediction: Tensor) -> Tensor:
         """uint8 pixels, channels last."""
         return ((prediction + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).movedim(1, -1)
 
-    def _scaled(self, leaf: Tensor) -> Tensor:
+    def _scaled(self, modality: Tensor) -> Tensor:
         """(steps, channels, height, width) around zero. Floating point pixels are in [0, 255] as well."""
-        return leaf.movedim(-1, 1).to(self.project.weight.dtype) / 255 - 0.5
+        return modality.movedim(-1, 1).to(self.project.weight.dtype) / 255 - 0.5
 
 
 class GridCodec(nn.Module):
@@ -190,11 +194,11 @@ class GridCodec(nn.Module):
 
     offsets: Tensor
 
-    def __init__(self, leaf: Leaf, hidden: int, embedding: int = 16) -> None:
+    def __init__(self, modality: Modality, hidden: int, embedding: int = 16) -> None:
         super().__init__()
-        height, width, channels = leaf.shape
-        self.shape = leaf.shape
-        self.classes = max(leaf.sizes)
+        height, width, channels = modality.shape
+        self.shape = modality.shape
+        self.classes = max(modality.sizes)
         self.width = hidden
         self.register_buffer("offsets", torch.arange(channels) * self.classes, persistent=False)
         self.embed = nn.Embedding(channels * self.classes, embedding)
@@ -203,9 +207,9 @@ class GridCodec(nn.Module):
         self.expand = nn.Linear(hidden, 2 * embedding * height * width)
         self.classify = nn.Conv2d(2 * embedding, channels * self.classes, 1)
 
-    def encode(self, leaf: Tensor) -> Tensor:
+    def encode(self, modality: Tensor) -> Tensor:
         """(steps, height, width, channels) -> (steps, hidden)."""
-        embedded = self.embed(leaf.long() + self.offsets).sum(-2)  # (steps, height, width, embedding)
+        embedded = self.embed(modality.long() + self.offsets).sum(-2)  # (steps, height, width, embedding)
         return self.project(F.silu(self.convolve(embedded.movedim(-1, 1))).flatten(1))
 
     def reconstruct(self, features: Tensor) -> Tensor:
@@ -214,19 +218,19 @@ class GridCodec(nn.Module):
         planes = F.silu(self.expand(features)).unflatten(-1, (-1, height, width))
         return self.classify(planes).unflatten(1, (channels, self.classes)).permute(0, 2, 3, 4, 1)
 
-    def loss(self, prediction: Tensor, leaf: Tensor) -> Tensor:
+    def loss(self, prediction: Tensor, modality: Tensor) -> Tensor:
         """Cross-entropy."""
-        return F.cross_entropy(prediction, leaf.long(), reduction="none").sum((1, 2, 3))
+        return F.cross_entropy(prediction, modality.long(), reduction="none").sum((1, 2, 3))
 
     def decode(self, prediction: Tensor) -> Tensor:
         """The most probable classes."""
         return prediction.argmax(1)
 
 
-def build_codec(leaf: Leaf, hidden: int, channels: int) -> Any:
-    """The codec of ``leaf``; ``channels`` is the width of an image's first convolution."""
-    if leaf.kind == "categorical":
-        return CategoricalCodec(leaf, hidden)
-    if leaf.kind == "vector":
-        return VectorCodec(leaf, hidden)
-    return ImageCodec(leaf, hidden, channels) if leaf.kind == "image" else GridCodec(leaf, hidden)
+def build_codec(modality: Modality, hidden: int, channels: int) -> Any:
+    """The codec of ``modality``; ``channels`` is the width of an image's first convolution."""
+    if modality.kind == "categorical":
+        return CategoricalCodec(modality, hidden)
+    if modality.kind == "vector":
+        return VectorCodec(modality, hidden)
+    return ImageCodec(modality, hidden, channels) if modality.kind == "image" else GridCodec(modality, hidden)

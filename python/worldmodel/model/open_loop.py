@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from worldmodel.data.batch import Batch
-from worldmodel.data.spaces import ActionSpec, Leaf, ObservationSpec
+from worldmodel.data.spaces import ActionSpec, Modality, ObservationSpec
 from worldmodel.model.networks import symlog
 from worldmodel.model.world_model import Sampler, WorldModel
 
-# What ``error`` measures, by kind of leaf.
+# What ``error`` measures, by kind of modality.
 UNITS = {
     "image": "root mean square of pixels, 0 to 1",
     "grid": "share of cells that are wrong",
@@ -35,9 +35,9 @@ class OpenLoop:
     Attributes:
         context: observations that were given, in every row.
         valid: bool (rows, steps), whether there is an observation of the episode that the row begins with.
-        seen: leaf name -> (rows, steps, ...).
-        reconstructed: leaf name -> (rows, steps, ...), each from the observation of its own step.
-        imagined: leaf name -> (rows, steps - context, ...), of the steps from ``context`` on.
+        seen: modality name -> (rows, steps, ...).
+        reconstructed: modality name -> (rows, steps, ...), each from the observation of its own step.
+        imagined: modality name -> (rows, steps - context, ...), of the steps from ``context`` on.
         rewards: (rows, steps - 1), what was got.
         predicted_rewards: (rows, steps - 1), in the environment's units.
         ends: (rows, steps - 1), whether the episode ended for good.
@@ -54,10 +54,11 @@ class OpenLoop:
     ends: Tensor
     predicted_ends: Tensor
 
-    def errors(self, leaves: Mapping[str, Leaf]) -> dict[str, Tensor]:
-        """The error of what was imagined, by leaf: (rows, steps - context), in the units that ``UNITS`` names."""
+    def errors(self, modalities: Mapping[str, Modality]) -> dict[str, Tensor]:
+        """The error of what was imagined, by modality: (rows, steps - context), in the units that ``UNITS`` names."""
         return {
-            name: error(leaf, self.imagined[name], self.seen[name][:, self.context :]) for name, leaf in leaves.items()
+            name: error(modality, self.imagined[name], self.seen[name][:, self.context :])
+            for name, modality in modalities.items()
         }
 
 
@@ -100,14 +101,14 @@ def open_loop(world_model: WorldModel, batch: Batch, context: int, sample: Sampl
     )
 
 
-def error(leaf: Leaf, predicted: Tensor, seen: Tensor) -> Tensor:
-    """How far a prediction is off, (...) for leaves (..., *leaf.shape), in the units that ``UNITS`` names."""
-    inner = tuple(range(-len(leaf.shape), 0))
-    if leaf.kind == "grid":
+def error(modality: Modality, predicted: Tensor, seen: Tensor) -> Tensor:
+    """How far a prediction is off, (...) for modalities (..., *modality.shape), in the units that ``UNITS`` names."""
+    inner = tuple(range(-len(modality.shape), 0))
+    if modality.kind == "grid":
         return (predicted.long() != seen.long()).any(-1).double().mean((-2, -1))
-    if leaf.kind == "categorical":
+    if modality.kind == "categorical":
         return (predicted.long() != seen.long()).double().mean(inner)
-    scaled = (x.double() / 255 if leaf.kind == "image" else symlog(x.double()) for x in (predicted, seen))
+    scaled = (x.double() / 255 if modality.kind == "image" else symlog(x.double()) for x in (predicted, seen))
     difference = next(scaled) - next(scaled)
     return difference.square().mean(inner).sqrt()
 
@@ -132,10 +133,12 @@ def episode_batch(
     """
     n = len(actions)
     steps = torch.arange(n + 1)
-    joined = {name: np.stack([observation[name] for observation in observations]) for name in observation_spec.leaves}
+    joined = {
+        name: np.stack([observation[name] for observation in observations]) for name in observation_spec.modalities
+    }
     padded = np.concatenate([np.stack(actions), action_spec.zeros(1)])
     return Batch(
-        observations={name: leaf[None] for name, leaf in observation_spec.to_tensors(joined).items()},
+        observations={name: modality[None] for name, modality in observation_spec.to_tensors(joined).items()},
         actions=torch.from_numpy(padded)[None],
         rewards=torch.tensor([*rewards, 0.0])[None],
         terminated=((steps == n - 1) & terminated)[None],

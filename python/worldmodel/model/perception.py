@@ -50,7 +50,10 @@ class Perception(nn.Module):
         self.spec = spec
         self.config = config
         self.latent = config.latent.build()
-        codecs = {name: build_codec(leaf, config.hidden, config.image_channels) for name, leaf in spec.leaves.items()}
+        codecs = {
+            name: build_codec(modality, config.hidden, config.image_channels)
+            for name, modality in spec.modalities.items()
+        }
         self.names = list(codecs)
         self.codecs = nn.ModuleList(codecs.values())
         width = sum(codec.width for codec in codecs.values())
@@ -63,9 +66,9 @@ class Perception(nn.Module):
         """Modalities (..., *shape) -> the posterior's parameters, (..., *parameter shape of the latent)."""
         encoded, lead = [], torch.Size()
         for name, codec in self._codecs():
-            leaf = observations[name]
-            lead = leaf.shape[: leaf.dim() - len(self.spec.leaves[name].shape)]
-            encoded.append(codec.encode(leaf.flatten(0, len(lead) - 1)))
+            modality = observations[name]
+            lead = modality.shape[: modality.dim() - len(self.spec.modalities[name].shape)]
+            encoded.append(codec.encode(modality.flatten(0, len(lead) - 1)))
         outputs = self.encoder(torch.cat(encoded, -1))
         return self.latent.distribution(outputs.view(*lead, -1))
 

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from worldmodel.data.spaces import ROOT, Leaf
+from worldmodel.data.spaces import ROOT, Modality
 from worldmodel.model.open_loop import UNITS, OpenLoop, error
-from worldmodel.pictures.renderers import Painter, class_colours
+from worldmodel.pictures.renderers import Renderer, class_colours
 
-SEEN, RECONSTRUCTED, IMAGINED, KEPT = "#24292f", "#3b82f6", "#e8590c", "#8b949e"
+SEEN, RECONSTRUCTED, IMAGINED, PERSISTENCE = "#24292f", "#3b82f6", "#e8590c", "#8b949e"
 OBSERVED_SHADE, IMAGINED_SHADE = "#e7f0fd", "#fdf1e8"
 ROWS = ("seen", "reconstructed", "imagined")
 ROW_COLOURS = (SEEN, RECONSTRUCTED, IMAGINED)
@@ -25,25 +25,25 @@ MARGIN = 2.3  # inches to the left of the axes, for names and labels
 _COLUMNS = 16  # pictures side by side
 _PICTURE = 1.25  # inches, the widest picture of a strip
 _CURVES = 6  # entries of a vector that have an axis of their own
-_STRIPS = 6  # entries of a categorical leaf that are drawn
+_STRIPS = 6  # entries of a categorical modality that are drawn
 
 
 @dataclasses.dataclass
-class Story:
+class Panel:
     """One episode, ready to be drawn; everything is as in ``OpenLoop``, without the dimension of rows.
 
     Attributes:
         title: stands above it.
-        leaves: of the observation.
-        painters: of the leaves that have pictures.
-        errors: of what was imagined, by leaf.
-        reconstruction_errors: of every step, by leaf.
-        kept_errors: if the last observation given were taken for all that follow, by leaf.
+        modalities: of the observation.
+        renderers: of the modalities that have pictures.
+        errors: of what was imagined, by modality.
+        reconstruction_errors: of every step, by modality.
+        persistence_errors: if the last observation given were taken for all that follow, by modality.
     """
 
     title: str
-    leaves: dict[str, Leaf]
-    painters: dict[str, Painter]
+    modalities: dict[str, Modality]
+    renderers: dict[str, Renderer]
     context: int
     seen: dict[str, np.ndarray]
     reconstructed: dict[str, np.ndarray]
@@ -54,22 +54,24 @@ class Story:
     predicted_ends: np.ndarray
     errors: dict[str, np.ndarray]
     reconstruction_errors: dict[str, np.ndarray]
-    kept_errors: dict[str, np.ndarray]
+    persistence_errors: dict[str, np.ndarray]
 
     @classmethod
-    def of(cls, title: str, loop: OpenLoop, row: int, leaves: dict[str, Leaf], painters: dict[str, Painter]) -> "Story":
+    def of(
+        cls, title: str, loop: OpenLoop, row: int, modalities: dict[str, Modality], renderers: dict[str, Renderer]
+    ) -> "Panel":
         """The episode in one row of ``loop``."""
         steps, context = int(loop.valid[row].sum()), loop.context
-        last = {name: loop.seen[name][row, context - 1] for name in leaves}
+        last = {name: loop.seen[name][row, context - 1] for name in modalities}
 
         def cut(values: dict[str, Tensor], length: int) -> dict[str, np.ndarray]:
-            return {name: values[name][row, :length].cpu().numpy() for name in leaves}
+            return {name: values[name][row, :length].cpu().numpy() for name in modalities}
 
         def off(predicted: Callable[[str], Tensor], start: int) -> dict[str, np.ndarray]:
-            seen = {name: loop.seen[name][row, start:steps] for name in leaves}
+            seen = {name: loop.seen[name][row, start:steps] for name in modalities}
             return {
-                name: error(leaf, predicted(name).expand_as(seen[name]), seen[name]).cpu().numpy()
-                for name, leaf in leaves.items()
+                name: error(modality, predicted(name).expand_as(seen[name]), seen[name]).cpu().numpy()
+                for name, modality in modalities.items()
             }
 
         def outcome(values: Tensor) -> np.ndarray:
@@ -77,8 +79,8 @@ class Story:
 
         return cls(
             title=title,
-            leaves=leaves,
-            painters=painters,
+            modalities=modalities,
+            renderers=renderers,
             context=context,
             seen=cut(loop.seen, steps),
             reconstructed=cut(loop.reconstructed, steps),
@@ -89,7 +91,7 @@ class Story:
             predicted_ends=outcome(loop.predicted_ends),
             errors=off(lambda name: loop.imagined[name][row, : steps - context], context),
             reconstruction_errors=off(lambda name: loop.reconstructed[name][row, :steps], 0),
-            kept_errors=off(lambda name: last[name], context),
+            persistence_errors=off(lambda name: last[name], context),
         )
 
     @property
@@ -98,7 +100,7 @@ class Story:
         return len(self.rewards) + 1
 
     def view(self, name: str, row: str, step: int) -> np.ndarray | None:
-        """What ``row`` shows of a leaf at ``step``; None for what is imagined before anything is."""
+        """What ``row`` shows of a modality at ``step``; None for what is imagined before anything is."""
         if row == "imagined":
             return self.imagined[name][step - self.context] if step >= self.context else None
         return (self.seen if row == "seen" else self.reconstructed)[name][step]
@@ -107,7 +109,7 @@ class Story:
         """The same as a picture, with what is wrong marked."""
         array = self.view(name, row, step)
         truth = None if row == "seen" else self.seen[name][step]
-        return None if array is None else self.painters[name].paint(array, truth)
+        return None if array is None else self.renderers[name].render(array, truth)
 
 
 @dataclasses.dataclass
@@ -125,30 +127,30 @@ class Band:
     above: float = 0.0
 
 
-def header(story: Story) -> Band:
+def header(panel: Panel) -> Band:
     """Which steps were observed."""
 
     def draw(axes: Any) -> None:
-        edge = story.context - 0.5
+        edge = panel.context - 0.5
         axes.axvspan(-0.5, edge, color=OBSERVED_SHADE, lw=0)
         axes.set_ylim(0, 1)
-        steps = f"observed, {story.context} step{'s' if story.context > 1 else ''}"
+        steps = f"observed, {panel.context} step{'s' if panel.context > 1 else ''}"
         axes.text(edge, 0.5, f"{steps}  ", ha="right", va="center", color=RECONSTRUCTED, fontsize=9, weight="bold")
-        text = f"  open loop, {story.steps - story.context} steps: the actions alone"
+        text = f"  open loop, {panel.steps - panel.context} steps: the actions alone"
         axes.text(edge, 0.5, text, ha="left", va="center", color=IMAGINED, fontsize=9, weight="bold")
         axes.set_axis_off()
 
     return Band(0.24, draw)
 
 
-def strip(story: Story, name: str, inches: float) -> Band:
-    """Pictures of a leaf in three rows, as many columns as fit; ``inches`` is the width of the axes."""
-    stride = -(-story.steps // _COLUMNS)
-    before, after = range(story.context - 1, stride - 2, -stride), range(story.context - 1, story.steps, stride)
+def strip(panel: Panel, name: str, inches: float) -> Band:
+    """Pictures of a modality in three rows, as many columns as fit; ``inches`` is the width of the axes."""
+    stride = -(-panel.steps // _COLUMNS)
+    before, after = range(panel.context - 1, stride - 2, -stride), range(panel.context - 1, panel.steps, stride)
     shown = sorted({*before, *after})  # every column has ``stride`` steps, none is cut off at the edge
-    first = story.picture(name, "seen", 0)
+    first = panel.picture(name, "seen", 0)
     assert first is not None
-    step = inches / story.steps
+    step = inches / panel.steps
     width = min(0.94 * stride * step, _PICTURE)  # inches
     height = width * first.shape[0] / first.shape[1]
     pitch = height + 0.06
@@ -159,105 +161,114 @@ def strip(story: Story, name: str, inches: float) -> Band:
             # A column ends where its step does, so that none lies across the line.
             middle = time + 0.5 - stride / 2
             for index, row in enumerate(ROWS):
-                picture = story.picture(name, row, time)
+                picture = panel.picture(name, row, time)
                 if picture is not None:
                     left, top = middle - width / 2 / step, index * pitch + 0.03
                     extent = (left, left + width / step, top + height, top)
                     axes.imshow(picture, extent=extent, aspect="auto", interpolation="antialiased", zorder=3)
-        axes.set_xlim(-0.5, story.steps - 0.5)
+        axes.set_xlim(-0.5, panel.steps - 0.5)
         axes.set_ylim(3 * pitch, 0)
         _row_labels(axes, [(index + 0.5) * pitch for index in range(3)])
         axes.xaxis.tick_top()
         axes.set_xticks([time + 0.5 - stride / 2 for time in shown], [f"t={time}" for time in shown], fontsize=8)
         axes.tick_params(axis="x", length=0, pad=2)
         axes.spines[:].set_visible(False)
-        if story.context * step > 1.3:
+        if panel.context * step > 1.3:
             text = "nothing is imagined\nwhile it observes"
             axes.text(
-                (story.context - 1) / 2, 2.5 * pitch, text, ha="center", va="center", color=KEPT, style="italic", size=8
+                (panel.context - 1) / 2,
+                2.5 * pitch,
+                text,
+                ha="center",
+                va="center",
+                color=PERSISTENCE,
+                style="italic",
+                size=8,
             )
 
     return Band(3 * pitch, draw, above=0.12)
 
 
-def bands(story: Story) -> Iterator[Band]:
+def bands(panel: Panel) -> Iterator[Band]:
     """All but pictures: classes and numbers, the errors by step, rewards and ends."""
-    for name, leaf in story.leaves.items():
-        if leaf.kind == "categorical":
-            yield from (_classes(story, name, entry) for entry in range(min(leaf.shape[0], _STRIPS)))
-        elif leaf.kind == "vector" and leaf.shape[0] <= _CURVES:
-            yield from (_curve(story, name, entry) for entry in range(leaf.shape[0]))
-        elif leaf.kind == "vector":
-            yield _map(story, name)
-    for name in story.leaves:
-        yield _error(story, name)
-    yield _rewards(story)
-    yield _ends(story)
+    for name, modality in panel.modalities.items():
+        if modality.kind == "categorical":
+            yield from (_classes(panel, name, entry) for entry in range(min(modality.shape[0], _STRIPS)))
+        elif modality.kind == "vector" and modality.shape[0] <= _CURVES:
+            yield from (_curve(panel, name, entry) for entry in range(modality.shape[0]))
+        elif modality.kind == "vector":
+            yield _map(panel, name)
+    for name in panel.modalities:
+        yield _error(panel, name)
+    yield _rewards(panel)
+    yield _ends(panel)
 
 
-def label(name: str, leaf: Leaf, entry: int) -> str:
-    """What one entry of a leaf is called."""
+def label(name: str, modality: Modality, entry: int) -> str:
+    """What one entry of a modality is called."""
     own = "" if name == ROOT else name
-    index = f"[{entry}]" if leaf.shape[0] > 1 else ""
-    more = f"\n(of {leaf.shape[0]} entries)" if leaf.kind == "categorical" and leaf.shape[0] > _STRIPS else ""
+    index = f"[{entry}]" if modality.shape[0] > 1 else ""
+    more = (
+        f"\n(of {modality.shape[0]} entries)" if modality.kind == "categorical" and modality.shape[0] > _STRIPS else ""
+    )
     return f"{own or 'observation'}{index}{more}"
 
 
-def _classes(story: Story, name: str, entry: int) -> Band:
+def _classes(panel: Panel, name: str, entry: int) -> Band:
     """Coloured cells, with the class in each where there is room; the wrong ones are pale, their classes red."""
-    start = (*story.leaves[name].starts, *[0] * story.leaves[name].shape[0])[entry]
+    start = (*panel.modalities[name].starts, *[0] * panel.modalities[name].shape[0])[entry]
 
     def draw(axes: Any) -> None:
-        cells = np.ones((3, story.steps, 4))
+        cells = np.ones((3, panel.steps, 4))
         for index, row in enumerate(ROWS):
-            for time in range(story.steps):
-                array = story.view(name, row, time)
+            for time in range(panel.steps):
+                array = panel.view(name, row, time)
                 if array is None:
                     cells[index, time, 3] = 0
                     continue
-                value, right = int(array[entry]), array[entry] == story.seen[name][time][entry]
+                value, right = int(array[entry]), array[entry] == panel.seen[name][time][entry]
                 colour = class_colours(np.array(value)) / 255
                 cells[index, time, :3] = colour if right else 0.7 + 0.3 * colour
-                if story.steps <= 50:
+                if panel.steps <= 50:
                     style = {"color": "white"} if right else {"color": "#c4122f", "weight": "bold"}
                     axes.text(time, index + 0.53, value + start, ha="center", va="center", fontsize=7, **style)
-        extent = (-0.5, story.steps - 0.5, 3, 0)
+        extent = (-0.5, panel.steps - 0.5, 3, 0)
         axes.imshow(cells, aspect="auto", interpolation="nearest", extent=extent, zorder=2)
-        axes.hlines(range(4), -0.5, story.steps - 0.5, color="white", lw=2, zorder=3)
-        if story.steps <= 50:
-            axes.vlines(np.arange(story.steps + 1) - 0.5, 0, 3, color="white", lw=1.2, zorder=3)
+        axes.hlines(range(4), -0.5, panel.steps - 0.5, color="white", lw=2, zorder=3)
+        if panel.steps <= 50:
+            axes.vlines(np.arange(panel.steps + 1) - 0.5, 0, 3, color="white", lw=1.2, zorder=3)
         axes.set_ylim(3, 0)
         _row_labels(axes, [0.5, 1.5, 2.5])
-        _name(axes, label(name, story.leaves[name], entry))
+        _name(axes, label(name, panel.modalities[name], entry))
         axes.set_xticks([])
         axes.spines[:].set_visible(False)
 
     return Band(0.6, draw)
 
 
-def _curve(story: Story, name: str, entry: int) -> Band:
+def _curve(panel: Panel, name: str, entry: int) -> Band:
     def draw(axes: Any) -> None:
-        times = np.arange(story.steps)
-        axes.plot(times, story.seen[name][:, entry], color=SEEN, lw=1.6)
-        axes.plot(times, story.reconstructed[name][:, entry], color=RECONSTRUCTED, lw=1.3, ls=(0, (3, 1.5)))
-        axes.plot(times[story.context :], story.imagined[name][:, entry], color=IMAGINED, lw=1.9, marker=".", ms=4)
-        _name(axes, label(name, story.leaves[name], entry))
+        times = np.arange(panel.steps)
+        axes.plot(times, panel.seen[name][:, entry], color=SEEN, lw=1.6)
+        axes.plot(times, panel.reconstructed[name][:, entry], color=RECONSTRUCTED, lw=1.3, ls=(0, (3, 1.5)))
+        axes.plot(times[panel.context :], panel.imagined[name][:, entry], color=IMAGINED, lw=1.9, marker=".", ms=4)
+        _name(axes, label(name, panel.modalities[name], entry))
         _plain(axes)
 
     return Band(0.8, draw)
 
 
-def _map(story: Story, name: str) -> Band:
+def _map(panel: Panel, name: str) -> Band:
     """A vector of many entries as colours: blue below zero, red above."""
-    entries = story.leaves[name].shape[0]
+    entries = panel.modalities[name].shape[0]
 
     def draw(axes: Any) -> None:
-        rows = np.full((3 * entries, story.steps), np.nan)
-        rows[:entries] = story.seen[name].T
-        rows[entries : 2 * entries] = story.reconstructed[name].T
-        rows[2 * entries :, story.context :] = story.imagined[name].T
-        most = float(np.quantile(np.abs(story.seen[name]), 0.98)) or 1.0
-        extent = (-0.5, story.steps - 0.5, 3, 0)
+        rows = np.full((3 * entries, panel.steps), np.nan)
+        rows[:entries] = panel.seen[name].T
+        rows[entries : 2 * entries] = panel.reconstructed[name].T
+        rows[2 * entries :, panel.context :] = panel.imagined[name].T
+        most = float(np.quantile(np.abs(panel.seen[name]), 0.98)) or 1.0
+        extent = (-0.5, panel.steps - 0.5, 3, 0)
         axes.imshow(
             rows, cmap="RdBu_r", vmin=-most, vmax=most, aspect="auto", interpolation="nearest", extent=extent, zorder=3
         )
@@ -271,27 +282,27 @@ def _map(story: Story, name: str) -> Band:
     return Band(1.8, draw)
 
 
-def _error(story: Story, name: str) -> Band:
+def _error(panel: Panel, name: str) -> Band:
     def draw(axes: Any) -> None:
-        times = np.arange(story.steps)
-        axes.plot(times[story.context :], story.kept_errors[name], color=KEPT, lw=1.3, ls=":")
-        axes.plot(times, story.reconstruction_errors[name], color=RECONSTRUCTED, lw=1.3, ls=(0, (3, 1.5)))
-        axes.plot(times[story.context :], story.errors[name], color=IMAGINED, lw=1.9, marker=".", ms=4)
+        times = np.arange(panel.steps)
+        axes.plot(times[panel.context :], panel.persistence_errors[name], color=PERSISTENCE, lw=1.3, ls=":")
+        axes.plot(times, panel.reconstruction_errors[name], color=RECONSTRUCTED, lw=1.3, ls=(0, (3, 1.5)))
+        axes.plot(times[panel.context :], panel.errors[name], color=IMAGINED, lw=1.9, marker=".", ms=4)
         axes.set_ylim(0, max(1e-6, 1.12 * axes.get_ylim()[1]))
-        own = "" if len(story.leaves) == 1 else f" of {name}"
-        _name(axes, "\n".join([f"error{own}", *textwrap.wrap(UNITS[story.leaves[name].kind], 20)]))
+        own = "" if len(panel.modalities) == 1 else f" of {name}"
+        _name(axes, "\n".join([f"error{own}", *textwrap.wrap(UNITS[panel.modalities[name].kind], 20)]))
         _plain(axes)
 
     return Band(0.95, draw)
 
 
-def _rewards(story: Story) -> Band:
+def _rewards(panel: Panel) -> Band:
     def draw(axes: Any) -> None:
-        times = np.arange(story.steps - 1)
-        axes.bar(times, story.rewards, 0.72, color=SEEN, alpha=0.25, lw=0)
-        for start, stop, colour in ((0, story.context, RECONSTRUCTED), (story.context - 1, story.steps, IMAGINED)):
-            axes.plot(times[start:stop], story.predicted_rewards[start:stop], color=colour, lw=1.4, marker=".", ms=4)
-        axes.axhline(0, color=KEPT, lw=0.6)
+        times = np.arange(panel.steps - 1)
+        axes.bar(times, panel.rewards, 0.72, color=SEEN, alpha=0.25, lw=0)
+        for start, stop, colour in ((0, panel.context, RECONSTRUCTED), (panel.context - 1, panel.steps, IMAGINED)):
+            axes.plot(times[start:stop], panel.predicted_rewards[start:stop], color=colour, lw=1.4, marker=".", ms=4)
+        axes.axhline(0, color=PERSISTENCE, lw=0.6)
         _name(axes, "reward\nbars: got")
         _plain(axes)
         low, high = axes.get_ylim()
@@ -301,12 +312,12 @@ def _rewards(story: Story) -> Band:
     return Band(0.7, draw)
 
 
-def _ends(story: Story) -> Band:
+def _ends(panel: Panel) -> Band:
     def draw(axes: Any) -> None:
-        times = np.arange(story.steps - 1)
-        axes.bar(times, story.ends.astype(float), 0.72, color=SEEN, alpha=0.25, lw=0)
-        for start, stop, colour in ((0, story.context, RECONSTRUCTED), (story.context - 1, story.steps, IMAGINED)):
-            axes.plot(times[start:stop], story.predicted_ends[start:stop], color=colour, lw=1.4, marker=".", ms=4)
+        times = np.arange(panel.steps - 1)
+        axes.bar(times, panel.ends.astype(float), 0.72, color=SEEN, alpha=0.25, lw=0)
+        for start, stop, colour in ((0, panel.context, RECONSTRUCTED), (panel.context - 1, panel.steps, IMAGINED)):
+            axes.plot(times[start:stop], panel.predicted_ends[start:stop], color=colour, lw=1.4, marker=".", ms=4)
         axes.set_ylim(-0.06, 1.06)
         _name(axes, "probability\nof the end")
         _plain(axes)
@@ -314,11 +325,11 @@ def _ends(story: Story) -> Band:
     return Band(0.7, draw)
 
 
-def finish(axes: Any, story: Story) -> None:
+def finish(axes: Any, panel: Panel) -> None:
     """What all bands share: the limits, and the line behind the last observation given."""
-    edge = story.context - 0.5
-    axes.set_xlim(-0.5, story.steps - 0.5)
-    axes.axvspan(edge, story.steps - 0.5, color=IMAGINED_SHADE, lw=0, zorder=-2)
+    edge = panel.context - 0.5
+    axes.set_xlim(-0.5, panel.steps - 0.5)
+    axes.axvspan(edge, panel.steps - 0.5, color=IMAGINED_SHADE, lw=0, zorder=-2)
     axes.axvline(edge, color=IMAGINED, lw=1.6, zorder=5)
 
 

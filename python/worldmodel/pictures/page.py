@@ -13,14 +13,14 @@ import numpy as np
 
 from worldmodel.pictures.bands import (
     IMAGINED,
-    KEPT,
     MARGIN,
+    PERSISTENCE,
     RECONSTRUCTED,
     ROW_COLOURS,
     ROWS,
     SEEN,
     Band,
-    Story,
+    Panel,
     bands,
     finish,
     header,
@@ -34,12 +34,12 @@ _LEGEND = 0.3  # inches of a row of a legend
 _FILM_COLOURS = 256  # of a GIF
 
 
-def draw_png(title: str, stories: Sequence[Story], path: Path | None, width: float = 12.5, dpi: int = 120) -> Any:
+def draw_png(title: str, panels: Sequence[Panel], path: Path | None, width: float = 12.5, dpi: int = 120) -> Any:
     """Draws one picture of all episodes.
 
     Args:
         title: stands above all.
-        stories: the episodes.
+        panels: the episodes.
         path: of the PNG; nothing is written if None.
         width: inches.
         dpi: pixels an inch.
@@ -51,14 +51,14 @@ def draw_png(title: str, stories: Sequence[Story], path: Path | None, width: flo
         MissingPackage: matplotlib is not installed.
     """
     inside = width - MARGIN - _RIGHT
-    strips = {id(story): [strip(story, name, inside) for name in story.painters] for story in stories}
-    blocks = [(story, [header(story), *strips[id(story)], *bands(story)]) for story in stories]
-    legends = _legends(stories)
+    strips = {id(panel): [strip(panel, name, inside) for name in panel.renderers] for panel in panels}
+    blocks = [(panel, [header(panel), *strips[id(panel)], *bands(panel)]) for panel in panels]
+    legends = _legends(panels)
     page = _Page(width, sum(_height(parts) for _, parts in blocks), len(legends), dpi)
     page.title(title)
-    for story, parts in blocks:
-        page.caption(story.title)
-        page.stack(story, parts, inside)
+    for panel, parts in blocks:
+        page.caption(panel.title)
+        page.stack(panel, parts, inside)
     page.legends(legends)
     picture = page.pixels()
     if path is not None:
@@ -67,12 +67,12 @@ def draw_png(title: str, stories: Sequence[Story], path: Path | None, width: flo
     return picture
 
 
-def draw_gif(title: str, stories: Sequence[Story], path: Path, fps: float, width: float = 10, dpi: int = 80) -> None:
+def draw_gif(title: str, panels: Sequence[Panel], path: Path, fps: float, width: float = 10, dpi: int = 80) -> None:
     """Writes the film of all episodes, which start at the same time; the last frame stays for two seconds.
 
     Args:
         title: stands above all.
-        stories: the episodes.
+        panels: the episodes.
         path: of the GIF.
         fps: steps a second.
         width: inches.
@@ -82,7 +82,7 @@ def draw_gif(title: str, stories: Sequence[Story], path: Path, fps: float, width
         MissingPackage: matplotlib or imageio is not installed.
     """
     image = require("PIL.Image", "write pictures")  # imageio and matplotlib bring it
-    frames = [image.fromarray(frame) for frame in _frames(title, stories, width, dpi)]
+    frames = [image.fromarray(frame) for frame in _frames(title, panels, width, dpi)]
     # One palette for all frames: what does not change is then stored once.
     sample = image.fromarray(np.concatenate([np.asarray(frames[i]) for i in (0, len(frames) // 2, -1)]))
     palette = sample.quantize(_FILM_COLOURS, method=image.Quantize.MEDIANCUT, dither=image.Dither.NONE)
@@ -91,43 +91,43 @@ def draw_gif(title: str, stories: Sequence[Story], path: Path, fps: float, width
     first.save(path, format="GIF", save_all=True, append_images=others, duration=durations, loop=0, optimize=False)
 
 
-def _frames(title: str, stories: Sequence[Story], width: float, dpi: int) -> Iterator[np.ndarray]:
+def _frames(title: str, panels: Sequence[Panel], width: float, dpi: int) -> Iterator[np.ndarray]:
     """The page with the pictures and the curves as they are at each step."""
-    legends = _legends(stories)
+    legends = _legends(panels)
     inside, picture = width - MARGIN - _RIGHT, (width - 0.2) / 3 - 0.1
-    films = {id(story): len(story.painters) * (picture + 0.62) for story in stories}
-    blocks = [(story, [header(story), *bands(story)]) for story in stories]
-    page = _Page(width, sum(films[id(story)] + _height(parts) for story, parts in blocks), len(legends), dpi)
+    films = {id(panel): len(panel.renderers) * (picture + 0.62) for panel in panels}
+    blocks = [(panel, [header(panel), *bands(panel)]) for panel in panels]
+    page = _Page(width, sum(films[id(panel)] + _height(parts) for panel, parts in blocks), len(legends), dpi)
     page.title(title)
-    moving: list[_Veil | _Film] = []
-    for story, parts in blocks:
-        page.caption(story.title)
-        moving += [_Film(page, story, name, picture) for name in story.painters]
-        moving += [_Veil(axes, story) for axes in page.stack(story, parts, inside)]
+    moving: list[_Overlay | _Film] = []
+    for panel, parts in blocks:
+        page.caption(panel.title)
+        moving += [_Film(page, panel, name, picture) for name in panel.renderers]
+        moving += [_Overlay(axes, panel) for axes in page.stack(panel, parts, inside)]
     page.legends(legends)
-    for step in range(max(story.steps for story in stories)):
+    for step in range(max(panel.steps for panel in panels)):
         with page.over_what_stays():
             for part in moving:
-                part.show(min(step, part.story.steps - 1))
+                part.show(min(step, part.panel.steps - 1))
         yield page.pixels()
     page.close()
 
 
-class _Veil:
+class _Overlay:
     """Covers what is still to come."""
 
-    def __init__(self, axes: Any, story: Story) -> None:
-        self.story = story
+    def __init__(self, axes: Any, panel: Panel) -> None:
+        self.panel = panel
         patches = require("matplotlib.patches", "draw pictures")
         place = axes.get_xaxis_transform()
         self._cover = patches.Rectangle(
-            (0, -0.02), story.steps, 1.04, transform=place, color="white", alpha=0.86, lw=0, animated=True
+            (0, -0.02), panel.steps, 1.04, transform=place, color="white", alpha=0.86, lw=0, animated=True
         )
         axes.add_patch(self._cover)
         self._line = axes.axvline(0, color=SEEN, lw=1, animated=True)
 
     def show(self, step: int) -> None:
-        """Redraws the curves' veil as it is at ``step``."""
+        """Redraws the curves' overlay as it is at ``step``."""
         self._cover.set_x(step + 0.5)
         self._line.set_xdata([step + 0.5] * 2)
         for part in (self._cover, self._line):
@@ -135,11 +135,11 @@ class _Veil:
 
 
 class _Film:
-    """Three pictures of one leaf that change."""
+    """Three pictures of one modality that change."""
 
-    def __init__(self, page: "_Page", story: Story, name: str, inches: float) -> None:
-        self.story, self.name = story, name
-        first = story.picture(name, "seen", 0)
+    def __init__(self, page: "_Page", panel: Panel, name: str, inches: float) -> None:
+        self.panel, self.name = panel, name
+        first = panel.picture(name, "seen", 0)
         assert first is not None
         self._empty = np.full_like(first, 238)
         self._images = []
@@ -159,13 +159,13 @@ class _Film:
 
     def show(self, step: int) -> None:
         """Redraws the pictures and the words below them."""
-        story = self.story
+        panel = self.panel
         for image, row in zip(self._images, ROWS, strict=True):
-            picture = story.picture(self.name, row, step)
+            picture = panel.picture(self.name, row, step)
             image.set_data(self._empty if picture is None else picture)
             image.axes.draw_artist(image)
-        observing = step < story.context
-        ahead = step - story.context + 1
+        observing = step < panel.context
+        ahead = step - panel.context + 1
         self._time.set_text(f"t={step}  " + ("observed" if observing else f"imagined, {ahead} ahead"))
         self._time.set_color(RECONSTRUCTED if observing else IMAGINED)
         for words in (self._time, self._words)[: 1 + observing]:
@@ -209,14 +209,14 @@ class _Page:
         self.place += height
         return self.figure.add_axes(box)
 
-    def stack(self, story: Story, parts: Sequence[Band], inside: float) -> list[Any]:
+    def stack(self, panel: Panel, parts: Sequence[Band], inside: float) -> list[Any]:
         """The bands of an episode, header first, and the axis of time below them; returns the axes but the header's."""
         stacked = []
         for band in parts:
             self.place += band.above
             axes = self.axes(MARGIN, inside, band.height)
             band.draw(axes)
-            finish(axes, story)
+            finish(axes, panel)
             stacked.append(axes)
         time_axis(axes)
         self.place += _BOTTOM
@@ -259,7 +259,9 @@ class _Legend:
         left, end = 0.15, page.width - 1.3
         for index, (sample, name) in enumerate(self.samples):
             if left > end:
-                left = page.text(f"and {len(self.samples) - index} more", left, page.height - middle, 9, colour=KEPT)
+                left = page.text(
+                    f"and {len(self.samples) - index} more", left, page.height - middle, 9, colour=PERSISTENCE
+                )
                 break
             if sample is None:
                 start = left
@@ -276,21 +278,21 @@ class _Legend:
             left = page.text(name, start, page.height - middle, 9) + 0.22
 
 
-def _legends(stories: Sequence[Story]) -> list[_Legend]:
+def _legends(panels: Sequence[Panel]) -> list[_Legend]:
     lines = [
         ({"color": SEEN, "lw": 1.8}, "seen"),
         ({"color": RECONSTRUCTED, "lw": 1.5, "ls": (0, (3, 1.5))}, "reconstructed, from the observation of that step"),
         ({"color": IMAGINED, "lw": 2}, "imagined, open loop"),
-        ({"color": KEPT, "lw": 1.5, "ls": ":"}, "error if nothing changed any more"),
+        ({"color": PERSISTENCE, "lw": 1.5, "ls": ":"}, "error if nothing changed any more"),
     ]
     found = [_Legend(lines)]
-    for name, painter in stories[0].painters.items():
-        views = [views[name] for story in stories for views in (story.seen, story.reconstructed, story.imagined)]
-        samples = painter.legend(views)
+    for name, renderer in panels[0].renderers.items():
+        views = [views[name] for panel in panels for views in (panel.seen, panel.reconstructed, panel.imagined)]
+        samples = renderer.legend(views)
         if samples:
             found.append(_Legend(samples))
-        if painter.note:
-            found.append(_Legend([(None, painter.note)]))
+        if renderer.note:
+            found.append(_Legend([(None, renderer.note)]))
     return found
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from worldmodel.data.spaces import Leaf
+from worldmodel.data.spaces import Modality
 
 TILE = 24  # pixels of a cell's side
 WRONG = (230, 30, 60)  # frame of a cell that is not as it was seen
@@ -34,11 +34,11 @@ def class_colours(classes: np.ndarray) -> np.ndarray:
     return _PALETTE[np.asarray(classes, np.int64) % len(_PALETTE)]
 
 
-class Painter:
-    """Draws the arrays of one leaf."""
+class Renderer:
+    """Draws the arrays of one modality."""
 
-    def paint(self, array: np.ndarray, seen: np.ndarray | None = None) -> np.ndarray:
-        """A picture of ``array``, one leaf without batch or time.
+    def render(self, array: np.ndarray, seen: np.ndarray | None = None) -> np.ndarray:
+        """A picture of ``array``, one modality without batch or time.
 
         Args:
             array: what to draw.
@@ -59,10 +59,10 @@ class Painter:
         return ""
 
 
-class ImagePainter(Painter):
+class ImageRenderer(Renderer):
     """Pixels: grey, coloured, or the newest of stacked frames."""
 
-    def paint(self, array: np.ndarray, seen: np.ndarray | None = None) -> np.ndarray:
+    def render(self, array: np.ndarray, seen: np.ndarray | None = None) -> np.ndarray:
         channels = array.shape[-1]
         if channels != 3:
             newest = array[..., -3:] if channels % 3 == 0 else array[..., -1:]
@@ -73,7 +73,7 @@ class ImagePainter(Painter):
         return []
 
 
-class GridPainter(Painter):
+class GridRenderer(Renderer):
     """Cells as nested squares, one for each channel, with the first channel outside.
 
     Args:
@@ -85,7 +85,7 @@ class GridPainter(Painter):
         self.channels = channels
         self.names = tuple(names)
 
-    def paint(self, array: np.ndarray, seen: np.ndarray | None = None) -> np.ndarray:
+    def render(self, array: np.ndarray, seen: np.ndarray | None = None) -> np.ndarray:
         rows = [np.concatenate([self.tile(cell) for cell in row], 1) for row in self._upright(array)]
         picture = np.concatenate(rows, 0)
         if seen is not None:
@@ -121,7 +121,7 @@ class GridPainter(Painter):
         return array
 
 
-class MiniGridPainter(GridPainter):
+class MiniGridRenderer(GridRenderer):
     """MiniGrid's (object, colour, state), indexed by x first, in its own tiles."""
 
     def __init__(self) -> None:
@@ -175,23 +175,27 @@ class MiniGridPainter(GridPainter):
         return array.swapaxes(0, 1)
 
 
-def painter(leaf: Leaf, environment: Any = None) -> Painter | None:
-    """Who draws ``leaf``; None for numbers and classes, which have no picture.
+def renderer(modality: Modality, environment: Any = None) -> Renderer | None:
+    """Who draws ``modality``; None for numbers and classes, which have no picture.
 
     Args:
-        leaf: of the observation.
+        modality: of the observation.
         environment: that it comes from, if it is known. Its metadata may name the classes of its grids: "cells" is a
             list of names.
     """
-    if leaf.kind == "image":
-        return ImagePainter()
-    if leaf.kind != "grid":
+    if modality.kind == "image":
+        return ImageRenderer()
+    if modality.kind != "grid":
         return None
     minigrid = sys.modules.get("minigrid.minigrid_env")  # loaded where the environment is one of its own
-    if minigrid and isinstance(getattr(environment, "unwrapped", None), minigrid.MiniGridEnv) and leaf.shape[2] == 3:
-        return MiniGridPainter()
+    if (
+        minigrid
+        and isinstance(getattr(environment, "unwrapped", None), minigrid.MiniGridEnv)
+        and modality.shape[2] == 3
+    ):
+        return MiniGridRenderer()
     metadata = getattr(environment, "metadata", None) or {}
-    return GridPainter(leaf.shape[2], metadata.get("cells", ()))
+    return GridRenderer(modality.shape[2], metadata.get("cells", ()))
 
 
 def _frame(picture: np.ndarray, colour: tuple[int, int, int], width: int) -> None:

@@ -15,6 +15,7 @@ FIELDS = {
     "train.model.perception.classes": "train.model.perception.latent.classes",
     "train.model.perception.drawn": "train.model.perception.latent.stochastic",
     "train.model.perception.uniform": "train.model.perception.latent.unimix_ratio",
+    "spaces.observation.leaves": "spaces.observation.modalities",
     "train.model.evaluation.trace": "train.model.evaluation.lambda_",
     "train.model.evaluation.slow": "train.model.evaluation.tau",
     "train.model.decision.improve": "train.model.decision.gradient",
