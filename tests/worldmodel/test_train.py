@@ -105,6 +105,25 @@ def test_an_agent_remembers_in_the_state_that_it_returns(trained: Path, tmp_path
         agent.act(7)
 
 
+def test_the_trainer_collects_with_its_decider_and_measures_with_its_evaluator() -> None:
+    asked: list[int] = []
+
+    def always_one(world_model: WorldModel, state: dict[str, torch.Tensor]) -> torch.Tensor:
+        asked.append(len(state["features"]))
+        return torch.tensor([0.0, 1.0]).expand(len(state["features"]), 2)
+
+    def steps(trainer: Trainer) -> tuple[dict[str, float], None]:
+        return {"measured": float(trainer.steps)}, None
+
+    trainer = Trainer(config(prefill=0), always_one, steps)
+    for _ in range(30):
+        trainer.iterate()
+    num_envs = trainer.config.num_envs
+    assert asked == [num_envs] * 30 and trainer.evaluate() == ({"measured": 30.0 * num_envs}, None)
+    assert trainer.collector.state["action"].tolist() == [[0.0, 1.0]] * num_envs  # the first actions are random
+    assert Trainer(config()).evaluate() == ({}, None)
+
+
 def weights(trainer: Trainer) -> dict[str, torch.Tensor]:
     return {name: value.clone() for name, value in trainer.world_model.state_dict().items()}
 
