@@ -117,7 +117,7 @@ def test_an_option_of_an_earlier_release_names_the_one_of_today(capsys: pytest.C
     with pytest.raises(SystemExit):
         main(["train", "--help"])
     today = re.findall(r"--[\w.-]+", capsys.readouterr().out)
-    for old in FIELDS:
+    for old in (field for field in FIELDS if field.startswith("train.")):  # the others are of the environment's spaces
         option = "--" + old.removeprefix("train.").replace("_", "-")
         with pytest.raises(ConfigurationError, match=f"{option} is an option of an earlier release: use --") as refused:
             train_options(["--env", "CartPole-v1", option, "1"])
