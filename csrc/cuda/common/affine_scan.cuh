@@ -24,8 +24,8 @@ __device__ __forceinline__ T pass_state(const AffineMap<T>& map, T state) {
 template <bool LONG, typename T>
 __device__ __forceinline__ AffineMap<T> combine(const AffineMap<T>& earlier, const AffineMap<T>& later) {
   if (later.reset) return later;
-  const T value = LONG ? pass_state(later, earlier.value) : later.decay * earlier.value + later.value;
-  return {earlier.decay * later.decay, value, earlier.reset};
+  return {earlier.decay * later.decay,
+          LONG ? pass_state(later, earlier.value) : later.decay * earlier.value + later.value, earlier.reset};
 }
 
 // The map of lane `lane` of the warp.

@@ -195,21 +195,23 @@ struct Tile {
     }
   }
 
-  // The staged tile through `transform(value, row)`, zero outside the tensor, as [ROWS][pitch] or [STEPS][pitch].
+  // Stores the staged tile through `transform(value, row)`, zero outside the tensor, as [ROWS][pitch] or
+  // [STEPS][pitch]. ptxas allocates registers of callers in the order of the mangled names of the out-of-line
+  // functions: with names that do not sort as fetch, store, write, the linear scan spills on sm_120.
   template <bool TRANSPOSED, typename Transform>
-  static __device__ __forceinline__ void convert(T* tile, int pitch, const unsigned char* stage, bool along_time,
-                                                 int64_t dtype, int rows, int steps, Transform transform) {
+  static __device__ __forceinline__ void store(T* tile, int pitch, const unsigned char* stage, bool along_time,
+                                               int64_t dtype, int rows, int steps, Transform transform) {
     if (rows < ROWS || steps < STEPS) {
-      convert_general<TRANSPOSED>(tile, pitch, stage, along_time, dtype, rows, steps, transform);
+      store_general<TRANSPOSED>(tile, pitch, stage, along_time, dtype, rows, steps, transform);
     } else if (along_time) {
-      convert_full<TRANSPOSED, true>(tile, pitch, stage, dtype, transform);
+      store_full<TRANSPOSED, true>(tile, pitch, stage, dtype, transform);
     } else {
-      convert_full<TRANSPOSED, false>(tile, pitch, stage, dtype, transform);
+      store_full<TRANSPOSED, false>(tile, pitch, stage, dtype, transform);
     }
   }
   template <bool TRANSPOSED, bool ALONG_TIME, typename Transform>
-  static __device__ __forceinline__ void convert_full(T* tile, int pitch, const unsigned char* stage, int64_t dtype,
-                                                      Transform transform) {
+  static __device__ __forceinline__ void store_full(T* tile, int pitch, const unsigned char* stage, int64_t dtype,
+                                                    Transform transform) {
 #pragma unroll
     for (int i = 0; i < kPerThread; ++i) {
       if (!in_tile(i)) break;
@@ -229,8 +231,8 @@ struct Tile {
     }
   }
   template <bool TRANSPOSED, typename Transform>
-  static __device__ __noinline__ void convert_general(T* tile, int pitch, const unsigned char* stage, bool along_time,
-                                                      int64_t dtype, int rows, int steps, Transform transform) {
+  static __device__ __noinline__ void store_general(T* tile, int pitch, const unsigned char* stage, bool along_time,
+                                                    int64_t dtype, int rows, int steps, Transform transform) {
 #pragma unroll 1
     for (int i = 0; i < kPerThread && in_tile(i); ++i) {
       int row, step;

@@ -112,13 +112,13 @@ __global__ void __launch_bounds__(128, BACKWARD&& LOCAL             ? 3
     const int64_t begin = tile_begin(i);
     const int steps = tile_steps(begin);
     copy_async_wait();
-    RowTile::template convert<false>(shared.gates, kPitch, gate_stage, rows_of(p.gates).along_time(), dtype, rows,
-                                     steps, identity);
-    RowTile::template convert<false>(shared.values, kPitch, value_stage, rows_of(value_view).along_time(), dtype, rows,
-                                     steps, identity);
+    RowTile::template store<false>(shared.gates, kPitch, gate_stage, rows_of(p.gates).along_time(), dtype, rows, steps,
+                                   identity);
+    RowTile::template store<false>(shared.values, kPitch, value_stage, rows_of(value_view).along_time(), dtype, rows,
+                                   steps, identity);
     if (needs_outputs) {
-      RowTile::template convert<false>(shared.outputs, kPitch, output_stage, rows_of(p.out).along_time(), dtype, rows,
-                                       steps, identity);
+      RowTile::template store<false>(shared.outputs, kPitch, output_stage, rows_of(p.out).along_time(), dtype, rows,
+                                     steps, identity);
     }
     if (threadIdx.x < kSteps) {
       const int64_t time = begin + threadIdx.x + reset_shifted;

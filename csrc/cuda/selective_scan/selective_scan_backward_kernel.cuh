@@ -124,14 +124,14 @@ __global__ void __launch_bounds__(Traits::kThreads, kBackwardKernelBlocks<Traits
   };
   const auto convert_inputs = [&](int64_t begin, int steps) {
     copy_async_wait();
-    ChannelTile::template convert<false>(shared.u, kPitch, stages.u, channel_rows(shared.origin_u, p.u).along_time(),
-                                         dtype, work.channels, steps, identity);
-    ChannelTile::template convert<false>(shared.step, kPitch, stages.delta,
-                                         channel_rows(shared.origin_delta, p.delta).along_time(), dtype, work.channels,
-                                         steps, step_size);
+    ChannelTile::template store<false>(shared.u, kPitch, stages.u, channel_rows(shared.origin_u, p.u).along_time(),
+                                       dtype, work.channels, steps, identity);
+    ChannelTile::template store<false>(shared.step, kPitch, stages.delta,
+                                       channel_rows(shared.origin_delta, p.delta).along_time(), dtype, work.channels,
+                                       steps, step_size);
     if (p.B_varies) {
-      StateTile::template convert<true>(shared.B_tile, kStatePitch, stages.B,
-                                        state_rows(shared.origin_B, p.B).along_time(), dtype, states, steps, identity);
+      StateTile::template store<true>(shared.B_tile, kStatePitch, stages.B,
+                                      state_rows(shared.origin_B, p.B).along_time(), dtype, states, steps, identity);
     }
     load_resets<Traits>(&shared.resets, p, work, begin, steps);
   };
@@ -185,17 +185,16 @@ __global__ void __launch_bounds__(Traits::kThreads, kBackwardKernelBlocks<Traits
       fetch_rest(begin, steps);
     }
     convert_inputs(begin, steps);
-    ChannelTile::template convert<false>(shared.grad, kPitch, stages.grad,
-                                         channel_rows(shared.origin_grad_out, p.grad_out).along_time(), dtype,
-                                         work.channels, steps, identity);
+    ChannelTile::template store<false>(shared.grad, kPitch, stages.grad,
+                                       channel_rows(shared.origin_grad_out, p.grad_out).along_time(), dtype,
+                                       work.channels, steps, identity);
     if (has_gate) {
-      ChannelTile::template convert<false>(shared.gate, kPitch, stages.z,
-                                           channel_rows(shared.origin_z, p.z).along_time(), dtype, work.channels, steps,
-                                           identity);
+      ChannelTile::template store<false>(shared.gate, kPitch, stages.z, channel_rows(shared.origin_z, p.z).along_time(),
+                                         dtype, work.channels, steps, identity);
     }
     if (p.C_varies) {
-      StateTile::template convert<true>(shared.C_tile, kStatePitch, stages.C,
-                                        state_rows(shared.origin_C, p.C).along_time(), dtype, states, steps, identity);
+      StateTile::template store<true>(shared.C_tile, kStatePitch, stages.C,
+                                      state_rows(shared.origin_C, p.C).along_time(), dtype, states, steps, identity);
     }
     __syncthreads();
     // Fetches the next tile early, unless recomputing its states needs the same stage buffers.

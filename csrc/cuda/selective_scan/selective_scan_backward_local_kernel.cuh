@@ -108,20 +108,19 @@ __global__ void __launch_bounds__(Traits::kThreads, Traits::kBackwardBlocks)
     const int64_t end = begin + kSteps < work.end ? begin + kSteps : work.end;
     const int steps = static_cast<int>(end - begin);
     copy_async_wait();
-    ChannelTile::template convert<false>(shared.step, kPitch, stages.delta,
-                                         channel_rows(shared.origin_delta, p.delta).along_time(), dtype, work.channels,
-                                         steps, step_size);
-    ChannelTile::template convert<false>(shared.grad, kPitch, stages.grad,
-                                         channel_rows(shared.origin_grad_out, p.grad_out).along_time(), dtype,
-                                         work.channels, steps, identity);
+    ChannelTile::template store<false>(shared.step, kPitch, stages.delta,
+                                       channel_rows(shared.origin_delta, p.delta).along_time(), dtype, work.channels,
+                                       steps, step_size);
+    ChannelTile::template store<false>(shared.grad, kPitch, stages.grad,
+                                       channel_rows(shared.origin_grad_out, p.grad_out).along_time(), dtype,
+                                       work.channels, steps, identity);
     if (has_gate) {
-      ChannelTile::template convert<false>(shared.gate, kPitch, stages.z,
-                                           channel_rows(shared.origin_z, p.z).along_time(), dtype, work.channels, steps,
-                                           identity);
+      ChannelTile::template store<false>(shared.gate, kPitch, stages.z, channel_rows(shared.origin_z, p.z).along_time(),
+                                         dtype, work.channels, steps, identity);
     }
     if (p.C_varies) {
-      StateTile::template convert<true>(shared.C_tile, kStatePitch, stages.C,
-                                        state_rows(shared.origin_C, p.C).along_time(), dtype, states, steps, identity);
+      StateTile::template store<true>(shared.C_tile, kStatePitch, stages.C,
+                                      state_rows(shared.origin_C, p.C).along_time(), dtype, states, steps, identity);
     }
     load_resets<Traits>(&shared.resets, p, work, begin, steps);
     __syncthreads();

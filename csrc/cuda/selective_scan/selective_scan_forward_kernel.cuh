@@ -180,23 +180,22 @@ __global__ void __launch_bounds__(Traits::kThreads, Traits::kForwardBlocks)
   while (begin < work.end) {
     const int steps = static_cast<int>(end - begin);
     copy_async_wait();
-    ChannelTile::template convert<false>(shared.u, kPitch, stages.u, channel_rows(shared.origin_u, p.u).along_time(),
-                                         dtype, work.channels, steps, identity);
-    ChannelTile::template convert<false>(shared.step, kPitch, stages.delta,
-                                         channel_rows(shared.origin_delta, p.delta).along_time(), dtype, work.channels,
-                                         steps, step_size);
+    ChannelTile::template store<false>(shared.u, kPitch, stages.u, channel_rows(shared.origin_u, p.u).along_time(),
+                                       dtype, work.channels, steps, identity);
+    ChannelTile::template store<false>(shared.step, kPitch, stages.delta,
+                                       channel_rows(shared.origin_delta, p.delta).along_time(), dtype, work.channels,
+                                       steps, step_size);
     if (p.B_varies) {
-      StateTile::template convert<true>(shared.B_tile, kStatePitch, stages.B,
-                                        state_rows(shared.origin_B, p.B).along_time(), dtype, states, steps, identity);
+      StateTile::template store<true>(shared.B_tile, kStatePitch, stages.B,
+                                      state_rows(shared.origin_B, p.B).along_time(), dtype, states, steps, identity);
     }
     if (has_gate) {
-      ChannelTile::template convert<false>(shared.gate, kPitch, stages.z,
-                                           channel_rows(shared.origin_z, p.z).along_time(), dtype, work.channels, steps,
-                                           identity);
+      ChannelTile::template store<false>(shared.gate, kPitch, stages.z, channel_rows(shared.origin_z, p.z).along_time(),
+                                         dtype, work.channels, steps, identity);
     }
     if (!LOCAL && p.C_varies) {
-      StateTile::template convert<true>(shared.C_tile, kStatePitch, stages.C,
-                                        state_rows(shared.origin_C, p.C).along_time(), dtype, states, steps, identity);
+      StateTile::template store<true>(shared.C_tile, kStatePitch, stages.C,
+                                      state_rows(shared.origin_C, p.C).along_time(), dtype, states, steps, identity);
     }
     load_resets<Traits>(&shared.resets, p, work, begin, steps);
     __syncthreads();
