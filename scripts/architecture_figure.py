@@ -63,20 +63,21 @@ def bottom(of: Box) -> tuple[float, float]:
 def call(axes: Any) -> None:
     """The way of a call, wmkernels/<op>/ and csrc/."""
     axes.text(0, 4.75, "A call: wmkernels/<op>/, csrc/", color=INK, fontsize=12, weight="bold")
-    checks = box(axes, 0, 1.75, 2.3, "function.py", "checks, canonical\nform", PYTHON)
-    choice = box(axes, 2.8, 1.75, 2.1, "dispatch.py", "which backend\ncan run it", PYTHON)
+    checks = box(axes, 0, 1.75, 2.3, "function.py", "validation.py: checks,\ncanonical form", PYTHON)
+    choice = box(axes, 2.8, 1.75, 2.1, "dispatch.py", "registry.py: which\nbackend runs", PYTHON)
     graph = box(axes, 5.4, 1.75, 2.3, "autograd.py", "torch.library ops,\nmeta.py, Functions", PYTHON)
     arrow(axes, right(checks), left(choice))
     arrow(axes, right(choice), left(graph))
-    slow = box(axes, 8.4, 3.0, 2.5, "reference.py", "loop over time,\nany device", PYTHON)
-    native = box(axes, 8.4, 1.75, 2.5, "native.py", "outputs, argument\nmembers", PYTHON)
-    triton = box(axes, 8.4, 0.5, 2.5, "triton_kernels.py", "Triton kernels,\nlaunchers", DEVICE)
-    for target in (slow, native, triton):
+    slow = box(axes, 8.4, 3.45, 2.5, "reference.py", "loop over time,\nany device", PYTHON)
+    chunked = box(axes, 8.4, 2.3, 2.5, "chunked.py", "log-depth scan,\nany device", PYTHON)
+    native = box(axes, 8.4, 1.15, 2.5, "native.py", "outputs, argument\nmembers", PYTHON)
+    triton = box(axes, 8.4, 0, 2.5, "triton_kernels.py", "Triton kernels,\nlaunchers", DEVICE)
+    for target in (slow, chunked, native, triton):
         arrow(axes, right(graph), left(target))
-    binding = box(axes, 11.4, 1.75, 2.2, "csrc/python", "pack, check,\nworkspace, run", NATIVE)
+    binding = box(axes, 11.4, 1.15, 2.2, "csrc/python", "pack, check,\nworkspace, run", NATIVE)
     arrow(axes, right(native), left(binding))
-    cpu = box(axes, 14.1, 2.55, 2.5, "csrc/cpu/<op>", "C++, one build per\ninstruction set", NATIVE)
-    cuda = box(axes, 14.1, 0.95, 2.5, "csrc/cuda/<op>", "CUDA C++, on the\ncurrent stream", DEVICE)
+    cpu = box(axes, 14.1, 1.95, 2.5, "csrc/cpu/<op>", "C++, one build per\ninstruction set", NATIVE)
+    cuda = box(axes, 14.1, 0.35, 2.5, "csrc/cuda/<op>", "CUDA C++, on the\ncurrent stream", DEVICE)
     arrow(axes, right(binding), left(cpu))
     arrow(axes, right(binding), left(cuda))
 
