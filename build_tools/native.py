@@ -1,12 +1,14 @@
 """Builds wmkernels/_native: the one function that setup.py calls.
 
-A missing tool is reported and leaves the package without its extension (the reference runs); an error in our own code,
-or a tool that was asked for and is not there, stops the build.
+A tool that is missing, or fails to compile a kernel, is reported and leaves out what it would have made: without nvcc the
+CPU kernels run, without a C++ compiler the reference. What was asked for stops the build where it fails: CXX,
+WMKERNELS_NVCC, WMKERNELS_CUDA=1, and the extension itself with WMKERNELS_REQUIRE_NATIVE=1.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import shutil
 import subprocess
@@ -18,7 +20,15 @@ from pathlib import Path
 from .cuda import find_cuda
 from .ninja_file import Plan, extension_name, write_if_changed, write_ninja_file
 from .report import Report
-from .toolchain import BuildError, Prober, find_compiler, instruction_set_levels, machine_name, openmp_failure
+from .toolchain import (
+    BuildError,
+    Prober,
+    complaint,
+    find_compiler,
+    instruction_set_levels,
+    machine_name,
+    openmp_failure,
+)
 
 BUILD_FOLDER = Path("build", "native")
 
@@ -28,16 +38,40 @@ def build(root: Path, package: Path, version: str, environ: Mapping[str, str] = 
     report = Report(version)
     with _one_build_at_a_time(root / BUILD_FOLDER):
         plan = make_plan(root, report, environ)
+        if plan is not None:
+            plan = compile_plan(plan, report, environ)
         extension = package / extension_name()
         if plan is None:
             extension.unlink(missing_ok=True)  # of an earlier build, which this report does not describe
         else:
-            run_ninja(plan, write_ninja_file(plan), environ)
             _install(root / plan.extension, extension)
             report.extension, report.objects = extension.name, plan.folder.as_posix()
         report.write(package)
     print(f"\n{report.block()}\n", flush=True)
+    if plan is None and environ.get("WMKERNELS_REQUIRE_NATIVE") == "1":
+        raise BuildError(f"WMKERNELS_REQUIRE_NATIVE=1, but there is no extension: {report.extension_reason}")
     return report
+
+
+def compile_plan(plan: Plan, report: Report, environ: Mapping[str, str]) -> Plan | None:
+    """Compile; where a kernel fails, leave out CUDA and then the extension. Returns what was compiled."""
+    failure = run_ninja(plan, write_ninja_file(plan), environ)
+    if not failure:
+        return plan
+    if plan.cuda is not None and not asked_for(environ):
+        report.cuda, report.cuda_reason = False, f"its kernels, or the extension, do not compile: {failure}"
+        report.nvcc, report.nvcc_version, report.cuda_architectures = "", "", []
+        return compile_plan(dataclasses.replace(plan, cuda=None), report, environ)
+    report.extension_reason = f"the kernels do not compile: {failure}"
+    if asked_for(environ):
+        raise BuildError(f"{', '.join(asked_for(environ))}, but {report.extension_reason}")
+    return None
+
+
+def asked_for(environ: Mapping[str, str]) -> list[str]:
+    """The environment's settings whose failure stops the build."""
+    settings = [f"{name}={environ[name]}" for name in ("CXX", "WMKERNELS_NVCC") if environ.get(name)]
+    return settings + [name for name in ("WMKERNELS_CUDA=1",) if environ.get("WMKERNELS_CUDA") == "1"]
 
 
 def make_plan(root: Path, report: Report, environ: Mapping[str, str]) -> Plan | None:
@@ -99,8 +133,8 @@ def find_ninja(environ: Mapping[str, str]) -> str:
     return path
 
 
-def run_ninja(plan: Plan, file: Path, environ: Mapping[str, str]) -> None:
-    """Compile what changed; an error stops the build with the compiler's own words above it."""
+def run_ninja(plan: Plan, file: Path, environ: Mapping[str, str]) -> str:
+    """Compile what changed, with the compilers' output shown. Returns the first error, empty where all went well."""
     command = [find_ninja(environ), "-f", str(file.relative_to(plan.root))]
     if environ.get("MAX_JOBS"):
         command += ["-j", environ["MAX_JOBS"]]
@@ -111,8 +145,21 @@ def run_ninja(plan: Plan, file: Path, environ: Mapping[str, str]) -> None:
     appended = " ".join(filter(None, [environ.get("NVCC_APPEND_FLAGS", ""), threads]))
     environment = {**environ, "NVCC_APPEND_FLAGS": appended, "NINJA_STATUS": "[%f/%t %es] "}
     sys.stdout.flush()
-    if subprocess.run(command, cwd=plan.root, env=environment).returncode != 0:
-        raise BuildError("wmkernels: the native extension does not compile; the compiler's messages are above")
+    output = []
+    with subprocess.Popen(
+        command,
+        cwd=plan.root,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+    ) as ninja:
+        assert ninja.stdout is not None
+        for line in ninja.stdout:
+            print(line, end="", flush=True)
+            output.append(line)
+    return complaint("".join(output)) if ninja.returncode else ""
 
 
 def _install(built: Path, target: Path) -> None:

@@ -17,7 +17,7 @@ from .cuda import Cuda, host_flags
 from .toolchain import COMPILE_FLAGS, Compiler
 
 NVCC_FLAGS = ("-O3", "--expt-relaxed-constexpr", "-Xcompiler=-fPIC,-fvisibility=hidden")
-OPS = ("selective_scan", "selective_step", "linear_scan", "conv_lstm")
+ONCE = "api.cpp"  # of an op's folder; its other files are compiled once per level
 EXPORTS = "{ global: PyInit__native; local: *; };\n"
 
 
@@ -69,12 +69,9 @@ def _sources(plan: Plan, pattern: str) -> list[Path]:
     return [path.relative_to(plan.root) for path in sorted(plan.root.glob(pattern))]
 
 
-def _cuda_defines(plan: Plan) -> list[str]:
-    """Tells the bindings which ops have CUDA kernels: those with a file in csrc/cuda/<op>/."""
-    if plan.cuda is None:
-        return []
-    ops = [op for op in OPS if _sources(plan, f"csrc/cuda/{op}/*.cu")]
-    return ["-DWMK_WITH_CUDA", *(f"-DWMK_WITH_CUDA_{op.upper()}" for op in ops)]
+def is_compiled_once(source: Path) -> bool:
+    """Whether a C++ source under csrc/cpu is compiled once, not once per instruction-set level."""
+    return source.parent.name == "dispatch" or source.name == ONCE
 
 
 def ninja_text(plan: Plan) -> str:
@@ -84,6 +81,7 @@ def ninja_text(plan: Plan) -> str:
     base = [*COMPILE_FLAGS, *openmp, "-Icsrc"]
     python = {sysconfig.get_path("include"), sysconfig.get_path("platinclude")}
     bindings = [*base, f"-I{plan.pybind11_headers}", *(f"-I{path}" for path in sorted(python))]
+    cuda = [] if plan.cuda is None else ["-DWMK_WITH_CUDA"]
     levels = [f"-DWMK_HAVE_{level.upper()}" for level in plan.levels]
     rules = [
         "ninja_required_version = 1.8",
@@ -107,7 +105,7 @@ def ninja_text(plan: Plan) -> str:
             builds.append(f"  level = ({level})")
 
     # the longest first, since ninja knows no times at the first build
-    add("cxx", Path("csrc/python/bindings.cpp"), plan.configuration / "bindings.o", [*bindings, *_cuda_defines(plan)])
+    add("cxx", Path("csrc/python/bindings.cpp"), plan.configuration / "bindings.o", [*bindings, *cuda])
     if plan.cuda is not None:
         rules += [
             "rule nvcc",
@@ -121,8 +119,8 @@ def ninja_text(plan: Plan) -> str:
         for source in _sources(plan, "csrc/cuda/*/*.cu"):
             add("nvcc", source, plan.configuration / "cuda" / f"{source.stem}.o", compile_cuda)
     for source in _sources(plan, "csrc/cpu/*/*.cpp"):
-        if source.parent.name == "dispatch":
-            add("cxx", source, folder / "cpu" / "dispatch" / f"{source.stem}.o", [*base, *levels])
+        if is_compiled_once(source):
+            add("cxx", source, folder / "cpu" / source.parent.name / f"{source.stem}.o", [*base, *levels])
             continue
         for level, flags in plan.levels.items():
             target = folder / "cpu" / source.parent.name / f"{source.stem}.{level}.o"

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
@@ -65,9 +66,10 @@ def run_tool(command: Sequence[str]) -> tuple[bool, str]:
 
 
 def complaint(output: str) -> str:
-    """The line of a failed tool's output that says most."""
+    """The first error in a failed tool's output, or else its last line."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
-    return next((line for line in lines if "error" in line.lower()), lines[-1] if lines else "no output")
+    errors = (line for line in lines if re.search(r"\berror\b", line, re.IGNORECASE))
+    return next(errors, lines[-1] if lines else "no output")
 
 
 class Prober:

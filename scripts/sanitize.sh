@@ -27,12 +27,12 @@ commands=()
 while read -r level flags; do
   have+=" -DWMK_HAVE_${level^^}"
   for source in csrc/cpu/*/*.cpp; do
-    [ "$(basename "$(dirname "$source")")" != dispatch ] || continue
+    if [[ $source == */dispatch/* || $source == */api.cpp ]]; then continue; fi
     commands+=("$source $folder/$(basename "$source" .cpp).$level.o $flags -DWMK_ISA=$level")
   done
 done <<<"$levels"
-for source in csrc/cpu/dispatch/*.cpp tests/sanitize/*.cpp; do
-  commands+=("$source $folder/$(basename "$source" .cpp).o $have")
+for source in csrc/cpu/dispatch/*.cpp csrc/cpu/*/api.cpp tests/sanitize/*.cpp; do
+  commands+=("$source $folder/$(basename "$(dirname "$source")").$(basename "$source" .cpp).o $have")
 done
 
 # An object is made again when anything it was made of is newer, by the dependencies the compiler noted.

@@ -26,6 +26,7 @@ ENVIRONMENT = {
     "WMKERNELS_PERSISTENT": "1: small 16-bit maps of conv_lstm take all their steps in one CUDA kernel",
     "OMP_NUM_THREADS": "threads that PyTorch starts with; torch.set_num_threads counts for the kernels too",
     "WMKERNELS_CUDA": "build: 0 never builds the CUDA kernels, 1 fails where they cannot be built",
+    "WMKERNELS_REQUIRE_NATIVE": "build: 1 fails where there is no extension, or a kernel does not compile",
     "WMKERNELS_CUDA_ARCHS": "build: GPU architectures, as 80,90",
     "WMKERNELS_NVCC": "build: the nvcc to use",
     "CUDA_HOME": "build: where CUDA is",

@@ -29,7 +29,7 @@ Members = dict[str, int | Expected]
 def output(tensor: Tensor) -> Expected:
     """A tensor allocated for a kernel; absent where it has no elements."""
     if tensor.is_cpu and tensor.nbytes >= LARGE:
-        native.expect_large_pages(tensor.data_ptr(), tensor.nbytes)
+        native.advise_huge_pages(tensor.data_ptr(), tensor.nbytes)
     return (tensor if tensor.numel() else None, tensor.shape, tensor.dtype)
 
 

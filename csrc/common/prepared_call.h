@@ -1,7 +1,6 @@
-// One call of a kernel: its structure, filled once, from which the size of the workspace is asked and the kernel runs.
+// The kernels by name, and one call of a kernel: a structure filled once, that tells the workspace's size and runs.
 #pragma once
 
-#include <cstring>
 #include <memory>
 
 #include "common/arg_layout.h"
@@ -16,20 +15,48 @@ struct Kernel {
   int (*run)(const void* arguments);            // null: this build does not have it
 };
 
+template <class Arguments, int (*run)(const Arguments*), int64_t (*workspace)(const Arguments*)>
+constexpr Kernel make_kernel(const char* name) {
+  Kernel kernel = {name, &LayoutOf<Arguments>::layout, nullptr, nullptr};
+  if constexpr (workspace != nullptr) {
+    kernel.workspace = [](const void* words) { return workspace(static_cast<const Arguments*>(words)); };
+  }
+  if constexpr (run != nullptr) {
+    kernel.run = [](const void* words) { return run(static_cast<const Arguments*>(words)); };
+  }
+  return kernel;
+}
+
+constexpr Kernel kKernels[] = {
+#define WMK_CPU_KERNEL(arguments, name) make_kernel<wmk_##arguments, wmk_cpu_##name, nullptr>("cpu_" #name),
+#define WMK_CPU_KERNEL_WITH_WORKSPACE(arguments, name) \
+  make_kernel<wmk_##arguments, wmk_cpu_##name, wmk_cpu_##name##_workspace>("cpu_" #name),
+#ifdef WMK_WITH_CUDA
+#define WMK_CUDA_KERNEL(arguments, name) make_kernel<wmk_##arguments, wmk_cuda_##name, nullptr>("cuda_" #name),
+#define WMK_CUDA_KERNEL_WITH_WORKSPACE(arguments, name) \
+  make_kernel<wmk_##arguments, wmk_cuda_##name, wmk_cuda_##name##_workspace>("cuda_" #name),
+#else
+#define WMK_CUDA_KERNEL(arguments, name) make_kernel<wmk_##arguments, nullptr, nullptr>("cuda_" #name),
+#define WMK_CUDA_KERNEL_WITH_WORKSPACE(arguments, name) WMK_CUDA_KERNEL(arguments, name)
+#endif
+#include "common/ops.h"
+};
+
 class PreparedCall {
  public:
   explicit PreparedCall(const Kernel& kernel) : kernel_(&kernel), words_(new int64_t[count()]()) {}
 
   const Kernel& kernel() const { return *kernel_; }
-  size_t count() const { return kernel_->layout->size / kWord; }
+  const Layout& layout() const { return *kernel_->layout; }
+  size_t count() const { return layout().size / kWord; }
   int64_t* words() const { return words_.get(); }
 
   int64_t workspace_bytes() const { return kernel_->workspace ? kernel_->workspace(words()) : 0; }
 
   // `workspace` is the address of that many bytes. Returns a wmk_status.
   int run(int64_t workspace) const {
-    const Layout& layout = *kernel_->layout;
-    if (layout.workspace != layout.size) words_[layout.workspace / kWord] = workspace;
+    if (kernel_->run == nullptr) return WMK_UNSUPPORTED;
+    if (layout().workspace != layout().size) words_[layout().workspace / kWord] = workspace;
     return kernel_->run(words());
   }
 

@@ -1,13 +1,12 @@
-// The Python module wmkernels._native: the only file that knows of Python.
+// The Python module wmkernels._native: the only file that knows of Python. Another binding would replace this file
+// alone.
 //
 // `prepare` checks the tensors of a call and fills its structure (wmkernels.h) once; the object that it returns tells
 // the size of the workspace and runs the kernel.
 #include <pybind11/pybind11.h>
 
 #include <algorithm>
-#include <cstddef>
 #include <cstdint>
-#include <cstring>
 #include <memory>
 #include <new>
 #include <string>
@@ -18,11 +17,8 @@
 // Declared hidden, so that a kernel that nobody wrote is an error of the linker and not of a user's import.
 #pragma GCC visibility push(hidden)
 #include "common/prepared_call.h"
-#include "python/dlpack.h"
-#include "python/step_fast_path.h"
-#ifdef WMK_WITH_CUDA
-#include "cuda/common/device_check.h"
-#endif
+#include "common/status.h"
+#include "common/step_fast_path.h"
 #pragma GCC visibility pop
 
 #if defined(_OPENMP) && !defined(_WIN32)
@@ -37,7 +33,6 @@
 namespace py = pybind11;
 using wmk::kWord;
 using wmk::Member;
-using wmk::Op;
 using wmk::PreparedCall;
 
 namespace {
@@ -101,50 +96,7 @@ void read_tensor(const char* op, const char* name, py::handle tensor, py::handle
   for (Py_ssize_t i = 0; i < rank; ++i) words[1 + i] = integer(PyTuple_GET_ITEM(strides.ptr(), i));
 }
 
-// ---- The kernels ----
-
-template <class Arguments, int (*run)(const Arguments*), int64_t (*workspace)(const Arguments*)>
-constexpr wmk::Kernel kernel_of(const char* name) {
-  static_assert(sizeof(void*) == kWord, "a pointer is one word");
-  wmk::Kernel kernel = {name, &wmk::kLayout<Arguments>, nullptr, nullptr};
-  if constexpr (workspace != nullptr) {
-    kernel.workspace = [](const void* words) { return workspace(static_cast<const Arguments*>(words)); };
-  }
-  if constexpr (run != nullptr) {
-    kernel.run = [](const void* words) { return run(static_cast<const Arguments*>(words)); };
-  }
-  return kernel;
-}
-
-#define WMK_KERNEL(arguments, name) kernel_of<wmk_##arguments, wmk_##name, nullptr>(#name)
-#define WMK_KERNEL_WITH_WORKSPACE(arguments, name) kernel_of<wmk_##arguments, wmk_##name, wmk_##name##_workspace>(#name)
-#define WMK_SCAN(arguments, name) \
-  WMK_KERNEL_WITH_WORKSPACE(arguments, name##_forward), WMK_KERNEL_WITH_WORKSPACE(arguments, name##_backward)
-#define WMK_NOT_BUILT(arguments, name) kernel_of<wmk_##arguments, nullptr, nullptr>(#name)
-
-constexpr wmk::Kernel kKernels[] = {
-    WMK_SCAN(selective_scan, cpu_selective_scan),
-    WMK_SCAN(linear_scan, cpu_linear_scan),
-    WMK_SCAN(conv_lstm, cpu_conv_lstm),
-    WMK_KERNEL(selective_step, cpu_selective_step),
-#ifdef WMK_WITH_CUDA
-    WMK_SCAN(selective_scan, cuda_selective_scan),
-    WMK_SCAN(linear_scan, cuda_linear_scan),
-    WMK_KERNEL(selective_step, cuda_selective_step),
-    WMK_KERNEL(conv_lstm_update, cuda_conv_lstm_update_forward),
-    WMK_KERNEL(conv_lstm_update, cuda_conv_lstm_update_backward),
-    WMK_KERNEL(conv_lstm_persistent, cuda_conv_lstm_persistent),
-#else
-    WMK_NOT_BUILT(selective_scan, cuda_selective_scan_forward),
-    WMK_NOT_BUILT(selective_scan, cuda_selective_scan_backward),
-    WMK_NOT_BUILT(linear_scan, cuda_linear_scan_forward),
-    WMK_NOT_BUILT(linear_scan, cuda_linear_scan_backward),
-    WMK_NOT_BUILT(selective_step, cuda_selective_step),
-    WMK_NOT_BUILT(conv_lstm_update, cuda_conv_lstm_update_forward),
-    WMK_NOT_BUILT(conv_lstm_update, cuda_conv_lstm_update_backward),
-    WMK_NOT_BUILT(conv_lstm_persistent, cuda_conv_lstm_persistent),
-#endif
-};
+// ---- The kernels, and how a call of one is prepared ----
 
 // A kernel, and the names of its structure's members as Python strings.
 struct NamedKernel {
@@ -155,7 +107,7 @@ struct NamedKernel {
 const NamedKernel& find_kernel(std::string_view name) {
   static const auto* const kernels = [] {
     auto* map = new std::unordered_map<std::string_view, NamedKernel>;
-    for (const wmk::Kernel& kernel : kKernels) {
+    for (const wmk::Kernel& kernel : wmk::kKernels) {
       NamedKernel& named = (*map)[kernel.name];
       named.kernel = &kernel;
       for (size_t i = 0; i < kernel.layout->count; ++i) {
@@ -176,7 +128,7 @@ const NamedKernel& find_kernel(std::string_view name) {
     const auto has_name = [&](PyObject* member) { return name == std::string(py::str(py::handle(member))); };
     if (std::none_of(named.members.begin(), named.members.end(), has_name)) unknown = name;
   }
-  throw py::type_error(std::string(named.kernel->layout->op) + ": there is no member '" + unknown + "'");
+  throw py::type_error(std::string(named.kernel->layout->name) + ": there is no member '" + unknown + "'");
 }
 
 // Fills a call from `members`. Each is an integer; or for a view (tensor, shape, dtype), where the tensor may be None;
@@ -200,7 +152,7 @@ std::unique_ptr<PreparedCall> prepare(std::string_view name, const py::dict& mem
     } else if (!PyTuple_Check(value) || PyTuple_GET_SIZE(value) != 3) {
       throw py::type_error(std::string(member.name) + " must be a tuple of a tensor, a shape and a dtype");
     } else if (PyTuple_GET_ITEM(value, 0) != Py_None) {
-      read_tensor(layout.op, member.name, PyTuple_GET_ITEM(value, 0), PyTuple_GET_ITEM(value, 1),
+      read_tensor(layout.name, member.name, PyTuple_GET_ITEM(value, 0), PyTuple_GET_ITEM(value, 1),
                   PyTuple_GET_ITEM(value, 2), device, target);
     }
   }
@@ -211,24 +163,10 @@ std::unique_ptr<PreparedCall> prepare(std::string_view name, const py::dict& mem
 // ---- From a status to an exception ----
 
 [[noreturn]] void raise(const std::string& op, int status) {
-  switch (status) {
-    case WMK_NULL_POINTER:
-      throw py::value_error(op + ": a tensor that the kernel needs has no memory");
-    case WMK_BAD_SEQUENCES:
-      throw py::value_error(op + ": cu_seqlens must start at 0, never fall, and end at the number of time steps");
-    case WMK_BAD_INDEX:
-      throw py::value_error(op + ": state_batch_indices names a row that the state does not have");
-    case WMK_UNSUPPORTED:
-      throw py::value_error(op + ": the kernel was not built for this dtype or size");
-    case WMK_NO_MEMORY:
-      throw std::bad_alloc();  // MemoryError
-    default:
-      break;
-  }
-#ifdef WMK_WITH_CUDA
-  if (status >= WMK_CUDA_ERROR) throw std::runtime_error(op + ": " + wmk_cuda_error_name(status - WMK_CUDA_ERROR));
-#endif
-  throw std::runtime_error(op + ": the kernel answered the unknown status " + std::to_string(status));
+  const wmk::Explanation explanation = wmk::explain(op, status);
+  if (explanation.kind == wmk::Failure::memory) throw std::bad_alloc();  // MemoryError
+  if (explanation.kind == wmk::Failure::value) throw py::value_error(explanation.text);
+  throw std::runtime_error(explanation.text);
 }
 
 void run(const PreparedCall& call, int64_t workspace) {
@@ -238,7 +176,7 @@ void run(const PreparedCall& call, int64_t workspace) {
     py::gil_scoped_release others_may_run;
     status = call.run(workspace);
   }
-  if (status != WMK_OK) raise(call.kernel().layout->op, status);
+  if (status != WMK_OK) raise(call.layout().name, status);
 }
 
 py::tuple words_of(const PreparedCall& call) {
@@ -250,14 +188,14 @@ py::tuple words_of(const PreparedCall& call) {
 // Names of the members of a call's structure, each with its number of words.
 py::list layout_of(const PreparedCall& call) {
   py::list list;
-  const wmk::Layout& layout = *call.kernel().layout;
+  const wmk::Layout& layout = call.layout();
   for (size_t i = 0; i < layout.count; ++i) {
     list.append(py::make_tuple(layout.members[i].name, layout.members[i].size / kWord));
   }
   return list;
 }
 
-// ---- A step in one call ----
+// ---- The fast path of a step ----
 
 // PyTorch's own, or null where it has none (before 2.10).
 const wmk::dlpack::Exchange* exchange() {
@@ -272,53 +210,29 @@ const wmk::dlpack::Exchange* exchange() {
   return found;
 }
 
-// The members of a tuple, null where they are None; false where there are not so many.
-template <size_t count>
-bool members_of(const py::tuple& tensors, void* (&objects)[count]) {
-  if (tensors.size() != count) return false;
+int without_gil(int (*run)(const void*), const void* arguments) {
+  py::gil_scoped_release others_may_run;
+  return run(arguments);
+}
+
+// Returns false, having done nothing, where the ordinary path must run.
+bool run_fast_path(const wmk::NamedStepFastPath& path, const py::tuple& tensors, const wmk::StepOptions& options) {
+  if (exchange() == nullptr) return false;
+  constexpr size_t most = 16;
+  void* objects[most];
+  const size_t count = tensors.size();
+  if (count > most) return false;
   for (size_t i = 0; i < count; ++i) {
     PyObject* object = PyTuple_GET_ITEM(tensors.ptr(), i);
     objects[i] = object == Py_None ? nullptr : object;
   }
-  return true;
-}
-
-// One step on the CPU from the tensors themselves (at_once.h). Answers false, having done nothing, where the tensors
-// are not as it reads them: the caller then goes the long way, which knows what is wrong.
-template <class Step, size_t count>
-bool run_at_once(const py::tuple& tensors, const wmk::at_once::Options& options,
-                 bool (*read)(const wmk::dlpack::Exchange&, void* const (&)[count], const wmk::at_once::Options&,
-                              Step*),
-                 int (*run)(Step*)) {
-  void* objects[count];
-  if (exchange() == nullptr || !members_of(tensors, objects)) return false;
-  Step step = {};
-  if (!read(*exchange(), objects, options, &step)) {
+  const int status = path.run(*exchange(), objects, count, options, without_gil);
+  if (status == wmk::kNotApplicable) {
     PyErr_Clear();  // of what is no tensor
     return false;
   }
-  int status;
-  {
-    py::gil_scoped_release others_may_run;
-    status = run(&step);
-  }
-  if (status != WMK_OK) raise(Op<Step>::name, status);
+  if (status != WMK_OK) raise(path.op, status);
   return true;
-}
-
-bool selective_step_at_once(const py::tuple& tensors, bool delta_softplus, int64_t threads) {
-  return run_at_once<wmk_selective_step>(tensors, {threads, delta_softplus}, wmk::at_once::read_selective_step,
-                                         [](wmk_selective_step* step) { return wmk_cpu_selective_step(step); });
-}
-
-bool conv_lstm_step_at_once(const py::tuple& tensors, int64_t threads) {
-  return run_at_once<wmk_conv_lstm>(tensors, {threads, false}, wmk::at_once::read_conv_lstm_step,
-                                    [](wmk_conv_lstm* step) {
-                                      const int64_t size = wmk_cpu_conv_lstm_forward_workspace(step);
-                                      const wmk::at_once::Scratch scratch(size);
-                                      step->workspace = scratch.memory;
-                                      return scratch.memory ? wmk_cpu_conv_lstm_forward(step) : WMK_NO_MEMORY;
-                                    });
 }
 
 // ---- What the machine has ----
@@ -334,9 +248,9 @@ std::string openmp_library() {
   return "";
 }
 
-// Asks for large pages behind memory that is about to be written for the first time: a page fault every 4 KiB takes
-// longer than the kernel. A hint, which systems without large pages ignore.
-void expect_large_pages(int64_t address, int64_t bytes) {
+// Advises huge pages for memory about to be written for the first time: a page fault per 4 KiB takes longer than the
+// kernel. A hint, which systems without huge pages ignore.
+void advise_huge_pages(int64_t address, int64_t bytes) {
 #ifdef MADV_HUGEPAGE
   const int64_t page = sysconf(_SC_PAGESIZE), begin = (address + page - 1) / page * page;
   const int64_t end = (address + bytes) / page * page;
@@ -365,19 +279,24 @@ PYBIND11_MODULE(_native, module) {
       .def_property_readonly("layout", layout_of, "Names of its members, each with its number of words.");
   module.def("prepare", prepare, "A call of a kernel, from sizes and checked tensors.");
   py::set kernels;
-  for (const wmk::Kernel& kernel : kKernels) {
+  for (const wmk::Kernel& kernel : wmk::kKernels) {
     if (kernel.run != nullptr) kernels.add(kernel.name);
   }
   module.attr("kernels") = py::frozenset(kernels);
-  module.def("expect_large_pages", expect_large_pages, "Asks for large pages behind memory not yet written.");
-  module.def("cpu_selective_step_at_once", selective_step_at_once,
-             "One step from tensors, or false where it needs the long way.");
-  module.def("cpu_conv_lstm_step_at_once", conv_lstm_step_at_once, "Likewise.");
+  module.def("advise_huge_pages", advise_huge_pages, "Advises huge pages for memory not yet written.");
+  for (const wmk::NamedStepFastPath& path : wmk::kStepFastPaths) {
+    const auto run = [&path](const py::tuple& tensors, int64_t threads, bool delta_softplus) {
+      return run_fast_path(path, tensors, {threads, delta_softplus});
+    };
+    module.def(path.name, run, py::arg("tensors"), py::arg("threads"), py::arg("delta_softplus") = false,
+               "One step from tensors; false where it needs the ordinary path.");
+  }
   module.def("cpu_isa", [] { return wmk_cpu_isa(); }, "The instruction-set level in use.");
   module.def("cpu_isa_available", [] { return wmk_cpu_isa_available(); }, "Those that run here, best first.");
   module.def("cpu_set_isa", set_isa, "Use one of them.");
-  module.def("cpu_multiply_adds", wmk_cpu_multiply_adds, py::call_guard<py::gil_scoped_release>(), py::arg("rounds"),
-             "Performs fp32 multiply-adds on registers and answers how many: for measuring the machine.");
+  module.def("cpu_multiply_adds", wmk_cpu_multiply_adds, py::call_guard<py::gil_scoped_release>(),
+             py::arg("iterations"),
+             "Performs fp32 multiply-adds on registers and returns their number: for measuring the machine.");
   module.def("openmp_library", openmp_library, "The library whose OpenMP runs the CPU kernels.");
 #ifdef WMK_WITH_CUDA
   module.def("cuda_archs", [] { return wmk_cuda_architectures(); }, "Architectures with machine code in this build.");

@@ -46,3 +46,17 @@ def test_a_kernel_of_another_build_is_prepared_and_does_not_run():
     assert len(call.words) == sum(size for _, size in call.layout)
     with pytest.raises(RuntimeError, match=f"{name}: this build does not have it"):
         call.run()
+
+
+@pytest.mark.skipif(dispatch.load_native() is None, reason="no extension was built")
+@pytest.mark.parametrize(
+    ("members", "error", "message"),
+    [
+        ({"time": 2**64}, OverflowError, "too large|too big"),
+        ({"time": 1.5}, TypeError, "integer"),
+        ({"gates": 7}, TypeError, "gates must be a tuple of a tensor, a shape and a dtype"),
+    ],
+)
+def test_what_no_member_holds_is_refused(members, error, message):
+    with pytest.raises(error, match=message):
+        native_call.pack_args("linear_scan_forward", members, torch.device("cpu"))

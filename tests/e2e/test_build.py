@@ -35,6 +35,14 @@ PyMODINIT_FUNC PyInit__native() {
 }
 """
 
+FAKE_NVCC = """
+case "$1" in
+  --version) echo "Cuda compilation tools, release 12.4, V12.4.1";;
+  --list-gpu-arch) printf 'compute_80\\ncompute_90\\n';;
+  *) {rest};;
+esac
+"""
+
 needs_compiler = pytest.mark.skipif(toolchain.find_compiler(os.environ)[0] is None, reason="there is no C++ compiler")
 
 
@@ -57,6 +65,7 @@ def project(tmp_path: Path) -> Path:
         '#include "cpu/shared.h"\nextern "C" int helper() { return ANSWER; }\n'
     )
     (root / "csrc/cpu/op/kernel.cpp").write_text(KERNEL)
+    (root / "csrc/cpu/op/api.cpp").write_text('extern "C" int api() { return 1; }\n')
     return root
 
 
@@ -86,7 +95,7 @@ def test_second_build_compiles_nothing_and_a_third_only_what_changed(project: Pa
     kernels = {f"kernel.{level}.o" for level in report.cpu_levels}
 
     before = object_times(project)
-    assert {path.name for path in before} == kernels | {"helper.o", "bindings.o"}
+    assert {path.name for path in before} == kernels | {"api.o", "helper.o", "bindings.o"}
     build(project)
     assert compiled_since(project, before) == set()
 
@@ -117,10 +126,55 @@ def test_headers_of_pybind11_that_moved_but_did_not_change_compile_nothing(
 
 
 @needs_compiler
-def test_an_error_in_the_sources_stops_the_build(project: Path) -> None:
-    (project / "csrc/cpu/dispatch/helper.cpp").write_text("this is not C++\n")
-    with pytest.raises(toolchain.BuildError, match="does not compile"):
-        build(project)
+def test_a_kernel_that_does_not_compile_leaves_the_reference(
+    project: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("WMKERNELS_REQUIRE_NATIVE", raising=False)
+    assert build(project, CXX="").extension
+    (project / "csrc/cpu/op/kernel.cpp").write_text("this is not C++\n")
+    report = build(project, CXX="")
+    message = r"the kernels do not compile: csrc/cpu/op/kernel\.cpp:1:1: error: .*this"
+    assert not report.extension and re.match(message, report.extension_reason)
+    assert not (project / "wmkernels" / native.extension_name()).exists(), "the earlier build's kernels are gone"
+    assert f"not built: {report.extension_reason}" in report.block()
+    recorded = json.loads((project / "wmkernels/_build_info.json").read_text())
+    assert recorded["extension_reason"] == report.extension_reason
+    assert f"extension     not built: {report.extension_reason}" in info._build_lines(recorded)
+    assert "this is not C++" in capfd.readouterr().out, "the compiler's own words stay visible"
+
+
+@needs_compiler
+def test_a_kernel_that_does_not_compile_stops_a_build_that_asks_for_it(project: Path) -> None:
+    (project / "csrc/cpu/op/kernel.cpp").write_text("this is not C++\n")
+    compiler, _ = toolchain.find_compiler({**os.environ, "CXX": ""})
+    assert compiler is not None
+    with pytest.raises(toolchain.BuildError, match=r"WMKERNELS_REQUIRE_NATIVE=1, but .*kernel\.cpp:1:1: error"):
+        build(project, CXX="", WMKERNELS_REQUIRE_NATIVE="1")
+    with pytest.raises(toolchain.BuildError, match=rf"CXX={compiler.command[0]}, but the kernels do not compile"):
+        build(project, CXX=compiler.command[0])
+    empty = project / "empty"
+    empty.mkdir()
+    with pytest.raises(toolchain.BuildError, match=r"WMKERNELS_REQUIRE_NATIVE=1, but .*not found"):
+        build(project, PATH=str(empty), CXX="", WMKERNELS_REQUIRE_NATIVE="1")
+
+
+@needs_compiler
+def test_a_cuda_kernel_that_does_not_compile_leaves_the_cpu_kernels(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("WMKERNELS_REQUIRE_NATIVE", raising=False)
+    (project / "csrc/cuda/op").mkdir(parents=True)
+    (project / "csrc/cuda/op/kernel.cu").write_text("")
+    script = FAKE_NVCC.format(
+        rest='case "$*" in *kernel.cu*) echo "kernel.cu(1): error: planted"; exit 1;; esac; exit 0'
+    )
+    nvcc = write_program(tmp_path / "bin/nvcc", script)
+    environ = {"CXX": "", "WMKERNELS_CUDA": "", "PATH": f"{nvcc.parent}:{os.environ['PATH']}", "CUDA_HOME": ""}
+    report = build(project, **environ)
+    assert report.extension and not report.cuda and report.cuda_reason.endswith("kernel.cu(1): error: planted")
+    assert f"CUDA kernels  not built: {report.cuda_reason}" in report.block()
+    with pytest.raises(toolchain.BuildError, match=r"WMKERNELS_CUDA=1, but .*error: planted"):
+        build(project, **environ | {"WMKERNELS_CUDA": "1"})
 
 
 def test_without_a_compiler_the_build_succeeds_and_says_why(project: Path) -> None:
@@ -155,15 +209,6 @@ def test_what_the_compiler_cannot_do_is_left_out_and_reported(project: Path, tmp
         assert report.cpu_levels == ["v3", "portable"]
         assert report.cpu_levels_missing == {"v4": "error: no -march=x86-64-v4"}
         assert "not v4: error: no -march=x86-64-v4" in report.block()
-
-
-FAKE_NVCC = """
-case "$1" in
-  --version) echo "Cuda compilation tools, release 12.4, V12.4.1";;
-  --list-gpu-arch) printf 'compute_80\\ncompute_90\\n';;
-  *) {rest};;
-esac
-"""
 
 
 @pytest.fixture
@@ -236,7 +281,8 @@ def test_the_probe_kernel_compiles_with_nvcc_and_is_not_compiled_twice(project: 
         project / "csrc/cuda/common",
         ignore=lambda _, names: {*names} - {"device_check.cu", "device_check.h"},
     )
-    shutil.copytree(ROOT / "csrc/include", project / "csrc/include")
+    for folder in ("include", "common"):
+        shutil.copytree(ROOT / "csrc" / folder, project / "csrc" / folder)
     options = {"WMKERNELS_CUDA": "1", "WMKERNELS_CUDA_ARCHS": "90"}
     report = build(project, **options)
     assert report.cuda and report.cuda_architectures == ["90"]
@@ -258,7 +304,7 @@ def escaping_symbols(listing: str, level: str) -> list[str]:
 def test_no_standard_library_template_escapes_its_instruction_set() -> None:
     objects = sorted((ROOT / BUILT["objects"] / "cpu").glob("*/*.o"))
     kernels = (ROOT / "csrc/cpu").glob("*/*.cpp")
-    sources = {path.stem for path in kernels if path.parent.name != "dispatch"}
+    sources = {path.stem for path in kernels if not ninja_file.is_compiled_once(path)}
     checked = 0
     for path in objects:
         source, level = path.name.split(".")[:2]
@@ -285,32 +331,35 @@ def test_an_escaping_template_would_be_seen(tmp_path: Path) -> None:
     assert not any("size<wmk::v4::Own>" in name for name in escaping)
 
 
-@pytest.mark.skipif(dispatch.load_native() is None, reason="the extension was not built")
-@pytest.mark.parametrize("op", op_names())
-def test_layout_is_the_structure_of_the_header(op: str) -> None:
-    header = re.sub(r"//.*", "", (ROOT / "csrc/include/wmkernels.h").read_text())
-    body = re.search(rf"typedef struct wmk_{op} {{(.*?)}} wmk_{op};", header, re.DOTALL)
-    assert body is not None
-    words = {"int64_t": 1, "void*": 1, "wmk_view": 5}
-    expected = []
-    for declaration in filter(None, (part.strip() for part in body.group(1).split(";"))):
-        kind, names = declaration.split(maxsplit=1)
-        expected += [(name.strip(), words[kind]) for name in names.split(",")]
-    assert [tuple(member) for member in dispatch.load_native().layout(op)] == expected
+def described_kernels() -> dict[str, list[tuple[str, int]]]:
+    """From csrc/include: the members of each kernel's structure and their numbers of words, by the kernel's name."""
+    words = {"INT": 1, "POINTER": 1, "VIEW": 5}
+    structures: dict[str, list[tuple[str, int]]] = {}
+    kernels = {}
+    for path in sorted((ROOT / "csrc/include").glob("*.inc")):
+        text = re.sub(r"//.*", "", path.read_text())
+        for name, members in re.findall(r"WMK_STRUCT\((\w+)\)(.*?)WMK_STRUCT_END", text, re.DOTALL):
+            structures[name] = [(member, words[kind]) for kind, member in re.findall(r"WMK_(\w+)\((\w+)\)", members)]
+        for device, structure, name in re.findall(r"WMK_(CPU|CUDA)_KERNEL\w*\((\w+), (\w+)\)", text):
+            kernels[f"{device.lower()}_{name}"] = structures[structure]
+    return kernels
 
 
 @pytest.mark.skipif(dispatch.load_native() is None, reason="the extension was not built")
-def test_words_that_do_not_fit_the_structure_are_refused() -> None:
-    extension = dispatch.load_native()
-    count = sum(size for _, size in extension.layout("linear_scan"))
-    with pytest.raises(ValueError, match=rf"linear_scan: 3 words, expected {count}"):
-        extension.cpu_linear_scan_forward((1, 2, 3))
-    with pytest.raises(ValueError, match="does not fit 64 bits"):
-        extension.cpu_linear_scan_forward((2**64,) * count)
-    with pytest.raises(TypeError):
-        extension.cpu_linear_scan_forward((1.5,) * count)
-    with pytest.raises(TypeError, match="tuple or a list"):
-        extension.cpu_linear_scan_forward(7)
+def test_the_extension_has_the_kernels_that_the_headers_describe() -> None:
+    extension, kernels = dispatch.load_native(), described_kernels()
+    assert {name for name in kernels if name.startswith("cpu_")} == {
+        k for k in extension.kernels if k.startswith("cpu_")
+    }
+    for name, members in kernels.items():
+        assert extension.prepare(name, {}, None).layout == members, name
+
+
+def test_the_build_and_the_list_of_ops_find_the_same_ops() -> None:
+    listed = set(re.findall(r'include "include/(\w+)\.inc"', (ROOT / "csrc/common/ops.h").read_text()))
+    assert listed == {path.stem for path in (ROOT / "csrc/include").glob("*.inc")}
+    assert listed == {path.parent.name for path in (ROOT / "csrc/cpu").glob("*/api.cpp")}
+    assert listed == set(op_names())
 
 
 def test_info_says_what_there_is_as_text_and_as_json() -> None:

@@ -118,5 +118,5 @@ def step_fast_path(tensors: tuple[Tensor | None, ...]) -> bool:
 
     ``tensors`` are h and c before (both or neither), the new h and c, x, weight_ih, weight_hh, bias, peephole, reset.
     """
-    done: bool = native.cpu_conv_lstm_step_at_once(tensors, torch.get_num_threads())
+    done: bool = native.cpu_conv_lstm_step_fast_path(tensors, torch.get_num_threads())
     return done

@@ -12,7 +12,7 @@ def step_fast_path(tensors: tuple[Tensor | None, ...], delta_softplus: bool) -> 
 
     ``tensors`` are state_in, state_out, out, u, delta, A, B, C, D, z, delta_bias and reset; B and C (batch, state).
     """
-    done: bool = native.cpu_selective_step_at_once(tensors, delta_softplus, torch.get_num_threads())
+    done: bool = native.cpu_selective_step_fast_path(tensors, torch.get_num_threads(), delta_softplus)
     return done
 
 

@@ -41,7 +41,7 @@ class FlushSubnormals {
 // Calls work(item, thread) for every item. One thread never enters a parallel region, so that a forked process, whose
 // OpenMP pool is gone, can still compute.
 template <class Work>
-static void parallel_for(int64_t items, int64_t threads, const Work& work) {
+static void parallel_for(int64_t items, [[maybe_unused]] int64_t threads, const Work& work) {
 #ifdef _OPENMP
   if (threads > 1 && items > 1) {
     int team = int(threads < items ? threads : items);

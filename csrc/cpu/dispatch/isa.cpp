@@ -6,16 +6,24 @@
 #include <cstring>
 
 #ifdef WMK_HAVE_V4
-WMK_DECLARE_LEVEL(v4)
+namespace wmk::v4 {
+#include "cpu/dispatch/level_table.inc"
+}
 #endif
 #ifdef WMK_HAVE_V3
-WMK_DECLARE_LEVEL(v3)
+namespace wmk::v3 {
+#include "cpu/dispatch/level_table.inc"
+}
 #endif
 #ifdef WMK_HAVE_NEON
-WMK_DECLARE_LEVEL(neon)
+namespace wmk::neon {
+#include "cpu/dispatch/level_table.inc"
+}
 #endif
 #ifdef WMK_HAVE_PORTABLE
-WMK_DECLARE_LEVEL(portable)
+namespace wmk::portable {
+#include "cpu/dispatch/level_table.inc"
+}
 #endif
 
 namespace wmk {
@@ -34,37 +42,19 @@ bool has_v3() {
 #endif
 [[maybe_unused]] bool always() { return true; }
 
-#define WMK_LEVEL(level, runs_here)          \
-  {#level,                                   \
-   runs_here,                                \
-   level::selective_scan_forward_workspace,  \
-   level::selective_scan_backward_workspace, \
-   level::selective_scan_forward,            \
-   level::selective_scan_backward,           \
-   level::selective_step,                    \
-   level::linear_scan_forward_workspace,     \
-   level::linear_scan_backward_workspace,    \
-   level::linear_scan_forward,               \
-   level::linear_scan_backward,              \
-   level::conv_lstm_forward_workspace,       \
-   level::conv_lstm_backward_workspace,      \
-   level::conv_lstm_forward,                 \
-   level::conv_lstm_backward,                \
-   level::multiply_adds}
-
 // Best first. The last one runs on every machine that the build is for.
 const Level kLevels[] = {
 #if defined(WMK_HAVE_V4) && defined(__x86_64__)
-    WMK_LEVEL(v4, has_v4),
+    v4::make_level("v4", has_v4),
 #endif
 #if defined(WMK_HAVE_V3) && defined(__x86_64__)
-    WMK_LEVEL(v3, has_v3),
+    v3::make_level("v3", has_v3),
 #endif
 #ifdef WMK_HAVE_NEON
-    WMK_LEVEL(neon, always),
+    neon::make_level("neon", always),
 #endif
 #ifdef WMK_HAVE_PORTABLE
-    WMK_LEVEL(portable, always),
+    portable::make_level("portable", always),
 #endif
 };
 

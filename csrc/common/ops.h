@@ -1,0 +1,39 @@
+// The one list of ops. An op's file in csrc/include describes its structures, member by member, and its kernels.
+//
+// Whoever includes this file first defines what the descriptions shall become: declarations (wmkernels.h), tables of
+// functions (cpu/dispatch), layouts and kernels by name (arg_layout.h, prepared_call.h). What is left undefined becomes
+// nothing. No include guard: it is included once for every purpose.
+#ifndef WMK_STRUCT  // also WMK_INT, WMK_POINTER, WMK_VIEW, WMK_STRUCT_END
+#define WMK_STRUCT(name)
+#define WMK_INT(name)
+#define WMK_POINTER(name)
+#define WMK_VIEW(name)
+#define WMK_STRUCT_END(name)
+#endif
+#ifndef WMK_CPU_KERNEL
+#define WMK_CPU_KERNEL(arguments, name)
+#define WMK_CPU_KERNEL_WITH_WORKSPACE(arguments, name)
+#endif
+#ifndef WMK_CPU_STEP_FAST_PATH
+#define WMK_CPU_STEP_FAST_PATH(arguments, name)
+#endif
+#ifndef WMK_CUDA_KERNEL
+#define WMK_CUDA_KERNEL(arguments, name)
+#define WMK_CUDA_KERNEL_WITH_WORKSPACE(arguments, name)
+#endif
+
+#include "include/conv_lstm.inc"
+#include "include/linear_scan.inc"
+#include "include/selective_scan.inc"
+#include "include/selective_step.inc"
+
+#undef WMK_STRUCT
+#undef WMK_INT
+#undef WMK_POINTER
+#undef WMK_VIEW
+#undef WMK_STRUCT_END
+#undef WMK_CPU_KERNEL
+#undef WMK_CPU_KERNEL_WITH_WORKSPACE
+#undef WMK_CPU_STEP_FAST_PATH
+#undef WMK_CUDA_KERNEL
+#undef WMK_CUDA_KERNEL_WITH_WORKSPACE

@@ -1,0 +1,74 @@
+// One step of an op on the CPU, straight from its tensors: reading them through Python takes half of a small step's
+// time.
+//
+// A tensor is an opaque object that `Exchange::read` reads; absent ones are null. A fast path returns a wmk_status, or
+// kNotApplicable, having done nothing, where a tensor differs from what it reads in number, type, shape or device: the
+// ordinary path then runs, whose checks name what is wrong.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <initializer_list>
+
+#include "common/dlpack.h"
+#include "include/wmkernels.h"
+
+namespace wmk {
+
+struct StepOptions {
+  int64_t threads;
+  bool delta_softplus;
+};
+
+// Runs a kernel while other threads may use the objects that tensors are.
+using Unlocked = int (*)(int (*run)(const void* arguments), const void* arguments);
+
+constexpr int kNotApplicable = -1;
+
+using StepFastPath = int (*)(const dlpack::Exchange&, void* const* tensors, size_t count, const StepOptions&, Unlocked);
+
+#define WMK_CPU_STEP_FAST_PATH(arguments, name) \
+  int name##_fast_path(const dlpack::Exchange&, void* const* tensors, size_t count, const StepOptions&, Unlocked);
+#include "common/ops.h"
+
+struct NamedStepFastPath {
+  const char *name, *op;
+  StepFastPath run;
+};
+
+constexpr NamedStepFastPath kStepFastPaths[] = {
+#define WMK_CPU_STEP_FAST_PATH(arguments, name) {"cpu_" #name "_fast_path", #arguments, name##_fast_path},
+#include "common/ops.h"
+};
+
+namespace dlpack {
+
+constexpr DataType kMask = {kBool, 8, 1};
+
+// A tensor in the CPU's memory; false for any other.
+inline bool read_tensor(const Exchange& exchange, void* object, Tensor* tensor) {
+  return object && exchange.read(object, tensor) == 0 && tensor->device_type == kCpu && tensor->dtype.lanes == 1;
+}
+
+inline bool matches(const Tensor& tensor, DataType dtype, std::initializer_list<int64_t> shape) {
+  return tensor.dtype.code == dtype.code && tensor.dtype.bits == dtype.bits &&
+         tensor.dimensions == int32_t(shape.size()) && std::equal(shape.begin(), shape.end(), tensor.shape);
+}
+
+// False for memory that is not aligned to its elements.
+inline bool set_data(const Tensor& tensor, wmk_view* view) {
+  view->data = static_cast<char*>(tensor.data) + tensor.byte_offset;
+  return reinterpret_cast<uintptr_t>(view->data) % (tensor.dtype.bits / 8) == 0;
+}
+
+inline bool read_view(const Exchange& exchange, void* object, DataType dtype, std::initializer_list<int64_t> shape,
+                      wmk_view* view) {
+  Tensor tensor;
+  if (!read_tensor(exchange, object, &tensor) || !matches(tensor, dtype, shape)) return false;
+  std::copy(tensor.strides, tensor.strides + tensor.dimensions, view->stride);
+  return set_data(tensor, view);
+}
+
+}  // namespace dlpack
+}  // namespace wmk
