@@ -1,7 +1,7 @@
 """Builds wmkernels/_native: the one function that setup.py calls.
 
-A tool that is missing, or fails to compile a kernel, is reported and leaves out what it would have made: without nvcc the
-CPU kernels run, without a C++ compiler the reference. What was asked for stops the build where it fails: CXX,
+A tool that is missing, or fails to compile a kernel, is reported and leaves out what it would have made: without nvcc
+the CPU kernels run, without a C++ compiler the reference. What was asked for stops the build where it fails: CXX,
 WMKERNELS_NVCC, WMKERNELS_CUDA=1, and the extension itself with WMKERNELS_REQUIRE_NATIVE=1.
 """
 

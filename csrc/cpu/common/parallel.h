@@ -58,13 +58,14 @@ static void parallel_for(int64_t items, [[maybe_unused]] int64_t threads, const 
   for (int64_t item = 0; item < items; ++item) work(item, int64_t(0));
 }
 
-inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
-inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-inline int64_t round_up(int64_t a, int64_t b) { return divide_up(a, b) * b; }
+inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
+inline int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+inline int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 
 // Hands out pieces of a workspace, each on its own cache line. With no memory behind it, it only measures. Pieces of
-// whole pages are kept three lines apart, because addresses that agree in their low 12 bits share a cache set.
+// whole pages are kept three lines transform_stride, because addresses that agree in their low 12 bits share a cache
+// set.
 class Arena {
  public:
   explicit Arena(void* memory) : begin_((char*)memory) {}

@@ -1,7 +1,7 @@
 // Tiles: a few time steps of one vector's worth of rows, as the arithmetic type, time-major and contiguous in scratch.
 //
 // The kernels' inner loops see nothing else, so one loop serves every dtype and every stride. Where time is contiguous
-// in memory (channel-first) whole cache lines are read and turned round in registers; where the rows are contiguous
+// in memory (channel-first) whole cache lines are read and flipped round in registers; where the rows are contiguous
 // (channel-last) vectors are moved as they are; anything else goes element by element.
 #pragma once
 

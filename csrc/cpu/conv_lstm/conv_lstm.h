@@ -14,21 +14,21 @@
 
 namespace wmk::WMK_ISA {
 
-constexpr int64_t kSegment = 64;                     // positions of a row whose gates stay in the first-level cache
-constexpr int64_t kGroup = 32;                       // tiles that go through the weights together
-constexpr int64_t kChunkBytes = int64_t(128) << 10;  // of gradients that one pass over the weights' gradient reads
-constexpr int64_t kPartsBytes = int64_t(256) << 20;  // of weight gradients summed apart, one a thread
+constexpr int64_t kSegmentPositions = 64;               // positions of a row whose gates stay in the first-level cache
+constexpr int64_t kGroupTiles = 32;                     // tiles that go through the weights together
+constexpr int64_t kChunkBytes = int64_t(128) << 10;     // of gradients that one pass over the weights' gradient reads
+constexpr int64_t kPartialsBytes = int64_t(256) << 20;  // of weight gradients summed transform_stride, one a thread
 
 // The first `count` lanes of a vector; the others read as zero and are not written.
 template <class T, class S>
-WMK_INLINE Vector<T> load_part(const S* from, int64_t count) {
+WMK_INLINE Vector<T> load_lanes(const S* from, int64_t count) {
   if (count >= kLanes<T>) return load_as(from, T(0));
   S padded[kLanes<T>] = {};
   for (int64_t lane = 0; lane < count; ++lane) padded[lane] = from[lane];
   return load_as(padded, T(0));
 }
 template <class T, class S>
-WMK_INLINE void store_part(S* to, Vector<T> value, int64_t count) {
+WMK_INLINE void store_lanes(S* to, Vector<T> value, int64_t count) {
   if (count >= kLanes<T>) return store_as(to, value);
   S padded[kLanes<T>];
   store_as(padded, value);
@@ -41,7 +41,7 @@ WMK_INLINE T widen_one(S value) {
   if constexpr (sizeof(S) >= 4) {
     return T(value);
   } else {
-    return load_part<T>(&value, 1)[0];
+    return load_lanes<T>(&value, 1)[0];
   }
 }
 template <class S, class T>
@@ -50,7 +50,7 @@ WMK_INLINE S round_one(T value) {
     return S(value);
   } else {
     S rounded;
-    store_part<T>(&rounded, broadcast(value), 1);
+    store_lanes<T>(&rounded, broadcast(value), 1);
     return rounded;
   }
 }
@@ -84,8 +84,8 @@ struct Sizes {
   int64_t h_top, h_left;      // its padding
   bool tiled;                 // both convolutions go by tiles of two by two (winograd.h)
 
-  Sizes(const wmk_conv_lstm& op, int64_t lanes) : lanes(lanes) {
-    blocks = divide_up(op.hidden, lanes);
+  Sizes(const wmk_conv_lstm& op, int64_t vector_lanes) : lanes(vector_lanes) {
+    blocks = ceil_div(op.hidden, lanes);
     padded_hidden = blocks * lanes;
     gates = padded_hidden * kGates;
     positions = op.height * op.width;
@@ -96,7 +96,7 @@ struct Sizes {
     // A choice by the map alone, so that neither time nor batch changes a result.
     tiled = op.ih_height == 3 && op.ih_width == 3 && op.hh_height == 3 && op.hh_width == 3 && op.stride_height == 1 &&
             op.stride_width == 1 && op.dilation_height == 1 && op.dilation_width == 1 && op.height % 2 == 0 &&
-            op.width % 2 == 0 && positions >= 2 * kGroup;
+            op.width % 2 == 0 && positions >= 2 * kGroupTiles;
   }
 };
 
@@ -106,7 +106,7 @@ class ConvLSTM {
   static constexpr int lanes = kLanes<T>;
   static constexpr int64_t block = int64_t(kGates) * kLanes<T>;  // numbers of one position and block of channels
 
-  explicit ConvLSTM(const wmk_conv_lstm& op) : op(op), sizes(op, lanes) {}
+  explicit ConvLSTM(const wmk_conv_lstm& arguments) : op(arguments), sizes(arguments, lanes) {}
 
   const wmk_conv_lstm& op;
   const Sizes sizes;
@@ -126,30 +126,30 @@ class ConvLSTM {
   // One block of weights [4 * hidden, channels, kernel], as [taps][channels][4 vectors].
   void pack_block(T* to, const wmk_view& weight, int64_t channels, int64_t height, int64_t width, int64_t b) const {
     const int64_t* stride = weight.stride;
-    const int64_t taps = height * width, length = channels * taps, some = smaller(lanes, op.hidden - b * lanes);
+    const int64_t taps = height * width, length = channels * taps, valid = min(lanes, op.hidden - b * lanes);
     const bool in_a_row = stride[3] == 1 && stride[2] == width && stride[1] == taps;
-    if (!in_a_row && some < lanes) memset(to, 0, size_t(length * block) * sizeof(T));
+    if (!in_a_row && valid < lanes) memset(to, 0, size_t(length * block) * sizeof(T));
     for (int64_t gate = 0; gate < kGates; ++gate) {
       const S* from = (const S*)weight.data + (gate * op.hidden + b * lanes) * stride[0];
       if (in_a_row) {
-        pack_gate_in_a_row(to + gate * lanes, from, stride[0], channels, taps, int(some));
+        pack_gate_in_a_row(to + gate * lanes, from, stride[0], channels, taps, int(valid));
         continue;
       }
       for (int64_t ci = 0; ci < channels; ++ci)
         for (int64_t tap = 0; tap < taps; ++tap) {
-          const S* place = from + ci * stride[1] + tap / width * stride[2] + tap % width * stride[3];
+          const S* source = from + ci * stride[1] + tap / width * stride[2] + tap % width * stride[3];
           T* row = to + (tap * channels + ci) * block + gate * lanes;
-          for (int64_t lane = 0; lane < some; ++lane) row[lane] = widen_one<T>(place[lane * stride[0]]);
+          for (int64_t lane = 0; lane < valid; ++lane) row[lane] = widen_one<T>(source[lane * stride[0]]);
         }
     }
   }
   // The same of one gate whose channels and taps are one run of memory, by squares of lanes x channels and taps.
-  static void pack_gate_in_a_row(T* to, const S* from, int64_t lane_stride, int64_t channels, int64_t taps, int some) {
+  static void pack_gate_in_a_row(T* to, const S* from, int64_t lane_stride, int64_t channels, int64_t taps, int valid) {
     alignas(64) T square[lanes * lanes];
     const int64_t length = channels * taps;
     for (int64_t first = 0; first < length; first += lanes) {
-      const int64_t count = smaller(lanes, length - first);
-      load_tile(square, lanes, from + first, lane_stride, 1, some, count);
+      const int64_t count = min(lanes, length - first);
+      load_tile(square, lanes, from + first, lane_stride, 1, valid, count);
       int64_t ci = first / taps, tap = first % taps;
       for (int64_t i = 0; i < count; ++i) {
         store(to + (tap * channels + ci) * block, load(square + i * lanes));
@@ -167,16 +167,16 @@ class ConvLSTM {
             ((const T*)op.bias.data)[(gate * op.hidden + c) * op.bias.stride[0]];
   }
   // The peephole as [positions or 1][3][padded hidden].
-  int64_t peephole_places() const { return !op.peephole.data ? 0 : op.peephole_varies ? sizes.positions : 1; }
-  int64_t packed_peephole() const { return peephole_places() * 3 * sizes.padded_hidden; }
+  int64_t peephole_positions() const { return !op.peephole.data ? 0 : op.peephole_varies ? sizes.positions : 1; }
+  int64_t packed_peephole() const { return peephole_positions() * 3 * sizes.padded_hidden; }
   void pack_peephole(T* to) const {
     memset(to, 0, size_t(packed_peephole()) * sizeof(T));
     const int64_t* stride = op.peephole.stride;
-    for (int64_t place = 0; place < peephole_places(); ++place)
+    for (int64_t position = 0; position < peephole_positions(); ++position)
       for (int64_t gate = 0; gate < 3; ++gate)
         for (int64_t c = 0; c < op.hidden; ++c)
-          to[(place * 3 + gate) * sizes.padded_hidden + c] =
-              ((const T*)op.peephole.data)[gate * stride[0] + c * stride[1] + place * stride[2]];
+          to[(position * 3 + gate) * sizes.padded_hidden + c] =
+              ((const T*)op.peephole.data)[gate * stride[0] + c * stride[1] + position * stride[2]];
   }
 
   // Positions [first, first + count) of a map [channels, positions] whose strides these are, channels last.
@@ -206,8 +206,8 @@ class ConvLSTM {
   // Rows [begin, end) of the padded x of one step.
   void pad_x(const PaddedMap<T>& to, int64_t time, int64_t batch, int64_t begin, int64_t end) const {
     const S* from = (const S*)op.x.data + time * op.x.stride[0] + batch * op.x.stride[1];
-    const int64_t left = smaller(op.pad_left, sizes.x_columns);
-    const int64_t inside = larger(0, smaller(op.x_width, sizes.x_columns - left));
+    const int64_t left = min(op.pad_left, sizes.x_columns);
+    const int64_t inside = max(0, min(op.x_width, sizes.x_columns - left));
     for (int64_t y = begin; y < end; ++y) {
       const int64_t row = y - op.pad_top;
       T* start = to.at(y, 0);
@@ -224,7 +224,7 @@ class ConvLSTM {
   }
 
   // The terms of the gates' sums for the first position of row y: the convolution of x, and of h where it recurs.
-  int64_t gate_terms(Term<T>* terms, int64_t y, int64_t block_number, const PaddedMap<T>& x, const T* weight_ih,
+  int64_t gate_terms(GemmTerm<T>* terms, int64_t y, int64_t block_number, const PaddedMap<T>& x, const T* weight_ih,
                      const PaddedMap<T>* h, const T* weight_hh) const {
     int64_t count = 0;
     const T* right = weight_ih + block_number * taps_ih() * op.input * block;
@@ -240,49 +240,52 @@ class ConvLSTM {
         count = append(terms, count, {h->at(y + ky, kx), op.hidden, right, op.hidden}, block);
     return count;
   }
-  int64_t most_terms() const { return taps_ih() + taps_hh(); }
+  int64_t max_terms() const { return taps_ih() + taps_hh(); }
 
   // Packed weights, for tiles or as they are: how many numbers, and one convolution's.
-  int64_t ready_ih() const { return sizes.tiled ? packed_ih() * kTileNumbers / 9 : packed_ih(); }
-  int64_t ready_hh() const { return sizes.tiled ? packed_hh() * kTileNumbers / 9 : packed_hh(); }
-  // Packs both, block by block; `scratch` holds `ready_scratch` numbers for each of `threads`.
-  int64_t ready_scratch() const { return sizes.tiled ? 9 * larger(op.input, op.hidden) * block : 0; }
-  void ready_weights(T* ih, T* hh, T* scratch, int64_t threads) const {
+  int64_t weights_size_ih() const { return sizes.tiled ? packed_ih() * kTileElements / 9 : packed_ih(); }
+  int64_t weights_size_hh() const { return sizes.tiled ? packed_hh() * kTileElements / 9 : packed_hh(); }
+  // Packs both, block by block; `scratch` holds `pack_scratch_size` numbers for each of `threads`.
+  int64_t pack_scratch_size() const { return sizes.tiled ? 9 * max(op.input, op.hidden) * block : 0; }
+  void pack_weights(T* ih, T* hh, T* scratch, int64_t threads) const {
     parallel_for(2 * sizes.blocks, threads, [&](int64_t item, int64_t thread) {
       const int64_t b = item / 2;
-      T* packed = scratch + thread * ready_scratch();
+      T* packed = scratch + thread * pack_scratch_size();
       if (item % 2 == 0) {
-        ready_block(ih + b * (ready_ih() / sizes.blocks), packed, op.weight_ih, op.input, op.ih_height, op.ih_width, b);
+        pack_weight_block(ih + b * (weights_size_ih() / sizes.blocks), packed, op.weight_ih, op.input, op.ih_height,
+                          op.ih_width, b);
       } else {
-        ready_block(hh + b * (ready_hh() / sizes.blocks), packed, op.weight_hh, op.hidden, op.hh_height, op.hh_width,
-                    b);
+        pack_weight_block(hh + b * (weights_size_hh() / sizes.blocks), packed, op.weight_hh, op.hidden, op.hh_height,
+                          op.hh_width, b);
       }
     });
   }
-  void ready_block(T* to, T* packed, const wmk_view& weight, int64_t channels, int64_t height, int64_t width,
-                   int64_t b) const {
+  void pack_weight_block(T* to, T* packed, const wmk_view& weight, int64_t channels, int64_t height, int64_t width,
+                         int64_t b) const {
     pack_block(sizes.tiled ? packed : to, weight, channels, height, width, b);
-    if (sizes.tiled) turn_weight_for_tiles(to, packed, channels, block);
+    if (sizes.tiled) winograd_weight_transform(to, packed, channels, block);
   }
 
   // Scratch of one worker.
   struct Scratch {
-    Term<T>* terms;
-    T* numbers;   // [16][tiles][channels of x and h, or of the gates]: the 16 are apart(channels) from each other
+    GemmTerm<T>* terms;
+    T* elements;  // [16][tiles][channels of x and h, or of the gates]: the 16 are transform_stride(channels) from each
+                  // other
     T* products;  // [16][tiles][4 vectors], likewise
   };
   // From one of a tile's 16 numbers to the next, for a group of tiles with so many numbers at each place. Never a power
   // of two, for then all 16 would share a few lines of the first-level cache.
-  static constexpr int64_t apart(int64_t numbers) { return kGroup * numbers + lanes; }
-  int64_t tile_channels() const { return larger(op.input + op.hidden, sizes.gates); }
-  Scratch take_scratch(Arena& arena, int64_t parts) const {
-    const int64_t numbers = sizes.tiled ? kTileNumbers * apart(tile_channels()) : 0;
-    const int64_t products = sizes.tiled ? kTileNumbers * apart(block) : 0;
-    return {arena.take<Term<T>>(parts * most_terms()), arena.take<T>(parts * numbers), arena.take<T>(parts * products)};
+  static constexpr int64_t transform_stride(int64_t elements) { return kGroupTiles * elements + lanes; }
+  int64_t tile_channels() const { return max(op.input + op.hidden, sizes.gates); }
+  Scratch take_scratch(Arena& arena, int64_t workers) const {
+    const int64_t elements = sizes.tiled ? kTileElements * transform_stride(tile_channels()) : 0;
+    const int64_t products = sizes.tiled ? kTileElements * transform_stride(block) : 0;
+    return {arena.take<GemmTerm<T>>(workers * max_terms()), arena.take<T>(workers * elements),
+            arena.take<T>(workers * products)};
   }
-  Scratch scratch_of(const Scratch& all, int64_t part) const {
-    return {all.terms + part * most_terms(), all.numbers + part * kTileNumbers * apart(tile_channels()),
-            all.products + part * kTileNumbers * apart(block)};
+  Scratch scratch_of(const Scratch& all, int64_t worker) const {
+    return {all.terms + worker * max_terms(), all.elements + worker * kTileElements * transform_stride(tile_channels()),
+            all.products + worker * kTileElements * transform_stride(block)};
   }
 
   // Calls use(sums, block, row, column, count) with the gates' sums [count][4 vectors] of every segment of rows
@@ -290,70 +293,72 @@ class ConvLSTM {
   template <class Use>
   void sum_gates(const Scratch& scratch, const PaddedMap<T>& x, const T* weight_ih, const PaddedMap<T>* h,
                  const T* weight_hh, const T* bias, int64_t top, int64_t bottom, const Use& use) const {
-    alignas(64) T sums[2 * kSegment * block];
+    alignas(64) T sums[2 * kSegmentPositions * block];
     if (sizes.tiled) {
-      each_group(top, bottom, op.width, [&](int64_t row, int64_t rows, int64_t column, int64_t columns) {
-        sum_group(sums, scratch, x, weight_ih, h, weight_hh, bias, row, rows, column, columns, use);
+      for_each_group(top, bottom, op.width, [&](int64_t row, int64_t rows, int64_t column, int64_t columns) {
+        sum_gates_of_group(sums, scratch, x, weight_ih, h, weight_hh, bias, row, rows, column, columns, use);
       });
       return;
     }
     for (int64_t b = 0; b < sizes.blocks; ++b)
       for (int64_t y = top; y < bottom; ++y) {
         const int64_t count = gate_terms(scratch.terms, y, b, x, weight_ih, h, weight_hh);
-        for (int64_t column = 0; column < op.width; column += kSegment) {
-          const int64_t width = smaller(kSegment, op.width - column);
-          sum_terms(kGates, sums, block, bias + b * block, scratch.terms, count, column, width);
+        for (int64_t column = 0; column < op.width; column += kSegmentPositions) {
+          const int64_t width = min(kSegmentPositions, op.width - column);
+          gemm_accumulate(kGates, sums, block, bias + b * block, scratch.terms, count, column, width);
           use(sums, b, y, column, width);
         }
       }
   }
 
-  // Calls work(row, tile rows, column, tile columns) for groups of at most kGroup tiles of a map's rows.
+  // Calls work(row, tile rows, column, tile columns) for groups of at most kGroupTiles tiles of a map's rows.
   template <class Work>
-  static void each_group(int64_t top, int64_t bottom, int64_t width, const Work& work) {
-    const int64_t across = width / 2, down = larger(1, kGroup / across);
+  static void for_each_group(int64_t top, int64_t bottom, int64_t width, const Work& work) {
+    const int64_t across = width / 2, down = max(1, kGroupTiles / across);
     for (int64_t y = top; y < bottom; y += 2 * down)
-      for (int64_t x = 0; x < across; x += kGroup)
-        work(y, smaller(down, (bottom - y) / 2), 2 * x, smaller(kGroup, across - x));
+      for (int64_t x = 0; x < across; x += kGroupTiles)
+        work(y, min(down, (bottom - y) / 2), 2 * x, min(kGroupTiles, across - x));
   }
   template <class Use>
-  void sum_group(T* sums, const Scratch& scratch, const PaddedMap<T>& x, const T* weight_ih, const PaddedMap<T>* h,
-                 const T* weight_hh, const T* bias, int64_t row, int64_t rows, int64_t column, int64_t columns,
-                 const Use& use) const {
+  void sum_gates_of_group(T* sums, const Scratch& scratch, const PaddedMap<T>& x, const T* weight_ih,
+                          const PaddedMap<T>* h, const T* weight_hh, const T* bias, int64_t row, int64_t rows,
+                          int64_t column, int64_t columns, const Use& use) const {
     const int64_t channels = op.input + op.hidden;
-    turn_inputs(scratch.numbers, channels, x, row, rows, column, columns);
-    if (h) turn_inputs(scratch.numbers + op.input, channels, *h, row, rows, column, columns);
+    winograd_input_transforms(scratch.elements, channels, x, row, rows, column, columns);
+    if (h) winograd_input_transforms(scratch.elements + op.input, channels, *h, row, rows, column, columns);
     for (int64_t b = 0; b < sizes.blocks; ++b) {
-      for (int64_t k = 0; k < kTileNumbers; ++k) {
-        const T* numbers = scratch.numbers + k * apart(channels);
-        const T* right_ih = weight_ih + (b * kTileNumbers + k) * op.input * block;
-        const T* right_hh = weight_hh + (b * kTileNumbers + k) * op.hidden * block;
-        const Term<T> terms[] = {{numbers, channels, right_ih, op.input},
-                                 {numbers + op.input, channels, right_hh, op.hidden}};
-        sum_terms<T, kGates>(scratch.products + k * apart(block), block, nullptr, terms, h ? 2 : 1, 0, rows * columns);
+      for (int64_t k = 0; k < kTileElements; ++k) {
+        const T* elements = scratch.elements + k * transform_stride(channels);
+        const T* right_ih = weight_ih + (b * kTileElements + k) * op.input * block;
+        const T* right_hh = weight_hh + (b * kTileElements + k) * op.hidden * block;
+        const GemmTerm<T> terms[] = {{elements, channels, right_ih, op.input},
+                                     {elements + op.input, channels, right_hh, op.hidden}};
+        gemm_accumulate<T, kGates>(scratch.products + k * transform_stride(block), block, nullptr, terms, h ? 2 : 1, 0,
+                                   rows * columns);
       }
       for (int64_t r = 0; r < rows; ++r) {
         for (int64_t c = 0; c < columns; ++c)
-          turn_output_of_tile(sums + 2 * c * block, kSegment * block, block,
-                              scratch.products + (r * columns + c) * block, apart(block), bias + b * block, block);
+          winograd_output_transform(sums + 2 * c * block, kSegmentPositions * block, block,
+                                    scratch.products + (r * columns + c) * block, transform_stride(block),
+                                    bias + b * block, block);
         use(sums, b, row + 2 * r, column, 2 * columns);
-        use(sums + kSegment * block, b, row + 2 * r + 1, column, 2 * columns);
+        use(sums + kSegmentPositions * block, b, row + 2 * r + 1, column, 2 * columns);
       }
     }
   }
-  // The numbers of a group's tiles, `channels` apart from tile to tile.
-  static void turn_inputs(T* to, int64_t channels, const PaddedMap<T>& map, int64_t row, int64_t rows, int64_t column,
-                          int64_t columns) {
+  // The numbers of a group's tiles, `channels` transform_stride from tile to tile.
+  static void winograd_input_transforms(T* to, int64_t channels, const PaddedMap<T>& map, int64_t row, int64_t rows,
+                                        int64_t column, int64_t columns) {
     for (int64_t r = 0; r < rows; ++r)
       for (int64_t c = 0; c < columns; ++c, to += channels)
-        turn_input_for_tile(to, apart(channels), map.at(row + 2 * r, column + 2 * c), map.row(), map.channels,
-                            map.channels);
+        winograd_input_transform(to, transform_stride(channels), map.at(row + 2 * r, column + 2 * c), map.row(),
+                                 map.channels, map.channels);
   }
 
   // Adds a term, to the one before it where the two are one run of memory.
-  static int64_t append(Term<T>* terms, int64_t count, Term<T> term, int64_t pitch) {
+  static int64_t append(GemmTerm<T>* terms, int64_t count, GemmTerm<T> term, int64_t pitch) {
     if (count > 0) {
-      Term<T>& last = terms[count - 1];
+      GemmTerm<T>& last = terms[count - 1];
       if (last.left + last.length == term.left && last.right + last.length * pitch == term.right &&
           last.stride == term.stride) {
         last.length += term.length;

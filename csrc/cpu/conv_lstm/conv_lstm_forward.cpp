@@ -21,98 +21,99 @@ class Forward : ConvLSTM<T, S> {
   using Base::sizes;
 
  public:
-  explicit Forward(const wmk_conv_lstm& op) : Base(op), division_(op, sizes.tiled, op.threads), arena_(op.workspace) {
-    weight_ih_ = arena_.template take<T>(Base::ready_ih());
-    weight_hh_ = arena_.template take<T>(Base::ready_hh());
-    packed_ = arena_.template take<T>(division_.parts * Base::ready_scratch());
+  explicit Forward(const wmk_conv_lstm& arguments)
+      : Base(arguments), partition_(op, sizes.tiled, op.threads), arena_(op.workspace) {
+    weight_ih_ = arena_.template take<T>(Base::weights_size_ih());
+    weight_hh_ = arena_.template take<T>(Base::weights_size_hh());
+    packed_ = arena_.template take<T>(partition_.workers * Base::pack_scratch_size());
     bias_ = arena_.template take<T>(sizes.gates);
     peephole_ = arena_.template take<T>(Base::packed_peephole());
-    cell_ = arena_.template take<T>(division_.slots * sizes.positions * sizes.padded_hidden);
-    x_ = arena_.template take<T>(2 * division_.slots * x_size());
-    h_ = arena_.template take<T>(2 * division_.slots * h_size());
-    scratch_ = Base::take_scratch(arena_, division_.parts);
+    cell_ = arena_.template take<T>(partition_.buffers * sizes.positions * sizes.padded_hidden);
+    x_ = arena_.template take<T>(2 * partition_.buffers * x_size());
+    h_ = arena_.template take<T>(2 * partition_.buffers * h_size());
+    scratch_ = Base::take_scratch(arena_, partition_.workers);
   }
   int64_t workspace() const { return arena_.used(); }
 
   void run() const {
-    Base::ready_weights(weight_ih_, weight_hh_, packed_, division_.parts);
+    Base::pack_weights(weight_ih_, weight_hh_, packed_, partition_.workers);
     Base::pack_bias(bias_);
     Base::pack_peephole(peephole_);
-    memset(h_, 0, size_t(2 * division_.slots * h_size()) * sizeof(T));
-    if (division_.by_element) {
-      parallel_for(division_.parts, op.threads, [&](int64_t part, int64_t) {
-        for (int64_t batch = op.batch * part / division_.parts; batch < op.batch * (part + 1) / division_.parts;
-             ++batch) {
-          begin(part, batch, 0, op.height);
-          for (int64_t time = 0; time < op.time; ++time) step(part, part, time, batch, 0, op.height);
-          end(part, batch, 0, op.height);
+    memset(h_, 0, size_t(2 * partition_.buffers * h_size()) * sizeof(T));
+    if (partition_.by_element) {
+      parallel_for(partition_.workers, op.threads, [&](int64_t worker, int64_t) {
+        for (int64_t batch = op.batch * worker / partition_.workers;
+             batch < op.batch * (worker + 1) / partition_.workers; ++batch) {
+          begin(worker, batch, 0, op.height);
+          for (int64_t time = 0; time < op.time; ++time) step(worker, worker, time, batch, 0, op.height);
+          end(worker, batch, 0, op.height);
         }
       });
       return;
     }
-    each_band(op, division_,
-              [&](int64_t, int64_t batch, int64_t top, int64_t bottom) { begin(batch, batch, top, bottom); });
+    for_each_band(op, partition_,
+                  [&](int64_t, int64_t batch, int64_t top, int64_t bottom) { begin(batch, batch, top, bottom); });
     for (int64_t time = 0; time < op.time; ++time) {
-      each_band(op, division_, [&](int64_t part, int64_t batch, int64_t top, int64_t bottom) {
-        step(part, batch, time, batch, top, bottom);
+      for_each_band(op, partition_, [&](int64_t worker, int64_t batch, int64_t top, int64_t bottom) {
+        step(worker, batch, time, batch, top, bottom);
       });
     }
-    each_band(op, division_,
-              [&](int64_t, int64_t batch, int64_t top, int64_t bottom) { end(batch, batch, top, bottom); });
+    for_each_band(op, partition_,
+                  [&](int64_t, int64_t batch, int64_t top, int64_t bottom) { end(batch, batch, top, bottom); });
   }
 
  private:
   int64_t x_size() const { return sizes.x_rows * sizes.x_columns * op.input; }
   int64_t h_size() const { return sizes.h_rows * sizes.h_columns * op.hidden; }
   // The padded maps of a step; those of the next one are the others.
-  PaddedMap<T> x_map(int64_t slot, int64_t time) const {
-    return {x_ + (2 * slot + time % 2) * x_size(), sizes.x_columns, op.input};
+  PaddedMap<T> x_map(int64_t buffer, int64_t time) const {
+    return {x_ + (2 * buffer + time % 2) * x_size(), sizes.x_columns, op.input};
   }
-  PaddedMap<T> h_map(int64_t slot, int64_t time) const {
-    return {h_ + (2 * slot + time % 2) * h_size(), sizes.h_columns, op.hidden};
+  PaddedMap<T> h_map(int64_t buffer, int64_t time) const {
+    return {h_ + (2 * buffer + time % 2) * h_size(), sizes.h_columns, op.hidden};
   }
-  T* cell(int64_t slot, int64_t position) const {
-    return cell_ + (slot * sizes.positions + position) * sizes.padded_hidden;
+  T* cell(int64_t buffer, int64_t position) const {
+    return cell_ + (buffer * sizes.positions + position) * sizes.padded_hidden;
   }
 
   // What stands before the first step: cells, h and the first x, in these rows of the map.
-  void begin(int64_t slot, int64_t batch, int64_t top, int64_t bottom) const {
-    memset(cell(slot, top * op.width), 0, size_t((bottom - top) * op.width * sizes.padded_hidden) * sizeof(T));
+  void begin(int64_t buffer, int64_t batch, int64_t top, int64_t bottom) const {
+    memset(cell(buffer, top * op.width), 0, size_t((bottom - top) * op.width * sizes.padded_hidden) * sizeof(T));
     if (op.c0.data)
-      Base::template read_state<T>(cell(slot, top * op.width), sizes.padded_hidden, op.c0, batch, top, bottom);
-    if (op.h0.data) Base::read_h_first(h_map(slot, 0), batch, top, bottom);
-    pad_share(slot, 0, batch, top, bottom);
+      Base::template read_state<T>(cell(buffer, top * op.width), sizes.padded_hidden, op.c0, batch, top, bottom);
+    if (op.h0.data) Base::read_h_first(h_map(buffer, 0), batch, top, bottom);
+    pad_x_rows(buffer, 0, batch, top, bottom);
   }
   // These rows' share of padding the x of a step.
-  void pad_share(int64_t slot, int64_t time, int64_t batch, int64_t top, int64_t bottom) const {
+  void pad_x_rows(int64_t buffer, int64_t time, int64_t batch, int64_t top, int64_t bottom) const {
     if (time == op.time) return;
-    Base::pad_x(x_map(slot, time), time, batch, sizes.x_rows * top / op.height, sizes.x_rows * bottom / op.height);
+    Base::pad_x(x_map(buffer, time), time, batch, sizes.x_rows * top / op.height, sizes.x_rows * bottom / op.height);
   }
 
-  void step(int64_t part, int64_t slot, int64_t time, int64_t batch, int64_t top, int64_t bottom) const {
-    const PaddedMap<T> x = x_map(slot, time), h = h_map(slot, time), next = h_map(slot, time + 1);
-    const bool recurs = Base::recurs(time, batch), fresh = Base::resets(time, batch);
-    Base::sum_gates(Base::scratch_of(scratch_, part), x, weight_ih_, recurs ? &h : nullptr, weight_hh_, bias_, top,
+  void step(int64_t worker, int64_t buffer, int64_t time, int64_t batch, int64_t top, int64_t bottom) const {
+    const PaddedMap<T> x = x_map(buffer, time), h = h_map(buffer, time), next = h_map(buffer, time + 1);
+    const bool recurs = Base::recurs(time, batch), reset = Base::resets(time, batch);
+    Base::sum_gates(Base::scratch_of(scratch_, worker), x, weight_ih_, recurs ? &h : nullptr, weight_hh_, bias_, top,
                     bottom, [&](const T* sums, int64_t b, int64_t y, int64_t column, int64_t width) {
-                      update(sums, slot, time, batch, b, y * op.width + column, width,
-                             next.at(y + sizes.h_top, column + sizes.h_left) + b * lanes, fresh);
+                      update(sums, buffer, time, batch, b, y * op.width + column, width,
+                             next.at(y + sizes.h_top, column + sizes.h_left) + b * lanes, reset);
                     });
-    pad_share(slot, time + 1, batch, top, bottom);
+    pad_x_rows(buffer, time + 1, batch, top, bottom);
   }
 
   // The new cells and h of `count` positions and one block of channels.
-  void update(const T* sums, int64_t slot, int64_t time, int64_t batch, int64_t b, int64_t position, int64_t count,
-              T* next, bool fresh) const {
-    const int64_t channel = b * lanes, some = smaller(lanes, op.hidden - channel);
-    int64_t place = ((time * op.batch + batch) * sizes.positions + position) * op.hidden + channel;
-    S* out = (S*)op.out.data + place;
-    T* cells = op.cells.data ? (T*)op.cells.data + place : nullptr;
-    T* gates = op.gates.data ? (T*)op.gates.data + (place - channel) * kGates + channel : nullptr;
-    T* held = cell(slot, position) + channel;
+  void update(const T* sums, int64_t buffer, int64_t time, int64_t batch, int64_t b, int64_t position, int64_t count,
+              T* next, bool reset) const {
+    const int64_t channel = b * lanes, valid = min(lanes, op.hidden - channel);
+    int64_t offset = ((time * op.batch + batch) * sizes.positions + position) * op.hidden + channel;
+    S* out = (S*)op.out.data + offset;
+    T* cells = op.cells.data ? (T*)op.cells.data + offset : nullptr;
+    T* gates = op.gates.data ? (T*)op.gates.data + (offset - channel) * kGates + channel : nullptr;
+    T* cell_state = cell(buffer, position) + channel;
     const T* peephole = peephole_ + (op.peephole_varies ? position * 3 * sizes.padded_hidden : 0) + channel;
     for (int64_t p = 0; p < count; ++p, sums += block) {
       Vector<T> i = load(sums), f = load(sums + lanes), g = load(sums + 2 * lanes), o = load(sums + 3 * lanes);
-      Vector<T> c = fresh ? Vector<T>{} : load(held);
+      Vector<T> c = reset ? Vector<T>{} : load(cell_state);
       if (op.peephole.data) {
         i += load(peephole) * c;
         f += load(peephole + sizes.padded_hidden) * c;
@@ -125,32 +126,32 @@ class Forward : ConvLSTM<T, S> {
       }
       o = sigmoid(o);
       Vector<T> h = o * tanh(c);
-      store(held, c), held += sizes.padded_hidden;
-      store_part<T>(out, h, some), out += op.hidden;
-      store_part<T>(next, round_through<T, S>(h), some), next += op.hidden;
-      if (cells) store_part<T>(cells, c, some), cells += op.hidden;
+      store(cell_state, c), cell_state += sizes.padded_hidden;
+      store_lanes<T>(out, h, valid), out += op.hidden;
+      store_lanes<T>(next, round_through<T, S>(h), valid), next += op.hidden;
+      if (cells) store_lanes<T>(cells, c, valid), cells += op.hidden;
       if (gates) {
-        store_part<T>(gates, i, some);
-        store_part<T>(gates + op.hidden, f, some);
-        store_part<T>(gates + 2 * op.hidden, g, some);
-        store_part<T>(gates + 3 * op.hidden, o, some);
+        store_lanes<T>(gates, i, valid);
+        store_lanes<T>(gates + op.hidden, f, valid);
+        store_lanes<T>(gates + 2 * op.hidden, g, valid);
+        store_lanes<T>(gates + 3 * op.hidden, o, valid);
         gates += kGates * op.hidden;
       }
     }
   }
 
-  void end(int64_t slot, int64_t batch, int64_t top, int64_t bottom) const {
+  void end(int64_t buffer, int64_t batch, int64_t top, int64_t bottom) const {
     const int64_t positions = (bottom - top) * op.width;
-    const int64_t place = (batch * sizes.positions + top * op.width) * op.hidden;
-    const int64_t last = ((op.time - 1) * op.batch * sizes.positions) * op.hidden + place;
+    const int64_t offset = (batch * sizes.positions + top * op.width) * op.hidden;
+    const int64_t last = ((op.time - 1) * op.batch * sizes.positions) * op.hidden + offset;
     if (op.hn.data)
-      memcpy((S*)op.hn.data + place, (const S*)op.out.data + last, size_t(positions * op.hidden) * sizeof(S));
+      memcpy((S*)op.hn.data + offset, (const S*)op.out.data + last, size_t(positions * op.hidden) * sizeof(S));
     for (int64_t p = 0; p < positions; ++p) {
-      memcpy((T*)op.cn.data + place + p * op.hidden, cell(slot, top * op.width + p), size_t(op.hidden) * sizeof(T));
+      memcpy((T*)op.cn.data + offset + p * op.hidden, cell(buffer, top * op.width + p), size_t(op.hidden) * sizeof(T));
     }
   }
 
-  Division division_;
+  WorkPartition partition_;
   Arena arena_;
   T *weight_ih_, *weight_hh_, *packed_, *bias_, *peephole_;
   T* cell_;    // [slots][positions][padded hidden]

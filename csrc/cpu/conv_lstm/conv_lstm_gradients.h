@@ -16,19 +16,19 @@ struct Convolution {
   int64_t stride_height, stride_width, dilation_height, dilation_width, pad_top, pad_left;
   int64_t vectors, blocks;  // of the input's channels: vectors a block, blocks
 
-  Convolution(int64_t channels, int64_t height, int64_t width, int64_t lanes)
-      : channels(channels), height(height), width(width) {
+  Convolution(int64_t input_channels, int64_t kernel_height, int64_t kernel_width, int64_t lanes)
+      : channels(input_channels), height(kernel_height), width(kernel_width) {
     stride_height = stride_width = dilation_height = dilation_width = 1;
     pad_top = height / 2, pad_left = width / 2;
-    const int64_t count = divide_up(channels, lanes);
+    const int64_t count = ceil_div(channels, lanes);
     vectors = count % 2 == 0 ? 2 : count % 3 == 0 ? 3 : count == 1 ? 1 : 2;
-    blocks = divide_up(count, vectors);
+    blocks = ceil_div(count, vectors);
   }
   int64_t taps() const { return height * width; }
 };
 
 // The floor of a / b for b > 0.
-inline int64_t divide_down(int64_t a, int64_t b) { return a >= 0 ? a / b : -((b - 1 - a) / b); }
+inline int64_t floor_div(int64_t a, int64_t b) { return a >= 0 ? a / b : -((b - 1 - a) / b); }
 
 // Zeros around a map of gates, as many as any tap reaches.
 struct Halo {
@@ -36,10 +36,10 @@ struct Halo {
 
   // For a convolution from an input of `rows` x `columns` to a map of `height` x `width`.
   void cover(const Convolution& to, int64_t rows, int64_t columns, int64_t height, int64_t width) {
-    top = larger(top, -divide_down(to.pad_top - (to.height - 1) * to.dilation_height, to.stride_height));
-    left = larger(left, -divide_down(to.pad_left - (to.width - 1) * to.dilation_width, to.stride_width));
-    bottom = larger(bottom, divide_down(rows - 1 + to.pad_top, to.stride_height) - (height - 1));
-    right = larger(right, divide_down(columns - 1 + to.pad_left, to.stride_width) - (width - 1));
+    top = max(top, -floor_div(to.pad_top - (to.height - 1) * to.dilation_height, to.stride_height));
+    left = max(left, -floor_div(to.pad_left - (to.width - 1) * to.dilation_width, to.stride_width));
+    bottom = max(bottom, floor_div(rows - 1 + to.pad_top, to.stride_height) - (height - 1));
+    right = max(right, floor_div(columns - 1 + to.pad_left, to.stride_width) - (width - 1));
   }
 };
 
@@ -52,8 +52,10 @@ class Gradients : public ConvLSTM<T, S> {
   using Base::op;
   using Base::sizes;
 
-  explicit Gradients(const wmk_conv_lstm& op)
-      : Base(op), ih(op.input, op.ih_height, op.ih_width, lanes), hh(op.hidden, op.hh_height, op.hh_width, lanes) {
+  explicit Gradients(const wmk_conv_lstm& arguments)
+      : Base(arguments),
+        ih(op.input, op.ih_height, op.ih_width, lanes),
+        hh(op.hidden, op.hh_height, op.hh_width, lanes) {
     ih.stride_height = op.stride_height, ih.stride_width = op.stride_width;
     ih.dilation_height = op.dilation_height, ih.dilation_width = op.dilation_width;
     ih.pad_top = op.pad_top, ih.pad_left = op.pad_left;
@@ -72,13 +74,13 @@ class Gradients : public ConvLSTM<T, S> {
   bool tiles_x() const { return sizes.tiled && op.x_height % 2 == 0 && op.x_width % 2 == 0; }
 
   // Weights [4 * hidden, channels, kernel] as [blocks][rows and columns, last first][gates][vectors].
-  static int64_t turned_size(const Convolution& by, int64_t gates) {
+  static int64_t flipped_size(const Convolution& by, int64_t gates) {
     return by.blocks * by.taps() * gates * by.vectors * lanes;
   }
-  void turn_weight(T* to, const wmk_view& weight, const Convolution& by) const {
+  void flip_weight(T* to, const wmk_view& weight, const Convolution& by) const {
     const int64_t* stride = weight.stride;
     const int64_t pitch = by.vectors * lanes;
-    memset(to, 0, size_t(turned_size(by, sizes.gates)) * sizeof(T));
+    memset(to, 0, size_t(flipped_size(by, sizes.gates)) * sizeof(T));
     for (int64_t gate = 0; gate < kGates; ++gate)
       for (int64_t c = 0; c < op.hidden; ++c) {
         const S* from = (const S*)weight.data + (gate * op.hidden + c) * stride[0];
@@ -87,26 +89,26 @@ class Gradients : public ConvLSTM<T, S> {
           for (int64_t tap = 0; tap < by.taps(); ++tap, row += sizes.gates * pitch) {
             const int64_t y = by.height - 1 - tap / by.width, x = by.width - 1 - tap % by.width;
             const S* column = from + b * pitch * stride[1] + y * stride[2] + x * stride[3];
-            const int64_t some = smaller(pitch, by.channels - b * pitch);
-            for (int64_t ci = 0; ci < some; ++ci) row[ci] = widen_one<T>(column[ci * stride[1]]);
+            const int64_t valid = min(pitch, by.channels - b * pitch);
+            for (int64_t ci = 0; ci < valid; ++ci) row[ci] = widen_one<T>(column[ci * stride[1]]);
           }
       }
   }
 
   // The terms of an input's gradient in row y and in columns phase, phase + stride, ...
-  int64_t input_terms(Term<T>* terms, const PaddedMap<T>& gates, const Convolution& by, const T* turned,
+  int64_t input_terms(GemmTerm<T>* terms, const PaddedMap<T>& gates, const Convolution& by, const T* flipped,
                       int64_t block_number, int64_t y, int64_t phase) const {
     const int64_t pitch = by.vectors * lanes;
     int64_t count = 0;
     for (int64_t tap_row = 0; tap_row < by.height; ++tap_row) {
       const int64_t row = y + by.pad_top - (by.height - 1 - tap_row) * by.dilation_height;
-      if (row - divide_down(row, by.stride_height) * by.stride_height != 0) continue;
-      const int64_t at_row = divide_down(row, by.stride_height) + halo.top;
+      if (row - floor_div(row, by.stride_height) * by.stride_height != 0) continue;
+      const int64_t at_row = floor_div(row, by.stride_height) + halo.top;
       for (int64_t tap = 0; tap < by.width; ++tap) {
         const int64_t column = phase + by.pad_left - (by.width - 1 - tap) * by.dilation_width;
-        const int64_t at_column = divide_down(column, by.stride_width);
+        const int64_t at_column = floor_div(column, by.stride_width);
         if (column != at_column * by.stride_width) continue;
-        const T* right = turned + ((block_number * by.height + tap_row) * by.width + tap) * sizes.gates * pitch;
+        const T* right = flipped + ((block_number * by.height + tap_row) * by.width + tap) * sizes.gates * pitch;
         count = Base::append(terms, count, {gates.at(at_row, at_column + halo.left), sizes.gates, right, sizes.gates},
                              pitch);
       }
@@ -115,36 +117,37 @@ class Gradients : public ConvLSTM<T, S> {
   }
 
   // The same weights for tiles; `scratch` is as large as they are now.
-  void turn_weight_to_tiles(T* to, T* scratch, const wmk_view& weight, const Convolution& by) const {
+  void flip_weight_to_tiles(T* to, T* scratch, const wmk_view& weight, const Convolution& by) const {
     const int64_t pitch = by.vectors * lanes, size = sizes.gates * pitch;
-    turn_weight(scratch, weight, by);
+    flip_weight(scratch, weight, by);
     for (int64_t b = 0; b < by.blocks; ++b)
-      turn_weight_for_tiles(to + b * kTileNumbers * size, scratch + b * 9 * size, sizes.gates, pitch);
+      winograd_weight_transform(to + b * kTileElements * size, scratch + b * 9 * size, sizes.gates, pitch);
   }
   // Calls use(sums, block, row, column, count) with the gradient [count][vectors] of an input's segments in rows
   // [top, bottom) of a map of this width.
   template <class Use>
-  void send_tiles(const typename Base::Scratch& scratch, const PaddedMap<T>& gates, const Convolution& by,
-                  const T* weight, int64_t top, int64_t bottom, int64_t width, const Use& use) const {
+  void backpropagate_tiles(const typename Base::Scratch& scratch, const PaddedMap<T>& gates, const Convolution& by,
+                           const T* weight, int64_t top, int64_t bottom, int64_t width, const Use& use) const {
     const int64_t pitch = by.vectors * lanes, size = sizes.gates * pitch;
-    alignas(64) T sums[2 * kSegment * block];
+    alignas(64) T sums[2 * kSegmentPositions * block];
     alignas(64) const T zeros[block] = {};
-    Base::each_group(top, bottom, width, [&](int64_t row, int64_t rows, int64_t column, int64_t columns) {
-      Base::turn_inputs(scratch.numbers, sizes.gates, gates, row + by.pad_top - 2 + halo.top, rows,
-                        column + by.pad_left - 2 + halo.left, columns);
+    Base::for_each_group(top, bottom, width, [&](int64_t row, int64_t rows, int64_t column, int64_t columns) {
+      Base::winograd_input_transforms(scratch.elements, sizes.gates, gates, row + by.pad_top - 2 + halo.top, rows,
+                                      column + by.pad_left - 2 + halo.left, columns);
       for (int64_t b = 0; b < by.blocks; ++b) {
-        for (int64_t k = 0; k < kTileNumbers; ++k) {
-          const Term<T> term = {scratch.numbers + k * Base::apart(sizes.gates), sizes.gates,
-                                weight + (b * kTileNumbers + k) * size, sizes.gates};
-          sum_terms(int(by.vectors), scratch.products + k * Base::apart(pitch), pitch, (const T*)nullptr, &term, 1, 0,
-                    rows * columns);
+        for (int64_t k = 0; k < kTileElements; ++k) {
+          const GemmTerm<T> term = {scratch.elements + k * Base::transform_stride(sizes.gates), sizes.gates,
+                                    weight + (b * kTileElements + k) * size, sizes.gates};
+          gemm_accumulate(int(by.vectors), scratch.products + k * Base::transform_stride(pitch), pitch,
+                          (const T*)nullptr, &term, 1, 0, rows * columns);
         }
         for (int64_t r = 0; r < rows; ++r) {
           for (int64_t c = 0; c < columns; ++c)
-            turn_output_of_tile(sums + 2 * c * pitch, kSegment * pitch, pitch,
-                                scratch.products + (r * columns + c) * pitch, Base::apart(pitch), zeros, pitch);
+            winograd_output_transform(sums + 2 * c * pitch, kSegmentPositions * pitch, pitch,
+                                      scratch.products + (r * columns + c) * pitch, Base::transform_stride(pitch),
+                                      zeros, pitch);
           use(sums, b, row + 2 * r, column, 2 * columns);
-          use(sums + kSegment * pitch, b, row + 2 * r + 1, column, 2 * columns);
+          use(sums + kSegmentPositions * pitch, b, row + 2 * r + 1, column, 2 * columns);
         }
       }
     });
@@ -154,19 +157,20 @@ class Gradients : public ConvLSTM<T, S> {
   // tiles.
   void add_tiles(T* sums, const typename Base::Scratch& scratch, const PaddedMap<T>& input, const PaddedMap<T>& gates,
                  const Convolution& by, int64_t top, int64_t bottom) const {
-    Base::each_group(top, bottom, op.width, [&](int64_t row, int64_t rows, int64_t column, int64_t columns) {
-      Base::turn_inputs(scratch.numbers, by.channels, input, row, rows, column, columns);
+    Base::for_each_group(top, bottom, op.width, [&](int64_t row, int64_t rows, int64_t column, int64_t columns) {
+      Base::winograd_input_transforms(scratch.elements, by.channels, input, row, rows, column, columns);
       for (int64_t b = 0; b < sizes.blocks; ++b) {
         T* to = scratch.products;
         for (int64_t r = 0; r < rows; ++r)
           for (int64_t c = 0; c < columns; ++c, to += block) {
             const T* from = gates.at(row + 2 * r + halo.top, column + 2 * c + halo.left) + b * block;
-            turn_gradient_of_tile(to, Base::apart(block), from, gates.row(), sizes.gates, block);
+            winograd_gradient_transform(to, Base::transform_stride(block), from, gates.row(), sizes.gates, block);
           }
-        for (int64_t k = 0; k < kTileNumbers; ++k) {
-          const Grid<T> left = {scratch.numbers + k * Base::apart(by.channels), 0, by.channels};
-          const Grid<T> right = {scratch.products + k * Base::apart(block), 0, block};
-          sum_places(sums + (b * kTileNumbers + k) * by.channels * block, left, right, by.channels, 1, rows * columns);
+        for (int64_t k = 0; k < kTileElements; ++k) {
+          const GemmOperand<T> left = {scratch.elements + k * Base::transform_stride(by.channels), 0, by.channels};
+          const GemmOperand<T> right = {scratch.products + k * Base::transform_stride(block), 0, block};
+          gemm_accumulate_outer(sums + (b * kTileElements + k) * by.channels * block, left, right, by.channels, 1,
+                                rows * columns);
         }
       }
     });
@@ -178,36 +182,37 @@ class Gradients : public ConvLSTM<T, S> {
     // Neighbouring taps of a row are one run of numbers where nothing lies between them.
     const int64_t run = by.dilation_width == 1 ? by.width : 1;
     for (int64_t b = 0; b < sizes.blocks; ++b) {
-      const Grid<T> right = {gates.at(top + halo.top, halo.left) + b * block, gates.row(), sizes.gates};
+      const GemmOperand<T> right = {gates.at(top + halo.top, halo.left) + b * block, gates.row(), sizes.gates};
       for (int64_t ky = 0; ky < by.height; ++ky)
         for (int64_t kx = 0; kx < by.width; kx += run) {
           const T* first = input.at(top * by.stride_height + ky * by.dilation_height, kx * by.dilation_width);
-          const Grid<T> left = {first, by.stride_height * input.row(), by.stride_width * by.channels};
+          const GemmOperand<T> left = {first, by.stride_height * input.row(), by.stride_width * by.channels};
           T* to = sums + ((b * by.height + ky) * by.width + kx) * by.channels * block;
-          sum_places(to, left, right, run * by.channels, bottom - top, op.width);
+          gemm_accumulate_outer(to, left, right, run * by.channels, bottom - top, op.width);
         }
     }
   }
 
-  // The parts' sums of a weight's gradient, one after another `distance` apart, as [4 * hidden, channels, kernel].
-  void store_weight_gradient(const wmk_view& to, const T* sums, int64_t parts, int64_t distance,
+  // The parts' sums of a weight's gradient, one after another `distance` transform_stride, as [4 * hidden, channels,
+  // kernel].
+  void store_weight_gradient(const wmk_view& to, const T* sums, int64_t partials, int64_t distance,
                              const Convolution& by) const {
-    const int64_t taps = by.taps(), kept = sizes.tiled ? kTileNumbers : taps;
-    parallel_for(kGates * op.hidden, parts, [&](int64_t out, int64_t) {
+    const int64_t taps = by.taps(), kept = sizes.tiled ? kTileElements : taps;
+    parallel_for(kGates * op.hidden, partials, [&](int64_t out, int64_t) {
       const int64_t gate = out / op.hidden, c = out % op.hidden;
       const T* column = sums + c / lanes * kept * by.channels * block + gate * lanes + c % lanes;
       S* row = (S*)to.data + out * by.channels * taps;
-      const auto total = [&](int64_t number, int64_t ci) {
+      const auto total = [&](int64_t element, int64_t ci) {
         T sum = 0;
-        for (int64_t part = 0; part < parts; ++part)
-          sum += column[part * distance + (number * by.channels + ci) * block];
+        for (int64_t partial = 0; partial < partials; ++partial)
+          sum += column[partial * distance + (element * by.channels + ci) * block];
         return sum;
       };
       for (int64_t ci = 0; ci < by.channels; ++ci, row += taps) {
         if (sizes.tiled) {
-          T numbers[kTileNumbers], weight[9];
-          for (int k = 0; k < kTileNumbers; ++k) numbers[k] = total(k, ci);
-          turn_sums_to_weight(weight, numbers);
+          T elements[kTileElements], weight[9];
+          for (int k = 0; k < kTileElements; ++k) elements[k] = total(k, ci);
+          winograd_weight_gradient_transform(weight, elements);
           for (int tap = 0; tap < 9; ++tap) row[tap] = round_one<S>(weight[tap]);
         } else {
           for (int64_t tap = 0; tap < taps; ++tap) row[tap] = round_one<S>(total(tap, ci));

@@ -1,7 +1,7 @@
 // Winograd's minimal filtering F(2x2, 3x3): 16 products for four sums of nine (Lavin & Gray 2016, section 4.1).
 //
 // A tile is two by two results of a 3 x 3 convolution with stride 1. The 4 x 4 numbers under it and the 3 x 3 weights
-// are each turned into 16 numbers, between which the convolution is a product a number: 2.25 times fewer
+// are each flipped into 16 numbers, between which the convolution is a product a number: 2.25 times fewer
 // multiply-adds, for some 60 additions a channel and tile. Errors are about twice those of the sum itself. The channels
 // are contiguous and fill the vectors.
 #pragma once
@@ -11,11 +11,11 @@
 
 namespace wmk::WMK_ISA {
 
-constexpr int kTileNumbers = 16;
+constexpr int kTileElements = 16;
 
 // Weights [9][channels][pitch] as [16][channels][pitch]; pitch is a multiple of a vector.
 template <class T>
-static void turn_weight_for_tiles(T* to, const T* from, int64_t channels, int64_t pitch) {
+static void winograd_weight_transform(T* to, const T* from, int64_t channels, int64_t pitch) {
   const int64_t size = channels * pitch;
   for (int64_t i = 0; i < size; i += kLanes<T>) {
     Vector<T> half[4][3];
@@ -34,22 +34,24 @@ static void turn_weight_for_tiles(T* to, const T* from, int64_t channels, int64_
   }
 }
 
-// The 4 x 4 positions from `from` on, `row` and `column` apart, as 16 numbers a channel, `distance` apart.
+// The 4 x 4 positions from `from` on, `row` and `column` transform_stride, as 16 numbers a channel, `distance`
+// transform_stride.
 template <class T>
-static void turn_input_for_tile(T* to, int64_t distance, const T* from, int64_t row, int64_t column, int64_t channels) {
+static void winograd_input_transform(T* to, int64_t distance, const T* from, int64_t row, int64_t column,
+                                     int64_t channels) {
   for (int64_t c = 0; c < channels; c += kLanes<T>) {
-    const int64_t some = channels - c;
-    const auto part = [&](int y, int x) {
-      const T* place = from + y * row + x * column + c;
-      if (some >= kLanes<T>) return load(place);
+    const int64_t valid = channels - c;
+    const auto worker = [&](int y, int x) {
+      const T* target = from + y * row + x * column + c;
+      if (valid >= kLanes<T>) return load(target);
       T padded[kLanes<T>] = {};
-      for (int64_t lane = 0; lane < some; ++lane) padded[lane] = place[lane];
+      for (int64_t lane = 0; lane < valid; ++lane) padded[lane] = target[lane];
       return load(padded);
     };
     Vector<T> half[4][4];
 #pragma GCC unroll 4
     for (int x = 0; x < 4; ++x) {
-      const Vector<T> d0 = part(0, x), d1 = part(1, x), d2 = part(2, x), d3 = part(3, x);
+      const Vector<T> d0 = worker(0, x), d1 = worker(1, x), d2 = worker(2, x), d3 = worker(3, x);
       half[0][x] = d0 - d2, half[1][x] = d1 + d2, half[2][x] = d2 - d1, half[3][x] = d1 - d3;
     }
 #pragma GCC unroll 4
@@ -58,21 +60,22 @@ static void turn_input_for_tile(T* to, int64_t distance, const T* from, int64_t 
                                     half[y][1] - half[y][3]};
 #pragma GCC unroll 4
       for (int x = 0; x < 4; ++x) {
-        T* place = to + (y * 4 + x) * distance + c;
-        if (some >= kLanes<T>) {
-          store(place, results[x]);
+        T* target = to + (y * 4 + x) * distance + c;
+        if (valid >= kLanes<T>) {
+          store(target, results[x]);
         } else {
-          for (int64_t lane = 0; lane < some; ++lane) place[lane] = results[x][lane];
+          for (int64_t lane = 0; lane < valid; ++lane) target[lane] = results[x][lane];
         }
       }
     }
   }
 }
 
-// 16 numbers a channel, `distance` apart, as two by two results, added to `start`; `row` and `column` apart.
+// 16 numbers a channel, `distance` transform_stride, as two by two results, added to `start`; `row` and `column`
+// transform_stride.
 template <class T>
-static void turn_output_of_tile(T* to, int64_t row, int64_t column, const T* from, int64_t distance, const T* start,
-                                int64_t channels) {
+static void winograd_output_transform(T* to, int64_t row, int64_t column, const T* from, int64_t distance,
+                                      const T* start, int64_t channels) {
   for (int64_t c = 0; c < channels; c += kLanes<T>) {
     Vector<T> half[2][4];
 #pragma GCC unroll 4
@@ -94,8 +97,8 @@ static void turn_output_of_tile(T* to, int64_t row, int64_t column, const T* fro
 // gradients of its results. The tile turns as above; the gradients turn into 16 numbers here, and the 16 sums of
 // products over all tiles into nine below.
 template <class T>
-static void turn_gradient_of_tile(T* to, int64_t distance, const T* from, int64_t row, int64_t column,
-                                  int64_t channels) {
+static void winograd_gradient_transform(T* to, int64_t distance, const T* from, int64_t row, int64_t column,
+                                        int64_t channels) {
   for (int64_t c = 0; c < channels; c += kLanes<T>) {
     Vector<T> half[4][2];
 #pragma GCC unroll 2
@@ -106,14 +109,14 @@ static void turn_gradient_of_tile(T* to, int64_t distance, const T* from, int64_
 #pragma GCC unroll 4
     for (int y = 0; y < 4; ++y) {
       const Vector<T> a = half[y][0], b = half[y][1];
-      T* place = to + y * 4 * distance + c;
-      store(place, a), store(place + distance, (a + b) * T(0.5));
-      store(place + 2 * distance, (a - b) * T(0.5)), store(place + 3 * distance, b);
+      T* target = to + y * 4 * distance + c;
+      store(target, a), store(target + distance, (a + b) * T(0.5));
+      store(target + 2 * distance, (a - b) * T(0.5)), store(target + 3 * distance, b);
     }
   }
 }
 template <class T>
-static void turn_sums_to_weight(T (&weight)[9], const T (&sums)[kTileNumbers]) {
+static void winograd_weight_gradient_transform(T (&weight)[9], const T (&sums)[kTileElements]) {
   T half[3][4];
   for (int x = 0; x < 4; ++x) {
     const T m0 = sums[x], m1 = sums[4 + x], m2 = sums[8 + x], m3 = sums[12 + x];

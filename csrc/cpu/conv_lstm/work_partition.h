@@ -7,38 +7,38 @@
 namespace wmk::WMK_ISA {
 
 constexpr int kGates = 4;
-constexpr int64_t kLeastWork = int64_t(2) << 20;  // multiply-adds of a call that are worth a thread of their own
+constexpr int64_t kMinWorkPerThread = int64_t(2) << 20;  // multiply-adds of a call that are worth a thread of their own
 
 // How the work is divided. Where batch elements keep the threads evenly busy, a thread takes whole elements through
 // time and never waits. Otherwise each map is cut into bands of rows, and the threads meet after every stage of a step.
 // A call too short to wake another thread for, such as one step of a small map, stays on the one that it came on.
-struct Division {
+struct WorkPartition {
   bool by_element;
-  int64_t rows;   // of a map that stay in one band together
-  int64_t bands;  // of a map
-  int64_t parts;  // workers, each of which owns a contiguous range of items
-  int64_t slots;  // maps in memory
+  int64_t rows;     // of a map that stay in one band together
+  int64_t bands;    // of a map
+  int64_t workers;  // workers, each of which owns a contiguous range of items
+  int64_t buffers;  // maps in memory
 
-  Division(const wmk_conv_lstm& op, bool tiled, int64_t most_parts) : rows(tiled ? 2 : 1) {
+  WorkPartition(const wmk_conv_lstm& op, bool tiled, int64_t max_workers) : rows(tiled ? 2 : 1) {
     const int64_t taps = op.input * op.ih_height * op.ih_width + op.hidden * op.hh_height * op.hh_width;
     const int64_t work = op.time * op.batch * op.height * op.width * kGates * op.hidden * taps;
-    const int64_t threads = larger(1, smaller(smaller(op.threads, most_parts), work / kLeastWork));
+    const int64_t threads = max(1, min(min(op.threads, max_workers), work / kMinWorkPerThread));
     by_element = threads == 1 || op.batch % threads == 0 || op.batch >= 4 * threads;
-    bands = by_element ? 1 : smaller(op.height / rows, threads);
-    parts = smaller(threads, op.batch * bands);
-    slots = by_element ? parts : op.batch;
+    bands = by_element ? 1 : min(op.height / rows, threads);
+    workers = min(threads, op.batch * bands);
+    buffers = by_element ? workers : op.batch;
   }
 };
 
 // Calls work(part, batch element, first row, row behind the last) for every band of every map, each part in its order.
 template <class Work>
-static void each_band(const wmk_conv_lstm& op, const Division& division, const Work& work) {
-  const int64_t items = op.batch * division.bands;
-  parallel_for(division.parts, op.threads, [&](int64_t part, int64_t) {
-    for (int64_t item = items * part / division.parts; item < items * (part + 1) / division.parts; ++item) {
-      const int64_t band = item % division.bands, rows = op.height / division.rows;
-      work(part, item / division.bands, rows * band / division.bands * division.rows,
-           rows * (band + 1) / division.bands * division.rows);
+static void for_each_band(const wmk_conv_lstm& op, const WorkPartition& partition, const Work& work) {
+  const int64_t items = op.batch * partition.bands;
+  parallel_for(partition.workers, op.threads, [&](int64_t worker, int64_t) {
+    for (int64_t item = items * worker / partition.workers; item < items * (worker + 1) / partition.workers; ++item) {
+      const int64_t band = item % partition.bands, rows = op.height / partition.rows;
+      work(worker, item / partition.bands, rows * band / partition.bands * partition.rows,
+           rows * (band + 1) / partition.bands * partition.rows);
     }
   });
 }

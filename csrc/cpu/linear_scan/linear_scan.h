@@ -31,7 +31,7 @@ WMK_INLINE void stream_as(S* to, V value) {
   store_as(to, value);
 #endif
 }
-WMK_INLINE void finish_streams() {
+WMK_INLINE void flush_streams() {
 #if defined(__x86_64__)
   _mm_sfence();
 #endif
@@ -39,14 +39,14 @@ WMK_INLINE void finish_streams() {
 
 // The first `count` lanes of a vector; the others read as zero and are not written.
 template <class T, class S>
-WMK_INLINE Vector<T> load_some(const S* from, int count) {
+WMK_INLINE Vector<T> load_lanes(const S* from, int count) {
   if (count == kLanes<T>) return load_as(from, T(0));
   S padded[kLanes<T>] = {};
   for (int lane = 0; lane < count; ++lane) padded[lane] = from[lane];
   return load_as(padded, T(0));
 }
 template <class T, class S>
-WMK_INLINE void store_some(S* to, Vector<T> value, int count) {
+WMK_INLINE void store_lanes(S* to, Vector<T> value, int count) {
   if (count == kLanes<T>) return store_as(to, value);
   S padded[kLanes<T>];
   store_as(padded, value);
@@ -65,39 +65,39 @@ struct Scan {
   int64_t time_at(int64_t position) const { return op.reverse ? op.time - 1 - position : position; }
 
   // Whether what comes before this position does not reach it. In reverse, a reset at t cuts between t and t - 1.
-  bool fresh(int64_t batch, int64_t position) const {
+  bool is_reset(int64_t batch, int64_t position) const {
     if (!op.reset.data) return false;
     int64_t time = time_at(position);
     if (op.reverse) {
       if (position == 0) return false;
       ++time;
     }
-    return reset(batch, time);
+    return flag(batch, time);
   }
-  bool reset(int64_t batch, int64_t time) const {
+  bool flag(int64_t batch, int64_t time) const {
     return ((const char*)op.reset.data)[batch * op.reset.stride[0] + time * op.reset.stride[1]] != 0;
   }
   // Whether the state after the last position is not handed on.
-  bool forgotten(int64_t batch) const { return op.reverse && op.reset.data && op.time > 0 && reset(batch, 0); }
+  bool drops_last_state(int64_t batch) const { return op.reverse && op.reset.data && op.time > 0 && flag(batch, 0); }
 
   T initial(int64_t batch, int64_t channel) const { return element(op.initial_state, batch, channel); }
   static T element(const wmk_view& view, int64_t batch, int64_t channel) {
     return view.data ? ((const T*)view.data)[batch * view.stride[0] + channel * view.stride[1]] : T(0);
   }
-  void put(const wmk_view& view, int64_t batch, int64_t channel, T value) const {
+  void store_state(const wmk_view& view, int64_t batch, int64_t channel, T value) const {
     if (view.data) ((T*)view.data)[batch * op.channels + channel] = value;
   }
   // What enters the first position worked on, and where the carry goes that leaves the last one. Backward, positions
   // are worked on from the last to the first.
-  T entering(int64_t batch, int64_t channel) const {
+  T incoming(int64_t batch, int64_t channel) const {
     if (!backward) return initial(batch, channel);
-    return forgotten(batch) ? T(0) : element(op.grad_last_state, batch, channel);
+    return drops_last_state(batch) ? T(0) : element(op.grad_last_state, batch, channel);
   }
-  void leave(int64_t batch, int64_t channel, T value) const {
+  void store_outgoing(int64_t batch, int64_t channel, T value) const {
     if (backward) {
-      put(op.grad_initial_state, batch, channel, value);
+      store_state(op.grad_initial_state, batch, channel, value);
     } else {
-      put(op.last_state, batch, channel, forgotten(batch) ? T(0) : value);
+      store_state(op.last_state, batch, channel, drops_last_state(batch) ? T(0) : value);
     }
   }
   bool streams() const { return op.batch * op.channels * op.time * bytes_of(op.dtype) >= kStreamBytes; }

@@ -8,30 +8,30 @@ namespace wmk::WMK_ISA {
 constexpr int64_t kRowBytes = 4096;  // states of one item
 
 template <class T, class S>
-class Rows {
+class ChannelsLastScan {
  public:
-  static bool fit(const wmk_linear_scan& op, bool backward) {
+  static bool applies(const wmk_linear_scan& op, bool backward) {
     const wmk_view* views[] = {&op.gates, backward ? &op.grad_out : &op.tokens, &op.out, &op.grad_gates,
                                &op.grad_tokens};
     for (const wmk_view* view : views)
       if (view->data && view->stride[1] != 1) return false;
     return op.channels >= kLanes<T>;
   }
-  Rows(const wmk_linear_scan& op, bool backward) : scan_{op, backward}, op_(op) {
-    int64_t vectors = divide_up(op.channels, lanes), most = kRowBytes / kVectorBytes;
-    vectors_ = larger(1, smaller(most, divide_up(vectors * op.batch, op.threads)));
-    blocks_ = divide_up(vectors, vectors_);
+  ChannelsLastScan(const wmk_linear_scan& op, bool backward) : scan_{op, backward}, op_(op) {
+    int64_t vectors = ceil_div(op.channels, lanes), most = kRowBytes / kVectorBytes;
+    vectors_ = max(1, min(most, ceil_div(vectors * op.batch, op.threads)));
+    blocks_ = ceil_div(vectors, vectors_);
   }
   void run() const {
     parallel_for(op_.batch * blocks_, op_.threads, [&](int64_t item, int64_t) {
       int64_t batch = item / blocks_, channel = item % blocks_ * vectors_ * lanes;
-      int64_t channels = smaller(vectors_ * lanes, op_.channels - channel);
+      int64_t channels = min(vectors_ * lanes, op_.channels - channel);
       if (scan_.backward) {
         run_backward(batch, channel, int(channels));
       } else {
         run_forward(batch, channel, int(channels));
       }
-      finish_streams();
+      flush_streams();
     });
   }
 
@@ -57,21 +57,21 @@ class Rows {
 
   void run_forward(int64_t batch, int64_t channel, int channels) const {
     alignas(64) T state[kRowBytes / sizeof(T)];
-    for (int i = 0; i < channels; ++i) state[i] = scan_.entering(batch, channel + i);
+    for (int i = 0; i < channels; ++i) state[i] = scan_.incoming(batch, channel + i);
     bool stream = scan_.streams() && aligned(op_.out, batch, channel);
     int whole = channels / lanes * lanes;
     for (int64_t p = 0; p < op_.time; ++p) {
       int64_t time = scan_.time_at(p);
       const S *gates = from(op_.gates, batch, channel, time), *tokens = from(op_.tokens, batch, channel, time);
       S* out = to(op_.out, batch, channel, time);
-      bool fresh = scan_.fresh(batch, p);
+      bool reset = scan_.is_reset(batch, p);
       const S *next_gates = ahead(op_.gates, batch, channel, p, 2),
               *next_tokens = ahead(op_.tokens, batch, channel, p, 2);
       auto advance = [&](int i, int count) {
         __builtin_prefetch(next_gates + i, 0, 2);
         __builtin_prefetch(next_tokens + i, 0, 2);
-        Vector<T> h = load_some<T>(tokens + i, count);
-        if (!fresh) h += load_some<T>(gates + i, count) * load(state + i);
+        Vector<T> h = load_lanes<T>(tokens + i, count);
+        if (!reset) h += load_lanes<T>(gates + i, count) * load(state + i);
         store(state + i, h);
         return h;
       };
@@ -80,15 +80,15 @@ class Rows {
       } else {
         for (int i = 0; i < whole; i += lanes) store_as(out + i, advance(i, lanes));
       }
-      if (whole < channels) store_some<T>(out + whole, advance(whole, channels - whole), channels - whole);
+      if (whole < channels) store_lanes<T>(out + whole, advance(whole, channels - whole), channels - whole);
     }
-    for (int i = 0; i < channels; ++i) scan_.leave(batch, channel + i, state[i]);
+    for (int i = 0; i < channels; ++i) scan_.store_outgoing(batch, channel + i, state[i]);
   }
 
   void run_backward(int64_t batch, int64_t channel, int channels) const {
-    alignas(64) T carry[kRowBytes / sizeof(T)], initial[kRowBytes / sizeof(T)];
+    alignas(64) T dh[kRowBytes / sizeof(T)], initial[kRowBytes / sizeof(T)];
     for (int i = 0; i < channels; ++i) {
-      carry[i] = scan_.entering(batch, channel + i);
+      dh[i] = scan_.incoming(batch, channel + i);
       initial[i] = scan_.initial(batch, channel + i);
     }
     bool stream =
@@ -100,17 +100,17 @@ class Rows {
       const S* before = p > 0 ? from(op_.out, batch, channel, scan_.time_at(p - 1)) : nullptr;
       S* grad_gates = to(op_.grad_gates, batch, channel, time);
       S* grad_tokens = to(op_.grad_tokens, batch, channel, time);
-      bool fresh = scan_.fresh(batch, p);
+      bool reset = scan_.is_reset(batch, p);
       const S *next_gates = ahead(op_.gates, batch, channel, p, -2), *next_out = ahead(op_.out, batch, channel, p, -3);
       const S* next_grad = ahead(op_.grad_out, batch, channel, p, -2);
       auto advance = [&](int i, int count, Vector<T>& grad_gate) {
         __builtin_prefetch(next_gates + i, 0, 2);
         __builtin_prefetch(next_out + i, 0, 2);
         __builtin_prefetch(next_grad + i, 0, 2);
-        Vector<T> grad = load_some<T>(grad_out + i, count) + load(carry + i);
-        Vector<T> previous = before ? load_some<T>(before + i, count) : load(initial + i);
-        grad_gate = fresh ? Vector<T>{} : grad * previous;
-        store(carry + i, fresh ? Vector<T>{} : load_some<T>(gates + i, count) * grad);
+        Vector<T> grad = load_lanes<T>(grad_out + i, count) + load(dh + i);
+        Vector<T> previous = before ? load_lanes<T>(before + i, count) : load(initial + i);
+        grad_gate = reset ? Vector<T>{} : grad * previous;
+        store(dh + i, reset ? Vector<T>{} : load_lanes<T>(gates + i, count) * grad);
         return grad;
       };
       Vector<T> grad_gate;
@@ -126,11 +126,11 @@ class Rows {
       }
       if (whole < channels) {
         Vector<T> grad = advance(whole, channels - whole, grad_gate);
-        store_some<T>(grad_tokens + whole, grad, channels - whole);
-        store_some<T>(grad_gates + whole, grad_gate, channels - whole);
+        store_lanes<T>(grad_tokens + whole, grad, channels - whole);
+        store_lanes<T>(grad_gates + whole, grad_gate, channels - whole);
       }
     }
-    for (int i = 0; i < channels; ++i) scan_.leave(batch, channel + i, carry[i]);
+    for (int i = 0; i < channels; ++i) scan_.store_outgoing(batch, channel + i, dh[i]);
   }
 
   Scan<T> scan_;

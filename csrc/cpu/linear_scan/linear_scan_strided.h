@@ -10,18 +10,18 @@ constexpr int64_t kSegmentSteps = 4096;  // into segments of at least this many 
 constexpr int64_t kMaxSegments = 16;
 
 template <class T, class S>
-class Squares {
+class StridedScan {
  public:
-  Squares(const wmk_linear_scan& op, bool backward) : scan_{op, backward}, op_(op) {
-    joined_ = joins(op.gates) && joins(op.tokens) && joins(op.out) && joins(op.grad_out) && joins(op.grad_gates) &&
-              joins(op.grad_tokens);
-    rows_ = joined_ ? op.batch * op.channels : op.channels;
-    tiles_ = divide_up(rows_, lanes);
-    groups_ = joined_ ? 1 : op.batch;
+  StridedScan(const wmk_linear_scan& op, bool backward) : scan_{op, backward}, op_(op) {
+    merged_ = merges(op.gates) && merges(op.tokens) && merges(op.out) && merges(op.grad_out) && merges(op.grad_gates) &&
+              merges(op.grad_tokens);
+    rows_ = merged_ ? op.batch * op.channels : op.channels;
+    tiles_ = ceil_div(rows_, lanes);
+    groups_ = merged_ ? 1 : op.batch;
     segments_ = 1;
-    if (groups_ * tiles_ < kBusyItems) segments_ = larger(1, smaller(kMaxSegments, op.time / kSegmentSteps));
-    segment_ = round_up(divide_up(larger(op.time, 1), segments_), span);
-    segments_ = larger(1, divide_up(op.time, segment_));
+    if (groups_ * tiles_ < kBusyItems) segments_ = max(1, min(kMaxSegments, op.time / kSegmentSteps));
+    segment_ = round_up(ceil_div(max(op.time, 1), segments_), kPassSteps);
+    segments_ = max(1, ceil_div(op.time, segment_));
   }
   // What enters a segment, and what it adds and multiplies: [groups][tiles][segments][lanes].
   int64_t workspace() const {
@@ -37,31 +37,31 @@ class Squares {
         Tile tile = tile_of(item / segments_);
         Vector<T> sum{}, product = broadcast(T(1));
         run_segment<true>(tile, item % segments_, sum, product);
-        store(s.added + item * lanes, sum);
-        store(s.multiplied + item * lanes, product);
+        store(s.offset + item * lanes, sum);
+        store(s.factor + item * lanes, product);
       });
-      for (int64_t item = 0; item < groups_ * tiles_; ++item) chain(s, item);
+      for (int64_t item = 0; item < groups_ * tiles_; ++item) pass_state(s, item);
     }
     parallel_for(groups_ * tiles_ * segments_, op_.threads, [&](int64_t item, int64_t) {
       Tile tile = tile_of(item / segments_);
       int64_t segment = item % segments_;
-      Vector<T> carry = segments_ > 1 ? load(s.entering + item * lanes) : entering(tile), unused{};
-      run_segment<false>(tile, segment, carry, unused);
+      Vector<T> state = segments_ > 1 ? load(s.incoming + item * lanes) : incoming(tile), unused{};
+      run_segment<false>(tile, segment, state, unused);
       if (segment == (scan_.backward ? 0 : segments_ - 1))
-        for (int i = 0; i < tile.rows; ++i) scan_.leave(batch_of(tile, i), channel_of(tile, i), carry[i]);
-      finish_streams();
+        for (int i = 0; i < tile.rows; ++i) scan_.store_outgoing(batch_of(tile, i), channel_of(tile, i), state[i]);
+      flush_streams();
     });
   }
 
  private:
   static constexpr int lanes = kLanes<T>;
-  static constexpr int span = 4 * lanes;  // steps worked on at once: the squares of one overlap in the pipeline
+  static constexpr int kPassSteps = 4 * lanes;  // steps worked on at once: the squares of one overlap in the pipeline
   typedef typename Scan<T>::Mask Mask;
 
   struct Scratch {
-    T *added, *multiplied, *entering;
+    T *offset, *factor, *incoming;
     Scratch(Arena& arena, int64_t count)
-        : added(arena.take<T>(count)), multiplied(arena.take<T>(count)), entering(arena.take<T>(count)) {}
+        : offset(arena.take<T>(count)), factor(arena.take<T>(count)), incoming(arena.take<T>(count)) {}
   };
   struct Tile {
     int64_t group, row;
@@ -69,49 +69,49 @@ class Squares {
   };
 
   // Whether batch and channels together are rows at one stride.
-  bool joins(const wmk_view& view) const {
+  bool merges(const wmk_view& view) const {
     return !view.data || op_.batch == 1 || op_.channels == 1 || view.stride[0] == op_.channels * view.stride[1];
   }
   Plane plane(const wmk_view& view, int64_t group) const {
-    int64_t row_stride = joined_ && op_.channels == 1 ? view.stride[0] : view.stride[1];
+    int64_t row_stride = merged_ && op_.channels == 1 ? view.stride[0] : view.stride[1];
     return {(char*)view.data + group * view.stride[0] * int64_t(sizeof(S)), row_stride, view.stride[2]};
   }
   Tile tile_of(int64_t item) const {
     int64_t row = item % tiles_ * lanes;
-    return {item / tiles_, row, int(smaller(lanes, rows_ - row))};
+    return {item / tiles_, row, int(min(lanes, rows_ - row))};
   }
-  int64_t batch_of(const Tile& tile, int lane) const { return joined_ ? (tile.row + lane) / op_.channels : tile.group; }
+  int64_t batch_of(const Tile& tile, int lane) const { return merged_ ? (tile.row + lane) / op_.channels : tile.group; }
   int64_t channel_of(const Tile& tile, int lane) const {
-    return joined_ ? (tile.row + lane) % op_.channels : tile.row + lane;
+    return merged_ ? (tile.row + lane) % op_.channels : tile.row + lane;
   }
-  Vector<T> entering(const Tile& tile) const {
+  Vector<T> incoming(const Tile& tile) const {
     Vector<T> values{};
-    for (int i = 0; i < tile.rows; ++i) values[i] = scan_.entering(batch_of(tile, i), channel_of(tile, i));
+    for (int i = 0; i < tile.rows; ++i) values[i] = scan_.incoming(batch_of(tile, i), channel_of(tile, i));
     return values;
   }
 
   // From each segment's own ends to what enters it. Zero stays zero however large the product has grown.
-  void chain(const Scratch& s, int64_t item) const {
-    Vector<T> carry = entering(tile_of(item));
+  void pass_state(const Scratch& s, int64_t item) const {
+    Vector<T> state = incoming(tile_of(item));
     for (int64_t i = 0; i < segments_; ++i) {
       int64_t segment = scan_.backward ? segments_ - 1 - i : i, at = (item * segments_ + segment) * lanes;
-      store(s.entering + at, carry);
-      Vector<T> added = load(s.added + at), multiplied = load(s.multiplied + at);
-      carry = (carry == 0) | (multiplied == 0) ? added : multiplied * carry + added;
+      store(s.incoming + at, state);
+      Vector<T> offset = load(s.offset + at), factor = load(s.factor + at);
+      state = ((state == 0) | (factor == 0)) ? offset : factor * state + offset;
     }
   }
 
   // The lanes that start afresh at each of `steps` positions, from `position` on; false where there is none.
-  bool load_fresh(Mask* fresh, const Tile& tile, int64_t position, int64_t steps) const {
+  bool load_resets(Mask* reset, const Tile& tile, int64_t position, int64_t steps) const {
     if (!op_.reset.data) return false;
     bool any = false;
     for (int64_t step = 0; step < steps; ++step) {
-      fresh[step] = Mask{};
+      reset[step] = Mask{};
       for (int lane = 0; lane < tile.rows;) {
         int64_t batch = batch_of(tile, lane);
-        bool here = scan_.fresh(batch, position + step);
+        bool here = scan_.is_reset(batch, position + step);
         for (; lane < tile.rows && batch_of(tile, lane) == batch; ++lane)
-          if (here) fresh[step][lane] = -1;
+          if (here) reset[step][lane] = -1;
         any |= here;
       }
     }
@@ -144,10 +144,10 @@ class Squares {
     if (stream && p.time_stride == 1 && step == 1 && steps % lanes == 0 && tile.rows == lanes &&
         sizeof(S) == sizeof(T) && int64_t(to) % kVectorBytes == 0 && p.row_stride % lanes == 0) {
       for (int64_t done = 0; done < steps; done += lanes) {
-        Vector<T> turned[lanes];
-        for (int i = 0; i < lanes; ++i) turned[i] = load(square + (done + i) * pitch);
-        transpose<T>(turned);
-        for (int i = 0; i < lanes; ++i) stream_as(to + i * p.row_stride + done, turned[i]);
+        Vector<T> flipped[lanes];
+        for (int i = 0; i < lanes; ++i) flipped[i] = load(square + (done + i) * pitch);
+        transpose<T>(flipped);
+        for (int i = 0; i < lanes; ++i) stream_as(to + i * p.row_stride + done, flipped[i]);
       }
     } else {
       store_tile(square, pitch, to, p.row_stride, step * p.time_stride, tile.rows, steps);
@@ -155,12 +155,12 @@ class Squares {
   }
   // Asks for what will be read two spans from here.
   void prefetch(const wmk_view& view, const Tile& tile, int64_t position) const {
-    int64_t ahead = position + (scan_.backward ? -2 : 2) * span;
-    if (ahead < 0 || ahead + span > op_.time) return;
+    int64_t ahead = position + (scan_.backward ? -2 : 2) * kPassSteps;
+    if (ahead < 0 || ahead + kPassSteps > op_.time) return;
     Plane p = plane(view, tile.group);
-    int64_t time = smaller(scan_.time_at(ahead), scan_.time_at(ahead + span - 1));
+    int64_t time = min(scan_.time_at(ahead), scan_.time_at(ahead + kPassSteps - 1));
     const char* from = (const char*)((const S*)p.data + tile.row * p.row_stride + time * p.time_stride);
-    int64_t bytes = p.time_stride == 1 ? span * int64_t(sizeof(S)) : 1;
+    int64_t bytes = p.time_stride == 1 ? kPassSteps * int64_t(sizeof(S)) : 1;
     for (int row = 0; row < tile.rows; ++row)
       for (int64_t byte = 0; byte < bytes; byte += 64)
         __builtin_prefetch(from + row * p.row_stride * int64_t(sizeof(S)) + byte, 0, 2);
@@ -168,44 +168,44 @@ class Squares {
 
   // One segment. Ends: only the carry that leaves it, from the one given, and the product of its gates.
   template <bool Ends>
-  void run_segment(const Tile& tile, int64_t segment, Vector<T>& carry, Vector<T>& product) const {
-    int64_t begin = segment * segment_, end = smaller(op_.time, begin + segment_);
+  void run_segment(const Tile& tile, int64_t segment, Vector<T>& state, Vector<T>& product) const {
+    int64_t begin = segment * segment_, end = min(op_.time, begin + segment_);
     bool stream = !Ends && scan_.streams();
-    int64_t spans = divide_up(end - begin, span);
-    for (int64_t i = 0; i < spans; ++i) {
-      int64_t position = begin + (scan_.backward ? spans - 1 - i : i) * span;
-      int64_t steps = smaller(span, end - position);
-      alignas(64) T gates[span * lanes], values[span * lanes];
-      Mask fresh[span];
+    int64_t passes = ceil_div(end - begin, kPassSteps);
+    for (int64_t i = 0; i < passes; ++i) {
+      int64_t position = begin + (scan_.backward ? passes - 1 - i : i) * kPassSteps;
+      int64_t steps = min(kPassSteps, end - position);
+      alignas(64) T gates[kPassSteps * lanes], values[kPassSteps * lanes];
+      Mask reset[kPassSteps];
       prefetch(op_.gates, tile, position);
       prefetch(scan_.backward ? op_.grad_out : op_.tokens, tile, position);
-      bool any = load_fresh(fresh, tile, position, steps);
+      bool any = load_resets(reset, tile, position, steps);
       load_square(gates, op_.gates, tile, position, steps);
       load_square(values, scan_.backward ? op_.grad_out : op_.tokens, tile, position, steps);
       if (!scan_.backward) {
         for (int64_t t = 0; t < steps; ++t) {
-          Vector<T> gate = load(gates + t * lanes), token = load(values + t * lanes), moved = gate * carry + token;
-          carry = any ? fresh[t] ? token : moved : moved;
-          if (Ends) product = any ? fresh[t] ? Vector<T>{} : product * gate : product * gate;
-          store(values + t * lanes, carry);
+          Vector<T> gate = load(gates + t * lanes), token = load(values + t * lanes), moved = gate * state + token;
+          state = any ? reset[t] ? token : moved : moved;
+          if (Ends) product = any ? reset[t] ? Vector<T>{} : product * gate : product * gate;
+          store(values + t * lanes, state);
         }
         if (!Ends) store_square(values, op_.out, tile, position, steps, stream);
       } else {
         for (int64_t t = steps; t-- > 0;) {
-          Vector<T> gate = load(gates + t * lanes), grad = load(values + t * lanes) + carry, moved = gate * grad;
-          carry = any ? fresh[t] ? Vector<T>{} : moved : moved;
-          if (Ends) product = any ? fresh[t] ? Vector<T>{} : product * gate : product * gate;
+          Vector<T> gate = load(gates + t * lanes), grad = load(values + t * lanes) + state, moved = gate * grad;
+          state = any ? reset[t] ? Vector<T>{} : moved : moved;
+          if (Ends) product = any ? reset[t] ? Vector<T>{} : product * gate : product * gate;
           store(values + t * lanes, grad);
         }
-        if (!Ends) finish_backward(values, fresh, any, tile, position, steps, stream);
+        if (!Ends) backward_epilogue(values, reset, any, tile, position, steps, stream);
       }
     }
   }
 
   // Gradients of tokens and gates, from those of the states: a gate's is its state's times the state before.
-  void finish_backward(const T* grads, const Mask* fresh, bool any, const Tile& tile, int64_t position, int64_t steps,
-                       bool stream) const {
-    alignas(64) T before[(span + 1) * lanes];
+  void backward_epilogue(const T* grads, const Mask* reset, bool any, const Tile& tile, int64_t position, int64_t steps,
+                         bool stream) const {
+    alignas(64) T before[(kPassSteps + 1) * lanes];
     prefetch(op_.out, tile, position);
     load_square(before + lanes, op_.out, tile, position, steps);
     if (position > 0) {
@@ -216,7 +216,7 @@ class Squares {
     }
     for (int64_t t = 0; t < steps; ++t) {
       Vector<T> grad = load(grads + t * lanes) * load(before + t * lanes);
-      store(before + t * lanes, any ? fresh[t] ? Vector<T>{} : grad : grad);
+      store(before + t * lanes, any ? reset[t] ? Vector<T>{} : grad : grad);
     }
     store_square(grads, op_.grad_tokens, tile, position, steps, stream);
     store_square(before, op_.grad_gates, tile, position, steps, stream);
@@ -224,7 +224,7 @@ class Squares {
 
   Scan<T> scan_;
   const wmk_linear_scan& op_;
-  bool joined_;                    // rows are all channels of all batch elements, not those of one
+  bool merged_;                    // rows are all channels of all batch elements, not those of one
   int64_t rows_, tiles_, groups_;  // rows of a group, tiles of a group, groups
   int64_t segments_, segment_;     // segments of time, and their length
 };

@@ -23,7 +23,7 @@ struct ScanShape {
     pitch = round_up(state, lanes);
     groups = scan.B_varies || scan.C_varies ? scan.groups : 1;
     channels_per_group = scan.channels / groups;
-    tiles_per_group = divide_up(channels_per_group, lanes);
+    tiles_per_group = ceil_div(channels_per_group, lanes);
     tiles = tiles_per_group * groups;
     // B and C tiles of `steps` rows each should leave room in a 32 KiB cache.
     steps = pitch <= 32 ? 64 : pitch <= 64 ? 32 : 16;
@@ -32,12 +32,12 @@ struct ScanShape {
   int64_t channel(int64_t tile) const {
     return tile / tiles_per_group * channels_per_group + tile % tiles_per_group * lanes;
   }
-  int rows(int64_t tile) const { return int(smaller(lanes, channels_per_group - tile % tiles_per_group * lanes)); }
+  int rows(int64_t tile) const { return int(min(lanes, channels_per_group - tile % tiles_per_group * lanes)); }
 };
 
 // A sequence: where it lies in the batch and in time, and where its chunk states are.
 struct Sequence {
-  int64_t index, batch, begin, end, first_slot;
+  int64_t index, batch, begin, end, first_state_row;
 
   Sequence(const wmk_selective_scan& scan, int64_t sequence) : index(sequence) {
     if (scan.cu_seqlens.data) {
@@ -45,12 +45,12 @@ struct Sequence {
       batch = 0;
       begin = bounds[sequence];
       end = bounds[sequence + 1];
-      first_slot = begin / scan.chunk + sequence;
+      first_state_row = begin / scan.chunk + sequence;
     } else {
       batch = sequence;
       begin = 0;
       end = scan.time;
-      first_slot = sequence * divide_up(scan.time, scan.chunk);
+      first_state_row = sequence * ceil_div(scan.time, scan.chunk);
     }
   }
 };
@@ -81,39 +81,39 @@ static Vector<T> load_parameter(const wmk_view& view, int64_t channel, int rows)
 }
 // States [first, last) of a tile of a tensor [slots, channels, state], to and from table[state][lane].
 template <class T>
-static void load_state(T* table, const wmk_view& view, int64_t slot, int64_t channel, int rows, int64_t first,
+static void load_state(T* table, const wmk_view& view, int64_t state_row, int64_t channel, int rows, int64_t first,
                        int64_t last) {
-  const T* from = (const T*)view.data + slot * view.stride[0] + channel * view.stride[1] + first * view.stride[2];
+  const T* from = (const T*)view.data + state_row * view.stride[0] + channel * view.stride[1] + first * view.stride[2];
   load_tile(table + first * kLanes<T>, kLanes<T>, from, view.stride[1], view.stride[2], rows, last - first);
 }
 template <class T>
-static void store_state(const T* table, const wmk_view& view, int64_t slot, int64_t channels, int64_t states,
+static void store_state(const T* table, const wmk_view& view, int64_t state_row, int64_t channels, int64_t states,
                         int64_t channel, int rows, int64_t first, int64_t last) {
-  T* to = (T*)view.data + (slot * channels + channel) * states + first;
+  T* to = (T*)view.data + (state_row * channels + channel) * states + first;
   store_tile(table + first * kLanes<T>, kLanes<T>, to, states, 1, rows, last - first);
 }
 
 // Where there are fewer tiles than threads, the states of a tile are dealt out to parts, which share nothing but the
-// sums over states. A part takes whole blocks of the inner loop and keeps every block's sum apart, so that all of them
-// can be added up in the order in which one thread would: results do not depend on the number of threads. It needs B
-// and C that vary, whose blocks are of one size, and a sequence long enough to be worth it.
-struct StateParts {
+// sums over states. A part takes whole blocks of the inner loop and keeps every block's sum transform_stride, so that
+// all of them can be added up in the order in which one thread would: results do not depend on the number of threads.
+// It needs B and C that vary, whose blocks are of one size, and a sequence long enough to be worth it.
+struct StateSplit {
   static constexpr int64_t kSteps = 512;
   int64_t states, block, blocks, count;
 
-  StateParts(const wmk_selective_scan& scan, int64_t tiles, int64_t block_states)
-      : states(scan.state), block(block_states), blocks(divide_up(states, block)), count(1) {
+  StateSplit(const wmk_selective_scan& scan, int64_t tiles, int64_t block_states)
+      : states(scan.state), block(block_states), blocks(ceil_div(states, block)), count(1) {
     if (scan.time >= kSteps && scan.B_varies && scan.C_varies)
-      count = larger(1, smaller(blocks, scan.threads / (tiles * scan.sequences)));
+      count = max(1, min(blocks, scan.threads / (tiles * scan.sequences)));
   }
   // Blocks and states of a part.
-  int64_t first_block(int64_t part) const { return blocks * part / count; }
-  int64_t first(int64_t part) const { return smaller(states, first_block(part) * block); }
-  int64_t last(int64_t part) const { return first(part + 1); }
+  int64_t first_block(int64_t split) const { return blocks * split / count; }
+  int64_t first(int64_t split) const { return min(states, first_block(split) * block); }
+  int64_t last(int64_t split) const { return first(split + 1); }
 };
 
 // Some time steps of one tile.
-struct Place {
+struct TileCoord {
   int64_t batch, channel;
   int rows;
   int64_t time, steps;
@@ -121,11 +121,11 @@ struct Place {
 
 // A tensor [batch, channels, time] at a place, to and from [time][lane].
 template <class T>
-static void load_place(T* to, const wmk_view& view, int64_t dtype, const Place& at) {
+static void load_tile_at(T* to, const wmk_view& view, int64_t dtype, const TileCoord& at) {
   load_plane(to, kLanes<T>, plane_of(view, dtype, at.batch), dtype, at.channel, at.rows, at.time, at.steps);
 }
 template <class T>
-static void store_place(const T* from, const wmk_view& view, int64_t dtype, const Place& at) {
+static void store_tile_at(const T* from, const wmk_view& view, int64_t dtype, const TileCoord& at) {
   store_plane(from, kLanes<T>, plane_of(view, dtype, at.batch), dtype, at.channel, at.rows, at.time, at.steps);
 }
 // States [first, last) of B or C as [time][pitch], and with them what shares their vectors.
@@ -134,7 +134,7 @@ static void load_projection(T* tile, const ScanShape<T>& shape, const wmk_view& 
                             int64_t group, int64_t time, int64_t steps, int64_t first, int64_t last) {
   Plane plane = plane_of(view, dtype, batch, group);
   for (int64_t n = first / shape.lanes * shape.lanes; n < last; n += shape.lanes)
-    load_plane(tile + n, shape.pitch, plane, dtype, n, int(smaller(shape.lanes, shape.state - n)), time, steps);
+    load_plane(tile + n, shape.pitch, plane, dtype, n, int(min(shape.lanes, shape.state - n)), time, steps);
 }
 
 // A number of states as a type, for generic lambdas.
@@ -143,21 +143,21 @@ struct Block {
   char unused[States];
 };
 
-// The stretches of a tile between two resets. A stretch that starts afresh ignores the state before it.
-struct Stretches {
+// The spans of a tile between two resets. A stretch that starts afresh ignores the state before it.
+struct ResetSpans {
   int count = 0;
   int begin[65];
-  bool fresh[64];
+  bool reset[64];
 
-  Stretches(const wmk_selective_scan& scan, const Sequence& sequence, int64_t time, int64_t steps) {
-    const char* reset = (const char*)scan.reset.data;
-    bool starts_from_zero = time == sequence.begin && !scan.initial_state.data;
+  ResetSpans(const wmk_selective_scan& scan, const Sequence& sequence, int64_t time, int64_t steps) {
+    const char* flags = (const char*)scan.reset.data;
+    bool starts_at_zero = time == sequence.begin && !scan.initial_state.data;
     for (int64_t step = 0; step < steps; ++step) {
-      bool forgets = (starts_from_zero && step == 0) ||
-                     (reset && reset[sequence.batch * scan.reset.stride[0] + (time + step) * scan.reset.stride[1]]);
-      if (step == 0 || forgets) {
+      bool is_reset = (starts_at_zero && step == 0) ||
+                      (flags && flags[sequence.batch * scan.reset.stride[0] + (time + step) * scan.reset.stride[1]]);
+      if (step == 0 || is_reset) {
         begin[count] = int(step);
-        fresh[count++] = forgets;
+        reset[count++] = is_reset;
       }
     }
     begin[count] = int(steps);

@@ -10,17 +10,17 @@
 // dealt out to strands likewise; a strand takes its sequences one after another and sums the gradients of the
 // parameters, and all strands go through their chunks in step.
 //
-// Where there are fewer tiles than threads, the states of a tile are dealt out too (StateParts). They meet in the
+// Where there are fewer tiles than threads, the states of a tile are dealt out too (StateSplit). They meet in the
 // gradients of step and input alone, so those of a round are kept, and concluded when all its states are through.
 #include "cpu/selective_scan/selective_scan_backward_tile.h"
 
 namespace wmk::WMK_ISA {
 namespace {
 
-constexpr int64_t kMostUnits = 32;  // parts in all groups and strands: the most threads that can share the work
-constexpr int64_t kMostStrands = 16;
+constexpr int64_t kMaxWorkItems = 32;  // parts in all groups and strands: the most threads that can share the work
+constexpr int64_t kMaxSeqGroups = 16;
 constexpr int64_t kSumsBytes = int64_t(8) << 20;  // of the parts' sums in a round: a few synchronisations in all
-constexpr int64_t kShares = 8;                    // of that work in a group and strand, and of concluding a round
+constexpr int64_t kReductionSlices = 8;           // of that work in a group and strand, and of concluding a round
 
 // Where a strand stands: a chunk of a sequence, from the last to the first.
 struct Cursor {
@@ -34,26 +34,26 @@ class Backward {
 
   Backward(const wmk_selective_scan& scan, Arena arena)
       : scan_(scan), shape_(scan), split_(scan, shape_.tiles, kBlockStates<T>) {
-    span_ = smaller(scan.chunk, larger(scan.time, 1));
-    strands_ = larger(1, smaller(scan.sequences, kMostStrands));
-    parts_ = larger(1, smaller(shape_.tiles_per_group, kMostUnits / (strands_ * shape_.groups)));
-    units_ = strands_ * shape_.groups * parts_;
-    sums_pitch_ = divide_up(shape_.state, kBlockStates<T>) * lanes;
+    chunk_steps_ = min(scan.chunk, max(scan.time, 1));
+    seq_groups_ = max(1, min(scan.sequences, kMaxSeqGroups));
+    partials_per_group_ = max(1, min(shape_.tiles_per_group, kMaxWorkItems / (seq_groups_ * shape_.groups)));
+    work_items_ = seq_groups_ * shape_.groups * partials_per_group_;
+    sums_pitch_ = ceil_div(shape_.state, kBlockStates<T>) * lanes;
     table_ = shape_.pitch * lanes;
-    int64_t tiles = strands_ * shape_.tiles;
-    cursors_ = arena.take<Cursor>(strands_);
-    accumulators_ = tiles * (table_ * (2 + !scan.B_varies + !scan.C_varies) + 2 * kShares * lanes);
-    carry_ = arena.take<T>(accumulators_);
-    grad_A_ = carry_ + tiles * table_;
+    int64_t tiles = seq_groups_ * shape_.tiles;
+    cursors_ = arena.take<Cursor>(seq_groups_);
+    accumulators_ = tiles * (table_ * (2 + !scan.B_varies + !scan.C_varies) + 2 * kReductionSlices * lanes);
+    dh_ = arena.take<T>(accumulators_);
+    grad_A_ = dh_ + tiles * table_;
     grad_B_ = grad_A_ + tiles * table_;
     grad_C_ = grad_B_ + tiles * (scan.B_varies ? 0 : table_);
     grad_D_ = grad_C_ + tiles * (scan.C_varies ? 0 : table_);
-    grad_bias_ = grad_D_ + tiles * kShares * lanes;
-    int64_t partials = split_.count > 1 ? tiles * split_.blocks * 3 * lanes : 0;
-    int64_t window = kSumsBytes / ((units_ * sums_pitch_ + partials) * int64_t(sizeof(T)));
-    window_ = larger(span_, smaller(window, divide_up(scan.time, span_) * span_));
-    sums_ = arena.take<T>(scan.B_varies || scan.C_varies ? units_ * window_ * sums_pitch_ : 0);
-    partials_ = arena.take<T>(partials * window_);
+    grad_bias_ = grad_D_ + tiles * kReductionSlices * lanes;
+    int64_t block_partials = split_.count > 1 ? tiles * split_.blocks * 3 * lanes : 0;
+    int64_t window = kSumsBytes / ((work_items_ * sums_pitch_ + block_partials) * int64_t(sizeof(T)));
+    window_ = max(chunk_steps_, min(window, ceil_div(scan.time, chunk_steps_) * chunk_steps_));
+    sums_ = arena.take<T>(scan.B_varies || scan.C_varies ? work_items_ * window_ * sums_pitch_ : 0);
+    block_partials_ = arena.take<T>(block_partials * window_);
     scratch_ = arena.take<char>(0);
     scratch_bytes_ = round_up(measure_scratch(nullptr).bytes, 4096) + 4096;
     workspace_ = arena.used() + scratch_bytes_ * scan.threads;
@@ -63,37 +63,41 @@ class Backward {
   void run() const {
     begin();
     while (any_left()) {
-      parallel_for(units_ * split_.count, scan_.threads,
-                   [&](int64_t item, int64_t thread) { run_unit(item / split_.count, item % split_.count, thread); });
+      parallel_for(work_items_ * split_.count, scan_.threads, [&](int64_t item, int64_t thread) {
+        run_work_item(item / split_.count, item % split_.count, thread);
+      });
       if (split_.count > 1) {
-        parallel_for(strands_ * shape_.tiles * kShares, scan_.threads, [&](int64_t item, int64_t thread) {
-          conclude_share(item / kShares / shape_.tiles, item / kShares % shape_.tiles, item % kShares, scratch(thread));
+        parallel_for(seq_groups_ * shape_.tiles * kReductionSlices, scan_.threads, [&](int64_t item, int64_t thread) {
+          epilogue_slice(item / kReductionSlices / shape_.tiles, item / kReductionSlices % shape_.tiles,
+                         item % kReductionSlices, scratch(thread));
         });
       }
       if (scan_.B_varies || scan_.C_varies) {
-        parallel_for(strands_ * shape_.groups * kShares, scan_.threads, [&](int64_t item, int64_t thread) {
-          add_up(item / kShares / shape_.groups, item / kShares % shape_.groups, item % kShares, scratch(thread));
+        parallel_for(seq_groups_ * shape_.groups * kReductionSlices, scan_.threads, [&](int64_t item, int64_t thread) {
+          reduce_partials(item / kReductionSlices / shape_.groups, item / kReductionSlices % shape_.groups,
+                          item % kReductionSlices, scratch(thread));
         });
       }
       advance();
     }
-    parallel_for(shape_.tiles, scan_.threads, [&](int64_t tile, int64_t thread) { finish(tile, scratch(thread)); });
+    parallel_for(shape_.tiles, scan_.threads,
+                 [&](int64_t tile, int64_t thread) { store_parameter_gradients(tile, scratch(thread)); });
   }
 
  private:
-  BackwardScratch<T> measure_scratch(char* memory) const { return {shape_, span_, Arena(memory)}; }
+  BackwardScratch<T> measure_scratch(char* memory) const { return {shape_, chunk_steps_, Arena(memory)}; }
   BackwardScratch<T> scratch(int64_t thread) const { return measure_scratch(scratch_ + thread * scratch_bytes_); }
 
-  int64_t first_sequence(int64_t strand) const { return scan_.sequences * strand / strands_; }
+  int64_t first_sequence(int64_t seq_group) const { return scan_.sequences * seq_group / seq_groups_; }
   int64_t chunks_of(int64_t sequence) const {
     Sequence s(scan_, sequence);
-    return divide_up(s.end - s.begin, scan_.chunk);
+    return ceil_div(s.end - s.begin, scan_.chunk);
   }
 
   void begin() const {
-    memset(carry_, 0, accumulators_ * sizeof(T));
-    for (int64_t strand = 0; strand < strands_; ++strand) {
-      cursors_[strand] = next(strand, {first_sequence(strand) - 1, 0});
+    memset(dh_, 0, accumulators_ * sizeof(T));
+    for (int64_t seq_group = 0; seq_group < seq_groups_; ++seq_group) {
+      cursors_[seq_group] = next(seq_group, {first_sequence(seq_group) - 1, 0});
     }
     for (int64_t sequence = 0; sequence < scan_.sequences; ++sequence)
       if (chunks_of(sequence) == 0) pass_empty(sequence);
@@ -111,8 +115,8 @@ class Backward {
     }
   }
   // The chunk before this one, in the same sequence or the next that has any.
-  Cursor next(int64_t strand, Cursor cursor) const {
-    int64_t end = first_sequence(strand + 1);
+  Cursor next(int64_t seq_group, Cursor cursor) const {
+    int64_t end = first_sequence(seq_group + 1);
     --cursor.chunk;
     while (cursor.chunk < 0 && ++cursor.sequence < end) cursor.chunk = chunks_of(cursor.sequence) - 1;
     return cursor;
@@ -120,11 +124,11 @@ class Backward {
   // Calls work(sequence, chunk, first time, steps, offset in the window) for every chunk of the strand's round: as many
   // as fit in the window. Answers where the next round starts.
   template <class Work>
-  Cursor over_round(int64_t strand, const Work& work) const {
-    Cursor cursor = cursors_[strand];
-    for (int64_t offset = 0; cursor.sequence < first_sequence(strand + 1); cursor = next(strand, cursor)) {
+  Cursor for_each_chunk_of_pass(int64_t seq_group, const Work& work) const {
+    Cursor cursor = cursors_[seq_group];
+    for (int64_t offset = 0; cursor.sequence < first_sequence(seq_group + 1); cursor = next(seq_group, cursor)) {
       Sequence sequence(scan_, cursor.sequence);
-      int64_t time = sequence.begin + cursor.chunk * scan_.chunk, steps = smaller(scan_.chunk, sequence.end - time);
+      int64_t time = sequence.begin + cursor.chunk * scan_.chunk, steps = min(scan_.chunk, sequence.end - time);
       if (offset + steps > window_) break;
       work(sequence, cursor.chunk, time, steps, offset);
       offset += steps;
@@ -132,53 +136,57 @@ class Backward {
     return cursor;
   }
   void advance() const {
-    for (int64_t strand = 0; strand < strands_; ++strand)
-      cursors_[strand] = over_round(strand, [](const Sequence&, int64_t, int64_t, int64_t, int64_t) {});
+    for (int64_t seq_group = 0; seq_group < seq_groups_; ++seq_group)
+      cursors_[seq_group] =
+          for_each_chunk_of_pass(seq_group, [](const Sequence&, int64_t, int64_t, int64_t, int64_t) {});
   }
-  bool is_done(int64_t strand) const { return cursors_[strand].sequence >= first_sequence(strand + 1); }
+  bool is_done(int64_t seq_group) const { return cursors_[seq_group].sequence >= first_sequence(seq_group + 1); }
   bool any_left() const {
-    for (int64_t strand = 0; strand < strands_; ++strand)
-      if (!is_done(strand)) return true;
+    for (int64_t seq_group = 0; seq_group < seq_groups_; ++seq_group)
+      if (!is_done(seq_group)) return true;
     return false;
   }
 
-  void run_unit(int64_t unit, int64_t split, int64_t thread) const {
-    int64_t part = unit % parts_, group = unit / parts_ % shape_.groups, strand = unit / parts_ / shape_.groups;
+  void run_work_item(int64_t work_item, int64_t split, int64_t thread) const {
+    int64_t partial_index = work_item % partials_per_group_, group = work_item / partials_per_group_ % shape_.groups,
+            seq_group = work_item / partials_per_group_ / shape_.groups;
     BackwardScratch<T> s = scratch(thread);
     memset(s.zeros, 0, lanes * kBlockStates<T> * sizeof(T));
     int64_t tiles = shape_.tiles_per_group;
-    int64_t first = group * tiles + tiles * part / parts_, last = group * tiles + tiles * (part + 1) / parts_;
-    over_round(strand, [&](const Sequence& sequence, int64_t chunk, int64_t time, int64_t steps, int64_t offset) {
-      T* sums = sums_ + (unit * window_ + offset) * sums_pitch_;
-      if (scan_.B_varies || scan_.C_varies) clear(sums, split, steps);
-      if (scan_.B_varies)
-        load_projection(s.B, shape_, scan_.B, scan_.dtype, sequence.batch, group, time, steps, split_.first(split),
-                        split_.last(split));
-      if (scan_.C_varies)
-        load_projection(s.C, shape_, scan_.C, scan_.dtype, sequence.batch, group, time, steps, split_.first(split),
-                        split_.last(split));
-      for (int64_t step = 0; step < steps; ++step) s.fresh[step] = is_fresh(sequence, time + step);
-      for (int64_t tile = first; tile < last; ++tile) {
-        PrefetchList ahead(s.lines, s.most_lines);
-        if (tile + 1 < last) {
-          list_tile(ahead, sequence, tile + 1, time, steps);
-        } else if (chunk > 0) {
-          list_tile(ahead, sequence, first, time - scan_.chunk, scan_.chunk);
-        }
-        run_tile(s, sequence, chunk, strand, tile, split, time, steps, offset, sums, ahead.pad(steps));
-      }
-    });
+    int64_t first = group * tiles + tiles * partial_index / partials_per_group_,
+            last = group * tiles + tiles * (partial_index + 1) / partials_per_group_;
+    for_each_chunk_of_pass(
+        seq_group, [&](const Sequence& sequence, int64_t chunk, int64_t time, int64_t steps, int64_t offset) {
+          T* sums = sums_ + (work_item * window_ + offset) * sums_pitch_;
+          if (scan_.B_varies || scan_.C_varies) clear(sums, split, steps);
+          if (scan_.B_varies)
+            load_projection(s.B, shape_, scan_.B, scan_.dtype, sequence.batch, group, time, steps, split_.first(split),
+                            split_.last(split));
+          if (scan_.C_varies)
+            load_projection(s.C, shape_, scan_.C, scan_.dtype, sequence.batch, group, time, steps, split_.first(split),
+                            split_.last(split));
+          for (int64_t step = 0; step < steps; ++step) s.reset[step] = is_reset(sequence, time + step);
+          for (int64_t tile = first; tile < last; ++tile) {
+            PrefetchList ahead(s.lines, s.max_lines);
+            if (tile + 1 < last) {
+              list_tile(ahead, sequence, tile + 1, time, steps);
+            } else if (chunk > 0) {
+              list_tile(ahead, sequence, first, time - scan_.chunk, scan_.chunk);
+            }
+            run_tile(s, sequence, chunk, seq_group, tile, split, time, steps, offset, sums, ahead.pad(steps));
+          }
+        });
   }
   // The columns of `sums` that belong to a part of the states.
   void clear(T* sums, int64_t split, int64_t steps) const {
-    int64_t begin = split_.first(split) / kBlockStates<T>, end = divide_up(split_.last(split), kBlockStates<T>);
+    int64_t begin = split_.first(split) / kBlockStates<T>, end = ceil_div(split_.last(split), kBlockStates<T>);
     for (int64_t t = 0; t < steps; ++t)
       memset(sums + t * sums_pitch_ + begin * lanes, 0, (end - begin) * lanes * sizeof(T));
   }
   // What a block of a tile's states gives the gradients of its step and input, and its output: three [window][lane].
-  T* partial(int64_t strand, int64_t tile, int64_t block, int64_t which, int64_t offset) const {
-    return partials_ +
-           ((((strand * shape_.tiles + tile) * split_.blocks + block) * 3 + which) * window_ + offset) * lanes;
+  T* block_partial(int64_t seq_group, int64_t tile, int64_t block, int64_t which, int64_t offset) const {
+    return block_partials_ +
+           ((((seq_group * shape_.tiles + tile) * split_.blocks + block) * 3 + which) * window_ + offset) * lanes;
   }
 
   // What a tile will read and write.
@@ -191,9 +199,9 @@ class Backward {
                       shape_.rows(tile), time, steps);
   }
 
-  bool is_fresh(const Sequence& sequence, int64_t time) const {
-    bool starts_from_nothing = !scan_.initial_state.data && !scan_.grad_initial_state.data;
-    if (time == sequence.begin && starts_from_nothing) return true;
+  bool is_reset(const Sequence& sequence, int64_t time) const {
+    bool starts_at_zero = !scan_.initial_state.data && !scan_.grad_initial_state.data;
+    if (time == sequence.begin && starts_at_zero) return true;
     return scan_.reset.data &&
            ((const char*)scan_.reset.data)[sequence.batch * scan_.reset.stride[0] + time * scan_.reset.stride[1]];
   }
@@ -202,9 +210,9 @@ class Backward {
     load_table(table, view, channel, rows, shape_.state);
   }
 
-  void run_tile(const BackwardScratch<T>& s, const Sequence& sequence, int64_t chunk, int64_t strand, int64_t tile,
+  void run_tile(const BackwardScratch<T>& s, const Sequence& sequence, int64_t chunk, int64_t seq_group, int64_t tile,
                 int64_t split, int64_t time, int64_t steps, int64_t offset, T* sums, int64_t lines_per_step) const {
-    int64_t channel = shape_.channel(tile), owner = strand * shape_.tiles + tile;
+    int64_t channel = shape_.channel(tile), owner = seq_group * shape_.tiles + tile;
     int64_t first = split_.first(split), last = split_.last(split);
     int rows = shape_.rows(tile);
     load_padded_table(s.A2, scan_.A, channel, rows);
@@ -212,21 +220,20 @@ class Backward {
     if (!scan_.B_varies) load_padded_table(s.B_table, scan_.B, channel, rows);
     if (!scan_.C_varies) load_padded_table(s.C_table, scan_.C, channel, rows);
     memset(s.first_state, 0, table_ * sizeof(T));
-    load_state(s.first_state, scan_.chunk_states, sequence.first_slot + chunk, channel, rows, 0, shape_.state);
-    T* carry = carry_ + owner * table_;
+    load_state(s.first_state, scan_.chunk_states, sequence.first_state_row + chunk, channel, rows, 0, shape_.state);
+    T* dh = dh_ + owner * table_;
     if (time + steps == sequence.end) {
-      memset(carry + first * lanes, 0, (last - first) * lanes * sizeof(T));
-      if (scan_.grad_last_state.data)
-        load_state(carry, scan_.grad_last_state, sequence.index, channel, rows, first, last);
+      memset(dh + first * lanes, 0, (last - first) * lanes * sizeof(T));
+      if (scan_.grad_last_state.data) load_state(dh, scan_.grad_last_state, sequence.index, channel, rows, first, last);
     }
-    Place at{sequence.batch, channel, rows, time, steps};
-    prepare(scan_, s, at);
+    TileCoord at{sequence.batch, channel, rows, time, steps};
+    prologue(scan_, s, at);
     ChunkTile<T> work{};
-    work.steps = steps, work.pitch = shape_.pitch, work.fresh = s.fresh;
+    work.steps = steps, work.pitch = shape_.pitch, work.reset = s.reset;
     work.step = s.step, work.input = s.input, work.output = s.output, work.A2 = s.A2;
     work.B = scan_.B_varies ? s.B : s.B_table, work.C = scan_.C_varies ? s.C : s.C_table;
     work.grad_output = s.grad_output, work.grad_input = s.grad_input, work.grad_step = s.grad_step;
-    work.carry = carry, work.grad_A = grad_A_ + owner * table_;
+    work.dh = dh, work.grad_A = grad_A_ + owner * table_;
     work.grad_B = grad_B_ + owner * table_, work.grad_C = grad_C_ + owner * table_;
     work.states = s.states, work.decays = s.decays, work.zeros = s.zeros;
     work.sums = sums, work.sums_pitch = sums_pitch_;
@@ -238,114 +245,119 @@ class Backward {
       for (int64_t n = first; n < last; n += split_.block) {
         T** const results[] = {&work.grad_input, &work.grad_step, &work.output};
         for (int which = 0; which < 3; ++which) {
-          *results[which] = partial(strand, tile, n / split_.block, which, offset);
+          *results[which] = block_partial(seq_group, tile, n / split_.block, which, offset);
           memset(*results[which], 0, steps * lanes * sizeof(T));
         }
-        run_blocks(n, smaller(n + split_.block, last));
+        run_blocks(n, min(n + split_.block, last));
       }
     } else {
       run_blocks(0, shape_.state);
-      int64_t owner = share_of(strand, tile, chunk) * lanes;
-      conclude(scan_, s, at, grad_D_ + owner, grad_bias_ + owner);
+      int64_t slice = slice_of(seq_group, tile, chunk) * lanes;
+      epilogue(scan_, s, at, grad_D_ + slice, grad_bias_ + slice);
     }
     if (chunk == 0 && scan_.grad_initial_state.data)
-      store_state(carry, scan_.grad_initial_state, sequence.index, scan_.channels, shape_.state, channel, rows, first,
+      store_state(dh, scan_.grad_initial_state, sequence.index, scan_.channels, shape_.state, channel, rows, first,
                   last);
   }
 
   // The sums of the gradients of D and of the bias that a chunk adds to.
-  int64_t share_of(int64_t strand, int64_t tile, int64_t chunk) const {
-    return (strand * kShares + chunk % kShares) * shape_.tiles + tile;
+  int64_t slice_of(int64_t seq_group, int64_t tile, int64_t chunk) const {
+    return (seq_group * kReductionSlices + chunk % kReductionSlices) * shape_.tiles + tile;
   }
   // Adds up the blocks of a tile's states, for a share of the strand's round, and goes on to the gradients of the
   // inputs.
-  void conclude_share(int64_t strand, int64_t tile, int64_t share, const BackwardScratch<T>& s) const {
-    over_round(strand, [&](const Sequence& sequence, int64_t chunk, int64_t time, int64_t steps, int64_t offset) {
-      if (chunk % kShares != share) return;
-      Place at{sequence.batch, shape_.channel(tile), shape_.rows(tile), time, steps};
-      prepare(scan_, s, at);
-      T* const results[] = {s.grad_input, s.grad_step, s.output};
-      for (int which = 0; which < 3; ++which) {
-        for (int64_t block = 0; block < split_.blocks; ++block) {
-          const T* sum = partial(strand, tile, block, which, offset);
-          for (int64_t t = 0; t < steps * lanes; t += lanes)
-            store(results[which] + t, load(results[which] + t) + load(sum + t));
-        }
-      }
-      int64_t owner = share_of(strand, tile, chunk) * lanes;
-      conclude(scan_, s, at, grad_D_ + owner, grad_bias_ + owner);
-    });
+  void epilogue_slice(int64_t seq_group, int64_t tile, int64_t slice, const BackwardScratch<T>& s) const {
+    for_each_chunk_of_pass(seq_group,
+                           [&](const Sequence& sequence, int64_t chunk, int64_t time, int64_t steps, int64_t offset) {
+                             if (chunk % kReductionSlices != slice) return;
+                             TileCoord at{sequence.batch, shape_.channel(tile), shape_.rows(tile), time, steps};
+                             prologue(scan_, s, at);
+                             T* const results[] = {s.grad_input, s.grad_step, s.output};
+                             for (int which = 0; which < 3; ++which) {
+                               for (int64_t block = 0; block < split_.blocks; ++block) {
+                                 const T* sum = block_partial(seq_group, tile, block, which, offset);
+                                 for (int64_t t = 0; t < steps * lanes; t += lanes)
+                                   store(results[which] + t, load(results[which] + t) + load(sum + t));
+                               }
+                             }
+                             int64_t owner = slice_of(seq_group, tile, chunk) * lanes;
+                             epilogue(scan_, s, at, grad_D_ + owner, grad_bias_ + owner);
+                           });
   }
 
   // Adds up the parts of dB and dC of a group, for a share of the time steps of the strand's round.
-  void add_up(int64_t strand, int64_t group, int64_t share, const BackwardScratch<T>& s) const {
+  void reduce_partials(int64_t seq_group, int64_t group, int64_t slice, const BackwardScratch<T>& s) const {
     constexpr int block = kBlockStates<T>;
-    int64_t piece = 0;
-    over_round(strand, [&](const Sequence& sequence, int64_t, int64_t time, int64_t steps, int64_t offset) {
-      for (int64_t begin = 0; begin < steps; begin += kSumSteps) {
-        if (piece++ % kShares != share) continue;
-        int64_t count = smaller(kSumSteps, steps - begin);
-        const T* first = sums_ + ((strand * shape_.groups + group) * parts_ * window_ + offset + begin) * sums_pitch_;
-        for (int64_t t = 0; t < count; ++t) {
-          for (int64_t n = 0; n * lanes < sums_pitch_; ++n) {
-            Vector<T> sum{};
-            for (int64_t p = 0; p < parts_; ++p) sum += load(first + (p * window_ + t) * sums_pitch_ + n * lanes);
-            memcpy(s.B + t * shape_.pitch + n * block, &sum, sizeof(sum) / 2);
-            memcpy(s.C + t * shape_.pitch + n * block, (const T*)&sum + block, sizeof(sum) / 2);
+    int64_t item = 0;
+    for_each_chunk_of_pass(
+        seq_group, [&](const Sequence& sequence, int64_t, int64_t time, int64_t steps, int64_t offset) {
+          for (int64_t begin = 0; begin < steps; begin += kSumSteps) {
+            if (item++ % kReductionSlices != slice) continue;
+            int64_t count = min(kSumSteps, steps - begin);
+            const T* first =
+                sums_ +
+                ((seq_group * shape_.groups + group) * partials_per_group_ * window_ + offset + begin) * sums_pitch_;
+            for (int64_t t = 0; t < count; ++t) {
+              for (int64_t n = 0; n * lanes < sums_pitch_; ++n) {
+                Vector<T> sum{};
+                for (int64_t p = 0; p < partials_per_group_; ++p)
+                  sum += load(first + (p * window_ + t) * sums_pitch_ + n * lanes);
+                memcpy(s.B + t * shape_.pitch + n * block, &sum, sizeof(sum) / 2);
+                memcpy(s.C + t * shape_.pitch + n * block, (const T*)&sum + block, sizeof(sum) / 2);
+              }
+            }
+            if (scan_.B_varies) store_states(s.B, scan_.grad_B, sequence.batch, group, time + begin, count);
+            if (scan_.C_varies) store_states(s.C, scan_.grad_C, sequence.batch, group, time + begin, count);
           }
-        }
-        if (scan_.B_varies) store_states(s.B, scan_.grad_B, sequence.batch, group, time + begin, count);
-        if (scan_.C_varies) store_states(s.C, scan_.grad_C, sequence.batch, group, time + begin, count);
-      }
-    });
+        });
   }
   void store_states(const T* tile, const wmk_view& view, int64_t batch, int64_t group, int64_t time,
                     int64_t steps) const {
     if (!view.data) return;
     Plane plane = plane_of(view, scan_.dtype, batch, group);
     for (int64_t n = 0; n < shape_.state; n += lanes)
-      store_plane(tile + n, shape_.pitch, plane, scan_.dtype, n, int(smaller(lanes, shape_.state - n)), time, steps);
+      store_plane(tile + n, shape_.pitch, plane, scan_.dtype, n, int(min(lanes, shape_.state - n)), time, steps);
   }
 
   // Adds up the strands' gradients of a tile's parameters.
-  void finish(int64_t tile, const BackwardScratch<T>& s) const {
+  void store_parameter_gradients(int64_t tile, const BackwardScratch<T>& s) const {
     int64_t channel = shape_.channel(tile);
     int rows = shape_.rows(tile);
-    auto add_strands = [&](T* sum, const T* gradients, int64_t size, int64_t strands) {
+    auto add_seq_groups = [&](T* sum, const T* gradients, int64_t size, int64_t seq_groups) {
       memset(sum, 0, size * sizeof(T));
-      for (int64_t strand = 0; strand < strands; ++strand)
-        for (int64_t i = 0; i < size; ++i) sum[i] += gradients[(strand * shape_.tiles + tile) * size + i];
+      for (int64_t seq_group = 0; seq_group < seq_groups; ++seq_group)
+        for (int64_t i = 0; i < size; ++i) sum[i] += gradients[(seq_group * shape_.tiles + tile) * size + i];
     };
-    auto finish_table = [&](const T* gradients, const wmk_view& view) {
+    auto store_table = [&](const T* gradients, const wmk_view& view) {
       if (!view.data) return;
-      add_strands(s.first_state, gradients, table_, strands_);
+      add_seq_groups(s.first_state, gradients, table_, seq_groups_);
       store_state(s.first_state, view, 0, scan_.channels, shape_.state, channel, rows, 0, shape_.state);
     };
-    auto finish_vector = [&](const T* gradients, const wmk_view& view) {
+    auto store_vector = [&](const T* gradients, const wmk_view& view) {
       if (!view.data) return;
-      add_strands(s.first_state, gradients, lanes, strands_ * kShares);
+      add_seq_groups(s.first_state, gradients, lanes, seq_groups_ * kReductionSlices);
       memcpy((T*)view.data + channel, s.first_state, rows * sizeof(T));
     };
-    finish_table(grad_A_, scan_.grad_A);
-    if (!scan_.B_varies) finish_table(grad_B_, scan_.grad_B);
-    if (!scan_.C_varies) finish_table(grad_C_, scan_.grad_C);
-    finish_vector(grad_D_, scan_.grad_D);
-    finish_vector(grad_bias_, scan_.grad_delta_bias);
+    store_table(grad_A_, scan_.grad_A);
+    if (!scan_.B_varies) store_table(grad_B_, scan_.grad_B);
+    if (!scan_.C_varies) store_table(grad_C_, scan_.grad_C);
+    store_vector(grad_D_, scan_.grad_D);
+    store_vector(grad_bias_, scan_.grad_delta_bias);
   }
 
   const wmk_selective_scan& scan_;
   ScanShape<T> shape_;
-  StateParts split_;
-  int64_t span_;    // most steps in a chunk
-  int64_t window_;  // most steps of a strand in a round
-  int64_t strands_, parts_, units_, table_, sums_pitch_, scratch_bytes_, workspace_;
+  StateSplit split_;
+  int64_t chunk_steps_;  // most steps in a chunk
+  int64_t window_;       // most steps of a strand in a round
+  int64_t seq_groups_, partials_per_group_, work_items_, table_, sums_pitch_, scratch_bytes_, workspace_;
   Cursor* cursors_;
   int64_t accumulators_;  // elements of carry_ and what follows it
   char* scratch_;
-  T *carry_, *grad_A_, *grad_B_, *grad_C_;  // [strands][tiles][pitch][lane]
-  T *grad_D_, *grad_bias_;                  // [strands][shares][tiles][lane]
-  T* sums_;                                 // [units][window][sums_pitch]
-  T* partials_;                             // see partial()
+  T *dh_, *grad_A_, *grad_B_, *grad_C_;  // [strands][tiles][pitch][lane]
+  T *grad_D_, *grad_bias_;               // [strands][shares][tiles][lane]
+  T* sums_;                              // [units][window][sums_pitch]
+  T* block_partials_;                    // see partial()
 };
 
 }  // namespace

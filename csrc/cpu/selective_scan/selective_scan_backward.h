@@ -1,9 +1,9 @@
 // The two inner loops of the selective scan's backward pass, over one chunk of time of one tile and a block of states.
 //
-// replay() runs the recurrence forward again from the state at the chunk's start and writes every state and decay to
-// scratch, half a vector's lanes of states at a time, so that a chunk fits in the second-level cache. unwind() walks
-// back through them. The gradient g_t of the state h_t is C_t dy_t plus what comes from later, decay_{t+1} g_{t+1}, and
-// from it
+// recompute_states() runs the recurrence forward again from the state at the chunk's start and writes every state and
+// decay to scratch, half a vector's lanes of states at a time, so that a chunk fits in the second-level cache.
+// reverse_sweep() walks back through them. The gradient g_t of the state h_t is C_t dy_t plus what comes from later,
+// decay_{t+1} g_{t+1}, and from it
 //   d(input_t) = B_t . g_t            dB_t = sum over channels of g_t input_t
 //   d(step_t)  = A . (decay_t g_t h_{t-1}) + ...          dC_t = sum over channels of h_t dy_t
 // The sums over channels are sums over lanes: a block's dB_t and dC_t together are as many vectors as there are lanes,
@@ -23,24 +23,24 @@ constexpr int kBlockStates = kLanes<T> / 2;
 template <class T>
 struct ChunkTile {
   int64_t steps, pitch;
-  const char* fresh;                    // [time], whether the state is forgotten before this step
-  const T *step, *input;                // [time][lane]; input = step u
-  const T *B, *C;                       // [time][pitch], or tables
-  const T* A2;                          // A log2(e), table
-  T* output;                            // [time][lane], y
-  const T* grad_output;                 // [time][lane], dy
-  T *grad_input, *grad_step;            // [time][lane]; grad_step lacks a factor log(2) and the part through input
-  T *carry, *grad_A, *grad_B, *grad_C;  // tables; carry is decay_{t+1} g_{t+1}; the last two where B or C do not vary
-  T *states, *decays;                   // [time + 1][block][lane] and [time][block][lane]
-  const T* zeros;                       // [block][lane]
-  T* sums;                              // [time][blocks][lane]: dB of the block's states, then dC
+  const char* reset;                 // [time], whether the state is forgotten before this step
+  const T *step, *input;             // [time][lane]; input = step u
+  const T *B, *C;                    // [time][pitch], or tables
+  const T* A2;                       // A log2(e), table
+  T* output;                         // [time][lane], y
+  const T* grad_output;              // [time][lane], dy
+  T *grad_input, *grad_step;         // [time][lane]; grad_step lacks a factor log(2) and the part through input
+  T *dh, *grad_A, *grad_B, *grad_C;  // tables; carry is decay_{t+1} g_{t+1}; the last two where B or C do not vary
+  T *states, *decays;                // [time + 1][block][lane] and [time][block][lane]
+  const T* zeros;                    // [block][lane]
+  T* sums;                           // [time][blocks][lane]: dB of the block's states, then dC
   int64_t sums_pitch;
-  const char* const* lines;  // cache lines to ask for during the first block's replay,
+  const char* const* lines;  // cache lines to ask for during the first block's recompute_states,
   int64_t lines_per_step;    // so many a step
 };
 
 template <class T, int States, bool BVaries, bool CVaries, bool WantsOutput>
-__attribute__((noinline)) static void replay(const ChunkTile<T>& tile, int64_t n0) {
+__attribute__((noinline)) static void recompute_states(const ChunkTile<T>& tile, int64_t n0) {
   constexpr int lanes = kLanes<T>, row = kBlockStates<T> * lanes;
   const T* A2 = tile.A2 + n0 * lanes;
   T *states = tile.states, *decays = tile.decays;
@@ -51,7 +51,7 @@ __attribute__((noinline)) static void replay(const ChunkTile<T>& tile, int64_t n
   for (int n = 0; n < States; ++n) h[n] = load(states + n * lanes);
   for (int64_t t = 0; t < tile.steps; ++t, decays += row) {
     Vector<T> step = load(tile.step + t * lanes), input = load(tile.input + t * lanes), sum[2] = {};
-    if (tile.fresh[t]) {
+    if (tile.reset[t]) {
       step = Vector<T>{};
 #pragma GCC unroll 8
       for (int n = 0; n < States; ++n) h[n] = Vector<T>{};
@@ -73,14 +73,14 @@ __attribute__((noinline)) static void replay(const ChunkTile<T>& tile, int64_t n
 }
 
 template <class T, int States, bool BVaries, bool CVaries>
-__attribute__((noinline)) static void unwind(const ChunkTile<T>& tile, int64_t n0) {
+__attribute__((noinline)) static void reverse_sweep(const ChunkTile<T>& tile, int64_t n0) {
   constexpr int lanes = kLanes<T>, block = kBlockStates<T>, row = block * lanes;
   const T* A2 = tile.A2 + n0 * lanes;
   T* sums = tile.sums + n0 / block * lanes;
-  Vector<T> carry[States], grad_A[States];
+  Vector<T> dh[States], grad_A[States];
 #pragma GCC unroll 8
   for (int n = 0; n < States; ++n) {
-    carry[n] = load(tile.carry + (n0 + n) * lanes);
+    dh[n] = load(tile.dh + (n0 + n) * lanes);
     grad_A[n] = load(tile.grad_A + (n0 + n) * lanes);
   }
   for (int64_t t = tile.steps - 1; t >= 0; --t) {
@@ -89,7 +89,7 @@ __attribute__((noinline)) static void unwind(const ChunkTile<T>& tile, int64_t n
     Vector<T> grad_input{}, grad_step{};
     const T* B = BVaries ? tile.B + t * tile.pitch + n0 : tile.B + n0 * lanes;
     const T* C = CVaries ? tile.C + t * tile.pitch + n0 : tile.C + n0 * lanes;
-    const T *before = tile.fresh[t] ? tile.zeros : tile.states + t * row, *after = tile.states + (t + 1) * row;
+    const T *before = tile.reset[t] ? tile.zeros : tile.states + t * row, *after = tile.states + (t + 1) * row;
     const T* decays = tile.decays + t * row;
     Vector<T> sum = sum_lanes<T>([&](int i) __attribute__((always_inline)) {
       const int n = i % block;
@@ -99,10 +99,10 @@ __attribute__((noinline)) static void unwind(const ChunkTile<T>& tile, int64_t n
         if (!CVaries) store(tile.grad_C + (n0 + n) * lanes, load(tile.grad_C + (n0 + n) * lanes) + product);
         return CVaries ? product : Vector<T>{};
       }
-      Vector<T> g = carry[n] + grad_output * (CVaries ? broadcast(C[n]) : load(C + n * lanes));
+      Vector<T> g = dh[n] + grad_output * (CVaries ? broadcast(C[n]) : load(C + n * lanes));
       grad_input += g * (BVaries ? broadcast(B[n]) : load(B + n * lanes));
-      carry[n] = g * load(decays + n * lanes);
-      Vector<T> through_decay = carry[n] * load(before + n * lanes);
+      dh[n] = g * load(decays + n * lanes);
+      Vector<T> through_decay = dh[n] * load(before + n * lanes);
       grad_step += through_decay * load(A2 + n * lanes);
       grad_A[n] += through_decay * step;
       Vector<T> product = g * input;
@@ -112,20 +112,20 @@ __attribute__((noinline)) static void unwind(const ChunkTile<T>& tile, int64_t n
     if (BVaries || CVaries) store(sums + t * tile.sums_pitch, load(sums + t * tile.sums_pitch) + sum);
     store(tile.grad_input + t * lanes, load(tile.grad_input + t * lanes) + grad_input);
     store(tile.grad_step + t * lanes, load(tile.grad_step + t * lanes) + grad_step);
-    if (tile.fresh[t]) {
+    if (tile.reset[t]) {
 #pragma GCC unroll 8
-      for (int n = 0; n < States; ++n) carry[n] = Vector<T>{};
+      for (int n = 0; n < States; ++n) dh[n] = Vector<T>{};
     }
   }
 #pragma GCC unroll 8
   for (int n = 0; n < States; ++n) {
-    store(tile.carry + (n0 + n) * lanes, carry[n]);
+    store(tile.dh + (n0 + n) * lanes, dh[n]);
     store(tile.grad_A + (n0 + n) * lanes, grad_A[n]);
   }
 }
 
-// One block of `left` or more states from n0 on, starting from their state at the chunk's start. Tables are padded with
-// zeros up to whole vectors of states, and a block is rounded up to the next size there is.
+// One block of `left` or more states from n0 on, starting from their state at the chunk's start. TileParams are padded
+// with zeros up to whole vectors of states, and a block is rounded up to the next size there is.
 template <class T, int States, bool BVaries, bool CVaries>
 static void run_block(const ChunkTile<T>& tile, const T* first_state, int64_t n0, int64_t left, bool wants_output) {
   if constexpr (States > 1) {
@@ -136,11 +136,11 @@ static void run_block(const ChunkTile<T>& tile, const T* first_state, int64_t n0
   }
   memcpy(tile.states, first_state + n0 * kLanes<T>, States * sizeof(Vector<T>));
   if (wants_output) {
-    replay<T, States, BVaries, CVaries, true>(tile, n0);
+    recompute_states<T, States, BVaries, CVaries, true>(tile, n0);
   } else {
-    replay<T, States, BVaries, CVaries, false>(tile, n0);
+    recompute_states<T, States, BVaries, CVaries, false>(tile, n0);
   }
-  unwind<T, States, BVaries, CVaries>(tile, n0);
+  reverse_sweep<T, States, BVaries, CVaries>(tile, n0);
 }
 
 // States [first, last); `first` is a whole number of blocks.

@@ -15,39 +15,39 @@ struct BackwardScratch {
   T *step, *input, *u, *slope, *output, *gate, *grad_output, *grad_input, *grad_step;  // [time][lane]
   T *B, *C;                                                                            // [time][pitch]
   T *states, *decays, *zeros;
-  char* fresh;
+  char* reset;
   const char** lines;  // of the tile after this one
-  int64_t most_lines;
+  int64_t max_lines;
   int64_t bytes;
 
   // `span` is the most time steps in a chunk.
-  BackwardScratch(const ScanShape<T>& shape, int64_t span, Arena arena) {
-    int64_t rows = span * shape.lanes;
+  BackwardScratch(const ScanShape<T>& shape, int64_t chunk_steps, Arena arena) {
+    int64_t rows = chunk_steps * shape.lanes;
     T** const tables[] = {&A2, &B_table, &C_table, &first_state};
     for (T** table : tables) *table = arena.take<T>(shape.pitch * shape.lanes);
     T** const tiles[] = {&step, &input, &u, &slope, &output, &gate, &grad_output, &grad_input, &grad_step};
     for (T** tile : tiles) *tile = arena.take<T>(rows);
-    int64_t projection = larger(span, kSumSteps) * shape.pitch;
+    int64_t projection = max(chunk_steps, kSumSteps) * shape.pitch;
     B = arena.take<T>(projection);
     C = arena.take<T>(projection);
     states = arena.take<T>((rows + shape.lanes) * kBlockStates<T>);
     decays = arena.take<T>(rows * kBlockStates<T>);
     zeros = arena.take<T>(shape.lanes * kBlockStates<T>);
-    fresh = arena.take<char>(span);
-    most_lines = 10 * span;
-    lines = arena.take<const char*>(most_lines + span);
+    reset = arena.take<char>(chunk_steps);
+    max_lines = 10 * chunk_steps;
+    lines = arena.take<const char*>(max_lines + chunk_steps);
     bytes = arena.used();
   }
 };
 
 // From the inputs of a tile: step, its slope in delta, input, dy, and the factor of y in dz (in `gate`).
 template <class T>
-static void prepare(const wmk_selective_scan& scan, const BackwardScratch<T>& s, const Place& at) {
+static void prologue(const wmk_selective_scan& scan, const BackwardScratch<T>& s, const TileCoord& at) {
   constexpr int lanes = kLanes<T>;
-  load_place(s.u, scan.u, scan.dtype, at);
-  load_place(s.step, scan.delta, scan.dtype, at);
-  load_place(s.grad_output, scan.grad_out, scan.dtype, at);
-  if (scan.z.data) load_place(s.gate, scan.z, scan.dtype, at);
+  load_tile_at(s.u, scan.u, scan.dtype, at);
+  load_tile_at(s.step, scan.delta, scan.dtype, at);
+  load_tile_at(s.grad_output, scan.grad_out, scan.dtype, at);
+  if (scan.z.data) load_tile_at(s.gate, scan.z, scan.dtype, at);
   Vector<T> bias = load_parameter<T>(scan.delta_bias, at.channel, at.rows);
   Vector<T> skip = load_parameter<T>(scan.D, at.channel, at.rows);
   for (int64_t t = 0; t < at.steps * lanes; t += lanes) {
@@ -72,7 +72,7 @@ static void prepare(const wmk_selective_scan& scan, const BackwardScratch<T>& s,
 
 // From the gradients of step and input those of u, delta and z, and what they add to those of D and the bias [lane].
 template <class T>
-static void conclude(const wmk_selective_scan& scan, const BackwardScratch<T>& s, const Place& at, T* sum_D,
+static void epilogue(const wmk_selective_scan& scan, const BackwardScratch<T>& s, const TileCoord& at, T* sum_D,
                      T* sum_bias) {
   constexpr int lanes = kLanes<T>;
   constexpr T log_2 = T(0.693147180559945309417);
@@ -90,9 +90,9 @@ static void conclude(const wmk_selective_scan& scan, const BackwardScratch<T>& s
   }
   store(sum_D, grad_D);
   store(sum_bias, grad_bias);
-  if (scan.grad_u.data) store_place(s.grad_input, scan.grad_u, scan.dtype, at);
-  if (scan.grad_delta.data) store_place(s.grad_step, scan.grad_delta, scan.dtype, at);
-  if (scan.grad_z.data) store_place(s.gate, scan.grad_z, scan.dtype, at);
+  if (scan.grad_u.data) store_tile_at(s.grad_input, scan.grad_u, scan.dtype, at);
+  if (scan.grad_delta.data) store_tile_at(s.grad_step, scan.grad_delta, scan.dtype, at);
+  if (scan.grad_z.data) store_tile_at(s.gate, scan.grad_z, scan.dtype, at);
 }
 
 }  // namespace wmk::WMK_ISA

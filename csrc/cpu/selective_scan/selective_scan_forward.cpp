@@ -17,14 +17,14 @@ namespace {
 // Scratch of one thread, for a block of `tiles` channel tiles.
 template <class T>
 struct Scratch {
-  Tables<T> tables;
+  TileParams<T> params;
   T *step, *input, *output, *gate;  // [time][lane]
   T *B, *C;                         // [time][pitch]
   const char** lines;               // of the tile after this one
-  int64_t most_lines;
+  int64_t max_lines;
 
   Scratch(Arena& arena, const ScanShape<T>& shape, const wmk_selective_scan& scan, int64_t tiles)
-      : tables(arena, shape, scan, tiles) {
+      : params(arena, shape, scan, tiles) {
     int64_t rows = shape.steps * shape.lanes;
     step = arena.take<T>(rows);
     input = arena.take<T>(rows);
@@ -32,8 +32,8 @@ struct Scratch {
     gate = arena.take<T>(scan.z.data ? rows : 0);
     B = arena.take<T>(scan.B_varies ? shape.steps * shape.pitch : 0);
     C = arena.take<T>(scan.C_varies ? shape.steps * shape.pitch : 0);
-    most_lines = 8 * shape.steps;
-    lines = arena.take<const char*>(most_lines + shape.steps);
+    max_lines = 8 * shape.steps;
+    lines = arena.take<const char*>(max_lines + shape.steps);
   }
 };
 
@@ -41,7 +41,7 @@ struct Scratch {
 template <class T>
 int64_t tiles_per_block(const ScanShape<T>& shape, const wmk_selective_scan& scan) {
   int64_t share = shape.tiles * scan.sequences / (4 * scan.threads);
-  return larger(1, smaller(smaller(share, 8), shape.tiles_per_group));
+  return max(1, min(min(share, 8), shape.tiles_per_group));
 }
 
 template <class T>
@@ -57,50 +57,50 @@ class Forward {
   int64_t workspace() const { return scratch_bytes() * scan_.threads; }
 
   void run() const {
-    int64_t blocks = divide_up(shape_.tiles_per_group, block_);
+    int64_t blocks = ceil_div(shape_.tiles_per_group, block_);
     parallel_for(scan_.sequences * shape_.groups * blocks, scan_.threads, [&](int64_t item, int64_t thread) {
       Arena arena((char*)scan_.workspace + thread * scratch_bytes());
       Scratch<T> scratch(arena, shape_, scan_, block_);
       int64_t first = item % blocks * block_, group = item / blocks % shape_.groups;
       run_block(scratch, Sequence(scan_, item / blocks / shape_.groups), group, group * shape_.tiles_per_group + first,
-                smaller(block_, shape_.tiles_per_group - first));
+                min(block_, shape_.tiles_per_group - first));
     });
   }
 
  private:
   void run_block(const Scratch<T>& s, const Sequence& sequence, int64_t group, int64_t first_tile,
                  int64_t tiles) const {
-    for (int64_t k = 0; k < tiles; ++k) s.tables.tile(shape_, k).begin(shape_, scan_, sequence, first_tile + k);
+    for (int64_t k = 0; k < tiles; ++k) s.params.tile(shape_, k).begin(shape_, scan_, sequence, first_tile + k);
     for (int64_t time = sequence.begin; time < sequence.end;) {
       int64_t within = (time - sequence.begin) % scan_.chunk;
-      int64_t steps = smaller(smaller(shape_.steps, scan_.chunk - within), sequence.end - time);
+      int64_t steps = min(min(shape_.steps, scan_.chunk - within), sequence.end - time);
       if (within == 0 && scan_.chunk_states.data) {
-        int64_t slot = sequence.first_slot + (time - sequence.begin) / scan_.chunk;
-        for (int64_t k = 0; k < tiles; ++k) save(s, k, first_tile + k, scan_.chunk_states, slot);
+        int64_t state_row = sequence.first_state_row + (time - sequence.begin) / scan_.chunk;
+        for (int64_t k = 0; k < tiles; ++k) save(s, k, first_tile + k, scan_.chunk_states, state_row);
       }
       if (scan_.B_varies)
         load_projection(s.B, shape_, scan_.B, scan_.dtype, sequence.batch, group, time, steps, 0, shape_.state);
       if (scan_.C_varies)
         load_projection(s.C, shape_, scan_.C, scan_.dtype, sequence.batch, group, time, steps, 0, shape_.state);
-      Stretches stretches(scan_, sequence, time, steps);
+      ResetSpans spans(scan_, sequence, time, steps);
       for (int64_t k = 0; k < tiles; ++k) {
-        PrefetchList ahead(s.lines, s.most_lines);
+        PrefetchList ahead(s.lines, s.max_lines);
         if (k + 1 < tiles) {
           list_inputs(ahead, sequence, first_tile + k + 1, time, steps);
         } else if (time + steps < sequence.end) {
-          int64_t count = smaller(steps, sequence.end - time - steps);
+          int64_t count = min(steps, sequence.end - time - steps);
           list_inputs(ahead, sequence, first_tile, time + steps, count);
           list_states(ahead, scan_.B, scan_.B_varies, sequence.batch, group, time + steps, count);
           list_states(ahead, scan_.C, scan_.C_varies, sequence.batch, group, time + steps, count);
         }
-        run_tile(s, s.tables.tile(shape_, k), sequence, first_tile + k, stretches, time, steps, ahead.pad(steps));
+        run_tile(s, s.params.tile(shape_, k), sequence, first_tile + k, spans, time, steps, ahead.pad(steps));
       }
       time += steps;
     }
     for (int64_t k = 0; k < tiles; ++k) save(s, k, first_tile + k, scan_.last_state, sequence.index);
   }
-  void save(const Scratch<T>& s, int64_t k, int64_t tile, const wmk_view& view, int64_t slot) const {
-    store_state(s.tables.tile(shape_, k).state, view, slot, scan_.channels, shape_.state, shape_.channel(tile),
+  void save(const Scratch<T>& s, int64_t k, int64_t tile, const wmk_view& view, int64_t state_row) const {
+    store_state(s.params.tile(shape_, k).state, view, state_row, scan_.channels, shape_.state, shape_.channel(tile),
                 shape_.rows(tile), 0, shape_.state);
   }
 
@@ -119,12 +119,12 @@ class Forward {
                     steps);
   }
 
-  void run_tile(const Scratch<T>& s, const Tables<T>& tables, const Sequence& sequence, int64_t tile,
-                const Stretches& stretches, int64_t time, int64_t steps, int64_t lines_per_step) const {
-    Place at{sequence.batch, shape_.channel(tile), shape_.rows(tile), time, steps};
-    prepare(scan_, at, s.step, s.input, s.output);
-    scan_stretches(scan_, shape_, stretches, tables, s, s.output, 0, shape_.state, s.lines, lines_per_step);
-    conclude(scan_, at, s.output, s.gate);
+  void run_tile(const Scratch<T>& s, const TileParams<T>& params, const Sequence& sequence, int64_t tile,
+                const ResetSpans& spans, int64_t time, int64_t steps, int64_t lines_per_step) const {
+    TileCoord at{sequence.batch, shape_.channel(tile), shape_.rows(tile), time, steps};
+    prologue(scan_, at, s.step, s.input, s.output);
+    scan_spans(scan_, shape_, spans, params, s, s.output, 0, shape_.state, s.lines, lines_per_step);
+    epilogue(scan_, at, s.output, s.gate);
   }
 
   const wmk_selective_scan& scan_;
@@ -134,12 +134,13 @@ class Forward {
 
 template <class T>
 int64_t workspace(const wmk_selective_scan& scan) {
-  return FewTiles<T>::suits(scan) ? FewTiles<T>(scan, Arena(nullptr)).workspace() : Forward<T>(scan).workspace();
+  return SplitStateForward<T>::suits(scan) ? SplitStateForward<T>(scan, Arena(nullptr)).workspace()
+                                           : Forward<T>(scan).workspace();
 }
 template <class T>
 void run(const wmk_selective_scan& scan) {
-  if (FewTiles<T>::suits(scan)) {
-    FewTiles<T>(scan, Arena(scan.workspace)).run();
+  if (SplitStateForward<T>::suits(scan)) {
+    SplitStateForward<T>(scan, Arena(scan.workspace)).run();
   } else {
     Forward<T>(scan).run();
   }

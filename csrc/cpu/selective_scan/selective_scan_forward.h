@@ -7,14 +7,14 @@ namespace wmk::WMK_ISA {
 
 // A stretch of time of one tile.
 template <class T>
-struct Piece {
+struct ScanArgs {
   T* state;               // [state][lane]
   const T* A2;            // A log2(e), [state][lane]
   const T *step, *input;  // [time][lane]
   const T *B, *C;         // [time][pitch], or [state][lane] where they do not vary
   T* output;              // [time][lane], added to
   int64_t pitch, steps;
-  bool fresh;                // start from zero instead of from `state`
+  bool reset;                // start from zero instead of from `state`
   const char* const* lines;  // cache lines to ask for on the way,
   int64_t lines_per_step;    // so many a step
 };
@@ -23,19 +23,19 @@ struct Piece {
 constexpr int kForwardBlock = kVectorBytes == 64 ? 16 : 8;
 
 template <class T, int States, bool BVaries, bool CVaries>
-__attribute__((noinline)) static void scan_block(const Piece<T>& piece, int64_t n0) {
+__attribute__((noinline)) static void scan_block(const ScanArgs<T>& args, int64_t n0) {
   constexpr int lanes = kLanes<T>;
-  T* state = piece.state + n0 * lanes;
-  const T *A2 = piece.A2 + n0 * lanes, *step = piece.step, *input = piece.input;
-  const T *B = piece.B + n0 * (BVaries ? 1 : lanes), *C = piece.C + n0 * (CVaries ? 1 : lanes);
-  T* output = piece.output;
-  const char* const* lines = piece.lines;
+  T* state = args.state + n0 * lanes;
+  const T *A2 = args.A2 + n0 * lanes, *step = args.step, *input = args.input;
+  const T *B = args.B + n0 * (BVaries ? 1 : lanes), *C = args.C + n0 * (CVaries ? 1 : lanes);
+  T* output = args.output;
+  const char* const* lines = args.lines;
   // Every block of states passes the same time; the first one does the asking.
-  int64_t lines_per_step = n0 == 0 ? piece.lines_per_step : 0, pitch = piece.pitch;
+  int64_t lines_per_step = n0 == 0 ? args.lines_per_step : 0, pitch = args.pitch;
   Vector<T> h[States];
 #pragma GCC unroll 16
-  for (int n = 0; n < States; ++n) h[n] = piece.fresh ? Vector<T>{} : load(state + n * lanes);
-  for (int64_t t = piece.steps; t > 0; --t) {
+  for (int n = 0; n < States; ++n) h[n] = args.reset ? Vector<T>{} : load(state + n * lanes);
+  for (int64_t t = args.steps; t > 0; --t) {
     Vector<T> step_t = load(step), input_t = load(input), sum[2] = {};
     for (int64_t i = 0; i < lines_per_step; ++i) __builtin_prefetch(*lines++, 0, 2);
 #pragma GCC unroll 16
@@ -54,10 +54,10 @@ __attribute__((noinline)) static void scan_block(const Piece<T>& piece, int64_t 
 }
 
 template <class T, bool BVaries, bool CVaries>
-static void scan_blocks(const Piece<T>& piece, int64_t first, int64_t last) {
+static void scan_blocks(const ScanArgs<T>& args, int64_t first, int64_t last) {
   for (int64_t n = first; n < last;) {
     auto run = [&](auto block) {
-      scan_block<T, sizeof(block), BVaries, CVaries>(piece, n);
+      scan_block<T, sizeof(block), BVaries, CVaries>(args, n);
       n += int64_t(sizeof(block));
     };
     int64_t left = last - n;
@@ -84,34 +84,34 @@ static void scan_blocks(const Piece<T>& piece, int64_t first, int64_t last) {
 
 // States [first, last) of a piece.
 template <class T>
-static void scan_states(const Piece<T>& piece, const wmk_selective_scan& scan, int64_t first, int64_t last) {
+static void scan_states(const ScanArgs<T>& args, const wmk_selective_scan& scan, int64_t first, int64_t last) {
   if (scan.B_varies && scan.C_varies) {
-    scan_blocks<T, true, true>(piece, first, last);
+    scan_blocks<T, true, true>(args, first, last);
   } else if (scan.B_varies) {
-    scan_blocks<T, true, false>(piece, first, last);
+    scan_blocks<T, true, false>(args, first, last);
   } else if (scan.C_varies) {
-    scan_blocks<T, false, true>(piece, first, last);
+    scan_blocks<T, false, true>(args, first, last);
   } else {
-    scan_blocks<T, false, false>(piece, first, last);
+    scan_blocks<T, false, false>(args, first, last);
   }
 }
 
 // The parameters of one tile or of several, and their states.
 template <class T>
-struct Tables {
+struct TileParams {
   T *A2, *B, *C, *state;  // [tiles][state][lane]
 
-  Tables(Arena& arena, const ScanShape<T>& shape, const wmk_selective_scan& scan, int64_t tiles) {
+  TileParams(Arena& arena, const ScanShape<T>& shape, const wmk_selective_scan& scan, int64_t tiles) {
     int64_t size = tiles * shape.state * shape.lanes;
     A2 = arena.take<T>(size);
     state = arena.take<T>(size);
     B = arena.take<T>(scan.B_varies ? 0 : size);
     C = arena.take<T>(scan.C_varies ? 0 : size);
   }
-  Tables tile(const ScanShape<T>& shape, int64_t k) const {
-    Tables one = *this;
-    T** const tables[] = {&one.A2, &one.B, &one.C, &one.state};
-    for (T** table : tables) *table += k * shape.state * shape.lanes;
+  TileParams tile(const ScanShape<T>& shape, int64_t k) const {
+    TileParams one = *this;
+    T** const params[] = {&one.A2, &one.B, &one.C, &one.state};
+    for (T** table : params) *table += k * shape.state * shape.lanes;
     return one;
   }
   // Fills the tables of one tile for the start of a sequence.
@@ -132,9 +132,9 @@ struct Tables {
 
 // Before the scan: step sizes, inputs of the state, and what reaches the output past the state.
 template <class T>
-static void prepare(const wmk_selective_scan& scan, const Place& at, T* step, T* input, T* output) {
-  load_place(input, scan.u, scan.dtype, at);
-  load_place(step, scan.delta, scan.dtype, at);
+static void prologue(const wmk_selective_scan& scan, const TileCoord& at, T* step, T* input, T* output) {
+  load_tile_at(input, scan.u, scan.dtype, at);
+  load_tile_at(step, scan.delta, scan.dtype, at);
   Vector<T> bias = load_parameter<T>(scan.delta_bias, at.channel, at.rows);
   Vector<T> skip = load_parameter<T>(scan.D, at.channel, at.rows);
   for (int64_t t = 0; t < at.steps * kLanes<T>; t += kLanes<T>) {
@@ -149,35 +149,35 @@ static void prepare(const wmk_selective_scan& scan, const Place& at, T* step, T*
 // States [first, last) of a tile, a stretch between two resets at a time. `scratch` has step, input, B and C; the
 // cache lines are asked for on the way.
 template <class T, class Scratch>
-static void scan_stretches(const wmk_selective_scan& scan, const ScanShape<T>& shape, const Stretches& stretches,
-                           const Tables<T>& tables, const Scratch& scratch, T* output, int64_t first, int64_t last,
-                           const char* const* lines, int64_t lines_per_step) {
-  for (int i = 0; i < stretches.count; ++i) {
-    int64_t begin = stretches.begin[i], at = begin * shape.lanes;
+static void scan_spans(const wmk_selective_scan& scan, const ScanShape<T>& shape, const ResetSpans& spans,
+                       const TileParams<T>& params, const Scratch& scratch, T* output, int64_t first, int64_t last,
+                       const char* const* lines, int64_t lines_per_step) {
+  for (int i = 0; i < spans.count; ++i) {
+    int64_t begin = spans.begin[i], at = begin * shape.lanes;
     // No decay where there is nothing to decay: an infinite one would make NaN of the zero.
-    if (stretches.fresh[i]) store(scratch.step + at, Vector<T>{});
-    Piece<T> piece{};
-    piece.state = tables.state, piece.A2 = tables.A2;
-    piece.step = scratch.step + at, piece.input = scratch.input + at, piece.output = output + at;
-    piece.B = scan.B_varies ? scratch.B + begin * shape.pitch : tables.B;
-    piece.C = scan.C_varies ? scratch.C + begin * shape.pitch : tables.C;
-    piece.pitch = shape.pitch, piece.steps = stretches.begin[i + 1] - begin, piece.fresh = stretches.fresh[i];
-    piece.lines = lines + begin * lines_per_step, piece.lines_per_step = lines_per_step;
-    scan_states(piece, scan, first, last);
+    if (spans.reset[i]) store(scratch.step + at, Vector<T>{});
+    ScanArgs<T> args{};
+    args.state = params.state, args.A2 = params.A2;
+    args.step = scratch.step + at, args.input = scratch.input + at, args.output = output + at;
+    args.B = scan.B_varies ? scratch.B + begin * shape.pitch : params.B;
+    args.C = scan.C_varies ? scratch.C + begin * shape.pitch : params.C;
+    args.pitch = shape.pitch, args.steps = spans.begin[i + 1] - begin, args.reset = spans.reset[i];
+    args.lines = lines + begin * lines_per_step, args.lines_per_step = lines_per_step;
+    scan_states(args, scan, first, last);
   }
 }
 
 // After it: the gate, and out of scratch. `gate` is scratch too.
 template <class T>
-static void conclude(const wmk_selective_scan& scan, const Place& at, T* output, T* gate) {
+static void epilogue(const wmk_selective_scan& scan, const TileCoord& at, T* output, T* gate) {
   if (scan.z.data) {
-    load_place(gate, scan.z, scan.dtype, at);
+    load_tile_at(gate, scan.z, scan.dtype, at);
     for (int64_t t = 0; t < at.steps * kLanes<T>; t += kLanes<T>) {
       Vector<T> z = load(gate + t);
       store(output + t, load(output + t) * z * sigmoid(z));
     }
   }
-  store_place(output, scan.out, scan.dtype, at);
+  store_tile_at(output, scan.out, scan.dtype, at);
 }
 
 }  // namespace wmk::WMK_ISA

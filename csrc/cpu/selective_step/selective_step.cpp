@@ -12,10 +12,10 @@
 namespace wmk::WMK_ISA {
 namespace {
 
-constexpr int64_t kMostStates = 1024;
+constexpr int64_t kMaxStates = 1024;
 constexpr int64_t kStatesPerThread = 100000;
 
-// `count` elements `stride` apart as a vector, zero beyond them.
+// `count` elements `stride` transform_stride as a vector, zero beyond them.
 template <class T, class S>
 WMK_INLINE Vector<T> gather(const S* from, int64_t stride, int count) {
   if (stride == 1 && count == kLanes<T>) return load_as(from, T(0));
@@ -57,18 +57,19 @@ template <class T, class State>
 class Step {
  public:
   explicit Step(const wmk_selective_step& step) : step_(step), per_group_(step.channels / step.groups) {
-    tiles_ = divide_up(per_group_, lanes);
+    tiles_ = ceil_div(per_group_, lanes);
   }
 
   // A unit of work is a group of a batch element, or a part of its tiles where those are too few for the threads.
   void run() const {
-    int64_t threads = smaller(step_.threads, 1 + step_.batch * step_.channels * step_.state / kStatesPerThread);
-    int64_t units = step_.batch * step_.groups;
-    int64_t parts = larger(1, smaller(tiles_, divide_up(2 * threads, units)));
-    if (threads == 1) parts = 1;
-    parallel_for(units * parts, threads, [&](int64_t item, int64_t) {
-      int64_t unit = item / parts, part = item % parts;
-      run_tiles(unit / step_.groups, unit % step_.groups, tiles_ * part / parts, tiles_ * (part + 1) / parts);
+    int64_t threads = min(step_.threads, 1 + step_.batch * step_.channels * step_.state / kStatesPerThread);
+    int64_t batch_groups = step_.batch * step_.groups;
+    int64_t splits = max(1, min(tiles_, ceil_div(2 * threads, batch_groups)));
+    if (threads == 1) splits = 1;
+    parallel_for(batch_groups * splits, threads, [&](int64_t item, int64_t) {
+      int64_t batch_group = item / splits, split = item % splits;
+      run_tiles(batch_group / step_.groups, batch_group % step_.groups, tiles_ * split / splits,
+                tiles_ * (split + 1) / splits);
     });
   }
 
@@ -84,12 +85,12 @@ class Step {
   }
 
   void run_tiles(int64_t batch, int64_t group, int64_t first, int64_t last) const {
-    int64_t slot = batch;
-    if (step_.indices.data) slot = ((const int64_t*)step_.indices.data)[batch * step_.indices.stride[0]];
-    bool fresh = step_.reset.data && ((const char*)step_.reset.data)[batch * step_.reset.stride[0]];
-    alignas(64) T B[kMostStates + 64], C[kMostStates + 64];
+    int64_t state_row = batch;
+    if (step_.indices.data) state_row = ((const int64_t*)step_.indices.data)[batch * step_.indices.stride[0]];
+    bool reset = step_.reset.data && ((const char*)step_.reset.data)[batch * step_.reset.stride[0]];
+    alignas(64) T B[kMaxStates + 64], C[kMaxStates + 64];
     for (int64_t n = 0; n < step_.state; n += lanes) {
-      int count = int(smaller(lanes, step_.state - n));
+      int count = int(min(lanes, step_.state - n));
       auto projection = [&](const wmk_view& view) {
         return gather<T>(view, step_.dtype, at(view, batch, group) + n * view.stride[2], view.stride[2], count);
       };
@@ -98,13 +99,14 @@ class Step {
     }
     for (int64_t tile = first; tile < last; ++tile) {
       int64_t channel = group * per_group_ + tile * lanes;
-      int rows = int(smaller(lanes, per_group_ - tile * lanes));
-      Vector<T> out = slot < 0 ? Vector<T>{} : run_tile(batch, slot, channel, rows, fresh, B, C);
+      int rows = int(min(lanes, per_group_ - tile * lanes));
+      Vector<T> out = state_row < 0 ? Vector<T>{} : run_tile(batch, state_row, channel, rows, reset, B, C);
       scatter<T>(step_.out, step_.dtype, at(step_.out, batch, channel), step_.out.stride[1], rows, out);
     }
   }
 
-  Vector<T> run_tile(int64_t batch, int64_t slot, int64_t channel, int rows, bool fresh, const T* B, const T* C) const {
+  Vector<T> run_tile(int64_t batch, int64_t state_row, int64_t channel, int rows, bool reset, const T* B,
+                     const T* C) const {
     auto activation = [&](const wmk_view& view) {
       return gather<T>(view, step_.dtype, at(view, batch, channel), view.stride[1], rows);
     };
@@ -115,20 +117,21 @@ class Step {
     store(scales, scaled);
     store(inputs, input);
     Vector<T> products[lanes] = {};
-    const Rows at_rows = {(const State*)step_.state_in.data + at(step_.state_in, slot, channel),
-                          (State*)step_.state_out.data + at(step_.state_out, slot, channel),
-                          (const T*)step_.A.data + channel * step_.A.stride[0],
-                          step_.state_in.stride[1],
-                          step_.state_out.stride[1],
-                          step_.A.stride[0],
-                          step_.state_in.stride[2],
-                          step_.state_out.stride[2],
-                          step_.A.stride[1]};
-    bool contiguous = at_rows.from_stride == 1 && at_rows.to_stride == 1 && at_rows.A_stride == 1;
-    if (contiguous && step_.state % lanes == 0 && !fresh) {
-      for (int64_t n = 0; n < step_.state; n += lanes) update_vectors(at_rows, n, rows, scales, inputs, B, C, products);
+    const TilePointers pointers = {(const State*)step_.state_in.data + at(step_.state_in, state_row, channel),
+                                   (State*)step_.state_out.data + at(step_.state_out, state_row, channel),
+                                   (const T*)step_.A.data + channel * step_.A.stride[0],
+                                   step_.state_in.stride[1],
+                                   step_.state_out.stride[1],
+                                   step_.A.stride[0],
+                                   step_.state_in.stride[2],
+                                   step_.state_out.stride[2],
+                                   step_.A.stride[1]};
+    bool contiguous = pointers.from_stride == 1 && pointers.to_stride == 1 && pointers.A_stride == 1;
+    if (contiguous && step_.state % lanes == 0 && !reset) {
+      for (int64_t n = 0; n < step_.state; n += lanes)
+        update_vectors(pointers, n, rows, scales, inputs, B, C, products);
     } else {
-      for (int row = 0; row < rows; ++row) products[row] = update(at_rows, row, scales[row], inputs[row], fresh, B, C);
+      for (int row = 0; row < rows; ++row) products[row] = update(pointers, row, scales[row], inputs[row], reset, B, C);
     }
     Vector<T> out = sum_lanes<T>([&](int row) { return products[row]; });
     if (step_.D.data) out += parameter(step_.D, channel, rows) * u;
@@ -140,7 +143,7 @@ class Step {
   }
 
   // Where the states and A of a tile's first channel are, and how far the next channel and the next state.
-  struct Rows {
+  struct TilePointers {
     const State* from;
     State* to;
     const T* A;
@@ -150,7 +153,7 @@ class Step {
 
   // One vector of contiguous states of every channel; their products with C are added up. Everything is in locals:
   // the compiler cannot know that what is stored is not what it read.
-  __attribute__((always_inline)) static void update_vectors(const Rows& r, int64_t n, int rows, const T* scales,
+  __attribute__((always_inline)) static void update_vectors(const TilePointers& r, int64_t n, int rows, const T* scales,
                                                             const T* inputs, const T* B, const T* C,
                                                             Vector<T>* products) {
     const State* from = r.from + n;
@@ -169,15 +172,15 @@ class Step {
   }
 
   // All states of one channel, wherever they are, a vector at a time; answers their products with C.
-  Vector<T> update(const Rows& r, int64_t row, T scale, T input, bool fresh, const T* B, const T* C) const {
+  Vector<T> update(const TilePointers& r, int64_t row, T scale, T input, bool reset, const T* B, const T* C) const {
     const State* from = r.from + row * r.from_row;
     State* to = r.to + row * r.to_row;
     const T* A = r.A + row * r.A_row;
     Vector<T> products{};
     for (int64_t n = 0; n < step_.state; n += lanes) {
-      int count = int(smaller(lanes, step_.state - n));
+      int count = int(min(lanes, step_.state - n));
       Vector<T> h = input * load(B + n);
-      if (!fresh) {
+      if (!reset) {
         Vector<T> decay = exp2(scale * gather<T>(A + n * r.A_stride, r.A_stride, count));
         h += decay * gather<T>(from + n * r.from_stride, r.from_stride, count);
       }
@@ -194,7 +197,7 @@ class Step {
 }  // namespace
 
 int selective_step(const wmk_selective_step& step) {
-  if (step.state > kMostStates || (step.dtype == WMK_FLOAT64) != (step.state_dtype == WMK_FLOAT64))
+  if (step.state > kMaxStates || (step.dtype == WMK_FLOAT64) != (step.state_dtype == WMK_FLOAT64))
     return WMK_UNSUPPORTED;
   if (step.state_dtype == WMK_FLOAT32) Step<float, float>(step).run();
   if (step.state_dtype == WMK_FLOAT64) Step<double, double>(step).run();

@@ -1,33 +1,54 @@
 // Shuffles of lanes, and sums across them, many at a time.
 #pragma once
 
+#include <utility>
+
 #include "cpu/simd/vector.h"
+
+#if defined(__has_builtin)
+#define WMK_HAS_BUILTIN(name) __has_builtin(name)
+#else
+#define WMK_HAS_BUILTIN(name) 0
+#endif
 
 namespace wmk::WMK_ISA {
 
-// Of every 128 bits, the first (or second) half of `a` and of `b`, interleaved in pieces of `Piece` elements. The
-// pattern is the one of the unpack instructions, which is cheaper than a free permutation.
-template <int Piece, bool Second, class V>
-WMK_INLINE V unpack(V a, V b) {
-  constexpr int lanes = sizeof(V) / sizeof(a[0]), block = 16 / sizeof(a[0]);
+// Lane i of the result is lane Pattern::source(i) of `a` followed by `b`.
+template <class Pattern, class V, int... lanes>
+WMK_INLINE V shuffle(V a, V b, std::integer_sequence<int, lanes...>) {
+#if WMK_HAS_BUILTIN(__builtin_shufflevector)
+  return __builtin_shufflevector(a, b, Pattern::source(lanes)...);
+#else  // GCC before 12
   typedef decltype(a > b) Mask;
-  Mask pick{};
-  for (int lane = 0; lane < lanes; ++lane) {
-    int within = lane % block, piece = within / Piece;
-    int source = lane - within + (Second ? block / 2 : 0) + piece / 2 * Piece + within % Piece;
-    pick[lane] = source + (piece & 1 ? lanes : 0);
-  }
-  return __builtin_shuffle(a, b, pick);
+  return __builtin_shuffle(a, b, Mask{Pattern::source(lanes)...});
+#endif
+}
+
+// Of every 128 bits, the first (or second) half of `a` and of `b`, interleaved in groups of `Group` elements: the
+// pattern of the unpack instructions, which are cheaper than a free permutation.
+template <int Group, bool Second, class V>
+WMK_INLINE V unpack(V a, V b) {
+  constexpr int lanes = sizeof(V) / sizeof(a[0]);
+  struct Pattern {
+    static constexpr int source(int lane) {
+      constexpr int block = 16 / sizeof(V{}[0]);
+      const int within = lane % block, group = within / Group;
+      return lane - within + (Second ? block / 2 : 0) + group / 2 * Group + within % Group + (group & 1 ? lanes : 0);
+    }
+  };
+  return shuffle<Pattern>(a, b, std::make_integer_sequence<int, lanes>());
 }
 // The even (or odd) 128-bit blocks of `a`, then those of `b`.
 template <bool Odd, class V>
 WMK_INLINE V alternate_blocks(V a, V b) {
-  constexpr int lanes = sizeof(V) / sizeof(a[0]), block = 16 / sizeof(a[0]);
-  typedef decltype(a > b) Mask;
-  Mask pick{};
-  for (int lane = 0; lane < lanes; ++lane)
-    pick[lane] = lane / block * 2 * block + (Odd ? block : 0) + lane % block;  // counts on through b
-  return __builtin_shuffle(a, b, pick);
+  constexpr int lanes = sizeof(V) / sizeof(a[0]);
+  struct Pattern {
+    static constexpr int source(int lane) {  // counts on through b
+      constexpr int block = 16 / sizeof(V{}[0]);
+      return lane / block * 2 * block + (Odd ? block : 0) + lane % block;
+    }
+  };
+  return shuffle<Pattern>(a, b, std::make_integer_sequence<int, lanes>());
 }
 
 // The vector whose lane i is the sum of all lanes of vectors(first + i), for as many vectors as there are lanes: a tree

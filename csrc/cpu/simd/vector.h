@@ -79,11 +79,11 @@ WMK_INLINE void store(T* to, V value) {
 
 // NaN passes through: the comparison is false and the value itself is kept.
 template <class V>
-WMK_INLINE V at_least(V value, V bound) {
+WMK_INLINE V vmax(V value, V bound) {
   return value < bound ? bound : value;
 }
 template <class V>
-WMK_INLINE V at_most(V value, V bound) {
+WMK_INLINE V vmin(V value, V bound) {
   return value > bound ? bound : value;
 }
 WMK_INLINE FloatVector absolute(FloatVector x) { return (FloatVector)((Int32Vector)x & 0x7fffffff); }
@@ -91,14 +91,14 @@ WMK_INLINE DoubleVector absolute(DoubleVector x) { return (DoubleVector)((Int64V
 
 // 2^f - 1 over f for f in [-1/2, 1/2]: minimax in the relative error of 2^f, constrained to 2^0 == 1 exactly, so that a
 // step of size zero keeps a state bit for bit. Errors 9.1e-8 (float) and 3.4e-18 (double) before rounding.
-WMK_INLINE FloatVector exp2_slope(FloatVector f) {
+WMK_INLINE FloatVector exp2m1_over_x(FloatVector f) {
   FloatVector p = broadcast(0x1.5bba08p-10f);
   p = p * f + 0x1.3cea88p-7f;
   p = p * f + 0x1.c6b754p-5f;
   p = p * f + 0x1.ebf9bcp-3f;
   return p * f + 0x1.62e42ap-1f;
 }
-WMK_INLINE DoubleVector exp2_slope(DoubleVector f) {
+WMK_INLINE DoubleVector exp2m1_over_x(DoubleVector f) {
   DoubleVector p = broadcast(0x1.e79b77255f290p-32);
   p = p * f + 0x1.e61b532951705p-28;
   p = p * f + 0x1.b5267d0e9891dp-24;
@@ -112,43 +112,43 @@ WMK_INLINE DoubleVector exp2_slope(DoubleVector f) {
   return p * f + 0x1.62e42fefa39efp-1;
 }
 
-// A number split into the integer nearest to it and the rest; `power` is 2^integer in the form finish() wants.
+// A number split into the integer nearest to it and the rest; `power` is 2^integer in the form scale_exp2() wants.
 #if defined(WMK_AVX512)
 // vreduce answers 0 for an infinite number, so 2^-inf is 0 and 2^inf is infinite without a clamp. The integer is not
 // computed as t - f: were that fused with the product behind t, it would not be an integer.
-WMK_INLINE FloatVector split(FloatVector t, FloatVector& power) {
+WMK_INLINE FloatVector split_exponent(FloatVector t, FloatVector& power) {
   power = _mm512_roundscale_ps(t, 0);
   return _mm512_reduce_ps(t, 0);
 }
-WMK_INLINE DoubleVector split(DoubleVector t, DoubleVector& power) {
+WMK_INLINE DoubleVector split_exponent(DoubleVector t, DoubleVector& power) {
   power = _mm512_roundscale_pd(t, 0);
   return _mm512_reduce_pd(t, 0);
 }
-WMK_INLINE FloatVector finish(FloatVector f, FloatVector power) {
-  return _mm512_scalef_ps(exp2_slope(f) * f + 1, power);
+WMK_INLINE FloatVector scale_exp2(FloatVector f, FloatVector power) {
+  return _mm512_scalef_ps(exp2m1_over_x(f) * f + 1, power);
 }
-WMK_INLINE DoubleVector finish(DoubleVector f, DoubleVector power) {
-  return _mm512_scalef_pd(exp2_slope(f) * f + 1, power);
+WMK_INLINE DoubleVector scale_exp2(DoubleVector f, DoubleVector power) {
+  return _mm512_scalef_pd(exp2m1_over_x(f) * f + 1, power);
 }
 #else
 // Adding 1.5 * 2^23 rounds to an integer and leaves that integer in the low bits of the sum. The power of two is made
-// one smaller than it should be and the polynomial twice as large, so that the largest finite results do not overflow
+// one min than it should be and the polynomial twice as large, so that the largest finite results do not overflow
 // on the way. Results below the smallest normal number become zero.
-WMK_INLINE FloatVector split(FloatVector t, FloatVector& power) {
-  t = at_most(at_least(t, broadcast(-126.f)), broadcast(129.f));
+WMK_INLINE FloatVector split_exponent(FloatVector t, FloatVector& power) {
+  t = vmin(vmax(t, broadcast(-126.f)), broadcast(129.f));
   power = t + 0x1.8p23f;
   return t - (power - 0x1.8p23f);
 }
-WMK_INLINE DoubleVector split(DoubleVector t, DoubleVector& power) {
-  t = at_most(at_least(t, broadcast(-1022.)), broadcast(1025.));
+WMK_INLINE DoubleVector split_exponent(DoubleVector t, DoubleVector& power) {
+  t = vmin(vmax(t, broadcast(-1022.)), broadcast(1025.));
   power = t + 0x1.8p52;
   return t - (power - 0x1.8p52);
 }
-WMK_INLINE FloatVector finish(FloatVector f, FloatVector power) {
-  return (exp2_slope(f) * (f + f) + 2) * (FloatVector)(((Bits32Vector)power << 23) + (126u << 23));
+WMK_INLINE FloatVector scale_exp2(FloatVector f, FloatVector power) {
+  return (exp2m1_over_x(f) * (f + f) + 2) * (FloatVector)(((Bits32Vector)power << 23) + (126u << 23));
 }
-WMK_INLINE DoubleVector finish(DoubleVector f, DoubleVector power) {
-  return (exp2_slope(f) * (f + f) + 2) * (DoubleVector)(((Bits64Vector)power << 52) + (uint64_t(1022) << 52));
+WMK_INLINE DoubleVector scale_exp2(DoubleVector f, DoubleVector power) {
+  return (exp2m1_over_x(f) * (f + f) + 2) * (DoubleVector)(((Bits64Vector)power << 52) + (uint64_t(1022) << 52));
 }
 #endif
 
@@ -156,14 +156,14 @@ WMK_INLINE DoubleVector finish(DoubleVector f, DoubleVector power) {
 template <class V>
 WMK_INLINE V exp2(V t) {
   V power;
-  V f = split(t, power);
-  return finish(f, power);
+  V f = split_exponent(t, power);
+  return scale_exp2(f, power);
 }
 
 template <class T>
 constexpr T kLog2e = T(1.44269504088896340736);
 // The rest of x log2(e) after rounding to t, where a fused multiply-add can tell; then also what log2(e) itself lacks.
-WMK_INLINE FloatVector log2e_rest(FloatVector x, [[maybe_unused]] FloatVector t) {
+WMK_INLINE FloatVector log2e_residual(FloatVector x, [[maybe_unused]] FloatVector t) {
 #if defined(WMK_AVX512)
   return x * 1.925963033500011e-08f + (FloatVector)_mm512_fmsub_ps(x, broadcast(kLog2e<float>), t);
 #elif defined(WMK_AVX2)
@@ -172,7 +172,7 @@ WMK_INLINE FloatVector log2e_rest(FloatVector x, [[maybe_unused]] FloatVector t)
   return x * 1.925963033500011e-08f;
 #endif
 }
-WMK_INLINE DoubleVector log2e_rest(DoubleVector x, [[maybe_unused]] DoubleVector t) {
+WMK_INLINE DoubleVector log2e_residual(DoubleVector x, [[maybe_unused]] DoubleVector t) {
 #if defined(WMK_AVX512)
   return x * 2.0355273740931033e-17 + (DoubleVector)_mm512_fmsub_pd(x, broadcast(kLog2e<double>), t);
 #elif defined(WMK_AVX2)
@@ -185,19 +185,19 @@ WMK_INLINE FloatVector bound_argument(FloatVector x) {
 #if defined(WMK_AVX512)
   return _mm512_max_ps(broadcast(-87.4f), x);  // answers x where that is NaN
 #else
-  return at_least(x, broadcast(-87.4f));
+  return vmax(x, broadcast(-87.4f));
 #endif
 }
-WMK_INLINE DoubleVector bound_argument(DoubleVector x) { return at_least(x, broadcast(-708.5)); }
+WMK_INLINE DoubleVector bound_argument(DoubleVector x) { return vmax(x, broadcast(-708.5)); }
 
 // e^x for x <= 0, accurate to the last bits however small; about the smallest normal number at least.
 template <class V>
-WMK_INLINE V exp_of_negative(V x) {
+WMK_INLINE V exp_nonpositive(V x) {
   typedef decltype(x[0] + x[0]) T;
   x = bound_argument(x);
   V t = x * kLog2e<T>, power;
-  V f = split(t, power) + log2e_rest(x, t);
-  return finish(f, power);
+  V f = split_exponent(t, power) + log2e_residual(x, t);
+  return scale_exp2(f, power);
 }
 
 // 2^t - 1 for t <= 0, also a tiny one to the last bits: the polynomial is of 2^f - 1, and 2^integer - 1 is exact.
@@ -212,18 +212,18 @@ WMK_INLINE DoubleVector scale_of(DoubleVector power) {
 #endif
 // e^x - 1 for x <= 0.
 template <class V>
-WMK_INLINE V expm1_of_negative(V x) {
+WMK_INLINE V expm1_nonpositive(V x) {
   typedef decltype(x[0] + x[0]) T;
   x = bound_argument(x);
   V t = x * kLog2e<T>, power;
-  V f = split(t, power) + log2e_rest(x, t);
+  V f = split_exponent(t, power) + log2e_residual(x, t);
   V scale = scale_of(power);
-  return exp2_slope(f) * f * scale + (scale - 1);
+  return exp2m1_over_x(f) * f * scale + (scale - 1);
 }
 // From e^-2|x| - 1, so that a small x loses nothing.
 template <class V>
 WMK_INLINE V tanh(V x) {
-  V e = expm1_of_negative(-2 * absolute(x));
+  V e = expm1_nonpositive(-2 * absolute(x));
   V magnitude = -e / (e + 2);
   return x < 0 ? -magnitude : magnitude;
 }
@@ -258,21 +258,21 @@ WMK_INLINE DoubleVector log1p_of_fraction(DoubleVector e) {
 // log(1 + e^x), and x itself above 20 as in PyTorch.
 template <class V>
 WMK_INLINE V softplus(V x) {
-  V tail = log1p_of_fraction(exp_of_negative(-absolute(x)));
-  return x > 20 ? x : at_least(x, V{}) + tail;
+  V tail = log1p_of_fraction(exp_nonpositive(-absolute(x)));
+  return x > 20 ? x : vmax(x, V{}) + tail;
 }
 // 1 / (1 + e^-x), from e^-|x| so that nothing overflows.
 template <class V>
 WMK_INLINE V sigmoid(V x) {
-  V e = exp_of_negative(-absolute(x));
+  V e = exp_nonpositive(-absolute(x));
   return (x < 0 ? e : V{} + 1) / (e + 1);
 }
 // softplus and its derivative, which is 1 where softplus is the identity.
 template <class V>
 WMK_INLINE V softplus(V x, V& slope) {
-  V e = exp_of_negative(-absolute(x));
+  V e = exp_nonpositive(-absolute(x));
   slope = x > 20 ? V{} + 1 : (x < 0 ? e : V{} + 1) / (e + 1);
-  return x > 20 ? x : at_least(x, V{}) + log1p_of_fraction(e);
+  return x > 20 ? x : vmax(x, V{}) + log1p_of_fraction(e);
 }
 
 }  // namespace wmk::WMK_ISA
