@@ -40,7 +40,11 @@ def sources() -> list[Path]:
 
 def digest() -> str:
     """Of all code that the kernels are made of, without comments and layout."""
-    return source_digest([ROOT / "csrc" / "include" / "wmkernels.h", *sorted(CUDA.glob("*/*.cuh")), *sources()])
+    shared = [
+        *sorted((CUDA.parent / "include").iterdir()),
+        *(CUDA.parent / "common" / f for f in ("checks.h", "ops.h")),
+    ]
+    return source_digest([*shared, *sorted(CUDA.glob("*/*.cuh")), *sources()])
 
 
 def nvcc_release(nvcc: str) -> str:

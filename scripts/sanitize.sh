@@ -11,8 +11,10 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 folder=build/sanitize
 mkdir -p "$folder"
 export CXX="${CXX:-c++}"
-# Optimised enough to be quick, little enough that the sanitizers see every access.
+# Optimised enough to be quick, little enough that the sanitizers see every access. Warnings are errors, except for
+# maybe-uninitialized, of which sanitizers make false alarms.
 export FLAGS="-std=c++17 -O1 -g -fno-math-errno -ffp-contract=fast -fopenmp -Icsrc
+  -Wall -Wextra -Wshadow -Werror -Wno-error=maybe-uninitialized
   -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer"
 
 # Every level that the build knows for this machine, with its flags: "level flag flag".

@@ -7,6 +7,7 @@ import shutil
 import stat
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -291,6 +292,16 @@ def test_the_probe_kernel_compiles_with_nvcc_and_is_not_compiled_twice(project: 
     assert compiled_since(project, before) == set()
     build(project)
     assert {name for name in compiled_since(project, before)} == {"bindings.o"}, "kernels are shared by configurations"
+
+
+@needs_compiler
+def test_the_bindings_compile_without_a_warning() -> None:
+    compiler, _ = toolchain.find_compiler(os.environ)
+    assert compiler is not None
+    headers = {native.mirror_pybind11(ROOT), sysconfig.get_path("include"), sysconfig.get_path("platinclude")}
+    flags = ["-std=c++17", "-fsyntax-only", "-Wall", "-Wextra", "-Wshadow", "-Werror", "-Icsrc"]
+    system = [f"-isystem{folder}" for folder in headers]
+    subprocess.run([*compiler.command, *flags, *system, "csrc/python/bindings.cpp"], check=True, cwd=ROOT)
 
 
 def escaping_symbols(listing: str, level: str) -> list[str]:

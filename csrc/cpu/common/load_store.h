@@ -1,5 +1,5 @@
-// Loading and storing vectors of the arithmetic type from and to memory of any dtype: float32, float64, and the 16-bit
-// types, which are widened on the way in and rounded to nearest even on the way out; NaN stays NaN.
+// Loads and stores of vectors in the arithmetic type, from and to memory of any dtype. The 16-bit types are widened,
+// and rounded to nearest even; NaN stays NaN.
 #pragma once
 
 #include "cpu/simd/vector.h"
@@ -38,7 +38,7 @@ WMK_INLINE FloatVector load_as(const Float16* from, float) {
 #elif defined(WMK_AVX2)
   return _mm256_cvtph_ps((__m128i)load_halves(from));
 #else
-  // Subnormals through an exact subtraction of normal numbers, since the flush-to-zero mode would lose them.
+  // Subnormals come from an exact subtraction of normal numbers, which flush-to-zero does not touch.
   Bits32Vector bits = widen(load_halves(from));
   Bits32Vector magnitude = (bits & 0x7fff) << 13;
   Bits32Vector exponent = magnitude & (0x1f << 23);
@@ -67,7 +67,7 @@ WMK_INLINE void store_as(Float16* to, FloatVector value) {
   memcpy(to, &halves, sizeof(halves));
 }
 
-// Calls work with a value of the type of arithmetic and one of the type of storage that belong to a dtype.
+// Calls work with a value of the arithmetic type and one of the storage type of a dtype.
 template <class Work>
 WMK_INLINE auto with_types(int64_t dtype, const Work& work) {
   switch (dtype) {

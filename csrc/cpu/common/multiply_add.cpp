@@ -1,7 +1,7 @@
-// Multiply-adds on registers and nothing else: the rate that the benchmark measures the kernels against.
+// Multiply-adds on registers alone: the rate that benchmarks compare kernels with.
 //
-// Twelve independent chains hide the latency of two units of four to five cycles each. A matrix product would measure
-// something lower: the best of them reach about five sixths of this.
+// Twelve independent chains hide the latency of two units of four to five cycles each. The best matrix products reach
+// about five sixths of this rate.
 #include "cpu/dispatch/isa.h"
 #include "cpu/simd/vector.h"
 
@@ -9,7 +9,7 @@ namespace wmk::WMK_ISA {
 
 int64_t multiply_adds(int64_t rounds) {
   constexpr int chains = 12;
-  volatile float factor_value = 0.999f, addend_value = 0.001f;  // the compiler must not know them
+  volatile float factor_value = 0.999f, addend_value = 0.001f;  // unknown to the compiler
   FloatVector factor = broadcast<float>(factor_value), addend = broadcast<float>(addend_value), value[chains];
 #pragma GCC unroll 12
   for (int i = 0; i < chains; ++i) value[i] = broadcast(float(i));

@@ -12,8 +12,8 @@
 
 namespace wmk::WMK_ISA {
 
-// Treats subnormal numbers as zero while it lives: an impulse followed by silence otherwise decays into them and stays
-// there, many times slower. The caller's mode comes back at the end.
+// Treats subnormal numbers as zero while it lives, then restores the mode: an impulse followed by silence otherwise
+// decays into subnormals, many times slower.
 class FlushSubnormals {
  public:
   FlushSubnormals(const FlushSubnormals&) = delete;
@@ -38,8 +38,8 @@ class FlushSubnormals {
 #endif
 };
 
-// Calls work(item, thread) for every item. One thread never enters a parallel region, so that a forked process, whose
-// OpenMP pool is gone, can still compute.
+// Calls work(item, thread) for every item. One thread enters no parallel region, so that a forked process, whose OpenMP
+// pool is gone, can compute.
 template <class Work>
 static void parallel_for(int64_t items, [[maybe_unused]] int64_t threads, const Work& work) {
 #ifdef _OPENMP
@@ -63,17 +63,16 @@ inline int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 inline int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 
-// Hands out pieces of a workspace, each on its own cache line. With no memory behind it, it only measures. Pieces of
-// whole pages are kept three lines transform_stride, because addresses that agree in their low 12 bits share a cache
-// set.
+// Allocates from a workspace, by cache lines; without memory it only measures. Allocations are three lines apart,
+// because addresses that agree in their low 12 bits share a cache set.
 class Arena {
  public:
   explicit Arena(void* memory) : begin_((char*)memory) {}
   template <class T>
   T* take(int64_t count) {
-    char* piece = begin_ ? begin_ + used_ : nullptr;
+    char* allocation = begin_ ? begin_ + used_ : nullptr;
     used_ += round_up(count * int64_t(sizeof(T)), 64) + 192;
-    return (T*)piece;
+    return (T*)allocation;
   }
   int64_t used() const { return used_; }
 

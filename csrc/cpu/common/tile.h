@@ -1,8 +1,8 @@
-// Tiles: a few time steps of one vector's worth of rows, as the arithmetic type, time-major and contiguous in scratch.
+// Tiles: a few time steps of one vector of rows, in the arithmetic type, [time][row], contiguous in scratch.
 //
-// The kernels' inner loops see nothing else, so one loop serves every dtype and every stride. Where time is contiguous
-// in memory (channel-first) whole cache lines are read and flipped round in registers; where the rows are contiguous
-// (channel-last) vectors are moved as they are; anything else goes element by element.
+// The inner loops see tiles alone, so one loop serves every dtype and stride. Where time is contiguous (channel-first),
+// whole cache lines are read and transposed in registers; where rows are (channel-last), vectors are copied; any other
+// layout goes element by element.
 #pragma once
 
 #include "cpu/common/load_store.h"
@@ -16,8 +16,8 @@ struct Plane {
   int64_t row_stride, time_stride;
 };
 
-// Turns a square of vectors round: v[i][j] becomes v[j][i]. First within 128 bits, by unpacking, then the 128-bit
-// blocks by taking even and odd ones; both are single instructions, cheaper than free permutations.
+// Transposes lanes x lanes: v[i][j] becomes v[j][i]. Unpacking within 128 bits, then even and odd 128-bit blocks:
+// single instructions, cheaper than free permutations.
 template <class T>
 WMK_INLINE void transpose(Vector<T>* v) {
   constexpr int lanes = kLanes<T>, block = 16 / int(sizeof(T)), blocks = lanes / block;
@@ -53,7 +53,7 @@ WMK_INLINE void transpose(Vector<T>* v) {
   }
 }
 
-// Reads rows [0, rows) at times [0, steps) into tile[time * pitch + row], zero for rows up to a whole vector.
+// Reads rows [0, rows) at times [0, steps) into tile[time * pitch + row]; the remaining rows of the vector are zero.
 template <class T, class S>
 static void load_tile(T* tile, int64_t pitch, const S* from, int64_t row_stride, int64_t time_stride, int rows,
                       int64_t steps) {
@@ -107,9 +107,8 @@ static void store_tile(const T* tile, int64_t pitch, S* to, int64_t row_stride, 
   }
 }
 
-// The cache lines of tiles that will be needed soon, to be asked for a few at a time: a tile is spread over as many
-// lines and pages as it has rows (or time steps), too many streams for the hardware to foresee, and of a burst of
-// prefetches most are lost.
+// Cache lines of the next tiles, to prefetch a few per step: a tile spreads over as many lines and pages as it has rows
+// (or time steps), too many streams for the hardware prefetcher, and most of a burst of prefetches are dropped.
 struct PrefetchList {
   const char** lines;
   int64_t count = 0, most;
@@ -128,7 +127,7 @@ struct PrefetchList {
   void add(const char* line) {
     if (count < most) lines[count++] = line;
   }
-  // Repeats the last line until `steps` times `per_step` are there, and answers per_step.
+  // Repeats the last line until there are steps * per_step lines. Returns per_step.
   int64_t pad(int64_t steps) {
     int64_t per_step = (count + steps - 1) / steps;
     for (const char* last = count ? lines[count - 1] : nullptr; count < per_step * steps; ++count) lines[count] = last;
@@ -136,7 +135,7 @@ struct PrefetchList {
   }
 };
 
-// load_tile and store_tile for a dtype known at run time; T is the arithmetic type that belongs to it.
+// load_tile and store_tile for a dtype known at run time, whose arithmetic type is T.
 template <class T>
 static void load_plane(T* tile, int64_t pitch, Plane plane, int64_t dtype, int64_t row, int rows, int64_t time,
                        int64_t steps) {

@@ -1,8 +1,8 @@
-// What the ConvLSTM's passes share: sizes, packed weights, padded maps, and reading tensors of any layout.
+// Shared by the ConvLSTM's passes: sizes, packed weights, padded maps, tensors of any layout.
 //
-// Gates are interleaved: the vectors of i, f, g and o for the same channels stand side by side, four vectors a block of
-// channels, so that a tile of the convolution holds all that the update of its cells needs. Channels are padded with
-// zeros to whole vectors.
+// Gates are interleaved: the vectors of i, f, g and o of the same channels are adjacent, four vectors per block of
+// channels, so that a tile of the convolution holds what the update of its cells reads. Channels are zero-padded to
+// whole vectors.
 #pragma once
 
 #include "cpu/common/load_store.h"
@@ -14,9 +14,9 @@
 
 namespace wmk::WMK_ISA {
 
-constexpr int64_t kSegmentPositions = 64;               // positions of a row whose gates stay in the first-level cache
-constexpr int64_t kGroupTiles = 32;                     // tiles that go through the weights together
-constexpr int64_t kChunkBytes = int64_t(128) << 10;     // of gradients that one pass over the weights' gradient reads
+constexpr int64_t kSegmentPositions = 64;               // of a row, whose gates fit the first-level cache
+constexpr int64_t kGroupTiles = 32;                     // Winograd tiles that share one read of the weights
+constexpr int64_t kChunkBytes = int64_t(128) << 10;     // of gate gradients per pass over the weights' gradient
 constexpr int64_t kPartialsBytes = int64_t(256) << 20;  // of weight gradients summed transform_stride, one a thread
 
 // The first `count` lanes of a vector; the others read as zero and are not written.
@@ -35,7 +35,7 @@ WMK_INLINE void store_lanes(S* to, Vector<T> value, int64_t count) {
   for (int64_t lane = 0; lane < count; ++lane) to[lane] = padded[lane];
 }
 
-// One number of any storage type, and back.
+// One element of any storage type, and back.
 template <class T, class S>
 WMK_INLINE T widen_one(S value) {
   if constexpr (sizeof(S) >= 4) {
@@ -55,7 +55,7 @@ WMK_INLINE S round_one(T value) {
   }
 }
 
-// What h becomes when it is stored and read again.
+// h rounded to its storage type.
 template <class T, class S>
 WMK_INLINE Vector<T> round_through(Vector<T> value) {
   if constexpr (sizeof(S) >= 4) {
@@ -67,22 +67,22 @@ WMK_INLINE Vector<T> round_through(Vector<T> value) {
   }
 }
 
-// A map in memory with its channels last and zeros around it.
+// A zero-padded map, channels last.
 template <class T>
 struct PaddedMap {
   T* data;
-  int64_t width, channels;  // columns, with the padding; numbers a position
+  int64_t width, channels;  // columns with the padding; elements per position
   int64_t row() const { return width * channels; }
   T* at(int64_t y, int64_t x) const { return data + y * row() + x * channels; }
 };
 
 struct Sizes {
-  int64_t lanes, blocks, gates, padded_hidden;  // blocks of channels; numbers a position with the padding
+  int64_t lanes, blocks, gates, padded_hidden;  // blocks of channels; elements per position with the padding
   int64_t positions;
   int64_t x_rows, x_columns;  // of the padded x
   int64_t h_rows, h_columns;  // of the padded h
-  int64_t h_top, h_left;      // its padding
-  bool tiled;                 // both convolutions go by tiles of two by two (winograd.h)
+  int64_t h_top, h_left;      // padding of h
+  bool tiled;                 // both convolutions use Winograd tiles of 2 x 2 (winograd.h)
 
   Sizes(const wmk_conv_lstm& op, int64_t vector_lanes) : lanes(vector_lanes) {
     blocks = ceil_div(op.hidden, lanes);
@@ -93,7 +93,7 @@ struct Sizes {
     x_columns = (op.width - 1) * op.stride_width + (op.ih_width - 1) * op.dilation_width + 1;
     h_top = op.hh_height / 2, h_left = op.hh_width / 2;
     h_rows = op.height + 2 * h_top, h_columns = op.width + 2 * h_left;
-    // A choice by the map alone, so that neither time nor batch changes a result.
+    // Depends on the map alone, so that neither time nor batch changes a result.
     tiled = op.ih_height == 3 && op.ih_width == 3 && op.hh_height == 3 && op.hh_width == 3 && op.stride_height == 1 &&
             op.stride_width == 1 && op.dilation_height == 1 && op.dilation_width == 1 && op.height % 2 == 0 &&
             op.width % 2 == 0 && positions >= 2 * kGroupTiles;
@@ -104,7 +104,7 @@ template <class T, class S>
 class ConvLSTM {
  public:
   static constexpr int lanes = kLanes<T>;
-  static constexpr int64_t block = int64_t(kGates) * kLanes<T>;  // numbers of one position and block of channels
+  static constexpr int64_t block = int64_t(kGates) * kLanes<T>;  // elements per position and block of channels
 
   explicit ConvLSTM(const wmk_conv_lstm& arguments) : op(arguments), sizes(arguments, lanes) {}
 
@@ -114,12 +114,12 @@ class ConvLSTM {
   bool resets(int64_t time, int64_t batch) const {
     return op.reset.data && ((const char*)op.reset.data)[time * op.reset.stride[0] + batch * op.reset.stride[1]];
   }
-  // Whether there is an h before this step to convolve.
+  // Whether a previous h contributes.
   bool recurs(int64_t time, int64_t batch) const { return (time > 0 || op.h0.data) && !resets(time, batch); }
 
   int64_t taps_ih() const { return op.ih_height * op.ih_width; }
   int64_t taps_hh() const { return op.hh_height * op.hh_width; }
-  // Numbers of a convolution's packed weights, [blocks][taps][channels][4 vectors].
+  // Elements of packed weights, [blocks][taps][channels][4 vectors].
   int64_t packed_ih() const { return taps_ih() * op.input * sizes.gates; }
   int64_t packed_hh() const { return taps_hh() * op.hidden * sizes.gates; }
 
@@ -143,7 +143,7 @@ class ConvLSTM {
         }
     }
   }
-  // The same of one gate whose channels and taps are one run of memory, by squares of lanes x channels and taps.
+  // The same for one gate whose channels and taps are contiguous, by blocks of lanes x channels and taps.
   static void pack_gate_in_a_row(T* to, const S* from, int64_t lane_stride, int64_t channels, int64_t taps, int valid) {
     alignas(64) T square[lanes * lanes];
     const int64_t length = channels * taps;
@@ -157,7 +157,7 @@ class ConvLSTM {
       }
     }
   }
-  // The bias as [blocks][4 vectors]; zero where there is none.
+  // The bias as [blocks][4 vectors]; zero where absent.
   void pack_bias(T* to) const {
     memset(to, 0, size_t(sizes.gates) * sizeof(T));
     if (!op.bias.data) return;
@@ -179,7 +179,7 @@ class ConvLSTM {
               ((const T*)op.peephole.data)[gate * stride[0] + c * stride[1] + position * stride[2]];
   }
 
-  // Positions [first, first + count) of a map [channels, positions] whose strides these are, channels last.
+  // `count` positions of a map [channels, positions] of these strides, channels last.
   template <class From>
   static void read_positions(T* to, int64_t pitch, const From* from, int64_t channel_stride, int64_t position_stride,
                              int64_t channels, int64_t count) {
@@ -223,7 +223,7 @@ class ConvLSTM {
     }
   }
 
-  // The terms of the gates' sums for the first position of row y: the convolution of x, and of h where it recurs.
+  // The GEMM terms of the gates at the first position of row y: the convolution of x, and of h where it recurs.
   int64_t gate_terms(GemmTerm<T>* terms, int64_t y, int64_t block_number, const PaddedMap<T>& x, const T* weight_ih,
                      const PaddedMap<T>* h, const T* weight_hh) const {
     int64_t count = 0;
@@ -242,10 +242,10 @@ class ConvLSTM {
   }
   int64_t max_terms() const { return taps_ih() + taps_hh(); }
 
-  // Packed weights, for tiles or as they are: how many numbers, and one convolution's.
+  // Elements of the packed weights, transformed where `tiled`.
   int64_t weights_size_ih() const { return sizes.tiled ? packed_ih() * kTileElements / 9 : packed_ih(); }
   int64_t weights_size_hh() const { return sizes.tiled ? packed_hh() * kTileElements / 9 : packed_hh(); }
-  // Packs both, block by block; `scratch` holds `pack_scratch_size` numbers for each of `threads`.
+  // Packs both, block by block; `scratch` holds pack_scratch_size() elements per thread.
   int64_t pack_scratch_size() const { return sizes.tiled ? 9 * max(op.input, op.hidden) * block : 0; }
   void pack_weights(T* ih, T* hh, T* scratch, int64_t threads) const {
     parallel_for(2 * sizes.blocks, threads, [&](int64_t item, int64_t thread) {
@@ -271,10 +271,10 @@ class ConvLSTM {
     GemmTerm<T>* terms;
     T* elements;  // [16][tiles][channels of x and h, or of the gates]: the 16 are transform_stride(channels) from each
                   // other
-    T* products;  // [16][tiles][4 vectors], likewise
+    T* products;  // [16][tiles][4 vectors], the same way
   };
-  // From one of a tile's 16 numbers to the next, for a group of tiles with so many numbers at each place. Never a power
-  // of two, for then all 16 would share a few lines of the first-level cache.
+  // The stride between a tile's 16 elements. Never a power of two, for then all 16 would share a few lines of the
+  // first-level cache.
   static constexpr int64_t transform_stride(int64_t elements) { return kGroupTiles * elements + lanes; }
   int64_t tile_channels() const { return max(op.input + op.hidden, sizes.gates); }
   Scratch take_scratch(Arena& arena, int64_t workers) const {
@@ -288,8 +288,8 @@ class ConvLSTM {
             all.products + worker * kTileElements * transform_stride(block)};
   }
 
-  // Calls use(sums, block, row, column, count) with the gates' sums [count][4 vectors] of every segment of rows
-  // [top, bottom) and every block of channels. h is null where nothing recurs.
+  // Calls use(sums, block, row, column, count) with the gates' sums [count][4 vectors] of every segment of rows [top,
+  // bottom) and every block of channels. h is null where nothing recurs.
   template <class Use>
   void sum_gates(const Scratch& scratch, const PaddedMap<T>& x, const T* weight_ih, const PaddedMap<T>* h,
                  const T* weight_hh, const T* bias, int64_t top, int64_t bottom, const Use& use) const {
@@ -311,7 +311,7 @@ class ConvLSTM {
       }
   }
 
-  // Calls work(row, tile rows, column, tile columns) for groups of at most kGroupTiles tiles of a map's rows.
+  // Calls work(row, tile rows, column, tile columns) for groups of at most kGroupTiles tiles.
   template <class Work>
   static void for_each_group(int64_t top, int64_t bottom, int64_t width, const Work& work) {
     const int64_t across = width / 2, down = max(1, kGroupTiles / across);
@@ -346,7 +346,7 @@ class ConvLSTM {
       }
     }
   }
-  // The numbers of a group's tiles, `channels` transform_stride from tile to tile.
+  // The transformed inputs of a group's tiles, `channels` apart from tile to tile.
   static void winograd_input_transforms(T* to, int64_t channels, const PaddedMap<T>& map, int64_t row, int64_t rows,
                                         int64_t column, int64_t columns) {
     for (int64_t r = 0; r < rows; ++r)
@@ -355,7 +355,7 @@ class ConvLSTM {
                                  map.channels, map.channels);
   }
 
-  // Adds a term, to the one before it where the two are one run of memory.
+  // Appends a term, merged with the previous one where both are contiguous.
   static int64_t append(GemmTerm<T>* terms, int64_t count, GemmTerm<T> term, int64_t pitch) {
     if (count > 0) {
       GemmTerm<T>& last = terms[count - 1];

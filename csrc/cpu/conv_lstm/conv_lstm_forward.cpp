@@ -1,12 +1,11 @@
 // ConvLSTM, forward, on the CPU.
 //
 // A step convolves x and h together and updates the cells from the sums: for a segment of a row, the gates of one block
-// of channels are summed in registers (multiply.h), meet their cells while they are in the first-level cache, and are
-// gone. No tensor of gates is written unless the backward pass is to have them. A position costs
-// 4 hidden (input kernel_ih + hidden kernel_hh) multiply-adds, which bound the kernel, five exponentials a number of h,
-// and one copy of x and h into maps with zeros around them, which any stride, dilation and layout is read from alike.
-// Kernels of 3 x 3 on maps with even sides go by tiles of two by two results, which takes 4/9 of the multiply-adds and
-// some additions (winograd.h).
+// of channels are summed in registers (gemm_microkernel.h) and meet their cells in the first-level cache. Gates are
+// written only where the backward pass keeps them. A position costs 4 hidden (input kernel_ih + hidden kernel_hh)
+// multiply-adds, which bound the kernel, five exponentials per element of h, and one copy of x and h into zero-padded
+// maps, which serve any stride, dilation and layout. 3 x 3 kernels on maps with even sides use Winograd tiles: 4/9 of
+// the multiply-adds and some additions (winograd.h).
 #include "cpu/conv_lstm/conv_lstm.h"
 
 namespace wmk::WMK_ISA {
@@ -65,7 +64,7 @@ class Forward : ConvLSTM<T, S> {
  private:
   int64_t x_size() const { return sizes.x_rows * sizes.x_columns * op.input; }
   int64_t h_size() const { return sizes.h_rows * sizes.h_columns * op.hidden; }
-  // The padded maps of a step; those of the next one are the others.
+  // The padded maps of a step; they alternate between two.
   PaddedMap<T> x_map(int64_t buffer, int64_t time) const {
     return {x_ + (2 * buffer + time % 2) * x_size(), sizes.x_columns, op.input};
   }
@@ -76,7 +75,7 @@ class Forward : ConvLSTM<T, S> {
     return cell_ + (buffer * sizes.positions + position) * sizes.padded_hidden;
   }
 
-  // What stands before the first step: cells, h and the first x, in these rows of the map.
+  // The initial cells, h and x, in these rows of the map.
   void begin(int64_t buffer, int64_t batch, int64_t top, int64_t bottom) const {
     memset(cell(buffer, top * op.width), 0, size_t((bottom - top) * op.width * sizes.padded_hidden) * sizeof(T));
     if (op.c0.data)
@@ -84,7 +83,7 @@ class Forward : ConvLSTM<T, S> {
     if (op.h0.data) Base::read_h_first(h_map(buffer, 0), batch, top, bottom);
     pad_x_rows(buffer, 0, batch, top, bottom);
   }
-  // These rows' share of padding the x of a step.
+  // Pads the x of a step, in proportion to these rows.
   void pad_x_rows(int64_t buffer, int64_t time, int64_t batch, int64_t top, int64_t bottom) const {
     if (time == op.time) return;
     Base::pad_x(x_map(buffer, time), time, batch, sizes.x_rows * top / op.height, sizes.x_rows * bottom / op.height);
@@ -154,8 +153,8 @@ class Forward : ConvLSTM<T, S> {
   WorkPartition partition_;
   Arena arena_;
   T *weight_ih_, *weight_hh_, *packed_, *bias_, *peephole_;
-  T* cell_;    // [slots][positions][padded hidden]
-  T *x_, *h_;  // [slots][2] padded maps
+  T* cell_;    // [buffers][positions][padded hidden]
+  T *x_, *h_;  // [buffers][2] padded maps
   typename Base::Scratch scratch_;
 };
 

@@ -1,20 +1,20 @@
-// The ConvLSTM's backward convolutions: what the gradients of a step's gates are to the maps before them and to the
-// weights. Both run on the register blocks of multiply.h.
+// The ConvLSTM's backward convolutions: from the gate gradients of a step to the gradients of the maps and of the
+// weights, on the register blocks of gemm_microkernel.h.
 //
-// Towards a map, the number at p collects gates at q = (p + padding - k dilation) / stride from every tap k that this
-// divides. With a stride, the columns p fall into as many phases, each with its own taps and, in q, neighbours without
-// gaps. Towards the weights, positions are what is summed over.
+// The gradient of a map at p collects gates at q = (p + padding - k dilation) / stride from every tap k that this
+// divides. With a stride, the columns p fall into as many phases, each with its own taps and contiguous q. The gradient
+// of the weights sums over positions.
 #pragma once
 
 #include "cpu/conv_lstm/conv_lstm.h"
 
 namespace wmk::WMK_ISA {
 
-// One axis pair of a convolution.
+// One convolution.
 struct Convolution {
-  int64_t channels, height, width;  // of its input: numbers a position, kernel
+  int64_t channels, height, width;  // of its input: elements per position, kernel
   int64_t stride_height, stride_width, dilation_height, dilation_width, pad_top, pad_left;
-  int64_t vectors, blocks;  // of the input's channels: vectors a block, blocks
+  int64_t vectors, blocks;  // of the input's channels: vectors per block, blocks
 
   Convolution(int64_t input_channels, int64_t kernel_height, int64_t kernel_width, int64_t lanes)
       : channels(input_channels), height(kernel_height), width(kernel_width) {
@@ -30,7 +30,7 @@ struct Convolution {
 // The floor of a / b for b > 0.
 inline int64_t floor_div(int64_t a, int64_t b) { return a >= 0 ? a / b : -((b - 1 - a) / b); }
 
-// Zeros around a map of gates, as many as any tap reaches.
+// Zeros around a map of gates, as wide as any tap reaches.
 struct Halo {
   int64_t top = 0, bottom = 0, left = 0, right = 0;
 
@@ -69,11 +69,11 @@ class Gradients : public ConvLSTM<T, S> {
   int64_t gate_columns() const { return op.width + halo.left + halo.right; }
   int64_t gate_size() const { return (op.height + halo.top + halo.bottom) * gate_columns() * sizes.gates; }
 
-  // Whether the gradient of h, and that of x, goes by tiles: their maps must have even sides, too.
+  // Whether the gradients of h and of x use Winograd tiles: their maps must have even sides, too.
   bool tiles_h() const { return sizes.tiled; }
   bool tiles_x() const { return sizes.tiled && op.x_height % 2 == 0 && op.x_width % 2 == 0; }
 
-  // Weights [4 * hidden, channels, kernel] as [blocks][rows and columns, last first][gates][vectors].
+  // Weights [4 * hidden, channels, kernel] flipped and transposed: [blocks][taps, last first][gates][vectors].
   static int64_t flipped_size(const Convolution& by, int64_t gates) {
     return by.blocks * by.taps() * gates * by.vectors * lanes;
   }
@@ -95,7 +95,7 @@ class Gradients : public ConvLSTM<T, S> {
       }
   }
 
-  // The terms of an input's gradient in row y and in columns phase, phase + stride, ...
+  // The GEMM terms of an input's gradient in row y and columns phase, phase + stride, ...
   int64_t input_terms(GemmTerm<T>* terms, const PaddedMap<T>& gates, const Convolution& by, const T* flipped,
                       int64_t block_number, int64_t y, int64_t phase) const {
     const int64_t pitch = by.vectors * lanes;
@@ -116,15 +116,15 @@ class Gradients : public ConvLSTM<T, S> {
     return count;
   }
 
-  // The same weights for tiles; `scratch` is as large as they are now.
+  // The same weights, transformed; `scratch` holds the untransformed ones.
   void flip_weight_to_tiles(T* to, T* scratch, const wmk_view& weight, const Convolution& by) const {
     const int64_t pitch = by.vectors * lanes, size = sizes.gates * pitch;
     flip_weight(scratch, weight, by);
     for (int64_t b = 0; b < by.blocks; ++b)
       winograd_weight_transform(to + b * kTileElements * size, scratch + b * 9 * size, sizes.gates, pitch);
   }
-  // Calls use(sums, block, row, column, count) with the gradient [count][vectors] of an input's segments in rows
-  // [top, bottom) of a map of this width.
+  // Calls use(sums, block, row, column, count) with the gradient [count][vectors] of an input's segments in rows [top,
+  // bottom) of a map of this width.
   template <class Use>
   void backpropagate_tiles(const typename Base::Scratch& scratch, const PaddedMap<T>& gates, const Convolution& by,
                            const T* weight, int64_t top, int64_t bottom, int64_t width, const Use& use) const {
@@ -153,8 +153,8 @@ class Gradients : public ConvLSTM<T, S> {
     });
   }
 
-  // sums [blocks][16][channels][4 vectors] += the gates of rows [top, bottom) by what was convolved into them, in
-  // tiles.
+  // sums [blocks][16][channels][4 vectors] += gate gradients of rows [top, bottom) times the inputs of their
+  // convolution, by tiles.
   void add_tiles(T* sums, const typename Base::Scratch& scratch, const PaddedMap<T>& input, const PaddedMap<T>& gates,
                  const Convolution& by, int64_t top, int64_t bottom) const {
     Base::for_each_group(top, bottom, op.width, [&](int64_t row, int64_t rows, int64_t column, int64_t columns) {
@@ -176,10 +176,11 @@ class Gradients : public ConvLSTM<T, S> {
     });
   }
 
-  // sums [blocks][taps][channels][4 vectors] += the gates of rows [top, bottom) by what was convolved into them.
+  // sums [blocks][taps][channels][4 vectors] += gate gradients of rows [top, bottom) times the inputs of their
+  // convolution.
   void add_weight_gradient(T* sums, const PaddedMap<T>& input, const PaddedMap<T>& gates, const Convolution& by,
                            int64_t top, int64_t bottom) const {
-    // Neighbouring taps of a row are one run of numbers where nothing lies between them.
+    // Neighbouring taps of a row are one contiguous run without dilation.
     const int64_t run = by.dilation_width == 1 ? by.width : 1;
     for (int64_t b = 0; b < sizes.blocks; ++b) {
       const GemmOperand<T> right = {gates.at(top + halo.top, halo.left) + b * block, gates.row(), sizes.gates};
@@ -193,8 +194,7 @@ class Gradients : public ConvLSTM<T, S> {
     }
   }
 
-  // The parts' sums of a weight's gradient, one after another `distance` transform_stride, as [4 * hidden, channels,
-  // kernel].
+  // Reduces the partials of a weight's gradient, `distance` apart, to [4 * hidden, channels, kernel].
   void store_weight_gradient(const wmk_view& to, const T* sums, int64_t partials, int64_t distance,
                              const Convolution& by) const {
     const int64_t taps = by.taps(), kept = sizes.tiled ? kTileElements : taps;

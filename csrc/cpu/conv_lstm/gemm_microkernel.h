@@ -1,8 +1,8 @@
-// Register-blocked products, of which convolutions are made.
+// Register-blocked matrix products, of which the convolutions consist.
 //
-// A tile is M x N vectors of sums that stay in registers: each number of the left operand is broadcast once and meets
-// N vectors of the right one, each vector of the right operand meets M numbers. With M and N as below there are enough
-// independent sums to hide the latency of a multiply-add, and fewer loads than multiply-adds.
+// A tile is M x N vectors of sums in registers: each element of the left operand is broadcast once for N vectors, each
+// vector of the right operand serves M elements. MR and NR give enough independent sums to hide the latency of a
+// multiply-add, and fewer loads than multiply-adds.
 #pragma once
 
 #include "cpu/common/parallel.h"
@@ -10,9 +10,9 @@
 
 namespace wmk::WMK_ISA {
 
-constexpr int NR = 4;  // N
+constexpr int NR = 4;  // vectors, at most
 
-// The largest M for N vectors: M * N sums, N vectors and one broadcast number fit the registers.
+// The largest M for N vectors: M * N sums, N vectors and one broadcast fit the registers.
 constexpr int MR(int vectors) {
 #if defined(WMK_AVX512)
   constexpr int rows[] = {14, 14, 9, 6};
@@ -22,8 +22,7 @@ constexpr int MR(int vectors) {
   return rows[vectors - 1];
 }
 
-// `length` numbers in a row of the left operand, whose rows are `stride` transform_stride, and as many rows of N
-// vectors each.
+// `length` elements of a row of the left operand, rows `stride` apart, and as many rows of N vectors.
 template <class T>
 struct GemmTerm {
   const T* left;
@@ -71,14 +70,14 @@ static void gemm_accumulate(T* to, int64_t pitch, const T* start, const GemmTerm
     for (int n = 0; n < N; ++n) store(to + m * pitch + n * kLanes<T>, sums[m][n]);
 }
 
-// A block of memory in rows of equal length.
+// A matrix operand: elements from one row, and from one column, to the next.
 template <class T>
 struct GemmOperand {
   const T* data;
-  int64_t row, column;  // elements from one row to the next, from one column to the next
+  int64_t row, column;  // strides
 };
 
-// to[m][n] += sum over the grids' places of left[place + m] * right[place][n].
+// to[m][n] += sum over positions of left[position + m] * right[position][n].
 template <class T, int M, int N>
 static void gemm_accumulate_outer(T* to, int64_t pitch, GemmOperand<T> left, GemmOperand<T> right, int64_t rows,
                                   int64_t columns) {
@@ -110,7 +109,7 @@ WMK_INLINE void with_constant(int element, const Work& work) {
   work(Constant<most>());
 }
 
-// Rows [0, rows) of the terms' sum, in tiles of about equal height.
+// Rows [0, rows) of the sum, in tiles of about equal height.
 template <class T, int N>
 static void gemm_accumulate(T* to, int64_t pitch, const T* start, const GemmTerm<T>* terms, int64_t count,
                             int64_t first, int64_t rows) {
@@ -129,7 +128,7 @@ static void gemm_accumulate(int vectors, T* to, int64_t pitch, const T* start, c
       vectors, [&](auto N) { gemm_accumulate<T, decltype(N)::value>(to, pitch, start, terms, count, first, rows); });
 }
 
-// to[channel][4 vectors] += sum over places, for `channels` numbers at each place of the left operand.
+// to[channel][4 vectors] += sum over positions, for `channels` elements per position of the left operand.
 template <class T>
 static void gemm_accumulate_outer(T* to, GemmOperand<T> left, GemmOperand<T> right, int64_t channels, int64_t rows,
                                   int64_t columns) {

@@ -1,4 +1,4 @@
-// How the threads share a ConvLSTM's work.
+// How the threads divide a ConvLSTM's work.
 #pragma once
 
 #include "cpu/common/parallel.h"
@@ -7,17 +7,17 @@
 namespace wmk::WMK_ISA {
 
 constexpr int kGates = 4;
-constexpr int64_t kMinWorkPerThread = int64_t(2) << 20;  // multiply-adds of a call that are worth a thread of their own
+constexpr int64_t kMinWorkPerThread = int64_t(2) << 20;  // multiply-adds
 
-// How the work is divided. Where batch elements keep the threads evenly busy, a thread takes whole elements through
-// time and never waits. Otherwise each map is cut into bands of rows, and the threads meet after every stage of a step.
-// A call too short to wake another thread for, such as one step of a small map, stays on the one that it came on.
+// Where batch elements keep the threads evenly busy, a worker runs whole elements through time and never waits.
+// Otherwise each map is cut into bands of rows, and the workers meet after every stage of a step. A call too short for
+// another thread, such as one step of a small map, stays on the calling one.
 struct WorkPartition {
   bool by_element;
-  int64_t rows;     // of a map that stay in one band together
-  int64_t bands;    // of a map
-  int64_t workers;  // workers, each of which owns a contiguous range of items
-  int64_t buffers;  // maps in memory
+  int64_t rows;     // rows of a map that no band separates
+  int64_t bands;    // per map
+  int64_t workers;  // each owns a contiguous range of items
+  int64_t buffers;  // sets of padded maps, one per batch element in work
 
   WorkPartition(const wmk_conv_lstm& op, bool tiled, int64_t max_workers) : rows(tiled ? 2 : 1) {
     const int64_t taps = op.input * op.ih_height * op.ih_width + op.hidden * op.hh_height * op.hh_width;
@@ -30,7 +30,7 @@ struct WorkPartition {
   }
 };
 
-// Calls work(part, batch element, first row, row behind the last) for every band of every map, each part in its order.
+// Calls work(worker, batch element, first row, end row) for every band of every map, each worker in order.
 template <class Work>
 static void for_each_band(const wmk_conv_lstm& op, const WorkPartition& partition, const Work& work) {
   const int64_t items = op.batch * partition.bands;

@@ -1,13 +1,12 @@
 // Linear scan, forward and backward, on the CPU.
 //
-// A multiply-add an element: the kernel is bound by memory, which it touches once, forward 2 reads and 1 write,
-// backward 3 and 2. Where the channels are contiguous (channel-last) a time step is a row of vectors, and the states of
-// up to 4 KB of a row stay in the first-level cache while time goes by. Otherwise one vector holds a channel a lane, of
-// any batch element; squares of lanes x lanes elements are flipped round in registers, and the lines of later squares
-// are asked for in time, since as many streams as there are lanes are more than the hardware foresees. Large outputs
-// are written past the cache, which saves reading the lines that are about to be overwritten. With fewer rows than keep
-// the threads busy, time is cut into segments: their ends are found from a zero state first, chained, and the real pass
-// starts each segment from the right state.
+// One multiply-add per element: bound by memory, which is touched once (forward 2 reads and 1 write, backward 3 and 2).
+// Channel-last, a time step is a row of vectors, and up to 4 KB of states stay in the first-level cache. Otherwise a
+// vector holds one channel per lane, of any batch element; blocks of lanes x lanes are transposed in registers and
+// later blocks prefetched, since one stream per lane is more than the hardware follows. Large outputs bypass the cache,
+// which saves reading the lines they overwrite. With fewer rows than keep the threads busy, time is cut into segments:
+// a first pass computes each as an affine map of its incoming state, the maps are combined, and a second pass runs
+// every segment from its true state.
 #include "cpu/linear_scan/linear_scan_channels_last.h"
 #include "cpu/linear_scan/linear_scan_strided.h"
 

@@ -1,5 +1,5 @@
-// What both ways of running a linear scan share: stores past the cache, parts of a vector, and the scan itself, in
-// whose own direction positions are counted. kernels/linear_scan.cpp says how they fit together.
+// Shared by both layouts of the linear scan: non-temporal stores, incomplete vectors, and a scan in its own direction,
+// in which positions are counted.
 #pragma once
 
 #include "cpu/common/parallel.h"
@@ -8,9 +8,9 @@
 
 namespace wmk::WMK_ISA {
 
-constexpr int64_t kStreamBytes = int64_t(16) << 20;  // outputs from this size on are written past the cache
+constexpr int64_t kStreamBytes = int64_t(16) << 20;  // outputs from this size on bypass the cache
 
-// A whole vector, written past the cache where the level can; `to` is aligned to the bytes written.
+// Stores a vector past the cache where the level can; `to` is aligned to the bytes written.
 template <class S, class V>
 WMK_INLINE void stream_as(S* to, V value) {
 #if defined(WMK_AVX512)
@@ -53,7 +53,7 @@ WMK_INLINE void store_lanes(S* to, Vector<T> value, int count) {
   for (int lane = 0; lane < count; ++lane) to[lane] = padded[lane];
 }
 
-// A scan over positions 0 .. time - 1 in its own direction; in reverse, position 0 is the last time step.
+// Positions 0 .. time - 1 in the scan's own direction; in reverse, position 0 is the last time step.
 template <class T>
 struct Scan {
   static constexpr int lanes = kLanes<T>;
@@ -64,7 +64,7 @@ struct Scan {
 
   int64_t time_at(int64_t position) const { return op.reverse ? op.time - 1 - position : position; }
 
-  // Whether what comes before this position does not reach it. In reverse, a reset at t cuts between t and t - 1.
+  // Whether the state before this position does not reach it. In reverse, a reset at t cuts between t and t - 1.
   bool is_reset(int64_t batch, int64_t position) const {
     if (!op.reset.data) return false;
     int64_t time = time_at(position);
@@ -77,7 +77,7 @@ struct Scan {
   bool flag(int64_t batch, int64_t time) const {
     return ((const char*)op.reset.data)[batch * op.reset.stride[0] + time * op.reset.stride[1]] != 0;
   }
-  // Whether the state after the last position is not handed on.
+  // Whether a reset zeroes the last state.
   bool drops_last_state(int64_t batch) const { return op.reverse && op.reset.data && op.time > 0 && flag(batch, 0); }
 
   T initial(int64_t batch, int64_t channel) const { return element(op.initial_state, batch, channel); }
@@ -87,8 +87,8 @@ struct Scan {
   void store_state(const wmk_view& view, int64_t batch, int64_t channel, T value) const {
     if (view.data) ((T*)view.data)[batch * op.channels + channel] = value;
   }
-  // What enters the first position worked on, and where the carry goes that leaves the last one. Backward, positions
-  // are worked on from the last to the first.
+  // The incoming state (backward: gradient) of the first position processed, and where the outgoing one goes. Backward,
+  // positions run from the last to the first.
   T incoming(int64_t batch, int64_t channel) const {
     if (!backward) return initial(batch, channel);
     return drops_last_state(batch) ? T(0) : element(op.grad_last_state, batch, channel);

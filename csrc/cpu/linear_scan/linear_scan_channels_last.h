@@ -1,11 +1,11 @@
-// A linear scan whose channels are contiguous in memory: a time step is a row of vectors.
+// Linear scan with contiguous channels: a time step is a row of vectors.
 #pragma once
 
 #include "cpu/linear_scan/linear_scan.h"
 
 namespace wmk::WMK_ISA {
 
-constexpr int64_t kRowBytes = 4096;  // states of one item
+constexpr int64_t kRowBytes = 4096;  // of states per item
 
 template <class T, class S>
 class ChannelsLastScan {
@@ -44,12 +44,12 @@ class ChannelsLastScan {
   S* to(const wmk_view& view, int64_t batch, int64_t channel, int64_t time) const {
     return (S*)from(view, batch, channel, time);
   }
-  // The row that will be read some positions from here.
+  // The row `distance` positions ahead, to prefetch.
   const S* ahead(const wmk_view& view, int64_t batch, int64_t channel, int64_t position, int64_t distance) const {
     int64_t there = position + distance;
     return from(view, batch, channel, scan_.time_at(there < 0 || there >= op_.time ? position : there));
   }
-  // Whether each of the item's rows starts at a multiple of a vector.
+  // Whether all rows of an item start at a multiple of a vector.
   bool aligned(const wmk_view& view, int64_t batch, int64_t channel) const {
     int64_t width = lanes * int64_t(sizeof(S));
     return int64_t(from(view, batch, channel, 0)) % width == 0 && view.stride[2] * int64_t(sizeof(S)) % width == 0;
@@ -135,7 +135,7 @@ class ChannelsLastScan {
 
   Scan<T> scan_;
   const wmk_linear_scan& op_;
-  int64_t vectors_, blocks_;  // vectors an item, items a batch element
+  int64_t vectors_, blocks_;  // vectors per item, items per batch element
 };
 
 }  // namespace wmk::WMK_ISA

@@ -1,8 +1,7 @@
-// What the forward and the backward kernel of the selective scan share: how the work is cut into tiles, and the
-// preparation of a tile's inputs.
+// Shared by the forward and backward kernels: tiles, sequences, splits of the states, resets.
 //
-// A tile is one vector's worth of channels of one group (they read the same B_t and C_t) over at most `steps` time
-// steps. A unit of time never crosses a chunk boundary.
+// A tile is one vector of channels of one group (they read the same B_t and C_t) over at most `steps` time steps. It
+// never crosses a chunk boundary.
 #pragma once
 
 #include "cpu/common/parallel.h"
@@ -14,9 +13,9 @@ namespace wmk::WMK_ISA {
 template <class T>
 struct ScanShape {
   static constexpr int lanes = kLanes<T>;
-  int64_t state, pitch;  // states, and the same rounded up to whole vectors: the row length of B and C tiles
+  int64_t state, pitch;  // number of states, and rounded up to whole vectors: the row length of B and C
   int64_t groups, channels_per_group, tiles_per_group, tiles;
-  int64_t steps;  // most time steps in a tile
+  int64_t steps;  // at most, per tile
 
   explicit ScanShape(const wmk_selective_scan& scan) {
     state = scan.state;
@@ -25,7 +24,7 @@ struct ScanShape {
     channels_per_group = scan.channels / groups;
     tiles_per_group = ceil_div(channels_per_group, lanes);
     tiles = tiles_per_group * groups;
-    // B and C tiles of `steps` rows each should leave room in a 32 KiB cache.
+    // B and C tiles of `steps` rows leave room in a 32 KiB cache.
     steps = pitch <= 32 ? 64 : pitch <= 64 ? 32 : 16;
   }
   // First channel and number of channels of a tile.
@@ -35,7 +34,7 @@ struct ScanShape {
   int rows(int64_t tile) const { return int(min(lanes, channels_per_group - tile % tiles_per_group * lanes)); }
 };
 
-// A sequence: where it lies in the batch and in time, and where its chunk states are.
+// A sequence: its range in batch and time, and the row of its first chunk state.
 struct Sequence {
   int64_t index, batch, begin, end, first_state_row;
 
@@ -65,13 +64,13 @@ WMK_INLINE Plane plane_of(const wmk_view& view, int64_t dtype, int64_t batch, in
           view.stride[3]};
 }
 
-// A parameter [channels, state] of a tile as table[state][lane].
+// A parameter [channels, state] as table[state][lane].
 template <class T>
 static void load_table(T* table, const wmk_view& view, int64_t channel, int rows, int64_t state) {
   load_tile(table, kLanes<T>, (const T*)view.data + channel * view.stride[0], view.stride[0], view.stride[1], rows,
             state);
 }
-// A parameter [channels] of a tile as a vector; zero where it is absent.
+// A parameter [channels] as a vector; zero where absent.
 template <class T>
 static Vector<T> load_parameter(const wmk_view& view, int64_t channel, int rows) {
   Vector<T> values{};
@@ -79,7 +78,7 @@ static Vector<T> load_parameter(const wmk_view& view, int64_t channel, int rows)
     for (int row = 0; row < rows; ++row) values[row] = ((const T*)view.data)[(channel + row) * view.stride[0]];
   return values;
 }
-// States [first, last) of a tile of a tensor [slots, channels, state], to and from table[state][lane].
+// States [first, last) of a tensor [rows, channels, state], to and from table[state][lane].
 template <class T>
 static void load_state(T* table, const wmk_view& view, int64_t state_row, int64_t channel, int rows, int64_t first,
                        int64_t last) {
@@ -93,10 +92,10 @@ static void store_state(const T* table, const wmk_view& view, int64_t state_row,
   store_tile(table + first * kLanes<T>, kLanes<T>, to, states, 1, rows, last - first);
 }
 
-// Where there are fewer tiles than threads, the states of a tile are dealt out to parts, which share nothing but the
-// sums over states. A part takes whole blocks of the inner loop and keeps every block's sum transform_stride, so that
-// all of them can be added up in the order in which one thread would: results do not depend on the number of threads.
-// It needs B and C that vary, whose blocks are of one size, and a sequence long enough to be worth it.
+// With fewer tiles than threads, the states of a tile are split between threads; only the sums over states meet. A
+// split takes whole blocks of the inner loop, and every block keeps a separate sum, added in the order of one thread:
+// results do not depend on the number of threads. B and C must vary (blocks of one size) and the sequence be long
+// enough.
 struct StateSplit {
   static constexpr int64_t kSteps = 512;
   int64_t states, block, blocks, count;
@@ -106,7 +105,7 @@ struct StateSplit {
     if (scan.time >= kSteps && scan.B_varies && scan.C_varies)
       count = max(1, min(blocks, scan.threads / (tiles * scan.sequences)));
   }
-  // Blocks and states of a part.
+  // The blocks and states of one split.
   int64_t first_block(int64_t split) const { return blocks * split / count; }
   int64_t first(int64_t split) const { return min(states, first_block(split) * block); }
   int64_t last(int64_t split) const { return first(split + 1); }
@@ -119,7 +118,7 @@ struct TileCoord {
   int64_t time, steps;
 };
 
-// A tensor [batch, channels, time] at a place, to and from [time][lane].
+// A tensor [batch, channels, time] at a tile, to and from [time][lane].
 template <class T>
 static void load_tile_at(T* to, const wmk_view& view, int64_t dtype, const TileCoord& at) {
   load_plane(to, kLanes<T>, plane_of(view, dtype, at.batch), dtype, at.channel, at.rows, at.time, at.steps);
@@ -128,7 +127,7 @@ template <class T>
 static void store_tile_at(const T* from, const wmk_view& view, int64_t dtype, const TileCoord& at) {
   store_plane(from, kLanes<T>, plane_of(view, dtype, at.batch), dtype, at.channel, at.rows, at.time, at.steps);
 }
-// States [first, last) of B or C as [time][pitch], and with them what shares their vectors.
+// States [first, last) of B or C as [time][pitch], with the rest of their vectors.
 template <class T>
 static void load_projection(T* tile, const ScanShape<T>& shape, const wmk_view& view, int64_t dtype, int64_t batch,
                             int64_t group, int64_t time, int64_t steps, int64_t first, int64_t last) {

@@ -1,13 +1,14 @@
-// The two inner loops of the selective scan's backward pass, over one chunk of time of one tile and a block of states.
+// The two inner loops of the backward pass, over one chunk of one tile and one block of states.
 //
-// recompute_states() runs the recurrence forward again from the state at the chunk's start and writes every state and
-// decay to scratch, half a vector's lanes of states at a time, so that a chunk fits in the second-level cache.
-// reverse_sweep() walks back through them. The gradient g_t of the state h_t is C_t dy_t plus what comes from later,
-// decay_{t+1} g_{t+1}, and from it
-//   d(input_t) = B_t . g_t            dB_t = sum over channels of g_t input_t
-//   d(step_t)  = A . (decay_t g_t h_{t-1}) + ...          dC_t = sum over channels of h_t dy_t
-// The sums over channels are sums over lanes: a block's dB_t and dC_t together are as many vectors as there are lanes,
-// and one tree of additions turns them into one vector.
+// recompute_states() runs the recurrence forward from the chunk's saved state and stores every state and decay, half a
+// vector's lanes of states at a time, so that a chunk fits the second-level cache. reverse_sweep() then computes the
+// gradient of h_t, dh_t = C_t dy_t + decay_{t+1} dh_{t+1}, and from it
+//
+//   d(input_t) = B_t . dh_t           dB_t = sum over channels of dh_t input_t
+//   d(step_t)  = A . (decay_t dh_t h_{t-1}) + ...         dC_t = sum over channels of h_t dy_t
+//
+// Sums over channels are sums over lanes: dB_t and dC_t of a block are one vector per lane, reduced by one tree of
+// additions.
 #pragma once
 
 #include "cpu/selective_scan/selective_scan.h"
@@ -15,28 +16,28 @@
 
 namespace wmk::WMK_ISA {
 
-// States in a full block.
+// States per full block.
 template <class T>
 constexpr int kBlockStates = kLanes<T> / 2;
 
-// A chunk of one tile. Row t of a [time][lane] array starts at t * lanes; tables are [state][lane].
+// A chunk of one tile. [time][lane]: row t starts at t * lanes; tables are [state][lane].
 template <class T>
 struct ChunkTile {
   int64_t steps, pitch;
-  const char* reset;                 // [time], whether the state is forgotten before this step
+  const char* reset;                 // [time]
   const T *step, *input;             // [time][lane]; input = step u
   const T *B, *C;                    // [time][pitch], or tables
   const T* A2;                       // A log2(e), table
   T* output;                         // [time][lane], y
   const T* grad_output;              // [time][lane], dy
-  T *grad_input, *grad_step;         // [time][lane]; grad_step lacks a factor log(2) and the part through input
-  T *dh, *grad_A, *grad_B, *grad_C;  // tables; carry is decay_{t+1} g_{t+1}; the last two where B or C do not vary
+  T *grad_input, *grad_step;         // [time][lane]; grad_step lacks a factor log(2) and the path through input
+  T *dh, *grad_A, *grad_B, *grad_C;  // tables; dh is decay_{t+1} dh_{t+1}; the last two where B or C do not vary
   T *states, *decays;                // [time + 1][block][lane] and [time][block][lane]
   const T* zeros;                    // [block][lane]
   T* sums;                           // [time][blocks][lane]: dB of the block's states, then dC
   int64_t sums_pitch;
   const char* const* lines;  // cache lines to ask for during the first block's recompute_states,
-  int64_t lines_per_step;    // so many a step
+  int64_t lines_per_step;    // this many per step
 };
 
 template <class T, int States, bool BVaries, bool CVaries, bool WantsOutput>
@@ -124,12 +125,12 @@ __attribute__((noinline)) static void reverse_sweep(const ChunkTile<T>& tile, in
   }
 }
 
-// One block of `left` or more states from n0 on, starting from their state at the chunk's start. TileParams are padded
-// with zeros up to whole vectors of states, and a block is rounded up to the next size there is.
+// One block of at most `left` states from n0 on. Tables are zero-padded to whole vectors of states, and a block is
+// rounded up to the next size.
 template <class T, int States, bool BVaries, bool CVaries>
 static void run_block(const ChunkTile<T>& tile, const T* first_state, int64_t n0, int64_t left, bool wants_output) {
   if constexpr (States > 1) {
-    // Constant B and C are rare and get fewer block sizes.
+    // Constant B and C are rare: fewer block sizes.
     constexpr int smaller_size = BVaries && CVaries ? States / 2 : 1;
     if (left <= smaller_size)
       return run_block<T, smaller_size, BVaries, CVaries>(tile, first_state, n0, left, wants_output);

@@ -1,14 +1,13 @@
-// What surrounds the inner loops of the selective scan's backward pass: a thread's scratch, and the way from the inputs
-// of a chunk of a tile to the loops' arrays, and from these to the gradients of the inputs.
+// Around the inner loops of the backward pass: a thread's scratch, the prologue and the epilogue.
 #pragma once
 
 #include "cpu/selective_scan/selective_scan_backward.h"
 
 namespace wmk::WMK_ISA {
 
-constexpr int64_t kSumSteps = 32;  // time steps of dB and dC that are added up together
+constexpr int64_t kSumSteps = 32;  // time steps of dB and dC reduced together
 
-// What one thread needs for one chunk of one tile.
+// Of one thread, for one chunk of one tile.
 template <class T>
 struct BackwardScratch {
   T *A2, *B_table, *C_table, *first_state;                                             // [pitch][lane]
@@ -16,11 +15,10 @@ struct BackwardScratch {
   T *B, *C;                                                                            // [time][pitch]
   T *states, *decays, *zeros;
   char* reset;
-  const char** lines;  // of the tile after this one
+  const char** lines;  // of the next tile
   int64_t max_lines;
   int64_t bytes;
 
-  // `span` is the most time steps in a chunk.
   BackwardScratch(const ScanShape<T>& shape, int64_t chunk_steps, Arena arena) {
     int64_t rows = chunk_steps * shape.lanes;
     T** const tables[] = {&A2, &B_table, &C_table, &first_state};
@@ -40,7 +38,7 @@ struct BackwardScratch {
   }
 };
 
-// From the inputs of a tile: step, its slope in delta, input, dy, and the factor of y in dz (in `gate`).
+// Prologue: step, its slope in delta, input, dy, and dz up to a factor y (in `gate`).
 template <class T>
 static void prologue(const wmk_selective_scan& scan, const BackwardScratch<T>& s, const TileCoord& at) {
   constexpr int lanes = kLanes<T>;
@@ -70,7 +68,7 @@ static void prologue(const wmk_selective_scan& scan, const BackwardScratch<T>& s
   }
 }
 
-// From the gradients of step and input those of u, delta and z, and what they add to those of D and the bias [lane].
+// Epilogue: gradients of u, delta and z, and their contributions to those of D and the bias, [lane].
 template <class T>
 static void epilogue(const wmk_selective_scan& scan, const BackwardScratch<T>& s, const TileCoord& at, T* sum_D,
                      T* sum_bias) {

@@ -1,14 +1,13 @@
 // Selective scan, forward, on the CPU.
 //
-// One vector holds as many channels of a group as it has lanes, and up to sixteen states of those channels stay in
-// registers over a tile of time: nothing of size channels x state x time is ever written. The inner loop reads scratch
-// tiles in the first-level cache, already widened, biased and through softplus, so every dtype and layout runs the same
-// code. An element costs `state` exponentials and three multiply-adds each; with A scaled by log2(e) beforehand an
-// exponential is a product, a rounding, five multiply-adds and a scaling, so a state takes nine instructions on the
-// multiply-add pipes and four on others, and the kernel is bound by arithmetic. The tiles of B and C are converted once
-// for a block of channel tiles. The state at each chunk's start is kept for the backward pass.
+// A vector holds one channel of a group per lane, and up to sixteen of their states stay in registers over a tile:
+// nothing of size channels x state x time is written. The inner loop reads first-level-cache tiles, already widened,
+// biased and through softplus, so one loop serves every dtype and layout. Per element: `state` exponentials with three
+// multiply-adds each. With A premultiplied by log2(e), an exponential is a product, a rounding, five multiply-adds and
+// a scaling: nine instructions per state on the multiply-add ports and four on others, so arithmetic bounds the kernel.
+// B and C are converted once per block of channel tiles. The state at each chunk's start is kept for the backward pass.
 //
-// Where there are fewer tiles than cores, selective_scan_few_tiles.h does the same by parts of the states.
+// With fewer tiles than threads, selective_scan_split_state.h splits the states.
 #include "cpu/selective_scan/selective_scan_split_state.h"
 
 namespace wmk::WMK_ISA {
@@ -20,7 +19,7 @@ struct Scratch {
   TileParams<T> params;
   T *step, *input, *output, *gate;  // [time][lane]
   T *B, *C;                         // [time][pitch]
-  const char** lines;               // of the tile after this one
+  const char** lines;               // of the next tile
   int64_t max_lines;
 
   Scratch(Arena& arena, const ScanShape<T>& shape, const wmk_selective_scan& scan, int64_t tiles)
@@ -37,7 +36,7 @@ struct Scratch {
   }
 };
 
-// Channel tiles that one thread takes through time together, sharing the conversion of B and C.
+// Channel tiles that one thread runs together, to share the conversion of B and C.
 template <class T>
 int64_t tiles_per_block(const ScanShape<T>& shape, const wmk_selective_scan& scan) {
   int64_t share = shape.tiles * scan.sequences / (4 * scan.threads);
@@ -104,7 +103,7 @@ class Forward {
                 shape_.rows(tile), 0, shape_.state);
   }
 
-  // What a tile will read and write.
+  // What a tile reads and writes.
   void list_inputs(PrefetchList& list, const Sequence& sequence, int64_t tile, int64_t time, int64_t steps) const {
     const wmk_view* views[] = {&scan_.u, &scan_.delta, &scan_.z, &scan_.out};
     for (const wmk_view* view : views)

@@ -1,25 +1,25 @@
-// The inner loop of the selective scan's forward pass, and what comes before and after it.
+// The inner loop of the forward pass, its prologue and its epilogue.
 #pragma once
 
 #include "cpu/selective_scan/selective_scan.h"
 
 namespace wmk::WMK_ISA {
 
-// A stretch of time of one tile.
+// One span of time of one tile.
 template <class T>
 struct ScanArgs {
   T* state;               // [state][lane]
   const T* A2;            // A log2(e), [state][lane]
   const T *step, *input;  // [time][lane]
   const T *B, *C;         // [time][pitch], or [state][lane] where they do not vary
-  T* output;              // [time][lane], added to
+  T* output;              // [time][lane], accumulated
   int64_t pitch, steps;
-  bool reset;                // start from zero instead of from `state`
-  const char* const* lines;  // cache lines to ask for on the way,
-  int64_t lines_per_step;    // so many a step
+  bool reset;                // start from zero, not from `state`
+  const char* const* lines;  // cache lines to prefetch,
+  int64_t lines_per_step;    // this many per step
 };
 
-// States of a full block.
+// States per full block.
 constexpr int kForwardBlock = kVectorBytes == 64 ? 16 : 8;
 
 template <class T, int States, bool BVaries, bool CVaries>
@@ -30,7 +30,7 @@ __attribute__((noinline)) static void scan_block(const ScanArgs<T>& args, int64_
   const T *B = args.B + n0 * (BVaries ? 1 : lanes), *C = args.C + n0 * (CVaries ? 1 : lanes);
   T* output = args.output;
   const char* const* lines = args.lines;
-  // Every block of states passes the same time; the first one does the asking.
+  // The first block prefetches for all.
   int64_t lines_per_step = n0 == 0 ? args.lines_per_step : 0, pitch = args.pitch;
   Vector<T> h[States];
 #pragma GCC unroll 16
@@ -61,7 +61,7 @@ static void scan_blocks(const ScanArgs<T>& args, int64_t first, int64_t last) {
       n += int64_t(sizeof(block));
     };
     int64_t left = last - n;
-    // Constant B and C are rare and get fewer block sizes.
+    // Constant B and C are rare: fewer block sizes.
     if constexpr (BVaries && CVaries) {
       if (kForwardBlock == 16 && left >= 16) {
         run(Block<16>{});
@@ -82,7 +82,7 @@ static void scan_blocks(const ScanArgs<T>& args, int64_t first, int64_t last) {
   }
 }
 
-// States [first, last) of a piece.
+// States [first, last).
 template <class T>
 static void scan_states(const ScanArgs<T>& args, const wmk_selective_scan& scan, int64_t first, int64_t last) {
   if (scan.B_varies && scan.C_varies) {
@@ -96,7 +96,7 @@ static void scan_states(const ScanArgs<T>& args, const wmk_selective_scan& scan,
   }
 }
 
-// The parameters of one tile or of several, and their states.
+// Parameters and states of one or more tiles.
 template <class T>
 struct TileParams {
   T *A2, *B, *C, *state;  // [tiles][state][lane]
@@ -114,7 +114,7 @@ struct TileParams {
     for (T** table : params) *table += k * shape.state * shape.lanes;
     return one;
   }
-  // Fills the tables of one tile for the start of a sequence.
+  // Loads those of one tile for the start of a sequence.
   void begin(const ScanShape<T>& shape, const wmk_selective_scan& scan, const Sequence& sequence, int64_t tile) const {
     int64_t channel = shape.channel(tile), size = shape.state * shape.lanes;
     int rows = shape.rows(tile);
@@ -130,7 +130,7 @@ struct TileParams {
   }
 };
 
-// Before the scan: step sizes, inputs of the state, and what reaches the output past the state.
+// Prologue: step sizes, inputs of the state, and the skip connection's output.
 template <class T>
 static void prologue(const wmk_selective_scan& scan, const TileCoord& at, T* step, T* input, T* output) {
   load_tile_at(input, scan.u, scan.dtype, at);
@@ -146,15 +146,14 @@ static void prologue(const wmk_selective_scan& scan, const TileCoord& at, T* ste
   }
 }
 
-// States [first, last) of a tile, a stretch between two resets at a time. `scratch` has step, input, B and C; the
-// cache lines are asked for on the way.
+// States [first, last) of a tile, span by span. `scratch` has step, input, B and C.
 template <class T, class Scratch>
 static void scan_spans(const wmk_selective_scan& scan, const ScanShape<T>& shape, const ResetSpans& spans,
                        const TileParams<T>& params, const Scratch& scratch, T* output, int64_t first, int64_t last,
                        const char* const* lines, int64_t lines_per_step) {
   for (int i = 0; i < spans.count; ++i) {
     int64_t begin = spans.begin[i], at = begin * shape.lanes;
-    // No decay where there is nothing to decay: an infinite one would make NaN of the zero.
+    // Zero, since an infinite decay would turn the zero state into NaN.
     if (spans.reset[i]) store(scratch.step + at, Vector<T>{});
     ScanArgs<T> args{};
     args.state = params.state, args.A2 = params.A2;
@@ -167,7 +166,7 @@ static void scan_spans(const wmk_selective_scan& scan, const ScanShape<T>& shape
   }
 }
 
-// After it: the gate, and out of scratch. `gate` is scratch too.
+// Epilogue: gates and stores the output. `gate` is scratch.
 template <class T>
 static void epilogue(const wmk_selective_scan& scan, const TileCoord& at, T* output, T* gate) {
   if (scan.z.data) {

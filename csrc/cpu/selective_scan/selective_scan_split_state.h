@@ -1,10 +1,10 @@
-// Selective scan, forward, on the CPU, where there are fewer tiles than cores.
+// Selective scan, forward, on the CPU, with fewer tiles than threads.
 //
-// Cutting time would need a first pass for the state at each cut, which repeats every exponential; states need none,
-// they meet in the output alone. So the states of a tile are dealt out to parts (StateSplit), and time advances by
-// windows, each in two steps: the scan, parallel over tiles and parts, every block of states with an output of its own;
-// then the blocks added up, gated and written out, parallel over time. Every part prepares the inputs anew: cheaper
-// than to fetch them from the cache of another core.
+// Splitting time would need a first pass for the state at each cut, which repeats every exponential; states meet in the
+// output alone. So the states of a tile are split between threads (StateSplit), and time advances by windows, in two
+// stages: the scan, parallel over tiles and splits, with one output per block of states; then the sum of the blocks,
+// gate and store, parallel over time. Every split repeats the prologue: cheaper than fetching its results from another
+// core's cache.
 #pragma once
 
 #include "cpu/selective_scan/selective_scan_forward.h"
@@ -59,7 +59,7 @@ class SplitStateForward {
  private:
   static constexpr int64_t kWindowBytes = int64_t(1) << 18;
 
-  // Of one thread, for a slice of a window: as many steps as a tile has at most.
+  // Of one thread, for one slice of a window: at most `steps` of a tile.
   struct Scratch {
     T *step, *input;  // [time][lane]
     T *B, *C;         // [time][pitch]

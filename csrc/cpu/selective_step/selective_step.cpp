@@ -1,9 +1,9 @@
 // One step of the selective scan, on the CPU.
 //
-// The states of a channel are contiguous in memory and fill the vector's lanes, so a state is read once, updated and
-// written once, whatever its dtype. As many channels as there are lanes go together: their step sizes, inputs and gates
-// share vectors, and their outputs, one sum over lanes each, come out of one tree of additions. A batch element of
-// 1536 channels of 16 states is some 30,000 instructions, so threads are called only for far more than that.
+// A channel's states are contiguous and fill the vector's lanes: each is read, updated and written once, whatever its
+// dtype. One channel per lane is processed together: they share vectors of step sizes, inputs and gates, and one tree
+// of additions reduces their outputs. A batch element of 1536 channels of 16 states is some 30,000 instructions, so
+// threads start only for far more.
 #include "cpu/common/load_store.h"
 #include "cpu/common/parallel.h"
 #include "cpu/dispatch/isa.h"
@@ -31,7 +31,7 @@ WMK_INLINE void scatter(S* to, int64_t stride, int count, Vector<T> values) {
   for (int i = 0; i < count; ++i) to[i * stride] = scattered[i];
 }
 
-// The same for a dtype known at run time; float64 goes with T = double alone.
+// The same for a dtype known at run time; float64 has T = double alone.
 template <class T>
 static Vector<T> gather(const wmk_view& view, int64_t dtype, int64_t offset, int64_t stride, int count) {
   if constexpr (sizeof(T) == 8) {
@@ -60,7 +60,7 @@ class Step {
     tiles_ = ceil_div(per_group_, lanes);
   }
 
-  // A unit of work is a group of a batch element, or a part of its tiles where those are too few for the threads.
+  // A work item is one group of a batch element, or a range of its tiles where those are too few for the threads.
   void run() const {
     int64_t threads = min(step_.threads, 1 + step_.batch * step_.channels * step_.state / kStatesPerThread);
     int64_t batch_groups = step_.batch * step_.groups;
@@ -76,7 +76,7 @@ class Step {
  private:
   static constexpr int lanes = kLanes<T>;
 
-  // Where [first, second] lies in a tensor, in elements.
+  // The offset of [first, second] in a tensor, in elements.
   static int64_t at(const wmk_view& view, int64_t first, int64_t second) {
     return first * view.stride[0] + second * view.stride[1];
   }
@@ -142,7 +142,7 @@ class Step {
     return out;
   }
 
-  // Where the states and A of a tile's first channel are, and how far the next channel and the next state.
+  // A tile's states and A: pointers to the first channel, and strides by channel and state.
   struct TilePointers {
     const State* from;
     State* to;
@@ -151,8 +151,8 @@ class Step {
     int64_t from_stride, to_stride, A_stride;
   };
 
-  // One vector of contiguous states of every channel; their products with C are added up. Everything is in locals:
-  // the compiler cannot know that what is stored is not what it read.
+  // One vector of contiguous states of every channel. Everything is in locals: the compiler must assume that stores
+  // alias the pointers.
   __attribute__((always_inline)) static void update_vectors(const TilePointers& r, int64_t n, int rows, const T* scales,
                                                             const T* inputs, const T* B, const T* C,
                                                             Vector<T>* products) {
@@ -171,7 +171,7 @@ class Step {
     }
   }
 
-  // All states of one channel, wherever they are, a vector at a time; answers their products with C.
+  // All states of one channel, at any stride. Returns their products with C.
   Vector<T> update(const TilePointers& r, int64_t row, T scale, T input, bool reset, const T* B, const T* C) const {
     const State* from = r.from + row * r.from_row;
     State* to = r.to + row * r.to_row;

@@ -51,9 +51,9 @@ WMK_INLINE V alternate_blocks(V a, V b) {
   return shuffle<Pattern>(a, b, std::make_integer_sequence<int, lanes>());
 }
 
-// The vector whose lane i is the sum of all lanes of vectors(first + i), for as many vectors as there are lanes: a tree
-// that halves the number of vectors at every level, about three instructions a vector where a sum of its own would take
-// three a level. Depth first, so that few vectors are alive at a time.
+// The vector whose lane i is the sum of all lanes of vectors(first + i), for one vector per lane: a tree that halves
+// the number of vectors per level. About three instructions per vector, where a separate sum takes three per level.
+// Depth first, so that few vectors are live.
 template <class T, int Count = kLanes<T>, class Vectors>
 WMK_INLINE Vector<T> sum_lanes(const Vectors& vectors, int first = 0) {
   if constexpr (Count == 1) {

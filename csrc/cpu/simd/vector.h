@@ -1,9 +1,8 @@
-// Vectors of float and double, as wide as the instruction-set level allows, and the functions the kernels need on them.
+// Vectors of float and double, of the width of the instruction-set level, and mathematical functions on them.
 //
-// Arithmetic is the compiler's vector extension, so one source serves AVX-512, AVX2 and anything else (SSE2, NEON).
-// Intrinsics appear where the extension has no word for the instruction: rounding, scaling by a power of two, and the
-// conversions of 16-bit types. Everything sits in the level's own namespace, so that no copy of an inline function
-// compiled for a wider machine can be picked by the linker for a narrower one.
+// Arithmetic is the compiler's vector extension: one source serves AVX-512, AVX2 and 128-bit vectors (SSE2, NEON).
+// Intrinsics cover what the extension lacks: rounding, scaling by a power of two, 16-bit conversions. All is in the
+// level's namespace, so that the linker cannot pick a copy of an inline function for a wider machine.
 #pragma once
 
 #include <math.h>
@@ -32,9 +31,9 @@ typedef float FloatVector __attribute__((vector_size(kVectorBytes)));
 typedef double DoubleVector __attribute__((vector_size(kVectorBytes)));
 typedef int32_t Int32Vector __attribute__((vector_size(kVectorBytes)));
 typedef int64_t Int64Vector __attribute__((vector_size(kVectorBytes)));
-typedef uint32_t Bits32Vector __attribute__((vector_size(kVectorBytes)));  // wraps around where signed ones may not
+typedef uint32_t Bits32Vector __attribute__((vector_size(kVectorBytes)));  // overflow is defined, unlike signed
 typedef uint64_t Bits64Vector __attribute__((vector_size(kVectorBytes)));
-typedef uint16_t HalfVector __attribute__((vector_size(kVectorBytes / 2)));  // as many as floats in a FloatVector
+typedef uint16_t HalfVector __attribute__((vector_size(kVectorBytes / 2)));  // as many lanes as a FloatVector
 
 template <class T>
 struct VectorOf;
@@ -77,7 +76,7 @@ WMK_INLINE void store(T* to, V value) {
   memcpy(to, &value, sizeof(value));
 }
 
-// NaN passes through: the comparison is false and the value itself is kept.
+// A NaN value is kept: the comparison is false.
 template <class V>
 WMK_INLINE V vmax(V value, V bound) {
   return value < bound ? bound : value;
@@ -89,8 +88,8 @@ WMK_INLINE V vmin(V value, V bound) {
 WMK_INLINE FloatVector absolute(FloatVector x) { return (FloatVector)((Int32Vector)x & 0x7fffffff); }
 WMK_INLINE DoubleVector absolute(DoubleVector x) { return (DoubleVector)((Int64Vector)x & 0x7fffffffffffffff); }
 
-// 2^f - 1 over f for f in [-1/2, 1/2]: minimax in the relative error of 2^f, constrained to 2^0 == 1 exactly, so that a
-// step of size zero keeps a state bit for bit. Errors 9.1e-8 (float) and 3.4e-18 (double) before rounding.
+// (2^f - 1) / f for f in [-1/2, 1/2]: minimax in the relative error of 2^f, with 2^0 == 1 exactly, so that a step of
+// size zero keeps a state bit for bit. Errors before rounding: 9.1e-8 (float), 3.4e-18 (double).
 WMK_INLINE FloatVector exp2m1_over_x(FloatVector f) {
   FloatVector p = broadcast(0x1.5bba08p-10f);
   p = p * f + 0x1.3cea88p-7f;
@@ -112,10 +111,10 @@ WMK_INLINE DoubleVector exp2m1_over_x(DoubleVector f) {
   return p * f + 0x1.62e42fefa39efp-1;
 }
 
-// A number split into the integer nearest to it and the rest; `power` is 2^integer in the form scale_exp2() wants.
+// t as its nearest integer and the rest; `power` is the integer in the form that scale_exp2 reads.
 #if defined(WMK_AVX512)
-// vreduce answers 0 for an infinite number, so 2^-inf is 0 and 2^inf is infinite without a clamp. The integer is not
-// computed as t - f: were that fused with the product behind t, it would not be an integer.
+// vreduce gives 0 for infinities, so 2^-inf is 0 and 2^inf is infinite without a clamp. The integer is not t - f: fused
+// with the product behind t, that would not be an integer.
 WMK_INLINE FloatVector split_exponent(FloatVector t, FloatVector& power) {
   power = _mm512_roundscale_ps(t, 0);
   return _mm512_reduce_ps(t, 0);
@@ -131,9 +130,9 @@ WMK_INLINE DoubleVector scale_exp2(DoubleVector f, DoubleVector power) {
   return _mm512_scalef_pd(exp2m1_over_x(f) * f + 1, power);
 }
 #else
-// Adding 1.5 * 2^23 rounds to an integer and leaves that integer in the low bits of the sum. The power of two is made
-// one min than it should be and the polynomial twice as large, so that the largest finite results do not overflow
-// on the way. Results below the smallest normal number become zero.
+// Adding 1.5 * 2^23 rounds to an integer, in the low bits of the sum. The power is one too small and the polynomial
+// twice as large, so that the largest finite results do not overflow. Results below the smallest normal number become
+// zero.
 WMK_INLINE FloatVector split_exponent(FloatVector t, FloatVector& power) {
   t = vmin(vmax(t, broadcast(-126.f)), broadcast(129.f));
   power = t + 0x1.8p23f;
@@ -152,7 +151,7 @@ WMK_INLINE DoubleVector scale_exp2(DoubleVector f, DoubleVector power) {
 }
 #endif
 
-// 2^t. A relative error of |t| half-ulps comes with the rounding of t itself.
+// 2^t. Rounding of t itself costs a relative error of |t| half-ulps.
 template <class V>
 WMK_INLINE V exp2(V t) {
   V power;
@@ -162,7 +161,7 @@ WMK_INLINE V exp2(V t) {
 
 template <class T>
 constexpr T kLog2e = T(1.44269504088896340736);
-// The rest of x log2(e) after rounding to t, where a fused multiply-add can tell; then also what log2(e) itself lacks.
+// What rounding x log2(e) to t lost, where a fused multiply-add can tell, and the error of the constant log2(e).
 WMK_INLINE FloatVector log2e_residual(FloatVector x, [[maybe_unused]] FloatVector t) {
 #if defined(WMK_AVX512)
   return x * 1.925963033500011e-08f + (FloatVector)_mm512_fmsub_ps(x, broadcast(kLog2e<float>), t);
@@ -183,14 +182,14 @@ WMK_INLINE DoubleVector log2e_residual(DoubleVector x, [[maybe_unused]] DoubleVe
 }
 WMK_INLINE FloatVector bound_argument(FloatVector x) {
 #if defined(WMK_AVX512)
-  return _mm512_max_ps(broadcast(-87.4f), x);  // answers x where that is NaN
+  return _mm512_max_ps(broadcast(-87.4f), x);  // returns x where that is NaN
 #else
   return vmax(x, broadcast(-87.4f));
 #endif
 }
 WMK_INLINE DoubleVector bound_argument(DoubleVector x) { return vmax(x, broadcast(-708.5)); }
 
-// e^x for x <= 0, accurate to the last bits however small; about the smallest normal number at least.
+// e^x for x <= 0, to the last bits; not below about the smallest normal number.
 template <class V>
 WMK_INLINE V exp_nonpositive(V x) {
   typedef decltype(x[0] + x[0]) T;
@@ -200,7 +199,7 @@ WMK_INLINE V exp_nonpositive(V x) {
   return scale_exp2(f, power);
 }
 
-// 2^t - 1 for t <= 0, also a tiny one to the last bits: the polynomial is of 2^f - 1, and 2^integer - 1 is exact.
+// 2^power, for e^x - 1: the polynomial gives 2^f - 1, and 2^integer - 1 is exact, so that a tiny x keeps its last bits.
 #if defined(WMK_AVX512)
 WMK_INLINE FloatVector scale_of(FloatVector power) { return _mm512_scalef_ps(broadcast(1.f), power); }
 WMK_INLINE DoubleVector scale_of(DoubleVector power) { return _mm512_scalef_pd(broadcast(1.), power); }
@@ -220,7 +219,7 @@ WMK_INLINE V expm1_nonpositive(V x) {
   V scale = scale_of(power);
   return exp2m1_over_x(f) * f * scale + (scale - 1);
 }
-// From e^-2|x| - 1, so that a small x loses nothing.
+// From e^-2|x| - 1, exact for small x.
 template <class V>
 WMK_INLINE V tanh(V x) {
   V e = expm1_nonpositive(-2 * absolute(x));
@@ -228,7 +227,7 @@ WMK_INLINE V tanh(V x) {
   return x < 0 ? -magnitude : magnitude;
 }
 
-// log(1 + e) for e in [0, 1], as 2 atanh(e / (2 + e)); the relative error is small also for a tiny e.
+// log(1 + e) for e in [0, 1] as 2 atanh(e / (2 + e)): the relative error is small for a tiny e, too.
 WMK_INLINE FloatVector log1p_of_fraction(FloatVector e) {
   FloatVector w = e / (e + 2);
   FloatVector v = w * w;
@@ -255,19 +254,19 @@ WMK_INLINE DoubleVector log1p_of_fraction(DoubleVector e) {
   return w * (q * v) + 2 * w;
 }
 
-// log(1 + e^x), and x itself above 20 as in PyTorch.
+// log(1 + e^x); x itself above 20, as in PyTorch.
 template <class V>
 WMK_INLINE V softplus(V x) {
   V tail = log1p_of_fraction(exp_nonpositive(-absolute(x)));
   return x > 20 ? x : vmax(x, V{}) + tail;
 }
-// 1 / (1 + e^-x), from e^-|x| so that nothing overflows.
+// 1 / (1 + e^-x), from e^-|x|, which does not overflow.
 template <class V>
 WMK_INLINE V sigmoid(V x) {
   V e = exp_nonpositive(-absolute(x));
   return (x < 0 ? e : V{} + 1) / (e + 1);
 }
-// softplus and its derivative, which is 1 where softplus is the identity.
+// softplus and its derivative, which is 1 above 20.
 template <class V>
 WMK_INLINE V softplus(V x, V& slope) {
   V e = exp_nonpositive(-absolute(x));

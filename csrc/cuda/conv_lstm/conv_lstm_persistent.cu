@@ -1,6 +1,5 @@
 // Entry point of the ConvLSTM over all steps in one kernel.
-#include <initializer_list>
-
+#include "common/checks.h"
 #include "cuda/conv_lstm/conv_lstm_persistent_kernel.cuh"
 
 namespace wmk {
@@ -12,13 +11,8 @@ int check(const wmk_conv_lstm_persistent& p) {
   }
   if (p.tiles != 1 && p.tiles != 2) return WMK_UNSUPPORTED;
   if (p.hh_height % 2 == 0 || p.hh_width % 2 == 0) return WMK_UNSUPPORTED;
-  for (const wmk_view* view : {&p.gates_x, &p.weights, &p.barrier_counter, &p.out, &p.cn}) {
-    if (view->data == nullptr) return WMK_NULL_POINTER;
-  }
-  for (const wmk_view* view : {&p.h0, &p.out}) {
-    if (reinterpret_cast<uintptr_t>(view->data) % 4 != 0) return WMK_UNSUPPORTED;
-  }
-  return reinterpret_cast<uintptr_t>(p.weights.data) % 16 == 0 ? WMK_OK : WMK_UNSUPPORTED;
+  if (any_missing({&p.gates_x, &p.weights, &p.barrier_counter, &p.out, &p.cn})) return WMK_NULL_POINTER;
+  return is_aligned(p.h0, 4) && is_aligned(p.out, 4) && is_aligned(p.weights, 16) ? WMK_OK : WMK_UNSUPPORTED;
 }
 
 template <int DTYPE>

@@ -1,13 +1,14 @@
 // Entry points of the ConvLSTM's update.
 #include <initializer_list>
 
+#include "common/checks.h"
 #include "cuda/conv_lstm/conv_lstm_update_kernel.cuh"
 
 namespace wmk {
 namespace {
 
 int check(const wmk_conv_lstm_update& p, bool backward) {
-  if (p.dtype < WMK_FLOAT32 || p.dtype > WMK_FLOAT16 || p.hidden < 1 || p.positions < 1) return WMK_UNSUPPORTED;
+  if (!is_dtype(p.dtype) || p.hidden < 1 || p.positions < 1) return WMK_UNSUPPORTED;
   if (p.batch == 0) return WMK_OK;
   if (p.c.data == nullptr) return WMK_NULL_POINTER;
   if (p.gates_x.data == nullptr && (!backward || p.gates.data == nullptr)) return WMK_NULL_POINTER;

@@ -1,4 +1,5 @@
 // Entry points of the linear scan.
+#include "common/checks.h"
 #include "cuda/linear_scan/linear_scan_kernel.cuh"
 
 namespace wmk {
@@ -44,12 +45,12 @@ int64_t workspace_bytes(const wmk_linear_scan& p) {
 }
 
 int check(const wmk_linear_scan& p, bool backward) {
-  if (p.dtype < WMK_FLOAT32 || p.dtype > WMK_FLOAT16) return WMK_UNSUPPORTED;
+  if (!is_dtype(p.dtype)) return WMK_UNSUPPORTED;
   const int64_t rows = p.batch * p.channels;
   if (rows == 0) return WMK_OK;
   if (!backward && p.last_state.data == nullptr) return WMK_NULL_POINTER;
   if (p.time > 0 && p.gates.data == nullptr) return WMK_NULL_POINTER;
-  if (p.time > 0 && !backward && (p.tokens.data == nullptr || p.out.data == nullptr)) return WMK_NULL_POINTER;
+  if (p.time > 0 && !backward && any_missing({&p.tokens, &p.out})) return WMK_NULL_POINTER;
   if (p.time > 0 && backward && p.grad_out.data == nullptr) return WMK_NULL_POINTER;
   if (p.time > 0 && backward && p.grad_gates.data != nullptr && p.out.data == nullptr) return WMK_NULL_POINTER;
   if (p.workspace == nullptr && workspace_bytes(p) > 0) return WMK_NULL_POINTER;

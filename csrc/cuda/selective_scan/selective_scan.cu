@@ -1,4 +1,5 @@
 // Entry points of the selective scan: check a call, plan its work tiles and workspace, launch.
+#include "common/checks.h"
 #include "cuda/selective_scan/selective_scan_launch.cuh"
 
 WMK_SCAN_INSTANCE(extern template, forward, Scan16<WMK_FLOAT32>);
@@ -119,17 +120,15 @@ int64_t workspace_bytes(const wmk_selective_scan& p, bool backward) {
 }
 
 int check(const wmk_selective_scan& p, bool backward) {
-  const bool known_dtype = p.dtype >= WMK_FLOAT32 && p.dtype <= WMK_FLOAT16;
-  if (!known_dtype || p.state < 1 || p.state > 256 || p.groups < 1 || p.channels % p.groups != 0)
-    return WMK_UNSUPPORTED;
+  if (!is_dtype(p.dtype) || p.state < 1 || p.state > 256 || !has_groups(p.channels, p.groups)) return WMK_UNSUPPORTED;
   if ((backward || p.chunk_states.data != nullptr) && p.chunk < 1) return WMK_UNSUPPORTED;
   if (p.channels == 0) return WMK_OK;
   const bool any_states = p.sequences > 0, any_steps = p.batch > 0 && p.time > 0;
-  const auto missing = [](const wmk_view& view) { return view.data == nullptr; };
-  if (any_states && missing(p.A)) return WMK_NULL_POINTER;
-  if (any_steps && (missing(p.u) || missing(p.delta) || missing(p.B) || missing(p.C))) return WMK_NULL_POINTER;
-  if (!backward && ((any_states && missing(p.last_state)) || (any_steps && missing(p.out)))) return WMK_NULL_POINTER;
-  if (backward && any_steps && (missing(p.grad_out) || missing(p.chunk_states))) return WMK_NULL_POINTER;
+  if (any_states && any_missing({&p.A})) return WMK_NULL_POINTER;
+  if (any_steps && any_missing({&p.u, &p.delta, &p.B, &p.C})) return WMK_NULL_POINTER;
+  if (!backward && any_states && any_missing({&p.last_state})) return WMK_NULL_POINTER;
+  if (!backward && any_steps && any_missing({&p.out})) return WMK_NULL_POINTER;
+  if (backward && any_steps && any_missing({&p.grad_out, &p.chunk_states})) return WMK_NULL_POINTER;
   if (p.workspace == nullptr && workspace_bytes(p, backward) > 0) return WMK_NULL_POINTER;
   return WMK_OK;
 }

@@ -1,4 +1,5 @@
 // Entry point of the selective step.
+#include "common/checks.h"
 #include "cuda/selective_step/selective_step_kernel.cuh"
 
 namespace wmk {
@@ -17,14 +18,11 @@ int launch_step(const wmk_selective_step& p) {
 }
 
 int check(const wmk_selective_step& p) {
-  const auto known_dtype = [](int64_t dtype) { return dtype >= WMK_FLOAT32 && dtype <= WMK_FLOAT16; };
-  if (!known_dtype(p.dtype) || !known_dtype(p.state_dtype) || p.state < 1 || p.state > 256) return WMK_UNSUPPORTED;
-  if (p.groups < 1 || p.channels % p.groups != 0) return WMK_UNSUPPORTED;
+  if (!is_dtype(p.dtype) || !is_dtype(p.state_dtype) || p.state < 1 || p.state > 256) return WMK_UNSUPPORTED;
+  if (!has_groups(p.channels, p.groups)) return WMK_UNSUPPORTED;
   if (p.batch == 0 || p.channels == 0) return WMK_OK;
-  for (const wmk_view* view : {&p.u, &p.delta, &p.A, &p.B, &p.C, &p.out}) {
-    if (view->data == nullptr) return WMK_NULL_POINTER;
-  }
-  if (p.states > 0 && (p.state_in.data == nullptr || p.state_out.data == nullptr)) return WMK_NULL_POINTER;
+  if (any_missing({&p.u, &p.delta, &p.A, &p.B, &p.C, &p.out})) return WMK_NULL_POINTER;
+  if (p.states > 0 && any_missing({&p.state_in, &p.state_out})) return WMK_NULL_POINTER;
   return WMK_OK;
 }
 
