@@ -7,13 +7,13 @@
 
 namespace wmk::WMK_ISA {
 
-int64_t multiply_adds(int64_t rounds) {
+int64_t multiply_adds(int64_t iterations) {
   constexpr int chains = 12;
   volatile float factor_value = 0.999f, addend_value = 0.001f;  // unknown to the compiler
   FloatVector factor = broadcast<float>(factor_value), addend = broadcast<float>(addend_value), value[chains];
 #pragma GCC unroll 12
   for (int i = 0; i < chains; ++i) value[i] = broadcast(float(i));
-  for (int64_t round = 0; round < rounds; ++round) {
+  for (int64_t iteration = 0; iteration < iterations; ++iteration) {
 #pragma GCC unroll 12
     for (int i = 0; i < chains; ++i) value[i] = value[i] * factor + addend;
   }
@@ -22,7 +22,7 @@ int64_t multiply_adds(int64_t rounds) {
   for (int i = 1; i < chains; ++i) sum += value[i];
   volatile float sink = sum[0];
   (void)sink;
-  return rounds * chains * kLanes<float>;
+  return iterations * chains * kLanes<float>;
 }
 
 }  // namespace wmk::WMK_ISA

@@ -17,7 +17,7 @@ namespace wmk::WMK_ISA {
 constexpr int64_t kSegmentPositions = 64;               // of a row, whose gates fit the first-level cache
 constexpr int64_t kGroupTiles = 32;                     // Winograd tiles that share one read of the weights
 constexpr int64_t kChunkBytes = int64_t(128) << 10;     // of gate gradients per pass over the weights' gradient
-constexpr int64_t kPartialsBytes = int64_t(256) << 20;  // of weight gradients summed transform_stride, one a thread
+constexpr int64_t kPartialsBytes = int64_t(256) << 20;  // of weight gradients, one partial per worker
 
 // The first `count` lanes of a vector; the others read as zero and are not written.
 template <class T, class S>
@@ -269,8 +269,7 @@ class ConvLSTM {
   // Scratch of one worker.
   struct Scratch {
     GemmTerm<T>* terms;
-    T* elements;  // [16][tiles][channels of x and h, or of the gates]: the 16 are transform_stride(channels) from each
-                  // other
+    T* elements;  // [16][tiles][channels of x and h, or of the gates]; the 16 at transform_stride(channels)
     T* products;  // [16][tiles][4 vectors], the same way
   };
   // The stride between a tile's 16 elements. Never a power of two, for then all 16 would share a few lines of the

@@ -92,7 +92,7 @@ const char* wmk_cpu_isa_available(void) {
   return names.text;
 }
 
-int64_t wmk_cpu_multiply_adds(int64_t rounds) { return wmk::level().multiply_adds(rounds); }
+int64_t wmk_cpu_multiply_adds(int64_t iterations) { return wmk::level().multiply_adds(iterations); }
 
 const char* wmk_cpu_isa(void) { return wmk::level().name; }
 

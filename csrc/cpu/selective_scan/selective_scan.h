@@ -142,7 +142,7 @@ struct Block {
   char unused[States];
 };
 
-// The spans of a tile between two resets. A stretch that starts afresh ignores the state before it.
+// The spans of a tile between two resets. A span with `reset` starts from zero.
 struct ResetSpans {
   int count = 0;
   int begin[65];

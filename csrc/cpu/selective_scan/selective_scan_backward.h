@@ -36,7 +36,7 @@ struct ChunkTile {
   const T* zeros;                    // [block][lane]
   T* sums;                           // [time][blocks][lane]: dB of the block's states, then dC
   int64_t sums_pitch;
-  const char* const* lines;  // cache lines to ask for during the first block's recompute_states,
+  const char* const* lines;  // cache lines to prefetch in the first block,
   int64_t lines_per_step;    // this many per step
 };
 

@@ -5,24 +5,28 @@
 
 #include "cpu/simd/vector.h"
 
-#if defined(__has_builtin)
-#define WMK_HAS_BUILTIN(name) __has_builtin(name)
-#else
-#define WMK_HAS_BUILTIN(name) 0
-#endif
-
 namespace wmk::WMK_ISA {
 
-// Lane i of the result is lane Pattern::source(i) of `a` followed by `b`.
+// Lane i of the result is lane Pattern::source(i) of `a` followed by `b`. GCC has __builtin_shufflevector from version
+// 12 on, but inlines differently with it.
+#if defined(__clang__)
 template <class Pattern, class V, int... lanes>
 WMK_INLINE V shuffle(V a, V b, std::integer_sequence<int, lanes...>) {
-#if WMK_HAS_BUILTIN(__builtin_shufflevector)
   return __builtin_shufflevector(a, b, Pattern::source(lanes)...);
-#else  // GCC before 12
-  typedef decltype(a > b) Mask;
-  return __builtin_shuffle(a, b, Mask{Pattern::source(lanes)...});
-#endif
 }
+template <class Pattern, class V>
+WMK_INLINE V shuffle(V a, V b) {
+  return shuffle<Pattern>(a, b, std::make_integer_sequence<int, int(sizeof(V) / sizeof(a[0]))>());
+}
+#else
+template <class Pattern, class V>
+WMK_INLINE V shuffle(V a, V b) {
+  typedef decltype(a > b) Mask;
+  Mask sources{};
+  for (int lane = 0; lane < int(sizeof(V) / sizeof(a[0])); ++lane) sources[lane] = Pattern::source(lane);
+  return __builtin_shuffle(a, b, sources);
+}
+#endif
 
 // Of every 128 bits, the first (or second) half of `a` and of `b`, interleaved in groups of `Group` elements: the
 // pattern of the unpack instructions, which are cheaper than a free permutation.
@@ -36,19 +40,18 @@ WMK_INLINE V unpack(V a, V b) {
       return lane - within + (Second ? block / 2 : 0) + group / 2 * Group + within % Group + (group & 1 ? lanes : 0);
     }
   };
-  return shuffle<Pattern>(a, b, std::make_integer_sequence<int, lanes>());
+  return shuffle<Pattern>(a, b);
 }
 // The even (or odd) 128-bit blocks of `a`, then those of `b`.
 template <bool Odd, class V>
 WMK_INLINE V alternate_blocks(V a, V b) {
-  constexpr int lanes = sizeof(V) / sizeof(a[0]);
   struct Pattern {
-    static constexpr int source(int lane) {  // counts on through b
+    static constexpr int source(int lane) {  // continues through b
       constexpr int block = 16 / sizeof(V{}[0]);
       return lane / block * 2 * block + (Odd ? block : 0) + lane % block;
     }
   };
-  return shuffle<Pattern>(a, b, std::make_integer_sequence<int, lanes>());
+  return shuffle<Pattern>(a, b);
 }
 
 // The vector whose lane i is the sum of all lanes of vectors(first + i), for one vector per lane: a tree that halves
