@@ -151,7 +151,9 @@ def test_a_kernel_that_does_not_compile_stops_a_build_that_asks_for_it(project: 
     assert compiler is not None
     with pytest.raises(toolchain.BuildError, match=r"WMKERNELS_REQUIRE_NATIVE=1, but .*kernel\.cpp:1:1: error"):
         build(project, CXX="", WMKERNELS_REQUIRE_NATIVE="1")
-    with pytest.raises(toolchain.BuildError, match=rf"CXX={compiler.command[0]}, but the kernels do not compile"):
+    with pytest.raises(
+        toolchain.BuildError, match=re.escape(f"CXX={compiler.command[0]}, but the kernels do not compile")
+    ):
         build(project, CXX=compiler.command[0])
     empty = project / "empty"
     empty.mkdir()
