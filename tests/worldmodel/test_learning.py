@@ -68,9 +68,9 @@ def test_the_gain_of_the_policy_changes_the_policy_alone(gradient, done):
     policy = torch.autograd.grad(losses.policy, list(copied.decision.parameters()))
     norm = torch.stack([g.norm() for g in policy]).norm()
     torch.manual_seed(3)
-    figures = learner.update(batch)
-    assert figures["gradient/policy"] == pytest.approx(norm.item())
-    scale = min(1.0, learner.config.max_grad_norm / figures["gradient/model"])
+    metrics = learner.update(batch)
+    assert metrics["gradient/policy"] == pytest.approx(norm.item())
+    scale = min(1.0, learner.config.max_grad_norm / metrics["gradient/model"])
     for parameter, gradient in zip(rest, expected, strict=True):
         torch.testing.assert_close(parameter.grad, gradient * scale, rtol=1e-5, atol=1e-12)
 
@@ -128,9 +128,9 @@ def test_rewards_of_any_size_are_learned_alike():
         learner = learner_of(copy.deepcopy(model))
         torch.manual_seed(1)
         given = dataclasses.replace(batch, rewards=batch.rewards * scale)
-        figures = [learner.update(given) for _ in range(2)][-1]
-        assert figures["scale/reward"] == pytest.approx(batch.rewards[~batch.is_last].square().mean().sqrt() * scale)
-        found.append({name: value for name, value in figures.items() if name[:4] in ("loss", "grad")})
+        metrics = [learner.update(given) for _ in range(2)][-1]
+        assert metrics["scale/reward"] == pytest.approx(batch.rewards[~batch.is_last].square().mean().sqrt() * scale)
+        found.append({name: value for name, value in metrics.items() if name[:4] in ("loss", "grad")})
         agent = Agent(learner.world_model, model.observation_spec, model.action_spec)
         state = learner.world_model.observe(batch).state
         q, actions = agent.action_values(state)
@@ -236,9 +236,9 @@ def test_a_learner_that_is_saved_and_loaded_goes_on_bit_for_bit():
     ends = []
     for each in (learner, other):
         torch.manual_seed(9)
-        figures = [each.update(batch) for batch in batches[3:]]
+        metrics = [each.update(batch) for batch in batches[3:]]
         ends.append(
-            (each.world_model.state_dict(), [{k: v for k, v in f.items() if "seconds" not in k} for f in figures])
+            (each.world_model.state_dict(), [{k: v for k, v in f.items() if "seconds" not in k} for f in metrics])
         )
     assert ends[0][1] == ends[1][1]
     torch.testing.assert_close(ends[0][0], ends[1][0], rtol=0, atol=0)

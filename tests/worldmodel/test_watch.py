@@ -12,7 +12,7 @@ from worldmodel.__main__ import main
 from worldmodel.commands import train as training
 from worldmodel.commands.options import train_options
 from worldmodel.commands.train import train
-from worldmodel.learning.callback import AHEAD, CONTEXT, SHARE, Watch, errors_ahead
+from worldmodel.learning.callback import AHEAD, CONTEXT, SHARE, OpenLoopCallback, errors_ahead
 from worldmodel.learning.trainer import Trainer
 from worldmodel.model.open_loop import open_loop
 from worldmodel.runs.run import Run
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.usefixtures("same_threads")
 
 def test_a_run_is_the_same_however_often_it_is_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Steps, weights, optimiser, replay and random generators: all of the checkpoint but the clock."""
-    monkeypatch.setattr(training, "Watch", Often)
+    monkeypatch.setattr(training, "OpenLoopCallback", Often)
     settings, _, _ = train_options(["--env", ECHO, "--steps", "120", *FEW, *SMALL])
     looks = []
     monkeypatch.setattr(Run, "log_picture", lambda run, name, picture, steps: looks.append(picture.shape))
@@ -45,7 +45,7 @@ def test_a_run_is_the_same_however_often_it_is_looked_at(tmp_path: Path, monkeyp
     assert same(never.load("trainer")["random"], often.load("trainer")["random"])
 
 
-class Often(Watch):
+class Often(OpenLoopCallback):
     """Looks at every tenth opportunity, whatever it costs."""
 
     opportunities = 0
@@ -65,16 +65,16 @@ def same(a: Any, b: Any) -> bool:
 
 @pytest.mark.parametrize("cost", [0.1, 3.0, 40.0])
 def test_looking_takes_no_more_than_its_share_of_the_time(cost: float) -> None:
-    began, watch, spent, looks = 1000.0, Watch(2, 1000.0), 0.0, 0
+    began, callback, spent, looks = 1000.0, OpenLoopCallback(2, 1000.0), 0.0, 0
     seconds = began
     while seconds < began + 200_000:
         seconds += 7
-        if watch.is_time(seconds):
-            watch.took(cost, seconds)
+        if callback.is_time(seconds):
+            callback.took(cost, seconds)
             spent, looks = spent + cost, looks + 1
             assert spent - cost <= SHARE * (seconds - began)
     assert spent <= SHARE * (seconds - began) + cost
-    assert looks >= 0.9 * min(200_000 / 120, SHARE * 200_000 / cost) and not Watch(0, 0.0).is_time(1e9)
+    assert looks >= 0.9 * min(200_000 / 120, SHARE * 200_000 / cost) and not OpenLoopCallback(0, 0.0).is_time(1e9)
 
 
 def test_the_figures_are_the_mean_errors_of_the_rows_that_are_long_enough() -> None:
@@ -84,26 +84,26 @@ def test_the_figures_are_the_mean_errors_of_the_rows_that_are_long_enough() -> N
     batch.is_first[2, CONTEXT + 3] = True
     set_reward_scale(model, 2.0)
     loop = open_loop(model, batch, CONTEXT)
-    figures = errors_ahead(loop, model)
-    assert set(figures) == {f"open_loop/{name}@{k}" for name in ("card", "place", "reward") for k in (1, 2, 4)}
+    metrics = errors_ahead(loop, model)
+    assert set(metrics) == {f"open_loop/{name}@{k}" for name in ("card", "place", "reward") for k in (1, 2, 4)}
     errors = loop.errors(model.observation_spec.modalities)
-    assert figures["open_loop/card@1"] == pytest.approx(float(errors["card"][:, 0].mean()))
-    assert figures["open_loop/place@2"] == pytest.approx(float(errors["place"][[0, 2], 1].mean()))
-    assert figures["open_loop/place@4"] == pytest.approx(float(errors["place"][0, 3]))
+    assert metrics["open_loop/card@1"] == pytest.approx(float(errors["card"][:, 0].mean()))
+    assert metrics["open_loop/place@2"] == pytest.approx(float(errors["place"][[0, 2], 1].mean()))
+    assert metrics["open_loop/place@4"] == pytest.approx(float(errors["place"][0, 3]))
     # The first imagined reward is that of the last action whose observation was given.
     expected = (loop.predicted_rewards[:, CONTEXT - 1] - batch.rewards[:, CONTEXT - 1]).abs().mean()
-    assert figures["open_loop/reward@1"] == pytest.approx(float(expected))
+    assert metrics["open_loop/reward@1"] == pytest.approx(float(expected))
 
 
 def test_rows_that_are_too_short_say_nothing() -> None:
     model = small_model()
     short = whole_episodes(model, time=CONTEXT)
-    assert Watch(1, 0.0).look(model, short, 0.0) == ({}, None)
+    assert OpenLoopCallback(1, 0.0).look(model, short, 0.0) == ({}, None)
     batch = whole_episodes(model)
     batch.is_first[:, CONTEXT - 1] = True
-    assert Watch(1, 0.0).look(model, batch, 0.0) == ({}, None)
-    figures, picture = Watch(1, 0.0).look(model, whole_episodes(model, time=CONTEXT + AHEAD[-1]), 0.0)
-    assert figures and picture is not None and picture.shape[1] == 750
+    assert OpenLoopCallback(1, 0.0).look(model, batch, 0.0) == ({}, None)
+    metrics, picture = OpenLoopCallback(1, 0.0).look(model, whole_episodes(model, time=CONTEXT + AHEAD[-1]), 0.0)
+    assert metrics and picture is not None and picture.shape[1] == 750
 
 
 def test_a_picture_arrives_in_tensorboard_and_the_option_turns_it_off(tmp_path: Path) -> None:
@@ -124,5 +124,5 @@ def test_a_picture_arrives_in_tensorboard_and_the_option_turns_it_off(tmp_path: 
 def test_a_resumed_run_waits_before_it_looks_again() -> None:
     settings, _, _ = train_options(["--env", ECHO, *FEW, *SMALL])
     assert settings.open_loop_minutes == 2 and Trainer(settings).batch is None
-    watch = Watch(2, 5000.0)
-    assert not watch.is_time(5100.0) and watch.is_time(5121.0)
+    callback = OpenLoopCallback(2, 5000.0)
+    assert not callback.is_time(5100.0) and callback.is_time(5121.0)

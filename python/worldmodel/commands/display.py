@@ -55,25 +55,25 @@ class Display:
         elif not self._quiet:
             print(text, file=sys.stderr, flush=True)
 
-    def show(self, figures: Mapping[str, float], *, last: bool = False) -> None:
-        """The newest figures; without a terminal only every now and then, and the ``last`` ones."""
-        self._known.update(figures)  # a figure that has no new value keeps its last one
+    def show(self, metrics: Mapping[str, float], *, last: bool = False) -> None:
+        """The newest metrics; without a terminal only every now and then, and the ``last`` ones."""
+        self._known.update(metrics)  # a metric without a new value keeps its last one
         if self._live is not None:
             self._live.update(self._table(self._known))
         elif last or time.monotonic() - self._said >= _LINE_SECONDS:
             self._said = time.monotonic()
-            self.say(line(self._known, done(self._config, figures)))
+            self.say(line(self._known, done(self._config, metrics)))
 
-    def _table(self, figures: Mapping[str, float]) -> Any:
+    def _table(self, metrics: Mapping[str, float]) -> Any:
         """Two columns that fit a small terminal; what else there is stands in ``metrics.jsonl``."""
         table = require("rich.table", "show progress").Table.grid(padding=(0, 2))
         bar = require("rich.progress_bar", "show progress").ProgressBar
         for _ in range(2):
             table.add_column(style="dim")
             table.add_column(justify="right")
-        share = done(self._config, figures)
+        share = done(self._config, metrics)
         table.add_row("done", bar(total=1.0, completed=share, width=12), "", f"{share:.0%}")
-        for pair in itertools.zip_longest(*(_cells(figures, names) for names in (_LEFT, _RIGHT)), fillvalue=("", "")):
+        for pair in itertools.zip_longest(*(_cells(metrics, names) for names in (_LEFT, _RIGHT)), fillvalue=("", "")):
             table.add_row(*pair[0], *pair[1])
         return table
 
@@ -83,29 +83,29 @@ _LEFT = ("steps", "updates", "episodes", "seconds", "episode/", "milliseconds/",
 _RIGHT = ("loss/", "policy/", "latent/", "scale/")
 
 
-def _cells(figures: Mapping[str, float], names: tuple[str, ...]) -> list[tuple[str, str]]:
-    """Name and value of the figures called so, and of those in the groups that end in a slash."""
-    kept = [name for name in figures if name in names or (f"{name.partition('/')[0]}/" in names and "/" in name)]
-    return [(name, f"{figures[name]:,.4g}" if figures[name] % 1 else f"{figures[name]:,.0f}") for name in kept]
+def _cells(metrics: Mapping[str, float], names: tuple[str, ...]) -> list[tuple[str, str]]:
+    """Name and value of the metrics called so, and of those in the groups that end in a slash."""
+    kept = [name for name in metrics if name in names or (f"{name.partition('/')[0]}/" in names and "/" in name)]
+    return [(name, f"{metrics[name]:,.4g}" if metrics[name] % 1 else f"{metrics[name]:,.0f}") for name in kept]
 
 
-def done(config: TrainConfig, figures: Mapping[str, float]) -> float:
+def done(config: TrainConfig, metrics: Mapping[str, float]) -> float:
     """How much of the steps or the minutes is used up, 0 to 1; 0 where neither is limited."""
-    shares = [figures["steps"] / config.steps] if config.steps else []
-    shares += [figures["updates"] / config.updates] if config.updates else []
-    shares += [figures["seconds"] / (60 * config.minutes)] if config.minutes else []
+    shares = [metrics["steps"] / config.steps] if config.steps else []
+    shares += [metrics["updates"] / config.updates] if config.updates else []
+    shares += [metrics["seconds"] / (60 * config.minutes)] if config.minutes else []
     return min(1.0, max(shares, default=0.0))
 
 
-def line(figures: Mapping[str, float], share: float) -> str:
+def line(metrics: Mapping[str, float], share: float) -> str:
     """Figures on one line.
 
     Example:
         >>> line({"steps": 2000, "updates": 10, "seconds": 3.0, "episode/return": 0.5}, 0.25)
         ' 25%  2,000 steps  10 updates  3 s  return 0.5'
     """
-    parts = [f"{share:4.0%}", f"{figures['steps']:,} steps", f"{figures['updates']:,} updates"]
-    parts.append(f"{figures['seconds']:.0f} s")
-    if "episode/return" in figures:
-        parts.append(f"return {figures['episode/return']:.3g}")
+    parts = [f"{share:4.0%}", f"{metrics['steps']:,} steps", f"{metrics['updates']:,} updates"]
+    parts.append(f"{metrics['seconds']:.0f} s")
+    if "episode/return" in metrics:
+        parts.append(f"return {metrics['episode/return']:.3g}")
     return "  ".join(parts)

@@ -12,7 +12,7 @@ from worldmodel.commands.options import train_options
 from worldmodel.data.source import Source
 from worldmodel.environments.registry import EnvironmentFailed
 from worldmodel.environments.vector import GymnasiumVectorEnvironment
-from worldmodel.learning.callback import Watch
+from worldmodel.learning.callback import OpenLoopCallback
 from worldmodel.learning.settings import TrainConfig, check_resumable
 from worldmodel.learning.trainer import SourceTrainer, Trainer, TrainingFailed
 from worldmodel.model.deciders import policy_sample
@@ -166,7 +166,7 @@ def _loop(trainer: SourceTrainer, run: Run, display: Display, interrupt: Interru
         display.say("nothing is left to do: give more --steps or --minutes")
         return
     logged = saved = trainer.seconds
-    mark, figures = time.perf_counter(), trainer.figures()
+    mark, metrics = time.perf_counter(), trainer.metrics()
     trainer.evaluate()
     while not (trainer.finished or interrupt.requested):
         trainer.iterate()
@@ -174,20 +174,20 @@ def _loop(trainer: SourceTrainer, run: Run, display: Display, interrupt: Interru
         now = time.perf_counter()
         trainer.seconds, mark = trainer.seconds + now - mark, now
         if trainer.seconds - logged >= trainer.config.log_seconds:
-            logged, figures = trainer.seconds, trainer.figures()
+            logged, metrics = trainer.seconds, trainer.metrics()
             measured, picture = trainer.evaluate()
-            figures |= measured
-            run.log(figures)
+            metrics |= measured
+            run.log(metrics)
             if picture is not None:
                 run.log_picture("open_loop", picture, trainer.steps)
-            display.show(figures)
+            display.show(metrics)
         if trainer.seconds - saved >= 60 * trainer.config.save_minutes:
             saved = trainer.seconds
             run.save(trainer.steps, trainer.state_dict())
-    if trainer.steps > figures["steps"]:
-        figures = trainer.figures()
-        run.log(figures)
-    display.show(figures, last=True)
+    if trainer.steps > metrics["steps"]:
+        metrics = trainer.metrics()
+        run.log(metrics)
+    display.show(metrics, last=True)
     run.save(trainer.steps, trainer.state_dict())
 
 
@@ -195,13 +195,13 @@ class OpenLoopEvaluator:
     """Open-loop prediction in the newest batch, every ``open_loop_minutes`` of training."""
 
     def __init__(self) -> None:
-        self._watch: Watch | None = None
+        self._callback: OpenLoopCallback | None = None
 
     def __call__(self, trainer: SourceTrainer) -> tuple[dict[str, float], np.ndarray | None]:
         """The errors k steps ahead, and a picture of one row, when it is time."""
-        if self._watch is None:
-            self._watch = Watch(trainer.config.open_loop_minutes, trainer.seconds, trainer.environment)
-        if trainer.batch is None or not self._watch.is_time(trainer.seconds):
+        if self._callback is None:
+            self._callback = OpenLoopCallback(trainer.config.open_loop_minutes, trainer.seconds, trainer.environment)
+        if trainer.batch is None or not self._callback.is_time(trainer.seconds):
             return {}, None
         title = f"{trainer.config.env.rpartition(':')[2]}, after {trainer.steps:,} steps"
-        return self._watch.look(trainer.world_model, trainer.batch, trainer.seconds, title)
+        return self._callback.look(trainer.world_model, trainer.batch, trainer.seconds, title)

@@ -21,7 +21,7 @@ AHEAD = (1, 2, 4, 8, 16)  # steps after them at which the error is told
 _WIDTH, _DPI = 12.5, 60  # of the picture, inches and pixels an inch
 
 
-class Watch:
+class OpenLoopCallback:
     """Says when it is time to look, and looks.
 
     Args:
@@ -58,19 +58,19 @@ class Watch:
             title: stands above the picture.
 
         Returns:
-            ``(figures, picture)``. Figures are mean errors, "open_loop/MODALITY@k" and "open_loop/reward@k", k steps
+            ``(metrics, picture)``. Metrics are mean errors, "open_loop/MODALITY@k" and "open_loop/reward@k", k steps
             after the last observation given; none if no row is long enough. The picture, uint8 (height, width, 3), is
             of the longest row; None if there is none, or if matplotlib is not installed.
         """
         start = time.perf_counter()
-        figures, picture = {}, None
+        metrics, picture = {}, None
         if batch.shape[1] > CONTEXT:
             loop = open_loop(world_model, batch.steps(0, CONTEXT + AHEAD[-1]), CONTEXT)
             if bool(loop.valid[:, CONTEXT].any()):
-                figures = errors_ahead(loop, world_model)
+                metrics = errors_ahead(loop, world_model)
                 picture = self._draw(loop, world_model, title)
         self.took(time.perf_counter() - start, seconds)
-        return figures, picture
+        return metrics, picture
 
     def _draw(self, loop: OpenLoop, world_model: WorldModel, title: str) -> np.ndarray | None:
         modalities = world_model.observation_spec.modalities
@@ -88,7 +88,7 @@ class Watch:
 
 def errors_ahead(loop: OpenLoop, world_model: WorldModel) -> dict[str, float]:
     """Mean errors of the rows that are long enough, by modality and steps after the last observation given."""
-    figures = {}
+    metrics = {}
     errors = loop.errors(world_model.observation_spec.modalities)
     # The reward that came with the observation k steps ahead is that of the step before.
     first = loop.context - 1
@@ -97,5 +97,5 @@ def errors_ahead(loop: OpenLoop, world_model: WorldModel) -> dict[str, float]:
         for ahead in AHEAD:
             step = loop.context + ahead - 1
             if step < loop.valid.shape[1] and bool(loop.valid[:, step].any()):
-                figures[f"open_loop/{name}@{ahead}"] = float(error[:, ahead - 1][loop.valid[:, step]].mean())
-    return figures
+                metrics[f"open_loop/{name}@{ahead}"] = float(error[:, ahead - 1][loop.valid[:, step]].mean())
+    return metrics

@@ -1,20 +1,20 @@
-"""Means of figures between two lines of the log, and where the time went."""
+"""Means of metrics between two lines of the log, and where the time went."""
 
 import contextlib
 import time
 from collections.abc import Iterator, Mapping
 
 
-class Meter:
-    """Collects figures and hands out their means.
+class MetricMeans:
+    """Collects metrics and hands out their means.
 
     Example:
-        >>> meter = Meter()
-        >>> meter.add({"loss": 1.0})
-        >>> meter.add({"loss": 3.0})
-        >>> meter.means()
+        >>> metric_means = MetricMeans()
+        >>> metric_means.add({"loss": 1.0})
+        >>> metric_means.add({"loss": 3.0})
+        >>> metric_means.means()
         {'loss': 2.0}
-        >>> meter.means()
+        >>> metric_means.means()
         {}
     """
 
@@ -26,9 +26,9 @@ class Meter:
         """Whether a figure has a value since the last ``means``."""
         return name in self._sums
 
-    def add(self, figures: Mapping[str, float]) -> None:
-        """One value of each of some figures."""
-        for name, value in figures.items():
+    def add(self, metrics: Mapping[str, float]) -> None:
+        """One value of each of some metrics."""
+        for name, value in metrics.items():
             self._sums[name] = self._sums.get(name, 0.0) + value
             self._counts[name] = self._counts.get(name, 0) + 1
 

@@ -42,11 +42,11 @@ class TrainConfig:
     seed: int = 0
     """Of weights, environments, actions and batches."""
     log_seconds: float = 5
-    """Seconds between lines of figures."""
+    """Seconds between lines of metrics."""
     save_minutes: float = 2
     """Minutes between checkpoints."""
     open_loop_minutes: float = 2
-    """Minutes between looks at open-loop prediction, a picture in TensorBoard and open_loop/... among the figures; more
+    """Minutes between looks at open-loop prediction, a picture in TensorBoard and open_loop/... among the metrics; more
     where that would take over 1% of the time. 0 turns them off."""
     environment_state: Literal["replay", "pickle"] = "replay"
     """How a checkpoint holds the environments: replay keeps the seed and the actions of each episode, which are done

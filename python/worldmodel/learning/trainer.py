@@ -20,7 +20,7 @@ from worldmodel.environments.registry import EnvironmentFailed
 from worldmodel.environments.vector import VectorEnvironment
 from worldmodel.learning.collector import Collector
 from worldmodel.learning.learner import Learner, NonFiniteError
-from worldmodel.learning.metrics import Meter
+from worldmodel.learning.metrics import MetricMeans
 from worldmodel.learning.settings import TrainConfig, usable_device
 from worldmodel.model.deciders import Decider, policy_sample
 from worldmodel.model.world_model import WorldModel
@@ -74,7 +74,7 @@ class SourceTrainer:
         self.updates = 0
         self.seconds = 0.0
         self.batch: Batch | None = None
-        self.meter = Meter()
+        self.metric_means = MetricMeans()
 
     def _world_model(self, observation_spec: ObservationSpec, action_spec: ActionSpec) -> WorldModel:
         return WorldModel(observation_spec, action_spec, self.config.model).to(self.device)
@@ -113,26 +113,26 @@ class SourceTrainer:
         Raises:
             TrainingFailed: a loss or a gradient is NaN or infinite.
         """
-        with self.meter.clock("milliseconds/replay"):
-            batch, figures = self.source.sample(self.updates)
+        with self.metric_means.clock("milliseconds/replay"):
+            batch, metrics = self.source.sample(self.updates)
             batch = batch.to(self.device)
-        with self.meter.clock("milliseconds/update"):
+        with self.metric_means.clock("milliseconds/update"):
             try:
                 learned = self.learner.update(batch)
             except NonFiniteError as error:
                 raise TrainingFailed(f"update {self.updates + 1}, after {self.steps} steps: {error}") from error
         self.updates += 1
         self.batch = batch
-        self.meter.add({f"replay/{name}": value for name, value in figures.items()})
-        self.meter.add(learned)
+        self.metric_means.add({f"replay/{name}": value for name, value in metrics.items()})
+        self.metric_means.add(learned)
 
-    def figures(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
         """A line for the log: counts, and means since the last line."""
         return {
             "steps": self.steps,
             "updates": self.updates,
             "seconds": round(self.seconds, 3),
-            **self.meter.means(),
+            **self.metric_means.means(),
             "replay/steps": self.source.transitions,
             "replay/megabytes": self.source.nbytes / 2**20,
             "replay/epochs": self.source.epochs,
@@ -233,9 +233,9 @@ class Trainer(SourceTrainer):
         prefilling = self.steps < self.config.prefill or not len(self.replay)
         before = self.steps
         random_rows = self.config.num_envs if prefilling else self.config.random_envs
-        with self.meter.clock("milliseconds/collect"):
+        with self.metric_means.clock("milliseconds/collect"):
             for episode_return, length in self.collector.collect(random_rows=random_rows, version=self.updates):
-                self.meter.add({"episode/return": episode_return, "episode/length": length})
+                self.metric_means.add({"episode/return": episode_return, "episode/length": length})
                 self.episodes_ended += 1
         if not prefilling:
             replay = self.config.replay
@@ -244,9 +244,9 @@ class Trainer(SourceTrainer):
             self._owed -= 1
             self.update()
 
-    def figures(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
         """A line for the log: counts, and means since the last line."""
-        return {**super().figures(), "environments": self.episodes.num_envs, "episodes": self.episodes_ended}
+        return {**super().metrics(), "environments": self.episodes.num_envs, "episodes": self.episodes_ended}
 
     def state_dict(self) -> dict[str, Any]:
         """The parts of a checkpoint."""

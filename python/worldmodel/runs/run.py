@@ -1,7 +1,7 @@
 """A run's folder, complete in itself: what it was asked to do, what it measured, and checkpoints to go on from.
 
     config.json          every setting, the spaces of the environment, versions
-    metrics.jsonl        a line of figures every few seconds
+    metrics.jsonl        a line of metrics every few seconds
     tensorboard/         the same, for TensorBoard
     checkpoints/NNN/     after NNN transitions; one safetensors file for each part
 
@@ -169,15 +169,15 @@ class Run:
                 f"{self.checkpoints[-1]} does not fit this configuration, in {', '.join(parts)}: {reason}"
             ) from error
 
-    def log(self, figures: Mapping[str, float]) -> None:
-        """Adds a line to ``metrics.jsonl`` and points to TensorBoard, at ``figures["steps"]``.
+    def log(self, metrics: Mapping[str, float]) -> None:
+        """Adds a line to ``metrics.jsonl`` and points to TensorBoard, at ``metrics["steps"]``.
 
         Where tensorboard is not installed, the line alone.
         """
         with (self.folder / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps(dict(figures)) + "\n")
-        writer, steps = self._writer(int(figures["steps"])), int(figures["steps"])
-        for name, value in figures.items() if writer else ():
+            file.write(json.dumps(dict(metrics)) + "\n")
+        writer, steps = self._writer(int(metrics["steps"])), int(metrics["steps"])
+        for name, value in metrics.items() if writer else ():
             if name != "steps":
                 writer.add_scalar(name, value, steps)
 
