@@ -39,7 +39,7 @@ class State(NamedTuple):
 
 
 EMULATOR = ("emulator/*.h", "emulator/*.cpp", "emulator/build.py", "emulator/client.py", "tests/emulated_cuda.py")
-CUDA = ("csrc/include/*.h", "csrc/common/*.h", "csrc/cuda/common/*", "wmkernels/native_call.py")
+CUDA = ("csrc/include/*", "csrc/common/*.h", "csrc/cuda/common/*", "wmkernels/native_call.py")
 SCANS = tuple(f"csrc/cuda/{op}/*" for op in ("selective_scan", "selective_step", "linear_scan"))
 SCAN_LAUNCHERS = tuple(f"wmkernels/{op}/native.py" for op in ("selective_scan", "selective_step", "linear_scan"))
 CONV_LSTM = ("csrc/cuda/conv_lstm/*", "wmkernels/conv_lstm/*.py")

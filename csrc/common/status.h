@@ -35,7 +35,7 @@ inline Explanation explain(const std::string& op, int status) {
 #ifdef WMK_WITH_CUDA
   if (status >= WMK_CUDA_ERROR) return {Failure::runtime, op + ": " + wmk_cuda_error_name(status - WMK_CUDA_ERROR)};
 #endif
-  return {Failure::runtime, op + ": the kernel answered the unknown status " + std::to_string(status)};
+  return {Failure::runtime, op + ": the kernel returned the unknown status " + std::to_string(status)};
 }
 
 }  // namespace wmk

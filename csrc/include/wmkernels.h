@@ -18,12 +18,10 @@
 //   - Outputs are allocated by the caller, are never expanded, and may not alias each other or an input, except where
 //     a member says so. An output that is present is written whole, whatever it held before.
 //   - "state dtype" is float64 where `dtype` is float64, else float32. Parameters and states are in the state dtype.
-//   - `workspace` is scratch of at least the size that the kernel's _workspace function returns, 64-byte aligned on a
-//   CPU
-//     and 256-byte aligned on a GPU; its contents are undefined before and after.
+//   - `workspace` is scratch of at least the size that the kernel's _workspace function returns. It is aligned to 64
+//     bytes on a CPU and to 256 on a GPU; its contents are undefined before and after.
 //   - `threads` counts CPU threads, at least 1; `device` is a GPU's index, `stream` its cudaStream_t. On a GPU nothing
-//   is
-//     allocated and nothing synchronises; everything is enqueued on `stream`.
+//     is allocated and nothing synchronises; everything is enqueued on `stream`.
 #pragma once
 
 #include <stdint.h>

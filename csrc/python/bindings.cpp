@@ -74,9 +74,9 @@ void read_tensor(const char* op, const char* name, py::handle tensor, py::handle
   static PyObject* const s_stride = interned("stride");
   static PyObject* const s_itemsize = interned("itemsize");
   const auto equal = [](const py::object& a, py::handle b) {
-    const int answer = PyObject_RichCompareBool(a.ptr(), b.ptr(), Py_EQ);
-    if (answer < 0) throw py::error_already_set();
-    return answer == 1;
+    const int same = PyObject_RichCompareBool(a.ptr(), b.ptr(), Py_EQ);
+    if (same < 0) throw py::error_already_set();
+    return same == 1;
   };
   const bool fits = attribute(tensor, s_dtype).is(dtype) && equal(attribute(tensor, s_shape), shape) &&
                     equal(attribute(tensor, s_device), device);

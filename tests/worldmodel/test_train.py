@@ -28,6 +28,7 @@ from worldmodel.environments.registry import EnvironmentFailed, UnknownEnvironme
 from worldmodel.learning.collector import Collector
 from worldmodel.learning.settings import TrainConfig, saved_config
 from worldmodel.learning.trainer import Trainer, TrainingFailed
+from worldmodel.model.deciders import policy_sample
 from worldmodel.model.world_model import WorldModel
 from worldmodel.runs import storage
 from worldmodel.runs.configuration import ConfigurationError
@@ -79,6 +80,23 @@ def test_evaluation_depends_on_the_seeds_alone(trained: Path, tmp_path: Path) ->
     found = json.loads(target.read_text())
     assert found["returns"] == list(one.returns) and found["mean"] == one.mean
     assert evaluate(agent, ECHO, 10, seed=4).returns != one.returns
+
+
+def test_greedy_of_the_release_before_chooses_a_decider_and_warns(trained: Path) -> None:
+    agent = Agent.load(trained)
+    with pytest.warns(FutureWarning, match="greedy= is decider= now"):
+        found = evaluate(agent, ECHO, 10, seed=3, greedy=True)
+    assert found.returns == evaluate(agent, ECHO, 10, seed=3).returns
+    with pytest.warns(FutureWarning, match="greedy= is decider= now"):
+        found = evaluate(agent, ECHO, 10, seed=3, greedy=False)
+    assert found.returns == evaluate(agent, ECHO, 10, seed=3, decider=policy_sample).returns
+    torch.manual_seed(0)
+    with pytest.warns(FutureWarning, match="greedy= is decider= now"):
+        actions = [agent.act(1, greedy=False)[0] for _ in range(20)]
+    torch.manual_seed(0)
+    assert actions == [agent.act(1, decider=policy_sample)[0] for _ in range(20)]
+    with pytest.raises(TypeError, match="both given"):
+        agent.act(1, decider=policy_sample, greedy=True)
 
 
 def test_an_agent_remembers_in_the_state_that_it_returns(trained: Path, tmp_path: Path) -> None:

@@ -198,7 +198,7 @@ class ConvLSTM {
     const From* from = (const From*)view.data + batch * stride[0] + top * op.width * stride[2];
     read_positions(to, pitch, from, stride[1], stride[2], op.hidden, (bottom - top) * op.width);
   }
-  void read_h_first(const PaddedMap<T>& to, int64_t batch, int64_t top, int64_t bottom) const {
+  void read_h0(const PaddedMap<T>& to, int64_t batch, int64_t top, int64_t bottom) const {
     for (int64_t y = top; y < bottom; ++y)
       read_state<S>(to.at(y + sizes.h_top, sizes.h_left), op.hidden, op.h0, batch, y, y + 1);
   }

@@ -130,7 +130,7 @@ class Backward : Gradients<T, S> {
   void pad(int64_t buffer, int64_t time, int64_t batch, int64_t top, int64_t bottom) const {
     Base::pad_x(x_map(buffer), time, batch, sizes.x_rows * top / op.height, sizes.x_rows * bottom / op.height);
     if (!Base::recurs(time, batch)) return;
-    if (time == 0) return Base::read_h_first(h_map(buffer), batch, top, bottom);
+    if (time == 0) return Base::read_h0(h_map(buffer), batch, top, bottom);
     const S* from = (const S*)op.out.data + ((time - 1) * op.batch + batch) * sizes.positions * op.hidden;
     for (int64_t y = top; y < bottom; ++y)
       Base::read_positions(h_map(buffer).at(y + sizes.h_top, sizes.h_left), op.hidden, from + y * op.width * op.hidden,

@@ -80,7 +80,7 @@ class Forward : ConvLSTM<T, S> {
     memset(cell(buffer, top * op.width), 0, size_t((bottom - top) * op.width * sizes.padded_hidden) * sizeof(T));
     if (op.c0.data)
       Base::template read_state<T>(cell(buffer, top * op.width), sizes.padded_hidden, op.c0, batch, top, bottom);
-    if (op.h0.data) Base::read_h_first(h_map(buffer, 0), batch, top, bottom);
+    if (op.h0.data) Base::read_h0(h_map(buffer, 0), batch, top, bottom);
     pad_x_rows(buffer, 0, batch, top, bottom);
   }
   // Pads the x of a step, in proportion to these rows.

@@ -9,7 +9,7 @@ import torch
 from worldmodel.data.batch import State
 from worldmodel.data.spaces import ActionSpec, ObservationSpec
 from worldmodel.learning.settings import acting_part, saved_config, usable_device
-from worldmodel.model.deciders import Decider, action_values, greedy_decider
+from worldmodel.model.deciders import Decider, action_values, decider_of, greedy_decider
 from worldmodel.model.world_model import WorldModel
 from worldmodel.runs.run import Run
 
@@ -69,7 +69,13 @@ class Agent:
 
     @torch.no_grad()
     def act(
-        self, observation: Any, state: State | None = None, reset: bool = False, *, decider: Decider | None = None
+        self,
+        observation: Any,
+        state: State | None = None,
+        reset: bool = False,
+        *,
+        decider: Decider | None = None,
+        greedy: bool | None = None,
     ) -> tuple[Any, State]:
         """One action.
 
@@ -78,6 +84,7 @@ class Agent:
             state: from the last call; None at the beginning.
             reset: whether an episode begins with this observation; the state is then zeroed.
             decider: chooses the action; the greedy one that the configuration names if None.
+            greedy: the name of the release before, for one release: False is ``decider=policy_sample``.
 
         Returns:
             ``(action, state)``: the action in the environment's form, and the state for the next call.
@@ -86,7 +93,7 @@ class Agent:
             ValueError: an observation that holds NaN, or does not fit the space of training.
         """
         encoded = {name: array[None] for name, array in self.observation_spec.encode(observation).items()}
-        actions, state = self.act_encoded(encoded, state, np.array([reset]), decider)
+        actions, state = self.act_encoded(encoded, state, np.array([reset]), decider_of(decider, greedy, self.greedy))
         return self.action_spec.to_env(actions)[0], state
 
     @torch.no_grad()
@@ -96,6 +103,8 @@ class Agent:
         state: State | None,
         reset: np.ndarray,
         decider: Decider | None = None,
+        *,
+        greedy: bool | None = None,
     ) -> tuple[np.ndarray, State]:
         """The same for a batch of encoded observations, (batch, ...); actions are encoded as well.
 
@@ -104,7 +113,7 @@ class Agent:
         state = self.init_state(len(reset)) if state is None else state
         tensors = self.observation_spec.to_tensors(observations, self.device)
         starts = torch.from_numpy(reset).to(self.device)
-        actions, state = self.world_model.act(tensors, state, starts, decider or self.greedy)
+        actions, state = self.world_model.act(tensors, state, starts, decider_of(decider, greedy, self.greedy))
         return actions.cpu().numpy(), state
 
     @torch.no_grad()

@@ -15,7 +15,7 @@ import torch
 from worldmodel.acting.agent import Agent
 from worldmodel.environments.registry import make
 from worldmodel.environments.vector import VectorEnvironment
-from worldmodel.model.deciders import Decider
+from worldmodel.model.deciders import Decider, decider_of
 
 if TYPE_CHECKING:
     import gymnasium
@@ -57,6 +57,7 @@ def evaluate(
     num_envs: int = 16,
     *,
     decider: Decider | None = None,
+    greedy: bool | None = None,
     environments: "Sequence[gymnasium.Env[Any, Any]] | None" = None,
 ) -> Evaluated:
     """Returns of ``agent`` in ``env``.
@@ -68,12 +69,14 @@ def evaluate(
         seed: of the first; the others follow. Also of the decider's random numbers.
         num_envs: environments in parallel.
         decider: chooses the actions; the agent's greedy one if None.
+        greedy: the name of the release before, for one release: False is ``decider=policy_sample``.
         environments: used instead of ``num_envs`` new ones, and closed at the end.
 
     Raises:
         UnknownEnvironment: no environment has that name.
         EnvironmentFailed: an environment raised an error, or returned NaN.
     """
+    decider = decider_of(decider, greedy, agent.greedy)
     environments = environments or [make(env) for _ in range(min(num_envs, episodes))]
     num_envs = len(environments)
     running = VectorEnvironment(environments, lambda number: seed + number, agent.observation_spec, agent.action_spec)
@@ -108,6 +111,7 @@ def evaluate_filmed(
     num_envs: int = 16,
     *,
     decider: Decider | None = None,
+    greedy: bool | None = None,
 ) -> Evaluated:
     """``evaluate`` with a video of the first ``filmed`` episodes, which run one after the other.
 
@@ -119,7 +123,8 @@ def evaluate_filmed(
         episodes: as for ``evaluate``, and so are the others.
         seed: of the first.
         num_envs: for the episodes that are not filmed.
-        decider: chooses the actions.
+        decider: chooses the actions; the agent's greedy one if None.
+        greedy: as for ``evaluate``.
 
     Raises:
         NoVideo: the environment has no rendering, before any episode is run.
@@ -127,6 +132,7 @@ def evaluate_filmed(
     """
     from worldmodel.acting.video import FRAMES_PER_SECOND, Camera, make_rendered, writer
 
+    decider = decider_of(decider, greedy, agent.greedy)
     filmed = min(filmed, episodes)
     rendered = make_rendered(env)
     with writer(file, float(rendered.metadata.get("render_fps") or FRAMES_PER_SECOND)) as film:

@@ -1,5 +1,6 @@
 """Deciders: what chooses the actions of ``WorldModel.act``. A planner is one more class here or elsewhere."""
 
+import warnings
 from typing import TYPE_CHECKING, Protocol
 
 from torch import Tensor
@@ -56,6 +57,24 @@ def action_values(world_model: "WorldModel", state: State) -> tuple[Tensor, Tens
     values = world_model.evaluation.value(imagined.features[:, 1])
     q = imagined.rewards[:, 0] + world_model.config.evaluation.discount * imagined.continues[:, 0] * values
     return q.view(rows, count), actions
+
+
+def decider_of(decider: Decider | None, greedy: bool | None, default: Decider) -> Decider:
+    """``decider``, or ``default`` where it is None; ``greedy`` is the argument of the release before, and warns.
+
+    Raises:
+        TypeError: both are given.
+    """
+    if greedy is None:
+        return decider or default
+    if decider is not None:
+        raise TypeError("act: decider and greedy are both given, expected decider alone")
+    warnings.warn(
+        "greedy= is decider= now: worldmodel.model.deciders.policy_sample for greedy=False, none for greedy=True",
+        FutureWarning,
+        stacklevel=3,
+    )
+    return default if greedy else policy_sample
 
 
 def greedy_decider(world_model: "WorldModel") -> Decider:
