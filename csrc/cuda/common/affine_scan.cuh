@@ -1,6 +1,6 @@
-// The combine operator of the scans: h_t = decay_t h_{t-1} + value_t over any stretch of time is one affine map (decay,
-// value, reset). Maps of adjacent stretches combine associatively, so a scan over time is a scan over threads, warps or
-// segments. A reset drops the incoming state by selection: a product with zero would pass NaN and infinity.
+// The combine operator of the scans: h_t = decay_t h_{t-1} + value_t over any time range is one affine map (decay,
+// value, reset), and adjacent maps combine associatively. A reset drops the incoming state by selection: a product with
+// zero would pass NaN and infinity.
 #pragma once
 
 #include "cuda/common/primitives.cuh"
@@ -10,17 +10,16 @@ namespace wmk {
 template <typename T>
 struct AffineMap {
   T decay, value;
-  bool reset;  // drops the incoming state
+  bool reset;
 };
 
-// The state after the map. Zero stays zero by selection, since the decay over a long stretch may overflow where no
-// step's does.
+// The final state. Zero stays zero by selection, since the decay of a long range may overflow.
 template <typename T>
 __device__ __forceinline__ T pass_state(const AffineMap<T>& map, T state) {
   return map.reset || state == T(0) ? map.value : map.decay * state + map.value;
 }
 
-// `earlier`, then `later`. LONG: guards against an overflowed decay of `later`, for a comparison and a selection.
+// LONG: guards against an overflowed decay of `later`.
 template <bool LONG, typename T>
 __device__ __forceinline__ AffineMap<T> combine(const AffineMap<T>& earlier, const AffineMap<T>& later) {
   if (later.reset) return later;
@@ -28,7 +27,6 @@ __device__ __forceinline__ AffineMap<T> combine(const AffineMap<T>& earlier, con
           LONG ? pass_state(later, earlier.value) : later.decay * earlier.value + later.value, earlier.reset};
 }
 
-// The map of lane `lane` of the warp.
 template <typename T>
 __device__ __forceinline__ AffineMap<T> shuffle_map(const AffineMap<T>& map, int lane) {
   AffineMap<T> other;

@@ -1,5 +1,4 @@
-// Whether this build runs on a GPU: the runtime is asked for an empty kernel, compiled for the same architectures as
-// all others.
+// Whether this build runs on a GPU, by an empty kernel of the same architectures as all others.
 #include <cuda_runtime.h>
 
 #include <string>
@@ -15,7 +14,7 @@ std::string version_text(int version) {
   return std::to_string(version / 1000) + "." + std::to_string(version % 1000 / 10);
 }
 
-// Why the driver rules `device` out, or "".
+// "" if the driver suits `device`.
 std::string driver_reason(int64_t device) {
   int driver = 0;
   if (cudaDriverGetVersion(&driver) != cudaSuccess || driver == 0) return "no NVIDIA driver is installed";
@@ -72,6 +71,6 @@ extern "C" const char* wmk_cuda_error_name(int error) {
 extern "C" const char* wmk_cuda_unavailable_reason(int64_t device) {
   thread_local std::string text;
   text = reason_for(device);
-  cudaGetLastError();  // clears the error, which a later launch would report as its own
+  cudaGetLastError();  // // clears the error
   return text.c_str();
 }

@@ -1,11 +1,10 @@
-// 16-bit matrix products on the tensor cores, loads past the level-1 cache, and a grid-wide barrier, each with a plain
-// C++ twin for the emulator.
+// 16-bit matrix products on tensor cores, level-2 loads and a grid barrier, each with a C++ twin for the emulator.
 #pragma once
 
 #include "cuda/common/primitives.cuh"
 
 #ifdef WMK_EMULATE
-// A cooperative launch: of a kernel with a grid barrier.
+// For kernels with a grid barrier.
 #define WMK_LAUNCH_COOPERATIVE(kernel, grid, block, shared, stream, argument) \
   WMK_LAUNCH(kernel, grid, block, shared, stream, argument)
 #else
@@ -17,7 +16,7 @@ namespace wmk {
 
 #ifndef WMK_EMULATE
 
-// The runtime refuses a grid that is not resident on the chip as a whole, which would deadlock.
+// The runtime refuses a grid that is not fully resident, which would deadlock.
 template <typename Argument>
 int launch_cooperative(void (*kernel)(const Argument), int64_t grid, int block, int64_t shared, int64_t stream,
                        const Argument& argument) {
@@ -31,9 +30,9 @@ int launch_cooperative(void (*kernel)(const Argument), int64_t grid, int block, 
   return error == cudaSuccess ? WMK_OK : WMK_CUDA_ERROR + static_cast<int>(error);
 }
 
-// c += a b for one warp: a is 16 x 16, b 16 x 8, both 16-bit; c is 16 x 8 in fp32. Thread 4 g + t holds, of a, rows g
-// and g + 8 at columns 2 t, 2 t + 1 (a[0], a[1]) and 2 t + 8, 2 t + 9 (a[2], a[3]); of b, column g at rows 2 t, 2 t + 1
-// (b0) and 2 t + 8, 2 t + 9 (b1); of c, row g at columns 2 t, 2 t + 1, then row g + 8.
+// c += a b per warp: a 16 x 16 and b 16 x 8 in 16 bits, c 16 x 8 in fp32. Thread 4 g + t holds, of a, rows g and g + 8
+// at columns 2 t, 2 t + 1 (a[0], a[1]) and 2 t + 8, 2 t + 9 (a[2], a[3]); of b, column g at rows 2 t, 2 t + 1 (b0) and
+// 2 t + 8, 2 t + 9 (b1); of c, row g at columns 2 t, 2 t + 1, then row g + 8.
 template <int DTYPE>
 __device__ __forceinline__ void mma_m16n8k16(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
   if constexpr (DTYPE == WMK_BFLOAT16) {
@@ -49,7 +48,7 @@ __device__ __forceinline__ void mma_m16n8k16(float (&c)[4], const uint32_t (&a)[
   }
 }
 
-// Two elements that another block wrote: level-1 caches are not coherent, so ld.cg reads the level-2 cache.
+// Two elements of another block, by ld.cg: level-1 caches are not coherent.
 __device__ __forceinline__ uint32_t load_cg(const uint16_t* pair) {
   uint32_t value;
   asm volatile("ld.global.cg.u32 %0, [%1];" : "=r"(value) : "l"(pair) : "memory");
@@ -72,7 +71,7 @@ inline void mma_m16n8k16(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uin
     return DTYPE == WMK_BFLOAT16 ? float_of(bits << 16) : float16_value(bits);
   };
   const uint32_t own[6] = {a[0], a[1], a[2], a[3], b0, b1};
-  uint32_t all[6][32];  // the registers of all lanes, in three exchanges
+  uint32_t all[6][32];  // // registers of all lanes
   for (int i = 0; i < 6; i += 2) {
     const uint64_t word = own[i] | static_cast<uint64_t>(own[i + 1]) << 32;
     const uint64_t* words = cuda_emulator::warp_collective("mma_m16n8k16", 0xffffffffu, word, {__FILE__, __LINE__});
@@ -97,8 +96,7 @@ inline uint32_t load_acquire(const uint32_t* address) { return *address; }
 
 #endif
 
-// Waits until the counter, zero at launch, has counted `expected` arrivals of blocks. What a block wrote before it is
-// visible after it through load_cg.
+// Waits for `expected` arrivals at the counter, zero at launch. Writes before it are visible after it to load_cg.
 __device__ __forceinline__ void grid_barrier(uint32_t* barrier_counter, uint32_t expected) {
   __syncthreads();
   if (threadIdx.x == 0) {

@@ -1,5 +1,4 @@
-// What needs a GPU, one small function each, with a plain C++ twin under WMK_EMULATE. cuda_emulator.h supplies
-// threadIdx, __syncthreads, shuffles and the rest of CUDA.
+// Device primitives, each with a C++ twin under WMK_EMULATE; cuda_emulator.h supplies the rest of CUDA.
 #pragma once
 
 #include <stdint.h>
@@ -21,8 +20,8 @@
 #else
 #include <cuda_runtime.h>
 
-// Launches `kernel<<<grid, block, shared, stream>>>(...)` with the shared-memory limit raised to `shared`, and returns
-// a wmk_status. Parenthesise a kernel whose template arguments hold a comma.
+// Launches with the shared-memory limit raised to `shared`; returns a wmk_status. Parenthesise a kernel whose template
+// arguments hold a comma.
 #define WMK_LAUNCH(kernel, grid, block, shared, stream, ...) \
   wmk::launch((kernel), (grid), (block), (shared), (stream), __VA_ARGS__)
 #define WMK_SHARED_MEMORY(name) extern __shared__ __align__(16) unsigned char name[]
@@ -52,7 +51,7 @@ int launch(void (*kernel)(Parameters...), int64_t grid, int block, int64_t share
   return error == cudaSuccess ? WMK_OK : WMK_CUDA_ERROR + static_cast<int>(error);
 }
 
-// 2^x. fp32: on the special-function unit, within two ulp; 2^0 is exactly 1, results below 2^-126 are 0.
+// 2^x. fp32: special-function unit, within two ulp; 2^0 is 1, results below 2^-126 are 0.
 __device__ __forceinline__ float exp2_fast(float x) {
   float y;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
@@ -93,9 +92,9 @@ __device__ __forceinline__ uint32_t pack_float16(float low, float high) {
 __device__ __forceinline__ uint32_t bits_of(float x) { return __float_as_uint(x); }
 __device__ __forceinline__ float float_of(uint32_t bits) { return __uint_as_float(bits); }
 
-// Sums over every four adjacent lanes, on the tensor cores: lane `which` of each four adds the sums to its own. Values
-// keep ten bits of mantissa (TF32), sums are fp32. The right-hand matrix is one where column 2 * which meets rows 0 to
-// 3, and column 2 * which + 1 rows 4 to 7.
+// Sums over every four adjacent lanes, on tensor cores; lane `which` of each four adds them to its `sums`. Values in
+// TF32 (ten bits of mantissa), sums in fp32. The right-hand matrix is one in rows 0 to 3 of column 2 * which and rows 4
+// to 7 of column 2 * which + 1.
 __device__ __forceinline__ void warp_sum4_tf32(float (&sums)[4], const float (&values)[4], int which) {
   const int column = static_cast<int>(threadIdx.x) % 32 / 4;
   const float even = column == 2 * which ? 1.0f : 0.0f, odd = column == 2 * which + 1 ? 1.0f : 0.0f;
@@ -106,7 +105,7 @@ __device__ __forceinline__ void warp_sum4_tf32(float (&sums)[4], const float (&v
         "r"(bits_of(even)), "r"(bits_of(odd)));
 }
 
-// Asynchronous copy of 8 or 16 bytes from global to shared memory, visible to this thread after copy_async_wait.
+// Copies 8 or 16 bytes from global to shared memory; visible to this thread after copy_async_wait.
 template <int BYTES>
 __device__ __forceinline__ void copy_async(void* shared, const void* global) {
   static_assert(BYTES == 8 || BYTES == 16, "what the hardware copies");
@@ -115,7 +114,6 @@ __device__ __forceinline__ void copy_async(void* shared, const void* global) {
 }
 __device__ __forceinline__ void copy_async_wait() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 
-// Makes `device` current for its lifetime.
 class DeviceGuard {
  public:
   explicit DeviceGuard(int64_t device) {
@@ -138,7 +136,7 @@ class DeviceGuard {
   cudaError_t status_ = cudaSuccess;
 };
 
-// Multiprocessors of a device; a guess where there is none to ask, since workspaces must have a size there too.
+// A guess without a GPU, where workspaces need a size too.
 inline int64_t multiprocessors(int64_t device) {
   int count = 0;
   if (cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, static_cast<int>(device)) != cudaSuccess) {
@@ -219,8 +217,7 @@ __device__ __forceinline__ double exp2_fast(double x) { return exp2(x); }
 __device__ __forceinline__ float log2_e(float) { return kLog2E; }
 __device__ __forceinline__ double log2_e(double) { return kLog2EDouble; }
 
-// log(1 + exp(x)), and x above 20. `precise` is for fp32 data; the fast form is branch-free, so that a thread's
-// elements overlap.
+// log(1 + exp(x)); x above 20. `precise`: for fp32 data; else branch-free, so that elements overlap.
 __device__ __forceinline__ float softplus(float x, bool precise) {
   if (precise) return x > 20.0f ? x : log1pf(expf(x));
   const float e = exp2_fast(x * kLog2E);
@@ -242,12 +239,12 @@ __device__ __forceinline__ double tanh_accurate(double x) { return tanh(x); }
 
 __host__ __device__ constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// Bytes per element of a wmk_dtype.
+// Bytes.
 __host__ __device__ __forceinline__ int64_t element_size(int64_t dtype) {
   return dtype == WMK_FLOAT64 ? 8 : dtype == WMK_FLOAT32 ? 4 : 2;
 }
 
-// One element of any dtype, converted from and to the arithmetic type T.
+// One element of any dtype, as the arithmetic type T.
 template <typename T>
 __device__ __forceinline__ T load_element(const void* data, int64_t dtype, int64_t offset) {
   switch (dtype) {

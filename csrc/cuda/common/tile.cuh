@@ -1,10 +1,9 @@
 // Tiles: ROWS (channels or states) x STEPS of a strided tensor, between global memory in the tensor's dtype and shared
 // memory in the arithmetic type.
 //
-// A tile moves in groups of four adjacent elements, along time or across rows as the strides say: 8 or 16 bytes per
-// thread, whole sectors in both layouts. An asynchronous copy brings a group to a stage buffer that only the fetching
-// thread reads back: the next tile is in flight while one is computed, and occupies no registers. Unaligned or partial
-// groups move element by element.
+// Tiles move in groups of four elements, contiguous in time or across rows: 8 or 16 bytes per thread, whole sectors in
+// both layouts. Asynchronous copies prefetch the next tile to a stage buffer, without registers; only the fetching
+// thread reads its group back. Unaligned or partial groups move by element.
 #pragma once
 
 #include "cuda/common/primitives.cuh"
@@ -29,7 +28,7 @@ __device__ __forceinline__ void store_vec4(T* shared, const Vec4<T>& vec) {
   *reinterpret_cast<Vec4<T>*>(shared) = vec;
 }
 
-// Four elements of any dtype, converted to the arithmetic type.
+// Four elements of any dtype.
 __device__ __forceinline__ Vec4<float> unpack(const unsigned char* staged, int64_t dtype, float) {
   if (dtype == WMK_FLOAT32) return *reinterpret_cast<const Vec4<float>*>(staged);
   const Packed4x16 pair = *reinterpret_cast<const Packed4x16*>(staged);
@@ -53,28 +52,28 @@ __device__ __forceinline__ Vec4<double> unpack(const unsigned char* staged, int6
   return *reinterpret_cast<const Vec4<double>*>(staged);
 }
 
-// A block's rows: the first at time 0; strides in elements.
+// A block's rows from time 0; strides in elements.
 struct StridedRows {
   char* data;
   int64_t row_stride, time_stride;
 
-  // The direction of groups.
+  // Direction of groups.
   __device__ __forceinline__ bool along_time() const { return time_stride == 1 || row_stride != 1; }
-  // Whether groups of a tile at `begin` are contiguous and aligned.
+  // Whether groups are contiguous and aligned.
   __device__ __forceinline__ bool aligned(const char* begin, int64_t size) const {
     const int64_t fast = along_time() ? time_stride : row_stride, slow = along_time() ? row_stride : time_stride;
     return fast == 1 && slow % 4 == 0 && reinterpret_cast<uintptr_t>(begin) % (4 * size) == 0;
   }
 };
 
-// Moved by THREADS threads. ROWS_FIRST: adjacent threads hold adjacent rows, for tiles stored transposed. Full, aligned
-// tiles take *_full, unrolled per direction; all others *_general, out of line.
+// ROWS_FIRST: adjacent threads hold adjacent rows, for transposed tiles. Full, aligned tiles take *_full, unrolled;
+// others *_general, out of line.
 template <typename T, int ROWS, int STEPS, int THREADS, bool ROWS_FIRST>
 struct Tile {
   static constexpr int kGroups = ROWS * STEPS / 4;
   static constexpr int kPerThread = (kGroups + THREADS - 1) / THREADS;
   static constexpr int kRowGroups = ROWS / 4;
-  // groups of rows in a band: whole sectors, few bank conflicts in transposed tiles
+  // row groups per band: whole sectors, few bank conflicts
   static constexpr int kBandRowGroups = ROWS_FIRST || kRowGroups < 4 ? kRowGroups : 4;
 
   // First row and step of a thread's group `i`, at constant distance from group 0.
@@ -113,7 +112,6 @@ struct Tile {
       position<false>(i, row, step);
     }
   }
-  // Whether a thread has a group `i`.
   static __device__ __forceinline__ bool in_tile(int i) {
     return kGroups % THREADS == 0 || i * THREADS + static_cast<int>(threadIdx.x) < kGroups;
   }
@@ -126,7 +124,6 @@ struct Tile {
     return remaining < 4 ? remaining : 4;
   }
 
-  // Starts fetching the tile at `time`.
   static __device__ __forceinline__ void fetch(unsigned char* stage, const StridedRows& tensor, int64_t time,
                                                int64_t dtype, int rows, int steps) {
     const char* begin = tensor.data + time * tensor.time_stride * element_size(dtype);
@@ -196,8 +193,8 @@ struct Tile {
   }
 
   // Stores the staged tile through `transform(value, row)`, zero outside the tensor, as [ROWS][pitch] or
-  // [STEPS][pitch]. ptxas allocates registers of callers in the order of the mangled names of the out-of-line
-  // functions: with names that do not sort as fetch, store, write, the linear scan spills on sm_120.
+  // [STEPS][pitch]. ptxas allocates callers' registers in the order of the out-of-line functions' mangled names: unless
+  // they sort as fetch, store, write, the linear scan spills on sm_120.
   template <bool TRANSPOSED, typename Transform>
   static __device__ __forceinline__ void store(T* tile, int pitch, const unsigned char* stage, bool along_time,
                                                int64_t dtype, int rows, int steps, Transform transform) {
@@ -220,7 +217,7 @@ struct Tile {
       Vec4<T> vec = unpack(stage + stage_offset(i, dtype), dtype, T(0));
 #pragma unroll
       for (int j = 0; j < 4; ++j) vec.value[j] = transform(vec.value[j], ALONG_TIME ? row : row + j);
-      if (TRANSPOSED != ALONG_TIME) {  // contiguous in the tile too
+      if (TRANSPOSED != ALONG_TIME) {  // // contiguous in the tile too
         store_vec4(tile + (TRANSPOSED ? step * pitch + row : row * pitch + step), vec);
       } else {
 #pragma unroll
@@ -248,7 +245,7 @@ struct Tile {
     }
   }
 
-  // Writes a tile [ROWS][pitch] to global memory at `time`.
+  // Writes [ROWS][pitch] to global memory.
   static __device__ __forceinline__ void write(const T* tile, int pitch, const StridedRows& tensor, int64_t time,
                                                int64_t dtype, int rows, int steps) {
     char* begin = tensor.data + time * tensor.time_stride * element_size(dtype);

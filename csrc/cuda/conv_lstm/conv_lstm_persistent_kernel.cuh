@@ -1,13 +1,12 @@
-// The ConvLSTM over all steps in one persistent kernel, forward, on a GPU: for maps whose cost is the latency of
-// launches.
+// The ConvLSTM over all steps in one persistent kernel, forward, on a GPU: for maps bound by launch latency.
 //
-// A block takes 16 hidden channels and 16 or 32 positions. Across steps its hidden weights stay in shared memory, in
-// tensor-core order, its cells in registers. A step reads the previous h around each position from the level-2 cache,
-// multiplies, updates, writes h; then a grid barrier. The input convolution ran before, for all steps. Latency is the
-// limit: barrier, cache, and hidden / 16 products per tap in sequence.
+// A block takes 16 hidden channels and 16 or 32 positions. Hidden weights stay in shared memory, in tensor-core order,
+// cells in registers. A step reads the previous h from the level-2 cache, multiplies, updates, writes h and waits at a
+// grid barrier. The input convolution of all steps runs before. Bound by latency: barrier, cache, hidden / 16 products
+// per tap in sequence.
 //
-// A warp's 16 columns are four gates of four channels, ordered so that a thread's sums are the gates of one channel in
-// two rows: no exchange. Sums stay in fp32; only the input convolution's come in 16 bits.
+// A warp's 16 columns are four gates of four channels, ordered so that a thread has all gates of one channel in two
+// rows. Sums are fp32, the input convolution's 16-bit.
 #pragma once
 
 #include "cuda/common/mma.cuh"
@@ -16,10 +15,9 @@
 namespace wmk {
 
 constexpr int kPersistentThreads = 128, kPersistentChannels = 16;
-// Shared memory per tap of 16 input channels: 16 rows of 64 columns.
+// Per tap of 16 input channels: 16 rows of 64 columns.
 constexpr int64_t kPersistentTapBytes = 16 * 4 * kPersistentChannels * 2;
 
-// A position of the map.
 struct PositionCoord {
   int64_t row, batch;
   int64_t y, x;
@@ -40,7 +38,7 @@ __global__ void __launch_bounds__(kPersistentThreads, 1)
   {
     const uint4* packed =
         static_cast<const uint4*>(p.weights.data) + channel_tile * taps * channel_tiles * kPersistentThreads;
-    // each thread reads back only what it copied: no barrier
+    // no barrier: each thread reads back only its own copies
     for (int64_t i = thread; i < taps * channel_tiles * kPersistentThreads; i += kPersistentThreads)
       weights[i] = packed[i];
   }
@@ -68,8 +66,8 @@ __global__ void __launch_bounds__(kPersistentThreads, 1)
   for (int gate = 0; gate < 4; ++gate) bias[gate] = parameter(p.bias, gate * p.hidden + channel);
 
   for (int64_t time = 0; time < p.time; ++time) {
-    float input_sums[TILES][2][4];  // of the input convolution, in flight during the grid barrier
-    bool has_state[TILES][2];       // no reset here
+    float input_sums[TILES][2][4];  // // in flight during the grid barrier
+    bool has_state[TILES][2];       // // not reset
 #pragma unroll
     for (int m = 0; m < TILES; ++m) {
 #pragma unroll
@@ -91,7 +89,7 @@ __global__ void __launch_bounds__(kPersistentThreads, 1)
     const uint16_t* h_prev = static_cast<const uint16_t*>(p.h0.data);
     if (time > 0) h_prev = static_cast<const uint16_t*>(p.out.data) + (time - 1) * rows * p.hidden;
 
-    float sums[TILES][2][4] = {};  // of gates (i, f), and of (g, o), for two rows each
+    float sums[TILES][2][4] = {};  // // (i, f) and (g, o), two rows each
     for (int64_t tap = 0; h_prev != nullptr && tap < taps; ++tap) {
       const uint16_t* neighbours[TILES][2];
 #pragma unroll

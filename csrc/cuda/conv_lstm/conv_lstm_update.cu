@@ -1,4 +1,4 @@
-// Entry points of the ConvLSTM's update.
+// Entry points of the ConvLSTM update.
 #include <initializer_list>
 
 #include "common/checks.h"
@@ -17,7 +17,7 @@ int check(const wmk_conv_lstm_update& p, bool backward) {
   return WMK_OK;
 }
 
-// Whether groups of four channels are aligned in every tensor.
+// Whether four channels are aligned in every tensor.
 bool can_vectorize(const wmk_conv_lstm_update& p) {
   if (p.hidden % 4 != 0) return false;
   const int64_t size = element_size(p.dtype), state_size = p.dtype == WMK_FLOAT64 ? 8 : 4;

@@ -1,14 +1,13 @@
-// The ConvLSTM's cell update, forward and backward, on a GPU: all of a step but its convolutions.
+// The ConvLSTM's cell update, forward and backward, on a GPU: a step without its convolutions.
 //
-// The convolutions of input and hidden state leave four sums each per cell, channels last. A thread takes four adjacent
-// channels of one position (one, where channels or addresses are not multiples of four), moves each value once, 8 or 16
-// bytes at a time, and keeps gates and cells in registers.
+// Input and hidden convolutions give four sums each per cell, channels last. A thread takes four adjacent channels of
+// one position (one if unaligned) and moves each value once, 8 or 16 bytes at a time.
 //
-// Bytes per cell with 16-bit maps: 26 forward, 16 more to keep the gates, 44 backward. Memory is the limit; five
-// accurate exponentials per cell hide behind it.
+// Bytes per cell with 16-bit maps: 26 forward, 16 more to keep the gates, 44 backward. Bound by memory, which hides
+// five accurate exponentials per cell.
 //
-// A reset costs nothing: a zero state's convolution is zero, so neither its sum nor the old cell is read, and NaN
-// cannot cross. Backward, gradients to h and c before a reset are not read, or written as zero.
+// At a reset neither the hidden convolution nor the old cell is read (both are zero), so NaN cannot cross. Backward,
+// gradients to h and c before a reset are not read, or written as zero.
 #pragma once
 
 #include "cuda/common/tile.cuh"
@@ -56,13 +55,13 @@ __device__ __forceinline__ void store_cells(const wmk_view& view, int64_t offset
   }
 }
 
-// A thread's cells, and what both directions read of them.
+// A thread's cells, for both directions.
 template <typename T, int DTYPE, int COUNT>
 struct CellCoord {
   static constexpr int kState = sizeof(T) == 8 ? WMK_FLOAT64 : WMK_FLOAT32;
   using Group = Cells<T, COUNT>;
 
-  int64_t cell, row, position, channel;  // first cell; row = batch * positions + position
+  int64_t cell, row, position, channel;  // // row = batch * positions + position
   bool exists, reset;
 
   __device__ __forceinline__ explicit CellCoord(const wmk_conv_lstm_update& p) {
@@ -99,7 +98,6 @@ struct CellCoord {
     for (int i = 0; i < COUNT; ++i) group.value[i] = T(0);
     return group;
   }
-  // Sum of both convolutions and the bias.
   __device__ __forceinline__ Group preactivation(const wmk_conv_lstm_update& p, int gate_index) const {
     Group total = load_cells<T, DTYPE, COUNT>(p.gates_x, gate(p, gate_index));
     if (p.gates_h.data != nullptr && !reset) {
@@ -116,7 +114,7 @@ struct CellCoord {
   }
 };
 
-// Gates i, f, g, o after their nonlinearities, and the new cell.
+// Gates after their nonlinearities, and the new cell.
 template <typename T, int DTYPE, int COUNT>
 struct Gates {
   Cells<T, COUNT> i, f, g, o, c;

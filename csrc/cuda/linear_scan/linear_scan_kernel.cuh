@@ -1,15 +1,14 @@
-// Linear scan, h_t = g_t h_{t-1} + x_t, forward and backward, either direction of time, on a GPU.
+// Linear scan, h_t = g_t h_{t-1} + x_t, forward and backward, in either direction of time, on a GPU.
 //
-// A block takes 16 rows (channels) in tiles of 128 steps (32 in fp64), the next in flight while one is scanned. Eight
-// threads share a row: each combines four steps to an affine map, three shuffles scan the maps, and each runs its four
-// steps from the right state, in registers. Backward is the same scan from the other end: dx_t = dout_t + g_{t+1}
-// dx_{t+1}, dg_t = dx_t h_{t-1}.
+// A block takes 16 rows (channels) in tiles of 128 steps (fp64: 32) and prefetches the next tile. Eight threads share a
+// row: each combines four steps to an affine map, three shuffles scan the maps. Backward is the same scan reversed:
+// dx_t = dout_t + g_{t+1} dx_{t+1}, dg_t = dx_t h_{t-1}.
 //
-// Per element: three reads or writes forward, five backward, a few multiply-adds. Memory is the limit; for 16-bit data
-// instruction issue, about 25 per element.
+// Per element: three memory accesses forward, five backward. Bound by memory; for 16-bit data by instruction issue,
+// about 25 per element.
 //
-// Where rows are too few, time is cut into segments: a local pass combines each to one map, a small kernel passes the
-// state on, the main pass starts each segment from it.
+// With few rows, time is split into segments: a local pass finds each segment's map, the combine kernel its initial
+// state.
 #pragma once
 
 #include "cuda/common/affine_scan.cuh"
@@ -19,16 +18,16 @@ namespace wmk {
 
 struct LinearPlan {
   int64_t segment_steps, segments;  // a multiple of kSteps; per row
-  void* boundary;                   // [segments, rows]: a segment's final state from zero; combined: its initial state
-  void* decay;                      // [segments, rows]
-  int32_t* reset;                   // [segments, rows]
+  void* boundary;  // // [segments, rows]: final state from zero; after the combine kernel: initial state
+  void* decay;     // [segments, rows]
+  int32_t* reset;  // [segments, rows]
 };
 
 template <typename T>
 struct LinearKernelTraits {
   static constexpr int kRows = 16, kThreads = 128, kLanes = 8;
   static constexpr int kSteps = sizeof(T) == 8 ? 32 : 128;
-  static constexpr int kPassSteps = 4 * kLanes;  // over a row's threads
+  static constexpr int kPassSteps = 4 * kLanes;  // // per pass over the tile
   static constexpr int kPitch = kSteps + 4;
   using RowTile = Tile<T, kRows, kSteps, kThreads, false>;
 };
@@ -36,13 +35,13 @@ struct LinearKernelTraits {
 template <typename T, bool BACKWARD>
 struct LinearShared {
   using C = LinearKernelTraits<T>;
-  alignas(16) T gates[C::kRows * C::kPitch];   // then their gradient
-  alignas(16) T values[C::kRows * C::kPitch];  // tokens, then out; or the gradient of out, then of tokens
-  alignas(16) T outputs[BACKWARD ? C::kRows * C::kPitch : 4];  // out of the forward pass
+  alignas(16) T gates[C::kRows * C::kPitch];   // // backward: then their gradient
+  alignas(16) T values[C::kRows * C::kPitch];  // // tokens, then out; backward: grad_out, then grad_tokens
+  alignas(16) T outputs[BACKWARD ? C::kRows * C::kPitch : 4];  // // of the forward pass
   alignas(16) uint32_t resets[C::kSteps / 32];
 };
 
-// BACKWARD: the gradients. LOCAL: only each segment's map.
+// LOCAL: only each segment's map.
 template <typename T, int DTYPE, bool BACKWARD, bool LOCAL>
 __global__ void __launch_bounds__(128, BACKWARD&& LOCAL             ? 3
                                        : sizeof(T) == 8 || BACKWARD ? 4
@@ -63,16 +62,15 @@ __global__ void __launch_bounds__(128, BACKWARD&& LOCAL             ? 3
   const int64_t tile = blockIdx.x % tiles, batch = blockIdx.x / tiles % p.batch, segment = blockIdx.x / tiles / p.batch;
   const int64_t first_row = tile * C::kRows;
   const int rows = static_cast<int>(p.channels - first_row < C::kRows ? p.channels - first_row : C::kRows);
-  const bool reverse = BACKWARD ? !p.reverse : p.reverse != 0;  // the direction of this scan
-  const bool reset_shifted = p.reverse != 0;  // in reverse, a step resets where the next one is flagged
-  // segments count in the scan's direction
+  const bool reverse = BACKWARD ? !p.reverse : p.reverse != 0;  // // of this scan
+  const bool reset_shifted = p.reverse != 0;                    // // reverse: the flag of step t + 1 resets step t
   const int64_t position = reverse ? plan.segments - 1 - segment : segment;
   const int64_t segment_begin = position * plan.segment_steps;
   const int64_t segment_end = segment_begin + plan.segment_steps < p.time ? segment_begin + plan.segment_steps : p.time;
   if (LOCAL && segment + 1 == plan.segments) return;
 
   const int lane = static_cast<int>(threadIdx.x) % kLanes, row = static_cast<int>(threadIdx.x) / kLanes;
-  const int scan_rank = reverse ? kLanes - 1 - lane : lane;  // in the scan's order
+  const int scan_rank = reverse ? kLanes - 1 - lane : lane;
   const bool exists = row < rows;
   const int64_t channel = first_row + row, row_index = batch * p.channels + channel, row_count = p.batch * p.channels;
 
@@ -94,7 +92,7 @@ __global__ void __launch_bounds__(128, BACKWARD&& LOCAL             ? 3
     const bool reset = BACKWARD && reset_shifted && p.reset.data != nullptr && p.time > 0 && reset_at(0);
     if (!reset) running_state = static_cast<const T*>(start.data)[batch * start.stride[0] + channel * start.stride[1]];
   }
-  AffineMap<T> segment_map = {T(1), running_state, false};  // LOCAL: of the segment so far
+  AffineMap<T> segment_map = {T(1), running_state, false};  // // LOCAL
 
   const auto fetch = [&](int64_t begin, int steps) {
     RowTile::fetch(gate_stage, rows_of(p.gates), begin, dtype, rows, steps);
@@ -140,13 +138,13 @@ __global__ void __launch_bounds__(128, BACKWARD&& LOCAL             ? 3
       Vec4<T> g = load_vec4(gates), v = load_vec4(values);
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
-        if (first + j >= steps) g.value[j] = T(1);  // the value is 0: such a step changes nothing
+        if (first + j >= steps) g.value[j] = T(1);  // // identity, as the value is 0
       }
       AffineMap<T> prefix = {T(1), T(0), false};
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
         const int k = reverse ? 3 - j : j;
-        // a run-time index would move the vectors to local memory
+        // selection: a run-time index would move the vectors to local memory
         const T gate = reverse ? g.value[3 - j] : g.value[j], value = reverse ? v.value[3 - j] : v.value[j];
         const bool reset = resets >> k & 1u;
         const AffineMap<T> step =
@@ -194,8 +192,7 @@ __global__ void __launch_bounds__(128, BACKWARD&& LOCAL             ? 3
         }
         store_vec4(values, result);
         if (BACKWARD && p.grad_gates.data != nullptr) {
-          // A gate's gradient: that of its step times the previous state in the op's direction. Three of a thread's
-          // four are in its vector; the fourth is the adjacent thread's, or outside this pass.
+          // dg = dx times the previous state. The fourth previous state is the adjacent thread's, or outside this pass.
           Vec4<T> outputs = load_vec4(shared.outputs + row * kPitch + first);
           const bool inside = p.reverse ? first + 4 < steps : first > 0;
           T edge = T(0);
@@ -211,7 +208,7 @@ __global__ void __launch_bounds__(128, BACKWARD&& LOCAL             ? 3
                   p.initial_state.data)[batch * p.initial_state.stride[0] + channel * p.initial_state.stride[1]];
             }
           }
-          const int last_step = steps - 1 - first;  // relative to this vector
+          const int last_step = steps - 1 - first;
 #pragma unroll
           for (int j = 0; j < 4; ++j) {
             const T neighbour_state = p.reverse ? (j == 3 || j == last_step ? edge : outputs.value[j < 3 ? j + 1 : 3])
@@ -247,7 +244,7 @@ __global__ void __launch_bounds__(128, BACKWARD&& LOCAL             ? 3
   }
 }
 
-// Replaces each segment's final state from zero by its initial state.
+// Final states from zero -> initial states.
 template <typename T>
 __global__ void __launch_bounds__(128)
     linear_scan_combine_kernel(const WMK_GRID_CONSTANT LinearPlan plan, const int64_t rows) {

@@ -1,9 +1,9 @@
 // Passes states between a selective scan's segments, and reduces partials.
 //
-// The local pass leaves an affine map per segment: value in boundary, decay, reset. The combine kernel replaces each
-// value by the state at the segment's start (forward) or its gradient at the end (backward). A block takes 32 elements
-// of [channels, state]; each warp combines a range of segments, then starts from the ranges before, in a fixed order.
-// Per element and segment: two values read, one written; memory is the limit.
+// The local pass leaves an affine map per segment: boundary (value), decay, reset. The combine kernel replaces the
+// value by the segment's initial state (backward: dh at its end). A block takes 32 elements of [channels, state]; each
+// warp combines a range of segments, then applies the earlier ranges, in fixed order. Bound by memory: three values per
+// element and segment.
 #pragma once
 
 #include "cuda/common/affine_scan.cuh"
@@ -13,7 +13,7 @@ namespace wmk {
 
 constexpr int kCombineWarps = 8;
 
-// tile_channels: channels per tile of the local pass; its resets are [segments, tiles].
+// The local pass's resets are [segments, tiles].
 template <typename T, bool REVERSE>
 __global__ void __launch_bounds__(32 * kCombineWarps)
     selective_scan_combine_kernel(const WMK_GRID_CONSTANT wmk_selective_scan p, const WMK_GRID_CONSTANT ScanPlan plan,
@@ -28,7 +28,7 @@ __global__ void __launch_bounds__(32 * kCombineWarps)
   const bool exists = element < elements;
   const int64_t channel = exists ? element / p.state : 0;
 
-  int64_t first = sequence * plan.segments_per_sequence, length = p.time;  // first: the sequence's first segment
+  int64_t first = sequence * plan.segments_per_sequence, length = p.time;
   if (p.cu_seqlens.data != nullptr) {
     const int64_t offset = packed_bound(p, sequence);
     first = offset / plan.segment_steps + sequence;
@@ -36,8 +36,7 @@ __global__ void __launch_bounds__(32 * kCombineWarps)
   }
   const int64_t count = length <= 0 ? 1 : (length + plan.segment_steps - 1) / plan.segment_steps;
 
-  // Forward, segment 0 starts from the initial state in both passes, and the last one's local pass does not run.
-  // Backward the same, from the other end.
+  // Segment 0 starts from the initial state in both passes; the last has no local pass. Backward: mirrored.
   const int64_t per_warp = (count + kCombineWarps - 1) / kCombineWarps;
   const int64_t begin = warp * per_warp < count ? warp * per_warp : count;
   const int64_t end = begin + per_warp < count ? begin + per_warp : count;
@@ -76,7 +75,7 @@ __global__ void __launch_bounds__(32 * kCombineWarps)
   }
 }
 
-// Sums of partials over segments: out[i] = sum_s partial[s][i].
+// out[i] = sum_s partial[s][i].
 struct SegmentSum {
   const void* partial;
   void* out;
@@ -85,7 +84,7 @@ struct SegmentSum {
 struct SegmentSums {
   SegmentSum sum[5];
   int64_t segment_count;
-  int64_t first_block[6];  // first block of each sum
+  int64_t first_block[6];  // // per sum
 };
 
 template <typename T>
@@ -110,8 +109,7 @@ __global__ void __launch_bounds__(32 * kCombineWarps) sum_segments_kernel(const 
   static_cast<T*>(sum.out)[element] = total;
 }
 
-// Sums the tiles' partials of the gradient of a varying B or C: [batch, groups, tiles per group, state, time] to a
-// [batch, groups, state, time] view.
+// Partial gradients of a varying B or C: [batch, groups, tiles per group, state, time] -> [batch, groups, state, time].
 template <typename T>
 __global__ void __launch_bounds__(256)
     sum_tiles_kernel(const T* partial, const WMK_GRID_CONSTANT wmk_view out, const int64_t dtype, const int64_t groups,

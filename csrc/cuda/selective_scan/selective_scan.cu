@@ -1,4 +1,4 @@
-// Entry points of the selective scan: check a call, plan its work tiles and workspace, launch.
+// Entry points of the selective scan: checks, plan of work tiles and workspace, launches.
 #include "common/checks.h"
 #include "cuda/selective_scan/selective_scan_launch.cuh"
 
@@ -34,7 +34,7 @@ template int launch_combine<double>(const wmk_selective_scan&, const ScanPlan&, 
 
 namespace {
 
-// Calls `use(traits)` with the smallest traits that hold the call's states.
+// `use(smallest traits that hold the states)`.
 template <typename Use>
 auto with_traits(const wmk_selective_scan& p, Use use) {
   if (p.dtype == WMK_FLOAT64) return p.state <= 16 ? use(Scan16Double()) : use(Scan256Double());
@@ -45,7 +45,6 @@ auto with_traits(const wmk_selective_scan& p, Use use) {
   return p.state <= 64 ? use(Scan64()) : use(Scan256());
 }
 
-// Hands out the workspace.
 struct WorkspaceLayout {
   char* base;
   int64_t used = 0;
@@ -56,8 +55,8 @@ struct WorkspaceLayout {
   }
 };
 
-// Time is split where whole sequences give fewer than kMinBlocksPerProcessor blocks per multiprocessor: then running
-// every segment twice pays. Segments are as many as give kTargetBlocksPerProcessor, the number resident at a time.
+// Below the minimum of blocks per multiprocessor, running segments twice pays: time is split for the target, the number
+// of resident blocks.
 constexpr double kMinBlocksPerProcessor = 1.6;
 constexpr int64_t kTargetBlocksPerProcessor = 3;
 
@@ -69,7 +68,7 @@ int64_t choose_segment_steps(const wmk_selective_scan& p, int64_t tiles, int64_t
   const int64_t target_blocks = kTargetBlocksPerProcessor * processors;
   int64_t steps = time;
   if (packed) {
-    // Sequences shorter than a segment stay whole: only those far above the mean are cut.
+    // Only sequences far above the mean length are split.
     steps = ceil_div(2 * time * tiles, target_blocks);
   } else if (static_cast<double>(tiles * p.batch) < kMinBlocksPerProcessor * static_cast<double>(processors)) {
     steps = ceil_div(time, target_blocks / (tiles * p.batch < 1 ? 1 : tiles * p.batch));

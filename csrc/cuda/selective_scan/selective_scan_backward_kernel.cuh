@@ -1,8 +1,8 @@
 // Selective scan, backward, on a GPU.
 //
-// Blocks and threads as forward. A block walks its segment from the end in tiles of 32 steps: it recomputes a tile's
-// states from the saved one, keeps one per subtile of four steps in shared memory, then sweeps the subtiles in reverse,
-// forward with decays and states in registers, then back:
+// Work tiles as forward. A block takes its segment's tiles of 32 steps in reverse: it recomputes a tile's states from
+// the saved one, checkpoints one per subtile of four steps in shared memory, then sweeps each subtile in registers,
+// forward, then back:
 //
 //   g_t      = C_t dy_t + dh_t            gradient of h_t; dh_t: from later steps
 //   dh_{t-1} = a_t g_t                    with a_t = exp(step_t A)
@@ -10,16 +10,12 @@
 //   du_t     = step_t sum_n g_t B_t       dstep_t = u_t sum_n g_t B_t + sum_n A dh_{t-1} h_{t-1}
 //   dA      += step_t dh_{t-1} h_{t-1}
 //
-// Sums over states: three shuffles per four steps. Sums over channels for dB and dC: in a warp on the tensor cores for
-// 16-bit data (whose gradients are rounded more coarsely than the ten bits kept), else through shared memory; over
-// warps every four or eight steps. sum_tiles_kernel adds the blocks' partials in a fixed order: no atomics, the same
-// bits every run.
+// Sums over states: three shuffles per four steps. Sums of dB and dC over a warp's channels: on tensor cores for 16-bit
+// data (TF32 rounds less than the result), else through shared memory; over warps every four or eight steps.
+// sum_tiles_kernel adds the blocks' partials in fixed order: bitwise reproducible, no atomics.
 //
-// Per state and step 1.9 exponentials and about 30 instructions; bytes per element, bf16 with gate: 16, 2 for states, 8
-// for partials. Instruction issue is the limit.
-//
-// Where time is split, selective_scan_backward_local_kernel finds each segment's dh, and combine_kernel.cuh passes them
-// on.
+// Per state and step: 1.9 exponentials, about 30 instructions. Bytes per element, bf16 with gate: 16, 2 for states, 8
+// for partials. Bound by instruction issue.
 #pragma once
 
 #include "cuda/selective_scan/selective_scan_backward_local_kernel.cuh"
@@ -28,7 +24,7 @@
 
 namespace wmk {
 
-// Blocks per multiprocessor, for the register allocation: two of fp32 data fit in shared memory.
+// For the register allocation; for fp32, two blocks fit in shared memory.
 template <typename Traits>
 constexpr int kBackwardKernelBlocks = Traits::kDtype == WMK_FLOAT32 ? 2 : Traits::kBackwardBlocks;
 
@@ -85,7 +81,7 @@ __global__ void __launch_bounds__(Traits::kThreads, kBackwardKernelBlocks<Traits
   for (int i = 0; i < ChannelTile::kPerThread; ++i) grad_D[i] = grad_bias[i] = T(0);
   const int64_t channel_offset = work.segment * p.channels + coord.channel;
   thread.partial_offset = channel_offset * p.state;
-  if (!p.B_varies) store_states(thread.dh, coord, states, plan.partial_B, thread.partial_offset);  // zeros
+  if (!p.B_varies) store_states(thread.dh, coord, states, plan.partial_B, thread.partial_offset);  // // zeros
   if (!p.C_varies) store_states(thread.dh, coord, states, plan.partial_C, thread.partial_offset);
   if (work.segment_in_sequence + 1 < work.segments_in_sequence) {
     load_states(thread.dh, coord, states, plan.boundary, (work.segment * p.channels + coord.channel) * p.state, 1);
@@ -104,7 +100,7 @@ __global__ void __launch_bounds__(Traits::kThreads, kBackwardKernelBlocks<Traits
   thread.C_pitch = p.C_varies ? kStatePitch : 0;
 
   const auto identity = [](T value, int) { return value; };
-  // Captured by value, so that constants stay constants.
+  // By value: constants stay constants.
   const auto step_size = [precise, bias = shared.bias, softplus_on = p.delta_softplus != 0](T value, int row) {
     value += bias[row];
     return softplus_on ? softplus(value, precise) : value;
@@ -136,7 +132,7 @@ __global__ void __launch_bounds__(Traits::kThreads, kBackwardKernelBlocks<Traits
     load_resets<Traits>(&shared.resets, p, work, begin, steps);
   };
   T h[kStates];
-  // Recomputes subtiles [0, subtiles) of a tile: start states to checkpoint, the last state to h.
+  // Start states of [0, subtiles) to checkpoint, the last state to h.
   const auto recompute_states = [&](int subtiles) {
     const uint32_t resets = shared.resets;
     T A[kStates];
@@ -197,7 +193,7 @@ __global__ void __launch_bounds__(Traits::kThreads, kBackwardKernelBlocks<Traits
                                       state_rows(shared.origin_C, p.C).along_time(), dtype, states, steps, identity);
     }
     __syncthreads();
-    // Fetches the next tile early, unless recomputing its states needs the same stage buffers.
+    // Prefetches unless recomputing states needs the stage buffers.
     fetched = begin > work.begin && p.chunk <= kSteps;
     if (begin == chunk_begin) {
       --chunk;
@@ -255,7 +251,7 @@ __global__ void __launch_bounds__(Traits::kThreads, kBackwardKernelBlocks<Traits
     for (int k = 0; k < 4; ++k) grad_A[4 * j + k] = vec.value[k];
   }
   store_states(grad_A, coord, states, plan.partial_A, partial_offset(thread, work, coord, p));
-  // A channel's sums for D and delta_bias are spread over the adjacent threads that finished its steps.
+  // Adjacent threads hold a channel's partial sums for D and delta_bias.
   constexpr int kStepGroups = kSteps / 4;
 #pragma unroll
   for (int i = 0; i < ChannelTile::kPerThread; ++i) {

@@ -1,14 +1,13 @@
-// Selective scan, backward, the first of three passes where time is split: per segment, the state gradient dh at its
-// start from a zero gradient at its end (the last segment: from grad_last_state), and its decay. No states are needed:
-// dh_{t-1} = exp(step_t A) (C_t dy_t + dh_t). Per state and step one exponential, a multiplication and a multiply-add;
-// bound as the forward pass.
+// Selective scan, backward, the first of three passes where time is split: each segment's decay and its dh at the
+// start, from dh = 0 at its end (last segment: grad_last_state). dh_{t-1} = exp(step_t A) (C_t dy_t + dh_t) needs no
+// states: per state and step one exponential, a multiplication and a multiply-add.
 #pragma once
 
 #include "cuda/selective_scan/selective_scan_common.cuh"
 
 namespace wmk {
 
-// Turns the gradient of out into that of y, and z into the factor of y in the gradient of z.
+// dout -> dy, and z -> the factor of y in dz.
 template <typename Traits>
 __device__ __forceinline__ void gate_backward(typename Traits::T* grad, typename Traits::T* gate, bool precise) {
   using T = typename Traits::T;
@@ -26,7 +25,7 @@ struct BackwardLocalShared {
   using T = typename Traits::T;
   using C = Traits;
   alignas(16) T step[C::kChannels * C::kPitch];
-  alignas(16) T grad[C::kChannels * C::kPitch];  // of out, then of y
+  alignas(16) T grad[C::kChannels * C::kPitch];  // // dout, then dy
   alignas(16) T gate[C::kChannels * C::kPitch];
   alignas(16) T C_tile[C::kStateRows * C::kStatePitch];
   T bias[C::kChannels];
@@ -93,7 +92,7 @@ __global__ void __launch_bounds__(Traits::kThreads, Traits::kBackwardBlocks)
     if (p.C_varies) StateTile::fetch(stages.C, state_rows(shared.origin_C, p.C), begin, dtype, states, steps);
   };
   const auto identity = [](T value, int) { return value; };
-  // Captured by value, so that constants stay constants.
+  // By value: constants stay constants.
   const auto step_size = [precise, bias = shared.bias, softplus_on = p.delta_softplus != 0](T value, int row) {
     value += bias[row];
     return softplus_on ? softplus(value, precise) : value;

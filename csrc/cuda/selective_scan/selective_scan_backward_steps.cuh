@@ -1,22 +1,22 @@
 // Inner loop of the selective scan's backward pass: reverse_sweep per subtile, backward_epilogue per tile.
 //
-// A thread takes four states through four steps forward and back before its next four: registers hold 16 decays and 16
-// states, whatever its number of states. With more than four, A and its gradient live in shared memory; with eight in
-// fp64, decays are recomputed per step. So no kernel spills.
+// A thread takes four states through four steps forward and back, then its next four: registers hold 16 decays and 16
+// states at any number of states. Beyond four states, A and its gradient live in shared memory; with eight in fp64,
+// decays are recomputed per step. No kernel spills.
 #pragma once
 
 #include "cuda/selective_scan/selective_scan_common.cuh"
 
 namespace wmk {
 
-constexpr int kSubtileSteps = 4;  // per reverse_sweep, in registers
+constexpr int kSubtileSteps = 4;
 
 template <typename Traits>
 struct BackwardShared {
   using T = typename Traits::T;
   using C = Traits;
   static constexpr int kStateVectors = C::kStates / 4;
-  // Sums over a warp's channels: tensor cores, shared memory, or none needed.
+  // How to sum over a warp's channels.
   static constexpr bool kSumsOnTensorCores =
       C::kWarpChannels == 8 && (C::kDtype == WMK_BFLOAT16 || C::kDtype == WMK_FLOAT16);
   static constexpr bool kOneChannelPerWarp = C::kWarpChannels == 1;
@@ -25,8 +25,8 @@ struct BackwardShared {
                 "products of several channels are those of four states a thread");
   // per step, for B or C: [channels, states], padded against bank conflicts
   static constexpr int kProductPitch = 32 * C::kStates + 16;
-  static constexpr int kPartialStates = 4 * C::kLanes;                        // states per reduction over warps
-  static constexpr int kBlockSteps = kSumsOnTensorCores ? 8 : kSubtileSteps;  // steps per reduction
+  static constexpr int kPartialStates = 4 * C::kLanes;                        // // per reduction over warps
+  static constexpr int kBlockSteps = kSumsOnTensorCores ? 8 : kSubtileSteps;  // // per reduction
   static constexpr int kPartials = C::kWarps * (kSumsOnTensorCores ? 2 : 1);  // per block
   struct alignas(16) Partial {
     T sum[2][kBlockSteps][kPartialStates + 4];  // [B or C][step][state]
@@ -35,11 +35,11 @@ struct BackwardShared {
 
   alignas(16) T u[C::kChannels * C::kPitch];        // then its gradient
   alignas(16) T step[C::kChannels * C::kPitch];     // then the gradient of delta
-  alignas(16) T grad[C::kChannels * C::kPitch];     // of out, then of y
-  alignas(16) T gate[C::kChannels * C::kPitch];     // z, the factor of y in its gradient, its gradient
-  alignas(16) T sum_gB[C::kChannels * C::kPitch];   // sum over states of g B
-  alignas(16) T sum_gAh[C::kChannels * C::kPitch];  // of A dh h_{t-1}
-  alignas(16) T y[C::kChannels * C::kPitch];        // of C h
+  alignas(16) T grad[C::kChannels * C::kPitch];     // // dout, then dy
+  alignas(16) T gate[C::kChannels * C::kPitch];     // // z, then dz's factor of y, then dz
+  alignas(16) T sum_gB[C::kChannels * C::kPitch];   // // over states
+  alignas(16) T sum_gAh[C::kChannels * C::kPitch];  // // of A dh h_{t-1}
+  alignas(16) T y[C::kChannels * C::kPitch];
   alignas(16) T B_tile[C::kStateRows * C::kStatePitch];
   alignas(16) T C_tile[C::kStateRows * C::kStatePitch];
   alignas(16) T checkpoint[C::kSteps / kSubtileSteps][C::kThreads * C::kStates];
@@ -51,23 +51,22 @@ struct BackwardShared {
   T bias[C::kChannels];
   char *origin_u, *origin_delta, *origin_grad_out, *origin_z, *origin_B, *origin_C;
   char *origin_grad_u, *origin_grad_delta, *origin_grad_z;
-  int64_t partial_origin;  // in tile_partial_B and tile_partial_C
+  int64_t partial_origin;  // // in tile_partial_B and tile_partial_C
   WorkTile work;
   alignas(16) uint32_t resets;
 };
 
-// Softplus's derivative from its value.
+// From softplus's value.
 __device__ __forceinline__ float softplus_slope(float step, bool precise) {
   if (precise) return -expm1f(-step);
   const float series = step * (1.0f + step * (-0.5f + step * (1.0f / 6.0f - step * (1.0f / 24.0f))));
   return step < 0.0625f ? series : 1.0f - exp2_fast(-kLog2E * step);
 }
-// Above 20 softplus is the identity and its derivative 1; softplus(20) itself is a little above 20.
+// 1 above x = 20; softplus(20) is slightly larger.
 __device__ __forceinline__ double softplus_slope(double step, bool) {
   return step > 20.0000000020612 ? 1.0 : -expm1(-step);
 }
 
-// A thread's registers over its segment; A and grad_A of four states.
 template <typename Traits>
 struct BackwardThread {
   using T = typename Traits::T;
@@ -80,7 +79,6 @@ struct BackwardThread {
   int B_pitch, C_pitch;
 };
 
-// A thread's states to shared memory; four of them back.
 template <typename Traits, typename T = typename Traits::T>
 __device__ __forceinline__ void store_checkpoint(const T (&h)[Traits::kStates], T* checkpoint) {
 #pragma unroll
@@ -93,7 +91,7 @@ __device__ __forceinline__ Vec4<T> load_checkpoint(const T* checkpoint, int j) {
   return load_vec4(checkpoint + (4 * j * Traits::kThreads + 4 * threadIdx.x));
 }
 
-// Four of A log2(e) or of its gradient, from registers or shared memory.
+// Four of A log2(e) or dA, from registers or shared memory.
 template <typename Traits, typename Shared, typename T = typename Traits::T>
 __device__ __forceinline__ Vec4<T> load_A(const BackwardThread<Traits>& thread, const Shared& shared, int j) {
   if constexpr (Shared::kStateVectors == 1) return {{thread.A[0], thread.A[1], thread.A[2], thread.A[3]}};
@@ -117,7 +115,7 @@ __device__ __forceinline__ void store_grad_A(BackwardThread<Traits>& thread, Sha
   }
 }
 
-// Offset in partial_A, partial_B, partial_C: in a register with four states, recomputed with more.
+// In partial_A, partial_B, partial_C; recomputed beyond four states, to save a register.
 template <typename Traits>
 __device__ __forceinline__ int64_t partial_offset(const BackwardThread<Traits>& thread, const WorkTile& work,
                                                   const ThreadCoord<Traits>& coord, const wmk_selective_scan& p) {
@@ -125,7 +123,7 @@ __device__ __forceinline__ int64_t partial_offset(const BackwardThread<Traits>& 
   return (work.segment * p.channels + coord.channel) * p.state;
 }
 
-// Accumulates the gradient of a constant B or C; only this thread touches these elements.
+// Gradient of a constant B or C; elements are private to the thread.
 template <typename Traits, typename T = typename Traits::T>
 __device__ __forceinline__ void add_constant(void* partial, int64_t offset, const ThreadCoord<Traits>& coord,
                                              const wmk_selective_scan& p, int j, const Vec4<T>& grad) {
@@ -140,8 +138,7 @@ __device__ __forceinline__ void add_constant(void* partial, int64_t offset, cons
 // 1 + 2^-11 E[1 / m] for a mantissa m in [1, 2) with uniform logarithm and ten bits kept.
 constexpr double kTf32TruncationCorrection = 1.0 + 0.7213 / 2048.0;
 
-// warp_sum4_tf32 by shuffles, near a reset: on the tensor cores, products with zero would carry NaN and infinity from
-// one step to another.
+// warp_sum4_tf32 by shuffles, near a reset: tensor-core products with zero would carry NaN and infinity between steps.
 __device__ __forceinline__ void warp_sum4_shuffle(float (&sums)[4], const float (&values)[4], int which) {
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
@@ -151,14 +148,13 @@ __device__ __forceinline__ void warp_sum4_shuffle(float (&sums)[4], const float 
   }
 }
 
-// A few steps of a tile.
 struct TileCoord {
-  int64_t begin;  // of the tile
-  int first;      // first of the steps, in the tile
+  int64_t begin;  // // of the tile
+  int first;      // // in the tile
   int steps;      // of the tile
 };
 
-// Reduces the warps' partials of dB and dC, states from `first_state`. Called by all threads, between two barriers.
+// Sums dB and dC over warps, from state `first_state`. Called by all threads, between two barriers.
 template <typename Traits>
 __device__ __forceinline__ void reduce_partials(const BackwardShared<Traits>& shared, const wmk_selective_scan& p,
                                                 const ScanPlan& plan, int first_state, const TileCoord& subtile) {
@@ -182,7 +178,7 @@ __device__ __forceinline__ void reduce_partials(const BackwardShared<Traits>& sh
   }
 }
 
-// Four steps, forward from the checkpoint and back. SIMPLE: no resets, B and C vary.
+// Four steps, forward and back. SIMPLE: no resets, B and C vary.
 template <typename Traits, bool SIMPLE>
 __device__ __forceinline__ void reverse_sweep(BackwardThread<Traits>& thread, BackwardShared<Traits>& shared,
                                               const ThreadCoord<Traits>& coord, const wmk_selective_scan& p,
@@ -205,7 +201,7 @@ __device__ __forceinline__ void reverse_sweep(BackwardThread<Traits>& thread, Ba
   const auto reset_at = [&](int t) { return !SIMPLE && (resets >> t & 1u) != 0; };
 
   constexpr bool kKeepsDecay = Traits::kUnroll == kSubtileSteps;
-  float sums_B[4] = {0, 0, 0, 0}, sums_C[4] = {0, 0, 0, 0};  // on the tensor cores
+  float sums_B[4] = {0, 0, 0, 0}, sums_C[4] = {0, 0, 0, 0};  // // tensor cores
 #pragma unroll
   for (int j = 0; j < Shared::kStateVectors; ++j) {
     T y[kSubtileSteps], sum_gB[kSubtileSteps], sum_gAh[kSubtileSteps];
@@ -241,7 +237,7 @@ __device__ __forceinline__ void reverse_sweep(BackwardThread<Traits>& thread, Ba
 #pragma unroll Traits::kUnroll
     for (int t = kSubtileSteps - 1; t >= 0; --t) {
       const T step = row_step[t], input = step * row_u[t], grad = row_grad[t];
-      // Restores what truncation to TF32 loses on average.
+      // Corrects the mean loss of truncation to TF32.
       const T grad_scaled = Shared::kSumsOnTensorCores && SIMPLE ? grad * T(kTf32TruncationCorrection) : grad;
       const T input_scaled = Shared::kSumsOnTensorCores && SIMPLE ? input * T(kTf32TruncationCorrection) : input;
       T sum_B = T(0), sum_A = T(0);
@@ -253,7 +249,7 @@ __device__ __forceinline__ void reverse_sweep(BackwardThread<Traits>& thread, Ba
         const int i = 4 * j + k;
         const T factor = kKeepsDecay ? select(decay[k], t) : exp2_fast(step * A.value[k]);
         const T previous = select(h_prev[k], t);
-        const bool next_reset = t + 1 < kSubtileSteps && reset_at(t + 1);  // h is the next step's zero
+        const bool next_reset = t + 1 < kSubtileSteps && reset_at(t + 1);  // // then h is the next step's zero
         const T h_t = next_reset ? factor * previous + input * b.value[k] : h.value[k];
         h.value[k] = previous;
         const T g = c.value[k] * grad + thread.dh[i];
@@ -323,8 +319,8 @@ __device__ __forceinline__ void reverse_sweep(BackwardThread<Traits>& thread, Ba
   }
 }
 
-// From a tile's sums over states: the gradients of u, delta and z, in place of u, step and gate. A thread always has
-// the same channels, and keeps their sums for D and delta_bias.
+// Gradients of u, delta and z, in place of u, step and gate. A thread always has the same channels, and accumulates dD
+// and ddelta_bias.
 template <typename Traits, typename Shared, typename T = typename Traits::T>
 __device__ __forceinline__ void backward_epilogue(Shared& shared, T* grad_D, T* grad_bias, int steps, bool softplus,
                                                   bool has_gate, bool precise) {

@@ -1,26 +1,26 @@
-// Shared by the selective scan's kernels: work tiles and where their data is.
+// Selective scan on a GPU: work tiles and data layout.
 //
-// Threads: kLanes threads of a warp share a channel and hold kStates states each in registers, for the block's life.
-// Thread `state_lane` holds states 4 * state_lane + 4 * kLanes * j + (0..3): B and C are read from shared memory in
-// 16-byte words. States beyond the call's have A = B = C = 0 and stay zero.
+// kLanes threads of a warp share a channel; each keeps kStates states in registers. Thread `state_lane` holds states 4
+// * state_lane + 4 * kLanes * j + (0..3), so B and C are read in 16-byte words. Padding states have A = B = C = 0 and
+// stay zero.
 //
-// Work tiles: a tile of channels, for which a block reads B and C once, by a segment of one sequence's time: the whole
-// sequence where those fill the chip. Otherwise a local pass runs every segment from zero, combine_kernel.cuh passes
-// states on, and the main pass starts each segment from the right state: twice the exponentials for more parallelism.
+// A work tile is a tile of channels by one segment of a sequence, the whole sequence if that fills the GPU. Otherwise a
+// local pass scans each segment from zero, combine_kernel.cuh finds the initial states, and the main pass scans again:
+// twice the exponentials, more parallelism.
 #pragma once
 
 #include "cuda/common/tile.cuh"
 
 namespace wmk {
 
-// Warps of the backward pass per multiprocessor: limited by shared memory.
+// Per multiprocessor, backward; limited by shared memory.
 #if defined(__CUDA_ARCH__) && (__CUDA_ARCH__ < 900 || __CUDA_ARCH__ >= 1200)
 constexpr int kBackwardWarps = 8;
 #else
 constexpr int kBackwardWarps = 12;
 #endif
 
-// Arithmetic type, states per thread, threads per channel, dtype (-1: any of that type).
+// DTYPE -1: any with arithmetic type T.
 template <typename T_, int STATES_, int LANES_, int DTYPE_ = -1>
 struct KernelTraits {
   using T = T_;
@@ -30,30 +30,30 @@ struct KernelTraits {
   static constexpr int kPaddedStates = STATES_ * LANES_;
   static constexpr int kWarps = LANES_ < 4 ? LANES_ : 4;
   static constexpr int kThreads = 32 * kWarps;
-  // Blocks per multiprocessor, for the register allocation.
+  // For the register allocation.
   static constexpr int kForwardBlocks = (kStates == 4 && sizeof(T) == 4 ? 12 : 8) / kWarps;
   static constexpr int kBackwardBlocks = (kStates == 4 && sizeof(T) == 4 ? kBackwardWarps : 8) / kWarps;
   static constexpr int kChannels = kThreads / LANES_;  // per block
   static constexpr int kWarpChannels = 32 / LANES_;
-  // Per tile: the backward pass stays below 99 KB of shared memory, the limit of sm_120.
+  // Backward needs less than 99 KB of shared memory, the limit of sm_120.
   static constexpr int kSteps = sizeof(T) == 4 ? (kPaddedStates > 64 ? 8 : 32) : (kPaddedStates > 64 ? 4 : 8);
-  // Of four steps: eight states in fp64 leave registers for one.
+  // By four steps; registers hold one with eight fp64 states.
   static constexpr int kUnroll = kStates == 4 || sizeof(T) == 4 ? 4 : 1;
-  static constexpr int kPitch = kSteps + 4;                                   // of a channel tile
-  static constexpr int kStatePitch = kPaddedStates + 4;                       // of a tile of B or C
-  static constexpr int kStateRows = kChannels > kSteps ? kChannels : kSteps;  // of B or C, varying or not
+  static constexpr int kPitch = kSteps + 4;              // // channel tile
+  static constexpr int kStatePitch = kPaddedStates + 4;  // // tile of B or C
+  static constexpr int kStateRows = kChannels > kSteps ? kChannels : kSteps;
 
   static __device__ __forceinline__ int64_t dtype(const wmk_selective_scan& p) {
     return DTYPE_ >= 0 ? DTYPE_ : sizeof(T) == 8 ? static_cast<int64_t>(WMK_FLOAT64) : p.dtype;
   }
-  // Accurate exp and log: for fp32 data.
+  // Accurate exp and log.
   static __device__ __forceinline__ bool precise(const wmk_selective_scan& p) { return dtype(p) == WMK_FLOAT32; }
 
   using ChannelTile = Tile<T, kChannels, kSteps, kThreads, false>;
   using StateTile = Tile<T, kPaddedStates, kSteps, kThreads, true>;
 };
 
-// Stage buffers, behind everything else in shared memory, sized by the call's dtype: more blocks of 16-bit data fit.
+// Stage buffers, last in shared memory and sized by the dtype: more blocks fit with 16-bit data.
 template <typename Traits>
 struct StageBuffers {
   static constexpr int kChannelElements = Traits::kChannels * Traits::kSteps;
@@ -75,18 +75,17 @@ struct StageBuffers {
   }
 };
 
-// A call's segments, tiles and workspace.
 struct ScanPlan {
-  int64_t segment_steps;          // a multiple of kSteps and, where states are saved, of the chunk
+  int64_t segment_steps;          // // multiple of kSteps, and of the chunk if states are saved
   int64_t segments_per_sequence;  // not packed
   int64_t segment_count;          // of all sequences; packed: an upper bound
-  int64_t tiles;                  // of channels, in all groups
+  int64_t tiles;                  // // of channels, over all groups
   int64_t tiles_per_group;
-  bool split;  // a sequence may have several segments
+  bool split;
 
-  void* boundary;  // [segments, channels, state]: a segment's final state from zero; combined: its initial state
-  void* decay;     // [segments, channels, state]: a segment's decay
-  int32_t* reset;  // [segments, tiles]: 1 where the segment holds a reset
+  void* boundary;  // // [segments, channels, state]: final state from zero; after combine: initial state
+  void* decay;     // // [segments, channels, state]
+  int32_t* reset;  // // [segments, tiles], 0 or 1
 
   void* partial_A;  // [segments, channels, state]
   void* partial_B;  // [segments, channels, state], if B does not vary
@@ -97,20 +96,20 @@ struct ScanPlan {
   void* tile_partial_C;
 };
 
-// A block's segment and tile of channels, in shared memory.
+// In shared memory.
 struct WorkTile {
   bool exists;
   int64_t segment, tile;
   int64_t sequence, batch;
   int64_t segment_in_sequence, segments_in_sequence;
-  int64_t offset;      // start of the sequence in its batch element
+  int64_t offset;      // // sequence start in its batch element
   int64_t length;      // of the sequence
-  int64_t begin, end;  // of the segment, from the start of the sequence
+  int64_t begin, end;  // // segment, from the sequence's start
   int64_t group, channel;
-  int channels;         // of the tile that exist
-  int64_t chunk_base;   // row of the sequence's first chunk in chunk_states
-  int64_t first_chunk;  // that holds the segment's first step
-  int64_t last_chunk;   // and its last
+  int channels;         // // valid ones in the tile
+  int64_t chunk_base;   // // sequence's first row in chunk_states
+  int64_t first_chunk;  // // of the segment
+  int64_t last_chunk;
 };
 
 __device__ __forceinline__ int64_t packed_bound(const wmk_selective_scan& p, int64_t sequence) {
@@ -118,12 +117,11 @@ __device__ __forceinline__ int64_t packed_bound(const wmk_selective_scan& p, int
   return bound < 0 ? 0 : bound > p.time ? p.time : bound;
 }
 
-// The sequence and the steps of a segment.
 __device__ __forceinline__ WorkTile locate_segment(const wmk_selective_scan& p, const ScanPlan& plan, int64_t segment) {
   WorkTile work;
   work.segment = segment;
   if (p.cu_seqlens.data != nullptr) {
-    int64_t low = 0, high = p.sequences - 1;  // the last sequence whose first segment is not beyond this one
+    int64_t low = 0, high = p.sequences - 1;  // // the last sequence whose first segment is not beyond this one
     while (low < high) {
       const int64_t middle = (low + high + 1) / 2;
       if (packed_bound(p, middle) / plan.segment_steps + middle <= segment) {
@@ -170,10 +168,9 @@ __device__ __forceinline__ WorkTile work_tile(const wmk_selective_scan& p, const
   return work;
 }
 
-// A thread's channel, and its lane in the channel.
 template <typename Traits>
 struct ThreadCoord {
-  int state_lane, row;  // in the channel; in the tile
+  int state_lane, row;  // // in the channel; in the tile
   bool exists;
   int64_t channel;
 
@@ -188,7 +185,7 @@ struct ThreadCoord {
   __device__ __forceinline__ int state(int i) const { return i / 4 * (4 * Traits::kLanes) + 4 * state_lane + i % 4; }
 };
 
-// A thread's states from and to memory; zero beyond the call's.
+// Zero-padded.
 template <typename Traits, typename T = typename Traits::T>
 __device__ __forceinline__ void load_states(T* states, const ThreadCoord<Traits>& coord, int64_t count,
                                             const void* data, int64_t offset, int64_t stride) {
@@ -222,7 +219,7 @@ __device__ __forceinline__ void store_states(const T* states, const ThreadCoord<
   }
 }
 
-// One of four registers by selection, for loops that are not unrolled.
+// By selection, for loops that are not unrolled.
 template <typename T>
 __device__ __forceinline__ T select(const T (&values)[4], int index) {
   T value = values[0];
@@ -240,11 +237,11 @@ __device__ __forceinline__ void insert(T (&values)[4], int index, T value) {
   }
 }
 
-// Sums each of four values over a channel's threads; thread `state_lane` returns number state_lane % 4.
+// Sums four values over a channel's threads; thread `state_lane` returns sum state_lane % 4.
 template <int LANES, typename T>
 __device__ __forceinline__ T sum_over_lanes(const T (&values)[4], int state_lane) {
   static_assert(LANES >= 4, "four steps for four threads");
-  constexpr int kLaneStride = 32 / LANES;  // between adjacent lanes of a channel
+  constexpr int kLaneStride = 32 / LANES;
   T halves[2];
   const bool odd = state_lane & 1;
 #pragma unroll
@@ -260,7 +257,7 @@ __device__ __forceinline__ T sum_over_lanes(const T (&values)[4], int state_lane
   return total;
 }
 
-// A tile's resets as bits. Called by all threads, between two barriers.
+// Called by all threads, between two barriers.
 template <typename Traits>
 __device__ __forceinline__ void load_resets(uint32_t* mask, const wmk_selective_scan& p, const WorkTile& work,
                                             int64_t begin, int steps) {
@@ -277,7 +274,7 @@ __device__ __forceinline__ void load_resets(uint32_t* mask, const wmk_selective_
   }
 }
 
-// Constant B or C, as [channels, padded states].
+// Constant B or C, [channels, padded states].
 template <typename Traits>
 __device__ __forceinline__ void load_constant(typename Traits::T* tile, const wmk_view& view,
                                               const wmk_selective_scan& p, const WorkTile& work) {
@@ -302,7 +299,7 @@ __device__ __forceinline__ void load_parameter(typename Traits::T* row, const wm
   }
 }
 
-// A block's origin: of its group in B or C, of its channels in the others.
+// Of the group (B, C) or the channels.
 __device__ __forceinline__ char* state_origin(const wmk_view& view, const wmk_selective_scan& p, const WorkTile& work) {
   const int64_t offset = work.batch * view.stride[0] + work.group * view.stride[1] + work.offset * view.stride[3];
   return static_cast<char*>(view.data) + offset * element_size(p.dtype);

@@ -1,16 +1,14 @@
 // Selective scan, forward, on a GPU.
 //
-// kLanes threads share a channel and keep its states in registers. A block reads B and C from shared memory, where they
-// are converted once for its channels. Time is tiled (32 steps for fp32 and 16 states); the next tile is fetched while
-// one is computed, and D u and the gate are applied once per tile, four steps per thread.
+// kLanes threads share a channel, whose states stay in registers. A block reads B and C from shared memory, converted
+// once for its channels. Time is tiled (fp32, 16 states: 32 steps), the next tile prefetched; D u and the gate are
+// applied once per tile.
 //
-// Per state and step: one exponential on the special-function unit, two multiplications, two multiply-adds; sums over
-// states cost three shuffles per four steps. Bytes per element, bf16 with gate: 8, and 2 for chunk states; nothing
-// larger than the inputs is read or written. Instruction issue is the limit, then reads of shared memory, then the
-// exponentials: one per state, two each for softplus and gate.
+// Per state and step: one exponential, two multiplications, two multiply-adds; three shuffles per four steps sum over
+// states. Bytes per element, bf16 with gate: 8, and 2 for chunk states. Bound by instruction issue, then shared-memory
+// reads, then exponentials: one per state, two each for softplus and gate.
 //
-// LOCAL is the first of three passes where time is split: a segment from a zero state, keeping its final state and
-// decay.
+// LOCAL, the first of three passes where time is split: each segment's final state from zero, and its decay.
 #pragma once
 
 #include <type_traits>
@@ -24,7 +22,7 @@ struct ForwardShared {
   using T = typename Traits::T;
   using C = Traits;
   alignas(16) T u[C::kChannels * C::kPitch];
-  alignas(16) T step[C::kChannels * C::kPitch];              // delta after bias and softplus, then the output
+  alignas(16) T step[C::kChannels * C::kPitch];              // // softplus(delta + bias), then the output
   alignas(16) T gate[LOCAL ? 4 : C::kChannels * C::kPitch];  // z
   alignas(16) T B_tile[C::kStateRows * C::kStatePitch];      // [steps, states], or [channels, states] if constant
   alignas(16) T C_tile[LOCAL ? 4 : C::kStateRows * C::kStatePitch];
@@ -35,14 +33,13 @@ struct ForwardShared {
   alignas(16) uint32_t resets;
 };
 
-// Advances the states by four steps; y = C h. Four states pass through all four steps before the next four do, which
-// keeps few values live.
+// Advances the states by four steps; y = C h. Four states at a time keep few values live.
 template <typename Traits, bool LOCAL, bool RESETS, typename T = typename Traits::T>
 __device__ __forceinline__ void advance(T (&h)[Traits::kStates], const T (&A)[Traits::kStates], T (&y)[4],
                                         const Vec4<T>& step, const Vec4<T>& u, const T* B, int B_pitch, const T* C,
                                         int C_pitch, uint32_t resets) {
   constexpr int kStates = Traits::kStates;
-  constexpr int kStateStride = 4 * Traits::kLanes;  // to a thread's next four states
+  constexpr int kStateStride = 4 * Traits::kLanes;
 #pragma unroll
   for (int j = 0; j < kStates / 4; ++j) {
 #pragma unroll Traits::kUnroll
@@ -67,7 +64,7 @@ __device__ __forceinline__ void advance(T (&h)[Traits::kStates], const T (&A)[Tr
   }
 }
 
-// Turns y into the output, in place: D u and the gate.
+// y -> output: D u and the gate.
 template <typename Traits, typename T = typename Traits::T>
 __device__ __forceinline__ void epilogue(T* y_tile, const T* u_tile, const T* z_tile, const T* D, bool has_gate,
                                          bool precise) {
@@ -147,7 +144,7 @@ __global__ void __launch_bounds__(Traits::kThreads, Traits::kForwardBlocks)
   const T* C = shared.C_tile + (p.C_varies || LOCAL ? 0 : coord.row * kStatePitch) + 4 * coord.state_lane;
   const int B_pitch = p.B_varies ? kStatePitch : 0, C_pitch = p.C_varies ? kStatePitch : 0;
 
-  // A tile ends at a chunk's end, if chunks are saved.
+  // Saved chunk states: a tile must end at the chunk's end.
   const bool saves = !LOCAL && p.chunk_states.data != nullptr;
   int64_t chunk = work.first_chunk, chunk_end = saves ? (chunk + 1) * p.chunk : work.end;
   const auto tile_end = [&](int64_t begin, int64_t limit) {
@@ -165,7 +162,7 @@ __global__ void __launch_bounds__(Traits::kThreads, Traits::kForwardBlocks)
     if (p.C_varies) StateTile::fetch(stages.C, state_rows(shared.origin_C, p.C), begin, dtype, states, steps);
   };
   const auto identity = [](T value, int) { return value; };
-  // Captured by value, so that constants stay constants.
+  // By value: constants stay constants.
   const auto step_size = [precise, bias = shared.bias, softplus_on = p.delta_softplus != 0](T value, int row) {
     value += bias[row];
     return softplus_on ? softplus(value, precise) : value;
@@ -215,8 +212,7 @@ __global__ void __launch_bounds__(Traits::kThreads, Traits::kForwardBlocks)
     if (resets != 0) reset = true;
     T* row_step = shared.step + coord.row * kPitch;
     const T* row_u = shared.u + coord.row * kPitch;
-    // Eight steps at a time where registers allow: two sums over states overlap. y replaces the step sizes, which all
-    // threads of the channel have read by then.
+    // Eight steps where registers allow: two sums over states overlap. y overwrites step sizes already read.
     constexpr int kQuads = kStates == 4 ? 2 : 1;
     const auto run = [&](auto with_resets, int first) {
       T y[kQuads][4];
@@ -228,7 +224,7 @@ __global__ void __launch_bounds__(Traits::kThreads, Traits::kForwardBlocks)
                                                              C + at * C_pitch, C_pitch, resets >> at);
         if (LOCAL) total_step += (step.value[0] + step.value[1]) + (step.value[2] + step.value[3]);
       }
-      if (!LOCAL) __syncwarp();  // all threads of the channel have read the step sizes
+      if (!LOCAL) __syncwarp();  // // step sizes read
 #pragma unroll
       for (int half = 0; half < kQuads; ++half) {
         if constexpr (!LOCAL) {
@@ -248,7 +244,7 @@ __global__ void __launch_bounds__(Traits::kThreads, Traits::kForwardBlocks)
     if (!LOCAL) {
       epilogue<Traits>(shared.step, shared.u, shared.gate, shared.D, has_gate, precise);
       const StridedRows to = channel_rows(shared.origin_out, p.out);
-      // full tiles along time are written by the threads that finished them: no barrier needed
+      // full tiles along time: each thread writes what it finished, without a barrier
       if (!to.along_time() || work.channels < Traits::kChannels || steps < kSteps ||
           !to.aligned(to.data + begin * to.time_stride * element_size(dtype), element_size(dtype))) {
         __syncthreads();

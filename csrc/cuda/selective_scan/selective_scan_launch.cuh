@@ -1,5 +1,4 @@
-// Launches of the selective scan for one KernelTraits. Each .cu file beside this instantiates a few, so they compile in
-// parallel.
+// Launches of the selective scan for one KernelTraits, instantiated in several .cu files to compile in parallel.
 #pragma once
 
 #include "cuda/selective_scan/combine_kernel.cuh"
@@ -8,7 +7,7 @@
 
 namespace wmk {
 
-// All traits: up to 16, 64 and 256 states in fp32, the first per dtype; up to 16 and 256 in fp64.
+// fp32: up to 16 (one per dtype), 64, 256 states; fp64: up to 16, 256.
 template <int DTYPE>
 using Scan16 = KernelTraits<float, 4, 4, DTYPE>;
 using Scan64 = KernelTraits<float, 4, 16>;
@@ -16,7 +15,7 @@ using Scan256 = KernelTraits<float, 8, 32>;
 using Scan16Double = KernelTraits<double, 4, 4>;
 using Scan256Double = KernelTraits<double, 8, 32>;
 
-constexpr int kSharedMemory = 99 * 1024;  // per block, on every architecture: the limit of sm_120
+constexpr int kSharedMemory = 99 * 1024;  // // bytes per block: the limit of sm_120, the lowest
 
 template <typename T>
 int launch_combine(const wmk_selective_scan& p, const ScanPlan& plan, int tile_channels, bool reverse);
@@ -59,6 +58,6 @@ int launch_backward(const wmk_selective_scan& p, const ScanPlan& plan) {
 
 }  // namespace wmk
 
-// Instantiates a launch, or (keyword: extern template) leaves that to another .cu file.
+// Instantiates a launch, or (keyword: extern template) only declares it.
 #define WMK_SCAN_INSTANCE(keyword, direction, traits) \
   keyword int wmk::launch_##direction<wmk::traits>(const wmk_selective_scan&, const wmk::ScanPlan&)

@@ -1,15 +1,15 @@
 // One step of the selective scan, on a GPU.
 //
-// LANES threads share a channel, four states each at a time. Each state is read and written once; per state one
-// exponential and three multiply-adds. Bound by memory (8 bytes per fp32 state) at large batches, by the latency of a
-// launch at small ones: all loads of a thread are independent, except the state's where an index names its row.
+// LANES threads share a channel, four states each at a time. Per state one read, one write, one exponential, three
+// multiply-adds. Bound by memory (8 bytes per fp32 state) at large batches, by launch latency at small ones: a thread's
+// loads are independent, except of indexed states.
 #pragma once
 
 #include "cuda/common/tile.cuh"
 
 namespace wmk {
 
-// Four elements along `stride`, as one vector where layout and alignment allow.
+// Four elements along `stride`, as one vector if aligned.
 template <typename T>
 __device__ __forceinline__ Vec4<T> load_global_vec4(const void* data, int64_t dtype, int64_t offset, int64_t stride,
                                                     int valid) {
