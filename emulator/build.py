@@ -1,4 +1,4 @@
-"""Compiles CUDA sources for the emulator, with sanitizers or a race detector, and caches the objects.
+"""Compiles CUDA sources for the emulator, with sanitizers or a race detector, and caches objects.
 
 ``python emulator/build.py [--races] NAME SOURCE... [-- FLAG...]`` prints the program's path.
 """
@@ -29,29 +29,29 @@ FLAGS = (
     "-Wshadow",
     "-Wno-unknown-pragmas",
 )
-STRICT = ("-Werror",) if os.environ.get("CI") else ()  # elsewhere a newer compiler may warn of more
+STRICT = ("-Werror",) if os.environ.get("CI") else ()  # # other compilers may warn of more
 
 
 class BuildError(RuntimeError):
-    """A source does not compile; the message is the compiler's."""
+    """A source does not compile; has the compiler's message."""
 
 
 def find_compiler() -> str | None:
-    """CXX, or the first of the usual C++ compilers, or None."""
+    """CXX, or a usual C++ compiler, or None."""
     return next(filter(None, map(shutil.which, (os.environ.get("CXX", ""), "g++", "clang++", "c++"))), None)
 
 
 def build(name: str, sources: Sequence[Path], flags: Sequence[str] = (), *, races: bool = False) -> Path:
-    """A program that serves the ``extern "C"`` functions of ``sources``; compiled if not cached.
+    """Builds or finds in the cache a program that serves the ``extern "C"`` functions of ``sources``.
 
     Args:
-        name: of the program; a digest of its inputs is appended.
+        name: of the program; a digest is appended.
         sources: ``.cu`` files that launch with CUDA_EMULATOR_LAUNCH.
-        flags: for the compiler, as ``-DNAME`` or ``-I...``.
-        races: detect races in shared memory, instead of the sanitizers (``races.h``).
+        flags: for the compiler.
+        races: detect shared-memory races instead of sanitizing (``races.h``).
 
     Raises:
-        BuildError: there is no compiler, or it found an error.
+        BuildError: no compiler, or it failed.
     """
     compiler = find_compiler()
     if compiler is None:
@@ -59,11 +59,11 @@ def build(name: str, sources: Sequence[Path], flags: Sequence[str] = (), *, race
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
     own = [HERE / "runtime.cpp", HERE / "sync.cpp", HERE / "server.cpp"]
     command = [compiler, *FLAGS, *STRICT, *(() if races else SANITIZERS), f"-I{HERE}", *flags]
-    instrumentation: tuple[str, ...] = ()  # of the sources
+    instrumentation: tuple[str, ...] = ()
     if races:
         own.append(HERE / "races.cpp")
         command.append("-DCUDA_EMULATOR_RACES")
-        instrumentation = ("-fsanitize=thread",)  # compiled only: races.cpp implements the calls
+        instrumentation = ("-fsanitize=thread",)  # # compile only: races.cpp implements the hooks
     jobs = [(command, source) for source in own] + [([*command, *instrumentation], source) for source in sources]
     CACHE.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
@@ -77,7 +77,7 @@ def build(name: str, sources: Sequence[Path], flags: Sequence[str] = (), *, race
 
 
 def _compile(command: Sequence[str], version: str, source: Path) -> Path:
-    """The object of one source, named by a digest of its preprocessed text."""
+    """Compiles a source; the object is named by a digest of its preprocessed text."""
     language = ["-x", "c++", str(source)]
     text = subprocess.run([*command, "-E", *language], capture_output=True, text=True)
     if text.returncode:
@@ -90,7 +90,7 @@ def _compile(command: Sequence[str], version: str, source: Path) -> Path:
 
 
 def _run(command: Sequence[str], target: Path) -> None:
-    """Compiles into a file that appears only when complete: other processes may wait for it."""
+    """Renames the finished file: other processes may wait for it."""
     partial = target.with_name(f"{target.name}.{os.getpid()}")
     done = subprocess.run([*command, "-o", str(partial)], capture_output=True, text=True)
     if done.returncode:

@@ -1,7 +1,6 @@
 """Calls functions of an emulated program with PyTorch tensors on the CPU.
 
-The program is a separate process, since an error (a sanitizer's or the emulator's) ends it; the next call restarts it.
-Tensors are copied there and back, each into memory of its exact extent.
+The program is a separate process, which an error ends and the next call restarts. Tensors are copied in and out.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ ENVIRONMENT = {
 
 
 class EmulatorError(RuntimeError):
-    """A kernel's error; the message is the emulator's or the sanitizer's report."""
+    """A kernel's error, with the emulator's or sanitizer's report."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,7 @@ class Result:
     kernels: tuple[str, ...]
     blocks: int
     switches: int
-    barriers: frozenset[str]  # __syncthreads and __syncwarp passed, as file:line
+    barriers: frozenset[str]  # # passed, as file:line
 
 
 class Emulator:
@@ -67,16 +66,16 @@ class Emulator:
         read_only: Sequence[Tensor] = (),
         returns_int: bool = True,
     ) -> Result:
-        """Calls ``int name(const int64_t* words)``; a tensor among the words goes as its address.
+        """Calls ``int name(const int64_t* words)``; tensors become addresses.
 
         Args:
-            name: an ``extern "C"`` function of the program.
-            words: its arguments; tensors, of up to four dimensions, are updated in place.
-            seed: of the order of the threads.
+            name: an ``extern "C"`` function.
+            words: arguments; tensors, of up to four dimensions, are updated in place.
+            seed: of the thread order.
             multiprocessors: reported to kernels.
-            disabled_barrier: a ``file:line`` whose ``__syncthreads`` or ``__syncwarp`` does nothing.
-            read_only: tensors that must come back unchanged.
-            returns_int: false for a function that returns int64_t.
+            disabled_barrier: ``file:line`` of a ``__syncthreads`` or ``__syncwarp`` to skip.
+            read_only: tensors that must not change.
+            returns_int: false for int64_t.
 
         Raises:
             EmulatorError: the program ended with a report.
@@ -108,7 +107,7 @@ class Emulator:
         kernels = tuple(self._received_text() for _ in range(kernel_count))
         barriers = frozenset(self._received_text() for _ in range(self._words(1)[0]))
         changed = [self._bytes(x.numel() * x.element_size()) if self._words(1)[0] else None for x in tensors]
-        self._words(1)  # gaps between elements are checked
+        self._words(1)  # # check gaps between elements
         protected = {x.data_ptr() for x in read_only}
         for x, data in zip(tensors, changed, strict=True):
             if data is None:
@@ -168,7 +167,7 @@ def _text(text: str) -> bytes:
 
 
 def _packed(x: Tensor) -> bytes:
-    """Item size, address modulo 256, four sizes, four strides, the elements."""
+    """Item size, address modulo 256, four sizes and strides, elements."""
     missing = DIMENSIONS - x.dim()
     sizes, strides = (*(1,) * missing, *x.shape), (*(0,) * missing, *x.stride())
     header = struct.pack(f"={2 + 2 * DIMENSIONS}q", x.element_size(), x.data_ptr() % 256, *sizes, *strides)

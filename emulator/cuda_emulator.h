@@ -1,13 +1,13 @@
-// CUDA C++ on a CPU, for tests: what device code gets from nvcc's headers, for a C++ compiler (README.md).
+// CUDA C++ on a CPU, for tests: stands in for nvcc's headers (README.md).
 //
-// Every thread of a block is a fiber that runs until it waits, spins or ends; a seed decides which runs next. A read
-// that a missing barrier leaves unprotected precedes the write under some seed (races.h finds it under any). Shared
-// memory has its exact size, for the address sanitizer, and starts as 0xFF, which reads as NaN.
+// Every thread is a fiber that runs until it waits, spins or ends; a seed selects the order. A missing barrier shows
+// under some seeds (with races.h, under any). Shared memory has its exact size, for the address sanitizer, and starts
+// as NaN (0xFF).
 //
 // Device code must
 //   - launch with CUDA_EMULATOR_LAUNCH and declare shared memory with CUDA_EMULATOR_SHARED or
-//     CUDA_EMULATOR_SHARED_ARRAY (a prefix such as __shared__ cannot give each block its own);
-//   - yield in each spin-wait: __nanosleep and cuda_emulator::yield do.
+//     CUDA_EMULATOR_SHARED_ARRAY (per block, unlike a prefix such as __shared__);
+//   - yield in spin-waits, by __nanosleep or cuda_emulator::yield.
 #pragma once
 
 #include <math.h>
@@ -43,67 +43,65 @@ using uint3 = dim3;
 
 namespace cuda_emulator {
 
-// ---- The running thread; macros below give these their CUDA names ----
+// ---- Running thread; macros give the CUDA names ----
 extern dim3 thread_index, block_index, block_size, grid_size;
 
-// ---- Settings of a run, by the test ----
+// ---- Settings of a run ----
 struct Settings {
-  uint64_t seed = 0;             // 0: threads in order; 1: in reverse; others: shuffled
-  int multiprocessors = 4;       // told to kernels
-  std::string disabled_barrier;  // "file:line" of a __syncthreads or __syncwarp that does nothing
+  uint64_t seed = 0;             // // thread order; 0: forward; 1: reverse; others: shuffled
+  int multiprocessors = 4;       // // reported to kernels
+  std::string disabled_barrier;  // // "file:line" of a __syncthreads or __syncwarp to skip
 };
 extern Settings settings;
 
-// A source line: in messages, and the identity of a barrier.
+// Also identifies a barrier.
 struct SourceLocation {
   const char* file;
   int line;
 };
 
-// ---- What ran since the last clear() ----
+// ---- Events since clear() ----
 struct Record {
-  std::vector<std::string> kernels;      // names, in order of launch
-  std::vector<SourceLocation> barriers;  // __syncthreads and __syncwarp passed
+  std::vector<std::string> kernels;      // // in launch order
+  std::vector<SourceLocation> barriers;  // // passed
   int64_t blocks = 0;
   int64_t switches = 0;  // between fibers
 };
 extern Record record;
 
-// "file:line", as in Settings::disabled_barrier.
 std::string short_text(SourceLocation location);
 
-// Last parameters of a function that records its caller.
+// Records the caller; last parameters.
 #define CUDA_EMULATOR_CALLER const char *file = __builtin_FILE(), int line = __builtin_LINE()
 
-// Prints the error with kernel, block and thread to standard error, and ends the process.
+// Prints the error with kernel, block and thread, and ends the process.
 [[noreturn]] void fail(const std::string& message);
 
-// Runs body(context) for every thread of the grid. Shared memory per block: up to 99 KB, as on sm_120.
+// Runs body(context) for every thread. Shared memory per block: up to 99 KB, as on sm_120.
 void run(const char* kernel, dim3 grid, dim3 block, int64_t shared_bytes, void (*body)(void*), void* context);
 
 unsigned char* dynamic_shared_memory();
 void* static_shared_memory(const void* key, const char* name, size_t bytes, size_t alignment);
 
-// Lets every other runnable thread run first.
+// Lets other runnable threads run.
 void yield();
 
 enum class Vote { kNone, kAny, kAll, kCount };
 int block_barrier(Vote vote, bool predicate, SourceLocation location);
 
-// Waits for all lanes of `mask`, each with up to eight bytes, and returns the values of the 32 lanes, undefined outside
-// the mask. Valid until the lane's next collective.
+// Waits for all lanes of `mask`; returns their values (up to eight bytes each), undefined outside the mask, valid until
+// the lane's next collective.
 const uint64_t* warp_collective(const char* name, unsigned mask, uint64_t value, SourceLocation location);
 void warp_barrier(unsigned mask, SourceLocation location);
 unsigned lane();
 
-// Records an atomic access, which races with no other atomic one.
 void note_atomic(const void* address, size_t bytes);
 
-// Asynchronous copies (cp.async): the destination is undefined until the wait.
+// cp.async: the destination is undefined until the wait.
 void copy_async(void* shared, const void* global, size_t bytes, CUDA_EMULATOR_CALLER);
 void copy_async_commit();
 void copy_async_wait_all();
-void copy_async_wait_group(int under_way);  // latest groups that may still be in flight
+void copy_async_wait_group(int under_way);  // // groups that may stay in flight
 
 template <typename... Parameters, typename... Arguments>
 int launch(const char* name, void (*kernel)(Parameters...), dim3 grid, dim3 block, int64_t shared_bytes,
@@ -134,7 +132,7 @@ T from_word(uint64_t word) {
   return value;
 }
 
-// The value of lane `source`, which must be in the mask: the hardware's result is undefined otherwise.
+// `source` must be in the mask: the hardware's result is undefined otherwise.
 template <typename T>
 T shuffle(const char* name, unsigned mask, T value, int source, SourceLocation location) {
   const uint64_t* values = warp_collective(name, mask, to_word(value), location);
@@ -169,7 +167,7 @@ constexpr int warpSize = 32;
 #define CUDA_EMULATOR_LAUNCH(kernel, grid, block, shared_bytes, ...) \
   cuda_emulator::launch(#kernel, (kernel), (grid), (block), (shared_bytes), ##__VA_ARGS__)
 
-// Dynamic shared memory by name; a static array, with dimensions as [8][32].
+// Dynamic shared memory; a static array, with dimensions as [8][32].
 #define CUDA_EMULATOR_SHARED(name) unsigned char* const name = cuda_emulator::dynamic_shared_memory()
 #define CUDA_EMULATOR_SHARED_ARRAY(type, name, dimensions) \
   static const char name##_key = 0;                        \
@@ -222,7 +220,7 @@ T __shfl_down_sync(unsigned mask, T value, unsigned delta, int width = 32, CUDA_
 }
 template <typename T>
 T __shfl_xor_sync(unsigned mask, T value, int lanes, int width = 32, CUDA_EMULATOR_CALLER) {
-  // a lane of a later segment returns the lane's own value, one of an earlier segment that lane's
+  // source lanes in later segments: own value; in earlier ones: that lane's
   const int lane = static_cast<int>(cuda_emulator::lane()), source = lane ^ lanes;
   return cuda_emulator::shuffle("__shfl_xor_sync", mask, value, source > (lane | (width - 1)) ? lane : source,
                                 {file, line});
@@ -254,7 +252,7 @@ CUDA_EMULATOR_REDUCTION(__reduce_max_sync, [](T a, T b) { return a < b ? b : a; 
 
 // ---- Atomics: one fiber runs at a time ----
 
-// Their plain accesses must not count as such.
+// Not instrumented: atomics do not race with each other.
 #define CUDA_EMULATOR_ATOMIC __attribute__((noinline, no_sanitize("thread")))
 
 template <typename T, typename U>

@@ -1,7 +1,7 @@
-// Fibers: functions with their own stacks that pass control to each other, known to the address sanitizer.
+// Fibers: stacks that pass control to each other, registered with the address sanitizer.
 //
-// On x86-64 a switch saves six registers and exchanges the stack pointer, a few ns; elsewhere (or with
-// CUDA_EMULATOR_UCONTEXT) swapcontext also asks the kernel for the signal mask, some hundred ns.
+// A switch saves six registers on x86-64, a few ns; elsewhere (or with CUDA_EMULATOR_UCONTEXT) swapcontext also gets
+// the signal mask, some hundred ns.
 #pragma once
 
 #include <stddef.h>
@@ -54,14 +54,14 @@ cuda_emulator_switch:
 
 namespace cuda_emulator {
 
-// A flow of control: the scheduler's (no own stack) or a fiber's.
+// The scheduler (without its own stack) or a fiber.
 class Context {
  public:
   Context() = default;
   Context(const Context&) = delete;
   Context& operator=(const Context&) = delete;
 
-  // Maps a stack above an unmapped page, so that an overflow faults.
+  // Above an unmapped page: overflow faults.
   void allocate(size_t bytes) {
     const size_t page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
     void* memory =
@@ -72,7 +72,7 @@ class Context {
     size_ = bytes;
   }
 
-  // Makes the next switch to this context start `entry`, which must never return.
+  // The next switch here starts `entry`, which must not return.
   void begin(void (*entry)()) {
 #ifdef CUDA_EMULATOR_UCONTEXT
     getcontext(&context_);
@@ -82,15 +82,15 @@ class Context {
     makecontext(&context_, entry, 0);
 #else
     uint64_t* top = reinterpret_cast<uint64_t*>(bottom_ + size_) - 1;
-    *top = 0;  // return address slot: aligns the stack as after a call
+    *top = 0;  // // return address: aligns the stack as after a call
     *--top = reinterpret_cast<uint64_t>(entry);
     for (int i = 0; i < 6; ++i) *--top = 0;
-    *--top = 0x0000037f00001f80u;  // default control words: x87 above, SSE below
+    *--top = 0x0000037f00001f80u;  // // default control words: x87, SSE
     pointer_ = top;
 #endif
   }
 
-  // Switches to `next`; returns when something switches back. `last`: nothing will.
+  // Returns on a switch back; never, if `last`.
   __attribute__((no_sanitize_address)) void switch_to(Context& next, bool last = false) {
 #if defined(__SANITIZE_ADDRESS__)
     next.previous_ = this;
@@ -106,13 +106,13 @@ class Context {
     finish_switch();
   }
 
-  // Called first by `entry`, on the new stack.
+  // `entry` calls this first.
   __attribute__((no_sanitize_address)) void finish_switch() {
 #if defined(__SANITIZE_ADDRESS__)
     const void* bottom;
     size_t size;
     __sanitizer_finish_switch_fiber(fake_stack_, &bottom, &size);
-    if (previous_->bottom_ == nullptr) {  // the process's own stack, known to the sanitizer only
+    if (previous_->bottom_ == nullptr) {  // // the process's own stack
       previous_->bottom_ = static_cast<char*>(const_cast<void*>(bottom));
       previous_->size_ = size;
     }

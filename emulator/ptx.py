@@ -1,14 +1,13 @@
 """Runs compiled GPU code (PTX) on the CPU.
 
-One thread block at a time, all threads in lockstep: a register is a NumPy array over the threads, an instruction a line
-of Python (ptx_operations.py). Suits code whose threads seldom diverge, as Triton's; diverged threads run in turns.
-Errors, each with its instruction:
+One thread block at a time, threads in lockstep: a register is a NumPy array over threads, an instruction a line of
+Python (ptx_operations.py). Made for code that seldom diverges, as Triton's; diverged threads run in turns. Errors:
 
-- an access to memory that is no element of an argument (to the byte, strided views included), or unaligned;
-- a byte that one warp writes and another accesses with no barrier between, or that two blocks access;
-- a barrier or a shuffle that not all threads of the block reach; a register read before it is written.
+- an access outside an argument's elements (to the byte, strided views included), or unaligned;
+- a byte that one warp writes and another accesses without a barrier between, or that two blocks access;
+- a barrier or shuffle that not all threads reach; an unwritten register.
 
-Approximate instructions (ex2, div.full, rcp) are exact and rounded: no worse than a GPU's.
+Approximate instructions (ex2, div.full, rcp) are exact and rounded.
 """
 
 import re
@@ -33,7 +32,7 @@ class BasicBlock:
     run: Callable[[Block], int]
 
     def statement_of(self, error: BaseException) -> str:
-        """The PTX statement whose Python line raised."""
+        """The PTX statement that raised."""
         trace = error.__traceback__
         while trace is not None and trace.tb_frame.f_code is not self.run.__code__:
             trace = trace.tb_next
@@ -42,7 +41,7 @@ class BasicBlock:
 
 @dataclass
 class Program:
-    """A kernel: its basic blocks, threads per block, parameter names."""
+    """A kernel: basic blocks, threads per block, parameter names."""
 
     name: str
     threads: int
@@ -50,7 +49,7 @@ class Program:
     parameters: list[str]
 
     def run(self, block: Block) -> None:
-        """Diverged threads run in turns, lowest program counter first, until they reconverge."""
+        """Diverged threads run in turns, lowest program counter first."""
         pc, pcs = 0, None
         while True:
             if pcs is not None:
@@ -80,7 +79,7 @@ class Program:
 
 
 def _translate_branch(statement: str, following: int, targets: dict[str, int], last: int) -> str | None:
-    """Python for a branch or a return; None for another statement."""
+    """Python for a branch or return, else None."""
     negated, predicate, opcode, operand = INSTRUCTION.fullmatch(statement).groups()  # type: ignore[union-attr]
     if opcode != "ret" and not opcode.startswith("bra"):
         return None
@@ -105,7 +104,7 @@ def _translate_statement(statement: str, constants: dict[str, Any], threads: int
 
 
 def translate(ptx: str) -> Program:
-    """The one kernel of a PTX file."""
+    """Translates the one kernel of a PTX file."""
     ptx = re.sub(r"//[^\n]*", "", ptx)
     header = re.search(r"\.entry\s+(\w+)\s*\((.*?)\)(.*?)\{(.*?)\n\}", ptx, re.S)
     if header is None:
@@ -148,7 +147,7 @@ def _statements(body: str) -> Iterator[str]:
 
 
 def _operands(text: str) -> list[str]:
-    """Split at commas outside braces and brackets."""
+    """Splits at commas outside brackets."""
     parts, depth, current = [], 0, ""
     for character in text:
         depth += (character in "{[") - (character in "}]")
@@ -161,7 +160,7 @@ def _operands(text: str) -> list[str]:
 
 
 def launch(program: Program, memory: Memory, blocks: int, shared: int, arguments: list[int]) -> None:
-    """Runs every block of a grid, in order."""
+    """Runs the blocks of a grid in order."""
     if len(arguments) != len(program.parameters):
         raise ValueError(f"{program.name}: {len(arguments)} arguments for {len(program.parameters)} parameters")
     parameters = dict(zip(program.parameters, arguments, strict=True))

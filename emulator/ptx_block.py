@@ -1,4 +1,4 @@
-"""A running thread block, and the memory that it may access (ptx.py lists the checks)."""
+"""A running thread block and its accessible memory."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -8,18 +8,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# Address of shared memory.
 SHARED_BASE = 1 << 10
 
 
 class Fault(Exception):
-    """An error that a GPU would, or might, have shown."""
+    """An error that a GPU would, or might, show."""
 
 
 class Memory:
-    """The bytes that kernels may access, with their last accesses.
+    """Bytes that kernels may access, with their last accesses.
 
-    Tensors stay where PyTorch put them; each block gets new shared memory, all bits set.
+    Tensors are not copied. Each block's shared memory starts with all bits set.
     """
 
     def __init__(self) -> None:
@@ -27,7 +26,7 @@ class Memory:
         self.starts = np.zeros(0, np.uint64)
 
     def add(self, name: str, tensor: Tensor) -> None:
-        """Allows the elements of a tensor: of a view, only its own."""
+        """Allows access to the elements of a tensor or view."""
         storage = tensor.untyped_storage()
         if storage.nbytes() == 0:
             return
@@ -46,7 +45,7 @@ class Memory:
             marks.as_strided(tuple(tensor.shape), strides, first + byte).fill_(1)
 
     def find(self, addresses: np.ndarray) -> Iterator[tuple["Region", np.ndarray]]:
-        """Each region with a mask of the addresses in it."""
+        """Regions, each with a mask of the addresses in it."""
         where = np.searchsorted(self.starts, addresses, "right") - 1
         for index in np.unique(where):
             if index < 0:
@@ -62,7 +61,7 @@ class Region:
     start: int
     content: np.ndarray  # (bytes,)
     allowed: np.ndarray  # (bytes,) bool
-    # (bytes,) last writing and reading warp over all blocks, -1: none, -2: several; and the barrier count then
+    # (bytes,) last writing and reading warp (-1: none, -2: several), and the barrier count at that time
     writer: np.ndarray = field(init=False)
     written: np.ndarray = field(init=False)
     reader: np.ndarray = field(init=False)
@@ -72,13 +71,13 @@ class Region:
         self.clear_history()
 
     def clear_history(self) -> None:
-        """Forgets all accesses: a new launch."""
+        """Clears accesses before a launch."""
         size = len(self.content)
         self.writer, self.reader = (np.full(size, -1, np.int64) for _ in range(2))
         self.written, self.read = (np.zeros(size, np.int64) for _ in range(2))
 
     def byte_indices(self, addresses: np.ndarray, size: int, what: str) -> np.ndarray:
-        """(accesses, size) byte indices; raises where a byte is not allowed or an access is unaligned."""
+        """(accesses, size) byte indices; raises if a byte is not allowed or an access is unaligned."""
         if (addresses % np.uint64(size)).any():
             bad = int(addresses[(addresses % np.uint64(size)) != 0][0])
             raise Fault(f"{what} of {size} bytes at {bad - self.start} of {self.name} is not aligned")
@@ -119,13 +118,13 @@ class Region:
 
 
 class Block:
-    """A running thread block: what generated code calls beside NumPy."""
+    """A running thread block; generated code calls it."""
 
     def __init__(self, memory: Memory, threads: int, shared: int, index: int, parameters: dict[str, int]) -> None:
         self.memory, self.threads, self.index, self.parameters = memory, threads, index, parameters
         self.thread = np.arange(threads, dtype=np.uint32)
         self.block = np.full(threads, index, np.uint32)
-        self.active = np.ones(threads, np.bool_)  # active mask of diverged threads
+        self.active = np.ones(threads, np.bool_)
         self.targets: np.ndarray | None = None
         self.warps_per_block = -(-threads // 32)
         self.warp = np.arange(threads) // 32 + index * self.warps_per_block
@@ -148,7 +147,7 @@ class Block:
 
     @staticmethod
     def quotient(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        """Integer division, towards zero."""
+        """Integer division towards zero."""
         if (b == 0).any():
             raise Fault("an integer is divided by zero")
         return ((abs(a) // abs(b)) * (np.sign(a) * np.sign(b))).astype(a.dtype)
@@ -213,7 +212,7 @@ class Block:
         return np.repeat(rows, 4, 1).reshape(-1)
 
     def load_matrix(self, address: np.ndarray, count: int, transposed: bool) -> list[np.ndarray]:
-        """8 x 8 matrices of 16-bit elements: lane 8 i + r has the address of row r of matrix i."""
+        """8 x 8 matrices of 16-bit elements; lane 8 i + r holds the address of row r of matrix i."""
         results = []
         for matrix in range(count):
             rows = self.load("shared", self._matrix_rows(address, matrix), self.active, 16)
@@ -236,7 +235,7 @@ class Block:
         return self.memory.find(addresses)
 
     def load(self, space: str, address: np.ndarray, active: np.ndarray, size: int) -> np.ndarray:
-        """(threads, size) bytes, zeros where not active."""
+        """(threads, size) bytes, zero if inactive."""
         result = np.zeros((self.threads, size), np.uint8)
         address = address.astype(np.uint64)
         for region, part in self._parts(space, address[active]):
@@ -259,14 +258,14 @@ class Block:
         return np.full(self.threads, bits, np.dtype(f"u{np.dtype(dtype).itemsize}")).view(dtype)
 
     def previous_value(self, register: str, dtype: Any) -> np.ndarray:
-        """The old value of a register that is written in part; all bits set if there is none."""
+        """The old value of a partly written register; all bits set if none."""
         held = self.registers.get(register)
         if held is None:
             held = np.full(self.threads, True if dtype is np.bool_ else np.iinfo(dtype).max, dtype)
         return held
 
     def branch(self, predicate: np.ndarray, there: int, on: int) -> int:
-        """The next basic block of the active threads; if they diverge, ``targets`` has one per thread."""
+        """Returns the next basic block; if threads diverge, ``targets`` has one per thread."""
         taken = predicate[self.active]
         if taken.all():
             return there

@@ -1,7 +1,6 @@
-"""Each PTX instruction as lines of Python over NumPy arrays, one element per thread (PTX ISA 8.7).
+"""PTX instructions as lines of Python over NumPy arrays, one element per thread (PTX ISA 8.7).
 
-An operation gets an ``Emit`` and the operands, and returns the lines. Registers hold unsigned bits; the opcode's type
-says how an operand is viewed.
+An operation maps an ``Emit`` and operands to lines. Registers hold unsigned bits; the opcode's type gives the view.
 """
 
 import re
@@ -19,7 +18,7 @@ TYPES = {
     **{"f16": np.dtype("f2"), "f32": np.dtype("f4"), "f64": np.dtype("f8")},
     "pred": np.dtype("?"),
 }
-# Type of a register, by its prefix.
+# Register types by prefix.
 REGISTERS = {"%p": "pred", "%rs": "u16", "%r": "u32", "%rd": "u64", "%f": "u32", "%fd": "u64", "%h": "u16"}
 SPECIAL = {"%tid.x": "B.thread", "%ctaid.x": "B.block"}
 COMPARISONS = {"eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">="}
@@ -32,7 +31,7 @@ def register_type(name: str) -> str:
 
 
 class Emit:
-    """One instruction: its opcode's parts, its guard, and the constants of the generated code."""
+    """One instruction: opcode parts, guard, and constants of the generated code."""
 
     def __init__(self, parts: list[str], guard: str | None, constants: dict[str, Any], threads: int) -> None:
         self.parts, self.guard, self.constants, self.threads = parts, guard, constants, threads
@@ -77,7 +76,7 @@ class Emit:
     def write(self, register: str, expression: str, kind: str) -> list[str]:
         """Assigns a value of ``kind`` where the guard holds."""
         if not register.startswith("%"):
-            return []  # "_", or a discarded name declared between braces
+            return []  # # "_" or a discarded name
         own, given = TYPES[register_type(register)], TYPES[kind]
         if own != given:
             if own.itemsize == given.itemsize:
@@ -95,7 +94,7 @@ class Emit:
 
 
 def simple(template: str) -> Operation:
-    """An operation whose operands and result have the opcode's type; {0}, {1}: its sources."""
+    """Operands and result have the opcode's type; {0}, {1}: sources."""
 
     def operation(emit: Emit, operands: list[str]) -> list[str]:
         target, *sources = operands
@@ -122,7 +121,7 @@ FLUSH = "B.flush"
 
 
 def shift(left: bool) -> Operation:
-    """shl, shr: shifts past the width leave nothing."""
+    """shl, shr: zero past the width."""
 
     def operation(emit: Emit, operands: list[str]) -> list[str]:
         kind = emit.type
@@ -139,7 +138,7 @@ def shift(left: bool) -> Operation:
 
 
 def multiply(emit: Emit, operands: list[str]) -> list[str]:
-    """mul and mad: .lo, .hi or .wide integers, or floating point."""
+    """mul, mad: .lo, .hi, .wide or floating point."""
     kind, (target, *sources) = emit.type, operands
     if "wide" in emit.parts:
         wide = f"{kind[0]}{int(kind[1:]) * 2}"
@@ -154,7 +153,7 @@ def multiply(emit: Emit, operands: list[str]) -> list[str]:
 
 
 def fused(emit: Emit, operands: list[str]) -> list[str]:
-    """fma: one rounding."""
+    """fma."""
     a, b, c = (emit.read(s, emit.type) for s in operands[1:])
     wide = "np.float64" if emit.type == "f32" else "np.longdouble"
     product = f"{a}.astype({wide}) * {b} + {c}"
@@ -162,7 +161,7 @@ def fused(emit: Emit, operands: list[str]) -> list[str]:
 
 
 def divide(emit: Emit, operands: list[str]) -> list[str]:
-    """div, integer or floating point."""
+    """div."""
     a, b = (emit.read(s, emit.type) for s in operands[1:])
     if emit.type.startswith("f"):
         return emit.write(operands[0], f"{a} / {b}", emit.type)
@@ -170,7 +169,7 @@ def divide(emit: Emit, operands: list[str]) -> list[str]:
 
 
 def remainder(emit: Emit, operands: list[str]) -> list[str]:
-    """rem, integer."""
+    """rem."""
     a, b = (emit.read(s, emit.type) for s in operands[1:])
     return emit.write(operands[0], f"{a} - B.quotient({a}, {b}) * {b}", emit.type)
 
@@ -204,7 +203,7 @@ def select(emit: Emit, operands: list[str]) -> list[str]:
 
 
 def extreme(emit: Emit, operands: list[str]) -> list[str]:
-    """min and max: a number wins over NaN."""
+    """min, max: a number wins over NaN."""
     largest = emit.parts[0] == "max"
     a, b = (emit.read(s, emit.type) for s in operands[1:])
     if not emit.type.startswith("f") or "NaN" in emit.parts:
@@ -229,7 +228,7 @@ def move(emit: Emit, operands: list[str]) -> list[str]:
         names = _names(source)
         total = 8 * TYPES[emit.type].itemsize
         bits = total // len(names)
-        # An unused part may be unwritten.
+        # Unused parts may be unwritten.
         parts = [
             f"B.previous_value({n!r}, np.uint{bits})" if n.startswith("%") else emit.read(n, f"u{bits}") for n in names
         ]
@@ -279,7 +278,7 @@ def _space(emit: Emit) -> str:
 
 
 def load(emit: Emit, operands: list[str]) -> list[str]:
-    """ld from parameters, global or shared memory, scalar or vector."""
+    """ld: parameters, global or shared; scalar or vector."""
     target, place = operands
     kind = emit.type
     if "param" in emit.parts:
@@ -294,7 +293,7 @@ def load(emit: Emit, operands: list[str]) -> list[str]:
 
 
 def store(emit: Emit, operands: list[str]) -> list[str]:
-    """st to global or shared memory."""
+    """st: global or shared."""
     place, source = operands
     size = TYPES[emit.type].itemsize
     columns = []
@@ -345,7 +344,7 @@ def extract_bits(emit: Emit, operands: list[str]) -> list[str]:
 
 
 def permute(emit: Emit, operands: list[str]) -> list[str]:
-    """prmt, in its default mode."""
+    """prmt, default mode."""
     a, b, selector = (emit.read(s, "u32") for s in operands[1:])
     return emit.write(operands[0], f"B.permute({a}, {b}, {selector})", "u32")
 
@@ -358,7 +357,7 @@ def exponential(emit: Emit, operands: list[str]) -> list[str]:
 
 
 def barrier(emit: Emit, operands: list[str]) -> list[str]:
-    """bar.sync; bar.warp.sync is a no-op in lockstep."""
+    """bar.sync; bar.warp.sync does nothing in lockstep."""
     return ["B.barrier()"] if emit.parts[1] == "sync" else []
 
 

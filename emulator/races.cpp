@@ -1,8 +1,7 @@
-// Shadow memory behind races.h, and the functions that -fsanitize=thread calls.
+// Shadow memory for races.h, and the hooks of -fsanitize=thread.
 //
-// A byte keeps its last write and the reads since: what is ordered after the last write is ordered after all before it.
-// Between two block barriers threads of different warps are never ordered, so of the reads one warp's lanes are kept,
-// and one thread of another warp.
+// A byte keeps its last write and the reads since: accesses before that write are ordered by it. Between block
+// barriers, different warps are unordered, so reads of one warp's lanes and one thread of another warp suffice.
 #include "races.h"
 
 #include <dlfcn.h>
@@ -25,9 +24,9 @@ constexpr unsigned kNoThread = 0xffffffffu;
 
 Block* current_block = nullptr;
 unsigned current_thread = 0;
-uint32_t last_id = 0;  // of epochs and blocks
+uint32_t last_id = 0;
 
-// Shadows are reused uncleared: no later block shares their epochs.
+// Reused uncleared: epochs are unique.
 struct FreeShadow {
   size_t bytes;
   ShadowByte* shadow;
@@ -47,11 +46,11 @@ uint32_t pc_offset(const void* address) {
   return static_cast<uint32_t>(static_cast<const char*>(address) - program_start());
 }
 
-// Source lines of a pc, with inlining, by addr2line.
+// Source lines of a pc, inlined ones too, by addr2line.
 std::string source_lines(uint32_t pc) {
-  // a program at fixed addresses is looked up by absolute address
+  // programs at fixed addresses need absolute ones
   const bool fixed = reinterpret_cast<const ElfW(Ehdr)*>(program_start())->e_type == ET_EXEC;
-  const uintptr_t inside = pc - 1 + (fixed ? reinterpret_cast<uintptr_t>(program_start()) : 0);  // of the call
+  const uintptr_t inside = pc - 1 + (fixed ? reinterpret_cast<uintptr_t>(program_start()) : 0);  // // of the call
   char program[4096];
   const ssize_t length = readlink("/proc/self/exe", program, sizeof(program) - 1);
   std::string lines_text;
@@ -82,13 +81,13 @@ std::string text_of_thread(unsigned thread) {
 
 struct ShadowByte {
   uint32_t write_epoch, write_clock, write_pc;
-  uint32_t copying_block;  // block with an asynchronous copy in flight here, or 0
+  uint32_t copying_block;  // // of an asynchronous copy in flight, or 0
   uint16_t writer;
   bool atomic;          // of the last write
-  uint8_t read_warp;    // whose lanes follow
-  uint32_t read_epoch;  // of the reads since the last write
+  uint8_t read_warp;    // // of the lanes below
+  uint32_t read_epoch;  // // of reads since the last write
   uint32_t read_lanes;
-  uint32_t other_reader, other_pc;  // of another warp
+  uint32_t other_reader, other_pc;  // // in another warp
   uint32_t read_clock[32], read_pc[32];
 };
 
@@ -140,7 +139,7 @@ void Block::warp_barrier(unsigned first_thread, unsigned mask) {
 
 uint32_t Block::clock_of(unsigned thread, unsigned of) const { return clocks_[thread * 32 + of]; }
 
-// Whether an access of this epoch, at this clock of thread `before`, happens before the current ones of `thread`.
+// Whether an access in this epoch, at `clock` of thread `before`, happens before the current ones of `thread`.
 bool Block::happens_before(unsigned before, uint32_t clock, unsigned thread) const {
   if (before == thread) return true;
   return before / 32 == thread / 32 && clock_of(thread, before % 32) >= clock;
@@ -161,7 +160,7 @@ void Block::check(const Region& region, ShadowByte& byte, const AccessRecord& no
       report(region, byte, now, bytes, {reader, "read there", byte.read_pc[lane]});
     }
   }
-  if (byte.other_reader != kNoThread) {  // if this thread itself, lanes of another warp read too
+  if (byte.other_reader != kNoThread) {  // // even if it is this thread: lanes of another warp read too
     report(region, byte, now, bytes, {byte.other_reader, "read there", byte.other_pc});
   }
 }
@@ -251,7 +250,7 @@ inline void note_access(const void* address, size_t bytes, Access kind, const vo
 }  // namespace races
 }  // namespace cuda_emulator
 
-// Called by compiled code before an access; the names are the compiler's.
+// Compiled code calls these before an access.
 #define CUDA_EMULATOR_TSAN_HOOK(name, kind, bytes)                                        \
   extern "C" void name(void* address) {                                                   \
     cuda_emulator::races::note_access(address, bytes, cuda_emulator::races::Access::kind, \

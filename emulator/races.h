@@ -1,11 +1,10 @@
-// Races in shared memory: two threads of a block access one byte, one writes, and no barrier orders them.
+// Races in shared memory: two threads of a block access a byte, one writes, and no barrier orders them.
 //
-// Order is what the program guarantees, not what the fibers did: __syncthreads orders everything before it ahead of
-// everything after it, __syncwarp does so for the lanes of its mask, and nothing else does; shuffles and votes imply no
-// memory barrier (CUDA programming guide). So one run shows every race between the accesses it makes.
+// __syncthreads orders a block's accesses, __syncwarp those of its mask's lanes, shuffles and votes none (CUDA
+// programming guide); the order of execution does not count. So one run shows every race between its accesses.
 //
-// The compiler announces accesses by -fsanitize=thread; races.cpp implements those calls in place of the thread
-// sanitizer, which knows neither fibers nor these barriers. Without CUDA_EMULATOR_RACES all of this is empty.
+// -fsanitize=thread announces accesses. races.cpp implements its hooks, since the thread sanitizer knows neither fibers
+// nor these barriers. Empty without CUDA_EMULATOR_RACES.
 #pragma once
 
 #include <stddef.h>
@@ -22,7 +21,7 @@ enum class Access { kRead, kWrite, kAtomic };
 
 struct ShadowByte;
 
-// Shadow of a block's shared memory, and vector clocks of its threads.
+// Shadow memory, and vector clocks of the threads.
 class Block {
  public:
   explicit Block(unsigned threads);
@@ -33,9 +32,9 @@ class Block {
   void add(const char* name, const void* memory, size_t bytes);
   void block_barrier();
   void warp_barrier(unsigned first_thread, unsigned mask);
-  // `pc`: return address of the access.
+  // `pc`: return address.
   void access(unsigned thread, const void* address, size_t bytes, Access kind, const void* pc);
-  // An asynchronous copy owns its destination until its thread has waited.
+  // Until its thread has waited, a copy owns its destination.
   void copy_begins(unsigned thread, const void* shared, size_t bytes, const void* pc);
   void copy_ends(unsigned thread, const void* shared, size_t bytes);
 
@@ -46,7 +45,7 @@ class Block {
     size_t bytes;
     ShadowByte* shadow;
   };
-  // One access, for the report.
+  // For the report.
   struct AccessRecord {
     unsigned thread;
     const char* action;
@@ -61,13 +60,13 @@ class Block {
                            const AccessRecord& before) const;
 
   unsigned threads_;
-  uint32_t id_;                   // of the block
-  uint32_t epoch_;                // of the block's barriers; unique over all blocks
-  std::vector<uint32_t> clocks_;  // [threads, 32]: vector clocks over the warp's lanes
+  uint32_t id_;
+  uint32_t epoch_;                // // of barriers; unique over all blocks
+  std::vector<uint32_t> clocks_;  // // [threads, 32], over the warp's lanes
   std::vector<Region> regions_;
 };
 
-// Sets the running thread; null: none.
+// null: no thread runs.
 void enter(Block* block, unsigned thread);
 
 #else

@@ -1,8 +1,7 @@
 // Scheduler of the emulated threads.
 //
-// Blocks run one after another, or up to four at once, as the seed says. If all running threads spin without progress,
-// another block starts: kernels with grid barriers get as many resident blocks as they need, and only a wait that no
-// block can end is an error.
+// By seed, one to four blocks run at a time. If all running threads spin without progress, another block starts, so
+// grid barriers get the resident blocks they need; an error is only a wait that no block can end.
 #include <stdio.h>
 #include <stdlib.h>
 #include <unistd.h>
@@ -23,8 +22,8 @@ Fiber* current = nullptr;
 namespace {
 
 constexpr size_t kStackBytes = 256 * 1024;
-constexpr int64_t kSharedLimit = 99 * 1024;  // per block: sm_80, 90, 100 and 120 all have it
-constexpr int kMaxIdlePasses = 2000;         // of spinning, before it counts as endless
+constexpr int64_t kSharedLimit = 99 * 1024;  // // per block, the limit of sm_120
+constexpr int kMaxIdlePasses = 2000;         // // then spinning counts as endless
 
 Context scheduler;
 std::vector<std::unique_ptr<Fiber>> all_fibers;
@@ -51,7 +50,7 @@ void start_block(int64_t number) {
                       static_cast<unsigned>(column / grid_size.y));
   block->warps.resize((launch.threads + 31) / 32);
   block->alive = launch.threads;
-  // 1,024 bytes: the largest alignment that an instruction asks of shared memory
+  // 1,024 bytes: the largest alignment that an instruction requires
   block->shared = static_cast<unsigned char*>(allocate_poisoned(static_cast<size_t>(launch.shared_bytes), 1024));
   block->races.add("dynamic shared memory", block->shared, static_cast<size_t>(launch.shared_bytes));
   for (unsigned i = 0; i < launch.threads; ++i) {
@@ -83,7 +82,6 @@ void end_block(Block* block) {
   blocks.erase(std::find_if(blocks.begin(), blocks.end(), [block](const auto& b) { return b.get() == block; }));
 }
 
-// Ends a thread; nobody may be waiting for it.
 void end_thread(Fiber* fiber) {
   Block* block = fiber->block;
   fiber->ended = true;
@@ -109,7 +107,6 @@ __attribute__((no_sanitize_address)) void fiber_main() {
   abort();
 }
 
-// Reports a deadlock: who waits where.
 [[noreturn]] void report_deadlock() {
   std::string message = "no thread can go on";
   for (const auto& block : launch_state.blocks) {
@@ -236,7 +233,7 @@ void run(const char* kernel, dim3 grid, dim3 block, int64_t shared_bytes, void (
       if (launch.spinning.empty()) report_deadlock();
       launch.ready.swap(launch.spinning);
       if (++idle_passes > kMaxIdlePasses) report_deadlock();
-      // the first passes may be idle only by the order of the threads
+      // the thread order alone can make the first passes idle
       if (idle_passes > 2 && started < order.size()) {
         ++resident_blocks;
         idle_passes = 0;

@@ -1,4 +1,4 @@
-// Small kernels for the emulator's tests: `plant` selects an error.
+// Kernels for the emulator's tests; `plant` selects an error.
 #include "cuda_emulator.h"
 
 namespace {
@@ -22,7 +22,7 @@ enum Plant {
 
 constexpr int kBlock = 64;
 
-// Reverses each run of kBlock numbers, `stride` apart, through shared memory.
+// Reverses each run of kBlock numbers, `stride` apart, in shared memory.
 template <typename T>
 __global__ void __launch_bounds__(kBlock) reverse_kernel(T* numbers, int64_t stride, int plant) {
   CUDA_EMULATOR_SHARED(memory);
@@ -41,7 +41,7 @@ __global__ void __launch_bounds__(kBlock) reverse_kernel(T* numbers, int64_t str
   numbers[to * stride + (plant == kGap && me == 9 ? 1 : 0)] = shared[kBlock - 1 - me];
 }
 
-// Sums over the grid: shuffles in a warp, shared memory in a block, and blocks in turn.
+// Sums over the grid: shuffles, shared memory, then blocks in turn.
 __global__ void sum_kernel(const float* numbers, float* sums, int* turn, int plant) {
   CUDA_EMULATOR_SHARED_ARRAY(float, of_warp, [32]);
   const unsigned lane = threadIdx.x % 32, warp = threadIdx.x / 32;
@@ -58,7 +58,6 @@ __global__ void sum_kernel(const float* numbers, float* sums, int* turn, int pla
   if (threadIdx.x != 0) return;
   value = 0;
   for (unsigned i = 0; i < blockDim.x / 32; ++i) value += of_warp[i];
-  // each block waits for the turn that the one before passes on
   const int mine = static_cast<int>(blockIdx.x) + (plant == kEndless ? 1 : 0);
   while (*static_cast<volatile int*>(turn) != mine) __nanosleep(20);
   sums[blockIdx.x] = value + (blockIdx.x == 0 ? 0.0f : sums[blockIdx.x - 1]);
@@ -66,7 +65,7 @@ __global__ void sum_kernel(const float* numbers, float* sums, int* turn, int pla
   atomicAdd(turn, 1);
 }
 
-// Rotates numbers through shared memory, which needs __syncwarp.
+// Rotates numbers in shared memory, with __syncwarp.
 __global__ void rotate_kernel(float* numbers, int plant) {
   CUDA_EMULATOR_SHARED_ARRAY(float, slots, [32]);
   slots[threadIdx.x] = numbers[threadIdx.x];
@@ -74,7 +73,7 @@ __global__ void rotate_kernel(float* numbers, int plant) {
   numbers[threadIdx.x] = slots[(threadIdx.x + 1) % 32];
 }
 
-// Asynchronous copies through shared memory, 16 bytes per thread.
+// Asynchronous copies, 16 bytes per thread.
 __global__ void copy_kernel(const float* from, float* to, int plant) {
   CUDA_EMULATOR_SHARED(memory);
   float* mine = reinterpret_cast<float*>(memory) + 4 * threadIdx.x;
@@ -83,14 +82,14 @@ __global__ void copy_kernel(const float* from, float* to, int plant) {
   *reinterpret_cast<float4*>(to + 4 * threadIdx.x) = *reinterpret_cast<const float4*>(mine);
 }
 
-// One number per thread, at a stride that may exceed 2^31 elements.
+// `stride` may exceed 2^31 elements.
 __global__ void scale_kernel(float* numbers, int64_t stride, int plant) {
   const int me = static_cast<int>(threadIdx.x);
   const int64_t offset = plant == kNarrowOffset ? static_cast<int>(stride) * me : stride * me;
   numbers[offset] *= 2;
 }
 
-// All collectives; `answers` is [collectives, 32].
+// `answers`: [collectives, 32].
 __global__ void collectives_kernel(const int* numbers, int* answers) {
   const int lane = static_cast<int>(threadIdx.x), mine = numbers[lane];
   const unsigned all = 0xffffffffu, half = lane < 16 ? 0x0000ffffu : 0xffff0000u;
@@ -113,7 +112,7 @@ T* pointer(int64_t word) {
 
 }  // namespace
 
-// words: numbers, how many, stride, whether double, plant
+// words: numbers, count, stride, double, plant
 extern "C" int sample_reverse(const int64_t* words) {
   const unsigned blocks = static_cast<unsigned>(words[1] / kBlock);
   if (words[3]) {
@@ -124,7 +123,7 @@ extern "C" int sample_reverse(const int64_t* words) {
                               plant_of(words, 4));
 }
 
-// words: numbers, how many, sums, turn, plant
+// words: numbers, count, sums, turn, plant
 extern "C" int sample_sum(const int64_t* words) {
   return CUDA_EMULATOR_LAUNCH(sum_kernel, static_cast<unsigned>(words[1] / kBlock), kBlock, 0, pointer<float>(words[0]),
                               pointer<float>(words[2]), pointer<int>(words[3]), plant_of(words, 4));
@@ -141,7 +140,7 @@ extern "C" int sample_copy(const int64_t* words) {
                               plant_of(words, 2));
 }
 
-// words: numbers, how many, stride, plant
+// words: numbers, count, stride, plant
 extern "C" int sample_scale(const int64_t* words) {
   return CUDA_EMULATOR_LAUNCH(scale_kernel, 1, static_cast<unsigned>(words[1]), 0, pointer<float>(words[0]), words[2],
                               plant_of(words, 3));

@@ -1,4 +1,4 @@
-// Small kernels for the race detector's tests: `plant` selects the access that is not ordered.
+// Kernels for the race detector's tests; `plant` selects the race.
 #include "cuda_emulator.h"
 
 namespace {
@@ -18,7 +18,7 @@ enum Plant {
   kOneBarrierShort,
 };
 
-// Two warps; every access ends in `answers`, so that none is optimised away.
+// Two warps; accesses end in `answers`, so that none is optimised away.
 __global__ void cases_kernel(const float* numbers, float* answers, int plant) {
   CUDA_EMULATOR_SHARED(memory);
   CUDA_EMULATOR_SHARED_ARRAY(float, slots, [64]);
@@ -28,12 +28,11 @@ __global__ void cases_kernel(const float* numbers, float* answers, int plant) {
   const unsigned all = 0xffffffffu, half = lane < 16 ? 0x0000ffffu : 0xffff0000u;
   float found = 0;
 
-  // Adjacent bytes of different threads; a thread's own accesses are ordered.
+  // Adjacent bytes of different threads; a thread's own accesses.
   flags[me] = static_cast<unsigned char>(me);
   slots[me] = numbers[me];
   slots[me] += static_cast<float>(flags[me]);
 
-  // From lane to lane.
   if (plant == kShuffleForBarrier) {
     found += __shfl_xor_sync(all, found, 1);
   } else if (plant == kVoteForBarrier) {
@@ -43,21 +42,20 @@ __global__ void cases_kernel(const float* numbers, float* answers, int plant) {
   }
   found += slots[me ^ 1];
 
-  // Within half a warp.
   __syncwarp();
   slots[me] = found;
   __syncwarp(half);
   found += slots[plant == kOtherHalf ? me ^ 16 : me ^ 8];
   __syncwarp();
 
-  // Lanes 0 to 2 read; lane 3 writes after a __syncwarp with them (without lane 2, if planted).
+  // Lanes 0 to 2 read; lane 3 writes after their __syncwarp (without lane 2, if planted).
   if (lane < 3) found += slots[32 * warp + 5];
   if (lane < 2 || lane == 3 || (lane == 2 && plant != kThirdReader)) {
     __syncwarp(plant == kThirdReader ? 0xbu : 0xfu);
   }
   if (lane == 3) slots[32 * warp + 5] = 1.0f;
 
-  // Between warps: all read, then one writes.
+  // Between warps.
   __syncthreads();
   found += slots[7];
   if (plant == kReadThenWrite) {
@@ -69,7 +67,7 @@ __global__ void cases_kernel(const float* numbers, float* answers, int plant) {
   __syncthreads();
   if (plant == kSameValue ? lane == 0 : me == 0) slots[0] = 3.0f;
 
-  // A copy is its thread's until the wait, all threads' after a barrier behind it.
+  // Asynchronous copies: private until the wait, shared after the next barrier.
   float* copied = reinterpret_cast<float*>(memory);
   cuda_emulator::copy_async(copied + 4 * me, numbers + 4 * me, 16);
   if (plant == kWriteUnderCopy) copied[4 * me] = 0.0f;
@@ -79,14 +77,14 @@ __global__ void cases_kernel(const float* numbers, float* answers, int plant) {
   if (plant != kCopyWithoutBarrier && plant != kBarrierBeforeWait) __syncthreads();
   found += copied[4 * (me ^ 33)];
 
-  // Atomic accesses race with plain ones only.
+  // Atomics race only with plain accesses.
   if (me == 0) counter[0] = 0;
   __syncthreads();
   atomicAdd(&counter[0], me);
   if (plant != kPlainReadOfAtomic) __syncthreads();
   found += static_cast<float>(counter[0]);
 
-  // A buffer refilled in each pass needs two barriers per pass.
+  // A buffer refilled per pass needs two barriers per pass.
   for (int round = 0; round < 3; ++round) {
     __syncthreads();
     slots[me] = static_cast<float>(round);

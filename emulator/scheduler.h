@@ -1,4 +1,4 @@
-// Shared by the scheduler (runtime.cpp) and synchronisation (sync.cpp): a launch's blocks, warps, and fibers.
+// Blocks, warps and fibers of a launch, for runtime.cpp and sync.cpp.
 #pragma once
 
 #include <memory>
@@ -24,15 +24,14 @@ struct Fiber {
   Context context;
   Block* block = nullptr;
   unsigned index = 0;                // in the block
-  const char* waiting_in = nullptr;  // name of the wait; null: runnable
+  const char* waiting_in = nullptr;  // // what it waits in; null: runnable
   SourceLocation location{"", 0};
   bool ended = false;
   std::vector<AsyncCopy> copies;
   int copy_group = 0;
 };
 
-// A warp collective in progress under one mask. Double-buffered: a lane may still read the last values while the next
-// gather.
+// A warp collective under one mask. Double-buffered: lanes may read old values while the next ones gather.
 struct SyncPoint {
   unsigned mask = 0, arrived = 0;
   const char* name = nullptr;
@@ -59,7 +58,7 @@ struct Block {
   unsigned alive = 0;
   unsigned char* shared = nullptr;
   std::vector<SharedArray> arrays;
-  // the block barrier in progress
+  // block barrier
   unsigned arrived = 0, votes = 0;
   SourceLocation barrier{"", 0};
   int result = 0;
@@ -83,7 +82,7 @@ std::string text_of(SourceLocation location);
 std::string text_of(dim3 index);
 bool same(SourceLocation a, SourceLocation b);
 
-// Returns to the scheduler until it picks this fiber again.
+// Until the scheduler resumes this fiber.
 void suspend();
 void wait_in(const char* what, SourceLocation location);
 void wake(Fiber* fiber);

@@ -1,9 +1,8 @@
-// Serves calls of this program's functions by name: requests on standard input, replies on standard output, in native
-// eight-byte words. client.py is the other end.
+// Calls this program's functions by name: requests on standard input, replies on standard output, in native 64-bit
+// words (client.py is the other end).
 //
-// Each tensor gets memory of its exact extent, for the address sanitizer; gaps between its elements are filled with
-// 0xFF and checked after the call. A tensor too spread out for that gets a sparse mapping, in which only touched pages
-// take memory.
+// Each tensor gets memory of its exact extent, for the address sanitizer; gaps between its elements are 0xFF and
+// checked after the call. Very sparse tensors get a sparse mapping, where only touched pages take memory.
 #include <dlfcn.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -24,7 +23,7 @@ constexpr int kDimensions = 4;
 int reply_pipe = -1;
 
 void receive(void* data, size_t bytes) {
-  if (bytes != 0 && fread(data, 1, bytes, stdin) != bytes) _exit(0);  // the parent has ended
+  if (bytes != 0 && fread(data, 1, bytes, stdin) != bytes) _exit(0);  // // the client has ended
 }
 int64_t receive_word() {
   int64_t word;
@@ -51,12 +50,11 @@ void reply_text(const std::string& text) {
   reply(text.data(), text.size());
 }
 
-// A strided tensor in its own memory.
 class Tensor {
  public:
   void receive_tensor() {
     item_ = receive_word();
-    const int64_t residue = receive_word();  // address modulo 256: alignment selects paths in kernels
+    const int64_t residue = receive_word();  // // modulo 256: alignment selects code paths
     for (int64_t& size : size_) size = receive_word();
     for (int64_t& stride : stride_) stride = receive_word();
     int64_t low = 0, high = 0;
@@ -75,7 +73,7 @@ class Tensor {
     for_each_element([this](int64_t at, char* element) { memcpy(element, &initial_[at], item_); });
   }
 
-  // Replies whether it changed, and if so its elements.
+  // Replies whether it changed, then the elements if so.
   void reply_tensor() {
     std::vector<char> now(initial_.size());
     for_each_element([this, &now](int64_t at, const char* element) { memcpy(&now[at], element, item_); });
@@ -84,7 +82,6 @@ class Tensor {
     if (changed) reply(now.data(), now.size());
   }
 
-  // Whether a gap was written.
   bool gaps_overwritten() {
     if (sparse_) return false;
     for_each_element([this](int64_t, char* element) { memset(element, 0xFF, item_); });
@@ -124,7 +121,7 @@ class Tensor {
 #endif
   }
 
-  // Calls visit(packed offset, address), last index first.
+  // visit(packed offset, address), last index fastest.
   template <typename Visit>
   void for_each_element(Visit visit) {
     int64_t index[kDimensions] = {};
@@ -189,6 +186,6 @@ void serve_call() {
 
 int main() {
   reply_pipe = dup(STDOUT_FILENO);
-  dup2(STDERR_FILENO, STDOUT_FILENO);  // kernels' own output must not mix with replies
+  dup2(STDERR_FILENO, STDOUT_FILENO);  // // kernels must not write to replies
   for (;;) serve_call();
 }

@@ -1,5 +1,4 @@
-// Synchronisation: barriers, warp collectives, asynchronous copies. A waiting thread records where and suspends; the
-// last to arrive wakes the others.
+// Barriers, warp collectives, asynchronous copies. A waiting thread suspends; the last to arrive wakes the others.
 #include <string.h>
 
 #include <algorithm>
@@ -48,7 +47,7 @@ int block_barrier(Vote vote, bool predicate, SourceLocation location) {
     const int votes = static_cast<int>(block->votes);
     block->result = vote == Vote::kAny ? votes != 0 : vote == Vote::kAll ? votes == static_cast<int>(threads) : votes;
     for (Fiber* fiber : block->fibers) wake(fiber);
-    suspend();  // the last to arrive need not continue first
+    suspend();  // // another thread may continue first
   }
   return block->result;
 }
@@ -129,7 +128,7 @@ void copy_async_commit() { ++current->copy_group; }
 
 namespace {
 
-// Completes the copies up to this group.
+// Completes copies up to this group.
 void end_copies(int group) {
   std::vector<AsyncCopy>& copies = current->copies;
   size_t kept_count = 0;

@@ -1,8 +1,8 @@
-"""Draws docs/architecture.png: the way of a call to its kernel, and the rooms of the world model.
+"""Draws docs/architecture.png: the path of a call to its kernel, and the modules of the world model.
 
     python scripts/architecture_figure.py
 
-Colours keep their contrast on white and on black; the background is transparent.
+The background is transparent; colours contrast with white and black.
 """
 
 from pathlib import Path
@@ -61,7 +61,6 @@ def bottom(of: Box) -> tuple[float, float]:
 
 
 def call(axes: Any) -> None:
-    """The way of a call, wmkernels/<op>/ and csrc/."""
     axes.text(0, 4.75, "A call: wmkernels/<op>/, csrc/", color=INK, fontsize=12, weight="bold")
     checks = box(axes, 0, 1.75, 2.3, "function.py", "validation.py: checks,\ncanonical form", PYTHON)
     choice = box(axes, 2.8, 1.75, 2.1, "dispatch.py", "registry.py: which\nbackend runs", PYTHON)
@@ -83,7 +82,6 @@ def call(axes: Any) -> None:
 
 
 def rooms(axes: Any) -> None:
-    """Rooms of the world model; an arrow leads from a room to one that imports it."""
     heading = "The world model: python/worldmodel/, arrows from a room to what imports it"
     axes.text(0, 3.55, heading, color=INK, fontsize=12, weight="bold")
     kernels = box(axes, 0, 2.1, 2.3, "wmkernels.nn", "Mamba, ConvLSTM,\nRotaryMamba", PYTHON)

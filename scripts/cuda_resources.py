@@ -1,10 +1,10 @@
-"""Compiles the CUDA kernels for every architecture and writes a table of their registers, spills and shared memory.
+"""Compiles the CUDA kernels for every architecture and tabulates registers, spills and shared memory.
 
-Needs nvcc, no GPU. The table holds a digest of its sources, by which a test sees when it is out of date.
+Needs nvcc, no GPU. A test compares the table's digest with the sources.
 
     python scripts/cuda_resources.py              writes docs/cuda_resources.json and docs/cuda_resources.md
-    python scripts/cuda_resources.py --check      compares instead; fails if they differ or a kernel spills
-    python scripts/cuda_resources.py --check --arch 90 --only linear_scan    compares a part
+    python scripts/cuda_resources.py --check      fails if they differ or a kernel spills
+    python scripts/cuda_resources.py --check --arch 90 --only linear_scan    compares a subset
 """
 
 import argparse
@@ -30,16 +30,14 @@ from build_tools.ninja_file import NVCC_FLAGS  # noqa: E402
 CUDA = ROOT / "csrc" / "cuda"
 TABLE = ROOT / "docs" / "cuda_resources.json"
 Resources = dict[str, int]
-Kernels = dict[str, Resources]  # by the kernel's name
+Kernels = dict[str, Resources]  # # by kernel
 
 
 def sources() -> list[Path]:
-    """The files that hold kernels."""
     return sorted(path for path in CUDA.glob("*/*.cu") if path.parent.name != "common")
 
 
 def digest() -> str:
-    """Of all code that the kernels are made of, without comments and layout."""
     shared = [
         *sorted((CUDA.parent / "include").iterdir()),
         *(CUDA.parent / "common" / f for f in ("checks.h", "ops.h")),
@@ -70,7 +68,7 @@ def readable(names: Sequence[str]) -> list[str]:
 
 
 def compile_one(nvcc: str, source: Path, architecture: str) -> Kernels:
-    """The assembler's report on each kernel of a file."""
+    """ptxas's report on each kernel."""
     with tempfile.TemporaryDirectory() as folder:
         command = [nvcc, "-std=c++17", *NVCC_FLAGS, f"-I{ROOT / 'csrc'}", f"-arch=sm_{architecture}", "-Xptxas=-v"]
         command += ["-cubin", str(source), "-o", str(Path(folder) / "kernels.cubin")]
@@ -83,7 +81,7 @@ def compile_one(nvcc: str, source: Path, architecture: str) -> Kernels:
         if entry := re.search(r"Compiling entry function '(\w+)'", line):
             current = kernels.setdefault(entry.group(1), {})
         elif spills := re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", line):
-            # of the kernel, then of the functions it calls
+            # kernel, then called functions
             for key, value in zip(("stack", "spill_stores", "spill_loads"), spills.groups(), strict=True):
                 current[key] = max(current.get(key, 0), int(value))
         elif used := re.search(r"Used (\d+) registers", line):
@@ -94,7 +92,7 @@ def compile_one(nvcc: str, source: Path, architecture: str) -> Kernels:
 
 
 def measure(nvcc: str, files: Sequence[Path], architectures: Sequence[str]) -> dict[str, dict[str, Kernels]]:
-    """By file, then architecture, then kernel."""
+    """By file, architecture and kernel."""
     pairs = [(path, architecture) for path in files for architecture in architectures]
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
         measured = list(pool.map(lambda pair: compile_one(nvcc, *pair), pairs))
@@ -105,7 +103,6 @@ def measure(nvcc: str, files: Sequence[Path], architectures: Sequence[str]) -> d
 
 
 def failures(files: dict[str, dict[str, Kernels]]) -> list[str]:
-    """Kernels that spill or have a stack frame."""
     return [
         f"{name}, sm_{architecture}: {kernel} takes {used}"
         for name, architectures in files.items()
@@ -116,7 +113,6 @@ def failures(files: dict[str, dict[str, Kernels]]) -> list[str]:
 
 
 def page(table: dict[str, Any]) -> str:
-    """The table for a reader."""
     lines = [
         "# Resources of the CUDA kernels",
         "",

@@ -1,4 +1,4 @@
-"""A digest of source files that comments and layout do not change."""
+"""A digest of source files that ignores comments and layout."""
 
 import ast
 import hashlib
@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 def digest(paths: Iterable[Path]) -> str:
-    """Of the files' names and code, in the order given: ``.py`` as Python, all others as C++."""
+    """Of names and code, in order: ``.py`` as Python, others as C++."""
     text = []
     for path in paths:
         text += [path.name, code(path.read_text(), python=path.suffix == ".py")]
@@ -18,7 +18,7 @@ def digest(paths: Iterable[Path]) -> str:
 
 
 def code(source: str, python: bool) -> str:
-    """C++ without comments and white space; Python without comments, docstrings, blank lines and spaces in a line."""
+    """C++ without comments and white space; Python without comments, docstrings, blank lines and spaces."""
     if not python:
         return re.sub(r"\s+", "", re.sub(r"//[^\n]*", "", source))
     lines = source.splitlines()
@@ -32,6 +32,6 @@ def code(source: str, python: bool) -> str:
             if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and ast.get_docstring(node):
                 last = first.end_lineno or first.lineno
                 lines[first.lineno - 1 : last] = [""] * (last - first.lineno + 1)
-    # Indentation is meaning.
+    # Indentation matters.
     indented = (re.sub(r"(?<=\S)[ \t]+", "", line).rstrip() for line in lines)
     return "\n".join(line for line in indented if line)

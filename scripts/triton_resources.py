@@ -1,11 +1,11 @@
-"""Compiles the Triton kernels ahead of time and writes the table of what they take: registers, stack, shared memory.
+"""Compiles the Triton kernels ahead of time and tabulates registers, stack and shared memory.
 
-Needs no GPU. The launchers themselves run, on CPU tensors, with the launch replaced by a compilation for the GPU asked
-for, so that what is measured is what a call of that shape would run.
+Needs no GPU. The launchers run on CPU tensors, with launches replaced by compilation, so the kernels are those of a
+real call.
 
     python scripts/triton_resources.py            writes docs/triton_resources.json
-    python scripts/triton_resources.py --check    compares instead, and fails where they differ or a kernel spills
-    python scripts/triton_resources.py --only fp32 --arch 90 --dump FOLDER    prints, and leaves the disassembly
+    python scripts/triton_resources.py --check    fails if it differs or a kernel spills
+    python scripts/triton_resources.py --only fp32 --arch 90 --dump FOLDER    prints, and writes the disassembly
 """
 
 import argparse
@@ -40,16 +40,15 @@ from wmkernels.selective_step.meta import StepInputs
 
 TABLE = Path(__file__).parent.parent / "docs" / "triton_resources.json"
 ARCHITECTURES = (80, 90, 100, 120)
-# Most shared memory of a block that every one of these GPUs has (compute capability 12.0 has the least, 99 KB).
+# Bytes per block that all these GPUs have (compute capability 12.0: 99 KB).
 SHARED_LIMIT = 99 * 1024
-# Bytes of stack a thread. The assembler puts a value or two aside now and then with registers to spare; more is a tile
-# too large.
+# Bytes per thread. ptxas sometimes spills one or two values with registers free; more means too large a tile.
 STACK_LIMIT = 16
 TOOLS = Path(nvidia.__file__).parent / "bin"
 
 
 class CompileOnly:
-    """Stands in for Triton's driver of a GPU that is not there."""
+    """Replaces Triton's driver."""
 
     def __init__(self, architecture: int) -> None:
         self.architecture = architecture
@@ -66,7 +65,7 @@ class CompileOnly:
 
 @contextmanager
 def compiling(architecture: int, made: list[tuple[str, int, Any]]) -> Iterator[None]:
-    """Launches compile for the architecture, and ``made`` gets (kernel's name, warps, compiled kernel) of each."""
+    """Launches compile; ``made`` gets (kernel name, warps, compiled kernel)."""
 
     def compile_instead(kernel: Any, programs: int, *arguments: Any, num_warps: int, **options: Any) -> None:
         compiled = kernel.warmup(*arguments, grid=(1,), num_warps=num_warps, enable_fp_fusion=True, **options)
@@ -81,7 +80,7 @@ def compiling(architecture: int, made: list[tuple[str, int, Any]]) -> Iterator[N
 
 
 def resources(compiled: Any, dump: Path | None) -> dict[str, int]:
-    """Registers a thread, bytes of stack a thread (spills), bytes of shared memory a block."""
+    """Registers and stack bytes per thread, shared bytes per block."""
     with tempfile.TemporaryDirectory() as folder:
         cubin = Path(folder) / "kernel.cubin"
         cubin.write_bytes(compiled.asm["cubin"])
@@ -101,7 +100,7 @@ def activations(batch: int, channels: int, time: int, dtype: torch.dtype, channe
 
 
 def run_selective_scan(state: int, dtype: torch.dtype, channel_last: bool, everything: bool, cut: bool) -> None:
-    """Forward and backward; ``everything``: with z, reset, packing, bias; ``cut``: parallel over time."""
+    """``everything``: with z, reset, packing, bias; ``cut``: parallel over time."""
     batch, channels, time, chunk = 1, 256, 1024, 64
     parameter = torch.float64 if dtype == torch.float64 else torch.float32
     u, delta, grad = (activations(batch, channels, time, dtype, channel_last) for _ in range(3))
@@ -129,7 +128,7 @@ def run_selective_step(state: int, dtype: torch.dtype) -> None:
 
 
 def run_linear_scan(dtype: torch.dtype, channel_last: bool, reset: bool, reverse: bool) -> None:
-    """Forward and backward, parallel over time."""
+    """Parallel over time."""
     batch, channels, time = 2, 256, 1024
     gates, tokens, grad = (activations(batch, channels, time, dtype, channel_last) for _ in range(3))
     first = torch.empty((batch, channels))
@@ -140,7 +139,7 @@ def run_linear_scan(dtype: torch.dtype, channel_last: bool, reset: bool, reverse
 
 
 def run_conv_lstm_update(dtype: torch.dtype, everything: bool, keep: int) -> None:
-    """The update forward and backward; ``everything``: with bias, peephole and reset."""
+    """``everything``: with bias, peephole and reset."""
     time, batch, hidden, size = 2, 2, 64, 16
     parameter = torch.float64 if dtype == torch.float64 else torch.float32
     x, weight = torch.empty((time, batch, hidden, size, size), dtype=dtype), torch.empty((4 * hidden, hidden, 1, 1))
@@ -156,7 +155,7 @@ def run_conv_lstm_update(dtype: torch.dtype, everything: bool, keep: int) -> Non
 
 
 def run_conv_lstm_at_once(dtype: torch.dtype, size: int, everything: bool) -> None:
-    """A step in one kernel, by its number of places: each has a tile of its own."""
+    """One step in one kernel; tiles depend on ``size``."""
     hidden = 64
     x = torch.empty((2, 1, hidden, size, size), dtype=dtype)
     weight, bias = torch.empty((4 * hidden, hidden, 3, 3), dtype=dtype), torch.empty(4 * hidden)
@@ -168,7 +167,6 @@ def run_conv_lstm_at_once(dtype: torch.dtype, size: int, everything: bool) -> No
 
 
 def cases() -> dict[str, Callable[[], None]]:
-    """What is compiled, by name."""
     bf16, fp32 = torch.bfloat16, torch.float32
     scan = run_selective_scan
     return {
@@ -197,7 +195,7 @@ def cases() -> dict[str, Callable[[], None]]:
 
 
 def measure(only: str, architectures: tuple[int, ...], dump: Path | None) -> list[dict[str, Any]]:
-    """A row for each architecture, case and kernel; kernels of one name are numbered in the order of their launch."""
+    """A row per architecture, case and kernel; equal names are numbered in launch order."""
     rows: list[dict[str, Any]] = []
     for architecture in architectures:
         for case, run in cases().items():
@@ -217,7 +215,7 @@ def measure(only: str, architectures: tuple[int, ...], dump: Path | None) -> lis
 
 
 def problems(rows: list[dict[str, Any]]) -> list[str]:
-    """Kernels that spill, or take more shared memory than the smallest of these GPUs has."""
+    """Spills, or too much shared memory."""
     found = []
     for row in rows:
         where = f"sm_{row['arch']} {row['case']}: {row['kernel']}"
@@ -229,13 +227,11 @@ def problems(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def differences(rows: list[dict[str, Any]], table: dict[str, Any]) -> list[str]:
-    """Where the rows differ from those of the table."""
     known = {(row["arch"], row["case"], row["kernel"]): row for row in table["rows"]}
     return [f"{known.get((r['arch'], r['case'], r['kernel']))} is now {r}" for r in rows if r not in table["rows"]]
 
 
 def main() -> int:
-    """Writes or checks the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="compare with the table instead of writing it")
     parser.add_argument("--only", default="", help="cases whose name has this in it")
