@@ -1,12 +1,11 @@
-"""Speed of the ConvLSTM on this machine, beside the usual PyTorch loops and the roofline.
+"""Speed of the ConvLSTM on this machine, beside PyTorch loops and the roofline.
 
-    python benchmarks/conv_lstm_speed.py                  # the CPU
-    python benchmarks/conv_lstm_speed.py --quick          # small sizes, a few seconds: a smoke test
+    python benchmarks/conv_lstm_speed.py                  # CPU
+    python benchmarks/conv_lstm_speed.py --quick          # smoke test, a few seconds
     python benchmarks/conv_lstm_speed.py --device cuda
 
-Prints tables, and writes a JSON file with the environment, and a chart. Implementations are interleaved in one process.
-Each is checked against the float64 reference before it is timed, and the machine's peak rates are measured in the same
-run.
+Prints tables; writes a JSON file and a chart. Each implementation is first checked against the float64 reference;
+timings are interleaved in one process, which also measures the peak rates.
 """
 
 import argparse
@@ -60,7 +59,6 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def run(chosen: argparse.Namespace) -> dict[str, Any]:
-    """Measures all groups."""
     start = time.perf_counter()
     device = torch.device(chosen.device)
     torch.manual_seed(0)
@@ -84,7 +82,7 @@ def run(chosen: argparse.Namespace) -> dict[str, Any]:
         progress.step("peak rates of the machine again")
         after = limits()
         quiet = verdict(before, after)
-    # Noise only slows, so the peak is the faster of the two measurements.
+    # Noise only slows: the peak is the faster measurement.
     best = {name: max(before[name], after[name]) for name in RATES if before.get(name) and after.get(name)}
     runner.apply_limits(best)
     result["limits"] = {"before": before, "after": after, "used": best}

@@ -1,7 +1,7 @@
 """Writes the generated parts of README.md and docs/*.md, and the charts, from benchmarks/results/*.json.
 
-    python benchmarks/readme.py            # rewrite what is out of date
-    python benchmarks/readme.py --check    # list what is out of date; exit status 1 if anything is
+    python benchmarks/readme.py            # update
+    python benchmarks/readme.py --check    # list outdated files; exit status 1 if any
 
 A generated part stands between <!-- generated:NAME --> and <!-- end:NAME -->.
 """
@@ -44,24 +44,21 @@ KERNEL_SOURCES = {
 
 
 def load() -> Results:
-    """The committed results of kernels: scans first, a CPU before GPUs."""
+    """Kernel results: scans first, a CPU before GPUs."""
     paths = [*RESULTS.glob("scan_speed_*.json"), *RESULTS.glob("conv_lstm_speed_*.json")]
     paths.sort(key=lambda path: (not path.name.startswith("scan"), not path.stem.endswith("_cpu"), path.name))
     return {path: json.loads(path.read_text()) for path in paths}
 
 
 def of(benchmark: str, results: Results) -> Results:
-    """The results of one benchmark."""
     return {path: result for path, result in results.items() if result["benchmark"] == benchmark}
 
 
 def load_world() -> Results:
-    """The committed results of the world model."""
     return {path: json.loads(path.read_text()) for path in sorted(RESULTS.glob("world_model_*.json"))}
 
 
 def load_memory() -> Results:
-    """The committed results on hidden state."""
     return {path: json.loads(path.read_text()) for path in sorted(RESULTS.glob("world_memory_*.json"))}
 
 
@@ -73,18 +70,17 @@ def title(result: dict[str, Any]) -> str:
 
 
 def picture(path: Path, page: Path) -> str:
-    """The chart of a result, as ``page`` links to it."""
+    """The chart's path relative to ``page``."""
     return Path(os.path.relpath(path.with_suffix(".png"), page.parent)).as_posix()
 
 
 def conditions(result: dict[str, Any]) -> str:
-    """Machine, versions and whether the machine was quiet."""
+    """Machine, versions, and whether it was quiet."""
     verdict = report.verdict_line(result)
     return f"{environment.summary(result['environment'])}. {verdict[0].upper()}{verdict[1:]}."
 
 
 def chart_part(results: Results, page: Path) -> str:
-    """The chart of the scans on a CPU."""
     if CPU_RESULT not in results:
         return "No result of a CPU is committed."
     alt = "Time against sequence length, and time of a training step, beside the baselines"
@@ -92,7 +88,7 @@ def chart_part(results: Results, page: Path) -> str:
 
 
 def speed_part(results: Results, page: Path) -> str:
-    """One table for a CPU: a forward pass and a training step, ours beside the baselines."""
+    """CPU: forward and training step, beside the baselines."""
     result = results.get(CPU_RESULT)
     if result is None:
         return "No result of a CPU is committed."
@@ -113,7 +109,6 @@ def speed_part(results: Results, page: Path) -> str:
 
 
 def targets_part(results: Results, page: Path) -> str:
-    """The targets of the scans."""
     lines = []
     for result in of("scan_speed", results).values():
         lines += [f"{title(result)}:", "", markdown(*report.target_table(targets.assess(result))), ""]
@@ -121,7 +116,7 @@ def targets_part(results: Results, page: Path) -> str:
 
 
 def replaced_part(results: Results, page: Path) -> str:
-    """Targets that were beyond the roofline: before, now, and the roofline."""
+    """Targets beyond the roofline: before, now, roofline."""
     rows = []
     for result in of("scan_speed", results).values():
         for target in targets.assess(result):
@@ -139,7 +134,7 @@ def replaced_part(results: Results, page: Path) -> str:
 
 
 def backends_part(results: Results, page: Path) -> str:
-    """Which backend has a kernel of which op, from the sources; every kernel takes every dtype."""
+    """Which backend has a kernel of which op, from the sources; all take every dtype."""
     dtypes = " ".join(
         {"float": "fp", "bfloat": "bf"}[re.sub(r"\d", "", dtype_name(d))] + dtype_name(d)[-2:] for d in FLOATS
     )
@@ -161,7 +156,6 @@ def _has_kernel(op: str, backend: str) -> bool:
 
 
 def world_part(results: Results, page: Path) -> str:
-    """Returns, times and targets of the world model, and its learning curves."""
     lines = []
     for path, result in load_world().items():
         lines += [
@@ -179,7 +173,6 @@ def world_part(results: Results, page: Path) -> str:
 
 
 def memory_part(results: Results, page: Path) -> str:
-    """Results on hidden state."""
     lines = []
     for path, result in load_memory().items():
         lines += [
@@ -195,7 +188,6 @@ def memory_part(results: Results, page: Path) -> str:
 
 
 def full_part(results: Results, page: Path) -> str:
-    """Every row of every result of the scans."""
     lines = []
     for path, result in of("scan_speed", results).items():
         lines += [f"## Scans, {title(result)}", "", f"{environment.summary(result['environment'])}.", ""]
@@ -211,7 +203,6 @@ def full_part(results: Results, page: Path) -> str:
 
 
 def conv_lstm_part(results: Results, page: Path) -> str:
-    """Chart and targets of the ConvLSTM."""
     lines = []
     for path, result in of("conv_lstm_speed", results).items():
         lines += [f"{conditions(result)}", ""]
@@ -221,7 +212,6 @@ def conv_lstm_part(results: Results, page: Path) -> str:
 
 
 def conv_lstm_results_part(results: Results, page: Path) -> str:
-    """Every row of the ConvLSTM's results."""
     lines = []
     for path, result in of("conv_lstm_speed", results).items():
         lines += [f"## ConvLSTM, {title(result)}", "", f"{environment.summary(result['environment'])}.", ""]
@@ -251,12 +241,12 @@ PAGES = tuple(ROOT / page for page in ("README.md", *(f"docs/{name}.md" for name
 
 
 def rewritten(page: Path, results: Results) -> str:
-    """The page's text with its generated parts as they should be."""
+    """With current generated parts."""
     return PART.sub(lambda m: f"{m[1]}{PARTS[m['name']](results, page)}\n{m[3]}", page.read_text())
 
 
 def stamp(path: Path) -> str | None:
-    """The fingerprint of the result that a chart was drawn from, from the PNG's text chunks."""
+    """Fingerprint of the chart's result, from the PNG's text chunks."""
     if not path.exists():
         return None
     data, position = path.read_bytes(), 8
@@ -271,7 +261,7 @@ def stamp(path: Path) -> str | None:
 
 
 def stale(results: Results) -> list[Path]:
-    """Pages and charts that differ from the results."""
+    """Outdated pages and charts."""
     found = [page for page in PAGES if page.read_text() != rewritten(page, results)]
     pictures = {
         path.with_suffix(".png"): result for path, result in {**results, **load_world(), **load_memory()}.items()

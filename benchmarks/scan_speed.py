@@ -1,12 +1,11 @@
 """Speed of the scans on this machine, beside baselines and the roofline.
 
-    python benchmarks/scan_speed.py                       # the CPU
-    python benchmarks/scan_speed.py --quick               # small sizes, a few seconds: a smoke test
+    python benchmarks/scan_speed.py                       # CPU
+    python benchmarks/scan_speed.py --quick               # smoke test, a few seconds
     python benchmarks/scan_speed.py --device cuda
 
-Prints tables, and writes a JSON file with the environment, and a chart. Implementations are interleaved in one process.
-Each is checked against the float64 reference before it is timed, and the machine's peak rates are measured in the same
-run.
+Prints tables; writes a JSON file and a chart. Each implementation is first checked against the float64 reference;
+timings are interleaved in one process, which also measures the peak rates.
 """
 
 import argparse
@@ -70,7 +69,6 @@ def _backends(parser: argparse.ArgumentParser, asked: list[str] | None, device: 
 
 
 def run(chosen: argparse.Namespace) -> dict[str, Any]:
-    """Measures all groups."""
     start = time.perf_counter()
     device = torch.device(chosen.device)
     torch.manual_seed(0)
@@ -102,9 +100,9 @@ def run(chosen: argparse.Namespace) -> dict[str, Any]:
         try:
             after = limits()
             quiet = verdict(before, after)
-        except Exception as error:  # a kernel that broke the GPU does not invalidate what was measured
+        except Exception as error:  # a kernel that broke the GPU: earlier rows stay valid
             after, quiet = before, {"quiet": False, "ratios": [], "reason": f"no second measurement: {error}"}
-    # Noise only slows, so the peak is the faster of the two measurements.
+    # Noise only slows: the peak is the faster measurement.
     best = {name: max(before[name], after[name]) for name in RATES if before[name] and after[name]}
     runner.apply_limits(best)
     result["limits"] = {"before": before, "after": after, "used": best}

@@ -3,10 +3,10 @@
     python benchmarks/world_memory.py                                     # everything
     python benchmarks/world_memory.py --tasks cue --memories scan --seeds 0
     python benchmarks/world_memory.py --list                              # finished and missing runs
-    python benchmarks/world_memory.py --report                            # tables and chart of finished runs
+    python benchmarks/world_memory.py --report                            # tables and chart
 
-A run is one training under random actions, evaluated on held-out episodes and merged into one JSON file as soon as it
-ends. Finished runs are not repeated.
+A run trains under random actions, is evaluated on held-out episodes and merged into one JSON file. Finished runs are
+not repeated.
 """
 
 import argparse
@@ -41,7 +41,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def plans(chosen: argparse.Namespace) -> list[Plan]:
-    """Seeds are the outer loop, so that an interrupted benchmark has every row."""
+    """Seeds outermost: an interrupted benchmark has every row."""
     return [
         Plan(task, memory, seed, chosen.steps, chosen.episodes, chosen.threads, tuple(chosen.train.split()))
         for seed in chosen.seeds

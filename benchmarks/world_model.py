@@ -4,10 +4,10 @@
     python benchmarks/world_model.py --tasks RepeatPreviousEasy --seeds 0 --variants scan
     python benchmarks/world_model.py --tasks CartPole-v1,Pendulum-v1
     python benchmarks/world_model.py --list                               # finished and missing runs
-    python benchmarks/world_model.py --report                             # tables and chart of finished runs
+    python benchmarks/world_model.py --report                             # tables and chart
 
-A run is one training, evaluated on 100 episodes and merged into one JSON file as soon as it ends, so that several
-processes can make the runs in any order. Finished runs are not repeated.
+A run is evaluated on 100 episodes and merged into one JSON file; several processes may share the runs. Finished runs
+are not repeated.
 """
 
 import argparse
@@ -50,7 +50,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def plans(chosen: argparse.Namespace) -> list[Plan]:
-    """Seeds are the outer loop, so that an interrupted benchmark has every row."""
+    """Seeds outermost: an interrupted benchmark has every row."""
     return [
         Plan(
             task=TASKS[name],

@@ -29,7 +29,7 @@ FLAGS = (
     "-Wshadow",
     "-Wno-unknown-pragmas",
 )
-STRICT = ("-Werror",) if os.environ.get("CI") else ()  # # other compilers may warn of more
+STRICT = ("-Werror",) if os.environ.get("CI") else ()  # other compilers may warn of more
 
 
 class BuildError(RuntimeError):
@@ -63,7 +63,7 @@ def build(name: str, sources: Sequence[Path], flags: Sequence[str] = (), *, race
     if races:
         own.append(HERE / "races.cpp")
         command.append("-DCUDA_EMULATOR_RACES")
-        instrumentation = ("-fsanitize=thread",)  # # compile only: races.cpp implements the hooks
+        instrumentation = ("-fsanitize=thread",)  # compile only: races.cpp implements the hooks
     jobs = [(command, source) for source in own] + [([*command, *instrumentation], source) for source in sources]
     CACHE.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:

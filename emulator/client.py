@@ -36,7 +36,7 @@ class Result:
     kernels: tuple[str, ...]
     blocks: int
     switches: int
-    barriers: frozenset[str]  # # passed, as file:line
+    barriers: frozenset[str]  # passed, as file:line
 
 
 class Emulator:
@@ -107,7 +107,7 @@ class Emulator:
         kernels = tuple(self._received_text() for _ in range(kernel_count))
         barriers = frozenset(self._received_text() for _ in range(self._words(1)[0]))
         changed = [self._bytes(x.numel() * x.element_size()) if self._words(1)[0] else None for x in tensors]
-        self._words(1)  # # check gaps between elements
+        self._words(1)  # check gaps between elements
         protected = {x.data_ptr() for x in read_only}
         for x, data in zip(tensors, changed, strict=True):
             if data is None:

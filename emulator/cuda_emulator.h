@@ -48,9 +48,9 @@ extern dim3 thread_index, block_index, block_size, grid_size;
 
 // ---- Settings of a run ----
 struct Settings {
-  uint64_t seed = 0;             // // thread order; 0: forward; 1: reverse; others: shuffled
-  int multiprocessors = 4;       // // reported to kernels
-  std::string disabled_barrier;  // // "file:line" of a __syncthreads or __syncwarp to skip
+  uint64_t seed = 0;             // thread order; 0: forward; 1: reverse; others: shuffled
+  int multiprocessors = 4;       // reported to kernels
+  std::string disabled_barrier;  // "file:line" of a __syncthreads or __syncwarp to skip
 };
 extern Settings settings;
 
@@ -62,8 +62,8 @@ struct SourceLocation {
 
 // ---- Events since clear() ----
 struct Record {
-  std::vector<std::string> kernels;      // // in launch order
-  std::vector<SourceLocation> barriers;  // // passed
+  std::vector<std::string> kernels;      // in launch order
+  std::vector<SourceLocation> barriers;  // passed
   int64_t blocks = 0;
   int64_t switches = 0;  // between fibers
 };
@@ -101,7 +101,7 @@ void note_atomic(const void* address, size_t bytes);
 void copy_async(void* shared, const void* global, size_t bytes, CUDA_EMULATOR_CALLER);
 void copy_async_commit();
 void copy_async_wait_all();
-void copy_async_wait_group(int under_way);  // // groups that may stay in flight
+void copy_async_wait_group(int under_way);  // groups that may stay in flight
 
 template <typename... Parameters, typename... Arguments>
 int launch(const char* name, void (*kernel)(Parameters...), dim3 grid, dim3 block, int64_t shared_bytes,

@@ -82,10 +82,10 @@ class Context {
     makecontext(&context_, entry, 0);
 #else
     uint64_t* top = reinterpret_cast<uint64_t*>(bottom_ + size_) - 1;
-    *top = 0;  // // return address: aligns the stack as after a call
+    *top = 0;  // return address: aligns the stack as after a call
     *--top = reinterpret_cast<uint64_t>(entry);
     for (int i = 0; i < 6; ++i) *--top = 0;
-    *--top = 0x0000037f00001f80u;  // // default control words: x87, SSE
+    *--top = 0x0000037f00001f80u;  // default control words: x87, SSE
     pointer_ = top;
 #endif
   }
@@ -112,7 +112,7 @@ class Context {
     const void* bottom;
     size_t size;
     __sanitizer_finish_switch_fiber(fake_stack_, &bottom, &size);
-    if (previous_->bottom_ == nullptr) {  // // the process's own stack
+    if (previous_->bottom_ == nullptr) {  // the process's own stack
       previous_->bottom_ = static_cast<char*>(const_cast<void*>(bottom));
       previous_->size_ = size;
     }

@@ -76,7 +76,7 @@ class Emit:
     def write(self, register: str, expression: str, kind: str) -> list[str]:
         """Assigns a value of ``kind`` where the guard holds."""
         if not register.startswith("%"):
-            return []  # # "_" or a discarded name
+            return []  # "_" or a discarded name
         own, given = TYPES[register_type(register)], TYPES[kind]
         if own != given:
             if own.itemsize == given.itemsize:

@@ -50,7 +50,7 @@ uint32_t pc_offset(const void* address) {
 std::string source_lines(uint32_t pc) {
   // programs at fixed addresses need absolute ones
   const bool fixed = reinterpret_cast<const ElfW(Ehdr)*>(program_start())->e_type == ET_EXEC;
-  const uintptr_t inside = pc - 1 + (fixed ? reinterpret_cast<uintptr_t>(program_start()) : 0);  // // of the call
+  const uintptr_t inside = pc - 1 + (fixed ? reinterpret_cast<uintptr_t>(program_start()) : 0);  // of the call
   char program[4096];
   const ssize_t length = readlink("/proc/self/exe", program, sizeof(program) - 1);
   std::string lines_text;
@@ -81,13 +81,13 @@ std::string text_of_thread(unsigned thread) {
 
 struct ShadowByte {
   uint32_t write_epoch, write_clock, write_pc;
-  uint32_t copying_block;  // // of an asynchronous copy in flight, or 0
+  uint32_t copying_block;  // of an asynchronous copy in flight, or 0
   uint16_t writer;
   bool atomic;          // of the last write
-  uint8_t read_warp;    // // of the lanes below
-  uint32_t read_epoch;  // // of reads since the last write
+  uint8_t read_warp;    // of the lanes below
+  uint32_t read_epoch;  // of reads since the last write
   uint32_t read_lanes;
-  uint32_t other_reader, other_pc;  // // in another warp
+  uint32_t other_reader, other_pc;  // in another warp
   uint32_t read_clock[32], read_pc[32];
 };
 
@@ -160,7 +160,7 @@ void Block::check(const Region& region, ShadowByte& byte, const AccessRecord& no
       report(region, byte, now, bytes, {reader, "read there", byte.read_pc[lane]});
     }
   }
-  if (byte.other_reader != kNoThread) {  // // even if it is this thread: lanes of another warp read too
+  if (byte.other_reader != kNoThread) {  // even if it is this thread: lanes of another warp read too
     report(region, byte, now, bytes, {byte.other_reader, "read there", byte.other_pc});
   }
 }

@@ -61,8 +61,8 @@ class Block {
 
   unsigned threads_;
   uint32_t id_;
-  uint32_t epoch_;                // // of barriers; unique over all blocks
-  std::vector<uint32_t> clocks_;  // // [threads, 32], over the warp's lanes
+  uint32_t epoch_;                // of barriers; unique over all blocks
+  std::vector<uint32_t> clocks_;  // [threads, 32], over the warp's lanes
   std::vector<Region> regions_;
 };
 

@@ -22,8 +22,8 @@ Fiber* current = nullptr;
 namespace {
 
 constexpr size_t kStackBytes = 256 * 1024;
-constexpr int64_t kSharedLimit = 99 * 1024;  // // per block, the limit of sm_120
-constexpr int kMaxIdlePasses = 2000;         // // then spinning counts as endless
+constexpr int64_t kSharedLimit = 99 * 1024;  // per block, the limit of sm_120
+constexpr int kMaxIdlePasses = 2000;         // then spinning counts as endless
 
 Context scheduler;
 std::vector<std::unique_ptr<Fiber>> all_fibers;

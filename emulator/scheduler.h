@@ -24,7 +24,7 @@ struct Fiber {
   Context context;
   Block* block = nullptr;
   unsigned index = 0;                // in the block
-  const char* waiting_in = nullptr;  // // what it waits in; null: runnable
+  const char* waiting_in = nullptr;  // what it waits in; null: runnable
   SourceLocation location{"", 0};
   bool ended = false;
   std::vector<AsyncCopy> copies;

@@ -23,7 +23,7 @@ constexpr int kDimensions = 4;
 int reply_pipe = -1;
 
 void receive(void* data, size_t bytes) {
-  if (bytes != 0 && fread(data, 1, bytes, stdin) != bytes) _exit(0);  // // the client has ended
+  if (bytes != 0 && fread(data, 1, bytes, stdin) != bytes) _exit(0);  // the client has ended
 }
 int64_t receive_word() {
   int64_t word;
@@ -54,7 +54,7 @@ class Tensor {
  public:
   void receive_tensor() {
     item_ = receive_word();
-    const int64_t residue = receive_word();  // // modulo 256: alignment selects code paths
+    const int64_t residue = receive_word();  // modulo 256: alignment selects code paths
     for (int64_t& size : size_) size = receive_word();
     for (int64_t& stride : stride_) stride = receive_word();
     int64_t low = 0, high = 0;
@@ -186,6 +186,6 @@ void serve_call() {
 
 int main() {
   reply_pipe = dup(STDOUT_FILENO);
-  dup2(STDERR_FILENO, STDOUT_FILENO);  // // kernels must not write to replies
+  dup2(STDERR_FILENO, STDOUT_FILENO);  // kernels must not write to replies
   for (;;) serve_call();
 }

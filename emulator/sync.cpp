@@ -47,7 +47,7 @@ int block_barrier(Vote vote, bool predicate, SourceLocation location) {
     const int votes = static_cast<int>(block->votes);
     block->result = vote == Vote::kAny ? votes != 0 : vote == Vote::kAll ? votes == static_cast<int>(threads) : votes;
     for (Fiber* fiber : block->fibers) wake(fiber);
-    suspend();  // // another thread may continue first
+    suspend();  // another thread may continue first
   }
   return block->result;
 }

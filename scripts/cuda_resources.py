@@ -30,7 +30,7 @@ from build_tools.ninja_file import NVCC_FLAGS  # noqa: E402
 CUDA = ROOT / "csrc" / "cuda"
 TABLE = ROOT / "docs" / "cuda_resources.json"
 Resources = dict[str, int]
-Kernels = dict[str, Resources]  # # by kernel
+Kernels = dict[str, Resources]  # by kernel
 
 
 def sources() -> list[Path]:

@@ -120,7 +120,7 @@ def conv_lstm(backend: str, dtype: torch.dtype, hidden: int, persistent: bool) -
 
 def main() -> int:
     device = torch.device("cuda", torch.cuda.current_device())
-    quick = "--quick" in sys.argv[1:]  # # short, two dtypes: racecheck is slow
+    quick = "--quick" in sys.argv[1:]  # short, two dtypes: racecheck is slow
     asked = [name for name in sys.argv[1:] if name != "--quick"] or ["cuda"]
     sizes, dtypes = ([size for size in SIZES if size[2] <= 70], DTYPES[:2]) if quick else (SIZES, DTYPES)
     torch.manual_seed(0)

@@ -1,1 +1,1 @@
-"""``conv_lstm_speed.py``: problems, implementations, plan, targets, tables, chart."""
+"""Modules of ``conv_lstm_speed.py``."""

@@ -1,8 +1,7 @@
-"""The implementations compared: this package, and the usual ConvLSTM in PyTorch.
+"""Implementations compared: this package, and the usual ConvLSTM in PyTorch.
 
-An implementation maps the inputs (``problems.make_inputs``) to every h, (time, batch, hidden, height, width). The loops
-are the module that most projects copied (ndrplz/ConvLSTM_pytorch): one convolution of x and h concatenated, then the
-gates. Weights are concatenated outside the timed region.
+An implementation maps ``problems.make_inputs`` to h, (time, batch, hidden, height, width). The loops follow
+ndrplz/ConvLSTM_pytorch: one convolution of x and h concatenated, then the gates. Weights are concatenated untimed.
 """
 
 import functools
@@ -22,11 +21,11 @@ Cell = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class Implementation:
-    """``layout``: the memory format of its inputs. ``graph``: replayed as a CUDA graph."""
+    """``layout``: memory format of the inputs. ``graph``: replayed as a CUDA graph."""
 
     name: str
     run: Callable[[Inputs], Tensor]
-    backend: str | None = None  # of this package; None: a baseline
+    backend: str | None = None  # None: a baseline
     layout: torch.memory_format = torch.contiguous_format
     graph: bool = False
 
@@ -35,7 +34,7 @@ class Implementation:
         return self.backend is not None
 
     def prepare(self, inputs: Inputs) -> Inputs:
-        """The same values in this implementation's layout, outside the timed region."""
+        """Converts to this implementation's layout; untimed."""
         x = inputs["x"].detach()
         x = x.flatten(0, 1).contiguous(memory_format=self.layout).unflatten(0, x.shape[:2])
         if self.ours:
@@ -62,7 +61,7 @@ def ours(backend: str, keep_gates: bool = True) -> Implementation:
 
 
 def cell(x: Tensor, h: Tensor, c: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-    """One step as usually written; the cell keeps its dtype."""
+    """The usual step; the cell keeps its dtype."""
     gates = F.conv2d(torch.cat([x, h], 1), weight, bias, padding=weight.shape[-1] // 2)
     i, f, g, o = gates.chunk(4, 1)
     c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
@@ -90,7 +89,7 @@ def _loop(step: Callable[[], Cell], layout: torch.memory_format, inputs: Inputs)
 
 
 def baselines(on_gpu: bool, compile_too: bool) -> list[Implementation]:
-    """The usual loop in both layouts, compiled, and on a GPU as a CUDA graph."""
+    """The usual loop: both layouts, compiled, and as a CUDA graph."""
     nchw, nhwc = torch.contiguous_format, torch.channels_last
 
     def loop(name: str, step: Callable[[], Cell], layout: torch.memory_format, graph: bool = False) -> Implementation:

@@ -1,4 +1,4 @@
-"""Chart of a run: time over ours of each implementation, forward and training, by problem."""
+"""Chart: time relative to ours, forward and training, by problem."""
 
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ PALETTE = {"loop": "#3b82f6", "loop, channels last": "#10a37f", "compiled loop":
 
 
 def draw(result: dict[str, Any], path: Path) -> str:
-    """Writes the PNG; returns the reason where it cannot, else an empty string."""
+    """Writes the PNG; returns why it could not, or an empty string."""
 
     def panels(figure: Any) -> list[Any]:
         both = figure.subplots(1, 2)

@@ -1,4 +1,4 @@
-"""Checks each implementation's outputs and gradients against the float64 reference before it is timed."""
+"""Compares outputs and gradients with the float64 reference before timing."""
 
 import torch
 
@@ -7,13 +7,13 @@ from conv_lstms.problems import Inputs, Problem, make_inputs
 from wmkernels.conv_lstm.meta import ConvLSTMInputs
 from wmkernels.conv_lstm.reference import conv_lstm_reference
 
-# Relative to the largest value. float32: sums of some hundred products. 16 bits: every h is rounded before it recurs,
-# and so are a loop's gates.
+# Relative to the largest value. float32: sums of some hundred products. 16 bits: h is rounded at every step, a loop's
+# gates as well.
 TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-4, torch.bfloat16: 6e-2, torch.float16: 1e-2}
 
 
 def error(implementation: Implementation, problem: Problem, gradients: bool, device: torch.device) -> float:
-    """The largest difference over the largest value, of outputs and, with ``gradients``, of each gradient."""
+    """Largest difference over largest value, of outputs and (``gradients``) each gradient."""
     small = problem.small()
     inputs = make_inputs(small, device, requires_grad=gradients)
     exact = {name: x.detach().cpu().double().requires_grad_(gradients) for name, x in inputs.items()}
@@ -34,7 +34,7 @@ def error(implementation: Implementation, problem: Problem, gradients: bool, dev
 
 
 def _arranged(gradients: dict[str, torch.Tensor], given: Inputs) -> list[torch.Tensor]:
-    """The reference's gradients by the implementation's inputs, whose weights may be one tensor."""
+    """The reference's gradients by the implementation's inputs, whose weights may be concatenated."""
     joined = torch.cat([gradients["weight_ih"], gradients["weight_hh"]], 1)
     return [joined if name == "weight" else gradients[name] for name in given]
 

@@ -1,4 +1,4 @@
-"""Measures groups of implementations and makes the rows of the result."""
+"""Measures groups of implementations."""
 
 from typing import Any
 
@@ -15,8 +15,6 @@ from harness.timer import Entry, Timer, Work
 
 
 class Runner:
-    """Measures groups on one device."""
-
     def __init__(self, device: torch.device, progress: Progress):
         self.device, self.progress = device, progress
         self.timer = Timer(device)
@@ -39,7 +37,7 @@ class Runner:
             entry = None
             try:
                 entry = self._prepare(group, implementation, inputs, row)
-            except Exception as failure:  # a baseline may fail in any way; its row says so and the others go on
+            except Exception as failure:  # a baseline may fail in any way; its row says so
                 row["error"] = _one_line(failure)
             ready.append((entry, row))
         self.timer.interleave([entry for entry, _ in ready if entry is not None], group.budget)
@@ -74,7 +72,7 @@ class Runner:
         if training:
             row["saved_bytes"] = saved_bytes(lambda: implementation.run(given), given.values())
             x, out = given["x"].nbytes, group.problem.elements * group.problem.dtype.itemsize
-            # Input and output do not count as saved; c has the shape of h.
+            # Input and output are not counted; c is shaped as h.
             row["activation_bytes"] = {"x": x, "h": out}
         work = _work(training, implementation, given)
         if implementation.graph:
@@ -85,7 +83,7 @@ class Runner:
         return entry
 
     def apply_limits(self, rates: dict[str, Any]) -> None:
-        """Adds the roofline time at these peak rates to every timed row."""
+        """Adds each row's roofline time at these rates."""
         for row, problem in self._timed:
             limit = limit_seconds(problem, row["measure"], rates, self.device.type)
             if limit is not None:
@@ -108,7 +106,6 @@ def _work(training: bool, implementation: Implementation, inputs: Inputs) -> Wor
 
 
 def _graphed(work: Work) -> Work:
-    """The call as the replay of a CUDA graph."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):

@@ -1,4 +1,4 @@
-"""Problems: small and large maps, few and many channels; a step, a forward pass and a training step of each."""
+"""Problems: small and large maps, few and many channels; forward, training and single steps."""
 
 from dataclasses import dataclass, replace
 
@@ -16,7 +16,7 @@ MEASURES = ("step", "forward", "training")
 
 @dataclass
 class Group:
-    """Implementations on one problem; ratios are relative to the first."""
+    """Implementations on one problem; the first is the base of ratios."""
 
     title: str
     measure: str
@@ -26,7 +26,6 @@ class Group:
 
 
 def groups(backends: list[str], dtype: torch.dtype, device: torch.device, quick: bool) -> list[Group]:
-    """Every problem with every measure."""
     on_gpu = device.type == "cuda"
     sizes = QUICK_SIZES if quick else GPU_SIZES if on_gpu else CPU_SIZES
     others = baselines(on_gpu, compile_too=not quick)

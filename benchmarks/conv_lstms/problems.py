@@ -1,10 +1,8 @@
-"""The problems: sizes, inputs, and the roofline.
+"""Sizes, inputs and the roofline of the ConvLSTM problems.
 
-A step costs ``4 hidden (channels + hidden) k²`` multiply-adds per batch element and position. The backward pass costs
-twice that, for the gradients of inputs and of weights. x, h and their gradients are moved once. The roofline time of a
-row is the larger of arithmetic and memory traffic at the peak rates measured in the same run; exponentials and the
-border of the convolution are left out. Winograd's convolution takes fewer multiply-adds than this count, so that a row
-may exceed 100%.
+A step costs ``4 hidden (channels + hidden) k²`` multiply-adds per batch element and position; backward costs twice
+that. x, h and their gradients move once. Roofline time: the larger of arithmetic and memory traffic at the measured
+peak rates, without exponentials and borders. Winograd's convolution takes fewer multiply-adds: rows may exceed 100%.
 """
 
 from dataclasses import dataclass, replace
@@ -32,11 +30,11 @@ class Problem:
     kernel: int
     time: int
     dtype: torch.dtype
-    carried: bool = False  # with an initial state, as at every step of a rollout
+    carried: bool = False  # initial state, as in a rollout step
 
     @property
     def elements(self) -> int:
-        """Elements of h over all steps."""
+        """Of h, over all steps."""
         return self.time * self.batch * self.hidden * self.size**2
 
     @property
@@ -44,12 +42,12 @@ class Problem:
         return f"{self.hidden} channels, {self.size}×{self.size}, k={self.kernel}, batch {self.batch}"
 
     def describe(self) -> dict[str, Any]:
-        """The problem's fields of a row."""
+        """The row's fields."""
         sizes = {name: getattr(self, name) for name in ("batch", "channels", "hidden", "size", "kernel", "time")}
         return sizes | {"dtype": str(self.dtype).removeprefix("torch.")}
 
     def small(self) -> "Problem":
-        """The problem that correctness is checked on."""
+        """For correctness."""
         sizes = {"batch": min(self.batch, 2), "size": min(self.size, 6), "time": min(self.time, 3)}
         return replace(self, channels=min(self.channels, 8), hidden=min(self.hidden, 8), **sizes)
 
@@ -63,7 +61,7 @@ class Problem:
 
 
 def make_inputs(problem: Problem, device: torch.device, requires_grad: bool = False, seed: int = 0) -> Inputs:
-    """x (time, batch, channels, height, width), one layer's weights, scaled as in nn.LSTM, and an initial state."""
+    """x (time, batch, channels, height, width), weights scaled as in nn.LSTM, initial state."""
     generator = torch.Generator(device).manual_seed(seed)
     size, kernel, gates = problem.size, problem.kernel, 4 * problem.hidden
 
@@ -85,7 +83,7 @@ def make_inputs(problem: Problem, device: torch.device, requires_grad: bool = Fa
 
 
 def limit_seconds(problem: Problem, measure: str, rates: dict[str, Any], device_type: str) -> tuple[float, str] | None:
-    """The roofline time of ``measure`` and what bounds it; None where the rate was not measured."""
+    """Roofline time and its bound; None without a measured rate."""
     candidates = [(problem.bytes(measure) / rates["copy"], "copy bandwidth")]
     if device_type == "cpu":
         rate = rates.get("multiply_add")

@@ -1,4 +1,4 @@
-"""The result of a run as tables, for the terminal and the pages."""
+"""Tables for the terminal and the pages."""
 
 from typing import Any
 
@@ -28,7 +28,6 @@ def cells(row: dict[str, Any]) -> list[str]:
 
 
 def notes(rows: list[dict[str, Any]]) -> list[str]:
-    """Why rows failed."""
     return [f"{row['implementation']}: {row['error']}" for row in rows if "error" in row]
 
 

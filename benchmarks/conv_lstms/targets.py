@@ -1,11 +1,11 @@
-"""Targets of the ConvLSTM: speedups between rows of one group."""
+"""ConvLSTM targets: speedups between rows of a group."""
 
 from collections.abc import Callable
 from typing import Any
 
 from scans.targets import Result, Target, rows
 
-# (hidden, size, at least, aim): forward on a CPU over the faster loop; training: four fifths of each.
+# (hidden, size, at least, aim): CPU, forward, over the faster loop; training: four fifths.
 CPU = ((16, 64, 2.5, 3.3), (16, 8, 5.0, 8.0), (32, 32, 1.6, 2.0), (64, 16, 1.25, 1.5))
 # (sizes, measure, (at least, aim) over the loop, channels last, and over the compiled loop's CUDA graph)
 GPU = (
@@ -20,13 +20,13 @@ REPLACED = {
         "predicted: the convolution alone takes 258 of the loop's 466 µs, so the ratio stays below 1.8×",
     ),
 }
-"""``(at_least, aim)`` before, of a target that no update of the cells can reach, and why."""
+"""Previous ``(at_least, aim)`` of targets that no cell update can reach, and why."""
 LOOPS = ("loop", "loop, channels last")
 EAGER, GRAPH = ("loop, channels last",), ("CUDA graph of the compiled loop",)
 
 
 def times_faster(fields: dict[str, Any], baselines: tuple[str, ...]) -> Callable[[Result], float | None]:
-    """Speedup of the fastest backend over the fastest of these baselines, in the rows with these fields."""
+    """Fastest backend over fastest of these baselines, in rows with these fields."""
 
     def ratio(result: Result) -> float | None:
         mine = [row["milliseconds"] for row in rows(result, ours=True, **fields)]
@@ -37,7 +37,7 @@ def times_faster(fields: dict[str, Any], baselines: tuple[str, ...]) -> Callable
 
 
 def saved_percent(result: Result) -> float | None:
-    """The worst row with gates recomputed: bytes that autograd saves beyond x and h, in % of the cell state."""
+    """Gates recomputed, worst row: saved bytes beyond x and h, in % of the cell state."""
     percents = []
     for row in rows(result, ours=True, measure="training"):
         if "recomputed" in row["implementation"] and "saved_bytes" in row:
@@ -47,7 +47,6 @@ def saved_percent(result: Result) -> float | None:
 
 
 def targets_of(device: str) -> list[Target]:
-    """The device's targets."""
     found = []
     if device == "cpu":
         for factor, measure in ((1.0, "forward"), (0.8, "training")):
@@ -66,7 +65,7 @@ def targets_of(device: str) -> list[Target]:
 
 
 def assess(result: Result) -> list[dict[str, Any]]:
-    """The targets of the result's device, assessed; a quick run has none."""
+    """Assesses the device's targets; none for a quick run."""
     if result["quick"]:
         return []
     return [target.assess(result) for target in targets_of(result["device"])]

@@ -1,1 +1,1 @@
-"""Shared by all benchmarks: the machine's limits, interleaved timing, peak memory, tables."""
+"""Peak rates, interleaved timing, peak memory, tables."""

@@ -1,8 +1,8 @@
-"""Measured peak rates of the CPU: multiply-adds, exponentials, copy bandwidth.
+"""Peak rates of the CPU: multiply-adds, exponentials, copy bandwidth.
 
-Multiply-adds are counted in vector instructions of 16 fp32 lanes, whatever the machine's width. The extension's loop on
-registers (``cpu_multiply_adds``) measures them, on one Python thread per core; without the extension a large matrix
-product does, which reaches about five sixths of that rate. A rate is the best of several tries: noise only slows.
+Multiply-adds count as vector instructions of 16 fp32 lanes on any machine. ``cpu_multiply_adds`` of the extension runs
+them on registers, on one Python thread per core; without it a large matrix product reaches about five sixths. The best
+of several tries counts: noise only slows.
 """
 
 import threading
@@ -21,7 +21,7 @@ TRIES = 5
 
 
 def measure() -> dict[str, Any]:
-    """Rates with one, two and all threads; restores torch's thread count."""
+    """With one, two and all threads."""
     threads = torch.get_num_threads()
     counts = sorted({1, min(2, threads), threads})
     try:
@@ -48,7 +48,7 @@ def measure() -> dict[str, Any]:
 
 
 def verdict(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
-    """Whether the machine was quiet enough for a verdict."""
+    """Whether the machine was quiet."""
     ratios = [x["two_thread_ratio"] for x in (before, after)]
     if None in ratios:
         return {"quiet": True, "ratios": ratios, "reason": "one core: there is no second thread to compare with"}
@@ -65,7 +65,7 @@ def _with_threads(count: int, rate: Callable[[], float]) -> float:
 
 
 def _best(work: Callable[[], object], tries: int = TRIES) -> float:
-    """Seconds of the fastest run."""
+    """Seconds, fastest run."""
     best = float("inf")
     for _ in range(tries + 1):
         start = time.perf_counter()
@@ -114,6 +114,6 @@ def _exponential_rate() -> float:
 
 
 def _copy_rate() -> float:
-    source = torch.zeros(1 << 25)  # 128 MiB: no cache holds it
+    source = torch.zeros(1 << 25)  # 128 MiB: beyond caches
     target = torch.zeros(1 << 25)
     return 2 * source.nbytes / _best(lambda: target.copy_(source))

@@ -1,4 +1,4 @@
-"""Hardware and software of a benchmark run, to judge or repeat its figures."""
+"""Hardware and software of a benchmark run."""
 
 import contextlib
 import datetime
@@ -15,12 +15,11 @@ import torch
 ROOT = Path(__file__).resolve().parents[2]
 BASELINES = ("mambapy", "mamba_ssm", "accelerated_scan", "flash-linear-attention")
 PACKAGES = ("torch", "triton", "numpy", *BASELINES, "rich", "gymnasium", "popgym", "minigrid")
-# Vector extensions only.
+# Vector extensions.
 FLAG_PREFIXES = ("avx", "fma", "f16c", "sse4_2", "asimd", "sve", "neon", "fphp", "bf16", "amx")
 
 
 def describe(device: torch.device) -> dict[str, Any]:
-    """The environment, for the JSON file."""
     found = {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "platform": platform.platform(),
@@ -38,7 +37,6 @@ def describe(device: torch.device) -> dict[str, Any]:
 
 
 def summary(environment: dict[str, Any]) -> str:
-    """One line of text."""
     cpu, packages = environment["cpu"], environment["packages"]
     widest = next((f for f in ("avx512f", "avx2", "sve", "asimd") if f in cpu["flags"]), "")
     parts = [f"{cpu['model']}, {cpu['cores']} cores{', ' + widest if widest else ''}"]

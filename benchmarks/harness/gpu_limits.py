@@ -1,7 +1,6 @@
-"""Measured peak rates of the GPU: multiply-adds, exponentials, copy bandwidth.
+"""Peak rates of the GPU: multiply-adds, exponentials, copy bandwidth.
 
-Small Triton kernels run multiply-adds and exponentials (the special-function unit's ex2) on registers at full
-occupancy. Without Triton only the copy bandwidth is measured.
+Triton kernels run multiply-adds and ex2 on registers at full occupancy. Without Triton: copy bandwidth only.
 """
 
 from typing import Any
@@ -17,7 +16,7 @@ def measure(device: torch.device) -> dict[str, Any]:
     rates: dict[str, Any] = {"copy": _copy_rate(device), "multiply_add": None, "exponential": None}
     try:
         rates |= _arithmetic_rates(device)
-    except Exception as error:  # no Triton, or one that this driver does not support: the copy bandwidth still holds
+    except Exception as error:  # Triton missing or unsupported: copy bandwidth only
         rates["arithmetic_error"] = f"{type(error).__name__}: {str(error)[:200]}"
     rates["units"] = {
         "multiply_add": "fp32 multiply-adds per second",
@@ -28,7 +27,7 @@ def measure(device: torch.device) -> dict[str, Any]:
 
 
 def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """Multiply-adds per second of a large matrix product in this dtype, on tensor cores where there are any."""
+    """Multiply-adds per second of a large matrix product, on tensor cores if any."""
     size = 8192
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     out = torch.empty_like(a)
@@ -36,7 +35,7 @@ def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def verdict(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
-    """Quiet if the copy bandwidth before and after agrees: another process or thermal throttling changes it."""
+    """Quiet if the copy bandwidth is unchanged: other processes and thermal throttling change it."""
     ratio = after["copy"] / before["copy"]
     quiet = 0.9 < ratio < 1.1
     reason = f"the copy bandwidth after the run was {ratio:.2f} times that before"

@@ -1,7 +1,7 @@
 """Peak memory of one call above the level before it.
 
-On a CPU: the peak of the resident set, which Linux keeps per process and lets it reset. Free heap pages are released
-first, so that memory that the call reuses counts as well. On a GPU: the peak of PyTorch's allocator.
+CPU: peak resident set, which Linux can reset; free heap pages are released first, so that reused memory counts. GPU:
+peak of PyTorch's allocator.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ CLEAR_REFS = Path("/proc/self/clear_refs")
 
 
 def peak_bytes(work: Callable[[], object], device: torch.device) -> int | None:
-    """Peak memory of ``work()`` above the level before it, its result included; None where /proc does not say."""
+    """Includes the result; None without /proc."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -30,7 +30,7 @@ def peak_bytes(work: Callable[[], object], device: torch.device) -> int | None:
         return torch.cuda.max_memory_allocated(device) - before
     _release_free_heap()
     try:
-        CLEAR_REFS.write_text("5")  # resets the peak (proc(5))
+        CLEAR_REFS.write_text("5")  # resets the peak: proc(5)
         before = _resident("VmRSS")
     except OSError:
         work()
@@ -42,7 +42,7 @@ def peak_bytes(work: Callable[[], object], device: torch.device) -> int | None:
 
 
 def saved_bytes(run: Callable[[], Tensor], known: Iterable[Tensor]) -> int:
-    """Bytes that autograd saves in ``run()`` beyond the ``known`` tensors and the result; each storage counts once."""
+    """Bytes that autograd saves beyond ``known`` tensors and the result; each storage once."""
     inputs = {x.untyped_storage().data_ptr() for x in known}
     kept: dict[int, int] = {}
 
@@ -59,7 +59,7 @@ def saved_bytes(run: Callable[[], Tensor], known: Iterable[Tensor]) -> int:
 
 
 def available_bytes() -> int | None:
-    """Available memory, without swapping."""
+    """Without swapping."""
     try:
         for line in Path("/proc/meminfo").read_text().splitlines():
             if line.startswith("MemAvailable:"):
@@ -77,5 +77,5 @@ def _resident(name: str) -> int:
 
 
 def _release_free_heap() -> None:
-    with contextlib.suppress(OSError, AttributeError):  # without glibc the figure is a lower bound
+    with contextlib.suppress(OSError, AttributeError):  # without glibc: a lower bound
         ctypes.CDLL(None).malloc_trim(0)

@@ -1,4 +1,4 @@
-"""Progress on the terminal: rich's bar where it is installed and stderr is a terminal, else one line per step."""
+"""Progress on the terminal: rich's bar, or one line per step."""
 
 import sys
 import time
@@ -7,7 +7,7 @@ from typing import Any
 
 
 class Progress:
-    """A context manager that counts ``total`` steps."""
+    """Counts ``total`` steps."""
 
     def __init__(self, total: int):
         self.total, self.done, self.start = total, 0, time.perf_counter()
@@ -35,7 +35,6 @@ class Progress:
             self._bar.stop()
 
     def step(self, title: str) -> None:
-        """Starts the next step."""
         if self._bar is not None:
             self._bar.update(self._task, completed=self.done, description=title)
         else:
@@ -46,6 +45,6 @@ class Progress:
         self.done += 1
 
     def detail(self, title: str) -> None:
-        """Names a part of the step; only the bar shows it."""
+        """Names part of a step, in the bar only."""
         if self._bar is not None:
             self._bar.update(self._task, description=title)

@@ -1,4 +1,4 @@
-"""Tables for the terminal, with rich where it is installed, and for Markdown."""
+"""Tables in the terminal (rich, if installed) and Markdown."""
 
 from collections.abc import Sequence
 
@@ -6,7 +6,7 @@ Cells = Sequence[str]
 
 
 def show(title: str, header: Cells, rows: Sequence[Cells]) -> None:
-    """Prints a table: the first column is text, the others are numbers."""
+    """Prints a table; columns after the first are numbers."""
     try:
         from rich.console import Console
         from rich.table import Table
@@ -40,7 +40,7 @@ def markdown(header: Cells, rows: Sequence[Cells]) -> str:
 
 
 def figure(value: float | None, digits: int = 3) -> str:
-    """Three significant digits with thousands separators; empty for None."""
+    """Three significant digits, thousands separators; empty for None."""
     if value is None:
         return ""
     if value == 0:

@@ -1,8 +1,8 @@
-"""Interleaved timing in one process: every implementation is sampled equally often, and the median is reported.
+"""Interleaved timing in one process: equally many samples per implementation, medians reported.
 
-On a CPU a sample of a fast implementation is the median of several calls: beside slow ones a single call would leave it
-a few milliseconds of measurement in all. On a GPU a sample is the time between two events on the stream. Before it the
-L2 cache is overwritten, and a sleep kernel hides the host's launch latency.
+CPU: a sample of a fast call is the median of several, since a single one would total a few milliseconds beside slow
+ones. GPU: the time between two stream events, after overwriting the L2 cache, with launch latency hidden by a sleep
+kernel.
 """
 
 import gc
@@ -16,25 +16,25 @@ import torch
 from harness.memory import peak_bytes
 
 Work = Callable[[], object]
-SAMPLE_SECONDS = 5e-3  # shortest sample, in which the call repeats,
-SAMPLE_FRACTION = 0.03  # and its shortest fraction of a round; the longer of the two
-SINGLE_CALL_SECONDS = 3e-4  # calls at least this long are timed one by one
+SAMPLE_SECONDS = 5e-3  # shortest sample, and
+SAMPLE_FRACTION = 0.03  # its shortest fraction of a round
+SINGLE_CALL_SECONDS = 3e-4  # from here, calls are timed singly
 MIN_SAMPLES, MAX_SAMPLES = 5, 41
-SLOW_SECONDS = 0.2  # calls at least this long warm up once instead of three times,
-VERY_SLOW_SECONDS = 1.0  # and at least this long, with all threads, only once in all
+SLOW_SECONDS = 0.2  # from here, one warm-up instead of three
+VERY_SLOW_SECONDS = 1.0  # from here, with all threads, a single run
 SLEEP_CYCLES = 600_000
 FLUSH_BYTES = 256 << 20
 
 
 @dataclass
 class Entry:
-    """One callable to time.
+    """A callable to time.
 
     Attributes:
         work: the call.
-        grad: whether grad mode is on.
-        best_threads: choose the faster of one thread and all; else all.
-        probe: a smaller problem that chooses the thread count of a very slow ``work``, which then runs once.
+        grad: grad mode.
+        best_threads: the faster of one thread and all; else all.
+        probe: smaller problem that selects the thread count of a very slow ``work``, which runs once.
     """
 
     work: Work
@@ -44,7 +44,7 @@ class Entry:
     threads: int = 0
     peak: int | None = None
     calls: int = 1  # per sample
-    estimate: float = 0.0  # seconds per call, from the warm-up
+    estimate: float = 0.0  # seconds per call
     samples: list[float] = field(default_factory=list)
 
     @property
@@ -106,7 +106,7 @@ class Timer:
         return start.elapsed_time(end) / 1e3 / entry.calls
 
     def warm_up(self, entry: Entry) -> None:
-        """Measures peak memory, chooses the thread count and estimates the time of a call."""
+        """Measures peak memory, selects the thread count, estimates the call's time."""
         on_cpu = self._flush is None
         entry.threads = self.all_threads
         if entry.probe is not None and on_cpu:
@@ -114,7 +114,7 @@ class Timer:
             self.warm_up(probe)
             entry.threads = probe.threads
         torch.set_num_threads(entry.threads)
-        first = 0.0  # excludes measuring memory, which would make a fast call seem slow
+        first = 0.0  # without memory measurement, slow for a fast call
 
         def timed() -> object:
             nonlocal first
@@ -128,14 +128,14 @@ class Timer:
         if not entry.once:
             if on_cpu and entry.best_threads:
                 entry.threads, first = self._faster_count(entry, first)
-            if first < SLOW_SECONDS or not on_cpu:  # a first call on a GPU compiles
+            if first < SLOW_SECONDS or not on_cpu:  # a GPU's first call compiles
                 first = min(self.sample(entry) for _ in range(3))
         entry.estimate = first
         if entry.once:
             entry.samples = [first]
 
     def _faster_count(self, entry: Entry, first: float) -> tuple[int, float]:
-        """The faster thread count and its seconds; ``first`` is the time of a cold call with all threads."""
+        """Faster thread count and its seconds; ``first``: a cold call with all threads."""
         tries = 1 if first > SLOW_SECONDS else 3
         best = {}
         for count in {1, self.all_threads}:
@@ -148,7 +148,7 @@ class Timer:
         return fastest, best[fastest]
 
     def interleave(self, entries: list[Entry], budget: float) -> None:
-        """Samples ``entries``, interleaved, within about ``budget`` seconds but at least five rounds."""
+        """Takes about ``budget`` seconds, at least five rounds."""
         repeated = [entry for entry in entries if not entry.once]
         if self._flush is None:
             sample_seconds = max(SAMPLE_SECONDS, SAMPLE_FRACTION * sum(entry.estimate for entry in repeated))

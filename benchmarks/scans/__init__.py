@@ -1,1 +1,1 @@
-"""``scan_speed.py``: problems, implementations, plans for a CPU and a GPU, targets, tables, chart."""
+"""Modules of ``scan_speed.py``."""

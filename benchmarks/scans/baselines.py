@@ -1,8 +1,7 @@
-"""The implementations compared: this package's backends, and the baselines that are installed.
+"""Implementations compared: this package's backends and the installed baselines.
 
-An implementation maps the inputs (``problems.make_inputs``, in the problem's layout) to the output. A baseline gets the
-layout that suits it best wherever a transposed view gives it. What belongs to the method (softplus, gating,
-discretisation) is timed.
+An implementation maps ``problems.make_inputs`` to the output. A baseline gets its best layout if a transposed view
+gives it. Softplus, gating and discretisation are timed.
 """
 
 import functools
@@ -23,12 +22,12 @@ Run = Callable[[Inputs], Any]
 
 @dataclass(frozen=True)
 class Implementation:
-    """``prepare`` converts the inputs to what ``run`` takes, outside the timed region."""
+    """``prepare`` converts the inputs; untimed."""
 
     name: str
     run: Run
     op: str
-    backend: str | None = None  # of this package; None: a baseline
+    backend: str | None = None  # None: a baseline
     source: str = "benchmarks/scans/baselines.py"
     prepare: Run | None = None
 
@@ -56,7 +55,7 @@ def ours(op: str, backend: str, channel_last: bool = False) -> Implementation:
 
 
 def state_update() -> Implementation:
-    """The in-place step, on the default backend."""
+    """In-place step, default backend."""
 
     def update(inputs: Inputs) -> Tensor:
         renamed = {"delta": "dt", "u": "x", "delta_bias": "dt_bias"}
@@ -66,11 +65,11 @@ def state_update() -> Implementation:
     return Implementation("wmkernels selective_state_update", update, "selective_step", "default")
 
 
-# ---- baselines in plain PyTorch ----
+# ---- plain PyTorch ----
 
 
 def _activated(inputs: Inputs) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """u, step, A, B, C as (batch, time, ...) views in at least fp32; bias and softplus are applied to the step."""
+    """u, step, A, B, C as (batch, time, ...) views in fp32 or wider; step: after bias and softplus."""
     wide = inputs["A"].dtype
     u, delta = (inputs[name].transpose(1, 2).to(wide) for name in ("u", "delta"))
     if "delta_bias" in inputs:
@@ -80,7 +79,7 @@ def _activated(inputs: Inputs) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
 
 
 def _finish(y: Tensor, inputs: Inputs) -> Tensor:
-    """(batch, time, channels) -> (batch, channels, time), with the skip connection and the gate."""
+    """(batch, time, channels) -> (batch, channels, time), with skip connection and gate."""
     out = y.transpose(1, 2) + inputs["D"][:, None] * inputs["u"]
     if "z" in inputs:
         out = out * F.silu(inputs["z"])
@@ -88,11 +87,8 @@ def _finish(y: Tensor, inputs: Inputs) -> Tensor:
 
 
 def best_loop(inputs: Inputs) -> Tensor:
-    """The fastest PyTorch loop over time that we know.
-
-    It unbinds time once and discretises per step. Channels are last, so that every op reads contiguous memory, and the
-    output is one batched product.
-    """
+    """The fastest PyTorch loop known to us: time unbound once, discretised per step, channels contiguous, output as one
+    batched product."""
     u, step, A, B, C = (x.contiguous() for x in _activated(inputs))
     A = A.t().contiguous()  # (state, channels)
     state = torch.zeros(u.shape[0], *A.shape, dtype=A.dtype, device=u.device)
@@ -105,7 +101,7 @@ def best_loop(inputs: Inputs) -> Tensor:
 
 
 def plain_loop(inputs: Inputs) -> Tensor:
-    """The common loop with discretisation per step, state last."""
+    """The common loop, discretised per step, state last."""
     u, step, A, B, C = _activated(inputs)
     state = torch.zeros(u.shape[0], *A.shape, dtype=A.dtype, device=u.device)  # (batch, channels, state)
     outputs = []
@@ -116,7 +112,7 @@ def plain_loop(inputs: Inputs) -> Tensor:
 
 
 def materialising_loop(inputs: Inputs) -> Tensor:
-    """The usual reference: materialises the discretised (batch, channels, time, state) tensors, then indexes them."""
+    """The usual reference: materialises (batch, channels, time, state), then indexes it."""
     u, step, A, B, C = _activated(inputs)
     decay = torch.exp(torch.einsum("bld,dn->bdln", step, A))
     driven = torch.einsum("bld,bln,bld->bdln", step, B, u)
@@ -139,7 +135,7 @@ def _compiled_step() -> Callable[..., tuple[Tensor, Tensor]]:
 
 
 def compiled_loop(inputs: Inputs) -> Tensor:
-    """The plain loop with a compiled step: one fused kernel per step."""
+    """The plain loop, step compiled to one kernel."""
     u, step, A, B, C = _activated(inputs)
     state = torch.zeros(u.shape[0], *A.shape, dtype=A.dtype, device=u.device)
     step_once, driven, outputs = _compiled_step(), step * u, []
@@ -150,7 +146,6 @@ def compiled_loop(inputs: Inputs) -> Tensor:
 
 
 def step_expression(inputs: Inputs) -> Tensor:
-    """One step as a PyTorch expression."""
     state, u, delta, A = (inputs[name] for name in ("state", "u", "delta", "A"))
     if "delta_bias" in inputs:
         delta = F.softplus(delta + inputs["delta_bias"])
@@ -174,11 +169,11 @@ def causal_attention(inputs: Inputs) -> Tensor:
     return F.scaled_dot_product_attention(inputs["query"], inputs["key"], inputs["value"], is_causal=True)
 
 
-# ---- baselines from packages ----
+# ---- packages ----
 
 
 def _mambapy(pscan: Callable[[Tensor, Tensor], Tensor], inputs: Inputs) -> Tensor:
-    """As mambapy's MambaBlock.selective_scan: a parallel scan over materialised (batch, time, channels, state)."""
+    """mambapy's MambaBlock.selective_scan: a parallel scan over materialised (batch, time, channels, state)."""
     u, step, A, B, C = _activated(inputs)
     states = pscan(torch.exp(step[..., None] * A), step[..., None] * B[:, :, None] * u[..., None])
     return _finish((states @ C[..., None]).squeeze(3), inputs)
@@ -202,19 +197,19 @@ def _hgrn(hgrn: Callable[..., Any], inputs: Inputs) -> Tensor:
 
 
 def _hgrn_inputs(inputs: Inputs) -> Inputs:
-    """flash-linear-attention is time-major and takes the logarithm of the gate."""
+    """flash-linear-attention: time-major, logarithm of the gate."""
     gates, tokens = (inputs[name].transpose(1, 2).contiguous() for name in ("gates", "tokens"))
     return {"tokens": tokens, "log_gates": gates.log()}
 
 
 def baselines(op: str, device: torch.device) -> tuple[list[Implementation], dict[str, str]]:
-    """The baselines that run ``op`` on this device, and why the others cannot."""
+    """Baselines that run ``op`` here, and why others cannot."""
     missing: dict[str, str] = {}
 
     def imported(module: str, name: str, package: str) -> Any:
         try:
             return getattr(importlib.import_module(module), name)
-        except Exception as error:  # a baseline's import may fail in any way
+        except Exception as error:  # imports may fail in any way
             missing[package] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
             return None
 

@@ -1,6 +1,6 @@
-"""Chart of a run: time against sequence length beside the baselines, and a training step.
+"""Chart: time by sequence length beside the baselines, and a training step.
 
-Colours keep their contrast on white and on black; the background is transparent.
+The background is transparent; colours contrast with white and black.
 """
 
 import hashlib
@@ -20,16 +20,16 @@ COLOURS = {
     "mamba_ssm": "#10a37f",
     "causal attention": "#c08a00",
 }
-STAMP = "Description"  # the PNG text chunk that holds the fingerprint of the result
+STAMP = "Description"  # PNG text chunk of the result's fingerprint
 
 
 def fingerprint(result: dict[str, Any]) -> str:
-    """Hash of a result, which its chart carries so that a test can tell whether it is current."""
+    """Hash of a result; a test compares the chart's with it."""
     return hashlib.sha256(json.dumps(result, sort_keys=True).encode()).hexdigest()
 
 
 def draw(result: dict[str, Any], path: Path) -> str:
-    """Writes the PNG; returns the reason where it cannot, else an empty string."""
+    """Writes the PNG; returns why it could not, or an empty string."""
 
     def panels(figure: Any) -> list[Any]:
         rows = _most_compared(result)
@@ -51,7 +51,7 @@ def save(
     panels: Callable[[Any], list[Any]],
     size: tuple[float, float] = (11, 4.4),
 ) -> str:
-    """Writes the figure that ``panels`` draws, ``size`` in inches, with the result's fingerprint; returns as above."""
+    """Writes the figure drawn by ``panels``, ``size`` in inches, with the fingerprint; returns as ``draw``."""
     try:
         import matplotlib
     except ImportError:
@@ -72,7 +72,6 @@ def save(
 
 
 def _number(value: float, position: int) -> str:
-    """A tick label."""
     return f"{value:,.0f}" if value >= 1 else f"{value:g}"
 
 
@@ -81,7 +80,7 @@ def _colour(row: dict[str, Any]) -> str:
 
 
 def _growth(axes: Any, result: dict[str, Any]) -> None:
-    """Milliseconds of a forward pass against sequence length, one line per implementation."""
+    """Forward pass, milliseconds by sequence length."""
     lines: dict[str, list[dict[str, Any]]] = {}
     for row in _sweep(result, "forward"):
         lines.setdefault(row["implementation"], []).append(row)
@@ -107,7 +106,7 @@ def _growth(axes: Any, result: dict[str, Any]) -> None:
 
 
 def _most_compared(result: dict[str, Any]) -> list[dict[str, Any]]:
-    """Rows of the training step (on a GPU, the backward pass) that most implementations ran, slowest first."""
+    """Training rows (GPU: backward) that most implementations ran, slowest first."""
     groups: dict[str, list[dict[str, Any]]] = {}
     for row in _sweep(result, "training" if result["device"] == "cpu" else "backward"):
         groups.setdefault(row["group"], []).append(row)
@@ -115,7 +114,7 @@ def _most_compared(result: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _bars(axes: Any, rows: list[dict[str, Any]]) -> None:
-    """ns/element of each implementation."""
+    """ns/element."""
     values = [row["ns_per_element"] for row in rows]
     axes.barh([row["implementation"] for row in rows], values, color=[_colour(row) for row in rows], height=0.6)
     axes.set_xscale("log")
@@ -131,7 +130,7 @@ def _bars(axes: Any, rows: list[dict[str, Any]]) -> None:
 
 
 def _sweep(result: dict[str, Any], measure: str) -> list[dict[str, Any]]:
-    """Rows of the comparison by length: selective scan and attention, without the groups of variants."""
+    """Selective scan and attention by length, without variants."""
     kept = []
     for row in result["rows"]:
         compared = row["op"] in ("selective_scan", "attention") and row["measure"] == measure

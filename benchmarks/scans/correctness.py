@@ -1,8 +1,7 @@
-"""Checks every implementation against the float64 reference before it is timed.
+"""Compares every implementation with the float64 reference before timing.
 
-Outputs and all gradients are compared on a small problem. On the timed problem the outputs of the first and last
-channel are compared: at the first steps and, where the implementation returns its state, at the last steps. The error
-is the largest absolute difference over the largest absolute value.
+Small problem: outputs and all gradients. Timed problem: first and last channel, at the first steps and, given the
+state, the last. Error: largest absolute difference over largest absolute value.
 """
 
 from collections.abc import Callable
@@ -18,8 +17,7 @@ from wmkernels.linear_scan.reference import linear_scan_reference
 from wmkernels.selective_scan.meta import ScanInputs
 from wmkernels.selective_scan.reference import selective_scan_reference
 
-# float32: sums of a hundred terms in another order. bfloat16, float16: rounding of outputs, and of intermediate
-# gradients that a baseline keeps in 16 bits.
+# float32: sums of a hundred reordered terms. 16 bits: rounded outputs, and a baseline's intermediate gradients.
 TOLERANCES = {torch.float64: 1e-10, torch.float32: 2e-4, torch.float16: 1e-2, torch.bfloat16: 4e-2}
 SMALL_TIME, SMALL_CHANNELS = 64, 64
 SLICE_STEPS = 192
@@ -28,7 +26,7 @@ SLICE_STEPS = 192
 def small_problem_error(
     implementation: Implementation, problem: Problem, gradients: bool, device: torch.device
 ) -> float:
-    """Error of outputs and, with ``gradients``, of all gradients, on a small problem of the same kind."""
+    """On a small problem, of outputs and (``gradients``) all gradients."""
     problem = problem.smaller(SMALL_TIME, SMALL_CHANNELS)
     inputs = make_inputs(problem, device, requires_grad=gradients, seed=1)
     exact = {name: x.detach().to("cpu", torch.float64).requires_grad_(gradients) for name, x in inputs.items()}
@@ -49,14 +47,14 @@ def small_problem_error(
 
 
 def slice_error(problem: Problem, inputs: Inputs, out: Tensor) -> float:
-    """Error of ``out`` on the timed problem: first steps of the first and last channel."""
+    """First steps, first and last channel, of the timed problem."""
     if problem.op not in ("selective_scan", "linear_scan"):
         return 0.0
     return relative_error(_part(out, problem, slice(0, SLICE_STEPS)), _expected_part(problem, inputs))
 
 
 def tail_error(problem: Problem, inputs: Inputs, out: Tensor, state_before: Tensor) -> float:
-    """Error of the last steps of ``out``, given the state (batch, channels, state) ``SLICE_STEPS`` before the end."""
+    """Last steps, given the state (batch, channels, state) ``SLICE_STEPS`` before the end."""
     channels = [0, problem.channels - 1]
     steps = slice(problem.time - SLICE_STEPS, problem.time)
     state = state_before[:, channels].to("cpu", torch.float64)
@@ -71,11 +69,11 @@ def relative_error(found: Tensor | None, expected: Tensor) -> float:
     if difference.numel() == 0:
         return 0.0
     error = (difference.max() / expected.detach().abs().max().clamp(min=1e-30)).item()
-    return error if error == error else float("inf")  # NaN counts as an infinite error
+    return error if error == error else float("inf")  # NaN: infinite error
 
 
 def reference(problem: Problem) -> Callable[[Inputs], Tensor]:
-    """The float64 reference of a small problem, in the problem's layout."""
+    """In the problem's layout."""
     return _attention if problem.op == "attention" else ours(problem.op, "reference", problem.channel_last).run
 
 
@@ -87,7 +85,7 @@ def _attention(inputs: Inputs) -> Tensor:
 
 
 def _part(x: Tensor, problem: Problem, steps: slice) -> Tensor:
-    """(batch, 2, steps): the first and the last channel."""
+    """(batch, 2, steps): first and last channel."""
     x = x.transpose(1, 2) if problem.channel_last else x
     return x[:, [0, problem.channels - 1]][..., steps]
 

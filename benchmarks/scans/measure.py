@@ -1,4 +1,4 @@
-"""Measures groups of cases and makes the rows of the result."""
+"""Measures groups of cases."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -21,10 +21,10 @@ class Case:
     """One implementation on one problem.
 
     Attributes:
-        probe_time: for a call so slow that it runs once: the sequence length that chooses its thread count.
-        build: makes the timed call from implementation and inputs, where it is not ``run(inputs)``.
-        units: how many times that call solves the problem.
-        check_tail: compare the last steps as well, from the state before them.
+        probe_time: sequence length that selects the thread count of a call so slow that it runs once.
+        build: makes the timed call, if not ``run(inputs)``.
+        units: problems solved per call.
+        check_tail: also compare the last steps, from the state before them.
     """
 
     implementation: Implementation
@@ -38,7 +38,7 @@ class Case:
 
 @dataclass
 class Group:
-    """Cases that are interleaved; ratios are relative to the first."""
+    """Interleaved cases; the first is the base of ratios."""
 
     title: str
     measure: str  # forward, backward, training, step
@@ -47,7 +47,7 @@ class Group:
 
 
 class Runner:
-    """Measures groups on one device; caches errors on small problems."""
+    """Caches errors on small problems."""
 
     def __init__(self, device: torch.device, progress: Progress):
         self.device, self.progress = device, progress
@@ -74,7 +74,7 @@ class Runner:
             entry = None
             try:
                 entry = self._prepare(group, case, inputs, row)
-            except Exception as error:  # a baseline may fail in any way; its row says so and the others go on
+            except Exception as error:  # a baseline may fail in any way; its row says so
                 row["error"] = _one_line(error)
                 if self.device.type == "cuda":
                     torch.cuda.empty_cache()
@@ -155,7 +155,7 @@ class Runner:
         }
 
     def apply_limits(self, rates: dict[str, Any]) -> None:
-        """Adds the roofline time at these peak rates to every timed row."""
+        """Adds each row's roofline time at these rates."""
         for row, problem in self._timed:
             limit = limit_seconds(problem, row["measure"], rates, self.device.type)
             if limit is not None:
@@ -169,7 +169,7 @@ def _work(measure: str, implementation: Implementation, inputs: Inputs) -> Work:
     leaves = [x for x in inputs.values() if x.requires_grad]
     with torch.enable_grad():
         out = implementation.run(inputs) if measure == "backward" else None
-    time_like = out if out is not None else next(iter(inputs.values()))  # u, gates, query: the output's shape
+    time_like = out if out is not None else next(iter(inputs.values()))  # shaped as the output
     grad_out = torch.randn_like(time_like, requires_grad=False)
     if out is not None:
         return lambda: torch.autograd.grad(out, leaves, grad_out, retain_graph=True)
@@ -182,7 +182,7 @@ def _work(measure: str, implementation: Implementation, inputs: Inputs) -> Work:
 
 
 def _state_near_end(case: Case, inputs: Inputs) -> Tensor:
-    """The state ``SLICE_STEPS`` before the end, by the same backend."""
+    """``SLICE_STEPS`` before the end, same backend."""
     import wmkernels
 
     time = 1 if case.problem.channel_last else 2
@@ -192,7 +192,6 @@ def _state_near_end(case: Case, inputs: Inputs) -> Tensor:
 
 
 def _add_ratios(rows: list[dict[str, Any]]) -> None:
-    """Each row's time per element over that of the group's first."""
     base = rows[0].get("ns_per_element") if rows else None
     for row in rows:
         if base and "ns_per_element" in row:

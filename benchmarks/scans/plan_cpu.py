@@ -1,4 +1,4 @@
-"""Cases on a CPU: batch 1, 1536 channels (Mamba with d_model 768), 16 states per channel."""
+"""CPU cases: batch 1, 1536 channels (Mamba with d_model 768), 16 states per channel."""
 
 import functools
 from dataclasses import replace
@@ -14,7 +14,7 @@ LENGTHS = (512, 2048, 8192, 32768)
 QUICK_CHANNELS, QUICK_LENGTHS = 64, (64, 256)
 LONG_TIMES = (4096, 1048576)
 MEMORY_TIME = 65536
-# Longest sequence per baseline: beyond it a call takes seconds or gigabytes.
+# Longest sequences of baselines: longer ones take seconds or gigabytes.
 LONGEST = {
     "forward": {
         "best loop": 8192,
@@ -25,11 +25,11 @@ LONGEST = {
     },
     "training": {"best loop": 2048, "plain loop": 512, "mambapy": 512, "materialising loop": 512},
 }
-PROBE_TIME = 32  # for the materialising loop's training step, which takes tens of seconds
+PROBE_TIME = 32  # the materialising loop's training step takes tens of seconds
 
 
 class CpuPlan:
-    """Groups of cases, and the problem whose training memory is measured."""
+    """Groups of cases, and the problem for training memory."""
 
     def __init__(self, backends: list[str], lengths: list[int] | None, dtype: torch.dtype, quick: bool):
         self.backends, self.dtype, self.quick = backends, dtype, quick
@@ -56,7 +56,7 @@ class CpuPlan:
         return found
 
     def sweep(self, measure: str, time: int) -> Group:
-        """This package and the baselines at one length."""
+        """All implementations at one length."""
         problem = self.problem(time)
         group = Group(f"{measure}, {time:,} steps", measure, budget=self.budget)
         group.cases = [Case(ours("selective_scan", backend), problem) for backend in self.backends]
@@ -70,7 +70,7 @@ class CpuPlan:
         return group
 
     def variants(self, measure: str) -> Group:
-        """Other dtypes, layouts and options beside the plain call, at a medium length."""
+        """Dtypes, layouts and options at a medium length."""
         problem = self.problem(256 if self.quick else 2048)
         backend = self.backends[0]
         case = functools.partial(Case, ours("selective_scan", backend))
@@ -103,7 +103,7 @@ class CpuPlan:
         return Group(f"linear scan, {measure}, {time:,} steps", measure, cases, self.budget)
 
     def long(self) -> Group:
-        """Whether the time per step is constant in the sequence length."""
+        """Is the time per step constant in the length?"""
         implementation = ours("selective_scan", self.backends[0])
         short, long = (Problem("selective_scan", 1, LONG_CHANNELS, time, self.dtype) for time in LONG_TIMES)
         cases = [Case(implementation, short), Case(implementation, long, check_tail=True)]

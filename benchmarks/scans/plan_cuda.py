@@ -1,4 +1,4 @@
-"""Cases on a GPU: 16-bit activations, 16 states per channel, called as by a Mamba layer (z, bias, softplus)."""
+"""GPU cases: 16-bit activations, 16 states per channel, called as by a Mamba layer (z, bias, softplus)."""
 
 from dataclasses import replace
 from typing import Any
@@ -14,7 +14,7 @@ from scans.problems import Inputs, Problem, make_inputs
 LENGTHS = (1024, 4096, 16384, 65536, 262144)
 LONG_TIMES = (4096, 262144)
 MEMORY_TIME = 65536
-# Longest sequence per baseline. mamba_ssm overflows its 32-bit offsets past about 61,000 steps.
+# Longest sequences. mamba_ssm's 32-bit offsets overflow past about 61,000 steps.
 LONGEST = {
     "best loop": 4096,
     "compiled loop": 1024,
@@ -28,7 +28,7 @@ VERY_LONG_TIME = 1 << 20
 
 
 class CudaPlan:
-    """Groups of cases, and the problems beyond 2^31 elements."""
+    """Groups of cases, and problems beyond 2^31 elements."""
 
     def __init__(self, backends: list[str], lengths: list[int] | None, dtype: torch.dtype, quick: bool):
         self.backends, self.dtype, self.quick = backends, dtype, quick
@@ -58,7 +58,7 @@ class CudaPlan:
         return found
 
     def scan(self, measure: str, batch: int, channels: int, time: int) -> Group:
-        """This package beside the CUDA kernel of mamba_ssm."""
+        """Beside mamba_ssm's CUDA kernel."""
         problem = self.problem(batch, channels, time)
         cases = [Case(ours("selective_scan", backend), problem) for backend in self.backends]
         cases += [
@@ -77,7 +77,7 @@ class CudaPlan:
         return Group(f"forward, {_sizes(problem)}", "forward", cases, self.budget)
 
     def long(self, measure: str) -> Group:
-        """Whether the time per element is constant in the sequence length."""
+        """Is the time per element constant in the length?"""
         short, long = (self.problem(1, 1536, time) for time in LONG_TIMES)
         cases = []
         for backend in self.backends:
@@ -89,7 +89,7 @@ class CudaPlan:
         return Group(f"{measure}, B1 D1536, short and long sequence", measure, cases, self.budget)
 
     def variants(self, measure: str) -> Group:
-        """Other dtypes, layouts and options beside the plain call."""
+        """Dtypes, layouts and options."""
         problem = self.problem(8, 1536, 2048)
         cases = []
         for backend in self.backends:
@@ -129,7 +129,7 @@ class CudaPlan:
         return ours("selective_scan", self.backends[0]), self.problem(1, 1536, MEMORY_TIME)
 
     def very_long(self, device: torch.device) -> list[dict[str, Any]]:
-        """Error and time of a million steps, and of more than 2^31 elements."""
+        """Error and time of a million steps, and beyond 2^31 elements."""
         if self.quick:
             return []
         found = []
@@ -150,7 +150,7 @@ def _sizes(problem: Problem) -> str:
 
 
 def _graph(implementation: Implementation, inputs: Inputs) -> Work:
-    """Consecutive steps in a CUDA graph, each from the same state: an implementation returns its output alone."""
+    """Consecutive steps in a CUDA graph, all from the same state, as only outputs return."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.no_grad(), torch.cuda.stream(side):
@@ -165,10 +165,8 @@ def _graph(implementation: Implementation, inputs: Inputs) -> Work:
 
 
 def _very_long(implementation: Implementation, problem: Problem, measure: str, device: torch.device) -> dict[str, Any]:
-    """Time and error on a problem too large for the reference.
-
-    The first and last steps of two channels are compared; in the backward pass, the gradients at the last steps.
-    """
+    """Time and error on a problem too large for the reference: first and last steps (backward: gradients at the last)
+    of two channels."""
     elements = f"{problem.elements / 2**31:.2f} × 2^31 elements"
     name = f"{implementation.name}, {measure}, {problem.time:,} steps, {problem.channels} channels ({elements})"
     entry: dict[str, Any] = {**problem.describe(), "name": name, "measure": measure}
@@ -196,7 +194,7 @@ def _very_long(implementation: Implementation, problem: Problem, measure: str, d
         samples = sorted(timer.sample(timed) for _ in range(3))
         entry |= {"milliseconds": samples[1] * 1e3, "ns_per_element": samples[1] / problem.elements * 1e9}
         entry |= {"worst_error": error, "correct": error <= TOLERANCES[problem.dtype]}
-    except Exception as error:  # mostly out of memory; the other sizes go on
+    except Exception as error:  # mostly out of memory
         entry["error"] = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
         entry["correct"] = None
     return entry
@@ -216,7 +214,7 @@ def _tail_gradient_error(
     grad_out: torch.Tensor,
     gradients: tuple[torch.Tensor, ...],
 ) -> float:
-    """Error of the gradients of u and delta at the last steps of two channels, given the state before them."""
+    """Gradients of u and delta at the last steps of two channels, given the state before."""
     import wmkernels
     from scans.correctness import relative_error
 

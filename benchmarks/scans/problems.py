@@ -1,19 +1,16 @@
-"""The problems: sizes, inputs, and the roofline.
+"""Sizes, inputs and the roofline of the scan problems.
 
-The roofline time of a row is the least time that its arithmetic or memory traffic takes at the peak rates measured in
-the same run.
+Roofline time: the larger of arithmetic and memory traffic at the peak rates measured in the same run.
 
-CPU, selective scan, vector instructions of 16 fp32 lanes, for one state of 16 elements:
+CPU, selective scan, vector instructions of 16 fp32 lanes per state of 16 elements:
 
-- forward 13: ten for the decay (the product step_t A, rounding, subtraction, five multiply-adds, scaling, product) and
-  three for the state and the output;
-- backward 20: twelve to recompute decay and state, and eight in reverse: the gradient of the state takes C_t dy_t and
-  the decay (2), the gradients of B, C and A and the two sums of a channel one multiply-add each (5), and the product
-  with the previous state (1).
+- forward 13: ten for the decay (the product step_t A, rounding, subtraction, five multiply-adds, scaling, product),
+  three for state and output;
+- backward 20: twelve to recompute decay and state; eight in reverse: state gradient (2), gradients of B, C, A and
+  the two sums per channel (5), product with the previous state (1).
 
-GPU, selective scan, for one state of one element: forward one exponential and 4 multiply-adds; backward one exponential
-and 11 multiply-adds (three to recompute the state, eight as above). Each activation tensor is read or written once.
-Work per channel rather than per state is left out, whatever the kernel executes: the time is a lower bound.
+GPU, selective scan, per state of one element: forward one exponential and 4 multiply-adds; backward one exponential and
+11 multiply-adds (three to recompute the state). Activations move once. Work per channel is left out: a lower bound.
 """
 
 import math
@@ -26,17 +23,17 @@ from torch import Tensor
 CPU_INSTRUCTIONS = {"forward": 13, "backward": 20, "training": 33, "step": 13}
 GPU_MULTIPLY_ADDS = {"forward": 4, "backward": 11, "training": 15, "step": 4}
 GPU_EXPONENTIALS = {"forward": 1, "backward": 1, "training": 2, "step": 1}
-# Activation tensors read or written: without z, with z.
+# Activation tensors moved: without z, with z.
 SCAN_TENSORS = {"forward": (3, 4), "backward": (5, 7), "training": (8, 11)}
 LINEAR_TENSORS = {"forward": 3, "backward": 5, "training": 8}
 LANES = 16
 
-Inputs = dict[str, Any]  # tensors by the names of the op's arguments
+Inputs = dict[str, Any]  # tensors by argument name
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One problem. ``gated``: with z, delta_bias and softplus, as in a Mamba layer."""
+    """``gated``: with z, delta_bias and softplus, as in a Mamba layer."""
 
     op: str  # selective_scan, selective_step, linear_scan, attention
     batch: int
@@ -59,7 +56,7 @@ class Problem:
         return replace(self, time=min(self.time, time), channels=min(self.channels, channels), batch=min(self.batch, 2))
 
     def describe(self) -> dict[str, Any]:
-        """The problem's fields of a row."""
+        """The row's fields."""
         return {
             "op": self.op,
             "batch": self.batch,
@@ -73,7 +70,7 @@ class Problem:
 
 
 def make_inputs(problem: Problem, device: torch.device, requires_grad: bool = False, seed: int = 0) -> Inputs:
-    """Random inputs in the problem's layout. Parameters and states are in at least fp32."""
+    """Random; parameters and states in fp32 or wider."""
     generator = torch.Generator(device).manual_seed(seed)
     wide = torch.float64 if problem.dtype == torch.float64 else torch.float32
 
@@ -122,7 +119,7 @@ def _heads(channels: int) -> tuple[int, int]:
 
 
 def limit_seconds(problem: Problem, measure: str, rates: dict[str, Any], device_type: str) -> tuple[float, str] | None:
-    """The roofline time of ``measure`` and what bounds it; None where none is defined."""
+    """Roofline time and its bound; None if undefined."""
     bytes_moved = _bytes(problem, measure)
     if bytes_moved is None:
         return None
@@ -147,11 +144,11 @@ def _bytes(problem: Problem, measure: str) -> int | None:
         return LINEAR_TENSORS[measure] * problem.elements * size
     if problem.op == "selective_scan":
         activations = SCAN_TENSORS[measure][problem.gated] * problem.elements
-        passes = {"forward": 2, "backward": 4, "training": 6}[measure]  # B and C, and their gradients
+        passes = {"forward": 2, "backward": 4, "training": 6}[measure]  # B, C, gradients
         return (activations + passes * problem.batch * problem.state * problem.time) * size
     if problem.op == "selective_step":
         wide = max(4, size)
-        return problem.elements * ((3 + 2 * problem.gated) * size + 3 * problem.state * wide)  # the state twice, A once
+        return problem.elements * ((3 + 2 * problem.gated) * size + 3 * problem.state * wide)  # state twice, A once
     return None
 
 

@@ -1,4 +1,4 @@
-"""The result of a run as tables, for the terminal and the pages."""
+"""Tables for the terminal and the pages."""
 
 import re
 from typing import Any
@@ -13,7 +13,7 @@ OUTCOMES = {"aim": "aim reached", "pass": "reached", "missed": "missed"}
 
 
 def row_name(row: dict[str, Any]) -> str:
-    """Implementation, and what differs within its group."""
+    """Implementation, and what differs in its group."""
     parts = [row["implementation"]]
     if row["backend"] is not None:
         if row["channel_last"]:
@@ -56,14 +56,14 @@ def group_cells(rows: list[dict[str, Any]]) -> list[list[str]]:
 
 
 def notes(rows: list[dict[str, Any]]) -> list[str]:
-    """Why rows failed, and remarks."""
+    """Failures and remarks."""
     failures = [f"{row_name(row)}: {row['error']}" for row in rows if "error" in row]
     remarks = [f"{row['implementation']}: {row['note']}" for row in rows if row["note"]]
     return [*failures, *dict.fromkeys(remarks)]
 
 
 def target_table(assessed: list[dict[str, Any]]) -> tuple[tuple[str, ...], list[list[str]]]:
-    """Header and cells; no column of the roofline where no target has one."""
+    """Header and cells; a roofline column only if used."""
     rows = [target_cells(target) for target in assessed]
     limit = TARGET_HEADER.index("at the roofline")
     if any(row[limit] for row in rows):
@@ -157,7 +157,7 @@ def show(result: dict[str, Any]) -> None:
 
 
 def machine_slug(result: dict[str, Any]) -> str:
-    """cpu, or the GPU's short name: scan_speed_<this>.json."""
+    """cpu or the GPU's short name, for scan_speed_*.json."""
     if result["device"] == "cpu":
         return "cpu"
     words = re.findall(r"[a-z0-9]+", result["environment"]["gpu"]["name"].lower())

@@ -1,7 +1,4 @@
-"""Targets of the kernels, assessed on the rows of a run.
-
-The one place where targets are written down; tables in the documents are generated.
-"""
+"""Targets of the kernels, and their assessment; tables in the documents are generated from these."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,16 +9,16 @@ Result = dict[str, Any]
 
 @dataclass(frozen=True)
 class Target:
-    """A bound that a kernel has to reach, and an aim beyond it.
+    """A bound to reach, and an aim beyond it.
 
     Attributes:
         name: what is measured.
         at_least: the bound.
         aim: the aim.
         unit: times, percent or microseconds.
-        measured: the value in a result; None where the run did not measure it.
-        most: the value must stay below the bound instead.
-        at_limit: the value at the roofline, that is if this package's row took its roofline time; None if undefined.
+        measured: value in a result; None if not measured.
+        most: the bound is an upper one.
+        at_limit: value at the roofline; None if undefined.
     """
 
     name: str
@@ -58,7 +55,7 @@ class Target:
 
 
 def rows(result: Result, **fields: Any) -> list[dict[str, Any]]:
-    """The timed rows with these fields; ``ours=True``: any backend of this package."""
+    """Timed rows with these fields; ``ours=True``: any of our backends."""
     wanted = fields.pop("ours", None)
     return [
         candidate
@@ -70,12 +67,11 @@ def rows(result: Result, **fields: Any) -> list[dict[str, Any]]:
 
 
 def row(result: Result, **fields: Any) -> dict[str, Any] | None:
-    """The first of them."""
     return next(iter(rows(result, **fields)), None)
 
 
 def over(slow: dict[str, Any], **fast: Any) -> Callable[[Result], float | None]:
-    """Speedup of row ``fast`` over row ``slow``, by time per element; two rows of one group, where there are such."""
+    """Speedup of ``fast`` over ``slow`` per element, in one group if possible."""
 
     def ratio(result: Result) -> float | None:
         pairs = [(a, b) for a in rows(result, **slow) for b in rows(result, **fast)]
@@ -112,7 +108,7 @@ HALF = FORWARD | {"dtype": "bfloat16", "ours": True}
 
 
 def _over_baseline(name: str, least: float, aim: float, fields: dict[str, Any], baseline: str) -> Target:
-    """Speedup over the baseline in the rows with these fields, and its value at the roofline."""
+    """Speedup over the baseline, measured and at the roofline."""
     measured = over(fields | {"implementation": baseline}, **fields, ours=True)
     percent = roofline_percent(**fields, ours=True)
 
@@ -189,11 +185,11 @@ GPU_TARGETS = (
 
 
 REPLACED = {"forward, 2,048 steps, over best loop": (50, 70), "selective_step over PyTorch expression": (4, 8)}
-"""``(at_least, aim)`` before, of targets that were beyond the roofline."""
+"""Previous ``(at_least, aim)`` of targets beyond the roofline."""
 
 
 def assess(result: Result) -> list[dict[str, Any]]:
-    """The targets of the result's device, assessed; a quick run has none."""
+    """Assesses the device's targets; none for a quick run."""
     if result["quick"]:
         return []
     return [target.assess(result) for target in (CPU_TARGETS if result["device"] == "cpu" else GPU_TARGETS)]

@@ -1,8 +1,7 @@
 """Memory of one training step beyond its inputs, outputs and gradients.
 
-Two figures. Counted: the tensors that autograd saves beyond the inputs. Measured: the peak of resident memory during
-the step above the level before it (inputs and the output's gradient exist by then), less the output and the gradients;
-it includes a kernel's workspace, and pages of libraries and of the allocator.
+Counted: tensors that autograd saves beyond the inputs. Measured: peak resident memory above the level before the step
+(with inputs and grad_out), less output and gradients; includes workspace, and pages of libraries and allocator.
 """
 
 from typing import Any
@@ -23,7 +22,7 @@ def measure(implementation: Implementation, problem: Problem, device: torch.devi
             "implementation": implementation.name,
             **_measure(implementation, problem, device),
         }
-    except Exception as error:  # keep the rows that were measured
+    except Exception as error:  # keep measured rows
         return {
             **problem.describe(),
             "implementation": implementation.name,

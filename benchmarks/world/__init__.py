@@ -1,1 +1,1 @@
-"""``world_model.py`` and ``world_memory.py``: tasks, runs, tables, charts."""
+"""Modules of ``world_model.py`` and ``world_memory.py``."""

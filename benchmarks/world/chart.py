@@ -1,7 +1,7 @@
-"""Learning curves: return against minutes, one panel per task, one colour per variant.
+"""Learning curves: return by minutes, a panel per task, a colour per variant.
 
-The return is that of the episodes collected, or of evaluated checkpoints where there are some. Colours keep their
-contrast on white and on black; the background is transparent.
+Returns of collected episodes, or of evaluated checkpoints if any. The background is transparent; colours contrast with
+white and black.
 """
 
 from pathlib import Path
@@ -27,7 +27,7 @@ COLUMNS = 3
 
 
 def draw(result: dict[str, Any], path: Path) -> str:
-    """Writes the PNG; returns the reason where it cannot, else an empty string."""
+    """Writes the PNG; returns why it could not, or an empty string."""
     found = groups(result)
     tasks = list(dict.fromkeys(task for task, _ in found))
     if not tasks:
@@ -77,7 +77,7 @@ def _panel(axes: Any, task: str, variants: dict[str, list[dict[str, Any]]]) -> N
 
 
 def _line(axes: Any, height: float, text: str, side: str) -> None:
-    """A dotted line and its label, whose ``side`` is at the line; learning curves rise from the lower left."""
+    """A dotted line, labelled at ``side``; curves rise from the lower left."""
     low, high = axes.get_ylim()
     axes.axhline(height, color=INK, ls=":", lw=1.2)
     gap = 0.01 * (high - low) * (1 if side == "bottom" else -1)
@@ -86,7 +86,7 @@ def _line(axes: Any, height: float, text: str, side: str) -> None:
 
 
 def _smooth(values: np.ndarray) -> np.ndarray:
-    """Moving average over up to five values, fewer at the ends."""
+    """Moving average over up to five values."""
     width = min(5, len(values))
     ones = np.ones(width)
     return np.convolve(values, ones, "same") / np.convolve(np.ones(len(values)), ones, "same")

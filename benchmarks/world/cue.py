@@ -1,8 +1,8 @@
-"""Memory of the cue in MiniGrid's Memory: accuracy of the prediction at the cue's cell.
+"""Memory in MiniGrid's Memory: accuracy of the prediction at the cue's cell.
 
-The cue, a key or a ball, leaves and re-enters a small view. Where it re-enters, the prior's prediction of that
-observation is evaluated at the cue's cell: key or ball? Chance is 50%. The mean error over all cells says little: most
-cells are walls, and under random actions the cue re-enters after three steps in the median.
+The cue, a key or a ball, leaves and re-enters a small view. On re-entry, the prior's prediction at its cell is
+evaluated: key or ball? Chance is 50%. The mean error over cells says little: most are walls, and under random actions
+the median gap is three steps.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ from worldmodel.environments.registry import make
 from worldmodel.model.world_model import WorldModel
 
 GAPS = {"1-3": (1, 3), "4-8": (4, 8), "9-16": (9, 16), "over 16": (17, 10**9)}
-"""First and last number of steps since the cue was last in view. (After 1 step it never left the view.)"""
+"""First and last number of steps since the cue was in view (1: it never left)."""
 
 
 @dataclasses.dataclass
@@ -29,8 +29,8 @@ class Trajectory:
     Attributes:
         views: uint8 (n + 1, width, height, channels).
         actions: int64 (n,).
-        kind: of the cue, KEY or BALL.
-        cells: the cue's first two indices in each view; None where it is out of view.
+        kind: KEY or BALL.
+        cells: the cue's first two indices per view; None if out of view.
     """
 
     views: np.ndarray
@@ -39,17 +39,17 @@ class Trajectory:
     cells: list[tuple[int, int] | None]
 
     def reappearances(self) -> list[tuple[int, int]]:
-        """``(step, gap)`` of every view in which the cue re-enters, ``gap`` > 1 steps after it was last in view."""
+        """``(step, gap)`` where the cue re-enters, ``gap`` > 1 steps after it was last in view."""
         shown = [step for step, cell in enumerate(self.cells) if cell is not None]
         return [(step, step - last) for last, step in itertools.pairwise(shown) if step - last > 1]
 
 
 Predictor = Callable[[Trajectory], np.ndarray]
-"""Class scores of each cell in every next view, (n, classes, width, height): row t belongs to view t + 1."""
+"""Class scores per cell of the next views, (n, classes, width, height): row t is view t + 1."""
 
 
 def random_trajectories(name: str, count: int, seed: int) -> list[Trajectory]:
-    """``count`` episodes of the environment ``name`` under random actions, with seeds from ``seed`` on."""
+    """Episodes of ``name`` under random actions, seeds from ``seed`` on."""
     env = make(name)
     trajectories = []
     for number in range(seed, seed + count):
@@ -73,7 +73,7 @@ def _cue_in(env: Any, view: np.ndarray) -> tuple[int, int] | None:
 
 
 def of_model(world_model: WorldModel) -> Predictor:
-    """A world model's prediction: the mode of the prior after (s_t, a_t), decoded."""
+    """Mode of the prior after (s_t, a_t), decoded."""
     (modality,) = world_model.observation_spec.modalities
 
     @torch.no_grad()
@@ -98,11 +98,10 @@ def of_model(world_model: WorldModel) -> Predictor:
 
 
 def accuracy_by_gap(trajectories: Sequence[Trajectory], predictor: Predictor) -> dict[str, dict[str, float]]:
-    """Accuracy at the cue's cell where the cue re-enters the view.
+    """Accuracy at the cue's cell on re-entry.
 
     Returns:
-        For each of ``GAPS``: "count"; "key_or_ball", accuracy between the two classes; "cell", accuracy among all
-        classes.
+        Per gap: "count"; "key_or_ball", accuracy between the two; "cell", accuracy among all classes.
     """
     counts = {name: np.zeros(3) for name in GAPS}
     for trajectory in trajectories:

@@ -1,6 +1,6 @@
 """Chart of benchmarks/world_memory.py: the cue by gap, the ball by step ahead.
 
-Colours keep their contrast on white and on black; the background is transparent.
+The background is transparent; colours contrast with white and black.
 """
 
 from pathlib import Path
@@ -22,7 +22,7 @@ COLOURS = {
 
 
 def draw(result: dict[str, Any], path: Path) -> str:
-    """Writes the PNG; returns the reason where it cannot, else an empty string."""
+    """Writes the PNG; returns why it could not, or an empty string."""
     kinds = {panel: groups(result, task) for task, panel in (("cue", _cue), ("ball", _ball))}
     kinds = {panel: found for panel, found in kinds.items() if found}
 
@@ -38,7 +38,7 @@ def draw(result: dict[str, Any], path: Path) -> str:
 
 
 def _cue(axes: Any, found: dict[str, list[dict[str, Any]]]) -> None:
-    """Dots: seeds; line: their mean."""
+    """Dots: seeds; line: mean."""
     for memory, runs in found.items():
         accuracies = np.array([[run["measured"]["gaps"][name]["key_or_ball"] for name in GAPS] for run in runs])
         axes.plot(100 * accuracies.mean(0), color=COLOURS[memory], lw=2, label=memory)
@@ -54,7 +54,7 @@ def _cue(axes: Any, found: dict[str, list[dict[str, Any]]]) -> None:
 
 
 def _ball(axes: Any, found: dict[str, list[dict[str, Any]]]) -> None:
-    """Thin lines: seeds; thick line: their mean."""
+    """Thin lines: seeds; thick: mean."""
     for memory, runs in found.items():
         curves = np.array([run["measured"]["wrong_cells"]["model"] for run in runs])
         ahead = np.arange(1, curves.shape[1] + 1)

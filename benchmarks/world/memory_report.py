@@ -1,4 +1,4 @@
-"""The result of benchmarks/world_memory.py as tables."""
+"""Tables of benchmarks/world_memory.py."""
 
 import dataclasses
 import statistics
@@ -17,7 +17,7 @@ COST_HEADER = ("CPU minutes", "minutes", "steps", "updates", "parameters of memo
 
 @dataclasses.dataclass
 class Table:
-    """Title, header and rows of cells; the first column is text."""
+    """The first column is text."""
 
     title: str
     header: tuple[str, ...]
@@ -25,14 +25,13 @@ class Table:
 
 
 def groups(result: dict[str, Any], task: str) -> dict[str, list[dict[str, Any]]]:
-    """Runs of a task by memory, in the task's order; seeds ascending."""
+    """A task's runs by memory, in its order; seeds ascending."""
     runs = sorted((run for run in result["runs"].values() if run["task"] == task), key=lambda run: run["seed"])
     found = {memory: [run for run in runs if run["memory"] == memory] for memory in TASKS[task].memories}
     return {memory: several for memory, several in found.items() if several}
 
 
 def tables(result: dict[str, Any]) -> list[Table]:
-    """One table per task that has runs."""
     cue = [_cue_row(memory, runs) for memory, runs in groups(result, "cue").items()]
     ball = groups(result, "ball")
     found = []
@@ -52,7 +51,6 @@ def beyond(run: dict[str, Any]) -> float:
 
 
 def target_lines(result: dict[str, Any]) -> list[str]:
-    """The targets, assessed."""
     lines = []
     found = groups(result, "cue")
     if "scan" in found:
@@ -71,7 +69,7 @@ def target_lines(result: dict[str, Any]) -> list[str]:
 
 
 def cue_counts(result: dict[str, Any]) -> str:
-    """Number of cues by gap; all runs are evaluated on the same episodes."""
+    """Cues by gap; all runs share the episodes."""
     run = next(run for runs in groups(result, "cue").values() for run in runs)
     gaps = run["measured"]["gaps"]
     return ", ".join(f"{name} steps {gap['count']:,}" for name, gap in gaps.items())

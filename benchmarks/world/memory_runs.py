@@ -1,4 +1,4 @@
-"""Single runs of benchmarks/world_memory.py: one task, one memory, one seed."""
+"""Runs of benchmarks/world_memory.py: one task, memory and seed each."""
 
 import dataclasses
 import datetime
@@ -19,7 +19,7 @@ from worldmodel.model.world_model import WorldModel
 from worldmodel.runs.run import Run
 
 HELD_OUT = 10**6
-"""Seed of the first held-out episode; training draws its seeds from 2**31 others."""
+"""First held-out seed; training draws from 2**31 others."""
 
 
 def _measure_cue(world_model: WorldModel, env: str, episodes: int) -> dict[str, Any]:
@@ -32,15 +32,15 @@ def _measure_ball(world_model: WorldModel, env: str, episodes: int) -> dict[str,
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """An environment to train on, and its held-out measure.
+    """An environment and its held-out measure.
 
     Attributes:
-        env: name of the environment.
+        env: environment name.
         preset: of the settings.
-        steps: collected in a run.
-        episodes: held-out episodes.
-        memories: name of the memory -> options of ``python -m worldmodel train``.
-        measure: (world model, env, episodes) -> entry of the JSON file.
+        steps: collected per run.
+        episodes: held out.
+        memories: name -> options of ``python -m worldmodel train``.
+        measure: (world model, env, episodes) -> JSON entry.
     """
 
     env: str
@@ -88,10 +88,10 @@ class Plan:
         task: one of ``TASKS``.
         memory: one of the task's.
         seed: of the run.
-        steps: collected; the task's own if None.
-        episodes: held-out episodes; the task's own if None.
+        steps: collected; None: the task's.
+        episodes: held out; None: the task's.
         threads: of PyTorch.
-        extra: further options of ``python -m worldmodel train``.
+        extra: options of ``python -m worldmodel train``.
     """
 
     task: str
@@ -104,12 +104,11 @@ class Plan:
 
     @property
     def key(self) -> str:
-        """Its name in the JSON file."""
+        """Key in the JSON file."""
         return f"{self.task}/{self.memory}/{self.seed}"
 
 
 def train_options(plan: Plan, folder: Path) -> list[str]:
-    """Options of ``python -m worldmodel train``."""
     task = TASKS[plan.task]
     named = {"env": task.env, "preset": task.preset, "steps": plan.steps or task.steps, "seed": plan.seed}
     named |= {"run": folder, "threads": plan.threads}
@@ -118,11 +117,7 @@ def train_options(plan: Plan, folder: Path) -> list[str]:
 
 
 def execute(plan: Plan, folder: Path) -> dict[str, Any]:
-    """Trains in its own process, evaluates, and returns the entry for the JSON file.
-
-    Raises:
-        RuntimeError: training ended with an error.
-    """
+    """Trains in a process, evaluates, returns the JSON entry; RuntimeError if training fails."""
     task = TASKS[plan.task]
     command = [sys.executable, "-m", "worldmodel", "train", *train_options(plan, folder)]
     start, before = time.perf_counter(), os.times()
@@ -140,7 +135,7 @@ def execute(plan: Plan, folder: Path) -> dict[str, Any]:
         "steps": last["steps"],
         "updates": last["updates"],
         "seconds": wall,
-        # On a busy machine a run gets part of a core; this is the CPU time that it used.
+        # Not wall time: on a busy machine a run gets part of a core.
         "cpu_seconds": after.children_user + after.children_system - before.children_user - before.children_system,
         "parameters": sum(p.numel() for p in world_model.memory.parameters()),
         "measured": task.measure(world_model, task.env, plan.episodes or task.episodes),

@@ -1,8 +1,8 @@
 """Open-loop prediction of a ball that passes behind a curtain.
 
-After ``OBSERVED`` steps the model imagines with the recorded actions, and the imagined latents are decoded into maps.
-The error is the number of cells in which imagined and real map disagree about the ball. A ball in full view has 4
-cells, so a wrong position costs up to 8. The persistence baseline repeats the last observed map.
+After ``OBSERVED`` steps the model imagines with the recorded actions; latents are decoded into maps. Error: cells where
+imagined and real map disagree about the ball. A ball has 4 cells, so a wrong position costs up to 8. The persistence
+baseline repeats the last observed map.
 """
 
 from collections.abc import Iterator
@@ -22,10 +22,10 @@ AHEAD = 24
 
 
 def random_episodes(name: str, count: int, seed: int, frames: int = OBSERVED + AHEAD) -> tuple[np.ndarray, np.ndarray]:
-    """The first ``frames`` frames of ``count`` episodes under random actions.
+    """First ``frames`` frames of ``count`` episodes under random actions.
 
     Returns:
-        ``(frames, actions)``: uint8 (count, frames, height, width, 1) and int64 (count, frames - 1).
+        ``(frames, actions)``: uint8 (count, frames, height, width, 1), int64 (count, frames - 1).
     """
     env, films, taken = make(name), [], []
     for number in range(seed, seed + count):
@@ -37,8 +37,6 @@ def random_episodes(name: str, count: int, seed: int, frames: int = OBSERVED + A
 
 
 class _RecordedActions:
-    """A policy that repeats recorded actions."""
-
     def __init__(self, actions: Iterator[Tensor]) -> None:
         self.actions = actions
 
@@ -51,7 +49,7 @@ class _RecordedActions:
 
 @torch.no_grad()
 def imagined(world_model: WorldModel, frames: np.ndarray, actions: np.ndarray, observed: int = OBSERVED) -> np.ndarray:
-    """Maps imagined after ``observed`` frames, (count, frames - observed, height, width, 1)."""
+    """Maps after ``observed`` frames, (count, frames - observed, height, width, 1)."""
     (modality,) = world_model.observation_spec.modalities
     count, length = len(frames), frames.shape[1]
     acted = torch.ones(count, observed, dtype=torch.bool)
@@ -72,12 +70,12 @@ def imagined(world_model: WorldModel, frames: np.ndarray, actions: np.ndarray, o
 
 
 def wrong_cells(pictures: np.ndarray, frames: np.ndarray) -> np.ndarray:
-    """Cells that disagree about the ball, mean over episodes: (steps,)."""
+    """Mean over episodes, (steps,)."""
     return ((pictures == LEATHER) != (frames == LEATHER)).sum((-1, -2, -3)).mean(0)
 
 
 def errors(world_model: WorldModel, frames: np.ndarray, actions: np.ndarray) -> dict[str, list[float]]:
-    """Wrong cells by step ahead: of the model, and of the persistence baseline."""
+    """Wrong cells by step ahead, of model and persistence baseline."""
     target = frames[:, OBSERVED:]
     persistence = np.broadcast_to(frames[:, OBSERVED - 1 : OBSERVED], target.shape)
     pictures = imagined(world_model, frames, actions)

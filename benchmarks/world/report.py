@@ -1,4 +1,4 @@
-"""Tables of the result: returns, targets, and the time of an update."""
+"""Tables: returns, targets, update times."""
 
 import statistics
 from typing import Any
@@ -31,12 +31,12 @@ TIME_HEADER = ("task", "variant", "collect ms", "observe ms", "imagine ms", "ima
 
 
 def variant_of(run: dict[str, Any]) -> str:
-    """Name of a run's variant; an older entry names its memory instead."""
+    """Older entries name the memory instead."""
     return str(run["variant"] if "variant" in run else run["memory"])
 
 
 def groups(result: dict[str, Any]) -> Groups:
-    """Runs by task and variant, in the order of ``TASKS``; seeds ascending."""
+    """By task and variant, in the order of ``TASKS``; seeds ascending."""
     runs = sorted(result["runs"].values(), key=lambda run: run["seed"])
     found = {}
     for task in [*TASKS, *sorted({run["task"] for run in runs} - set(TASKS))]:
@@ -50,17 +50,17 @@ def groups(result: dict[str, Any]) -> Groups:
 
 
 def is_control(task: str) -> bool:
-    """Whether the time to a threshold is measured."""
+    """Whether time to a threshold is measured."""
     return task in TASKS and TASKS[task].checkpoint_minutes is not None
 
 
 def mean_return(runs: list[dict[str, Any]]) -> float:
-    """Mean over seeds."""
+    """Over seeds."""
     return statistics.mean(run["evaluation"]["mean"] for run in runs)
 
 
 def return_tables(result: dict[str, Any]) -> list[tuple[str, tuple[str, ...], list[list[str]]]]:
-    """Title, header and rows of each table of returns that has a row."""
+    """Title, header and rows of each non-empty table."""
     tables = [
         ("Return per episode", RETURN_HEADER, return_cells(result)),
         ("Control: return per episode", CONTROL_HEADER, control_cells(result)),
@@ -69,7 +69,7 @@ def return_tables(result: dict[str, Any]) -> list[tuple[str, tuple[str, ...], li
 
 
 def return_cells(result: dict[str, Any]) -> list[list[str]]:
-    """One row per memory task and variant."""
+    """Per memory task and variant."""
     rows = []
     for (task, variant), runs in groups(result).items():
         if not is_control(task):
@@ -80,7 +80,7 @@ def return_cells(result: dict[str, Any]) -> list[list[str]]:
 
 
 def control_cells(result: dict[str, Any]) -> list[list[str]]:
-    """One row per control task and policy gradient."""
+    """Per control task and policy gradient."""
     rows = []
     for (task, variant), runs in groups(result).items():
         if is_control(task):
@@ -93,7 +93,7 @@ def control_cells(result: dict[str, Any]) -> list[list[str]]:
 
 
 def threshold_point(run: dict[str, Any], task: Task) -> tuple[float, float] | None:
-    """Seconds and steps at which a run first reached the threshold, as ``CONTROL_NOTE`` says."""
+    """Seconds and steps to the threshold, as in ``CONTROL_NOTE``."""
     return next(((seconds, steps) for seconds, steps, mean in run["evaluations"] if mean >= task.at_least), None)
 
 
@@ -112,7 +112,6 @@ def time_cells(result: dict[str, Any]) -> list[list[str]]:
 
 
 def target_lines(result: dict[str, Any]) -> list[str]:
-    """The targets, assessed."""
     lines = []
     for (task, variant), runs in groups(result).items():
         target = TASKS.get(task)

@@ -1,4 +1,4 @@
-"""Single runs of benchmarks/world_model.py: one task, one variant, one seed."""
+"""Runs of benchmarks/world_model.py: one task, variant and seed each."""
 
 import contextlib
 import dataclasses
@@ -22,7 +22,7 @@ from worldmodel.acting.rollout import evaluate
 from worldmodel.learning.settings import acting_part, saved_config
 from worldmodel.runs.run import Run
 
-PASSING_EPISODES = 20  # per evaluation of a checkpoint
+PASSING_EPISODES = 20  # per checkpoint
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,13 +32,13 @@ class Plan:
     Attributes:
         task: to train on.
         variant: one of the task's.
-        seed: of the run; evaluation has its own seeds, the same for all.
+        seed: of training; evaluation seeds are the same for all.
         minutes: of training.
-        steps: of the environments, at most; None for no limit.
+        steps: limit of environment steps, or None.
         episodes: of evaluation.
         threads: of PyTorch.
         device: of the world model.
-        extra: further options of ``python -m worldmodel train``.
+        extra: options of ``python -m worldmodel train``.
     """
 
     task: Task
@@ -53,12 +53,11 @@ class Plan:
 
     @property
     def key(self) -> str:
-        """Its name in the JSON file."""
+        """Key in the JSON file."""
         return f"{self.task.name}/{self.variant}/{self.seed}"
 
 
 def train_options(plan: Plan, folder: Path) -> list[str]:
-    """Options of ``python -m worldmodel train``."""
     task = plan.task
     named: dict[str, Any] = {"env": task.name, "preset": task.preset, "minutes": plan.minutes, "seed": plan.seed}
     named |= {"run": folder, "threads": plan.threads, "device": plan.device}
@@ -72,11 +71,7 @@ def train_options(plan: Plan, folder: Path) -> list[str]:
 
 
 def execute(plan: Plan, folder: Path) -> dict[str, Any]:
-    """Trains in its own process, evaluates, and returns the entry for the JSON file.
-
-    Raises:
-        RuntimeError: training ended with an error.
-    """
+    """Trains in a process, evaluates, returns the JSON entry; RuntimeError if training fails."""
     command = [sys.executable, "-m", "worldmodel", "train", *train_options(plan, folder)]
     start, before = time.perf_counter(), os.times()
     training = subprocess.Popen(command, stdout=subprocess.DEVNULL)
@@ -85,7 +80,7 @@ def execute(plan: Plan, folder: Path) -> dict[str, Any]:
             keep_checkpoints(folder)
             time.sleep(1)
     finally:
-        training.kill()  # no effect once it has ended
+        training.kill()  # if still running
     if training.returncode:
         raise RuntimeError(f"{plan.key}: training ended with exit status {training.returncode}")
     wall, after = time.perf_counter() - start, os.times()
@@ -121,7 +116,7 @@ def execute(plan: Plan, folder: Path) -> dict[str, Any]:
 
 
 def keep_checkpoints(folder: Path) -> None:
-    """Copies the acting weights of new checkpoints into run folders of their own; the run keeps only two."""
+    """Copies new checkpoints' acting weights to their own run folders; the run keeps two."""
     for checkpoint in (folder / "checkpoints").glob("*"):
         kept = folder / "passed" / checkpoint.name
         if not checkpoint.name.isdigit() or kept.exists():
@@ -131,21 +126,19 @@ def keep_checkpoints(folder: Path) -> None:
         weights = beside / "checkpoints" / checkpoint.name / name
         weights.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(folder / "config.json", beside / "config.json")
-        with contextlib.suppress(FileNotFoundError):  # the run has deleted it meanwhile
+        with contextlib.suppress(FileNotFoundError):  # deleted meanwhile
             shutil.copyfile(checkpoint / weights.name, weights)
             beside.rename(kept)
 
 
 def evaluations(plan: Plan, folder: Path) -> list[list[float]]:
-    """Seconds, steps and the greedy policy's mean return of each checkpoint that ``keep_checkpoints`` kept.
-
-    All are evaluated on the same episodes, which differ from those of the final evaluation.
-    """
+    """Seconds, steps and greedy mean return per kept checkpoint, on the same episodes, not those of the final
+    evaluation."""
     lines = Run(folder).metrics
     found = []
     for kept in sorted(path for path in (folder / "passed").iterdir() if path.name.isdigit()):
         steps = int(kept.name)
-        # The first line of the log at or after the checkpoint.
+        # First log line from the checkpoint on.
         seconds = next((line["seconds"] for line in lines if line["steps"] >= steps), lines[-1]["seconds"])
         agent = Agent.load(kept, plan.device)
         returned = evaluate(agent, plan.task.name, PASSING_EPISODES, 2 * 10**6, num_envs=PASSING_EPISODES)
@@ -156,8 +149,8 @@ def evaluations(plan: Plan, folder: Path) -> list[list[float]]:
 def update_times(lines: list[dict[str, float]]) -> dict[str, float]:
     """Milliseconds per update of collecting, observing and imagining, and the fraction of imagining.
 
-    Observing and imagining include their backward passes. Collecting is that of the steps collected per update, so it
-    depends on the train ratio. Lines before the first update do not count.
+    Backward passes included. Collecting counts the steps per update, so it depends on the train ratio. Lines before the
+    first update are skipped.
     """
     learning = [line for line in lines if "seconds/imagine" in line]
     if len(learning) < 2:
@@ -171,7 +164,7 @@ def update_times(lines: list[dict[str, float]]) -> dict[str, float]:
 
     total = 1e3 * mean("seconds/update", weights)
     observe, imagine = 1e3 * mean("seconds/observe", weights), 1e3 * mean("seconds/imagine", weights)
-    # The time of collecting is per step of all environments.
+    # Collecting is logged per vector step.
     vector_steps = math.fsum(steps) / learning[-1]["environments"]
     collect = mean("milliseconds/collect", [float(s) for s in steps]) * vector_steps / math.fsum(weights)
     return {

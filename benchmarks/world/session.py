@@ -1,4 +1,4 @@
-"""Executes runs in sequence, skips finished ones, and merges each into one JSON file as soon as it ends."""
+"""Executes missing runs and merges each into one JSON file when it ends."""
 
 import argparse
 import contextlib
@@ -15,18 +15,16 @@ from harness import environment
 
 
 class Plan(Protocol):
-    """One run."""
-
     @property
     def key(self) -> str:
-        """Its name in the JSON file."""
+        """Key in the JSON file."""
 
 
 AnyPlan = TypeVar("AnyPlan", bound=Plan)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the options that select runs and their output."""
+    """Options for runs and output."""
     parser.add_argument("--seeds", default=[0, 1, 2], type=lambda text: [int(x) for x in text.split(",")])
     parser.add_argument("--again", action="store_true", help="repeat finished runs")
     parser.add_argument("--list", action="store_true", help="list finished and missing runs, and stop")
@@ -44,7 +42,7 @@ def execute_all(
     benchmark: str,
     device: str = "cpu",
 ) -> list[str]:
-    """Executes the plans, or lists them; returns the keys of failed runs."""
+    """Executes or lists the plans; returns failed keys."""
     failed = []
     for plan in [] if chosen.report else plans:
         there = plan.key in load(chosen.json, benchmark)["runs"]
@@ -67,7 +65,7 @@ def execute_all(
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Holds an exclusive lock on ``path``, where the system has file locks."""
+    """Exclusive lock on ``path``, if supported."""
     lock = path.with_suffix(".lock")
     lock.parent.mkdir(parents=True, exist_ok=True)
     with lock.open("w") as file:
@@ -79,12 +77,11 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def load(path: Path, benchmark: str) -> dict[str, Any]:
-    """The result so far."""
     return dict(json.loads(path.read_text())) if path.exists() else {"benchmark": benchmark, "runs": {}}
 
 
 def merge(path: Path, key: str, entry: dict[str, Any], benchmark: str, device: str = "cpu") -> None:
-    """Adds an entry to the file; other processes may add to it at the same time."""
+    """Adds an entry; safe with concurrent processes."""
     with locked(path):
         result = load(path, benchmark)
         result["environment"] = environment.describe(torch.device(device))

@@ -1,4 +1,4 @@
-"""The tasks: environment, budget, variants compared, targets."""
+"""Tasks: environment, budget, variants, targets."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -13,11 +13,11 @@ MEMORIES: Variants = {
     "unrotated": {"memory": "scan", "model.memory.blocks.0.d_state": 32, "model.memory.blocks.0.groups": 8},
     "GRU": {"memory": "gru"},
 }
-"""Name of the memory -> changes to the preset. The first is the preset itself."""
+"""Memory -> changes to the preset; the first has none."""
 
 
 def policy_gradients(*names: str) -> Variants:
-    """Variants by policy gradient; the first is the preset's."""
+    """By policy gradient; the first is the preset's."""
     return {name: {"model.decision.gradient": name} for name in names}
 
 
@@ -28,17 +28,16 @@ class Task:
     Attributes:
         name: of the environment.
         minutes: of training.
-        variants: name -> changes to the preset, option -> value. The targets apply to the first.
+        variants: name -> preset changes; the first has the targets.
         at_least: target of the mean return.
-        aim: mean return beyond the target.
-        floor: lower end of the chart; about the return of random play.
-        ceiling: upper end of the chart.
+        aim: beyond the target.
+        floor: chart's lower end, about random play.
+        ceiling: chart's upper end.
         preset: of the settings.
-        steps: of the environments, at most.
-        aim_minutes: by when ``at_least`` is aimed at.
-        checkpoint_minutes: between checkpoints that are evaluated to tell when ``at_least`` was reached; None: only
-            the end is evaluated.
-        published: the best mean return of the task's own benchmark, and its GRU's.
+        steps: limit of environment steps.
+        aim_minutes: aim for reaching ``at_least``.
+        checkpoint_minutes: between checkpoints evaluated for reaching ``at_least``; None: only the end.
+        published: best mean return of the task's benchmark, and its GRU's.
     """
 
     name: str
@@ -56,14 +55,14 @@ class Task:
 
     @property
     def ours(self) -> str:
-        """The variant that the targets apply to."""
+        """The variant with targets."""
         return next(iter(self.variants))
 
 
 def _repeat_previous(
     name: str, minutes: float, at_least: float, aim: float | None, published: tuple[float, float]
 ) -> Task:
-    """Published figures are those of the POPGym benchmark (Morad et al. 2023), after 15 million steps."""
+    """Published: POPGym (Morad et al. 2023), after 15 million steps."""
     return Task(name, minutes, MEMORIES, at_least, aim, floor=-1.05, ceiling=1.1, published=published)
 
 

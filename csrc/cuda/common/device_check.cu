@@ -71,6 +71,6 @@ extern "C" const char* wmk_cuda_error_name(int error) {
 extern "C" const char* wmk_cuda_unavailable_reason(int64_t device) {
   thread_local std::string text;
   text = reason_for(device);
-  cudaGetLastError();  // // clears the error
+  cudaGetLastError();  // clears the error
   return text.c_str();
 }

@@ -71,7 +71,7 @@ inline void mma_m16n8k16(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uin
     return DTYPE == WMK_BFLOAT16 ? float_of(bits << 16) : float16_value(bits);
   };
   const uint32_t own[6] = {a[0], a[1], a[2], a[3], b0, b1};
-  uint32_t all[6][32];  // // registers of all lanes
+  uint32_t all[6][32];  // registers of all lanes
   for (int i = 0; i < 6; i += 2) {
     const uint64_t word = own[i] | static_cast<uint64_t>(own[i + 1]) << 32;
     const uint64_t* words = cuda_emulator::warp_collective("mma_m16n8k16", 0xffffffffu, word, {__FILE__, __LINE__});

@@ -217,7 +217,7 @@ struct Tile {
       Vec4<T> vec = unpack(stage + stage_offset(i, dtype), dtype, T(0));
 #pragma unroll
       for (int j = 0; j < 4; ++j) vec.value[j] = transform(vec.value[j], ALONG_TIME ? row : row + j);
-      if (TRANSPOSED != ALONG_TIME) {  // // contiguous in the tile too
+      if (TRANSPOSED != ALONG_TIME) {  // contiguous in the tile too
         store_vec4(tile + (TRANSPOSED ? step * pitch + row : row * pitch + step), vec);
       } else {
 #pragma unroll

@@ -66,8 +66,8 @@ __global__ void __launch_bounds__(kPersistentThreads, 1)
   for (int gate = 0; gate < 4; ++gate) bias[gate] = parameter(p.bias, gate * p.hidden + channel);
 
   for (int64_t time = 0; time < p.time; ++time) {
-    float input_sums[TILES][2][4];  // // in flight during the grid barrier
-    bool has_state[TILES][2];       // // not reset
+    float input_sums[TILES][2][4];  // in flight during the grid barrier
+    bool has_state[TILES][2];       // not reset
 #pragma unroll
     for (int m = 0; m < TILES; ++m) {
 #pragma unroll
@@ -89,7 +89,7 @@ __global__ void __launch_bounds__(kPersistentThreads, 1)
     const uint16_t* h_prev = static_cast<const uint16_t*>(p.h0.data);
     if (time > 0) h_prev = static_cast<const uint16_t*>(p.out.data) + (time - 1) * rows * p.hidden;
 
-    float sums[TILES][2][4] = {};  // // (i, f) and (g, o), two rows each
+    float sums[TILES][2][4] = {};  // (i, f) and (g, o), two rows each
     for (int64_t tap = 0; h_prev != nullptr && tap < taps; ++tap) {
       const uint16_t* neighbours[TILES][2];
 #pragma unroll

@@ -61,7 +61,7 @@ struct CellCoord {
   static constexpr int kState = sizeof(T) == 8 ? WMK_FLOAT64 : WMK_FLOAT32;
   using Group = Cells<T, COUNT>;
 
-  int64_t cell, row, position, channel;  // // row = batch * positions + position
+  int64_t cell, row, position, channel;  // row = batch * positions + position
   bool exists, reset;
 
   __device__ __forceinline__ explicit CellCoord(const wmk_conv_lstm_update& p) {

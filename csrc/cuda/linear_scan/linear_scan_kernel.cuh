@@ -18,16 +18,16 @@ namespace wmk {
 
 struct LinearPlan {
   int64_t segment_steps, segments;  // a multiple of kSteps; per row
-  void* boundary;  // // [segments, rows]: final state from zero; after the combine kernel: initial state
-  void* decay;     // [segments, rows]
-  int32_t* reset;  // [segments, rows]
+  void* boundary;                   // [segments, rows]: final state from zero; after the combine kernel: initial state
+  void* decay;                      // [segments, rows]
+  int32_t* reset;                   // [segments, rows]
 };
 
 template <typename T>
 struct LinearKernelTraits {
   static constexpr int kRows = 16, kThreads = 128, kLanes = 8;
   static constexpr int kSteps = sizeof(T) == 8 ? 32 : 128;
-  static constexpr int kPassSteps = 4 * kLanes;  // // per pass over the tile
+  static constexpr int kPassSteps = 4 * kLanes;  // per pass over the tile
   static constexpr int kPitch = kSteps + 4;
   using RowTile = Tile<T, kRows, kSteps, kThreads, false>;
 };
@@ -35,9 +35,9 @@ struct LinearKernelTraits {
 template <typename T, bool BACKWARD>
 struct LinearShared {
   using C = LinearKernelTraits<T>;
-  alignas(16) T gates[C::kRows * C::kPitch];   // // backward: then their gradient
-  alignas(16) T values[C::kRows * C::kPitch];  // // tokens, then out; backward: grad_out, then grad_tokens
-  alignas(16) T outputs[BACKWARD ? C::kRows * C::kPitch : 4];  // // of the forward pass
+  alignas(16) T gates[C::kRows * C::kPitch];                   // backward: then their gradient
+  alignas(16) T values[C::kRows * C::kPitch];                  // tokens, then out; backward: grad_out, then grad_tokens
+  alignas(16) T outputs[BACKWARD ? C::kRows * C::kPitch : 4];  // of the forward pass
   alignas(16) uint32_t resets[C::kSteps / 32];
 };
 
@@ -62,8 +62,8 @@ __global__ void __launch_bounds__(128, BACKWARD&& LOCAL             ? 3
   const int64_t tile = blockIdx.x % tiles, batch = blockIdx.x / tiles % p.batch, segment = blockIdx.x / tiles / p.batch;
   const int64_t first_row = tile * C::kRows;
   const int rows = static_cast<int>(p.channels - first_row < C::kRows ? p.channels - first_row : C::kRows);
-  const bool reverse = BACKWARD ? !p.reverse : p.reverse != 0;  // // of this scan
-  const bool reset_shifted = p.reverse != 0;                    // // reverse: the flag of step t + 1 resets step t
+  const bool reverse = BACKWARD ? !p.reverse : p.reverse != 0;  // of this scan
+  const bool reset_shifted = p.reverse != 0;                    // reverse: the flag of step t + 1 resets step t
   const int64_t position = reverse ? plan.segments - 1 - segment : segment;
   const int64_t segment_begin = position * plan.segment_steps;
   const int64_t segment_end = segment_begin + plan.segment_steps < p.time ? segment_begin + plan.segment_steps : p.time;
@@ -92,7 +92,7 @@ __global__ void __launch_bounds__(128, BACKWARD&& LOCAL             ? 3
     const bool reset = BACKWARD && reset_shifted && p.reset.data != nullptr && p.time > 0 && reset_at(0);
     if (!reset) running_state = static_cast<const T*>(start.data)[batch * start.stride[0] + channel * start.stride[1]];
   }
-  AffineMap<T> segment_map = {T(1), running_state, false};  // // LOCAL
+  AffineMap<T> segment_map = {T(1), running_state, false};  // LOCAL
 
   const auto fetch = [&](int64_t begin, int steps) {
     RowTile::fetch(gate_stage, rows_of(p.gates), begin, dtype, rows, steps);
@@ -138,7 +138,7 @@ __global__ void __launch_bounds__(128, BACKWARD&& LOCAL             ? 3
       Vec4<T> g = load_vec4(gates), v = load_vec4(values);
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
-        if (first + j >= steps) g.value[j] = T(1);  // // identity, as the value is 0
+        if (first + j >= steps) g.value[j] = T(1);  // identity, as the value is 0
       }
       AffineMap<T> prefix = {T(1), T(0), false};
 #pragma unroll

@@ -84,7 +84,7 @@ struct SegmentSum {
 struct SegmentSums {
   SegmentSum sum[5];
   int64_t segment_count;
-  int64_t first_block[6];  // // per sum
+  int64_t first_block[6];  // per sum
 };
 
 template <typename T>

@@ -81,7 +81,7 @@ __global__ void __launch_bounds__(Traits::kThreads, kBackwardKernelBlocks<Traits
   for (int i = 0; i < ChannelTile::kPerThread; ++i) grad_D[i] = grad_bias[i] = T(0);
   const int64_t channel_offset = work.segment * p.channels + coord.channel;
   thread.partial_offset = channel_offset * p.state;
-  if (!p.B_varies) store_states(thread.dh, coord, states, plan.partial_B, thread.partial_offset);  // // zeros
+  if (!p.B_varies) store_states(thread.dh, coord, states, plan.partial_B, thread.partial_offset);  // zeros
   if (!p.C_varies) store_states(thread.dh, coord, states, plan.partial_C, thread.partial_offset);
   if (work.segment_in_sequence + 1 < work.segments_in_sequence) {
     load_states(thread.dh, coord, states, plan.boundary, (work.segment * p.channels + coord.channel) * p.state, 1);

@@ -25,7 +25,7 @@ struct BackwardLocalShared {
   using T = typename Traits::T;
   using C = Traits;
   alignas(16) T step[C::kChannels * C::kPitch];
-  alignas(16) T grad[C::kChannels * C::kPitch];  // // dout, then dy
+  alignas(16) T grad[C::kChannels * C::kPitch];  // dout, then dy
   alignas(16) T gate[C::kChannels * C::kPitch];
   alignas(16) T C_tile[C::kStateRows * C::kStatePitch];
   T bias[C::kChannels];

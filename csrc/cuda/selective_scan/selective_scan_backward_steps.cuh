@@ -25,8 +25,8 @@ struct BackwardShared {
                 "products of several channels are those of four states a thread");
   // per step, for B or C: [channels, states], padded against bank conflicts
   static constexpr int kProductPitch = 32 * C::kStates + 16;
-  static constexpr int kPartialStates = 4 * C::kLanes;                        // // per reduction over warps
-  static constexpr int kBlockSteps = kSumsOnTensorCores ? 8 : kSubtileSteps;  // // per reduction
+  static constexpr int kPartialStates = 4 * C::kLanes;                        // per reduction over warps
+  static constexpr int kBlockSteps = kSumsOnTensorCores ? 8 : kSubtileSteps;  // per reduction
   static constexpr int kPartials = C::kWarps * (kSumsOnTensorCores ? 2 : 1);  // per block
   struct alignas(16) Partial {
     T sum[2][kBlockSteps][kPartialStates + 4];  // [B or C][step][state]
@@ -35,10 +35,10 @@ struct BackwardShared {
 
   alignas(16) T u[C::kChannels * C::kPitch];        // then its gradient
   alignas(16) T step[C::kChannels * C::kPitch];     // then the gradient of delta
-  alignas(16) T grad[C::kChannels * C::kPitch];     // // dout, then dy
-  alignas(16) T gate[C::kChannels * C::kPitch];     // // z, then dz's factor of y, then dz
-  alignas(16) T sum_gB[C::kChannels * C::kPitch];   // // over states
-  alignas(16) T sum_gAh[C::kChannels * C::kPitch];  // // of A dh h_{t-1}
+  alignas(16) T grad[C::kChannels * C::kPitch];     // dout, then dy
+  alignas(16) T gate[C::kChannels * C::kPitch];     // z, then dz's factor of y, then dz
+  alignas(16) T sum_gB[C::kChannels * C::kPitch];   // over states
+  alignas(16) T sum_gAh[C::kChannels * C::kPitch];  // of A dh h_{t-1}
   alignas(16) T y[C::kChannels * C::kPitch];
   alignas(16) T B_tile[C::kStateRows * C::kStatePitch];
   alignas(16) T C_tile[C::kStateRows * C::kStatePitch];
@@ -51,7 +51,7 @@ struct BackwardShared {
   T bias[C::kChannels];
   char *origin_u, *origin_delta, *origin_grad_out, *origin_z, *origin_B, *origin_C;
   char *origin_grad_u, *origin_grad_delta, *origin_grad_z;
-  int64_t partial_origin;  // // in tile_partial_B and tile_partial_C
+  int64_t partial_origin;  // in tile_partial_B and tile_partial_C
   WorkTile work;
   alignas(16) uint32_t resets;
 };
@@ -149,8 +149,8 @@ __device__ __forceinline__ void warp_sum4_shuffle(float (&sums)[4], const float 
 }
 
 struct TileCoord {
-  int64_t begin;  // // of the tile
-  int first;      // // in the tile
+  int64_t begin;  // of the tile
+  int first;      // in the tile
   int steps;      // of the tile
 };
 
@@ -201,7 +201,7 @@ __device__ __forceinline__ void reverse_sweep(BackwardThread<Traits>& thread, Ba
   const auto reset_at = [&](int t) { return !SIMPLE && (resets >> t & 1u) != 0; };
 
   constexpr bool kKeepsDecay = Traits::kUnroll == kSubtileSteps;
-  float sums_B[4] = {0, 0, 0, 0}, sums_C[4] = {0, 0, 0, 0};  // // tensor cores
+  float sums_B[4] = {0, 0, 0, 0}, sums_C[4] = {0, 0, 0, 0};  // tensor cores
 #pragma unroll
   for (int j = 0; j < Shared::kStateVectors; ++j) {
     T y[kSubtileSteps], sum_gB[kSubtileSteps], sum_gAh[kSubtileSteps];
@@ -249,7 +249,7 @@ __device__ __forceinline__ void reverse_sweep(BackwardThread<Traits>& thread, Ba
         const int i = 4 * j + k;
         const T factor = kKeepsDecay ? select(decay[k], t) : exp2_fast(step * A.value[k]);
         const T previous = select(h_prev[k], t);
-        const bool next_reset = t + 1 < kSubtileSteps && reset_at(t + 1);  // // then h is the next step's zero
+        const bool next_reset = t + 1 < kSubtileSteps && reset_at(t + 1);  // then h is the next step's zero
         const T h_t = next_reset ? factor * previous + input * b.value[k] : h.value[k];
         h.value[k] = previous;
         const T g = c.value[k] * grad + thread.dh[i];

@@ -39,8 +39,8 @@ struct KernelTraits {
   static constexpr int kSteps = sizeof(T) == 4 ? (kPaddedStates > 64 ? 8 : 32) : (kPaddedStates > 64 ? 4 : 8);
   // By four steps; registers hold one with eight fp64 states.
   static constexpr int kUnroll = kStates == 4 || sizeof(T) == 4 ? 4 : 1;
-  static constexpr int kPitch = kSteps + 4;              // // channel tile
-  static constexpr int kStatePitch = kPaddedStates + 4;  // // tile of B or C
+  static constexpr int kPitch = kSteps + 4;              // channel tile
+  static constexpr int kStatePitch = kPaddedStates + 4;  // tile of B or C
   static constexpr int kStateRows = kChannels > kSteps ? kChannels : kSteps;
 
   static __device__ __forceinline__ int64_t dtype(const wmk_selective_scan& p) {
@@ -76,16 +76,16 @@ struct StageBuffers {
 };
 
 struct ScanPlan {
-  int64_t segment_steps;          // // multiple of kSteps, and of the chunk if states are saved
+  int64_t segment_steps;          // multiple of kSteps, and of the chunk if states are saved
   int64_t segments_per_sequence;  // not packed
   int64_t segment_count;          // of all sequences; packed: an upper bound
-  int64_t tiles;                  // // of channels, over all groups
+  int64_t tiles;                  // of channels, over all groups
   int64_t tiles_per_group;
   bool split;
 
-  void* boundary;  // // [segments, channels, state]: final state from zero; after combine: initial state
-  void* decay;     // // [segments, channels, state]
-  int32_t* reset;  // // [segments, tiles], 0 or 1
+  void* boundary;  // [segments, channels, state]: final state from zero; after combine: initial state
+  void* decay;     // [segments, channels, state]
+  int32_t* reset;  // [segments, tiles], 0 or 1
 
   void* partial_A;  // [segments, channels, state]
   void* partial_B;  // [segments, channels, state], if B does not vary
@@ -102,13 +102,13 @@ struct WorkTile {
   int64_t segment, tile;
   int64_t sequence, batch;
   int64_t segment_in_sequence, segments_in_sequence;
-  int64_t offset;      // // sequence start in its batch element
+  int64_t offset;      // sequence start in its batch element
   int64_t length;      // of the sequence
-  int64_t begin, end;  // // segment, from the sequence's start
+  int64_t begin, end;  // segment, from the sequence's start
   int64_t group, channel;
-  int channels;         // // valid ones in the tile
-  int64_t chunk_base;   // // sequence's first row in chunk_states
-  int64_t first_chunk;  // // of the segment
+  int channels;         // valid ones in the tile
+  int64_t chunk_base;   // sequence's first row in chunk_states
+  int64_t first_chunk;  // of the segment
   int64_t last_chunk;
 };
 
@@ -121,7 +121,7 @@ __device__ __forceinline__ WorkTile locate_segment(const wmk_selective_scan& p, 
   WorkTile work;
   work.segment = segment;
   if (p.cu_seqlens.data != nullptr) {
-    int64_t low = 0, high = p.sequences - 1;  // // the last sequence whose first segment is not beyond this one
+    int64_t low = 0, high = p.sequences - 1;  // the last sequence whose first segment is not beyond this one
     while (low < high) {
       const int64_t middle = (low + high + 1) / 2;
       if (packed_bound(p, middle) / plan.segment_steps + middle <= segment) {
@@ -170,7 +170,7 @@ __device__ __forceinline__ WorkTile work_tile(const wmk_selective_scan& p, const
 
 template <typename Traits>
 struct ThreadCoord {
-  int state_lane, row;  // // in the channel; in the tile
+  int state_lane, row;  // in the channel; in the tile
   bool exists;
   int64_t channel;
 

@@ -22,7 +22,7 @@ struct ForwardShared {
   using T = typename Traits::T;
   using C = Traits;
   alignas(16) T u[C::kChannels * C::kPitch];
-  alignas(16) T step[C::kChannels * C::kPitch];              // // softplus(delta + bias), then the output
+  alignas(16) T step[C::kChannels * C::kPitch];              // softplus(delta + bias), then the output
   alignas(16) T gate[LOCAL ? 4 : C::kChannels * C::kPitch];  // z
   alignas(16) T B_tile[C::kStateRows * C::kStatePitch];      // [steps, states], or [channels, states] if constant
   alignas(16) T C_tile[LOCAL ? 4 : C::kStateRows * C::kStatePitch];
@@ -224,7 +224,7 @@ __global__ void __launch_bounds__(Traits::kThreads, Traits::kForwardBlocks)
                                                              C + at * C_pitch, C_pitch, resets >> at);
         if (LOCAL) total_step += (step.value[0] + step.value[1]) + (step.value[2] + step.value[3]);
       }
-      if (!LOCAL) __syncwarp();  // // step sizes read
+      if (!LOCAL) __syncwarp();  // step sizes read
 #pragma unroll
       for (int half = 0; half < kQuads; ++half) {
         if constexpr (!LOCAL) {
