@@ -88,7 +88,6 @@ def chart_part(results: Results, page: Path) -> str:
 
 
 def speed_part(results: Results, page: Path) -> str:
-    """CPU: forward and training step, beside the baselines."""
     result = results.get(CPU_RESULT)
     if result is None:
         return "No result of a CPU is committed."
@@ -116,7 +115,7 @@ def targets_part(results: Results, page: Path) -> str:
 
 
 def replaced_part(results: Results, page: Path) -> str:
-    """Targets beyond the roofline: before, now, roofline."""
+    """Targets that were beyond the roofline."""
     rows = []
     for result in of("scan_speed", results).values():
         for target in targets.assess(result):
@@ -134,7 +133,7 @@ def replaced_part(results: Results, page: Path) -> str:
 
 
 def backends_part(results: Results, page: Path) -> str:
-    """Which backend has a kernel of which op, from the sources; all take every dtype."""
+    """Kernels by op and backend, from the sources."""
     dtypes = " ".join(
         {"float": "fp", "bfloat": "bf"}[re.sub(r"\d", "", dtype_name(d))] + dtype_name(d)[-2:] for d in FLOATS
     )
@@ -241,12 +240,11 @@ PAGES = tuple(ROOT / page for page in ("README.md", *(f"docs/{name}.md" for name
 
 
 def rewritten(page: Path, results: Results) -> str:
-    """With current generated parts."""
     return PART.sub(lambda m: f"{m[1]}{PARTS[m['name']](results, page)}\n{m[3]}", page.read_text())
 
 
 def stamp(path: Path) -> str | None:
-    """Fingerprint of the chart's result, from the PNG's text chunks."""
+    """The fingerprint in a chart's PNG text chunks."""
     if not path.exists():
         return None
     data, position = path.read_bytes(), 8

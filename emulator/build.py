@@ -90,7 +90,7 @@ def _compile(command: Sequence[str], version: str, source: Path) -> Path:
 
 
 def _run(command: Sequence[str], target: Path) -> None:
-    """Renames the finished file: other processes may wait for it."""
+    """Compiles into a file that appears only when complete: other processes may wait for it."""
     partial = target.with_name(f"{target.name}.{os.getpid()}")
     done = subprocess.run([*command, "-o", str(partial)], capture_output=True, text=True)
     if done.returncode:

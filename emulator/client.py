@@ -118,7 +118,6 @@ class Emulator:
         return Result(value, kernels, blocks, switches, barriers)
 
     def close(self) -> None:
-        """Ends the process."""
         if self._process is not None:
             for stream in (self._process.stdin, self._process.stdout, self._errors):
                 if stream is not None:

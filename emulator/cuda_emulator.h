@@ -1,12 +1,12 @@
-// CUDA C++ on a CPU, for tests: stands in for nvcc's headers (README.md).
+// CUDA C++ on a CPU, for tests: replaces nvcc's headers (README.md).
 //
 // Every thread is a fiber that runs until it waits, spins or ends; a seed selects the order. A missing barrier shows
 // under some seeds (with races.h, under any). Shared memory has its exact size, for the address sanitizer, and starts
 // as NaN (0xFF).
 //
 // Device code must
-//   - launch with CUDA_EMULATOR_LAUNCH and declare shared memory with CUDA_EMULATOR_SHARED or
-//     CUDA_EMULATOR_SHARED_ARRAY (per block, unlike a prefix such as __shared__);
+//   - launch with CUDA_EMULATOR_LAUNCH;
+//   - declare shared memory with CUDA_EMULATOR_SHARED or CUDA_EMULATOR_SHARED_ARRAY, which give each block its own;
 //   - yield in spin-waits, by __nanosleep or cuda_emulator::yield.
 #pragma once
 
@@ -65,13 +65,13 @@ struct Record {
   std::vector<std::string> kernels;      // in launch order
   std::vector<SourceLocation> barriers;  // passed
   int64_t blocks = 0;
-  int64_t switches = 0;  // between fibers
+  int64_t switches = 0;
 };
 extern Record record;
 
 std::string short_text(SourceLocation location);
 
-// Records the caller; last parameters.
+// Last parameters of a function that records its caller.
 #define CUDA_EMULATOR_CALLER const char *file = __builtin_FILE(), int line = __builtin_LINE()
 
 // Prints the error with kernel, block and thread, and ends the process.

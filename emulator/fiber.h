@@ -90,7 +90,7 @@ class Context {
 #endif
   }
 
-  // Returns on a switch back; never, if `last`.
+  // Returns when something switches back; `last`: nothing will.
   __attribute__((no_sanitize_address)) void switch_to(Context& next, bool last = false) {
 #if defined(__SANITIZE_ADDRESS__)
     next.previous_ = this;

@@ -32,7 +32,6 @@ class BasicBlock:
     run: Callable[[Block], int]
 
     def statement_of(self, error: BaseException) -> str:
-        """The PTX statement that raised."""
         trace = error.__traceback__
         while trace is not None and trace.tb_frame.f_code is not self.run.__code__:
             trace = trace.tb_next
@@ -90,7 +89,6 @@ def _translate_branch(statement: str, following: int, targets: dict[str, int], l
 
 
 def _translate_statement(statement: str, constants: dict[str, Any], threads: int) -> list[str]:
-    """Python for any other statement."""
     parsed = INSTRUCTION.fullmatch(statement)
     if parsed is None:
         raise NotImplementedError(f"PTX statement {statement!r}")
@@ -147,7 +145,6 @@ def _statements(body: str) -> Iterator[str]:
 
 
 def _operands(text: str) -> list[str]:
-    """Splits at commas outside brackets."""
     parts, depth, current = [], 0, ""
     for character in text:
         depth += (character in "{[") - (character in "}]")

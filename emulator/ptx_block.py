@@ -26,7 +26,6 @@ class Memory:
         self.starts = np.zeros(0, np.uint64)
 
     def add(self, name: str, tensor: Tensor) -> None:
-        """Allows access to the elements of a tensor or view."""
         storage = tensor.untyped_storage()
         if storage.nbytes() == 0:
             return
@@ -71,7 +70,6 @@ class Region:
         self.clear_history()
 
     def clear_history(self) -> None:
-        """Clears accesses before a launch."""
         size = len(self.content)
         self.writer, self.reader = (np.full(size, -1, np.int64) for _ in range(2))
         self.written, self.read = (np.zeros(size, np.int64) for _ in range(2))
@@ -265,7 +263,7 @@ class Block:
         return held
 
     def branch(self, predicate: np.ndarray, there: int, on: int) -> int:
-        """Returns the next basic block; if threads diverge, ``targets`` has one per thread."""
+        """The next basic block; if threads diverge, ``targets`` has one per thread."""
         taken = predicate[self.active]
         if taken.all():
             return there

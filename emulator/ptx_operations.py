@@ -47,7 +47,7 @@ class Emit:
         return name
 
     def read(self, operand: str, kind: str) -> str:
-        """An expression: the operand viewed as ``kind``."""
+        """The operand viewed as ``kind``."""
         if kind == "bf16":
             return f"({self.read(operand, 'u16')}.astype(np.uint32) << 16).view(np.float32)"
         dtype = TYPES[kind]

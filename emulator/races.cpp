@@ -87,7 +87,7 @@ struct ShadowByte {
   uint8_t read_warp;    // of the lanes below
   uint32_t read_epoch;  // of reads since the last write
   uint32_t read_lanes;
-  uint32_t other_reader, other_pc;  // in another warp
+  uint32_t other_reader, other_pc;  // of another warp
   uint32_t read_clock[32], read_pc[32];
 };
 

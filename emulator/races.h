@@ -45,7 +45,6 @@ class Block {
     size_t bytes;
     ShadowByte* shadow;
   };
-  // For the report.
   struct AccessRecord {
     unsigned thread;
     const char* action;

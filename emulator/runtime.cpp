@@ -1,7 +1,7 @@
 // Scheduler of the emulated threads.
 //
-// By seed, one to four blocks run at a time. If all running threads spin without progress, another block starts, so
-// grid barriers get the resident blocks they need; an error is only a wait that no block can end.
+// The seed selects one to four blocks at a time. If all running threads spin without progress, another block starts, so
+// that grid barriers get their resident blocks. Only a wait that no block can end is an error.
 #include <stdio.h>
 #include <stdlib.h>
 #include <unistd.h>

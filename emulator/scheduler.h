@@ -82,7 +82,6 @@ std::string text_of(SourceLocation location);
 std::string text_of(dim3 index);
 bool same(SourceLocation a, SourceLocation b);
 
-// Until the scheduler resumes this fiber.
 void suspend();
 void wait_in(const char* what, SourceLocation location);
 void wake(Fiber* fiber);

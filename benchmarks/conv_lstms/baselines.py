@@ -21,7 +21,7 @@ Cell = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class Implementation:
-    """``layout``: memory format of the inputs. ``graph``: replayed as a CUDA graph."""
+    """``layout``: memory format of the inputs. ``graph``: replay as a CUDA graph."""
 
     name: str
     run: Callable[[Inputs], Tensor]
@@ -61,7 +61,6 @@ def ours(backend: str, keep_gates: bool = True) -> Implementation:
 
 
 def cell(x: Tensor, h: Tensor, c: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-    """The usual step; the cell keeps its dtype."""
     gates = F.conv2d(torch.cat([x, h], 1), weight, bias, padding=weight.shape[-1] // 2)
     i, f, g, o = gates.chunk(4, 1)
     c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)

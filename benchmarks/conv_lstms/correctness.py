@@ -13,7 +13,7 @@ TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-4, torch.bfloat16: 6e-2, t
 
 
 def error(implementation: Implementation, problem: Problem, gradients: bool, device: torch.device) -> float:
-    """Largest difference over largest value, of outputs and (``gradients``) each gradient."""
+    """Largest difference over largest value."""
     small = problem.small()
     inputs = make_inputs(small, device, requires_grad=gradients)
     exact = {name: x.detach().cpu().double().requires_grad_(gradients) for name, x in inputs.items()}
@@ -34,7 +34,6 @@ def error(implementation: Implementation, problem: Problem, gradients: bool, dev
 
 
 def _arranged(gradients: dict[str, torch.Tensor], given: Inputs) -> list[torch.Tensor]:
-    """The reference's gradients by the implementation's inputs, whose weights may be concatenated."""
     joined = torch.cat([gradients["weight_ih"], gradients["weight_hh"]], 1)
     return [joined if name == "weight" else gradients[name] for name in given]
 

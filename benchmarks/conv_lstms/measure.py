@@ -37,7 +37,7 @@ class Runner:
             entry = None
             try:
                 entry = self._prepare(group, implementation, inputs, row)
-            except Exception as failure:  # a baseline may fail in any way; its row says so
+            except Exception as failure:  # a baseline may fail in any way
                 row["error"] = _one_line(failure)
             ready.append((entry, row))
         self.timer.interleave([entry for entry, _ in ready if entry is not None], group.budget)
@@ -72,7 +72,7 @@ class Runner:
         if training:
             row["saved_bytes"] = saved_bytes(lambda: implementation.run(given), given.values())
             x, out = given["x"].nbytes, group.problem.elements * group.problem.dtype.itemsize
-            # Input and output are not counted; c is shaped as h.
+            # Input and output are not counted; c has h's shape.
             row["activation_bytes"] = {"x": x, "h": out}
         work = _work(training, implementation, given)
         if implementation.graph:
@@ -83,7 +83,6 @@ class Runner:
         return entry
 
     def apply_limits(self, rates: dict[str, Any]) -> None:
-        """Adds each row's roofline time at these rates."""
         for row, problem in self._timed:
             limit = limit_seconds(problem, row["measure"], rates, self.device.type)
             if limit is not None:

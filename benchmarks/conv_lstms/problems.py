@@ -21,8 +21,6 @@ Inputs = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Problem:
-    """One layer over a sequence of square maps."""
-
     batch: int
     channels: int  # of the input
     hidden: int
@@ -34,7 +32,6 @@ class Problem:
 
     @property
     def elements(self) -> int:
-        """Of h, over all steps."""
         return self.time * self.batch * self.hidden * self.size**2
 
     @property
@@ -42,12 +39,10 @@ class Problem:
         return f"{self.hidden} channels, {self.size}×{self.size}, k={self.kernel}, batch {self.batch}"
 
     def describe(self) -> dict[str, Any]:
-        """The row's fields."""
         sizes = {name: getattr(self, name) for name in ("batch", "channels", "hidden", "size", "kernel", "time")}
         return sizes | {"dtype": str(self.dtype).removeprefix("torch.")}
 
     def small(self) -> "Problem":
-        """For correctness."""
         sizes = {"batch": min(self.batch, 2), "size": min(self.size, 6), "time": min(self.time, 3)}
         return replace(self, channels=min(self.channels, 8), hidden=min(self.hidden, 8), **sizes)
 
@@ -61,7 +56,7 @@ class Problem:
 
 
 def make_inputs(problem: Problem, device: torch.device, requires_grad: bool = False, seed: int = 0) -> Inputs:
-    """x (time, batch, channels, height, width), weights scaled as in nn.LSTM, initial state."""
+    """x (time, batch, channels, height, width), weights as nn.LSTM initialises them, initial state."""
     generator = torch.Generator(device).manual_seed(seed)
     size, kernel, gates = problem.size, problem.kernel, 4 * problem.hidden
 
@@ -83,7 +78,7 @@ def make_inputs(problem: Problem, device: torch.device, requires_grad: bool = Fa
 
 
 def limit_seconds(problem: Problem, measure: str, rates: dict[str, Any], device_type: str) -> tuple[float, str] | None:
-    """Roofline time and its bound; None without a measured rate."""
+    """Also names the bound; None without a measured rate."""
     candidates = [(problem.bytes(measure) / rates["copy"], "copy bandwidth")]
     if device_type == "cpu":
         rate = rates.get("multiply_add")

@@ -26,7 +26,7 @@ EAGER, GRAPH = ("loop, channels last",), ("CUDA graph of the compiled loop",)
 
 
 def times_faster(fields: dict[str, Any], baselines: tuple[str, ...]) -> Callable[[Result], float | None]:
-    """Fastest backend over fastest of these baselines, in rows with these fields."""
+    """Speedup of the fastest backend over the fastest baseline."""
 
     def ratio(result: Result) -> float | None:
         mine = [row["milliseconds"] for row in rows(result, ours=True, **fields)]
@@ -37,7 +37,7 @@ def times_faster(fields: dict[str, Any], baselines: tuple[str, ...]) -> Callable
 
 
 def saved_percent(result: Result) -> float | None:
-    """Gates recomputed, worst row: saved bytes beyond x and h, in % of the cell state."""
+    """Worst row with recomputed gates: saved bytes beyond x and h, in % of the cell state."""
     percents = []
     for row in rows(result, ours=True, measure="training"):
         if "recomputed" in row["implementation"] and "saved_bytes" in row:
@@ -65,7 +65,6 @@ def targets_of(device: str) -> list[Target]:
 
 
 def assess(result: Result) -> list[dict[str, Any]]:
-    """Assesses the device's targets; none for a quick run."""
     if result["quick"]:
         return []
     return [target.assess(result) for target in targets_of(result["device"])]

@@ -21,7 +21,7 @@ TRIES = 5
 
 
 def measure() -> dict[str, Any]:
-    """With one, two and all threads."""
+    """Rates with one, two and all threads."""
     threads = torch.get_num_threads()
     counts = sorted({1, min(2, threads), threads})
     try:
@@ -48,7 +48,6 @@ def measure() -> dict[str, Any]:
 
 
 def verdict(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
-    """Whether the machine was quiet."""
     ratios = [x["two_thread_ratio"] for x in (before, after)]
     if None in ratios:
         return {"quiet": True, "ratios": ratios, "reason": "one core: there is no second thread to compare with"}
@@ -65,7 +64,6 @@ def _with_threads(count: int, rate: Callable[[], float]) -> float:
 
 
 def _best(work: Callable[[], object], tries: int = TRIES) -> float:
-    """Seconds, fastest run."""
     best = float("inf")
     for _ in range(tries + 1):
         start = time.perf_counter()

@@ -12,7 +12,6 @@ ROUNDS = 256
 
 
 def measure(device: torch.device) -> dict[str, Any]:
-    """Rates per second."""
     rates: dict[str, Any] = {"copy": _copy_rate(device), "multiply_add": None, "exponential": None}
     try:
         rates |= _arithmetic_rates(device)

@@ -18,7 +18,7 @@ CLEAR_REFS = Path("/proc/self/clear_refs")
 
 
 def peak_bytes(work: Callable[[], object], device: torch.device) -> int | None:
-    """Includes the result; None without /proc."""
+    """Peak memory of ``work()``, result included; None without /proc."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -42,7 +42,7 @@ def peak_bytes(work: Callable[[], object], device: torch.device) -> int | None:
 
 
 def saved_bytes(run: Callable[[], Tensor], known: Iterable[Tensor]) -> int:
-    """Bytes that autograd saves beyond ``known`` tensors and the result; each storage once."""
+    """Bytes that autograd saves beyond ``known`` and the result; each storage counts once."""
     inputs = {x.untyped_storage().data_ptr() for x in known}
     kept: dict[int, int] = {}
 
@@ -59,7 +59,6 @@ def saved_bytes(run: Callable[[], Tensor], known: Iterable[Tensor]) -> int:
 
 
 def available_bytes() -> int | None:
-    """Without swapping."""
     try:
         for line in Path("/proc/meminfo").read_text().splitlines():
             if line.startswith("MemAvailable:"):

@@ -7,8 +7,6 @@ from typing import Any
 
 
 class Progress:
-    """Counts ``total`` steps."""
-
     def __init__(self, total: int):
         self.total, self.done, self.start = total, 0, time.perf_counter()
         self._bar: Any = None
@@ -45,6 +43,6 @@ class Progress:
         self.done += 1
 
     def detail(self, title: str) -> None:
-        """Names part of a step, in the bar only."""
+        """Shown by the bar only."""
         if self._bar is not None:
             self._bar.update(self._task, description=title)

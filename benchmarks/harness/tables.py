@@ -6,7 +6,7 @@ Cells = Sequence[str]
 
 
 def show(title: str, header: Cells, rows: Sequence[Cells]) -> None:
-    """Prints a table; columns after the first are numbers."""
+    """Columns after the first are numbers."""
     try:
         from rich.console import Console
         from rich.table import Table

@@ -1,8 +1,7 @@
 """Interleaved timing in one process: equally many samples per implementation, medians reported.
 
-CPU: a sample of a fast call is the median of several, since a single one would total a few milliseconds beside slow
-ones. GPU: the time between two stream events, after overwriting the L2 cache, with launch latency hidden by a sleep
-kernel.
+CPU: a sample of a fast call is the median of several calls; one would total too little time beside slow ones. GPU: the
+time between two stream events, after overwriting the L2 cache; a sleep kernel hides launch latency.
 """
 
 import gc
@@ -16,8 +15,8 @@ import torch
 from harness.memory import peak_bytes
 
 Work = Callable[[], object]
-SAMPLE_SECONDS = 5e-3  # shortest sample, and
-SAMPLE_FRACTION = 0.03  # its shortest fraction of a round
+SAMPLE_SECONDS = 5e-3  # shortest sample
+SAMPLE_FRACTION = 0.03  # shortest sample as a fraction of a round
 SINGLE_CALL_SECONDS = 3e-4  # from here, calls are timed singly
 MIN_SAMPLES, MAX_SAMPLES = 5, 41
 SLOW_SECONDS = 0.2  # from here, one warm-up instead of three
@@ -57,14 +56,11 @@ class Entry:
 
     @property
     def spread(self) -> tuple[float, float]:
-        """Quartiles."""
         ordered = sorted(self.samples)
         return ordered[len(ordered) // 4], ordered[(3 * len(ordered)) // 4]
 
 
 class Timer:
-    """Times calls on one device."""
-
     def __init__(self, device: torch.device):
         self.device = device
         self.all_threads = torch.get_num_threads()
@@ -114,7 +110,7 @@ class Timer:
             self.warm_up(probe)
             entry.threads = probe.threads
         torch.set_num_threads(entry.threads)
-        first = 0.0  # without memory measurement, slow for a fast call
+        first = 0.0  # excludes memory measurement, which slows a call
 
         def timed() -> object:
             nonlocal first
@@ -135,7 +131,7 @@ class Timer:
             entry.samples = [first]
 
     def _faster_count(self, entry: Entry, first: float) -> tuple[int, float]:
-        """Faster thread count and its seconds; ``first``: a cold call with all threads."""
+        """``first``: seconds of a cold call with all threads."""
         tries = 1 if first > SLOW_SECONDS else 3
         best = {}
         for count in {1, self.all_threads}:

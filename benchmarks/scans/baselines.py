@@ -55,8 +55,6 @@ def ours(op: str, backend: str, channel_last: bool = False) -> Implementation:
 
 
 def state_update() -> Implementation:
-    """In-place step, default backend."""
-
     def update(inputs: Inputs) -> Tensor:
         renamed = {"delta": "dt", "u": "x", "delta_bias": "dt_bias"}
         arguments = {renamed.get(name, name): x for name, x in inputs.items()}
@@ -69,7 +67,7 @@ def state_update() -> Implementation:
 
 
 def _activated(inputs: Inputs) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """u, step, A, B, C as (batch, time, ...) views in fp32 or wider; step: after bias and softplus."""
+    """u, step (after softplus), A, B, C as (batch, time, ...) views in fp32 or wider."""
     wide = inputs["A"].dtype
     u, delta = (inputs[name].transpose(1, 2).to(wide) for name in ("u", "delta"))
     if "delta_bias" in inputs:
@@ -87,8 +85,7 @@ def _finish(y: Tensor, inputs: Inputs) -> Tensor:
 
 
 def best_loop(inputs: Inputs) -> Tensor:
-    """The fastest PyTorch loop known to us: time unbound once, discretised per step, channels contiguous, output as one
-    batched product."""
+    """The fastest PyTorch loop known: unbinds time once, discretises per step, keeps channels contiguous."""
     u, step, A, B, C = (x.contiguous() for x in _activated(inputs))
     A = A.t().contiguous()  # (state, channels)
     state = torch.zeros(u.shape[0], *A.shape, dtype=A.dtype, device=u.device)
@@ -101,7 +98,7 @@ def best_loop(inputs: Inputs) -> Tensor:
 
 
 def plain_loop(inputs: Inputs) -> Tensor:
-    """The common loop, discretised per step, state last."""
+    """The common loop: discretised per step, state last."""
     u, step, A, B, C = _activated(inputs)
     state = torch.zeros(u.shape[0], *A.shape, dtype=A.dtype, device=u.device)  # (batch, channels, state)
     outputs = []
@@ -135,7 +132,7 @@ def _compiled_step() -> Callable[..., tuple[Tensor, Tensor]]:
 
 
 def compiled_loop(inputs: Inputs) -> Tensor:
-    """The plain loop, step compiled to one kernel."""
+    """The plain loop with a compiled step."""
     u, step, A, B, C = _activated(inputs)
     state = torch.zeros(u.shape[0], *A.shape, dtype=A.dtype, device=u.device)
     step_once, driven, outputs = _compiled_step(), step * u, []
@@ -156,7 +153,6 @@ def step_expression(inputs: Inputs) -> Tensor:
 
 
 def linear_loop(inputs: Inputs) -> Tensor:
-    """Time unbound once, one fused multiply-add per step."""
     gates, tokens = inputs["gates"], inputs["tokens"]
     state, outputs = torch.zeros_like(gates[..., 0], dtype=torch.float32), []
     for gate, token in zip(gates.unbind(-1), tokens.unbind(-1), strict=True):
@@ -173,7 +169,7 @@ def causal_attention(inputs: Inputs) -> Tensor:
 
 
 def _mambapy(pscan: Callable[[Tensor, Tensor], Tensor], inputs: Inputs) -> Tensor:
-    """mambapy's MambaBlock.selective_scan: a parallel scan over materialised (batch, time, channels, state)."""
+    """mambapy's parallel scan over (batch, time, channels, state)."""
     u, step, A, B, C = _activated(inputs)
     states = pscan(torch.exp(step[..., None] * A), step[..., None] * B[:, :, None] * u[..., None])
     return _finish((states @ C[..., None]).squeeze(3), inputs)

@@ -24,7 +24,6 @@ STAMP = "Description"  # PNG text chunk of the result's fingerprint
 
 
 def fingerprint(result: dict[str, Any]) -> str:
-    """Hash of a result; a test compares the chart's with it."""
     return hashlib.sha256(json.dumps(result, sort_keys=True).encode()).hexdigest()
 
 
@@ -51,7 +50,7 @@ def save(
     panels: Callable[[Any], list[Any]],
     size: tuple[float, float] = (11, 4.4),
 ) -> str:
-    """Writes the figure drawn by ``panels``, ``size`` in inches, with the fingerprint; returns as ``draw``."""
+    """Writes the figure that ``panels`` draws; ``size`` in inches. Returns as ``draw``."""
     try:
         import matplotlib
     except ImportError:
@@ -80,7 +79,6 @@ def _colour(row: dict[str, Any]) -> str:
 
 
 def _growth(axes: Any, result: dict[str, Any]) -> None:
-    """Forward pass, milliseconds by sequence length."""
     lines: dict[str, list[dict[str, Any]]] = {}
     for row in _sweep(result, "forward"):
         lines.setdefault(row["implementation"], []).append(row)
@@ -114,7 +112,6 @@ def _most_compared(result: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _bars(axes: Any, rows: list[dict[str, Any]]) -> None:
-    """ns/element."""
     values = [row["ns_per_element"] for row in rows]
     axes.barh([row["implementation"] for row in rows], values, color=[_colour(row) for row in rows], height=0.6)
     axes.set_xscale("log")

@@ -26,7 +26,7 @@ SLICE_STEPS = 192
 def small_problem_error(
     implementation: Implementation, problem: Problem, gradients: bool, device: torch.device
 ) -> float:
-    """On a small problem, of outputs and (``gradients``) all gradients."""
+    """On a small problem."""
     problem = problem.smaller(SMALL_TIME, SMALL_CHANNELS)
     inputs = make_inputs(problem, device, requires_grad=gradients, seed=1)
     exact = {name: x.detach().to("cpu", torch.float64).requires_grad_(gradients) for name, x in inputs.items()}
@@ -47,14 +47,14 @@ def small_problem_error(
 
 
 def slice_error(problem: Problem, inputs: Inputs, out: Tensor) -> float:
-    """First steps, first and last channel, of the timed problem."""
+    """First steps of the timed problem."""
     if problem.op not in ("selective_scan", "linear_scan"):
         return 0.0
     return relative_error(_part(out, problem, slice(0, SLICE_STEPS)), _expected_part(problem, inputs))
 
 
 def tail_error(problem: Problem, inputs: Inputs, out: Tensor, state_before: Tensor) -> float:
-    """Last steps, given the state (batch, channels, state) ``SLICE_STEPS`` before the end."""
+    """Last steps, from the state (batch, channels, state) ``SLICE_STEPS`` before the end."""
     channels = [0, problem.channels - 1]
     steps = slice(problem.time - SLICE_STEPS, problem.time)
     state = state_before[:, channels].to("cpu", torch.float64)
@@ -73,7 +73,6 @@ def relative_error(found: Tensor | None, expected: Tensor) -> float:
 
 
 def reference(problem: Problem) -> Callable[[Inputs], Tensor]:
-    """In the problem's layout."""
     return _attention if problem.op == "attention" else ours(problem.op, "reference", problem.channel_last).run
 
 

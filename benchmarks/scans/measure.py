@@ -47,7 +47,7 @@ class Group:
 
 
 class Runner:
-    """Caches errors on small problems."""
+    """Measures groups; caches errors on small problems."""
 
     def __init__(self, device: torch.device, progress: Progress):
         self.device, self.progress = device, progress
@@ -74,7 +74,7 @@ class Runner:
             entry = None
             try:
                 entry = self._prepare(group, case, inputs, row)
-            except Exception as error:  # a baseline may fail in any way; its row says so
+            except Exception as error:  # a baseline may fail in any way
                 row["error"] = _one_line(error)
                 if self.device.type == "cuda":
                     torch.cuda.empty_cache()
@@ -155,7 +155,6 @@ class Runner:
         }
 
     def apply_limits(self, rates: dict[str, Any]) -> None:
-        """Adds each row's roofline time at these rates."""
         for row, problem in self._timed:
             limit = limit_seconds(problem, row["measure"], rates, self.device.type)
             if limit is not None:
@@ -182,7 +181,6 @@ def _work(measure: str, implementation: Implementation, inputs: Inputs) -> Work:
 
 
 def _state_near_end(case: Case, inputs: Inputs) -> Tensor:
-    """``SLICE_STEPS`` before the end, same backend."""
     import wmkernels
 
     time = 1 if case.problem.channel_last else 2

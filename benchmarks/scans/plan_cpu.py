@@ -29,8 +29,6 @@ PROBE_TIME = 32  # the materialising loop's training step takes tens of seconds
 
 
 class CpuPlan:
-    """Groups of cases, and the problem for training memory."""
-
     def __init__(self, backends: list[str], lengths: list[int] | None, dtype: torch.dtype, quick: bool):
         self.backends, self.dtype, self.quick = backends, dtype, quick
         self.lengths = lengths or list(QUICK_LENGTHS if quick else LENGTHS)
@@ -56,7 +54,6 @@ class CpuPlan:
         return found
 
     def sweep(self, measure: str, time: int) -> Group:
-        """All implementations at one length."""
         problem = self.problem(time)
         group = Group(f"{measure}, {time:,} steps", measure, budget=self.budget)
         group.cases = [Case(ours("selective_scan", backend), problem) for backend in self.backends]
@@ -70,7 +67,7 @@ class CpuPlan:
         return group
 
     def variants(self, measure: str) -> Group:
-        """Dtypes, layouts and options at a medium length."""
+        """Other dtypes, layouts and options."""
         problem = self.problem(256 if self.quick else 2048)
         backend = self.backends[0]
         case = functools.partial(Case, ours("selective_scan", backend))
@@ -103,7 +100,7 @@ class CpuPlan:
         return Group(f"linear scan, {measure}, {time:,} steps", measure, cases, self.budget)
 
     def long(self) -> Group:
-        """Is the time per step constant in the length?"""
+        """Tests whether the time per step is constant."""
         implementation = ours("selective_scan", self.backends[0])
         short, long = (Problem("selective_scan", 1, LONG_CHANNELS, time, self.dtype) for time in LONG_TIMES)
         cases = [Case(implementation, short), Case(implementation, long, check_tail=True)]

@@ -28,8 +28,6 @@ VERY_LONG_TIME = 1 << 20
 
 
 class CudaPlan:
-    """Groups of cases, and problems beyond 2^31 elements."""
-
     def __init__(self, backends: list[str], lengths: list[int] | None, dtype: torch.dtype, quick: bool):
         self.backends, self.dtype, self.quick = backends, dtype, quick
         self.lengths = lengths or ([256, 1024] if quick else list(LENGTHS))
@@ -58,7 +56,6 @@ class CudaPlan:
         return found
 
     def scan(self, measure: str, batch: int, channels: int, time: int) -> Group:
-        """Beside mamba_ssm's CUDA kernel."""
         problem = self.problem(batch, channels, time)
         cases = [Case(ours("selective_scan", backend), problem) for backend in self.backends]
         cases += [
@@ -77,7 +74,7 @@ class CudaPlan:
         return Group(f"forward, {_sizes(problem)}", "forward", cases, self.budget)
 
     def long(self, measure: str) -> Group:
-        """Is the time per element constant in the length?"""
+        """Tests whether the time per element is constant."""
         short, long = (self.problem(1, 1536, time) for time in LONG_TIMES)
         cases = []
         for backend in self.backends:
@@ -89,7 +86,7 @@ class CudaPlan:
         return Group(f"{measure}, B1 D1536, short and long sequence", measure, cases, self.budget)
 
     def variants(self, measure: str) -> Group:
-        """Dtypes, layouts and options."""
+        """Other dtypes, layouts and options."""
         problem = self.problem(8, 1536, 2048)
         cases = []
         for backend in self.backends:
@@ -129,7 +126,7 @@ class CudaPlan:
         return ours("selective_scan", self.backends[0]), self.problem(1, 1536, MEMORY_TIME)
 
     def very_long(self, device: torch.device) -> list[dict[str, Any]]:
-        """Error and time of a million steps, and beyond 2^31 elements."""
+        """A million steps, and more than 2^31 elements."""
         if self.quick:
             return []
         found = []
@@ -150,7 +147,7 @@ def _sizes(problem: Problem) -> str:
 
 
 def _graph(implementation: Implementation, inputs: Inputs) -> Work:
-    """Consecutive steps in a CUDA graph, all from the same state, as only outputs return."""
+    """All steps start from the same state: implementations return only outputs."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.no_grad(), torch.cuda.stream(side):
@@ -165,8 +162,7 @@ def _graph(implementation: Implementation, inputs: Inputs) -> Work:
 
 
 def _very_long(implementation: Implementation, problem: Problem, measure: str, device: torch.device) -> dict[str, Any]:
-    """Time and error on a problem too large for the reference: first and last steps (backward: gradients at the last)
-    of two channels."""
+    """Compares first and last steps (backward: gradients at the last) of two channels."""
     elements = f"{problem.elements / 2**31:.2f} × 2^31 elements"
     name = f"{implementation.name}, {measure}, {problem.time:,} steps, {problem.channels} channels ({elements})"
     entry: dict[str, Any] = {**problem.describe(), "name": name, "measure": measure}
@@ -214,7 +210,7 @@ def _tail_gradient_error(
     grad_out: torch.Tensor,
     gradients: tuple[torch.Tensor, ...],
 ) -> float:
-    """Gradients of u and delta at the last steps of two channels, given the state before."""
+    """Errors of grad_u and grad_delta at the last steps of two channels."""
     import wmkernels
     from scans.correctness import relative_error
 

@@ -56,7 +56,6 @@ class Problem:
         return replace(self, time=min(self.time, time), channels=min(self.channels, channels), batch=min(self.batch, 2))
 
     def describe(self) -> dict[str, Any]:
-        """The row's fields."""
         return {
             "op": self.op,
             "batch": self.batch,
@@ -70,7 +69,7 @@ class Problem:
 
 
 def make_inputs(problem: Problem, device: torch.device, requires_grad: bool = False, seed: int = 0) -> Inputs:
-    """Random; parameters and states in fp32 or wider."""
+    """Parameters and states are in fp32 or wider."""
     generator = torch.Generator(device).manual_seed(seed)
     wide = torch.float64 if problem.dtype == torch.float64 else torch.float32
 
@@ -119,7 +118,7 @@ def _heads(channels: int) -> tuple[int, int]:
 
 
 def limit_seconds(problem: Problem, measure: str, rates: dict[str, Any], device_type: str) -> tuple[float, str] | None:
-    """Roofline time and its bound; None if undefined."""
+    """Also names the bound; None if undefined."""
     bytes_moved = _bytes(problem, measure)
     if bytes_moved is None:
         return None

@@ -56,7 +56,6 @@ def group_cells(rows: list[dict[str, Any]]) -> list[list[str]]:
 
 
 def notes(rows: list[dict[str, Any]]) -> list[str]:
-    """Failures and remarks."""
     failures = [f"{row_name(row)}: {row['error']}" for row in rows if "error" in row]
     remarks = [f"{row['implementation']}: {row['note']}" for row in rows if row["note"]]
     return [*failures, *dict.fromkeys(remarks)]
@@ -157,7 +156,6 @@ def show(result: dict[str, Any]) -> None:
 
 
 def machine_slug(result: dict[str, Any]) -> str:
-    """cpu or the GPU's short name, for scan_speed_*.json."""
     if result["device"] == "cpu":
         return "cpu"
     words = re.findall(r"[a-z0-9]+", result["environment"]["gpu"]["name"].lower())

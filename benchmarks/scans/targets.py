@@ -55,7 +55,7 @@ class Target:
 
 
 def rows(result: Result, **fields: Any) -> list[dict[str, Any]]:
-    """Timed rows with these fields; ``ours=True``: any of our backends."""
+    """``ours=True``: any of our backends."""
     wanted = fields.pop("ours", None)
     return [
         candidate
@@ -71,7 +71,7 @@ def row(result: Result, **fields: Any) -> dict[str, Any] | None:
 
 
 def over(slow: dict[str, Any], **fast: Any) -> Callable[[Result], float | None]:
-    """Speedup of ``fast`` over ``slow`` per element, in one group if possible."""
+    """Speedup of ``fast`` over ``slow`` per element, within a group if possible."""
 
     def ratio(result: Result) -> float | None:
         pairs = [(a, b) for a in rows(result, **slow) for b in rows(result, **fast)]
@@ -108,7 +108,6 @@ HALF = FORWARD | {"dtype": "bfloat16", "ours": True}
 
 
 def _over_baseline(name: str, least: float, aim: float, fields: dict[str, Any], baseline: str) -> Target:
-    """Speedup over the baseline, measured and at the roofline."""
     measured = over(fields | {"implementation": baseline}, **fields, ours=True)
     percent = roofline_percent(**fields, ours=True)
 
@@ -189,7 +188,6 @@ REPLACED = {"forward, 2,048 steps, over best loop": (50, 70), "selective_step ov
 
 
 def assess(result: Result) -> list[dict[str, Any]]:
-    """Assesses the device's targets; none for a quick run."""
     if result["quick"]:
         return []
     return [target.assess(result) for target in (CPU_TARGETS if result["device"] == "cpu" else GPU_TARGETS)]

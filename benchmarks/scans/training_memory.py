@@ -15,7 +15,6 @@ from scans.problems import Problem, gradient_names, make_inputs
 
 
 def measure(implementation: Implementation, problem: Problem, device: torch.device) -> dict[str, Any]:
-    """Bytes, and their fraction of inputs, outputs and gradients."""
     try:
         return {
             **problem.describe(),

@@ -86,7 +86,6 @@ def _line(axes: Any, height: float, text: str, side: str) -> None:
 
 
 def _smooth(values: np.ndarray) -> np.ndarray:
-    """Moving average over up to five values."""
     width = min(5, len(values))
     ones = np.ones(width)
     return np.convolve(values, ones, "same") / np.convolve(np.ones(len(values)), ones, "same")

@@ -39,7 +39,7 @@ class Trajectory:
     cells: list[tuple[int, int] | None]
 
     def reappearances(self) -> list[tuple[int, int]]:
-        """``(step, gap)`` where the cue re-enters, ``gap`` > 1 steps after it was last in view."""
+        """``(step, gap)`` of re-entries; ``gap`` > 1 steps after the cue was last in view."""
         shown = [step for step, cell in enumerate(self.cells) if cell is not None]
         return [(step, step - last) for last, step in itertools.pairwise(shown) if step - last > 1]
 
@@ -49,7 +49,6 @@ Predictor = Callable[[Trajectory], np.ndarray]
 
 
 def random_trajectories(name: str, count: int, seed: int) -> list[Trajectory]:
-    """Episodes of ``name`` under random actions, seeds from ``seed`` on."""
     env = make(name)
     trajectories = []
     for number in range(seed, seed + count):
@@ -73,7 +72,7 @@ def _cue_in(env: Any, view: np.ndarray) -> tuple[int, int] | None:
 
 
 def of_model(world_model: WorldModel) -> Predictor:
-    """Mode of the prior after (s_t, a_t), decoded."""
+    """The prior's mode after (s_t, a_t), decoded."""
     (modality,) = world_model.observation_spec.modalities
 
     @torch.no_grad()

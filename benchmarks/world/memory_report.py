@@ -17,15 +17,13 @@ COST_HEADER = ("CPU minutes", "minutes", "steps", "updates", "parameters of memo
 
 @dataclasses.dataclass
 class Table:
-    """The first column is text."""
-
     title: str
     header: tuple[str, ...]
     rows: list[list[str]]
 
 
 def groups(result: dict[str, Any], task: str) -> dict[str, list[dict[str, Any]]]:
-    """A task's runs by memory, in its order; seeds ascending."""
+    """By memory, in the task's order; seeds ascending."""
     runs = sorted((run for run in result["runs"].values() if run["task"] == task), key=lambda run: run["seed"])
     found = {memory: [run for run in runs if run["memory"] == memory] for memory in TASKS[task].memories}
     return {memory: several for memory, several in found.items() if several}

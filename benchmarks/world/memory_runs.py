@@ -104,7 +104,6 @@ class Plan:
 
     @property
     def key(self) -> str:
-        """Key in the JSON file."""
         return f"{self.task}/{self.memory}/{self.seed}"
 
 

@@ -75,7 +75,6 @@ def wrong_cells(pictures: np.ndarray, frames: np.ndarray) -> np.ndarray:
 
 
 def errors(world_model: WorldModel, frames: np.ndarray, actions: np.ndarray) -> dict[str, list[float]]:
-    """Wrong cells by step ahead, of model and persistence baseline."""
     target = frames[:, OBSERVED:]
     persistence = np.broadcast_to(frames[:, OBSERVED - 1 : OBSERVED], target.shape)
     pictures = imagined(world_model, frames, actions)

@@ -50,12 +50,11 @@ def groups(result: dict[str, Any]) -> Groups:
 
 
 def is_control(task: str) -> bool:
-    """Whether time to a threshold is measured."""
+    """Whether the time to a threshold is measured."""
     return task in TASKS and TASKS[task].checkpoint_minutes is not None
 
 
 def mean_return(runs: list[dict[str, Any]]) -> float:
-    """Over seeds."""
     return statistics.mean(run["evaluation"]["mean"] for run in runs)
 
 
@@ -69,7 +68,6 @@ def return_tables(result: dict[str, Any]) -> list[tuple[str, tuple[str, ...], li
 
 
 def return_cells(result: dict[str, Any]) -> list[list[str]]:
-    """Per memory task and variant."""
     rows = []
     for (task, variant), runs in groups(result).items():
         if not is_control(task):
@@ -80,7 +78,6 @@ def return_cells(result: dict[str, Any]) -> list[list[str]]:
 
 
 def control_cells(result: dict[str, Any]) -> list[list[str]]:
-    """Per control task and policy gradient."""
     rows = []
     for (task, variant), runs in groups(result).items():
         if is_control(task):
@@ -93,12 +90,11 @@ def control_cells(result: dict[str, Any]) -> list[list[str]]:
 
 
 def threshold_point(run: dict[str, Any], task: Task) -> tuple[float, float] | None:
-    """Seconds and steps to the threshold, as in ``CONTROL_NOTE``."""
+    """Seconds and steps to the threshold."""
     return next(((seconds, steps) for seconds, steps, mean in run["evaluations"] if mean >= task.at_least), None)
 
 
 def time_cells(result: dict[str, Any]) -> list[list[str]]:
-    """Milliseconds per update, by task and variant."""
     rows = []
     for (task, variant), runs in groups(result).items():
         timed = [run["milliseconds_per_update"] for run in runs if run["milliseconds_per_update"]]

@@ -53,7 +53,6 @@ class Plan:
 
     @property
     def key(self) -> str:
-        """Key in the JSON file."""
         return f"{self.task.name}/{self.variant}/{self.seed}"
 
 
@@ -116,7 +115,7 @@ def execute(plan: Plan, folder: Path) -> dict[str, Any]:
 
 
 def keep_checkpoints(folder: Path) -> None:
-    """Copies new checkpoints' acting weights to their own run folders; the run keeps two."""
+    """Copies new checkpoints' acting weights to their own run folders, since a run keeps only two checkpoints."""
     for checkpoint in (folder / "checkpoints").glob("*"):
         kept = folder / "passed" / checkpoint.name
         if not checkpoint.name.isdigit() or kept.exists():
@@ -132,8 +131,7 @@ def keep_checkpoints(folder: Path) -> None:
 
 
 def evaluations(plan: Plan, folder: Path) -> list[list[float]]:
-    """Seconds, steps and greedy mean return per kept checkpoint, on the same episodes, not those of the final
-    evaluation."""
+    """Seconds, steps and greedy mean return per checkpoint, on other episodes than the final evaluation."""
     lines = Run(folder).metrics
     found = []
     for kept in sorted(path for path in (folder / "passed").iterdir() if path.name.isdigit()):

@@ -24,7 +24,6 @@ AnyPlan = TypeVar("AnyPlan", bound=Plan)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options for runs and output."""
     parser.add_argument("--seeds", default=[0, 1, 2], type=lambda text: [int(x) for x in text.split(",")])
     parser.add_argument("--again", action="store_true", help="repeat finished runs")
     parser.add_argument("--list", action="store_true", help="list finished and missing runs, and stop")
@@ -65,7 +64,6 @@ def execute_all(
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Exclusive lock on ``path``, if supported."""
     lock = path.with_suffix(".lock")
     lock.parent.mkdir(parents=True, exist_ok=True)
     with lock.open("w") as file:

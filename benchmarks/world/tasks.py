@@ -17,7 +17,6 @@ MEMORIES: Variants = {
 
 
 def policy_gradients(*names: str) -> Variants:
-    """By policy gradient; the first is the preset's."""
     return {name: {"model.decision.gradient": name} for name in names}
 
 

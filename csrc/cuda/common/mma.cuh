@@ -1,4 +1,4 @@
-// 16-bit matrix products on tensor cores, level-2 loads and a grid barrier, each with a C++ twin for the emulator.
+// 16-bit matrix products on tensor cores and a grid barrier, with C++ twins for the emulator.
 #pragma once
 
 #include "cuda/common/primitives.cuh"
@@ -16,7 +16,7 @@ namespace wmk {
 
 #ifndef WMK_EMULATE
 
-// The runtime refuses a grid that is not fully resident, which would deadlock.
+// The runtime refuses a grid that is not fully resident: it would deadlock.
 template <typename Argument>
 int launch_cooperative(void (*kernel)(const Argument), int64_t grid, int block, int64_t shared, int64_t stream,
                        const Argument& argument) {
@@ -71,7 +71,7 @@ inline void mma_m16n8k16(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uin
     return DTYPE == WMK_BFLOAT16 ? float_of(bits << 16) : float16_value(bits);
   };
   const uint32_t own[6] = {a[0], a[1], a[2], a[3], b0, b1};
-  uint32_t all[6][32];  // registers of all lanes
+  uint32_t all[6][32];
   for (int i = 0; i < 6; i += 2) {
     const uint64_t word = own[i] | static_cast<uint64_t>(own[i + 1]) << 32;
     const uint64_t* words = cuda_emulator::warp_collective("mma_m16n8k16", 0xffffffffu, word, {__FILE__, __LINE__});
@@ -96,7 +96,7 @@ inline uint32_t load_acquire(const uint32_t* address) { return *address; }
 
 #endif
 
-// Waits for `expected` arrivals at the counter, zero at launch. Writes before it are visible after it to load_cg.
+// Waits for `expected` arrivals at the counter, zero at launch. Earlier writes are then visible to load_cg.
 __device__ __forceinline__ void grid_barrier(uint32_t* barrier_counter, uint32_t expected) {
   __syncthreads();
   if (threadIdx.x == 0) {

@@ -1,4 +1,4 @@
-// Device primitives, each with a C++ twin under WMK_EMULATE; cuda_emulator.h supplies the rest of CUDA.
+// Device primitives with C++ twins for the emulator (WMK_EMULATE).
 #pragma once
 
 #include <stdint.h>
@@ -20,7 +20,7 @@
 #else
 #include <cuda_runtime.h>
 
-// Launches with the shared-memory limit raised to `shared`; returns a wmk_status. Parenthesise a kernel whose template
+// Launches with the shared-memory limit raised to `shared`; returns a wmk_status. Parenthesise kernels whose template
 // arguments hold a comma.
 #define WMK_LAUNCH(kernel, grid, block, shared, stream, ...) \
   wmk::launch((kernel), (grid), (block), (shared), (stream), __VA_ARGS__)
@@ -92,9 +92,9 @@ __device__ __forceinline__ uint32_t pack_float16(float low, float high) {
 __device__ __forceinline__ uint32_t bits_of(float x) { return __float_as_uint(x); }
 __device__ __forceinline__ float float_of(uint32_t bits) { return __uint_as_float(bits); }
 
-// Sums over every four adjacent lanes, on tensor cores; lane `which` of each four adds them to its `sums`. Values in
-// TF32 (ten bits of mantissa), sums in fp32. The right-hand matrix is one in rows 0 to 3 of column 2 * which and rows 4
-// to 7 of column 2 * which + 1.
+// Sums every four adjacent lanes on tensor cores, in TF32 (ten bits) with fp32 sums; lane `which` of each four adds
+// them to its `sums`. The right-hand matrix is one in rows 0 to 3 of column 2 * which and rows 4 to 7 of column 2 *
+// which + 1.
 __device__ __forceinline__ void warp_sum4_tf32(float (&sums)[4], const float (&values)[4], int which) {
   const int column = static_cast<int>(threadIdx.x) % 32 / 4;
   const float even = column == 2 * which ? 1.0f : 0.0f, odd = column == 2 * which + 1 ? 1.0f : 0.0f;
@@ -105,7 +105,7 @@ __device__ __forceinline__ void warp_sum4_tf32(float (&sums)[4], const float (&v
         "r"(bits_of(even)), "r"(bits_of(odd)));
 }
 
-// Copies 8 or 16 bytes from global to shared memory; visible to this thread after copy_async_wait.
+// Copies 8 or 16 bytes; visible to this thread after copy_async_wait.
 template <int BYTES>
 __device__ __forceinline__ void copy_async(void* shared, const void* global) {
   static_assert(BYTES == 8 || BYTES == 16, "what the hardware copies");
@@ -239,12 +239,11 @@ __device__ __forceinline__ double tanh_accurate(double x) { return tanh(x); }
 
 __host__ __device__ constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// Bytes.
 __host__ __device__ __forceinline__ int64_t element_size(int64_t dtype) {
   return dtype == WMK_FLOAT64 ? 8 : dtype == WMK_FLOAT32 ? 4 : 2;
 }
 
-// One element of any dtype, as the arithmetic type T.
+// One element, converted to T.
 template <typename T>
 __device__ __forceinline__ T load_element(const void* data, int64_t dtype, int64_t offset) {
   switch (dtype) {

@@ -1,9 +1,9 @@
-// Tiles: ROWS (channels or states) x STEPS of a strided tensor, between global memory in the tensor's dtype and shared
-// memory in the arithmetic type.
+// Tiles: ROWS (channels or states) x STEPS of a strided tensor, in global memory in its dtype, in shared memory in the
+// arithmetic type.
 //
-// Tiles move in groups of four elements, contiguous in time or across rows: 8 or 16 bytes per thread, whole sectors in
-// both layouts. Asynchronous copies prefetch the next tile to a stage buffer, without registers; only the fetching
-// thread reads its group back. Unaligned or partial groups move by element.
+// Tiles move in contiguous groups of four elements, along time or across rows: 8 or 16 bytes per thread, whole sectors.
+// Asynchronous copies prefetch the next tile to a stage buffer, without registers; only the fetching thread reads its
+// group back. Unaligned or partial groups move by element.
 #pragma once
 
 #include "cuda/common/primitives.cuh"
@@ -28,7 +28,6 @@ __device__ __forceinline__ void store_vec4(T* shared, const Vec4<T>& vec) {
   *reinterpret_cast<Vec4<T>*>(shared) = vec;
 }
 
-// Four elements of any dtype.
 __device__ __forceinline__ Vec4<float> unpack(const unsigned char* staged, int64_t dtype, float) {
   if (dtype == WMK_FLOAT32) return *reinterpret_cast<const Vec4<float>*>(staged);
   const Packed4x16 pair = *reinterpret_cast<const Packed4x16*>(staged);
@@ -57,7 +56,7 @@ struct StridedRows {
   char* data;
   int64_t row_stride, time_stride;
 
-  // Direction of groups.
+  // Groups run along time, or across rows.
   __device__ __forceinline__ bool along_time() const { return time_stride == 1 || row_stride != 1; }
   // Whether groups are contiguous and aligned.
   __device__ __forceinline__ bool aligned(const char* begin, int64_t size) const {
@@ -66,8 +65,8 @@ struct StridedRows {
   }
 };
 
-// ROWS_FIRST: adjacent threads hold adjacent rows, for transposed tiles. Full, aligned tiles take *_full, unrolled;
-// others *_general, out of line.
+// ROWS_FIRST: adjacent threads hold adjacent rows, for transposed tiles. Full, aligned tiles take *_full, others
+// *_general, out of line.
 template <typename T, int ROWS, int STEPS, int THREADS, bool ROWS_FIRST>
 struct Tile {
   static constexpr int kGroups = ROWS * STEPS / 4;
@@ -76,7 +75,7 @@ struct Tile {
   // row groups per band: whole sectors, few bank conflicts
   static constexpr int kBandRowGroups = ROWS_FIRST || kRowGroups < 4 ? kRowGroups : 4;
 
-  // First row and step of a thread's group `i`, at constant distance from group 0.
+  // First row and step of group `i`, at constant distance from group 0.
   template <bool ALONG_TIME>
   static __device__ __forceinline__ void position(int i, int& row, int& step) {
     const int thread = static_cast<int>(threadIdx.x);
@@ -217,7 +216,7 @@ struct Tile {
       Vec4<T> vec = unpack(stage + stage_offset(i, dtype), dtype, T(0));
 #pragma unroll
       for (int j = 0; j < 4; ++j) vec.value[j] = transform(vec.value[j], ALONG_TIME ? row : row + j);
-      if (TRANSPOSED != ALONG_TIME) {  // contiguous in the tile too
+      if (TRANSPOSED != ALONG_TIME) {
         store_vec4(tile + (TRANSPOSED ? step * pitch + row : row * pitch + step), vec);
       } else {
 #pragma unroll
@@ -245,7 +244,6 @@ struct Tile {
     }
   }
 
-  // Writes [ROWS][pitch] to global memory.
   static __device__ __forceinline__ void write(const T* tile, int pitch, const StridedRows& tensor, int64_t time,
                                                int64_t dtype, int rows, int steps) {
     char* begin = tensor.data + time * tensor.time_stride * element_size(dtype);

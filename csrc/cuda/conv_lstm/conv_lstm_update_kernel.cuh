@@ -55,7 +55,6 @@ __device__ __forceinline__ void store_cells(const wmk_view& view, int64_t offset
   }
 }
 
-// A thread's cells, for both directions.
 template <typename T, int DTYPE, int COUNT>
 struct CellCoord {
   static constexpr int kState = sizeof(T) == 8 ? WMK_FLOAT64 : WMK_FLOAT32;

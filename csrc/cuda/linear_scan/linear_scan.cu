@@ -5,7 +5,7 @@
 namespace wmk {
 namespace {
 
-// Time is split below the minimum, into enough segments for the target.
+// Below the minimum, time is split for the target.
 constexpr int64_t kMinBlocksPerProcessor = 2;
 constexpr int64_t kTargetBlocksPerProcessor = 4;
 

@@ -1,14 +1,13 @@
 // Linear scan, h_t = g_t h_{t-1} + x_t, forward and backward, in either direction of time, on a GPU.
 //
-// A block takes 16 rows (channels) in tiles of 128 steps (fp64: 32) and prefetches the next tile. Eight threads share a
-// row: each combines four steps to an affine map, three shuffles scan the maps. Backward is the same scan reversed:
-// dx_t = dout_t + g_{t+1} dx_{t+1}, dg_t = dx_t h_{t-1}.
+// A block takes 16 rows (channels) in tiles of 128 steps (fp64: 32). Eight threads share a row: each combines four
+// steps to an affine map, three shuffles scan the maps. Backward is the same scan reversed: dx_t = dout_t + g_{t+1}
+// dx_{t+1}, dg_t = dx_t h_{t-1}.
 //
-// Per element: three memory accesses forward, five backward. Bound by memory; for 16-bit data by instruction issue,
+// Three memory accesses per element forward, five backward. Bound by memory; for 16-bit data by instruction issue,
 // about 25 per element.
 //
-// With few rows, time is split into segments: a local pass finds each segment's map, the combine kernel its initial
-// state.
+// With few rows, time is split: a local pass finds each segment's map, the combine kernel its initial state.
 #pragma once
 
 #include "cuda/common/affine_scan.cuh"
@@ -27,7 +26,7 @@ template <typename T>
 struct LinearKernelTraits {
   static constexpr int kRows = 16, kThreads = 128, kLanes = 8;
   static constexpr int kSteps = sizeof(T) == 8 ? 32 : 128;
-  static constexpr int kPassSteps = 4 * kLanes;  // per pass over the tile
+  static constexpr int kPassSteps = 4 * kLanes;
   static constexpr int kPitch = kSteps + 4;
   using RowTile = Tile<T, kRows, kSteps, kThreads, false>;
 };
@@ -37,7 +36,7 @@ struct LinearShared {
   using C = LinearKernelTraits<T>;
   alignas(16) T gates[C::kRows * C::kPitch];                   // backward: then their gradient
   alignas(16) T values[C::kRows * C::kPitch];                  // tokens, then out; backward: grad_out, then grad_tokens
-  alignas(16) T outputs[BACKWARD ? C::kRows * C::kPitch : 4];  // of the forward pass
+  alignas(16) T outputs[BACKWARD ? C::kRows * C::kPitch : 4];  // forward
   alignas(16) uint32_t resets[C::kSteps / 32];
 };
 
@@ -62,8 +61,8 @@ __global__ void __launch_bounds__(128, BACKWARD&& LOCAL             ? 3
   const int64_t tile = blockIdx.x % tiles, batch = blockIdx.x / tiles % p.batch, segment = blockIdx.x / tiles / p.batch;
   const int64_t first_row = tile * C::kRows;
   const int rows = static_cast<int>(p.channels - first_row < C::kRows ? p.channels - first_row : C::kRows);
-  const bool reverse = BACKWARD ? !p.reverse : p.reverse != 0;  // of this scan
-  const bool reset_shifted = p.reverse != 0;                    // reverse: the flag of step t + 1 resets step t
+  const bool reverse = BACKWARD ? !p.reverse : p.reverse != 0;
+  const bool reset_shifted = p.reverse != 0;  // reverse: the flag of step t + 1 resets step t
   const int64_t position = reverse ? plan.segments - 1 - segment : segment;
   const int64_t segment_begin = position * plan.segment_steps;
   const int64_t segment_end = segment_begin + plan.segment_steps < p.time ? segment_begin + plan.segment_steps : p.time;
@@ -92,7 +91,7 @@ __global__ void __launch_bounds__(128, BACKWARD&& LOCAL             ? 3
     const bool reset = BACKWARD && reset_shifted && p.reset.data != nullptr && p.time > 0 && reset_at(0);
     if (!reset) running_state = static_cast<const T*>(start.data)[batch * start.stride[0] + channel * start.stride[1]];
   }
-  AffineMap<T> segment_map = {T(1), running_state, false};  // LOCAL
+  AffineMap<T> segment_map = {T(1), running_state, false};
 
   const auto fetch = [&](int64_t begin, int steps) {
     RowTile::fetch(gate_stage, rows_of(p.gates), begin, dtype, rows, steps);
@@ -244,7 +243,7 @@ __global__ void __launch_bounds__(128, BACKWARD&& LOCAL             ? 3
   }
 }
 
-// Final states from zero -> initial states.
+// Final states from zero become initial states.
 template <typename T>
 __global__ void __launch_bounds__(128)
     linear_scan_combine_kernel(const WMK_GRID_CONSTANT LinearPlan plan, const int64_t rows) {

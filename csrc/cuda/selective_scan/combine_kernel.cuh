@@ -2,8 +2,7 @@
 //
 // The local pass leaves an affine map per segment: boundary (value), decay, reset. The combine kernel replaces the
 // value by the segment's initial state (backward: dh at its end). A block takes 32 elements of [channels, state]; each
-// warp combines a range of segments, then applies the earlier ranges, in fixed order. Bound by memory: three values per
-// element and segment.
+// warp combines a range of segments, then applies the earlier ranges, in fixed order.
 #pragma once
 
 #include "cuda/common/affine_scan.cuh"
@@ -84,7 +83,7 @@ struct SegmentSum {
 struct SegmentSums {
   SegmentSum sum[5];
   int64_t segment_count;
-  int64_t first_block[6];  // per sum
+  int64_t first_block[6];
 };
 
 template <typename T>

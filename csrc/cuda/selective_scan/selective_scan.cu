@@ -34,7 +34,7 @@ template int launch_combine<double>(const wmk_selective_scan&, const ScanPlan&, 
 
 namespace {
 
-// `use(smallest traits that hold the states)`.
+// Calls `use` with the smallest traits that hold the states.
 template <typename Use>
 auto with_traits(const wmk_selective_scan& p, Use use) {
   if (p.dtype == WMK_FLOAT64) return p.state <= 16 ? use(Scan16Double()) : use(Scan256Double());
@@ -55,8 +55,8 @@ struct WorkspaceLayout {
   }
 };
 
-// Below the minimum of blocks per multiprocessor, running segments twice pays: time is split for the target, the number
-// of resident blocks.
+// Below the minimum of blocks per multiprocessor, running segments twice pays. The target is the number of resident
+// blocks.
 constexpr double kMinBlocksPerProcessor = 1.6;
 constexpr int64_t kTargetBlocksPerProcessor = 3;
 

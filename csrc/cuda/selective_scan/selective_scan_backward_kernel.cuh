@@ -1,8 +1,7 @@
 // Selective scan, backward, on a GPU.
 //
-// Work tiles as forward. A block takes its segment's tiles of 32 steps in reverse: it recomputes a tile's states from
-// the saved one, checkpoints one per subtile of four steps in shared memory, then sweeps each subtile in registers,
-// forward, then back:
+// A block takes its segment's tiles of 32 steps in reverse: it recomputes the states from the saved one, checkpoints
+// one per subtile of four steps in shared memory, then sweeps each subtile in registers, forward and back:
 //
 //   g_t      = C_t dy_t + dh_t            gradient of h_t; dh_t: from later steps
 //   dh_{t-1} = a_t g_t                    with a_t = exp(step_t A)
@@ -10,9 +9,9 @@
 //   du_t     = step_t sum_n g_t B_t       dstep_t = u_t sum_n g_t B_t + sum_n A dh_{t-1} h_{t-1}
 //   dA      += step_t dh_{t-1} h_{t-1}
 //
-// Sums over states: three shuffles per four steps. Sums of dB and dC over a warp's channels: on tensor cores for 16-bit
-// data (TF32 rounds less than the result), else through shared memory; over warps every four or eight steps.
-// sum_tiles_kernel adds the blocks' partials in fixed order: bitwise reproducible, no atomics.
+// Sums over states take three shuffles per four steps. Sums of dB and dC over channels run on tensor cores for 16-bit
+// data (TF32 rounds less than the result), else through shared memory. sum_tiles_kernel adds the blocks' partials in
+// fixed order: reproducible, no atomics.
 //
 // Per state and step: 1.9 exponentials, about 30 instructions. Bytes per element, bf16 with gate: 16, 2 for states, 8
 // for partials. Bound by instruction issue.
@@ -24,7 +23,7 @@
 
 namespace wmk {
 
-// For the register allocation; for fp32, two blocks fit in shared memory.
+// Blocks per multiprocessor, for the register allocation; for fp32, two fit in shared memory.
 template <typename Traits>
 constexpr int kBackwardKernelBlocks = Traits::kDtype == WMK_FLOAT32 ? 2 : Traits::kBackwardBlocks;
 
@@ -81,7 +80,7 @@ __global__ void __launch_bounds__(Traits::kThreads, kBackwardKernelBlocks<Traits
   for (int i = 0; i < ChannelTile::kPerThread; ++i) grad_D[i] = grad_bias[i] = T(0);
   const int64_t channel_offset = work.segment * p.channels + coord.channel;
   thread.partial_offset = channel_offset * p.state;
-  if (!p.B_varies) store_states(thread.dh, coord, states, plan.partial_B, thread.partial_offset);  // zeros
+  if (!p.B_varies) store_states(thread.dh, coord, states, plan.partial_B, thread.partial_offset);
   if (!p.C_varies) store_states(thread.dh, coord, states, plan.partial_C, thread.partial_offset);
   if (work.segment_in_sequence + 1 < work.segments_in_sequence) {
     load_states(thread.dh, coord, states, plan.boundary, (work.segment * p.channels + coord.channel) * p.state, 1);
@@ -100,7 +99,7 @@ __global__ void __launch_bounds__(Traits::kThreads, kBackwardKernelBlocks<Traits
   thread.C_pitch = p.C_varies ? kStatePitch : 0;
 
   const auto identity = [](T value, int) { return value; };
-  // By value: constants stay constants.
+  // Captured by value: constants stay constants.
   const auto step_size = [precise, bias = shared.bias, softplus_on = p.delta_softplus != 0](T value, int row) {
     value += bias[row];
     return softplus_on ? softplus(value, precise) : value;

@@ -1,6 +1,5 @@
-// Selective scan, backward, the first of three passes where time is split: each segment's decay and its dh at the
-// start, from dh = 0 at its end (last segment: grad_last_state). dh_{t-1} = exp(step_t A) (C_t dy_t + dh_t) needs no
-// states: per state and step one exponential, a multiplication and a multiply-add.
+// Selective scan, backward, local pass: each segment's decay and its dh at the start, from dh = 0 at its end (last
+// segment: grad_last_state). dh_{t-1} = exp(step_t A) (C_t dy_t + dh_t) needs no states.
 #pragma once
 
 #include "cuda/selective_scan/selective_scan_common.cuh"
@@ -92,7 +91,7 @@ __global__ void __launch_bounds__(Traits::kThreads, Traits::kBackwardBlocks)
     if (p.C_varies) StateTile::fetch(stages.C, state_rows(shared.origin_C, p.C), begin, dtype, states, steps);
   };
   const auto identity = [](T value, int) { return value; };
-  // By value: constants stay constants.
+  // Captured by value: constants stay constants.
   const auto step_size = [precise, bias = shared.bias, softplus_on = p.delta_softplus != 0](T value, int row) {
     value += bias[row];
     return softplus_on ? softplus(value, precise) : value;

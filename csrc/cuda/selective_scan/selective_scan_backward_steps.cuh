@@ -1,8 +1,8 @@
 // Inner loop of the selective scan's backward pass: reverse_sweep per subtile, backward_epilogue per tile.
 //
-// A thread takes four states through four steps forward and back, then its next four: registers hold 16 decays and 16
-// states at any number of states. Beyond four states, A and its gradient live in shared memory; with eight in fp64,
-// decays are recomputed per step. No kernel spills.
+// A thread takes four states through four steps forward and back, then its next four, so that registers hold 16 decays
+// and 16 states. Beyond four states, A and its gradient live in shared memory; with eight in fp64, decays are
+// recomputed per step.
 #pragma once
 
 #include "cuda/selective_scan/selective_scan_common.cuh"
@@ -16,7 +16,7 @@ struct BackwardShared {
   using T = typename Traits::T;
   using C = Traits;
   static constexpr int kStateVectors = C::kStates / 4;
-  // How to sum over a warp's channels.
+  // Sums over a warp's channels.
   static constexpr bool kSumsOnTensorCores =
       C::kWarpChannels == 8 && (C::kDtype == WMK_BFLOAT16 || C::kDtype == WMK_FLOAT16);
   static constexpr bool kOneChannelPerWarp = C::kWarpChannels == 1;
@@ -37,8 +37,8 @@ struct BackwardShared {
   alignas(16) T step[C::kChannels * C::kPitch];     // then the gradient of delta
   alignas(16) T grad[C::kChannels * C::kPitch];     // dout, then dy
   alignas(16) T gate[C::kChannels * C::kPitch];     // z, then dz's factor of y, then dz
-  alignas(16) T sum_gB[C::kChannels * C::kPitch];   // over states
-  alignas(16) T sum_gAh[C::kChannels * C::kPitch];  // of A dh h_{t-1}
+  alignas(16) T sum_gB[C::kChannels * C::kPitch];   // sum over states
+  alignas(16) T sum_gAh[C::kChannels * C::kPitch];  // sum of A dh h_{t-1}
   alignas(16) T y[C::kChannels * C::kPitch];
   alignas(16) T B_tile[C::kStateRows * C::kStatePitch];
   alignas(16) T C_tile[C::kStateRows * C::kStatePitch];
@@ -56,7 +56,6 @@ struct BackwardShared {
   alignas(16) uint32_t resets;
 };
 
-// From softplus's value.
 __device__ __forceinline__ float softplus_slope(float step, bool precise) {
   if (precise) return -expm1f(-step);
   const float series = step * (1.0f + step * (-0.5f + step * (1.0f / 6.0f - step * (1.0f / 24.0f))));
@@ -91,7 +90,7 @@ __device__ __forceinline__ Vec4<T> load_checkpoint(const T* checkpoint, int j) {
   return load_vec4(checkpoint + (4 * j * Traits::kThreads + 4 * threadIdx.x));
 }
 
-// Four of A log2(e) or dA, from registers or shared memory.
+// A log2(e) or dA of four states.
 template <typename Traits, typename Shared, typename T = typename Traits::T>
 __device__ __forceinline__ Vec4<T> load_A(const BackwardThread<Traits>& thread, const Shared& shared, int j) {
   if constexpr (Shared::kStateVectors == 1) return {{thread.A[0], thread.A[1], thread.A[2], thread.A[3]}};
@@ -115,7 +114,7 @@ __device__ __forceinline__ void store_grad_A(BackwardThread<Traits>& thread, Sha
   }
 }
 
-// In partial_A, partial_B, partial_C; recomputed beyond four states, to save a register.
+// Recomputed beyond four states, to save a register.
 template <typename Traits>
 __device__ __forceinline__ int64_t partial_offset(const BackwardThread<Traits>& thread, const WorkTile& work,
                                                   const ThreadCoord<Traits>& coord, const wmk_selective_scan& p) {
@@ -123,7 +122,7 @@ __device__ __forceinline__ int64_t partial_offset(const BackwardThread<Traits>& 
   return (work.segment * p.channels + coord.channel) * p.state;
 }
 
-// Gradient of a constant B or C; elements are private to the thread.
+// Gradient of a constant B or C.
 template <typename Traits, typename T = typename Traits::T>
 __device__ __forceinline__ void add_constant(void* partial, int64_t offset, const ThreadCoord<Traits>& coord,
                                              const wmk_selective_scan& p, int j, const Vec4<T>& grad) {
@@ -135,10 +134,10 @@ __device__ __forceinline__ void add_constant(void* partial, int64_t offset, cons
   }
 }
 
-// 1 + 2^-11 E[1 / m] for a mantissa m in [1, 2) with uniform logarithm and ten bits kept.
+// 1 + 2^-11 E[1 / m], for a mantissa m in [1, 2) with uniform logarithm.
 constexpr double kTf32TruncationCorrection = 1.0 + 0.7213 / 2048.0;
 
-// warp_sum4_tf32 by shuffles, near a reset: tensor-core products with zero would carry NaN and infinity between steps.
+// warp_sum4_tf32 near a reset: tensor-core products with zero would carry NaN and infinity between steps.
 __device__ __forceinline__ void warp_sum4_shuffle(float (&sums)[4], const float (&values)[4], int which) {
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
@@ -201,7 +200,7 @@ __device__ __forceinline__ void reverse_sweep(BackwardThread<Traits>& thread, Ba
   const auto reset_at = [&](int t) { return !SIMPLE && (resets >> t & 1u) != 0; };
 
   constexpr bool kKeepsDecay = Traits::kUnroll == kSubtileSteps;
-  float sums_B[4] = {0, 0, 0, 0}, sums_C[4] = {0, 0, 0, 0};  // tensor cores
+  float sums_B[4] = {0, 0, 0, 0}, sums_C[4] = {0, 0, 0, 0};
 #pragma unroll
   for (int j = 0; j < Shared::kStateVectors; ++j) {
     T y[kSubtileSteps], sum_gB[kSubtileSteps], sum_gAh[kSubtileSteps];
@@ -319,8 +318,7 @@ __device__ __forceinline__ void reverse_sweep(BackwardThread<Traits>& thread, Ba
   }
 }
 
-// Gradients of u, delta and z, in place of u, step and gate. A thread always has the same channels, and accumulates dD
-// and ddelta_bias.
+// Gradients of u, delta and z, in place of u, step and gate. A thread accumulates dD and ddelta_bias of its channels.
 template <typename Traits, typename Shared, typename T = typename Traits::T>
 __device__ __forceinline__ void backward_epilogue(Shared& shared, T* grad_D, T* grad_bias, int steps, bool softplus,
                                                   bool has_gate, bool precise) {

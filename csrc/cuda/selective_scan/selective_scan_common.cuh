@@ -1,8 +1,7 @@
 // Selective scan on a GPU: work tiles and data layout.
 //
-// kLanes threads of a warp share a channel; each keeps kStates states in registers. Thread `state_lane` holds states 4
-// * state_lane + 4 * kLanes * j + (0..3), so B and C are read in 16-byte words. Padding states have A = B = C = 0 and
-// stay zero.
+// kLanes threads of a warp share a channel, with kStates states each in registers. Thread `state_lane` holds states
+// 4 * state_lane + 4 * kLanes * j + (0..3), so B and C are read in 16-byte words. Padding states stay zero.
 //
 // A work tile is a tile of channels by one segment of a sequence, the whole sequence if that fills the GPU. Otherwise a
 // local pass scans each segment from zero, combine_kernel.cuh finds the initial states, and the main pass scans again:
@@ -13,14 +12,14 @@
 
 namespace wmk {
 
-// Per multiprocessor, backward; limited by shared memory.
+// Warps per multiprocessor, backward; limited by shared memory.
 #if defined(__CUDA_ARCH__) && (__CUDA_ARCH__ < 900 || __CUDA_ARCH__ >= 1200)
 constexpr int kBackwardWarps = 8;
 #else
 constexpr int kBackwardWarps = 12;
 #endif
 
-// DTYPE -1: any with arithmetic type T.
+// DTYPE -1: any dtype of arithmetic type T.
 template <typename T_, int STATES_, int LANES_, int DTYPE_ = -1>
 struct KernelTraits {
   using T = T_;
@@ -30,14 +29,14 @@ struct KernelTraits {
   static constexpr int kPaddedStates = STATES_ * LANES_;
   static constexpr int kWarps = LANES_ < 4 ? LANES_ : 4;
   static constexpr int kThreads = 32 * kWarps;
-  // For the register allocation.
+  // Blocks per multiprocessor, for the register allocation.
   static constexpr int kForwardBlocks = (kStates == 4 && sizeof(T) == 4 ? 12 : 8) / kWarps;
   static constexpr int kBackwardBlocks = (kStates == 4 && sizeof(T) == 4 ? kBackwardWarps : 8) / kWarps;
   static constexpr int kChannels = kThreads / LANES_;  // per block
   static constexpr int kWarpChannels = 32 / LANES_;
   // Backward needs less than 99 KB of shared memory, the limit of sm_120.
   static constexpr int kSteps = sizeof(T) == 4 ? (kPaddedStates > 64 ? 8 : 32) : (kPaddedStates > 64 ? 4 : 8);
-  // By four steps; registers hold one with eight fp64 states.
+  // Four steps at once; with eight fp64 states, registers hold one.
   static constexpr int kUnroll = kStates == 4 || sizeof(T) == 4 ? 4 : 1;
   static constexpr int kPitch = kSteps + 4;              // channel tile
   static constexpr int kStatePitch = kPaddedStates + 4;  // tile of B or C
@@ -46,14 +45,13 @@ struct KernelTraits {
   static __device__ __forceinline__ int64_t dtype(const wmk_selective_scan& p) {
     return DTYPE_ >= 0 ? DTYPE_ : sizeof(T) == 8 ? static_cast<int64_t>(WMK_FLOAT64) : p.dtype;
   }
-  // Accurate exp and log.
   static __device__ __forceinline__ bool precise(const wmk_selective_scan& p) { return dtype(p) == WMK_FLOAT32; }
 
   using ChannelTile = Tile<T, kChannels, kSteps, kThreads, false>;
   using StateTile = Tile<T, kPaddedStates, kSteps, kThreads, true>;
 };
 
-// Stage buffers, last in shared memory and sized by the dtype: more blocks fit with 16-bit data.
+// Stage buffers, sized by the dtype: more blocks fit with 16-bit data.
 template <typename Traits>
 struct StageBuffers {
   static constexpr int kChannelElements = Traits::kChannels * Traits::kSteps;
@@ -76,22 +74,22 @@ struct StageBuffers {
 };
 
 struct ScanPlan {
-  int64_t segment_steps;          // multiple of kSteps, and of the chunk if states are saved
-  int64_t segments_per_sequence;  // not packed
-  int64_t segment_count;          // of all sequences; packed: an upper bound
-  int64_t tiles;                  // of channels, over all groups
+  int64_t segment_steps;  // multiple of kSteps, and of the chunk if states are saved
+  int64_t segments_per_sequence;
+  int64_t segment_count;  // packed: an upper bound
+  int64_t tiles;          // of channels
   int64_t tiles_per_group;
   bool split;
 
   void* boundary;  // [segments, channels, state]: final state from zero; after combine: initial state
   void* decay;     // [segments, channels, state]
-  int32_t* reset;  // [segments, tiles], 0 or 1
+  int32_t* reset;  // [segments, tiles]
 
   void* partial_A;  // [segments, channels, state]
   void* partial_B;  // [segments, channels, state], if B does not vary
   void* partial_C;
-  void* partial_D;       // [segments, channels]
-  void* partial_bias;    // [segments, channels]
+  void* partial_D;  // [segments, channels]
+  void* partial_bias;
   void* tile_partial_B;  // [batch, tiles, state, time], if B varies
   void* tile_partial_C;
 };
@@ -102,13 +100,13 @@ struct WorkTile {
   int64_t segment, tile;
   int64_t sequence, batch;
   int64_t segment_in_sequence, segments_in_sequence;
-  int64_t offset;      // sequence start in its batch element
-  int64_t length;      // of the sequence
+  int64_t offset;  // sequence start in its batch element
+  int64_t length;
   int64_t begin, end;  // segment, from the sequence's start
   int64_t group, channel;
-  int channels;         // valid ones in the tile
-  int64_t chunk_base;   // sequence's first row in chunk_states
-  int64_t first_chunk;  // of the segment
+  int channels;        // valid ones in the tile
+  int64_t chunk_base;  // sequence's first row in chunk_states
+  int64_t first_chunk;
   int64_t last_chunk;
 };
 
@@ -170,7 +168,7 @@ __device__ __forceinline__ WorkTile work_tile(const wmk_selective_scan& p, const
 
 template <typename Traits>
 struct ThreadCoord {
-  int state_lane, row;  // in the channel; in the tile
+  int state_lane, row;
   bool exists;
   int64_t channel;
 
@@ -219,7 +217,7 @@ __device__ __forceinline__ void store_states(const T* states, const ThreadCoord<
   }
 }
 
-// By selection, for loops that are not unrolled.
+// Selection, for loops that are not unrolled.
 template <typename T>
 __device__ __forceinline__ T select(const T (&values)[4], int index) {
   T value = values[0];
@@ -274,7 +272,7 @@ __device__ __forceinline__ void load_resets(uint32_t* mask, const wmk_selective_
   }
 }
 
-// Constant B or C, [channels, padded states].
+// [channels, padded states].
 template <typename Traits>
 __device__ __forceinline__ void load_constant(typename Traits::T* tile, const wmk_view& view,
                                               const wmk_selective_scan& p, const WorkTile& work) {
@@ -299,7 +297,6 @@ __device__ __forceinline__ void load_parameter(typename Traits::T* row, const wm
   }
 }
 
-// Of the group (B, C) or the channels.
 __device__ __forceinline__ char* state_origin(const wmk_view& view, const wmk_selective_scan& p, const WorkTile& work) {
   const int64_t offset = work.batch * view.stride[0] + work.group * view.stride[1] + work.offset * view.stride[3];
   return static_cast<char*>(view.data) + offset * element_size(p.dtype);

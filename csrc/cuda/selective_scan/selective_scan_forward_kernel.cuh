@@ -1,14 +1,14 @@
 // Selective scan, forward, on a GPU.
 //
-// kLanes threads share a channel, whose states stay in registers. A block reads B and C from shared memory, converted
-// once for its channels. Time is tiled (fp32, 16 states: 32 steps), the next tile prefetched; D u and the gate are
-// applied once per tile.
+// kLanes threads share a channel, whose states stay in registers. A block converts B and C once for its channels, in
+// shared memory. Time is tiled (fp32, 16 states: 32 steps), the next tile prefetched; D u and the gate are applied once
+// per tile.
 //
-// Per state and step: one exponential, two multiplications, two multiply-adds; three shuffles per four steps sum over
-// states. Bytes per element, bf16 with gate: 8, and 2 for chunk states. Bound by instruction issue, then shared-memory
-// reads, then exponentials: one per state, two each for softplus and gate.
+// Per state and step: one exponential, two multiplications, two multiply-adds; three shuffles per four steps. Bytes per
+// element, bf16 with gate: 8, and 2 for chunk states. Bound by instruction issue, then shared-memory reads, then
+// exponentials: one per state, two each for softplus and gate.
 //
-// LOCAL, the first of three passes where time is split: each segment's final state from zero, and its decay.
+// LOCAL: the local pass, each segment's final state from zero and its decay.
 #pragma once
 
 #include <type_traits>
@@ -64,7 +64,7 @@ __device__ __forceinline__ void advance(T (&h)[Traits::kStates], const T (&A)[Tr
   }
 }
 
-// y -> output: D u and the gate.
+// Applies D u and the gate.
 template <typename Traits, typename T = typename Traits::T>
 __device__ __forceinline__ void epilogue(T* y_tile, const T* u_tile, const T* z_tile, const T* D, bool has_gate,
                                          bool precise) {
@@ -162,7 +162,7 @@ __global__ void __launch_bounds__(Traits::kThreads, Traits::kForwardBlocks)
     if (p.C_varies) StateTile::fetch(stages.C, state_rows(shared.origin_C, p.C), begin, dtype, states, steps);
   };
   const auto identity = [](T value, int) { return value; };
-  // By value: constants stay constants.
+  // Captured by value: constants stay constants.
   const auto step_size = [precise, bias = shared.bias, softplus_on = p.delta_softplus != 0](T value, int row) {
     value += bias[row];
     return softplus_on ? softplus(value, precise) : value;
@@ -224,7 +224,7 @@ __global__ void __launch_bounds__(Traits::kThreads, Traits::kForwardBlocks)
                                                              C + at * C_pitch, C_pitch, resets >> at);
         if (LOCAL) total_step += (step.value[0] + step.value[1]) + (step.value[2] + step.value[3]);
       }
-      if (!LOCAL) __syncwarp();  // step sizes read
+      if (!LOCAL) __syncwarp();  // step sizes have been read
 #pragma unroll
       for (int half = 0; half < kQuads; ++half) {
         if constexpr (!LOCAL) {

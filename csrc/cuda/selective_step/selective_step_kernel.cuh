@@ -1,8 +1,8 @@
 // One step of the selective scan, on a GPU.
 //
-// LANES threads share a channel, four states each at a time. Per state one read, one write, one exponential, three
-// multiply-adds. Bound by memory (8 bytes per fp32 state) at large batches, by launch latency at small ones: a thread's
-// loads are independent, except of indexed states.
+// LANES threads share a channel, four states each at a time. Per state: one read, one write, one exponential, three
+// multiply-adds. Bound by memory (8 bytes per fp32 state) at large batches, by launch latency at small ones: all loads
+// but indexed states are independent.
 #pragma once
 
 #include "cuda/common/tile.cuh"
