@@ -4,8 +4,7 @@
     python benchmarks/scan_speed.py --quick               # smoke test, a few seconds
     python benchmarks/scan_speed.py --device cuda
 
-Prints tables; writes a JSON file and a chart. Each implementation is first checked against the float64 reference;
-timings are interleaved in one process, which also measures the peak rates.
+Prints tables; writes a JSON file and a chart. Each implementation is first checked against the float64 reference.
 """
 
 import argparse

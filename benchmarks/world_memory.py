@@ -5,8 +5,7 @@
     python benchmarks/world_memory.py --list                              # finished and missing runs
     python benchmarks/world_memory.py --report                            # tables and chart
 
-A run trains under random actions, is evaluated on held-out episodes and merged into one JSON file. Finished runs are
-not repeated.
+A run is evaluated on held-out episodes and merged into one JSON file. Finished runs are not repeated.
 """
 
 import argparse

@@ -2,7 +2,6 @@
 
     python benchmarks/world_model.py                                      # everything: many hours
     python benchmarks/world_model.py --tasks RepeatPreviousEasy --seeds 0 --variants scan
-    python benchmarks/world_model.py --tasks CartPole-v1,Pendulum-v1
     python benchmarks/world_model.py --list                               # finished and missing runs
     python benchmarks/world_model.py --report                             # tables and chart
 

@@ -1,6 +1,6 @@
 """Calls functions of an emulated program with PyTorch tensors on the CPU.
 
-The program is a separate process, which an error ends and the next call restarts. Tensors are copied in and out.
+The program is a separate process, which an error ends and the next call restarts.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class Emulator:
             words: arguments; tensors, of up to four dimensions, are updated in place.
             seed: of the thread order.
             multiprocessors: reported to kernels.
-            disabled_barrier: ``file:line`` of a ``__syncthreads`` or ``__syncwarp`` to skip.
+            disabled_barrier: ``file:line`` of a barrier to skip.
             read_only: tensors that must not change.
             returns_int: false for int64_t.
 

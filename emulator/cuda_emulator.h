@@ -1,13 +1,7 @@
-// CUDA C++ on a CPU, for tests: replaces nvcc's headers (README.md).
+// CUDA C++ on a CPU, for tests: replaces nvcc's headers (README.md lists what device code must do).
 //
-// Every thread is a fiber that runs until it waits, spins or ends; a seed selects the order. A missing barrier shows
-// under some seeds (with races.h, under any). Shared memory has its exact size, for the address sanitizer, and starts
-// as NaN (0xFF).
-//
-// Device code must
-//   - launch with CUDA_EMULATOR_LAUNCH;
-//   - declare shared memory with CUDA_EMULATOR_SHARED or CUDA_EMULATOR_SHARED_ARRAY, which give each block its own;
-//   - yield in spin-waits, by __nanosleep or cuda_emulator::yield.
+// Every thread is a fiber that runs until it waits, spins or ends; a seed selects the order. Shared memory has its
+// exact size, for the address sanitizer, and starts as NaN (0xFF).
 #pragma once
 
 #include <math.h>

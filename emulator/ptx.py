@@ -1,7 +1,7 @@
 """Runs compiled GPU code (PTX) on the CPU.
 
-One thread block at a time, threads in lockstep: a register is a NumPy array over threads, an instruction a line of
-Python (ptx_operations.py). Made for code that seldom diverges, as Triton's; diverged threads run in turns. Errors:
+Threads of a block run in lockstep: a register is a NumPy array, an instruction a line of Python (ptx_operations.py).
+Diverged threads run in turns. Errors:
 
 - an access outside an argument's elements (to the byte, strided views included), or unaligned;
 - a byte that one warp writes and another accesses without a barrier between, or that two blocks access;

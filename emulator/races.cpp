@@ -1,7 +1,7 @@
 // Shadow memory for races.h, and the hooks of -fsanitize=thread.
 //
-// A byte keeps its last write and the reads since: accesses before that write are ordered by it. Between block
-// barriers, different warps are unordered, so reads of one warp's lanes and one thread of another warp suffice.
+// A byte keeps its last write and the reads since. Between block barriers, different warps are unordered, so reads of
+// one warp's lanes and one thread of another warp suffice.
 #include "races.h"
 
 #include <dlfcn.h>

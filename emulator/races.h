@@ -1,10 +1,8 @@
 // Races in shared memory: two threads of a block access a byte, one writes, and no barrier orders them.
 //
 // __syncthreads orders a block's accesses, __syncwarp those of its mask's lanes, shuffles and votes none (CUDA
-// programming guide); the order of execution does not count. So one run shows every race between its accesses.
-//
-// -fsanitize=thread announces accesses. races.cpp implements its hooks, since the thread sanitizer knows neither fibers
-// nor these barriers. Empty without CUDA_EMULATOR_RACES.
+// programming guide); the order of execution does not count. races.cpp implements the hooks of -fsanitize=thread, since
+// the thread sanitizer knows neither fibers nor these barriers. Empty without CUDA_EMULATOR_RACES.
 #pragma once
 
 #include <stddef.h>

@@ -1,7 +1,6 @@
 // Scheduler of the emulated threads.
 //
-// The seed selects one to four blocks at a time. If all running threads spin without progress, another block starts, so
-// that grid barriers get their resident blocks. Only a wait that no block can end is an error.
+// If all running threads spin without progress, another block starts, so that grid barriers get their resident blocks.
 #include <stdio.h>
 #include <stdlib.h>
 #include <unistd.h>

@@ -1,8 +1,8 @@
-// Calls this program's functions by name: requests on standard input, replies on standard output, in native 64-bit
-// words (client.py is the other end).
+// Calls this program's functions by name for client.py: requests on standard input, replies on standard output, in
+// native 64-bit words.
 //
-// Each tensor gets memory of its exact extent, for the address sanitizer; gaps between its elements are 0xFF and
-// checked after the call. Very sparse tensors get a sparse mapping, where only touched pages take memory.
+// Each tensor gets memory of its exact extent; gaps between its elements are 0xFF and checked after the call. Very
+// sparse tensors get a sparse mapping, where only touched pages take memory.
 #include <dlfcn.h>
 #include <stdio.h>
 #include <stdlib.h>

@@ -1,7 +1,5 @@
 """Draws docs/architecture.png: the path of a call to its kernel, and the modules of the world model.
 
-    python scripts/architecture_figure.py
-
 The background is transparent; colours contrast with white and black.
 """
 

@@ -1,7 +1,6 @@
 """Compiles the Triton kernels ahead of time and tabulates registers, stack and shared memory.
 
-Needs no GPU. The launchers run on CPU tensors, with launches replaced by compilation, so the kernels are those of a
-real call.
+Needs no GPU: the launchers run on CPU tensors, with launches replaced by compilation.
 
     python scripts/triton_resources.py            writes docs/triton_resources.json
     python scripts/triton_resources.py --check    fails if it differs or a kernel spills

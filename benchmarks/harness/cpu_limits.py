@@ -1,8 +1,7 @@
 """Peak rates of the CPU: multiply-adds, exponentials, copy bandwidth.
 
-Multiply-adds count as vector instructions of 16 fp32 lanes on any machine. ``cpu_multiply_adds`` of the extension runs
-them on registers, on one Python thread per core; without it a large matrix product reaches about five sixths. The best
-of several tries counts: noise only slows.
+Multiply-adds count as vector instructions of 16 fp32 lanes on any machine. Without the extension, they are measured by
+a large matrix product, at about five sixths of the peak. The best of several tries counts: noise only slows.
 """
 
 import threading

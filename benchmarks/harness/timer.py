@@ -30,7 +30,6 @@ class Entry:
     """A callable to time.
 
     Attributes:
-        work: the call.
         grad: grad mode.
         best_threads: the faster of one thread and all; else all.
         probe: smaller problem that selects the thread count of a very slow ``work``, which runs once.

@@ -9,8 +9,8 @@ CPU, selective scan, vector instructions of 16 fp32 lanes per state of 16 elemen
 - backward 20: twelve to recompute decay and state; eight in reverse: state gradient (2), gradients of B, C, A and
   the two sums per channel (5), product with the previous state (1).
 
-GPU, selective scan, per state of one element: forward one exponential and 4 multiply-adds; backward one exponential and
-11 multiply-adds (three to recompute the state). Activations move once. Work per channel is left out: a lower bound.
+GPU, selective scan, per state: one exponential, and 4 multiply-adds forward or 11 backward. Activations move once. Work
+per channel is left out: a lower bound.
 """
 
 import math

@@ -12,9 +12,6 @@ class Target:
     """A bound to reach, and an aim beyond it.
 
     Attributes:
-        name: what is measured.
-        at_least: the bound.
-        aim: the aim.
         unit: times, percent or microseconds.
         measured: value in a result; None if not measured.
         most: the bound is an upper one.

@@ -1,7 +1,6 @@
 """Learning curves: return by minutes, a panel per task, a colour per variant.
 
-Returns of collected episodes, or of evaluated checkpoints if any. The background is transparent; colours contrast with
-white and black.
+Returns of collected episodes, or of evaluated checkpoints if any.
 """
 
 from pathlib import Path

@@ -1,7 +1,4 @@
-"""Chart of benchmarks/world_memory.py: the cue by gap, the ball by step ahead.
-
-The background is transparent; colours contrast with white and black.
-"""
+"""Chart of benchmarks/world_memory.py: the cue by gap, the ball by step ahead."""
 
 from pathlib import Path
 from typing import Any

@@ -35,8 +35,6 @@ class Task:
     """An environment and its held-out measure.
 
     Attributes:
-        env: environment name.
-        preset: of the settings.
         steps: collected per run.
         episodes: held out.
         memories: name -> options of ``python -m worldmodel train``.
@@ -87,10 +85,8 @@ class Plan:
     Attributes:
         task: one of ``TASKS``.
         memory: one of the task's.
-        seed: of the run.
         steps: collected; None: the task's.
         episodes: held out; None: the task's.
-        threads: of PyTorch.
         extra: options of ``python -m worldmodel train``.
     """
 

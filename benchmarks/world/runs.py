@@ -30,14 +30,11 @@ class Plan:
     """One run.
 
     Attributes:
-        task: to train on.
         variant: one of the task's.
         seed: of training; evaluation seeds are the same for all.
         minutes: of training.
         steps: limit of environment steps, or None.
         episodes: of evaluation.
-        threads: of PyTorch.
-        device: of the world model.
         extra: options of ``python -m worldmodel train``.
     """
 
@@ -147,8 +144,7 @@ def evaluations(plan: Plan, folder: Path) -> list[list[float]]:
 def update_times(lines: list[dict[str, float]]) -> dict[str, float]:
     """Milliseconds per update of collecting, observing and imagining, and the fraction of imagining.
 
-    Backward passes included. Collecting counts the steps per update, so it depends on the train ratio. Lines before the
-    first update are skipped.
+    Includes backward passes. Collecting counts the steps per update, so it depends on the train ratio.
     """
     learning = [line for line in lines if "seconds/imagine" in line]
     if len(learning) < 2:

@@ -25,17 +25,15 @@ class Task:
     """An environment to train on.
 
     Attributes:
-        name: of the environment.
         minutes: of training.
         variants: name -> preset changes; the first has the targets.
         at_least: target of the mean return.
         aim: beyond the target.
         floor: chart's lower end, about random play.
         ceiling: chart's upper end.
-        preset: of the settings.
         steps: limit of environment steps.
         aim_minutes: aim for reaching ``at_least``.
-        checkpoint_minutes: between checkpoints evaluated for reaching ``at_least``; None: only the end.
+        checkpoint_minutes: between evaluated checkpoints; None: only the end.
         published: best mean return of the task's benchmark, and its GRU's.
     """
 

@@ -1,9 +1,8 @@
-// Tiles: ROWS (channels or states) x STEPS of a strided tensor, in global memory in its dtype, in shared memory in the
-// arithmetic type.
+// Tiles: ROWS (channels or states) x STEPS of a strided tensor, converted in shared memory to the arithmetic type.
 //
 // Tiles move in contiguous groups of four elements, along time or across rows: 8 or 16 bytes per thread, whole sectors.
 // Asynchronous copies prefetch the next tile to a stage buffer, without registers; only the fetching thread reads its
-// group back. Unaligned or partial groups move by element.
+// group back.
 #pragma once
 
 #include "cuda/common/primitives.cuh"
@@ -192,8 +191,8 @@ struct Tile {
   }
 
   // Stores the staged tile through `transform(value, row)`, zero outside the tensor, as [ROWS][pitch] or
-  // [STEPS][pitch]. ptxas allocates callers' registers in the order of the out-of-line functions' mangled names: unless
-  // they sort as fetch, store, write, the linear scan spills on sm_120.
+  // [STEPS][pitch]. ptxas allocates callers' registers in the order of the mangled names: unless they sort as fetch,
+  // store, write, the linear scan spills on sm_120.
   template <bool TRANSPOSED, typename Transform>
   static __device__ __forceinline__ void store(T* tile, int pitch, const unsigned char* stage, bool along_time,
                                                int64_t dtype, int rows, int steps, Transform transform) {

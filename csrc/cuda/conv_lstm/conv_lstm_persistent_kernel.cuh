@@ -2,11 +2,9 @@
 //
 // A block takes 16 hidden channels and 16 or 32 positions. Hidden weights stay in shared memory, in tensor-core order,
 // cells in registers. A step reads the previous h from the level-2 cache, multiplies, updates, writes h and waits at a
-// grid barrier. The input convolution runs before. Bound by latency: barrier, cache, hidden / 16 sequential products
-// per tap.
+// grid barrier: bound by latency, with hidden / 16 sequential products per tap.
 //
 // A warp's 16 columns are four gates of four channels, ordered so that a thread has one channel's gates in two rows.
-// Sums are fp32, the input convolution's 16-bit.
 #pragma once
 
 #include "cuda/common/mma.cuh"

@@ -1,10 +1,8 @@
-// The ConvLSTM's cell update, forward and backward, on a GPU: a step without its convolutions.
+// The ConvLSTM's cell update, forward and backward, on a GPU.
 //
-// Input and hidden convolutions give four sums each per cell, channels last. A thread takes four adjacent channels of
-// one position (one if unaligned) and moves each value once, 8 or 16 bytes at a time.
-//
-// Bytes per cell with 16-bit maps: 26 forward, 16 more to keep the gates, 44 backward. Bound by memory, which hides
-// five accurate exponentials per cell.
+// A thread takes four adjacent channels of one position (one if unaligned) and moves each value once, 8 or 16 bytes at
+// a time. Bytes per cell with 16-bit maps: 26 forward, 16 more to keep the gates, 44 backward. Bound by memory, which
+// hides five accurate exponentials per cell.
 //
 // At a reset neither the hidden convolution nor the old cell is read (both are zero), so NaN cannot cross. Backward,
 // gradients to h and c before a reset are not read, or written as zero.

@@ -1,13 +1,11 @@
 // Linear scan, h_t = g_t h_{t-1} + x_t, forward and backward, in either direction of time, on a GPU.
 //
 // A block takes 16 rows (channels) in tiles of 128 steps (fp64: 32). Eight threads share a row: each combines four
-// steps to an affine map, three shuffles scan the maps. Backward is the same scan reversed: dx_t = dout_t + g_{t+1}
-// dx_{t+1}, dg_t = dx_t h_{t-1}.
+// steps to an affine map, three shuffles scan the maps. Backward: dx_t = dout_t + g_{t+1} dx_{t+1}, dg_t = dx_t
+// h_{t-1}. With few rows, a local pass and a combine kernel give each segment's initial state.
 //
 // Three memory accesses per element forward, five backward. Bound by memory; for 16-bit data by instruction issue,
 // about 25 per element.
-//
-// With few rows, time is split: a local pass finds each segment's map, the combine kernel its initial state.
 #pragma once
 
 #include "cuda/common/affine_scan.cuh"

@@ -1,8 +1,8 @@
 // Passes states between a selective scan's segments, and reduces partials.
 //
-// The local pass leaves an affine map per segment: boundary (value), decay, reset. The combine kernel replaces the
-// value by the segment's initial state (backward: dh at its end). A block takes 32 elements of [channels, state]; each
-// warp combines a range of segments, then applies the earlier ranges, in fixed order.
+// The local pass leaves an affine map per segment (boundary, decay, reset); the combine kernel replaces boundary by the
+// initial state (backward: the final dh). A block takes 32 elements of [channels, state]; each warp combines a range of
+// segments, then applies the earlier ranges, in fixed order.
 #pragma once
 
 #include "cuda/common/affine_scan.cuh"

@@ -1,7 +1,7 @@
 // Selective scan, backward, on a GPU.
 //
-// A block takes its segment's tiles of 32 steps in reverse: it recomputes the states from the saved one, checkpoints
-// one per subtile of four steps in shared memory, then sweeps each subtile in registers, forward and back:
+// A block takes its segment's tiles in reverse: it recomputes the states from the saved one, checkpoints one per
+// subtile of four steps, then sweeps each subtile in registers, forward and back:
 //
 //   g_t      = C_t dy_t + dh_t            gradient of h_t; dh_t: from later steps
 //   dh_{t-1} = a_t g_t                    with a_t = exp(step_t A)
@@ -9,9 +9,8 @@
 //   du_t     = step_t sum_n g_t B_t       dstep_t = u_t sum_n g_t B_t + sum_n A dh_{t-1} h_{t-1}
 //   dA      += step_t dh_{t-1} h_{t-1}
 //
-// Sums over states take three shuffles per four steps. Sums of dB and dC over channels run on tensor cores for 16-bit
-// data (TF32 rounds less than the result), else through shared memory. sum_tiles_kernel adds the blocks' partials in
-// fixed order: reproducible, no atomics.
+// dB and dC are summed over channels on tensor cores for 16-bit data (TF32 rounds less than the result), else through
+// shared memory; sum_tiles_kernel adds the blocks' partials in fixed order.
 //
 // Per state and step: 1.9 exponentials, about 30 instructions. Bytes per element, bf16 with gate: 16, 2 for states, 8
 // for partials. Bound by instruction issue.

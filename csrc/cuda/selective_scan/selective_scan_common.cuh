@@ -3,9 +3,9 @@
 // kLanes threads of a warp share a channel, with kStates states each in registers. Thread `state_lane` holds states
 // 4 * state_lane + 4 * kLanes * j + (0..3), so B and C are read in 16-byte words. Padding states stay zero.
 //
-// A work tile is a tile of channels by one segment of a sequence, the whole sequence if that fills the GPU. Otherwise a
-// local pass scans each segment from zero, combine_kernel.cuh finds the initial states, and the main pass scans again:
-// twice the exponentials, more parallelism.
+// A work tile is a tile of channels by one segment of a sequence. With several segments, a local pass scans each from
+// zero, combine_kernel.cuh finds the initial states, and the main pass scans again: more parallelism for twice the
+// exponentials.
 #pragma once
 
 #include "cuda/common/tile.cuh"

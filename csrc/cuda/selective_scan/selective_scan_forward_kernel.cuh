@@ -1,12 +1,11 @@
 // Selective scan, forward, on a GPU.
 //
 // kLanes threads share a channel, whose states stay in registers. A block converts B and C once for its channels, in
-// shared memory. Time is tiled (fp32, 16 states: 32 steps), the next tile prefetched; D u and the gate are applied once
-// per tile.
+// shared memory. D u and the gate are applied once per tile.
 //
-// Per state and step: one exponential, two multiplications, two multiply-adds; three shuffles per four steps. Bytes per
-// element, bf16 with gate: 8, and 2 for chunk states. Bound by instruction issue, then shared-memory reads, then
-// exponentials: one per state, two each for softplus and gate.
+// Per state and step: one exponential, two multiplications, two multiply-adds. Bytes per element, bf16 with gate: 8,
+// and 2 for chunk states. Bound by instruction issue, then shared-memory reads, then exponentials: one per state, two
+// each for softplus and gate.
 //
 // LOCAL: the local pass, each segment's final state from zero and its decay.
 #pragma once

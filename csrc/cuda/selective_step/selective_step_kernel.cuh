@@ -1,8 +1,7 @@
 // One step of the selective scan, on a GPU.
 //
 // LANES threads share a channel, four states each at a time. Per state: one read, one write, one exponential, three
-// multiply-adds. Bound by memory (8 bytes per fp32 state) at large batches, by launch latency at small ones: all loads
-// but indexed states are independent.
+// multiply-adds. Bound by memory (8 bytes per fp32 state) at large batches, by latency at small ones.
 #pragma once
 
 #include "cuda/common/tile.cuh"
