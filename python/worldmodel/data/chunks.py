@@ -1,16 +1,15 @@
-"""Sequence chunks: whole episodes, and windows of episodes that are too long for one.
+"""Sequence chunks: whole episodes, and windows of longer ones.
 
-``TrajectoryWriter`` takes transitions as they happen and returns a ``Chunk`` whenever one is complete. Every chunk of a
-long episode but the first begins inside it. Such a chunk holds the memory state that the acting agent had before its
-first step, and repeats ``burn_in`` transitions of the chunk before it, which warm that state up (Kapturowski et al.
-2019, "Recurrent experience replay"):
+``TrajectoryWriter`` collects transitions and returns completed ``Chunk`` objects. Every chunk of a long episode but the
+first holds the acting agent's memory state before its first step, and repeats ``burn_in`` transitions to warm it up
+(Kapturowski et al. 2019, "Recurrent experience replay"):
 
     transitions      0 ......................... window - 1
     first chunk      |==========================|
     second chunk              |-- burn_in ------|===============|
-    state stored at           window - 1 - burn_in, and every so many transitions from there
+    state stored at           window - 1 - burn_in, and at every multiple of it
 
-Each transition therefore carries a loss in exactly one chunk.
+Each transition carries a loss in exactly one chunk.
 """
 
 import dataclasses
@@ -24,23 +23,23 @@ from worldmodel.data.spaces import ActionSpec, ObservationSpec
 
 Arrays = Mapping[str, np.ndarray]
 
-ARRAY_OVERHEAD = 128  # bytes of a NumPy array beside its content
+ARRAY_OVERHEAD = 128  # bytes per NumPy array beside its data
 
 
 @dataclasses.dataclass
 class Chunk:
-    """An episode, or a window of a long one: n transitions and n + 1 observations.
+    """An episode or a window of one: n transitions and n + 1 observations.
 
     Attributes:
         observations: key -> (n + 1, ...).
         actions: (n, ...).
         rewards: float32 (n,).
         terminated: whether the last transition terminated the episode.
-        state: the memory state before the first step, key -> (...); None where an episode begins.
-        burn_in: transitions at the start that another chunk carries the loss of.
-        version: updates of the weights that made ``state``.
+        state: memory state before the first step, key -> (...); None at an episode's start.
+        burn_in: leading transitions without a loss.
+        version: weight updates behind ``state``.
         reward_mask: bool (n,), false where the reward is unknown; None if all are known.
-        elapsed: float32 (n + 1,), time since the observation before; None if all are 1.
+        elapsed: float32 (n + 1,), time since the previous observation; None if all are 1.
     """
 
     observations: dict[str, np.ndarray]
@@ -60,7 +59,7 @@ class Chunk:
 
     @property
     def transitions(self) -> int:
-        """Transitions that carry a loss."""
+        """Transitions with a loss."""
         return len(self.rewards) - self.burn_in
 
     @property
@@ -74,14 +73,14 @@ class Chunk:
 def cut_episode(
     whole: Chunk, window: int, burn_in: int, states: Sequence[Arrays] | Arrays, version: int = 0
 ) -> list[Chunk]:
-    """A whole episode as the chunks that ``TrajectoryWriter`` makes of it.
+    """The chunks that ``TrajectoryWriter`` makes of an episode.
 
     Args:
         whole: the episode.
         window: steps of the longest chunk.
-        burn_in: transitions that a chunk repeats of the one before it.
-        states: memory state of every later chunk, key -> (...): one for each, or the same for all.
-        version: updates of the weights that made ``states``.
+        burn_in: transitions repeated from the previous chunk.
+        states: memory state of every later chunk, key -> (...): one each, or one for all.
+        version: weight updates behind ``states``.
     """
     n, most = len(whole.rewards), window - 1
     chunks: list[Chunk] = []
@@ -112,22 +111,22 @@ def cut_episode(
 
 @dataclasses.dataclass
 class _Stored:
-    """A memory state, and the updates of the weights that made it."""
+    """A memory state and its weights' update count."""
 
     state: dict[str, np.ndarray]
     version: int
 
 
 class TrajectoryWriter:
-    """The chunks that environments are in the middle of, one per environment.
+    """The unfinished chunks, one per environment.
 
     Args:
         observation_spec: the modalities of an observation.
         action_spec: shape and dtype of an action.
         num_envs: environments.
-        window: steps of the longest chunk, the last of which is an observation alone.
-        burn_in: transitions that a chunk repeats of the one before it.
-        empty_state: the state of a chunk for which the acting agent had none, one row: key -> (...).
+        window: steps of the longest chunk; the last is an observation alone.
+        burn_in: transitions repeated from the previous chunk.
+        empty_state: default state of a chunk, one row: key -> (...).
     """
 
     def __init__(
@@ -141,7 +140,7 @@ class TrajectoryWriter:
     ) -> None:
         self.max_transitions = window - 1
         self.burn_in = burn_in
-        self.stride = self.max_transitions - burn_in  # transitions between the first steps of an episode's chunks
+        self.stride = self.max_transitions - burn_in  # between chunk starts
         self.empty_state = {name: value.copy() for name, value in empty_state.items()}
         self._observations = observation_spec.zeros(num_envs, window)  # (num_envs, window, ...)
         self._elapsed = np.ones((num_envs, window), np.float32)
@@ -150,20 +149,20 @@ class TrajectoryWriter:
         self._reward_mask = np.ones((num_envs, self.max_transitions), bool)
         self._length = np.zeros(num_envs, np.int64)  # transitions written so far
         self._episode_step = np.zeros(num_envs, np.int64)
-        self._repeated = np.zeros(num_envs, np.int64)  # of them, those that the chunk before carries the loss of
+        self._repeated = np.zeros(num_envs, np.int64)  # of them, burn-in
         self._state: list[_Stored | None] = [None] * num_envs
         self._next_state: list[_Stored | None] = [None] * num_envs
 
     @property
     def nbytes(self) -> int:
-        """Bytes of memory, with every state stored."""
+        """Bytes of memory with all states stored."""
         arrays = (*self._observations.values(), self._elapsed, self._actions, self._rewards, self._reward_mask)
         states = sum(value.nbytes + ARRAY_OVERHEAD for value in self.empty_state.values())
         num_envs = len(self._length)
         return sum(array.nbytes + num_envs * ARRAY_OVERHEAD for array in arrays) + 2 * num_envs * states
 
     def begin(self, rows: np.ndarray, observations: Arrays) -> None:
-        """Episodes begin in ``rows``, (n,), with ``observations``, (n, ...). Unfinished chunks there are dropped."""
+        """Starts episodes in ``rows``, (n,), with ``observations``, (n, ...); drops unfinished chunks."""
         for counts in (self._length, self._episode_step, self._repeated):
             counts[rows] = 0
         for row in rows:
@@ -185,7 +184,7 @@ class TrajectoryWriter:
         reward_mask: np.ndarray | bool = True,
         elapsed: np.ndarray | float = 1.0,
     ) -> list[Chunk]:
-        """One transition in each of ``rows``; arguments as for ``Replay.add``. Returns the chunks that it completed."""
+        """One transition per row, arguments as for ``Replay.add``; returns completed chunks."""
         if states is not None:
             self._store_states(rows, states, version)
         at = self._length[rows]
@@ -207,13 +206,13 @@ class TrajectoryWriter:
         return chunks
 
     def _store_states(self, rows: np.ndarray, states: Mapping[str, Tensor], version: int) -> None:
-        """Stores the state before the step where a later chunk will begin."""
+        """Stores the state where a later chunk begins."""
         step = self._episode_step[rows]
         for row in rows[(step > 0) & (step % self.stride == 0)]:
             stored = _Stored(
                 {name: value[row].detach().cpu().numpy().copy() for name, value in states.items()}, version
             )
-            begun = self._length[row] == 0  # without burn-in, the chunk that needs it has just begun
+            begun = self._length[row] == 0  # without burn-in, its chunk has just begun
             (self._state if begun else self._next_state)[row] = stored
 
     def _chunk(self, row: int, terminated: bool) -> Chunk:
@@ -234,7 +233,7 @@ class TrajectoryWriter:
         )
 
     def _continue(self, row: int) -> None:
-        """The next chunk begins with the last transitions of the one just completed."""
+        """Copies the burn-in into the next chunk."""
         for array in (*self._observations.values(), self._elapsed):
             array[row, : self.burn_in + 1] = array[row, self.stride :].copy()
         for array in (self._actions, self._rewards, self._reward_mask):
@@ -243,7 +242,7 @@ class TrajectoryWriter:
         self._state[row], self._next_state[row] = self._next_state[row], None
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything, for a checkpoint."""
+        """Checkpoint state."""
         return {
             "observations": self._observations,
             **{name: getattr(self, f"_{name}") for name in _ARRAYS},
@@ -251,7 +250,7 @@ class TrajectoryWriter:
         }
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
-        """Continues from what ``state_dict`` returned."""
+        """Restores ``state_dict``."""
         for name, array in self._observations.items():
             array[...] = saved["observations"][name]
         for name in _ARRAYS:
@@ -269,14 +268,14 @@ def _plain(stored: _Stored | None) -> tuple[dict[str, np.ndarray], int] | None:
 
 
 def _unless_all(value: float | bool, array: np.ndarray | None) -> np.ndarray | None:
-    """A copy of ``array``; None where all of it is ``value``, which then takes no memory."""
+    """A copy, or None (no memory) if all entries equal ``value``."""
     return None if array is None or (array == value).all() else array.copy()
 
 
 def pack_chunks(chunks: Sequence[Chunk]) -> dict[str, Any]:
-    """Chunks as few long arrays, which a checkpoint holds better than many short ones.
+    """Chunks as a few long arrays, for checkpoints.
 
-    ``reward_mask`` and ``elapsed`` are there only where one of the chunks has them.
+    ``reward_mask`` and ``elapsed`` are present if any chunk has them.
     """
     if not chunks:
         return {}
@@ -305,7 +304,7 @@ def pack_chunks(chunks: Sequence[Chunk]) -> dict[str, Any]:
 
 
 def unpack_chunks(packed: Mapping[str, Any]) -> list[Chunk]:
-    """The chunks that ``pack_chunks`` was given."""
+    """The inverse of ``pack_chunks``."""
     chunks: list[Chunk] = []
     start = used_states = 0
     for index in range(len(packed.get("length", ()))):
@@ -313,7 +312,7 @@ def unpack_chunks(packed: Mapping[str, Any]) -> list[Chunk]:
         if packed["inside"][index]:
             state = {name: array[used_states].copy() for name, array in packed["states"].items()}
             used_states += 1
-        first = start + index  # every chunk before this one has one observation more than transitions
+        first = start + index  # each earlier chunk has one extra observation
         steps, transitions = slice(first, first + n + 1), slice(start, start + n)
         chunks.append(
             Chunk(

@@ -1,13 +1,10 @@
-"""Replay: transitions up to a limit of memory, packed into batches.
+"""Replay: a memory-limited store of transitions, packed into batches.
 
-An episode that fits into a window is stored whole. A batch is rows of ``window`` steps into which whole episodes are
-packed one behind the other, so that training on them needs no stored state and cuts no gradient. Only episodes longer
-than a window are cut, and only their later chunks use stored states, with burn-in (see ``chunks.py``). Such a chunk
-begins a row; whole episodes follow it where they fit. States age while the weights change: their age, in updates, is
-among the metrics of every batch.
+Whole episodes that fit into a window are packed one after another into rows of ``window`` steps; they need no stored
+state and cut no gradient. Longer episodes are cut, and their later chunks start a row with a stored state and burn-in
+(see ``chunks.py``). The age of stored states, in updates, is a metric of every batch.
 
-An epoch samples every chunk once, in random order. A chunk that arrives during an epoch takes a random place in what is
-left of it.
+An epoch samples every chunk once, in random order; new chunks join the rest of the epoch at a random position.
 """
 
 import dataclasses
@@ -21,7 +18,7 @@ from worldmodel.data.batch import Batch
 from worldmodel.data.chunks import Arrays, Chunk, TrajectoryWriter, cut_episode, pack_chunks, unpack_chunks
 from worldmodel.data.spaces import ActionSpec, ObservationSpec
 
-_MAX_WAITING = 32  # episodes that found no room before a batch counts as full
+_MAX_WAITING = 32  # episodes without room before a batch counts as full
 
 
 @dataclasses.dataclass
@@ -29,18 +26,18 @@ class ReplayConfig:
     """Limits of replay, and the shape of its batches."""
 
     batch_size: int = 16
-    """Rows of a batch."""
+    """Rows per batch."""
     window: int = 256
-    """Steps of a row. Episodes of at most window - 1 actions are stored whole."""
+    """Steps per row. Episodes of at most window - 1 actions are stored whole."""
     burn_in: int = 32
-    """Steps that warm up the stored state of a row that begins inside an episode. They carry no loss."""
+    """Steps without a loss that warm up the stored state of a row."""
     max_steps: int = 1_000_000
-    """Most transitions that are stored; the oldest go first."""
+    """Most stored transitions; the oldest are removed first."""
     max_megabytes: float = 1024
-    """Most memory of replay, in MiB; the oldest transitions go first."""
+    """Most memory, in MiB; the oldest transitions are removed first."""
 
     def __post_init__(self) -> None:
-        """Raises ValueError for sizes that cannot work."""
+        """Raises ValueError for invalid sizes."""
         if self.batch_size < 1:
             raise ValueError(f"ReplayConfig: batch_size is {self.batch_size}, expected at least 1")
         if not 0 <= self.burn_in < self.window - 1:
@@ -56,19 +53,19 @@ class Replay:
     Args:
         observation_spec: the modalities of an observation.
         action_spec: shape and dtype of an action.
-        num_envs: environments that write at the same time.
+        num_envs: parallel environments.
         config: sizes and limits.
-        empty_state: one row of ``WorldModel.init_state``: keys, shapes and dtypes of stored states, and the state of a
-            chunk for which none was given.
-        seed: of the order in which chunks are sampled.
+        empty_state: one row of ``WorldModel.init_state``: keys, shapes and dtypes of stored states, and the default
+            state of a chunk.
+        seed: of the sampling order.
 
     Attributes:
-        epochs: epochs completed; the first one begins with the first chunk.
+        epochs: completed epochs.
         added: transitions ever added.
-        transitions: transitions that are stored and can be sampled.
+        transitions: stored transitions.
 
     Raises:
-        ValueError: a memory limit that the unfinished chunks would exceed.
+        ValueError: the unfinished chunks would exceed the memory limit.
     """
 
     def __init__(
@@ -92,7 +89,7 @@ class Replay:
         )
         self._chunks: dict[int, Chunk] = {}  # id -> chunk, oldest first
         self._next_id = 0
-        # What is left of this epoch, by "begins inside an episode". Evicted chunks stay in the lists and are skipped.
+        # Rest of the epoch, by "begins inside an episode"; evicted chunks stay listed and are skipped.
         self._remaining: dict[bool, list[int]] = {False: [], True: []}
         self._unsampled: set[int] = set()
         self._remaining_transitions = {False: 0, True: 0}
@@ -107,7 +104,7 @@ class Replay:
             )
 
     def __len__(self) -> int:
-        """Chunks that can be sampled."""
+        """Number of stored chunks."""
         return len(self._chunks)
 
     @property
@@ -116,10 +113,7 @@ class Replay:
         return self._writer.nbytes + self._chunk_bytes
 
     def begin(self, rows: np.ndarray, observations: Arrays) -> None:
-        """Episodes begin in the environments ``rows``, (n,), with ``observations``, (n, ...) each.
-
-        The unfinished chunks of those environments are dropped.
-        """
+        """Starts episodes in environments ``rows``, (n,), with ``observations``, (n, ...); drops unfinished chunks."""
         self._writer.begin(rows, observations)
 
     def add(
@@ -136,19 +130,19 @@ class Replay:
         reward_mask: np.ndarray | bool = True,
         elapsed: np.ndarray | float = 1.0,
     ) -> None:
-        """One transition in each of the environments ``rows``, (n,); everything but ``states`` is (n, ...).
+        """One transition per environment in ``rows``, (n,). Arrays are (n, ...), except ``states``.
 
         Args:
-            rows: the environments that acted.
+            rows: environment indices.
             actions: their actions.
             rewards: of those actions.
             terminated: whether the action terminated the episode.
-            truncated: whether the episode was cut off there.
-            next_observations: the observations after the actions, of the same episode: the last one where it ended.
-            states: memory states of all environments, (num_envs, ...), before this step.
-            version: updates of the weights that made ``states``.
+            truncated: whether it truncated the episode.
+            next_observations: after the actions, in the same episode: its last observation where it ended.
+            states: memory states of all environments before this step, (num_envs, ...).
+            version: weight updates behind ``states``.
             reward_mask: bool (n,), whether the reward is known.
-            elapsed: float (n,), time from the observation before the action to the one after it, in steps.
+            elapsed: float (n,), time to the next observation, in steps.
         """
         self.added += len(rows)
         for chunk in self._writer.add(
@@ -167,21 +161,20 @@ class Replay:
         reward_mask: np.ndarray | None = None,
         elapsed: np.ndarray | None = None,
     ) -> None:
-        """A whole recorded episode of n actions and n + 1 observations.
+        """A recorded episode of n actions and n + 1 observations.
 
-        An episode longer than a window is cut as collected ones are; its later chunks begin with the empty state, which
-        burn-in warms up.
+        Longer episodes than a window are cut; their later chunks start from the empty state, with burn-in.
 
         Args:
             observations: key -> (n + 1, ...), encoded by ``ObservationSpec.encode_batch``.
-            actions: (n, ...) as ``ActionSpec.shape`` says: class indices, or numbers in [-1, 1].
-            rewards: (n,), in the environment's units; anything where ``reward_mask`` is false.
-            terminated: whether the last action terminated the episode; false if it was truncated.
-            reward_mask: bool (n,), whether the reward is known; all are if None.
-            elapsed: (n + 1,), time since the observation before, in steps; all 1 if None.
+            actions: (n, ...) of ``ActionSpec.shape``: class indices, or numbers in [-1, 1].
+            rewards: (n,), in the environment's units; arbitrary where ``reward_mask`` is false.
+            terminated: true if the last action terminated the episode, false if it was truncated.
+            reward_mask: bool (n,), whether the reward is known; None for all.
+            elapsed: (n + 1,), time since the previous observation, in steps; None for all 1.
 
         Raises:
-            ValueError: no action, keys, shapes or values that do not fit the specs, NaN or infinity.
+            ValueError: no action, NaN, infinity, or keys, shapes or values that do not match the specs.
 
         Example:
             >>> from gymnasium import spaces
@@ -266,15 +259,15 @@ class Replay:
     def sample(self, version: int = 0) -> tuple[Batch, dict[str, float]]:
         """The next batch of the epoch.
 
-        How many of its rows begin inside an episode goes by the share of such transitions in what is left of the epoch,
+        The number of rows that begin inside an episode is proportional to the remaining transitions of such chunks,
         rounded at random. The other rows hold whole episodes.
 
         Args:
-            version: updates of the weights so far, from which the age of stored states is counted.
+            version: weight updates so far, for the age of stored states.
 
         Returns:
-            ``(batch, metrics)``: metrics are ``filled``, the share of the rows that is no padding, and, where the batch
-            has stored states, ``state_age`` and ``state_age_max`` in updates.
+            ``(batch, metrics)``: ``filled``, the fraction of steps without padding; with stored states, also
+            ``state_age`` and ``state_age_max`` in updates.
 
         Raises:
             RuntimeError: nothing is stored yet.
@@ -303,14 +296,14 @@ class Replay:
             self._mark_unsampled(chunk_id)
 
     def _draw(self, inside: bool) -> int:
-        """The next chunk of that kind; there must be one."""
+        """The next chunk of a nonempty kind."""
         while (chunk_id := self._remaining[inside].pop()) not in self._unsampled:
             pass
         self._mark_sampled(chunk_id)
         return chunk_id
 
     def _pack(self, inside: int) -> list[list[Chunk]]:
-        """The chunks of each row, of which at least ``inside`` begin inside an episode where so many are left."""
+        """The chunks per row; up to ``inside`` rows begin inside an episode."""
         size, window = self.config.batch_size, self.config.window
         rows: list[list[Chunk]] = [[] for _ in range(size)]
         for row in rows[: min(inside, size)]:
@@ -324,12 +317,12 @@ class Replay:
             elif self._remaining_transitions[True] and window in room:
                 chunk_id = self._draw(True)
             elif waiting or self._remaining_transitions[True]:
-                break  # the next epoch must not overtake what is left of this one
+                break  # finish this epoch before the next
             else:
                 self._next_epoch()
                 continue
             chunk = self._chunks[chunk_id]
-            needed = chunk.steps if chunk.state is None else window  # a stored state belongs to the start of a row
+            needed = chunk.steps if chunk.state is None else window  # a stored state needs the row's start
             index = next((index for index, space in enumerate(room) if space >= needed), None)
             if index is None:
                 waiting.append(chunk_id)
@@ -382,7 +375,7 @@ class Replay:
         )
 
     def _states(self, states: Sequence[dict[str, np.ndarray] | None]) -> dict[str, torch.Tensor] | None:
-        """The stored states of a batch's rows, (batch, ...); rows that begin with an episode get the empty one."""
+        """Stored states, (batch, ...); the empty state for rows without one."""
         if all(state is None for state in states):
             return None
         empty = self._writer.empty_state
@@ -404,7 +397,7 @@ class Replay:
         }
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
-        """Continues from what ``state_dict`` returned, of a replay with the same configuration."""
+        """Restores ``state_dict`` of a replay with the same configuration."""
         self._writer.load_state_dict(saved["writer"])
         self._chunks, self._chunk_bytes, self.transitions = {}, 0, 0
         for chunk_id, chunk in zip(saved["chunk_ids"], unpack_chunks(saved["chunks"]), strict=True):

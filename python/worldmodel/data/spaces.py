@@ -1,14 +1,14 @@
-"""What a world model sees and does, from gymnasium's spaces: named arrays of a fixed shape and dtype.
+"""Observation and action specs from gymnasium spaces: named arrays of fixed shape and dtype.
 
-An observation becomes a flat dict of *modalities*. A modality has a kind, which says how perception reads it:
+An observation becomes a flat dict of *modalities*. The kind of a modality selects its encoder:
 
-    categorical   class indices, from Discrete, MultiDiscrete and MultiBinary
-    vector        real numbers, from a Box
-    image         uint8 pixels (height, width, channels), from a Box of uint8
-    grid          class indices (height, width, channels), such as MiniGrid's view: a Box of uint8 with a side below
-                  ``SMALLEST_IMAGE``. Its numbers name objects, colours and states; they are embedded, not pixels.
+    categorical   class indices: Discrete, MultiDiscrete, MultiBinary
+    vector        real numbers: Box
+    image         uint8 pixels (height, width, channels): Box of uint8
+    grid          class indices (height, width, channels), such as MiniGrid's view: Box of uint8 with a side below
+                  ``SMALLEST_IMAGE``; embedded, not convolved as pixels
 
-Text is dropped, with a notice in the log.
+Text is dropped with a warning.
 """
 
 import dataclasses
@@ -31,9 +31,9 @@ except ImportError as error:
 Kind = Literal["categorical", "vector", "image", "grid"]
 Path = tuple[str | int, ...]
 
-SMALLEST_IMAGE = 16  # pixels; below it, convolutions with strides have nothing to do
-GRID_CLASSES = 16  # at most, and fewer where a space says so; MiniGrid has 11 kinds of object, 6 colours and 4 states
-ROOT = "observation"  # the modality of a space that is no Dict or Tuple
+SMALLEST_IMAGE = 16  # pixels, enough for strided convolutions
+GRID_CLASSES = 16  # upper limit; MiniGrid has 11 objects, 6 colours, 4 states
+ROOT = "observation"  # name of a space without keys
 
 _log = logging.getLogger(__name__)
 
@@ -43,13 +43,13 @@ class Modality:
     """One array of an observation.
 
     Attributes:
-        kind: how perception reads it; the head of this file lists the kinds.
-        shape: of one observation, (entries,) for categorical and vector, (height, width, channels) for image and grid.
-        dtype: of the array that ``ObservationSpec.encode`` makes.
-        path: keys and indices that lead to it inside an observation.
-        sizes: classes of each entry (categorical), of each channel (grid); empty otherwise.
-        starts: the smallest value of each entry of a categorical modality, which becomes class 0.
-        channels_first: the environment gives an image as (channels, height, width).
+        kind: see the module docstring.
+        shape: (entries,) for categorical and vector, (height, width, channels) for image and grid.
+        dtype: of the encoded array.
+        path: keys and indices that lead to it in an observation.
+        sizes: classes per entry (categorical) or channel (grid); else empty.
+        starts: smallest value per categorical entry; it becomes class 0.
+        channels_first: the environment's image is (channels, height, width).
     """
 
     kind: Kind
@@ -63,12 +63,12 @@ class Modality:
 
 @dataclasses.dataclass(frozen=True)
 class ObservationSpec:
-    """The modalities of an observation by name, in plain values, so that it can be kept as JSON beside a checkpoint.
+    """The modalities of an observation, in plain values for JSON.
 
     Attributes:
         modalities: name -> ``Modality``; keys of nested spaces are joined by a slash; a space without keys is
             "observation".
-        dropped: names of the text that is left out.
+        dropped: names of dropped text.
 
     Example:
         >>> from gymnasium import spaces
@@ -84,14 +84,14 @@ class ObservationSpec:
 
     @classmethod
     def from_space(cls, space: spaces.Space[Any], kinds: Mapping[str, Kind] | None = None) -> "ObservationSpec":
-        """The modalities of ``space``.
+        """The spec of ``space``.
 
         Args:
-            space: of an environment's single observation (``single_observation_space`` of a vector environment).
-            kinds: modality name -> kind, for Boxes whose kind is not the one that the head of this file gives them.
+            space: single observation space (``single_observation_space`` of a vector environment).
+            kinds: modality name -> kind, overrides for Boxes.
 
         Raises:
-            ValueError: a space that is not supported, or one that holds text alone.
+            ValueError: unsupported space, or text alone.
         """
         kinds = dict(kinds or {})
         modalities, dropped = {}, []
@@ -111,10 +111,10 @@ class ObservationSpec:
         return cls(modalities, tuple(dropped))
 
     def encode(self, observation: Any) -> dict[str, np.ndarray]:
-        """One observation of the environment as arrays, (*modality.shape) each.
+        """One observation as arrays (*modality.shape).
 
         Raises:
-            ValueError: NaN, infinity, a value outside a modality's classes, or a shape that does not fit.
+            ValueError: NaN, infinity, a class out of range, or a wrong shape.
         """
         return {
             name: _encode(name, modality, _follow(observation, modality.path), ())
@@ -122,7 +122,7 @@ class ObservationSpec:
         }
 
     def encode_batch(self, observations: Any) -> dict[str, np.ndarray]:
-        """Observations of a vector environment, batched by gymnasium: arrays (batch, *modality.shape)."""
+        """Batched observations of a vector environment as arrays (batch, *modality.shape)."""
         encoded = {}
         for name, modality in self.modalities.items():
             value = np.asarray(_follow(observations, modality.path))
@@ -130,15 +130,15 @@ class ObservationSpec:
         return encoded
 
     def check(self, encoded: Mapping[str, np.ndarray], steps: int, caller: str) -> dict[str, np.ndarray]:
-        """Encoded observations (steps, *modality.shape) in the modalities' dtypes, if they are that.
+        """Validates encoded observations; returns them as (steps, *modality.shape) in the modalities' dtypes.
 
         Args:
-            encoded: key -> array, from a file or a caller that is not trusted.
-            steps: expected.
-            caller: begins the error's message.
+            encoded: key -> array, untrusted.
+            steps: expected length.
+            caller: prefix of the error message.
 
         Raises:
-            ValueError: other keys or shapes, NaN or infinity, values outside a modality's classes.
+            ValueError: wrong keys or shapes, NaN, infinity, or a class out of range.
         """
         if encoded.keys() != self.modalities.keys():
             raise ValueError(f"{caller}: observations has keys {sorted(encoded)}, expected {sorted(self.modalities)}")
@@ -159,22 +159,22 @@ class ObservationSpec:
         return checked
 
     def zeros(self, *batch: int) -> dict[str, np.ndarray]:
-        """Arrays of zeros, (*batch, *modality.shape): what padding holds."""
+        """Zeros (*batch, *modality.shape), the padding."""
         return {name: np.zeros((*batch, *modality.shape), modality.dtype) for name, modality in self.modalities.items()}
 
     def to_tensors(
         self, encoded: Mapping[str, np.ndarray], device: torch.device | str | None = None
     ) -> dict[str, Tensor]:
-        """Encoded observations as tensors; on a CPU they share memory with the arrays."""
+        """Tensors of encoded observations; they share memory on a CPU."""
         return {name: torch.as_tensor(encoded[name], device=device) for name in self.modalities}
 
     def to_json(self) -> dict[str, Any]:
-        """Plain dicts and lists, from which ``from_json`` makes the same spec."""
+        """Plain dicts and lists for ``from_json``."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> "ObservationSpec":
-        """The spec that ``to_json`` was called on."""
+        """The inverse of ``to_json``."""
         return cls(
             {name: Modality(**_with_tuples(modality)) for name, modality in fields["modalities"].items()},
             tuple(fields["dropped"]),
@@ -183,16 +183,16 @@ class ObservationSpec:
 
 @dataclasses.dataclass(frozen=True)
 class ActionSpec:
-    """The actions: class indices for Discrete and MultiDiscrete, numbers in [-1, 1] for a Box.
+    """Actions: class indices for Discrete and MultiDiscrete, numbers in [-1, 1] for a Box.
 
     Attributes:
         kind: "discrete" or "continuous".
-        shape: of one action: () for Discrete, (entries,) otherwise.
-        dtype: of an action: "int64" or "float32".
-        sizes: classes of each entry, empty for continuous.
-        starts: the environment's value of class 0 of each entry.
-        low: the environment's value of -1 of each entry, empty for discrete.
-        high: the environment's value of 1.
+        shape: () for Discrete, else (entries,).
+        dtype: "int64" or "float32".
+        sizes: classes per entry; empty for continuous.
+        starts: environment value of class 0 per entry.
+        low: environment value of -1 per entry; empty for discrete.
+        high: environment value of 1 per entry.
         env_shape: of the environment's action.
         env_dtype: of the environment's action.
 
@@ -215,10 +215,10 @@ class ActionSpec:
 
     @classmethod
     def from_space(cls, space: spaces.Space[Any]) -> "ActionSpec":
-        """The actions of ``space`` (``single_action_space`` of a vector environment).
+        """The spec of ``space`` (``single_action_space`` of a vector environment).
 
         Raises:
-            ValueError: a space that is not supported, or a Box without bounds.
+            ValueError: unsupported space, or an unbounded Box.
         """
         if isinstance(space, spaces.Discrete):
             return cls("discrete", (), "int64", (int(space.n),), (int(space.start),))
@@ -236,11 +236,11 @@ class ActionSpec:
 
     @property
     def width(self) -> int:
-        """Features of an action as the networks take it: classes one-hot and joined, or the numbers themselves."""
+        """Features of an encoded action: concatenated one-hot classes, or the numbers."""
         return sum(self.sizes) if self.kind == "discrete" else self.shape[0]
 
     def encode(self, actions: Tensor) -> Tensor:
-        """(..., *shape) in ``dtype`` -> (..., width) in float32, or as wide as continuous actions are."""
+        """(..., *shape) -> (..., width): one-hot in the default dtype; continuous actions unchanged."""
         if self.kind == "continuous":
             return actions
         entries = actions[..., None] if self.shape == () else actions
@@ -249,14 +249,14 @@ class ActionSpec:
         )
 
     def decode(self, encoded: Tensor) -> Tensor:
-        """Encoded actions (..., width) -> (..., *shape) in ``dtype``: what ``encode`` was given."""
+        """(..., width) -> (..., *shape) in ``dtype``, the inverse of ``encode``."""
         if self.kind == "continuous":
             return encoded.float()
         entries = torch.stack([part.argmax(-1) for part in encoded.split(self.sizes, -1)], -1)
         return entries if self.shape else entries.squeeze(-1)
 
     def to_env(self, actions: np.ndarray) -> np.ndarray:
-        """The environment's form of actions (..., *shape), with any leading dimensions."""
+        """Actions (..., *shape) in the environment's form."""
         batch = actions.shape[: actions.ndim - len(self.shape)]
         if self.kind == "discrete":
             values = actions + np.reshape(self.starts, self.shape)
@@ -268,22 +268,22 @@ class ActionSpec:
         return np.asarray(values).reshape(*batch, *self.env_shape).astype(self.env_dtype)
 
     def sample(self, random: np.random.Generator, *batch: int) -> np.ndarray:
-        """Actions drawn uniformly, (*batch, *shape) in ``dtype``."""
+        """Uniform random actions, (*batch, *shape) in ``dtype``."""
         size = (*batch, *self.shape)
         if self.kind == "continuous":
             return random.uniform(-1, 1, size).astype(self.dtype)
         return random.integers(0, np.reshape(self.sizes, self.shape), size, dtype=self.dtype)
 
     def check(self, actions: np.ndarray, count: int, caller: str) -> np.ndarray:
-        """Actions (count, *shape) in ``dtype``, if they are that.
+        """Validates actions; returns them as (count, *shape) in ``dtype``.
 
         Args:
-            actions: from a file or a caller that is not trusted.
-            count: expected.
-            caller: begins the error's message.
+            actions: untrusted.
+            count: expected length.
+            caller: prefix of the error message.
 
         Raises:
-            ValueError: another shape, classes that do not exist, numbers outside [-1, 1], NaN.
+            ValueError: wrong shape, a class out of range, numbers outside [-1, 1], NaN.
         """
         array = np.asarray(actions)
         if array.shape != (count, *self.shape):
@@ -301,16 +301,16 @@ class ActionSpec:
         return array.astype(self.dtype)
 
     def zeros(self, *batch: int) -> np.ndarray:
-        """Actions of zeros, (*batch, *shape) in ``dtype``: what padding holds."""
+        """Zeros, (*batch, *shape) in ``dtype``, the padding."""
         return np.zeros((*batch, *self.shape), self.dtype)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain dicts and lists, from which ``from_json`` makes the same spec."""
+        """Plain dicts and lists for ``from_json``."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> "ActionSpec":
-        """The spec that ``to_json`` was called on."""
+        """The inverse of ``to_json``."""
         return cls(**_with_tuples(fields))
 
 
@@ -326,7 +326,7 @@ def _parts(space: spaces.Space[Any], path: Path) -> Iterator[tuple[Path, spaces.
 
 
 def _is_text(space: spaces.Space[Any]) -> bool:
-    """Text, and spaces of strings that environments define themselves, such as MiniGrid's missions."""
+    """Includes custom spaces of strings, such as MiniGrid's missions."""
     return isinstance(space, spaces.Text) or (space.dtype is not None and np.dtype(space.dtype).kind == "U")
 
 
@@ -356,7 +356,7 @@ def _modality(name: str, space: spaces.Space[Any], path: Path, kind: Kind | None
 
 
 def _height_width_channels(shape: Sequence[int]) -> tuple[int, int, int]:
-    """An image has few channels: they come last, or first where only that leaves few."""
+    """Channels come first only if that axis alone has 1, 3 or 4 entries."""
     if len(shape) == 2:
         return shape[0], shape[1], 1
     if shape[0] in (1, 3, 4) and shape[2] not in (1, 3, 4):
@@ -365,7 +365,7 @@ def _height_width_channels(shape: Sequence[int]) -> tuple[int, int, int]:
 
 
 def _classes(space: spaces.Space[Any]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Classes and smallest value of each entry."""
+    """Sizes and starts."""
     if isinstance(space, spaces.Discrete):
         return (int(space.n),), (int(space.start),)
     if isinstance(space, spaces.MultiDiscrete):
@@ -380,7 +380,7 @@ def _smallest_dtype(classes: int) -> str:
 
 
 def _with_tuples(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """JSON has lists alone."""
+    """JSON has only lists."""
     return {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
 
 
@@ -406,7 +406,7 @@ def _encode(name: str, modality: Modality, value: Any, batch: tuple[int, ...]) -
 
 
 def _check_values(name: str, modality: Modality, array: np.ndarray) -> None:
-    """Raises ValueError for numbers that are not finite, and for classes that the modality does not have."""
+    """Raises ValueError for NaN, infinity, or a class out of range."""
     if modality.kind == "vector":
         if not np.isfinite(array).all():
             raise ValueError(f"observation {name!r} holds NaN or infinity, expected finite numbers")

@@ -1,12 +1,11 @@
-"""Learning: one ``update`` per batch, with the optimiser and the running statistics that it needs.
+"""The learner: one ``update`` per batch, with the optimiser and running statistics.
 
-One update observes the batch in parallel, and imagines from the states after some steps of every row; the losses are in
-``worldmodel.learning.objectives``. Perception, memory and prediction are one group of parameters, evaluation is another
-and decision the third: the policy's objective never changes what the world is believed to be.
+An update observes the batch in parallel and imagines from some steps of every row; ``learning.objectives`` has the
+losses. There are three groups of parameters: perception, memory and prediction; evaluation; decision. The policy's
+objective never changes the world model.
 
-The order of an update: statistics of the batch move (reward scale, support of the reward), the batch is observed and
-imagined from, statistics of the returns move, losses and gradients follow, the optimiser steps. If anything is not
-finite on the way, the statistics are put back.
+Order: batch statistics (reward scale, reward support), observation, imagination, return statistics, losses, gradients,
+optimiser. Non-finite values restore the statistics.
 """
 
 import contextlib
@@ -39,15 +38,15 @@ from worldmodel.model.world_model import WorldModel
 
 @dataclasses.dataclass(frozen=True)
 class LearnerConfig:
-    """Learning.
+    """Settings of the learner.
 
     Attributes:
         model_lr: learning rate of perception, memory and prediction.
-        value_lr: of evaluation.
-        policy_lr: of decision.
+        value_lr: learning rate of evaluation.
+        policy_lr: learning rate of decision.
         warm_up: updates over which the learning rates rise from zero.
-        max_grad_norm: largest norm of the gradient of each of the three groups.
-        ema: updates over which weights are averaged for ``Agent``; 0 gives it the newest ones.
+        max_grad_norm: largest gradient norm per parameter group.
+        ema: updates over which ``Agent``'s weights are averaged; 0 for the newest weights.
         objective: weights of the losses.
     """
 
@@ -75,13 +74,13 @@ class Losses:
 
     @property
     def total(self) -> Tensor:
-        """Their sum."""
+        """Sum of the losses."""
         return self.model + self.value + self.policy
 
 
 @dataclasses.dataclass
 class _Forward:
-    """The first stage of the losses, before the statistics of the returns are needed."""
+    """What precedes the return statistics."""
 
     model: Tensor
     metrics: dict[str, Tensor]
@@ -97,12 +96,12 @@ class Learner:
     """Trains a world model.
 
     Args:
-        world_model: its parameters are changed in place.
+        world_model: updated in place.
         config: optimisers and losses.
-        reduction: what statistics and gradients pass through before they are used.
+        reduction: of statistics and gradients across processes.
 
     Attributes:
-        ema: ``AveragedModel`` of the world model, where the configuration asks for it.
+        ema: ``AveragedModel`` of the world model, or None.
     """
 
     def __init__(self, world_model: WorldModel, config: LearnerConfig, reduction: Reduction = LOCAL) -> None:
@@ -125,23 +124,23 @@ class Learner:
 
     @property
     def updates(self) -> int:
-        """Updates so far."""
+        """Number of updates."""
         return self._updates
 
     def losses(self, batch: Batch) -> Losses:
-        """The losses of ``batch`` under the statistics as they are; gradients of ``total`` reach all five functions.
+        """The losses of ``batch`` under the current statistics; gradients of ``total`` reach all five functions.
 
-        Nothing moves but the random generator, from which latents and actions are sampled.
+        Moves only the random generator.
         """
         return self._losses(self._forward(batch))
 
     @torch.no_grad()
     def held_out_losses(self, batch: Batch, seed: int = 0) -> dict[str, float]:
-        """The losses of a batch that is not learned from, by name. Nothing moves: weights, statistics, generators.
+        """The losses of a validation batch by name; weights, statistics and generators stay unchanged.
 
         Args:
-            batch: on the device of the world model.
-            seed: of the sampled latents and actions.
+            batch: on the world model's device.
+            seed: for sampled latents and actions.
 
         Example:
             >>> learner.held_out_losses(batch)["loss/reconstruction"]                            # doctest: +SKIP
@@ -152,18 +151,17 @@ class Learner:
             return {name: float(value) for name, value in self.losses(batch).metrics.items()}
 
     def update(self, batch: Batch) -> dict[str, float]:
-        """One step of the optimisers.
+        """One optimiser step.
 
         Args:
-            batch: on the device of the world model.
+            batch: on the world model's device.
 
         Returns:
-            Losses and other metrics by name. "seconds/observe" and "seconds/imagine" include the backward pass of each;
-            on a GPU, which runs asynchronously, they tell nothing.
+            Losses and metrics by name. "seconds/observe" and "seconds/imagine" include their backward passes; they are
+            meaningless on an asynchronous GPU.
 
         Raises:
-            NonFiniteError: a reward, a loss or a gradient is not finite; parameters, optimisers and statistics are as
-                they were.
+            NonFiniteError: non-finite reward, loss or gradient; parameters, optimisers and statistics are unchanged.
         """
         began = time.perf_counter()
         with self._statistics_restored_on_error():
@@ -195,10 +193,9 @@ class Learner:
         return metrics
 
     def state_dict(self) -> dict[str, Any]:
-        """Optimisers, the return normaliser and the number of updates, as tensors and plain numbers in nested dicts.
+        """Optimisers, return normaliser and update count, as nested dicts of tensors and numbers.
 
-        The target network, the supports of the heads and the reward scale are in the world model's own state dict,
-        averaged weights in theirs.
+        The world model's state dict holds target network, supports and reward scale.
         """
         return {
             "optimizer": self._optimizer.state_dict(),
@@ -207,7 +204,7 @@ class Learner:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continues from what ``state_dict`` returned."""
+        """Restores ``state_dict``."""
         self._optimizer.load_state_dict(state["optimizer"])
         self._returns.load_state_dict(state["returns"])
         self._updates = int(state["updates"])
@@ -243,7 +240,7 @@ class Learner:
 
     @contextlib.contextmanager
     def _statistics_restored_on_error(self) -> Iterator[None]:
-        """An update that fails leaves the statistics as it found them."""
+        """Restores the statistics if the update fails."""
         buffers = {name: buffer.clone() for name, buffer in self.world_model.named_buffers()}
         returns = self._returns.state_dict()
         try:
@@ -255,18 +252,18 @@ class Learner:
             raise
 
     def _imagination_starts(self, batch: Batch) -> list[int]:
-        """Numbers of steps after which imagination starts, one drawn from each of ``starts`` stretches of the rows."""
+        """Steps after which imagination starts, one at random per section of the rows."""
         length = batch.shape[1]
-        first = int(batch.loss_mask.any(0).to(torch.uint8).argmax())  # before it, no row has a loss
+        first = int(batch.loss_mask.any(0).to(torch.uint8).argmax())  # first step with a loss
         count = min(self.config.objective.starts, length - first)
         edges = torch.linspace(first + 1, length + 1, count + 1).long()
         steps = edges[:-1] + (torch.rand(count) * (edges[1:] - edges[:-1])).long()
         return [int(step) for step in steps]
 
     def _backward(self, losses: Losses, marks: list[float]) -> None:
-        """Gradients of all parameters; appends the time after the policy's and after the others."""
+        """All gradients; appends the times after the policy's and the others."""
         self._optimizer.zero_grad()
-        # The policy's objective may come through the whole model, whose parameters it leaves alone.
+        # The policy's objective may flow through the model but must not change its parameters.
         policy = self._parameters["policy"]
         for parameter, gradient in zip(policy, torch.autograd.grad(losses.policy, policy), strict=True):
             parameter.grad = gradient

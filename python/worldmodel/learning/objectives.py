@@ -1,12 +1,12 @@
-"""What the five functions are trained for: the loss of a batch, and the losses of imagination.
+"""Losses of the five functions, observed and imagined.
 
-perception    reconstruction, and the KL divergence of the posterior from the prior, with a small weight
-prediction    the same KL with the gradient on the prior, reward, continuation; memory learns from these
+perception    reconstruction, and KL of the posterior from the prior, with a small weight
+prediction    the same KL with its gradient on the prior, reward, continuation; memory learns from these
 evaluation    λ-returns of imagination
-decision      one of the ways that ``worldmodel.model.decision`` names, from the same returns
+decision      a gradient of ``worldmodel.model.decision``, from the same returns
 
-The losses are pure: they read running statistics and move none. ``Learner`` moves them between the two stages here,
-``imagine_returns`` and ``imagination_losses``.
+The losses only read running statistics. ``Learner`` updates them between ``imagine_returns`` and
+``imagination_losses``.
 """
 
 import dataclasses
@@ -23,18 +23,18 @@ from worldmodel.model.world_model import Imagined, Observed, WorldModel
 
 @dataclasses.dataclass(frozen=True)
 class ObjectiveConfig:
-    """Weights of the losses, and how far is imagined.
+    """Loss weights and imagination lengths.
 
     Attributes:
         dynamics: weight of the KL that trains the prior.
         representation: weight of the KL that trains perception.
-        free_nats: KL below which perception pays nothing; without it, what is random is not kept.
-        reward: weight of the reward's loss.
-        continuation: weight of the loss of whether the episode goes on.
-        horizon: steps that are imagined.
-        starts: steps of each row from which imagination starts.
+        free_nats: KL below which perception has no loss; without it, random content is lost.
+        reward: weight of the reward loss.
+        continuation: weight of the continuation loss.
+        horizon: imagined steps.
+        starts: imagination starts per row.
         value_gradient: weight of the values' gradient to memory.
-        return_floor: smallest scale that returns are divided by, in units of the reward scale.
+        return_floor: smallest return scale, in units of the reward scale.
     """
 
     dynamics: float = 1.0
@@ -56,20 +56,19 @@ class ObjectiveConfig:
 
 @dataclasses.dataclass
 class ImaginedReturns:
-    """Rollouts from observed states, and what evaluation and decision learn from them.
+    """Rollouts from observed states, with the targets of evaluation and decision.
 
-    ``tries`` rollouts start from each state: one per action where all actions are tried, else one.
+    ``tries`` rollouts start from each state: one per action for the all-action gradient, else one.
 
     Attributes:
-        start: features that rollouts start from, (rows, features), with gradients to memory.
-        mask: bool (rows,): starts that carry a loss.
+        start: features at the start, (rows, features), with gradients to memory.
+        mask: bool (rows,): starts with a loss.
         imagined: the rollouts, (rows * tries, ...).
         returns: λ-returns in units of the reward scale, (rows * tries, horizon).
-        q: the first returns by action, (rows, actions), where all actions are tried; else None.
-        policy: at the start where all actions are tried, (rows,); else at each step, (rows, horizon).
-        first_target: of the value at the start, (rows,).
-        weights: (rows * tries, horizon), the probability that the episode lasts until each imagined step; 0 without
-            ``mask``.
+        q: first returns per action, (rows, actions), for the all-action gradient; else None.
+        policy: at the start, (rows,), for the all-action gradient; else per step, (rows, horizon).
+        first_target: value target at the start, (rows,).
+        weights: (rows * tries, horizon), probability that the episode reaches each imagined step; 0 without ``mask``.
     """
 
     start: Tensor
@@ -83,12 +82,12 @@ class ImaginedReturns:
 
     @property
     def policy_returns(self) -> Tensor:
-        """The returns that the policy's objective compares, of starts that carry a loss."""
+        """Returns of the policy's objective, at masked starts."""
         return (self.returns.detach() if self.q is None else self.q)[self.mask]
 
     @property
     def value_targets(self) -> Tensor:
-        """The targets of the value that carry a loss, (n,)."""
+        """Value targets with a loss, (n,)."""
         later = self.returns.detach()[:, 1:][self.weights[:, 1:] > 0]
         return torch.cat([self.first_target[self.mask], later])
 
@@ -105,7 +104,7 @@ class ImaginationLosses:
 def model_loss(
     world_model: WorldModel, batch: Batch, observed: Observed, config: ObjectiveConfig
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The loss of perception, memory and prediction on observed steps, and its parts by name."""
+    """The loss of perception, memory and prediction, and its parts by name."""
     masked = batch.losses_at
     acted = masked & ~batch.is_last
     rewarded = masked & batch.known_rewards
@@ -139,12 +138,12 @@ def model_loss(
 
 
 def imagine_returns(world_model: WorldModel, states: State, mask: Tensor, config: ObjectiveConfig) -> ImaginedReturns:
-    """Imagines from observed states.
+    """Rollouts from observed states.
 
     Args:
         world_model: imagines.
-        states: of observed steps, (rows, ...), with gradients.
-        mask: bool (rows,): the others carry no loss.
+        states: observed, (rows, ...), with gradients.
+        mask: bool (rows,), starts with a loss.
         config: horizon.
     """
     decision = world_model.decision
@@ -171,9 +170,9 @@ def imagination_losses(
     """The losses of evaluation and decision.
 
     Args:
-        world_model: imagined ``found``.
-        found: rollouts and their returns.
-        return_scale: what returns are divided by.
+        world_model: produced ``found``.
+        found: rollouts and returns.
+        return_scale: divisor of the returns.
         config: weights, horizon.
     """
     decision, policy = world_model.decision, found.policy
@@ -208,14 +207,14 @@ def imagination_losses(
 
 
 def weighted_mean(values: Tensor, weights: Tensor) -> Tensor:
-    """The mean of ``values`` under ``weights``, bool or not; zero where there are none. NaN without weight is lost."""
+    """Weighted mean, weights bool or not; 0 without weight. Unweighted NaN is ignored."""
     weights = weights.to(values.dtype)
     return torch.where(weights > 0, values * weights, 0).sum() / weights.sum().clamp(min=1e-8)
 
 
 @torch.no_grad()
 def _try_all(world_model: WorldModel, start: State, horizon: int) -> tuple[Imagined, Tensor, Tensor]:
-    """Every action in every state, then the policy: rollouts, returns (rows * actions, horizon), Q (rows, actions)."""
+    """Every action per state, then the policy: rollouts, returns (rows * actions, horizon), Q (rows, actions)."""
     actions = world_model.decision.all_actions(start["features"])
     rows, count = start["features"].shape[0], actions.shape[0]
     tried = {name: value.repeat_interleave(count, 0) for name, value in start.items()}
@@ -225,14 +224,14 @@ def _try_all(world_model: WorldModel, start: State, horizon: int) -> tuple[Imagi
 
 
 def _returns(world_model: WorldModel, imagined: Imagined) -> Tensor:
-    """λ-returns (rows, horizon), their values from the target network."""
+    """λ-returns (rows, horizon) with target-network values."""
     config = world_model.config.evaluation
     next_values = world_model.evaluation.value(imagined.features[:, 1:], target=True)
     return lambda_returns(imagined.rewards, config.discount * imagined.continues, next_values, config.lambda_)
 
 
 def _weights(imagined: Imagined, mask: Tensor) -> Tensor:
-    """The probability that the episode lasts until each imagined step, (rows, horizon); 0 without ``mask`` (rows,)."""
+    """Probability of reaching each imagined step, (rows, horizon); 0 without ``mask`` (rows,)."""
     lasting = imagined.continues.detach()[:, :-1].cumprod(1)
     return torch.cat([torch.ones_like(lasting[:, :1]), lasting], 1) * mask[:, None]
 

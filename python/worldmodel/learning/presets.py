@@ -1,4 +1,4 @@
-"""Presets: settings of the model and of learning that were tried together, by name."""
+"""Presets: named settings of model and learning, tested together."""
 
 import dataclasses
 
@@ -18,16 +18,16 @@ from worldmodel.model.world_model import WorldModelConfig
 
 @dataclasses.dataclass(frozen=True)
 class Preset:
-    """A world model, how it learns, and what it learns from.
+    """A world model, its learning and its replay.
 
     Attributes:
         model: the five functions.
         learner: losses and optimisers.
-        replay: what is kept, and how batches are packed.
-        num_envs: environments that are stepped side by side.
-        train_ratio: steps learned from for each step collected.
-        prefill: steps of random actions before learning begins.
-        random_envs: environments that go on acting at random.
+        replay: limits and batch shape.
+        num_envs: parallel environments.
+        train_ratio: training steps per collected step.
+        prefill: random steps before learning.
+        random_envs: environments that always act at random.
     """
 
     model: WorldModelConfig
@@ -40,12 +40,11 @@ class Preset:
 
 
 def popgym() -> Preset:
-    """Small observations, long memory: what the results on POPGym were made with.
+    """Small observations, long memory; used for the POPGym results.
 
-    A window of 312 steps holds 6, 3 or 2 episodes of RepeatPrevious Easy, Medium or Hard, and nothing is padding. What
-    is collected is learned from few times over: steps are cheap here, and a memory that has seen too few of them learns
-    them by heart first. With 16 states a channel three seeds of Medium came to between 0.92 and 1.00, and one of two of
-    Hard was not learned in ten minutes; with 32, whose rates of turning lie half as far apart, all three of both were.
+    A window of 312 steps holds 6, 3 or 2 episodes of RepeatPrevious Easy, Medium or Hard without padding. The low train
+    ratio avoids overfitting. With 16 states per channel, three seeds of Medium reached 0.92 to 1.00 and one of two of
+    Hard failed in ten minutes; with 32 states, which halve the spacing of rotation rates, all three of both learned.
     """
     return Preset(
         WorldModelConfig(memory=MemoryConfig(blocks=(RotaryScanBlock(groups=8, d_state=32),))),
@@ -58,31 +57,24 @@ def popgym() -> Preset:
 
 
 def control() -> Preset:
-    """Observations that say all, in numbers, and a few actions: what the results on CartPole-v1 were made with.
+    """Fully observed vectors and few actions; used for the CartPole-v1 results.
 
-    - The latent is not drawn. After 300 updates on random play of CartPole, draws from eight variables of eight classes
-      keep an observation to 0.4 of its deviation, their probabilities to 0.1.
-    - An update for every two steps, since CartPole takes about a thousand of them. Batches of 512 steps did as well as
-      those of 1,024, update for update, and take less time.
-    - No memory: an update takes half the time that it takes with the scan. ``--memory rotary_scan`` brings it back
-      where one observation does not say all.
-    - Imagination of 25 steps from 64 states: to come back from an end of the track the cart has to lean first. With 15
-      steps from 128, which cost the same, one seed of two learned to drift out of the track again after 3,500 updates;
-      with 25 the same seed did not in 4,700. A third of the policy's rate ended that, too, but came to 500 after 2,000
-      updates instead of 1,000.
-    - Weights averaged over 200 updates act, for the newest ones waver: of 19 checkpoints that lie 250 updates
-      apart, they passed 475 at 14 and their average at 18; of another run, with 15 steps, at 11 and at 16.
-    - REINFORCE, which learns from every imagined step; ``all_action`` tries both actions, but in the first step alone.
-      Of three seeds that had passed 475, none fell below again with it, and two did with ``all_action``, which passed
-      it a little sooner. What is said above of horizon and average was tried with ``all_action``.
-    - Little entropy: one action of hundreds changes a return by hundredths of its range. A weight of 0.003 kept the
-      policy of CartPole half random.
-    - A discount of 0.995: at 0.99, the end of the track is beyond the horizon until it is near. Not compared seed for
-      seed.
-    - Values over bins, since a squared error climbs to a return of a hundred step by step of Adam; this one was not
-      compared.
-    - The policy's own action when it counts. Of 20 checkpoints it did better than the look-ahead over one step at 11,
-      and worse at 7: nothing is lost with the cheaper one.
+    - Deterministic latent: after 300 updates on random play, sampled latents (8 variables of 8 classes) reconstruct to
+      0.4 of an observation's deviation, probabilities to 0.1.
+    - One update per two steps; CartPole needs about 1,000. Batches of 512 steps matched 1,024 per update.
+    - No memory: an update takes half the time of the scan's. ``--memory rotary_scan`` adds one for partial observation.
+    - Imagination of 25 steps from 64 states, since the cart must lean before it returns. At equal cost, 15 steps from
+      128 left the track after 3,500 updates with one seed of two; 25 did not in 4,700. A third of the policy's learning
+      rate also helped, but reached 500 after 2,000 updates instead of 1,000.
+    - Weights averaged over 200 updates: of 19 checkpoints 250 updates apart, 14 passed 475 and 18 averages did; in a
+      run with 15 steps, 11 and 16.
+    - REINFORCE uses every imagined step; ``all_action`` only the first. Of three seeds above 475, none fell below again
+      with REINFORCE, two with ``all_action``, which passed it slightly sooner. Horizon and average were chosen
+      with ``all_action``.
+    - Low entropy: one action changes a return by hundredths. A weight of 0.003 left the policy half random.
+    - Discount 0.995: 0.99 puts the track's end beyond the horizon. Not compared per seed.
+    - Two-hot values, since a squared error reaches a return of 100 slowly. Not compared.
+    - Greedy action from the policy: over 20 checkpoints better than one-step planning at 11, worse at 7, and cheaper.
     """
     return Preset(
         WorldModelConfig(
@@ -100,10 +92,10 @@ def control() -> Preset:
 
 
 def continuous() -> Preset:
-    """As ``control``, for continuous actions: what the results on Pendulum-v1 were made with.
+    """``control`` for continuous actions; used for the Pendulum-v1 results.
 
-    The gradient through the dynamics says more of an action than a sampled return does, and every imagined step has to
-    be differentiated: imagination is shorter, and the policy's steps are smaller.
+    The pathwise gradient is more informative than a sampled return, but differentiates every imagined step: imagination
+    is shorter, the policy's learning rate lower.
     """
     preset = control()
     decision = dataclasses.replace(preset.model.decision, gradient="pathwise", entropy=3e-4)
@@ -116,12 +108,11 @@ def continuous() -> Preset:
 
 
 def wander() -> Preset:
-    """Small views of a place to find one's way in: every environment acts at random, and the world is what is learned.
+    """Exploration with small views: random actions, only the world model learns.
 
-    Tried on MiniGrid's MemoryS9. The window holds its longest episode whole, so that no gradient is cut between what
-    was seen and where it is seen again. States that do not turn hold a fact for any time; the lag plays no part here.
-    Steps are cheap: learned from more often, they are learned by heart before the cue is remembered. The latent is not
-    drawn: with draws, perception tells a key from a ball late, and from one of two seeds not in 1,600 updates.
+    Tested on MiniGrid's MemoryS9, whose longest episode fits into the window. Non-rotating states hold a fact for any
+    time. More updates per step overfit before the cue is remembered. The latent is deterministic: with sampling, one of
+    two seeds did not separate a key from a ball in 1,600 updates.
     """
     return Preset(
         WorldModelConfig(
@@ -139,9 +130,9 @@ def wander() -> Preset:
 
 
 def moving() -> Preset:
-    """Small maps or images of things that move, remembered on a map, under random actions.
+    """Moving objects on small maps or images, convolutional memory, random actions.
 
-    Tried on HiddenBall. Small batches: perception takes more updates than steps to find the ball.
+    Tested on HiddenBall. Small batches: perception needs more updates than steps.
     """
     memory = MemoryConfig(width=128, blocks=(ConvLSTMBlock((4, 4)),))
     return Preset(

@@ -1,8 +1,7 @@
-"""Training in one process: learning from a source of batches, and collecting into it; and the checkpoint of both.
+"""Training in one process: learning from a source of batches, collection, and checkpoints.
 
-With environments, every iteration takes one step in each, and as many updates as the train ratio allows; without, it is
-one update. It depends on counts and random generators alone, and a checkpoint holds all of them: a resumed run goes on
-as if it had not been interrupted, and work after the last checkpoint is done again.
+With environments, an iteration is one step in each and the updates that the train ratio allows; without, one update. It
+depends on counts and random generators alone, which checkpoints hold, so a resumed run repeats the uninterrupted one.
 """
 
 from typing import Any, Protocol
@@ -28,27 +27,27 @@ from worldmodel.runs.run import Run, RunError
 
 
 class TrainingFailed(RuntimeError):
-    """Training cannot go on; checkpoints already saved are as they were."""
+    """Training cannot continue; saved checkpoints are intact."""
 
 
 class Evaluator(Protocol):
-    """Measures what has been learned so far. It moves no random generator, so that training is the same without it."""
+    """Measures progress without moving a random generator, so training is unaffected."""
 
     def __call__(self, trainer: "SourceTrainer") -> tuple[dict[str, float], np.ndarray | None]:
-        """Metrics by name, none if it is not time for them, and a picture, uint8 (height, width, 3), or None."""
+        """Metrics by name, maybe none, and a picture, uint8 (height, width, 3), or None."""
 
 
 class SourceTrainer:
-    """Learns from a source of batches alone; ``Trainer`` collects as well.
+    """Learns from a source of batches; ``Trainer`` also collects.
 
     Args:
-        config: what to train, for how long; what it says of environments and replay is not used.
-        source: of batches; it tells the spaces.
-        evaluator: called by ``evaluate``; None measures nothing.
+        config: settings; those of environments and replay are unused.
+        source: batches and specs.
+        evaluator: called by ``evaluate``, if any.
 
     Attributes:
         updates: of the weights.
-        seconds: of training, over all processes that worked on the run.
+        seconds: of training, over all processes of the run.
         batch: the newest batch.
     """
 
@@ -58,7 +57,7 @@ class SourceTrainer:
         self._evaluator = evaluator
 
     def _begin(self, config: TrainConfig) -> tuple[int, list[int]]:
-        """Device, threads and generators. Returns seeds: of environments, and of batches and actions."""
+        """Sets device, threads and generators; returns seeds of environments, and of batches and actions."""
         self.config = config
         self.device = usable_device(config.device)
         if config.threads:
@@ -80,22 +79,22 @@ class SourceTrainer:
         return WorldModel(observation_spec, action_spec, self.config.model).to(self.device)
 
     def evaluate(self) -> tuple[dict[str, float], np.ndarray | None]:
-        """The evaluator's metrics and picture; its first call begins its intervals."""
+        """The evaluator's metrics and picture; the first call starts its intervals."""
         return ({}, None) if self._evaluator is None else self._evaluator(self)
 
     @property
     def environment(self) -> Any:
-        """The single environment that observations come from, which tells how they are drawn; None if there is none."""
+        """The single environment, for rendering; else None."""
         return None
 
     @property
     def steps(self) -> int:
-        """What checkpoints and the log are counted by: updates where nothing is collected."""
+        """The count for checkpoints and log: updates, without collection."""
         return self.updates
 
     @property
     def finished(self) -> bool:
-        """Whether the steps, the updates or the minutes are used up."""
+        """Whether the limit of steps, updates or minutes is reached."""
         limits = self.config
         return (
             (limits.steps is not None and self.steps >= limits.steps)
@@ -111,7 +110,7 @@ class SourceTrainer:
         """One update of the weights.
 
         Raises:
-            TrainingFailed: a loss or a gradient is NaN or infinite.
+            TrainingFailed: NaN or infinite loss or gradient.
         """
         with self.metric_means.clock("milliseconds/replay"):
             batch, metrics = self.source.sample(self.updates)
@@ -157,13 +156,13 @@ class SourceTrainer:
         return ("updates", "seconds")
 
     def load(self, run: Run) -> bool:
-        """Continues from the newest checkpoint of ``run``.
+        """Restores the newest checkpoint of ``run``.
 
         Returns:
-            Whether a pickle was read: there is none.
+            Whether a pickle was read: always false.
 
         Raises:
-            RunError: a file is missing or damaged, or was made by another configuration.
+            RunError: a file is missing, damaged, or of another configuration.
         """
         self._load_learned(run)
         with run.refusing("trainer"):
@@ -180,7 +179,7 @@ class SourceTrainer:
             self.source.load_state_dict(run.load("replay"))
 
     def _load_counts(self, run: Run) -> None:
-        """Counts and random generators, which come last."""
+        """Counts and random generators; call last."""
         saved = run.load("trainer")
         for name in self._counts:
             setattr(self, name, saved[name])
@@ -190,15 +189,15 @@ class SourceTrainer:
 
 
 class Trainer(SourceTrainer):
-    """Everything that trains and collects, in one process.
+    """Trains and collects in one process.
 
     Args:
-        config: what to train, on what, for how long.
+        config: settings.
         decider: chooses the actions of collection.
         evaluator: as for ``SourceTrainer``.
 
     Attributes:
-        episodes_ended: of all environments.
+        episodes_ended: over all environments.
         replay: the source of batches.
     """
 
@@ -217,7 +216,7 @@ class Trainer(SourceTrainer):
         self.collector = Collector(self.episodes, self.replay, self.world_model, actions, decider)
         self._evaluator = evaluator
         self.episodes_ended = 0
-        self._owed = 0.0  # updates that the train ratio allows and that have not been made
+        self._owed = 0.0  # updates due under the train ratio
 
     @property
     def environment(self) -> Any:
@@ -229,7 +228,7 @@ class Trainer(SourceTrainer):
         return self.collector.steps
 
     def iterate(self) -> None:
-        """One step in each environment, and the updates that it pays for."""
+        """One step per environment, then the updates due."""
         prefilling = self.steps < self.config.prefill or not len(self.replay)
         before = self.steps
         random_rows = self.config.num_envs if prefilling else self.config.random_envs
@@ -257,19 +256,18 @@ class Trainer(SourceTrainer):
         return ("updates", "episodes_ended", "seconds", "_owed")
 
     def load(self, run: Run, *, new_episodes: bool = False, unpickle: bool = False) -> bool:
-        """Goes on from the newest checkpoint of ``run``.
+        """Restores the newest checkpoint of ``run``.
 
         Args:
-            run: to go on with.
-            new_episodes: begin other episodes instead of going on with those that ran.
-            unpickle: whether pickled environments may be read, which runs whatever is written in them.
+            run: to resume.
+            new_episodes: start new episodes instead of resuming the old ones.
+            unpickle: allow reading pickled environments, which runs their code.
 
         Returns:
             Whether a pickle was read.
 
         Raises:
-            RunError: a file is missing or damaged, or was made by another configuration, or the environments cannot be
-                brought back to where they were; what can be done about it is said.
+            RunError: a file is missing, damaged or of another configuration, or the environments cannot be restored.
         """
         anew = f"--resume {run.folder} --new-episodes goes on with other episodes, and then not as if nothing had been"
         self._load_learned(run)

@@ -1,4 +1,4 @@
-"""Configurations as JSON and back, and what two of them disagree about."""
+"""Configurations as JSON, and their differences."""
 
 import dataclasses
 import types
@@ -10,13 +10,13 @@ Config = TypeVar("Config")
 
 
 class ConfigurationError(ValueError):
-    """A configuration that does not fit."""
+    """An invalid configuration."""
 
 
 def to_json(config: Any) -> Any:
-    """Dicts, lists and plain values for a dataclass of dataclasses.
+    """Dicts, lists and plain values for nested dataclasses.
 
-    A dataclass with a class variable ``kind`` is one of a union, and ``kind`` says which.
+    A class variable ``kind`` tags a dataclass of a union.
 
     Example:
         >>> @dataclasses.dataclass
@@ -37,15 +37,10 @@ def to_json(config: Any) -> Any:
 
 
 def from_json(kind: type[Config], values: Any, where: str = "") -> Config:
-    """The dataclass ``kind`` that ``to_json`` was called on.
-
-    Args:
-        kind: a dataclass.
-        values: what ``to_json`` returned.
-        where: the name of the configuration, for errors.
+    """The inverse of ``to_json``, for the dataclass ``kind``; ``where`` prefixes errors.
 
     Raises:
-        ConfigurationError: a name that ``kind`` does not have.
+        ConfigurationError: an unknown name.
     """
     hints = typing.get_type_hints(kind)
     names = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
@@ -85,7 +80,7 @@ def _is_tagged(kind: Any) -> bool:
 
 
 def _one_of(kinds: dict[str, Any], value: Any, where: str) -> Any:
-    """The dataclass of a union that the value's ``kind`` names."""
+    """The union's member named by ``kind``."""
     given = value.get("kind") if isinstance(value, dict) else None
     if given not in kinds:
         found = repr(value) if given is None else f"of kind {given!r}"
@@ -94,7 +89,7 @@ def _one_of(kinds: dict[str, Any], value: Any, where: str) -> Any:
 
 
 def differences(saved: Any, given: Any, where: str = "") -> list[str]:
-    """What two configurations, as JSON, disagree about.
+    """Differences of two JSON configurations.
 
     Example:
         >>> differences({"memory": {"layers": 2}}, {"memory": {"layers": 4}})

@@ -1,4 +1,4 @@
-"""Configurations, weights and checkpoints of earlier releases, in today's names."""
+"""Migration of configurations, weights and checkpoints from earlier releases."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -9,7 +9,7 @@ import torch
 
 Value = TypeVar("Value")
 
-# Old field -> new field, from the top of ``config.json``.
+# Old -> new field of ``config.json``.
 FIELDS = {
     "train.model.perception.variables": "train.model.perception.latent.variables",
     "train.model.perception.classes": "train.model.perception.latent.classes",
@@ -34,20 +34,20 @@ VALUES: dict[str, dict[Any, Any]] = {
     "train.model.decision.greedy": {"look_ahead": "one_step_planning"},
 }
 
-# Modules that registered the package's environments -> the beginning of their ids.
+# Old module prefix -> new id prefix of environments.
 ENVIRONMENTS = {"worldmodel.hidden_ball:": "worldmodel/", "worldmodel.minigrid:": "worldmodel/"}
 
-# Part of a weight's name -> today's, between dots.
+# Old -> new parts of weight names, between dots.
 WEIGHTS = {
     "evaluation.slow": "evaluation.target",
     "low": "v_min",
     "high": "v_max",
 }
 
-# Files of a checkpoint: today's name -> that of the release before.
+# New -> old checkpoint files.
 PARTS = {"ema": "average"}
 
-# Keys of the parts of a checkpoint of version 1 -> today's.
+# Old -> new keys in parts of version 1.
 KEYS = {
     "replay": {
         "unfinished": "writer",
@@ -62,22 +62,19 @@ KEYS = {
 
 
 def load_part(name: str, read: Callable[[str], tuple[Any, int]], exists: Callable[[str], bool]) -> Any:
-    """One part of a checkpoint, as today's release would have saved it.
+    """One part of a checkpoint, in the current format.
 
     Args:
-        name: of the part, today's.
-        read: name of a file -> its state, and the version of the state format that it has.
-        exists: whether there is a file of that name.
-
-    Returns:
-        What ``storage.save`` of today was given; ``read`` and its errors apply.
+        name: current name of the part.
+        read: file name -> (state, version of its format); its errors apply.
+        exists: whether a file exists.
     """
     old = PARTS.get(name, name)
     state, version = read(old if exists(old) and not exists(name) else name)
     if version > 1:
         return state
     if name in ("world_model", "ema"):
-        rewards = read("learner")[0]["rewards"]  # the reward scale was the learner's
+        rewards = read("learner")[0]["rewards"]  # formerly held the reward scale
         device = next(iter(state.values())).device
         scale = {
             "reward_scale.count": torch.tensor(rewards["count"], dtype=torch.float64, device=device),
@@ -86,7 +83,7 @@ def load_part(name: str, read: Callable[[str], tuple[Any, int]], exists: Callabl
         return {**upgrade_weights(state), **scale}
     upgraded = {KEYS.get(name, {}).get(key, key): value for key, value in state.items()}
     if name == "replay":
-        # Every reward was known, and all steps were one apart.
+        # All rewards were known and all steps one apart.
         writer = dict(upgraded["writer"])
         writer["reward_mask"] = np.ones(writer["rewards"].shape, bool)
         num_envs, transitions = writer["rewards"].shape
@@ -98,7 +95,7 @@ def load_part(name: str, read: Callable[[str], tuple[Any, int]], exists: Callabl
 
 
 def renamed_option(argument: str) -> str | None:
-    """The option of today for one of an earlier release; None for any other argument.
+    """The current option for an earlier one; None for other arguments.
 
     Example:
         >>> renamed_option("--learner.policy-rate=1")
@@ -121,9 +118,9 @@ def _option(field: str) -> str:
 
 
 def upgrade_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """``config.json`` of any release, with today's names; what has them already is left as it is.
+    """``config.json`` of any release with current names.
 
-    Names that no release had are left as well, for ``from_json`` to refuse.
+    Unknown names stay, for ``from_json`` to reject.
     """
     upgraded = _copied(config)
     for old, new in FIELDS.items():
@@ -153,12 +150,10 @@ def upgrade_config(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def upgrade_memory(old: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields of a ``MemoryConfig`` before it had a list of blocks -> ``width`` and ``blocks``.
+    """Converts an old ``MemoryConfig`` without blocks to ``width`` and ``blocks``.
 
-    ``kind``, ``layers``, ``expand``, ``states``, ``groups``, ``convolution``, ``scan``, ``rotated``,
-    ``selective_angle``, ``decay``, ``map_size`` and ``kernel`` become ``layers`` blocks of one kind; fields that were
-    left out have the values that were their defaults. What has ``blocks`` is returned as it is, and a field that
-    ``MemoryConfig`` never had stays, to be refused by ``from_json``.
+    Missing fields take their old defaults. A config with ``blocks`` is returned unchanged; unknown fields stay, for
+    ``from_json`` to reject.
 
     Example:
         >>> upgrade_memory({"kind": "gru", "width": 128, "layers": 2})
@@ -205,7 +200,7 @@ _MEMORY: dict[str, Any] = {
 
 
 def upgrade_weights(weights: Mapping[str, Value]) -> dict[str, Value]:
-    """A world model's state dict of any release, with today's names.
+    """A world model's state dict of any release with current names.
 
     Example:
         >>> upgrade_weights({"evaluation.slow.3.low": 1, "prediction.reward.project.bias": 2})
@@ -221,7 +216,7 @@ def upgrade_weights(weights: Mapping[str, Value]) -> dict[str, Value]:
 
 
 def _parent(config: dict[str, Any], field: str) -> tuple[dict[str, Any] | None, str]:
-    """The dict that holds ``field``, a dotted name, if there is one, and the last part of the name."""
+    """The dict that holds a dotted ``field``, if any, and the field's last name."""
     *path, last = field.split(".")
     inner: Any = config
     for part in path:

@@ -1,4 +1,4 @@
-"""Packages that only the world model needs: imported where they are used, and missed with a word on what to do."""
+"""Lazy imports of the world model's optional packages, with install hints."""
 
 import importlib
 from types import ModuleType
@@ -12,15 +12,10 @@ INSTALL = "pip install 'wmkernels[worldmodel]', in a clone pip install -e '.[wor
 
 
 def require(name: str, purpose: str, install: str = INSTALL) -> ModuleType:
-    """The module ``name``, imported.
-
-    Args:
-        name: of the module, such as ``"gymnasium"`` or ``"torch.utils.tensorboard"``.
-        purpose: what it is needed for, as the end of "is needed to ...".
-        install: the command that installs it, where that is not the extra.
+    """Imports the module ``name``. ``purpose`` ends "is needed to ..."; ``install`` is the install command.
 
     Raises:
-        MissingPackage: it, or something that it needs, is not installed.
+        MissingPackage: the module or a dependency is not installed.
 
     Example:
         >>> require("json", "read a configuration").__name__
@@ -33,12 +28,6 @@ def require(name: str, purpose: str, install: str = INSTALL) -> ModuleType:
 
 
 def missing(error: ImportError, purpose: str, install: str = INSTALL) -> MissingPackage:
-    """What to raise instead of ``error``, which an import raised.
-
-    Args:
-        error: of the import.
-        purpose: what the package is needed for, as the end of "is needed to ...".
-        install: the command that installs it.
-    """
+    """The exception that replaces ``error``; arguments as for ``require``."""
     package = (error.name or str(error)).partition(".")[0]
     return MissingPackage(f"the package {package!r} is needed to {purpose} and is not installed: {install}")

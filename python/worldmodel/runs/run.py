@@ -1,16 +1,16 @@
-"""A run's folder, complete in itself: what it was asked to do, what it measured, and checkpoints to go on from.
+"""A run's folder: configuration, metrics and checkpoints.
 
-    config.json          every setting, the spaces of the environment, versions
+    config.json          settings, the environment's specs, versions
     metrics.jsonl        a line of metrics every few seconds
     tensorboard/         the same, for TensorBoard
-    checkpoints/NNN/     after NNN transitions; one safetensors file for each part
+    checkpoints/NNN/     after NNN transitions; one safetensors file per part
 
-A checkpoint is written under another name and renamed when all of it is on disk; only then do older ones go. So
-whatever happens in between, the newest folder in ``checkpoints`` is whole.
+A checkpoint is written under a temporary name, renamed once it is on disk, and only then are older ones removed: the
+newest folder in ``checkpoints`` is always complete.
 
-Reading a run runs nothing that is written in it, whoever wrote it: settings are JSON, checkpoints safetensors. The
-one exception has to be asked for twice: environments are pickled only with ``--environment-state pickle``, and read
-back only with ``--unpickle``. (The environment is imported by the name that the configuration has for it.)
+Reading a run executes nothing from it, since settings are JSON and checkpoints safetensors. The exception needs two
+options: ``--environment-state pickle`` to write, ``--unpickle`` to read. (The environment is imported by its configured
+name.)
 """
 
 import contextlib
@@ -30,22 +30,19 @@ from worldmodel.runs import storage
 from worldmodel.runs.migration import load_part, upgrade_config
 from worldmodel.runs.optional_dependencies import MissingPackage, require
 
-FORMAT = 2  # of config.json; format 1 is that of the release before
-KEPT = 2  # the newest checkpoint, and one to fall back on should its files be damaged later
+FORMAT = 2  # of config.json; 1 is the previous release's
+KEPT = 2  # one in reserve, should the newest be damaged
 
 
 class RunError(ValueError):
-    """A folder that is no run, or one that cannot be gone on with."""
+    """A folder without a run, or a run that cannot be resumed."""
 
 
 class Run:
-    """The folder of a run.
-
-    Args:
-        folder: of a run that exists; ``create`` makes a new one.
+    """The folder of an existing run; ``create`` makes a new one.
 
     Raises:
-        RunError: there is no run in that folder, its configuration is damaged or written by another version.
+        RunError: no run in the folder, or a configuration that is damaged or of another version.
     """
 
     def __init__(self, folder: Path | str) -> None:
@@ -65,10 +62,10 @@ class Run:
 
     @classmethod
     def create(cls, folder: Path | str, config: Mapping[str, Any]) -> "Run":
-        """A new folder with ``config`` in it.
+        """A new folder with ``config``.
 
         Raises:
-            RunError: the folder exists and is not empty.
+            RunError: the folder is not empty.
         """
         folder = Path(folder)
         if folder.exists() and any(folder.iterdir()):
@@ -85,15 +82,15 @@ class Run:
 
     @property
     def checkpoints(self) -> list[Path]:
-        """Folders of the checkpoints that are whole, oldest first."""
+        """Complete checkpoints, oldest first."""
         return sorted(path for path in (self.folder / "checkpoints").glob("*") if path.name.isdigit())
 
     def save(self, steps: int, parts: Mapping[str, Any]) -> Path:
         """Writes a checkpoint, then removes all but the newest ``KEPT``.
 
         Args:
-            steps: transitions that the run has seen; they name the checkpoint.
-            parts: name -> nested state, as ``storage.save`` takes it; a file each.
+            steps: transitions so far, the checkpoint's name.
+            parts: name -> nested state for ``storage.save``, one file each.
 
         Returns:
             The checkpoint's folder.
@@ -119,7 +116,7 @@ class Run:
         """One part of the newest checkpoint.
 
         Raises:
-            RunError: there is no checkpoint, or the part is missing or damaged; the message names an older one.
+            RunError: no checkpoint, or the part is missing or damaged.
         """
         if not self.checkpoints:
             raise RunError(f"{self.folder} has no checkpoint yet")
@@ -137,10 +134,10 @@ class Run:
             raise RunError(f"{error}{hint}") from error
 
     def load_weights(self, module: nn.Module, device: torch.device | str = "cpu", part: str = "world_model") -> None:
-        """Loads the world model of the newest checkpoint into ``module``, or another ``part`` that holds weights.
+        """Loads the newest checkpoint's weights into ``module``.
 
         Raises:
-            RunError: the file is missing or damaged, or holds the weights of another configuration.
+            RunError: the file is missing, damaged or of another configuration.
         """
         saved = self.load(part, device)
         present = module.state_dict()
@@ -160,7 +157,7 @@ class Run:
 
     @contextlib.contextmanager
     def refusing(self, *parts: str) -> Iterator[None]:
-        """Names the checkpoint in an error about a part whose content is not of this configuration."""
+        """Raises ``RunError`` with the checkpoint's name for parts of another configuration."""
         try:
             yield
         except (KeyError, IndexError, TypeError, RuntimeError, AttributeError) as error:
@@ -170,10 +167,7 @@ class Run:
             ) from error
 
     def log(self, metrics: Mapping[str, float]) -> None:
-        """Adds a line to ``metrics.jsonl`` and points to TensorBoard, at ``metrics["steps"]``.
-
-        Where tensorboard is not installed, the line alone.
-        """
+        """Appends to ``metrics.jsonl`` and, if installed, TensorBoard, at ``metrics["steps"]``."""
         with (self.folder / "metrics.jsonl").open("a") as file:
             file.write(json.dumps(dict(metrics)) + "\n")
         writer, steps = self._writer(int(metrics["steps"])), int(metrics["steps"])
@@ -182,13 +176,13 @@ class Run:
                 writer.add_scalar(name, value, steps)
 
     def log_picture(self, name: str, picture: np.ndarray, steps: int) -> None:
-        """Shows a picture, uint8 (height, width, 3), in TensorBoard, where that is installed."""
+        """Logs a picture, uint8 (height, width, 3), to TensorBoard, if installed."""
         writer = self._writer(steps)
         if writer:
             writer.add_image(name, picture, steps, dataformats="HWC")
 
     def _writer(self, steps: int) -> Any:
-        """TensorBoard's, which forgets what was written after ``steps``; False where it is not installed."""
+        """TensorBoard's writer, purged after ``steps``; False if not installed."""
         if self._tensorboard is None:
             try:
                 writer = require("torch.utils.tensorboard", "write for TensorBoard").SummaryWriter
@@ -199,7 +193,7 @@ class Run:
 
     @property
     def metrics(self) -> list[dict[str, float]]:
-        """The lines of ``metrics.jsonl``. A last line that was cut short is left out."""
+        """The lines of ``metrics.jsonl``, without an incomplete last one."""
         path = self.folder / "metrics.jsonl"
         found = []
         for line in path.read_text().splitlines() if path.is_file() else ():
@@ -210,12 +204,12 @@ class Run:
         return found
 
     def forget_metrics_after(self, steps: int) -> None:
-        """Removes what was measured after ``steps``: work after the last checkpoint is done again."""
+        """Removes metrics after ``steps``, which a resumed run repeats."""
         kept = [json.dumps(line) + "\n" for line in self.metrics if line["steps"] <= steps]
         _write_text(self.folder / "metrics.jsonl", "".join(kept))
 
     def close(self) -> None:
-        """Flushes what TensorBoard has not written yet."""
+        """Flushes TensorBoard."""
         if self._tensorboard:
             self._tensorboard.close()
         self._tensorboard = None
@@ -230,7 +224,7 @@ def _write_text(path: Path, text: str) -> None:
 
 
 def _sync(folder: Path) -> None:
-    """A rename is on disk when its folder is."""
+    """Flushes the folder: a rename is durable only then."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -1,10 +1,10 @@
-"""What the tensors of a checkpoint mean, for readers outside this package. ``docs/state_files.md`` has the format."""
+"""Meanings of a checkpoint's tensors. Format: ``docs/state_files.md``."""
 
 import re
 
-# The first pattern that matches the whole name of a tensor says what it is. {} stands for one or more parts of a name.
+# The first full match wins; {} matches one or more name parts.
 MEANINGS = {
-    # Weights: the parts "world_model" and "ema".
+    # Weights.
     "(world_model|ema).reward_scale.count": "number of rewards other than zero in the running mean",
     "(world_model|ema).reward_scale.mean_square": "running mean of the squared rewards other than zero; the model's "
     "rewards and values, times its square root or 1 if it is 0, are in the environment's units",
@@ -24,7 +24,7 @@ MEANINGS = {
     "learner.optimizer.state.{}.step": "Adam: updates of the parameter",
     "learner.optimizer.state.{}.exp_avg": "Adam: running mean of the parameter's gradient",
     "learner.optimizer.state.{}.exp_avg_sq": "Adam: running mean of the parameter's squared gradient",
-    # Replay. Chunks stand one behind the other: chunk i has length[i] transitions and length[i] + 1 observations.
+    # Replay, concatenated: chunk i has length[i] transitions and length[i] + 1 observations.
     "replay.chunks.observations.{}": "observations of all chunks, (sum of length + 1, ...)",
     "replay.chunks.actions": "actions of all chunks, (sum of length, ...)",
     "replay.chunks.rewards": "rewards of all chunks in the environment's units, (sum of length,)",
@@ -61,7 +61,7 @@ _PATTERNS = [
 
 
 def meaning_of(name: str) -> str:
-    """What the tensor of that name in a checkpoint's file means; empty for files that are no part of a checkpoint.
+    """The meaning of a checkpoint's tensor; empty for other names.
 
     Example:
         >>> meaning_of("replay.chunks.length")

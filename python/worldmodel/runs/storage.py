@@ -1,10 +1,9 @@
-"""Nested state as one safetensors file: no pickle, and a damaged file is told from a whole one.
+"""Nested state as one safetensors file: no pickle, and damage is detected.
 
-A state is what ``state_dict`` functions return: dicts, lists and tuples, nested, of tensors, arrays and plain values.
-Its tensors become the tensors of the file; everything else becomes JSON in the file's metadata, in which a tensor
-stands as ``{"tensor": key}``, so a dict whose keys are numbers and a tuple come back as they were. Metadata also holds
-the version of the format, a schema for other readers, and a checksum, because safetensors itself notices a file that is
-cut short but not one with a flipped bit. ``docs/state_files.md`` describes the format.
+A state nests dicts, lists and tuples of tensors, arrays and plain values. Its tensors become the file's tensors; the
+rest becomes JSON metadata with ``{"tensor": key}`` for a tensor, which preserves numeric keys and tuples. Metadata also
+holds format version, schema and a checksum: safetensors detects a truncated file, but not a flipped bit. Format:
+``docs/state_files.md``.
 """
 
 import hashlib
@@ -21,13 +20,13 @@ from worldmodel.runs.optional_dependencies import require
 from worldmodel.runs.schema import meaning_of
 
 FORMAT = "wmkernels-state"
-VERSION = 2  # files without a version are of the release before, which had version 1
+VERSION = 2  # files without one have version 1
 
 _PLAIN = (str, int, float, bool, type(None))
 
 
 class DamagedFile(ValueError):
-    """A file that is not what was written."""
+    """The file's content is not what was written."""
 
 
 class NewerFile(ValueError):
@@ -35,7 +34,7 @@ class NewerFile(ValueError):
 
 
 def save(path: Path, state: Any) -> None:
-    """Writes ``state`` to ``path``: beside it first, then renamed, so that a whole file stands there at any moment.
+    """Writes ``state`` to ``path`` atomically.
 
     Raises:
         TypeError: a value that is neither a tensor, an array, a plain value nor a container of them.
@@ -53,16 +52,16 @@ def save(path: Path, state: Any) -> None:
 
 
 def load(path: Path, device: torch.device | str = "cpu") -> Any:
-    """What ``save`` wrote, with its tensors on ``device``; errors as for ``load_versioned``."""
+    """The state in ``path``, tensors on ``device``; errors as for ``load_versioned``."""
     return load_versioned(path, device)[0]
 
 
 def load_versioned(path: Path, device: torch.device | str = "cpu") -> tuple[Any, int]:
-    """What ``save`` wrote, with its tensors on ``device``, and the version of the format that it was written in.
+    """The state in ``path``, tensors on ``device``, and its format version.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        DamagedFile: the file was cut short, changed, or written by something else.
+        FileNotFoundError: no such file.
+        DamagedFile: the file is truncated, changed or foreign.
         NewerFile: a later release wrote it.
     """
     safetensors = require("safetensors", "read checkpoints")
@@ -91,7 +90,7 @@ def load_versioned(path: Path, device: torch.device | str = "cpu") -> tuple[Any,
 
 
 def _schema(part: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
-    """What the file holds, for readers that know neither the outline nor this package."""
+    """Self-contained description of the tensors."""
     described = {
         name: {
             "dtype": str(tensor.dtype).removeprefix("torch."),
@@ -104,7 +103,7 @@ def _schema(part: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
 
 
 def _checksum(tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:
-    """Of the metadata and the tensors; the rule is the same in every version but 1, which had an outline alone."""
+    """Of metadata and tensors; version 1 had only an outline."""
     names = ("format", "version", "schema", "outline") if "version" in metadata else ("outline",)
     digest = hashlib.sha256("\n".join(metadata[name] for name in names).encode())
     for name in sorted(tensors):
@@ -116,7 +115,7 @@ def _checksum(tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:
 
 
 def _outline(value: Any, tensors: dict[str, Tensor], where: str) -> Any:
-    """JSON for ``value``; its tensors go into ``tensors``, named for their place."""
+    """JSON of ``value``; collects ``tensors`` by path."""
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, _PLAIN):
