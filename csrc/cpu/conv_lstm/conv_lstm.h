@@ -1,8 +1,7 @@
-// Shared by the ConvLSTM's passes: sizes, packed weights, padded maps, tensors of any layout.
+// Shared by forward and backward: sizes, packed weights, padded maps, tensors of any layout.
 //
-// Gates are interleaved: the vectors of i, f, g and o of the same channels are adjacent, four vectors per block of
-// channels, so that a tile of the convolution holds what the update of its cells reads. Channels are zero-padded to
-// whole vectors.
+// A block of channels has its four gate vectors i, f, g, o adjacent, so one GEMM tile feeds the cell update. Channels
+// are zero-padded to whole vectors.
 #pragma once
 
 #include "cpu/common/load_store.h"
@@ -14,12 +13,12 @@
 
 namespace wmk::WMK_ISA {
 
-constexpr int64_t kSegmentPositions = 64;               // of a row, whose gates fit the first-level cache
-constexpr int64_t kGroupTiles = 32;                     // Winograd tiles that share one read of the weights
-constexpr int64_t kChunkBytes = int64_t(128) << 10;     // of gate gradients per pass over the weights' gradient
-constexpr int64_t kPartialsBytes = int64_t(256) << 20;  // of weight gradients, one partial per worker
+constexpr int64_t kSegmentPositions = 64;               // per row segment: gates fit L1
+constexpr int64_t kGroupTiles = 32;                     // Winograd tiles per read of the weights
+constexpr int64_t kChunkBytes = int64_t(128) << 10;     // gate gradients per pass over the weight gradient
+constexpr int64_t kPartialsBytes = int64_t(256) << 20;  // weight-gradient partials of all workers
 
-// The first `count` lanes of a vector; the others read as zero and are not written.
+// The first `count` lanes; loads fill the others with zeros.
 template <class T, class S>
 WMK_INLINE Vector<T> load_lanes(const S* from, int64_t count) {
   if (count >= kLanes<T>) return load_as(from, T(0));
@@ -35,7 +34,6 @@ WMK_INLINE void store_lanes(S* to, Vector<T> value, int64_t count) {
   for (int64_t lane = 0; lane < count; ++lane) to[lane] = padded[lane];
 }
 
-// One element of any storage type, and back.
 template <class T, class S>
 WMK_INLINE T widen_one(S value) {
   if constexpr (sizeof(S) >= 4) {
@@ -55,7 +53,6 @@ WMK_INLINE S round_one(T value) {
   }
 }
 
-// h rounded to its storage type.
 template <class T, class S>
 WMK_INLINE Vector<T> round_through(Vector<T> value) {
   if constexpr (sizeof(S) >= 4) {
@@ -67,22 +64,22 @@ WMK_INLINE Vector<T> round_through(Vector<T> value) {
   }
 }
 
-// A zero-padded map, channels last.
+// Zero-padded, channels last.
 template <class T>
 struct PaddedMap {
   T* data;
-  int64_t width, channels;  // columns with the padding; elements per position
+  int64_t width, channels;  // padded columns; elements per position
   int64_t row() const { return width * channels; }
   T* at(int64_t y, int64_t x) const { return data + y * row() + x * channels; }
 };
 
 struct Sizes {
-  int64_t lanes, blocks, gates, padded_hidden;  // blocks of channels; elements per position with the padding
+  int64_t lanes, blocks, gates, padded_hidden;  // blocks of channels; padded elements per position
   int64_t positions;
-  int64_t x_rows, x_columns;  // of the padded x
-  int64_t h_rows, h_columns;  // of the padded h
-  int64_t h_top, h_left;      // padding of h
-  bool tiled;                 // both convolutions use Winograd tiles of 2 x 2 (winograd.h)
+  int64_t x_rows, x_columns;
+  int64_t h_rows, h_columns;
+  int64_t h_top, h_left;
+  bool tiled;  // both convolutions use winograd.h
 
   Sizes(const wmk_conv_lstm& op, int64_t vector_lanes) : lanes(vector_lanes) {
     blocks = ceil_div(op.hidden, lanes);
@@ -93,7 +90,7 @@ struct Sizes {
     x_columns = (op.width - 1) * op.stride_width + (op.ih_width - 1) * op.dilation_width + 1;
     h_top = op.hh_height / 2, h_left = op.hh_width / 2;
     h_rows = op.height + 2 * h_top, h_columns = op.width + 2 * h_left;
-    // Depends on the map alone, so that neither time nor batch changes a result.
+    // Of the map alone, so results do not depend on time or batch.
     tiled = op.ih_height == 3 && op.ih_width == 3 && op.hh_height == 3 && op.hh_width == 3 && op.stride_height == 1 &&
             op.stride_width == 1 && op.dilation_height == 1 && op.dilation_width == 1 && op.height % 2 == 0 &&
             op.width % 2 == 0 && positions >= 2 * kGroupTiles;
@@ -104,7 +101,7 @@ template <class T, class S>
 class ConvLSTM {
  public:
   static constexpr int lanes = kLanes<T>;
-  static constexpr int64_t block = int64_t(kGates) * kLanes<T>;  // elements per position and block of channels
+  static constexpr int64_t block = int64_t(kGates) * kLanes<T>;  // elements per position and channel block
 
   explicit ConvLSTM(const wmk_conv_lstm& arguments) : op(arguments), sizes(arguments, lanes) {}
 
@@ -114,16 +111,15 @@ class ConvLSTM {
   bool resets(int64_t time, int64_t batch) const {
     return op.reset.data && ((const char*)op.reset.data)[time * op.reset.stride[0] + batch * op.reset.stride[1]];
   }
-  // Whether a previous h contributes.
   bool recurs(int64_t time, int64_t batch) const { return (time > 0 || op.h0.data) && !resets(time, batch); }
 
   int64_t taps_ih() const { return op.ih_height * op.ih_width; }
   int64_t taps_hh() const { return op.hh_height * op.hh_width; }
-  // Elements of packed weights, [blocks][taps][channels][4 vectors].
+  // Packed weights are [blocks][taps][channels][4 vectors].
   int64_t packed_ih() const { return taps_ih() * op.input * sizes.gates; }
   int64_t packed_hh() const { return taps_hh() * op.hidden * sizes.gates; }
 
-  // One block of weights [4 * hidden, channels, kernel], as [taps][channels][4 vectors].
+  // One block of [4 * hidden, channels, kernel] to [taps][channels][4 vectors].
   void pack_block(T* to, const wmk_view& weight, int64_t channels, int64_t height, int64_t width, int64_t b) const {
     const int64_t* stride = weight.stride;
     const int64_t taps = height * width, length = channels * taps, valid = min(lanes, op.hidden - b * lanes);
@@ -143,7 +139,7 @@ class ConvLSTM {
         }
     }
   }
-  // The same for one gate whose channels and taps are contiguous, by blocks of lanes x channels and taps.
+  // pack_block for one gate with contiguous channels and taps.
   static void pack_gate_in_a_row(T* to, const S* from, int64_t lane_stride, int64_t channels, int64_t taps, int valid) {
     alignas(64) T square[lanes * lanes];
     const int64_t length = channels * taps;
@@ -157,7 +153,7 @@ class ConvLSTM {
       }
     }
   }
-  // The bias as [blocks][4 vectors]; zero where absent.
+  // [blocks][4 vectors].
   void pack_bias(T* to) const {
     memset(to, 0, size_t(sizes.gates) * sizeof(T));
     if (!op.bias.data) return;
@@ -166,7 +162,7 @@ class ConvLSTM {
         to[c / lanes * block + gate * lanes + c % lanes] =
             ((const T*)op.bias.data)[(gate * op.hidden + c) * op.bias.stride[0]];
   }
-  // The peephole as [positions or 1][3][padded hidden].
+  // [positions or 1][3][padded hidden].
   int64_t peephole_positions() const { return !op.peephole.data ? 0 : op.peephole_varies ? sizes.positions : 1; }
   int64_t packed_peephole() const { return peephole_positions() * 3 * sizes.padded_hidden; }
   void pack_peephole(T* to) const {
@@ -179,7 +175,7 @@ class ConvLSTM {
               ((const T*)op.peephole.data)[gate * stride[0] + c * stride[1] + position * stride[2]];
   }
 
-  // `count` positions of a map [channels, positions] of these strides, channels last.
+  // `count` positions of [channels, positions], to channels last.
   template <class From>
   static void read_positions(T* to, int64_t pitch, const From* from, int64_t channel_stride, int64_t position_stride,
                              int64_t channels, int64_t count) {
@@ -191,7 +187,7 @@ class ConvLSTM {
         to[p * pitch + c] = widen_one<T>(from[c * channel_stride + p * position_stride]);
   }
 
-  // Rows [top, bottom) of a state [batch, channels, positions], channels last.
+  // Rows [top, bottom) of [batch, channels, positions], to channels last.
   template <class From>
   void read_state(T* to, int64_t pitch, const wmk_view& view, int64_t batch, int64_t top, int64_t bottom) const {
     const int64_t* stride = view.stride;
@@ -203,7 +199,7 @@ class ConvLSTM {
       read_state<S>(to.at(y + sizes.h_top, sizes.h_left), op.hidden, op.h0, batch, y, y + 1);
   }
 
-  // Rows [begin, end) of the padded x of one step.
+  // Rows [begin, end) of one step's padded x.
   void pad_x(const PaddedMap<T>& to, int64_t time, int64_t batch, int64_t begin, int64_t end) const {
     const S* from = (const S*)op.x.data + time * op.x.stride[0] + batch * op.x.stride[1];
     const int64_t left = min(op.pad_left, sizes.x_columns);
@@ -223,7 +219,7 @@ class ConvLSTM {
     }
   }
 
-  // The GEMM terms of the gates at the first position of row y: the convolution of x, and of h where it recurs.
+  // GEMM terms of the gates at the start of row y.
   int64_t gate_terms(GemmTerm<T>* terms, int64_t y, int64_t block_number, const PaddedMap<T>& x, const T* weight_ih,
                      const PaddedMap<T>* h, const T* weight_hh) const {
     int64_t count = 0;
@@ -242,10 +238,9 @@ class ConvLSTM {
   }
   int64_t max_terms() const { return taps_ih() + taps_hh(); }
 
-  // Elements of the packed weights, transformed where `tiled`.
   int64_t weights_size_ih() const { return sizes.tiled ? packed_ih() * kTileElements / 9 : packed_ih(); }
   int64_t weights_size_hh() const { return sizes.tiled ? packed_hh() * kTileElements / 9 : packed_hh(); }
-  // Packs both, block by block; `scratch` holds pack_scratch_size() elements per thread.
+  // `scratch` has pack_scratch_size() elements per thread.
   int64_t pack_scratch_size() const { return sizes.tiled ? 9 * max(op.input, op.hidden) * block : 0; }
   void pack_weights(T* ih, T* hh, T* scratch, int64_t threads) const {
     parallel_for(2 * sizes.blocks, threads, [&](int64_t item, int64_t thread) {
@@ -266,14 +261,13 @@ class ConvLSTM {
     if (sizes.tiled) winograd_weight_transform(to, packed, channels, block);
   }
 
-  // Scratch of one worker.
+  // Per worker.
   struct Scratch {
     GemmTerm<T>* terms;
-    T* elements;  // [16][tiles][channels of x and h, or of the gates]; the 16 at transform_stride(channels)
-    T* products;  // [16][tiles][4 vectors], the same way
+    T* elements;  // [16][tiles][channels of x and h, or gates], at transform_stride(channels)
+    T* products;  // [16][tiles][4 vectors], the same stride
   };
-  // The stride between a tile's 16 elements. Never a power of two, for then all 16 would share a few lines of the
-  // first-level cache.
+  // Stride between a tile's 16 elements; a power of two would map all 16 to a few L1 sets.
   static constexpr int64_t transform_stride(int64_t elements) { return kGroupTiles * elements + lanes; }
   int64_t tile_channels() const { return max(op.input + op.hidden, sizes.gates); }
   Scratch take_scratch(Arena& arena, int64_t workers) const {
@@ -287,8 +281,8 @@ class ConvLSTM {
             all.products + worker * kTileElements * transform_stride(block)};
   }
 
-  // Calls use(sums, block, row, column, count) with the gates' sums [count][4 vectors] of every segment of rows [top,
-  // bottom) and every block of channels. h is null where nothing recurs.
+  // Calls use(sums, block, row, column, count) with gate sums [count][4 vectors] per segment of rows [top, bottom) and
+  // channel block. Null h: no recurrence.
   template <class Use>
   void sum_gates(const Scratch& scratch, const PaddedMap<T>& x, const T* weight_ih, const PaddedMap<T>* h,
                  const T* weight_hh, const T* bias, int64_t top, int64_t bottom, const Use& use) const {
@@ -310,7 +304,7 @@ class ConvLSTM {
       }
   }
 
-  // Calls work(row, tile rows, column, tile columns) for groups of at most kGroupTiles tiles.
+  // Calls work(row, tile rows, column, tile columns) per group of at most kGroupTiles tiles.
   template <class Work>
   static void for_each_group(int64_t top, int64_t bottom, int64_t width, const Work& work) {
     const int64_t across = width / 2, down = max(1, kGroupTiles / across);
@@ -345,7 +339,7 @@ class ConvLSTM {
       }
     }
   }
-  // The transformed inputs of a group's tiles, `channels` apart from tile to tile.
+  // Tiles are `channels` apart in `to`.
   static void winograd_input_transforms(T* to, int64_t channels, const PaddedMap<T>& map, int64_t row, int64_t rows,
                                         int64_t column, int64_t columns) {
     for (int64_t r = 0; r < rows; ++r)
@@ -354,7 +348,7 @@ class ConvLSTM {
                                  map.channels, map.channels);
   }
 
-  // Appends a term, merged with the previous one where both are contiguous.
+  // Appends a term, or extends the last where contiguous.
   static int64_t append(GemmTerm<T>* terms, int64_t count, GemmTerm<T> term, int64_t pitch) {
     if (count > 0) {
       GemmTerm<T>& last = terms[count - 1];

@@ -1,28 +1,26 @@
 // Selective scan, backward, on the CPU.
 //
-// Chunks run from the last to the first: a chunk's states are recomputed from the one saved at its start and kept in
-// scratch that fits the second-level cache (selective_scan_backward.h), so memory does not grow with channels x state x
-// time.
+// Chunks run from last to first. A chunk's states are recomputed from its saved state into scratch that fits L2
+// (selective_scan_backward.h), so memory does not grow with channels x state x time.
 //
-// dB and dC are sums over the channels of a group. The tiles of a group are dealt to work items, whose number depends
-// on the shape alone; each sums into a partial of its own, and the partials are reduced in order after each pass of a
-// few chunks. Nothing is atomic, and results do not depend on the number of threads. Sequences are dealt to seq_groups
-// in the same way: a seq_group runs its sequences one after another and sums the gradients of the parameters; all
+// dB and dC sum over the channels of a group. Work items, whose number depends on the shape alone, each sum their tiles
+// into a partial; partials are reduced in order after each pass of a few chunks. Results are therefore independent of
+// the number of threads, without atomics. A seq_group runs its sequences in turn and sums the parameter gradients; all
 // seq_groups advance pass by pass.
 //
-// With fewer tiles than threads, the states of a tile are split, too (StateSplit). They meet in the gradients of step
-// and input alone, which are kept per block for a pass; the epilogue follows.
+// With fewer tiles than threads, StateSplit splits the states. Gradients of step and input are then partial sums per
+// block and pass, which epilogue_slice() adds.
 #include "cpu/selective_scan/selective_scan_backward_tile.h"
 
 namespace wmk::WMK_ISA {
 namespace {
 
-constexpr int64_t kMaxWorkItems = 32;  // over all groups and seq_groups: the most threads that can work
+constexpr int64_t kMaxWorkItems = 32;  // over all groups and seq_groups: limits the threads
 constexpr int64_t kMaxSeqGroups = 16;
-constexpr int64_t kSumsBytes = int64_t(8) << 20;  // of the partials in a pass: a few synchronisations in all
-constexpr int64_t kReductionSlices = 8;           // per group and seq_group, and of the epilogue of a pass
+constexpr int64_t kSumsBytes = int64_t(8) << 20;  // partials per pass: limits the synchronisations
+constexpr int64_t kReductionSlices = 8;           // per group and seq_group
 
-// The position of a seq_group: a chunk of a sequence, from the last to the first.
+// A seq_group's next chunk of a sequence, from last to first.
 struct Cursor {
   int64_t sequence, chunk;
 };
@@ -102,7 +100,7 @@ class Backward {
     for (int64_t sequence = 0; sequence < scan_.sequences; ++sequence)
       if (chunks_of(sequence) == 0) pass_empty(sequence);
   }
-  // The gradient of an empty sequence's last state is that of its initial state.
+  // Without steps, the last state's gradient is the initial state's.
   void pass_empty(int64_t sequence) const {
     if (!scan_.grad_initial_state.data) return;
     T* tile = scratch(0).first_state;
@@ -114,15 +112,15 @@ class Backward {
                   shape_.rows(k), 0, shape_.state);
     }
   }
-  // The previous chunk, of the same sequence or the next that has any.
+  // The previous chunk of this sequence, or the last of the next non-empty one.
   Cursor next(int64_t seq_group, Cursor cursor) const {
     int64_t end = first_sequence(seq_group + 1);
     --cursor.chunk;
     while (cursor.chunk < 0 && ++cursor.sequence < end) cursor.chunk = chunks_of(cursor.sequence) - 1;
     return cursor;
   }
-  // Calls work(sequence, chunk, first time, steps, offset in the window) for the chunks of the seq_group's pass: as
-  // many as fit the window. Returns the start of the next pass.
+  // Calls work(sequence, chunk, first time, steps, window offset) for the chunks of a pass. Returns the start of the
+  // next pass.
   template <class Work>
   Cursor for_each_chunk_of_pass(int64_t seq_group, const Work& work) const {
     Cursor cursor = cursors_[seq_group];
@@ -177,19 +175,17 @@ class Backward {
           }
         });
   }
-  // Clears the columns of `sums` of one split.
   void clear(T* sums, int64_t split, int64_t steps) const {
     int64_t begin = split_.first(split) / kBlockStates<T>, end = ceil_div(split_.last(split), kBlockStates<T>);
     for (int64_t t = 0; t < steps; ++t)
       memset(sums + t * sums_pitch_ + begin * lanes, 0, (end - begin) * lanes * sizeof(T));
   }
-  // A block's contribution to the gradients of step and input, and to the output: three of [window][lane].
+  // A block's gradient of step, gradient of input, or output: [window][lane].
   T* block_partial(int64_t seq_group, int64_t tile, int64_t block, int64_t which, int64_t offset) const {
     return block_partials_ +
            ((((seq_group * shape_.tiles + tile) * split_.blocks + block) * 3 + which) * window_ + offset) * lanes;
   }
 
-  // What a tile reads and writes.
   void list_tile(PrefetchList& list, const Sequence& sequence, int64_t tile, int64_t time, int64_t steps) const {
     const wmk_view* views[] = {&scan_.u,      &scan_.delta,      &scan_.z,     &scan_.grad_out,
                                &scan_.grad_u, &scan_.grad_delta, &scan_.grad_z};
@@ -260,11 +256,11 @@ class Backward {
                   last);
   }
 
-  // The accumulators of the gradients of D and the bias that a chunk adds to.
+  // The accumulators of dD and dbias for a chunk.
   int64_t slice_of(int64_t seq_group, int64_t tile, int64_t chunk) const {
     return (seq_group * kReductionSlices + chunk % kReductionSlices) * shape_.tiles + tile;
   }
-  // Sums the blocks of a tile's states over a slice of the pass, and runs the epilogue.
+  // Sums a tile's state blocks over a slice of the pass, then runs the epilogue.
   void epilogue_slice(int64_t seq_group, int64_t tile, int64_t slice, const BackwardScratch<T>& s) const {
     for_each_chunk_of_pass(seq_group,
                            [&](const Sequence& sequence, int64_t chunk, int64_t time, int64_t steps, int64_t offset) {
@@ -284,7 +280,7 @@ class Backward {
                            });
   }
 
-  // Sums the partials of dB and dC of a group over a slice of the pass's time steps.
+  // Sums a group's partials of dB and dC over a slice of the pass.
   void reduce_partials(int64_t seq_group, int64_t group, int64_t slice, const BackwardScratch<T>& s) const {
     constexpr int block = kBlockStates<T>;
     int64_t item = 0;
@@ -318,7 +314,6 @@ class Backward {
       store_plane(tile + n, shape_.pitch, plane, scan_.dtype, n, int(min(lanes, shape_.state - n)), time, steps);
   }
 
-  // Sums the gradients of a tile's parameters over the seq_groups.
   void store_parameter_gradients(int64_t tile, const BackwardScratch<T>& s) const {
     int64_t channel = shape_.channel(tile);
     int rows = shape_.rows(tile);
@@ -347,8 +342,8 @@ class Backward {
   const wmk_selective_scan& scan_;
   ScanShape<T> shape_;
   StateSplit split_;
-  int64_t chunk_steps_;  // at most, per chunk
-  int64_t window_;       // at most, of a seq_group per pass
+  int64_t chunk_steps_;  // maximum
+  int64_t window_;       // maximum steps of a seq_group per pass
   int64_t seq_groups_, partials_per_group_, work_items_, table_, sums_pitch_, scratch_bytes_, workspace_;
   Cursor* cursors_;
   int64_t accumulators_;  // elements from dh_ to grad_bias_
@@ -356,7 +351,7 @@ class Backward {
   T *dh_, *grad_A_, *grad_B_, *grad_C_;  // [seq_groups][tiles][pitch][lane]
   T *grad_D_, *grad_bias_;               // [seq_groups][slices][tiles][lane]
   T* sums_;                              // [work_items][window][sums_pitch]
-  T* block_partials_;                    // see block_partial()
+  T* block_partials_;
 };
 
 }  // namespace

@@ -1,8 +1,8 @@
-// Vectors of float and double, of the width of the instruction-set level, and mathematical functions on them.
+// Vectors of float and double at the level's width, and mathematical functions.
 //
-// Arithmetic is the compiler's vector extension: one source serves AVX-512, AVX2 and 128-bit vectors (SSE2, NEON).
-// Intrinsics cover what the extension lacks: rounding, scaling by a power of two, 16-bit conversions. All is in the
-// level's namespace, so that the linker cannot pick a copy of an inline function for a wider machine.
+// The compiler's vector extension serves AVX-512, AVX2 and 128 bits (SSE2, NEON) from one source; intrinsics cover
+// rounding, exponent scaling and 16-bit conversions. The level's namespace keeps the linker from merging inline
+// functions across levels.
 #pragma once
 
 #include <math.h>
@@ -31,9 +31,9 @@ typedef float FloatVector __attribute__((vector_size(kVectorBytes)));
 typedef double DoubleVector __attribute__((vector_size(kVectorBytes)));
 typedef int32_t Int32Vector __attribute__((vector_size(kVectorBytes)));
 typedef int64_t Int64Vector __attribute__((vector_size(kVectorBytes)));
-typedef uint32_t Bits32Vector __attribute__((vector_size(kVectorBytes)));  // overflow is defined, unlike signed
+typedef uint32_t Bits32Vector __attribute__((vector_size(kVectorBytes)));  // unsigned: defined overflow
 typedef uint64_t Bits64Vector __attribute__((vector_size(kVectorBytes)));
-typedef uint16_t HalfVector __attribute__((vector_size(kVectorBytes / 2)));  // as many lanes as a FloatVector
+typedef uint16_t HalfVector __attribute__((vector_size(kVectorBytes / 2)));  // lanes of a FloatVector
 
 template <class T>
 struct VectorOf;
@@ -52,7 +52,6 @@ using Vector = typename VectorOf<T>::type;
 template <class T>
 constexpr int kLanes = kVectorBytes / int(sizeof(T));
 
-// 16-bit storage types.
 struct BFloat16 {
   uint16_t bits;
 };
@@ -62,7 +61,7 @@ struct Float16 {
 
 template <class T>
 WMK_INLINE Vector<T> broadcast(T value) {
-  return value - Vector<T>{};  // the compiler folds x - 0, but not 0 + x, which changes a negative zero
+  return value - Vector<T>{};  // folded by the compiler; 0 + x would lose -0
 }
 template <class T>
 WMK_INLINE Vector<T> load(const T* from) {
@@ -76,7 +75,7 @@ WMK_INLINE void store(T* to, V value) {
   memcpy(to, &value, sizeof(value));
 }
 
-// A NaN value is kept: the comparison is false.
+// Keeps NaN: the comparison is false.
 template <class V>
 WMK_INLINE V vmax(V value, V bound) {
   return value < bound ? bound : value;
@@ -88,8 +87,8 @@ WMK_INLINE V vmin(V value, V bound) {
 WMK_INLINE FloatVector absolute(FloatVector x) { return (FloatVector)((Int32Vector)x & 0x7fffffff); }
 WMK_INLINE DoubleVector absolute(DoubleVector x) { return (DoubleVector)((Int64Vector)x & 0x7fffffffffffffff); }
 
-// (2^f - 1) / f for f in [-1/2, 1/2]: minimax in the relative error of 2^f, with 2^0 == 1 exactly, so that a step of
-// size zero keeps a state bit for bit. Errors before rounding: 9.1e-8 (float), 3.4e-18 (double).
+// (2^f - 1) / f for f in [-1/2, 1/2]: minimax in the relative error of 2^f; 2^0 == 1 exactly, so a zero step keeps the
+// state bit for bit. Errors before rounding: 9.1e-8 (float), 3.4e-18 (double).
 WMK_INLINE FloatVector exp2m1_over_x(FloatVector f) {
   FloatVector p = broadcast(0x1.5bba08p-10f);
   p = p * f + 0x1.3cea88p-7f;
@@ -111,10 +110,10 @@ WMK_INLINE DoubleVector exp2m1_over_x(DoubleVector f) {
   return p * f + 0x1.62e42fefa39efp-1;
 }
 
-// t as its nearest integer and the rest; `power` is the integer in the form that scale_exp2 reads.
+// Splits t into nearest integer (`power`, as scale_exp2 expects) and remainder.
 #if defined(WMK_AVX512)
-// vreduce gives 0 for infinities, so 2^-inf is 0 and 2^inf is infinite without a clamp. The integer is not t - f: fused
-// with the product behind t, that would not be an integer.
+// vreduce gives 0 for infinities: 2^-inf = 0 and 2^inf = inf without a clamp. t - f would be fused with the product
+// that gives t, and not be an integer.
 WMK_INLINE FloatVector split_exponent(FloatVector t, FloatVector& power) {
   power = _mm512_roundscale_ps(t, 0);
   return _mm512_reduce_ps(t, 0);
@@ -130,9 +129,8 @@ WMK_INLINE DoubleVector scale_exp2(DoubleVector f, DoubleVector power) {
   return _mm512_scalef_pd(exp2m1_over_x(f) * f + 1, power);
 }
 #else
-// Adding 1.5 * 2^23 rounds to an integer, in the low bits of the sum. The power is one too small and the polynomial
-// twice as large, so that the largest finite results do not overflow. Results below the smallest normal number become
-// zero.
+// Adding 1.5 * 2^23 leaves the rounded integer in the low bits. The power is one too small and the polynomial doubled,
+// so the largest finite results do not overflow. Results below the smallest normal become zero.
 WMK_INLINE FloatVector split_exponent(FloatVector t, FloatVector& power) {
   t = vmin(vmax(t, broadcast(-126.f)), broadcast(129.f));
   power = t + 0x1.8p23f;
@@ -151,7 +149,7 @@ WMK_INLINE DoubleVector scale_exp2(DoubleVector f, DoubleVector power) {
 }
 #endif
 
-// 2^t. Rounding of t itself costs a relative error of |t| half-ulps.
+// 2^t. Rounding t costs a relative error of |t| half-ulps.
 template <class V>
 WMK_INLINE V exp2(V t) {
   V power;
@@ -161,7 +159,7 @@ WMK_INLINE V exp2(V t) {
 
 template <class T>
 constexpr T kLog2e = T(1.44269504088896340736);
-// What rounding x log2(e) to t lost, where a fused multiply-add can tell, and the error of the constant log2(e).
+// Rounding error of x log2(e) (with FMA) and of the constant log2(e).
 WMK_INLINE FloatVector log2e_residual(FloatVector x, [[maybe_unused]] FloatVector t) {
 #if defined(WMK_AVX512)
   return x * 1.925963033500011e-08f + (FloatVector)_mm512_fmsub_ps(x, broadcast(kLog2e<float>), t);
@@ -182,14 +180,14 @@ WMK_INLINE DoubleVector log2e_residual(DoubleVector x, [[maybe_unused]] DoubleVe
 }
 WMK_INLINE FloatVector bound_argument(FloatVector x) {
 #if defined(WMK_AVX512)
-  return _mm512_max_ps(broadcast(-87.4f), x);  // returns x where that is NaN
+  return _mm512_max_ps(broadcast(-87.4f), x);  // keeps NaN
 #else
   return vmax(x, broadcast(-87.4f));
 #endif
 }
 WMK_INLINE DoubleVector bound_argument(DoubleVector x) { return vmax(x, broadcast(-708.5)); }
 
-// e^x for x <= 0, to the last bits; not below about the smallest normal number.
+// e^x for x <= 0, accurate to the last bits; clamped near the smallest normal number.
 template <class V>
 WMK_INLINE V exp_nonpositive(V x) {
   typedef decltype(x[0] + x[0]) T;
@@ -199,7 +197,7 @@ WMK_INLINE V exp_nonpositive(V x) {
   return scale_exp2(f, power);
 }
 
-// 2^power, for e^x - 1: the polynomial gives 2^f - 1, and 2^integer - 1 is exact, so that a tiny x keeps its last bits.
+// 2^power for e^x - 1: 2^integer - 1 is exact, which keeps the accuracy of tiny x.
 #if defined(WMK_AVX512)
 WMK_INLINE FloatVector scale_of(FloatVector power) { return _mm512_scalef_ps(broadcast(1.f), power); }
 WMK_INLINE DoubleVector scale_of(DoubleVector power) { return _mm512_scalef_pd(broadcast(1.), power); }
@@ -209,7 +207,6 @@ WMK_INLINE DoubleVector scale_of(DoubleVector power) {
   return (DoubleVector)(((Bits64Vector)power << 52) + (uint64_t(1023) << 52));
 }
 #endif
-// e^x - 1 for x <= 0.
 template <class V>
 WMK_INLINE V expm1_nonpositive(V x) {
   typedef decltype(x[0] + x[0]) T;
@@ -227,7 +224,7 @@ WMK_INLINE V tanh(V x) {
   return x < 0 ? -magnitude : magnitude;
 }
 
-// log(1 + e) for e in [0, 1] as 2 atanh(e / (2 + e)): the relative error is small for a tiny e, too.
+// log(1 + e), e in [0, 1], as 2 atanh(e / (2 + e)): accurate relative to a tiny e, too.
 WMK_INLINE FloatVector log1p_of_fraction(FloatVector e) {
   FloatVector w = e / (e + 2);
   FloatVector v = w * w;
@@ -254,19 +251,18 @@ WMK_INLINE DoubleVector log1p_of_fraction(DoubleVector e) {
   return w * (q * v) + 2 * w;
 }
 
-// log(1 + e^x); x itself above 20, as in PyTorch.
+// x itself above 20, as in PyTorch.
 template <class V>
 WMK_INLINE V softplus(V x) {
   V tail = log1p_of_fraction(exp_nonpositive(-absolute(x)));
   return x > 20 ? x : vmax(x, V{}) + tail;
 }
-// 1 / (1 + e^-x), from e^-|x|, which does not overflow.
+// From e^-|x|, which does not overflow.
 template <class V>
 WMK_INLINE V sigmoid(V x) {
   V e = exp_nonpositive(-absolute(x));
   return (x < 0 ? e : V{} + 1) / (e + 1);
 }
-// softplus and its derivative, which is 1 above 20.
 template <class V>
 WMK_INLINE V softplus(V x, V& slope) {
   V e = exp_nonpositive(-absolute(x));
