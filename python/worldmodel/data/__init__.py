@@ -1,1 +1,1 @@
-"""What is learned from: observations' spaces, sequence chunks, batches, replay."""
+"""Training data: specs, sequence chunks, batches, replay."""

@@ -1,4 +1,4 @@
-"""Where batches come from: what a learner asks of replay, and of any data set in its place."""
+"""The protocol of batch sources: replay, or any data set."""
 
 from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
@@ -9,13 +9,13 @@ from worldmodel.data.spaces import ActionSpec, ObservationSpec
 
 @runtime_checkable
 class Source(Protocol):
-    """A source of batches. ``Replay`` is one.
+    """A source of batches, such as ``Replay``.
 
     Attributes:
         observation_spec: the modalities of its observations.
         action_spec: shape and dtype of its actions.
         transitions: transitions that can be sampled.
-        epochs: epochs completed; an epoch samples every chunk once.
+        epochs: completed epochs; an epoch samples every chunk once.
     """
 
     observation_spec: ObservationSpec
@@ -29,28 +29,28 @@ class Source(Protocol):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of memory; 0 for data that stays on disk."""
+        """Bytes of memory; 0 for data on disk."""
         ...
 
     def __len__(self) -> int:
-        """Sequence chunks that can be sampled; 0 means that ``sample`` would raise."""
+        """Sequence chunks; if 0, ``sample`` raises."""
         ...
 
     def sample(self, version: int = 0) -> tuple[Batch, dict[str, float]]:
-        """The next batch, and metrics of it by name.
+        """The next batch, and its metrics by name.
 
         Args:
-            version: updates of the weights so far, from which the age of stored states is counted.
+            version: weight updates so far, for the age of stored states.
 
         Raises:
-            RuntimeError: there is nothing to sample.
+            RuntimeError: nothing to sample.
         """
         ...
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that later batches depend on, as ``runs.storage.save`` takes it."""
+        """Everything that later batches depend on, for ``runs.storage.save``."""
         ...
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
-        """Continues from what ``state_dict`` returned."""
+        """Restores ``state_dict``."""
         ...

@@ -1,7 +1,7 @@
-"""Open-loop prediction while training: how far off the world model is, k steps after the last observation it was given.
+"""Open-loop validation during training: errors k steps after the last context observation.
 
-It looks at the batch that was learned from last, takes the likeliest latents and so moves no random generator: a run is
-the same, bit for bit, however often it is looked at. It looks rarely enough to take a hundredth of the time.
+It uses the newest training batch and the likeliest latents, so no random generator moves and the run stays bitwise
+equal. It takes at most 1% of the time.
 """
 
 import time
@@ -15,19 +15,19 @@ from worldmodel.model.world_model import WorldModel
 from worldmodel.pictures.renderers import renderer
 from worldmodel.runs.optional_dependencies import MissingPackage
 
-SHARE = 0.01  # of the time of training
-CONTEXT = 5  # observations that are given
-AHEAD = (1, 2, 4, 8, 16)  # steps after them at which the error is told
-_WIDTH, _DPI = 12.5, 60  # of the picture, inches and pixels an inch
+SHARE = 0.01  # of training time
+CONTEXT = 5  # given observations
+AHEAD = (1, 2, 4, 8, 16)  # steps ahead
+_WIDTH, _DPI = 12.5, 60  # inches, pixels per inch
 
 
 class OpenLoopCallback:
-    """Says when it is time to look, and looks.
+    """Schedules and runs open-loop predictions.
 
     Args:
-        minutes: between two looks, at least; 0 for never.
+        minutes: minimum interval; 0 for never.
         seconds: of training so far.
-        environment: that the observations come from, if there is a single one; it tells how they are drawn.
+        environment: single environment, for rendering.
     """
 
     def __init__(self, minutes: float, seconds: float, environment: Any = None) -> None:
@@ -38,29 +38,22 @@ class OpenLoopCallback:
         self._environment = environment
 
     def is_time(self, seconds: float) -> bool:
-        """Whether it is time to look, after ``seconds`` of training."""
+        """Whether a run is due after ``seconds`` of training."""
         return self._minutes > 0 and seconds >= self._next
 
     def took(self, cost: float, seconds: float) -> None:
-        """A look that began after ``seconds`` of training took ``cost`` of them."""
+        """Records a run of ``cost`` seconds that began after ``seconds`` of training."""
         self._spent += cost
         self._next = max(seconds + 60 * self._minutes, self._began + self._spent / SHARE)
 
     def look(
         self, world_model: WorldModel, batch: Batch, seconds: float, title: str = ""
     ) -> tuple[dict[str, float], np.ndarray | None]:
-        """Predicts open-loop in ``batch``.
-
-        Args:
-            world_model: who predicts.
-            batch: on its device.
-            seconds: of training so far.
-            title: stands above the picture.
+        """Predicts open-loop in ``batch``, ``seconds`` into training; ``title`` heads the picture.
 
         Returns:
-            ``(metrics, picture)``. Metrics are mean errors, "open_loop/MODALITY@k" and "open_loop/reward@k", k steps
-            after the last observation given; none if no row is long enough. The picture, uint8 (height, width, 3), is
-            of the longest row; None if there is none, or if matplotlib is not installed.
+            ``(metrics, picture)``: mean errors "open_loop/MODALITY@k" and "open_loop/reward@k", none if all rows are too
+            short; the longest row as uint8 (height, width, 3), None without one or without matplotlib.
         """
         start = time.perf_counter()
         metrics, picture = {}, None
@@ -87,10 +80,10 @@ class OpenLoopCallback:
 
 
 def errors_ahead(loop: OpenLoop, world_model: WorldModel) -> dict[str, float]:
-    """Mean errors of the rows that are long enough, by modality and steps after the last observation given."""
+    """Mean errors of long enough rows, per modality and steps ahead."""
     metrics = {}
     errors = loop.errors(world_model.observation_spec.modalities)
-    # The reward that came with the observation k steps ahead is that of the step before.
+    # An observation's reward belongs to the previous step.
     first = loop.context - 1
     errors["reward"] = (loop.predicted_rewards[:, first:] - loop.rewards[:, first:]).abs()
     for name, error in errors.items():

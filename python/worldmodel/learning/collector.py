@@ -1,4 +1,4 @@
-"""Collection: the world model acts in the environments, and what happens goes into replay."""
+"""Collection: the world model acts, replay stores the transitions."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,18 +13,18 @@ from worldmodel.model.world_model import WorldModel
 
 
 class Collector:
-    """Steps environments with the actions of a world model, or with random ones, and fills a replay.
+    """Steps environments with the world model's or random actions, and fills a replay.
 
     Args:
         episodes: the environments.
-        replay: where transitions go.
-        world_model: who acts.
-        seed: of random actions. The decider samples from PyTorch's default generator.
+        replay: destination.
+        world_model: the agent.
+        seed: of random actions; the decider uses PyTorch's default generator.
         decider: chooses the actions.
 
     Attributes:
         steps: transitions collected.
-        state: the world model's memory of the episodes that run.
+        state: memory state of all environments.
     """
 
     def __init__(
@@ -50,12 +50,11 @@ class Collector:
         """One step of every environment.
 
         Args:
-            random_rows: how many of the environments, the first ones, draw their actions uniformly instead of asking
-                the world model.
-            version: updates that the world model has seen.
+            random_rows: leading environments with uniform random actions.
+            version: the world model's updates.
 
         Returns:
-            Return and length of each episode that ended.
+            Return and length of each ended episode.
         """
         episodes = self.episodes
         begun = np.flatnonzero(episodes.is_first)
@@ -74,7 +73,7 @@ class Collector:
             drawn = episodes.action_spec.sample(self._random, episodes.num_envs)
             chosen[:random_rows] = torch.from_numpy(drawn[:random_rows]).to(self._device)
             encoded = episodes.action_spec.encode(chosen).to(self.state["action"].dtype)
-            self.state = {**self.state, "action": encoded}  # what it did, not what it would have done
+            self.state = {**self.state, "action": encoded}  # the executed action
         actions = chosen.cpu().numpy()
         happened = episodes.step(actions)
         rows = happened.rows
@@ -95,7 +94,7 @@ class Collector:
         return [(float(self._returns[row]), int(self._lengths[row])) for row in ended]
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that the next steps depend on, but replay and weights."""
+        """Everything but replay and weights."""
         return {
             "episodes": self.episodes.state_dict(),
             "state": self.state,
@@ -106,16 +105,16 @@ class Collector:
         }
 
     def load_state_dict(self, saved: Mapping[str, Any], *, new_episodes: bool = False, unpickle: bool = False) -> None:
-        """What ``state_dict`` returned.
+        """Restores ``state_dict``.
 
         Args:
-            saved: what ``state_dict`` returned.
-            new_episodes: begin other episodes instead of going on with those that ran.
-            unpickle: whether pickled environments may be read, which runs whatever is written in them.
+            saved: from ``state_dict``.
+            new_episodes: start new episodes instead of resuming the old ones.
+            unpickle: allow reading pickled environments, which runs their code.
 
         Raises:
-            EnvironmentFailed: the environments cannot be brought back to where they were.
-            PickleRefused: they are pickled and may not be read.
+            EnvironmentFailed: the environments cannot be restored.
+            PickleRefused: unpickling is not allowed.
         """
         self.steps = saved["steps"]
         self._random.bit_generator.state = saved["random"]

@@ -1,7 +1,6 @@
-"""Averaged weights: an exponential moving average over updates, which acts once training is over.
+"""Exponential moving average of the weights, for acting after training.
 
-Where one update is large, each leaves the policy a little beside the one before. The newest weights waver around what
-is learned, and their return does, too; the mean of the weights does so less (Polyak & Juditsky 1992).
+Large updates make the newest weights and their return noisy; averaging reduces that (Polyak & Juditsky 1992).
 """
 
 from torch import Tensor
@@ -9,18 +8,14 @@ from torch.optim.swa_utils import AveragedModel
 
 from worldmodel.model.world_model import WorldModel
 
-_EARLY = 0.1  # of all updates so far: while they are few, the average reaches no further back
+_EARLY = 0.1  # longest average, as a fraction of the updates so far
 
 
 def ema_of(world_model: WorldModel, updates: int) -> AveragedModel:
-    """PyTorch's average of the parameters; buffers are the newest ones.
-
-    Args:
-        world_model: averaged from the weights that it has after its first update on.
-        updates: over which is averaged; fewer at the beginning.
+    """PyTorch's average of the parameters, over ``updates`` (fewer at the beginning); buffers are the newest.
 
     Returns:
-        ``update_parameters(world_model)`` follows each update; ``module`` is the averaged world model, ``n_averaged``
+        Call ``update_parameters(world_model)`` after each update; ``module`` is the averaged world model, ``n_averaged``
         the number of updates.
     """
 

@@ -1,4 +1,4 @@
-"""Means of metrics between two lines of the log, and where the time went."""
+"""Means of metrics between two log lines, and timings."""
 
 import contextlib
 import time
@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 
 
 class MetricMeans:
-    """Collects metrics and hands out their means.
+    """Accumulates metrics and returns their means.
 
     Example:
         >>> metric_means = MetricMeans()
@@ -23,24 +23,24 @@ class MetricMeans:
         self._counts: dict[str, int] = {}
 
     def __contains__(self, name: str) -> bool:
-        """Whether a figure has a value since the last ``means``."""
+        """Whether a metric has a value since the last ``means``."""
         return name in self._sums
 
     def add(self, metrics: Mapping[str, float]) -> None:
-        """One value of each of some metrics."""
+        """Adds one value per metric."""
         for name, value in metrics.items():
             self._sums[name] = self._sums.get(name, 0.0) + value
             self._counts[name] = self._counts.get(name, 0) + 1
 
     def means(self) -> dict[str, float]:
-        """The mean of each figure since the last call."""
+        """Means since the last call."""
         means = {name: total / self._counts[name] for name, total in self._sums.items()}
         self._sums, self._counts = {}, {}
         return means
 
     @contextlib.contextmanager
     def clock(self, name: str) -> Iterator[None]:
-        """Adds the milliseconds that its block takes."""
+        """Adds the block's milliseconds."""
         start = time.perf_counter()
         yield
         self.add({name: 1e3 * (time.perf_counter() - start)})

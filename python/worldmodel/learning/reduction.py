@@ -1,7 +1,6 @@
-"""What crosses processes: running statistics and gradients.
+"""Cross-process reduction of running statistics and gradients.
 
-``Learner`` passes both through a ``Reduction``, and nothing else of an update depends on how many processes there are.
-This one is that of a single process; a distributed run replaces it.
+Nothing else in ``Learner`` depends on the number of processes; a distributed run replaces ``Reduction``.
 """
 
 from collections.abc import Sequence
@@ -10,14 +9,10 @@ from torch import Tensor, nn
 
 
 class Reduction:
-    """The reduction of one process: everything stays as it is."""
+    """The identity, for one process."""
 
     def reduce_statistics(self, values: Tensor) -> Tensor:
-        """The rows of all processes.
-
-        Args:
-            values: (rows, ...) of this process, in any number of rows; the other sizes and the dtype are the same in
-                all processes.
+        """Gathers (rows, ...) of every process; row counts may differ, other sizes and dtype not.
 
         Returns:
             (rows of all processes, ...), the same in every process.
@@ -25,11 +20,7 @@ class Reduction:
         return values
 
     def reduce_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
-        """Replaces the gradient of each parameter, in place, by the mean over processes.
-
-        Args:
-            parameters: of one group, in the same order in every process.
-        """
+        """Averages gradients over processes in place; ``parameters`` is one group, ordered equally everywhere."""
 
 
 LOCAL = Reduction()

@@ -1,7 +1,7 @@
-"""Running statistics: of rewards and returns, so that one setting serves every environment, and of the targets' range.
+"""Running statistics of rewards, returns and target ranges, so that one setting serves every environment.
 
-They move here alone, once per update, outside the losses, and through the ``Reduction`` that gradients pass, too.
-Values that are not finite are left out.
+They are updated only here, once per update, outside the losses, through the gradients' ``Reduction``. Non-finite values
+are ignored.
 """
 
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ from worldmodel.model.reward_scale import RewardScale
 
 
 def update_reward_scale(scale: RewardScale, rewards: Tensor, reduction: Reduction = LOCAL) -> None:
-    """Moves ``scale`` by rewards of any shape, in the environment's units.
+    """Updates ``scale`` with rewards of any shape, in the environment's units.
 
     Example:
         >>> scale = RewardScale()
@@ -37,7 +37,7 @@ def update_support(head: ScalarHead, targets: Tensor, reduction: Reduction = LOC
         return
     targets = targets.detach().flatten()
     targets = targets[targets.isfinite()].to(head.v_min.dtype)
-    # Without targets the bounds that the head has come back.
+    # Without targets, the bounds stay.
     bounds = torch.stack([torch.cat([targets, head.v_min[None]]).min(), torch.cat([targets, head.v_max[None]]).max()])
     low, high = reduction.reduce_statistics(bounds[None]).unbind(1)
     head.extend_support(low.min(), high.max())
@@ -46,16 +46,15 @@ def update_support(head: ScalarHead, targets: Tensor, reduction: Reduction = LOC
 def update_standardisation(
     perception: Perception, observations: Mapping[str, Tensor], valid: Tensor, reduction: Reduction = LOCAL
 ) -> None:
-    """Moves the mean and variance that numbers are standardised by, by observations (batch, time, ...) at ``valid``."""
+    """Updates mean and variance of vectors with valid observations (batch, time, ...)."""
     for codec, values in perception.standardised(observations, valid):
         codec.update(reduction.reduce_statistics(codec.moments(values)[None]))
 
 
 class ReturnNormaliser:
-    """The distance from the 5th to the 95th percentile of returns, smoothed, and never below ``floor``.
+    """Smoothed distance from the 5th to the 95th percentile of returns, at least ``floor``.
 
-    (Hafner et al. 2023, arXiv 2301.04104, equation 7.) The floor keeps noise from being scaled up where all returns are
-    alike.
+    Hafner et al. 2023, arXiv 2301.04104, equation 7. The floor keeps noise from being amplified.
     """
 
     def __init__(self, floor: float, decay: float = 0.99) -> None:
@@ -66,11 +65,11 @@ class ReturnNormaliser:
 
     @property
     def scale(self) -> float:
-        """What returns are divided by."""
+        """Divisor of the returns."""
         return max(self.floor, self._high - (self._low or 0.0))
 
     def update(self, returns: Tensor, reduction: Reduction = LOCAL) -> None:
-        """Moves the percentiles by returns of any shape, unless one of them is NaN or infinite."""
+        """Updates the percentiles with returns of any shape, if all are finite."""
         returns = reduction.reduce_statistics(returns.detach().flatten())
         if returns.numel() and returns.isfinite().all():
             points = torch.tensor([0.05, 0.95], device=returns.device, dtype=returns.dtype)
@@ -84,5 +83,5 @@ class ReturnNormaliser:
         return {"low": self._low, "high": self._high}
 
     def load_state_dict(self, state: Mapping[str, float | None]) -> None:
-        """Continues from what ``state_dict`` returned."""
+        """Restores ``state_dict``."""
         self._low, self._high = state["low"], float(state["high"] or 0.0)

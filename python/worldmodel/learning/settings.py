@@ -1,4 +1,4 @@
-"""What a training run is told: the dataclass behind ``python -m worldmodel train``."""
+"""Settings of a training run, the options of ``python -m worldmodel train``."""
 
 import dataclasses
 from pathlib import Path
@@ -15,51 +15,51 @@ from worldmodel.runs.run import Run
 
 @dataclasses.dataclass
 class TrainConfig:
-    """A training run. Fields of model, learner and replay come from the preset, and can be overridden one by one."""
+    """A training run. Model, learner and replay default to the preset's values."""
 
     env: str = ""
     """Environment: a gymnasium id, module:Env-v0, or a name of popgym's."""
     preset: str = "popgym"
-    """Where model, learner and replay start from."""
+    """Defaults of model, learner and replay."""
     num_envs: int = 16
-    """Environments that are stepped side by side."""
+    """Parallel environments."""
     train_ratio: float = 64
-    """Steps that are learned from for each step collected."""
+    """Training steps per collected step."""
     prefill: int = 2000
-    """Steps of random actions before learning begins."""
+    """Random steps before learning."""
     random_envs: int = 0
-    """Environments that go on acting at random, so that what is learned from is not only what the policy does."""
+    """Environments that always act at random, for data beyond the policy's."""
     steps: int | None = None
-    """Stop after so many steps of the environments, all together."""
+    """Stop after this many steps, over all environments."""
     updates: int | None = None
-    """Stop after so many updates of the weights."""
+    """Stop after this many updates."""
     minutes: float | None = None
-    """Stop after so many minutes of training, those before a resume included."""
+    """Stop after this many minutes of training, including those before a resume."""
     device: str = "cpu"
-    """Where the world model lives: cpu, cuda, cuda:1, ..."""
+    """Device of the world model: cpu, cuda, cuda:1, ..."""
     threads: int | None = None
-    """Threads that PyTorch uses on a CPU; as PyTorch chooses if not given."""
+    """PyTorch's CPU threads; by default its own choice."""
     seed: int = 0
-    """Of weights, environments, actions and batches."""
+    """Seed of weights, environments, actions and batches."""
     log_seconds: float = 5
     """Seconds between lines of metrics."""
     save_minutes: float = 2
     """Minutes between checkpoints."""
     open_loop_minutes: float = 2
-    """Minutes between looks at open-loop prediction, a picture in TensorBoard and open_loop/... among the metrics; more
-    where that would take over 1% of the time. 0 turns them off."""
+    """Minutes between open-loop predictions (a picture in TensorBoard and open_loop/... metrics); more where that would
+    take over 1% of the time. 0 turns them off."""
     environment_state: Literal["replay", "pickle"] = "replay"
-    """How a checkpoint holds the environments: replay keeps the seed and the actions of each episode, which are done
-    again on resume; pickle pickles them, where that does not lead back, and then resume asks for --unpickle."""
+    """How a checkpoint holds the environments: replay keeps seed and actions of each episode and repeats them on resume;
+    pickle is for environments that this cannot restore, and needs --unpickle on resume."""
     model: WorldModelConfig = dataclasses.field(default_factory=WorldModelConfig)
     """The five functions."""
     learner: LearnerConfig = dataclasses.field(default_factory=LearnerConfig)
     """Losses and optimisers."""
     replay: ReplayConfig = dataclasses.field(default_factory=ReplayConfig)
-    """What is kept, and how batches are packed."""
+    """Limits and batch shape."""
 
     def __post_init__(self) -> None:
-        """Raises ConfigurationError for numbers that cannot work."""
+        """Raises ConfigurationError for invalid numbers."""
         for name in (
             "num_envs",
             "threads",
@@ -84,7 +84,7 @@ class TrainConfig:
             )
 
 
-# How long, where and how often: what may change when a run is resumed.
+# Fields that may change on resume.
 _FREE = {
     "steps",
     "updates",
@@ -102,18 +102,18 @@ def saved_config(run: Run) -> TrainConfig:
     """The configuration in a run's folder.
 
     Raises:
-        ConfigurationError: it was written by a version with other settings.
+        ConfigurationError: another version wrote it, with other settings.
     """
     return from_json(TrainConfig, run.config.get("train"), "train")
 
 
 def acting_part(config: TrainConfig) -> str:
-    """Which part of a checkpoint holds the weights that an agent acts with."""
+    """The checkpoint part with the agent's weights."""
     return "ema" if config.learner.ema else "world_model"
 
 
 def check_resumable(run: Run, config: TrainConfig) -> None:
-    """Raises ConfigurationError where ``config`` is not the one that the checkpoints of ``run`` were made with."""
+    """Raises ConfigurationError if ``config`` differs from that of the checkpoints."""
 
     def fixed(everything: dict[str, Any]) -> dict[str, Any]:
         return {name: value for name, value in everything.items() if name not in _FREE}
@@ -127,10 +127,10 @@ def check_resumable(run: Run, config: TrainConfig) -> None:
 
 
 def usable_device(name: str) -> torch.device:
-    """The device of that name.
+    """The named device.
 
     Raises:
-        ConfigurationError: there is no such device, or PyTorch cannot use it here.
+        ConfigurationError: no such device, or unusable.
     """
     try:
         device = torch.device(name)
@@ -142,7 +142,7 @@ def usable_device(name: str) -> torch.device:
 
 
 def default_folder(env: str, stamp: str) -> Path:
-    """Where a run goes that was not told where.
+    """The default folder of a run.
 
     Example:
         >>> default_folder("module:Env-v0", "20260101-120000").as_posix()
