@@ -1,1 +1,1 @@
-"""What was trained, acting: agent, rollout, video."""
+"""Acting: agent, rollout, video."""

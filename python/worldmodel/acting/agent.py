@@ -1,4 +1,4 @@
-"""An agent from a run's folder, ready to act."""
+"""An agent from a run's folder."""
 
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,7 @@ from worldmodel.runs.run import Run
 
 
 class Agent:
-    """A trained world model that acts; the caller holds its state.
-
-    The state is a flat dict of tensors: it can be saved, copied and passed back at any time.
+    """A trained world model that acts; the caller holds its state, a flat dict of tensors.
 
     Args:
         world_model: trained.
@@ -25,7 +23,7 @@ class Agent:
         action_spec: of its actions.
 
     Attributes:
-        greedy: the decider that ``act`` uses where none is given.
+        greedy: the default decider of ``act``.
 
     Example:
         >>> agent = Agent.load("runs/memory")                                                # doctest: +SKIP
@@ -44,7 +42,7 @@ class Agent:
 
     @classmethod
     def load(cls, run: Path | str, device: str = "cpu") -> "Agent":
-        """The agent of the newest checkpoint in a run's folder, with averaged weights where the run keeps them.
+        """Loads the newest checkpoint, with averaged weights where the run has them.
 
         Args:
             run: the folder.
@@ -77,20 +75,20 @@ class Agent:
         decider: Decider | None = None,
         greedy: bool | None = None,
     ) -> tuple[Any, State]:
-        """One action.
+        """Chooses one action.
 
         Args:
             observation: in the environment's form.
-            state: from the last call; None at the beginning.
-            reset: whether an episode begins with this observation; the state is then zeroed.
-            decider: chooses the action; the greedy one that the configuration names if None.
-            greedy: the name of the release before, for one release: False is ``decider=policy_sample``.
+            state: from the previous call, or None.
+            reset: whether an episode begins here; zeroes the state.
+            decider: chooses the action; the configuration's greedy one if None.
+            greedy: deprecated: False is ``decider=policy_sample``.
 
         Returns:
-            ``(action, state)``: the action in the environment's form, and the state for the next call.
+            ``(action, state)``: in the environment's form, and the state for the next call.
 
         Raises:
-            ValueError: an observation that holds NaN, or does not fit the space of training.
+            ValueError: an observation with NaN, or outside the space of training.
         """
         encoded = {name: array[None] for name, array in self.observation_spec.encode(observation).items()}
         actions, state = self.act_encoded(encoded, state, np.array([reset]), decider_of(decider, greedy, self.greedy))
@@ -106,9 +104,9 @@ class Agent:
         *,
         greedy: bool | None = None,
     ) -> tuple[np.ndarray, State]:
-        """The same for a batch of encoded observations, (batch, ...); actions are encoded as well.
+        """``act`` for a batch of encoded observations, (batch, ...); returns encoded actions.
 
-        ``ObservationSpec.encode_batch`` makes such observations, ``ActionSpec.to_env`` takes such actions.
+        See ``ObservationSpec.encode_batch`` and ``ActionSpec.to_env``.
         """
         state = self.init_state(len(reset)) if state is None else state
         tensors = self.observation_spec.to_tensors(observations, self.device)
@@ -118,16 +116,16 @@ class Agent:
 
     @torch.no_grad()
     def value(self, state: State) -> np.ndarray:
-        """The discounted return expected from a state that ``act`` returned, (batch,), in the environment's units."""
+        """Expected discounted return from a state of ``act``, (batch,), in the environment's units."""
         return self._in_units(self.world_model.evaluation.value(state["features"]))
 
     @torch.no_grad()
     def action_values(self, state: State) -> tuple[np.ndarray, np.ndarray]:
-        """Q of every action after a state that ``act`` returned.
+        """Q of every action from a state of ``act``.
 
         Returns:
-            ``(q, actions)``: (batch, actions) in the environment's units of reward, and the actions as the environment
-            takes them, (actions, ...).
+            ``(q, actions)``: (batch, actions) in the environment's units, and the actions in the environment's form,
+            (actions, ...).
 
         Raises:
             ValueError: continuous actions, or more than ``DecisionConfig.max_enumerated_actions``.
@@ -142,11 +140,11 @@ class Agent:
 
     @torch.no_grad()
     def imagined_rewards(self, state: State, actions: np.ndarray) -> np.ndarray:
-        """Rewards of actions that are imagined from a state that ``act`` returned, latents at their mode.
+        """Rewards imagined from a state of ``act``, with latents at their mode.
 
         Args:
             state: (batch, ...).
-            actions: encoded as ``act_encoded`` returns them, (batch, horizon, ...).
+            actions: encoded, (batch, horizon, ...).
 
         Returns:
             (batch, horizon), in the environment's units.
@@ -156,5 +154,5 @@ class Agent:
         return self._in_units(self.world_model.imagine_actions(state, encoded, mode).rewards)
 
     def _in_units(self, scaled: torch.Tensor) -> np.ndarray:
-        """Rewards or values of the world model -> the environment's units."""
+        """Reward-scale units -> the environment's units."""
         return (scaled * self.world_model.reward_scale.scale.to(scaled.dtype)).cpu().numpy()

@@ -1,7 +1,7 @@
-"""Evaluation: whole episodes with a trained agent.
+"""Evaluation over whole episodes.
 
-Episode i has seed + i for any number of environments, and all requested episodes are finished: counting those that end
-first would favour short ones.
+Episode i has seed + i for any number of environments, and all requested episodes are finished: the first to end would
+be biased towards short ones.
 """
 
 import dataclasses
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Evaluated:
-    """Returns and lengths of episodes, in the order of their seeds.
+    """Results by episode, in seed order.
 
     Attributes:
-        returns: sums of rewards, undiscounted.
+        returns: undiscounted.
         lengths: actions per episode.
     """
 
@@ -44,7 +44,7 @@ class Evaluated:
         return float(np.std(self.returns, ddof=1) / np.sqrt(len(self.returns))) if len(self.returns) > 1 else 0.0
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values: the summary first."""
+        """Plain values, the summary first."""
         summary = {"mean": self.mean, "standard_error": self.standard_error, "episodes": len(self.returns)}
         return {**summary, "returns": list(self.returns), "lengths": list(self.lengths)}
 
@@ -60,16 +60,16 @@ def evaluate(
     greedy: bool | None = None,
     environments: "Sequence[gymnasium.Env[Any, Any]] | None" = None,
 ) -> Evaluated:
-    """Returns of ``agent`` in ``env``.
+    """Evaluates ``agent`` in ``env``.
 
     Args:
         agent: acts.
-        env: name of the environment, as for ``worldmodel.environments.registry.resolve``.
+        env: as for ``worldmodel.environments.registry.resolve``.
         episodes: number of them.
-        seed: of the first; the others follow. Also of the decider's random numbers.
+        seed: of the first episode, and of the decider's random numbers.
         num_envs: environments in parallel.
-        decider: chooses the actions; the agent's greedy one if None.
-        greedy: the name of the release before, for one release: False is ``decider=policy_sample``.
+        decider: the agent's greedy one if None.
+        greedy: deprecated: False is ``decider=policy_sample``.
         environments: used instead of ``num_envs`` new ones, and closed at the end.
 
     Raises:
@@ -113,21 +113,21 @@ def evaluate_filmed(
     decider: Decider | None = None,
     greedy: bool | None = None,
 ) -> Evaluated:
-    """``evaluate`` with a video of the first ``filmed`` episodes, which run one after the other.
+    """``evaluate``, with a video of the first ``filmed`` episodes, which run one by one.
 
     Args:
-        agent: acts.
+        agent: as for ``evaluate``, and so are the arguments not listed.
         env: name of the environment.
-        file: of the video, as ``worldmodel.acting.video.video_file`` returns it.
+        file: from ``worldmodel.acting.video.video_file``.
         filmed: episodes in the video, at least 1.
-        episodes: as for ``evaluate``, and so are the others.
+        episodes: number of them.
         seed: of the first.
-        num_envs: for the episodes that are not filmed.
-        decider: chooses the actions; the agent's greedy one if None.
-        greedy: as for ``evaluate``.
+        num_envs: for unfilmed episodes.
+        decider: the agent's greedy one if None.
+        greedy: deprecated.
 
     Raises:
-        NoVideo: the environment has no rendering, before any episode is run.
+        NoVideo: the environment has no rendering.
         EnvironmentFailed: an environment raised an error, or returned NaN.
     """
     from worldmodel.acting.video import FRAMES_PER_SECOND, Camera, make_rendered, writer

@@ -1,4 +1,4 @@
-"""Videos of episodes: the environment's rendering beside the agent's observations and their reconstructions."""
+"""Videos of episodes: rendering, observations and reconstructions side by side."""
 
 import contextlib
 import importlib.util
@@ -19,24 +19,24 @@ try:
 except ImportError as error:
     raise missing(error, "run environments") from error
 
-FRAMES_PER_SECOND = 30  # where the environment names none
-_MIN_HEIGHT, _MAX_HEIGHT = 256, 512  # pixels of a rendering in the video
-_LINE, _SPACE = 24, 8  # pixels of a line of text, and between pictures
+FRAMES_PER_SECOND = 30  # default
+_MIN_HEIGHT, _MAX_HEIGHT = 256, 512  # pixels
+_LINE, _SPACE = 24, 8  # pixels: height of a text line, gap between pictures
 _PAPER, _INK, _PALE = (255, 255, 255), (36, 41, 47), (110, 119, 129)
 
 
 class NoVideo(ValueError):
-    """The environment cannot be filmed, or not into that file."""
+    """The environment cannot be rendered, or the file type is not supported."""
 
 
 def video_file(wanted: Path) -> tuple[Path, str]:
-    """The video's path, and a notice where it differs from ``wanted``.
+    """Returns the video's path, and a notice where it differs from ``wanted``.
 
     Args:
-        wanted: a name that ends in .mp4 or .gif. Without imageio-ffmpeg an mp4 becomes a GIF.
+        wanted: .mp4 or .gif. Without imageio-ffmpeg an mp4 becomes a GIF.
 
     Raises:
-        NoVideo: another kind of file.
+        NoVideo: another file type.
         MissingPackage: imageio is not installed.
     """
     require("imageio.v2", "write videos")
@@ -49,11 +49,11 @@ def video_file(wanted: Path) -> tuple[Path, str]:
 
 
 def make_rendered(name: str) -> "gymnasium.Env[Any, Any]":
-    """An environment with ``rgb_array`` rendering, tried once.
+    """Makes an environment with ``rgb_array`` rendering and tries it once.
 
     Raises:
-        NoVideo: it has none; the message says why.
-        UnknownEnvironment: nothing goes by that name.
+        NoVideo: it cannot be rendered.
+        UnknownEnvironment: no environment has that name.
         EnvironmentFailed: it cannot be made.
     """
     plain = make(name)
@@ -81,7 +81,7 @@ def make_rendered(name: str) -> "gymnasium.Env[Any, Any]":
 
 @contextlib.contextmanager
 def writer(path: Path, fps: float) -> Iterator[Any]:
-    """A writer whose ``append_data`` takes frames, uint8 (height, width, 3) with even sides."""
+    """Yields a writer whose ``append_data`` takes frames, uint8 (height, width, 3) with even sides."""
     path.parent.mkdir(parents=True, exist_ok=True)
     imageio = require("imageio.v2", "write videos")
     options: dict[str, Any] = {"duration": 1000 / fps, "loop": 0}
@@ -92,13 +92,13 @@ def writer(path: Path, fps: float) -> Iterator[Any]:
 
 
 class Camera(gymnasium.Wrapper[Any, Any, Any, Any]):
-    """Films every observation of an environment's episodes, the last one included.
+    """Films every observation of the first episodes.
 
     Args:
-        environment: of ``make_rendered``.
-        agent: observes.
-        episodes: number of filmed episodes; later ones are not filmed.
-        film: of ``writer``.
+        environment: from ``make_rendered``.
+        agent: provides the reconstructions.
+        episodes: number of filmed episodes.
+        film: from ``writer``.
     """
 
     def __init__(self, environment: "gymnasium.Env[Any, Any]", agent: Agent, episodes: int, film: Any) -> None:
@@ -130,7 +130,7 @@ class Camera(gymnasium.Wrapper[Any, Any, Any, Any]):
             self._film.append_data(self._frame(observation))
 
     def _frame(self, observation: Any) -> np.ndarray:
-        """Rendering and views side by side, under a line of text and a title each."""
+        """Titled rendering and views, side by side."""
         rendering = self.env.render()
         assert isinstance(rendering, np.ndarray)
         pictures = [("environment", _scaled(rendering, min(max(len(rendering), _MIN_HEIGHT), _MAX_HEIGHT)))]
@@ -152,7 +152,7 @@ class Camera(gymnasium.Wrapper[Any, Any, Any, Any]):
 
     @torch.no_grad()
     def _views(self, observation: Any) -> Iterator[tuple[str, np.ndarray]]:
-        """Observations and reconstructions of the modalities that have pictures."""
+        """Observations and reconstructions of modalities with pictures."""
         if not self._renderers:
             return
         spec, perception = self._agent.observation_spec, self._agent.world_model.perception
@@ -166,7 +166,7 @@ class Camera(gymnasium.Wrapper[Any, Any, Any, Any]):
 
 
 def _scaled(picture: np.ndarray, height: int) -> np.ndarray:
-    """``picture`` scaled to ``height``: nearest neighbour up, Lanczos down."""
+    """Scales to ``height``: nearest neighbour up, Lanczos down."""
     image = require("PIL.Image", "write videos")
     width = max(1, round(picture.shape[1] * height / picture.shape[0]))
     how = image.Resampling.NEAREST if height >= picture.shape[0] else image.Resampling.LANCZOS

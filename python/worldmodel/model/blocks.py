@@ -1,8 +1,8 @@
-"""Blocks of memory: a dataclass per kind, which builds the module.
+"""Memory blocks: a dataclass per kind, which builds the module.
 
-A block takes (batch, time, width) and returns the same, and has the interface of ``wmkernels.nn``: ``init_state``,
-``forward`` over all steps, ``step``; its state is a flat dict of tensors, batch first. A new kind is a class here and
-its name in ``BlockConfig``; a block from elsewhere goes in by ``CustomBlock``.
+A block maps (batch, time, width) to the same shape with the interface of ``wmkernels.nn``: ``init_state``, ``forward``
+over all steps, ``step``; its state is a flat dict of tensors, batch first. A new kind is a class here, listed in
+``BlockConfig``; others go in by ``CustomBlock``.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ from worldmodel.runs.configuration import ConfigurationError
 
 
 class GatedConv(nn.Module):
-    """A Mamba block without its scan: projection, causal convolution, gate, projection back."""
+    """A Mamba block without its scan."""
 
     def __init__(self, width: int, d_conv: int, expand: float) -> None:
         super().__init__()
@@ -52,7 +52,7 @@ class GatedConv(nn.Module):
 
 
 class MapLSTM(nn.Module):
-    """One layer of a ConvLSTM; its features are the map (channels, height, width), flattened."""
+    """A ConvLSTM layer; its features are the map (channels, height, width), flattened."""
 
     def __init__(self, width: int, map_size: tuple[int, int], kernel: int) -> None:
         super().__init__()
@@ -85,7 +85,7 @@ class MapLSTM(nn.Module):
 
 
 class GRU(nn.Module):
-    """A gated recurrent unit (Cho et al. 2014) with resets inside a sequence: a loop over time, for comparison."""
+    """A gated recurrent unit (Cho et al. 2014) with resets inside a sequence: a loop over time, as a baseline."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -124,7 +124,7 @@ class Block:
     """A kind of block, configured.
 
     Attributes:
-        kind: the name that a saved configuration and ``--memory`` have for it.
+        kind: its name in a saved configuration and in ``--memory``.
     """
 
     kind: ClassVar[str]
@@ -139,12 +139,12 @@ class Block:
 
 @dataclasses.dataclass(frozen=True)
 class RotaryScanBlock(Block):
-    """A Mamba block whose states rotate, which lets its scan tell lags apart.
+    """A Mamba block with rotating states, so that its scan distinguishes lags.
 
     Attributes:
         d_state: real states per inner channel.
-        groups: sets of B, C and angles; each rotates at rates of its own.
-        d_conv: steps that the block's convolution sees, its own included; 1 turns it off.
+        groups: sets of B, C and angles; each has its own rates of rotation.
+        d_conv: taps of the causal convolution; 1 disables it.
         expand: inner channels per feature.
         selective_angle: whether the angle depends on the input.
         decay: initial -A.
@@ -178,7 +178,7 @@ class ScanBlock(Block):
     Attributes:
         d_state: states per inner channel.
         groups: sets of B and C.
-        d_conv: steps that the block's convolution sees, its own included; 1 turns it off.
+        d_conv: taps of the causal convolution; 1 disables it.
         expand: inner channels per feature.
     """
 
@@ -195,10 +195,10 @@ class ScanBlock(Block):
 
 @dataclasses.dataclass(frozen=True)
 class GatedConvBlock(Block):
-    """A Mamba block without its scan: the convolution is the only memory, and with ``d_conv=1`` there is none.
+    """A Mamba block without its scan; ``d_conv=1`` has no memory at all.
 
     Attributes:
-        d_conv: steps that the convolution sees, its own included; 1 turns it off.
+        d_conv: taps of the causal convolution; 1 disables it.
         expand: inner channels per feature.
     """
 
@@ -213,11 +213,11 @@ class GatedConvBlock(Block):
 
 @dataclasses.dataclass(frozen=True)
 class ConvLSTMBlock(Block):
-    """A ConvLSTM layer; the features are a map, so width = channels * height * width of the map.
+    """A ConvLSTM layer; width = channels * height * width of the map.
 
     Attributes:
         map_size: (height, width).
-        kernel: side of the convolution's kernel, an odd number.
+        kernel: side of the convolution kernel, odd.
     """
 
     kind: ClassVar[str] = "conv_lstm"
@@ -239,7 +239,7 @@ class ConvLSTMBlock(Block):
 
 @dataclasses.dataclass(frozen=True)
 class GRUBlock(Block):
-    """A GRU layer, a loop over time, for comparison."""
+    """A GRU layer, as a baseline."""
 
     kind: ClassVar[str] = "gru"
 
@@ -250,11 +250,10 @@ class GRUBlock(Block):
 
 @dataclasses.dataclass(frozen=True)
 class CustomBlock(Block):
-    """A block of the user's own; its module is imported, also when a run that names it is read.
+    """A user's block; reading a run that names it imports its module.
 
     Attributes:
-        block: ``module:Class``; the class is called with the width and ``options``, and makes a module with the
-            interface that the head of this file describes.
+        block: ``module:Class``, called with the width and ``options``; returns a module with the interface above.
         options: keyword arguments, plain values.
 
     Example:
@@ -269,11 +268,10 @@ class CustomBlock(Block):
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def build(self, width: int) -> nn.Module:
-        """The block on ``width`` features.
+        """Builds the block on ``width`` features.
 
         Raises:
-            ConfigurationError: the class cannot be imported or called with these options, or its module lacks the
-                interface of a block.
+            ConfigurationError: the class cannot be imported or called, or lacks the interface of a block.
         """
         module_name, _, name = self.block.partition(":")
         try:
@@ -296,7 +294,7 @@ BlockConfig = RotaryScanBlock | ScanBlock | GatedConvBlock | ConvLSTMBlock | GRU
 
 
 def _check_interface(block: Any, name: str, width: int) -> None:
-    """Raises ConfigurationError where ``block`` is no block on ``width`` features; tries two steps of one row."""
+    """Raises ConfigurationError where ``block`` fails two steps of one row."""
     if not isinstance(block, nn.Module):
         raise ConfigurationError(f"CustomBlock: {name} made a {type(block).__name__}, expected a torch.nn.Module")
     methods = {method: getattr(block, method, None) for method in ("init_state", "forward", "step")}
@@ -316,7 +314,7 @@ def _check_interface(block: Any, name: str, width: int) -> None:
             outputs, after = memory(inputs, state, reset)
             output, stepped = memory.step(inputs[:, 0], state, reset[:, 0])
             shapes = {"forward": tuple(outputs.shape), "step": tuple(output.shape)}
-        except Exception as error:  # whatever code of the user's raises
+        except Exception as error:  # user code may raise anything
             reason = f"{type(error).__name__}: {error}"
             raise ConfigurationError(f"CustomBlock: {name} fails on two steps of zeros, {reason}") from error
     for method, expected in (("forward", (1, 2, width)), ("step", (1, width))):
@@ -332,7 +330,7 @@ def _check_interface(block: Any, name: str, width: int) -> None:
 
 
 def _described(state: Any) -> Any:
-    """Shapes by name; what is no dict of tensors is described by its type."""
+    """Shapes by name; the type of anything but a dict of tensors."""
     if not isinstance(state, Mapping):
         return type(state).__name__
     return {

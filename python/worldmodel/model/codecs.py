@@ -1,10 +1,10 @@
 """Codecs: encoding and reconstruction per kind of modality.
 
-width                     features of ``encode``
+width                         features of ``encode``
 encode(modality)              (steps, *shape) -> (steps, width)
-reconstruct(features)     (steps, hidden) -> prediction, what ``loss`` and ``decode`` take
+reconstruct(features)         (steps, hidden) -> prediction, for ``loss`` and ``decode``
 loss(prediction, modality)    nats or squared error, summed over the modality, (steps,)
-decode(prediction)        the most probable observation, (steps, *shape)
+decode(prediction)            the most probable observation, (steps, *shape)
 """
 
 import itertools
@@ -18,15 +18,14 @@ from torch import Tensor, nn
 from worldmodel.data.spaces import Modality
 from worldmodel.model.networks import symlog
 
-_WINDOW = 1e6  # steps that the running mean and variance cover
-_MIN_VARIANCE = 1e-10  # below it, an entry counts as constant
+_WINDOW = 1e6  # steps covered by the running mean and variance
+_MIN_VARIANCE = 1e-10  # an entry below it counts as constant
 
 
 class CategoricalCodec(nn.Module):
-    """Classes, one-hot and concatenated; reconstructed by one softmax per entry.
+    """One-hot classes, reconstructed by a softmax per entry.
 
-    Floating point input is taken as one-hot already, (steps, sum of sizes), which gives gradients with respect to a
-    discrete observation.
+    Floating point input is one-hot already, (steps, sum of sizes), for gradients with respect to discrete observations.
     """
 
     offsets: Tensor
@@ -49,7 +48,7 @@ class CategoricalCodec(nn.Module):
         return hot.scatter_(1, modality.long() + self.offsets, 1.0)
 
     def reconstruct(self, features: Tensor) -> Tensor:
-        """Logits (steps, entries, classes), minus infinity for classes that an entry does not have."""
+        """Logits (steps, entries, classes), minus infinity for classes that an entry lacks."""
         logits = self.project(features).unflatten(-1, self.padding.shape)
         return logits.masked_fill(self.padding, -torch.inf)
 
@@ -67,10 +66,9 @@ class CategoricalCodec(nn.Module):
 
 
 class VectorCodec(nn.Module):
-    """Vectors of any scale through symlog and a running standardisation; the loss is the squared error there.
+    """Vectors through symlog and running standardisation; the loss is the squared error there.
 
-    Without it an entry of small variance, such as an angle of a tenth of a radian beside a speed of three metres per
-    second, would be too small a part of the loss. ``mean`` and ``variance`` are buffers: 0 and 1 until ``update``.
+    Standardisation keeps an entry of small variance in the loss, such as an angle of 0.1 rad beside a speed of 3 m/s.
     """
 
     mean: Tensor
@@ -88,13 +86,13 @@ class VectorCodec(nn.Module):
 
     @property
     def deviation(self) -> Tensor:
-        """The standard deviation of the entries; 1 for constant ones, whose noise must not be amplified."""
+        """Standard deviation per entry; 1 for constant entries, so that their noise is not amplified."""
         return torch.where(self.variance > _MIN_VARIANCE, self.variance, 1).sqrt()
 
     def encode(self, modality: Tensor) -> Tensor:
         """(steps, entries) -> standardised entries and a one, (steps, entries + 1).
 
-        Without the one, the next layer norm would remove the scale: that of W x is the same for x and 2 x.
+        Without the one, the next layer norm would remove the scale: W x and W 2x have the same norm.
         """
         numbers = self.standardised(modality)
         return torch.cat([numbers, torch.ones_like(numbers[:, :1])], -1)
@@ -108,7 +106,7 @@ class VectorCodec(nn.Module):
         return self.project(features)
 
     def loss(self, prediction: Tensor, modality: Tensor) -> Tensor:
-        """Half the squared error: the negative log density of a normal of variance 1, without its constant."""
+        """Gaussian negative log-likelihood at variance 1, without its constant."""
         return 0.5 * (prediction - self.standardised(modality)).square().sum(-1)
 
     def decode(self, prediction: Tensor) -> Tensor:
@@ -118,7 +116,7 @@ class VectorCodec(nn.Module):
 
     @torch.no_grad()
     def moments(self, modality: Tensor) -> Tensor:
-        """(steps, entries) -> (3, entries): number, mean and variance, through symlog, of the steps that are finite."""
+        """(steps, entries) -> (3, entries): count, mean and variance of symlog over finite steps."""
         numbers = symlog(modality.to(self.mean.dtype))
         numbers = numbers[numbers.isfinite().all(-1)]
         if not numbers.shape[0]:
@@ -128,10 +126,7 @@ class VectorCodec(nn.Module):
 
     @torch.no_grad()
     def update(self, moments: Tensor) -> None:
-        """Moves the running mean and variance by ``moments``, (parts, 3, entries), one part after the other.
-
-        They cover all steps at first, later about the last million (Chan et al. 1979).
-        """
+        """Merges ``moments``, (parts, 3, entries), into those of the last million steps or so (Chan et al. 1979)."""
         for count, mean, variance in moments.unbind(0):
             steps = int(count[0])
             if not steps:
@@ -144,7 +139,7 @@ class VectorCodec(nn.Module):
 
 
 class ImageCodec(nn.Module):
-    """Pixels, through convolutions that halve the image until a side is at most 4, and their mirror image."""
+    """Pixels, through convolutions that halve the image to a side of at most 4, and their mirror image."""
 
     def __init__(self, modality: Modality, hidden: int, channels: int) -> None:
         super().__init__()
@@ -173,7 +168,7 @@ class ImageCodec(nn.Module):
         return self.project(self.encoder(self._scaled(modality)).flatten(1))
 
     def reconstruct(self, features: Tensor) -> Tensor:
-        """(steps, hidden) -> (steps, channels, height, width), -0.5 for black and 0.5 for full."""
+        """(steps, hidden) -> (steps, channels, height, width), in [-0.5, 0.5]."""
         return self.decoder(self.expand(features).unflatten(-1, self.small))
 
     def loss(self, prediction: Tensor, modality: Tensor) -> Tensor:
@@ -185,7 +180,7 @@ class ImageCodec(nn.Module):
         return ((prediction + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).movedim(1, -1)
 
     def _scaled(self, modality: Tensor) -> Tensor:
-        """(steps, channels, height, width) around zero. Floating point pixels are in [0, 255] as well."""
+        """(steps, channels, height, width) in [-0.5, 0.5]; floating point pixels are in [0, 255] as well."""
         return modality.movedim(-1, 1).to(self.project.weight.dtype) / 255 - 0.5
 
 
@@ -228,7 +223,7 @@ class GridCodec(nn.Module):
 
 
 def build_codec(modality: Modality, hidden: int, channels: int) -> Any:
-    """The codec of ``modality``; ``channels`` is the width of an image's first convolution."""
+    """Returns the codec of ``modality``; ``channels`` is the width of an image's first convolution."""
     if modality.kind == "categorical":
         return CategoricalCodec(modality, hidden)
     if modality.kind == "vector":

@@ -1,4 +1,4 @@
-"""Deciders: what chooses the actions of ``WorldModel.act``. A planner is one more class here or elsewhere."""
+"""Deciders choose the actions of ``WorldModel.act``."""
 
 import warnings
 from typing import TYPE_CHECKING, Protocol
@@ -12,19 +12,19 @@ if TYPE_CHECKING:
 
 
 class Decider(Protocol):
-    """Chooses an action per row from the state after this step's observation. It is called without gradients."""
+    """Chooses an action per row, without gradients."""
 
     def __call__(self, world_model: "WorldModel", state: State) -> Tensor:
-        """Actions, encoded (batch, action width).
+        """Returns actions, encoded (batch, action width).
 
         Args:
-            world_model: whose policy, values or imagination may be asked.
+            world_model: whose policy, values or imagination may be used.
             state: after ``WorldModel.observe_step``; s_t is ``state["features"]``, (batch, features).
         """
 
 
 def policy_sample(world_model: "WorldModel", state: State) -> Tensor:
-    """Samples the policy: the only decider here that moves a random generator."""
+    """Samples the policy, the only random decider here."""
     return world_model.decision(state["features"]).sample()
 
 
@@ -34,19 +34,19 @@ def policy_mode(world_model: "WorldModel", state: State) -> Tensor:
 
 
 def one_step_planning(world_model: "WorldModel", state: State) -> Tensor:
-    """The best action by ``action_values``; all actions must be enumerable."""
+    """The action of largest ``action_values``; actions must be enumerable."""
     q, actions = action_values(world_model, state)
     return actions[q.argmax(-1)]
 
 
 def action_values(world_model: "WorldModel", state: State) -> tuple[Tensor, Tensor]:
-    """Q(s, a) = r + γ c v' of every action, c the probability that the episode goes on.
+    """Q(s, a) = r + γ c v' of every action, with c the probability that the episode continues.
 
-    The next state is imagined from the mean of the next latent, not from a sample.
+    The next latent is its mean, not a sample.
 
     Returns:
-        ``(q, actions)``: (batch, actions) in units of the running scale of rewards, and the actions, encoded
-        (actions, action width).
+        ``(q, actions)``: (batch, actions), divided by the reward scale, and the encoded actions (actions, action
+        width).
     """
     features = state["features"]
     actions = world_model.decision.all_actions(features)
@@ -60,10 +60,10 @@ def action_values(world_model: "WorldModel", state: State) -> tuple[Tensor, Tens
 
 
 def decider_of(decider: Decider | None, greedy: bool | None, default: Decider) -> Decider:
-    """``decider``, or ``default`` where it is None; ``greedy`` is the argument of the release before, and warns.
+    """Resolves the deprecated argument ``greedy``.
 
     Raises:
-        TypeError: both are given.
+        TypeError: decider and greedy are both given.
     """
     if greedy is None:
         return decider or default
@@ -78,6 +78,6 @@ def decider_of(decider: Decider | None, greedy: bool | None, default: Decider) -
 
 
 def greedy_decider(world_model: "WorldModel") -> Decider:
-    """The decider that ``DecisionConfig.greedy`` names; the policy's mode where not all actions can be tried."""
+    """The decider of ``DecisionConfig.greedy``; the policy's mode where actions are not enumerable."""
     plans = world_model.config.decision.greedy == "one_step_planning" and world_model.decision.is_enumerable
     return one_step_planning if plans else policy_mode

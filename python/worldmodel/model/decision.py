@@ -1,12 +1,10 @@
-"""Decision, π(s) = argmax_a Q(s, a): the policy that imagination trains; the actor.
+"""Decision, π(s) = argmax_a Q(s, a): the actor, trained in imagination.
 
 Its gradient is one of three:
 
-    all_action   the sum over all actions of π(a|s) Q(s, a), every action tried in imagination
+    all_action   the sum over all actions of π(a|s) Q(s, a)
     reinforce    log π(a|s) times the advantage of the imagined return (Williams 1992)
-    pathwise     the imagined return itself, through the differentiable dynamics; discrete actions straight through
-
-What acts on the policy, or plans instead, is in ``worldmodel.model.deciders``.
+    pathwise     the imagined return through the dynamics; straight-through for discrete actions
 """
 
 import dataclasses
@@ -30,13 +28,13 @@ class DecisionConfig:
         layers: of the network.
         gradient: "all_action", "reinforce", "pathwise", or "auto": all_action up to ``max_enumerated_actions`` discrete
             actions, reinforce for more, pathwise for continuous ones.
-        max_enumerated_actions: most discrete actions that are all tried.
+        max_enumerated_actions: most discrete actions to enumerate.
         entropy: weight of the policy's entropy beside normalised returns.
-        unimix_ratio: share of the uniform distribution in the probabilities of discrete actions.
+        unimix_ratio: weight of the uniform distribution for discrete actions.
         min_std: smallest standard deviation of a continuous action.
         max_std: largest.
-        greedy: what acts greedily: "one_step_planning" takes the best Q = r + γ v' where all actions can be tried, the
-            policy's mode elsewhere; "policy" the mode everywhere.
+        greedy: greedy acting: "one_step_planning" maximises Q = r + γ v' over enumerable actions, else takes the
+            policy's mode; "policy" always takes the mode.
     """
 
     hidden: int = 128
@@ -64,7 +62,7 @@ class DecisionConfig:
 
 
 class Decision(nn.Module):
-    """The policy's network."""
+    """The actor network."""
 
     def __init__(self, features: int, spec: ActionSpec, config: DecisionConfig) -> None:
         super().__init__()
@@ -85,12 +83,12 @@ class Decision(nn.Module):
 
     @property
     def is_enumerable(self) -> bool:
-        """Whether all actions can be tried."""
+        """Whether there are at most ``max_enumerated_actions`` discrete actions."""
         return self.spec.kind == "discrete" and math.prod(self.spec.sizes) <= self.config.max_enumerated_actions
 
     @property
     def gradient(self) -> str:
-        """The policy's gradient, "auto" resolved."""
+        """The policy gradient, "auto" resolved."""
         if self.config.gradient != "auto":
             return self.config.gradient
         if self.spec.kind == "continuous":
@@ -98,14 +96,14 @@ class Decision(nn.Module):
         return "all_action" if self.is_enumerable else "reinforce"
 
     def forward(self, features: Tensor) -> Policy:
-        """(..., features) -> the distribution over actions there."""
+        """(..., features) -> distribution over actions."""
         outputs = self.network(features)
         if self.spec.kind == "discrete":
             return DiscretePolicy(outputs, self.spec.sizes, self.config.unimix_ratio)
         return ContinuousPolicy(outputs, self.config.min_std, self.config.max_std)
 
     def all_actions(self, like: Tensor) -> Tensor:
-        """Every discrete action, (actions, action width), on the device and in the dtype of ``like``."""
+        """Every discrete action, (actions, action width), with device and dtype of ``like``."""
         choices = [torch.arange(size, device=like.device) for size in self.spec.sizes]
         table = torch.cartesian_prod(*choices).view(-1, len(choices))
         return self.spec.encode(table if self.spec.shape else table.squeeze(-1)).to(like.dtype)

@@ -1,4 +1,4 @@
-"""Evaluation, v_t = E(s_t) = E[r_t + γ E(s_{t+1})]: the discounted return to expect; the critic."""
+"""Evaluation, v_t = E(s_t) = E[r_t + γ E(s_{t+1})]: the critic."""
 
 import copy
 import dataclasses
@@ -17,9 +17,9 @@ class EvaluationConfig:
         hidden: width of the layers.
         layers: of the network.
         discount: γ, per step.
-        lambda_: λ of the returns: 0 bootstraps from the next value, 1 from the last one alone.
+        lambda_: λ of the returns: 0 bootstraps from the next value, 1 from the last alone.
         value: how the value is predicted.
-        tau: of the Polyak update of the target network.
+        tau: Polyak rate of the target network.
     """
 
     hidden: int = 128
@@ -38,7 +38,7 @@ class EvaluationConfig:
 
 
 class Evaluation(nn.Module):
-    """A network for v_t, and the target network that bootstraps its returns."""
+    """A network for v_t, and its target network for bootstrapping."""
 
     def __init__(self, features: int, config: EvaluationConfig) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ class Evaluation(nn.Module):
 
     @property
     def head(self) -> ScalarHead:
-        """The head, whose ``mean`` and ``loss`` take outputs of ``forward``."""
+        """The head; its ``mean`` and ``loss`` take outputs of ``forward``."""
         head = self.network[-1]
         assert isinstance(head, ScalarHead)
         return head
@@ -63,7 +63,7 @@ class Evaluation(nn.Module):
         return self.network(features)
 
     def value(self, features: Tensor, target: bool = False) -> Tensor:
-        """v_t in units of the running scale of rewards, (...)."""
+        """v_t divided by the reward scale, (...)."""
         outputs = self.target(features) if target else self.network(features)
         return self.head.mean(outputs)
 
@@ -73,13 +73,13 @@ class Evaluation(nn.Module):
 
 
 def lambda_returns(rewards: Tensor, discounts: Tensor, next_values: Tensor, lambda_: float) -> Tensor:
-    """G_t = r_t + d_t ((1 - λ) v_{t+1} + λ G_{t+1}), and G_{t+1} = v_{t+1} behind the last step.
+    """G_t = r_t + d_t ((1 - λ) v_{t+1} + λ G_{t+1}), with G = v_{t+1} after the last step.
 
-    One linear scan in reverse (Sutton & Barto 2018, equation 12.18).
+    A linear scan in reverse (Sutton & Barto 2018, eq. 12.18).
 
     Args:
         rewards: (batch, time).
-        discounts: (batch, time), γ times the probability that the episode goes on.
+        discounts: (batch, time), γ times the probability that the episode continues.
         next_values: v_{t+1}, (batch, time).
         lambda_: λ.
 

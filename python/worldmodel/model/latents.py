@@ -1,8 +1,7 @@
-"""Latents: the distributions over z_t that perception and prediction share.
+"""Latents: the distributions over z_t shared by perception and prediction.
 
-A network's outputs become the parameters of a distribution, one tensor, so that a distribution can be sliced, detached
-and stacked. Everything else goes through ``Latent``: a new kind of latent is a class, a dataclass that configures it,
-and its name in ``LatentConfig``.
+Parameters are one tensor, so that a distribution can be sliced, detached and stacked. A new kind is a ``Latent`` and
+its configuration, listed in ``LatentConfig``.
 """
 
 import abc
@@ -22,7 +21,7 @@ class Latent(abc.ABC):
 
     Attributes:
         shape: of a sample.
-        outputs: numbers that a network gives for one distribution.
+        outputs: network outputs per distribution.
         width: features of ``embed``.
     """
 
@@ -36,34 +35,34 @@ class Latent(abc.ABC):
 
     @abc.abstractmethod
     def sample(self, distribution: Tensor) -> Tensor:
-        """A sample (..., *shape) with a gradient to the parameters."""
+        """A sample (..., *shape), differentiable with respect to the parameters."""
 
     @abc.abstractmethod
     def mode(self, distribution: Tensor) -> Tensor:
-        """The most probable z, (..., *shape), with a gradient to the parameters."""
+        """The mode, (..., *shape), differentiable as well."""
 
     @abc.abstractmethod
     def mean(self, distribution: Tensor) -> Tensor:
-        """The expected z, (..., *shape)."""
+        """The mean, (..., *shape)."""
 
     @abc.abstractmethod
     def embed(self, latent: Tensor) -> Tensor:
-        """A sample (..., *shape) -> the features that memory reads, (..., width)."""
+        """A sample (..., *shape) -> features for memory, (..., width)."""
 
     @abc.abstractmethod
     def embed_mean(self, distribution: Tensor) -> Tensor:
-        """The expected features of ``embed``, (..., width): what memory reads of an observed step."""
+        """The expected features of ``embed``, (..., width), for observed steps."""
 
     @abc.abstractmethod
     def kl(self, p: Tensor, q: Tensor) -> Tensor:
-        """KL(p || q) of two distributions in nats, (...)."""
+        """KL(p || q) in nats, (...)."""
 
     @abc.abstractmethod
     def entropy(self, distribution: Tensor) -> Tensor:
         """Nats, (...)."""
 
     def flatten(self, latent: Tensor) -> Tensor:
-        """A sample (..., *shape) -> (..., number of entries): what the decoder reads."""
+        """(..., *shape) -> (..., entries), for the decoder."""
         return latent.flatten(-len(self.shape))
 
     def lead(self, latent: Tensor) -> torch.Size:
@@ -72,10 +71,10 @@ class Latent(abc.ABC):
 
 
 class CategoricalLatent(Latent):
-    """Categorical variables; a sample is one-hot, its gradient that of the probabilities (Bengio et al. 2013).
+    """Categorical variables; one-hot samples with straight-through gradients (Bengio et al. 2013).
 
-    The parameters are probabilities, (..., variables, classes), mixed with the uniform distribution so that no class is
-    ever lost (unimix; Hafner et al. 2023, arXiv 2301.04104).
+    Parameters are probabilities (..., variables, classes), mixed with the uniform distribution so that no class dies
+    out (unimix; Hafner et al. 2023, arXiv 2301.04104).
     """
 
     def __init__(self, config: "CategoricalConfig") -> None:
@@ -93,11 +92,11 @@ class CategoricalLatent(Latent):
         return probabilities * (1 - ratio) + ratio / self.config.classes
 
     def sample(self, distribution: Tensor) -> Tensor:
-        """One-hot; the probabilities themselves if not ``stochastic``."""
+        """One-hot; the probabilities if not ``stochastic``."""
         return self._one_hot(sample_index(distribution), distribution) if self.config.stochastic else distribution
 
     def mode(self, distribution: Tensor) -> Tensor:
-        """One-hot; the probabilities themselves if not ``stochastic``."""
+        """One-hot; the probabilities if not ``stochastic``."""
         return self._one_hot(distribution.argmax(-1), distribution) if self.config.stochastic else distribution
 
     def mean(self, distribution: Tensor) -> Tensor:
@@ -105,7 +104,7 @@ class CategoricalLatent(Latent):
         return distribution
 
     def embed(self, latent: Tensor) -> Tensor:
-        """Flattened, and mixed as the probabilities of an observed step are; those are mixed already."""
+        """Flattened, with unimix as in ``embed_mean``; probabilities have it already."""
         return self.flatten(self.unimix(latent) if self.config.stochastic else latent)
 
     def embed_mean(self, distribution: Tensor) -> Tensor:
@@ -126,9 +125,9 @@ class CategoricalLatent(Latent):
 
 
 class GaussianLatent(Latent):
-    """Independent normal densities; a sample is reparametrised (Kingma & Welling 2014, arXiv 1312.6114).
+    """Independent normals; samples are reparametrised (Kingma & Welling 2014, arXiv 1312.6114).
 
-    The parameters are mean and standard deviation, (..., 2, size).
+    Parameters are mean and standard deviation, (..., 2, size).
     """
 
     def __init__(self, config: "GaussianConfig") -> None:
@@ -142,7 +141,7 @@ class GaussianLatent(Latent):
         return torch.stack([mean, self.config.min_std + F.softplus(spread)], -2)
 
     def sample(self, distribution: Tensor) -> Tensor:
-        """The mean itself if not ``stochastic``."""
+        """The mean if not ``stochastic``."""
         mean, std = distribution.unbind(-2)
         return mean + std * torch.randn_like(mean) if self.config.stochastic else mean
 
@@ -180,9 +179,9 @@ class CategoricalConfig:
     Attributes:
         variables: per step.
         classes: per variable.
-        stochastic: whether z_t is sampled. If not, it is the probabilities themselves, which keep numbers more exactly
-            than classes can; imagination is then one future, the mean of those that are possible.
-        unimix_ratio: share of the uniform distribution in every probability.
+        stochastic: whether z_t is sampled. If not, it is the probabilities, which encode numbers more exactly;
+            imagination is then a single mean future.
+        unimix_ratio: weight of the uniform distribution.
     """
 
     kind: ClassVar[str] = "categorical"
@@ -205,7 +204,7 @@ class CategoricalConfig:
 
 @dataclasses.dataclass(frozen=True)
 class GaussianConfig:
-    """Continuous latents: independent normal densities.
+    """Independent normal latents.
 
     Attributes:
         size: entries of z_t.

@@ -1,4 +1,4 @@
-"""Memory, s_t, m_t = D(x_t, m_{t-1}): the past in a state of fixed size; a list of blocks of any kinds."""
+"""Memory, s_t, m_t = D(x_t, m_{t-1}): a stack of recurrent blocks of any kinds."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping
@@ -15,8 +15,8 @@ class MemoryConfig:
     """A memory.
 
     Attributes:
-        width: features between the blocks.
-        blocks: in order, of any kinds.
+        width: features between blocks.
+        blocks: in order.
 
     Example:
         >>> from worldmodel.model.blocks import ConvLSTMBlock
@@ -38,10 +38,7 @@ class MemoryConfig:
 
 
 class MemoryStack(nn.Module):
-    """Blocks with a norm before and a residual connection around each, and a norm at the end.
-
-    The state of block i is in the dict under "i.name".
-    """
+    """Pre-norm residual blocks, and a final norm; the state of block i is under "i.name"."""
 
     def __init__(self, blocks: list[nn.Module], width: int) -> None:
         super().__init__()
@@ -56,7 +53,7 @@ class MemoryStack(nn.Module):
     def forward(
         self, inputs: Tensor, state: Mapping[str, Tensor] | None = None, reset: Tensor | None = None
     ) -> tuple[Tensor, State]:
-        """All steps at once: ``inputs`` (batch, time, width), ``reset`` bool (batch, time)."""
+        """All steps: ``inputs`` (batch, time, width), ``reset`` bool (batch, time)."""
         parts = []
         for index, (block, norm) in enumerate(self._layers()):
             outputs, part = block(norm(inputs), None if state is None else _part(state, index), reset)
@@ -80,7 +77,7 @@ class MemoryStack(nn.Module):
 
 
 def build_memory(config: MemoryConfig) -> MemoryStack:
-    """The memory of ``config``.
+    """Builds the memory.
 
     Raises:
         ConfigurationError: a ``CustomBlock`` that cannot be built.

@@ -1,4 +1,4 @@
-"""What the five functions are built from: an MLP with norms, a head that predicts a scalar, and a Polyak update."""
+"""Building blocks: an MLP with norms, a scalar head, the Polyak update."""
 
 import dataclasses
 from typing import Literal
@@ -9,14 +9,14 @@ from torch import Tensor, nn
 
 
 def symlog(x: Tensor) -> Tensor:
-    """sign(x) log(1 + |x|): the identity near zero, a logarithm far from it."""
+    """sign(x) log(1 + |x|)."""
     return x.sign() * x.abs().log1p()
 
 
 def sample_index(probabilities: Tensor) -> Tensor:
-    """Samples a class index per distribution: (..., classes) -> (...), by inversion of the cumulative sum.
+    """Samples class indices by inverting the cumulative sum: (..., classes) -> (...).
 
-    NaN gives class 0, so that it shows in the loss and not as an error of the random generator.
+    NaN gives class 0, so that the loss shows it instead of an error of the random generator.
     """
     total = probabilities.detach().cumsum(-1)
     point = torch.rand_like(total[..., :1]) * total[..., -1:]
@@ -24,7 +24,7 @@ def sample_index(probabilities: Tensor) -> Tensor:
 
 
 def mlp(inputs: int, hidden: int, layers: int, outputs: int) -> nn.Sequential:
-    """``layers`` times a projection to ``hidden``, layer norm and SiLU, and a projection to ``outputs``."""
+    """``layers`` times linear to ``hidden``, layer norm and SiLU, then linear to ``outputs``."""
     modules: list[nn.Module] = []
     for _ in range(layers):
         modules += [nn.Linear(inputs, hidden, bias=False), nn.LayerNorm(hidden), nn.SiLU()]
@@ -34,18 +34,18 @@ def mlp(inputs: int, hidden: int, layers: int, outputs: int) -> nn.Sequential:
 
 @torch.no_grad()
 def polyak_update(target: nn.Module, source: nn.Module, tau: float) -> None:
-    """target <- (1 - tau) target + tau source, for all parameters; both are modules of the same kind."""
+    """target <- (1 - tau) target + tau source, over all parameters."""
     for behind, ahead in zip(target.parameters(), source.parameters(), strict=True):
         behind.lerp_(ahead, tau)
 
 
 @dataclasses.dataclass(frozen=True)
 class ScalarConfig:
-    """How a scalar is predicted.
+    """A scalar prediction.
 
     Attributes:
-        kind: "mean", trained by the squared error, or "two_hot": a distribution over bins, trained by cross-entropy.
-        bins: of "two_hot", spread evenly over the support, the range of the targets so far.
+        kind: "mean" (squared error), or "two_hot": a distribution over bins (cross-entropy).
+        bins: of "two_hot", spread evenly over the support.
     """
 
     kind: Literal["mean", "two_hot"] = "mean"
@@ -61,8 +61,7 @@ class ScalarConfig:
 class ScalarHead(nn.Module):
     """Features -> a scalar; zero before training.
 
-    The buffers ``v_min`` and ``v_max`` are the support: the range of the targets so far, which the bins of "two_hot"
-    cover.
+    The buffers ``v_min`` and ``v_max`` are the support of "two_hot": the range of past targets.
     """
 
     v_min: Tensor
@@ -88,7 +87,7 @@ class ScalarHead(nn.Module):
         return outputs.softmax(-1) @ self._centers().to(outputs.dtype)
 
     def loss(self, outputs: Tensor, target: Tensor) -> Tensor:
-        """The loss per prediction, (...); ``target`` (...) has no gradient."""
+        """Loss per prediction, (...); ``target`` (...) has no gradient."""
         if self.config.kind == "mean":
             return (outputs.squeeze(-1) - target).square()
         position = (target - self.v_min) / (self.v_max - self.v_min) * (self.config.bins - 1)
@@ -101,7 +100,7 @@ class ScalarHead(nn.Module):
 
     @torch.no_grad()
     def extend_support(self, low: Tensor, high: Tensor) -> None:
-        """Extends the support to finite targets from ``low`` to ``high``, () each."""
+        """Extends the support to finite targets from ``low`` to ``high``, both ()."""
         self.v_min.copy_(torch.minimum(self.v_min, low))
         self.v_max.copy_(torch.maximum(self.v_max, high))
 

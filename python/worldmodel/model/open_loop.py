@@ -1,7 +1,6 @@
-"""Open loop: some steps are observed, and from there on the world model goes by the actions alone.
+"""Open-loop prediction: after some observed steps, the world model imagines the rest from the recorded actions.
 
-The actions are those that were really done, so what is imagined can be laid beside what was seen, step by step. The
-latents are the likeliest ones unless a draw is asked for: nothing is random then, and no random generator moves.
+Latents are modes by default, so no random generator advances.
 """
 
 import dataclasses
@@ -16,7 +15,7 @@ from worldmodel.data.spaces import ActionSpec, Modality, ObservationSpec
 from worldmodel.model.networks import symlog
 from worldmodel.model.world_model import Sampler, WorldModel
 
-# What ``error`` measures, by kind of modality.
+# Units of ``error`` by kind of modality.
 UNITS = {
     "image": "root mean square of pixels, 0 to 1",
     "grid": "share of cells that are wrong",
@@ -27,21 +26,21 @@ UNITS = {
 
 @dataclasses.dataclass
 class OpenLoop:
-    """What was seen in some rows of steps, and what the world model says of it.
+    """Observed, reconstructed and imagined steps.
 
-    Step t holds an observation, and the action, reward and end that followed it, as in a ``Batch``. The prediction of
-    what followed step t rests on the observations up to t, or on the first ``context`` ones if those are fewer.
+    As in a ``Batch``, step t holds an observation and the action, reward and end after it. Its predictions use
+    observations up to step min(t, context - 1).
 
     Attributes:
-        context: observations that were given, in every row.
-        valid: bool (rows, steps), whether there is an observation of the episode that the row begins with.
-        seen: modality name -> (rows, steps, ...).
-        reconstructed: modality name -> (rows, steps, ...), each from the observation of its own step.
-        imagined: modality name -> (rows, steps - context, ...), of the steps from ``context`` on.
-        rewards: (rows, steps - 1), what was got.
+        context: observed steps per row.
+        valid: bool (rows, steps), true within the row's first episode.
+        seen: modality name -> observations (rows, steps, ...).
+        reconstructed: modality name -> (rows, steps, ...), from the posterior.
+        imagined: modality name -> (rows, steps - context, ...).
+        rewards: (rows, steps - 1).
         predicted_rewards: (rows, steps - 1), in the environment's units.
-        ends: (rows, steps - 1), whether the episode ended for good.
-        predicted_ends: (rows, steps - 1), the probability of that.
+        ends: (rows, steps - 1), whether the episode terminated.
+        predicted_ends: (rows, steps - 1), its probability.
     """
 
     context: int
@@ -55,7 +54,7 @@ class OpenLoop:
     predicted_ends: Tensor
 
     def errors(self, modalities: Mapping[str, Modality]) -> dict[str, Tensor]:
-        """The error of what was imagined, by modality: (rows, steps - context), in the units that ``UNITS`` names."""
+        """Imagination error by modality, (rows, steps - context), in ``UNITS``."""
         return {
             name: error(modality, self.imagined[name], self.seen[name][:, self.context :])
             for name, modality in modalities.items()
@@ -64,16 +63,16 @@ class OpenLoop:
 
 @torch.no_grad()
 def open_loop(world_model: WorldModel, batch: Batch, context: int, sample: Sampler | None = None) -> OpenLoop:
-    """Observes the first ``context`` steps of every row, and imagines the others.
+    """Observes the first ``context`` steps of every row and imagines the others.
 
     Args:
-        world_model: who observes and imagines.
-        batch: rows that begin with an episode, or inside one with a state. Only that episode counts.
-        context: how many observations are given, from 1 to time - 1.
+        world_model: trained.
+        batch: rows that begin with an episode, or hold a state. Only a row's first episode counts.
+        context: observed steps, from 1 to time - 1.
         sample: distribution -> latent; ``Latent.mode`` if None.
 
     Raises:
-        ValueError: a context that leaves nothing to see or nothing to imagine.
+        ValueError: a context outside this range.
     """
     time = batch.shape[1]
     if not 1 <= context < time:
@@ -87,7 +86,7 @@ def open_loop(world_model: WorldModel, batch: Batch, context: int, sample: Sampl
     rewards = world_model.prediction.mean_reward(predicted)[:, known], imagined.rewards
     continues = predicted.continues[:, known].sigmoid(), imagined.continues
     later = torch.zeros_like(batch.is_first)
-    later[:, 1:] = batch.is_first[:, 1:]  # another episode begins
+    later[:, 1:] = batch.is_first[:, 1:]  # true where the next episode begins
     return OpenLoop(
         context,
         batch.valid & (later.cumsum(1) == 0),
@@ -102,7 +101,7 @@ def open_loop(world_model: WorldModel, batch: Batch, context: int, sample: Sampl
 
 
 def error(modality: Modality, predicted: Tensor, seen: Tensor) -> Tensor:
-    """How far a prediction is off, (...) for modalities (..., *modality.shape), in the units that ``UNITS`` names."""
+    """Prediction error in ``UNITS``: (..., *modality.shape) -> (...)."""
     inner = tuple(range(-len(modality.shape), 0))
     if modality.kind == "grid":
         return (predicted.long() != seen.long()).any(-1).double().mean((-2, -1))
@@ -121,7 +120,7 @@ def episode_batch(
     rewards: Sequence[float],
     terminated: bool,
 ) -> Batch:
-    """One row that holds one episode from its beginning.
+    """Packs one whole episode into a batch of one row.
 
     Args:
         observation_spec: of the observations.
@@ -129,7 +128,7 @@ def episode_batch(
         observations: n + 1, encoded.
         actions: n, encoded.
         rewards: n.
-        terminated: whether the last action ended the episode for good.
+        terminated: whether the last action terminated the episode.
     """
     n = len(actions)
     steps = torch.arange(n + 1)

@@ -1,7 +1,4 @@
-"""Perception, ô = D⁻¹(D(o)): the posterior of the latent z_t given o_t, and the observation that a latent stands for.
-
-The posterior depends on this step's observation alone, so all steps of a batch are encoded in parallel.
-"""
+"""Perception, ô = D⁻¹(D(o)): encoder to the posterior of z_t given o_t alone, and decoder."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping
@@ -24,7 +21,7 @@ class PerceptionConfig:
         latent: kind and size of z_t; prediction shares it.
         hidden: width of the layers.
         layers: hidden layers of the encoder and of the decoder.
-        image_channels: of the first convolution of an image; each further one has twice as many.
+        image_channels: of an image's first convolution; each further one doubles them.
     """
 
     latent: LatentConfig = dataclasses.field(default_factory=CategoricalConfig)
@@ -63,7 +60,7 @@ class Perception(nn.Module):
         self.decoder = nn.Sequential(layers, nn.LayerNorm(config.hidden), nn.SiLU())
 
     def forward(self, observations: Mapping[str, Tensor]) -> Tensor:
-        """Modalities (..., *shape) -> the posterior's parameters, (..., *parameter shape of the latent)."""
+        """Modalities (..., *shape) -> posterior parameters (..., *parameter shape of the latent)."""
         encoded, lead = [], torch.Size()
         for name, codec in self._codecs():
             modality = observations[name]
@@ -73,23 +70,23 @@ class Perception(nn.Module):
         return self.latent.distribution(outputs.view(*lead, -1))
 
     def decode(self, latent: Tensor) -> dict[str, Tensor]:
-        """Latents (..., *latent shape) -> predictions by modality, as its codec's ``loss`` and ``decode`` take them.
+        """Latents (..., *latent shape) -> predictions by modality, for its codec's ``loss`` and ``decode``.
 
-        Logits for classes, (..., entries, classes), and for grids, (..., classes, height, width, channels); numbers
-        through symlog; pixels around zero, channels first.
+        Logits (..., entries, classes) for classes and (..., classes, height, width, channels) for grids; vectors
+        through symlog; pixels in [-0.5, 0.5], channels first.
         """
         lead, features = self._decoder_features(latent)
         predictions = {name: codec.reconstruct(features) for name, codec in self._codecs()}
         return {name: value.view(*lead, *value.shape[1:]) for name, value in predictions.items()}
 
     def reconstruct(self, latent: Tensor) -> dict[str, Tensor]:
-        """Latents (..., *latent shape) -> observations, in the form of ``ObservationSpec.encode``."""
+        """Latents (..., *latent shape) -> observations, as ``ObservationSpec.encode`` gives them."""
         lead, features = self._decoder_features(latent)
         observations = {name: codec.decode(codec.reconstruct(features)) for name, codec in self._codecs()}
         return {name: value.view(*lead, *value.shape[1:]) for name, value in observations.items()}
 
     def reconstruction_loss(self, latent: Tensor, observations: Mapping[str, Tensor]) -> Tensor:
-        """The loss per step, (...): nats for classes and grids, squared error for numbers and pixels."""
+        """Loss per step, (...): nats for classes and grids, squared error for vectors and pixels."""
         lead, features = self._decoder_features(latent)
         total = features.new_zeros(features.shape[0])
         for name, codec in self._codecs():
@@ -97,7 +94,7 @@ class Perception(nn.Module):
         return total.view(lead)
 
     def standardised(self, observations: Mapping[str, Tensor], valid: Tensor) -> Iterator[tuple[VectorCodec, Tensor]]:
-        """The codecs with running statistics, each with its ``observations`` (batch, time, ...) at ``valid``."""
+        """Codecs with running statistics, each with its ``observations`` (batch, time, ...) at ``valid``."""
         for name, codec in self._codecs():
             if isinstance(codec, VectorCodec):
                 yield codec, observations[name][valid]

@@ -1,4 +1,4 @@
-"""Policies: distributions over actions. Actions are encoded as ``ActionSpec.encode`` does, (..., action width)."""
+"""Policies: distributions over actions, encoded by ``ActionSpec.encode``, (..., action width)."""
 
 import math
 
@@ -13,15 +13,15 @@ class Policy:
     """A distribution over actions per state."""
 
     def sample(self) -> Tensor:
-        """An action, with a gradient through it."""
+        """A differentiable sample."""
         raise NotImplementedError
 
     def log_probability(self, actions: Tensor) -> Tensor:
-        """The logarithm of the probability (density) of ``actions``, (...)."""
+        """Log probability (density) of ``actions``, (...)."""
         raise NotImplementedError
 
     def mode(self) -> Tensor:
-        """The most probable action."""
+        """The mode."""
         raise NotImplementedError
 
     def entropy(self) -> Tensor:
@@ -30,21 +30,21 @@ class Policy:
 
 
 class DiscretePolicy(Policy):
-    """Independent categorical distributions, one per entry of an action, mixed with the uniform one (unimix)."""
+    """Independent categorical distributions, one per entry of an action, with unimix."""
 
     def __init__(self, logits: Tensor, sizes: tuple[int, ...], unimix_ratio: float) -> None:
         parts = logits.split(sizes, -1)
         self.probabilities = [part.softmax(-1) * (1 - unimix_ratio) + unimix_ratio / part.shape[-1] for part in parts]
 
     def sample(self) -> Tensor:
-        """One-hot, concatenated; straight-through gradient of the probabilities."""
+        """One-hot, concatenated; straight-through gradient."""
         hot = []
         for p in self.probabilities:
             hot.append(F.one_hot(sample_index(p), p.shape[-1]).to(p.dtype) + (p - p.detach()))
         return torch.cat(hot, -1)
 
     def log_probability(self, actions: Tensor) -> Tensor:
-        """The sum over entries; ``actions`` one-hot, concatenated."""
+        """Summed over entries; ``actions`` one-hot, concatenated."""
         return (actions.detach() * torch.cat(self.probabilities, -1).log()).sum(-1)
 
     def mode(self) -> Tensor:
@@ -52,7 +52,7 @@ class DiscretePolicy(Policy):
         return torch.cat([F.one_hot(p.argmax(-1), p.shape[-1]).to(p.dtype) for p in self.probabilities], -1)
 
     def entropy(self) -> Tensor:
-        """The sum over entries."""
+        """Summed over entries."""
         return sum((-(p * p.log()).sum(-1) for p in self.probabilities), torch.zeros(()))
 
     def probability_of(self, actions: Tensor) -> Tensor:
@@ -66,7 +66,7 @@ class DiscretePolicy(Policy):
 
 
 class ContinuousPolicy(Policy):
-    """Independent normal densities, clipped to [-1, 1]; the gradient passes through the clip."""
+    """Independent normals, clipped to [-1, 1]; the gradient passes through the clip."""
 
     def __init__(self, outputs: Tensor, min_std: float, max_std: float) -> None:
         mean, spread = outputs.chunk(2, -1)
@@ -79,7 +79,7 @@ class ContinuousPolicy(Policy):
         return raw + (raw.clamp(-1, 1) - raw).detach()
 
     def log_probability(self, actions: Tensor) -> Tensor:
-        """The density inside; at -1 and 1, where the clip gathers it, the probability of all that lies beyond."""
+        """The density inside; at -1 and 1, the tail probability that the clip gathers there."""
         actions = actions.detach()
         distance = (actions - self.mean) / self.std
         inside = -0.5 * distance.square() - self.std.log() - 0.5 * math.log(2 * math.pi)
@@ -91,5 +91,5 @@ class ContinuousPolicy(Policy):
         return self.mean
 
     def entropy(self) -> Tensor:
-        """Of the densities before the clip."""
+        """Of the unclipped densities."""
         return (self.std.log() + 0.5 * math.log(2 * math.pi * math.e)).sum(-1)

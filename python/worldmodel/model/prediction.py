@@ -1,7 +1,4 @@
-"""Prediction, s'_{t+1} = P(s_t, a_t): the prior of the next latent, the reward and whether the episode goes on.
-
-It predicts latents, not pixels, from (s_t, a_t), before the action enters memory.
-"""
+"""Prediction, s'_{t+1} = P(s_t, a_t): prior of the next latent, reward and continuation."""
 
 import dataclasses
 
@@ -18,8 +15,8 @@ class PredictionConfig:
 
     Attributes:
         hidden: width of the layers.
-        layers: of each of the two networks, one for the latent and one for reward and continuation.
-        reward: how the reward is predicted; targets are divided by the running scale of rewards.
+        layers: of each network: one for the latent, one for reward and continuation.
+        reward: how the reward is predicted; targets are divided by the reward scale.
     """
 
     hidden: int = 128
@@ -29,12 +26,12 @@ class PredictionConfig:
 
 @dataclasses.dataclass
 class Predicted:
-    """What follows (s_t, a_t).
+    """Predictions from (s_t, a_t).
 
     Attributes:
         prior: parameters of the distribution of z_{t+1}, (..., *parameter shape of the latent).
-        reward: outputs of the reward head; ``Prediction.mean_reward`` gives the expected reward.
-        continues: logit of the episode going on, (...).
+        reward: outputs of the reward head, for ``Prediction.mean_reward``.
+        continues: logit that the episode continues, (...).
     """
 
     prior: Tensor
@@ -43,7 +40,7 @@ class Predicted:
 
 
 class Prediction(nn.Module):
-    """Two networks on (s_t, a_t), the action encoded as ``ActionSpec.encode`` does."""
+    """Two networks on s_t and the encoded a_t."""
 
     def __init__(self, features: int, action_width: int, latent: Latent, config: PredictionConfig) -> None:
         super().__init__()
@@ -63,5 +60,5 @@ class Prediction(nn.Module):
         return Predicted(prior, self.reward(outcome), self.continues(outcome).squeeze(-1))
 
     def mean_reward(self, predicted: Predicted) -> Tensor:
-        """The expected reward in units of the running scale, (...)."""
+        """The expected reward, divided by the reward scale, (...)."""
         return self.reward.mean(predicted.reward)

@@ -1,14 +1,14 @@
-"""The scale of rewards: what the model's rewards and values are multiplied by to be in the environment's units."""
+"""The reward scale: the model's rewards and values times it are in the environment's units."""
 
 import torch
 from torch import Tensor, nn
 
 
 class RewardScale(nn.Module):
-    """Root mean square of the rewards that are not zero: a rare reward then counts as much as a steady one.
+    """Root mean square of nonzero rewards, so that sparse rewards count as much as dense ones.
 
-    The mean is over all rewards at first, and over about the last ``memory`` later on. ``count`` and ``mean_square``
-    are float64 buffers: whoever has the model's state has the units of its rewards and values.
+    The mean covers about the last ``memory`` of them. ``count`` and ``mean_square`` are float64 buffers, saved with the
+    model.
 
     Example:
         >>> scale = RewardScale()
@@ -28,16 +28,16 @@ class RewardScale(nn.Module):
 
     @property
     def scale(self) -> Tensor:
-        """Float64 (): what rewards are divided by; 1 as long as every reward was zero."""
+        """Float64 (); 1 while every reward was zero."""
         return torch.where(self.mean_square > 0, self.mean_square, 1).sqrt()
 
     @torch.no_grad()
     def update(self, count: Tensor, square: Tensor) -> None:
-        """Moves the running mean.
+        """Updates the running mean.
 
         Args:
-            count: number of rewards that are not zero, ().
-            square: the sum of their squares, ().
+            count: number of nonzero rewards, ().
+            square: sum of their squares, ().
         """
         if not count:
             return

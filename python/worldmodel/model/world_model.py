@@ -1,13 +1,13 @@
-"""The world model: memory, perception, prediction, evaluation and decision joined in one differentiable loop.
+"""The world model: memory, perception, prediction, evaluation and decision in one differentiable loop.
 
-    z_t ~ D(o_t)                          perception: the posterior, from this step's observation alone
-    s_t, m_t = D(z_t, a_{t-1}, m_{t-1})   memory reads the latent and the action before it
+    z_t ~ D(o_t)                          perception: the posterior, from this observation alone
+    s_t, m_t = D(z_t, a_{t-1}, m_{t-1})   memory
     a_t ~ π(s_t)                          decision
     v_t = E(s_t)                          evaluation
     r_t, end_t, z'_{t+1} = P(s_t, a_t)    prediction: the prior, before the action enters memory
 
-The state from step to step is a flat dict of tensors: the memory's under "memory.", the encoded previous action
-("action") and s_t itself ("features"). At a reset all of it counts as zero.
+The recurrent state is a flat dict: memory under "memory.", the encoded previous action under "action", s_t under
+"features".
 """
 
 import dataclasses
@@ -30,12 +30,12 @@ from worldmodel.model.reward_scale import RewardScale
 from worldmodel.runs.migration import upgrade_weights
 
 PREFIX = "memory."
-Sampler = Callable[[Tensor], Tensor]  # parameters of a distribution -> latent; Latent.sample, mode and mean are some
+Sampler = Callable[[Tensor], Tensor]  # distribution parameters -> latent, such as Latent.sample
 
 
 @dataclasses.dataclass(frozen=True)
 class WorldModelConfig:
-    """One configuration for each function."""
+    """Configuration of the five functions."""
 
     perception: PerceptionConfig = dataclasses.field(default_factory=PerceptionConfig)
     memory: MemoryConfig = dataclasses.field(default_factory=MemoryConfig)
@@ -46,14 +46,14 @@ class WorldModelConfig:
 
 @dataclasses.dataclass
 class Observed:
-    """What ``WorldModel.observe`` makes of a batch.
+    """Output of ``WorldModel.observe``.
 
     Attributes:
         features: s_t, (batch, time, features).
-        latent: z_t, a sample of the posterior, (batch, time, *latent shape).
-        posterior: parameters of its distribution, (batch, time, *parameter shape).
+        latent: z_t, a posterior sample, (batch, time, *latent shape).
+        posterior: its parameters, (batch, time, *parameter shape).
         state: after the last step.
-        cut_states: the states after each of the cuts, (cuts * batch, ...): those of the first cut come first.
+        cut_states: states after each cut, cut-major, (cuts * batch, ...).
     """
 
     features: Tensor
@@ -71,8 +71,8 @@ class Imagined:
         features: s_t, (batch, horizon + 1, features).
         latent: of steps 1 to horizon, (batch, horizon, *latent shape).
         actions: encoded, (batch, horizon, action width).
-        rewards: in units of the running scale, (batch, horizon).
-        continues: probability that the episode goes on after the step, (batch, horizon).
+        rewards: divided by the reward scale, (batch, horizon).
+        continues: probability that the episode continues, (batch, horizon).
         state: after the last step.
     """
 
@@ -86,11 +86,6 @@ class Imagined:
 
 class WorldModel(nn.Module):
     """The five functions; ``Learner`` trains them.
-
-    Args:
-        observation_spec: of the environment.
-        action_spec: of the environment.
-        config: of the five functions.
 
     Example:
         >>> from gymnasium import spaces
@@ -140,19 +135,16 @@ class WorldModel(nn.Module):
     def observe(
         self, batch: Batch, state: State | None = None, cuts: Sequence[int] = (), sample: Sampler | None = None
     ) -> Observed:
-        """All steps of a batch in parallel.
+        """Observes all steps of a batch in parallel.
 
         Args:
             batch: (batch, time).
-            state: before the first step; that of the batch if None, zeros if it has none.
-            cuts: rising numbers of steps, each from 1 to time, after which the state is returned.
+            state: before the first step; the batch's if None, zeros if it has none.
+            cuts: increasing numbers of steps, 1 to time, after which the state is returned.
             sample: distribution -> latent; ``Latent.sample`` if None.
 
-        Returns:
-            ``Observed``, with gradients through all of it.
-
         Raises:
-            ValueError: cuts that do not rise from 1 to time.
+            ValueError: cuts that do not increase from 1 to time.
         """
         bounds = [0, *cuts, batch.shape[1] + 1]
         if any(low >= high for low, high in itertools.pairwise(bounds)):
@@ -189,11 +181,11 @@ class WorldModel(nn.Module):
         Args:
             observation: by modality, (batch, *shape).
             previous_action: a_{t-1}, encoded (batch, action width).
-            state: after the step before.
-            reset: bool (batch,), true where an episode begins: state and previous action then count as zero.
+            state: after the previous step.
+            reset: bool (batch,); true zeroes the state and the previous action.
 
         Returns:
-            ``(features, state)``: s_t (batch, features), and the state after this step.
+            ``(features, state)``: s_t (batch, features), and the new state.
         """
         embedded = self.perception.latent.embed_mean(self.perception(observation))
         previous = torch.where(reset[:, None], 0, previous_action)
@@ -207,13 +199,13 @@ class WorldModel(nn.Module):
         first_action: Tensor | None = None,
         sample: Sampler | None = None,
     ) -> Imagined:
-        """A rollout from ``state`` without observations, differentiable.
+        """Imagines a differentiable rollout from ``state``.
 
         Args:
-            state: after an observation, as ``observe``, ``observe_step`` and ``act`` return it.
+            state: after an observation.
             policy: s_t -> distribution over actions.
             horizon: steps, at least 1.
-            first_action: encoded (batch, action width), taken at the first step instead of the policy's.
+            first_action: encoded (batch, action width), replaces the policy's first action.
             sample: distribution -> latent; ``Latent.sample`` if None.
 
         Raises:
@@ -228,7 +220,7 @@ class WorldModel(nn.Module):
         return self._imagine(state, choose, horizon, sample)
 
     def imagine_actions(self, state: State, actions: Tensor, sample: Sampler | None = None) -> Imagined:
-        """A rollout from ``state`` without observations, by the given actions.
+        """Imagines a rollout with the given actions.
 
         Args:
             state: as for ``imagine``.
@@ -236,7 +228,7 @@ class WorldModel(nn.Module):
             sample: as for ``imagine``.
 
         Raises:
-            ValueError: no actions, or not those of one step a row.
+            ValueError: actions of another shape.
         """
         rows, width = state["features"].shape[0], self.action_spec.width
         if actions.dim() != 3 or actions.shape[1] < 1 or (actions.shape[0], actions.shape[2]) != (rows, width):
@@ -249,7 +241,7 @@ class WorldModel(nn.Module):
     def _imagine(
         self, state: State, choose: Callable[[int, Tensor], Tensor], horizon: int, sample: Sampler | None
     ) -> Imagined:
-        """``choose``: index of the step and s_t -> encoded action."""
+        """``choose``: step index and s_t -> encoded action."""
         latent_space = self.perception.latent
         sample = sample or latent_space.sample
         features = [state["features"]]
@@ -268,13 +260,13 @@ class WorldModel(nn.Module):
     def act(
         self, observation: Mapping[str, Tensor], state: State, reset: Tensor, decider: Decider
     ) -> tuple[Tensor, State]:
-        """One step of acting: perception, memory, then ``decider``.
+        """One step of acting, without gradients.
 
         Args:
             observation: by modality, (batch, *shape).
-            state: from ``init_state`` or the call before.
+            state: from ``init_state`` or the previous call.
             reset: bool (batch,), true where an episode begins.
-            decider: chooses the action; ``worldmodel.model.deciders`` has some.
+            decider: chooses the action (``worldmodel.model.deciders``).
 
         Returns:
             ``(actions, state)``: (batch, *ActionSpec.shape), and the state with the action in it.
@@ -297,7 +289,7 @@ class WorldModel(nn.Module):
 
 
 def _upgrade_names(module: nn.Module, state_dict: dict[str, Tensor], prefix: str, *unused: object) -> None:
-    """Names of weights in state dicts of earlier releases become today's."""
+    """Renames weights of earlier releases."""
     own = {name: value for name, value in state_dict.items() if name.startswith(prefix)}
     for name in own:
         del state_dict[name]
