@@ -1,8 +1,7 @@
-// The Python module wmkernels._native: the only file that knows of Python. Another binding would replace this file
-// alone.
+// The Python module wmkernels._native; all Python-specific code is here.
 //
-// `prepare` checks the tensors of a call and fills its structure (wmkernels.h) once; the object that it returns tells
-// the size of the workspace and runs the kernel.
+// `prepare` checks a call's tensors and fills its structure (wmkernels.h) once, as an object that gives the workspace
+// size and runs the kernel.
 #include <pybind11/pybind11.h>
 
 #include <algorithm>
@@ -14,7 +13,7 @@
 #include <unordered_map>
 #include <vector>
 
-// Declared hidden, so that a kernel that nobody wrote is an error of the linker and not of a user's import.
+// Hidden, so that a missing kernel fails at link time, not at import.
 #pragma GCC visibility push(hidden)
 #include "common/prepared_call.h"
 #include "common/status.h"
@@ -37,9 +36,7 @@ using wmk::PreparedCall;
 
 namespace {
 
-// ---- From tensors to words ----
-
-// An attribute's name as a Python string that lives as long as the process.
+// Interned for the life of the process.
 PyObject* interned(const char* name) {
   PyObject* string = PyUnicode_InternFromString(name);
   if (string == nullptr) throw py::error_already_set();
@@ -64,7 +61,7 @@ int64_t integer(py::handle object) {
   return value;
 }
 
-// Address and strides of a tensor, once it has the dtype, the shape and the device that the kernel expects.
+// Address and strides of a tensor, after checks of dtype, shape and device.
 void read_tensor(const char* op, const char* name, py::handle tensor, py::handle shape, py::handle dtype,
                  py::handle device, int64_t* words) {
   static PyObject* const s_dtype = interned("dtype");
@@ -96,9 +93,7 @@ void read_tensor(const char* op, const char* name, py::handle tensor, py::handle
   for (Py_ssize_t i = 0; i < rank; ++i) words[1 + i] = integer(PyTuple_GET_ITEM(strides.ptr(), i));
 }
 
-// ---- The kernels, and how a call of one is prepared ----
-
-// A kernel, and the names of its structure's members as Python strings.
+// With the member names as Python strings.
 struct NamedKernel {
   const wmk::Kernel* kernel;
   std::vector<PyObject*> members;
@@ -131,8 +126,7 @@ const NamedKernel& find_kernel(std::string_view name) {
   throw py::type_error(std::string(named.kernel->layout->name) + ": there is no member '" + unknown + "'");
 }
 
-// Fills a call from `members`. Each is an integer; or for a view (tensor, shape, dtype), where the tensor may be None;
-// or missing, which is 0.
+// A member is an integer, or (tensor or None, shape, dtype) for a view; a missing one is 0.
 std::unique_ptr<PreparedCall> prepare(std::string_view name, const py::dict& members, py::handle device) {
   const NamedKernel& named = find_kernel(name);
   const wmk::Layout& layout = *named.kernel->layout;
@@ -160,8 +154,6 @@ std::unique_ptr<PreparedCall> prepare(std::string_view name, const py::dict& mem
   return call;
 }
 
-// ---- From a status to an exception ----
-
 [[noreturn]] void raise(const std::string& op, int status) {
   const wmk::Explanation explanation = wmk::explain(op, status);
   if (explanation.kind == wmk::Failure::memory) throw std::bad_alloc();  // MemoryError
@@ -185,7 +177,7 @@ py::tuple words_of(const PreparedCall& call) {
   return flat;
 }
 
-// Names of the members of a call's structure, each with its number of words.
+// Member names, each with its number of 8-byte words.
 py::list layout_of(const PreparedCall& call) {
   py::list list;
   const wmk::Layout& layout = call.layout();
@@ -195,9 +187,7 @@ py::list layout_of(const PreparedCall& call) {
   return list;
 }
 
-// ---- The fast path of a step ----
-
-// PyTorch's own, or null where it has none (before 2.10).
+// PyTorch's, or null (before 2.10).
 const wmk::dlpack::Exchange* exchange() {
   static const wmk::dlpack::Exchange* const found = []() -> const wmk::dlpack::Exchange* {
     const py::object tensor = py::module_::import("torch").attr("Tensor");
@@ -215,7 +205,7 @@ int without_gil(int (*run)(const void*), const void* arguments) {
   return run(arguments);
 }
 
-// Returns false, having done nothing, where the ordinary path must run.
+// False, without effect, where the ordinary path must run.
 bool run_fast_path(const wmk::NamedStepFastPath& path, const py::tuple& tensors, const wmk::StepOptions& options) {
   if (exchange() == nullptr) return false;
   constexpr size_t most = 16;
@@ -228,16 +218,14 @@ bool run_fast_path(const wmk::NamedStepFastPath& path, const py::tuple& tensors,
   }
   const int status = path.run(*exchange(), objects, count, options, without_gil);
   if (status == wmk::kNotApplicable) {
-    PyErr_Clear();  // of what is no tensor
+    PyErr_Clear();  // not a tensor
     return false;
   }
   if (status != WMK_OK) raise(path.op, status);
   return true;
 }
 
-// ---- What the machine has ----
-
-// The library whose OpenMP this extension runs on; empty if it was built without.
+// The OpenMP library of this extension; empty without OpenMP.
 std::string openmp_library() {
 #if defined(_OPENMP) && !defined(_WIN32)
   Dl_info info;
@@ -248,8 +236,7 @@ std::string openmp_library() {
   return "";
 }
 
-// Advises huge pages for memory about to be written for the first time: a page fault per 4 KiB takes longer than the
-// kernel. A hint, which systems without huge pages ignore.
+// Advises huge pages for memory before its first write: a page fault per 4 KiB takes longer than the kernel.
 void advise_huge_pages(int64_t address, int64_t bytes) {
 #ifdef MADV_HUGEPAGE
   const int64_t page = sysconf(_SC_PAGESIZE), begin = (address + page - 1) / page * page;

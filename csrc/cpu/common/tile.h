@@ -1,8 +1,8 @@
 // Tiles: a few time steps of one vector of rows, in the arithmetic type, [time][row], contiguous in scratch.
 //
-// The inner loops see tiles alone, so one loop serves every dtype and stride. Where time is contiguous (channel-first),
-// whole cache lines are read and transposed in registers; where rows are (channel-last), vectors are copied; any other
-// layout goes element by element.
+// Inner loops read only tiles, so one loop serves every dtype and stride. Contiguous time (channel-first): cache lines
+// are read whole and transposed in registers. Contiguous rows (channel-last): vectors are copied. Otherwise: per
+// element.
 #pragma once
 
 #include "cpu/common/load_store.h"
@@ -10,18 +10,18 @@
 
 namespace wmk::WMK_ISA {
 
-// One plane of a tensor: rows (channels or states) against time, strides in elements.
+// Rows (channels or states) x time; strides in elements.
 struct Plane {
   char* data;
   int64_t row_stride, time_stride;
 };
 
-// Transposes lanes x lanes: v[i][j] becomes v[j][i]. Unpacking within 128 bits, then even and odd 128-bit blocks:
-// single instructions, cheaper than free permutations.
+// Transposes lanes x lanes by unpacking within 128 bits, then by even and odd 128-bit blocks: single instructions,
+// cheaper than free permutations.
 template <class T>
 WMK_INLINE void transpose(Vector<T>* v) {
   constexpr int lanes = kLanes<T>, block = 16 / int(sizeof(T)), blocks = lanes / block;
-  Vector<T> u[lanes];  // u[block * q + j]: block b holds column block * b + j of rows block * q onwards
+  Vector<T> u[lanes];  // u[block * q + j]: block b has column block * b + j of rows block * q on
   for (int q = 0; q < lanes; q += block) {
     if constexpr (block == 4) {
       Vector<T> low = unpack<1, false>(v[q], v[q + 1]), high = unpack<1, true>(v[q], v[q + 1]);
@@ -53,7 +53,7 @@ WMK_INLINE void transpose(Vector<T>* v) {
   }
 }
 
-// Reads rows [0, rows) at times [0, steps) into tile[time * pitch + row]; the remaining rows of the vector are zero.
+// Rows [0, rows) at times [0, steps) to tile[time * pitch + row]; other lanes are zero.
 template <class T, class S>
 static void load_tile(T* tile, int64_t pitch, const S* from, int64_t row_stride, int64_t time_stride, int rows,
                       int64_t steps) {
@@ -107,8 +107,8 @@ static void store_tile(const T* tile, int64_t pitch, S* to, int64_t row_stride, 
   }
 }
 
-// Cache lines of the next tiles, to prefetch a few per step: a tile spreads over as many lines and pages as it has rows
-// (or time steps), too many streams for the hardware prefetcher, and most of a burst of prefetches are dropped.
+// Cache lines of the next tiles, prefetched a few per step. A tile has too many streams for the hardware prefetcher,
+// and a burst of prefetches is mostly dropped.
 struct PrefetchList {
   const char** lines;
   int64_t count = 0, most;
@@ -127,7 +127,7 @@ struct PrefetchList {
   void add(const char* line) {
     if (count < most) lines[count++] = line;
   }
-  // Repeats the last line until there are steps * per_step lines. Returns per_step.
+  // Repeats the last line up to steps * per_step lines. Returns per_step.
   int64_t pad(int64_t steps) {
     int64_t per_step = (count + steps - 1) / steps;
     for (const char* last = count ? lines[count - 1] : nullptr; count < per_step * steps; ++count) lines[count] = last;
@@ -135,7 +135,7 @@ struct PrefetchList {
   }
 };
 
-// load_tile and store_tile for a dtype known at run time, whose arithmetic type is T.
+// For a run-time dtype with arithmetic type T.
 template <class T>
 static void load_plane(T* tile, int64_t pitch, Plane plane, int64_t dtype, int64_t row, int rows, int64_t time,
                        int64_t steps) {

@@ -1,4 +1,4 @@
-// The C API of the ConvLSTM on the CPU: refuses what would crash, then calls the level in use.
+// The C API of the ConvLSTM on the CPU.
 #include <new>
 
 #include "common/checks.h"
@@ -50,7 +50,7 @@ using namespace dlpack;
 
 constexpr std::align_val_t kAlignment{256};
 
-// Memory for one call, null where there is none.
+// Null if out of memory.
 struct Scratch {
   explicit Scratch(int64_t bytes) : memory(::operator new(size_t(bytes), kAlignment, std::nothrow)) {}
   ~Scratch() { ::operator delete(memory, kAlignment); }
@@ -59,7 +59,7 @@ struct Scratch {
   void* memory;
 };
 
-// Maps [batch, channels, height, width] with their rows merged. False where a copy would be needed for that.
+// Merges the rows of maps [batch, channels, height, width]; false if that needs a copy.
 bool read_maps(const Tensor& maps, wmk_view* view) {
   const int64_t height = maps.shape[2], width = maps.shape[3], *stride = maps.strides;
   if (height > 1 && width > 1 && stride[2] != width * stride[3]) return false;
@@ -67,9 +67,8 @@ bool read_maps(const Tensor& maps, wmk_view* view) {
   return set_data(maps, view);
 }
 
-// `tensors` are h and c of the step before, both or neither, the new h and c, x, weight_ih, weight_hh, bias, peephole,
-// reset; the last three may be absent. The input convolution keeps the map's size, with stride and dilation 1. The new
-// maps are contiguous, channels last.
+// `tensors`: previous h and c (both or neither), new h and c, x, weight_ih, weight_hh, bias, peephole, reset; the last
+// three are optional. Same padding, stride and dilation 1. The new maps are contiguous, channels last.
 bool read_conv_lstm_step(const Exchange& exchange, void* const* tensors, const StepOptions& options,
                          wmk_conv_lstm* step) {
   Tensor x, weight_ih, weight_hh, maps;
@@ -105,7 +104,7 @@ bool read_conv_lstm_step(const Exchange& exchange, void* const* tensors, const S
   };
   if (!weight(weight_ih, input, &step->weight_ih) || !weight(weight_hh, hidden, &step->weight_hh)) return false;
   if (!read_maps(x, &step->x)) return false;
-  std::copy_backward(step->x.stride, step->x.stride + 3, step->x.stride + 4);  // one step of time
+  std::copy_backward(step->x.stride, step->x.stride + 3, step->x.stride + 4);  // time = 1
   const auto state_of = [&](int index, DataType type, wmk_view* view) {
     return read_tensor(exchange, tensors[index], &maps) && matches(maps, type, {batch, hidden, height, width}) &&
            read_maps(maps, view);
@@ -126,7 +125,7 @@ bool read_conv_lstm_step(const Exchange& exchange, void* const* tensors, const S
   }
   if (!tensors[9]) return true;
   if (!read_view(exchange, tensors[9], kMask, {batch}, &step->reset)) return false;
-  step->reset.stride[1] = step->reset.stride[0], step->reset.stride[0] = 0;  // one step of time
+  step->reset.stride[1] = step->reset.stride[0], step->reset.stride[0] = 0;  // time = 1
   return true;
 }
 

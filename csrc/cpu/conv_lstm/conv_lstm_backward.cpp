@@ -1,10 +1,9 @@
 // ConvLSTM, backward, on the CPU.
 //
-// Time runs backwards once. A step's gates, kept by the forward pass or recomputed from x and h, become their gradients
-// in place. Those are convolved with the weights to the gradients of the previous h and of x, and multiplied by x and h
-// into the weights' gradients, while the map of gradients is in the cache: no tensor of gates is written. Each of the
-// three convolutions costs as much as the forward one. Weight gradients are summed over time and batch in one partial
-// per worker, reduced in a fixed order.
+// A step's gates, saved or recomputed from x and h, become their gradients in place. While in the cache, these are
+// convolved with the weights (gradients of the previous h and of x) and multiplied by x and h (weight gradients): no
+// gate tensor is written. Each of the three convolutions costs as much as the forward one. Weight gradients sum over
+// time and batch in one partial per worker, reduced in a fixed order.
 #include "cpu/conv_lstm/conv_lstm_gradients.h"
 
 namespace wmk::WMK_ISA {
@@ -109,13 +108,11 @@ class Backward : Gradients<T, S> {
   T* grad_c(int64_t buffer, int64_t position) const {
     return grad_c_ + (buffer * sizes.positions + position) * sizes.padded_hidden;
   }
-  // The sections of a partial.
   T* sums_ih(int64_t worker) const { return partials_ + worker * partial_size_; }
   T* sums_hh(int64_t worker) const { return sums_ih(worker) + Base::weights_size_ih(); }
   T* sums_bias(int64_t worker) const { return sums_hh(worker) + Base::weights_size_hh(); }
   T* sums_peephole(int64_t worker) const { return sums_bias(worker) + sizes.gates; }
 
-  // The gradients of the last h and c.
   void begin(int64_t buffer, int64_t batch, int64_t top, int64_t bottom) const {
     const int64_t first = top * op.width, count = (bottom - top) * op.width;
     memset(grad_h(buffer, first), 0, size_t(count * grad_pitch()) * sizeof(T));
@@ -126,7 +123,6 @@ class Backward : Gradients<T, S> {
       Base::template read_state<T>(grad_c(buffer, first), sizes.padded_hidden, op.grad_cn, batch, top, bottom);
   }
 
-  // x of this step and the previous h, zero-padded.
   void pad(int64_t buffer, int64_t time, int64_t batch, int64_t top, int64_t bottom) const {
     Base::pad_x(x_map(buffer), time, batch, sizes.x_rows * top / op.height, sizes.x_rows * bottom / op.height);
     if (!Base::recurs(time, batch)) return;
@@ -137,7 +133,6 @@ class Backward : Gradients<T, S> {
                            1, op.hidden, op.hidden, op.width);
   }
 
-  // The gradients of the gates' sums.
   void gate_gradients(int64_t worker, int64_t buffer, int64_t time, int64_t batch, int64_t top, int64_t bottom) const {
     const PaddedMap<T> x = x_map(buffer), h = h_map(buffer), gates = gate_map(buffer);
     const bool recurs = Base::recurs(time, batch);
@@ -167,7 +162,7 @@ class Backward : Gradients<T, S> {
         store(to, load_lanes<T>(from + gate * op.hidden, valid));
   }
 
-  // `sums` holds the activated gates, or their sums where they are recomputed.
+  // `sums` holds the activated gates, or their sums if recomputed.
   void segment_gate_gradients(const T* sums, T* to, int64_t worker, int64_t buffer, int64_t time, int64_t batch,
                               int64_t b, int64_t position, int64_t count) const {
     const int64_t channel = b * lanes, valid = min(lanes, op.hidden - channel);
@@ -226,7 +221,6 @@ class Backward : Gradients<T, S> {
     store(to, load(to) + i), store(to + padded, load(to + padded) + f),
         store(to + 2 * padded, load(to + 2 * padded) + o);
   }
-  // The offset of a position's channels in out and cells.
   int64_t kept_offset(int64_t time, int64_t batch, int64_t position) const {
     return ((time * op.batch + batch) * sizes.positions + position) * op.hidden;
   }
@@ -235,8 +229,7 @@ class Backward : Gradients<T, S> {
     const T* from = (const T*)op.cells.data + kept_offset(time, batch, position) + channel;
     for (int64_t p = 0; p < count; ++p) store(to + p * lanes, load_lanes<T>(from + p * op.hidden, valid));
   }
-  // One block of channels of a tensor [.., .., channels, positions] whose channels are dimension `axis` + 1; zeros
-  // where absent.
+  // One channel block of [.., .., channels, positions], channels at dimension `axis` + 1; zeros where absent.
   template <class From>
   void read_block(T* to, const wmk_view& view, int64_t axis, int64_t first, int64_t second, int64_t channel,
                   int64_t valid, int64_t position, int64_t count) const {
@@ -248,7 +241,7 @@ class Backward : Gradients<T, S> {
                          count);
   }
 
-  // From the gate gradients to those of the previous h, of x, and of the weights.
+  // Gate gradients to gradients of the previous h, x, and the weights.
   void backpropagate(int64_t worker, int64_t buffer, int64_t time, int64_t batch, int64_t top, int64_t bottom) const {
     const PaddedMap<T> gates = gate_map(buffer);
     const typename Base::Scratch scratch = Base::scratch_of(scratch_, worker);
@@ -324,7 +317,6 @@ class Backward : Gradients<T, S> {
     }
   }
 
-  // The gradients of h0 and c0.
   void end(int64_t buffer, int64_t batch, int64_t top, int64_t bottom) const {
     for (int64_t position = top * op.width; position < bottom * op.width; ++position) {
       const int64_t start = (batch * sizes.positions + position) * op.hidden;
@@ -359,7 +351,7 @@ class Backward : Gradients<T, S> {
   int64_t partial_size_;
   WorkPartition partition_;
   Arena arena_;
-  T *weight_ih_, *weight_hh_, *packed_;  // as in the forward pass, where gates are recomputed
+  T *weight_ih_, *weight_hh_, *packed_;  // as in the forward pass, if gates are recomputed
   T *flipped_ih_, *flipped_hh_;
   T *bias_, *peephole_;
   T *x_, *h_, *gates_;   // [buffers] padded maps

@@ -1,11 +1,10 @@
 // ConvLSTM, forward, on the CPU.
 //
-// A step convolves x and h together and updates the cells from the sums: for a segment of a row, the gates of one block
-// of channels are summed in registers (gemm_microkernel.h) and meet their cells in the first-level cache. Gates are
-// written only where the backward pass keeps them. A position costs 4 hidden (input kernel_ih + hidden kernel_hh)
-// multiply-adds, which bound the kernel, five exponentials per element of h, and one copy of x and h into zero-padded
-// maps, which serve any stride, dilation and layout. 3 x 3 kernels on maps with even sides use Winograd tiles: 4/9 of
-// the multiply-adds and some additions (winograd.h).
+// x and h are convolved together: the gates of a row segment and channel block are summed in registers
+// (gemm_microkernel.h) and update their cells from L1. Gates are written only for the backward pass. A position costs 4
+// hidden (input kernel_ih + hidden kernel_hh) multiply-adds, which bound the kernel, five exponentials per element of
+// h, and a copy of x and h into zero-padded maps, which serve any stride, dilation and layout. 3 x 3 kernels on maps
+// with even sides use winograd.h: 4/9 of the multiply-adds.
 #include "cpu/conv_lstm/conv_lstm.h"
 
 namespace wmk::WMK_ISA {
@@ -64,7 +63,7 @@ class Forward : ConvLSTM<T, S> {
  private:
   int64_t x_size() const { return sizes.x_rows * sizes.x_columns * op.input; }
   int64_t h_size() const { return sizes.h_rows * sizes.h_columns * op.hidden; }
-  // The padded maps of a step; they alternate between two.
+  // Double-buffered by step.
   PaddedMap<T> x_map(int64_t buffer, int64_t time) const {
     return {x_ + (2 * buffer + time % 2) * x_size(), sizes.x_columns, op.input};
   }
@@ -75,7 +74,6 @@ class Forward : ConvLSTM<T, S> {
     return cell_ + (buffer * sizes.positions + position) * sizes.padded_hidden;
   }
 
-  // The initial cells, h and x, in these rows of the map.
   void begin(int64_t buffer, int64_t batch, int64_t top, int64_t bottom) const {
     memset(cell(buffer, top * op.width), 0, size_t((bottom - top) * op.width * sizes.padded_hidden) * sizeof(T));
     if (op.c0.data)
@@ -83,7 +81,6 @@ class Forward : ConvLSTM<T, S> {
     if (op.h0.data) Base::read_h0(h_map(buffer, 0), batch, top, bottom);
     pad_x_rows(buffer, 0, batch, top, bottom);
   }
-  // Pads the x of a step, in proportion to these rows.
   void pad_x_rows(int64_t buffer, int64_t time, int64_t batch, int64_t top, int64_t bottom) const {
     if (time == op.time) return;
     Base::pad_x(x_map(buffer, time), time, batch, sizes.x_rows * top / op.height, sizes.x_rows * bottom / op.height);
@@ -100,7 +97,7 @@ class Forward : ConvLSTM<T, S> {
     pad_x_rows(buffer, time + 1, batch, top, bottom);
   }
 
-  // The new cells and h of `count` positions and one block of channels.
+  // The new c and h of `count` positions and one channel block.
   void update(const T* sums, int64_t buffer, int64_t time, int64_t batch, int64_t b, int64_t position, int64_t count,
               T* next, bool reset) const {
     const int64_t channel = b * lanes, valid = min(lanes, op.hidden - channel);

@@ -1,20 +1,19 @@
-// The ConvLSTM's backward convolutions: from the gate gradients of a step to the gradients of the maps and of the
-// weights, on the register blocks of gemm_microkernel.h.
+// The ConvLSTM's backward convolutions: from a step's gate gradients to those of maps and weights, with
+// gemm_microkernel.h.
 //
-// The gradient of a map at p collects gates at q = (p + padding - k dilation) / stride from every tap k that this
-// divides. With a stride, the columns p fall into as many phases, each with its own taps and contiguous q. The gradient
-// of the weights sums over positions.
+// The gradient of a map at p sums gates at q = (p + padding - k dilation) / stride over the taps k for which q is an
+// integer. With a stride, the columns p fall into phases, each with its own taps and contiguous q. The weight gradient
+// sums over positions.
 #pragma once
 
 #include "cpu/conv_lstm/conv_lstm.h"
 
 namespace wmk::WMK_ISA {
 
-// One convolution.
 struct Convolution {
-  int64_t channels, height, width;  // of its input: elements per position, kernel
+  int64_t channels, height, width;  // of its input: elements per position; kernel
   int64_t stride_height, stride_width, dilation_height, dilation_width, pad_top, pad_left;
-  int64_t vectors, blocks;  // of the input's channels: vectors per block, blocks
+  int64_t vectors, blocks;  // of the input's channels
 
   Convolution(int64_t input_channels, int64_t kernel_height, int64_t kernel_width, int64_t lanes)
       : channels(input_channels), height(kernel_height), width(kernel_width) {
@@ -27,14 +26,13 @@ struct Convolution {
   int64_t taps() const { return height * width; }
 };
 
-// The floor of a / b for b > 0.
 inline int64_t floor_div(int64_t a, int64_t b) { return a >= 0 ? a / b : -((b - 1 - a) / b); }
 
-// Zeros around a map of gates, as wide as any tap reaches.
+// Zeros around a gate map, for the widest tap.
 struct Halo {
   int64_t top = 0, bottom = 0, left = 0, right = 0;
 
-  // For a convolution from an input of `rows` x `columns` to a map of `height` x `width`.
+  // For a convolution from `rows` x `columns` to `height` x `width`.
   void cover(const Convolution& to, int64_t rows, int64_t columns, int64_t height, int64_t width) {
     top = max(top, -floor_div(to.pad_top - (to.height - 1) * to.dilation_height, to.stride_height));
     left = max(left, -floor_div(to.pad_left - (to.width - 1) * to.dilation_width, to.stride_width));
@@ -69,7 +67,7 @@ class Gradients : public ConvLSTM<T, S> {
   int64_t gate_columns() const { return op.width + halo.left + halo.right; }
   int64_t gate_size() const { return (op.height + halo.top + halo.bottom) * gate_columns() * sizes.gates; }
 
-  // Whether the gradients of h and of x use Winograd tiles: their maps must have even sides, too.
+  // Gradients of h and x use Winograd tiles; x's map must have even sides, too.
   bool tiles_h() const { return sizes.tiled; }
   bool tiles_x() const { return sizes.tiled && op.x_height % 2 == 0 && op.x_width % 2 == 0; }
 
@@ -95,7 +93,7 @@ class Gradients : public ConvLSTM<T, S> {
       }
   }
 
-  // The GEMM terms of an input's gradient in row y and columns phase, phase + stride, ...
+  // GEMM terms of an input's gradient in row y, columns phase, phase + stride, ...
   int64_t input_terms(GemmTerm<T>* terms, const PaddedMap<T>& gates, const Convolution& by, const T* flipped,
                       int64_t block_number, int64_t y, int64_t phase) const {
     const int64_t pitch = by.vectors * lanes;
@@ -116,15 +114,14 @@ class Gradients : public ConvLSTM<T, S> {
     return count;
   }
 
-  // The same weights, transformed; `scratch` holds the untransformed ones.
+  // Flipped weights, transformed; `scratch` holds the untransformed ones.
   void flip_weight_to_tiles(T* to, T* scratch, const wmk_view& weight, const Convolution& by) const {
     const int64_t pitch = by.vectors * lanes, size = sizes.gates * pitch;
     flip_weight(scratch, weight, by);
     for (int64_t b = 0; b < by.blocks; ++b)
       winograd_weight_transform(to + b * kTileElements * size, scratch + b * 9 * size, sizes.gates, pitch);
   }
-  // Calls use(sums, block, row, column, count) with the gradient [count][vectors] of an input's segments in rows [top,
-  // bottom) of a map of this width.
+  // Calls use(sums, block, row, column, count) with the gradient [count][vectors] per segment of rows [top, bottom).
   template <class Use>
   void backpropagate_tiles(const typename Base::Scratch& scratch, const PaddedMap<T>& gates, const Convolution& by,
                            const T* weight, int64_t top, int64_t bottom, int64_t width, const Use& use) const {
@@ -153,8 +150,7 @@ class Gradients : public ConvLSTM<T, S> {
     });
   }
 
-  // sums [blocks][16][channels][4 vectors] += gate gradients of rows [top, bottom) times the inputs of their
-  // convolution, by tiles.
+  // sums [blocks][16][channels][4 vectors] += input^T gate gradients over rows [top, bottom), by tiles.
   void add_tiles(T* sums, const typename Base::Scratch& scratch, const PaddedMap<T>& input, const PaddedMap<T>& gates,
                  const Convolution& by, int64_t top, int64_t bottom) const {
     Base::for_each_group(top, bottom, op.width, [&](int64_t row, int64_t rows, int64_t column, int64_t columns) {
@@ -176,11 +172,10 @@ class Gradients : public ConvLSTM<T, S> {
     });
   }
 
-  // sums [blocks][taps][channels][4 vectors] += gate gradients of rows [top, bottom) times the inputs of their
-  // convolution.
+  // sums [blocks][taps][channels][4 vectors] += input^T gate gradients over rows [top, bottom).
   void add_weight_gradient(T* sums, const PaddedMap<T>& input, const PaddedMap<T>& gates, const Convolution& by,
                            int64_t top, int64_t bottom) const {
-    // Neighbouring taps of a row are one contiguous run without dilation.
+    // Without dilation, a row's taps are one contiguous run.
     const int64_t run = by.dilation_width == 1 ? by.width : 1;
     for (int64_t b = 0; b < sizes.blocks; ++b) {
       const GemmOperand<T> right = {gates.at(top + halo.top, halo.left) + b * block, gates.row(), sizes.gates};
@@ -194,7 +189,7 @@ class Gradients : public ConvLSTM<T, S> {
     }
   }
 
-  // Reduces the partials of a weight's gradient, `distance` apart, to [4 * hidden, channels, kernel].
+  // Reduces partials, `distance` apart, to [4 * hidden, channels, kernel].
   void store_weight_gradient(const wmk_view& to, const T* sums, int64_t partials, int64_t distance,
                              const Convolution& by) const {
     const int64_t taps = by.taps(), kept = sizes.tiled ? kTileElements : taps;

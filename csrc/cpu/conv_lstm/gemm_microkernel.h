@@ -1,8 +1,7 @@
-// Register-blocked matrix products, of which the convolutions consist.
+// Register-blocked matrix products for the convolutions.
 //
-// A tile is M x N vectors of sums in registers: each element of the left operand is broadcast once for N vectors, each
-// vector of the right operand serves M elements. MR and NR give enough independent sums to hide the latency of a
-// multiply-add, and fewer loads than multiply-adds.
+// A tile is M x N vectors of sums in registers: a broadcast left element serves N vectors, a right vector serves M
+// elements. MR and NR hide the multiply-add latency and keep loads fewer than multiply-adds.
 #pragma once
 
 #include "cpu/common/parallel.h"
@@ -10,9 +9,9 @@
 
 namespace wmk::WMK_ISA {
 
-constexpr int NR = 4;  // vectors, at most
+constexpr int NR = 4;  // maximum, in vectors
 
-// The largest M for N vectors: M * N sums, N vectors and one broadcast fit the registers.
+// The largest M such that M * N sums, N vectors and one broadcast fit the registers.
 constexpr int MR(int vectors) {
 #if defined(WMK_AVX512)
   constexpr int rows[] = {14, 14, 9, 6};
@@ -22,7 +21,7 @@ constexpr int MR(int vectors) {
   return rows[vectors - 1];
 }
 
-// `length` elements of a row of the left operand, rows `stride` apart, and as many rows of N vectors.
+// `length` elements of a left row (rows `stride` apart) and as many right rows of N vectors.
 template <class T>
 struct GemmTerm {
   const T* left;
@@ -50,7 +49,7 @@ WMK_INLINE void multiply_accumulate(Vector<T> (&sums)[M][N], const T* left, int6
   }
 }
 
-// to[m][n] = start[n] + the terms, for M rows from `first` on. start may be null.
+// to[m][n] = start[n] (0 if null) + the terms, for M rows from `first` on.
 template <class T, int M, int N>
 static void gemm_accumulate(T* to, int64_t pitch, const T* start, const GemmTerm<T>* terms, int64_t count,
                             int64_t first) {
@@ -70,7 +69,6 @@ static void gemm_accumulate(T* to, int64_t pitch, const T* start, const GemmTerm
     for (int n = 0; n < N; ++n) store(to + m * pitch + n * kLanes<T>, sums[m][n]);
 }
 
-// A matrix operand: elements from one row, and from one column, to the next.
 template <class T>
 struct GemmOperand {
   const T* data;
@@ -100,7 +98,7 @@ struct Constant {
   static constexpr int value = element;
 };
 
-// Calls work with the number as a constant, 1 .. most.
+// Calls work with the number, 1 .. most, as a constant.
 template <int most, class Work>
 WMK_INLINE void with_constant(int element, const Work& work) {
   if constexpr (most > 1) {
@@ -109,7 +107,7 @@ WMK_INLINE void with_constant(int element, const Work& work) {
   work(Constant<most>());
 }
 
-// Rows [0, rows) of the sum, in tiles of about equal height.
+// Rows [0, rows) of the sum, in tiles of similar height.
 template <class T, int N>
 static void gemm_accumulate(T* to, int64_t pitch, const T* start, const GemmTerm<T>* terms, int64_t count,
                             int64_t first, int64_t rows) {
@@ -128,7 +126,7 @@ static void gemm_accumulate(int vectors, T* to, int64_t pitch, const T* start, c
       vectors, [&](auto N) { gemm_accumulate<T, decltype(N)::value>(to, pitch, start, terms, count, first, rows); });
 }
 
-// to[channel][4 vectors] += sum over positions, for `channels` elements per position of the left operand.
+// to[channel][4 vectors] += sum over positions, for `channels` elements per left position.
 template <class T>
 static void gemm_accumulate_outer(T* to, GemmOperand<T> left, GemmOperand<T> right, int64_t channels, int64_t rows,
                                   int64_t columns) {

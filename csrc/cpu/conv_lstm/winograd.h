@@ -1,8 +1,8 @@
-// Winograd's minimal filtering F(2x2, 3x3): 16 products for four sums of nine (Lavin & Gray 2016, section 4.1).
+// Winograd's minimal filtering F(2x2, 3x3) (Lavin & Gray 2016, section 4.1), stride 1.
 //
-// A tile is 2 x 2 results of a 3 x 3 convolution with stride 1. Its 4 x 4 inputs and the 3 x 3 weights are transformed
-// to 16 elements each, multiplied elementwise: 2.25 times fewer multiply-adds, for some 60 additions per channel and
-// tile. Errors are about twice those of the direct sum. Channels are contiguous and fill the vectors.
+// The 4 x 4 inputs of a 2 x 2 output tile and the 3 x 3 weights become 16 elements each, multiplied elementwise: 2.25
+// times fewer multiply-adds, for some 60 additions per channel and tile. Errors are about twice those of the direct
+// sum. Channels are contiguous, in whole vectors.
 #pragma once
 
 #include "cpu/common/load_store.h"
@@ -12,7 +12,7 @@ namespace wmk::WMK_ISA {
 
 constexpr int kTileElements = 16;
 
-// Weights [9][channels][pitch] to [16][channels][pitch]; pitch is a multiple of a vector.
+// [9][channels][pitch] to [16][channels][pitch]; pitch in whole vectors.
 template <class T>
 static void winograd_weight_transform(T* to, const T* from, int64_t channels, int64_t pitch) {
   const int64_t size = channels * pitch;
@@ -33,7 +33,7 @@ static void winograd_weight_transform(T* to, const T* from, int64_t channels, in
   }
 }
 
-// The 4 x 4 positions from `from` on, `row` and `column` apart, to 16 elements per channel, `distance` apart.
+// 4 x 4 positions, `row` and `column` apart, to 16 elements per channel, `distance` apart.
 template <class T>
 static void winograd_input_transform(T* to, int64_t distance, const T* from, int64_t row, int64_t column,
                                      int64_t channels) {
@@ -69,7 +69,7 @@ static void winograd_input_transform(T* to, int64_t distance, const T* from, int
   }
 }
 
-// 16 elements per channel, `distance` apart, to 2 x 2 results, added to `start`; `row` and `column` apart.
+// 16 elements per channel, `distance` apart, to `start` + 2 x 2 outputs, `row` and `column` apart.
 template <class T>
 static void winograd_output_transform(T* to, int64_t row, int64_t column, const T* from, int64_t distance,
                                       const T* start, int64_t channels) {
@@ -90,9 +90,8 @@ static void winograd_output_transform(T* to, int64_t row, int64_t column, const 
   }
 }
 
-// F(3x3, 2x2): a weight's gradient is the convolution of a 4 x 4 tile of the input by the 2 x 2 gradients of its
-// results. The input transform is the one above; gradients become 16 elements here, and the 16 sums of products over
-// all tiles become nine below.
+// F(3x3, 2x2), for a weight's gradient: the 4 x 4 input tile convolved by 2 x 2 output gradients. The gradients become
+// 16 elements here; the 16 sums over all tiles become nine below.
 template <class T>
 static void winograd_gradient_transform(T* to, int64_t distance, const T* from, int64_t row, int64_t column,
                                         int64_t channels) {

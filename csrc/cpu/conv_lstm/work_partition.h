@@ -1,4 +1,3 @@
-// How the threads divide a ConvLSTM's work.
 #pragma once
 
 #include "cpu/common/parallel.h"
@@ -9,15 +8,14 @@ namespace wmk::WMK_ISA {
 constexpr int kGates = 4;
 constexpr int64_t kMinWorkPerThread = int64_t(2) << 20;  // multiply-adds
 
-// Where batch elements keep the threads evenly busy, a worker runs whole elements through time and never waits.
-// Otherwise each map is cut into bands of rows, and the workers meet after every stage of a step. A call too short for
-// another thread, such as one step of a small map, stays on the calling one.
+// If batch elements keep the threads evenly busy, a worker runs whole elements through time without waiting. Otherwise
+// maps are cut into bands of rows, with a barrier per stage of a step. Short calls stay on the calling thread.
 struct WorkPartition {
   bool by_element;
-  int64_t rows;     // rows of a map that no band separates
+  int64_t rows;     // no band boundary within
   int64_t bands;    // per map
   int64_t workers;  // each owns a contiguous range of items
-  int64_t buffers;  // sets of padded maps, one per batch element in work
+  int64_t buffers;  // sets of padded maps
 
   WorkPartition(const wmk_conv_lstm& op, bool tiled, int64_t max_workers) : rows(tiled ? 2 : 1) {
     const int64_t taps = op.input * op.ih_height * op.ih_width + op.hidden * op.hh_height * op.hh_width;
@@ -30,7 +28,7 @@ struct WorkPartition {
   }
 };
 
-// Calls work(worker, batch element, first row, end row) for every band of every map, each worker in order.
+// Calls work(worker, batch element, first row, end row) per band, in order per worker.
 template <class Work>
 static void for_each_band(const wmk_conv_lstm& op, const WorkPartition& partition, const Work& work) {
   const int64_t items = op.batch * partition.bands;

@@ -1,7 +1,6 @@
-// Shared by the forward and backward kernels: tiles, sequences, splits of the states, resets.
+// Shared by forward and backward.
 //
-// A tile is one vector of channels of one group (they read the same B_t and C_t) over at most `steps` time steps. It
-// never crosses a chunk boundary.
+// A tile is one vector of channels of one group over at most `steps` time steps, within one chunk.
 #pragma once
 
 #include "cpu/common/parallel.h"
@@ -13,9 +12,9 @@ namespace wmk::WMK_ISA {
 template <class T>
 struct ScanShape {
   static constexpr int lanes = kLanes<T>;
-  int64_t state, pitch;  // number of states, and rounded up to whole vectors: the row length of B and C
+  int64_t state, pitch;  // number of states; rounded up to whole vectors, the row length of B and C
   int64_t groups, channels_per_group, tiles_per_group, tiles;
-  int64_t steps;  // at most, per tile
+  int64_t steps;  // maximum per tile
 
   explicit ScanShape(const wmk_selective_scan& scan) {
     state = scan.state;
@@ -24,17 +23,15 @@ struct ScanShape {
     channels_per_group = scan.channels / groups;
     tiles_per_group = ceil_div(channels_per_group, lanes);
     tiles = tiles_per_group * groups;
-    // B and C tiles of `steps` rows leave room in a 32 KiB cache.
+    // Tiles of B and C leave room in a 32 KiB cache.
     steps = pitch <= 32 ? 64 : pitch <= 64 ? 32 : 16;
   }
-  // First channel and number of channels of a tile.
   int64_t channel(int64_t tile) const {
     return tile / tiles_per_group * channels_per_group + tile % tiles_per_group * lanes;
   }
   int rows(int64_t tile) const { return int(min(lanes, channels_per_group - tile % tiles_per_group * lanes)); }
 };
 
-// A sequence: its range in batch and time, and the row of its first chunk state.
 struct Sequence {
   int64_t index, batch, begin, end, first_state_row;
 
@@ -54,23 +51,21 @@ struct Sequence {
   }
 };
 
-// [batch, rows, time] at one batch element.
 WMK_INLINE Plane plane_of(const wmk_view& view, int64_t dtype, int64_t batch) {
   return {(char*)view.data + batch * view.stride[0] * bytes_of(dtype), view.stride[1], view.stride[2]};
 }
-// [batch, groups, state, time] at one batch element and group.
 WMK_INLINE Plane plane_of(const wmk_view& view, int64_t dtype, int64_t batch, int64_t group) {
   return {(char*)view.data + (batch * view.stride[0] + group * view.stride[1]) * bytes_of(dtype), view.stride[2],
           view.stride[3]};
 }
 
-// A parameter [channels, state] as table[state][lane].
+// [channels, state] to table[state][lane].
 template <class T>
 static void load_table(T* table, const wmk_view& view, int64_t channel, int rows, int64_t state) {
   load_tile(table, kLanes<T>, (const T*)view.data + channel * view.stride[0], view.stride[0], view.stride[1], rows,
             state);
 }
-// A parameter [channels] as a vector; zero where absent.
+// [channels] to a vector; zero where absent.
 template <class T>
 static Vector<T> load_parameter(const wmk_view& view, int64_t channel, int rows) {
   Vector<T> values{};
@@ -78,7 +73,7 @@ static Vector<T> load_parameter(const wmk_view& view, int64_t channel, int rows)
     for (int row = 0; row < rows; ++row) values[row] = ((const T*)view.data)[(channel + row) * view.stride[0]];
   return values;
 }
-// States [first, last) of a tensor [rows, channels, state], to and from table[state][lane].
+// States [first, last) of [rows, channels, state], to and from table[state][lane].
 template <class T>
 static void load_state(T* table, const wmk_view& view, int64_t state_row, int64_t channel, int rows, int64_t first,
                        int64_t last) {
@@ -92,10 +87,9 @@ static void store_state(const T* table, const wmk_view& view, int64_t state_row,
   store_tile(table + first * kLanes<T>, kLanes<T>, to, states, 1, rows, last - first);
 }
 
-// With fewer tiles than threads, the states of a tile are split between threads; only the sums over states meet. A
-// split takes whole blocks of the inner loop, and every block keeps a separate sum, added in the order of one thread:
-// results do not depend on the number of threads. B and C must vary (blocks of one size) and the sequence be long
-// enough.
+// With fewer tiles than threads, the states of a tile are split between threads, in whole blocks of the inner loop.
+// Each block has its own sum, added in a fixed order: results do not depend on the number of threads. B and C must vary
+// (equal blocks), and the sequence must be long.
 struct StateSplit {
   static constexpr int64_t kSteps = 512;
   int64_t states, block, blocks, count;
@@ -105,20 +99,18 @@ struct StateSplit {
     if (scan.time >= kSteps && scan.B_varies && scan.C_varies)
       count = max(1, min(blocks, scan.threads / (tiles * scan.sequences)));
   }
-  // The blocks and states of one split.
   int64_t first_block(int64_t split) const { return blocks * split / count; }
   int64_t first(int64_t split) const { return min(states, first_block(split) * block); }
   int64_t last(int64_t split) const { return first(split + 1); }
 };
 
-// Some time steps of one tile.
 struct TileCoord {
   int64_t batch, channel;
   int rows;
   int64_t time, steps;
 };
 
-// A tensor [batch, channels, time] at a tile, to and from [time][lane].
+// [batch, channels, time] at a tile, to and from [time][lane].
 template <class T>
 static void load_tile_at(T* to, const wmk_view& view, int64_t dtype, const TileCoord& at) {
   load_plane(to, kLanes<T>, plane_of(view, dtype, at.batch), dtype, at.channel, at.rows, at.time, at.steps);
@@ -127,7 +119,7 @@ template <class T>
 static void store_tile_at(const T* from, const wmk_view& view, int64_t dtype, const TileCoord& at) {
   store_plane(from, kLanes<T>, plane_of(view, dtype, at.batch), dtype, at.channel, at.rows, at.time, at.steps);
 }
-// States [first, last) of B or C as [time][pitch], with the rest of their vectors.
+// States [first, last) of B or C to [time][pitch], in whole vectors.
 template <class T>
 static void load_projection(T* tile, const ScanShape<T>& shape, const wmk_view& view, int64_t dtype, int64_t batch,
                             int64_t group, int64_t time, int64_t steps, int64_t first, int64_t last) {
@@ -136,13 +128,13 @@ static void load_projection(T* tile, const ScanShape<T>& shape, const wmk_view& 
     load_plane(tile + n, shape.pitch, plane, dtype, n, int(min(shape.lanes, shape.state - n)), time, steps);
 }
 
-// A number of states as a type, for generic lambdas.
+// An integral constant for generic lambdas.
 template <int States>
 struct Block {
   char unused[States];
 };
 
-// The spans of a tile between two resets. A span with `reset` starts from zero.
+// The spans of a tile between resets; with `reset`, a span starts from zero.
 struct ResetSpans {
   int count = 0;
   int begin[65];

@@ -1,14 +1,12 @@
-// The two inner loops of the backward pass, over one chunk of one tile and one block of states.
+// The backward pass over one chunk of one tile and one block of states.
 //
-// recompute_states() runs the recurrence forward from the chunk's saved state and stores every state and decay, half a
-// vector's lanes of states at a time, so that a chunk fits the second-level cache. reverse_sweep() then computes the
-// gradient of h_t, dh_t = C_t dy_t + decay_{t+1} dh_{t+1}, and from it
+// recompute_states() stores the states and decays of the chunk, half a vector's lanes of states at a time: they fit L2.
+// reverse_sweep() then computes dh_t = C_t dy_t + decay_{t+1} dh_{t+1} and
 //
 //   d(input_t) = B_t . dh_t           dB_t = sum over channels of dh_t input_t
 //   d(step_t)  = A . (decay_t dh_t h_{t-1}) + ...         dC_t = sum over channels of h_t dy_t
 //
-// Sums over channels are sums over lanes: dB_t and dC_t of a block are one vector per lane, reduced by one tree of
-// additions.
+// Sums over channels are sums over lanes, reduced by one tree of additions per block.
 #pragma once
 
 #include "cpu/selective_scan/selective_scan.h"
@@ -16,27 +14,26 @@
 
 namespace wmk::WMK_ISA {
 
-// States per full block.
 template <class T>
 constexpr int kBlockStates = kLanes<T> / 2;
 
-// A chunk of one tile. [time][lane]: row t starts at t * lanes; tables are [state][lane].
+// Tables are [state][lane].
 template <class T>
 struct ChunkTile {
   int64_t steps, pitch;
   const char* reset;                 // [time]
   const T *step, *input;             // [time][lane]; input = step u
-  const T *B, *C;                    // [time][pitch], or tables
+  const T *B, *C;                    // [time][pitch], or tables if constant
   const T* A2;                       // A log2(e), table
   T* output;                         // [time][lane], y
   const T* grad_output;              // [time][lane], dy
-  T *grad_input, *grad_step;         // [time][lane]; grad_step lacks a factor log(2) and the path through input
-  T *dh, *grad_A, *grad_B, *grad_C;  // tables; dh is decay_{t+1} dh_{t+1}; the last two where B or C do not vary
+  T *grad_input, *grad_step;         // [time][lane]; grad_step without log(2) and the path through input
+  T *dh, *grad_A, *grad_B, *grad_C;  // tables; dh is decay_{t+1} dh_{t+1}; grad_B, grad_C: constant B, C
   T *states, *decays;                // [time + 1][block][lane] and [time][block][lane]
   const T* zeros;                    // [block][lane]
-  T* sums;                           // [time][blocks][lane]: dB of the block's states, then dC
+  T* sums;                           // [time][blocks][lane]: dB of the block, then dC
   int64_t sums_pitch;
-  const char* const* lines;  // cache lines to prefetch in the first block,
+  const char* const* lines;  // to prefetch in the first block,
   int64_t lines_per_step;    // this many per step
 };
 
@@ -125,12 +122,10 @@ __attribute__((noinline)) static void reverse_sweep(const ChunkTile<T>& tile, in
   }
 }
 
-// One block of at most `left` states from n0 on. Tables are zero-padded to whole vectors of states, and a block is
-// rounded up to the next size.
+// One block of at most `left` states from n0 on, rounded up to a block size; tables are zero-padded.
 template <class T, int States, bool BVaries, bool CVaries>
 static void run_block(const ChunkTile<T>& tile, const T* first_state, int64_t n0, int64_t left, bool wants_output) {
   if constexpr (States > 1) {
-    // Constant B and C are rare: fewer block sizes.
     constexpr int smaller_size = BVaries && CVaries ? States / 2 : 1;
     if (left <= smaller_size)
       return run_block<T, smaller_size, BVaries, CVaries>(tile, first_state, n0, left, wants_output);
@@ -144,7 +139,7 @@ static void run_block(const ChunkTile<T>& tile, const T* first_state, int64_t n0
   reverse_sweep<T, States, BVaries, CVaries>(tile, n0);
 }
 
-// States [first, last); `first` is a whole number of blocks.
+// `first` is a multiple of the block size.
 template <class T>
 static void run_states(const ChunkTile<T>& tile, const T* first_state, int64_t first, int64_t last, bool B_varies,
                        bool C_varies, bool wants_output) {

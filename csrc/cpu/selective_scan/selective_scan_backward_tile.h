@@ -1,13 +1,13 @@
-// Around the inner loops of the backward pass: a thread's scratch, the prologue and the epilogue.
+// A thread's scratch, prologue and epilogue of the backward pass.
 #pragma once
 
 #include "cpu/selective_scan/selective_scan_backward.h"
 
 namespace wmk::WMK_ISA {
 
-constexpr int64_t kSumSteps = 32;  // time steps of dB and dC reduced together
+constexpr int64_t kSumSteps = 32;  // of dB and dC per reduction
 
-// Of one thread, for one chunk of one tile.
+// Per thread, for one chunk of one tile.
 template <class T>
 struct BackwardScratch {
   T *A2, *B_table, *C_table, *first_state;                                             // [pitch][lane]
@@ -38,7 +38,7 @@ struct BackwardScratch {
   }
 };
 
-// Prologue: step, its slope in delta, input, dy, and dz up to a factor y (in `gate`).
+// Prologue: step, its slope in delta, input, dy; `gate` = dz / y.
 template <class T>
 static void prologue(const wmk_selective_scan& scan, const BackwardScratch<T>& s, const TileCoord& at) {
   constexpr int lanes = kLanes<T>;
@@ -68,7 +68,7 @@ static void prologue(const wmk_selective_scan& scan, const BackwardScratch<T>& s
   }
 }
 
-// Epilogue: gradients of u, delta and z, and their contributions to those of D and the bias, [lane].
+// Epilogue: gradients of u, delta and z; contributions [lane] to dD and dbias.
 template <class T>
 static void epilogue(const wmk_selective_scan& scan, const BackwardScratch<T>& s, const TileCoord& at, T* sum_D,
                      T* sum_bias) {

@@ -1,19 +1,18 @@
 // Selective scan, forward, on the CPU.
 //
-// A vector holds one channel of a group per lane, and up to sixteen of their states stay in registers over a tile:
-// nothing of size channels x state x time is written. The inner loop reads first-level-cache tiles, already widened,
-// biased and through softplus, so one loop serves every dtype and layout. Per element: `state` exponentials with three
-// multiply-adds each. With A premultiplied by log2(e), an exponential is a product, a rounding, five multiply-adds and
-// a scaling: nine instructions per state on the multiply-add ports and four on others, so arithmetic bounds the kernel.
-// B and C are converted once per block of channel tiles. The state at each chunk's start is kept for the backward pass.
+// A vector holds one channel of a group per lane; up to 16 of their states stay in registers over a tile, so nothing of
+// size channels x state x time is written. The prologue converts inputs into tiles in L1, so one inner loop serves
+// every dtype and layout. Per element: `state` exponentials with three multiply-adds each. With A premultiplied by
+// log2(e), a state costs nine instructions on the multiply-add ports and four on others: bound by arithmetic. B and C
+// are converted once per block of channel tiles. Chunk states are kept for the backward pass.
 //
-// With fewer tiles than threads, selective_scan_split_state.h splits the states.
+// Fewer tiles than threads: selective_scan_split_state.h.
 #include "cpu/selective_scan/selective_scan_split_state.h"
 
 namespace wmk::WMK_ISA {
 namespace {
 
-// Scratch of one thread, for a block of `tiles` channel tiles.
+// Per thread, for a block of `tiles` channel tiles.
 template <class T>
 struct Scratch {
   TileParams<T> params;
@@ -36,7 +35,7 @@ struct Scratch {
   }
 };
 
-// Channel tiles that one thread runs together, to share the conversion of B and C.
+// Channel tiles per thread that share the conversion of B and C.
 template <class T>
 int64_t tiles_per_block(const ScanShape<T>& shape, const wmk_selective_scan& scan) {
   int64_t share = shape.tiles * scan.sequences / (4 * scan.threads);
@@ -103,7 +102,6 @@ class Forward {
                 shape_.rows(tile), 0, shape_.state);
   }
 
-  // What a tile reads and writes.
   void list_inputs(PrefetchList& list, const Sequence& sequence, int64_t tile, int64_t time, int64_t steps) const {
     const wmk_view* views[] = {&scan_.u, &scan_.delta, &scan_.z, &scan_.out};
     for (const wmk_view* view : views)

@@ -1,25 +1,24 @@
-// The inner loop of the forward pass, its prologue and its epilogue.
+// The inner loop of the forward pass, its prologue and epilogue.
 #pragma once
 
 #include "cpu/selective_scan/selective_scan.h"
 
 namespace wmk::WMK_ISA {
 
-// One span of time of one tile.
+// One time span of one tile.
 template <class T>
 struct ScanArgs {
   T* state;               // [state][lane]
   const T* A2;            // A log2(e), [state][lane]
   const T *step, *input;  // [time][lane]
-  const T *B, *C;         // [time][pitch], or [state][lane] where they do not vary
+  const T *B, *C;         // [time][pitch], or [state][lane] if constant
   T* output;              // [time][lane], accumulated
   int64_t pitch, steps;
-  bool reset;                // start from zero, not from `state`
-  const char* const* lines;  // cache lines to prefetch,
+  bool reset;                // start from zero
+  const char* const* lines;  // to prefetch,
   int64_t lines_per_step;    // this many per step
 };
 
-// States per full block.
 constexpr int kForwardBlock = kVectorBytes == 64 ? 16 : 8;
 
 template <class T, int States, bool BVaries, bool CVaries>
@@ -82,7 +81,6 @@ static void scan_blocks(const ScanArgs<T>& args, int64_t first, int64_t last) {
   }
 }
 
-// States [first, last).
 template <class T>
 static void scan_states(const ScanArgs<T>& args, const wmk_selective_scan& scan, int64_t first, int64_t last) {
   if (scan.B_varies && scan.C_varies) {
@@ -96,7 +94,6 @@ static void scan_states(const ScanArgs<T>& args, const wmk_selective_scan& scan,
   }
 }
 
-// Parameters and states of one or more tiles.
 template <class T>
 struct TileParams {
   T *A2, *B, *C, *state;  // [tiles][state][lane]
@@ -114,7 +111,6 @@ struct TileParams {
     for (T** table : params) *table += k * shape.state * shape.lanes;
     return one;
   }
-  // Loads those of one tile for the start of a sequence.
   void begin(const ScanShape<T>& shape, const wmk_selective_scan& scan, const Sequence& sequence, int64_t tile) const {
     int64_t channel = shape.channel(tile), size = shape.state * shape.lanes;
     int rows = shape.rows(tile);
@@ -130,7 +126,7 @@ struct TileParams {
   }
 };
 
-// Prologue: step sizes, inputs of the state, and the skip connection's output.
+// Prologue: step sizes, state inputs, skip connection.
 template <class T>
 static void prologue(const wmk_selective_scan& scan, const TileCoord& at, T* step, T* input, T* output) {
   load_tile_at(input, scan.u, scan.dtype, at);
@@ -146,14 +142,14 @@ static void prologue(const wmk_selective_scan& scan, const TileCoord& at, T* ste
   }
 }
 
-// States [first, last) of a tile, span by span. `scratch` has step, input, B and C.
+// States [first, last) of a tile, per span.
 template <class T, class Scratch>
 static void scan_spans(const wmk_selective_scan& scan, const ScanShape<T>& shape, const ResetSpans& spans,
                        const TileParams<T>& params, const Scratch& scratch, T* output, int64_t first, int64_t last,
                        const char* const* lines, int64_t lines_per_step) {
   for (int i = 0; i < spans.count; ++i) {
     int64_t begin = spans.begin[i], at = begin * shape.lanes;
-    // Zero, since an infinite decay would turn the zero state into NaN.
+    // An infinite decay would turn the zero state into NaN.
     if (spans.reset[i]) store(scratch.step + at, Vector<T>{});
     ScanArgs<T> args{};
     args.state = params.state, args.A2 = params.A2;
@@ -166,7 +162,7 @@ static void scan_spans(const wmk_selective_scan& scan, const ScanShape<T>& shape
   }
 }
 
-// Epilogue: gates and stores the output. `gate` is scratch.
+// Epilogue: gates and stores the output; `gate` is scratch.
 template <class T>
 static void epilogue(const wmk_selective_scan& scan, const TileCoord& at, T* output, T* gate) {
   if (scan.z.data) {

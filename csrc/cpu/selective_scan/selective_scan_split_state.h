@@ -1,10 +1,9 @@
 // Selective scan, forward, on the CPU, with fewer tiles than threads.
 //
-// Splitting time would need a first pass for the state at each cut, which repeats every exponential; states meet in the
-// output alone. So the states of a tile are split between threads (StateSplit), and time advances by windows, in two
-// stages: the scan, parallel over tiles and splits, with one output per block of states; then the sum of the blocks,
-// gate and store, parallel over time. Every split repeats the prologue: cheaper than fetching its results from another
-// core's cache.
+// Splitting time would repeat every exponential in a first pass; states, in contrast, meet only in the output. Threads
+// split a tile's states (StateSplit), and time advances by windows in two stages: the scan, parallel over tiles and
+// splits, with one output per block; then sum of the blocks, gate and store, parallel over time. Every split repeats
+// the prologue, which is cheaper than reading another core's cache.
 #pragma once
 
 #include "cpu/selective_scan/selective_scan_forward.h"
@@ -59,7 +58,7 @@ class SplitStateForward {
  private:
   static constexpr int64_t kWindowBytes = int64_t(1) << 18;
 
-  // Of one thread, for one slice of a window: at most `steps` of a tile.
+  // Per thread, for at most `steps` of a tile.
   struct Scratch {
     T *step, *input;  // [time][lane]
     T *B, *C;         // [time][pitch]
@@ -137,7 +136,7 @@ class SplitStateForward {
   int64_t work_items_;  // tiles of all sequences
   TileParams<T> params_;
   int64_t window_, workspace_, scratch_bytes_;
-  T* output_;  // [units][blocks][window][lane]
+  T* output_;  // [work_items][blocks][window][lane]
   char* scratch_;
 };
 
