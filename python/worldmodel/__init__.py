@@ -1,15 +1,14 @@
-"""A world model on the kernels of wmkernels: memory, perception, prediction, evaluation and decision in one loop.
+"""A world model on wmkernels: memory, perception, prediction, evaluation and decision.
 
-``python -m worldmodel --help`` trains one, evaluates it, and shows what its memory does. From Python:
+``python -m worldmodel --help`` lists the commands. From Python:
 
-    WorldModel, Learner          the five functions, and how they learn
-    VectorEnvironment, Replay    the source of experience
-    TrainConfig, Run             the configuration of a run, and its folder; ``commands.train.train`` makes one
+    WorldModel, Learner          the five functions, and their training
+    VectorEnvironment, Replay    experience
+    TrainConfig, Run             a run's configuration and folder; ``commands.train.train`` makes one
     Agent                        a trained world model that acts
 
-Importing the package registers its environments, ``worldmodel/HiddenBall-v0`` and others, and imports neither torch nor
-gymnasium: names are looked up at their first use. The dependencies of the world model alone are the extra
-``worldmodel``.
+The import registers the package's environments and defers torch and gymnasium to the first use of a name. Dependencies
+are in the extra ``worldmodel``.
 """
 
 import importlib
@@ -44,7 +43,7 @@ ids.install()
 
 
 def __getattr__(name: str) -> Any:
-    """The public names, from the files that define them."""
+    """Imports public names lazily."""
     if name in _RENAMED:
         warnings.warn(f"worldmodel.{name} is worldmodel.{_RENAMED[name]} now", DeprecationWarning, stacklevel=2)
         name = _RENAMED[name]

@@ -1,4 +1,4 @@
-"""Module paths of the release before: importing one gives the module of today, with a warning, for one release."""
+"""Old module paths: importing one warns and returns the new module, for one release."""
 
 import importlib
 import importlib.abc
@@ -8,7 +8,7 @@ import types
 import warnings
 from collections.abc import Sequence
 
-# Old name -> new name, both within ``worldmodel``.
+# Old name -> new name, within ``worldmodel``.
 MODULES = {
     "agent": "acting.agent",
     "average": "learning.ema",
@@ -58,12 +58,12 @@ MODULES = {
 
 
 class MovedModules(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Finds the modules of ``MODULES`` by their old names."""
+    """Finds modules of ``MODULES`` by their old names."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: types.ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        """A spec whose module is the new one; None for every other name."""
+        """Returns a spec for the new module, or None for other names."""
         package, _, name = fullname.partition(".")
         if package != "worldmodel" or name not in MODULES:
             return None
@@ -78,11 +78,11 @@ class MovedModules(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         return module
 
     def exec_module(self, module: types.ModuleType) -> None:
-        """Nothing is executed again; importlib has put the old name's spec on the module, and its own comes back."""
+        """Restores the module's own spec, which importlib replaced."""
         module.__spec__ = self._spec
 
 
 def install() -> None:
-    """Makes the old names importable."""
+    """Enables the old names."""
     if not any(isinstance(finder, MovedModules) for finder in sys.meta_path):
         sys.meta_path.append(MovedModules())

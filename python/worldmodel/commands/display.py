@@ -1,4 +1,4 @@
-"""Progress: a bar and a table on a terminal, a line every 20 s elsewhere."""
+"""Progress: a bar and a table on a terminal, else a line every 20 s."""
 
 import itertools
 import sys
@@ -11,7 +11,7 @@ from typing import Any
 from worldmodel.learning.settings import TrainConfig
 from worldmodel.runs.optional_dependencies import MissingPackage, require
 
-_LINE_SECONDS = 20  # between lines where there is no terminal
+_LINE_SECONDS = 20  # between lines without a terminal
 
 
 class Display:
@@ -49,15 +49,15 @@ class Display:
             self._live.stop()
 
     def say(self, text: str) -> None:
-        """A line that stays."""
+        """Prints a permanent line."""
         if self._live is not None:
             self._live.console.print(text, markup=False, highlight=False)
         elif not self._quiet:
             print(text, file=sys.stderr, flush=True)
 
     def show(self, metrics: Mapping[str, float], *, last: bool = False) -> None:
-        """The newest metrics; without a terminal only every now and then, and the ``last`` ones."""
-        self._known.update(metrics)  # a metric without a new value keeps its last one
+        """Shows the newest metrics; without a terminal only every 20 s, and the ``last`` ones."""
+        self._known.update(metrics)  # other metrics keep their last value
         if self._live is not None:
             self._live.update(self._table(self._known))
         elif last or time.monotonic() - self._said >= _LINE_SECONDS:
@@ -65,7 +65,7 @@ class Display:
             self.say(line(self._known, done(self._config, metrics)))
 
     def _table(self, metrics: Mapping[str, float]) -> Any:
-        """Two columns that fit a small terminal; what else there is stands in ``metrics.jsonl``."""
+        """Two columns for a small terminal; ``metrics.jsonl`` has the rest."""
         table = require("rich.table", "show progress").Table.grid(padding=(0, 2))
         bar = require("rich.progress_bar", "show progress").ProgressBar
         for _ in range(2):
@@ -78,19 +78,19 @@ class Display:
         return table
 
 
-# Names that begin so stand on the left and on the right.
+# Names, or prefixes of names, in the left and right column.
 _LEFT = ("steps", "updates", "episodes", "seconds", "episode/", "milliseconds/", "replay/")
 _RIGHT = ("loss/", "policy/", "latent/", "scale/")
 
 
 def _cells(metrics: Mapping[str, float], names: tuple[str, ...]) -> list[tuple[str, str]]:
-    """Name and value of the metrics called so, and of those in the groups that end in a slash."""
+    """Name and value of the metrics in ``names`` or in its groups, which end in a slash."""
     kept = [name for name in metrics if name in names or (f"{name.partition('/')[0]}/" in names and "/" in name)]
     return [(name, f"{metrics[name]:,.4g}" if metrics[name] % 1 else f"{metrics[name]:,.0f}") for name in kept]
 
 
 def done(config: TrainConfig, metrics: Mapping[str, float]) -> float:
-    """How much of the steps or the minutes is used up, 0 to 1; 0 where neither is limited."""
+    """Progress from 0 to 1; 0 without a limit."""
     shares = [metrics["steps"] / config.steps] if config.steps else []
     shares += [metrics["updates"] / config.updates] if config.updates else []
     shares += [metrics["seconds"] / (60 * config.minutes)] if config.minutes else []
@@ -98,7 +98,7 @@ def done(config: TrainConfig, metrics: Mapping[str, float]) -> float:
 
 
 def line(metrics: Mapping[str, float], share: float) -> str:
-    """Figures on one line.
+    """Formats the main metrics on one line.
 
     Example:
         >>> line({"steps": 2000, "updates": 10, "seconds": 3.0, "episode/return": 0.5}, 0.25)

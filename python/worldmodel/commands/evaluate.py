@@ -24,29 +24,29 @@ class EvaluateOptions:
     run: Path
     """Folder of the run."""
     episodes: int = 100
-    """How many episodes."""
+    """Number of episodes."""
     seed: int = 0
     """Seed of the first episode; the others follow it."""
     num_envs: int = 16
-    """Environments that run side by side."""
+    """Parallel environments."""
     env: str | None = None
-    """Another environment with the same spaces; the one trained on if not given."""
+    """Another environment with the same spaces; the training one if not given."""
     sample: bool = False
-    """Sample actions from the policy; the best one is taken if not given."""
+    """Sample actions from the policy; greedy if not given."""
     device: str = "cpu"
-    """Where to compute."""
+    """Device, as PyTorch names it."""
     threads: int | None = None
-    """Threads that PyTorch uses on a CPU."""
+    """PyTorch's CPU threads."""
     json: Path | None = None
     """Also write the returns to this file."""
     video: Path | None = None
-    """Also write a video to this file, .mp4 or .gif; RUN/evaluated.mp4 where --video has no file behind it. Without
-    imageio-ffmpeg it is a GIF."""
+    """Also write a video to this file, .mp4 or .gif; RUN/evaluated.mp4 if --video has no value. Without imageio-ffmpeg
+    it is a GIF."""
     video_episodes: int = 3
-    """How many episodes the video shows, the first ones."""
+    """Episodes in the video, from the first."""
 
     def __post_init__(self) -> None:
-        """Raises ValueError for numbers that cannot work."""
+        """Raises ValueError for numbers out of range."""
         for name in ("episodes", "num_envs", "video_episodes"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
@@ -77,7 +77,7 @@ def command(arguments: Sequence[str]) -> int:
 
 
 def _video_named(arguments: Sequence[str]) -> list[str]:
-    """``--video`` with nothing behind it stands for the place in the run's folder, which an empty name says."""
+    """``--video`` without a value becomes an empty name, which stands for a file in the run's folder."""
     named: list[str] = []
     for index, argument in enumerate(arguments):
         named.append(argument)

@@ -1,7 +1,6 @@
-"""``imagine``: what was seen, what was reconstructed, and what is imagined when observations end, in a PNG and a GIF.
+"""``imagine``: observed, reconstructed and imagined steps in a PNG and a GIF.
 
-The agent plays an episode. Its first steps are observed; from there on the world model goes by the actions alone that
-were really done, and what it imagines is laid beside what was seen.
+The agent plays an episode; after some observed steps, the world model imagines the rest from the recorded actions.
 """
 
 import dataclasses
@@ -29,47 +28,47 @@ from worldmodel.runs.run import Run
 
 
 class ImagineFailed(ValueError):
-    """There is nothing to lay beside what was seen."""
+    """There are no imagined steps to compare."""
 
 
 @dataclasses.dataclass
 class ImagineOptions:
-    """Draws what was seen, reconstructed and imagined open-loop by the newest checkpoint of a run: a PNG and a GIF.
+    """Draws observations, reconstructions and open-loop imagination of a run's newest checkpoint: a PNG and a GIF.
 
-    The agent plays. After the first steps, which are observed, the world model goes by the actions alone.
+    The agent plays. After the observed steps, the world model imagines from the actions alone.
     """
 
     run: Path
     """Folder of the run."""
     episodes: int = 1
-    """How many episodes, drawn below each other."""
+    """Number of episodes, drawn below each other."""
     context: int = 5
-    """Steps that are observed."""
+    """Observed steps."""
     horizon: int = 30
-    """Most steps that are imagined after them; fewer where the episode ends."""
+    """Most imagined steps; fewer where the episode ends."""
     seed: int = 0
     """Seed of the first episode; the others follow it."""
     env: str | None = None
-    """Another environment with the same spaces; the one trained on if not given."""
+    """Another environment with the same spaces; the training one if not given."""
     random: bool = False
     """Play with random actions."""
     sample: bool = False
-    """Play with actions sampled from the policy; the best ones are taken if neither is given."""
+    """Play with actions sampled from the policy; greedy if neither is given."""
     sample_latents: bool = False
-    """Sample each imagined latent; the mode is taken if not given."""
+    """Sample each imagined latent; the mode if not given."""
     fps: float = 4
-    """Steps a second in the GIF."""
+    """Steps per second in the GIF."""
     output: Path | None = None
-    """Where the pictures go, without .png and .gif; RUN/imagined if not given."""
+    """Path of the pictures without .png and .gif; RUN/imagined if not given."""
     json: Path | None = None
     """Also write the errors by step to this file."""
     device: str = "cpu"
-    """Where to compute."""
+    """Device, as PyTorch names it."""
     threads: int | None = None
-    """Threads that PyTorch uses on a CPU."""
+    """PyTorch's CPU threads."""
 
     def __post_init__(self) -> None:
-        """Raises ValueError for numbers that cannot work."""
+        """Raises ValueError for numbers out of range."""
         for name in ("episodes", "context", "horizon", "fps"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected more than 0")
@@ -79,7 +78,7 @@ class ImagineOptions:
 
 @dataclasses.dataclass
 class Imagination:
-    """What ``imagine`` made.
+    """Output of ``imagine``.
 
     Attributes:
         png: path of the picture.
@@ -92,7 +91,7 @@ class Imagination:
     panels: list[Panel]
 
     def to_json(self) -> dict[str, Any]:
-        """The errors by step, with their units."""
+        """Errors by step, with their units."""
         modalities = self.panels[0].modalities
         units = {name: UNITS[modality.kind] for name, modality in modalities.items()}
         names = (
@@ -117,7 +116,7 @@ class Imagination:
 
 
 def command(arguments: Sequence[str]) -> int:
-    """Draws what a run imagines; prints the files and the errors."""
+    """Imagines and draws; prints the files and the errors."""
     options = parse(ImagineOptions, arguments, "imagine")
     if options.threads:
         torch.set_num_threads(options.threads)
@@ -130,9 +129,9 @@ def imagine(options: ImagineOptions) -> Imagination:
 
     Raises:
         RunError: no run, no checkpoint, or a damaged file.
-        ImagineFailed: an episode that ends before anything can be imagined.
-        UnknownEnvironment: nothing goes by the name of the environment.
-        EnvironmentFailed: an environment raised an error, or gave NaN.
+        ImagineFailed: an episode that ends within the context.
+        UnknownEnvironment: no environment has that name.
+        EnvironmentFailed: an environment raised an error, or returned NaN.
         MissingPackage: matplotlib or imageio is not installed.
     """
     require("imageio.v3", "write pictures")
@@ -174,7 +173,7 @@ def imagine(options: ImagineOptions) -> Imagination:
 
 
 def _play(agent: Agent, environment: Any, options: ImagineOptions, number: int) -> tuple[Batch, bool]:
-    """One episode, or as much of it as is drawn, and whether that is all of it."""
+    """Plays at most the steps to draw; returns whether the episode ended, too."""
     specs = agent.observation_spec, agent.action_spec
     seed = options.seed + number
     running = VectorEnvironment([environment], lambda _: seed, *specs)
@@ -199,11 +198,7 @@ def _play(agent: Agent, environment: Any, options: ImagineOptions, number: int) 
 
 
 def summary(made: Imagination) -> str:
-    """The files, and the error of the imagined steps beside what it would be if nothing changed.
-
-    Returns:
-        A few lines.
-    """
+    """Lists mean errors beside the persistence baseline's, and the files."""
     lines = []
     for name, modality in made.panels[0].modalities.items():
         ours, kept = (

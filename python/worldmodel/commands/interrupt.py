@@ -1,4 +1,4 @@
-"""Ctrl-C as a request: training ends after the current step and saves; a second one ends it immediately."""
+"""Ctrl-C as a request: training saves and ends after the current step; a second one ends it immediately."""
 
 import signal
 import threading
@@ -9,7 +9,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupt:
-    """A context manager that turns Ctrl-C and SIGTERM into ``requested``. Outside the main thread it does nothing.
+    """A context manager that turns Ctrl-C and SIGTERM into ``requested``, in the main thread only.
 
     Attributes:
         requested: whether one of them arrived.

@@ -1,4 +1,4 @@
-"""The command line as dataclasses; the options of ``train`` are the configuration and where its run is."""
+"""The command line as dataclasses."""
 
 import argparse
 import dataclasses
@@ -21,10 +21,10 @@ Options = TypeVar("Options")
 
 
 def parse(kind: type[Options], arguments: Sequence[str], command: str, default: Options | None = None) -> Options:
-    """A dataclass out of options, whose help is its docstrings."""
+    """Parses options into a dataclass; its docstrings are the help."""
     tyro = require("tyro", "read the command line")
     given = {} if default is None else {"default": default}
-    # Which of several kinds a part of the configuration is, its default says.
+    # The default chooses among kinds of a configuration, so they need no subcommands.
     config = (tyro.conf.PositionalRequiredArgs, tyro.conf.AvoidSubcommands)
     return tyro.cli(kind, args=list(arguments), prog=f"python -m worldmodel {command}", config=config, **given)
 
@@ -33,44 +33,42 @@ def parse(kind: type[Options], arguments: Sequence[str], command: str, default: 
 class TrainOptions(TrainConfig):
     """Trains a world model on an environment. Ctrl-C saves and stops.
 
-    Every setting of the model, the losses and the replay starts from the preset and can be changed by its own option.
-    --memory and --latent choose kinds, whose settings then have options: --memory rotary_scan,conv_lstm gives
-    --model.memory.blocks.0.d-state and --model.memory.blocks.1.kernel.
+    The preset sets the defaults of all other options. --memory and --latent choose kinds, whose settings become
+    options: --memory rotary_scan,conv_lstm gives --model.memory.blocks.0.d-state and --model.memory.blocks.1.kernel.
     """
 
     memory: str | None = None
-    """Blocks of the memory in order, joined by commas: rotary_scan, scan, gated_conv, conv_lstm, gru, none, or
-    module:Class for one of your own; KIND*N repeats one. Settings that the preset has for a kind stay. The preset's
-    blocks if not given."""
+    """Memory blocks in order, separated by commas: rotary_scan, scan, gated_conv, conv_lstm, gru, none, or
+    module:Class; KIND*N repeats one. The preset's settings of a kind stay. The preset's blocks if not given."""
     latent: str | None = None
-    """Kind of the latent: categorical or gaussian. The preset's if not given."""
+    """Latent: categorical or gaussian. The preset's if not given."""
 
     run: Path | None = None
     """Folder of the new run; runs/ENV-DATE if not given."""
     resume: Path | None = None
-    """Folder of a run to go on with, with its own settings; only how long, where and how often may change."""
+    """Folder of a run to resume with its own settings; only limits, device and intervals may change."""
     new_episodes: bool = False
-    """With --resume: begin other episodes instead of going on with those that ran. The run is then not what it would
-    have been without the interruption."""
+    """With --resume: begin new episodes instead of continuing the saved ones. The run then differs from an
+    uninterrupted one."""
     unpickle: bool = False
-    """With --resume: read environments that the checkpoint holds as a pickle. That runs whatever is written in it: only
-    for a run whose files come from someone you trust."""
+    """With --resume: read pickled environments from the checkpoint. This executes their content: only for files from
+    someone you trust."""
 
 
 def train_options(arguments: Sequence[str]) -> tuple[TrainConfig, Path, dict[str, bool]]:
     """Reads the command line.
 
     Returns:
-        ``(config, folder, how)``, as ``train`` takes them; ``how`` are arguments by name.
+        ``(config, folder, how)`` for ``train``; ``how`` are keyword arguments.
 
     Raises:
-        ConfigurationError: an unknown preset, no environment, options that contradict each other.
-        RunError: there is no run to go on with.
+        ConfigurationError: an unknown preset, no environment, contradicting options.
+        RunError: there is no run to resume.
     """
     for argument in arguments:
         if (today := renamed_option(argument)) is not None:
             raise ConfigurationError(f"{argument.partition('=')[0]} is an option of an earlier release: use {today}")
-    # These say what all other options start from, so they are read first.
+    # These set the defaults of all other options, so they are read first.
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--preset", default=TrainConfig.preset)
     for name in ("--resume", "--memory", "--latent"):
@@ -96,10 +94,10 @@ def train_options(arguments: Sequence[str]) -> tuple[TrainConfig, Path, dict[str
 
 
 def preset_config(name: str) -> TrainConfig:
-    """The configuration that a preset stands for.
+    """Returns the configuration of a preset.
 
     Raises:
-        ConfigurationError: there is no such preset.
+        ConfigurationError: an unknown preset.
     """
     if name not in PRESETS:
         raise ConfigurationError(f"there is no preset {name!r}, expected one of {', '.join(PRESETS)}")
@@ -109,10 +107,10 @@ def preset_config(name: str) -> TrainConfig:
 
 
 def with_kinds(model: WorldModelConfig, memory: str | None, latent: str | None) -> WorldModelConfig:
-    """``model`` with the blocks that ``--memory`` names and the latent that ``--latent`` names.
+    """Replaces the memory's blocks and the latent of ``model`` by the named kinds.
 
     Raises:
-        ConfigurationError: an unknown kind, or one that does not fit the width of the memory.
+        ConfigurationError: an unknown kind, or one that does not fit the memory's width.
 
     Example:
         >>> [block.kind for block in with_kinds(WorldModelConfig(), "rotary_scan*2,conv_lstm", None).memory.blocks]
@@ -135,7 +133,7 @@ def with_kinds(model: WorldModelConfig, memory: str | None, latent: str | None) 
 
 
 def _blocks(text: str, known: Mapping[str, BlockConfig]) -> list[BlockConfig]:
-    """``KIND`` or ``KIND*N``; settings of a kind that is ``known`` stay."""
+    """Parses ``KIND`` or ``KIND*N``; ``known`` kinds keep their settings."""
     name, star, times = text.partition("*")
     kinds = {kind.kind: kind for kind in get_args(BlockConfig) if kind is not CustomBlock}
     if not (star == "" or (times.isdigit() and int(times))):

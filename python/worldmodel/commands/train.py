@@ -1,4 +1,4 @@
-"""``train``: starts a run, or resumes one: until the steps or the minutes are used up, or Ctrl-C."""
+"""``train``: starts or resumes a run, until its limit or Ctrl-C."""
 
 import time
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ from worldmodel.runs.run import Run
 
 
 def command(arguments: Sequence[str]) -> int:
-    """Starts a run, or resumes one; prints its folder."""
+    """Trains, and prints the run's folder."""
     config, folder, how = train_options(arguments)
     run = train(config, folder, **how)
     print(run.folder)
@@ -38,26 +38,23 @@ def train(
     unpickle: bool = False,
     quiet: bool = False,
 ) -> Run:
-    """Trains until the steps or minutes of ``config`` are used up, or Ctrl-C; saves at the end either way.
+    """Trains until a limit of ``config`` or Ctrl-C, then saves.
 
     Args:
-        config: what to train.
+        config: of the run.
         folder: of the run.
-        resume: go on with the run in ``folder``; ``config`` must agree with its configuration.
-        new_episodes: when going on, begin other episodes instead of those that ran.
-        unpickle: when going on, whether pickled environments may be read, which runs whatever is written in them.
+        resume: resume the run in ``folder``; ``config`` must agree with its configuration.
+        new_episodes: on resuming, begin new episodes instead of the saved ones.
+        unpickle: on resuming, whether pickled environments may be read, which executes their content.
         quiet: show nothing.
-
-    Returns:
-        The run.
 
     Raises:
         MissingPackage: safetensors is not installed.
-        ConfigurationError: settings that cannot work, or that are not those of the run to go on with.
-        RunError: a folder that is not empty, a run whose files are damaged, or one whose episodes cannot be gone on
-            with; nothing in its folder has changed then.
-        EnvironmentFailed: an environment raised an error or gave NaN.
-        TrainingFailed: a loss became NaN. Here and above, checkpoints already saved stay as they were.
+        ConfigurationError: invalid settings, or others than the resumed run's.
+        RunError: a folder that is not empty, a damaged run, or one that cannot continue its episodes; the folder is
+            unchanged then.
+        EnvironmentFailed: an environment raised an error, or returned NaN. Saved checkpoints stay valid.
+        TrainingFailed: a loss became NaN. Saved checkpoints stay valid.
     """
     require("safetensors.torch", "write checkpoints")  # fails now rather than after an hour
     if resume:
@@ -89,20 +86,20 @@ def train(
 def train_from_source(
     config: TrainConfig, source: Source, folder: Path, *, resume: bool = False, quiet: bool = False
 ) -> Run:
-    """Trains on a source of batches alone, without environments, until the updates or minutes are used up, or Ctrl-C.
+    """Trains on a source of batches, without environments, until a limit or Ctrl-C.
 
     Args:
-        config: what to train; its environment and replay are not used. Its ``updates`` or ``minutes`` end the run.
-        source: of batches: recorded episodes in a ``Replay``, or another ``data.source.Source``.
-        folder: of the run, from which ``Agent.load`` makes an agent.
-        resume: continue the run in ``folder``; ``config`` must agree with its configuration.
+        config: of the run, without environment and replay. Its ``updates`` or ``minutes`` end the run.
+        source: a ``Replay`` of recorded episodes, or another ``data.source.Source``.
+        folder: of the run, for ``Agent.load``.
+        resume: resume the run in ``folder``; ``config`` must agree with its configuration.
         quiet: show nothing.
 
     Returns:
-        The run. Its checkpoints and metrics are counted by updates.
+        The run, its checkpoints and metrics counted by updates.
 
     Raises:
-        ConfigurationError: settings or spaces that are not those of the run to continue, or nothing that ends the run.
+        ConfigurationError: settings or spaces that differ from the resumed run's, or no limit.
         RunError, MissingPackage, TrainingFailed: as for ``train``.
     """
     require("safetensors.torch", "write checkpoints")
@@ -128,7 +125,7 @@ def train_from_source(
 
 
 def _run(trainer: SourceTrainer, run: Run, notices: list[str], quiet: bool) -> None:
-    """Shows, trains, logs and saves."""
+    """Trains, logs and saves."""
     try:
         require("torch.utils.tensorboard", "write for TensorBoard")
     except MissingPackage as error:
@@ -148,7 +145,7 @@ def _run(trainer: SourceTrainer, run: Run, notices: list[str], quiet: bool) -> N
 
 
 def _go_on(trainer: Trainer, run: Run, new_episodes: bool, unpickle: bool) -> list[str]:
-    """From the newest checkpoint; from the start where the run ended before its first one. Returns what to say."""
+    """Resumes the newest checkpoint, or starts again where there is none. Returns a message."""
     read = bool(run.checkpoints) and trainer.load(run, new_episodes=new_episodes, unpickle=unpickle)
     run.forget_metrics_after(trainer.steps)
     said = [f"going on after {trainer.steps:,} steps and {trainer.updates:,} updates"]
@@ -170,7 +167,7 @@ def _loop(trainer: SourceTrainer, run: Run, display: Display, interrupt: Interru
     trainer.evaluate()
     while not (trainer.finished or interrupt.requested):
         trainer.iterate()
-        # Logging and saving count, too: they are part of the minutes that a user waits.
+        # The user's minutes include logging and saving.
         now = time.perf_counter()
         trainer.seconds, mark = trainer.seconds + now - mark, now
         if trainer.seconds - logged >= trainer.config.log_seconds:
@@ -192,13 +189,13 @@ def _loop(trainer: SourceTrainer, run: Run, display: Display, interrupt: Interru
 
 
 class OpenLoopEvaluator:
-    """Open-loop prediction in the newest batch, every ``open_loop_minutes`` of training."""
+    """Open-loop prediction of the newest batch, every ``open_loop_minutes`` of training."""
 
     def __init__(self) -> None:
         self._callback: OpenLoopCallback | None = None
 
     def __call__(self, trainer: SourceTrainer) -> tuple[dict[str, float], np.ndarray | None]:
-        """The errors k steps ahead, and a picture of one row, when it is time."""
+        """Errors k steps ahead and a picture of one row, when due."""
         if self._callback is None:
             self._callback = OpenLoopCallback(trainer.config.open_loop_minutes, trainer.seconds, trainer.environment)
         if trainer.batch is None or not self._callback.is_time(trainer.seconds):

@@ -1,7 +1,7 @@
-"""``demo memory``: a memory is trained on 103 steps, stopped, started again from its saved state, and holds for 2²⁰.
+"""``demo memory``: trains memories on 103 steps, restarts them from their saved state, and runs them to step 2²⁰.
 
-The task is POPGym's RepeatPreviousMedium (see ``repeat_previous.py``). Each memory is trained in one process, which
-saves weights and states and ends; another process loads them and goes on. One picture shows what came of it.
+The task is POPGym's RepeatPreviousMedium (``repeat_previous.py``). One process trains and saves; another loads and
+continues.
 """
 
 import dataclasses
@@ -22,30 +22,30 @@ from worldmodel.runs.configuration import ConfigurationError
 
 
 class DemoFailed(RuntimeError):
-    """A process of the demonstration ended with an error."""
+    """A process of the demonstration failed."""
 
 
 @dataclasses.dataclass
 class MemoryDemoOptions:
-    """Trains three memories on 103-step episodes, goes on from their saved states, and draws one picture."""
+    """Trains three memories on 103-step episodes, continues from their saved states, and draws one picture."""
 
     folder: Path = Path("demo-memory")
-    """Where weights, states, figures and the picture go."""
+    """Folder for weights, states, results and the picture."""
     steps: int = 2**20
-    """How far to go on after training."""
+    """Last step after training."""
     seconds: float = 45
-    """Longest training of each memory."""
+    """Most seconds of training per memory."""
     seed: int = 0
-    """Of weights and cards."""
+    """Seed of weights and cards."""
     processes: int | None = None
-    """Memories that are worked on at the same time, one thread each; as many as there are cores if not given."""
+    """Memories in parallel, one thread each; the number of cores if not given."""
 
 
 def main(arguments: Sequence[str], parse: Callable[..., Any]) -> int:
     """``python -m worldmodel demo NAME``.
 
     Raises:
-        ConfigurationError: there is no demonstration of that name.
+        ConfigurationError: no demonstration has that name.
     """
     if not arguments or arguments[0].startswith("-"):
         print("usage: python -m worldmodel demo memory [options]\n\n`demo memory --help` explains the options.")
@@ -61,8 +61,8 @@ def run_memory(options: MemoryDemoOptions) -> Path:
     """Runs the demonstration and returns the picture's path.
 
     Raises:
-        ConfigurationError: fewer steps than an episode has.
-        DemoFailed: one of the processes ended with an error.
+        ConfigurationError: fewer steps than an episode.
+        DemoFailed: a process failed.
     """
     from worldmodel.demo.picture import draw
 
@@ -82,7 +82,7 @@ def run_memory(options: MemoryDemoOptions) -> Path:
 
 
 def _run_all(phase: str, options: MemoryDemoOptions) -> None:
-    """One process for each memory, a few at a time."""
+    """One process per memory, a few at a time."""
     limit = options.processes or len(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else [0])
     waiting = list(MEMORIES)
     running: dict[str, subprocess.Popen[bytes]] = {}

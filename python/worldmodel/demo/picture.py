@@ -1,7 +1,4 @@
-"""The picture of ``demo memory``.
-
-Text and lines keep their contrast on a white and on a black page, and the background is left transparent.
-"""
+"""The picture of ``demo memory``, legible on white and black pages."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,7 +18,7 @@ def draw(summary: Mapping[str, Any], path: Path) -> None:
     """Writes the picture.
 
     Args:
-        summary: what ``demo memory`` found.
+        summary: results of ``demo memory``.
         path: of the PNG.
 
     Raises:
@@ -44,7 +41,7 @@ def draw(summary: Mapping[str, Any], path: Path) -> None:
 
 
 def _accuracy(axes: Any, results: Mapping[str, Any]) -> None:
-    """Accuracy against the step, one line a memory."""
+    """Accuracy by step, one line per memory."""
     steps = max(result["steps"] for result in results.values())
     for name, result in results.items():
         points = [(np.sqrt(low * high), accuracy) for low, high, accuracy in result["accuracy_by_time"]]
@@ -81,7 +78,7 @@ def _accuracy(axes: Any, results: Mapping[str, Any]) -> None:
 
 
 def _sensitivity(axes: Any, result: Mapping[str, Any], matplotlib: Any) -> None:
-    """|∂Q_t/∂o_s|: opaque where it is large, so that it reads on any background."""
+    """|∂Q_t/∂o_s| as opacity, which reads on any background."""
     values = np.array(result["sensitivity"])
     shade = np.clip(values / np.quantile(values[LAG:].max(-1), 0.5), 0, 1)
     image = np.empty((*values.shape, 4))
@@ -103,7 +100,7 @@ def _sensitivity(axes: Any, result: Mapping[str, Any], matplotlib: Any) -> None:
 
 
 def _swap(axes: Any, result: Mapping[str, Any], matplotlib: Any) -> None:
-    """Cards before the exchange and the answers after it, as coloured cells."""
+    """Cards before the swap and answers after it, as coloured cells."""
     swap = result["swap"]
     rows = [
         ("cards that stream 1 saw", swap["past"][0]),

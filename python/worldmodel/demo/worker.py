@@ -1,4 +1,4 @@
-"""One memory of ``demo memory``, in processes of its own: one trains it, another one goes on from what that saved.
+"""One memory of ``demo memory``: one process trains it, another continues from the saved state.
 
 python -m worldmodel.demo.worker train FOLDER MEMORY SEED SECONDS STEPS
 python -m worldmodel.demo.worker continue FOLDER MEMORY SEED SECONDS STEPS
@@ -25,15 +25,15 @@ MEMORIES = {
     "GRU": MemoryConfig(width=128, blocks=(GRUBlock(),)),
     "no memory": MemoryConfig(blocks=(GatedConvBlock(d_conv=1),)),
 }
-STREAMS = 4  # followed to the end, each with a state of its own
-_EPISODES = 32  # of an update
-_CHUNK = 4096  # steps that go through the memory at once
+STREAMS = 4  # each with its own state
+_EPISODES = 32  # per update
+_CHUNK = 4096  # steps per call of the memory
 _RATE = 5e-3
-_GOOD = 3e-3  # loss at which more training changes nothing
+_GOOD = 3e-3  # loss that ends training
 
 
 def train(folder: Path, name: str, seed: int, seconds: float, steps: int) -> None:
-    """Trains on episodes of 103 answers, plays one in each stream, and saves weights and the states after it."""
+    """Trains on episodes of 103 answers, plays one per stream, and saves weights and states."""
     torch.manual_seed(seed)
     random = torch.Generator().manual_seed(seed)
     model = Answerer(MEMORIES[name])
@@ -66,7 +66,7 @@ def train(folder: Path, name: str, seed: int, seconds: float, steps: int) -> Non
 
 
 def go_on(folder: Path, name: str, seed: int, seconds: float, steps: int) -> None:
-    """Goes on from the saved states to ``steps``, and writes what the picture shows."""
+    """Continues from the saved states to ``steps``, and writes the results."""
     saved = storage.load(folder / f"{file_name(name)}.safetensors")
     model = Answerer(MEMORIES[name])
     model.load_state_dict(saved["model"])
@@ -78,7 +78,7 @@ def go_on(folder: Path, name: str, seed: int, seconds: float, steps: int) -> Non
         with torch.no_grad():
             q, state = model(one_hot(piece), state)
         right.append(q.argmax(-1) == cards[:, first - LAG : first - LAG + piece.shape[1]])
-    answered = torch.cat(right, 1)  # (streams, steps - LAG), from the first step that has an answer
+    answered = torch.cat(right, 1)  # (streams, steps - LAG)
     seconds = time.perf_counter() - start
     result: dict[str, Any] = {
         "memory": name,
@@ -100,12 +100,12 @@ def go_on(folder: Path, name: str, seed: int, seconds: float, steps: int) -> Non
 
 
 def _stream(seed: int, steps: int) -> Tensor:
-    """The cards that the streams see; both processes deal the same ones."""
+    """The cards of all streams, the same in both processes."""
     return deal(STREAMS, steps, torch.Generator().manual_seed(seed + 1))
 
 
 def _by_time(answered: Tensor) -> list[tuple[int, int, float]]:
-    """(first step, last step, accuracy) for each stretch, four to every doubling of the time."""
+    """(first step, last step, accuracy), four intervals per doubling of time."""
     edges = [LAG]
     while edges[-1] < LAG + answered.shape[1]:
         edges.append(min(LAG + answered.shape[1], max(edges[-1] + 8, round(edges[-1] * 2**0.25))))
@@ -114,9 +114,9 @@ def _by_time(answered: Tensor) -> list[tuple[int, int, float]]:
 
 
 def _sensitivity(model: Answerer, cards: Tensor) -> Tensor:
-    """|∂Q_t/∂o_s| of the best answer at t, for every t and s: (time, time)."""
+    """|∂Q_t/∂o_s| of the best answer, (time t, time s)."""
     time_steps = cards.shape[1]
-    # One copy of the episode for each t, so that one backward pass makes all rows.
+    # One copy of the episode per t, so that one backward pass gives all rows.
     seen = one_hot(cards.expand(time_steps, -1)).requires_grad_()
     q, _ = model(seen, None, first_step(cards).expand(time_steps, -1))
     index = torch.arange(time_steps)
@@ -126,9 +126,9 @@ def _sensitivity(model: Answerer, cards: Tensor) -> Tensor:
 
 
 def _swap(model: Answerer, cards: Tensor, state: State) -> dict[str, Any]:
-    """Two streams exchange their states and see the same cards from there: whose past do they answer?
+    """Swaps the states of two streams: whose past do they answer?
 
-    Only the answers to what was seen before the exchange count, the first ``LAG`` of them.
+    Only the next ``LAG`` answers, about cards before the swap, count.
     """
     following = cards[:1, :LAG].expand(2, -1)  # the same for both
     exchanged = {name: value[:2].flip(0) for name, value in state.items()}
@@ -149,7 +149,7 @@ def file_name(name: str) -> str:
 
 
 def main(arguments: list[str]) -> None:
-    """Runs one phase of one memory on one thread."""
+    """Runs one phase of one memory, single-threaded."""
     phase, folder, name, seed, seconds, steps = arguments
     torch.set_num_threads(1)
     {"train": train, "continue": go_on}[phase](Path(folder), name, int(seed), float(seconds), int(steps))

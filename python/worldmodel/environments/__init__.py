@@ -1,7 +1,4 @@
-"""Environments: by name, vector environments, and the ones that come with the package.
-
-``make``, ``make_vector``, ``resolve`` and their errors are those of ``worldmodel.environments.registry``.
-"""
+"""Environments: by name, vector environments, and those of the package."""
 
 import importlib
 from typing import Any

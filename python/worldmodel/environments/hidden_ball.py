@@ -2,13 +2,12 @@
 
     python -m worldmodel train --preset moving --env worldmodel/HiddenBall-v0
 
-A ball of ``BALL`` by ``BALL`` cells flies over a map of ``SIDE`` by ``SIDE``, one cell a step along each axis, and
-bounces off the edges. In front of it hangs a curtain as high as the map, ``CURTAIN`` cells wide, which the actions move
-left, leave, or move right. No single frame shows the ball's direction, and none shows it behind the curtain: two frames
-or more have to be remembered and extrapolated. The reward is the visible share of the ball; an episode is truncated
-after ``LENGTH`` steps. Only the initial state is random.
+A ``BALL`` x ``BALL`` ball flies over a ``SIDE`` x ``SIDE`` map, one cell per step along each axis, and bounces off the
+edges. The actions move a curtain, ``CURTAIN`` cells wide, left or right or leave it. The direction must be remembered
+from several frames, and the hidden ball extrapolated. The reward is the visible fraction of the ball; episodes are
+truncated after ``LENGTH`` steps. Only the initial state is random.
 
-``HiddenBallPixels-v0`` observes an image, four by four grey pixels per cell.
+``HiddenBallPixels-v0`` observes 4 x 4 grey pixels per cell.
 """
 
 from typing import Any
@@ -27,22 +26,22 @@ SIDE = 7
 BALL = 2
 CURTAIN = 3
 LENGTH = 48
-FREE, CLOTH, LEATHER = range(3)  # classes of a cell: nothing, curtain, ball
+FREE, CLOTH, LEATHER = range(3)  # classes: nothing, curtain, ball
 SHADES = np.array([0, 96, 255], np.uint8)
 LEFT, STAY, RIGHT = range(3)
 
 
 class HiddenBall(gymnasium.Env[Any, Any]):
-    """One ball, one curtain; ``render`` draws them.
+    """One ball, one curtain.
 
     Args:
         render_mode: "rgb_array", or None.
         pixels: side of a cell in a grey image; 0 observes the classes of the cells.
 
     Attributes:
-        ball: int64 (2,), row and column of the ball's upper left pixel.
+        ball: int64 (2,), row and column of its upper left cell.
         flight: int64 (2,), its velocity, -1 or 1 each.
-        curtain: leftmost column of the curtain.
+        curtain: its leftmost column.
 
     Example:
         >>> ball = HiddenBall()
@@ -64,7 +63,7 @@ class HiddenBall(gymnasium.Env[Any, Any]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
-        """Ball, direction and curtain, uniformly at random."""
+        """Samples ball, direction and curtain uniformly."""
         super().reset(seed=seed)
         self.ball = self.np_random.integers(0, SIDE - BALL + 1, 2)
         self.flight = self.np_random.choice([-1, 1], 2)
@@ -84,7 +83,7 @@ class HiddenBall(gymnasium.Env[Any, Any]):
         return self._observation(picture), in_sight, False, self.steps >= LENGTH, {}
 
     def picture(self) -> np.ndarray:
-        """The class of each cell, uint8 (side, side, 1)."""
+        """Cell classes, uint8 (side, side, 1)."""
         picture = np.full((SIDE, SIDE, 1), FREE, np.uint8)
         row, column = self.ball
         picture[row : row + BALL, column : column + BALL] = LEATHER
@@ -92,11 +91,11 @@ class HiddenBall(gymnasium.Env[Any, Any]):
         return picture
 
     def render(self) -> np.ndarray:
-        """The cells in shades of grey, uint8 (side, side, 3)."""
+        """Grey cells, uint8 (side, side, 3)."""
         return SHADES[self.picture()].repeat(3, -1)
 
     def _observation(self, picture: np.ndarray) -> np.ndarray:
-        """The observation: the cells, or their image."""
+        """The cells, or their image."""
         return SHADES[picture].repeat(self.pixels, 0).repeat(self.pixels, 1) if self.pixels else picture
 
 

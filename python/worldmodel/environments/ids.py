@@ -1,7 +1,6 @@
-"""Ids of the environments that come with the package, registered with gymnasium as soon as both are imported.
+"""Ids of the package's environments, registered as soon as gymnasium and worldmodel are both imported.
 
-``import worldmodel`` does not import gymnasium, and either may come first: where gymnasium is not there yet, its import
-registers them.
+``import worldmodel`` does not import gymnasium; a later import of gymnasium registers them.
 """
 
 import importlib.abc
@@ -15,7 +14,7 @@ from typing import Any
 NAMESPACE = "worldmodel"
 _BALL, _CUE = "worldmodel.environments.hidden_ball:HiddenBall", "worldmodel.environments.minigrid:memory"
 
-# Name without namespace -> entry point and keyword arguments.
+# Name -> entry point and keyword arguments.
 ENVIRONMENTS: dict[str, tuple[str, dict[str, Any]]] = {
     "HiddenBall-v0": (_BALL, {"pixels": 0}),
     "HiddenBallPixels-v0": (_BALL, {"pixels": 4}),
@@ -28,7 +27,7 @@ def register(gymnasium: Any, entry_point: str | None = None) -> None:
 
     Args:
         gymnasium: the module.
-        entry_point: registers the environments of this one under their bare names instead, for ``module:NAME``.
+        entry_point: if given, registers only its environments, under bare names, for ``module:NAME``.
     """
     for name, (entry, arguments) in ENVIRONMENTS.items():
         known_as = f"{NAMESPACE}/{name}" if entry_point is None else name
@@ -46,7 +45,7 @@ def install() -> None:
 
 
 class _OnImport(importlib.abc.MetaPathFinder):
-    """Lets the other finders find gymnasium, and registers the environments when it has been executed."""
+    """Registers the environments after the other finders have loaded gymnasium."""
 
     def __init__(self) -> None:
         self._searching = False

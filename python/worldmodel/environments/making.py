@@ -1,4 +1,4 @@
-"""The environments of a run, made by name."""
+"""Makes the environments of a run."""
 
 from worldmodel.environments.registry import EnvironmentFailed, make, make_vector
 from worldmodel.environments.vector import GymnasiumVectorEnvironment, VectorEnvironment, random_seeds
@@ -8,18 +8,18 @@ from worldmodel.runs.configuration import ConfigurationError
 def make_environments(
     name: str, num_envs: int, seed: int, pickle: bool = False
 ) -> VectorEnvironment | GymnasiumVectorEnvironment:
-    """A vector environment of ``num_envs`` environments, as single ones where they exist as such.
+    """Makes ``num_envs`` environments, single ones where they exist.
 
     Args:
         name: as for ``worldmodel.environments.registry.resolve``.
         num_envs: environments.
-        seed: of the seeds of the episodes.
-        pickle: hold them as a pickle in checkpoints, which is tried at once.
+        seed: generates the seeds of the episodes.
+        pickle: keep them as a pickle in checkpoints; tried at once.
 
     Raises:
-        UnknownEnvironment: nothing goes by that name.
-        EnvironmentFailed: they cannot be made, or not be pickled.
-        ConfigurationError: their spaces are not supported.
+        UnknownEnvironment: no environment has that name.
+        EnvironmentFailed: they cannot be made or pickled.
+        ConfigurationError: unsupported spaces.
     """
     try:
         environments = [make(name) for _ in range(num_envs)]

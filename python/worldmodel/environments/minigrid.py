@@ -1,11 +1,10 @@
-"""MiniGrid's Memory tasks with a view of three by three cells and the three actions that walk.
+"""MiniGrid's Memory tasks with a 3 x 3 view and three actions: left, right, forward.
 
     python -m worldmodel train --preset wander --env worldmodel/MemoryS9-v0
 
-A key or a ball, the *cue*, lies in the room where an episode begins; a corridor away lie one of each, and the episode
-is rewarded where the one like the cue is reached. The grids are S7, S9, S11, S13 and S17. MiniGrid's view of seven by
-seven cells covers half of the smallest grid; in this one, the cue is out of sight from a few steps away. Of MiniGrid's
-seven actions, only left, right and forward have an effect here.
+The first room holds a *cue*, a key or a ball; at the end of a corridor lies one of each, and reaching the one like the
+cue is rewarded. The grids are S7, S9, S11, S13 and S17. MiniGrid's 7 x 7 view would show half of the smallest grid;
+this view loses sight of the cue after a few steps. MiniGrid's other four actions have no effect here.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -23,15 +22,15 @@ except ImportError as error:
 if TYPE_CHECKING:
     from minigrid.minigrid_env import MiniGridEnv
 
-VIEW = 3  # cells on a side of the view
+VIEW = 3  # cells per side
 ACTIONS = ("left", "right", "forward")  # MiniGrid's actions 0, 1 and 2
-KEY, BALL = 5, 6  # classes of a cell's first channel; 0 is a cell out of sight
+KEY, BALL = 5, 6  # first channel of a cell; 0 is out of sight
 
 _envs = require("minigrid.envs", "run worldmodel.environments.minigrid", "pip install minigrid")
 
 
 class Walking(gymnasium.Wrapper[Any, Any, Any, Any]):
-    """Observes the image of the view alone, and acts by walking alone.
+    """Restricts observations to the view's image and actions to walking.
 
     Example:
         >>> import worldmodel.environments.registry
@@ -57,21 +56,21 @@ class Walking(gymnasium.Wrapper[Any, Any, Any, Any]):
 
 
 def memory(size: int, **options: Any) -> Walking:
-    """A Memory task whose grid has ``size`` cells on a side; ``options`` are those of MiniGrid's ``MemoryEnv``."""
+    """Makes a Memory task of ``size`` x ``size`` cells; ``options`` are those of MiniGrid's ``MemoryEnv``."""
     return Walking(_envs.MemoryEnv(size=size, agent_view_size=VIEW, **options))
 
 
 def cue_kind(env: Any) -> int:
-    """The cue of the running episode: ``KEY`` or ``BALL``."""
+    """The episode's cue: ``KEY`` or ``BALL``."""
     unwrapped: MiniGridEnv = env.unwrapped
     cue = unwrapped.grid.get(*_cue_position(unwrapped))
     return {"key": KEY, "ball": BALL}[cue.type]  # type: ignore[union-attr]
 
 
 def cue_cell(env: Any) -> tuple[int, int] | None:
-    """The first two indices of the cue's cell in the view; None where it is outside.
+    """The cue's cell in the view, its first two indices; None where it is outside.
 
-    A cell inside the view may be hidden by a wall: its first channel is then 0.
+    A wall may hide the cell: its first channel is then 0.
     """
     unwrapped: MiniGridEnv = env.unwrapped
     position = unwrapped.relative_coords(*_cue_position(unwrapped))
@@ -79,7 +78,7 @@ def cue_cell(env: Any) -> tuple[int, int] | None:
 
 
 def _cue_position(unwrapped: "MiniGridEnv") -> tuple[int, int]:
-    """Column and row of the grid: in the corner of the first room, on the agent's left as it begins."""
+    """Column and row: in the corner of the first room, on the initial left of the agent."""
     return 1, unwrapped.height // 2 - 1
 
 

@@ -1,6 +1,6 @@
-"""Environments as pickles, for those that are not deterministic given a seed and actions.
+"""Pickles of environments that are not deterministic given a seed and actions.
 
-Reading a pickle executes whatever is written in it: a run must ask for pickles, and the caller must allow reading one.
+Reading a pickle executes its content: a run must ask for pickles, and the caller must allow reading one.
 """
 
 import io
@@ -21,34 +21,34 @@ def dump(environments: Any, name: str) -> np.ndarray:
     """Pickles environments.
 
     Args:
-        environments: a list of them, or a vector of them.
+        environments: a list or a vector of them.
         name: of the environment, for errors.
 
     Returns:
         Bytes, uint8 (size,).
 
     Raises:
-        EnvironmentFailed: they cannot be pickled, or their pickle would not hold their state.
+        EnvironmentFailed: they cannot be pickled, or not with their state.
     """
     file = io.BytesIO()
     try:
         _Pickler(file).dump(environments)
-    except Exception as error:  # whatever an environment's own methods raise
+    except Exception as error:  # environments may raise anything
         raise EnvironmentFailed(f"{name} cannot be pickled: {error}") from error
     return np.frombuffer(file.getvalue(), np.uint8)
 
 
 def load(content: np.ndarray, name: str, allowed: bool) -> Any:
-    """The environments that ``dump`` pickled.
+    """Unpickles what ``dump`` returned.
 
     Args:
-        content: of ``dump``; it is executed with the rights of this process.
+        content: from ``dump``; it is executed with the rights of this process.
         name: of the environment, for errors.
-        allowed: whether the caller trusts who wrote it.
+        allowed: whether the caller trusts the author.
 
     Raises:
         PickleRefused: not allowed; nothing has been read.
-        EnvironmentFailed: it cannot be read here.
+        EnvironmentFailed: it cannot be read.
     """
     if not allowed:
         raise PickleRefused(
@@ -61,7 +61,7 @@ def load(content: np.ndarray, name: str, allowed: bool) -> Any:
 
 
 class _Pickler(pickle.Pickler):
-    """Refuses EzPickle, which pickles how an object was made, not its state."""
+    """Refuses EzPickle, which pickles constructor arguments instead of the state."""
 
     def __init__(self, file: io.BytesIO) -> None:
         super().__init__(file)

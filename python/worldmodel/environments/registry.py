@@ -1,7 +1,4 @@
-"""Environments by name: gymnasium ids, ``module:Env-v0``, and the names of popgym.
-
-Packages that register environments on import are imported when an id needs them.
-"""
+"""Environments by name; packages that register environments on import are imported when needed."""
 
 import contextlib
 import difflib
@@ -15,7 +12,7 @@ from worldmodel.runs.optional_dependencies import require
 if TYPE_CHECKING:
     import gymnasium
 
-# Prefix of an id -> the package that registers it; popgym's have bare names as well.
+# Prefix of an id -> the package that registers it.
 _PACKAGES = {
     "popgym-": "popgym",
     "MiniGrid-": "minigrid",
@@ -24,7 +21,7 @@ _PACKAGES = {
     "bsuite/": "shimmy",
     "dm_control/": "shimmy",
 }
-_MOVED = ("worldmodel.hidden_ball", "worldmodel.minigrid")  # modules that registered environments in earlier releases
+_MOVED = ("worldmodel.hidden_ball", "worldmodel.minigrid")  # modules of earlier releases
 
 
 class UnknownEnvironment(ValueError):
@@ -32,18 +29,18 @@ class UnknownEnvironment(ValueError):
 
 
 class EnvironmentFailed(RuntimeError):
-    """An environment raised an error, or returned something that cannot be learned from."""
+    """An environment raised an error, or returned invalid values."""
 
 
 def resolve(name: str) -> str:
-    """The registered gymnasium id of ``name``.
+    """Returns the registered gymnasium id of ``name``.
 
     Args:
-        name: a gymnasium id, ``module:id`` with the module that registers it, or a name of popgym's such as
+        name: a gymnasium id, ``module:id`` with the module that registers it, or a popgym name such as
             ``RepeatPreviousEasy``.
 
     Raises:
-        UnknownEnvironment: no environment has that name; the message names the nearest ones.
+        UnknownEnvironment: no environment has that name; the message suggests some.
 
     Example:
         >>> resolve("CartPole-v1")
@@ -98,31 +95,31 @@ def _hint(name: str, known: list[str]) -> str:
 
 
 def make(name: str, **options: Any) -> "gymnasium.Env[Any, Any]":
-    """One environment, with gymnasium's own time limit.
+    """Makes one environment, with gymnasium's time limit.
 
     Args:
         name: as for ``resolve``.
-        **options: for the environment's constructor, such as ``render_mode``.
+        **options: for the constructor, such as ``render_mode``.
 
     Raises:
-        UnknownEnvironment: nothing goes by that name.
-        EnvironmentFailed: it exists and cannot be made, because something that it needs is missing, for example.
+        UnknownEnvironment: no environment has that name.
+        EnvironmentFailed: it cannot be made, for example because a dependency is missing.
     """
     gymnasium = require("gymnasium", "run environments")
     full = resolve(name)
     try:
-        # Observations are checked where they are encoded, and the checker's warnings are about style.
+        # The encoder checks observations; the checker's warnings are about style.
         return gymnasium.make(full, disable_env_checker=True, **options)
     except Exception as error:
         raise EnvironmentFailed(f"environment {name!r} cannot be made: {error}") from error
 
 
 def make_vector(name: str, num_envs: int) -> "gymnasium.vector.VectorEnv[Any, Any, Any]":
-    """The environment's own vectorised form, for those that have one.
+    """Makes the environment's own vectorised form.
 
     Raises:
-        UnknownEnvironment: nothing goes by that name.
-        EnvironmentFailed: it has no vectorised form of its own, or cannot be made.
+        UnknownEnvironment: no environment has that name.
+        EnvironmentFailed: it has no such form, or cannot be made.
     """
     gymnasium = require("gymnasium", "run environments")
     full = resolve(name)

@@ -1,15 +1,13 @@
-"""Vector environments: several episodes side by side, as transitions.
+"""Vector environments, which return transitions.
 
-``VectorEnvironment`` steps single environments and starts every episode with its own seed. An environment's state is
-then a seed and the actions since, which a checkpoint holds and ``load_state_dict`` replays. A checksum of all
-observations and rewards since then shows whether the environment is deterministic.
+``VectorEnvironment`` starts every episode from its own seed, so seed and actions are an environment's saved state.
+``load_state_dict`` replays them and checks determinism by a checksum of observations and rewards.
 
-``GymnasiumVectorEnvironment`` wraps a vector environment of gymnasium's, which starts the next episode itself, in one
-of three autoreset modes. In the usual one, ``NEXT_STEP``, the step after an episode's end ignores its action and
-returns the first observation of the next episode: such a step is no transition, and is left out. Its episodes cannot
-be started one by one, so they cannot be replayed.
+``GymnasiumVectorEnvironment`` wraps gymnasium's, in any autoreset mode. With ``NEXT_STEP``, the step after an episode's
+end ignores its action and returns the next episode's first observation; it is no transition and left out. Its episodes
+cannot be replayed.
 
-Either can be pickled instead (see ``pickle_io.py``).
+Either can be pickled instead (``pickle_io.py``).
 """
 
 import dataclasses
@@ -30,14 +28,14 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass
 class Transitions:
-    """The transitions of one step, of the n environments whose action counted.
+    """Transitions of one step, from the n environments whose action counted.
 
     Attributes:
-        rows: int (n,), which environments.
+        rows: int (n,), indices of the environments.
         rewards: float32 (n,).
         terminated: bool (n,).
         truncated: bool (n,).
-        next_observations: name -> (n, ...), of the same episode: its last observation where it ended.
+        next_observations: name -> (n, ...), of the same episode, even where it ended.
     """
 
     rows: np.ndarray
@@ -48,29 +46,29 @@ class Transitions:
 
 
 def random_seeds(seed: int) -> Callable[[int], int]:
-    """The seed per episode 0, 1, 2, ..., another sequence per ``seed``."""
+    """Returns a function from episode id to random seed, another one per ``seed``."""
     return lambda episode: int(np.random.SeedSequence((seed, episode)).generate_state(1)[0] >> 1)
 
 
 class VectorEnvironment:
-    """Single environments, stepped one after the other; every episode starts from a seed.
+    """Single environments, stepped one by one; every episode starts from a seed.
 
     Args:
         environments: of one kind, one per row.
         seed_of: episode id -> seed.
         observation_spec: from the observation space if None.
         action_spec: from the action space if None.
-        pickle: hold the environments in ``state_dict`` as a pickle.
+        pickle: pickle the environments in ``state_dict``.
 
     Attributes:
         observations: by modality, (num_envs, ...), the newest.
-        is_first: bool (num_envs,), whether an episode begins with that observation.
-        episode_ids: of the running episodes, from 0 in the order in which they began.
+        is_first: bool (num_envs,), whether it begins an episode.
+        episode_ids: of the running episodes, numbered from 0.
         seeds: of the running episodes.
 
     Raises:
-        ValueError: a space that is not supported.
-        EnvironmentFailed: an environment raised an error, or gave NaN.
+        ValueError: an unsupported space.
+        EnvironmentFailed: an environment raised an error, or returned NaN.
     """
 
     def __init__(
@@ -93,8 +91,8 @@ class VectorEnvironment:
         self._space = first.observation_space
         self._begun = 0
         self.episode_ids, self.seeds = [0] * self.num_envs, [0] * self.num_envs
-        self._actions: list[list[np.ndarray]] = [[] for _ in range(self.num_envs)]  # of the running episodes
-        self._checksums = [0] * self.num_envs  # of their observations and rewards
+        self._actions: list[list[np.ndarray]] = [[] for _ in range(self.num_envs)]  # per running episode
+        self._checksums = [0] * self.num_envs  # of its observations and rewards
         self._restart()
 
     def _restart(self) -> None:
@@ -102,9 +100,9 @@ class VectorEnvironment:
         self.observations = self._begin(range(self.num_envs))
 
     def step(self, actions: np.ndarray) -> Transitions:
-        """One step of every environment, and a new episode where one ended; ``actions`` (num_envs, *action_spec.shape).
+        """Steps every environment, and resets those that ended.
 
-        After it, ``observations`` and ``is_first`` are those of the next step.
+        ``actions`` is (num_envs, *action_spec.shape); ``observations`` and ``is_first`` are then the next step's.
         """
         results = [self._act(row, action) for row, action in enumerate(self.action_spec.to_env(actions))]
         raw, rewards, terminated, truncated = zip(*results, strict=True)
@@ -153,7 +151,7 @@ class VectorEnvironment:
             raise self._failed(row, "reset", error) from error
 
     def _check(self, row: int, encoded: Mapping[str, np.ndarray], index: int, reward: float = 0.0) -> None:
-        """Updates the checksum of ``row`` with an observation, ``encoded`` at ``index``, and the reward before it."""
+        """Updates the checksum of ``row`` with the observation ``encoded[index]`` and its reward."""
         checksum = zlib.crc32(np.float32(reward).tobytes(), self._checksums[row])
         for array in encoded.values():
             checksum = zlib.crc32(array[index].tobytes(), checksum)
@@ -176,7 +174,7 @@ class VectorEnvironment:
             environment.close()
 
     def state_dict(self) -> dict[str, Any]:
-        """Seed and actions of each running episode, and the newest observations; the environments, if pickled.
+        """Seeds and actions of the running episodes, newest observations, and any pickle.
 
         Raises:
             EnvironmentFailed: environments that cannot be pickled.
@@ -193,15 +191,15 @@ class VectorEnvironment:
         }
 
     def load_state_dict(self, saved: Mapping[str, Any], *, unpickle: bool = False) -> None:
-        """Replays the saved episodes, or takes the pickled environments.
+        """Replays the saved episodes, or loads the pickle.
 
         Args:
-            saved: what ``state_dict`` returned.
-            unpickle: whether pickled environments may be read, which runs whatever is written in them.
+            saved: from ``state_dict``.
+            unpickle: whether a pickle may be read, which executes its content.
 
         Raises:
-            EnvironmentFailed: an environment is not deterministic given its seed, so that its state is lost.
-            PickleRefused: they are pickled and may not be read.
+            EnvironmentFailed: an environment is not deterministic given its seed.
+            PickleRefused: a pickle may not be read.
         """
         self._begun, self.episode_ids, self.seeds = saved["begun"], list(saved["numbers"]), list(saved["seeds"])
         if saved["pickle"] is not None:
@@ -228,23 +226,23 @@ class VectorEnvironment:
             )
 
     def begin_anew(self, saved: Mapping[str, Any] | None, steps: int) -> None:
-        """Begins new episodes, with other seeds than those of ``saved``, which was made after ``steps`` transitions."""
+        """Begins new episodes with other seeds than ``saved``, the state after ``steps`` transitions."""
         if saved is not None:
             self._begun = saved["begun"]
         self._restart()
 
 
 class GymnasiumVectorEnvironment:
-    """A vector environment of gymnasium's, in any of its autoreset modes; attributes as of ``VectorEnvironment``.
+    """A gymnasium vector environment; attributes as in ``VectorEnvironment``.
 
     Args:
         envs: the environments.
         seed: of the first episodes.
-        pickle: hold the environments in ``state_dict`` as a pickle.
+        pickle: pickle the environments in ``state_dict``.
 
     Raises:
-        ValueError: a space that is not supported.
-        EnvironmentFailed: an environment raised an error, or gave NaN.
+        ValueError: an unsupported space.
+        EnvironmentFailed: an environment raised an error, or returned NaN.
     """
 
     def __init__(self, envs: "gymnasium.vector.VectorEnv[Any, Any, Any]", seed: int, pickle: bool = False) -> None:
@@ -261,12 +259,12 @@ class GymnasiumVectorEnvironment:
         self._restart(seed)
 
     def _restart(self, seed: int) -> None:
-        self._ignored = np.zeros(self.num_envs, bool)  # the next action only starts an episode
+        self._ignored = np.zeros(self.num_envs, bool)  # the next action only resets
         self.is_first = np.ones(self.num_envs, bool)
         self.observations = self._encode(self.envs.reset(seed=seed)[0])
 
     def step(self, actions: np.ndarray) -> Transitions:
-        """One step of every environment, but for those that begin their next episode in it."""
+        """Steps every environment; those in a reset step return no transition."""
         try:
             raw, rewards, terminated, truncated, info = self.envs.step(self.action_spec.to_env(actions))
         except Exception as error:
@@ -306,7 +304,7 @@ class GymnasiumVectorEnvironment:
         self.envs.close()
 
     def state_dict(self) -> dict[str, Any] | None:
-        """The environments, if pickled; else None: the running episodes cannot be kept.
+        """The pickle if asked for, else None.
 
         Raises:
             EnvironmentFailed: environments that cannot be pickled.
@@ -321,15 +319,15 @@ class GymnasiumVectorEnvironment:
         }
 
     def load_state_dict(self, saved: Mapping[str, Any] | None, *, unpickle: bool = False) -> None:
-        """Takes the pickled environments.
+        """Loads the pickle.
 
         Args:
-            saved: what ``state_dict`` returned.
-            unpickle: whether they may be read, which runs whatever is written in them.
+            saved: from ``state_dict``.
+            unpickle: whether it may be read, which executes its content.
 
         Raises:
-            EnvironmentFailed: there are none; the running episodes are lost.
-            PickleRefused: the environments may not be read.
+            EnvironmentFailed: there is no pickle; the running episodes are lost.
+            PickleRefused: it may not be read.
         """
         if saved is None:
             raise EnvironmentFailed(
@@ -342,7 +340,7 @@ class GymnasiumVectorEnvironment:
         self.observations = {name: array.copy() for name, array in saved["observations"].items()}
 
     def begin_anew(self, saved: Mapping[str, Any] | None, steps: int) -> None:
-        """Begins new episodes, with other seeds than those of ``saved``, which was made after ``steps`` transitions."""
+        """Begins new episodes with other seeds than ``saved``, the state after ``steps`` transitions."""
         self._restart(random_seeds(self._seed)(steps))
 
 

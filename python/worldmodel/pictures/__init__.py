@@ -1,1 +1,1 @@
-"""Pictures of observations and of what is imagined."""
+"""Pictures of observations and imagination."""

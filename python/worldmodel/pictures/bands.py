@@ -1,7 +1,6 @@
-"""The bands of a picture of open-loop prediction: what is drawn about one episode, above one axis of time.
+"""The bands of an open-loop picture: plots of one episode, stacked above a common time axis.
 
-A band is as wide as the episode is long, so that all of them stand above each other step by step. What was seen is
-dark, what was reconstructed blue, what was imagined orange; everything right of the line was never observed.
+Observations are dark, reconstructions blue, imagination orange; steps right of the line are unobserved.
 """
 
 import dataclasses
@@ -21,24 +20,24 @@ SEEN, RECONSTRUCTED, IMAGINED, PERSISTENCE = "#24292f", "#3b82f6", "#e8590c", "#
 OBSERVED_SHADE, IMAGINED_SHADE = "#e7f0fd", "#fdf1e8"
 ROWS = ("seen", "reconstructed", "imagined")
 ROW_COLOURS = (SEEN, RECONSTRUCTED, IMAGINED)
-MARGIN = 2.3  # inches to the left of the axes, for names and labels
-_COLUMNS = 16  # pictures side by side
+MARGIN = 2.3  # inches left of the axes
+_COLUMNS = 16  # pictures per strip
 _PICTURE = 1.25  # inches, the widest picture of a strip
-_CURVES = 6  # entries of a vector that have an axis of their own
-_STRIPS = 6  # entries of a categorical modality that are drawn
+_CURVES = 6  # most vector entries with an axis each
+_STRIPS = 6  # most categorical entries drawn
 
 
 @dataclasses.dataclass
 class Panel:
-    """One episode, ready to be drawn; everything is as in ``OpenLoop``, without the dimension of rows.
+    """One episode of an ``OpenLoop``, without the row dimension, ready to be drawn.
 
     Attributes:
-        title: stands above it.
+        title: of the panel.
         modalities: of the observation.
         renderers: of the modalities that have pictures.
-        errors: of what was imagined, by modality.
+        errors: of imagination, by modality.
         reconstruction_errors: of every step, by modality.
-        persistence_errors: if the last observation given were taken for all that follow, by modality.
+        persistence_errors: of the last context observation, held constant, by modality.
     """
 
     title: str
@@ -60,7 +59,7 @@ class Panel:
     def of(
         cls, title: str, loop: OpenLoop, row: int, modalities: dict[str, Modality], renderers: dict[str, Renderer]
     ) -> "Panel":
-        """The episode in one row of ``loop``."""
+        """One row of ``loop``."""
         steps, context = int(loop.valid[row].sum()), loop.context
         last = {name: loop.seen[name][row, context - 1] for name in modalities}
 
@@ -100,13 +99,13 @@ class Panel:
         return len(self.rewards) + 1
 
     def view(self, name: str, row: str, step: int) -> np.ndarray | None:
-        """What ``row`` shows of a modality at ``step``; None for what is imagined before anything is."""
+        """A modality in ``row`` at ``step``; None for imagination within the context."""
         if row == "imagined":
             return self.imagined[name][step - self.context] if step >= self.context else None
         return (self.seen if row == "seen" else self.reconstructed)[name][step]
 
     def picture(self, name: str, row: str, step: int) -> np.ndarray | None:
-        """The same as a picture, with what is wrong marked."""
+        """Renders ``view``, with errors marked."""
         array = self.view(name, row, step)
         truth = None if row == "seen" else self.seen[name][step]
         return None if array is None else self.renderers[name].render(array, truth)
@@ -114,12 +113,12 @@ class Panel:
 
 @dataclasses.dataclass
 class Band:
-    """A stretch of the page.
+    """A plot in the stack.
 
     Attributes:
         height: inches.
-        draw: draws into the axes that it is given.
-        above: inches that it needs for labels on top.
+        draw: draws into the given axes.
+        above: inches for labels on top.
     """
 
     height: float
@@ -128,7 +127,7 @@ class Band:
 
 
 def header(panel: Panel) -> Band:
-    """Which steps were observed."""
+    """Labels the observed and the imagined steps."""
 
     def draw(axes: Any) -> None:
         edge = panel.context - 0.5
@@ -144,10 +143,10 @@ def header(panel: Panel) -> Band:
 
 
 def strip(panel: Panel, name: str, inches: float) -> Band:
-    """Pictures of a modality in three rows, as many columns as fit; ``inches`` is the width of the axes."""
+    """Three rows of pictures, as many columns as fit; ``inches`` is the axes' width."""
     stride = -(-panel.steps // _COLUMNS)
     before, after = range(panel.context - 1, stride - 2, -stride), range(panel.context - 1, panel.steps, stride)
-    shown = sorted({*before, *after})  # every column has ``stride`` steps, none is cut off at the edge
+    shown = sorted({*before, *after})  # ``stride`` steps per column, none cut off
     first = panel.picture(name, "seen", 0)
     assert first is not None
     step = inches / panel.steps
@@ -158,7 +157,7 @@ def strip(panel: Panel, name: str, inches: float) -> Band:
     def draw(axes: Any) -> None:
         axes.set_ylim(3 * pitch, 0)
         for time in shown:
-            # A column ends where its step does, so that none lies across the line.
+            # A column ends with its step, so that none crosses the line.
             middle = time + 0.5 - stride / 2
             for index, row in enumerate(ROWS):
                 picture = panel.picture(name, row, time)
@@ -190,7 +189,7 @@ def strip(panel: Panel, name: str, inches: float) -> Band:
 
 
 def bands(panel: Panel) -> Iterator[Band]:
-    """All but pictures: classes and numbers, the errors by step, rewards and ends."""
+    """All bands but pictures: classes, vectors, errors, rewards and ends."""
     for name, modality in panel.modalities.items():
         if modality.kind == "categorical":
             yield from (_classes(panel, name, entry) for entry in range(min(modality.shape[0], _STRIPS)))
@@ -205,7 +204,7 @@ def bands(panel: Panel) -> Iterator[Band]:
 
 
 def label(name: str, modality: Modality, entry: int) -> str:
-    """What one entry of a modality is called."""
+    """Label of one entry of a modality."""
     own = "" if name == ROOT else name
     index = f"[{entry}]" if modality.shape[0] > 1 else ""
     more = (
@@ -215,7 +214,7 @@ def label(name: str, modality: Modality, entry: int) -> str:
 
 
 def _classes(panel: Panel, name: str, entry: int) -> Band:
-    """Coloured cells, with the class in each where there is room; the wrong ones are pale, their classes red."""
+    """Coloured cells with their classes; errors are pale with a red class."""
     start = (*panel.modalities[name].starts, *[0] * panel.modalities[name].shape[0])[entry]
 
     def draw(axes: Any) -> None:
@@ -259,7 +258,7 @@ def _curve(panel: Panel, name: str, entry: int) -> Band:
 
 
 def _map(panel: Panel, name: str) -> Band:
-    """A vector of many entries as colours: blue below zero, red above."""
+    """Many entries as colours: blue below zero, red above."""
     entries = panel.modalities[name].shape[0]
 
     def draw(axes: Any) -> None:
@@ -326,7 +325,7 @@ def _ends(panel: Panel) -> Band:
 
 
 def finish(axes: Any, panel: Panel) -> None:
-    """What all bands share: the limits, and the line behind the last observation given."""
+    """Sets the common limits and draws the line after the context."""
     edge = panel.context - 0.5
     axes.set_xlim(-0.5, panel.steps - 0.5)
     axes.axvspan(edge, panel.steps - 0.5, color=IMAGINED_SHADE, lw=0, zorder=-2)
@@ -334,7 +333,7 @@ def finish(axes: Any, panel: Panel) -> None:
 
 
 def time_axis(axes: Any) -> None:
-    """The numbers of the steps below the last band."""
+    """Labels the steps below the last band."""
     axes.tick_params(axis="x", labelbottom=True)
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_xlabel("step t", fontsize=9)
@@ -348,7 +347,7 @@ def _row_labels(axes: Any, heights: list[float]) -> None:
 
 
 def _name(axes: Any, text: str) -> None:
-    """At the left of the labels of the axis."""
+    """Left of the tick labels."""
     offset = (8 - 72 * MARGIN, 0)
     style = {"ha": "left", "va": "center", "fontsize": 8.5, "color": SEEN}
     axes.annotate(text, (0, 0.5), xycoords="axes fraction", xytext=offset, textcoords="offset points", **style)

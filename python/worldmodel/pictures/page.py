@@ -1,6 +1,6 @@
-"""The PNG and the GIF of ``imagine``: episodes below each other, each with its pictures, curves and axis of time.
+"""The PNG and the GIF of ``imagine``: episodes below each other.
 
-In the PNG pictures stand above their steps. In the GIF they are large, and the curves are uncovered as time goes on.
+The PNG has pictures above their steps; the GIF has large pictures, and uncovers the curves step by step.
 """
 
 import contextlib
@@ -30,22 +30,22 @@ from worldmodel.pictures.bands import (
 from worldmodel.runs.optional_dependencies import require
 
 _RIGHT, _TOP, _CAPTION, _BOTTOM, _GAP = 0.25, 0.4, 0.26, 0.6, 0.1  # inches
-_LEGEND = 0.3  # inches of a row of a legend
-_FILM_COLOURS = 256  # of a GIF
+_LEGEND = 0.3  # inches per legend row
+_FILM_COLOURS = 256  # palette size of a GIF
 
 
 def draw_png(title: str, panels: Sequence[Panel], path: Path | None, width: float = 12.5, dpi: int = 120) -> Any:
-    """Draws one picture of all episodes.
+    """Draws all episodes in one picture.
 
     Args:
-        title: stands above all.
+        title: of the page.
         panels: the episodes.
-        path: of the PNG; nothing is written if None.
+        path: of the PNG; not written if None.
         width: inches.
-        dpi: pixels an inch.
+        dpi: pixels per inch.
 
     Returns:
-        uint8 (height, width, 3), the picture.
+        uint8 (height, width, 3).
 
     Raises:
         MissingPackage: matplotlib is not installed.
@@ -68,22 +68,22 @@ def draw_png(title: str, panels: Sequence[Panel], path: Path | None, width: floa
 
 
 def draw_gif(title: str, panels: Sequence[Panel], path: Path, fps: float, width: float = 10, dpi: int = 80) -> None:
-    """Writes the film of all episodes, which start at the same time; the last frame stays for two seconds.
+    """Writes a film of all episodes in parallel; the last frame stays for two seconds.
 
     Args:
-        title: stands above all.
+        title: of the page.
         panels: the episodes.
         path: of the GIF.
-        fps: steps a second.
+        fps: steps per second.
         width: inches.
-        dpi: pixels an inch.
+        dpi: pixels per inch.
 
     Raises:
         MissingPackage: matplotlib or imageio is not installed.
     """
-    image = require("PIL.Image", "write pictures")  # imageio and matplotlib bring it
+    image = require("PIL.Image", "write pictures")  # a dependency of imageio and matplotlib
     frames = [image.fromarray(frame) for frame in _frames(title, panels, width, dpi)]
-    # One palette for all frames: what does not change is then stored once.
+    # With one palette for all frames, unchanged pixels are stored once.
     sample = image.fromarray(np.concatenate([np.asarray(frames[i]) for i in (0, len(frames) // 2, -1)]))
     palette = sample.quantize(_FILM_COLOURS, method=image.Quantize.MEDIANCUT, dither=image.Dither.NONE)
     first, *others = (frame.quantize(palette=palette, dither=image.Dither.NONE) for frame in frames)
@@ -92,7 +92,7 @@ def draw_gif(title: str, panels: Sequence[Panel], path: Path, fps: float, width:
 
 
 def _frames(title: str, panels: Sequence[Panel], width: float, dpi: int) -> Iterator[np.ndarray]:
-    """The page with the pictures and the curves as they are at each step."""
+    """Pictures and curves at each step."""
     legends = _legends(panels)
     inside, picture = width - MARGIN - _RIGHT, (width - 0.2) / 3 - 0.1
     films = {id(panel): len(panel.renderers) * (picture + 0.62) for panel in panels}
@@ -114,7 +114,7 @@ def _frames(title: str, panels: Sequence[Panel], width: float, dpi: int) -> Iter
 
 
 class _Overlay:
-    """Covers what is still to come."""
+    """Covers future steps."""
 
     def __init__(self, axes: Any, panel: Panel) -> None:
         self.panel = panel
@@ -127,7 +127,7 @@ class _Overlay:
         self._line = axes.axvline(0, color=SEEN, lw=1, animated=True)
 
     def show(self, step: int) -> None:
-        """Redraws the curves' overlay as it is at ``step``."""
+        """Covers the steps after ``step``."""
         self._cover.set_x(step + 0.5)
         self._line.set_xdata([step + 0.5] * 2)
         for part in (self._cover, self._line):
@@ -135,7 +135,7 @@ class _Overlay:
 
 
 class _Film:
-    """Three pictures of one modality that change."""
+    """Three changing pictures of one modality."""
 
     def __init__(self, page: "_Page", panel: Panel, name: str, inches: float) -> None:
         self.panel, self.name = panel, name
@@ -158,7 +158,7 @@ class _Film:
         self._time = axes.text(0, -0.04, "", ha="left", va="top", weight="bold", **style)
 
     def show(self, step: int) -> None:
-        """Redraws the pictures and the words below them."""
+        """Redraws pictures and captions."""
         panel = self.panel
         for image, row in zip(self._images, ROWS, strict=True):
             picture = panel.picture(self.name, row, step)
@@ -173,17 +173,17 @@ class _Film:
 
 
 class _Page:
-    """A figure that is filled from the top, in inches."""
+    """A figure filled from the top, in inches."""
 
     def __init__(self, width: float, blocks: float, legends: int, dpi: int) -> None:
-        """``blocks`` inches for the episodes, ``legends`` rows below them."""
+        """``blocks``: inches of the episodes; ``legends``: rows below them."""
         height = blocks + _TOP + legends * _LEGEND
         agg = require("matplotlib.backends.backend_agg", "draw pictures")
         figure = require("matplotlib.figure", "draw pictures")
         self.width, self.height, self.place = width, height, 0.0
         self.figure = figure.Figure(figsize=(width, height), dpi=dpi, facecolor="white")
         self._canvas = agg.FigureCanvasAgg(self.figure)
-        self._still: Any = None  # what is drawn and does not move
+        self._still: Any = None  # the cached static background
 
     def title(self, text: str) -> None:
         self.text(text, 0.15, 0.2, 12, weight="bold")
@@ -196,13 +196,13 @@ class _Page:
     def text(
         self, text: str, left: float, down: float, size: float, colour: str = SEEN, weight: str = "normal"
     ) -> float:
-        """Writes a line whose middle is ``down`` from the top; returns where it ends."""
+        """Writes a line centred ``down`` inches from the top; returns its right end."""
         place = (left / self.width, 1 - down / self.height)
         drawn = self.figure.text(*place, text, ha="left", va="center", fontsize=size, weight=weight, color=colour)
         return float(drawn.get_window_extent(self._canvas.get_renderer()).x1) / self.figure.dpi
 
     def axes(self, left: float, width: float, height: float, gap: float = _GAP) -> Any:
-        """Axes below what is there already."""
+        """Adds axes below the previous ones."""
         self.place += gap
         bottom = self.height - self.place - height
         box = (left / self.width, bottom / self.height, width / self.width, height / self.height)
@@ -210,7 +210,7 @@ class _Page:
         return self.figure.add_axes(box)
 
     def stack(self, panel: Panel, parts: Sequence[Band], inside: float) -> list[Any]:
-        """The bands of an episode, header first, and the axis of time below them; returns the axes but the header's."""
+        """Stacks bands, header first, above a time axis; returns their axes without the header's."""
         stacked = []
         for band in parts:
             self.place += band.above
@@ -223,14 +223,14 @@ class _Page:
         return stacked[1:]
 
     def legends(self, rows: Sequence["_Legend"]) -> None:
-        """At the bottom of the page, a row each."""
+        """Draws one row each at the bottom."""
         for index, row in enumerate(rows):
             middle = (len(rows) - index - 0.5) * _LEGEND
             row.draw(self, middle)
 
     @contextlib.contextmanager
     def over_what_stays(self) -> Iterator[None]:
-        """What is drawn inside goes on top of all that does not move, which is drawn once."""
+        """Draws on top of the static background, which is rendered once."""
         if self._still is None:
             self._canvas.draw()
             self._still = self._canvas.copy_from_bbox(self.figure.bbox)
@@ -249,12 +249,12 @@ class _Page:
 
 @dataclasses.dataclass
 class _Legend:
-    """Samples with their names, in a row."""
+    """Named samples in a row."""
 
     samples: list[tuple[Any, str]]
 
     def draw(self, page: _Page, middle: float) -> None:
-        """As many as fit; the others are counted."""
+        """Draws as many as fit, and counts the others."""
         lines = require("matplotlib.lines", "draw pictures")
         left, end = 0.15, page.width - 1.3
         for index, (sample, name) in enumerate(self.samples):

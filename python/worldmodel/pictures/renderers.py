@@ -1,8 +1,4 @@
-"""Pictures of what is seen: pixels as they are, grids as coloured cells that a person can read, each with a legend.
-
-MiniGrid's own tiles are used for its grids. Any other grid is drawn as nested squares, the first channel outside, and
-every class has its colour.
-"""
+"""Renderers of observations: pixels unchanged, grids as coloured cells with a legend."""
 
 import sys
 from collections.abc import Iterable, Sequence
@@ -12,11 +8,11 @@ import numpy as np
 
 from worldmodel.data.spaces import Modality
 
-TILE = 24  # pixels of a cell's side
-WRONG = (230, 30, 60)  # frame of a cell that is not as it was seen
+TILE = 24  # pixels per cell side
+WRONG = (230, 30, 60)  # frame of a wrong cell
 _MARKED = "red frame: a cell that is not as it was seen"
 _UNSEEN = (52, 58, 66)
-# Twenty-one colours that are told apart: a dark one for class 0, which is often nothing, and the strong ones first.
+# Distinct colours: a dark one for class 0, which is often empty, then the strong ones.
 _PALETTE = np.array(
     [
         (46, 52, 64),
@@ -30,19 +26,19 @@ _PALETTE = np.array(
 
 
 def class_colours(classes: np.ndarray) -> np.ndarray:
-    """The colour of each class: int (...) -> uint8 (..., 3). After twenty-one classes, colours come again."""
+    """int (...) -> colours uint8 (..., 3), repeated after 21 classes."""
     return _PALETTE[np.asarray(classes, np.int64) % len(_PALETTE)]
 
 
 class Renderer:
-    """Draws the arrays of one modality."""
+    """Draws arrays of one modality."""
 
     def render(self, array: np.ndarray, seen: np.ndarray | None = None) -> np.ndarray:
-        """A picture of ``array``, one modality without batch or time.
+        """Renders one observation.
 
         Args:
-            array: what to draw.
-            seen: what was really there, to mark what differs from it; no marks if None.
+            array: a modality without batch or time.
+            seen: the true one, to mark errors; no marks if None.
 
         Returns:
             uint8 (height, width, 3).
@@ -50,12 +46,12 @@ class Renderer:
         raise NotImplementedError
 
     def legend(self, arrays: Iterable[np.ndarray]) -> list[tuple[np.ndarray, str]]:
-        """Small pictures, uint8 (side, side, 3), and what they stand for, of all that occurs in ``arrays``."""
+        """Samples, uint8 (side, side, 3), and labels of everything in ``arrays``."""
         raise NotImplementedError
 
     @property
     def note(self) -> str:
-        """What else a reader has to know."""
+        """A note for the legend."""
         return ""
 
 
@@ -74,11 +70,11 @@ class ImageRenderer(Renderer):
 
 
 class GridRenderer(Renderer):
-    """Cells as nested squares, one for each channel, with the first channel outside.
+    """Cells as nested squares, one per channel, the first outermost.
 
     Args:
         channels: of the grid.
-        names: of the classes, in their order, where they have any; numbers stand for the others.
+        names: of the classes in order; unnamed ones show numbers.
     """
 
     def __init__(self, channels: int, names: Sequence[str] = ()) -> None:
@@ -94,12 +90,12 @@ class GridRenderer(Renderer):
         return picture
 
     def tile(self, cell: np.ndarray) -> np.ndarray:
-        """The picture of one cell, uint8 (``TILE``, ``TILE``, 3)."""
+        """Picture of one cell, uint8 (``TILE``, ``TILE``, 3)."""
         picture = np.empty((TILE, TILE, 3), np.uint8)
         for channel, colour in enumerate(class_colours(cell)):
             inset = channel * TILE // (2 * self.channels)
             picture[inset : TILE - inset, inset : TILE - inset] = colour
-        edge = 0.75 * picture[0, 0] + 0.25 * 255  # a paler line between cells
+        edge = 0.75 * picture[0, 0] + 0.25 * 255  # paler lines between cells
         _frame(picture, (int(edge[0]), int(edge[1]), int(edge[2])), 1)
         return picture
 
@@ -117,12 +113,12 @@ class GridRenderer(Renderer):
         return np.tile(class_colours(np.array(value)), (TILE, TILE, 1))
 
     def _upright(self, array: np.ndarray) -> np.ndarray:
-        """(down, to the right, channels)."""
+        """Transposes to (row, column, channel)."""
         return array
 
 
 class MiniGridRenderer(GridRenderer):
-    """MiniGrid's (object, colour, state), indexed by x first, in its own tiles."""
+    """MiniGrid's (object, colour, state) in its own tiles; x is the first index."""
 
     def __init__(self) -> None:
         super().__init__(3)
@@ -138,12 +134,12 @@ class MiniGridRenderer(GridRenderer):
         kind, colour, state = (int(value) for value in cell)
         name = self._objects.get(kind, "")
         picture = np.empty((TILE, TILE, 3), np.uint8)
-        if not name or colour not in self._colours:  # numbers that MiniGrid gives to nothing
+        if not name or colour not in self._colours:  # numbers unused by MiniGrid
             picture[:] = 255, 0, 255
         elif name == "unseen":
             picture[:] = _UNSEEN
         else:
-            # Lighter than MiniGrid's black where something was seen, as MiniGrid itself draws what the agent sees.
+            # Visible cells are lighter than MiniGrid's black, as in MiniGrid's own view.
             turned = state % 4 if name == "agent" else None
             picture[:] = self._draw(self._decode(kind, colour, state), turned, True, tile_size=TILE)
         return picture
@@ -157,7 +153,7 @@ class MiniGridRenderer(GridRenderer):
         return [(self.tile(cell), name) for name, cell in named.items()]
 
     def name(self, cell: np.ndarray) -> str:
-        """What a cell holds, such as "red key" or "locked blue door"."""
+        """Name of a cell's content, such as "red key" or "locked blue door"."""
         kind, colour, state = (int(value) for value in cell)
         name = self._objects.get(kind, "")
         if not name or colour not in self._colours:
@@ -176,18 +172,17 @@ class MiniGridRenderer(GridRenderer):
 
 
 def renderer(modality: Modality, environment: Any = None) -> Renderer | None:
-    """Who draws ``modality``; None for numbers and classes, which have no picture.
+    """The renderer of ``modality``; None for vectors and classes.
 
     Args:
         modality: of the observation.
-        environment: that it comes from, if it is known. Its metadata may name the classes of its grids: "cells" is a
-            list of names.
+        environment: its source, if known; its metadata may list class names under "cells".
     """
     if modality.kind == "image":
         return ImageRenderer()
     if modality.kind != "grid":
         return None
-    minigrid = sys.modules.get("minigrid.minigrid_env")  # loaded where the environment is one of its own
+    minigrid = sys.modules.get("minigrid.minigrid_env")  # loaded if the environment is MiniGrid's
     if (
         minigrid
         and isinstance(getattr(environment, "unwrapped", None), minigrid.MiniGridEnv)
