@@ -1,4 +1,4 @@
-// Checks that the C API makes on a CPU and on a GPU before a kernel runs.
+// Argument checks of the C API on CPU and GPU.
 #pragma once
 
 #include <initializer_list>
@@ -9,7 +9,6 @@ namespace wmk {
 
 inline bool is_dtype(int64_t dtype) { return dtype >= WMK_FLOAT32 && dtype <= WMK_FLOAT16; }
 
-// Whether groups of equally many channels can share B and C.
 inline bool has_groups(int64_t channels, int64_t groups) { return groups >= 1 && channels % groups == 0; }
 
 inline bool any_missing(std::initializer_list<const wmk_view*> views) {

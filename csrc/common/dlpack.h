@@ -1,6 +1,6 @@
-// The part of DLPack's C exchange interface (version 1) that reads a tensor in one call, as PyTorch offers it in
-// torch.Tensor.__dlpack_c_exchange_api__: a few nanoseconds, where an attribute of a tensor takes a hundred.
-// Layouts after https://dmlc.github.io/dlpack/latest/c_api.html.
+// The subset of DLPack's C exchange interface that reads a tensor in one call (torch.Tensor.__dlpack_c_exchange_api__):
+// a few nanoseconds, where a Python attribute takes a hundred. Layouts:
+// https://dmlc.github.io/dlpack/latest/c_api.html.
 #pragma once
 
 #include <stdint.h>
@@ -29,7 +29,7 @@ struct Exchange {
   uint32_t major, minor;
   void* previous;
   void* functions_of_managed_tensors[3];
-  int (*read)(void* object, Tensor* tensor);  // 0, or -1 and a Python exception; may be null
+  int (*read)(void* object, Tensor* tensor);  // 0, or -1 with a Python exception; may be null
   void* current_stream;
 };
 

@@ -1,8 +1,8 @@
-// The one list of ops. An op's file in csrc/include describes its structures, member by member, and its kernels.
+// The list of ops. Each includes its structures and kernels from csrc/include.
 //
-// Whoever includes this file first defines what the descriptions shall become: declarations (wmkernels.h), tables of
-// functions (cpu/dispatch), layouts and kernels by name (arg_layout.h, prepared_call.h). What is left undefined becomes
-// nothing. No include guard: it is included once for every purpose.
+// Define macros before including this file: as declarations (wmkernels.h), function tables (cpu/dispatch), layouts or
+// kernels by name (arg_layout.h, prepared_call.h). The others expand to nothing. No include guard: every use includes
+// it again.
 #ifndef WMK_STRUCT  // also WMK_INT, WMK_POINTER, WMK_VIEW, WMK_STRUCT_END
 #define WMK_STRUCT(name)
 #define WMK_INT(name)

@@ -1,4 +1,4 @@
-// The kernels by name, and one call of a kernel: a structure filled once, that tells the workspace's size and runs.
+// The kernels by name, and one call of a kernel with its filled structure.
 #pragma once
 
 #include <memory>
@@ -7,12 +7,12 @@
 
 namespace wmk {
 
-// An entry point of the C API without the type of its structure.
+// A type-erased entry point of the C API.
 struct Kernel {
   const char* name;  // with its device: cpu_selective_step
   const Layout* layout;
   int64_t (*workspace)(const void* arguments);  // null: needs none
-  int (*run)(const void* arguments);            // null: this build does not have it
+  int (*run)(const void* arguments);            // null: not in this build
 };
 
 template <class Arguments, int (*run)(const Arguments*), int64_t (*workspace)(const Arguments*)>
@@ -53,7 +53,7 @@ class PreparedCall {
 
   int64_t workspace_bytes() const { return kernel_->workspace ? kernel_->workspace(words()) : 0; }
 
-  // `workspace` is the address of that many bytes. Returns a wmk_status.
+  // `workspace` is an address. Returns a wmk_status.
   int run(int64_t workspace) const {
     if (kernel_->run == nullptr) return WMK_UNSUPPORTED;
     if (layout().workspace != layout().size) words_[layout().workspace / kWord] = workspace;

@@ -1,4 +1,4 @@
-// What a status that is not WMK_OK means to the caller of a kernel.
+// The error message and exception type of a wmk_status.
 #pragma once
 
 #include <string>

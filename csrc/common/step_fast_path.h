@@ -1,9 +1,8 @@
 // One step of an op on the CPU, straight from its tensors: reading them through Python takes half of a small step's
 // time.
 //
-// A tensor is an opaque object that `Exchange::read` reads; absent ones are null. A fast path returns a wmk_status, or
-// kNotApplicable, having done nothing, where a tensor differs from what it reads in number, type, shape or device: the
-// ordinary path then runs, whose checks name what is wrong.
+// Tensors are opaque objects for `Exchange::read`, null if absent. A fast path returns a wmk_status, or kNotApplicable,
+// without effect, for an unexpected number, type, shape or device; the ordinary path then runs and reports errors.
 #pragma once
 
 #include <algorithm>
@@ -21,7 +20,7 @@ struct StepOptions {
   bool delta_softplus;
 };
 
-// Runs a kernel while other threads may use the objects that tensors are.
+// Runs a kernel with the tensors' lock (Python's GIL) released.
 using Unlocked = int (*)(int (*run)(const void* arguments), const void* arguments);
 
 constexpr int kNotApplicable = -1;
@@ -46,7 +45,7 @@ namespace dlpack {
 
 constexpr DataType kMask = {kBool, 8, 1};
 
-// A tensor in the CPU's memory; false for any other.
+// False outside the CPU's memory.
 inline bool read_tensor(const Exchange& exchange, void* object, Tensor* tensor) {
   return object && exchange.read(object, tensor) == 0 && tensor->device_type == kCpu && tensor->dtype.lanes == 1;
 }
@@ -56,7 +55,7 @@ inline bool matches(const Tensor& tensor, DataType dtype, std::initializer_list<
          tensor.dimensions == int32_t(shape.size()) && std::equal(shape.begin(), shape.end(), tensor.shape);
 }
 
-// False for memory that is not aligned to its elements.
+// False if misaligned.
 inline bool set_data(const Tensor& tensor, wmk_view* view) {
   view->data = static_cast<char*>(tensor.data) + tensor.byte_offset;
   return reinterpret_cast<uintptr_t>(view->data) % (tensor.dtype.bits / 8) == 0;

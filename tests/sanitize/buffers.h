@@ -1,5 +1,5 @@
-// Tensors on the heap for the sanitizers: allocations of exactly the bytes that a view reaches, in any layout, with NaN
-// in every gap. A kernel that steps one byte outside is caught by the sanitizer, one that reads a gap by its NaN.
+// Heap tensors for the sanitizers: exactly the bytes of a view, NaN in every gap. The sanitizer catches accesses
+// outside, NaN reveals reads of gaps.
 #pragma once
 
 #include <math.h>
@@ -20,7 +20,7 @@ inline int64_t one_of(Random& random, const std::vector<int64_t>& values) {
   return values[size_t(below(random, int64_t(values.size())))];
 }
 
-// What tensors hold beside the dtypes of wmkernels.h.
+// Beside the dtypes of wmkernels.h.
 enum { kBytes = 100, kInt64 = 101 };
 
 inline int64_t item_size(int64_t kind) {
@@ -33,7 +33,7 @@ enum class Layout { contiguous, permuted, gaps, backwards, expanded };
 
 class Buffer {
  public:
-  // Every byte 0xFF, which is NaN in every floating dtype.
+  // 0xFF bytes are NaN in every floating dtype.
   Buffer(int64_t kind, std::vector<int64_t> shape, Layout layout, Random& random)
       : kind_(kind), shape_(std::move(shape)), strides_(shape_.size()) {
     std::vector<size_t> order(shape_.size());
@@ -73,7 +73,7 @@ class Buffer {
     return view;
   }
 
-  // The element of this number in row-major order.
+  // In row-major order.
   char* at(int64_t number) const {
     char* place = start_;
     for (size_t i = shape_.size(); i-- > 0;) {
@@ -140,13 +140,13 @@ class Buffer {
   char* start_ = nullptr;
 };
 
-// Scratch of exactly this many bytes, 64-byte aligned, full of NaN.
+// Exactly this many bytes, 64-byte aligned, full of NaN.
 class Workspace {
  public:
   explicit Workspace(int64_t bytes) {
     if (bytes > 0 && posix_memalign(&memory_, 64, size_t(bytes)) != 0) abort();
     if (memory_) memset(memory_, 0xFF, size_t(bytes));
-    // A kernel that needs no scratch is still handed an address.
+    // Never null, even for no scratch.
     if (!memory_ && posix_memalign(&memory_, 64, 64) != 0) abort();
   }
   Workspace(const Workspace&) = delete;

@@ -1,8 +1,8 @@
-// Runs the CPU kernels under address and undefined-behaviour sanitizers, over random sizes, layouts, dtypes and
-// options, on every instruction-set level of this machine (scripts/sanitize.sh builds and starts it).
+// Runs the CPU kernels at every instruction-set level under address and undefined-behaviour sanitizers, over random
+// sizes, layouts, dtypes and options (started by scripts/sanitize.sh).
 //
-// Each call is made twice: with contiguous tensors on one thread, and with tensors of random layouts (permuted, with
-// gaps, backwards, expanded) on several. Both must agree and hold no NaN, which is what scratch and gaps are full of.
+// Each call runs with contiguous tensors on one thread, and with random layouts (permuted, gaps, reversed, expanded) on
+// several. Results must agree and hold no NaN, which fills scratch and gaps.
 #include <stdio.h>
 
 #include <functional>
@@ -21,7 +21,7 @@ using Tensors = std::map<std::string, std::unique_ptr<Buffer>>;
   exit(1);
 }
 
-// The tensors of one call. Values depend on the seed and the name alone, so that two layouts hold the same ones.
+// The tensors of one call. Values depend on seed and name, not on the layout.
 class Call {
  public:
   Call(uint64_t seed, bool plain) : seed_(seed), plain_(plain), random_(seed * 2 + 1) {}
@@ -31,7 +31,7 @@ class Call {
     if (plain_) return Layout::contiguous;
     return Layout(below(random_, input && expands_ ? 5 : 4));
   }
-  // The inputs of a call of which no layout repeats elements hold the same values in both runs.
+  // Without expanded layouts, both runs have the same input values.
   void expand(bool expands) { expands_ = expands; }
 
   wmk_view input(const std::string& name, int64_t kind, Shape shape, double low = -1, double high = 1) {
@@ -96,8 +96,6 @@ void compare(const Call& one, const Call& other, bool expanded, const std::strin
 void expect_ok(int status, const std::string& op, uint64_t seed) {
   if (status != WMK_OK) fail(op + " answered " + std::to_string(status), seed);
 }
-
-// ---- Selective scan, forward and backward ----
 
 void selective_scan(uint64_t seed, Call& call) {
   Random random(seed);
@@ -165,7 +163,7 @@ void selective_scan(uint64_t seed, Call& call) {
     scan.workspace = scratch.data();
     expect_ok(wmk_cpu_selective_scan_forward(&scan), "selective_scan_forward", seed);
   }
-  // Any of the gradients may be left out.
+  // Gradients are optional.
   const int64_t wanted = below(random, 2) ? -1 : int64_t(random());
   auto gradient = [&](int bit, const char* name, int64_t kind, Shape shape, bool contiguous) {
     return wanted >> bit & 1 ? call.output(name, kind, shape, contiguous) : wmk_view{};
@@ -188,8 +186,6 @@ void selective_scan(uint64_t seed, Call& call) {
   expect_ok(wmk_cpu_selective_scan_backward(&scan), "selective_scan_backward", seed);
 }
 
-// ---- One step ----
-
 void selective_step(uint64_t seed, Call& call) {
   Random random(seed);
   wmk_selective_step step = {};
@@ -207,7 +203,7 @@ void selective_step(uint64_t seed, Call& call) {
   step.states = indexed ? step.batch + below(random, 3) : step.batch;
   const Shape states = {step.states, step.channels, step.state}, activation = {step.batch, step.channels};
   const Shape projection = {step.batch, step.groups, step.state};
-  // The state is written, so it is an output with contents.
+  // Written, but with initial contents.
   step.state_in = call.output("state", step.state_dtype, states);
   Buffer& held = const_cast<Buffer&>(call["state"]);
   Random values(seed + 1);
@@ -230,8 +226,6 @@ void selective_step(uint64_t seed, Call& call) {
   step.out = call.output("out", step.dtype, activation);
   expect_ok(wmk_cpu_selective_step(&step), "selective_step", seed);
 }
-
-// ---- Linear scan, forward and backward ----
 
 void linear_scan(uint64_t seed, Call& call) {
   Random random(seed);
@@ -267,8 +261,6 @@ void linear_scan(uint64_t seed, Call& call) {
   scan.workspace = scratch.data();
   expect_ok(wmk_cpu_linear_scan_backward(&scan), "linear_scan_backward", seed);
 }
-
-// ---- ConvLSTM, forward and backward ----
 
 void conv_lstm(uint64_t seed, Call& call) {
   Random random(seed);
@@ -354,7 +346,7 @@ int main(int count, char** words) {
     for (const Op& op : ops) {
       for (uint64_t seed = first; seed < first + op.calls * times; ++seed) {
         Call plain(seed, true), arranged(seed, false);
-        // A third of the calls has expanded inputs: other values, of which only the bounds and NaN can be checked.
+        // A third of the calls has expanded inputs: values differ, so only bounds and NaN are checked.
         const bool expanded = seed % 3 == 0;
         arranged.expand(expanded);
         op.run(seed, plain);

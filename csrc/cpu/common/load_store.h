@@ -1,5 +1,5 @@
-// Loads and stores of vectors in the arithmetic type, from and to memory of any dtype. The 16-bit types are widened,
-// and rounded to nearest even; NaN stays NaN.
+// Vector loads and stores, converting any dtype to the arithmetic type. 16-bit stores round to nearest even and keep
+// NaN.
 #pragma once
 
 #include "cpu/simd/vector.h"
@@ -7,7 +7,6 @@
 
 namespace wmk::WMK_ISA {
 
-// Bytes of one element of a wmk_dtype.
 WMK_INLINE int64_t bytes_of(int64_t dtype) { return dtype == WMK_FLOAT64 ? 8 : dtype == WMK_FLOAT32 ? 4 : 2; }
 
 WMK_INLINE FloatVector load_as(const float* from, float) { return load(from); }
@@ -38,7 +37,7 @@ WMK_INLINE FloatVector load_as(const Float16* from, float) {
 #elif defined(WMK_AVX2)
   return _mm256_cvtph_ps((__m128i)load_halves(from));
 #else
-  // Subnormals come from an exact subtraction of normal numbers, which flush-to-zero does not touch.
+  // Subnormals come from an exact subtraction of normal numbers, which flush-to-zero does not affect.
   Bits32Vector bits = widen(load_halves(from));
   Bits32Vector magnitude = (bits & 0x7fff) << 13;
   Bits32Vector exponent = magnitude & (0x1f << 23);
@@ -67,7 +66,7 @@ WMK_INLINE void store_as(Float16* to, FloatVector value) {
   memcpy(to, &halves, sizeof(halves));
 }
 
-// Calls work with a value of the arithmetic type and one of the storage type of a dtype.
+// Calls work with a value of the arithmetic type and one of the storage type.
 template <class Work>
 WMK_INLINE auto with_types(int64_t dtype, const Work& work) {
   switch (dtype) {

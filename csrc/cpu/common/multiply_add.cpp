@@ -1,7 +1,7 @@
-// Multiply-adds on registers alone: the rate that benchmarks compare kernels with.
+// Multiply-adds in registers: the peak rate for benchmarks.
 //
-// Twelve independent chains hide the latency of two units of four to five cycles each. The best matrix products reach
-// about five sixths of this rate.
+// Twelve independent chains hide the latency of two units of four to five cycles. The best matrix products reach about
+// 5/6 of this rate.
 #include "cpu/dispatch/isa.h"
 #include "cpu/simd/vector.h"
 
@@ -9,7 +9,7 @@ namespace wmk::WMK_ISA {
 
 int64_t multiply_adds(int64_t iterations) {
   constexpr int chains = 12;
-  volatile float factor_value = 0.999f, addend_value = 0.001f;  // unknown to the compiler
+  volatile float factor_value = 0.999f, addend_value = 0.001f;  // opaque to the compiler
   FloatVector factor = broadcast<float>(factor_value), addend = broadcast<float>(addend_value), value[chains];
 #pragma GCC unroll 12
   for (int i = 0; i < chains; ++i) value[i] = broadcast(float(i));

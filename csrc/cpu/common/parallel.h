@@ -1,4 +1,4 @@
-// Threads and the floating-point mode of the kernels.
+// Threads and floating-point mode.
 #pragma once
 
 #include <stdint.h>
@@ -12,8 +12,7 @@
 
 namespace wmk::WMK_ISA {
 
-// Treats subnormal numbers as zero while it lives, then restores the mode: an impulse followed by silence otherwise
-// decays into subnormals, many times slower.
+// Flushes subnormals to zero in its scope: an impulse followed by silence decays into subnormals, many times slower.
 class FlushSubnormals {
  public:
   FlushSubnormals(const FlushSubnormals&) = delete;
@@ -38,8 +37,7 @@ class FlushSubnormals {
 #endif
 };
 
-// Calls work(item, thread) for every item. One thread enters no parallel region, so that a forked process, whose OpenMP
-// pool is gone, can compute.
+// Calls work(item, thread) per item. One thread opens no parallel region: a forked process has lost its OpenMP pool.
 template <class Work>
 static void parallel_for(int64_t items, [[maybe_unused]] int64_t threads, const Work& work) {
 #ifdef _OPENMP
@@ -63,8 +61,8 @@ inline int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 inline int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 
-// Allocates from a workspace, by cache lines; without memory it only measures. Allocations are three lines apart,
-// because addresses that agree in their low 12 bits share a cache set.
+// Allocates cache lines from a workspace; given null, only measures. Allocations are three lines apart, because
+// addresses with equal low 12 bits share a cache set.
 class Arena {
  public:
   explicit Arena(void* memory) : begin_((char*)memory) {}

@@ -34,7 +34,7 @@ bool has_v4() {
   return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
          __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512cd");
 }
-// F16C and MOVBE have no name here on every compiler, but no machine has AVX2 and FMA without them.
+// Some compilers cannot test F16C and MOVBE; every machine with AVX2 and FMA has them.
 bool has_v3() {
   return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi") &&
          __builtin_cpu_supports("bmi2");
@@ -42,7 +42,7 @@ bool has_v3() {
 #endif
 [[maybe_unused]] bool always() { return true; }
 
-// Best first. The last one runs on every machine that the build is for.
+// Best first; the last one always runs.
 const Level kLevels[] = {
 #if defined(WMK_HAVE_V4) && defined(__x86_64__)
     v4::make_level("v4", has_v4),
@@ -69,7 +69,6 @@ std::atomic<const Level*>& chosen() {
   return level;
 }
 
-// The names of the levels this machine runs, comma-separated.
 struct Names {
   char text[64] = "";
   Names() {

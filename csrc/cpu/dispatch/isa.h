@@ -1,7 +1,7 @@
-// The instruction-set levels of the CPU kernels and the functions each of them has.
+// The instruction-set levels of the CPU kernels.
 //
-// The build compiles every file of an op's folder once per level, with -DWMK_ISA=<level> and that level's flags, except
-// api.cpp. Each copy lives in its own namespace wmk::<level>. isa.cpp picks one of them at run time.
+// The build compiles an op's files, except api.cpp, once per level with -DWMK_ISA=<level>, in namespace wmk::<level>.
+// isa.cpp picks one at run time.
 #pragma once
 
 #include "include/wmkernels.h"
@@ -25,7 +25,6 @@ struct Level {
 #include "common/ops.h"
 };
 
-// The level in use.
 const Level& level();
 
 }  // namespace wmk

@@ -1,4 +1,4 @@
-// The C API of the linear scan on the CPU: refuses what would crash, then calls the level in use.
+// The C API of the linear scan on the CPU.
 #include "common/checks.h"
 #include "cpu/dispatch/isa.h"
 

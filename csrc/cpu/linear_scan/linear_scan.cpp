@@ -1,12 +1,10 @@
 // Linear scan, forward and backward, on the CPU.
 //
-// One multiply-add per element: bound by memory, which is touched once (forward 2 reads and 1 write, backward 3 and 2).
-// Channel-last, a time step is a row of vectors, and up to 4 KB of states stay in the first-level cache. Otherwise a
-// vector holds one channel per lane, of any batch element; blocks of lanes x lanes are transposed in registers and
-// later blocks prefetched, since one stream per lane is more than the hardware follows. Large outputs bypass the cache,
-// which saves reading the lines they overwrite. With fewer rows than keep the threads busy, time is cut into segments:
-// a first pass computes each as an affine map of its incoming state, the maps are combined, and a second pass runs
-// every segment from its true state.
+// Bound by memory, which is touched once (forward 2 reads and 1 write, backward 3 and 2). Channel-last, a time step is
+// a row of vectors, and up to 4 KB of states stay in L1. Otherwise a vector holds one channel per lane; lanes x lanes
+// blocks are transposed in registers, and later ones prefetched, since one stream per lane is too many for the
+// hardware. Large outputs bypass the cache. With too few rows, time is cut into segments: each is first reduced to an
+// affine map of its incoming state, the maps are combined, and a second pass computes the outputs.
 #include "cpu/linear_scan/linear_scan_channels_last.h"
 #include "cpu/linear_scan/linear_scan_strided.h"
 

@@ -1,5 +1,4 @@
-// Shared by both layouts of the linear scan: non-temporal stores, incomplete vectors, and a scan in its own direction,
-// in which positions are counted.
+// Shared by both layouts: non-temporal stores, incomplete vectors, positions in scan order.
 #pragma once
 
 #include "cpu/common/parallel.h"
@@ -8,9 +7,9 @@
 
 namespace wmk::WMK_ISA {
 
-constexpr int64_t kStreamBytes = int64_t(16) << 20;  // outputs from this size on bypass the cache
+constexpr int64_t kStreamBytes = int64_t(16) << 20;  // larger outputs bypass the cache
 
-// Stores a vector past the cache where the level can; `to` is aligned to the bytes written.
+// Non-temporal where the level can; `to` is aligned to the bytes written.
 template <class S, class V>
 WMK_INLINE void stream_as(S* to, V value) {
 #if defined(WMK_AVX512)
@@ -37,7 +36,7 @@ WMK_INLINE void flush_streams() {
 #endif
 }
 
-// The first `count` lanes of a vector; the others read as zero and are not written.
+// The first `count` lanes; loads fill the others with zeros.
 template <class T, class S>
 WMK_INLINE Vector<T> load_lanes(const S* from, int count) {
   if (count == kLanes<T>) return load_as(from, T(0));
@@ -53,7 +52,7 @@ WMK_INLINE void store_lanes(S* to, Vector<T> value, int count) {
   for (int lane = 0; lane < count; ++lane) to[lane] = padded[lane];
 }
 
-// Positions 0 .. time - 1 in the scan's own direction; in reverse, position 0 is the last time step.
+// Positions count in scan order; in reverse, position 0 is the last time step.
 template <class T>
 struct Scan {
   static constexpr int lanes = kLanes<T>;
@@ -64,7 +63,7 @@ struct Scan {
 
   int64_t time_at(int64_t position) const { return op.reverse ? op.time - 1 - position : position; }
 
-  // Whether the state before this position does not reach it. In reverse, a reset at t cuts between t and t - 1.
+  // In reverse, a reset at t cuts between t and t - 1.
   bool is_reset(int64_t batch, int64_t position) const {
     if (!op.reset.data) return false;
     int64_t time = time_at(position);
@@ -77,7 +76,6 @@ struct Scan {
   bool flag(int64_t batch, int64_t time) const {
     return ((const char*)op.reset.data)[batch * op.reset.stride[0] + time * op.reset.stride[1]] != 0;
   }
-  // Whether a reset zeroes the last state.
   bool drops_last_state(int64_t batch) const { return op.reverse && op.reset.data && op.time > 0 && flag(batch, 0); }
 
   T initial(int64_t batch, int64_t channel) const { return element(op.initial_state, batch, channel); }
@@ -87,8 +85,8 @@ struct Scan {
   void store_state(const wmk_view& view, int64_t batch, int64_t channel, T value) const {
     if (view.data) ((T*)view.data)[batch * op.channels + channel] = value;
   }
-  // The incoming state (backward: gradient) of the first position processed, and where the outgoing one goes. Backward,
-  // positions run from the last to the first.
+  // The incoming state (backward: gradient) of the first position processed, and the address of the outgoing one.
+  // Backward, positions run from last to first.
   T incoming(int64_t batch, int64_t channel) const {
     if (!backward) return initial(batch, channel);
     return drops_last_state(batch) ? T(0) : element(op.grad_last_state, batch, channel);

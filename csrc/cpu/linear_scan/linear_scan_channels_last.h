@@ -5,7 +5,7 @@
 
 namespace wmk::WMK_ISA {
 
-constexpr int64_t kRowBytes = 4096;  // of states per item
+constexpr int64_t kRowBytes = 4096;  // states per item
 
 template <class T, class S>
 class ChannelsLastScan {
@@ -44,12 +44,11 @@ class ChannelsLastScan {
   S* to(const wmk_view& view, int64_t batch, int64_t channel, int64_t time) const {
     return (S*)from(view, batch, channel, time);
   }
-  // The row `distance` positions ahead, to prefetch.
   const S* ahead(const wmk_view& view, int64_t batch, int64_t channel, int64_t position, int64_t distance) const {
     int64_t there = position + distance;
     return from(view, batch, channel, scan_.time_at(there < 0 || there >= op_.time ? position : there));
   }
-  // Whether all rows of an item start at a multiple of a vector.
+  // All rows of an item start at a multiple of a vector.
   bool aligned(const wmk_view& view, int64_t batch, int64_t channel) const {
     int64_t width = lanes * int64_t(sizeof(S));
     return int64_t(from(view, batch, channel, 0)) % width == 0 && view.stride[2] * int64_t(sizeof(S)) % width == 0;

@@ -1,4 +1,4 @@
-// The C API of the selective step on the CPU: refuses what would crash, then calls the level in use.
+// The C API of the selective step on the CPU.
 #include "common/checks.h"
 #include "common/step_fast_path.h"
 #include "cpu/dispatch/isa.h"
@@ -25,8 +25,8 @@ namespace {
 
 using namespace dlpack;
 
-// `tensors` are state_in, state_out, out, u, delta, A, B, C, D, z, delta_bias, reset; the last four may be absent, B
-// and C are [batch, state]. All float32 or all float64.
+// `tensors`: state_in, state_out, out, u, delta, A, B, C, D, z, delta_bias, reset; the last four are optional. B and C
+// are [batch, state]; all float32 or all float64.
 bool read_selective_step(const Exchange& exchange, void* const* tensors, const StepOptions& options,
                          wmk_selective_step* step) {
   Tensor state;
@@ -52,7 +52,7 @@ bool read_selective_step(const Exchange& exchange, void* const* tensors, const S
                     optional(8, {channels}, &step->D) && optional(9, {batch, channels}, &step->z) &&
                     optional(10, {channels}, &step->delta_bias) &&
                     (!tensors[11] || read_view(exchange, tensors[11], kMask, {batch}, &step->reset));
-  // [batch, state] stands for [batch, groups, state] with one group.
+  // One group: [batch, groups, state].
   for (wmk_view* view : {&step->B, &step->C}) view->stride[2] = view->stride[1], view->stride[1] = 0;
   return fits;
 }

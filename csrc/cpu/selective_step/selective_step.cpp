@@ -1,9 +1,9 @@
 // One step of the selective scan, on the CPU.
 //
-// A channel's states are contiguous and fill the vector's lanes: each is read, updated and written once, whatever its
-// dtype. One channel per lane is processed together: they share vectors of step sizes, inputs and gates, and one tree
-// of additions reduces their outputs. A batch element of 1536 channels of 16 states is some 30,000 instructions, so
-// threads start only for far more.
+// A channel's contiguous states fill the lanes: each is read, updated and written once. As many channels as lanes are
+// processed together: they share vectors of step sizes, inputs and gates, and one tree of additions reduces their
+// outputs. A batch element of 1536 channels of 16 states is some 30,000 instructions, so only far larger ones start
+// threads.
 #include "cpu/common/load_store.h"
 #include "cpu/common/parallel.h"
 #include "cpu/dispatch/isa.h"
@@ -15,7 +15,7 @@ namespace {
 constexpr int64_t kMaxStates = 1024;
 constexpr int64_t kStatesPerThread = 100000;
 
-// `count` elements `stride` transform_stride as a vector, zero beyond them.
+// `count` elements at a stride as a vector, zero beyond them.
 template <class T, class S>
 WMK_INLINE Vector<T> gather(const S* from, int64_t stride, int count) {
   if (stride == 1 && count == kLanes<T>) return load_as(from, T(0));
@@ -31,7 +31,7 @@ WMK_INLINE void scatter(S* to, int64_t stride, int count, Vector<T> values) {
   for (int i = 0; i < count; ++i) to[i * stride] = scattered[i];
 }
 
-// The same for a dtype known at run time; float64 has T = double alone.
+// For a run-time dtype; float64 has T = double.
 template <class T>
 static Vector<T> gather(const wmk_view& view, int64_t dtype, int64_t offset, int64_t stride, int count) {
   if constexpr (sizeof(T) == 8) {
@@ -60,7 +60,7 @@ class Step {
     tiles_ = ceil_div(per_group_, lanes);
   }
 
-  // A work item is one group of a batch element, or a range of its tiles where those are too few for the threads.
+  // A work item is one group of a batch element, or some of its tiles if threads would idle.
   void run() const {
     int64_t threads = min(step_.threads, 1 + step_.batch * step_.channels * step_.state / kStatesPerThread);
     int64_t batch_groups = step_.batch * step_.groups;
@@ -76,7 +76,7 @@ class Step {
  private:
   static constexpr int lanes = kLanes<T>;
 
-  // The offset of [first, second] in a tensor, in elements.
+  // The offset of [first, second], in elements.
   static int64_t at(const wmk_view& view, int64_t first, int64_t second) {
     return first * view.stride[0] + second * view.stride[1];
   }
@@ -142,7 +142,7 @@ class Step {
     return out;
   }
 
-  // A tile's states and A: pointers to the first channel, and strides by channel and state.
+  // Pointers to the first channel; strides by channel and state.
   struct TilePointers {
     const State* from;
     State* to;
@@ -151,8 +151,7 @@ class Step {
     int64_t from_stride, to_stride, A_stride;
   };
 
-  // One vector of contiguous states of every channel. Everything is in locals: the compiler must assume that stores
-  // alias the pointers.
+  // One vector of contiguous states per channel. Locals only: stores may alias the pointers.
   __attribute__((always_inline)) static void update_vectors(const TilePointers& r, int64_t n, int rows, const T* scales,
                                                             const T* inputs, const T* B, const T* C,
                                                             Vector<T>* products) {
@@ -171,7 +170,7 @@ class Step {
     }
   }
 
-  // All states of one channel, at any stride. Returns their products with C.
+  // All states of one channel, at any stride; returns their products with C.
   Vector<T> update(const TilePointers& r, int64_t row, T scale, T input, bool reset, const T* B, const T* C) const {
     const State* from = r.from + row * r.from_row;
     State* to = r.to + row * r.to_row;

@@ -1,4 +1,4 @@
-// Shuffles of lanes, and sums across them, many at a time.
+// Shuffles of lanes, and sums across lanes.
 #pragma once
 
 #include <utility>
@@ -7,8 +7,8 @@
 
 namespace wmk::WMK_ISA {
 
-// Lane i of the result is lane Pattern::source(i) of `a` followed by `b`. GCC has __builtin_shufflevector from version
-// 12 on, but inlines differently with it.
+// Lane i of the result is lane Pattern::source(i) of `a` then `b`. GCC 12 has __builtin_shufflevector, but inlines
+// differently with it.
 #if defined(__clang__)
 template <class Pattern, class V, int... lanes>
 WMK_INLINE V shuffle(V a, V b, std::integer_sequence<int, lanes...>) {
@@ -28,8 +28,8 @@ WMK_INLINE V shuffle(V a, V b) {
 }
 #endif
 
-// Of every 128 bits, the first (or second) half of `a` and of `b`, interleaved in groups of `Group` elements: the
-// pattern of the unpack instructions, which are cheaper than a free permutation.
+// Per 128 bits, the first (or second) halves of `a` and `b`, interleaved by `Group` elements: the unpack instructions,
+// cheaper than a free permutation.
 template <int Group, bool Second, class V>
 WMK_INLINE V unpack(V a, V b) {
   constexpr int lanes = sizeof(V) / sizeof(a[0]);
@@ -42,11 +42,11 @@ WMK_INLINE V unpack(V a, V b) {
   };
   return shuffle<Pattern>(a, b);
 }
-// The even (or odd) 128-bit blocks of `a`, then those of `b`.
+// The even (or odd) 128-bit blocks of `a`, then of `b`.
 template <bool Odd, class V>
 WMK_INLINE V alternate_blocks(V a, V b) {
   struct Pattern {
-    static constexpr int source(int lane) {  // continues through b
+    static constexpr int source(int lane) {
       constexpr int block = 16 / sizeof(V{}[0]);
       return lane / block * 2 * block + (Odd ? block : 0) + lane % block;
     }
@@ -54,9 +54,8 @@ WMK_INLINE V alternate_blocks(V a, V b) {
   return shuffle<Pattern>(a, b);
 }
 
-// The vector whose lane i is the sum of all lanes of vectors(first + i), for one vector per lane: a tree that halves
-// the number of vectors per level. About three instructions per vector, where a separate sum takes three per level.
-// Depth first, so that few vectors are live.
+// Lane i is the sum of all lanes of vectors(first + i). A tree takes about three instructions per vector, where
+// separate sums take three per level; depth first keeps few vectors live.
 template <class T, int Count = kLanes<T>, class Vectors>
 WMK_INLINE Vector<T> sum_lanes(const Vectors& vectors, int first = 0) {
   if constexpr (Count == 1) {
