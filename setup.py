@@ -1,4 +1,4 @@
-"""Builds the native extension; everything else is in pyproject.toml, and how the build works is in build_tools."""
+"""Builds the native extension with build_tools; metadata is in pyproject.toml."""
 
 import sys
 from pathlib import Path
@@ -7,17 +7,17 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
-sys.path.insert(0, str(ROOT))  # the build runs without this folder on the path
+sys.path.insert(0, str(ROOT))  # not on the path during builds
 
 from build_tools import native  # noqa: E402
 from build_tools.toolchain import BuildError  # noqa: E402
 
 
 class BuildNative(build_ext):
-    """Hands the extension to build_tools, which keeps its objects from one build to the next."""
+    """Builds the extension with build_tools, incrementally."""
 
     def run(self):
-        """Build into the source tree for an editable install, else where setuptools collects the wheel."""
+        """Build into the source tree (editable install) or the wheel's folder."""
         package = ROOT / "wmkernels" if self.inplace or self.editable_mode else Path(self.build_lib) / "wmkernels"
         try:
             native.build(ROOT, package, self.distribution.get_version())

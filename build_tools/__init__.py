@@ -1,1 +1,1 @@
-"""How the native extension is built: find the tools, write a ninja file, run it, say what came of it."""
+"""The native extension's build: find the tools, write a ninja file, run it, report."""

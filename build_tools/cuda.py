@@ -1,7 +1,4 @@
-"""Decides whether the CUDA kernels are built, with which nvcc, and for which GPUs.
-
-Whether this machine has a GPU is never asked: a build machine often has none.
-"""
+"""Chooses nvcc and the GPU architectures; a build machine needs no GPU."""
 
 from __future__ import annotations
 
@@ -24,7 +21,7 @@ Run = Callable[[Sequence[str]], tuple[bool, str]]
 
 @dataclass(frozen=True)
 class Cuda:
-    """An nvcc that works and the architectures to compile for, oldest first."""
+    """A working nvcc and its target architectures, oldest first."""
 
     nvcc: str
     version: str
@@ -32,14 +29,14 @@ class Cuda:
 
     @property
     def code_flags(self) -> tuple[str, ...]:
-        """Machine code for each architecture, and PTX of the newest for the GPUs to come."""
+        """Machine code per architecture, and PTX of the newest for later GPUs."""
         newest = self.architectures[-1]
         flags = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in self.architectures[:-1]]
         return (*flags, f"-gencode=arch=compute_{newest},code=[sm_{newest},compute_{newest}]")
 
 
 def find_nvcc(environ: Mapping[str, str]) -> tuple[str | None, str]:
-    """Where nvcc is, or why there is none: WMKERNELS_NVCC, CUDA_HOME, PATH, the usual place."""
+    """Search WMKERNELS_NVCC, CUDA_HOME, PATH and USUAL_PLACE; returns the path, or None and the reason."""
     named = environ.get("WMKERNELS_NVCC")
     if named:
         path = shutil.which(named, path=environ.get("PATH"))
@@ -59,10 +56,10 @@ def _order(architecture: str) -> tuple[int, str]:
 
 
 def choose_architectures(environ: Mapping[str, str], listed: set[str]) -> tuple[str, ...]:
-    """The architectures of WMKERNELS_CUDA_ARCHS, or the default ones that this nvcc knows."""
+    """The architectures of WMKERNELS_CUDA_ARCHS, or the defaults that nvcc supports."""
     named = [part.replace(".", "") for part in re.split(r"[,;\s]+", environ.get("WMKERNELS_CUDA_ARCHS", "")) if part]
     for architecture in named:
-        # nvcc lists 90 and takes 90a, its variant with features that later architectures drop
+        # nvcc lists 90 but also accepts 90a
         if architecture.rstrip("af") not in listed:
             known = ", ".join(sorted(listed, key=_order))
             raise BuildError(f"WMKERNELS_CUDA_ARCHS names {architecture!r}; this nvcc compiles for {known}")
@@ -72,10 +69,10 @@ def choose_architectures(environ: Mapping[str, str], listed: set[str]) -> tuple[
 def find_cuda(
     environ: Mapping[str, str], compiler: Compiler, prober: Prober, has_sources: bool, run: Run = run_tool
 ) -> tuple[Cuda | None, str]:
-    """The CUDA toolchain to build with, or why there is none.
+    """The CUDA toolchain, or None and the reason.
 
     Raises:
-        BuildError: WMKERNELS_CUDA=1 asked for CUDA and it cannot be had, or a variable has a value it cannot have.
+        BuildError: WMKERNELS_CUDA=1 without a working CUDA, or a variable has an invalid value.
     """
     asked = environ.get("WMKERNELS_CUDA", "")
     if asked not in ("", "0", "1"):
@@ -109,5 +106,5 @@ def _try_nvcc(environ: Mapping[str, str], compiler: Compiler, prober: Prober, ru
 
 
 def host_flags(compiler: Compiler) -> tuple[str, ...]:
-    """Makes nvcc use the compiler of the rest of the build (the last word of `ccache g++`)."""
+    """Make nvcc use the build's C++ compiler (the last word of `ccache g++`)."""
     return ("-std=c++17", f"-ccbin={compiler.command[-1]}")

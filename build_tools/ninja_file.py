@@ -1,7 +1,6 @@
-"""Writes build.ninja: which object comes from which source, and with which command.
+"""Writes build.ninja.
 
-Commands are the same from one build to the next (paths are relative to the project, headers that move are copied to one
-place first), and ninja runs again only those whose command or whose files changed.
+Paths are relative to the project, and moving headers are copied: commands stay equal and builds incremental.
 """
 
 from __future__ import annotations
@@ -17,16 +16,16 @@ from .cuda import Cuda, host_flags
 from .toolchain import COMPILE_FLAGS, Compiler
 
 NVCC_FLAGS = ("-O3", "--expt-relaxed-constexpr", "-Xcompiler=-fPIC,-fvisibility=hidden")
-ONCE = "api.cpp"  # of an op's folder; its other files are compiled once per level
+ONCE = "api.cpp"  # other files of an op are compiled per level
 EXPORTS = "{ global: PyInit__native; local: *; };\n"
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that decides what is compiled."""
+    """The inputs of the build."""
 
     root: Path
-    folder: Path  # of the objects, relative to root
+    folder: Path  # of objects, relative to root
     compiler: Compiler
     openmp: bool
     levels: dict[str, tuple[str, ...]]
@@ -35,24 +34,24 @@ class Plan:
 
     @property
     def configuration(self) -> Path:
-        """Holds what depends on Python or on CUDA being there, so that configurations do not overwrite each other."""
+        """The folder of files that depend on Python or CUDA."""
         abi = sysconfig.get_config_var("SOABI") or sys.implementation.cache_tag
         parts = [abi] if self.cuda is None else [abi, "cuda", self.cuda.version, *self.cuda.architectures]
         return self.folder / "-".join(parts)
 
     @property
     def extension(self) -> Path:
-        """The extension where ninja leaves it."""
+        """Ninja's output."""
         return self.configuration / extension_name()
 
 
 def extension_name() -> str:
-    """The file name that this Python imports as _native."""
+    """The file name of _native for this Python."""
     return "_native" + (sysconfig.get_config_var("EXT_SUFFIX") or ".so")
 
 
 def _quote(words: Iterable[str | Path]) -> str:
-    """Words for a command line in a ninja file."""
+    """Quote words for a command in a ninja file."""
     quoted = []
     for word in map(str, words):
         plain = all(character.isalnum() or character in "-_=+./,:@" for character in word)
@@ -61,7 +60,7 @@ def _quote(words: Iterable[str | Path]) -> str:
 
 
 def _escape(path: str | Path) -> str:
-    """A path in a build line."""
+    """Escape a path for a build line."""
     return str(path).replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
 
 
@@ -70,12 +69,12 @@ def _sources(plan: Plan, pattern: str) -> list[Path]:
 
 
 def is_compiled_once(source: Path) -> bool:
-    """Whether a C++ source under csrc/cpu is compiled once, not once per instruction-set level."""
+    """Whether a C++ source under csrc/cpu is compiled once, not per instruction-set level."""
     return source.parent.name == "dispatch" or source.name == ONCE
 
 
 def ninja_text(plan: Plan) -> str:
-    """The whole of build.ninja."""
+    """The content of build.ninja."""
     compiler, folder = plan.compiler, plan.folder
     openmp = ("-fopenmp",) if plan.openmp else ()
     base = [*COMPILE_FLAGS, *openmp, "-Icsrc"]
@@ -104,7 +103,7 @@ def ninja_text(plan: Plan) -> str:
         if level:
             builds.append(f"  level = ({level})")
 
-    # the longest first, since ninja knows no times at the first build
+    # longest first: a first build has no recorded times
     add("cxx", Path("csrc/python/bindings.cpp"), plan.configuration / "bindings.o", [*bindings, *cuda])
     if plan.cuda is not None:
         rules += [
@@ -131,12 +130,10 @@ def ninja_text(plan: Plan) -> str:
 
 
 def _link_command(plan: Plan) -> str:
-    # OpenMP: wmkernels imports torch before the extension, and torch's wheels load their libgomp for everyone to see
-    # (libtorch_global_deps needs it and is opened RTLD_GLOBAL). An ordinary link therefore finds that one: by its
-    # soname where the wheel kept it, and where the wheel renamed it (libgomp-a34b3233.so.1), by the order of symbol
-    # lookup, global scope first; the system's libgomp is then mapped but never runs. Both were tried. Leaving libgomp
-    # out of the link would spare that mapping, but fail to load beside a torch that keeps its OpenMP to itself.
-    # `python -m wmkernels.info` names the library that the extension is really bound to.
+    # OpenMP: torch, imported first, loads its libgomp with RTLD_GLOBAL (libtorch_global_deps). The extension binds to
+    # it by soname, or, where the wheel renamed it (libgomp-a34b3233.so.1), by global symbol lookup; the system's
+    # libgomp is then mapped but unused. Without libgomp in the link, loading fails beside a torch that hides its OpenMP.
+    # `python -m wmkernels.info` names the bound library.
     openmp = ["-fopenmp"] if plan.openmp else []
     if sys.platform == "darwin":
         shared = ["-bundle", "-undefined", "dynamic_lookup", "-Wl,-exported_symbol,_PyInit__native"]
@@ -145,14 +142,14 @@ def _link_command(plan: Plan) -> str:
     flags = [*plan.compiler.extra_flags, *shared, *openmp, *plan.compiler.link_flags]
     if plan.cuda is None:
         return f"{_quote(plan.compiler.command)} $in -o $out {_quote(flags)}"
-    # nvcc links, since it knows where its static runtime is
+    # nvcc links, since it finds its static runtime
     return (
         f"{_quote([plan.cuda.nvcc, *host_flags(plan.compiler), '-cudart=static'])} $in -o $out {_quote(_nvcc(flags))}"
     )
 
 
 def _nvcc(flags: Iterable[str]) -> list[str]:
-    """Flags of the C++ compiler for nvcc, which splits them at commas and links by itself."""
+    """Translate C++ compiler flags for nvcc, which splits them at commas."""
     words = []
     for flag in flags:
         if flag == "-shared" or not flag.startswith("-"):
@@ -165,7 +162,7 @@ def _nvcc(flags: Iterable[str]) -> list[str]:
 
 
 def write_ninja_file(plan: Plan) -> Path:
-    """Write build.ninja and what it refers to, and answer where it is."""
+    """Write build.ninja and the export list; returns the path of build.ninja."""
     folder = plan.root / plan.folder
     folder.mkdir(parents=True, exist_ok=True)
     write_if_changed(folder / "exports", EXPORTS)
@@ -176,7 +173,7 @@ def write_ninja_file(plan: Plan) -> Path:
 
 
 def write_if_changed(path: Path, text: str) -> None:
-    """Write a file, but leave its time alone when it already says this."""
+    """Write a file unless it has this content, to keep its timestamp."""
     if not path.exists() or path.read_text() != text:
         temporary = path.with_name(path.name + f".{os.getpid()}")
         temporary.write_text(text)

@@ -1,8 +1,7 @@
-"""Finds the C++ compiler and tries out what it can do.
+"""Finds the C++ compiler and probes its features.
 
-Nothing is taken on trust: a feature counts once a probe file using it has compiled. What succeeded is remembered beside
-the objects, under the probe's command and the compiler's version, so that a second build starts at once; what failed is
-tried again each time, because the reader of the failure is probably installing what was missing.
+A feature is supported once a probe file compiles. Successes are cached per command and compiler version; failures are
+retried, since the user may have installed the missing tool.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from pathlib import Path
 
 COMPILE_FLAGS = ("-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-ffp-contract=fast")
 
-# What each instruction-set level asks of the compiler, by the machine it exists on; best first.
+# Compiler flags per machine and instruction-set level, best first.
 LEVELS: dict[str, dict[str, tuple[str, ...]]] = {
     "x86_64": {
         "v4": ("-march=x86-64-v4", "-mprefer-vector-width=512"),
@@ -46,17 +45,17 @@ return n; }
 
 
 class BuildError(Exception):
-    """The build cannot go on, and the person who started it has to know."""
+    """The build must stop."""
 
 
 def machine_name() -> str:
-    """The instruction-set family, by one name wherever it runs."""
+    """The normalised name of the instruction-set family."""
     machine = platform.machine().lower()
     return {"amd64": "x86_64", "arm64": "aarch64"}.get(machine, machine)
 
 
 def run_tool(command: Sequence[str]) -> tuple[bool, str]:
-    """Whether a tool's run succeeded, and what it printed (or why it could not start)."""
+    """Run a tool; returns success and its output, or the reason it did not start."""
     environment = {**os.environ, "LC_ALL": "C"}
     try:
         done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=300, env=environment)
@@ -66,14 +65,14 @@ def run_tool(command: Sequence[str]) -> tuple[bool, str]:
 
 
 def complaint(output: str) -> str:
-    """The first error in a failed tool's output, or else its last line."""
+    """The first error in a tool's output, or its last line."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     errors = (line for line in lines if re.search(r"\berror\b", line, re.IGNORECASE))
     return next(errors, lines[-1] if lines else "no output")
 
 
 class Prober:
-    """Tries commands on small files, and remembers in `memory` those that worked."""
+    """Runs commands on probe files and caches successes in `memory`."""
 
     def __init__(self, memory: Path | None = None):
         self.memory = memory
@@ -82,7 +81,7 @@ class Prober:
             self.known = set(json.loads(memory.read_text()))
 
     def failure(self, command: Sequence[str], source: str, suffix: str = ".cpp", version: str = "") -> str:
-        """Why `command source -o object` fails; empty when it works."""
+        """The error of `command source -o object`; empty on success."""
         key = hashlib.sha256("\0".join([*command, source, version]).encode()).hexdigest()
         if key in self.known:
             return ""
@@ -101,7 +100,7 @@ class Prober:
 
 @dataclass(frozen=True)
 class Compiler:
-    """A C++ compiler that works, and what it can do."""
+    """A working C++ compiler."""
 
     command: tuple[str, ...]
     version: str
@@ -110,13 +109,13 @@ class Compiler:
 
     @property
     def digest(self) -> str:
-        """Names the folder of the objects: other tools or flags, other objects."""
+        """A hash of tools and flags, for the object folder's name."""
         parts = [*self.command, self.version, *self.extra_flags, *self.link_flags]
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:8]
 
 
 def find_compiler(environ: Mapping[str, str]) -> tuple[Compiler | None, str]:
-    """The compiler of CXX, or else the first of the usual ones that compiles and links; or why there is none."""
+    """CXX, or the first of c++, g++, clang++ that works; or None and the reason."""
     named = environ.get("CXX")
     candidates = [shlex.split(named)] if named else [["c++"], ["g++"], ["clang++"]]
     extra_flags = tuple(shlex.split(environ.get("CXXFLAGS", "")))
@@ -139,7 +138,7 @@ def find_compiler(environ: Mapping[str, str]) -> tuple[Compiler | None, str]:
 
 
 def openmp_failure(compiler: Compiler, prober: Prober) -> str:
-    """Why OpenMP cannot be used; empty when it can."""
+    """The reason OpenMP is unavailable; empty if it works."""
     command = [*compiler.command, "-fopenmp", "-fPIC", "-shared", *compiler.extra_flags, *compiler.link_flags]
     return prober.failure(command, PROBE_OPENMP, version=compiler.version)
 
@@ -147,7 +146,7 @@ def openmp_failure(compiler: Compiler, prober: Prober) -> str:
 def instruction_set_levels(
     compiler: Compiler, prober: Prober, machine: str
 ) -> tuple[dict[str, tuple[str, ...]], dict[str, str]]:
-    """The levels that the compiler targets on this machine, each with its flags; and why the others are left out."""
+    """The flags per supported level, and the reasons against the others."""
     built: dict[str, tuple[str, ...]] = {}
     missing: dict[str, str] = {}
     for level, flags in LEVELS.get(machine, {"portable": ()}).items():

@@ -1,23 +1,21 @@
 #!/usr/bin/env bash
-# Runs the C++ CPU kernels under address and undefined-behaviour sanitizers, on every instruction-set level of this
-# machine, over random sizes, layouts, dtypes and options (tests/sanitize/main.cpp).
+# Builds and runs tests/sanitize/main.cpp: the CPU kernels under address and undefined-behaviour sanitizers.
 #
-#   scripts/sanitize.sh [FIRST_SEED [TIMES]]    TIMES the usual number of calls, from FIRST_SEED on
+#   scripts/sanitize.sh [FIRST_SEED [TIMES]]    TIMES scales the number of calls
 #
-# Objects stay under build/sanitize; CXX and PYTHON name other tools than c++ and python3.
+# Objects are kept in build/sanitize. CXX and PYTHON override c++ and python3.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 folder=build/sanitize
 mkdir -p "$folder"
 export CXX="${CXX:-c++}"
-# Optimised enough to be quick, little enough that the sanitizers see every access. Warnings are errors, except for
-# maybe-uninitialized, of which sanitizers make false alarms.
+# -O1 is fast, yet keeps every access visible. maybe-uninitialized gives false positives with sanitizers.
 export FLAGS="-std=c++17 -O1 -g -fno-math-errno -ffp-contract=fast -fopenmp -Icsrc
   -Wall -Wextra -Wshadow -Werror -Wno-error=maybe-uninitialized
   -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer"
 
-# Every level that the build knows for this machine, with its flags: "level flag flag".
+# Lines of "level flag flag".
 levels=$("${PYTHON:-python3}" -c '
 from build_tools.toolchain import LEVELS, machine_name
 for level, flags in LEVELS.get(machine_name(), {"portable": ()}).items():
@@ -37,7 +35,7 @@ for source in csrc/cpu/dispatch/*.cpp csrc/cpu/*/api.cpp tests/sanitize/*.cpp; d
   commands+=("$source $folder/$(basename "$(dirname "$source")").$(basename "$source" .cpp).o $have")
 done
 
-# An object is made again when anything it was made of is newer, by the dependencies the compiler noted.
+# Rebuilds an object if a dependency is newer.
 compile() {
   local source=$1 object=$2
   shift 2
@@ -61,7 +59,7 @@ for command in "${commands[@]}"; do
 done
 $CXX $FLAGS "${objects[@]}" -o "$folder/kernels"
 
-# The OpenMP runtime keeps its threads until the end, which is no leak of ours. The frames that GCC before 13.2 makes to
-# detect use after return are not aligned to the 64 bytes of an AVX-512 vector (its bug 110027), so that is left off.
+# No leak detection: the OpenMP runtime keeps its threads. No use-after-return detection: GCC before 13.2 does not align
+# its frames to the 64 bytes of AVX-512 (bug 110027).
 export ASAN_OPTIONS="detect_leaks=0:detect_stack_use_after_return=0" UBSAN_OPTIONS="print_stacktrace=1"
 "$folder/kernels" "$@"
