@@ -7,12 +7,11 @@ Step t of a row is an observation and the transition after it:
     r_t     ``rewards``, of a_t
     end_t   ``terminated``, whether a_t terminated the episode
 
-An episode of n actions takes n + 1 steps; the last holds an observation alone and has ``is_last``. A row holds any
-number of episodes, each with ``is_first`` at its first step, then padding, where ``valid`` is false.
+An episode of n actions takes n + 1 steps; the last, ``is_last``, has no action. A row holds episodes, each with
+``is_first`` at its first step, then padding, where ``valid`` is false.
 
 DreamerV3 (Hafner et al. 2023) stores reward and end with the next observation: its ``is_terminal`` at t + 1 is
-``terminated`` at t here; ``is_last`` and ``is_first`` match. A truncated episode has ``is_last`` without ``terminated``
-one step earlier; returns bootstrap from its last observation.
+``terminated`` at t here. Truncated episodes have ``is_last`` without ``terminated`` before; returns bootstrap there.
 """
 
 import dataclasses
@@ -31,18 +30,17 @@ class Batch:
 
     Attributes:
         observations: key -> (batch, time, ...), as in ``ObservationSpec.modalities``.
-        actions: (batch, time, ...) of ``ActionSpec.shape`` and ``dtype``; arbitrary where ``is_last``.
+        actions: (batch, time, ...) in ``ActionSpec.shape`` and ``dtype``; arbitrary where ``is_last``.
         rewards: float32 (batch, time), in the environment's units; arbitrary where ``is_last`` or not ``reward_mask``.
         terminated: bool (batch, time).
-        is_last: bool (batch, time), true where no action follows in the row: at the last observation of an episode or
-            of a chunk that continues elsewhere, and on padding.
+        is_last: bool (batch, time), true where the row has no next action: at an episode's or chunk's last
+            observation, and on padding.
         is_first: bool (batch, time), true at an episode's first observation.
         valid: bool (batch, time), false on padding.
-        state: ``WorldModel.init_state`` before the first step; ignored in rows that begin with an episode. None if all
-            rows do.
-        loss_mask: bool (batch, time), false at steps without a loss, such as burn-in.
-        reward_mask: bool (batch, time), false where the reward is unknown: no loss, statistic or imagination there.
-        elapsed: float32 (batch, time), time since the previous observation, in steps; not yet used by the world model.
+        state: ``WorldModel.init_state`` before the first step, for rows inside an episode; None if there are none.
+        loss_mask: bool (batch, time), false without a loss, such as burn-in.
+        reward_mask: bool (batch, time), false for unknown rewards: no loss, statistic or imagination there.
+        elapsed: float32 (batch, time), time since the previous observation, in steps; not yet used by the model.
     """
 
     observations: dict[str, Tensor]

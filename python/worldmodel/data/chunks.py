@@ -1,13 +1,12 @@
 """Sequence chunks: whole episodes, and windows of longer ones.
 
-``TrajectoryWriter`` collects transitions and returns completed ``Chunk`` objects. Every chunk of a long episode but the
-first holds the acting agent's memory state before its first step, and repeats ``burn_in`` transitions to warm it up
-(Kapturowski et al. 2019, "Recurrent experience replay"):
+Every chunk of a long episode but the first holds the agent's memory state before its first step, and repeats
+``burn_in`` transitions to warm it up (Kapturowski et al. 2019, "Recurrent experience replay"):
 
     transitions      0 ......................... window - 1
     first chunk      |==========================|
     second chunk              |-- burn_in ------|===============|
-    state stored at           window - 1 - burn_in, and at every multiple of it
+    state stored at           multiples of window - 1 - burn_in
 
 Each transition carries a loss in exactly one chunk.
 """
@@ -34,12 +33,12 @@ class Chunk:
         observations: key -> (n + 1, ...).
         actions: (n, ...).
         rewards: float32 (n,).
-        terminated: whether the last transition terminated the episode.
+        terminated: at the last transition.
         state: memory state before the first step, key -> (...); None at an episode's start.
         burn_in: leading transitions without a loss.
         version: weight updates behind ``state``.
-        reward_mask: bool (n,), false where the reward is unknown; None if all are known.
-        elapsed: float32 (n + 1,), time since the previous observation; None if all are 1.
+        reward_mask: bool (n,), true for known rewards; None for all.
+        elapsed: float32 (n + 1,), as in ``Batch``; None for 1.
     """
 
     observations: dict[str, np.ndarray]
@@ -54,7 +53,7 @@ class Chunk:
 
     @property
     def steps(self) -> int:
-        """Steps in a row of a batch."""
+        """Steps in a row."""
         return len(self.rewards) + 1
 
     @property
@@ -75,12 +74,7 @@ def cut_episode(
 ) -> list[Chunk]:
     """The chunks that ``TrajectoryWriter`` makes of an episode.
 
-    Args:
-        whole: the episode.
-        window: steps of the longest chunk.
-        burn_in: transitions repeated from the previous chunk.
-        states: memory state of every later chunk, key -> (...): one each, or one for all.
-        version: weight updates behind ``states``.
+    ``states`` are the later chunks' memory states, key -> (...): one each, or one for all.
     """
     n, most = len(whole.rewards), window - 1
     chunks: list[Chunk] = []
@@ -111,22 +105,16 @@ def cut_episode(
 
 @dataclasses.dataclass
 class _Stored:
-    """A memory state and its weights' update count."""
+    """A memory state and its weights' updates."""
 
     state: dict[str, np.ndarray]
     version: int
 
 
 class TrajectoryWriter:
-    """The unfinished chunks, one per environment.
+    """Unfinished chunks, one per environment.
 
-    Args:
-        observation_spec: the modalities of an observation.
-        action_spec: shape and dtype of an action.
-        num_envs: environments.
-        window: steps of the longest chunk; the last is an observation alone.
-        burn_in: transitions repeated from the previous chunk.
-        empty_state: default state of a chunk, one row: key -> (...).
+    Sizes are as in ``ReplayConfig``; ``empty_state`` is the default state of a chunk, key -> (...).
     """
 
     def __init__(
@@ -162,7 +150,7 @@ class TrajectoryWriter:
         return sum(array.nbytes + num_envs * ARRAY_OVERHEAD for array in arrays) + 2 * num_envs * states
 
     def begin(self, rows: np.ndarray, observations: Arrays) -> None:
-        """Starts episodes in ``rows``, (n,), with ``observations``, (n, ...); drops unfinished chunks."""
+        """Starts episodes in ``rows``, (n,), with ``observations``, (n, ...)."""
         for counts in (self._length, self._episode_step, self._repeated):
             counts[rows] = 0
         for row in rows:
@@ -184,7 +172,7 @@ class TrajectoryWriter:
         reward_mask: np.ndarray | bool = True,
         elapsed: np.ndarray | float = 1.0,
     ) -> list[Chunk]:
-        """One transition per row, arguments as for ``Replay.add``; returns completed chunks."""
+        """As ``Replay.add``; returns completed chunks."""
         if states is not None:
             self._store_states(rows, states, version)
         at = self._length[rows]
@@ -268,15 +256,12 @@ def _plain(stored: _Stored | None) -> tuple[dict[str, np.ndarray], int] | None:
 
 
 def _unless_all(value: float | bool, array: np.ndarray | None) -> np.ndarray | None:
-    """A copy, or None (no memory) if all entries equal ``value``."""
+    """None saves memory if all entries equal ``value``."""
     return None if array is None or (array == value).all() else array.copy()
 
 
 def pack_chunks(chunks: Sequence[Chunk]) -> dict[str, Any]:
-    """Chunks as a few long arrays, for checkpoints.
-
-    ``reward_mask`` and ``elapsed`` are present if any chunk has them.
-    """
+    """Chunks as a few long arrays for checkpoints; optional arrays only if any chunk has them."""
     if not chunks:
         return {}
     states = [chunk.state for chunk in chunks if chunk.state is not None]

@@ -1,10 +1,9 @@
 """Replay: a memory-limited store of transitions, packed into batches.
 
-Whole episodes that fit into a window are packed one after another into rows of ``window`` steps; they need no stored
-state and cut no gradient. Longer episodes are cut, and their later chunks start a row with a stored state and burn-in
-(see ``chunks.py``). The age of stored states, in updates, is a metric of every batch.
+Whole episodes that fit are packed into rows of ``window`` steps; they need no stored state and cut no gradient. Later
+chunks of longer episodes start a row, with a stored state and burn-in (see ``chunks.py``).
 
-An epoch samples every chunk once, in random order; new chunks join the rest of the epoch at a random position.
+An epoch samples every chunk once, in random order, including chunks that arrive meanwhile.
 """
 
 import dataclasses
@@ -50,14 +49,7 @@ class ReplayConfig:
 class Replay:
     """Transitions of ``num_envs`` environments, or recorded episodes, as batches: a ``data.source.Source``.
 
-    Args:
-        observation_spec: the modalities of an observation.
-        action_spec: shape and dtype of an action.
-        num_envs: parallel environments.
-        config: sizes and limits.
-        empty_state: one row of ``WorldModel.init_state``: keys, shapes and dtypes of stored states, and the default
-            state of a chunk.
-        seed: of the sampling order.
+    ``seed`` is for the sampling order; ``empty_state``, a row of ``WorldModel.init_state``, is a chunk's default state.
 
     Attributes:
         epochs: completed epochs.
@@ -65,7 +57,7 @@ class Replay:
         transitions: stored transitions.
 
     Raises:
-        ValueError: the unfinished chunks would exceed the memory limit.
+        ValueError: the unfinished chunks exceed the memory limit.
     """
 
     def __init__(
@@ -89,7 +81,7 @@ class Replay:
         )
         self._chunks: dict[int, Chunk] = {}  # id -> chunk, oldest first
         self._next_id = 0
-        # Rest of the epoch, by "begins inside an episode"; evicted chunks stay listed and are skipped.
+        # By "begins inside an episode"; evicted chunks stay listed and are skipped.
         self._remaining: dict[bool, list[int]] = {False: [], True: []}
         self._unsampled: set[int] = set()
         self._remaining_transitions = {False: 0, True: 0}
@@ -104,7 +96,7 @@ class Replay:
             )
 
     def __len__(self) -> int:
-        """Number of stored chunks."""
+        """Stored chunks."""
         return len(self._chunks)
 
     @property
@@ -130,19 +122,19 @@ class Replay:
         reward_mask: np.ndarray | bool = True,
         elapsed: np.ndarray | float = 1.0,
     ) -> None:
-        """One transition per environment in ``rows``, (n,). Arrays are (n, ...), except ``states``.
+        """One transition per environment in ``rows``, (n,); arrays are (n, ...).
 
         Args:
             rows: environment indices.
-            actions: their actions.
-            rewards: of those actions.
+            actions: of ``rows``.
+            rewards: of the actions.
             terminated: whether the action terminated the episode.
             truncated: whether it truncated the episode.
-            next_observations: after the actions, in the same episode: its last observation where it ended.
-            states: memory states of all environments before this step, (num_envs, ...).
+            next_observations: after the actions, in the same episode.
+            states: memory states before this step, (num_envs, ...).
             version: weight updates behind ``states``.
-            reward_mask: bool (n,), whether the reward is known.
-            elapsed: float (n,), time to the next observation, in steps.
+            reward_mask: bool, true for known rewards.
+            elapsed: time to the next observation, in steps.
         """
         self.added += len(rows)
         for chunk in self._writer.add(
@@ -161,20 +153,18 @@ class Replay:
         reward_mask: np.ndarray | None = None,
         elapsed: np.ndarray | None = None,
     ) -> None:
-        """A recorded episode of n actions and n + 1 observations.
-
-        Longer episodes than a window are cut; their later chunks start from the empty state, with burn-in.
+        """A recorded episode of n actions; longer ones than a window are cut, with the empty state and burn-in.
 
         Args:
-            observations: key -> (n + 1, ...), encoded by ``ObservationSpec.encode_batch``.
-            actions: (n, ...) of ``ActionSpec.shape``: class indices, or numbers in [-1, 1].
-            rewards: (n,), in the environment's units; arbitrary where ``reward_mask`` is false.
-            terminated: true if the last action terminated the episode, false if it was truncated.
-            reward_mask: bool (n,), whether the reward is known; None for all.
-            elapsed: (n + 1,), time since the previous observation, in steps; None for all 1.
+            observations: key -> (n + 1, ...), from ``ObservationSpec.encode_batch``.
+            actions: (n, *ActionSpec.shape): class indices, or numbers in [-1, 1].
+            rewards: (n,), in the environment's units; arbitrary where unknown.
+            terminated: false for a truncated episode.
+            reward_mask: bool (n,), true for known rewards; None for all.
+            elapsed: (n + 1,), as in ``Batch``; None for 1.
 
         Raises:
-            ValueError: no action, NaN, infinity, or keys, shapes or values that do not match the specs.
+            ValueError: no action, NaN, infinity, or a mismatch with the specs.
 
         Example:
             >>> from gymnasium import spaces
@@ -257,13 +247,9 @@ class Replay:
             self._remaining_transitions[chunk.state is not None] -= chunk.transitions
 
     def sample(self, version: int = 0) -> tuple[Batch, dict[str, float]]:
-        """The next batch of the epoch.
+        """The next batch of the epoch, ``version`` updates into training.
 
-        The number of rows that begin inside an episode is proportional to the remaining transitions of such chunks,
-        rounded at random. The other rows hold whole episodes.
-
-        Args:
-            version: weight updates so far, for the age of stored states.
+        Rows that begin inside an episode are proportional to their remaining transitions, rounded at random.
 
         Returns:
             ``(batch, metrics)``: ``filled``, the fraction of steps without padding; with stored states, also
@@ -284,7 +270,7 @@ class Replay:
         return self._batch(rows), metrics
 
     def _rows_inside(self) -> int:
-        """Rows of the next batch that begin inside an episode."""
+        """Next batch's rows that begin inside an episode."""
         whole, inside = self._remaining_transitions[False], self._remaining_transitions[True]
         return int(self.config.batch_size * inside / (whole + inside) + self._random.random())
 
@@ -303,7 +289,7 @@ class Replay:
         return chunk_id
 
     def _pack(self, inside: int) -> list[list[Chunk]]:
-        """The chunks per row; up to ``inside`` rows begin inside an episode."""
+        """Chunks per row; up to ``inside`` rows begin inside an episode."""
         size, window = self.config.batch_size, self.config.window
         rows: list[list[Chunk]] = [[] for _ in range(size)]
         for row in rows[: min(inside, size)]:
@@ -375,7 +361,7 @@ class Replay:
         )
 
     def _states(self, states: Sequence[dict[str, np.ndarray] | None]) -> dict[str, torch.Tensor] | None:
-        """Stored states, (batch, ...); the empty state for rows without one."""
+        """Stored or empty states, (batch, ...)."""
         if all(state is None for state in states):
             return None
         empty = self._writer.empty_state
@@ -397,7 +383,7 @@ class Replay:
         }
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
-        """Restores ``state_dict`` of a replay with the same configuration."""
+        """Restores ``state_dict`` under the same configuration."""
         self._writer.load_state_dict(saved["writer"])
         self._chunks, self._chunk_bytes, self.transitions = {}, 0, 0
         for chunk_id, chunk in zip(saved["chunk_ids"], unpack_chunks(saved["chunks"]), strict=True):

@@ -12,9 +12,9 @@ class Source(Protocol):
     """A source of batches, such as ``Replay``.
 
     Attributes:
-        observation_spec: the modalities of its observations.
-        action_spec: shape and dtype of its actions.
-        transitions: transitions that can be sampled.
+        observation_spec: of its observations.
+        action_spec: of its actions.
+        transitions: available transitions.
         epochs: completed epochs; an epoch samples every chunk once.
     """
 
@@ -37,10 +37,7 @@ class Source(Protocol):
         ...
 
     def sample(self, version: int = 0) -> tuple[Batch, dict[str, float]]:
-        """The next batch, and its metrics by name.
-
-        Args:
-            version: weight updates so far, for the age of stored states.
+        """The next batch, and its metrics by name; ``version`` counts weight updates, for the age of states.
 
         Raises:
             RuntimeError: nothing to sample.

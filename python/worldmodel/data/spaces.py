@@ -1,12 +1,12 @@
-"""Observation and action specs from gymnasium spaces: named arrays of fixed shape and dtype.
+"""Observation and action specs from gymnasium spaces.
 
-An observation becomes a flat dict of *modalities*. The kind of a modality selects its encoder:
+An observation becomes a flat dict of *modalities*. Kinds, each with its encoder:
 
     categorical   class indices: Discrete, MultiDiscrete, MultiBinary
     vector        real numbers: Box
-    image         uint8 pixels (height, width, channels): Box of uint8
-    grid          class indices (height, width, channels), such as MiniGrid's view: Box of uint8 with a side below
-                  ``SMALLEST_IMAGE``; embedded, not convolved as pixels
+    image         uint8 pixels (height, width, channels)
+    grid          class indices (height, width, channels), such as MiniGrid's view: uint8 Box with a side below
+                  ``SMALLEST_IMAGE``
 
 Text is dropped with a warning.
 """
@@ -31,7 +31,7 @@ except ImportError as error:
 Kind = Literal["categorical", "vector", "image", "grid"]
 Path = tuple[str | int, ...]
 
-SMALLEST_IMAGE = 16  # pixels, enough for strided convolutions
+SMALLEST_IMAGE = 16  # pixels, for strided convolutions
 GRID_CLASSES = 16  # upper limit; MiniGrid has 11 objects, 6 colours, 4 states
 ROOT = "observation"  # name of a space without keys
 
@@ -46,9 +46,9 @@ class Modality:
         kind: see the module docstring.
         shape: (entries,) for categorical and vector, (height, width, channels) for image and grid.
         dtype: of the encoded array.
-        path: keys and indices that lead to it in an observation.
-        sizes: classes per entry (categorical) or channel (grid); else empty.
-        starts: smallest value per categorical entry; it becomes class 0.
+        path: keys and indices into an observation.
+        sizes: classes per entry (categorical) or channel (grid).
+        starts: value of class 0 per categorical entry.
         channels_first: the environment's image is (channels, height, width).
     """
 
@@ -63,11 +63,10 @@ class Modality:
 
 @dataclasses.dataclass(frozen=True)
 class ObservationSpec:
-    """The modalities of an observation, in plain values for JSON.
+    """The modalities of an observation.
 
     Attributes:
-        modalities: name -> ``Modality``; keys of nested spaces are joined by a slash; a space without keys is
-            "observation".
+        modalities: name -> ``Modality``; a slash joins nested keys; without keys, "observation".
         dropped: names of dropped text.
 
     Example:
@@ -84,11 +83,7 @@ class ObservationSpec:
 
     @classmethod
     def from_space(cls, space: spaces.Space[Any], kinds: Mapping[str, Kind] | None = None) -> "ObservationSpec":
-        """The spec of ``space``.
-
-        Args:
-            space: single observation space (``single_observation_space`` of a vector environment).
-            kinds: modality name -> kind, overrides for Boxes.
+        """The spec of a single observation space; ``kinds`` (modality name -> kind) overrides Boxes.
 
         Raises:
             ValueError: unsupported space, or text alone.
@@ -114,7 +109,7 @@ class ObservationSpec:
         """One observation as arrays (*modality.shape).
 
         Raises:
-            ValueError: NaN, infinity, a class out of range, or a wrong shape.
+            ValueError: NaN, infinity, class out of range, wrong shape.
         """
         return {
             name: _encode(name, modality, _follow(observation, modality.path), ())
@@ -122,7 +117,7 @@ class ObservationSpec:
         }
 
     def encode_batch(self, observations: Any) -> dict[str, np.ndarray]:
-        """Batched observations of a vector environment as arrays (batch, *modality.shape)."""
+        """Observations of a vector environment as arrays (batch, *modality.shape)."""
         encoded = {}
         for name, modality in self.modalities.items():
             value = np.asarray(_follow(observations, modality.path))
@@ -130,15 +125,10 @@ class ObservationSpec:
         return encoded
 
     def check(self, encoded: Mapping[str, np.ndarray], steps: int, caller: str) -> dict[str, np.ndarray]:
-        """Validates encoded observations; returns them as (steps, *modality.shape) in the modalities' dtypes.
-
-        Args:
-            encoded: key -> array, untrusted.
-            steps: expected length.
-            caller: prefix of the error message.
+        """Validates untrusted encoded observations, (steps, *modality.shape); casts them. ``caller`` prefixes errors.
 
         Raises:
-            ValueError: wrong keys or shapes, NaN, infinity, or a class out of range.
+            ValueError: wrong keys or shapes, NaN, infinity, class out of range.
         """
         if encoded.keys() != self.modalities.keys():
             raise ValueError(f"{caller}: observations has keys {sorted(encoded)}, expected {sorted(self.modalities)}")
@@ -159,17 +149,17 @@ class ObservationSpec:
         return checked
 
     def zeros(self, *batch: int) -> dict[str, np.ndarray]:
-        """Zeros (*batch, *modality.shape), the padding."""
+        """Padding, (*batch, *modality.shape)."""
         return {name: np.zeros((*batch, *modality.shape), modality.dtype) for name, modality in self.modalities.items()}
 
     def to_tensors(
         self, encoded: Mapping[str, np.ndarray], device: torch.device | str | None = None
     ) -> dict[str, Tensor]:
-        """Tensors of encoded observations; they share memory on a CPU."""
+        """Tensors of encoded observations, sharing CPU memory."""
         return {name: torch.as_tensor(encoded[name], device=device) for name in self.modalities}
 
     def to_json(self) -> dict[str, Any]:
-        """Plain dicts and lists for ``from_json``."""
+        """Plain dicts and lists."""
         return dataclasses.asdict(self)
 
     @classmethod
@@ -191,7 +181,7 @@ class ActionSpec:
         dtype: "int64" or "float32".
         sizes: classes per entry; empty for continuous.
         starts: environment value of class 0 per entry.
-        low: environment value of -1 per entry; empty for discrete.
+        low: environment value of -1 per entry.
         high: environment value of 1 per entry.
         env_shape: of the environment's action.
         env_dtype: of the environment's action.
@@ -215,7 +205,7 @@ class ActionSpec:
 
     @classmethod
     def from_space(cls, space: spaces.Space[Any]) -> "ActionSpec":
-        """The spec of ``space`` (``single_action_space`` of a vector environment).
+        """The spec of a single action space.
 
         Raises:
             ValueError: unsupported space, or an unbounded Box.
@@ -236,7 +226,7 @@ class ActionSpec:
 
     @property
     def width(self) -> int:
-        """Features of an encoded action: concatenated one-hot classes, or the numbers."""
+        """Features of an encoded action."""
         return sum(self.sizes) if self.kind == "discrete" else self.shape[0]
 
     def encode(self, actions: Tensor) -> Tensor:
@@ -275,15 +265,10 @@ class ActionSpec:
         return random.integers(0, np.reshape(self.sizes, self.shape), size, dtype=self.dtype)
 
     def check(self, actions: np.ndarray, count: int, caller: str) -> np.ndarray:
-        """Validates actions; returns them as (count, *shape) in ``dtype``.
-
-        Args:
-            actions: untrusted.
-            count: expected length.
-            caller: prefix of the error message.
+        """Validates untrusted actions, (count, *shape); casts them. ``caller`` prefixes errors.
 
         Raises:
-            ValueError: wrong shape, a class out of range, numbers outside [-1, 1], NaN.
+            ValueError: wrong shape, class out of range, numbers outside [-1, 1], NaN.
         """
         array = np.asarray(actions)
         if array.shape != (count, *self.shape):
@@ -301,11 +286,11 @@ class ActionSpec:
         return array.astype(self.dtype)
 
     def zeros(self, *batch: int) -> np.ndarray:
-        """Zeros, (*batch, *shape) in ``dtype``, the padding."""
+        """Padding, (*batch, *shape) in ``dtype``."""
         return np.zeros((*batch, *self.shape), self.dtype)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain dicts and lists for ``from_json``."""
+        """Plain dicts and lists."""
         return dataclasses.asdict(self)
 
     @classmethod
@@ -326,7 +311,7 @@ def _parts(space: spaces.Space[Any], path: Path) -> Iterator[tuple[Path, spaces.
 
 
 def _is_text(space: spaces.Space[Any]) -> bool:
-    """Includes custom spaces of strings, such as MiniGrid's missions."""
+    """Includes custom spaces, such as MiniGrid's missions."""
     return isinstance(space, spaces.Text) or (space.dtype is not None and np.dtype(space.dtype).kind == "U")
 
 
@@ -406,7 +391,7 @@ def _encode(name: str, modality: Modality, value: Any, batch: tuple[int, ...]) -
 
 
 def _check_values(name: str, modality: Modality, array: np.ndarray) -> None:
-    """Raises ValueError for NaN, infinity, or a class out of range."""
+    """Raises ValueError for NaN, infinity, class out of range."""
     if modality.kind == "vector":
         if not np.isfinite(array).all():
             raise ValueError(f"observation {name!r} holds NaN or infinity, expected finite numbers")

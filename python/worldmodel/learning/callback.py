@@ -27,7 +27,7 @@ class OpenLoopCallback:
     Args:
         minutes: minimum interval; 0 for never.
         seconds: of training so far.
-        environment: single environment, for rendering.
+        environment: a single one, for rendering.
     """
 
     def __init__(self, minutes: float, seconds: float, environment: Any = None) -> None:
@@ -52,7 +52,7 @@ class OpenLoopCallback:
         """Predicts open-loop in ``batch``, ``seconds`` into training; ``title`` heads the picture.
 
         Returns:
-            ``(metrics, picture)``: mean errors "open_loop/MODALITY@k" and "open_loop/reward@k", none if all rows are too
+            ``(metrics, picture)``: mean errors "open_loop/MODALITY@k" and "open_loop/reward@k", none if all rows are
             short; the longest row as uint8 (height, width, 3), None without one or without matplotlib.
         """
         start = time.perf_counter()

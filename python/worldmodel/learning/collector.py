@@ -13,14 +13,9 @@ from worldmodel.model.world_model import WorldModel
 
 
 class Collector:
-    """Steps environments with the world model's or random actions, and fills a replay.
+    """Fills a replay with the world model's or random actions.
 
-    Args:
-        episodes: the environments.
-        replay: destination.
-        world_model: the agent.
-        seed: of random actions; the decider uses PyTorch's default generator.
-        decider: chooses the actions.
+    ``seed`` is for random actions; the decider uses PyTorch's default generator.
 
     Attributes:
         steps: transitions collected.
@@ -47,14 +42,11 @@ class Collector:
         self._device = next(world_model.parameters()).device
 
     def collect(self, *, random_rows: int = 0, version: int = 0) -> list[tuple[float, int]]:
-        """One step of every environment.
+        """One step of every environment; returns return and length of each ended episode.
 
         Args:
             random_rows: leading environments with uniform random actions.
             version: the world model's updates.
-
-        Returns:
-            Return and length of each ended episode.
         """
         episodes = self.episodes
         begun = np.flatnonzero(episodes.is_first)
@@ -105,12 +97,7 @@ class Collector:
         }
 
     def load_state_dict(self, saved: Mapping[str, Any], *, new_episodes: bool = False, unpickle: bool = False) -> None:
-        """Restores ``state_dict``.
-
-        Args:
-            saved: from ``state_dict``.
-            new_episodes: start new episodes instead of resuming the old ones.
-            unpickle: allow reading pickled environments, which runs their code.
+        """Restores ``state_dict``; arguments as for ``Trainer.load``.
 
         Raises:
             EnvironmentFailed: the environments cannot be restored.

@@ -14,9 +14,7 @@ _EARLY = 0.1  # longest average, as a fraction of the updates so far
 def ema_of(world_model: WorldModel, updates: int) -> AveragedModel:
     """PyTorch's average of the parameters, over ``updates`` (fewer at the beginning); buffers are the newest.
 
-    Returns:
-        Call ``update_parameters(world_model)`` after each update; ``module`` is the averaged world model, ``n_averaged``
-        the number of updates.
+    Call ``update_parameters(world_model)`` after each update; ``module`` is the averaged world model.
     """
 
     def average(averaged: Tensor, newest: Tensor, n_averaged: Tensor | int) -> Tensor:

@@ -1,8 +1,7 @@
 """The learner: one ``update`` per batch, with the optimiser and running statistics.
 
-An update observes the batch in parallel and imagines from some steps of every row; ``learning.objectives`` has the
-losses. There are three groups of parameters: perception, memory and prediction; evaluation; decision. The policy's
-objective never changes the world model.
+Three groups of parameters: perception, memory and prediction; evaluation; decision. The policy's objective never
+changes the world model.
 
 Order: batch statistics (reward scale, reward support), observation, imagination, return statistics, losses, gradients,
 optimiser. Non-finite values restore the statistics.
@@ -93,12 +92,7 @@ class NonFiniteError(RuntimeError):
 
 
 class Learner:
-    """Trains a world model.
-
-    Args:
-        world_model: updated in place.
-        config: optimisers and losses.
-        reduction: of statistics and gradients across processes.
+    """Trains a world model in place; ``reduction`` combines statistics and gradients across processes.
 
     Attributes:
         ema: ``AveragedModel`` of the world model, or None.
@@ -128,7 +122,7 @@ class Learner:
         return self._updates
 
     def losses(self, batch: Batch) -> Losses:
-        """The losses of ``batch`` under the current statistics; gradients of ``total`` reach all five functions.
+        """The losses under the current statistics; gradients of ``total`` reach all five functions.
 
         Moves only the random generator.
         """
@@ -136,11 +130,7 @@ class Learner:
 
     @torch.no_grad()
     def held_out_losses(self, batch: Batch, seed: int = 0) -> dict[str, float]:
-        """The losses of a validation batch by name; weights, statistics and generators stay unchanged.
-
-        Args:
-            batch: on the world model's device.
-            seed: for sampled latents and actions.
+        """Validation losses by name; nothing changes. ``seed`` is for sampled latents and actions.
 
         Example:
             >>> learner.held_out_losses(batch)["loss/reconstruction"]                            # doctest: +SKIP
@@ -151,10 +141,7 @@ class Learner:
             return {name: float(value) for name, value in self.losses(batch).metrics.items()}
 
     def update(self, batch: Batch) -> dict[str, float]:
-        """One optimiser step.
-
-        Args:
-            batch: on the world model's device.
+        """One optimiser step on a batch on the world model's device.
 
         Returns:
             Losses and metrics by name. "seconds/observe" and "seconds/imagine" include their backward passes; they are
@@ -193,10 +180,7 @@ class Learner:
         return metrics
 
     def state_dict(self) -> dict[str, Any]:
-        """Optimisers, return normaliser and update count, as nested dicts of tensors and numbers.
-
-        The world model's state dict holds target network, supports and reward scale.
-        """
+        """Optimisers, return normaliser and update count; the world model holds the other statistics."""
         return {
             "optimizer": self._optimizer.state_dict(),
             "returns": self._returns.state_dict(),
@@ -252,7 +236,7 @@ class Learner:
             raise
 
     def _imagination_starts(self, batch: Batch) -> list[int]:
-        """Steps after which imagination starts, one at random per section of the rows."""
+        """Imagination starts, one random step per section."""
         length = batch.shape[1]
         first = int(batch.loss_mask.any(0).to(torch.uint8).argmax())  # first step with a loss
         count = min(self.config.objective.starts, length - first)
@@ -261,7 +245,7 @@ class Learner:
         return [int(step) for step in steps]
 
     def _backward(self, losses: Losses, marks: list[float]) -> None:
-        """All gradients; appends the times after the policy's and the others."""
+        """All gradients; appends times after the policy's and the others."""
         self._optimizer.zero_grad()
         # The policy's objective may flow through the model but must not change its parameters.
         policy = self._parameters["policy"]

@@ -1,12 +1,11 @@
 """Losses of the five functions, observed and imagined.
 
 perception    reconstruction, and KL of the posterior from the prior, with a small weight
-prediction    the same KL with its gradient on the prior, reward, continuation; memory learns from these
+prediction    the same KL with its gradient on the prior, reward, continuation; also trains memory
 evaluation    λ-returns of imagination
 decision      a gradient of ``worldmodel.model.decision``, from the same returns
 
-The losses only read running statistics. ``Learner`` updates them between ``imagine_returns`` and
-``imagination_losses``.
+Losses only read running statistics; ``Learner`` updates them between ``imagine_returns`` and ``imagination_losses``.
 """
 
 import dataclasses
@@ -58,17 +57,17 @@ class ObjectiveConfig:
 class ImaginedReturns:
     """Rollouts from observed states, with the targets of evaluation and decision.
 
-    ``tries`` rollouts start from each state: one per action for the all-action gradient, else one.
+    ``tries`` is the number of actions for the all-action gradient, else 1.
 
     Attributes:
-        start: features at the start, (rows, features), with gradients to memory.
+        start: features, (rows, features), with gradients to memory.
         mask: bool (rows,): starts with a loss.
-        imagined: the rollouts, (rows * tries, ...).
+        imagined: rollouts, (rows * tries, ...).
         returns: λ-returns in units of the reward scale, (rows * tries, horizon).
         q: first returns per action, (rows, actions), for the all-action gradient; else None.
         policy: at the start, (rows,), for the all-action gradient; else per step, (rows, horizon).
         first_target: value target at the start, (rows,).
-        weights: (rows * tries, horizon), probability that the episode reaches each imagined step; 0 without ``mask``.
+        weights: (rows * tries, horizon), probability of reaching each step; 0 without ``mask``.
     """
 
     start: Tensor
@@ -82,7 +81,7 @@ class ImaginedReturns:
 
     @property
     def policy_returns(self) -> Tensor:
-        """Returns of the policy's objective, at masked starts."""
+        """Masked returns of the policy's objective."""
         return (self.returns.detach() if self.q is None else self.q)[self.mask]
 
     @property
@@ -104,7 +103,7 @@ class ImaginationLosses:
 def model_loss(
     world_model: WorldModel, batch: Batch, observed: Observed, config: ObjectiveConfig
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The loss of perception, memory and prediction, and its parts by name."""
+    """The loss of perception, memory and prediction, and its parts."""
     masked = batch.losses_at
     acted = masked & ~batch.is_last
     rewarded = masked & batch.known_rewards
@@ -138,14 +137,7 @@ def model_loss(
 
 
 def imagine_returns(world_model: WorldModel, states: State, mask: Tensor, config: ObjectiveConfig) -> ImaginedReturns:
-    """Rollouts from observed states.
-
-    Args:
-        world_model: imagines.
-        states: observed, (rows, ...), with gradients.
-        mask: bool (rows,), starts with a loss.
-        config: horizon.
-    """
+    """Rollouts from observed states (rows, ...) with gradients; ``mask``, bool (rows,), selects starts with a loss."""
     decision = world_model.decision
     start = {name: value.detach() for name, value in states.items()}
     if decision.gradient == "all_action":
@@ -167,14 +159,7 @@ def imagine_returns(world_model: WorldModel, states: State, mask: Tensor, config
 def imagination_losses(
     world_model: WorldModel, found: ImaginedReturns, return_scale: float, config: ObjectiveConfig
 ) -> ImaginationLosses:
-    """The losses of evaluation and decision.
-
-    Args:
-        world_model: produced ``found``.
-        found: rollouts and returns.
-        return_scale: divisor of the returns.
-        config: weights, horizon.
-    """
+    """The losses of evaluation and decision; ``return_scale`` divides the returns."""
     decision, policy = world_model.decision, found.policy
     if found.q is not None:
         assert isinstance(policy, DiscretePolicy)
@@ -214,7 +199,7 @@ def weighted_mean(values: Tensor, weights: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _try_all(world_model: WorldModel, start: State, horizon: int) -> tuple[Imagined, Tensor, Tensor]:
-    """Every action per state, then the policy: rollouts, returns (rows * actions, horizon), Q (rows, actions)."""
+    """Every first action: rollouts, returns (rows * actions, horizon), Q (rows, actions)."""
     actions = world_model.decision.all_actions(start["features"])
     rows, count = start["features"].shape[0], actions.shape[0]
     tried = {name: value.repeat_interleave(count, 0) for name, value in start.items()}
@@ -231,7 +216,7 @@ def _returns(world_model: WorldModel, imagined: Imagined) -> Tensor:
 
 
 def _weights(imagined: Imagined, mask: Tensor) -> Tensor:
-    """Probability of reaching each imagined step, (rows, horizon); 0 without ``mask`` (rows,)."""
+    """Probability of reaching each step, (rows, horizon); 0 without ``mask`` (rows,)."""
     lasting = imagined.continues.detach()[:, :-1].cumprod(1)
     return torch.cat([torch.ones_like(lasting[:, :1]), lasting], 1) * mask[:, None]
 

@@ -27,7 +27,7 @@ class Preset:
         num_envs: parallel environments.
         train_ratio: training steps per collected step.
         prefill: random steps before learning.
-        random_envs: environments that always act at random.
+        random_envs: always random environments.
     """
 
     model: WorldModelConfig
@@ -44,7 +44,7 @@ def popgym() -> Preset:
 
     A window of 312 steps holds 6, 3 or 2 episodes of RepeatPrevious Easy, Medium or Hard without padding. The low train
     ratio avoids overfitting. With 16 states per channel, three seeds of Medium reached 0.92 to 1.00 and one of two of
-    Hard failed in ten minutes; with 32 states, which halve the spacing of rotation rates, all three of both learned.
+    Hard failed in ten minutes; with 32, all three of both learned.
     """
     return Preset(
         WorldModelConfig(memory=MemoryConfig(blocks=(RotaryScanBlock(groups=8, d_state=32),))),
@@ -59,22 +59,22 @@ def popgym() -> Preset:
 def control() -> Preset:
     """Fully observed vectors and few actions; used for the CartPole-v1 results.
 
-    - Deterministic latent: after 300 updates on random play, sampled latents (8 variables of 8 classes) reconstruct to
-      0.4 of an observation's deviation, probabilities to 0.1.
+    - Deterministic latent: after 300 updates on random play, samples of 8 variables of 8 classes reconstruct to 0.4 of
+      an observation's deviation, probabilities to 0.1.
     - One update per two steps; CartPole needs about 1,000. Batches of 512 steps matched 1,024 per update.
-    - No memory: an update takes half the time of the scan's. ``--memory rotary_scan`` adds one for partial observation.
+    - No memory halves an update's time. ``--memory rotary_scan`` adds one for partial observation.
     - Imagination of 25 steps from 64 states, since the cart must lean before it returns. At equal cost, 15 steps from
       128 left the track after 3,500 updates with one seed of two; 25 did not in 4,700. A third of the policy's learning
-      rate also helped, but reached 500 after 2,000 updates instead of 1,000.
-    - Weights averaged over 200 updates: of 19 checkpoints 250 updates apart, 14 passed 475 and 18 averages did; in a
-      run with 15 steps, 11 and 16.
-    - REINFORCE uses every imagined step; ``all_action`` only the first. Of three seeds above 475, none fell below again
-      with REINFORCE, two with ``all_action``, which passed it slightly sooner. Horizon and average were chosen
-      with ``all_action``.
-    - Low entropy: one action changes a return by hundredths. A weight of 0.003 left the policy half random.
+      rate also prevented that, but reached 500 after 2,000 updates instead of 1,000.
+    - Averaged weights: of 19 checkpoints 250 updates apart, 14 passed 475, and 18 averages over 200 updates; in a run
+      with 15 steps, 11 and 16.
+    - REINFORCE learns from every imagined step, ``all_action`` from the first. Of three seeds above 475, none fell
+      below again; two did with ``all_action``, which passed slightly sooner. Horizon and average were compared with
+      ``all_action``.
+    - Low entropy: a weight of 0.003 left the policy half random.
     - Discount 0.995: 0.99 puts the track's end beyond the horizon. Not compared per seed.
-    - Two-hot values, since a squared error reaches a return of 100 slowly. Not compared.
-    - Greedy action from the policy: over 20 checkpoints better than one-step planning at 11, worse at 7, and cheaper.
+    - Two-hot values: a squared error reaches a return of 100 slowly. Not compared.
+    - Greedy policy: over 20 checkpoints better than one-step planning at 11, worse at 7, and cheaper.
     """
     return Preset(
         WorldModelConfig(
@@ -94,8 +94,8 @@ def control() -> Preset:
 def continuous() -> Preset:
     """``control`` for continuous actions; used for the Pendulum-v1 results.
 
-    The pathwise gradient is more informative than a sampled return, but differentiates every imagined step: imagination
-    is shorter, the policy's learning rate lower.
+    The pathwise gradient is more informative than a sampled return, but costlier: imagination is shorter, the policy's
+    learning rate lower.
     """
     preset = control()
     decision = dataclasses.replace(preset.model.decision, gradient="pathwise", entropy=3e-4)
@@ -108,11 +108,11 @@ def continuous() -> Preset:
 
 
 def wander() -> Preset:
-    """Exploration with small views: random actions, only the world model learns.
+    """Small views, random actions, only the world model learns.
 
     Tested on MiniGrid's MemoryS9, whose longest episode fits into the window. Non-rotating states hold a fact for any
-    time. More updates per step overfit before the cue is remembered. The latent is deterministic: with sampling, one of
-    two seeds did not separate a key from a ball in 1,600 updates.
+    time. A higher train ratio overfits. With sampled latents, one of two seeds did not separate a key from a ball in
+    1,600 updates.
     """
     return Preset(
         WorldModelConfig(
@@ -130,9 +130,9 @@ def wander() -> Preset:
 
 
 def moving() -> Preset:
-    """Moving objects on small maps or images, convolutional memory, random actions.
+    """Moving objects on small maps, convolutional memory, random actions.
 
-    Tested on HiddenBall. Small batches: perception needs more updates than steps.
+    Tested on HiddenBall. Batches are small: perception needs more updates than steps.
     """
     memory = MemoryConfig(width=128, blocks=(ConvLSTMBlock((4, 4)),))
     return Preset(

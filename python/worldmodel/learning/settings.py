@@ -49,8 +49,8 @@ class TrainConfig:
     """Minutes between open-loop predictions (a picture in TensorBoard and open_loop/... metrics); more where that would
     take over 1% of the time. 0 turns them off."""
     environment_state: Literal["replay", "pickle"] = "replay"
-    """How a checkpoint holds the environments: replay keeps seed and actions of each episode and repeats them on resume;
-    pickle is for environments that this cannot restore, and needs --unpickle on resume."""
+    """How a checkpoint holds the environments: replay repeats each episode's seed and actions on resume; pickle is
+    for environments that this cannot restore, and needs --unpickle on resume."""
     model: WorldModelConfig = dataclasses.field(default_factory=WorldModelConfig)
     """The five functions."""
     learner: LearnerConfig = dataclasses.field(default_factory=LearnerConfig)

@@ -1,7 +1,7 @@
 """Training in one process: learning from a source of batches, collection, and checkpoints.
 
 With environments, an iteration is one step in each and the updates that the train ratio allows; without, one update. It
-depends on counts and random generators alone, which checkpoints hold, so a resumed run repeats the uninterrupted one.
+depends only on counts and random generators, which checkpoints hold, so a resumed run repeats the uninterrupted one.
 """
 
 from typing import Any, Protocol
@@ -31,10 +31,10 @@ class TrainingFailed(RuntimeError):
 
 
 class Evaluator(Protocol):
-    """Measures progress without moving a random generator, so training is unaffected."""
+    """Measures progress without moving a random generator."""
 
     def __call__(self, trainer: "SourceTrainer") -> tuple[dict[str, float], np.ndarray | None]:
-        """Metrics by name, maybe none, and a picture, uint8 (height, width, 3), or None."""
+        """Metrics by name, and a picture, uint8 (height, width, 3), or None."""
 
 
 class SourceTrainer:
@@ -47,8 +47,8 @@ class SourceTrainer:
 
     Attributes:
         updates: of the weights.
-        seconds: of training, over all processes of the run.
-        batch: the newest batch.
+        seconds: of training, over all processes.
+        batch: the newest one.
     """
 
     def __init__(self, config: TrainConfig, source: Source, evaluator: Evaluator | None = None) -> None:
@@ -89,7 +89,7 @@ class SourceTrainer:
 
     @property
     def steps(self) -> int:
-        """The count for checkpoints and log: updates, without collection."""
+        """Count for checkpoints and log."""
         return self.updates
 
     @property
@@ -126,7 +126,7 @@ class SourceTrainer:
         self.metric_means.add(learned)
 
     def metrics(self) -> dict[str, float]:
-        """A line for the log: counts, and means since the last line."""
+        """Counts, and means since the last call."""
         return {
             "steps": self.steps,
             "updates": self.updates,
@@ -156,10 +156,7 @@ class SourceTrainer:
         return ("updates", "seconds")
 
     def load(self, run: Run) -> bool:
-        """Restores the newest checkpoint of ``run``.
-
-        Returns:
-            Whether a pickle was read: always false.
+        """Restores the newest checkpoint of ``run``; returns false, as no pickle was read.
 
         Raises:
             RunError: a file is missing, damaged, or of another configuration.
@@ -189,12 +186,7 @@ class SourceTrainer:
 
 
 class Trainer(SourceTrainer):
-    """Trains and collects in one process.
-
-    Args:
-        config: settings.
-        decider: chooses the actions of collection.
-        evaluator: as for ``SourceTrainer``.
+    """Trains and collects in one process; ``decider`` chooses the actions.
 
     Attributes:
         episodes_ended: over all environments.
@@ -244,7 +236,7 @@ class Trainer(SourceTrainer):
             self.update()
 
     def metrics(self) -> dict[str, float]:
-        """A line for the log: counts, and means since the last line."""
+        """Counts, and means since the last call."""
         return {**super().metrics(), "environments": self.episodes.num_envs, "episodes": self.episodes_ended}
 
     def state_dict(self) -> dict[str, Any]:
@@ -256,15 +248,12 @@ class Trainer(SourceTrainer):
         return ("updates", "episodes_ended", "seconds", "_owed")
 
     def load(self, run: Run, *, new_episodes: bool = False, unpickle: bool = False) -> bool:
-        """Restores the newest checkpoint of ``run``.
+        """Restores the newest checkpoint of ``run``; returns whether a pickle was read.
 
         Args:
             run: to resume.
-            new_episodes: start new episodes instead of resuming the old ones.
+            new_episodes: start new episodes instead.
             unpickle: allow reading pickled environments, which runs their code.
-
-        Returns:
-            Whether a pickle was read.
 
         Raises:
             RunError: a file is missing, damaged or of another configuration, or the environments cannot be restored.

@@ -150,10 +150,9 @@ def upgrade_config(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def upgrade_memory(old: Mapping[str, Any]) -> dict[str, Any]:
-    """Converts an old ``MemoryConfig`` without blocks to ``width`` and ``blocks``.
+    """Converts an old ``MemoryConfig`` to ``width`` and ``blocks``, with old defaults; others are unchanged.
 
-    Missing fields take their old defaults. A config with ``blocks`` is returned unchanged; unknown fields stay, for
-    ``from_json`` to reject.
+    Unknown fields stay, for ``from_json`` to reject.
 
     Example:
         >>> upgrade_memory({"kind": "gru", "width": 128, "layers": 2})

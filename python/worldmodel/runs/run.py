@@ -5,12 +5,11 @@
     tensorboard/         the same, for TensorBoard
     checkpoints/NNN/     after NNN transitions; one safetensors file per part
 
-A checkpoint is written under a temporary name, renamed once it is on disk, and only then are older ones removed: the
-newest folder in ``checkpoints`` is always complete.
+A checkpoint is renamed from a temporary name once it is on disk, then older ones are removed: the newest is always
+complete.
 
-Reading a run executes nothing from it, since settings are JSON and checkpoints safetensors. The exception needs two
-options: ``--environment-state pickle`` to write, ``--unpickle`` to read. (The environment is imported by its configured
-name.)
+Reading a run executes nothing from it, except with ``--unpickle`` after ``--environment-state pickle``. (The
+environment is imported by its configured name.)
 """
 
 import contextlib
@@ -86,7 +85,7 @@ class Run:
         return sorted(path for path in (self.folder / "checkpoints").glob("*") if path.name.isdigit())
 
     def save(self, steps: int, parts: Mapping[str, Any]) -> Path:
-        """Writes a checkpoint, then removes all but the newest ``KEPT``.
+        """Writes a checkpoint; keeps the newest ``KEPT``.
 
         Args:
             steps: transitions so far, the checkpoint's name.
@@ -157,7 +156,7 @@ class Run:
 
     @contextlib.contextmanager
     def refusing(self, *parts: str) -> Iterator[None]:
-        """Raises ``RunError`` with the checkpoint's name for parts of another configuration."""
+        """Turns errors into ``RunError`` with the checkpoint's name."""
         try:
             yield
         except (KeyError, IndexError, TypeError, RuntimeError, AttributeError) as error:
@@ -167,7 +166,7 @@ class Run:
             ) from error
 
     def log(self, metrics: Mapping[str, float]) -> None:
-        """Appends to ``metrics.jsonl`` and, if installed, TensorBoard, at ``metrics["steps"]``."""
+        """Appends to ``metrics.jsonl`` and, if installed, TensorBoard."""
         with (self.folder / "metrics.jsonl").open("a") as file:
             file.write(json.dumps(dict(metrics)) + "\n")
         writer, steps = self._writer(int(metrics["steps"])), int(metrics["steps"])
@@ -176,7 +175,7 @@ class Run:
                 writer.add_scalar(name, value, steps)
 
     def log_picture(self, name: str, picture: np.ndarray, steps: int) -> None:
-        """Logs a picture, uint8 (height, width, 3), to TensorBoard, if installed."""
+        """Logs uint8 (height, width, 3) to TensorBoard, if installed."""
         writer = self._writer(steps)
         if writer:
             writer.add_image(name, picture, steps, dataformats="HWC")

@@ -1,9 +1,8 @@
-"""Nested state as one safetensors file: no pickle, and damage is detected.
+"""Nested state as one safetensors file, with damage detection and without pickle.
 
-A state nests dicts, lists and tuples of tensors, arrays and plain values. Its tensors become the file's tensors; the
-rest becomes JSON metadata with ``{"tensor": key}`` for a tensor, which preserves numeric keys and tuples. Metadata also
-holds format version, schema and a checksum: safetensors detects a truncated file, but not a flipped bit. Format:
-``docs/state_files.md``.
+A state nests dicts, lists and tuples of tensors, arrays and plain values. Non-tensors become JSON metadata, which
+preserves numeric keys and tuples. The checksum is there because safetensors detects truncation, but not a flipped bit.
+Format: ``docs/state_files.md``.
 """
 
 import hashlib
