@@ -132,7 +132,7 @@ def ninja_text(plan: Plan) -> str:
 def _link_command(plan: Plan) -> str:
     # OpenMP: torch, imported first, loads its libgomp with RTLD_GLOBAL (libtorch_global_deps). The extension binds to
     # it by soname, or, where the wheel renamed it (libgomp-a34b3233.so.1), by global symbol lookup; the system's
-    # libgomp is then mapped but unused. Without libgomp in the link, loading fails beside a torch that hides its OpenMP.
+    # libgomp is then mapped but unused. Without it in the link, loading fails beside a torch that hides its OpenMP.
     # `python -m wmkernels.info` names the bound library.
     openmp = ["-fopenmp"] if plan.openmp else []
     if sys.platform == "darwin":

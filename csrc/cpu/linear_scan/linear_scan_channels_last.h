@@ -5,7 +5,7 @@
 
 namespace wmk::WMK_ISA {
 
-constexpr int64_t kRowBytes = 4096;  // states per item
+constexpr int64_t kRowBytes = 4096;  // of states per item
 
 template <class T, class S>
 class ChannelsLastScan {
