@@ -7,8 +7,7 @@ Step t of a row is an observation and the transition after it:
     r_t     ``rewards``, of a_t
     end_t   ``terminated``, whether a_t terminated the episode
 
-An episode of n actions takes n + 1 steps; the last, ``is_last``, has no action. A row holds episodes, each with
-``is_first`` at its first step, then padding, where ``valid`` is false.
+An episode of n actions takes n + 1 steps; the last has no action. A row holds episodes, then padding.
 
 DreamerV3 (Hafner et al. 2023) stores reward and end with the next observation: its ``is_terminal`` at t + 1 is
 ``terminated`` at t here. Truncated episodes have ``is_last`` without ``terminated`` before; returns bootstrap there.
@@ -30,16 +29,15 @@ class Batch:
 
     Attributes:
         observations: key -> (batch, time, ...), as in ``ObservationSpec.modalities``.
-        actions: (batch, time, ...) in ``ActionSpec.shape`` and ``dtype``; arbitrary where ``is_last``.
+        actions: (batch, time, ...) in ``ActionSpec.dtype``; arbitrary where ``is_last``.
         rewards: float32 (batch, time), in the environment's units; arbitrary where ``is_last`` or not ``reward_mask``.
-        terminated: bool (batch, time).
-        is_last: bool (batch, time), true where the row has no next action: at an episode's or chunk's last
-            observation, and on padding.
-        is_first: bool (batch, time), true at an episode's first observation.
-        valid: bool (batch, time), false on padding.
+        terminated: bool (batch, time), as all below unless stated.
+        is_last: no next action in the row: an episode's or chunk's last observation, or padding.
+        is_first: an episode's first observation.
+        valid: false on padding.
         state: ``WorldModel.init_state`` before the first step, for rows inside an episode; None if there are none.
-        loss_mask: bool (batch, time), false without a loss, such as burn-in.
-        reward_mask: bool (batch, time), false for unknown rewards: no loss, statistic or imagination there.
+        loss_mask: false without a loss, such as burn-in.
+        reward_mask: false for unknown rewards: no loss, statistic or imagination there.
         elapsed: float32 (batch, time), time since the previous observation, in steps; not yet used by the model.
     """
 

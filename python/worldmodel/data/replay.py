@@ -1,7 +1,7 @@
 """Replay: a memory-limited store of transitions, packed into batches.
 
-Whole episodes that fit are packed into rows of ``window`` steps; they need no stored state and cut no gradient. Later
-chunks of longer episodes start a row, with a stored state and burn-in (see ``chunks.py``).
+Whole episodes that fit are packed into rows of ``window`` steps, without stored state. Later chunks of longer episodes
+start a row, with a stored state and burn-in (see ``chunks.py``).
 
 An epoch samples every chunk once, in random order, including chunks that arrive meanwhile.
 """
@@ -124,17 +124,9 @@ class Replay:
     ) -> None:
         """One transition per environment in ``rows``, (n,); arrays are (n, ...).
 
-        Args:
-            rows: environment indices.
-            actions: of ``rows``.
-            rewards: of the actions.
-            terminated: whether the action terminated the episode.
-            truncated: whether it truncated the episode.
-            next_observations: after the actions, in the same episode.
-            states: memory states before this step, (num_envs, ...).
-            version: weight updates behind ``states``.
-            reward_mask: bool, true for known rewards.
-            elapsed: time to the next observation, in steps.
+        ``next_observations`` follow the actions in the same episode. ``states``, (num_envs, ...), precede the step and
+        come from weights with ``version`` updates. ``reward_mask`` is bool, true for known rewards. ``elapsed`` is the
+        time to the next observation, in steps.
         """
         self.added += len(rows)
         for chunk in self._writer.add(
@@ -249,7 +241,7 @@ class Replay:
     def sample(self, version: int = 0) -> tuple[Batch, dict[str, float]]:
         """The next batch of the epoch, ``version`` updates into training.
 
-        Rows that begin inside an episode are proportional to their remaining transitions, rounded at random.
+        The number of rows that begin inside an episode is proportional to such transitions left, rounded at random.
 
         Returns:
             ``(batch, metrics)``: ``filled``, the fraction of steps without padding; with stored states, also

@@ -49,7 +49,7 @@ class Modality:
         path: keys and indices into an observation.
         sizes: classes per entry (categorical) or channel (grid).
         starts: value of class 0 per categorical entry.
-        channels_first: the environment's image is (channels, height, width).
+        channels_first: environment images are (channels, height, width).
     """
 
     kind: Kind
@@ -117,7 +117,7 @@ class ObservationSpec:
         }
 
     def encode_batch(self, observations: Any) -> dict[str, np.ndarray]:
-        """Observations of a vector environment as arrays (batch, *modality.shape)."""
+        """Batched observations as arrays (batch, *modality.shape)."""
         encoded = {}
         for name, modality in self.modalities.items():
             value = np.asarray(_follow(observations, modality.path))
@@ -125,7 +125,7 @@ class ObservationSpec:
         return encoded
 
     def check(self, encoded: Mapping[str, np.ndarray], steps: int, caller: str) -> dict[str, np.ndarray]:
-        """Validates untrusted encoded observations, (steps, *modality.shape); casts them. ``caller`` prefixes errors.
+        """Validates untrusted observations, (steps, *modality.shape), and casts them. ``caller`` prefixes errors.
 
         Raises:
             ValueError: wrong keys or shapes, NaN, infinity, class out of range.
@@ -183,8 +183,8 @@ class ActionSpec:
         starts: environment value of class 0 per entry.
         low: environment value of -1 per entry.
         high: environment value of 1 per entry.
-        env_shape: of the environment's action.
-        env_dtype: of the environment's action.
+        env_shape: environment's shape.
+        env_dtype: environment's dtype.
 
     Example:
         >>> from gymnasium import spaces
@@ -246,7 +246,7 @@ class ActionSpec:
         return entries if self.shape else entries.squeeze(-1)
 
     def to_env(self, actions: np.ndarray) -> np.ndarray:
-        """Actions (..., *shape) in the environment's form."""
+        """The environment's form of (..., *shape)."""
         batch = actions.shape[: actions.ndim - len(self.shape)]
         if self.kind == "discrete":
             values = actions + np.reshape(self.starts, self.shape)
@@ -258,14 +258,14 @@ class ActionSpec:
         return np.asarray(values).reshape(*batch, *self.env_shape).astype(self.env_dtype)
 
     def sample(self, random: np.random.Generator, *batch: int) -> np.ndarray:
-        """Uniform random actions, (*batch, *shape) in ``dtype``."""
+        """Uniform random (*batch, *shape) in ``dtype``."""
         size = (*batch, *self.shape)
         if self.kind == "continuous":
             return random.uniform(-1, 1, size).astype(self.dtype)
         return random.integers(0, np.reshape(self.sizes, self.shape), size, dtype=self.dtype)
 
     def check(self, actions: np.ndarray, count: int, caller: str) -> np.ndarray:
-        """Validates untrusted actions, (count, *shape); casts them. ``caller`` prefixes errors.
+        """Validates untrusted actions, (count, *shape), and casts them. ``caller`` prefixes errors.
 
         Raises:
             ValueError: wrong shape, class out of range, numbers outside [-1, 1], NaN.

@@ -1,7 +1,6 @@
 """Open-loop validation during training: errors k steps after the last context observation.
 
-It uses the newest training batch and the likeliest latents, so no random generator moves and the run stays bitwise
-equal. It takes at most 1% of the time.
+It uses the newest batch and the likeliest latents, so no random generator moves. It takes at most 1% of the time.
 """
 
 import time
@@ -49,7 +48,7 @@ class OpenLoopCallback:
     def look(
         self, world_model: WorldModel, batch: Batch, seconds: float, title: str = ""
     ) -> tuple[dict[str, float], np.ndarray | None]:
-        """Predicts open-loop in ``batch``, ``seconds`` into training; ``title`` heads the picture.
+        """Predicts open-loop in ``batch``, ``seconds`` into training.
 
         Returns:
             ``(metrics, picture)``: mean errors "open_loop/MODALITY@k" and "open_loop/reward@k", none if all rows are

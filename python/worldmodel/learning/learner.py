@@ -3,8 +3,8 @@
 Three groups of parameters: perception, memory and prediction; evaluation; decision. The policy's objective never
 changes the world model.
 
-Order: batch statistics (reward scale, reward support), observation, imagination, return statistics, losses, gradients,
-optimiser. Non-finite values restore the statistics.
+Order: batch statistics (rewards), observation, imagination, return statistics, losses, gradients, optimiser. Errors
+restore the statistics.
 """
 
 import contextlib
@@ -144,8 +144,8 @@ class Learner:
         """One optimiser step on a batch on the world model's device.
 
         Returns:
-            Losses and metrics by name. "seconds/observe" and "seconds/imagine" include their backward passes; they are
-            meaningless on an asynchronous GPU.
+            Losses and metrics by name. "seconds/observe" and "seconds/imagine" include backward passes; on an
+            asynchronous GPU they are meaningless.
 
         Raises:
             NonFiniteError: non-finite reward, loss or gradient; parameters, optimisers and statistics are unchanged.

@@ -64,10 +64,10 @@ class ImaginedReturns:
         mask: bool (rows,): starts with a loss.
         imagined: rollouts, (rows * tries, ...).
         returns: λ-returns in units of the reward scale, (rows * tries, horizon).
-        q: first returns per action, (rows, actions), for the all-action gradient; else None.
-        policy: at the start, (rows,), for the all-action gradient; else per step, (rows, horizon).
+        q: first returns per action, (rows, actions); None unless all-action.
+        policy: (rows,) at the start for all-action; else (rows, horizon).
         first_target: value target at the start, (rows,).
-        weights: (rows * tries, horizon), probability of reaching each step; 0 without ``mask``.
+        weights: probability of reaching each step, (rows * tries, horizon); 0 without ``mask``.
     """
 
     start: Tensor

@@ -1,7 +1,6 @@
 """Running statistics of rewards, returns and target ranges, so that one setting serves every environment.
 
-They are updated only here, once per update, outside the losses, through the gradients' ``Reduction``. Non-finite values
-are ignored.
+They are updated only here, once per update, outside the losses. Non-finite values are ignored.
 """
 
 from collections.abc import Mapping
@@ -52,9 +51,9 @@ def update_standardisation(
 
 
 class ReturnNormaliser:
-    """Smoothed distance from the 5th to the 95th percentile of returns, at least ``floor``.
+    """Smoothed 5th to 95th percentile range of returns, at least ``floor``, which keeps noise from being amplified.
 
-    Hafner et al. 2023, arXiv 2301.04104, equation 7. The floor keeps noise from being amplified.
+    Hafner et al. 2023, arXiv 2301.04104, equation 7.
     """
 
     def __init__(self, floor: float, decay: float = 0.99) -> None:

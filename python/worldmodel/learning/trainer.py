@@ -1,7 +1,7 @@
-"""Training in one process: learning from a source of batches, collection, and checkpoints.
+"""Training in one process: learning from a source of batches, collection, checkpoints.
 
-With environments, an iteration is one step in each and the updates that the train ratio allows; without, one update. It
-depends only on counts and random generators, which checkpoints hold, so a resumed run repeats the uninterrupted one.
+An iteration is one step per environment and the updates due under the train ratio, or one update without environments.
+It depends only on counts and random generators, which checkpoints hold, so resumed runs repeat the uninterrupted one.
 """
 
 from typing import Any, Protocol
@@ -38,12 +38,7 @@ class Evaluator(Protocol):
 
 
 class SourceTrainer:
-    """Learns from a source of batches; ``Trainer`` also collects.
-
-    Args:
-        config: settings; those of environments and replay are unused.
-        source: batches and specs.
-        evaluator: called by ``evaluate``, if any.
+    """Learns from a source of batches; ignores settings of environments and replay.
 
     Attributes:
         updates: of the weights.
@@ -253,7 +248,7 @@ class Trainer(SourceTrainer):
         Args:
             run: to resume.
             new_episodes: start new episodes instead.
-            unpickle: allow reading pickled environments, which runs their code.
+            unpickle: allow pickled environments, whose code runs.
 
         Raises:
             RunError: a file is missing, damaged or of another configuration, or the environments cannot be restored.

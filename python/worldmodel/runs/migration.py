@@ -62,13 +62,7 @@ KEYS = {
 
 
 def load_part(name: str, read: Callable[[str], tuple[Any, int]], exists: Callable[[str], bool]) -> Any:
-    """One part of a checkpoint, in the current format.
-
-    Args:
-        name: current name of the part.
-        read: file name -> (state, version of its format); its errors apply.
-        exists: whether a file exists.
-    """
+    """One part of a checkpoint in the current format; ``read`` returns (state, format version) of a file name."""
     old = PARTS.get(name, name)
     state, version = read(old if exists(old) and not exists(name) else name)
     if version > 1:
@@ -118,10 +112,7 @@ def _option(field: str) -> str:
 
 
 def upgrade_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """``config.json`` of any release with current names.
-
-    Unknown names stay, for ``from_json`` to reject.
-    """
+    """``config.json`` of any release with current names; unknown names stay, for ``from_json`` to reject."""
     upgraded = _copied(config)
     for old, new in FIELDS.items():
         parent, name = _parent(upgraded, old)
@@ -150,9 +141,7 @@ def upgrade_config(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def upgrade_memory(old: Mapping[str, Any]) -> dict[str, Any]:
-    """Converts an old ``MemoryConfig`` to ``width`` and ``blocks``, with old defaults; others are unchanged.
-
-    Unknown fields stay, for ``from_json`` to reject.
+    """Converts an old ``MemoryConfig`` to ``width`` and ``blocks``, with old defaults; unknown fields stay.
 
     Example:
         >>> upgrade_memory({"kind": "gru", "width": 128, "layers": 2})

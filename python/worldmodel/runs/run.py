@@ -61,11 +61,7 @@ class Run:
 
     @classmethod
     def create(cls, folder: Path | str, config: Mapping[str, Any]) -> "Run":
-        """A new folder with ``config``.
-
-        Raises:
-            RunError: the folder is not empty.
-        """
+        """A new folder; raises RunError if it is not empty."""
         folder = Path(folder)
         if folder.exists() and any(folder.iterdir()):
             raise RunError(f"{folder} exists and is not empty; go on with it by --resume {folder}, or name another")
@@ -85,14 +81,11 @@ class Run:
         return sorted(path for path in (self.folder / "checkpoints").glob("*") if path.name.isdigit())
 
     def save(self, steps: int, parts: Mapping[str, Any]) -> Path:
-        """Writes a checkpoint; keeps the newest ``KEPT``.
+        """Writes a checkpoint folder; keeps the newest ``KEPT``.
 
         Args:
             steps: transitions so far, the checkpoint's name.
             parts: name -> nested state for ``storage.save``, one file each.
-
-        Returns:
-            The checkpoint's folder.
         """
         final = self.folder / "checkpoints" / f"{steps:012d}"
         if final.exists():
