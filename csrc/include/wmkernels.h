@@ -16,6 +16,7 @@
 //   - Strides count elements and may be zero or negative; offsets are 64-bit.
 //   - The caller allocates the outputs. They are not expanded and do not alias inputs or each other unless stated.
 //   - Present outputs are overwritten completely.
+//   - `reset` holds bytes 0 or 1.
 //   - "state dtype", of parameters and states, is float64 where `dtype` is float64, else float32.
 //   - `workspace` has at least the size from the _workspace function, aligned to 64 bytes (CPU) or 256 (GPU).
 //   - `threads` is at least 1; `stream` is a cudaStream_t of `device`. GPU kernels do not allocate or synchronise.
@@ -64,13 +65,13 @@ typedef struct wmk_view {
   int wmk_cuda_##name(const wmk_##arguments*);
 #include "common/ops.h"
 
-// The instruction-set levels of this build and machine, best first, comma-separated; the level in use; and its override
-// (returns 0 or WMK_UNSUPPORTED).
+// The levels of this build and machine, best first, comma-separated; the current level; its override (returns 0 or
+// WMK_UNSUPPORTED).
 const char* wmk_cpu_isa_available(void);
 const char* wmk_cpu_isa(void);
 int wmk_cpu_set_isa(const char* name);
 
-// Runs fp32 multiply-adds in registers on the calling thread and returns their number: the machine's peak rate.
+// Runs fp32 multiply-adds in registers and returns their number, to measure the thread's peak rate.
 int64_t wmk_cpu_multiply_adds(int64_t iterations);
 
 // "" if the driver and GPU can run this build's kernels, else the reason. Never throws.

@@ -1,5 +1,4 @@
-// Vector loads and stores, converting any dtype to the arithmetic type. 16-bit stores round to nearest even and keep
-// NaN.
+// Vector loads and stores that convert to and from the arithmetic type: round to nearest even, NaN stays NaN.
 #pragma once
 
 #include "cpu/simd/vector.h"

@@ -1,8 +1,7 @@
 // Tiles: a few time steps of one vector of rows, in the arithmetic type, [time][row], contiguous in scratch.
 //
-// Inner loops read only tiles, so one loop serves every dtype and stride. Contiguous time (channel-first): cache lines
-// are read whole and transposed in registers. Contiguous rows (channel-last): vectors are copied. Otherwise: per
-// element.
+// One inner loop thus serves every dtype and stride. Channel-first: whole cache lines are transposed in registers.
+// Channel-last: vectors are copied. Otherwise: per element.
 #pragma once
 
 #include "cpu/common/load_store.h"
@@ -16,8 +15,8 @@ struct Plane {
   int64_t row_stride, time_stride;
 };
 
-// Transposes lanes x lanes by unpacking within 128 bits, then by even and odd 128-bit blocks: single instructions,
-// cheaper than free permutations.
+// Transposes lanes x lanes by unpacking within 128 bits, then by even and odd 128-bit blocks: cheaper than free
+// permutations.
 template <class T>
 WMK_INLINE void transpose(Vector<T>* v) {
   constexpr int lanes = kLanes<T>, block = 16 / int(sizeof(T)), blocks = lanes / block;
@@ -107,8 +106,7 @@ static void store_tile(const T* tile, int64_t pitch, S* to, int64_t row_stride, 
   }
 }
 
-// Cache lines of the next tiles, prefetched a few per step. A tile has too many streams for the hardware prefetcher,
-// and a burst of prefetches is mostly dropped.
+// Cache lines of the next tiles, prefetched a few per step: too many streams for the hardware, and bursts are dropped.
 struct PrefetchList {
   const char** lines;
   int64_t count = 0, most;

@@ -1,6 +1,6 @@
-// Shared by forward and backward: sizes, packed weights, padded maps, tensors of any layout.
+// Shared by forward and backward.
 //
-// A block of channels has its four gate vectors i, f, g, o adjacent, so one GEMM tile feeds the cell update. Channels
+// The four gate vectors i, f, g, o of a channel block are adjacent, so one GEMM tile feeds the cell update. Channels
 // are zero-padded to whole vectors.
 #pragma once
 
@@ -16,7 +16,7 @@ namespace wmk::WMK_ISA {
 constexpr int64_t kSegmentPositions = 64;               // per row segment: gates fit L1
 constexpr int64_t kGroupTiles = 32;                     // Winograd tiles per read of the weights
 constexpr int64_t kChunkBytes = int64_t(128) << 10;     // gate gradients per pass over the weight gradient
-constexpr int64_t kPartialsBytes = int64_t(256) << 20;  // weight-gradient partials of all workers
+constexpr int64_t kPartialsBytes = int64_t(256) << 20;  // weight-gradient partials
 
 // The first `count` lanes; loads fill the others with zeros.
 template <class T, class S>
@@ -175,7 +175,7 @@ class ConvLSTM {
               ((const T*)op.peephole.data)[gate * stride[0] + c * stride[1] + position * stride[2]];
   }
 
-  // `count` positions of [channels, positions], to channels last.
+  // [channels, positions] to channels last.
   template <class From>
   static void read_positions(T* to, int64_t pitch, const From* from, int64_t channel_stride, int64_t position_stride,
                              int64_t channels, int64_t count) {
@@ -187,7 +187,7 @@ class ConvLSTM {
         to[p * pitch + c] = widen_one<T>(from[c * channel_stride + p * position_stride]);
   }
 
-  // Rows [top, bottom) of [batch, channels, positions], to channels last.
+  // Rows [top, bottom) of [batch, channels, positions] to channels last.
   template <class From>
   void read_state(T* to, int64_t pitch, const wmk_view& view, int64_t batch, int64_t top, int64_t bottom) const {
     const int64_t* stride = view.stride;
@@ -199,7 +199,6 @@ class ConvLSTM {
       read_state<S>(to.at(y + sizes.h_top, sizes.h_left), op.hidden, op.h0, batch, y, y + 1);
   }
 
-  // Rows [begin, end) of one step's padded x.
   void pad_x(const PaddedMap<T>& to, int64_t time, int64_t batch, int64_t begin, int64_t end) const {
     const S* from = (const S*)op.x.data + time * op.x.stride[0] + batch * op.x.stride[1];
     const int64_t left = min(op.pad_left, sizes.x_columns);
@@ -281,8 +280,8 @@ class ConvLSTM {
             all.products + worker * kTileElements * transform_stride(block)};
   }
 
-  // Calls use(sums, block, row, column, count) with gate sums [count][4 vectors] per segment of rows [top, bottom) and
-  // channel block. Null h: no recurrence.
+  // Calls use(sums, block, row, column, count) with gate sums [count][4 vectors] per row segment and channel block.
+  // Null h: no recurrence.
   template <class Use>
   void sum_gates(const Scratch& scratch, const PaddedMap<T>& x, const T* weight_ih, const PaddedMap<T>* h,
                  const T* weight_hh, const T* bias, int64_t top, int64_t bottom, const Use& use) const {

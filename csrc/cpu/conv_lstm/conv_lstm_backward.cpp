@@ -1,9 +1,9 @@
 // ConvLSTM, backward, on the CPU.
 //
-// A step's gates, saved or recomputed from x and h, become their gradients in place. While in the cache, these are
-// convolved with the weights (gradients of the previous h and of x) and multiplied by x and h (weight gradients): no
-// gate tensor is written. Each of the three convolutions costs as much as the forward one. Weight gradients sum over
-// time and batch in one partial per worker, reduced in a fixed order.
+// A step's gates, saved or recomputed, become their gradients in place. From the cache, these are convolved with the
+// weights (gradients of h and x) and multiplied by h and x (weight gradients): no gate tensor is written. Each of the
+// three convolutions costs as much as the forward one. Each worker sums weight gradients in its own partial, reduced in
+// a fixed order.
 #include "cpu/conv_lstm/conv_lstm_gradients.h"
 
 namespace wmk::WMK_ISA {
@@ -162,7 +162,7 @@ class Backward : Gradients<T, S> {
         store(to, load_lanes<T>(from + gate * op.hidden, valid));
   }
 
-  // `sums` holds the activated gates, or their sums if recomputed.
+  // Activated gates, or their sums if recomputed.
   void segment_gate_gradients(const T* sums, T* to, int64_t worker, int64_t buffer, int64_t time, int64_t batch,
                               int64_t b, int64_t position, int64_t count) const {
     const int64_t channel = b * lanes, valid = min(lanes, op.hidden - channel);
@@ -241,7 +241,6 @@ class Backward : Gradients<T, S> {
                          count);
   }
 
-  // Gate gradients to gradients of the previous h, x, and the weights.
   void backpropagate(int64_t worker, int64_t buffer, int64_t time, int64_t batch, int64_t top, int64_t bottom) const {
     const PaddedMap<T> gates = gate_map(buffer);
     const typename Base::Scratch scratch = Base::scratch_of(scratch_, worker);

@@ -1,10 +1,10 @@
 // ConvLSTM, forward, on the CPU.
 //
-// x and h are convolved together: the gates of a row segment and channel block are summed in registers
-// (gemm_microkernel.h) and update their cells from L1. Gates are written only for the backward pass. A position costs 4
-// hidden (input kernel_ih + hidden kernel_hh) multiply-adds, which bound the kernel, five exponentials per element of
-// h, and a copy of x and h into zero-padded maps, which serve any stride, dilation and layout. 3 x 3 kernels on maps
-// with even sides use winograd.h: 4/9 of the multiply-adds.
+// The gates of a row segment and channel block are summed in registers (gemm_microkernel.h) and update their cells from
+// L1; only the backward pass needs them written. A position costs 4 hidden (input kernel_ih + hidden kernel_hh)
+// multiply-adds, which bound the kernel, and five exponentials per element of h. Copies of x and h in zero-padded maps
+// serve any stride, dilation and layout. 3 x 3 kernels on maps with even sides use winograd.h: 4/9 of the
+// multiply-adds.
 #include "cpu/conv_lstm/conv_lstm.h"
 
 namespace wmk::WMK_ISA {

@@ -1,9 +1,7 @@
-// The ConvLSTM's backward convolutions: from a step's gate gradients to those of maps and weights, with
-// gemm_microkernel.h.
+// The ConvLSTM's backward convolutions, from gate gradients to those of maps and weights.
 //
-// The gradient of a map at p sums gates at q = (p + padding - k dilation) / stride over the taps k for which q is an
-// integer. With a stride, the columns p fall into phases, each with its own taps and contiguous q. The weight gradient
-// sums over positions.
+// The gradient of a map at p sums gates at q = (p + padding - k dilation) / stride over the taps k with integer q. With
+// a stride, the columns p fall into phases, each with its own taps and contiguous q.
 #pragma once
 
 #include "cpu/conv_lstm/conv_lstm.h"
@@ -121,7 +119,7 @@ class Gradients : public ConvLSTM<T, S> {
     for (int64_t b = 0; b < by.blocks; ++b)
       winograd_weight_transform(to + b * kTileElements * size, scratch + b * 9 * size, sizes.gates, pitch);
   }
-  // Calls use(sums, block, row, column, count) with the gradient [count][vectors] per segment of rows [top, bottom).
+  // Calls use(sums, block, row, column, count) with the gradient [count][vectors] per row segment.
   template <class Use>
   void backpropagate_tiles(const typename Base::Scratch& scratch, const PaddedMap<T>& gates, const Convolution& by,
                            const T* weight, int64_t top, int64_t bottom, int64_t width, const Use& use) const {
@@ -150,7 +148,7 @@ class Gradients : public ConvLSTM<T, S> {
     });
   }
 
-  // sums [blocks][16][channels][4 vectors] += input^T gate gradients over rows [top, bottom), by tiles.
+  // sums [blocks][16][channels][4 vectors] += input^T gate gradients, by tiles.
   void add_tiles(T* sums, const typename Base::Scratch& scratch, const PaddedMap<T>& input, const PaddedMap<T>& gates,
                  const Convolution& by, int64_t top, int64_t bottom) const {
     Base::for_each_group(top, bottom, op.width, [&](int64_t row, int64_t rows, int64_t column, int64_t columns) {
@@ -172,7 +170,7 @@ class Gradients : public ConvLSTM<T, S> {
     });
   }
 
-  // sums [blocks][taps][channels][4 vectors] += input^T gate gradients over rows [top, bottom).
+  // sums [blocks][taps][channels][4 vectors] += input^T gate gradients.
   void add_weight_gradient(T* sums, const PaddedMap<T>& input, const PaddedMap<T>& gates, const Convolution& by,
                            int64_t top, int64_t bottom) const {
     // Without dilation, a row's taps are one contiguous run.

@@ -1,7 +1,7 @@
-// Register-blocked matrix products for the convolutions.
+// Register-blocked matrix products.
 //
-// A tile is M x N vectors of sums in registers: a broadcast left element serves N vectors, a right vector serves M
-// elements. MR and NR hide the multiply-add latency and keep loads fewer than multiply-adds.
+// A tile is M x N vectors of sums in registers: a broadcast left element serves N vectors, a right vector M elements.
+// MR and NR hide the multiply-add latency with few loads.
 #pragma once
 
 #include "cpu/common/parallel.h"
@@ -11,7 +11,7 @@ namespace wmk::WMK_ISA {
 
 constexpr int NR = 4;  // maximum, in vectors
 
-// The largest M such that M * N sums, N vectors and one broadcast fit the registers.
+// The largest M for which M * N sums, N vectors and one broadcast fit the registers.
 constexpr int MR(int vectors) {
 #if defined(WMK_AVX512)
   constexpr int rows[] = {14, 14, 9, 6};
@@ -107,7 +107,6 @@ WMK_INLINE void with_constant(int element, const Work& work) {
   work(Constant<most>());
 }
 
-// Rows [0, rows) of the sum, in tiles of similar height.
 template <class T, int N>
 static void gemm_accumulate(T* to, int64_t pitch, const T* start, const GemmTerm<T>* terms, int64_t count,
                             int64_t first, int64_t rows) {

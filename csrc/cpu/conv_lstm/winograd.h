@@ -1,8 +1,8 @@
-// Winograd's minimal filtering F(2x2, 3x3) (Lavin & Gray 2016, section 4.1), stride 1.
+// Winograd's F(2x2, 3x3) (Lavin & Gray 2016, section 4.1), stride 1.
 //
 // The 4 x 4 inputs of a 2 x 2 output tile and the 3 x 3 weights become 16 elements each, multiplied elementwise: 2.25
-// times fewer multiply-adds, for some 60 additions per channel and tile. Errors are about twice those of the direct
-// sum. Channels are contiguous, in whole vectors.
+// times fewer multiply-adds, for some 60 additions per channel and tile, and about twice the error. Channels are
+// contiguous, in whole vectors.
 #pragma once
 
 #include "cpu/common/load_store.h"
@@ -90,8 +90,8 @@ static void winograd_output_transform(T* to, int64_t row, int64_t column, const 
   }
 }
 
-// F(3x3, 2x2), for a weight's gradient: the 4 x 4 input tile convolved by 2 x 2 output gradients. The gradients become
-// 16 elements here; the 16 sums over all tiles become nine below.
+// F(3x3, 2x2), for a weight's gradient: a 4 x 4 input tile convolved by 2 x 2 output gradients, which become 16
+// elements; the 16 sums over all tiles become nine below.
 template <class T>
 static void winograd_gradient_transform(T* to, int64_t distance, const T* from, int64_t row, int64_t column,
                                         int64_t channels) {

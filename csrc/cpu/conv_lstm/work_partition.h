@@ -8,13 +8,13 @@ namespace wmk::WMK_ISA {
 constexpr int kGates = 4;
 constexpr int64_t kMinWorkPerThread = int64_t(2) << 20;  // multiply-adds
 
-// If batch elements keep the threads evenly busy, a worker runs whole elements through time without waiting. Otherwise
-// maps are cut into bands of rows, with a barrier per stage of a step. Short calls stay on the calling thread.
+// If batch elements keep the threads evenly busy, workers run whole elements through time without waiting. Otherwise,
+// maps are cut into bands of rows, with a barrier per stage of a step.
 struct WorkPartition {
   bool by_element;
-  int64_t rows;     // no band boundary within
-  int64_t bands;    // per map
-  int64_t workers;  // each owns a contiguous range of items
+  int64_t rows;   // no band boundary within
+  int64_t bands;  // per map
+  int64_t workers;
   int64_t buffers;  // sets of padded maps
 
   WorkPartition(const wmk_conv_lstm& op, bool tiled, int64_t max_workers) : rows(tiled ? 2 : 1) {

@@ -1,10 +1,9 @@
 // Linear scan, forward and backward, on the CPU.
 //
-// Bound by memory, which is touched once (forward 2 reads and 1 write, backward 3 and 2). Channel-last, a time step is
-// a row of vectors, and up to 4 KB of states stay in L1. Otherwise a vector holds one channel per lane; lanes x lanes
-// blocks are transposed in registers, and later ones prefetched, since one stream per lane is too many for the
-// hardware. Large outputs bypass the cache. With too few rows, time is cut into segments: each is first reduced to an
-// affine map of its incoming state, the maps are combined, and a second pass computes the outputs.
+// Bound by memory, touched once (forward 2 reads and 1 write, backward 3 and 2). Channel-last, a time step is a row of
+// vectors, with up to 4 KB of states in L1. Otherwise, a lane holds a channel; lanes x lanes blocks are transposed in
+// registers and prefetched, since one stream per lane is too many for the hardware. With too few rows, time is cut into
+// segments: a first pass computes each one's affine map of its incoming state, a second pass the outputs.
 #include "cpu/linear_scan/linear_scan_channels_last.h"
 #include "cpu/linear_scan/linear_scan_strided.h"
 

@@ -1,4 +1,4 @@
-// Shared by both layouts: non-temporal stores, incomplete vectors, positions in scan order.
+// Shared by both layouts of the linear scan.
 #pragma once
 
 #include "cpu/common/parallel.h"
@@ -85,8 +85,8 @@ struct Scan {
   void store_state(const wmk_view& view, int64_t batch, int64_t channel, T value) const {
     if (view.data) ((T*)view.data)[batch * op.channels + channel] = value;
   }
-  // The incoming state (backward: gradient) of the first position processed, and the address of the outgoing one.
-  // Backward, positions run from last to first.
+  // Incoming state (backward: gradient) of the first position processed, and address of the outgoing one. Backward,
+  // positions run from last to first.
   T incoming(int64_t batch, int64_t channel) const {
     if (!backward) return initial(batch, channel);
     return drops_last_state(batch) ? T(0) : element(op.grad_last_state, batch, channel);

@@ -87,9 +87,9 @@ static void store_state(const T* table, const wmk_view& view, int64_t state_row,
   store_tile(table + first * kLanes<T>, kLanes<T>, to, states, 1, rows, last - first);
 }
 
-// With fewer tiles than threads, the states of a tile are split between threads, in whole blocks of the inner loop.
-// Each block has its own sum, added in a fixed order: results do not depend on the number of threads. B and C must vary
-// (equal blocks), and the sequence must be long.
+// With fewer tiles than threads, threads split a tile's states, in whole blocks of the inner loop. Each block has its
+// own sum, added in a fixed order: results do not depend on the number of threads. For varying B and C (equal blocks)
+// and long sequences.
 struct StateSplit {
   static constexpr int64_t kSteps = 512;
   int64_t states, block, blocks, count;
@@ -128,13 +128,12 @@ static void load_projection(T* tile, const ScanShape<T>& shape, const wmk_view& 
     load_plane(tile + n, shape.pitch, plane, dtype, n, int(min(shape.lanes, shape.state - n)), time, steps);
 }
 
-// An integral constant for generic lambdas.
 template <int States>
 struct Block {
   char unused[States];
 };
 
-// The spans of a tile between resets; with `reset`, a span starts from zero.
+// Between resets; with `reset`, a span starts from zero.
 struct ResetSpans {
   int count = 0;
   int begin[65];

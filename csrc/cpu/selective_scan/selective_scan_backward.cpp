@@ -1,26 +1,24 @@
 // Selective scan, backward, on the CPU.
 //
-// Chunks run from last to first. A chunk's states are recomputed from its saved state into scratch that fits L2
-// (selective_scan_backward.h), so memory does not grow with channels x state x time.
+// Chunks run from last to first, their states recomputed from the saved state into scratch that fits L2
+// (selective_scan_backward.h): memory does not grow with channels x state x time.
 //
-// dB and dC sum over the channels of a group. Work items, whose number depends on the shape alone, each sum their tiles
-// into a partial; partials are reduced in order after each pass of a few chunks. Results are therefore independent of
-// the number of threads, without atomics. A seq_group runs its sequences in turn and sums the parameter gradients; all
-// seq_groups advance pass by pass.
+// For dB and dC, the sums over a group's channels, each work item sums its tiles into a partial; partials are reduced
+// in order after each pass of a few chunks. The shape alone fixes the number of work items, so results do not depend on
+// the number of threads. A seq_group runs its sequences in turn and sums the parameter gradients; all advance pass by
+// pass.
 //
-// With fewer tiles than threads, StateSplit splits the states. Gradients of step and input are then partial sums per
-// block and pass, which epilogue_slice() adds.
+// StateSplit leaves partial gradients of step and input per block, which epilogue_slice() adds.
 #include "cpu/selective_scan/selective_scan_backward_tile.h"
 
 namespace wmk::WMK_ISA {
 namespace {
 
-constexpr int64_t kMaxWorkItems = 32;  // over all groups and seq_groups: limits the threads
+constexpr int64_t kMaxWorkItems = 32;  // over all groups and seq_groups
 constexpr int64_t kMaxSeqGroups = 16;
 constexpr int64_t kSumsBytes = int64_t(8) << 20;  // partials per pass: limits the synchronisations
 constexpr int64_t kReductionSlices = 8;           // per group and seq_group
 
-// A seq_group's next chunk of a sequence, from last to first.
 struct Cursor {
   int64_t sequence, chunk;
 };
@@ -100,7 +98,7 @@ class Backward {
     for (int64_t sequence = 0; sequence < scan_.sequences; ++sequence)
       if (chunks_of(sequence) == 0) pass_empty(sequence);
   }
-  // Without steps, the last state's gradient is the initial state's.
+  // No steps: the last state is the initial state.
   void pass_empty(int64_t sequence) const {
     if (!scan_.grad_initial_state.data) return;
     T* tile = scratch(0).first_state;
@@ -119,8 +117,7 @@ class Backward {
     while (cursor.chunk < 0 && ++cursor.sequence < end) cursor.chunk = chunks_of(cursor.sequence) - 1;
     return cursor;
   }
-  // Calls work(sequence, chunk, first time, steps, window offset) for the chunks of a pass. Returns the start of the
-  // next pass.
+  // Calls work(sequence, chunk, first time, steps, window offset) per chunk of a pass; returns the next pass's start.
   template <class Work>
   Cursor for_each_chunk_of_pass(int64_t seq_group, const Work& work) const {
     Cursor cursor = cursors_[seq_group];
@@ -256,7 +253,7 @@ class Backward {
                   last);
   }
 
-  // The accumulators of dD and dbias for a chunk.
+  // Of dD and dbias.
   int64_t slice_of(int64_t seq_group, int64_t tile, int64_t chunk) const {
     return (seq_group * kReductionSlices + chunk % kReductionSlices) * shape_.tiles + tile;
   }
@@ -280,7 +277,6 @@ class Backward {
                            });
   }
 
-  // Sums a group's partials of dB and dC over a slice of the pass.
   void reduce_partials(int64_t seq_group, int64_t group, int64_t slice, const BackwardScratch<T>& s) const {
     constexpr int block = kBlockStates<T>;
     int64_t item = 0;
@@ -343,7 +339,7 @@ class Backward {
   ScanShape<T> shape_;
   StateSplit split_;
   int64_t chunk_steps_;  // maximum
-  int64_t window_;       // maximum steps of a seq_group per pass
+  int64_t window_;       // maximum, per seq_group and pass
   int64_t seq_groups_, partials_per_group_, work_items_, table_, sums_pitch_, scratch_bytes_, workspace_;
   Cursor* cursors_;
   int64_t accumulators_;  // elements from dh_ to grad_bias_

@@ -1,12 +1,12 @@
 // The backward pass over one chunk of one tile and one block of states.
 //
-// recompute_states() stores the states and decays of the chunk, half a vector's lanes of states at a time: they fit L2.
-// reverse_sweep() then computes dh_t = C_t dy_t + decay_{t+1} dh_{t+1} and
+// recompute_states() stores states and decays, half a vector's lanes of states at a time: they fit L2. reverse_sweep()
+// computes dh_t = C_t dy_t + decay_{t+1} dh_{t+1} and
 //
 //   d(input_t) = B_t . dh_t           dB_t = sum over channels of dh_t input_t
 //   d(step_t)  = A . (decay_t dh_t h_{t-1}) + ...         dC_t = sum over channels of h_t dy_t
 //
-// Sums over channels are sums over lanes, reduced by one tree of additions per block.
+// Channels are lanes, summed by one tree of additions per block.
 #pragma once
 
 #include "cpu/selective_scan/selective_scan.h"

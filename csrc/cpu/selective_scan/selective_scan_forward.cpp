@@ -1,10 +1,10 @@
 // Selective scan, forward, on the CPU.
 //
-// A vector holds one channel of a group per lane; up to 16 of their states stay in registers over a tile, so nothing of
-// size channels x state x time is written. The prologue converts inputs into tiles in L1, so one inner loop serves
-// every dtype and layout. Per element: `state` exponentials with three multiply-adds each. With A premultiplied by
-// log2(e), a state costs nine instructions on the multiply-add ports and four on others: bound by arithmetic. B and C
-// are converted once per block of channel tiles. Chunk states are kept for the backward pass.
+// A vector holds one channel per lane; up to 16 states stay in registers over a tile, so nothing of size channels x
+// state x time is written. The prologue converts inputs into tiles in L1: one inner loop serves every dtype and layout.
+// An element costs `state` exponentials with three multiply-adds each. With A premultiplied by log2(e), a state takes
+// nine instructions on the multiply-add ports and four on others: bound by arithmetic. A block of channel tiles shares
+// the conversion of B and C.
 //
 // Fewer tiles than threads: selective_scan_split_state.h.
 #include "cpu/selective_scan/selective_scan_split_state.h"
@@ -35,7 +35,6 @@ struct Scratch {
   }
 };
 
-// Channel tiles per thread that share the conversion of B and C.
 template <class T>
 int64_t tiles_per_block(const ScanShape<T>& shape, const wmk_selective_scan& scan) {
   int64_t share = shape.tiles * scan.sequences / (4 * scan.threads);

@@ -1,9 +1,9 @@
 // Selective scan, forward, on the CPU, with fewer tiles than threads.
 //
-// Splitting time would repeat every exponential in a first pass; states, in contrast, meet only in the output. Threads
-// split a tile's states (StateSplit), and time advances by windows in two stages: the scan, parallel over tiles and
-// splits, with one output per block; then sum of the blocks, gate and store, parallel over time. Every split repeats
-// the prologue, which is cheaper than reading another core's cache.
+// Splitting time would repeat every exponential; states meet only in the output. Threads split a tile's states
+// (StateSplit), and time advances by windows in two stages: the scan, parallel over tiles and splits, with one output
+// per block; then sum, gate and store, parallel over time. Every split repeats the prologue, cheaper than reading
+// another core's cache.
 #pragma once
 
 #include "cpu/selective_scan/selective_scan_forward.h"

@@ -1,9 +1,8 @@
 // One step of the selective scan, on the CPU.
 //
-// A channel's contiguous states fill the lanes: each is read, updated and written once. As many channels as lanes are
-// processed together: they share vectors of step sizes, inputs and gates, and one tree of additions reduces their
-// outputs. A batch element of 1536 channels of 16 states is some 30,000 instructions, so only far larger ones start
-// threads.
+// A channel's contiguous states fill the lanes: each is read, updated and written once. As many channels as lanes share
+// vectors of step sizes, inputs and gates, and one tree of additions for their outputs. A batch element of 1536
+// channels of 16 states is some 30,000 instructions: only far larger ones start threads.
 #include "cpu/common/load_store.h"
 #include "cpu/common/parallel.h"
 #include "cpu/dispatch/isa.h"
@@ -76,7 +75,6 @@ class Step {
  private:
   static constexpr int lanes = kLanes<T>;
 
-  // The offset of [first, second], in elements.
   static int64_t at(const wmk_view& view, int64_t first, int64_t second) {
     return first * view.stride[0] + second * view.stride[1];
   }

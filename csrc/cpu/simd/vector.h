@@ -1,8 +1,7 @@
 // Vectors of float and double at the level's width, and mathematical functions.
 //
-// The compiler's vector extension serves AVX-512, AVX2 and 128 bits (SSE2, NEON) from one source; intrinsics cover
-// rounding, exponent scaling and 16-bit conversions. The level's namespace keeps the linker from merging inline
-// functions across levels.
+// The compiler's vector extension serves AVX-512, AVX2 and 128 bits (SSE2, NEON) from one source, with intrinsics where
+// it lacks an operation. The level's namespace keeps the linker from merging inline functions across levels.
 #pragma once
 
 #include <math.h>
@@ -87,7 +86,7 @@ WMK_INLINE V vmin(V value, V bound) {
 WMK_INLINE FloatVector absolute(FloatVector x) { return (FloatVector)((Int32Vector)x & 0x7fffffff); }
 WMK_INLINE DoubleVector absolute(DoubleVector x) { return (DoubleVector)((Int64Vector)x & 0x7fffffffffffffff); }
 
-// (2^f - 1) / f for f in [-1/2, 1/2]: minimax in the relative error of 2^f; 2^0 == 1 exactly, so a zero step keeps the
+// (2^f - 1) / f for f in [-1/2, 1/2]: minimax in the relative error of 2^f. 2^0 == 1 exactly: a zero step keeps the
 // state bit for bit. Errors before rounding: 9.1e-8 (float), 3.4e-18 (double).
 WMK_INLINE FloatVector exp2m1_over_x(FloatVector f) {
   FloatVector p = broadcast(0x1.5bba08p-10f);
@@ -130,7 +129,7 @@ WMK_INLINE DoubleVector scale_exp2(DoubleVector f, DoubleVector power) {
 }
 #else
 // Adding 1.5 * 2^23 leaves the rounded integer in the low bits. The power is one too small and the polynomial doubled,
-// so the largest finite results do not overflow. Results below the smallest normal become zero.
+// so large finite results do not overflow. Results below the smallest normal become zero.
 WMK_INLINE FloatVector split_exponent(FloatVector t, FloatVector& power) {
   t = vmin(vmax(t, broadcast(-126.f)), broadcast(129.f));
   power = t + 0x1.8p23f;
