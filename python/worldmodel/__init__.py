@@ -4,11 +4,11 @@
 
     WorldModel, Learner          the five functions, and their training
     VectorEnvironment, Replay    experience
-    TrainConfig, Run             a run's configuration and folder; ``commands.train.train`` makes one
+    TrainConfig, Run             a run's configuration and folder
     Agent                        a trained world model that acts
 
-The import registers the package's environments and defers torch and gymnasium to the first use of a name. Dependencies
-are in the extra ``worldmodel``.
+The import registers the package's environments, and defers torch and gymnasium. Dependencies are in the extra
+``worldmodel``.
 """
 
 import importlib

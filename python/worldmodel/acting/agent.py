@@ -17,13 +17,8 @@ from worldmodel.runs.run import Run
 class Agent:
     """A trained world model that acts; the caller holds its state, a flat dict of tensors.
 
-    Args:
-        world_model: trained.
-        observation_spec: of its observations.
-        action_spec: of its actions.
-
     Attributes:
-        greedy: the default decider of ``act``.
+        greedy: the default decider.
 
     Example:
         >>> agent = Agent.load("runs/memory")                                                # doctest: +SKIP
@@ -42,11 +37,7 @@ class Agent:
 
     @classmethod
     def load(cls, run: Path | str, device: str = "cpu") -> "Agent":
-        """Loads the newest checkpoint, with averaged weights where the run has them.
-
-        Args:
-            run: the folder.
-            device: of the world model.
+        """Loads the newest checkpoint of a folder, with averaged weights where the run has them.
 
         Raises:
             RunError: no run, no checkpoint, a damaged file, or weights of another configuration.
@@ -75,17 +66,17 @@ class Agent:
         decider: Decider | None = None,
         greedy: bool | None = None,
     ) -> tuple[Any, State]:
-        """Chooses one action.
+        """Chooses an action.
 
         Args:
             observation: in the environment's form.
             state: from the previous call, or None.
-            reset: whether an episode begins here; zeroes the state.
-            decider: chooses the action; the configuration's greedy one if None.
+            reset: true zeroes the state.
+            decider: the configuration's greedy one if None.
             greedy: deprecated: False is ``decider=policy_sample``.
 
         Returns:
-            ``(action, state)``: in the environment's form, and the state for the next call.
+            ``(action, state)``: in the environment's form, and for the next call.
 
         Raises:
             ValueError: an observation with NaN, or outside the space of training.
@@ -104,10 +95,7 @@ class Agent:
         *,
         greedy: bool | None = None,
     ) -> tuple[np.ndarray, State]:
-        """``act`` for a batch of encoded observations, (batch, ...); returns encoded actions.
-
-        See ``ObservationSpec.encode_batch`` and ``ActionSpec.to_env``.
-        """
+        """``act`` for encoded observations and actions, (batch, ...)."""
         state = self.init_state(len(reset)) if state is None else state
         tensors = self.observation_spec.to_tensors(observations, self.device)
         starts = torch.from_numpy(reset).to(self.device)
@@ -116,16 +104,12 @@ class Agent:
 
     @torch.no_grad()
     def value(self, state: State) -> np.ndarray:
-        """Expected discounted return from a state of ``act``, (batch,), in the environment's units."""
+        """Expected discounted return, (batch,), in the environment's units."""
         return self._in_units(self.world_model.evaluation.value(state["features"]))
 
     @torch.no_grad()
     def action_values(self, state: State) -> tuple[np.ndarray, np.ndarray]:
-        """Q of every action from a state of ``act``.
-
-        Returns:
-            ``(q, actions)``: (batch, actions) in the environment's units, and the actions in the environment's form,
-            (actions, ...).
+        """Q of every action, (batch, actions) in the environment's units, and the actions in its form, (actions, ...).
 
         Raises:
             ValueError: continuous actions, or more than ``DecisionConfig.max_enumerated_actions``.
@@ -140,19 +124,14 @@ class Agent:
 
     @torch.no_grad()
     def imagined_rewards(self, state: State, actions: np.ndarray) -> np.ndarray:
-        """Rewards imagined from a state of ``act``, with latents at their mode.
+        """Imagined rewards in the environment's units, (batch, horizon), with latents at their mode.
 
-        Args:
-            state: (batch, ...).
-            actions: encoded, (batch, horizon, ...).
-
-        Returns:
-            (batch, horizon), in the environment's units.
+        ``actions`` are encoded, (batch, horizon, ...).
         """
         encoded = self.action_spec.encode(torch.from_numpy(actions).to(self.device))
         mode = self.world_model.perception.latent.mode
         return self._in_units(self.world_model.imagine_actions(state, encoded, mode).rewards)
 
     def _in_units(self, scaled: torch.Tensor) -> np.ndarray:
-        """Reward-scale units -> the environment's units."""
+        """Reward-scale units -> the environment's."""
         return (scaled * self.world_model.reward_scale.scale.to(scaled.dtype)).cpu().numpy()

@@ -1,7 +1,6 @@
 """Evaluation over whole episodes.
 
-Episode i has seed + i for any number of environments, and all requested episodes are finished: the first to end would
-be biased towards short ones.
+Episode i has seed + i, and all requested episodes are finished: the first to end would be biased towards short ones.
 """
 
 import dataclasses
@@ -66,11 +65,11 @@ def evaluate(
         agent: acts.
         env: as for ``worldmodel.environments.registry.resolve``.
         episodes: number of them.
-        seed: of the first episode, and of the decider's random numbers.
-        num_envs: environments in parallel.
+        seed: of the first episode and of the decider.
+        num_envs: in parallel.
         decider: the agent's greedy one if None.
         greedy: deprecated: False is ``decider=policy_sample``.
-        environments: used instead of ``num_envs`` new ones, and closed at the end.
+        environments: instead of new ones; closed at the end.
 
     Raises:
         UnknownEnvironment: no environment has that name.
@@ -115,16 +114,7 @@ def evaluate_filmed(
 ) -> Evaluated:
     """``evaluate``, with a video of the first ``filmed`` episodes, which run one by one.
 
-    Args:
-        agent: as for ``evaluate``, and so are the arguments not listed.
-        env: name of the environment.
-        file: from ``worldmodel.acting.video.video_file``.
-        filmed: episodes in the video, at least 1.
-        episodes: number of them.
-        seed: of the first.
-        num_envs: for unfilmed episodes.
-        decider: the agent's greedy one if None.
-        greedy: deprecated.
+    ``file`` is from ``worldmodel.acting.video.video_file``; ``filmed`` is at least 1.
 
     Raises:
         NoVideo: the environment has no rendering.

@@ -30,10 +30,7 @@ class NoVideo(ValueError):
 
 
 def video_file(wanted: Path) -> tuple[Path, str]:
-    """Returns the video's path, and a notice where it differs from ``wanted``.
-
-    Args:
-        wanted: .mp4 or .gif. Without imageio-ffmpeg an mp4 becomes a GIF.
+    """Returns the path of a .mp4 or .gif, and a notice where a GIF replaces an mp4 for lack of imageio-ffmpeg.
 
     Raises:
         NoVideo: another file type.
@@ -92,14 +89,7 @@ def writer(path: Path, fps: float) -> Iterator[Any]:
 
 
 class Camera(gymnasium.Wrapper[Any, Any, Any, Any]):
-    """Films every observation of the first episodes.
-
-    Args:
-        environment: from ``make_rendered``.
-        agent: provides the reconstructions.
-        episodes: number of filmed episodes.
-        film: from ``writer``.
-    """
+    """Films the first ``episodes`` episodes of an environment from ``make_rendered`` with a ``writer``."""
 
     def __init__(self, environment: "gymnasium.Env[Any, Any]", agent: Agent, episodes: int, film: Any) -> None:
         super().__init__(environment)

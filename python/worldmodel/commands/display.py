@@ -15,13 +15,7 @@ _LINE_SECONDS = 20  # between lines without a terminal
 
 
 class Display:
-    """A context manager that shows progress.
-
-    Args:
-        config: of the run.
-        folder: of the run.
-        quiet: show nothing.
-    """
+    """Shows progress, as a context manager, unless ``quiet``."""
 
     def __init__(self, config: TrainConfig, folder: Path, *, quiet: bool = False) -> None:
         self._config = config
@@ -84,7 +78,7 @@ _RIGHT = ("loss/", "policy/", "latent/", "scale/")
 
 
 def _cells(metrics: Mapping[str, float], names: tuple[str, ...]) -> list[tuple[str, str]]:
-    """Name and value of the metrics in ``names`` or in its groups, which end in a slash."""
+    """Name and value of the metrics in ``names``, or in groups there, which end in a slash."""
     kept = [name for name in metrics if name in names or (f"{name.partition('/')[0]}/" in names and "/" in name)]
     return [(name, f"{metrics[name]:,.4g}" if metrics[name] % 1 else f"{metrics[name]:,.0f}") for name in kept]
 

@@ -1,7 +1,4 @@
-"""``imagine``: observed, reconstructed and imagined steps in a PNG and a GIF.
-
-The agent plays an episode; after some observed steps, the world model imagines the rest from the recorded actions.
-"""
+"""``imagine``: observed, reconstructed and imagined steps in a PNG and a GIF."""
 
 import dataclasses
 import json
@@ -33,9 +30,9 @@ class ImagineFailed(ValueError):
 
 @dataclasses.dataclass
 class ImagineOptions:
-    """Draws observations, reconstructions and open-loop imagination of a run's newest checkpoint: a PNG and a GIF.
+    """Draws open-loop imagination of a run's newest checkpoint beside observations: a PNG and a GIF.
 
-    The agent plays. After the observed steps, the world model imagines from the actions alone.
+    After the observed steps, the world model imagines from the agent's actions alone.
     """
 
     run: Path
@@ -78,13 +75,7 @@ class ImagineOptions:
 
 @dataclasses.dataclass
 class Imagination:
-    """Output of ``imagine``.
-
-    Attributes:
-        png: path of the picture.
-        gif: path of the film.
-        panels: the episodes.
-    """
+    """Files and episodes from ``imagine``."""
 
     png: Path
     gif: Path

@@ -41,20 +41,20 @@ def train(
     """Trains until a limit of ``config`` or Ctrl-C, then saves.
 
     Args:
-        config: of the run.
+        config: of the run; must agree with that of a resumed one.
         folder: of the run.
-        resume: resume the run in ``folder``; ``config`` must agree with its configuration.
-        new_episodes: on resuming, begin new episodes instead of the saved ones.
-        unpickle: on resuming, whether pickled environments may be read, which executes their content.
+        resume: resume the run in ``folder``.
+        new_episodes: on resuming, begin new episodes.
+        unpickle: on resuming, allow to read pickled environments, which executes their content.
         quiet: show nothing.
 
     Raises:
         MissingPackage: safetensors is not installed.
         ConfigurationError: invalid settings, or others than the resumed run's.
         RunError: a folder that is not empty, a damaged run, or one that cannot continue its episodes; the folder is
-            unchanged then.
-        EnvironmentFailed: an environment raised an error, or returned NaN. Saved checkpoints stay valid.
-        TrainingFailed: a loss became NaN. Saved checkpoints stay valid.
+            unchanged.
+        EnvironmentFailed: an environment raised an error, or returned NaN; saved checkpoints stay.
+        TrainingFailed: a loss became NaN; saved checkpoints stay.
     """
     require("safetensors.torch", "write checkpoints")  # fails now rather than after an hour
     if resume:
@@ -89,10 +89,10 @@ def train_from_source(
     """Trains on a source of batches, without environments, until a limit or Ctrl-C.
 
     Args:
-        config: of the run, without environment and replay. Its ``updates`` or ``minutes`` end the run.
-        source: a ``Replay`` of recorded episodes, or another ``data.source.Source``.
-        folder: of the run, for ``Agent.load``.
-        resume: resume the run in ``folder``; ``config`` must agree with its configuration.
+        config: of the run; ``updates`` or ``minutes`` end it.
+        source: a ``Replay``, or another ``data.source.Source``.
+        folder: of the run.
+        resume: as for ``train``.
         quiet: show nothing.
 
     Returns:

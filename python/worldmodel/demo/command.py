@@ -1,7 +1,6 @@
-"""``demo memory``: trains memories on 103 steps, restarts them from their saved state, and runs them to step 2²⁰.
+"""``demo memory``: trains memories on 103 steps of POPGym's RepeatPreviousMedium, and runs them to step 2²⁰.
 
-The task is POPGym's RepeatPreviousMedium (``repeat_previous.py``). One process trains and saves; another loads and
-continues.
+One process trains and saves; another loads and continues.
 """
 
 import dataclasses

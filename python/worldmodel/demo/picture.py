@@ -15,11 +15,7 @@ SUIT_COLOURS = ("#3b82f6", "#e8590c", "#10a37f", "#c08a00")
 
 
 def draw(summary: Mapping[str, Any], path: Path) -> None:
-    """Writes the picture.
-
-    Args:
-        summary: results of ``demo memory``.
-        path: of the PNG.
+    """Writes the PNG.
 
     Raises:
         MissingPackage: matplotlib is not installed.

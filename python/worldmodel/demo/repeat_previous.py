@@ -1,8 +1,7 @@
 """POPGym's RepeatPreviousMedium as a stream of cards, and a model that solves it with memory alone.
 
-Two shuffled decks are dealt, one suit per step; the task is to name the suit of ``LAG`` steps ago. A right answer gives
-reward 1, a wrong one -1, without further effect, so Q_t(a) is the expected reward of a. Longer streams concatenate such
-decks.
+Two shuffled decks are dealt, one suit per step; the task is to name the suit of ``LAG`` steps ago. The reward is 1 or
+-1, without further effect, so Q_t(a) is the expected reward of a.
 """
 
 import torch
@@ -30,11 +29,7 @@ def deal(streams: int, steps: int, random: torch.Generator) -> Tensor:
 
 
 class Answerer(nn.Module):
-    """Maps cards to Q of every answer.
-
-    Args:
-        config: of the memory.
-    """
+    """Maps cards to Q of every answer."""
 
     def __init__(self, config: MemoryConfig) -> None:
         super().__init__()
@@ -44,15 +39,9 @@ class Answerer(nn.Module):
         self.q = nn.Linear(config.width, SUITS)
 
     def forward(self, cards: Tensor, state: State | None = None, reset: Tensor | None = None) -> tuple[Tensor, State]:
-        """Computes Q of every answer.
+        """One-hot cards (batch, time, suits) -> Q of every answer, (batch, time, suits), and the final state.
 
-        Args:
-            cards: one-hot, (batch, time, suits).
-            state: of the memory.
-            reset: bool (batch, time), true where an episode begins.
-
-        Returns:
-            ``(q, state)``: (batch, time, suits), and the final state.
+        ``reset`` is bool (batch, time), true where an episode begins.
         """
         features, state = self.memory(self.entry(cards), state, reset)
         return self.q(features), state

@@ -1,11 +1,10 @@
-"""HiddenBall: a ball that passes behind a curtain, on small grids; partially observed.
+"""HiddenBall: a ball that passes behind a curtain, on small grids.
 
     python -m worldmodel train --preset moving --env worldmodel/HiddenBall-v0
 
-A ``BALL`` x ``BALL`` ball flies over a ``SIDE`` x ``SIDE`` map, one cell per step along each axis, and bounces off the
-edges. The actions move a curtain, ``CURTAIN`` cells wide, left or right or leave it. The direction must be remembered
-from several frames, and the hidden ball extrapolated. The reward is the visible fraction of the ball; episodes are
-truncated after ``LENGTH`` steps. Only the initial state is random.
+A ``BALL`` x ``BALL`` ball bounces on a ``SIDE`` x ``SIDE`` map, one cell per step along each axis. The actions move a
+curtain, ``CURTAIN`` cells wide. Direction and hidden position must be remembered from several frames. The reward is the
+visible fraction of the ball; episodes are truncated after ``LENGTH`` steps. Only the initial state is random.
 
 ``HiddenBallPixels-v0`` observes 4 x 4 grey pixels per cell.
 """
@@ -36,11 +35,11 @@ class HiddenBall(gymnasium.Env[Any, Any]):
 
     Args:
         render_mode: "rgb_array", or None.
-        pixels: side of a cell in a grey image; 0 observes the classes of the cells.
+        pixels: per cell side in a grey image; 0 observes classes.
 
     Attributes:
         ball: int64 (2,), row and column of its upper left cell.
-        flight: int64 (2,), its velocity, -1 or 1 each.
+        flight: int64 (2,), velocity, -1 or 1 each.
         curtain: its leftmost column.
 
     Example:

@@ -1,7 +1,4 @@
-"""Ids of the package's environments, registered as soon as gymnasium and worldmodel are both imported.
-
-``import worldmodel`` does not import gymnasium; a later import of gymnasium registers them.
-"""
+"""Ids of the package's environments, registered once gymnasium and worldmodel are both imported, in either order."""
 
 import importlib.abc
 import importlib.machinery
@@ -23,12 +20,7 @@ ENVIRONMENTS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def register(gymnasium: Any, entry_point: str | None = None) -> None:
-    """Registers every environment as ``worldmodel/NAME``.
-
-    Args:
-        gymnasium: the module.
-        entry_point: if given, registers only its environments, under bare names, for ``module:NAME``.
-    """
+    """Registers all as ``worldmodel/NAME``, or those of ``entry_point`` under bare names, for ``module:NAME``."""
     for name, (entry, arguments) in ENVIRONMENTS.items():
         known_as = f"{NAMESPACE}/{name}" if entry_point is None else name
         if entry_point in (None, entry) and known_as not in gymnasium.registry:
@@ -36,7 +28,7 @@ def register(gymnasium: Any, entry_point: str | None = None) -> None:
 
 
 def install() -> None:
-    """Registers the environments now, or when gymnasium is imported."""
+    """Registers now, or when gymnasium is imported."""
     gymnasium = sys.modules.get("gymnasium")
     if gymnasium is not None:
         register(gymnasium)
@@ -45,7 +37,7 @@ def install() -> None:
 
 
 class _OnImport(importlib.abc.MetaPathFinder):
-    """Registers the environments after the other finders have loaded gymnasium."""
+    """Registers after the other finders have loaded gymnasium."""
 
     def __init__(self) -> None:
         self._searching = False

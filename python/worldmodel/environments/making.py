@@ -8,13 +8,9 @@ from worldmodel.runs.configuration import ConfigurationError
 def make_environments(
     name: str, num_envs: int, seed: int, pickle: bool = False
 ) -> VectorEnvironment | GymnasiumVectorEnvironment:
-    """Makes ``num_envs`` environments, single ones where they exist.
+    """Makes ``num_envs`` environments, single ones where they exist, with seeds derived from ``seed``.
 
-    Args:
-        name: as for ``worldmodel.environments.registry.resolve``.
-        num_envs: environments.
-        seed: generates the seeds of the episodes.
-        pickle: keep them as a pickle in checkpoints; tried at once.
+    ``pickle`` keeps them as a pickle in checkpoints, and tries it at once.
 
     Raises:
         UnknownEnvironment: no environment has that name.

@@ -2,9 +2,9 @@
 
     python -m worldmodel train --preset wander --env worldmodel/MemoryS9-v0
 
-The first room holds a *cue*, a key or a ball; at the end of a corridor lies one of each, and reaching the one like the
-cue is rewarded. The grids are S7, S9, S11, S13 and S17. MiniGrid's 7 x 7 view would show half of the smallest grid;
-this view loses sight of the cue after a few steps. MiniGrid's other four actions have no effect here.
+The first room holds a key or a ball, the *cue*; beyond a corridor lies one of each, and reaching the one like the cue
+is rewarded. The grids are S7, S9, S11, S13 and S17. The small view loses sight of the cue after a few steps. MiniGrid's
+other four actions have no effect here.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -56,7 +56,7 @@ class Walking(gymnasium.Wrapper[Any, Any, Any, Any]):
 
 
 def memory(size: int, **options: Any) -> Walking:
-    """Makes a Memory task of ``size`` x ``size`` cells; ``options`` are those of MiniGrid's ``MemoryEnv``."""
+    """Makes a Memory task of ``size`` x ``size`` cells; ``options`` are ``MemoryEnv``'s."""
     return Walking(_envs.MemoryEnv(size=size, agent_view_size=VIEW, **options))
 
 
@@ -68,9 +68,9 @@ def cue_kind(env: Any) -> int:
 
 
 def cue_cell(env: Any) -> tuple[int, int] | None:
-    """The cue's cell in the view, its first two indices; None where it is outside.
+    """The cue's cell, its first two indices in the view, or None outside.
 
-    A wall may hide the cell: its first channel is then 0.
+    A wall may hide it: its first channel is then 0.
     """
     unwrapped: MiniGridEnv = env.unwrapped
     position = unwrapped.relative_coords(*_cue_position(unwrapped))
@@ -78,7 +78,7 @@ def cue_cell(env: Any) -> tuple[int, int] | None:
 
 
 def _cue_position(unwrapped: "MiniGridEnv") -> tuple[int, int]:
-    """Column and row: in the corner of the first room, on the initial left of the agent."""
+    """Column and row: in the first room's corner, initially left of the agent."""
     return 1, unwrapped.height // 2 - 1
 
 

@@ -18,14 +18,7 @@ class PickleRefused(ValueError):
 
 
 def dump(environments: Any, name: str) -> np.ndarray:
-    """Pickles environments.
-
-    Args:
-        environments: a list or a vector of them.
-        name: of the environment, for errors.
-
-    Returns:
-        Bytes, uint8 (size,).
+    """Pickles a list or a vector of environments to uint8 (size,); ``name`` is for errors.
 
     Raises:
         EnvironmentFailed: they cannot be pickled, or not with their state.
@@ -39,12 +32,7 @@ def dump(environments: Any, name: str) -> np.ndarray:
 
 
 def load(content: np.ndarray, name: str, allowed: bool) -> Any:
-    """Unpickles what ``dump`` returned.
-
-    Args:
-        content: from ``dump``; it is executed with the rights of this process.
-        name: of the environment, for errors.
-        allowed: whether the caller trusts the author.
+    """Unpickles, if ``allowed``: this executes ``content`` with the rights of this process.
 
     Raises:
         PickleRefused: not allowed; nothing has been read.

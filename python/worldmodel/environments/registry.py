@@ -33,11 +33,7 @@ class EnvironmentFailed(RuntimeError):
 
 
 def resolve(name: str) -> str:
-    """Returns the registered gymnasium id of ``name``.
-
-    Args:
-        name: a gymnasium id, ``module:id`` with the module that registers it, or a popgym name such as
-            ``RepeatPreviousEasy``.
+    """Returns the gymnasium id of a gymnasium id, ``module:id``, or popgym name such as ``RepeatPreviousEasy``.
 
     Raises:
         UnknownEnvironment: no environment has that name; the message suggests some.
@@ -95,15 +91,11 @@ def _hint(name: str, known: list[str]) -> str:
 
 
 def make(name: str, **options: Any) -> "gymnasium.Env[Any, Any]":
-    """Makes one environment, with gymnasium's time limit.
-
-    Args:
-        name: as for ``resolve``.
-        **options: for the constructor, such as ``render_mode``.
+    """Makes an environment with gymnasium's time limit; ``options`` are for its constructor.
 
     Raises:
         UnknownEnvironment: no environment has that name.
-        EnvironmentFailed: it cannot be made, for example because a dependency is missing.
+        EnvironmentFailed: it cannot be made.
     """
     gymnasium = require("gymnasium", "run environments")
     full = resolve(name)
@@ -119,7 +111,7 @@ def make_vector(name: str, num_envs: int) -> "gymnasium.vector.VectorEnv[Any, An
 
     Raises:
         UnknownEnvironment: no environment has that name.
-        EnvironmentFailed: it has no such form, or cannot be made.
+        EnvironmentFailed: it has none, or cannot be made.
     """
     gymnasium = require("gymnasium", "run environments")
     full = resolve(name)

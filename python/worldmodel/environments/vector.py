@@ -1,11 +1,10 @@
 """Vector environments, which return transitions.
 
-``VectorEnvironment`` starts every episode from its own seed, so seed and actions are an environment's saved state.
-``load_state_dict`` replays them and checks determinism by a checksum of observations and rewards.
+``VectorEnvironment`` seeds every episode, so that seed and actions are its saved state; a checksum of the replay checks
+determinism.
 
 ``GymnasiumVectorEnvironment`` wraps gymnasium's, in any autoreset mode. With ``NEXT_STEP``, the step after an episode's
-end ignores its action and returns the next episode's first observation; it is no transition and left out. Its episodes
-cannot be replayed.
+end only resets and is no transition. Its episodes cannot be replayed.
 
 Either can be pickled instead (``pickle_io.py``).
 """
@@ -31,11 +30,11 @@ class Transitions:
     """Transitions of one step, from the n environments whose action counted.
 
     Attributes:
-        rows: int (n,), indices of the environments.
+        rows: int (n,), environments.
         rewards: float32 (n,).
         terminated: bool (n,).
         truncated: bool (n,).
-        next_observations: name -> (n, ...), of the same episode, even where it ended.
+        next_observations: name -> (n, ...), even where the episode ended.
     """
 
     rows: np.ndarray
@@ -46,24 +45,24 @@ class Transitions:
 
 
 def random_seeds(seed: int) -> Callable[[int], int]:
-    """Returns a function from episode id to random seed, another one per ``seed``."""
+    """Returns a function from episode id to random seed."""
     return lambda episode: int(np.random.SeedSequence((seed, episode)).generate_state(1)[0] >> 1)
 
 
 class VectorEnvironment:
-    """Single environments, stepped one by one; every episode starts from a seed.
+    """Single environments, stepped one by one, with a seed per episode.
 
     Args:
-        environments: of one kind, one per row.
+        environments: one per row.
         seed_of: episode id -> seed.
-        observation_spec: from the observation space if None.
-        action_spec: from the action space if None.
-        pickle: pickle the environments in ``state_dict``.
+        observation_spec: from the space if None.
+        action_spec: from the space if None.
+        pickle: for ``state_dict``.
 
     Attributes:
         observations: by modality, (num_envs, ...), the newest.
-        is_first: bool (num_envs,), whether it begins an episode.
-        episode_ids: of the running episodes, numbered from 0.
+        is_first: bool (num_envs,), whether they begin an episode.
+        episode_ids: of the running episodes, from 0.
         seeds: of the running episodes.
 
     Raises:
@@ -100,10 +99,7 @@ class VectorEnvironment:
         self.observations = self._begin(range(self.num_envs))
 
     def step(self, actions: np.ndarray) -> Transitions:
-        """Steps every environment, and resets those that ended.
-
-        ``actions`` is (num_envs, *action_spec.shape); ``observations`` and ``is_first`` are then the next step's.
-        """
+        """Steps all, with actions (num_envs, *action_spec.shape), and resets those that ended."""
         results = [self._act(row, action) for row, action in enumerate(self.action_spec.to_env(actions))]
         raw, rewards, terminated, truncated = zip(*results, strict=True)
         following = self._encode(list(raw), range(self.num_envs))
@@ -151,7 +147,7 @@ class VectorEnvironment:
             raise self._failed(row, "reset", error) from error
 
     def _check(self, row: int, encoded: Mapping[str, np.ndarray], index: int, reward: float = 0.0) -> None:
-        """Updates the checksum of ``row`` with the observation ``encoded[index]`` and its reward."""
+        """Adds ``encoded[index]`` and its reward to the checksum of ``row``."""
         checksum = zlib.crc32(np.float32(reward).tobytes(), self._checksums[row])
         for array in encoded.values():
             checksum = zlib.crc32(array[index].tobytes(), checksum)
@@ -174,10 +170,10 @@ class VectorEnvironment:
             environment.close()
 
     def state_dict(self) -> dict[str, Any]:
-        """Seeds and actions of the running episodes, newest observations, and any pickle.
+        """Seeds, actions and observations of the running episodes, and any pickle.
 
         Raises:
-            EnvironmentFailed: environments that cannot be pickled.
+            EnvironmentFailed: the environments cannot be pickled.
         """
         return {
             "begun": self._begun,
@@ -191,15 +187,11 @@ class VectorEnvironment:
         }
 
     def load_state_dict(self, saved: Mapping[str, Any], *, unpickle: bool = False) -> None:
-        """Replays the saved episodes, or loads the pickle.
-
-        Args:
-            saved: from ``state_dict``.
-            unpickle: whether a pickle may be read, which executes its content.
+        """Replays episodes, or loads the pickle if ``unpickle`` allows to execute its content.
 
         Raises:
             EnvironmentFailed: an environment is not deterministic given its seed.
-            PickleRefused: a pickle may not be read.
+            PickleRefused: ``unpickle`` is false.
         """
         self._begun, self.episode_ids, self.seeds = saved["begun"], list(saved["numbers"]), list(saved["seeds"])
         if saved["pickle"] is not None:
@@ -226,19 +218,14 @@ class VectorEnvironment:
             )
 
     def begin_anew(self, saved: Mapping[str, Any] | None, steps: int) -> None:
-        """Begins new episodes with other seeds than ``saved``, the state after ``steps`` transitions."""
+        """Begins episodes with other seeds than ``saved``, made after ``steps`` transitions."""
         if saved is not None:
             self._begun = saved["begun"]
         self._restart()
 
 
 class GymnasiumVectorEnvironment:
-    """A gymnasium vector environment; attributes as in ``VectorEnvironment``.
-
-    Args:
-        envs: the environments.
-        seed: of the first episodes.
-        pickle: pickle the environments in ``state_dict``.
+    """A gymnasium vector environment; ``seed`` is for the first episodes, the rest as in ``VectorEnvironment``.
 
     Raises:
         ValueError: an unsupported space.
@@ -264,7 +251,7 @@ class GymnasiumVectorEnvironment:
         self.observations = self._encode(self.envs.reset(seed=seed)[0])
 
     def step(self, actions: np.ndarray) -> Transitions:
-        """Steps every environment; those in a reset step return no transition."""
+        """Steps all; those that only reset return no transition."""
         try:
             raw, rewards, terminated, truncated, info = self.envs.step(self.action_spec.to_env(actions))
         except Exception as error:
@@ -307,7 +294,7 @@ class GymnasiumVectorEnvironment:
         """The pickle if asked for, else None.
 
         Raises:
-            EnvironmentFailed: environments that cannot be pickled.
+            EnvironmentFailed: the environments cannot be pickled.
         """
         if not self.pickle:
             return None
@@ -319,15 +306,11 @@ class GymnasiumVectorEnvironment:
         }
 
     def load_state_dict(self, saved: Mapping[str, Any] | None, *, unpickle: bool = False) -> None:
-        """Loads the pickle.
-
-        Args:
-            saved: from ``state_dict``.
-            unpickle: whether it may be read, which executes its content.
+        """Loads the pickle if ``unpickle`` allows to execute its content.
 
         Raises:
             EnvironmentFailed: there is no pickle; the running episodes are lost.
-            PickleRefused: it may not be read.
+            PickleRefused: ``unpickle`` is false.
         """
         if saved is None:
             raise EnvironmentFailed(
@@ -340,7 +323,7 @@ class GymnasiumVectorEnvironment:
         self.observations = {name: array.copy() for name, array in saved["observations"].items()}
 
     def begin_anew(self, saved: Mapping[str, Any] | None, steps: int) -> None:
-        """Begins new episodes with other seeds than ``saved``, the state after ``steps`` transitions."""
+        """Begins episodes with other seeds than ``saved``, made after ``steps`` transitions."""
         self._restart(random_seeds(self._seed)(steps))
 
 

@@ -1,8 +1,8 @@
 """Memory blocks: a dataclass per kind, which builds the module.
 
-A block maps (batch, time, width) to the same shape with the interface of ``wmkernels.nn``: ``init_state``, ``forward``
-over all steps, ``step``; its state is a flat dict of tensors, batch first. A new kind is a class here, listed in
-``BlockConfig``; others go in by ``CustomBlock``.
+A block maps (batch, time, width) to the same shape with ``init_state``, ``forward`` and ``step`` as in
+``wmkernels.nn``; its state is a flat dict of tensors, batch first. A new kind is a class here, listed in
+``BlockConfig``.
 """
 
 import dataclasses
@@ -31,13 +31,13 @@ class GatedConv(nn.Module):
         self.out_proj = nn.Linear(inner, width, bias=False)
 
     def init_state(self, batch_size: int) -> State:
-        """The window of the convolution."""
+        """Zeros: the convolution's window."""
         return self.conv1d.init_state(batch_size)
 
     def forward(
         self, inputs: Tensor, state: Mapping[str, Tensor] | None = None, reset: Tensor | None = None
     ) -> tuple[Tensor, State]:
-        """All steps in parallel."""
+        """All steps."""
         x, z = self.in_proj(inputs).chunk(2, -1)
         x, carried = self.conv1d(x, state, reset)
         return self.out_proj(F.silu(x) * F.silu(z)), carried
@@ -52,7 +52,7 @@ class GatedConv(nn.Module):
 
 
 class MapLSTM(nn.Module):
-    """A ConvLSTM layer; its features are the map (channels, height, width), flattened."""
+    """A ConvLSTM layer; features are the map (channels, height, width), flattened."""
 
     def __init__(self, width: int, map_size: tuple[int, int], kernel: int) -> None:
         super().__init__()
@@ -67,7 +67,7 @@ class MapLSTM(nn.Module):
     def forward(
         self, inputs: Tensor, state: Mapping[str, Tensor] | None = None, reset: Tensor | None = None
     ) -> tuple[Tensor, State]:
-        """All steps, one call of the kernel."""
+        """All steps."""
         return self._run(self.cell, inputs, state, reset)
 
     def step(
@@ -85,7 +85,7 @@ class MapLSTM(nn.Module):
 
 
 class GRU(nn.Module):
-    """A gated recurrent unit (Cho et al. 2014) with resets inside a sequence: a loop over time, as a baseline."""
+    """A GRU (Cho et al. 2014) with resets: a loop over time, as a baseline."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -100,7 +100,7 @@ class GRU(nn.Module):
     def forward(
         self, inputs: Tensor, state: Mapping[str, Tensor] | None = None, reset: Tensor | None = None
     ) -> tuple[Tensor, State]:
-        """All steps, by a loop over time."""
+        """All steps."""
         carried: Mapping[str, Tensor] = self.init_state(inputs.shape[0]) if state is None else state
         outputs = []
         for t in range(inputs.shape[1]):
@@ -121,30 +121,30 @@ class GRU(nn.Module):
 
 @dataclasses.dataclass(frozen=True)
 class Block:
-    """A kind of block, configured.
+    """A configured kind of block.
 
     Attributes:
-        kind: its name in a saved configuration and in ``--memory``.
+        kind: its name in configurations and ``--memory``.
     """
 
     kind: ClassVar[str]
 
     def check(self, width: int) -> None:
-        """Raises ValueError where the block does not fit ``width`` features."""
+        """Raises ValueError where ``width`` does not fit."""
 
     def build(self, width: int) -> nn.Module:
-        """The block on ``width`` features."""
+        """Builds the block."""
         raise NotImplementedError
 
 
 @dataclasses.dataclass(frozen=True)
 class RotaryScanBlock(Block):
-    """A Mamba block with rotating states, so that its scan distinguishes lags.
+    """A Mamba block with rotating states, which distinguish lags.
 
     Attributes:
         d_state: real states per inner channel.
-        groups: sets of B, C and angles; each has its own rates of rotation.
-        d_conv: taps of the causal convolution; 1 disables it.
+        groups: sets of B, C and angles, with rates of their own.
+        d_conv: taps of the convolution; 1 disables it.
         expand: inner channels per feature.
         selective_angle: whether the angle depends on the input.
         decay: initial -A.
@@ -159,7 +159,7 @@ class RotaryScanBlock(Block):
     decay: float = 0.5
 
     def build(self, width: int) -> nn.Module:
-        """The block on ``width`` features."""
+        """Builds the block."""
         return RotaryMamba(
             width,
             self.d_state,
@@ -178,7 +178,7 @@ class ScanBlock(Block):
     Attributes:
         d_state: states per inner channel.
         groups: sets of B and C.
-        d_conv: taps of the causal convolution; 1 disables it.
+        d_conv: taps of the convolution; 1 disables it.
         expand: inner channels per feature.
     """
 
@@ -189,16 +189,16 @@ class ScanBlock(Block):
     expand: float = 2
 
     def build(self, width: int) -> nn.Module:
-        """The block on ``width`` features."""
+        """Builds the block."""
         return Mamba(width, self.d_state, self.d_conv, self.expand, groups=self.groups)
 
 
 @dataclasses.dataclass(frozen=True)
 class GatedConvBlock(Block):
-    """A Mamba block without its scan; ``d_conv=1`` has no memory at all.
+    """A Mamba block without its scan; ``d_conv=1`` has no memory.
 
     Attributes:
-        d_conv: taps of the causal convolution; 1 disables it.
+        d_conv: taps of the convolution.
         expand: inner channels per feature.
     """
 
@@ -207,7 +207,7 @@ class GatedConvBlock(Block):
     expand: float = 2
 
     def build(self, width: int) -> nn.Module:
-        """The block on ``width`` features."""
+        """Builds the block."""
         return GatedConv(width, self.d_conv, self.expand)
 
 
@@ -217,7 +217,7 @@ class ConvLSTMBlock(Block):
 
     Attributes:
         map_size: (height, width).
-        kernel: side of the convolution kernel, odd.
+        kernel: its side, odd.
     """
 
     kind: ClassVar[str] = "conv_lstm"
@@ -225,7 +225,7 @@ class ConvLSTMBlock(Block):
     kernel: int = 3
 
     def check(self, width: int) -> None:
-        """Raises ValueError for a width that is not channels * height * width."""
+        """Raises ValueError where ``width`` does not fit."""
         if min(self.map_size) < 1 or width % math.prod(self.map_size):
             raise ValueError(
                 f"ConvLSTMBlock: map_size is {self.map_size} and width {width}, expected width to be channels * height "
@@ -233,7 +233,7 @@ class ConvLSTMBlock(Block):
             )
 
     def build(self, width: int) -> nn.Module:
-        """The block on ``width`` features."""
+        """Builds the block."""
         return MapLSTM(width, self.map_size, self.kernel)
 
 
@@ -244,16 +244,16 @@ class GRUBlock(Block):
     kind: ClassVar[str] = "gru"
 
     def build(self, width: int) -> nn.Module:
-        """The block on ``width`` features."""
+        """Builds the block."""
         return GRU(width)
 
 
 @dataclasses.dataclass(frozen=True)
 class CustomBlock(Block):
-    """A user's block; reading a run that names it imports its module.
+    """A user's block; reading a run imports its module.
 
     Attributes:
-        block: ``module:Class``, called with the width and ``options``; returns a module with the interface above.
+        block: ``module:Class``, called with the width and ``options``.
         options: keyword arguments, plain values.
 
     Example:
@@ -268,10 +268,10 @@ class CustomBlock(Block):
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def build(self, width: int) -> nn.Module:
-        """Builds the block on ``width`` features.
+        """Builds the block.
 
         Raises:
-            ConfigurationError: the class cannot be imported or called, or lacks the interface of a block.
+            ConfigurationError: the class cannot be imported or called, or is no block.
         """
         module_name, _, name = self.block.partition(":")
         try:
@@ -330,7 +330,7 @@ def _check_interface(block: Any, name: str, width: int) -> None:
 
 
 def _described(state: Any) -> Any:
-    """Shapes by name; the type of anything but a dict of tensors."""
+    """Shapes by name, or the type."""
     if not isinstance(state, Mapping):
         return type(state).__name__
     return {

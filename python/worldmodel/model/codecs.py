@@ -23,9 +23,9 @@ _MIN_VARIANCE = 1e-10  # an entry below it counts as constant
 
 
 class CategoricalCodec(nn.Module):
-    """One-hot classes, reconstructed by a softmax per entry.
+    """One-hot classes and a softmax per entry.
 
-    Floating point input is one-hot already, (steps, sum of sizes), for gradients with respect to discrete observations.
+    Floating point input, (steps, sum of sizes), is one-hot already, which allows gradients.
     """
 
     offsets: Tensor
@@ -66,10 +66,7 @@ class CategoricalCodec(nn.Module):
 
 
 class VectorCodec(nn.Module):
-    """Vectors through symlog and running standardisation; the loss is the squared error there.
-
-    Standardisation keeps an entry of small variance in the loss, such as an angle of 0.1 rad beside a speed of 3 m/s.
-    """
+    """Standardised vectors in symlog space, so that entries of small variance count in the loss."""
 
     mean: Tensor
     variance: Tensor
@@ -86,7 +83,7 @@ class VectorCodec(nn.Module):
 
     @property
     def deviation(self) -> Tensor:
-        """Standard deviation per entry; 1 for constant entries, so that their noise is not amplified."""
+        """Standard deviation per entry; 1 for constants, whose noise must not be amplified."""
         return torch.where(self.variance > _MIN_VARIANCE, self.variance, 1).sqrt()
 
     def encode(self, modality: Tensor) -> Tensor:
@@ -98,25 +95,25 @@ class VectorCodec(nn.Module):
         return torch.cat([numbers, torch.ones_like(numbers[:, :1])], -1)
 
     def standardised(self, modality: Tensor) -> Tensor:
-        """(steps, entries) -> the same with mean 0 and standard deviation 1."""
+        """(steps, entries), with mean 0 and deviation 1."""
         return (symlog(modality.to(self.project.weight.dtype)) - self.mean) / self.deviation
 
     def reconstruct(self, features: Tensor) -> Tensor:
-        """The entries, standardised."""
+        """Standardised entries."""
         return self.project(features)
 
     def loss(self, prediction: Tensor, modality: Tensor) -> Tensor:
-        """Gaussian negative log-likelihood at variance 1, without its constant."""
+        """Gaussian negative log-likelihood at variance 1, up to a constant."""
         return 0.5 * (prediction - self.standardised(modality)).square().sum(-1)
 
     def decode(self, prediction: Tensor) -> Tensor:
-        """The entries themselves."""
+        """The entries."""
         numbers = prediction * self.deviation + self.mean
         return numbers.sign() * numbers.abs().expm1()
 
     @torch.no_grad()
     def moments(self, modality: Tensor) -> Tensor:
-        """(steps, entries) -> (3, entries): count, mean and variance of symlog over finite steps."""
+        """(steps, entries) -> (3, entries): count, mean and variance of symlog, over finite steps."""
         numbers = symlog(modality.to(self.mean.dtype))
         numbers = numbers[numbers.isfinite().all(-1)]
         if not numbers.shape[0]:
@@ -126,7 +123,7 @@ class VectorCodec(nn.Module):
 
     @torch.no_grad()
     def update(self, moments: Tensor) -> None:
-        """Merges ``moments``, (parts, 3, entries), into those of the last million steps or so (Chan et al. 1979)."""
+        """Merges ``moments``, (parts, 3, entries), over about the last million steps (Chan et al. 1979)."""
         for count, mean, variance in moments.unbind(0):
             steps = int(count[0])
             if not steps:
@@ -139,7 +136,7 @@ class VectorCodec(nn.Module):
 
 
 class ImageCodec(nn.Module):
-    """Pixels, through convolutions that halve the image to a side of at most 4, and their mirror image."""
+    """Convolutions that halve the image to a side of at most 4, and their mirror image."""
 
     def __init__(self, modality: Modality, hidden: int, channels: int) -> None:
         super().__init__()
@@ -180,12 +177,12 @@ class ImageCodec(nn.Module):
         return ((prediction + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).movedim(1, -1)
 
     def _scaled(self, modality: Tensor) -> Tensor:
-        """(steps, channels, height, width) in [-0.5, 0.5]; floating point pixels are in [0, 255] as well."""
+        """(steps, channels, height, width) in [-0.5, 0.5], also from floating point pixels in [0, 255]."""
         return modality.movedim(-1, 1).to(self.project.weight.dtype) / 255 - 0.5
 
 
 class GridCodec(nn.Module):
-    """A grid of class indices: embeddings summed over channels, then one convolution."""
+    """Class indices on a grid: embeddings summed over channels, then a convolution."""
 
     offsets: Tensor
 
@@ -223,7 +220,7 @@ class GridCodec(nn.Module):
 
 
 def build_codec(modality: Modality, hidden: int, channels: int) -> Any:
-    """Returns the codec of ``modality``; ``channels`` is the width of an image's first convolution."""
+    """Returns the codec; ``channels`` is an image's first convolution's width."""
     if modality.kind == "categorical":
         return CategoricalCodec(modality, hidden)
     if modality.kind == "vector":

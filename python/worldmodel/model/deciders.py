@@ -15,12 +15,7 @@ class Decider(Protocol):
     """Chooses an action per row, without gradients."""
 
     def __call__(self, world_model: "WorldModel", state: State) -> Tensor:
-        """Returns actions, encoded (batch, action width).
-
-        Args:
-            world_model: whose policy, values or imagination may be used.
-            state: after ``WorldModel.observe_step``; s_t is ``state["features"]``, (batch, features).
-        """
+        """Returns encoded actions (batch, action width) for ``state``, after ``WorldModel.observe_step``."""
 
 
 def policy_sample(world_model: "WorldModel", state: State) -> Tensor:
@@ -40,13 +35,10 @@ def one_step_planning(world_model: "WorldModel", state: State) -> Tensor:
 
 
 def action_values(world_model: "WorldModel", state: State) -> tuple[Tensor, Tensor]:
-    """Q(s, a) = r + γ c v' of every action, with c the probability that the episode continues.
-
-    The next latent is its mean, not a sample.
+    """Q(s, a) = r + γ c v' of every action, with c the continuation probability and the next latent at its mean.
 
     Returns:
-        ``(q, actions)``: (batch, actions), divided by the reward scale, and the encoded actions (actions, action
-        width).
+        ``(q, actions)``: (batch, actions), divided by the reward scale, and (actions, action width).
     """
     features = state["features"]
     actions = world_model.decision.all_actions(features)
@@ -78,6 +70,6 @@ def decider_of(decider: Decider | None, greedy: bool | None, default: Decider) -
 
 
 def greedy_decider(world_model: "WorldModel") -> Decider:
-    """The decider of ``DecisionConfig.greedy``; the policy's mode where actions are not enumerable."""
+    """The decider of ``DecisionConfig.greedy``; the mode where actions are not enumerable."""
     plans = world_model.config.decision.greedy == "one_step_planning" and world_model.decision.is_enumerable
     return one_step_planning if plans else policy_mode

@@ -24,17 +24,17 @@ class DecisionConfig:
     """Decision.
 
     Attributes:
-        hidden: width of the layers.
+        hidden: layer width.
         layers: of the network.
         gradient: "all_action", "reinforce", "pathwise", or "auto": all_action up to ``max_enumerated_actions`` discrete
             actions, reinforce for more, pathwise for continuous ones.
         max_enumerated_actions: most discrete actions to enumerate.
-        entropy: weight of the policy's entropy beside normalised returns.
+        entropy: weight beside normalised returns.
         unimix_ratio: weight of the uniform distribution for discrete actions.
-        min_std: smallest standard deviation of a continuous action.
+        min_std: smallest standard deviation of continuous actions.
         max_std: largest.
-        greedy: greedy acting: "one_step_planning" maximises Q = r + γ v' over enumerable actions, else takes the
-            policy's mode; "policy" always takes the mode.
+        greedy: "one_step_planning" maximises Q = r + γ v' over enumerable actions, else takes the policy's mode;
+            "policy" takes the mode.
     """
 
     hidden: int = 128
@@ -83,7 +83,7 @@ class Decision(nn.Module):
 
     @property
     def is_enumerable(self) -> bool:
-        """Whether there are at most ``max_enumerated_actions`` discrete actions."""
+        """Whether all actions can be enumerated."""
         return self.spec.kind == "discrete" and math.prod(self.spec.sizes) <= self.config.max_enumerated_actions
 
     @property
@@ -103,7 +103,7 @@ class Decision(nn.Module):
         return ContinuousPolicy(outputs, self.config.min_std, self.config.max_std)
 
     def all_actions(self, like: Tensor) -> Tensor:
-        """Every discrete action, (actions, action width), with device and dtype of ``like``."""
+        """All discrete actions, (actions, action width), like ``like``."""
         choices = [torch.arange(size, device=like.device) for size in self.spec.sizes]
         table = torch.cartesian_prod(*choices).view(-1, len(choices))
         return self.spec.encode(table if self.spec.shape else table.squeeze(-1)).to(like.dtype)

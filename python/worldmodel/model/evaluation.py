@@ -14,11 +14,11 @@ class EvaluationConfig:
     """Evaluation.
 
     Attributes:
-        hidden: width of the layers.
+        hidden: layer width.
         layers: of the network.
         discount: γ, per step.
-        lambda_: λ of the returns: 0 bootstraps from the next value, 1 from the last alone.
-        value: how the value is predicted.
+        lambda_: λ of the returns.
+        value: prediction of the value.
         tau: Polyak rate of the target network.
     """
 
@@ -38,7 +38,7 @@ class EvaluationConfig:
 
 
 class Evaluation(nn.Module):
-    """A network for v_t, and its target network for bootstrapping."""
+    """The value network and its target network."""
 
     def __init__(self, features: int, config: EvaluationConfig) -> None:
         super().__init__()
@@ -75,16 +75,8 @@ class Evaluation(nn.Module):
 def lambda_returns(rewards: Tensor, discounts: Tensor, next_values: Tensor, lambda_: float) -> Tensor:
     """G_t = r_t + d_t ((1 - λ) v_{t+1} + λ G_{t+1}), with G = v_{t+1} after the last step.
 
-    A linear scan in reverse (Sutton & Barto 2018, eq. 12.18).
-
-    Args:
-        rewards: (batch, time).
-        discounts: (batch, time), γ times the probability that the episode continues.
-        next_values: v_{t+1}, (batch, time).
-        lambda_: λ.
-
-    Returns:
-        (batch, time).
+    Sutton & Barto 2018, eq. 12.18. All are (batch, time); ``discounts`` d are γ times the continuation probability, and
+    ``next_values`` v_{t+1}.
 
     Example:
         >>> import torch

@@ -1,8 +1,4 @@
-"""Latents: the distributions over z_t shared by perception and prediction.
-
-Parameters are one tensor, so that a distribution can be sliced, detached and stacked. A new kind is a ``Latent`` and
-its configuration, listed in ``LatentConfig``.
-"""
+"""Latents: distributions over z_t, each in one tensor, so that it can be sliced, detached and stacked."""
 
 import abc
 import dataclasses
@@ -31,15 +27,15 @@ class Latent(abc.ABC):
 
     @abc.abstractmethod
     def distribution(self, outputs: Tensor) -> Tensor:
-        """Network outputs (..., outputs) -> parameters (..., *parameter shape)."""
+        """Outputs (..., outputs) -> parameters (..., *parameter shape)."""
 
     @abc.abstractmethod
     def sample(self, distribution: Tensor) -> Tensor:
-        """A sample (..., *shape), differentiable with respect to the parameters."""
+        """A differentiable sample, (..., *shape)."""
 
     @abc.abstractmethod
     def mode(self, distribution: Tensor) -> Tensor:
-        """The mode, (..., *shape), differentiable as well."""
+        """The differentiable mode, (..., *shape)."""
 
     @abc.abstractmethod
     def mean(self, distribution: Tensor) -> Tensor:
@@ -47,11 +43,11 @@ class Latent(abc.ABC):
 
     @abc.abstractmethod
     def embed(self, latent: Tensor) -> Tensor:
-        """A sample (..., *shape) -> features for memory, (..., width)."""
+        """A sample (..., *shape) -> features (..., width)."""
 
     @abc.abstractmethod
     def embed_mean(self, distribution: Tensor) -> Tensor:
-        """The expected features of ``embed``, (..., width), for observed steps."""
+        """Expected features, (..., width), for observed steps."""
 
     @abc.abstractmethod
     def kl(self, p: Tensor, q: Tensor) -> Tensor:
@@ -66,15 +62,15 @@ class Latent(abc.ABC):
         return latent.flatten(-len(self.shape))
 
     def lead(self, latent: Tensor) -> torch.Size:
-        """The dimensions of a sample in front of ``shape``."""
+        """Leading dimensions of a sample."""
         return latent.shape[: latent.dim() - len(self.shape)]
 
 
 class CategoricalLatent(Latent):
-    """Categorical variables; one-hot samples with straight-through gradients (Bengio et al. 2013).
+    """Categorical variables; one-hot straight-through samples (Bengio et al. 2013).
 
-    Parameters are probabilities (..., variables, classes), mixed with the uniform distribution so that no class dies
-    out (unimix; Hafner et al. 2023, arXiv 2301.04104).
+    Parameters are probabilities (..., variables, classes), with unimix so that no class dies out (Hafner et al. 2023,
+    arXiv 2301.04104).
     """
 
     def __init__(self, config: "CategoricalConfig") -> None:
@@ -87,7 +83,7 @@ class CategoricalLatent(Latent):
         return self.unimix(outputs.unflatten(-1, self.shape).softmax(-1))
 
     def unimix(self, probabilities: Tensor) -> Tensor:
-        """Probabilities mixed with the uniform distribution."""
+        """Mixes with the uniform distribution."""
         ratio = self.config.unimix_ratio
         return probabilities * (1 - ratio) + ratio / self.config.classes
 
@@ -104,7 +100,7 @@ class CategoricalLatent(Latent):
         return distribution
 
     def embed(self, latent: Tensor) -> Tensor:
-        """Flattened, with unimix as in ``embed_mean``; probabilities have it already."""
+        """Flattened, with the unimix that ``embed_mean`` has."""
         return self.flatten(self.unimix(latent) if self.config.stochastic else latent)
 
     def embed_mean(self, distribution: Tensor) -> Tensor:
@@ -125,7 +121,7 @@ class CategoricalLatent(Latent):
 
 
 class GaussianLatent(Latent):
-    """Independent normals; samples are reparametrised (Kingma & Welling 2014, arXiv 1312.6114).
+    """Independent normals, reparametrised (Kingma & Welling 2014, arXiv 1312.6114).
 
     Parameters are mean and standard deviation, (..., 2, size).
     """
@@ -136,7 +132,7 @@ class GaussianLatent(Latent):
         self.outputs, self.width = 2 * config.size, config.size
 
     def distribution(self, outputs: Tensor) -> Tensor:
-        """Mean, and a standard deviation of at least ``min_std``."""
+        """Mean, and standard deviation of at least ``min_std``."""
         mean, spread = outputs.unflatten(-1, (2, -1)).unbind(-2)
         return torch.stack([mean, self.config.min_std + F.softplus(spread)], -2)
 
@@ -179,8 +175,8 @@ class CategoricalConfig:
     Attributes:
         variables: per step.
         classes: per variable.
-        stochastic: whether z_t is sampled. If not, it is the probabilities, which encode numbers more exactly;
-            imagination is then a single mean future.
+        stochastic: whether z_t is sampled. If not, it is the probabilities, more exact for numbers, and imagination is
+            one mean future.
         unimix_ratio: weight of the uniform distribution.
     """
 
@@ -198,7 +194,7 @@ class CategoricalConfig:
             )
 
     def build(self) -> Latent:
-        """The latent of this configuration."""
+        """Builds the latent."""
         return CategoricalLatent(self)
 
 
@@ -208,7 +204,7 @@ class GaussianConfig:
 
     Attributes:
         size: entries of z_t.
-        stochastic: whether z_t is sampled. If not, it is the mean.
+        stochastic: whether z_t is sampled, or the mean.
         min_std: smallest standard deviation.
     """
 
@@ -224,7 +220,7 @@ class GaussianConfig:
             )
 
     def build(self) -> Latent:
-        """The latent of this configuration."""
+        """Builds the latent."""
         return GaussianLatent(self)
 
 

@@ -38,7 +38,7 @@ class MemoryConfig:
 
 
 class MemoryStack(nn.Module):
-    """Pre-norm residual blocks, and a final norm; the state of block i is under "i.name"."""
+    """Pre-norm residual blocks and a final norm; block i's state is under "i.name"."""
 
     def __init__(self, blocks: list[nn.Module], width: int) -> None:
         super().__init__()
@@ -47,7 +47,7 @@ class MemoryStack(nn.Module):
         self.norm = nn.LayerNorm(width)
 
     def init_state(self, batch_size: int) -> State:
-        """The states of all blocks before the first step."""
+        """The state before the first step."""
         return _joined([block.init_state(batch_size) for block, _ in self._layers()])
 
     def forward(

@@ -16,7 +16,7 @@ def symlog(x: Tensor) -> Tensor:
 def sample_index(probabilities: Tensor) -> Tensor:
     """Samples class indices by inverting the cumulative sum: (..., classes) -> (...).
 
-    NaN gives class 0, so that the loss shows it instead of an error of the random generator.
+    NaN gives class 0, so that it shows in the loss.
     """
     total = probabilities.detach().cumsum(-1)
     point = torch.rand_like(total[..., :1]) * total[..., -1:]
@@ -24,7 +24,7 @@ def sample_index(probabilities: Tensor) -> Tensor:
 
 
 def mlp(inputs: int, hidden: int, layers: int, outputs: int) -> nn.Sequential:
-    """``layers`` times linear to ``hidden``, layer norm and SiLU, then linear to ``outputs``."""
+    """``layers`` times linear, layer norm and SiLU, then linear to ``outputs``."""
     modules: list[nn.Module] = []
     for _ in range(layers):
         modules += [nn.Linear(inputs, hidden, bias=False), nn.LayerNorm(hidden), nn.SiLU()]

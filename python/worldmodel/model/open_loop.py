@@ -1,7 +1,4 @@
-"""Open-loop prediction: after some observed steps, the world model imagines the rest from the recorded actions.
-
-Latents are modes by default, so no random generator advances.
-"""
+"""Open-loop prediction: the world model observes some steps and imagines the rest from the recorded actions."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -28,18 +25,18 @@ UNITS = {
 class OpenLoop:
     """Observed, reconstructed and imagined steps.
 
-    As in a ``Batch``, step t holds an observation and the action, reward and end after it. Its predictions use
-    observations up to step min(t, context - 1).
+    Step t holds an observation and the action, reward and end after it, predicted from observations up to step min(t,
+    context - 1).
 
     Attributes:
         context: observed steps per row.
-        valid: bool (rows, steps), true within the row's first episode.
+        valid: bool (rows, steps), the row's first episode.
         seen: modality name -> observations (rows, steps, ...).
-        reconstructed: modality name -> (rows, steps, ...), from the posterior.
+        reconstructed: modality name -> (rows, steps, ...).
         imagined: modality name -> (rows, steps - context, ...).
         rewards: (rows, steps - 1).
         predicted_rewards: (rows, steps - 1), in the environment's units.
-        ends: (rows, steps - 1), whether the episode terminated.
+        ends: (rows, steps - 1), termination.
         predicted_ends: (rows, steps - 1), its probability.
     """
 
@@ -67,9 +64,9 @@ def open_loop(world_model: WorldModel, batch: Batch, context: int, sample: Sampl
 
     Args:
         world_model: trained.
-        batch: rows that begin with an episode, or hold a state. Only a row's first episode counts.
-        context: observed steps, from 1 to time - 1.
-        sample: distribution -> latent; ``Latent.mode`` if None.
+        batch: rows that begin with an episode, or hold a state; later episodes do not count.
+        context: from 1 to time - 1.
+        sample: distribution -> latent; ``Latent.mode``, which draws no random numbers, if None.
 
     Raises:
         ValueError: a context outside this range.
@@ -120,15 +117,9 @@ def episode_batch(
     rewards: Sequence[float],
     terminated: bool,
 ) -> Batch:
-    """Packs one whole episode into a batch of one row.
+    """Packs a whole episode into a batch of one row.
 
-    Args:
-        observation_spec: of the observations.
-        action_spec: of the actions.
-        observations: n + 1, encoded.
-        actions: n, encoded.
-        rewards: n.
-        terminated: whether the last action terminated the episode.
+    ``observations`` are n + 1, ``actions`` and ``rewards`` n, all encoded; ``terminated`` is the last action's.
     """
     n = len(actions)
     steps = torch.arange(n + 1)

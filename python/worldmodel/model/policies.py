@@ -30,7 +30,7 @@ class Policy:
 
 
 class DiscretePolicy(Policy):
-    """Independent categorical distributions, one per entry of an action, with unimix."""
+    """Independent categoricals with unimix, one per entry of an action."""
 
     def __init__(self, logits: Tensor, sizes: tuple[int, ...], unimix_ratio: float) -> None:
         parts = logits.split(sizes, -1)
@@ -56,7 +56,7 @@ class DiscretePolicy(Policy):
         return sum((-(p * p.log()).sum(-1) for p in self.probabilities), torch.zeros(()))
 
     def probability_of(self, actions: Tensor) -> Tensor:
-        """Probabilities (..., actions) of ``actions`` (actions, action width), one-hot, concatenated."""
+        """Probabilities (..., actions) of one-hot ``actions`` (actions, action width)."""
         product = torch.ones(())
         for p, hot in zip(
             self.probabilities, actions.split([p.shape[-1] for p in self.probabilities], -1), strict=True
@@ -79,7 +79,7 @@ class ContinuousPolicy(Policy):
         return raw + (raw.clamp(-1, 1) - raw).detach()
 
     def log_probability(self, actions: Tensor) -> Tensor:
-        """The density inside; at -1 and 1, the tail probability that the clip gathers there."""
+        """The density inside; at -1 and 1, the tail probability."""
         actions = actions.detach()
         distance = (actions - self.mean) / self.std
         inside = -0.5 * distance.square() - self.std.log() - 0.5 * math.log(2 * math.pi)

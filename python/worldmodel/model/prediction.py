@@ -14,9 +14,9 @@ class PredictionConfig:
     """Prediction.
 
     Attributes:
-        hidden: width of the layers.
-        layers: of each network: one for the latent, one for reward and continuation.
-        reward: how the reward is predicted; targets are divided by the reward scale.
+        hidden: layer width.
+        layers: of each network: latent; reward and continuation.
+        reward: prediction of the reward, which is divided by the reward scale.
     """
 
     hidden: int = 128
@@ -29,9 +29,9 @@ class Predicted:
     """Predictions from (s_t, a_t).
 
     Attributes:
-        prior: parameters of the distribution of z_{t+1}, (..., *parameter shape of the latent).
-        reward: outputs of the reward head, for ``Prediction.mean_reward``.
-        continues: logit that the episode continues, (...).
+        prior: parameters of z_{t+1}, (..., *parameter shape).
+        reward: outputs of the reward head.
+        continues: continuation logit, (...).
     """
 
     prior: Tensor

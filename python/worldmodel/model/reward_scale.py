@@ -1,14 +1,14 @@
-"""The reward scale: the model's rewards and values times it are in the environment's units."""
+"""The reward scale: model rewards and values times it are in the environment's units."""
 
 import torch
 from torch import Tensor, nn
 
 
 class RewardScale(nn.Module):
-    """Root mean square of nonzero rewards, so that sparse rewards count as much as dense ones.
+    """Root mean square of about the last ``memory`` nonzero rewards, so that sparse rewards count as much as dense
+    ones.
 
-    The mean covers about the last ``memory`` of them. ``count`` and ``mean_square`` are float64 buffers, saved with the
-    model.
+    The buffers ``count`` and ``mean_square`` are float64.
 
     Example:
         >>> scale = RewardScale()
@@ -33,12 +33,7 @@ class RewardScale(nn.Module):
 
     @torch.no_grad()
     def update(self, count: Tensor, square: Tensor) -> None:
-        """Updates the running mean.
-
-        Args:
-            count: number of nonzero rewards, ().
-            square: sum of their squares, ().
-        """
+        """Updates the mean by the number and the sum of squares of nonzero rewards, both ()."""
         if not count:
             return
         count = count.to(self.count.dtype)

@@ -1,4 +1,4 @@
-"""The world model: memory, perception, prediction, evaluation and decision in one differentiable loop.
+"""The world model: five functions in one differentiable loop.
 
     z_t ~ D(o_t)                          perception: the posterior, from this observation alone
     s_t, m_t = D(z_t, a_{t-1}, m_{t-1})   memory
@@ -6,8 +6,7 @@
     v_t = E(s_t)                          evaluation
     r_t, end_t, z'_{t+1} = P(s_t, a_t)    prediction: the prior, before the action enters memory
 
-The recurrent state is a flat dict: memory under "memory.", the encoded previous action under "action", s_t under
-"features".
+Its state is a flat dict: "memory.*", the encoded previous "action", and s_t as "features".
 """
 
 import dataclasses
@@ -53,7 +52,7 @@ class Observed:
         latent: z_t, a posterior sample, (batch, time, *latent shape).
         posterior: its parameters, (batch, time, *parameter shape).
         state: after the last step.
-        cut_states: states after each cut, cut-major, (cuts * batch, ...).
+        cut_states: after each cut, cut-major, (cuts * batch, ...).
     """
 
     features: Tensor
@@ -65,14 +64,14 @@ class Observed:
 
 @dataclasses.dataclass
 class Imagined:
-    """A rollout of ``WorldModel.imagine``; index 0 is its initial state.
+    """A rollout from ``WorldModel.imagine``.
 
     Attributes:
-        features: s_t, (batch, horizon + 1, features).
-        latent: of steps 1 to horizon, (batch, horizon, *latent shape).
+        features: s_t, (batch, horizon + 1, features), from the initial state on.
+        latent: (batch, horizon, *latent shape).
         actions: encoded, (batch, horizon, action width).
         rewards: divided by the reward scale, (batch, horizon).
-        continues: probability that the episode continues, (batch, horizon).
+        continues: continuation probability, (batch, horizon).
         state: after the last step.
     """
 
@@ -124,7 +123,7 @@ class WorldModel(nn.Module):
         return self.config.memory.width
 
     def init_state(self, batch_size: int) -> State:
-        """The state before the first step: zeros."""
+        """Zeros, the state before the first step."""
         like = self.entry.weight
         return {
             **_prefixed(self.memory.init_state(batch_size)),
@@ -135,12 +134,12 @@ class WorldModel(nn.Module):
     def observe(
         self, batch: Batch, state: State | None = None, cuts: Sequence[int] = (), sample: Sampler | None = None
     ) -> Observed:
-        """Observes all steps of a batch in parallel.
+        """Observes all steps in parallel.
 
         Args:
             batch: (batch, time).
-            state: before the first step; the batch's if None, zeros if it has none.
-            cuts: increasing numbers of steps, 1 to time, after which the state is returned.
+            state: before the first step; the batch's or zeros if None.
+            cuts: increasing numbers of steps, 1 to time, after which to return the state.
             sample: distribution -> latent; ``Latent.sample`` if None.
 
         Raises:
@@ -182,7 +181,7 @@ class WorldModel(nn.Module):
             observation: by modality, (batch, *shape).
             previous_action: a_{t-1}, encoded (batch, action width).
             state: after the previous step.
-            reset: bool (batch,); true zeroes the state and the previous action.
+            reset: bool (batch,); true zeroes state and previous action.
 
         Returns:
             ``(features, state)``: s_t (batch, features), and the new state.
@@ -199,13 +198,13 @@ class WorldModel(nn.Module):
         first_action: Tensor | None = None,
         sample: Sampler | None = None,
     ) -> Imagined:
-        """Imagines a differentiable rollout from ``state``.
+        """Imagines a differentiable rollout.
 
         Args:
             state: after an observation.
             policy: s_t -> distribution over actions.
-            horizon: steps, at least 1.
-            first_action: encoded (batch, action width), replaces the policy's first action.
+            horizon: steps.
+            first_action: instead of the policy's, encoded (batch, action width).
             sample: distribution -> latent; ``Latent.sample`` if None.
 
         Raises:
@@ -220,12 +219,7 @@ class WorldModel(nn.Module):
         return self._imagine(state, choose, horizon, sample)
 
     def imagine_actions(self, state: State, actions: Tensor, sample: Sampler | None = None) -> Imagined:
-        """Imagines a rollout with the given actions.
-
-        Args:
-            state: as for ``imagine``.
-            actions: encoded (batch, horizon, action width).
-            sample: as for ``imagine``.
+        """``imagine`` with given actions, encoded (batch, horizon, action width).
 
         Raises:
             ValueError: actions of another shape.
@@ -241,7 +235,7 @@ class WorldModel(nn.Module):
     def _imagine(
         self, state: State, choose: Callable[[int, Tensor], Tensor], horizon: int, sample: Sampler | None
     ) -> Imagined:
-        """``choose``: step index and s_t -> encoded action."""
+        """``choose``: step and s_t -> encoded action."""
         latent_space = self.perception.latent
         sample = sample or latent_space.sample
         features = [state["features"]]
@@ -260,16 +254,16 @@ class WorldModel(nn.Module):
     def act(
         self, observation: Mapping[str, Tensor], state: State, reset: Tensor, decider: Decider
     ) -> tuple[Tensor, State]:
-        """One step of acting, without gradients.
+        """Acts for one step, without gradients.
 
         Args:
             observation: by modality, (batch, *shape).
             state: from ``init_state`` or the previous call.
             reset: bool (batch,), true where an episode begins.
-            decider: chooses the action (``worldmodel.model.deciders``).
+            decider: chooses the action.
 
         Returns:
-            ``(actions, state)``: (batch, *ActionSpec.shape), and the state with the action in it.
+            ``(actions, state)``: (batch, *ActionSpec.shape), and the state with the action.
         """
         with torch.no_grad():
             _, state = self.observe_step(observation, state["action"], state, reset)

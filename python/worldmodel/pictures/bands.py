@@ -29,15 +29,15 @@ _STRIPS = 6  # most categorical entries drawn
 
 @dataclasses.dataclass
 class Panel:
-    """One episode of an ``OpenLoop``, without the row dimension, ready to be drawn.
+    """One episode of an ``OpenLoop``, without the row dimension.
 
     Attributes:
         title: of the panel.
         modalities: of the observation.
-        renderers: of the modalities that have pictures.
+        renderers: of modalities with pictures.
         errors: of imagination, by modality.
         reconstruction_errors: of every step, by modality.
-        persistence_errors: of the last context observation, held constant, by modality.
+        persistence_errors: of the last observed step, held constant, by modality.
     """
 
     title: str

@@ -1,7 +1,4 @@
-"""The PNG and the GIF of ``imagine``: episodes below each other.
-
-The PNG has pictures above their steps; the GIF has large pictures, and uncovers the curves step by step.
-"""
+"""The PNG and the GIF of ``imagine``; the GIF uncovers the curves step by step."""
 
 import contextlib
 import dataclasses
@@ -35,17 +32,9 @@ _FILM_COLOURS = 256  # palette size of a GIF
 
 
 def draw_png(title: str, panels: Sequence[Panel], path: Path | None, width: float = 12.5, dpi: int = 120) -> Any:
-    """Draws all episodes in one picture.
+    """Draws all episodes, returned as uint8 (height, width, 3) and written to the PNG ``path``, if any.
 
-    Args:
-        title: of the page.
-        panels: the episodes.
-        path: of the PNG; not written if None.
-        width: inches.
-        dpi: pixels per inch.
-
-    Returns:
-        uint8 (height, width, 3).
+    ``width`` is in inches, ``dpi`` in pixels per inch.
 
     Raises:
         MissingPackage: matplotlib is not installed.
@@ -68,15 +57,9 @@ def draw_png(title: str, panels: Sequence[Panel], path: Path | None, width: floa
 
 
 def draw_gif(title: str, panels: Sequence[Panel], path: Path, fps: float, width: float = 10, dpi: int = 80) -> None:
-    """Writes a film of all episodes in parallel; the last frame stays for two seconds.
+    """Writes a GIF of all episodes in parallel; the last frame stays for two seconds.
 
-    Args:
-        title: of the page.
-        panels: the episodes.
-        path: of the GIF.
-        fps: steps per second.
-        width: inches.
-        dpi: pixels per inch.
+    ``fps`` is steps per second, ``width`` in inches, ``dpi`` in pixels per inch.
 
     Raises:
         MissingPackage: matplotlib or imageio is not installed.

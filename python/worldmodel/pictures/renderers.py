@@ -34,15 +34,7 @@ class Renderer:
     """Draws arrays of one modality."""
 
     def render(self, array: np.ndarray, seen: np.ndarray | None = None) -> np.ndarray:
-        """Renders one observation.
-
-        Args:
-            array: a modality without batch or time.
-            seen: the true one, to mark errors; no marks if None.
-
-        Returns:
-            uint8 (height, width, 3).
-        """
+        """Renders one observation as uint8 (height, width, 3); marks deviations from ``seen``, if given."""
         raise NotImplementedError
 
     def legend(self, arrays: Iterable[np.ndarray]) -> list[tuple[np.ndarray, str]]:
@@ -70,12 +62,7 @@ class ImageRenderer(Renderer):
 
 
 class GridRenderer(Renderer):
-    """Cells as nested squares, one per channel, the first outermost.
-
-    Args:
-        channels: of the grid.
-        names: of the classes in order; unnamed ones show numbers.
-    """
+    """Cells as nested squares, one per channel, the first outermost; ``names`` are the classes' in order."""
 
     def __init__(self, channels: int, names: Sequence[str] = ()) -> None:
         self.channels = channels
@@ -174,9 +161,7 @@ class MiniGridRenderer(GridRenderer):
 def renderer(modality: Modality, environment: Any = None) -> Renderer | None:
     """The renderer of ``modality``; None for vectors and classes.
 
-    Args:
-        modality: of the observation.
-        environment: its source, if known; its metadata may list class names under "cells".
+    Metadata of ``environment`` may list class names under "cells".
     """
     if modality.kind == "image":
         return ImageRenderer()
