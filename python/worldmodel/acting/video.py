@@ -1,4 +1,4 @@
-"""Videos of episodes: rendering, observations and reconstructions side by side."""
+"""Videos of episodes: rendering, observations, reconstructions."""
 
 import contextlib
 import importlib.util
@@ -19,7 +19,7 @@ try:
 except ImportError as error:
     raise missing(error, "run environments") from error
 
-FRAMES_PER_SECOND = 30  # default
+FRAMES_PER_SECOND = 30
 _MIN_HEIGHT, _MAX_HEIGHT = 256, 512  # pixels
 _LINE, _SPACE = 24, 8  # pixels: height of a text line, gap between pictures
 _PAPER, _INK, _PALE = (255, 255, 255), (36, 41, 47), (110, 119, 129)

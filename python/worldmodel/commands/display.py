@@ -72,13 +72,13 @@ class Display:
         return table
 
 
-# Names, or prefixes of names, in the left and right column.
+# Names, or prefixes, in the left and right column.
 _LEFT = ("steps", "updates", "episodes", "seconds", "episode/", "milliseconds/", "replay/")
 _RIGHT = ("loss/", "policy/", "latent/", "scale/")
 
 
 def _cells(metrics: Mapping[str, float], names: tuple[str, ...]) -> list[tuple[str, str]]:
-    """Name and value of the metrics in ``names``, or in groups there, which end in a slash."""
+    """Name and value of the metrics in ``names`` or in its groups ("group/")."""
     kept = [name for name in metrics if name in names or (f"{name.partition('/')[0]}/" in names and "/" in name)]
     return [(name, f"{metrics[name]:,.4g}" if metrics[name] % 1 else f"{metrics[name]:,.0f}") for name in kept]
 

@@ -1,4 +1,4 @@
-"""``imagine``: observed, reconstructed and imagined steps in a PNG and a GIF."""
+"""``imagine``: observed, reconstructed and imagined steps, drawn."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""Ctrl-C as a request: training saves and ends after the current step; a second one ends it immediately."""
+"""Ctrl-C as a request: training saves and ends after the current step, at a second one immediately."""
 
 import signal
 import threading

@@ -24,7 +24,7 @@ def parse(kind: type[Options], arguments: Sequence[str], command: str, default: 
     """Parses options into a dataclass; its docstrings are the help."""
     tyro = require("tyro", "read the command line")
     given = {} if default is None else {"default": default}
-    # The default chooses among kinds of a configuration, so they need no subcommands.
+    # The default chooses the kinds of nested configurations.
     config = (tyro.conf.PositionalRequiredArgs, tyro.conf.AvoidSubcommands)
     return tyro.cli(kind, args=list(arguments), prog=f"python -m worldmodel {command}", config=config, **given)
 
@@ -68,7 +68,7 @@ def train_options(arguments: Sequence[str]) -> tuple[TrainConfig, Path, dict[str
     for argument in arguments:
         if (today := renamed_option(argument)) is not None:
             raise ConfigurationError(f"{argument.partition('=')[0]} is an option of an earlier release: use {today}")
-    # These set the defaults of all other options, so they are read first.
+    # Defaults of the other options depend on these.
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--preset", default=TrainConfig.preset)
     for name in ("--resume", "--memory", "--latent"):

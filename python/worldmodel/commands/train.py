@@ -189,7 +189,7 @@ def _loop(trainer: SourceTrainer, run: Run, display: Display, interrupt: Interru
 
 
 class OpenLoopEvaluator:
-    """Open-loop prediction of the newest batch, every ``open_loop_minutes`` of training."""
+    """Open-loop prediction of the newest batch, every ``open_loop_minutes``."""
 
     def __init__(self) -> None:
         self._callback: OpenLoopCallback | None = None

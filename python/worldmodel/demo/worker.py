@@ -33,7 +33,7 @@ _GOOD = 3e-3  # loss that ends training
 
 
 def train(folder: Path, name: str, seed: int, seconds: float, steps: int) -> None:
-    """Trains on episodes of 103 answers, plays one per stream, and saves weights and states."""
+    """Trains on 103-step episodes, plays one per stream, and saves weights and states."""
     torch.manual_seed(seed)
     random = torch.Generator().manual_seed(seed)
     model = Answerer(MEMORIES[name])
@@ -130,7 +130,7 @@ def _swap(model: Answerer, cards: Tensor, state: State) -> dict[str, Any]:
 
     Only the next ``LAG`` answers, about cards before the swap, count.
     """
-    following = cards[:1, :LAG].expand(2, -1)  # the same for both
+    following = cards[:1, :LAG].expand(2, -1)
     exchanged = {name: value[:2].flip(0) for name, value in state.items()}
     with torch.no_grad():
         q, _ = model(one_hot(following), exchanged)

@@ -1,10 +1,10 @@
-"""HiddenBall: a ball that passes behind a curtain, on small grids.
+"""HiddenBall: a ball passes behind a curtain.
 
     python -m worldmodel train --preset moving --env worldmodel/HiddenBall-v0
 
 A ``BALL`` x ``BALL`` ball bounces on a ``SIDE`` x ``SIDE`` map, one cell per step along each axis. The actions move a
-curtain, ``CURTAIN`` cells wide. Direction and hidden position must be remembered from several frames. The reward is the
-visible fraction of the ball; episodes are truncated after ``LENGTH`` steps. Only the initial state is random.
+curtain, ``CURTAIN`` cells wide. Direction and hidden position must be remembered. The reward is the ball's visible
+fraction; episodes are truncated after ``LENGTH`` steps. Only the initial state is random.
 
 ``HiddenBallPixels-v0`` observes 4 x 4 grey pixels per cell.
 """

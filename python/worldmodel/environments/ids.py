@@ -11,7 +11,6 @@ from typing import Any
 NAMESPACE = "worldmodel"
 _BALL, _CUE = "worldmodel.environments.hidden_ball:HiddenBall", "worldmodel.environments.minigrid:memory"
 
-# Name -> entry point and keyword arguments.
 ENVIRONMENTS: dict[str, tuple[str, dict[str, Any]]] = {
     "HiddenBall-v0": (_BALL, {"pixels": 0}),
     "HiddenBallPixels-v0": (_BALL, {"pixels": 4}),

@@ -1,10 +1,9 @@
-"""MiniGrid's Memory tasks with a 3 x 3 view and three actions: left, right, forward.
+"""MiniGrid's Memory tasks (S7 to S17) with a 3 x 3 view and three actions: left, right, forward.
 
     python -m worldmodel train --preset wander --env worldmodel/MemoryS9-v0
 
 The first room holds a key or a ball, the *cue*; beyond a corridor lies one of each, and reaching the one like the cue
-is rewarded. The grids are S7, S9, S11, S13 and S17. The small view loses sight of the cue after a few steps. MiniGrid's
-other four actions have no effect here.
+is rewarded. The small view soon loses sight of the cue. MiniGrid's other four actions have no effect here.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
     from minigrid.minigrid_env import MiniGridEnv
 
 VIEW = 3  # cells per side
-ACTIONS = ("left", "right", "forward")  # MiniGrid's actions 0, 1 and 2
+ACTIONS = ("left", "right", "forward")
 KEY, BALL = 5, 6  # first channel of a cell; 0 is out of sight
 
 _envs = require("minigrid.envs", "run worldmodel.environments.minigrid", "pip install minigrid")

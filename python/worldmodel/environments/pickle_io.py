@@ -1,6 +1,6 @@
-"""Pickles of environments that are not deterministic given a seed and actions.
+"""Pickles of environments that are not deterministic given seed and actions.
 
-Reading a pickle executes its content: a run must ask for pickles, and the caller must allow reading one.
+Reading one executes its content: the run must ask for pickles, and the caller must allow it.
 """
 
 import io

@@ -1,4 +1,4 @@
-"""Environments by name; packages that register environments on import are imported when needed."""
+"""Environments by name; the package of an id is imported when needed."""
 
 import contextlib
 import difflib

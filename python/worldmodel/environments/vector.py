@@ -1,12 +1,10 @@
 """Vector environments, which return transitions.
 
-``VectorEnvironment`` seeds every episode, so that seed and actions are its saved state; a checksum of the replay checks
-determinism.
+``VectorEnvironment`` seeds every episode, so that seeds and actions are its saved state; a checksum of the replay
+checks determinism.
 
-``GymnasiumVectorEnvironment`` wraps gymnasium's, in any autoreset mode. With ``NEXT_STEP``, the step after an episode's
-end only resets and is no transition. Its episodes cannot be replayed.
-
-Either can be pickled instead (``pickle_io.py``).
+``GymnasiumVectorEnvironment`` wraps gymnasium's. With ``NEXT_STEP``, the step after an episode's end only resets and is
+no transition. It cannot be replayed, but either can be pickled (``pickle_io.py``).
 """
 
 import dataclasses
@@ -27,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass
 class Transitions:
-    """Transitions of one step, from the n environments whose action counted.
+    """Transitions of the n environments whose action counted.
 
     Attributes:
         rows: int (n,), environments.

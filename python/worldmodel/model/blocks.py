@@ -1,8 +1,7 @@
 """Memory blocks: a dataclass per kind, which builds the module.
 
-A block maps (batch, time, width) to the same shape with ``init_state``, ``forward`` and ``step`` as in
-``wmkernels.nn``; its state is a flat dict of tensors, batch first. A new kind is a class here, listed in
-``BlockConfig``.
+A block maps (batch, time, width) to the same shape with the interface of ``wmkernels.nn``; its state is a flat dict of
+tensors, batch first. A new kind is a class here, listed in ``BlockConfig``.
 """
 
 import dataclasses

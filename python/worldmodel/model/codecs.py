@@ -1,6 +1,5 @@
-"""Codecs: encoding and reconstruction per kind of modality.
+"""Codecs per kind of modality.
 
-width                         features of ``encode``
 encode(modality)              (steps, *shape) -> (steps, width)
 reconstruct(features)         (steps, hidden) -> prediction, for ``loss`` and ``decode``
 loss(prediction, modality)    nats or squared error, summed over the modality, (steps,)
@@ -19,7 +18,7 @@ from worldmodel.data.spaces import Modality
 from worldmodel.model.networks import symlog
 
 _WINDOW = 1e6  # steps covered by the running mean and variance
-_MIN_VARIANCE = 1e-10  # an entry below it counts as constant
+_MIN_VARIANCE = 1e-10  # an entry below is constant
 
 
 class CategoricalCodec(nn.Module):

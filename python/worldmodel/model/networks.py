@@ -61,7 +61,7 @@ class ScalarConfig:
 class ScalarHead(nn.Module):
     """Features -> a scalar; zero before training.
 
-    The buffers ``v_min`` and ``v_max`` are the support of "two_hot": the range of past targets.
+    ``v_min`` and ``v_max``, the support of "two_hot", are the range of past targets.
     """
 
     v_min: Tensor

@@ -1,4 +1,4 @@
-"""Open-loop prediction: the world model observes some steps and imagines the rest from the recorded actions."""
+"""Open-loop prediction: the world model observes some steps and imagines the rest from recorded actions."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -83,7 +83,7 @@ def open_loop(world_model: WorldModel, batch: Batch, context: int, sample: Sampl
     rewards = world_model.prediction.mean_reward(predicted)[:, known], imagined.rewards
     continues = predicted.continues[:, known].sigmoid(), imagined.continues
     later = torch.zeros_like(batch.is_first)
-    later[:, 1:] = batch.is_first[:, 1:]  # true where the next episode begins
+    later[:, 1:] = batch.is_first[:, 1:]  # of the next episode
     return OpenLoop(
         context,
         batch.valid & (later.cumsum(1) == 0),

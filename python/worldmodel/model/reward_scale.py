@@ -1,14 +1,13 @@
-"""The reward scale: model rewards and values times it are in the environment's units."""
+"""The reward scale, which converts model rewards and values to the environment's units."""
 
 import torch
 from torch import Tensor, nn
 
 
 class RewardScale(nn.Module):
-    """Root mean square of about the last ``memory`` nonzero rewards, so that sparse rewards count as much as dense
-    ones.
+    """Root mean square of nonzero rewards, so that sparse rewards count as much as dense ones.
 
-    The buffers ``count`` and ``mean_square`` are float64.
+    The mean covers about the last ``memory``. The buffers ``count`` and ``mean_square`` are float64.
 
     Example:
         >>> scale = RewardScale()

@@ -1,6 +1,6 @@
-"""The bands of an open-loop picture: plots of one episode, stacked above a common time axis.
+"""The bands of an open-loop picture: plots of one episode above a common time axis.
 
-Observations are dark, reconstructions blue, imagination orange; steps right of the line are unobserved.
+Observations are dark, reconstructions blue, imagination orange.
 """
 
 import dataclasses
@@ -146,7 +146,7 @@ def strip(panel: Panel, name: str, inches: float) -> Band:
     """Three rows of pictures, as many columns as fit; ``inches`` is the axes' width."""
     stride = -(-panel.steps // _COLUMNS)
     before, after = range(panel.context - 1, stride - 2, -stride), range(panel.context - 1, panel.steps, stride)
-    shown = sorted({*before, *after})  # ``stride`` steps per column, none cut off
+    shown = sorted({*before, *after})  # ``stride`` steps per column
     first = panel.picture(name, "seen", 0)
     assert first is not None
     step = inches / panel.steps

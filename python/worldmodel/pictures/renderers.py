@@ -12,7 +12,7 @@ TILE = 24  # pixels per cell side
 WRONG = (230, 30, 60)  # frame of a wrong cell
 _MARKED = "red frame: a cell that is not as it was seen"
 _UNSEEN = (52, 58, 66)
-# Distinct colours: a dark one for class 0, which is often empty, then the strong ones.
+# Distinct colours: dark for class 0, often empty, then the strong ones.
 _PALETTE = np.array(
     [
         (46, 52, 64),
