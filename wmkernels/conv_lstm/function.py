@@ -37,44 +37,37 @@ def conv_lstm(
     keep_gates: bool = True,
     backend: str | None = None,
 ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-    """A convolutional LSTM over a sequence of maps, differentiable in every input (Shi et al. 2015, arXiv 1506.04214).
+    """A convolutional LSTM over a sequence of maps (Shi et al. 2015, arXiv 1506.04214), differentiable in every input.
 
-    ``i, f, g, o = weight_ih ∗ x_t + weight_hh ∗ h_{t-1} + bias``, to which ``peephole`` adds ``w_i ∘ c_{t-1}``,
-    ``w_f ∘ c_{t-1}`` and, with the new cell, ``w_o ∘ c_t``; then ``c_t = σ(f) ∘ c_{t-1} + σ(i) ∘ tanh(g)`` and
-    ``h_t = σ(o) ∘ tanh(c_t)``.
+    ``i, f, g, o = weight_ih ∗ x_t + weight_hh ∗ h_{t-1} + bias``; ``peephole`` adds ``w_i ∘ c_{t-1}``, ``w_f ∘
+    c_{t-1}`` and ``w_o ∘ c_t``. ``c_t = σ(f) ∘ c_{t-1} + σ(i) ∘ tanh(g)``, ``h_t = σ(o) ∘ tanh(c_t)``.
 
     Args:
-        x: (time, batch, channels, height, width), any memory format; with ``batch_first`` batch before time. float32,
-            float64, bfloat16 or float16.
-        weight_ih: (4 * hidden, channels, kernel height, kernel width), in the dtype of ``x``; the gates i, f, g, o one
-            after another, as in ``torch.nn.LSTM``.
-        weight_hh: (4 * hidden, hidden, kernel height, kernel width), in the dtype of ``x``, kernel sizes odd.
-        bias: (4 * hidden), float32 or the dtype of ``x``, as are the peephole and the state.
-        state: the pair (h, c) before the first step, each (batch, hidden, height, width); zeros if None.
-        peephole: (3, hidden) or (3, hidden, height, width): the weights with which the cell reaches i, f and o.
-        reset: bool (time, batch), with ``batch_first`` (batch, time), true where a new sequence starts: h and c are
-            zero before that step, whatever they held.
-        stride: of the input convolution, one number or (vertical, horizontal). The hidden convolution always keeps
-            the map's size.
-        padding: of the input convolution: ``"same"`` (the map has ceil(size / stride) rows and columns, an odd row or
-            column of zeros is added below or to the right), ``"valid"``, or zeros added on either side.
+        x: (time, batch, channels, height, width), any memory format; float32, float64, bfloat16 or float16.
+        weight_ih: (4 * hidden, channels, kernel height, kernel width), dtype of ``x``, gates i, f, g, o.
+        weight_hh: (4 * hidden, hidden, kernel height, kernel width), dtype of ``x``, odd kernel sizes.
+        bias: (4 * hidden); like peephole and state, float32 or the dtype of ``x``.
+        state: initial (h, c), each (batch, hidden, height, width); zeros if None.
+        peephole: (3, hidden) or (3, hidden, height, width), the cell's weights for i, f and o.
+        reset: bool (time, batch); true zeroes h and c before that step, NaN included.
+        stride: of the input convolution, one number or (vertical, horizontal).
+        padding: of the input convolution: ``"same"`` (ceil(size / stride); an odd zero row or column goes below or to
+            the right), ``"valid"``, or zeros per side.
         dilation: of the input convolution.
-        batch_first: batch is the first dimension of ``x``, ``reset`` and the outputs; the state has no time.
-        keep_gates: where gradients are wanted, keep the four gates for the backward pass (4 numbers a number of h, in
-            the dtype of the state). Otherwise x, h and c are kept, and the backward pass computes the gates again:
-            about a third more arithmetic a training step for less than half the memory.
+        batch_first: batch before time in ``x``, ``reset`` and outputs.
+        keep_gates: keep the gates for the backward pass, 4 numbers per number of h in the state dtype. Recomputing
+            them costs a third more arithmetic per training step and saves over half the memory.
         backend: ``"cuda"``, ``"triton"``, ``"cpu"``, ``"chunked"`` or ``"reference"``; the best trusted one if None.
 
     Returns:
-        ``(outputs, (h, c))``: every h, (time, batch, hidden, height, width) in the dtype of ``x``, and the state after
-        the last step, h in that dtype and c in float32 (float64 for float64 inputs). h is rounded to its dtype before
-        it recurs. In memory the outputs' channels come last.
+        ``(outputs, (h, c))``: every h, (time, batch, hidden, height, width) in the dtype of ``x``, channels last in
+        memory, and the last state, c in float32 (float64 for float64 inputs). h is rounded before it recurs.
 
     Raises:
-        ValueError: a shape, a size, a device or a backend that does not fit.
-        TypeError: a dtype that does not fit.
+        ValueError: invalid shape, size, device or backend.
+        TypeError: invalid dtype.
 
-    Under autocast ``x`` and the weights are cast as a convolution's are; the cell stays in float32.
+    Autocast casts ``x`` and the weights, not the cell.
 
     Example:
         >>> import torch, wmkernels
@@ -104,28 +97,28 @@ def conv_lstm_step(
     keep_gates: bool = True,
     backend: str | None = None,
 ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-    """One step of ``conv_lstm``, differentiable: what a rollout calls in a loop.
+    """One differentiable step of ``conv_lstm``, for rollouts.
 
     Args:
         x: (batch, channels, height, width).
-        state: the pair (h, c), each (batch, hidden, height, width); zeros if None.
-        weight_ih: as for ``conv_lstm``, and so are the others.
+        state: (h, c), each (batch, hidden, height, width); zeros if None.
+        weight_ih: the other arguments are those of ``conv_lstm``.
         weight_hh: (4 * hidden, hidden, kernel height, kernel width).
         bias: (4 * hidden).
         peephole: (3, hidden) or (3, hidden, height, width).
-        reset: bool (batch,), true where the state is zeroed first.
+        reset: bool (batch,); true zeroes the state first.
         stride: of the input convolution.
         padding: of the input convolution.
         dilation: of the input convolution.
-        keep_gates: keep the gates for the backward pass instead of computing them again.
+        keep_gates: keep the gates for the backward pass.
         backend: as for ``conv_lstm``.
 
     Returns:
-        ``(h, (h, c))``: the output, which is the new h, and the new state.
+        ``(h, (h, c))``: output and new state.
 
     Raises:
-        ValueError: a shape, a size, a device or a backend that does not fit.
-        TypeError: a dtype that does not fit.
+        ValueError: invalid shape, size, device or backend.
+        TypeError: invalid dtype.
 
     Example:
         >>> import torch, wmkernels
@@ -156,9 +149,9 @@ def _step_fast_path(
     reset: Tensor | None,
     backend: str | None,
 ) -> tuple[Tensor, Tensor] | None:
-    """The new (h, c) in one call of the extension, which checks the tensors itself; None where it cannot be done so.
+    """The new (h, c) from one call of the extension, or None.
 
-    A step of a small map takes less time than its arguments take to be checked and handed over one by one.
+    For a small map, checking and passing the arguments one by one takes longer than the step.
     """
     if state is not None and not (isinstance(state, tuple | list) and len(state) == 2):
         return None
@@ -176,7 +169,7 @@ def _step_fast_path(
 
 
 def _run(inputs: ConvLSTMInputs, keep_gates: bool, backend: str | None) -> tuple[Tensor, Tensor, Tensor]:
-    """(outputs, h, c) on the backend that runs this call."""
+    """Backend dispatch."""
     chosen = choose(OP, inputs.x.device, backend)
     if chosen == "reference":
         return conv_lstm_reference(inputs)

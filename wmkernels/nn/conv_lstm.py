@@ -1,4 +1,4 @@
-"""The ConvLSTM as modules: ``ConvLSTM`` over sequences, laid out like ``torch.nn.LSTM``, and ``ConvLSTMCell``."""
+"""ConvLSTM modules, after ``torch.nn.LSTM`` and ``LSTMCell``."""
 
 from collections.abc import Sequence
 
@@ -12,27 +12,27 @@ from wmkernels.nn.conv_lstm_base import ConvLSTMBase, MapState, require_pair
 
 
 class ConvLSTM(ConvLSTMBase):
-    """A convolutional LSTM of one or more layers over a sequence of maps (Shi et al. 2015), after ``torch.nn.LSTM``.
+    """A multi-layer convolutional LSTM over a sequence of maps (Shi et al. 2015).
 
-    Parameters are named as in ``nn.LSTM`` (``weight_ih_l0``, ``weight_hh_l0``, ``weight_ih_l0_reverse``, ...) with its
-    gate order i, f, g, o, but with one bias per layer, ``bias_l0``; ``peephole_l0`` holds the weights of i, f and o.
+    Parameters are named and gates (i, f, g, o) ordered as in ``nn.LSTM``, but each layer has one bias, ``bias_l0``;
+    ``peephole_l0`` holds the weights of i, f and o.
 
     Args:
-        input_size: channels of an input.
+        input_size: input channels.
         hidden_size: channels of h and c.
         kernel_size: of both convolutions, odd; one number or (vertical, horizontal).
-        num_layers: layers, each on the outputs of the one before.
-        bias: whether there is one.
-        batch_first: inputs, outputs and reset have batch before time. The state has no time and stays as it is.
-        dropout: probability with which outputs of every layer but the last are zeroed in training.
-        bidirectional: a second set of layers runs from the end, and the outputs have 2 * hidden_size channels.
-        peephole: add the cell to i, f and o, with one weight per channel, or given the states' (height, width) one per
+        num_layers: number of layers.
+        bias: add a bias.
+        batch_first: batch before time in inputs, outputs and reset.
+        dropout: on the outputs of every layer but the last, in training.
+        bidirectional: also run from the end; outputs have 2 * hidden_size channels.
+        peephole: add the cell to i, f and o: True for weights per channel, the states' (height, width) for weights per
             channel and position.
-        forget_bias: initial value of the forget gate's bias.
-        stride: of the first layer's input convolution, as for ``wmkernels.conv_lstm``. Later layers keep its map.
+        forget_bias: initial bias of the forget gate.
+        stride: of the first layer's input convolution, as for ``wmkernels.conv_lstm``.
         padding: of the first layer's input convolution.
         dilation: of the first layer's input convolution.
-        keep_gates: keep the gates for the backward pass instead of recomputing them.
+        keep_gates: keep the gates for the backward pass.
         backend: as for ``wmkernels.conv_lstm``.
         device: of the parameters.
         dtype: of the parameters.
@@ -98,16 +98,16 @@ class ConvLSTM(ConvLSTMBase):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draws all parameters anew, as a new module would."""
+        """Reinitialises the parameters."""
         for layer in range(self.num_layers):
             for direction in self._directions:
                 self.reset_parameters_of(f"_l{layer}{direction}")
 
     def init_state(self, batch_size: int, map_size: Sequence[int]) -> MapState:
-        """The state before the first step, zeros, for inputs of ``map_size`` (height, width).
+        """Zero state for inputs of ``map_size`` (height, width).
 
-        The pair (h, c), each (num_layers, batch, hidden_size, height, width), with the forward and the reverse
-        direction of a layer one after another in a bidirectional module. c is float32 (float64 for float64).
+        Each of (h, c) is (num_layers, batch, hidden_size, height, width); in a bidirectional module (2 * num_layers,
+        ...), forward before reverse per layer. c is float32 (float64 for float64).
         """
         count = self.num_layers * len(self._directions)
         return self._zeros(count, batch_size, self.hidden_size, *self._map_size(map_size))
@@ -115,20 +115,20 @@ class ConvLSTM(ConvLSTMBase):
     def forward(
         self, inputs: Tensor, state: MapState | None = None, reset: Tensor | None = None
     ) -> tuple[Tensor, MapState]:
-        """All steps at once.
+        """Runs a sequence.
 
         Args:
-            inputs: (time, batch, input_size, height, width), with ``batch_first`` batch before time.
-            state: from ``init_state`` or an earlier call, zeros if None.
-            reset: bool (time, batch), with ``batch_first`` (batch, time), true where a new sequence
-                starts; the reverse direction starts at each sequence's end.
+            inputs: (time, batch, input_size, height, width).
+            state: from ``init_state`` or an earlier call; zeros if None.
+            reset: bool (time, batch), true at the first step of a sequence; the reverse direction resets at sequence
+                ends.
 
         Returns:
-            ``(outputs, (h, c))``: the last layer's outputs, and the state after the last step, with gradients.
+            ``(outputs, (h, c))``: the last layer's outputs and the differentiable last state.
 
         Raises:
-            ValueError: a shape, a device or a backend that does not fit.
-            TypeError: a dtype or a state that does not fit.
+            ValueError: invalid shape, device or backend.
+            TypeError: invalid dtype or state.
         """
         self._check("inputs", inputs, "batch, time" if self.batch_first else "time, batch")
         time_axis, batch_axis = (1, 0) if self.batch_first else (0, 1)
@@ -160,7 +160,7 @@ class ConvLSTM(ConvLSTMBase):
         return outputs, (h, c)
 
     def step(self, input: Tensor, state: MapState | None, reset: Tensor | None = None) -> tuple[Tensor, MapState]:
-        """One step of what ``forward`` computes: ``input`` (batch, input_size, height, width), ``reset`` bool (batch,).
+        """One step: ``input`` (batch, input_size, height, width), ``reset`` bool (batch,).
 
         Raises:
             RuntimeError: the module is bidirectional.
@@ -200,9 +200,9 @@ class ConvLSTM(ConvLSTMBase):
 
 
 class ConvLSTMCell(ConvLSTMBase):
-    """One step of a convolutional LSTM layer, after ``torch.nn.LSTMCell``: for custom loops.
+    """One step of a ConvLSTM layer, for custom loops; arguments as for ``ConvLSTM``.
 
-    The arguments are those of ``ConvLSTM``; the parameters are ``weight_ih``, ``weight_hh``, ``bias``, ``peephole``.
+    Parameters: ``weight_ih``, ``weight_hh``, ``bias``, ``peephole``.
 
     Example:
         >>> import torch, wmkernels
@@ -248,21 +248,17 @@ class ConvLSTMCell(ConvLSTMBase):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draws all parameters anew, as a new module would."""
+        """Reinitialises the parameters."""
         self.reset_parameters_of("")
 
     def init_state(self, batch_size: int, map_size: Sequence[int]) -> MapState:
-        """Zeros for inputs of ``map_size`` (height, width): (h, c), each (batch, hidden_size, height, width)."""
+        """Zeros (h, c), each (batch, hidden_size, height, width), for inputs of ``map_size`` (height, width)."""
         return self._zeros(batch_size, self.hidden_size, *self._map_size(map_size))
 
     def forward(
         self, input: Tensor, state: MapState | None = None, reset: Tensor | None = None
     ) -> tuple[Tensor, MapState]:
-        """One step: ``input`` (batch, input_size, height, width), ``reset`` bool (batch,).
-
-        Returns:
-            ``(h, (h, c))``: the output, which is the new h, and the new state.
-        """
+        """``(h, (h, c))`` for ``input`` (batch, input_size, height, width) and ``reset`` bool (batch,)."""
         self._check("input", input, "batch")
         if state is not None:
             shape = (input.shape[0], self.hidden_size, *self._map_size(input.shape[-2:]))
@@ -276,7 +272,7 @@ class ConvLSTMCell(ConvLSTMBase):
 
 
 def _reversed_resets(reset: Tensor | None, time_axis: int) -> Tensor | None:
-    """The resets of a reversed sequence: there a step resets where the step after it in time does."""
+    """A reversed sequence resets where the next step in time does."""
     if reset is None or reset.dim() <= time_axis or reset.shape[time_axis] == 0:
         return reset
     flipped = reset.flip(time_axis).roll(1, time_axis)

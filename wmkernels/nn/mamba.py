@@ -1,4 +1,4 @@
-"""The Mamba block as a memory: state in and out, resets, packed sequences, a single step (Gu & Dao 2023, figure 3)."""
+"""The Mamba block (Gu & Dao 2023, figure 3) with explicit state, resets, packed sequences and single steps."""
 
 import math
 from collections.abc import Mapping
@@ -18,26 +18,26 @@ Selection = tuple[Tensor, Tensor, Tensor, Tensor]  # delta, A, B, C
 
 
 class Mamba(nn.Module):
-    """One Mamba block: projection, causal convolution, selective scan, gate, projection back.
+    """One Mamba block, without norm and residual connection.
 
-    Parameters have the published block's names, shapes and initial values, so its state dicts load unchanged. Norm and
-    residual connection are the caller's. ``A_log`` and ``D`` carry ``_no_weight_decay = True``.
+    Parameter names, shapes and initial values are the published block's, so its state dicts load. ``A_log`` and ``D``
+    carry ``_no_weight_decay = True``.
 
     Args:
         d_model: features of inputs and outputs.
         d_state: states per inner channel.
         d_conv: kernel size of the convolution.
         expand: inner channels per feature.
-        dt_rank: rank of the step sizes' projection; ``"auto"`` is d_model / 16, rounded up.
+        dt_rank: rank of the step-size projection; ``"auto"``: ceil(d_model / 16).
         dt_min: smallest initial step size.
-        dt_max: largest initial step size; log-uniform between the two.
-        dt_init: ``"random"`` or ``"constant"`` weights of the step sizes' projection.
+        dt_max: largest initial step size; log-uniform between.
+        dt_init: ``"random"`` or ``"constant"`` weights of that projection.
         dt_scale: scale of those weights.
-        dt_init_floor: lower bound of the initial step sizes.
+        dt_init_floor: lower bound of initial step sizes.
         conv_bias: bias of the convolution.
-        bias: bias of the first and last projection.
-        groups: sets of B and C, each for expand * d_model / groups neighbouring channels; published: 1.
-        backend: of the scan, as for ``wmkernels.selective_scan``.
+        bias: bias of the input and output projections.
+        groups: sets of B and C, each for expand * d_model / groups adjacent channels; published: 1.
+        backend: as for ``wmkernels.selective_scan``.
         device: of the parameters.
         dtype: of the parameters; A_log and D stay in float32 (float64 for float64).
 
@@ -98,7 +98,7 @@ class Mamba(nn.Module):
 
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         wide: dict[str, Any] = {"device": device, "dtype": state_dtype(dtype or torch.get_default_dtype())}
-        # Drawn in the order of the published block: the same seed makes the same weights.
+        # The published block's order: equal seeds give equal weights.
         self.in_proj = nn.Linear(d_model, 2 * d_inner, bias=bias, **factory)
         self.conv1d = CausalConv1d(d_inner, d_conv, bias=conv_bias, **factory)
         self.x_proj = nn.Linear(d_inner, rank + 2 * groups * d_state, bias=False, **factory)
@@ -112,11 +112,11 @@ class Mamba(nn.Module):
 
     @property
     def _decays(self) -> int:
-        """Decay rates per inner channel."""
+        """Decay rates per channel."""
         return self.d_state
 
     def reset_parameters(self) -> None:
-        """Draws all parameters anew, as a new module would."""
+        """Reinitialises the parameters."""
         for projection in (self.in_proj, self.conv1d, self.x_proj, self.dt_proj):
             projection.reset_parameters()
         self._reset_step_size()
@@ -124,7 +124,7 @@ class Mamba(nn.Module):
         self.out_proj.reset_parameters()
 
     def _reset_step_size(self) -> None:
-        """softplus(dt_proj.bias) is log-uniform between dt_min and dt_max; the weights keep their input's variance."""
+        """softplus(dt_proj.bias) is log-uniform from dt_min to dt_max; the weights preserve variance."""
         low, high, kind, scale, floor = self._dt
         weight, bias = self.dt_proj.weight, self.dt_proj.bias
         bound = self.dt_rank**-0.5 * scale
@@ -135,7 +135,7 @@ class Mamba(nn.Module):
         draw = torch.rand(self.d_inner, device=bias.device, dtype=bias.dtype)
         step = torch.exp(draw * (math.log(high) - math.log(low)) + math.log(low)).clamp(min=floor)
         with torch.no_grad():
-            bias.copy_(step + torch.log(-torch.expm1(-step)))  # softplus backwards
+            bias.copy_(step + torch.log(-torch.expm1(-step)))  # inverse softplus
 
     def _reset_decay(self) -> None:
         """A = -1, -2, ..., -d_state in every channel (S4D-real), D = 1."""
@@ -147,7 +147,7 @@ class Mamba(nn.Module):
         return torch.arange(1, self.d_state + 1, device=self.A_log.device)
 
     def _mark_parameters(self) -> None:
-        """Flags that existing optimizers and initialisers look for."""
+        """Flags for optimizers and initialisers."""
         self.A_log._no_weight_decay = True  # type: ignore[attr-defined]
         self.D._no_weight_decay = True  # type: ignore[attr-defined]
         self.dt_proj.bias._no_reinit = True  # type: ignore[attr-defined]
@@ -158,15 +158,15 @@ class Mamba(nn.Module):
         self._mark_parameters()
 
     def extra_repr(self) -> str:
-        """The arguments, as ``repr`` shows them."""
+        """The arguments for ``repr``."""
         sizes = f"{self.d_model}, d_state={self.d_state}, d_conv={self.d_conv}, expand={self.expand}"
         return f"{sizes}, dt_rank={self.dt_rank}" + (f", backend={self.backend!r}" if self.backend else "")
 
     def init_state(self, batch_size: int) -> State:
-        """The state before the first step, zeros in float32 (float64 for float64).
+        """Zero state in float32 (float64 for float64).
 
-        ``"window"`` (batch, d_conv - 1, d_inner) holds the convolution's past inputs, ``"scan"`` (batch, d_inner,
-        d_state) the state of the scan.
+        ``"window"`` (batch, d_conv - 1, d_inner): past inputs of the convolution; ``"scan"`` (batch, d_inner,
+        d_state).
         """
         dtype = state_dtype(self.in_proj.weight.dtype)
         scan = torch.zeros((batch_size, self.d_inner, self.d_state), device=self.in_proj.weight.device, dtype=dtype)
@@ -180,20 +180,20 @@ class Mamba(nn.Module):
         *,
         cu_seqlens: Tensor | None = None,
     ) -> tuple[Tensor, State]:
-        """All steps at once.
+        """Runs a sequence.
 
         Args:
             inputs: (batch, time, d_model).
-            state: from ``init_state`` or an earlier call, zeros if None; with ``cu_seqlens`` one row per sequence.
-            reset: bool (batch, time), true where a new sequence starts.
-            cu_seqlens: int (sequences + 1), rising from 0 to time: packed sequences, ``batch`` is then 1.
+            state: from ``init_state`` or an earlier call, zeros if None; one row per sequence with ``cu_seqlens``.
+            reset: bool (batch, time), true at the first step of a sequence.
+            cu_seqlens: int (sequences + 1), from 0 to time: packed sequences, requires batch 1.
 
         Returns:
-            ``(outputs, state)``: (batch, time, d_model), and the state after the last step, with gradients.
+            ``(outputs, state)``: (batch, time, d_model) and the differentiable last state.
 
         Raises:
-            ValueError: a shape, a device, a backend or cu_seqlens that does not fit.
-            TypeError: a dtype or a state that does not fit.
+            ValueError: invalid shape, device, backend or cu_seqlens.
+            TypeError: invalid dtype or state.
         """
         require_inputs(type(self).__name__, "inputs", inputs, ("batch", "time", "d_model"), self.d_model)
         require_reset(type(self).__name__, reset, inputs)
@@ -222,7 +222,7 @@ class Mamba(nn.Module):
     def step(
         self, input: Tensor, state: Mapping[str, Tensor] | None, reset: Tensor | None = None
     ) -> tuple[Tensor, State]:
-        """One step of what ``forward`` computes: ``input`` (batch, d_model), ``reset`` bool (batch,)."""
+        """One step: ``input`` (batch, d_model), ``reset`` bool (batch,)."""
         require_inputs(type(self).__name__, "input", input, ("batch", "d_model"), self.d_model)
         require_reset(type(self).__name__, reset, input)
         self._require_state(state, input.shape[0], input)
@@ -253,20 +253,20 @@ class Mamba(nn.Module):
     def _selection(
         self, x: Tensor, state: Mapping[str, Tensor] | None, reset: Tensor | None, cu_seqlens: Tensor | None
     ) -> tuple[Selection, State]:
-        """delta, A, B, C of every step, and the part of the state that computing them updates: here none."""
+        """delta, A, B, C of every step, and the extra state they update (none here)."""
         delta, B, C = self._project(x)
         return (delta, self._decay(x), B.transpose(1, 2), C.transpose(1, 2)), {}
 
     def _selection_step(self, x: Tensor, state: Mapping[str, Tensor], reset: Tensor | None) -> tuple[Selection, State]:
-        """``_selection`` of one step."""
+        """One step."""
         delta, B, C = self._project(x)
         return (delta, self._decay(x), B, C), {}
 
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """delta (..., d_inner), B and C (..., groups, d_state): functions of the input."""
+        """delta (..., d_inner), B and C (..., groups, d_state)."""
         size = self.groups * self.d_state
         rank, B, C = self.x_proj(x).split([self.dt_rank, size, size], -1)
-        delta = F.linear(rank, self.dt_proj.weight)  # the bias is added inside the scan, in the state's dtype
+        delta = F.linear(rank, self.dt_proj.weight)  # the scan adds the bias in the state dtype
         shape = (self.groups, self.d_state)
         return delta, B.unflatten(-1, shape), C.unflatten(-1, shape)
 

@@ -1,16 +1,12 @@
-"""A Mamba block with a complex state: B and C are rotated by an angle that accumulates since the last reset.
+"""A Mamba block with a complex state, computed as a real scan in the rotating frame.
 
-A complex state ``h_t = exp(step_t a + i w_t) h_{t-1} + step_t B_t u_t``, read by ``Re(conj(C_t) h_t)``, is a real scan
-in the rotating frame: with ``angle_t = w_1 + ... + w_t`` and ``g_t = exp(-i angle_t) h_t``,
+``h_t = exp(step_t a + i w_t) h_{t-1} + step_t B_t u_t`` is read by ``Re(conj(C_t) h_t)``. With
+``angle_t = w_1 + ... + w_t`` and ``g_t = exp(-i angle_t) h_t``,
 
     g_t = exp(step_t a) g_{t-1} + step_t (exp(-i angle_t) B_t) u_t,    read by    Re(conj(exp(-i angle_t) C_t) g_t).
 
-Two neighbouring real states hold one complex state, and the real scan's kernel runs on the rotated B and C. A step's
-input is read rotated by the angle between then and now: with rates spread over half a turn per step C tells lags apart,
-where a real state only decays.
-
-The angle is accumulated in float64 and wrapped into [0, 2 pi). After a million steps its error is below 1e-8, in one
-pass or step by step.
+Two adjacent real states hold one complex state; the real kernel scans the rotated B and C. Angles since the last reset
+accumulate in float64, modulo 2 pi: error below 1e-8 after a million steps.
 """
 
 import math
@@ -29,18 +25,18 @@ TURN = 2 * math.pi
 
 
 class RotaryMamba(Mamba):
-    """A ``Mamba`` block with a complex state, after Mamba-3 (arXiv 2603.15569): the scan can tell lags apart.
+    """A ``Mamba`` block with a complex state, after Mamba-3 (arXiv 2603.15569), which can distinguish lags.
 
-    Two real states share a decay and make one complex state, whose angle advances at a learned rate. The state dict
-    adds to that of ``Mamba`` ``angle_rate`` (groups, d_state / 2) in radians per step and, with ``selective_angle``,
-    ``angle_proj.weight``; ``A_log`` is (d_inner, d_state / 2).
+    Each pair of real states shares a decay and an angle with a learned rate. The state dict adds ``angle_rate``
+    (groups, d_state / 2) in radians per step and, with ``selective_angle``, ``angle_proj.weight``; ``A_log`` is
+    (d_inner, d_state / 2).
 
     Args:
         d_model: features of inputs and outputs.
         d_state: real states per inner channel, even.
-        groups: sets of B, C and angles, each for expand * d_model / groups neighbouring channels.
-        selective_angle: a step's input adds to its angle's rate, which otherwise is constant over time.
-        decay: initial -A of every state.
+        groups: sets of B, C and angles, each for expand * d_model / groups adjacent channels.
+        selective_angle: make the angle's rate depend on the input.
+        decay: initial -A.
         **arguments: as for ``Mamba``.
 
     Example:
@@ -85,12 +81,12 @@ class RotaryMamba(Mamba):
         return torch.full((self._decays,), self._initial, device=self.A_log.device)
 
     def reset_parameters(self) -> None:
-        """Draws all parameters anew, as a new module would."""
+        """Reinitialises the parameters."""
         super().reset_parameters()
         self._reset_angle()
 
     def _reset_angle(self) -> None:
-        """Rates spread evenly over [0, pi], in every group; the input adds nothing at first."""
+        """Rates evenly spaced in [0, pi] per group; no input dependence initially."""
         groups, pairs = self.angle_rate.shape
         with torch.no_grad():
             spread = torch.linspace(0, math.pi, groups * pairs, device=self.angle_rate.device)
@@ -104,11 +100,11 @@ class RotaryMamba(Mamba):
             self.angle_rate._no_weight_decay = True  # type: ignore[attr-defined]
 
     def extra_repr(self) -> str:
-        """The arguments, as ``repr`` shows them."""
+        """The arguments for ``repr``."""
         return f"{super().extra_repr()}, groups={self.groups}, selective_angle={self.angle_proj is not None}"
 
     def init_state(self, batch_size: int) -> State:
-        """Zeros: as ``Mamba.init_state``, and ``"angle"`` (batch, groups, d_state / 2) in float64 radians."""
+        """Zeros: those of ``Mamba.init_state`` and ``"angle"`` (batch, groups, d_state / 2), float64 radians."""
         angle = torch.zeros((batch_size, *self.angle_rate.shape), device=self.angle_rate.device, dtype=torch.float64)
         return {**super().init_state(batch_size), "angle": angle}
 
@@ -136,7 +132,7 @@ class RotaryMamba(Mamba):
         return (delta, self._decay(x), apply_rotary(B, angle), apply_rotary(C, angle)), {"angle": angle}
 
     def _rates(self, x: Tensor) -> Tensor:
-        """(..., d_inner) -> the angles' increments (..., groups, pairs), in float64."""
+        """(..., d_inner) -> angle increments (..., groups, pairs), float64."""
         rates = self.angle_rate.double().expand(*x.shape[:-1], *self.angle_rate.shape)
         if self.angle_proj is not None:
             rates = rates + self.angle_proj(x).double().unflatten(-1, self.angle_rate.shape)
@@ -145,7 +141,7 @@ class RotaryMamba(Mamba):
     def _accumulate(
         self, rates: Tensor, before: Tensor | None, reset: Tensor | None, cu_seqlens: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """The wrapped angle at every step (batch, time, groups, pairs), and the last one of every sequence."""
+        """Wrapped angles (batch, time, groups, pairs) and each sequence's last one."""
         bounds = None
         if cu_seqlens is not None:
             bounds = cu_seqlens.to(torch.int64)
@@ -169,10 +165,10 @@ class RotaryMamba(Mamba):
 
 
 def _packed(rates: Tensor, before: Tensor | None, reset: Tensor | None, bounds: Tensor) -> tuple[Tensor, Tensor]:
-    """Every sequence starts with a reset, and its initial angle is added to its first rate."""
+    """Resets at sequence starts, each initial angle added to its first rate."""
     time = rates.shape[1]
     occupied = bounds[1:] > bounds[:-1]
-    # An empty sequence starts where the next does, or behind the end: it goes to an extra row that is cut off.
+    # Empty sequences may start past the end: an extra row, later removed, takes them.
     starts = torch.where(occupied, bounds[:-1], time)
     first = torch.zeros(time + 1, dtype=torch.bool, device=rates.device).index_fill(0, starts, True)[:time]
     if before is not None:
@@ -184,7 +180,7 @@ def _packed(rates: Tensor, before: Tensor | None, reset: Tensor | None, bounds: 
 
 
 def apply_rotary(projection: Tensor, angle: Tensor) -> Tensor:
-    """Neighbouring states (..., groups, 2 pairs), as complex numbers, times exp(-i angle)."""
+    """exp(-i angle) times adjacent states (..., groups, 2 pairs) as complex numbers."""
     angle = angle.to(projection.dtype)  # wrapped, so the cast is accurate
     cos, sin = angle.cos(), angle.sin()
     real, imaginary = projection.unflatten(-1, (-1, 2)).unbind(-1)
@@ -192,7 +188,7 @@ def apply_rotary(projection: Tensor, angle: Tensor) -> Tensor:
 
 
 def renamed(module: str, name: str) -> type[RotaryMamba]:
-    """``RotatedMamba``, the name of ``RotaryMamba`` up to 0.1, with a warning; for a module's ``__getattr__``."""
+    """``RotatedMamba``, the deprecated alias, for a module's ``__getattr__``; warns."""
     if name != "RotatedMamba":
         raise AttributeError(f"module {module!r} has no attribute {name!r}")
     message = f"{module}.RotatedMamba is now RotaryMamba; the old name goes with the next release"
