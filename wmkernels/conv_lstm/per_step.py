@@ -1,13 +1,9 @@
-"""A ConvLSTM on a GPU: convolutions by cuDNN, channels last, and one kernel per step that updates the cells.
+"""ConvLSTM on a GPU: cuDNN convolutions, channels last, and one CUDA C++ or Triton update kernel per step.
 
-Forward, the input convolution runs over chunks of time whose result stays in the level-2 cache; a step is a convolution
-of h and an update. Backward runs over chunks of time that bound the scratch. Gates that were not kept come from two
-convolutions over the chunk, since every h is known; a step is a backward update and a convolution with the flipped,
-transposed weights; then follows one weight gradient over time x batch. h is rounded to its dtype before it recurs, and
-so are the convolutions' sums, since cuDNN returns the dtype it is given.
-
-The update is CUDA C++ or Triton; this file holds what both share. Nothing here synchronises with the GPU, so a call can
-be captured in a CUDA graph.
+The forward input convolution runs over chunks of time whose result fits the L2 cache; backward chunks bound scratch.
+Backward recomputes gates that were not kept with two convolutions per chunk, since every h is known. Each step then
+updates and convolves with flipped, transposed weights; one weight gradient covers time x batch. h and the convolution
+sums are rounded to the dtype of h, which cuDNN returns. Nothing synchronises, so CUDA graphs can capture a call.
 """
 
 from collections.abc import Sequence
@@ -21,16 +17,15 @@ from wmkernels.checks import state_dtype
 from wmkernels.conv_lstm.convolutions import Convolution, merged, no_autocast, rows
 from wmkernels.conv_lstm.meta import ConvLSTMInputs, Sizes, backward_outputs, forward_outputs
 
-# Bytes of the input convolution's result per chunk: two thirds of an H100's level-2 cache (50 MB).
+# Input convolution per chunk: two thirds of an H100's L2 cache (50 MB).
 HOISTED_BYTES = 32 << 20
-# Bytes of the gate sums' gradients per chunk. A weight gradient over as much takes several hundred microseconds, beside
-# which a chunk's own cost is negligible.
+# Gate gradients per chunk: a weight gradient this large takes several hundred microseconds and hides chunk overhead.
 CHUNK_BYTES = 256 << 20
 
 
 @dataclass(frozen=True)
 class Parameters:
-    """Read by every step's update. ``peephole``: (3, positions or 1, hidden), contiguous."""
+    """Parameters of every step; peephole: (3, positions or 1, hidden), contiguous."""
 
     bias: Tensor | None
     peephole: Tensor | None
@@ -38,11 +33,11 @@ class Parameters:
 
 @dataclass(frozen=True)
 class Step:
-    """One step's maps, (batch, positions, hidden) or as said; contiguous, channels last."""
+    """Contiguous maps of one step, (batch, positions, hidden) unless stated."""
 
-    gates_x: Tensor | None  # (..., 4 * hidden): the input convolution; backward: None where the gates were kept
-    gates_h: Tensor | None  # (..., 4 * hidden): the hidden convolution, None for zeros; ignored where reset
-    c_prev: Tensor | None  # None for zeros; ignored where reset
+    gates_x: Tensor | None  # (..., 4 * hidden); backward: None if gates were kept
+    gates_h: Tensor | None  # (..., 4 * hidden), None for zeros; ignored at a reset
+    c_prev: Tensor | None  # None for zeros; ignored at a reset
     reset: Tensor | None  # (batch,)
     c: Tensor  # forward: output, may be c_prev
 
@@ -51,17 +46,17 @@ class Step:
 class Backward:
     """Tensors of a step's backward update."""
 
-    gates: Tensor | None  # (..., 4 * hidden), of the forward pass
-    reset_after: Tensor | None  # (batch,): of the next step
+    gates: Tensor | None  # (..., 4 * hidden)
+    reset_after: Tensor | None  # (batch,): the next step's reset
     grad_out: Tensor | None
-    grad_h: Tensor | None  # from the next step; ignored where reset_after
-    grad_c: Tensor  # of c, becomes that of c_prev
-    grad_gates: Tensor  # (..., 4 * hidden), output: of the gate sums
+    grad_h: Tensor | None  # from the next step; ignored at reset_after
+    grad_c: Tensor  # in: of c; out: of c_prev
+    grad_gates: Tensor  # (..., 4 * hidden), output
     grad_peephole: Tensor | None  # (3, batch, positions, hidden), accumulated
 
 
 class Update(Protocol):
-    """The kernels of one backend."""
+    """Update kernels of a backend."""
 
     def forward(self, parameters: Parameters, step: Step, h: Tensor, gates: Tensor | None) -> None:
         """Writes h, c and the gates."""
@@ -71,7 +66,7 @@ class Update(Protocol):
 
 
 def parameters_of(bias: Tensor | None, peephole: Tensor | None) -> Parameters:
-    """In the layout of the updates."""
+    """Converts parameters to the kernels' layout."""
     if peephole is not None:
         peephole = peephole.flatten(2).transpose(1, 2) if peephole.dim() == 4 else peephole.unsqueeze(1)
         peephole = peephole.contiguous()  # (3, positions or 1, hidden)
@@ -79,7 +74,7 @@ def parameters_of(bias: Tensor | None, peephole: Tensor | None) -> Parameters:
 
 
 def steps_per_chunk(time: int, step_bytes: int, most: int) -> int:
-    """Steps per chunk of at most ``most`` bytes, at least one."""
+    """Steps per chunk of at most ``most`` bytes, at least 1."""
     return max(1, min(time, most // max(step_bytes, 1)))
 
 
@@ -89,9 +84,9 @@ def gate_bytes(sizes: Sizes, dtype: torch.dtype) -> int:
 
 
 class StepFn(Protocol):
-    """One step forward from (h_prev, c_prev), None for zeros; writes c, which may be c_prev, h and the gates.
+    """One forward step; writes c (may be c_prev), h and gates. None states are zero.
 
-    All are (batch, positions, hidden), the gates 4 * hidden; ``h_prev`` is (batch, hidden, height, width), channels
+    Maps are (batch, positions, hidden or 4 * hidden), except ``h_prev``: (batch, hidden, height, width), channels
     last.
     """
 
@@ -108,13 +103,13 @@ class StepFn(Protocol):
 
 
 def run_steps(step_fn: StepFn, outputs: tuple[Tensor, ...], inputs: ConvLSTMInputs) -> None:
-    """Takes every step and fills the outputs of the forward op."""
+    """Runs all steps and fills the forward outputs."""
     h, c, reset = inputs.h, inputs.c, inputs.reset
     out, hn, cn, cells, gates = outputs
     kept_cells = cells.flatten(2, 3).unbind() if cells.numel() else None
     kept_gates = gates.flatten(2, 3).flatten(3).unbind() if gates.numel() else None
     resets = None if reset is None else reset.unbind()
-    grad_c_prev = rows(cn)  # a view, as the rows of every h: outputs are channels last
+    grad_c_prev = rows(cn)  # a view: outputs are channels last
     h_prev = None if h is None else h.contiguous(memory_format=torch.channels_last)
     c_prev = None if c is None else rows(c)
     for t, state in enumerate(out.unbind()):
@@ -128,7 +123,7 @@ def run_steps(step_fn: StepFn, outputs: tuple[Tensor, ...], inputs: ConvLSTMInpu
 
 
 class UnfusedStep:
-    """A step as a convolution of h and an update, with the input convolution hoisted over chunks of time."""
+    """One h convolution and one update per step; input convolutions run per chunk."""
 
     def __init__(self, update: Update, inputs: ConvLSTMInputs) -> None:
         sizes = inputs.sizes
@@ -157,7 +152,7 @@ class UnfusedStep:
 
 
 def forward(update: Update, inputs: ConvLSTMInputs, keep: int) -> tuple[Tensor, ...]:
-    """(out, h, c, cells, gates); ``keep`` says which of the last two are kept."""
+    """(out, h, c, cells, gates); ``keep`` selects the last two."""
     outputs = forward_outputs(inputs, keep)
     with no_autocast(inputs.x.device):
         run_steps(UnfusedStep(update, inputs), outputs, inputs)
@@ -200,7 +195,7 @@ def backward(
         for begin in reversed(range(0, time, chunk_steps)):
             end = min(begin + chunk_steps, time)
             x_maps = merged(x[begin:end])
-            # Where a step resets, the update ignores the convolution of h.
+            # At a reset, the update ignores the h convolution.
             start, before = _states_before(out, h, begin, end)
             gates_x = gates_h = None
             if kept is None:
@@ -254,7 +249,7 @@ def _maps(values: Tensor, sizes: Sizes) -> Tensor:
 
 
 def _states_before(out: Tensor, h: Tensor | None, begin: int, end: int) -> tuple[int, Tensor | None]:
-    """The first step from ``begin`` on that has an h before it, and the h before each step from there to ``end``."""
+    """The first step from ``begin`` with a previous h, and the previous h from there to ``end``."""
     if begin > 0:
         return begin, out[begin - 1 : end - 1]
     if h is None:
@@ -263,7 +258,7 @@ def _states_before(out: Tensor, h: Tensor | None, begin: int, end: int) -> tuple
 
 
 def _reduce_peephole(partials: Tensor, target: Tensor) -> None:
-    """Sums over the batch, and over positions where the weights do not vary with them."""
+    """Sums over batch, and over positions for constant weights."""
     if target.dim() == 4:
         target.copy_(partials.sum(1).transpose(1, 2).reshape(target.shape))
     else:
@@ -271,7 +266,7 @@ def _reduce_peephole(partials: Tensor, target: Tensor) -> None:
 
 
 class _Accumulator:
-    """Sums the chunks' partials of a gradient, in the state dtype where there are several."""
+    """Sums chunk partials in the state dtype."""
 
     def __init__(self, target: Tensor) -> None:
         self.target = target

@@ -1,13 +1,11 @@
-"""Linear scan in Triton: forward and backward, either direction.
+"""Linear scan in Triton, forward and backward, either direction.
 
-One kernel runs all four, since the gradient of a scan is a scan in the other direction: for h_t = g_t h_{t-1} + x_t,
-dL/dh_t = dh_t = dL/dout_t + g_{t+1} dh_{t+1}, dx_t = dh_t and dg_t = dh_t h_{t-1}. The passes differ in direction and
-in which step's gate and reset they read.
+The gradient of a scan is the reverse scan: for h_t = g_t h_{t-1} + x_t, dL/dh_t = dh_t = dL/dout_t + g_{t+1} dh_{t+1},
+dx_t = dh_t and dg_t = dh_t h_{t-1}. One kernel runs all four cases; they differ in direction and gate and reset index.
 
-A program takes a tile of channels along time, a block of steps per `tl.associative_scan`, and prefetches the next
-block. Every number is read and written once: memory-bound. Where batch x channels is too small to fill the GPU, time is
-cut into segments: one pass computes each segment's final state from zero and its product of gates, a second passes the
-state from segment to segment, a third repeats the segments from their true incoming states.
+A program scans a tile of channels, one block of steps per ``tl.associative_scan``, prefetching the next. Each value is
+read and written once: memory-bound. If batch x channels cannot fill the GPU, time is cut into segments in three
+passes: final states from zero and gate products; incoming states; segments from those states.
 """
 
 # mypy: ignore-errors
@@ -20,9 +18,9 @@ from wmkernels import triton_runtime as runtime
 from wmkernels.linear_scan.meta import LinearScanInputs, backward_outputs, forward_outputs
 from wmkernels.triton_device import combine, combine_flag, last_of
 
-# Programs per SM below which time is cut, and their number then.
+# Minimum programs per SM without cutting, and target when cut.
 MIN_PROGRAMS, TARGET_PROGRAMS = 1.5, 8
-# (channels, steps, warps) of a tile, where time is contiguous and where channels are.
+# (channels, steps, warps) of a tile, time or channels contiguous.
 TIME_CONTIGUOUS, CHANNELS_CONTIGUOUS = (4, 256, 4), (32, 32, 1)
 
 
@@ -30,15 +28,15 @@ TIME_CONTIGUOUS, CHANNELS_CONTIGUOUS = (4, 256, 4), (32, 32, 1)
 def scan_kernel(
     gates,  # (batch, channels, time)
     tokens,  # (batch, channels, time): x or dL/dout
-    incoming,  # (batch or segments, channels) or None: the incoming state
+    incoming,  # (batch or segments, channels) or None
     reset,  # (batch, time) bytes or None
-    states,  # (batch, channels, time) or None: output, h or dh; None in the first pass over segments
-    past,  # (batch, channels, time) or None: backward, h of the forward pass
-    initial_state,  # (batch, channels) or None: backward, h before the first step
+    states,  # (batch, channels, time) or None in the first pass: output, h or dh
+    past,  # (batch, channels, time) or None: forward h
+    initial_state,  # (batch, channels) or None: backward only
     grad_gates,  # (batch, channels, time) or None: backward output
-    last,  # (batch or, in the first pass, segments; channels), contiguous, or None
-    products,  # (segments, channels): first pass, product of the gates
-    any_reset,  # (segments, channels) bytes: first pass, whether the segment has a reset
+    last,  # (batch or segments, channels), contiguous, or None
+    products,  # (segments, channels): first pass, gate products
+    any_reset,  # (segments, channels) bytes: first pass
     gates_strides,
     tokens_strides,
     incoming_strides,
@@ -53,7 +51,7 @@ def scan_kernel(
     segment_length,
     segments_per_sequence,
     REVERSE: tl.constexpr,  # direction of this scan
-    GATE_SHIFT: tl.constexpr,  # step t's gate is gates[t + GATE_SHIFT], and 1 beyond the ends
+    GATE_SHIFT: tl.constexpr,  # step t uses gates[t + GATE_SHIFT], 1 beyond the ends
     RESET_SHIFT: tl.constexpr,
     INCOMING_PER_SEGMENT: tl.constexpr,
     TIME_FIRST: tl.constexpr,  # tile is (STEPS, CHANNELS), else (CHANNELS, STEPS)
@@ -104,7 +102,7 @@ def scan_kernel(
         now = t0
         t0 += advance
         ahead = t0 + steps
-        # The last prefetch of a reversed scan lies before the segment.
+        # A reversed scan's last prefetch precedes the segment.
         ahead_in = (ahead < end) & (ahead >= begin) & d_in
         gate_in = ahead_in & (ahead + GATE_SHIFT < time) & (ahead + GATE_SHIFT >= 0)
         gate_next = tl.load(gates_tile + t0 * gates_strides[2], mask=gate_in, other=1.0)
@@ -165,10 +163,10 @@ def scan_kernel(
 def pass_state_kernel(
     incoming,  # (batch, channels) or None
     incoming_strides,
-    end_states,  # (segments, channels), as are the others
+    end_states,  # (segments, channels), as all below
     products,
     any_reset,
-    incoming_states,  # output: the incoming state of each segment
+    incoming_states,  # output
     channels,
     blocks,
     segments_per_sequence,
@@ -209,7 +207,7 @@ def _scan(
     initial_state: Tensor | None = None,
     grad_gates: Tensor | None = None,
 ) -> None:
-    """Runs scan_kernel, once or, where time is cut, in three passes."""
+    """One pass, or three if cut."""
     batch, channels, time = gates.shape
     dtype = torch.float64 if gates.dtype == torch.float64 else torch.float32
     time_first = gates.stride(1) == 1 and gates.stride(2) != 1
@@ -279,7 +277,7 @@ def forward(inputs: LinearScanInputs, *, segment_length: int = 0) -> tuple[Tenso
     """(out, last_state); ``segment_length`` forces a cut."""
     gates, tokens, initial_state, reset, reverse, _ = inputs
     out, last_state = forward_outputs(inputs)
-    # In reverse, the reset at t + 1 keeps h_{t+1} from h_t.
+    # In reverse, the reset at t + 1 cuts h_{t+1} from h_t.
     _scan(gates, tokens, initial_state, reset, out, last_state, reverse, (0, 1 if reverse else 0), segment_length)
     return out, last_state
 

@@ -1,8 +1,7 @@
-"""A depthwise causal convolution over time whose state is its window of past inputs.
+"""Depthwise causal convolution over time; its state is a window of past inputs.
 
-A weighted sum of ``kernel_size`` shifted views of one padded tensor, so inputs stay (batch, time, channels): on a CPU
-that trains faster than ``nn.Conv1d`` between two transposes. Every step has a segment number, and a view contributes
-where its segment is the output's. It selects, so NaN and infinity do not cross a reset.
+It sums ``kernel_size`` shifted views of one padded (batch, time, channels) tensor: on a CPU, training is faster than
+``nn.Conv1d`` between transposes. Views outside the output's segment are masked, so NaN does not cross a reset.
 """
 
 import math
@@ -17,14 +16,14 @@ from wmkernels.nn.checks import State, require_inputs, require_packing, require_
 
 
 class CausalConv1d(nn.Module):
-    """Depthwise convolution over time: output t sees inputs t - kernel_size + 1 to t of its own sequence.
+    """Depthwise convolution over inputs t - kernel_size + 1 to t of the same sequence.
 
-    Parameters have the names, shapes and initial values of ``nn.Conv1d`` with as many groups as channels. Sums are in
-    float32, in float64 for float64 inputs.
+    Parameters match ``nn.Conv1d`` with groups = channels in name, shape and initial values. Sums are float32
+    (float64).
 
     Args:
         channels: features of inputs and outputs.
-        kernel_size: steps that an output sees, its own included.
+        kernel_size: steps per output, the current one included.
         bias: add a learned bias per channel.
         device: of the parameters.
         dtype: of the parameters.
@@ -57,17 +56,17 @@ class CausalConv1d(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draws weight and bias uniformly within 1 / sqrt(kernel_size), as ``nn.Conv1d`` does."""
+        """Weight and bias uniform within 1 / sqrt(kernel_size), as in ``nn.Conv1d``."""
         bound = 1 / math.sqrt(self.kernel_size)
         for parameter in self.parameters(recurse=False):
             nn.init.uniform_(parameter, -bound, bound)
 
     def extra_repr(self) -> str:
-        """The arguments, as ``repr`` shows them."""
+        """The arguments for ``repr``."""
         return f"{self.channels}, kernel_size={self.kernel_size}, bias={self.bias is not None}"
 
     def init_state(self, batch_size: int) -> State:
-        """Zeros: ``{"window": (batch, kernel_size - 1, channels)}``, the inputs before the first step, oldest first."""
+        """Zeros: ``{"window": (batch, kernel_size - 1, channels)}``, oldest input first."""
         shape = (batch_size, self.kernel_size - 1, self.channels)
         return {"window": torch.zeros(shape, device=self.weight.device, dtype=state_dtype(self.weight.dtype))}
 
@@ -79,20 +78,20 @@ class CausalConv1d(nn.Module):
         *,
         cu_seqlens: Tensor | None = None,
     ) -> tuple[Tensor, State]:
-        """All steps at once.
+        """Runs a sequence.
 
         Args:
             inputs: (batch, time, channels).
-            state: from ``init_state`` or an earlier call, zeros if None; with ``cu_seqlens`` one row per sequence.
-            reset: bool (batch, time), true where a new sequence starts.
-            cu_seqlens: int (sequences + 1), rising from 0 to time: packed sequences, ``batch`` is then 1.
+            state: from ``init_state`` or an earlier call, zeros if None; one row per sequence with ``cu_seqlens``.
+            reset: bool (batch, time), true at the first step of a sequence.
+            cu_seqlens: int (sequences + 1), from 0 to time: packed sequences, requires batch 1.
 
         Returns:
-            ``(outputs, state)``: outputs as ``inputs``, and the state after the last step, in float32 (float64).
+            ``(outputs, state)``: outputs shaped as ``inputs``; last state in float32 (float64).
 
         Raises:
-            ValueError: a shape, a device or cu_seqlens that does not fit.
-            TypeError: a dtype or a state that does not fit.
+            ValueError: invalid shape, device or cu_seqlens.
+            TypeError: invalid dtype or state.
         """
         require_inputs("CausalConv1d", "inputs", inputs, ("batch", "time", "channels"), self.channels)
         require_reset("CausalConv1d", reset, inputs)
@@ -115,7 +114,7 @@ class CausalConv1d(nn.Module):
     def step(
         self, input: Tensor, state: Mapping[str, Tensor] | None, reset: Tensor | None = None
     ) -> tuple[Tensor, State]:
-        """One step of ``forward``: ``input`` (batch, channels), ``reset`` bool (batch,)."""
+        """One step: ``input`` (batch, channels), ``reset`` bool (batch,)."""
         require_inputs("CausalConv1d", "input", input, ("batch", "channels"), self.channels)
         require_reset("CausalConv1d", reset, input)
         window = self._window(state, input.shape[0], input)
@@ -132,10 +131,10 @@ class CausalConv1d(nn.Module):
         return state["window"].to(state_dtype(inputs.dtype))
 
     def _convolve(self, padded: Tensor, segments: Tensor | None) -> Tensor:
-        """(batch, kernel_size - 1 + time, channels) -> (batch, time, channels); ``segments`` numbers the rows."""
+        """(batch, kernel_size - 1 + time, channels) -> (batch, time, channels); ``segments`` numbers rows."""
         past = self.kernel_size - 1
         time = padded.shape[1] - past
-        views = [padded[:, start : start + time] for start in range(past + 1)]  # the oldest first
+        views = [padded[:, start : start + time] for start in range(past + 1)]  # oldest first
         if segments is not None:
             now = segments[:, past:]
             for start in range(past):
@@ -144,7 +143,7 @@ class CausalConv1d(nn.Module):
         return self._weighted_sum(views)
 
     def _weighted_sum(self, views: Sequence[Tensor]) -> Tensor:
-        """One view per tap, the newest added first, as in a step, so that both round alike."""
+        """Adds the newest view first, so sequence and step round equally."""
         dtype = views[0].dtype
         taps = self.weight.squeeze(1).t().to(dtype).contiguous().unbind(0)  # kernel_size of (channels,)
         newest = views[-1]
@@ -154,7 +153,7 @@ class CausalConv1d(nn.Module):
         return total
 
     def _packed(self, steps: Tensor, window: Tensor, reset: Tensor | None, cu_seqlens: Tensor) -> tuple[Tensor, Tensor]:
-        """Each sequence is a segment, preceded by its window of past inputs."""
+        """Sequences as segments, each preceded by its window."""
         sequences, past, channels = window.shape
         time, device = steps.shape[1], steps.device
         bounds = cu_seqlens.to(torch.int64)
@@ -170,7 +169,7 @@ class CausalConv1d(nn.Module):
         zeros = torch.zeros_like(rows)
         segments = zeros.index_copy(0, rows, torch.cat([index[:, None].expand(sequences, past).flatten(), owner]))
         if reset is not None:
-            # Sequence and number of resets never decrease, so their sum is equal only where both are.
+            # Both terms are nondecreasing, so equal sums mean equal sequence and reset count.
             segments = segments + zeros.index_copy(0, step_rows, reset[0].to(torch.int64)).cumsum(0)
         outputs = self._convolve(padded[None], segments[None]).index_select(1, step_rows - past)
         if past:

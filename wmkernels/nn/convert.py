@@ -1,7 +1,6 @@
-"""Weights of other ConvLSTMs as state dicts of ``wmkernels.nn.ConvLSTM``.
+"""Converts weights of other ConvLSTMs to state dicts of ``wmkernels.nn.ConvLSTM``.
 
-Each function returns a dict for ``load_state_dict`` of a module with the weights' sizes, ``bias`` and number of layers.
-The loaded module computes what the other one did.
+Load them into a module of equal sizes, ``bias`` and ``num_layers``; it computes the same function.
 """
 
 import re
@@ -15,18 +14,18 @@ _GATES = "ifgo"
 
 
 def conv_lstm_from_cell_list(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """From the PyTorch module that most projects have copied: ``cell_list.{l}.conv.weight`` and ``.bias``.
+    """From ndrplz/ConvLSTM_pytorch: ``cell_list.{l}.conv.weight`` and ``.bias``.
 
-    It convolves x and h concatenated, x first, and orders the gates i, f, o, g (ndrplz/ConvLSTM_pytorch).
+    That cell concatenates x and h and orders gates i, f, o, g.
 
     Args:
-        state_dict: with those keys, whatever stands before ``cell_list``.
+        state_dict: with those keys, any prefix.
 
     Returns:
         weight_ih_l0, weight_hh_l0, bias_l0, ...
 
     Raises:
-        ValueError: a key or a shape that is not this module's, or layers that do not fit one ConvLSTM.
+        ValueError: unexpected key or shape, or layers that do not form one ConvLSTM.
     """
     function = "conv_lstm_from_cell_list"
     layers = []
@@ -42,21 +41,19 @@ def conv_lstm_from_cell_list(state_dict: Mapping[str, Tensor]) -> dict[str, Tens
 
 
 def conv_lstm_from_openstl(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """From OpenSTL's ConvLSTM: ``cell_list.{l}.conv_x.0.weight`` and ``conv_h.0.weight``, gates i, f, g, o, no bias.
+    """From OpenSTL: ``cell_list.{l}.conv_x.0.weight`` and ``conv_h.0.weight``, gates i, f, g, o, no bias.
 
-    Its cells also hold ``conv_o`` and ``conv_last``, which they never use, and its model a ``conv_last`` that turns h
-    into a frame; these are left out. Its cells with ``layer_norm`` normalise the two convolutions one by one, which is
-    another cell and cannot be converted, and neither can one with a stride, which it gives to the hidden convolution
-    too.
+    The unused ``conv_o`` and ``conv_last`` of cells and the model's output ``conv_last`` are ignored. Not convertible:
+    ``layer_norm`` (it normalises each convolution) and strides (they also apply to the hidden convolution).
 
     Args:
-        state_dict: of the model, or of its ``cell_list`` with that name before the numbers.
+        state_dict: of the model or its ``cell_list``, with that prefix.
 
     Returns:
         weight_ih_l0, weight_hh_l0, ...: for ``ConvLSTM(..., bias=False)``.
 
     Raises:
-        ValueError: LayerNorm, a key or a shape that is not this module's, or layers that do not fit one ConvLSTM.
+        ValueError: LayerNorm, unexpected key or shape, or layers that do not form one ConvLSTM.
     """
     function = "conv_lstm_from_openstl"
     normalised = [key for key in state_dict if re.search(r"conv_[xh]\.1\.(weight|bias)$", key)]
@@ -74,21 +71,20 @@ def conv_lstm_from_openstl(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor
 
 
 def conv_lstm_from_keras(weights: Sequence[Any], *, recurrent_activation: str) -> dict[str, Tensor]:
-    """From one Keras ``ConvLSTM2D``: what its ``get_weights()`` returns.
+    """From ``get_weights()`` of one Keras ``ConvLSTM2D``.
 
-    Kernels are (height, width, in, 4 * filters), gates i, f, c, o. Strides, dilation and padding mean the same here,
-    the activation must be tanh, and ``unit_forget_bias`` is already in the bias.
+    Kernels are (height, width, in, 4 * filters), gates i, f, c, o. The activation must be tanh; the bias already
+    includes ``unit_forget_bias``. Strides, dilation and padding have equal meaning.
 
     Args:
-        weights: kernel, recurrent_kernel and, with ``use_bias``, bias; arrays or tensors.
-        recurrent_activation: the layer's own. ``"sigmoid"`` is what ConvLSTM computes. ``"hard_sigmoid"``, the default
-            of Keras 2, is another function: such weights have no equal here.
+        weights: kernel, recurrent_kernel and optional bias; arrays or tensors.
+        recurrent_activation: must be ``"sigmoid"``; the Keras 2 default ``"hard_sigmoid"`` cannot be converted.
 
     Returns:
         weight_ih_l0, weight_hh_l0, bias_l0.
 
     Raises:
-        ValueError: another recurrent activation, or a number of weights or a shape that is not this layer's.
+        ValueError: other recurrent activation, number of weights or shape.
     """
     function = "conv_lstm_from_keras"
     if recurrent_activation != "sigmoid":
@@ -118,7 +114,7 @@ def conv_lstm_from_keras(weights: Sequence[Any], *, recurrent_activation: str) -
 def _layers(
     function: str, state_dict: Mapping[str, Tensor], known: Sequence[str], *required: str
 ) -> list[dict[str, Tensor]]:
-    """The entries of ``cell_list``, one dict per layer."""
+    """One dict per layer of ``cell_list``."""
     found: dict[int, dict[str, Tensor]] = {}
     for key, value in state_dict.items():
         match = re.search(r"(?:^|\.)cell_list\.(\d+)\.(.+)$", key)
@@ -141,7 +137,7 @@ def _layers(
 
 
 def _hidden_size(function: str, name: str, weight: Tensor, with_input: bool = False) -> int:
-    """Of a weight (4 * hidden, hidden, kernel height, kernel width), or with the input's channels before those of h."""
+    """From a weight (4 * hidden, hidden or input + hidden, kernel height, kernel width)."""
     hidden = weight.shape[0] // 4
     fits = weight.dim() == 4 and (weight.shape[1] > hidden if with_input else weight.shape[1] == hidden)
     if not fits or weight.shape[0] % 4:
@@ -154,13 +150,13 @@ def _hidden_size(function: str, name: str, weight: Tensor, with_input: bool = Fa
 
 
 def _reordered(parameter: Tensor, order: str) -> Tensor:
-    """Four gates in this order, as i, f, g, o."""
+    """Reorders four gates to i, f, g, o."""
     parts = dict(zip(order, parameter.chunk(4), strict=True))
     return torch.cat([parts[gate] for gate in _GATES])
 
 
 def _joined(function: str, layers: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """The layers' parameters under their names in ConvLSTM, which gives all layers the same sizes."""
+    """Names the layers' parameters as in ConvLSTM; all need equal sizes."""
     for name in ("hidden sizes", "kernels"):
         shapes = [layer["weight_hh"].shape for layer in layers]
         sizes = [shape[1] if name == "hidden sizes" else tuple(shape[2:]) for shape in shapes]

@@ -12,10 +12,10 @@ from wmkernels.selective_scan.validation import canonical
 
 
 def chunk_length(state: int, device_type: str) -> int:
-    """Steps between two states kept for the backward pass.
+    """Steps between states saved for backward.
 
-    On a CPU the saved states take a thirty-second of the memory of one float32 activation for each of up to 128 states
-    a channel. On a GPU a chunk is one tile of time in shared memory: a longer one would be replayed for each tile.
+    On a CPU, up to 128 saved states per channel take 1/32 of a float32 activation's memory. On a GPU, a chunk longer
+    than one shared-memory tile would be recomputed per tile.
     """
     if device_type == "cpu":
         return min(max(8 * state, 64), 1024)
@@ -40,41 +40,38 @@ def selective_scan(
     channel_last: bool = False,
     backend: str | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """Mamba's selective scan (S6), differentiable in every floating input and through the last state.
+    """Mamba's selective scan (S6; Gu & Dao 2023, arXiv 2312.00752, algorithm 2), differentiable, last state included.
 
     ``h_t = exp(step_t A) h_{t-1} + step_t B_t u_t`` and ``out_t = (C_t · h_t + D u_t) silu(z_t)``, where ``step_t`` is
-    ``delta_t + delta_bias``, through softplus if asked for (Gu & Dao 2023, arXiv 2312.00752, algorithm 2).
+    ``delta_t + delta_bias``, optionally through softplus.
 
     Args:
-        u: input, (batch, channels, time); (batch, time, channels) with ``channel_last``. Any strides. float32, float64,
-            bfloat16 or float16; delta, z and varying B and C have the same dtype.
+        u: (batch, channels, time), any strides; float32, float64, bfloat16 or float16, as delta, z, varying B and C.
         delta: step size before bias and softplus, shaped as ``u``.
-        A: (channels, state), real; the decay rate, negative for a stable memory. Parameters (A, D, delta_bias, constant
-            B and C) and states may be float32 beside 16-bit activations. At most 256 states on the compiled kernels.
-        B: input projection: constant (channels, state), or varying (batch, state, time) or
-            (batch, groups, state, time); with ``channel_last`` (batch, time, state) or (batch, groups, time, state).
-            Channel c reads group ``c // (channels // groups)``.
-        C: output projection, in any of the forms of ``B``, not necessarily the same.
+        A: (channels, state), real decay rate, negative for stability; at most 256 states in compiled kernels.
+            Parameters (A, D, delta_bias, constant B and C) and states may be float32 with 16-bit activations.
+        B: (channels, state), (batch, state, time) or (batch, groups, state, time); channel c uses group
+            ``c // (channels // groups)``.
+        C: output projection, any of the shapes of ``B``.
         D: skip connection, (channels,).
         z: gate before silu, shaped as ``u``.
-        delta_bias: added to ``delta``, (channels,).
+        delta_bias: (channels,).
         delta_softplus: pass ``delta + delta_bias`` through softplus.
-        return_last_state: also return the state after the last step.
-        initial_state: the state before the first step, (batch, channels, state), zero if None. With ``cu_seqlens`` one
-            per sequence: (sequences, channels, state).
-        reset: bool (batch, time); where true the state is forgotten before that step, whatever it held: a new episode.
-        cu_seqlens: int32 or int64 (sequences + 1), rising from 0 to time: packed sequences, ``batch`` is then 1. Empty
-            sequences are allowed. On a GPU its values are not checked, that would synchronise.
-        channel_last: time before channels in u, delta, z, out, and before state in B, C.
+        return_last_state: also return the last state.
+        initial_state: (batch, channels, state), or (sequences, channels, state) with ``cu_seqlens``; zeros if None.
+        reset: bool (batch, time); true drops the state before that step, NaN included.
+        cu_seqlens: int32 or int64 (sequences + 1), nondecreasing from 0 to time: packed sequences, requires batch 1.
+            Unchecked on a GPU, to avoid synchronising.
+        channel_last: (batch, time, channels) for u, delta, z and out; (..., time, state) for B and C.
         backend: ``"cuda"``, ``"triton"``, ``"cpu"``, ``"chunked"`` or ``"reference"``; the best trusted one if None.
 
     Returns:
-        The output, shaped as ``u`` in its dtype; with ``return_last_state`` also the last state,
-        (batch, channels, state) or (sequences, channels, state), in float32 (float64 for float64 inputs).
+        The output, shape and dtype of ``u``; with ``return_last_state`` also (batch or sequences, channels, state) in
+        float32 (float64 for float64 inputs).
 
     Raises:
-        ValueError: a shape, a device, a backend or cu_seqlens that does not fit.
-        TypeError: a dtype that does not fit.
+        ValueError: invalid shape, device, backend or cu_seqlens.
+        TypeError: invalid dtype.
 
     Example:
         >>> import torch, wmkernels

@@ -1,18 +1,16 @@
 """Selective scan, backward, in Triton.
 
-A program takes a tile of channels through one sequence, or one segment of it, from the end, chunk by chunk. It
-recomputes a chunk's states from the saved one and stores the state before every T steps in scratch that stays in cache.
-Then it goes backwards, T steps at a time, with states and their gradients in registers (triton_device.py describes the
-tile). With dh_t = dL/dh_t = C_t dy_t + exp(step_{t+1} A) dh_{t+1}, all gradients are sums:
+A program runs a tile of channels (triton_device.py) backwards through a sequence or segment, per chunk: it recomputes
+states from the saved one, stores the state before every T steps in cached scratch, then sweeps back with states and
+gradients in registers. With dh_t = dL/dh_t = C_t dy_t + exp(step_{t+1} A) dh_{t+1}:
 
     over states    du_t    = D dy_t + step_t dh_t . B_t         dstep_t   = u_t dh_t . B_t + (dh_t decayed_t) . A
     over channels  dB_t    = dh_t step_t u_t                    dC_t      = dy_t h_t
     over time      dA      = dh_t decayed_t step_t              decayed_t = exp(step_t A) h_{t-1}
 
-Sums over channels go to one partial per tile, sums over time to one per segment; a second kernel adds them in a fixed
-order, so results are deterministic. An element costs two exponentials per state and about forty other instructions,
-which bound it. Where batch x channels is too small to fill the GPU, sequences are cut into segments as in the forward
-pass, and the gradient leaving each is computed first.
+A second kernel adds channel partials per tile and time partials per segment in fixed order: deterministic. Bound by
+two exponentials per state and about forty other instructions per element. Segments are cut as in the forward pass,
+after a pass for their outgoing gradients.
 """
 
 # mypy: ignore-errors
@@ -52,13 +50,13 @@ def backward_kernel(
     cu_seqlens,
     chunk_states,
     grad_out,
-    incoming,  # (sequences or segments, channels, state) or None: dh from after the segment
-    scratch,  # (programs, chunk / T, NI, D1, NL, DL): the state before every tile of a chunk
+    incoming,  # (sequences or segments, channels, state) or None: dh after the segment
+    scratch,  # (programs, chunk / T, NI, D1, NL, DL): state before each tile
     grad_u,
     grad_delta,
     grad_z,
     A_partials,  # (segments, channels, state)
-    B_partials,  # (group_tiles, batch, groups, time, state); constant B: (segments, channels, state)
+    B_partials,  # (group_tiles, batch, groups, time, state); constant: (segments, channels, state)
     C_partials,  # as B_partials
     D_partials,  # (segments, channels) or None
     bias_partials,  # (segments, channels) or None
@@ -74,7 +72,7 @@ def backward_kernel(
     reset_strides,
     grad_strides,
     incoming_strides,
-    output_strides,  # of grad_u, grad_delta and grad_z alike
+    output_strides,  # of grad_u, grad_delta, grad_z
     batch,
     channels,
     state,
@@ -127,7 +125,7 @@ def backward_kernel(
     C_tile = C + row * C_strides[0] + group * C_strides[1] + n3 * C_strides[2] + t3 * C_strides[3]
     if z is not None:
         z_tile = z + row * z_strides[0] + d3 * z_strides[1] + t3 * z_strides[2]
-    # One partial of dB and dC per tile of the group, (time, state).
+    # (time, state) partials per tile of the group.
     partial_row = (row + (tile % group_tiles) * tl.full((), batch, tl.int64)) * (tiles // group_tiles) + group
     partial_offsets = (partial_row * time + t3) * state + n3
     scratch_step = NI * D1 * NL * DL
@@ -161,7 +159,7 @@ def backward_kernel(
         chunk_end = tl.minimum(chunk_start + chunk, end)
         saved = (first_chunk + (chunk_start - begin) // chunk) * states_size
         h = tl.load(chunk_states + saved + state_offsets, mask=state_in, other=0.0)
-        # Forward through all tiles but the last, storing the state before each.
+        # Forward, storing the state before each tile.
         last_tile = (chunk_end - chunk_start - 1) // T
         for i in range(last_tile):
             t0 = chunk_start + i * T
@@ -182,7 +180,7 @@ def backward_kernel(
             else:
                 states = tl.associative_scan((decay, inputs + decayed), 0, combine)[1]
             h = last_step(states, index)
-        # A thread may read another's states.
+        # Threads may read other threads' states.
         tl.debug_barrier()
 
         for i_back in range(last_tile + 1):
@@ -217,7 +215,7 @@ def backward_kernel(
             else:
                 scanned = tl.associative_scan((marked_decay, inputs + decayed, decayed), 0, combine_decayed)
             states, decayed_t = scanned[1], scanned[2]
-            # dC before dh: the states' registers are free by then.
+            # dC first frees the states' registers.
             grad_C = broadcast_states(dy) * states
             if C_VARIES:
                 tl.store(C_partials + partial_offsets + t0 * state, sum_channels(grad_C), mask=t_in)

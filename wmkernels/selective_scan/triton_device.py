@@ -1,10 +1,9 @@
-"""Device functions shared by the selective scan's Triton kernels.
+"""Device functions of the selective scan's Triton kernels.
 
-Tiles are (T, NI, D1, NL, DL): T steps, NI * NL states, D1 * DL channels. Triton assigns the 32 lanes of a warp to the
-last dimensions, then the warps, then repeats within a thread. NL * DL is 32 and D1 is at least the number of warps, so
-a thread holds all T steps of NI states of some channels: `tl.associative_scan` over T compiles to a loop over
-registers, one multiply-add per element. The incoming state is added to the first element, and the unused running
-product of decays is eliminated.
+Tiles are (T, NI, D1, NL, DL): T steps, NI * NL states, D1 * DL channels. NL * DL is a warp's 32 lanes and D1 at least
+the number of warps, so a thread holds all T steps of NI states: ``tl.associative_scan`` over T becomes a register loop
+with one multiply-add per element. The incoming state is added to the first element; the unused decay product is
+eliminated.
 """
 
 # mypy: ignore-errors
@@ -16,24 +15,22 @@ from wmkernels.triton_device import LOG2E, last_of, sigmoid, softplus
 
 @triton.jit
 def last_step(x, index):
-    """x[-1] along the first dimension: (T, ...) -> (...); ``index`` counts along it and has the shape of x."""
+    """x[-1]: (T, ...) -> (...); ``index`` counts along T in the shape of x."""
     return tl.reduce((index, x), 0, last_of)[1]
 
 
 @triton.jit
 def select(x, index, t: tl.constexpr):
-    """x[t] along the first dimension; free where a thread holds all of it."""
+    """x[t]; free where one thread holds all of it."""
     return tl.reduce(((index == t).to(tl.int32), x), 0, last_of)[1]
 
 
 @triton.jit
 def reverse_scan(decay, sources, dh, reset_t, index, T: tl.constexpr):
-    """Gradient of the state, backwards through T steps: dh_t = sources_t + decay_{t+1} dh_{t+1}, cut at a reset.
+    """State gradient, backwards through T steps: dh_t = sources_t + decay_{t+1} dh_{t+1}, cut at resets.
 
-    An unrolled loop, because Triton's reversed scan sends every element through shuffles twice. ``dh`` comes from the
-    step after the last, decayed.
-
-    Returns (dh of every step (T, ...), decay_0 dh_0, which goes to the step before the first (...)).
+    Returns (dh (T, ...), decay_0 dh_0 (...)); ``dh`` is the following step's, decayed. Unrolled, because Triton's
+    reversed scan shuffles every element twice.
     """
     dh_t = sources
     for back in tl.static_range(T):
@@ -59,25 +56,24 @@ def broadcast_channels(x):
 
 @triton.jit
 def sum_states(x):
-    """(T, NI, D1, NL, DL) -> (T, D1, DL); within threads first."""
+    """(T, NI, D1, NL, DL) -> (T, D1, DL)."""
     return tl.sum(tl.sum(x, 1), 2)
 
 
 @triton.jit
 def sum_channels(x):
-    """(T, NI, D1, NL, DL) -> (T, NI, NL); within threads first."""
+    """(T, NI, D1, NL, DL) -> (T, NI, NL)."""
     return tl.sum(tl.sum(x, 2), 3)
 
 
 @triton.jit
 def locate_segment(segment, cu_seqlens, sequences, time, length, segments_per_sequence):
-    """The bounds of a segment, where every sequence is cut into segments of ``length`` steps.
+    """Bounds of a segment of at most ``length`` steps.
 
-    Segments are numbered sequence by sequence. Packed, the first segment of sequence s has the number
-    cu_seqlens[s] / length + s, which leaves room for at least one per sequence; s is found by bisection.
+    Packed, sequence s starts at segment cu_seqlens[s] / length + s, which leaves room for at least one; bisection
+    finds s.
 
-    Returns (sequence, row of the batch, first step of the sequence, first step of the segment, end of the segment,
-    whether it is the sequence's last, its number within the sequence).
+    Returns (sequence, batch row, sequence start, segment start, segment end, is last, number within the sequence).
     """
     if cu_seqlens is None:
         sequence = segment // segments_per_sequence
@@ -100,14 +96,14 @@ def locate_segment(segment, cu_seqlens, sequences, time, length, segments_per_se
         local_segment = segment - (begin // length + low)
     start = tl.minimum(begin + local_segment * length, finish)
     end = tl.minimum(start + length, finish)
-    # An empty sequence has one empty segment, its first and last.
+    # An empty sequence has one empty segment.
     last = (end == finish) & ((start < finish) | (local_segment == 0))
     return sequence, row, begin, start, end, last, local_segment
 
 
 @triton.jit
 def tile_channels(tiles, group_tiles, group_channels, D1: tl.constexpr, DL: tl.constexpr):
-    """Of this program: (tile of channels, segment, group, channels (D1, DL), which of them exist)."""
+    """(tile, segment, group, channels (D1, DL), channel mask) of this program."""
     tile = tl.program_id(0) % tiles
     segment = (tl.program_id(0) // tiles).to(tl.int64)
     group = (tile // group_tiles).to(tl.int64)
@@ -117,19 +113,19 @@ def tile_channels(tiles, group_tiles, group_channels, D1: tl.constexpr, DL: tl.c
 
 @triton.jit
 def state_indices(NI: tl.constexpr, NL: tl.constexpr):
-    """(NI, NL); a thread's states are contiguous."""
+    """(NI, NL), contiguous per thread."""
     return tl.arange(0, NI)[:, None] + NI * tl.arange(0, NL)[None, :]
 
 
 @triton.jit
 def load_decay_rates(A, strides, d4, n4, state_in):
-    """A log2(e), in the shape of the state."""
+    """A log2(e), shaped as the state."""
     return tl.load(A + d4 * strides[0] + n4 * strides[1], mask=state_in, other=0.0) * LOG2E
 
 
 @triton.jit
 def first_chunk_index(sequence, begin, cu_seqlens, time, chunk):
-    """Index of a sequence's first saved state (csrc/include/wmkernels.h, Chunks)."""
+    """Index of a sequence's first saved state (wmkernels.h, Chunks)."""
     if cu_seqlens is None:
         segment = sequence * ((time + chunk - 1) // chunk)
     else:
@@ -139,7 +135,7 @@ def first_chunk_index(sequence, begin, cu_seqlens, time, chunk):
 
 @triton.jit
 def step_size(delta, bias, inside, SOFTPLUS: tl.constexpr):
-    """(step, delta + bias) of a tile (T, D1, DL); steps past the end are 0, which keeps the state."""
+    """(step, delta + bias), (T, D1, DL); padding steps of 0 keep the state."""
     raw = delta
     if bias is not None:
         raw = raw + bias[None]
@@ -152,18 +148,18 @@ def step_size(delta, bias, inside, SOFTPLUS: tl.constexpr):
 
 @triton.jit
 def load_tile(tile, stride, t0, inside, dtype: tl.constexpr):
-    """The T steps from t0 on, in the dtype of the arithmetic."""
+    """T steps from t0, in the arithmetic dtype."""
     return tl.load(tile + t0 * stride, mask=inside, other=0.0).to(dtype)
 
 
 @triton.jit
 def load_resets(reset, row, strides, t, end):
-    """The reset flags, 0 or 1, (T, 1, 1, 1, 1)."""
+    """Reset flags, 0 or 1, (T, 1, 1, 1, 1)."""
     flags = tl.load(reset + row * strides[0] + t * strides[1], mask=t < end, other=0)
     return flags.to(tl.int32)[:, None, None, None, None]
 
 
 @triton.jit
 def silu_gate_backward(grad_out, z):
-    """The gradient of y, before the gate silu(z)."""
+    """Gradient of y before the gate silu(z)."""
     return grad_out * (z * sigmoid(z))

@@ -1,13 +1,11 @@
 """Selective scan, forward, in Triton.
 
-A program runs along one sequence, or one segment of it, with a tile of channels and all their states in registers, T
-steps at a time (triton_device.py describes the tile). B and C are read once per tile of channels, nothing of size
-channels x state x time is written, and the next T steps are prefetched. An element costs `state` exponentials and four
-multiply-adds for each: bound by the special-function units.
+A program runs a tile of channels (triton_device.py) along a sequence or segment, all states in registers, T steps at a
+time. B and C are read once per tile, the next T steps prefetched, and nothing of size channels x state x time written.
+Bound by the special-function units: `state` exponentials per element, four multiply-adds each.
 
-Where batch x channels is too small to fill the GPU, sequences are cut into segments: one pass computes the state that
-each segment reaches from zero and its decay exp(A * sum of steps), `pass_state_kernel` passes the state along, and a
-last pass repeats all segments from their true incoming states. First and last pass are this kernel.
+If batch x channels cannot fill the GPU, sequences are cut into segments: this kernel computes each segment's final
+state from zero and decay exp(A * sum of steps), `pass_state_kernel` the incoming states, this kernel the outputs.
 """
 
 # mypy: ignore-errors
@@ -40,7 +38,7 @@ def forward_kernel(
     u,  # (batch, channels, time)
     delta,  # (batch, channels, time)
     A,  # (channels, state)
-    B,  # (batch, groups, state, time) or, if not B_VARIES, (channels, state)
+    B,  # (batch, groups, state, time) or (channels, state)
     C,  # as B
     D,  # (channels,) or None
     z,  # (batch, channels, time) or None
@@ -48,10 +46,10 @@ def forward_kernel(
     incoming_state,  # (sequences or segments, channels, state) or None
     reset,  # (batch, time) bytes or None
     cu_seqlens,  # (sequences + 1,) or None
-    out,  # (batch, channels, time); None in the first pass over segments
-    last_state,  # (sequences or, in the first pass, segments; channels, state), contiguous
-    chunk_states,  # (chunks, channels, state), contiguous, or None
-    decays,  # (segments, channels, state), contiguous: first pass, output
+    out,  # (batch, channels, time); None in the first pass
+    last_state,  # (sequences or segments, channels, state), contiguous
+    chunk_states,  # (chunks, channels, state) or None
+    decays,  # (segments, channels, state): first pass
     u_strides,
     delta_strides,
     A_strides,
@@ -67,12 +65,12 @@ def forward_kernel(
     state,
     time,
     sequences,
-    group_channels,  # channels that share B and C
-    group_tiles,  # tiles that hold them
-    tiles,  # of all channels
+    group_channels,  # channels per group
+    group_tiles,  # tiles per group
+    tiles,  # total
     segment_length,  # steps per program
-    segments_per_sequence,  # unused where packed
-    chunk,  # steps between two saved states, a multiple of T
+    segments_per_sequence,  # unused if packed
+    chunk,  # steps between saved states, a multiple of T
     SOFTPLUS: tl.constexpr,
     B_VARIES: tl.constexpr,
     C_VARIES: tl.constexpr,
@@ -90,7 +88,7 @@ def forward_kernel(
     )
     n = state_indices(NI, NL)
     t = tl.arange(0, T).to(tl.int64)
-    # Broadcast to (NI, D1, NL, DL), the shape of the state.
+    # (NI, D1, NL, DL), as the state.
     d4, n4 = d[None, :, None, :], n[:, None, :, None].to(tl.int64)
     state_in = d_in[None, :, None, :] & (n < state)[:, None, :, None]
     state_offsets = d4 * state + n4
@@ -203,7 +201,7 @@ def forward_kernel(
 def forward(inputs: ScanInputs, chunk: int, *, segment_length: int = 0) -> tuple[Tensor, Tensor, Tensor]:
     """(out, last_state, chunk_states); ``chunk`` 0 saves no states.
 
-    ``segment_length`` forces a cut; it is a multiple of the chunk and of the tile's steps.
+    ``segment_length`` forces a cut; a multiple of the chunk and the tile's steps.
     """
     u, delta, A, B, C, D, z, delta_bias, initial_state, reset, cu_seqlens, delta_softplus, _ = inputs
     out, last_state, chunk_states = forward_outputs(inputs, chunk)

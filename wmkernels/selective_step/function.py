@@ -1,4 +1,4 @@
-"""One step of the selective scan: ``selective_step`` is differentiable, ``selective_state_update`` works in place."""
+"""Single selective scan steps: differentiable ``selective_step``, in-place ``selective_state_update``."""
 
 import torch
 from torch import Tensor
@@ -25,29 +25,29 @@ def selective_step(
     reset: Tensor | None = None,
     backend: str | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """One differentiable step of ``selective_scan``: the same numbers as the scan over one step of time.
+    """One differentiable step, equal to ``selective_scan`` over one step.
 
     Args:
         state: (batch, channels, state), float32 or the dtype of ``u``.
-        u: (batch, channels), as are ``delta`` and ``z``; float32, float64, bfloat16 or float16.
-        delta: step size before bias and softplus.
-        A: (channels, state); parameters may be float32 beside 16-bit activations.
+        u: (batch, channels); float32, float64, bfloat16 or float16.
+        delta: step size before bias and softplus, as ``u``.
+        A: (channels, state); parameters may be float32 with 16-bit activations.
         B: (batch, state) or (batch, groups, state).
         C: as ``B``.
         D: skip connection, (channels,).
-        z: gate before silu.
+        z: gate before silu, as ``u``.
         delta_bias: (channels,).
         delta_softplus: pass ``delta + delta_bias`` through softplus.
-        reset: bool (batch,); where true the state is forgotten before the step.
+        reset: bool (batch,); true drops the state before the step.
         backend: as for ``selective_scan``.
 
     Returns:
-        ``(out, new_state)``: (batch, channels) in the dtype of ``u``, and (batch, channels, state) in float32 (float64
-        for float64 inputs). ``state`` itself is not changed.
+        ``(out, new_state)``: (batch, channels) in the dtype of ``u``; (batch, channels, state) in float32 (float64 for
+        float64 inputs). ``state`` is unchanged.
 
     Raises:
-        ValueError: a shape, a device or a backend that does not fit.
-        TypeError: a dtype that does not fit.
+        ValueError: invalid shape, device or backend.
+        TypeError: invalid dtype.
 
     Example:
         >>> import torch, wmkernels
@@ -87,32 +87,29 @@ def selective_state_update(
     dt_softplus: bool = False,
     state_batch_indices: Tensor | None = None,
 ) -> Tensor:
-    """One step that updates ``state`` in place, without gradient: for decoding and acting.
-
-    The signature is the one of mamba_ssm's function of this name, so code written for it runs unchanged.
+    """One step that updates ``state`` in place, without gradient; same signature as in mamba_ssm.
 
     Args:
-        state: (batch, channels, state), or (batch, heads, headdim, state), then every (channels) below is
-            (heads, headdim) too. float32, or the dtype of ``x``. With ``state_batch_indices``, a cache with any number
-            of rows.
-        x: (batch, channels); ``dt`` and ``z`` as well.
-        dt: step size before bias and softplus.
+        state: (batch, channels, state), float32 or the dtype of ``x``; or (batch, heads, headdim, state), then every
+            (channels) below is (heads, headdim). Any number of rows with ``state_batch_indices``.
+        x: (batch, channels).
+        dt: step size before bias and softplus, as ``x``.
         A: (channels, state).
         B: (batch, state) or (batch, groups, state).
         C: as ``B``.
         D: (channels,).
-        z: gate before silu.
+        z: gate before silu, as ``x``.
         dt_bias: (channels,).
         dt_softplus: pass ``dt + dt_bias`` through softplus.
-        state_batch_indices: int (batch,), the row of ``state`` of each batch element, each named once at most; a row
-            below 0 leaves every state alone and gives zeros.
+        state_batch_indices: int (batch,), unique rows of ``state``; a negative index changes no state and returns
+            zeros.
 
     Returns:
         (batch, channels) or (batch, heads, headdim), in the dtype of ``x``.
 
     Raises:
-        ValueError: a shape, a device or an index that does not fit.
-        TypeError: a dtype that does not fit.
+        ValueError: invalid shape, device or index.
+        TypeError: invalid dtype.
         RuntimeError: an input requires grad; use ``selective_step``.
 
     Example:
@@ -151,7 +148,7 @@ def _update_heads(
     dt_softplus: bool,
     state_batch_indices: Tensor | None,
 ) -> Tensor:
-    """The (batch, heads, headdim, state) form: heads and headdim together are the channels."""
+    """Merges heads and headdim into channels."""
     heads, headdim = require_heads(state, x, dt, A, D, z, dt_bias)
     flat = state.flatten(1, 2)
     out = selective_state_update(
@@ -173,11 +170,11 @@ def _update_heads(
 
 
 def _empty(like: Tensor) -> Tensor:
-    return torch.empty_like(like, memory_format=torch.contiguous_format)  # takes half as long as ``new_empty``
+    return torch.empty_like(like, memory_format=torch.contiguous_format)  # half the time of ``new_empty``
 
 
 def _may_use_fast_path(tensors: tuple[Tensor | None, ...], backend: str | None) -> bool:
-    """Whether to try a step in one call of the extension, which checks the tensors itself."""
+    """Whether to try the extension's fast path."""
     u = tensors[1]
     return (
         can_bypass_dispatcher(tensors) and isinstance(u, Tensor) and u.is_cpu and choose(OP, u.device, backend) == "cpu"
