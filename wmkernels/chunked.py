@@ -1,16 +1,13 @@
-"""Recurrences in plain PyTorch, in chunks of time: what runs where no kernel may be chosen.
+"""Recurrences in plain PyTorch, by chunks of time, for devices without a usable kernel.
 
-Within a chunk, h_t = decay_t h_{t-1} + input_t is solved by doubling (Hillis & Steele 1986): log2(steps) rounds of
-operations on whole tensors. A loop over chunks carries the state. Nothing is divided by a cumulative product, so
-exp(0) = 1 keeps a state bit for bit. A reset selects: decays and states before it are replaced by zeros before they are
-multiplied, so NaN and infinity cross it neither forward nor backward. Decays above 1 whose product overflows within a
-chunk give infinity or NaN.
+Doubling (Hillis & Steele 1986) solves h_t = decay_t h_{t-1} + input_t within a chunk in log2(steps) rounds; a loop
+over chunks passes the state. There is no division by a cumulative product, so exp(0) = 1 preserves a state exactly.
+Resets select, so NaN and infinity cross neither forward nor backward. Decay products that overflow in a chunk give
+infinity or NaN.
 
-Memory: a chunk materialises decays, inputs and states, each (steps, *state), and the number of steps is chosen so that
-one of them takes at most CHUNK_BYTES; the scan holds about six at a time. For gradients a chunk is recomputed in the
-backward pass, which then holds about 3 log2(steps) of them for one chunk; over the whole sequence one state per chunk
-is kept. Checkpointing works neither under torch.func's transforms nor is it needed under torch.compile, so there every
-chunk keeps its own.
+Decays, inputs and states of a chunk are (steps, *state), at most CHUNK_BYTES each; the scan holds about six. Backward
+recomputes one chunk at a time, holding about 3 log2(steps), plus one saved state per chunk. torch.func does not
+support checkpointing and torch.compile does not need it: there every chunk keeps its own tensors.
 """
 
 from collections.abc import Callable
@@ -25,18 +22,18 @@ MAX_STEPS = 256
 
 
 def steps_per_chunk(step_bytes: int) -> int:
-    """Steps of a chunk whose largest tensors have ``step_bytes`` per step: a power of two from 1 to MAX_STEPS."""
+    """Steps per chunk, a power of two up to MAX_STEPS; ``step_bytes`` is the largest tensors' size per step."""
     return 1 << (max(1, min(MAX_STEPS, CHUNK_BYTES // max(1, step_bytes))).bit_length() - 1)
 
 
 def affine_scan(decay: Tensor, inputs: Tensor, state: Tensor, reset: Tensor | None) -> Tensor:
-    """Every h_t = decay_t h_{t-1} + inputs_t, with time in dimension 0.
+    """Every h_t = decay_t h_{t-1} + inputs_t, time first.
 
     Args:
-        decay: (steps, ...), as ``inputs``; at least one step.
-        inputs: what is added.
-        state: (...), before the first step.
-        reset: bool, broadcastable to (steps, ...) and with as many dimensions; h_{t-1} does not reach h_t.
+        decay: (steps, ...), at least one step.
+        inputs: shaped as ``decay``.
+        state: initial state, (...).
+        reset: bool, broadcastable to (steps, ...), equal dimensions; cuts h_{t-1} from h_t.
     """
     steps = inputs.shape[0]
     if reset is not None:
@@ -44,7 +41,7 @@ def affine_scan(decay: Tensor, inputs: Tensor, state: Tensor, reset: Tensor | No
     states = torch.cat([torch.addcmul(inputs[:1], decay[:1], state[None]), inputs[1:]])
     distance = 1
     while distance < steps:
-        # decay_t and states_t stand for the ``distance`` steps up to t; a decay of a range with a reset is zero.
+        # Products and states of the ``distance`` steps up to t; a reset zeroes the product.
         later, earlier = decay[distance:], states[:-distance]
         if reset is not None:
             earlier = earlier.masked_fill(reset[distance:], 0)
@@ -59,7 +56,7 @@ def affine_scan(decay: Tensor, inputs: Tensor, state: Tensor, reset: Tensor | No
 
 
 def recomputed(function: Callable[..., Any], *arguments: Any) -> Any:
-    """``function(*arguments)``, computed again in the backward pass instead of keeping its intermediate results."""
+    """``function(*arguments)``, recomputed in backward."""
     if not torch.is_grad_enabled() or torch.compiler.is_compiling():
         return function(*arguments)
     if torch._C._functorch.maybe_current_level() is not None:

@@ -1,10 +1,9 @@
-"""Which backend runs a call, and the reasons why the others do not.
+"""Selects a call's backend and reports why others cannot run it.
 
-Every backend gives a list of reasons why it cannot run an op on a device; an empty list means that it can. A call runs
-on the first backend of ``BACKENDS`` that can run it and is trusted: a GPU kernel that was never held against the
-reference on a GPU (``OpSpec.verified``) runs only when asked for by name. A backend asked for, with ``backend=`` or
-``WMKERNELS_BACKEND`` (read once, at import), runs or raises; there is no silent fallback. ``chunked`` and ``reference``
-are plain PyTorch and run on every device.
+Automatic dispatch takes the first backend of ``BACKENDS`` that can run the op and is trusted. GPU kernels not checked
+against the reference on a GPU (``OpSpec.verified``) must be requested. A request by ``backend=`` or
+``WMKERNELS_BACKEND`` (read at import) runs or raises, without fallback. ``chunked`` and ``reference`` are plain
+PyTorch and run everywhere.
 """
 
 import functools
@@ -28,9 +27,9 @@ REQUESTED = os.environ.get("WMKERNELS_BACKEND") or None
 
 @functools.cache
 def load_native() -> Any:
-    """The compiled extension, or None where it was not built, on the instruction set that ``WMKERNELS_CPU_ISA`` names.
+    """The extension, or None if not built, with the instruction set ``WMKERNELS_CPU_ISA``.
 
-    torch is imported first: one OpenMP runtime is loaded.
+    Imports torch first, to load only one OpenMP runtime.
     """
     try:
         native = importlib.import_module("wmkernels._native")
@@ -47,17 +46,17 @@ def load_native() -> Any:
 
 @functools.cache
 def kernels(op: str, backend: str) -> ModuleType:
-    """The module that calls a backend's kernels: ``triton_kernels`` of the op's folder, else ``native``."""
+    """The backend's module: ``triton_kernels`` or ``native`` in the op's folder."""
     return importlib.import_module(f"wmkernels.{op}.{'triton_kernels' if backend == 'triton' else 'native'}")
 
 
 def is_verified(op: str, backend: str) -> bool:
-    """Whether automatic dispatch may choose a backend: the CPU's are tested on every machine, a GPU's when tried."""
+    """Whether automatic dispatch may use the backend: always on a CPU, once verified on a GPU."""
     return backend not in GPU_BACKENDS or bool(OPS[op].verified.get(backend))
 
 
 def reasons(op: str, backend: str, device: torch.device, state: int = 1) -> list[str]:
-    """Why ``backend`` cannot run ``op`` on ``device`` with this state size; empty when it can."""
+    """Why ``backend`` cannot run ``op`` for this device and state size; empty if it can."""
     found = list(_device_reasons(op, backend, device.type, device.index))
     limit = OPS[op].max_state if op in OPS else None
     if limit is not None and state > limit and backend not in PYTORCH_BACKENDS:
@@ -81,7 +80,7 @@ def _device_reasons(op: str, backend: str, device_type: str, device_index: int |
 
 
 def _has_kernels(native: Any, device: str, op: str) -> bool:
-    """Whether the build holds kernels of an op: entry points named after device and op."""
+    """Whether the build has the op's entry points."""
     return any(name == f"{device}_{op}" or name.startswith(f"{device}_{op}_") for name in native.kernels)
 
 
@@ -145,18 +144,18 @@ def _choose(op: str, device_type: str, device_index: int | None, requested: str 
 
 
 def choose(op: str, device: torch.device, requested: str | None = None, state: int = 1) -> str:
-    """The backend that runs this call.
+    """Selects the backend of a call.
 
     Args:
-        op: name of a registered op.
+        op: registered name.
         device: of the tensors.
-        requested: the ``backend=`` argument; ``WMKERNELS_BACKEND`` counts where it is None.
+        requested: ``backend=``; ``WMKERNELS_BACKEND`` if None.
         state: states per channel.
 
     Raises:
-        ValueError: the backend asked for cannot run it; the message lists every backend's reasons.
+        ValueError: the requested backend cannot run it, with all backends' reasons.
     """
-    # torch.compile may keep the size symbolic, and a constant must not depend on it.
+    # A constant must not depend on a size that torch.compile keeps symbolic.
     limit = OPS[op].max_state
     large_state = state if limit is not None and state > limit else 0
     return _choose(op, device.type, device.index, requested or REQUESTED, large_state)

@@ -1,4 +1,4 @@
-"""The torch.library namespace of the ops, their autograd formulas and autograd.Functions."""
+"""torch.library ops, their autograd formulas and autograd.Functions."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,7 +11,7 @@ LIBRARY = torch.library.Library("wmkernels", "DEF")
 
 
 def define(name: str, schema: str, implementation: Callable[..., Any], fake: Callable[..., Any]) -> None:
-    """Registers an op and its fake, for tensors on a CPU and on a GPU."""
+    """Registers an op and its fake for CPU and GPU."""
     LIBRARY.define(f"{name}{schema}")
     for key in ("CPU", "CUDA"):
         LIBRARY.impl(name, implementation, key)
@@ -19,13 +19,13 @@ def define(name: str, schema: str, implementation: Callable[..., Any], fake: Cal
 
 
 Vmap = Callable[..., tuple[Any, Any]]
-"""``(apply, batch size, in_dims, *args) -> (outputs, out_dims)``: the rule of a Function's vmap."""
+"""vmap rule: ``(apply, batch size, in_dims, *args) -> (outputs, out_dims)``."""
 
 
 def backward_function(op: str, public_name: str, vmap: Vmap) -> Any:
-    """The Function of an op that computes gradients, for torch.func and vmap; differentiating it again raises.
+    """The Function of a backward op, for torch.func and vmap.
 
-    Without the autograd formula that raises, a second derivative would silently be zero.
+    Its own derivative raises; without that formula it would silently be zero.
     """
     forbid_double_backward(op, public_name)
     return _function(op, vmap, lambda ctx, inputs, output: None, lambda ctx, *grads: raise_double_backward(public_name))
@@ -39,15 +39,15 @@ def forward_function(
     outputs: int,
     vmap: Vmap,
 ) -> Any:
-    """Gives an op its autograd formula, and returns its Function for autograd, torch.func and vmap.
+    """Registers an op's autograd formula and returns its Function for autograd, torch.func and vmap.
 
     Args:
-        op: name of the op.
-        backward: Function of the op that computes its gradients, by ``backward_function``.
-        gradients: ``(backward op, context, *gradients of outputs) -> gradients of inputs``.
+        op: name.
+        backward: Function of the backward op, from ``backward_function``.
+        gradients: ``(backward op, context, *output gradients) -> input gradients``.
         setup_context: as for ``torch.library.register_autograd``.
-        outputs: outputs with a gradient; those behind them are kept for the backward pass.
-        vmap: rule of vmap.
+        outputs: number of differentiable outputs; the others are saved for backward.
+        vmap: vmap rule.
     """
     backward_op = backward.op
 
@@ -55,8 +55,8 @@ def forward_function(
         return gradients(backward_op, ctx, *grads[:outputs])
 
     def backward_of_function(ctx: Any, *grads: Tensor | None) -> Any:
-        # Dynamo passes a Function with a forward of ``*args`` its context as one argument too many. The op's own
-        # autograd formula raises as well.
+        # Dynamo passes a Function with a ``*args`` forward its context as an extra argument; the op's formula also
+        # raises.
         return gradients(backward_op if torch.compiler.is_compiling() else backward.apply, ctx, *grads[:outputs])
 
     torch.library.register_autograd(f"wmkernels::{op}", backward_of_op, setup_context=setup_context, lib=LIBRARY)
@@ -64,7 +64,7 @@ def forward_function(
 
 
 def _function(name: str, vmap: Vmap, setup_context: Callable[..., None], backward: Callable[..., Any]) -> Any:
-    """A Function whose forward is the op."""
+    """A Function that calls the op."""
     op = getattr(torch.ops.wmkernels, name)
 
     def forward(*args: Any) -> Any:
@@ -80,7 +80,7 @@ def _function(name: str, vmap: Vmap, setup_context: Callable[..., None], backwar
 
 
 def forbid_double_backward(name: str, public_name: str) -> None:
-    """Gives a backward op an autograd formula that raises."""
+    """Makes the derivative of a backward op raise."""
     torch.library.register_autograd(
         f"wmkernels::{name}",
         lambda ctx, *grads: raise_double_backward(public_name),
@@ -90,7 +90,7 @@ def forbid_double_backward(name: str, public_name: str) -> None:
 
 
 def raise_double_backward(public_name: str) -> None:
-    """Raises: there is no second derivative."""
+    """Always raises."""
     raise RuntimeError(
         f"{public_name}: the gradient of its gradient is not implemented by the compiled kernels; "
         'use backend="reference" where a second derivative is needed'
@@ -98,7 +98,7 @@ def raise_double_backward(public_name: str) -> None:
 
 
 def needs_autograd(tensors: Sequence[Tensor | None]) -> bool:
-    """Whether a call must go through an autograd.Function, which costs five times a direct call of the op."""
+    """Whether a call needs an autograd.Function, five times the cost of a direct call."""
     if torch._C._functorch.maybe_current_level() is not None:
         return True
     return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
@@ -108,10 +108,10 @@ _PLAIN = (Tensor, torch.nn.Parameter)
 
 
 def can_bypass_dispatcher(tensors: Sequence[Tensor | None]) -> bool:
-    """Whether an op's implementation may be called directly: the dispatcher costs a step as much as its kernel.
+    """Whether to call the implementation directly: for a step, dispatch costs as much as the kernel.
 
-    It may in eager mode, outside every mode (fake tensors, functorch, tracing), on plain tensors of which none needs a
-    gradient or has its negative bit set (the imaginary part of a conjugate).
+    Requires eager mode without fake tensors, functorch or tracing, and plain tensors without gradient or negative bit
+    (the imaginary part of a conjugate).
     """
     if torch.compiler.is_compiling() or torch._C._functorch.maybe_current_level() is not None:
         return False
@@ -129,8 +129,8 @@ def can_bypass_dispatcher(tensors: Sequence[Tensor | None]) -> bool:
 def loop_over_vmap(
     apply: Callable[..., tuple[Tensor, ...]], batch_size: int, in_dims: Sequence[Any], *args: Any
 ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
-    """The vmap rule of inputs that cannot be folded into one call: runs the samples one by one."""
-    # For a list of integers vmap has a list of None.
+    """vmap rule that runs samples one by one."""
+    # vmap gives integer lists a list of None.
     in_dims = [dim if isinstance(x, Tensor) else None for dim, x in zip(in_dims, args, strict=True)]
     results = []
     for index in range(batch_size):

@@ -1,9 +1,8 @@
-"""Device functions shared by the Triton kernels: exponentials, and the combine functions of affine scans.
+"""Exponentials and affine-scan combine functions for Triton kernels.
 
-An affine scan computes h_t = decay_t h_{t-1} + input_t. Two neighbouring ranges of time, each given by its product of
-decays and by the state it reaches from zero, combine associatively. A reset selects the later range's state, so NaN
-and infinity before it are dropped. It is marked in one of two ways: by a flag, or where decays are exponentials by a
-decay of -1, which costs no register.
+For h_t = decay_t h_{t-1} + input_t, adjacent time ranges, each a (decay product, state from zero), combine
+associatively. A reset selects the later state, so NaN and infinity do not cross. A flag marks it or, for exponential
+decays, a decay of -1, which needs no register.
 """
 
 # mypy: ignore-errors
@@ -28,11 +27,10 @@ def sigmoid(x):
 
 @triton.jit
 def softplus(x):
-    """log(1 + e^x), and x itself above 20, as in PyTorch.
+    """log(1 + e^x); x above 20, as in PyTorch.
 
-    log(1 + v) for v = e^-|x| in (0, 1] is 2 atanh(s), s = v / (2 + v) <= 1/3: in float32 a short odd series, exact to
-    rounding for tiny v, which log(1 + v) as written is not. float64 divides the rounding of 1 + v out again (Goldberg
-    1991, theorem 4).
+    log(1 + v), v = e^-|x|, is 2 atanh(s), s = v / (2 + v) <= 1/3: in float32 a short odd series, accurate for tiny v.
+    float64 divides out the rounding of 1 + v (Goldberg 1991, theorem 4).
     """
     v = exponential(-tl.abs(x))
     if x.dtype == tl.float64:
@@ -52,20 +50,20 @@ def softplus(x):
 
 @triton.jit
 def combine(decay1, state1, decay2, state2):
-    """Range 1, then range 2."""
+    """Range 1 followed by range 2."""
     return decay1 * decay2, decay2 * state1 + state2
 
 
 @triton.jit
 def combine_flag(decay1, state1, reset1, decay2, state2, reset2):
-    """``combine`` with a flag for a reset inside the range."""
+    """``combine`` with a reset flag per range."""
     decay, state = combine(decay1, state1, decay2, state2)
     return decay, tl.where(reset2 != 0, state2, state), reset1 | reset2
 
 
 @triton.jit
 def combine_mark(decay1, state1, decay2, state2):
-    """``combine`` where a decay of RESET marks a reset inside the range."""
+    """``combine`` with a decay of RESET at resets."""
     decay, state = combine(decay1, state1, decay2, state2)
     reset = decay2 < 0.0
     return tl.where(reset | (decay1 < 0.0), RESET, decay), tl.where(reset, state2, state)
@@ -73,7 +71,7 @@ def combine_mark(decay1, state1, decay2, state2):
 
 @triton.jit
 def combine_decayed(decay1, state1, decayed1, decay2, state2, decayed2):
-    """``combine`` that also returns decay_t h_{t-1} of the last step t; it is 0 for a single step."""
+    """``combine`` plus decay_t h_{t-1} of the last step; 0 for one step."""
     decay, state = combine(decay1, state1, decay2, state2)
     return decay, state, decay2 * state1 + decayed2
 
@@ -86,6 +84,6 @@ def combine_decayed_mark(decay1, state1, decayed1, decay2, state2, decayed2):
 
 @triton.jit
 def last_of(index1, value1, index2, value2):
-    """The value with the larger index: reduces an axis to its last element."""
+    """The last value by index."""
     second = index2 > index1
     return tl.where(second, index2, index1), tl.where(second, value2, value1)

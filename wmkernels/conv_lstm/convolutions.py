@@ -1,8 +1,7 @@
-"""The convolutions of a ConvLSTM and their gradients by PyTorch (cuDNN on a GPU), channels last.
+"""ConvLSTM convolutions and gradients by PyTorch (cuDNN on a GPU), channels last, steps merged into the batch.
 
-Maps of several steps are merged into one batch. Gradients with respect to h are convolutions with the flipped,
-transposed weights on cuDNN's forward kernels, which are deterministic and usually no slower than its backward kernels.
-The remaining backward kernels run in cuDNN's deterministic mode.
+Gradients of h use flipped, transposed weights on cuDNN's forward kernels: deterministic and usually as fast as its
+backward kernels, which otherwise run in deterministic mode.
 """
 
 import contextlib
@@ -14,10 +13,10 @@ from torch import Tensor
 
 
 def _channels_last(x: Tensor) -> Tensor:
-    """(count, channels, height, width) with the channels contiguous.
+    """(count, channels, height, width), channels contiguous.
 
-    One channel is contiguous either way. On a CPU (tests) its strides must be those of channels first: there PyTorch's
-    strided bfloat16 convolution of one channels-last channel reads out of bounds.
+    On a CPU (tests) one channel needs channels-first strides: PyTorch's strided bfloat16 convolution reads out of
+    bounds with channels last.
     """
     if x.shape[1] == 1 and not x.is_cuda:
         return x.contiguous().flatten().view(x.shape)
@@ -25,18 +24,18 @@ def _channels_last(x: Tensor) -> Tensor:
 
 
 def merged(maps: Tensor) -> Tensor:
-    """(time, batch, channels, height, width) -> (time * batch, channels, height, width), channels last in memory."""
+    """(time, batch, channels, height, width) -> (time * batch, channels, height, width), channels last."""
     return _channels_last(maps.flatten(0, 1))
 
 
 def rows(maps: Tensor) -> Tensor:
-    """(..., channels, height, width) -> (..., height * width, channels), contiguous; no copy where they are."""
+    """(..., channels, height, width) -> (..., height * width, channels), contiguous."""
     return maps.movedim(-3, -1).contiguous().flatten(-3, -2)
 
 
 @contextlib.contextmanager
 def no_autocast(device: torch.device) -> Iterator[None]:
-    """Turns autocast off: dtypes have been chosen already."""
+    """Disables autocast: dtypes are already chosen."""
     if not torch.is_autocast_enabled(device.type):
         yield
         return
@@ -46,7 +45,7 @@ def no_autocast(device: torch.device) -> Iterator[None]:
 
 @contextlib.contextmanager
 def deterministic(device: torch.device) -> Iterator[None]:
-    """cuDNN uses deterministic algorithms."""
+    """Selects deterministic cuDNN algorithms."""
     if device.type != "cuda":
         yield
         return
@@ -59,38 +58,38 @@ def deterministic(device: torch.device) -> Iterator[None]:
 
 
 class Convolution:
-    """A convolution of merged maps with one weight, its padding (top, bottom, left, right)."""
+    """Convolution of merged maps, padding (top, bottom, left, right)."""
 
     def __init__(self, weight: Tensor, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]) -> None:
         self.weight = _channels_last(weight)
         self.stride, self.dilation = list(stride), list(dilation)
         top, bottom, left, right = padding
-        # PyTorch pads both sides alike; the difference is padded first.
+        # PyTorch pads symmetrically; extra padding comes first.
         self.inner = [min(top, bottom), min(left, right)]
         self.extra = (left - self.inner[1], right - self.inner[1], top - self.inner[0], bottom - self.inner[0])
 
     @classmethod
     def same(cls, weight: Tensor) -> "Convolution":
-        """With an odd kernel, undilated: keeps the map's size."""
+        """Size-preserving, for odd undilated kernels."""
         vertical, horizontal = weight.shape[2] // 2, weight.shape[3] // 2
         return cls(weight, (1, 1), (vertical, vertical, horizontal, horizontal), (1, 1))
 
     def transposed(self) -> "Convolution":
-        """Maps the gradient of a "same" convolution's result to that of its input: flipped, transposed weights."""
+        """Input gradient of a "same" convolution, by flipped, transposed weights."""
         return Convolution.same(self.weight.flip(2, 3).transpose(0, 1))
 
     def _padded(self, maps: Tensor) -> Tensor:
         return _channels_last(F.pad(maps, self.extra)) if any(self.extra) else maps
 
     def __call__(self, maps: Tensor) -> Tensor:
-        """The result as channels-last rows, (time * batch, positions, channels)."""
+        """(time * batch, positions, channels), channels last."""
         padded = self._padded(maps)
         return rows(F.conv2d(padded, self.weight, None, self.stride, self.inner, self.dilation))
 
     def gradients(self, grad: Tensor, maps: Tensor, of_input: bool) -> tuple[Tensor | None, Tensor]:
-        """Gradients of (maps, weight) from the result's (time * batch, channels, height, width)."""
+        """Gradients of (maps, weight) for ``grad`` (time * batch, channels, height, width)."""
         padded = self._padded(maps)
-        # Some of PyTorch's CPU convolutions (tests) require contiguous weights.
+        # Some CPU convolutions (tests) need contiguous weights.
         weight = self.weight if grad.is_cuda else self.weight.contiguous()
         options = (None, self.stride, self.inner, self.dilation, False, [0, 0], 1, [of_input, True, False])
         with deterministic(grad.device):

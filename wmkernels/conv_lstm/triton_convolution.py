@@ -1,12 +1,9 @@
-"""A whole step of the ConvLSTM in one Triton kernel: both convolutions as one implicit GEMM, the update as epilogue.
+"""A ConvLSTM step in one Triton kernel: an implicit GEMM for both convolutions, the update as epilogue.
 
-A program takes a tile of positions by hidden channels and accumulates over taps and input channels, first of x, then of
-h; rows beyond the map are zero. The four gates of a channel are neighbouring columns of the packed weights, so the
-float32 sums meet in one program and never reach memory. Since neighbours' h are read (the halo), the new h is written
-elsewhere: every h has its own row of the outputs.
-
-This saves one launch per step and 32 bytes per cell, but its matrix product is slower than cuDNN's:
-``is_profitable`` estimates which is faster.
+A program accumulates a tile of positions x hidden channels over taps and channels of x, then h. Packed weights place a
+channel's four gates in adjacent columns, so their float32 sums stay in one program. Neighbours read the old h (halo),
+so the new h is written elsewhere. This saves one launch per step and 32 bytes per cell, but the GEMM is slower than
+cuDNN's.
 """
 
 # mypy: ignore-errors
@@ -21,16 +18,16 @@ from wmkernels.conv_lstm.meta import ConvLSTMInputs, Sizes
 from wmkernels.conv_lstm.per_step import parameters_of
 from wmkernels.conv_lstm.triton_update import hyperbolic_tangent, load_or_zeros, update_cells
 
-# Model of `is_profitable`: predicted for an H200 in a CUDA graph, not measured.
-LAUNCH_SECONDS = 2.5e-6  # from the end of one small kernel to the end of the next
+# Model of `is_profitable`, predicted for an H200 with a CUDA graph, not measured.
+LAUNCH_SECONDS = 2.5e-6  # between consecutive small kernels
 BYTES_PER_SECOND = 4.2e12
-CUDNN_FLOPS, OWN_FLOPS = 600e12, 400e12  # of 16-bit convolutions
-# (positions, hidden channels, input channels, warps, stages) of a tile, by the least number of positions.
+CUDNN_FLOPS, OWN_FLOPS = 600e12, 400e12  # 16-bit convolutions
+# Minimum positions: (positions, hidden channels, input channels, warps, stages) of a tile.
 TILES = {8192: (128, 32, 32, 8, 4), 2048: (64, 32, 32, 4, 4), 0: (16, 16, 64, 4, 4)}
 
 
 def is_profitable(dtype: torch.dtype, weight_ih: Tensor, weight_hh: Tensor, sizes: Sizes) -> bool:
-    """Whether one kernel per step should beat two cuDNN convolutions and an update."""
+    """Whether one kernel should beat two cuDNN convolutions and an update."""
     if dtype not in (torch.bfloat16, torch.float16):
         return False
     cells = sizes.batch * sizes.height * sizes.width * sizes.hidden
@@ -45,9 +42,9 @@ def accumulate(
     maps,  # (batch, height, width, channels)
     weight,  # (taps, channels, columns)
     batch,  # (POSITIONS)
-    top,  # (POSITIONS): row of the map that the first tap reads
+    top,  # (POSITIONS): row of the first tap
     left,
-    row_mask,  # (POSITIONS): exists, and is not reset
+    row_mask,  # (POSITIONS): exists and not reset
     height,
     width,
     channels,
@@ -90,7 +87,7 @@ def step_kernel(
     c_prev,  # (batch, height, width, hidden) or None
     reset,  # (batch) bytes or None
     h,  # (batch, height, width, hidden): output
-    c,  # likewise, may be c_prev
+    c,  # same shape, may be c_prev
     gates,  # (batch, height, width, 4, hidden) or None: output
     batch,
     x_height,
@@ -195,17 +192,17 @@ def step_kernel(
 
 
 def pack_weight(weight: Tensor) -> Tensor:
-    """(4 * hidden, inputs, height, width) -> (height * width, inputs, 4 * hidden), a channel's gates side by side."""
+    """(4 * hidden, inputs, height, width) -> (height * width, inputs, 4 * hidden), gates adjacent."""
     return weight.unflatten(0, (4, -1)).permute(3, 4, 2, 1, 0).flatten(3).flatten(0, 1).contiguous()
 
 
 def tile_of(positions: int) -> tuple[int, int, int, int, int]:
-    """The tile for as many positions."""
+    """The tile for this many positions."""
     return next(tile for least, tile in TILES.items() if positions >= least)
 
 
 class FusedStep:
-    """A step function of ``per_step.run_steps``: one launch per step."""
+    """Step function of ``per_step.run_steps``, one launch per step."""
 
     def __init__(self, inputs: ConvLSTMInputs) -> None:
         x, weight_ih, weight_hh = inputs.x, inputs.weight_ih, inputs.weight_hh

@@ -1,8 +1,8 @@
-"""The update of a ConvLSTM's cells in Triton, forward and backward: a step without its convolutions.
+"""ConvLSTM cell update in Triton, forward and backward, without convolutions.
 
-A program takes a block of neighbouring cells, channels last, and reads and writes every number once: memory-bound, with
-the arithmetic of ``csrc/cuda/conv_lstm/conv_lstm_update_kernel.cuh``. Where a step resets, the hidden convolution's sum
-and the old cell are not loaded (a convolution of zeros is zero), so NaN does not cross.
+A program updates a block of adjacent cells, channels last, reading and writing each value once: memory-bound. At a
+reset, the h convolution and the old cell are not loaded, so NaN does not cross. Arithmetic as in
+``csrc/cuda/conv_lstm/conv_lstm_update_kernel.cuh``.
 """
 
 # mypy: ignore-errors
@@ -16,12 +16,12 @@ from wmkernels.checks import state_dtype
 from wmkernels.conv_lstm.per_step import Backward, Parameters, Step
 from wmkernels.triton_device import exponential, sigmoid
 
-BLOCK, WARPS = 512, 4  # four cells per thread: loads of 8 or 16 bytes
+BLOCK, WARPS = 512, 4  # four cells per thread: 8- or 16-byte loads
 
 
 @triton.jit
 def hyperbolic_tangent(x):
-    """tanh; near zero in float32 by its series, where the quotient cancels."""
+    """tanh; a series near zero in float32, where the quotient cancels."""
     e = exponential(-2.0 * tl.abs(x))
     quotient = (1.0 - e) / (1.0 + e)
     result = tl.where(x < 0.0, -quotient, quotient)
@@ -36,7 +36,7 @@ def hyperbolic_tangent(x):
 
 @triton.jit
 def load_or_zeros(base, offset, mask, dtype: tl.constexpr):
-    """Zeros where ``mask`` is false, or without a tensor."""
+    """Zeros where masked or without a tensor."""
     if base is None:
         values = tl.zeros(offset.shape, dtype)
     else:
@@ -46,7 +46,7 @@ def load_or_zeros(base, offset, mask, dtype: tl.constexpr):
 
 @triton.jit
 def update_cells(a_i, a_f, a_g, a_o, before, w_i, w_f, w_o):
-    """(i, f, g, o, c) from the convolutions' sums and the old cell."""
+    """(i, f, g, o, c) from convolution sums and old cell."""
     i = sigmoid(a_i + w_i * before)
     f = sigmoid(a_f + w_f * before)
     g = hyperbolic_tangent(a_g)
@@ -57,7 +57,7 @@ def update_cells(a_i, a_f, a_g, a_o, before, w_i, w_f, w_o):
 
 @triton.jit
 def gate_sum(gates_x, gates_h, bias, gate, channel, inside, not_reset, dtype: tl.constexpr):
-    """One gate's sum: ``gate`` is its offset, ``channel`` its index among the 4 * hidden."""
+    """One gate sum at offset ``gate``, channel ``channel`` of 4 * hidden."""
     total = tl.load(gates_x + gate, mask=inside, other=0.0).to(dtype)
     return total + load_or_zeros(gates_h, gate, not_reset, dtype) + load_or_zeros(bias, channel, inside, dtype)
 
@@ -109,20 +109,20 @@ def update_kernel(
 
 @triton.jit
 def update_backward_kernel(
-    gates_x,  # as in update_kernel; None beside gates
+    gates_x,  # None with gates
     gates_h,
     bias,
     peephole,
     c_prev,
     reset,
     c,  # (rows, hidden)
-    gates,  # (rows, 4 * hidden) or None: computed again from the sums
-    reset_after,  # (batch) bytes or None: of the next step
+    gates,  # (rows, 4 * hidden) or None: recomputed
+    reset_after,  # (batch) bytes or None: next step's
     grad_out,  # (rows, hidden) or None
     grad_h,  # (rows, hidden) or None: from the next step
-    grad_c,  # (rows, hidden): of c, becomes that of c_prev
+    grad_c,  # (rows, hidden): in: of c; out: of c_prev
     grad_gates,  # (rows, 4 * hidden): output, of the sums
-    grad_peephole,  # (3, rows, hidden) or None: accumulated
+    grad_peephole,  # (3, rows, hidden) or None, accumulated
     cells,
     hidden,
     positions,
@@ -212,7 +212,7 @@ class Update:
 
 
 def _sizes(parameters: Parameters, step: Step) -> tuple[tuple[int, int, int, int], Tensor | None, int]:
-    """((cells, hidden, positions, peephole positions), the resets as bytes, their stride)."""
+    """((cells, hidden, positions, peephole positions), reset bytes, reset stride)."""
     _, positions, hidden = step.c.shape
     peephole_positions = 1 if parameters.peephole is None else parameters.peephole.shape[1]
     stride = runtime.strides(step.reset, 1)[0]

@@ -22,32 +22,30 @@ def linear_scan(
     return_last_state: bool = False,
     backend: str | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """The first-order recurrence ``h_t = gates_t h_{t-1} + tokens_t``, differentiable in every input.
+    """The recurrence ``h_t = gates_t h_{t-1} + tokens_t`` (Martin & Cundy 2018, arXiv 1709.04057), differentiable.
 
-    In reverse ``h_t = gates_t h_{t+1} + tokens_t``, from the end: discounted returns and λ-returns are such scans.
-    (Martin & Cundy 2018, arXiv 1709.04057.)
+    In reverse ``h_t = gates_t h_{t+1} + tokens_t``, as in discounted returns and λ-returns.
 
     Args:
-        gates: (batch, ..., time), or (batch, time, ...) with ``channel_last``. Any strides. float32, float64, bfloat16
-            or float16; the recurrence itself runs in float32, in float64 for float64 inputs.
-        tokens: of the same shape and dtype.
-        initial_state: (batch, ...), float32 or the dtype of ``gates``, zero if None: the state before the first
-            step; in reverse, after the last.
-        reverse: run from the end to the start.
-        reset: bool (batch, time), true where a new sequence starts: h_{t-1} does not reach h_t, and in reverse h_t does
-            not reach h_{t-1}.
-        channel_last: time is the second dimension.
-        return_last_state: also return the state that the next piece of the sequence starts from: the last h, in
-            reverse the first (zero where ``reset[:, 0]``).
+        gates: (batch, ..., time), any strides; float32, float64, bfloat16 or float16. The state is float32 (float64
+            for float64).
+        tokens: same shape and dtype.
+        initial_state: (batch, ...), float32 or the dtype of ``gates``, zeros if None: before the first step, in
+            reverse after the last.
+        reverse: run from the end.
+        reset: bool (batch, time), true at the first step of a sequence: cuts h_{t-1} from h_t, in reverse h_t from
+            h_{t-1}.
+        channel_last: shapes are (batch, time, ...).
+        return_last_state: also return the next chunk's initial state: the last h, in reverse the first (zero where
+            ``reset[:, 0]``).
         backend: ``"cuda"``, ``"triton"``, ``"cpu"``, ``"chunked"`` or ``"reference"``; the best trusted one if None.
 
     Returns:
-        h, shaped as ``gates`` in its dtype; with ``return_last_state`` also (batch, ...) in float32 (float64 for
-        float64 inputs).
+        h, shape and dtype of ``gates``; with ``return_last_state`` also (batch, ...) in float32 (float64 for float64).
 
     Raises:
-        ValueError: a shape, a device or a backend that does not fit.
-        TypeError: a dtype that does not fit.
+        ValueError: invalid shape, device or backend.
+        TypeError: invalid dtype.
 
     Example:
         >>> import torch, wmkernels

@@ -1,4 +1,4 @@
-"""How the Triton kernels of the selective scan divide their work: tiles of channels and segments of time."""
+"""Channel tiles and time segments of the selective scan's Triton kernels."""
 
 from dataclasses import dataclass
 
@@ -20,14 +20,14 @@ WARP = 32
 
 @dataclass(frozen=True)
 class Direction:
-    """Tile limits of the forward or the backward kernel, chosen from the compiled code.
+    """Tile limits of a kernel, chosen from compiled code.
 
     Attributes:
-        elements: steps x states x channels per thread: the most that stays in registers.
+        elements: maximum steps x states x channels per thread, to stay in registers.
         warps: per program.
-        thread_channels: channels per thread; backward two, since sums over channels cost shuffles.
-        min_programs: programs per multiprocessor below which sequences are cut into segments.
-        target_programs: programs per multiprocessor then.
+        thread_channels: channels per thread; two in backward, where channel sums need shuffles.
+        min_programs: per multiprocessor; below it sequences are cut.
+        target_programs: per multiprocessor when cut.
     """
 
     elements: int
@@ -42,21 +42,21 @@ BACKWARD = Direction(elements=16, warps=1, thread_channels=2, min_programs=5, ta
 
 
 def projection_strides(x: Tensor) -> tuple[int, ...]:
-    """Strides of (batch, groups, state, time), or of (channels, state) and two zeros."""
+    """Strides of (batch, groups, state, time), or (channels, state) and two zeros."""
     return strides(x, 4) if x.dim() == 4 else (*strides(x, 2), 0, 0)
 
 
 @dataclass(frozen=True)
 class Tiles:
-    """The division of one call.
+    """Partition of one call.
 
     Attributes:
-        shape: the tile (T, NI, NL, D1, DL) of triton_device.py, and num_warps.
-        time: steps of a row of the batch.
-        sequences: number of initial states.
+        shape: (T, NI, NL, D1, DL) of triton_device.py, and num_warps.
+        time: steps per batch row.
+        sequences: initial states.
         segment_length: steps per program.
-        segments_per_sequence: where not packed.
-        segments: in all sequences.
+        segments_per_sequence: if not packed.
+        segments: total.
         whole: no sequence is cut.
     """
 
@@ -75,12 +75,12 @@ class Tiles:
 
     @property
     def programs(self) -> int:
-        """Programs of one pass."""
+        """Programs per pass."""
         return self.tiles * self.segments
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        """Scalar arguments of the kernels, in their order."""
+        """Scalar kernel arguments, in order."""
         return (
             *(self.channels, self.state, self.time, self.sequences, self.group_channels, self.group_tiles),
             *(self.tiles, self.segment_length, self.segments_per_sequence),
@@ -88,7 +88,7 @@ class Tiles:
 
     @staticmethod
     def of(inputs: ScanInputs, chunk: int, segment_length: int, backward: bool) -> "Tiles":
-        """The division of a call; ``segment_length`` is 0 unless forced."""
+        """Partitions a call; a nonzero ``segment_length`` is forced."""
         u, state, groups, sequences = inputs.u, inputs.A.shape[1], inputs.groups, inputs.sequences
         _, channels, time = u.shape
         group_channels = channels // groups
@@ -103,7 +103,7 @@ class Tiles:
             time, rows, granule, int(kind.min_programs * chip), kind.target_programs * chip
         )
         if segment_length >= time:
-            # Longer than any sequence, so that segments are sequences (csrc/include/wmkernels.h, Chunks).
+            # Longer than any sequence: one segment each (wmkernels.h, Chunks).
             segment_length = (time // granule + 1) * granule
         segments_per_sequence = ceil_div(time, segment_length)
         segments = (
@@ -127,14 +127,14 @@ class Tiles:
 
 
 def tile_shape(state: int, group_channels: int, granule: int, double: bool, backward: bool) -> dict[str, int]:
-    """The tile of triton_device.py; its steps divide ``granule``, so that chunks and segments start with a tile."""
+    """The tile; its steps divide ``granule``, so chunks and segments start on a tile."""
     kind = BACKWARD if backward else FORWARD
     padded = power_of_two_at_least(state)
     NL = min(padded, max(4, min(WARP, padded // 4)))
     NI = padded // NL
     DL = min(WARP // NL, power_of_two_at_least(group_channels))
-    # Backward, few states leave the values per channel and step to dominate the registers, many states the sums and
-    # addresses; float64 takes two registers.
+    # In backward, registers hold mostly per-channel values for few states, sums and addresses for many; float64
+    # takes two registers.
     large = backward and (double or padded > 16)
     halvings = double + (large or (backward and padded < 16)) + (backward and padded < 4)
     thread_channels = 1 if large else kind.thread_channels
