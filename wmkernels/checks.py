@@ -1,4 +1,4 @@
-"""Input checks shared by the ops: each message names the op, the argument, what it was and what was expected."""
+"""Input checks; messages name op, argument, actual and expected value."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -23,7 +23,7 @@ def require_tensor(op: str, name: str, value: object) -> None:
 def require_shape(
     op: str, name: str, tensor: Tensor, labels: Sequence[str], sizes: Sequence[int], against: str, hint: str = ""
 ) -> None:
-    """Raises unless ``tensor`` has these sizes; ``labels`` name its dimensions."""
+    """Raises for other sizes; ``labels`` name the dimensions."""
     if tensor.dim() == len(sizes) and all(a == b for a, b in zip(tensor.shape, sizes, strict=True)):
         return
     expected = ", ".join(f"{label}={size}" for label, size in zip(labels, sizes, strict=True))
@@ -34,14 +34,14 @@ def require_shape(
 
 
 def require_dtype(op: str, name: str, tensor: Tensor, allowed: Sequence[torch.dtype], why: str) -> None:
-    """Raises unless ``tensor`` has one of the ``allowed`` dtypes; ``why`` ends the message."""
+    """Raises unless the dtype is ``allowed``; ``why`` ends the message."""
     if tensor.dtype not in allowed:
         expected = " or ".join(dict.fromkeys(dtype_name(dtype) for dtype in allowed))
         raise TypeError(f"{op}: {name} has dtype {dtype_name(tensor.dtype)}, expected {expected} {why}")
 
 
 def require_device(op: str, name: str, tensor: Tensor, device: torch.device, against: str) -> None:
-    """Raises unless ``tensor`` is on ``device``, where ``against`` is."""
+    """Raises unless on ``device``, that of ``against``."""
     if tensor.device != device:
         raise ValueError(
             f"{op}: {name} is on {tensor.device}, expected {device} as {against} is; move it with .to({str(device)!r})"
@@ -51,7 +51,7 @@ def require_device(op: str, name: str, tensor: Tensor, device: torch.device, aga
 def require_reset(
     op: str, reset: Tensor | None, labels: Sequence[str], sizes: Sequence[int], like: Tensor, against: str
 ) -> None:
-    """Raises unless ``reset`` is None, or bool with these sizes where ``like`` is."""
+    """Raises unless None, or bool with these sizes on the device of ``like``."""
     if reset is None:
         return
     require_tensor(op, "reset", reset)
@@ -61,7 +61,7 @@ def require_reset(
 
 
 def require_packing(op: str, cu_seqlens: Tensor | None, like: Tensor, against: str) -> None:
-    """Raises unless ``cu_seqlens`` is None, or (sequences + 1,) beside a ``like`` whose batch is 1."""
+    """Raises unless None, or (sequences + 1,) with batch 1 in ``like``."""
     if cu_seqlens is None:
         return
     require_tensor(op, "cu_seqlens", cu_seqlens)
@@ -77,12 +77,12 @@ def require_packing(op: str, cu_seqlens: Tensor | None, like: Tensor, against: s
 
 
 def state_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype of states and parameters: float64 for float64 activations, else float32."""
+    """State and parameter dtype: float64 for float64, else float32."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def promote_dtypes(dtypes: Sequence[torch.dtype]) -> torch.dtype:
-    """The dtype of mixed activations under autocast."""
+    """Common dtype of activations under autocast."""
     result = dtypes[0]
     for dtype in dtypes[1:]:
         result = torch.promote_types(result, dtype)
@@ -90,7 +90,7 @@ def promote_dtypes(dtypes: Sequence[torch.dtype]) -> torch.dtype:
 
 
 def require_sequences(op: str, cu_seqlens: Tensor, time: int) -> None:
-    """Raises unless the bounds rise from 0 to ``time``; reads the values, so not for a GPU."""
+    """Raises unless bounds rise from 0 to ``time``; reading them synchronises a GPU."""
     bounds = cu_seqlens.tolist()
     if bounds[0] != 0 or bounds[-1] != time or any(a > b for a, b in pairwise(bounds)):
         shown = bounds if len(bounds) <= 8 else [*bounds[:4], "...", *bounds[-3:]]

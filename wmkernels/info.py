@@ -1,8 +1,7 @@
-"""What this installation is and what it can do: ``python -m wmkernels.info [--json]``.
+"""Installation report: ``python -m wmkernels.info [--json]``.
 
-Versions, what was built and why not what was not, which backend runs which op and the reasons why the others cannot,
-the instruction sets, the OpenMP runtimes, the threads, and the environment variables that count. The text for people
-and the JSON for programs come from the same dictionary.
+One dictionary, as text or JSON: versions, build, backends per op with reasons, instruction sets, OpenMP runtimes,
+threads and environment variables.
 """
 
 import argparse
@@ -35,12 +34,12 @@ ENVIRONMENT = {
     "LDFLAGS": "build: more flags for the linker",
     "MAX_JOBS": "build: how many compilers run at a time",
 }
-DEFAULT_ARCHITECTURES = (80, 90, 100, 120)  # of a build with CUDA, and those that Triton kernels are compiled for
+DEFAULT_ARCHITECTURES = (80, 90, 100, 120)  # of CUDA builds and precompiled Triton kernels
 NO_BUILD_INFO = "no record of a build in the package: it was not installed with pip"
 
 
 def version_of(package: str) -> str:
-    """The installed version of a package, empty if it is not there."""
+    """Installed version of a package, or empty."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -48,7 +47,7 @@ def version_of(package: str) -> str:
 
 
 def build_info() -> dict[str, Any]:
-    """What the build left behind, or why there is nothing."""
+    """The build's record, or why it is missing."""
     path = Path(__file__).with_name("_build_info.json")
     if not path.exists():
         return {"extension": "", "extension_reason": NO_BUILD_INFO}
@@ -57,7 +56,7 @@ def build_info() -> dict[str, Any]:
 
 
 def openmp_runtimes() -> list[str]:
-    """The OpenMP libraries loaded into this process, where the system tells."""
+    """Loaded OpenMP libraries, if the system lists them."""
     maps = Path("/proc/self/maps")
     if not maps.exists():
         return []
@@ -66,7 +65,7 @@ def openmp_runtimes() -> list[str]:
 
 
 def gpu_info() -> dict[str, Any]:
-    """The driver and the GPUs, as far as PyTorch and the system show them."""
+    """Driver and GPUs visible to PyTorch and the system."""
     record = Path("/proc/driver/nvidia/version")
     driver = re.search(r"\d+\.\d+(\.\d+)?", record.read_text()) if record.exists() else None
     if torch.cuda.is_available():
@@ -84,7 +83,7 @@ def gpu_info() -> dict[str, Any]:
 
 
 def backend_reasons(build: dict[str, Any], gpu_reason: str) -> dict[str, dict[str, list[str]]]:
-    """For each op and backend, why it cannot run on the device it is for; empty lists where it can."""
+    """Per op and backend, why it cannot run; empty if it can."""
     why_not_built = build["extension_reason"] or build["cuda_reason"]
     table: dict[str, dict[str, list[str]]] = {}
     for op in op_names():
@@ -101,9 +100,9 @@ def backend_reasons(build: dict[str, Any], gpu_reason: str) -> dict[str, dict[st
 
 
 def gpu_verification(build: dict[str, Any]) -> dict[str, dict[str, dict[str, list[str]]]]:
-    """For each op and GPU backend, the architectures on which its kernels were held against the reference.
+    """Per op and GPU backend, the architectures verified against the reference.
 
-    ``untried``: the architectures of this build (of Triton, those of a build by default) on which they were not.
+    ``untried``: this build's other architectures (Triton: the default build's).
     """
     built = [int(architecture) for architecture in build.get("cuda_architectures") or DEFAULT_ARCHITECTURES]
     table: dict[str, dict[str, dict[str, list[str]]]] = {}
@@ -117,7 +116,7 @@ def gpu_verification(build: dict[str, Any]) -> dict[str, dict[str, dict[str, lis
 
 
 def collect() -> dict[str, Any]:
-    """Everything, as plain dictionaries, lists and strings."""
+    """The report as dictionaries, lists and strings."""
     native = dispatch.load_native()
     build, gpu = build_info(), gpu_info()
     return {
@@ -159,7 +158,7 @@ def _build_lines(build: dict[str, Any]) -> list[str]:
 
 
 def _trust(verification: dict[str, list[str]]) -> str:
-    """What is known of a backend's GPU kernels."""
+    """Verification of a GPU backend."""
     if not verification["tried"]:
         return "not held against the reference on any GPU: runs only when asked for by name"
     text = f"held against the reference on {', '.join(verification['tried'])}"
@@ -167,7 +166,7 @@ def _trust(verification: dict[str, list[str]]) -> str:
 
 
 def text(info: dict[str, Any]) -> str:
-    """The same for a reader."""
+    """The report as text."""
     gpu, openmp, sets = info["gpu"], info["openmp"], info["instruction_sets"]
     sections = {
         "versions": [f"{name:<12}  {version or 'not installed'}" for name, version in info["versions"].items()],
@@ -201,7 +200,7 @@ def text(info: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    """Print what ``collect`` finds."""
+    """Prints the report."""
     parser = argparse.ArgumentParser(prog="python -m wmkernels.info", description="What wmkernels is and can do here.")
     parser.add_argument("--json", action="store_true", help="print JSON")
     info = collect()

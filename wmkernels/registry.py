@@ -1,8 +1,7 @@
-"""The registry of ops: dispatch, ``info``, the tests and the tables read what an op is from its ``OpSpec``.
+"""The op registry, read by dispatch, ``info``, tests and tables.
 
-Each op's folder has a ``spec.py`` that registers its spec, and the same file names as the others: ``function``,
-``validation``, ``reference``, ``chunked``, ``autograd``, ``meta``, ``native``, ``triton_kernels``. A new op adds its
-folder and the import of its public functions in ``wmkernels/__init__.py``.
+An op folder has ``spec.py``, ``function``, ``validation``, ``reference``, ``chunked``, ``autograd``, ``meta``,
+``native`` and ``triton_kernels``. To add an op, add its folder and import its functions in ``wmkernels/__init__.py``.
 """
 
 from collections.abc import Mapping
@@ -11,14 +10,14 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class OpSpec:
-    """An op.
+    """Describes an op.
 
     Attributes:
-        name: of its folder and of its kernels.
-        functions: its public functions.
-        verified: for each GPU backend, the compute capabilities (90 for sm_90) of the GPUs on which its kernels were
-            held against the reference. Automatic dispatch chooses a GPU backend only where there is one.
-        max_state: most states per channel that the compiled kernels take; None for no limit.
+        name: of folder and kernels.
+        functions: public functions.
+        verified: per GPU backend, compute capabilities (90 for sm_90) checked against the reference; automatic
+            dispatch needs at least one.
+        max_state: maximum states per channel of compiled kernels; None: unlimited.
     """
 
     name: str
@@ -31,11 +30,11 @@ OPS: dict[str, OpSpec] = {}
 
 
 def register(spec: OpSpec) -> OpSpec:
-    """Adds an op."""
+    """Registers an op."""
     OPS[spec.name] = spec
     return spec
 
 
 def op_names() -> tuple[str, ...]:
-    """The registered ops, sorted."""
+    """Sorted op names."""
     return tuple(sorted(OPS))

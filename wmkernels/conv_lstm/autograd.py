@@ -1,7 +1,6 @@
-"""The ConvLSTM as torch.library ops and autograd.Functions.
+"""The ConvLSTM's torch.library ops and autograd.Functions.
 
-The backward pass starts from every h (the outputs) and every c. The gates are kept beside them, or computed again: with
-all h known that is one convolution over the whole sequence.
+Backward uses every h (the outputs) and c. Gates are kept or recomputed by one convolution over the sequence.
 """
 
 from collections.abc import Sequence
@@ -31,7 +30,7 @@ def _is_empty(inputs: ConvLSTMInputs) -> bool:
 
 
 def forward(*args: Any) -> tuple[Tensor, ...]:
-    """(out, h, c, cells, gates) of the forward op's arguments."""
+    """(out, h, c, cells, gates) from the forward op's arguments."""
     inputs, keep, backend = ConvLSTMInputs(*args[:-2]), args[-2], args[-1]
     if _is_empty(inputs):
         outputs = forward_outputs(inputs, keep)
@@ -46,7 +45,7 @@ def _forward_fake(*args: Any) -> tuple[Tensor, ...]:
 
 
 def _backward_inputs(args: Sequence[Any]) -> ConvLSTMInputs:
-    """Of the backward op's arguments behind the gradients."""
+    """The backward op's inputs after the gradients."""
     return ConvLSTMInputs(*args[:TENSORS], *args[TENSORS + 3 : -1])
 
 
@@ -68,7 +67,7 @@ def _backward_fake(grad_out: Any, grad_h: Any, grad_c: Any, *args: Any) -> tuple
 
 
 def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-    """Keeps the inputs, every h (the output), every c, and the gates where they are kept."""
+    """Saves inputs, every h and c, and kept gates."""
     out, _, _, cells, gates = output
     ctx.save_for_backward(*inputs[:TENSORS], out, cells, gates)
     ctx.options = (*inputs[TENSORS:-2], inputs[-1])
@@ -79,7 +78,7 @@ def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
 def gradients_of(
     function: Any, ctx: Any, grad_out: Tensor | None, grad_h: Tensor | None, grad_c: Tensor | None
 ) -> tuple[Tensor | None, ...]:
-    """The gradients in the order of the forward op's arguments, computed by ``function``."""
+    """Gradients by ``function``, in forward argument order."""
     if grad_out is None and grad_h is None and grad_c is None:
         return (None,) * (TENSORS + OPTIONS)
     saved = ctx.saved_tensors

@@ -1,8 +1,8 @@
-"""Many steps of the ConvLSTM in one CUDA kernel, for small maps: ``conv_lstm_persistent_kernel.cuh``.
+"""Many ConvLSTM steps in one CUDA kernel, for small maps: ``conv_lstm_persistent_kernel.cuh``.
 
-The input convolution runs before, over the steps of one launch. All blocks must be resident at once and hold their part
-of the hidden weights in shared memory, so the kernel serves 16-bit maps of a few hundred positions. It synchronises
-across the grid and has not run on a GPU: it is used only with ``WMKERNELS_PERSISTENT=1``, read at import.
+The input convolution runs before each launch. All blocks are resident, with their hidden weights in shared memory:
+16-bit maps of a few hundred positions. Grid synchronisation has not run on a GPU, so it needs
+``WMKERNELS_PERSISTENT=1``, read at import.
 """
 
 import os
@@ -19,12 +19,12 @@ from wmkernels.triton_runtime import ceil_div, processors
 OP = "conv_lstm_persistent"
 ENABLED = os.environ.get("WMKERNELS_PERSISTENT") == "1"
 CHANNELS = 16  # per block
-SHARED_BYTES = 160 << 10  # per block from sm_80 on, but for sm_86, sm_89 and sm_120
+SHARED_BYTES = 160 << 10  # per block from sm_80, except sm_86, sm_89 and sm_120
 SMALL_SHARED_BYTES = 99 << 10
 
 
 def tiles_of(weight_hh: Tensor, sizes: Sizes) -> int:
-    """Tiles of 16 positions per block; 0 where this kernel cannot run the call."""
+    """Tiles of 16 positions per block; 0 if the kernel cannot run."""
     hidden, taps = sizes.hidden, weight_hh.shape[2] * weight_hh.shape[3]
     if weight_hh.dtype not in (torch.bfloat16, torch.float16) or hidden % CHANNELS:
         return 0
@@ -42,10 +42,10 @@ def _shared_bytes(device: torch.device) -> int:
 
 
 def pack_weight(weight_hh: Tensor) -> Tensor:
-    """(4 * hidden, hidden, height, width) in the order in which a thread reads it for the tensor cores.
+    """(4 * hidden, hidden, height, width) in the threads' tensor-core read order.
 
-    Dimensions: slice of 16 channels; tap; block of 16 input channels; warp (4 channels); channel and low bit of the
-    gate, together a column of a product; pair of rows; high bit of the gate; half of the rows; row of the pair.
+    Dimensions: slice of 16 channels; tap; block of 16 input channels; warp (4 channels); channel and low gate bit (a
+    product's column); row pair; high gate bit; row half; row in pair.
     """
     hidden, taps = weight_hh.shape[1], weight_hh.shape[2] * weight_hh.shape[3]
     weight = weight_hh.reshape(2, 2, hidden // CHANNELS, 4, 4, hidden // 16, 2, 4, 2, taps)
@@ -54,7 +54,7 @@ def pack_weight(weight_hh: Tensor) -> Tensor:
 
 
 def forward(tiles: int, inputs: ConvLSTMInputs, outputs: tuple[Tensor, ...]) -> None:
-    """Fills the outputs of the forward op."""
+    """Fills the forward outputs."""
     out, hn, cn, cells, gates = outputs
     x, weight_hh, h, c, reset = inputs.x, inputs.weight_hh, inputs.h, inputs.c, inputs.reset
     sizes = time, batch, hidden, height, width = inputs.sizes
@@ -65,7 +65,7 @@ def forward(tiles: int, inputs: ConvLSTMInputs, outputs: tuple[Tensor, ...]) -> 
     weights = pack_weight(weight_hh)
     h_prev = None if h is None else rows(h).view(narrow)
     if h_prev is not None and h_prev.storage_offset() % 2:
-        h_prev = h_prev.clone()  # the kernel reads two numbers at once
+        h_prev = h_prev.clone()  # the kernel reads pairs
     c_prev = None if c is None else rows(c).view(narrow)
     chunk_steps = steps_per_chunk(time, gate_bytes(sizes, dtype), HOISTED_BYTES)
     barrier_counter = torch.zeros((ceil_div(time, chunk_steps), 1), dtype=torch.int32, device=x.device)

@@ -1,4 +1,4 @@
-"""Runs the ConvLSTM's C++ kernels, which see a map's rows and columns as one dimension, or its CUDA kernels."""
+"""Runs ConvLSTM C++ kernels, with a map's rows and columns merged, or CUDA kernels."""
 
 from collections.abc import Sequence
 
@@ -12,7 +12,7 @@ from wmkernels.native_call import DTYPE_CODES, Expected, Members, native, output
 
 
 def runs_on_gpu(inputs: ConvLSTMInputs) -> bool:
-    """Whether the CUDA kernels take the call."""
+    """Whether the call uses CUDA."""
     return inputs.x.is_cuda
 
 
@@ -59,7 +59,7 @@ def _members(inputs: ConvLSTMInputs) -> Members:
 
 
 def _merged(maps: Tensor | None, shape: tuple[int, ...], dtype: torch.dtype) -> Expected:
-    """Maps with rows and columns as one dimension, without a copy where their memory allows it."""
+    """Merges rows and columns, without a copy if possible."""
     return (None if maps is None else maps.flatten(-2), shape, dtype)
 
 
@@ -69,7 +69,7 @@ def _channels_last(maps: Tensor) -> Tensor:
 
 
 def forward(inputs: ConvLSTMInputs, keep: int) -> tuple[Tensor, ...]:
-    """(out, h, c, cells, gates); ``keep`` says which of the last two are kept."""
+    """(out, h, c, cells, gates); ``keep`` selects the last two."""
     if runs_on_gpu(inputs):
         return cuda_update.forward(inputs, keep)
     members = _members(inputs)
@@ -114,9 +114,9 @@ def backward(
 
 
 def step_fast_path(tensors: tuple[Tensor | None, ...]) -> bool:
-    """One step on a CPU in one call of the extension, which checks the tensors; False where it declines.
+    """One CPU step by the extension, which checks the tensors; False if it declines.
 
-    ``tensors`` are h and c before (both or neither), the new h and c, x, weight_ih, weight_hh, bias, peephole, reset.
+    ``tensors``: h and c (both or neither), new h and c, x, weight_ih, weight_hh, bias, peephole, reset.
     """
     done: bool = native.cpu_conv_lstm_step_fast_path(tensors, torch.get_num_threads())
     return done

@@ -1,4 +1,4 @@
-"""The ConvLSTM in plain PyTorch, a loop over time: the specification that every other backend is held against.
+"""The ConvLSTM as a PyTorch loop over time: the specification of all backends.
 
     i_t = σ(W_xi ∗ x_t + W_hi ∗ h_{t-1} + w_ci ∘ c_{t-1} + b_i)
     f_t = σ(W_xf ∗ x_t + W_hf ∗ h_{t-1} + w_cf ∘ c_{t-1} + b_f)
@@ -6,8 +6,8 @@
     o_t = σ(W_xo ∗ x_t + W_ho ∗ h_{t-1} + w_co ∘ c_t + b_o)
     h_t = o_t ∘ tanh(c_t)                                                    (Shi et al. 2015, equation 3)
 
-The output gate sees the new cell. reset[t] makes h_{t-1} and c_{t-1} zero. Everything is computed in the state dtype,
-but h is rounded to the dtype of x before it recurs, so that the parallel pass equals the rollout.
+reset[t] zeroes h_{t-1} and c_{t-1}. Arithmetic is in the state dtype; h is rounded to the dtype of x before it recurs,
+so sequence and rollout agree.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ from wmkernels.conv_lstm.meta import ConvLSTMInputs
 
 
 def conv_lstm_reference(inputs: ConvLSTMInputs) -> tuple[Tensor, Tensor, Tensor]:
-    """(outputs, last h, last c). Autocast is off inside: it would round the convolutions' results."""
+    """(outputs, last h, last c). Autocast would round the convolutions, so it is off."""
     with torch.autocast(inputs.x.device.type, enabled=False):
         return _conv_lstm(inputs)
 
@@ -54,7 +54,7 @@ def _conv_lstm(inputs: ConvLSTMInputs) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def update_cell(gates: Tensor, c: Tensor, weights: Sequence[Tensor | float]) -> tuple[Tensor, Tensor]:
-    """(h, c) after a step, from the sums of its convolutions (batch, 4 * hidden, height, width)."""
+    """(h, c) from convolution sums (batch, 4 * hidden, height, width)."""
     w_i, w_f, w_o = weights
     i, f, g, o = gates.chunk(4, 1)
     i, f = torch.sigmoid(i + w_i * c), torch.sigmoid(f + w_f * c)
@@ -64,7 +64,7 @@ def update_cell(gates: Tensor, c: Tensor, weights: Sequence[Tensor | float]) -> 
 
 
 def peephole_weights(peephole: Tensor | None, dtype: torch.dtype) -> Sequence[Tensor | float]:
-    """The weights of i, f and o, each (hidden, 1, 1) or (hidden, height, width); zeros where there are none."""
+    """Weights of i, f, o, each (hidden, 1, 1) or (hidden, height, width); zeros if None."""
     if peephole is None:
         return (0.0, 0.0, 0.0)
     return (peephole if peephole.dim() == 4 else peephole[..., None, None]).to(dtype).unbind()

@@ -1,10 +1,9 @@
-"""The linear scan in plain PyTorch, a loop over time: the specification that every other backend is held against.
+"""The linear scan as a PyTorch loop over time: the specification of all backends.
 
     h_t = gates_t h_{t-1} + tokens_t        forward
     h_t = gates_t h_{t+1} + tokens_t        in reverse, from the end
 
-reset[t] starts a new sequence at t. Forward, h_{t-1} does not reach h_t; in reverse, h_t does not reach h_{t-1}, and
-reset[0] keeps h_0 out of the last state.
+reset[t] starts a sequence: it cuts h_{t-1} from h_t or, in reverse, h_t from h_{t-1} (t = 0: from the last state).
 """
 
 import torch
@@ -15,7 +14,7 @@ from wmkernels.linear_scan.meta import LinearScanInputs
 
 
 def linear_scan_reference(inputs: LinearScanInputs) -> tuple[Tensor, Tensor]:
-    """(out, last_state); the state is float32, float64 for float64 inputs."""
+    """(out, last_state); the state is float32, float64 for float64."""
     gates, tokens, initial_state, reset, reverse, _ = inputs
     assert tokens is not None
     batch, channels, time = gates.shape
@@ -28,7 +27,7 @@ def linear_scan_reference(inputs: LinearScanInputs) -> tuple[Tensor, Tensor]:
     for t in reversed(range(time)) if reverse else range(time):
         gate, token = gates[..., t].to(dtype), tokens[..., t].to(dtype)
         if reset is not None and not reverse:
-            # Selects, so that NaN and infinity do not cross.
+            # Selecting stops NaN and infinity.
             gate, state = (x.masked_fill(reset[:, t, None], 0) for x in (gate, state))
         state = gate * state + token
         outputs.append(state)

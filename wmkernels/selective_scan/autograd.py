@@ -1,8 +1,7 @@
-"""The selective scan as torch.library ops and autograd.Functions.
+"""The selective scan's torch.library ops and autograd.Functions.
 
-Forward and backward pass are an op each, so that torch.compile sees both and breaks its graph at neither. The Functions
-add torch.func.grad and vmap. vmap folds its dimension into the channels, which are independent of each other,
-parameters included: one call serves a whole ensemble, and per-sample gradients of A come out right.
+Forward and backward are ops, so torch.compile breaks no graph; Functions add torch.func.grad and vmap. vmap folds into
+the independent channels, parameters included: one call serves an ensemble and gives per-sample gradients of A.
 """
 
 from collections.abc import Callable, Sequence
@@ -28,7 +27,7 @@ BACKWARD_SCHEMA = (
     f"bool channel_last, int chunk, str backend) -> ({', '.join(['Tensor'] * DIFFERENTIABLE)})"
 )
 OPTIONS = 4  # delta_softplus, channel_last, chunk, backend
-UNBATCHED = slice(DIFFERENTIABLE, TENSORS)  # reset and cu_seqlens cannot be folded into the channels
+UNBATCHED = slice(DIFFERENTIABLE, TENSORS)  # reset, cu_seqlens: not foldable
 
 
 def _forward(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -48,7 +47,7 @@ def _forward_fake(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _backward_inputs(args: Sequence[Any]) -> ScanInputs:
-    """Of the backward op's arguments behind the gradients."""
+    """The backward op's inputs after the gradients."""
     return ScanInputs(*args[:TENSORS], *args[TENSORS + 1 : TENSORS + 3])
 
 
@@ -69,7 +68,7 @@ def _backward_fake(grad_out: Tensor, grad_last_state: Tensor | None, *args: Any)
 
 
 def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-    """Keeps the inputs and one state per chunk."""
+    """Saves the inputs and one state per chunk."""
     ctx.save_for_backward(*inputs[:TENSORS], output[2])
     ctx.options = inputs[TENSORS:]
     ctx.mark_non_differentiable(output[2])
@@ -79,7 +78,7 @@ def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
 def gradients_of(
     function: Any, ctx: Any, grad_out: Tensor | None, grad_last_state: Tensor | None
 ) -> tuple[Tensor | None, ...]:
-    """The gradients in the order of the forward op's arguments, computed by ``function``."""
+    """Gradients by ``function``, in forward argument order."""
     *inputs, chunk_states = ctx.saved_tensors
     if grad_out is None and grad_last_state is None:
         return (None,) * (TENSORS + OPTIONS)
@@ -105,19 +104,19 @@ def _vmap_backward(apply: Callable[..., Any], size: int, in_dims: Sequence[int |
     folded = fold_inputs(inputs, input_dims, size)
     chunk_states = fold_channels(args[2 + TENSORS], in_dims[2 + TENSORS], 1, size)
     results = apply(grad_out, grad_last_state, *folded, chunk_states, *rest)
-    # An absent gradient has no elements; the others keep the dimension of their channels (or groups).
+    # Absent gradients are empty; the others keep their channel or group dimension.
     dims = [None if x is None else _channel_dim(x) for x in folded[:DIFFERENTIABLE]]
     unfolded = [r if d is None else unfold_channels(r, d, size) for r, d in zip(results, dims, strict=True)]
     return tuple(unfolded), tuple(dims)
 
 
 def _channel_dim(x: Tensor) -> int:
-    """The dimension of the channels (or groups) of an unbatched, canonical input: parameters lead with them."""
+    """Channel or group dimension of an unbatched canonical input: first for parameters."""
     return 1 if x.dim() >= 3 else 0
 
 
 def fold_inputs(inputs: Sequence[Tensor | None], in_dims: Sequence[int | None], size: int) -> list[Tensor | None]:
-    """All inputs with vmap's dimension folded into their channels; reset and cu_seqlens have none."""
+    """Folds vmap's dimension into the channels of all inputs but reset and cu_seqlens."""
     folded: list[Tensor | None] = []
     for index, (x, dim) in enumerate(zip(inputs, in_dims, strict=False)):
         if x is None or index >= DIFFERENTIABLE:
@@ -129,7 +128,7 @@ def fold_inputs(inputs: Sequence[Tensor | None], in_dims: Sequence[int | None], 
 
 
 def fold_channels(x: Tensor | None, dim: int | None, channel_dim: int, size: int) -> Tensor | None:
-    """(..., channels, ...) with ``size`` samples at ``dim`` -> (..., size * channels, ...)."""
+    """(..., channels, ...), ``size`` samples at ``dim`` -> (..., size * channels, ...)."""
     if x is None:
         return None
     x = x.unsqueeze(channel_dim) if dim is None else x.movedim(dim, channel_dim)
@@ -139,7 +138,7 @@ def fold_channels(x: Tensor | None, dim: int | None, channel_dim: int, size: int
 
 
 def unfold_channels(x: Tensor, channel_dim: int, size: int) -> Tensor:
-    """The inverse of ``fold_channels``: the samples are at ``channel_dim``."""
+    """Inverse of ``fold_channels``, samples at ``channel_dim``."""
     return x.unflatten(channel_dim, (size, x.shape[channel_dim] // size))
 
 

@@ -1,7 +1,7 @@
-"""The selective scan in plain PyTorch, in chunks of time (``wmkernels/chunked.py``).
+"""The selective scan in plain PyTorch by chunks (``wmkernels/chunked.py``).
 
-A chunk materialises decays, inputs and states of (steps, batch, channels, state). Packed sequences run as one row: each
-starts with a reset and adds its own initial state there.
+A chunk has decays, inputs and states (steps, batch, channels, state). Packed sequences form one row; each starts with
+a reset and adds its initial state.
 """
 
 from collections.abc import Sequence
@@ -67,7 +67,7 @@ def _scan_chunk(
     initial_states: Tensor | None,
     lasts: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """(out, last state, states at the sequences' ends) of a chunk, u (steps, batch, channels), reset (steps, batch)."""
+    """(out, last state, sequence-end states); u (steps, batch, channels), reset (steps, batch)."""
     dtype = state.dtype
     x, step = u.to(dtype), delta.to(dtype)
     if delta_bias is not None:
@@ -97,14 +97,14 @@ def _scan_chunk(
 
 
 def _per_channel(x: Tensor, channels: int) -> Tensor:
-    """(steps, batch, groups, state) -> (steps, batch, channels or 1, state); constant projections as they are."""
+    """(steps, batch, groups, state) -> (steps, batch, channels or 1, state)."""
     if x.dim() == 2 or x.shape[2] == 1:
         return x
     return x.repeat_interleave(channels // x.shape[2], 2)
 
 
 class _Packing:
-    """Where the sequences of a packed row start and end."""
+    """Sequence bounds in a packed row."""
 
     def __init__(self, bounds: Sequence[int], initial_state: Tensor | None, u: Tensor) -> None:
         self.device, self.initial_state = u.device, initial_state
@@ -116,7 +116,7 @@ class _Packing:
         return torch.tensor(values, dtype=torch.int64, device=self.device)
 
     def chunk(self, start: int, end: int) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor]:
-        """(flags of first steps, their positions, the sequences' initial states, positions of the last steps)."""
+        """(first-step flags and positions, initial states, last-step positions)."""
         starting = [k for k in self.occupied if start <= self.bounds[k] < end]
         positions = self._index([self.bounds[k] - start for k in starting])
         first = torch.zeros(end - start, dtype=torch.bool, device=self.device).index_fill(0, positions, True)
@@ -128,7 +128,7 @@ class _Packing:
         return first, positions, self.initial_state[self._index(starting)], lasts
 
     def last_state(self, ends: Sequence[Tensor], like: Tensor) -> Tensor:
-        """(sequences, channels, state): an empty sequence keeps its initial state."""
+        """(sequences, channels, state); empty sequences keep their initial state."""
         kept = self.initial_state
         if kept is None:
             kept = like.new_zeros((self.sequences, *like.shape[1:]))

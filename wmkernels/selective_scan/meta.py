@@ -1,7 +1,6 @@
-"""What the selective scan takes and returns: canonical inputs, and outputs as fakes and backends allocate them.
+"""Canonical selective scan inputs, and outputs as allocated by fakes and backends.
 
-With ``channel_last`` the outputs' memory is time-major, so that the transposed view handed to the user is contiguous.
-An absent gradient is an empty tensor of shape (0,).
+``channel_last`` outputs are time-major, so the user's transposed view is contiguous. Absent gradients are (0,).
 """
 
 from typing import NamedTuple
@@ -14,12 +13,12 @@ from wmkernels.checks import state_dtype
 
 
 class ScanInputs(NamedTuple):
-    """Canonical inputs, in the order of the op's arguments; parameters and states are in the state dtype."""
+    """Canonical inputs in op argument order; parameters and states in the state dtype."""
 
     u: Tensor  # (batch, channels, time)
     delta: Tensor  # (batch, channels, time), before bias and softplus
     A: Tensor  # (channels, state)
-    B: Tensor  # (batch, groups, state, time), or (channels, state) where it does not vary
+    B: Tensor  # (batch, groups, state, time) or constant (channels, state)
     C: Tensor  # as B
     D: Tensor | None = None  # (channels,)
     z: Tensor | None = None  # (batch, channels, time)
@@ -28,29 +27,29 @@ class ScanInputs(NamedTuple):
     reset: Tensor | None = None  # (batch, time)
     cu_seqlens: Tensor | None = None  # (sequences + 1,), int64
     delta_softplus: bool = False
-    channel_last: bool = False  # memory layout of the outputs
+    channel_last: bool = False  # output memory layout
 
     @property
     def differentiable(self) -> tuple[Tensor | None, ...]:
-        """The inputs with a gradient."""
+        """Differentiable inputs."""
         return self[:9]
 
     @property
     def groups(self) -> int:
-        """Groups of B and C; 1 where neither varies."""
+        """Groups of B and C; 1 if both are constant."""
         return next((x.shape[1] for x in (self.B, self.C) if x.dim() == 4), 1)
 
     @property
     def sequences(self) -> int:
-        """Number of initial and last states."""
+        """Number of initial states."""
         return self.u.shape[0] if self.cu_seqlens is None else self.cu_seqlens.shape[0] - 1
 
 
-DIFFERENTIABLE, TENSORS = 9, 11  # numbers of the first fields
+DIFFERENTIABLE, TENSORS = 9, 11  # leading fields
 
 
 def chunk_count(inputs: ScanInputs, chunk: int) -> int:
-    """States saved for the backward pass (``csrc/include/wmkernels.h``, Chunks)."""
+    """Number of saved states (``csrc/include/wmkernels.h``, Chunks)."""
     batch, _, time = inputs.u.shape
     if inputs.cu_seqlens is None:
         return batch * ((time + chunk - 1) // chunk)
@@ -65,7 +64,7 @@ def forward_outputs(inputs: ScanInputs, chunk: int) -> tuple[Tensor, Tensor, Ten
     out = empty_activation(u, inputs.channel_last)
     last_state = torch.empty((inputs.sequences, channels, state), dtype=dtype, device=u.device)
     count = chunk_count(inputs, chunk) if chunk else 0
-    # Packed, some of the saved states belong to no chunk; an op leaves nothing unwritten.
+    # Packed, some saved states belong to no chunk; ops must initialise all output.
     allocate = torch.empty if inputs.cu_seqlens is None else torch.zeros
     chunk_states = allocate((count, channels, state), dtype=dtype, device=u.device)
     return out, last_state, chunk_states
@@ -88,7 +87,7 @@ def backward_outputs(inputs: ScanInputs) -> tuple[Tensor, ...]:
 
 
 def _empty_projection(like: Tensor, channel_last: bool) -> Tensor:
-    """The gradient of B or C, time-major where ``channel_last``."""
+    """Gradient of B or C, time-major for ``channel_last``."""
     if like.dim() == 4 and channel_last:
         _, groups, state, time = like.shape
         strides = (groups * time * state, time * state, 1, state)

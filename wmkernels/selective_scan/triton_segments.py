@@ -1,7 +1,7 @@
-"""The state, or its gradient, between the segments of a sequence (Triton).
+"""Passes states or their gradients between segments, in Triton.
 
-forward_kernel computes each segment's final state from zero and its decay, segment_gradient_kernel the same for the
-gradient. pass_state_kernel then runs along the segments of each sequence in order.
+forward_kernel and segment_gradient_kernel compute final values from zero and decays; pass_state_kernel combines them
+in order along each sequence.
 """
 
 # mypy: ignore-errors
@@ -38,8 +38,8 @@ def segment_gradient_kernel(
     reset,
     cu_seqlens,
     grad_out,
-    segment_dh,  # (segments, channels, state): output, dh before the segment for dh = 0 after it
-    decays,  # (segments, channels, state): output, decay over the segment; RESET where it has one
+    segment_dh,  # (segments, channels, state): output, dh before the segment from zero
+    decays,  # (segments, channels, state): output; RESET at a reset
     delta_strides,
     A_strides,
     C_strides,
@@ -116,11 +116,11 @@ def segment_gradient_kernel(
 
 @triton.jit
 def pass_state_kernel(
-    first,  # (sequences, channels, state) or None: incoming state of each sequence
+    first,  # (sequences, channels, state) or None: incoming states
     incoming_strides,
-    end_states,  # (segments, channels, state): final state of each segment from zero
-    decays,  # (segments, channels, state): decay over each segment; RESET where it has one
-    incoming,  # (segments, channels, state): output, incoming state of each segment
+    end_states,  # (segments, channels, state): final states from zero
+    decays,  # (segments, channels, state); RESET at a reset
+    incoming,  # (segments, channels, state): output, incoming states
     cu_seqlens,
     channels,
     state,
@@ -157,7 +157,7 @@ def pass_state_kernel(
     decay = tl.load(decays + offset, mask=inside, other=0.0)
     for i in range(count):
         tl.store(incoming + offset, h, mask=inside)
-        # Zero times an overflowed decay is zero, as step by step.
+        # Zero times an overflowed decay must be zero.
         h = tl.where((decay < 0.0) | (h == 0.0), end, decay * h + end)
         offset += advance
         more = e < tl.where(i + 1 < count, size, 0)
@@ -171,7 +171,7 @@ PASS_BLOCK = 128
 def pass_state(
     first: Tensor | None, end_states: Tensor, decays: Tensor, cu_seqlens: Tensor | None, tiles: Tiles, reverse: bool
 ) -> Tensor:
-    """(segments, channels, state): the incoming state of each segment."""
+    """Incoming state per segment, (segments, channels, state)."""
     _, channels, state = end_states.shape
     incoming = torch.empty_like(end_states)
     blocks = runtime.ceil_div(channels * state, PASS_BLOCK)

@@ -1,7 +1,7 @@
-"""Checks of the selective scan's arguments, which become canonical inputs.
+"""Converts selective scan arguments to canonical inputs and checks them.
 
-The canonical form is made with differentiable views and casts: activations as (batch, channels, time), varying B and C
-as (batch, groups, state, time), parameters and states in the state dtype.
+Differentiable views and casts: activations (batch, channels, time), varying B and C (batch, groups, state, time),
+parameters and states in the state dtype.
 """
 
 import torch
@@ -38,7 +38,7 @@ def canonical(
     cu_seqlens: Tensor | None,
     channel_last: bool,
 ) -> ScanInputs:
-    """The canonical inputs of a call; raises unless all fit."""
+    """Canonical inputs; raises if invalid."""
     for name, value in (("u", u), ("delta", delta), ("A", A), ("B", B), ("C", C)):
         require_tensor(OP, name, value)
     require_dtype(OP, "u", u, FLOATS, "")
@@ -62,7 +62,7 @@ def canonical(
 
 
 def _promote(*activations: Tensor | None) -> tuple[Tensor, ...]:
-    """Under autocast, activations of mixed dtypes take the widest of them, as in PyTorch's own promoting ops."""
+    """Autocast: promotes mixed activation dtypes, as PyTorch does."""
     varying = [x.dtype for x in activations if x is not None and x.dim() > 2]
     dtype = promote_dtypes(varying)
     return tuple(x if x is None or x.dim() <= 2 else x.to(dtype) for x in activations)  # type: ignore[misc]
@@ -144,7 +144,7 @@ def _canonical_projection(name: str, x: Tensor, u: Tensor, A: Tensor, channel_la
 
 
 def _same_groups(B: Tensor, C: Tensor) -> tuple[Tensor, Tensor]:
-    """One group beside several serves all of them."""
+    """Broadcasts one group to several."""
     if B.dim() == 4 and C.dim() == 4 and B.shape[1] != C.shape[1]:
         groups = max(B.shape[1], C.shape[1])
         if 1 not in (B.shape[1], C.shape[1]):

@@ -1,8 +1,7 @@
-"""One step of the selective scan in Triton, the state updated in place or into another tensor.
+"""One selective scan step in Triton, state updated in place or copied.
 
-A program takes some channels of one batch element with all their states, and reads B and C once for them. The state is
-read and written once. At the batch sizes of a rollout a step takes about as long as a launch, so programs are small and
-spread over the GPU.
+A program updates some channels of one batch element, reading B and C once, the state read and written once. In
+rollouts a step takes about one launch, so programs are small to fill the GPU.
 """
 
 # mypy: ignore-errors
@@ -21,7 +20,7 @@ STATES_PER_PROGRAM = 512
 @triton.jit
 def step_kernel(
     state_in,  # (states, channels, state)
-    state_out,  # same shape; the same memory or disjoint
+    state_out,  # same shape; identical or disjoint memory
     u,  # (batch, channels)
     delta,  # (batch, channels)
     A,  # (channels, state)
@@ -31,7 +30,7 @@ def step_kernel(
     z,  # (batch, channels) or None
     delta_bias,  # (channels,) or None
     reset,  # (batch,) bytes or None
-    indices,  # (batch,) or None: row of the state; negative: state untouched, out = 0
+    indices,  # (batch,) or None: state row; negative: state unchanged, out = 0
     out,  # (batch, channels)
     in_strides,
     out_state_strides,
@@ -65,7 +64,6 @@ def step_kernel(
     row = b
     if indices is not None:
         row = tl.load(indices + b * index_stride)
-    # A negative index touches no state.
     state_in_range = (d_in & (row + d * 0 >= 0))[:, None] & (n < state)[None, :]
     n_in = n < state
 
@@ -99,7 +97,7 @@ def step_kernel(
 
 
 def step(inputs: StepInputs, state_out: Tensor, indices: Tensor | None) -> Tensor:
-    """Writes the new state into ``state_out``, which may be the old one, and returns the output (batch, channels)."""
+    """Writes ``state_out``, possibly ``state_in``; returns (batch, channels)."""
     state_in, u, delta, A, B, C, D, z, delta_bias, reset, delta_softplus = inputs
     batch, channels = u.shape
     state = state_in.shape[2]
