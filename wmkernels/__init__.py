@@ -1,6 +1,6 @@
 """wmkernels: long-memory recurrent cores for world models, as kernels."""
 
-# torch comes before the extension, which then uses the OpenMP runtime that torch has loaded.
+# torch first: the extension uses its OpenMP runtime.
 import torch as _torch  # noqa: F401
 
 from wmkernels import nn as nn

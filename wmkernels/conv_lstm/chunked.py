@@ -1,8 +1,7 @@
-"""The ConvLSTM in plain PyTorch with the input convolution taken over chunks of time instead of step by step.
+"""The ConvLSTM in plain PyTorch, input convolutions by chunks of time.
 
-A chunk materialises its input convolution, (steps, batch, 4 * hidden, height, width), of at most
-``wmkernels.chunked.CHUNK_BYTES``; the rest is the reference's loop. With ``keep_gates`` autograd keeps every step's
-gates; otherwise a chunk is recomputed in the backward pass and x, h and c at its start are kept.
+A chunk materialises (steps, batch, 4 * hidden, height, width), at most ``wmkernels.chunked.CHUNK_BYTES``. Without
+``keep_gates`` backward recomputes each chunk from x and its initial h and c.
 """
 
 import torch

@@ -1,7 +1,4 @@
-"""The ConvLSTM's CUDA kernels: ``per_step.py`` with the update in CUDA C++, or many steps in one persistent kernel.
-
-The kernels are in ``csrc/cuda/conv_lstm/conv_lstm_update_kernel.cuh`` and ``conv_lstm_persistent_kernel.cuh``.
-"""
+"""The ConvLSTM in CUDA: ``per_step.py`` with ``conv_lstm_update_kernel.cuh``, or ``conv_lstm_persistent_kernel.cuh``."""
 
 import functools
 
@@ -28,7 +25,7 @@ class Update:
         run(f"{OP}_forward", members, h.device)
 
     def backward(self, parameters: Parameters, step: Step, back: Backward) -> None:
-        """Writes what ``Backward`` says."""
+        """Writes the outputs of ``Backward``."""
         dtype = back.grad_gates.dtype
         members, cells, sums, state = _members(parameters, step, dtype)
         members["gates"] = (back.gates, sums, state)
@@ -44,7 +41,7 @@ class Update:
 def _members(
     parameters: Parameters, step: Step, dtype: torch.dtype
 ) -> tuple[Members, tuple[int, int, int], tuple[int, int, int], torch.dtype]:
-    """What both passes read; the shapes of cells and of gate sums; the state dtype."""
+    """Shared members, cell and gate-sum shapes, state dtype."""
     batch, positions, hidden = step.c.shape
     state = state_dtype(dtype)
     cells, sums = (batch, positions, hidden), (batch, positions, 4 * hidden)
@@ -75,7 +72,7 @@ backward = functools.partial(per_step.backward, Update())
 
 
 def forward(inputs: ConvLSTMInputs, keep: int) -> tuple[Tensor, ...]:
-    """(out, h, c, cells, gates); ``keep`` says which of the last two are kept."""
+    """(out, h, c, cells, gates); ``keep`` selects the last two."""
     tiles = cuda_persistent.tiles_of(inputs.weight_hh, inputs.sizes) if cuda_persistent.ENABLED else 0
     if not tiles:
         return per_step.forward(Update(), inputs, keep)

@@ -1,4 +1,4 @@
-"""Checks of the ConvLSTM's arguments, which become canonical inputs."""
+"""Converts ConvLSTM arguments to canonical inputs and checks them."""
 
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -36,7 +36,7 @@ def canonical(
     dilation: Pair,
     leading: tuple[str, ...],
 ) -> ConvLSTMInputs:
-    """Raises unless all fit. ``leading`` names the dimensions of x before its channels: time and batch, or batch."""
+    """Raises if invalid; ``leading`` names the dimensions of x before channels."""
     require_tensor(op, "x", x)
     require_tensor(op, "weight_ih", weight_ih)
     require_tensor(op, "weight_hh", weight_hh)
@@ -75,7 +75,7 @@ def canonical(
 
 
 def _under_autocast(*tensors: Tensor) -> Sequence[Tensor]:
-    """In autocast's dtype where it is on, as a convolution's inputs; float64 stays as it is."""
+    """Casts to autocast's dtype, except float64."""
     device = tensors[0].device.type
     if not torch.is_autocast_enabled(device):
         return tensors
@@ -139,7 +139,7 @@ def _check_peephole(op: str, peephole: Tensor, hidden: int, size: tuple[int, int
 def _states(
     op: str, state: tuple[Tensor, Tensor] | None, x: Tensor, shape: tuple[int, int, int, int]
 ) -> tuple[Tensor | None, Tensor | None]:
-    """h in the dtype of x, c in the state's."""
+    """h in the dtype of x, c in the state dtype."""
     if state is None:
         return None, None
     if not isinstance(state, tuple | list) or len(state) != 2:
@@ -166,7 +166,7 @@ def _check_reset(op: str, reset: Tensor | None, x: Tensor, leading: tuple[str, .
 
 
 def pair(op: str, name: str, value: Any) -> tuple[int, int]:
-    """(vertical, horizontal) of one number or two; raises where it is neither, or too small."""
+    """(vertical, horizontal); raises for other forms or small values."""
     sizes = (value, value) if isinstance(value, int) else value
     whole = isinstance(sizes, Sequence) and len(sizes) == 2 and all(isinstance(size, int) for size in sizes)
     if not whole:
@@ -185,7 +185,7 @@ def paddings(
     stride: Sequence[int],
     dilation: Sequence[int],
 ) -> tuple[int, int, int, int]:
-    """(top, bottom, left, right). "same" adds the odd one below and to the right."""
+    """(top, bottom, left, right); "same" adds odd padding below and right."""
     if padding == "valid":
         return 0, 0, 0, 0
     if padding == "same":

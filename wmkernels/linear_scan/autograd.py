@@ -1,7 +1,4 @@
-"""The linear scan as torch.library ops and autograd.Functions.
-
-The backward pass needs no states of its own: they are the output. vmap folds its dimension into the batch.
-"""
+"""The linear scan's torch.library ops and autograd.Functions; backward uses the output as states."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -52,7 +49,7 @@ def _backward_fake(grad_out: Tensor, grad_last_state: Tensor | None, gates: Tens
 
 
 def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-    """Keeps the gates, the states (the output), the initial state and the resets."""
+    """Saves gates, states (the output), initial state and resets."""
     gates, _, initial_state, reset, *options = inputs
     ctx.save_for_backward(gates, output[0], initial_state, reset)
     ctx.options = tuple(options)
@@ -62,7 +59,7 @@ def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
 def gradients_of(
     function: Any, ctx: Any, grad_out: Tensor | None, grad_last_state: Tensor | None
 ) -> tuple[Tensor | None, ...]:
-    """The gradients in the order of the forward op's arguments, computed by ``function``."""
+    """Gradients by ``function``, in forward argument order."""
     gates, out, initial_state, reset = ctx.saved_tensors
     if grad_out is None and grad_last_state is None:
         return (None,) * 7
@@ -75,7 +72,7 @@ def gradients_of(
 
 
 def _fold(x: Tensor | None, dim: int | None, size: int) -> Tensor | None:
-    """(batch, ...) with ``size`` samples at ``dim`` -> (size * batch, ...): every input has a batch."""
+    """(batch, ...), ``size`` samples at ``dim`` -> (size * batch, ...)."""
     if x is None:
         return None
     return (x.expand(size, *x.shape) if dim is None else x.movedim(dim, 0)).flatten(0, 1)

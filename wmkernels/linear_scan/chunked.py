@@ -1,4 +1,4 @@
-"""The linear scan in plain PyTorch, in chunks of time (``wmkernels/chunked.py``). In reverse, time is flipped."""
+"""The linear scan in plain PyTorch by chunks (``wmkernels/chunked.py``); reverse flips time."""
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ def linear_scan_chunked(inputs: LinearScanInputs) -> tuple[Tensor, Tensor]:
     if reverse:
         gates, tokens = gates.flip(0), tokens.flip(0)
         if resets is not None and time:
-            # h_{t+1} does not reach h_t where the step after t resets.
+            # A reset at t + 1 cuts h_{t+1} from h_t.
             resets = torch.cat([torch.zeros_like(resets[:1]), resets.flip(0)[:-1]])
     steps = chunked.steps_per_chunk(batch * channels * dtype.itemsize)
     outputs = []

@@ -1,4 +1,4 @@
-"""What the linear scan takes and returns: canonical inputs, and outputs as fakes and backends allocate them."""
+"""Canonical linear scan inputs, and outputs as allocated by fakes and backends."""
 
 from typing import NamedTuple
 
@@ -10,14 +10,14 @@ from wmkernels.checks import state_dtype
 
 
 class LinearScanInputs(NamedTuple):
-    """Canonical inputs, in the order of the op's arguments."""
+    """Canonical inputs in op argument order."""
 
     gates: Tensor  # (batch, channels, time)
-    tokens: Tensor | None  # (batch, channels, time); None in the backward pass, which does not read it
-    initial_state: Tensor | None = None  # (batch, channels), in the state dtype
+    tokens: Tensor | None  # (batch, channels, time); None in backward
+    initial_state: Tensor | None = None  # (batch, channels), state dtype
     reset: Tensor | None = None  # (batch, time)
     reverse: bool = False
-    channel_last: bool = False  # memory layout of the outputs
+    channel_last: bool = False  # output memory layout
 
 
 def forward_outputs(inputs: LinearScanInputs) -> tuple[Tensor, Tensor]:
@@ -28,7 +28,7 @@ def forward_outputs(inputs: LinearScanInputs) -> tuple[Tensor, Tensor]:
 
 
 def backward_outputs(inputs: LinearScanInputs) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of (gates, tokens, initial_state), uninitialised; of shape (0,) without an initial state."""
+    """Gradients of (gates, tokens, initial_state), uninitialised; (0,) if absent."""
     gates, channel_last = inputs.gates, inputs.channel_last
     return (
         empty_activation(gates, channel_last),

@@ -1,4 +1,4 @@
-"""Checks of the linear scan's arguments, which become canonical inputs of (batch, channels, time)."""
+"""Converts linear scan arguments to (batch, channels, time) and checks them."""
 
 import math
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ def canonical(
     reverse: bool,
     channel_last: bool,
 ) -> tuple[LinearScanInputs, Sequence[int]]:
-    """The canonical inputs, and the sizes of the dimensions that are merged into their channels."""
+    """Canonical inputs and the sizes merged into channels."""
     require_tensor(OP, "gates", gates)
     require_tensor(OP, "tokens", tokens)
     require_dtype(OP, "gates", gates, FLOATS, "")
@@ -49,8 +49,7 @@ def canonical(
     _check_states(gates, initial_state, reset)
 
     channels = math.prod(inner)
-    # Only where needed: in PyTorch 2.11 a compiled graph that keeps only views of its inputs silently drops a second
-    # derivative, where it raises otherwise.
+    # Only if needed: PyTorch 2.11 silently drops second derivatives of compiled graphs that save only input views.
     if len(inner) != 1:
         gates, tokens = gates.reshape(batch, channels, time), tokens.reshape(batch, channels, time)
         initial_state = None if initial_state is None else initial_state.reshape(batch, channels)
@@ -60,7 +59,7 @@ def canonical(
 
 
 def _check_states(gates: Tensor, initial_state: Tensor | None, reset: Tensor | None) -> None:
-    """For ``gates`` with time last."""
+    """``gates`` has time last."""
     if initial_state is not None:
         require_tensor(OP, "initial_state", initial_state)
         require_device(OP, "initial_state", initial_state, gates.device, "gates")

@@ -1,9 +1,8 @@
-"""torch.nn modules built on the ops, with one interface.
+"""torch.nn modules with one interface.
 
-``init_state(batch_size)``; ``forward(inputs, state=None, reset=None) -> (outputs, state)`` on (batch, time, features);
-``step(input, state, reset=None) -> (output, state)`` on (batch, features). The state is a plain dict of tensors.
-``ConvLSTM`` follows ``torch.nn.LSTM``: maps, time first unless ``batch_first``, the state the pair (h, c). ``convert``
-makes its state dicts from other projects' weights.
+``init_state(batch_size)``; ``forward(inputs, state=None, reset=None) -> (outputs, state)``, (batch, time, features);
+``step(input, state, reset=None) -> (output, state)``, (batch, features). States are dicts of tensors. ``ConvLSTM``
+follows ``torch.nn.LSTM``; ``convert`` imports weights.
 """
 
 from wmkernels.nn import convert

@@ -1,6 +1,6 @@
-"""The selective scan in plain PyTorch, a loop over time: the specification that every other backend is held against.
+"""The selective scan as a PyTorch loop over time: the specification of all backends.
 
-Mamba's S6 (Gu & Dao 2023, algorithm 2), for one channel with N states:
+Mamba's S6 (Gu & Dao 2023, algorithm 2), one channel, N states:
 
     step_t = softplus(delta_t + delta_bias)
     h_t    = exp(step_t A) h_{t-1} + step_t u_t B_t        # N numbers
@@ -21,7 +21,7 @@ from wmkernels.selective_step.reference import per_channel, selective_step_refer
 
 
 def selective_scan_reference(inputs: ScanInputs) -> tuple[Tensor, Tensor]:
-    """(out, last_state); states are float32, float64 for float64 inputs."""
+    """(out, last_state); states are float32, float64 for float64."""
     if inputs.cu_seqlens is not None:
         return _packed(inputs, inputs.cu_seqlens)
     u, delta, A, B, C, D, z, delta_bias, state, reset = inputs[:10]
@@ -44,14 +44,14 @@ def selective_scan_reference(inputs: ScanInputs) -> tuple[Tensor, Tensor]:
 
 
 def _each_step(x: Tensor, channels: int, time: int) -> list[Tensor]:
-    """B or C of every step, broadcastable to (batch, channels, state)."""
+    """B or C per step, broadcastable to (batch, channels, state)."""
     if x.dim() == 2:
         return [x[None]] * time
     return [x_t if x.shape[1] == 1 else per_channel(x_t, channels) for x_t in x.unbind(3)]
 
 
 def _packed(inputs: ScanInputs, cu_seqlens: Tensor) -> tuple[Tensor, Tensor]:
-    """The sequences one by one."""
+    """Runs the sequences separately."""
     require_sequences("selective_scan", cu_seqlens, inputs.u.shape[2])
     outputs, states = [], []
     for index, (start, end) in enumerate(pairwise(cu_seqlens.tolist())):

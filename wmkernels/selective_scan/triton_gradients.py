@@ -1,4 +1,4 @@
-"""Launches the selective scan's backward pass in Triton and reduces its partials."""
+"""Launches the Triton backward pass and reduces partials."""
 
 # mypy: ignore-errors
 import torch
@@ -18,7 +18,7 @@ SUM_ROWS = 64
 @triton.jit
 def reduce_partials_kernel(
     partials,  # (count, rows, columns), contiguous
-    total,  # (batch, groups, columns, time) where rows is batch x groups x time
+    total,  # (batch, groups, columns, time); rows = batch x groups x time
     total_strides,
     count,
     rows,
@@ -28,7 +28,7 @@ def reduce_partials_kernel(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """The sum over the partials, in order."""
+    """Sums partials in order."""
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
     column = tl.arange(0, COLUMNS)[None, :]
     inside = (row < rows) & (column < columns)
@@ -44,7 +44,7 @@ def reduce_partials_kernel(
 
 
 def reduce_partials(partials: Tensor, total: Tensor) -> None:
-    """Sums the partials of dB or dC (tiles, batch, groups, time, state) into (batch, groups, state, time)."""
+    """(tiles, batch, groups, time, state) -> (batch, groups, state, time)."""
     count, batch, groups, time, state = partials.shape
     columns = runtime.power_of_two_at_least(state)
     rows = max(1, 4 * SUM_ROWS // columns)
@@ -76,7 +76,7 @@ def backward(
 ) -> tuple[Tensor, ...]:
     """Gradients of (u, delta, A, B, C, D, z, delta_bias, initial_state).
 
-    ``segment_length`` forces a cut; it is a multiple of the chunk.
+    ``segment_length``, a multiple of the chunk, forces a cut.
     """
     u, delta, A, B, C, D, z, delta_bias, initial_state, reset, cu_seqlens, delta_softplus, _ = inputs
     gradients = backward_outputs(inputs)

@@ -1,7 +1,4 @@
-"""The step as torch.library ops, and its gradient.
-
-The backward pass of a step is the scan's over one step of time, whose saved state is the incoming one.
-"""
+"""Step ops and gradient: the scan's backward over one step, with the incoming state as its saved state."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -18,7 +15,7 @@ from wmkernels.selective_step.reference import per_channel, selective_step_refer
 
 OP = "selective_step"
 UPDATE = "selective_state_update"
-_TIMED = (0, 1, 3, 4, 6)  # u, delta, B, C and z have a time among the scan's inputs
+_TIMED = (0, 1, 3, 4, 6)  # u, delta, B, C, z: gain a time dimension in the scan
 _CHANNEL_DIMS = (1, 1, 1, 0, 1, 1, 0, 1, 0)  # of state, u, delta, A, B, C, D, z, delta_bias
 _TENSORS = "Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? delta_bias"
 _STEP_SCHEMA = f"(Tensor state, {_TENSORS}, Tensor? reset, bool delta_softplus, str backend) -> (Tensor, Tensor)"
@@ -35,7 +32,7 @@ def _run_step(inputs: StepInputs, state_out: Tensor, indices: Tensor | None, bac
 
 
 def _update_in_pytorch(inputs: StepInputs, state_out: Tensor, indices: Tensor | None) -> Tensor:
-    """The in-place step where no kernel runs."""
+    """In-place step without kernels."""
     state, u = inputs.state, inputs.u
     B, C = per_channel(inputs.B, u.shape[1]), per_channel(inputs.C, u.shape[1])
     if indices is None:
@@ -71,7 +68,7 @@ def _setup_context(ctx: Any, inputs: Any, output: Any) -> None:
 
 
 def _gradients(function: Any, ctx: Any, grad_out: Tensor | None, grad_state: Tensor | None) -> tuple[Any, ...]:
-    """The scan's backward pass over one step of time, in the order of the step op's arguments."""
+    """The scan's backward over one step, in step argument order."""
     state, u, delta, A, B, C, D, z, delta_bias, reset = ctx.saved_tensors
     if grad_out is None and grad_state is None:
         return (None,) * 12
@@ -91,7 +88,7 @@ def _gradients(function: Any, ctx: Any, grad_out: Tensor | None, grad_state: Ten
 
 
 def _vmap(apply: Callable[..., Any], size: int, in_dims: Sequence[int | None], *args: Any) -> Any:
-    if in_dims[DIFFERENTIABLE] is not None:  # reset cannot be folded into the channels
+    if in_dims[DIFFERENTIABLE] is not None:  # reset cannot be folded
         return loop_over_vmap(apply, size, in_dims, *args)
     inputs = zip(args[:DIFFERENTIABLE], in_dims[:DIFFERENTIABLE], _CHANNEL_DIMS, strict=True)
     outputs = apply(*(fold_channels(*x, size) for x in inputs), *args[DIFFERENTIABLE:])

@@ -1,4 +1,4 @@
-"""What a step of the selective scan takes and returns: canonical inputs, and outputs as the fakes allocate them."""
+"""Canonical step inputs, and outputs as fakes allocate them."""
 
 from typing import NamedTuple
 
@@ -7,9 +7,9 @@ from torch import Tensor
 
 
 class StepInputs(NamedTuple):
-    """Canonical inputs, in the order of the op's arguments; parameters are in the state dtype."""
+    """Canonical inputs in op argument order; parameters in the state dtype."""
 
-    state: Tensor  # (batch, channels, state), or more rows where ``indices`` choose among them
+    state: Tensor  # (batch, channels, state); more rows with ``indices``
     u: Tensor  # (batch, channels)
     delta: Tensor  # (batch, channels), before bias and softplus
     A: Tensor  # (channels, state)
@@ -23,11 +23,11 @@ class StepInputs(NamedTuple):
 
     @property
     def differentiable(self) -> tuple[Tensor | None, ...]:
-        """The inputs with a gradient."""
+        """Differentiable inputs."""
         return self[:9]
 
 
-DIFFERENTIABLE = 9  # number of the first fields
+DIFFERENTIABLE = 9  # leading fields
 
 
 def step_outputs(state: Tensor, u: Tensor, *_: object) -> tuple[Tensor, Tensor]:

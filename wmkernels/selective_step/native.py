@@ -1,4 +1,4 @@
-"""Runs the C++ and CUDA kernels of a single step."""
+"""Runs C++ and CUDA step kernels."""
 
 import torch
 from torch import Tensor
@@ -8,18 +8,18 @@ from wmkernels.selective_step.meta import StepInputs
 
 
 def step_fast_path(tensors: tuple[Tensor | None, ...], delta_softplus: bool) -> bool:
-    """One step on a CPU in one call of the extension, which checks the tensors; False where it declines.
+    """One CPU step by the extension, which checks the tensors; False if it declines.
 
-    ``tensors`` are state_in, state_out, out, u, delta, A, B, C, D, z, delta_bias and reset; B and C (batch, state).
+    ``tensors``: state_in, state_out, out, u, delta, A, B, C, D, z, delta_bias, reset; B and C (batch, state).
     """
     done: bool = native.cpu_selective_step_fast_path(tensors, torch.get_num_threads(), delta_softplus)
     return done
 
 
 def step(inputs: StepInputs, state_out: Tensor, indices: Tensor | None) -> Tensor:
-    """Writes the new state into ``state_out``, which may be the old one, and returns the output (batch, channels).
+    """Writes ``state_out``, possibly ``state_in``; returns (batch, channels).
 
-    ``indices`` (batch,) choose rows of the states; a negative one leaves every state as it is.
+    ``indices`` (batch,) select state rows; a negative index changes none.
     """
     state_in, u, delta, A, B, C, D, z, delta_bias, reset, delta_softplus = inputs
     batch, channels = activation = u.shape

@@ -1,4 +1,4 @@
-"""One step of the selective scan in plain PyTorch: the specification that every kernel is held against."""
+"""One selective scan step in plain PyTorch: the specification of all kernels."""
 
 import torch
 import torch.nn.functional as F
@@ -9,10 +9,10 @@ from wmkernels.selective_step.meta import StepInputs
 
 
 def selective_step_reference(inputs: StepInputs) -> tuple[Tensor, Tensor]:
-    """(out, new_state), both in the state dtype; B and C broadcast to (batch, channels, state).
+    """(out, new_state) in the state dtype; B and C broadcast to (batch, channels, state).
 
     ``step = softplus(delta + delta_bias)``, ``h = exp(step A) h + step u B``, ``out = (C · h + D u) silu(z)``. A reset
-    selects: it multiplies neither the old state nor its decay, so NaN and infinity do not cross it.
+    selects, so NaN and infinity do not cross.
     """
     state, u, delta, A, B, C, D, z, delta_bias, reset, delta_softplus = inputs
     dtype = state_dtype(u.dtype)
@@ -34,6 +34,6 @@ def selective_step_reference(inputs: StepInputs) -> tuple[Tensor, Tensor]:
 
 
 def per_channel(x: Tensor, channels: int) -> Tensor:
-    """(batch, groups, state) -> (batch, channels, state): channel c reads group c // (channels // groups)."""
+    """(batch, groups, state) -> (batch, channels, state); channel c uses group c // (channels // groups)."""
     batch, groups, state = x.shape
     return x[:, :, None].expand(batch, groups, channels // groups, state).reshape(batch, channels, state)
