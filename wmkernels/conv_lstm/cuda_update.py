@@ -1,4 +1,7 @@
-"""The ConvLSTM in CUDA: ``per_step.py`` with ``conv_lstm_update_kernel.cuh``, or ``conv_lstm_persistent_kernel.cuh``."""
+"""The ConvLSTM in CUDA: ``per_step.py`` with a CUDA C++ update, or many steps in one persistent kernel.
+
+Kernels: ``csrc/cuda/conv_lstm``.
+"""
 
 import functools
 

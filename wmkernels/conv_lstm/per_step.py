@@ -1,9 +1,9 @@
 """ConvLSTM on a GPU: cuDNN convolutions, channels last, and one CUDA C++ or Triton update kernel per step.
 
-The forward input convolution runs over chunks of time whose result fits the L2 cache; backward chunks bound scratch.
-Backward recomputes gates that were not kept with two convolutions per chunk, since every h is known. Each step then
-updates and convolves with flipped, transposed weights; one weight gradient covers time x batch. h and the convolution
-sums are rounded to the dtype of h, which cuDNN returns. Nothing synchronises, so CUDA graphs can capture a call.
+Forward input convolutions run over chunks that fit the L2 cache; backward chunks bound scratch. Since every h is
+known, two convolutions per chunk recompute gates. Each backward step convolves with flipped, transposed weights; a
+chunk has one weight gradient. h and the convolution sums are rounded to the dtype of h. Nothing synchronises with the
+GPU, so a CUDA graph can capture a call.
 """
 
 from collections.abc import Sequence
@@ -59,7 +59,7 @@ class Update(Protocol):
     """Update kernels of a backend."""
 
     def forward(self, parameters: Parameters, step: Step, h: Tensor, gates: Tensor | None) -> None:
-        """Writes h, c and the gates."""
+        """Writes h, c, gates."""
 
     def backward(self, parameters: Parameters, step: Step, back: Backward) -> None:
         """Writes the outputs of ``Backward``."""
@@ -143,7 +143,7 @@ class UnfusedStep:
         h: Tensor,
         gates: Tensor | None,
     ) -> None:
-        """Convolves and updates."""
+        """Convolves, then updates."""
         if t % self.chunk_steps == 0:
             self.hoisted = self.of_input(merged(self.x[t : t + self.chunk_steps])).view(self.sums).unbind()
         gates_h = None if h_prev is None else self.of_hidden(h_prev)

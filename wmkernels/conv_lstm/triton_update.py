@@ -1,8 +1,7 @@
-"""ConvLSTM cell update in Triton, forward and backward, without convolutions.
+"""ConvLSTM cell update in Triton, forward and backward; memory-bound.
 
-A program updates a block of adjacent cells, channels last, reading and writing each value once: memory-bound. At a
-reset, the h convolution and the old cell are not loaded, so NaN does not cross. Arithmetic as in
-``csrc/cuda/conv_lstm/conv_lstm_update_kernel.cuh``.
+A program reads and writes each value of a block of adjacent cells once, channels last. At a reset, the h convolution
+and old cell are not loaded, so NaN does not cross. Arithmetic as in ``conv_lstm_update_kernel.cuh``.
 """
 
 # mypy: ignore-errors

@@ -1,7 +1,4 @@
-"""Converts weights of other ConvLSTMs to state dicts of ``wmkernels.nn.ConvLSTM``.
-
-Load them into a module of equal sizes, ``bias`` and ``num_layers``; it computes the same function.
-"""
+"""Converts weights of other ConvLSTMs to state dicts of an equal-sized ``wmkernels.nn.ConvLSTM``."""
 
 import re
 from collections.abc import Mapping, Sequence

@@ -68,10 +68,9 @@ def sum_channels(x):
 
 @triton.jit
 def locate_segment(segment, cu_seqlens, sequences, time, length, segments_per_sequence):
-    """Bounds of a segment of at most ``length`` steps.
+    """Bounds of a segment of at most ``length`` steps; bisection finds a packed sequence.
 
-    Packed, sequence s starts at segment cu_seqlens[s] / length + s, which leaves room for at least one; bisection
-    finds s.
+    Packed sequence s starts at segment cu_seqlens[s] / length + s: room for at least one each.
 
     Returns (sequence, batch row, sequence start, segment start, segment end, is last, number within the sequence).
     """
