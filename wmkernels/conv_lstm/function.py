@@ -39,8 +39,8 @@ def conv_lstm(
 ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     """A convolutional LSTM over a sequence of maps (Shi et al. 2015, arXiv 1506.04214), differentiable in every input.
 
-    ``i, f, g, o = weight_ih ∗ x_t + weight_hh ∗ h_{t-1} + bias``; ``peephole`` adds ``w_i ∘ c_{t-1}``, ``w_f ∘
-    c_{t-1}`` and ``w_o ∘ c_t``. ``c_t = σ(f) ∘ c_{t-1} + σ(i) ∘ tanh(g)``, ``h_t = σ(o) ∘ tanh(c_t)``.
+    ``i, f, g, o = weight_ih ∗ x_t + weight_hh ∗ h_{t-1} + bias``; ``peephole`` adds ``w_i ∘ c_{t-1}``,
+    ``w_f ∘ c_{t-1}`` and ``w_o ∘ c_t``. ``c_t = σ(f) ∘ c_{t-1} + σ(i) ∘ tanh(g)``, ``h_t = σ(o) ∘ tanh(c_t)``.
 
     Args:
         x: (time, batch, channels, height, width), any memory format; float32, float64, bfloat16 or float16.
@@ -61,7 +61,7 @@ def conv_lstm(
 
     Returns:
         ``(outputs, (h, c))``: every h, (time, batch, hidden, height, width) in the dtype of ``x``, channels last in
-        memory, and the last state, c in float32 (float64 for float64 inputs). h is rounded before it recurs.
+        memory, and the last state, h in that dtype, c in float32 (float64 for float64). h is rounded before it recurs.
 
     Raises:
         ValueError: invalid shape, size, device or backend.
