@@ -1,13 +1,12 @@
-"""Recurrences in plain PyTorch, by chunks of time, for devices without a usable kernel.
+"""Recurrences in plain PyTorch, by chunks of time.
 
-Doubling (Hillis & Steele 1986) solves h_t = decay_t h_{t-1} + input_t within a chunk in log2(steps) rounds; a loop
-over chunks passes the state. There is no division by a cumulative product, so exp(0) = 1 preserves a state exactly.
-Resets select, so NaN and infinity cross neither forward nor backward. Decay products that overflow in a chunk give
-infinity or NaN.
+Doubling (Hillis & Steele 1986) solves h_t = decay_t h_{t-1} + input_t within a chunk in log2(steps) rounds. Without
+division by a cumulative product, exp(0) = 1 preserves a state exactly. Resets select, so NaN and infinity do not
+cross. A decay product that overflows within a chunk gives infinity or NaN.
 
-Decays, inputs and states of a chunk are (steps, *state), at most CHUNK_BYTES each; the scan holds about six. Backward
-recomputes one chunk at a time, holding about 3 log2(steps), plus one saved state per chunk. torch.func does not
-support checkpointing and torch.compile does not need it: there every chunk keeps its own tensors.
+A chunk's tensors (steps, *state) take at most CHUNK_BYTES each; the scan holds about six. Backward recomputes one
+chunk at a time, holding about 3 log2(steps), plus one saved state per chunk. torch.func does not support
+checkpointing and torch.compile does not need it: there every chunk keeps its tensors.
 """
 
 from collections.abc import Callable

@@ -1,11 +1,10 @@
 """Linear scan in Triton, forward and backward, either direction.
 
-The gradient of a scan is the reverse scan: for h_t = g_t h_{t-1} + x_t, dL/dh_t = dh_t = dL/dout_t + g_{t+1} dh_{t+1},
-dx_t = dh_t and dg_t = dh_t h_{t-1}. One kernel runs all four cases; they differ in direction and gate and reset index.
+The gradient is the reverse scan: for h_t = g_t h_{t-1} + x_t, dL/dh_t = dh_t = dL/dout_t + g_{t+1} dh_{t+1},
+dx_t = dh_t, dg_t = dh_t h_{t-1}. One kernel runs all cases, with other gate and reset indices.
 
-A program scans a tile of channels, one block of steps per ``tl.associative_scan``, prefetching the next. Each value is
-read and written once: memory-bound. If batch x channels cannot fill the GPU, time is cut into segments in three
-passes: final states from zero and gate products; incoming states; segments from those states.
+A program scans a tile of channels by blocks of steps, prefetching the next; memory-bound. If batch x channels cannot
+fill the GPU, time is cut into segments in three passes: final states from zero; incoming states; outputs.
 """
 
 # mypy: ignore-errors

@@ -1,7 +1,7 @@
 """Depthwise causal convolution over time; its state is a window of past inputs.
 
-It sums ``kernel_size`` shifted views of one padded (batch, time, channels) tensor: on a CPU, training is faster than
-``nn.Conv1d`` between transposes. Views outside the output's segment are masked, so NaN does not cross a reset.
+It sums shifted views of one padded (batch, time, channels) tensor: on a CPU, training is faster than ``nn.Conv1d``
+between transposes. Views of other segments are masked, so NaN does not cross a reset.
 """
 
 import math

@@ -1,11 +1,11 @@
 """Selective scan, forward, in Triton.
 
-A program runs a tile of channels (triton_device.py) along a sequence or segment, all states in registers, T steps at a
-time. B and C are read once per tile, the next T steps prefetched, and nothing of size channels x state x time written.
-Bound by the special-function units: `state` exponentials per element, four multiply-adds each.
+A program runs a tile of channels (triton_device.py) along a sequence or segment, states in registers, T steps at a
+time; nothing of size channels x state x time is written. Bound by the special-function units: `state` exponentials per
+element, four multiply-adds each.
 
-If batch x channels cannot fill the GPU, sequences are cut into segments: this kernel computes each segment's final
-state from zero and decay exp(A * sum of steps), `pass_state_kernel` the incoming states, this kernel the outputs.
+If batch x channels cannot fill the GPU, this kernel first computes each segment's final state from zero and decay
+exp(A * sum of steps), and `pass_state_kernel` the incoming states.
 """
 
 # mypy: ignore-errors
