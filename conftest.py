@@ -5,7 +5,7 @@
     pytest --all               leaves nothing out (so does CI=1)
     pytest --all --record      and writes tests/digests.json: what these sources passed need not run again
 
-tests/gates.py says what is left out and until when; every run ends with what was left out, why, and how to run it.
+tests/gates.py says what is left out and until when; every run reports it at its end.
 """
 
 import os

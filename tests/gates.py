@@ -5,9 +5,8 @@ tests carry ``@pytest.mark.gated(group)``, and while the group's digest is the o
 run holds only its canaries (``@pytest.mark.canary``). CI runs every test, and so do ``pytest --all`` and naming the
 file. ``pytest --all --record`` writes the digest of each group all of whose tests passed.
 
-A digest covers the kernels, the code that launches them, the emulator, the tests themselves, and the version of Triton
-where it compiles; comments, docstrings and layout do not change it. Other code that the tests go through, such as the
-checks of arguments, has its own tests in tests/core, which nothing leaves out.
+A digest covers the kernels, their launches, the emulator, the tests, and Triton's version where it compiles, without
+comments, docstrings and layout. Other code, such as checks of arguments, has its own tests in tests/core.
 """
 
 import hashlib

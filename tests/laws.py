@@ -7,9 +7,8 @@
     python tests/laws.py --compare OLD NEW [--renames FILE]    rows of OLD that NEW lacks; 1 if there are any
 
 A law is a test function; its other parameters (dtypes, sizes) are not listed. The op is a parameter or a word of the
-test's name, otherwise the name of its file. Where a kernel runs without its GPU, the backend says how. A planted error
-is a wrong kernel, and a bad input a wrong argument, that a test expects to be reported; each is listed with its
-parameters. ``test_no_law_is_lost`` compares a collection with tests/laws.json.
+test's name, otherwise the name of its file. Planted errors (wrong kernels) and bad inputs (wrong arguments), which a
+test expects to be reported, are listed with their parameters.
 """
 
 import argparse
@@ -44,7 +43,7 @@ EVERY_TEST = pytest.StashKey[list[pytest.Item]]()  # of a configuration: what wa
 
 
 def row(item: Any) -> Row:
-    """The law, op and backend of a collected test."""
+    """Law, op and backend of a test."""
     parameters = item.callspec.params if hasattr(item, "callspec") else {}
     values = list(parameters.values())
     file = item.path.stem.removeprefix("test_").removeprefix("worldmodel_").removeprefix("runtime_")
@@ -121,7 +120,7 @@ def counts(found: dict[str, Any]) -> str:
 
 
 class Collector:
-    """A pytest plugin that keeps what is collected, before anything is left out."""
+    """A pytest plugin that keeps all collected tests."""
 
     def __init__(self) -> None:
         self.found: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""Random calls of the ops: shapes, layouts, dtypes, options, resets and packing, drawn by Hypothesis.
+"""Random calls of the ops: shapes, layouts, dtypes, options, resets and packing, sampled by Hypothesis.
 
 A ``Problem`` is one call of a public function by its argument names. ``solve`` runs it on a backend, with cotangents
 for every output, and returns outputs and gradients by name; ``fp64_reference`` does so in float64 on the reference.
@@ -109,7 +109,7 @@ class Problem:
             return self.function(**arguments, **self.options, backend=backend)
 
     def cotangents(self, outputs: tuple[Tensor, ...]) -> list[Tensor]:
-        """Random, the same for every dtype up to rounding, in the drawn layouts."""
+        """Random, the same for every dtype up to rounding, in the sampled layouts."""
         generator = torch.Generator().manual_seed(self.seed)
         grads = []
         for index, (output, layout) in enumerate(zip(outputs, self.grad_layouts, strict=False)):
@@ -145,8 +145,8 @@ class Problem:
         return wide.solve("reference")
 
     def perturbed(self, number: int) -> Results:
-        """In float64 with every input changed by up to an ulp of the state's dtype: how far a result moves when what it
-        is made of is rounded, which matters where large terms cancel and the reference is right by luck."""
+        """In float64 with every input changed by up to an ulp of the state's dtype: the effect of rounding where large
+        terms cancel."""
         generator = torch.Generator().manual_seed(self.seed + number)
         eps = torch.finfo(state_dtype(self.dtype)).eps
 
@@ -162,14 +162,14 @@ class Problem:
 
 
 def assert_as_accurate_as_the_reference(problem: Problem, backend: str) -> None:
-    """Each result's largest error, held against the float64 reference, is at most a small multiple of the error of the
-    reference in the problem's own dtype, or of the change that rounding the inputs makes."""
+    """Each result's largest error is at most a small multiple of the reference's in the problem's dtype, or of the
+    change from rounding the inputs."""
     fp64_reference = problem.fp64_reference()
     kernel, references = problem.solve(backend), [problem.solve("reference"), problem.perturbed(1)]
     assert kernel.keys() == fp64_reference.keys()
     for name, expected in fp64_reference.items():
         if expected.numel() == 0 or expected.abs().max() > torch.finfo(kernel[name].dtype).max / 2:
-            continue  # nothing there, or more than float16 holds
+            continue  # empty, or beyond float16
         assert kernel[name].isfinite().all(), f"{name} is not finite"
         error, allowed = _error(kernel[name], expected), _allowed(problem, name, expected, references)
         if error > allowed and len(references) == 2:
@@ -185,7 +185,7 @@ def _error(found: Tensor, expected: Tensor) -> float:
 
 
 def _allowed(problem: Problem, name: str, expected: Tensor, references: list[Results]) -> float:
-    """The largest error that a kernel may make in a result; ``tolerances.py`` gives the reasons."""
+    """The largest error allowed of a kernel."""
     largest, held = expected.abs().max().item(), torch.finfo(state_dtype(problem.dtype))
     dtype = references[0][name].dtype
     return (
@@ -375,7 +375,7 @@ def linear_scans(
 def few_channels(
     dtype: torch.dtype, time: int, device: str, packed: bool = False, channels: int = 2, state: int = 4
 ) -> Problem:
-    """Too few channels for the cores, so that a kernel has to be parallel over time."""
+    """Fewer channels than cores: a kernel must be parallel over time."""
     generator = torch.Generator().manual_seed(0)
 
     def normal(*shape):

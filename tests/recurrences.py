@@ -4,16 +4,15 @@ An adapter is a subclass of ``Recurrence``, registered at the end of this file (
 test_laws.py imports). It has four methods; batch comes first, time second, and a state is a tuple of tensors with batch
 first:
 
-    configurations()                  a Hypothesis strategy of whatever the adapter needs to build a memory
+    configurations()                  a Hypothesis strategy of what builds a memory
     make(configuration, batch, time, dtype, device)
                                       an ``Example``: inputs (batch, time, ...) by name, parameters by name, a state
     parallel(example, inputs, parameters, state, reset)     -> (outputs (batch, time, ...), state)
     step(example, inputs, parameters, state, reset)         -> (output (batch, ...), state)
 
-``state`` may be None, for the memory's own beginning; ``reset`` is None or bool (batch, time), in a step (batch,).
-Where sequences can be packed, ``packed = True`` and ``parallel`` takes ``lengths`` too: batch is 1 then and the state
-has a row a sequence. The law file puts a backend's name into ``wmkernels.dispatch.REQUESTED`` around each test, so that
-an adapter and a module need not pass it on.
+``state`` may be None, the initial state; ``reset`` is None or bool (batch, time), in a step (batch,). With ``packed =
+True``, ``parallel`` takes ``lengths`` as well: batch is 1 and the state has a row per sequence. The law file sets
+``wmkernels.dispatch.REQUESTED`` to the backend.
 
 A torch.nn module with the methods ``init_state(batch_size)``, ``forward(inputs, state, reset)`` and ``step(input,
 state, reset)`` needs no subclass:
@@ -41,7 +40,7 @@ Outcome = tuple[Tensor, State]
 
 @dataclasses.dataclass
 class Example:
-    """A memory with random inputs; ``configuration`` is what ``configurations`` drew, ``module`` a memory's module."""
+    """A memory with random inputs; ``configuration`` is a sample of ``configurations``."""
 
     configuration: Any
     inputs: Named
@@ -51,7 +50,7 @@ class Example:
 
 
 class Recurrence:
-    """What the laws ask of a memory; the head of this file says what each method is for."""
+    """A memory that the laws are checked for."""
 
     name: str
     op: str  # whose backends it runs on
@@ -176,7 +175,7 @@ class SelectiveScanRecurrence(Recurrence):
 
 
 class LinearScanRecurrence(Recurrence):
-    """linear_scan forward in time; a step is the expression itself."""
+    """linear_scan forward in time."""
 
     name, op = "linear_scan", "linear_scan"
 
