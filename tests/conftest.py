@@ -36,7 +36,7 @@ def poisoned_memory():
 
 @pytest.fixture(autouse=True)
 def no_last_answer():
-    """A doctest leaves its last answer in ``builtins._``, where tyro trips over one that cannot be hashed."""
+    """A doctest leaves its last result in ``builtins._``, where tyro trips over one that cannot be hashed."""
     yield
     vars(builtins).pop("_", None)
 

@@ -74,7 +74,7 @@ class EmulatedCall:
 class EmulatedCuda:
     """Stands in for the extension's ``cuda_`` functions while ``installed``.
 
-    ``seeds``: the orders of the threads that every call runs under; what it answers must be the same bits under all.
+    ``seeds``: the orders of the threads that every call runs under; its results must be the same bits under all.
     ``races``: look for races in shared memory, in the place of the sanitizers. ``disabled_barrier``: a barrier that
     does nothing. An op's kernels are compiled at its first call.
     """

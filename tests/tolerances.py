@@ -17,7 +17,7 @@ ERROR_ULPS_A_STEP = 1.0
 ERROR_FLUSHED = 1000.0
 
 # The same kernel on a split or packed sequence or a rollout, relative to the result's largest number: only sums over
-# time, and over channels for the gradients of B and C, are split elsewhere. 16-bit results are rounded once, at the end.
+# time, and over channels for the gradients of B and C, are split elsewhere. 16-bit results are rounded once.
 SAME_KERNEL = {
     torch.float64: 1e-11,
     torch.float32: 2e-5,

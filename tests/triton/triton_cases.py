@@ -22,9 +22,8 @@ from wmkernels.selective_step import triton_kernels as selective_step
 from wmkernels.selective_step.meta import StepInputs
 from wmkernels.selective_step.reference import per_channel, selective_step_reference
 
-# Largest error against the float64 reference, as a share of the largest magnitude of the tensor. float32 sums of some
-# dozens of terms lose a few 2^-24, and so does an exponential of a few units. Rounding a result to float16 loses 2^-11;
-# to bfloat16 2^-8, but the interpreter cuts off instead: 2^-7.
+# Largest error against the float64 reference, relative to the tensor's largest magnitude. float32 sums of dozens of
+# terms, and exponentials, lose a few 2^-24; rounding to float16 2^-11, to bfloat16 2^-7 (the interpreter truncates).
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 4e-6, torch.bfloat16: 8e-3, torch.float16: 6e-4}
 Case = dict[str, Any]
 
@@ -87,7 +86,7 @@ def draw(case: Case, generator: torch.Generator) -> dict[str, Any]:
     reset = torch.rand((batch, time), generator=generator) < case["reset"] if "reset" in case else None
     if reset is not None:
         reset[:, 0] = case.get("reset_first", False)
-    # Without softplus a step may be negative and a state grow, which is allowed, but not without end.
+    # Without softplus a step may be negative and a state grow: bounded here.
     spread, shift = (2.0, -1.0) if case.get("softplus", True) else (0.2, 0.3)
     return {
         "u": strided(random(batch, channels, time, to=dtype), layout),
