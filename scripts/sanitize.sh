@@ -12,7 +12,7 @@ mkdir -p "$folder"
 export CXX="${CXX:-c++}"
 # -O1 is fast, yet keeps every access visible. maybe-uninitialized gives false positives with sanitizers.
 export FLAGS="-std=c++17 -O1 -g -fno-math-errno -ffp-contract=fast -fopenmp -Icsrc
-  -Wall -Wextra -Wshadow -Werror -Wno-error=maybe-uninitialized
+  -Wall -Wextra -Wshadow -Werror -Wno-maybe-uninitialized
   -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer"
 
 # Lines of "level flag flag".

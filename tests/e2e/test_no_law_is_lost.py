@@ -24,4 +24,4 @@ def test_a_lost_row_is_seen_and_what_this_machine_lacks_is_not() -> None:
     old = {"laws": [["a", "scan", "cpu"], ["b", "scan", "cuda"]], "planted": ["plant[1]"], "bad input": []}
     new = {"laws": [("c", "scan", "cpu")], "planted": [], "bad input": []}
     assert laws.lost(old, new) == ["a × scan × cpu", "planted: plant[1]"]
-    assert laws.lost(old, {**new, "planted": ["plant[1]"]}, {"a": "c"}) == []
+    assert laws.lost(old, {**new, "planted": ["plant[1]"]}, {"a × scan × cpu": "c × scan × cpu"}) == []

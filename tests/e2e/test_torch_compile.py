@@ -25,7 +25,7 @@ def test_inductor_compiles_a_selective_scan(place):
         return problem.function(**wide, **problem.options, backend=place.backend)
 
     compiled = torch.compile(run, fullgraph=True)
-    torch.testing.assert_close(results(compiled, problem.modalities()), results(run, problem.modalities()))
+    torch.testing.assert_close(results(compiled, problem.leaves()), results(run, problem.leaves()))
 
 
 @everywhere("conv_lstm", kernels_only=True)
@@ -38,7 +38,7 @@ def test_inductor_and_export_take_a_conv_lstm(place):
             return problem.function(**wide, backend=place.backend)
 
     compiled = torch.compile(Module(), fullgraph=True)
-    torch.testing.assert_close(results(compiled, problem.modalities()), results(Module(), problem.modalities()))
+    torch.testing.assert_close(results(compiled, problem.leaves()), results(Module(), problem.leaves()))
     program = torch.export.export(Module(), (problem.tensors,))
     torch.testing.assert_close(program.module()(problem.tensors), Module()(problem.tensors))
 
@@ -53,9 +53,9 @@ def test_dynamic_shapes_of_a_conv_lstm(place):
 
     compiled = torch.compile(run, fullgraph=True, dynamic=True, backend=GRAPHS)
     for shape in ((3, 2, 3, 7, 9), (4, 5, 3, 6, 8), (2, 3, 3, 10, 5)):
-        modalities = [
+        leaves = [
             {k: v.clone().requires_grad_() for k, v in weights.items()}
             | {"x": torch.ones(shape, device=place.device, requires_grad=True)}
             for _ in range(2)
         ]
-        torch.testing.assert_close(results(compiled, modalities[0]), results(run, modalities[1]))
+        torch.testing.assert_close(results(compiled, leaves[0]), results(run, leaves[1]))

@@ -262,7 +262,10 @@ def test_runs_of_both_tasks_merge_into_tables_and_a_chart(
     assert list(result["runs"]) == ["ball/scan/0", "cue/scan/0"]
     for entry in result["runs"].values():
         assert entry["steps"] >= 1000 and entry["updates"] > 0 and entry["cpu_seconds"] > 0
-        assert entry["settings"]["model"]["memory"]["kind"] == "scan" and entry["settings"]["random_envs"] == 16
+        blocks = entry["settings"]["model"]["memory"]["blocks"]
+        assert [block["kind"] for block in blocks] in (["scan"], ["rotary_scan"]) and entry["settings"][
+            "random_envs"
+        ] == 16
         assert str(tmp_path) not in json.dumps(entry)
     assert "accuracy of key or ball" in said and "persistence baseline" in said and "at least 95%, aim 99%" in said
     assert target.with_suffix(".png").exists()

@@ -258,11 +258,11 @@ def test_rewards_are_drawn_in_the_units_of_the_environment(runs: dict[str, Path]
     run = runs["numbers"]
     options = ImagineOptions(run, context=2, horizon=4, output=tmp_path / "a")
     before = imagine(options).panels[0].predicted_rewards
-    path = Run(run).checkpoints[-1] / "learner.safetensors"
+    path = Run(run).checkpoints[-1] / "world_model.safetensors"
     kept = path.read_bytes()
-    learner = storage.load(path)
-    learner["rewards"]["square"] *= 4.0
-    storage.save(path, learner)
+    weights = storage.load(path)
+    weights["reward_scale.mean_square"] *= 4.0
+    storage.save(path, weights)
     try:
         np.testing.assert_allclose(imagine(options).panels[0].predicted_rewards, 2 * before, rtol=1e-6)
     finally:

@@ -106,6 +106,6 @@ def test_every_latent_learns_to_keep_what_it_observes(config):
     model = small_model(
         seen=spaces.Box(-1, 1, (2,)), dtype=torch.float32, perception=PerceptionConfig(config, hidden=32)
     )
-    learner = Learner(model, LearnerConfig(learning_rate=0.01, warm_up=1))
+    learner = Learner(model, LearnerConfig(model_lr=0.01, warm_up=1))
     losses = [learner.update(random_batch(model, batch=8, resets=False))["loss/reconstruction"] for _ in range(60)]
     assert sum(losses[-5:]) < 0.7 * sum(losses[:5])

@@ -303,7 +303,7 @@ def test_running_episodes_come_back_from_their_seeds_and_actions() -> None:
         actions = random.integers(0, 5, 3)
         a, b = first.step(actions), second.step(actions)
         assert np.array_equal(a.next_observations["observation"], b.next_observations["observation"])
-        assert np.array_equal(first.reset, second.reset)
+        assert np.array_equal(first.is_first, second.is_first)
 
 
 class Forgetful(Numbered):

@@ -73,7 +73,8 @@ def _scan_chunk(
     if delta_bias is not None:
         step = step + delta_bias
     if delta_softplus:
-        step = F.softplus(step)
+        # Contiguous: PyTorch's fake of softplus_backward has other strides than the operator where layouts are mixed.
+        step = F.softplus(step.contiguous())
     exponent = step[..., None] * A  # (steps, batch, channels, state)
     flags = None if reset is None else reset[..., None, None]
     if flags is not None:

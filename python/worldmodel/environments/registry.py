@@ -44,13 +44,15 @@ def resolve(name: str) -> str:
         >>> resolve("CartPol-v1")  # doctest: +ELLIPSIS
         Traceback (most recent call last):
             ...
-        ...UnknownEnvironment: there is no environment 'CartPol-v1'; did you mean CartPole-v1 ...
+        worldmodel...UnknownEnvironment: there is no environment 'CartPol-v1'; did you mean CartPole-v1 ...
     """
     gymnasium = require("gymnasium", "run environments")
     module, _, rest = name.rpartition(":")
     if module in _MOVED and rest in ENVIRONMENTS:
         warnings.warn(f"environment {name!r} is {NAMESPACE}/{rest} now", FutureWarning, stacklevel=2)
-        return f"{NAMESPACE}/{rest}"
+        rest = f"{NAMESPACE}/{rest}"
+    if rest.removeprefix(f"{NAMESPACE}/") in ENVIRONMENTS and rest.startswith(f"{NAMESPACE}/"):
+        module = ENVIRONMENTS[rest.removeprefix(f"{NAMESPACE}/")][0].partition(":")[0]  # tells which package is missing
     if module:
         try:
             importlib.import_module(module)

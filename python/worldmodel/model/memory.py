@@ -22,7 +22,7 @@ class MemoryConfig:
         >>> from worldmodel.model.blocks import ConvLSTMBlock
         >>> hybrid = MemoryConfig(width=64, blocks=(RotaryScanBlock(d_state=32), ConvLSTMBlock((4, 4))))
         >>> sorted(build_memory(hybrid).init_state(1))
-        ['0.scan', '0.window', '1.cell', '1.hidden']
+        ['0.angle', '0.scan', '0.window', '1.cell', '1.hidden']
     """
 
     width: int = 64
