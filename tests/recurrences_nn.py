@@ -58,3 +58,15 @@ register(PackingModuleRecurrence("Mamba", op="selective_scan", build=_mamba, wid
 register(PackingModuleRecurrence("RotaryMamba", op="selective_scan", build=_rotated_mamba, widths=(4, 6)))
 # It has no op of its own, and is checked on the devices of any.
 register(PackingModuleRecurrence("CausalConv1d", op="linear_scan", build=_convolution, widths=(1, 2, 5)))
+
+
+def resets(batch, time, device="cpu"):
+    """The first step of one row, and two more in every row."""
+    reset = torch.zeros((batch, time), dtype=torch.bool)
+    reset[0, 0] = True
+    reset[:, time // 3] = reset[:, time // 2 + 1] = True
+    return reset.to(device)
+
+
+def random_state(module, batch):
+    return {name: torch.randn_like(value) for name, value in module.init_state(batch).items()}

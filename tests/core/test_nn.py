@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from backends import everywhere
+from recurrences_nn import random_state, resets
 from tolerances import GRADCHECK, SAME_KERNEL
 
 from wmkernels.nn import CausalConv1d, Mamba
@@ -18,24 +19,12 @@ SCANS = everywhere("selective_scan")
 GUIDE = pathlib.Path(__file__).parents[2] / "docs" / "modules.md"
 
 
-def resets(batch, time, device="cpu"):
-    """The first step of one row, and two more in every row."""
-    reset = torch.zeros((batch, time), dtype=torch.bool)
-    reset[0, 0] = True
-    reset[:, time // 3] = reset[:, time // 2 + 1] = True
-    return reset.to(device)
-
-
 def rollout(module, inputs, state, reset=None):
     outputs = []
     for t in range(inputs.shape[1]):
         output, state = module.step(inputs[:, t], state, None if reset is None else reset[:, t])
         outputs.append(output)
     return torch.stack(outputs, 1), state
-
-
-def random_state(module, batch):
-    return {name: torch.randn_like(value) for name, value in module.init_state(batch).items()}
 
 
 def assert_near(actual, expected, dtype):
@@ -199,50 +188,6 @@ def test_the_convolution_sums_in_float32():
     torch.nn.init.ones_(module.weight)
     inputs = torch.tensor([256.0, 1.0, 1.0, 1.0]).repeat(4, 1).T[None].bfloat16()
     assert module(inputs)[0][0, 3, 0] == torch.tensor(259.0).bfloat16() != 256
-
-
-def check_compiled(module, inputs, bounds=None):
-    """Outputs, state and gradients in one graph, forward and backward."""
-    reset = resets(*inputs.shape[:2], inputs.device)
-    rows = len(inputs) if bounds is None else len(bounds) - 1
-    state = {name: value.requires_grad_() for name, value in random_state(module, rows).items()}
-
-    def run(call):
-        outputs, last = call(inputs, state, reset, cu_seqlens=bounds)
-        loss = outputs.square().sum() + sum(value.sin().sum() for value in last.values())
-        return outputs, last, torch.autograd.grad(loss, [*state.values(), *module.parameters()])
-
-    torch._dynamo.reset()
-    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(run(compiled), run(module))
-
-
-@SCANS
-def test_it_compiles_in_one_graph(place):
-    module = Mamba(8, d_state=4, backend=place.backend, device=place.device)
-    check_compiled(module, torch.randn(2, 10, 8, device=place.device))
-
-
-@everywhere("selective_scan", kernels_only=True)
-def test_packed_sequences_compile_in_one_graph(place):
-    module = Mamba(8, d_state=4, backend=place.backend, device=place.device)
-    bounds = torch.tensor([0, 4, 4, 10], device=place.device)
-    check_compiled(module, torch.randn(1, 10, 8, device=place.device), bounds)
-
-
-def test_the_packed_convolution_compiles_in_one_graph():
-    check_compiled(CausalConv1d(8), torch.randn(1, 10, 8), torch.tensor([0, 4, 4, 10]))
-
-
-@SCANS
-def test_a_step_compiles_in_one_graph(place):
-    module = Mamba(8, d_state=4, backend=place.backend, device=place.device)
-    inputs, state = torch.randn(2, 8, device=place.device), random_state(module, 2)
-    reset = torch.tensor([True, False], device=place.device)
-    torch._dynamo.reset()
-    compiled = torch.compile(module.step, fullgraph=True, backend="aot_eager")
-    with torch.no_grad():
-        torch.testing.assert_close(compiled(inputs, state, reset), module.step(inputs, state, reset))
 
 
 @SCANS

@@ -1,0 +1,53 @@
+"""The modules of wmkernels.nn under torch.compile, whose first call in a process takes seconds to load."""
+
+import torch
+from backends import everywhere
+from recurrences_nn import random_state, resets
+
+from wmkernels.nn import CausalConv1d, Mamba
+
+SCANS = everywhere("selective_scan")
+
+
+def check_compiled(module, inputs, bounds=None):
+    """Outputs, state and gradients in one graph, forward and backward."""
+    reset = resets(*inputs.shape[:2], inputs.device)
+    rows = len(inputs) if bounds is None else len(bounds) - 1
+    state = {name: value.requires_grad_() for name, value in random_state(module, rows).items()}
+
+    def run(call):
+        outputs, last = call(inputs, state, reset, cu_seqlens=bounds)
+        loss = outputs.square().sum() + sum(value.sin().sum() for value in last.values())
+        return outputs, last, torch.autograd.grad(loss, [*state.values(), *module.parameters()])
+
+    torch._dynamo.reset()
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(run(compiled), run(module))
+
+
+@SCANS
+def test_it_compiles_in_one_graph(place):
+    module = Mamba(8, d_state=4, backend=place.backend, device=place.device)
+    check_compiled(module, torch.randn(2, 10, 8, device=place.device))
+
+
+@everywhere("selective_scan", kernels_only=True)
+def test_packed_sequences_compile_in_one_graph(place):
+    module = Mamba(8, d_state=4, backend=place.backend, device=place.device)
+    bounds = torch.tensor([0, 4, 4, 10], device=place.device)
+    check_compiled(module, torch.randn(1, 10, 8, device=place.device), bounds)
+
+
+def test_the_packed_convolution_compiles_in_one_graph():
+    check_compiled(CausalConv1d(8), torch.randn(1, 10, 8), torch.tensor([0, 4, 4, 10]))
+
+
+@SCANS
+def test_a_step_compiles_in_one_graph(place):
+    module = Mamba(8, d_state=4, backend=place.backend, device=place.device)
+    inputs, state = torch.randn(2, 8, device=place.device), random_state(module, 2)
+    reset = torch.tensor([True, False], device=place.device)
+    torch._dynamo.reset()
+    compiled = torch.compile(module.step, fullgraph=True, backend="aot_eager")
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(inputs, state, reset), module.step(inputs, state, reset))
