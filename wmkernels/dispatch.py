@@ -132,6 +132,8 @@ def _default_backend(op: str, device_type: str, device_index: int | None, state:
 def _choose(op: str, device_type: str, device_index: int | None, requested: str | None, large_state: int) -> str:
     if requested is None:
         return _default_backend(op, device_type, device_index, large_state)
+    if not large_state and not _device_reasons(op, requested, device_type, device_index):
+        return requested  # cached: a step is counted in microseconds
     device = torch.device(device_type) if device_index is None else torch.device(device_type, device_index)
     found = {b: reasons(op, b, device, large_state) for b in dict.fromkeys((*BACKENDS, requested))}
     if not found[requested]:
