@@ -51,8 +51,9 @@ def resolve(name: str) -> str:
     if module in _MOVED and rest in ENVIRONMENTS:
         warnings.warn(f"environment {name!r} is {NAMESPACE}/{rest} now", FutureWarning, stacklevel=2)
         rest = f"{NAMESPACE}/{rest}"
-    if rest.removeprefix(f"{NAMESPACE}/") in ENVIRONMENTS and rest.startswith(f"{NAMESPACE}/"):
-        module = ENVIRONMENTS[rest.removeprefix(f"{NAMESPACE}/")][0].partition(":")[0]  # tells which package is missing
+    own = rest.removeprefix(f"{NAMESPACE}/")
+    if own != rest and own in ENVIRONMENTS:
+        module = ENVIRONMENTS[own][0].partition(":")[0]  # its import tells which package is missing
     if module:
         try:
             importlib.import_module(module)
