@@ -228,7 +228,7 @@ def has_race_without(cuda, case, barrier):
 def test_a_race_is_found_that_changes_no_result_here(cuda):
     """Shuffles lie between the reads of step sizes and the writes of y, so no order of threads shows this."""
     barriers = barriers_of(ROOT / "csrc" / "cuda" / "selective_scan" / "selective_scan_forward_kernel.cuh")
-    (barrier,) = (place for place, line in barriers.items() if "have read the step sizes" in line)
+    (barrier,) = (barrier for barrier, line in barriers.items() if "step sizes have been read" in line)
     assert has_race_without(cuda, "full scan torch.float32", barrier)
 
 
