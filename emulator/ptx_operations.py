@@ -279,14 +279,16 @@ def _space(emit: Emit) -> str:
 
 def load(emit: Emit, operands: list[str]) -> list[str]:
     """ld: parameters, global or shared; scalar or vector."""
-    target, place = operands
+    target, operand = operands
     kind = emit.type
     if "param" in emit.parts:
-        base, _ = _address(place)
+        base, _ = _address(operand)
         return emit.write(target, f"B.parameter({base!r}, np.{TYPES[kind].name})", kind)
     names = _names(target)
     size = TYPES[kind].itemsize
-    lines = [f"T = B.load({_space(emit)!r}, {_address_expression(emit, place)}, {emit.active()}, {size * len(names)})"]
+    lines = [
+        f"T = B.load({_space(emit)!r}, {_address_expression(emit, operand)}, {emit.active()}, {size * len(names)})"
+    ]
     for i, name in enumerate(names):
         lines += emit.write(name, f"T[:, {size * i}:{size * (i + 1)}].copy().view(np.{TYPES[kind].name})[:, 0]", kind)
     return lines
@@ -294,7 +296,7 @@ def load(emit: Emit, operands: list[str]) -> list[str]:
 
 def store(emit: Emit, operands: list[str]) -> list[str]:
     """st: global or shared."""
-    place, source = operands
+    operand, source = operands
     size = TYPES[emit.type].itemsize
     columns = []
     for name in _names(source):
@@ -304,7 +306,7 @@ def store(emit: Emit, operands: list[str]) -> list[str]:
         )
         columns.append(f"np.ascontiguousarray({value}).view(np.uint8).reshape(-1, {size})")
     content = columns[0] if len(columns) == 1 else f"np.concatenate([{', '.join(columns)}], 1)"
-    return [f"B.store({_space(emit)!r}, {_address_expression(emit, place)}, {emit.active()}, {content})"]
+    return [f"B.store({_space(emit)!r}, {_address_expression(emit, operand)}, {emit.active()}, {content})"]
 
 
 def load_matrix(emit: Emit, operands: list[str]) -> list[str]:

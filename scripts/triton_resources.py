@@ -207,8 +207,8 @@ def measure(only: str, architectures: tuple[int, ...], dump: Path | None) -> lis
             for kernel, warps, compiled in made:
                 seen[kernel] += 1
                 name = kernel if seen[kernel] == 1 else f"{kernel} {seen[kernel]}"
-                place = dump / f"{case}-{name}-{architecture}".replace(" ", "_") if dump else None
-                used = resources(compiled, place)
+                stem = dump / f"{case}-{name}-{architecture}".replace(" ", "_") if dump else None
+                used = resources(compiled, stem)
                 rows.append({"arch": architecture, "case": case, "kernel": name, "warps": warps, **used})
     return rows
 

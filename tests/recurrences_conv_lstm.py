@@ -53,8 +53,8 @@ class ConvLSTMRecurrence(Recurrence):
         if configuration["bias"]:
             parameters["bias"] = normal(4 * hidden)
         if configuration["peephole"]:
-            places = size if configuration["peephole"] == "position" else []
-            parameters["peephole"] = normal(3, hidden, *places, scale=0.5)
+            positions = size if configuration["peephole"] == "position" else []
+            parameters["peephole"] = normal(3, hidden, *positions, scale=0.5)
         state = (normal(batch, hidden, *size).tanh(), normal(batch, hidden, *size, kind=state_dtype(dtype)))
         return Example(configuration, {"x": normal(batch, time, inputs, *SIZE)}, parameters, state)
 

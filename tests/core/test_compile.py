@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from backends import everywhere
+from backends import on_every_target
 from test_gradients import SMALL, every_op
 from torch._dynamo.testing import CompileCounterWithBackend
 
@@ -10,7 +10,7 @@ import wmkernels
 
 # PyTorch's own tracing of an autograd.Function.
 pytestmark = pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
-every_place = everywhere("selective_scan")
+every_target = on_every_target("selective_scan")
 # Inductor's own code is not what is under test: the graphs and their fakes are, which this backend runs as they are.
 GRAPHS = "aot_eager"
 
@@ -27,65 +27,65 @@ def results(run, leaves):
 
 
 @every_op
-@every_place
+@every_target
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_fullgraph_forward_and_backward(op, place, dtype):
-    problem = SMALL[op](place.device, dtype)
+def test_fullgraph_forward_and_backward(op, target, dtype):
+    problem = SMALL[op](target.device, dtype)
 
     def run(values):
-        return problem.function(**values, **problem.options, backend=place.backend)
+        return problem.function(**values, **problem.options, backend=target.backend)
 
     compiled = torch.compile(run, fullgraph=True, backend=GRAPHS)
     torch.testing.assert_close(results(compiled, problem.leaves()), results(run, problem.leaves()))
 
 
 @every_op
-@every_place
-def test_inference_under_no_grad(op, place):
-    problem = SMALL[op](place.device, torch.float32)
+@every_target
+def test_inference_under_no_grad(op, target):
+    problem = SMALL[op](target.device, torch.float32)
 
     def run(values):
-        return problem.function(**values, **problem.options, backend=place.backend)
+        return problem.function(**values, **problem.options, backend=target.backend)
 
     compiled = torch.compile(run, fullgraph=True, backend=GRAPHS)
     with torch.no_grad():
         torch.testing.assert_close(compiled(problem.tensors), run(problem.tensors), rtol=0, atol=0)
 
 
-@everywhere("selective_scan", kernels_only=True)
+@on_every_target("selective_scan", kernels_only=True)
 @pytest.mark.parametrize("op", ["selective_scan", "linear_scan"])
-def test_dynamic_shapes_with_backward(op, place):
+def test_dynamic_shapes_with_backward(op, target):
     make = SMALL[op]
-    problem = make(place.device, torch.float32)
+    problem = make(target.device, torch.float32)
     graphs = CompileCounterWithBackend(GRAPHS)
 
     def run(values):
-        return problem.function(**values, **problem.options, backend=place.backend)
+        return problem.function(**values, **problem.options, backend=target.backend)
 
     compiled = torch.compile(run, fullgraph=True, dynamic=True, backend=graphs)
     # The first sizes are all different: Dynamo takes equal ones for one symbol.
     for time, batch in ((9, 5), (5, 2), (130, 4), (64, 3)):
         if op == "selective_scan":
-            other = make(place.device, torch.float32, batch=batch, time=time)
+            other = make(target.device, torch.float32, batch=batch, time=time)
         else:
-            other = make(place.device, torch.float32)
+            other = make(target.device, torch.float32)
             stretch = {k: v.repeat(1, 1, time) for k, v in other.tensors.items() if v.dim() == 3}
             other.tensors = other.tensors | stretch
         torch.testing.assert_close(results(compiled, other.leaves()), results(run, other.leaves()))
     assert graphs.frame_count == 1, f"compiled {graphs.frame_count} times for four shapes"
 
 
-@everywhere("selective_scan", kernels_only=True)
-def test_resets_and_packing_compile(place):
-    problem = SMALL["selective_scan"](place.device, torch.float32)
+@on_every_target("selective_scan", kernels_only=True)
+def test_resets_and_packing_compile(target):
+    problem = SMALL["selective_scan"](target.device, torch.float32)
     x = {k: v[:1] if v.dim() == 3 else v for k, v in problem.tensors.items() if v is not None}
     x["initial_state"] = problem.tensors["initial_state"]
-    reset = torch.tensor([[False, False, True, False]], device=place.device)
-    bounds = torch.tensor([0, 1, 4], device=place.device)
+    reset = torch.tensor([[False, False, True, False]], device=target.device)
+    bounds = torch.tensor([0, 1, 4], device=target.device)
 
     def run(values):
         return wmkernels.selective_scan(
-            **values, reset=reset, cu_seqlens=bounds, return_last_state=True, backend=place.backend
+            **values, reset=reset, cu_seqlens=bounds, return_last_state=True, backend=target.backend
         )
 
     leaves = [{k: v.clone().requires_grad_() for k, v in x.items()} for _ in range(2)]
@@ -93,9 +93,9 @@ def test_resets_and_packing_compile(place):
     torch.testing.assert_close(results(compiled, leaves[0]), results(run, leaves[1]))
 
 
-@everywhere("selective_step", kernels_only=True)
-def test_the_in_place_update_compiles(place):
-    x = dict(SMALL["selective_step"](place.device, torch.float32).tensors)
+@on_every_target("selective_step", kernels_only=True)
+def test_the_in_place_update_compiles(target):
+    x = dict(SMALL["selective_step"](target.device, torch.float32).tensors)
     state = x.pop("state")
     x["x"], x["dt"], x["dt_bias"] = x.pop("u"), x.pop("delta"), x.pop("delta_bias")
 
@@ -111,13 +111,13 @@ def test_the_in_place_update_compiles(place):
 
 
 @every_op
-@everywhere("selective_scan", kernels_only=True)
-def test_compiled_func_grad_works_or_raises(op, place):
-    problem = SMALL[op](place.device, torch.float32)
+@on_every_target("selective_scan", kernels_only=True)
+def test_compiled_func_grad_works_or_raises(op, target):
+    problem = SMALL[op](target.device, torch.float32)
 
     def gradient(values):
         def loss(x):
-            return sum(y.square().sum() for y in problem.function(**x, **problem.options, backend=place.backend))
+            return sum(y.square().sum() for y in problem.function(**x, **problem.options, backend=target.backend))
 
         return torch.func.grad(loss)(values)
 
@@ -132,12 +132,12 @@ def test_compiled_func_grad_works_or_raises(op, place):
 
 
 @every_op
-@everywhere("selective_scan", kernels_only=True)
-def test_a_compiled_second_derivative_raises(op, place):
-    problem = SMALL[op](place.device, torch.float32)
+@on_every_target("selective_scan", kernels_only=True)
+def test_a_compiled_second_derivative_raises(op, target):
+    problem = SMALL[op](target.device, torch.float32)
 
     def run(values):
-        return problem.function(**values, **problem.options, backend=place.backend)[0].square().sum()
+        return problem.function(**values, **problem.options, backend=target.backend)[0].square().sum()
 
     compiled = torch.compile(run, fullgraph=True, backend=GRAPHS)
     leaves = problem.leaves()
@@ -147,13 +147,13 @@ def test_a_compiled_second_derivative_raises(op, place):
 
 
 @every_op
-@everywhere("selective_scan", kernels_only=True)
-def test_export(op, place):
-    problem = SMALL[op](place.device, torch.float32)
+@on_every_target("selective_scan", kernels_only=True)
+def test_export(op, target):
+    problem = SMALL[op](target.device, torch.float32)
 
     class Module(torch.nn.Module):
         def forward(self, values):
-            return problem.function(**values, **problem.options, backend=place.backend)
+            return problem.function(**values, **problem.options, backend=target.backend)
 
     tensors = {k: v for k, v in problem.tensors.items() if v is not None}
     program = torch.export.export(Module(), (tensors,))

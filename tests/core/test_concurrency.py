@@ -6,7 +6,7 @@ import threading
 
 import pytest
 import torch
-from backends import everywhere
+from backends import on_every_target
 from problems import Problem, few_channels
 from test_gradients import SMALL, every_op
 
@@ -92,12 +92,12 @@ def assert_bitwise(one, other):
 
 
 @every_problem
-@everywhere("selective_scan", kernels_only=True)
-def test_run_after_run(name, place):
-    problem = PROBLEMS[name](place.device)
-    first = problem.solve(place.backend)
+@on_every_target("selective_scan", kernels_only=True)
+def test_run_after_run(name, target):
+    problem = PROBLEMS[name](target.device)
+    first = problem.solve(target.backend)
     for _ in range(3):
-        assert_bitwise(problem.solve(place.backend), first)
+        assert_bitwise(problem.solve(target.backend), first)
 
 
 @every_problem
@@ -122,17 +122,17 @@ def test_the_same_whatever_the_layout(op, dtype):
     assert_bitwise(permuted.solve("cpu"), plain)
 
 
-@everywhere("selective_scan", kernels_only=True)
-def test_several_python_threads_at_once(place):
-    problems = [PROBLEMS[name](place.device) for name in ("scan", "packed scan", "linear scan")] * 2
-    expected = [problem.solve(place.backend) for problem in problems]
+@on_every_target("selective_scan", kernels_only=True)
+def test_several_python_threads_at_once(target):
+    problems = [PROBLEMS[name](target.device) for name in ("scan", "packed scan", "linear scan")] * 2
+    expected = [problem.solve(target.backend) for problem in problems]
     found = [None] * len(problems)
     barrier = threading.Barrier(len(problems))
 
     def work(index):
         barrier.wait()
         for _ in range(5):
-            found[index] = problems[index].solve(place.backend)
+            found[index] = problems[index].solve(target.backend)
 
     workers = [threading.Thread(target=work, args=(index,)) for index in range(len(problems))]
     for worker in workers:

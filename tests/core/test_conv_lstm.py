@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from backends import everywhere, instruction_sets
+from backends import instruction_sets, on_every_target
 from conv_lstm_problems import SMALL, conv_lstms, small_conv_lstm
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -78,25 +78,25 @@ def by_numbers(x, weight_ih, weight_hh, bias, peephole, h, c, reset, stride, dil
     return outputs, h, c
 
 
-@everywhere("conv_lstm")
+@on_every_target("conv_lstm")
 @pytest.mark.parametrize(("stride", "dilation"), [(1, 1), (2, 1), (1, 2), (3, 2)])
-def test_the_equations_one_number_at_a_time(place, stride, dilation):
-    tensors = small_conv_lstm(place.device).tensors
-    tensors["reset"] = torch.tensor([[False, True], [True, False], [False, False]], device=place.device)
+def test_the_equations_one_number_at_a_time(target, stride, dilation):
+    tensors = small_conv_lstm(target.device).tensors
+    tensors["reset"] = torch.tensor([[False, True], [True, False], [False, False]], device=target.device)
     size = [math.ceil(side / stride) for side in (4, 5)]
     state = {name: tensors[name][..., : size[0], : size[1]] for name in ("h", "c")}
-    found = small_conv_lstm(place.device).function(
-        **tensors | state, stride=stride, dilation=dilation, backend=place.backend
+    found = small_conv_lstm(target.device).function(
+        **tensors | state, stride=stride, dilation=dilation, backend=target.backend
     )
     on_cpu = {name: x.cpu() for name, x in (tensors | state).items()}
     expected = by_numbers(**on_cpu, stride=stride, dilation=dilation)
     torch.testing.assert_close([x.cpu() for x in found], list(expected), rtol=1e-12, atol=1e-12)
 
 
-@everywhere("conv_lstm", without=("reference",))
+@on_every_target("conv_lstm", without=("reference",))
 @given(data=st.data())
-def test_the_kernel_is_as_accurate_as_the_reference(place, data):
-    assert_as_accurate_as_the_reference(data.draw(conv_lstms(device=place.device)), place.backend)
+def test_the_kernel_is_as_accurate_as_the_reference(target, data):
+    assert_as_accurate_as_the_reference(data.draw(conv_lstms(device=target.device)), target.backend)
 
 
 @pytest.mark.parametrize("level", instruction_sets())
@@ -108,17 +108,17 @@ def test_every_instruction_set(level, data):
         assert_as_accurate_as_the_reference(problem, "cpu")
 
 
-@everywhere("conv_lstm", kernels_only=True)
+@on_every_target("conv_lstm", kernels_only=True)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(
     ("channels", "size"), [((40, 35), (3, 3)), ((3, 2), (2, 150)), ((50, 16), (6, 1)), ((2, 18), (4, 140))]
 )
-def test_more_channels_or_columns_than_a_block_holds(place, dtype, channels, size):
-    problem = small_conv_lstm(place.device, dtype)
+def test_more_channels_or_columns_than_a_block_holds(target, dtype, channels, size):
+    problem = small_conv_lstm(target.device, dtype)
     inputs, hidden = channels
 
     def normal(*shape, kind=dtype):
-        return (0.2 * torch.randn(shape, dtype=torch.float64)).to(kind).to(place.device)
+        return (0.2 * torch.randn(shape, dtype=torch.float64)).to(kind).to(target.device)
 
     state = state_dtype(dtype)
     problem.tensors = {
@@ -128,19 +128,19 @@ def test_more_channels_or_columns_than_a_block_holds(place, dtype, channels, siz
         "peephole": normal(3, hidden, *size, kind=state),
         "h": normal(2, hidden, *size),
         "c": normal(2, hidden, *size, kind=state),
-        "reset": torch.tensor([[False, False], [False, True]], device=place.device),
+        "reset": torch.tensor([[False, False], [False, True]], device=target.device),
     }
     for keep_gates in (True, False):
         problem.options = {"keep_gates": keep_gates}
-        assert_as_accurate_as_the_reference(problem, place.backend)
+        assert_as_accurate_as_the_reference(problem, target.backend)
 
 
-@everywhere("conv_lstm")
+@on_every_target("conv_lstm")
 @few
 @given(data=st.data())
-def test_gradients_by_finite_differences(place, data):
-    problem = data.draw(conv_lstms([torch.float64], place.device, max_time=3, max_size=4, channels=[1, 2, 9]))
-    run, values = as_function(problem, place.backend)
+def test_gradients_by_finite_differences(target, data):
+    problem = data.draw(conv_lstms([torch.float64], target.device, max_time=3, max_size=4, channels=[1, 2, 9]))
+    run, values = as_function(problem, target.backend)
     assert gradcheck(run, values, check_undefined_grad=False, **FAST)
 
 
@@ -154,34 +154,34 @@ def as_function(problem, backend):
     return run, [x.detach().clone(memory_format=torch.preserve_format).requires_grad_() for x in leaves.values()]
 
 
-@everywhere("conv_lstm")
+@on_every_target("conv_lstm")
 @pytest.mark.parametrize("keep_gates", [True, False])
-def test_undefined_gradients_are_zeros(place, keep_gates):
-    run, values = as_function(small_conv_lstm(place.device, time=2, keep_gates=keep_gates), place.backend)
+def test_undefined_gradients_are_zeros(target, keep_gates):
+    run, values = as_function(small_conv_lstm(target.device, time=2, keep_gates=keep_gates), target.backend)
     assert gradcheck(run, values, check_undefined_grad=True, **FAST)
 
 
 @every_call
-@everywhere("conv_lstm")
-def test_only_the_gradients_asked_for(op, place):
-    problem = SMALL[op](place.device)
+@on_every_target("conv_lstm")
+def test_only_the_gradients_asked_for(op, target):
+    problem = SMALL[op](target.device)
     everything = problem.leaves()
     expected = torch.autograd.grad(
-        sum(x.square().sum() for x in problem.call(place.backend, everything)), [*everything.values()]
+        sum(x.square().sum() for x in problem.call(target.backend, everything)), [*everything.values()]
     )
     for (name, x), gradient in zip(everything.items(), expected, strict=True):
         alone = {k: v.detach() for k, v in everything.items()} | {name: x.detach().requires_grad_()}
-        sum(y.square().sum() for y in problem.call(place.backend, alone)).backward()
+        sum(y.square().sum() for y in problem.call(target.backend, alone)).backward()
         torch.testing.assert_close(alone[name].grad, gradient)
         assert all(v.grad is None for k, v in alone.items() if k != name)
 
 
 @every_call
-@everywhere("conv_lstm", kernels_only=True)
-def test_a_second_backward_says_that_it_cannot(op, place):
-    problem = SMALL[op](place.device)
+@on_every_target("conv_lstm", kernels_only=True)
+def test_a_second_backward_says_that_it_cannot(op, target):
+    problem = SMALL[op](target.device)
     leaves = problem.leaves()
-    output = problem.call(place.backend, leaves)[0]
+    output = problem.call(target.backend, leaves)[0]
     (grad,) = torch.autograd.grad(output.sum(), [leaves["x"]], create_graph=True)
     with pytest.raises(RuntimeError, match=r"conv_lstm: the gradient of its gradient.*backend=\"reference\""):
         (output.sum() + grad.square().sum()).backward()
@@ -198,46 +198,46 @@ def test_the_chunked_form_has_second_derivatives(keep_gates):
     assert gradgradcheck(*as_function(problem, "chunked"), **FAST)
 
 
-@everywhere("conv_lstm")
+@on_every_target("conv_lstm")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_h_is_rounded_before_it_recurs_and_c_is_not(place, dtype):
-    tensors = small_conv_lstm(place.device, dtype, time=6).tensors
-    outputs, h, c = small_conv_lstm(place.device).function(**tensors, backend=place.backend)
+def test_h_is_rounded_before_it_recurs_and_c_is_not(target, dtype):
+    tensors = small_conv_lstm(target.device, dtype, time=6).tensors
+    outputs, h, c = small_conv_lstm(target.device).function(**tensors, backend=target.backend)
     assert outputs.dtype == h.dtype == dtype
     assert c.dtype == torch.float32
     weights = {k: v for k, v in tensors.items() if k not in ("x", "h", "c")}
     state = (tensors["h"], tensors["c"])
     for t, x in enumerate(tensors["x"]):
-        output, state = wmkernels.conv_lstm_step(x, state, **weights, backend=place.backend)
+        output, state = wmkernels.conv_lstm_step(x, state, **weights, backend=target.backend)
         torch.testing.assert_close(output, outputs[t], rtol=2 * torch.finfo(dtype).eps, atol=1e-6)
     torch.testing.assert_close(state[1], c, rtol=1e-3, atol=1e-4)
 
 
-@everywhere("conv_lstm")
-def test_autocast_casts_as_a_convolution_does_and_leaves_the_cell_wide(place):
-    tensors = small_conv_lstm(place.device, torch.float32).tensors
+@on_every_target("conv_lstm")
+def test_autocast_casts_as_a_convolution_does_and_leaves_the_cell_wide(target):
+    tensors = small_conv_lstm(target.device, torch.float32).tensors
     leaves = {k: v.clone().requires_grad_() for k, v in tensors.items()}
-    run = small_conv_lstm(place.device).function
-    with torch.autocast(place.device, torch.bfloat16):
-        out, h, c = run(**leaves, backend=place.backend)
+    run = small_conv_lstm(target.device).function
+    with torch.autocast(target.device, torch.bfloat16):
+        out, h, c = run(**leaves, backend=target.backend)
     assert out.dtype == h.dtype == torch.bfloat16
     assert c.dtype == torch.float32
     narrow = {k: v.bfloat16() if k in ("x", "weight_ih", "weight_hh", "h") else v for k, v in tensors.items()}
-    expected = run(**narrow, backend=place.backend)
+    expected = run(**narrow, backend=target.backend)
     torch.testing.assert_close([out, h, c], list(expected), rtol=0, atol=0)
     (out.float().sum() + c.sum()).backward()
     assert all(x.grad.dtype == torch.float32 and x.grad.isfinite().all() for x in leaves.values())
     doubles = {k: v.double() for k, v in tensors.items()}
-    with torch.autocast(place.device, torch.bfloat16):
-        assert run(**doubles, backend=place.backend)[0].dtype == torch.float64
+    with torch.autocast(target.device, torch.bfloat16):
+        assert run(**doubles, backend=target.backend)[0].dtype == torch.float64
 
 
-@everywhere("conv_lstm", kernels_only=True)
+@on_every_target("conv_lstm", kernels_only=True)
 @pytest.mark.parametrize("keep_gates", [True, False])
-def test_what_a_training_step_keeps(place, keep_gates):
-    problem = small_conv_lstm(place.device, torch.float32, keep_gates=keep_gates)
+def test_what_a_training_step_keeps(target, keep_gates):
+    problem = small_conv_lstm(target.device, torch.float32, keep_gates=keep_gates)
     problem.tensors = {k: v for k, v in problem.tensors.items() if not k.startswith("peep")}
-    problem.tensors["x"] = torch.randn(20, 2, 3, 4, 5, device=place.device)
+    problem.tensors["x"] = torch.randn(20, 2, 3, 4, 5, device=target.device)
     leaves = problem.leaves()
     own = {x.untyped_storage().data_ptr() for x in leaves.values()}
     kept = {}
@@ -249,36 +249,36 @@ def test_what_a_training_step_keeps(place, keep_gates):
         return x
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
-        out = problem.call(place.backend, leaves)[0]
+        out = problem.call(target.backend, leaves)[0]
     h_and_c = 2 * out.numel() * 4
     # Beside x itself: every h, every c, and where they are kept four gates for each.
     assert sum(kept.values()) == h_and_c * (3 if keep_gates else 1)
 
 
-@everywhere("conv_lstm", kernels_only=True)
+@on_every_target("conv_lstm", kernels_only=True)
 @given(data=st.data())
 @few
-def test_threads_change_nothing_but_the_order_of_sums(place, data):
-    problem = data.draw(conv_lstms([torch.float64], place.device, max_size=12))
+def test_threads_change_nothing_but_the_order_of_sums(target, data):
+    problem = data.draw(conv_lstms([torch.float64], target.device, max_size=12))
     with torch_threads(1):
-        alone = problem.solve(place.backend)
+        alone = problem.solve(target.backend)
     for threads in (2, 3):
         with torch_threads(threads):
-            together, again = problem.solve(place.backend), problem.solve(place.backend)
+            together, again = problem.solve(target.backend), problem.solve(target.backend)
         for name, expected in alone.items():
             assert torch.equal(together[name], again[name]), name
             torch.testing.assert_close(together[name], expected, rtol=1e-10, atol=1e-10)
 
 
-@everywhere("conv_lstm")
+@on_every_target("conv_lstm")
 @pytest.mark.parametrize(("time", "batch"), [(0, 2), (3, 0), (0, 0)])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_nothing_in_the_right_nothing_out(place, time, batch, dtype):
-    problem = small_conv_lstm(place.device, dtype)
+def test_nothing_in_the_right_nothing_out(target, time, batch, dtype):
+    problem = small_conv_lstm(target.device, dtype)
     cut = {"x": (slice(time), slice(batch)), "h": (slice(batch),), "c": (slice(batch),)}
     problem.tensors = {k: v[cut[k]] if k in cut else v for k, v in problem.tensors.items()}
     leaves = problem.leaves()
-    out, h, c = problem.call(place.backend, leaves)
+    out, h, c = problem.call(target.backend, leaves)
     assert out.shape == (time, batch, 2, 4, 5)
     assert out.dtype == dtype
     assert torch.equal(h, leaves["h"])
@@ -293,20 +293,20 @@ def test_nothing_in_the_right_nothing_out(place, time, batch, dtype):
         else:
             assert gradient is None or ((gradient == 0).all() and gradient.shape == leaf.shape)
     without = {k: v for k, v in problem.tensors.items() if k not in ("h", "c")}
-    _, h, c = problem.function(**without, backend=place.backend)
+    _, h, c = problem.function(**without, backend=target.backend)
     assert (h == 0).all() and (c == 0).all()
 
 
-@everywhere("conv_lstm")
+@on_every_target("conv_lstm")
 @pytest.mark.parametrize("size", [1, 4, 5, 6, 7])
 @pytest.mark.parametrize("stride", [1, 2, 3])
 @pytest.mark.parametrize("kernel", [1, 2, 3, 4])
-def test_padding_same_is_that_of_keras(place, size, stride, kernel):
+def test_padding_same_is_that_of_keras(target, size, stride, kernel):
     """ceil(size / stride) numbers, and where zeros do not come in pairs the odd one is behind (Keras' Conv2D)."""
-    x = torch.randn(1, 1, 1, 1, size, dtype=torch.float64, device=place.device)
-    weight_ih = torch.randn(4, 1, 1, kernel, dtype=torch.float64, device=place.device)
-    weight_hh = torch.zeros(4, 1, 1, 1, dtype=torch.float64, device=place.device)
-    outputs, _ = wmkernels.conv_lstm(x, weight_ih, weight_hh, stride=stride, backend=place.backend)
+    x = torch.randn(1, 1, 1, 1, size, dtype=torch.float64, device=target.device)
+    weight_ih = torch.randn(4, 1, 1, kernel, dtype=torch.float64, device=target.device)
+    weight_hh = torch.zeros(4, 1, 1, 1, dtype=torch.float64, device=target.device)
+    outputs, _ = wmkernels.conv_lstm(x, weight_ih, weight_hh, stride=stride, backend=target.backend)
     count = -(-size // stride)
     total = max((count - 1) * stride + kernel - size, 0)
     padded = F.pad(x[0, 0], (total // 2, total - total // 2))

@@ -4,7 +4,7 @@ import multiprocessing
 
 import pytest
 import torch
-from backends import everywhere
+from backends import on_every_target
 from conv_lstm_problems import SMALL, small_conv_lstm
 from problems import DTYPES
 from test_compile import GRAPHS, results
@@ -17,8 +17,8 @@ import wmkernels
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 every_call = pytest.mark.parametrize("op", list(SMALL))
-every_place = everywhere("conv_lstm")
-every_kernel = everywhere("conv_lstm", kernels_only=True)
+every_target = on_every_target("conv_lstm")
+every_kernel = on_every_target("conv_lstm", kernels_only=True)
 
 
 @pytest.fixture(autouse=True)
@@ -33,11 +33,11 @@ def fresh(compiler):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("layout", "keep"), [("contiguous", 2), ("permuted", 1)])
 @pytest.mark.parametrize("use", ["inference", "forward", "backward"])
-def test_the_ops_keep_what_they_promise(place, dtype, layout, keep, use):
-    inputs = dict(small_conv_lstm(place.device, dtype).tensors)
+def test_the_ops_keep_what_they_promise(target, dtype, layout, keep, use):
+    inputs = dict(small_conv_lstm(target.device, dtype).tensors)
     if layout == "permuted":
         inputs = {k: v.movedim(0, -1).contiguous().movedim(-1, 0) for k, v in inputs.items()}
-    reset = torch.rand(3, 2, device=place.device) < 0.3
+    reset = torch.rand(3, 2, device=target.device) < 0.3
     names = ("x", "weight_ih", "weight_hh", "bias", "peephole", "h", "c")
     given = [inputs[name] for name in names]
     if keep == 1:
@@ -45,17 +45,17 @@ def test_the_ops_keep_what_they_promise(place, dtype, layout, keep, use):
     options = ([1, 1], [1, 1, 0, 1], [1, 1])
     forward = torch.ops.wmkernels.conv_lstm_forward.default
     if use == "inference":
-        torch.library.opcheck(forward, (*given, reset, *options, 0, place.backend), test_utils=TRACING)
+        torch.library.opcheck(forward, (*given, reset, *options, 0, target.backend), test_utils=TRACING)
         return
     if use == "forward":
         wanting = [None if x is None else x.clone().requires_grad_() for x in given]
-        torch.library.opcheck(forward, (*wanting, reset, *options, keep, place.backend), test_utils=TRACING)
+        torch.library.opcheck(forward, (*wanting, reset, *options, keep, target.backend), test_utils=TRACING)
         return
-    out, h, c, cells, gates = forward(*given, reset, *options, keep, place.backend)
+    out, h, c, cells, gates = forward(*given, reset, *options, keep, target.backend)
     assert (gates.numel() > 0) == (keep == 2)
     backward = torch.ops.wmkernels.conv_lstm_backward.default
     cotangents = (torch.randn_like(out), torch.randn_like(h) if keep == 2 else None, torch.randn_like(c))
-    arguments = (*cotangents, *given, reset, out, cells, gates, *options, place.backend)
+    arguments = (*cotangents, *given, reset, out, cells, gates, *options, target.backend)
     torch.library.opcheck(backward, arguments, test_utils=TRACING)
     wanting = (*cotangents, given[0].clone().requires_grad_(), *arguments[4:])
     torch.library.opcheck(backward, wanting, test_utils=WITHOUT_AUTOGRAD)
@@ -64,20 +64,20 @@ def test_the_ops_keep_what_they_promise(place, dtype, layout, keep, use):
 # ---- torch.compile ----
 
 
-@every_place
-def test_fullgraph_forward_and_backward_of_a_step(place):
-    assert_compiles(SMALL["conv_lstm_step"](place.device, torch.float32), place)
+@every_target
+def test_fullgraph_forward_and_backward_of_a_step(target):
+    assert_compiles(SMALL["conv_lstm_step"](target.device, torch.float32), target)
 
 
 @every_kernel
-def test_fullgraph_forward_and_backward(place):
-    assert_compiles(small_conv_lstm(place.device, torch.bfloat16), place)
+def test_fullgraph_forward_and_backward(target):
+    assert_compiles(small_conv_lstm(target.device, torch.bfloat16), target)
 
 
-def assert_compiles(problem, place):
+def assert_compiles(problem, target):
 
     def run(values):
-        return problem.function(**values, stride=2, backend=place.backend)
+        return problem.function(**values, stride=2, backend=target.backend)
 
     for values in (problem.tensors, {k: v for k, v in problem.tensors.items() if k.startswith(("x", "w"))}):
         problem.tensors = {k: v[..., :2, :3] if k in ("h", "c") else v for k, v in values.items()}
@@ -88,11 +88,11 @@ def assert_compiles(problem, place):
 
 
 @every_kernel
-def test_compiled_func_grad_works_or_raises_and_a_second_derivative_raises(place):
-    problem = small_conv_lstm(place.device, torch.float32)
+def test_compiled_func_grad_works_or_raises_and_a_second_derivative_raises(target):
+    problem = small_conv_lstm(target.device, torch.float32)
 
     def loss(x):
-        return sum(y.square().sum() for y in problem.function(**x, backend=place.backend))
+        return sum(y.square().sum() for y in problem.function(**x, backend=target.backend))
 
     try:
         found = torch.compile(grad(loss), fullgraph=True, backend=GRAPHS)(problem.tensors)
@@ -111,42 +111,42 @@ def test_compiled_func_grad_works_or_raises_and_a_second_derivative_raises(place
 
 
 @every_call
-@every_place
-def test_func_grad_is_autograd(op, place):
-    problem = SMALL[op](place.device)
+@every_target
+def test_func_grad_is_autograd(op, target):
+    problem = SMALL[op](target.device)
     leaves = problem.leaves()
     expected = torch.autograd.grad(
-        sum(x.square().sum() for x in problem.call(place.backend, leaves)), [*leaves.values()]
+        sum(x.square().sum() for x in problem.call(target.backend, leaves)), [*leaves.values()]
     )
-    found = grad(lambda x: sum(y.square().sum() for y in problem.call(place.backend, x)))(problem.tensors)
+    found = grad(lambda x: sum(y.square().sum() for y in problem.call(target.backend, x)))(problem.tensors)
     torch.testing.assert_close([*found.values()], list(expected))
 
 
 @every_call
-@every_place
-def test_vmap_over_every_input_alone_and_all_together(op, place):
-    problem = SMALL[op](place.device)
+@every_target
+def test_vmap_over_every_input_alone_and_all_together(op, target):
+    problem = SMALL[op](target.device)
     tensors = problem.tensors
     many = {k: torch.stack([v, 0.5 * v], -1) for k, v in tensors.items()}
     for chosen in [[name] for name in tensors] + [list(tensors)]:
         dims = {k: -1 if k in chosen else None for k in tensors}
         values = {k: many[k] if k in chosen else tensors[k] for k in tensors}
-        found = vmap(lambda x: problem.call(place.backend, x), in_dims=(dims,))(values)
+        found = vmap(lambda x: problem.call(target.backend, x), in_dims=(dims,))(values)
         samples = [{k: many[k][..., i] if k in chosen else tensors[k] for k in tensors} for i in range(2)]
         expected = [
-            torch.stack(parts) for parts in zip(*(problem.call(place.backend, s) for s in samples), strict=True)
+            torch.stack(parts) for parts in zip(*(problem.call(target.backend, s) for s in samples), strict=True)
         ]
         torch.testing.assert_close(list(found), expected)
 
 
-@every_place
-def test_gradients_of_every_sample_and_every_reset(place):
-    problem = small_conv_lstm(place.device)
+@every_target
+def test_gradients_of_every_sample_and_every_reset(target):
+    problem = small_conv_lstm(target.device)
     many = {k: torch.stack([v, 0.5 * v]) for k, v in problem.tensors.items()}
-    resets = torch.tensor([[[0, 1], [0, 0], [1, 0]], [[0, 0], [1, 1], [0, 0]]], device=place.device).bool()
+    resets = torch.tensor([[[0, 1], [0, 0], [1, 0]], [[0, 0], [1, 1], [0, 0]]], device=target.device).bool()
 
     def loss(values, reset):
-        return sum(x.square().sum() for x in problem.call(place.backend, {**values, "reset": reset}))
+        return sum(x.square().sum() for x in problem.call(target.backend, {**values, "reset": reset}))
 
     found = vmap(grad(loss))(many, resets)
     for index in range(2):
@@ -154,36 +154,36 @@ def test_gradients_of_every_sample_and_every_reset(place):
         torch.testing.assert_close({k: v[index] for k, v in found.items()}, expected)
 
 
-@every_place
-def test_jacrev_is_the_jacobian(place):
-    problem = small_conv_lstm(place.device, time=2)
+@every_target
+def test_jacrev_is_the_jacobian(target):
+    problem = small_conv_lstm(target.device, time=2)
     tensors = {k: v[..., :2, :2] if k in ("x", "h", "c") else v for k, v in problem.tensors.items()}
 
     def run(bias):
-        return problem.call(place.backend, {**tensors, "bias": bias})[0]
+        return problem.call(target.backend, {**tensors, "bias": bias})[0]
 
     expected = torch.autograd.functional.jacobian(run, tensors["bias"])
     torch.testing.assert_close(jacrev(run)(tensors["bias"]), expected)
 
 
 @every_kernel
-def test_second_derivatives_raise_under_func(place):
-    problem = small_conv_lstm(place.device)
+def test_second_derivatives_raise_under_func(target):
+    problem = small_conv_lstm(target.device)
 
     def loss(x):
-        return problem.call(place.backend, {**problem.tensors, "x": x})[0].square().sum()
+        return problem.call(target.backend, {**problem.tensors, "x": x})[0].square().sum()
 
     with pytest.raises(RuntimeError, match="the gradient of its gradient is not implemented"):
         grad(lambda x: grad(loss)(x).square().sum())(problem.tensors["x"])
 
 
-@every_place
-def test_activation_checkpointing_and_gradients_of_any_layout(place):
-    problem = small_conv_lstm(place.device)
+@every_target
+def test_activation_checkpointing_and_gradients_of_any_layout(target):
+    problem = small_conv_lstm(target.device)
     names = list(problem.leaves())
 
     def run(*values):
-        return problem.call(place.backend, dict(zip(names, values, strict=True)))
+        return problem.call(target.backend, dict(zip(names, values, strict=True)))
 
     leaves = [*problem.leaves().values()]
     outputs = run(*leaves)
@@ -320,37 +320,37 @@ ERRORS = {
 }
 
 
-@every_place
+@every_target
 @pytest.mark.parametrize("case", list(ERRORS))
-def test_bad_input_says_what_was_expected(place, case):
+def test_bad_input_says_what_was_expected(target, case):
     changes, error, message = ERRORS[case]
-    tensors = small_conv_lstm(place.device, torch.float32).tensors
+    tensors = small_conv_lstm(target.device, torch.float32).tensors
     moved = {
-        k: v.to(place.device) if getattr(v, "device", None) == torch.device("cpu") else v for k, v in changes.items()
+        k: v.to(target.device) if getattr(v, "device", None) == torch.device("cpu") else v for k, v in changes.items()
     }
     with pytest.raises(error) as caught:
-        small_conv_lstm(place.device).function(**{**tensors, **moved}, backend=place.backend)
+        small_conv_lstm(target.device).function(**{**tensors, **moved}, backend=target.backend)
     assert str(caught.value).startswith(f"conv_lstm: {message}") or (
         case in ("channels at the end", "another device") and message in str(caught.value)
     )
 
 
-@every_place
-def test_a_state_is_a_pair_and_a_step_names_itself(place):
-    tensors = small_conv_lstm(place.device, torch.float32).tensors
+@every_target
+def test_a_state_is_a_pair_and_a_step_names_itself(target):
+    tensors = small_conv_lstm(target.device, torch.float32).tensors
     weights = {k: v for k, v in tensors.items() if k.startswith("weight")}
     for state, held in ((tensors["h"], "a Tensor"), ((tensors["h"],), "1 values"), ("hc", "a str")):
         with pytest.raises(TypeError, match=rf"conv_lstm: state is {held}, expected a pair \(h, c\)"):
-            wmkernels.conv_lstm(tensors["x"], **weights, state=state, backend=place.backend)
+            wmkernels.conv_lstm(tensors["x"], **weights, state=state, backend=target.backend)
     with pytest.raises(ValueError, match=r"conv_lstm_step: x has shape \(3, 2, 3, 4, 5\), expected \(batch, channels,"):
-        wmkernels.conv_lstm_step(tensors["x"], None, **weights, backend=place.backend)
-    reset = torch.zeros(3, dtype=torch.bool, device=place.device)
+        wmkernels.conv_lstm_step(tensors["x"], None, **weights, backend=target.backend)
+    reset = torch.zeros(3, dtype=torch.bool, device=target.device)
     with pytest.raises(ValueError, match=r"conv_lstm_step: reset has shape \(3,\), expected \(batch=2\) to match x"):
-        wmkernels.conv_lstm_step(tensors["x"][0], None, **weights, reset=reset, backend=place.backend)
+        wmkernels.conv_lstm_step(tensors["x"][0], None, **weights, reset=reset, backend=target.backend)
     turned = tensors["x"].transpose(0, 1)
-    reset = torch.zeros(3, 2, dtype=torch.bool, device=place.device)
+    reset = torch.zeros(3, 2, dtype=torch.bool, device=target.device)
     with pytest.raises(ValueError, match=r"expected \(batch=2, time=3\).*batch_first=False takes x and reset"):
-        wmkernels.conv_lstm(turned, **weights, reset=reset, batch_first=True, backend=place.backend)
+        wmkernels.conv_lstm(turned, **weights, reset=reset, batch_first=True, backend=target.backend)
 
 
 @pytest.mark.parametrize("backend", ["triton", "tpu"])

@@ -2,17 +2,17 @@
 
 import pytest
 import torch
-from backends import everywhere
+from backends import on_every_target
 from problems import DTYPES
 from test_gradients import small_scan
 
 import wmkernels
 
-every_place = everywhere("selective_scan")
+every_target = on_every_target("selective_scan")
 
 
-def sized_scan(place, dtype, batch, channels, time, channel_last=False):
-    problem = small_scan(place.device, dtype, batch=batch, channels=channels, time=time)
+def sized_scan(target, dtype, batch, channels, time, channel_last=False):
+    problem = small_scan(target.device, dtype, batch=batch, channels=channels, time=time)
     if channel_last:
         problem.tensors = {
             k: v.transpose(1, 2) if k in ("u", "delta", "z", "B", "C") else v for k, v in problem.tensors.items()
@@ -21,15 +21,15 @@ def sized_scan(place, dtype, batch, channels, time, channel_last=False):
     return problem
 
 
-@every_place
+@every_target
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("sizes", [(0, 3, 4), (2, 3, 0), (2, 0, 4), (0, 0, 0)])
 @pytest.mark.parametrize("channel_last", [False, True])
-def test_selective_scan(place, dtype, sizes, channel_last):
+def test_selective_scan(target, dtype, sizes, channel_last):
     batch, channels, _ = sizes
-    problem = sized_scan(place, dtype, *sizes, channel_last)
+    problem = sized_scan(target, dtype, *sizes, channel_last)
     leaves = problem.leaves()
-    out, last = problem.call(place.backend, leaves)
+    out, last = problem.call(target.backend, leaves)
     assert out.shape == leaves["u"].shape
     assert out.dtype == dtype
     assert last.shape == (batch, channels, 2)
@@ -46,52 +46,52 @@ def test_selective_scan(place, dtype, sizes, channel_last):
             assert (gradient == 0).all()
 
 
-@every_place
-def test_without_an_initial_state_the_last_state_is_zero(place):
-    problem = small_scan(place.device, time=0)
+@every_target
+def test_without_an_initial_state_the_last_state_is_zero(target):
+    problem = small_scan(target.device, time=0)
     problem.tensors["initial_state"] = None
-    assert (problem.call(place.backend)[1] == 0).all()
+    assert (problem.call(target.backend)[1] == 0).all()
 
 
-@every_place
-def test_packed_sequences_without_a_step(place):
-    problem = small_scan(place.device, batch=1, time=0)
-    problem.tensors["cu_seqlens"] = torch.tensor([0, 0, 0, 0], device=place.device)
-    first = torch.randn(3, 3, 2, dtype=torch.float64, device=place.device)
+@every_target
+def test_packed_sequences_without_a_step(target):
+    problem = small_scan(target.device, batch=1, time=0)
+    problem.tensors["cu_seqlens"] = torch.tensor([0, 0, 0, 0], device=target.device)
+    first = torch.randn(3, 3, 2, dtype=torch.float64, device=target.device)
     problem.tensors["initial_state"] = first
-    out, last = problem.call(place.backend)
+    out, last = problem.call(target.backend)
     assert out.shape == (1, 3, 0)
     assert torch.equal(last, first)
 
 
-@every_place
-def test_packed_sequences_of_which_most_are_empty(place):
-    problem = small_scan(place.device, batch=1, time=4)
-    problem.tensors["cu_seqlens"] = torch.tensor([0, 0, 0, 4, 4], device=place.device)
-    first = torch.randn(4, 3, 2, dtype=torch.float64, device=place.device)
+@every_target
+def test_packed_sequences_of_which_most_are_empty(target):
+    problem = small_scan(target.device, batch=1, time=4)
+    problem.tensors["cu_seqlens"] = torch.tensor([0, 0, 0, 4, 4], device=target.device)
+    first = torch.randn(4, 3, 2, dtype=torch.float64, device=target.device)
     problem.tensors["initial_state"] = first
     leaves = problem.leaves()
-    out, last = problem.call(place.backend, leaves)
+    out, last = problem.call(target.backend, leaves)
     assert torch.equal(last[[0, 1, 3]], first[[0, 1, 3]])
     alone = {**leaves, "cu_seqlens": None, "initial_state": leaves["initial_state"][2:3]}
-    expected, expected_last = problem.call(place.backend, alone)
+    expected, expected_last = problem.call(target.backend, alone)
     assert torch.equal(out, expected)
     assert torch.equal(last[2:3], expected_last)
     (gradient,) = torch.autograd.grad(last.sum(), leaves["initial_state"])
     assert (gradient[[0, 1, 3]] == 1).all()
 
 
-@everywhere("linear_scan")
+@on_every_target("linear_scan")
 @pytest.mark.parametrize("shape", [(0, 3, 4), (2, 3, 0), (2, 0, 4), (0, 0), (3, 0)])
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("channel_last", [False, True])
-def test_linear_scan(place, shape, reverse, channel_last):
+def test_linear_scan(target, shape, reverse, channel_last):
     if channel_last:
         shape = (shape[0], shape[-1], *shape[1:-1])
-    gates, tokens = (torch.randn(shape, device=place.device, requires_grad=True) for _ in range(2))
+    gates, tokens = (torch.randn(shape, device=target.device, requires_grad=True) for _ in range(2))
     inner = (shape[0], *shape[2:]) if channel_last else shape[:-1]
-    first = torch.randn(inner, device=place.device, requires_grad=True)
-    options = {"reverse": reverse, "channel_last": channel_last, "return_last_state": True, "backend": place.backend}
+    first = torch.randn(inner, device=target.device, requires_grad=True)
+    options = {"reverse": reverse, "channel_last": channel_last, "return_last_state": True, "backend": target.backend}
     out, last = wmkernels.linear_scan(gates, tokens, first, **options)
     assert out.shape == shape
     assert torch.equal(last, first)
@@ -99,14 +99,14 @@ def test_linear_scan(place, shape, reverse, channel_last):
     assert first.grad is None or (first.grad == 1).all()
 
 
-@everywhere("selective_step")
+@on_every_target("selective_step")
 @pytest.mark.parametrize("sizes", [(0, 3), (2, 0)])
-def test_selective_step(place, sizes):
+def test_selective_step(target, sizes):
     batch, channels = sizes
-    state = torch.zeros(batch, channels, 2, device=place.device)
-    u, B = torch.zeros(sizes, device=place.device), torch.zeros(batch, 2, device=place.device)
-    A = torch.zeros(channels, 2, device=place.device, requires_grad=True)
-    out, after = wmkernels.selective_step(state, u, u, A, B, B, backend=place.backend)
+    state = torch.zeros(batch, channels, 2, device=target.device)
+    u, B = torch.zeros(sizes, device=target.device), torch.zeros(batch, 2, device=target.device)
+    A = torch.zeros(channels, 2, device=target.device, requires_grad=True)
+    out, after = wmkernels.selective_step(state, u, u, A, B, B, backend=target.backend)
     assert out.shape == sizes
     assert after.shape == state.shape
     (out.sum() + after.sum()).backward()

@@ -5,18 +5,18 @@ import re
 
 import pytest
 import torch
-from backends import everywhere, places
+from backends import on_every_target, targets
 from test_gradients import SMALL
 
 import wmkernels
 from wmkernels import dispatch
 from wmkernels.registry import OPS, op_names
 
-every_place = everywhere("selective_scan")
+every_target = on_every_target("selective_scan")
 
 
-def scan(place, **changes):
-    x = SMALL["selective_scan"](place.device, torch.float32).tensors | {"backend": place.backend} | changes
+def scan(target, **changes):
+    x = SMALL["selective_scan"](target.device, torch.float32).tensors | {"backend": target.backend} | changes
     return wmkernels.selective_scan(**x)
 
 
@@ -158,58 +158,58 @@ SCAN_ERRORS = {
 }
 
 
-@every_place
+@every_target
 @pytest.mark.parametrize("case", list(SCAN_ERRORS))
-def test_selective_scan(place, case):
+def test_selective_scan(target, case):
     changes, error, message = SCAN_ERRORS[case]
     moved = {
-        k: v.to(place.device) if isinstance(v, torch.Tensor) and v.device.type == "cpu" else v
+        k: v.to(target.device) if isinstance(v, torch.Tensor) and v.device.type == "cpu" else v
         for k, v in changes.items()
     }
     with pytest.raises(error, match=f"selective_scan: {re.escape(message)}"):
-        scan(place, **moved)
+        scan(target, **moved)
 
 
-@every_place
-def test_groups_of_B_and_C(place):
-    x = SMALL["selective_scan"](place.device, torch.float32, channels=6).tensors
-    x["B"], x["C"] = torch.zeros(2, 2, 2, 4, device=place.device), torch.zeros(2, 3, 2, 4, device=place.device)
+@every_target
+def test_groups_of_B_and_C(target):
+    x = SMALL["selective_scan"](target.device, torch.float32, channels=6).tensors
+    x["B"], x["C"] = torch.zeros(2, 2, 2, 4, device=target.device), torch.zeros(2, 3, 2, 4, device=target.device)
     with pytest.raises(
         ValueError, match="selective_scan: B has 2 groups and C has 3, expected as many in both, or one"
     ):
-        wmkernels.selective_scan(**x, backend=place.backend)
+        wmkernels.selective_scan(**x, backend=target.backend)
 
 
-@every_place
+@every_target
 @pytest.mark.parametrize("bounds", [[1, 4], [0, 3], [0, 3, 2, 4], [0, 5], [0, -1, 4], [0, 2, 5, 4]])
-def test_bounds_that_do_not_rise(place, bounds):
-    if place.device != "cpu":
+def test_bounds_that_do_not_rise(target, bounds):
+    if target.device != "cpu":
         pytest.skip("checked on the CPU only: on a GPU reading the bounds would synchronise")
     x = {k: v[:1] if v.dim() == 3 else v for k, v in SMALL["selective_scan"]("cpu", torch.float32).tensors.items()}
     x["initial_state"] = None
     with pytest.raises(
         ValueError, match=r"selective_scan: cu_seqlens is \[.*\], expected bounds that rise from 0 to time=4"
     ):
-        wmkernels.selective_scan(**x, cu_seqlens=torch.tensor(bounds), backend=place.backend)
+        wmkernels.selective_scan(**x, cu_seqlens=torch.tensor(bounds), backend=target.backend)
 
 
-@every_place
-def test_channel_last_messages_show_what_was_passed(place):
-    x = SMALL["selective_scan"](place.device, torch.float32).tensors
+@every_target
+def test_channel_last_messages_show_what_was_passed(target):
+    x = SMALL["selective_scan"](target.device, torch.float32).tensors
     with pytest.raises(ValueError, match=r"A has shape \(3, 2\), expected \(channels=4, state\)"):
-        wmkernels.selective_scan(**x, channel_last=True, backend=place.backend)
+        wmkernels.selective_scan(**x, channel_last=True, backend=target.backend)
     turned = {k: v.transpose(1, 2) if k in ("u", "delta", "z") else v for k, v in x.items()}
     message = (
         r"B has shape \(2, 2, 4\), expected \(batch=2, time=4, state=2\) to match u and A; channel_last=False takes"
     )
     with pytest.raises(ValueError, match=message):
-        wmkernels.selective_scan(**turned, channel_last=True, backend=place.backend)
+        wmkernels.selective_scan(**turned, channel_last=True, backend=target.backend)
     with pytest.raises(ValueError, match=r"z has shape \(2, 3, 4\), expected \(batch=2, time=4, channels=3\)"):
-        wmkernels.selective_scan(**{**turned, "z": x["z"]}, channel_last=True, backend=place.backend)
+        wmkernels.selective_scan(**{**turned, "z": x["z"]}, channel_last=True, backend=target.backend)
     with pytest.raises(
         ValueError, match=r"u has shape \(3, 4\), expected \(batch, time, channels\) with channel_last=True"
     ):
-        wmkernels.selective_scan(**{**turned, "u": x["u"][0]}, channel_last=True, backend=place.backend)
+        wmkernels.selective_scan(**{**turned, "u": x["u"][0]}, channel_last=True, backend=target.backend)
 
 
 STEP_ERRORS = {
@@ -249,15 +249,15 @@ STEP_ERRORS = {
 }
 
 
-@everywhere("selective_step")
+@on_every_target("selective_step")
 @pytest.mark.parametrize("case", list(STEP_ERRORS))
-def test_selective_step(place, case):
+def test_selective_step(target, case):
     changes, error, message = STEP_ERRORS[case]
     moved = {
-        k: v.to(place.device) if isinstance(v, torch.Tensor) and v.device.type == "cpu" else v
+        k: v.to(target.device) if isinstance(v, torch.Tensor) and v.device.type == "cpu" else v
         for k, v in changes.items()
     }
-    x = SMALL["selective_step"](place.device, torch.float32).tensors | {"backend": place.backend} | moved
+    x = SMALL["selective_step"](target.device, torch.float32).tensors | {"backend": target.backend} | moved
     with pytest.raises(error, match=f"selective_step: {re.escape(message)}"):
         wmkernels.selective_step(**x)
 
@@ -327,15 +327,15 @@ LINEAR_ERRORS = {
 }
 
 
-@everywhere("linear_scan")
+@on_every_target("linear_scan")
 @pytest.mark.parametrize("case", list(LINEAR_ERRORS))
-def test_linear_scan(place, case):
+def test_linear_scan(target, case):
     changes, error, message = LINEAR_ERRORS[case]
     moved = {
-        k: v.to(place.device) if isinstance(v, torch.Tensor) and v.device.type == "cpu" else v
+        k: v.to(target.device) if isinstance(v, torch.Tensor) and v.device.type == "cpu" else v
         for k, v in changes.items()
     }
-    x = SMALL["linear_scan"](place.device, torch.float32).tensors | {"backend": place.backend} | moved
+    x = SMALL["linear_scan"](target.device, torch.float32).tensors | {"backend": target.backend} | moved
     with pytest.raises(error, match=f"linear_scan: {re.escape(message)}"):
         wmkernels.linear_scan(**x)
 
@@ -348,7 +348,7 @@ def test_the_kernels_are_built():
     for op in op_names():
         assert dispatch.reasons(op, "cpu", torch.device("cpu")) == []
     if torch.cuda.is_available():
-        assert len(places("selective_scan")) == 6
+        assert len(targets("selective_scan")) == 6
 
 
 @pytest.mark.parametrize("op", ["selective_scan", "selective_step", "linear_scan"])

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from backends import everywhere
+from backends import on_every_target
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from problems import Problem, linear_scans, scans, steps
@@ -31,20 +31,20 @@ def check_gradients(problem, backend, again=False, **options):
         assert gradgradcheck(run, values, **GRADCHECK, **options)
 
 
-@everywhere("selective_scan", without=("chunked",))
+@on_every_target("selective_scan", without=("chunked",))
 @few
 @given(data=st.data())
-def test_selective_scan_by_finite_differences(place, data):
-    problem = data.draw(scans([torch.float64], place.device, max_time=5, states=[1, 2, 3], max_channels=4))
-    check_gradients(problem, place.backend)
+def test_selective_scan_by_finite_differences(target, data):
+    problem = data.draw(scans([torch.float64], target.device, max_time=5, states=[1, 2, 3], max_channels=4))
+    check_gradients(problem, target.backend)
 
 
-@everywhere("selective_step")
+@on_every_target("selective_step")
 @few
 @given(data=st.data())
-def test_selective_step_by_finite_differences(place, data):
-    problem = data.draw(steps([torch.float64], place.device, states=[1, 2]))
-    check_gradients(shrunk(problem), place.backend)
+def test_selective_step_by_finite_differences(target, data):
+    problem = data.draw(steps([torch.float64], target.device, states=[1, 2]))
+    check_gradients(shrunk(problem), target.backend)
 
 
 def shrunk(problem):
@@ -62,11 +62,11 @@ def shrunk(problem):
     return problem
 
 
-@everywhere("linear_scan", without=("chunked",))
+@on_every_target("linear_scan", without=("chunked",))
 @few
 @given(data=st.data())
-def test_linear_scan_by_finite_differences(place, data):
-    check_gradients(data.draw(linear_scans([torch.float64], place.device, max_time=6)), place.backend)
+def test_linear_scan_by_finite_differences(target, data):
+    check_gradients(data.draw(linear_scans([torch.float64], target.device, max_time=6)), target.backend)
 
 
 @settings(max_examples=max(5, settings().max_examples // 5))
@@ -77,14 +77,14 @@ def test_the_chunked_form_by_finite_differences(data):
     check_gradients(problem, "chunked", fast_mode=True)
 
 
-@everywhere("selective_scan")
-def test_undefined_gradients_are_zeros(place):
-    for problem in (small_scan(place.device), small_linear_scan(place.device)):
+@on_every_target("selective_scan")
+def test_undefined_gradients_are_zeros(target):
+    for problem in (small_scan(target.device), small_linear_scan(target.device)):
         leaves = problem.leaves()
         values = list(leaves.values())
 
         def run(*x, names=tuple(leaves), problem=problem):
-            return problem.call(place.backend, dict(zip(names, x, strict=True)))
+            return problem.call(target.backend, dict(zip(names, x, strict=True)))
 
         assert gradcheck(run, values, check_undefined_grad=True, **GRADCHECK)
 
@@ -140,44 +140,44 @@ def test_the_chunked_form_has_second_derivatives(op):
 
 
 @every_op
-@everywhere("selective_scan", kernels_only=True)
-def test_a_second_backward_says_that_it_cannot(op, place):
-    problem = SMALL[op](place.device)
+@on_every_target("selective_scan", kernels_only=True)
+def test_a_second_backward_says_that_it_cannot(op, target):
+    problem = SMALL[op](target.device)
     leaves = problem.leaves()
-    output = problem.call(place.backend, leaves)[0]
+    output = problem.call(target.backend, leaves)[0]
     (grad,) = torch.autograd.grad(output.square().sum(), [next(iter(leaves.values()))], create_graph=True)
     named = "selective_scan" if op == "selective_step" else op
     with pytest.raises(RuntimeError, match=rf"{named}: the gradient of its gradient.*backend=\"reference\""):
         grad.square().sum().backward()
     # A sum with a term that has a gradient of its own must not hide that the other has none.
     leaves = problem.leaves()
-    output = problem.call(place.backend, leaves)[0]
+    output = problem.call(target.backend, leaves)[0]
     (grad,) = torch.autograd.grad(output.sum(), [next(iter(leaves.values()))], create_graph=True)
     with pytest.raises(RuntimeError, match="the gradient of its gradient"):
         (output.sum() + grad.square().sum()).backward()
 
 
 @every_op
-@everywhere("selective_scan")
-def test_only_the_gradients_asked_for(op, place):
-    problem = SMALL[op](place.device)
+@on_every_target("selective_scan")
+def test_only_the_gradients_asked_for(op, target):
+    problem = SMALL[op](target.device)
     everything = problem.leaves()
     expected = torch.autograd.grad(
-        sum(x.square().sum() for x in problem.call(place.backend, everything)), [*everything.values()]
+        sum(x.square().sum() for x in problem.call(target.backend, everything)), [*everything.values()]
     )
     for (name, x), gradient in zip(everything.items(), expected, strict=True):
         alone = {k: v.detach() for k, v in everything.items()} | {name: x.detach().requires_grad_()}
-        sum(y.square().sum() for y in problem.call(place.backend, alone)).backward()
+        sum(y.square().sum() for y in problem.call(target.backend, alone)).backward()
         torch.testing.assert_close(alone[name].grad, gradient)
         assert all(v.grad is None for k, v in alone.items() if k != name)
 
 
 @every_op
-@everywhere("selective_scan")
-def test_expanded_and_non_contiguous_gradients(op, place):
-    problem = SMALL[op](place.device, torch.float32)
+@on_every_target("selective_scan")
+def test_expanded_and_non_contiguous_gradients(op, target):
+    problem = SMALL[op](target.device, torch.float32)
     leaves = problem.leaves()
-    outputs = problem.call(place.backend, leaves)
+    outputs = problem.call(target.backend, leaves)
     values = [torch.randn_like(x) for x in outputs]
     plain = torch.autograd.grad(outputs, [*leaves.values()], values, retain_graph=True)
     backwards = [v.permute(*reversed(range(v.dim()))).contiguous().permute(*reversed(range(v.dim()))) for v in values]
@@ -190,13 +190,13 @@ def test_expanded_and_non_contiguous_gradients(op, place):
 
 
 @every_op
-@everywhere("selective_scan")
-def test_activation_checkpointing(op, place):
-    problem = SMALL[op](place.device)
+@on_every_target("selective_scan")
+def test_activation_checkpointing(op, target):
+    problem = SMALL[op](target.device)
     names = list(problem.leaves())
 
     def run(*values):
-        return problem.call(place.backend, dict(zip(names, values, strict=True)))
+        return problem.call(target.backend, dict(zip(names, values, strict=True)))
 
     gradients = []
     for wrapped in (run, lambda *values: checkpoint(run, *values, use_reentrant=False)):
@@ -206,14 +206,14 @@ def test_activation_checkpointing(op, place):
 
 
 @every_op
-@everywhere("selective_scan")
+@on_every_target("selective_scan")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_autocast_leaves_states_in_float32(op, place, dtype):
-    problem = SMALL[op](place.device, torch.float32)
+def test_autocast_leaves_states_in_float32(op, target, dtype):
+    problem = SMALL[op](target.device, torch.float32)
     leaves = problem.leaves()
-    with torch.autocast(place.device, dtype):
-        out, state = problem.call(place.backend, leaves)
-    plain, plain_state = problem.call(place.backend)
+    with torch.autocast(target.device, dtype):
+        out, state = problem.call(target.backend, leaves)
+    plain, plain_state = problem.call(target.backend)
     torch.testing.assert_close(out, plain)
     torch.testing.assert_close(state, plain_state)
     assert state.dtype == torch.float32
@@ -221,25 +221,25 @@ def test_autocast_leaves_states_in_float32(op, place, dtype):
     assert all(x.grad.dtype == torch.float32 for x in leaves.values())
 
 
-@everywhere("selective_scan")
-def test_autocast_widens_mixed_activations(place):
-    x = small_scan(place.device, torch.float32).tensors
+@on_every_target("selective_scan")
+def test_autocast_widens_mixed_activations(target):
+    x = small_scan(target.device, torch.float32).tensors
     # A linear layer's output under autocast is bfloat16, and softplus and exp give float32.
     mixed = x | {name: x[name].to(torch.bfloat16) for name in ("u", "B", "z")}
-    with torch.autocast(place.device, torch.bfloat16):
-        out = wmkernels.selective_scan(**mixed, backend=place.backend)
+    with torch.autocast(target.device, torch.bfloat16):
+        out = wmkernels.selective_scan(**mixed, backend=target.backend)
     wide = mixed | {name: mixed[name].float() for name in ("u", "B", "z")}
-    torch.testing.assert_close(out, wmkernels.selective_scan(**wide, backend=place.backend))
+    torch.testing.assert_close(out, wmkernels.selective_scan(**wide, backend=target.backend))
     with pytest.raises(TypeError, match="selective_scan: delta has dtype float32, expected bfloat16 as u has"):
-        wmkernels.selective_scan(**mixed, backend=place.backend)
+        wmkernels.selective_scan(**mixed, backend=target.backend)
 
 
-@everywhere("selective_scan", kernels_only=True)
+@on_every_target("selective_scan", kernels_only=True)
 @pytest.mark.parametrize(
     ("state", "dtype"), [(4, torch.float32), (16, torch.float32), (64, torch.float32), (16, torch.float64)]
 )
-def test_a_training_step_keeps_one_state_a_chunk(place, state, dtype):
-    problem = small_scan(place.device, dtype, batch=1, channels=32, time=2048, state=state)
+def test_a_training_step_keeps_one_state_a_chunk(target, state, dtype):
+    problem = small_scan(target.device, dtype, batch=1, channels=32, time=2048, state=state)
     leaves = problem.leaves()
     own = {x.untyped_storage().data_ptr() for x in leaves.values()}
     kept = {}
@@ -251,24 +251,24 @@ def test_a_training_step_keeps_one_state_a_chunk(place, state, dtype):
         return x
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
-        out, _ = problem.call(place.backend, leaves)
+        out, _ = problem.call(target.backend, leaves)
     activations = [x for x in (*leaves.values(), out) if x.numel() >= leaves["B"].numel()]
     size = sum(x.numel() * x.element_size() for x in activations)
     # Beside inputs, outputs and their gradients, nothing of size channels * state * time may live.
-    chunk = chunk_length(state, place.device)
+    chunk = chunk_length(state, target.device)
     assert sum(kept.values()) <= 32 * state * -(-2048 // chunk) * state_dtype(dtype).itemsize
-    if place.device == "cpu":
+    if target.device == "cpu":
         assert sum(kept.values()) <= SAVED_SHARE * 2 * size
 
 
-@everywhere("selective_scan", kernels_only=True)
-def test_without_gradients_no_state_is_kept(place):
-    x = small_scan(place.device, torch.float32).tensors
+@on_every_target("selective_scan", kernels_only=True)
+def test_without_gradients_no_state_is_kept(target):
+    x = small_scan(target.device, torch.float32).tensors
     canonical = [x["u"], x["delta"], x["A"], x["B"].unsqueeze(1), x["C"].unsqueeze(1), x["D"], x["z"], x["delta_bias"]]
     arguments = (*canonical, x["initial_state"], None, None, True, False)
-    out, last, states = torch.ops.wmkernels.selective_scan_forward(*arguments, 0, place.backend)
+    out, last, states = torch.ops.wmkernels.selective_scan_forward(*arguments, 0, target.backend)
     assert states.numel() == 0
-    same, same_last, states = torch.ops.wmkernels.selective_scan_forward(*arguments, 3, place.backend)
+    same, same_last, states = torch.ops.wmkernels.selective_scan_forward(*arguments, 3, target.backend)
     assert states.shape == (2 * 2, 3, 2)
     assert torch.equal(out, same)
     assert torch.equal(last, same_last)

@@ -4,7 +4,7 @@ import contextlib
 
 import pytest
 import torch
-from backends import everywhere, instruction_sets
+from backends import instruction_sets, on_every_target
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from problems import STATES, Problem, assert_as_accurate_as_the_reference, few_channels, linear_scans, scans, steps
@@ -25,11 +25,11 @@ def instruction_set(name):
         native.cpu_set_isa(before)
 
 
-@everywhere("selective_scan", kernels_only=True)
+@on_every_target("selective_scan", kernels_only=True)
 @settings(max_examples=settings().max_examples * 3)
 @given(data=st.data())
-def test_selective_scan(place, data):
-    assert_as_accurate_as_the_reference(data.draw(scans(device=place.device)), place.backend)
+def test_selective_scan(target, data):
+    assert_as_accurate_as_the_reference(data.draw(scans(device=target.device)), target.backend)
 
 
 @settings(max_examples=settings().max_examples // 2)
@@ -38,16 +38,16 @@ def test_selective_scan_in_chunks(data):
     assert_as_accurate_as_the_reference(data.draw(scans(max_time=24)), "chunked")
 
 
-@everywhere("selective_step", kernels_only=True)
+@on_every_target("selective_step", kernels_only=True)
 @given(data=st.data())
-def test_selective_step(place, data):
-    assert_as_accurate_as_the_reference(data.draw(steps(device=place.device)), place.backend)
+def test_selective_step(target, data):
+    assert_as_accurate_as_the_reference(data.draw(steps(device=target.device)), target.backend)
 
 
-@everywhere("linear_scan", without=("reference",))
+@on_every_target("linear_scan", without=("reference",))
 @given(data=st.data())
-def test_linear_scan(place, data):
-    assert_as_accurate_as_the_reference(data.draw(linear_scans(device=place.device)), place.backend)
+def test_linear_scan(target, data):
+    assert_as_accurate_as_the_reference(data.draw(linear_scans(device=target.device)), target.backend)
 
 
 @pytest.mark.parametrize("level", instruction_sets())
@@ -58,30 +58,30 @@ def test_every_instruction_set(level, data):
         assert_as_accurate_as_the_reference(problem, "cpu")
 
 
-@everywhere("selective_scan", without=("reference",))
+@on_every_target("selective_scan", without=("reference",))
 @settings(max_examples=max(8, settings().max_examples // 4))
 @given(data=st.data())
-def test_large_states(place, data):
+def test_large_states(target, data):
     states = [*STATES[-3:], 65, 100, 127, 128, 129, 200, 255, 256]
-    problem = data.draw(scans(device=place.device, states=states, max_time=12, max_channels=18))
-    assert_as_accurate_as_the_reference(problem, place.backend)
+    problem = data.draw(scans(device=target.device, states=states, max_time=12, max_channels=18))
+    assert_as_accurate_as_the_reference(problem, target.backend)
 
 
-@everywhere("selective_scan", without=("reference",))
+@on_every_target("selective_scan", without=("reference",))
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize(("dtype", "time"), [(torch.float32, 2500), (torch.float64, 1801)])
-def test_few_channels_and_a_long_time(place, dtype, time, packed):
-    assert_as_accurate_as_the_reference(few_channels(dtype, time, place.device, packed), place.backend)
+def test_few_channels_and_a_long_time(target, dtype, time, packed):
+    assert_as_accurate_as_the_reference(few_channels(dtype, time, target.device, packed), target.backend)
 
 
-@everywhere("linear_scan", without=("reference",))
+@on_every_target("linear_scan", without=("reference",))
 @pytest.mark.parametrize("reverse", [False, True])
-def test_linear_scan_over_a_long_time(place, reverse):
+def test_linear_scan_over_a_long_time(target, reverse):
     generator = torch.Generator().manual_seed(0)
     tensors = {
-        "gates": torch.rand((1, 2, 5000), generator=generator).to(place.device),
-        "tokens": torch.randn((1, 2, 5000), generator=generator).to(place.device),
-        "reset": torch.rand((1, 5000), generator=generator).to(place.device) < 0.001,
+        "gates": torch.rand((1, 2, 5000), generator=generator).to(target.device),
+        "tokens": torch.randn((1, 2, 5000), generator=generator).to(target.device),
+        "reset": torch.rand((1, 5000), generator=generator).to(target.device) < 0.001,
     }
     problem = Problem(wmkernels.linear_scan, tensors, {"reverse": reverse, "return_last_state": True})
-    assert_as_accurate_as_the_reference(problem, place.backend)
+    assert_as_accurate_as_the_reference(problem, target.backend)

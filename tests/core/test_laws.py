@@ -16,7 +16,7 @@ import recurrences_conv_lstm  # noqa: F401 (memories register themselves)
 import recurrences_nn  # noqa: F401 (the modules of wmkernels.nn register themselves)
 import recurrences_worldmodel  # noqa: F401 (so do those of the world model)
 import torch
-from backends import places
+from backends import targets
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from recurrences import RECURRENCES, Example
@@ -25,31 +25,31 @@ from tolerances import SAME_KERNEL
 from wmkernels import chunked, dispatch
 
 CASES = [
-    (memory, place)
+    (memory, target)
     for memory in RECURRENCES
-    for place in places(memory.op, memory.kernels_only)
-    if place.backend != "chunked" or memory.is_op
+    for target in targets(memory.op, memory.kernels_only)
+    if target.backend != "chunked" or memory.is_op
 ]
-IDS = [f"{memory.name}-{place.backend}" for memory, place in CASES]
-every_memory = pytest.mark.parametrize(("memory", "place"), CASES, ids=IDS)
+IDS = [f"{memory.name}-{target.backend}" for memory, target in CASES]
+every_memory = pytest.mark.parametrize(("memory", "target"), CASES, ids=IDS)
 packable = [(case, name) for case, name in zip(CASES, IDS, strict=True) if case[0].packed]
 every_packable_memory = pytest.mark.parametrize(
-    ("memory", "place"), [case for case, _ in packable], ids=[name for _, name in packable]
+    ("memory", "target"), [case for case, _ in packable], ids=[name for _, name in packable]
 )
 
 
 @pytest.fixture(autouse=True)
-def asked_for(place, monkeypatch):
+def asked_for(target, monkeypatch):
     """The backend of the test, as WMKERNELS_BACKEND would ask for it."""
-    monkeypatch.setattr(dispatch, "REQUESTED", place.backend)
+    monkeypatch.setattr(dispatch, "REQUESTED", target.backend)
     monkeypatch.setattr(chunked, "steps_per_chunk", lambda _: 3)
 
 
-def draw_example(data, memory, place, batch=None, time=None):
+def draw_example(data, memory, target, batch=None, time=None):
     batch = data.draw(st.integers(1, 3), "batch") if batch is None else batch
     time = data.draw(st.integers(1, 20), "time") if time is None else time
     dtype = data.draw(st.sampled_from(list(memory.dtypes)), "dtype")
-    return memory.make(data.draw(memory.configurations()), batch, time, dtype, place.device), dtype
+    return memory.make(data.draw(memory.configurations()), batch, time, dtype, target.device), dtype
 
 
 def draw_reset(data, example):
@@ -120,8 +120,8 @@ def rows(reset, start, end):
 
 @every_memory
 @given(data=st.data())
-def test_1_the_parallel_pass_is_the_rollout(memory, place, data):
-    example, dtype = draw_example(data, memory, place)
+def test_1_the_parallel_pass_is_the_rollout(memory, target, data):
+    example, dtype = draw_example(data, memory, target)
     reset = draw_reset(data, example)
     from_nothing = data.draw(st.booleans(), "no state")
 
@@ -143,8 +143,8 @@ def test_1_the_parallel_pass_is_the_rollout(memory, place, data):
 
 @every_memory
 @given(data=st.data())
-def test_2_a_sequence_cut_anywhere_is_the_whole(memory, place, data):
-    example, dtype = draw_example(data, memory, place)
+def test_2_a_sequence_cut_anywhere_is_the_whole(memory, target, data):
+    example, dtype = draw_example(data, memory, target)
     time = next(iter(example.inputs.values())).shape[1]
     reset = draw_reset(data, example)
     cuts = sorted(data.draw(st.lists(st.integers(0, time), max_size=3), "cuts"))
@@ -166,11 +166,11 @@ def test_2_a_sequence_cut_anywhere_is_the_whole(memory, place, data):
 
 @every_memory
 @given(data=st.data())
-def test_3_a_reset_starts_a_new_sequence(memory, place, data):
-    example, dtype = draw_example(data, memory, place, batch=1)
+def test_3_a_reset_starts_a_new_sequence(memory, target, data):
+    example, dtype = draw_example(data, memory, target, batch=1)
     time = next(iter(example.inputs.values())).shape[1]
     starts = sorted(data.draw(st.sets(st.integers(0, time - 1), min_size=1, max_size=4), "resets"))
-    reset = torch.zeros((1, time), dtype=torch.bool, device=place.device)
+    reset = torch.zeros((1, time), dtype=torch.bool, device=target.device)
     reset[:, starts] = True
 
     def with_resets(x):
@@ -192,11 +192,11 @@ def test_3_a_reset_starts_a_new_sequence(memory, place, data):
 @every_memory
 @pytest.mark.parametrize("poison", [float("nan"), float("inf")])
 @given(data=st.data())
-def test_3_not_even_nan_crosses_a_reset(memory, place, poison, data):
-    example, _ = draw_example(data, memory, place, batch=2)
+def test_3_not_even_nan_crosses_a_reset(memory, target, poison, data):
+    example, _ = draw_example(data, memory, target, batch=2)
     time = next(iter(example.inputs.values())).shape[1]
     at = data.draw(st.integers(0, time - 1), "reset")
-    reset = torch.zeros((2, time), dtype=torch.bool, device=place.device)
+    reset = torch.zeros((2, time), dtype=torch.bool, device=target.device)
     reset[:, at] = True
 
     def run(before, after, gradient_after):
@@ -244,9 +244,9 @@ def test_3_not_even_nan_crosses_a_reset(memory, place, poison, data):
 
 @every_packable_memory
 @given(data=st.data())
-def test_4_packed_sequences_are_the_same_one_by_one(memory, place, data):
+def test_4_packed_sequences_are_the_same_one_by_one(memory, target, data):
     lengths = data.draw(st.lists(st.integers(0, 9), min_size=1, max_size=5), "lengths")
-    example, dtype = draw_example(data, memory, place, batch=1, time=sum(lengths))
+    example, dtype = draw_example(data, memory, target, batch=1, time=sum(lengths))
     state = tuple(torch.cat([x] * len(lengths)) for x in example.state)
     example.state = tuple(random_like(state))
     reset = draw_reset(data, example) if sum(lengths) else None
@@ -270,8 +270,8 @@ def test_4_packed_sequences_are_the_same_one_by_one(memory, place, data):
 
 @every_memory
 @given(data=st.data())
-def test_5_batch_elements_are_independent(memory, place, data):
-    example, dtype = draw_example(data, memory, place, batch=3)
+def test_5_batch_elements_are_independent(memory, target, data):
+    example, dtype = draw_example(data, memory, target, batch=3)
     reset = draw_reset(data, example)
 
     def together(x):
@@ -291,8 +291,8 @@ def test_5_batch_elements_are_independent(memory, place, data):
 
 @every_memory
 @given(data=st.data())
-def test_6_the_state_can_be_detached_saved_and_loaded(memory, place, data):
-    example, _ = draw_example(data, memory, place, time=6)
+def test_6_the_state_can_be_detached_saved_and_loaded(memory, target, data):
+    example, _ = draw_example(data, memory, target, time=6)
     x = leaves_of(example)
     _, state = memory.parallel(x, piece(x.inputs, 0, 3), x.parameters, None, None)
     assert isinstance(state, tuple)

@@ -9,13 +9,13 @@ import pickle
 import pytest
 import torch
 import torch.nn.functional as F
-from backends import everywhere
+from backends import on_every_target
 from recurrences_nn import random_state, resets
 from tolerances import GRADCHECK, SAME_KERNEL
 
 from wmkernels.nn import CausalConv1d, Mamba
 
-SCANS = everywhere("selective_scan")
+SCANS = on_every_target("selective_scan")
 GUIDE = pathlib.Path(__file__).parents[2] / "docs" / "modules.md"
 
 
@@ -52,9 +52,9 @@ def published_mamba(weights, inputs):
 
 @SCANS
 @pytest.mark.parametrize("arguments", [{}, {"d_state": 5, "d_conv": 2, "expand": 3, "dt_rank": 4, "bias": True}])
-def test_it_computes_the_published_block(place, arguments):
-    module = Mamba(24, **arguments, backend=place.backend, device=place.device, dtype=torch.float64)
-    inputs = torch.randn(2, 17, 24, dtype=torch.float64, device=place.device)
+def test_it_computes_the_published_block(target, arguments):
+    module = Mamba(24, **arguments, backend=target.backend, device=target.device, dtype=torch.float64)
+    inputs = torch.randn(2, 17, 24, dtype=torch.float64, device=target.device)
     outputs, _ = module(inputs)
     assert_near(outputs, published_mamba(module.state_dict(), inputs), torch.float64)
 
@@ -110,14 +110,14 @@ def test_optimizers_are_told_what_not_to_decay(copied):
 
 
 @SCANS
-def test_a_copy_and_a_reloaded_module_compute_the_same(place):
-    module = Mamba(12, backend=place.backend, device=place.device)
-    inputs, state = torch.randn(2, 9, 12, device=place.device), random_state(module, 2)
+def test_a_copy_and_a_reloaded_module_compute_the_same(target):
+    module = Mamba(12, backend=target.backend, device=target.device)
+    inputs, state = torch.randn(2, 9, 12, device=target.device), random_state(module, 2)
     expected = module(inputs, state)
     file = io.BytesIO()
     torch.save(module.state_dict(), file)
     file.seek(0)
-    reloaded = Mamba(12, backend=place.backend, device=place.device)
+    reloaded = Mamba(12, backend=target.backend, device=target.device)
     reloaded.load_state_dict(torch.load(file, weights_only=True))
     for other in (copy.deepcopy(module), pickle.loads(pickle.dumps(module)), reloaded):
         torch.testing.assert_close(other(inputs, state), expected, rtol=0, atol=0)
@@ -135,9 +135,9 @@ def test_the_convolution_is_that_of_conv1d():
 
 
 @SCANS
-def test_gradcheck_through_state_and_resets(place):
-    module = Mamba(3, d_state=2, d_conv=3, backend=place.backend, device=place.device, dtype=torch.float64)
-    reset = resets(2, 6, place.device)
+def test_gradcheck_through_state_and_resets(target):
+    module = Mamba(3, d_state=2, d_conv=3, backend=target.backend, device=target.device, dtype=torch.float64)
+    reset = resets(2, 6, target.device)
     names = [name for name, _ in module.named_parameters()]
 
     def run(inputs, window, scan, *parameters):
@@ -147,17 +147,17 @@ def test_gradcheck_through_state_and_resets(place):
         return outputs, state["window"], state["scan"]
 
     state = random_state(module, 2)
-    inputs = torch.randn(2, 6, 3, dtype=torch.float64, device=place.device)
+    inputs = torch.randn(2, 6, 3, dtype=torch.float64, device=target.device)
     leaves = [inputs, state["window"], state["scan"], *(p.detach() for p in module.parameters())]
     assert torch.autograd.gradcheck(run, [x.requires_grad_() for x in leaves], **GRADCHECK)
 
 
 @SCANS
-def test_autocast_keeps_the_state_in_float32(place):
-    module = Mamba(16, backend=place.backend, device=place.device)
-    inputs, reset = torch.randn(2, 12, 16, device=place.device), resets(2, 12, place.device)
+def test_autocast_keeps_the_state_in_float32(target):
+    module = Mamba(16, backend=target.backend, device=target.device)
+    inputs, reset = torch.randn(2, 12, 16, device=target.device), resets(2, 12, target.device)
     exact, _ = module(inputs, reset=reset)
-    with torch.autocast(place.device, torch.bfloat16):
+    with torch.autocast(target.device, torch.bfloat16):
         outputs, state = module(inputs, reset=reset)
         stepped, last = rollout(module, inputs, module.init_state(2), reset)
     assert outputs.dtype == torch.bfloat16
@@ -171,10 +171,10 @@ def test_autocast_keeps_the_state_in_float32(place):
 
 @SCANS
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_a_16_bit_module_keeps_decay_and_state_in_float32(place, dtype):
-    module = Mamba(16, backend=place.backend, device=place.device, dtype=dtype)
+def test_a_16_bit_module_keeps_decay_and_state_in_float32(target, dtype):
+    module = Mamba(16, backend=target.backend, device=target.device, dtype=dtype)
     assert module.A_log.dtype == module.D.dtype == torch.float32
-    inputs = torch.randn(2, 12, 16, device=place.device, dtype=dtype)
+    inputs = torch.randn(2, 12, 16, device=target.device, dtype=dtype)
     for whole in (module, copy.deepcopy(module).to(dtype)):
         outputs, state = whole(inputs)
         assert outputs.dtype == dtype
@@ -191,9 +191,9 @@ def test_the_convolution_sums_in_float32():
 
 
 @SCANS
-def test_gradients_of_each_sample_by_vmap(place):
-    module = Mamba(4, d_state=3, backend=place.backend, device=place.device, dtype=torch.float64)
-    inputs = torch.randn(3, 7, 4, dtype=torch.float64, device=place.device)
+def test_gradients_of_each_sample_by_vmap(target):
+    module = Mamba(4, d_state=3, backend=target.backend, device=target.device, dtype=torch.float64)
+    inputs = torch.randn(3, 7, 4, dtype=torch.float64, device=target.device)
     weights = {name: p.detach() for name, p in module.named_parameters()}
 
     def loss(weights, sample):
@@ -207,9 +207,9 @@ def test_gradients_of_each_sample_by_vmap(place):
 
 
 @SCANS
-def test_activation_checkpointing_changes_nothing(place):
-    module = Mamba(8, backend=place.backend, device=place.device)
-    inputs = torch.randn(2, 9, 8, device=place.device, requires_grad=True)
+def test_activation_checkpointing_changes_nothing(target):
+    module = Mamba(8, backend=target.backend, device=target.device)
+    inputs = torch.randn(2, 9, 8, device=target.device, requires_grad=True)
     kept, _ = module(inputs)
     again, _ = torch.utils.checkpoint.checkpoint(module, inputs, use_reentrant=False)
     expected, actual = (torch.autograd.grad(x.square().sum(), inputs)[0] for x in (kept, again))

@@ -7,27 +7,27 @@ import pickle
 import pytest
 import torch
 import torch.nn.functional as F
-from backends import everywhere
+from backends import on_every_target
 from torch import nn
 
 from wmkernels.nn import ConvLSTM, ConvLSTMCell
 from wmkernels.nn.convert import conv_lstm_from_cell_list, conv_lstm_from_keras, conv_lstm_from_openstl
 
-every_place = everywhere("conv_lstm")
+every_target = on_every_target("conv_lstm")
 
 
 def random(*shape, dtype=torch.float64):
     return torch.randn(shape, dtype=torch.float64).to(dtype)
 
 
-@every_place
+@every_target
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("batch_first", [False, True])
 @pytest.mark.parametrize("bias", [False, True])
-def test_on_one_position_it_is_the_lstm_of_pytorch(place, bidirectional, batch_first, bias):
+def test_on_one_position_it_is_the_lstm_of_pytorch(target, bidirectional, batch_first, bias):
     arguments = {"bias": bias, "batch_first": batch_first, "bidirectional": bidirectional, "dtype": torch.float64}
-    plain = nn.LSTM(3, 5, num_layers=2, **arguments, device=place.device)
-    module = ConvLSTM(3, 5, 1, num_layers=2, **arguments, backend=place.backend, device=place.device)
+    plain = nn.LSTM(3, 5, num_layers=2, **arguments, device=target.device)
+    module = ConvLSTM(3, 5, 1, num_layers=2, **arguments, backend=target.backend, device=target.device)
     theirs = dict(plain.named_parameters())
     for name, parameter in module.named_parameters():
         if name.startswith("weight"):
@@ -35,8 +35,8 @@ def test_on_one_position_it_is_the_lstm_of_pytorch(place, bidirectional, batch_f
         else:
             value = theirs[name.replace("bias", "bias_ih")] + theirs[name.replace("bias", "bias_hh")]
         parameter.data.copy_(value.detach().view(parameter.shape))
-    x = random(4, 2, 3).to(place.device).requires_grad_()
-    state = [random(4 if bidirectional else 2, 2 if batch_first is False else 4, 5).to(place.device) for _ in range(2)]
+    x = random(4, 2, 3).to(target.device).requires_grad_()
+    state = [random(4 if bidirectional else 2, 2 if batch_first is False else 4, 5).to(target.device) for _ in range(2)]
     state = [part.requires_grad_() for part in state]
     out, (h, c) = plain(x, tuple(state))
     found, (found_h, found_c) = module(x[..., None, None], tuple(part[..., None, None] for part in state))
@@ -52,15 +52,15 @@ def test_on_one_position_it_is_the_lstm_of_pytorch(place, bidirectional, batch_f
         torch.testing.assert_close(gradient, value.view(parameter.shape), rtol=0, atol=1e-10)
 
 
-@every_place
-def test_the_reverse_direction_is_the_forward_one_on_the_sequence_turned_round(place):
-    module = ConvLSTM(2, 3, 3, bidirectional=True, backend=place.backend, device=place.device, dtype=torch.float64)
-    forwards, backwards = (ConvLSTM(2, 3, 3, dtype=torch.float64).to(place.device) for _ in range(2))
+@every_target
+def test_the_reverse_direction_is_the_forward_one_on_the_sequence_turned_round(target):
+    module = ConvLSTM(2, 3, 3, bidirectional=True, backend=target.backend, device=target.device, dtype=torch.float64)
+    forwards, backwards = (ConvLSTM(2, 3, 3, dtype=torch.float64).to(target.device) for _ in range(2))
     for one, suffix in ((forwards, "_l0"), (backwards, "_l0_reverse")):
         own = {name + "_l0": getattr(module, name + suffix) for name in ("weight_ih", "weight_hh", "bias")}
         one.load_state_dict(own)
-    x = random(6, 2, 2, 4, 3).to(place.device)
-    reset = torch.zeros(6, 2, dtype=torch.bool, device=place.device)
+    x = random(6, 2, 2, 4, 3).to(target.device)
+    reset = torch.zeros(6, 2, dtype=torch.bool, device=target.device)
     reset[0, 0] = reset[2, 0] = reset[5, 1] = True
     out, (h, _) = module(x, reset=reset)
     torch.testing.assert_close(out[:, :, :3], forwards(x, reset=reset)[0])
@@ -73,16 +73,16 @@ def test_the_reverse_direction_is_the_forward_one_on_the_sequence_turned_round(p
                 torch.testing.assert_close(h[1, row], expected[0, 0])
 
 
-@every_place
+@every_target
 @pytest.mark.parametrize("batch_first", [False, True])
-def test_layers_are_chained_and_only_the_first_has_a_stride(place, batch_first):
+def test_layers_are_chained_and_only_the_first_has_a_stride(target, batch_first):
     options = {"stride": 2, "dilation": (1, 2), "padding": 1, "peephole": True}
-    module = ConvLSTM(2, 3, 3, 2, batch_first=batch_first, **options, backend=place.backend, device=place.device)
-    cells = [ConvLSTMCell(2, 3, 3, **options).to(place.device), ConvLSTMCell(3, 3, 3, peephole=True).to(place.device)]
+    module = ConvLSTM(2, 3, 3, 2, batch_first=batch_first, **options, backend=target.backend, device=target.device)
+    cells = [ConvLSTMCell(2, 3, 3, **options).to(target.device), ConvLSTMCell(3, 3, 3, peephole=True).to(target.device)]
     nn.init.normal_(module.peephole_l0)
     for number, cell in enumerate(cells):
         cell.load_state_dict({name: getattr(module, f"{name}_l{number}") for name in cell.state_dict()})
-    x = random(4, 3, 2, 7, 8, dtype=torch.float32).to(place.device)
+    x = random(4, 3, 2, 7, 8, dtype=torch.float32).to(target.device)
     out, (h, c) = module(x.transpose(0, 1) if batch_first else x)
     states, outputs = [None, None], []
     for frame in x:
@@ -167,11 +167,11 @@ def test_a_copy_and_a_reloaded_module_compute_the_same(copied):
         assert torch.equal(run(x, None)[0], expected)
 
 
-@every_place
-def test_it_learns_and_runs_under_autocast(place):
-    module = ConvLSTM(1, 4, 3, 2, backend=place.backend, device=place.device)
-    x = random(5, 2, 1, 6, 6, dtype=torch.float32).to(place.device)
-    with torch.autocast(place.device, torch.bfloat16):
+@every_target
+def test_it_learns_and_runs_under_autocast(target):
+    module = ConvLSTM(1, 4, 3, 2, backend=target.backend, device=target.device)
+    x = random(5, 2, 1, 6, 6, dtype=torch.float32).to(target.device)
+    with torch.autocast(target.device, torch.bfloat16):
         out, (h, c) = module(x)
         again, _ = module(x, (h, c))
         stepped, _ = module.step(x[0], (h, c))

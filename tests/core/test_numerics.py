@@ -5,25 +5,25 @@ import time
 
 import pytest
 import torch
-from backends import everywhere
+from backends import on_every_target
 from problems import Problem, assert_as_accurate_as_the_reference
 from tolerances import SUBNORMAL_SLOWDOWN
 
 import wmkernels
 
-every_kernel = everywhere("selective_scan", kernels_only=True)
+every_kernel = on_every_target("selective_scan", kernels_only=True)
 
 
-def problem_with(place, dtype, delta, A, time=12, channels=20, state=5, **options):
+def problem_with(target, dtype, delta, A, time=12, channels=20, state=5, **options):
     generator = torch.Generator().manual_seed(0)
 
     def normal(*shape):
-        return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype).to(place.device)
+        return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype).to(target.device)
 
     tensors = {
         "u": normal(2, channels, time),
-        "delta": torch.full((2, channels, time), delta, dtype=dtype, device=place.device),
-        "A": torch.full((channels, state), A, dtype=dtype, device=place.device),
+        "delta": torch.full((2, channels, time), delta, dtype=dtype, device=target.device),
+        "A": torch.full((channels, state), A, dtype=dtype, device=target.device),
         "B": normal(2, state, time),
         "C": normal(2, state, time),
         "initial_state": normal(2, channels, state),
@@ -31,7 +31,7 @@ def problem_with(place, dtype, delta, A, time=12, channels=20, state=5, **option
     return Problem(wmkernels.selective_scan, tensors, {"return_last_state": True, **options})
 
 
-@everywhere("selective_scan", without=("reference",))
+@on_every_target("selective_scan", without=("reference",))
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize(
     ("delta", "A"),
@@ -48,57 +48,57 @@ def problem_with(place, dtype, delta, A, time=12, channels=20, state=5, **option
         (-0.3, -2.0),  # a negative step
     ],
 )
-def test_decays_and_growth(place, dtype, delta, A):
-    assert_as_accurate_as_the_reference(problem_with(place, dtype, delta, A), place.backend)
+def test_decays_and_growth(target, dtype, delta, A):
+    assert_as_accurate_as_the_reference(problem_with(target, dtype, delta, A), target.backend)
 
 
 @every_kernel
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_softplus_over_its_whole_range(place, dtype):
-    problem = problem_with(place, dtype, 0.0, -1.0, time=21, delta_softplus=True)
+def test_softplus_over_its_whole_range(target, dtype):
+    problem = problem_with(target, dtype, 0.0, -1.0, time=21, delta_softplus=True)
     values = torch.tensor(
         [-700, -110, -104, -90, -80, -40, -20, -10, -3, -1, -0.0, 0, 1, 3, 10, 19.9, 20, 20.1, 40, 90, 700]
     )
-    problem.tensors["delta"] = values.to(dtype).to(place.device).expand(2, 20, 21)
-    assert_as_accurate_as_the_reference(problem, place.backend)
+    problem.tensors["delta"] = values.to(dtype).to(target.device).expand(2, 20, 21)
+    assert_as_accurate_as_the_reference(problem, target.backend)
 
 
 @every_kernel
-def test_overflow_is_infinity_as_in_the_reference(place):
-    problem = problem_with(place, torch.float32, 1.0, 89.0, time=4)
-    kernel, reference = problem.call(place.backend), problem.call("reference")
+def test_overflow_is_infinity_as_in_the_reference(target):
+    problem = problem_with(target, torch.float32, 1.0, 89.0, time=4)
+    kernel, reference = problem.call(target.backend), problem.call("reference")
     for one, other in zip(kernel, reference, strict=True):
         assert not one.isfinite().all()
         torch.testing.assert_close(one, other, rtol=1e-4, atol=0, equal_nan=True)
 
 
 @every_kernel
-def test_nan_inputs_give_nan_outputs(place):
+def test_nan_inputs_give_nan_outputs(target):
     for name in ("u", "delta", "A", "B", "C", "initial_state"):
-        problem = problem_with(place, torch.float32, 0.5, -1.0)
+        problem = problem_with(target, torch.float32, 0.5, -1.0)
         poisoned = problem.tensors[name].clone()
         poisoned[0] = float("nan")
         problem.tensors[name] = poisoned
-        out = problem.call(place.backend)[0]
+        out = problem.call(target.backend)[0]
         assert torch.equal(out.isnan(), problem.call("reference")[0].isnan()), name
 
 
-@everywhere("selective_scan", without=("reference",))
+@on_every_target("selective_scan", without=("reference",))
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("frozen", ["delta", "A"])
-def test_nothing_is_lost_over_a_million_steps(place, dtype, frozen):
+def test_nothing_is_lost_over_a_million_steps(target, dtype, frozen):
     """exp(0) is exactly 1: with a step of zero, or a rate of zero and no input, the state stays bit for bit."""
-    time = 20_000 if place.backend == "chunked" else 1_000_000
+    time = 20_000 if target.backend == "chunked" else 1_000_000
     kind = torch.float64 if dtype == torch.float64 else torch.float32
-    held = torch.randn(1, 2, 3, dtype=kind, device=place.device)
-    u = torch.ones(1, 1, 1, dtype=dtype, device=place.device).expand(1, 2, time)
+    held = torch.randn(1, 2, 3, dtype=kind, device=target.device)
+    u = torch.ones(1, 1, 1, dtype=dtype, device=target.device).expand(1, 2, time)
     number = 0.0 if frozen == "delta" else 0.7
-    delta = torch.full((1, 1, 1), number, dtype=dtype, device=place.device).expand(1, 2, time)
-    A = torch.full((2, 3), -3.0 if frozen == "delta" else 0.0, dtype=kind, device=place.device)
-    B = torch.full((2, 3), 1.0 if frozen == "delta" else 0.0, dtype=kind, device=place.device)
+    delta = torch.full((1, 1, 1), number, dtype=dtype, device=target.device).expand(1, 2, time)
+    A = torch.full((2, 3), -3.0 if frozen == "delta" else 0.0, dtype=kind, device=target.device)
+    B = torch.full((2, 3), 1.0 if frozen == "delta" else 0.0, dtype=kind, device=target.device)
     start = held.clone().requires_grad_()
     out, last = wmkernels.selective_scan(
-        u, delta, A, B, B + 1, initial_state=start, return_last_state=True, backend=place.backend
+        u, delta, A, B, B + 1, initial_state=start, return_last_state=True, backend=target.backend
     )
     assert torch.equal(last, held)
     cotangent = torch.randn_like(last)
@@ -107,10 +107,10 @@ def test_nothing_is_lost_over_a_million_steps(place, dtype, frozen):
     assert torch.equal(out[..., 0], out[..., -1])
 
 
-@everywhere("linear_scan", without=("reference",))
-def test_a_linear_scan_with_gates_of_one_adds(place):
-    tokens = torch.ones(1, 3, 100_000, device=place.device)
-    out = wmkernels.linear_scan(torch.ones_like(tokens), tokens, backend=place.backend)
+@on_every_target("linear_scan", without=("reference",))
+def test_a_linear_scan_with_gates_of_one_adds(target):
+    tokens = torch.ones(1, 3, 100_000, device=target.device)
+    out = wmkernels.linear_scan(torch.ones_like(tokens), tokens, backend=target.backend)
     assert torch.equal(out[0, 0].cpu(), torch.arange(1.0, 100_001.0))
 
 
@@ -133,14 +133,14 @@ def seconds(call):
     return statistics.median(times)
 
 
-@everywhere("selective_scan", kernels_only=True)
-def test_silence_after_an_impulse_is_not_slow(place):
+@on_every_target("selective_scan", kernels_only=True)
+def test_silence_after_an_impulse_is_not_slow(target):
     # exp(-0.5 * 175) is subnormal, and most of the 4,096 steps would be too.
     def timed(silence):
-        inputs = [x.requires_grad_() for x in impulse(4096, silence, place.device)]
+        inputs = [x.requires_grad_() for x in impulse(4096, silence, target.device)]
 
         def step():
-            out = wmkernels.selective_scan(*inputs, backend=place.backend)
+            out = wmkernels.selective_scan(*inputs, backend=target.backend)
             torch.autograd.grad(out.sum(), inputs)
             out.sum().item()
 
@@ -150,13 +150,13 @@ def test_silence_after_an_impulse_is_not_slow(place):
     assert timed(0.0) < SUBNORMAL_SLOWDOWN * timed(1.0)
 
 
-@everywhere("linear_scan", kernels_only=True)
-def test_a_linear_scan_is_not_slow_in_silence(place):
+@on_every_target("linear_scan", kernels_only=True)
+def test_a_linear_scan_is_not_slow_in_silence(target):
     def timed(silence):
-        tokens = torch.full((1, 64, 16_384), silence, device=place.device)
+        tokens = torch.full((1, 64, 16_384), silence, device=target.device)
         tokens[..., 0] = 1
         gates = torch.full_like(tokens, 0.6)
-        return seconds(lambda: wmkernels.linear_scan(gates, tokens, backend=place.backend).sum().item())
+        return seconds(lambda: wmkernels.linear_scan(gates, tokens, backend=target.backend).sum().item())
 
     assert timed(0.0) < SUBNORMAL_SLOWDOWN * timed(1.0)
 

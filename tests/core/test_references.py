@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from backends import everywhere
+from backends import on_every_target
 from hypothesis import given
 from hypothesis import strategies as st
 from problems import linear_scans, scans, steps
@@ -55,13 +55,13 @@ def scan_by_numbers(u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial
     return out, last
 
 
-@everywhere("selective_scan")
+@on_every_target("selective_scan")
 @given(data=st.data())
-def test_selective_scan_by_single_numbers(place, data):
+def test_selective_scan_by_single_numbers(target, data):
     problem = data.draw(
-        scans([torch.float64], place.device, max_time=6, states=[1, 2, 5], max_channels=6, layouts=["contiguous"])
+        scans([torch.float64], target.device, max_time=6, states=[1, 2, 5], max_channels=6, layouts=["contiguous"])
     )
-    out, last = problem.call(place.backend)
+    out, last = problem.call(target.backend)
     x = problem.tensors
     if problem.options["channel_last"]:
         x = {k: v.transpose(1, 2) if k in ("u", "delta", "z") and v is not None else v for k, v in x.items()}
@@ -75,12 +75,12 @@ def test_selective_scan_by_single_numbers(place, data):
     torch.testing.assert_close(last.cpu(), expected[1])
 
 
-@everywhere("selective_step")
+@on_every_target("selective_step")
 @given(data=st.data())
-def test_selective_step_is_a_scan_over_one_step(place, data):
-    problem = data.draw(steps([torch.float64], place.device, states=[1, 3, 16]))
+def test_selective_step_is_a_scan_over_one_step(target, data):
+    problem = data.draw(steps([torch.float64], target.device, states=[1, 3, 16]))
     x = dict(problem.tensors)
-    out, state = problem.call(place.backend)
+    out, state = problem.call(target.backend)
     timed = {k: x[k] if x[k] is None else x[k].unsqueeze(-1) for k in ("u", "delta", "B", "C", "z", "reset")}
     rest = {k: x[k] for k in ("A", "D", "delta_bias")}
     expected = wmkernels.selective_scan(
@@ -95,11 +95,11 @@ def test_selective_step_is_a_scan_over_one_step(place, data):
     torch.testing.assert_close(state, expected[1])
 
 
-@everywhere("linear_scan")
+@on_every_target("linear_scan")
 @given(data=st.data())
-def test_linear_scan_by_single_numbers(place, data):
-    problem = data.draw(linear_scans([torch.float64], place.device, max_time=8))
-    out, last = problem.call(place.backend)
+def test_linear_scan_by_single_numbers(target, data):
+    problem = data.draw(linear_scans([torch.float64], target.device, max_time=8))
+    out, last = problem.call(target.backend)
     gates, tokens = problem.tensors["gates"], problem.tensors["tokens"]
     if problem.options["channel_last"]:
         gates, tokens, out = (x.movedim(1, -1) for x in (gates, tokens, out))
@@ -120,18 +120,18 @@ def test_linear_scan_by_single_numbers(place, data):
     torch.testing.assert_close(out.reshape(batch, -1, time).cpu(), expected)
 
 
-@everywhere("selective_scan")
-def test_code_written_for_mamba_ssm_runs_unchanged(place):
-    u, delta, z = (torch.randn(2, 6, 9, device=place.device) for _ in range(3))
+@on_every_target("selective_scan")
+def test_code_written_for_mamba_ssm_runs_unchanged(target):
+    u, delta, z = (torch.randn(2, 6, 9, device=target.device) for _ in range(3))
     A, D, bias = -torch.rand(6, 4), torch.randn(6), torch.randn(6)
-    A, D, bias = (x.to(place.device) for x in (A, D, bias))
-    B, C = (torch.randn(2, 4, 9, device=place.device) for _ in range(2))
+    A, D, bias = (x.to(target.device) for x in (A, D, bias))
+    B, C = (torch.randn(2, 4, 9, device=target.device) for _ in range(2))
     out, last_state = wmkernels.selective_scan(u, delta, A, B, C, D, z, bias, True, True)
     assert out.shape == u.shape
     assert last_state.shape == (2, 6, 4)
     only = wmkernels.selective_scan(u, delta, A, B, C, D, z=z, delta_bias=bias, delta_softplus=True)
     torch.testing.assert_close(only, out, rtol=0, atol=0)
-    state = torch.zeros(2, 6, 4, device=place.device)
+    state = torch.zeros(2, 6, 4, device=target.device)
     outs = [
         wmkernels.selective_state_update(
             state, u[..., t], delta[..., t], A, B[..., t], C[..., t], D, z[..., t], bias, True
@@ -142,13 +142,13 @@ def test_code_written_for_mamba_ssm_runs_unchanged(place):
     torch.testing.assert_close(state, last_state, rtol=1e-5, atol=1e-5)
 
 
-@everywhere("selective_scan")
+@on_every_target("selective_scan")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_16_bit_activations_keep_their_state_in_float32(place, dtype):
-    u = torch.ones(1, 1, 4000, dtype=dtype, device=place.device)
-    one = torch.ones(1, 1, device=place.device)
+def test_16_bit_activations_keep_their_state_in_float32(target, dtype):
+    u = torch.ones(1, 1, 4000, dtype=dtype, device=target.device)
+    one = torch.ones(1, 1, device=target.device)
     # Adding 1e-3 to a sum of that size is lost in 16 bits long before the 4,000th time.
-    _, state = wmkernels.selective_scan(u, u * 1e-3, 0 * one, one, one, return_last_state=True, backend=place.backend)
+    _, state = wmkernels.selective_scan(u, u * 1e-3, 0 * one, one, one, return_last_state=True, backend=target.backend)
     assert state.dtype == torch.float32
     step = torch.tensor(1e-3, dtype=dtype).item()
     torch.testing.assert_close(state.item(), 4000 * step, rtol=1e-4, atol=0)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from backends import everywhere
+from backends import on_every_target
 from problems import DTYPES
 
 TRACING = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
@@ -45,14 +45,14 @@ def scan_inputs(dtype, device, layout, constant_B=False, packed=False, extras=Tr
     ]
 
 
-@everywhere("selective_scan", kernels_only=True)
+@on_every_target("selective_scan", kernels_only=True)
 @every_dtype
 @every_layout
-def test_selective_scan(place, dtype, layout):
-    options = (True, layout == "channel_last", 4, place.backend)
+def test_selective_scan(target, dtype, layout):
+    options = (True, layout == "channel_last", 4, target.backend)
     op = torch.ops.wmkernels.selective_scan_forward.default
     plain = layout == "contiguous"
-    inputs = scan_inputs(dtype, place.device, layout, constant_B=layout == "permuted", packed=plain, extras=True)
+    inputs = scan_inputs(dtype, target.device, layout, constant_B=layout == "permuted", packed=plain, extras=True)
     torch.library.opcheck(op, (*inputs, *options), test_utils=TRACING)
     inputs = [None if x is None else x.detach() for x in inputs]
     out, last, states = op(*inputs, *options)
@@ -63,18 +63,18 @@ def test_selective_scan(place, dtype, layout):
     torch.library.opcheck(backward, (*gradients, *with_grad, states, *options), test_utils=WITHOUT_AUTOGRAD)
 
 
-@everywhere("selective_scan", kernels_only=True)
-def test_selective_scan_without_the_optional_inputs(place):
-    inputs = scan_inputs(torch.float32, place.device, "contiguous", extras=False)
+@on_every_target("selective_scan", kernels_only=True)
+def test_selective_scan_without_the_optional_inputs(target):
+    inputs = scan_inputs(torch.float32, target.device, "contiguous", extras=False)
     op = torch.ops.wmkernels.selective_scan_forward.default
     for chunk in (0, 4):
         detached = [None if x is None else x.detach() for x in inputs]
-        torch.library.opcheck(op, (*detached, False, False, chunk, place.backend), test_utils=TRACING)
-    torch.library.opcheck(op, (*inputs, False, False, 4, place.backend), test_utils=TRACING)
-    out, _, states = op(*detached, False, False, 4, place.backend)
+        torch.library.opcheck(op, (*detached, False, False, chunk, target.backend), test_utils=TRACING)
+    torch.library.opcheck(op, (*inputs, False, False, 4, target.backend), test_utils=TRACING)
+    out, _, states = op(*detached, False, False, 4, target.backend)
     torch.library.opcheck(
         torch.ops.wmkernels.selective_scan_backward.default,
-        (torch.randn_like(out), None, *detached, states, False, False, 4, place.backend),
+        (torch.randn_like(out), None, *detached, states, False, False, 4, target.backend),
         test_utils=TRACING,
     )
 
@@ -87,37 +87,37 @@ def step_inputs(dtype, device, layout, grad=True):
     return [tensor(shape, kind, device, layout, grad) for shape, kind in zip(shapes, kinds, strict=True)]
 
 
-@everywhere("selective_step", kernels_only=True)
+@on_every_target("selective_step", kernels_only=True)
 @every_dtype
 @pytest.mark.parametrize("layout", ["contiguous", "permuted"])
-def test_selective_step(place, dtype, layout):
-    inputs = step_inputs(dtype, place.device, layout)
-    reset = torch.tensor([True, False], device=place.device)
+def test_selective_step(target, dtype, layout):
+    inputs = step_inputs(dtype, target.device, layout)
+    reset = torch.tensor([True, False], device=target.device)
     op = torch.ops.wmkernels.selective_step_forward.default
-    torch.library.opcheck(op, (*inputs, reset, True, place.backend), test_utils=TRACING)
+    torch.library.opcheck(op, (*inputs, reset, True, target.backend), test_utils=TRACING)
 
 
-@everywhere("selective_step")
+@on_every_target("selective_step")
 @every_dtype
 @pytest.mark.parametrize("layout", ["contiguous", "permuted"])
-def test_selective_state_update(place, dtype, layout):
-    inputs = step_inputs(dtype, place.device, layout, grad=False)
-    indices = torch.tensor([1, -1], device=place.device)
+def test_selective_state_update(target, dtype, layout):
+    inputs = step_inputs(dtype, target.device, layout, grad=False)
+    indices = torch.tensor([1, -1], device=target.device)
     op = torch.ops.wmkernels.selective_state_update_.default
     for state in (inputs[0], inputs[0].to(dtype)):
-        arguments = (state.clone(), *inputs[1:], indices, True, place.backend)
+        arguments = (state.clone(), *inputs[1:], indices, True, target.backend)
         torch.library.opcheck(op, arguments, test_utils=TRACING)
 
 
-@everywhere("linear_scan", kernels_only=True)
+@on_every_target("linear_scan", kernels_only=True)
 @every_dtype
 @every_layout
-def test_linear_scan(place, dtype, layout):
+def test_linear_scan(target, dtype, layout):
     state = torch.float64 if dtype == torch.float64 else torch.float32
-    gates, tokens = (tensor((2, 3, 7), dtype, place.device, layout) for _ in range(2))
-    first = tensor((2, 3), state, place.device, layout)
-    reset = torch.rand(2, 7, device=place.device) < 0.3
-    options = (layout == "permuted", layout == "channel_last", place.backend)
+    gates, tokens = (tensor((2, 3, 7), dtype, target.device, layout) for _ in range(2))
+    first = tensor((2, 3), state, target.device, layout)
+    reset = torch.rand(2, 7, device=target.device) < 0.3
+    options = (layout == "permuted", layout == "channel_last", target.backend)
     op = torch.ops.wmkernels.linear_scan_forward.default
     torch.library.opcheck(op, (gates, tokens, first, reset, *options), test_utils=TRACING)
     torch.library.opcheck(op, (gates, tokens, None, None, *options), test_utils=TRACING)

@@ -6,12 +6,12 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from backends import everywhere
+from backends import on_every_target
 from tolerances import GRADCHECK, SAME_KERNEL
 
 from wmkernels.nn import Mamba, RotaryMamba
 
-SCANS = everywhere("selective_scan")
+SCANS = on_every_target("selective_scan")
 
 
 def complex_scan(module, inputs):
@@ -45,19 +45,19 @@ def x_proj_parts(module, x):
 @SCANS
 @pytest.mark.parametrize("selective", [False, True])
 @pytest.mark.parametrize("groups", [1, 4])
-def test_it_is_a_scan_with_a_complex_state(place, groups, selective):
+def test_it_is_a_scan_with_a_complex_state(target, groups, selective):
     module = RotaryMamba(
         12,
         6,
         groups=groups,
         selective_angle=selective,
-        backend=place.backend,
-        device=place.device,
+        backend=target.backend,
+        device=target.device,
         dtype=torch.float64,
     )
     if selective:
         torch.nn.init.normal_(module.angle_proj.weight)
-    inputs = torch.randn(2, 40, 12, dtype=torch.float64, device=place.device)
+    inputs = torch.randn(2, 40, 12, dtype=torch.float64, device=target.device)
     actual, expected = module(inputs)[0], complex_scan(module, inputs)
     torch.testing.assert_close(actual, expected, rtol=0, atol=1e-11 * expected.abs().max().item())
 
@@ -135,20 +135,20 @@ def test_a_rotated_memory_tells_lags_apart_and_a_real_one_does_not():
 
 
 @SCANS
-def test_gradcheck_through_the_angle(place):
+def test_gradcheck_through_the_angle(target):
     module = RotaryMamba(
         3,
         4,
         d_conv=2,
         groups=2,
         selective_angle=True,
-        backend=place.backend,
-        device=place.device,
+        backend=target.backend,
+        device=target.device,
         dtype=torch.float64,
     )
     torch.nn.init.normal_(module.angle_proj.weight)
     names = [name for name, _ in module.named_parameters()]
-    reset = torch.zeros(2, 5, dtype=torch.bool, device=place.device)
+    reset = torch.zeros(2, 5, dtype=torch.bool, device=target.device)
     reset[0, 3] = True
     state = {name: torch.rand_like(value) + 0.2 for name, value in module.init_state(2).items()}
 
@@ -158,10 +158,10 @@ def test_gradcheck_through_the_angle(place):
         outputs, after = torch.func.functional_call(module, weights, given)
         return outputs, after["scan"], after["angle"]
 
-    inputs = torch.randn(2, 5, 3, dtype=torch.float64, device=place.device)
+    inputs = torch.randn(2, 5, 3, dtype=torch.float64, device=target.device)
     leaves = [inputs, *state.values(), *(p.detach() for p in module.parameters())]
     assert torch.autograd.gradcheck(
-        run, [x.requires_grad_() for x in leaves], fast_mode=place.backend == "chunked", **GRADCHECK
+        run, [x.requires_grad_() for x in leaves], fast_mode=target.backend == "chunked", **GRADCHECK
     )
 
 

@@ -2,25 +2,25 @@
 
 import pytest
 import torch
-from backends import everywhere
+from backends import on_every_target
 from problems import DTYPES
 
 import wmkernels
 from wmkernels import dispatch
 
-every_place = everywhere("selective_step")
+every_target = on_every_target("selective_step")
 
 
 @pytest.fixture(autouse=True)
-def asked_for(place, monkeypatch):
-    monkeypatch.setattr(dispatch, "REQUESTED", place.backend)
+def asked_for(target, monkeypatch):
+    monkeypatch.setattr(dispatch, "REQUESTED", target.backend)
 
 
-def inputs(place, dtype=torch.float32, batch=3, channels=20, state=5, groups=None, parameter=torch.float32):
+def inputs(target, dtype=torch.float32, batch=3, channels=20, state=5, groups=None, parameter=torch.float32):
     parameter = torch.float64 if dtype == torch.float64 else parameter
 
     def normal(*shape, kind=dtype):
-        return torch.randn(shape, dtype=torch.float64).to(kind).to(place.device)
+        return torch.randn(shape, dtype=torch.float64).to(kind).to(target.device)
 
     projection = (batch, state) if groups is None else (batch, groups, state)
     return {
@@ -42,13 +42,13 @@ def stepped(state, x):
     return wmkernels.selective_step(state, **{renamed.get(name, name): value for name, value in x.items()})
 
 
-@every_place
+@every_target
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("groups", [None, 1, 4, 20])
-def test_the_numbers_of_selective_step(place, dtype, groups):
-    x = inputs(place, dtype, groups=groups)
+def test_the_numbers_of_selective_step(target, dtype, groups):
+    x = inputs(target, dtype, groups=groups)
     kind = torch.float64 if dtype == torch.float64 else torch.float32
-    state = torch.randn(3, 20, 5, dtype=kind, device=place.device)
+    state = torch.randn(3, 20, 5, dtype=kind, device=target.device)
     expected, new_state = stepped(state, x)
     before = state.data_ptr()
     out = wmkernels.selective_state_update(state, **x)
@@ -58,11 +58,11 @@ def test_the_numbers_of_selective_step(place, dtype, groups):
     torch.testing.assert_close(state, new_state)
 
 
-@every_place
+@every_target
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_a_16_bit_state_is_rounded_once_a_step(place, dtype):
-    x = inputs(place, dtype)
-    state = torch.randn(3, 20, 5, device=place.device).to(dtype)
+def test_a_16_bit_state_is_rounded_once_a_step(target, dtype):
+    x = inputs(target, dtype)
+    state = torch.randn(3, 20, 5, device=target.device).to(dtype)
     expected, new_state = stepped(state.float(), x)
     out = wmkernels.selective_state_update(state, **x)
     assert state.dtype == dtype
@@ -70,22 +70,22 @@ def test_a_16_bit_state_is_rounded_once_a_step(place, dtype):
     torch.testing.assert_close(state, new_state.to(dtype))
 
 
-@every_place
-def test_parameters_in_16_bits(place):
-    x = inputs(place, torch.bfloat16, parameter=torch.bfloat16)
-    state = torch.randn(3, 20, 5, device=place.device)
+@every_target
+def test_parameters_in_16_bits(target):
+    x = inputs(target, torch.bfloat16, parameter=torch.bfloat16)
+    state = torch.randn(3, 20, 5, device=target.device)
     expected, new_state = stepped(state, x)
     torch.testing.assert_close(wmkernels.selective_state_update(state, **x), expected)
     torch.testing.assert_close(state, new_state)
 
 
-@every_place
+@every_target
 @pytest.mark.parametrize("kind", [torch.int64, torch.int32])
-def test_indices_name_rows_of_a_cache(place, kind):
-    x = inputs(place)
-    cache = torch.randn(7, 20, 5, device=place.device)
+def test_indices_name_rows_of_a_cache(target, kind):
+    x = inputs(target)
+    cache = torch.randn(7, 20, 5, device=target.device)
     before = cache.clone()
-    indices = torch.tensor([5, -1, 2], dtype=kind, device=place.device)
+    indices = torch.tensor([5, -1, 2], dtype=kind, device=target.device)
     expected, new_state = stepped(before[[5, 0, 2]], x)
     out = wmkernels.selective_state_update(cache, **x, state_batch_indices=indices)
     torch.testing.assert_close(out[[0, 2]], expected[[0, 2]])
@@ -95,33 +95,33 @@ def test_indices_name_rows_of_a_cache(place, kind):
     assert torch.equal(cache[untouched], before[untouched])
 
 
-@every_place
-def test_an_index_below_zero_reads_nothing(place):
-    x = inputs(place) | {"x": torch.full((3, 20), float("nan"), device=place.device)}
-    state = torch.full((1, 20, 5), float("nan"), device=place.device)
+@every_target
+def test_an_index_below_zero_reads_nothing(target):
+    x = inputs(target) | {"x": torch.full((3, 20), float("nan"), device=target.device)}
+    state = torch.full((1, 20, 5), float("nan"), device=target.device)
     out = wmkernels.selective_state_update(
-        state, **x, state_batch_indices=torch.tensor([-1, -100, -1], device=place.device)
+        state, **x, state_batch_indices=torch.tensor([-1, -100, -1], device=target.device)
     )
     assert (out == 0).all()
     assert state.isnan().all()
 
 
-@everywhere("selective_step")
-def test_an_index_past_the_cache(place):
-    if place.device != "cpu":
+@on_every_target("selective_step")
+def test_an_index_past_the_cache(target):
+    if target.device != "cpu":
         pytest.skip("checked on the CPU only: on a GPU reading the indices would synchronise")
     state = torch.randn(4, 20, 5)
     before = state.clone()
     with pytest.raises(ValueError, match=r"state_batch_indices"):
-        wmkernels.selective_state_update(state, **inputs(place), state_batch_indices=torch.tensor([0, 4, 1]))
+        wmkernels.selective_state_update(state, **inputs(target), state_batch_indices=torch.tensor([0, 4, 1]))
     assert torch.equal(state, before)
 
 
-@every_place
+@every_target
 @pytest.mark.parametrize("contiguous", [True, False])
-def test_heads(place, contiguous):
-    x = inputs(place, groups=4)
-    state = torch.randn(3, 20, 5, device=place.device)
+def test_heads(target, contiguous):
+    x = inputs(target, groups=4)
+    state = torch.randn(3, 20, 5, device=target.device)
     expected, new_state = stepped(state, x)
     headed = {name: value.unflatten(1, (4, 5)) for name, value in x.items() if name in ("x", "dt", "z")}
     headed |= {name: x[name].unflatten(0, (4, 5)) for name in ("A", "D", "dt_bias")}
@@ -134,15 +134,15 @@ def test_heads(place, contiguous):
     torch.testing.assert_close(cache.flatten(1, 2), new_state)
 
 
-@every_place
-def test_heads_with_tied_parameters(place):
+@every_target
+def test_heads_with_tied_parameters(target):
     """Mamba-2 calls it so: one A, dt, D and bias a head, expanded with stride 0 over headdim and state."""
-    state = torch.randn(3, 4, 5, 6, device=place.device)
-    A = (-torch.rand(4, device=place.device))[:, None, None].expand(4, 5, 6)
-    dt = torch.randn(3, 4, device=place.device)[..., None].expand(3, 4, 5)
-    D, bias = (torch.randn(4, device=place.device)[:, None].expand(4, 5) for _ in range(2))
-    x = torch.randn(3, 4, 5, device=place.device)
-    B, C = (torch.randn(3, 2, 6, device=place.device) for _ in range(2))
+    state = torch.randn(3, 4, 5, 6, device=target.device)
+    A = (-torch.rand(4, device=target.device))[:, None, None].expand(4, 5, 6)
+    dt = torch.randn(3, 4, device=target.device)[..., None].expand(3, 4, 5)
+    D, bias = (torch.randn(4, device=target.device)[:, None].expand(4, 5) for _ in range(2))
+    x = torch.randn(3, 4, 5, device=target.device)
+    B, C = (torch.randn(3, 2, 6, device=target.device) for _ in range(2))
     step = torch.nn.functional.softplus(dt + bias)[..., None]
     wide_B, wide_C = (v.repeat_interleave(2, 1)[:, :, None] for v in (B, C))
     after = torch.exp(step * A) * state + step * x[..., None] * wide_B
@@ -152,14 +152,14 @@ def test_heads_with_tied_parameters(place):
     torch.testing.assert_close(state, after, rtol=1e-5, atol=1e-5)
 
 
-@every_place
+@every_target
 @pytest.mark.parametrize("layout", ["transposed", "slice"])
-def test_a_state_of_any_layout_is_updated_where_it_is(place, layout):
-    x = inputs(place)
+def test_a_state_of_any_layout_is_updated_where_it_is(target, layout):
+    x = inputs(target)
     if layout == "transposed":
-        state = torch.randn(3, 5, 20, device=place.device).transpose(1, 2)
+        state = torch.randn(3, 5, 20, device=target.device).transpose(1, 2)
     else:
-        larger = torch.randn(5, 22, 12, device=place.device)
+        larger = torch.randn(5, 22, 12, device=target.device)
         outside = larger.clone()
         state = larger[1:4, 1:21, 1:11:2]
     expected, new_state = stepped(state, x)
@@ -170,11 +170,11 @@ def test_a_state_of_any_layout_is_updated_where_it_is(place, layout):
         assert torch.equal(larger, outside)
 
 
-@every_place
-def test_the_version_counter_moves(place):
-    x = inputs(place)
-    state = torch.zeros(3, 20, 5, device=place.device)
-    weight = torch.ones(3, 20, 5, device=place.device, requires_grad=True)
+@every_target
+def test_the_version_counter_moves(target):
+    x = inputs(target)
+    state = torch.zeros(3, 20, 5, device=target.device)
+    weight = torch.ones(3, 20, 5, device=target.device, requires_grad=True)
     loss = (weight * state).sum()
     version = state._version
     wmkernels.selective_state_update(state, **x)
@@ -185,7 +185,7 @@ def test_the_version_counter_moves(place):
     with torch.no_grad():
         wmkernels.selective_state_update(state, **x)
     assert state._version > version
-    cache = torch.zeros(3, 4, 5, 5, device=place.device)
+    cache = torch.zeros(3, 4, 5, 5, device=target.device)
     headed = {name: value.unflatten(1, (4, 5)) for name, value in x.items() if name in ("x", "dt", "z")}
     headed |= {name: x[name].unflatten(0, (4, 5)) for name in ("A", "D", "dt_bias")}
     version = cache._version
@@ -193,21 +193,21 @@ def test_the_version_counter_moves(place):
     assert cache._version > version
 
 
-@every_place
-def test_inference_mode(place):
-    x = inputs(place)
+@every_target
+def test_inference_mode(target):
+    x = inputs(target)
     with torch.inference_mode():
-        state = torch.zeros(3, 20, 5, device=place.device)
+        state = torch.zeros(3, 20, 5, device=target.device)
         out = wmkernels.selective_state_update(state, **x)
-    expected, new_state = stepped(torch.zeros(3, 20, 5, device=place.device), x)
+    expected, new_state = stepped(torch.zeros(3, 20, 5, device=target.device), x)
     torch.testing.assert_close(out.clone(), expected)
     torch.testing.assert_close(state.clone(), new_state)
 
 
-@every_place
-def test_it_refuses_to_drop_a_gradient(place):
-    x = inputs(place)
-    state = torch.zeros(3, 20, 5, device=place.device)
+@every_target
+def test_it_refuses_to_drop_a_gradient(target):
+    x = inputs(target)
+    state = torch.zeros(3, 20, 5, device=target.device)
     x["A"].requires_grad_()
     with pytest.raises(RuntimeError, match=r"selective_state_update: .*without gradient; use selective_step"):
         wmkernels.selective_state_update(state, **x)
@@ -215,15 +215,15 @@ def test_it_refuses_to_drop_a_gradient(place):
         wmkernels.selective_state_update(state, **x)
 
 
-@everywhere("selective_step", kernels_only=True)
-def test_a_sign_still_to_be_turned_is_turned(place):
+@on_every_target("selective_step", kernels_only=True)
+def test_a_sign_still_to_be_turned_is_turned(target):
     """The imaginary part of a conjugate is a view whose sign PyTorch turns when it is read."""
-    x = inputs(place)
+    x = inputs(target)
     turned = torch.complex(x["x"], x["x"]).conj().imag
     assert turned.is_neg()
-    state = torch.zeros(3, 20, 5, device=place.device)
+    state = torch.zeros(3, 20, 5, device=target.device)
     expected, actual = (
-        wmkernels.selective_step(state, u, x["dt"], x["A"], x["B"], x["C"], x["D"], backend=place.backend)
+        wmkernels.selective_step(state, u, x["dt"], x["A"], x["B"], x["C"], x["D"], backend=target.backend)
         for u in (turned.resolve_neg(), turned)
     )
     torch.testing.assert_close(actual, expected)

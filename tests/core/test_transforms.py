@@ -2,28 +2,28 @@
 
 import pytest
 import torch
-from backends import everywhere
+from backends import on_every_target
 from test_gradients import SMALL, every_op
 from torch.func import grad, jacrev, jvp, vmap
 
-every_place = everywhere("selective_scan")
+every_target = on_every_target("selective_scan")
 
 
-def pure(op, place, dtype=torch.float64):
+def pure(op, target, dtype=torch.float64):
     """The op as a function of a dictionary of its floating tensors, and such a dictionary."""
-    problem = SMALL[op](place.device, dtype)
+    problem = SMALL[op](target.device, dtype)
     tensors = {k: v for k, v in problem.tensors.items() if v is not None}
 
     def run(values):
-        return problem.call(place.backend, values)
+        return problem.call(target.backend, values)
 
     return run, tensors
 
 
 @every_op
-@every_place
-def test_grad_is_autograd(op, place):
-    run, tensors = pure(op, place)
+@every_target
+def test_grad_is_autograd(op, target):
+    run, tensors = pure(op, target)
     leaves = {k: v.clone().requires_grad_() for k, v in tensors.items()}
     expected = torch.autograd.grad(sum(x.square().sum() for x in run(leaves)), [*leaves.values()])
     found = grad(lambda x: sum(y.square().sum() for y in run(x)))(tensors)
@@ -31,9 +31,9 @@ def test_grad_is_autograd(op, place):
 
 
 @every_op
-@every_place
-def test_vmap_over_every_input_alone_and_all_together(op, place):
-    run, tensors = pure(op, place)
+@every_target
+def test_vmap_over_every_input_alone_and_all_together(op, target):
+    run, tensors = pure(op, target)
     many = {k: torch.stack([v, 0.5 * v, 0.9 * v + 0.01]) for k, v in tensors.items()}
     for chosen in [[name] for name in tensors] + [list(tensors)]:
         dims = {k: 0 if k in chosen else None for k in tensors}
@@ -45,9 +45,9 @@ def test_vmap_over_every_input_alone_and_all_together(op, place):
 
 
 @every_op
-@every_place
-def test_vmap_over_another_dimension(op, place):
-    run, tensors = pure(op, place)
+@every_target
+def test_vmap_over_another_dimension(op, target):
+    run, tensors = pure(op, target)
     last = {k: torch.stack([v, 0.5 * v], -1) for k, v in tensors.items()}
     found = vmap(run, in_dims=({k: -1 for k in tensors},), out_dims=1)(last)
     expected = [
@@ -57,9 +57,9 @@ def test_vmap_over_another_dimension(op, place):
 
 
 @every_op
-@every_place
-def test_gradients_of_every_sample(op, place):
-    run, tensors = pure(op, place)
+@every_target
+def test_gradients_of_every_sample(op, target):
+    run, tensors = pure(op, target)
     many = {k: torch.stack([v, 0.5 * v, 0.9 * v + 0.01]) for k, v in tensors.items()}
 
     def loss(values):
@@ -77,12 +77,12 @@ def test_gradients_of_every_sample(op, place):
                 torch.testing.assert_close(found[name][index], expected[name])
 
 
-@every_place
+@every_target
 @pytest.mark.parametrize("op", ["selective_scan", "linear_scan"])
-def test_vmap_over_resets(op, place):
-    run, tensors = pure(op, place)
+def test_vmap_over_resets(op, target):
+    run, tensors = pure(op, target)
     time = next(iter(tensors.values())).shape[-1]
-    resets = torch.rand(3, 2, time, device=place.device) < 0.4
+    resets = torch.rand(3, 2, time, device=target.device) < 0.4
 
     def loss(values, reset):
         outputs = run({**values, "reset": reset})
@@ -96,12 +96,12 @@ def test_vmap_over_resets(op, place):
         torch.testing.assert_close([x[index] for x in outputs], list(own))
 
 
-@every_place
-def test_vmap_over_packed_sequences(place):
-    run, tensors = pure("selective_scan", place)
+@every_target
+def test_vmap_over_packed_sequences(target):
+    run, tensors = pure("selective_scan", target)
     packed = {k: v[:1] if v.dim() == 3 else v for k, v in tensors.items()}
     packed["initial_state"] = tensors["initial_state"]
-    bounds = torch.tensor([0, 1, 4], device=place.device)
+    bounds = torch.tensor([0, 1, 4], device=target.device)
     many = {k: torch.stack([v, 0.5 * v]) for k, v in packed.items()}
     found = vmap(lambda x: run({**x, "cu_seqlens": bounds}))(many)
     for index in range(2):
@@ -109,10 +109,10 @@ def test_vmap_over_packed_sequences(place):
         torch.testing.assert_close([x[index] for x in found], list(own))
 
 
-@every_place
-def test_vmap_over_constant_projections(place):
-    run, tensors = pure("selective_scan", place)
-    constant = {**tensors, "B": torch.randn(3, 2, dtype=torch.float64, device=place.device)}
+@every_target
+def test_vmap_over_constant_projections(target):
+    run, tensors = pure("selective_scan", target)
+    constant = {**tensors, "B": torch.randn(3, 2, dtype=torch.float64, device=target.device)}
     many = {k: torch.stack([v, 0.5 * v]) for k, v in constant.items()}
     found = vmap(grad(lambda x: sum(y.square().sum() for y in run(x))))(many)
     for index in range(2):
@@ -121,9 +121,9 @@ def test_vmap_over_constant_projections(place):
 
 
 @every_op
-@every_place
-def test_jacrev_is_the_jacobian(op, place):
-    run, tensors = pure(op, place)
+@every_target
+def test_jacrev_is_the_jacobian(op, target):
+    run, tensors = pure(op, target)
     name = next(iter(tensors))
     found = jacrev(lambda x: run({**tensors, name: x})[0])(tensors[name])
     expected = torch.autograd.functional.jacobian(lambda x: run({**tensors, name: x})[0], tensors[name])
@@ -131,9 +131,9 @@ def test_jacrev_is_the_jacobian(op, place):
 
 
 @every_op
-@every_place
-def test_nested_vmap(op, place):
-    run, tensors = pure(op, place)
+@every_target
+def test_nested_vmap(op, target):
+    run, tensors = pure(op, target)
     many = {k: torch.stack([torch.stack([v, 0.5 * v]), torch.stack([0.7 * v, 0.2 * v])]) for k, v in tensors.items()}
     found = vmap(vmap(run))(many)
     for i in range(2):
@@ -142,9 +142,9 @@ def test_nested_vmap(op, place):
 
 
 @every_op
-@everywhere("selective_scan", kernels_only=True)
-def test_second_derivatives_raise_under_func(op, place):
-    run, tensors = pure(op, place)
+@on_every_target("selective_scan", kernels_only=True)
+def test_second_derivatives_raise_under_func(op, target):
+    run, tensors = pure(op, target)
     name = next(iter(tensors))
 
     def loss(x):
@@ -155,19 +155,19 @@ def test_second_derivatives_raise_under_func(op, place):
 
 
 @every_op
-@everywhere("selective_scan", kernels_only=True)
+@on_every_target("selective_scan", kernels_only=True)
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")
-def test_forward_mode_raises(op, place):
-    run, tensors = pure(op, place)
+def test_forward_mode_raises(op, target):
+    run, tensors = pure(op, target)
     name = next(iter(tensors))
     with pytest.raises(RuntimeError, match=r"jvp|forward"):
         jvp(lambda x: run({**tensors, name: x})[0], (tensors[name],), (torch.ones_like(tensors[name]),))
 
 
-@everywhere("selective_step")
-def test_an_ensemble_of_parameters_over_a_rollout(place):
+@on_every_target("selective_step")
+def test_an_ensemble_of_parameters_over_a_rollout(target):
     """vmap over members whose parameters differ, each stepping on its own state: a world model's ensemble."""
-    run, tensors = pure("selective_step", place)
+    run, tensors = pure("selective_step", target)
     members = {k: torch.stack([v, 0.5 * v]) for k, v in tensors.items() if k in ("A", "D", "delta_bias", "state")}
 
     def rollout(own):

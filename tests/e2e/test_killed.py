@@ -64,19 +64,18 @@ def killed(processes: Processes, folder: Path, arguments: list[str], going_on: l
     """Starts, kills and goes on until all kills are done; returns when each came."""
     random, moments = np.random.default_rng(seed), []
     # After so many saved steps, and then within the time that a few iterations or saving take.
-    places = np.sort(random.integers(-1, int(0.75 * STEPS), KILLS)).tolist()
-    for place in places:
+    for steps in np.sort(random.integers(-1, int(0.75 * STEPS), KILLS)).tolist():
         delay = float(random.uniform(0, 0.12))
         begun = (folder / "config.json").exists()
         child = processes.start(*(["train", "--resume", str(folder), *going_on] if begun else arguments))
-        while saved_steps(folder) < place or not (folder / "config.json").exists():
+        while saved_steps(folder) < steps or not (folder / "config.json").exists():
             time.sleep(0.001)
             if saved_steps(folder) == STEPS:
                 break
         time.sleep(delay)
         os.kill(child, signal.SIGKILL)  # if it has ended, nothing happens: nobody has waited for it yet
         status = processes.status()
-        moments.append(f"{delay:.3f} s after {place} steps, {saved_steps(folder)} of them saved: {status}")
+        moments.append(f"{delay:.3f} s after {steps} steps, {saved_steps(folder)} of them saved: {status}")
         assert status in (0, -signal.SIGKILL), (moments, processes.log.read_text())
     return moments
 

@@ -1,12 +1,12 @@
 """The modules of wmkernels.nn under torch.compile, whose first call in a process takes seconds to load."""
 
 import torch
-from backends import everywhere
+from backends import on_every_target
 from recurrences_nn import random_state, resets
 
 from wmkernels.nn import CausalConv1d, Mamba
 
-SCANS = everywhere("selective_scan")
+SCANS = on_every_target("selective_scan")
 
 
 def check_compiled(module, inputs, bounds=None):
@@ -26,16 +26,16 @@ def check_compiled(module, inputs, bounds=None):
 
 
 @SCANS
-def test_it_compiles_in_one_graph(place):
-    module = Mamba(8, d_state=4, backend=place.backend, device=place.device)
-    check_compiled(module, torch.randn(2, 10, 8, device=place.device))
+def test_it_compiles_in_one_graph(target):
+    module = Mamba(8, d_state=4, backend=target.backend, device=target.device)
+    check_compiled(module, torch.randn(2, 10, 8, device=target.device))
 
 
-@everywhere("selective_scan", kernels_only=True)
-def test_packed_sequences_compile_in_one_graph(place):
-    module = Mamba(8, d_state=4, backend=place.backend, device=place.device)
-    bounds = torch.tensor([0, 4, 4, 10], device=place.device)
-    check_compiled(module, torch.randn(1, 10, 8, device=place.device), bounds)
+@on_every_target("selective_scan", kernels_only=True)
+def test_packed_sequences_compile_in_one_graph(target):
+    module = Mamba(8, d_state=4, backend=target.backend, device=target.device)
+    bounds = torch.tensor([0, 4, 4, 10], device=target.device)
+    check_compiled(module, torch.randn(1, 10, 8, device=target.device), bounds)
 
 
 def test_the_packed_convolution_compiles_in_one_graph():
@@ -43,10 +43,10 @@ def test_the_packed_convolution_compiles_in_one_graph():
 
 
 @SCANS
-def test_a_step_compiles_in_one_graph(place):
-    module = Mamba(8, d_state=4, backend=place.backend, device=place.device)
-    inputs, state = torch.randn(2, 8, device=place.device), random_state(module, 2)
-    reset = torch.tensor([True, False], device=place.device)
+def test_a_step_compiles_in_one_graph(target):
+    module = Mamba(8, d_state=4, backend=target.backend, device=target.device)
+    inputs, state = torch.randn(2, 8, device=target.device), random_state(module, 2)
+    reset = torch.tensor([True, False], device=target.device)
     torch._dynamo.reset()
     compiled = torch.compile(module.step, fullgraph=True, backend="aot_eager")
     with torch.no_grad():

@@ -69,7 +69,7 @@ def test_a_race_is_reported_under_every_order(sample_kernels, plant):
                 "sample_races", [torch.randn(256), torch.zeros(64), list(PLANTS).index(plant)], seed=seed
             )
         report.match(PLANTS[plant])
-        # both places, by file and line; an atomic access is in the emulator's own header
+        # both accesses, by file and line; an atomic access is in the emulator's own header
         assert len(re.findall(r"(sample_kernels_races\.cu|cuda_emulator\.h):\d+", str(report.value))) >= 2
 
 
@@ -234,6 +234,8 @@ def test_a_race_is_found_that_changes_no_result_here(cuda):
 
 @pytest.mark.gated("CUDA races")
 def test_every_barrier_is_needed(cuda, passed_by):
-    places = {barrier for barrier in passed_by if not barrier.startswith(FOR_GLOBAL_MEMORY)}
-    needed = {place for place in places if any(has_race_without(cuda, case, place) for case in passed_by[place])}
-    assert needed == places
+    barriers = {barrier for barrier in passed_by if not barrier.startswith(FOR_GLOBAL_MEMORY)}
+    needed = {
+        barrier for barrier in barriers if any(has_race_without(cuda, case, barrier) for case in passed_by[barrier])
+    }
+    assert needed == barriers

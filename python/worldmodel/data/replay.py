@@ -218,8 +218,8 @@ class Replay:
         self._insert(chunk_id, chunk)
         remaining = self._remaining[chunk.state is not None]
         remaining.append(chunk_id)
-        place = int(self._random.integers(len(remaining)))
-        remaining[place], remaining[-1] = remaining[-1], remaining[place]
+        index = int(self._random.integers(len(remaining)))
+        remaining[index], remaining[-1] = remaining[-1], remaining[index]
         self._mark_unsampled(chunk_id)
 
     def _insert(self, chunk_id: int, chunk: Chunk) -> None:

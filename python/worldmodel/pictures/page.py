@@ -102,9 +102,9 @@ class _Overlay:
     def __init__(self, axes: Any, panel: Panel) -> None:
         self.panel = panel
         patches = require("matplotlib.patches", "draw pictures")
-        place = axes.get_xaxis_transform()
+        transform = axes.get_xaxis_transform()
         self._cover = patches.Rectangle(
-            (0, -0.02), panel.steps, 1.04, transform=place, color="white", alpha=0.86, lw=0, animated=True
+            (0, -0.02), panel.steps, 1.04, transform=transform, color="white", alpha=0.86, lw=0, animated=True
         )
         axes.add_patch(self._cover)
         self._line = axes.axvline(0, color=SEEN, lw=1, animated=True)
@@ -126,9 +126,9 @@ class _Film:
         assert first is not None
         self._empty = np.full_like(first, 238)
         self._images = []
-        top = page.place
+        top = page.top
         for index, row in enumerate(ROWS):
-            page.place = top
+            page.top = top
             axes = page.axes(0.15 + index * (inches + 0.1), inches, inches, gap=0.3)
             self._images.append(axes.imshow(first, interpolation="nearest", animated=True))
             axes.set_title(row, fontsize=10, color=ROW_COLOURS[index], pad=4, weight="bold")
@@ -136,7 +136,7 @@ class _Film:
             axes.set_yticks([])
             axes.spines[:].set_color(ROW_COLOURS[index])
             style = {"transform": axes.transAxes, "color": SEEN, "fontsize": 10, "animated": True}
-        page.place += 0.32
+        page.top += 0.32
         self._words = axes.text(0.5, 0.5, "it observes", ha="center", va="center", **style)
         self._time = axes.text(0, -0.04, "", ha="left", va="top", weight="bold", **style)
 
@@ -163,46 +163,46 @@ class _Page:
         height = blocks + _TOP + legends * _LEGEND
         agg = require("matplotlib.backends.backend_agg", "draw pictures")
         figure = require("matplotlib.figure", "draw pictures")
-        self.width, self.height, self.place = width, height, 0.0
+        self.width, self.height, self.top = width, height, 0.0
         self.figure = figure.Figure(figsize=(width, height), dpi=dpi, facecolor="white")
         self._canvas = agg.FigureCanvasAgg(self.figure)
         self._still: Any = None  # the cached static background
 
     def title(self, text: str) -> None:
         self.text(text, 0.15, 0.2, 12, weight="bold")
-        self.place = _TOP
+        self.top = _TOP
 
     def caption(self, text: str) -> None:
-        self.text(text, 0.15, self.place + 0.12, 10)
-        self.place += _CAPTION
+        self.text(text, 0.15, self.top + 0.12, 10)
+        self.top += _CAPTION
 
     def text(
         self, text: str, left: float, down: float, size: float, colour: str = SEEN, weight: str = "normal"
     ) -> float:
         """Writes a line centred ``down`` inches from the top; returns its right end."""
-        place = (left / self.width, 1 - down / self.height)
-        drawn = self.figure.text(*place, text, ha="left", va="center", fontsize=size, weight=weight, color=colour)
+        position = (left / self.width, 1 - down / self.height)
+        drawn = self.figure.text(*position, text, ha="left", va="center", fontsize=size, weight=weight, color=colour)
         return float(drawn.get_window_extent(self._canvas.get_renderer()).x1) / self.figure.dpi
 
     def axes(self, left: float, width: float, height: float, gap: float = _GAP) -> Any:
         """Adds axes below the previous ones."""
-        self.place += gap
-        bottom = self.height - self.place - height
+        self.top += gap
+        bottom = self.height - self.top - height
         box = (left / self.width, bottom / self.height, width / self.width, height / self.height)
-        self.place += height
+        self.top += height
         return self.figure.add_axes(box)
 
     def stack(self, panel: Panel, parts: Sequence[Band], inside: float) -> list[Any]:
         """Stacks bands, header first, above a time axis; returns their axes without the header's."""
         stacked = []
         for band in parts:
-            self.place += band.above
+            self.top += band.above
             axes = self.axes(MARGIN, inside, band.height)
             band.draw(axes)
             finish(axes, panel)
             stacked.append(axes)
         time_axis(axes)
-        self.place += _BOTTOM
+        self.top += _BOTTOM
         return stacked[1:]
 
     def legends(self, rows: Sequence["_Legend"]) -> None:
