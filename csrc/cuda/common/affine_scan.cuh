@@ -1,6 +1,6 @@
-// The combine operator of the scans: h_t = decay_t h_{t-1} + value_t over any time range is one affine map (decay,
-// value, reset), and adjacent maps combine associatively. A reset drops the incoming state by selection: a product with
-// zero would pass NaN and infinity.
+// The combine operator of the scans: h_t = decay_t h_{t-1} + value_t over a time range is an affine map (decay, value,
+// reset); adjacent maps combine associatively. A reset drops the incoming state by selection: a product with zero would
+// pass NaN and infinity.
 #pragma once
 
 #include "cuda/common/primitives.cuh"
@@ -13,13 +13,13 @@ struct AffineMap {
   bool reset;
 };
 
-// The final state. Zero stays zero by selection, since the decay of a long range may overflow.
+// Zero stays zero by selection: a long range's decay may overflow.
 template <typename T>
 __device__ __forceinline__ T pass_state(const AffineMap<T>& map, T state) {
   return map.reset || state == T(0) ? map.value : map.decay * state + map.value;
 }
 
-// LONG: guards against an overflowed decay of `later`.
+// LONG: `later`'s decay may have overflowed.
 template <bool LONG, typename T>
 __device__ __forceinline__ AffineMap<T> combine(const AffineMap<T>& earlier, const AffineMap<T>& later) {
   if (later.reset) return later;

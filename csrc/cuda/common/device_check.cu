@@ -1,4 +1,4 @@
-// Whether this build runs on a GPU: tests an empty kernel.
+// Whether this build runs on a GPU, by an empty kernel.
 #include <cuda_runtime.h>
 
 #include <string>
@@ -14,7 +14,7 @@ std::string version_text(int version) {
   return std::to_string(version / 1000) + "." + std::to_string(version % 1000 / 10);
 }
 
-// Returns "" if the driver suits `device`.
+// "" if the driver suits `device`.
 std::string driver_reason(int64_t device) {
   int driver = 0;
   if (cudaDriverGetVersion(&driver) != cudaSuccess || driver == 0) return "no NVIDIA driver is installed";

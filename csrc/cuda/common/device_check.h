@@ -1,4 +1,4 @@
-// CUDA build only, beside wmkernels.h.
+// CUDA build only.
 #pragma once
 
 #ifdef __cplusplus
@@ -8,7 +8,7 @@ extern "C" {
 // Compiled architectures, as "80,90".
 const char* wmk_cuda_architectures(void);
 
-// A cudaError_t, as "cudaErrorNoDevice: no CUDA-capable device is detected".
+// As "cudaErrorNoDevice: no CUDA-capable device is detected".
 const char* wmk_cuda_error_name(int error);
 
 #ifdef __cplusplus

@@ -4,7 +4,6 @@
 #include "cuda/common/primitives.cuh"
 
 #ifdef WMK_EMULATE
-// For kernels with a grid barrier.
 #define WMK_LAUNCH_COOPERATIVE(kernel, grid, block, shared, stream, argument) \
   WMK_LAUNCH(kernel, grid, block, shared, stream, argument)
 #else
@@ -48,7 +47,7 @@ __device__ __forceinline__ void mma_m16n8k16(float (&c)[4], const uint32_t (&a)[
   }
 }
 
-// Two elements of another block, by ld.cg: level-1 caches are not coherent.
+// Another block's elements, by ld.cg: level-1 caches are not coherent.
 __device__ __forceinline__ uint32_t load_cg(const uint16_t* pair) {
   uint32_t value;
   asm volatile("ld.global.cg.u32 %0, [%1];" : "=r"(value) : "l"(pair) : "memory");
@@ -96,7 +95,7 @@ inline uint32_t load_acquire(const uint32_t* address) { return *address; }
 
 #endif
 
-// Waits for `expected` arrivals at the counter, zero at launch. Earlier writes are then visible to load_cg.
+// Waits for `expected` arrivals at the counter, zero at launch; earlier writes are then visible to load_cg.
 __device__ __forceinline__ void grid_barrier(uint32_t* barrier_counter, uint32_t expected) {
   __syncthreads();
   if (threadIdx.x == 0) {

@@ -20,8 +20,8 @@
 #else
 #include <cuda_runtime.h>
 
-// Launches with the shared-memory limit raised to `shared`; returns a wmk_status. Parenthesise kernels whose template
-// arguments hold a comma.
+// Raises the shared-memory limit to `shared`; returns a wmk_status. Parenthesise kernels whose template arguments hold
+// a comma.
 #define WMK_LAUNCH(kernel, grid, block, shared, stream, ...) \
   wmk::launch((kernel), (grid), (block), (shared), (stream), __VA_ARGS__)
 #define WMK_SHARED_MEMORY(name) extern __shared__ __align__(16) unsigned char name[]
@@ -51,7 +51,7 @@ int launch(void (*kernel)(Parameters...), int64_t grid, int block, int64_t share
   return error == cudaSuccess ? WMK_OK : WMK_CUDA_ERROR + static_cast<int>(error);
 }
 
-// 2^x. fp32: special-function unit, within two ulp; 2^0 is 1, results below 2^-126 are 0.
+// fp32: special-function unit, within two ulp; 2^0 is 1, results below 2^-126 are 0.
 __device__ __forceinline__ float exp2_fast(float x) {
   float y;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
@@ -92,9 +92,8 @@ __device__ __forceinline__ uint32_t pack_float16(float low, float high) {
 __device__ __forceinline__ uint32_t bits_of(float x) { return __float_as_uint(x); }
 __device__ __forceinline__ float float_of(uint32_t bits) { return __uint_as_float(bits); }
 
-// Sums every four adjacent lanes on tensor cores, in TF32 (ten bits) with fp32 sums; lane `which` of each four adds
-// them to its `sums`. The right-hand matrix is one in rows 0 to 3 of column 2 * which and rows 4 to 7 of column 2 *
-// which + 1.
+// Sums over every four adjacent lanes on tensor cores, in TF32 (ten bits), added to `sums` of lane `which`. The
+// right-hand matrix is one in rows 0 to 3 of column 2 * which and rows 4 to 7 of column 2 * which + 1.
 __device__ __forceinline__ void warp_sum4_tf32(float (&sums)[4], const float (&values)[4], int which) {
   const int column = static_cast<int>(threadIdx.x) % 32 / 4;
   const float even = column == 2 * which ? 1.0f : 0.0f, odd = column == 2 * which + 1 ? 1.0f : 0.0f;
@@ -105,7 +104,7 @@ __device__ __forceinline__ void warp_sum4_tf32(float (&sums)[4], const float (&v
         "r"(bits_of(even)), "r"(bits_of(odd)));
 }
 
-// Copies 8 or 16 bytes; visible to this thread after copy_async_wait.
+// 8 or 16 bytes; visible to this thread after copy_async_wait.
 template <int BYTES>
 __device__ __forceinline__ void copy_async(void* shared, const void* global) {
   static_assert(BYTES == 8 || BYTES == 16, "what the hardware copies");
@@ -136,7 +135,7 @@ class DeviceGuard {
   cudaError_t status_ = cudaSuccess;
 };
 
-// A guess without a GPU, where workspaces need a size too.
+// Without a GPU a guess: workspaces need a size there too.
 inline int64_t multiprocessors(int64_t device) {
   int count = 0;
   if (cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, static_cast<int>(device)) != cudaSuccess) {
@@ -243,7 +242,7 @@ __host__ __device__ __forceinline__ int64_t element_size(int64_t dtype) {
   return dtype == WMK_FLOAT64 ? 8 : dtype == WMK_FLOAT32 ? 4 : 2;
 }
 
-// One element, converted to T.
+// Converts to T.
 template <typename T>
 __device__ __forceinline__ T load_element(const void* data, int64_t dtype, int64_t offset) {
   switch (dtype) {

@@ -1,8 +1,8 @@
 // Tiles: ROWS (channels or states) x STEPS of a strided tensor, converted in shared memory to the arithmetic type.
 //
 // Tiles move in contiguous groups of four elements, along time or across rows: 8 or 16 bytes per thread, whole sectors.
-// Asynchronous copies prefetch the next tile to a stage buffer, without registers; only the fetching thread reads its
-// group back.
+// Asynchronous copies prefetch the next tile to a stage buffer, without registers; a thread reads back only its own
+// groups.
 #pragma once
 
 #include "cuda/common/primitives.cuh"
@@ -55,17 +55,16 @@ struct StridedRows {
   char* data;
   int64_t row_stride, time_stride;
 
-  // Groups run along time, or across rows.
+  // Whether groups run along time or across rows.
   __device__ __forceinline__ bool along_time() const { return time_stride == 1 || row_stride != 1; }
-  // Whether groups are contiguous and aligned.
   __device__ __forceinline__ bool aligned(const char* begin, int64_t size) const {
     const int64_t fast = along_time() ? time_stride : row_stride, slow = along_time() ? row_stride : time_stride;
     return fast == 1 && slow % 4 == 0 && reinterpret_cast<uintptr_t>(begin) % (4 * size) == 0;
   }
 };
 
-// ROWS_FIRST: adjacent threads hold adjacent rows, for transposed tiles. Full, aligned tiles take *_full, others
-// *_general, out of line.
+// ROWS_FIRST: adjacent threads hold adjacent rows, for transposed tiles. Full, aligned tiles take *_full; *_general is
+// out of line.
 template <typename T, int ROWS, int STEPS, int THREADS, bool ROWS_FIRST>
 struct Tile {
   static constexpr int kGroups = ROWS * STEPS / 4;
@@ -74,7 +73,7 @@ struct Tile {
   // row groups per band: whole sectors, few bank conflicts
   static constexpr int kBandRowGroups = ROWS_FIRST || kRowGroups < 4 ? kRowGroups : 4;
 
-  // First row and step of group `i`, at constant distance from group 0.
+  // First row and step of group `i`.
   template <bool ALONG_TIME>
   static __device__ __forceinline__ void position(int i, int& row, int& step) {
     const int thread = static_cast<int>(threadIdx.x);

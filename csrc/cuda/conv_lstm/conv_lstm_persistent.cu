@@ -1,4 +1,3 @@
-// Entry point of the persistent ConvLSTM.
 #include "common/checks.h"
 #include "cuda/conv_lstm/conv_lstm_persistent_kernel.cuh"
 

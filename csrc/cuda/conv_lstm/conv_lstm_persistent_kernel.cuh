@@ -22,7 +22,7 @@ struct PositionCoord {
   bool exists;
 };
 
-// TILES: of 16 positions per block.
+// TILES: of 16 positions.
 template <int DTYPE, int TILES>
 __global__ void __launch_bounds__(kPersistentThreads, 1)
     conv_lstm_persistent_kernel(const WMK_GRID_CONSTANT wmk_conv_lstm_persistent p) {

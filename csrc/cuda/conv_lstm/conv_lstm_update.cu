@@ -1,4 +1,3 @@
-// Entry points of the ConvLSTM update.
 #include <initializer_list>
 
 #include "common/checks.h"

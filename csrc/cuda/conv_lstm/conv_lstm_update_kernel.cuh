@@ -4,8 +4,8 @@
 // a time. Bytes per cell with 16-bit maps: 26 forward, 16 more to keep the gates, 44 backward. Bound by memory, which
 // hides five accurate exponentials per cell.
 //
-// At a reset neither the hidden convolution nor the old cell is read (both are zero), so NaN cannot cross. Backward,
-// gradients to h and c before a reset are not read, or written as zero.
+// At a reset, the hidden convolution and the old cell are not read, so NaN cannot cross. Backward, gradients
+// across a reset are not read, or are zero.
 #pragma once
 
 #include "cuda/common/tile.cuh"
@@ -111,7 +111,6 @@ struct CellCoord {
   }
 };
 
-// Gates after their nonlinearities, and the new cell.
 template <typename T, int DTYPE, int COUNT>
 struct Gates {
   Cells<T, COUNT> i, f, g, o, c;

@@ -1,4 +1,3 @@
-// Entry points of the linear scan.
 #include "common/checks.h"
 #include "cuda/linear_scan/linear_scan_kernel.cuh"
 

@@ -1,11 +1,11 @@
 // Linear scan, h_t = g_t h_{t-1} + x_t, forward and backward, in either direction of time, on a GPU.
 //
 // A block takes 16 rows (channels) in tiles of 128 steps (fp64: 32). Eight threads share a row: each combines four
-// steps to an affine map, three shuffles scan the maps. Backward: dx_t = dout_t + g_{t+1} dx_{t+1}, dg_t = dx_t
-// h_{t-1}. With few rows, a local pass and a combine kernel give each segment's initial state.
+// steps to an affine map; three shuffles scan the maps. Backward: dx_t = dout_t + g_{t+1} dx_{t+1}, dg_t = dx_t
+// h_{t-1}. With few rows, a local pass and a combine kernel give the segments' initial states.
 //
-// Three memory accesses per element forward, five backward. Bound by memory; for 16-bit data by instruction issue,
-// about 25 per element.
+// Three memory accesses per element forward, five backward. Bound by memory; 16-bit data by instruction issue, about 25
+// per element.
 #pragma once
 
 #include "cuda/common/affine_scan.cuh"
@@ -15,7 +15,7 @@ namespace wmk {
 
 struct LinearPlan {
   int64_t segment_steps, segments;  // a multiple of kSteps; per row
-  void* boundary;                   // [segments, rows]: final state from zero; after the combine kernel: initial state
+  void* boundary;                   // [segments, rows]: final state from zero, then (combine kernel) initial state
   void* decay;                      // [segments, rows]
   int32_t* reset;                   // [segments, rows]
 };
@@ -141,7 +141,7 @@ __global__ void __launch_bounds__(128, BACKWARD&& LOCAL             ? 3
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
         const int k = reverse ? 3 - j : j;
-        // selection: a run-time index would move the vectors to local memory
+        // a run-time index would move the vectors to local memory
         const T gate = reverse ? g.value[3 - j] : g.value[j], value = reverse ? v.value[3 - j] : v.value[j];
         const bool reset = resets >> k & 1u;
         const AffineMap<T> step =
@@ -189,7 +189,7 @@ __global__ void __launch_bounds__(128, BACKWARD&& LOCAL             ? 3
         }
         store_vec4(values, result);
         if (BACKWARD && p.grad_gates.data != nullptr) {
-          // dg = dx times the previous state. The fourth previous state is the adjacent thread's, or outside this pass.
+          // The fourth previous state is the adjacent thread's, or outside this pass.
           Vec4<T> outputs = load_vec4(shared.outputs + row * kPitch + first);
           const bool inside = p.reverse ? first + 4 < steps : first > 0;
           T edge = T(0);
@@ -241,7 +241,6 @@ __global__ void __launch_bounds__(128, BACKWARD&& LOCAL             ? 3
   }
 }
 
-// Final states from zero become initial states.
 template <typename T>
 __global__ void __launch_bounds__(128)
     linear_scan_combine_kernel(const WMK_GRID_CONSTANT LinearPlan plan, const int64_t rows) {

@@ -2,7 +2,7 @@
 //
 // The local pass leaves an affine map per segment (boundary, decay, reset); the combine kernel replaces boundary by the
 // initial state (backward: the final dh). A block takes 32 elements of [channels, state]; each warp combines a range of
-// segments, then applies the earlier ranges, in fixed order.
+// segments, then applies the earlier ranges in fixed order.
 #pragma once
 
 #include "cuda/common/affine_scan.cuh"
@@ -12,7 +12,7 @@ namespace wmk {
 
 constexpr int kCombineWarps = 8;
 
-// The local pass's resets are [segments, tiles].
+// resets: [segments, tiles].
 template <typename T, bool REVERSE>
 __global__ void __launch_bounds__(32 * kCombineWarps)
     selective_scan_combine_kernel(const WMK_GRID_CONSTANT wmk_selective_scan p, const WMK_GRID_CONSTANT ScanPlan plan,
@@ -108,7 +108,7 @@ __global__ void __launch_bounds__(32 * kCombineWarps) sum_segments_kernel(const 
   static_cast<T*>(sum.out)[element] = total;
 }
 
-// Partial gradients of a varying B or C: [batch, groups, tiles per group, state, time] -> [batch, groups, state, time].
+// Partial gradients of B or C: [batch, groups, tiles per group, state, time] -> [batch, groups, state, time].
 template <typename T>
 __global__ void __launch_bounds__(256)
     sum_tiles_kernel(const T* partial, const WMK_GRID_CONSTANT wmk_view out, const int64_t dtype, const int64_t groups,
@@ -116,7 +116,7 @@ __global__ void __launch_bounds__(256)
   const int64_t blocks = (time + 255) / 256;
   const int64_t step = blockIdx.x % blocks * 256 + threadIdx.x;
   if (step >= time) return;
-  const int64_t row = blockIdx.x / blocks;  // of [batch, groups, states]
+  const int64_t row = blockIdx.x / blocks;  // [batch, groups, states]
   const int64_t state = row % states, group = row / states % groups, batch = row / states / groups;
   const T* source = partial + ((batch * groups + group) * tiles * states + state) * time + step;
   T total = T(0);

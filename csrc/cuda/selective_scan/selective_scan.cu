@@ -1,4 +1,4 @@
-// Entry points of the selective scan: checks, plan of work tiles and workspace, launches.
+// Entry points of the selective scan: checks, plan, workspace, launches.
 #include "common/checks.h"
 #include "cuda/selective_scan/selective_scan_launch.cuh"
 
@@ -34,7 +34,7 @@ template int launch_combine<double>(const wmk_selective_scan&, const ScanPlan&, 
 
 namespace {
 
-// Calls `use` with the smallest traits that hold the states.
+// The smallest traits that hold the states.
 template <typename Use>
 auto with_traits(const wmk_selective_scan& p, Use use) {
   if (p.dtype == WMK_FLOAT64) return p.state <= 16 ? use(Scan16Double()) : use(Scan256Double());
@@ -55,8 +55,7 @@ struct WorkspaceLayout {
   }
 };
 
-// Below the minimum of blocks per multiprocessor, running segments twice pays. The target is the number of resident
-// blocks.
+// Below the minimum of blocks per multiprocessor, scanning segments twice pays. Target: the resident blocks.
 constexpr double kMinBlocksPerProcessor = 1.6;
 constexpr int64_t kTargetBlocksPerProcessor = 3;
 

@@ -1,16 +1,16 @@
 // Selective scan, backward, on a GPU.
 //
-// A block takes its segment's tiles in reverse: it recomputes the states from the saved one, checkpoints one per
-// subtile of four steps, then sweeps each subtile in registers, forward and back:
+// A block takes its segment's tiles in reverse: it recomputes states from the saved one, checkpoints one per subtile of
+// four steps, then sweeps each subtile in registers, forward and back:
 //
-//   g_t      = C_t dy_t + dh_t            gradient of h_t; dh_t: from later steps
+//   g_t      = C_t dy_t + dh_t            gradient of h_t
 //   dh_{t-1} = a_t g_t                    with a_t = exp(step_t A)
 //   dB_t    += step_t u_t g_t             dC_t += dy_t h_t                       summed over channels
 //   du_t     = step_t sum_n g_t B_t       dstep_t = u_t sum_n g_t B_t + sum_n A dh_{t-1} h_{t-1}
 //   dA      += step_t dh_{t-1} h_{t-1}
 //
-// dB and dC are summed over channels on tensor cores for 16-bit data (TF32 rounds less than the result), else through
-// shared memory; sum_tiles_kernel adds the blocks' partials in fixed order.
+// dB and dC are summed over channels on tensor cores for 16-bit data (TF32 rounds less than the result), else in shared
+// memory; sum_tiles_kernel adds the blocks' partials in fixed order.
 //
 // Per state and step: 1.9 exponentials, about 30 instructions. Bytes per element, bf16 with gate: 16, 2 for states, 8
 // for partials. Bound by instruction issue.
@@ -22,7 +22,7 @@
 
 namespace wmk {
 
-// Blocks per multiprocessor, for the register allocation; for fp32, two fit in shared memory.
+// Blocks per multiprocessor, for register allocation; for fp32, two fit in shared memory.
 template <typename Traits>
 constexpr int kBackwardKernelBlocks = Traits::kDtype == WMK_FLOAT32 ? 2 : Traits::kBackwardBlocks;
 
@@ -98,7 +98,6 @@ __global__ void __launch_bounds__(Traits::kThreads, kBackwardKernelBlocks<Traits
   thread.C_pitch = p.C_varies ? kStatePitch : 0;
 
   const auto identity = [](T value, int) { return value; };
-  // Captured by value: constants stay constants.
   const auto step_size = [precise, bias = shared.bias, softplus_on = p.delta_softplus != 0](T value, int row) {
     value += bias[row];
     return softplus_on ? softplus(value, precise) : value;
@@ -130,7 +129,7 @@ __global__ void __launch_bounds__(Traits::kThreads, kBackwardKernelBlocks<Traits
     load_resets<Traits>(&shared.resets, p, work, begin, steps);
   };
   T h[kStates];
-  // Start states of [0, subtiles) to checkpoint, the last state to h.
+  // Checkpoints the start states of [0, subtiles); h becomes the last state.
   const auto recompute_states = [&](int subtiles) {
     const uint32_t resets = shared.resets;
     T A[kStates];
@@ -249,7 +248,7 @@ __global__ void __launch_bounds__(Traits::kThreads, kBackwardKernelBlocks<Traits
     for (int k = 0; k < 4; ++k) grad_A[4 * j + k] = vec.value[k];
   }
   store_states(grad_A, coord, states, plan.partial_A, partial_offset(thread, work, coord, p));
-  // Adjacent threads hold a channel's partial sums for D and delta_bias.
+  // Adjacent threads hold a channel's partial sums.
   constexpr int kStepGroups = kSteps / 4;
 #pragma unroll
   for (int i = 0; i < ChannelTile::kPerThread; ++i) {

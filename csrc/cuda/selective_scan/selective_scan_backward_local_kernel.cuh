@@ -1,12 +1,12 @@
-// Selective scan, backward, local pass: each segment's decay and its dh at the start, from dh = 0 at its end (last
-// segment: grad_last_state). dh_{t-1} = exp(step_t A) (C_t dy_t + dh_t) needs no states.
+// Selective scan, backward, local pass: each segment's decay, and its dh at the start from dh = 0 at its end (last
+// segment: grad_last_state). No states: dh_{t-1} = exp(step_t A) (C_t dy_t + dh_t).
 #pragma once
 
 #include "cuda/selective_scan/selective_scan_common.cuh"
 
 namespace wmk {
 
-// dout -> dy, and z -> the factor of y in dz.
+// dout -> dy, z -> factor of y in dz.
 template <typename Traits>
 __device__ __forceinline__ void gate_backward(typename Traits::T* grad, typename Traits::T* gate, bool precise) {
   using T = typename Traits::T;
@@ -91,7 +91,6 @@ __global__ void __launch_bounds__(Traits::kThreads, Traits::kBackwardBlocks)
     if (p.C_varies) StateTile::fetch(stages.C, state_rows(shared.origin_C, p.C), begin, dtype, states, steps);
   };
   const auto identity = [](T value, int) { return value; };
-  // Captured by value: constants stay constants.
   const auto step_size = [precise, bias = shared.bias, softplus_on = p.delta_softplus != 0](T value, int row) {
     value += bias[row];
     return softplus_on ? softplus(value, precise) : value;

@@ -1,8 +1,7 @@
-// Inner loop of the selective scan's backward pass: reverse_sweep per subtile, backward_epilogue per tile.
+// Inner loop of the selective scan's backward pass.
 //
-// A thread takes four states through four steps forward and back, then its next four, so that registers hold 16 decays
-// and 16 states. Beyond four states, A and its gradient live in shared memory; with eight in fp64, decays are
-// recomputed per step.
+// A thread takes four states through four steps forward and back, then its next four: registers hold 16 decays and 16
+// states. Beyond four states, A and its gradient live in shared memory; with eight fp64 states, decays are recomputed.
 #pragma once
 
 #include "cuda/selective_scan/selective_scan_common.cuh"
@@ -23,7 +22,7 @@ struct BackwardShared {
   static constexpr bool kSumsInSharedMemory = !kSumsOnTensorCores && !kOneChannelPerWarp;
   static_assert(kStateVectors == 1 || kOneChannelPerWarp,
                 "products of several channels are those of four states a thread");
-  // per step, for B or C: [channels, states], padded against bank conflicts
+  // per step, B or C: [channels, states], padded against bank conflicts
   static constexpr int kProductPitch = 32 * C::kStates + 16;
   static constexpr int kPartialStates = 4 * C::kLanes;                        // per reduction over warps
   static constexpr int kBlockSteps = kSumsOnTensorCores ? 8 : kSubtileSteps;  // per reduction
@@ -33,11 +32,11 @@ struct BackwardShared {
     T bank_padding[16];
   };
 
-  alignas(16) T u[C::kChannels * C::kPitch];        // then its gradient
-  alignas(16) T step[C::kChannels * C::kPitch];     // then the gradient of delta
+  alignas(16) T u[C::kChannels * C::kPitch];        // then grad_u
+  alignas(16) T step[C::kChannels * C::kPitch];     // then grad_delta
   alignas(16) T grad[C::kChannels * C::kPitch];     // dout, then dy
   alignas(16) T gate[C::kChannels * C::kPitch];     // z, then dz's factor of y, then dz
-  alignas(16) T sum_gB[C::kChannels * C::kPitch];   // sum over states
+  alignas(16) T sum_gB[C::kChannels * C::kPitch];   // over states
   alignas(16) T sum_gAh[C::kChannels * C::kPitch];  // sum of A dh h_{t-1}
   alignas(16) T y[C::kChannels * C::kPitch];
   alignas(16) T B_tile[C::kStateRows * C::kStatePitch];
@@ -61,7 +60,7 @@ __device__ __forceinline__ float softplus_slope(float step, bool precise) {
   const float series = step * (1.0f + step * (-0.5f + step * (1.0f / 6.0f - step * (1.0f / 24.0f))));
   return step < 0.0625f ? series : 1.0f - exp2_fast(-kLog2E * step);
 }
-// 1 above x = 20; softplus(20) is slightly larger.
+// 1 above x = 20, as softplus(20) is slightly larger.
 __device__ __forceinline__ double softplus_slope(double step, bool) {
   return step > 20.0000000020612 ? 1.0 : -expm1(-step);
 }
@@ -90,7 +89,7 @@ __device__ __forceinline__ Vec4<T> load_checkpoint(const T* checkpoint, int j) {
   return load_vec4(checkpoint + (4 * j * Traits::kThreads + 4 * threadIdx.x));
 }
 
-// A log2(e) or dA of four states.
+// A log2(e) or dA.
 template <typename Traits, typename Shared, typename T = typename Traits::T>
 __device__ __forceinline__ Vec4<T> load_A(const BackwardThread<Traits>& thread, const Shared& shared, int j) {
   if constexpr (Shared::kStateVectors == 1) return {{thread.A[0], thread.A[1], thread.A[2], thread.A[3]}};
@@ -137,7 +136,7 @@ __device__ __forceinline__ void add_constant(void* partial, int64_t offset, cons
 // 1 + 2^-11 E[1 / m], for a mantissa m in [1, 2) with uniform logarithm.
 constexpr double kTf32TruncationCorrection = 1.0 + 0.7213 / 2048.0;
 
-// warp_sum4_tf32 near a reset: tensor-core products with zero would carry NaN and infinity between steps.
+// Near a reset: tensor-core products with zero would carry NaN and infinity between steps.
 __device__ __forceinline__ void warp_sum4_shuffle(float (&sums)[4], const float (&values)[4], int which) {
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
@@ -153,7 +152,7 @@ struct TileCoord {
   int steps;      // of the tile
 };
 
-// Sums dB and dC over warps, from state `first_state`. Called by all threads, between two barriers.
+// Sums dB and dC over warps, from `first_state`. Called by all threads, between two barriers.
 template <typename Traits>
 __device__ __forceinline__ void reduce_partials(const BackwardShared<Traits>& shared, const wmk_selective_scan& p,
                                                 const ScanPlan& plan, int first_state, const TileCoord& subtile) {
@@ -318,7 +317,7 @@ __device__ __forceinline__ void reverse_sweep(BackwardThread<Traits>& thread, Ba
   }
 }
 
-// Gradients of u, delta and z, in place of u, step and gate. A thread accumulates dD and ddelta_bias of its channels.
+// Gradients of u, delta and z, in place of u, step and gate. A thread accumulates its channels' dD and ddelta_bias.
 template <typename Traits, typename Shared, typename T = typename Traits::T>
 __device__ __forceinline__ void backward_epilogue(Shared& shared, T* grad_D, T* grad_bias, int steps, bool softplus,
                                                   bool has_gate, bool precise) {

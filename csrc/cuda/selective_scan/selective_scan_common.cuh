@@ -1,18 +1,17 @@
 // Selective scan on a GPU: work tiles and data layout.
 //
-// kLanes threads of a warp share a channel, with kStates states each in registers. Thread `state_lane` holds states
-// 4 * state_lane + 4 * kLanes * j + (0..3), so B and C are read in 16-byte words. Padding states stay zero.
+// kLanes threads of a warp share a channel, with kStates states each in registers. Thread `state_lane` holds states 4 *
+// state_lane + 4 * kLanes * j + (0..3), so B and C are read in 16-byte words. Padding states stay zero.
 //
-// A work tile is a tile of channels by one segment of a sequence. With several segments, a local pass scans each from
-// zero, combine_kernel.cuh finds the initial states, and the main pass scans again: more parallelism for twice the
-// exponentials.
+// A work tile is a channel tile by one segment of a sequence. With several segments, a local pass scans each from zero,
+// combine_kernel.cuh finds the initial states, and the main pass scans again: parallelism for twice the exponentials.
 #pragma once
 
 #include "cuda/common/tile.cuh"
 
 namespace wmk {
 
-// Warps per multiprocessor, backward; limited by shared memory.
+// Backward warps per multiprocessor; limited by shared memory.
 #if defined(__CUDA_ARCH__) && (__CUDA_ARCH__ < 900 || __CUDA_ARCH__ >= 1200)
 constexpr int kBackwardWarps = 8;
 #else
@@ -29,14 +28,14 @@ struct KernelTraits {
   static constexpr int kPaddedStates = STATES_ * LANES_;
   static constexpr int kWarps = LANES_ < 4 ? LANES_ : 4;
   static constexpr int kThreads = 32 * kWarps;
-  // Blocks per multiprocessor, for the register allocation.
+  // Blocks per multiprocessor, for register allocation.
   static constexpr int kForwardBlocks = (kStates == 4 && sizeof(T) == 4 ? 12 : 8) / kWarps;
   static constexpr int kBackwardBlocks = (kStates == 4 && sizeof(T) == 4 ? kBackwardWarps : 8) / kWarps;
   static constexpr int kChannels = kThreads / LANES_;  // per block
   static constexpr int kWarpChannels = 32 / LANES_;
-  // Backward needs less than 99 KB of shared memory, the limit of sm_120.
+  // Backward stays below 99 KB of shared memory, the limit of sm_120.
   static constexpr int kSteps = sizeof(T) == 4 ? (kPaddedStates > 64 ? 8 : 32) : (kPaddedStates > 64 ? 4 : 8);
-  // Four steps at once; with eight fp64 states, registers hold one.
+  // With eight fp64 states, registers hold one step.
   static constexpr int kUnroll = kStates == 4 || sizeof(T) == 4 ? 4 : 1;
   static constexpr int kPitch = kSteps + 4;              // channel tile
   static constexpr int kStatePitch = kPaddedStates + 4;  // tile of B or C
@@ -51,14 +50,14 @@ struct KernelTraits {
   using StateTile = Tile<T, kPaddedStates, kSteps, kThreads, true>;
 };
 
-// Stage buffers, sized by the dtype: more blocks fit with 16-bit data.
+// Sized by the dtype: more blocks fit with 16-bit data.
 template <typename Traits>
 struct StageBuffers {
   static constexpr int kChannelElements = Traits::kChannels * Traits::kSteps;
   static constexpr int kStateElements = Traits::kPaddedStates * Traits::kSteps;
   unsigned char *B, *C, *u, *delta, *z, *grad;
 
-  // Of u, delta, z, grad, the first `channel_tiles` exist.
+  // Only the first `channel_tiles` of u, delta, z, grad exist.
   static int64_t bytes(int64_t dtype, int channel_tiles) {
     return element_size(dtype) * (2 * kStateElements + channel_tiles * kChannelElements);
   }
@@ -81,7 +80,7 @@ struct ScanPlan {
   int64_t tiles_per_group;
   bool split;
 
-  void* boundary;  // [segments, channels, state]: final state from zero; after combine: initial state
+  void* boundary;  // [segments, channels, state]: final state from zero, then (combine) initial state
   void* decay;     // [segments, channels, state]
   int32_t* reset;  // [segments, tiles]
 
@@ -94,17 +93,16 @@ struct ScanPlan {
   void* tile_partial_C;
 };
 
-// In shared memory.
 struct WorkTile {
   bool exists;
   int64_t segment, tile;
   int64_t sequence, batch;
   int64_t segment_in_sequence, segments_in_sequence;
-  int64_t offset;  // sequence start in its batch element
+  int64_t offset;  // sequence start in the batch element
   int64_t length;
   int64_t begin, end;  // segment, from the sequence's start
   int64_t group, channel;
-  int channels;        // valid ones in the tile
+  int channels;        // valid
   int64_t chunk_base;  // sequence's first row in chunk_states
   int64_t first_chunk;
   int64_t last_chunk;
@@ -179,7 +177,7 @@ struct ThreadCoord {
     exists = row < work.channels;
     channel = work.channel + row;
   }
-  // Index of the thread's state i.
+  // The thread's state i.
   __device__ __forceinline__ int state(int i) const { return i / 4 * (4 * Traits::kLanes) + 4 * state_lane + i % 4; }
 };
 
@@ -217,7 +215,7 @@ __device__ __forceinline__ void store_states(const T* states, const ThreadCoord<
   }
 }
 
-// Selection, for loops that are not unrolled.
+// For loops that are not unrolled.
 template <typename T>
 __device__ __forceinline__ T select(const T (&values)[4], int index) {
   T value = values[0];

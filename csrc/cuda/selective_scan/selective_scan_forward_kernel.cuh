@@ -1,13 +1,13 @@
 // Selective scan, forward, on a GPU.
 //
 // kLanes threads share a channel, whose states stay in registers. A block converts B and C once for its channels, in
-// shared memory. D u and the gate are applied once per tile.
+// shared memory. D u and the gate are applied per tile.
 //
 // Per state and step: one exponential, two multiplications, two multiply-adds. Bytes per element, bf16 with gate: 8,
-// and 2 for chunk states. Bound by instruction issue, then shared-memory reads, then exponentials: one per state, two
-// each for softplus and gate.
+// and 2 for chunk states. Bound by instruction issue, then shared-memory reads, then exponentials (softplus and gate:
+// two each).
 //
-// LOCAL: the local pass, each segment's final state from zero and its decay.
+// LOCAL: each segment's final state from zero, and its decay.
 #pragma once
 
 #include <type_traits>
@@ -23,7 +23,7 @@ struct ForwardShared {
   alignas(16) T u[C::kChannels * C::kPitch];
   alignas(16) T step[C::kChannels * C::kPitch];              // softplus(delta + bias), then the output
   alignas(16) T gate[LOCAL ? 4 : C::kChannels * C::kPitch];  // z
-  alignas(16) T B_tile[C::kStateRows * C::kStatePitch];      // [steps, states], or [channels, states] if constant
+  alignas(16) T B_tile[C::kStateRows * C::kStatePitch];      // [steps, states]; constant: [channels, states]
   alignas(16) T C_tile[LOCAL ? 4 : C::kStateRows * C::kStatePitch];
   T D[C::kChannels];
   T bias[C::kChannels];
@@ -63,7 +63,6 @@ __device__ __forceinline__ void advance(T (&h)[Traits::kStates], const T (&A)[Tr
   }
 }
 
-// Applies D u and the gate.
 template <typename Traits, typename T = typename Traits::T>
 __device__ __forceinline__ void epilogue(T* y_tile, const T* u_tile, const T* z_tile, const T* D, bool has_gate,
                                          bool precise) {
@@ -143,7 +142,7 @@ __global__ void __launch_bounds__(Traits::kThreads, Traits::kForwardBlocks)
   const T* C = shared.C_tile + (p.C_varies || LOCAL ? 0 : coord.row * kStatePitch) + 4 * coord.state_lane;
   const int B_pitch = p.B_varies ? kStatePitch : 0, C_pitch = p.C_varies ? kStatePitch : 0;
 
-  // Saved chunk states: a tile must end at the chunk's end.
+  // If saved, a tile ends at the chunk's end.
   const bool saves = !LOCAL && p.chunk_states.data != nullptr;
   int64_t chunk = work.first_chunk, chunk_end = saves ? (chunk + 1) * p.chunk : work.end;
   const auto tile_end = [&](int64_t begin, int64_t limit) {
@@ -243,7 +242,7 @@ __global__ void __launch_bounds__(Traits::kThreads, Traits::kForwardBlocks)
     if (!LOCAL) {
       epilogue<Traits>(shared.step, shared.u, shared.gate, shared.D, has_gate, precise);
       const StridedRows to = channel_rows(shared.origin_out, p.out);
-      // full tiles along time: each thread writes what it finished, without a barrier
+      // full tiles along time: each thread writes its own results, without a barrier
       if (!to.along_time() || work.channels < Traits::kChannels || steps < kSteps ||
           !to.aligned(to.data + begin * to.time_stride * element_size(dtype), element_size(dtype))) {
         __syncthreads();

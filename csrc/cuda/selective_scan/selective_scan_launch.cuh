@@ -1,4 +1,4 @@
-// Launches of the selective scan for one KernelTraits, instantiated in several .cu files to compile in parallel.
+// Launches for one KernelTraits, instantiated in several .cu files to compile in parallel.
 #pragma once
 
 #include "cuda/selective_scan/combine_kernel.cuh"
@@ -7,7 +7,7 @@
 
 namespace wmk {
 
-// fp32: up to 16 (one per dtype), 64, 256 states; fp64: up to 16, 256.
+// fp32: up to 16 (per dtype), 64, 256 states; fp64: up to 16, 256.
 template <int DTYPE>
 using Scan16 = KernelTraits<float, 4, 4, DTYPE>;
 using Scan64 = KernelTraits<float, 4, 16>;
@@ -15,7 +15,7 @@ using Scan256 = KernelTraits<float, 8, 32>;
 using Scan16Double = KernelTraits<double, 4, 4>;
 using Scan256Double = KernelTraits<double, 8, 32>;
 
-constexpr int kSharedMemory = 99 * 1024;  // bytes per block: the limit of sm_120, the lowest
+constexpr int kSharedMemory = 99 * 1024;  // bytes per block: the limit of sm_120
 
 template <typename T>
 int launch_combine(const wmk_selective_scan& p, const ScanPlan& plan, int tile_channels, bool reverse);
@@ -58,6 +58,6 @@ int launch_backward(const wmk_selective_scan& p, const ScanPlan& plan) {
 
 }  // namespace wmk
 
-// Instantiates a launch, or (keyword: extern template) only declares it.
+// keyword `extern template` only declares.
 #define WMK_SCAN_INSTANCE(keyword, direction, traits) \
   keyword int wmk::launch_##direction<wmk::traits>(const wmk_selective_scan&, const wmk::ScanPlan&)

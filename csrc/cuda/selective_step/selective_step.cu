@@ -1,4 +1,3 @@
-// Entry point of the selective step.
 #include "common/checks.h"
 #include "cuda/selective_step/selective_step_kernel.cuh"
 

@@ -8,7 +8,7 @@
 
 namespace wmk {
 
-// Four elements along `stride`, as one vector if aligned.
+// As one vector if contiguous and aligned.
 template <typename T>
 __device__ __forceinline__ Vec4<T> load_global_vec4(const void* data, int64_t dtype, int64_t offset, int64_t stride,
                                                     int valid) {
