@@ -1,4 +1,4 @@
-// The members of the structures of wmkernels.h as tables, for bindings.
+// The structures' members as tables, for bindings.
 #pragma once
 
 #include <cstddef>
@@ -21,7 +21,7 @@ struct Layout {
   const char* name;
   const Member* members;
   size_t count, size;
-  size_t workspace;  // offset of that member; `size` if absent
+  size_t workspace;  // offset; `size` if absent
 };
 
 template <size_t count>

@@ -1,4 +1,4 @@
-// Argument checks of the C API on CPU and GPU.
+// Argument checks on CPU and GPU.
 #pragma once
 
 #include <initializer_list>

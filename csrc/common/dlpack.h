@@ -1,6 +1,5 @@
-// The subset of DLPack's C exchange interface that reads a tensor in one call (torch.Tensor.__dlpack_c_exchange_api__):
-// a few nanoseconds, where a Python attribute takes a hundred. Layouts:
-// https://dmlc.github.io/dlpack/latest/c_api.html.
+// The part of DLPack's C exchange interface (torch.Tensor.__dlpack_c_exchange_api__) that reads a tensor in one call: a
+// few nanoseconds, where a Python attribute takes a hundred. Layouts: https://dmlc.github.io/dlpack/latest/c_api.html.
 #pragma once
 
 #include <stdint.h>

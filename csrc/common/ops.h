@@ -1,8 +1,7 @@
-// The list of ops. Each includes its structures and kernels from csrc/include.
+// The list of ops.
 //
 // Define macros before including this file: as declarations (wmkernels.h), function tables (cpu/dispatch), layouts or
-// kernels by name (arg_layout.h, prepared_call.h). The others expand to nothing. No include guard: every use includes
-// it again.
+// kernels by name (arg_layout.h, prepared_call.h). The others expand to nothing. No include guard.
 #ifndef WMK_STRUCT  // also WMK_INT, WMK_POINTER, WMK_VIEW, WMK_STRUCT_END
 #define WMK_STRUCT(name)
 #define WMK_INT(name)

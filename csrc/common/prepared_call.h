@@ -1,4 +1,3 @@
-// The kernels by name, and one call of a kernel with its filled structure.
 #pragma once
 
 #include <memory>
@@ -7,7 +6,6 @@
 
 namespace wmk {
 
-// A type-erased entry point of the C API.
 struct Kernel {
   const char* name;  // with its device: cpu_selective_step
   const Layout* layout;
@@ -53,7 +51,7 @@ class PreparedCall {
 
   int64_t workspace_bytes() const { return kernel_->workspace ? kernel_->workspace(words()) : 0; }
 
-  // `workspace` is an address. Returns a wmk_status.
+  // `workspace`: an address. Returns a wmk_status.
   int run(int64_t workspace) const {
     if (kernel_->run == nullptr) return WMK_UNSUPPORTED;
     if (layout().workspace != layout().size) words_[layout().workspace / kWord] = workspace;

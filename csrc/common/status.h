@@ -1,4 +1,4 @@
-// The error message and exception type of a wmk_status.
+// Message and exception type of a wmk_status.
 #pragma once
 
 #include <string>

@@ -1,8 +1,8 @@
 // One step of an op on the CPU, straight from its tensors: reading them through Python takes half of a small step's
 // time.
 //
-// Tensors are opaque objects for `Exchange::read`, null if absent. A fast path returns a wmk_status, or kNotApplicable,
-// without effect, for an unexpected number, type, shape or device; the ordinary path then runs and reports errors.
+// Tensors are opaque objects for `Exchange::read`, null if absent. For an unexpected number, type, shape or device, a
+// fast path returns kNotApplicable, without effect; the ordinary path then runs and reports errors.
 #pragma once
 
 #include <algorithm>
@@ -20,7 +20,7 @@ struct StepOptions {
   bool delta_softplus;
 };
 
-// Runs a kernel with the tensors' lock (Python's GIL) released.
+// Runs a kernel with Python's GIL released.
 using Unlocked = int (*)(int (*run)(const void* arguments), const void* arguments);
 
 constexpr int kNotApplicable = -1;

@@ -1,6 +1,6 @@
-// The C API of wmkernels, without torch.
+// The C API, without torch.
 //
-// Each kernel takes one plain structure of eight-byte members (a view: five times eight), described per op in <op>.inc:
+// A kernel takes one plain structure of eight-byte members (a view: five times eight), described in <op>.inc:
 //
 //   WMK_INT(time)      int64_t time;
 //   WMK_POINTER(p)     void* p;
@@ -15,10 +15,10 @@
 //   - A null pointer is an absent tensor; its strides are ignored.
 //   - Strides count elements and may be zero or negative; offsets are 64-bit.
 //   - The caller allocates the outputs. They are not expanded and do not alias inputs or each other unless stated.
-//   - Present outputs are overwritten completely.
+//     All elements are written.
 //   - `reset` holds bytes 0 or 1.
 //   - "state dtype", of parameters and states, is float64 where `dtype` is float64, else float32.
-//   - `workspace` has at least the size from the _workspace function, aligned to 64 bytes (CPU) or 256 (GPU).
+//   - `workspace` has at least the size from _workspace, aligned to 64 bytes (CPU) or 256 (GPU).
 //   - `threads` is at least 1; `stream` is a cudaStream_t of `device`. GPU kernels do not allocate or synchronise.
 #pragma once
 
@@ -65,16 +65,16 @@ typedef struct wmk_view {
   int wmk_cuda_##name(const wmk_##arguments*);
 #include "common/ops.h"
 
-// The levels of this build and machine, best first, comma-separated; the current level; its override (returns 0 or
+// Levels of this build and machine, best first, comma-separated; the current level; its override (returns 0 or
 // WMK_UNSUPPORTED).
 const char* wmk_cpu_isa_available(void);
 const char* wmk_cpu_isa(void);
 int wmk_cpu_set_isa(const char* name);
 
-// Runs fp32 multiply-adds in registers and returns their number, to measure the thread's peak rate.
+// Runs fp32 multiply-adds in registers; returns their number.
 int64_t wmk_cpu_multiply_adds(int64_t iterations);
 
-// "" if the driver and GPU can run this build's kernels, else the reason. Never throws.
+// "" if driver and GPU can run this build's kernels, else the reason. Never throws.
 const char* wmk_cuda_unavailable_reason(int64_t device);
 
 #ifdef __cplusplus

@@ -1,7 +1,6 @@
-// The Python module wmkernels._native; all Python-specific code is here.
+// The module wmkernels._native; all Python-specific code is here.
 //
-// `prepare` checks a call's tensors and fills its structure (wmkernels.h) once, as an object that gives the workspace
-// size and runs the kernel.
+// `prepare` checks a call's tensors and fills its structure (wmkernels.h) once.
 #include <pybind11/pybind11.h>
 
 #include <algorithm>
@@ -13,7 +12,7 @@
 #include <unordered_map>
 #include <vector>
 
-// Hidden, so that a missing kernel fails at link time, not at import.
+// A missing kernel fails at link time, not at import.
 #pragma GCC visibility push(hidden)
 #include "common/prepared_call.h"
 #include "common/status.h"
@@ -36,7 +35,6 @@ using wmk::PreparedCall;
 
 namespace {
 
-// Interned for the life of the process.
 PyObject* interned(const char* name) {
   PyObject* string = PyUnicode_InternFromString(name);
   if (string == nullptr) throw py::error_already_set();
@@ -61,7 +59,7 @@ int64_t integer(py::handle object) {
   return value;
 }
 
-// Address and strides of a tensor, after checks of dtype, shape and device.
+// Checks dtype, shape and device.
 void read_tensor(const char* op, const char* name, py::handle tensor, py::handle shape, py::handle dtype,
                  py::handle device, int64_t* words) {
   static PyObject* const s_dtype = interned("dtype");
@@ -93,7 +91,6 @@ void read_tensor(const char* op, const char* name, py::handle tensor, py::handle
   for (Py_ssize_t i = 0; i < rank; ++i) words[1 + i] = integer(PyTuple_GET_ITEM(strides.ptr(), i));
 }
 
-// With the member names as Python strings.
 struct NamedKernel {
   const wmk::Kernel* kernel;
   std::vector<PyObject*> members;
@@ -177,7 +174,7 @@ py::tuple words_of(const PreparedCall& call) {
   return flat;
 }
 
-// Member names, each with its number of 8-byte words.
+// Names, each with its number of 8-byte words.
 py::list layout_of(const PreparedCall& call) {
   py::list list;
   const wmk::Layout& layout = call.layout();
@@ -187,7 +184,7 @@ py::list layout_of(const PreparedCall& call) {
   return list;
 }
 
-// PyTorch's, or null (before 2.10).
+// Null before PyTorch 2.10.
 const wmk::dlpack::Exchange* exchange() {
   static const wmk::dlpack::Exchange* const found = []() -> const wmk::dlpack::Exchange* {
     const py::object tensor = py::module_::import("torch").attr("Tensor");
@@ -225,7 +222,7 @@ bool run_fast_path(const wmk::NamedStepFastPath& path, const py::tuple& tensors,
   return true;
 }
 
-// The OpenMP library of this extension; empty without OpenMP.
+// Path of this extension's OpenMP library; empty without.
 std::string openmp_library() {
 #if defined(_OPENMP) && !defined(_WIN32)
   Dl_info info;
@@ -236,7 +233,7 @@ std::string openmp_library() {
   return "";
 }
 
-// Advises huge pages for memory before its first write: a page fault per 4 KiB takes longer than the kernel.
+// Before the first write: a page fault per 4 KiB takes longer than the kernel.
 void advise_huge_pages(int64_t address, int64_t bytes) {
 #ifdef MADV_HUGEPAGE
   const int64_t page = sysconf(_SC_PAGESIZE), begin = (address + page - 1) / page * page;

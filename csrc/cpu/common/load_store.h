@@ -1,4 +1,4 @@
-// Vector loads and stores that convert to and from the arithmetic type: round to nearest even, NaN stays NaN.
+// Vector loads and stores, converted to and from the arithmetic type: rounded to nearest even; NaN stays NaN.
 #pragma once
 
 #include "cpu/simd/vector.h"
@@ -36,7 +36,7 @@ WMK_INLINE FloatVector load_as(const Float16* from, float) {
 #elif defined(WMK_AVX2)
   return _mm256_cvtph_ps((__m128i)load_halves(from));
 #else
-  // Subnormals come from an exact subtraction of normal numbers, which flush-to-zero does not affect.
+  // Exact for subnormals even with flush-to-zero: a subtraction of normal numbers.
   Bits32Vector bits = widen(load_halves(from));
   Bits32Vector magnitude = (bits & 0x7fff) << 13;
   Bits32Vector exponent = magnitude & (0x1f << 23);

@@ -1,7 +1,5 @@
-// Multiply-adds in registers: the peak rate for benchmarks.
-//
-// Twelve independent chains hide the latency of two units of four to five cycles. The best matrix products reach about
-// 5/6 of this rate.
+// The peak rate of multiply-adds, for benchmarks: twelve independent chains hide the latency of two units of four to
+// five cycles. The best matrix products reach about 5/6 of it.
 #include "cpu/dispatch/isa.h"
 #include "cpu/simd/vector.h"
 

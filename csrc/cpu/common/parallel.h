@@ -1,4 +1,3 @@
-// Threads and floating-point mode.
 #pragma once
 
 #include <stdint.h>
@@ -12,7 +11,7 @@
 
 namespace wmk::WMK_ISA {
 
-// Flushes subnormals to zero in its scope: an impulse followed by silence decays into subnormals, many times slower.
+// Subnormals become zero in its scope: a decaying impulse ends in subnormals, many times slower.
 class FlushSubnormals {
  public:
   FlushSubnormals(const FlushSubnormals&) = delete;
@@ -37,7 +36,7 @@ class FlushSubnormals {
 #endif
 };
 
-// Calls work(item, thread) per item. One thread opens no parallel region: a forked process has lost its OpenMP pool.
+// Calls work(item, thread). One thread opens no parallel region: a forked process has lost its OpenMP pool.
 template <class Work>
 static void parallel_for(int64_t items, [[maybe_unused]] int64_t threads, const Work& work) {
 #ifdef _OPENMP

@@ -1,7 +1,6 @@
-// Tiles: a few time steps of one vector of rows, in the arithmetic type, [time][row], contiguous in scratch.
-//
-// One inner loop thus serves every dtype and stride. Channel-first: whole cache lines are transposed in registers.
-// Channel-last: vectors are copied. Otherwise: per element.
+// Tiles: a few time steps of one vector of rows, converted to contiguous [time][row]: one inner loop serves every dtype
+// and stride. Channel-first, whole cache lines are transposed in registers; channel-last, vectors are copied;
+// otherwise, per element.
 #pragma once
 
 #include "cpu/common/load_store.h"
@@ -9,14 +8,13 @@
 
 namespace wmk::WMK_ISA {
 
-// Rows (channels or states) x time; strides in elements.
+// Rows (channels or states) x time.
 struct Plane {
   char* data;
   int64_t row_stride, time_stride;
 };
 
-// Transposes lanes x lanes by unpacking within 128 bits, then by even and odd 128-bit blocks: cheaper than free
-// permutations.
+// Transposes by unpacking within 128 bits, then by even and odd 128-bit blocks: cheaper than free permutations.
 template <class T>
 WMK_INLINE void transpose(Vector<T>* v) {
   constexpr int lanes = kLanes<T>, block = 16 / int(sizeof(T)), blocks = lanes / block;
@@ -106,7 +104,8 @@ static void store_tile(const T* tile, int64_t pitch, S* to, int64_t row_stride, 
   }
 }
 
-// Cache lines of the next tiles, prefetched a few per step: too many streams for the hardware, and bursts are dropped.
+// Cache lines of the next tiles, prefetched a few per step: the streams are too many for the hardware, which drops
+// bursts.
 struct PrefetchList {
   const char** lines;
   int64_t count = 0, most;
@@ -125,7 +124,7 @@ struct PrefetchList {
   void add(const char* line) {
     if (count < most) lines[count++] = line;
   }
-  // Repeats the last line up to steps * per_step lines. Returns per_step.
+  // Repeats the last line up to steps * per_step lines; returns per_step.
   int64_t pad(int64_t steps) {
     int64_t per_step = (count + steps - 1) / steps;
     for (const char* last = count ? lines[count - 1] : nullptr; count < per_step * steps; ++count) lines[count] = last;
@@ -133,7 +132,6 @@ struct PrefetchList {
   }
 };
 
-// For a run-time dtype with arithmetic type T.
 template <class T>
 static void load_plane(T* tile, int64_t pitch, Plane plane, int64_t dtype, int64_t row, int rows, int64_t time,
                        int64_t steps) {

@@ -1,4 +1,3 @@
-// The C API of the ConvLSTM on the CPU.
 #include <new>
 
 #include "common/checks.h"
@@ -59,7 +58,7 @@ struct Scratch {
   void* memory;
 };
 
-// Merges the rows of maps [batch, channels, height, width]; false if that needs a copy.
+// Merges the rows of [batch, channels, height, width]; false if that needs a copy.
 bool read_maps(const Tensor& maps, wmk_view* view) {
   const int64_t height = maps.shape[2], width = maps.shape[3], *stride = maps.strides;
   if (height > 1 && width > 1 && stride[2] != width * stride[3]) return false;
@@ -67,8 +66,8 @@ bool read_maps(const Tensor& maps, wmk_view* view) {
   return set_data(maps, view);
 }
 
-// `tensors`: previous h and c (both or neither), new h and c, x, weight_ih, weight_hh, bias, peephole, reset; the last
-// three are optional. Same padding, stride and dilation 1. The new maps are contiguous, channels last.
+// `tensors`: previous h and c (both or neither), new h and c (contiguous, channels last), x, weight_ih, weight_hh;
+// optional bias, peephole, reset. Same padding, stride and dilation 1.
 bool read_conv_lstm_step(const Exchange& exchange, void* const* tensors, const StepOptions& options,
                          wmk_conv_lstm* step) {
   Tensor x, weight_ih, weight_hh, maps;

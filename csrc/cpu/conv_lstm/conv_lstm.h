@@ -1,7 +1,5 @@
-// Shared by forward and backward.
-//
-// The four gate vectors i, f, g, o of a channel block are adjacent, so one GEMM tile feeds the cell update. Channels
-// are zero-padded to whole vectors.
+// The gate vectors i, f, g, o of a channel block are adjacent: one GEMM tile feeds the cell update. Channels are
+// zero-padded to whole vectors.
 #pragma once
 
 #include "cpu/common/load_store.h"
@@ -13,12 +11,12 @@
 
 namespace wmk::WMK_ISA {
 
-constexpr int64_t kSegmentPositions = 64;               // per row segment: gates fit L1
-constexpr int64_t kGroupTiles = 32;                     // Winograd tiles per read of the weights
-constexpr int64_t kChunkBytes = int64_t(128) << 10;     // gate gradients per pass over the weight gradient
-constexpr int64_t kPartialsBytes = int64_t(256) << 20;  // weight-gradient partials
+constexpr int64_t kSegmentPositions = 64;               // gates fit L1
+constexpr int64_t kGroupTiles = 32;                     // per read of the weights
+constexpr int64_t kChunkBytes = int64_t(128) << 10;     // of gate gradients, per pass over the weight gradient
+constexpr int64_t kPartialsBytes = int64_t(256) << 20;  // of weight gradients
 
-// The first `count` lanes; loads fill the others with zeros.
+// `count` lanes, the rest zero.
 template <class T, class S>
 WMK_INLINE Vector<T> load_lanes(const S* from, int64_t count) {
   if (count >= kLanes<T>) return load_as(from, T(0));
@@ -79,7 +77,7 @@ struct Sizes {
   int64_t x_rows, x_columns;
   int64_t h_rows, h_columns;
   int64_t h_top, h_left;
-  bool tiled;  // both convolutions use winograd.h
+  bool tiled;  // both convolutions by winograd.h
 
   Sizes(const wmk_conv_lstm& op, int64_t vector_lanes) : lanes(vector_lanes) {
     blocks = ceil_div(op.hidden, lanes);
@@ -101,7 +99,7 @@ template <class T, class S>
 class ConvLSTM {
  public:
   static constexpr int lanes = kLanes<T>;
-  static constexpr int64_t block = int64_t(kGates) * kLanes<T>;  // elements per position and channel block
+  static constexpr int64_t block = int64_t(kGates) * kLanes<T>;  // per position and channel block
 
   explicit ConvLSTM(const wmk_conv_lstm& arguments) : op(arguments), sizes(arguments, lanes) {}
 
@@ -115,11 +113,11 @@ class ConvLSTM {
 
   int64_t taps_ih() const { return op.ih_height * op.ih_width; }
   int64_t taps_hh() const { return op.hh_height * op.hh_width; }
-  // Packed weights are [blocks][taps][channels][4 vectors].
+  // [blocks][taps][channels][4 vectors].
   int64_t packed_ih() const { return taps_ih() * op.input * sizes.gates; }
   int64_t packed_hh() const { return taps_hh() * op.hidden * sizes.gates; }
 
-  // One block of [4 * hidden, channels, kernel] to [taps][channels][4 vectors].
+  // [4 * hidden, channels, kernel] to [taps][channels][4 vectors].
   void pack_block(T* to, const wmk_view& weight, int64_t channels, int64_t height, int64_t width, int64_t b) const {
     const int64_t* stride = weight.stride;
     const int64_t taps = height * width, length = channels * taps, valid = min(lanes, op.hidden - b * lanes);
@@ -139,7 +137,7 @@ class ConvLSTM {
         }
     }
   }
-  // pack_block for one gate with contiguous channels and taps.
+  // For contiguous channels and taps.
   static void pack_gate_in_a_row(T* to, const S* from, int64_t lane_stride, int64_t channels, int64_t taps, int valid) {
     alignas(64) T square[lanes * lanes];
     const int64_t length = channels * taps;
@@ -218,7 +216,7 @@ class ConvLSTM {
     }
   }
 
-  // GEMM terms of the gates at the start of row y.
+  // GEMM terms of row y's gates.
   int64_t gate_terms(GemmTerm<T>* terms, int64_t y, int64_t block_number, const PaddedMap<T>& x, const T* weight_ih,
                      const PaddedMap<T>* h, const T* weight_hh) const {
     int64_t count = 0;
@@ -239,7 +237,7 @@ class ConvLSTM {
 
   int64_t weights_size_ih() const { return sizes.tiled ? packed_ih() * kTileElements / 9 : packed_ih(); }
   int64_t weights_size_hh() const { return sizes.tiled ? packed_hh() * kTileElements / 9 : packed_hh(); }
-  // `scratch` has pack_scratch_size() elements per thread.
+  // `scratch`: pack_scratch_size() elements per thread.
   int64_t pack_scratch_size() const { return sizes.tiled ? 9 * max(op.input, op.hidden) * block : 0; }
   void pack_weights(T* ih, T* hh, T* scratch, int64_t threads) const {
     parallel_for(2 * sizes.blocks, threads, [&](int64_t item, int64_t thread) {
@@ -260,13 +258,12 @@ class ConvLSTM {
     if (sizes.tiled) winograd_weight_transform(to, packed, channels, block);
   }
 
-  // Per worker.
   struct Scratch {
     GemmTerm<T>* terms;
     T* elements;  // [16][tiles][channels of x and h, or gates], at transform_stride(channels)
     T* products;  // [16][tiles][4 vectors], the same stride
   };
-  // Stride between a tile's 16 elements; a power of two would map all 16 to a few L1 sets.
+  // Not a power of two, which would map all 16 elements to a few L1 sets.
   static constexpr int64_t transform_stride(int64_t elements) { return kGroupTiles * elements + lanes; }
   int64_t tile_channels() const { return max(op.input + op.hidden, sizes.gates); }
   Scratch take_scratch(Arena& arena, int64_t workers) const {
@@ -303,7 +300,7 @@ class ConvLSTM {
       }
   }
 
-  // Calls work(row, tile rows, column, tile columns) per group of at most kGroupTiles tiles.
+  // Calls work(row, tile rows, column, tile columns) per at most kGroupTiles tiles.
   template <class Work>
   static void for_each_group(int64_t top, int64_t bottom, int64_t width, const Work& work) {
     const int64_t across = width / 2, down = max(1, kGroupTiles / across);
@@ -338,7 +335,6 @@ class ConvLSTM {
       }
     }
   }
-  // Tiles are `channels` apart in `to`.
   static void winograd_input_transforms(T* to, int64_t channels, const PaddedMap<T>& map, int64_t row, int64_t rows,
                                         int64_t column, int64_t columns) {
     for (int64_t r = 0; r < rows; ++r)
@@ -347,7 +343,7 @@ class ConvLSTM {
                                  map.channels, map.channels);
   }
 
-  // Appends a term, or extends the last where contiguous.
+  // Extends the last term if contiguous.
   static int64_t append(GemmTerm<T>* terms, int64_t count, GemmTerm<T> term, int64_t pitch) {
     if (count > 0) {
       GemmTerm<T>& last = terms[count - 1];

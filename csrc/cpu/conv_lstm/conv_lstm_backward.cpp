@@ -2,8 +2,7 @@
 //
 // A step's gates, saved or recomputed, become their gradients in place. From the cache, these are convolved with the
 // weights (gradients of h and x) and multiplied by h and x (weight gradients): no gate tensor is written. Each of the
-// three convolutions costs as much as the forward one. Each worker sums weight gradients in its own partial, reduced in
-// a fixed order.
+// three convolutions costs as much as forward. Weight gradients are summed per worker, then reduced in fixed order.
 #include "cpu/conv_lstm/conv_lstm_gradients.h"
 
 namespace wmk::WMK_ISA {
@@ -162,7 +161,7 @@ class Backward : Gradients<T, S> {
         store(to, load_lanes<T>(from + gate * op.hidden, valid));
   }
 
-  // Activated gates, or their sums if recomputed.
+  // `sums`: activated gates, or their sums if recomputed.
   void segment_gate_gradients(const T* sums, T* to, int64_t worker, int64_t buffer, int64_t time, int64_t batch,
                               int64_t b, int64_t position, int64_t count) const {
     const int64_t channel = b * lanes, valid = min(lanes, op.hidden - channel);
@@ -229,7 +228,7 @@ class Backward : Gradients<T, S> {
     const T* from = (const T*)op.cells.data + kept_offset(time, batch, position) + channel;
     for (int64_t p = 0; p < count; ++p) store(to + p * lanes, load_lanes<T>(from + p * op.hidden, valid));
   }
-  // One channel block of [.., .., channels, positions], channels at dimension `axis` + 1; zeros where absent.
+  // A channel block of [.., .., channels, positions], channels at dimension `axis` + 1; zeros where absent.
   template <class From>
   void read_block(T* to, const wmk_view& view, int64_t axis, int64_t first, int64_t second, int64_t channel,
                   int64_t valid, int64_t position, int64_t count) const {
@@ -350,10 +349,10 @@ class Backward : Gradients<T, S> {
   int64_t partial_size_;
   WorkPartition partition_;
   Arena arena_;
-  T *weight_ih_, *weight_hh_, *packed_;  // as in the forward pass, if gates are recomputed
+  T *weight_ih_, *weight_hh_, *packed_;  // if gates are recomputed
   T *flipped_ih_, *flipped_hh_;
   T *bias_, *peephole_;
-  T *x_, *h_, *gates_;   // [buffers] padded maps
+  T *x_, *h_, *gates_;   // [buffers]
   T *grad_h_, *grad_c_;  // [buffers][positions][padded channels]
   T* partials_;          // [workers][weight_ih, weight_hh, bias, peephole]
   typename Base::Scratch scratch_;

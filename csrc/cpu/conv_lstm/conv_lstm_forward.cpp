@@ -2,9 +2,8 @@
 //
 // The gates of a row segment and channel block are summed in registers (gemm_microkernel.h) and update their cells from
 // L1; only the backward pass needs them written. A position costs 4 hidden (input kernel_ih + hidden kernel_hh)
-// multiply-adds, which bound the kernel, and five exponentials per element of h. Copies of x and h in zero-padded maps
-// serve any stride, dilation and layout. 3 x 3 kernels on maps with even sides use winograd.h: 4/9 of the
-// multiply-adds.
+// multiply-adds, the bound, and five exponentials per element of h. Zero-padded copies of x and h serve any stride,
+// dilation and layout. 3 x 3 kernels on maps with even sides use winograd.h: 4/9 of the multiply-adds.
 #include "cpu/conv_lstm/conv_lstm.h"
 
 namespace wmk::WMK_ISA {
@@ -63,7 +62,6 @@ class Forward : ConvLSTM<T, S> {
  private:
   int64_t x_size() const { return sizes.x_rows * sizes.x_columns * op.input; }
   int64_t h_size() const { return sizes.h_rows * sizes.h_columns * op.hidden; }
-  // Double-buffered by step.
   PaddedMap<T> x_map(int64_t buffer, int64_t time) const {
     return {x_ + (2 * buffer + time % 2) * x_size(), sizes.x_columns, op.input};
   }
@@ -97,7 +95,7 @@ class Forward : ConvLSTM<T, S> {
     pad_x_rows(buffer, time + 1, batch, top, bottom);
   }
 
-  // The new c and h of `count` positions and one channel block.
+  // `count` positions of one channel block.
   void update(const T* sums, int64_t buffer, int64_t time, int64_t batch, int64_t b, int64_t position, int64_t count,
               T* next, bool reset) const {
     const int64_t channel = b * lanes, valid = min(lanes, op.hidden - channel);
@@ -151,7 +149,7 @@ class Forward : ConvLSTM<T, S> {
   Arena arena_;
   T *weight_ih_, *weight_hh_, *packed_, *bias_, *peephole_;
   T* cell_;    // [buffers][positions][padded hidden]
-  T *x_, *h_;  // [buffers][2] padded maps
+  T *x_, *h_;  // [buffers][2]
   typename Base::Scratch scratch_;
 };
 

@@ -1,7 +1,7 @@
-// The ConvLSTM's backward convolutions, from gate gradients to those of maps and weights.
+// The ConvLSTM's backward convolutions.
 //
-// The gradient of a map at p sums gates at q = (p + padding - k dilation) / stride over the taps k with integer q. With
-// a stride, the columns p fall into phases, each with its own taps and contiguous q.
+// A map's gradient at p sums gate gradients at q = (p + padding - k dilation) / stride over the taps k with integer q.
+// With a stride, columns p fall into phases, each with its own taps and contiguous q.
 #pragma once
 
 #include "cpu/conv_lstm/conv_lstm.h"
@@ -26,11 +26,11 @@ struct Convolution {
 
 inline int64_t floor_div(int64_t a, int64_t b) { return a >= 0 ? a / b : -((b - 1 - a) / b); }
 
-// Zeros around a gate map, for the widest tap.
+// Zeros around a gate map.
 struct Halo {
   int64_t top = 0, bottom = 0, left = 0, right = 0;
 
-  // For a convolution from `rows` x `columns` to `height` x `width`.
+  // For a convolution from `rows` x `columns`.
   void cover(const Convolution& to, int64_t rows, int64_t columns, int64_t height, int64_t width) {
     top = max(top, -floor_div(to.pad_top - (to.height - 1) * to.dilation_height, to.stride_height));
     left = max(left, -floor_div(to.pad_left - (to.width - 1) * to.dilation_width, to.stride_width));
@@ -65,11 +65,11 @@ class Gradients : public ConvLSTM<T, S> {
   int64_t gate_columns() const { return op.width + halo.left + halo.right; }
   int64_t gate_size() const { return (op.height + halo.top + halo.bottom) * gate_columns() * sizes.gates; }
 
-  // Gradients of h and x use Winograd tiles; x's map must have even sides, too.
+  // x's map must have even sides, too.
   bool tiles_h() const { return sizes.tiled; }
   bool tiles_x() const { return sizes.tiled && op.x_height % 2 == 0 && op.x_width % 2 == 0; }
 
-  // Weights [4 * hidden, channels, kernel] flipped and transposed: [blocks][taps, last first][gates][vectors].
+  // [4 * hidden, channels, kernel], flipped and transposed: [blocks][taps, last first][gates][vectors].
   static int64_t flipped_size(const Convolution& by, int64_t gates) {
     return by.blocks * by.taps() * gates * by.vectors * lanes;
   }
@@ -91,7 +91,7 @@ class Gradients : public ConvLSTM<T, S> {
       }
   }
 
-  // GEMM terms of an input's gradient in row y, columns phase, phase + stride, ...
+  // Row y, columns phase, phase + stride, ...
   int64_t input_terms(GemmTerm<T>* terms, const PaddedMap<T>& gates, const Convolution& by, const T* flipped,
                       int64_t block_number, int64_t y, int64_t phase) const {
     const int64_t pitch = by.vectors * lanes;
@@ -112,7 +112,7 @@ class Gradients : public ConvLSTM<T, S> {
     return count;
   }
 
-  // Flipped weights, transformed; `scratch` holds the untransformed ones.
+  // `scratch` holds the untransformed weights.
   void flip_weight_to_tiles(T* to, T* scratch, const wmk_view& weight, const Convolution& by) const {
     const int64_t pitch = by.vectors * lanes, size = sizes.gates * pitch;
     flip_weight(scratch, weight, by);
@@ -148,7 +148,7 @@ class Gradients : public ConvLSTM<T, S> {
     });
   }
 
-  // sums [blocks][16][channels][4 vectors] += input^T gate gradients, by tiles.
+  // As add_weight_gradient, to [blocks][16][channels][4 vectors].
   void add_tiles(T* sums, const typename Base::Scratch& scratch, const PaddedMap<T>& input, const PaddedMap<T>& gates,
                  const Convolution& by, int64_t top, int64_t bottom) const {
     Base::for_each_group(top, bottom, op.width, [&](int64_t row, int64_t rows, int64_t column, int64_t columns) {

@@ -1,7 +1,7 @@
 // Register-blocked matrix products.
 //
-// A tile is M x N vectors of sums in registers: a broadcast left element serves N vectors, a right vector M elements.
-// MR and NR hide the multiply-add latency with few loads.
+// M x N vectors of sums stay in registers: a broadcast left element serves N vectors, a right vector M elements. MR and
+// NR hide the multiply-add latency with few loads.
 #pragma once
 
 #include "cpu/common/parallel.h"
@@ -9,9 +9,9 @@
 
 namespace wmk::WMK_ISA {
 
-constexpr int NR = 4;  // maximum, in vectors
+constexpr int NR = 4;  // in vectors
 
-// The largest M for which M * N sums, N vectors and one broadcast fit the registers.
+// The largest M for which M * N sums, N vectors and a broadcast fit the registers.
 constexpr int MR(int vectors) {
 #if defined(WMK_AVX512)
   constexpr int rows[] = {14, 14, 9, 6};
@@ -21,7 +21,7 @@ constexpr int MR(int vectors) {
   return rows[vectors - 1];
 }
 
-// `length` elements of a left row (rows `stride` apart) and as many right rows of N vectors.
+// `length` left elements (rows `stride` apart) and right rows of N vectors.
 template <class T>
 struct GemmTerm {
   const T* left;
@@ -49,7 +49,7 @@ WMK_INLINE void multiply_accumulate(Vector<T> (&sums)[M][N], const T* left, int6
   }
 }
 
-// to[m][n] = start[n] (0 if null) + the terms, for M rows from `first` on.
+// to[m][n] = start[n] (0 if null) + the terms, for M rows from `first`.
 template <class T, int M, int N>
 static void gemm_accumulate(T* to, int64_t pitch, const T* start, const GemmTerm<T>* terms, int64_t count,
                             int64_t first) {
@@ -98,7 +98,7 @@ struct Constant {
   static constexpr int value = element;
 };
 
-// Calls work with the number, 1 .. most, as a constant.
+// Calls work with 1 .. most as a constant.
 template <int most, class Work>
 WMK_INLINE void with_constant(int element, const Work& work) {
   if constexpr (most > 1) {
@@ -125,7 +125,7 @@ static void gemm_accumulate(int vectors, T* to, int64_t pitch, const T* start, c
       vectors, [&](auto N) { gemm_accumulate<T, decltype(N)::value>(to, pitch, start, terms, count, first, rows); });
 }
 
-// to[channel][4 vectors] += sum over positions, for `channels` elements per left position.
+// to[channel][4 vectors] += sum over positions.
 template <class T>
 static void gemm_accumulate_outer(T* to, GemmOperand<T> left, GemmOperand<T> right, int64_t channels, int64_t rows,
                                   int64_t columns) {

@@ -1,8 +1,8 @@
 // Winograd's F(2x2, 3x3) (Lavin & Gray 2016, section 4.1), stride 1.
 //
 // The 4 x 4 inputs of a 2 x 2 output tile and the 3 x 3 weights become 16 elements each, multiplied elementwise: 2.25
-// times fewer multiply-adds, for some 60 additions per channel and tile, and about twice the error. Channels are
-// contiguous, in whole vectors.
+// times fewer multiply-adds, for some 60 additions per channel and tile and about twice the error. Channels are
+// contiguous whole vectors.
 #pragma once
 
 #include "cpu/common/load_store.h"
@@ -12,7 +12,7 @@ namespace wmk::WMK_ISA {
 
 constexpr int kTileElements = 16;
 
-// [9][channels][pitch] to [16][channels][pitch]; pitch in whole vectors.
+// [9][channels][pitch] to [16][channels][pitch].
 template <class T>
 static void winograd_weight_transform(T* to, const T* from, int64_t channels, int64_t pitch) {
   const int64_t size = channels * pitch;
@@ -33,7 +33,7 @@ static void winograd_weight_transform(T* to, const T* from, int64_t channels, in
   }
 }
 
-// 4 x 4 positions, `row` and `column` apart, to 16 elements per channel, `distance` apart.
+// 4 x 4 positions, `row` and `column` apart, to 16 elements, `distance` apart.
 template <class T>
 static void winograd_input_transform(T* to, int64_t distance, const T* from, int64_t row, int64_t column,
                                      int64_t channels) {
@@ -69,7 +69,7 @@ static void winograd_input_transform(T* to, int64_t distance, const T* from, int
   }
 }
 
-// 16 elements per channel, `distance` apart, to `start` + 2 x 2 outputs, `row` and `column` apart.
+// 16 elements, `distance` apart, to `start` + 2 x 2 outputs, `row` and `column` apart.
 template <class T>
 static void winograd_output_transform(T* to, int64_t row, int64_t column, const T* from, int64_t distance,
                                       const T* start, int64_t channels) {
@@ -90,8 +90,8 @@ static void winograd_output_transform(T* to, int64_t row, int64_t column, const 
   }
 }
 
-// F(3x3, 2x2), for a weight's gradient: a 4 x 4 input tile convolved by 2 x 2 output gradients, which become 16
-// elements; the 16 sums over all tiles become nine below.
+// F(3x3, 2x2), for weight gradients: a 4 x 4 input tile convolved by 2 x 2 output gradients, which become 16 elements;
+// the 16 sums over tiles become nine below.
 template <class T>
 static void winograd_gradient_transform(T* to, int64_t distance, const T* from, int64_t row, int64_t column,
                                         int64_t channels) {

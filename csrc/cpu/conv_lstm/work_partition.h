@@ -8,8 +8,8 @@ namespace wmk::WMK_ISA {
 constexpr int kGates = 4;
 constexpr int64_t kMinWorkPerThread = int64_t(2) << 20;  // multiply-adds
 
-// If batch elements keep the threads evenly busy, workers run whole elements through time without waiting. Otherwise,
-// maps are cut into bands of rows, with a barrier per stage of a step.
+// If batch elements keep the threads busy, workers run whole elements through time without waiting. Otherwise, maps are
+// cut into bands of rows, with a barrier per stage of a step.
 struct WorkPartition {
   bool by_element;
   int64_t rows;   // no band boundary within

@@ -1,5 +1,3 @@
-// Picks the instruction-set level of the CPU kernels at run time.
-
 #include "cpu/dispatch/isa.h"
 
 #include <atomic>
@@ -34,7 +32,7 @@ bool has_v4() {
   return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
          __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512cd");
 }
-// Some compilers cannot test F16C and MOVBE; every machine with AVX2 and FMA has them.
+// Untestable in some compilers: F16C and MOVBE, which every machine with AVX2 and FMA has.
 bool has_v3() {
   return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi") &&
          __builtin_cpu_supports("bmi2");
@@ -42,7 +40,7 @@ bool has_v3() {
 #endif
 [[maybe_unused]] bool always() { return true; }
 
-// Best first; the last one always runs.
+// Best first; the last always runs.
 const Level kLevels[] = {
 #if defined(WMK_HAVE_V4) && defined(__x86_64__)
     v4::make_level("v4", has_v4),

@@ -1,6 +1,6 @@
-// The instruction-set levels of the CPU kernels.
+// Instruction-set levels.
 //
-// The build compiles an op's files, except api.cpp, once per level with -DWMK_ISA=<level>, in namespace wmk::<level>.
+// The build compiles an op's files, except api.cpp, once per level with -DWMK_ISA=<level>, in namespace wmk::<level>;
 // isa.cpp picks one at run time.
 #pragma once
 

@@ -1,4 +1,3 @@
-// The C API of the linear scan on the CPU.
 #include "common/checks.h"
 #include "cpu/dispatch/isa.h"
 

@@ -1,4 +1,3 @@
-// Shared by both layouts of the linear scan.
 #pragma once
 
 #include "cpu/common/parallel.h"
@@ -9,7 +8,7 @@ namespace wmk::WMK_ISA {
 
 constexpr int64_t kStreamBytes = int64_t(16) << 20;  // larger outputs bypass the cache
 
-// Non-temporal where the level can; `to` is aligned to the bytes written.
+// Non-temporal where possible; `to` is aligned to the bytes written.
 template <class S, class V>
 WMK_INLINE void stream_as(S* to, V value) {
 #if defined(WMK_AVX512)
@@ -36,7 +35,7 @@ WMK_INLINE void flush_streams() {
 #endif
 }
 
-// The first `count` lanes; loads fill the others with zeros.
+// `count` lanes, the rest zero.
 template <class T, class S>
 WMK_INLINE Vector<T> load_lanes(const S* from, int count) {
   if (count == kLanes<T>) return load_as(from, T(0));
@@ -52,7 +51,7 @@ WMK_INLINE void store_lanes(S* to, Vector<T> value, int count) {
   for (int lane = 0; lane < count; ++lane) to[lane] = padded[lane];
 }
 
-// Positions count in scan order; in reverse, position 0 is the last time step.
+// Positions count in scan order: in reverse, 0 is the last time step.
 template <class T>
 struct Scan {
   static constexpr int lanes = kLanes<T>;
@@ -85,8 +84,7 @@ struct Scan {
   void store_state(const wmk_view& view, int64_t batch, int64_t channel, T value) const {
     if (view.data) ((T*)view.data)[batch * op.channels + channel] = value;
   }
-  // Incoming state (backward: gradient) of the first position processed, and address of the outgoing one. Backward,
-  // positions run from last to first.
+  // Incoming state (backward: gradient, from last position to first), and address of the outgoing one.
   T incoming(int64_t batch, int64_t channel) const {
     if (!backward) return initial(batch, channel);
     return drops_last_state(batch) ? T(0) : element(op.grad_last_state, batch, channel);

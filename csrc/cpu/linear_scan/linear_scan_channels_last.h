@@ -1,4 +1,3 @@
-// Linear scan with contiguous channels: a time step is a row of vectors.
 #pragma once
 
 #include "cpu/linear_scan/linear_scan.h"
@@ -48,7 +47,7 @@ class ChannelsLastScan {
     int64_t there = position + distance;
     return from(view, batch, channel, scan_.time_at(there < 0 || there >= op_.time ? position : there));
   }
-  // All rows of an item start at a multiple of a vector.
+  // Every row starts at a multiple of a vector.
   bool aligned(const wmk_view& view, int64_t batch, int64_t channel) const {
     int64_t width = lanes * int64_t(sizeof(S));
     return int64_t(from(view, batch, channel, 0)) % width == 0 && view.stride[2] * int64_t(sizeof(S)) % width == 0;
@@ -134,7 +133,7 @@ class ChannelsLastScan {
 
   Scan<T> scan_;
   const wmk_linear_scan& op_;
-  int64_t vectors_, blocks_;  // vectors per item, items per batch element
+  int64_t vectors_, blocks_;  // per item, per batch element
 };
 
 }  // namespace wmk::WMK_ISA

@@ -1,4 +1,4 @@
-// Linear scan of any strides: a channel per lane, in lanes x lanes blocks.
+// Any strides: a channel per lane, in lanes x lanes blocks.
 #pragma once
 
 #include "cpu/linear_scan/linear_scan.h"
@@ -6,7 +6,7 @@
 namespace wmk::WMK_ISA {
 
 constexpr int64_t kBusyItems = 8;        // with fewer items, time is cut
-constexpr int64_t kSegmentSteps = 4096;  // minimum per segment
+constexpr int64_t kSegmentSteps = 4096;  // minimum
 constexpr int64_t kMaxSegments = 16;
 
 template <class T, class S>
@@ -68,7 +68,7 @@ class StridedScan {
     int rows;
   };
 
-  // Batch and channels are rows at one stride.
+  // Batch and channels at one stride.
   bool merges(const wmk_view& view) const {
     return !view.data || op_.batch == 1 || op_.channels == 1 || view.stride[0] == op_.channels * view.stride[1];
   }
@@ -90,7 +90,7 @@ class StridedScan {
     return values;
   }
 
-  // Combines the affine maps into incoming states. A zero state stays zero for any factor.
+  // Affine maps to incoming states. A zero state stays zero for any factor.
   void pass_state(const Scratch& s, int64_t item) const {
     Vector<T> state = incoming(tile_of(item));
     for (int64_t i = 0; i < segments_; ++i) {
@@ -101,7 +101,7 @@ class StridedScan {
     }
   }
 
-  // Lanes reset at each of `steps` positions; false if none.
+  // False if none.
   bool load_resets(Mask* reset, const Tile& tile, int64_t position, int64_t steps) const {
     if (!op_.reset.data) return false;
     bool any = false;
@@ -118,13 +118,13 @@ class StridedScan {
     return any;
   }
 
-  // Positions [position, position + steps) of a plane to [position][lane].
+  // [position, position + steps) of a plane to [position][lane].
   void load_square(T* square, const wmk_view& view, const Tile& tile, int64_t position, int64_t steps) const {
     Plane p = plane(view, tile.group);
     int64_t time = scan_.time_at(position), step = op_.reverse ? -1 : 1;
     const S* from = (const S*)p.data + tile.row * p.row_stride + time * p.time_stride;
     if (step < 0 && p.time_stride == 1 && steps % lanes == 0) {
-      // Reads whole lines forwards, into reversed rows.
+      // whole lines forwards, into reversed rows
       load_tile(square + (steps - 1) * lanes, -lanes, from - (steps - 1), p.row_stride, 1, tile.rows, steps);
     } else {
       load_tile(square, lanes, from, p.row_stride, step * p.time_stride, tile.rows, steps);
@@ -153,7 +153,7 @@ class StridedScan {
       store_tile(square, pitch, to, p.row_stride, step * p.time_stride, tile.rows, steps);
     }
   }
-  // Prefetches the reads of the pass after the next.
+  // The pass after the next.
   void prefetch(const wmk_view& view, const Tile& tile, int64_t position) const {
     int64_t ahead = position + (scan_.backward ? -2 : 2) * kPassSteps;
     if (ahead < 0 || ahead + kPassSteps > op_.time) return;
@@ -166,7 +166,7 @@ class StridedScan {
         __builtin_prefetch(from + row * p.row_stride * int64_t(sizeof(S)) + byte, 0, 2);
   }
 
-  // One segment. Ends: only its outgoing state and the product of its gates.
+  // Ends: only the segment's outgoing state and product of gates.
   template <bool Ends>
   void run_segment(const Tile& tile, int64_t segment, Vector<T>& state, Vector<T>& product) const {
     int64_t begin = segment * segment_, end = min(op_.time, begin + segment_);
@@ -202,7 +202,7 @@ class StridedScan {
     }
   }
 
-  // A token's gradient is its state's; a gate's is multiplied by the previous state.
+  // A gate's gradient is the state's times the previous state.
   void backward_epilogue(const T* grads, const Mask* reset, bool any, const Tile& tile, int64_t position, int64_t steps,
                          bool stream) const {
     alignas(64) T before[(kPassSteps + 1) * lanes];
@@ -224,8 +224,8 @@ class StridedScan {
 
   Scan<T> scan_;
   const wmk_linear_scan& op_;
-  bool merged_;                    // rows are the channels of all batch elements
-  int64_t rows_, tiles_, groups_;  // rows and tiles per group; groups
+  bool merged_;                    // rows: channels of all batch elements
+  int64_t rows_, tiles_, groups_;  // rows and tiles per group
   int64_t segments_, segment_;     // number and length
 };
 

@@ -1,4 +1,4 @@
-// The C API of the selective scan on the CPU: refuses what would crash, then calls the level in use.
+// Refuses what would crash, then calls the level in use.
 #include "common/checks.h"
 #include "cpu/dispatch/isa.h"
 

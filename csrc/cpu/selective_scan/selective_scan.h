@@ -1,5 +1,3 @@
-// Shared by forward and backward.
-//
 // A tile is one vector of channels of one group over at most `steps` time steps, within one chunk.
 #pragma once
 
@@ -12,7 +10,7 @@ namespace wmk::WMK_ISA {
 template <class T>
 struct ScanShape {
   static constexpr int lanes = kLanes<T>;
-  int64_t state, pitch;  // number of states; rounded up to whole vectors, the row length of B and C
+  int64_t state, pitch;  // pitch: state rounded up to whole vectors, the row length of B and C
   int64_t groups, channels_per_group, tiles_per_group, tiles;
   int64_t steps;  // maximum per tile
 
@@ -73,7 +71,7 @@ static Vector<T> load_parameter(const wmk_view& view, int64_t channel, int rows)
     for (int row = 0; row < rows; ++row) values[row] = ((const T*)view.data)[(channel + row) * view.stride[0]];
   return values;
 }
-// States [first, last) of [rows, channels, state], to and from table[state][lane].
+// States [first, last) of [rows, channels, state] to table[state][lane].
 template <class T>
 static void load_state(T* table, const wmk_view& view, int64_t state_row, int64_t channel, int rows, int64_t first,
                        int64_t last) {
@@ -87,9 +85,8 @@ static void store_state(const T* table, const wmk_view& view, int64_t state_row,
   store_tile(table + first * kLanes<T>, kLanes<T>, to, states, 1, rows, last - first);
 }
 
-// With fewer tiles than threads, threads split a tile's states, in whole blocks of the inner loop. Each block has its
-// own sum, added in a fixed order: results do not depend on the number of threads. For varying B and C (equal blocks)
-// and long sequences.
+// With fewer tiles than threads, threads split a tile's states in whole blocks of the inner loop. Blocks' sums are
+// added in fixed order: results do not depend on the number of threads. For varying B and C and long sequences.
 struct StateSplit {
   static constexpr int64_t kSteps = 512;
   int64_t states, block, blocks, count;
@@ -110,7 +107,7 @@ struct TileCoord {
   int64_t time, steps;
 };
 
-// [batch, channels, time] at a tile, to and from [time][lane].
+// [batch, channels, time] to [time][lane].
 template <class T>
 static void load_tile_at(T* to, const wmk_view& view, int64_t dtype, const TileCoord& at) {
   load_plane(to, kLanes<T>, plane_of(view, dtype, at.batch), dtype, at.channel, at.rows, at.time, at.steps);
@@ -133,7 +130,7 @@ struct Block {
   char unused[States];
 };
 
-// Between resets; with `reset`, a span starts from zero.
+// With `reset`, a span starts from zero.
 struct ResetSpans {
   int count = 0;
   int begin[65];

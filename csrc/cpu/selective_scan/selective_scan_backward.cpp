@@ -1,14 +1,13 @@
 // Selective scan, backward, on the CPU.
 //
-// Chunks run from last to first, their states recomputed from the saved state into scratch that fits L2
+// Chunks run from last to first, their states recomputed from the saved one into scratch that fits L2
 // (selective_scan_backward.h): memory does not grow with channels x state x time.
 //
-// For dB and dC, the sums over a group's channels, each work item sums its tiles into a partial; partials are reduced
-// in order after each pass of a few chunks. The shape alone fixes the number of work items, so results do not depend on
-// the number of threads. A seq_group runs its sequences in turn and sums the parameter gradients; all advance pass by
-// pass.
+// For dB and dC, sums over a group's channels, each work item sums its tiles into a partial; partials are reduced in
+// order after each pass of a few chunks. A seq_group runs its sequences in turn and sums the parameter gradients; all
+// advance pass by pass. The shape alone fixes the work items, so results do not depend on the number of threads.
 //
-// StateSplit leaves partial gradients of step and input per block, which epilogue_slice() adds.
+// With StateSplit, epilogue_slice() adds the blocks' partial gradients of step and input.
 #include "cpu/selective_scan/selective_scan_backward_tile.h"
 
 namespace wmk::WMK_ISA {
@@ -16,7 +15,7 @@ namespace {
 
 constexpr int64_t kMaxWorkItems = 32;  // over all groups and seq_groups
 constexpr int64_t kMaxSeqGroups = 16;
-constexpr int64_t kSumsBytes = int64_t(8) << 20;  // partials per pass: limits the synchronisations
+constexpr int64_t kSumsBytes = int64_t(8) << 20;  // partials per pass: limits synchronisations
 constexpr int64_t kReductionSlices = 8;           // per group and seq_group
 
 struct Cursor {
@@ -98,7 +97,6 @@ class Backward {
     for (int64_t sequence = 0; sequence < scan_.sequences; ++sequence)
       if (chunks_of(sequence) == 0) pass_empty(sequence);
   }
-  // No steps: the last state is the initial state.
   void pass_empty(int64_t sequence) const {
     if (!scan_.grad_initial_state.data) return;
     T* tile = scratch(0).first_state;
@@ -177,7 +175,7 @@ class Backward {
     for (int64_t t = 0; t < steps; ++t)
       memset(sums + t * sums_pitch_ + begin * lanes, 0, (end - begin) * lanes * sizeof(T));
   }
-  // A block's gradient of step, gradient of input, or output: [window][lane].
+  // Gradient of step, gradient of input, or output: [window][lane].
   T* block_partial(int64_t seq_group, int64_t tile, int64_t block, int64_t which, int64_t offset) const {
     return block_partials_ +
            ((((seq_group * shape_.tiles + tile) * split_.blocks + block) * 3 + which) * window_ + offset) * lanes;
@@ -253,11 +251,11 @@ class Backward {
                   last);
   }
 
-  // Of dD and dbias.
+  // For dD and dbias.
   int64_t slice_of(int64_t seq_group, int64_t tile, int64_t chunk) const {
     return (seq_group * kReductionSlices + chunk % kReductionSlices) * shape_.tiles + tile;
   }
-  // Sums a tile's state blocks over a slice of the pass, then runs the epilogue.
+  // Sums state blocks over a slice of the pass, then runs the epilogue.
   void epilogue_slice(int64_t seq_group, int64_t tile, int64_t slice, const BackwardScratch<T>& s) const {
     for_each_chunk_of_pass(seq_group,
                            [&](const Sequence& sequence, int64_t chunk, int64_t time, int64_t steps, int64_t offset) {

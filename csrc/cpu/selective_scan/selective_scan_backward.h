@@ -1,7 +1,7 @@
 // The backward pass over one chunk of one tile and one block of states.
 //
-// recompute_states() stores states and decays, half a vector's lanes of states at a time: they fit L2. reverse_sweep()
-// computes dh_t = C_t dy_t + decay_{t+1} dh_{t+1} and
+// recompute_states() stores states and decays of half a vector's lanes of states at a time: they fit L2.
+// reverse_sweep() computes dh_t = C_t dy_t + decay_{t+1} dh_{t+1} and
 //
 //   d(input_t) = B_t . dh_t           dB_t = sum over channels of dh_t input_t
 //   d(step_t)  = A . (decay_t dh_t h_{t-1}) + ...         dC_t = sum over channels of h_t dy_t
@@ -17,7 +17,6 @@ namespace wmk::WMK_ISA {
 template <class T>
 constexpr int kBlockStates = kLanes<T> / 2;
 
-// Tables are [state][lane].
 template <class T>
 struct ChunkTile {
   int64_t steps, pitch;
@@ -29,12 +28,12 @@ struct ChunkTile {
   const T* grad_output;              // [time][lane], dy
   T *grad_input, *grad_step;         // [time][lane]; grad_step without log(2) and the path through input
   T *dh, *grad_A, *grad_B, *grad_C;  // tables; dh is decay_{t+1} dh_{t+1}; grad_B, grad_C: constant B, C
-  T *states, *decays;                // [time + 1][block][lane] and [time][block][lane]
+  T *states, *decays;                // [time + 1][block][lane], [time][block][lane]
   const T* zeros;                    // [block][lane]
-  T* sums;                           // [time][blocks][lane]: dB of the block, then dC
+  T* sums;                           // [time][blocks][lane]: dB, then dC
   int64_t sums_pitch;
-  const char* const* lines;  // to prefetch in the first block,
-  int64_t lines_per_step;    // this many per step
+  const char* const* lines;  // to prefetch in the first block
+  int64_t lines_per_step;
 };
 
 template <class T, int States, bool BVaries, bool CVaries, bool WantsOutput>
@@ -122,7 +121,7 @@ __attribute__((noinline)) static void reverse_sweep(const ChunkTile<T>& tile, in
   }
 }
 
-// One block of at most `left` states from n0 on, rounded up to a block size; tables are zero-padded.
+// At most `left` states from n0, rounded up to a block size; tables are zero-padded.
 template <class T, int States, bool BVaries, bool CVaries>
 static void run_block(const ChunkTile<T>& tile, const T* first_state, int64_t n0, int64_t left, bool wants_output) {
   if constexpr (States > 1) {
@@ -139,7 +138,7 @@ static void run_block(const ChunkTile<T>& tile, const T* first_state, int64_t n0
   reverse_sweep<T, States, BVaries, CVaries>(tile, n0);
 }
 
-// `first` is a multiple of the block size.
+// `first`: a multiple of the block size.
 template <class T>
 static void run_states(const ChunkTile<T>& tile, const T* first_state, int64_t first, int64_t last, bool B_varies,
                        bool C_varies, bool wants_output) {

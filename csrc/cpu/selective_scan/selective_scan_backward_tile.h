@@ -1,4 +1,3 @@
-// A thread's scratch, prologue and epilogue of the backward pass.
 #pragma once
 
 #include "cpu/selective_scan/selective_scan_backward.h"
@@ -7,7 +6,7 @@ namespace wmk::WMK_ISA {
 
 constexpr int64_t kSumSteps = 32;  // of dB and dC per reduction
 
-// Per thread, for one chunk of one tile.
+// Per thread, for one chunk of a tile.
 template <class T>
 struct BackwardScratch {
   T *A2, *B_table, *C_table, *first_state;                                             // [pitch][lane]

@@ -4,15 +4,13 @@
 // state x time is written. The prologue converts inputs into tiles in L1: one inner loop serves every dtype and layout.
 // An element costs `state` exponentials with three multiply-adds each. With A premultiplied by log2(e), a state takes
 // nine instructions on the multiply-add ports and four on others: bound by arithmetic. A block of channel tiles shares
-// the conversion of B and C.
-//
-// Fewer tiles than threads: selective_scan_split_state.h.
+// the conversion of B and C. Fewer tiles than threads: selective_scan_split_state.h.
 #include "cpu/selective_scan/selective_scan_split_state.h"
 
 namespace wmk::WMK_ISA {
 namespace {
 
-// Per thread, for a block of `tiles` channel tiles.
+// Per thread, for `tiles` channel tiles.
 template <class T>
 struct Scratch {
   TileParams<T> params;

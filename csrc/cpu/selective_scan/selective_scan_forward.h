@@ -1,11 +1,10 @@
-// The inner loop of the forward pass, its prologue and epilogue.
 #pragma once
 
 #include "cpu/selective_scan/selective_scan.h"
 
 namespace wmk::WMK_ISA {
 
-// One time span of one tile.
+// A time span of a tile.
 template <class T>
 struct ScanArgs {
   T* state;               // [state][lane]
@@ -15,8 +14,8 @@ struct ScanArgs {
   T* output;              // [time][lane], accumulated
   int64_t pitch, steps;
   bool reset;                // start from zero
-  const char* const* lines;  // to prefetch,
-  int64_t lines_per_step;    // this many per step
+  const char* const* lines;  // to prefetch
+  int64_t lines_per_step;
 };
 
 constexpr int kForwardBlock = kVectorBytes == 64 ? 16 : 8;
@@ -60,7 +59,7 @@ static void scan_blocks(const ScanArgs<T>& args, int64_t first, int64_t last) {
       n += int64_t(sizeof(block));
     };
     int64_t left = last - n;
-    // Constant B and C are rare: fewer block sizes.
+    // Constant B and C are rare: fewer instances.
     if constexpr (BVaries && CVaries) {
       if (kForwardBlock == 16 && left >= 16) {
         run(Block<16>{});
@@ -126,7 +125,6 @@ struct TileParams {
   }
 };
 
-// Prologue: step sizes, state inputs, skip connection.
 template <class T>
 static void prologue(const wmk_selective_scan& scan, const TileCoord& at, T* step, T* input, T* output) {
   load_tile_at(input, scan.u, scan.dtype, at);
@@ -142,7 +140,7 @@ static void prologue(const wmk_selective_scan& scan, const TileCoord& at, T* ste
   }
 }
 
-// States [first, last) of a tile, per span.
+// States [first, last).
 template <class T, class Scratch>
 static void scan_spans(const wmk_selective_scan& scan, const ScanShape<T>& shape, const ResetSpans& spans,
                        const TileParams<T>& params, const Scratch& scratch, T* output, int64_t first, int64_t last,
@@ -162,7 +160,7 @@ static void scan_spans(const wmk_selective_scan& scan, const ScanShape<T>& shape
   }
 }
 
-// Epilogue: gates and stores the output; `gate` is scratch.
+// `gate`: scratch.
 template <class T>
 static void epilogue(const wmk_selective_scan& scan, const TileCoord& at, T* output, T* gate) {
   if (scan.z.data) {

@@ -1,9 +1,8 @@
 // Selective scan, forward, on the CPU, with fewer tiles than threads.
 //
-// Splitting time would repeat every exponential; states meet only in the output. Threads split a tile's states
-// (StateSplit), and time advances by windows in two stages: the scan, parallel over tiles and splits, with one output
-// per block; then sum, gate and store, parallel over time. Every split repeats the prologue, cheaper than reading
-// another core's cache.
+// Splitting time would repeat every exponential; states combine only in the output. Threads split a tile's states, and
+// time advances by windows in two stages: the scan, parallel over tiles and splits, with an output per block; then sum,
+// gate and store, parallel over time. Every split repeats the prologue: cheaper than reading another core's cache.
 #pragma once
 
 #include "cpu/selective_scan/selective_scan_forward.h"
@@ -58,7 +57,7 @@ class SplitStateForward {
  private:
   static constexpr int64_t kWindowBytes = int64_t(1) << 18;
 
-  // Per thread, for at most `steps` of a tile.
+  // For at most `steps` of a tile.
   struct Scratch {
     T *step, *input;  // [time][lane]
     T *B, *C;         // [time][pitch]

@@ -1,4 +1,3 @@
-// The C API of the selective step on the CPU.
 #include "common/checks.h"
 #include "common/step_fast_path.h"
 #include "cpu/dispatch/isa.h"
@@ -25,8 +24,8 @@ namespace {
 
 using namespace dlpack;
 
-// `tensors`: state_in, state_out, out, u, delta, A, B, C, D, z, delta_bias, reset; the last four are optional. B and C
-// are [batch, state]; all float32 or all float64.
+// `tensors`: state_in, state_out, out, u, delta, A, B, C; optional D, z, delta_bias, reset. B and C are [batch, state];
+// all float32 or all float64.
 bool read_selective_step(const Exchange& exchange, void* const* tensors, const StepOptions& options,
                          wmk_selective_step* step) {
   Tensor state;
@@ -52,7 +51,7 @@ bool read_selective_step(const Exchange& exchange, void* const* tensors, const S
                     optional(8, {channels}, &step->D) && optional(9, {batch, channels}, &step->z) &&
                     optional(10, {channels}, &step->delta_bias) &&
                     (!tensors[11] || read_view(exchange, tensors[11], kMask, {batch}, &step->reset));
-  // One group: [batch, groups, state].
+  // [batch, groups = 1, state].
   for (wmk_view* view : {&step->B, &step->C}) view->stride[2] = view->stride[1], view->stride[1] = 0;
   return fits;
 }

@@ -1,8 +1,8 @@
 // One step of the selective scan, on the CPU.
 //
-// A channel's contiguous states fill the lanes: each is read, updated and written once. As many channels as lanes share
-// vectors of step sizes, inputs and gates, and one tree of additions for their outputs. A batch element of 1536
-// channels of 16 states is some 30,000 instructions: only far larger ones start threads.
+// A channel's contiguous states fill the lanes and are read, updated and written once. As many channels as lanes share
+// vectors of step sizes, inputs and gates, and one tree of additions for their outputs. 1536 channels of 16 states are
+// some 30,000 instructions: only far larger problems start threads.
 #include "cpu/common/load_store.h"
 #include "cpu/common/parallel.h"
 #include "cpu/dispatch/isa.h"
@@ -14,7 +14,7 @@ namespace {
 constexpr int64_t kMaxStates = 1024;
 constexpr int64_t kStatesPerThread = 100000;
 
-// `count` elements at a stride as a vector, zero beyond them.
+// `count` elements at a stride; the rest is zero.
 template <class T, class S>
 WMK_INLINE Vector<T> gather(const S* from, int64_t stride, int count) {
   if (stride == 1 && count == kLanes<T>) return load_as(from, T(0));
@@ -30,7 +30,6 @@ WMK_INLINE void scatter(S* to, int64_t stride, int count, Vector<T> values) {
   for (int i = 0; i < count; ++i) to[i * stride] = scattered[i];
 }
 
-// For a run-time dtype; float64 has T = double.
 template <class T>
 static Vector<T> gather(const wmk_view& view, int64_t dtype, int64_t offset, int64_t stride, int count) {
   if constexpr (sizeof(T) == 8) {
@@ -140,7 +139,7 @@ class Step {
     return out;
   }
 
-  // Pointers to the first channel; strides by channel and state.
+  // To the first channel; strides by channel and state.
   struct TilePointers {
     const State* from;
     State* to;
@@ -168,7 +167,7 @@ class Step {
     }
   }
 
-  // All states of one channel, at any stride; returns their products with C.
+  // A channel's states, at any stride; returns products with C.
   Vector<T> update(const TilePointers& r, int64_t row, T scale, T input, bool reset, const T* B, const T* C) const {
     const State* from = r.from + row * r.from_row;
     State* to = r.to + row * r.to_row;

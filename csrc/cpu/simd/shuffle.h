@@ -1,4 +1,3 @@
-// Shuffles of lanes, and sums across lanes.
 #pragma once
 
 #include <utility>
@@ -7,8 +6,8 @@
 
 namespace wmk::WMK_ISA {
 
-// Lane i of the result is lane Pattern::source(i) of `a` then `b`. GCC 12 has __builtin_shufflevector, but inlines
-// differently with it.
+// Lane i is lane Pattern::source(i) of `a` then `b`. GCC 12 has __builtin_shufflevector, but inlines differently with
+// it.
 #if defined(__clang__)
 template <class Pattern, class V, int... lanes>
 WMK_INLINE V shuffle(V a, V b, std::integer_sequence<int, lanes...>) {
@@ -28,8 +27,7 @@ WMK_INLINE V shuffle(V a, V b) {
 }
 #endif
 
-// Per 128 bits, the first (or second) halves of `a` and `b`, interleaved by `Group` elements: the unpack instructions,
-// cheaper than a free permutation.
+// Per 128 bits, interleaves the first (or second) halves of `a` and `b` by `Group` elements: the unpack instructions.
 template <int Group, bool Second, class V>
 WMK_INLINE V unpack(V a, V b) {
   constexpr int lanes = sizeof(V) / sizeof(a[0]);

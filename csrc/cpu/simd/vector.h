@@ -1,4 +1,4 @@
-// Vectors of float and double at the level's width, and mathematical functions.
+// Vectors of float and double at the level's width.
 //
 // The compiler's vector extension serves AVX-512, AVX2 and 128 bits (SSE2, NEON) from one source, with intrinsics where
 // it lacks an operation. The level's namespace keeps the linker from merging inline functions across levels.
@@ -30,7 +30,7 @@ typedef float FloatVector __attribute__((vector_size(kVectorBytes)));
 typedef double DoubleVector __attribute__((vector_size(kVectorBytes)));
 typedef int32_t Int32Vector __attribute__((vector_size(kVectorBytes)));
 typedef int64_t Int64Vector __attribute__((vector_size(kVectorBytes)));
-typedef uint32_t Bits32Vector __attribute__((vector_size(kVectorBytes)));  // unsigned: defined overflow
+typedef uint32_t Bits32Vector __attribute__((vector_size(kVectorBytes)));  // defined overflow
 typedef uint64_t Bits64Vector __attribute__((vector_size(kVectorBytes)));
 typedef uint16_t HalfVector __attribute__((vector_size(kVectorBytes / 2)));  // lanes of a FloatVector
 
@@ -86,8 +86,8 @@ WMK_INLINE V vmin(V value, V bound) {
 WMK_INLINE FloatVector absolute(FloatVector x) { return (FloatVector)((Int32Vector)x & 0x7fffffff); }
 WMK_INLINE DoubleVector absolute(DoubleVector x) { return (DoubleVector)((Int64Vector)x & 0x7fffffffffffffff); }
 
-// (2^f - 1) / f for f in [-1/2, 1/2]: minimax in the relative error of 2^f. 2^0 == 1 exactly: a zero step keeps the
-// state bit for bit. Errors before rounding: 9.1e-8 (float), 3.4e-18 (double).
+// Minimax in the relative error of 2^f, for f in [-1/2, 1/2]. 2^0 == 1 exactly: a zero step keeps the state bit for
+// bit. Errors before rounding: 9.1e-8 (float), 3.4e-18 (double).
 WMK_INLINE FloatVector exp2m1_over_x(FloatVector f) {
   FloatVector p = broadcast(0x1.5bba08p-10f);
   p = p * f + 0x1.3cea88p-7f;
@@ -109,10 +109,10 @@ WMK_INLINE DoubleVector exp2m1_over_x(DoubleVector f) {
   return p * f + 0x1.62e42fefa39efp-1;
 }
 
-// Splits t into nearest integer (`power`, as scale_exp2 expects) and remainder.
+// Splits t into nearest integer (`power`) and remainder.
 #if defined(WMK_AVX512)
-// vreduce gives 0 for infinities: 2^-inf = 0 and 2^inf = inf without a clamp. t - f would be fused with the product
-// that gives t, and not be an integer.
+// vreduce gives 0 for infinities: 2^-inf = 0 and 2^inf = inf without a clamp. t - f would be fused with t's product,
+// and not be an integer.
 WMK_INLINE FloatVector split_exponent(FloatVector t, FloatVector& power) {
   power = _mm512_roundscale_ps(t, 0);
   return _mm512_reduce_ps(t, 0);
@@ -129,7 +129,7 @@ WMK_INLINE DoubleVector scale_exp2(DoubleVector f, DoubleVector power) {
 }
 #else
 // Adding 1.5 * 2^23 leaves the rounded integer in the low bits. The power is one too small and the polynomial doubled,
-// so large finite results do not overflow. Results below the smallest normal become zero.
+// so large results do not overflow. Results below the smallest normal become zero.
 WMK_INLINE FloatVector split_exponent(FloatVector t, FloatVector& power) {
   t = vmin(vmax(t, broadcast(-126.f)), broadcast(129.f));
   power = t + 0x1.8p23f;
@@ -148,7 +148,7 @@ WMK_INLINE DoubleVector scale_exp2(DoubleVector f, DoubleVector power) {
 }
 #endif
 
-// 2^t. Rounding t costs a relative error of |t| half-ulps.
+// Rounding t costs a relative error of |t| half-ulps.
 template <class V>
 WMK_INLINE V exp2(V t) {
   V power;
@@ -158,7 +158,7 @@ WMK_INLINE V exp2(V t) {
 
 template <class T>
 constexpr T kLog2e = T(1.44269504088896340736);
-// Rounding error of x log2(e) (with FMA) and of the constant log2(e).
+// Rounding errors of x log2(e) (with FMA) and of log2(e).
 WMK_INLINE FloatVector log2e_residual(FloatVector x, [[maybe_unused]] FloatVector t) {
 #if defined(WMK_AVX512)
   return x * 1.925963033500011e-08f + (FloatVector)_mm512_fmsub_ps(x, broadcast(kLog2e<float>), t);
@@ -186,7 +186,7 @@ WMK_INLINE FloatVector bound_argument(FloatVector x) {
 }
 WMK_INLINE DoubleVector bound_argument(DoubleVector x) { return vmax(x, broadcast(-708.5)); }
 
-// e^x for x <= 0, accurate to the last bits; clamped near the smallest normal number.
+// Accurate to the last bits; clamped near the smallest normal number.
 template <class V>
 WMK_INLINE V exp_nonpositive(V x) {
   typedef decltype(x[0] + x[0]) T;
@@ -196,7 +196,7 @@ WMK_INLINE V exp_nonpositive(V x) {
   return scale_exp2(f, power);
 }
 
-// 2^power for e^x - 1: 2^integer - 1 is exact, which keeps the accuracy of tiny x.
+// 2^integer - 1 is exact, which keeps the accuracy of tiny x.
 #if defined(WMK_AVX512)
 WMK_INLINE FloatVector scale_of(FloatVector power) { return _mm512_scalef_ps(broadcast(1.f), power); }
 WMK_INLINE DoubleVector scale_of(DoubleVector power) { return _mm512_scalef_pd(broadcast(1.), power); }
@@ -223,7 +223,7 @@ WMK_INLINE V tanh(V x) {
   return x < 0 ? -magnitude : magnitude;
 }
 
-// log(1 + e), e in [0, 1], as 2 atanh(e / (2 + e)): accurate relative to a tiny e, too.
+// For e in [0, 1], as 2 atanh(e / (2 + e)): relative accuracy for tiny e, too.
 WMK_INLINE FloatVector log1p_of_fraction(FloatVector e) {
   FloatVector w = e / (e + 2);
   FloatVector v = w * w;
@@ -250,7 +250,7 @@ WMK_INLINE DoubleVector log1p_of_fraction(DoubleVector e) {
   return w * (q * v) + 2 * w;
 }
 
-// x itself above 20, as in PyTorch.
+// x above 20, as in PyTorch.
 template <class V>
 WMK_INLINE V softplus(V x) {
   V tail = log1p_of_fraction(exp_nonpositive(-absolute(x)));
