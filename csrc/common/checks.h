@@ -1,4 +1,3 @@
-// Argument checks on CPU and GPU.
 #pragma once
 
 #include <initializer_list>

@@ -1,4 +1,3 @@
-// Message and exception type of a wmk_status.
 #pragma once
 
 #include <string>

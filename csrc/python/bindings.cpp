@@ -1,6 +1,4 @@
-// The module wmkernels._native; all Python-specific code is here.
-//
-// `prepare` checks a call's tensors and fills its structure (wmkernels.h) once.
+// All Python-specific code is here. `prepare` checks a call's tensors and fills its structure (wmkernels.h) once.
 #include <pybind11/pybind11.h>
 
 #include <algorithm>

@@ -60,8 +60,8 @@ inline int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 inline int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 
-// Allocates cache lines from a workspace; given null, only measures. Allocations are three lines apart: addresses with
-// equal low 12 bits share a cache set.
+// Allocates from a workspace; given null, only measures. Allocations are three cache lines apart: addresses with equal
+// low 12 bits share a cache set.
 class Arena {
  public:
   explicit Arena(void* memory) : begin_((char*)memory) {}

@@ -49,7 +49,6 @@ using namespace dlpack;
 
 constexpr std::align_val_t kAlignment{256};
 
-// Null if out of memory.
 struct Scratch {
   explicit Scratch(int64_t bytes) : memory(::operator new(size_t(bytes), kAlignment, std::nothrow)) {}
   ~Scratch() { ::operator delete(memory, kAlignment); }

@@ -13,8 +13,8 @@ namespace wmk::WMK_ISA {
 
 constexpr int64_t kSegmentPositions = 64;               // gates fit L1
 constexpr int64_t kGroupTiles = 32;                     // per read of the weights
-constexpr int64_t kChunkBytes = int64_t(128) << 10;     // of gate gradients, per pass over the weight gradient
-constexpr int64_t kPartialsBytes = int64_t(256) << 20;  // of weight gradients
+constexpr int64_t kChunkBytes = int64_t(128) << 10;     // gate gradients per pass over the weight gradient
+constexpr int64_t kPartialsBytes = int64_t(256) << 20;  // weight gradients
 
 // `count` lanes, the rest zero.
 template <class T, class S>
@@ -62,7 +62,6 @@ WMK_INLINE Vector<T> round_through(Vector<T> value) {
   }
 }
 
-// Zero-padded, channels last.
 template <class T>
 struct PaddedMap {
   T* data;
@@ -99,7 +98,7 @@ template <class T, class S>
 class ConvLSTM {
  public:
   static constexpr int lanes = kLanes<T>;
-  static constexpr int64_t block = int64_t(kGates) * kLanes<T>;  // per position and channel block
+  static constexpr int64_t block = int64_t(kGates) * kLanes<T>;  // per position
 
   explicit ConvLSTM(const wmk_conv_lstm& arguments) : op(arguments), sizes(arguments, lanes) {}
 
@@ -173,7 +172,6 @@ class ConvLSTM {
               ((const T*)op.peephole.data)[gate * stride[0] + c * stride[1] + position * stride[2]];
   }
 
-  // [channels, positions] to channels last.
   template <class From>
   static void read_positions(T* to, int64_t pitch, const From* from, int64_t channel_stride, int64_t position_stride,
                              int64_t channels, int64_t count) {
@@ -216,7 +214,6 @@ class ConvLSTM {
     }
   }
 
-  // GEMM terms of row y's gates.
   int64_t gate_terms(GemmTerm<T>* terms, int64_t y, int64_t block_number, const PaddedMap<T>& x, const T* weight_ih,
                      const PaddedMap<T>* h, const T* weight_hh) const {
     int64_t count = 0;

@@ -228,7 +228,7 @@ class Backward : Gradients<T, S> {
     const T* from = (const T*)op.cells.data + kept_offset(time, batch, position) + channel;
     for (int64_t p = 0; p < count; ++p) store(to + p * lanes, load_lanes<T>(from + p * op.hidden, valid));
   }
-  // A channel block of [.., .., channels, positions], channels at dimension `axis` + 1; zeros where absent.
+  // [.., .., channels, positions], channels at dimension `axis` + 1; zeros where absent.
   template <class From>
   void read_block(T* to, const wmk_view& view, int64_t axis, int64_t first, int64_t second, int64_t channel,
                   int64_t valid, int64_t position, int64_t count) const {

@@ -95,7 +95,6 @@ class Forward : ConvLSTM<T, S> {
     pad_x_rows(buffer, time + 1, batch, top, bottom);
   }
 
-  // `count` positions of one channel block.
   void update(const T* sums, int64_t buffer, int64_t time, int64_t batch, int64_t b, int64_t position, int64_t count,
               T* next, bool reset) const {
     const int64_t channel = b * lanes, valid = min(lanes, op.hidden - channel);

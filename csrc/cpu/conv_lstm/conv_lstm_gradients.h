@@ -1,5 +1,3 @@
-// The ConvLSTM's backward convolutions.
-//
 // A map's gradient at p sums gate gradients at q = (p + padding - k dilation) / stride over the taps k with integer q.
 // With a stride, columns p fall into phases, each with its own taps and contiguous q.
 #pragma once
@@ -119,7 +117,7 @@ class Gradients : public ConvLSTM<T, S> {
     for (int64_t b = 0; b < by.blocks; ++b)
       winograd_weight_transform(to + b * kTileElements * size, scratch + b * 9 * size, sizes.gates, pitch);
   }
-  // Calls use(sums, block, row, column, count) with the gradient [count][vectors] per row segment.
+  // Calls use(sums, block, row, column, count) with the gradient [count][vectors].
   template <class Use>
   void backpropagate_tiles(const typename Base::Scratch& scratch, const PaddedMap<T>& gates, const Convolution& by,
                            const T* weight, int64_t top, int64_t bottom, int64_t width, const Use& use) const {

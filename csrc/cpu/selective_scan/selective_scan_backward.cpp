@@ -7,7 +7,7 @@
 // order after each pass of a few chunks. A seq_group runs its sequences in turn and sums the parameter gradients; all
 // advance pass by pass. The shape alone fixes the work items, so results do not depend on the number of threads.
 //
-// With StateSplit, epilogue_slice() adds the blocks' partial gradients of step and input.
+// With StateSplit, epilogue_slice() adds the blocks' partial gradients.
 #include "cpu/selective_scan/selective_scan_backward_tile.h"
 
 namespace wmk::WMK_ISA {
@@ -255,7 +255,7 @@ class Backward {
   int64_t slice_of(int64_t seq_group, int64_t tile, int64_t chunk) const {
     return (seq_group * kReductionSlices + chunk % kReductionSlices) * shape_.tiles + tile;
   }
-  // Sums state blocks over a slice of the pass, then runs the epilogue.
+  // Adds the blocks of a slice of the pass, then runs the epilogue.
   void epilogue_slice(int64_t seq_group, int64_t tile, int64_t slice, const BackwardScratch<T>& s) const {
     for_each_chunk_of_pass(seq_group,
                            [&](const Sequence& sequence, int64_t chunk, int64_t time, int64_t steps, int64_t offset) {

@@ -4,9 +4,9 @@
 
 namespace wmk::WMK_ISA {
 
-constexpr int64_t kSumSteps = 32;  // of dB and dC per reduction
+constexpr int64_t kSumSteps = 32;  // per reduction
 
-// Per thread, for one chunk of a tile.
+// For one chunk of a tile.
 template <class T>
 struct BackwardScratch {
   T *A2, *B_table, *C_table, *first_state;                                             // [pitch][lane]

@@ -1,10 +1,9 @@
 // Selective scan, forward, on the CPU.
 //
 // A vector holds one channel per lane; up to 16 states stay in registers over a tile, so nothing of size channels x
-// state x time is written. The prologue converts inputs into tiles in L1: one inner loop serves every dtype and layout.
-// An element costs `state` exponentials with three multiply-adds each. With A premultiplied by log2(e), a state takes
-// nine instructions on the multiply-add ports and four on others: bound by arithmetic. A block of channel tiles shares
-// the conversion of B and C. Fewer tiles than threads: selective_scan_split_state.h.
+// state x time is written. The prologue converts inputs into tiles in L1. An element costs `state` exponentials with
+// three multiply-adds each. With A premultiplied by log2(e), a state takes nine instructions on the multiply-add ports
+// and four on others: bound by arithmetic. A block of channel tiles shares the conversion of B and C.
 #include "cpu/selective_scan/selective_scan_split_state.h"
 
 namespace wmk::WMK_ISA {

@@ -4,7 +4,6 @@
 
 namespace wmk::WMK_ISA {
 
-// A time span of a tile.
 template <class T>
 struct ScanArgs {
   T* state;               // [state][lane]
@@ -160,7 +159,6 @@ static void scan_spans(const wmk_selective_scan& scan, const ScanShape<T>& shape
   }
 }
 
-// `gate`: scratch.
 template <class T>
 static void epilogue(const wmk_selective_scan& scan, const TileCoord& at, T* output, T* gate) {
   if (scan.z.data) {

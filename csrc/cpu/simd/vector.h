@@ -1,5 +1,3 @@
-// Vectors of float and double at the level's width.
-//
 // The compiler's vector extension serves AVX-512, AVX2 and 128 bits (SSE2, NEON) from one source, with intrinsics where
 // it lacks an operation. The level's namespace keeps the linker from merging inline functions across levels.
 #pragma once
@@ -111,8 +109,7 @@ WMK_INLINE DoubleVector exp2m1_over_x(DoubleVector f) {
 
 // Splits t into nearest integer (`power`) and remainder.
 #if defined(WMK_AVX512)
-// vreduce gives 0 for infinities: 2^-inf = 0 and 2^inf = inf without a clamp. t - f would be fused with t's product,
-// and not be an integer.
+// vreduce gives 0 for infinities: 2^-inf = 0 and 2^inf = inf without a clamp. t - f would be fused with t's product.
 WMK_INLINE FloatVector split_exponent(FloatVector t, FloatVector& power) {
   power = _mm512_roundscale_ps(t, 0);
   return _mm512_reduce_ps(t, 0);

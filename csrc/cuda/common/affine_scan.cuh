@@ -1,6 +1,5 @@
-// The combine operator of the scans: h_t = decay_t h_{t-1} + value_t over a time range is an affine map (decay, value,
-// reset); adjacent maps combine associatively. A reset drops the incoming state by selection: a product with zero would
-// pass NaN and infinity.
+// The scans' combine operator: h_t = decay_t h_{t-1} + value_t over a time range is an affine map (decay, value,
+// reset). A reset drops the incoming state by selection: a product with zero would pass NaN and infinity.
 #pragma once
 
 #include "cuda/common/primitives.cuh"

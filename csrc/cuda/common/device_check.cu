@@ -14,7 +14,6 @@ std::string version_text(int version) {
   return std::to_string(version / 1000) + "." + std::to_string(version % 1000 / 10);
 }
 
-// "" if the driver suits `device`.
 std::string driver_reason(int64_t device) {
   int driver = 0;
   if (cudaDriverGetVersion(&driver) != cudaSuccess || driver == 0) return "no NVIDIA driver is installed";
@@ -71,6 +70,6 @@ extern "C" const char* wmk_cuda_error_name(int error) {
 extern "C" const char* wmk_cuda_unavailable_reason(int64_t device) {
   thread_local std::string text;
   text = reason_for(device);
-  cudaGetLastError();  // clears the error
+  cudaGetLastError();
   return text.c_str();
 }

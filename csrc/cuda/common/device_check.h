@@ -1,4 +1,3 @@
-// CUDA build only.
 #pragma once
 
 #ifdef __cplusplus

@@ -15,7 +15,7 @@ namespace wmk {
 
 #ifndef WMK_EMULATE
 
-// The runtime refuses a grid that is not fully resident: it would deadlock.
+// The runtime refuses a grid that is not fully resident, which would deadlock.
 template <typename Argument>
 int launch_cooperative(void (*kernel)(const Argument), int64_t grid, int block, int64_t shared, int64_t stream,
                        const Argument& argument) {
@@ -95,7 +95,7 @@ inline uint32_t load_acquire(const uint32_t* address) { return *address; }
 
 #endif
 
-// Waits for `expected` arrivals at the counter, zero at launch; earlier writes are then visible to load_cg.
+// Waits for `expected` arrivals at the counter, zero at launch. Earlier writes are then visible to load_cg.
 __device__ __forceinline__ void grid_barrier(uint32_t* barrier_counter, uint32_t expected) {
   __syncthreads();
   if (threadIdx.x == 0) {

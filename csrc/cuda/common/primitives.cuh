@@ -20,8 +20,7 @@
 #else
 #include <cuda_runtime.h>
 
-// Raises the shared-memory limit to `shared`; returns a wmk_status. Parenthesise kernels whose template arguments hold
-// a comma.
+// Raises the shared-memory limit; returns a wmk_status. Parenthesise kernels whose template arguments hold a comma.
 #define WMK_LAUNCH(kernel, grid, block, shared, stream, ...) \
   wmk::launch((kernel), (grid), (block), (shared), (stream), __VA_ARGS__)
 #define WMK_SHARED_MEMORY(name) extern __shared__ __align__(16) unsigned char name[]
@@ -216,7 +215,7 @@ __device__ __forceinline__ double exp2_fast(double x) { return exp2(x); }
 __device__ __forceinline__ float log2_e(float) { return kLog2E; }
 __device__ __forceinline__ double log2_e(double) { return kLog2EDouble; }
 
-// log(1 + exp(x)); x above 20. `precise`: for fp32 data; else branch-free, so that elements overlap.
+// `precise`: for fp32 data; else branch-free, so that elements overlap.
 __device__ __forceinline__ float softplus(float x, bool precise) {
   if (precise) return x > 20.0f ? x : log1pf(expf(x));
   const float e = exp2_fast(x * kLog2E);

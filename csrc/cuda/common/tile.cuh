@@ -63,8 +63,7 @@ struct StridedRows {
   }
 };
 
-// ROWS_FIRST: adjacent threads hold adjacent rows, for transposed tiles. Full, aligned tiles take *_full; *_general is
-// out of line.
+// ROWS_FIRST: adjacent threads hold adjacent rows, for transposed tiles. Full, aligned tiles take *_full.
 template <typename T, int ROWS, int STEPS, int THREADS, bool ROWS_FIRST>
 struct Tile {
   static constexpr int kGroups = ROWS * STEPS / 4;

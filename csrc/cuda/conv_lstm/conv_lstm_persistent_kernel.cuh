@@ -4,7 +4,7 @@
 // cells in registers. A step reads the previous h from the level-2 cache, multiplies, updates, writes h and waits at a
 // grid barrier: bound by latency, with hidden / 16 sequential products per tap.
 //
-// A warp's 16 columns are four gates of four channels, ordered so that a thread has one channel's gates in two rows.
+// A warp's 16 columns are four gates of four channels: a thread has one channel's gates in two rows.
 #pragma once
 
 #include "cuda/common/mma.cuh"
@@ -36,7 +36,7 @@ __global__ void __launch_bounds__(kPersistentThreads, 1)
   {
     const uint4* packed =
         static_cast<const uint4*>(p.weights.data) + channel_tile * taps * channel_tiles * kPersistentThreads;
-    // no barrier: each thread reads back only its own copies
+    // each thread reads back only its own copies
     for (int64_t i = thread; i < taps * channel_tiles * kPersistentThreads; i += kPersistentThreads)
       weights[i] = packed[i];
   }

@@ -2,7 +2,7 @@
 //
 // The local pass leaves an affine map per segment (boundary, decay, reset); the combine kernel replaces boundary by the
 // initial state (backward: the final dh). A block takes 32 elements of [channels, state]; each warp combines a range of
-// segments, then applies the earlier ranges in fixed order.
+// segments, then applies the earlier ranges in order.
 #pragma once
 
 #include "cuda/common/affine_scan.cuh"
@@ -35,7 +35,7 @@ __global__ void __launch_bounds__(32 * kCombineWarps)
   }
   const int64_t count = length <= 0 ? 1 : (length + plan.segment_steps - 1) / plan.segment_steps;
 
-  // Segment 0 starts from the initial state in both passes; the last has no local pass. Backward: mirrored.
+  // Segment 0 starts from the initial state; the last has no local pass. Backward: mirrored.
   const int64_t per_warp = (count + kCombineWarps - 1) / kCombineWarps;
   const int64_t begin = warp * per_warp < count ? warp * per_warp : count;
   const int64_t end = begin + per_warp < count ? begin + per_warp : count;

@@ -1,4 +1,3 @@
-// Entry points of the selective scan: checks, plan, workspace, launches.
 #include "common/checks.h"
 #include "cuda/selective_scan/selective_scan_launch.cuh"
 
@@ -55,7 +54,7 @@ struct WorkspaceLayout {
   }
 };
 
-// Below the minimum of blocks per multiprocessor, scanning segments twice pays. Target: the resident blocks.
+// Below the minimum of blocks per multiprocessor, scanning segments twice pays.
 constexpr double kMinBlocksPerProcessor = 1.6;
 constexpr int64_t kTargetBlocksPerProcessor = 3;
 

@@ -1,7 +1,7 @@
 // Selective scan, backward, on a GPU.
 //
 // A block takes its segment's tiles in reverse: it recomputes states from the saved one, checkpoints one per subtile of
-// four steps, then sweeps each subtile in registers, forward and back:
+// four steps, and sweeps each subtile in registers, forward and back:
 //
 //   g_t      = C_t dy_t + dh_t            gradient of h_t
 //   dh_{t-1} = a_t g_t                    with a_t = exp(step_t A)
@@ -22,7 +22,7 @@
 
 namespace wmk {
 
-// Blocks per multiprocessor, for register allocation; for fp32, two fit in shared memory.
+// Blocks per multiprocessor; for fp32, two fit in shared memory.
 template <typename Traits>
 constexpr int kBackwardKernelBlocks = Traits::kDtype == WMK_FLOAT32 ? 2 : Traits::kBackwardBlocks;
 

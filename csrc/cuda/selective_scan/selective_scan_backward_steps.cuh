@@ -15,14 +15,14 @@ struct BackwardShared {
   using T = typename Traits::T;
   using C = Traits;
   static constexpr int kStateVectors = C::kStates / 4;
-  // Sums over a warp's channels.
+  // Over a warp's channels.
   static constexpr bool kSumsOnTensorCores =
       C::kWarpChannels == 8 && (C::kDtype == WMK_BFLOAT16 || C::kDtype == WMK_FLOAT16);
   static constexpr bool kOneChannelPerWarp = C::kWarpChannels == 1;
   static constexpr bool kSumsInSharedMemory = !kSumsOnTensorCores && !kOneChannelPerWarp;
   static_assert(kStateVectors == 1 || kOneChannelPerWarp,
                 "products of several channels are those of four states a thread");
-  // per step, B or C: [channels, states], padded against bank conflicts
+  // per step, padded against bank conflicts
   static constexpr int kProductPitch = 32 * C::kStates + 16;
   static constexpr int kPartialStates = 4 * C::kLanes;                        // per reduction over warps
   static constexpr int kBlockSteps = kSumsOnTensorCores ? 8 : kSubtileSteps;  // per reduction
@@ -50,7 +50,7 @@ struct BackwardShared {
   T bias[C::kChannels];
   char *origin_u, *origin_delta, *origin_grad_out, *origin_z, *origin_B, *origin_C;
   char *origin_grad_u, *origin_grad_delta, *origin_grad_z;
-  int64_t partial_origin;  // in tile_partial_B and tile_partial_C
+  int64_t partial_origin;  // in tile_partial_B, tile_partial_C
   WorkTile work;
   alignas(16) uint32_t resets;
 };
@@ -121,7 +121,7 @@ __device__ __forceinline__ int64_t partial_offset(const BackwardThread<Traits>& 
   return (work.segment * p.channels + coord.channel) * p.state;
 }
 
-// Gradient of a constant B or C.
+// Of a constant B or C.
 template <typename Traits, typename T = typename Traits::T>
 __device__ __forceinline__ void add_constant(void* partial, int64_t offset, const ThreadCoord<Traits>& coord,
                                              const wmk_selective_scan& p, int j, const Vec4<T>& grad) {
@@ -136,7 +136,7 @@ __device__ __forceinline__ void add_constant(void* partial, int64_t offset, cons
 // 1 + 2^-11 E[1 / m], for a mantissa m in [1, 2) with uniform logarithm.
 constexpr double kTf32TruncationCorrection = 1.0 + 0.7213 / 2048.0;
 
-// Near a reset: tensor-core products with zero would carry NaN and infinity between steps.
+// Near a reset: tensor-core products with zero would carry NaN between steps.
 __device__ __forceinline__ void warp_sum4_shuffle(float (&sums)[4], const float (&values)[4], int which) {
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
@@ -247,7 +247,7 @@ __device__ __forceinline__ void reverse_sweep(BackwardThread<Traits>& thread, Ba
         const int i = 4 * j + k;
         const T factor = kKeepsDecay ? select(decay[k], t) : exp2_fast(step * A.value[k]);
         const T previous = select(h_prev[k], t);
-        const bool next_reset = t + 1 < kSubtileSteps && reset_at(t + 1);  // then h is the next step's zero
+        const bool next_reset = t + 1 < kSubtileSteps && reset_at(t + 1);  // then h is zero
         const T h_t = next_reset ? factor * previous + input * b.value[k] : h.value[k];
         h.value[k] = previous;
         const T g = c.value[k] * grad + thread.dh[i];

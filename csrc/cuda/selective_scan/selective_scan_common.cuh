@@ -28,12 +28,12 @@ struct KernelTraits {
   static constexpr int kPaddedStates = STATES_ * LANES_;
   static constexpr int kWarps = LANES_ < 4 ? LANES_ : 4;
   static constexpr int kThreads = 32 * kWarps;
-  // Blocks per multiprocessor, for register allocation.
+  // Blocks per multiprocessor.
   static constexpr int kForwardBlocks = (kStates == 4 && sizeof(T) == 4 ? 12 : 8) / kWarps;
   static constexpr int kBackwardBlocks = (kStates == 4 && sizeof(T) == 4 ? kBackwardWarps : 8) / kWarps;
   static constexpr int kChannels = kThreads / LANES_;  // per block
   static constexpr int kWarpChannels = 32 / LANES_;
-  // Backward stays below 99 KB of shared memory, the limit of sm_120.
+  // Backward stays below 99 KB of shared memory, sm_120's limit.
   static constexpr int kSteps = sizeof(T) == 4 ? (kPaddedStates > 64 ? 8 : 32) : (kPaddedStates > 64 ? 4 : 8);
   // With eight fp64 states, registers hold one step.
   static constexpr int kUnroll = kStates == 4 || sizeof(T) == 4 ? 4 : 1;
@@ -100,7 +100,7 @@ struct WorkTile {
   int64_t segment_in_sequence, segments_in_sequence;
   int64_t offset;  // sequence start in the batch element
   int64_t length;
-  int64_t begin, end;  // segment, from the sequence's start
+  int64_t begin, end;  // from the sequence's start
   int64_t group, channel;
   int channels;        // valid
   int64_t chunk_base;  // sequence's first row in chunk_states

@@ -1,7 +1,7 @@
 // Selective scan, forward, on a GPU.
 //
-// kLanes threads share a channel, whose states stay in registers. A block converts B and C once for its channels, in
-// shared memory. D u and the gate are applied per tile.
+// States stay in registers. A block converts B and C once for its channels, in shared memory; D u and the gate are
+// applied per tile.
 //
 // Per state and step: one exponential, two multiplications, two multiply-adds. Bytes per element, bf16 with gate: 8,
 // and 2 for chunk states. Bound by instruction issue, then shared-memory reads, then exponentials (softplus and gate:
@@ -32,7 +32,7 @@ struct ForwardShared {
   alignas(16) uint32_t resets;
 };
 
-// Advances the states by four steps; y = C h. Four states at a time keep few values live.
+// Four steps; y = C h. Four states at a time keep few values live.
 template <typename Traits, bool LOCAL, bool RESETS, typename T = typename Traits::T>
 __device__ __forceinline__ void advance(T (&h)[Traits::kStates], const T (&A)[Traits::kStates], T (&y)[4],
                                         const Vec4<T>& step, const Vec4<T>& u, const T* B, int B_pitch, const T* C,
@@ -142,7 +142,7 @@ __global__ void __launch_bounds__(Traits::kThreads, Traits::kForwardBlocks)
   const T* C = shared.C_tile + (p.C_varies || LOCAL ? 0 : coord.row * kStatePitch) + 4 * coord.state_lane;
   const int B_pitch = p.B_varies ? kStatePitch : 0, C_pitch = p.C_varies ? kStatePitch : 0;
 
-  // If saved, a tile ends at the chunk's end.
+  // A tile ends where a saved chunk ends.
   const bool saves = !LOCAL && p.chunk_states.data != nullptr;
   int64_t chunk = work.first_chunk, chunk_end = saves ? (chunk + 1) * p.chunk : work.end;
   const auto tile_end = [&](int64_t begin, int64_t limit) {
@@ -242,7 +242,7 @@ __global__ void __launch_bounds__(Traits::kThreads, Traits::kForwardBlocks)
     if (!LOCAL) {
       epilogue<Traits>(shared.step, shared.u, shared.gate, shared.D, has_gate, precise);
       const StridedRows to = channel_rows(shared.origin_out, p.out);
-      // full tiles along time: each thread writes its own results, without a barrier
+      // full tiles along time: each thread writes its own results
       if (!to.along_time() || work.channels < Traits::kChannels || steps < kSteps ||
           !to.aligned(to.data + begin * to.time_stride * element_size(dtype), element_size(dtype))) {
         __syncthreads();

@@ -15,7 +15,7 @@ using Scan256 = KernelTraits<float, 8, 32>;
 using Scan16Double = KernelTraits<double, 4, 4>;
 using Scan256Double = KernelTraits<double, 8, 32>;
 
-constexpr int kSharedMemory = 99 * 1024;  // bytes per block: the limit of sm_120
+constexpr int kSharedMemory = 99 * 1024;  // sm_120's limit
 
 template <typename T>
 int launch_combine(const wmk_selective_scan& p, const ScanPlan& plan, int tile_channels, bool reverse);
