@@ -1,4 +1,4 @@
-"""The convolutional LSTM."""
+"""Convolutional LSTM."""
 
 from wmkernels.conv_lstm.spec import SPEC
 

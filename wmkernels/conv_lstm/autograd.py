@@ -1,7 +1,4 @@
-"""The ConvLSTM's torch.library ops and autograd.Functions.
-
-Backward uses every h (the outputs) and c. Gates are kept or recomputed by one convolution over the sequence.
-"""
+"""ConvLSTM torch.library ops and autograd.Functions. Backward keeps or recomputes the gates."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -30,7 +27,7 @@ def _is_empty(inputs: ConvLSTMInputs) -> bool:
 
 
 def forward(*args: Any) -> tuple[Tensor, ...]:
-    """(out, h, c, cells, gates) from the forward op's arguments."""
+    """(out, h, c, cells, gates)."""
     inputs, keep, backend = ConvLSTMInputs(*args[:-2]), args[-2], args[-1]
     if _is_empty(inputs):
         outputs = forward_outputs(inputs, keep)
@@ -45,7 +42,6 @@ def _forward_fake(*args: Any) -> tuple[Tensor, ...]:
 
 
 def _backward_inputs(args: Sequence[Any]) -> ConvLSTMInputs:
-    """The backward op's inputs after the gradients."""
     return ConvLSTMInputs(*args[:TENSORS], *args[TENSORS + 3 : -1])
 
 
@@ -67,7 +63,7 @@ def _backward_fake(grad_out: Any, grad_h: Any, grad_c: Any, *args: Any) -> tuple
 
 
 def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-    """Saves inputs, every h and c, and kept gates."""
+    """Saves inputs and outputs."""
     out, _, _, cells, gates = output
     ctx.save_for_backward(*inputs[:TENSORS], out, cells, gates)
     ctx.options = (*inputs[TENSORS:-2], inputs[-1])
@@ -78,7 +74,7 @@ def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
 def gradients_of(
     function: Any, ctx: Any, grad_out: Tensor | None, grad_h: Tensor | None, grad_c: Tensor | None
 ) -> tuple[Tensor | None, ...]:
-    """Gradients by ``function``, in forward argument order."""
+    """In forward argument order."""
     if grad_out is None and grad_h is None and grad_c is None:
         return (None,) * (TENSORS + OPTIONS)
     saved = ctx.saved_tensors

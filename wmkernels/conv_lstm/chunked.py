@@ -1,7 +1,6 @@
-"""The ConvLSTM in plain PyTorch, input convolutions by chunks of time.
+"""ConvLSTM in PyTorch, with input convolutions over chunks of at most ``wmkernels.chunked.CHUNK_BYTES``.
 
-A chunk materialises (steps, batch, 4 * hidden, height, width), at most ``wmkernels.chunked.CHUNK_BYTES``. Without
-``keep_gates`` backward recomputes each chunk from x and its initial h and c.
+Without ``keep_gates``, backward recomputes each chunk.
 """
 
 import torch
@@ -15,10 +14,10 @@ from wmkernels.conv_lstm.reference import peephole_weights, update_cell
 
 
 def conv_lstm_chunked(inputs: ConvLSTMInputs, keep_gates: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """(outputs, last h, last c)."""
+    """(outputs, h, c)."""
     x, weight_ih, weight_hh, bias, peephole, h, c, reset, stride, padding, dilation = inputs
     dtype = state_dtype(x.dtype)
-    shape = inputs.sizes[1:]  # (batch, hidden, height, width)
+    shape = inputs.sizes[1:]
     h = x.new_zeros(shape) if h is None else h.to(x.dtype)
     c = x.new_zeros(shape, dtype=dtype) if c is None else c.to(dtype)
     top, bottom, left, right = padding

@@ -1,7 +1,6 @@
-"""ConvLSTM convolutions and gradients by PyTorch (cuDNN on a GPU), channels last, steps merged into the batch.
+"""ConvLSTM convolutions and gradients by PyTorch, channels last.
 
-Gradients of h use flipped, transposed weights on cuDNN's forward kernels: deterministic and usually as fast as its
-backward kernels, which otherwise run in deterministic mode.
+Gradients of h use flipped, transposed weights: cuDNN's forward kernels are deterministic and usually as fast.
 """
 
 import contextlib
@@ -13,18 +12,14 @@ from torch import Tensor
 
 
 def _channels_last(x: Tensor) -> Tensor:
-    """(count, channels, height, width), channels contiguous.
-
-    On a CPU (tests) one channel needs channels-first strides: PyTorch's strided bfloat16 convolution reads out of
-    bounds with channels last.
-    """
+    # With channels last, PyTorch's strided bfloat16 CPU convolution of one channel reads out of bounds.
     if x.shape[1] == 1 and not x.is_cuda:
         return x.contiguous().flatten().view(x.shape)
     return x.contiguous(memory_format=torch.channels_last)
 
 
 def merged(maps: Tensor) -> Tensor:
-    """(time, batch, channels, height, width) -> (time * batch, channels, height, width), channels last."""
+    """(time, batch, ...) -> (time * batch, ...), channels last."""
     return _channels_last(maps.flatten(0, 1))
 
 
@@ -35,7 +30,7 @@ def rows(maps: Tensor) -> Tensor:
 
 @contextlib.contextmanager
 def no_autocast(device: torch.device) -> Iterator[None]:
-    """Disables autocast: dtypes are already chosen."""
+    """Disables autocast."""
     if not torch.is_autocast_enabled(device.type):
         yield
         return
@@ -45,7 +40,7 @@ def no_autocast(device: torch.device) -> Iterator[None]:
 
 @contextlib.contextmanager
 def deterministic(device: torch.device) -> Iterator[None]:
-    """Selects deterministic cuDNN algorithms."""
+    """Makes cuDNN deterministic."""
     if device.type != "cuda":
         yield
         return
@@ -58,38 +53,36 @@ def deterministic(device: torch.device) -> Iterator[None]:
 
 
 class Convolution:
-    """Convolution of merged maps, padding (top, bottom, left, right)."""
+    """Convolution; ``padding`` is (top, bottom, left, right)."""
 
     def __init__(self, weight: Tensor, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]) -> None:
         self.weight = _channels_last(weight)
         self.stride, self.dilation = list(stride), list(dilation)
         top, bottom, left, right = padding
-        # PyTorch pads symmetrically; extra padding comes first.
+        # PyTorch pads symmetrically.
         self.inner = [min(top, bottom), min(left, right)]
         self.extra = (left - self.inner[1], right - self.inner[1], top - self.inner[0], bottom - self.inner[0])
 
     @classmethod
     def same(cls, weight: Tensor) -> "Convolution":
-        """Size-preserving, for odd undilated kernels."""
         vertical, horizontal = weight.shape[2] // 2, weight.shape[3] // 2
         return cls(weight, (1, 1), (vertical, vertical, horizontal, horizontal), (1, 1))
 
     def transposed(self) -> "Convolution":
-        """Input gradient of a "same" convolution, by flipped, transposed weights."""
+        """Input gradient of a "same" convolution."""
         return Convolution.same(self.weight.flip(2, 3).transpose(0, 1))
 
     def _padded(self, maps: Tensor) -> Tensor:
         return _channels_last(F.pad(maps, self.extra)) if any(self.extra) else maps
 
     def __call__(self, maps: Tensor) -> Tensor:
-        """(time * batch, positions, channels), channels last."""
+        """(time * batch, positions, channels)."""
         padded = self._padded(maps)
         return rows(F.conv2d(padded, self.weight, None, self.stride, self.inner, self.dilation))
 
     def gradients(self, grad: Tensor, maps: Tensor, of_input: bool) -> tuple[Tensor | None, Tensor]:
-        """Gradients of (maps, weight) for ``grad`` (time * batch, channels, height, width)."""
         padded = self._padded(maps)
-        # Some CPU convolutions (tests) need contiguous weights.
+        # Some CPU convolutions need it.
         weight = self.weight if grad.is_cuda else self.weight.contiguous()
         options = (None, self.stride, self.inner, self.dilation, False, [0, 0], 1, [of_input, True, False])
         with deterministic(grad.device):

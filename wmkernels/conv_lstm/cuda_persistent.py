@@ -1,8 +1,7 @@
-"""Many ConvLSTM steps in one CUDA kernel, for small maps: ``conv_lstm_persistent_kernel.cuh``.
+"""Many ConvLSTM steps in one CUDA kernel, for 16-bit maps of a few hundred positions.
 
-The input convolution runs before each launch. All blocks are resident, with their hidden weights in shared memory:
-16-bit maps of a few hundred positions. Grid synchronisation has not run on a GPU, so it needs
-``WMKERNELS_PERSISTENT=1``, read at import.
+All blocks are resident and keep their hidden weights in shared memory. Grid synchronisation has not run on a GPU, so it
+needs ``WMKERNELS_PERSISTENT=1``, read at import.
 """
 
 import os
@@ -19,7 +18,7 @@ from wmkernels.triton_runtime import ceil_div, processors
 OP = "conv_lstm_persistent"
 ENABLED = os.environ.get("WMKERNELS_PERSISTENT") == "1"
 CHANNELS = 16  # per block
-SHARED_BYTES = 160 << 10  # per block from sm_80, except sm_86, sm_89 and sm_120
+SHARED_BYTES = 160 << 10  # per block, from sm_80
 SMALL_SHARED_BYTES = 99 << 10
 
 
@@ -42,11 +41,7 @@ def _shared_bytes(device: torch.device) -> int:
 
 
 def pack_weight(weight_hh: Tensor) -> Tensor:
-    """(4 * hidden, hidden, height, width) in the threads' tensor-core read order.
-
-    Dimensions: slice of 16 channels; tap; block of 16 input channels; warp (4 channels); channel and low gate bit (a
-    product's column); row pair; high gate bit; row half; row in pair.
-    """
+    """Weights in the threads' tensor-core read order."""
     hidden, taps = weight_hh.shape[1], weight_hh.shape[2] * weight_hh.shape[3]
     weight = weight_hh.reshape(2, 2, hidden // CHANNELS, 4, 4, hidden // 16, 2, 4, 2, taps)
     high, low, part, warp, channel, block, half, pair, row, tap = range(10)

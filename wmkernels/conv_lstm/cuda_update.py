@@ -1,7 +1,4 @@
-"""The ConvLSTM in CUDA: ``per_step.py`` with a CUDA C++ update, or many steps in one persistent kernel.
-
-Kernels: ``csrc/cuda/conv_lstm``.
-"""
+"""ConvLSTM in CUDA: ``per_step.py`` or a persistent kernel."""
 
 import functools
 
@@ -18,17 +15,15 @@ OP = "conv_lstm_update"
 
 
 class Update:
-    """Runs the update kernels."""
+    """Launches the kernels."""
 
     def forward(self, parameters: Parameters, step: Step, h: Tensor, gates: Tensor | None) -> None:
-        """Writes h, c and the gates."""
         members, cells, sums, state = _members(parameters, step, h.dtype)
         members["h"] = (h, cells, h.dtype)
         members["gates"] = (gates, sums, state)
         run(f"{OP}_forward", members, h.device)
 
     def backward(self, parameters: Parameters, step: Step, back: Backward) -> None:
-        """Writes the outputs of ``Backward``."""
         dtype = back.grad_gates.dtype
         members, cells, sums, state = _members(parameters, step, dtype)
         members["gates"] = (back.gates, sums, state)
@@ -44,7 +39,6 @@ class Update:
 def _members(
     parameters: Parameters, step: Step, dtype: torch.dtype
 ) -> tuple[Members, tuple[int, int, int], tuple[int, int, int], torch.dtype]:
-    """Shared members, cell and gate-sum shapes, state dtype."""
     batch, positions, hidden = step.c.shape
     state = state_dtype(dtype)
     cells, sums = (batch, positions, hidden), (batch, positions, 4 * hidden)
@@ -75,7 +69,7 @@ backward = functools.partial(per_step.backward, Update())
 
 
 def forward(inputs: ConvLSTMInputs, keep: int) -> tuple[Tensor, ...]:
-    """(out, h, c, cells, gates); ``keep`` selects the last two."""
+    """Fills ``forward_outputs``."""
     tiles = cuda_persistent.tiles_of(inputs.weight_hh, inputs.sizes) if cuda_persistent.ENABLED else 0
     if not tiles:
         return per_step.forward(Update(), inputs, keep)

@@ -1,4 +1,4 @@
-"""The public ConvLSTM and its single step."""
+"""Public ConvLSTM functions."""
 
 import torch
 from torch import Tensor
@@ -37,37 +37,33 @@ def conv_lstm(
     keep_gates: bool = True,
     backend: str | None = None,
 ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-    """A convolutional LSTM over a sequence of maps (Shi et al. 2015, arXiv 1506.04214), differentiable in every input.
+    """Convolutional LSTM over a sequence of maps (Shi et al. 2015, arXiv 1506.04214), differentiable in every input.
 
-    ``i, f, g, o = weight_ih ∗ x_t + weight_hh ∗ h_{t-1} + bias``; ``peephole`` adds ``w_i ∘ c_{t-1}``,
-    ``w_f ∘ c_{t-1}`` and ``w_o ∘ c_t``. ``c_t = σ(f) ∘ c_{t-1} + σ(i) ∘ tanh(g)``, ``h_t = σ(o) ∘ tanh(c_t)``.
+    ``reference.py`` has the equations. Autocast casts ``x`` and the weights, not the cell.
 
     Args:
-        x: (time, batch, channels, height, width), any memory format; float32, float64, bfloat16 or float16.
-        weight_ih: (4 * hidden, channels, kernel height, kernel width), dtype of ``x``, gates i, f, g, o.
-        weight_hh: (4 * hidden, hidden, kernel height, kernel width), dtype of ``x``, odd kernel sizes.
-        bias: (4 * hidden); like peephole and state, float32 or the dtype of ``x``.
-        state: initial (h, c), each (batch, hidden, height, width); zeros if None.
-        peephole: (3, hidden) or (3, hidden, height, width), the cell's weights for i, f and o.
-        reset: bool (time, batch); true zeroes h and c before that step, NaN included.
-        stride: of the input convolution, one number or (vertical, horizontal).
-        padding: of the input convolution: ``"same"`` (ceil(size / stride); an odd zero row or column goes below or to
-            the right), ``"valid"``, or zeros per side.
-        dilation: of the input convolution.
-        batch_first: batch before time in ``x``, ``reset`` and outputs.
-        keep_gates: keep the gates for the backward pass, 4 numbers per number of h in the state dtype. Recomputing
-            them costs a third more arithmetic per training step and saves over half the memory.
-        backend: ``"cuda"``, ``"triton"``, ``"cpu"``, ``"chunked"`` or ``"reference"``; the best trusted one if None.
+        x: (time, batch, channels, height, width); float32, float64, bfloat16 or float16.
+        weight_ih: (4 * hidden, channels, kernel height, kernel width), gates i, f, g, o, dtype of ``x``.
+        weight_hh: (4 * hidden, hidden, kernel height, kernel width), odd kernel sizes, dtype of ``x``.
+        bias: (4 * hidden); like peephole and state, dtype of ``x`` or of c.
+        state: initial (h, c), each (batch, hidden, height, width); None: zeros.
+        peephole: (3, hidden) or (3, hidden, height, width), cell weights of i, f and o.
+        reset: bool (time, batch); zeroes h and c before that step, NaN included.
+        stride: of the input convolution, as are padding and dilation; int or (vertical, horizontal).
+        padding: ``"same"`` (ceil(size / stride), odd padding below and right), ``"valid"`` or zeros per side.
+        dilation: int or (vertical, horizontal).
+        batch_first: ``x``, ``reset`` and outputs are (batch, time, ...).
+        keep_gates: for the backward pass; recomputing them costs a third more training arithmetic and saves over half
+            the memory.
+        backend: ``"cuda"``, ``"triton"``, ``"cpu"``, ``"chunked"`` or ``"reference"``; None: best trusted.
 
     Returns:
-        ``(outputs, (h, c))``: every h, (time, batch, hidden, height, width) in the dtype of ``x``, channels last in
-        memory, and the last state, h in that dtype, c in float32 (float64 for float64). h is rounded before it recurs.
+        ``(outputs, (h, c))``: outputs (time, batch, hidden, height, width), channels last in memory, and the last
+        state, with c in float32 (float64).
 
     Raises:
         ValueError: invalid shape, size, device or backend.
         TypeError: invalid dtype.
-
-    Autocast casts ``x`` and the weights, not the cell.
 
     Example:
         >>> import torch, wmkernels
@@ -97,28 +93,9 @@ def conv_lstm_step(
     keep_gates: bool = True,
     backend: str | None = None,
 ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-    """One differentiable step of ``conv_lstm``, for rollouts.
+    """One differentiable step; other arguments and errors are those of ``conv_lstm``.
 
-    Args:
-        x: (batch, channels, height, width).
-        state: (h, c), each (batch, hidden, height, width); zeros if None.
-        weight_ih: the other arguments are those of ``conv_lstm``.
-        weight_hh: (4 * hidden, hidden, kernel height, kernel width).
-        bias: (4 * hidden).
-        peephole: (3, hidden) or (3, hidden, height, width).
-        reset: bool (batch,); true zeroes the state first.
-        stride: of the input convolution.
-        padding: of the input convolution.
-        dilation: of the input convolution.
-        keep_gates: keep the gates for the backward pass.
-        backend: as for ``conv_lstm``.
-
-    Returns:
-        ``(h, (h, c))``: output and new state.
-
-    Raises:
-        ValueError: invalid shape, size, device or backend.
-        TypeError: invalid dtype.
+    ``x`` is (batch, channels, height, width), ``reset`` bool (batch,). Returns ``(h, (h, c))``.
 
     Example:
         >>> import torch, wmkernels
@@ -149,10 +126,7 @@ def _step_fast_path(
     reset: Tensor | None,
     backend: str | None,
 ) -> tuple[Tensor, Tensor] | None:
-    """The new (h, c) from one call of the extension, or None.
-
-    For a small map, checking and passing the arguments one by one takes longer than the step.
-    """
+    """(h, c) from one extension call, or None: on small maps, argument handling takes longer than the step."""
     if state is not None and not (isinstance(state, tuple | list) and len(state) == 2):
         return None
     h, c = (None, None) if state is None else state
@@ -169,7 +143,6 @@ def _step_fast_path(
 
 
 def _run(inputs: ConvLSTMInputs, keep_gates: bool, backend: str | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Backend dispatch."""
     chosen = choose(OP, inputs.x.device, backend)
     if chosen == "reference":
         return conv_lstm_reference(inputs)

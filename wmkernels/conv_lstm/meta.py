@@ -1,4 +1,4 @@
-"""Canonical ConvLSTM inputs, and outputs as allocated by fakes and backends; kernels write channels last."""
+"""Canonical ConvLSTM inputs and uninitialised outputs."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -12,7 +12,7 @@ KEEP_NOTHING, KEEP_CELLS, KEEP_GATES = 0, 1, 2
 
 
 class Sizes(NamedTuple):
-    """Sizes of the states."""
+    """Sizes of all states."""
 
     time: int
     batch: int
@@ -22,15 +22,15 @@ class Sizes(NamedTuple):
 
 
 class ConvLSTMInputs(NamedTuple):
-    """Canonical inputs in the forward op's argument order."""
+    """In the forward op's order; shapes as for ``conv_lstm``."""
 
     x: Tensor  # (time, batch, channels, height, width)
-    weight_ih: Tensor  # (4 * hidden, channels, kernel height, kernel width), gates i, f, g, o
-    weight_hh: Tensor  # (4 * hidden, hidden, kernel height, kernel width), odd kernel sizes
-    bias: Tensor | None  # (4 * hidden), state dtype
-    peephole: Tensor | None  # (3, hidden) or (3, hidden, height, width), state dtype
-    h: Tensor | None  # (batch, hidden, height, width), dtype of x
-    c: Tensor | None  # (batch, hidden, height, width), state dtype
+    weight_ih: Tensor
+    weight_hh: Tensor
+    bias: Tensor | None  # state dtype
+    peephole: Tensor | None  # state dtype
+    h: Tensor | None  # dtype of x
+    c: Tensor | None  # state dtype
     reset: Tensor | None  # (time, batch)
     stride: Sequence[int]  # (vertical, horizontal)
     padding: Sequence[int]  # (top, bottom, left, right)
@@ -38,28 +38,25 @@ class ConvLSTMInputs(NamedTuple):
 
     @property
     def tensors(self) -> tuple[Tensor | None, ...]:
-        """All tensors."""
         return self[:8]
 
     @property
     def differentiable(self) -> tuple[Tensor | None, ...]:
-        """Differentiable inputs."""
         return self[:7]
 
     @property
     def sizes(self) -> Sizes:
-        """Sizes of the states."""
         size = output_size(self.x.shape[-2:], self.weight_ih.shape[-2:], self.stride, self.padding, self.dilation)
         return Sizes(self.x.shape[0], self.x.shape[1], self.weight_hh.shape[1], *size)
 
 
-DIFFERENTIABLE, TENSORS = 7, 8  # leading fields
+DIFFERENTIABLE, TENSORS = 7, 8
 
 
 def output_size(
     size: Sequence[int], kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
 ) -> tuple[int, int]:
-    """(height, width) of the input convolution; below 1 if the kernel does not fit."""
+    """(height, width) of a convolution, below 1 if the kernel does not fit."""
     height, width = (
         (size[i] + padding[2 * i] + padding[2 * i + 1] - dilation[i] * (kernel[i] - 1) - 1) // stride[i] + 1
         for i in range(2)
@@ -68,17 +65,13 @@ def output_size(
 
 
 def empty_maps(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """(..., channels, height, width), uninitialised, channels contiguous."""
+    """(..., channels, height, width), channels contiguous."""
     *leading, channels, height, width = shape
     return torch.empty((*leading, height, width, channels), dtype=dtype, device=device).movedim(-1, -3)
 
 
 def forward_outputs(inputs: ConvLSTMInputs, keep: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """(out, h, c, cells, gates), uninitialised.
-
-    Backward reads ``cells`` (time, batch, height, width, hidden) and activated ``gates``
-    (time, batch, height, width, 4, hidden), in the state dtype; (0,) if not kept.
-    """
+    """(out, h, c, cells, activated gates); the last two in the state dtype, (0,) if not kept."""
     x = inputs.x
     time, batch, hidden, height, width = inputs.sizes
     dtype = state_dtype(x.dtype)
@@ -95,7 +88,7 @@ def forward_outputs(inputs: ConvLSTMInputs, keep: int) -> tuple[Tensor, Tensor, 
 
 
 def backward_outputs(inputs: ConvLSTMInputs) -> tuple[Tensor, ...]:
-    """Gradients of the differentiable inputs, uninitialised; (0,) for absent inputs."""
+    """Gradients of the differentiable inputs; (0,) for None."""
     x = inputs.x
 
     def empty(given: Tensor | None, are_maps: bool) -> Tensor:

@@ -1,4 +1,4 @@
-"""Runs ConvLSTM C++ kernels, with a map's rows and columns merged, or CUDA kernels."""
+"""ConvLSTM by C++ or CUDA kernels."""
 
 from collections.abc import Sequence
 
@@ -17,7 +17,6 @@ def runs_on_gpu(inputs: ConvLSTMInputs) -> bool:
 
 
 def _members(inputs: ConvLSTMInputs) -> Members:
-    """Sizes and inputs."""
     x, weight_ih, weight_hh, bias, peephole, h, c, reset, stride, padding, dilation = inputs
     time, batch, hidden, height, width = inputs.sizes
     dtype, state = x.dtype, state_dtype(x.dtype)
@@ -59,17 +58,15 @@ def _members(inputs: ConvLSTMInputs) -> Members:
 
 
 def _merged(maps: Tensor | None, shape: tuple[int, ...], dtype: torch.dtype) -> Expected:
-    """Merges rows and columns, without a copy if possible."""
     return (None if maps is None else maps.flatten(-2), shape, dtype)
 
 
 def _channels_last(maps: Tensor) -> Tensor:
-    """(..., channels, height, width) -> (..., height * width, channels), contiguous."""
     return maps.movedim(-3, -1).contiguous().flatten(-3, -2)
 
 
 def forward(inputs: ConvLSTMInputs, keep: int) -> tuple[Tensor, ...]:
-    """(out, h, c, cells, gates); ``keep`` selects the last two."""
+    """Fills ``forward_outputs``."""
     if runs_on_gpu(inputs):
         return cuda_update.forward(inputs, keep)
     members = _members(inputs)
@@ -84,7 +81,7 @@ def forward(inputs: ConvLSTMInputs, keep: int) -> tuple[Tensor, ...]:
 def backward(
     grads: Sequence[Tensor | None], inputs: ConvLSTMInputs, out: Tensor, cells: Tensor, gates: Tensor
 ) -> tuple[Tensor, ...]:
-    """Gradients of (x, weight_ih, weight_hh, bias, peephole, h, c) from those of (out, h, c)."""
+    """Gradients of the differentiable inputs."""
     if runs_on_gpu(inputs):
         return cuda_update.backward(grads, inputs, out, cells, gates)
     grad_out, grad_h, grad_c = grads
@@ -114,9 +111,9 @@ def backward(
 
 
 def step_fast_path(tensors: tuple[Tensor | None, ...]) -> bool:
-    """One CPU step by the extension, which checks the tensors; False if it declines.
+    """False if the extension declines.
 
-    ``tensors``: h and c (both or neither), new h and c, x, weight_ih, weight_hh, bias, peephole, reset.
+    ``tensors``: h, c, new h, new c, x, weight_ih, weight_hh, bias, peephole, reset.
     """
     done: bool = native.cpu_conv_lstm_step_fast_path(tensors, torch.get_num_threads())
     return done

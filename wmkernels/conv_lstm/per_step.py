@@ -1,9 +1,7 @@
-"""ConvLSTM on a GPU: cuDNN convolutions, channels last, and one CUDA C++ or Triton update kernel per step.
+"""ConvLSTM on a GPU: cuDNN convolutions and one CUDA C++ or Triton update kernel per step.
 
-Forward input convolutions run over chunks that fit the L2 cache; backward chunks bound scratch. Since every h is
-known, two convolutions per chunk recompute gates. Each backward step convolves with flipped, transposed weights; a
-chunk has one weight gradient. h and the convolution sums are rounded to the dtype of h. Nothing synchronises with the
-GPU, so a CUDA graph can capture a call.
+Input convolutions run per chunk. As every h is known, two convolutions per chunk recompute the gates. Convolution sums
+are rounded to the dtype of h. Nothing synchronises, so a CUDA graph can capture a call.
 """
 
 from collections.abc import Sequence
@@ -19,13 +17,13 @@ from wmkernels.conv_lstm.meta import ConvLSTMInputs, Sizes, backward_outputs, fo
 
 # Input convolution per chunk: two thirds of an H100's L2 cache (50 MB).
 HOISTED_BYTES = 32 << 20
-# Gate gradients per chunk: a weight gradient this large takes several hundred microseconds and hides chunk overhead.
+# Gate gradients per chunk: a weight gradient takes hundreds of microseconds, which hides chunk overhead.
 CHUNK_BYTES = 256 << 20
 
 
 @dataclass(frozen=True)
 class Parameters:
-    """Parameters of every step; peephole: (3, positions or 1, hidden), contiguous."""
+    """``peephole`` is (3, positions or 1, hidden)."""
 
     bias: Tensor | None
     peephole: Tensor | None
@@ -33,30 +31,30 @@ class Parameters:
 
 @dataclass(frozen=True)
 class Step:
-    """Contiguous maps of one step, (batch, positions, hidden) unless stated."""
+    """Contiguous maps (batch, positions, hidden), unless stated."""
 
-    gates_x: Tensor | None  # (..., 4 * hidden); backward: None if gates were kept
-    gates_h: Tensor | None  # (..., 4 * hidden), None for zeros; ignored at a reset
-    c_prev: Tensor | None  # None for zeros; ignored at a reset
+    gates_x: Tensor | None  # (..., 4 * hidden), None with kept gates
+    gates_h: Tensor | None  # (..., 4 * hidden), None: zeros; ignored at a reset
+    c_prev: Tensor | None  # None: zeros; ignored at a reset
     reset: Tensor | None  # (batch,)
-    c: Tensor  # forward: output, may be c_prev
+    c: Tensor  # forward output, may be c_prev
 
 
 @dataclass(frozen=True)
 class Backward:
-    """Tensors of a step's backward update."""
+    """Maps as in ``Step``."""
 
     gates: Tensor | None  # (..., 4 * hidden)
-    reset_after: Tensor | None  # (batch,): the next step's reset
+    reset_after: Tensor | None  # (batch,), of the next step
     grad_out: Tensor | None
-    grad_h: Tensor | None  # from the next step; ignored at reset_after
-    grad_c: Tensor  # in: of c; out: of c_prev
-    grad_gates: Tensor  # (..., 4 * hidden), output
+    grad_h: Tensor | None  # of the next step, ignored at reset_after
+    grad_c: Tensor  # input: of c; output: of c_prev
+    grad_gates: Tensor  # (..., 4 * hidden): output
     grad_peephole: Tensor | None  # (3, batch, positions, hidden), accumulated
 
 
 class Update(Protocol):
-    """Update kernels of a backend."""
+    """Update kernels."""
 
     def forward(self, parameters: Parameters, step: Step, h: Tensor, gates: Tensor | None) -> None:
         """Writes h, c, gates."""
@@ -66,29 +64,25 @@ class Update(Protocol):
 
 
 def parameters_of(bias: Tensor | None, peephole: Tensor | None) -> Parameters:
-    """Converts parameters to the kernels' layout."""
+    """Parameters in the kernels' layout."""
     if peephole is not None:
         peephole = peephole.flatten(2).transpose(1, 2) if peephole.dim() == 4 else peephole.unsqueeze(1)
-        peephole = peephole.contiguous()  # (3, positions or 1, hidden)
+        peephole = peephole.contiguous()
     return Parameters(None if bias is None else bias.contiguous(), peephole)
 
 
 def steps_per_chunk(time: int, step_bytes: int, most: int) -> int:
-    """Steps per chunk of at most ``most`` bytes, at least 1."""
+    """Steps per ``most`` bytes, at least 1."""
     return max(1, min(time, most // max(step_bytes, 1)))
 
 
 def gate_bytes(sizes: Sizes, dtype: torch.dtype) -> int:
-    """Bytes of one step's gate sums."""
+    """Bytes of a step's gate sums."""
     return 4 * sizes.batch * sizes.height * sizes.width * sizes.hidden * dtype.itemsize
 
 
 class StepFn(Protocol):
-    """One forward step; writes c (may be c_prev), h and gates. None states are zero.
-
-    Maps are (batch, positions, hidden or 4 * hidden), except ``h_prev``: (batch, hidden, height, width), channels
-    last.
-    """
+    """Writes c, h and gates as rows; ``h_prev`` is (batch, hidden, height, width)."""
 
     def __call__(
         self,
@@ -103,13 +97,13 @@ class StepFn(Protocol):
 
 
 def run_steps(step_fn: StepFn, outputs: tuple[Tensor, ...], inputs: ConvLSTMInputs) -> None:
-    """Runs all steps and fills the forward outputs."""
+    """Fills the forward outputs."""
     h, c, reset = inputs.h, inputs.c, inputs.reset
     out, hn, cn, cells, gates = outputs
     kept_cells = cells.flatten(2, 3).unbind() if cells.numel() else None
     kept_gates = gates.flatten(2, 3).flatten(3).unbind() if gates.numel() else None
     resets = None if reset is None else reset.unbind()
-    grad_c_prev = rows(cn)  # a view: outputs are channels last
+    grad_c_prev = rows(cn)  # a view
     h_prev = None if h is None else h.contiguous(memory_format=torch.channels_last)
     c_prev = None if c is None else rows(c)
     for t, state in enumerate(out.unbind()):
@@ -123,7 +117,7 @@ def run_steps(step_fn: StepFn, outputs: tuple[Tensor, ...], inputs: ConvLSTMInpu
 
 
 class UnfusedStep:
-    """One h convolution and one update per step; input convolutions run per chunk."""
+    """One h convolution and one update kernel."""
 
     def __init__(self, update: Update, inputs: ConvLSTMInputs) -> None:
         sizes = inputs.sizes
@@ -143,7 +137,6 @@ class UnfusedStep:
         h: Tensor,
         gates: Tensor | None,
     ) -> None:
-        """Convolves, then updates."""
         if t % self.chunk_steps == 0:
             self.hoisted = self.of_input(merged(self.x[t : t + self.chunk_steps])).view(self.sums).unbind()
         gates_h = None if h_prev is None else self.of_hidden(h_prev)
@@ -152,7 +145,7 @@ class UnfusedStep:
 
 
 def forward(update: Update, inputs: ConvLSTMInputs, keep: int) -> tuple[Tensor, ...]:
-    """(out, h, c, cells, gates); ``keep`` selects the last two."""
+    """Fills ``forward_outputs``."""
     outputs = forward_outputs(inputs, keep)
     with no_autocast(inputs.x.device):
         run_steps(UnfusedStep(update, inputs), outputs, inputs)
@@ -167,7 +160,7 @@ def backward(
     cells: Tensor,
     gates: Tensor,
 ) -> tuple[Tensor, ...]:
-    """Gradients of (x, weight_ih, weight_hh, bias, peephole, h, c)."""
+    """Gradients of the differentiable inputs."""
     grad_out, grad_h, grad_c = output_grads
     x, weight_ih, weight_hh, bias, peephole, h, c, reset = inputs[:8]
     sizes = time, batch, hidden, height, width = inputs.sizes
@@ -195,7 +188,6 @@ def backward(
         for begin in reversed(range(0, time, chunk_steps)):
             end = min(begin + chunk_steps, time)
             x_maps = merged(x[begin:end])
-            # At a reset, the update ignores the h convolution.
             start, before = _states_before(out, h, begin, end)
             gates_x = gates_h = None
             if kept is None:
@@ -244,12 +236,12 @@ def backward(
 
 
 def _maps(values: Tensor, sizes: Sizes) -> Tensor:
-    """(count, positions, channels) -> (count, channels, height, width), a view."""
+    """(count, positions, channels) -> (count, channels, height, width)."""
     return values.unflatten(1, (sizes.height, sizes.width)).movedim(-1, 1)
 
 
 def _states_before(out: Tensor, h: Tensor | None, begin: int, end: int) -> tuple[int, Tensor | None]:
-    """The first step from ``begin`` with a previous h, and the previous h from there to ``end``."""
+    """First step with a previous h, and every previous h."""
     if begin > 0:
         return begin, out[begin - 1 : end - 1]
     if h is None:
@@ -258,7 +250,6 @@ def _states_before(out: Tensor, h: Tensor | None, begin: int, end: int) -> tuple
 
 
 def _reduce_peephole(partials: Tensor, target: Tensor) -> None:
-    """Sums over batch, and over positions for constant weights."""
     if target.dim() == 4:
         target.copy_(partials.sum(1).transpose(1, 2).reshape(target.shape))
     else:
@@ -266,8 +257,6 @@ def _reduce_peephole(partials: Tensor, target: Tensor) -> None:
 
 
 class _Accumulator:
-    """Sums chunk partials in the state dtype."""
-
     def __init__(self, target: Tensor) -> None:
         self.target = target
         self.total: Tensor | None = None

@@ -1,4 +1,4 @@
-"""The ConvLSTM as a PyTorch loop over time: the specification of all backends.
+"""ConvLSTM as a PyTorch loop over time: the specification of all backends.
 
     i_t = σ(W_xi ∗ x_t + W_hi ∗ h_{t-1} + w_ci ∘ c_{t-1} + b_i)
     f_t = σ(W_xf ∗ x_t + W_hf ∗ h_{t-1} + w_cf ∘ c_{t-1} + b_f)
@@ -6,8 +6,8 @@
     o_t = σ(W_xo ∗ x_t + W_ho ∗ h_{t-1} + w_co ∘ c_t + b_o)
     h_t = o_t ∘ tanh(c_t)                                                    (Shi et al. 2015, equation 3)
 
-reset[t] zeroes h_{t-1} and c_{t-1}. Arithmetic is in the state dtype; h is rounded to the dtype of x before it recurs,
-so sequence and rollout agree.
+reset[t] zeroes h_{t-1} and c_{t-1}. Arithmetic is in the state dtype; h recurs in the dtype of x, so sequence and
+rollout agree.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ from wmkernels.conv_lstm.meta import ConvLSTMInputs
 
 
 def conv_lstm_reference(inputs: ConvLSTMInputs) -> tuple[Tensor, Tensor, Tensor]:
-    """(outputs, last h, last c). Autocast would round the convolutions, so it is off."""
+    """(outputs, h, c), without autocast, which would round the convolutions."""
     with torch.autocast(inputs.x.device.type, enabled=False):
         return _conv_lstm(inputs)
 
@@ -43,7 +43,7 @@ def _conv_lstm(inputs: ConvLSTMInputs) -> tuple[Tensor, Tensor, Tensor]:
             forget = reset[t].view(-1, 1, 1, 1)
             h, c = h.masked_fill(forget, 0), c.masked_fill(forget, 0)
         gates = F.conv2d(x_wide[t], weight_ih, stride=tuple(stride), dilation=tuple(dilation))
-        gates = gates + F.conv2d(h.to(dtype), weight_hh, padding=same)  # (batch, 4 * hidden, height, width)
+        gates = gates + F.conv2d(h.to(dtype), weight_hh, padding=same)
         if bias is not None:
             gates = gates + bias.to(dtype).view(-1, 1, 1)
         h, c = update_cell(gates, c, weights)
@@ -54,7 +54,7 @@ def _conv_lstm(inputs: ConvLSTMInputs) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def update_cell(gates: Tensor, c: Tensor, weights: Sequence[Tensor | float]) -> tuple[Tensor, Tensor]:
-    """(h, c) from convolution sums (batch, 4 * hidden, height, width)."""
+    """(h, c) from ``gates`` (batch, 4 * hidden, height, width)."""
     w_i, w_f, w_o = weights
     i, f, g, o = gates.chunk(4, 1)
     i, f = torch.sigmoid(i + w_i * c), torch.sigmoid(f + w_f * c)
@@ -64,7 +64,7 @@ def update_cell(gates: Tensor, c: Tensor, weights: Sequence[Tensor | float]) -> 
 
 
 def peephole_weights(peephole: Tensor | None, dtype: torch.dtype) -> Sequence[Tensor | float]:
-    """Weights of i, f, o, each (hidden, 1, 1) or (hidden, height, width); zeros if None."""
+    """Of i, f, o, each (hidden, 1, 1) or (hidden, height, width)."""
     if peephole is None:
         return (0.0, 0.0, 0.0)
     return (peephole if peephole.dim() == 4 else peephole[..., None, None]).to(dtype).unbind()

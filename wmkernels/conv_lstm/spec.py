@@ -1,4 +1,4 @@
-"""The ConvLSTM. None of its GPU kernels has run on a GPU."""
+"""ConvLSTM; its GPU kernels have not run on a GPU."""
 
 from wmkernels.registry import OpSpec, register
 

@@ -1,8 +1,7 @@
 """A ConvLSTM step in one Triton kernel: an implicit GEMM for both convolutions, the update as epilogue.
 
-A program accumulates a tile of positions x hidden channels over taps and channels of x, then h. Packed weights place a
-channel's four gates in adjacent columns, so their float32 sums stay in one program. Neighbours read the old h (halo),
-so the new h is written elsewhere. This saves one launch per step and 32 bytes per cell, but the GEMM is slower than
+A program accumulates a tile of positions x hidden channels, a channel's four gates in adjacent columns. Neighbours
+read the old h, so the new h has its own buffer. This saves one launch and 32 bytes per cell; the GEMM is slower than
 cuDNN's.
 """
 
@@ -18,16 +17,15 @@ from wmkernels.conv_lstm.meta import ConvLSTMInputs, Sizes
 from wmkernels.conv_lstm.per_step import parameters_of
 from wmkernels.conv_lstm.triton_update import hyperbolic_tangent, load_or_zeros, update_cells
 
-# Model of `is_profitable`, predicted for an H200 with a CUDA graph, not measured.
-LAUNCH_SECONDS = 2.5e-6  # between consecutive small kernels
+# Predicted, not measured, for an H200 with a CUDA graph.
+LAUNCH_SECONDS = 2.5e-6
 BYTES_PER_SECOND = 4.2e12
 CUDNN_FLOPS, OWN_FLOPS = 600e12, 400e12  # 16-bit convolutions
-# Minimum positions: (positions, hidden channels, input channels, warps, stages) of a tile.
+# Minimum positions: (positions, hidden channels, input channels, warps, stages).
 TILES = {8192: (128, 32, 32, 8, 4), 2048: (64, 32, 32, 4, 4), 0: (16, 16, 64, 4, 4)}
 
 
 def is_profitable(dtype: torch.dtype, weight_ih: Tensor, weight_hh: Tensor, sizes: Sizes) -> bool:
-    """Whether one kernel should beat two cuDNN convolutions and an update."""
     if dtype not in (torch.bfloat16, torch.float16):
         return False
     cells = sizes.batch * sizes.height * sizes.width * sizes.hidden
@@ -42,7 +40,7 @@ def accumulate(
     maps,  # (batch, height, width, channels)
     weight,  # (taps, channels, columns)
     batch,  # (POSITIONS)
-    top,  # (POSITIONS): row of the first tap
+    top,  # (POSITIONS), of the first tap
     left,
     row_mask,  # (POSITIONS): exists and not reset
     height,
@@ -82,12 +80,12 @@ def step_kernel(
     weight_x,  # (taps, inputs, 4 * hidden), column 4 * channel + gate
     h_prev,  # (batch, height, width, hidden) or None
     weight_h,  # (taps, hidden, 4 * hidden)
-    bias,  # (4 * hidden) or None, gate by gate
+    bias,  # (4 * hidden) or None
     peephole,  # (3, peephole positions, hidden) or None
     c_prev,  # (batch, height, width, hidden) or None
     reset,  # (batch) bytes or None
-    h,  # (batch, height, width, hidden): output
-    c,  # same shape, may be c_prev
+    h,  # output
+    c,  # output, may be c_prev
     gates,  # (batch, height, width, 4, hidden) or None: output
     batch,
     x_height,
@@ -192,17 +190,15 @@ def step_kernel(
 
 
 def pack_weight(weight: Tensor) -> Tensor:
-    """(4 * hidden, inputs, height, width) -> (height * width, inputs, 4 * hidden), gates adjacent."""
     return weight.unflatten(0, (4, -1)).permute(3, 4, 2, 1, 0).flatten(3).flatten(0, 1).contiguous()
 
 
 def tile_of(positions: int) -> tuple[int, int, int, int, int]:
-    """The tile for this many positions."""
     return next(tile for least, tile in TILES.items() if positions >= least)
 
 
 class FusedStep:
-    """Step function of ``per_step.run_steps``, one launch per step."""
+    """``StepFn`` of one launch."""
 
     def __init__(self, inputs: ConvLSTMInputs) -> None:
         x, weight_ih, weight_hh = inputs.x, inputs.weight_ih, inputs.weight_hh
@@ -229,7 +225,6 @@ class FusedStep:
         h: Tensor,
         gates: Tensor | None,
     ) -> None:
-        """Launches the kernel."""
         weight_x, weight_h = self.weights
         maps = (self.maps[t], weight_x, h_prev, weight_h, self.parameters.bias, self.parameters.peephole, c_prev)
         outputs = (runtime.as_bytes(reset), h, c, gates)

@@ -1,4 +1,4 @@
-"""The ConvLSTM in Triton: ``per_step.py`` with ``triton_update.py``, or one kernel per step."""
+"""ConvLSTM in Triton: ``per_step.py`` or one kernel per step."""
 
 import functools
 
@@ -12,7 +12,6 @@ backward = functools.partial(per_step.backward, Update())
 
 
 def forward(inputs: ConvLSTMInputs, keep: int) -> tuple[Tensor, ...]:
-    """(out, h, c, cells, gates); ``keep`` selects the last two."""
     if not triton_convolution.is_profitable(inputs.x.dtype, inputs.weight_ih, inputs.weight_hh, inputs.sizes):
         return per_step.forward(Update(), inputs, keep)
     outputs = forward_outputs(inputs, keep)

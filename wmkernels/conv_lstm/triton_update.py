@@ -1,7 +1,6 @@
-"""ConvLSTM cell update in Triton, forward and backward; memory-bound.
+"""ConvLSTM cell update in Triton; memory-bound.
 
-A program reads and writes each value of a block of adjacent cells once, channels last. At a reset, the h convolution
-and old cell are not loaded, so NaN does not cross. Arithmetic as in ``conv_lstm_update_kernel.cuh``.
+Arithmetic as in ``conv_lstm_update_kernel.cuh``. At a reset the old state is not loaded, so NaN does not cross.
 """
 
 # mypy: ignore-errors
@@ -15,12 +14,12 @@ from wmkernels.checks import state_dtype
 from wmkernels.conv_lstm.per_step import Backward, Parameters, Step
 from wmkernels.triton_device import exponential, sigmoid
 
-BLOCK, WARPS = 512, 4  # four cells per thread: 8- or 16-byte loads
+BLOCK, WARPS = 512, 4  # 8- or 16-byte loads per thread
 
 
 @triton.jit
 def hyperbolic_tangent(x):
-    """tanh; a series near zero in float32, where the quotient cancels."""
+    """A series near zero in float32, where the quotient cancels."""
     e = exponential(-2.0 * tl.abs(x))
     quotient = (1.0 - e) / (1.0 + e)
     result = tl.where(x < 0.0, -quotient, quotient)
@@ -35,7 +34,6 @@ def hyperbolic_tangent(x):
 
 @triton.jit
 def load_or_zeros(base, offset, mask, dtype: tl.constexpr):
-    """Zeros where masked or without a tensor."""
     if base is None:
         values = tl.zeros(offset.shape, dtype)
     else:
@@ -45,7 +43,6 @@ def load_or_zeros(base, offset, mask, dtype: tl.constexpr):
 
 @triton.jit
 def update_cells(a_i, a_f, a_g, a_o, before, w_i, w_f, w_o):
-    """(i, f, g, o, c) from convolution sums and old cell."""
     i = sigmoid(a_i + w_i * before)
     f = sigmoid(a_f + w_f * before)
     g = hyperbolic_tangent(a_g)
@@ -56,7 +53,7 @@ def update_cells(a_i, a_f, a_g, a_o, before, w_i, w_f, w_o):
 
 @triton.jit
 def gate_sum(gates_x, gates_h, bias, gate, channel, inside, not_reset, dtype: tl.constexpr):
-    """One gate sum at offset ``gate``, channel ``channel`` of 4 * hidden."""
+    """``gate`` is an offset, ``channel`` an index of 4 * hidden."""
     total = tl.load(gates_x + gate, mask=inside, other=0.0).to(dtype)
     return total + load_or_zeros(gates_h, gate, not_reset, dtype) + load_or_zeros(bias, channel, inside, dtype)
 
@@ -64,7 +61,7 @@ def gate_sum(gates_x, gates_h, bias, gate, channel, inside, not_reset, dtype: tl
 @triton.jit
 def update_kernel(
     gates_x,  # (rows, 4 * hidden)
-    gates_h,  # (rows, 4 * hidden) or None
+    gates_h,  # same or None
     bias,  # (4 * hidden) or None
     peephole,  # (3, peephole positions, hidden) or None
     c_prev,  # (rows, hidden) or None
@@ -114,13 +111,13 @@ def update_backward_kernel(
     peephole,
     c_prev,
     reset,
-    c,  # (rows, hidden)
-    gates,  # (rows, 4 * hidden) or None: recomputed
-    reset_after,  # (batch) bytes or None: next step's
+    c,
+    gates,  # None: recomputed
+    reset_after,  # of the next step
     grad_out,  # (rows, hidden) or None
-    grad_h,  # (rows, hidden) or None: from the next step
-    grad_c,  # (rows, hidden): in: of c; out: of c_prev
-    grad_gates,  # (rows, 4 * hidden): output, of the sums
+    grad_h,  # same, of the next step
+    grad_c,  # input: of c; output: of c_prev
+    grad_gates,  # (rows, 4 * hidden)
     grad_peephole,  # (3, rows, hidden) or None, accumulated
     cells,
     hidden,
@@ -180,7 +177,6 @@ def update_backward_kernel(
 
 
 def triton_state(dtype: torch.dtype) -> tl.dtype:
-    """The state dtype for maps of ``dtype``."""
     return tl.float64 if state_dtype(dtype) == torch.float64 else tl.float32
 
 
@@ -188,13 +184,11 @@ class Update:
     """Launches the kernels."""
 
     def forward(self, parameters: Parameters, step: Step, h: Tensor, gates: Tensor | None) -> None:
-        """Writes h, c and the gates."""
         sizes, reset, stride = _sizes(parameters, step)
         tensors = (step.gates_x, step.gates_h, parameters.bias, parameters.peephole, step.c_prev, reset, h, step.c)
         self._launch(update_kernel, sizes[0], h, *tensors, gates, *sizes, stride)
 
     def backward(self, parameters: Parameters, step: Step, back: Backward) -> None:
-        """Writes the outputs of ``Backward``."""
         sizes, reset, stride = _sizes(parameters, step)
         after = runtime.as_bytes(back.reset_after)
         tensors = (step.gates_x, step.gates_h, parameters.bias, parameters.peephole, step.c_prev, reset, step.c)

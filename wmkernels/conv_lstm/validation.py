@@ -1,4 +1,4 @@
-"""Converts ConvLSTM arguments to canonical inputs and checks them."""
+"""Checks of ConvLSTM arguments."""
 
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -36,7 +36,7 @@ def canonical(
     dilation: Pair,
     leading: tuple[str, ...],
 ) -> ConvLSTMInputs:
-    """Raises if invalid; ``leading`` names the dimensions of x before channels."""
+    """Canonical inputs; ``leading`` names the dimensions of x before channels."""
     require_tensor(op, "x", x)
     require_tensor(op, "weight_ih", weight_ih)
     require_tensor(op, "weight_hh", weight_hh)
@@ -139,7 +139,6 @@ def _check_peephole(op: str, peephole: Tensor, hidden: int, size: tuple[int, int
 def _states(
     op: str, state: tuple[Tensor, Tensor] | None, x: Tensor, shape: tuple[int, int, int, int]
 ) -> tuple[Tensor | None, Tensor | None]:
-    """h in the dtype of x, c in the state dtype."""
     if state is None:
         return None, None
     if not isinstance(state, tuple | list) or len(state) != 2:
@@ -166,7 +165,7 @@ def _check_reset(op: str, reset: Tensor | None, x: Tensor, leading: tuple[str, .
 
 
 def pair(op: str, name: str, value: Any) -> tuple[int, int]:
-    """(vertical, horizontal); raises for other forms or small values."""
+    """(vertical, horizontal), checked."""
     sizes = (value, value) if isinstance(value, int) else value
     whole = isinstance(sizes, Sequence) and len(sizes) == 2 and all(isinstance(size, int) for size in sizes)
     if not whole:

@@ -1,8 +1,6 @@
-"""torch.nn modules with one interface.
+"""torch.nn modules with ``init_state``, ``forward`` over (batch, time, features) and ``step``.
 
-``init_state(batch_size)``; ``forward(inputs, state=None, reset=None) -> (outputs, state)``, (batch, time, features);
-``step(input, state, reset=None) -> (output, state)``, (batch, features). States are dicts of tensors. ``ConvLSTM``
-follows ``torch.nn.LSTM``; ``convert`` imports weights.
+States are dicts of tensors, except those of ``ConvLSTM``.
 """
 
 from wmkernels.nn import convert

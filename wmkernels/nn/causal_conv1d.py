@@ -1,7 +1,7 @@
-"""Depthwise causal convolution over time; its state is a window of past inputs.
+"""Depthwise causal convolution over time.
 
-It sums shifted views of one padded (batch, time, channels) tensor: on a CPU, training is faster than ``nn.Conv1d``
-between transposes. Views of other segments are masked, so NaN does not cross a reset.
+Summing shifted views trains faster on a CPU than ``nn.Conv1d`` between transposes. Views of other segments are masked,
+so NaN does not cross a reset.
 """
 
 import math
@@ -16,17 +16,12 @@ from wmkernels.nn.checks import State, require_inputs, require_packing, require_
 
 
 class CausalConv1d(nn.Module):
-    """Depthwise convolution over inputs t - kernel_size + 1 to t of the same sequence.
-
-    Parameters match ``nn.Conv1d`` with groups = channels in name, shape and initial values. Sums are float32
-    (float64).
+    """Depthwise convolution over the last ``kernel_size`` inputs, with the parameters of ``nn.Conv1d``.
 
     Args:
         channels: features of inputs and outputs.
-        kernel_size: steps per output, the current one included.
-        bias: add a learned bias per channel.
-        device: of the parameters.
-        dtype: of the parameters.
+        kernel_size: steps per output.
+        bias: per channel.
 
     Example:
         >>> import torch, wmkernels
@@ -56,17 +51,15 @@ class CausalConv1d(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Weight and bias uniform within 1 / sqrt(kernel_size), as in ``nn.Conv1d``."""
         bound = 1 / math.sqrt(self.kernel_size)
         for parameter in self.parameters(recurse=False):
             nn.init.uniform_(parameter, -bound, bound)
 
     def extra_repr(self) -> str:
-        """The arguments for ``repr``."""
         return f"{self.channels}, kernel_size={self.kernel_size}, bias={self.bias is not None}"
 
     def init_state(self, batch_size: int) -> State:
-        """Zeros: ``{"window": (batch, kernel_size - 1, channels)}``, oldest input first."""
+        """Zeros ``"window"`` (batch, kernel_size - 1, channels), oldest first, float32 (float64)."""
         shape = (batch_size, self.kernel_size - 1, self.channels)
         return {"window": torch.zeros(shape, device=self.weight.device, dtype=state_dtype(self.weight.dtype))}
 
@@ -78,21 +71,7 @@ class CausalConv1d(nn.Module):
         *,
         cu_seqlens: Tensor | None = None,
     ) -> tuple[Tensor, State]:
-        """Runs a sequence.
-
-        Args:
-            inputs: (batch, time, channels).
-            state: from ``init_state`` or an earlier call, zeros if None; one row per sequence with ``cu_seqlens``.
-            reset: bool (batch, time), true at the first step of a sequence.
-            cu_seqlens: int (sequences + 1), from 0 to time: packed sequences, requires batch 1.
-
-        Returns:
-            ``(outputs, state)``: outputs shaped as ``inputs``; last state in float32 (float64).
-
-        Raises:
-            ValueError: invalid shape, device or cu_seqlens.
-            TypeError: invalid dtype or state.
-        """
+        """Outputs (batch, time, channels) and last state; arguments and errors as for ``Mamba.forward``."""
         require_inputs("CausalConv1d", "inputs", inputs, ("batch", "time", "channels"), self.channels)
         require_reset("CausalConv1d", reset, inputs)
         require_packing("CausalConv1d", cu_seqlens, inputs)
@@ -106,7 +85,7 @@ class CausalConv1d(nn.Module):
             padded = torch.cat([window, steps], 1)  # (batch, kernel_size - 1 + time, channels)
             segments = None if reset is None else F.pad(reset.cumsum(1), (self.kernel_size - 1, 0))
             outputs = self._convolve(padded, segments)
-            window = padded[:, time:].clone()  # a view would keep the whole sequence alive
+            window = padded[:, time:].clone()  # a view would keep the sequence alive
             if segments is not None:
                 window = window.masked_fill((segments[:, time:] != segments[:, -1:])[..., None], 0)
         return outputs.to(inputs.dtype), {"window": window}
@@ -131,10 +110,10 @@ class CausalConv1d(nn.Module):
         return state["window"].to(state_dtype(inputs.dtype))
 
     def _convolve(self, padded: Tensor, segments: Tensor | None) -> Tensor:
-        """(batch, kernel_size - 1 + time, channels) -> (batch, time, channels); ``segments`` numbers rows."""
+        """(batch, kernel_size - 1 + time, channels) -> (batch, time, channels)."""
         past = self.kernel_size - 1
         time = padded.shape[1] - past
-        views = [padded[:, start : start + time] for start in range(past + 1)]  # oldest first
+        views = [padded[:, start : start + time] for start in range(past + 1)]
         if segments is not None:
             now = segments[:, past:]
             for start in range(past):
@@ -143,9 +122,9 @@ class CausalConv1d(nn.Module):
         return self._weighted_sum(views)
 
     def _weighted_sum(self, views: Sequence[Tensor]) -> Tensor:
-        """Adds the newest view first, so sequence and step round equally."""
+        """Newest first, so sequence and step round equally."""
         dtype = views[0].dtype
-        taps = self.weight.squeeze(1).t().to(dtype).contiguous().unbind(0)  # kernel_size of (channels,)
+        taps = self.weight.squeeze(1).t().to(dtype).contiguous().unbind(0)
         newest = views[-1]
         total = newest * taps[-1] if self.bias is None else torch.addcmul(self.bias.to(dtype), newest, taps[-1])
         for view, tap in zip(views[-2::-1], taps[-2::-1], strict=True):
@@ -153,15 +132,15 @@ class CausalConv1d(nn.Module):
         return total
 
     def _packed(self, steps: Tensor, window: Tensor, reset: Tensor | None, cu_seqlens: Tensor) -> tuple[Tensor, Tensor]:
-        """Sequences as segments, each preceded by its window."""
+        """Each sequence follows its window."""
         sequences, past, channels = window.shape
         time, device = steps.shape[1], steps.device
         bounds = cu_seqlens.to(torch.int64)
         index = torch.arange(sequences, device=device)
         recent = torch.arange(past, device=device)
-        owner = torch.searchsorted(bounds, torch.arange(time, device=device), right=True) - 1  # (time,)
+        owner = torch.searchsorted(bounds, torch.arange(time, device=device), right=True) - 1
         step_rows = torch.arange(time, device=device) + (owner + 1) * past
-        window_rows = (bounds[:-1] + index * past)[:, None] + recent  # (sequences, kernel_size - 1)
+        window_rows = (bounds[:-1] + index * past)[:, None] + recent
         rows = torch.cat([window_rows.flatten(), step_rows])
         padded = steps.new_zeros(rows.shape[0], channels).index_copy(
             0, rows, torch.cat([window.flatten(0, 1), steps[0]])
@@ -169,7 +148,7 @@ class CausalConv1d(nn.Module):
         zeros = torch.zeros_like(rows)
         segments = zeros.index_copy(0, rows, torch.cat([index[:, None].expand(sequences, past).flatten(), owner]))
         if reset is not None:
-            # Both terms are nondecreasing, so equal sums mean equal sequence and reset count.
+            # Both terms are nondecreasing, so equal sums mean equal terms.
             segments = segments + zeros.index_copy(0, step_rows, reset[0].to(torch.int64)).cumsum(0)
         outputs = self._convolve(padded[None], segments[None]).index_select(1, step_rows - past)
         if past:

@@ -1,4 +1,4 @@
-"""Module input checks; messages name module, argument, actual and expected value."""
+"""Module input checks."""
 
 from collections.abc import Mapping
 
@@ -18,7 +18,7 @@ State = dict[str, Tensor]
 
 
 def require_inputs(module: str, name: str, inputs: Tensor, labels: tuple[str, ...], features: int) -> None:
-    """Raises unless floating, with these dimensions and ``features`` last."""
+    """Checks dtype and shape."""
     require_tensor(module, name, inputs)
     require_dtype(module, name, inputs, FLOATS, "")
     if inputs.dim() != len(labels) or inputs.shape[-1] != features:
@@ -30,7 +30,7 @@ def require_inputs(module: str, name: str, inputs: Tensor, labels: tuple[str, ..
 def require_state(
     module: str, state: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], like: Tensor
 ) -> None:
-    """Raises unless floating tensors of these shapes on the device of ``like``."""
+    """Checks keys, dtypes, devices and shapes."""
     if not isinstance(state, Mapping) or any(name not in state for name in shapes):
         held = f"the keys {sorted(state)}" if isinstance(state, Mapping) else f"a {type(state).__name__}"
         raise TypeError(f"{module}: state is {held}, expected a dict with {sorted(shapes)} as init_state() makes it")
@@ -44,13 +44,13 @@ def require_state(
 
 
 def require_reset(module: str, reset: Tensor | None, like: Tensor) -> None:
-    """Raises unless bool, one per feature vector of ``like``."""
+    """Expects a bool per feature vector of ``like``."""
     labels = ("batch", "time")[: like.dim() - 1]
     checks.require_reset(module, reset, labels, like.shape[:-1], like, "the input")
 
 
 def require_packing(module: str, cu_seqlens: Tensor | None, like: Tensor) -> None:
-    """Raises unless it packs the time of ``like`` (1, time, features)."""
+    """Expects ``like`` (1, time, features)."""
     checks.require_packing(module, cu_seqlens, like, "the input")
     if cu_seqlens is not None and like.device.type == "cpu" and not torch.compiler.is_compiling():
         require_sequences(module, cu_seqlens, like.shape[1])

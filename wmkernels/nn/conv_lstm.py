@@ -1,4 +1,4 @@
-"""ConvLSTM modules, after ``torch.nn.LSTM`` and ``LSTMCell``."""
+"""ConvLSTM modules."""
 
 from collections.abc import Sequence
 
@@ -12,30 +12,18 @@ from wmkernels.nn.conv_lstm_base import ConvLSTMBase, MapState, require_pair
 
 
 class ConvLSTM(ConvLSTMBase):
-    """A multi-layer convolutional LSTM over a sequence of maps (Shi et al. 2015).
+    """Multi-layer convolutional LSTM over a sequence of maps (Shi et al. 2015), after ``nn.LSTM``.
 
-    Parameters are named and gates (i, f, g, o) ordered as in ``nn.LSTM``, but each layer has one bias, ``bias_l0``;
-    ``peephole_l0`` holds the weights of i, f and o.
+    Each layer has one bias, ``bias_l0``, and ``peephole_l0``. ``stride``, ``padding`` and ``dilation`` are the first
+    layer's. Arguments not listed are those of ``nn.LSTM`` and ``wmkernels.conv_lstm``.
 
     Args:
         input_size: input channels.
         hidden_size: channels of h and c.
-        kernel_size: of both convolutions, odd; one number or (vertical, horizontal).
-        num_layers: number of layers.
-        bias: add a bias.
-        batch_first: batch before time in inputs, outputs and reset.
-        dropout: on the outputs of every layer but the last, in training.
-        bidirectional: also run from the end; outputs have 2 * hidden_size channels.
-        peephole: add the cell to i, f and o: True for weights per channel, the states' (height, width) for weights per
-            channel and position.
+        kernel_size: of both convolutions, odd; int or (vertical, horizontal).
+        bidirectional: outputs have 2 * hidden_size channels.
+        peephole: True, or the states' (height, width) for weights per position.
         forget_bias: initial bias of the forget gate.
-        stride: of the first layer's input convolution, as for ``wmkernels.conv_lstm``.
-        padding: of the first layer's input convolution.
-        dilation: of the first layer's input convolution.
-        keep_gates: keep the gates for the backward pass.
-        backend: as for ``wmkernels.conv_lstm``.
-        device: of the parameters.
-        dtype: of the parameters.
 
     Example:
         >>> import torch, wmkernels
@@ -98,16 +86,14 @@ class ConvLSTM(ConvLSTMBase):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Reinitialises the parameters."""
         for layer in range(self.num_layers):
             for direction in self._directions:
                 self.reset_parameters_of(f"_l{layer}{direction}")
 
     def init_state(self, batch_size: int, map_size: Sequence[int]) -> MapState:
-        """Zero state for inputs of ``map_size`` (height, width).
+        """Zeros (h, c), each (num_layers, batch, hidden_size, height, width), for inputs of ``map_size``.
 
-        Each of (h, c) is (num_layers, batch, hidden_size, height, width); in a bidirectional module (2 * num_layers,
-        ...), forward before reverse per layer. c is float32 (float64 for float64).
+        Bidirectional: 2 * num_layers, forward before reverse per layer.
         """
         count = self.num_layers * len(self._directions)
         return self._zeros(count, batch_size, self.hidden_size, *self._map_size(map_size))
@@ -115,20 +101,12 @@ class ConvLSTM(ConvLSTMBase):
     def forward(
         self, inputs: Tensor, state: MapState | None = None, reset: Tensor | None = None
     ) -> tuple[Tensor, MapState]:
-        """Runs a sequence.
+        """The last layer's outputs and the last state; errors of ``conv_lstm``.
 
         Args:
             inputs: (time, batch, input_size, height, width).
-            state: from ``init_state`` or an earlier call; zeros if None.
-            reset: bool (time, batch), true at the first step of a sequence; the reverse direction resets at sequence
-                ends.
-
-        Returns:
-            ``(outputs, (h, c))``: the last layer's outputs and the differentiable last state.
-
-        Raises:
-            ValueError: invalid shape, device or backend.
-            TypeError: invalid dtype or state.
+            state: zeros if None.
+            reset: bool (time, batch), true at a sequence's first step.
         """
         self._check("inputs", inputs, "batch, time" if self.batch_first else "time, batch")
         time_axis, batch_axis = (1, 0) if self.batch_first else (0, 1)
@@ -163,7 +141,7 @@ class ConvLSTM(ConvLSTMBase):
         """One step: ``input`` (batch, input_size, height, width), ``reset`` bool (batch,).
 
         Raises:
-            RuntimeError: the module is bidirectional.
+            RuntimeError: bidirectional.
         """
         if self.bidirectional:
             raise RuntimeError(
@@ -200,9 +178,7 @@ class ConvLSTM(ConvLSTMBase):
 
 
 class ConvLSTMCell(ConvLSTMBase):
-    """One step of a ConvLSTM layer, for custom loops; arguments as for ``ConvLSTM``.
-
-    Parameters: ``weight_ih``, ``weight_hh``, ``bias``, ``peephole``.
+    """One step of a ``ConvLSTM`` layer.
 
     Example:
         >>> import torch, wmkernels
@@ -248,17 +224,16 @@ class ConvLSTMCell(ConvLSTMBase):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Reinitialises the parameters."""
         self.reset_parameters_of("")
 
     def init_state(self, batch_size: int, map_size: Sequence[int]) -> MapState:
-        """Zeros (h, c), each (batch, hidden_size, height, width), for inputs of ``map_size`` (height, width)."""
+        """Zeros (h, c), each (batch, hidden_size, height, width)."""
         return self._zeros(batch_size, self.hidden_size, *self._map_size(map_size))
 
     def forward(
         self, input: Tensor, state: MapState | None = None, reset: Tensor | None = None
     ) -> tuple[Tensor, MapState]:
-        """``(h, (h, c))`` for ``input`` (batch, input_size, height, width) and ``reset`` bool (batch,)."""
+        """``(h, (h, c))``; arguments as for ``ConvLSTM.step``."""
         self._check("input", input, "batch")
         if state is not None:
             shape = (input.shape[0], self.hidden_size, *self._map_size(input.shape[-2:]))
@@ -272,7 +247,7 @@ class ConvLSTMCell(ConvLSTMBase):
 
 
 def _reversed_resets(reset: Tensor | None, time_axis: int) -> Tensor | None:
-    """A reversed sequence resets where the next step in time does."""
+    """A step resets where its successor in time does."""
     if reset is None or reset.dim() <= time_axis or reset.shape[time_axis] == 0:
         return reset
     flipped = reset.flip(time_axis).roll(1, time_axis)

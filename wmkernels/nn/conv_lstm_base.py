@@ -1,4 +1,4 @@
-"""Sizes, parameters and checks of the ConvLSTM modules."""
+"""Base of the ConvLSTM modules."""
 
 import math
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ MapState = tuple[Tensor, Tensor]
 
 
 class ConvLSTMBase(nn.Module):
-    """Base of sequence module and cell."""
+    """Parameters and checks."""
 
     def __init__(
         self,
@@ -77,7 +77,7 @@ class ConvLSTMBase(nn.Module):
         return weight_ih, weight_hh, bias, peephole
 
     def reset_parameters_of(self, suffix: str) -> None:
-        """Initialises weights as one ``nn.Conv2d`` over x and h; the rest zero except forget_bias."""
+        """Weights as of one ``nn.Conv2d`` over x and h."""
         weight_ih, weight_hh, bias, peephole = self.parameters_of(suffix)
         fan_in = (weight_ih.shape[1] + weight_hh.shape[1]) * weight_hh.shape[2] * weight_hh.shape[3]
         bound = 1 / math.sqrt(fan_in)
@@ -91,7 +91,6 @@ class ConvLSTMBase(nn.Module):
                 peephole.zero_()
 
     def _map_size(self, size: Sequence[int]) -> tuple[int, int]:
-        """State map size for an input's (height, width)."""
         name = type(self).__name__
         pads = paddings(name, self.padding, size, self.kernel_size, self.stride, self.dilation)
         found = output_size(size, self.kernel_size, self.stride, pads, self.dilation)
@@ -116,14 +115,12 @@ class ConvLSTMBase(nn.Module):
             raise ValueError(f"{name}: {argument} has shape {tuple(x.shape)}, expected {expected}{hint}")
 
     def _options(self, layer: int) -> dict[str, Any]:
-        """Call options; stride, padding and dilation apply to the first layer."""
         options: dict[str, Any] = {"keep_gates": self.keep_gates, "backend": self.backend}
         if layer == 0:
             options |= {"stride": self.stride, "padding": self.padding, "dilation": self.dilation}
         return options
 
     def extra_repr(self) -> str:
-        """Non-default arguments for ``repr``."""
         shown = [f"{self.input_size}, {self.hidden_size}, kernel_size={self.kernel_size}"]
         values = {
             "num_layers": (getattr(self, "num_layers", 1), 1),
@@ -143,7 +140,7 @@ class ConvLSTMBase(nn.Module):
 
 
 def require_pair(module: str, state: Any, shape: tuple[int, ...], like: Tensor) -> MapState:
-    """Raises unless ``state`` is two floating tensors of this shape on the device of ``like``."""
+    """``state`` as (h, c), checked."""
     if not isinstance(state, tuple | list) or len(state) != 2:
         held = f"{len(state)} values" if isinstance(state, tuple | list) else f"a {type(state).__name__}"
         raise TypeError(f"{module}: state is {held}, expected a pair (h, c) as init_state() makes it")

@@ -1,4 +1,4 @@
-"""Converts weights of other ConvLSTMs to state dicts of an equal-sized ``wmkernels.nn.ConvLSTM``."""
+"""Converts other ConvLSTMs' weights to ``wmkernels.nn.ConvLSTM`` state dicts."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -11,18 +11,10 @@ _GATES = "ifgo"
 
 
 def conv_lstm_from_cell_list(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """From ndrplz/ConvLSTM_pytorch: ``cell_list.{l}.conv.weight`` and ``.bias``.
-
-    That cell concatenates x and h and orders gates i, f, o, g.
-
-    Args:
-        state_dict: with those keys, any prefix.
-
-    Returns:
-        weight_ih_l0, weight_hh_l0, bias_l0, ...
+    """From ndrplz/ConvLSTM_pytorch: ``cell_list.{l}.conv.weight`` and ``.bias``, any prefix; gates i, f, o, g.
 
     Raises:
-        ValueError: unexpected key or shape, or layers that do not form one ConvLSTM.
+        ValueError: unexpected key or shape, or unequal layers.
     """
     function = "conv_lstm_from_cell_list"
     layers = []
@@ -38,19 +30,12 @@ def conv_lstm_from_cell_list(state_dict: Mapping[str, Tensor]) -> dict[str, Tens
 
 
 def conv_lstm_from_openstl(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """From OpenSTL: ``cell_list.{l}.conv_x.0.weight`` and ``conv_h.0.weight``, gates i, f, g, o, no bias.
+    """From an OpenSTL model or its ``cell_list``, for ``ConvLSTM(..., bias=False)``; gates i, f, g, o.
 
-    The unused ``conv_o`` and ``conv_last`` of cells and the model's output ``conv_last`` are ignored. Not convertible:
-    ``layer_norm`` (it normalises each convolution) and strides (they also apply to the hidden convolution).
-
-    Args:
-        state_dict: of the model or its ``cell_list``, with that prefix.
-
-    Returns:
-        weight_ih_l0, weight_hh_l0, ...: for ``ConvLSTM(..., bias=False)``.
+    ``conv_last`` and unused cell convolutions are ignored. Strides, which also apply to h, cannot be converted.
 
     Raises:
-        ValueError: LayerNorm, unexpected key or shape, or layers that do not form one ConvLSTM.
+        ValueError: LayerNorm, unexpected key or shape, or unequal layers.
     """
     function = "conv_lstm_from_openstl"
     normalised = [key for key in state_dict if re.search(r"conv_[xh]\.1\.(weight|bias)$", key)]
@@ -68,17 +53,11 @@ def conv_lstm_from_openstl(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor
 
 
 def conv_lstm_from_keras(weights: Sequence[Any], *, recurrent_activation: str) -> dict[str, Tensor]:
-    """From ``get_weights()`` of one Keras ``ConvLSTM2D``.
-
-    Kernels are (height, width, in, 4 * filters), gates i, f, c, o. The activation must be tanh; the bias already
-    includes ``unit_forget_bias``. Strides, dilation and padding have equal meaning.
+    """From ``get_weights()`` of one Keras ``ConvLSTM2D`` with activation tanh.
 
     Args:
-        weights: kernel, recurrent_kernel and optional bias; arrays or tensors.
-        recurrent_activation: must be ``"sigmoid"``; the Keras 2 default ``"hard_sigmoid"`` cannot be converted.
-
-    Returns:
-        weight_ih_l0, weight_hh_l0, bias_l0.
+        weights: kernel, recurrent_kernel (height, width, in, 4 * filters) and optional bias; gates i, f, c, o.
+        recurrent_activation: must be ``"sigmoid"``; Keras 2 defaults to ``"hard_sigmoid"``.
 
     Raises:
         ValueError: other recurrent activation, number of weights or shape.
@@ -111,7 +90,6 @@ def conv_lstm_from_keras(weights: Sequence[Any], *, recurrent_activation: str) -
 def _layers(
     function: str, state_dict: Mapping[str, Tensor], known: Sequence[str], *required: str
 ) -> list[dict[str, Tensor]]:
-    """One dict per layer of ``cell_list``."""
     found: dict[int, dict[str, Tensor]] = {}
     for key, value in state_dict.items():
         match = re.search(r"(?:^|\.)cell_list\.(\d+)\.(.+)$", key)
@@ -134,7 +112,6 @@ def _layers(
 
 
 def _hidden_size(function: str, name: str, weight: Tensor, with_input: bool = False) -> int:
-    """From a weight (4 * hidden, hidden or input + hidden, kernel height, kernel width)."""
     hidden = weight.shape[0] // 4
     fits = weight.dim() == 4 and (weight.shape[1] > hidden if with_input else weight.shape[1] == hidden)
     if not fits or weight.shape[0] % 4:
@@ -147,13 +124,11 @@ def _hidden_size(function: str, name: str, weight: Tensor, with_input: bool = Fa
 
 
 def _reordered(parameter: Tensor, order: str) -> Tensor:
-    """Reorders four gates to i, f, g, o."""
     parts = dict(zip(order, parameter.chunk(4), strict=True))
     return torch.cat([parts[gate] for gate in _GATES])
 
 
 def _joined(function: str, layers: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Names the layers' parameters as in ConvLSTM; all need equal sizes."""
     for name in ("hidden sizes", "kernels"):
         shapes = [layer["weight_hh"].shape for layer in layers]
         sizes = [shape[1] if name == "hidden sizes" else tuple(shape[2:]) for shape in shapes]

@@ -1,4 +1,4 @@
-"""The Mamba block (Gu & Dao 2023, figure 3) with explicit state, resets, packed sequences and single steps."""
+"""The Mamba block (Gu & Dao 2023, figure 3)."""
 
 import math
 from collections.abc import Mapping
@@ -18,28 +18,21 @@ Selection = tuple[Tensor, Tensor, Tensor, Tensor]  # delta, A, B, C
 
 
 class Mamba(nn.Module):
-    """One Mamba block, without norm and residual connection.
-
-    Parameter names, shapes and initial values are the published block's, so its state dicts load. ``A_log`` and ``D``
-    carry ``_no_weight_decay = True``.
+    """A Mamba block without norm and residual connection; loads state dicts of the published block.
 
     Args:
         d_model: features of inputs and outputs.
         d_state: states per inner channel.
-        d_conv: kernel size of the convolution.
+        d_conv: convolution kernel size.
         expand: inner channels per feature.
         dt_rank: rank of the step-size projection; ``"auto"``: ceil(d_model / 16).
-        dt_min: smallest initial step size.
-        dt_max: largest initial step size; log-uniform between.
-        dt_init: ``"random"`` or ``"constant"`` weights of that projection.
-        dt_scale: scale of those weights.
-        dt_init_floor: lower bound of initial step sizes.
-        conv_bias: bias of the convolution.
-        bias: bias of the input and output projections.
-        groups: sets of B and C, each for expand * d_model / groups adjacent channels; published: 1.
+        dt_min: initial step sizes are log-uniform from dt_min to dt_max.
+        dt_init: initial weights of that projection, times dt_scale.
+        dt_init_floor: minimum initial step size.
+        bias: of the input and output projections.
+        groups: sets of B and C, each for d_inner / groups adjacent channels.
         backend: as for ``wmkernels.selective_scan``.
-        device: of the parameters.
-        dtype: of the parameters; A_log and D stay in float32 (float64 for float64).
+        dtype: of the parameters; A_log and D stay in float32 (float64).
 
     Example:
         >>> import torch, wmkernels
@@ -98,7 +91,7 @@ class Mamba(nn.Module):
 
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         wide: dict[str, Any] = {"device": device, "dtype": state_dtype(dtype or torch.get_default_dtype())}
-        # The published block's order: equal seeds give equal weights.
+        # In the published order: equal seeds give equal weights.
         self.in_proj = nn.Linear(d_model, 2 * d_inner, bias=bias, **factory)
         self.conv1d = CausalConv1d(d_inner, d_conv, bias=conv_bias, **factory)
         self.x_proj = nn.Linear(d_inner, rank + 2 * groups * d_state, bias=False, **factory)
@@ -112,11 +105,9 @@ class Mamba(nn.Module):
 
     @property
     def _decays(self) -> int:
-        """Decay rates per channel."""
         return self.d_state
 
     def reset_parameters(self) -> None:
-        """Reinitialises the parameters."""
         for projection in (self.in_proj, self.conv1d, self.x_proj, self.dt_proj):
             projection.reset_parameters()
         self._reset_step_size()
@@ -124,7 +115,6 @@ class Mamba(nn.Module):
         self.out_proj.reset_parameters()
 
     def _reset_step_size(self) -> None:
-        """softplus(dt_proj.bias) is log-uniform from dt_min to dt_max; the weights preserve variance."""
         low, high, kind, scale, floor = self._dt
         weight, bias = self.dt_proj.weight, self.dt_proj.bias
         bound = self.dt_rank**-0.5 * scale
@@ -138,7 +128,7 @@ class Mamba(nn.Module):
             bias.copy_(step + torch.log(-torch.expm1(-step)))  # inverse softplus
 
     def _reset_decay(self) -> None:
-        """A = -1, -2, ..., -d_state in every channel (S4D-real), D = 1."""
+        """A = -1, ..., -d_state (S4D-real)."""
         with torch.no_grad():
             self.A_log.copy_(self._initial_decay().log().expand_as(self.A_log))
             self.D.fill_(1)
@@ -147,7 +137,6 @@ class Mamba(nn.Module):
         return torch.arange(1, self.d_state + 1, device=self.A_log.device)
 
     def _mark_parameters(self) -> None:
-        """Flags for optimizers and initialisers."""
         self.A_log._no_weight_decay = True  # type: ignore[attr-defined]
         self.D._no_weight_decay = True  # type: ignore[attr-defined]
         self.dt_proj.bias._no_reinit = True  # type: ignore[attr-defined]
@@ -158,16 +147,11 @@ class Mamba(nn.Module):
         self._mark_parameters()
 
     def extra_repr(self) -> str:
-        """The arguments for ``repr``."""
         sizes = f"{self.d_model}, d_state={self.d_state}, d_conv={self.d_conv}, expand={self.expand}"
         return f"{sizes}, dt_rank={self.dt_rank}" + (f", backend={self.backend!r}" if self.backend else "")
 
     def init_state(self, batch_size: int) -> State:
-        """Zero state in float32 (float64 for float64).
-
-        ``"window"`` (batch, d_conv - 1, d_inner): past inputs of the convolution; ``"scan"`` (batch, d_inner,
-        d_state).
-        """
+        """Zeros, float32 (float64): ``"window"`` of the convolution, ``"scan"`` (batch, d_inner, d_state)."""
         dtype = state_dtype(self.in_proj.weight.dtype)
         scan = torch.zeros((batch_size, self.d_inner, self.d_state), device=self.in_proj.weight.device, dtype=dtype)
         return {**self.conv1d.init_state(batch_size), "scan": scan}
@@ -180,16 +164,13 @@ class Mamba(nn.Module):
         *,
         cu_seqlens: Tensor | None = None,
     ) -> tuple[Tensor, State]:
-        """Runs a sequence.
+        """Outputs (batch, time, d_model) and the differentiable last state.
 
         Args:
             inputs: (batch, time, d_model).
-            state: from ``init_state`` or an earlier call, zeros if None; one row per sequence with ``cu_seqlens``.
-            reset: bool (batch, time), true at the first step of a sequence.
-            cu_seqlens: int (sequences + 1), from 0 to time: packed sequences, requires batch 1.
-
-        Returns:
-            ``(outputs, state)``: (batch, time, d_model) and the differentiable last state.
+            state: zeros if None; one row per sequence with ``cu_seqlens``.
+            reset: bool (batch, time), true at a sequence's first step.
+            cu_seqlens: int (sequences + 1), from 0 to time; requires batch 1.
 
         Raises:
             ValueError: invalid shape, device, backend or cu_seqlens.
@@ -199,7 +180,7 @@ class Mamba(nn.Module):
         require_reset(type(self).__name__, reset, inputs)
         rows = inputs.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
         self._require_state(state, rows, inputs)
-        x, z = self.in_proj(inputs).chunk(2, -1)  # (batch, time, d_inner), both
+        x, z = self.in_proj(inputs).chunk(2, -1)  # (batch, time, d_inner)
         x, carried = self.conv1d(x, state, reset, cu_seqlens=cu_seqlens)
         x = F.silu(x)
         selection, turned = self._selection(x, state, reset, cu_seqlens)
@@ -228,11 +209,11 @@ class Mamba(nn.Module):
         self._require_state(state, input.shape[0], input)
         if state is None:
             state = self.init_state(input.shape[0])
-        x, z = self.in_proj(input).chunk(2, -1)  # (batch, d_inner), both
+        x, z = self.in_proj(input).chunk(2, -1)  # (batch, d_inner)
         x, carried = self.conv1d.step(x, state, reset)
         x = F.silu(x)
         (delta, A, B, C), turned = self._selection_step(x, state, reset)
-        if self.groups == 1:  # for the step's fast path
+        if self.groups == 1:  # for the fast path
             B, C = B.squeeze(1), C.squeeze(1)
         y, scan = selective_step(
             self._wide(state["scan"], x),
@@ -253,12 +234,10 @@ class Mamba(nn.Module):
     def _selection(
         self, x: Tensor, state: Mapping[str, Tensor] | None, reset: Tensor | None, cu_seqlens: Tensor | None
     ) -> tuple[Selection, State]:
-        """delta, A, B, C of every step, and the extra state they update (none here)."""
         delta, B, C = self._project(x)
         return (delta, self._decay(x), B.transpose(1, 2), C.transpose(1, 2)), {}
 
     def _selection_step(self, x: Tensor, state: Mapping[str, Tensor], reset: Tensor | None) -> tuple[Selection, State]:
-        """One step."""
         delta, B, C = self._project(x)
         return (delta, self._decay(x), B, C), {}
 
@@ -266,12 +245,11 @@ class Mamba(nn.Module):
         """delta (..., d_inner), B and C (..., groups, d_state)."""
         size = self.groups * self.d_state
         rank, B, C = self.x_proj(x).split([self.dt_rank, size, size], -1)
-        delta = F.linear(rank, self.dt_proj.weight)  # the scan adds the bias in the state dtype
+        delta = F.linear(rank, self.dt_proj.weight)  # the scan adds the bias
         shape = (self.groups, self.d_state)
         return delta, B.unflatten(-1, shape), C.unflatten(-1, shape)
 
     def _decay(self, x: Tensor) -> Tensor:
-        """A, (d_inner, d_state)."""
         return -torch.exp(self._wide(self.A_log, x))
 
     def _wide(self, x: Tensor, like: Tensor) -> Tensor:

@@ -5,8 +5,8 @@
 
     g_t = exp(step_t a) g_{t-1} + step_t (exp(-i angle_t) B_t) u_t,    read by    Re(conj(exp(-i angle_t) C_t) g_t).
 
-Two adjacent real states hold one complex state; the real kernel scans the rotated B and C. Angles since the last reset
-accumulate in float64, modulo 2 pi: error below 1e-8 after a million steps.
+Adjacent real states hold a complex one. Angles accumulate in float64, modulo 2 pi: error below 1e-8 after a million
+steps.
 """
 
 import math
@@ -25,19 +25,17 @@ TURN = 2 * math.pi
 
 
 class RotaryMamba(Mamba):
-    """A ``Mamba`` block with a complex state, after Mamba-3 (arXiv 2603.15569), which can distinguish lags.
+    """``Mamba`` with a complex state, after Mamba-3 (arXiv 2603.15569), to distinguish lags.
 
-    Each pair of real states shares a decay and an angle with a learned rate. The state dict adds ``angle_rate``
-    (groups, d_state / 2) in radians per step and, with ``selective_angle``, ``angle_proj.weight``; ``A_log`` is
-    (d_inner, d_state / 2).
+    The state dict adds ``angle_rate`` (groups, d_state / 2) in radians per step and, with ``selective_angle``,
+    ``angle_proj.weight``; ``A_log`` is (d_inner, d_state / 2).
 
     Args:
-        d_model: features of inputs and outputs.
+        d_model: as for ``Mamba``, like arguments not listed.
         d_state: real states per inner channel, even.
-        groups: sets of B, C and angles, each for expand * d_model / groups adjacent channels.
-        selective_angle: make the angle's rate depend on the input.
+        groups: sets of B, C and angles.
+        selective_angle: input-dependent rate.
         decay: initial -A.
-        **arguments: as for ``Mamba``.
 
     Example:
         >>> import torch, wmkernels
@@ -81,12 +79,10 @@ class RotaryMamba(Mamba):
         return torch.full((self._decays,), self._initial, device=self.A_log.device)
 
     def reset_parameters(self) -> None:
-        """Reinitialises the parameters."""
         super().reset_parameters()
         self._reset_angle()
 
     def _reset_angle(self) -> None:
-        """Rates evenly spaced in [0, pi] per group; no input dependence initially."""
         groups, pairs = self.angle_rate.shape
         with torch.no_grad():
             spread = torch.linspace(0, math.pi, groups * pairs, device=self.angle_rate.device)
@@ -100,11 +96,10 @@ class RotaryMamba(Mamba):
             self.angle_rate._no_weight_decay = True  # type: ignore[attr-defined]
 
     def extra_repr(self) -> str:
-        """The arguments for ``repr``."""
         return f"{super().extra_repr()}, groups={self.groups}, selective_angle={self.angle_proj is not None}"
 
     def init_state(self, batch_size: int) -> State:
-        """Zeros: those of ``Mamba.init_state`` and ``"angle"`` (batch, groups, d_state / 2), float64 radians."""
+        """Adds ``"angle"`` (batch, groups, d_state / 2), float64 radians."""
         angle = torch.zeros((batch_size, *self.angle_rate.shape), device=self.angle_rate.device, dtype=torch.float64)
         return {**super().init_state(batch_size), "angle": angle}
 
@@ -132,7 +127,7 @@ class RotaryMamba(Mamba):
         return (delta, self._decay(x), apply_rotary(B, angle), apply_rotary(C, angle)), {"angle": angle}
 
     def _rates(self, x: Tensor) -> Tensor:
-        """(..., d_inner) -> angle increments (..., groups, pairs), float64."""
+        """Float64 angle increments (..., groups, pairs)."""
         rates = self.angle_rate.double().expand(*x.shape[:-1], *self.angle_rate.shape)
         if self.angle_proj is not None:
             rates = rates + self.angle_proj(x).double().unflatten(-1, self.angle_rate.shape)
@@ -141,7 +136,7 @@ class RotaryMamba(Mamba):
     def _accumulate(
         self, rates: Tensor, before: Tensor | None, reset: Tensor | None, cu_seqlens: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """Wrapped angles (batch, time, groups, pairs) and each sequence's last one."""
+        """Angles (batch, time, groups, pairs) and last angles."""
         bounds = None
         if cu_seqlens is not None:
             bounds = cu_seqlens.to(torch.int64)
@@ -165,10 +160,10 @@ class RotaryMamba(Mamba):
 
 
 def _packed(rates: Tensor, before: Tensor | None, reset: Tensor | None, bounds: Tensor) -> tuple[Tensor, Tensor]:
-    """Resets at sequence starts, each initial angle added to its first rate."""
+    """Adds initial angles and resets at sequence starts."""
     time = rates.shape[1]
     occupied = bounds[1:] > bounds[:-1]
-    # Empty sequences may start past the end: an extra row, later removed, takes them.
+    # Empty sequences index a dummy last row.
     starts = torch.where(occupied, bounds[:-1], time)
     first = torch.zeros(time + 1, dtype=torch.bool, device=rates.device).index_fill(0, starts, True)[:time]
     if before is not None:
@@ -180,7 +175,7 @@ def _packed(rates: Tensor, before: Tensor | None, reset: Tensor | None, bounds: 
 
 
 def apply_rotary(projection: Tensor, angle: Tensor) -> Tensor:
-    """exp(-i angle) times adjacent states (..., groups, 2 pairs) as complex numbers."""
+    """exp(-i angle) times ``projection`` (..., groups, 2 pairs)."""
     angle = angle.to(projection.dtype)  # wrapped, so the cast is accurate
     cos, sin = angle.cos(), angle.sin()
     real, imaginary = projection.unflatten(-1, (-1, 2)).unbind(-1)
@@ -188,7 +183,7 @@ def apply_rotary(projection: Tensor, angle: Tensor) -> Tensor:
 
 
 def renamed(module: str, name: str) -> type[RotaryMamba]:
-    """``RotatedMamba``, the deprecated alias, for a module's ``__getattr__``; warns."""
+    """The deprecated ``RotatedMamba``; warns."""
     if name != "RotatedMamba":
         raise AttributeError(f"module {module!r} has no attribute {name!r}")
     message = f"{module}.RotatedMamba is now RotaryMamba; the old name goes with the next release"
