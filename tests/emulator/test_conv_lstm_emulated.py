@@ -1,8 +1,4 @@
-"""The ConvLSTM's CUDA kernels compute what the reference computes, in any order of their threads.
-
-The convolutions between the updates are PyTorch's, here on the CPU; everything else is what runs on a GPU, kernels
-thread by thread in the emulator (``tests/emulator/test_cuda_emulated.py`` says how).
-"""
+"""The ConvLSTM's CUDA kernels agree with the reference; PyTorch runs the convolutions on the CPU."""
 
 from unittest import mock
 
@@ -56,7 +52,6 @@ def test_forward_and_gradients(cuda, problem, shuffle):
 @settings(quick, max_examples=max(6, settings().max_examples // 6))
 @given(problem=conv_lstms(max_time=6, max_size=4, kind=RoundedSums))
 def test_stretches_of_time(cuda, keep_gates, problem):
-    """Input convolutions and gradients over few steps at once, as for large maps."""
     problem.options["keep_gates"] = keep_gates
     with mock.patch.object(per_step, "HOISTED_BYTES", 1), mock.patch.object(per_step, "CHUNK_BYTES", 1):
         check(cuda, problem)
@@ -83,7 +78,6 @@ def test_more_cells_than_a_block_has(cuda, dtype, hidden):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("where", [0, 2, 3])
 def test_nan_does_not_cross_a_reset(cuda, dtype, where):
-    """NaN and infinity before a reset reach neither outputs after it nor gradients of anything after it."""
     tensors = small_conv_lstm("cpu", dtype, time=4).tensors
     tensors["reset"] = torch.zeros(4, 2, dtype=torch.bool)
     tensors["reset"][where, 1] = True
@@ -98,12 +92,12 @@ def test_nan_does_not_cross_a_reset(cuda, dtype, where):
         grads = torch.autograd.grad([after.sum(), h.sum(), c.sum()], [leaves["x"], leaves["h"], leaves["c"]])
         assert grads[0][where:].isfinite().all()
         if where == 0:
-            assert all(not grad[1].any() for grad in grads[1:])  # selected, not multiplied: exactly zero
+            assert all(not grad[1].any() for grad in grads[1:])  # selected, not multiplied by zero
 
 
 @pytest.mark.parametrize("persistent", [False, True])
 def test_nothing_is_kept_where_no_gradient_is_asked_for(cuda, persistent):
-    """The cell is then updated in place, with the same bits."""
+    """The cell is then updated in place, bit-identically."""
     cuda.multiprocessors, hidden = 4, 16
     tensors = {
         "x": torch.randn(3, 2, 2, 3, 3, dtype=torch.bfloat16),
@@ -128,7 +122,6 @@ def test_nothing_is_kept_where_no_gradient_is_asked_for(cuda, persistent):
 
 @pytest.mark.canary
 def test_nothing_comes_back_past_a_reset(cuda):
-    """An infinite gradient after a reset does not reach what came before."""
     tensors = small_conv_lstm("cpu", torch.float32, time=4).tensors
     tensors["reset"] = torch.zeros(4, 2, dtype=torch.bool)
     tensors["reset"][2] = True
@@ -176,7 +169,7 @@ def test_all_steps_in_one_kernel(cuda, dtype, hidden, size, batch, kernel, multi
         check(cuda, problem)
         assert "conv_lstm_persistent_kernel" in cuda.kernels
         assert "conv_lstm_update_kernel" not in cuda.kernels
-        if hidden == 16:  # a launch a step: what one leaves, the next begins with
+        if hidden == 16:  # one step per launch
             with mock.patch.object(cuda_persistent, "HOISTED_BYTES", 1):
                 check(cuda, problem)
 
@@ -202,6 +195,5 @@ def test_all_steps_in_one_kernel_forget_what_was_before_a_reset(cuda):
 
 
 def test_how_many_cases_ran(cuda, capsys):
-    """Last in the file: reports what the tests above covered."""
     with capsys.disabled():
         print(f"\nemulated ConvLSTM: {cases} cases, {cuda.launches} launches, each under 3 orders of threads")

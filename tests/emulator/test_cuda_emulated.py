@@ -1,8 +1,4 @@
-"""Every CUDA kernel computes what the reference computes, thread by thread on a CPU, in any order of its threads.
-
-The kernels' own headers run in the emulator (``emulator/README.md``), under sanitizers, called through the Python code
-that calls them on a GPU. Each call runs under several orders of the threads and must return the same bits under all.
-"""
+"""The scans' CUDA kernels agree with the reference; results are bit-identical under every thread order."""
 
 import mmap
 
@@ -32,9 +28,9 @@ pytestmark = [
     pytest.mark.skipif(find_compiler() is None, reason="no C++ compiler"),
 ]
 
-NO_RESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)  # of Linux; Python 3.13 names it
-ORDERS = (0, 1, 2)  # of the threads: as numbered, in reverse, shuffled
-# Multiprocessors that a kernel is told: with few it does not split time, with many it always does.
+NO_RESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)  # Linux constant, in mmap from Python 3.13
+ORDERS = (0, 1, 2)  # of the threads: ascending, descending, shuffled
+# Multiprocessor counts: with few, time is never split; with many, always.
 CHIPS = (1, 8, 1000)
 cases = dict.fromkeys(("selective_scan", "selective_step", "linear_scan"), 0)
 
@@ -48,26 +44,25 @@ def cuda():
 
 
 def decaying(problem):
-    """The same call with A below zero: a state that grows for hundreds of steps amplifies every rounding."""
+    """A < 0: growing states amplify rounding errors."""
     problem.tensors["A"] = -problem.tensors["A"].abs()
     return problem
 
 
 def remembering(problem):
-    """The same call with gates close to one, so that a state outlives hundreds of steps."""
+    """Gates near one: a state survives hundreds of steps."""
     problem.tensors["gates"] = 1 - 0.004 * problem.tensors["gates"].abs()
     return problem
 
 
 def check(cuda, problem, multiprocessors=4, shuffle=2):
-    """As accurate as the reference, in order, in reverse, and in an order shuffled by ``shuffle``."""
     cuda.multiprocessors, cuda.seeds, cuda.ran = multiprocessors, (0, 1, shuffle), []
     assert_as_accurate_as_the_reference(problem, "cuda")
     cases[problem.function.__name__] += 1
 
 
 shuffles = st.integers(2, 2**31)
-# A case takes up to a second, and shrinking tries hundreds.
+# A case takes up to a second: no shrinking.
 PHASES = (Phase.explicit, Phase.reuse, Phase.generate)
 quick = settings(phases=PHASES)
 
@@ -95,10 +90,10 @@ def test_large_states(cuda, problem, shuffle):
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
 def test_time_is_split_where_the_chip_would_be_idle(cuda, dtype, packed):
-    many = 333 if dtype == torch.float64 else 700  # steps for more segments than the warps that chain them
+    many = 333 if dtype == torch.float64 else 700  # more segments than warps that combine them
     for multiprocessors, split, time, channels in ((1, False, 100, 40), (1000, True, many, 2)):
         check(cuda, few_channels(dtype, time, "cpu", packed, channels), multiprocessors)
-        # a packed batch is cut by its mean length, whatever the chip
+        # packed batches are split by mean length
         assert packed or ("selective_scan_combine_kernel" in cuda.kernels) == split
 
 
@@ -120,13 +115,12 @@ def test_linear_scan_over_a_long_time(cuda, problem, multiprocessors, shuffle):
     check(cuda, problem, multiprocessors, shuffle)
 
 
-# The last three split time; the middle one's reset lies in a segment whose warp combines another one after it.
+# The last three split time; 300 lies in a segment that its warp combines with another.
 @pytest.mark.parametrize(
     ("multiprocessors", "time", "where"), [(1, 100, 33), (1000, 700, 0), (1000, 700, 300), (1000, 700, 699)]
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
 def test_nan_does_not_cross_a_reset(cuda, dtype, multiprocessors, time, where):
-    """NaN and infinity before a reset reach neither outputs after it nor gradients of anything after it."""
     cuda.multiprocessors = multiprocessors
     problem = few_channels(dtype, time, "cpu")
     tensors = dict(problem.tensors)
@@ -153,14 +147,14 @@ def test_a_step_size_of_zero_keeps_a_state_bit_for_bit(cuda, multiprocessors):
 
 
 def spread(values, strides):
-    """The same values at strides that span many gigabytes, of which only the touched pages take memory."""
+    """Copies to strides of gigabytes; only touched pages use memory."""
     elements = 1 + sum((size - 1) * stride for size, stride in zip(values.shape, strides, strict=True))
     memory = mmap.mmap(-1, elements * values.element_size(), mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | NO_RESERVE)
     tensor = torch.frombuffer(memory, dtype=values.dtype).as_strided(values.shape, strides)
     return tensor.copy_(values)
 
 
-# Strides with which one index alone, or only several together, exceed 32 bits.
+# One index alone, or only several together, exceed 32 bits.
 FAR = {
     "channel last": lambda rank: (2**31 + 64, *(1, 8)[: rank - 2][::-1], 2**29 + 64)[:rank],
     "everywhere": lambda rank: tuple(2**31 // (i + 1) + 4 * i for i in range(rank)),
@@ -170,7 +164,6 @@ FAR = {
 @pytest.mark.parametrize("layout", FAR)
 @pytest.mark.parametrize("multiprocessors", [1, 1000])
 def test_offsets_of_the_selective_scan_have_64_bits(cuda, layout, multiprocessors):
-    """Strides past 2^31 elements, in every tensor that may have strides; in the tests below as well."""
     cuda.multiprocessors, cuda.seeds = multiprocessors, (2,)
     batch, channels, state, time, groups = 2, 6, 3, 70, 2
     far = FAR[layout]
@@ -226,7 +219,7 @@ def test_offsets_of_the_selective_scan_have_64_bits(cuda, layout, multiprocessor
         torch.testing.assert_close(gradient.double(), value, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.canary  # forward and backward, of the op that compiles quickest
+@pytest.mark.canary  # forward and backward of the fastest-compiling op
 @pytest.mark.parametrize("layout", FAR)
 @pytest.mark.parametrize("multiprocessors", [1, 1000])
 @pytest.mark.parametrize("reverse", [False, True])
@@ -283,7 +276,6 @@ def test_offsets_of_the_step_have_64_bits(cuda, layout):
 
 
 def test_how_many_cases_ran(cuda, capsys):
-    """Last in the file: reports what the tests above covered."""
     shown = ", ".join(f"{count} of {name}" for name, count in cases.items())
     with capsys.disabled():
         print(f"\nemulated CUDA kernels: {shown}; {cuda.launches} launches, each under {len(ORDERS)} orders of threads")

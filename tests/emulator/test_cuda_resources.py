@@ -1,4 +1,4 @@
-"""Registers and spills of the CUDA kernels, by the table of ``scripts/cuda_resources.py``: no kernel spills."""
+"""No CUDA kernel spills registers."""
 
 import importlib.util
 import json
@@ -41,7 +41,7 @@ def test_the_gate_sees_a_spill(table):
 
 
 def test_the_table_is_what_the_compiler_says(table):
-    """One small file for one architecture; ``scripts/cuda_resources.py --check`` compares all of it."""
+    """One file and architecture; ``scripts/cuda_resources.py --check`` checks all."""
     nvcc, reason = cuda_resources.find_nvcc(os.environ)
     if nvcc is None:
         pytest.skip(reason)

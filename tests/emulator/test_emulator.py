@@ -1,4 +1,4 @@
-"""The emulator of CUDA on a CPU tells right kernels from wrong ones: each planted error must be found."""
+"""The CUDA emulator finds each planted error."""
 
 import mmap
 import sys
@@ -33,7 +33,7 @@ PLANTS = (
 )
 PLANT = {name: number for number, name in enumerate(PLANTS)}
 SEEDS = range(8)
-NO_RESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)  # of Linux; Python 3.13 names it
+NO_RESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)  # Linux constant, in mmap from Python 3.13
 
 
 @pytest.fixture(scope="module", params=["", "-DCUDA_EMULATOR_UCONTEXT"], ids=["switch", "ucontext"])
@@ -46,7 +46,6 @@ def sample_kernels(request):
 
 
 def reverse(sample_kernels, numbers, plant="nothing", seed=0):
-    """Reverses runs of 64 numbers, in a copy."""
     result = numbers.clone()
     words = [result, result.numel(), result.stride(0), int(result.dtype == torch.float64), PLANT[plant]]
     sample_kernels.call("sample_reverse", words, seed=seed)
@@ -58,7 +57,6 @@ def reversed_runs(numbers):
 
 
 def block_sums(sample_kernels, numbers, plant="nothing", seed=0):
-    """Running sums of runs of 64 numbers."""
     sums = torch.empty(numbers.numel() // 64)
     turn = torch.zeros(1, dtype=torch.int32)
     words = [numbers, numbers.numel(), sums, turn, PLANT[plant]]
@@ -80,7 +78,7 @@ def test_a_missing_barrier_shows_within_a_few_orders_of_the_threads(sample_kerne
         if not torch.equal(reverse(sample_kernels, numbers, "missing barrier", s), reversed_runs(numbers))
     ]
     assert len(wrong) >= len(SEEDS) - 1
-    assert reverse(sample_kernels, numbers, "missing barrier", wrong[0]).isnan().any()  # the poison of shared memory
+    assert reverse(sample_kernels, numbers, "missing barrier", wrong[0]).isnan().any()  # shared memory starts as NaN
 
 
 def test_a_missing_barrier_between_warps_shows(sample_kernels):
@@ -171,7 +169,7 @@ def test_offsets_beyond_32_bits_work_without_the_memory_and_narrow_ones_are_foun
 
 
 def sparse(shape, strides, dtype=torch.float32):
-    """A tensor with strides of gigabytes, of which only the touched pages take memory."""
+    """Strides of gigabytes; only touched pages use memory."""
     elements = 1 + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
     memory = mmap.mmap(-1, elements * dtype.itemsize, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | NO_RESERVE)
     return torch.frombuffer(memory, dtype=dtype).as_strided(shape, strides)

@@ -1,5 +1,3 @@
-"""The PTX emulator computes what the instructions say, and finds what it promises to find."""
-
 import numpy as np
 import pytest
 import torch

@@ -1,8 +1,4 @@
-"""The emulator finds races in shared memory, in small kernels and in the project's own, whatever order threads run in.
-
-Each barrier of the project's kernels is left out in turn: without it there must be a race, so none is missing and none
-is there for nothing.
-"""
+"""The emulator finds shared-memory races; removing any barrier of the project's kernels causes one."""
 
 import functools
 import re
@@ -26,7 +22,7 @@ from emulator.client import Emulator, EmulatorError  # noqa: E402
 
 pytestmark = pytest.mark.skipif(find_compiler() is None, reason="no C++ compiler")
 
-# What makes the accesses of cases_kernel (emulator/sample_kernels_races.cu) a race, and how it is reported.
+# Planted races (emulator/sample_kernels_races.cu) and their reports.
 PLANTS = {
     "nothing": "",
     "a shuffle for a barrier": r"of slots(.|\n)*(wrote|read) there(.|\n)*or __syncwarp of both",
@@ -69,7 +65,7 @@ def test_a_race_is_reported_under_every_order(sample_kernels, plant):
                 "sample_races", [torch.randn(256), torch.zeros(64), list(PLANTS).index(plant)], seed=seed
             )
         report.match(PLANTS[plant])
-        # both accesses, by file and line; an atomic access is in the emulator's own header
+        # both accesses; atomics are in the emulator's header
         assert len(re.findall(r"(sample_kernels_races\.cu|cuda_emulator\.h):\d+", str(report.value))) >= 2
 
 
@@ -89,7 +85,7 @@ def differentiate(outputs, leaves):
 
 
 def scan(dtype, channels, state, time, full=False, channel_last=False):
-    """Forward and backward; ``full``: packed, with resets, a gate, an initial state and a C that does not vary."""
+    """``full``: packed, with resets, a gate, an initial state and a constant C."""
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     batch = 1 if full else 2
     shape = (batch, time, channels) if channel_last else (batch, channels, time)
@@ -138,8 +134,7 @@ def conv_lstm(persistent):
 
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float64)
-# By name: multiprocessors (many split time), and the call. Channels fill a tile or not, time ends within a tile, chunks
-# are tiles or longer.
+# Multiprocessors (many split time) and call: partial and full channel tiles, time tiles and chunks.
 CASES = {
     **{f"scan {t}": (1, functools.partial(scan, t, 32, 16, 44)) for t in FLOATS},
     **{f"full scan {t}": (1, functools.partial(scan, t, 35, 5, 40, full=True)) for t in FLOATS},
@@ -160,7 +155,7 @@ CASES = {
     "ConvLSTM": (1, functools.partial(conv_lstm, False)),
     "ConvLSTM in one kernel": (4, functools.partial(conv_lstm, True)),
 }
-# grid_barrier orders global memory, which the detector does not watch.
+# grid_barrier orders global memory, which the detector ignores.
 FOR_GLOBAL_MEMORY = "mma.cuh"
 
 
@@ -173,7 +168,7 @@ def cuda():
 
 
 def run(cuda, case, disabled_barrier=""):
-    """The barriers that a case passes."""
+    """Returns the executed barriers."""
     cuda.multiprocessors, call = CASES[case]
     cuda.disabled_barrier, cuda.ran = disabled_barrier, []
     torch.manual_seed(0)
@@ -183,7 +178,7 @@ def run(cuda, case, disabled_barrier=""):
 
 @pytest.fixture(scope="module")
 def passed_by(cuda):
-    """The cases that pass each barrier, least work first."""
+    """The cases that execute each barrier, fastest first."""
     found = defaultdict(list)
     for case in CASES:
         barriers = run(cuda, case)
@@ -194,7 +189,7 @@ def passed_by(cuda):
 
 
 def barriers_of(path):
-    """A file's barriers, "file:line", with their source lines."""
+    """Source lines by "file:line"."""
     lines = enumerate(path.read_text().splitlines(), 1)
     return {f"{path.name}:{n}": line for n, line in lines if re.search(r"__sync(threads|warp)\(", line.split("//")[0])}
 
@@ -210,7 +205,6 @@ def test_the_step_has_no_race(cuda):
 
 @pytest.mark.gated("CUDA races")
 def test_no_kernel_has_a_race(cuda, passed_by):
-    """The fixture has run all cases; together they pass every barrier in the sources."""
     headers = (ROOT / "csrc" / "cuda").glob("*/*.cuh")
     assert passed_by.keys() == {barrier for path in headers for barrier in barriers_of(path)}
 
@@ -226,7 +220,7 @@ def has_race_without(cuda, case, barrier):
 
 @pytest.mark.gated("CUDA races")
 def test_a_race_is_found_that_changes_no_result_here(cuda):
-    """Shuffles lie between the reads of step sizes and the writes of y, so no order of threads shows this."""
+    """Shuffles order the reads of step sizes and the writes of y, whatever the thread order."""
     barriers = barriers_of(ROOT / "csrc" / "cuda" / "selective_scan" / "selective_scan_forward_kernel.cuh")
     (barrier,) = (barrier for barrier, line in barriers.items() if "step sizes have been read" in line)
     assert has_race_without(cuda, "full scan torch.float32", barrier)

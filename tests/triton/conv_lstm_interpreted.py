@@ -1,8 +1,6 @@
-"""Runs the ConvLSTM's Triton kernels in Triton's interpreter against the float64 reference: a program, a group a run.
+"""Runs one group of the ConvLSTM's Triton kernels in Triton's interpreter; start with TRITON_INTERPRET=1.
 
-A process of its own, started with TRITON_INTERPRET=1, as tests/triton/triton_interpreted.py says. bfloat16 takes the
-separate convolutions only: the interpreter multiplies matrices of bfloat16 as if they were integers, and its stores cut
-it off instead of rounding.
+bfloat16 uses the separate convolutions only: the interpreter multiplies bfloat16 matrices as integers.
 """
 
 import itertools
@@ -21,15 +19,13 @@ from wmkernels import dispatch
 from wmkernels.checks import state_dtype
 from wmkernels.conv_lstm import per_step, triton_convolution
 
-# Largest error against the float64 reference, as a share of the largest magnitude of the tensor: float32 sums of some
-# hundred terms lose a few 2^-24 and four steps amplify them a little; the convolutions' sums and h are rounded to 16
-# bits once a step each (2^-11, or 2^-7 where bfloat16 is cut off), which four steps and a sum over the map add up.
+# Largest error relative to the tensor's largest magnitude. Sums have about a hundred terms; in 16 bits, the
+# convolutions' sums and h are rounded once per step (2^-11, or 2^-7 for truncated bfloat16).
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 4e-6, torch.bfloat16: 2e-2, torch.float16: 4e-3}
 Case = dict[str, Any]
 
 
 def draw(case: Case, generator: torch.Generator) -> dict[str, Tensor]:
-    """The tensors of a call."""
     dtype = case.get("dtype", torch.float32)
     time, batch, inputs, hidden = (case.get(k, d) for k, d in (("time", 3), ("batch", 2), ("inputs", 3), ("hidden", 4)))
     x_size, size = case.get("x_size", (4, 5)), case.get("size", case.get("x_size", (4, 5)))
@@ -60,7 +56,6 @@ def options_of(case: Case) -> dict[str, Any]:
 
 
 def check(case: Case, failures: list[str]) -> None:
-    """Outputs and every gradient."""
     generator = torch.Generator().manual_seed(1)
     tensors, options = draw(case, generator), options_of(case)
     leaves = {k: v.requires_grad_() for k, v in tensors.items() if v.is_floating_point()}
@@ -73,7 +68,7 @@ def check(case: Case, failures: list[str]) -> None:
         found = conv_lstm(**tensors, **options, backend="triton")
         cotangents = [torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x.dtype) for x in found]
         grads = torch.autograd.grad(found, list(leaves.values()), cotangents)
-        with torch.no_grad():  # nothing is kept, the cell is updated in its place
+        with torch.no_grad():  # saves no tensors and updates the cell in place
             alone = conv_lstm(**tensors, **options, backend="triton")
     if not all(torch.equal(a, b.detach()) for a, b in zip(alone, found, strict=True)):
         failures.append(f"{case}: without gradients the outputs differ")
@@ -92,7 +87,7 @@ def check(case: Case, failures: list[str]) -> None:
 
 
 def check_poison(case: Case, failures: list[str]) -> None:
-    """NaN and infinity before a reset reach nothing after it, forwards or backwards."""
+    """NaN and infinity do not cross a reset in either direction."""
     tensors = draw({**case, "time": 4, "peephole": "channel"}, torch.Generator().manual_seed(1))
     tensors["reset"] = torch.zeros((4, 2), dtype=torch.bool)
     where = case["where"]
@@ -118,7 +113,6 @@ def check_poison(case: Case, failures: list[str]) -> None:
 
 
 def product(**options: list[Any]) -> list[Case]:
-    """Every combination of the options."""
     return [dict(zip(options, values, strict=True)) for values in itertools.product(*options.values())]
 
 
@@ -150,7 +144,6 @@ GROUPS: dict[str, tuple[Callable[[Case, list[str]], None], list[Case]]] = {
 
 
 def main(group: str) -> int:
-    """Runs a group, prints what failed and how many cases ran; 1 if any failed."""
     require_interpreter()
     torch.use_deterministic_algorithms(True)
     torch.set_num_threads(1)

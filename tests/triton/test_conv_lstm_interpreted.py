@@ -1,8 +1,3 @@
-"""The ConvLSTM's Triton kernels in Triton's interpreter against the float64 reference, outputs and every gradient.
-
-Each group runs in a process of its own and reports how many cases it ran.
-"""
-
 import importlib.util
 import os
 import subprocess

@@ -1,7 +1,4 @@
-"""The Triton kernels compile ahead of time for every architecture, without spilling, as the checked-in table says.
-
-Needs no GPU: scripts/triton_resources.py runs the launchers and compiles instead of launching.
-"""
+"""The Triton kernels compile for every architecture without spills, as the checked-in table says."""
 
 import importlib.util
 import os

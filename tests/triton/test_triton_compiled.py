@@ -1,8 +1,4 @@
-"""What Triton compiles of the kernels, run instruction by instruction on the CPU, gives what the reference gives.
-
-The interpreter runs a kernel's Python; here runs its PTX, with the specialisations, layouts, shuffles and shared memory
-that a GPU gets, and every access is held against the tensors that the launch was given.
-"""
+"""The PTX of the Triton kernels, run on the CPU, agrees with the reference."""
 
 import importlib.util
 import os

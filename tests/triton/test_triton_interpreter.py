@@ -1,8 +1,3 @@
-"""The Triton kernels' arithmetic, forward and backward, in Triton's interpreter against the float64 reference.
-
-Each group runs in a process of its own (tests/triton/triton_interpreted.py says why) and reports how many cases it ran.
-"""
-
 import importlib.util
 import os
 import subprocess

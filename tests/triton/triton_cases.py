@@ -1,7 +1,6 @@
-"""The cases of the Triton kernels, each against the float64 reference, for every way of running them without a GPU.
+"""Cases of the Triton kernels against the float64 reference, without a GPU.
 
-The launchers are called with tensors on a CPU. Everything the kernels leave unwritten is NaN (PyTorch fills new memory
-when asked to be deterministic).
+Deterministic mode fills new memory with NaN, which exposes unwritten elements.
 """
 
 import itertools
@@ -22,21 +21,19 @@ from wmkernels.selective_step import triton_kernels as selective_step
 from wmkernels.selective_step.meta import StepInputs
 from wmkernels.selective_step.reference import per_channel, selective_step_reference
 
-# Largest error against the float64 reference, relative to the tensor's largest magnitude. float32 sums of dozens of
-# terms, and exponentials, lose a few 2^-24; rounding to float16 2^-11, to bfloat16 2^-7 (the interpreter truncates).
+# Largest error relative to the tensor's largest magnitude. Sums and exponentials lose a few 2^-24 in float32;
+# float16 rounds to 2^-11, bfloat16 to 2^-7 (the interpreter truncates).
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 4e-6, torch.bfloat16: 8e-3, torch.float16: 6e-4}
 Case = dict[str, Any]
 
 
 class Failures:
-    """What went wrong, and how many cases ran."""
-
     def __init__(self) -> None:
         self.lines: list[str] = []
         self.cases = 0
 
     def check(self, case: Any, name: str, found: Tensor, expected: Tensor, roundings: int = 1) -> None:
-        """``expected`` is in float64; ``roundings``: how many results of this dtype went into this one, itself one."""
+        """``expected`` is float64; ``roundings``: number of roundings to this dtype."""
         tolerance = roundings * TOLERANCE[found.dtype]
         if found.shape != expected.shape:
             self.lines.append(f"{case}: {name} has shape {tuple(found.shape)}, expected {tuple(expected.shape)}")
@@ -51,7 +48,7 @@ class Failures:
 
 
 def strided(x: Tensor, layout: str) -> Tensor:
-    """The same values in another layout: time last ("first"), channels last ("last"), or neither contiguous."""
+    """ "first": time contiguous; "last": channels contiguous; "gaps": neither."""
     if layout == "last":
         return x.transpose(1, -1).contiguous().transpose(1, -1)
     if layout == "gaps":
@@ -64,7 +61,6 @@ def strided(x: Tensor, layout: str) -> Tensor:
 
 
 def draw(case: Case, generator: torch.Generator) -> dict[str, Any]:
-    """Inputs of a selective scan, canonical."""
     dtype = case.get("dtype", torch.float32)
     parameter = torch.float64 if dtype == torch.float64 else torch.float32
     batch, channels = case.get("batch", 2), case.get("channels", 5)
@@ -86,7 +82,7 @@ def draw(case: Case, generator: torch.Generator) -> dict[str, Any]:
     reset = torch.rand((batch, time), generator=generator) < case["reset"] if "reset" in case else None
     if reset is not None:
         reset[:, 0] = case.get("reset_first", False)
-    # Without softplus a step may be negative and a state grow: bounded here.
+    # Bounded: without softplus, negative steps make states grow.
     spread, shift = (2.0, -1.0) if case.get("softplus", True) else (0.2, 0.3)
     return {
         "u": strided(random(batch, channels, time, to=dtype), layout),
@@ -107,7 +103,6 @@ NAMES = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias", "initial_state")
 
 
 def check_scan(case: Case, failures: Failures) -> None:
-    """Outputs and every gradient of one selective scan."""
     failures.cases += 1
     generator = torch.Generator().manual_seed(failures.cases)
     inputs = draw(case, generator)
@@ -139,7 +134,6 @@ def check_scan(case: Case, failures: Failures) -> None:
 
 
 def check_step(case: Case, failures: Failures) -> None:
-    """One step, in place or not, with or without indices, against the reference."""
     failures.cases += 1
     generator = torch.Generator().manual_seed(failures.cases)
     inputs = draw({**case, "time": 1, "layout": "first"}, generator)
@@ -177,7 +171,6 @@ def check_step(case: Case, failures: Failures) -> None:
 
 
 def check_linear(case: Case, failures: Failures) -> None:
-    """Outputs and gradients of one linear scan."""
     failures.cases += 1
     generator = torch.Generator().manual_seed(failures.cases)
     dtype = case.get("dtype", torch.float32)
@@ -207,7 +200,7 @@ def check_linear(case: Case, failures: Failures) -> None:
     failures.check(case, "out", found, out.detach())
     failures.check(case, "last_state", found_last, last.detach())
     gradients = linear.backward(grad_out, grad_last, scan, found, segment_length=segment)
-    # dL/dgates reads the rounded output of the forward pass.
+    # dL/dgates reads the rounded forward output.
     for name, gradient, right in zip(("gates", "tokens", "initial_state"), gradients, expected, strict=True):
         if right is not None:
             failures.check(case, f"grad_{name}", gradient, right, 2 if name == "gates" else 1)
@@ -216,7 +209,6 @@ def check_linear(case: Case, failures: Failures) -> None:
 
 
 def product(**options: list[Any]) -> list[Case]:
-    """Every combination of the options."""
     return [dict(zip(options, values, strict=True)) for values in itertools.product(*options.values())]
 
 
@@ -300,7 +292,7 @@ GROUPS: dict[str, tuple[Callable[[Case, Failures], None], list[Case]]] = {
 
 
 def check_poison(_: Case, failures: Failures) -> None:
-    """NaN and infinity before a reset reach nothing after it, forwards or backwards, in any pass."""
+    """NaN and infinity do not cross a reset in either direction, in any pass."""
     for segment in (0, 8):
         failures.cases += 1
         generator = torch.Generator().manual_seed(failures.cases)

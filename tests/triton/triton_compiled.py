@@ -1,10 +1,8 @@
-"""Runs what Triton compiles of the kernels, instruction by instruction on the CPU, against the float64 reference.
+"""Runs the PTX of the Triton kernels on the CPU against the float64 reference.
 
-    python tests/triton/triton_compiled.py [--every N] [--arch 90] [GROUP ...]    every Nth case, of all groups if none
+    python tests/triton/triton_compiled.py [--every N] [--arch 90] [GROUP ...]    every Nth case; default: all groups
 
-The launchers run as on a GPU: their arguments specialise the kernels, and the PTX that Triton answers runs in
-emulator/ptx.py, which knows each tensor to the element and stops at an access to anything else. The assembler's stage,
-from PTX to machine code, is left out.
+emulator/ptx.py stops at any access outside the tensors. ptxas is not covered.
 """
 
 import argparse
@@ -29,12 +27,11 @@ PROGRAMS: dict[str, ptx.Program] = {}
 
 
 def flat(value: Any) -> list[Any]:
-    """The items of nested tuples, in order."""
     return [item for part in value for item in flat(part)] if isinstance(value, tuple) else [value]
 
 
 def launch(kernel: Any, programs: int, *arguments: Any, num_warps: int, **options: Any) -> None:
-    """What triton_runtime.launch does, on the CPU."""
+    """Replaces triton_runtime.launch."""
     if programs == 0:
         return
     compiled = kernel.warmup(*arguments, grid=(1,), num_warps=num_warps, enable_fp_fusion=True, **options)
@@ -50,12 +47,11 @@ def launch(kernel: Any, programs: int, *arguments: Any, num_warps: int, **option
                 memory.add(name, value)
                 value = value.data_ptr()
             words.append(value)
-    # Triton's own two pointers, to scratch that these kernels have none of.
+    # Triton's own two scratch pointers, unused here.
     ptx.launch(PROGRAMS[code], memory, programs, compiled.metadata.shared, [*words, 0, 0])
 
 
 def main() -> int:
-    """Runs groups, prints what failed and how many cases ran; 1 if any failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("groups", nargs="*", metavar="GROUP", choices=[[], *GROUPS])
     parser.add_argument("--every", type=int, default=1, metavar="N", help="every Nth case of a group")

@@ -1,10 +1,8 @@
-"""Runs the Triton kernels in Triton's interpreter against the float64 reference: a program of its own, a group a run.
+"""Runs one group of the Triton kernels in Triton's interpreter; start with TRITON_INTERPRET=1.
 
-A process of its own, started with TRITON_INTERPRET=1: the interpreter must be chosen before a kernel is defined, and an
-access out of bounds ends the process. The choice is not made here, because pytest imports every module beside the tests
-to look for doctests, and would leave all Triton kernels of its process, those of the tests on a GPU too, interpreted.
-The interpreter runs custom scans and reductions one scalar at a time, which takes minutes where the rest takes seconds;
-here they run one time step at a time, through the same combining functions.
+The variable must be set before a kernel is defined. Setting it here would affect all kernels of a pytest process, which
+imports this module for doctests. An access out of bounds ends the process. Scans and reductions run one slice at a
+time, because scalar by scalar they take minutes.
 """
 
 import sys
@@ -27,7 +25,6 @@ def _slices(self: Any, arrays: list[Any], axis: int, index: int) -> tuple[Any, .
 
 
 def _fold(self: Any, arrays: Any, axis: int) -> Iterator[tuple[Any, ...]]:
-    """The running combination along the axis, one slice after the other."""
     total = _slices(self, arrays, axis, 0)
     yield total
     for index in range(1, arrays[0].handle.data.shape[axis]):
@@ -47,7 +44,7 @@ def reduce_by_slices(self: Any, arrays: Any) -> list[Any]:
 
 
 def patch_tensor(*arguments: Any) -> None:
-    """Lets a tensor of one element be a number: NumPy 2.4 refuses what Triton before 3.7 asks of it."""
+    """NumPy 2.4 refuses one-element tensors from Triton before 3.7 as numbers."""
     OWN_PATCH(*arguments)
     tensor = arguments[0]
     tensor.__index__ = lambda self: int(self.handle.data.item())
@@ -59,7 +56,7 @@ OWN_PATCH = interpreter._patch_lang_tensor
 
 @contextmanager
 def interpreter_of(slices: bool) -> Iterator[None]:
-    """Scans and reductions slice by slice, or scalar by scalar as the interpreter has them."""
+    """Runs scans and reductions by slices, or by scalars as Triton does."""
     scan, reduction = interpreter.ScanOps, interpreter.ReduceOps
     own = scan.generic_scan, reduction.generic_reduce
     if slices:
@@ -73,13 +70,11 @@ def interpreter_of(slices: bool) -> Iterator[None]:
 
 
 def require_interpreter() -> None:
-    """Ends a program that was started without the interpreter."""
     if not isinstance(linear.scan_kernel, interpreter.InterpretedFunction):
         raise SystemExit("run this program with TRITON_INTERPRET=1")
 
 
 def check_interpreter(_: Case, failures: Failures) -> None:
-    """Scans and reductions slice by slice give what the interpreter's own, one scalar at a time, give."""
     for case in ({"reset": 0.3, "time": 8, "channels": 1, "batch": 1}, {"time": 8, "channels": 1, "batch": 1}):
         inputs = draw(case, torch.Generator().manual_seed(1))
         scan = ScanInputs(**inputs, delta_softplus=True)
@@ -98,7 +93,6 @@ GROUPS["interpreter"] = (check_interpreter, [{}])
 
 
 def main(group: str) -> int:
-    """Runs a group, prints what failed and how many cases ran; 1 if any failed."""
     require_interpreter()
     torch.use_deterministic_algorithms(True)
     torch.set_num_threads(1)
