@@ -1,5 +1,3 @@
-"""Laws of averaged weights: what they are, who acts with them, and that learning is none the wiser."""
-
 from pathlib import Path
 
 import pytest
@@ -19,7 +17,7 @@ pytestmark = pytest.mark.usefixtures("same_threads")
 
 
 def learned(average: int, updates: int) -> tuple[Learner, list[torch.Tensor]]:
-    """A learner, and all its parameters in one row after each update."""
+    """The learner, and its flattened parameters after each update."""
     torch.manual_seed(0)
     model = small_model()
     learner, batch, rows = Learner(model, LearnerConfig(ema=average, objective=SHORT)), random_batch(model), []
@@ -37,7 +35,7 @@ def averaged(learner: Learner) -> torch.Tensor:
 def test_the_average_weighs_updates_less_the_older_they_are() -> None:
     updates = 60
     learner, rows = learned(SPAN, updates)
-    # From update 40 on, when SPAN updates are a tenth of all, each has the share 1 / SPAN of what the newer ones leave.
+    # From update 40 on, SPAN is at most a tenth of the updates and the decay is constant.
     expected, left = torch.zeros_like(rows[0]), 1.0
     for row in reversed(rows[40:]):
         expected, left = expected + left / SPAN * row, left * (1 - 1 / SPAN)

@@ -1,5 +1,3 @@
-"""Memory as a list of blocks: configurations as JSON, the command line's kinds, blocks of the user's own."""
-
 import dataclasses
 import json
 from typing import Any, get_args
@@ -22,8 +20,6 @@ HERE = "test_blocks"
 
 
 class Leaky(nn.Module):
-    """An exponential moving average of its inputs."""
-
     def __init__(self, width: int, keep: float = 0.9, extra: int = 0) -> None:
         super().__init__()
         self.width, self.keep, self.extra = width, keep, extra
@@ -53,8 +49,6 @@ class Stateless(Leaky):
 
 
 class Broken(Leaky):
-    """It cannot begin."""
-
     def init_state(self, batch_size: int) -> dict[str, torch.Tensor]:
         raise ArithmeticError("no state")
 

@@ -1,4 +1,4 @@
-"""Laws of the two environments that hide things, and of the measures of what a model knows about them."""
+"""The two partially observed environments and their measures."""
 
 import dataclasses
 import importlib
@@ -86,7 +86,7 @@ def test_without_minigrid_the_name_says_what_to_install(monkeypatch: pytest.Monk
 
 
 def test_where_the_cue_is_shown_the_view_holds_it(measures: dict[str, ModuleType]) -> None:
-    """The two halls' ends hold a key and a ball too: those are told from the cue by their place."""
+    """A key and a ball in the far rooms are distinguished from the cue by position."""
     trajectories = measures["cue"].random_trajectories(CUE, 20, seed=0)
     assert {trajectory.kind for trajectory in trajectories} == {minigrid.KEY, minigrid.BALL}
     shown = 0
@@ -107,12 +107,11 @@ def test_the_cue_reappears_only_after_it_was_out_of_view(measures: dict[str, Mod
 
 
 def knowing(trajectory: Any) -> np.ndarray:
-    """Every cell of the next view, as it will be."""
     return np.moveaxis(np.eye(16)[trajectory.views[1:, ..., 0]], -1, 1)
 
 
 def mistaken(trajectory: Any) -> np.ndarray:
-    """Key and ball the other way round."""
+    """Key and ball swapped."""
     swapped = list(range(16))
     swapped[minigrid.KEY], swapped[minigrid.BALL] = minigrid.BALL, minigrid.KEY
     return knowing(trajectory)[:, swapped]
@@ -139,7 +138,7 @@ def test_who_knows_the_cue_is_always_right_and_who_guesses_half_of_the_time(meas
 
 
 def test_a_model_is_asked_about_a_view_before_it_sees_it(measures: dict[str, ModuleType]) -> None:
-    """Views from a step on change nothing of what was predicted up to that step, the action before it does."""
+    """Predictions depend on earlier actions, not on later views."""
     cue = measures["cue"]
     predict = cue.of_model(random_model(CUE))
     trajectory = max(cue.random_trajectories(CUE, 3, seed=0), key=lambda trajectory: len(trajectory.actions))
@@ -234,7 +233,7 @@ def test_what_is_imagined_depends_on_the_frames_observed_and_the_actions_taken_a
     np.testing.assert_array_equal(before, moving.imagined(model, later, actions))
     later[:, moving.OBSERVED - 1] = 0
     assert (before != moving.imagined(model, later, actions)).any()
-    # The action at a frame is what the next frame follows from.
+    # The action at a frame affects the next frame.
     for step in (0, 5):
         others = actions.copy()
         others[:, moving.OBSERVED - 1 + step] = 2 - others[:, moving.OBSERVED - 1 + step]
@@ -269,7 +268,7 @@ def test_runs_of_both_tasks_merge_into_tables_and_a_chart(
         assert str(tmp_path) not in json.dumps(entry)
     assert "accuracy of key or ball" in said and "persistence baseline" in said and "at least 95%, aim 99%" in said
     assert target.with_suffix(".png").exists()
-    monkeypatch.setattr(script, "execute", None)  # what is there is not made again
+    monkeypatch.setattr(script, "execute", None)  # finished runs are reused
     listed = dict(reversed(line.split(maxsplit=1)) for line in run("--list").splitlines())
     assert {key for key, there in listed.items() if there == "there"} == {"ball/scan/0", "cue/scan/0"}
     assert {"ball/ConvLSTM/0", "cue/none/0", "cue/scan (latent sampled)/0"} <= listed.keys()
@@ -306,11 +305,11 @@ def test_some_environments_go_on_acting_at_random_and_the_others_follow_the_poli
     for _ in range(hidden_ball.LENGTH + 60):
         trainer.iterate()
         encoded = trainer.collector.state["action"].argmax(-1).numpy()
-        np.testing.assert_array_equal(encoded, done[-1])  # memory goes on from what was done
-    # Replay holds nothing before an episode has ended: until then all of them are prefilling.
+        np.testing.assert_array_equal(encoded, done[-1])  # memory reads the executed action
+    # Until an episode ends, all environments prefill.
     before, after = (np.array(part) for part in (done[: hidden_ball.LENGTH], done[hidden_ball.LENGTH :]))
     assert all(set(column) == {0, 1, 2} for column in (*after[:, :2].T, before.ravel()))
-    assert (after[:, 2:] == hidden_ball.RIGHT).mean() > 0.9  # a policy keeps a small share of every action
+    assert (after[:, 2:] == hidden_ball.RIGHT).mean() > 0.9  # the policy's unimix
 
 
 @pytest.mark.parametrize("count", [-1, 6])
@@ -324,7 +323,7 @@ def test_a_grid_has_the_classes_that_its_space_has() -> None:
         return ObservationSpec.from_space(registry.make(name).observation_space).modalities["observation"].sizes
 
     assert sizes(BALL) == (3,)
-    assert sizes(CUE) == (16, 16, 16)  # MiniGrid says 255
+    assert sizes(CUE) == (16, 16, 16)  # MiniGrid declares 255
 
 
 def test_presets_are_what_the_command_line_starts_from() -> None:
@@ -332,4 +331,4 @@ def test_presets_are_what_the_command_line_starts_from() -> None:
         config, _, _ = train_options(["--env", env, "--preset", name])
         assert config.random_envs == config.num_envs
         episode = 5 * 9**2 if env == CUE else hidden_ball.LENGTH
-        assert config.replay.window > episode  # whole, with the last view
+        assert config.replay.window > episode  # an episode with its last view

@@ -1,5 +1,3 @@
-"""Open-loop prediction: what it may depend on, how far off it is, and the pictures that are made of it."""
-
 import dataclasses
 import itertools
 import json
@@ -31,8 +29,6 @@ pytestmark = pytest.mark.usefixtures("same_threads")
 
 
 class Replayed(Policy):
-    """Does what it is told."""
-
     def __init__(self, actions: torch.Tensor) -> None:
         self.actions = list(actions.unbind(1))
 
@@ -70,7 +66,7 @@ def test_what_is_imagined_depends_on_the_context_and_the_actions_alone() -> None
         assert torch.equal(after.reconstructed[name][:, :CONTEXT], before.reconstructed[name][:, :CONTEXT])
     assert torch.equal(after.predicted_rewards, before.predicted_rewards)
     assert torch.equal(after.predicted_ends, before.predicted_ends)
-    # What it was shown, and what is done, matter.
+    # The last context frame and the actions matter.
     batch.observations["place"][:, CONTEXT - 1] += 1
     seen = open_loop(model, batch, CONTEXT).predicted_rewards
     assert torch.equal(seen[:, : CONTEXT - 1], after.predicted_rewards[:, : CONTEXT - 1])
@@ -117,7 +113,7 @@ def test_only_the_episode_that_a_row_begins_with_counts() -> None:
     batch = whole_episodes(model)
     batch.is_first[0, 8] = True
     batch.valid[1, 11:] = False
-    batch.is_first[2, 0] = False  # it goes on from a state
+    batch.is_first[2, 0] = False  # continues from a state
     batch.state = {name: torch.rand_like(value) for name, value in model.init_state(3).items()}
     loop = open_loop(model, batch, CONTEXT)
     assert loop.valid.sum(1).tolist() == [8, 11, 14]
@@ -142,7 +138,7 @@ def test_errors_are_what_their_units_say() -> None:
     predicted["card"][1, 0] = 2
     predicted["place"][1] = torch.tensor([np.e - 1, 0])
     predicted["pixels"][1, :8] = 255
-    predicted["cells"][1, 0, 0, :] = 1  # one cell, both channels
+    predicted["cells"][1, 0, 0, :] = 1  # one cell, two channels
     predicted["cells"][1, 2, 1, 1] = 1
     expected = {"card": 1 / 2, "place": 0.5**0.5, "pixels": 0.5**0.5, "cells": 2 / 25}
     for name, value in expected.items():
@@ -170,7 +166,7 @@ def test_minigrid_is_drawn_as_the_environment_draws_itself() -> None:
     assert compared > 10
     names = [name for _, name in drawn.legend([view])]
     assert set(names) >= {"unseen", "wall", "empty"} and any(name.endswith((" key", " ball")) for name in names)
-    # What differs from what was seen has a frame, and so has what MiniGrid does not know.
+    # Wrong cells have a frame.
     other = view.copy()
     other[2, 5] = 14, 3, 9
     marked = drawn.render(other, view)
@@ -207,7 +203,6 @@ SMALL = ("--replay.batch-size", "2", "--replay.burn-in", "4", "--model.perceptio
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Runs of a few steps: pixels, grids beside a class, numbers, a class."""
     folder = tmp_path_factory.mktemp("runs")
     names = {"pixels": CATCH, "grid": "MiniGrid-MemoryS9-v0", "numbers": "CartPole-v1", "class": ECHO}
     for name, env in names.items():
@@ -232,7 +227,7 @@ def test_a_run_is_drawn_as_a_picture_and_as_a_film(
     assert all((a != b).any() for a, b in itertools.pairwise(film))
     assert {len(values) for values in episode["errors"].values()} == {6}
     assert picture.shape[1] == 1500 and picture.std() > 10
-    if name == "pixels":  # the ball as it is, wherever it was seen
+    if name == "pixels":  # the observed ball
         ball = (picture[..., :3] == (255, 200, 40)).all(-1)
         assert ball.sum() > 9 * 50
     if name == "grid":

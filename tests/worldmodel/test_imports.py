@@ -1,4 +1,4 @@
-"""What imports what: the arrows between rooms, what ``import worldmodel`` loads, and the paths of earlier releases."""
+"""Allowed imports and old import paths."""
 
 import ast
 import importlib
@@ -18,7 +18,7 @@ from worldmodel.runs.migration import upgrade_config
 PYTHON = Path(__file__).parents[2] / "python"
 KERNELS = Path(__file__).parents[2] / "wmkernels"
 
-# The rooms that each may import, besides itself. Files of the package's top level are above all but what they name.
+# Allowed imports. Top-level modules may import all packages, unless listed.
 BELOW = {
     "runs": set(),
     "data": {"runs"},
@@ -34,7 +34,7 @@ BELOW = {
 
 
 def imported(file: Path) -> Iterator[str]:
-    """Dotted names of what a file imports, inside functions and under TYPE_CHECKING as well."""
+    """Includes imports in functions and under TYPE_CHECKING."""
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)

@@ -1,5 +1,3 @@
-"""Laws of every latent: what sampling, mode, KL and entropy are to each other, and what memory reads."""
-
 import dataclasses
 
 import pytest
@@ -21,7 +19,7 @@ EVERY_LATENT = pytest.mark.parametrize("config", LATENTS.values(), ids=LATENTS)
 
 
 def distributions(config, count=2, rows=6):
-    """Random ones, with gradients to the outputs that they are made from."""
+    """Distributions and their parameters."""
     latent = config.build()
     outputs = [torch.randn(rows, 2, latent.outputs, dtype=torch.float64, requires_grad=True) for _ in range(count)]
     return latent, outputs, [latent.distribution(each) for each in outputs]
@@ -86,7 +84,6 @@ def test_unimix_keeps_every_class_and_is_a_distribution():
 
 @EVERY_LATENT
 def test_every_latent_goes_through_the_whole_world_model(config):
-    """Observing in parallel is observing step by step, imagination has the latent's shape, and learning changes all."""
     model = small_model(perception=dataclasses.replace(CONFIG.perception, latent=config))
     batch = random_batch(model)
     observed = model.observe(batch)

@@ -1,4 +1,4 @@
-"""Laws of the losses and of the learner, and small problems that each way of learning must solve."""
+"""Losses, the learner, and small problems for every learning method."""
 
 import copy
 import dataclasses
@@ -138,7 +138,7 @@ def test_rewards_of_any_size_are_learned_alike():
         units.append([values / scale for values in (agent.value(state), q, rewards)])
         assert actions.tolist() == [0, 1, 2] and q.shape == (3, 3) and rewards.shape == (3, 4)
     assert found[0] == pytest.approx(found[1], rel=1e-4)
-    for one, other in zip(*units, strict=True):  # an agent speaks in the environment's units
+    for one, other in zip(*units, strict=True):  # agents use the environment's units
         np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-5)
 
 
@@ -275,7 +275,7 @@ def test_losses_move_nothing_but_the_random_generator_and_held_out_losses_not_ev
     )
     learner, batch = learner_of(model), random_batch(model)
     learner.update(batch)
-    batch.rewards *= 1e3  # would move every statistic
+    batch.rewards *= 1e3  # would change every statistic
     before = copy.deepcopy((model.state_dict(), learner.state_dict()))
     gradients = [None if p.grad is None else p.grad.clone() for p in model.parameters()]
     random = torch.get_rng_state()
@@ -314,7 +314,7 @@ def test_an_unknown_reward_is_never_read(gradient, done):
     assert found[0][0] == found[1][0] == found[2][0]
     for other in found[1:]:
         torch.testing.assert_close(other[1:], found[0][1:], rtol=0, atol=0)
-    # The reward's loss is the mean over the known ones.
+    # Unknown rewards have no loss.
     observed = model.observe(batch)
     _, parts = model_loss(model, batch, observed, ObjectiveConfig())
     predicted = model.predict(observed, batch).reward.squeeze(-1)
@@ -354,7 +354,7 @@ def test_targets_that_are_not_finite_reach_no_buffer():
 
 
 class Doubled(Reduction):
-    """As if another process had the same batch: every statistic comes twice."""
+    """Simulates a second process with the same batch."""
 
     def __init__(self):
         self.gradients = []
@@ -384,7 +384,7 @@ def test_statistics_and_gradients_pass_through_the_reduction():
     for group in ("model", "value", "policy"):
         assert both[f"gradient/{group}"] == pytest.approx(alone[f"gradient/{group}"] / 2, rel=1e-5)
     assert len(doubled.gradients) == 3
-    # The same values twice have the same mean, range and percentiles, and twice the number.
+    # Duplicated values keep mean, range and percentiles, and double the count.
     for name, value in buffers.items():
         if name.endswith("count"):
             assert twice[name] == 2 * value > 0, name
@@ -416,7 +416,7 @@ def coin_flips(model, batch=8, time=32):
 
 
 def test_a_latent_keeps_what_is_random():
-    """Coin flips cannot be foreseen; a divergence that costs perception anything makes it stop seeing them."""
+    """Without free nats, a KL loss on the posterior makes it ignore unpredictable coin flips."""
     kept = {}
     for name, objective in (("ours", {}), ("all costs", {"representation": 1.0, "free_nats": 0.0})):
         torch.manual_seed(0)
@@ -441,7 +441,6 @@ def test_a_latent_keeps_what_is_random():
 
 @EVERY_WAY
 def test_every_way_of_deciding_learns_to_answer_what_is_seen(gradient, done):
-    """Reward for naming the card, or for pointing to the place, learned from random actions alone."""
     torch.manual_seed(0)
     box = done is not None
     model = small_model(

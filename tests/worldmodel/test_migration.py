@@ -1,4 +1,4 @@
-"""Runs of the release before load, act and train on as they did there; ``data/README.md`` says how they were made."""
+"""Runs of the previous release work; ``data/README.md`` describes them."""
 
 import json
 import re
@@ -99,7 +99,7 @@ def test_a_run_with_stored_states_resumes_trains_on_and_is_saved_in_todays_forma
     assert np.isfinite([run.metrics[-1][f"loss/{part}"] for part in ("model", "value", "policy")]).all()
     for path in run.checkpoints[-1].iterdir():
         assert storage.load_versioned(path)[1] == storage.VERSION
-    # What was collected before is still there, and the run goes on from the new checkpoint, too.
+    # Replay keeps its data.
     rewards = old["chunks"]["rewards"]
     assert len(rewards) > 100 and run.load("replay")["added"] == old["added"] + 40
     assert main(["train", "--resume", str(folder), "--steps", str(known["steps"] + 60)]) == 0
@@ -117,7 +117,7 @@ def test_an_option_of_an_earlier_release_names_the_one_of_today(capsys: pytest.C
     with pytest.raises(SystemExit):
         main(["train", "--help"])
     today = re.findall(r"--[\w.-]+", capsys.readouterr().out)
-    for old in (field for field in FIELDS if field.startswith("train.")):  # the others are of the environment's spaces
+    for old in (field for field in FIELDS if field.startswith("train.")):  # others depend on the spaces
         option = "--" + old.removeprefix("train.").replace("_", "-")
         with pytest.raises(ConfigurationError, match=f"{option} is an option of an earlier release: use --") as refused:
             train_options(["--env", "CartPole-v1", option, "1"])

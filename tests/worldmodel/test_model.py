@@ -1,4 +1,4 @@
-"""Laws of the world model as a whole: parallel equals step by step, the time convention, gradients through the loop."""
+"""Parallel equals stepwise; the time convention; gradients through time."""
 
 import doctest
 import io
@@ -28,7 +28,7 @@ def assert_same(actual, expected):
 
 
 def weighed(features):
-    """A sum under random weights: a layer norm's plain sum never changes."""
+    """Random weights: a layer norm's plain sum is constant."""
     return (features * torch.randn_like(features)).sum()
 
 
@@ -41,7 +41,7 @@ def random_state(model, batch):
 def test_all_steps_at_once_are_the_steps_one_by_one(memory):
     model = small_model(memory=MEMORIES[memory])
     batch = random_batch(model)
-    batch.is_first[1, 0] = False  # this row goes on from a state
+    batch.is_first[1, 0] = False  # continues from a state
     state = random_state(model, 3)
     observed = model.observe(batch, state)
     features, last = step_by_step(model, batch, state)
@@ -110,7 +110,7 @@ def test_a_saved_state_goes_on_as_if_nothing_had_happened(memory):
 
 
 def test_forgetting_is_what_tells_the_memories_apart():
-    """What was seen 8 steps before is in a scan, a ConvLSTM and a GRU; four steps of convolution have lost it."""
+    """Four steps of convolution forget 8 steps; the others do not."""
     reached = {}
     for name, memory in MEMORIES.items():
         model = small_model(memory=memory)
@@ -131,7 +131,6 @@ def test_forgetting_is_what_tells_the_memories_apart():
 
 
 def changed(batch, t, name):
-    """The same batch with another observation or action at step ``t``."""
     other = batch.map(torch.clone)
     if name == "action":
         other.actions[:, t] = (other.actions[:, t] + 1) % 3
@@ -202,7 +201,6 @@ def test_a_discrete_observation_given_as_one_hot_is_the_same_and_has_a_gradient(
 
 @EVERY_MEMORY
 def test_imagining_what_was_seen_is_observing_it(memory):
-    """Latents fed to imagination one by one give the states that observing gives: one memory serves both."""
     model = small_model(memory=MEMORIES[memory])
     batch = random_batch(model, resets=False)
     observed = model.observe(batch, cuts=[4])
@@ -215,7 +213,7 @@ def test_imagining_what_was_seen_is_observing_it(memory):
             return next(taken)
 
     latent_space = model.perception.latent
-    latent_space.unimix = lambda latent: latent  # the posterior is mixed already
+    latent_space.unimix = lambda latent: latent  # already applied
     imagined = model.imagine(observed.cut_states, lambda _: Recorded(), 10, encoded[:, 3], lambda _: next(seen))
     del latent_space.unimix
     assert_same(imagined.features, observed.features[:, 3:])

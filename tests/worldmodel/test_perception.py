@@ -1,5 +1,3 @@
-"""Laws of perception: what is kept of vectors, whatever their scale, and what memory reads of a latent."""
-
 import dataclasses
 
 import pytest
@@ -46,14 +44,13 @@ def test_a_number_that_never_changes_is_not_blown_up():
 
 
 def test_the_size_of_a_number_is_seen():
-    """Not its sign alone, which is all that is left of a single number behind a layer norm."""
+    """A layer norm of one number keeps only its sign."""
     model = small_model(seen=spaces.Box(-9, 9, (1,)))
     posterior = model.perception({"observation": torch.tensor([[0.1], [1.0], [5.0]])})
     assert (posterior[:-1] - posterior[1:]).abs().amax((1, 2)).min() > 0.01
 
 
 def test_a_small_number_is_kept_as_well_as_a_large_one():
-    """An angle of hundredths beside a speed of tens."""
     torch.manual_seed(0)
     model = small_model(
         seen=spaces.Box(-100, 100, (2,)),
@@ -76,7 +73,7 @@ def test_a_small_number_is_kept_as_well_as_a_large_one():
         said = model.perception.reconstruct(model.observe(seen).latent)["observation"]
     (codec,) = model.perception.codecs
     lost = [codec.standardised(numbers.flatten(0, 1)) for numbers in (said, seen.observations["observation"])]
-    assert (lost[0] - lost[1]).square().mean(0).max() < 0.05  # of a variance of one
+    assert (lost[0] - lost[1]).square().mean(0).max() < 0.05  # the variance is one
 
 
 def test_padding_changes_no_running_scale():
@@ -106,7 +103,6 @@ def test_a_latent_that_is_not_sampled_is_its_probabilities_and_its_future_is_one
 
 @EVERY_LATENT
 def test_memory_reads_an_imagined_latent_as_it_reads_an_observed_one(stochastic):
-    """An imagined latent that is as certain as an observed one leads to the same state."""
     latent = CategoricalConfig(variables=3, classes=4, stochastic=stochastic).build()
     logits = torch.randn(5, 3, 4, dtype=torch.float64)
     sample = certain = torch.nn.functional.one_hot(logits.argmax(-1), 4).double()

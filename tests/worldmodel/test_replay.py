@@ -1,4 +1,4 @@
-"""Laws of collection and replay: what happened comes out, once per epoch, and nothing else does."""
+"""Each transition is sampled once per epoch."""
 
 import collections
 import itertools
@@ -39,14 +39,14 @@ MAKERS = {"single": single, **{mode.value: vector(mode) for mode in AutoresetMod
 
 
 class Recorder:
-    """Collects with random actions, and keeps a plain list of the transitions that happened."""
+    """Random actions, with a list of the transitions."""
 
     def __init__(self, episodes: VectorEnvironment | GymnasiumVectorEnvironment, config: ReplayConfig) -> None:
         self.episodes = episodes
         self.replay = Replay(episodes.observation_spec, episodes.action_spec, episodes.num_envs, config, STATE)
         self.random = np.random.default_rng(1)
         self.happened: list[list[Transition]] = [[] for _ in range(episodes.num_envs)]
-        self.ended: list[Transition] = []  # of episodes that are over
+        self.ended: list[Transition] = []  # of finished episodes
         self.version = 0
 
     def step(self) -> None:
@@ -56,7 +56,7 @@ class Recorder:
         self.replay.begin(begun, {name: array[begun] for name, array in seen.items()})
         actions = episodes.action_spec.sample(self.random, episodes.num_envs)
         now = seen["observation"]
-        # A state that says where it was taken: in front of which step of which episode.
+        # The state identifies its episode and step.
         states = {"memory.h": torch.from_numpy(now[:, :3].astype(np.float32))}
         got = episodes.step(actions)
         self.replay.add(
@@ -75,7 +75,7 @@ class Recorder:
 
 
 def transitions(batch: Batch) -> list[Transition]:
-    """What is to be learned from a batch: its transitions outside burn-in, each with the observation after it."""
+    """Transitions outside burn-in."""
     found = []
     for row, time in zip(*np.nonzero((batch.losses_at & ~batch.is_last).numpy()), strict=True):
         now, following = (batch.observations["observation"][row, t].numpy() for t in (time, time + 1))
@@ -99,9 +99,9 @@ def test_every_transition_comes_out_once_per_epoch(maker: str, window: int, burn
     expected = set(recorder.ended)
     assert expected <= set(out)
     still_running = {transition for row in recorder.happened for transition in row}
-    assert set(out) - expected <= still_running  # windows of episodes that have not ended
+    assert set(out) - expected <= still_running  # of unfinished episodes
     assert len(out) == replay.transitions
-    # Three epochs are complete, and a fourth has begun.
+    # Three epochs are complete, a fourth has started.
     assert set(out.values()) <= {3, 4}
 
 
@@ -128,7 +128,7 @@ def test_nothing_is_lost_or_doubled_whatever_the_order_of_adding_and_sampling(da
             assert max(out.values()) <= replay.epochs + 1
     if not len(replay):
         return
-    # What is left of this epoch, and one epoch more, brings everything out.
+    # The rest of this epoch and one more cover all.
     start = replay.epochs
     fresh: collections.Counter[Transition] = collections.Counter()
     while replay.epochs < start + 3:
@@ -152,7 +152,7 @@ def test_episodes_keep_their_last_observation_and_begin_with_a_reset(maker: str)
         last = batch.valid & batch.is_last
         for row, time in last.nonzero().tolist():
             before = seen[row, time - 1]
-            # The same episode, one step on, after the action that replay holds.
+            # The same episode, one step later.
             assert seen[row, time, 0] == before[0] and seen[row, time, 1] == before[1] + 1
             assert seen[row, time, 3] == batch.actions[row, time - 1]
             cut = int(before[0]) % 3 == 0
@@ -179,7 +179,7 @@ def test_only_windows_of_long_episodes_use_stored_states_each_the_one_of_its_fir
             continue
         assert not batch.loss_mask[inside, :3].any() and batch.loss_mask[inside, 3:].all()
         assert torch.equal(batch.state["memory.h"][inside], first[inside, :3])
-        assert not batch.state["memory.h"][~inside].any()  # the empty state
+        assert not batch.state["memory.h"][~inside].any()  # the initial state
         assert 0 < metrics["state_age"] <= metrics["state_age_max"] <= 200
         stored += 1
         mixed += bool((~inside).any())
@@ -307,7 +307,7 @@ def test_running_episodes_come_back_from_their_seeds_and_actions() -> None:
 
 
 class Forgetful(Numbered):
-    """Its seed does not decide what happens."""
+    """Ignores its seed."""
 
     made = itertools.count(7)
 
@@ -333,7 +333,7 @@ def test_gymnasiums_own_vector_environments_are_collected_from() -> None:
         got = episodes.step(np.zeros(2, np.int64))
         acted += len(got.rows)
         replay.add(got.rows, got.rows * 0, got.rewards, got.terminated, got.truncated, got.next_observations)
-    assert replay.added == acted < 240  # some steps only began an episode
+    assert replay.added == acted < 240  # some steps only reset
     batch, _ = replay.sample()
     starts = batch.observations["observation"][batch.is_first]
-    assert (starts.abs() <= 0.05).all()  # CartPole begins within that of zero
+    assert (starts.abs() <= 0.05).all()  # CartPole's initial range

@@ -1,4 +1,4 @@
-"""Going on with a run: exactly, or not without being told to; and reading a run runs nothing that is written in it."""
+"""Exact resumption; loading a run executes nothing stored in it."""
 
 import dataclasses
 import itertools
@@ -32,7 +32,7 @@ pytestmark = pytest.mark.usefixtures("same_threads")
 
 
 class Unseeded(worldmodel_environments.Echo):
-    """It goes on with one random generator, whatever the seed."""
+    """Ignores its seed."""
 
     def __init__(self) -> None:
         super().__init__(length=100)
@@ -49,7 +49,7 @@ class Unseeded(worldmodel_environments.Echo):
 
 
 class Easy(worldmodel_environments.Echo, gymnasium.utils.EzPickle):
-    """Its pickle makes another one instead of keeping where it is."""
+    """Its pickle loses the current state."""
 
     def __init__(self) -> None:
         worldmodel_environments.Echo.__init__(self)
@@ -86,7 +86,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def interrupted(settings: TrainConfig, folder: Path) -> tuple[Run, dict[str, torch.Tensor]]:
-    """A run that was saved in the middle of episodes, and the weights that it has 20 steps later."""
+    """A run saved within episodes; its weights 20 steps later."""
     run = Run.create(folder, {"train": {}, "spaces": {}})
     trainer = Trainer(settings)
     for _ in range(25):
@@ -98,7 +98,7 @@ def interrupted(settings: TrainConfig, folder: Path) -> tuple[Run, dict[str, tor
 
 
 def gone_on(settings: TrainConfig, run: Run, **how: bool) -> dict[str, torch.Tensor]:
-    torch.manual_seed(99)  # another process would start with another generator
+    torch.manual_seed(99)  # another process has another generator state
     trainer = Trainer(settings)
     trainer.load(run, **how)
     for _ in range(20):
@@ -128,7 +128,7 @@ def test_an_environment_that_does_not_repeat_itself_is_refused_however_little_of
         gone_on(settings, run)
     said = str(refused.value)
     assert "does not repeat itself" in said and f"--resume {run.folder} --new-episodes" in said
-    # The last observation alone would often have been the same: it is one of two.
+    # The last observation, one of two values, often agrees.
     saved = run.load("collector")["episodes"]
     agreed = set()
     for seed in range(100, 140):
@@ -184,7 +184,7 @@ def test_new_episodes_are_none_of_those_before() -> None:
 
 
 class Trap:
-    """Leaves a mark where it is unpickled."""
+    """Creates a folder when unpickled."""
 
     def __init__(self, mark: Path) -> None:
         self.mark = mark
@@ -199,7 +199,7 @@ def test_a_pickle_is_read_only_when_it_is_allowed_and_it_is_said(
     folder, mark = tmp_path / "run", tmp_path / "mark"
     pickling = ["--environment-state", "pickle", *FEW, *SMALL]
     assert main(["train", "--env", "wmtest/Unseeded-v0", "--run", str(folder), *pickling]) == 0
-    # Nothing but an archive of bytes and JSON: as long as nobody allows it, what is written there is not run.
+    # Bytes and JSON: the pickle in them needs permission.
     path = Run(folder).checkpoints[-1] / "collector.safetensors"
     saved = storage.load(path)
     saved["episodes"]["pickle"] = np.frombuffer(pickle.dumps(Trap(mark)), np.uint8)
@@ -220,7 +220,7 @@ def test_a_pickle_is_read_only_when_it_is_allowed_and_it_is_said(
     storage.save(Run(folder).checkpoints[-1] / "collector.safetensors", saved)
     with pytest.raises(Exception):  # noqa: B017
         train(config("Unseeded", steps=90), folder, resume=True, unpickle=True, quiet=True)
-    assert mark.exists()  # the trap works: it is the permission that kept it shut
+    assert mark.exists()  # the trap works
 
 
 def test_environments_that_cannot_be_pickled_are_refused_before_anything_begins(

@@ -1,5 +1,3 @@
-"""Learning from recorded episodes: what is added comes out as collected ones do, and a run needs no environment."""
-
 import dataclasses
 from pathlib import Path
 from typing import Any
@@ -27,7 +25,7 @@ pytestmark = pytest.mark.usefixtures("same_threads")
 
 
 def recorded(environment: Any, count: int, seed: int = 0) -> tuple[tuple[ObservationSpec, ActionSpec], list[Any]]:
-    """Specs, and whole episodes of random actions as arguments of ``add_episode``."""
+    """Specs, and random episodes as arguments of ``add_episode``."""
     specs = ObservationSpec.from_space(environment.observation_space), ActionSpec.from_space(environment.action_space)
     random, episodes = np.random.default_rng(seed), []
     for index in range(count):
@@ -134,7 +132,7 @@ def test_episodes_that_do_not_fit_are_refused() -> None:
 
 
 def test_a_run_learns_from_recorded_episodes_without_an_environment(tmp_path: Path) -> None:
-    """Echo: the best action repeats the observation of the step before, which takes memory, reward and policy."""
+    """The best action repeats the previous observation."""
     specs, episodes = recorded(Echo(), 60)
     replay = filled(specs, episodes, ReplayConfig(batch_size=8, window=24, burn_in=0))
     assert isinstance(replay, Source)
@@ -160,7 +158,7 @@ def test_a_run_learns_from_recorded_episodes_without_an_environment(tmp_path: Pa
             action, state = agent.act(observation, state)
             observation, reward, done, *_ = environment.step(action)
             correct, total = correct + reward, total + 1
-    assert correct / total > 0.8  # chance is 0.45: the first action of an episode brings nothing
+    assert correct / total > 0.8  # chance level is 0.45
 
 
 def test_a_run_from_a_source_resumes_as_if_it_had_not_been_interrupted(tmp_path: Path) -> None:

@@ -1,5 +1,3 @@
-"""Specs from gymnasium's spaces: what an observation becomes, and an action back."""
-
 import json
 import logging
 

@@ -1,4 +1,4 @@
-"""What is saved comes back as it was, whole or not at all, whatever happens while it is written or afterwards."""
+"""Data loads unchanged or not at all."""
 
 import json
 import math
@@ -93,11 +93,11 @@ def test_a_damaged_file_is_told_from_a_whole_one(tmp_path: Path, data: st.DataOb
     except storage.DamagedFile as error:
         assert str(path) in str(error) and "damaged" in str(error)
     else:
-        assert equal(found, state)  # what the change hit, such as padding, means nothing
+        assert equal(found, state)  # the change hit padding
 
 
 def rewritten(path: Path, **changes: str) -> None:
-    """Writes the file again with other metadata and the checksum of that."""
+    """Rewrites the metadata with a valid checksum."""
     with safetensors.safe_open(str(path), framework="pt") as file:
         metadata = {**file.metadata(), **changes}
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -143,7 +143,7 @@ def new_run(folder: Path) -> Run:
 
 
 class Killed(BaseException):
-    """Stands for the end of the process."""
+    """Simulates a kill."""
 
 
 @pytest.mark.parametrize("call", ["mkdir", "rename", "replace"])
@@ -168,10 +168,10 @@ def test_a_kill_while_saving_leaves_the_old_checkpoint(
         except Killed:
             expected = 1
         else:
-            expected = 2  # it needs that call less often
+            expected = 2  # fewer calls are needed
     again = Run(run.folder)
     assert again.load("b") == expected and again.load("a")["x"].sum() == 2 * (expected - 1)
-    # What was left half-written is in nobody's way.
+    # Partial files do not block later saves.
     again.save(30, {"a": {"x": torch.ones(2)}, "b": 3})
     assert Run(run.folder).load("b") == 3
     assert [path.name for path in (run.folder / "checkpoints").iterdir() if "partial" in path.name] == []

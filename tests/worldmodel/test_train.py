@@ -1,6 +1,3 @@
-"""Training from the outside: the command line, what a run leaves, and that an interrupted run goes on as if it had not
-been."""
-
 import dataclasses
 import json
 import os
@@ -53,7 +50,6 @@ def config(env: str = ECHO, **changes: Any) -> TrainConfig:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of a few updates, made by the command line."""
     folder = tmp_path_factory.mktemp("runs") / "echo"
     assert main(["train", "--env", ECHO, "--run", str(folder), "--steps", "120", *options()]) == 0
     return folder
@@ -108,13 +104,12 @@ def test_an_agent_remembers_in_the_state_that_it_returns(trained: Path, tmp_path
         assert action in (0, 1) and np.shape(action) == ()
         if index == 3:
             storage.save(tmp_path / "state.safetensors", state)
-    # Another agent goes on from the saved state as the first one did.
+    # Another agent continues.
     other, state = Agent.load(trained), storage.load(tmp_path / "state.safetensors")
     for observation, (expected, after) in zip(seen[4:], whole[4:], strict=True):
         action, state = other.act(observation, state)
         assert action == expected
         assert all(torch.equal(state[name], value) for name, value in after.items())
-    # A reset forgets.
     fresh, reset = agent.act(1)[1], agent.act(1, state, reset=True)[1]
     assert all(torch.equal(fresh[name], value) for name, value in reset.items())
     kept = agent.act(1, state)[1]
@@ -147,8 +142,6 @@ def weights(trainer: Trainer) -> dict[str, torch.Tensor]:
 
 
 class Both:
-    """Two replays that get the same."""
-
     def __init__(self, *replays: Replay) -> None:
         self.replays = replays
 
@@ -173,12 +166,12 @@ def test_windows_of_long_episodes_continue_the_episode_from_their_stored_state()
         collector.collect(random_rows=2 if step < 30 else 0)
 
     def features(replay: Replay, inside: bool) -> dict[tuple[float, float], torch.Tensor]:
-        """s_t by episode and step, of steps that carry a loss."""
+        """s_t by episode and step."""
         found = {}
         while replay.epochs < 2:
             batch, _ = replay.sample()
             seen = model.observe(batch).features
-            from_state = batch.is_first.cumsum(1) == 0  # no episode has begun in the row yet
+            from_state = batch.is_first.cumsum(1) == 0  # the row has no reset yet
             learned = batch.losses_at & ~batch.is_last & (from_state == inside)
             for row, time in learned.nonzero().tolist():
                 episode, step = batch.observations["observation"][row, time, :2].tolist()
@@ -187,7 +180,7 @@ def test_windows_of_long_episodes_continue_the_episode_from_their_stored_state()
 
     with torch.no_grad():
         expected, got = features(whole, inside=False), features(cut, inside=True)
-    both = got.keys() & expected.keys()  # the last episodes have windows before they have an end
+    both = got.keys() & expected.keys()  # unfinished episodes occur in one only
     assert len(both) > 10
     for key in both:
         torch.testing.assert_close(got[key], expected[key], rtol=1e-4, atol=1e-5)
@@ -210,7 +203,7 @@ def test_a_run_killed_anywhere_and_resumed_equals_the_uninterrupted_one(tmp_path
             if done % 7 == 0:
                 run.save(killed.steps, killed.state_dict())
                 saved = done
-        torch.manual_seed(99)  # another process would start with another generator
+        torch.manual_seed(99)  # another process has another generator state
         killed, done = Trainer(settings), saved
         if saved:
             killed.load(run)
@@ -371,14 +364,14 @@ def test_a_missing_package_is_named_with_what_to_install(
             arguments = ["--env", ECHO, "--steps", "30", "--run", str(tmp_path / package), *options()]
             assert main(["train", *arguments]) == 1
         assert re.search(f"the package '{package}' {words}", capsys.readouterr().err)
-        assert not (tmp_path / package).exists()  # it is said before anything has been done
-    # Without TensorBoard a run goes on, and says so.
+        assert not (tmp_path / package).exists()  # refused before any work
+    # TensorBoard is optional.
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "torch.utils.tensorboard", None)
         assert main(["train", "--env", ECHO, "--steps", "30", "--run", str(tmp_path / "run"), *options()]) == 0
     assert "metrics.jsonl alone is written" in capsys.readouterr().err
     assert Run(tmp_path / "run").metrics and not (tmp_path / "run" / "tensorboard").exists()
-    # Where it is missing from the start, too.
+    # gymnasium is missing from the start.
     program = "import sys; sys.modules['gymnasium'] = None; from worldmodel.__main__ import main; main(['train'])"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300)
     assert re.search(f"^the package 'gymnasium' {words}", done.stderr), done.stderr

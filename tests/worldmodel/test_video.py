@@ -1,4 +1,4 @@
-"""Videos of evaluations: what runs is not changed by being filmed, and everything that was seen is in them."""
+"""Filming does not change an evaluation."""
 
 import importlib.util
 from pathlib import Path
@@ -34,7 +34,7 @@ def test_filming_changes_no_return_and_shows_every_observation(run: Path, tmp_pa
     assert found == evaluate(agent, CATCH, 5, seed=3, num_envs=3)
     film = iio.imread(file, index=None)
     assert len(film) == sum(length + 1 for length in found.lengths[:2])
-    # The rendering is on the left, eleven times as large, and what the agent sees beside it.
+    # Left: the rendering, enlarged; right: the agent's observation.
     environment = make_rendered(CATCH)
     environment.reset(seed=3)
     expected = environment.render()
@@ -42,7 +42,7 @@ def test_filming_changes_no_return_and_shows_every_observation(run: Path, tmp_pa
     for left in (8, 8 + 256 + 8):
         middles = (np.arange(24) + 0.5) * 256 / 24
         shown = film[0][48 + middles.astype(int)][:, left + middles.astype(int)][..., :3].astype(int)
-        assert np.abs(shown - expected).max() <= 2  # the palette of a GIF
+        assert np.abs(shown - expected).max() <= 2  # GIF palette
     assert (film[0] != film[1]).any() and (film[0] != film[found.lengths[0] + 1]).any()
 
 
@@ -64,9 +64,7 @@ def test_the_option_names_a_file_or_the_run(
     assert not list(run.glob("evaluated.*"))
 
 
-@pytest.mark.filterwarnings(
-    "ignore::pytest.PytestUnraisableExceptionWarning"
-)  # imageio reads without closing its pipes
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # imageio leaves pipes open
 def test_an_mp4_is_written_where_ffmpeg_is_there(run: Path, tmp_path: Path) -> None:
     pytest.importorskip("imageio_ffmpeg")
     assert video_file(tmp_path / "a.mp4") == (tmp_path / "a.mp4", "")
@@ -76,7 +74,7 @@ def test_an_mp4_is_written_where_ffmpeg_is_there(run: Path, tmp_path: Path) -> N
 
 
 class Unseen(worldmodel_environments.Catch):
-    """It says that it can be rendered, and cannot."""
+    """Declares rendering but fails."""
 
     problem: Any = RuntimeError("no display")
 

@@ -1,4 +1,4 @@
-"""Open-loop prediction while training: it changes nothing, costs little, and says how far off the model is."""
+"""Open-loop prediction does not affect training."""
 
 import dataclasses
 import json
@@ -25,7 +25,6 @@ pytestmark = pytest.mark.usefixtures("same_threads")
 
 
 def test_a_run_is_the_same_however_often_it_is_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Steps, weights, optimiser, replay and random generators: all of the checkpoint but the clock."""
     monkeypatch.setattr(training, "OpenLoopCallback", Often)
     settings, _, _ = train_options(["--env", ECHO, "--steps", "120", *FEW, *SMALL])
     looks = []
@@ -46,8 +45,6 @@ def test_a_run_is_the_same_however_often_it_is_looked_at(tmp_path: Path, monkeyp
 
 
 class Often(OpenLoopCallback):
-    """Looks at every tenth opportunity, whatever it costs."""
-
     opportunities = 0
 
     def is_time(self, seconds: float) -> bool:
@@ -90,7 +87,7 @@ def test_the_figures_are_the_mean_errors_of_the_rows_that_are_long_enough() -> N
     assert metrics["open_loop/card@1"] == pytest.approx(float(errors["card"][:, 0].mean()))
     assert metrics["open_loop/place@2"] == pytest.approx(float(errors["place"][[0, 2], 1].mean()))
     assert metrics["open_loop/place@4"] == pytest.approx(float(errors["place"][0, 3]))
-    # The first imagined reward is that of the last action whose observation was given.
+    # Reward of the last observed frame's action.
     expected = (loop.predicted_rewards[:, CONTEXT - 1] - batch.rewards[:, CONTEXT - 1]).abs().mean()
     assert metrics["open_loop/reward@1"] == pytest.approx(float(expected))
 
