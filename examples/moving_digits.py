@@ -4,10 +4,9 @@
     python examples/moving_digits.py                       # writes moving_digits.png
     python examples/moving_digits.py --steps 2000          # longer, sharper
 
-Each sequence has two of scikit-learn's 8x8 digits at random positions and velocities, after Srivastava et al. 2015
-(arXiv 1502.04681). A model predicts every next frame; test digits are held out. Baselines: persistence, and the
-ConvLSTM that most projects copy, of the same size and trained equally. In the picture both models observe the context
-only; later frames follow from their own predictions.
+Each sequence has two 8x8 digits at random positions and velocities (Srivastava et al. 2015, arXiv 1502.04681); test
+digits are held out. Baselines: persistence, and a plain ConvLSTM of the same size and training. The picture shows
+open-loop predictions after the context.
 """
 
 import argparse
@@ -23,8 +22,8 @@ from torch import Tensor, nn
 
 import wmkernels
 
-SIZE, DIGIT, DIGITS = 20, 8, 2  # pixels per side of a frame and of a digit; digits per frame
-TEST_INTERVAL = 5  # every fifth image is held out
+SIZE, DIGIT, DIGITS = 20, 8, 2  # sides in pixels; digits per frame
+TEST_INTERVAL = 5  # every fifth image
 State = Any
 
 
@@ -38,14 +37,14 @@ def load_digits() -> tuple[Tensor, Tensor]:
 
 
 def moving(images: Tensor, count: int, time_steps: int, generator: torch.Generator) -> Tensor:
-    """Sequences (time, count, 1, SIZE, SIZE) of digits that keep their speed and bounce off the edges."""
+    """Sequences (time, count, 1, SIZE, SIZE) of bouncing digits."""
     room = SIZE - DIGIT
     which = torch.randint(len(images), (count, DIGITS), generator=generator)
     position = room * torch.rand((count, DIGITS, 2), generator=generator)
     velocity = 1.0 + 1.5 * torch.rand((count, DIGITS, 2), generator=generator)
     velocity *= torch.where(torch.rand((count, DIGITS, 2), generator=generator) < 0.5, -1.0, 1.0)
     steps = torch.arange(time_steps).view(-1, 1, 1, 1)
-    # Unfolded, the path of a bouncing digit is straight, with period 2 * room.
+    # The unfolded path is straight, with period 2 * room.
     unfolded = (position + velocity * steps) % (2 * room)
     corners = torch.where(unfolded > room, 2 * room - unfolded, unfolded).round().long()
     frames = torch.zeros(time_steps, count, 1, SIZE, SIZE)
@@ -59,7 +58,7 @@ def moving(images: Tensor, count: int, time_steps: int, generator: torch.Generat
 
 
 class PlainConvLSTM(nn.Module):
-    """The usual ConvLSTM: x and h concatenated, one convolution per step, gradients by autograd."""
+    """Concatenates x and h, with one convolution per step and gradients by autograd."""
 
     def __init__(self, input_size: int, hidden_size: int, kernel_size: int, num_layers: int):
         super().__init__()
@@ -94,23 +93,23 @@ class PlainConvLSTM(nn.Module):
 
 
 class Predictor(nn.Module):
-    """A memory, and a readout of each pixel from its hidden state."""
+    """A memory and a readout per pixel."""
 
     def __init__(self, memory: nn.Module, hidden_size: int):
         super().__init__()
         self.memory = memory
         self.readout = nn.Conv2d(hidden_size, 1, 1)
-        # Most pixels are dark, so training starts from dark frames.
+        # Starts dark, as most pixels are.
         nn.init.constant_(self.readout.bias, -3.0)
 
     def forward(self, frames: Tensor) -> Tensor:
-        """Logits of the frame after each of ``frames`` (time, batch, 1, height, width)."""
+        """Logits of the next frames; ``frames``: (time, batch, 1, height, width)."""
         hidden, _ = self.memory(frames)
         return self.readout(hidden.flatten(0, 1)).unflatten(0, frames.shape[:2])
 
     @torch.no_grad()
     def imagine(self, context: Tensor, count: int) -> Tensor:
-        """``count`` frames after the context, each predicted from the predictions before it."""
+        """``count`` open-loop frames after the context."""
         hidden, state = self.memory(context)
         frame = torch.sigmoid(self.readout(hidden[-1]))
         frames = [frame]
@@ -122,7 +121,7 @@ class Predictor(nn.Module):
 
 
 def train(model: Predictor, images: Tensor, options: argparse.Namespace) -> float:
-    """Trains on fresh sequences, the same for every model; returns the seconds without making them."""
+    """Trains on the same new sequences for every model; returns the seconds without data generation."""
     generator = torch.Generator().manual_seed(options.seed)
     optimiser = torch.optim.Adam(model.parameters(), lr=options.learning_rate)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, options.learning_rate, total_steps=options.steps)
@@ -144,7 +143,7 @@ def train(model: Predictor, images: Tensor, options: argparse.Namespace) -> floa
 
 @dataclass
 class Score:
-    """Mean squared error per pixel, of next frames and of frames imagined after the context."""
+    """Mean squared error per pixel, one step ahead and open-loop."""
 
     name: str
     next_frame: float
@@ -154,7 +153,7 @@ class Score:
 
 @torch.no_grad()
 def score(name: str, model: Predictor | None, frames: Tensor, context: int, seconds: float | None = None) -> Score:
-    """Score of a model, or of persistence if None, on the frames after the context."""
+    """Scores a model, or persistence if None, after the context."""
     target = frames[context:]
     if model is None:
         return Score(
@@ -169,7 +168,7 @@ def _error(predicted: Tensor, target: Tensor) -> float:
 
 
 def draw(path: Path, frames: Tensor, context: int, models: dict[str, Predictor]) -> None:
-    """One row of the true frames, and one of each model's imagination."""
+    """Writes the true frames and each model's predictions, one row each."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -193,7 +192,7 @@ def draw(path: Path, frames: Tensor, context: int, models: dict[str, Predictor])
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """The options of the command line."""
+    """Parses the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=400, help="of training, each on a new batch (400)")
     parser.add_argument("--batch", type=int, default=4, help="sequences per step (4)")
@@ -217,7 +216,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 
 
 def main(arguments: Sequence[str] | None = None) -> list[Score]:
-    """Trains both models, prints their errors and writes the picture."""
+    """Trains both models, prints errors and writes the picture."""
     options = parse_arguments(arguments)
     train_images, test_images = load_digits()
     frames = moving(test_images, 64, options.frames, torch.Generator().manual_seed(options.seed + 1))

@@ -1,5 +1,3 @@
-"""The benchmarks run, and the README shows what was measured and what works."""
-
 import json
 import re
 import subprocess

@@ -1,4 +1,4 @@
-"""The build compiles what changed and nothing else, decides by what works, and says why not."""
+"""The build compiles only what changed, and reports the reasons of its choices."""
 
 import json
 import os
@@ -56,7 +56,6 @@ def write_program(path: Path, script: str) -> Path:
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    """A project of the same layout, small enough to compile in a second."""
     root = tmp_path / "project"
     for folder in ("python", "cpu/dispatch", "cpu/op"):
         (root / "csrc" / folder).mkdir(parents=True)
@@ -75,7 +74,7 @@ def build(root: Path, **environ: str) -> Report:
 
 
 def compiled_since(root: Path, before: dict[Path, int]) -> set[str]:
-    """Names of the objects that are newer than `before`."""
+    """Objects newer than ``before``."""
     return {path.name for path, time in object_times(root).items() if before.get(path) != time}
 
 
@@ -216,7 +215,7 @@ def test_what_the_compiler_cannot_do_is_left_out_and_reported(project: Path, tmp
 
 @pytest.fixture
 def fake_cuda(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Decides about CUDA with an nvcc that works, or with one that fails, as the environment given says."""
+    """CUDA detection with a working or failing nvcc."""
     monkeypatch.setattr(cuda, "USUAL_PLACE", str(tmp_path / "nowhere"))
     works = write_program(tmp_path / "works/bin/nvcc", FAKE_NVCC.format(rest="exit 0"))
     write_program(tmp_path / "broken/bin/nvcc", FAKE_NVCC.format(rest='echo "error: unsupported host"; exit 1'))
@@ -307,9 +306,9 @@ def test_the_bindings_compile_without_a_warning() -> None:
 
 
 def escaping_symbols(listing: str, level: str) -> list[str]:
-    """Weak symbols of an object that another object's could replace, since nothing in their name says the level."""
+    """Weak symbols without the level in their name, which another level's object may replace."""
     weak = [line.split(maxsplit=2) for line in listing.splitlines() if re.match(r"[0-9a-f]+ [WVu] ", line)]
-    # DW.ref. marks a pointer of the compiler's to its run-time library, the same for every level
+    # compiler-generated, the same for every level
     return [name for _, _, name in weak if f"wmk::{level}::" not in name and not name.startswith("DW.ref.")]
 
 
@@ -345,7 +344,7 @@ def test_an_escaping_template_would_be_seen(tmp_path: Path) -> None:
 
 
 def described_kernels() -> dict[str, list[tuple[str, int]]]:
-    """From csrc/include: the members of each kernel's structure and their numbers of words, by the kernel's name."""
+    """Members and sizes in words of each kernel's structure in csrc/include."""
     words = {"INT": 1, "POINTER": 1, "VIEW": 5}
     structures: dict[str, list[tuple[str, int]]] = {}
     kernels = {}

@@ -1,5 +1,3 @@
-"""The demonstration runs in processes of its own."""
-
 import json
 import subprocess
 import sys
@@ -26,7 +24,7 @@ def test_the_cards_are_those_of_popgym() -> None:
     seen, rewards = [environment.reset(seed=0)[0]], []
     ended = False
     while not ended:
-        # The answer that the lag of the demonstration calls right.
+        # The correct action.
         right = seen[-1 - LAG] if len(seen) > LAG else 0
         observation, reward, ended, _, _ = environment.step(right)
         rewards.append(reward)
@@ -66,7 +64,7 @@ def test_the_demo_goes_on_in_another_process_as_one_process_would(
             else:
                 worker.main(arguments)
 
-    # One real process is enough to show that it needs no more than the files; all six take their time to start.
+    # One real process suffices as a check; six start slowly.
     monkeypatch.setattr(command, "_run_all", run_all)
     assert main(["demo", "memory", "--folder", str(tmp_path), "--steps", str(steps), "--seconds", "0.2"]) == 0
     assert (tmp_path / "memory.png").read_bytes()[:4] == b"\x89PNG"
@@ -80,14 +78,14 @@ def test_the_demo_goes_on_in_another_process_as_one_process_would(
         with torch.no_grad():
             q, _ = model(one_hot(cards), None, first_step(cards))
         right = (q.argmax(-1)[:, LAG:] == cards[:, :-LAG]).float()
-        # Nearly untrained, it often has two answers of almost the same worth.
+        # Nearly untrained, two values are often almost equal.
         assert right[:, DECK - LAG :].mean().item() == pytest.approx(result["accuracy_beyond"], abs=0.01)
         low, high, _ = result["accuracy_by_time"][0]
         assert (low, result["accuracy_by_time"][-1][1]) == (LAG, steps) and high > low
         sensitivity = torch.tensor(result["sensitivity"])
         assert sensitivity.shape == (DECK, DECK)
-        assert sensitivity.triu(1).abs().max() == 0  # nothing answers to what is yet to come
-    assert torch.tensor(found["memories"][-1]["sensitivity"]).tril(-1).abs().max() == 0  # no memory, no past
+        assert sensitivity.triu(1).abs().max() == 0  # causal
+    assert torch.tensor(found["memories"][-1]["sensitivity"]).tril(-1).abs().max() == 0  # no recurrence
 
 
 def test_a_process_of_the_demo_that_fails_is_told(tmp_path: Path) -> None:

@@ -1,5 +1,3 @@
-"""The documents name files, folders, modules and headings that exist."""
-
 import re
 from pathlib import Path
 
@@ -7,7 +5,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "emulator" / "README.md", *sorted(ROOT.glob("docs/*.md"))]
-MIGRATION = ROOT / "docs" / "migration.md"  # its tables' first column holds names of the release before
+MIGRATION = ROOT / "docs" / "migration.md"  # the first column of its tables holds old names
 SUFFIXES = (".py", ".md", ".sh", ".cpp", ".h", ".cu", ".cuh", ".json", ".toml", ".png", ".gif", ".svg")
 TOPS = ("benchmarks", "build_tools", "csrc", "docs", "emulator", "examples", "python", "scripts", "tests", "wmkernels")
 LINK = re.compile(r"\]\((?!https?:)([^)\s]*)\)")
@@ -31,7 +29,7 @@ def heading_anchors(page: Path) -> set[str]:
 
 
 def alternatives(path: str) -> list[str]:
-    """``a/{b,c}.py`` as ``a/b.py`` and ``a/c.py``."""
+    """Expands ``a/{b,c}.py`` to ``a/b.py`` and ``a/c.py``."""
     found = re.search(r"\{([^{}]*)\}", path)
     if not found:
         return [path]
@@ -46,13 +44,12 @@ def is_path(code: str) -> bool:
 
 
 def exists(path: str) -> bool:
-    """From the root of the tree or from a folder of it; ``<op>`` stands for any name."""
+    """In the root or one of its folders; ``<op>`` matches any name."""
     pattern = re.sub(r"<\w+>", "*", path).rstrip("/")
     return any(ROOT.glob(pattern)) or any(any((ROOT / top).glob(f"**/{pattern}")) for top in TOPS)
 
 
 def resolves(module: str) -> bool:
-    """A module of the tree, or a name in one."""
     parts = module.split(".")
     folder = ROOT if parts[0] == "wmkernels" else ROOT / "python"
     if any((folder / "/".join(parts)).with_suffix(suffix).exists() for suffix in ("", ".py")):

@@ -1,5 +1,3 @@
-"""The environment variables that choose a backend and an instruction set, each in a process of its own."""
-
 import os
 import subprocess
 import sys

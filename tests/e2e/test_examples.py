@@ -1,5 +1,3 @@
-"""The examples run, print what they promise, and refuse bad options."""
-
 import importlib.util
 import re
 import subprocess
@@ -62,7 +60,7 @@ def test_digits_keep_their_speed_and_stay_in_the_frame():
 
 
 def test_the_two_models_are_the_same_mathematics():
-    """With the same weights, so that a difference in the table is one of training."""
+    """Equal outputs for equal weights."""
     torch.manual_seed(0)
     plain = moving_digits.PlainConvLSTM(1, 4, 3, 2)
     ours = moving_digits.wmkernels.nn.ConvLSTM(1, 4, 3, 2)

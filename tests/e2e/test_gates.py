@@ -1,4 +1,4 @@
-"""What a run may leave out: only tests of a group whose code is that which passed."""
+"""Only tests with unchanged, passed sources may be skipped."""
 
 import sys
 from pathlib import Path
@@ -43,7 +43,7 @@ def test_a_group_is_closed_by_its_own_digest_alone(tmp_path: Path, monkeypatch: 
 
 def test_every_group_is_made_of_files_that_exist_and_has_a_canary(request: pytest.FixtureRequest) -> None:
     for group in gates.GATES:
-        gates.current(group)  # raises for a pattern that nothing matches
+        gates.current(group)  # raises for a pattern that matches no file
     collected = request.config.stash[laws.EVERY_TEST]
     groups = {item.get_closest_marker("gated").args[0] for item in collected if item.get_closest_marker("gated")}
     canaries = [item for item in collected if item.get_closest_marker("canary")]
@@ -84,7 +84,7 @@ def test_an_ordinary_run_leaves_out_what_is_unchanged_but_canaries_and_says_so(p
         assert run(*arguments, ci=ci).parseoutcomes() == {"passed": 3}
     (root / "kernel.cu").write_text("int b;")
     (tests / "emulator" / "test_it.py").write_text(TESTS.replace("pass  # last", "assert False"))
-    result = run("--all", "--record", "-n", "0")  # of a group that does not pass whole
+    result = run("--all", "--record", "-n", "0")  # the group has a failure
     assert result.parseoutcomes() == {"passed": 2, "failed": 1}
     assert "not recorded, for not all of it passed: kernels" in result.stdout.str()
     result = run("--all", "--record", "-k", "one")

@@ -1,4 +1,4 @@
-"""A run that is killed at random moments and gone on with ends as the run that was not, bit for bit."""
+"""A run killed at random moments and resumed is bit-identical to an uninterrupted run."""
 
 import json
 import os
@@ -23,8 +23,6 @@ OFTEN = ("--save-minutes", "0.004", "--open-loop-minutes", "0", "--learner.ema",
 
 
 class Processes:
-    """Starts commands one after the other through ``worldmodel_killed.py``."""
-
     def __init__(self, log: Path) -> None:
         self.log = log
         program = [sys.executable, str(Path(__file__).with_name("worldmodel_killed.py"))]
@@ -38,7 +36,7 @@ class Processes:
         return int(self.server.stdout.readline())
 
     def status(self) -> int:
-        """Waits for the last command: -9 if it was killed."""
+        """-9 if the command was killed."""
         assert self.server.stdin is not None and self.server.stdout is not None
         print(file=self.server.stdin, flush=True)
         return int(self.server.stdout.readline())
@@ -55,15 +53,14 @@ def processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Processes]:
 
 
 def saved_steps(folder: Path) -> int:
-    """Of the newest checkpoint."""
     names = [path.name for path in (folder / "checkpoints").glob("*") if path.name.isdigit()]
     return int(max(names, default="-1"))
 
 
 def killed(processes: Processes, folder: Path, arguments: list[str], going_on: list[str], seed: int) -> list[str]:
-    """Starts, kills and goes on until all kills are done; returns when each came."""
+    """Starts, kills and resumes repeatedly; returns the moments."""
     random, moments = np.random.default_rng(seed), []
-    # After so many saved steps, and then within the time that a few iterations or saving take.
+    # Saved steps before a kill; the delay covers a few iterations or a save.
     for steps in np.sort(random.integers(-1, int(0.75 * STEPS), KILLS)).tolist():
         delay = float(random.uniform(0, 0.12))
         begun = (folder / "config.json").exists()
@@ -73,7 +70,7 @@ def killed(processes: Processes, folder: Path, arguments: list[str], going_on: l
             if saved_steps(folder) == STEPS:
                 break
         time.sleep(delay)
-        os.kill(child, signal.SIGKILL)  # if it has ended, nothing happens: nobody has waited for it yet
+        os.kill(child, signal.SIGKILL)  # valid for an ended child, which is not reaped yet
         status = processes.status()
         moments.append(f"{delay:.3f} s after {steps} steps, {saved_steps(folder)} of them saved: {status}")
         assert status in (0, -signal.SIGKILL), (moments, processes.log.read_text())
@@ -94,7 +91,7 @@ def same(a: Any, b: Any) -> bool:
 def test_a_run_killed_five_times_ends_as_the_one_that_was_not(
     tmp_path: Path, processes: Processes, name: str, state: str
 ) -> None:
-    """Set WMKERNELS_KILL_SEED to the seed of a failure to have its moments again."""
+    """WMKERNELS_KILL_SEED repeats the kill times of a failure."""
     seed = int(os.environ.get("WMKERNELS_KILL_SEED") or int.from_bytes(os.urandom(4), "little"))
     env = ["--env", f"worldmodel_environments:wmtest/{name}-v0", "--steps", str(STEPS)]
     common = ["train", *env, *FEW, *OFTEN, *tiny_options(), "--environment-state", state, "--run"]
@@ -117,7 +114,7 @@ def test_a_run_killed_five_times_ends_as_the_one_that_was_not(
         assert same(straight.load(part), resumed.load(part)), f"{part} differs: {told}"
     ends = [run.load("trainer") for run in (straight, resumed)]
     assert same(*({key: value for key, value in end.items() if key != "seconds"} for end in ends)), told
-    # What the environments will do next, too.
+    # Determines the environments' next transitions.
     seen = [run.load("collector")["episodes"] for run in (straight, resumed)]
     assert all(
         same(seen[0][key], seen[1][key]) for key in ("begun", "seeds", "actions", "checksums", "observations")

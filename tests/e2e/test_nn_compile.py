@@ -1,4 +1,4 @@
-"""The modules of wmkernels.nn under torch.compile, whose first call in a process takes seconds to load."""
+"""Separate from the core tests: the first compilation per process is slow."""
 
 import torch
 from backends import on_every_target
@@ -10,7 +10,7 @@ SCANS = on_every_target("selective_scan")
 
 
 def check_compiled(module, inputs, bounds=None):
-    """Outputs, state and gradients in one graph, forward and backward."""
+    """Outputs, state and gradients in one graph."""
     reset = resets(*inputs.shape[:2], inputs.device)
     rows = len(inputs) if bounds is None else len(bounds) - 1
     state = {name: value.requires_grad_() for name, value in random_state(module, rows).items()}

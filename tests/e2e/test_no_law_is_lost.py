@@ -1,5 +1,3 @@
-"""What the tests hold the code to does not get less by accident: tests/laws.json lists it."""
-
 import json
 
 import laws
@@ -9,7 +7,7 @@ import pytest
 def test_no_law_is_lost(request: pytest.FixtureRequest) -> None:
     """Every law × op × backend, planted error and bad input of the list is collected.
 
-    A test that was renamed, or is no longer needed, leaves the list by ``python tests/laws.py --write``.
+    Remove renamed or obsolete tests from the list by ``python tests/laws.py --write``.
     """
     listed = json.loads(laws.LIST.read_text())
     config = request.config

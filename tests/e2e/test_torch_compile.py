@@ -1,4 +1,4 @@
-"""Calls of the ops that torch.compile needs many seconds for: through Inductor, and with shapes that stay symbols."""
+"""Slow tests: Inductor and symbolic shapes."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from conv_lstm_problems import small_conv_lstm
 from test_compile import GRAPHS, results
 from test_gradients import SMALL
 
-# PyTorch's own tracing of an autograd.Function.
+# From PyTorch's tracing.
 pytestmark = pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 
 

@@ -1,5 +1,3 @@
-"""The benchmark of the world model merges single runs into one file, and says what they reached and when."""
-
 import importlib
 import json
 import re
@@ -43,7 +41,7 @@ def test_single_runs_of_the_benchmark_merge_into_one_table(
     times = entry["milliseconds_per_update"]
     assert 0 < times["imagine"] < times["update"] and 0 < times["imagine_fraction"] < 1
     assert entry["curve"] and 0 < entry["cores_used"] < 8
-    # What is there is not made again; another run joins it.
+    # Finished runs are reused.
     monkeypatch.setattr(benchmark, "execute", lambda plan, folder: {**entry, "variant": plan.variant})
     run("--variants", "GRU,unrotated")
     result = json.loads(target.read_text())
@@ -153,7 +151,7 @@ def test_the_table_says_when_a_threshold_was_first_passed(benchmark: ModuleType)
     assert cells["minutes to threshold"] == "3.00" and cells["steps to threshold"] == "3,000"
     assert cells["seeds"] == "2 of 3"
     (line,) = report.target_lines(result)
-    assert line.startswith("CartPole-v1: 475.0 over 3 seeds, at least 475: missed")  # 474.97 is less
+    assert line.startswith("CartPole-v1: 475.0 over 3 seeds, at least 475: missed")  # 474.97, rounded
     assert "2 of 3 reached it within 5 minutes" in line
     runs["c"]["evaluation"]["mean"] = 475.1
     assert ": reached" in report.target_lines(result)[0]

@@ -1,7 +1,7 @@
-"""Starts ``worldmodel`` commands in processes of their own, at once: what takes seconds to import is imported once.
+"""Forks ``worldmodel`` commands, so that the slow import happens once.
 
-A line on standard input that is a JSON list of arguments starts a process, whose id is printed. An empty line waits for
-it and prints its exit status; before that the id is its own, even if it has ended.
+Standard input: a JSON list of arguments starts a process and prints its id; an empty line waits for it and prints its
+exit status. Until then the id stays valid.
 """
 
 import json
@@ -19,7 +19,7 @@ from worldmodel.__main__ import main
 
 
 def serve() -> None:
-    """Forks for each command. This process computes nothing, so it has no threads that a fork would lose."""
+    """This process computes nothing, so it has no threads that a fork would lose."""
     child = 0
     for line in sys.stdin:
         if not line.strip():
@@ -28,7 +28,7 @@ def serve() -> None:
         child = os.fork()
         if child == 0:
             status = 1
-            os.dup2(2, 1)  # what it says is no answer of this program
+            os.dup2(2, 1)  # reserved for ids and statuses
             try:
                 status = main(json.loads(line))
             except BaseException:

@@ -1,5 +1,4 @@
-// Heap tensors for the sanitizers: exactly the bytes of a view, NaN in every gap. The sanitizer catches accesses
-// outside, NaN reveals reads of gaps.
+// Heap tensors of exactly a view's bytes, with NaN in gaps: the sanitizer finds accesses outside, NaN reads of gaps.
 #pragma once
 
 #include <math.h>
@@ -20,7 +19,7 @@ inline int64_t one_of(Random& random, const std::vector<int64_t>& values) {
   return values[size_t(below(random, int64_t(values.size())))];
 }
 
-// Beside the dtypes of wmkernels.h.
+// Not in wmkernels.h.
 enum { kBytes = 100, kInt64 = 101 };
 
 inline int64_t item_size(int64_t kind) {
@@ -33,7 +32,7 @@ enum class Layout { contiguous, permuted, gaps, backwards, expanded };
 
 class Buffer {
  public:
-  // 0xFF bytes are NaN in every floating dtype.
+  // 0xFF bytes are NaN.
   Buffer(int64_t kind, std::vector<int64_t> shape, Layout layout, Random& random)
       : kind_(kind), shape_(std::move(shape)), strides_(shape_.size()) {
     std::vector<size_t> order(shape_.size());
@@ -73,7 +72,7 @@ class Buffer {
     return view;
   }
 
-  // In row-major order.
+  // Row-major.
   char* at(int64_t number) const {
     char* place = start_;
     for (size_t i = shape_.size(); i-- > 0;) {
@@ -104,7 +103,7 @@ class Buffer {
     if (kind_ == kBytes) return store<uint8_t>(place, uint8_t(value));
     if (kind_ == kInt64) return store<int64_t>(place, int64_t(value));
     if (kind_ == WMK_BFLOAT16) return store<uint16_t>(place, uint16_t(to_bits(float(value)) >> 16));
-    // Normal numbers of float16, cut to its eleven bits.
+    // float16, truncated, without subnormals.
     int exponent = 0;
     double fraction = frexp(fabs(value), &exponent);
     uint16_t bits = 0;
@@ -140,13 +139,13 @@ class Buffer {
   char* start_ = nullptr;
 };
 
-// Exactly this many bytes, 64-byte aligned, full of NaN.
+// Exact size, 64-byte aligned, full of NaN.
 class Workspace {
  public:
   explicit Workspace(int64_t bytes) {
     if (bytes > 0 && posix_memalign(&memory_, 64, size_t(bytes)) != 0) abort();
     if (memory_) memset(memory_, 0xFF, size_t(bytes));
-    // Never null, even for no scratch.
+    // Never null, even without scratch.
     if (!memory_ && posix_memalign(&memory_, 64, 64) != 0) abort();
   }
   Workspace(const Workspace&) = delete;
