@@ -48,7 +48,7 @@ def build(name: str, sources: Sequence[Path], flags: Sequence[str] = (), *, race
         name: of the program; a digest is appended.
         sources: ``.cu`` files that launch with CUDA_EMULATOR_LAUNCH.
         flags: for the compiler.
-        races: detect shared-memory races instead of sanitizing (``races.h``).
+        races: detect shared-memory races instead of sanitizing.
 
     Raises:
         BuildError: no compiler, or it failed.
@@ -63,7 +63,7 @@ def build(name: str, sources: Sequence[Path], flags: Sequence[str] = (), *, race
     if races:
         own.append(HERE / "races.cpp")
         command.append("-DCUDA_EMULATOR_RACES")
-        instrumentation = ("-fsanitize=thread",)  # compile only: races.cpp implements the hooks
+        instrumentation = ("-fsanitize=thread",)  # races.cpp implements the hooks
     jobs = [(command, source) for source in own] + [([*command, *instrumentation], source) for source in sources]
     CACHE.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
@@ -71,13 +71,13 @@ def build(name: str, sources: Sequence[Path], flags: Sequence[str] = (), *, race
     digest = hashlib.sha256("\0".join(path.name for path in objects).encode()).hexdigest()[:16]
     program = CACHE / f"{name}-{digest}"
     if not program.exists():
-        # -rdynamic: the server looks functions up by name
+        # the server looks functions up by name
         _run([*command, "-rdynamic", *map(str, objects), "-ldl"], program)
     return program
 
 
 def _compile(command: Sequence[str], version: str, source: Path) -> Path:
-    """Compiles a source; the object is named by a digest of its preprocessed text."""
+    """The object is named by a digest of the preprocessed text."""
     language = ["-x", "c++", str(source)]
     text = subprocess.run([*command, "-E", *language], capture_output=True, text=True)
     if text.returncode:
@@ -90,7 +90,7 @@ def _compile(command: Sequence[str], version: str, source: Path) -> Path:
 
 
 def _run(command: Sequence[str], target: Path) -> None:
-    """Compiles into a file that appears only when complete: other processes may wait for it."""
+    """The file appears only when complete: other processes may wait for it."""
     partial = target.with_name(f"{target.name}.{os.getpid()}")
     done = subprocess.run([*command, "-o", str(partial)], capture_output=True, text=True)
     if done.returncode:

@@ -1,7 +1,4 @@
-"""Calls functions of an emulated program with PyTorch tensors on the CPU.
-
-The program is a separate process, which an error ends and the next call restarts.
-"""
+"""Calls an emulated program, a separate process, with PyTorch tensors."""
 
 from __future__ import annotations
 
@@ -25,12 +22,12 @@ ENVIRONMENT = {
 
 
 class EmulatorError(RuntimeError):
-    """A kernel's error, with the emulator's or sanitizer's report."""
+    """The emulator's or sanitizer's report."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """A call's return value, and what ran."""
+    """A call's result."""
 
     value: int
     kernels: tuple[str, ...]

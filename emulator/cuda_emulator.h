@@ -1,4 +1,4 @@
-// CUDA C++ on a CPU, for tests: replaces nvcc's headers (README.md lists what device code must do).
+// CUDA C++ on a CPU, for tests: replaces nvcc's headers (README.md).
 //
 // Every thread is a fiber that runs until it waits, spins or ends; a seed selects the order. Shared memory has its
 // exact size, for the address sanitizer, and starts as NaN (0xFF).
@@ -37,24 +37,21 @@ using uint3 = dim3;
 
 namespace cuda_emulator {
 
-// ---- Running thread; macros give the CUDA names ----
 extern dim3 thread_index, block_index, block_size, grid_size;
 
-// ---- Settings of a run ----
 struct Settings {
   uint64_t seed = 0;             // thread order; 0: forward; 1: reverse; others: shuffled
   int multiprocessors = 4;       // reported to kernels
-  std::string disabled_barrier;  // "file:line" of a __syncthreads or __syncwarp to skip
+  std::string disabled_barrier;  // "file:line" of a barrier to skip
 };
 extern Settings settings;
 
-// Also identifies a barrier.
 struct SourceLocation {
   const char* file;
   int line;
 };
 
-// ---- Events since clear() ----
+// Events since clear().
 struct Record {
   std::vector<std::string> kernels;      // in launch order
   std::vector<SourceLocation> barriers;  // passed
@@ -68,16 +65,15 @@ std::string short_text(SourceLocation location);
 // Last parameters of a function that records its caller.
 #define CUDA_EMULATOR_CALLER const char *file = __builtin_FILE(), int line = __builtin_LINE()
 
-// Prints the error with kernel, block and thread, and ends the process.
+// Prints the error with kernel, block and thread; ends the process.
 [[noreturn]] void fail(const std::string& message);
 
-// Runs body(context) for every thread. Shared memory per block: up to 99 KB, as on sm_120.
+// Runs body(context) per thread, with up to 99 KB of shared memory per block.
 void run(const char* kernel, dim3 grid, dim3 block, int64_t shared_bytes, void (*body)(void*), void* context);
 
 unsigned char* dynamic_shared_memory();
 void* static_shared_memory(const void* key, const char* name, size_t bytes, size_t alignment);
 
-// Lets other runnable threads run.
 void yield();
 
 enum class Vote { kNone, kAny, kAll, kCount };
@@ -95,7 +91,7 @@ void note_atomic(const void* address, size_t bytes);
 void copy_async(void* shared, const void* global, size_t bytes, CUDA_EMULATOR_CALLER);
 void copy_async_commit();
 void copy_async_wait_all();
-void copy_async_wait_group(int under_way);  // groups that may stay in flight
+void copy_async_wait_group(int under_way);  // may stay in flight
 
 template <typename... Parameters, typename... Arguments>
 int launch(const char* name, void (*kernel)(Parameters...), dim3 grid, dim3 block, int64_t shared_bytes,
@@ -126,7 +122,7 @@ T from_word(uint64_t word) {
   return value;
 }
 
-// `source` must be in the mask: the hardware's result is undefined otherwise.
+// `source` must be in the mask.
 template <typename T>
 T shuffle(const char* name, unsigned mask, T value, int source, SourceLocation location) {
   const uint64_t* values = warp_collective(name, mask, to_word(value), location);
@@ -157,19 +153,17 @@ T reduce(const char* name, unsigned mask, T value, SourceLocation location, Comb
 #define gridDim cuda_emulator::grid_size
 constexpr int warpSize = 32;
 
-// Parenthesise a kernel whose template arguments hold a comma. Returns 0: errors end the process.
+// Returns 0: errors end the process.
 #define CUDA_EMULATOR_LAUNCH(kernel, grid, block, shared_bytes, ...) \
   cuda_emulator::launch(#kernel, (kernel), (grid), (block), (shared_bytes), ##__VA_ARGS__)
 
-// Dynamic shared memory; a static array, with dimensions as [8][32].
+// Dynamic shared memory.
 #define CUDA_EMULATOR_SHARED(name) unsigned char* const name = cuda_emulator::dynamic_shared_memory()
 #define CUDA_EMULATOR_SHARED_ARRAY(type, name, dimensions) \
   static const char name##_key = 0;                        \
   typedef type name##_array dimensions;                    \
   name##_array& name = *static_cast<name##_array*>(        \
       cuda_emulator::static_shared_memory(&name##_key, #name, sizeof(name##_array), alignof(type)))
-
-// ---- Barriers ----
 
 inline void __syncthreads(CUDA_EMULATOR_CALLER) {
   cuda_emulator::block_barrier(cuda_emulator::Vote::kNone, false, {file, line});
@@ -192,8 +186,6 @@ inline void __threadfence_block() {}
 inline void __threadfence_system() {}
 inline void __nanosleep(unsigned) { cuda_emulator::yield(); }
 
-// ---- Warp collectives ----
-
 template <typename T>
 T __shfl_sync(unsigned mask, T value, int source, int width = 32, CUDA_EMULATOR_CALLER) {
   const int lane = static_cast<int>(cuda_emulator::lane());
@@ -214,7 +206,7 @@ T __shfl_down_sync(unsigned mask, T value, unsigned delta, int width = 32, CUDA_
 }
 template <typename T>
 T __shfl_xor_sync(unsigned mask, T value, int lanes, int width = 32, CUDA_EMULATOR_CALLER) {
-  // source lanes in later segments: own value; in earlier ones: that lane's
+  // source in a later segment: own value; in an earlier one: that lane's
   const int lane = static_cast<int>(cuda_emulator::lane()), source = lane ^ lanes;
   return cuda_emulator::shuffle("__shfl_xor_sync", mask, value, source > (lane | (width - 1)) ? lane : source,
                                 {file, line});
@@ -243,8 +235,6 @@ CUDA_EMULATOR_REDUCTION(__reduce_xor_sync, std::bit_xor<T>())
 CUDA_EMULATOR_REDUCTION(__reduce_min_sync, [](T a, T b) { return b < a ? b : a; })
 CUDA_EMULATOR_REDUCTION(__reduce_max_sync, [](T a, T b) { return a < b ? b : a; })
 #undef CUDA_EMULATOR_REDUCTION
-
-// ---- Atomics: one fiber runs at a time ----
 
 // Not instrumented: atomics do not race with each other.
 #define CUDA_EMULATOR_ATOMIC __attribute__((noinline, no_sanitize("thread")))
@@ -292,8 +282,6 @@ CUDA_EMULATOR_ATOMIC T atomicCAS(T* address, U expected, V value) {
   return old;
 }
 
-// ---- Arithmetic ----
-
 template <typename T>
 T __ldg(const T* address) {
   return *address;
@@ -339,8 +327,7 @@ constexpr std::common_type_t<A, B> max(A a, B b) {
   return static_cast<T>(a) < static_cast<T>(b) ? static_cast<T>(b) : static_cast<T>(a);
 }
 
-// ---- Short vectors, aligned as on the GPU ----
-
+// Aligned as on the GPU.
 #define CUDA_EMULATOR_VECTOR(name, type)                                                      \
   struct alignas(2 * sizeof(type)) name##2 { type x, y; };                                    \
   struct alignas(4 * sizeof(type) > 16 ? 16 : 4 * sizeof(type)) name##4 { type x, y, z, w; }; \

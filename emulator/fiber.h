@@ -54,7 +54,6 @@ cuda_emulator_switch:
 
 namespace cuda_emulator {
 
-// The scheduler (without its own stack) or a fiber.
 class Context {
  public:
   Context() = default;
@@ -90,7 +89,7 @@ class Context {
 #endif
   }
 
-  // Returns when something switches back; `last`: nothing will.
+  // `last`: nothing switches back.
   __attribute__((no_sanitize_address)) void switch_to(Context& next, bool last = false) {
 #if defined(__SANITIZE_ADDRESS__)
     next.previous_ = this;

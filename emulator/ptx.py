@@ -1,9 +1,8 @@
 """Runs compiled GPU code (PTX) on the CPU.
 
-Threads of a block run in lockstep: a register is a NumPy array, an instruction a line of Python (ptx_operations.py).
-Diverged threads run in turns. Errors:
+A block's threads run in lockstep (ptx_operations.py). Errors:
 
-- an access outside an argument's elements (to the byte, strided views included), or unaligned;
+- an access outside an argument's elements (strided views included), or unaligned;
 - a byte that one warp writes and another accesses without a barrier between, or that two blocks access;
 - a barrier or shuffle that not all threads reach; an unwritten register.
 
@@ -25,7 +24,7 @@ INSTRUCTION = re.compile(r"(?:@(!?)(%\w+)\s+)?([a-z][\w.:]*)\s*(.*)", re.S)
 
 @dataclass
 class BasicBlock:
-    """PTX statements without a branch, and their Python function, which returns the next basic block."""
+    """Statements without a branch, as a Python function that returns the next basic block."""
 
     statements: list[str]
     source: str
@@ -40,7 +39,7 @@ class BasicBlock:
 
 @dataclass
 class Program:
-    """A kernel: basic blocks, threads per block, parameter names."""
+    """A kernel."""
 
     name: str
     threads: int
@@ -78,7 +77,6 @@ class Program:
 
 
 def _translate_branch(statement: str, following: int, targets: dict[str, int], last: int) -> str | None:
-    """Python for a branch or return, else None."""
     negated, predicate, opcode, operand = INSTRUCTION.fullmatch(statement).groups()  # type: ignore[union-attr]
     if opcode != "ret" and not opcode.startswith("bra"):
         return None
@@ -102,7 +100,7 @@ def _translate_statement(statement: str, constants: dict[str, Any], threads: int
 
 
 def translate(ptx: str) -> Program:
-    """Translates the one kernel of a PTX file."""
+    """Translates a PTX file's only kernel."""
     ptx = re.sub(r"//[^\n]*", "", ptx)
     header = re.search(r"\.entry\s+(\w+)\s*\((.*?)\)(.*?)\{(.*?)\n\}", ptx, re.S)
     if header is None:
@@ -157,7 +155,7 @@ def _operands(text: str) -> list[str]:
 
 
 def launch(program: Program, memory: Memory, blocks: int, shared: int, arguments: list[int]) -> None:
-    """Runs the blocks of a grid in order."""
+    """Runs a grid's blocks in order."""
     if len(arguments) != len(program.parameters):
         raise ValueError(f"{program.name}: {len(arguments)} arguments for {len(program.parameters)} parameters")
     parameters = dict(zip(program.parameters, arguments, strict=True))

@@ -16,10 +16,7 @@ class Fault(Exception):
 
 
 class Memory:
-    """Bytes that kernels may access, with their last accesses.
-
-    Tensors are not copied. Each block's shared memory starts with all bits set.
-    """
+    """Bytes that kernels may access; tensors are not copied. Shared memory starts with all bits set."""
 
     def __init__(self) -> None:
         self.regions: list[Region] = []
@@ -60,7 +57,7 @@ class Region:
     start: int
     content: np.ndarray  # (bytes,)
     allowed: np.ndarray  # (bytes,) bool
-    # (bytes,) last writing and reading warp (-1: none, -2: several), and the barrier count at that time
+    # (bytes,) last writing and reading warp (-1: none, -2: several), and the barrier count then
     writer: np.ndarray = field(init=False)
     written: np.ndarray = field(init=False)
     reader: np.ndarray = field(init=False)
@@ -116,7 +113,7 @@ class Region:
 
 
 class Block:
-    """A running thread block; generated code calls it."""
+    """Called by generated code."""
 
     def __init__(self, memory: Memory, threads: int, shared: int, index: int, parameters: dict[str, int]) -> None:
         self.memory, self.threads, self.index, self.parameters = memory, threads, index, parameters
@@ -145,7 +142,7 @@ class Block:
 
     @staticmethod
     def quotient(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        """Integer division towards zero."""
+        """Rounds towards zero."""
         if (b == 0).any():
             raise Fault("an integer is divided by zero")
         return ((abs(a) // abs(b)) * (np.sign(a) * np.sign(b))).astype(a.dtype)
@@ -256,7 +253,7 @@ class Block:
         return np.full(self.threads, bits, np.dtype(f"u{np.dtype(dtype).itemsize}")).view(dtype)
 
     def previous_value(self, register: str, dtype: Any) -> np.ndarray:
-        """The old value of a partly written register; all bits set if none."""
+        """All bits set if unwritten."""
         held = self.registers.get(register)
         if held is None:
             held = np.full(self.threads, True if dtype is np.bool_ else np.iinfo(dtype).max, dtype)

@@ -1,6 +1,6 @@
 """PTX instructions as lines of Python over NumPy arrays, one element per thread (PTX ISA 8.7).
 
-An operation maps an ``Emit`` and operands to lines. Registers hold unsigned bits; the opcode's type gives the view.
+Registers hold unsigned bits; the opcode's type gives the view.
 """
 
 import re
@@ -18,7 +18,7 @@ TYPES = {
     **{"f16": np.dtype("f2"), "f32": np.dtype("f4"), "f64": np.dtype("f8")},
     "pred": np.dtype("?"),
 }
-# Register types by prefix.
+# By prefix.
 REGISTERS = {"%p": "pred", "%rs": "u16", "%r": "u32", "%rd": "u64", "%f": "u32", "%fd": "u64", "%h": "u16"}
 SPECIAL = {"%tid.x": "B.thread", "%ctaid.x": "B.block"}
 COMPARISONS = {"eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">="}
@@ -26,12 +26,12 @@ COMPARISONS |= {"lo": "<", "ls": "<=", "hi": ">", "hs": ">="}
 
 
 def register_type(name: str) -> str:
-    """The unsigned type of a register."""
+    """The unsigned type."""
     return REGISTERS[re.match(r"%[a-z]+", name).group()]  # type: ignore[union-attr]
 
 
 class Emit:
-    """One instruction: opcode parts, guard, and constants of the generated code."""
+    """One instruction: opcode parts, guard, constants."""
 
     def __init__(self, parts: list[str], guard: str | None, constants: dict[str, Any], threads: int) -> None:
         self.parts, self.guard, self.constants, self.threads = parts, guard, constants, threads
@@ -104,7 +104,7 @@ def simple(template: str) -> Operation:
 
 
 def flushed(template: str) -> Operation:
-    """As ``simple``; .ftz flushes subnormals to zero."""
+    """.ftz flushes subnormals to zero."""
     plain = simple(template)
 
     def operation(emit: Emit, operands: list[str]) -> list[str]:
@@ -121,7 +121,7 @@ FLUSH = "B.flush"
 
 
 def shift(left: bool) -> Operation:
-    """shl, shr: zero past the width."""
+    """Zero past the width."""
 
     def operation(emit: Emit, operands: list[str]) -> list[str]:
         kind = emit.type
@@ -138,7 +138,7 @@ def shift(left: bool) -> Operation:
 
 
 def multiply(emit: Emit, operands: list[str]) -> list[str]:
-    """mul, mad: .lo, .hi, .wide or floating point."""
+    """.lo, .hi, .wide or floating point."""
     kind, (target, *sources) = emit.type, operands
     if "wide" in emit.parts:
         wide = f"{kind[0]}{int(kind[1:]) * 2}"
@@ -175,7 +175,7 @@ def remainder(emit: Emit, operands: list[str]) -> list[str]:
 
 
 def compare(emit: Emit, operands: list[str]) -> list[str]:
-    """setp: with NaN, ordered comparisons are false, unordered (…u) true."""
+    """With NaN, ordered comparisons are false, unordered (…u) true."""
     how, kind = emit.parts[1], emit.type
     a, b = (emit.read(s, kind) for s in operands[1:3])
     if how in ("num", "nan"):
@@ -212,7 +212,7 @@ def extreme(emit: Emit, operands: list[str]) -> list[str]:
 
 
 def move(emit: Emit, operands: list[str]) -> list[str]:
-    """mov: a register, or its parts."""
+    """A register, or its parts."""
     target, source = operands
     if target.startswith("{"):
         names = _names(target)
@@ -278,7 +278,7 @@ def _space(emit: Emit) -> str:
 
 
 def load(emit: Emit, operands: list[str]) -> list[str]:
-    """ld: parameters, global or shared; scalar or vector."""
+    """Parameters, global or shared; scalar or vector."""
     target, operand = operands
     kind = emit.type
     if "param" in emit.parts:
@@ -295,7 +295,7 @@ def load(emit: Emit, operands: list[str]) -> list[str]:
 
 
 def store(emit: Emit, operands: list[str]) -> list[str]:
-    """st: global or shared."""
+    """Global or shared."""
     operand, source = operands
     size = TYPES[emit.type].itemsize
     columns = []
@@ -323,7 +323,7 @@ def store_matrix(emit: Emit, operands: list[str]) -> list[str]:
 
 
 def shuffle(emit: Emit, operands: list[str]) -> list[str]:
-    """shfl.sync."""
+    """shfl."""
     target, value, lane, clamp, _ = operands
     target, *valid = target.split("|")
     read = emit.read
@@ -333,7 +333,7 @@ def shuffle(emit: Emit, operands: list[str]) -> list[str]:
 
 
 def warp_reduce(emit: Emit, operands: list[str]) -> list[str]:
-    """redux.sync."""
+    """redux."""
     function = {"max": "maximum", "min": "minimum", "add": "add", "or": "bitwise_or", "and": "bitwise_and"}
     ufunc = function[emit.parts[2]]
     return emit.write(operands[0], f"B.reduce(np.{ufunc}, {emit.read(operands[1], emit.type)})", emit.type)
@@ -346,20 +346,20 @@ def extract_bits(emit: Emit, operands: list[str]) -> list[str]:
 
 
 def permute(emit: Emit, operands: list[str]) -> list[str]:
-    """prmt, default mode."""
+    """Default mode."""
     a, b, selector = (emit.read(s, "u32") for s in operands[1:])
     return emit.write(operands[0], f"B.permute({a}, {b}, {selector})", "u32")
 
 
 def exponential(emit: Emit, operands: list[str]) -> list[str]:
-    """ex2.approx."""
+    """ex2."""
     value = emit.read(operands[1], emit.type)
     flush = FLUSH if "ftz" in emit.parts else ""
     return emit.write(operands[0], f"{flush}(np.exp2({flush}({value}).astype(np.float64)).astype(np.float32))", "f32")
 
 
 def barrier(emit: Emit, operands: list[str]) -> list[str]:
-    """bar.sync; bar.warp.sync does nothing in lockstep."""
+    """bar.warp.sync does nothing in lockstep."""
     return ["B.barrier()"] if emit.parts[1] == "sync" else []
 
 

@@ -1,4 +1,4 @@
-// Shadow memory for races.h, and the hooks of -fsanitize=thread.
+// Shadow memory and the hooks of -fsanitize=thread.
 //
 // A byte keeps its last write and the reads since. Between block barriers, different warps are unordered, so reads of
 // one warp's lanes and one thread of another warp suffice.
@@ -46,7 +46,7 @@ uint32_t pc_offset(const void* address) {
   return static_cast<uint32_t>(static_cast<const char*>(address) - program_start());
 }
 
-// Source lines of a pc, inlined ones too, by addr2line.
+// Source lines of a pc, inlined ones too.
 std::string source_lines(uint32_t pc) {
   // programs at fixed addresses need absolute ones
   const bool fixed = reinterpret_cast<const ElfW(Ehdr)*>(program_start())->e_type == ET_EXEC;
@@ -81,10 +81,10 @@ std::string text_of_thread(unsigned thread) {
 
 struct ShadowByte {
   uint32_t write_epoch, write_clock, write_pc;
-  uint32_t copying_block;  // of an asynchronous copy in flight, or 0
+  uint32_t copying_block;  // of a copy in flight, or 0
   uint16_t writer;
-  bool atomic;          // of the last write
-  uint8_t read_warp;    // of the lanes below
+  bool atomic;          // the last write
+  uint8_t read_warp;    // of read_lanes
   uint32_t read_epoch;  // of reads since the last write
   uint32_t read_lanes;
   uint32_t other_reader, other_pc;  // of another warp
@@ -139,7 +139,7 @@ void Block::warp_barrier(unsigned first_thread, unsigned mask) {
 
 uint32_t Block::clock_of(unsigned thread, unsigned of) const { return clocks_[thread * 32 + of]; }
 
-// Whether an access in this epoch, at `clock` of thread `before`, happens before the current ones of `thread`.
+// Whether an access of thread `before`, at `clock` in this epoch, happens before the current ones of `thread`.
 bool Block::happens_before(unsigned before, uint32_t clock, unsigned thread) const {
   if (before == thread) return true;
   return before / 32 == thread / 32 && clock_of(thread, before % 32) >= clock;

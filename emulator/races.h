@@ -1,8 +1,8 @@
 // Races in shared memory: two threads of a block access a byte, one writes, and no barrier orders them.
 //
 // __syncthreads orders a block's accesses, __syncwarp those of its mask's lanes, shuffles and votes none (CUDA
-// programming guide); the order of execution does not count. races.cpp implements the hooks of -fsanitize=thread, since
-// the thread sanitizer knows neither fibers nor these barriers. Empty without CUDA_EMULATOR_RACES.
+// programming guide); execution order does not count. The thread sanitizer knows neither fibers nor these barriers.
+// Empty without CUDA_EMULATOR_RACES.
 #pragma once
 
 #include <stddef.h>
@@ -19,7 +19,6 @@ enum class Access { kRead, kWrite, kAtomic };
 
 struct ShadowByte;
 
-// Shadow memory, and vector clocks of the threads.
 class Block {
  public:
   explicit Block(unsigned threads);
@@ -58,12 +57,12 @@ class Block {
 
   unsigned threads_;
   uint32_t id_;
-  uint32_t epoch_;                // of barriers; unique over all blocks
-  std::vector<uint32_t> clocks_;  // [threads, 32], over the warp's lanes
+  uint32_t epoch_;                // unique over all blocks
+  std::vector<uint32_t> clocks_;  // [threads, 32 lanes]
   std::vector<Region> regions_;
 };
 
-// null: no thread runs.
+// null: none runs.
 void enter(Block* block, unsigned thread);
 
 #else

@@ -1,5 +1,3 @@
-// Scheduler of the emulated threads.
-//
 // If all running threads spin without progress, another block starts, so that grid barriers get their resident blocks.
 #include <stdio.h>
 #include <stdlib.h>
@@ -21,7 +19,7 @@ Fiber* current = nullptr;
 namespace {
 
 constexpr size_t kStackBytes = 256 * 1024;
-constexpr int64_t kSharedLimit = 99 * 1024;  // per block, the limit of sm_120
+constexpr int64_t kSharedLimit = 99 * 1024;  // sm_120's limit
 constexpr int kMaxIdlePasses = 2000;         // then spinning counts as endless
 
 Context scheduler;
@@ -49,7 +47,7 @@ void start_block(int64_t number) {
                       static_cast<unsigned>(column / grid_size.y));
   block->warps.resize((launch.threads + 31) / 32);
   block->alive = launch.threads;
-  // 1,024 bytes: the largest alignment that an instruction requires
+  // the largest alignment that an instruction requires
   block->shared = static_cast<unsigned char*>(allocate_poisoned(static_cast<size_t>(launch.shared_bytes), 1024));
   block->races.add("dynamic shared memory", block->shared, static_cast<size_t>(launch.shared_bytes));
   for (unsigned i = 0; i < launch.threads; ++i) {

@@ -22,7 +22,7 @@ enum Plant {
 
 constexpr int kBlock = 64;
 
-// Reverses each run of kBlock numbers, `stride` apart, in shared memory.
+// Reverses each run of kBlock numbers, `stride` apart.
 template <typename T>
 __global__ void __launch_bounds__(kBlock) reverse_kernel(T* numbers, int64_t stride, int plant) {
   CUDA_EMULATOR_SHARED(memory);
@@ -41,7 +41,7 @@ __global__ void __launch_bounds__(kBlock) reverse_kernel(T* numbers, int64_t str
   numbers[to * stride + (plant == kGap && me == 9 ? 1 : 0)] = shared[kBlock - 1 - me];
 }
 
-// Sums over the grid: shuffles, shared memory, then blocks in turn.
+// Shuffles, shared memory, then blocks in turn.
 __global__ void sum_kernel(const float* numbers, float* sums, int* turn, int plant) {
   CUDA_EMULATOR_SHARED_ARRAY(float, of_warp, [32]);
   const unsigned lane = threadIdx.x % 32, warp = threadIdx.x / 32;
@@ -65,7 +65,6 @@ __global__ void sum_kernel(const float* numbers, float* sums, int* turn, int pla
   atomicAdd(turn, 1);
 }
 
-// Rotates numbers in shared memory, with __syncwarp.
 __global__ void rotate_kernel(float* numbers, int plant) {
   CUDA_EMULATOR_SHARED_ARRAY(float, slots, [32]);
   slots[threadIdx.x] = numbers[threadIdx.x];
@@ -73,7 +72,7 @@ __global__ void rotate_kernel(float* numbers, int plant) {
   numbers[threadIdx.x] = slots[(threadIdx.x + 1) % 32];
 }
 
-// Asynchronous copies, 16 bytes per thread.
+// 16 bytes per thread.
 __global__ void copy_kernel(const float* from, float* to, int plant) {
   CUDA_EMULATOR_SHARED(memory);
   float* mine = reinterpret_cast<float*>(memory) + 4 * threadIdx.x;

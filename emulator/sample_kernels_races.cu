@@ -18,7 +18,7 @@ enum Plant {
   kOneBarrierShort,
 };
 
-// Two warps; accesses end in `answers`, so that none is optimised away.
+// Two warps; `answers` keeps accesses from being optimised away.
 __global__ void cases_kernel(const float* numbers, float* answers, int plant) {
   CUDA_EMULATOR_SHARED(memory);
   CUDA_EMULATOR_SHARED_ARRAY(float, slots, [64]);
@@ -48,7 +48,7 @@ __global__ void cases_kernel(const float* numbers, float* answers, int plant) {
   found += slots[plant == kOtherHalf ? me ^ 16 : me ^ 8];
   __syncwarp();
 
-  // Lanes 0 to 2 read; lane 3 writes after their __syncwarp (without lane 2, if planted).
+  // Lanes 0 to 2 read; lane 3 writes after their __syncwarp (planted: without lane 2).
   if (lane < 3) found += slots[32 * warp + 5];
   if (lane < 2 || lane == 3 || (lane == 2 && plant != kThirdReader)) {
     __syncwarp(plant == kThirdReader ? 0xbu : 0xfu);
@@ -67,7 +67,7 @@ __global__ void cases_kernel(const float* numbers, float* answers, int plant) {
   __syncthreads();
   if (plant == kSameValue ? lane == 0 : me == 0) slots[0] = 3.0f;
 
-  // Asynchronous copies: private until the wait, shared after the next barrier.
+  // Private until the wait, shared after the next barrier.
   float* copied = reinterpret_cast<float*>(memory);
   cuda_emulator::copy_async(copied + 4 * me, numbers + 4 * me, 16);
   if (plant == kWriteUnderCopy) copied[4 * me] = 0.0f;
@@ -84,7 +84,7 @@ __global__ void cases_kernel(const float* numbers, float* answers, int plant) {
   if (plant != kPlainReadOfAtomic) __syncthreads();
   found += static_cast<float>(counter[0]);
 
-  // A buffer refilled per pass needs two barriers per pass.
+  // A buffer refilled per pass needs two barriers.
   for (int round = 0; round < 3; ++round) {
     __syncthreads();
     slots[me] = static_cast<float>(round);

@@ -1,4 +1,3 @@
-// Blocks, warps and fibers of a launch, for runtime.cpp and sync.cpp.
 #pragma once
 
 #include <memory>
@@ -24,14 +23,14 @@ struct Fiber {
   Context context;
   Block* block = nullptr;
   unsigned index = 0;                // in the block
-  const char* waiting_in = nullptr;  // what it waits in; null: runnable
+  const char* waiting_in = nullptr;  // null: runnable
   SourceLocation location{"", 0};
   bool ended = false;
   std::vector<AsyncCopy> copies;
   int copy_group = 0;
 };
 
-// A warp collective under one mask. Double-buffered: lanes may read old values while the next ones gather.
+// Double-buffered: lanes may read old values while the next ones gather.
 struct SyncPoint {
   unsigned mask = 0, arrived = 0;
   const char* name = nullptr;
@@ -58,7 +57,6 @@ struct Block {
   unsigned alive = 0;
   unsigned char* shared = nullptr;
   std::vector<SharedArray> arrays;
-  // block barrier
   unsigned arrived = 0, votes = 0;
   SourceLocation barrier{"", 0};
   int result = 0;

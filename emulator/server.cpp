@@ -2,7 +2,7 @@
 // native 64-bit words.
 //
 // Each tensor gets memory of its exact extent; gaps between its elements are 0xFF and checked after the call. Very
-// sparse tensors get a sparse mapping, where only touched pages take memory.
+// sparse tensors get a sparse mapping.
 #include <dlfcn.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -73,7 +73,7 @@ class Tensor {
     for_each_element([this](int64_t at, char* element) { memcpy(element, &initial_[at], item_); });
   }
 
-  // Replies whether it changed, then the elements if so.
+  // Whether it changed, then its elements.
   void reply_tensor() {
     std::vector<char> now(initial_.size());
     for_each_element([this, &now](int64_t at, const char* element) { memcpy(&now[at], element, item_); });

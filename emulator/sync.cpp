@@ -1,4 +1,4 @@
-// Barriers, warp collectives, asynchronous copies. A waiting thread suspends; the last to arrive wakes the others.
+// A waiting thread suspends; the last to arrive wakes the others.
 #include <string.h>
 
 #include <algorithm>
@@ -128,7 +128,6 @@ void copy_async_commit() { ++current->copy_group; }
 
 namespace {
 
-// Completes copies up to this group.
 void end_copies(int group) {
   std::vector<AsyncCopy>& copies = current->copies;
   size_t kept_count = 0;
