@@ -44,7 +44,7 @@ KERNEL_SOURCES = {
 
 
 def load() -> Results:
-    """Kernel results: scans first, a CPU before GPUs."""
+    """Scans first, a CPU before GPUs."""
     paths = [*RESULTS.glob("scan_speed_*.json"), *RESULTS.glob("conv_lstm_speed_*.json")]
     paths.sort(key=lambda path: (not path.name.startswith("scan"), not path.stem.endswith("_cpu"), path.name))
     return {path: json.loads(path.read_text()) for path in paths}
@@ -70,7 +70,7 @@ def title(result: dict[str, Any]) -> str:
 
 
 def picture(path: Path, page: Path) -> str:
-    """The chart's path relative to ``page``."""
+    """Relative to ``page``."""
     return Path(os.path.relpath(path.with_suffix(".png"), page.parent)).as_posix()
 
 
@@ -259,7 +259,6 @@ def stamp(path: Path) -> str | None:
 
 
 def stale(results: Results) -> list[Path]:
-    """Outdated pages and charts."""
     found = [page for page in PAGES if page.read_text() != rewritten(page, results)]
     pictures = {
         path.with_suffix(".png"): result for path, result in {**results, **load_world(), **load_memory()}.items()

@@ -62,7 +62,7 @@ class Block {
   std::vector<Region> regions_;
 };
 
-// null: none runs.
+// null: no thread runs.
 void enter(Block* block, unsigned thread);
 
 #else

@@ -34,7 +34,7 @@ class Implementation:
         return self.backend is not None
 
     def prepare(self, inputs: Inputs) -> Inputs:
-        """Converts to this implementation's layout; untimed."""
+        """Converts the layout; untimed."""
         x = inputs["x"].detach()
         x = x.flatten(0, 1).contiguous(memory_format=self.layout).unflatten(0, x.shape[:2])
         if self.ours:
@@ -88,7 +88,6 @@ def _loop(step: Callable[[], Cell], layout: torch.memory_format, inputs: Inputs)
 
 
 def baselines(on_gpu: bool, compile_too: bool) -> list[Implementation]:
-    """The usual loop: both layouts, compiled, and as a CUDA graph."""
     nchw, nhwc = torch.contiguous_format, torch.channels_last
 
     def loop(name: str, step: Callable[[], Cell], layout: torch.memory_format, graph: bool = False) -> Implementation:

@@ -1,5 +1,3 @@
-"""Measures groups of implementations."""
-
 from typing import Any
 
 import torch

@@ -16,7 +16,7 @@ MEASURES = ("step", "forward", "training")
 
 @dataclass
 class Group:
-    """Implementations on one problem; the first is the base of ratios."""
+    """The first implementation is the base of ratios."""
 
     title: str
     measure: str

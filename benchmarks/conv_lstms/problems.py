@@ -1,8 +1,8 @@
 """Sizes, inputs and the roofline of the ConvLSTM problems.
 
 A step costs ``4 hidden (channels + hidden) k²`` multiply-adds per batch element and position; backward costs twice
-that. x, h and their gradients move once. Roofline time: the larger of arithmetic and memory traffic at the measured
-peak rates, without exponentials and borders. Winograd's convolution takes fewer multiply-adds: rows may exceed 100%.
+that. x, h and their gradients move once. Roofline time: the larger of arithmetic and memory traffic at measured peak
+rates, without exponentials. Winograd's convolution takes fewer multiply-adds: rows may exceed 100%.
 """
 
 from dataclasses import dataclass, replace

@@ -1,5 +1,3 @@
-"""Tables for the terminal and the pages."""
-
 from typing import Any
 
 from conv_lstms import targets

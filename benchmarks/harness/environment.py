@@ -15,7 +15,6 @@ import torch
 ROOT = Path(__file__).resolve().parents[2]
 BASELINES = ("mambapy", "mamba_ssm", "accelerated_scan", "flash-linear-attention")
 PACKAGES = ("torch", "triton", "numpy", *BASELINES, "rich", "gymnasium", "popgym", "minigrid")
-# Vector extensions.
 FLAG_PREFIXES = ("avx", "fma", "f16c", "sse4_2", "asimd", "sve", "neon", "fphp", "bf16", "amx")
 
 

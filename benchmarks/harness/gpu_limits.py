@@ -1,7 +1,4 @@
-"""Peak rates of the GPU: multiply-adds, exponentials, copy bandwidth.
-
-Triton kernels run multiply-adds and ex2 on registers at full occupancy. Without Triton: copy bandwidth only.
-"""
+"""Peak rates of the GPU: multiply-adds and ex2 on registers, copy bandwidth. Without Triton: copy bandwidth only."""
 
 from typing import Any
 
@@ -15,7 +12,7 @@ def measure(device: torch.device) -> dict[str, Any]:
     rates: dict[str, Any] = {"copy": _copy_rate(device), "multiply_add": None, "exponential": None}
     try:
         rates |= _arithmetic_rates(device)
-    except Exception as error:  # Triton missing or unsupported: copy bandwidth only
+    except Exception as error:  # Triton missing or unsupported
         rates["arithmetic_error"] = f"{type(error).__name__}: {str(error)[:200]}"
     rates["units"] = {
         "multiply_add": "fp32 multiply-adds per second",

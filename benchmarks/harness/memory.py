@@ -18,7 +18,7 @@ CLEAR_REFS = Path("/proc/self/clear_refs")
 
 
 def peak_bytes(work: Callable[[], object], device: torch.device) -> int | None:
-    """Peak memory of ``work()``, result included; None without /proc."""
+    """Peak memory, result included; None without /proc."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.synchronize(device)

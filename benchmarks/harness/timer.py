@@ -1,7 +1,7 @@
 """Interleaved timing in one process: equally many samples per implementation, medians reported.
 
-CPU: a sample of a fast call is the median of several calls; one would total too little time beside slow ones. GPU: the
-time between two stream events, after overwriting the L2 cache; a sleep kernel hides launch latency.
+CPU: a sample of a fast call is the median of several calls. GPU: the time between two stream events, after overwriting
+the L2 cache; a sleep kernel hides launch latency.
 """
 
 import gc
@@ -16,7 +16,7 @@ from harness.memory import peak_bytes
 
 Work = Callable[[], object]
 SAMPLE_SECONDS = 5e-3  # shortest sample
-SAMPLE_FRACTION = 0.03  # shortest sample as a fraction of a round
+SAMPLE_FRACTION = 0.03  # of a round
 SINGLE_CALL_SECONDS = 3e-4  # from here, calls are timed singly
 MIN_SAMPLES, MAX_SAMPLES = 5, 41
 SLOW_SECONDS = 0.2  # from here, one warm-up instead of three

@@ -22,7 +22,7 @@ Run = Callable[[Inputs], Any]
 
 @dataclass(frozen=True)
 class Implementation:
-    """``prepare`` converts the inputs; untimed."""
+    """``prepare`` is untimed."""
 
     name: str
     run: Run
@@ -34,9 +34,6 @@ class Implementation:
     @property
     def ours(self) -> bool:
         return self.backend is not None
-
-
-# ---- this package ----
 
 
 def ours(op: str, backend: str, channel_last: bool = False) -> Implementation:
@@ -61,9 +58,6 @@ def state_update() -> Implementation:
         return wmkernels.selective_state_update(**arguments, dt_softplus="delta_bias" in inputs)
 
     return Implementation("wmkernels selective_state_update", update, "selective_step", "default")
-
-
-# ---- plain PyTorch ----
 
 
 def _activated(inputs: Inputs) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -109,7 +103,7 @@ def plain_loop(inputs: Inputs) -> Tensor:
 
 
 def materialising_loop(inputs: Inputs) -> Tensor:
-    """The usual reference: materialises (batch, channels, time, state), then indexes it."""
+    """Materialises (batch, channels, time, state), then indexes it."""
     u, step, A, B, C = _activated(inputs)
     decay = torch.exp(torch.einsum("bld,dn->bdln", step, A))
     driven = torch.einsum("bld,bln,bld->bdln", step, B, u)
@@ -132,7 +126,6 @@ def _compiled_step() -> Callable[..., tuple[Tensor, Tensor]]:
 
 
 def compiled_loop(inputs: Inputs) -> Tensor:
-    """The plain loop with a compiled step."""
     u, step, A, B, C = _activated(inputs)
     state = torch.zeros(u.shape[0], *A.shape, dtype=A.dtype, device=u.device)
     step_once, driven, outputs = _compiled_step(), step * u, []
@@ -165,11 +158,7 @@ def causal_attention(inputs: Inputs) -> Tensor:
     return F.scaled_dot_product_attention(inputs["query"], inputs["key"], inputs["value"], is_causal=True)
 
 
-# ---- packages ----
-
-
 def _mambapy(pscan: Callable[[Tensor, Tensor], Tensor], inputs: Inputs) -> Tensor:
-    """mambapy's parallel scan over (batch, time, channels, state)."""
     u, step, A, B, C = _activated(inputs)
     states = pscan(torch.exp(step[..., None] * A), step[..., None] * B[:, :, None] * u[..., None])
     return _finish((states @ C[..., None]).squeeze(3), inputs)

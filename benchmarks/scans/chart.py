@@ -1,7 +1,4 @@
-"""Chart: time by sequence length beside the baselines, and a training step.
-
-The background is transparent; colours contrast with white and black.
-"""
+"""Chart: time by sequence length beside the baselines, and a training step."""
 
 import hashlib
 import json
@@ -20,7 +17,7 @@ COLOURS = {
     "mamba_ssm": "#10a37f",
     "causal attention": "#c08a00",
 }
-STAMP = "Description"  # PNG text chunk of the result's fingerprint
+STAMP = "Description"  # PNG text chunk of the fingerprint
 
 
 def fingerprint(result: dict[str, Any]) -> str:
@@ -127,7 +124,7 @@ def _bars(axes: Any, rows: list[dict[str, Any]]) -> None:
 
 
 def _sweep(result: dict[str, Any], measure: str) -> list[dict[str, Any]]:
-    """Selective scan and attention by length, without variants."""
+    """By length, without variants."""
     kept = []
     for row in result["rows"]:
         compared = row["op"] in ("selective_scan", "attention") and row["measure"] == measure

@@ -1,7 +1,7 @@
 """Compares every implementation with the float64 reference before timing.
 
 Small problem: outputs and all gradients. Timed problem: first and last channel, at the first steps and, given the
-state, the last. Error: largest absolute difference over largest absolute value.
+state, the last. Errors are relative to the largest absolute value.
 """
 
 from collections.abc import Callable
@@ -26,7 +26,6 @@ SLICE_STEPS = 192
 def small_problem_error(
     implementation: Implementation, problem: Problem, gradients: bool, device: torch.device
 ) -> float:
-    """On a small problem."""
     problem = problem.smaller(SMALL_TIME, SMALL_CHANNELS)
     inputs = make_inputs(problem, device, requires_grad=gradients, seed=1)
     exact = {name: x.detach().to("cpu", torch.float64).requires_grad_(gradients) for name, x in inputs.items()}
@@ -47,14 +46,14 @@ def small_problem_error(
 
 
 def slice_error(problem: Problem, inputs: Inputs, out: Tensor) -> float:
-    """First steps of the timed problem."""
+    """Compares the first steps."""
     if problem.op not in ("selective_scan", "linear_scan"):
         return 0.0
     return relative_error(_part(out, problem, slice(0, SLICE_STEPS)), _expected_part(problem, inputs))
 
 
 def tail_error(problem: Problem, inputs: Inputs, out: Tensor, state_before: Tensor) -> float:
-    """Last steps, from the state (batch, channels, state) ``SLICE_STEPS`` before the end."""
+    """Compares the last steps, from the state (batch, channels, state) ``SLICE_STEPS`` before the end."""
     channels = [0, problem.channels - 1]
     steps = slice(problem.time - SLICE_STEPS, problem.time)
     state = state_before[:, channels].to("cpu", torch.float64)

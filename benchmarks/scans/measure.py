@@ -1,5 +1,3 @@
-"""Measures groups of cases."""
-
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -38,7 +36,7 @@ class Case:
 
 @dataclass
 class Group:
-    """Interleaved cases; the first is the base of ratios."""
+    """The first case is the base of ratios."""
 
     title: str
     measure: str  # forward, backward, training, step
@@ -47,7 +45,7 @@ class Group:
 
 
 class Runner:
-    """Measures groups; caches errors on small problems."""
+    """Caches errors on small problems."""
 
     def __init__(self, device: torch.device, progress: Progress):
         self.device, self.progress = device, progress

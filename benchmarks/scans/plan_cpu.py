@@ -14,7 +14,7 @@ LENGTHS = (512, 2048, 8192, 32768)
 QUICK_CHANNELS, QUICK_LENGTHS = 64, (64, 256)
 LONG_TIMES = (4096, 1048576)
 MEMORY_TIME = 65536
-# Longest sequences of baselines: longer ones take seconds or gigabytes.
+# Longer sequences take seconds or gigabytes.
 LONGEST = {
     "forward": {
         "best loop": 8192,

@@ -14,7 +14,7 @@ from scans.problems import Inputs, Problem, make_inputs
 LENGTHS = (1024, 4096, 16384, 65536, 262144)
 LONG_TIMES = (4096, 262144)
 MEMORY_TIME = 65536
-# Longest sequences. mamba_ssm's 32-bit offsets overflow past about 61,000 steps.
+# mamba_ssm's 32-bit offsets overflow past about 61,000 steps.
 LONGEST = {
     "best loop": 4096,
     "compiled loop": 1024,
@@ -86,7 +86,6 @@ class CudaPlan:
         return Group(f"{measure}, B1 D1536, short and long sequence", measure, cases, self.budget)
 
     def variants(self, measure: str) -> Group:
-        """Other dtypes, layouts and options."""
         problem = self.problem(8, 1536, 2048)
         cases = []
         for backend in self.backends:

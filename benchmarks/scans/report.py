@@ -1,5 +1,3 @@
-"""Tables for the terminal and the pages."""
-
 import re
 from typing import Any
 

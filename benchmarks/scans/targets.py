@@ -1,4 +1,4 @@
-"""Targets of the kernels, and their assessment; tables in the documents are generated from these."""
+"""Targets of the kernels; tables in the documents are generated from these."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

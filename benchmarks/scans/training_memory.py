@@ -1,7 +1,7 @@
 """Memory of one training step beyond its inputs, outputs and gradients.
 
-Counted: tensors that autograd saves beyond the inputs. Measured: peak resident memory above the level before the step,
-less output and gradients; includes workspace and pages of libraries.
+Counted: tensors that autograd saves. Measured: peak resident memory above the level before the step, less output and
+gradients; includes workspace and pages of libraries.
 """
 
 from typing import Any

@@ -1,6 +1,6 @@
 """Learning curves: return by minutes, a panel per task, a colour per variant.
 
-Returns of collected episodes, or of evaluated checkpoints if any.
+Returns of evaluated checkpoints if any, else of collected episodes.
 """
 
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Memory in MiniGrid's Memory: accuracy of the prediction at the cue's cell.
+"""MiniGrid's Memory: accuracy of the prediction at the cue's cell.
 
 The cue, a key or a ball, leaves and re-enters a small view. On re-entry, the prior's prediction at its cell is
 evaluated: key or ball? Chance is 50%. The mean error over cells says little, as most are walls.

@@ -1,5 +1,3 @@
-"""Tables of benchmarks/world_memory.py."""
-
 import dataclasses
 import statistics
 from typing import Any

@@ -112,7 +112,7 @@ def train_options(plan: Plan, folder: Path) -> list[str]:
 
 
 def execute(plan: Plan, folder: Path) -> dict[str, Any]:
-    """Trains in a process, evaluates, returns the JSON entry; RuntimeError if training fails."""
+    """Trains in a process and evaluates; RuntimeError if training fails."""
     task = TASKS[plan.task]
     command = [sys.executable, "-m", "worldmodel", "train", *train_options(plan, folder)]
     start, before = time.perf_counter(), os.times()

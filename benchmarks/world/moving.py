@@ -1,7 +1,7 @@
 """Open-loop prediction of a ball that passes behind a curtain.
 
 After ``OBSERVED`` steps the model imagines with the recorded actions. Error: cells where imagined and real map disagree
-about the ball, which has 4 cells, so up to 8. The persistence baseline repeats the last observed map.
+about the ball, at most 8. The persistence baseline repeats the last observed map.
 """
 
 from collections.abc import Iterator

@@ -1,5 +1,3 @@
-"""Tables: returns, targets, update times."""
-
 import statistics
 from typing import Any
 
@@ -36,7 +34,7 @@ def variant_of(run: dict[str, Any]) -> str:
 
 
 def groups(result: dict[str, Any]) -> Groups:
-    """By task and variant, in the order of ``TASKS``; seeds ascending."""
+    """In the order of ``TASKS``; seeds ascending."""
     runs = sorted(result["runs"].values(), key=lambda run: run["seed"])
     found = {}
     for task in [*TASKS, *sorted({run["task"] for run in runs} - set(TASKS))]:

@@ -67,7 +67,7 @@ def train_options(plan: Plan, folder: Path) -> list[str]:
 
 
 def execute(plan: Plan, folder: Path) -> dict[str, Any]:
-    """Trains in a process, evaluates, returns the JSON entry; RuntimeError if training fails."""
+    """Trains in a process and evaluates; RuntimeError if training fails."""
     command = [sys.executable, "-m", "worldmodel", "train", *train_options(plan, folder)]
     start, before = time.perf_counter(), os.times()
     training = subprocess.Popen(command, stdout=subprocess.DEVNULL)
@@ -112,7 +112,7 @@ def execute(plan: Plan, folder: Path) -> dict[str, Any]:
 
 
 def keep_checkpoints(folder: Path) -> None:
-    """Copies new checkpoints' acting weights to their own run folders, since a run keeps only two checkpoints."""
+    """Copies new acting weights: a run keeps only two checkpoints."""
     for checkpoint in (folder / "checkpoints").glob("*"):
         kept = folder / "passed" / checkpoint.name
         if not checkpoint.name.isdigit() or kept.exists():
@@ -142,9 +142,9 @@ def evaluations(plan: Plan, folder: Path) -> list[list[float]]:
 
 
 def update_times(lines: list[dict[str, float]]) -> dict[str, float]:
-    """Milliseconds per update of collecting, observing and imagining, and the fraction of imagining.
+    """Milliseconds per update of collecting, observing and imagining, with backward passes; the fraction of imagining.
 
-    Includes backward passes. Collecting counts the steps per update, so it depends on the train ratio.
+    Collecting counts the steps per update, so it depends on the train ratio.
     """
     learning = [line for line in lines if "seconds/imagine" in line]
     if len(learning) < 2:
@@ -158,7 +158,7 @@ def update_times(lines: list[dict[str, float]]) -> dict[str, float]:
 
     total = 1e3 * mean("seconds/update", weights)
     observe, imagine = 1e3 * mean("seconds/observe", weights), 1e3 * mean("seconds/imagine", weights)
-    # Collecting is logged per vector step.
+    # Logged per vector step.
     vector_steps = math.fsum(steps) / learning[-1]["environments"]
     collect = mean("milliseconds/collect", [float(s) for s in steps]) * vector_steps / math.fsum(weights)
     return {

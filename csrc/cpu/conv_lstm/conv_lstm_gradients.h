@@ -89,7 +89,7 @@ class Gradients : public ConvLSTM<T, S> {
       }
   }
 
-  // Row y, columns phase, phase + stride, ...
+  // GEMM terms of row y, columns phase, phase + stride, ...
   int64_t input_terms(GemmTerm<T>* terms, const PaddedMap<T>& gates, const Convolution& by, const T* flipped,
                       int64_t block_number, int64_t y, int64_t phase) const {
     const int64_t pitch = by.vectors * lanes;

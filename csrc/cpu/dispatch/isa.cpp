@@ -32,7 +32,7 @@ bool has_v4() {
   return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
          __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512cd");
 }
-// Untestable in some compilers: F16C and MOVBE, which every machine with AVX2 and FMA has.
+// Some compilers cannot test F16C and MOVBE; every machine with AVX2 and FMA has them.
 bool has_v3() {
   return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi") &&
          __builtin_cpu_supports("bmi2");

@@ -90,7 +90,7 @@ class StridedScan {
     return values;
   }
 
-  // Affine maps to incoming states. A zero state stays zero for any factor.
+  // Combines affine maps into incoming states. A zero state stays zero for any factor.
   void pass_state(const Scratch& s, int64_t item) const {
     Vector<T> state = incoming(tile_of(item));
     for (int64_t i = 0; i < segments_; ++i) {
