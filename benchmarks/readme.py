@@ -133,7 +133,6 @@ def replaced_part(results: Results, page: Path) -> str:
 
 
 def backends_part(results: Results, page: Path) -> str:
-    """Kernels by op and backend, from the sources."""
     dtypes = " ".join(
         {"float": "fp", "bfloat": "bf"}[re.sub(r"\d", "", dtype_name(d))] + dtype_name(d)[-2:] for d in FLOATS
     )

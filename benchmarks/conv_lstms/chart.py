@@ -9,7 +9,7 @@ PALETTE = {"loop": "#3b82f6", "loop, channels last": "#10a37f", "compiled loop":
 
 
 def draw(result: dict[str, Any], path: Path) -> str:
-    """Writes the PNG; returns why it could not, or an empty string."""
+    """Writes the PNG; returns an error or an empty string."""
 
     def panels(figure: Any) -> list[Any]:
         both = figure.subplots(1, 2)

@@ -7,8 +7,7 @@ from conv_lstms.problems import Inputs, Problem, make_inputs
 from wmkernels.conv_lstm.meta import ConvLSTMInputs
 from wmkernels.conv_lstm.reference import conv_lstm_reference
 
-# Relative to the largest value. float32: sums of some hundred products. 16 bits: h is rounded at every step, a loop's
-# gates as well.
+# float32: sums of some hundred products. 16 bits: h is rounded at every step, a loop's gates as well.
 TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-4, torch.bfloat16: 6e-2, torch.float16: 1e-2}
 
 

@@ -1,7 +1,7 @@
 """Peak rates of the CPU: multiply-adds, exponentials, copy bandwidth.
 
-Multiply-adds count as vector instructions of 16 fp32 lanes. Without the extension, they are measured by a large matrix
-product, at about five sixths of the peak. The best try counts: noise only slows.
+Multiply-adds count as vector instructions of 16 fp32 lanes. Without the extension, a large matrix product measures
+them, at about five sixths of the peak. The best try counts: noise only slows.
 """
 
 import threading

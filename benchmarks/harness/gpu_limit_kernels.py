@@ -1,7 +1,4 @@
-"""Triton kernels of arithmetic on registers: eight independent values per thread, 16 operations per round.
-
-Importing this needs Triton.
-"""
+"""Triton kernels of arithmetic on registers: eight independent values per thread, 16 operations per round."""
 
 import triton
 import triton.language as tl
@@ -29,7 +26,7 @@ def exponential_kernel(  # type: ignore[no-untyped-def]
     value = start + tl.arange(0, SIZE).to(tl.float32) * 1e-4
     for _round in range(rounds):
         for _step in tl.static_range(16):
-            # Negation is free, an operand modifier; values converge to about 0.64.
+            # Negation is free; values converge to about 0.64.
             value = tl.inline_asm_elementwise(
                 "{ .reg .f32 minus; neg.f32 minus, $1; ex2.approx.ftz.f32 $0, minus; }",
                 "=f,f",

@@ -12,7 +12,7 @@ def measure(device: torch.device) -> dict[str, Any]:
     rates: dict[str, Any] = {"copy": _copy_rate(device), "multiply_add": None, "exponential": None}
     try:
         rates |= _arithmetic_rates(device)
-    except Exception as error:  # Triton missing or unsupported
+    except Exception as error:
         rates["arithmetic_error"] = f"{type(error).__name__}: {str(error)[:200]}"
     rates["units"] = {
         "multiply_add": "fp32 multiply-adds per second",

@@ -1,4 +1,4 @@
-"""Interleaved timing in one process: equally many samples per implementation, medians reported.
+"""Interleaved timing: equally many samples per implementation, medians reported.
 
 CPU: a sample of a fast call is the median of several calls. GPU: the time between two stream events, after overwriting
 the L2 cache; a sleep kernel hides launch latency.
@@ -32,7 +32,7 @@ class Entry:
     Attributes:
         grad: grad mode.
         best_threads: the faster of one thread and all; else all.
-        probe: smaller problem that selects the thread count of a very slow ``work``, which runs once.
+        probe: smaller problem that selects the thread count of a ``work`` so slow that it runs once.
     """
 
     work: Work
@@ -101,7 +101,7 @@ class Timer:
         return start.elapsed_time(end) / 1e3 / entry.calls
 
     def warm_up(self, entry: Entry) -> None:
-        """Measures peak memory, selects the thread count, estimates the call's time."""
+        """Measures peak memory, selects the thread count, estimates the time."""
         on_cpu = self._flush is None
         entry.threads = self.all_threads
         if entry.probe is not None and on_cpu:
@@ -109,7 +109,7 @@ class Timer:
             self.warm_up(probe)
             entry.threads = probe.threads
         torch.set_num_threads(entry.threads)
-        first = 0.0  # excludes memory measurement, which slows a call
+        first = 0.0  # excludes memory measurement
 
         def timed() -> object:
             nonlocal first

@@ -79,7 +79,7 @@ def _finish(y: Tensor, inputs: Inputs) -> Tensor:
 
 
 def best_loop(inputs: Inputs) -> Tensor:
-    """The fastest PyTorch loop known: unbinds time once, discretises per step, keeps channels contiguous."""
+    """The fastest PyTorch loop known: unbinds time once, keeps channels contiguous."""
     u, step, A, B, C = (x.contiguous() for x in _activated(inputs))
     A = A.t().contiguous()  # (state, channels)
     state = torch.zeros(u.shape[0], *A.shape, dtype=A.dtype, device=u.device)

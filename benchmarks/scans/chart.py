@@ -25,7 +25,7 @@ def fingerprint(result: dict[str, Any]) -> str:
 
 
 def draw(result: dict[str, Any], path: Path) -> str:
-    """Writes the PNG; returns why it could not, or an empty string."""
+    """Writes the PNG; returns an error or an empty string."""
 
     def panels(figure: Any) -> list[Any]:
         rows = _most_compared(result)

@@ -83,7 +83,7 @@ def _attention(inputs: Inputs) -> Tensor:
 
 
 def _part(x: Tensor, problem: Problem, steps: slice) -> Tensor:
-    """(batch, 2, steps): first and last channel."""
+    """First and last channel: (batch, 2, steps)."""
     x = x.transpose(1, 2) if problem.channel_last else x
     return x[:, [0, problem.channels - 1]][..., steps]
 

@@ -21,8 +21,8 @@ class Case:
     Attributes:
         probe_time: sequence length that selects the thread count of a call so slow that it runs once.
         build: makes the timed call, if not ``run(inputs)``.
-        units: problems solved per call.
-        check_tail: also compare the last steps, from the state before them.
+        units: problems per call.
+        check_tail: also compare the last steps.
     """
 
     implementation: Implementation

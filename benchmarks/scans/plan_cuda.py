@@ -209,7 +209,6 @@ def _tail_gradient_error(
     grad_out: torch.Tensor,
     gradients: tuple[torch.Tensor, ...],
 ) -> float:
-    """Errors of grad_u and grad_delta at the last steps of two channels."""
     import wmkernels
     from scans.correctness import relative_error
 

@@ -1,16 +1,16 @@
 """Sizes, inputs and the roofline of the scan problems.
 
-Roofline time: the larger of arithmetic and memory traffic at the peak rates measured in the same run.
+Roofline time: the larger of arithmetic and memory traffic at the peak rates of the same run.
 
 CPU, selective scan, vector instructions of 16 fp32 lanes per state of 16 elements:
 
-- forward 13: ten for the decay (the product step_t A, rounding, subtraction, five multiply-adds, scaling, product),
-  three for state and output;
-- backward 20: twelve to recompute decay and state; eight in reverse: state gradient (2), gradients of B, C, A and
-  the two sums per channel (5), product with the previous state (1).
+- forward 13: ten for the decay (product step_t A, rounding, subtraction, five multiply-adds, scaling, product), three
+  for state and output;
+- backward 20: twelve to recompute decay and state; state gradient (2), gradients of B, C, A and the two sums per
+  channel (5), product with the previous state (1).
 
 GPU, selective scan, per state: one exponential, and 4 multiply-adds forward or 11 backward. Activations move once. Work
-per channel is left out: a lower bound.
+per channel is left out.
 """
 
 import math
@@ -23,7 +23,7 @@ from torch import Tensor
 CPU_INSTRUCTIONS = {"forward": 13, "backward": 20, "training": 33, "step": 13}
 GPU_MULTIPLY_ADDS = {"forward": 4, "backward": 11, "training": 15, "step": 4}
 GPU_EXPONENTIALS = {"forward": 1, "backward": 1, "training": 2, "step": 1}
-# Activation tensors moved: without z, with z.
+# Activations: without z, with z.
 SCAN_TENSORS = {"forward": (3, 4), "backward": (5, 7), "training": (8, 11)}
 LINEAR_TENSORS = {"forward": 3, "backward": 5, "training": 8}
 LANES = 16
@@ -69,7 +69,6 @@ class Problem:
 
 
 def make_inputs(problem: Problem, device: torch.device, requires_grad: bool = False, seed: int = 0) -> Inputs:
-    """Parameters and states are in fp32 or wider."""
     generator = torch.Generator(device).manual_seed(seed)
     wide = torch.float64 if problem.dtype == torch.float64 else torch.float32
 

@@ -26,7 +26,7 @@ COLUMNS = 3
 
 
 def draw(result: dict[str, Any], path: Path) -> str:
-    """Writes the PNG; returns why it could not, or an empty string."""
+    """Writes the PNG; returns an error or an empty string."""
     found = groups(result)
     tasks = list(dict.fromkeys(task for task, _ in found))
     if not tasks:

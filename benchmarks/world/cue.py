@@ -96,10 +96,10 @@ def of_model(world_model: WorldModel) -> Predictor:
 
 
 def accuracy_by_gap(trajectories: Sequence[Trajectory], predictor: Predictor) -> dict[str, dict[str, float]]:
-    """Accuracy at the cue's cell on re-entry.
+    """Accuracy at the cue's cell on re-entry, per gap.
 
     Returns:
-        Per gap: "count"; "key_or_ball", accuracy between the two; "cell", accuracy among all classes.
+        "count"; "key_or_ball", accuracy between the two; "cell", accuracy among all classes.
     """
     counts = {name: np.zeros(3) for name in GAPS}
     for trajectory in trajectories:

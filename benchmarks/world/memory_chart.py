@@ -1,4 +1,4 @@
-"""Chart of benchmarks/world_memory.py: the cue by gap, the ball by step ahead."""
+"""Chart: the cue by gap, the ball by step ahead."""
 
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ COLOURS = {
 
 
 def draw(result: dict[str, Any], path: Path) -> str:
-    """Writes the PNG; returns why it could not, or an empty string."""
+    """Writes the PNG; returns an error or an empty string."""
     kinds = {panel: groups(result, task) for task, panel in (("cue", _cue), ("ball", _ball))}
     kinds = {panel: found for panel, found in kinds.items() if found}
 

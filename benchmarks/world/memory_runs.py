@@ -1,5 +1,3 @@
-"""Runs of benchmarks/world_memory.py: one task, memory and seed each."""
-
 import dataclasses
 import datetime
 import os
@@ -80,7 +78,7 @@ TASKS = {
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """One run.
+    """One task, memory and seed.
 
     Attributes:
         task: one of ``TASKS``.
@@ -130,7 +128,7 @@ def execute(plan: Plan, folder: Path) -> dict[str, Any]:
         "steps": last["steps"],
         "updates": last["updates"],
         "seconds": wall,
-        # Not wall time: on a busy machine a run gets part of a core.
+        # Not wall time, which depends on other processes.
         "cpu_seconds": after.children_user + after.children_system - before.children_user - before.children_system,
         "parameters": sum(p.numel() for p in world_model.memory.parameters()),
         "measured": task.measure(world_model, task.env, plan.episodes or task.episodes),

@@ -1,5 +1,3 @@
-"""Runs of benchmarks/world_model.py: one task, variant and seed each."""
-
 import contextlib
 import dataclasses
 import datetime
@@ -27,13 +25,13 @@ PASSING_EPISODES = 20  # per checkpoint
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """One run.
+    """One task, variant and seed.
 
     Attributes:
         variant: one of the task's.
-        seed: of training; evaluation seeds are the same for all.
+        seed: of training; evaluation seeds are fixed.
         minutes: of training.
-        steps: limit of environment steps, or None.
+        steps: limit of environment steps.
         episodes: of evaluation.
         extra: options of ``python -m worldmodel train``.
     """
@@ -76,7 +74,7 @@ def execute(plan: Plan, folder: Path) -> dict[str, Any]:
             keep_checkpoints(folder)
             time.sleep(1)
     finally:
-        training.kill()  # if still running
+        training.kill()
     if training.returncode:
         raise RuntimeError(f"{plan.key}: training ended with exit status {training.returncode}")
     wall, after = time.perf_counter() - start, os.times()
@@ -133,7 +131,6 @@ def evaluations(plan: Plan, folder: Path) -> list[list[float]]:
     found = []
     for kept in sorted(path for path in (folder / "passed").iterdir() if path.name.isdigit()):
         steps = int(kept.name)
-        # First log line from the checkpoint on.
         seconds = next((line["seconds"] for line in lines if line["steps"] >= steps), lines[-1]["seconds"])
         agent = Agent.load(kept, plan.device)
         returned = evaluate(agent, plan.task.name, PASSING_EPISODES, 2 * 10**6, num_envs=PASSING_EPISODES)

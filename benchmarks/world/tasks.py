@@ -1,5 +1,3 @@
-"""Tasks: environment, budget, variants, targets."""
-
 import dataclasses
 from collections.abc import Mapping
 from typing import Any
