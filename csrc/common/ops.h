@@ -1,7 +1,8 @@
 // The list of ops.
 //
 // Define macros before including this file: as declarations (wmkernels.h), function tables (cpu/dispatch), layouts or
-// kernels by name (arg_layout.h, prepared_call.h). The others expand to nothing. No include guard.
+// kernels by name (arg_layout.h, prepared_call.h). The others expand to nothing. No include guard: every use
+// includes it again.
 #ifndef WMK_STRUCT  // also WMK_INT, WMK_POINTER, WMK_VIEW, WMK_STRUCT_END
 #define WMK_STRUCT(name)
 #define WMK_INT(name)

@@ -1,7 +1,7 @@
 // One step of an op, straight from its tensors: reading them through Python takes half of a small step's time.
 //
 // Tensors are opaque objects for `Exchange::read`, null if absent. For an unexpected number, type, shape or device, a
-// fast path returns kNotApplicable, without effect; the ordinary path then reports errors.
+// fast path returns kNotApplicable, without effect; the ordinary path then runs and reports errors.
 #pragma once
 
 #include <algorithm>

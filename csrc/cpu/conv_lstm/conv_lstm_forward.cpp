@@ -2,8 +2,8 @@
 //
 // The gates of a row segment and channel block are summed in registers (gemm_microkernel.h) and update their cells from
 // L1; only the backward pass needs them written. A position costs 4 hidden (input kernel_ih + hidden kernel_hh)
-// multiply-adds, the bound, and five exponentials per element of h. Zero-padded copies of x and h serve any stride,
-// dilation and layout. 3 x 3 kernels on maps with even sides use winograd.h: 4/9 of the multiply-adds.
+// multiply-adds, which bound the kernel, and five exponentials per element of h. Zero-padded copies of x and h serve
+// any stride, dilation and layout. 3 x 3 kernels on maps with even sides use winograd.h: 4/9 of the multiply-adds.
 #include "cpu/conv_lstm/conv_lstm.h"
 
 namespace wmk::WMK_ISA {

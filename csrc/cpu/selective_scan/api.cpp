@@ -1,4 +1,4 @@
-// Refuses what would crash, then calls the level in use.
+// Checks arguments, then calls the current level.
 #include "common/checks.h"
 #include "cpu/dispatch/isa.h"
 
