@@ -55,7 +55,7 @@ def processors(device: torch.device) -> int:
     return _processors(torch.cuda.current_device() if device.index is None else device.index)
 
 
-def power_of_two_at_least(number: int) -> int:
+def next_power_of_2(number: int) -> int:
     """Smallest power of two >= ``number``."""
     return 1 << max(0, number - 1).bit_length()
 

@@ -10,7 +10,7 @@ USAGE = """usage: python -m worldmodel COMMAND [options]
 
   train       train a world model on an environment
   evaluate    run whole episodes with what was trained
-  imagine     draw what was seen, reconstructed and imagined open-loop, as a PNG and a GIF
+  imagine     draw what was observed, reconstructed and imagined open-loop, as a PNG and a GIF
   demo        show what the memory does: `demo memory`, under three minutes on two cores
 
 python -m worldmodel COMMAND --help explains the options.

@@ -11,7 +11,7 @@ from worldmodel.learning.objectives import ObjectiveConfig
 from worldmodel.runs.run import Run
 
 SPAN = 4
-SHORT = ObjectiveConfig(horizon=2, starts=2)
+SHORT = ObjectiveConfig(horizon=2, imagination_starts=2)
 ECHO = "worldmodel_environments:wmtest/Echo-v0"
 pytestmark = pytest.mark.usefixtures("same_threads")
 

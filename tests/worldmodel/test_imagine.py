@@ -242,7 +242,7 @@ def test_episodes_are_drawn_below_each_other_and_depend_on_their_seeds_alone(
     two = imagine(dataclasses.replace(options, episodes=2, seed=1, output=tmp_path / "two"))
     other = imagine(dataclasses.replace(options, seed=2, output=tmp_path / "other"))
     assert one.png == tmp_path / "deep" / "down.v1.png" and one.gif.is_file()
-    assert np.array_equal(two.panels[1].seen["observation"], other.panels[0].seen["observation"])
+    assert np.array_equal(two.panels[1].observed["observation"], other.panels[0].observed["observation"])
     tall, flat = iio.imread(two.png), iio.imread(one.png)
     assert tall.shape[0] > 1.6 * flat.shape[0]
     again = imagine(options)

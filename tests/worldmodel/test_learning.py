@@ -38,7 +38,9 @@ EVERY_WAY = pytest.mark.parametrize(
 
 
 def learner_of(model, **objective):
-    return Learner(model, LearnerConfig(objective=ObjectiveConfig(**{"horizon": 3, "starts": 3, **objective})))
+    return Learner(
+        model, LearnerConfig(objective=ObjectiveConfig(**{"horizon": 3, "imagination_starts": 3, **objective}))
+    )
 
 
 @EVERY_WAY
@@ -426,7 +428,7 @@ def test_a_latent_keeps_what_is_random():
             dtype=torch.float32,
             perception=PerceptionConfig(CategoricalConfig(variables=2, classes=4), hidden=16),
         )
-        config = ObjectiveConfig(starts=1, horizon=1, **objective)
+        config = ObjectiveConfig(imagination_starts=1, horizon=1, **objective)
         learner = Learner(model, LearnerConfig(model_lr=0.01, warm_up=1, objective=config))
         for _ in range(120):
             learner.update(coin_flips(model))
@@ -453,7 +455,11 @@ def test_every_way_of_deciding_learns_to_answer_what_is_seen(gradient, done):
         decision=DecisionConfig(hidden=32, gradient=gradient, entropy=0.01),
     )
     config = LearnerConfig(
-        model_lr=0.01, value_lr=0.01, policy_lr=3e-3, warm_up=1, objective=ObjectiveConfig(horizon=2, starts=4)
+        model_lr=0.01,
+        value_lr=0.01,
+        policy_lr=3e-3,
+        warm_up=1,
+        objective=ObjectiveConfig(horizon=2, imagination_starts=4),
     )
     learner = Learner(model, config)
 

@@ -67,12 +67,14 @@ def test_a_batch_cut_anywhere_is_the_whole_batch(memory):
     model = small_model(memory=MEMORIES[memory])
     batch = random_batch(model)
     whole = model.observe(batch)
-    cut = model.observe(batch, cuts=[1, 5, 6, 14])
-    assert_same(cut.features, whole.features)
-    assert_same(cut.state, whole.state)
+    observed = model.observe(batch, states_after=[1, 5, 6, 14])
+    assert_same(observed.features, whole.features)
+    assert_same(observed.state, whole.state)
     for index, stop in enumerate([1, 5, 6, 14]):
         piece = model.observe(batch.steps(0, stop))
-        assert_same({name: value[3 * index : 3 * index + 3] for name, value in cut.cut_states.items()}, piece.state)
+        assert_same(
+            {name: value[3 * index : 3 * index + 3] for name, value in observed.states_after.items()}, piece.state
+        )
         if stop < 14:
             rest = model.observe(batch.steps(stop, 14), piece.state)
             assert_same(rest.features, whole.features[:, stop:])
@@ -203,7 +205,7 @@ def test_a_discrete_observation_given_as_one_hot_is_the_same_and_has_a_gradient(
 def test_imagining_what_was_seen_is_observing_it(memory):
     model = small_model(memory=MEMORIES[memory])
     batch = random_batch(model, resets=False)
-    observed = model.observe(batch, cuts=[4])
+    observed = model.observe(batch, states_after=[4])
     encoded = model.action_spec.encode(batch.actions).double()
     taken = iter(encoded[:, 4:].unbind(1))
     seen = iter(observed.posterior[:, 4:].unbind(1))
@@ -214,7 +216,7 @@ def test_imagining_what_was_seen_is_observing_it(memory):
 
     latent_space = model.perception.latent
     latent_space.unimix = lambda latent: latent  # already applied
-    imagined = model.imagine(observed.cut_states, lambda _: Recorded(), 10, encoded[:, 3], lambda _: next(seen))
+    imagined = model.imagine(observed.states_after, lambda _: Recorded(), 10, encoded[:, 3], lambda _: next(seen))
     del latent_space.unimix
     assert_same(imagined.features, observed.features[:, 3:])
     assert_same(imagined.rewards, model.prediction.mean_reward(model.predict(observed, batch))[:, 3:13])
@@ -308,8 +310,11 @@ def test_every_kind_of_observation_is_read_and_said_again():
             "gradient is 'all_action' for 99 actions",
         ),
         (lambda: (model := small_model()).imagine(model.init_state(1), model.decision, 0), "horizon is 0"),
-        (lambda: (model := small_model()).observe(random_batch(model), cuts=[3, 3]), r"cuts is \[3, 3\], expected"),
-        (lambda: (model := small_model()).observe(random_batch(model), cuts=[15]), "to rise from 1 to 14"),
+        (
+            lambda: (model := small_model()).observe(random_batch(model), states_after=[3, 3]),
+            r"states_after is \[3, 3\], expected",
+        ),
+        (lambda: (model := small_model()).observe(random_batch(model), states_after=[15]), "to rise from 1 to 14"),
     ],
 )
 def test_an_error_says_what_was_expected(call, message):

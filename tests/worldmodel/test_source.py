@@ -139,7 +139,9 @@ def test_a_run_learns_from_recorded_episodes_without_an_environment(tmp_path: Pa
     model = dataclasses.replace(small_model().config)
     config = TrainConfig(
         model=model,
-        learner=LearnerConfig(model_lr=0.01, policy_lr=0.01, warm_up=1, objective=ObjectiveConfig(horizon=2, starts=4)),
+        learner=LearnerConfig(
+            model_lr=0.01, policy_lr=0.01, warm_up=1, objective=ObjectiveConfig(horizon=2, imagination_starts=4)
+        ),
         updates=150,
         threads=1,
         log_seconds=0.01,

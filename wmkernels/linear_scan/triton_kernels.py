@@ -211,7 +211,7 @@ def _scan(
     dtype = torch.float64 if gates.dtype == torch.float64 else torch.float32
     time_first = gates.stride(1) == 1 and gates.stride(2) != 1
     channels_tile, steps, warps = CHANNELS_CONTIGUOUS if time_first else TIME_CONTIGUOUS
-    steps = min(steps, runtime.power_of_two_at_least(time))
+    steps = min(steps, runtime.next_power_of_2(time))
     tiles = runtime.ceil_div(channels, channels_tile)
     chip = runtime.processors(gates.device)
     if not segment_length:

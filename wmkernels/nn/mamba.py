@@ -183,7 +183,7 @@ class Mamba(nn.Module):
         x, z = self.in_proj(inputs).chunk(2, -1)  # (batch, time, d_inner)
         x, carried = self.conv1d(x, state, reset, cu_seqlens=cu_seqlens)
         x = F.silu(x)
-        selection, turned = self._selection(x, state, reset, cu_seqlens)
+        selection, rotation_state = self._selection(x, state, reset, cu_seqlens)
         y, scan = selective_scan(
             x,
             *selection,
@@ -198,7 +198,7 @@ class Mamba(nn.Module):
             channel_last=True,
             backend=self.backend,
         )
-        return self.out_proj(y), {**carried, "scan": scan, **turned}
+        return self.out_proj(y), {**carried, "scan": scan, **rotation_state}
 
     def step(
         self, input: Tensor, state: Mapping[str, Tensor] | None, reset: Tensor | None = None
@@ -212,7 +212,7 @@ class Mamba(nn.Module):
         x, z = self.in_proj(input).chunk(2, -1)  # (batch, d_inner)
         x, carried = self.conv1d.step(x, state, reset)
         x = F.silu(x)
-        (delta, A, B, C), turned = self._selection_step(x, state, reset)
+        (delta, A, B, C), rotation_state = self._selection_step(x, state, reset)
         if self.groups == 1:  # for the fast path
             B, C = B.squeeze(1), C.squeeze(1)
         y, scan = selective_step(
@@ -229,7 +229,7 @@ class Mamba(nn.Module):
             reset=reset,
             backend=self.backend,
         )
-        return self.out_proj(y), {**carried, "scan": scan, **turned}
+        return self.out_proj(y), {**carried, "scan": scan, **rotation_state}
 
     def _selection(
         self, x: Tensor, state: Mapping[str, Tensor] | None, reset: Tensor | None, cu_seqlens: Tensor | None

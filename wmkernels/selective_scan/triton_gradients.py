@@ -46,7 +46,7 @@ def reduce_partials_kernel(
 def reduce_partials(partials: Tensor, total: Tensor) -> None:
     """(tiles, batch, groups, time, state) -> (batch, groups, state, time)."""
     count, batch, groups, time, state = partials.shape
-    columns = runtime.power_of_two_at_least(state)
+    columns = runtime.next_power_of_2(state)
     rows = max(1, 4 * SUM_ROWS // columns)
     runtime.launch(
         reduce_partials_kernel,

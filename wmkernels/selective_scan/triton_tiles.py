@@ -9,7 +9,7 @@ from wmkernels.selective_scan.meta import ScanInputs
 from wmkernels.triton_runtime import (
     ceil_div,
     choose_segment_length,
-    power_of_two_at_least,
+    next_power_of_2,
     power_of_two_factor,
     processors,
     strides,
@@ -129,16 +129,16 @@ class Tiles:
 def tile_shape(state: int, group_channels: int, granule: int, double: bool, backward: bool) -> dict[str, int]:
     """The tile; its steps divide ``granule``, so chunks and segments start on a tile."""
     kind = BACKWARD if backward else FORWARD
-    padded = power_of_two_at_least(state)
+    padded = next_power_of_2(state)
     NL = min(padded, max(4, min(WARP, padded // 4)))
     NI = padded // NL
-    DL = min(WARP // NL, power_of_two_at_least(group_channels))
+    DL = min(WARP // NL, next_power_of_2(group_channels))
     # In backward, registers hold mostly per-channel values for few states, sums and addresses for many; float64
     # takes two registers.
     large = backward and (double or padded > 16)
     halvings = double + (large or (backward and padded < 16)) + (backward and padded < 4)
     thread_channels = 1 if large else kind.thread_channels
-    D1 = min(kind.warps * thread_channels, power_of_two_at_least(ceil_div(group_channels, DL)))
+    D1 = min(kind.warps * thread_channels, next_power_of_2(ceil_div(group_channels, DL)))
     warps = min(kind.warps, D1)
     elements = kind.elements >> halvings
     T = max(1, min(8, elements // (NI * (D1 // warps))))

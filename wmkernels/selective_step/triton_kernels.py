@@ -104,9 +104,9 @@ def step(inputs: StepInputs, state_out: Tensor, indices: Tensor | None) -> Tenso
     groups = B.shape[1]
     out = torch.empty((batch, channels), dtype=u.dtype, device=u.device)
     reset = runtime.as_bytes(reset)
-    states_tile = runtime.power_of_two_at_least(state)
+    states_tile = runtime.next_power_of_2(state)
     group_channels = channels // groups
-    channels_tile = min(max(1, STATES_PER_PROGRAM // states_tile), runtime.power_of_two_at_least(group_channels))
+    channels_tile = min(max(1, STATES_PER_PROGRAM // states_tile), runtime.next_power_of_2(group_channels))
     group_tiles = runtime.ceil_div(group_channels, channels_tile)
     tiles = groups * group_tiles
     with runtime.on_device(u):

@@ -98,8 +98,8 @@ class Agent:
         """``act`` for encoded observations and actions, (batch, ...)."""
         state = self.init_state(len(reset)) if state is None else state
         tensors = self.observation_spec.to_tensors(observations, self.device)
-        starts = torch.from_numpy(reset).to(self.device)
-        actions, state = self.world_model.act(tensors, state, starts, decider_of(decider, greedy, self.greedy))
+        is_first = torch.from_numpy(reset).to(self.device)
+        actions, state = self.world_model.act(tensors, state, is_first, decider_of(decider, greedy, self.greedy))
         return actions.cpu().numpy(), state
 
     @torch.no_grad()

@@ -85,14 +85,14 @@ def evaluate(
     state = None
     try:
         while len(results) < episodes:
-            numbers = list(running.episode_ids)
+            episode_ids = list(running.episode_ids)
             actions, state = agent.act_encoded(running.observations, state, running.is_first, decider)
             happened = running.step(actions)
             returns += happened.rewards
             lengths += 1
             for row in np.flatnonzero(happened.terminated | happened.truncated):
-                if numbers[row] < episodes:
-                    results[numbers[row]] = (float(returns[row]), int(lengths[row]))
+                if episode_ids[row] < episodes:
+                    results[episode_ids[row]] = (float(returns[row]), int(lengths[row]))
                 returns[row] = lengths[row] = 0
     finally:
         running.close()

@@ -68,7 +68,7 @@ def train(
         run = Run.create(folder, described)
     elif changed := differences(run.config["spaces"], described["spaces"]):
         raise ConfigurationError(f"{config.env} is not what it was when {folder} began: {'; '.join(changed)}")
-    notices = _go_on(trainer, run, new_episodes, unpickle) if resume else []
+    notices = _resume(trainer, run, new_episodes, unpickle) if resume else []
     if isinstance(episodes, GymnasiumVectorEnvironment) and not episodes.pickle:
         notices.append(
             f"{episodes.name} is a vector environment of its own: if this run is interrupted, it goes on with other "
@@ -144,7 +144,7 @@ def _run(trainer: SourceTrainer, run: Run, notices: list[str], quiet: bool) -> N
             display.say(f"interrupted and saved; go on with --resume {run.folder}")
 
 
-def _go_on(trainer: Trainer, run: Run, new_episodes: bool, unpickle: bool) -> list[str]:
+def _resume(trainer: Trainer, run: Run, new_episodes: bool, unpickle: bool) -> list[str]:
     """Resumes the newest checkpoint, or starts again where there is none. Returns a message."""
     read = bool(run.checkpoints) and trainer.load(run, new_episodes=new_episodes, unpickle=unpickle)
     run.forget_metrics_after(trainer.steps)

@@ -175,7 +175,7 @@ class VectorEnvironment:
         """
         return {
             "begun": self._begun,
-            "numbers": list(self.episode_ids),
+            "episode_ids": list(self.episode_ids),
             "seeds": list(self.seeds),
             "actions": [np.array(actions) for actions in self._actions],
             "checksums": list(self._checksums),
@@ -191,7 +191,7 @@ class VectorEnvironment:
             EnvironmentFailed: an environment is not deterministic given its seed.
             PickleRefused: ``unpickle`` is false.
         """
-        self._begun, self.episode_ids, self.seeds = saved["begun"], list(saved["numbers"]), list(saved["seeds"])
+        self._begun, self.episode_ids, self.seeds = saved["begun"], list(saved["episode_ids"]), list(saved["seeds"])
         if saved["pickle"] is not None:
             environments = pickle_io.load(saved["pickle"], self.name, unpickle)
             self.close()

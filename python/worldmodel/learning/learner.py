@@ -198,11 +198,11 @@ class Learner:
     def _forward(self, batch: Batch) -> _Forward:
         start = time.perf_counter()
         steps = self._imagination_starts(batch)
-        observed = self.world_model.observe(batch, cuts=steps)
+        observed = self.world_model.observe(batch, states_after=steps)
         model, metrics = model_loss(self.world_model, batch, observed, self.config.objective)
         seconds = time.perf_counter() - start
         mask = torch.cat([(batch.losses_at & batch.known_rewards)[:, step - 1] for step in steps])
-        found = imagine_returns(self.world_model, observed.cut_states, mask, self.config.objective)
+        found = imagine_returns(self.world_model, observed.states_after, mask, self.config.objective)
         return _Forward(model, metrics, found, seconds)
 
     def _losses(self, forward: _Forward) -> Losses:
@@ -239,7 +239,7 @@ class Learner:
         """Imagination starts, one random step per section."""
         length = batch.shape[1]
         first = int(batch.loss_mask.any(0).to(torch.uint8).argmax())  # first step with a loss
-        count = min(self.config.objective.starts, length - first)
+        count = min(self.config.objective.imagination_starts, length - first)
         edges = torch.linspace(first + 1, length + 1, count + 1).long()
         steps = edges[:-1] + (torch.rand(count) * (edges[1:] - edges[:-1])).long()
         return [int(step) for step in steps]

@@ -31,7 +31,7 @@ class ObjectiveConfig:
         reward: weight of the reward loss.
         continuation: weight of the continuation loss.
         horizon: imagined steps.
-        starts: imagination starts per row.
+        imagination_starts: imagination starts per row.
         value_gradient: weight of the values' gradient to memory.
         return_floor: smallest return scale, in units of the reward scale.
     """
@@ -42,14 +42,15 @@ class ObjectiveConfig:
     reward: float = 1.0
     continuation: float = 1.0
     horizon: int = 4
-    starts: int = 8
+    imagination_starts: int = 8
     value_gradient: float = 0.1
     return_floor: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.horizon < 1 or self.starts < 1:
+        if self.horizon < 1 or self.imagination_starts < 1:
             raise ValueError(
-                f"ObjectiveConfig: horizon is {self.horizon} and starts {self.starts}, expected at least 1 of each"
+                f"ObjectiveConfig: horizon is {self.horizon} and imagination_starts {self.imagination_starts}, "
+                "expected at least 1 of each"
             )
 
 

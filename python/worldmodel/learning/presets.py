@@ -83,7 +83,9 @@ def control() -> Preset:
             evaluation=EvaluationConfig(discount=0.995, value=ScalarConfig("two_hot")),
             decision=DecisionConfig(gradient="reinforce", entropy=1e-3, greedy="policy"),
         ),
-        LearnerConfig(model_lr=1e-3, policy_lr=1e-3, ema=200, objective=ObjectiveConfig(horizon=25, starts=8)),
+        LearnerConfig(
+            model_lr=1e-3, policy_lr=1e-3, ema=200, objective=ObjectiveConfig(horizon=25, imagination_starts=8)
+        ),
         ReplayConfig(batch_size=8, window=64, burn_in=8),
         num_envs=8,
         train_ratio=256,
@@ -102,7 +104,7 @@ def continuous() -> Preset:
     learner = dataclasses.replace(
         preset.learner,
         policy_lr=3e-4,
-        objective=dataclasses.replace(preset.learner.objective, horizon=10, starts=8),
+        objective=dataclasses.replace(preset.learner.objective, horizon=10, imagination_starts=8),
     )
     return dataclasses.replace(preset, model=dataclasses.replace(preset.model, decision=decision), learner=learner)
 
@@ -120,7 +122,7 @@ def wander() -> Preset:
             MemoryConfig(blocks=(ScanBlock(groups=1),)),
             PredictionConfig(hidden=64),
         ),
-        LearnerConfig(objective=ObjectiveConfig(horizon=2, starts=2)),
+        LearnerConfig(objective=ObjectiveConfig(horizon=2, imagination_starts=2)),
         ReplayConfig(batch_size=4, window=408, burn_in=32),
         num_envs=16,
         train_ratio=9,
@@ -137,7 +139,7 @@ def moving() -> Preset:
     memory = MemoryConfig(width=128, blocks=(ConvLSTMBlock((4, 4)),))
     return Preset(
         WorldModelConfig(PerceptionConfig(CategoricalConfig(variables=12), hidden=64), memory),
-        LearnerConfig(objective=ObjectiveConfig(horizon=2, starts=2)),
+        LearnerConfig(objective=ObjectiveConfig(horizon=2, imagination_starts=2)),
         ReplayConfig(batch_size=2, window=98, burn_in=0),
         num_envs=16,
         train_ratio=6,

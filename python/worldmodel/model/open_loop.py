@@ -31,7 +31,7 @@ class OpenLoop:
     Attributes:
         context: observed steps per row.
         valid: bool (rows, steps), the row's first episode.
-        seen: modality name -> observations (rows, steps, ...).
+        observed: modality name -> observations (rows, steps, ...).
         reconstructed: modality name -> (rows, steps, ...).
         imagined: modality name -> (rows, steps - context, ...).
         rewards: (rows, steps - 1).
@@ -42,7 +42,7 @@ class OpenLoop:
 
     context: int
     valid: Tensor
-    seen: dict[str, Tensor]
+    observed: dict[str, Tensor]
     reconstructed: dict[str, Tensor]
     imagined: dict[str, Tensor]
     rewards: Tensor
@@ -53,7 +53,7 @@ class OpenLoop:
     def errors(self, modalities: Mapping[str, Modality]) -> dict[str, Tensor]:
         """Imagination error by modality, (rows, steps - context), in ``UNITS``."""
         return {
-            name: error(modality, self.imagined[name], self.seen[name][:, self.context :])
+            name: error(modality, self.imagined[name], self.observed[name][:, self.context :])
             for name, modality in modalities.items()
         }
 
@@ -75,9 +75,9 @@ def open_loop(world_model: WorldModel, batch: Batch, context: int, sample: Sampl
     if not 1 <= context < time:
         raise ValueError(f"open_loop: context is {context}, expected at least 1 and below time={time}")
     sample = sample or world_model.perception.latent.mode
-    observed = world_model.observe(batch, cuts=[context], sample=sample)
+    observed = world_model.observe(batch, states_after=[context], sample=sample)
     actions = world_model.action_spec.encode(batch.actions)[:, context - 1 : time - 1]
-    imagined = world_model.imagine_actions(observed.cut_states, actions, sample)
+    imagined = world_model.imagine_actions(observed.states_after, actions, sample)
     predicted = world_model.predict(observed, batch)
     known = slice(0, context - 1)
     rewards = world_model.prediction.mean_reward(predicted)[:, known], imagined.rewards
@@ -97,14 +97,14 @@ def open_loop(world_model: WorldModel, batch: Batch, context: int, sample: Sampl
     )
 
 
-def error(modality: Modality, predicted: Tensor, seen: Tensor) -> Tensor:
+def error(modality: Modality, predicted: Tensor, observed: Tensor) -> Tensor:
     """Prediction error in ``UNITS``: (..., *modality.shape) -> (...)."""
     inner = tuple(range(-len(modality.shape), 0))
     if modality.kind == "grid":
-        return (predicted.long() != seen.long()).any(-1).double().mean((-2, -1))
+        return (predicted.long() != observed.long()).any(-1).double().mean((-2, -1))
     if modality.kind == "categorical":
-        return (predicted.long() != seen.long()).double().mean(inner)
-    scaled = (x.double() / 255 if modality.kind == "image" else symlog(x.double()) for x in (predicted, seen))
+        return (predicted.long() != observed.long()).double().mean(inner)
+    scaled = (x.double() / 255 if modality.kind == "image" else symlog(x.double()) for x in (predicted, observed))
     difference = next(scaled) - next(scaled)
     return difference.square().mean(inner).sqrt()
 

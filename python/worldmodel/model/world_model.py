@@ -52,14 +52,14 @@ class Observed:
         latent: z_t, a posterior sample, (batch, time, *latent shape).
         posterior: its parameters, (batch, time, *parameter shape).
         state: after the last step.
-        cut_states: after each cut, cut-major, (cuts * batch, ...).
+        states_after: after each of the asked steps, step-major, (steps * batch, ...).
     """
 
     features: Tensor
     latent: Tensor
     posterior: Tensor
     state: State
-    cut_states: State
+    states_after: State
 
 
 @dataclasses.dataclass
@@ -132,22 +132,24 @@ class WorldModel(nn.Module):
         }
 
     def observe(
-        self, batch: Batch, state: State | None = None, cuts: Sequence[int] = (), sample: Sampler | None = None
+        self, batch: Batch, state: State | None = None, states_after: Sequence[int] = (), sample: Sampler | None = None
     ) -> Observed:
         """Observes all steps in parallel.
 
         Args:
             batch: (batch, time).
             state: before the first step; the batch's or zeros if None.
-            cuts: increasing numbers of steps, 1 to time, after which to return the state.
+            states_after: increasing numbers of steps, 1 to time, after which to return the state.
             sample: distribution -> latent; ``Latent.sample`` if None.
 
         Raises:
-            ValueError: cuts that do not increase from 1 to time.
+            ValueError: states_after that do not increase from 1 to time.
         """
-        bounds = [0, *cuts, batch.shape[1] + 1]
+        bounds = [0, *states_after, batch.shape[1] + 1]
         if any(low >= high for low, high in itertools.pairwise(bounds)):
-            raise ValueError(f"WorldModel.observe: cuts is {list(cuts)}, expected to rise from 1 to {batch.shape[1]}")
+            raise ValueError(
+                f"WorldModel.observe: states_after is {list(states_after)}, expected to rise from 1 to {batch.shape[1]}"
+            )
         posterior = self.perception(batch.observations)
         latent = (sample or self.perception.latent.sample)(posterior)
         embedded = self.perception.latent.embed_mean(posterior)  # (batch, time, latent width)
@@ -160,16 +162,16 @@ class WorldModel(nn.Module):
         inputs = self.entry(torch.cat([embedded, previous], -1))
 
         carried = None if state is None else _memory_part(state)
-        outputs, cut_states, start = [], [], 0
+        outputs, kept, start = [], [], 0
         time = batch.shape[1]
-        for stop in (*cuts, time) if not cuts or cuts[-1] < time else cuts:
+        for stop in sorted({*states_after, time}):
             features, carried = self.memory(inputs[:, start:stop], carried, batch.is_first[:, start:stop])
             outputs.append(features)
             after = {**_prefixed(carried), "action": actions[:, stop - 1], "features": features[:, -1]}
-            if stop in cuts:
-                cut_states.append(after)
+            if stop in states_after:
+                kept.append(after)
             start = stop
-        joined = {name: torch.cat([part[name] for part in cut_states]) for name in after} if cuts else {}
+        joined = {name: torch.cat([part[name] for part in kept]) for name in after} if states_after else {}
         return Observed(torch.cat(outputs, 1), latent, posterior, after, joined)
 
     def observe_step(

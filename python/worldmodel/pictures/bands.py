@@ -16,10 +16,10 @@ from worldmodel.data.spaces import ROOT, Modality
 from worldmodel.model.open_loop import UNITS, OpenLoop, error
 from worldmodel.pictures.renderers import Renderer, class_colours
 
-SEEN, RECONSTRUCTED, IMAGINED, PERSISTENCE = "#24292f", "#3b82f6", "#e8590c", "#8b949e"
+OBSERVED, RECONSTRUCTED, IMAGINED, PERSISTENCE = "#24292f", "#3b82f6", "#e8590c", "#8b949e"
 OBSERVED_SHADE, IMAGINED_SHADE = "#e7f0fd", "#fdf1e8"
-ROWS = ("seen", "reconstructed", "imagined")
-ROW_COLOURS = (SEEN, RECONSTRUCTED, IMAGINED)
+ROWS = ("observed", "reconstructed", "imagined")
+ROW_COLOURS = (OBSERVED, RECONSTRUCTED, IMAGINED)
 MARGIN = 2.3  # inches left of the axes
 _COLUMNS = 16  # pictures per strip
 _PICTURE = 1.25  # inches, the widest picture of a strip
@@ -44,7 +44,7 @@ class Panel:
     modalities: dict[str, Modality]
     renderers: dict[str, Renderer]
     context: int
-    seen: dict[str, np.ndarray]
+    observed: dict[str, np.ndarray]
     reconstructed: dict[str, np.ndarray]
     imagined: dict[str, np.ndarray]
     rewards: np.ndarray
@@ -61,15 +61,15 @@ class Panel:
     ) -> "Panel":
         """One row of ``loop``."""
         steps, context = int(loop.valid[row].sum()), loop.context
-        last = {name: loop.seen[name][row, context - 1] for name in modalities}
+        last = {name: loop.observed[name][row, context - 1] for name in modalities}
 
         def cut(values: dict[str, Tensor], length: int) -> dict[str, np.ndarray]:
             return {name: values[name][row, :length].cpu().numpy() for name in modalities}
 
         def off(predicted: Callable[[str], Tensor], start: int) -> dict[str, np.ndarray]:
-            seen = {name: loop.seen[name][row, start:steps] for name in modalities}
+            observed = {name: loop.observed[name][row, start:steps] for name in modalities}
             return {
-                name: error(modality, predicted(name).expand_as(seen[name]), seen[name]).cpu().numpy()
+                name: error(modality, predicted(name).expand_as(observed[name]), observed[name]).cpu().numpy()
                 for name, modality in modalities.items()
             }
 
@@ -81,7 +81,7 @@ class Panel:
             modalities=modalities,
             renderers=renderers,
             context=context,
-            seen=cut(loop.seen, steps),
+            observed=cut(loop.observed, steps),
             reconstructed=cut(loop.reconstructed, steps),
             imagined=cut(loop.imagined, steps - context),
             rewards=outcome(loop.rewards),
@@ -102,12 +102,12 @@ class Panel:
         """A modality in ``row`` at ``step``; None for imagination within the context."""
         if row == "imagined":
             return self.imagined[name][step - self.context] if step >= self.context else None
-        return (self.seen if row == "seen" else self.reconstructed)[name][step]
+        return (self.observed if row == "observed" else self.reconstructed)[name][step]
 
     def picture(self, name: str, row: str, step: int) -> np.ndarray | None:
         """Renders ``view``, with errors marked."""
         array = self.view(name, row, step)
-        truth = None if row == "seen" else self.seen[name][step]
+        truth = None if row == "observed" else self.observed[name][step]
         return None if array is None else self.renderers[name].render(array, truth)
 
 
@@ -147,7 +147,7 @@ def strip(panel: Panel, name: str, inches: float) -> Band:
     stride = -(-panel.steps // _COLUMNS)
     before, after = range(panel.context - 1, stride - 2, -stride), range(panel.context - 1, panel.steps, stride)
     shown = sorted({*before, *after})  # ``stride`` steps per column
-    first = panel.picture(name, "seen", 0)
+    first = panel.picture(name, "observed", 0)
     assert first is not None
     step = inches / panel.steps
     width = min(0.94 * stride * step, _PICTURE)  # inches
@@ -225,7 +225,7 @@ def _classes(panel: Panel, name: str, entry: int) -> Band:
                 if array is None:
                     cells[index, time, 3] = 0
                     continue
-                value, right = int(array[entry]), array[entry] == panel.seen[name][time][entry]
+                value, right = int(array[entry]), array[entry] == panel.observed[name][time][entry]
                 colour = class_colours(np.array(value)) / 255
                 cells[index, time, :3] = colour if right else 0.7 + 0.3 * colour
                 if panel.steps <= 50:
@@ -248,7 +248,7 @@ def _classes(panel: Panel, name: str, entry: int) -> Band:
 def _curve(panel: Panel, name: str, entry: int) -> Band:
     def draw(axes: Any) -> None:
         times = np.arange(panel.steps)
-        axes.plot(times, panel.seen[name][:, entry], color=SEEN, lw=1.6)
+        axes.plot(times, panel.observed[name][:, entry], color=OBSERVED, lw=1.6)
         axes.plot(times, panel.reconstructed[name][:, entry], color=RECONSTRUCTED, lw=1.3, ls=(0, (3, 1.5)))
         axes.plot(times[panel.context :], panel.imagined[name][:, entry], color=IMAGINED, lw=1.9, marker=".", ms=4)
         _name(axes, label(name, panel.modalities[name], entry))
@@ -263,10 +263,10 @@ def _map(panel: Panel, name: str) -> Band:
 
     def draw(axes: Any) -> None:
         rows = np.full((3 * entries, panel.steps), np.nan)
-        rows[:entries] = panel.seen[name].T
+        rows[:entries] = panel.observed[name].T
         rows[entries : 2 * entries] = panel.reconstructed[name].T
         rows[2 * entries :, panel.context :] = panel.imagined[name].T
-        most = float(np.quantile(np.abs(panel.seen[name]), 0.98)) or 1.0
+        most = float(np.quantile(np.abs(panel.observed[name]), 0.98)) or 1.0
         extent = (-0.5, panel.steps - 0.5, 3, 0)
         axes.imshow(
             rows, cmap="RdBu_r", vmin=-most, vmax=most, aspect="auto", interpolation="nearest", extent=extent, zorder=3
@@ -298,7 +298,7 @@ def _error(panel: Panel, name: str) -> Band:
 def _rewards(panel: Panel) -> Band:
     def draw(axes: Any) -> None:
         times = np.arange(panel.steps - 1)
-        axes.bar(times, panel.rewards, 0.72, color=SEEN, alpha=0.25, lw=0)
+        axes.bar(times, panel.rewards, 0.72, color=OBSERVED, alpha=0.25, lw=0)
         for start, stop, colour in ((0, panel.context, RECONSTRUCTED), (panel.context - 1, panel.steps, IMAGINED)):
             axes.plot(times[start:stop], panel.predicted_rewards[start:stop], color=colour, lw=1.4, marker=".", ms=4)
         axes.axhline(0, color=PERSISTENCE, lw=0.6)
@@ -314,7 +314,7 @@ def _rewards(panel: Panel) -> Band:
 def _ends(panel: Panel) -> Band:
     def draw(axes: Any) -> None:
         times = np.arange(panel.steps - 1)
-        axes.bar(times, panel.ends.astype(float), 0.72, color=SEEN, alpha=0.25, lw=0)
+        axes.bar(times, panel.ends.astype(float), 0.72, color=OBSERVED, alpha=0.25, lw=0)
         for start, stop, colour in ((0, panel.context, RECONSTRUCTED), (panel.context - 1, panel.steps, IMAGINED)):
             axes.plot(times[start:stop], panel.predicted_ends[start:stop], color=colour, lw=1.4, marker=".", ms=4)
         axes.set_ylim(-0.06, 1.06)
@@ -349,7 +349,7 @@ def _row_labels(axes: Any, heights: list[float]) -> None:
 def _name(axes: Any, text: str) -> None:
     """Left of the tick labels."""
     offset = (8 - 72 * MARGIN, 0)
-    style = {"ha": "left", "va": "center", "fontsize": 8.5, "color": SEEN}
+    style = {"ha": "left", "va": "center", "fontsize": 8.5, "color": OBSERVED}
     axes.annotate(text, (0, 0.5), xycoords="axes fraction", xytext=offset, textcoords="offset points", **style)
 
 

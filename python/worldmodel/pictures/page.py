@@ -11,11 +11,11 @@ import numpy as np
 from worldmodel.pictures.bands import (
     IMAGINED,
     MARGIN,
+    OBSERVED,
     PERSISTENCE,
     RECONSTRUCTED,
     ROW_COLOURS,
     ROWS,
-    SEEN,
     Band,
     Panel,
     bands,
@@ -107,7 +107,7 @@ class _Overlay:
             (0, -0.02), panel.steps, 1.04, transform=transform, color="white", alpha=0.86, lw=0, animated=True
         )
         axes.add_patch(self._cover)
-        self._line = axes.axvline(0, color=SEEN, lw=1, animated=True)
+        self._line = axes.axvline(0, color=OBSERVED, lw=1, animated=True)
 
     def show(self, step: int) -> None:
         """Covers the steps after ``step``."""
@@ -122,7 +122,7 @@ class _Film:
 
     def __init__(self, page: "_Page", panel: Panel, name: str, inches: float) -> None:
         self.panel, self.name = panel, name
-        first = panel.picture(name, "seen", 0)
+        first = panel.picture(name, "observed", 0)
         assert first is not None
         self._empty = np.full_like(first, 238)
         self._images = []
@@ -135,7 +135,7 @@ class _Film:
             axes.set_xticks([])
             axes.set_yticks([])
             axes.spines[:].set_color(ROW_COLOURS[index])
-            style = {"transform": axes.transAxes, "color": SEEN, "fontsize": 10, "animated": True}
+            style = {"transform": axes.transAxes, "color": OBSERVED, "fontsize": 10, "animated": True}
         page.top += 0.32
         self._words = axes.text(0.5, 0.5, "it observes", ha="center", va="center", **style)
         self._time = axes.text(0, -0.04, "", ha="left", va="top", weight="bold", **style)
@@ -177,7 +177,7 @@ class _Page:
         self.top += _CAPTION
 
     def text(
-        self, text: str, left: float, down: float, size: float, colour: str = SEEN, weight: str = "normal"
+        self, text: str, left: float, down: float, size: float, colour: str = OBSERVED, weight: str = "normal"
     ) -> float:
         """Writes a line centred ``down`` inches from the top; returns its right end."""
         position = (left / self.width, 1 - down / self.height)
@@ -263,14 +263,14 @@ class _Legend:
 
 def _legends(panels: Sequence[Panel]) -> list[_Legend]:
     lines = [
-        ({"color": SEEN, "lw": 1.8}, "seen"),
+        ({"color": OBSERVED, "lw": 1.8}, "observed"),
         ({"color": RECONSTRUCTED, "lw": 1.5, "ls": (0, (3, 1.5))}, "reconstructed, from the observation of that step"),
         ({"color": IMAGINED, "lw": 2}, "imagined, open loop"),
         ({"color": PERSISTENCE, "lw": 1.5, "ls": ":"}, "error if nothing changed any more"),
     ]
     found = [_Legend(lines)]
     for name, renderer in panels[0].renderers.items():
-        views = [views[name] for panel in panels for views in (panel.seen, panel.reconstructed, panel.imagined)]
+        views = [views[name] for panel in panels for views in (panel.observed, panel.reconstructed, panel.imagined)]
         samples = renderer.legend(views)
         if samples:
             found.append(_Legend(samples))

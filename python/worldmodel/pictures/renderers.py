@@ -10,7 +10,7 @@ from worldmodel.data.spaces import Modality
 
 TILE = 24  # pixels per cell side
 WRONG = (230, 30, 60)  # frame of a wrong cell
-_MARKED = "red frame: a cell that is not as it was seen"
+_MARKED = "red frame: a cell that is not as observed"
 _UNSEEN = (52, 58, 66)
 # Distinct colours: dark for class 0, often empty, then the strong ones.
 _PALETTE = np.array(
@@ -33,8 +33,8 @@ def class_colours(classes: np.ndarray) -> np.ndarray:
 class Renderer:
     """Draws arrays of one modality."""
 
-    def render(self, array: np.ndarray, seen: np.ndarray | None = None) -> np.ndarray:
-        """Renders one observation as uint8 (height, width, 3); marks deviations from ``seen``, if given."""
+    def render(self, array: np.ndarray, observed: np.ndarray | None = None) -> np.ndarray:
+        """Renders one observation as uint8 (height, width, 3); marks deviations from ``observed``, if given."""
         raise NotImplementedError
 
     def legend(self, arrays: Iterable[np.ndarray]) -> list[tuple[np.ndarray, str]]:
@@ -50,7 +50,7 @@ class Renderer:
 class ImageRenderer(Renderer):
     """Pixels: grey, coloured, or the newest of stacked frames."""
 
-    def render(self, array: np.ndarray, seen: np.ndarray | None = None) -> np.ndarray:
+    def render(self, array: np.ndarray, observed: np.ndarray | None = None) -> np.ndarray:
         channels = array.shape[-1]
         if channels != 3:
             newest = array[..., -3:] if channels % 3 == 0 else array[..., -1:]
@@ -68,11 +68,11 @@ class GridRenderer(Renderer):
         self.channels = channels
         self.names = tuple(names)
 
-    def render(self, array: np.ndarray, seen: np.ndarray | None = None) -> np.ndarray:
+    def render(self, array: np.ndarray, observed: np.ndarray | None = None) -> np.ndarray:
         rows = [np.concatenate([self.tile(cell) for cell in row], 1) for row in self._upright(array)]
         picture = np.concatenate(rows, 0)
-        if seen is not None:
-            for y, x in np.argwhere((self._upright(array) != self._upright(seen)).any(-1)):
+        if observed is not None:
+            for y, x in np.argwhere((self._upright(array) != self._upright(observed)).any(-1)):
                 _frame(picture[y * TILE : (y + 1) * TILE, x * TILE : (x + 1) * TILE], WRONG, 2)
         return picture
 

@@ -26,6 +26,7 @@ FIELDS = {
     "train.learner.policy_rate": "train.learner.policy_lr",
     "train.learner.clip": "train.learner.max_grad_norm",
     "train.learner.average": "train.learner.ema",
+    "train.learner.objective.starts": "train.learner.objective.imagination_starts",
 }
 
 # New field -> old value -> new value.
@@ -85,6 +86,10 @@ def load_part(name: str, read: Callable[[str], tuple[Any, int]], exists: Callabl
         upgraded["writer"] = writer
     if name == "learner":
         del upgraded["rewards"]
+    if name == "collector":
+        episodes = dict(upgraded["episodes"])
+        episodes["episode_ids"] = episodes.pop("numbers")
+        upgraded["episodes"] = episodes
     return upgraded
 
 
