@@ -1,11 +1,11 @@
-"""Uninitialised tensors with strides shared by fakes and backends."""
+"""Allocation of outputs."""
 
 import torch
 from torch import Tensor
 
 
 def empty_activation(like: Tensor, channel_last: bool) -> Tensor:
-    """(batch, channels, time), contiguous; time-major for ``channel_last``."""
+    """(batch, channels, time); time-major for ``channel_last``."""
     batch, channels, time = like.shape
     if channel_last:
         strides = (time * channels, 1, channels)
@@ -14,7 +14,7 @@ def empty_activation(like: Tensor, channel_last: bool) -> Tensor:
 
 
 def empty_like_or_absent(like: Tensor | None, device: torch.device) -> Tensor:
-    """Contiguous, shaped as ``like``; (0,) if None."""
+    """Contiguous; (0,) if None."""
     if like is None:
         return torch.empty((0,), dtype=torch.float32, device=device)
     return torch.empty(tuple(like.shape), dtype=like.dtype, device=like.device)

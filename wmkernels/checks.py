@@ -1,4 +1,4 @@
-"""Input checks; messages name op, argument, actual and expected value."""
+"""Input checks."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -15,7 +15,7 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 
 def require_tensor(op: str, name: str, value: object) -> None:
-    """Raises unless ``value`` is a tensor."""
+    """Raises TypeError for other types."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{op}: {name} is a {type(value).__name__}, expected a torch.Tensor")
 
@@ -23,7 +23,7 @@ def require_tensor(op: str, name: str, value: object) -> None:
 def require_shape(
     op: str, name: str, tensor: Tensor, labels: Sequence[str], sizes: Sequence[int], against: str, hint: str = ""
 ) -> None:
-    """Raises for other sizes; ``labels`` name the dimensions."""
+    """Raises ValueError for other sizes."""
     if tensor.dim() == len(sizes) and all(a == b for a, b in zip(tensor.shape, sizes, strict=True)):
         return
     expected = ", ".join(f"{label}={size}" for label, size in zip(labels, sizes, strict=True))
@@ -34,14 +34,14 @@ def require_shape(
 
 
 def require_dtype(op: str, name: str, tensor: Tensor, allowed: Sequence[torch.dtype], why: str) -> None:
-    """Raises unless the dtype is ``allowed``; ``why`` ends the message."""
+    """Raises TypeError for other dtypes; ``why`` ends the message."""
     if tensor.dtype not in allowed:
         expected = " or ".join(dict.fromkeys(dtype_name(dtype) for dtype in allowed))
         raise TypeError(f"{op}: {name} has dtype {dtype_name(tensor.dtype)}, expected {expected} {why}")
 
 
 def require_device(op: str, name: str, tensor: Tensor, device: torch.device, against: str) -> None:
-    """Raises unless on ``device``, that of ``against``."""
+    """Raises ValueError on another device."""
     if tensor.device != device:
         raise ValueError(
             f"{op}: {name} is on {tensor.device}, expected {device} as {against} is; move it with .to({str(device)!r})"
@@ -51,7 +51,7 @@ def require_device(op: str, name: str, tensor: Tensor, device: torch.device, aga
 def require_reset(
     op: str, reset: Tensor | None, labels: Sequence[str], sizes: Sequence[int], like: Tensor, against: str
 ) -> None:
-    """Raises unless None, or bool with these sizes on the device of ``like``."""
+    """Checks dtype, shape and device."""
     if reset is None:
         return
     require_tensor(op, "reset", reset)
@@ -61,7 +61,7 @@ def require_reset(
 
 
 def require_packing(op: str, cu_seqlens: Tensor | None, like: Tensor, against: str) -> None:
-    """Raises unless None, or (sequences + 1,) with batch 1 in ``like``."""
+    """Checks dtype, device, shape (sequences + 1,) and batch 1."""
     if cu_seqlens is None:
         return
     require_tensor(op, "cu_seqlens", cu_seqlens)
@@ -77,12 +77,12 @@ def require_packing(op: str, cu_seqlens: Tensor | None, like: Tensor, against: s
 
 
 def state_dtype(dtype: torch.dtype) -> torch.dtype:
-    """State and parameter dtype: float64 for float64, else float32."""
+    """float64 for float64, else float32."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def promote_dtypes(dtypes: Sequence[torch.dtype]) -> torch.dtype:
-    """Common dtype of activations under autocast."""
+    """Promoted dtype under autocast."""
     result = dtypes[0]
     for dtype in dtypes[1:]:
         result = torch.promote_types(result, dtype)
@@ -90,7 +90,7 @@ def promote_dtypes(dtypes: Sequence[torch.dtype]) -> torch.dtype:
 
 
 def require_sequences(op: str, cu_seqlens: Tensor, time: int) -> None:
-    """Raises unless bounds rise from 0 to ``time``; reading them synchronises a GPU."""
+    """Raises ValueError unless bounds rise from 0 to ``time``; synchronises a GPU."""
     bounds = cu_seqlens.tolist()
     if bounds[0] != 0 or bounds[-1] != time or any(a > b for a, b in pairwise(bounds)):
         shown = bounds if len(bounds) <= 8 else [*bounds[:4], "...", *bounds[-3:]]

@@ -1,9 +1,7 @@
-"""Selects a call's backend and reports why others cannot run it.
+"""Backend selection.
 
-Automatic dispatch takes the first backend of ``BACKENDS`` that can run the op and is trusted. GPU kernels not checked
-against the reference on a GPU (``OpSpec.verified``) must be requested. A request by ``backend=`` or
-``WMKERNELS_BACKEND`` (read at import) runs or raises, without fallback. ``chunked`` and ``reference`` are plain
-PyTorch and run everywhere.
+The first capable backend of ``BACKENDS`` runs, except GPU kernels not yet checked against the reference
+(``OpSpec.verified``). ``backend=`` or ``WMKERNELS_BACKEND`` (read at import) runs that backend or raises.
 """
 
 import functools
@@ -27,10 +25,7 @@ REQUESTED = os.environ.get("WMKERNELS_BACKEND") or None
 
 @functools.cache
 def load_native() -> Any:
-    """The extension, or None if not built, with the instruction set ``WMKERNELS_CPU_ISA``.
-
-    Imports torch first, to load only one OpenMP runtime.
-    """
+    """The extension, set to ``WMKERNELS_CPU_ISA``; None if not built."""
     try:
         native = importlib.import_module("wmkernels._native")
     except ModuleNotFoundError:
@@ -46,17 +41,17 @@ def load_native() -> Any:
 
 @functools.cache
 def kernels(op: str, backend: str) -> ModuleType:
-    """The backend's module: ``triton_kernels`` or ``native`` in the op's folder."""
+    """The op's kernel module for ``backend``."""
     return importlib.import_module(f"wmkernels.{op}.{'triton_kernels' if backend == 'triton' else 'native'}")
 
 
 def is_verified(op: str, backend: str) -> bool:
-    """Whether automatic dispatch may use the backend: always on a CPU, once verified on a GPU."""
+    """Whether automatic dispatch may use ``backend``."""
     return backend not in GPU_BACKENDS or bool(OPS[op].verified.get(backend))
 
 
 def reasons(op: str, backend: str, device: torch.device, state: int = 1) -> list[str]:
-    """Why ``backend`` cannot run ``op`` for this device and state size; empty if it can."""
+    """Why ``backend`` cannot run ``op``; empty if it can."""
     found = list(_device_reasons(op, backend, device.type, device.index))
     limit = OPS[op].max_state if op in OPS else None
     if limit is not None and state > limit and backend not in PYTORCH_BACKENDS:
@@ -80,7 +75,6 @@ def _device_reasons(op: str, backend: str, device_type: str, device_index: int |
 
 
 def _has_kernels(native: Any, device: str, op: str) -> bool:
-    """Whether the build has the op's entry points."""
     return any(name == f"{device}_{op}" or name.startswith(f"{device}_{op}_") for name in native.kernels)
 
 
@@ -133,7 +127,7 @@ def _choose(op: str, device_type: str, device_index: int | None, requested: str 
     if requested is None:
         return _default_backend(op, device_type, device_index, large_state)
     if not large_state and not _device_reasons(op, requested, device_type, device_index):
-        return requested  # cached: a step is counted in microseconds
+        return requested  # cached: a step takes microseconds
     device = torch.device(device_type) if device_index is None else torch.device(device_type, device_index)
     found = {b: reasons(op, b, device, large_state) for b in dict.fromkeys((*BACKENDS, requested))}
     if not found[requested]:
@@ -151,13 +145,13 @@ def choose(op: str, device: torch.device, requested: str | None = None, state: i
     Args:
         op: registered name.
         device: of the tensors.
-        requested: ``backend=``; ``WMKERNELS_BACKEND`` if None.
+        requested: ``backend=``.
         state: states per channel.
 
     Raises:
-        ValueError: the requested backend cannot run it, with all backends' reasons.
+        ValueError: the requested backend cannot run; lists all reasons.
     """
-    # A constant must not depend on a size that torch.compile keeps symbolic.
+    # The cached choice must not depend on a symbolic size.
     limit = OPS[op].max_state
     large_state = state if limit is not None and state > limit else 0
     return _choose(op, device.type, device.index, requested or REQUESTED, large_state)

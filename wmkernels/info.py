@@ -1,8 +1,4 @@
-"""Installation report: ``python -m wmkernels.info [--json]``.
-
-One dictionary, as text or JSON: versions, build, backends per op with reasons, instruction sets, OpenMP runtimes,
-threads and environment variables.
-"""
+"""Installation report: ``python -m wmkernels.info [--json]``."""
 
 import argparse
 import importlib.metadata
@@ -34,12 +30,12 @@ ENVIRONMENT = {
     "LDFLAGS": "build: more flags for the linker",
     "MAX_JOBS": "build: how many compilers run at a time",
 }
-DEFAULT_ARCHITECTURES = (80, 90, 100, 120)  # of CUDA builds and precompiled Triton kernels
+DEFAULT_ARCHITECTURES = (80, 90, 100, 120)
 NO_BUILD_INFO = "no record of a build in the package: it was not installed with pip"
 
 
 def version_of(package: str) -> str:
-    """Installed version of a package, or empty."""
+    """Installed version, or empty."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -47,7 +43,7 @@ def version_of(package: str) -> str:
 
 
 def build_info() -> dict[str, Any]:
-    """The build's record, or why it is missing."""
+    """The build record, or the reason it is missing."""
     path = Path(__file__).with_name("_build_info.json")
     if not path.exists():
         return {"extension": "", "extension_reason": NO_BUILD_INFO}
@@ -56,7 +52,7 @@ def build_info() -> dict[str, Any]:
 
 
 def openmp_runtimes() -> list[str]:
-    """Loaded OpenMP libraries, if the system lists them."""
+    """Loaded OpenMP libraries (Linux)."""
     maps = Path("/proc/self/maps")
     if not maps.exists():
         return []
@@ -65,7 +61,7 @@ def openmp_runtimes() -> list[str]:
 
 
 def gpu_info() -> dict[str, Any]:
-    """Driver and GPUs visible to PyTorch and the system."""
+    """Driver and GPUs."""
     record = Path("/proc/driver/nvidia/version")
     driver = re.search(r"\d+\.\d+(\.\d+)?", record.read_text()) if record.exists() else None
     if torch.cuda.is_available():
@@ -83,7 +79,7 @@ def gpu_info() -> dict[str, Any]:
 
 
 def backend_reasons(build: dict[str, Any], gpu_reason: str) -> dict[str, dict[str, list[str]]]:
-    """Per op and backend, why it cannot run; empty if it can."""
+    """Per op and backend, why it cannot run."""
     why_not_built = build["extension_reason"] or build["cuda_reason"]
     table: dict[str, dict[str, list[str]]] = {}
     for op in op_names():
@@ -100,10 +96,7 @@ def backend_reasons(build: dict[str, Any], gpu_reason: str) -> dict[str, dict[st
 
 
 def gpu_verification(build: dict[str, Any]) -> dict[str, dict[str, dict[str, list[str]]]]:
-    """Per op and GPU backend, the architectures verified against the reference.
-
-    ``untried``: this build's other architectures (Triton: the default build's).
-    """
+    """Per op and GPU backend, built architectures checked against the reference, and others."""
     built = [int(architecture) for architecture in build.get("cuda_architectures") or DEFAULT_ARCHITECTURES]
     table: dict[str, dict[str, dict[str, list[str]]]] = {}
     for op in op_names():
@@ -116,7 +109,7 @@ def gpu_verification(build: dict[str, Any]) -> dict[str, dict[str, dict[str, lis
 
 
 def collect() -> dict[str, Any]:
-    """The report as dictionaries, lists and strings."""
+    """The report as JSON types."""
     native = dispatch.load_native()
     build, gpu = build_info(), gpu_info()
     return {
@@ -158,7 +151,6 @@ def _build_lines(build: dict[str, Any]) -> list[str]:
 
 
 def _trust(verification: dict[str, list[str]]) -> str:
-    """Verification of a GPU backend."""
     if not verification["tried"]:
         return "not held against the reference on any GPU: runs only when asked for by name"
     text = f"held against the reference on {', '.join(verification['tried'])}"

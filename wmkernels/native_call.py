@@ -1,7 +1,6 @@
-"""Converts tensors to pointers, here only.
+"""Passes tensors to native kernels, as argument structures of ``csrc/include/wmkernels.h``.
 
-A kernel takes one structure of sizes, addresses and strides (``csrc/include/wmkernels.h``). The extension fills it per
-call and checks dtype, shape, device and alignment. The caller keeps the tensors alive.
+The extension checks dtype, shape, device and alignment; callers keep tensors alive.
 """
 
 import os
@@ -18,7 +17,7 @@ native = load_native()
 DTYPE_CODES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 
 DEBUG = os.environ.get("WMKERNELS_DEBUG") == "1"  # synchronise after every CUDA kernel
-LARGE = 8 << 20  # bytes above which page faults dominate the first write
+LARGE = 8 << 20  # bytes; above, page faults dominate the first write
 
 Expected = tuple[Tensor | None, Sequence[int], torch.dtype]
 """A tensor or None, its expected shape and dtype."""
@@ -26,14 +25,14 @@ Members = dict[str, int | Expected]
 
 
 def output(tensor: Tensor) -> Expected:
-    """A kernel's output tensor; absent if empty."""
+    """A kernel's output."""
     if tensor.is_cpu and tensor.nbytes >= LARGE:
         native.advise_huge_pages(tensor.data_ptr(), tensor.nbytes)
     return (tensor if tensor.numel() else None, tensor.shape, tensor.dtype)
 
 
 def stream_args(device: torch.device) -> dict[str, int]:
-    """Thread count on a CPU; device and current stream on a GPU."""
+    """CPU thread count, or GPU device and stream."""
     if device.type == "cpu":
         return {"threads": torch.get_num_threads()}
     index = device.index if device.index is not None else torch.cuda.current_device()
@@ -41,21 +40,16 @@ def stream_args(device: torch.device) -> dict[str, int]:
 
 
 def pack_args(name: str, members: Members, device: torch.device) -> Any:
-    """A prepared kernel call: ``workspace_bytes`` and ``run(address)``.
-
-    Omitted members are 0 (absent tensors).
+    """A prepared call: ``workspace_bytes`` and ``run(address)``.
 
     Raises:
-        ValueError: unexpected shape, dtype, device or alignment.
+        ValueError: wrong shape, dtype, device or alignment.
     """
     return native.prepare(f"{device.type}_{name}", members, device)
 
 
 def run(name: str, members: Members, device: torch.device) -> None:
-    """Runs kernel ``name`` on ``device`` with a 256-byte-aligned workspace, if needed.
-
-    The workspace is freed after the call: the caching allocator reuses GPU memory only on the same stream.
-    """
+    """Runs a kernel with a 256-byte-aligned workspace, reusable at once by the same stream."""
     members.update(stream_args(device))
     call = pack_args(name, members, device)
     size = call.workspace_bytes

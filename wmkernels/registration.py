@@ -1,4 +1,4 @@
-"""torch.library ops, their autograd formulas and autograd.Functions."""
+"""Registers torch.library ops, autograd formulas and autograd.Functions."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,7 +11,7 @@ LIBRARY = torch.library.Library("wmkernels", "DEF")
 
 
 def define(name: str, schema: str, implementation: Callable[..., Any], fake: Callable[..., Any]) -> None:
-    """Registers an op and its fake for CPU and GPU."""
+    """Registers an op and its fake."""
     LIBRARY.define(f"{name}{schema}")
     for key in ("CPU", "CUDA"):
         LIBRARY.impl(name, implementation, key)
@@ -23,10 +23,7 @@ Vmap = Callable[..., tuple[Any, Any]]
 
 
 def backward_function(op: str, public_name: str, vmap: Vmap) -> Any:
-    """The Function of a backward op, for torch.func and vmap.
-
-    Its own derivative raises; without that formula it would silently be zero.
-    """
+    """The Function of a backward op. Its derivative raises; unregistered, it would be zero."""
     forbid_double_backward(op, public_name)
     return _function(op, vmap, lambda ctx, inputs, output: None, lambda ctx, *grads: raise_double_backward(public_name))
 
@@ -39,14 +36,14 @@ def forward_function(
     outputs: int,
     vmap: Vmap,
 ) -> Any:
-    """Registers an op's autograd formula and returns its Function for autograd, torch.func and vmap.
+    """Registers an op's autograd formula; returns its Function for autograd, torch.func and vmap.
 
     Args:
         op: name.
-        backward: Function of the backward op, from ``backward_function``.
+        backward: from ``backward_function``.
         gradients: ``(backward op, context, *output gradients) -> input gradients``.
-        setup_context: as for ``torch.library.register_autograd``.
-        outputs: number of differentiable outputs; the others are saved for backward.
+        setup_context: as in ``torch.library.register_autograd``.
+        outputs: number of differentiable outputs, which come first.
         vmap: vmap rule.
     """
     backward_op = backward.op
@@ -55,8 +52,7 @@ def forward_function(
         return gradients(backward_op, ctx, *grads[:outputs])
 
     def backward_of_function(ctx: Any, *grads: Tensor | None) -> Any:
-        # Dynamo passes a Function with a ``*args`` forward its context as an extra argument; the op's formula also
-        # raises.
+        # Dynamo mishandles a Function with a ``*args`` forward; the op's derivative raises as well.
         return gradients(backward_op if torch.compiler.is_compiling() else backward.apply, ctx, *grads[:outputs])
 
     torch.library.register_autograd(f"wmkernels::{op}", backward_of_op, setup_context=setup_context, lib=LIBRARY)
@@ -64,7 +60,6 @@ def forward_function(
 
 
 def _function(name: str, vmap: Vmap, setup_context: Callable[..., None], backward: Callable[..., Any]) -> Any:
-    """A Function that calls the op."""
     op = getattr(torch.ops.wmkernels, name)
 
     def forward(*args: Any) -> Any:
@@ -80,7 +75,7 @@ def _function(name: str, vmap: Vmap, setup_context: Callable[..., None], backwar
 
 
 def forbid_double_backward(name: str, public_name: str) -> None:
-    """Makes the derivative of a backward op raise."""
+    """Makes a backward op's derivative raise."""
     torch.library.register_autograd(
         f"wmkernels::{name}",
         lambda ctx, *grads: raise_double_backward(public_name),
@@ -90,7 +85,7 @@ def forbid_double_backward(name: str, public_name: str) -> None:
 
 
 def raise_double_backward(public_name: str) -> None:
-    """Always raises."""
+    """Raises RuntimeError."""
     raise RuntimeError(
         f"{public_name}: the gradient of its gradient is not implemented by the compiled kernels; "
         'use backend="reference" where a second derivative is needed'
@@ -98,7 +93,7 @@ def raise_double_backward(public_name: str) -> None:
 
 
 def needs_autograd(tensors: Sequence[Tensor | None]) -> bool:
-    """Whether a call needs an autograd.Function, five times the cost of a direct call."""
+    """Whether to call an autograd.Function, which costs five direct calls."""
     if torch._C._functorch.maybe_current_level() is not None:
         return True
     return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
@@ -108,10 +103,9 @@ _PLAIN = (Tensor, torch.nn.Parameter)
 
 
 def can_bypass_dispatcher(tensors: Sequence[Tensor | None]) -> bool:
-    """Whether to call the implementation directly: for a step, dispatch costs as much as the kernel.
+    """Whether to skip dispatch, which costs as much as a step's kernel.
 
-    Requires eager mode without fake tensors, functorch or tracing, and plain tensors without gradient or negative bit
-    (the imaginary part of a conjugate).
+    Needs eager mode and plain tensors without gradient or negative bit.
     """
     if torch.compiler.is_compiling() or torch._C._functorch.maybe_current_level() is not None:
         return False
@@ -129,7 +123,7 @@ def can_bypass_dispatcher(tensors: Sequence[Tensor | None]) -> bool:
 def loop_over_vmap(
     apply: Callable[..., tuple[Tensor, ...]], batch_size: int, in_dims: Sequence[Any], *args: Any
 ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
-    """vmap rule that runs samples one by one."""
+    """vmap rule that loops over samples."""
     # vmap gives integer lists a list of None.
     in_dims = [dim if isinstance(x, Tensor) else None for dim, x in zip(in_dims, args, strict=True)]
     results = []

@@ -1,8 +1,4 @@
-"""The op registry, read by dispatch, ``info``, tests and tables.
-
-An op folder has ``spec.py``, ``function``, ``validation``, ``reference``, ``chunked``, ``autograd``, ``meta``,
-``native`` and ``triton_kernels``. To add an op, add its folder and import its functions in ``wmkernels/__init__.py``.
-"""
+"""The op registry. A new op needs a folder with ``spec.py`` and an import in ``wmkernels/__init__.py``."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,8 +11,8 @@ class OpSpec:
     Attributes:
         name: of folder and kernels.
         functions: public functions.
-        verified: per GPU backend, compute capabilities (90 for sm_90) checked against the reference; automatic
-            dispatch needs at least one.
+        verified: per GPU backend, compute capabilities (90 for sm_90) checked against the reference; one enables
+            automatic dispatch.
         max_state: maximum states per channel of compiled kernels; None: unlimited.
     """
 
@@ -36,5 +32,5 @@ def register(spec: OpSpec) -> OpSpec:
 
 
 def op_names() -> tuple[str, ...]:
-    """Sorted op names."""
+    """Sorted names."""
     return tuple(sorted(OPS))

@@ -1,8 +1,7 @@
-"""Exponentials and affine-scan combine functions for Triton kernels.
+"""Exponentials and associative combine functions for Triton.
 
-For h_t = decay_t h_{t-1} + input_t, adjacent time ranges, each a (decay product, state from zero), combine
-associatively. A reset selects the later state, so NaN and infinity do not cross. A flag marks it or, for exponential
-decays, a decay of -1, which needs no register.
+Time ranges are (decay product, state from zero). Resets select, so NaN does not cross; exponential decays mark a reset
+by -1, saving a register.
 """
 
 # mypy: ignore-errors
@@ -29,8 +28,8 @@ def sigmoid(x):
 def softplus(x):
     """log(1 + e^x); x above 20, as in PyTorch.
 
-    log(1 + v), v = e^-|x|, is 2 atanh(s), s = v / (2 + v) <= 1/3: in float32 a short odd series, accurate for tiny v.
-    float64 divides out the rounding of 1 + v (Goldberg 1991, theorem 4).
+    With v = e^-|x|, s = v / (2 + v): log(1 + v) = 2 atanh(s), in float32 a short series. float64 corrects the rounding
+    of 1 + v (Goldberg 1991, theorem 4).
     """
     v = exponential(-tl.abs(x))
     if x.dtype == tl.float64:
@@ -50,20 +49,18 @@ def softplus(x):
 
 @triton.jit
 def combine(decay1, state1, decay2, state2):
-    """Range 1 followed by range 2."""
+    """Range 1, then range 2."""
     return decay1 * decay2, decay2 * state1 + state2
 
 
 @triton.jit
 def combine_flag(decay1, state1, reset1, decay2, state2, reset2):
-    """``combine`` with a reset flag per range."""
     decay, state = combine(decay1, state1, decay2, state2)
     return decay, tl.where(reset2 != 0, state2, state), reset1 | reset2
 
 
 @triton.jit
 def combine_mark(decay1, state1, decay2, state2):
-    """``combine`` with a decay of RESET at resets."""
     decay, state = combine(decay1, state1, decay2, state2)
     reset = decay2 < 0.0
     return tl.where(reset | (decay1 < 0.0), RESET, decay), tl.where(reset, state2, state)
@@ -71,7 +68,7 @@ def combine_mark(decay1, state1, decay2, state2):
 
 @triton.jit
 def combine_decayed(decay1, state1, decayed1, decay2, state2, decayed2):
-    """``combine`` plus decay_t h_{t-1} of the last step; 0 for one step."""
+    """Also the last step's decay_t h_{t-1}, 0 for one step."""
     decay, state = combine(decay1, state1, decay2, state2)
     return decay, state, decay2 * state1 + decayed2
 
@@ -84,6 +81,5 @@ def combine_decayed_mark(decay1, state1, decayed1, decay2, state2, decayed2):
 
 @triton.jit
 def last_of(index1, value1, index2, value2):
-    """The last value by index."""
     second = index2 > index1
     return tl.where(second, index2, index1), tl.where(second, value2, value1)

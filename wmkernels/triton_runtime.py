@@ -1,8 +1,4 @@
-"""Launch, device, strides and segment lengths for Triton kernels.
-
-Tiles come from tables, so the first call compiles once without tuning. Nothing synchronises; CUDA graphs can capture a
-later call.
-"""
+"""Launch helpers for Triton kernels. No autotuning or synchronisation, so CUDA graphs can capture calls."""
 
 import contextlib
 import functools
@@ -11,24 +7,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# H100 and H200; assumed without a GPU.
+# H100, H200; default without GPU
 DEFAULT_PROCESSORS = 132
 
 
 def launch(kernel: Any, programs: int, *arguments: Any, num_warps: int, **options: Any) -> None:
-    """Enqueues ``kernel`` on the current stream, unless the grid is empty."""
+    """Enqueues ``kernel``."""
     if programs > 0:
-        # Triton 3.10 no longer fuses multiply-adds by default.
+        # Triton 3.10 does not fuse by default
         kernel[(programs,)](*arguments, num_warps=num_warps, enable_fp_fusion=True, **options)
 
 
 def on_device(tensor: Tensor) -> contextlib.AbstractContextManager[Any]:
-    """Makes the tensor's GPU current for Triton."""
+    """Makes the tensor's GPU current."""
     return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
 
 
 def strides(tensor: Tensor | None, dimensions: int) -> tuple[int, ...]:
-    """Element strides; zeros without a tensor."""
+    """In elements; zeros if None."""
     if tensor is None:
         return (0,) * dimensions
     if tensor.dim() != dimensions:
@@ -49,19 +45,19 @@ def _processors(index: int) -> int:
 
 
 def processors(device: torch.device) -> int:
-    """Number of streaming multiprocessors."""
+    """Streaming multiprocessors."""
     if device.type != "cuda":
         return DEFAULT_PROCESSORS
     return _processors(torch.cuda.current_device() if device.index is None else device.index)
 
 
 def next_power_of_2(number: int) -> int:
-    """Smallest power of two >= ``number``."""
+    """At least ``number``."""
     return 1 << max(0, number - 1).bit_length()
 
 
 def power_of_two_factor(number: int, most: int) -> int:
-    """Largest power-of-two factor of ``number`` up to ``most``."""
+    """Largest, up to ``most``."""
     return min(number & -number, most)
 
 
@@ -71,9 +67,9 @@ def ceil_div(a: int, b: int) -> int:
 
 
 def choose_segment_length(time: int, rows: int, granule: int, min_programs: int, target_programs: int) -> int:
-    """Steps per program: ``time`` if ``rows`` programs suffice, else fewer.
+    """Steps per program.
 
-    Cutting computes a sequence nearly twice, which pays only if whole sequences leave most of the GPU idle.
+    Cutting computes sequences almost twice, so it needs a mostly idle GPU.
 
     Args:
         time: sequence length.

@@ -1,4 +1,4 @@
-"""The first-order linear recurrence."""
+"""The linear scan."""
 
 from wmkernels.linear_scan.spec import SPEC
 

@@ -1,4 +1,4 @@
-"""The linear scan's torch.library ops and autograd.Functions; backward uses the output as states."""
+"""The linear scan's ops and autograd.Functions; backward reads the output as states."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -49,7 +49,7 @@ def _backward_fake(grad_out: Tensor, grad_last_state: Tensor | None, gates: Tens
 
 
 def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-    """Saves gates, states (the output), initial state and resets."""
+    """Saves tensors for backward."""
     gates, _, initial_state, reset, *options = inputs
     ctx.save_for_backward(gates, output[0], initial_state, reset)
     ctx.options = tuple(options)
@@ -59,7 +59,7 @@ def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
 def gradients_of(
     function: Any, ctx: Any, grad_out: Tensor | None, grad_last_state: Tensor | None
 ) -> tuple[Tensor | None, ...]:
-    """Gradients by ``function``, in forward argument order."""
+    """Input gradients, computed by ``function``."""
     gates, out, initial_state, reset = ctx.saved_tensors
     if grad_out is None and grad_last_state is None:
         return (None,) * 7
@@ -72,7 +72,7 @@ def gradients_of(
 
 
 def _fold(x: Tensor | None, dim: int | None, size: int) -> Tensor | None:
-    """(batch, ...), ``size`` samples at ``dim`` -> (size * batch, ...)."""
+    """(batch, ...) -> (size * batch, ...)."""
     if x is None:
         return None
     return (x.expand(size, *x.shape) if dim is None else x.movedim(dim, 0)).flatten(0, 1)

@@ -1,4 +1,4 @@
-"""The linear scan in plain PyTorch by chunks (``wmkernels/chunked.py``); reverse flips time."""
+"""The linear scan in chunks (``wmkernels/chunked.py``)."""
 
 import torch
 from torch import Tensor
@@ -15,8 +15,8 @@ def linear_scan_chunked(inputs: LinearScanInputs) -> tuple[Tensor, Tensor]:
     batch, channels, time = gates.shape
     dtype = state_dtype(gates.dtype)
     state = gates.new_zeros((batch, channels), dtype=dtype) if initial_state is None else initial_state.to(dtype)
-    gates, tokens = gates.permute(2, 0, 1), tokens.permute(2, 0, 1)  # (time, batch, channels)
-    resets = None if reset is None else reset.t()[..., None]  # (time, batch, 1)
+    gates, tokens = gates.permute(2, 0, 1), tokens.permute(2, 0, 1)
+    resets = None if reset is None else reset.t()[..., None]
     if reverse:
         gates, tokens = gates.flip(0), tokens.flip(0)
         if resets is not None and time:

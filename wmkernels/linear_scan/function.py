@@ -22,26 +22,23 @@ def linear_scan(
     return_last_state: bool = False,
     backend: str | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """The recurrence ``h_t = gates_t h_{t-1} + tokens_t`` (Martin & Cundy 2018, arXiv 1709.04057), differentiable.
+    """``h_t = gates_t h_{t-1} + tokens_t`` (Martin & Cundy 2018, arXiv 1709.04057), differentiable.
 
-    In reverse ``h_t = gates_t h_{t+1} + tokens_t``, as in discounted returns and λ-returns.
+    In reverse ``h_t = gates_t h_{t+1} + tokens_t``, as for λ-returns.
 
     Args:
-        gates: (batch, ..., time), any strides; float32, float64, bfloat16 or float16. The state is float32 (float64
-            for float64).
-        tokens: same shape and dtype.
-        initial_state: (batch, ...), float32 or the dtype of ``gates``, zeros if None: before the first step, in
-            reverse after the last.
+        gates: (batch, ..., time), any strides; float32, float64, bfloat16 or float16.
+        tokens: as ``gates``.
+        initial_state: (batch, ...), float32 or as ``gates``, zeros if None; h before the first step, in reverse after the
+            last.
         reverse: run from the end.
-        reset: bool (batch, time), true at the first step of a sequence: cuts h_{t-1} from h_t, in reverse h_t from
-            h_{t-1}.
+        reset: bool (batch, time), true at a sequence's first step: cuts h_{t-1} from h_t, in reverse h_t from h_{t-1}.
         channel_last: shapes are (batch, time, ...).
-        return_last_state: also return the next chunk's initial state: the last h, in reverse the first (zero where
-            ``reset[:, 0]``).
-        backend: ``"cuda"``, ``"triton"``, ``"cpu"``, ``"chunked"`` or ``"reference"``; the best trusted one if None.
+        return_last_state: also return the last h, in reverse the first (zero where ``reset[:, 0]``).
+        backend: ``"cuda"``, ``"triton"``, ``"cpu"``, ``"chunked"`` or ``"reference"``; best trusted if None.
 
     Returns:
-        h, shape and dtype of ``gates``; with ``return_last_state`` also (batch, ...) in float32 (float64 for float64).
+        h, as ``gates``; with ``return_last_state`` also (batch, ...), float32 (float64 for float64).
 
     Raises:
         ValueError: invalid shape, device or backend.

@@ -1,4 +1,4 @@
-"""Canonical linear scan inputs, and outputs as allocated by fakes and backends."""
+"""Canonical linear scan inputs and outputs."""
 
 from typing import NamedTuple
 
@@ -10,14 +10,14 @@ from wmkernels.checks import state_dtype
 
 
 class LinearScanInputs(NamedTuple):
-    """Canonical inputs in op argument order."""
+    """In op order."""
 
     gates: Tensor  # (batch, channels, time)
-    tokens: Tensor | None  # (batch, channels, time); None in backward
+    tokens: Tensor | None  # as gates; None in backward
     initial_state: Tensor | None = None  # (batch, channels), state dtype
     reset: Tensor | None = None  # (batch, time)
     reverse: bool = False
-    channel_last: bool = False  # output memory layout
+    channel_last: bool = False
 
 
 def forward_outputs(inputs: LinearScanInputs) -> tuple[Tensor, Tensor]:
@@ -28,7 +28,7 @@ def forward_outputs(inputs: LinearScanInputs) -> tuple[Tensor, Tensor]:
 
 
 def backward_outputs(inputs: LinearScanInputs) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of (gates, tokens, initial_state), uninitialised; (0,) if absent."""
+    """Uninitialised gradients; (0,) if absent."""
     gates, channel_last = inputs.gates, inputs.channel_last
     return (
         empty_activation(gates, channel_last),

@@ -1,4 +1,4 @@
-"""Runs the linear scan's C++ and CUDA kernels."""
+"""Runs the linear scan's native kernels."""
 
 import torch
 from torch import Tensor
@@ -9,7 +9,6 @@ from wmkernels.native_call import DTYPE_CODES, Members, output, run
 
 
 def _members(inputs: LinearScanInputs) -> Members:
-    """Sizes and the inputs that both passes read."""
     gates = inputs.gates
     batch, channels, time = gates.shape
     dtype = gates.dtype
@@ -40,7 +39,7 @@ def forward(inputs: LinearScanInputs) -> tuple[Tensor, Tensor]:
 def backward(
     grad_out: Tensor, grad_last_state: Tensor | None, inputs: LinearScanInputs, out: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of (gates, tokens, initial_state)."""
+    """As ``meta.backward_outputs``."""
     shape, dtype = inputs.gates.shape, inputs.gates.dtype
     members = _members(inputs)
     members["out"] = (out, shape, dtype)

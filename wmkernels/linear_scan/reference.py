@@ -1,9 +1,9 @@
-"""The linear scan as a PyTorch loop over time: the specification of all backends.
+"""The linear scan as a loop: the specification of all backends.
 
     h_t = gates_t h_{t-1} + tokens_t        forward
     h_t = gates_t h_{t+1} + tokens_t        in reverse, from the end
 
-reset[t] starts a sequence: it cuts h_{t-1} from h_t or, in reverse, h_t from h_{t-1} (t = 0: from the last state).
+reset[t] cuts h_{t-1} from h_t, in reverse h_t from h_{t-1} (t = 0: from the last state).
 """
 
 import torch
@@ -14,7 +14,7 @@ from wmkernels.linear_scan.meta import LinearScanInputs
 
 
 def linear_scan_reference(inputs: LinearScanInputs) -> tuple[Tensor, Tensor]:
-    """(out, last_state); the state is float32, float64 for float64."""
+    """(out, last_state)."""
     gates, tokens, initial_state, reset, reverse, _ = inputs
     assert tokens is not None
     batch, channels, time = gates.shape
@@ -27,7 +27,7 @@ def linear_scan_reference(inputs: LinearScanInputs) -> tuple[Tensor, Tensor]:
     for t in reversed(range(time)) if reverse else range(time):
         gate, token = gates[..., t].to(dtype), tokens[..., t].to(dtype)
         if reset is not None and not reverse:
-            # Selecting stops NaN and infinity.
+            # also drops NaN
             gate, state = (x.masked_fill(reset[:, t, None], 0) for x in (gate, state))
         state = gate * state + token
         outputs.append(state)

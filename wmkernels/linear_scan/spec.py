@@ -1,4 +1,4 @@
-"""The linear scan. CUDA kernels: see benchmarks/results/scan_speed_h200.json."""
+"""Linear scan. CUDA kernels: see benchmarks/results/scan_speed_h200.json."""
 
 from wmkernels.registry import OpSpec, register
 

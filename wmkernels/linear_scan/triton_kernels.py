@@ -1,10 +1,10 @@
-"""Linear scan in Triton, forward and backward, either direction.
+"""Linear scan in Triton, both directions and their gradients.
 
-The gradient is the reverse scan: for h_t = g_t h_{t-1} + x_t, dL/dh_t = dh_t = dL/dout_t + g_{t+1} dh_{t+1},
-dx_t = dh_t, dg_t = dh_t h_{t-1}. One kernel runs all cases, with other gate and reset indices.
+The gradient of h_t = g_t h_{t-1} + x_t is a reverse scan, dh_t = dL/dout_t + g_{t+1} dh_{t+1}, with dx_t = dh_t and
+dg_t = dh_t h_{t-1}: one kernel serves both, with shifted gates and resets.
 
-A program scans a tile of channels by blocks of steps, prefetching the next; memory-bound. If batch x channels cannot
-fill the GPU, time is cut into segments in three passes: final states from zero; incoming states; outputs.
+A program scans channels by blocks of steps, prefetching the next; memory-bound. If batch x channels cannot fill the
+GPU, time is cut: passes compute segments' final states from zero, their incoming states, outputs.
 """
 
 # mypy: ignore-errors
@@ -17,25 +17,25 @@ from wmkernels import triton_runtime as runtime
 from wmkernels.linear_scan.meta import LinearScanInputs, backward_outputs, forward_outputs
 from wmkernels.triton_device import combine, combine_flag, last_of
 
-# Minimum programs per SM without cutting, and target when cut.
+# Programs per SM: minimum without cutting, target when cut
 MIN_PROGRAMS, TARGET_PROGRAMS = 1.5, 8
-# (channels, steps, warps) of a tile, time or channels contiguous.
+# (channels, steps, warps) of a tile
 TIME_CONTIGUOUS, CHANNELS_CONTIGUOUS = (4, 256, 4), (32, 32, 1)
 
 
 @triton.jit
 def scan_kernel(
     gates,  # (batch, channels, time)
-    tokens,  # (batch, channels, time): x or dL/dout
+    tokens,  # as gates: x or dL/dout
     incoming,  # (batch or segments, channels) or None
     reset,  # (batch, time) bytes or None
-    states,  # (batch, channels, time) or None in the first pass: output, h or dh
-    past,  # (batch, channels, time) or None: forward h
-    initial_state,  # (batch, channels) or None: backward only
-    grad_gates,  # (batch, channels, time) or None: backward output
+    states,  # as gates or None: output, h or dh
+    past,  # as gates or None: forward h
+    initial_state,  # (batch, channels) or None
+    grad_gates,  # as gates or None
     last,  # (batch or segments, channels), contiguous, or None
-    products,  # (segments, channels): first pass, gate products
-    any_reset,  # (segments, channels) bytes: first pass
+    products,  # (segments, channels): gate products
+    any_reset,  # (segments, channels) bytes
     gates_strides,
     tokens_strides,
     incoming_strides,
@@ -49,11 +49,11 @@ def scan_kernel(
     tiles,
     segment_length,
     segments_per_sequence,
-    REVERSE: tl.constexpr,  # direction of this scan
-    GATE_SHIFT: tl.constexpr,  # step t uses gates[t + GATE_SHIFT], 1 beyond the ends
+    REVERSE: tl.constexpr,
+    GATE_SHIFT: tl.constexpr,  # of gates and step indices
     RESET_SHIFT: tl.constexpr,
     INCOMING_PER_SEGMENT: tl.constexpr,
-    TIME_FIRST: tl.constexpr,  # tile is (STEPS, CHANNELS), else (CHANNELS, STEPS)
+    TIME_FIRST: tl.constexpr,  # (STEPS, CHANNELS) tile
     CHANNELS: tl.constexpr,
     STEPS: tl.constexpr,
     dtype: tl.constexpr,
@@ -101,7 +101,7 @@ def scan_kernel(
         now = t0
         t0 += advance
         ahead = t0 + steps
-        # A reversed scan's last prefetch precedes the segment.
+        # A reversed scan's last prefetch precedes the segment
         ahead_in = (ahead < end) & (ahead >= begin) & d_in
         gate_in = ahead_in & (ahead + GATE_SHIFT < time) & (ahead + GATE_SHIFT >= 0)
         gate_next = tl.load(gates_tile + t0 * gates_strides[2], mask=gate_in, other=1.0)
@@ -162,10 +162,10 @@ def scan_kernel(
 def pass_state_kernel(
     incoming,  # (batch, channels) or None
     incoming_strides,
-    end_states,  # (segments, channels), as all below
+    end_states,  # (segments, channels), as below
     products,
     any_reset,
-    incoming_states,  # output
+    incoming_states,
     channels,
     blocks,
     segments_per_sequence,
@@ -206,7 +206,6 @@ def _scan(
     initial_state: Tensor | None = None,
     grad_gates: Tensor | None = None,
 ) -> None:
-    """One pass, or three if cut."""
     batch, channels, time = gates.shape
     dtype = torch.float64 if gates.dtype == torch.float64 else torch.float32
     time_first = gates.stride(1) == 1 and gates.stride(2) != 1
@@ -276,7 +275,6 @@ def forward(inputs: LinearScanInputs, *, segment_length: int = 0) -> tuple[Tenso
     """(out, last_state); ``segment_length`` forces a cut."""
     gates, tokens, initial_state, reset, reverse, _ = inputs
     out, last_state = forward_outputs(inputs)
-    # In reverse, the reset at t + 1 cuts h_{t+1} from h_t.
     _scan(gates, tokens, initial_state, reset, out, last_state, reverse, (0, 1 if reverse else 0), segment_length)
     return out, last_state
 
@@ -289,7 +287,7 @@ def backward(
     *,
     segment_length: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of (gates, tokens, initial_state)."""
+    """As ``meta.backward_outputs``."""
     gates, _, initial_state, reset, reverse, _ = inputs
     grad_gates, grad_tokens, grad_initial = backward_outputs(inputs)
     shifts = (-1, 0) if reverse else (1, 1)

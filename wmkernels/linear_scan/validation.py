@@ -1,4 +1,4 @@
-"""Converts linear scan arguments to (batch, channels, time) and checks them."""
+"""Checks linear scan arguments; returns (batch, channels, time)."""
 
 import math
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ def canonical(
     reverse: bool,
     channel_last: bool,
 ) -> tuple[LinearScanInputs, Sequence[int]]:
-    """Canonical inputs and the sizes merged into channels."""
+    """Inputs, and the sizes merged into channels."""
     require_tensor(OP, "gates", gates)
     require_tensor(OP, "tokens", tokens)
     require_dtype(OP, "gates", gates, FLOATS, "")
@@ -49,7 +49,7 @@ def canonical(
     _check_states(gates, initial_state, reset)
 
     channels = math.prod(inner)
-    # Only if needed: PyTorch 2.11 silently drops second derivatives of compiled graphs that save only input views.
+    # Conditional: PyTorch 2.11 drops second derivatives of compiled graphs that save only input views
     if len(inner) != 1:
         gates, tokens = gates.reshape(batch, channels, time), tokens.reshape(batch, channels, time)
         initial_state = None if initial_state is None else initial_state.reshape(batch, channels)
@@ -59,7 +59,6 @@ def canonical(
 
 
 def _check_states(gates: Tensor, initial_state: Tensor | None, reset: Tensor | None) -> None:
-    """``gates`` has time last."""
     if initial_state is not None:
         require_tensor(OP, "initial_state", initial_state)
         require_device(OP, "initial_state", initial_state, gates.device, "gates")

@@ -1,4 +1,4 @@
-"""The selective scan (Mamba's S6)."""
+"""The selective scan."""
 
 from wmkernels.selective_scan.spec import SPEC
 

@@ -1,7 +1,6 @@
-"""The selective scan's torch.library ops and autograd.Functions.
+"""The selective scan's ops and autograd.Functions.
 
-Forward and backward are ops, so torch.compile breaks no graph; Functions add torch.func.grad and vmap. vmap folds into
-the independent channels, parameters included: one call serves an ensemble and gives per-sample gradients of A.
+vmap folds into the channels, parameters included: one call gives per-sample gradients of A.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,8 +25,8 @@ BACKWARD_SCHEMA = (
     f"(Tensor grad_out, Tensor? grad_last_state, {_TENSORS}, Tensor chunk_states, bool delta_softplus, "
     f"bool channel_last, int chunk, str backend) -> ({', '.join(['Tensor'] * DIFFERENTIABLE)})"
 )
-OPTIONS = 4  # delta_softplus, channel_last, chunk, backend
-UNBATCHED = slice(DIFFERENTIABLE, TENSORS)  # reset, cu_seqlens: not foldable
+OPTIONS = 4
+UNBATCHED = slice(DIFFERENTIABLE, TENSORS)  # reset, cu_seqlens
 
 
 def _forward(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -47,7 +46,6 @@ def _forward_fake(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _backward_inputs(args: Sequence[Any]) -> ScanInputs:
-    """The backward op's inputs after the gradients."""
     return ScanInputs(*args[:TENSORS], *args[TENSORS + 1 : TENSORS + 3])
 
 
@@ -68,7 +66,7 @@ def _backward_fake(grad_out: Tensor, grad_last_state: Tensor | None, *args: Any)
 
 
 def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-    """Saves the inputs and one state per chunk."""
+    """Saves inputs and chunk states."""
     ctx.save_for_backward(*inputs[:TENSORS], output[2])
     ctx.options = inputs[TENSORS:]
     ctx.mark_non_differentiable(output[2])
@@ -78,7 +76,7 @@ def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
 def gradients_of(
     function: Any, ctx: Any, grad_out: Tensor | None, grad_last_state: Tensor | None
 ) -> tuple[Tensor | None, ...]:
-    """Gradients by ``function``, in forward argument order."""
+    """Input gradients, computed by ``function``."""
     *inputs, chunk_states = ctx.saved_tensors
     if grad_out is None and grad_last_state is None:
         return (None,) * (TENSORS + OPTIONS)
@@ -104,19 +102,19 @@ def _vmap_backward(apply: Callable[..., Any], size: int, in_dims: Sequence[int |
     folded = fold_inputs(inputs, input_dims, size)
     chunk_states = fold_channels(args[2 + TENSORS], in_dims[2 + TENSORS], 1, size)
     results = apply(grad_out, grad_last_state, *folded, chunk_states, *rest)
-    # Absent gradients are empty; the others keep their channel or group dimension.
+    # None: absent, empty gradient
     dims = [None if x is None else _channel_dim(x) for x in folded[:DIFFERENTIABLE]]
     unfolded = [r if d is None else unfold_channels(r, d, size) for r, d in zip(results, dims, strict=True)]
     return tuple(unfolded), tuple(dims)
 
 
 def _channel_dim(x: Tensor) -> int:
-    """Channel or group dimension of an unbatched canonical input: first for parameters."""
+    """Channel or group dimension without batching."""
     return 1 if x.dim() >= 3 else 0
 
 
 def fold_inputs(inputs: Sequence[Tensor | None], in_dims: Sequence[int | None], size: int) -> list[Tensor | None]:
-    """Folds vmap's dimension into the channels of all inputs but reset and cu_seqlens."""
+    """Folds vmap's dimension into channels."""
     folded: list[Tensor | None] = []
     for index, (x, dim) in enumerate(zip(inputs, in_dims, strict=False)):
         if x is None or index >= DIFFERENTIABLE:
@@ -128,7 +126,7 @@ def fold_inputs(inputs: Sequence[Tensor | None], in_dims: Sequence[int | None], 
 
 
 def fold_channels(x: Tensor | None, dim: int | None, channel_dim: int, size: int) -> Tensor | None:
-    """(..., channels, ...), ``size`` samples at ``dim`` -> (..., size * channels, ...)."""
+    """(..., channels, ...) -> (..., size * channels, ...)."""
     if x is None:
         return None
     x = x.unsqueeze(channel_dim) if dim is None else x.movedim(dim, channel_dim)
@@ -138,7 +136,7 @@ def fold_channels(x: Tensor | None, dim: int | None, channel_dim: int, size: int
 
 
 def unfold_channels(x: Tensor, channel_dim: int, size: int) -> Tensor:
-    """Inverse of ``fold_channels``, samples at ``channel_dim``."""
+    """Inverse of ``fold_channels``."""
     return x.unflatten(channel_dim, (size, x.shape[channel_dim] // size))
 
 

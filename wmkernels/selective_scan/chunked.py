@@ -1,8 +1,4 @@
-"""The selective scan in plain PyTorch by chunks (``wmkernels/chunked.py``).
-
-A chunk has decays, inputs and states (steps, batch, channels, state). Packed sequences form one row; each starts with
-a reset and adds its initial state.
-"""
+"""The selective scan in chunks of plain PyTorch (``wmkernels/chunked.py``)."""
 
 from collections.abc import Sequence
 
@@ -22,7 +18,7 @@ def selective_scan_chunked(inputs: ScanInputs) -> tuple[Tensor, Tensor]:
     dtype = state_dtype(u.dtype)
     state = u.new_zeros((batch, *A.shape), dtype=dtype)
     packing = None
-    resets = None if reset is None else reset.t()  # (time, batch)
+    resets = None if reset is None else reset.t()
     if cu_seqlens is not None:
         require_sequences("selective_scan", cu_seqlens, time)
         packing = _Packing(cu_seqlens.tolist(), initial_state, u)
@@ -34,7 +30,6 @@ def selective_scan_chunked(inputs: ScanInputs) -> tuple[Tensor, Tensor]:
         end = min(start + steps, time)
 
         def chunk(x: Tensor | None, start: int = start, end: int = end) -> Tensor | None:
-            """Time first; constant B and C as they are."""
             return x if x is None or x.dim() == 2 else x[..., start:end].movedim(-1, 0)
 
         flags = None if resets is None else resets[start:end]
@@ -67,15 +62,15 @@ def _scan_chunk(
     initial_states: Tensor | None,
     lasts: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """(out, last state, sequence-end states); u (steps, batch, channels), reset (steps, batch)."""
+    """(out, last state, sequence-end states); u (steps, batch, channels)."""
     dtype = state.dtype
     x, step = u.to(dtype), delta.to(dtype)
     if delta_bias is not None:
         step = step + delta_bias
     if delta_softplus:
-        # Contiguous: PyTorch's fake of softplus_backward has other strides than the operator where layouts are mixed.
+        # Contiguous, because softplus_backward's fake has wrong strides for mixed layouts.
         step = F.softplus(step.contiguous())
-    exponent = step[..., None] * A  # (steps, batch, channels, state)
+    exponent = step[..., None] * A
     flags = None if reset is None else reset[..., None, None]
     if flags is not None:
         exponent = exponent.masked_fill(flags, 0)
@@ -105,7 +100,7 @@ def _per_channel(x: Tensor, channels: int) -> Tensor:
 
 
 class _Packing:
-    """Sequence bounds in a packed row."""
+    """Packed sequences: one row with resets."""
 
     def __init__(self, bounds: Sequence[int], initial_state: Tensor | None, u: Tensor) -> None:
         self.device, self.initial_state = u.device, initial_state
@@ -117,7 +112,7 @@ class _Packing:
         return torch.tensor(values, dtype=torch.int64, device=self.device)
 
     def chunk(self, start: int, end: int) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor]:
-        """(first-step flags and positions, initial states, last-step positions)."""
+        """(first-step flags, first steps, initial states, last steps)."""
         starting = [k for k in self.occupied if start <= self.bounds[k] < end]
         positions = self._index([self.bounds[k] - start for k in starting])
         first = torch.zeros(end - start, dtype=torch.bool, device=self.device).index_fill(0, positions, True)
@@ -129,7 +124,7 @@ class _Packing:
         return first, positions, self.initial_state[self._index(starting)], lasts
 
     def last_state(self, ends: Sequence[Tensor], like: Tensor) -> Tensor:
-        """(sequences, channels, state); empty sequences keep their initial state."""
+        """(sequences, channels, state)."""
         kept = self.initial_state
         if kept is None:
             kept = like.new_zeros((self.sequences, *like.shape[1:]))

@@ -12,10 +12,10 @@ from wmkernels.selective_scan.validation import canonical
 
 
 def chunk_length(state: int, device_type: str) -> int:
-    """Steps between states saved for backward.
+    """Steps between saved states.
 
-    On a CPU, up to 128 saved states per channel take 1/32 of a float32 activation's memory. On a GPU, a chunk longer
-    than one shared-memory tile would be recomputed per tile.
+    On a CPU, up to 128 states per channel add 1/32 of an activation's float32 memory; on a GPU, one shared-memory tile
+    avoids recomputation.
     """
     if device_type == "cpu":
         return min(max(8 * state, 64), 1024)
@@ -40,34 +40,34 @@ def selective_scan(
     channel_last: bool = False,
     backend: str | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """Mamba's selective scan (S6; Gu & Dao 2023, arXiv 2312.00752, algorithm 2), differentiable, last state included.
+    """Mamba's selective scan (S6; Gu & Dao 2023, arXiv 2312.00752, algorithm 2), differentiable.
 
-    ``h_t = exp(step_t A) h_{t-1} + step_t B_t u_t`` and ``out_t = (C_t · h_t + D u_t) silu(z_t)``, where ``step_t`` is
+    ``h_t = exp(step_t A) h_{t-1} + step_t B_t u_t`` and ``out_t = (C_t · h_t + D u_t) silu(z_t)``, with ``step_t`` from
     ``delta_t + delta_bias``, optionally through softplus.
 
     Args:
         u: (batch, channels, time), any strides; float32, float64, bfloat16 or float16, as delta, z, varying B and C.
-        delta: step size before bias and softplus, shaped as ``u``.
-        A: (channels, state), real decay rate, negative for stability; at most 256 states in compiled kernels.
-            Parameters (A, D, delta_bias, constant B and C) and states may be float32 with 16-bit activations.
+        delta: step size, as ``u``.
+        A: (channels, state), real; at most 256 states in compiled kernels. Parameters (A, D, delta_bias, constant B and
+            C) and states may be float32 with 16-bit activations.
         B: (channels, state), (batch, state, time) or (batch, groups, state, time); channel c uses group
             ``c // (channels // groups)``.
-        C: output projection, any of the shapes of ``B``.
+        C: as ``B``.
         D: skip connection, (channels,).
-        z: gate before silu, shaped as ``u``.
+        z: gate, as ``u``.
         delta_bias: (channels,).
         delta_softplus: pass ``delta + delta_bias`` through softplus.
         return_last_state: also return the last state.
         initial_state: (batch, channels, state), or (sequences, channels, state) with ``cu_seqlens``; zeros if None.
-        reset: bool (batch, time); true drops the state before that step, NaN included.
-        cu_seqlens: int32 or int64 (sequences + 1), nondecreasing from 0 to time: packed sequences, requires batch 1.
-            Unchecked on a GPU, to avoid synchronising.
-        channel_last: (batch, time, channels) for u, delta, z and out; (..., time, state) for B and C.
-        backend: ``"cuda"``, ``"triton"``, ``"cpu"``, ``"chunked"`` or ``"reference"``; the best trusted one if None.
+        reset: bool (batch, time); true drops the previous state, NaN included.
+        cu_seqlens: int32 or int64 (sequences + 1,), nondecreasing from 0 to time: packed sequences, batch 1. Not
+            checked on a GPU.
+        channel_last: u, delta, z and out are (batch, time, channels), B and C (..., time, state).
+        backend: ``"cuda"``, ``"triton"``, ``"cpu"``, ``"chunked"`` or ``"reference"``; best trusted if None.
 
     Returns:
-        The output, shape and dtype of ``u``; with ``return_last_state`` also (batch or sequences, channels, state) in
-        float32 (float64 for float64 inputs).
+        The output, as ``u``; with ``return_last_state`` also the state, as ``initial_state``, in float32 (float64 for
+        float64).
 
     Raises:
         ValueError: invalid shape, device, backend or cu_seqlens.

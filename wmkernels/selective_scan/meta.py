@@ -1,7 +1,4 @@
-"""Canonical selective scan inputs, and outputs as allocated by fakes and backends.
-
-``channel_last`` outputs are time-major, so the user's transposed view is contiguous. Absent gradients are (0,).
-"""
+"""Selective scan inputs and outputs. ``channel_last`` outputs are time-major; absent gradients are (0,)."""
 
 from typing import NamedTuple
 
@@ -13,12 +10,12 @@ from wmkernels.checks import state_dtype
 
 
 class ScanInputs(NamedTuple):
-    """Canonical inputs in op argument order; parameters and states in the state dtype."""
+    """Canonical inputs in op order; parameters and states in the state dtype."""
 
     u: Tensor  # (batch, channels, time)
-    delta: Tensor  # (batch, channels, time), before bias and softplus
+    delta: Tensor  # as u
     A: Tensor  # (channels, state)
-    B: Tensor  # (batch, groups, state, time) or constant (channels, state)
+    B: Tensor  # (batch, groups, state, time) or (channels, state)
     C: Tensor  # as B
     D: Tensor | None = None  # (channels,)
     z: Tensor | None = None  # (batch, channels, time)
@@ -27,7 +24,7 @@ class ScanInputs(NamedTuple):
     reset: Tensor | None = None  # (batch, time)
     cu_seqlens: Tensor | None = None  # (sequences + 1,), int64
     delta_softplus: bool = False
-    channel_last: bool = False  # output memory layout
+    channel_last: bool = False
 
     @property
     def differentiable(self) -> tuple[Tensor | None, ...]:
@@ -36,7 +33,7 @@ class ScanInputs(NamedTuple):
 
     @property
     def groups(self) -> int:
-        """Groups of B and C; 1 if both are constant."""
+        """Groups of B and C."""
         return next((x.shape[1] for x in (self.B, self.C) if x.dim() == 4), 1)
 
     @property
@@ -57,21 +54,21 @@ def chunk_count(inputs: ScanInputs, chunk: int) -> int:
 
 
 def forward_outputs(inputs: ScanInputs, chunk: int) -> tuple[Tensor, Tensor, Tensor]:
-    """(out, last_state, chunk_states), uninitialised; ``chunk`` 0 saves no states."""
+    """(out, last_state, chunk_states), uninitialised; ``chunk`` 0 saves none."""
     u = inputs.u
     channels, state = inputs.A.shape
     dtype = state_dtype(u.dtype)
     out = empty_activation(u, inputs.channel_last)
     last_state = torch.empty((inputs.sequences, channels, state), dtype=dtype, device=u.device)
     count = chunk_count(inputs, chunk) if chunk else 0
-    # Packed, some saved states belong to no chunk; ops must initialise all output.
+    # Packed, some saved states stay unwritten; ops must initialise all output.
     allocate = torch.empty if inputs.cu_seqlens is None else torch.zeros
     chunk_states = allocate((count, channels, state), dtype=dtype, device=u.device)
     return out, last_state, chunk_states
 
 
 def backward_outputs(inputs: ScanInputs) -> tuple[Tensor, ...]:
-    """Gradients of (u, delta, A, B, C, D, z, delta_bias, initial_state), uninitialised."""
+    """Uninitialised gradients of differentiable inputs."""
     u, device, channel_last = inputs.u, inputs.u.device, inputs.channel_last
     return (
         empty_activation(u, channel_last),
@@ -87,7 +84,6 @@ def backward_outputs(inputs: ScanInputs) -> tuple[Tensor, ...]:
 
 
 def _empty_projection(like: Tensor, channel_last: bool) -> Tensor:
-    """Gradient of B or C, time-major for ``channel_last``."""
     if like.dim() == 4 and channel_last:
         _, groups, state, time = like.shape
         strides = (groups * time * state, time * state, 1, state)

@@ -1,4 +1,4 @@
-"""Runs the selective scan's C++ and CUDA kernels."""
+"""Runs the selective scan's native kernels."""
 
 import torch
 from torch import Tensor
@@ -9,7 +9,6 @@ from wmkernels.selective_scan.meta import DIFFERENTIABLE, ScanInputs, backward_o
 
 
 def _members(inputs: ScanInputs, chunk: int) -> Members:
-    """Sizes and inputs."""
     u, A = inputs.u, inputs.A
     batch, channels, time = activation = u.shape
     state = A.shape[1]
@@ -47,7 +46,7 @@ def _members(inputs: ScanInputs, chunk: int) -> Members:
 
 
 def forward(inputs: ScanInputs, chunk: int) -> tuple[Tensor, Tensor, Tensor]:
-    """(out, last_state, chunk_states); ``chunk`` 0 saves no states."""
+    """As ``meta.forward_outputs``."""
     outputs = forward_outputs(inputs, chunk)
     members = _members(inputs, chunk or inputs.u.shape[2])
     for name, tensor in zip(("out", "last_state", "chunk_states"), outputs, strict=True):
@@ -59,7 +58,7 @@ def forward(inputs: ScanInputs, chunk: int) -> tuple[Tensor, Tensor, Tensor]:
 def backward(
     grad_out: Tensor, grad_last_state: Tensor | None, inputs: ScanInputs, chunk_states: Tensor, chunk: int
 ) -> tuple[Tensor, ...]:
-    """Gradients of the differentiable inputs."""
+    """As ``meta.backward_outputs``."""
     members = _members(inputs, chunk)
     u, A = inputs.u, inputs.A
     members["chunk_states"] = (chunk_states, chunk_states.shape, A.dtype)

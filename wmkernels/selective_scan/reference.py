@@ -1,4 +1,4 @@
-"""The selective scan as a PyTorch loop over time: the specification of all backends.
+"""The selective scan as a loop: the specification of all backends.
 
 Mamba's S6 (Gu & Dao 2023, algorithm 2), one channel, N states:
 
@@ -21,7 +21,7 @@ from wmkernels.selective_step.reference import per_channel, selective_step_refer
 
 
 def selective_scan_reference(inputs: ScanInputs) -> tuple[Tensor, Tensor]:
-    """(out, last_state); states are float32, float64 for float64."""
+    """(out, last_state)."""
     if inputs.cu_seqlens is not None:
         return _packed(inputs, inputs.cu_seqlens)
     u, delta, A, B, C, D, z, delta_bias, state, reset = inputs[:10]
@@ -37,21 +37,20 @@ def selective_scan_reference(inputs: ScanInputs) -> tuple[Tensor, Tensor]:
         step = StepInputs(state, u_t, delta_t, A, B_t, C_t, D, None, delta_bias, reset_t, inputs.delta_softplus)
         out, state = selective_step_reference(step)
         outputs.append(out)
-    y = torch.stack(outputs, 2) if outputs else u.new_zeros(u.shape, dtype=dtype)  # (batch, channels, time)
+    y = torch.stack(outputs, 2) if outputs else u.new_zeros(u.shape, dtype=dtype)
     if z is not None:
         y = y * F.silu(z.to(dtype))
     return y.to(u.dtype), state
 
 
 def _each_step(x: Tensor, channels: int, time: int) -> list[Tensor]:
-    """B or C per step, broadcastable to (batch, channels, state)."""
+    """Broadcastable to (batch, channels, state)."""
     if x.dim() == 2:
         return [x[None]] * time
     return [x_t if x.shape[1] == 1 else per_channel(x_t, channels) for x_t in x.unbind(3)]
 
 
 def _packed(inputs: ScanInputs, cu_seqlens: Tensor) -> tuple[Tensor, Tensor]:
-    """Runs the sequences separately."""
     require_sequences("selective_scan", cu_seqlens, inputs.u.shape[2])
     outputs, states = [], []
     for index, (start, end) in enumerate(pairwise(cu_seqlens.tolist())):

@@ -1,16 +1,14 @@
 """Selective scan, backward, in Triton.
 
-A program runs a tile of channels (triton_device.py) backwards through a sequence or segment, per chunk: it recomputes
-states from the saved one, stores the state before every T steps in cached scratch, then sweeps back with states and
-gradients in registers. With dh_t = dL/dh_t = C_t dy_t + exp(step_{t+1} A) dh_{t+1}:
+A program sweeps a channel tile (triton_device.py) backwards by chunks, first recomputing states from the saved one and
+storing one per T steps in cached scratch. With dh_t = dL/dh_t = C_t dy_t + exp(step_{t+1} A) dh_{t+1}:
 
     over states    du_t    = D dy_t + step_t dh_t . B_t         dstep_t   = u_t dh_t . B_t + (dh_t decayed_t) . A
     over channels  dB_t    = dh_t step_t u_t                    dC_t      = dy_t h_t
     over time      dA      = dh_t decayed_t step_t              decayed_t = exp(step_t A) h_{t-1}
 
-A second kernel adds channel partials per tile and time partials per segment in fixed order: deterministic. Bound by
-two exponentials per state and about forty other instructions per element. Segments are cut as in the forward pass,
-after a pass for their outgoing gradients.
+Partials are summed in fixed order: deterministic. An element costs two exponentials per state and about forty other
+instructions.
 """
 
 # mypy: ignore-errors
@@ -50,14 +48,14 @@ def backward_kernel(
     cu_seqlens,
     chunk_states,
     grad_out,
-    incoming,  # (sequences or segments, channels, state) or None: dh after the segment
+    incoming,  # (sequences or segments, channels, state) or None
     scratch,  # (programs, chunk / T, NI, D1, NL, DL): state before each tile
     grad_u,
     grad_delta,
     grad_z,
     A_partials,  # (segments, channels, state)
     B_partials,  # (group_tiles, batch, groups, time, state); constant: (segments, channels, state)
-    C_partials,  # as B_partials
+    C_partials,
     D_partials,  # (segments, channels) or None
     bias_partials,  # (segments, channels) or None
     grad_initial_state,  # (sequences, channels, state) or None
@@ -72,7 +70,7 @@ def backward_kernel(
     reset_strides,
     grad_strides,
     incoming_strides,
-    output_strides,  # of grad_u, grad_delta, grad_z
+    output_strides,
     batch,
     channels,
     state,
@@ -125,7 +123,6 @@ def backward_kernel(
     C_tile = C + row * C_strides[0] + group * C_strides[1] + n3 * C_strides[2] + t3 * C_strides[3]
     if z is not None:
         z_tile = z + row * z_strides[0] + d3 * z_strides[1] + t3 * z_strides[2]
-    # (time, state) partials per tile of the group.
     partial_row = (row + (tile % group_tiles) * tl.full((), batch, tl.int64)) * (tiles // group_tiles) + group
     partial_offsets = (partial_row * time + t3) * state + n3
     scratch_step = NI * D1 * NL * DL
@@ -159,7 +156,6 @@ def backward_kernel(
         chunk_end = tl.minimum(chunk_start + chunk, end)
         saved = (first_chunk + (chunk_start - begin) // chunk) * states_size
         h = tl.load(chunk_states + saved + state_offsets, mask=state_in, other=0.0)
-        # Forward, storing the state before each tile.
         last_tile = (chunk_end - chunk_start - 1) // T
         for i in range(last_tile):
             t0 = chunk_start + i * T
@@ -180,7 +176,7 @@ def backward_kernel(
             else:
                 states = tl.associative_scan((decay, inputs + decayed), 0, combine)[1]
             h = last_step(states, index)
-        # Threads may read other threads' states.
+        # Threads read other threads' states
         tl.debug_barrier()
 
         for i_back in range(last_tile + 1):
@@ -215,7 +211,7 @@ def backward_kernel(
             else:
                 scanned = tl.associative_scan((marked_decay, inputs + decayed, decayed), 0, combine_decayed)
             states, decayed_t = scanned[1], scanned[2]
-            # dC first frees the states' registers.
+            # dC first, to free registers
             grad_C = broadcast_states(dy) * states
             if C_VARIES:
                 tl.store(C_partials + partial_offsets + t0 * state, sum_channels(grad_C), mask=t_in)
@@ -236,7 +232,7 @@ def backward_kernel(
                 B_sum += tl.sum(grad_B, 0)
             dh_decayed = dh_t * decayed_t
             A_sum += tl.sum(dh_decayed * broadcast_states(step), 0)
-            through_input = sum_states(dh_t * B_t)  # (T, D1, DL)
+            through_input = sum_states(dh_t * B_t)
             grad_step = u_t * through_input + LN2 * sum_states(dh_decayed * decay_rate[None])
             if SOFTPLUS:
                 grad_step = tl.where(raw > 20.0, grad_step, grad_step * sigmoid(raw))

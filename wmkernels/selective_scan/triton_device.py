@@ -1,9 +1,8 @@
-"""Device functions of the selective scan's Triton kernels.
+"""Device functions of the selective scan.
 
-Tiles are (T, NI, D1, NL, DL): T steps, NI * NL states, D1 * DL channels. NL * DL is a warp's 32 lanes and D1 at least
-the number of warps, so a thread holds all T steps of NI states: ``tl.associative_scan`` over T becomes a register loop
-with one multiply-add per element. The incoming state is added to the first element; the unused decay product is
-eliminated.
+Tiles are (T, NI, D1, NL, DL): T steps, NI * NL states, D1 * DL channels. NL * DL is 32 lanes and D1 at least the
+warps, so one thread holds all T steps of NI states. ``tl.associative_scan`` over T is then a register loop of one
+multiply-add per element.
 """
 
 # mypy: ignore-errors
@@ -15,22 +14,21 @@ from wmkernels.triton_device import LOG2E, last_of, sigmoid, softplus
 
 @triton.jit
 def last_step(x, index):
-    """x[-1]: (T, ...) -> (...); ``index`` counts along T in the shape of x."""
+    """x[-1]; ``index`` counts along T."""
     return tl.reduce((index, x), 0, last_of)[1]
 
 
 @triton.jit
 def select(x, index, t: tl.constexpr):
-    """x[t]; free where one thread holds all of it."""
+    """x[t]; free, since one thread holds it."""
     return tl.reduce(((index == t).to(tl.int32), x), 0, last_of)[1]
 
 
 @triton.jit
 def reverse_scan(decay, sources, dh, reset_t, index, T: tl.constexpr):
-    """State gradient, backwards through T steps: dh_t = sources_t + decay_{t+1} dh_{t+1}, cut at resets.
+    """dh_t = sources_t + decay_{t+1} dh_{t+1}; returns dh_t and decay_0 dh_0.
 
-    Returns (dh (T, ...), decay_0 dh_0 (...)); ``dh`` is the following step's, decayed. Unrolled, because Triton's
-    reversed scan shuffles every element twice.
+    Unrolled: Triton's reversed scan shuffles every element twice.
     """
     dh_t = sources
     for back in tl.static_range(T):
@@ -56,21 +54,21 @@ def broadcast_channels(x):
 
 @triton.jit
 def sum_states(x):
-    """(T, NI, D1, NL, DL) -> (T, D1, DL)."""
+    """(T, D1, DL)."""
     return tl.sum(tl.sum(x, 1), 2)
 
 
 @triton.jit
 def sum_channels(x):
-    """(T, NI, D1, NL, DL) -> (T, NI, NL)."""
+    """(T, NI, NL)."""
     return tl.sum(tl.sum(x, 2), 3)
 
 
 @triton.jit
 def locate_segment(segment, cu_seqlens, sequences, time, length, segments_per_sequence):
-    """Bounds of a segment of at most ``length`` steps; bisection finds a packed sequence.
+    """Bounds of a segment of at most ``length`` steps.
 
-    Packed sequence s starts at segment cu_seqlens[s] / length + s: room for at least one each.
+    Packed sequence s starts at segment cu_seqlens[s] / length + s, found by bisection.
 
     Returns (sequence, batch row, sequence start, segment start, segment end, is last, number within the sequence).
     """
@@ -102,7 +100,7 @@ def locate_segment(segment, cu_seqlens, sequences, time, length, segments_per_se
 
 @triton.jit
 def tile_channels(tiles, group_tiles, group_channels, D1: tl.constexpr, DL: tl.constexpr):
-    """(tile, segment, group, channels (D1, DL), channel mask) of this program."""
+    """(tile, segment, group, channels (D1, DL), channel mask)."""
     tile = tl.program_id(0) % tiles
     segment = (tl.program_id(0) // tiles).to(tl.int64)
     group = (tile // group_tiles).to(tl.int64)
@@ -118,13 +116,13 @@ def state_indices(NI: tl.constexpr, NL: tl.constexpr):
 
 @triton.jit
 def load_decay_rates(A, strides, d4, n4, state_in):
-    """A log2(e), shaped as the state."""
+    """A log2(e)."""
     return tl.load(A + d4 * strides[0] + n4 * strides[1], mask=state_in, other=0.0) * LOG2E
 
 
 @triton.jit
 def first_chunk_index(sequence, begin, cu_seqlens, time, chunk):
-    """Index of a sequence's first saved state (wmkernels.h, Chunks)."""
+    """Of a sequence (wmkernels.h, Chunks)."""
     if cu_seqlens is None:
         segment = sequence * ((time + chunk - 1) // chunk)
     else:
@@ -134,7 +132,7 @@ def first_chunk_index(sequence, begin, cu_seqlens, time, chunk):
 
 @triton.jit
 def step_size(delta, bias, inside, SOFTPLUS: tl.constexpr):
-    """(step, delta + bias), (T, D1, DL); padding steps of 0 keep the state."""
+    """(step, delta + bias); padding steps are 0."""
     raw = delta
     if bias is not None:
         raw = raw + bias[None]
@@ -147,18 +145,16 @@ def step_size(delta, bias, inside, SOFTPLUS: tl.constexpr):
 
 @triton.jit
 def load_tile(tile, stride, t0, inside, dtype: tl.constexpr):
-    """T steps from t0, in the arithmetic dtype."""
     return tl.load(tile + t0 * stride, mask=inside, other=0.0).to(dtype)
 
 
 @triton.jit
 def load_resets(reset, row, strides, t, end):
-    """Reset flags, 0 or 1, (T, 1, 1, 1, 1)."""
+    """(T, 1, 1, 1, 1)."""
     flags = tl.load(reset + row * strides[0] + t * strides[1], mask=t < end, other=0)
     return flags.to(tl.int32)[:, None, None, None, None]
 
 
 @triton.jit
 def silu_gate_backward(grad_out, z):
-    """Gradient of y before the gate silu(z)."""
     return grad_out * (z * sigmoid(z))

@@ -1,11 +1,10 @@
 """Selective scan, forward, in Triton.
 
-A program runs a tile of channels (triton_device.py) along a sequence or segment, states in registers, T steps at a
-time; nothing of size channels x state x time is written. Bound by the special-function units: `state` exponentials per
-element, four multiply-adds each.
+A program scans a channel tile (triton_device.py), states in registers, T steps at a time. Each element costs `state`
+exponentials, so special-function units are the bound.
 
-If batch x channels cannot fill the GPU, this kernel first computes each segment's final state from zero and decay
-exp(A * sum of steps), and `pass_state_kernel` the incoming states.
+If batch x channels cannot fill the GPU, time is cut: a first pass computes each segment's final state and decay
+exp(A * sum of steps), `pass_state_kernel` the incoming states.
 """
 
 # mypy: ignore-errors
@@ -41,13 +40,13 @@ def forward_kernel(
     B,  # (batch, groups, state, time) or (channels, state)
     C,  # as B
     D,  # (channels,) or None
-    z,  # (batch, channels, time) or None
+    z,  # or None
     delta_bias,  # (channels,) or None
     incoming_state,  # (sequences or segments, channels, state) or None
     reset,  # (batch, time) bytes or None
     cu_seqlens,  # (sequences + 1,) or None
-    out,  # (batch, channels, time); None in the first pass
-    last_state,  # (sequences or segments, channels, state), contiguous
+    out,  # None in the first pass
+    last_state,  # (sequences or segments, channels, state)
     chunk_states,  # (chunks, channels, state) or None
     decays,  # (segments, channels, state): first pass
     u_strides,
@@ -65,12 +64,12 @@ def forward_kernel(
     state,
     time,
     sequences,
-    group_channels,  # channels per group
-    group_tiles,  # tiles per group
-    tiles,  # total
-    segment_length,  # steps per program
-    segments_per_sequence,  # unused if packed
-    chunk,  # steps between saved states, a multiple of T
+    group_channels,
+    group_tiles,
+    tiles,
+    segment_length,
+    segments_per_sequence,
+    chunk,  # multiple of T
     SOFTPLUS: tl.constexpr,
     B_VARIES: tl.constexpr,
     C_VARIES: tl.constexpr,
@@ -88,7 +87,7 @@ def forward_kernel(
     )
     n = state_indices(NI, NL)
     t = tl.arange(0, T).to(tl.int64)
-    # (NI, D1, NL, DL), as the state.
+    # (NI, D1, NL, DL)
     d4, n4 = d[None, :, None, :], n[:, None, :, None].to(tl.int64)
     state_in = d_in[None, :, None, :] & (n < state)[:, None, :, None]
     state_offsets = d4 * state + n4
@@ -180,7 +179,7 @@ def forward_kernel(
                 C_next = tl.load(C_tile + ahead * C_strides[3], mask=t_in, other=0.0)
             else:
                 C_t = C_all
-            y = sum_states(states * C_t)  # (T, D1, DL)
+            y = sum_states(states * C_t)
             if D is not None:
                 y += skip[None] * u_t
             if z is not None:
@@ -199,10 +198,7 @@ def forward_kernel(
 
 
 def forward(inputs: ScanInputs, chunk: int, *, segment_length: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-    """(out, last_state, chunk_states); ``chunk`` 0 saves no states.
-
-    ``segment_length`` forces a cut; a multiple of the chunk and the tile's steps.
-    """
+    """As ``meta.forward_outputs``; ``segment_length``, a multiple of chunk and T, forces a cut."""
     u, delta, A, B, C, D, z, delta_bias, initial_state, reset, cu_seqlens, delta_softplus, _ = inputs
     out, last_state, chunk_states = forward_outputs(inputs, chunk)
     reset = runtime.as_bytes(reset)

@@ -1,4 +1,4 @@
-"""Launches the Triton backward pass and reduces partials."""
+"""Launches the Triton backward pass and reduces its partials."""
 
 # mypy: ignore-errors
 import torch
@@ -28,7 +28,6 @@ def reduce_partials_kernel(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """Sums partials in order."""
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
     column = tl.arange(0, COLUMNS)[None, :]
     inside = (row < rows) & (column < columns)
@@ -74,10 +73,7 @@ def backward(
     *,
     segment_length: int = 0,
 ) -> tuple[Tensor, ...]:
-    """Gradients of (u, delta, A, B, C, D, z, delta_bias, initial_state).
-
-    ``segment_length``, a multiple of the chunk, forces a cut.
-    """
+    """As ``meta.backward_outputs``; ``segment_length``, a multiple of the chunk, forces a cut."""
     u, delta, A, B, C, D, z, delta_bias, initial_state, reset, cu_seqlens, delta_softplus, _ = inputs
     gradients = backward_outputs(inputs)
     grad_u, grad_delta, grad_A, grad_B, grad_C, grad_D, grad_z, grad_bias, grad_initial = gradients

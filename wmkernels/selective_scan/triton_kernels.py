@@ -1,4 +1,4 @@
-"""The selective scan's Triton backend: forward and backward."""
+"""Triton backend of the selective scan."""
 
 from wmkernels.selective_scan.triton_forward import forward
 from wmkernels.selective_scan.triton_gradients import backward

@@ -1,8 +1,4 @@
-"""Passes states or their gradients between segments, in Triton.
-
-forward_kernel and segment_gradient_kernel compute final values from zero and decays; pass_state_kernel combines them
-in order along each sequence.
-"""
+"""Passes states and state gradients between segments, in Triton."""
 
 # mypy: ignore-errors
 import torch
@@ -38,8 +34,8 @@ def segment_gradient_kernel(
     reset,
     cu_seqlens,
     grad_out,
-    segment_dh,  # (segments, channels, state): output, dh before the segment from zero
-    decays,  # (segments, channels, state): output; RESET at a reset
+    segment_dh,  # (segments, channels, state)
+    decays,  # as segment_dh; RESET at a reset
     delta_strides,
     A_strides,
     C_strides,
@@ -116,11 +112,11 @@ def segment_gradient_kernel(
 
 @triton.jit
 def pass_state_kernel(
-    first,  # (sequences, channels, state) or None: incoming states
+    first,  # (sequences, channels, state) or None
     incoming_strides,
-    end_states,  # (segments, channels, state): final states from zero
-    decays,  # (segments, channels, state); RESET at a reset
-    incoming,  # (segments, channels, state): output, incoming states
+    end_states,  # (segments, channels, state), from zero
+    decays,  # as end_states; RESET at a reset
+    incoming,  # as end_states: output
     cu_seqlens,
     channels,
     state,
@@ -157,7 +153,7 @@ def pass_state_kernel(
     decay = tl.load(decays + offset, mask=inside, other=0.0)
     for i in range(count):
         tl.store(incoming + offset, h, mask=inside)
-        # Zero times an overflowed decay must be zero.
+        # Zero times an overflowed decay is zero
         h = tl.where((decay < 0.0) | (h == 0.0), end, decay * h + end)
         offset += advance
         more = e < tl.where(i + 1 < count, size, 0)
@@ -171,7 +167,7 @@ PASS_BLOCK = 128
 def pass_state(
     first: Tensor | None, end_states: Tensor, decays: Tensor, cu_seqlens: Tensor | None, tiles: Tiles, reverse: bool
 ) -> Tensor:
-    """Incoming state per segment, (segments, channels, state)."""
+    """Incoming states, (segments, channels, state)."""
     _, channels, state = end_states.shape
     incoming = torch.empty_like(end_states)
     blocks = runtime.ceil_div(channels * state, PASS_BLOCK)

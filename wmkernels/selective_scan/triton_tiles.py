@@ -1,4 +1,4 @@
-"""Channel tiles and time segments of the selective scan's Triton kernels."""
+"""Tiles and segments of the selective scan's Triton kernels."""
 
 from dataclasses import dataclass
 
@@ -20,12 +20,12 @@ WARP = 32
 
 @dataclass(frozen=True)
 class Direction:
-    """Tile limits of a kernel, chosen from compiled code.
+    """Tile limits, chosen from compiled code.
 
     Attributes:
-        elements: maximum steps x states x channels per thread, to stay in registers.
+        elements: maximum steps x states x channels per thread, in registers.
         warps: per program.
-        thread_channels: channels per thread; two in backward, where channel sums need shuffles.
+        thread_channels: per thread; backward has two, to halve shuffles in channel sums.
         min_programs: per multiprocessor; below it sequences are cut.
         target_programs: per multiprocessor when cut.
     """
@@ -42,22 +42,22 @@ BACKWARD = Direction(elements=16, warps=1, thread_channels=2, min_programs=5, ta
 
 
 def projection_strides(x: Tensor) -> tuple[int, ...]:
-    """Strides of (batch, groups, state, time), or (channels, state) and two zeros."""
+    """Four strides of B or C."""
     return strides(x, 4) if x.dim() == 4 else (*strides(x, 2), 0, 0)
 
 
 @dataclass(frozen=True)
 class Tiles:
-    """Partition of one call.
+    """Partition of a call.
 
     Attributes:
         shape: (T, NI, NL, D1, DL) of triton_device.py, and num_warps.
-        time: steps per batch row.
+        time: steps per row.
         sequences: initial states.
         segment_length: steps per program.
-        segments_per_sequence: if not packed.
+        segments_per_sequence: unless packed.
         segments: total.
-        whole: no sequence is cut.
+        whole: nothing is cut.
     """
 
     shape: dict[str, int]
@@ -80,7 +80,7 @@ class Tiles:
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        """Scalar kernel arguments, in order."""
+        """Scalar kernel arguments."""
         return (
             *(self.channels, self.state, self.time, self.sequences, self.group_channels, self.group_tiles),
             *(self.tiles, self.segment_length, self.segments_per_sequence),
@@ -88,7 +88,7 @@ class Tiles:
 
     @staticmethod
     def of(inputs: ScanInputs, chunk: int, segment_length: int, backward: bool) -> "Tiles":
-        """Partitions a call; a nonzero ``segment_length`` is forced."""
+        """Partitions a call; nonzero ``segment_length`` is forced."""
         u, state, groups, sequences = inputs.u, inputs.A.shape[1], inputs.groups, inputs.sequences
         _, channels, time = u.shape
         group_channels = channels // groups
@@ -103,7 +103,7 @@ class Tiles:
             time, rows, granule, int(kind.min_programs * chip), kind.target_programs * chip
         )
         if segment_length >= time:
-            # Longer than any sequence: one segment each (wmkernels.h, Chunks).
+            # One segment per sequence (wmkernels.h, Chunks)
             segment_length = (time // granule + 1) * granule
         segments_per_sequence = ceil_div(time, segment_length)
         segments = (
@@ -127,14 +127,13 @@ class Tiles:
 
 
 def tile_shape(state: int, group_channels: int, granule: int, double: bool, backward: bool) -> dict[str, int]:
-    """The tile; its steps divide ``granule``, so chunks and segments start on a tile."""
+    """Steps T divide ``granule``."""
     kind = BACKWARD if backward else FORWARD
     padded = next_power_of_2(state)
     NL = min(padded, max(4, min(WARP, padded // 4)))
     NI = padded // NL
     DL = min(WARP // NL, next_power_of_2(group_channels))
-    # In backward, registers hold mostly per-channel values for few states, sums and addresses for many; float64
-    # takes two registers.
+    # Backward registers hold per-channel values for few states, sums and addresses for many; float64 takes two.
     large = backward and (double or padded > 16)
     halvings = double + (large or (backward and padded < 16)) + (backward and padded < 4)
     thread_channels = 1 if large else kind.thread_channels

@@ -1,8 +1,4 @@
-"""Converts selective scan arguments to canonical inputs and checks them.
-
-Differentiable views and casts: activations (batch, channels, time), varying B and C (batch, groups, state, time),
-parameters and states in the state dtype.
-"""
+"""Checks selective scan arguments and canonicalises them by differentiable views and casts."""
 
 import torch
 from torch import Tensor
@@ -38,7 +34,7 @@ def canonical(
     cu_seqlens: Tensor | None,
     channel_last: bool,
 ) -> ScanInputs:
-    """Canonical inputs; raises if invalid."""
+    """Raises ValueError or TypeError."""
     for name, value in (("u", u), ("delta", delta), ("A", A), ("B", B), ("C", C)):
         require_tensor(OP, name, value)
     require_dtype(OP, "u", u, FLOATS, "")
@@ -62,7 +58,7 @@ def canonical(
 
 
 def _promote(*activations: Tensor | None) -> tuple[Tensor, ...]:
-    """Autocast: promotes mixed activation dtypes, as PyTorch does."""
+    """Under autocast, promotes as PyTorch does."""
     varying = [x.dtype for x in activations if x is not None and x.dim() > 2]
     dtype = promote_dtypes(varying)
     return tuple(x if x is None or x.dim() <= 2 else x.to(dtype) for x in activations)  # type: ignore[misc]
@@ -111,7 +107,6 @@ def _check_parameters(u: Tensor, A: Tensor, D: Tensor | None, delta_bias: Tensor
 
 
 def _canonical_projection(name: str, x: Tensor, u: Tensor, A: Tensor, channel_last: bool) -> Tensor:
-    """(channels, state) in the state dtype, or (batch, groups, state, time)."""
     batch, channels, time = u.shape
     state = A.shape[1]
     require_device(OP, name, x, u.device, "u")
@@ -144,7 +139,6 @@ def _canonical_projection(name: str, x: Tensor, u: Tensor, A: Tensor, channel_la
 
 
 def _same_groups(B: Tensor, C: Tensor) -> tuple[Tensor, Tensor]:
-    """Broadcasts one group to several."""
     if B.dim() == 4 and C.dim() == 4 and B.shape[1] != C.shape[1]:
         groups = max(B.shape[1], C.shape[1])
         if 1 not in (B.shape[1], C.shape[1]):

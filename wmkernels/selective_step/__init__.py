@@ -1,4 +1,4 @@
-"""One step of the selective scan."""
+"""The selective step."""
 
 from wmkernels.selective_step.spec import SPEC
 

@@ -1,4 +1,4 @@
-"""Step ops and gradient: the scan's backward over one step, with the incoming state as its saved state."""
+"""Step ops. Gradients come from the scan's backward over one step; the incoming state is its saved state."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,7 +15,7 @@ from wmkernels.selective_step.reference import per_channel, selective_step_refer
 
 OP = "selective_step"
 UPDATE = "selective_state_update"
-_TIMED = (0, 1, 3, 4, 6)  # u, delta, B, C, z: gain a time dimension in the scan
+_TIMED = (0, 1, 3, 4, 6)  # u, delta, B, C, z
 _CHANNEL_DIMS = (1, 1, 1, 0, 1, 1, 0, 1, 0)  # of state, u, delta, A, B, C, D, z, delta_bias
 _TENSORS = "Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? delta_bias"
 _STEP_SCHEMA = f"(Tensor state, {_TENSORS}, Tensor? reset, bool delta_softplus, str backend) -> (Tensor, Tensor)"
@@ -32,7 +32,6 @@ def _run_step(inputs: StepInputs, state_out: Tensor, indices: Tensor | None, bac
 
 
 def _update_in_pytorch(inputs: StepInputs, state_out: Tensor, indices: Tensor | None) -> Tensor:
-    """In-place step without kernels."""
     state, u = inputs.state, inputs.u
     B, C = per_channel(inputs.B, u.shape[1]), per_channel(inputs.C, u.shape[1])
     if indices is None:
@@ -68,7 +67,6 @@ def _setup_context(ctx: Any, inputs: Any, output: Any) -> None:
 
 
 def _gradients(function: Any, ctx: Any, grad_out: Tensor | None, grad_state: Tensor | None) -> tuple[Any, ...]:
-    """The scan's backward over one step, in step argument order."""
     state, u, delta, A, B, C, D, z, delta_bias, reset = ctx.saved_tensors
     if grad_out is None and grad_state is None:
         return (None,) * 12
@@ -88,7 +86,7 @@ def _gradients(function: Any, ctx: Any, grad_out: Tensor | None, grad_state: Ten
 
 
 def _vmap(apply: Callable[..., Any], size: int, in_dims: Sequence[int | None], *args: Any) -> Any:
-    if in_dims[DIFFERENTIABLE] is not None:  # reset cannot be folded
+    if in_dims[DIFFERENTIABLE] is not None:  # reset
         return loop_over_vmap(apply, size, in_dims, *args)
     inputs = zip(args[:DIFFERENTIABLE], in_dims[:DIFFERENTIABLE], _CHANNEL_DIMS, strict=True)
     outputs = apply(*(fold_channels(*x, size) for x in inputs), *args[DIFFERENTIABLE:])

@@ -1,4 +1,4 @@
-"""Single selective scan steps: differentiable ``selective_step``, in-place ``selective_state_update``."""
+"""Public selective scan steps."""
 
 import torch
 from torch import Tensor
@@ -25,25 +25,24 @@ def selective_step(
     reset: Tensor | None = None,
     backend: str | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """One differentiable step, equal to ``selective_scan`` over one step.
+    """One step of ``selective_scan``, differentiable.
 
     Args:
-        state: (batch, channels, state), float32 or the dtype of ``u``.
+        state: (batch, channels, state), float32 or as ``u``; unchanged.
         u: (batch, channels); float32, float64, bfloat16 or float16.
-        delta: step size before bias and softplus, as ``u``.
+        delta: step size, as ``u``.
         A: (channels, state); parameters may be float32 with 16-bit activations.
         B: (batch, state) or (batch, groups, state).
         C: as ``B``.
         D: skip connection, (channels,).
-        z: gate before silu, as ``u``.
+        z: gate, as ``u``.
         delta_bias: (channels,).
         delta_softplus: pass ``delta + delta_bias`` through softplus.
-        reset: bool (batch,); true drops the state before the step.
+        reset: bool (batch,); true drops ``state``.
         backend: as for ``selective_scan``.
 
     Returns:
-        ``(out, new_state)``: (batch, channels) in the dtype of ``u``; (batch, channels, state) in float32 (float64 for
-        float64 inputs). ``state`` is unchanged.
+        The output, as ``u``, and new state, float32 (float64 for float64).
 
     Raises:
         ValueError: invalid shape, device or backend.
@@ -87,30 +86,29 @@ def selective_state_update(
     dt_softplus: bool = False,
     state_batch_indices: Tensor | None = None,
 ) -> Tensor:
-    """One step that updates ``state`` in place, without gradient; same signature as in mamba_ssm.
+    """One step that updates ``state`` in place, without gradient; mamba_ssm's signature.
 
     Args:
-        state: (batch, channels, state), float32 or the dtype of ``x``; or (batch, heads, headdim, state), then every
-            (channels) below is (heads, headdim). Any number of rows with ``state_batch_indices``.
+        state: (batch, channels, state), float32 or as ``x``; with heads (batch, heads, headdim, state), and (heads,
+            headdim) for channels below. Any number of rows with ``state_batch_indices``.
         x: (batch, channels).
-        dt: step size before bias and softplus, as ``x``.
+        dt: step size, as ``x``.
         A: (channels, state).
         B: (batch, state) or (batch, groups, state).
         C: as ``B``.
         D: (channels,).
-        z: gate before silu, as ``x``.
+        z: gate, as ``x``.
         dt_bias: (channels,).
         dt_softplus: pass ``dt + dt_bias`` through softplus.
-        state_batch_indices: int (batch,), unique rows of ``state``; a negative index changes no state and returns
-            zeros.
+        state_batch_indices: int (batch,), unique rows of ``state``; negative: no update, output 0.
 
     Returns:
-        (batch, channels) or (batch, heads, headdim), in the dtype of ``x``.
+        The output, as ``x``.
 
     Raises:
         ValueError: invalid shape, device or index.
         TypeError: invalid dtype.
-        RuntimeError: an input requires grad; use ``selective_step``.
+        RuntimeError: an input requires grad.
 
     Example:
         >>> import torch, wmkernels
@@ -148,7 +146,6 @@ def _update_heads(
     dt_softplus: bool,
     state_batch_indices: Tensor | None,
 ) -> Tensor:
-    """Merges heads and headdim into channels."""
     heads, headdim = require_heads(state, x, dt, A, D, z, dt_bias)
     flat = state.flatten(1, 2)
     out = selective_state_update(
@@ -170,11 +167,10 @@ def _update_heads(
 
 
 def _empty(like: Tensor) -> Tensor:
-    return torch.empty_like(like, memory_format=torch.contiguous_format)  # half the time of ``new_empty``
+    return torch.empty_like(like, memory_format=torch.contiguous_format)  # twice as fast as ``new_empty``
 
 
 def _may_use_fast_path(tensors: tuple[Tensor | None, ...], backend: str | None) -> bool:
-    """Whether to try the extension's fast path."""
     u = tensors[1]
     return (
         can_bypass_dispatcher(tensors) and isinstance(u, Tensor) and u.is_cpu and choose(OP, u.device, backend) == "cpu"

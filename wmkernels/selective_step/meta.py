@@ -1,4 +1,4 @@
-"""Canonical step inputs, and outputs as fakes allocate them."""
+"""Canonical step inputs and outputs."""
 
 from typing import NamedTuple
 
@@ -7,11 +7,11 @@ from torch import Tensor
 
 
 class StepInputs(NamedTuple):
-    """Canonical inputs in op argument order; parameters in the state dtype."""
+    """In op order; parameters in the state dtype."""
 
-    state: Tensor  # (batch, channels, state); more rows with ``indices``
+    state: Tensor  # (rows, channels, state)
     u: Tensor  # (batch, channels)
-    delta: Tensor  # (batch, channels), before bias and softplus
+    delta: Tensor  # as u
     A: Tensor  # (channels, state)
     B: Tensor  # (batch, groups, state)
     C: Tensor  # (batch, groups, state)
@@ -27,15 +27,15 @@ class StepInputs(NamedTuple):
         return self[:9]
 
 
-DIFFERENTIABLE = 9  # leading fields
+DIFFERENTIABLE = 9
 
 
 def step_outputs(state: Tensor, u: Tensor, *_: object) -> tuple[Tensor, Tensor]:
-    """(out, new_state) of ``selective_step``, uninitialised."""
+    """(out, new_state), uninitialised."""
     new_state = torch.empty(tuple(state.shape), dtype=state.dtype, device=state.device)
     return torch.empty(tuple(u.shape), dtype=u.dtype, device=u.device), new_state
 
 
 def update_outputs(state: Tensor, u: Tensor, *_: object) -> Tensor:
-    """The output of ``selective_state_update``, uninitialised."""
+    """Uninitialised output."""
     return torch.empty(tuple(u.shape), dtype=u.dtype, device=u.device)

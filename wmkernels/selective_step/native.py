@@ -1,4 +1,4 @@
-"""Runs C++ and CUDA step kernels."""
+"""Runs native step kernels."""
 
 import torch
 from torch import Tensor
@@ -8,7 +8,7 @@ from wmkernels.selective_step.meta import StepInputs
 
 
 def step_fast_path(tensors: tuple[Tensor | None, ...], delta_softplus: bool) -> bool:
-    """One CPU step by the extension, which checks the tensors; False if it declines.
+    """One CPU step; False if the extension declines.
 
     ``tensors``: state_in, state_out, out, u, delta, A, B, C, D, z, delta_bias, reset; B and C (batch, state).
     """
@@ -17,10 +17,7 @@ def step_fast_path(tensors: tuple[Tensor | None, ...], delta_softplus: bool) -> 
 
 
 def step(inputs: StepInputs, state_out: Tensor, indices: Tensor | None) -> Tensor:
-    """Writes ``state_out``, possibly ``state_in``; returns (batch, channels).
-
-    ``indices`` (batch,) select state rows; a negative index changes none.
-    """
+    """Writes ``state_out``, possibly ``state_in``; returns (batch, channels)."""
     state_in, u, delta, A, B, C, D, z, delta_bias, reset, delta_softplus = inputs
     batch, channels = activation = u.shape
     states = state_in.shape

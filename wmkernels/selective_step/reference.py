@@ -1,4 +1,4 @@
-"""One selective scan step in plain PyTorch: the specification of all kernels."""
+"""One selective scan step in plain PyTorch: the specification."""
 
 import torch
 import torch.nn.functional as F
@@ -9,10 +9,9 @@ from wmkernels.selective_step.meta import StepInputs
 
 
 def selective_step_reference(inputs: StepInputs) -> tuple[Tensor, Tensor]:
-    """(out, new_state) in the state dtype; B and C broadcast to (batch, channels, state).
+    """(out, new_state); B and C broadcast to (batch, channels, state).
 
-    ``step = softplus(delta + delta_bias)``, ``h = exp(step A) h + step u B``, ``out = (C · h + D u) silu(z)``. A reset
-    selects, so NaN and infinity do not cross.
+    ``step = softplus(delta + delta_bias)``, ``h = exp(step A) h + step u B``, ``out = (C · h + D u) silu(z)``.
     """
     state, u, delta, A, B, C, D, z, delta_bias, reset, delta_softplus = inputs
     dtype = state_dtype(u.dtype)
@@ -21,7 +20,7 @@ def selective_step_reference(inputs: StepInputs) -> tuple[Tensor, Tensor]:
         step = step + delta_bias
     if delta_softplus:
         step = F.softplus(step)
-    exponent = step[..., None] * A  # (batch, channels, state)
+    exponent = step[..., None] * A
     if reset is not None:
         exponent, state = (x.masked_fill(reset[:, None, None], 0) for x in (exponent, state))
     state = torch.exp(exponent) * state + (step * u)[..., None] * B.to(dtype)
@@ -34,6 +33,6 @@ def selective_step_reference(inputs: StepInputs) -> tuple[Tensor, Tensor]:
 
 
 def per_channel(x: Tensor, channels: int) -> Tensor:
-    """(batch, groups, state) -> (batch, channels, state); channel c uses group c // (channels // groups)."""
+    """(batch, groups, state) -> (batch, channels, state)."""
     batch, groups, state = x.shape
     return x[:, :, None].expand(batch, groups, channels // groups, state).reshape(batch, channels, state)

@@ -1,4 +1,4 @@
-"""One step of the selective scan. CUDA kernels: see benchmarks/results/scan_speed_h200.json."""
+"""Selective step. CUDA kernels: see benchmarks/results/scan_speed_h200.json."""
 
 from wmkernels.registry import OpSpec, register
 

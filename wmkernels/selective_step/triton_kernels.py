@@ -1,7 +1,6 @@
-"""One selective scan step in Triton, state updated in place or copied.
+"""One selective scan step in Triton.
 
-A program updates some channels of one batch element, reading B and C once, the state read and written once. In
-rollouts a step takes about one launch, so programs are small to fill the GPU.
+A program updates a few channels of one batch element: small programs fill the GPU, since rollouts are launch-bound.
 """
 
 # mypy: ignore-errors
@@ -20,7 +19,7 @@ STATES_PER_PROGRAM = 512
 @triton.jit
 def step_kernel(
     state_in,  # (states, channels, state)
-    state_out,  # same shape; identical or disjoint memory
+    state_out,  # as state_in, same or disjoint memory
     u,  # (batch, channels)
     delta,  # (batch, channels)
     A,  # (channels, state)
@@ -30,7 +29,7 @@ def step_kernel(
     z,  # (batch, channels) or None
     delta_bias,  # (channels,) or None
     reset,  # (batch,) bytes or None
-    indices,  # (batch,) or None: state row; negative: state unchanged, out = 0
+    indices,  # (batch,) or None; negative: state unchanged, out = 0
     out,  # (batch, channels)
     in_strides,
     out_state_strides,
@@ -74,7 +73,7 @@ def step_kernel(
         step = softplus(step)
     u_t = tl.load(u + b * u_strides[0] + d * u_strides[1], mask=d_in, other=0.0).to(dtype)
     in_tile = row * in_strides[0] + d[:, None] * in_strides[1] + n[None, :] * in_strides[2]
-    h = tl.load(state_in + in_tile, mask=state_in_range, other=0.0).to(dtype)  # (CHANNELS, STATES)
+    h = tl.load(state_in + in_tile, mask=state_in_range, other=0.0).to(dtype)
     rate = tl.load(A + d[:, None] * A_strides[0] + n[None, :] * A_strides[1], mask=state_in_range, other=0.0)
     decayed = exponential(step[:, None] * rate) * h
     if reset is not None:

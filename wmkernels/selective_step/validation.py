@@ -1,4 +1,4 @@
-"""Converts step arguments to canonical inputs and checks them."""
+"""Checks and canonicalises step arguments."""
 
 import torch
 from torch import Tensor
@@ -31,7 +31,7 @@ def canonical_step(
     reset: Tensor | None,
     delta_softplus: bool,
 ) -> StepInputs:
-    """Canonical inputs of ``selective_step``; raises if invalid."""
+    """Inputs of ``selective_step``."""
     B, C = _require_step(OP, state, u, delta, A, B, C, D, z, delta_bias)
     require_shape(OP, "state", state, ("batch", "channels", "state"), (*u.shape, A.shape[1]), "u and A")
     dtype = state_dtype(u.dtype)
@@ -53,7 +53,7 @@ def canonical_update(
     dt_bias: Tensor | None,
     state_batch_indices: Tensor | None,
 ) -> tuple[Tensor | None, ...]:
-    """Op inputs of ``selective_state_update``; raises if invalid."""
+    """Inputs of ``selective_state_update``."""
     B, C = _require_step(UPDATE, state, x, dt, A, B, C, D, z, dt_bias)
     dtype = state_dtype(x.dtype)
     require_dtype(UPDATE, "state", state, (x.dtype, dtype), f"beside x of {x.dtype}")
@@ -77,7 +77,7 @@ def require_heads(
     z: Tensor | None,
     dt_bias: Tensor | None,
 ) -> tuple[int, int]:
-    """Returns (heads, headdim); raises unless all match ``state`` (batch, heads, headdim, state)."""
+    """(heads, headdim); raises ValueError for other shapes."""
     _, heads, headdim, _ = state.shape
     expected = {"x": (x, 3), "dt": (dt, 3), "A": (A, 3), "D": (D, 2), "z": (z, 3), "dt_bias": (dt_bias, 2)}
     for name, (tensor, rank) in expected.items():
@@ -104,7 +104,7 @@ def _require_step(
     z: Tensor | None,
     delta_bias: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """Returns B and C as (batch, groups, state); raises if invalid."""
+    """B and C as (batch, groups, state)."""
     u_name, delta_name, bias_name = ("u", "delta", "delta_bias") if op == OP else ("x", "dt", "dt_bias")
     required = (("state", state), (u_name, u), (delta_name, delta), ("A", A), ("B", B), ("C", C))
     for name, x in required:
