@@ -1,4 +1,4 @@
-"""wmkernels: long-memory recurrent cores for world models, as kernels."""
+"""Long-memory recurrent cores for world models, as kernels."""
 
 # torch first: the extension uses its OpenMP runtime.
 import torch as _torch  # noqa: F401

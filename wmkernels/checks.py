@@ -15,7 +15,7 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 
 def require_tensor(op: str, name: str, value: object) -> None:
-    """Raises TypeError for other types."""
+    """Raises TypeError."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{op}: {name} is a {type(value).__name__}, expected a torch.Tensor")
 
@@ -23,7 +23,7 @@ def require_tensor(op: str, name: str, value: object) -> None:
 def require_shape(
     op: str, name: str, tensor: Tensor, labels: Sequence[str], sizes: Sequence[int], against: str, hint: str = ""
 ) -> None:
-    """Raises ValueError for other sizes."""
+    """Raises ValueError."""
     if tensor.dim() == len(sizes) and all(a == b for a, b in zip(tensor.shape, sizes, strict=True)):
         return
     expected = ", ".join(f"{label}={size}" for label, size in zip(labels, sizes, strict=True))
@@ -34,14 +34,14 @@ def require_shape(
 
 
 def require_dtype(op: str, name: str, tensor: Tensor, allowed: Sequence[torch.dtype], why: str) -> None:
-    """Raises TypeError for other dtypes; ``why`` ends the message."""
+    """Raises TypeError."""
     if tensor.dtype not in allowed:
         expected = " or ".join(dict.fromkeys(dtype_name(dtype) for dtype in allowed))
         raise TypeError(f"{op}: {name} has dtype {dtype_name(tensor.dtype)}, expected {expected} {why}")
 
 
 def require_device(op: str, name: str, tensor: Tensor, device: torch.device, against: str) -> None:
-    """Raises ValueError on another device."""
+    """Raises ValueError."""
     if tensor.device != device:
         raise ValueError(
             f"{op}: {name} is on {tensor.device}, expected {device} as {against} is; move it with .to({str(device)!r})"
@@ -61,7 +61,7 @@ def require_reset(
 
 
 def require_packing(op: str, cu_seqlens: Tensor | None, like: Tensor, against: str) -> None:
-    """Checks dtype, device, shape (sequences + 1,) and batch 1."""
+    """Checks dtype, device, shape and batch 1."""
     if cu_seqlens is None:
         return
     require_tensor(op, "cu_seqlens", cu_seqlens)
@@ -90,7 +90,7 @@ def promote_dtypes(dtypes: Sequence[torch.dtype]) -> torch.dtype:
 
 
 def require_sequences(op: str, cu_seqlens: Tensor, time: int) -> None:
-    """Raises ValueError unless bounds rise from 0 to ``time``; synchronises a GPU."""
+    """Raises ValueError unless bounds rise from 0 to ``time``; synchronises."""
     bounds = cu_seqlens.tolist()
     if bounds[0] != 0 or bounds[-1] != time or any(a > b for a, b in pairwise(bounds)):
         shown = bounds if len(bounds) <= 8 else [*bounds[:4], "...", *bounds[-3:]]

@@ -1,10 +1,10 @@
 """Chunked recurrences in plain PyTorch.
 
 Doubling (Hillis & Steele 1986) scans a chunk in log2(steps) rounds. It never divides by a cumulative product, so zero
-decays are exact. Resets select, so NaN does not cross. Overflowing decay products give infinity or NaN.
+decays are exact. Overflowing decay products give infinity or NaN; resets stop both.
 
-Tensors are (steps, *state), at most CHUNK_BYTES each; the scan holds about six. Backward recomputes chunk by chunk,
-holding about 3 log2(steps). torch.func and torch.compile do not checkpoint.
+The scan holds about six tensors of at most CHUNK_BYTES, checkpointed backward about 3 log2(steps). torch.func and
+torch.compile do not checkpoint.
 """
 
 from collections.abc import Callable
@@ -26,11 +26,7 @@ def steps_per_chunk(step_bytes: int) -> int:
 def affine_scan(decay: Tensor, inputs: Tensor, state: Tensor, reset: Tensor | None) -> Tensor:
     """h_t = decay_t h_{t-1} + inputs_t for every step.
 
-    Args:
-        decay: (steps, ...), steps >= 1.
-        inputs: as ``decay``.
-        state: initial, (...).
-        reset: bool, broadcastable to ``decay``; cuts h_{t-1} from h_t.
+    ``decay`` and ``inputs`` are (steps, ...), ``state`` (...). ``reset`` (bool, broadcast) cuts h_{t-1}.
     """
     steps = inputs.shape[0]
     if reset is not None:

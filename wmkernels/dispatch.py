@@ -1,7 +1,7 @@
 """Backend selection.
 
-The first capable backend of ``BACKENDS`` runs, except GPU kernels not yet checked against the reference
-(``OpSpec.verified``). ``backend=`` or ``WMKERNELS_BACKEND`` (read at import) runs that backend or raises.
+The first capable backend of ``BACKENDS`` runs; GPU kernels also need ``OpSpec.verified``. ``backend=`` or
+``WMKERNELS_BACKEND`` (read at import) runs that backend or raises.
 """
 
 import functools
@@ -25,7 +25,7 @@ REQUESTED = os.environ.get("WMKERNELS_BACKEND") or None
 
 @functools.cache
 def load_native() -> Any:
-    """The extension, set to ``WMKERNELS_CPU_ISA``; None if not built."""
+    """The extension, or None if not built."""
     try:
         native = importlib.import_module("wmkernels._native")
     except ModuleNotFoundError:
@@ -41,12 +41,12 @@ def load_native() -> Any:
 
 @functools.cache
 def kernels(op: str, backend: str) -> ModuleType:
-    """The op's kernel module for ``backend``."""
+    """The op's kernel module."""
     return importlib.import_module(f"wmkernels.{op}.{'triton_kernels' if backend == 'triton' else 'native'}")
 
 
 def is_verified(op: str, backend: str) -> bool:
-    """Whether automatic dispatch may use ``backend``."""
+    """Whether automatic dispatch may use it."""
     return backend not in GPU_BACKENDS or bool(OPS[op].verified.get(backend))
 
 
@@ -140,13 +140,7 @@ def _choose(op: str, device_type: str, device_index: int | None, requested: str 
 
 
 def choose(op: str, device: torch.device, requested: str | None = None, state: int = 1) -> str:
-    """Selects the backend of a call.
-
-    Args:
-        op: registered name.
-        device: of the tensors.
-        requested: ``backend=``.
-        state: states per channel.
+    """Selects a call's backend; ``requested`` is its ``backend=``.
 
     Raises:
         ValueError: the requested backend cannot run; lists all reasons.

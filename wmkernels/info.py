@@ -43,7 +43,7 @@ def version_of(package: str) -> str:
 
 
 def build_info() -> dict[str, Any]:
-    """The build record, or the reason it is missing."""
+    """The build record."""
     path = Path(__file__).with_name("_build_info.json")
     if not path.exists():
         return {"extension": "", "extension_reason": NO_BUILD_INFO}
@@ -52,7 +52,7 @@ def build_info() -> dict[str, Any]:
 
 
 def openmp_runtimes() -> list[str]:
-    """Loaded OpenMP libraries (Linux)."""
+    """Loaded libraries (Linux)."""
     maps = Path("/proc/self/maps")
     if not maps.exists():
         return []
@@ -79,7 +79,7 @@ def gpu_info() -> dict[str, Any]:
 
 
 def backend_reasons(build: dict[str, Any], gpu_reason: str) -> dict[str, dict[str, list[str]]]:
-    """Per op and backend, why it cannot run."""
+    """Per op and backend."""
     why_not_built = build["extension_reason"] or build["cuda_reason"]
     table: dict[str, dict[str, list[str]]] = {}
     for op in op_names():
@@ -96,7 +96,7 @@ def backend_reasons(build: dict[str, Any], gpu_reason: str) -> dict[str, dict[st
 
 
 def gpu_verification(build: dict[str, Any]) -> dict[str, dict[str, dict[str, list[str]]]]:
-    """Per op and GPU backend, built architectures checked against the reference, and others."""
+    """Per op and GPU backend, built architectures by verification."""
     built = [int(architecture) for architecture in build.get("cuda_architectures") or DEFAULT_ARCHITECTURES]
     table: dict[str, dict[str, dict[str, list[str]]]] = {}
     for op in op_names():

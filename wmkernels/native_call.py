@@ -1,4 +1,4 @@
-"""Passes tensors to native kernels, as argument structures of ``csrc/include/wmkernels.h``.
+"""Calls native kernels with argument structures (``csrc/include/wmkernels.h``).
 
 The extension checks dtype, shape, device and alignment; callers keep tensors alive.
 """
@@ -17,7 +17,7 @@ native = load_native()
 DTYPE_CODES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 
 DEBUG = os.environ.get("WMKERNELS_DEBUG") == "1"  # synchronise after every CUDA kernel
-LARGE = 8 << 20  # bytes; above, page faults dominate the first write
+LARGE = 8 << 20  # bytes; above, page faults dominate
 
 Expected = tuple[Tensor | None, Sequence[int], torch.dtype]
 """A tensor or None, its expected shape and dtype."""
@@ -32,7 +32,7 @@ def output(tensor: Tensor) -> Expected:
 
 
 def stream_args(device: torch.device) -> dict[str, int]:
-    """CPU thread count, or GPU device and stream."""
+    """CPU threads, or GPU device and stream."""
     if device.type == "cpu":
         return {"threads": torch.get_num_threads()}
     index = device.index if device.index is not None else torch.cuda.current_device()
@@ -40,16 +40,12 @@ def stream_args(device: torch.device) -> dict[str, int]:
 
 
 def pack_args(name: str, members: Members, device: torch.device) -> Any:
-    """A prepared call: ``workspace_bytes`` and ``run(address)``.
-
-    Raises:
-        ValueError: wrong shape, dtype, device or alignment.
-    """
+    """A prepared call. Raises ValueError for a wrong dtype, shape, device or alignment."""
     return native.prepare(f"{device.type}_{name}", members, device)
 
 
 def run(name: str, members: Members, device: torch.device) -> None:
-    """Runs a kernel with a 256-byte-aligned workspace, reusable at once by the same stream."""
+    """Runs a kernel in a 256-byte-aligned workspace. The same stream may reuse its memory at once."""
     members.update(stream_args(device))
     call = pack_args(name, members, device)
     size = call.workspace_bytes

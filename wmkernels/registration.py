@@ -1,4 +1,4 @@
-"""Registers torch.library ops, autograd formulas and autograd.Functions."""
+"""Registers torch.library ops, their autograd and vmap."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -38,13 +38,8 @@ def forward_function(
 ) -> Any:
     """Registers an op's autograd formula; returns its Function for autograd, torch.func and vmap.
 
-    Args:
-        op: name.
-        backward: from ``backward_function``.
-        gradients: ``(backward op, context, *output gradients) -> input gradients``.
-        setup_context: as in ``torch.library.register_autograd``.
-        outputs: number of differentiable outputs, which come first.
-        vmap: vmap rule.
+    ``gradients(backward op, context, *output gradients)`` returns input gradients. The first ``outputs`` outputs are
+    differentiable.
     """
     backward_op = backward.op
 
@@ -123,7 +118,7 @@ def can_bypass_dispatcher(tensors: Sequence[Tensor | None]) -> bool:
 def loop_over_vmap(
     apply: Callable[..., tuple[Tensor, ...]], batch_size: int, in_dims: Sequence[Any], *args: Any
 ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
-    """vmap rule that loops over samples."""
+    """vmap rule by looping."""
     # vmap gives integer lists a list of None.
     in_dims = [dim if isinstance(x, Tensor) else None for dim, x in zip(in_dims, args, strict=True)]
     results = []

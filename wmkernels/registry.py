@@ -1,4 +1,4 @@
-"""The op registry. A new op needs a folder with ``spec.py`` and an import in ``wmkernels/__init__.py``."""
+"""The op registry; importing an op's ``spec.py`` registers it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,8 +11,7 @@ class OpSpec:
     Attributes:
         name: of folder and kernels.
         functions: public functions.
-        verified: per GPU backend, compute capabilities (90 for sm_90) checked against the reference; one enables
-            automatic dispatch.
+        verified: per GPU backend, compute capabilities (90 for sm_90) checked against the reference.
         max_state: maximum states per channel of compiled kernels; None: unlimited.
     """
 

@@ -1,7 +1,6 @@
 """Exponentials and associative combine functions for Triton.
 
-Time ranges are (decay product, state from zero). Resets select, so NaN does not cross; exponential decays mark a reset
-by -1, saving a register.
+Time ranges are (decay product, state from zero). A reset selects, so NaN does not cross; a decay of -1 marks it.
 """
 
 # mypy: ignore-errors
@@ -49,7 +48,6 @@ def softplus(x):
 
 @triton.jit
 def combine(decay1, state1, decay2, state2):
-    """Range 1, then range 2."""
     return decay1 * decay2, decay2 * state1 + state2
 
 
@@ -68,7 +66,7 @@ def combine_mark(decay1, state1, decay2, state2):
 
 @triton.jit
 def combine_decayed(decay1, state1, decayed1, decay2, state2, decayed2):
-    """Also the last step's decay_t h_{t-1}, 0 for one step."""
+    """Adds the last step's decay_t h_{t-1}."""
     decay, state = combine(decay1, state1, decay2, state2)
     return decay, state, decay2 * state1 + decayed2
 

@@ -1,4 +1,4 @@
-"""Launch helpers for Triton kernels. No autotuning or synchronisation, so CUDA graphs can capture calls."""
+"""Launch helpers for Triton kernels; nothing synchronises, so CUDA graphs can capture calls."""
 
 import contextlib
 import functools
@@ -12,14 +12,12 @@ DEFAULT_PROCESSORS = 132
 
 
 def launch(kernel: Any, programs: int, *arguments: Any, num_warps: int, **options: Any) -> None:
-    """Enqueues ``kernel``."""
     if programs > 0:
         # Triton 3.10 does not fuse by default
         kernel[(programs,)](*arguments, num_warps=num_warps, enable_fp_fusion=True, **options)
 
 
 def on_device(tensor: Tensor) -> contextlib.AbstractContextManager[Any]:
-    """Makes the tensor's GPU current."""
     return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
 
 
@@ -35,7 +33,6 @@ def strides(tensor: Tensor | None, dimensions: int) -> tuple[int, ...]:
 
 
 def as_bytes(flags: Tensor | None) -> Tensor | None:
-    """Views booleans as bytes."""
     return None if flags is None else flags.view(torch.uint8)
 
 
@@ -45,14 +42,12 @@ def _processors(index: int) -> int:
 
 
 def processors(device: torch.device) -> int:
-    """Streaming multiprocessors."""
     if device.type != "cuda":
         return DEFAULT_PROCESSORS
     return _processors(torch.cuda.current_device() if device.index is None else device.index)
 
 
 def next_power_of_2(number: int) -> int:
-    """At least ``number``."""
     return 1 << max(0, number - 1).bit_length()
 
 
@@ -62,21 +57,13 @@ def power_of_two_factor(number: int, most: int) -> int:
 
 
 def ceil_div(a: int, b: int) -> int:
-    """a / b rounded up."""
     return -(-a // b)
 
 
 def choose_segment_length(time: int, rows: int, granule: int, min_programs: int, target_programs: int) -> int:
-    """Steps per program.
+    """Steps per program, a multiple of ``granule``.
 
-    Cutting computes sequences almost twice, so it needs a mostly idle GPU.
-
-    Args:
-        time: sequence length.
-        rows: programs without cutting.
-        granule: divides the result.
-        min_programs: minimum without cutting.
-        target_programs: programs that fill the GPU.
+    Cutting computes sequences almost twice, so it needs a mostly idle GPU: ``rows`` below ``min_programs``.
     """
     whole = max(granule, ceil_div(time, granule) * granule)
     if rows >= min_programs or rows == 0:

@@ -1,4 +1,4 @@
-"""The linear scan's ops and autograd.Functions; backward reads the output as states."""
+"""The linear scan's ops and autograd.Functions; the output holds the states."""
 
 from collections.abc import Callable, Sequence
 from typing import Any

@@ -29,13 +29,12 @@ def linear_scan(
     Args:
         gates: (batch, ..., time), any strides; float32, float64, bfloat16 or float16.
         tokens: as ``gates``.
-        initial_state: (batch, ...), float32 or as ``gates``, zeros if None; h before the first step, in reverse after the
-            last.
+        initial_state: (batch, ...), float32 or as ``gates``; in reverse, h after the last step; zeros if None.
         reverse: run from the end.
         reset: bool (batch, time), true at a sequence's first step: cuts h_{t-1} from h_t, in reverse h_t from h_{t-1}.
         channel_last: shapes are (batch, time, ...).
         return_last_state: also return the last h, in reverse the first (zero where ``reset[:, 0]``).
-        backend: ``"cuda"``, ``"triton"``, ``"cpu"``, ``"chunked"`` or ``"reference"``; best trusted if None.
+        backend: as for ``selective_scan``.
 
     Returns:
         h, as ``gates``; with ``return_last_state`` also (batch, ...), float32 (float64 for float64).

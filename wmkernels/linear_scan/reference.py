@@ -1,9 +1,9 @@
-"""The linear scan as a loop: the specification of all backends.
+"""The linear scan as a loop: the specification.
 
     h_t = gates_t h_{t-1} + tokens_t        forward
-    h_t = gates_t h_{t+1} + tokens_t        in reverse, from the end
+    h_t = gates_t h_{t+1} + tokens_t        in reverse
 
-reset[t] cuts h_{t-1} from h_t, in reverse h_t from h_{t-1} (t = 0: from the last state).
+reset[t] cuts h_{t-1} from h_t, in reverse h_t from h_{t-1}.
 """
 
 import torch

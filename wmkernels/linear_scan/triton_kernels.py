@@ -3,8 +3,8 @@
 The gradient of h_t = g_t h_{t-1} + x_t is a reverse scan, dh_t = dL/dout_t + g_{t+1} dh_{t+1}, with dx_t = dh_t and
 dg_t = dh_t h_{t-1}: one kernel serves both, with shifted gates and resets.
 
-A program scans channels by blocks of steps, prefetching the next; memory-bound. If batch x channels cannot fill the
-GPU, time is cut: passes compute segments' final states from zero, their incoming states, outputs.
+If batch x channels cannot fill the GPU, time is cut. Passes compute segments' final states from zero, then incoming
+states, then outputs.
 """
 
 # mypy: ignore-errors
@@ -17,7 +17,7 @@ from wmkernels import triton_runtime as runtime
 from wmkernels.linear_scan.meta import LinearScanInputs, backward_outputs, forward_outputs
 from wmkernels.triton_device import combine, combine_flag, last_of
 
-# Programs per SM: minimum without cutting, target when cut
+# per SM: minimum uncut, target cut
 MIN_PROGRAMS, TARGET_PROGRAMS = 1.5, 8
 # (channels, steps, warps) of a tile
 TIME_CONTIGUOUS, CHANNELS_CONTIGUOUS = (4, 256, 4), (32, 32, 1)
@@ -33,9 +33,9 @@ def scan_kernel(
     past,  # as gates or None: forward h
     initial_state,  # (batch, channels) or None
     grad_gates,  # as gates or None
-    last,  # (batch or segments, channels), contiguous, or None
+    last,  # as incoming, contiguous
     products,  # (segments, channels): gate products
-    any_reset,  # (segments, channels) bytes
+    any_reset,  # as products, bytes
     gates_strides,
     tokens_strides,
     incoming_strides,
@@ -50,7 +50,7 @@ def scan_kernel(
     segment_length,
     segments_per_sequence,
     REVERSE: tl.constexpr,
-    GATE_SHIFT: tl.constexpr,  # of gates and step indices
+    GATE_SHIFT: tl.constexpr,  # step t uses gates[t + GATE_SHIFT]
     RESET_SHIFT: tl.constexpr,
     INCOMING_PER_SEGMENT: tl.constexpr,
     TIME_FIRST: tl.constexpr,  # (STEPS, CHANNELS) tile
@@ -101,7 +101,7 @@ def scan_kernel(
         now = t0
         t0 += advance
         ahead = t0 + steps
-        # A reversed scan's last prefetch precedes the segment
+        # The last prefetch in reverse precedes the segment.
         ahead_in = (ahead < end) & (ahead >= begin) & d_in
         gate_in = ahead_in & (ahead + GATE_SHIFT < time) & (ahead + GATE_SHIFT >= 0)
         gate_next = tl.load(gates_tile + t0 * gates_strides[2], mask=gate_in, other=1.0)

@@ -1,4 +1,4 @@
-"""Checks linear scan arguments; returns (batch, channels, time)."""
+"""Checks linear scan arguments."""
 
 import math
 from collections.abc import Sequence

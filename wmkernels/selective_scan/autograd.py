@@ -1,7 +1,4 @@
-"""The selective scan's ops and autograd.Functions.
-
-vmap folds into the channels, parameters included: one call gives per-sample gradients of A.
-"""
+"""The selective scan's ops and autograd.Functions. vmap folds into the channels, also of parameters."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -76,7 +73,7 @@ def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
 def gradients_of(
     function: Any, ctx: Any, grad_out: Tensor | None, grad_last_state: Tensor | None
 ) -> tuple[Tensor | None, ...]:
-    """Input gradients, computed by ``function``."""
+    """Gradients by ``function``."""
     *inputs, chunk_states = ctx.saved_tensors
     if grad_out is None and grad_last_state is None:
         return (None,) * (TENSORS + OPTIONS)
@@ -109,12 +106,12 @@ def _vmap_backward(apply: Callable[..., Any], size: int, in_dims: Sequence[int |
 
 
 def _channel_dim(x: Tensor) -> int:
-    """Channel or group dimension without batching."""
+    """Without vmap's dimension."""
     return 1 if x.dim() >= 3 else 0
 
 
 def fold_inputs(inputs: Sequence[Tensor | None], in_dims: Sequence[int | None], size: int) -> list[Tensor | None]:
-    """Folds vmap's dimension into channels."""
+    """Folds vmap's dimension."""
     folded: list[Tensor | None] = []
     for index, (x, dim) in enumerate(zip(inputs, in_dims, strict=False)):
         if x is None or index >= DIFFERENTIABLE:

@@ -1,4 +1,4 @@
-"""The selective scan in chunks of plain PyTorch (``wmkernels/chunked.py``)."""
+"""The selective scan by ``wmkernels/chunked.py``."""
 
 from collections.abc import Sequence
 

@@ -14,7 +14,7 @@ from wmkernels.selective_scan.validation import canonical
 def chunk_length(state: int, device_type: str) -> int:
     """Steps between saved states.
 
-    On a CPU, up to 128 states per channel add 1/32 of an activation's float32 memory; on a GPU, one shared-memory tile
+    On a CPU, up to 128 states per channel take 1/8 of a float32 activation's memory. On a GPU, one shared-memory tile
     avoids recomputation.
     """
     if device_type == "cpu":
@@ -42,21 +42,21 @@ def selective_scan(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Mamba's selective scan (S6; Gu & Dao 2023, arXiv 2312.00752, algorithm 2), differentiable.
 
-    ``h_t = exp(step_t A) h_{t-1} + step_t B_t u_t`` and ``out_t = (C_t · h_t + D u_t) silu(z_t)``, with ``step_t`` from
-    ``delta_t + delta_bias``, optionally through softplus.
+    ``h_t = exp(step_t A) h_{t-1} + step_t B_t u_t`` and ``out_t = (C_t · h_t + D u_t) silu(z_t)``, with ``step_t =
+    softplus(delta_t + delta_bias)`` or without softplus.
 
     Args:
         u: (batch, channels, time), any strides; float32, float64, bfloat16 or float16, as delta, z, varying B and C.
         delta: step size, as ``u``.
-        A: (channels, state), real; at most 256 states in compiled kernels. Parameters (A, D, delta_bias, constant B and
-            C) and states may be float32 with 16-bit activations.
+        A: (channels, state), real; at most 256 states in compiled kernels. Parameters and states may be float32 with
+            16-bit activations.
         B: (channels, state), (batch, state, time) or (batch, groups, state, time); channel c uses group
             ``c // (channels // groups)``.
         C: as ``B``.
         D: skip connection, (channels,).
         z: gate, as ``u``.
         delta_bias: (channels,).
-        delta_softplus: pass ``delta + delta_bias`` through softplus.
+        delta_softplus: apply softplus to ``delta + delta_bias``.
         return_last_state: also return the last state.
         initial_state: (batch, channels, state), or (sequences, channels, state) with ``cu_seqlens``; zeros if None.
         reset: bool (batch, time); true drops the previous state, NaN included.

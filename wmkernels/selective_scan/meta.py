@@ -1,4 +1,4 @@
-"""Selective scan inputs and outputs. ``channel_last`` outputs are time-major; absent gradients are (0,)."""
+"""Selective scan inputs and outputs; ``channel_last`` outputs are time-major."""
 
 from typing import NamedTuple
 
@@ -10,7 +10,7 @@ from wmkernels.checks import state_dtype
 
 
 class ScanInputs(NamedTuple):
-    """Canonical inputs in op order; parameters and states in the state dtype."""
+    """In op order; parameters and states in the state dtype."""
 
     u: Tensor  # (batch, channels, time)
     delta: Tensor  # as u
@@ -38,15 +38,15 @@ class ScanInputs(NamedTuple):
 
     @property
     def sequences(self) -> int:
-        """Number of initial states."""
+        """Initial states."""
         return self.u.shape[0] if self.cu_seqlens is None else self.cu_seqlens.shape[0] - 1
 
 
-DIFFERENTIABLE, TENSORS = 9, 11  # leading fields
+DIFFERENTIABLE, TENSORS = 9, 11
 
 
 def chunk_count(inputs: ScanInputs, chunk: int) -> int:
-    """Number of saved states (``csrc/include/wmkernels.h``, Chunks)."""
+    """Saved states (``csrc/include/wmkernels.h``, Chunks)."""
     batch, _, time = inputs.u.shape
     if inputs.cu_seqlens is None:
         return batch * ((time + chunk - 1) // chunk)
@@ -61,14 +61,14 @@ def forward_outputs(inputs: ScanInputs, chunk: int) -> tuple[Tensor, Tensor, Ten
     out = empty_activation(u, inputs.channel_last)
     last_state = torch.empty((inputs.sequences, channels, state), dtype=dtype, device=u.device)
     count = chunk_count(inputs, chunk) if chunk else 0
-    # Packed, some saved states stay unwritten; ops must initialise all output.
+    # Packed chunks leave gaps; ops must initialise all output
     allocate = torch.empty if inputs.cu_seqlens is None else torch.zeros
     chunk_states = allocate((count, channels, state), dtype=dtype, device=u.device)
     return out, last_state, chunk_states
 
 
 def backward_outputs(inputs: ScanInputs) -> tuple[Tensor, ...]:
-    """Uninitialised gradients of differentiable inputs."""
+    """Uninitialised gradients; (0,) if absent."""
     u, device, channel_last = inputs.u, inputs.u.device, inputs.channel_last
     return (
         empty_activation(u, channel_last),

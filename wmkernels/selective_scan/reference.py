@@ -1,4 +1,4 @@
-"""The selective scan as a loop: the specification of all backends.
+"""The selective scan as a loop: the specification.
 
 Mamba's S6 (Gu & Dao 2023, algorithm 2), one channel, N states:
 

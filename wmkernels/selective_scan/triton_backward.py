@@ -1,14 +1,13 @@
 """Selective scan, backward, in Triton.
 
-A program sweeps a channel tile (triton_device.py) backwards by chunks, first recomputing states from the saved one and
-storing one per T steps in cached scratch. With dh_t = dL/dh_t = C_t dy_t + exp(step_{t+1} A) dh_{t+1}:
+A program sweeps a channel tile (triton_device.py) backwards. Per chunk it recomputes states from the saved one, caching
+one per T steps. With dh_t = dL/dh_t = C_t dy_t + exp(step_{t+1} A) dh_{t+1}:
 
     over states    du_t    = D dy_t + step_t dh_t . B_t         dstep_t   = u_t dh_t . B_t + (dh_t decayed_t) . A
     over channels  dB_t    = dh_t step_t u_t                    dC_t      = dy_t h_t
     over time      dA      = dh_t decayed_t step_t              decayed_t = exp(step_t A) h_{t-1}
 
-Partials are summed in fixed order: deterministic. An element costs two exponentials per state and about forty other
-instructions.
+Partials are summed in fixed order. An element costs two exponentials per state and about forty other instructions.
 """
 
 # mypy: ignore-errors
@@ -48,17 +47,17 @@ def backward_kernel(
     cu_seqlens,
     chunk_states,
     grad_out,
-    incoming,  # (sequences or segments, channels, state) or None
-    scratch,  # (programs, chunk / T, NI, D1, NL, DL): state before each tile
+    incoming,  # as forward_kernel's incoming_state
+    scratch,  # (programs, chunk / T, tile states)
     grad_u,
     grad_delta,
     grad_z,
     A_partials,  # (segments, channels, state)
-    B_partials,  # (group_tiles, batch, groups, time, state); constant: (segments, channels, state)
+    B_partials,  # (group_tiles, batch, groups, time, state) or as A_partials
     C_partials,
     D_partials,  # (segments, channels) or None
     bias_partials,  # (segments, channels) or None
-    grad_initial_state,  # (sequences, channels, state) or None
+    grad_initial_state,  # or None
     u_strides,
     delta_strides,
     A_strides,
@@ -198,7 +197,7 @@ def backward_kernel(
                 open_t = sigmoid(z_t)
                 gate_slope = dy * (open_t * (1.0 + z_t * (1.0 - open_t)))
                 dy = dy * (z_t * open_t)
-            decay = tl.math.exp2(broadcast_states(step) * decay_rate[None])  # (T, NI, D1, NL, DL)
+            decay = tl.math.exp2(broadcast_states(step) * decay_rate[None])
             inputs = broadcast_states(step * u_t) * B_t
             decayed = tl.where(index == 0, decay * h[None], 0.0)
             marked_decay = decay

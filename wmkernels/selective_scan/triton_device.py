@@ -1,8 +1,7 @@
 """Device functions of the selective scan.
 
 Tiles are (T, NI, D1, NL, DL): T steps, NI * NL states, D1 * DL channels. NL * DL is 32 lanes and D1 at least the
-warps, so one thread holds all T steps of NI states. ``tl.associative_scan`` over T is then a register loop of one
-multiply-add per element.
+warps. A thread holds all T steps, so ``tl.associative_scan`` over T is one multiply-add per element.
 """
 
 # mypy: ignore-errors
@@ -14,13 +13,13 @@ from wmkernels.triton_device import LOG2E, last_of, sigmoid, softplus
 
 @triton.jit
 def last_step(x, index):
-    """x[-1]; ``index`` counts along T."""
+    """x[-1]."""
     return tl.reduce((index, x), 0, last_of)[1]
 
 
 @triton.jit
 def select(x, index, t: tl.constexpr):
-    """x[t]; free, since one thread holds it."""
+    """x[t], without shuffles."""
     return tl.reduce(((index == t).to(tl.int32), x), 0, last_of)[1]
 
 
@@ -68,7 +67,7 @@ def sum_channels(x):
 def locate_segment(segment, cu_seqlens, sequences, time, length, segments_per_sequence):
     """Bounds of a segment of at most ``length`` steps.
 
-    Packed sequence s starts at segment cu_seqlens[s] / length + s, found by bisection.
+    Bisection finds packed sequence s, which starts at segment cu_seqlens[s] / length + s.
 
     Returns (sequence, batch row, sequence start, segment start, segment end, is last, number within the sequence).
     """
@@ -122,7 +121,7 @@ def load_decay_rates(A, strides, d4, n4, state_in):
 
 @triton.jit
 def first_chunk_index(sequence, begin, cu_seqlens, time, chunk):
-    """Of a sequence (wmkernels.h, Chunks)."""
+    """See wmkernels.h, Chunks."""
     if cu_seqlens is None:
         segment = sequence * ((time + chunk - 1) // chunk)
     else:
@@ -150,7 +149,6 @@ def load_tile(tile, stride, t0, inside, dtype: tl.constexpr):
 
 @triton.jit
 def load_resets(reset, row, strides, t, end):
-    """(T, 1, 1, 1, 1)."""
     flags = tl.load(reset + row * strides[0] + t * strides[1], mask=t < end, other=0)
     return flags.to(tl.int32)[:, None, None, None, None]
 

@@ -1,10 +1,10 @@
 """Selective scan, forward, in Triton.
 
-A program scans a channel tile (triton_device.py), states in registers, T steps at a time. Each element costs `state`
-exponentials, so special-function units are the bound.
+A program scans a channel tile (triton_device.py) by T steps, states in registers; bound by `state` exponentials per
+element.
 
-If batch x channels cannot fill the GPU, time is cut: a first pass computes each segment's final state and decay
-exp(A * sum of steps), `pass_state_kernel` the incoming states.
+If batch x channels cannot fill the GPU, time is cut. A first pass computes each segment's final state from zero and
+decay exp(A * sum of steps); `pass_state_kernel` combines them.
 """
 
 # mypy: ignore-errors
@@ -34,21 +34,21 @@ from wmkernels.triton_device import RESET, combine, combine_mark, sigmoid
 
 @triton.jit
 def forward_kernel(
-    u,  # (batch, channels, time)
-    delta,  # (batch, channels, time)
-    A,  # (channels, state)
-    B,  # (batch, groups, state, time) or (channels, state)
-    C,  # as B
-    D,  # (channels,) or None
-    z,  # or None
-    delta_bias,  # (channels,) or None
+    u,  # inputs as in ScanInputs, reset in bytes
+    delta,
+    A,
+    B,
+    C,
+    D,
+    z,
+    delta_bias,
     incoming_state,  # (sequences or segments, channels, state) or None
-    reset,  # (batch, time) bytes or None
-    cu_seqlens,  # (sequences + 1,) or None
+    reset,
+    cu_seqlens,
     out,  # None in the first pass
-    last_state,  # (sequences or segments, channels, state)
+    last_state,  # (sequences or segments, channels, state), contiguous
     chunk_states,  # (chunks, channels, state) or None
-    decays,  # (segments, channels, state): first pass
+    decays,  # first pass
     u_strides,
     delta_strides,
     A_strides,
@@ -111,7 +111,7 @@ def forward_kernel(
         h = tl.load(pointers, mask=state_in, other=0.0)
 
     t3, d3 = t[:, None, None], d[None]
-    tn_in = (n < state)[None]  # (1, NI, NL)
+    tn_in = (n < state)[None]
     u_tile = u + row * u_strides[0] + d3 * u_strides[1] + t3 * u_strides[2]
     delta_tile = delta + row * delta_strides[0] + d3 * delta_strides[1] + t3 * delta_strides[2]
     z_tile = z
@@ -155,7 +155,7 @@ def forward_kernel(
             saved = (first_chunk + (t0 - begin) // chunk) * states_size
             tl.store(chunk_states + saved + state_offsets, h, mask=state_in)
         step = step_size(delta_t, bias, inside_now, SOFTPLUS)[0]
-        decay = tl.math.exp2(broadcast_states(step) * decay_rate[None])  # (T, NI, D1, NL, DL)
+        decay = tl.math.exp2(broadcast_states(step) * decay_rate[None])
         inputs = broadcast_states(step * u_t) * B_t
         decayed = decay * h[None]
         if reset is not None:
@@ -198,7 +198,7 @@ def forward_kernel(
 
 
 def forward(inputs: ScanInputs, chunk: int, *, segment_length: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-    """As ``meta.forward_outputs``; ``segment_length``, a multiple of chunk and T, forces a cut."""
+    """``segment_length``, a multiple of chunk and T, forces a cut."""
     u, delta, A, B, C, D, z, delta_bias, initial_state, reset, cu_seqlens, delta_softplus, _ = inputs
     out, last_state, chunk_states = forward_outputs(inputs, chunk)
     reset = runtime.as_bytes(reset)

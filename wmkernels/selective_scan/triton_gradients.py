@@ -18,7 +18,7 @@ SUM_ROWS = 64
 @triton.jit
 def reduce_partials_kernel(
     partials,  # (count, rows, columns), contiguous
-    total,  # (batch, groups, columns, time); rows = batch x groups x time
+    total,  # (batch, groups, columns, time)
     total_strides,
     count,
     rows,
@@ -73,7 +73,7 @@ def backward(
     *,
     segment_length: int = 0,
 ) -> tuple[Tensor, ...]:
-    """As ``meta.backward_outputs``; ``segment_length``, a multiple of the chunk, forces a cut."""
+    """``segment_length``, a multiple of the chunk, forces a cut."""
     u, delta, A, B, C, D, z, delta_bias, initial_state, reset, cu_seqlens, delta_softplus, _ = inputs
     gradients = backward_outputs(inputs)
     grad_u, grad_delta, grad_A, grad_B, grad_C, grad_D, grad_z, grad_bias, grad_initial = gradients

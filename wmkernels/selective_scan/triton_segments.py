@@ -112,9 +112,9 @@ def segment_gradient_kernel(
 
 @triton.jit
 def pass_state_kernel(
-    first,  # (sequences, channels, state) or None
+    first,  # as ScanInputs.initial_state
     incoming_strides,
-    end_states,  # (segments, channels, state), from zero
+    end_states,  # (segments, channels, state)
     decays,  # as end_states; RESET at a reset
     incoming,  # as end_states: output
     cu_seqlens,
@@ -153,7 +153,7 @@ def pass_state_kernel(
     decay = tl.load(decays + offset, mask=inside, other=0.0)
     for i in range(count):
         tl.store(incoming + offset, h, mask=inside)
-        # Zero times an overflowed decay is zero
+        # zero times an overflowed decay
         h = tl.where((decay < 0.0) | (h == 0.0), end, decay * h + end)
         offset += advance
         more = e < tl.where(i + 1 < count, size, 0)

@@ -1,4 +1,4 @@
-"""Tiles and segments of the selective scan's Triton kernels."""
+"""Tiles and segments of the Triton scan."""
 
 from dataclasses import dataclass
 
@@ -20,12 +20,12 @@ WARP = 32
 
 @dataclass(frozen=True)
 class Direction:
-    """Tile limits, chosen from compiled code.
+    """Tile limits, from compiled code.
 
     Attributes:
-        elements: maximum steps x states x channels per thread, in registers.
+        elements: maximum steps x states x channels per thread.
         warps: per program.
-        thread_channels: per thread; backward has two, to halve shuffles in channel sums.
+        thread_channels: per thread; two halve backward's shuffles.
         min_programs: per multiprocessor; below it sequences are cut.
         target_programs: per multiprocessor when cut.
     """
@@ -48,17 +48,7 @@ def projection_strides(x: Tensor) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class Tiles:
-    """Partition of a call.
-
-    Attributes:
-        shape: (T, NI, NL, D1, DL) of triton_device.py, and num_warps.
-        time: steps per row.
-        sequences: initial states.
-        segment_length: steps per program.
-        segments_per_sequence: unless packed.
-        segments: total.
-        whole: nothing is cut.
-    """
+    """Partition of a call; ``shape`` as in triton_device.py, ``whole`` if nothing is cut."""
 
     shape: dict[str, int]
     channels: int
@@ -75,7 +65,7 @@ class Tiles:
 
     @property
     def programs(self) -> int:
-        """Programs per pass."""
+        """Per pass."""
         return self.tiles * self.segments
 
     @property
@@ -88,7 +78,7 @@ class Tiles:
 
     @staticmethod
     def of(inputs: ScanInputs, chunk: int, segment_length: int, backward: bool) -> "Tiles":
-        """Partitions a call; nonzero ``segment_length`` is forced."""
+        """Nonzero ``segment_length`` is forced."""
         u, state, groups, sequences = inputs.u, inputs.A.shape[1], inputs.groups, inputs.sequences
         _, channels, time = u.shape
         group_channels = channels // groups

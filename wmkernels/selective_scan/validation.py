@@ -1,4 +1,4 @@
-"""Checks selective scan arguments and canonicalises them by differentiable views and casts."""
+"""Checks and canonicalises selective scan arguments."""
 
 import torch
 from torch import Tensor
@@ -58,7 +58,6 @@ def canonical(
 
 
 def _promote(*activations: Tensor | None) -> tuple[Tensor, ...]:
-    """Under autocast, promotes as PyTorch does."""
     varying = [x.dtype for x in activations if x is not None and x.dim() > 2]
     dtype = promote_dtypes(varying)
     return tuple(x if x is None or x.dim() <= 2 else x.to(dtype) for x in activations)  # type: ignore[misc]

@@ -1,4 +1,4 @@
-"""Step ops. Gradients come from the scan's backward over one step; the incoming state is its saved state."""
+"""Step ops. The gradient is the scan's backward over one step, with ``state`` as its saved state."""
 
 from collections.abc import Callable, Sequence
 from typing import Any

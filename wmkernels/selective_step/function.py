@@ -37,7 +37,7 @@ def selective_step(
         D: skip connection, (channels,).
         z: gate, as ``u``.
         delta_bias: (channels,).
-        delta_softplus: pass ``delta + delta_bias`` through softplus.
+        delta_softplus: as for ``selective_scan``.
         reset: bool (batch,); true drops ``state``.
         backend: as for ``selective_scan``.
 
@@ -89,8 +89,8 @@ def selective_state_update(
     """One step that updates ``state`` in place, without gradient; mamba_ssm's signature.
 
     Args:
-        state: (batch, channels, state), float32 or as ``x``; with heads (batch, heads, headdim, state), and (heads,
-            headdim) for channels below. Any number of rows with ``state_batch_indices``.
+        state: (batch, channels, state), float32 or as ``x``; or (batch, heads, headdim, state), then (heads, headdim)
+            replaces channels below. Any number of rows with ``state_batch_indices``.
         x: (batch, channels).
         dt: step size, as ``x``.
         A: (channels, state).
@@ -99,7 +99,7 @@ def selective_state_update(
         D: (channels,).
         z: gate, as ``x``.
         dt_bias: (channels,).
-        dt_softplus: pass ``dt + dt_bias`` through softplus.
+        dt_softplus: apply softplus to ``dt + dt_bias``.
         state_batch_indices: int (batch,), unique rows of ``state``; negative: no update, output 0.
 
     Returns:

@@ -1,7 +1,4 @@
-"""One selective scan step in Triton.
-
-A program updates a few channels of one batch element: small programs fill the GPU, since rollouts are launch-bound.
-"""
+"""Selective step in Triton: small programs, since rollouts are launch-bound."""
 
 # mypy: ignore-errors
 import torch
@@ -20,15 +17,15 @@ STATES_PER_PROGRAM = 512
 def step_kernel(
     state_in,  # (states, channels, state)
     state_out,  # as state_in, same or disjoint memory
-    u,  # (batch, channels)
-    delta,  # (batch, channels)
-    A,  # (channels, state)
-    B,  # (batch, groups, state)
-    C,  # (batch, groups, state)
-    D,  # (channels,) or None
-    z,  # (batch, channels) or None
-    delta_bias,  # (channels,) or None
-    reset,  # (batch,) bytes or None
+    u,  # inputs as in StepInputs, reset in bytes
+    delta,
+    A,
+    B,
+    C,
+    D,
+    z,
+    delta_bias,
+    reset,
     indices,  # (batch,) or None; negative: state unchanged, out = 0
     out,  # (batch, channels)
     in_strides,
@@ -96,7 +93,7 @@ def step_kernel(
 
 
 def step(inputs: StepInputs, state_out: Tensor, indices: Tensor | None) -> Tensor:
-    """Writes ``state_out``, possibly ``state_in``; returns (batch, channels)."""
+    """As ``native.step``."""
     state_in, u, delta, A, B, C, D, z, delta_bias, reset, delta_softplus = inputs
     batch, channels = u.shape
     state = state_in.shape[2]
