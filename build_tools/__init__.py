@@ -1,1 +1,1 @@
-"""The native extension's build: find the tools, write a ninja file, run it, report."""
+"""Builds the native extension."""

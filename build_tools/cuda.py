@@ -1,4 +1,4 @@
-"""Chooses nvcc and the GPU architectures; a build machine needs no GPU."""
+"""Finds nvcc and chooses GPU architectures; needs no GPU."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Run = Callable[[Sequence[str]], tuple[bool, str]]
 
 @dataclass(frozen=True)
 class Cuda:
-    """A working nvcc and its target architectures, oldest first."""
+    """A working nvcc; architectures oldest first."""
 
     nvcc: str
     version: str
@@ -36,7 +36,7 @@ class Cuda:
 
 
 def find_nvcc(environ: Mapping[str, str]) -> tuple[str | None, str]:
-    """Search WMKERNELS_NVCC, CUDA_HOME, PATH and USUAL_PLACE; returns the path, or None and the reason."""
+    """The path, or None and the reason."""
     named = environ.get("WMKERNELS_NVCC")
     if named:
         path = shutil.which(named, path=environ.get("PATH"))
@@ -56,10 +56,10 @@ def _order(architecture: str) -> tuple[int, str]:
 
 
 def choose_architectures(environ: Mapping[str, str], listed: set[str]) -> tuple[str, ...]:
-    """The architectures of WMKERNELS_CUDA_ARCHS, or the defaults that nvcc supports."""
+    """WMKERNELS_CUDA_ARCHS, or the defaults that nvcc supports."""
     named = [part.replace(".", "") for part in re.split(r"[,;\s]+", environ.get("WMKERNELS_CUDA_ARCHS", "")) if part]
     for architecture in named:
-        # nvcc lists 90 but also accepts 90a
+        # nvcc lists 90, accepts 90a
         if architecture.rstrip("af") not in listed:
             known = ", ".join(sorted(listed, key=_order))
             raise BuildError(f"WMKERNELS_CUDA_ARCHS names {architecture!r}; this nvcc compiles for {known}")
@@ -72,7 +72,7 @@ def find_cuda(
     """The CUDA toolchain, or None and the reason.
 
     Raises:
-        BuildError: WMKERNELS_CUDA=1 without a working CUDA, or a variable has an invalid value.
+        BuildError: WMKERNELS_CUDA=1 without working CUDA, or an invalid setting.
     """
     asked = environ.get("WMKERNELS_CUDA", "")
     if asked not in ("", "0", "1"):
@@ -106,5 +106,5 @@ def _try_nvcc(environ: Mapping[str, str], compiler: Compiler, prober: Prober, ru
 
 
 def host_flags(compiler: Compiler) -> tuple[str, ...]:
-    """Make nvcc use the build's C++ compiler (the last word of `ccache g++`)."""
+    """Make nvcc use the C++ compiler (the last word of `ccache g++`)."""
     return ("-std=c++17", f"-ccbin={compiler.command[-1]}")

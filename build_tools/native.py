@@ -1,7 +1,7 @@
 """Builds wmkernels/_native for setup.py.
 
-Missing or failing tools are reported and their kernels left out. Failures of CXX, WMKERNELS_NVCC or WMKERNELS_CUDA=1,
-if set, stop the build; with WMKERNELS_REQUIRE_NATIVE=1, a missing extension does, too.
+Without a tool, its kernels are left out. A failing CXX, WMKERNELS_NVCC or WMKERNELS_CUDA=1 stops the build, as does a
+missing extension with WMKERNELS_REQUIRE_NATIVE=1.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ BUILD_FOLDER = Path("build", "native")
 
 
 def build(root: Path, package: Path, version: str, environ: Mapping[str, str] = os.environ) -> Report:
-    """Build the extension of the project at `root` into `package`; print and save the report."""
+    """Build into `package`; print and save the report."""
     report = Report(version)
     with _one_build_at_a_time(root / BUILD_FOLDER):
         plan = make_plan(root, report, environ)
@@ -41,7 +41,7 @@ def build(root: Path, package: Path, version: str, environ: Mapping[str, str] = 
             plan = compile_plan(plan, report, environ)
         extension = package / extension_name()
         if plan is None:
-            extension.unlink(missing_ok=True)  # stale
+            extension.unlink(missing_ok=True)
         else:
             _install(root / plan.extension, extension)
             report.extension, report.objects = extension.name, plan.folder.as_posix()
@@ -53,7 +53,7 @@ def build(root: Path, package: Path, version: str, environ: Mapping[str, str] = 
 
 
 def compile_plan(plan: Plan, report: Report, environ: Mapping[str, str]) -> Plan | None:
-    """Compile; on failure retry without CUDA, then give up. Returns the compiled plan, or None."""
+    """Compile, on failure without CUDA. Returns the compiled plan, or None."""
     failure = run_ninja(plan, write_ninja_file(plan), environ)
     if not failure:
         return plan
@@ -68,13 +68,13 @@ def compile_plan(plan: Plan, report: Report, environ: Mapping[str, str]) -> Plan
 
 
 def asked_for(environ: Mapping[str, str]) -> list[str]:
-    """The environment settings whose failure stops the build."""
+    """Settings whose failure stops the build."""
     settings = [f"{name}={environ[name]}" for name in ("CXX", "WMKERNELS_NVCC") if environ.get(name)]
     return settings + [name for name in ("WMKERNELS_CUDA=1",) if environ.get("WMKERNELS_CUDA") == "1"]
 
 
 def make_plan(root: Path, report: Report, environ: Mapping[str, str]) -> Plan | None:
-    """Find the tools and report them; None if nothing can be compiled."""
+    """Find and report the tools."""
     if sys.platform == "win32":
         report.extension_reason = "the native extension is not built on Windows"
         compiler = None
@@ -104,7 +104,7 @@ def make_plan(root: Path, report: Report, environ: Mapping[str, str]) -> Plan | 
 
 
 def mirror_pybind11(root: Path) -> Path:
-    """Copy pybind11's headers under build/, since their path changes with every isolated build."""
+    """Copy pybind11's headers to build/: build isolation moves them."""
     try:
         import pybind11
     except ImportError:
@@ -119,7 +119,7 @@ def mirror_pybind11(root: Path) -> Path:
 
 
 def find_ninja(environ: Mapping[str, str]) -> str:
-    """Ninja from the Python package, or from PATH."""
+    """From the Python package, or PATH."""
     with contextlib.suppress(ImportError):
         import ninja
 
@@ -133,11 +133,11 @@ def find_ninja(environ: Mapping[str, str]) -> str:
 
 
 def run_ninja(plan: Plan, file: Path, environ: Mapping[str, str]) -> str:
-    """Run ninja and show its output. Returns the first error, or an empty string."""
+    """Returns the first error, or an empty string."""
     command = [find_ninja(environ), "-f", str(file.relative_to(plan.root))]
     if environ.get("MAX_JOBS"):
         command += ["-j", environ["MAX_JOBS"]]
-    # Compiles nvcc's architectures in parallel. As an environment variable, the count does not cause rebuilds.
+    # In the command, nvcc's thread count would cause rebuilds.
     count = min(len(plan.cuda.architectures), os.cpu_count() or 1) if plan.cuda is not None else 0
     threads = f"--threads={count}" if count else ""
     appended = " ".join(filter(None, [environ.get("NVCC_APPEND_FLAGS", ""), threads]))
@@ -161,7 +161,7 @@ def run_ninja(plan: Plan, file: Path, environ: Mapping[str, str]) -> str:
 
 
 def _install(built: Path, target: Path) -> None:
-    """Install atomically: a running process may hold the old extension."""
+    """Replace atomically; a process may be using the old extension."""
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f"{target.name}.{os.getpid()}")
     shutil.copy2(built, temporary)
@@ -170,7 +170,6 @@ def _install(built: Path, target: Path) -> None:
 
 @contextlib.contextmanager
 def _one_build_at_a_time(folder: Path) -> Iterator[None]:
-    """Serialise installs from one checkout."""
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "lock", "w") as lock:
         with contextlib.suppress(ImportError):

@@ -1,7 +1,4 @@
-"""Writes build.ninja.
-
-Paths are relative to the project, and moving headers are copied: commands stay equal and builds incremental.
-"""
+"""Writes build.ninja, with relative paths for incremental isolated builds."""
 
 from __future__ import annotations
 
@@ -16,7 +13,7 @@ from .cuda import Cuda, host_flags
 from .toolchain import COMPILE_FLAGS, Compiler
 
 NVCC_FLAGS = ("-O3", "--expt-relaxed-constexpr", "-Xcompiler=-fPIC,-fvisibility=hidden")
-ONCE = "api.cpp"  # other files of an op are compiled per level
+ONCE = "api.cpp"
 EXPORTS = "{ global: PyInit__native; local: *; };\n"
 
 
@@ -25,7 +22,7 @@ class Plan:
     """The inputs of the build."""
 
     root: Path
-    folder: Path  # of objects, relative to root
+    folder: Path  # relative to root
     compiler: Compiler
     openmp: bool
     levels: dict[str, tuple[str, ...]]
@@ -34,7 +31,7 @@ class Plan:
 
     @property
     def configuration(self) -> Path:
-        """The folder of files that depend on Python or CUDA."""
+        """Folder of files that depend on Python or CUDA."""
         abi = sysconfig.get_config_var("SOABI") or sys.implementation.cache_tag
         parts = [abi] if self.cuda is None else [abi, "cuda", self.cuda.version, *self.cuda.architectures]
         return self.folder / "-".join(parts)
@@ -46,12 +43,11 @@ class Plan:
 
 
 def extension_name() -> str:
-    """The file name of _native for this Python."""
+    """File name of _native."""
     return "_native" + (sysconfig.get_config_var("EXT_SUFFIX") or ".so")
 
 
 def _quote(words: Iterable[str | Path]) -> str:
-    """Quote words for a command in a ninja file."""
     quoted = []
     for word in map(str, words):
         plain = all(character.isalnum() or character in "-_=+./,:@" for character in word)
@@ -60,7 +56,6 @@ def _quote(words: Iterable[str | Path]) -> str:
 
 
 def _escape(path: str | Path) -> str:
-    """Escape a path for a build line."""
     return str(path).replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
 
 
@@ -69,7 +64,7 @@ def _sources(plan: Plan, pattern: str) -> list[Path]:
 
 
 def is_compiled_once(source: Path) -> bool:
-    """Whether a C++ source under csrc/cpu is compiled once, not per instruction-set level."""
+    """Whether a CPU source is compiled once, not per level."""
     return source.parent.name == "dispatch" or source.name == ONCE
 
 
@@ -103,7 +98,7 @@ def ninja_text(plan: Plan) -> str:
         if level:
             builds.append(f"  level = ({level})")
 
-    # longest first: a first build has no recorded times
+    # longest first, for the first build
     add("cxx", Path("csrc/python/bindings.cpp"), plan.configuration / "bindings.o", [*bindings, *cuda])
     if plan.cuda is not None:
         rules += [
@@ -130,10 +125,9 @@ def ninja_text(plan: Plan) -> str:
 
 
 def _link_command(plan: Plan) -> str:
-    # OpenMP: torch, imported first, loads its libgomp with RTLD_GLOBAL (libtorch_global_deps). The extension binds to
-    # it by soname, or, where the wheel renamed it (libgomp-a34b3233.so.1), by global symbol lookup; the system's
-    # libgomp is then mapped but unused. Without it in the link, loading fails beside a torch that hides its OpenMP.
-    # `python -m wmkernels.info` names the bound library.
+    # torch, imported first, loads its libgomp with RTLD_GLOBAL (libtorch_global_deps). The extension binds to it by
+    # soname or, if the wheel renamed it (libgomp-a34b3233.so.1), by global symbol lookup. Linked without OpenMP,
+    # loading fails if torch hides its own.
     openmp = ["-fopenmp"] if plan.openmp else []
     if sys.platform == "darwin":
         shared = ["-bundle", "-undefined", "dynamic_lookup", "-Wl,-exported_symbol,_PyInit__native"]
@@ -142,14 +136,14 @@ def _link_command(plan: Plan) -> str:
     flags = [*plan.compiler.extra_flags, *shared, *openmp, *plan.compiler.link_flags]
     if plan.cuda is None:
         return f"{_quote(plan.compiler.command)} $in -o $out {_quote(flags)}"
-    # nvcc links, since it finds its static runtime
+    # nvcc finds its static runtime
     return (
         f"{_quote([plan.cuda.nvcc, *host_flags(plan.compiler), '-cudart=static'])} $in -o $out {_quote(_nvcc(flags))}"
     )
 
 
 def _nvcc(flags: Iterable[str]) -> list[str]:
-    """Translate C++ compiler flags for nvcc, which splits them at commas."""
+    """Translate flags for nvcc, which splits them at commas."""
     words = []
     for flag in flags:
         if flag == "-shared" or not flag.startswith("-"):
@@ -162,7 +156,7 @@ def _nvcc(flags: Iterable[str]) -> list[str]:
 
 
 def write_ninja_file(plan: Plan) -> Path:
-    """Write build.ninja and the export list; returns the path of build.ninja."""
+    """Write build.ninja and the export list; returns the former."""
     folder = plan.root / plan.folder
     folder.mkdir(parents=True, exist_ok=True)
     write_if_changed(folder / "exports", EXPORTS)
@@ -173,7 +167,7 @@ def write_ninja_file(plan: Plan) -> Path:
 
 
 def write_if_changed(path: Path, text: str) -> None:
-    """Write a file unless it has this content, to keep its timestamp."""
+    """Write a file, keeping the timestamp of equal content."""
     if not path.exists() or path.read_text() != text:
         temporary = path.with_name(path.name + f".{os.getpid()}")
         temporary.write_text(text)

@@ -1,4 +1,4 @@
-"""The build report: printed after the build, saved as JSON for `python -m wmkernels.info`."""
+"""The build report, saved as JSON for `python -m wmkernels.info`."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ FILE = "_build_info.json"
 
 @dataclass
 class Report:
-    """Built components; a reason is empty if the component was built."""
+    """Built components; reasons are empty for these."""
 
     version: str
     extension: str = ""
     extension_reason: str = ""
-    objects: str = ""  # folder, relative to the project
+    objects: str = ""  # relative folder
     compiler: str = ""
     compiler_version: str = ""
     openmp: bool = False
@@ -32,12 +32,12 @@ class Report:
     cuda_architectures: list[str] = field(default_factory=list)
 
     def write(self, package: Path) -> None:
-        """Save the report in the package."""
+        """Save in the package."""
         package.mkdir(parents=True, exist_ok=True)
         write_if_changed(package / FILE, json.dumps(asdict(self), indent=2) + "\n")
 
     def block(self) -> str:
-        """The report as text."""
+        """As text."""
         levels = [", ".join(self.cpu_levels) or "none"]
         levels += [f"not {level}: {reason}" for level, reason in self.cpu_levels_missing.items()]
         architectures = ", ".join(f"sm_{a}" for a in self.cuda_architectures)

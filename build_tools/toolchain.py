@@ -1,8 +1,4 @@
-"""Finds the C++ compiler and probes its features.
-
-A feature is supported once a probe file compiles. Successes are cached per command and compiler version; failures are
-retried, since the user may have installed the missing tool.
-"""
+"""Finds the C++ compiler and probes features."""
 
 from __future__ import annotations
 
@@ -21,7 +17,7 @@ from pathlib import Path
 
 COMPILE_FLAGS = ("-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-ffp-contract=fast")
 
-# Compiler flags per machine and instruction-set level, best first.
+# Per machine and instruction-set level, best first
 LEVELS: dict[str, dict[str, tuple[str, ...]]] = {
     "x86_64": {
         "v4": ("-march=x86-64-v4", "-mprefer-vector-width=512"),
@@ -49,13 +45,13 @@ class BuildError(Exception):
 
 
 def machine_name() -> str:
-    """The normalised name of the instruction-set family."""
+    """Normalised instruction-set family."""
     machine = platform.machine().lower()
     return {"amd64": "x86_64", "arm64": "aarch64"}.get(machine, machine)
 
 
 def run_tool(command: Sequence[str]) -> tuple[bool, str]:
-    """Run a tool; returns success and its output, or the reason it did not start."""
+    """Success and output, or the reason it did not start."""
     environment = {**os.environ, "LC_ALL": "C"}
     try:
         done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=300, env=environment)
@@ -65,14 +61,14 @@ def run_tool(command: Sequence[str]) -> tuple[bool, str]:
 
 
 def complaint(output: str) -> str:
-    """The first error in a tool's output, or its last line."""
+    """The first error, or the last line."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     errors = (line for line in lines if re.search(r"\berror\b", line, re.IGNORECASE))
     return next(errors, lines[-1] if lines else "no output")
 
 
 class Prober:
-    """Runs commands on probe files and caches successes in `memory`."""
+    """Compiles probe files; caches successes in `memory`, retries failures."""
 
     def __init__(self, memory: Path | None = None):
         self.memory = memory
@@ -109,13 +105,13 @@ class Compiler:
 
     @property
     def digest(self) -> str:
-        """A hash of tools and flags, for the object folder's name."""
+        """Hash that names the object folder."""
         parts = [*self.command, self.version, *self.extra_flags, *self.link_flags]
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:8]
 
 
 def find_compiler(environ: Mapping[str, str]) -> tuple[Compiler | None, str]:
-    """CXX, or the first of c++, g++, clang++ that works; or None and the reason."""
+    """CXX, or the first of c++, g++, clang++; or None and the reason."""
     named = environ.get("CXX")
     candidates = [shlex.split(named)] if named else [["c++"], ["g++"], ["clang++"]]
     extra_flags = tuple(shlex.split(environ.get("CXXFLAGS", "")))
@@ -138,7 +134,7 @@ def find_compiler(environ: Mapping[str, str]) -> tuple[Compiler | None, str]:
 
 
 def openmp_failure(compiler: Compiler, prober: Prober) -> str:
-    """The reason OpenMP is unavailable; empty if it works."""
+    """Why OpenMP is unavailable, or empty."""
     command = [*compiler.command, "-fopenmp", "-fPIC", "-shared", *compiler.extra_flags, *compiler.link_flags]
     return prober.failure(command, PROBE_OPENMP, version=compiler.version)
 
@@ -146,7 +142,7 @@ def openmp_failure(compiler: Compiler, prober: Prober) -> str:
 def instruction_set_levels(
     compiler: Compiler, prober: Prober, machine: str
 ) -> tuple[dict[str, tuple[str, ...]], dict[str, str]]:
-    """The flags per supported level, and the reasons against the others."""
+    """Flags per supported level, reasons against the others."""
     built: dict[str, tuple[str, ...]] = {}
     missing: dict[str, str] = {}
     for level, flags in LEVELS.get(machine, {"portable": ()}).items():

@@ -1,7 +1,4 @@
-"""Draws docs/architecture.png: the path of a call to its kernel, and the modules of the world model.
-
-The background is transparent; colours contrast with white and black.
-"""
+"""Draws docs/architecture.png, transparent, with colours for white and black pages."""
 
 from pathlib import Path
 from typing import Any

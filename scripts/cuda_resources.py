@@ -1,10 +1,10 @@
-"""Compiles the CUDA kernels for every architecture and tabulates registers, spills and shared memory.
+"""Tabulates registers, spills and shared memory of the CUDA kernels.
 
-Needs nvcc, no GPU. A test compares the table's digest with the sources.
+Needs nvcc, no GPU.
 
     python scripts/cuda_resources.py              writes docs/cuda_resources.json and docs/cuda_resources.md
     python scripts/cuda_resources.py --check      fails if they differ or a kernel spills
-    python scripts/cuda_resources.py --check --arch 90 --only linear_scan    compares a subset
+    python scripts/cuda_resources.py --check --arch 90 --only linear_scan
 """
 
 import argparse
@@ -30,7 +30,7 @@ from build_tools.ninja_file import NVCC_FLAGS  # noqa: E402
 CUDA = ROOT / "csrc" / "cuda"
 TABLE = ROOT / "docs" / "cuda_resources.json"
 Resources = dict[str, int]
-Kernels = dict[str, Resources]  # by kernel
+Kernels = dict[str, Resources]
 
 
 def sources() -> list[Path]:
@@ -68,7 +68,7 @@ def readable(names: Sequence[str]) -> list[str]:
 
 
 def compile_one(nvcc: str, source: Path, architecture: str) -> Kernels:
-    """ptxas's report on each kernel."""
+    """ptxas's report."""
     with tempfile.TemporaryDirectory() as folder:
         command = [nvcc, "-std=c++17", *NVCC_FLAGS, f"-I{ROOT / 'csrc'}", f"-arch=sm_{architecture}", "-Xptxas=-v"]
         command += ["-cubin", str(source), "-o", str(Path(folder) / "kernels.cubin")]
@@ -81,7 +81,7 @@ def compile_one(nvcc: str, source: Path, architecture: str) -> Kernels:
         if entry := re.search(r"Compiling entry function '(\w+)'", line):
             current = kernels.setdefault(entry.group(1), {})
         elif spills := re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", line):
-            # kernel, then called functions
+            # also called functions
             for key, value in zip(("stack", "spill_stores", "spill_loads"), spills.groups(), strict=True):
                 current[key] = max(current.get(key, 0), int(value))
         elif used := re.search(r"Used (\d+) registers", line):
@@ -92,7 +92,6 @@ def compile_one(nvcc: str, source: Path, architecture: str) -> Kernels:
 
 
 def measure(nvcc: str, files: Sequence[Path], architectures: Sequence[str]) -> dict[str, dict[str, Kernels]]:
-    """By file, architecture and kernel."""
     pairs = [(path, architecture) for path in files for architecture in architectures]
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
         measured = list(pool.map(lambda pair: compile_one(nvcc, *pair), pairs))

@@ -1,4 +1,4 @@
-"""A digest of source files that ignores comments and layout."""
+"""A digest of source files without comments and layout."""
 
 import ast
 import hashlib
@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 def digest(paths: Iterable[Path]) -> str:
-    """Of names and code, in order: ``.py`` as Python, others as C++."""
+    """Of names and code."""
     text = []
     for path in paths:
         text += [path.name, code(path.read_text(), python=path.suffix == ".py")]
@@ -18,7 +18,7 @@ def digest(paths: Iterable[Path]) -> str:
 
 
 def code(source: str, python: bool) -> str:
-    """C++ without comments and white space; Python without comments, docstrings, blank lines and spaces."""
+    """C++, or ``python``, without comments, docstrings and white space."""
     if not python:
         return re.sub(r"\s+", "", re.sub(r"//[^\n]*", "", source))
     lines = source.splitlines()
@@ -32,6 +32,5 @@ def code(source: str, python: bool) -> str:
             if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and ast.get_docstring(node):
                 last = first.end_lineno or first.lineno
                 lines[first.lineno - 1 : last] = [""] * (last - first.lineno + 1)
-    # Indentation matters.
     indented = (re.sub(r"(?<=\S)[ \t]+", "", line).rstrip() for line in lines)
     return "\n".join(line for line in indented if line)

@@ -1,10 +1,10 @@
-"""Compiles the Triton kernels ahead of time and tabulates registers, stack and shared memory.
+"""Tabulates registers, stack and shared memory of the Triton kernels.
 
-Needs no GPU: the launchers run on CPU tensors, with launches replaced by compilation.
+Needs no GPU: launchers run on CPU tensors and compile instead of launching.
 
     python scripts/triton_resources.py            writes docs/triton_resources.json
     python scripts/triton_resources.py --check    fails if it differs or a kernel spills
-    python scripts/triton_resources.py --only fp32 --arch 90 --dump FOLDER    prints, and writes the disassembly
+    python scripts/triton_resources.py --only fp32 --arch 90 --dump FOLDER    also writes the disassembly
 """
 
 import argparse
@@ -39,9 +39,9 @@ from wmkernels.selective_step.meta import StepInputs
 
 TABLE = Path(__file__).parent.parent / "docs" / "triton_resources.json"
 ARCHITECTURES = (80, 90, 100, 120)
-# Bytes per block that all these GPUs have (compute capability 12.0: 99 KB).
+# bytes per block, of compute capability 12.0
 SHARED_LIMIT = 99 * 1024
-# Bytes per thread. ptxas sometimes spills one or two values with registers free; more means too large a tile.
+# bytes per thread; ptxas may spill one or two values with registers free
 STACK_LIMIT = 16
 TOOLS = Path(nvidia.__file__).parent / "bin"
 
@@ -64,7 +64,7 @@ class CompileOnly:
 
 @contextmanager
 def compiling(architecture: int, made: list[tuple[str, int, Any]]) -> Iterator[None]:
-    """Launches compile; ``made`` gets (kernel name, warps, compiled kernel)."""
+    """``made`` gets (kernel name, warps, compiled kernel)."""
 
     def compile_instead(kernel: Any, programs: int, *arguments: Any, num_warps: int, **options: Any) -> None:
         compiled = kernel.warmup(*arguments, grid=(1,), num_warps=num_warps, enable_fp_fusion=True, **options)
@@ -79,7 +79,7 @@ def compiling(architecture: int, made: list[tuple[str, int, Any]]) -> Iterator[N
 
 
 def resources(compiled: Any, dump: Path | None) -> dict[str, int]:
-    """Registers and stack bytes per thread, shared bytes per block."""
+    """Stack in bytes per thread, shared in bytes per block."""
     with tempfile.TemporaryDirectory() as folder:
         cubin = Path(folder) / "kernel.cubin"
         cubin.write_bytes(compiled.asm["cubin"])
@@ -99,7 +99,7 @@ def activations(batch: int, channels: int, time: int, dtype: torch.dtype, channe
 
 
 def run_selective_scan(state: int, dtype: torch.dtype, channel_last: bool, everything: bool, cut: bool) -> None:
-    """``everything``: with z, reset, packing, bias; ``cut``: parallel over time."""
+    """``everything``: z, reset, packing, bias."""
     batch, channels, time, chunk = 1, 256, 1024, 64
     parameter = torch.float64 if dtype == torch.float64 else torch.float32
     u, delta, grad = (activations(batch, channels, time, dtype, channel_last) for _ in range(3))
@@ -127,7 +127,6 @@ def run_selective_step(state: int, dtype: torch.dtype) -> None:
 
 
 def run_linear_scan(dtype: torch.dtype, channel_last: bool, reset: bool, reverse: bool) -> None:
-    """Parallel over time."""
     batch, channels, time = 2, 256, 1024
     gates, tokens, grad = (activations(batch, channels, time, dtype, channel_last) for _ in range(3))
     first = torch.empty((batch, channels))
@@ -138,7 +137,7 @@ def run_linear_scan(dtype: torch.dtype, channel_last: bool, reset: bool, reverse
 
 
 def run_conv_lstm_update(dtype: torch.dtype, everything: bool, keep: int) -> None:
-    """``everything``: with bias, peephole and reset."""
+    """``everything``: bias, peephole, reset."""
     time, batch, hidden, size = 2, 2, 64, 16
     parameter = torch.float64 if dtype == torch.float64 else torch.float32
     x, weight = torch.empty((time, batch, hidden, size, size), dtype=dtype), torch.empty((4 * hidden, hidden, 1, 1))
@@ -154,7 +153,6 @@ def run_conv_lstm_update(dtype: torch.dtype, everything: bool, keep: int) -> Non
 
 
 def run_conv_lstm_at_once(dtype: torch.dtype, size: int, everything: bool) -> None:
-    """One step in one kernel; tiles depend on ``size``."""
     hidden = 64
     x = torch.empty((2, 1, hidden, size, size), dtype=dtype)
     weight, bias = torch.empty((4 * hidden, hidden, 3, 3), dtype=dtype), torch.empty(4 * hidden)
@@ -194,7 +192,7 @@ def cases() -> dict[str, Callable[[], None]]:
 
 
 def measure(only: str, architectures: tuple[int, ...], dump: Path | None) -> list[dict[str, Any]]:
-    """A row per architecture, case and kernel; equal names are numbered in launch order."""
+    """Equal kernel names are numbered."""
     rows: list[dict[str, Any]] = []
     for architecture in architectures:
         for case, run in cases().items():
@@ -214,7 +212,6 @@ def measure(only: str, architectures: tuple[int, ...], dump: Path | None) -> lis
 
 
 def problems(rows: list[dict[str, Any]]) -> list[str]:
-    """Spills, or too much shared memory."""
     found = []
     for row in rows:
         where = f"sm_{row['arch']} {row['case']}: {row['kernel']}"
