@@ -47,7 +47,7 @@ def forward_function(
         return gradients(backward_op, ctx, *grads[:outputs])
 
     def backward_of_function(ctx: Any, *grads: Tensor | None) -> Any:
-        # Dynamo mishandles a Function with a ``*args`` forward; the op's derivative raises as well.
+        # Dynamo adds the context to the arguments of a ``*args`` forward. The op's derivative raises as well.
         return gradients(backward_op if torch.compiler.is_compiling() else backward.apply, ctx, *grads[:outputs])
 
     torch.library.register_autograd(f"wmkernels::{op}", backward_of_op, setup_context=setup_context, lib=LIBRARY)

@@ -66,7 +66,7 @@ def selective_scan(
         backend: ``"cuda"``, ``"triton"``, ``"cpu"``, ``"chunked"`` or ``"reference"``; best trusted if None.
 
     Returns:
-        The output, as ``u``; with ``return_last_state`` also the state, as ``initial_state``, in float32 (float64 for
+        The output, as ``u``; with ``return_last_state`` also the last state, as ``initial_state``, in float32 (float64 for
         float64).
 
     Raises:
