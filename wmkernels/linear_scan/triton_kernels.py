@@ -17,7 +17,7 @@ from wmkernels import triton_runtime as runtime
 from wmkernels.linear_scan.meta import LinearScanInputs, backward_outputs, forward_outputs
 from wmkernels.triton_device import combine, combine_flag, last_of
 
-# per SM: minimum uncut, target cut
+# programs per SM: minimum uncut, target cut
 MIN_PROGRAMS, TARGET_PROGRAMS = 1.5, 8
 # (channels, steps, warps) of a tile
 TIME_CONTIGUOUS, CHANNELS_CONTIGUOUS = (4, 256, 4), (32, 32, 1)

@@ -66,8 +66,8 @@ def selective_scan(
         backend: ``"cuda"``, ``"triton"``, ``"cpu"``, ``"chunked"`` or ``"reference"``; best trusted if None.
 
     Returns:
-        The output, as ``u``; with ``return_last_state`` also the last state, as ``initial_state``, in float32 (float64 for
-        float64).
+        The output, as ``u``; with ``return_last_state`` also the last state, as ``initial_state``, float32 (float64
+        for float64).
 
     Raises:
         ValueError: invalid shape, device, backend or cu_seqlens.
