@@ -9,6 +9,8 @@ from wmkernels.selective_step.autograd import OP, UPDATE, SelectiveStep
 from wmkernels.selective_step.reference import per_channel, selective_step_reference
 from wmkernels.selective_step.validation import canonical_step, canonical_update, require_heads
 
+_FAST_PATH_DTYPES = (torch.float32, torch.float64)
+
 
 def selective_step(
     state: Tensor,
@@ -171,7 +173,12 @@ def _empty(like: Tensor) -> Tensor:
 
 
 def _may_use_fast_path(tensors: tuple[Tensor | None, ...], backend: str | None) -> bool:
+    """Whether to try the extension's fast path, which takes one dtype for all tensors."""
     u = tensors[1]
     return (
-        can_bypass_dispatcher(tensors) and isinstance(u, Tensor) and u.is_cpu and choose(OP, u.device, backend) == "cpu"
+        isinstance(u, Tensor)
+        and u.dtype in _FAST_PATH_DTYPES
+        and u.is_cpu
+        and can_bypass_dispatcher(tensors)
+        and choose(OP, u.device, backend) == "cpu"
     )
