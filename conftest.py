@@ -1,11 +1,9 @@
-"""How the tests run: over all cores, marked by folder, the unchanged kernels' long tests left out, within a time limit.
+"""Parallel workers, folder markers, digest gates (tests/gates.py) and time limits.
 
-    pytest                     over all cores, a thread of PyTorch each; one process for a file, for one test, for --pdb
-    pytest -m core             the tests of a folder: core, emulator, triton, worldmodel, e2e
-    pytest --all               leaves nothing out (so does CI=1)
-    pytest --all --record      and writes tests/digests.json: what these sources passed need not run again
-
-tests/gates.py says what is left out and until when; every run reports it at its end.
+pytest                     all cores; a single process for one file, one test or --pdb
+pytest -m core             one folder: core, emulator, triton, worldmodel, e2e
+pytest --all               nothing left out (same with CI=1)
+pytest --all --record      also writes tests/digests.json
 """
 
 import os
@@ -27,13 +25,13 @@ MARKERS = {
     "worldmodel": "the world model",
     "e2e": "builds, benchmarks, examples and whole runs in processes of their own",
 }
-# The order of the tests: folders with the longest tests first, so that none of them ends the run alone.
+# Longest tests first.
 ORDER = ("emulator", "triton", "e2e", "worldmodel", "core")
-CORE_SECONDS = 5.0  # of CPU time, which other processes change little
-LOOP_SECONDS = 0.25  # of CPU time, of ten million additions in Python: what CORE_SECONDS is measured against
+CORE_SECONDS = 5.0  # CPU time
+LOOP_SECONDS = 0.25  # CPU time of ten million Python additions when CORE_SECONDS was set
 IN_CI = os.environ.get("CI", "0").lower() not in ("", "0", "false")
 STATES = pytest.StashKey[dict[str, gates.State]]()
-COLLECTED, LEFT_OUT = pytest.StashKey[dict[str, int]](), pytest.StashKey[dict[str, int]]()  # tests of each group
+COLLECTED, LEFT_OUT = pytest.StashKey[dict[str, int]](), pytest.StashKey[dict[str, int]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -43,7 +41,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def named(config: pytest.Config) -> list[Path]:
-    """The files that the command line names, with or without a test in them."""
     if config.args_source != pytest.Config.ArgsSource.ARGS:
         return []
     paths = [config.invocation_params.dir / argument.split("::")[0] for argument in config.args]
@@ -52,7 +49,7 @@ def named(config: pytest.Config) -> list[Path]:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_cmdline_main(config: pytest.Config) -> None:
-    """A worker per core where pytest-xdist is installed; none for one file, for --pdb, or where -n says how many."""
+    """One worker per core if pytest-xdist is installed; none for one file or --pdb."""
     option = config.option
     chosen = getattr(option, "numprocesses", 0) is not None or hasattr(config, "workerinput")
     if chosen or option.usepdb or option.collectonly:
@@ -62,12 +59,12 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
         return
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     option.numprocesses = int(os.environ.get("PYTEST_XDIST_AUTO_NUM_WORKERS") or cores)
-    # A worker that has nothing left takes half of what another has left.
+    # Idle workers take half of another's remaining tests.
     option.dist = "worksteal" if option.dist == "no" else option.dist
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    # One thread of PyTorch, which is imported later, in each worker and in each process that a test starts.
+    # Inherited by workers and subprocesses, which import PyTorch later.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     for name, meaning in MARKERS.items():
         config.addinivalue_line("markers", f"{name}: {meaning} (set by folder)")
@@ -124,7 +121,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def slowness() -> float:
-    """How many times slower this machine is, at the moment, than one that needs LOOP_SECONDS; at least 1."""
+    """Slowdown relative to LOOP_SECONDS, at least 1."""
     start = time.process_time()
     sum(range(10_000_000))
     return max(1.0, (time.process_time() - start) / LOOP_SECONDS)
@@ -132,12 +129,12 @@ def slowness() -> float:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
-    """In CI, a test of core that takes long fails: those go to e2e."""
+    """In CI, slow tests of core fail; they belong in e2e."""
     before = os.times()
     yield
     seconds = sum(os.times()[:4]) - sum(before[:4])
     parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
-    on_gpu = any(getattr(value, "device", "cpu") != "cpu" for value in parameters)  # where kernels are compiled first
+    on_gpu = any(getattr(value, "device", "cpu") != "cpu" for value in parameters)  # includes kernel compilation
     limited = IN_CI and folder_of(item) == "core" and not on_gpu
     if limited and seconds > CORE_SECONDS and seconds > CORE_SECONDS * slowness():
         pytest.fail(f"{seconds:.1f} s of CPU time; a test of core takes {CORE_SECONDS:.0f} at most", pytrace=False)
@@ -151,14 +148,12 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any) -> None:
-    # Every worker collects all tests, and so leaves out the same.
     output = getattr(node, "workeroutput", {})
     if "collected" in output:
         node.config.stash[COLLECTED], node.config.stash[LEFT_OUT] = output["collected"], output["left_out"]
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    """What was left out, and why; records what passed in full, if that is asked for."""
     collected, left, states = (config.stash[key] for key in (COLLECTED, LEFT_OUT, STATES))
     stats, write = terminalreporter.stats, terminalreporter.write_line
     passed = Counter(value for report in stats.get("passed", []) for key, value in report.user_properties)

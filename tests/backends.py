@@ -1,4 +1,4 @@
-"""Where tests run: every backend that this machine can run, on the device it runs on."""
+"""Every backend this machine can run, with its device."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -10,8 +10,6 @@ from wmkernels import dispatch
 
 
 class Target(NamedTuple):
-    """A backend and the device whose tensors it takes."""
-
     backend: str
     device: str
 
@@ -24,19 +22,17 @@ def _candidates() -> list[Target]:
 
 
 def targets(op: str, kernels_only: bool = False, without: Sequence[str] = ()) -> list[Target]:
-    """The targets where ``op`` runs ``without`` some backends; ``kernels_only``: without plain PyTorch."""
+    """The op's targets except ``without``; ``kernels_only`` excludes the PyTorch backends."""
     left_out = dispatch.PYTORCH_BACKENDS if kernels_only else without
     found = [p for p in _candidates() if p.backend not in left_out]
     return [p for p in found if not dispatch.reasons(op, p.backend, torch.device(p.device))]
 
 
 def on_every_target(op: str, kernels_only: bool = False, without: Sequence[str] = ()) -> pytest.MarkDecorator:
-    """Runs a test once per target, as the argument ``target``."""
     found = targets(op, kernels_only, without)
     return pytest.mark.parametrize("target", found, ids=["-".join(p[: 1 + (p == ("chunked", "cuda"))]) for p in found])
 
 
 def instruction_sets() -> list[str]:
-    """The instruction-set levels of the CPU kernels that run here."""
     native = dispatch.load_native()
     return [] if native is None else [name for name in native.cpu_isa_available().split(",") if name]

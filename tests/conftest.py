@@ -1,9 +1,9 @@
-"""What every test runs under: poisoned memory, a fixed seed, and Hypothesis profiles.
+"""Fixtures of every test and Hypothesis profiles.
 
-pytest                                  random examples, each test a few dozen
-CI=1 pytest                             the same examples every time
-HYPOTHESIS_PROFILE=thorough pytest      twenty times as many
-HYPOTHESIS_PROFILE=brief pytest         a handful, the same every time: where every example compiles kernels of its own
+pytest                                  40 random examples per test
+CI=1 pytest                             the same 40 every time
+HYPOTHESIS_PROFILE=thorough pytest      800 random examples
+HYPOTHESIS_PROFILE=brief pytest         5 fixed examples
 """
 
 import builtins
@@ -13,7 +13,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-# Programs that tests start in a process of their own; they need triton to be imported.
+# Programs for subprocesses; they need triton.
 collect_ignore_glob = ["triton/triton_*.py", "triton/conv_lstm_interpreted.py"]
 
 COMMON = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow, HealthCheck.data_too_large]}
@@ -26,8 +26,7 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if os.enviro
 
 @pytest.fixture(autouse=True)
 def poisoned_memory():
-    """Fills what torch.empty and its kin return with NaN (integers with their largest value, scratch with 0xFF): an
-    output that a kernel does not write, or scratch that it reads before writing, shows."""
+    """NaN in uninitialized memory (integers: maximum, scratch: 0xFF) exposes unwritten outputs."""
     assert torch.utils.deterministic.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True)
     yield
@@ -36,14 +35,14 @@ def poisoned_memory():
 
 @pytest.fixture(autouse=True)
 def no_last_answer():
-    """A doctest leaves its last result in ``builtins._``, where tyro trips over one that cannot be hashed."""
+    """Doctests leave results in ``builtins._``; tyro fails on unhashable ones."""
     yield
     vars(builtins).pop("_", None)
 
 
 @pytest.fixture
 def same_threads():
-    """The command line's ``--threads`` sets PyTorch's for the whole process."""
+    """``--threads`` is process-wide."""
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
@@ -51,7 +50,7 @@ def same_threads():
 
 @pytest.fixture(scope="session")
 def compiler():
-    """What torch.compile and opcheck load at their first use takes seconds: of this fixture, not of a test."""
+    """torch.compile and opcheck load for seconds at their first use."""
     import torch.testing._internal.optests
 
     x = torch.ones(2, requires_grad=True)
@@ -64,6 +63,6 @@ def seeded():
 
 
 def pytest_collection_finish(session):
-    """Under TRITON_INTERPRET=1 a GPU's Triton tests would interpret the kernels on the CPU, and prove nothing of it."""
+    """TRITON_INTERPRET=1 would interpret GPU tests on the CPU."""
     if os.environ.get("TRITON_INTERPRET", "0") != "0":
         raise pytest.UsageError("TRITON_INTERPRET is set, perhaps by a collected module: only a process of its own may")

@@ -1,4 +1,4 @@
-"""Random calls of conv_lstm, drawn by Hypothesis, and one small call of it."""
+"""Random calls of conv_lstm, and small fixed ones."""
 
 from typing import Any
 from unittest import mock
@@ -16,29 +16,30 @@ from wmkernels.conv_lstm.validation import paddings
 
 
 def conv_lstm(x: Tensor, h: Tensor | None = None, c: Tensor | None = None, **arguments: Any) -> tuple[Tensor, ...]:
-    """``wmkernels.conv_lstm`` with the pairs taken apart: (outputs, h, c)."""
+    """``wmkernels.conv_lstm`` with flat state: (outputs, h, c)."""
     state = None if h is None or c is None else (h, c)
     outputs, (h, c) = wmkernels.conv_lstm(x, state=state, **arguments)
     return outputs, h, c
 
 
 def conv_lstm_step(x: Tensor, h: Tensor | None = None, c: Tensor | None = None, **arguments: Any) -> tuple[Tensor, ...]:
-    """``wmkernels.conv_lstm_step`` likewise: (output, h, c)."""
+    """``wmkernels.conv_lstm_step`` with flat state: (output, h, c)."""
     state = None if h is None or c is None else (h, c)
     output, (h, c) = wmkernels.conv_lstm_step(x, state, **arguments)
     return output, h, c
 
 
 class RoundedSums(Problem):
-    """A call whose convolutions answer in the dtype of x, as cuDNN's do, and whose gradients of the bias are sums of
-    what the convolutions get back. What that rounding alone makes of a result counts as what rounding the inputs does:
-    once as it is, since where sums are alike so are their errors, then with sums drawn anew for every number."""
+    """Models cuDNN: convolution outputs and gradients are rounded to the dtype of x.
+
+    ``perturbed(1)`` only rounds; later ones add noise, since equal sums have equal errors.
+    """
 
     def perturbed(self, number: int) -> Results:
         convolution = reference.F.conv2d
         generator = torch.Generator().manual_seed(self.seed + number)
         eps = torch.finfo(self.dtype).eps if number > 1 else 0.0
-        shares: list[Tensor] = []  # of the bias's gradient: from every step two, alike but for their noise
+        shares: list[Tensor] = []  # bias gradient, two per step
 
         def rounded(x: Tensor) -> Tensor:
             noise = torch.rand(x.shape, generator=generator, dtype=torch.float64).to(x.device) - 0.5
@@ -62,7 +63,6 @@ class RoundedSums(Problem):
 
 
 def kind_of(device: str) -> type[Problem]:
-    """The problems of backends for this device."""
     return RoundedSums if device == "cuda" else Problem
 
 
@@ -76,7 +76,6 @@ def conv_lstms(
     channels: list[int] | None = None,
     kind: type[Problem] | None = None,
 ) -> Problem:
-    """A call of conv_lstm, over every option."""
     dtype = draw(st.sampled_from(dtypes))
     time, batch = draw(st.integers(1, max_time)), draw(st.integers(1, 3))
     inputs = draw(st.sampled_from(channels or [1, 2, 3, 7, 16, 18]))
@@ -85,7 +84,7 @@ def conv_lstms(
     kernel_ih = [draw(st.integers(1, 4)) for _ in range(2)]
     kernel_hh = [draw(st.sampled_from([1, 3, 5])) for _ in range(2)]
     number_or_pair = st.one_of(st.integers(1, 3), st.tuples(st.integers(1, 3), st.integers(1, 3)))
-    # Maps with even sides and kernels of three go by tiles.
+    # Even sides and 3x3 kernels select the tiled path.
     tiled = max_size >= 8 and draw(st.booleans())
     if tiled:
         size = [draw(st.sampled_from([8, 10])), draw(st.sampled_from([8, 12]))]
@@ -140,7 +139,7 @@ def conv_lstms(
 
 
 def small_conv_lstm(device: str, dtype: torch.dtype = torch.float64, time: int = 3, **options: Any) -> Problem:
-    """(time, batch, channels, height, width) = (3, 2, 3, 4, 5), hidden 2."""
+    """x (time, batch, channels, height, width) = (3, 2, 3, 4, 5), hidden 2."""
 
     def normal(*shape: int, kind: torch.dtype = dtype) -> Tensor:
         return (0.5 * torch.randn(shape, dtype=torch.float64)).to(kind).to(device)
@@ -159,7 +158,6 @@ def small_conv_lstm(device: str, dtype: torch.dtype = torch.float64, time: int =
 
 
 def small_conv_lstm_step(device: str, dtype: torch.dtype = torch.float64) -> Problem:
-    """One step of the same."""
     problem = small_conv_lstm(device, dtype)
     problem.tensors["x"] = problem.tensors["x"][0]
     problem.function = conv_lstm_step

@@ -1,4 +1,4 @@
-"""The project's CUDA kernels on tensors of the CPU, through the same Python code that hands them to a GPU."""
+"""Runs CUDA kernels on CPU tensors through the GPU backend's Python code."""
 
 import contextlib
 import functools
@@ -27,19 +27,17 @@ CUDA = ROOT / "csrc" / "cuda"
 
 
 def op_of(name: str) -> str:
-    """The op whose folder holds an entry point of the C API."""
     return next(path.name for path in sorted(CUDA.iterdir()) if name.startswith(path.name))
 
 
 @functools.cache
 def program(op: str, races: bool = False) -> Path:
-    """An op's kernels and the C API around them, compiled for the emulator: under sanitizers, or to look for races."""
+    """Compiled for the emulator, with sanitizers or race detection."""
     sources = sorted((CUDA / op).glob("*.cu"))
     return build(f"cuda_{op}{'_races' if races else ''}", sources, ["-DWMK_EMULATE", f"-I{ROOT / 'csrc'}"], races=races)
 
 
 def writes(name: str, member: str) -> bool:
-    """Whether an entry point of the C API may write this member."""
     if name == "selective_step":
         return member in STEP_OUTPUTS
     if name.endswith("backward"):
@@ -52,7 +50,7 @@ def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
 
 
 def _workspace(size: int) -> torch.Tensor | int:
-    """Poisoned memory, its address a multiple of 256."""
+    """Poisoned, aligned to 256 bytes."""
     scratch = torch.empty(size + 256, dtype=torch.uint8)
     offset = -scratch.data_ptr() % 256
     return scratch[offset : offset + size].fill_(0xFF) if size else 0
@@ -60,7 +58,7 @@ def _workspace(size: int) -> torch.Tensor | int:
 
 @dataclass(frozen=True)
 class EmulatedCall:
-    """Stands in for the extension's prepared call; the emulator gives it its workspace."""
+    """The extension's prepared call; the emulator allocates the workspace."""
 
     emulated: "EmulatedCuda"
     name: str
@@ -72,25 +70,23 @@ class EmulatedCall:
 
 
 class EmulatedCuda:
-    """Stands in for the extension's ``cuda_`` functions while ``installed``.
+    """The extension's ``cuda_`` functions, compiled at first call.
 
-    ``seeds``: the orders of the threads that every call runs under; its results must be the same bits under all.
-    ``races``: look for races in shared memory, in the place of the sanitizers. ``disabled_barrier``: a barrier that
-    does nothing. An op's kernels are compiled at its first call.
+    ``seeds``: thread orders, with bitwise equal results. ``races``: detect shared-memory races instead of running
+    sanitizers. ``disabled_barrier``: a barrier that does nothing.
     """
 
     def __init__(self, seeds: tuple[int, ...] = (0,), multiprocessors: int = 4, races: bool = False):
-        self.emulators: dict[str, Emulator] = {}  # by op
+        self.emulators: dict[str, Emulator] = {}
         self.races = races
         self.seeds = seeds
         self.multiprocessors = multiprocessors
         self.disabled_barrier = ""
-        self.ran: list[Result] = []  # for a test to empty
-        self.launches = 0  # of kernels, in all; the same under another order of threads counts once
+        self.ran: list[Result] = []  # cleared by tests
+        self.launches = 0  # counted for the first seed only
 
     @contextlib.contextmanager
     def installed(self):
-        """The backend "cuda" takes tensors on the CPU."""
         dispatch._device_reasons.cache_clear()
         with (
             mock.patch.object(dispatch, "_cuda_reasons", lambda *_: ()),
@@ -112,11 +108,11 @@ class EmulatedCuda:
 
     @property
     def kernels(self) -> set[str]:
-        """The names of the kernels that ran, without their template arguments."""
+        """Without template arguments."""
         return {name.strip("()").split("<")[0] for result in self.ran for name in result.kernels}
 
     def _pack_args(self, name, members, device):
-        """A call after the checks of the extension; tensors stay themselves, where a kernel is handed addresses."""
+        """Checked by the extension; holds tensors instead of addresses."""
         prepared = native_call.native.prepare(f"cuda_{name}", members, device)
         flat = iter(prepared.words)
         named = {}
@@ -129,12 +125,11 @@ class EmulatedCuda:
         return EmulatedCall(self, name, named)
 
     def run(self, name, named):
-        """Runs an entry point of the C API under every order of threads."""
         words = [value for values in named.values() for value in values]
         emulator = self.emulator(op_of(name))
         call = functools.partial(emulator.call, f"wmk_cuda_{name}", multiprocessors=self.multiprocessors)
         if "workspace" in named:
-            # its size must not depend on where tensors lie
+            # sizes must not depend on addresses
             sizes = [0 if isinstance(word, torch.Tensor) else word for word in words]
             size = emulator.call(
                 f"wmk_cuda_{name}_workspace", sizes, multiprocessors=self.multiprocessors, returns_int=False

@@ -1,12 +1,7 @@
-"""Which tests are left out while nothing that they test has changed, by a digest of what they are made of.
+"""Leaves out slow kernel tests while their sources are unchanged.
 
-The kernels that run without their GPU take minutes to compile and to emulate. A group of such tests is *gated*: its
-tests carry ``@pytest.mark.gated(group)``, and while the group's digest is the one in tests/digests.json, an ordinary
-run holds only its canaries (``@pytest.mark.canary``). CI runs every test, and so do ``pytest --all`` and naming the
-file. ``pytest --all --record`` writes the digest of each group all of whose tests passed.
-
-A digest covers the kernels, their launches, the emulator, the tests, and Triton's version where it compiles, without
-comments, docstrings and layout. Other code, such as checks of arguments, has its own tests in tests/core.
+A test marked ``gated(group)`` runs only if the digest of the group's sources differs from tests/digests.json, or if it
+is marked ``canary``. CI, ``--all`` and naming the file run everything. Digests ignore comments, docstrings and layout.
 """
 
 import hashlib
@@ -24,15 +19,11 @@ from source_digest import digest  # noqa: E402
 
 
 class Gate(NamedTuple):
-    """A group of tests: what it is made of, by globs, and the packages whose version counts."""
-
     sources: tuple[str, ...]
     packages: tuple[str, ...] = ()
 
 
 class State(NamedTuple):
-    """Whether a group's sources are those that passed, and what to say of it."""
-
     unchanged: bool
     why: str
 
@@ -74,10 +65,10 @@ def version(package: str) -> str:
 
 
 def current(group: str) -> str:
-    """The digest of a group as it stands.
+    """The digest of a group's sources.
 
     Raises:
-        LookupError: a glob finds no file.
+        LookupError: a glob matches no file.
     """
     gate = GATES[group]
     paths: dict[Path, None] = {}
@@ -97,7 +88,7 @@ def recorded() -> dict[str, str]:
 def state(group: str) -> State:
     try:
         unchanged = recorded().get(group) == current(group)
-    except LookupError as error:  # nothing is left out; tests/e2e/test_gates.py fails
+    except LookupError as error:  # nothing is left out
         return State(False, str(error))
     if unchanged:
         return State(True, "passed in full with these sources")
@@ -105,7 +96,6 @@ def state(group: str) -> State:
 
 
 def record(groups: list[str]) -> None:
-    """Notes that these groups passed in full; the others stay as they are."""
     known = {name: value for name, value in recorded().items() if name in GATES}
     known |= {group: current(group) for group in groups}
     RECORD.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n")

@@ -1,14 +1,12 @@
-"""Lists what the tests hold the code to: laws × ops × backends, and the errors that are planted for them to find.
+"""Lists laws × ops × backends, planted errors (wrong kernels) and bad inputs.
 
-    python tests/laws.py                          counts, and the rows of this tree
-    python tests/laws.py --write                  writes tests/laws.json
-    python tests/laws.py --tree FOLDER            the same of another checkout
-    python tests/laws.py --json FILE              writes the rows to a file
-    python tests/laws.py --compare OLD NEW [--renames FILE]    rows of OLD that NEW lacks; 1 if there are any
+    python tests/laws.py                          print counts and rows
+    python tests/laws.py --write                  write tests/laws.json
+    python tests/laws.py --tree FOLDER            use another checkout
+    python tests/laws.py --json FILE              write the rows to FILE
+    python tests/laws.py --compare OLD NEW [--renames FILE]    print rows missing in NEW; exit status 1 if any
 
-A law is a test function; its other parameters (dtypes, sizes) are not listed. The op is a parameter or a word of the
-test's name, otherwise the name of its file. Planted errors (wrong kernels) and bad inputs (wrong arguments), which a
-test expects to be reported, are listed with their parameters.
+A law is a test function. Its op is a parameter, part of the test's name, or the file name.
 """
 
 import argparse
@@ -28,7 +26,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 LIST = ROOT / "tests" / "laws.json"
 OPS = ("selective_state_update", "selective_scan", "selective_step", "linear_scan", "conv_lstm_step", "conv_lstm")
-WITHOUT_GPU = {  # by the name of a test file: the backend, and how its kernels run
+WITHOUT_GPU = {  # by test file
     "cuda_emulated": "cuda, emulated",
     "conv_lstm_emulated": "cuda, emulated",
     "emulator_races": "cuda, emulated",
@@ -39,11 +37,10 @@ WITHOUT_GPU = {  # by the name of a test file: the backend, and how its kernels 
 }
 PLANTED = re.compile(r"raises\((EmulatorError|Fault)|plant|left_out|has_race_without|gate_sees")
 Row = tuple[str, str, str]  # law, op, backend
-EVERY_TEST = pytest.StashKey[list[pytest.Item]]()  # of a configuration: what was collected, before any was left out
+EVERY_TEST = pytest.StashKey[list[pytest.Item]]()  # collected, before any is left out
 
 
 def row(item: Any) -> Row:
-    """Law, op and backend of a test."""
     parameters = item.callspec.params if hasattr(item, "callspec") else {}
     values = list(parameters.values())
     file = item.path.stem.removeprefix("test_").removeprefix("worldmodel_").removeprefix("runtime_")
@@ -61,7 +58,6 @@ def row(item: Any) -> Row:
 
 
 def errors(items: Iterable[Any]) -> dict[str, list[str]]:
-    """The tests that expect a report, with their parameters: of planted errors, and of bad input."""
     found: dict[str, set[str]] = {"planted": set(), "bad input": set()}
     for item in items:
         source = inspect.getsource(item.function) if hasattr(item, "function") else ""
@@ -73,20 +69,18 @@ def errors(items: Iterable[Any]) -> dict[str, list[str]]:
 
 
 def barriers() -> int:
-    """The barriers of the CUDA kernels, each of which test_every_barrier_is_needed leaves out."""
     lines = (line for path in Path("csrc/cuda").rglob("*.cuh") for line in path.read_text().splitlines())
     return sum(bool(re.search(r"__sync(threads|warp)\(", line.split("//")[0])) for line in lines)
 
 
 def lists(items: list[Any]) -> dict[str, Any]:
-    """All rows of a collection."""
     return {"laws": sorted({row(item) for item in items}), **errors(items)}
 
 
 def lost(old: dict[str, Any], new: dict[str, Any], renames: dict[str, str] | None = None) -> list[str]:
-    """Rows of ``old`` that ``new`` lacks. ``renames`` maps whole old rows, or parts of them, to new ones.
+    """Rows of ``old`` missing in ``new``, except backends absent from ``new``.
 
-    Rows of a backend that nothing runs on in ``new`` are not missed: the machine lacks it.
+    ``renames`` maps old rows, or parts of them, to new ones.
     """
 
     def renamed(text: str) -> str:
@@ -108,7 +102,6 @@ def lost(old: dict[str, Any], new: dict[str, Any], renames: dict[str, str] | Non
 
 
 def counts(found: dict[str, Any]) -> str:
-    """How many rows there are, and how many of each backend."""
     laws = {law for law, _, _ in found["laws"]}
     by_backend = ", ".join(f"{n} {name}" for name, n in Counter(x[2] for x in found["laws"]).most_common())
     return (
@@ -120,8 +113,6 @@ def counts(found: dict[str, Any]) -> str:
 
 
 class Collector:
-    """A pytest plugin that keeps all collected tests."""
-
     def __init__(self) -> None:
         self.found: dict[str, Any] = {}
 
@@ -130,10 +121,9 @@ class Collector:
 
 
 def collect(tree: Path) -> dict[str, Any]:
-    """The lists of a checkout, collected in a process of its own."""
     path = os.pathsep.join(map(str, [tree, tree / "python", tree / "tests"]))
     command = [sys.executable, str(Path(__file__).resolve()), "--here"]
-    # CI: nothing is left out for having run before.
+    # Disables the digest gates.
     environment = {**os.environ, "PYTHONPATH": path, "CI": "1"}
     done = subprocess.run(command, cwd=tree, capture_output=True, text=True, env=environment)
     if done.returncode:
@@ -143,7 +133,6 @@ def collect(tree: Path) -> dict[str, Any]:
 
 
 def main() -> int:
-    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tree", type=Path, default=ROOT, help="the checkout to collect")
     parser.add_argument("--write", action="store_true", help=f"write {LIST.name}")

@@ -1,8 +1,4 @@
-"""Random calls of the ops: shapes, layouts, dtypes, options, resets and packing, sampled by Hypothesis.
-
-A ``Problem`` is one call of a public function by its argument names. ``solve`` runs it on a backend, with cotangents
-for every output, and returns outputs and gradients by name; ``fp64_reference`` does so in float64 on the reference.
-"""
+"""Random calls of the ops, sampled by Hypothesis."""
 
 import dataclasses
 import importlib
@@ -20,7 +16,7 @@ import wmkernels
 from wmkernels import chunked
 from wmkernels.checks import state_dtype
 
-# The package's attribute of that name is the function.
+# The package attribute is the function, not the module.
 scan_module = importlib.import_module("wmkernels.selective_scan.function")
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
@@ -29,7 +25,7 @@ Results = dict[str, Tensor]
 
 
 def laid_out(values: Tensor, layout: str, seed: int) -> Tensor:
-    """The same values (of an expanded layout: those along one dimension repeated) in memory of another shape."""
+    """Copies to another layout; "expanded" repeats one slice."""
     rng = random.Random(seed)
     if layout == "permuted":
         order = list(range(values.dim()))
@@ -50,8 +46,6 @@ def laid_out(values: Tensor, layout: str, seed: int) -> Tensor:
 
 @dataclasses.dataclass
 class Problem:
-    """One call: ``function(**tensors, **options)``."""
-
     function: Callable[..., Any]
     tensors: dict[str, Tensor | None]
     options: dict[str, Any]
@@ -59,7 +53,7 @@ class Problem:
     grad_layouts: tuple[str, ...] = ("contiguous", "contiguous")
     unused_output: int | None = None
     seed: int = 0
-    activations: int = 1  # the first so many outputs have the inputs' dtype, the others the state's
+    activations: int = 1  # outputs in the inputs' dtype; others have the state's
 
     def __repr__(self) -> str:
         shown = {
@@ -73,12 +67,10 @@ class Problem:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the activations."""
         return next(t.dtype for name, t in self.tensors.items() if name in ("u", "gates", "x") and t is not None)
 
     @property
     def time(self) -> int:
-        """How many steps there are."""
         x = self.tensors.get("x")
         if x is not None:
             return x.shape[1 if self.options.get("batch_first") else 0]
@@ -88,18 +80,16 @@ class Problem:
         return shape[1] if self.options.get("channel_last") else shape[-1]
 
     def mapped(self, change: Callable[[Tensor], Tensor]) -> "Problem":
-        """The same call with every tensor changed."""
         return dataclasses.replace(self, tensors={k: None if v is None else change(v) for k, v in self.tensors.items()})
 
     def leaves(self) -> dict[str, Tensor]:
-        """What gradients are asked for, in the layout it has."""
         return {
             k: v.detach().requires_grad_() for k, v in self.tensors.items() if v is not None and v.is_floating_point()
         }
 
     def call(self, backend: str, tensors: dict[str, Tensor | None] | None = None) -> tuple[Tensor, ...]:
         arguments = self.tensors if tensors is None else {**self.tensors, **tensors}
-        # The chunks of plain PyTorch are long; here most problems have several.
+        # Most problems span several chunks.
         steps = self.chunk or (4 if self.time <= 64 else 100)
         kept = scan_module.chunk_length if self.chunk is None else lambda *_: self.chunk
         with (
@@ -109,18 +99,18 @@ class Problem:
             return self.function(**arguments, **self.options, backend=backend)
 
     def cotangents(self, outputs: tuple[Tensor, ...]) -> list[Tensor]:
-        """Random, the same for every dtype up to rounding, in the sampled layouts."""
+        """Equal for every dtype up to rounding."""
         generator = torch.Generator().manual_seed(self.seed)
         grads = []
         for index, (output, layout) in enumerate(zip(outputs, self.grad_layouts, strict=False)):
             values = torch.randn(output.shape, generator=generator, dtype=torch.float64)
-            # Both the kernel's and the fp64_reference's cotangent are what the problem's own dtype can hold.
+            # Rounded to the problem's dtype, for equal values in kernel and reference.
             held = self.dtype if index < self.activations else state_dtype(self.dtype)
             grads.append(laid_out(values.to(held).to(output.dtype).to(output.device), layout, self.seed + index))
         return grads
 
     def solve(self, backend: str) -> Results:
-        """Outputs by number, and the gradients of every floating input by name."""
+        """Outputs by number and gradients by input name."""
         leaves = self.leaves()
         outputs = self.call(backend, leaves)
         outputs = outputs if isinstance(outputs, tuple) else (outputs,)
@@ -139,14 +129,13 @@ class Problem:
         return self.mapped(lambda x: x.double() if x.is_floating_point() else x)
 
     def fp64_reference(self) -> Results:
-        # Cotangents are drawn for the problem's own dtype, which the wide problem no longer has.
+        # Keeps the original dtype's rounding.
         wide = self.in_float64()
         wide.cotangents = lambda outputs: [x.double() for x in Problem.cotangents(self, outputs)]  # type: ignore[method-assign]
         return wide.solve("reference")
 
     def perturbed(self, number: int) -> Results:
-        """In float64 with every input changed by up to an ulp of the state's dtype: the effect of rounding where large
-        terms cancel."""
+        """Inputs change by up to an ulp of the state's dtype: the effect of cancellation."""
         generator = torch.Generator().manual_seed(self.seed + number)
         eps = torch.finfo(state_dtype(self.dtype)).eps
 
@@ -162,18 +151,17 @@ class Problem:
 
 
 def assert_as_accurate_as_the_reference(problem: Problem, backend: str) -> None:
-    """Each result's largest error is at most a small multiple of the reference's in the problem's dtype, or of the
-    change from rounding the inputs."""
+    """Allows a multiple of the reference's largest error or of the change under perturbed inputs."""
     fp64_reference = problem.fp64_reference()
     kernel, references = problem.solve(backend), [problem.solve("reference"), problem.perturbed(1)]
     assert kernel.keys() == fp64_reference.keys()
     for name, expected in fp64_reference.items():
         if expected.numel() == 0 or expected.abs().max() > torch.finfo(kernel[name].dtype).max / 2:
-            continue  # empty, or beyond float16
+            continue  # empty, or overflows float16
         assert kernel[name].isfinite().all(), f"{name} is not finite"
         error, allowed = _error(kernel[name], expected), _allowed(problem, name, expected, references)
         if error > allowed and len(references) == 2:
-            # Of a single number one perturb may say nothing; ten are not all lucky.
+            # One perturbation may leave a number unchanged.
             references += [problem.perturbed(number) for number in range(2, 11)]
             allowed = _allowed(problem, name, expected, references)
         same_dtype = _error(references[0][name], expected)
@@ -185,7 +173,6 @@ def _error(found: Tensor, expected: Tensor) -> float:
 
 
 def _allowed(problem: Problem, name: str, expected: Tensor, references: list[Results]) -> float:
-    """The largest error allowed of a kernel."""
     largest, held = expected.abs().max().item(), torch.finfo(state_dtype(problem.dtype))
     dtype = references[0][name].dtype
     return (
@@ -205,7 +192,7 @@ STATES = [1, 2, 3, 4, 5, 7, 8, 12, 16, 17, 24, 33, 64]
 
 @st.composite
 def projections(draw: st.DrawFn, batch: int, channels: int, state: int, time: int | None) -> tuple[list[int], bool]:
-    """A shape of B or C in the canonical order (time last, absent in a step), and whether it varies."""
+    """Shape (time last, absent in a step), and whether it varies."""
     kind = draw(st.sampled_from(["varies", "groups", "constant"] if time is not None else ["varies", "groups"]))
     tail = [state] if time is None else [state, time]
     if kind == "constant":
@@ -226,7 +213,6 @@ def scans(
     max_channels: int = 40,
     layouts: list[str] = LAYOUTS,
 ) -> Problem:
-    """A call of selective_scan."""
     dtype = draw(st.sampled_from(dtypes))
     batch = draw(st.integers(1, 3))
     channels, time = draw(st.integers(1, max_channels)), draw(st.integers(1, max_time))
@@ -287,7 +273,6 @@ def scans(
 
 @st.composite
 def resets(draw: st.DrawFn, batch: int, time: int, device: str = "cpu") -> Tensor | None:
-    """None, or a few resets anywhere, the first and the last step included."""
     share = draw(st.sampled_from([None, 0.0, 0.1, 0.5, 1.0]))
     if share is None:
         return None
@@ -300,7 +285,6 @@ def resets(draw: st.DrawFn, batch: int, time: int, device: str = "cpu") -> Tenso
 def steps(
     draw: st.DrawFn, dtypes: list[torch.dtype] = DTYPES, device: str = "cpu", states: list[int] = STATES
 ) -> Problem:
-    """A call of selective_step."""
     dtype = draw(st.sampled_from(dtypes))
     batch, channels, state = draw(st.integers(1, 4)), draw(st.integers(1, 70)), draw(st.sampled_from(states))
     seed, softplus = draw(st.integers(0, 2**16)), draw(st.booleans())
@@ -341,7 +325,6 @@ def steps(
 def linear_scans(
     draw: st.DrawFn, dtypes: list[torch.dtype] = DTYPES, device: str = "cpu", max_time: int = 60
 ) -> Problem:
-    """A call of linear_scan."""
     dtype = draw(st.sampled_from(dtypes))
     batch, time = draw(st.integers(1, 3)), draw(st.integers(1, max_time))
     inner = draw(st.sampled_from([[], [1], [3], [16], [37], [2, 5], [3, 1, 4]]))
@@ -375,7 +358,7 @@ def linear_scans(
 def few_channels(
     dtype: torch.dtype, time: int, device: str, packed: bool = False, channels: int = 2, state: int = 4
 ) -> Problem:
-    """Fewer channels than cores: a kernel must be parallel over time."""
+    """Forces parallelism over time."""
     generator = torch.Generator().manual_seed(0)
 
     def normal(*shape):

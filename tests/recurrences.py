@@ -1,25 +1,19 @@
-"""The recurrences that the laws of tests/core/test_laws.py are checked for; a new one joins by an adapter here.
+"""Adapters of the recurrences that tests/core/test_laws.py checks.
 
-An adapter is a subclass of ``Recurrence``, registered at the end of this file (or with ``register`` from any file that
-test_laws.py imports). It has four methods; batch comes first, time second, and a state is a tuple of tensors with batch
+Subclass ``Recurrence`` and call ``register`` in a file that test_laws.py imports. A state is a tuple of tensors, batch
 first:
 
-    configurations()                  a Hypothesis strategy of what builds a memory
+    configurations()                  a Hypothesis strategy
     make(configuration, batch, time, dtype, device)
-                                      an ``Example``: inputs (batch, time, ...) by name, parameters by name, a state
+                                      an ``Example``: inputs (batch, time, ...), parameters, state
     parallel(example, inputs, parameters, state, reset)     -> (outputs (batch, time, ...), state)
     step(example, inputs, parameters, state, reset)         -> (output (batch, ...), state)
 
-``state`` may be None, the initial state; ``reset`` is None or bool (batch, time), in a step (batch,). With ``packed =
-True``, ``parallel`` takes ``lengths`` as well: batch is 1 and the state has a row per sequence. The law file sets
-``wmkernels.dispatch.REQUESTED`` to the backend.
-
-A torch.nn module with the methods ``init_state(batch_size)``, ``forward(inputs, state, reset)`` and ``step(input,
-state, reset)`` needs no subclass:
+``state`` None is the initial state; ``reset`` is None or bool (batch, time), per step (batch,). If ``packed``,
+``parallel`` accepts ``lengths``: batch is 1, the state has one row per sequence. Modules with ``init_state``,
+``forward`` and ``step`` need no subclass:
 
     register(ModuleRecurrence("Mamba", op="selective_scan", build=lambda width: Mamba(width)))
-
-The modules of wmkernels.nn join in tests/recurrences_nn.py.
 """
 
 import dataclasses
@@ -40,8 +34,6 @@ Outcome = tuple[Tensor, State]
 
 @dataclasses.dataclass
 class Example:
-    """A memory with random inputs; ``configuration`` is a sample of ``configurations``."""
-
     configuration: Any
     inputs: Named
     parameters: Named
@@ -50,14 +42,12 @@ class Example:
 
 
 class Recurrence:
-    """A memory that the laws are checked for."""
-
     name: str
-    op: str  # whose backends it runs on
+    op: str
     dtypes: Sequence[torch.dtype] = (torch.float64, torch.float32, torch.bfloat16)
     packed = False
-    kernels_only = False  # for a module whose op is a recurrence of its own here, reference and all
-    is_op = True  # not a module; the chunked form of an op is checked with the op
+    kernels_only = False  # the op has an adapter of its own
+    is_op = True  # modules skip the chunked backend
 
     def configurations(self) -> st.SearchStrategy[Any]:
         raise NotImplementedError
@@ -83,8 +73,6 @@ class Recurrence:
 
 
 class SelectiveScanRecurrence(Recurrence):
-    """selective_scan, its state, and selective_step."""
-
     name, op, packed = "selective_scan", "selective_scan", True
 
     def configurations(self) -> st.SearchStrategy[Any]:
@@ -164,7 +152,7 @@ class SelectiveScanRecurrence(Recurrence):
             state = (torch.zeros_like(example.state[0]),)
         arguments = {**parameters, **inputs}
         if arguments["B"] is parameters.get("B"):
-            # A step takes B a batch element: a constant one is a group a channel.
+            # Steps take B per batch element: one group per channel.
             arguments["B"] = arguments["B"].to(inputs["u"].dtype).expand(len(inputs["u"]), -1, -1)
             groups = arguments["C"].shape[1]
             arguments["C"] = arguments["C"].repeat_interleave(inputs["u"].shape[1] // groups, 1)
@@ -175,8 +163,6 @@ class SelectiveScanRecurrence(Recurrence):
 
 
 class LinearScanRecurrence(Recurrence):
-    """linear_scan forward in time."""
-
     name, op = "linear_scan", "linear_scan"
 
     def configurations(self) -> st.SearchStrategy[Any]:
@@ -229,11 +215,7 @@ class LinearScanRecurrence(Recurrence):
 
 
 class ReverseLinearScanRecurrence(LinearScanRecurrence):
-    """linear_scan in reverse, seen from its own beginning, the end of time.
-
-    Seen from there, a step forgets what came before it where the step after it in time has ``reset``: the flags move by
-    one, and one at the very beginning forgets the state handed in.
-    """
+    """Time is flipped: a reset at t + 1 cuts the state passed to t; the first clears the initial state."""
 
     name = "linear_scan reverse"
 
@@ -259,7 +241,7 @@ class ReverseLinearScanRecurrence(LinearScanRecurrence):
 
 
 class ModuleRecurrence(Recurrence):
-    """A torch.nn module with init_state, forward and step, batch first; its inputs are (batch, time, width)."""
+    """Inputs (batch, time, width)."""
 
     dtypes = (torch.float64, torch.float32)
     is_op = False
@@ -320,8 +302,6 @@ class ModuleRecurrence(Recurrence):
 
 
 class _Method(nn.Module):
-    """A method of a module as a module, for functional_call."""
-
     def __init__(self, module: nn.Module, method: str):
         super().__init__()
         self.module, self.method = module, method
@@ -334,7 +314,6 @@ RECURRENCES: list[Recurrence] = []
 
 
 def register(memory: Recurrence) -> None:
-    """Has the laws checked for ``memory``."""
     RECURRENCES.append(memory)
 
 

@@ -1,4 +1,4 @@
-"""The ConvLSTM as a memory, for the laws of tests/core/test_laws.py: the functions, and the module."""
+"""conv_lstm and nn.ConvLSTM in tests/core/test_laws.py."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,12 +12,10 @@ import wmkernels
 from wmkernels.checks import state_dtype
 from wmkernels.nn import ConvLSTM
 
-SIZE = (3, 4)  # of an input's map
+SIZE = (3, 4)  # (height, width) of the input
 
 
 class ConvLSTMRecurrence(Recurrence):
-    """conv_lstm, its state, and conv_lstm_step."""
-
     name, op = "conv_lstm", "conv_lstm"
     dtypes = (torch.float64, torch.float32)
 
@@ -44,7 +42,7 @@ class ConvLSTMRecurrence(Recurrence):
             return (scale * torch.randn(shape, generator=generator, dtype=torch.float64)).to(kind).to(device)
 
         size = [-(-side // configuration["stride"]) for side in SIZE]
-        # Small enough that a rounding does not grow from step to step.
+        # Rounding errors must not grow over time.
         scale = 0.6 / (kernel * hidden**0.5)
         parameters = {
             "weight_ih": normal(4 * hidden, inputs, 2, 3, scale=0.3),
@@ -85,7 +83,7 @@ class ConvLSTMRecurrence(Recurrence):
 
 
 class ConvLSTMModuleRecurrence(Recurrence):
-    """wmkernels.nn.ConvLSTM of two layers; its state has layers before batch."""
+    """Two layers; states have layers before batch."""
 
     name, op, kernels_only = "ConvLSTM", "conv_lstm", True
     dtypes = (torch.float64, torch.float32)
@@ -133,8 +131,6 @@ class ConvLSTMModuleRecurrence(Recurrence):
 
 
 class _Forward(torch.nn.Module):
-    """A module as the part of another, for functional_call."""
-
     def __init__(self, module: Any):
         super().__init__()
         self.module = module
@@ -144,8 +140,6 @@ class _Forward(torch.nn.Module):
 
 
 class _Step(_Forward):
-    """Its step."""
-
     def forward(self, *arguments: Any) -> Any:
         return self.module.step(*arguments)
 

@@ -1,4 +1,4 @@
-"""The modules of wmkernels.nn as memories, for the laws of tests/core/test_laws.py."""
+"""The wmkernels.nn modules in tests/core/test_laws.py."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,8 +11,6 @@ from wmkernels import nn
 
 
 class PackingModuleRecurrence(ModuleRecurrence):
-    """A module whose forward takes ``cu_seqlens`` too."""
-
     packed = True
 
     def parallel(
@@ -38,12 +36,12 @@ class PackingModuleRecurrence(ModuleRecurrence):
 
 
 def _mamba(width: int) -> nn.Mamba:
-    """Small, with every size different, and a convolution longer than most sequences of the laws at width 6."""
+    """At width 6, the convolution exceeds most test sequences."""
     return nn.Mamba(width, d_state=3 if width == 6 else 16, d_conv=7 if width == 6 else 4, bias=width == 6)
 
 
 def _rotated_mamba(width: int) -> nn.RotaryMamba:
-    """Angles that depend on the input, in two groups at width 6."""
+    """At width 6, two groups and input-dependent angles."""
     module = nn.RotaryMamba(width, d_state=4, d_conv=3, groups=2 if width == 6 else 1, selective_angle=width == 6)
     if module.angle_proj is not None:
         torch.nn.init.normal_(module.angle_proj.weight)
@@ -56,12 +54,11 @@ def _convolution(width: int) -> nn.CausalConv1d:
 
 register(PackingModuleRecurrence("Mamba", op="selective_scan", build=_mamba, widths=(4, 6)))
 register(PackingModuleRecurrence("RotaryMamba", op="selective_scan", build=_rotated_mamba, widths=(4, 6)))
-# It has no op of its own, and is checked on the devices of any.
+# Without an op, any op's devices serve.
 register(PackingModuleRecurrence("CausalConv1d", op="linear_scan", build=_convolution, widths=(1, 2, 5)))
 
 
 def resets(batch, time, device="cpu"):
-    """The first step of one row, and two more in every row."""
     reset = torch.zeros((batch, time), dtype=torch.bool)
     reset[0, 0] = True
     reset[:, time // 3] = reset[:, time // 2 + 1] = True

@@ -1,4 +1,4 @@
-"""Environments whose every observation says which episode and step it belongs to, for tests of what was collected."""
+"""Environments whose observations identify episode and step."""
 
 import threading
 from typing import Any
@@ -8,14 +8,14 @@ import numpy as np
 
 
 class Numbered(gymnasium.Env[Any, Any]):
-    """Observation: (seed of the episode, step, whether reset gave it, last action). The action 2 is never ignored.
+    """Observation: (episode seed, step, is first, last action).
 
-    Episode lengths are drawn from the episode's seed; every third one is truncated instead of terminated.
+    Episode lengths are random; episodes with a seed divisible by 3 are truncated.
 
     Args:
         longest: actions of the longest episode.
-        fail_at: raise an error at that step of every episode.
-        nan_at: observe NaN at that step of every episode.
+        fail_at: step that raises an error.
+        nan_at: step that observes NaN.
     """
 
     metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012
@@ -48,7 +48,7 @@ class Numbered(gymnasium.Env[Any, Any]):
 
 
 class Echo(gymnasium.Env[Any, Any]):
-    """The reward is 1 where the action is the observation of ``lag`` steps ago; 10 actions an episode."""
+    """Rewards repeating the observation from ``lag`` steps ago."""
 
     metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012
 
@@ -69,7 +69,7 @@ class Echo(gymnasium.Env[Any, Any]):
 
 
 class Locked(Echo):
-    """It holds what cannot be pickled."""
+    """Cannot be pickled."""
 
     def __init__(self) -> None:
         super().__init__(length=30)
@@ -77,7 +77,7 @@ class Locked(Echo):
 
 
 class Catch(gymnasium.Env[Any, Any]):
-    """Pixels: a ball falls and bounces off the sides, and a bar below is moved left and right. Catching it brings 1."""
+    """Pixels: catching the falling ball gives reward 1."""
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012
 

@@ -1,5 +1,3 @@
-"""Small world models and random batches for the tests of the world model."""
-
 import dataclasses
 
 import torch
@@ -23,7 +21,7 @@ from worldmodel.model.perception import PerceptionConfig
 from worldmodel.model.prediction import PredictionConfig
 from worldmodel.model.world_model import WorldModel, WorldModelConfig
 
-# Options of `python -m worldmodel train` for the smallest model and replay that train.
+# Options of the smallest training run.
 TINY = {
     "model.perception.hidden": 8,
     "model.perception.latent.variables": 2,
@@ -42,7 +40,6 @@ TINY = {
 
 
 def tiny_options(**more):
-    """TINY and ``more``, whose names may have _ for -, as arguments of the command line."""
     named = {**TINY, **{name.replace("_", "-"): value for name, value in more.items()}}
     return [text for name, value in named.items() for text in (f"--{name}", str(value))]
 
@@ -68,7 +65,7 @@ CONFIG = WorldModelConfig(
 
 
 def small_model(seen=SEEN, done=None, dtype=torch.float64, **changed):
-    """A world model of random weights; keyword arguments replace parts of CONFIG."""
+    """Random weights; keyword arguments replace fields of CONFIG."""
     done = done or spaces.Discrete(3)
     config = dataclasses.replace(CONFIG, **changed)
     model = WorldModel(ObservationSpec.from_space(seen), ActionSpec.from_space(done), config).to(dtype)
@@ -79,7 +76,7 @@ def small_model(seen=SEEN, done=None, dtype=torch.float64, **changed):
 
 
 def random_batch(model, batch=3, time=14, resets=True):
-    """Episodes that end at other steps in every row: terminated, or truncated, and padding behind the last row's."""
+    """Episodes end at a different step per row; the last row is padded."""
     observations = {}
     for name, modality in model.observation_spec.modalities.items():
         shape = (batch, time, *modality.shape)
@@ -109,19 +106,17 @@ def random_batch(model, batch=3, time=14, resets=True):
 
 
 def set_reward_scale(model, scale):
-    """As if all rewards had been ``scale``."""
     model.reward_scale.mean_square.fill_(scale**2)
 
 
 def whole_episodes(model, rows=3, time=14):
-    """Rows of one episode each."""
     batch = random_batch(model, rows, time, resets=False)
     batch.is_first[:, 0] = True
     return batch
 
 
 def step_by_step(model, batch, state=None):
-    """``observe`` as ``observe_step`` does it: features (batch, time, features), and the state after the last step."""
+    """Rolls out ``observe_step``: features (batch, time, features), final state."""
     state = state or batch.state or model.init_state(batch.shape[0])
     features, previous = [], state["action"]
     for t in range(batch.shape[1]):

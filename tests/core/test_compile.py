@@ -1,4 +1,4 @@
-"""torch.compile with fullgraph: the same numbers forward and backward, shapes that change, and never a silent zero."""
+"""torch.compile with fullgraph: results, gradients and changing shapes."""
 
 import pytest
 import torch
@@ -8,10 +8,10 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 import wmkernels
 
-# PyTorch's own tracing of an autograd.Function.
+# Tracing an autograd.Function warns.
 pytestmark = pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 every_target = on_every_target("selective_scan")
-# Inductor's own code is not what is under test: the graphs and their fakes are, which this backend runs as they are.
+# Tests graphs and fakes without Inductor.
 GRAPHS = "aot_eager"
 
 
@@ -63,7 +63,7 @@ def test_dynamic_shapes_with_backward(op, target):
         return problem.function(**values, **problem.options, backend=target.backend)
 
     compiled = torch.compile(run, fullgraph=True, dynamic=True, backend=graphs)
-    # The first sizes are all different: Dynamo takes equal ones for one symbol.
+    # Dynamo gives equal sizes one symbol.
     for time, batch in ((9, 5), (5, 2), (130, 4), (64, 3)):
         if op == "selective_scan":
             other = make(target.device, torch.float32, batch=batch, time=time)

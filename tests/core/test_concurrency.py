@@ -1,4 +1,4 @@
-"""Results do not depend on how many threads there are, who calls, or from which process."""
+"""Results are independent of threads and processes."""
 
 import contextlib
 import multiprocessing
@@ -113,7 +113,7 @@ def test_any_number_of_threads(name):
 @every_op
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_the_same_whatever_the_layout(op, dtype):
-    """Channels and time may be read in another order in memory, never added in another."""
+    """Layout never changes the order of sums."""
     problem = SMALL[op]("cpu", dtype)
     plain = problem.solve("cpu")
     permuted = problem.mapped(
@@ -155,7 +155,6 @@ def _solve_in_child(connection):
 
 
 def test_a_forked_worker_with_one_thread():
-    """What a DataLoader's worker is: forked after the parent's threads have run, and then alone."""
     with torch_threads(2):
         expected = numbers(big_scan().solve("cpu"))
     context = multiprocessing.get_context("fork")
@@ -174,8 +173,6 @@ def test_a_forked_worker_with_one_thread():
 
 
 class Scans(torch.utils.data.Dataset):
-    """Items that are computed with the kernels."""
-
     def __len__(self):
         return 4
 

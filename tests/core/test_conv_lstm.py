@@ -1,4 +1,4 @@
-"""conv_lstm: the reference is Shi's equations, the kernel computes what the reference computes, and so do gradients."""
+"""conv_lstm: the reference against Shi's equations, kernels against the reference."""
 
 import math
 
@@ -18,7 +18,7 @@ from torch.autograd import gradcheck, gradgradcheck
 import wmkernels
 from wmkernels.checks import state_dtype
 
-# One random direction for all inputs at once, instead of every number by itself.
+# One random direction over all inputs.
 FAST = {**GRADCHECK, "fast_mode": True}
 few = settings(max_examples=max(10, settings().max_examples // 3))
 every_call = pytest.mark.parametrize("op", list(SMALL))
@@ -29,7 +29,7 @@ def sigmoid(x):
 
 
 def by_numbers(x, weight_ih, weight_hh, bias, peephole, h, c, reset, stride, dilation):
-    """Equation 3 of Shi et al. 2015, one number at a time, with padding "same"; everything as nested lists' items."""
+    """Equation 3 of Shi et al. 2015 in scalar loops, padding "same"."""
     time, batch, inputs, rows, columns = x.shape
     hidden, (kh, kw), (ph, pw) = weight_hh.shape[1], weight_ih.shape[2:], weight_hh.shape[2:]
     height, width = math.ceil(rows / stride), math.ceil(columns / stride)
@@ -145,7 +145,7 @@ def test_gradients_by_finite_differences(target, data):
 
 
 def as_function(problem, backend):
-    """The call as a function of its floating tensors, and those, in memory that can be perturbed in place."""
+    """With clones that gradcheck can perturb."""
     leaves = problem.leaves()
 
     def run(*values):
@@ -251,7 +251,7 @@ def test_what_a_training_step_keeps(target, keep_gates):
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
         out = problem.call(target.backend, leaves)[0]
     h_and_c = 2 * out.numel() * 4
-    # Beside x itself: every h, every c, and where they are kept four gates for each.
+    # h and c of every step and, with keep_gates, four gates.
     assert sum(kept.values()) == h_and_c * (3 if keep_gates else 1)
 
 
@@ -302,7 +302,7 @@ def test_nothing_in_the_right_nothing_out(target, time, batch, dtype):
 @pytest.mark.parametrize("stride", [1, 2, 3])
 @pytest.mark.parametrize("kernel", [1, 2, 3, 4])
 def test_padding_same_is_that_of_keras(target, size, stride, kernel):
-    """ceil(size / stride) numbers, and where zeros do not come in pairs the odd one is behind (Keras' Conv2D)."""
+    """Size ceil(size / stride); odd padding goes at the end (Keras' Conv2D)."""
     x = torch.randn(1, 1, 1, 1, size, dtype=torch.float64, device=target.device)
     weight_ih = torch.randn(4, 1, 1, kernel, dtype=torch.float64, device=target.device)
     weight_hh = torch.zeros(4, 1, 1, 1, dtype=torch.float64, device=target.device)

@@ -1,4 +1,4 @@
-"""conv_lstm in PyTorch's hands: torch.library, torch.compile, torch.func, checkpointing, forks; and bad input."""
+"""conv_lstm in PyTorch's transforms; bad input."""
 
 import multiprocessing
 
@@ -24,9 +24,6 @@ every_kernel = on_every_target("conv_lstm", kernels_only=True)
 @pytest.fixture(autouse=True)
 def fresh(compiler):
     torch._dynamo.reset()
-
-
-# ---- torch.library ----
 
 
 @every_kernel
@@ -59,9 +56,6 @@ def test_the_ops_keep_what_they_promise(target, dtype, layout, keep, use):
     torch.library.opcheck(backward, arguments, test_utils=TRACING)
     wanting = (*cotangents, given[0].clone().requires_grad_(), *arguments[4:])
     torch.library.opcheck(backward, wanting, test_utils=WITHOUT_AUTOGRAD)
-
-
-# ---- torch.compile ----
 
 
 @every_target
@@ -105,9 +99,6 @@ def test_compiled_func_grad_works_or_raises_and_a_second_derivative_raises(targe
     with pytest.raises(RuntimeError):
         (first,) = torch.autograd.grad(compiled(leaves), [leaves["x"]], create_graph=True)
         (compiled(leaves) + first.square().sum()).backward()
-
-
-# ---- torch.func ----
 
 
 @every_call
@@ -208,7 +199,7 @@ def _in_a_child(queue):
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_a_forked_process_with_one_thread_does_not_hang():
     with torch_threads(2):
-        small_conv_lstm("cpu", torch.float32).call("cpu")  # the pool of threads exists before the fork
+        small_conv_lstm("cpu", torch.float32).call("cpu")  # starts the thread pool
     context = multiprocessing.get_context("fork")
     queue = context.Queue()
     child = context.Process(target=_in_a_child, args=(queue,))
@@ -218,9 +209,6 @@ def test_a_forked_process_with_one_thread_does_not_hang():
     finally:
         child.join(10)
         child.kill()
-
-
-# ---- Bad input ----
 
 
 def zeros(*shape, dtype=torch.float32):

@@ -1,4 +1,4 @@
-"""A single step without gradients goes to the kernel in one call, from the tensors as they are."""
+"""Steps without gradients call the kernel directly."""
 
 import pytest
 import torch
@@ -20,7 +20,6 @@ DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 def arguments(
     dtype=torch.float32, batch=2, inputs=3, hidden=5, size=(4, 6), kernel=(3, 3), peephole=None, layout="rows"
 ):
-    """Positional and keyword arguments of a step, whose maps lie in memory as ``layout`` says."""
     state = state_dtype(dtype)
 
     def maps(channels, kind):

@@ -1,4 +1,4 @@
-"""Nothing in, the right nothing out: empty batches, no time, no channels, and packed sequences without a step."""
+"""Empty batches, sequences, channels and packed sequences."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Bad input: each message names the op, the argument, what it was and what was expected; nothing crashes."""
+"""Error messages name the op, the argument, its value and the expectation."""
 
 import dataclasses
 import re
@@ -340,11 +340,8 @@ def test_linear_scan(target, case):
         wmkernels.linear_scan(**x)
 
 
-# ---- Backends ----
-
-
 def test_the_kernels_are_built():
-    """The rest of the suite runs on what is there; that the C++ kernels are, is checked here."""
+    """Other tests run only on available backends."""
     for op in op_names():
         assert dispatch.reasons(op, "cpu", torch.device("cpu")) == []
     if torch.cuda.is_available():
@@ -371,7 +368,6 @@ def test_states_past_what_kernels_hold():
     x = SMALL["selective_scan"]("cpu", torch.float32, state=257).tensors
     with pytest.raises(ValueError, match="at most 256 states a channel, this call has 257"):
         wmkernels.selective_scan(**x, backend="cpu")
-    # Without a name the chunked form runs.
     expected = wmkernels.selective_scan(**x, backend="chunked")
     torch.testing.assert_close(wmkernels.selective_scan(**x), expected, rtol=0, atol=0)
 
@@ -382,7 +378,6 @@ def test_the_best_backend_is_chosen():
 
 @pytest.fixture
 def gpu_kernels_that_run(monkeypatch):
-    """Every GPU backend says that it can run."""
     for cached in (dispatch._device_reasons, dispatch._default_backend):
         cached.cache_clear()
     monkeypatch.setattr(dispatch, "REQUESTED", None)
@@ -399,7 +394,7 @@ def test_only_kernels_that_were_held_against_the_reference_on_a_gpu_are_chosen(o
     expected = "chunked" if op == "conv_lstm" else "cuda"
     assert dispatch.choose(op, gpu) == expected
     assert OPS[op].verified.get("triton", ()) == ()
-    for backend in ("triton", "cuda"):  # asked for by name, either runs
+    for backend in ("triton", "cuda"):
         assert dispatch.choose(op, gpu, backend) == backend
     with pytest.raises(ValueError, match=f"{op}: backend 'cpu' cannot run this call") as error:
         dispatch.choose(op, gpu, "cpu")

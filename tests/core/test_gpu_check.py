@@ -1,5 +1,3 @@
-"""The documentation lists the stages that the GPU check runs."""
-
 import subprocess
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Gradients: against finite differences, through everything that PyTorch does with them, and what they cost to keep."""
+"""Gradients: finite differences, autograd features and memory."""
 
 import pytest
 import torch
@@ -24,7 +24,7 @@ def check_gradients(problem, backend, again=False, **options):
     def run(*values):
         return problem.call(backend, dict(zip(leaves, values, strict=True)))
 
-    # gradcheck perturbs in place, which an expanded leaf does not allow.
+    # gradcheck perturbs in place, which expanded leaves forbid.
     values = [x.detach().clone(memory_format=torch.preserve_format).requires_grad_() for x in leaves.values()]
     assert gradcheck(run, values, check_undefined_grad=False, **GRADCHECK, **options)
     if again:
@@ -48,7 +48,6 @@ def test_selective_step_by_finite_differences(target, data):
 
 
 def shrunk(problem):
-    """At most three channels (a step's problem has up to seventy), one group."""
     channels = min(3, problem.tensors["u"].shape[1])
     cut = {}
     for name, x in problem.tensors.items():
@@ -149,7 +148,7 @@ def test_a_second_backward_says_that_it_cannot(op, target):
     named = "selective_scan" if op == "selective_step" else op
     with pytest.raises(RuntimeError, match=rf"{named}: the gradient of its gradient.*backend=\"reference\""):
         grad.square().sum().backward()
-    # A sum with a term that has a gradient of its own must not hide that the other has none.
+    # The differentiable first term must not hide the second's missing gradient.
     leaves = problem.leaves()
     output = problem.call(target.backend, leaves)[0]
     (grad,) = torch.autograd.grad(output.sum(), [next(iter(leaves.values()))], create_graph=True)
@@ -184,7 +183,7 @@ def test_expanded_and_non_contiguous_gradients(op, target):
     permuted = torch.autograd.grad(outputs, [*leaves.values()], backwards, retain_graph=True)
     torch.testing.assert_close(permuted, plain)
     ones = torch.autograd.grad(outputs, [*leaves.values()], [torch.ones_like(x) for x in outputs], retain_graph=True)
-    # .sum() sends one number back, expanded with stride 0 over every dimension.
+    # Expands the gradient with stride 0.
     summed = torch.autograd.grad(sum(x.sum() for x in outputs), [*leaves.values()])
     torch.testing.assert_close(summed, ones)
 
@@ -224,7 +223,7 @@ def test_autocast_leaves_states_in_float32(op, target, dtype):
 @on_every_target("selective_scan")
 def test_autocast_widens_mixed_activations(target):
     x = small_scan(target.device, torch.float32).tensors
-    # A linear layer's output under autocast is bfloat16, and softplus and exp give float32.
+    # Linear layers return bfloat16, softplus and exp float32.
     mixed = x | {name: x[name].to(torch.bfloat16) for name in ("u", "B", "z")}
     with torch.autocast(target.device, torch.bfloat16):
         out = wmkernels.selective_scan(**mixed, backend=target.backend)
@@ -254,7 +253,7 @@ def test_a_training_step_keeps_one_state_a_chunk(target, state, dtype):
         out, _ = problem.call(target.backend, leaves)
     activations = [x for x in (*leaves.values(), out) if x.numel() >= leaves["B"].numel()]
     size = sum(x.numel() * x.element_size() for x in activations)
-    # Beside inputs, outputs and their gradients, nothing of size channels * state * time may live.
+    # Nothing of size channels * state * time may live.
     chunk = chunk_length(state, target.device)
     assert sum(kept.values()) <= 32 * state * -(-2048 // chunk) * state_dtype(dtype).itemsize
     if target.device == "cpu":
@@ -290,5 +289,5 @@ def test_a_chunked_training_step_keeps_one_state_per_chunk(monkeypatch):
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
         wmkernels.selective_scan(**leaves, **problem.options, backend="chunked")
-    # A chunk's states, of 32 steps, of which the checkpoint keeps the last as a view, are all that may live.
+    # Only one chunk's states may live; the checkpoint is a view of the last.
     assert sum(kept.values()) <= 256 * 8 * 16 * 4 + 256 * 8 * 4

@@ -1,5 +1,3 @@
-"""Every kernel computes what the reference computes, as accurately, whatever the shapes, layouts and options."""
-
 import contextlib
 
 import pytest

@@ -1,11 +1,11 @@
-"""The laws that every memory obeys, on every backend that runs here. Memories join in tests/recurrences.py.
+"""Laws of every memory on every backend; tests/recurrences.py registers memories.
 
-1. the parallel pass is the step-by-step rollout;
-2. a sequence cut anywhere, with the state carried over, is the whole sequence: outputs and all gradients;
-3. reset[t] starts a new sequence at t: nothing before t reaches t or later, and no gradient comes back;
-4. packed sequences are the same sequences one by one;
-5. batch elements are independent;
-6. the state is a tuple of tensors that can be detached, saved, loaded and handed in again.
+1. The parallel pass equals the rollout.
+2. A split sequence equals the whole: outputs and gradients.
+3. reset[t] starts a new sequence at t: no values or gradients cross it.
+4. Packed sequences equal separate ones.
+5. Batch elements are independent.
+6. The state is a tuple of tensors that can be detached, saved and loaded.
 """
 
 import io
@@ -13,8 +13,8 @@ import itertools
 
 import pytest
 import recurrences_conv_lstm  # noqa: F401 (memories register themselves)
-import recurrences_nn  # noqa: F401 (the modules of wmkernels.nn register themselves)
-import recurrences_worldmodel  # noqa: F401 (so do those of the world model)
+import recurrences_nn  # noqa: F401
+import recurrences_worldmodel  # noqa: F401
 import torch
 from backends import targets
 from hypothesis import assume, given
@@ -40,7 +40,6 @@ every_packable_memory = pytest.mark.parametrize(
 
 @pytest.fixture(autouse=True)
 def asked_for(target, monkeypatch):
-    """The backend of the test, as WMKERNELS_BACKEND would ask for it."""
     monkeypatch.setattr(dispatch, "REQUESTED", target.backend)
     monkeypatch.setattr(chunked, "steps_per_chunk", lambda _: 3)
 
@@ -53,7 +52,6 @@ def draw_example(data, memory, target, batch=None, time=None):
 
 
 def draw_reset(data, example):
-    """None, or flags at random."""
     batch, time = next(iter(example.inputs.values())).shape[:2]
     share = data.draw(st.sampled_from([None, 0.1, 0.3, 1.0]), "share of resets")
     if share is None:
@@ -69,7 +67,6 @@ def random_like(tensors, seed=0):
 
 
 def leaves_of(example):
-    """Copies that gradients can be asked for: inputs, parameters, state."""
     inputs = {k: v.detach().clone().requires_grad_() for k, v in example.inputs.items()}
     parameters = {k: v.detach().clone().requires_grad_() for k, v in example.parameters.items()}
     return Example(
@@ -82,11 +79,11 @@ def leaves_of(example):
 
 
 def results(example, run, with_state=True):
-    """Outputs, last state, and the gradients of everything under random cotangents, by name."""
+    """Outputs, last state and gradients by name."""
     leaves = leaves_of(example)
     output, state = run(leaves)
     cotangents = random_like((output, *state), seed=1)
-    # Nothing differentiable is left in an empty output.
+    # Empty outputs have no gradient.
     used = [(x, g) for x, g in zip((output, *state), cotangents, strict=True) if x.requires_grad or x.numel()]
     wanted = {**leaves.inputs, **leaves.parameters}
     if with_state:
@@ -136,7 +133,7 @@ def test_1_the_parallel_pass_is_the_rollout(memory, target, data):
             outputs.append(output)
         return torch.stack(outputs, 1), state
 
-    # A rollout's constant B is rounded to the activations' dtype, which the parallel pass has no need for.
+    # The rollout rounds a constant B to the activations' dtype.
     assume(dtype != torch.bfloat16 or not dict(example.configuration).get("constant_B"))
     assert_same(results(example, parallel), results(example, rollout), dtype)
 
@@ -200,8 +197,7 @@ def test_3_not_even_nan_crosses_a_reset(memory, target, poison, data):
     reset[:, at] = True
 
     def run(before, after, gradient_after):
-        """With these put in before the reset, after it, and into the cotangents after it; the second batch element is
-        always clean."""
+        """Fills values before and after the reset, and cotangents after it; batch element 1 stays clean."""
         x = leaves_of(example)
         with torch.no_grad():
             for value in x.inputs.values():

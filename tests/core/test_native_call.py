@@ -1,5 +1,3 @@
-"""What the extension asks of the memory that it is handed."""
-
 import re
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""wmkernels.nn beyond the laws, which tests/recurrences_nn.py joins: published block, dtypes, compile, errors."""
+"""wmkernels.nn beyond the laws."""
 
 import copy
 import doctest
@@ -33,7 +33,7 @@ def assert_near(actual, expected, dtype):
 
 
 def published_mamba(weights, inputs):
-    """The block of Gu & Dao 2023 in PyTorch's own modules' terms, from its state dict, without any of our code."""
+    """The block of Gu & Dao 2023 in plain PyTorch."""
     rank, (inner, states) = weights["dt_proj.weight"].shape[1], weights["A_log"].shape
     x, z = F.linear(inputs, weights["in_proj.weight"], weights.get("in_proj.bias")).chunk(2, -1)
     kernel = weights["conv1d.weight"]
@@ -163,7 +163,7 @@ def test_autocast_keeps_the_state_in_float32(target):
     assert outputs.dtype == torch.bfloat16
     assert {value.dtype for value in (*state.values(), *last.values())} == {torch.float32}
     assert_near(stepped, outputs, torch.bfloat16)
-    # A few roundings to eight bits on the way through four projections.
+    # Four projections round to eight bits.
     torch.testing.assert_close(outputs.float(), exact, rtol=0, atol=0.03 * exact.abs().max().item())
     outputs.float().square().mean().backward()
     assert all(p.grad.isfinite().all() and p.grad.dtype == torch.float32 for p in module.parameters())

@@ -1,4 +1,4 @@
-"""nn.ConvLSTM and ConvLSTMCell: nn.LSTM on a map of one position, layers and directions, weights of other projects."""
+"""nn.ConvLSTM and ConvLSTMCell beyond the laws."""
 
 import copy
 import io
@@ -110,7 +110,7 @@ def test_dropout_lies_between_layers_while_training():
     whole = ConvLSTM(2, 3, 3, 2, dropout=1.0)
     with torch.no_grad():
         whole.bias_l1.normal_()
-    # Nothing of the first layer gets through: every position inside the map is alike.
+    # The first layer has no effect: interior positions are equal.
     assert torch.allclose(whole(x)[0][0, :, :, 0, 0], whole(2 * x)[0][0, :, :, 0, 0])
 
 
@@ -125,7 +125,7 @@ def test_initial_values():
         assert (bias[1] == 0.5).all() and (bias[[0, 2, 3]] == 0).all()
         assert getattr(module, f"peephole_l{layer}").shape == (3, 8, 4, 4)
         assert (getattr(module, f"peephole_l{layer}") == 0).all()
-    # It is an initial value and nothing that forward adds.
+    # forget_bias only initializes.
     with torch.no_grad():
         module.bias_l0.zero_(), module.bias_l1.zero_()
         module.forget_bias = 7.0
@@ -241,11 +241,8 @@ def test_bad_input(case):
     assert message in str(caught.value)
 
 
-# ---- Weights of other projects, each against a plain rendering of its cell ----
-
-
 class CopiedCell(nn.Module):
-    """The cell that most projects have copied: one convolution of x and h, gates i, f, o, g."""
+    """The common cell: one convolution of x and h, gates i, f, o, g."""
 
     def __init__(self, inputs, hidden, kernel, bias):
         super().__init__()
@@ -258,7 +255,7 @@ class CopiedCell(nn.Module):
 
 
 class OpenSTLCell(nn.Module):
-    """OpenSTL's cell: two convolutions, gates i, f, g, o, and two more that nothing uses."""
+    """OpenSTL: two convolutions, gates i, f, g, o; two more are unused."""
 
     def __init__(self, inputs, hidden, kernel, size=None):
         super().__init__()
@@ -277,8 +274,6 @@ class OpenSTLCell(nn.Module):
 
 
 class CellList(nn.Module):
-    """Cells in layers, as both projects hold them."""
-
     def __init__(self, cells):
         super().__init__()
         self.cell_list = nn.ModuleList(cells)
@@ -317,7 +312,7 @@ def test_weights_of_openstl():
 
 
 def keras_cell(x, kernel, recurrent, bias, stride, dilation):
-    """Keras' ConvLSTM2D with padding "same" on (time, batch, height, width, channels), a convolution a gate."""
+    """ConvLSTM2D, padding "same": (time, batch, height, width, channels)."""
     filters = recurrent.shape[2]
 
     def convolve(maps, weight, stride, dilation):

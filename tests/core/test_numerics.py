@@ -1,4 +1,4 @@
-"""Numbers at the edge: underflow, growth, steps of zero, and subnormal numbers."""
+"""Underflow, growth, zero steps and subnormal numbers."""
 
 import statistics
 import time
@@ -36,16 +36,16 @@ def problem_with(target, dtype, delta, A, time=12, channels=20, state=5, **optio
 @pytest.mark.parametrize(
     ("delta", "A"),
     [
-        (100.0, -50.0),  # exp(-5000) is zero
+        (100.0, -50.0),  # exp is zero
         (1.0, -86.9),  # just above the least normal float32
-        (1.0, -88.5),  # exp is subnormal in float32
-        (1.0, -103.5),  # and here it is zero
-        (1.0, -708.0),  # likewise for float64
+        (1.0, -88.5),  # subnormal in float32
+        (1.0, -103.5),  # zero in float32
+        (1.0, -708.0),  # just above the least normal float64
         (1.0, -745.0),
         (1e-30, -1e-8),  # the product is subnormal in float32
-        (0.1, 3.0),  # the state grows
+        (0.1, 3.0),
         (1.0, 1.0),
-        (-0.3, -2.0),  # a negative step
+        (-0.3, -2.0),
     ],
 )
 def test_decays_and_growth(target, dtype, delta, A):
@@ -87,7 +87,7 @@ def test_nan_inputs_give_nan_outputs(target):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("frozen", ["delta", "A"])
 def test_nothing_is_lost_over_a_million_steps(target, dtype, frozen):
-    """exp(0) is exactly 1: with a step of zero, or a rate of zero and no input, the state stays bit for bit."""
+    """exp(0) is exactly 1."""
     time = 20_000 if target.backend == "chunked" else 1_000_000
     kind = torch.float64 if dtype == torch.float64 else torch.float32
     held = torch.randn(1, 2, 3, dtype=kind, device=target.device)
@@ -115,7 +115,7 @@ def test_a_linear_scan_with_gates_of_one_adds(target):
 
 
 def impulse(length, silence, device="cpu"):
-    """A scan over an impulse and then ``silence`` (zeros, or small noise that keeps the state normal)."""
+    """An impulse, then zeros or noise that keeps the state normal."""
     channels, state = 64, 8
     u = torch.full((1, channels, length), silence, device=device)
     u[..., 0] = 1
@@ -135,7 +135,7 @@ def seconds(call):
 
 @on_every_target("selective_scan", kernels_only=True)
 def test_silence_after_an_impulse_is_not_slow(target):
-    # exp(-0.5 * 175) is subnormal, and most of the 4,096 steps would be too.
+    # exp(-0.5 * 175) is subnormal, as are most of the 4,096 states.
     def timed(silence):
         inputs = [x.requires_grad_() for x in impulse(4096, silence, target.device)]
 
@@ -163,7 +163,7 @@ def test_a_linear_scan_is_not_slow_in_silence(target):
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_the_callers_subnormals_survive_a_call(threads):
-    """Flush-to-zero is the kernels' own business: after a call a subnormal number is what it was."""
+    """Kernels restore the caller's flush-to-zero mode."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:

@@ -1,5 +1,3 @@
-"""The references are the mathematics: held against loops over single numbers, and public forms against each other."""
-
 import math
 
 import pytest
@@ -17,7 +15,7 @@ def number(x, *index):
 
 
 def scan_by_numbers(u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, reset, bounds):
-    """Every argument as the public function takes it, channel-first, in float64; one number at a time."""
+    """Channel-first, float64."""
     batch, channels, time = u.shape
     states = A.shape[1]
 
@@ -147,7 +145,7 @@ def test_code_written_for_mamba_ssm_runs_unchanged(target):
 def test_16_bit_activations_keep_their_state_in_float32(target, dtype):
     u = torch.ones(1, 1, 4000, dtype=dtype, device=target.device)
     one = torch.ones(1, 1, device=target.device)
-    # Adding 1e-3 to a sum of that size is lost in 16 bits long before the 4,000th time.
+    # A 16-bit sum would lose increments of 1e-3.
     _, state = wmkernels.selective_scan(u, u * 1e-3, 0 * one, one, one, return_last_state=True, backend=target.backend)
     assert state.dtype == torch.float32
     step = torch.tensor(1e-3, dtype=dtype).item()

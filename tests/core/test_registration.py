@@ -1,4 +1,4 @@
-"""What torch.library asks of an op: schema, fake, autograd and tracing agree with what really runs."""
+"""torch.library's opcheck."""
 
 import pytest
 import torch
@@ -22,7 +22,6 @@ def tensor(shape, dtype, device, layout="contiguous", grad=True):
 
 
 def scan_inputs(dtype, device, layout, constant_B=False, packed=False, extras=True, grad=True):
-    """The tensors of selective_scan_forward."""
     batch, channels, state, time = (1 if packed else 2), 4, 3, 7
     parameter = torch.float64 if dtype == torch.float64 else torch.float32
 
@@ -40,7 +39,7 @@ def scan_inputs(dtype, device, layout, constant_B=False, packed=False, extras=Tr
         make(channels, kind=parameter) if extras else None,
         make(2 if packed else batch, channels, state, kind=parameter) if extras else None,
         torch.rand(batch, time, device=device) < 0.3 if extras else None,
-        # In chunks of 4 these fill every slot of the saved states: slots without a chunk are left unwritten.
+        # Chunks of 4 fill every slot of the saved states; others stay unwritten.
         torch.tensor([0, 5, time], device=device) if packed else None,
     ]
 
@@ -80,7 +79,6 @@ def test_selective_scan_without_the_optional_inputs(target):
 
 
 def step_inputs(dtype, device, layout, grad=True):
-    """The tensors of selective_step_forward without the last."""
     parameter = torch.float64 if dtype == torch.float64 else torch.float32
     shapes = [(2, 4, 3), (2, 4), (2, 4), (4, 3), (2, 2, 3), (2, 2, 3), (4,), (2, 4), (4,)]
     kinds = [parameter, dtype, dtype, parameter, dtype, dtype, parameter, dtype, parameter]

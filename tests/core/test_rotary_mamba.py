@@ -1,4 +1,4 @@
-"""wmkernels.nn.RotaryMamba beyond the laws: it is the complex recurrence, and its angle stays exact."""
+"""nn.RotaryMamba beyond the laws."""
 
 import importlib
 import math
@@ -15,7 +15,7 @@ SCANS = on_every_target("selective_scan")
 
 
 def complex_scan(module, inputs):
-    """The block's own parameters, run as the complex recurrence that it stands for, in complex128."""
+    """The equivalent recurrence in complex128."""
     inner, pairs, groups = module.d_inner, module.d_state // 2, module.groups
     x, z = module.in_proj(inputs).chunk(2, -1)
     x = F.silu(module.conv1d(x)[0])
@@ -89,7 +89,7 @@ def test_the_angle_is_exact_after_a_million_steps():
 
 
 def test_a_float32_block_steps_as_it_runs_after_a_long_time():
-    """The carried angle is wrapped: a float32 sum of radians would be off by a tenth after a million steps."""
+    """An unwrapped float32 angle would be off by 0.1 after a million steps."""
     module = RotaryMamba(4, 8, groups=2)
     inputs = torch.randn(1, 50_000, 4)
     with torch.no_grad():
@@ -110,8 +110,6 @@ def test_initial_angles_spread_over_half_a_turn():
 
 
 def test_a_rotated_memory_tells_lags_apart_and_a_real_one_does_not():
-    """How alike the states are that one impulse leaves behind, seen at different times after it."""
-
     def states(module):
         state, seen = module.init_state(1), []
         for t in range(40):

@@ -1,4 +1,4 @@
-"""State dicts of the release before load, and give the outputs that they gave."""
+"""State dicts of the previous release reproduce their outputs."""
 
 from pathlib import Path
 
@@ -12,7 +12,6 @@ DATA = Path(__file__).with_name("data")
 
 
 def saved(name):
-    """The file's tensors, and of them the state dict."""
     tensors = safetensors.load_file(DATA / f"{name}.safetensors")
     prefix = "state_dict."
     return tensors, {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}

@@ -1,4 +1,4 @@
-"""selective_state_update: in place, in all its forms, the numbers of selective_step."""
+"""selective_state_update, in place, equals selective_step."""
 
 import pytest
 import torch
@@ -37,7 +37,6 @@ def inputs(target, dtype=torch.float32, batch=3, channels=20, state=5, groups=No
 
 
 def stepped(state, x):
-    """selective_step on the same call: (out, new state)."""
     renamed = {"x": "u", "dt": "delta", "dt_bias": "delta_bias", "dt_softplus": "delta_softplus"}
     return wmkernels.selective_step(state, **{renamed.get(name, name): value for name, value in x.items()})
 
@@ -136,7 +135,7 @@ def test_heads(target, contiguous):
 
 @every_target
 def test_heads_with_tied_parameters(target):
-    """Mamba-2 calls it so: one A, dt, D and bias a head, expanded with stride 0 over headdim and state."""
+    """Mamba-2: A, dt, D and bias per head, stride 0 over headdim and state."""
     state = torch.randn(3, 4, 5, 6, device=target.device)
     A = (-torch.rand(4, device=target.device))[:, None, None].expand(4, 5, 6)
     dt = torch.randn(3, 4, device=target.device)[..., None].expand(3, 4, 5)
@@ -217,7 +216,7 @@ def test_it_refuses_to_drop_a_gradient(target):
 
 @on_every_target("selective_step", kernels_only=True)
 def test_a_sign_still_to_be_turned_is_turned(target):
-    """The imaginary part of a conjugate is a view whose sign PyTorch turns when it is read."""
+    """imag of a conjugate is lazily negated."""
     x = inputs(target)
     turned = torch.complex(x["x"], x["x"]).conj().imag
     assert turned.is_neg()

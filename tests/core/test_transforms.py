@@ -1,4 +1,4 @@
-"""torch.func: grad, vmap and jacrev over the ops give what loops give."""
+"""torch.func equals loops."""
 
 import pytest
 import torch
@@ -10,7 +10,6 @@ every_target = on_every_target("selective_scan")
 
 
 def pure(op, target, dtype=torch.float64):
-    """The op as a function of a dictionary of its floating tensors, and such a dictionary."""
     problem = SMALL[op](target.device, dtype)
     tensors = {k: v for k, v in problem.tensors.items() if v is not None}
 
@@ -166,7 +165,6 @@ def test_forward_mode_raises(op, target):
 
 @on_every_target("selective_step")
 def test_an_ensemble_of_parameters_over_a_rollout(target):
-    """vmap over members whose parameters differ, each stepping on its own state: a world model's ensemble."""
     run, tensors = pure("selective_step", target)
     members = {k: torch.stack([v, 0.5 * v]) for k, v in tensors.items() if k in ("A", "D", "delta_bias", "state")}
 
