@@ -15,7 +15,7 @@ from worldmodel.runs.run import Run
 
 
 class Agent:
-    """A trained world model that acts; the caller holds its state, a flat dict of tensors.
+    """A trained world model; the caller holds its state, a flat dict of tensors.
 
     Attributes:
         greedy: the default decider.
@@ -37,7 +37,7 @@ class Agent:
 
     @classmethod
     def load(cls, run: Path | str, device: str = "cpu") -> "Agent":
-        """Loads the newest checkpoint of a folder, with averaged weights where the run has them.
+        """Loads the newest checkpoint, with averaged weights if there are any.
 
         Raises:
             RunError: no run, no checkpoint, a damaged file, or weights of another configuration.
@@ -53,7 +53,6 @@ class Agent:
         return cls(world_model, observation_spec, action_spec)
 
     def init_state(self, batch_size: int = 1) -> State:
-        """The state before the first step."""
         return self.world_model.init_state(batch_size)
 
     @torch.no_grad()
@@ -72,8 +71,8 @@ class Agent:
             observation: in the environment's form.
             state: from the previous call, or None.
             reset: true zeroes the state.
-            decider: the configuration's greedy one if None.
-            greedy: deprecated: False is ``decider=policy_sample``.
+            decider: the configured one if None.
+            greedy: deprecated.
 
         Returns:
             ``(action, state)``: in the environment's form, and for the next call.
@@ -109,7 +108,7 @@ class Agent:
 
     @torch.no_grad()
     def action_values(self, state: State) -> tuple[np.ndarray, np.ndarray]:
-        """Q of every action, (batch, actions) in the environment's units, and the actions in its form, (actions, ...).
+        """Q, (batch, actions), and the actions, in the environment's units and form.
 
         Raises:
             ValueError: continuous actions, or more than ``DecisionConfig.max_enumerated_actions``.
@@ -124,14 +123,10 @@ class Agent:
 
     @torch.no_grad()
     def imagined_rewards(self, state: State, actions: np.ndarray) -> np.ndarray:
-        """Imagined rewards in the environment's units, (batch, horizon), with latents at their mode.
-
-        ``actions`` are encoded, (batch, horizon, ...).
-        """
+        """Encoded ``actions`` (batch, horizon, ...) -> (batch, horizon), in the environment's units."""
         encoded = self.action_spec.encode(torch.from_numpy(actions).to(self.device))
         mode = self.world_model.perception.latent.mode
         return self._in_units(self.world_model.imagine_actions(state, encoded, mode).rewards)
 
     def _in_units(self, scaled: torch.Tensor) -> np.ndarray:
-        """Reward-scale units -> the environment's."""
         return (scaled * self.world_model.reward_scale.scale.to(scaled.dtype)).cpu().numpy()

@@ -1,6 +1,6 @@
-"""Evaluation over whole episodes.
+"""Evaluation over whole episodes; episode i has seed + i.
 
-Episode i has seed + i, and all requested episodes are finished: the first to end would be biased towards short ones.
+Every requested episode is finished: the first to end would be biased towards short ones.
 """
 
 import dataclasses
@@ -34,7 +34,6 @@ class Evaluated:
 
     @property
     def mean(self) -> float:
-        """Mean return."""
         return float(np.mean(self.returns))
 
     @property
@@ -43,7 +42,6 @@ class Evaluated:
         return float(np.std(self.returns, ddof=1) / np.sqrt(len(self.returns))) if len(self.returns) > 1 else 0.0
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values, the summary first."""
         summary = {"mean": self.mean, "standard_error": self.standard_error, "episodes": len(self.returns)}
         return {**summary, "returns": list(self.returns), "lengths": list(self.lengths)}
 
@@ -64,11 +62,11 @@ def evaluate(
     Args:
         agent: acts.
         env: as for ``worldmodel.environments.registry.resolve``.
-        episodes: number of them.
-        seed: of the first episode and of the decider.
+        episodes: how many.
+        seed: of the first episode and the decider.
         num_envs: in parallel.
-        decider: the agent's greedy one if None.
-        greedy: deprecated: False is ``decider=policy_sample``.
+        decider: the agent's if None.
+        greedy: deprecated.
         environments: instead of new ones; closed at the end.
 
     Raises:
@@ -112,9 +110,7 @@ def evaluate_filmed(
     decider: Decider | None = None,
     greedy: bool | None = None,
 ) -> Evaluated:
-    """``evaluate``, with a video of the first ``filmed`` episodes, which run one by one.
-
-    ``file`` is from ``worldmodel.acting.video.video_file``; ``filmed`` is at least 1.
+    """``evaluate``, with a video of the first ``filmed`` episodes, at least 1, run one by one.
 
     Raises:
         NoVideo: the environment has no rendering.

@@ -21,7 +21,7 @@ except ImportError as error:
 
 FRAMES_PER_SECOND = 30
 _MIN_HEIGHT, _MAX_HEIGHT = 256, 512  # pixels
-_LINE, _SPACE = 24, 8  # pixels: height of a text line, gap between pictures
+_LINE, _SPACE = 24, 8  # pixels: text line, gap
 _PAPER, _INK, _PALE = (255, 255, 255), (36, 41, 47), (110, 119, 129)
 
 
@@ -30,7 +30,7 @@ class NoVideo(ValueError):
 
 
 def video_file(wanted: Path) -> tuple[Path, str]:
-    """Returns the path of a .mp4 or .gif, and a notice where a GIF replaces an mp4 for lack of imageio-ffmpeg.
+    """Returns the path, .mp4 or .gif, and a notice where a GIF replaces an mp4 for lack of imageio-ffmpeg.
 
     Raises:
         NoVideo: another file type.
@@ -78,7 +78,7 @@ def make_rendered(name: str) -> "gymnasium.Env[Any, Any]":
 
 @contextlib.contextmanager
 def writer(path: Path, fps: float) -> Iterator[Any]:
-    """Yields a writer whose ``append_data`` takes frames, uint8 (height, width, 3) with even sides."""
+    """Its ``append_data`` takes frames, uint8 (height, width, 3) with even sides."""
     path.parent.mkdir(parents=True, exist_ok=True)
     imageio = require("imageio.v2", "write videos")
     options: dict[str, Any] = {"duration": 1000 / fps, "loop": 0}
@@ -89,7 +89,7 @@ def writer(path: Path, fps: float) -> Iterator[Any]:
 
 
 class Camera(gymnasium.Wrapper[Any, Any, Any, Any]):
-    """Films the first ``episodes`` episodes of an environment from ``make_rendered`` with a ``writer``."""
+    """Films the first ``episodes`` episodes of ``environment``."""
 
     def __init__(self, environment: "gymnasium.Env[Any, Any]", agent: Agent, episodes: int, film: Any) -> None:
         super().__init__(environment)
@@ -120,7 +120,6 @@ class Camera(gymnasium.Wrapper[Any, Any, Any, Any]):
             self._film.append_data(self._frame(observation))
 
     def _frame(self, observation: Any) -> np.ndarray:
-        """Titled rendering and views, side by side."""
         rendering = self.env.render()
         assert isinstance(rendering, np.ndarray)
         pictures = [("environment", _scaled(rendering, min(max(len(rendering), _MIN_HEIGHT), _MAX_HEIGHT)))]
@@ -142,7 +141,6 @@ class Camera(gymnasium.Wrapper[Any, Any, Any, Any]):
 
     @torch.no_grad()
     def _views(self, observation: Any) -> Iterator[tuple[str, np.ndarray]]:
-        """Observations and reconstructions of modalities with pictures."""
         if not self._renderers:
             return
         spec, perception = self._agent.observation_spec, self._agent.world_model.perception
@@ -156,7 +154,6 @@ class Camera(gymnasium.Wrapper[Any, Any, Any, Any]):
 
 
 def _scaled(picture: np.ndarray, height: int) -> np.ndarray:
-    """Scales to ``height``: nearest neighbour up, Lanczos down."""
     image = require("PIL.Image", "write videos")
     width = max(1, round(picture.shape[1] * height / picture.shape[0]))
     how = image.Resampling.NEAREST if height >= picture.shape[0] else image.Resampling.LANCZOS

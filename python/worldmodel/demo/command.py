@@ -1,6 +1,6 @@
 """``demo memory``: trains memories on 103 steps of POPGym's RepeatPreviousMedium, and runs them to step 2²⁰.
 
-One process trains and saves; another loads and continues.
+New processes continue from the saved states.
 """
 
 import dataclasses
@@ -41,11 +41,7 @@ class MemoryDemoOptions:
 
 
 def main(arguments: Sequence[str], parse: Callable[..., Any]) -> int:
-    """``python -m worldmodel demo NAME``.
-
-    Raises:
-        ConfigurationError: no demonstration has that name.
-    """
+    """``python -m worldmodel demo NAME``; raises ConfigurationError for an unknown name."""
     if not arguments or arguments[0].startswith("-"):
         print("usage: python -m worldmodel demo memory [options]\n\n`demo memory --help` explains the options.")
         return 0 if arguments else 2
@@ -57,7 +53,7 @@ def main(arguments: Sequence[str], parse: Callable[..., Any]) -> int:
 
 
 def run_memory(options: MemoryDemoOptions) -> Path:
-    """Runs the demonstration and returns the picture's path.
+    """Returns the picture's path.
 
     Raises:
         ConfigurationError: fewer steps than an episode.
@@ -81,7 +77,6 @@ def run_memory(options: MemoryDemoOptions) -> Path:
 
 
 def _run_all(phase: str, options: MemoryDemoOptions) -> None:
-    """One process per memory, a few at a time."""
     limit = options.processes or len(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else [0])
     waiting = list(MEMORIES)
     running: dict[str, subprocess.Popen[bytes]] = {}

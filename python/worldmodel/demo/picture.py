@@ -1,4 +1,4 @@
-"""The picture of ``demo memory``, legible on white and black pages."""
+"""The picture of ``demo memory``, legible on white and black."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,11 +15,7 @@ SUIT_COLOURS = ("#3b82f6", "#e8590c", "#10a37f", "#c08a00")
 
 
 def draw(summary: Mapping[str, Any], path: Path) -> None:
-    """Writes the PNG.
-
-    Raises:
-        MissingPackage: matplotlib is not installed.
-    """
+    """Writes the PNG; raises MissingPackage if matplotlib is not installed."""
     matplotlib = require("matplotlib", "draw the picture")
     matplotlib.use("Agg")
     plt = require("matplotlib.pyplot", "draw the picture")
@@ -37,7 +33,6 @@ def draw(summary: Mapping[str, Any], path: Path) -> None:
 
 
 def _accuracy(axes: Any, results: Mapping[str, Any]) -> None:
-    """Accuracy by step, one line per memory."""
     steps = max(result["steps"] for result in results.values())
     for name, result in results.items():
         points = [(np.sqrt(low * high), accuracy) for low, high, accuracy in result["accuracy_by_time"]]
@@ -96,7 +91,6 @@ def _sensitivity(axes: Any, result: Mapping[str, Any], matplotlib: Any) -> None:
 
 
 def _swap(axes: Any, result: Mapping[str, Any], matplotlib: Any) -> None:
-    """Cards before the swap and answers after it, as coloured cells."""
     swap = result["swap"]
     rows = [
         ("cards that stream 1 saw", swap["past"][0]),

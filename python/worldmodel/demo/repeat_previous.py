@@ -1,7 +1,6 @@
-"""POPGym's RepeatPreviousMedium as a stream of cards, and a model that solves it with memory alone.
+"""POPGym's RepeatPreviousMedium as a stream of cards, and a model of memory alone.
 
-Two shuffled decks are dealt, one suit per step; the task is to name the suit of ``LAG`` steps ago. The reward is 1 or
--1, without further effect, so Q_t(a) is the expected reward of a.
+The task is to name the suit ``LAG`` steps ago. The reward, 1 or -1, has no further effect: Q_t(a) is its expectation.
 """
 
 import torch
@@ -29,7 +28,7 @@ def deal(streams: int, steps: int, random: torch.Generator) -> Tensor:
 
 
 class Answerer(nn.Module):
-    """Maps cards to Q of every answer."""
+    """Cards -> Q of every answer."""
 
     def __init__(self, config: MemoryConfig) -> None:
         super().__init__()
@@ -39,22 +38,22 @@ class Answerer(nn.Module):
         self.q = nn.Linear(config.width, SUITS)
 
     def forward(self, cards: Tensor, state: State | None = None, reset: Tensor | None = None) -> tuple[Tensor, State]:
-        """One-hot cards (batch, time, suits) -> Q of every answer, (batch, time, suits), and the final state.
+        """One-hot cards (batch, time, suits) -> Q, (batch, time, suits), and the final state.
 
-        ``reset`` is bool (batch, time), true where an episode begins.
+        ``reset``, bool (batch, time), is true where an episode begins.
         """
         features, state = self.memory(self.entry(cards), state, reset)
         return self.q(features), state
 
     def loss(self, cards: Tensor) -> Tensor:
-        """Squared error of Q over whole episodes; ``cards`` int64 (batch, 104)."""
+        """Squared error over whole episodes; ``cards`` int64 (batch, 104)."""
         q, _ = self(one_hot(cards), None, first_step(cards))
         rewards = 2 * one_hot(cards[:, : DECK - LAG]) - 1  # (batch, steps with an answer, suits)
         return (q[:, LAG:] - rewards).square().mean()
 
 
 def one_hot(cards: Tensor) -> Tensor:
-    """(batch, time) -> (batch, time, suits), default dtype."""
+    """(batch, time) -> (batch, time, suits)."""
     return torch.nn.functional.one_hot(cards, SUITS).to(torch.get_default_dtype())
 
 

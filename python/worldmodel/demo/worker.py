@@ -25,7 +25,7 @@ MEMORIES = {
     "GRU": MemoryConfig(width=128, blocks=(GRUBlock(),)),
     "no memory": MemoryConfig(blocks=(GatedConvBlock(d_conv=1),)),
 }
-STREAMS = 4  # each with its own state
+STREAMS = 4
 _EPISODES = 32  # per update
 _CHUNK = 4096  # steps per call of the memory
 _RATE = 5e-3
@@ -33,7 +33,7 @@ _GOOD = 3e-3  # loss that ends training
 
 
 def train(folder: Path, name: str, seed: int, seconds: float, steps: int) -> None:
-    """Trains on 103-step episodes, plays one per stream, and saves weights and states."""
+    """Trains on 103-step episodes, plays one per stream, saves weights and states."""
     torch.manual_seed(seed)
     random = torch.Generator().manual_seed(seed)
     model = Answerer(MEMORIES[name])
@@ -100,7 +100,7 @@ def go_on(folder: Path, name: str, seed: int, seconds: float, steps: int) -> Non
 
 
 def _stream(seed: int, steps: int) -> Tensor:
-    """The cards of all streams, the same in both processes."""
+    """The same cards in both processes."""
     return deal(STREAMS, steps, torch.Generator().manual_seed(seed + 1))
 
 
@@ -114,9 +114,9 @@ def _by_time(answered: Tensor) -> list[tuple[int, int, float]]:
 
 
 def _sensitivity(model: Answerer, cards: Tensor) -> Tensor:
-    """|∂Q_t/∂o_s| of the best answer, (time t, time s)."""
+    """|∂Q_t/∂o_s| of the best answer, (t, s)."""
     time_steps = cards.shape[1]
-    # One copy of the episode per t, so that one backward pass gives all rows.
+    # One copy per t, so that one backward pass gives all rows.
     seen = one_hot(cards.expand(time_steps, -1)).requires_grad_()
     q, _ = model(seen, None, first_step(cards).expand(time_steps, -1))
     index = torch.arange(time_steps)
@@ -126,10 +126,7 @@ def _sensitivity(model: Answerer, cards: Tensor) -> Tensor:
 
 
 def _swap(model: Answerer, cards: Tensor, state: State) -> dict[str, Any]:
-    """Swaps the states of two streams: whose past do they answer?
-
-    Only the next ``LAG`` answers, about cards before the swap, count.
-    """
+    """Swaps the states of two streams, and counts the ``LAG`` answers about earlier cards."""
     following = cards[:1, :LAG].expand(2, -1)
     exchanged = {name: value[:2].flip(0) for name, value in state.items()}
     with torch.no_grad():
@@ -144,12 +141,12 @@ def _swap(model: Answerer, cards: Tensor, state: State) -> dict[str, Any]:
 
 
 def file_name(name: str) -> str:
-    """A name without spaces."""
+    """Without spaces."""
     return name.lower().replace(" ", "_")
 
 
 def main(arguments: list[str]) -> None:
-    """Runs one phase of one memory, single-threaded."""
+    """Runs one phase of one memory."""
     phase, folder, name, seed, seconds, steps = arguments
     torch.set_num_threads(1)
     {"train": train, "continue": go_on}[phase](Path(folder), name, int(seed), float(seconds), int(steps))

@@ -1,6 +1,6 @@
-"""Open-loop validation during training: errors k steps after the last context observation.
+"""Open-loop validation during training, in at most 1% of its time.
 
-It uses the newest batch and the likeliest latents, so no random generator moves. It takes at most 1% of the time.
+It uses the newest batch and the likeliest latents, so no random generator moves.
 """
 
 import time
@@ -15,13 +15,13 @@ from worldmodel.pictures.renderers import renderer
 from worldmodel.runs.optional_dependencies import MissingPackage
 
 SHARE = 0.01  # of training time
-CONTEXT = 5  # given observations
+CONTEXT = 5  # observed steps
 AHEAD = (1, 2, 4, 8, 16)  # steps ahead
 _WIDTH, _DPI = 12.5, 60  # inches, pixels per inch
 
 
 class OpenLoopCallback:
-    """Schedules and runs open-loop predictions.
+    """Schedules open-loop predictions.
 
     Args:
         minutes: minimum interval; 0 for never.
@@ -37,22 +37,20 @@ class OpenLoopCallback:
         self._environment = environment
 
     def is_time(self, seconds: float) -> bool:
-        """Whether a run is due after ``seconds`` of training."""
         return self._minutes > 0 and seconds >= self._next
 
     def took(self, cost: float, seconds: float) -> None:
-        """Records a run of ``cost`` seconds that began after ``seconds`` of training."""
+        """Records a run of ``cost`` seconds that began at ``seconds``."""
         self._spent += cost
         self._next = max(seconds + 60 * self._minutes, self._began + self._spent / SHARE)
 
     def look(
         self, world_model: WorldModel, batch: Batch, seconds: float, title: str = ""
     ) -> tuple[dict[str, float], np.ndarray | None]:
-        """Predicts open-loop in ``batch``, ``seconds`` into training.
+        """Returns metrics and a picture.
 
-        Returns:
-            ``(metrics, picture)``: mean errors "open_loop/MODALITY@k" and "open_loop/reward@k", none if all rows are
-            short; the longest row as uint8 (height, width, 3), None without one or without matplotlib.
+        Mean errors are "open_loop/MODALITY@k" and "open_loop/reward@k", none if all rows are short. The picture, uint8
+        (height, width, 3), is the longest row's, or None.
         """
         start = time.perf_counter()
         metrics, picture = {}, None
@@ -79,7 +77,7 @@ class OpenLoopCallback:
 
 
 def errors_ahead(loop: OpenLoop, world_model: WorldModel) -> dict[str, float]:
-    """Mean errors of long enough rows, per modality and steps ahead."""
+    """Mean errors per modality, k steps after the context."""
     metrics = {}
     errors = loop.errors(world_model.observation_spec.modalities)
     # An observation's reward belongs to the previous step.

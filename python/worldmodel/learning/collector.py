@@ -15,7 +15,7 @@ from worldmodel.model.world_model import WorldModel
 class Collector:
     """Fills a replay with the world model's or random actions.
 
-    ``seed`` is for random actions; the decider uses PyTorch's default generator.
+    ``seed`` is for random actions; the decider uses PyTorch's generator.
 
     Attributes:
         steps: transitions collected.
@@ -42,10 +42,10 @@ class Collector:
         self._device = next(world_model.parameters()).device
 
     def collect(self, *, random_rows: int = 0, version: int = 0) -> list[tuple[float, int]]:
-        """One step of every environment; returns return and length of each ended episode.
+        """Steps every environment; returns return and length of ended episodes.
 
         Args:
-            random_rows: leading environments with uniform random actions.
+            random_rows: leading environments with random actions.
             version: the world model's updates.
         """
         episodes = self.episodes
@@ -86,7 +86,6 @@ class Collector:
         return [(float(self._returns[row]), int(self._lengths[row])) for row in ended]
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything but replay and weights."""
         return {
             "episodes": self.episodes.state_dict(),
             "state": self.state,
@@ -97,7 +96,7 @@ class Collector:
         }
 
     def load_state_dict(self, saved: Mapping[str, Any], *, new_episodes: bool = False, unpickle: bool = False) -> None:
-        """Restores ``state_dict``; arguments as for ``Trainer.load``.
+        """Arguments as for ``Trainer.load``.
 
         Raises:
             EnvironmentFailed: the environments cannot be restored.

@@ -1,6 +1,6 @@
-"""Exponential moving average of the weights, for acting after training.
+"""Exponential moving average of the weights, for acting.
 
-Large updates make the newest weights and their return noisy; averaging reduces that (Polyak & Juditsky 1992).
+It reduces the noise of large updates (Polyak & Juditsky 1992).
 """
 
 from torch import Tensor
@@ -8,14 +8,11 @@ from torch.optim.swa_utils import AveragedModel
 
 from worldmodel.model.world_model import WorldModel
 
-_EARLY = 0.1  # longest average, as a fraction of the updates so far
+_EARLY = 0.1  # longest average / updates so far
 
 
 def ema_of(world_model: WorldModel, updates: int) -> AveragedModel:
-    """PyTorch's average of the parameters, over ``updates`` (fewer at the beginning); buffers are the newest.
-
-    Call ``update_parameters(world_model)`` after each update; ``module`` is the averaged world model.
-    """
+    """Averages parameters over ``updates``, fewer at the beginning; buffers are the newest."""
 
     def average(averaged: Tensor, newest: Tensor, n_averaged: Tensor | int) -> Tensor:
         return averaged.lerp(newest, 1 / max(1.0, min(updates, _EARLY * (int(n_averaged) + 1))))

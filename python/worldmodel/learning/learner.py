@@ -1,10 +1,6 @@
-"""The learner: one ``update`` per batch, with the optimiser and running statistics.
+"""The learner: one optimiser step per batch, with running statistics.
 
-Three groups of parameters: perception, memory and prediction; evaluation; decision. The policy's objective never
-changes the world model.
-
-Order: batch statistics (rewards), observation, imagination, return statistics, losses, gradients, optimiser. Errors
-restore the statistics.
+The policy's objective never changes the world model.
 """
 
 import contextlib
@@ -64,7 +60,7 @@ class LearnerConfig:
 
 @dataclasses.dataclass
 class Losses:
-    """One loss per group of parameters, and metrics."""
+    """One loss per parameter group, and metrics."""
 
     model: Tensor
     value: Tensor
@@ -73,13 +69,12 @@ class Losses:
 
     @property
     def total(self) -> Tensor:
-        """Sum of the losses."""
         return self.model + self.value + self.policy
 
 
 @dataclasses.dataclass
 class _Forward:
-    """What precedes the return statistics."""
+    """The inputs of the return statistics."""
 
     model: Tensor
     metrics: dict[str, Tensor]
@@ -92,7 +87,7 @@ class NonFiniteError(RuntimeError):
 
 
 class Learner:
-    """Trains a world model in place; ``reduction`` combines statistics and gradients across processes.
+    """Trains a world model in place.
 
     Attributes:
         ema: ``AveragedModel`` of the world model, or None.
@@ -118,19 +113,15 @@ class Learner:
 
     @property
     def updates(self) -> int:
-        """Number of updates."""
         return self._updates
 
     def losses(self, batch: Batch) -> Losses:
-        """The losses under the current statistics; gradients of ``total`` reach all five functions.
-
-        Moves only the random generator.
-        """
+        """Losses under the current statistics."""
         return self._losses(self._forward(batch))
 
     @torch.no_grad()
     def held_out_losses(self, batch: Batch, seed: int = 0) -> dict[str, float]:
-        """Validation losses by name; nothing changes. ``seed`` is for sampled latents and actions.
+        """Validation losses; nothing changes. ``seed`` is for latents and actions.
 
         Example:
             >>> learner.held_out_losses(batch)["loss/reconstruction"]                            # doctest: +SKIP
@@ -141,11 +132,11 @@ class Learner:
             return {name: float(value) for name, value in self.losses(batch).metrics.items()}
 
     def update(self, batch: Batch) -> dict[str, float]:
-        """One optimiser step on a batch on the world model's device.
+        """One optimiser step.
 
         Returns:
-            Losses and metrics by name. "seconds/observe" and "seconds/imagine" include backward passes; on an
-            asynchronous GPU they are meaningless.
+            Losses and metrics. "seconds/observe" and "seconds/imagine" include backward passes and mean nothing on an
+            asynchronous GPU.
 
         Raises:
             NonFiniteError: non-finite reward, loss or gradient; parameters, optimisers and statistics are unchanged.
@@ -180,7 +171,7 @@ class Learner:
         return metrics
 
     def state_dict(self) -> dict[str, Any]:
-        """Optimisers, return normaliser and update count; the world model holds the other statistics."""
+        """The world model holds the other statistics."""
         return {
             "optimizer": self._optimizer.state_dict(),
             "returns": self._returns.state_dict(),
@@ -188,7 +179,6 @@ class Learner:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restores ``state_dict``."""
         self._optimizer.load_state_dict(state["optimizer"])
         self._returns.load_state_dict(state["returns"])
         self._updates = int(state["updates"])
@@ -224,7 +214,6 @@ class Learner:
 
     @contextlib.contextmanager
     def _statistics_restored_on_error(self) -> Iterator[None]:
-        """Restores the statistics if the update fails."""
         buffers = {name: buffer.clone() for name, buffer in self.world_model.named_buffers()}
         returns = self._returns.state_dict()
         try:
@@ -236,7 +225,7 @@ class Learner:
             raise
 
     def _imagination_starts(self, batch: Batch) -> list[int]:
-        """Imagination starts, one random step per section."""
+        """One random step per section."""
         length = batch.shape[1]
         first = int(batch.loss_mask.any(0).to(torch.uint8).argmax())  # first step with a loss
         count = min(self.config.objective.imagination_starts, length - first)
@@ -245,9 +234,8 @@ class Learner:
         return [int(step) for step in steps]
 
     def _backward(self, losses: Losses, marks: list[float]) -> None:
-        """All gradients; appends times after the policy's and the others."""
         self._optimizer.zero_grad()
-        # The policy's objective may flow through the model but must not change its parameters.
+        # The policy's objective may flow through the model but must not train it.
         policy = self._parameters["policy"]
         for parameter, gradient in zip(policy, torch.autograd.grad(losses.policy, policy), strict=True):
             parameter.grad = gradient

@@ -1,4 +1,4 @@
-"""Means of metrics between two log lines, and timings."""
+"""Means of metrics, and timings."""
 
 import contextlib
 import time
@@ -23,11 +23,9 @@ class MetricMeans:
         self._counts: dict[str, int] = {}
 
     def __contains__(self, name: str) -> bool:
-        """Whether a metric has a value since the last ``means``."""
         return name in self._sums
 
     def add(self, metrics: Mapping[str, float]) -> None:
-        """Adds one value per metric."""
         for name, value in metrics.items():
             self._sums[name] = self._sums.get(name, 0.0) + value
             self._counts[name] = self._counts.get(name, 0) + 1

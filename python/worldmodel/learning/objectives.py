@@ -1,11 +1,9 @@
 """Losses of the five functions, observed and imagined.
 
-perception    reconstruction, and KL of the posterior from the prior, with a small weight
-prediction    the same KL with its gradient on the prior, reward, continuation; also trains memory
+perception    reconstruction, and KL of the posterior from the prior
+prediction    KL with its gradient on the prior, reward, continuation; also trains memory
 evaluation    λ-returns of imagination
-decision      a gradient of ``worldmodel.model.decision``, from the same returns
-
-Losses only read running statistics; ``Learner`` updates them between ``imagine_returns`` and ``imagination_losses``.
+decision      a gradient of ``worldmodel.model.decision``
 """
 
 import dataclasses
@@ -31,9 +29,9 @@ class ObjectiveConfig:
         reward: weight of the reward loss.
         continuation: weight of the continuation loss.
         horizon: imagined steps.
-        imagination_starts: imagination starts per row.
+        imagination_starts: per row.
         value_gradient: weight of the values' gradient to memory.
-        return_floor: smallest return scale, in units of the reward scale.
+        return_floor: smallest return scale / reward scale.
     """
 
     dynamics: float = 1.0
@@ -56,18 +54,18 @@ class ObjectiveConfig:
 
 @dataclasses.dataclass
 class ImaginedReturns:
-    """Rollouts from observed states, with the targets of evaluation and decision.
+    """Rollouts from observed states, with targets of evaluation and decision.
 
-    ``tries`` is the number of actions for the all-action gradient, else 1.
+    ``tries`` is the number of actions for all-action, else 1.
 
     Attributes:
         start: features, (rows, features), with gradients to memory.
         mask: bool (rows,): starts with a loss.
-        imagined: rollouts, (rows * tries, ...).
-        returns: λ-returns in units of the reward scale, (rows * tries, horizon).
-        q: first returns per action, (rows, actions); None unless all-action.
-        policy: (rows,) at the start for all-action; else (rows, horizon).
-        first_target: value target at the start, (rows,).
+        imagined: (rows * tries, ...).
+        returns: λ-returns / reward scale, (rows * tries, horizon).
+        q: first returns, (rows, actions); None unless all-action.
+        policy: (rows,) for all-action; else (rows, horizon).
+        first_target: the start's value target, (rows,).
         weights: probability of reaching each step, (rows * tries, horizon); 0 without ``mask``.
     """
 
@@ -82,12 +80,10 @@ class ImaginedReturns:
 
     @property
     def policy_returns(self) -> Tensor:
-        """Masked returns of the policy's objective."""
         return (self.returns.detach() if self.q is None else self.q)[self.mask]
 
     @property
     def value_targets(self) -> Tensor:
-        """Value targets with a loss, (n,)."""
         later = self.returns.detach()[:, 1:][self.weights[:, 1:] > 0]
         return torch.cat([self.first_target[self.mask], later])
 
@@ -104,7 +100,7 @@ class ImaginationLosses:
 def model_loss(
     world_model: WorldModel, batch: Batch, observed: Observed, config: ObjectiveConfig
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The loss of perception, memory and prediction, and its parts."""
+    """Loss of perception, memory and prediction, and its parts."""
     masked = batch.losses_at
     acted = masked & ~batch.is_last
     rewarded = masked & batch.known_rewards
@@ -138,7 +134,7 @@ def model_loss(
 
 
 def imagine_returns(world_model: WorldModel, states: State, mask: Tensor, config: ObjectiveConfig) -> ImaginedReturns:
-    """Rollouts from observed states (rows, ...) with gradients; ``mask``, bool (rows,), selects starts with a loss."""
+    """``states`` are (rows, ...); ``mask``, bool (rows,), selects starts with a loss."""
     decision = world_model.decision
     start = {name: value.detach() for name, value in states.items()}
     if decision.gradient == "all_action":
@@ -160,7 +156,7 @@ def imagine_returns(world_model: WorldModel, states: State, mask: Tensor, config
 def imagination_losses(
     world_model: WorldModel, found: ImaginedReturns, return_scale: float, config: ObjectiveConfig
 ) -> ImaginationLosses:
-    """The losses of evaluation and decision; ``return_scale`` divides the returns."""
+    """Losses of evaluation and decision; ``return_scale`` divides the returns."""
     decision, policy = world_model.decision, found.policy
     if found.q is not None:
         assert isinstance(policy, DiscretePolicy)
@@ -193,14 +189,14 @@ def imagination_losses(
 
 
 def weighted_mean(values: Tensor, weights: Tensor) -> Tensor:
-    """Weighted mean, weights bool or not; 0 without weight. Unweighted NaN is ignored."""
+    """0 without weight; unweighted NaN is ignored."""
     weights = weights.to(values.dtype)
     return torch.where(weights > 0, values * weights, 0).sum() / weights.sum().clamp(min=1e-8)
 
 
 @torch.no_grad()
 def _try_all(world_model: WorldModel, start: State, horizon: int) -> tuple[Imagined, Tensor, Tensor]:
-    """Every first action: rollouts, returns (rows * actions, horizon), Q (rows, actions)."""
+    """Rollouts, returns (rows * actions, horizon) and Q (rows, actions)."""
     actions = world_model.decision.all_actions(start["features"])
     rows, count = start["features"].shape[0], actions.shape[0]
     tried = {name: value.repeat_interleave(count, 0) for name, value in start.items()}
@@ -210,14 +206,13 @@ def _try_all(world_model: WorldModel, start: State, horizon: int) -> tuple[Imagi
 
 
 def _returns(world_model: WorldModel, imagined: Imagined) -> Tensor:
-    """λ-returns (rows, horizon) with target-network values."""
+    """(rows, horizon), with target-network values."""
     config = world_model.config.evaluation
     next_values = world_model.evaluation.value(imagined.features[:, 1:], target=True)
     return lambda_returns(imagined.rewards, config.discount * imagined.continues, next_values, config.lambda_)
 
 
 def _weights(imagined: Imagined, mask: Tensor) -> Tensor:
-    """Probability of reaching each step, (rows, horizon); 0 without ``mask`` (rows,)."""
     lasting = imagined.continues.detach()[:, :-1].cumprod(1)
     return torch.cat([torch.ones_like(lasting[:, :1]), lasting], 1) * mask[:, None]
 

@@ -1,4 +1,4 @@
-"""Presets: named settings of model and learning, tested together."""
+"""Presets: tested settings of model and learning."""
 
 import dataclasses
 
@@ -18,7 +18,7 @@ from worldmodel.model.world_model import WorldModelConfig
 
 @dataclasses.dataclass(frozen=True)
 class Preset:
-    """A world model, its learning and its replay.
+    """World model, learning and replay.
 
     Attributes:
         model: the five functions.
@@ -27,7 +27,7 @@ class Preset:
         num_envs: parallel environments.
         train_ratio: training steps per collected step.
         prefill: random steps before learning.
-        random_envs: always random environments.
+        random_envs: environments that always act at random.
     """
 
     model: WorldModelConfig
@@ -42,9 +42,8 @@ class Preset:
 def popgym() -> Preset:
     """Small observations, long memory; used for the POPGym results.
 
-    A window of 312 steps holds 6, 3 or 2 episodes of RepeatPrevious Easy, Medium or Hard without padding. The low train
-    ratio avoids overfitting. With 16 states per channel, three seeds of Medium reached 0.92 to 1.00 and one of two of
-    Hard failed in ten minutes; with 32, all three of both learned.
+    A window of 312 steps holds whole episodes of RepeatPrevious. The low train ratio avoids overfitting. With 16 states
+    per channel, one of two seeds of Hard failed in ten minutes; with 32, none of three.
     """
     return Preset(
         WorldModelConfig(memory=MemoryConfig(blocks=(RotaryScanBlock(groups=8, d_state=32),))),
@@ -59,22 +58,17 @@ def popgym() -> Preset:
 def control() -> Preset:
     """Fully observed vectors and few actions; used for the CartPole-v1 results.
 
-    - Deterministic latent: after 300 updates on random play, samples of 8 variables of 8 classes reconstruct to 0.4 of
-      an observation's deviation, probabilities to 0.1.
-    - One update per two steps; CartPole needs about 1,000. Batches of 512 steps matched 1,024 per update.
-    - No memory halves an update's time. ``--memory rotary_scan`` adds one for partial observation.
-    - Imagination of 25 steps from 64 states, since the cart must lean before it returns. At equal cost, 15 steps from
-      128 left the track after 3,500 updates with one seed of two; 25 did not in 4,700. A third of the policy's learning
-      rate also prevented that, but reached 500 after 2,000 updates instead of 1,000.
-    - Averaged weights: of 19 checkpoints 250 updates apart, 14 passed 475, and 18 averages over 200 updates; in a run
-      with 15 steps, 11 and 16.
-    - REINFORCE learns from every imagined step, ``all_action`` from the first. Of three seeds above 475, none fell
-      below again; two did with ``all_action``, which passed slightly sooner. Horizon and average were compared with
-      ``all_action``.
-    - Low entropy: a weight of 0.003 left the policy half random.
-    - Discount 0.995: 0.99 puts the track's end beyond the horizon. Not compared per seed.
-    - Two-hot values: a squared error reaches a return of 100 slowly. Not compared.
-    - Greedy policy: over 20 checkpoints better than one-step planning at 11, worse at 7, and cheaper.
+    - Deterministic latent: samples reconstruct to 0.4 of an observation's deviation, probabilities to 0.1.
+    - Batches of 512 steps match 1,024.
+    - No memory: halves an update's time. Partial observation needs ``--memory rotary_scan``.
+    - Horizon 25 from 64 states: at equal cost, 15 from 128 left the track with one seed of two.
+    - Policy's learning rate: a third also stays on the track, but takes 2,000 updates to reach 500, not 1,000.
+    - Averaged weights: of 19 checkpoints, 14 pass 475; of 19 averages over 200 updates, 18.
+    - REINFORCE: of three seeds above 475, none fell below; with ``all_action``, two did.
+    - Entropy: 0.003 leaves the policy half random.
+    - Discount: 0.99 puts the track's end beyond the horizon (not measured).
+    - Two-hot values: a squared error reaches a return of 100 slowly (not measured).
+    - Greedy policy: better than one-step planning at 11 of 20 checkpoints, worse at 7, cheaper.
     """
     return Preset(
         WorldModelConfig(
@@ -96,8 +90,7 @@ def control() -> Preset:
 def continuous() -> Preset:
     """``control`` for continuous actions; used for the Pendulum-v1 results.
 
-    The pathwise gradient is more informative than a sampled return, but costlier: imagination is shorter, the policy's
-    learning rate lower.
+    The pathwise gradient is costlier than a sampled return, so imagination is shorter.
     """
     preset = control()
     decision = dataclasses.replace(preset.model.decision, gradient="pathwise", entropy=3e-4)
@@ -110,11 +103,10 @@ def continuous() -> Preset:
 
 
 def wander() -> Preset:
-    """Small views, random actions, only the world model learns.
+    """Small views, random actions, no policy; tested on MiniGrid's MemoryS9.
 
-    Tested on MiniGrid's MemoryS9, whose longest episode fits into the window. Non-rotating states hold a fact for any
-    time. A higher train ratio overfits. With sampled latents, one of two seeds did not separate a key from a ball in
-    1,600 updates.
+    The longest episode fits the window. Non-rotating states hold a fact for any time. A higher train ratio overfits. Of two
+    seeds with sampled latents, one confused key and ball.
     """
     return Preset(
         WorldModelConfig(
@@ -132,9 +124,9 @@ def wander() -> Preset:
 
 
 def moving() -> Preset:
-    """Moving objects on small maps, convolutional memory, random actions.
+    """Moving objects on small maps, convolutional memory, random actions; tested on HiddenBall.
 
-    Tested on HiddenBall. Batches are small: perception needs more updates than steps.
+    Batches are small: perception needs more updates than steps.
     """
     memory = MemoryConfig(width=128, blocks=(ConvLSTMBlock((4, 4)),))
     return Preset(

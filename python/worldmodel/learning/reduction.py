@@ -1,7 +1,4 @@
-"""Cross-process reduction of running statistics and gradients.
-
-Nothing else in ``Learner`` depends on the number of processes; a distributed run replaces ``Reduction``.
-"""
+"""Cross-process reduction of statistics and gradients; a distributed run replaces ``Reduction``."""
 
 from collections.abc import Sequence
 
@@ -12,15 +9,11 @@ class Reduction:
     """The identity, for one process."""
 
     def reduce_statistics(self, values: Tensor) -> Tensor:
-        """Gathers (rows, ...) of every process; row counts may differ, other sizes and dtype not.
-
-        Returns:
-            (rows of all processes, ...), the same in every process.
-        """
+        """Gathers (rows, ...) of all processes, whose row counts may differ."""
         return values
 
     def reduce_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
-        """Averages gradients over processes in place; ``parameters`` is one group, ordered equally everywhere."""
+        """Averages gradients in place; ``parameters`` have the same order in every process."""
 
 
 LOCAL = Reduction()

@@ -1,7 +1,4 @@
-"""Running statistics of rewards, returns and target ranges, so that one setting serves every environment.
-
-They are updated only here, once per update, outside the losses. Non-finite values are ignored.
-"""
+"""Running statistics of rewards, returns and targets, so that one setting fits every environment."""
 
 from collections.abc import Mapping
 
@@ -15,7 +12,7 @@ from worldmodel.model.reward_scale import RewardScale
 
 
 def update_reward_scale(scale: RewardScale, rewards: Tensor, reduction: Reduction = LOCAL) -> None:
-    """Updates ``scale`` with rewards of any shape, in the environment's units.
+    """``rewards`` are in the environment's units.
 
     Example:
         >>> scale = RewardScale()
@@ -31,7 +28,7 @@ def update_reward_scale(scale: RewardScale, rewards: Tensor, reduction: Reductio
 
 
 def update_support(head: ScalarHead, targets: Tensor, reduction: Reduction = LOCAL) -> None:
-    """Extends the support of a head's bins to ``targets``, of any shape."""
+    """Extends the support to ``targets``."""
     if head.config.kind != "two_hot":
         return
     targets = targets.detach().flatten()
@@ -45,15 +42,15 @@ def update_support(head: ScalarHead, targets: Tensor, reduction: Reduction = LOC
 def update_standardisation(
     perception: Perception, observations: Mapping[str, Tensor], valid: Tensor, reduction: Reduction = LOCAL
 ) -> None:
-    """Updates mean and variance of vectors with valid observations (batch, time, ...)."""
+    """``observations`` are (batch, time, ...)."""
     for codec, values in perception.standardised(observations, valid):
         codec.update(reduction.reduce_statistics(codec.moments(values)[None]))
 
 
 class ReturnNormaliser:
-    """Smoothed 5th to 95th percentile range of returns, at least ``floor``, which keeps noise from being amplified.
+    """Smoothed 5th to 95th percentile range of returns (Hafner et al. 2023, arXiv 2301.04104, eq. 7).
 
-    Hafner et al. 2023, arXiv 2301.04104, equation 7.
+    At least ``floor``, which keeps noise from being amplified.
     """
 
     def __init__(self, floor: float, decay: float = 0.99) -> None:
@@ -64,11 +61,10 @@ class ReturnNormaliser:
 
     @property
     def scale(self) -> float:
-        """Divisor of the returns."""
         return max(self.floor, self._high - (self._low or 0.0))
 
     def update(self, returns: Tensor, reduction: Reduction = LOCAL) -> None:
-        """Updates the percentiles with returns of any shape, if all are finite."""
+        """Ignored unless all ``returns`` are finite."""
         returns = reduction.reduce_statistics(returns.detach().flatten())
         if returns.numel() and returns.isfinite().all():
             points = torch.tensor([0.05, 0.95], device=returns.device, dtype=returns.dtype)
@@ -78,9 +74,7 @@ class ReturnNormaliser:
             self._high = decay * self._high + (1 - decay) * high
 
     def state_dict(self) -> dict[str, float | None]:
-        """Plain numbers."""
         return {"low": self._low, "high": self._high}
 
     def load_state_dict(self, state: Mapping[str, float | None]) -> None:
-        """Restores ``state_dict``."""
         self._low, self._high = state["low"], float(state["high"] or 0.0)

@@ -1,4 +1,4 @@
-"""Settings of a training run, the options of ``python -m worldmodel train``."""
+"""Settings of ``python -m worldmodel train``."""
 
 import dataclasses
 from pathlib import Path
@@ -59,7 +59,6 @@ class TrainConfig:
     """Limits and batch shape."""
 
     def __post_init__(self) -> None:
-        """Raises ConfigurationError for invalid numbers."""
         for name in (
             "num_envs",
             "threads",
@@ -84,7 +83,7 @@ class TrainConfig:
             )
 
 
-# Fields that may change on resume.
+# May change on resume.
 _FREE = {
     "steps",
     "updates",
@@ -99,11 +98,7 @@ _FREE = {
 
 
 def saved_config(run: Run) -> TrainConfig:
-    """The configuration in a run's folder.
-
-    Raises:
-        ConfigurationError: another version wrote it, with other settings.
-    """
+    """Raises ConfigurationError if another version wrote it, with other settings."""
     return from_json(TrainConfig, run.config.get("train"), "train")
 
 
@@ -113,7 +108,7 @@ def acting_part(config: TrainConfig) -> str:
 
 
 def check_resumable(run: Run, config: TrainConfig) -> None:
-    """Raises ConfigurationError if ``config`` differs from that of the checkpoints."""
+    """Raises ConfigurationError if ``config`` differs from the checkpoints'."""
 
     def fixed(everything: dict[str, Any]) -> dict[str, Any]:
         return {name: value for name, value in everything.items() if name not in _FREE}
@@ -127,11 +122,7 @@ def check_resumable(run: Run, config: TrainConfig) -> None:
 
 
 def usable_device(name: str) -> torch.device:
-    """The named device.
-
-    Raises:
-        ConfigurationError: no such device, or unusable.
-    """
+    """Raises ConfigurationError if there is no such device, or PyTorch cannot use it."""
     try:
         device = torch.device(name)
         torch.zeros(1, device=device)
@@ -142,7 +133,7 @@ def usable_device(name: str) -> torch.device:
 
 
 def default_folder(env: str, stamp: str) -> Path:
-    """The default folder of a run.
+    """Default folder of a run.
 
     Example:
         >>> default_folder("module:Env-v0", "20260101-120000").as_posix()

@@ -1,7 +1,7 @@
-"""Training in one process: learning from a source of batches, collection, checkpoints.
+"""Training in one process: learning, collection, checkpoints.
 
-An iteration is one step per environment and the updates due under the train ratio, or one update without environments.
-It depends only on counts and random generators, which checkpoints hold, so resumed runs repeat the uninterrupted one.
+An iteration depends only on counts and random generators, which checkpoints hold, so a resumed run repeats the
+uninterrupted one.
 """
 
 from typing import Any, Protocol
@@ -34,16 +34,16 @@ class Evaluator(Protocol):
     """Measures progress without moving a random generator."""
 
     def __call__(self, trainer: "SourceTrainer") -> tuple[dict[str, float], np.ndarray | None]:
-        """Metrics by name, and a picture, uint8 (height, width, 3), or None."""
+        """Returns metrics, and a picture, uint8 (height, width, 3), or None."""
 
 
 class SourceTrainer:
-    """Learns from a source of batches; ignores settings of environments and replay.
+    """Learns from a source of batches, without environments.
 
     Attributes:
         updates: of the weights.
         seconds: of training, over all processes.
-        batch: the newest one.
+        batch: the newest.
     """
 
     def __init__(self, config: TrainConfig, source: Source, evaluator: Evaluator | None = None) -> None:
@@ -52,7 +52,7 @@ class SourceTrainer:
         self._evaluator = evaluator
 
     def _begin(self, config: TrainConfig) -> tuple[int, list[int]]:
-        """Sets device, threads and generators; returns seeds of environments, and of batches and actions."""
+        """Returns seeds of environments, and of batches and actions."""
         self.config = config
         self.device = usable_device(config.device)
         if config.threads:
@@ -74,22 +74,19 @@ class SourceTrainer:
         return WorldModel(observation_spec, action_spec, self.config.model).to(self.device)
 
     def evaluate(self) -> tuple[dict[str, float], np.ndarray | None]:
-        """The evaluator's metrics and picture; the first call starts its intervals."""
+        """Metrics and picture; the first call starts the intervals."""
         return ({}, None) if self._evaluator is None else self._evaluator(self)
 
     @property
     def environment(self) -> Any:
-        """The single environment, for rendering; else None."""
         return None
 
     @property
     def steps(self) -> int:
-        """Count for checkpoints and log."""
         return self.updates
 
     @property
     def finished(self) -> bool:
-        """Whether the limit of steps, updates or minutes is reached."""
         limits = self.config
         return (
             (limits.steps is not None and self.steps >= limits.steps)
@@ -98,15 +95,10 @@ class SourceTrainer:
         )
 
     def iterate(self) -> None:
-        """One update."""
         self.update()
 
     def update(self) -> None:
-        """One update of the weights.
-
-        Raises:
-            TrainingFailed: NaN or infinite loss or gradient.
-        """
+        """Raises TrainingFailed for NaN or infinite loss or gradient."""
         with self.metric_means.clock("milliseconds/replay"):
             batch, metrics = self.source.sample(self.updates)
             batch = batch.to(self.device)
@@ -133,7 +125,6 @@ class SourceTrainer:
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """The parts of a checkpoint."""
         random = {"cpu": torch.get_rng_state()}
         if self.device.type == "cuda":
             random["cuda"] = torch.cuda.get_rng_state(self.device)
@@ -151,7 +142,7 @@ class SourceTrainer:
         return ("updates", "seconds")
 
     def load(self, run: Run) -> bool:
-        """Restores the newest checkpoint of ``run``; returns false, as no pickle was read.
+        """Restores the newest checkpoint; false, as no pickle was read.
 
         Raises:
             RunError: a file is missing, damaged, or of another configuration.
@@ -162,7 +153,6 @@ class SourceTrainer:
         return False
 
     def _load_learned(self, run: Run) -> None:
-        """Weights, learner and source."""
         run.load_weights(self.world_model, self.device)
         if self.learner.ema:
             run.load_weights(self.learner.ema.module, self.device, "ema")
@@ -171,7 +161,7 @@ class SourceTrainer:
             self.source.load_state_dict(run.load("replay"))
 
     def _load_counts(self, run: Run) -> None:
-        """Counts and random generators; call last."""
+        """Call last: restores random generators."""
         saved = run.load("trainer")
         for name in self._counts:
             setattr(self, name, saved[name])
@@ -181,7 +171,7 @@ class SourceTrainer:
 
 
 class Trainer(SourceTrainer):
-    """Trains and collects in one process; ``decider`` chooses the actions.
+    """Trains and collects; ``decider`` chooses the actions.
 
     Attributes:
         episodes_ended: over all environments.
@@ -203,7 +193,7 @@ class Trainer(SourceTrainer):
         self.collector = Collector(self.episodes, self.replay, self.world_model, actions, decider)
         self._evaluator = evaluator
         self.episodes_ended = 0
-        self._owed = 0.0  # updates due under the train ratio
+        self._owed = 0.0  # updates due
 
     @property
     def environment(self) -> Any:
@@ -215,7 +205,6 @@ class Trainer(SourceTrainer):
         return self.collector.steps
 
     def iterate(self) -> None:
-        """One step per environment, then the updates due."""
         prefilling = self.steps < self.config.prefill or not len(self.replay)
         before = self.steps
         random_rows = self.config.num_envs if prefilling else self.config.random_envs
@@ -231,11 +220,9 @@ class Trainer(SourceTrainer):
             self.update()
 
     def metrics(self) -> dict[str, float]:
-        """Counts, and means since the last call."""
         return {**super().metrics(), "environments": self.episodes.num_envs, "episodes": self.episodes_ended}
 
     def state_dict(self) -> dict[str, Any]:
-        """The parts of a checkpoint."""
         return {**super().state_dict(), "collector": self.collector.state_dict()}
 
     @property
@@ -243,7 +230,7 @@ class Trainer(SourceTrainer):
         return ("updates", "episodes_ended", "seconds", "_owed")
 
     def load(self, run: Run, *, new_episodes: bool = False, unpickle: bool = False) -> bool:
-        """Restores the newest checkpoint of ``run``; returns whether a pickle was read.
+        """Restores the newest checkpoint; returns whether a pickle was read.
 
         Args:
             run: to resume.

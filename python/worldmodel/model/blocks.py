@@ -1,7 +1,6 @@
-"""Memory blocks: a dataclass per kind, which builds the module.
+"""Memory blocks: one dataclass per kind, which builds the module.
 
-A block maps (batch, time, width) to the same shape with the interface of ``wmkernels.nn``; its state is a flat dict of
-tensors, batch first. A new kind is a class here, listed in ``BlockConfig``.
+A block maps (batch, time, width) to the same shape; its state is a flat dict of tensors, batch first.
 """
 
 import dataclasses
@@ -30,13 +29,11 @@ class GatedConv(nn.Module):
         self.out_proj = nn.Linear(inner, width, bias=False)
 
     def init_state(self, batch_size: int) -> State:
-        """Zeros: the convolution's window."""
         return self.conv1d.init_state(batch_size)
 
     def forward(
         self, inputs: Tensor, state: Mapping[str, Tensor] | None = None, reset: Tensor | None = None
     ) -> tuple[Tensor, State]:
-        """All steps."""
         x, z = self.in_proj(inputs).chunk(2, -1)
         x, carried = self.conv1d(x, state, reset)
         return self.out_proj(F.silu(x) * F.silu(z)), carried
@@ -44,14 +41,13 @@ class GatedConv(nn.Module):
     def step(
         self, input: Tensor, state: Mapping[str, Tensor] | None, reset: Tensor | None = None
     ) -> tuple[Tensor, State]:
-        """One step."""
         x, z = self.in_proj(input).chunk(2, -1)
         x, carried = self.conv1d.step(x, state, reset)
         return self.out_proj(F.silu(x) * F.silu(z)), carried
 
 
 class MapLSTM(nn.Module):
-    """A ConvLSTM layer; features are the map (channels, height, width), flattened."""
+    """A ConvLSTM on flattened (channels, height, width) maps."""
 
     def __init__(self, width: int, map_size: tuple[int, int], kernel: int) -> None:
         super().__init__()
@@ -59,20 +55,18 @@ class MapLSTM(nn.Module):
         self.cell = ConvLSTM(self.shape[0], self.shape[0], kernel, batch_first=True)
 
     def init_state(self, batch_size: int) -> State:
-        """Zeros: ``{"hidden": ..., "cell": ...}``, both (batch, channels, height, width)."""
+        """(batch, channels, height, width) each."""
         hidden, cell = self.cell.init_state(batch_size, self.shape[1:])
         return {"hidden": hidden[0], "cell": cell[0]}
 
     def forward(
         self, inputs: Tensor, state: Mapping[str, Tensor] | None = None, reset: Tensor | None = None
     ) -> tuple[Tensor, State]:
-        """All steps."""
         return self._run(self.cell, inputs, state, reset)
 
     def step(
         self, input: Tensor, state: Mapping[str, Tensor] | None, reset: Tensor | None = None
     ) -> tuple[Tensor, State]:
-        """One step."""
         return self._run(self.cell.step, input, state, reset)
 
     def _run(
@@ -92,14 +86,13 @@ class GRU(nn.Module):
         self.cell = nn.GRUCell(width, width)
 
     def init_state(self, batch_size: int) -> State:
-        """Zeros: ``{"hidden": (batch, width)}``."""
+        """(batch, width)."""
         weight = self.cell.weight_hh
         return {"hidden": torch.zeros(batch_size, self.width, device=weight.device, dtype=weight.dtype)}
 
     def forward(
         self, inputs: Tensor, state: Mapping[str, Tensor] | None = None, reset: Tensor | None = None
     ) -> tuple[Tensor, State]:
-        """All steps."""
         carried: Mapping[str, Tensor] = self.init_state(inputs.shape[0]) if state is None else state
         outputs = []
         for t in range(inputs.shape[1]):
@@ -110,7 +103,6 @@ class GRU(nn.Module):
     def step(
         self, input: Tensor, state: Mapping[str, Tensor] | None, reset: Tensor | None = None
     ) -> tuple[Tensor, State]:
-        """One step."""
         hidden = (self.init_state(input.shape[0]) if state is None else state)["hidden"]
         if reset is not None:
             hidden = hidden.masked_fill(reset[:, None], 0)
@@ -120,7 +112,7 @@ class GRU(nn.Module):
 
 @dataclasses.dataclass(frozen=True)
 class Block:
-    """A configured kind of block.
+    """A kind of block.
 
     Attributes:
         kind: its name in configurations and ``--memory``.
@@ -132,7 +124,6 @@ class Block:
         """Raises ValueError where ``width`` does not fit."""
 
     def build(self, width: int) -> nn.Module:
-        """Builds the block."""
         raise NotImplementedError
 
 
@@ -142,8 +133,8 @@ class RotaryScanBlock(Block):
 
     Attributes:
         d_state: real states per inner channel.
-        groups: sets of B, C and angles, with rates of their own.
-        d_conv: taps of the convolution; 1 disables it.
+        groups: sets of B, C and angles.
+        d_conv: convolution taps; 1 disables it.
         expand: inner channels per feature.
         selective_angle: whether the angle depends on the input.
         decay: initial -A.
@@ -158,7 +149,6 @@ class RotaryScanBlock(Block):
     decay: float = 0.5
 
     def build(self, width: int) -> nn.Module:
-        """Builds the block."""
         return RotaryMamba(
             width,
             self.d_state,
@@ -177,7 +167,7 @@ class ScanBlock(Block):
     Attributes:
         d_state: states per inner channel.
         groups: sets of B and C.
-        d_conv: taps of the convolution; 1 disables it.
+        d_conv: convolution taps; 1 disables it.
         expand: inner channels per feature.
     """
 
@@ -188,7 +178,6 @@ class ScanBlock(Block):
     expand: float = 2
 
     def build(self, width: int) -> nn.Module:
-        """Builds the block."""
         return Mamba(width, self.d_state, self.d_conv, self.expand, groups=self.groups)
 
 
@@ -197,7 +186,7 @@ class GatedConvBlock(Block):
     """A Mamba block without its scan; ``d_conv=1`` has no memory.
 
     Attributes:
-        d_conv: taps of the convolution.
+        d_conv: convolution taps.
         expand: inner channels per feature.
     """
 
@@ -206,17 +195,16 @@ class GatedConvBlock(Block):
     expand: float = 2
 
     def build(self, width: int) -> nn.Module:
-        """Builds the block."""
         return GatedConv(width, self.d_conv, self.expand)
 
 
 @dataclasses.dataclass(frozen=True)
 class ConvLSTMBlock(Block):
-    """A ConvLSTM layer; width = channels * height * width of the map.
+    """A ConvLSTM layer; width = channels * height * width.
 
     Attributes:
         map_size: (height, width).
-        kernel: its side, odd.
+        kernel: side, odd.
     """
 
     kind: ClassVar[str] = "conv_lstm"
@@ -224,7 +212,6 @@ class ConvLSTMBlock(Block):
     kernel: int = 3
 
     def check(self, width: int) -> None:
-        """Raises ValueError where ``width`` does not fit."""
         if min(self.map_size) < 1 or width % math.prod(self.map_size):
             raise ValueError(
                 f"ConvLSTMBlock: map_size is {self.map_size} and width {width}, expected width to be channels * height "
@@ -232,7 +219,6 @@ class ConvLSTMBlock(Block):
             )
 
     def build(self, width: int) -> nn.Module:
-        """Builds the block."""
         return MapLSTM(width, self.map_size, self.kernel)
 
 
@@ -243,13 +229,12 @@ class GRUBlock(Block):
     kind: ClassVar[str] = "gru"
 
     def build(self, width: int) -> nn.Module:
-        """Builds the block."""
         return GRU(width)
 
 
 @dataclasses.dataclass(frozen=True)
 class CustomBlock(Block):
-    """A user's block; reading a run imports its module.
+    """A user's block. Reading a run imports its module.
 
     Attributes:
         block: ``module:Class``, called with the width and ``options``.
@@ -267,11 +252,7 @@ class CustomBlock(Block):
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def build(self, width: int) -> nn.Module:
-        """Builds the block.
-
-        Raises:
-            ConfigurationError: the class cannot be imported or called, or is no block.
-        """
+        """Raises ConfigurationError for a class that cannot be built or is no block."""
         module_name, _, name = self.block.partition(":")
         try:
             kind = getattr(importlib.import_module(module_name), name)
@@ -293,11 +274,10 @@ BlockConfig = RotaryScanBlock | ScanBlock | GatedConvBlock | ConvLSTMBlock | GRU
 
 
 def _check_interface(block: Any, name: str, width: int) -> None:
-    """Raises ConfigurationError where ``block`` fails two steps of one row."""
     if not isinstance(block, nn.Module):
         raise ConfigurationError(f"CustomBlock: {name} made a {type(block).__name__}, expected a torch.nn.Module")
     methods = {method: getattr(block, method, None) for method in ("init_state", "forward", "step")}
-    if type(block).forward is nn.Module.forward:  # which raises NotImplementedError
+    if type(block).forward is nn.Module.forward:
         methods["forward"] = None
     missing = [method for method, function in methods.items() if not callable(function)]
     if missing:
@@ -329,7 +309,6 @@ def _check_interface(block: Any, name: str, width: int) -> None:
 
 
 def _described(state: Any) -> Any:
-    """Shapes by name, or the type."""
     if not isinstance(state, Mapping):
         return type(state).__name__
     return {

@@ -1,7 +1,7 @@
 """Codecs per kind of modality.
 
 encode(modality)              (steps, *shape) -> (steps, width)
-reconstruct(features)         (steps, hidden) -> prediction, for ``loss`` and ``decode``
+reconstruct(features)         (steps, hidden) -> prediction
 loss(prediction, modality)    nats or squared error, summed over the modality, (steps,)
 decode(prediction)            the most probable observation, (steps, *shape)
 """
@@ -17,15 +17,12 @@ from torch import Tensor, nn
 from worldmodel.data.spaces import Modality
 from worldmodel.model.networks import symlog
 
-_WINDOW = 1e6  # steps covered by the running mean and variance
-_MIN_VARIANCE = 1e-10  # an entry below is constant
+_WINDOW = 1e6  # steps in the running mean and variance
+_MIN_VARIANCE = 1e-10  # below: a constant entry
 
 
 class CategoricalCodec(nn.Module):
-    """One-hot classes and a softmax per entry.
-
-    Floating point input, (steps, sum of sizes), is one-hot already, which allows gradients.
-    """
+    """One-hot classes and a softmax per entry; floating-point input is already one-hot."""
 
     offsets: Tensor
     padding: Tensor
@@ -47,12 +44,11 @@ class CategoricalCodec(nn.Module):
         return hot.scatter_(1, modality.long() + self.offsets, 1.0)
 
     def reconstruct(self, features: Tensor) -> Tensor:
-        """Logits (steps, entries, classes), minus infinity for classes that an entry lacks."""
+        """Logits (steps, entries, classes); minus infinity for classes an entry lacks."""
         logits = self.project(features).unflatten(-1, self.padding.shape)
         return logits.masked_fill(self.padding, -torch.inf)
 
     def loss(self, prediction: Tensor, modality: Tensor) -> Tensor:
-        """Cross-entropy."""
         return (
             F.cross_entropy(prediction.flatten(0, 1), modality.long().flatten(), reduction="none")
             .view_as(modality)
@@ -60,12 +56,11 @@ class CategoricalCodec(nn.Module):
         )
 
     def decode(self, prediction: Tensor) -> Tensor:
-        """The most probable classes."""
         return prediction.argmax(-1)
 
 
 class VectorCodec(nn.Module):
-    """Standardised vectors in symlog space, so that entries of small variance count in the loss."""
+    """Vectors standardised in symlog space, so that entries of small variance count."""
 
     mean: Tensor
     variance: Tensor
@@ -82,23 +77,21 @@ class VectorCodec(nn.Module):
 
     @property
     def deviation(self) -> Tensor:
-        """Standard deviation per entry; 1 for constants, whose noise must not be amplified."""
+        """1 for constants, whose noise must not be amplified."""
         return torch.where(self.variance > _MIN_VARIANCE, self.variance, 1).sqrt()
 
     def encode(self, modality: Tensor) -> Tensor:
-        """(steps, entries) -> standardised entries and a one, (steps, entries + 1).
+        """(steps, entries) -> (steps, entries + 1).
 
-        Without the one, the next layer norm would remove the scale: W x and W 2x have the same norm.
+        The appended one keeps the scale, which the next layer norm would remove.
         """
         numbers = self.standardised(modality)
         return torch.cat([numbers, torch.ones_like(numbers[:, :1])], -1)
 
     def standardised(self, modality: Tensor) -> Tensor:
-        """(steps, entries), with mean 0 and deviation 1."""
         return (symlog(modality.to(self.project.weight.dtype)) - self.mean) / self.deviation
 
     def reconstruct(self, features: Tensor) -> Tensor:
-        """Standardised entries."""
         return self.project(features)
 
     def loss(self, prediction: Tensor, modality: Tensor) -> Tensor:
@@ -106,13 +99,12 @@ class VectorCodec(nn.Module):
         return 0.5 * (prediction - self.standardised(modality)).square().sum(-1)
 
     def decode(self, prediction: Tensor) -> Tensor:
-        """The entries."""
         numbers = prediction * self.deviation + self.mean
         return numbers.sign() * numbers.abs().expm1()
 
     @torch.no_grad()
     def moments(self, modality: Tensor) -> Tensor:
-        """(steps, entries) -> (3, entries): count, mean and variance of symlog, over finite steps."""
+        """(steps, entries) -> count, mean and variance of symlog over finite steps, (3, entries)."""
         numbers = symlog(modality.to(self.mean.dtype))
         numbers = numbers[numbers.isfinite().all(-1)]
         if not numbers.shape[0]:
@@ -122,7 +114,7 @@ class VectorCodec(nn.Module):
 
     @torch.no_grad()
     def update(self, moments: Tensor) -> None:
-        """Merges ``moments``, (parts, 3, entries), over about the last million steps (Chan et al. 1979)."""
+        """Merges ``moments``, (parts, 3, entries) (Chan et al. 1979)."""
         for count, mean, variance in moments.unbind(0):
             steps = int(count[0])
             if not steps:
@@ -135,7 +127,7 @@ class VectorCodec(nn.Module):
 
 
 class ImageCodec(nn.Module):
-    """Convolutions that halve the image to a side of at most 4, and their mirror image."""
+    """Strided convolutions down to a side of at most 4, and upsampling back."""
 
     def __init__(self, modality: Modality, hidden: int, channels: int) -> None:
         super().__init__()
@@ -168,20 +160,17 @@ class ImageCodec(nn.Module):
         return self.decoder(self.expand(features).unflatten(-1, self.small))
 
     def loss(self, prediction: Tensor, modality: Tensor) -> Tensor:
-        """Squared error, summed over pixels."""
         return (prediction - self._scaled(modality)).square().sum((1, 2, 3))
 
     def decode(self, prediction: Tensor) -> Tensor:
-        """uint8 pixels, channels last."""
         return ((prediction + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).movedim(1, -1)
 
     def _scaled(self, modality: Tensor) -> Tensor:
-        """(steps, channels, height, width) in [-0.5, 0.5], also from floating point pixels in [0, 255]."""
         return modality.movedim(-1, 1).to(self.project.weight.dtype) / 255 - 0.5
 
 
 class GridCodec(nn.Module):
-    """Class indices on a grid: embeddings summed over channels, then a convolution."""
+    """Class indices on a grid: embeddings summed over channels, convolved."""
 
     offsets: Tensor
 
@@ -210,16 +199,14 @@ class GridCodec(nn.Module):
         return self.classify(planes).unflatten(1, (channels, self.classes)).permute(0, 2, 3, 4, 1)
 
     def loss(self, prediction: Tensor, modality: Tensor) -> Tensor:
-        """Cross-entropy."""
         return F.cross_entropy(prediction, modality.long(), reduction="none").sum((1, 2, 3))
 
     def decode(self, prediction: Tensor) -> Tensor:
-        """The most probable classes."""
         return prediction.argmax(1)
 
 
 def build_codec(modality: Modality, hidden: int, channels: int) -> Any:
-    """Returns the codec; ``channels`` is an image's first convolution's width."""
+    """``channels``: width of an image's first convolution."""
     if modality.kind == "categorical":
         return CategoricalCodec(modality, hidden)
     if modality.kind == "vector":

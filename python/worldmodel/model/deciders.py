@@ -15,7 +15,7 @@ class Decider(Protocol):
     """Chooses an action per row, without gradients."""
 
     def __call__(self, world_model: "WorldModel", state: State) -> Tensor:
-        """Returns encoded actions (batch, action width) for ``state``, after ``WorldModel.observe_step``."""
+        """``state`` after ``WorldModel.observe_step`` -> encoded actions (batch, action width)."""
 
 
 def policy_sample(world_model: "WorldModel", state: State) -> Tensor:
@@ -29,13 +29,13 @@ def policy_mode(world_model: "WorldModel", state: State) -> Tensor:
 
 
 def one_step_planning(world_model: "WorldModel", state: State) -> Tensor:
-    """The action of largest ``action_values``; actions must be enumerable."""
+    """The action of largest Q; actions must be enumerable."""
     q, actions = action_values(world_model, state)
     return actions[q.argmax(-1)]
 
 
 def action_values(world_model: "WorldModel", state: State) -> tuple[Tensor, Tensor]:
-    """Q(s, a) = r + γ c v' of every action, with c the continuation probability and the next latent at its mean.
+    """Q(s, a) = r + γ c v' of every action, with continuation probability c and the next latent's mean.
 
     Returns:
         ``(q, actions)``: (batch, actions), divided by the reward scale, and (actions, action width).
@@ -52,11 +52,7 @@ def action_values(world_model: "WorldModel", state: State) -> tuple[Tensor, Tens
 
 
 def decider_of(decider: Decider | None, greedy: bool | None, default: Decider) -> Decider:
-    """Resolves the deprecated argument ``greedy``.
-
-    Raises:
-        TypeError: decider and greedy are both given.
-    """
+    """Resolves the deprecated ``greedy``; raises TypeError if ``decider`` is given as well."""
     if greedy is None:
         return decider or default
     if decider is not None:
@@ -70,6 +66,6 @@ def decider_of(decider: Decider | None, greedy: bool | None, default: Decider) -
 
 
 def greedy_decider(world_model: "WorldModel") -> Decider:
-    """The decider of ``DecisionConfig.greedy``; the mode where actions are not enumerable."""
+    """The decider of ``DecisionConfig.greedy``."""
     plans = world_model.config.decision.greedy == "one_step_planning" and world_model.decision.is_enumerable
     return one_step_planning if plans else policy_mode

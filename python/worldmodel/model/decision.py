@@ -1,8 +1,8 @@
 """Decision, π(s) = argmax_a Q(s, a): the actor, trained in imagination.
 
-Its gradient is one of three:
+Gradients:
 
-    all_action   the sum over all actions of π(a|s) Q(s, a)
+    all_action   sum over actions of π(a|s) Q(s, a)
     reinforce    log π(a|s) times the advantage of the imagined return (Williams 1992)
     pathwise     the imagined return through the dynamics; straight-through for discrete actions
 """
@@ -33,8 +33,7 @@ class DecisionConfig:
         unimix_ratio: weight of the uniform distribution for discrete actions.
         min_std: smallest standard deviation of continuous actions.
         max_std: largest.
-        greedy: "one_step_planning" maximises Q = r + γ v' over enumerable actions, else takes the policy's mode;
-            "policy" takes the mode.
+        greedy: "policy" takes the mode; "one_step_planning" maximises Q = r + γ v' over enumerable actions.
     """
 
     hidden: int = 128
@@ -83,12 +82,10 @@ class Decision(nn.Module):
 
     @property
     def is_enumerable(self) -> bool:
-        """Whether all actions can be enumerated."""
         return self.spec.kind == "discrete" and math.prod(self.spec.sizes) <= self.config.max_enumerated_actions
 
     @property
     def gradient(self) -> str:
-        """The policy gradient, "auto" resolved."""
         if self.config.gradient != "auto":
             return self.config.gradient
         if self.spec.kind == "continuous":
@@ -96,14 +93,13 @@ class Decision(nn.Module):
         return "all_action" if self.is_enumerable else "reinforce"
 
     def forward(self, features: Tensor) -> Policy:
-        """(..., features) -> distribution over actions."""
         outputs = self.network(features)
         if self.spec.kind == "discrete":
             return DiscretePolicy(outputs, self.spec.sizes, self.config.unimix_ratio)
         return ContinuousPolicy(outputs, self.config.min_std, self.config.max_std)
 
     def all_actions(self, like: Tensor) -> Tensor:
-        """All discrete actions, (actions, action width), like ``like``."""
+        """All discrete actions, (actions, action width)."""
         choices = [torch.arange(size, device=like.device) for size in self.spec.sizes]
         table = torch.cartesian_prod(*choices).view(-1, len(choices))
         return self.spec.encode(table if self.spec.shape else table.squeeze(-1)).to(like.dtype)

@@ -38,7 +38,7 @@ class EvaluationConfig:
 
 
 class Evaluation(nn.Module):
-    """The value network and its target network."""
+    """Value network and target network."""
 
     def __init__(self, features: int, config: EvaluationConfig) -> None:
         super().__init__()
@@ -53,30 +53,26 @@ class Evaluation(nn.Module):
 
     @property
     def head(self) -> ScalarHead:
-        """The head; its ``mean`` and ``loss`` take outputs of ``forward``."""
         head = self.network[-1]
         assert isinstance(head, ScalarHead)
         return head
 
     def forward(self, features: Tensor) -> Tensor:
-        """(..., features) -> outputs of the head."""
         return self.network(features)
 
     def value(self, features: Tensor, target: bool = False) -> Tensor:
-        """v_t divided by the reward scale, (...)."""
+        """Divided by the reward scale, (...)."""
         outputs = self.target(features) if target else self.network(features)
         return self.head.mean(outputs)
 
     def update_target(self) -> None:
-        """Polyak update of the target network."""
         polyak_update(self.target, self.network, self.config.tau)
 
 
 def lambda_returns(rewards: Tensor, discounts: Tensor, next_values: Tensor, lambda_: float) -> Tensor:
     """G_t = r_t + d_t ((1 - λ) v_{t+1} + λ G_{t+1}), with G = v_{t+1} after the last step.
 
-    Sutton & Barto 2018, eq. 12.18. All are (batch, time); ``discounts`` d are γ times the continuation probability, and
-    ``next_values`` v_{t+1}.
+    Sutton & Barto 2018, eq. 12.18. All are (batch, time); ``discounts`` d are γ times the continuation probability.
 
     Example:
         >>> import torch

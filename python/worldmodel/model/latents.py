@@ -1,4 +1,4 @@
-"""Latents: distributions over z_t, each in one tensor, so that it can be sliced, detached and stacked."""
+"""Latents: distributions over z_t, one tensor each, for slicing and stacking."""
 
 import abc
 import dataclasses
@@ -27,23 +27,23 @@ class Latent(abc.ABC):
 
     @abc.abstractmethod
     def distribution(self, outputs: Tensor) -> Tensor:
-        """Outputs (..., outputs) -> parameters (..., *parameter shape)."""
+        """(..., outputs) -> parameters (..., *parameter shape)."""
 
     @abc.abstractmethod
     def sample(self, distribution: Tensor) -> Tensor:
-        """A differentiable sample, (..., *shape)."""
+        """Differentiable, (..., *shape)."""
 
     @abc.abstractmethod
     def mode(self, distribution: Tensor) -> Tensor:
-        """The differentiable mode, (..., *shape)."""
+        """Differentiable, (..., *shape)."""
 
     @abc.abstractmethod
     def mean(self, distribution: Tensor) -> Tensor:
-        """The mean, (..., *shape)."""
+        """(..., *shape)."""
 
     @abc.abstractmethod
     def embed(self, latent: Tensor) -> Tensor:
-        """A sample (..., *shape) -> features (..., width)."""
+        """Sample (..., *shape) -> features (..., width)."""
 
     @abc.abstractmethod
     def embed_mean(self, distribution: Tensor) -> Tensor:
@@ -62,15 +62,15 @@ class Latent(abc.ABC):
         return latent.flatten(-len(self.shape))
 
     def lead(self, latent: Tensor) -> torch.Size:
-        """Leading dimensions of a sample."""
+        """Leading dimensions."""
         return latent.shape[: latent.dim() - len(self.shape)]
 
 
 class CategoricalLatent(Latent):
     """Categorical variables; one-hot straight-through samples (Bengio et al. 2013).
 
-    Parameters are probabilities (..., variables, classes), with unimix so that no class dies out (Hafner et al. 2023,
-    arXiv 2301.04104).
+    Parameters are probabilities (..., variables, classes), with unimix against dead classes (Hafner et al. 2023, arXiv
+    2301.04104).
     """
 
     def __init__(self, config: "CategoricalConfig") -> None:
@@ -79,11 +79,9 @@ class CategoricalLatent(Latent):
         self.outputs = self.width = config.variables * config.classes
 
     def distribution(self, outputs: Tensor) -> Tensor:
-        """Logits -> probabilities."""
         return self.unimix(outputs.unflatten(-1, self.shape).softmax(-1))
 
     def unimix(self, probabilities: Tensor) -> Tensor:
-        """Mixes with the uniform distribution."""
         ratio = self.config.unimix_ratio
         return probabilities * (1 - ratio) + ratio / self.config.classes
 
@@ -92,27 +90,22 @@ class CategoricalLatent(Latent):
         return self._one_hot(sample_index(distribution), distribution) if self.config.stochastic else distribution
 
     def mode(self, distribution: Tensor) -> Tensor:
-        """One-hot; the probabilities if not ``stochastic``."""
         return self._one_hot(distribution.argmax(-1), distribution) if self.config.stochastic else distribution
 
     def mean(self, distribution: Tensor) -> Tensor:
-        """The probabilities."""
         return distribution
 
     def embed(self, latent: Tensor) -> Tensor:
-        """Flattened, with the unimix that ``embed_mean`` has."""
+        """Flattened, with the unimix of ``embed_mean``."""
         return self.flatten(self.unimix(latent) if self.config.stochastic else latent)
 
     def embed_mean(self, distribution: Tensor) -> Tensor:
-        """The probabilities, flattened."""
         return self.flatten(distribution)
 
     def kl(self, p: Tensor, q: Tensor) -> Tensor:
-        """Summed over variables."""
         return (p * (p.log() - q.log())).sum((-1, -2))
 
     def entropy(self, distribution: Tensor) -> Tensor:
-        """Summed over variables."""
         return -(distribution * distribution.log()).sum((-1, -2))
 
     def _one_hot(self, index: Tensor, probabilities: Tensor) -> Tensor:
@@ -132,39 +125,31 @@ class GaussianLatent(Latent):
         self.outputs, self.width = 2 * config.size, config.size
 
     def distribution(self, outputs: Tensor) -> Tensor:
-        """Mean, and standard deviation of at least ``min_std``."""
         mean, spread = outputs.unflatten(-1, (2, -1)).unbind(-2)
         return torch.stack([mean, self.config.min_std + F.softplus(spread)], -2)
 
     def sample(self, distribution: Tensor) -> Tensor:
-        """The mean if not ``stochastic``."""
         mean, std = distribution.unbind(-2)
         return mean + std * torch.randn_like(mean) if self.config.stochastic else mean
 
     def mode(self, distribution: Tensor) -> Tensor:
-        """The mean."""
         return distribution[..., 0, :]
 
     def mean(self, distribution: Tensor) -> Tensor:
-        """The mean."""
         return distribution[..., 0, :]
 
     def embed(self, latent: Tensor) -> Tensor:
-        """The sample itself."""
         return latent
 
     def embed_mean(self, distribution: Tensor) -> Tensor:
-        """The mean."""
         return distribution[..., 0, :]
 
     def kl(self, p: Tensor, q: Tensor) -> Tensor:
-        """Summed over entries."""
         (p_mean, p_std), (q_mean, q_std) = p.unbind(-2), q.unbind(-2)
         ratio, distance = p_std / q_std, (p_mean - q_mean) / q_std
         return (0.5 * (ratio.square() + distance.square() - 1) - ratio.log()).sum(-1)
 
     def entropy(self, distribution: Tensor) -> Tensor:
-        """Summed over entries."""
         return (distribution[..., 1, :].log() + 0.5 * math.log(2 * math.pi * math.e)).sum(-1)
 
 
@@ -175,8 +160,7 @@ class CategoricalConfig:
     Attributes:
         variables: per step.
         classes: per variable.
-        stochastic: whether z_t is sampled. If not, it is the probabilities, more exact for numbers, and imagination is
-            one mean future.
+        stochastic: whether z_t is sampled, or the probabilities: more exact for numbers, one mean future.
         unimix_ratio: weight of the uniform distribution.
     """
 
@@ -194,7 +178,6 @@ class CategoricalConfig:
             )
 
     def build(self) -> Latent:
-        """Builds the latent."""
         return CategoricalLatent(self)
 
 
@@ -220,7 +203,6 @@ class GaussianConfig:
             )
 
     def build(self) -> Latent:
-        """Builds the latent."""
         return GaussianLatent(self)
 
 

@@ -1,4 +1,4 @@
-"""Memory, s_t, m_t = D(x_t, m_{t-1}): a stack of recurrent blocks of any kinds."""
+"""Memory, s_t, m_t = D(x_t, m_{t-1}): a stack of recurrent blocks."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping
@@ -12,7 +12,7 @@ from worldmodel.model.blocks import BlockConfig, RotaryScanBlock
 
 @dataclasses.dataclass(frozen=True)
 class MemoryConfig:
-    """A memory.
+    """Memory.
 
     Attributes:
         width: features between blocks.
@@ -47,13 +47,12 @@ class MemoryStack(nn.Module):
         self.norm = nn.LayerNorm(width)
 
     def init_state(self, batch_size: int) -> State:
-        """The state before the first step."""
         return _joined([block.init_state(batch_size) for block, _ in self._layers()])
 
     def forward(
         self, inputs: Tensor, state: Mapping[str, Tensor] | None = None, reset: Tensor | None = None
     ) -> tuple[Tensor, State]:
-        """All steps: ``inputs`` (batch, time, width), ``reset`` bool (batch, time)."""
+        """``inputs`` (batch, time, width), ``reset`` bool (batch, time)."""
         parts = []
         for index, (block, norm) in enumerate(self._layers()):
             outputs, part = block(norm(inputs), None if state is None else _part(state, index), reset)
@@ -64,7 +63,7 @@ class MemoryStack(nn.Module):
     def step(
         self, input: Tensor, state: Mapping[str, Tensor] | None, reset: Tensor | None = None
     ) -> tuple[Tensor, State]:
-        """One step: ``input`` (batch, width), ``reset`` bool (batch,)."""
+        """``input`` (batch, width), ``reset`` bool (batch,)."""
         parts = []
         for index, (block, norm) in enumerate(self._layers()):
             output, part = block.step(norm(input), None if state is None else _part(state, index), reset)
@@ -77,11 +76,7 @@ class MemoryStack(nn.Module):
 
 
 def build_memory(config: MemoryConfig) -> MemoryStack:
-    """Builds the memory.
-
-    Raises:
-        ConfigurationError: a ``CustomBlock`` that cannot be built.
-    """
+    """Raises ConfigurationError if a ``CustomBlock`` cannot be built."""
     return MemoryStack([block.build(config.width) for block in config.blocks], config.width)
 
 

@@ -1,4 +1,4 @@
-"""Building blocks: an MLP with norms, a scalar head, the Polyak update."""
+"""MLP, scalar head, Polyak update."""
 
 import dataclasses
 from typing import Literal
@@ -24,7 +24,7 @@ def sample_index(probabilities: Tensor) -> Tensor:
 
 
 def mlp(inputs: int, hidden: int, layers: int, outputs: int) -> nn.Sequential:
-    """``layers`` times linear, layer norm and SiLU, then linear to ``outputs``."""
+    """``layers`` times linear, layer norm and SiLU; then linear."""
     modules: list[nn.Module] = []
     for _ in range(layers):
         modules += [nn.Linear(inputs, hidden, bias=False), nn.LayerNorm(hidden), nn.SiLU()]
@@ -34,7 +34,7 @@ def mlp(inputs: int, hidden: int, layers: int, outputs: int) -> nn.Sequential:
 
 @torch.no_grad()
 def polyak_update(target: nn.Module, source: nn.Module, tau: float) -> None:
-    """target <- (1 - tau) target + tau source, over all parameters."""
+    """target <- (1 - tau) target + tau source."""
     for behind, ahead in zip(target.parameters(), source.parameters(), strict=True):
         behind.lerp_(ahead, tau)
 
@@ -45,7 +45,7 @@ class ScalarConfig:
 
     Attributes:
         kind: "mean" (squared error), or "two_hot": a distribution over bins (cross-entropy).
-        bins: of "two_hot", spread evenly over the support.
+        bins: of "two_hot", evenly spaced over the support.
     """
 
     kind: Literal["mean", "two_hot"] = "mean"
@@ -61,7 +61,7 @@ class ScalarConfig:
 class ScalarHead(nn.Module):
     """Features -> a scalar; zero before training.
 
-    ``v_min`` and ``v_max``, the support of "two_hot", are the range of past targets.
+    The support of "two_hot", ``v_min`` to ``v_max``, is the range of past targets.
     """
 
     v_min: Tensor
@@ -77,17 +77,16 @@ class ScalarHead(nn.Module):
         self.register_buffer("v_max", torch.tensor(1.0))
 
     def forward(self, features: Tensor) -> Tensor:
-        """(..., inputs) -> outputs for ``mean`` and ``loss``: (..., 1), or logits (..., bins)."""
+        """(..., inputs) -> (..., 1), or logits (..., bins)."""
         return self.project(features)
 
     def mean(self, outputs: Tensor) -> Tensor:
-        """The expected scalar, (...)."""
         if self.config.kind == "mean":
             return outputs.squeeze(-1)
         return outputs.softmax(-1) @ self._centers().to(outputs.dtype)
 
     def loss(self, outputs: Tensor, target: Tensor) -> Tensor:
-        """Loss per prediction, (...); ``target`` (...) has no gradient."""
+        """``outputs`` of ``forward``, ``target`` (...) without gradient -> (...)."""
         if self.config.kind == "mean":
             return (outputs.squeeze(-1) - target).square()
         position = (target - self.v_min) / (self.v_max - self.v_min) * (self.config.bins - 1)
@@ -100,7 +99,6 @@ class ScalarHead(nn.Module):
 
     @torch.no_grad()
     def extend_support(self, low: Tensor, high: Tensor) -> None:
-        """Extends the support to finite targets from ``low`` to ``high``, both ()."""
         self.v_min.copy_(torch.minimum(self.v_min, low))
         self.v_max.copy_(torch.maximum(self.v_max, high))
 

@@ -1,4 +1,4 @@
-"""Open-loop prediction: the world model observes some steps and imagines the rest from recorded actions."""
+"""Open-loop prediction: observes some steps and imagines the rest from recorded actions."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ from worldmodel.data.spaces import ActionSpec, Modality, ObservationSpec
 from worldmodel.model.networks import symlog
 from worldmodel.model.world_model import Sampler, WorldModel
 
-# Units of ``error`` by kind of modality.
+# Of ``error``, by kind of modality.
 UNITS = {
     "image": "root mean square of pixels, 0 to 1",
     "grid": "share of cells that are wrong",
@@ -25,19 +25,18 @@ UNITS = {
 class OpenLoop:
     """Observed, reconstructed and imagined steps.
 
-    Step t holds an observation and the action, reward and end after it, predicted from observations up to step min(t,
-    context - 1).
+    Step t is predicted from observations up to min(t, context - 1).
 
     Attributes:
-        context: observed steps per row.
+        context: observed steps.
         valid: bool (rows, steps), the row's first episode.
-        observed: modality name -> observations (rows, steps, ...).
-        reconstructed: modality name -> (rows, steps, ...).
-        imagined: modality name -> (rows, steps - context, ...).
+        observed: by modality, (rows, steps, ...).
+        reconstructed: by modality, (rows, steps, ...).
+        imagined: by modality, (rows, steps - context, ...).
         rewards: (rows, steps - 1).
         predicted_rewards: (rows, steps - 1), in the environment's units.
-        ends: (rows, steps - 1), termination.
-        predicted_ends: (rows, steps - 1), its probability.
+        ends: termination, (rows, steps - 1).
+        predicted_ends: its probability, (rows, steps - 1).
     """
 
     context: int
@@ -51,7 +50,7 @@ class OpenLoop:
     predicted_ends: Tensor
 
     def errors(self, modalities: Mapping[str, Modality]) -> dict[str, Tensor]:
-        """Imagination error by modality, (rows, steps - context), in ``UNITS``."""
+        """Imagination errors, (rows, steps - context), in ``UNITS``."""
         return {
             name: error(modality, self.imagined[name], self.observed[name][:, self.context :])
             for name, modality in modalities.items()
@@ -60,16 +59,13 @@ class OpenLoop:
 
 @torch.no_grad()
 def open_loop(world_model: WorldModel, batch: Batch, context: int, sample: Sampler | None = None) -> OpenLoop:
-    """Observes the first ``context`` steps of every row and imagines the others.
+    """Observes ``context`` steps of every row and imagines the others.
 
     Args:
         world_model: trained.
-        batch: rows that begin with an episode, or hold a state; later episodes do not count.
-        context: from 1 to time - 1.
-        sample: distribution -> latent; ``Latent.mode``, which draws no random numbers, if None.
-
-    Raises:
-        ValueError: a context outside this range.
+        batch: rows that begin with an episode or hold a state.
+        context: from 1 to time - 1, else ValueError.
+        sample: distribution -> latent; ``Latent.mode`` if None.
     """
     time = batch.shape[1]
     if not 1 <= context < time:
@@ -83,7 +79,7 @@ def open_loop(world_model: WorldModel, batch: Batch, context: int, sample: Sampl
     rewards = world_model.prediction.mean_reward(predicted)[:, known], imagined.rewards
     continues = predicted.continues[:, known].sigmoid(), imagined.continues
     later = torch.zeros_like(batch.is_first)
-    later[:, 1:] = batch.is_first[:, 1:]  # of the next episode
+    later[:, 1:] = batch.is_first[:, 1:]
     return OpenLoop(
         context,
         batch.valid & (later.cumsum(1) == 0),
@@ -98,7 +94,7 @@ def open_loop(world_model: WorldModel, batch: Batch, context: int, sample: Sampl
 
 
 def error(modality: Modality, predicted: Tensor, observed: Tensor) -> Tensor:
-    """Prediction error in ``UNITS``: (..., *modality.shape) -> (...)."""
+    """(..., *modality.shape) -> error in ``UNITS``, (...)."""
     inner = tuple(range(-len(modality.shape), 0))
     if modality.kind == "grid":
         return (predicted.long() != observed.long()).any(-1).double().mean((-2, -1))
@@ -117,10 +113,7 @@ def episode_batch(
     rewards: Sequence[float],
     terminated: bool,
 ) -> Batch:
-    """Packs a whole episode into a batch of one row.
-
-    ``observations`` are n + 1, ``actions`` and ``rewards`` n, all encoded; ``terminated`` is the last action's.
-    """
+    """Packs an encoded episode of n + 1 ``observations``, n ``actions`` and n ``rewards`` into one row."""
     n = len(actions)
     steps = torch.arange(n + 1)
     joined = {

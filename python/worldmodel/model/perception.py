@@ -21,7 +21,7 @@ class PerceptionConfig:
         latent: kind and size of z_t.
         hidden: layer width.
         layers: hidden layers of encoder and decoder.
-        image_channels: of an image's first convolution, doubled by each further one.
+        image_channels: of an image's first convolution; doubled by each further one.
     """
 
     latent: LatentConfig = dataclasses.field(default_factory=CategoricalConfig)
@@ -60,7 +60,7 @@ class Perception(nn.Module):
         self.decoder = nn.Sequential(layers, nn.LayerNorm(config.hidden), nn.SiLU())
 
     def forward(self, observations: Mapping[str, Tensor]) -> Tensor:
-        """Modalities (..., *shape) -> posterior parameters (..., *parameter shape)."""
+        """(..., *shape) by modality -> posterior parameters (..., *parameter shape)."""
         encoded, lead = [], torch.Size()
         for name, codec in self._codecs():
             modality = observations[name]
@@ -70,23 +70,23 @@ class Perception(nn.Module):
         return self.latent.distribution(outputs.view(*lead, -1))
 
     def decode(self, latent: Tensor) -> dict[str, Tensor]:
-        """Latents (..., *latent shape) -> predictions by modality, for the codecs.
+        """(..., *latent shape) -> predictions by modality.
 
-        Logits for classes, (..., entries, classes), and grids, (..., classes, height, width, channels); symlog vectors;
-        pixels in [-0.5, 0.5], channels first.
+        Logits of classes, (..., entries, classes), and grids, (..., classes, height, width, channels); symlog vectors; pixels
+        in [-0.5, 0.5], channels first.
         """
         lead, features = self._decoder_features(latent)
         predictions = {name: codec.reconstruct(features) for name, codec in self._codecs()}
         return {name: value.view(*lead, *value.shape[1:]) for name, value in predictions.items()}
 
     def reconstruct(self, latent: Tensor) -> dict[str, Tensor]:
-        """Latents (..., *latent shape) -> encoded observations."""
+        """(..., *latent shape) -> encoded observations."""
         lead, features = self._decoder_features(latent)
         observations = {name: codec.decode(codec.reconstruct(features)) for name, codec in self._codecs()}
         return {name: value.view(*lead, *value.shape[1:]) for name, value in observations.items()}
 
     def reconstruction_loss(self, latent: Tensor, observations: Mapping[str, Tensor]) -> Tensor:
-        """Loss per step, (...): nats for classes and grids, else squared error."""
+        """Per step, (...)."""
         lead, features = self._decoder_features(latent)
         total = features.new_zeros(features.shape[0])
         for name, codec in self._codecs():
@@ -94,13 +94,13 @@ class Perception(nn.Module):
         return total.view(lead)
 
     def standardised(self, observations: Mapping[str, Tensor], valid: Tensor) -> Iterator[tuple[VectorCodec, Tensor]]:
-        """Vector codecs, each with its ``observations`` (batch, time, ...) at ``valid``."""
+        """Vector codecs, with their valid ``observations`` (batch, time, ...)."""
         for name, codec in self._codecs():
             if isinstance(codec, VectorCodec):
                 yield codec, observations[name][valid]
 
     def _decoder_features(self, latent: Tensor) -> tuple[torch.Size, Tensor]:
-        """(..., *latent shape) -> leading dimensions, and features (steps, hidden)."""
+        """Leading dimensions, and features (steps, hidden)."""
         return self.latent.lead(latent), self.decoder(self.latent.flatten(latent).flatten(0, -2))
 
     def _codecs(self) -> Iterator[tuple[str, Any]]:

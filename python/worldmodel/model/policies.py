@@ -1,4 +1,4 @@
-"""Policies: distributions over actions, encoded by ``ActionSpec.encode``, (..., action width)."""
+"""Policies: distributions over encoded actions, (..., action width)."""
 
 import math
 
@@ -13,15 +13,14 @@ class Policy:
     """A distribution over actions per state."""
 
     def sample(self) -> Tensor:
-        """A differentiable sample."""
+        """Differentiable."""
         raise NotImplementedError
 
     def log_probability(self, actions: Tensor) -> Tensor:
-        """Log probability (density) of ``actions``, (...)."""
+        """Log probability or density, (...)."""
         raise NotImplementedError
 
     def mode(self) -> Tensor:
-        """The mode."""
         raise NotImplementedError
 
     def entropy(self) -> Tensor:
@@ -30,33 +29,30 @@ class Policy:
 
 
 class DiscretePolicy(Policy):
-    """Independent categoricals with unimix, one per entry of an action."""
+    """Independent categoricals with unimix, one per entry; actions are one-hot, concatenated."""
 
     def __init__(self, logits: Tensor, sizes: tuple[int, ...], unimix_ratio: float) -> None:
         parts = logits.split(sizes, -1)
         self.probabilities = [part.softmax(-1) * (1 - unimix_ratio) + unimix_ratio / part.shape[-1] for part in parts]
 
     def sample(self) -> Tensor:
-        """One-hot, concatenated; straight-through gradient."""
+        """Straight-through gradient."""
         hot = []
         for p in self.probabilities:
             hot.append(F.one_hot(sample_index(p), p.shape[-1]).to(p.dtype) + (p - p.detach()))
         return torch.cat(hot, -1)
 
     def log_probability(self, actions: Tensor) -> Tensor:
-        """Summed over entries; ``actions`` one-hot, concatenated."""
         return (actions.detach() * torch.cat(self.probabilities, -1).log()).sum(-1)
 
     def mode(self) -> Tensor:
-        """One-hot, concatenated."""
         return torch.cat([F.one_hot(p.argmax(-1), p.shape[-1]).to(p.dtype) for p in self.probabilities], -1)
 
     def entropy(self) -> Tensor:
-        """Summed over entries."""
         return sum((-(p * p.log()).sum(-1) for p in self.probabilities), torch.zeros(()))
 
     def probability_of(self, actions: Tensor) -> Tensor:
-        """Probabilities (..., actions) of one-hot ``actions`` (actions, action width)."""
+        """``actions`` (actions, action width) -> (..., actions)."""
         product = torch.ones(())
         for p, hot in zip(
             self.probabilities, actions.split([p.shape[-1] for p in self.probabilities], -1), strict=True
@@ -74,12 +70,11 @@ class ContinuousPolicy(Policy):
         self.std = min_std + (max_std - min_std) * (spread + 2).sigmoid()
 
     def sample(self) -> Tensor:
-        """Reparametrised."""
         raw = self.mean + self.std * torch.randn_like(self.mean)
         return raw + (raw.clamp(-1, 1) - raw).detach()
 
     def log_probability(self, actions: Tensor) -> Tensor:
-        """The density inside; at -1 and 1, the tail probability."""
+        """Density inside; tail probability at -1 and 1."""
         actions = actions.detach()
         distance = (actions - self.mean) / self.std
         inside = -0.5 * distance.square() - self.std.log() - 0.5 * math.log(2 * math.pi)
@@ -87,9 +82,8 @@ class ContinuousPolicy(Policy):
         return torch.where(actions.abs() < 1, inside, beyond).sum(-1)
 
     def mode(self) -> Tensor:
-        """The mean."""
         return self.mean
 
     def entropy(self) -> Tensor:
-        """Of the unclipped densities."""
+        """Of the unclipped normals."""
         return (self.std.log() + 0.5 * math.log(2 * math.pi * math.e)).sum(-1)

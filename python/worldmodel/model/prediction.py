@@ -15,8 +15,8 @@ class PredictionConfig:
 
     Attributes:
         hidden: layer width.
-        layers: of each network: latent; reward and continuation.
-        reward: prediction of the reward, which is divided by the reward scale.
+        layers: per network.
+        reward: prediction of the scaled reward.
     """
 
     hidden: int = 128
@@ -40,7 +40,7 @@ class Predicted:
 
 
 class Prediction(nn.Module):
-    """Two networks on s_t and the encoded a_t."""
+    """Two networks on s_t and a_t."""
 
     def __init__(self, features: int, action_width: int, latent: Latent, config: PredictionConfig) -> None:
         super().__init__()
@@ -60,5 +60,5 @@ class Prediction(nn.Module):
         return Predicted(prior, self.reward(outcome), self.continues(outcome).squeeze(-1))
 
     def mean_reward(self, predicted: Predicted) -> Tensor:
-        """The expected reward, divided by the reward scale, (...)."""
+        """Divided by the reward scale, (...)."""
         return self.reward.mean(predicted.reward)

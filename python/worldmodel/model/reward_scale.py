@@ -1,4 +1,4 @@
-"""The reward scale, which converts model rewards and values to the environment's units."""
+"""Reward scale: converts model rewards and values to the environment's units."""
 
 import torch
 from torch import Tensor, nn
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 class RewardScale(nn.Module):
     """Root mean square of nonzero rewards, so that sparse rewards count as much as dense ones.
 
-    The mean covers about the last ``memory``. The buffers ``count`` and ``mean_square`` are float64.
+    The mean covers about the last ``memory`` rewards.
 
     Example:
         >>> scale = RewardScale()
@@ -32,7 +32,7 @@ class RewardScale(nn.Module):
 
     @torch.no_grad()
     def update(self, count: Tensor, square: Tensor) -> None:
-        """Updates the mean by the number and the sum of squares of nonzero rewards, both ()."""
+        """``count`` and sum of squares of nonzero rewards, both ()."""
         if not count:
             return
         count = count.to(self.count.dtype)

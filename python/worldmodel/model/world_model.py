@@ -6,7 +6,7 @@
     v_t = E(s_t)                          evaluation
     r_t, end_t, z'_{t+1} = P(s_t, a_t)    prediction: the prior, before the action enters memory
 
-Its state is a flat dict: "memory.*", the encoded previous "action", and s_t as "features".
+The state is a flat dict: "memory.*", the previous "action", encoded, and s_t as "features".
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ from worldmodel.model.reward_scale import RewardScale
 from worldmodel.runs.migration import upgrade_weights
 
 PREFIX = "memory."
-Sampler = Callable[[Tensor], Tensor]  # distribution parameters -> latent, such as Latent.sample
+Sampler = Callable[[Tensor], Tensor]  # distribution -> latent
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,9 +50,9 @@ class Observed:
     Attributes:
         features: s_t, (batch, time, features).
         latent: z_t, a posterior sample, (batch, time, *latent shape).
-        posterior: its parameters, (batch, time, *parameter shape).
+        posterior: parameters, (batch, time, *parameter shape).
         state: after the last step.
-        states_after: after each of the asked steps, step-major, (steps * batch, ...).
+        states_after: step-major, (steps * batch, ...).
     """
 
     features: Tensor
@@ -64,12 +64,12 @@ class Observed:
 
 @dataclasses.dataclass
 class Imagined:
-    """A rollout from ``WorldModel.imagine``.
+    """Output of ``WorldModel.imagine``.
 
     Attributes:
-        features: s_t, (batch, horizon + 1, features), from the initial state on.
+        features: s_t, (batch, horizon + 1, features), with the initial state's.
         latent: (batch, horizon, *latent shape).
-        actions: encoded, (batch, horizon, action width).
+        actions: (batch, horizon, action width).
         rewards: divided by the reward scale, (batch, horizon).
         continues: continuation probability, (batch, horizon).
         state: after the last step.
@@ -119,11 +119,10 @@ class WorldModel(nn.Module):
 
     @property
     def features(self) -> int:
-        """Width of s_t."""
         return self.config.memory.width
 
     def init_state(self, batch_size: int) -> State:
-        """Zeros, the state before the first step."""
+        """Zeros."""
         like = self.entry.weight
         return {
             **_prefixed(self.memory.init_state(batch_size)),
@@ -138,8 +137,8 @@ class WorldModel(nn.Module):
 
         Args:
             batch: (batch, time).
-            state: before the first step; the batch's or zeros if None.
-            states_after: increasing numbers of steps, 1 to time, after which to return the state.
+            state: by default the batch's, or zeros.
+            states_after: increasing step counts.
             sample: distribution -> latent; ``Latent.sample`` if None.
 
         Raises:
@@ -181,12 +180,12 @@ class WorldModel(nn.Module):
 
         Args:
             observation: by modality, (batch, *shape).
-            previous_action: a_{t-1}, encoded (batch, action width).
+            previous_action: (batch, action width).
             state: after the previous step.
             reset: bool (batch,); true zeroes state and previous action.
 
         Returns:
-            ``(features, state)``: s_t (batch, features), and the new state.
+            s_t, (batch, features), and the new state.
         """
         embedded = self.perception.latent.embed_mean(self.perception(observation))
         previous = torch.where(reset[:, None], 0, previous_action)
@@ -200,13 +199,13 @@ class WorldModel(nn.Module):
         first_action: Tensor | None = None,
         sample: Sampler | None = None,
     ) -> Imagined:
-        """Imagines a differentiable rollout.
+        """Differentiable rollout.
 
         Args:
             state: after an observation.
             policy: s_t -> distribution over actions.
             horizon: steps.
-            first_action: instead of the policy's, encoded (batch, action width).
+            first_action: replaces the policy's, (batch, action width).
             sample: distribution -> latent; ``Latent.sample`` if None.
 
         Raises:
@@ -221,7 +220,7 @@ class WorldModel(nn.Module):
         return self._imagine(state, choose, horizon, sample)
 
     def imagine_actions(self, state: State, actions: Tensor, sample: Sampler | None = None) -> Imagined:
-        """``imagine`` with given actions, encoded (batch, horizon, action width).
+        """``imagine`` with given actions, (batch, horizon, action width).
 
         Raises:
             ValueError: actions of another shape.
@@ -237,7 +236,6 @@ class WorldModel(nn.Module):
     def _imagine(
         self, state: State, choose: Callable[[int, Tensor], Tensor], horizon: int, sample: Sampler | None
     ) -> Imagined:
-        """``choose``: step and s_t -> encoded action."""
         latent_space = self.perception.latent
         sample = sample or latent_space.sample
         features = [state["features"]]
@@ -265,7 +263,7 @@ class WorldModel(nn.Module):
             decider: chooses the action.
 
         Returns:
-            ``(actions, state)``: (batch, *ActionSpec.shape), and the state with the action.
+            Actions (batch, *ActionSpec.shape), and the new state.
         """
         with torch.no_grad():
             _, state = self.observe_step(observation, state["action"], state, reset)
@@ -273,7 +271,6 @@ class WorldModel(nn.Module):
             return self.action_spec.decode(chosen), {**state, "action": chosen}
 
     def predict(self, observed: Observed, batch: Batch) -> Predicted:
-        """Prediction from every (s_t, a_t) of a batch."""
         return self.prediction(observed.features, self.action_spec.encode(batch.actions))
 
     def _step_memory(
@@ -285,7 +282,6 @@ class WorldModel(nn.Module):
 
 
 def _upgrade_names(module: nn.Module, state_dict: dict[str, Tensor], prefix: str, *unused: object) -> None:
-    """Renames weights of earlier releases."""
     own = {name: value for name, value in state_dict.items() if name.startswith(prefix)}
     for name in own:
         del state_dict[name]
