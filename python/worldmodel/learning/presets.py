@@ -105,8 +105,8 @@ def continuous() -> Preset:
 def wander() -> Preset:
     """Small views, random actions, no policy; tested on MiniGrid's MemoryS9.
 
-    The longest episode fits the window. Non-rotating states hold a fact for any time. A higher train ratio overfits. Of two
-    seeds with sampled latents, one confused key and ball.
+    The longest episode fits the window. Non-rotating states hold a fact for any time. A higher train ratio overfits. With
+    sampled latents, one of two seeds confused key and ball.
     """
     return Preset(
         WorldModelConfig(

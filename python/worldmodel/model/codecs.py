@@ -22,7 +22,7 @@ _MIN_VARIANCE = 1e-10  # below: a constant entry
 
 
 class CategoricalCodec(nn.Module):
-    """One-hot classes and a softmax per entry; floating-point input is already one-hot."""
+    """One-hot classes and a softmax per entry. Floating-point input is one-hot already, for gradients."""
 
     offsets: Tensor
     padding: Tensor

@@ -160,7 +160,7 @@ class CategoricalConfig:
     Attributes:
         variables: per step.
         classes: per variable.
-        stochastic: whether z_t is sampled, or the probabilities: more exact for numbers, one mean future.
+        stochastic: whether z_t is sampled. Else it is the probabilities: more exact for numbers, one mean future.
         unimix_ratio: weight of the uniform distribution.
     """
 

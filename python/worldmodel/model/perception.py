@@ -72,8 +72,8 @@ class Perception(nn.Module):
     def decode(self, latent: Tensor) -> dict[str, Tensor]:
         """(..., *latent shape) -> predictions by modality.
 
-        Logits of classes, (..., entries, classes), and grids, (..., classes, height, width, channels); symlog vectors; pixels
-        in [-0.5, 0.5], channels first.
+        Logits of classes, (..., entries, classes), and grids, (..., classes, height, width, channels); symlog vectors;
+        pixels in [-0.5, 0.5], channels first.
         """
         lead, features = self._decoder_features(latent)
         predictions = {name: codec.reconstruct(features) for name, codec in self._codecs()}
