@@ -15,7 +15,7 @@ from worldmodel.runs.run import Run
 
 
 class Agent:
-    """A trained world model; the caller holds its state, a flat dict of tensors.
+    """A trained world model; the caller holds its state.
 
     Attributes:
         greedy: the default decider.
@@ -41,7 +41,7 @@ class Agent:
 
         Raises:
             RunError: no run, no checkpoint, a damaged file, or weights of another configuration.
-            ConfigurationError: a device that PyTorch cannot use, or settings of another version.
+            ConfigurationError: an unusable device, or settings of another version.
         """
         opened = Run(run)
         config = saved_config(opened)
@@ -65,20 +65,17 @@ class Agent:
         decider: Decider | None = None,
         greedy: bool | None = None,
     ) -> tuple[Any, State]:
-        """Chooses an action.
+        """Chooses an action, in the environment's form.
 
         Args:
             observation: in the environment's form.
             state: from the previous call, or None.
             reset: true zeroes the state.
-            decider: the configured one if None.
+            decider: by default the configured one.
             greedy: deprecated.
 
-        Returns:
-            ``(action, state)``: in the environment's form, and for the next call.
-
         Raises:
-            ValueError: an observation with NaN, or outside the space of training.
+            ValueError: an observation with NaN, or outside the space.
         """
         encoded = {name: array[None] for name, array in self.observation_spec.encode(observation).items()}
         actions, state = self.act_encoded(encoded, state, np.array([reset]), decider_of(decider, greedy, self.greedy))

@@ -59,15 +59,8 @@ def evaluate(
 ) -> Evaluated:
     """Evaluates ``agent`` in ``env``.
 
-    Args:
-        agent: acts.
-        env: as for ``worldmodel.environments.registry.resolve``.
-        episodes: how many.
-        seed: of the first episode and the decider.
-        num_envs: in parallel.
-        decider: the agent's if None.
-        greedy: deprecated.
-        environments: instead of new ones; closed at the end.
+    ``seed`` is for the first episode and the decider, by default the agent's. ``environments`` replace new ones and are
+    closed. ``greedy`` is deprecated.
 
     Raises:
         UnknownEnvironment: no environment has that name.
@@ -110,11 +103,9 @@ def evaluate_filmed(
     decider: Decider | None = None,
     greedy: bool | None = None,
 ) -> Evaluated:
-    """``evaluate``, with a video of the first ``filmed`` episodes, at least 1, run one by one.
+    """``evaluate``, with a video of the first ``filmed`` episodes, at least 1.
 
-    Raises:
-        NoVideo: the environment has no rendering.
-        EnvironmentFailed: an environment raised an error, or returned NaN.
+    Raises NoVideo if the environment has no rendering.
     """
     from worldmodel.acting.video import FRAMES_PER_SECOND, Camera, make_rendered, writer
 

@@ -26,11 +26,11 @@ _PAPER, _INK, _PALE = (255, 255, 255), (36, 41, 47), (110, 119, 129)
 
 
 class NoVideo(ValueError):
-    """The environment cannot be rendered, or the file type is not supported."""
+    """No rendering, or an unsupported file type."""
 
 
 def video_file(wanted: Path) -> tuple[Path, str]:
-    """Returns the path, .mp4 or .gif, and a notice where a GIF replaces an mp4 for lack of imageio-ffmpeg.
+    """Returns the path and a notice: without imageio-ffmpeg, a GIF replaces an mp4.
 
     Raises:
         NoVideo: another file type.
@@ -46,7 +46,7 @@ def video_file(wanted: Path) -> tuple[Path, str]:
 
 
 def make_rendered(name: str) -> "gymnasium.Env[Any, Any]":
-    """Makes an environment with ``rgb_array`` rendering and tries it once.
+    """Makes an environment with ``rgb_array`` rendering and tries it.
 
     Raises:
         NoVideo: it cannot be rendered.

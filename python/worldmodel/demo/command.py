@@ -53,12 +53,7 @@ def main(arguments: Sequence[str], parse: Callable[..., Any]) -> int:
 
 
 def run_memory(options: MemoryDemoOptions) -> Path:
-    """Returns the picture's path.
-
-    Raises:
-        ConfigurationError: fewer steps than an episode.
-        DemoFailed: a process failed.
-    """
+    """Returns the picture's path; raises ConfigurationError for too few steps, or DemoFailed."""
     from worldmodel.demo.picture import draw
 
     if options.steps < 2 * DECK:

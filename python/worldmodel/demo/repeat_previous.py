@@ -38,10 +38,7 @@ class Answerer(nn.Module):
         self.q = nn.Linear(config.width, SUITS)
 
     def forward(self, cards: Tensor, state: State | None = None, reset: Tensor | None = None) -> tuple[Tensor, State]:
-        """One-hot cards (batch, time, suits) -> Q, (batch, time, suits), and the final state.
-
-        ``reset``, bool (batch, time), is true where an episode begins.
-        """
+        """One-hot ``cards`` and Q are (batch, time, suits); ``reset`` is bool (batch, time)."""
         features, state = self.memory(self.entry(cards), state, reset)
         return self.q(features), state
 

@@ -1,4 +1,4 @@
-"""One memory of ``demo memory``: one process trains it, another continues from the saved state.
+"""One memory of ``demo memory``.
 
 python -m worldmodel.demo.worker train FOLDER MEMORY SEED SECONDS STEPS
 python -m worldmodel.demo.worker continue FOLDER MEMORY SEED SECONDS STEPS

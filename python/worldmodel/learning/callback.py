@@ -50,7 +50,7 @@ class OpenLoopCallback:
         """Returns metrics and a picture.
 
         Mean errors are "open_loop/MODALITY@k" and "open_loop/reward@k", none if all rows are short. The picture, uint8
-        (height, width, 3), is the longest row's, or None.
+        (height, width, 3) or None, shows the longest row.
         """
         start = time.perf_counter()
         metrics, picture = {}, None

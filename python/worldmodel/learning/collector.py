@@ -65,7 +65,7 @@ class Collector:
             drawn = episodes.action_spec.sample(self._random, episodes.num_envs)
             chosen[:random_rows] = torch.from_numpy(drawn[:random_rows]).to(self._device)
             encoded = episodes.action_spec.encode(chosen).to(self.state["action"].dtype)
-            self.state = {**self.state, "action": encoded}  # the executed action
+            self.state = {**self.state, "action": encoded}  # as executed
         actions = chosen.cpu().numpy()
         happened = episodes.step(actions)
         rows = happened.rows
@@ -96,12 +96,7 @@ class Collector:
         }
 
     def load_state_dict(self, saved: Mapping[str, Any], *, new_episodes: bool = False, unpickle: bool = False) -> None:
-        """Arguments as for ``Trainer.load``.
-
-        Raises:
-            EnvironmentFailed: the environments cannot be restored.
-            PickleRefused: unpickling is not allowed.
-        """
+        """As ``Trainer.load``; raises EnvironmentFailed, or PickleRefused without ``unpickle``."""
         self.steps = saved["steps"]
         self._random.bit_generator.state = saved["random"]
         self.state = {name: value.to(self._device) for name, value in saved["state"].items()}

@@ -1,7 +1,4 @@
-"""The learner: one optimiser step per batch, with running statistics.
-
-The policy's objective never changes the world model.
-"""
+"""The learner: one optimiser step per batch, with running statistics."""
 
 import contextlib
 import dataclasses
@@ -74,8 +71,6 @@ class Losses:
 
 @dataclasses.dataclass
 class _Forward:
-    """The inputs of the return statistics."""
-
     model: Tensor
     metrics: dict[str, Tensor]
     found: ImaginedReturns
@@ -90,7 +85,7 @@ class Learner:
     """Trains a world model in place.
 
     Attributes:
-        ema: ``AveragedModel`` of the world model, or None.
+        ema: ``AveragedModel`` or None.
     """
 
     def __init__(self, world_model: WorldModel, config: LearnerConfig, reduction: Reduction = LOCAL) -> None:
@@ -116,7 +111,7 @@ class Learner:
         return self._updates
 
     def losses(self, batch: Batch) -> Losses:
-        """Losses under the current statistics."""
+        """Losses under the current statistics, which do not change."""
         return self._losses(self._forward(batch))
 
     @torch.no_grad()
@@ -132,11 +127,9 @@ class Learner:
             return {name: float(value) for name, value in self.losses(batch).metrics.items()}
 
     def update(self, batch: Batch) -> dict[str, float]:
-        """One optimiser step.
+        """One optimiser step; returns losses and metrics.
 
-        Returns:
-            Losses and metrics. "seconds/observe" and "seconds/imagine" include backward passes and mean nothing on an
-            asynchronous GPU.
+        "seconds/observe" and "seconds/imagine" include backward passes and mean nothing on an asynchronous GPU.
 
         Raises:
             NonFiniteError: non-finite reward, loss or gradient; parameters, optimisers and statistics are unchanged.
@@ -171,7 +164,6 @@ class Learner:
         return metrics
 
     def state_dict(self) -> dict[str, Any]:
-        """The world model holds the other statistics."""
         return {
             "optimizer": self._optimizer.state_dict(),
             "returns": self._returns.state_dict(),
@@ -235,7 +227,7 @@ class Learner:
 
     def _backward(self, losses: Losses, marks: list[float]) -> None:
         self._optimizer.zero_grad()
-        # The policy's objective may flow through the model but must not train it.
+        # The policy's objective flows through the model but must not train it.
         policy = self._parameters["policy"]
         for parameter, gradient in zip(policy, torch.autograd.grad(losses.policy, policy), strict=True):
             parameter.grad = gradient

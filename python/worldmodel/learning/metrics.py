@@ -1,4 +1,4 @@
-"""Means of metrics, and timings."""
+"""Metrics and timings between two log lines."""
 
 import contextlib
 import time
@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 
 
 class MetricMeans:
-    """Accumulates metrics and returns their means.
+    """Means of metrics.
 
     Example:
         >>> metric_means = MetricMeans()
@@ -31,7 +31,7 @@ class MetricMeans:
             self._counts[name] = self._counts.get(name, 0) + 1
 
     def means(self) -> dict[str, float]:
-        """Means since the last call."""
+        """Since the last call."""
         means = {name: total / self._counts[name] for name, total in self._sums.items()}
         self._sums, self._counts = {}, {}
         return means

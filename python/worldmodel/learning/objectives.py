@@ -1,4 +1,4 @@
-"""Losses of the five functions, observed and imagined.
+"""Losses of the five functions, which only read running statistics.
 
 perception    reconstruction, and KL of the posterior from the prior
 prediction    KL with its gradient on the prior, reward, continuation; also trains memory
@@ -90,7 +90,7 @@ class ImaginedReturns:
 
 @dataclasses.dataclass
 class ImaginationLosses:
-    """Losses of evaluation and decision, with metrics."""
+    """Losses of evaluation and decision."""
 
     value: Tensor
     policy: Tensor
@@ -196,7 +196,7 @@ def weighted_mean(values: Tensor, weights: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _try_all(world_model: WorldModel, start: State, horizon: int) -> tuple[Imagined, Tensor, Tensor]:
-    """Rollouts, returns (rows * actions, horizon) and Q (rows, actions)."""
+    """For every first action: rollouts, returns (rows * actions, horizon), Q (rows, actions)."""
     actions = world_model.decision.all_actions(start["features"])
     rows, count = start["features"].shape[0], actions.shape[0]
     tried = {name: value.repeat_interleave(count, 0) for name, value in start.items()}

@@ -98,7 +98,7 @@ _FREE = {
 
 
 def saved_config(run: Run) -> TrainConfig:
-    """Raises ConfigurationError if another version wrote it, with other settings."""
+    """The run's settings; raises ConfigurationError if another version's do not fit."""
     return from_json(TrainConfig, run.config.get("train"), "train")
 
 
@@ -122,7 +122,7 @@ def check_resumable(run: Run, config: TrainConfig) -> None:
 
 
 def usable_device(name: str) -> torch.device:
-    """Raises ConfigurationError if there is no such device, or PyTorch cannot use it."""
+    """The named device; raises ConfigurationError if PyTorch cannot use it."""
     try:
         device = torch.device(name)
         torch.zeros(1, device=device)

@@ -1,6 +1,6 @@
 """Training in one process: learning, collection, checkpoints.
 
-An iteration depends only on counts and random generators, which checkpoints hold, so a resumed run repeats the
+An iteration depends only on counts and random generators, which checkpoints hold: a resumed run repeats the
 uninterrupted one.
 """
 
@@ -38,7 +38,7 @@ class Evaluator(Protocol):
 
 
 class SourceTrainer:
-    """Learns from a source of batches, without environments.
+    """Learns from a source of batches.
 
     Attributes:
         updates: of the weights.
@@ -113,7 +113,6 @@ class SourceTrainer:
         self.metric_means.add(learned)
 
     def metrics(self) -> dict[str, float]:
-        """Counts, and means since the last call."""
         return {
             "steps": self.steps,
             "updates": self.updates,
@@ -142,11 +141,7 @@ class SourceTrainer:
         return ("updates", "seconds")
 
     def load(self, run: Run) -> bool:
-        """Restores the newest checkpoint; false, as no pickle was read.
-
-        Raises:
-            RunError: a file is missing, damaged, or of another configuration.
-        """
+        """Restores the newest checkpoint; false, as no pickle was read. Raises RunError as ``Trainer.load``."""
         self._load_learned(run)
         with run.refusing("trainer"):
             self._load_counts(run)
@@ -161,7 +156,7 @@ class SourceTrainer:
             self.source.load_state_dict(run.load("replay"))
 
     def _load_counts(self, run: Run) -> None:
-        """Call last: restores random generators."""
+        """Restores random generators: call last."""
         saved = run.load("trainer")
         for name in self._counts:
             setattr(self, name, saved[name])
@@ -201,7 +196,6 @@ class Trainer(SourceTrainer):
 
     @property
     def steps(self) -> int:
-        """Transitions collected."""
         return self.collector.steps
 
     def iterate(self) -> None:
@@ -238,7 +232,7 @@ class Trainer(SourceTrainer):
             unpickle: allow pickled environments, whose code runs.
 
         Raises:
-            RunError: a file is missing, damaged or of another configuration, or the environments cannot be restored.
+            RunError: a file is missing, damaged or of another configuration, or environments cannot be restored.
         """
         anew = f"--resume {run.folder} --new-episodes goes on with other episodes, and then not as if nothing had been"
         self._load_learned(run)

@@ -37,7 +37,6 @@ class CategoricalCodec(nn.Module):
         self.register_buffer("padding", torch.arange(max(modality.sizes)) >= sizes[:, None], persistent=False)
 
     def encode(self, modality: Tensor) -> Tensor:
-        """(steps, entries) -> one-hot (steps, sum of sizes)."""
         if modality.is_floating_point():
             return modality
         hot = self.project.weight.new_zeros(modality.shape[0], self.width)
@@ -81,10 +80,7 @@ class VectorCodec(nn.Module):
         return torch.where(self.variance > _MIN_VARIANCE, self.variance, 1).sqrt()
 
     def encode(self, modality: Tensor) -> Tensor:
-        """(steps, entries) -> (steps, entries + 1).
-
-        The appended one keeps the scale, which the next layer norm would remove.
-        """
+        """Appends a one, which keeps the scale that the next layer norm would remove."""
         numbers = self.standardised(modality)
         return torch.cat([numbers, torch.ones_like(numbers[:, :1])], -1)
 
@@ -152,11 +148,10 @@ class ImageCodec(nn.Module):
         self.decoder = nn.Sequential(*back)
 
     def encode(self, modality: Tensor) -> Tensor:
-        """uint8 (steps, height, width, channels) -> (steps, hidden)."""
         return self.project(self.encoder(self._scaled(modality)).flatten(1))
 
     def reconstruct(self, features: Tensor) -> Tensor:
-        """(steps, hidden) -> (steps, channels, height, width), in [-0.5, 0.5]."""
+        """(steps, channels, height, width), in [-0.5, 0.5]."""
         return self.decoder(self.expand(features).unflatten(-1, self.small))
 
     def loss(self, prediction: Tensor, modality: Tensor) -> Tensor:
@@ -188,12 +183,11 @@ class GridCodec(nn.Module):
         self.classify = nn.Conv2d(2 * embedding, channels * self.classes, 1)
 
     def encode(self, modality: Tensor) -> Tensor:
-        """(steps, height, width, channels) -> (steps, hidden)."""
         embedded = self.embed(modality.long() + self.offsets).sum(-2)  # (steps, height, width, embedding)
         return self.project(F.silu(self.convolve(embedded.movedim(-1, 1))).flatten(1))
 
     def reconstruct(self, features: Tensor) -> Tensor:
-        """(steps, hidden) -> logits (steps, classes, height, width, channels)."""
+        """Logits (steps, classes, height, width, channels)."""
         height, width, channels = self.shape
         planes = F.silu(self.expand(features)).unflatten(-1, (-1, height, width))
         return self.classify(planes).unflatten(1, (channels, self.classes)).permute(0, 2, 3, 4, 1)
@@ -206,7 +200,7 @@ class GridCodec(nn.Module):
 
 
 def build_codec(modality: Modality, hidden: int, channels: int) -> Any:
-    """``channels``: width of an image's first convolution."""
+    """``channels``: of an image's first convolution."""
     if modality.kind == "categorical":
         return CategoricalCodec(modality, hidden)
     if modality.kind == "vector":

@@ -61,7 +61,7 @@ class DecisionConfig:
 
 
 class Decision(nn.Module):
-    """The actor network."""
+    """The actor."""
 
     def __init__(self, features: int, spec: ActionSpec, config: DecisionConfig) -> None:
         super().__init__()

@@ -62,7 +62,6 @@ class Latent(abc.ABC):
         return latent.flatten(-len(self.shape))
 
     def lead(self, latent: Tensor) -> torch.Size:
-        """Leading dimensions."""
         return latent.shape[: latent.dim() - len(self.shape)]
 
 
@@ -160,7 +159,7 @@ class CategoricalConfig:
     Attributes:
         variables: per step.
         classes: per variable.
-        stochastic: whether z_t is sampled. Else it is the probabilities: more exact for numbers, one mean future.
+        stochastic: whether z_t is sampled. If not, it is the probabilities, which are more exact for numbers.
         unimix_ratio: weight of the uniform distribution.
     """
 

@@ -63,7 +63,6 @@ class MemoryStack(nn.Module):
     def step(
         self, input: Tensor, state: Mapping[str, Tensor] | None, reset: Tensor | None = None
     ) -> tuple[Tensor, State]:
-        """``input`` (batch, width), ``reset`` bool (batch,)."""
         parts = []
         for index, (block, norm) in enumerate(self._layers()):
             output, part = block.step(norm(input), None if state is None else _part(state, index), reset)

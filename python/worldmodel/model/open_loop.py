@@ -12,7 +12,7 @@ from worldmodel.data.spaces import ActionSpec, Modality, ObservationSpec
 from worldmodel.model.networks import symlog
 from worldmodel.model.world_model import Sampler, WorldModel
 
-# Of ``error``, by kind of modality.
+# Units of ``error``.
 UNITS = {
     "image": "root mean square of pixels, 0 to 1",
     "grid": "share of cells that are wrong",

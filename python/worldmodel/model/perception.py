@@ -60,7 +60,7 @@ class Perception(nn.Module):
         self.decoder = nn.Sequential(layers, nn.LayerNorm(config.hidden), nn.SiLU())
 
     def forward(self, observations: Mapping[str, Tensor]) -> Tensor:
-        """(..., *shape) by modality -> posterior parameters (..., *parameter shape)."""
+        """(..., *shape) by modality -> posterior (..., *parameter shape)."""
         encoded, lead = [], torch.Size()
         for name, codec in self._codecs():
             modality = observations[name]
@@ -86,7 +86,6 @@ class Perception(nn.Module):
         return {name: value.view(*lead, *value.shape[1:]) for name, value in observations.items()}
 
     def reconstruction_loss(self, latent: Tensor, observations: Mapping[str, Tensor]) -> Tensor:
-        """Per step, (...)."""
         lead, features = self._decoder_features(latent)
         total = features.new_zeros(features.shape[0])
         for name, codec in self._codecs():
@@ -100,7 +99,6 @@ class Perception(nn.Module):
                 yield codec, observations[name][valid]
 
     def _decoder_features(self, latent: Tensor) -> tuple[torch.Size, Tensor]:
-        """Leading dimensions, and features (steps, hidden)."""
         return self.latent.lead(latent), self.decoder(self.latent.flatten(latent).flatten(0, -2))
 
     def _codecs(self) -> Iterator[tuple[str, Any]]:

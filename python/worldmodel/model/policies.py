@@ -29,14 +29,13 @@ class Policy:
 
 
 class DiscretePolicy(Policy):
-    """Independent categoricals with unimix, one per entry; actions are one-hot, concatenated."""
+    """Independent categoricals with unimix and straight-through gradient; actions are one-hot, concatenated."""
 
     def __init__(self, logits: Tensor, sizes: tuple[int, ...], unimix_ratio: float) -> None:
         parts = logits.split(sizes, -1)
         self.probabilities = [part.softmax(-1) * (1 - unimix_ratio) + unimix_ratio / part.shape[-1] for part in parts]
 
     def sample(self) -> Tensor:
-        """Straight-through gradient."""
         hot = []
         for p in self.probabilities:
             hot.append(F.one_hot(sample_index(p), p.shape[-1]).to(p.dtype) + (p - p.detach()))

@@ -29,7 +29,7 @@ class Predicted:
     """Predictions from (s_t, a_t).
 
     Attributes:
-        prior: parameters of z_{t+1}, (..., *parameter shape).
+        prior: of z_{t+1}, (..., *parameter shape).
         reward: outputs of the reward head.
         continues: continuation logit, (...).
     """

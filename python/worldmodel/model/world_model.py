@@ -34,7 +34,7 @@ Sampler = Callable[[Tensor], Tensor]  # distribution -> latent
 
 @dataclasses.dataclass(frozen=True)
 class WorldModelConfig:
-    """Configuration of the five functions."""
+    """The five functions."""
 
     perception: PerceptionConfig = dataclasses.field(default_factory=PerceptionConfig)
     memory: MemoryConfig = dataclasses.field(default_factory=MemoryConfig)
@@ -138,11 +138,8 @@ class WorldModel(nn.Module):
         Args:
             batch: (batch, time).
             state: by default the batch's, or zeros.
-            states_after: increasing step counts.
+            states_after: step counts, increasing from 1 to time, else ValueError.
             sample: distribution -> latent; ``Latent.sample`` if None.
-
-        Raises:
-            ValueError: states_after that do not increase from 1 to time.
         """
         bounds = [0, *states_after, batch.shape[1] + 1]
         if any(low >= high for low, high in itertools.pairwise(bounds)):
@@ -182,7 +179,7 @@ class WorldModel(nn.Module):
             observation: by modality, (batch, *shape).
             previous_action: (batch, action width).
             state: after the previous step.
-            reset: bool (batch,); true zeroes state and previous action.
+            reset: bool (batch,); zeroes state and previous action.
 
         Returns:
             s_t, (batch, features), and the new state.
@@ -204,12 +201,9 @@ class WorldModel(nn.Module):
         Args:
             state: after an observation.
             policy: s_t -> distribution over actions.
-            horizon: steps.
+            horizon: at least 1, else ValueError.
             first_action: replaces the policy's, (batch, action width).
-            sample: distribution -> latent; ``Latent.sample`` if None.
-
-        Raises:
-            ValueError: a horizon below 1.
+            sample: as for ``observe``.
         """
         if horizon < 1:
             raise ValueError(f"WorldModel.imagine: horizon is {horizon}, expected at least 1")
@@ -220,11 +214,7 @@ class WorldModel(nn.Module):
         return self._imagine(state, choose, horizon, sample)
 
     def imagine_actions(self, state: State, actions: Tensor, sample: Sampler | None = None) -> Imagined:
-        """``imagine`` with given actions, (batch, horizon, action width).
-
-        Raises:
-            ValueError: actions of another shape.
-        """
+        """``imagine`` with ``actions`` (batch, horizon, action width); raises ValueError for other shapes."""
         rows, width = state["features"].shape[0], self.action_spec.width
         if actions.dim() != 3 or actions.shape[1] < 1 or (actions.shape[0], actions.shape[2]) != (rows, width):
             raise ValueError(
@@ -254,16 +244,10 @@ class WorldModel(nn.Module):
     def act(
         self, observation: Mapping[str, Tensor], state: State, reset: Tensor, decider: Decider
     ) -> tuple[Tensor, State]:
-        """Acts for one step, without gradients.
-
-        Args:
-            observation: by modality, (batch, *shape).
-            state: from ``init_state`` or the previous call.
-            reset: bool (batch,), true where an episode begins.
-            decider: chooses the action.
+        """Acts for one step, without gradients; arguments as for ``observe_step``.
 
         Returns:
-            Actions (batch, *ActionSpec.shape), and the new state.
+            Actions (batch, *ActionSpec.shape), and the new state, which holds them.
         """
         with torch.no_grad():
             _, state = self.observe_step(observation, state["action"], state, reset)
