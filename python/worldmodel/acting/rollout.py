@@ -57,14 +57,10 @@ def evaluate(
     greedy: bool | None = None,
     environments: "Sequence[gymnasium.Env[Any, Any]] | None" = None,
 ) -> Evaluated:
-    """Evaluates ``agent`` in ``env``.
+    """Evaluates ``agent`` in ``env``; raises UnknownEnvironment or EnvironmentFailed.
 
     ``seed`` is for the first episode and the decider, by default the agent's. ``environments`` replace new ones and are
     closed. ``greedy`` is deprecated.
-
-    Raises:
-        UnknownEnvironment: no environment has that name.
-        EnvironmentFailed: an environment raised an error, or returned NaN.
     """
     decider = decider_of(decider, greedy, agent.greedy)
     environments = environments or [make(env) for _ in range(min(num_envs, episodes))]
@@ -103,10 +99,7 @@ def evaluate_filmed(
     decider: Decider | None = None,
     greedy: bool | None = None,
 ) -> Evaluated:
-    """``evaluate``, with a video of the first ``filmed`` episodes, at least 1.
-
-    Raises NoVideo if the environment has no rendering.
-    """
+    """``evaluate``, with a video of the first ``filmed`` episodes, at least 1; raises NoVideo without rendering."""
     from worldmodel.acting.video import FRAMES_PER_SECOND, Camera, make_rendered, writer
 
     decider = decider_of(decider, greedy, agent.greedy)

@@ -32,9 +32,7 @@ class NoVideo(ValueError):
 def video_file(wanted: Path) -> tuple[Path, str]:
     """Returns the path and a notice: without imageio-ffmpeg, a GIF replaces an mp4.
 
-    Raises:
-        NoVideo: another file type.
-        MissingPackage: imageio is not installed.
+    Raises NoVideo for another file type, MissingPackage without imageio.
     """
     require("imageio.v2", "write videos")
     if wanted.suffix not in (".mp4", ".gif"):
@@ -46,13 +44,7 @@ def video_file(wanted: Path) -> tuple[Path, str]:
 
 
 def make_rendered(name: str) -> "gymnasium.Env[Any, Any]":
-    """Makes an environment with ``rgb_array`` rendering and tries it.
-
-    Raises:
-        NoVideo: it cannot be rendered.
-        UnknownEnvironment: no environment has that name.
-        EnvironmentFailed: it cannot be made.
-    """
+    """Makes and tries an environment with ``rgb_array`` rendering; raises NoVideo, or the errors of ``make``."""
     plain = make(name)
     modes = list(plain.metadata.get("render_modes") or [])
     plain.close()

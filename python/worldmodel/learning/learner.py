@@ -33,12 +33,12 @@ class LearnerConfig:
     """Settings of the learner.
 
     Attributes:
-        model_lr: learning rate of perception, memory and prediction.
-        value_lr: learning rate of evaluation.
-        policy_lr: learning rate of decision.
+        model_lr: of perception, memory and prediction.
+        value_lr: of evaluation.
+        policy_lr: of decision.
         warm_up: updates over which the learning rates rise from zero.
         max_grad_norm: largest gradient norm per parameter group.
-        ema: updates over which ``Agent``'s weights are averaged; 0 for the newest weights.
+        ema: updates averaged into ``Agent``'s weights; 0 for the newest.
         objective: weights of the losses.
     """
 

@@ -26,8 +26,8 @@ class ObjectiveConfig:
         dynamics: weight of the KL that trains the prior.
         representation: weight of the KL that trains perception.
         free_nats: KL below which perception has no loss; without it, random content is lost.
-        reward: weight of the reward loss.
-        continuation: weight of the continuation loss.
+        reward: loss weight.
+        continuation: loss weight.
         horizon: imagined steps.
         imagination_starts: per row.
         value_gradient: weight of the values' gradient to memory.
@@ -134,7 +134,7 @@ def model_loss(
 
 
 def imagine_returns(world_model: WorldModel, states: State, mask: Tensor, config: ObjectiveConfig) -> ImaginedReturns:
-    """``states`` are (rows, ...); ``mask``, bool (rows,), selects starts with a loss."""
+    """``mask``, bool (rows,), selects the ``states`` with a loss, (rows, ...)."""
     decision = world_model.decision
     start = {name: value.detach() for name, value in states.items()}
     if decision.gradient == "all_action":
@@ -147,7 +147,7 @@ def imagine_returns(world_model: WorldModel, states: State, mask: Tensor, config
         return ImaginedReturns(states["features"], mask, imagined, returns, q, policy, first_target, weights)
     with torch.set_grad_enabled(decision.gradient == "pathwise" and torch.is_grad_enabled()):
         imagined = world_model.imagine(start, decision, config.horizon)
-        returns = _returns(world_model, imagined)  # (rows, horizon)
+        returns = _returns(world_model, imagined)
     policy = decision(imagined.features[:, :-1].detach())
     weights = _weights(imagined, mask)
     return ImaginedReturns(states["features"], mask, imagined, returns, None, policy, returns[:, 0].detach(), weights)
@@ -160,7 +160,7 @@ def imagination_losses(
     decision, policy = world_model.decision, found.policy
     if found.q is not None:
         assert isinstance(policy, DiscretePolicy)
-        probabilities = policy.probability_of(decision.all_actions(found.q))  # (rows, actions)
+        probabilities = policy.probability_of(decision.all_actions(found.q))
         objective = (probabilities * (found.q - found.first_target[:, None])).sum(-1) / return_scale
         entropy, policy_weights = policy.entropy(), found.mask.to(found.q.dtype)
     else:
@@ -206,7 +206,7 @@ def _try_all(world_model: WorldModel, start: State, horizon: int) -> tuple[Imagi
 
 
 def _returns(world_model: WorldModel, imagined: Imagined) -> Tensor:
-    """(rows, horizon), with target-network values."""
+    """With target-network values, (rows, horizon)."""
     config = world_model.config.evaluation
     next_values = world_model.evaluation.value(imagined.features[:, 1:], target=True)
     return lambda_returns(imagined.rewards, config.discount * imagined.continues, next_values, config.lambda_)

@@ -55,7 +55,6 @@ class MapLSTM(nn.Module):
         self.cell = ConvLSTM(self.shape[0], self.shape[0], kernel, batch_first=True)
 
     def init_state(self, batch_size: int) -> State:
-        """(batch, channels, height, width) each."""
         hidden, cell = self.cell.init_state(batch_size, self.shape[1:])
         return {"hidden": hidden[0], "cell": cell[0]}
 
@@ -86,7 +85,6 @@ class GRU(nn.Module):
         self.cell = nn.GRUCell(width, width)
 
     def init_state(self, batch_size: int) -> State:
-        """(batch, width)."""
         weight = self.cell.weight_hh
         return {"hidden": torch.zeros(batch_size, self.width, device=weight.device, dtype=weight.dtype)}
 
@@ -224,7 +222,7 @@ class ConvLSTMBlock(Block):
 
 @dataclasses.dataclass(frozen=True)
 class GRUBlock(Block):
-    """A GRU layer, as a baseline."""
+    """A GRU layer."""
 
     kind: ClassVar[str] = "gru"
 

@@ -85,7 +85,6 @@ class CategoricalLatent(Latent):
         return probabilities * (1 - ratio) + ratio / self.config.classes
 
     def sample(self, distribution: Tensor) -> Tensor:
-        """One-hot; the probabilities if not ``stochastic``."""
         return self._one_hot(sample_index(distribution), distribution) if self.config.stochastic else distribution
 
     def mode(self, distribution: Tensor) -> Tensor:
