@@ -20,7 +20,7 @@ CACHE = ROOT / "build" / "emulator"
 SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize=vptr,null,return,unreachable", "-fno-sanitize-recover=all")
 FLAGS = (
     "-std=c++17",
-    "-O1",
+    "-Og",
     "-g1",
     "-fno-omit-frame-pointer",
     "-fPIC",

@@ -28,12 +28,12 @@ namespace wmk {
 namespace {
 
 #if defined(__x86_64__)
-bool has_v4() {
+[[maybe_unused]] bool has_v4() {
   return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
          __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512cd");
 }
 // Some compilers cannot test F16C and MOVBE; every machine with AVX2 and FMA has them.
-bool has_v3() {
+[[maybe_unused]] bool has_v3() {
   return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi") &&
          __builtin_cpu_supports("bmi2");
 }
