@@ -6,9 +6,6 @@
     VectorEnvironment, Replay    experience
     TrainConfig, Run             a run's configuration and folder
     Agent                        a trained world model that acts
-
-The import registers the package's environments, and defers torch and gymnasium. Dependencies are in the extra
-``worldmodel``.
 """
 
 import importlib
@@ -43,7 +40,6 @@ ids.install()
 
 
 def __getattr__(name: str) -> Any:
-    """Imports public names lazily."""
     if name in _RENAMED:
         warnings.warn(f"worldmodel.{name} is worldmodel.{_RENAMED[name]} now", DeprecationWarning, stacklevel=2)
         name = _RENAMED[name]

@@ -21,7 +21,7 @@ COMMANDS = ("train", "evaluate", "imagine", "demo")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a command; user errors print one line to stderr instead of a traceback."""
+    """Runs a command; user errors print one line to stderr."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     if not given or given[0] in ("-h", "--help"):
         print(USAGE, end="")
@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"there is no command {given[0]!r}, expected one of {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
     try:
-        # Imported here, so that a missing package is one line as well.
+        # A missing package is one line as well.
         return int(importlib.import_module(f"worldmodel.commands.{given[0]}").command(given[1:]))
     except MissingPackage as error:
         print(error, file=sys.stderr)

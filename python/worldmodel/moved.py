@@ -1,4 +1,4 @@
-"""Old module paths: importing one warns and returns the new module, for one release."""
+"""Old module paths: importing one warns and returns the new module."""
 
 import importlib
 import importlib.abc
@@ -8,7 +8,7 @@ import types
 import warnings
 from collections.abc import Sequence
 
-# Old name -> new name, within ``worldmodel``.
+# Old -> new name.
 MODULES = {
     "agent": "acting.agent",
     "average": "learning.ema",
@@ -58,12 +58,11 @@ MODULES = {
 
 
 class MovedModules(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Finds modules of ``MODULES`` by their old names."""
+    """Finds modules by their old names."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: types.ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        """Returns a spec for the new module, or None for other names."""
         package, _, name = fullname.partition(".")
         if package != "worldmodel" or name not in MODULES:
             return None
@@ -72,13 +71,12 @@ class MovedModules(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         return importlib.machinery.ModuleSpec(fullname, self, loader_state=new)
 
     def create_module(self, spec: importlib.machinery.ModuleSpec) -> types.ModuleType:
-        """The module of today."""
         module = importlib.import_module(str(spec.loader_state))
         self._spec = module.__spec__
         return module
 
     def exec_module(self, module: types.ModuleType) -> None:
-        """Restores the module's own spec, which importlib replaced."""
+        """Restores the spec that importlib replaced."""
         module.__spec__ = self._spec
 
 

@@ -7,5 +7,5 @@ from worldmodel.demo.command import main
 
 
 def command(arguments: Sequence[str]) -> int:
-    """Runs the demonstration that the first argument names."""
+    """Runs the demonstration named by the first argument."""
     return main(arguments, parse)

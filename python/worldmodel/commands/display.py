@@ -1,4 +1,4 @@
-"""Progress: a bar and a table on a terminal, else a line every 20 s."""
+"""Progress: a table on a terminal, else lines."""
 
 import itertools
 import sys
@@ -11,11 +11,11 @@ from typing import Any
 from worldmodel.learning.settings import TrainConfig
 from worldmodel.runs.optional_dependencies import MissingPackage, require
 
-_LINE_SECONDS = 20  # between lines without a terminal
+_LINE_SECONDS = 20
 
 
 class Display:
-    """Shows progress, as a context manager, unless ``quiet``."""
+    """Shows progress, unless ``quiet``."""
 
     def __init__(self, config: TrainConfig, folder: Path, *, quiet: bool = False) -> None:
         self._config = config
@@ -50,8 +50,8 @@ class Display:
             print(text, file=sys.stderr, flush=True)
 
     def show(self, metrics: Mapping[str, float], *, last: bool = False) -> None:
-        """Shows the newest metrics; without a terminal only every 20 s, and the ``last`` ones."""
-        self._known.update(metrics)  # other metrics keep their last value
+        """Without a terminal, shows metrics every 20 s and the ``last`` ones."""
+        self._known.update(metrics)
         if self._live is not None:
             self._live.update(self._table(self._known))
         elif last or time.monotonic() - self._said >= _LINE_SECONDS:
@@ -59,7 +59,6 @@ class Display:
             self.say(line(self._known, done(self._config, metrics)))
 
     def _table(self, metrics: Mapping[str, float]) -> Any:
-        """Two columns for a small terminal; ``metrics.jsonl`` has the rest."""
         table = require("rich.table", "show progress").Table.grid(padding=(0, 2))
         bar = require("rich.progress_bar", "show progress").ProgressBar
         for _ in range(2):
@@ -72,13 +71,12 @@ class Display:
         return table
 
 
-# Names, or prefixes, in the left and right column.
+# Names or prefixes.
 _LEFT = ("steps", "updates", "episodes", "seconds", "episode/", "milliseconds/", "replay/")
 _RIGHT = ("loss/", "policy/", "latent/", "scale/")
 
 
 def _cells(metrics: Mapping[str, float], names: tuple[str, ...]) -> list[tuple[str, str]]:
-    """Name and value of the metrics in ``names`` or in its groups ("group/")."""
     kept = [name for name in metrics if name in names or (f"{name.partition('/')[0]}/" in names and "/" in name)]
     return [(name, f"{metrics[name]:,.4g}" if metrics[name] % 1 else f"{metrics[name]:,.0f}") for name in kept]
 
@@ -92,7 +90,7 @@ def done(config: TrainConfig, metrics: Mapping[str, float]) -> float:
 
 
 def line(metrics: Mapping[str, float], share: float) -> str:
-    """Formats the main metrics on one line.
+    """The main metrics.
 
     Example:
         >>> line({"steps": 2000, "updates": 10, "seconds": 3.0, "episode/return": 0.5}, 0.25)

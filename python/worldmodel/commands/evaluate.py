@@ -1,4 +1,4 @@
-"""``evaluate``: whole episodes with the newest checkpoint of a run."""
+"""``evaluate``: whole episodes with a run's newest checkpoint."""
 
 import dataclasses
 import json
@@ -46,7 +46,6 @@ class EvaluateOptions:
     """Episodes in the video, from the first."""
 
     def __post_init__(self) -> None:
-        """Raises ValueError for numbers out of range."""
         for name in ("episodes", "num_envs", "video_episodes"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
@@ -77,7 +76,7 @@ def command(arguments: Sequence[str]) -> int:
 
 
 def _video_named(arguments: Sequence[str]) -> list[str]:
-    """``--video`` without a value becomes an empty name, which stands for a file in the run's folder."""
+    """``--video`` without a value becomes an empty name."""
     named: list[str] = []
     for index, argument in enumerate(arguments):
         named.append(argument)

@@ -65,7 +65,6 @@ class ImagineOptions:
     """PyTorch's CPU threads."""
 
     def __post_init__(self) -> None:
-        """Raises ValueError for numbers out of range."""
         for name in ("episodes", "context", "horizon", "fps"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected more than 0")
@@ -82,7 +81,6 @@ class Imagination:
     panels: list[Panel]
 
     def to_json(self) -> dict[str, Any]:
-        """Errors by step, with their units."""
         modalities = self.panels[0].modalities
         units = {name: UNITS[modality.kind] for name, modality in modalities.items()}
         names = (
@@ -107,7 +105,7 @@ class Imagination:
 
 
 def command(arguments: Sequence[str]) -> int:
-    """Imagines and draws; prints the files and the errors."""
+    """Imagines and draws."""
     options = parse(ImagineOptions, arguments, "imagine")
     if options.threads:
         torch.set_num_threads(options.threads)
@@ -164,7 +162,7 @@ def imagine(options: ImagineOptions) -> Imagination:
 
 
 def _play(agent: Agent, environment: Any, options: ImagineOptions, number: int) -> tuple[Batch, bool]:
-    """Plays at most the steps to draw; returns whether the episode ended, too."""
+    """Also returns whether the episode ended."""
     specs = agent.observation_spec, agent.action_spec
     seed = options.seed + number
     running = VectorEnvironment([environment], lambda _: seed, *specs)
@@ -189,7 +187,7 @@ def _play(agent: Agent, environment: Any, options: ImagineOptions, number: int) 
 
 
 def summary(made: Imagination) -> str:
-    """Lists mean errors beside the persistence baseline's, and the files."""
+    """Mean errors beside the persistence baseline's, and the files."""
     lines = []
     for name, modality in made.panels[0].modalities.items():
         ours, kept = (

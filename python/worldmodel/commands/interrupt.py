@@ -1,4 +1,4 @@
-"""Ctrl-C as a request: training saves and ends after the current step, at a second one immediately."""
+"""Ctrl-C: training saves and ends after the current step, at a second one immediately."""
 
 import signal
 import threading
@@ -9,11 +9,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupt:
-    """A context manager that turns Ctrl-C and SIGTERM into ``requested``, in the main thread only.
-
-    Attributes:
-        requested: whether one of them arrived.
-    """
+    """Turns Ctrl-C and SIGTERM into ``requested``, in the main thread only."""
 
     def __init__(self) -> None:
         self.requested = False

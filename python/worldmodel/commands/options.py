@@ -24,7 +24,6 @@ def parse(kind: type[Options], arguments: Sequence[str], command: str, default: 
     """Parses options into a dataclass; its docstrings are the help."""
     tyro = require("tyro", "read the command line")
     given = {} if default is None else {"default": default}
-    # The default chooses the kinds of nested configurations.
     config = (tyro.conf.PositionalRequiredArgs, tyro.conf.AvoidSubcommands)
     return tyro.cli(kind, args=list(arguments), prog=f"python -m worldmodel {command}", config=config, **given)
 
@@ -59,7 +58,7 @@ def train_options(arguments: Sequence[str]) -> tuple[TrainConfig, Path, dict[str
     """Reads the command line.
 
     Returns:
-        ``(config, folder, how)`` for ``train``; ``how`` are keyword arguments.
+        ``(config, folder, how)`` for ``train``.
 
     Raises:
         ConfigurationError: an unknown preset, no environment, contradicting options.
@@ -68,7 +67,7 @@ def train_options(arguments: Sequence[str]) -> tuple[TrainConfig, Path, dict[str
     for argument in arguments:
         if (today := renamed_option(argument)) is not None:
             raise ConfigurationError(f"{argument.partition('=')[0]} is an option of an earlier release: use {today}")
-    # Defaults of the other options depend on these.
+    # The other options' defaults depend on these.
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--preset", default=TrainConfig.preset)
     for name in ("--resume", "--memory", "--latent"):
@@ -94,7 +93,7 @@ def train_options(arguments: Sequence[str]) -> tuple[TrainConfig, Path, dict[str
 
 
 def preset_config(name: str) -> TrainConfig:
-    """Returns the configuration of a preset.
+    """The configuration of a preset.
 
     Raises:
         ConfigurationError: an unknown preset.
@@ -107,7 +106,7 @@ def preset_config(name: str) -> TrainConfig:
 
 
 def with_kinds(model: WorldModelConfig, memory: str | None, latent: str | None) -> WorldModelConfig:
-    """Replaces the memory's blocks and the latent of ``model`` by the named kinds.
+    """Replaces the memory's blocks and the latent by the named kinds.
 
     Raises:
         ConfigurationError: an unknown kind, or one that does not fit the memory's width.
@@ -133,7 +132,7 @@ def with_kinds(model: WorldModelConfig, memory: str | None, latent: str | None) 
 
 
 def _blocks(text: str, known: Mapping[str, BlockConfig]) -> list[BlockConfig]:
-    """Parses ``KIND`` or ``KIND*N``; ``known`` kinds keep their settings."""
+    """Parses ``KIND*N``; ``known`` kinds keep their settings."""
     name, star, times = text.partition("*")
     kinds = {kind.kind: kind for kind in get_args(BlockConfig) if kind is not CustomBlock}
     if not (star == "" or (times.isdigit() and int(times))):

@@ -1,4 +1,4 @@
-"""``train``: starts or resumes a run, until its limit or Ctrl-C."""
+"""``train``: starts or resumes a run."""
 
 import time
 from collections.abc import Sequence
@@ -41,22 +41,21 @@ def train(
     """Trains until a limit of ``config`` or Ctrl-C, then saves.
 
     Args:
-        config: of the run; must agree with that of a resumed one.
+        config: must agree with that of a resumed run.
         folder: of the run.
         resume: resume the run in ``folder``.
         new_episodes: on resuming, begin new episodes.
-        unpickle: on resuming, allow to read pickled environments, which executes their content.
+        unpickle: on resuming, allow pickled environments, which executes their content.
         quiet: show nothing.
 
     Raises:
         MissingPackage: safetensors is not installed.
         ConfigurationError: invalid settings, or others than the resumed run's.
-        RunError: a folder that is not empty, a damaged run, or one that cannot continue its episodes; the folder is
-            unchanged.
+        RunError: a folder that is not empty, a damaged run, or one that cannot continue its episodes.
         EnvironmentFailed: an environment raised an error, or returned NaN; saved checkpoints stay.
         TrainingFailed: a loss became NaN; saved checkpoints stay.
     """
-    require("safetensors.torch", "write checkpoints")  # fails now rather than after an hour
+    require("safetensors.torch", "write checkpoints")  # fails now
     if resume:
         run = Run(folder)
         check_resumable(run, config)
@@ -86,17 +85,14 @@ def train(
 def train_from_source(
     config: TrainConfig, source: Source, folder: Path, *, resume: bool = False, quiet: bool = False
 ) -> Run:
-    """Trains on a source of batches, without environments, until a limit or Ctrl-C.
+    """Trains on a source of batches, without environments; steps are updates.
 
     Args:
-        config: of the run; ``updates`` or ``minutes`` end it.
-        source: a ``Replay``, or another ``data.source.Source``.
+        config: ``updates`` or ``minutes`` end the run.
+        source: such as a ``Replay``.
         folder: of the run.
         resume: as for ``train``.
         quiet: show nothing.
-
-    Returns:
-        The run, its checkpoints and metrics counted by updates.
 
     Raises:
         ConfigurationError: settings or spaces that differ from the resumed run's, or no limit.
@@ -125,7 +121,6 @@ def train_from_source(
 
 
 def _run(trainer: SourceTrainer, run: Run, notices: list[str], quiet: bool) -> None:
-    """Trains, logs and saves."""
     try:
         require("torch.utils.tensorboard", "write for TensorBoard")
     except MissingPackage as error:
@@ -145,7 +140,7 @@ def _run(trainer: SourceTrainer, run: Run, notices: list[str], quiet: bool) -> N
 
 
 def _resume(trainer: Trainer, run: Run, new_episodes: bool, unpickle: bool) -> list[str]:
-    """Resumes the newest checkpoint, or starts again where there is none. Returns a message."""
+    """Returns messages."""
     read = bool(run.checkpoints) and trainer.load(run, new_episodes=new_episodes, unpickle=unpickle)
     run.forget_metrics_after(trainer.steps)
     said = [f"going on after {trainer.steps:,} steps and {trainer.updates:,} updates"]
@@ -167,7 +162,7 @@ def _loop(trainer: SourceTrainer, run: Run, display: Display, interrupt: Interru
     trainer.evaluate()
     while not (trainer.finished or interrupt.requested):
         trainer.iterate()
-        # The user's minutes include logging and saving.
+        # Minutes include logging and saving.
         now = time.perf_counter()
         trainer.seconds, mark = trainer.seconds + now - mark, now
         if trainer.seconds - logged >= trainer.config.log_seconds:
@@ -189,13 +184,12 @@ def _loop(trainer: SourceTrainer, run: Run, display: Display, interrupt: Interru
 
 
 class OpenLoopEvaluator:
-    """Open-loop prediction of the newest batch, every ``open_loop_minutes``."""
+    """Open-loop errors of the newest batch, every ``open_loop_minutes``."""
 
     def __init__(self) -> None:
         self._callback: OpenLoopCallback | None = None
 
     def __call__(self, trainer: SourceTrainer) -> tuple[dict[str, float], np.ndarray | None]:
-        """Errors k steps ahead and a picture of one row, when due."""
         if self._callback is None:
             self._callback = OpenLoopCallback(trainer.config.open_loop_minutes, trainer.seconds, trainer.environment)
         if trainer.batch is None or not self._callback.is_time(trainer.seconds):

@@ -1,16 +1,12 @@
 """Training batches: steps of episodes on (batch, time).
 
-Step t of a row is an observation and the transition after it:
-
     o_t     ``observations``
     a_t     ``actions``, chosen after o_t
     r_t     ``rewards``, of a_t
     end_t   ``terminated``, whether a_t terminated the episode
 
-An episode of n actions takes n + 1 steps; the last has no action. A row holds episodes, then padding.
-
-DreamerV3 (Hafner et al. 2023) stores reward and end with the next observation: its ``is_terminal`` at t + 1 is
-``terminated`` at t here. Truncated episodes have ``is_last`` without ``terminated`` before; returns bootstrap there.
+An episode of n actions takes n + 1 steps. Returns bootstrap at truncations: ``is_last`` without ``terminated`` before.
+DreamerV3 (Hafner et al. 2023) stores reward and end with the next observation.
 """
 
 import dataclasses
@@ -25,20 +21,20 @@ State = dict[str, Tensor]
 
 @dataclasses.dataclass
 class Batch:
-    """Steps of episodes, as in the module docstring. Default masks are all true, default times 1.
+    """Steps of episodes, then padding. Default masks are all true, default times 1.
 
     Attributes:
-        observations: key -> (batch, time, ...), as in ``ObservationSpec.modalities``.
+        observations: key -> (batch, time, ...).
         actions: (batch, time, ...) in ``ActionSpec.dtype``; arbitrary where ``is_last``.
         rewards: float32 (batch, time), in the environment's units; arbitrary where ``is_last`` or not ``reward_mask``.
         terminated: bool (batch, time), as all below unless stated.
-        is_last: no next action in the row: an episode's or chunk's last observation, or padding.
-        is_first: an episode's first observation.
+        is_last: last observation of an episode or chunk, or padding.
+        is_first: first observation of an episode.
         valid: false on padding.
         state: ``WorldModel.init_state`` before the first step, for rows inside an episode; None if there are none.
         loss_mask: false without a loss, such as burn-in.
         reward_mask: false for unknown rewards: no loss, statistic or imagination there.
-        elapsed: float32 (batch, time), time since the previous observation, in steps; not yet used by the model.
+        elapsed: float32 (batch, time), steps since the previous observation; not used by the model.
     """
 
     observations: dict[str, Tensor]
@@ -54,7 +50,7 @@ class Batch:
     elapsed: Tensor = dataclasses.field(default=None)  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
-        """Raises ValueError for shapes without (batch, time), TypeError for a wrong dtype."""
+        """Raises ValueError for shapes, TypeError for dtypes."""
         shape = self.is_first.shape
         if self.is_first.dim() != 2:
             raise ValueError(f"Batch: is_first has shape {tuple(shape)}, expected (batch, time)")
@@ -75,7 +71,6 @@ class Batch:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(batch, time)."""
         return self.is_first.shape[0], self.is_first.shape[1]
 
     @property
@@ -89,20 +84,19 @@ class Batch:
         return self.valid & ~self.is_last & self.reward_mask
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "Batch":
-        """Applies ``function`` to every (batch, time) tensor."""
+        """Maps every (batch, time) tensor."""
         fields: dict[str, Any] = {name: function(getattr(self, name)) for name in _TIMED}
         observations = {name: function(value) for name, value in self.observations.items()}
         return dataclasses.replace(self, observations=observations, **fields)
 
     def to(self, device: torch.device | str) -> "Batch":
-        """The batch on ``device``."""
         moved = self.map(lambda x: x.to(device, non_blocking=True))
         if self.state is not None:
             moved.state = {name: value.to(device) for name, value in self.state.items()}
         return moved
 
     def steps(self, start: int, stop: int) -> "Batch":
-        """Steps ``start`` to ``stop`` of every row; the state is kept only for ``start`` 0."""
+        """Steps ``start`` to ``stop``; the state only for ``start`` 0."""
         part = self.map(lambda x: x[:, start:stop])
         part.state = self.state if start == 0 else None
         return part

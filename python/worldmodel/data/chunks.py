@@ -1,14 +1,12 @@
 """Sequence chunks: whole episodes, and windows of longer ones.
 
-Every chunk of a long episode but the first holds the agent's memory state before its first step, and repeats
-``burn_in`` transitions to warm it up (Kapturowski et al. 2019, "Recurrent experience replay"):
+Later chunks of an episode hold the agent's memory state before their first step, and repeat ``burn_in`` transitions
+without a loss (Kapturowski et al. 2019, "Recurrent experience replay"):
 
     transitions      0 ......................... window - 1
     first chunk      |==========================|
     second chunk              |-- burn_in ------|===============|
     state stored at           multiples of window - 1 - burn_in
-
-Each transition carries a loss in exactly one chunk.
 """
 
 import dataclasses
@@ -22,7 +20,7 @@ from worldmodel.data.spaces import ActionSpec, ObservationSpec
 
 Arrays = Mapping[str, np.ndarray]
 
-ARRAY_OVERHEAD = 128  # bytes per NumPy array beside its data
+ARRAY_OVERHEAD = 128  # bytes per NumPy array
 
 
 @dataclasses.dataclass
@@ -53,7 +51,6 @@ class Chunk:
 
     @property
     def steps(self) -> int:
-        """Steps in a row."""
         return len(self.rewards) + 1
 
     @property
@@ -63,7 +60,6 @@ class Chunk:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of memory."""
         optional = [array for array in (self.reward_mask, self.elapsed) if array is not None]
         arrays = [*self.observations.values(), self.actions, self.rewards, *(self.state or {}).values(), *optional]
         return sum(array.nbytes + ARRAY_OVERHEAD for array in arrays)
@@ -72,10 +68,7 @@ class Chunk:
 def cut_episode(
     whole: Chunk, window: int, burn_in: int, states: Sequence[Arrays] | Arrays, version: int = 0
 ) -> list[Chunk]:
-    """The chunks that ``TrajectoryWriter`` makes of an episode.
-
-    ``states`` are the later chunks' memory states, key -> (...): one each, or one for all.
-    """
+    """Chunks of an episode; ``states``, key -> (...), one per later chunk or one for all."""
     n, most = len(whole.rewards), window - 1
     chunks: list[Chunk] = []
     start = stop = 0
@@ -105,17 +98,12 @@ def cut_episode(
 
 @dataclasses.dataclass
 class _Stored:
-    """A memory state and its weights' updates."""
-
     state: dict[str, np.ndarray]
     version: int
 
 
 class TrajectoryWriter:
-    """Unfinished chunks, one per environment.
-
-    Sizes are as in ``ReplayConfig``; ``empty_state`` is the default state of a chunk, key -> (...).
-    """
+    """Unfinished chunks, one per environment; ``empty_state`` is a chunk's default, key -> (...)."""
 
     def __init__(
         self,
@@ -128,29 +116,28 @@ class TrajectoryWriter:
     ) -> None:
         self.max_transitions = window - 1
         self.burn_in = burn_in
-        self.stride = self.max_transitions - burn_in  # between chunk starts
+        self.stride = self.max_transitions - burn_in
         self.empty_state = {name: value.copy() for name, value in empty_state.items()}
         self._observations = observation_spec.zeros(num_envs, window)  # (num_envs, window, ...)
         self._elapsed = np.ones((num_envs, window), np.float32)
-        self._actions = action_spec.zeros(num_envs, self.max_transitions)  # (num_envs, window - 1, ...)
+        self._actions = action_spec.zeros(num_envs, self.max_transitions)
         self._rewards = np.zeros((num_envs, self.max_transitions), np.float32)
         self._reward_mask = np.ones((num_envs, self.max_transitions), bool)
-        self._length = np.zeros(num_envs, np.int64)  # transitions written so far
+        self._length = np.zeros(num_envs, np.int64)
         self._episode_step = np.zeros(num_envs, np.int64)
-        self._repeated = np.zeros(num_envs, np.int64)  # of them, burn-in
+        self._repeated = np.zeros(num_envs, np.int64)  # burn-in
         self._state: list[_Stored | None] = [None] * num_envs
         self._next_state: list[_Stored | None] = [None] * num_envs
 
     @property
     def nbytes(self) -> int:
-        """Bytes of memory with all states stored."""
+        """With all states stored."""
         arrays = (*self._observations.values(), self._elapsed, self._actions, self._rewards, self._reward_mask)
         states = sum(value.nbytes + ARRAY_OVERHEAD for value in self.empty_state.values())
         num_envs = len(self._length)
         return sum(array.nbytes + num_envs * ARRAY_OVERHEAD for array in arrays) + 2 * num_envs * states
 
     def begin(self, rows: np.ndarray, observations: Arrays) -> None:
-        """Starts episodes in ``rows``, (n,), with ``observations``, (n, ...)."""
         for counts in (self._length, self._episode_step, self._repeated):
             counts[rows] = 0
         for row in rows:
@@ -194,13 +181,12 @@ class TrajectoryWriter:
         return chunks
 
     def _store_states(self, rows: np.ndarray, states: Mapping[str, Tensor], version: int) -> None:
-        """Stores the state where a later chunk begins."""
         step = self._episode_step[rows]
         for row in rows[(step > 0) & (step % self.stride == 0)]:
             stored = _Stored(
                 {name: value[row].detach().cpu().numpy().copy() for name, value in states.items()}, version
             )
-            begun = self._length[row] == 0  # without burn-in, its chunk has just begun
+            begun = self._length[row] == 0  # only without burn-in
             (self._state if begun else self._next_state)[row] = stored
 
     def _chunk(self, row: int, terminated: bool) -> Chunk:
@@ -221,7 +207,6 @@ class TrajectoryWriter:
         )
 
     def _continue(self, row: int) -> None:
-        """Copies the burn-in into the next chunk."""
         for array in (*self._observations.values(), self._elapsed):
             array[row, : self.burn_in + 1] = array[row, self.stride :].copy()
         for array in (self._actions, self._rewards, self._reward_mask):
@@ -230,7 +215,6 @@ class TrajectoryWriter:
         self._state[row], self._next_state[row] = self._next_state[row], None
 
     def state_dict(self) -> dict[str, Any]:
-        """Checkpoint state."""
         return {
             "observations": self._observations,
             **{name: getattr(self, f"_{name}") for name in _ARRAYS},
@@ -238,7 +222,6 @@ class TrajectoryWriter:
         }
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
-        """Restores ``state_dict``."""
         for name, array in self._observations.items():
             array[...] = saved["observations"][name]
         for name in _ARRAYS:
@@ -256,12 +239,12 @@ def _plain(stored: _Stored | None) -> tuple[dict[str, np.ndarray], int] | None:
 
 
 def _unless_all(value: float | bool, array: np.ndarray | None) -> np.ndarray | None:
-    """None saves memory if all entries equal ``value``."""
+    """None saves memory."""
     return None if array is None or (array == value).all() else array.copy()
 
 
 def pack_chunks(chunks: Sequence[Chunk]) -> dict[str, Any]:
-    """Chunks as a few long arrays for checkpoints; optional arrays only if any chunk has them."""
+    """Chunks as a few long arrays."""
     if not chunks:
         return {}
     states = [chunk.state for chunk in chunks if chunk.state is not None]
@@ -289,7 +272,7 @@ def pack_chunks(chunks: Sequence[Chunk]) -> dict[str, Any]:
 
 
 def unpack_chunks(packed: Mapping[str, Any]) -> list[Chunk]:
-    """The inverse of ``pack_chunks``."""
+    """Inverts ``pack_chunks``."""
     chunks: list[Chunk] = []
     start = used_states = 0
     for index in range(len(packed.get("length", ()))):

@@ -1,9 +1,7 @@
 """Replay: a memory-limited store of transitions, packed into batches.
 
-Whole episodes that fit are packed into rows of ``window`` steps, without stored state. Later chunks of longer episodes
-start a row, with a stored state and burn-in (see ``chunks.py``).
-
-An epoch samples every chunk once, in random order, including chunks that arrive meanwhile.
+Whole episodes are packed into rows of ``window`` steps. Later chunks of longer episodes start a row, with a stored
+state and burn-in (``chunks.py``).
 """
 
 import dataclasses
@@ -17,7 +15,7 @@ from worldmodel.data.batch import Batch
 from worldmodel.data.chunks import Arrays, Chunk, TrajectoryWriter, cut_episode, pack_chunks, unpack_chunks
 from worldmodel.data.spaces import ActionSpec, ObservationSpec
 
-_MAX_WAITING = 32  # episodes without room before a batch counts as full
+_MAX_WAITING = 32  # chunks without room before a batch counts as full
 
 
 @dataclasses.dataclass
@@ -36,7 +34,6 @@ class ReplayConfig:
     """Most memory, in MiB; the oldest transitions are removed first."""
 
     def __post_init__(self) -> None:
-        """Raises ValueError for invalid sizes."""
         if self.batch_size < 1:
             raise ValueError(f"ReplayConfig: batch_size is {self.batch_size}, expected at least 1")
         if not 0 <= self.burn_in < self.window - 1:
@@ -47,9 +44,9 @@ class ReplayConfig:
 
 
 class Replay:
-    """Transitions of ``num_envs`` environments, or recorded episodes, as batches: a ``data.source.Source``.
+    """Transitions of ``num_envs`` environments, or recorded episodes: a ``data.source.Source``.
 
-    ``seed`` is for the sampling order; ``empty_state``, a row of ``WorldModel.init_state``, is a chunk's default state.
+    ``seed`` sets the sampling order; ``empty_state``, a row of ``WorldModel.init_state``, is a chunk's default state.
 
     Attributes:
         epochs: completed epochs.
@@ -79,9 +76,9 @@ class Replay:
         self._writer = TrajectoryWriter(
             observation_spec, action_spec, num_envs, config.window, config.burn_in, empty_state or {}
         )
-        self._chunks: dict[int, Chunk] = {}  # id -> chunk, oldest first
+        self._chunks: dict[int, Chunk] = {}  # oldest first
         self._next_id = 0
-        # By "begins inside an episode"; evicted chunks stay listed and are skipped.
+        # Evicted chunks stay listed and are skipped.
         self._remaining: dict[bool, list[int]] = {False: [], True: []}
         self._unsampled: set[int] = set()
         self._remaining_transitions = {False: 0, True: 0}
@@ -96,16 +93,14 @@ class Replay:
             )
 
     def __len__(self) -> int:
-        """Stored chunks."""
         return len(self._chunks)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of memory."""
         return self._writer.nbytes + self._chunk_bytes
 
     def begin(self, rows: np.ndarray, observations: Arrays) -> None:
-        """Starts episodes in environments ``rows``, (n,), with ``observations``, (n, ...); drops unfinished chunks."""
+        """Starts episodes in ``rows``, (n,), with ``observations``, (n, ...)."""
         self._writer.begin(rows, observations)
 
     def add(
@@ -122,11 +117,9 @@ class Replay:
         reward_mask: np.ndarray | bool = True,
         elapsed: np.ndarray | float = 1.0,
     ) -> None:
-        """One transition per environment in ``rows``, (n,); arrays are (n, ...).
+        """One transition per environment in ``rows``, (n,); arrays are (n, ...), masks and times as in ``Batch``.
 
-        ``next_observations`` follow the actions in the same episode. ``states``, (num_envs, ...), precede the step and
-        come from weights with ``version`` updates. ``reward_mask`` is bool, true for known rewards. ``elapsed`` is the
-        time to the next observation, in steps.
+        ``states``, (num_envs, ...), precede the step; their weights had ``version`` updates.
         """
         self.added += len(rows)
         for chunk in self._writer.add(
@@ -145,13 +138,13 @@ class Replay:
         reward_mask: np.ndarray | None = None,
         elapsed: np.ndarray | None = None,
     ) -> None:
-        """A recorded episode of n actions; longer ones than a window are cut, with the empty state and burn-in.
+        """A recorded episode of n actions; cut if longer than a window.
 
         Args:
             observations: key -> (n + 1, ...), from ``ObservationSpec.encode_batch``.
-            actions: (n, *ActionSpec.shape): class indices, or numbers in [-1, 1].
+            actions: (n, *ActionSpec.shape).
             rewards: (n,), in the environment's units; arbitrary where unknown.
-            terminated: false for a truncated episode.
+            terminated: false if truncated.
             reward_mask: bool (n,), true for known rewards; None for all.
             elapsed: (n + 1,), as in ``Batch``; None for 1.
 
@@ -241,11 +234,9 @@ class Replay:
     def sample(self, version: int = 0) -> tuple[Batch, dict[str, float]]:
         """The next batch of the epoch, ``version`` updates into training.
 
-        The number of rows that begin inside an episode is proportional to such transitions left, rounded at random.
-
         Returns:
-            ``(batch, metrics)``: ``filled``, the fraction of steps without padding; with stored states, also
-            ``state_age`` and ``state_age_max`` in updates.
+            ``(batch, metrics)``: ``filled``, the fraction of steps without padding; with stored states, ``state_age`` and
+            ``state_age_max`` in updates.
 
         Raises:
             RuntimeError: nothing is stored yet.
@@ -262,7 +253,6 @@ class Replay:
         return self._batch(rows), metrics
 
     def _rows_inside(self) -> int:
-        """Next batch's rows that begin inside an episode."""
         whole, inside = self._remaining_transitions[False], self._remaining_transitions[True]
         return int(self.config.batch_size * inside / (whole + inside) + self._random.random())
 
@@ -274,7 +264,6 @@ class Replay:
             self._mark_unsampled(chunk_id)
 
     def _draw(self, inside: bool) -> int:
-        """The next chunk of a nonempty kind."""
         while (chunk_id := self._remaining[inside].pop()) not in self._unsampled:
             pass
         self._mark_sampled(chunk_id)
@@ -295,12 +284,12 @@ class Replay:
             elif self._remaining_transitions[True] and window in room:
                 chunk_id = self._draw(True)
             elif waiting or self._remaining_transitions[True]:
-                break  # finish this epoch before the next
+                break
             else:
                 self._next_epoch()
                 continue
             chunk = self._chunks[chunk_id]
-            needed = chunk.steps if chunk.state is None else window  # a stored state needs the row's start
+            needed = chunk.steps if chunk.state is None else window
             index = next((index for index, space in enumerate(room) if space >= needed), None)
             if index is None:
                 waiting.append(chunk_id)
@@ -315,7 +304,7 @@ class Replay:
     def _batch(self, rows: Sequence[Sequence[Chunk]]) -> Batch:
         size, window = len(rows), self.config.window
         observations = self.observation_spec.zeros(size, window)  # (batch, time, ...)
-        actions = self.action_spec.zeros(size, window)  # (batch, time, ...)
+        actions = self.action_spec.zeros(size, window)
         rewards = np.zeros((size, window), np.float32)
         terminated, is_first, valid = (np.zeros((size, window), bool) for _ in range(3))
         is_last, loss_mask, reward_mask = (np.ones((size, window), bool) for _ in range(3))
@@ -353,7 +342,6 @@ class Replay:
         )
 
     def _states(self, states: Sequence[dict[str, np.ndarray] | None]) -> dict[str, torch.Tensor] | None:
-        """Stored or empty states, (batch, ...)."""
         if all(state is None for state in states):
             return None
         empty = self._writer.empty_state
@@ -361,7 +349,6 @@ class Replay:
         return {name: torch.from_numpy(np.stack([state[name] for state in given])) for name in empty} or None
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that later batches depend on."""
         return {
             "writer": self._writer.state_dict(),
             "chunks": pack_chunks(list(self._chunks.values())),
@@ -375,7 +362,6 @@ class Replay:
         }
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
-        """Restores ``state_dict`` under the same configuration."""
         self._writer.load_state_dict(saved["writer"])
         self._chunks, self._chunk_bytes, self.transitions = {}, 0, 0
         for chunk_id, chunk in zip(saved["chunk_ids"], unpack_chunks(saved["chunks"]), strict=True):

@@ -1,4 +1,4 @@
-"""The protocol of batch sources: replay, or any data set."""
+"""The protocol of batch sources."""
 
 from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
@@ -12,8 +12,8 @@ class Source(Protocol):
     """A source of batches, such as ``Replay``.
 
     Attributes:
-        observation_spec: of its observations.
-        action_spec: of its actions.
+        observation_spec: of observations.
+        action_spec: of actions.
         transitions: available transitions.
         epochs: completed epochs; an epoch samples every chunk once.
     """
@@ -37,7 +37,7 @@ class Source(Protocol):
         ...
 
     def sample(self, version: int = 0) -> tuple[Batch, dict[str, float]]:
-        """The next batch, and its metrics by name; ``version`` counts weight updates, for the age of states.
+        """The next batch and its metrics, ``version`` updates into training.
 
         Raises:
             RuntimeError: nothing to sample.
@@ -45,9 +45,7 @@ class Source(Protocol):
         ...
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that later batches depend on, for ``runs.storage.save``."""
+        """For ``runs.storage.save``."""
         ...
 
-    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
-        """Restores ``state_dict``."""
-        ...
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None: ...

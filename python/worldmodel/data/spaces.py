@@ -1,14 +1,11 @@
 """Observation and action specs from gymnasium spaces.
 
-An observation becomes a flat dict of *modalities*. Kinds, each with its encoder:
+An observation is a flat dict of *modalities* of four kinds. Text is dropped with a warning.
 
     categorical   class indices: Discrete, MultiDiscrete, MultiBinary
     vector        real numbers: Box
     image         uint8 pixels (height, width, channels)
-    grid          class indices (height, width, channels), such as MiniGrid's view: uint8 Box with a side below
-                  ``SMALLEST_IMAGE``
-
-Text is dropped with a warning.
+    grid          class indices (height, width, channels): uint8 Box with a side below ``SMALLEST_IMAGE``
 """
 
 import dataclasses
@@ -31,9 +28,9 @@ except ImportError as error:
 Kind = Literal["categorical", "vector", "image", "grid"]
 Path = tuple[str | int, ...]
 
-SMALLEST_IMAGE = 16  # pixels, for strided convolutions
-GRID_CLASSES = 16  # upper limit; MiniGrid has 11 objects, 6 colours, 4 states
-ROOT = "observation"  # name of a space without keys
+SMALLEST_IMAGE = 16  # pixels
+GRID_CLASSES = 16  # most; MiniGrid has 11 objects
+ROOT = "observation"  # a space without keys
 
 _log = logging.getLogger(__name__)
 
@@ -44,12 +41,12 @@ class Modality:
 
     Attributes:
         kind: see the module docstring.
-        shape: (entries,) for categorical and vector, (height, width, channels) for image and grid.
-        dtype: of the encoded array.
+        shape: (entries,), or (height, width, channels).
+        dtype: when encoded.
         path: keys and indices into an observation.
         sizes: classes per entry (categorical) or channel (grid).
         starts: value of class 0 per categorical entry.
-        channels_first: environment images are (channels, height, width).
+        channels_first: of environment images.
     """
 
     kind: Kind
@@ -66,8 +63,8 @@ class ObservationSpec:
     """The modalities of an observation.
 
     Attributes:
-        modalities: name -> ``Modality``; a slash joins nested keys; without keys, "observation".
-        dropped: names of dropped text.
+        modalities: by name; a slash joins nested keys; ``ROOT`` without keys.
+        dropped: names of text.
 
     Example:
         >>> from gymnasium import spaces
@@ -83,7 +80,7 @@ class ObservationSpec:
 
     @classmethod
     def from_space(cls, space: spaces.Space[Any], kinds: Mapping[str, Kind] | None = None) -> "ObservationSpec":
-        """The spec of a single observation space; ``kinds`` (modality name -> kind) overrides Boxes.
+        """From a single observation space; ``kinds``, by modality name, overrides Boxes.
 
         Raises:
             ValueError: unsupported space, or text alone.
@@ -117,7 +114,7 @@ class ObservationSpec:
         }
 
     def encode_batch(self, observations: Any) -> dict[str, np.ndarray]:
-        """Batched observations as arrays (batch, *modality.shape)."""
+        """As ``encode``, (batch, *modality.shape)."""
         encoded = {}
         for name, modality in self.modalities.items():
             value = np.asarray(_follow(observations, modality.path))
@@ -125,10 +122,10 @@ class ObservationSpec:
         return encoded
 
     def check(self, encoded: Mapping[str, np.ndarray], steps: int, caller: str) -> dict[str, np.ndarray]:
-        """Validates untrusted observations, (steps, *modality.shape), and casts them. ``caller`` prefixes errors.
+        """Validates and casts (steps, *modality.shape); ``caller`` prefixes errors.
 
         Raises:
-            ValueError: wrong keys or shapes, NaN, infinity, class out of range.
+            ValueError: as for ``encode``, or wrong keys.
         """
         if encoded.keys() != self.modalities.keys():
             raise ValueError(f"{caller}: observations has keys {sorted(encoded)}, expected {sorted(self.modalities)}")
@@ -155,16 +152,14 @@ class ObservationSpec:
     def to_tensors(
         self, encoded: Mapping[str, np.ndarray], device: torch.device | str | None = None
     ) -> dict[str, Tensor]:
-        """Tensors of encoded observations, sharing CPU memory."""
+        """Tensors that share CPU memory."""
         return {name: torch.as_tensor(encoded[name], device=device) for name in self.modalities}
 
     def to_json(self) -> dict[str, Any]:
-        """Plain dicts and lists."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> "ObservationSpec":
-        """The inverse of ``to_json``."""
         return cls(
             {name: Modality(**_with_tuples(modality)) for name, modality in fields["modalities"].items()},
             tuple(fields["dropped"]),
@@ -179,7 +174,7 @@ class ActionSpec:
         kind: "discrete" or "continuous".
         shape: () for Discrete, else (entries,).
         dtype: "int64" or "float32".
-        sizes: classes per entry; empty for continuous.
+        sizes: classes per entry, if discrete.
         starts: environment value of class 0 per entry.
         low: environment value of -1 per entry.
         high: environment value of 1 per entry.
@@ -205,10 +200,10 @@ class ActionSpec:
 
     @classmethod
     def from_space(cls, space: spaces.Space[Any]) -> "ActionSpec":
-        """The spec of a single action space.
+        """From a single action space.
 
         Raises:
-            ValueError: unsupported space, or an unbounded Box.
+            ValueError: unsupported space, or unbounded Box.
         """
         if isinstance(space, spaces.Discrete):
             return cls("discrete", (), "int64", (int(space.n),), (int(space.start),))
@@ -230,7 +225,7 @@ class ActionSpec:
         return sum(self.sizes) if self.kind == "discrete" else self.shape[0]
 
     def encode(self, actions: Tensor) -> Tensor:
-        """(..., *shape) -> (..., width): one-hot in the default dtype; continuous actions unchanged."""
+        """(..., *shape) -> (..., width); one-hot if discrete, in the default dtype."""
         if self.kind == "continuous":
             return actions
         entries = actions[..., None] if self.shape == () else actions
@@ -239,14 +234,14 @@ class ActionSpec:
         )
 
     def decode(self, encoded: Tensor) -> Tensor:
-        """(..., width) -> (..., *shape) in ``dtype``, the inverse of ``encode``."""
+        """(..., width) -> (..., *shape) in ``dtype``."""
         if self.kind == "continuous":
             return encoded.float()
         entries = torch.stack([part.argmax(-1) for part in encoded.split(self.sizes, -1)], -1)
         return entries if self.shape else entries.squeeze(-1)
 
     def to_env(self, actions: np.ndarray) -> np.ndarray:
-        """The environment's form of (..., *shape)."""
+        """(..., *shape) -> the environment's form."""
         batch = actions.shape[: actions.ndim - len(self.shape)]
         if self.kind == "discrete":
             values = actions + np.reshape(self.starts, self.shape)
@@ -265,7 +260,7 @@ class ActionSpec:
         return random.integers(0, np.reshape(self.sizes, self.shape), size, dtype=self.dtype)
 
     def check(self, actions: np.ndarray, count: int, caller: str) -> np.ndarray:
-        """Validates untrusted actions, (count, *shape), and casts them. ``caller`` prefixes errors.
+        """Validates and casts (count, *shape); ``caller`` prefixes errors.
 
         Raises:
             ValueError: wrong shape, class out of range, numbers outside [-1, 1], NaN.
@@ -290,12 +285,10 @@ class ActionSpec:
         return np.zeros((*batch, *self.shape), self.dtype)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain dicts and lists."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> "ActionSpec":
-        """The inverse of ``to_json``."""
         return cls(**_with_tuples(fields))
 
 
@@ -311,7 +304,6 @@ def _parts(space: spaces.Space[Any], path: Path) -> Iterator[tuple[Path, spaces.
 
 
 def _is_text(space: spaces.Space[Any]) -> bool:
-    """Includes custom spaces, such as MiniGrid's missions."""
     return isinstance(space, spaces.Text) or (space.dtype is not None and np.dtype(space.dtype).kind == "U")
 
 
@@ -341,7 +333,7 @@ def _modality(name: str, space: spaces.Space[Any], path: Path, kind: Kind | None
 
 
 def _height_width_channels(shape: Sequence[int]) -> tuple[int, int, int]:
-    """Channels come first only if that axis alone has 1, 3 or 4 entries."""
+    """Channels are first only if that axis alone has 1, 3 or 4 entries."""
     if len(shape) == 2:
         return shape[0], shape[1], 1
     if shape[0] in (1, 3, 4) and shape[2] not in (1, 3, 4):
@@ -350,7 +342,6 @@ def _height_width_channels(shape: Sequence[int]) -> tuple[int, int, int]:
 
 
 def _classes(space: spaces.Space[Any]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Sizes and starts."""
     if isinstance(space, spaces.Discrete):
         return (int(space.n),), (int(space.start),)
     if isinstance(space, spaces.MultiDiscrete):
@@ -360,12 +351,10 @@ def _classes(space: spaces.Space[Any]) -> tuple[tuple[int, ...], tuple[int, ...]
 
 
 def _smallest_dtype(classes: int) -> str:
-    """Replay holds millions of these."""
     return "uint8" if classes <= 2**8 else "int32" if classes <= 2**31 else "int64"
 
 
 def _with_tuples(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """JSON has only lists."""
     return {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
 
 
@@ -391,7 +380,6 @@ def _encode(name: str, modality: Modality, value: Any, batch: tuple[int, ...]) -
 
 
 def _check_values(name: str, modality: Modality, array: np.ndarray) -> None:
-    """Raises ValueError for NaN, infinity, class out of range."""
     if modality.kind == "vector":
         if not np.isfinite(array).all():
             raise ValueError(f"observation {name!r} holds NaN or infinity, expected finite numbers")

@@ -2,11 +2,9 @@
 
     python -m worldmodel train --preset moving --env worldmodel/HiddenBall-v0
 
-A ``BALL`` x ``BALL`` ball bounces on a ``SIDE`` x ``SIDE`` map, one cell per step along each axis. The actions move a
-curtain, ``CURTAIN`` cells wide. Direction and hidden position must be remembered. The reward is the ball's visible
-fraction; episodes are truncated after ``LENGTH`` steps. Only the initial state is random.
-
-``HiddenBallPixels-v0`` observes 4 x 4 grey pixels per cell.
+The ball bounces on a ``SIDE`` x ``SIDE`` map, one cell per step along each axis; the actions move the curtain. Its
+direction and hidden position must be remembered. The reward is the ball's visible fraction; episodes are truncated
+after ``LENGTH`` steps. Only the initial state is random. ``HiddenBallPixels-v0`` observes 4 x 4 grey pixels per cell.
 """
 
 from typing import Any
@@ -25,7 +23,7 @@ SIDE = 7
 BALL = 2
 CURTAIN = 3
 LENGTH = 48
-FREE, CLOTH, LEATHER = range(3)  # classes: nothing, curtain, ball
+FREE, CLOTH, LEATHER = range(3)
 SHADES = np.array([0, 96, 255], np.uint8)
 LEFT, STAY, RIGHT = range(3)
 
@@ -62,7 +60,6 @@ class HiddenBall(gymnasium.Env[Any, Any]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
-        """Samples ball, direction and curtain uniformly."""
         super().reset(seed=seed)
         self.ball = self.np_random.integers(0, SIDE - BALL + 1, 2)
         self.flight = self.np_random.choice([-1, 1], 2)
@@ -71,7 +68,6 @@ class HiddenBall(gymnasium.Env[Any, Any]):
         return self._observation(self.picture()), {}
 
     def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        """Moves the curtain, then the ball."""
         self.curtain = min(max(self.curtain + int(action) - STAY, 0), SIDE - CURTAIN)
         ahead = self.ball + self.flight
         self.flight = np.where((ahead < 0) | (ahead > SIDE - BALL), -self.flight, self.flight)
@@ -90,11 +86,10 @@ class HiddenBall(gymnasium.Env[Any, Any]):
         return picture
 
     def render(self) -> np.ndarray:
-        """Grey cells, uint8 (side, side, 3)."""
+        """Uint8 (side, side, 3)."""
         return SHADES[self.picture()].repeat(3, -1)
 
     def _observation(self, picture: np.ndarray) -> np.ndarray:
-        """The cells, or their image."""
         return SHADES[picture].repeat(self.pixels, 0).repeat(self.pixels, 1) if self.pixels else picture
 
 

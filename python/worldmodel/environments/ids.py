@@ -1,4 +1,4 @@
-"""Ids of the package's environments, registered once gymnasium and worldmodel are both imported, in either order."""
+"""Ids of the package's environments, registered when gymnasium and worldmodel are both imported."""
 
 import importlib.abc
 import importlib.machinery
@@ -19,7 +19,7 @@ ENVIRONMENTS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def register(gymnasium: Any, entry_point: str | None = None) -> None:
-    """Registers all as ``worldmodel/NAME``, or those of ``entry_point`` under bare names, for ``module:NAME``."""
+    """Registers all as ``worldmodel/NAME``, or those of ``entry_point`` as ``NAME``, for ``module:NAME``."""
     for name, (entry, arguments) in ENVIRONMENTS.items():
         known_as = f"{NAMESPACE}/{name}" if entry_point is None else name
         if entry_point in (None, entry) and known_as not in gymnasium.registry:
@@ -27,7 +27,7 @@ def register(gymnasium: Any, entry_point: str | None = None) -> None:
 
 
 def install() -> None:
-    """Registers now, or when gymnasium is imported."""
+    """Registers now, or on gymnasium's import."""
     gymnasium = sys.modules.get("gymnasium")
     if gymnasium is not None:
         register(gymnasium)
@@ -36,8 +36,6 @@ def install() -> None:
 
 
 class _OnImport(importlib.abc.MetaPathFinder):
-    """Registers after the other finders have loaded gymnasium."""
-
     def __init__(self) -> None:
         self._searching = False
 

@@ -8,9 +8,9 @@ from worldmodel.runs.configuration import ConfigurationError
 def make_environments(
     name: str, num_envs: int, seed: int, pickle: bool = False
 ) -> VectorEnvironment | GymnasiumVectorEnvironment:
-    """Makes ``num_envs`` environments, single ones where they exist, with seeds derived from ``seed``.
+    """Makes ``num_envs`` environments, single ones where they exist, with seeds from ``seed``.
 
-    ``pickle`` keeps them as a pickle in checkpoints, and tries it at once.
+    ``pickle`` keeps them as a pickle in checkpoints.
 
     Raises:
         UnknownEnvironment: no environment has that name.
@@ -31,5 +31,5 @@ def make_environments(
         except ValueError as error:
             raise ConfigurationError(f"environment {name!r}: {error}") from error
     if pickle:
-        episodes.state_dict()  # fails now rather than at the first checkpoint
+        episodes.state_dict()  # fails now, not at the first checkpoint
     return episodes

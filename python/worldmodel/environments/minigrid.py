@@ -2,8 +2,8 @@
 
     python -m worldmodel train --preset wander --env worldmodel/MemoryS9-v0
 
-The first room holds a key or a ball, the *cue*; beyond a corridor lies one of each, and reaching the one like the cue
-is rewarded. The small view soon loses sight of the cue. MiniGrid's other four actions have no effect here.
+The first room holds a key or a ball, the *cue*. Beyond a corridor lies one of each; reaching the one like the cue is
+rewarded.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 
 VIEW = 3  # cells per side
 ACTIONS = ("left", "right", "forward")
-KEY, BALL = 5, 6  # first channel of a cell; 0 is out of sight
+KEY, BALL = 5, 6  # first channel of a cell; 0 is hidden
 
 _envs = require("minigrid.envs", "run worldmodel.environments.minigrid", "pip install minigrid")
 
 
 class Walking(gymnasium.Wrapper[Any, Any, Any, Any]):
-    """Restricts observations to the view's image and actions to walking.
+    """Observes the view's image; actions only walk.
 
     Example:
         >>> import worldmodel.environments.registry
@@ -44,40 +44,34 @@ class Walking(gymnasium.Wrapper[Any, Any, Any, Any]):
         self.action_space = gymnasium.spaces.Discrete(len(ACTIONS))
 
     def reset(self, **options: Any) -> tuple[np.ndarray, dict[str, Any]]:
-        """Begins an episode."""
         observation, info = self.env.reset(**options)
         return observation["image"], info
 
     def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        """Turns, or moves by a cell."""
         observation, reward, terminated, truncated, info = self.env.step(int(action))
         return observation["image"], float(reward), terminated, truncated, info
 
 
 def memory(size: int, **options: Any) -> Walking:
-    """Makes a Memory task of ``size`` x ``size`` cells; ``options`` are ``MemoryEnv``'s."""
+    """Makes a Memory task of ``size`` x ``size`` cells with ``options`` of ``MemoryEnv``."""
     return Walking(_envs.MemoryEnv(size=size, agent_view_size=VIEW, **options))
 
 
 def cue_kind(env: Any) -> int:
-    """The episode's cue: ``KEY`` or ``BALL``."""
+    """``KEY`` or ``BALL``."""
     unwrapped: MiniGridEnv = env.unwrapped
     cue = unwrapped.grid.get(*_cue_position(unwrapped))
     return {"key": KEY, "ball": BALL}[cue.type]  # type: ignore[union-attr]
 
 
 def cue_cell(env: Any) -> tuple[int, int] | None:
-    """The cue's cell, its first two indices in the view, or None outside.
-
-    A wall may hide it: its first channel is then 0.
-    """
+    """The cue's first two indices in the view, None if outside; a wall may hide it."""
     unwrapped: MiniGridEnv = env.unwrapped
     position = unwrapped.relative_coords(*_cue_position(unwrapped))
     return None if position is None else (int(position[0]), int(position[1]))
 
 
 def _cue_position(unwrapped: "MiniGridEnv") -> tuple[int, int]:
-    """Column and row: in the first room's corner, initially left of the agent."""
     return 1, unwrapped.height // 2 - 1
 
 

@@ -1,7 +1,4 @@
-"""Pickles of environments that are not deterministic given seed and actions.
-
-Reading one executes its content: the run must ask for pickles, and the caller must allow it.
-"""
+"""Pickles of environments that are not deterministic given seed and actions."""
 
 import io
 import pickle
@@ -18,21 +15,21 @@ class PickleRefused(ValueError):
 
 
 def dump(environments: Any, name: str) -> np.ndarray:
-    """Pickles a list or a vector of environments to uint8 (size,); ``name`` is for errors.
+    """Pickles environments to uint8 (size,); ``name`` is for errors.
 
     Raises:
-        EnvironmentFailed: they cannot be pickled, or not with their state.
+        EnvironmentFailed: they cannot be pickled with their state.
     """
     file = io.BytesIO()
     try:
         _Pickler(file).dump(environments)
-    except Exception as error:  # environments may raise anything
+    except Exception as error:
         raise EnvironmentFailed(f"{name} cannot be pickled: {error}") from error
     return np.frombuffer(file.getvalue(), np.uint8)
 
 
 def load(content: np.ndarray, name: str, allowed: bool) -> Any:
-    """Unpickles, if ``allowed``: this executes ``content`` with the rights of this process.
+    """Unpickles, if ``allowed``: this executes ``content``.
 
     Raises:
         PickleRefused: not allowed; nothing has been read.
@@ -49,7 +46,7 @@ def load(content: np.ndarray, name: str, allowed: bool) -> Any:
 
 
 class _Pickler(pickle.Pickler):
-    """Refuses EzPickle, which pickles constructor arguments instead of the state."""
+    """Refuses EzPickle, which pickles constructor arguments."""
 
     def __init__(self, file: io.BytesIO) -> None:
         super().__init__(file)

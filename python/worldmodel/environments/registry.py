@@ -1,4 +1,4 @@
-"""Environments by name; the package of an id is imported when needed."""
+"""Environments by name."""
 
 import contextlib
 import difflib
@@ -12,7 +12,7 @@ from worldmodel.runs.optional_dependencies import require
 if TYPE_CHECKING:
     import gymnasium
 
-# Prefix of an id -> the package that registers it.
+# Id prefix -> package.
 _PACKAGES = {
     "popgym-": "popgym",
     "MiniGrid-": "minigrid",
@@ -21,11 +21,11 @@ _PACKAGES = {
     "bsuite/": "shimmy",
     "dm_control/": "shimmy",
 }
-_MOVED = ("worldmodel.hidden_ball", "worldmodel.minigrid")  # modules of earlier releases
+_MOVED = ("worldmodel.hidden_ball", "worldmodel.minigrid")
 
 
 class UnknownEnvironment(ValueError):
-    """No environment has that name, or its package is not installed."""
+    """Unknown name, or its package is not installed."""
 
 
 class EnvironmentFailed(RuntimeError):
@@ -33,10 +33,10 @@ class EnvironmentFailed(RuntimeError):
 
 
 def resolve(name: str) -> str:
-    """Returns the gymnasium id of a gymnasium id, ``module:id``, or popgym name such as ``RepeatPreviousEasy``.
+    """The gymnasium id of a gymnasium id, ``module:id``, or popgym name such as ``RepeatPreviousEasy``.
 
     Raises:
-        UnknownEnvironment: no environment has that name; the message suggests some.
+        UnknownEnvironment: the message suggests similar names.
 
     Example:
         >>> resolve("CartPole-v1")
@@ -53,7 +53,7 @@ def resolve(name: str) -> str:
         rest = f"{NAMESPACE}/{rest}"
     own = rest.removeprefix(f"{NAMESPACE}/")
     if own != rest and own in ENVIRONMENTS:
-        module = ENVIRONMENTS[own][0].partition(":")[0]  # its import tells which package is missing
+        module = ENVIRONMENTS[own][0].partition(":")[0]  # for its ImportError
     if module:
         try:
             importlib.import_module(module)
@@ -94,7 +94,7 @@ def _hint(name: str, known: list[str]) -> str:
 
 
 def make(name: str, **options: Any) -> "gymnasium.Env[Any, Any]":
-    """Makes an environment with gymnasium's time limit; ``options`` are for its constructor.
+    """Makes an environment with gymnasium's time limit and constructor ``options``.
 
     Raises:
         UnknownEnvironment: no environment has that name.
@@ -103,7 +103,6 @@ def make(name: str, **options: Any) -> "gymnasium.Env[Any, Any]":
     gymnasium = require("gymnasium", "run environments")
     full = resolve(name)
     try:
-        # The encoder checks observations; the checker's warnings are about style.
         return gymnasium.make(full, disable_env_checker=True, **options)
     except Exception as error:
         raise EnvironmentFailed(f"environment {name!r} cannot be made: {error}") from error

@@ -1,10 +1,7 @@
-"""Vector environments, which return transitions.
+"""Vector environments.
 
-``VectorEnvironment`` seeds every episode, so that seeds and actions are its saved state; a checksum of the replay
-checks determinism.
-
-``GymnasiumVectorEnvironment`` wraps gymnasium's. With ``NEXT_STEP``, the step after an episode's end only resets and is
-no transition. It cannot be replayed, but either can be pickled (``pickle_io.py``).
+``VectorEnvironment`` seeds every episode, so seeds and actions are its saved state. ``GymnasiumVectorEnvironment``
+can only be pickled (``pickle_io.py``).
 """
 
 import dataclasses
@@ -25,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass
 class Transitions:
-    """Transitions of the n environments whose action counted.
+    """Transitions of n environments.
 
     Attributes:
         rows: int (n,), environments.
@@ -43,7 +40,7 @@ class Transitions:
 
 
 def random_seeds(seed: int) -> Callable[[int], int]:
-    """Returns a function from episode id to random seed."""
+    """A function from episode id to random seed."""
     return lambda episode: int(np.random.SeedSequence((seed, episode)).generate_state(1)[0] >> 1)
 
 
@@ -58,8 +55,8 @@ class VectorEnvironment:
         pickle: for ``state_dict``.
 
     Attributes:
-        observations: by modality, (num_envs, ...), the newest.
-        is_first: bool (num_envs,), whether they begin an episode.
+        observations: by modality, (num_envs, ...).
+        is_first: bool (num_envs,), whether ``observations`` begin an episode.
         episode_ids: of the running episodes, from 0.
         seeds: of the running episodes.
 
@@ -89,7 +86,7 @@ class VectorEnvironment:
         self._begun = 0
         self.episode_ids, self.seeds = [0] * self.num_envs, [0] * self.num_envs
         self._actions: list[list[np.ndarray]] = [[] for _ in range(self.num_envs)]  # per running episode
-        self._checksums = [0] * self.num_envs  # of its observations and rewards
+        self._checksums = [0] * self.num_envs  # of observations and rewards
         self._restart()
 
     def _restart(self) -> None:
@@ -97,7 +94,7 @@ class VectorEnvironment:
         self.observations = self._begin(range(self.num_envs))
 
     def step(self, actions: np.ndarray) -> Transitions:
-        """Steps all, with actions (num_envs, *action_spec.shape), and resets those that ended."""
+        """Steps with actions (num_envs, *action_spec.shape), and resets where an episode ended."""
         results = [self._act(row, action) for row, action in enumerate(self.action_spec.to_env(actions))]
         raw, rewards, terminated, truncated = zip(*results, strict=True)
         following = self._encode(list(raw), range(self.num_envs))
@@ -145,7 +142,6 @@ class VectorEnvironment:
             raise self._failed(row, "reset", error) from error
 
     def _check(self, row: int, encoded: Mapping[str, np.ndarray], index: int, reward: float = 0.0) -> None:
-        """Adds ``encoded[index]`` and its reward to the checksum of ``row``."""
         checksum = zlib.crc32(np.float32(reward).tobytes(), self._checksums[row])
         for array in encoded.values():
             checksum = zlib.crc32(array[index].tobytes(), checksum)
@@ -163,7 +159,6 @@ class VectorEnvironment:
         return EnvironmentFailed(f"{self.name}, {where} {step} of the episode with seed {self.seeds[row]}: {error}")
 
     def close(self) -> None:
-        """Closes the environments."""
         for environment in self.environments:
             environment.close()
 
@@ -185,7 +180,7 @@ class VectorEnvironment:
         }
 
     def load_state_dict(self, saved: Mapping[str, Any], *, unpickle: bool = False) -> None:
-        """Replays episodes, or loads the pickle if ``unpickle`` allows to execute its content.
+        """Replays episodes, or executes the pickle if ``unpickle`` allows it.
 
         Raises:
             EnvironmentFailed: an environment is not deterministic given its seed.
@@ -223,12 +218,7 @@ class VectorEnvironment:
 
 
 class GymnasiumVectorEnvironment:
-    """A gymnasium vector environment; ``seed`` is for the first episodes, the rest as in ``VectorEnvironment``.
-
-    Raises:
-        ValueError: an unsupported space.
-        EnvironmentFailed: an environment raised an error, or returned NaN.
-    """
+    """A gymnasium vector environment, as ``VectorEnvironment``; ``seed`` is for the first episodes."""
 
     def __init__(self, envs: "gymnasium.vector.VectorEnv[Any, Any, Any]", seed: int, pickle: bool = False) -> None:
         self.envs = envs
@@ -249,7 +239,7 @@ class GymnasiumVectorEnvironment:
         self.observations = self._encode(self.envs.reset(seed=seed)[0])
 
     def step(self, actions: np.ndarray) -> Transitions:
-        """Steps all; those that only reset return no transition."""
+        """Steps all. With ``NEXT_STEP``, the step after an episode's end only resets: no transition."""
         try:
             raw, rewards, terminated, truncated, info = self.envs.step(self.action_spec.to_env(actions))
         except Exception as error:
@@ -285,15 +275,10 @@ class GymnasiumVectorEnvironment:
             raise EnvironmentFailed(f"{self.name}: {error}") from error
 
     def close(self) -> None:
-        """Closes the environments."""
         self.envs.close()
 
     def state_dict(self) -> dict[str, Any] | None:
-        """The pickle if asked for, else None.
-
-        Raises:
-            EnvironmentFailed: the environments cannot be pickled.
-        """
+        """The pickle if asked for, else None."""
         if not self.pickle:
             return None
         return {
@@ -304,7 +289,7 @@ class GymnasiumVectorEnvironment:
         }
 
     def load_state_dict(self, saved: Mapping[str, Any] | None, *, unpickle: bool = False) -> None:
-        """Loads the pickle if ``unpickle`` allows to execute its content.
+        """As ``VectorEnvironment.load_state_dict``.
 
         Raises:
             EnvironmentFailed: there is no pickle; the running episodes are lost.
@@ -321,7 +306,6 @@ class GymnasiumVectorEnvironment:
         self.observations = {name: array.copy() for name, array in saved["observations"].items()}
 
     def begin_anew(self, saved: Mapping[str, Any] | None, steps: int) -> None:
-        """Begins episodes with other seeds than ``saved``, made after ``steps`` transitions."""
         self._restart(random_seeds(self._seed)(steps))
 
 

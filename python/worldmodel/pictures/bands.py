@@ -1,7 +1,4 @@
-"""The bands of an open-loop picture: plots of one episode above a common time axis.
-
-Observations are dark, reconstructions blue, imagination orange.
-"""
+"""Bands of an open-loop picture: plots of one episode above a common time axis."""
 
 import dataclasses
 import itertools
@@ -22,22 +19,20 @@ ROWS = ("observed", "reconstructed", "imagined")
 ROW_COLOURS = (OBSERVED, RECONSTRUCTED, IMAGINED)
 MARGIN = 2.3  # inches left of the axes
 _COLUMNS = 16  # pictures per strip
-_PICTURE = 1.25  # inches, the widest picture of a strip
-_CURVES = 6  # most vector entries with an axis each
-_STRIPS = 6  # most categorical entries drawn
+_PICTURE = 1.25  # inches, widest
+_CURVES = 6  # vector entries with an axis each
+_STRIPS = 6  # categorical entries drawn
 
 
 @dataclasses.dataclass
 class Panel:
-    """One episode of an ``OpenLoop``, without the row dimension.
+    """One episode of an ``OpenLoop``.
 
     Attributes:
-        title: of the panel.
-        modalities: of the observation.
         renderers: of modalities with pictures.
-        errors: of imagination, by modality.
-        reconstruction_errors: of every step, by modality.
-        persistence_errors: of the last observed step, held constant, by modality.
+        errors: of imagination.
+        reconstruction_errors: of every step.
+        persistence_errors: of the last observed step, held constant.
     """
 
     title: str
@@ -59,7 +54,6 @@ class Panel:
     def of(
         cls, title: str, loop: OpenLoop, row: int, modalities: dict[str, Modality], renderers: dict[str, Renderer]
     ) -> "Panel":
-        """One row of ``loop``."""
         steps, context = int(loop.valid[row].sum()), loop.context
         last = {name: loop.observed[name][row, context - 1] for name in modalities}
 
@@ -95,11 +89,10 @@ class Panel:
 
     @property
     def steps(self) -> int:
-        """Observations."""
         return len(self.rewards) + 1
 
     def view(self, name: str, row: str, step: int) -> np.ndarray | None:
-        """A modality in ``row`` at ``step``; None for imagination within the context."""
+        """A modality at ``step``; None for imagination within the context."""
         if row == "imagined":
             return self.imagined[name][step - self.context] if step >= self.context else None
         return (self.observed if row == "observed" else self.reconstructed)[name][step]
@@ -117,7 +110,7 @@ class Band:
 
     Attributes:
         height: inches.
-        draw: draws into the given axes.
+        draw: into the given axes.
         above: inches for labels on top.
     """
 
@@ -143,10 +136,10 @@ def header(panel: Panel) -> Band:
 
 
 def strip(panel: Panel, name: str, inches: float) -> Band:
-    """Three rows of pictures, as many columns as fit; ``inches`` is the axes' width."""
+    """Three rows of pictures; ``inches`` is the axes' width."""
     stride = -(-panel.steps // _COLUMNS)
     before, after = range(panel.context - 1, stride - 2, -stride), range(panel.context - 1, panel.steps, stride)
-    shown = sorted({*before, *after})  # ``stride`` steps per column
+    shown = sorted({*before, *after})
     first = panel.picture(name, "observed", 0)
     assert first is not None
     step = inches / panel.steps
@@ -157,7 +150,7 @@ def strip(panel: Panel, name: str, inches: float) -> Band:
     def draw(axes: Any) -> None:
         axes.set_ylim(3 * pitch, 0)
         for time in shown:
-            # A column ends with its step, so that none crosses the line.
+            # A column ends with its step: none crosses the line.
             middle = time + 0.5 - stride / 2
             for index, row in enumerate(ROWS):
                 picture = panel.picture(name, row, time)
@@ -189,7 +182,7 @@ def strip(panel: Panel, name: str, inches: float) -> Band:
 
 
 def bands(panel: Panel) -> Iterator[Band]:
-    """All bands but pictures: classes, vectors, errors, rewards and ends."""
+    """All bands but pictures."""
     for name, modality in panel.modalities.items():
         if modality.kind == "categorical":
             yield from (_classes(panel, name, entry) for entry in range(min(modality.shape[0], _STRIPS)))
@@ -204,7 +197,7 @@ def bands(panel: Panel) -> Iterator[Band]:
 
 
 def label(name: str, modality: Modality, entry: int) -> str:
-    """Label of one entry of a modality."""
+    """Label of an entry."""
     own = "" if name == ROOT else name
     index = f"[{entry}]" if modality.shape[0] > 1 else ""
     more = (
@@ -214,7 +207,7 @@ def label(name: str, modality: Modality, entry: int) -> str:
 
 
 def _classes(panel: Panel, name: str, entry: int) -> Band:
-    """Coloured cells with their classes; errors are pale with a red class."""
+    """Errors are pale with a red class."""
     start = (*panel.modalities[name].starts, *[0] * panel.modalities[name].shape[0])[entry]
 
     def draw(axes: Any) -> None:
@@ -258,7 +251,7 @@ def _curve(panel: Panel, name: str, entry: int) -> Band:
 
 
 def _map(panel: Panel, name: str) -> Band:
-    """Many entries as colours: blue below zero, red above."""
+    """Blue below zero, red above."""
     entries = panel.modalities[name].shape[0]
 
     def draw(axes: Any) -> None:
@@ -325,7 +318,7 @@ def _ends(panel: Panel) -> Band:
 
 
 def finish(axes: Any, panel: Panel) -> None:
-    """Sets the common limits and draws the line after the context."""
+    """Common limits, and the line after the context."""
     edge = panel.context - 0.5
     axes.set_xlim(-0.5, panel.steps - 0.5)
     axes.axvspan(edge, panel.steps - 0.5, color=IMAGINED_SHADE, lw=0, zorder=-2)
@@ -333,7 +326,7 @@ def finish(axes: Any, panel: Panel) -> None:
 
 
 def time_axis(axes: Any) -> None:
-    """Labels the steps below the last band."""
+    """Labels the steps."""
     axes.tick_params(axis="x", labelbottom=True)
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_xlabel("step t", fontsize=9)
@@ -347,7 +340,6 @@ def _row_labels(axes: Any, heights: list[float]) -> None:
 
 
 def _name(axes: Any, text: str) -> None:
-    """Left of the tick labels."""
     offset = (8 - 72 * MARGIN, 0)
     style = {"ha": "left", "va": "center", "fontsize": 8.5, "color": OBSERVED}
     axes.annotate(text, (0, 0.5), xycoords="axes fraction", xytext=offset, textcoords="offset points", **style)

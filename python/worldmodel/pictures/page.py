@@ -1,4 +1,4 @@
-"""The PNG and the GIF of ``imagine``; the GIF uncovers the curves step by step."""
+"""The PNG and the GIF of ``imagine``."""
 
 import contextlib
 import dataclasses
@@ -27,12 +27,12 @@ from worldmodel.pictures.bands import (
 from worldmodel.runs.optional_dependencies import require
 
 _RIGHT, _TOP, _CAPTION, _BOTTOM, _GAP = 0.25, 0.4, 0.26, 0.6, 0.1  # inches
-_LEGEND = 0.3  # inches per legend row
-_FILM_COLOURS = 256  # palette size of a GIF
+_LEGEND = 0.3  # inches per row
+_FILM_COLOURS = 256
 
 
 def draw_png(title: str, panels: Sequence[Panel], path: Path | None, width: float = 12.5, dpi: int = 120) -> Any:
-    """Draws all episodes, returned as uint8 (height, width, 3) and written to the PNG ``path``, if any.
+    """Draws all episodes as uint8 (height, width, 3), and writes the PNG ``path``, if any.
 
     ``width`` is in inches, ``dpi`` in pixels per inch.
 
@@ -57,16 +57,14 @@ def draw_png(title: str, panels: Sequence[Panel], path: Path | None, width: floa
 
 
 def draw_gif(title: str, panels: Sequence[Panel], path: Path, fps: float, width: float = 10, dpi: int = 80) -> None:
-    """Writes a GIF of all episodes in parallel; the last frame stays for two seconds.
-
-    ``fps`` is steps per second, ``width`` in inches, ``dpi`` in pixels per inch.
+    """Writes a GIF of all episodes in parallel, at ``fps`` steps per second.
 
     Raises:
         MissingPackage: matplotlib or imageio is not installed.
     """
-    image = require("PIL.Image", "write pictures")  # a dependency of imageio and matplotlib
+    image = require("PIL.Image", "write pictures")  # imageio needs it
     frames = [image.fromarray(frame) for frame in _frames(title, panels, width, dpi)]
-    # With one palette for all frames, unchanged pixels are stored once.
+    # One palette: unchanged pixels are stored once.
     sample = image.fromarray(np.concatenate([np.asarray(frames[i]) for i in (0, len(frames) // 2, -1)]))
     palette = sample.quantize(_FILM_COLOURS, method=image.Quantize.MEDIANCUT, dither=image.Dither.NONE)
     first, *others = (frame.quantize(palette=palette, dither=image.Dither.NONE) for frame in frames)
@@ -75,7 +73,6 @@ def draw_gif(title: str, panels: Sequence[Panel], path: Path, fps: float, width:
 
 
 def _frames(title: str, panels: Sequence[Panel], width: float, dpi: int) -> Iterator[np.ndarray]:
-    """Pictures and curves at each step."""
     legends = _legends(panels)
     inside, picture = width - MARGIN - _RIGHT, (width - 0.2) / 3 - 0.1
     films = {id(panel): len(panel.renderers) * (picture + 0.62) for panel in panels}
@@ -110,7 +107,6 @@ class _Overlay:
         self._line = axes.axvline(0, color=OBSERVED, lw=1, animated=True)
 
     def show(self, step: int) -> None:
-        """Covers the steps after ``step``."""
         self._cover.set_x(step + 0.5)
         self._line.set_xdata([step + 0.5] * 2)
         for part in (self._cover, self._line):
@@ -141,7 +137,6 @@ class _Film:
         self._time = axes.text(0, -0.04, "", ha="left", va="top", weight="bold", **style)
 
     def show(self, step: int) -> None:
-        """Redraws pictures and captions."""
         panel = self.panel
         for image, row in zip(self._images, ROWS, strict=True):
             picture = panel.picture(self.name, row, step)
@@ -159,14 +154,14 @@ class _Page:
     """A figure filled from the top, in inches."""
 
     def __init__(self, width: float, blocks: float, legends: int, dpi: int) -> None:
-        """``blocks``: inches of the episodes; ``legends``: rows below them."""
+        """``blocks``: inches of the episodes; ``legends``: rows below."""
         height = blocks + _TOP + legends * _LEGEND
         agg = require("matplotlib.backends.backend_agg", "draw pictures")
         figure = require("matplotlib.figure", "draw pictures")
         self.width, self.height, self.top = width, height, 0.0
         self.figure = figure.Figure(figsize=(width, height), dpi=dpi, facecolor="white")
         self._canvas = agg.FigureCanvasAgg(self.figure)
-        self._still: Any = None  # the cached static background
+        self._still: Any = None
 
     def title(self, text: str) -> None:
         self.text(text, 0.15, 0.2, 12, weight="bold")
@@ -179,13 +174,12 @@ class _Page:
     def text(
         self, text: str, left: float, down: float, size: float, colour: str = OBSERVED, weight: str = "normal"
     ) -> float:
-        """Writes a line centred ``down`` inches from the top; returns its right end."""
+        """Writes a line ``down`` inches from the top; returns its right end."""
         position = (left / self.width, 1 - down / self.height)
         drawn = self.figure.text(*position, text, ha="left", va="center", fontsize=size, weight=weight, color=colour)
         return float(drawn.get_window_extent(self._canvas.get_renderer()).x1) / self.figure.dpi
 
     def axes(self, left: float, width: float, height: float, gap: float = _GAP) -> Any:
-        """Adds axes below the previous ones."""
         self.top += gap
         bottom = self.height - self.top - height
         box = (left / self.width, bottom / self.height, width / self.width, height / self.height)
@@ -193,7 +187,7 @@ class _Page:
         return self.figure.add_axes(box)
 
     def stack(self, panel: Panel, parts: Sequence[Band], inside: float) -> list[Any]:
-        """Stacks bands, header first, above a time axis; returns their axes without the header's."""
+        """Stacks bands, header first; returns their axes without the header's."""
         stacked = []
         for band in parts:
             self.top += band.above
@@ -206,14 +200,13 @@ class _Page:
         return stacked[1:]
 
     def legends(self, rows: Sequence["_Legend"]) -> None:
-        """Draws one row each at the bottom."""
         for index, row in enumerate(rows):
             middle = (len(rows) - index - 0.5) * _LEGEND
             row.draw(self, middle)
 
     @contextlib.contextmanager
     def over_what_stays(self) -> Iterator[None]:
-        """Draws on top of the static background, which is rendered once."""
+        """The static background is rendered once."""
         if self._still is None:
             self._canvas.draw()
             self._still = self._canvas.copy_from_bbox(self.figure.bbox)
@@ -221,7 +214,7 @@ class _Page:
         yield
 
     def pixels(self) -> np.ndarray:
-        """The page, uint8 (height, width, 3)."""
+        """Uint8 (height, width, 3)."""
         if self._still is None:
             self._canvas.draw()
         return np.asarray(self._canvas.buffer_rgba())[..., :3].copy()
@@ -232,8 +225,6 @@ class _Page:
 
 @dataclasses.dataclass
 class _Legend:
-    """Named samples in a row."""
-
     samples: list[tuple[Any, str]]
 
     def draw(self, page: _Page, middle: float) -> None:

@@ -1,4 +1,4 @@
-"""Renderers of observations: pixels unchanged, grids as coloured cells with a legend."""
+"""Renderers of observations."""
 
 import sys
 from collections.abc import Iterable, Sequence
@@ -8,11 +8,11 @@ import numpy as np
 
 from worldmodel.data.spaces import Modality
 
-TILE = 24  # pixels per cell side
-WRONG = (230, 30, 60)  # frame of a wrong cell
+TILE = 24  # pixels
+WRONG = (230, 30, 60)
 _MARKED = "red frame: a cell that is not as observed"
 _UNSEEN = (52, 58, 66)
-# Distinct colours: dark for class 0, often empty, then the strong ones.
+# Dark for class 0, often empty.
 _PALETTE = np.array(
     [
         (46, 52, 64),
@@ -26,24 +26,23 @@ _PALETTE = np.array(
 
 
 def class_colours(classes: np.ndarray) -> np.ndarray:
-    """int (...) -> colours uint8 (..., 3), repeated after 21 classes."""
+    """int (...) -> uint8 (..., 3)."""
     return _PALETTE[np.asarray(classes, np.int64) % len(_PALETTE)]
 
 
 class Renderer:
-    """Draws arrays of one modality."""
+    """Draws one modality."""
 
     def render(self, array: np.ndarray, observed: np.ndarray | None = None) -> np.ndarray:
-        """Renders one observation as uint8 (height, width, 3); marks deviations from ``observed``, if given."""
+        """Uint8 (height, width, 3), with deviations from ``observed`` marked."""
         raise NotImplementedError
 
     def legend(self, arrays: Iterable[np.ndarray]) -> list[tuple[np.ndarray, str]]:
-        """Samples, uint8 (side, side, 3), and labels of everything in ``arrays``."""
+        """Samples, uint8 (side, side, 3), and their labels."""
         raise NotImplementedError
 
     @property
     def note(self) -> str:
-        """A note for the legend."""
         return ""
 
 
@@ -62,7 +61,7 @@ class ImageRenderer(Renderer):
 
 
 class GridRenderer(Renderer):
-    """Cells as nested squares, one per channel, the first outermost; ``names`` are the classes' in order."""
+    """Cells as nested squares, one per channel, the first outermost; ``names`` are the classes'."""
 
     def __init__(self, channels: int, names: Sequence[str] = ()) -> None:
         self.channels = channels
@@ -77,12 +76,12 @@ class GridRenderer(Renderer):
         return picture
 
     def tile(self, cell: np.ndarray) -> np.ndarray:
-        """Picture of one cell, uint8 (``TILE``, ``TILE``, 3)."""
+        """One cell, uint8 (``TILE``, ``TILE``, 3)."""
         picture = np.empty((TILE, TILE, 3), np.uint8)
         for channel, colour in enumerate(class_colours(cell)):
             inset = channel * TILE // (2 * self.channels)
             picture[inset : TILE - inset, inset : TILE - inset] = colour
-        edge = 0.75 * picture[0, 0] + 0.25 * 255  # paler lines between cells
+        edge = 0.75 * picture[0, 0] + 0.25 * 255  # paler
         _frame(picture, (int(edge[0]), int(edge[1]), int(edge[2])), 1)
         return picture
 
@@ -100,12 +99,12 @@ class GridRenderer(Renderer):
         return np.tile(class_colours(np.array(value)), (TILE, TILE, 1))
 
     def _upright(self, array: np.ndarray) -> np.ndarray:
-        """Transposes to (row, column, channel)."""
+        """(row, column, channel)."""
         return array
 
 
 class MiniGridRenderer(GridRenderer):
-    """MiniGrid's (object, colour, state) in its own tiles; x is the first index."""
+    """MiniGrid's own tiles; x is the first index."""
 
     def __init__(self) -> None:
         super().__init__(3)
@@ -121,12 +120,12 @@ class MiniGridRenderer(GridRenderer):
         kind, colour, state = (int(value) for value in cell)
         name = self._objects.get(kind, "")
         picture = np.empty((TILE, TILE, 3), np.uint8)
-        if not name or colour not in self._colours:  # numbers unused by MiniGrid
+        if not name or colour not in self._colours:  # unused by MiniGrid
             picture[:] = 255, 0, 255
         elif name == "unseen":
             picture[:] = _UNSEEN
         else:
-            # Visible cells are lighter than MiniGrid's black, as in MiniGrid's own view.
+            # Visible cells are lighter, as in MiniGrid's own view.
             turned = state % 4 if name == "agent" else None
             picture[:] = self._draw(self._decode(kind, colour, state), turned, True, tile_size=TILE)
         return picture
@@ -140,7 +139,7 @@ class MiniGridRenderer(GridRenderer):
         return [(self.tile(cell), name) for name, cell in named.items()]
 
     def name(self, cell: np.ndarray) -> str:
-        """Name of a cell's content, such as "red key" or "locked blue door"."""
+        """Such as "red key" or "locked blue door"."""
         kind, colour, state = (int(value) for value in cell)
         name = self._objects.get(kind, "")
         if not name or colour not in self._colours:
@@ -159,15 +158,12 @@ class MiniGridRenderer(GridRenderer):
 
 
 def renderer(modality: Modality, environment: Any = None) -> Renderer | None:
-    """The renderer of ``modality``; None for vectors and classes.
-
-    Metadata of ``environment`` may list class names under "cells".
-    """
+    """None for vectors and classes; ``environment.metadata`` may list class names under "cells"."""
     if modality.kind == "image":
         return ImageRenderer()
     if modality.kind != "grid":
         return None
-    minigrid = sys.modules.get("minigrid.minigrid_env")  # loaded if the environment is MiniGrid's
+    minigrid = sys.modules.get("minigrid.minigrid_env")
     if (
         minigrid
         and isinstance(getattr(environment, "unwrapped", None), minigrid.MiniGridEnv)
@@ -179,6 +175,5 @@ def renderer(modality: Modality, environment: Any = None) -> Renderer | None:
 
 
 def _frame(picture: np.ndarray, colour: tuple[int, int, int], width: int) -> None:
-    """Draws a frame inside ``picture``."""
     picture[:width] = picture[-width:] = colour
     picture[:, :width] = picture[:, -width:] = colour

@@ -14,9 +14,7 @@ class ConfigurationError(ValueError):
 
 
 def to_json(config: Any) -> Any:
-    """Dicts, lists and plain values for nested dataclasses.
-
-    A class variable ``kind`` tags a dataclass of a union.
+    """Nested dataclasses as JSON; a class variable ``kind`` tags those of a union.
 
     Example:
         >>> @dataclasses.dataclass
@@ -37,7 +35,7 @@ def to_json(config: Any) -> Any:
 
 
 def from_json(kind: type[Config], values: Any, where: str = "") -> Config:
-    """The inverse of ``to_json``, for the dataclass ``kind``; ``where`` prefixes errors.
+    """Inverts ``to_json``, for the dataclass ``kind``; ``where`` prefixes errors.
 
     Raises:
         ConfigurationError: an unknown name.
@@ -80,7 +78,6 @@ def _is_tagged(kind: Any) -> bool:
 
 
 def _one_of(kinds: dict[str, Any], value: Any, where: str) -> Any:
-    """The union's member named by ``kind``."""
     given = value.get("kind") if isinstance(value, dict) else None
     if given not in kinds:
         found = repr(value) if given is None else f"of kind {given!r}"

@@ -9,7 +9,7 @@ import torch
 
 Value = TypeVar("Value")
 
-# Old -> new field of ``config.json``.
+# Fields of ``config.json``, old -> new.
 FIELDS = {
     "train.model.perception.variables": "train.model.perception.latent.variables",
     "train.model.perception.classes": "train.model.perception.latent.classes",
@@ -35,20 +35,20 @@ VALUES: dict[str, dict[Any, Any]] = {
     "train.model.decision.greedy": {"look_ahead": "one_step_planning"},
 }
 
-# Old module prefix -> new id prefix of environments.
+# Environments, module prefix -> id prefix.
 ENVIRONMENTS = {"worldmodel.hidden_ball:": "worldmodel/", "worldmodel.minigrid:": "worldmodel/"}
 
-# Old -> new parts of weight names, between dots.
+# Parts of weight names, old -> new.
 WEIGHTS = {
     "evaluation.slow": "evaluation.target",
     "low": "v_min",
     "high": "v_max",
 }
 
-# New -> old checkpoint files.
+# Checkpoint files, new -> old.
 PARTS = {"ema": "average"}
 
-# Old -> new keys in parts of version 1.
+# Keys in version 1, old -> new.
 KEYS = {
     "replay": {
         "unfinished": "writer",
@@ -63,13 +63,13 @@ KEYS = {
 
 
 def load_part(name: str, read: Callable[[str], tuple[Any, int]], exists: Callable[[str], bool]) -> Any:
-    """One part of a checkpoint in the current format; ``read`` returns (state, format version) of a file name."""
+    """A checkpoint's part in the current format; ``read`` returns (state, format version)."""
     old = PARTS.get(name, name)
     state, version = read(old if exists(old) and not exists(name) else name)
     if version > 1:
         return state
     if name in ("world_model", "ema"):
-        rewards = read("learner")[0]["rewards"]  # formerly held the reward scale
+        rewards = read("learner")[0]["rewards"]  # the reward scale in version 1
         device = next(iter(state.values())).device
         scale = {
             "reward_scale.count": torch.tensor(rewards["count"], dtype=torch.float64, device=device),
@@ -78,7 +78,6 @@ def load_part(name: str, read: Callable[[str], tuple[Any, int]], exists: Callabl
         return {**upgrade_weights(state), **scale}
     upgraded = {KEYS.get(name, {}).get(key, key): value for key, value in state.items()}
     if name == "replay":
-        # All rewards were known and all steps one apart.
         writer = dict(upgraded["writer"])
         writer["reward_mask"] = np.ones(writer["rewards"].shape, bool)
         num_envs, transitions = writer["rewards"].shape
@@ -94,7 +93,7 @@ def load_part(name: str, read: Callable[[str], tuple[Any, int]], exists: Callabl
 
 
 def renamed_option(argument: str) -> str | None:
-    """The current option for an earlier one; None for other arguments.
+    """The current option for an earlier one, else None.
 
     Example:
         >>> renamed_option("--learner.policy-rate=1")
@@ -117,7 +116,7 @@ def _option(field: str) -> str:
 
 
 def upgrade_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """``config.json`` of any release with current names; unknown names stay, for ``from_json`` to reject."""
+    """``config.json`` of any release with current names; ``from_json`` rejects unknown ones."""
     upgraded = _copied(config)
     for old, new in FIELDS.items():
         parent, name = _parent(upgraded, old)
@@ -146,7 +145,7 @@ def upgrade_config(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def upgrade_memory(old: Mapping[str, Any]) -> dict[str, Any]:
-    """Converts an old ``MemoryConfig`` to ``width`` and ``blocks``, with old defaults; unknown fields stay.
+    """Converts an old ``MemoryConfig`` to ``width`` and ``blocks``.
 
     Example:
         >>> upgrade_memory({"kind": "gru", "width": 128, "layers": 2})
@@ -193,7 +192,7 @@ _MEMORY: dict[str, Any] = {
 
 
 def upgrade_weights(weights: Mapping[str, Value]) -> dict[str, Value]:
-    """A world model's state dict of any release with current names.
+    """A world model's state dict with current names.
 
     Example:
         >>> upgrade_weights({"evaluation.slow.3.low": 1, "prediction.reward.project.bias": 2})
@@ -209,7 +208,7 @@ def upgrade_weights(weights: Mapping[str, Value]) -> dict[str, Value]:
 
 
 def _parent(config: dict[str, Any], field: str) -> tuple[dict[str, Any] | None, str]:
-    """The dict that holds a dotted ``field``, if any, and the field's last name."""
+    """The dict that holds a dotted ``field``, and the field's last name."""
     *path, last = field.split(".")
     inner: Any = config
     for part in path:

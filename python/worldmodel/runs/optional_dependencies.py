@@ -1,4 +1,4 @@
-"""Lazy imports of the world model's optional packages, with install hints."""
+"""Lazy imports of optional packages."""
 
 import importlib
 from types import ModuleType
@@ -12,10 +12,10 @@ INSTALL = "pip install 'wmkernels[worldmodel]', in a clone pip install -e '.[wor
 
 
 def require(name: str, purpose: str, install: str = INSTALL) -> ModuleType:
-    """Imports the module ``name``. ``purpose`` ends "is needed to ..."; ``install`` is the install command.
+    """Imports a module; the error says "is needed to ``purpose``" and how to ``install``.
 
     Raises:
-        MissingPackage: the module or a dependency is not installed.
+        MissingPackage: it or a dependency is not installed.
 
     Example:
         >>> require("json", "read a configuration").__name__
@@ -28,6 +28,6 @@ def require(name: str, purpose: str, install: str = INSTALL) -> ModuleType:
 
 
 def missing(error: ImportError, purpose: str, install: str = INSTALL) -> MissingPackage:
-    """The exception that replaces ``error``; arguments as for ``require``."""
+    """The exception that replaces ``error``."""
     package = (error.name or str(error)).partition(".")[0]
     return MissingPackage(f"the package {package!r} is needed to {purpose} and is not installed: {install}")

@@ -2,14 +2,10 @@
 
     config.json          settings, the environment's specs, versions
     metrics.jsonl        a line of metrics every few seconds
-    tensorboard/         the same, for TensorBoard
+    tensorboard/         the same
     checkpoints/NNN/     after NNN transitions; one safetensors file per part
 
-A checkpoint is renamed from a temporary name once it is on disk, then older ones are removed: the newest is always
-complete.
-
-Reading a run executes nothing from it, except with ``--unpickle`` after ``--environment-state pickle``. (The
-environment is imported by its configured name.)
+Reading a run executes nothing from it, except with ``--unpickle`` after ``--environment-state pickle``.
 """
 
 import contextlib
@@ -29,7 +25,7 @@ from worldmodel.runs import storage
 from worldmodel.runs.migration import load_part, upgrade_config
 from worldmodel.runs.optional_dependencies import MissingPackage, require
 
-FORMAT = 2  # of config.json; 1 is the previous release's
+FORMAT = 2  # of config.json
 KEPT = 2  # one in reserve, should the newest be damaged
 
 
@@ -38,7 +34,7 @@ class RunError(ValueError):
 
 
 class Run:
-    """The folder of an existing run; ``create`` makes a new one.
+    """The folder of an existing run.
 
     Raises:
         RunError: no run in the folder, or a configuration that is damaged or of another version.
@@ -71,21 +67,22 @@ class Run:
         return cls(folder)
 
     def configure(self, config: Mapping[str, Any]) -> None:
-        """Replaces the configuration."""
         _write_text(self.folder / "config.json", json.dumps(config, indent=1))
         self.config = dict(config)
 
     @property
     def checkpoints(self) -> list[Path]:
-        """Complete checkpoints, oldest first."""
+        """Complete ones, oldest first."""
         return sorted(path for path in (self.folder / "checkpoints").glob("*") if path.name.isdigit())
 
     def save(self, steps: int, parts: Mapping[str, Any]) -> Path:
-        """Writes a checkpoint folder; keeps the newest ``KEPT``.
+        """Writes a checkpoint and keeps the newest ``KEPT``.
+
+        It is renamed once on disk, so the newest is always complete.
 
         Args:
-            steps: transitions so far, the checkpoint's name.
-            parts: name -> nested state for ``storage.save``, one file each.
+            steps: transitions so far.
+            parts: name -> nested state for ``storage.save``.
         """
         final = self.folder / "checkpoints" / f"{steps:012d}"
         if final.exists():
@@ -126,7 +123,7 @@ class Run:
             raise RunError(f"{error}{hint}") from error
 
     def load_weights(self, module: nn.Module, device: torch.device | str = "cpu", part: str = "world_model") -> None:
-        """Loads the newest checkpoint's weights into ``module``.
+        """Loads the newest checkpoint's weights.
 
         Raises:
             RunError: the file is missing, damaged or of another configuration.
@@ -149,7 +146,7 @@ class Run:
 
     @contextlib.contextmanager
     def refusing(self, *parts: str) -> Iterator[None]:
-        """Turns errors into ``RunError`` with the checkpoint's name."""
+        """Turns errors into ``RunError``."""
         try:
             yield
         except (KeyError, IndexError, TypeError, RuntimeError, AttributeError) as error:
@@ -159,7 +156,6 @@ class Run:
             ) from error
 
     def log(self, metrics: Mapping[str, float]) -> None:
-        """Appends to ``metrics.jsonl`` and, if installed, TensorBoard."""
         with (self.folder / "metrics.jsonl").open("a") as file:
             file.write(json.dumps(dict(metrics)) + "\n")
         writer, steps = self._writer(int(metrics["steps"])), int(metrics["steps"])
@@ -168,13 +164,12 @@ class Run:
                 writer.add_scalar(name, value, steps)
 
     def log_picture(self, name: str, picture: np.ndarray, steps: int) -> None:
-        """Logs uint8 (height, width, 3) to TensorBoard, if installed."""
+        """Logs uint8 (height, width, 3) to TensorBoard."""
         writer = self._writer(steps)
         if writer:
             writer.add_image(name, picture, steps, dataformats="HWC")
 
     def _writer(self, steps: int) -> Any:
-        """TensorBoard's writer, purged after ``steps``; False if not installed."""
         if self._tensorboard is None:
             try:
                 writer = require("torch.utils.tensorboard", "write for TensorBoard").SummaryWriter
@@ -185,7 +180,7 @@ class Run:
 
     @property
     def metrics(self) -> list[dict[str, float]]:
-        """The lines of ``metrics.jsonl``, without an incomplete last one."""
+        """Lines of ``metrics.jsonl``."""
         path = self.folder / "metrics.jsonl"
         found = []
         for line in path.read_text().splitlines() if path.is_file() else ():
@@ -196,12 +191,10 @@ class Run:
         return found
 
     def forget_metrics_after(self, steps: int) -> None:
-        """Removes metrics after ``steps``, which a resumed run repeats."""
         kept = [json.dumps(line) + "\n" for line in self.metrics if line["steps"] <= steps]
         _write_text(self.folder / "metrics.jsonl", "".join(kept))
 
     def close(self) -> None:
-        """Flushes TensorBoard."""
         if self._tensorboard:
             self._tensorboard.close()
         self._tensorboard = None
@@ -216,7 +209,7 @@ def _write_text(path: Path, text: str) -> None:
 
 
 def _sync(folder: Path) -> None:
-    """Flushes the folder: a rename is durable only then."""
+    """A rename is durable only then."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -2,9 +2,8 @@
 
 import re
 
-# The first full match wins; {} matches one or more name parts.
+# The first full match wins; {} matches name parts.
 MEANINGS = {
-    # Weights.
     "(world_model|ema).reward_scale.count": "number of rewards other than zero in the running mean",
     "(world_model|ema).reward_scale.mean_square": "running mean of the squared rewards other than zero; the model's "
     "rewards and values, times its square root or 1 if it is 0, are in the environment's units",
@@ -20,11 +19,10 @@ MEANINGS = {
     "(world_model|ema).evaluation.network.{}": "parameter of evaluation",
     "(world_model|ema).evaluation.target.{}": "parameter of the target network of evaluation",
     "(world_model|ema).decision.{}": "parameter of the policy",
-    # Learner.
     "learner.optimizer.state.{}.step": "Adam: updates of the parameter",
     "learner.optimizer.state.{}.exp_avg": "Adam: running mean of the parameter's gradient",
     "learner.optimizer.state.{}.exp_avg_sq": "Adam: running mean of the parameter's squared gradient",
-    # Replay, concatenated: chunk i has length[i] transitions and length[i] + 1 observations.
+    # Chunk i has length[i] transitions and length[i] + 1 observations.
     "replay.chunks.observations.{}": "observations of all chunks, (sum of length + 1, ...)",
     "replay.chunks.actions": "actions of all chunks, (sum of length, ...)",
     "replay.chunks.rewards": "rewards of all chunks in the environment's units, (sum of length,)",
@@ -42,7 +40,6 @@ MEANINGS = {
     "replay.writer.episode_step": "transitions of each running episode",
     "replay.writer.repeated": "transitions of each unfinished chunk that the chunk before carries the loss of",
     "replay.writer.{}": "field of the unfinished chunk of each environment, (environments, steps, ...)",
-    # Collector.
     "collector.state.{}": "memory state of the world model in each environment",
     "collector.returns": "return so far of each running episode",
     "collector.lengths": "actions so far of each running episode",
@@ -51,7 +48,6 @@ MEANINGS = {
     "collector.episodes.reset": "whether an episode begins at the next observation",
     "collector.episodes.ignored": "whether the next action only starts an episode",
     "collector.episodes.pickle": "the environments, pickled: reading it runs what is written there",
-    # Trainer.
     "trainer.random.{}": "state of PyTorch's random generator",
 }
 
@@ -61,7 +57,7 @@ _PATTERNS = [
 
 
 def meaning_of(name: str) -> str:
-    """The meaning of a checkpoint's tensor; empty for other names.
+    """The meaning of a checkpoint's tensor, else empty.
 
     Example:
         >>> meaning_of("replay.chunks.length")

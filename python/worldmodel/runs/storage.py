@@ -1,8 +1,6 @@
-"""Nested state as one safetensors file, with damage detection and without pickle.
+"""Nested state as one safetensors file, without pickle. Format: ``docs/state_files.md``.
 
-A state nests dicts, lists and tuples of tensors, arrays and plain values. Non-tensors become JSON metadata, which
-preserves numeric keys and tuples. The checksum is there because safetensors detects truncation, but not a flipped bit.
-Format: ``docs/state_files.md``.
+Plain values become JSON metadata. The checksum detects flipped bits, which safetensors does not.
 """
 
 import hashlib
@@ -19,13 +17,13 @@ from worldmodel.runs.optional_dependencies import require
 from worldmodel.runs.schema import meaning_of
 
 FORMAT = "wmkernels-state"
-VERSION = 2  # files without one have version 1
+VERSION = 2  # 1 if absent
 
 _PLAIN = (str, int, float, bool, type(None))
 
 
 class DamagedFile(ValueError):
-    """The file's content is not what was written."""
+    """The content is not what was written."""
 
 
 class NewerFile(ValueError):
@@ -33,10 +31,10 @@ class NewerFile(ValueError):
 
 
 def save(path: Path, state: Any) -> None:
-    """Writes ``state`` to ``path`` atomically.
+    """Writes ``state``, dicts, lists and tuples of tensors, arrays and plain values, atomically.
 
     Raises:
-        TypeError: a value that is neither a tensor, an array, a plain value nor a container of them.
+        TypeError: a value of another type.
     """
     tensors: dict[str, Tensor] = {}
     outline = json.dumps(_outline(state, tensors, path.stem))
@@ -51,12 +49,12 @@ def save(path: Path, state: Any) -> None:
 
 
 def load(path: Path, device: torch.device | str = "cpu") -> Any:
-    """The state in ``path``, tensors on ``device``; errors as for ``load_versioned``."""
+    """The state in ``path``."""
     return load_versioned(path, device)[0]
 
 
 def load_versioned(path: Path, device: torch.device | str = "cpu") -> tuple[Any, int]:
-    """The state in ``path``, tensors on ``device``, and its format version.
+    """The state in ``path`` and its format version.
 
     Raises:
         FileNotFoundError: no such file.
@@ -89,7 +87,6 @@ def load_versioned(path: Path, device: torch.device | str = "cpu") -> tuple[Any,
 
 
 def _schema(part: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
-    """Self-contained description of the tensors."""
     described = {
         name: {
             "dtype": str(tensor.dtype).removeprefix("torch."),
@@ -102,7 +99,7 @@ def _schema(part: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
 
 
 def _checksum(tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:
-    """Of metadata and tensors; version 1 had only an outline."""
+    """Version 1 had only an outline."""
     names = ("format", "version", "schema", "outline") if "version" in metadata else ("outline",)
     digest = hashlib.sha256("\n".join(metadata[name] for name in names).encode())
     for name in sorted(tensors):
