@@ -43,14 +43,13 @@ class Display:
             self._live.stop()
 
     def say(self, text: str) -> None:
-        """Prints a permanent line."""
         if self._live is not None:
             self._live.console.print(text, markup=False, highlight=False)
         elif not self._quiet:
             print(text, file=sys.stderr, flush=True)
 
     def show(self, metrics: Mapping[str, float], *, last: bool = False) -> None:
-        """Without a terminal, shows metrics every 20 s and the ``last`` ones."""
+        """Without a terminal, shows only every 20 s and the ``last``."""
         self._known.update(metrics)
         if self._live is not None:
             self._live.update(self._table(self._known))
@@ -71,7 +70,6 @@ class Display:
         return table
 
 
-# Names or prefixes.
 _LEFT = ("steps", "updates", "episodes", "seconds", "episode/", "milliseconds/", "replay/")
 _RIGHT = ("loss/", "policy/", "latent/", "scale/")
 

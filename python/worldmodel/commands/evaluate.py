@@ -76,7 +76,6 @@ def command(arguments: Sequence[str]) -> int:
 
 
 def _video_named(arguments: Sequence[str]) -> list[str]:
-    """``--video`` without a value becomes an empty name."""
     named: list[str] = []
     for index, argument in enumerate(arguments):
         named.append(argument)

@@ -25,7 +25,7 @@ from worldmodel.runs.run import Run
 
 
 class ImagineFailed(ValueError):
-    """There are no imagined steps to compare."""
+    """The episode ends within the context."""
 
 
 @dataclasses.dataclass
@@ -114,15 +114,7 @@ def command(arguments: Sequence[str]) -> int:
 
 
 def imagine(options: ImagineOptions) -> Imagination:
-    """Plays, imagines, draws and writes.
-
-    Raises:
-        RunError: no run, no checkpoint, or a damaged file.
-        ImagineFailed: an episode that ends within the context.
-        UnknownEnvironment: no environment has that name.
-        EnvironmentFailed: an environment raised an error, or returned NaN.
-        MissingPackage: matplotlib or imageio is not installed.
-    """
+    """Raises RunError, ImagineFailed, UnknownEnvironment, EnvironmentFailed or MissingPackage."""
     require("imageio.v3", "write pictures")
     require("matplotlib", "draw pictures")
     agent = Agent.load(options.run, options.device)
@@ -162,7 +154,6 @@ def imagine(options: ImagineOptions) -> Imagination:
 
 
 def _play(agent: Agent, environment: Any, options: ImagineOptions, number: int) -> tuple[Batch, bool]:
-    """Also returns whether the episode ended."""
     specs = agent.observation_spec, agent.action_spec
     seed = options.seed + number
     running = VectorEnvironment([environment], lambda _: seed, *specs)
@@ -187,7 +178,7 @@ def _play(agent: Agent, environment: Any, options: ImagineOptions, number: int) 
 
 
 def summary(made: Imagination) -> str:
-    """Mean errors beside the persistence baseline's, and the files."""
+    """Mean errors beside the persistence baseline's."""
     lines = []
     for name, modality in made.panels[0].modalities.items():
         ours, kept = (

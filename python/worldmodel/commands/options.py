@@ -21,7 +21,7 @@ Options = TypeVar("Options")
 
 
 def parse(kind: type[Options], arguments: Sequence[str], command: str, default: Options | None = None) -> Options:
-    """Parses options into a dataclass; its docstrings are the help."""
+    """Parses options; the dataclass's docstrings are the help."""
     tyro = require("tyro", "read the command line")
     given = {} if default is None else {"default": default}
     config = (tyro.conf.PositionalRequiredArgs, tyro.conf.AvoidSubcommands)
@@ -55,10 +55,7 @@ class TrainOptions(TrainConfig):
 
 
 def train_options(arguments: Sequence[str]) -> tuple[TrainConfig, Path, dict[str, bool]]:
-    """Reads the command line.
-
-    Returns:
-        ``(config, folder, how)`` for ``train``.
+    """Returns ``(config, folder, how)`` for ``train``.
 
     Raises:
         ConfigurationError: an unknown preset, no environment, contradicting options.
@@ -93,11 +90,7 @@ def train_options(arguments: Sequence[str]) -> tuple[TrainConfig, Path, dict[str
 
 
 def preset_config(name: str) -> TrainConfig:
-    """The configuration of a preset.
-
-    Raises:
-        ConfigurationError: an unknown preset.
-    """
+    """Raises ConfigurationError for an unknown preset."""
     if name not in PRESETS:
         raise ConfigurationError(f"there is no preset {name!r}, expected one of {', '.join(PRESETS)}")
     preset = PRESETS[name]()
@@ -106,7 +99,7 @@ def preset_config(name: str) -> TrainConfig:
 
 
 def with_kinds(model: WorldModelConfig, memory: str | None, latent: str | None) -> WorldModelConfig:
-    """Replaces the memory's blocks and the latent by the named kinds.
+    """Replaces the memory's blocks and the latent by named kinds.
 
     Raises:
         ConfigurationError: an unknown kind, or one that does not fit the memory's width.
@@ -132,7 +125,6 @@ def with_kinds(model: WorldModelConfig, memory: str | None, latent: str | None) 
 
 
 def _blocks(text: str, known: Mapping[str, BlockConfig]) -> list[BlockConfig]:
-    """Parses ``KIND*N``; ``known`` kinds keep their settings."""
     name, star, times = text.partition("*")
     kinds = {kind.kind: kind for kind in get_args(BlockConfig) if kind is not CustomBlock}
     if not (star == "" or (times.isdigit() and int(times))):

@@ -40,22 +40,16 @@ def train(
 ) -> Run:
     """Trains until a limit of ``config`` or Ctrl-C, then saves.
 
-    Args:
-        config: must agree with that of a resumed run.
-        folder: of the run.
-        resume: resume the run in ``folder``.
-        new_episodes: on resuming, begin new episodes.
-        unpickle: on resuming, allow pickled environments, which executes their content.
-        quiet: show nothing.
+    ``resume``, ``new_episodes`` and ``unpickle`` are as in ``TrainOptions``; ``unpickle`` executes a pickle's content.
 
     Raises:
         MissingPackage: safetensors is not installed.
         ConfigurationError: invalid settings, or others than the resumed run's.
-        RunError: a folder that is not empty, a damaged run, or one that cannot continue its episodes.
-        EnvironmentFailed: an environment raised an error, or returned NaN; saved checkpoints stay.
-        TrainingFailed: a loss became NaN; saved checkpoints stay.
+        RunError: a folder that is not empty, or a run that cannot continue.
+        EnvironmentFailed: an environment raised an error, or returned NaN.
+        TrainingFailed: a loss became NaN.
     """
-    require("safetensors.torch", "write checkpoints")  # fails now
+    require("safetensors.torch", "write checkpoints")
     if resume:
         run = Run(folder)
         check_resumable(run, config)
@@ -85,17 +79,10 @@ def train(
 def train_from_source(
     config: TrainConfig, source: Source, folder: Path, *, resume: bool = False, quiet: bool = False
 ) -> Run:
-    """Trains on a source of batches, without environments; steps are updates.
-
-    Args:
-        config: ``updates`` or ``minutes`` end the run.
-        source: such as a ``Replay``.
-        folder: of the run.
-        resume: as for ``train``.
-        quiet: show nothing.
+    """Trains on a source of batches, without environments, until a limit of ``config``; steps are updates.
 
     Raises:
-        ConfigurationError: settings or spaces that differ from the resumed run's, or no limit.
+        ConfigurationError: as for ``train``, or no limit.
         RunError, MissingPackage, TrainingFailed: as for ``train``.
     """
     require("safetensors.torch", "write checkpoints")
@@ -140,7 +127,6 @@ def _run(trainer: SourceTrainer, run: Run, notices: list[str], quiet: bool) -> N
 
 
 def _resume(trainer: Trainer, run: Run, new_episodes: bool, unpickle: bool) -> list[str]:
-    """Returns messages."""
     read = bool(run.checkpoints) and trainer.load(run, new_episodes=new_episodes, unpickle=unpickle)
     run.forget_metrics_after(trainer.steps)
     said = [f"going on after {trainer.steps:,} steps and {trainer.updates:,} updates"]

@@ -5,8 +5,8 @@
     r_t     ``rewards``, of a_t
     end_t   ``terminated``, whether a_t terminated the episode
 
-An episode of n actions takes n + 1 steps. Returns bootstrap at truncations: ``is_last`` without ``terminated`` before.
-DreamerV3 (Hafner et al. 2023) stores reward and end with the next observation.
+Returns bootstrap at truncations: ``is_last`` without ``terminated`` before. DreamerV3 (Hafner et al. 2023) stores
+reward and end with the next observation.
 """
 
 import dataclasses
@@ -25,15 +25,15 @@ class Batch:
 
     Attributes:
         observations: key -> (batch, time, ...).
-        actions: (batch, time, ...) in ``ActionSpec.dtype``; arbitrary where ``is_last``.
+        actions: (batch, time, ...); arbitrary where ``is_last``.
         rewards: float32 (batch, time), in the environment's units; arbitrary where ``is_last`` or not ``reward_mask``.
         terminated: bool (batch, time), as all below unless stated.
         is_last: last observation of an episode or chunk, or padding.
         is_first: first observation of an episode.
         valid: false on padding.
-        state: ``WorldModel.init_state`` before the first step, for rows inside an episode; None if there are none.
+        state: ``WorldModel.init_state`` for rows that begin inside an episode; None if there are none.
         loss_mask: false without a loss, such as burn-in.
-        reward_mask: false for unknown rewards: no loss, statistic or imagination there.
+        reward_mask: false for unknown rewards: no loss, statistic or imagination.
         elapsed: float32 (batch, time), steps since the previous observation; not used by the model.
     """
 
@@ -75,16 +75,15 @@ class Batch:
 
     @property
     def losses_at(self) -> Tensor:
-        """bool (batch, time): valid steps with a loss."""
+        """Bool (batch, time)."""
         return self.valid & self.loss_mask
 
     @property
     def known_rewards(self) -> Tensor:
-        """bool (batch, time): actions with a known reward."""
+        """Bool (batch, time)."""
         return self.valid & ~self.is_last & self.reward_mask
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "Batch":
-        """Maps every (batch, time) tensor."""
         fields: dict[str, Any] = {name: function(getattr(self, name)) for name in _TIMED}
         observations = {name: function(value) for name, value in self.observations.items()}
         return dataclasses.replace(self, observations=observations, **fields)

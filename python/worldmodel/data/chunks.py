@@ -35,8 +35,8 @@ class Chunk:
         state: memory state before the first step, key -> (...); None at an episode's start.
         burn_in: leading transitions without a loss.
         version: weight updates behind ``state``.
-        reward_mask: bool (n,), true for known rewards; None for all.
-        elapsed: float32 (n + 1,), as in ``Batch``; None for 1.
+        reward_mask: bool (n,); None if all true.
+        elapsed: float32 (n + 1,); None for 1.
     """
 
     observations: dict[str, np.ndarray]
@@ -55,7 +55,7 @@ class Chunk:
 
     @property
     def transitions(self) -> int:
-        """Transitions with a loss."""
+        """Only those with a loss."""
         return len(self.rewards) - self.burn_in
 
     @property
@@ -68,7 +68,7 @@ class Chunk:
 def cut_episode(
     whole: Chunk, window: int, burn_in: int, states: Sequence[Arrays] | Arrays, version: int = 0
 ) -> list[Chunk]:
-    """Chunks of an episode; ``states``, key -> (...), one per later chunk or one for all."""
+    """``states``, key -> (...), are one per later chunk or one for all."""
     n, most = len(whole.rewards), window - 1
     chunks: list[Chunk] = []
     start = stop = 0
@@ -103,7 +103,7 @@ class _Stored:
 
 
 class TrajectoryWriter:
-    """Unfinished chunks, one per environment; ``empty_state`` is a chunk's default, key -> (...)."""
+    """Unfinished chunks, one per environment."""
 
     def __init__(
         self,
@@ -131,7 +131,6 @@ class TrajectoryWriter:
 
     @property
     def nbytes(self) -> int:
-        """With all states stored."""
         arrays = (*self._observations.values(), self._elapsed, self._actions, self._rewards, self._reward_mask)
         states = sum(value.nbytes + ARRAY_OVERHEAD for value in self.empty_state.values())
         num_envs = len(self._length)
@@ -159,7 +158,7 @@ class TrajectoryWriter:
         reward_mask: np.ndarray | bool = True,
         elapsed: np.ndarray | float = 1.0,
     ) -> list[Chunk]:
-        """As ``Replay.add``; returns completed chunks."""
+        """Returns completed chunks."""
         if states is not None:
             self._store_states(rows, states, version)
         at = self._length[rows]
@@ -239,7 +238,6 @@ def _plain(stored: _Stored | None) -> tuple[dict[str, np.ndarray], int] | None:
 
 
 def _unless_all(value: float | bool, array: np.ndarray | None) -> np.ndarray | None:
-    """None saves memory."""
     return None if array is None or (array == value).all() else array.copy()
 
 

@@ -1,7 +1,6 @@
 """Replay: a memory-limited store of transitions, packed into batches.
 
-Whole episodes are packed into rows of ``window`` steps. Later chunks of longer episodes start a row, with a stored
-state and burn-in (``chunks.py``).
+Whole episodes are packed into rows of ``window`` steps. Later chunks start a row, with stored state and burn-in.
 """
 
 import dataclasses
@@ -15,7 +14,7 @@ from worldmodel.data.batch import Batch
 from worldmodel.data.chunks import Arrays, Chunk, TrajectoryWriter, cut_episode, pack_chunks, unpack_chunks
 from worldmodel.data.spaces import ActionSpec, ObservationSpec
 
-_MAX_WAITING = 32  # chunks without room before a batch counts as full
+_MAX_WAITING = 32  # chunks without room that end a batch
 
 
 @dataclasses.dataclass
@@ -46,12 +45,10 @@ class ReplayConfig:
 class Replay:
     """Transitions of ``num_envs`` environments, or recorded episodes: a ``data.source.Source``.
 
-    ``seed`` sets the sampling order; ``empty_state``, a row of ``WorldModel.init_state``, is a chunk's default state.
+    ``empty_state``, a row of ``WorldModel.init_state``, is a chunk's default state.
 
     Attributes:
-        epochs: completed epochs.
         added: transitions ever added.
-        transitions: stored transitions.
 
     Raises:
         ValueError: the unfinished chunks exceed the memory limit.
@@ -78,7 +75,7 @@ class Replay:
         )
         self._chunks: dict[int, Chunk] = {}  # oldest first
         self._next_id = 0
-        # Evicted chunks stay listed and are skipped.
+        # Evicted chunks stay listed.
         self._remaining: dict[bool, list[int]] = {False: [], True: []}
         self._unsampled: set[int] = set()
         self._remaining_transitions = {False: 0, True: 0}
@@ -145,7 +142,7 @@ class Replay:
             actions: (n, *ActionSpec.shape).
             rewards: (n,), in the environment's units; arbitrary where unknown.
             terminated: false if truncated.
-            reward_mask: bool (n,), true for known rewards; None for all.
+            reward_mask: bool (n,); None if all rewards are known.
             elapsed: (n + 1,), as in ``Batch``; None for 1.
 
         Raises:
@@ -234,9 +231,7 @@ class Replay:
     def sample(self, version: int = 0) -> tuple[Batch, dict[str, float]]:
         """The next batch of the epoch, ``version`` updates into training.
 
-        Returns:
-            ``(batch, metrics)``: ``filled``, the fraction of steps without padding; with stored states, ``state_age`` and
-            ``state_age_max`` in updates.
+        Metrics are ``filled``, the fraction of steps without padding, and the age of stored states in updates.
 
         Raises:
             RuntimeError: nothing is stored yet.
@@ -270,7 +265,6 @@ class Replay:
         return chunk_id
 
     def _pack(self, inside: int) -> list[list[Chunk]]:
-        """Chunks per row; up to ``inside`` rows begin inside an episode."""
         size, window = self.config.batch_size, self.config.window
         rows: list[list[Chunk]] = [[] for _ in range(size)]
         for row in rows[: min(inside, size)]:

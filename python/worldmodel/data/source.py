@@ -12,9 +12,6 @@ class Source(Protocol):
     """A source of batches, such as ``Replay``.
 
     Attributes:
-        observation_spec: of observations.
-        action_spec: of actions.
-        transitions: available transitions.
         epochs: completed epochs; an epoch samples every chunk once.
     """
 
@@ -29,11 +26,11 @@ class Source(Protocol):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of memory; 0 for data on disk."""
+        """Memory; 0 for data on disk."""
         ...
 
     def __len__(self) -> int:
-        """Sequence chunks; if 0, ``sample`` raises."""
+        """Sequence chunks."""
         ...
 
     def sample(self, version: int = 0) -> tuple[Batch, dict[str, float]]:

@@ -28,9 +28,9 @@ except ImportError as error:
 Kind = Literal["categorical", "vector", "image", "grid"]
 Path = tuple[str | int, ...]
 
-SMALLEST_IMAGE = 16  # pixels
-GRID_CLASSES = 16  # most; MiniGrid has 11 objects
-ROOT = "observation"  # a space without keys
+SMALLEST_IMAGE = 16  # pixels, for strided convolutions
+GRID_CLASSES = 16  # upper limit; MiniGrid has 11 objects
+ROOT = "observation"  # name of a space without keys
 
 _log = logging.getLogger(__name__)
 
@@ -40,9 +40,7 @@ class Modality:
     """One array of an observation.
 
     Attributes:
-        kind: see the module docstring.
         shape: (entries,), or (height, width, channels).
-        dtype: when encoded.
         path: keys and indices into an observation.
         sizes: classes per entry (categorical) or channel (grid).
         starts: value of class 0 per categorical entry.
@@ -63,7 +61,7 @@ class ObservationSpec:
     """The modalities of an observation.
 
     Attributes:
-        modalities: by name; a slash joins nested keys; ``ROOT`` without keys.
+        modalities: by name; a slash joins nested keys.
         dropped: names of text.
 
     Example:
@@ -80,7 +78,7 @@ class ObservationSpec:
 
     @classmethod
     def from_space(cls, space: spaces.Space[Any], kinds: Mapping[str, Kind] | None = None) -> "ObservationSpec":
-        """From a single observation space; ``kinds``, by modality name, overrides Boxes.
+        """``kinds``, by modality name, overrides Boxes.
 
         Raises:
             ValueError: unsupported space, or text alone.
@@ -103,7 +101,7 @@ class ObservationSpec:
         return cls(modalities, tuple(dropped))
 
     def encode(self, observation: Any) -> dict[str, np.ndarray]:
-        """One observation as arrays (*modality.shape).
+        """Arrays (*modality.shape).
 
         Raises:
             ValueError: NaN, infinity, class out of range, wrong shape.
@@ -114,7 +112,7 @@ class ObservationSpec:
         }
 
     def encode_batch(self, observations: Any) -> dict[str, np.ndarray]:
-        """As ``encode``, (batch, *modality.shape)."""
+        """Arrays (batch, *modality.shape)."""
         encoded = {}
         for name, modality in self.modalities.items():
             value = np.asarray(_follow(observations, modality.path))
@@ -146,13 +144,12 @@ class ObservationSpec:
         return checked
 
     def zeros(self, *batch: int) -> dict[str, np.ndarray]:
-        """Padding, (*batch, *modality.shape)."""
         return {name: np.zeros((*batch, *modality.shape), modality.dtype) for name, modality in self.modalities.items()}
 
     def to_tensors(
         self, encoded: Mapping[str, np.ndarray], device: torch.device | str | None = None
     ) -> dict[str, Tensor]:
-        """Tensors that share CPU memory."""
+        """They share CPU memory."""
         return {name: torch.as_tensor(encoded[name], device=device) for name in self.modalities}
 
     def to_json(self) -> dict[str, Any]:
@@ -171,15 +168,11 @@ class ActionSpec:
     """Actions: class indices for Discrete and MultiDiscrete, numbers in [-1, 1] for a Box.
 
     Attributes:
-        kind: "discrete" or "continuous".
         shape: () for Discrete, else (entries,).
-        dtype: "int64" or "float32".
-        sizes: classes per entry, if discrete.
+        sizes: classes per entry.
         starts: environment value of class 0 per entry.
         low: environment value of -1 per entry.
         high: environment value of 1 per entry.
-        env_shape: environment's shape.
-        env_dtype: environment's dtype.
 
     Example:
         >>> from gymnasium import spaces
@@ -200,11 +193,7 @@ class ActionSpec:
 
     @classmethod
     def from_space(cls, space: spaces.Space[Any]) -> "ActionSpec":
-        """From a single action space.
-
-        Raises:
-            ValueError: unsupported space, or unbounded Box.
-        """
+        """Raises ValueError for an unsupported space or an unbounded Box."""
         if isinstance(space, spaces.Discrete):
             return cls("discrete", (), "int64", (int(space.n),), (int(space.start),))
         if isinstance(space, spaces.MultiDiscrete | spaces.MultiBinary):
@@ -221,7 +210,6 @@ class ActionSpec:
 
     @property
     def width(self) -> int:
-        """Features of an encoded action."""
         return sum(self.sizes) if self.kind == "discrete" else self.shape[0]
 
     def encode(self, actions: Tensor) -> Tensor:
@@ -253,7 +241,7 @@ class ActionSpec:
         return np.asarray(values).reshape(*batch, *self.env_shape).astype(self.env_dtype)
 
     def sample(self, random: np.random.Generator, *batch: int) -> np.ndarray:
-        """Uniform random (*batch, *shape) in ``dtype``."""
+        """Uniform (*batch, *shape)."""
         size = (*batch, *self.shape)
         if self.kind == "continuous":
             return random.uniform(-1, 1, size).astype(self.dtype)
@@ -281,7 +269,6 @@ class ActionSpec:
         return array.astype(self.dtype)
 
     def zeros(self, *batch: int) -> np.ndarray:
-        """Padding, (*batch, *shape) in ``dtype``."""
         return np.zeros((*batch, *self.shape), self.dtype)
 
     def to_json(self) -> dict[str, Any]:

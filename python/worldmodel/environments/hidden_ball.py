@@ -2,9 +2,9 @@
 
     python -m worldmodel train --preset moving --env worldmodel/HiddenBall-v0
 
-The ball bounces on a ``SIDE`` x ``SIDE`` map, one cell per step along each axis; the actions move the curtain. Its
-direction and hidden position must be remembered. The reward is the ball's visible fraction; episodes are truncated
-after ``LENGTH`` steps. Only the initial state is random. ``HiddenBallPixels-v0`` observes 4 x 4 grey pixels per cell.
+The ball bounces on a ``SIDE`` x ``SIDE`` map, one cell per step along each axis; its direction and hidden position must
+be remembered. The actions move the curtain. The reward is the ball's visible fraction; episodes are truncated after
+``LENGTH`` steps. Only the initial state is random. ``HiddenBallPixels-v0`` observes 4 x 4 grey pixels per cell.
 """
 
 from typing import Any
@@ -29,15 +29,11 @@ LEFT, STAY, RIGHT = range(3)
 
 
 class HiddenBall(gymnasium.Env[Any, Any]):
-    """One ball, one curtain.
-
-    Args:
-        render_mode: "rgb_array", or None.
-        pixels: per cell side in a grey image; 0 observes classes.
+    """One ball, one curtain; observes classes, or ``pixels`` per cell side in grey.
 
     Attributes:
         ball: int64 (2,), row and column of its upper left cell.
-        flight: int64 (2,), velocity, -1 or 1 each.
+        flight: int64 (2,), velocity.
         curtain: its leftmost column.
 
     Example:
@@ -78,7 +74,7 @@ class HiddenBall(gymnasium.Env[Any, Any]):
         return self._observation(picture), in_sight, False, self.steps >= LENGTH, {}
 
     def picture(self) -> np.ndarray:
-        """Cell classes, uint8 (side, side, 1)."""
+        """Uint8 (side, side, 1)."""
         picture = np.full((SIDE, SIDE, 1), FREE, np.uint8)
         row, column = self.ball
         picture[row : row + BALL, column : column + BALL] = LEATHER

@@ -19,7 +19,7 @@ ENVIRONMENTS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def register(gymnasium: Any, entry_point: str | None = None) -> None:
-    """Registers all as ``worldmodel/NAME``, or those of ``entry_point`` as ``NAME``, for ``module:NAME``."""
+    """Registers all as ``worldmodel/NAME``, or those of ``entry_point`` as ``NAME``."""
     for name, (entry, arguments) in ENVIRONMENTS.items():
         known_as = f"{NAMESPACE}/{name}" if entry_point is None else name
         if entry_point in (None, entry) and known_as not in gymnasium.registry:

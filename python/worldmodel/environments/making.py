@@ -8,13 +8,10 @@ from worldmodel.runs.configuration import ConfigurationError
 def make_environments(
     name: str, num_envs: int, seed: int, pickle: bool = False
 ) -> VectorEnvironment | GymnasiumVectorEnvironment:
-    """Makes ``num_envs`` environments, single ones where they exist, with seeds from ``seed``.
-
-    ``pickle`` keeps them as a pickle in checkpoints.
+    """Makes single environments where they exist; ``pickle`` keeps them as a pickle in checkpoints.
 
     Raises:
-        UnknownEnvironment: no environment has that name.
-        EnvironmentFailed: they cannot be made or pickled.
+        UnknownEnvironment, EnvironmentFailed: as for ``make``, or they cannot be pickled.
         ConfigurationError: unsupported spaces.
     """
     try:

@@ -53,7 +53,7 @@ class Walking(gymnasium.Wrapper[Any, Any, Any, Any]):
 
 
 def memory(size: int, **options: Any) -> Walking:
-    """Makes a Memory task of ``size`` x ``size`` cells with ``options`` of ``MemoryEnv``."""
+    """A Memory task of ``size`` x ``size`` cells; ``options`` are ``MemoryEnv``'s."""
     return Walking(_envs.MemoryEnv(size=size, agent_view_size=VIEW, **options))
 
 

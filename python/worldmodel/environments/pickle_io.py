@@ -15,7 +15,7 @@ class PickleRefused(ValueError):
 
 
 def dump(environments: Any, name: str) -> np.ndarray:
-    """Pickles environments to uint8 (size,); ``name`` is for errors.
+    """Pickles to uint8 (size,); ``name`` is for errors.
 
     Raises:
         EnvironmentFailed: they cannot be pickled with their state.
@@ -29,7 +29,7 @@ def dump(environments: Any, name: str) -> np.ndarray:
 
 
 def load(content: np.ndarray, name: str, allowed: bool) -> Any:
-    """Unpickles, if ``allowed``: this executes ``content``.
+    """Unpickles ``content``, which executes it, if ``allowed``.
 
     Raises:
         PickleRefused: not allowed; nothing has been read.

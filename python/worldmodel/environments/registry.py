@@ -94,12 +94,7 @@ def _hint(name: str, known: list[str]) -> str:
 
 
 def make(name: str, **options: Any) -> "gymnasium.Env[Any, Any]":
-    """Makes an environment with gymnasium's time limit and constructor ``options``.
-
-    Raises:
-        UnknownEnvironment: no environment has that name.
-        EnvironmentFailed: it cannot be made.
-    """
+    """With gymnasium's time limit. Raises UnknownEnvironment, EnvironmentFailed."""
     gymnasium = require("gymnasium", "run environments")
     full = resolve(name)
     try:
@@ -109,12 +104,7 @@ def make(name: str, **options: Any) -> "gymnasium.Env[Any, Any]":
 
 
 def make_vector(name: str, num_envs: int) -> "gymnasium.vector.VectorEnv[Any, Any, Any]":
-    """Makes the environment's own vectorised form.
-
-    Raises:
-        UnknownEnvironment: no environment has that name.
-        EnvironmentFailed: it has none, or cannot be made.
-    """
+    """The environment's own vectorised form. Raises UnknownEnvironment; EnvironmentFailed if it has none."""
     gymnasium = require("gymnasium", "run environments")
     full = resolve(name)
     try:

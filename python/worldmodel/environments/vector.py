@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass
 class Transitions:
-    """Transitions of n environments.
+    """Transitions of n environments; n may be below ``num_envs``.
 
     Attributes:
         rows: int (n,), environments.
@@ -45,20 +45,12 @@ def random_seeds(seed: int) -> Callable[[int], int]:
 
 
 class VectorEnvironment:
-    """Single environments, stepped one by one, with a seed per episode.
-
-    Args:
-        environments: one per row.
-        seed_of: episode id -> seed.
-        observation_spec: from the space if None.
-        action_spec: from the space if None.
-        pickle: for ``state_dict``.
+    """Single environments, stepped one by one; ``seed_of`` maps episode id to seed.
 
     Attributes:
         observations: by modality, (num_envs, ...).
         is_first: bool (num_envs,), whether ``observations`` begin an episode.
-        episode_ids: of the running episodes, from 0.
-        seeds: of the running episodes.
+        episode_ids: of the running episodes.
 
     Raises:
         ValueError: an unsupported space.
@@ -86,7 +78,7 @@ class VectorEnvironment:
         self._begun = 0
         self.episode_ids, self.seeds = [0] * self.num_envs, [0] * self.num_envs
         self._actions: list[list[np.ndarray]] = [[] for _ in range(self.num_envs)]  # per running episode
-        self._checksums = [0] * self.num_envs  # of observations and rewards
+        self._checksums = [0] * self.num_envs
         self._restart()
 
     def _restart(self) -> None:
@@ -163,11 +155,7 @@ class VectorEnvironment:
             environment.close()
 
     def state_dict(self) -> dict[str, Any]:
-        """Seeds, actions and observations of the running episodes, and any pickle.
-
-        Raises:
-            EnvironmentFailed: the environments cannot be pickled.
-        """
+        """Seeds, actions and observations, and any pickle. Raises EnvironmentFailed."""
         return {
             "begun": self._begun,
             "episode_ids": list(self.episode_ids),
@@ -239,7 +227,7 @@ class GymnasiumVectorEnvironment:
         self.observations = self._encode(self.envs.reset(seed=seed)[0])
 
     def step(self, actions: np.ndarray) -> Transitions:
-        """Steps all. With ``NEXT_STEP``, the step after an episode's end only resets: no transition."""
+        """With ``NEXT_STEP``, the step after an episode's end only resets: no transition."""
         try:
             raw, rewards, terminated, truncated, info = self.envs.step(self.action_spec.to_env(actions))
         except Exception as error:
@@ -278,7 +266,6 @@ class GymnasiumVectorEnvironment:
         self.envs.close()
 
     def state_dict(self) -> dict[str, Any] | None:
-        """The pickle if asked for, else None."""
         if not self.pickle:
             return None
         return {
@@ -289,12 +276,7 @@ class GymnasiumVectorEnvironment:
         }
 
     def load_state_dict(self, saved: Mapping[str, Any] | None, *, unpickle: bool = False) -> None:
-        """As ``VectorEnvironment.load_state_dict``.
-
-        Raises:
-            EnvironmentFailed: there is no pickle; the running episodes are lost.
-            PickleRefused: ``unpickle`` is false.
-        """
+        """Raises EnvironmentFailed without a pickle, PickleRefused without ``unpickle``."""
         if saved is None:
             raise EnvironmentFailed(
                 f"{self.name} is a vector environment of its own, whose episodes cannot be played again from a seed"

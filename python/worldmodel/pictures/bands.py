@@ -29,9 +29,7 @@ class Panel:
     """One episode of an ``OpenLoop``.
 
     Attributes:
-        renderers: of modalities with pictures.
         errors: of imagination.
-        reconstruction_errors: of every step.
         persistence_errors: of the last observed step, held constant.
     """
 
@@ -92,13 +90,13 @@ class Panel:
         return len(self.rewards) + 1
 
     def view(self, name: str, row: str, step: int) -> np.ndarray | None:
-        """A modality at ``step``; None for imagination within the context."""
+        """None for imagination within the context."""
         if row == "imagined":
             return self.imagined[name][step - self.context] if step >= self.context else None
         return (self.observed if row == "observed" else self.reconstructed)[name][step]
 
     def picture(self, name: str, row: str, step: int) -> np.ndarray | None:
-        """Renders ``view``, with errors marked."""
+        """With errors marked."""
         array = self.view(name, row, step)
         truth = None if row == "observed" else self.observed[name][step]
         return None if array is None else self.renderers[name].render(array, truth)
@@ -106,11 +104,10 @@ class Panel:
 
 @dataclasses.dataclass
 class Band:
-    """A plot in the stack.
+    """A plot in the stack; ``draw`` takes its axes.
 
     Attributes:
         height: inches.
-        draw: into the given axes.
         above: inches for labels on top.
     """
 
@@ -120,7 +117,7 @@ class Band:
 
 
 def header(panel: Panel) -> Band:
-    """Labels the observed and the imagined steps."""
+    """Labels the observed and imagined steps."""
 
     def draw(axes: Any) -> None:
         edge = panel.context - 0.5
@@ -207,7 +204,6 @@ def label(name: str, modality: Modality, entry: int) -> str:
 
 
 def _classes(panel: Panel, name: str, entry: int) -> Band:
-    """Errors are pale with a red class."""
     start = (*panel.modalities[name].starts, *[0] * panel.modalities[name].shape[0])[entry]
 
     def draw(axes: Any) -> None:
@@ -251,7 +247,6 @@ def _curve(panel: Panel, name: str, entry: int) -> Band:
 
 
 def _map(panel: Panel, name: str) -> Band:
-    """Blue below zero, red above."""
     entries = panel.modalities[name].shape[0]
 
     def draw(axes: Any) -> None:

@@ -34,10 +34,7 @@ _FILM_COLOURS = 256
 def draw_png(title: str, panels: Sequence[Panel], path: Path | None, width: float = 12.5, dpi: int = 120) -> Any:
     """Draws all episodes as uint8 (height, width, 3), and writes the PNG ``path``, if any.
 
-    ``width`` is in inches, ``dpi`` in pixels per inch.
-
-    Raises:
-        MissingPackage: matplotlib is not installed.
+    ``width`` is in inches. Raises MissingPackage without matplotlib.
     """
     inside = width - MARGIN - _RIGHT
     strips = {id(panel): [strip(panel, name, inside) for name in panel.renderers] for panel in panels}
@@ -57,11 +54,7 @@ def draw_png(title: str, panels: Sequence[Panel], path: Path | None, width: floa
 
 
 def draw_gif(title: str, panels: Sequence[Panel], path: Path, fps: float, width: float = 10, dpi: int = 80) -> None:
-    """Writes a GIF of all episodes in parallel, at ``fps`` steps per second.
-
-    Raises:
-        MissingPackage: matplotlib or imageio is not installed.
-    """
+    """Draws all episodes in parallel, ``fps`` steps per second. Raises MissingPackage without matplotlib and imageio."""
     image = require("PIL.Image", "write pictures")  # imageio needs it
     frames = [image.fromarray(frame) for frame in _frames(title, panels, width, dpi)]
     # One palette: unchanged pixels are stored once.
@@ -94,8 +87,6 @@ def _frames(title: str, panels: Sequence[Panel], width: float, dpi: int) -> Iter
 
 
 class _Overlay:
-    """Covers future steps."""
-
     def __init__(self, axes: Any, panel: Panel) -> None:
         self.panel = panel
         patches = require("matplotlib.patches", "draw pictures")
@@ -114,8 +105,6 @@ class _Overlay:
 
 
 class _Film:
-    """Three changing pictures of one modality."""
-
     def __init__(self, page: "_Page", panel: Panel, name: str, inches: float) -> None:
         self.panel, self.name = panel, name
         first = panel.picture(name, "observed", 0)
@@ -154,7 +143,6 @@ class _Page:
     """A figure filled from the top, in inches."""
 
     def __init__(self, width: float, blocks: float, legends: int, dpi: int) -> None:
-        """``blocks``: inches of the episodes; ``legends``: rows below."""
         height = blocks + _TOP + legends * _LEGEND
         agg = require("matplotlib.backends.backend_agg", "draw pictures")
         figure = require("matplotlib.figure", "draw pictures")
@@ -174,7 +162,7 @@ class _Page:
     def text(
         self, text: str, left: float, down: float, size: float, colour: str = OBSERVED, weight: str = "normal"
     ) -> float:
-        """Writes a line ``down`` inches from the top; returns its right end."""
+        """``down`` is inches from the top; returns the right end."""
         position = (left / self.width, 1 - down / self.height)
         drawn = self.figure.text(*position, text, ha="left", va="center", fontsize=size, weight=weight, color=colour)
         return float(drawn.get_window_extent(self._canvas.get_renderer()).x1) / self.figure.dpi
@@ -187,7 +175,7 @@ class _Page:
         return self.figure.add_axes(box)
 
     def stack(self, panel: Panel, parts: Sequence[Band], inside: float) -> list[Any]:
-        """Stacks bands, header first; returns their axes without the header's."""
+        """Returns the axes without the header's."""
         stacked = []
         for band in parts:
             self.top += band.above
@@ -228,7 +216,6 @@ class _Legend:
     samples: list[tuple[Any, str]]
 
     def draw(self, page: _Page, middle: float) -> None:
-        """Draws as many as fit, and counts the others."""
         lines = require("matplotlib.lines", "draw pictures")
         left, end = 0.15, page.width - 1.3
         for index, (sample, name) in enumerate(self.samples):

@@ -38,7 +38,7 @@ class Renderer:
         raise NotImplementedError
 
     def legend(self, arrays: Iterable[np.ndarray]) -> list[tuple[np.ndarray, str]]:
-        """Samples, uint8 (side, side, 3), and their labels."""
+        """Samples, uint8 (side, side, 3), and labels."""
         raise NotImplementedError
 
     @property
@@ -61,7 +61,7 @@ class ImageRenderer(Renderer):
 
 
 class GridRenderer(Renderer):
-    """Cells as nested squares, one per channel, the first outermost; ``names`` are the classes'."""
+    """Cells as nested squares, one per channel, the first outermost."""
 
     def __init__(self, channels: int, names: Sequence[str] = ()) -> None:
         self.channels = channels
@@ -76,12 +76,12 @@ class GridRenderer(Renderer):
         return picture
 
     def tile(self, cell: np.ndarray) -> np.ndarray:
-        """One cell, uint8 (``TILE``, ``TILE``, 3)."""
+        """Uint8 (``TILE``, ``TILE``, 3)."""
         picture = np.empty((TILE, TILE, 3), np.uint8)
         for channel, colour in enumerate(class_colours(cell)):
             inset = channel * TILE // (2 * self.channels)
             picture[inset : TILE - inset, inset : TILE - inset] = colour
-        edge = 0.75 * picture[0, 0] + 0.25 * 255  # paler
+        edge = 0.75 * picture[0, 0] + 0.25 * 255
         _frame(picture, (int(edge[0]), int(edge[1]), int(edge[2])), 1)
         return picture
 
@@ -99,7 +99,7 @@ class GridRenderer(Renderer):
         return np.tile(class_colours(np.array(value)), (TILE, TILE, 1))
 
     def _upright(self, array: np.ndarray) -> np.ndarray:
-        """(row, column, channel)."""
+        """Transposes to (row, column, channel)."""
         return array
 
 
@@ -120,7 +120,7 @@ class MiniGridRenderer(GridRenderer):
         kind, colour, state = (int(value) for value in cell)
         name = self._objects.get(kind, "")
         picture = np.empty((TILE, TILE, 3), np.uint8)
-        if not name or colour not in self._colours:  # unused by MiniGrid
+        if not name or colour not in self._colours:
             picture[:] = 255, 0, 255
         elif name == "unseen":
             picture[:] = _UNSEEN

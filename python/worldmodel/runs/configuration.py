@@ -35,11 +35,7 @@ def to_json(config: Any) -> Any:
 
 
 def from_json(kind: type[Config], values: Any, where: str = "") -> Config:
-    """Inverts ``to_json``, for the dataclass ``kind``; ``where`` prefixes errors.
-
-    Raises:
-        ConfigurationError: an unknown name.
-    """
+    """Inverts ``to_json``; ``where`` prefixes errors. Raises ConfigurationError for an unknown name."""
     hints = typing.get_type_hints(kind)
     names = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     if not isinstance(values, dict):

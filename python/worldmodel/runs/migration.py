@@ -29,7 +29,7 @@ FIELDS = {
     "train.learner.objective.starts": "train.learner.objective.imagination_starts",
 }
 
-# New field -> old value -> new value.
+# Field -> old -> new value.
 VALUES: dict[str, dict[Any, Any]] = {
     "train.model.decision.gradient": {"exact": "all_action", "dynamics": "pathwise"},
     "train.model.decision.greedy": {"look_ahead": "one_step_planning"},
@@ -63,7 +63,7 @@ KEYS = {
 
 
 def load_part(name: str, read: Callable[[str], tuple[Any, int]], exists: Callable[[str], bool]) -> Any:
-    """A checkpoint's part in the current format; ``read`` returns (state, format version)."""
+    """A checkpoint's part, upgraded; ``read`` returns (state, format version)."""
     old = PARTS.get(name, name)
     state, version = read(old if exists(old) and not exists(name) else name)
     if version > 1:
@@ -116,7 +116,7 @@ def _option(field: str) -> str:
 
 
 def upgrade_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """``config.json`` of any release with current names; ``from_json`` rejects unknown ones."""
+    """``config.json`` with current names; ``from_json`` rejects unknown ones."""
     upgraded = _copied(config)
     for old, new in FIELDS.items():
         parent, name = _parent(upgraded, old)
@@ -208,7 +208,6 @@ def upgrade_weights(weights: Mapping[str, Value]) -> dict[str, Value]:
 
 
 def _parent(config: dict[str, Any], field: str) -> tuple[dict[str, Any] | None, str]:
-    """The dict that holds a dotted ``field``, and the field's last name."""
     *path, last = field.split(".")
     inner: Any = config
     for part in path:

@@ -1,11 +1,11 @@
 """A run's folder: configuration, metrics and checkpoints.
 
     config.json          settings, the environment's specs, versions
-    metrics.jsonl        a line of metrics every few seconds
+    metrics.jsonl        a line every few seconds
     tensorboard/         the same
     checkpoints/NNN/     after NNN transitions; one safetensors file per part
 
-Reading a run executes nothing from it, except with ``--unpickle`` after ``--environment-state pickle``.
+Reading a run executes nothing from it, except with ``--unpickle``.
 """
 
 import contextlib
@@ -26,19 +26,15 @@ from worldmodel.runs.migration import load_part, upgrade_config
 from worldmodel.runs.optional_dependencies import MissingPackage, require
 
 FORMAT = 2  # of config.json
-KEPT = 2  # one in reserve, should the newest be damaged
+KEPT = 2  # the newest may be damaged
 
 
 class RunError(ValueError):
-    """A folder without a run, or a run that cannot be resumed."""
+    """There is no run, or it cannot be resumed."""
 
 
 class Run:
-    """The folder of an existing run.
-
-    Raises:
-        RunError: no run in the folder, or a configuration that is damaged or of another version.
-    """
+    """A run's folder. Raises RunError if its configuration is missing, damaged or of another version."""
 
     def __init__(self, folder: Path | str) -> None:
         self.folder = Path(folder)
@@ -57,7 +53,7 @@ class Run:
 
     @classmethod
     def create(cls, folder: Path | str, config: Mapping[str, Any]) -> "Run":
-        """A new folder; raises RunError if it is not empty."""
+        """Raises RunError if the folder is not empty."""
         folder = Path(folder)
         if folder.exists() and any(folder.iterdir()):
             raise RunError(f"{folder} exists and is not empty; go on with it by --resume {folder}, or name another")
@@ -72,17 +68,13 @@ class Run:
 
     @property
     def checkpoints(self) -> list[Path]:
-        """Complete ones, oldest first."""
+        """Oldest first."""
         return sorted(path for path in (self.folder / "checkpoints").glob("*") if path.name.isdigit())
 
     def save(self, steps: int, parts: Mapping[str, Any]) -> Path:
-        """Writes a checkpoint and keeps the newest ``KEPT``.
+        """Writes ``parts``, name -> state for ``storage.save``; keeps the newest ``KEPT``.
 
-        It is renamed once on disk, so the newest is always complete.
-
-        Args:
-            steps: transitions so far.
-            parts: name -> nested state for ``storage.save``.
+        A checkpoint is renamed once on disk: the newest is complete.
         """
         final = self.folder / "checkpoints" / f"{steps:012d}"
         if final.exists():
@@ -102,11 +94,7 @@ class Run:
         return final
 
     def load(self, name: str, device: torch.device | str = "cpu") -> Any:
-        """One part of the newest checkpoint.
-
-        Raises:
-            RunError: no checkpoint, or the part is missing or damaged.
-        """
+        """One part of the newest checkpoint. Raises RunError if it is missing or damaged."""
         if not self.checkpoints:
             raise RunError(f"{self.folder} has no checkpoint yet")
         *older, newest = self.checkpoints
@@ -123,11 +111,7 @@ class Run:
             raise RunError(f"{error}{hint}") from error
 
     def load_weights(self, module: nn.Module, device: torch.device | str = "cpu", part: str = "world_model") -> None:
-        """Loads the newest checkpoint's weights.
-
-        Raises:
-            RunError: the file is missing, damaged or of another configuration.
-        """
+        """Loads the newest checkpoint's weights. Raises RunError as well for another configuration."""
         saved = self.load(part, device)
         present = module.state_dict()
         found = [f"{name} is missing" for name in present if name not in saved]
@@ -164,7 +148,7 @@ class Run:
                 writer.add_scalar(name, value, steps)
 
     def log_picture(self, name: str, picture: np.ndarray, steps: int) -> None:
-        """Logs uint8 (height, width, 3) to TensorBoard."""
+        """``picture`` is uint8 (height, width, 3)."""
         writer = self._writer(steps)
         if writer:
             writer.add_image(name, picture, steps, dataformats="HWC")
@@ -180,7 +164,7 @@ class Run:
 
     @property
     def metrics(self) -> list[dict[str, float]]:
-        """Lines of ``metrics.jsonl``."""
+        """Complete lines of ``metrics.jsonl``."""
         path = self.folder / "metrics.jsonl"
         found = []
         for line in path.read_text().splitlines() if path.is_file() else ():
@@ -209,7 +193,7 @@ def _write_text(path: Path, text: str) -> None:
 
 
 def _sync(folder: Path) -> None:
-    """A rename is durable only then."""
+    """A rename is durable only once its folder is flushed."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -2,7 +2,7 @@
 
 import re
 
-# The first full match wins; {} matches name parts.
+# The first full match wins.
 MEANINGS = {
     "(world_model|ema).reward_scale.count": "number of rewards other than zero in the running mean",
     "(world_model|ema).reward_scale.mean_square": "running mean of the squared rewards other than zero; the model's "

@@ -17,7 +17,7 @@ from worldmodel.runs.optional_dependencies import require
 from worldmodel.runs.schema import meaning_of
 
 FORMAT = "wmkernels-state"
-VERSION = 2  # 1 if absent
+VERSION = 2  # a file without one has version 1
 
 _PLAIN = (str, int, float, bool, type(None))
 
@@ -31,11 +31,7 @@ class NewerFile(ValueError):
 
 
 def save(path: Path, state: Any) -> None:
-    """Writes ``state``, dicts, lists and tuples of tensors, arrays and plain values, atomically.
-
-    Raises:
-        TypeError: a value of another type.
-    """
+    """Writes nested tensors, arrays and plain values atomically. Raises TypeError for others."""
     tensors: dict[str, Tensor] = {}
     outline = json.dumps(_outline(state, tensors, path.stem))
     schema = json.dumps(_schema(path.stem, tensors))
@@ -111,7 +107,6 @@ def _checksum(tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:
 
 
 def _outline(value: Any, tensors: dict[str, Tensor], where: str) -> Any:
-    """JSON of ``value``; collects ``tensors`` by path."""
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, _PLAIN):
