@@ -54,7 +54,7 @@ def draw_png(title: str, panels: Sequence[Panel], path: Path | None, width: floa
 
 
 def draw_gif(title: str, panels: Sequence[Panel], path: Path, fps: float, width: float = 10, dpi: int = 80) -> None:
-    """Draws all episodes in parallel, ``fps`` steps per second. Raises MissingPackage without matplotlib and imageio."""
+    """Draws all episodes in parallel, ``fps`` steps per second. Raises MissingPackage without matplotlib or imageio."""
     image = require("PIL.Image", "write pictures")  # imageio needs it
     frames = [image.fromarray(frame) for frame in _frames(title, panels, width, dpi)]
     # One palette: unchanged pixels are stored once.
