@@ -12,6 +12,7 @@ from worldmodel.model.blocks import (
     GRUBlock,
     RotaryScanBlock,
     ScanBlock,
+    TokenAttentionBlock,
 )
 from worldmodel.model.decision import DecisionConfig
 from worldmodel.model.evaluation import EvaluationConfig
@@ -54,6 +55,7 @@ MEMORIES = {
     "conv_lstm": MemoryConfig(24, (ConvLSTMBlock((2, 3)),)),
     "gru": MemoryConfig(16, (GRUBlock(), GRUBlock())),
     "hybrid": MemoryConfig(24, (ROTARY, ConvLSTMBlock((2, 3)), CustomBlock("worldmodel.model.blocks:GRU"))),
+    "tokens": MemoryConfig(16, (ROTARY, TokenAttentionBlock(heads=2), ConvLSTMBlock((2, 2))), tokens=3),
 }
 CONFIG = WorldModelConfig(
     PerceptionConfig(CategoricalConfig(variables=3, classes=4), hidden=16),

@@ -9,9 +9,18 @@ from worldmodel_examples import MEMORIES
 
 from worldmodel.commands.options import train_options, with_kinds
 from worldmodel.learning.presets import PRESETS
-from worldmodel.model.blocks import GRU, BlockConfig, CustomBlock, GatedConvBlock, RotaryScanBlock
+from worldmodel.model.blocks import (
+    GRU,
+    BlockConfig,
+    ConvLSTMBlock,
+    CustomBlock,
+    GatedConvBlock,
+    GRUBlock,
+    RotaryScanBlock,
+    TokenAttentionBlock,
+)
 from worldmodel.model.latents import GaussianConfig
-from worldmodel.model.memory import MemoryConfig, build_memory
+from worldmodel.model.memory import MemoryConfig, MemoryStack, build_memory
 from worldmodel.model.world_model import WorldModelConfig
 from worldmodel.runs.configuration import ConfigurationError, differences, from_json, to_json
 from worldmodel.runs.migration import upgrade_config, upgrade_memory
@@ -117,7 +126,7 @@ def test_kinds_on_the_command_line_keep_what_the_preset_says_of_them() -> None:
 @pytest.mark.parametrize(
     ("memory", "latent", "message"),
     [
-        ("lstm", None, "--memory has 'lstm', expected rotary_scan, scan, gated_conv, conv_lstm, gru, none or module"),
+        ("lstm", None, "--memory has 'lstm', expected rotary_scan, scan, .*, gru, token_attention, none or module"),
         ("", None, "--memory has '', expected"),
         ("gru*0", None, r"--memory has 'gru\*0', expected KIND\*N with N at least 1"),
         ("gru*two", None, r"expected KIND\*N"),
@@ -162,3 +171,58 @@ def test_a_configuration_of_today_is_left_as_it_is() -> None:
 
 def test_a_gru_is_a_block_like_any_other() -> None:
     assert isinstance(CustomBlock("worldmodel.model.blocks:GRU").build(4), GRU)
+
+
+def tokens_stack(tokens: int, *blocks: Any) -> MemoryStack:
+    return build_memory(MemoryConfig(8, blocks, tokens=tokens)).double()
+
+
+def test_a_block_runs_on_each_token_alone() -> None:
+    memory = tokens_stack(3, GRUBlock(), ConvLSTMBlock((2, 2)))
+    inputs, reset = torch.randn(2, 5, 24, dtype=torch.float64), torch.rand(2, 5) < 0.3
+    s, state = memory(inputs, memory.init_state(2), reset)
+    assert s.shape == (2, 5, 3, 8) and state["0.hidden"].shape == (2, 3, 8) and state["1.cell"].shape == (2, 3, 2, 2, 2)
+    memory.tokens = 1
+    for token in range(3):
+        alone, own = memory(inputs[..., 8 * token : 8 * token + 8], None, reset)
+        torch.testing.assert_close(s[:, :, token], alone)
+        torch.testing.assert_close(state["0.hidden"][:, token], own["0.hidden"])
+    assert torch.equal(memory.pool(alone), alone)
+    memory.tokens = 3
+    assert torch.equal(memory.pool(s), s.mean(2))
+
+
+def test_attention_mixes_the_tokens_of_a_step_and_no_steps() -> None:
+    memory = tokens_stack(3, TokenAttentionBlock(heads=2))
+    inputs = torch.randn(2, 5, 24, dtype=torch.float64, requires_grad=True)
+    s, state = memory(inputs)
+    assert state == {}
+    (grad,) = torch.autograd.grad((s[:, 2, 0] * torch.randn(2, 8, dtype=torch.float64)).sum(), inputs)
+    touched = grad.unflatten(-1, (3, 8)).abs().sum(-1) > 0
+    assert touched[:, 2].all() and touched.sum() == 2 * 3
+    one = tokens_stack(1, TokenAttentionBlock(heads=2))  # a single token attends to itself, not to other steps
+    inputs = torch.randn(2, 5, 8, dtype=torch.float64, requires_grad=True)
+    (grad,) = torch.autograd.grad((one(inputs)[0][:, 2] * torch.randn(2, 8, dtype=torch.float64)).sum(), inputs)
+    assert (grad.abs().sum(-1) > 0).sum(0).tolist() == [0, 0, 2, 0, 0]
+
+
+class SumOfTokens(torch.nn.Module):
+    mixes_tokens = True
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+
+    def init_state(self, batch_size: int) -> dict[str, torch.Tensor]:
+        return {}
+
+    def forward(self, inputs: torch.Tensor, state: Any = None, reset: Any = None) -> tuple[torch.Tensor, Any]:
+        return inputs.sum(-2, keepdim=True).expand_as(inputs), {}
+
+    step = forward
+
+
+def test_a_users_block_may_mix_tokens() -> None:
+    memory = tokens_stack(3, CustomBlock(f"{HERE}:SumOfTokens"))
+    x = torch.randn(2, 4, 3, 8, dtype=torch.float64)
+    normal = memory.norms[0](x)
+    torch.testing.assert_close(memory(x.flatten(-2))[0], memory.norm(x + normal.sum(2, keepdim=True)))

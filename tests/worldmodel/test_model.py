@@ -11,7 +11,7 @@ from worldmodel_examples import MEMORIES, SEEN, random_batch, small_model, step_
 
 from worldmodel.data.batch import Batch
 from worldmodel.learning.objectives import ObjectiveConfig
-from worldmodel.model.blocks import ConvLSTMBlock
+from worldmodel.model.blocks import ConvLSTMBlock, TokenAttentionBlock
 from worldmodel.model.deciders import action_values, greedy_decider, one_step_planning, policy_mode, policy_sample
 from worldmodel.model.decision import DecisionConfig
 from worldmodel.model.evaluation import EvaluationConfig
@@ -129,6 +129,7 @@ def test_forgetting_is_what_tells_the_memories_apart():
         "hybrid": remembers,
         "gated_conv": [True, True, False],
         "none": [True, False, False],
+        "tokens": remembers,
     }
 
 
@@ -249,7 +250,7 @@ def test_one_step_planning_takes_the_action_of_the_largest_q():
         expected = model.perception.latent.embed(predicted.prior)
         inputs = model.entry(torch.cat([expected, tried], -1))
         memory = {name.removeprefix("memory."): value for name, value in seen.items() if name.startswith("memory.")}
-        value = model.evaluation.value(model.memory.step(inputs, memory)[0])
+        value = model.evaluation.value(model.memory.pool(model.memory.step(inputs, memory)[0]))
         later = model.config.evaluation.discount * predicted.continues.sigmoid() * value
         assert_same(q[:, index], model.prediction.mean_reward(predicted) + later)
 
@@ -293,6 +294,8 @@ def test_every_kind_of_observation_is_read_and_said_again():
     [
         (lambda: MemoryConfig(blocks=()), "blocks has 0, expected at least 1"),
         (lambda: MemoryConfig(20, (ConvLSTMBlock(),)), r"map_size is \(4, 4\) and width 20"),
+        (lambda: MemoryConfig(tokens=0), "tokens is 0, expected at least 1"),
+        (lambda: MemoryConfig(20, (TokenAttentionBlock(heads=3),)), "heads is 3 and width 20, expected a divisor"),
         (lambda: CategoricalConfig(classes=1), "classes 1"),
         (lambda: GaussianConfig(min_std=0.0), "size is 32 and min_std 0.0, expected at least 1 and more than 0"),
         (lambda: EvaluationConfig(discount=1.5), "discount is 1.5"),

@@ -108,6 +108,34 @@ class GRU(nn.Module):
         return hidden, {"hidden": hidden}
 
 
+class TokenAttention(nn.Module):
+    """Attention among the tokens of one step (Vaswani et al. 2017); without state."""
+
+    mixes_tokens = True
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.in_proj = nn.Linear(width, 3 * width, bias=False)
+        self.out_proj = nn.Linear(width, width, bias=False)
+
+    def init_state(self, batch_size: int) -> State:
+        return {}
+
+    def forward(
+        self, inputs: Tensor, state: Mapping[str, Tensor] | None = None, reset: Tensor | None = None
+    ) -> tuple[Tensor, State]:
+        """``inputs`` (..., tokens, width)."""
+        heads = self.in_proj(inputs).unflatten(-1, (3, self.heads, -1)).movedim(-3, 0).transpose(-3, -2)
+        mixed = F.scaled_dot_product_attention(*heads)  # (..., heads, tokens, width / heads)
+        return self.out_proj(mixed.transpose(-3, -2).flatten(-2)), {}
+
+    def step(
+        self, input: Tensor, state: Mapping[str, Tensor] | None, reset: Tensor | None = None
+    ) -> tuple[Tensor, State]:
+        return self(input, state, reset)
+
+
 @dataclasses.dataclass(frozen=True)
 class Block:
     """A kind of block.
@@ -231,8 +259,30 @@ class GRUBlock(Block):
 
 
 @dataclasses.dataclass(frozen=True)
+class TokenAttentionBlock(Block):
+    """Attention among the tokens of a step.
+
+    Attributes:
+        heads: a divisor of the width.
+    """
+
+    kind: ClassVar[str] = "token_attention"
+    heads: int = 4
+
+    def check(self, width: int) -> None:
+        if self.heads < 1 or width % self.heads:
+            raise ValueError(f"TokenAttentionBlock: heads is {self.heads} and width {width}, expected a divisor")
+
+    def build(self, width: int) -> nn.Module:
+        return TokenAttention(width, self.heads)
+
+
+@dataclasses.dataclass(frozen=True)
 class CustomBlock(Block):
     """A user's block. Reading a run imports its module.
+
+    With several tokens it runs on each alone, unless ``Class.mixes_tokens`` is true; then its inputs have a dimension
+    of tokens before the last.
 
     Attributes:
         block: ``module:Class``, called with the width and ``options``.
@@ -268,7 +318,9 @@ class CustomBlock(Block):
         return block
 
 
-BlockConfig = RotaryScanBlock | ScanBlock | GatedConvBlock | ConvLSTMBlock | GRUBlock | CustomBlock
+BlockConfig = (
+    RotaryScanBlock | ScanBlock | GatedConvBlock | ConvLSTMBlock | GRUBlock | TokenAttentionBlock | CustomBlock
+)
 
 
 def _check_interface(block: Any, name: str, width: int) -> None:
@@ -283,7 +335,8 @@ def _check_interface(block: Any, name: str, width: int) -> None:
             f"CustomBlock: {name} has no {', '.join(missing)}, expected init_state, forward and step"
         )
     like = next(block.parameters(), torch.zeros(()))
-    inputs, reset = like.new_zeros(1, 2, width), torch.zeros(1, 2, dtype=torch.bool, device=like.device)
+    tokens = (1,) if getattr(block, "mixes_tokens", False) else ()
+    inputs, reset = like.new_zeros(1, 2, *tokens, width), torch.zeros(1, 2, dtype=torch.bool, device=like.device)
     memory: Any = block
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         try:
@@ -294,7 +347,7 @@ def _check_interface(block: Any, name: str, width: int) -> None:
         except Exception as error:  # user code may raise anything
             reason = f"{type(error).__name__}: {error}"
             raise ConfigurationError(f"CustomBlock: {name} fails on two steps of zeros, {reason}") from error
-    for method, expected in (("forward", (1, 2, width)), ("step", (1, width))):
+    for method, expected in (("forward", (1, 2, *tokens, width)), ("step", (1, *tokens, width))):
         if shapes[method] != expected:
             raise ConfigurationError(f"CustomBlock: {name}.{method} returned {shapes[method]}, expected {expected}")
     described = _described(state)

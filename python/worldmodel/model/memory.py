@@ -1,7 +1,7 @@
 """Memory, s_t, m_t = D(x_t, m_{t-1}): a stack of recurrent blocks."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ class MemoryConfig:
     Attributes:
         width: features between blocks.
         blocks: in order.
+        tokens: vectors that s_t has; the heads get their mean.
 
     Example:
         >>> from worldmodel.model.blocks import ConvLSTMBlock
@@ -27,48 +28,86 @@ class MemoryConfig:
 
     width: int = 64
     blocks: tuple[BlockConfig, ...] = (RotaryScanBlock(),)
+    tokens: int = 1
 
     def __post_init__(self) -> None:
         if self.width < 1 or not self.blocks:
             raise ValueError(
                 f"MemoryConfig: width is {self.width} and blocks has {len(self.blocks)}, expected at least 1 of each"
             )
+        if self.tokens < 1:
+            raise ValueError(f"MemoryConfig: tokens is {self.tokens}, expected at least 1")
         for block in self.blocks:
             block.check(self.width)
 
 
 class MemoryStack(nn.Module):
-    """Pre-norm residual blocks and a final norm; block i's state is under "i.name"."""
+    """Pre-norm residual blocks and a final norm; block i's state is under "i.name".
 
-    def __init__(self, blocks: list[nn.Module], width: int) -> None:
+    Of several tokens, a block runs on each alone, with a state (batch, tokens, ...), unless it ``mixes_tokens``.
+    """
+
+    def __init__(self, blocks: list[nn.Module], width: int, tokens: int = 1) -> None:
         super().__init__()
+        self.tokens = tokens
         self.blocks = nn.ModuleList(blocks)
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in blocks)
         self.norm = nn.LayerNorm(width)
 
     def init_state(self, batch_size: int) -> State:
-        return _joined([block.init_state(batch_size) for block, _ in self._layers()])
+        parts = []
+        for block, _ in self._layers():
+            folds = self.tokens > 1 and not _mixes_tokens(block)
+            part = block.init_state(batch_size * self.tokens if folds else batch_size)
+            parts.append(_unfolded(part, self.tokens) if folds else part)
+        return _joined(parts)
 
     def forward(
         self, inputs: Tensor, state: Mapping[str, Tensor] | None = None, reset: Tensor | None = None
     ) -> tuple[Tensor, State]:
-        """``inputs`` (batch, time, width), ``reset`` bool (batch, time)."""
-        parts = []
-        for index, (block, norm) in enumerate(self._layers()):
-            outputs, part = block(norm(inputs), None if state is None else _part(state, index), reset)
-            inputs = inputs + outputs
-            parts.append(part)
-        return self.norm(inputs), _joined(parts)
+        """``inputs`` (batch, time, tokens * width), ``reset`` bool (batch, time).
+
+        Returns:
+            s_t, (batch, time, width) or (batch, time, tokens, width) for several tokens, and the state.
+        """
+        return self._run(lambda block: block, inputs, state, reset)
 
     def step(
         self, input: Tensor, state: Mapping[str, Tensor] | None, reset: Tensor | None = None
     ) -> tuple[Tensor, State]:
+        """``forward`` without time."""
+        return self._run(lambda block: block.step, input, state, reset)
+
+    def pool(self, s: Tensor) -> Tensor:
+        """s_t to features, (..., width)."""
+        return s if self.tokens == 1 else s.mean(-2)
+
+    def _run(
+        self, method: Callable[[Any], Any], x: Tensor, state: Mapping[str, Tensor] | None, reset: Tensor | None
+    ) -> tuple[Tensor, State]:
+        x = x.unflatten(-1, (self.tokens, -1))
         parts = []
         for index, (block, norm) in enumerate(self._layers()):
-            output, part = block.step(norm(input), None if state is None else _part(state, index), reset)
-            input = input + output
+            part = None if state is None else _part(state, index)
+            run = _call if _mixes_tokens(block) else self._run_per_token
+            outputs, part = run(method(block), norm(x), part, reset)
+            x = x + outputs
             parts.append(part)
-        return self.norm(input), _joined(parts)
+        s = self.norm(x)
+        return s.squeeze(-2) if self.tokens == 1 else s, _joined(parts)
+
+    def _run_per_token(
+        self, block: Callable[..., Any], x: Tensor, state: State | None, reset: Tensor | None
+    ) -> tuple[Tensor, State]:
+        """Tokens become rows of the batch."""
+        if self.tokens == 1:
+            outputs, state = block(x.squeeze(-2), state, reset)
+            return outputs.unsqueeze(-2), state
+        rows = (x.shape[0], self.tokens)
+        state = None if state is None else {name: value.flatten(0, 1) for name, value in state.items()}
+        reset = None if reset is None else reset.repeat_interleave(self.tokens, 0)
+        outputs, state = block(x.movedim(-2, 1).flatten(0, 1), state, reset)
+        return outputs.unflatten(0, rows).movedim(1, -2), _unfolded(state, self.tokens)
 
     def _layers(self) -> Iterator[tuple[Any, nn.Module]]:
         return zip(self.blocks, self.norms, strict=True)
@@ -76,7 +115,20 @@ class MemoryStack(nn.Module):
 
 def build_memory(config: MemoryConfig) -> MemoryStack:
     """Raises ConfigurationError if a ``CustomBlock`` cannot be built."""
-    return MemoryStack([block.build(config.width) for block in config.blocks], config.width)
+    return MemoryStack([block.build(config.width) for block in config.blocks], config.width, config.tokens)
+
+
+def _mixes_tokens(block: nn.Module) -> bool:
+    return bool(getattr(block, "mixes_tokens", False))
+
+
+def _call(block: Callable[..., Any], x: Tensor, state: State | None, reset: Tensor | None) -> tuple[Tensor, State]:
+    outputs, state = block(x, state, reset)
+    return outputs, state
+
+
+def _unfolded(state: Mapping[str, Tensor], tokens: int) -> State:
+    return {name: value.unflatten(0, (-1, tokens)) for name, value in state.items()}
 
 
 def _joined(parts: list[State]) -> State:

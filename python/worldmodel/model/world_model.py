@@ -109,7 +109,7 @@ class WorldModel(nn.Module):
         self.perception = Perception(observation_spec, config.perception)
         width = config.memory.width
         latent = self.perception.latent
-        self.entry = nn.Linear(latent.width + action_spec.width, width)
+        self.entry = nn.Linear(latent.width + action_spec.width, config.memory.tokens * width)
         self.memory = build_memory(config.memory)
         self.prediction = Prediction(width, action_spec.width, latent, config.prediction)
         self.evaluation = Evaluation(width, config.evaluation)
@@ -161,7 +161,8 @@ class WorldModel(nn.Module):
         outputs, kept, start = [], [], 0
         time = batch.shape[1]
         for stop in sorted({*states_after, time}):
-            features, carried = self.memory(inputs[:, start:stop], carried, batch.is_first[:, start:stop])
+            s, carried = self.memory(inputs[:, start:stop], carried, batch.is_first[:, start:stop])
+            features = self.memory.pool(s)
             outputs.append(features)
             after = {**_prefixed(carried), "action": actions[:, stop - 1], "features": features[:, -1]}
             if stop in states_after:
@@ -261,7 +262,8 @@ class WorldModel(nn.Module):
         self, embedded: Tensor, action: Tensor, state: State, reset: Tensor | None
     ) -> tuple[Tensor, State]:
         inputs = self.entry(torch.cat([embedded, action.to(embedded.dtype)], -1))
-        features, memory = self.memory.step(inputs, _memory_part(state), reset)
+        s, memory = self.memory.step(inputs, _memory_part(state), reset)
+        features = self.memory.pool(s)
         return features, {**_prefixed(memory), "action": action, "features": features}
 
 
