@@ -10,7 +10,8 @@ import sys
 import traceback
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+TESTS = Path(__file__).parents[1]
+sys.path[:0] = [str(TESTS.parent / "python"), str(TESTS)]  # in this order: tests/worldmodel would be a namespace package
 
 import worldmodel_environments  # noqa: F401 - so that no process imports it again
 
