@@ -10,8 +10,8 @@ import sys
 import traceback
 from pathlib import Path
 
-TESTS = Path(__file__).parents[1]
-sys.path[:0] = [str(TESTS.parent / "python"), str(TESTS)]  # in this order: tests/worldmodel would be a namespace package
+# In this order: alone, tests/worldmodel would be taken for a namespace package.
+sys.path[:0] = [str(Path(__file__).parents[2] / "python"), str(Path(__file__).parents[1])]
 
 import worldmodel_environments  # noqa: F401 - so that no process imports it again
 
