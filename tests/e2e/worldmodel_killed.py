@@ -10,8 +10,8 @@ import sys
 import traceback
 from pathlib import Path
 
-# In this order: alone, tests/worldmodel would be taken for a namespace package.
-sys.path[:0] = [str(Path(__file__).parents[2] / "python"), str(Path(__file__).parents[1])]
+sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[2] / "python"))  # first: tests/worldmodel is no package
 
 import worldmodel_environments  # noqa: F401 - so that no process imports it again
 
