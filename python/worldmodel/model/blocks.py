@@ -147,7 +147,7 @@ class Block:
     kind: ClassVar[str]
 
     def check(self, width: int) -> None:
-        """Raises ValueError where ``width`` does not fit."""
+        """Raises ValueError if ``width`` does not fit."""
 
     def build(self, width: int) -> nn.Module:
         raise NotImplementedError
@@ -158,7 +158,7 @@ class RotaryScanBlock(Block):
     """A Mamba block with rotating states, which distinguish lags.
 
     Attributes:
-        d_state: real states per inner channel.
+        d_state: real states per inner channel, even.
         groups: sets of B, C and angles.
         d_conv: convolution taps; 1 disables it.
         expand: inner channels per feature.
@@ -279,7 +279,7 @@ class TokenAttentionBlock(Block):
 
 @dataclasses.dataclass(frozen=True)
 class CustomBlock(Block):
-    """A user's block. Reading a run imports its module.
+    """A user's ``nn.Module`` with the methods of ``GRU``. Reading a run imports its module.
 
     With several tokens it runs on each alone, unless ``Class.mixes_tokens`` is true; then its inputs have a dimension
     of tokens before the last.

@@ -76,7 +76,7 @@ class VectorCodec(nn.Module):
 
     @property
     def deviation(self) -> Tensor:
-        """1 for constants, whose noise must not be amplified."""
+        """Standard deviation, (entries,); 1 for constants, whose noise must not be amplified."""
         return torch.where(self.variance > _MIN_VARIANCE, self.variance, 1).sqrt()
 
     def encode(self, modality: Tensor) -> Tensor:
@@ -110,7 +110,7 @@ class VectorCodec(nn.Module):
 
     @torch.no_grad()
     def update(self, moments: Tensor) -> None:
-        """Merges ``moments``, (parts, 3, entries) (Chan et al. 1979)."""
+        """Merges ``moments``, (processes, 3, entries) (Chan et al. 1979)."""
         for count, mean, variance in moments.unbind(0):
             steps = int(count[0])
             if not steps:
@@ -151,7 +151,7 @@ class ImageCodec(nn.Module):
         return self.project(self.encoder(self._scaled(modality)).flatten(1))
 
     def reconstruct(self, features: Tensor) -> Tensor:
-        """(steps, channels, height, width), in [-0.5, 0.5]."""
+        """(steps, channels, height, width), from -0.5 to 0.5, not clipped."""
         return self.decoder(self.expand(features).unflatten(-1, self.small))
 
     def loss(self, prediction: Tensor, modality: Tensor) -> Tensor:
@@ -200,7 +200,7 @@ class GridCodec(nn.Module):
 
 
 def build_codec(modality: Modality, hidden: int, channels: int) -> Any:
-    """``channels``: of an image's first convolution."""
+    """The codec of ``modality``; ``channels``: of an image's first convolution."""
     if modality.kind == "categorical":
         return CategoricalCodec(modality, hidden)
     if modality.kind == "vector":

@@ -29,7 +29,7 @@ def policy_mode(world_model: "WorldModel", state: State) -> Tensor:
 
 
 def one_step_planning(world_model: "WorldModel", state: State) -> Tensor:
-    """The action of largest Q; actions must be enumerable."""
+    """The action of largest Q; needs ``Decision.is_enumerable``."""
     q, actions = action_values(world_model, state)
     return actions[q.argmax(-1)]
 

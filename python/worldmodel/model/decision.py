@@ -29,11 +29,12 @@ class DecisionConfig:
         gradient: "all_action", "reinforce", "pathwise", or "auto": all_action up to ``max_enumerated_actions`` discrete
             actions, reinforce for more, pathwise for continuous ones.
         max_enumerated_actions: most discrete actions to enumerate.
-        entropy: weight beside normalised returns.
+        entropy: weight of the policy's entropy beside normalised returns.
         unimix_ratio: weight of the uniform distribution for discrete actions.
         min_std: smallest standard deviation of continuous actions.
         max_std: largest.
-        greedy: "policy" takes the mode; "one_step_planning" maximises Q = r + γ v' over enumerable actions.
+        greedy: "policy" takes the mode; "one_step_planning" maximises Q = r + γ v', or takes the mode if actions
+            are not enumerable.
     """
 
     hidden: int = 128
@@ -61,7 +62,7 @@ class DecisionConfig:
 
 
 class Decision(nn.Module):
-    """The actor."""
+    """The actor. Raises ValueError for "all_action" without enumerable actions."""
 
     def __init__(self, features: int, spec: ActionSpec, config: DecisionConfig) -> None:
         super().__init__()
@@ -99,7 +100,7 @@ class Decision(nn.Module):
         return ContinuousPolicy(outputs, self.config.min_std, self.config.max_std)
 
     def all_actions(self, like: Tensor) -> Tensor:
-        """All discrete actions, (actions, action width)."""
+        """All discrete actions, (actions, action width), in dtype and device of ``like``."""
         choices = [torch.arange(size, device=like.device) for size in self.spec.sizes]
         table = torch.cartesian_prod(*choices).view(-1, len(choices))
         return self.spec.encode(table if self.spec.shape else table.squeeze(-1)).to(like.dtype)

@@ -61,7 +61,7 @@ class Evaluation(nn.Module):
         return self.network(features)
 
     def value(self, features: Tensor, target: bool = False) -> Tensor:
-        """In units of the reward scale, (...)."""
+        """v_t divided by the reward scale, (...)."""
         outputs = self.target(features) if target else self.network(features)
         return self.head.mean(outputs)
 

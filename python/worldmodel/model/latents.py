@@ -62,6 +62,7 @@ class Latent(abc.ABC):
         return latent.flatten(-len(self.shape))
 
     def lead(self, latent: Tensor) -> torch.Size:
+        """The dimensions (...) before a sample's shape."""
         return latent.shape[: latent.dim() - len(self.shape)]
 
 
@@ -94,7 +95,7 @@ class CategoricalLatent(Latent):
         return distribution
 
     def embed(self, latent: Tensor) -> Tensor:
-        """Flattened, with the unimix of ``embed_mean``."""
+        """Flattened, with unimix, which probabilities have already."""
         return self.flatten(self.unimix(latent) if self.config.stochastic else latent)
 
     def embed_mean(self, distribution: Tensor) -> Tensor:

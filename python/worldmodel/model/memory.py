@@ -44,7 +44,7 @@ class MemoryConfig:
 class MemoryStack(nn.Module):
     """Pre-norm residual blocks and a final norm; block i's state is under "i.name".
 
-    Of several tokens, a block runs on each alone, with a state (batch, tokens, ...), unless it ``mixes_tokens``.
+    With several tokens, a block runs on each alone, with a state (batch, tokens, ...), unless it ``mixes_tokens``.
     """
 
     def __init__(self, blocks: list[nn.Module], width: int, tokens: int = 1) -> None:
@@ -75,7 +75,7 @@ class MemoryStack(nn.Module):
     def step(
         self, input: Tensor, state: Mapping[str, Tensor] | None, reset: Tensor | None = None
     ) -> tuple[Tensor, State]:
-        """``forward`` without time."""
+        """``forward`` without the time dimension."""
         return self._run(lambda block: block.step, input, state, reset)
 
     def pool(self, s: Tensor) -> Tensor:
@@ -114,7 +114,7 @@ class MemoryStack(nn.Module):
 
 
 def build_memory(config: MemoryConfig) -> MemoryStack:
-    """Raises ConfigurationError if a ``CustomBlock`` cannot be built."""
+    """Builds the stack. Raises ConfigurationError if a ``CustomBlock`` cannot be built, ValueError for other blocks."""
     return MemoryStack([block.build(config.width) for block in config.blocks], config.width, config.tokens)
 
 

@@ -59,9 +59,9 @@ class ScalarConfig:
 
 
 class ScalarHead(nn.Module):
-    """Features -> a scalar; zero before training.
+    """Features -> a scalar; untrained, zero or the centre of the support.
 
-    The support of "two_hot", ``v_min`` to ``v_max``, is the range of past targets.
+    The support of "two_hot", ``v_min`` to ``v_max``, is [-1, 1], extended to the range of past targets.
     """
 
     v_min: Tensor
@@ -81,6 +81,7 @@ class ScalarHead(nn.Module):
         return self.project(features)
 
     def mean(self, outputs: Tensor) -> Tensor:
+        """``outputs`` of ``forward`` -> (...)."""
         if self.config.kind == "mean":
             return outputs.squeeze(-1)
         return outputs.softmax(-1) @ self._centers().to(outputs.dtype)
@@ -99,6 +100,7 @@ class ScalarHead(nn.Module):
 
     @torch.no_grad()
     def extend_support(self, low: Tensor, high: Tensor) -> None:
+        """Extends the support to ``low`` and ``high``, both ()."""
         self.v_min.copy_(torch.minimum(self.v_min, low))
         self.v_max.copy_(torch.maximum(self.v_max, high))
 

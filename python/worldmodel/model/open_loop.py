@@ -25,12 +25,12 @@ UNITS = {
 class OpenLoop:
     """Observed, reconstructed and imagined steps.
 
-    Step t is predicted from observations up to min(t, context - 1).
+    Rewards and ends of step t are predicted from observations up to min(t, context - 1).
 
     Attributes:
         context: observed steps.
-        valid: bool (rows, steps), the row's first episode.
-        observed: by modality, (rows, steps, ...).
+        valid: bool (rows, steps), true in the row's first episode.
+        observed: encoded, by modality, (rows, steps, ...).
         reconstructed: by modality, (rows, steps, ...).
         imagined: by modality, (rows, steps - context, ...).
         rewards: (rows, steps - 1).
@@ -94,7 +94,7 @@ def open_loop(world_model: WorldModel, batch: Batch, context: int, sample: Sampl
 
 
 def error(modality: Modality, predicted: Tensor, observed: Tensor) -> Tensor:
-    """(..., *modality.shape) -> error in ``UNITS``, (...)."""
+    """Encoded (..., *modality.shape) -> error in ``UNITS``, (...)."""
     inner = tuple(range(-len(modality.shape), 0))
     if modality.kind == "grid":
         return (predicted.long() != observed.long()).any(-1).double().mean((-2, -1))

@@ -72,8 +72,8 @@ class Perception(nn.Module):
     def decode(self, latent: Tensor) -> dict[str, Tensor]:
         """(..., *latent shape) -> predictions by modality.
 
-        Logits of classes, (..., entries, classes), and grids, (..., classes, height, width, channels); symlog vectors;
-        pixels in [-0.5, 0.5], channels first.
+        Logits of classes, (..., entries, classes), and grids, (..., classes, height, width, channels);
+        vectors standardised in symlog space; pixels from -0.5 to 0.5, channels first.
         """
         lead, features = self._decoder_features(latent)
         predictions = {name: codec.reconstruct(features) for name, codec in self._codecs()}
@@ -86,6 +86,7 @@ class Perception(nn.Module):
         return {name: value.view(*lead, *value.shape[1:]) for name, value in observations.items()}
 
     def reconstruction_loss(self, latent: Tensor, observations: Mapping[str, Tensor]) -> Tensor:
+        """Sum over modalities of nats or squared errors, (...)."""
         lead, features = self._decoder_features(latent)
         total = features.new_zeros(features.shape[0])
         for name, codec in self._codecs():
@@ -93,7 +94,7 @@ class Perception(nn.Module):
         return total.view(lead)
 
     def standardised(self, observations: Mapping[str, Tensor], valid: Tensor) -> Iterator[tuple[VectorCodec, Tensor]]:
-        """Vector codecs, with their valid ``observations`` (batch, time, ...)."""
+        """Vector codecs, with their ``observations`` (batch, time, ...) where ``valid``, (steps, ...)."""
         for name, codec in self._codecs():
             if isinstance(codec, VectorCodec):
                 yield codec, observations[name][valid]

@@ -6,7 +6,7 @@
     v_t = E(s_t)                          evaluation
     r_t, end_t, z'_{t+1} = P(s_t, a_t)    prediction: the prior, before the action enters memory
 
-The state is a flat dict: "memory.*", the previous "action", encoded, and s_t as "features".
+The state is a flat dict of tensors (batch, ...): "memory.*", the previous "action", encoded, and s_t as "features".
 """
 
 import dataclasses
@@ -52,7 +52,7 @@ class Observed:
         latent: z_t, a posterior sample, (batch, time, *latent shape).
         posterior: parameters, (batch, time, *parameter shape).
         state: after the last step.
-        states_after: step-major, (steps * batch, ...).
+        states_after: the states asked for, step-major, (steps * batch, ...).
     """
 
     features: Tensor
@@ -119,6 +119,7 @@ class WorldModel(nn.Module):
 
     @property
     def features(self) -> int:
+        """Width of s_t."""
         return self.config.memory.width
 
     def init_state(self, batch_size: int) -> State:
@@ -136,8 +137,8 @@ class WorldModel(nn.Module):
         """Observes all steps in parallel.
 
         Args:
-            batch: (batch, time).
-            state: by default the batch's, or zeros.
+            batch: (batch, time) steps.
+            state: before the first step; by default the batch's, or zeros.
             states_after: step counts, increasing from 1 to time, else ValueError.
             sample: distribution -> latent; ``Latent.sample`` if None.
         """
@@ -256,6 +257,7 @@ class WorldModel(nn.Module):
             return self.action_spec.decode(chosen), {**state, "action": chosen}
 
     def predict(self, observed: Observed, batch: Batch) -> Predicted:
+        """Predictions from every step of ``batch``, (batch, time, ...)."""
         return self.prediction(observed.features, self.action_spec.encode(batch.actions))
 
     def _step_memory(
