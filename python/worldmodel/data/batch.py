@@ -5,7 +5,8 @@
     r_t     ``rewards``, of a_t
     end_t   ``terminated``, whether a_t terminated the episode
 
-Returns bootstrap at truncations: ``is_last`` without ``terminated`` before. DreamerV3 (Hafner et al. 2023) stores
+An episode of n actions has n + 1 steps; at ``is_last`` there is no action. Returns bootstrap at truncations:
+``is_last`` without ``terminated`` before. DreamerV3 (Hafner et al. 2023) stores
 reward and end with the next observation.
 """
 
@@ -24,14 +25,14 @@ class Batch:
     """Steps of episodes, then padding. Default masks are all true, default times 1.
 
     Attributes:
-        observations: key -> (batch, time, ...).
-        actions: (batch, time, ...); arbitrary where ``is_last``.
+        observations: encoded, key -> (batch, time, ...).
+        actions: (batch, time, *ActionSpec.shape); arbitrary where ``is_last``.
         rewards: float32 (batch, time), in the environment's units; arbitrary where ``is_last`` or not ``reward_mask``.
         terminated: bool (batch, time), as all below unless stated.
         is_last: last observation of an episode or chunk, or padding.
         is_first: first observation of an episode.
         valid: false on padding.
-        state: ``WorldModel.init_state`` for rows that begin inside an episode; None if there are none.
+        state: before the first step, as ``WorldModel.init_state``; None if no row begins inside an episode.
         loss_mask: false without a loss, such as burn-in.
         reward_mask: false for unknown rewards: no loss, statistic or imagination.
         elapsed: float32 (batch, time), steps since the previous observation; not used by the model.
@@ -75,15 +76,16 @@ class Batch:
 
     @property
     def losses_at(self) -> Tensor:
-        """Bool (batch, time)."""
+        """Steps with a loss, bool (batch, time)."""
         return self.valid & self.loss_mask
 
     @property
     def known_rewards(self) -> Tensor:
-        """Bool (batch, time)."""
+        """Steps with a known reward, bool (batch, time)."""
         return self.valid & ~self.is_last & self.reward_mask
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "Batch":
+        """Applies ``function`` to all but the state."""
         fields: dict[str, Any] = {name: function(getattr(self, name)) for name in _TIMED}
         observations = {name: function(value) for name, value in self.observations.items()}
         return dataclasses.replace(self, observations=observations, **fields)

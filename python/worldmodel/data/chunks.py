@@ -55,7 +55,7 @@ class Chunk:
 
     @property
     def transitions(self) -> int:
-        """Only those with a loss."""
+        """Number of transitions with a loss."""
         return len(self.rewards) - self.burn_in
 
     @property
@@ -68,7 +68,10 @@ class Chunk:
 def cut_episode(
     whole: Chunk, window: int, burn_in: int, states: Sequence[Arrays] | Arrays, version: int = 0
 ) -> list[Chunk]:
-    """``states``, key -> (...), are one per later chunk or one for all."""
+    """Cuts an episode into chunks of at most ``window`` steps.
+
+    ``states``, key -> (...), are those before later chunks, or one for all.
+    """
     n, most = len(whole.rewards), window - 1
     chunks: list[Chunk] = []
     start = stop = 0
@@ -158,7 +161,7 @@ class TrajectoryWriter:
         reward_mask: np.ndarray | bool = True,
         elapsed: np.ndarray | float = 1.0,
     ) -> list[Chunk]:
-        """Returns completed chunks."""
+        """As ``Replay.add``; returns completed chunks."""
         if states is not None:
             self._store_states(rows, states, version)
         at = self._length[rows]

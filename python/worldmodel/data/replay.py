@@ -116,7 +116,8 @@ class Replay:
     ) -> None:
         """One transition per environment in ``rows``, (n,); arrays are (n, ...), masks and times as in ``Batch``.
 
-        ``states``, (num_envs, ...), precede the step; their weights had ``version`` updates.
+        ``next_observations`` belong to the same episode, even where it ended. ``states``, (num_envs, ...), precede the
+        step; their weights had ``version`` updates.
         """
         self.added += len(rows)
         for chunk in self._writer.add(
@@ -146,7 +147,7 @@ class Replay:
             elapsed: (n + 1,), as in ``Batch``; None for 1.
 
         Raises:
-            ValueError: no action, NaN, infinity, or a mismatch with the specs.
+            ValueError: no action, NaN, infinity, negative ``elapsed``, or a mismatch with the specs.
 
         Example:
             >>> from gymnasium import spaces
@@ -231,7 +232,8 @@ class Replay:
     def sample(self, version: int = 0) -> tuple[Batch, dict[str, float]]:
         """The next batch of the epoch, ``version`` updates into training.
 
-        Metrics are ``filled``, the fraction of steps without padding, and the age of stored states in updates.
+        It may have fewer rows than ``batch_size``. Metrics are ``filled``, the fraction of steps without padding, and
+        ``state_age``, ``state_age_max`` of stored states, in updates.
 
         Raises:
             RuntimeError: nothing is stored yet.

@@ -40,7 +40,9 @@ class Modality:
     """One array of an observation.
 
     Attributes:
+        kind: as listed above.
         shape: (entries,), or (height, width, channels).
+        dtype: of the encoded array.
         path: keys and indices into an observation.
         sizes: classes per entry (categorical) or channel (grid).
         starts: value of class 0 per categorical entry.
@@ -78,7 +80,7 @@ class ObservationSpec:
 
     @classmethod
     def from_space(cls, space: spaces.Space[Any], kinds: Mapping[str, Kind] | None = None) -> "ObservationSpec":
-        """``kinds``, by modality name, overrides Boxes.
+        """``kinds``, by modality name, overrides the kinds of Boxes.
 
         Raises:
             ValueError: unsupported space, or text alone.
@@ -101,7 +103,7 @@ class ObservationSpec:
         return cls(modalities, tuple(dropped))
 
     def encode(self, observation: Any) -> dict[str, np.ndarray]:
-        """Arrays (*modality.shape).
+        """Arrays (*modality.shape) by modality name.
 
         Raises:
             ValueError: NaN, infinity, class out of range, wrong shape.
@@ -112,7 +114,7 @@ class ObservationSpec:
         }
 
     def encode_batch(self, observations: Any) -> dict[str, np.ndarray]:
-        """Arrays (batch, *modality.shape)."""
+        """``encode`` for a vector environment's observations: (batch, *modality.shape)."""
         encoded = {}
         for name, modality in self.modalities.items():
             value = np.asarray(_follow(observations, modality.path))
@@ -149,7 +151,7 @@ class ObservationSpec:
     def to_tensors(
         self, encoded: Mapping[str, np.ndarray], device: torch.device | str | None = None
     ) -> dict[str, Tensor]:
-        """They share CPU memory."""
+        """As tensors, which share the arrays' memory on the CPU."""
         return {name: torch.as_tensor(encoded[name], device=device) for name in self.modalities}
 
     def to_json(self) -> dict[str, Any]:
@@ -165,7 +167,7 @@ class ObservationSpec:
 
 @dataclasses.dataclass(frozen=True)
 class ActionSpec:
-    """Actions: class indices for Discrete and MultiDiscrete, numbers in [-1, 1] for a Box.
+    """Actions: class indices for Discrete, MultiDiscrete and MultiBinary, numbers in [-1, 1] for a Box.
 
     Attributes:
         shape: () for Discrete, else (entries,).
@@ -173,6 +175,7 @@ class ActionSpec:
         starts: environment value of class 0 per entry.
         low: environment value of -1 per entry.
         high: environment value of 1 per entry.
+        env_shape: shape of the environment's actions, as ``env_dtype`` their dtype.
 
     Example:
         >>> from gymnasium import spaces
@@ -210,6 +213,7 @@ class ActionSpec:
 
     @property
     def width(self) -> int:
+        """Entries of an encoded action."""
         return sum(self.sizes) if self.kind == "discrete" else self.shape[0]
 
     def encode(self, actions: Tensor) -> Tensor:
@@ -229,7 +233,7 @@ class ActionSpec:
         return entries if self.shape else entries.squeeze(-1)
 
     def to_env(self, actions: np.ndarray) -> np.ndarray:
-        """(..., *shape) -> the environment's form."""
+        """(..., *shape) -> the environment's form, a Box's clipped to its bounds."""
         batch = actions.shape[: actions.ndim - len(self.shape)]
         if self.kind == "discrete":
             values = actions + np.reshape(self.starts, self.shape)
@@ -241,7 +245,7 @@ class ActionSpec:
         return np.asarray(values).reshape(*batch, *self.env_shape).astype(self.env_dtype)
 
     def sample(self, random: np.random.Generator, *batch: int) -> np.ndarray:
-        """Uniform (*batch, *shape)."""
+        """Uniformly random actions, (*batch, *shape)."""
         size = (*batch, *self.shape)
         if self.kind == "continuous":
             return random.uniform(-1, 1, size).astype(self.dtype)
