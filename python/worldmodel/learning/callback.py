@@ -16,7 +16,7 @@ from worldmodel.runs.optional_dependencies import MissingPackage
 
 SHARE = 0.01  # of training time
 CONTEXT = 5  # observed steps
-AHEAD = (1, 2, 4, 8, 16)  # steps ahead
+AHEAD = (1, 2, 4, 8, 16)
 _WIDTH, _DPI = 12.5, 60  # inches, pixels per inch
 
 
@@ -49,8 +49,8 @@ class OpenLoopCallback:
     ) -> tuple[dict[str, float], np.ndarray | None]:
         """Returns metrics and a picture.
 
-        Mean errors are "open_loop/MODALITY@k" and "open_loop/reward@k", none if all rows are short. The picture, uint8
-        (height, width, 3) or None, shows the longest row.
+        Mean errors k steps ahead are "open_loop/MODALITY@k" and "open_loop/reward@k", none if all rows are short. The
+        picture, uint8 (height, width, 3), shows the longest row; None without rows or matplotlib.
         """
         start = time.perf_counter()
         metrics, picture = {}, None

@@ -85,7 +85,7 @@ class Learner:
     """Trains a world model in place.
 
     Attributes:
-        ema: ``AveragedModel`` or None.
+        ema: ``AveragedModel``, or None without ``LearnerConfig.ema``.
     """
 
     def __init__(self, world_model: WorldModel, config: LearnerConfig, reduction: Reduction = LOCAL) -> None:
@@ -132,7 +132,7 @@ class Learner:
         "seconds/observe" and "seconds/imagine" include backward passes and mean nothing on an asynchronous GPU.
 
         Raises:
-            NonFiniteError: non-finite reward, loss or gradient; parameters, optimisers and statistics are unchanged.
+            NonFiniteError: non-finite reward, loss or gradient; parameters, optimiser and statistics are unchanged.
         """
         began = time.perf_counter()
         with self._statistics_restored_on_error():
@@ -217,7 +217,7 @@ class Learner:
             raise
 
     def _imagination_starts(self, batch: Batch) -> list[int]:
-        """One random step per section."""
+        """One random step per section of equal length."""
         length = batch.shape[1]
         first = int(batch.loss_mask.any(0).to(torch.uint8).argmax())  # first step with a loss
         count = min(self.config.objective.imagination_starts, length - first)

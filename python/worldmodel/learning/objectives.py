@@ -31,7 +31,7 @@ class ObjectiveConfig:
         horizon: imagined steps.
         imagination_starts: per row.
         value_gradient: weight of the values' gradient to memory.
-        return_floor: smallest return scale / reward scale.
+        return_floor: smallest return scale, in units of the reward scale.
     """
 
     dynamics: float = 1.0
@@ -64,7 +64,7 @@ class ImaginedReturns:
         imagined: (rows * tries, ...).
         returns: λ-returns / reward scale, (rows * tries, horizon).
         q: first returns, (rows, actions); None unless all-action.
-        policy: (rows,) for all-action; else (rows, horizon).
+        policy: distributions, (rows,) for all-action, else (rows, horizon).
         first_target: the start's value target, (rows,).
         weights: probability of reaching each step, (rows * tries, horizon); 0 without ``mask``.
     """
@@ -80,10 +80,12 @@ class ImaginedReturns:
 
     @property
     def policy_returns(self) -> Tensor:
+        """At starts with a loss, (starts, horizon or actions)."""
         return (self.returns.detach() if self.q is None else self.q)[self.mask]
 
     @property
     def value_targets(self) -> Tensor:
+        """All with a loss, (targets,)."""
         later = self.returns.detach()[:, 1:][self.weights[:, 1:] > 0]
         return torch.cat([self.first_target[self.mask], later])
 
@@ -100,7 +102,7 @@ class ImaginationLosses:
 def model_loss(
     world_model: WorldModel, batch: Batch, observed: Observed, config: ObjectiveConfig
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Loss of perception, memory and prediction, and its parts."""
+    """Loss of perception, memory and prediction, (), and its unweighted parts."""
     masked = batch.losses_at
     acted = masked & ~batch.is_last
     rewarded = masked & batch.known_rewards
@@ -134,7 +136,7 @@ def model_loss(
 
 
 def imagine_returns(world_model: WorldModel, states: State, mask: Tensor, config: ObjectiveConfig) -> ImaginedReturns:
-    """``mask``, bool (rows,), selects the ``states`` with a loss, (rows, ...)."""
+    """Imagines from ``states``, (rows, ...); those in ``mask``, bool (rows,), have a loss."""
     decision = world_model.decision
     start = {name: value.detach() for name, value in states.items()}
     if decision.gradient == "all_action":
@@ -189,7 +191,7 @@ def imagination_losses(
 
 
 def weighted_mean(values: Tensor, weights: Tensor) -> Tensor:
-    """0 without weight; unweighted NaN is ignored."""
+    """Scalar; 0 if all weights are 0, NaN of weight 0 is ignored."""
     weights = weights.to(values.dtype)
     return torch.where(weights > 0, values * weights, 0).sum() / weights.sum().clamp(min=1e-8)
 

@@ -52,7 +52,7 @@ def control() -> Preset:
     - Batches of 512 steps match 1,024.
     - No memory: halves an update's time. Partial observation needs ``--memory rotary_scan``.
     - Horizon 25 from 64 states: at equal cost, 15 from 128 left the track with one seed of two.
-    - Policy's learning rate: a third reached 500 after 2,000 updates, not 1,000.
+    - Policy's learning rate: a third of it reached 500 after 2,000 updates, not 1,000.
     - Averaged weights: of 19 checkpoints, 14 pass 475; of 19 averages over 200 updates, 18.
     - REINFORCE: of three seeds above 475, none fell below; with ``all_action``, two did.
     - Entropy: 0.003 leaves the policy half random.

@@ -12,7 +12,7 @@ from worldmodel.model.reward_scale import RewardScale
 
 
 def update_reward_scale(scale: RewardScale, rewards: Tensor, reduction: Reduction = LOCAL) -> None:
-    """``rewards`` are in the environment's units.
+    """Updates ``scale``; ``rewards`` (...) are in the environment's units.
 
     Example:
         >>> scale = RewardScale()
@@ -33,7 +33,6 @@ def update_support(head: ScalarHead, targets: Tensor, reduction: Reduction = LOC
         return
     targets = targets.detach().flatten()
     targets = targets[targets.isfinite()].to(head.v_min.dtype)
-    # Without targets, the bounds stay.
     bounds = torch.stack([torch.cat([targets, head.v_min[None]]).min(), torch.cat([targets, head.v_max[None]]).max()])
     low, high = reduction.reduce_statistics(bounds[None]).unbind(1)
     head.extend_support(low.min(), high.max())
@@ -42,7 +41,7 @@ def update_support(head: ScalarHead, targets: Tensor, reduction: Reduction = LOC
 def update_standardisation(
     perception: Perception, observations: Mapping[str, Tensor], valid: Tensor, reduction: Reduction = LOCAL
 ) -> None:
-    """``observations`` are (batch, time, ...)."""
+    """Updates vector codecs by the ``valid`` ``observations``, (batch, time, ...)."""
     for codec, values in perception.standardised(observations, valid):
         codec.update(reduction.reduce_statistics(codec.moments(values)[None]))
 

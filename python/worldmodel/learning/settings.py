@@ -15,12 +15,15 @@ from worldmodel.runs.run import Run
 
 @dataclasses.dataclass
 class TrainConfig:
-    """A training run. Model, learner and replay default to the preset's values."""
+    """A training run. ``commands.options.preset_config`` fills in a preset's values.
+
+    Raises ConfigurationError for values out of range.
+    """
 
     env: str = ""
     """Environment: a gymnasium id, module:Env-v0, or a name of popgym's."""
     preset: str = "popgym"
-    """Defaults of model, learner and replay."""
+    """Defaults of model, learner, replay and collection."""
     num_envs: int = 16
     """Parallel environments."""
     train_ratio: float = 64

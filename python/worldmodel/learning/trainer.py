@@ -79,10 +79,12 @@ class SourceTrainer:
 
     @property
     def environment(self) -> Any:
+        """For rendering, or None."""
         return None
 
     @property
     def steps(self) -> int:
+        """Updates, or a ``Trainer``'s collected transitions."""
         return self.updates
 
     @property
