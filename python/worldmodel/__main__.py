@@ -30,7 +30,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"there is no command {given[0]!r}, expected one of {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
     try:
-        # A missing package is one line as well.
         return int(importlib.import_module(f"worldmodel.commands.{given[0]}").command(given[1:]))
     except MissingPackage as error:
         print(error, file=sys.stderr)

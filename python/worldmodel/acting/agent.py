@@ -15,10 +15,10 @@ from worldmodel.runs.run import Run
 
 
 class Agent:
-    """A trained world model; the caller holds its state.
+    """A trained world model; the caller holds its memory state.
 
     Attributes:
-        greedy: the default decider.
+        greedy: the default ``Decider``.
 
     Example:
         >>> agent = Agent.load("runs/memory")                                                # doctest: +SKIP
@@ -91,7 +91,7 @@ class Agent:
         *,
         greedy: bool | None = None,
     ) -> tuple[np.ndarray, State]:
-        """``act`` for encoded observations and actions, (batch, ...)."""
+        """``act`` for encoded observations and actions, (batch, ...); ``reset`` is bool (batch,)."""
         state = self.init_state(len(reset)) if state is None else state
         tensors = self.observation_spec.to_tensors(observations, self.device)
         is_first = torch.from_numpy(reset).to(self.device)
@@ -120,7 +120,7 @@ class Agent:
 
     @torch.no_grad()
     def imagined_rewards(self, state: State, actions: np.ndarray) -> np.ndarray:
-        """Encoded ``actions`` (batch, horizon, ...) -> (batch, horizon), in the environment's units."""
+        """``actions`` (batch, horizon, *ActionSpec.shape) -> (batch, horizon), in the environment's units."""
         encoded = self.action_spec.encode(torch.from_numpy(actions).to(self.device))
         mode = self.world_model.perception.latent.mode
         return self._in_units(self.world_model.imagine_actions(state, encoded, mode).rewards)

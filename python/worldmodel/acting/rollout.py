@@ -59,8 +59,8 @@ def evaluate(
 ) -> Evaluated:
     """Evaluates ``agent`` in ``env``; raises UnknownEnvironment or EnvironmentFailed.
 
-    ``seed`` is for the first episode and the decider, by default the agent's. ``environments`` replace new ones and are
-    closed. ``greedy`` is deprecated.
+    ``seed`` is for the first episode and the decider's samples; ``decider`` is by default the agent's. ``environments``
+    replace new ones and are closed. ``greedy`` is deprecated.
     """
     decider = decider_of(decider, greedy, agent.greedy)
     environments = environments or [make(env) for _ in range(min(num_envs, episodes))]

@@ -70,7 +70,7 @@ def make_rendered(name: str) -> "gymnasium.Env[Any, Any]":
 
 @contextlib.contextmanager
 def writer(path: Path, fps: float) -> Iterator[Any]:
-    """Its ``append_data`` takes frames, uint8 (height, width, 3) with even sides."""
+    """A video file, whose ``append_data`` takes frames, uint8 (height, width, 3) with even sides."""
     path.parent.mkdir(parents=True, exist_ok=True)
     imageio = require("imageio.v2", "write videos")
     options: dict[str, Any] = {"duration": 1000 / fps, "loop": 0}
@@ -81,7 +81,7 @@ def writer(path: Path, fps: float) -> Iterator[Any]:
 
 
 class Camera(gymnasium.Wrapper[Any, Any, Any, Any]):
-    """Films the first ``episodes`` episodes of ``environment``."""
+    """Films the first ``episodes`` episodes of ``environment`` into ``film``, a ``writer``."""
 
     def __init__(self, environment: "gymnasium.Env[Any, Any]", agent: Agent, episodes: int, film: Any) -> None:
         super().__init__(environment)

@@ -7,5 +7,5 @@ from worldmodel.demo.command import main
 
 
 def command(arguments: Sequence[str]) -> int:
-    """Runs the demonstration named by the first argument."""
+    """Runs a demonstration."""
     return main(arguments, parse)

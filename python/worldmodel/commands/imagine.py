@@ -114,7 +114,7 @@ def command(arguments: Sequence[str]) -> int:
 
 
 def imagine(options: ImagineOptions) -> Imagination:
-    """Raises RunError, ImagineFailed, UnknownEnvironment, EnvironmentFailed or MissingPackage."""
+    """Plays and draws. Raises RunError, ImagineFailed, UnknownEnvironment, EnvironmentFailed or MissingPackage."""
     require("imageio.v3", "write pictures")
     require("matplotlib", "draw pictures")
     agent = Agent.load(options.run, options.device)

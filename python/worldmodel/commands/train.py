@@ -46,8 +46,9 @@ def train(
         MissingPackage: safetensors is not installed.
         ConfigurationError: invalid settings, or others than the resumed run's.
         RunError: a folder that is not empty, or a run that cannot continue.
+        UnknownEnvironment: no such environment.
         EnvironmentFailed: an environment raised an error, or returned NaN.
-        TrainingFailed: a loss became NaN.
+        TrainingFailed: a loss or gradient is not finite.
     """
     require("safetensors.torch", "write checkpoints")
     if resume:

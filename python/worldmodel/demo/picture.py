@@ -1,4 +1,4 @@
-"""The picture of ``demo memory``, legible on white and black."""
+"""The picture of ``demo memory``."""
 
 from collections.abc import Mapping
 from pathlib import Path

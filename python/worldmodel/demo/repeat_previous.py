@@ -55,5 +55,5 @@ def one_hot(cards: Tensor) -> Tensor:
 
 
 def first_step(cards: Tensor) -> Tensor:
-    """Resets at the first step."""
+    """Resets, bool (batch, time): true at the first step."""
     return (torch.arange(cards.shape[1]) == 0).expand(cards.shape)

@@ -1,7 +1,6 @@
 """One memory of ``demo memory``.
 
-python -m worldmodel.demo.worker train FOLDER MEMORY SEED SECONDS STEPS
-python -m worldmodel.demo.worker continue FOLDER MEMORY SEED SECONDS STEPS
+python -m worldmodel.demo.worker {train,continue} FOLDER MEMORY SEED SECONDS STEPS
 """
 
 import itertools

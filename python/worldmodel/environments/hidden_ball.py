@@ -74,7 +74,7 @@ class HiddenBall(gymnasium.Env[Any, Any]):
         return self._observation(picture), in_sight, False, self.steps >= LENGTH, {}
 
     def picture(self) -> np.ndarray:
-        """Uint8 (side, side, 1)."""
+        """Classes, uint8 (``SIDE``, ``SIDE``, 1)."""
         picture = np.full((SIDE, SIDE, 1), FREE, np.uint8)
         row, column = self.ball
         picture[row : row + BALL, column : column + BALL] = LEATHER
@@ -82,7 +82,7 @@ class HiddenBall(gymnasium.Env[Any, Any]):
         return picture
 
     def render(self) -> np.ndarray:
-        """Uint8 (side, side, 3)."""
+        """``picture`` in grey, uint8 (``SIDE``, ``SIDE``, 3)."""
         return SHADES[self.picture()].repeat(3, -1)
 
     def _observation(self, picture: np.ndarray) -> np.ndarray:

@@ -8,11 +8,11 @@ from worldmodel.runs.configuration import ConfigurationError
 def make_environments(
     name: str, num_envs: int, seed: int, pickle: bool = False
 ) -> VectorEnvironment | GymnasiumVectorEnvironment:
-    """Makes single environments where they exist; ``pickle`` keeps them as a pickle in checkpoints.
+    """Makes single environments, else a vector environment; ``pickle`` keeps them as a pickle in checkpoints.
 
     Raises:
         UnknownEnvironment, EnvironmentFailed: as for ``make``, or they cannot be pickled.
-        ConfigurationError: unsupported spaces.
+        ConfigurationError: unsupported spaces, of a vector environment ValueError.
     """
     try:
         environments = [make(name) for _ in range(num_envs)]

@@ -94,7 +94,7 @@ def _hint(name: str, known: list[str]) -> str:
 
 
 def make(name: str, **options: Any) -> "gymnasium.Env[Any, Any]":
-    """With gymnasium's time limit. Raises UnknownEnvironment, EnvironmentFailed."""
+    """Makes an environment, with gymnasium's time limit. Raises UnknownEnvironment, EnvironmentFailed."""
     gymnasium = require("gymnasium", "run environments")
     full = resolve(name)
     try:

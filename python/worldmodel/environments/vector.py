@@ -266,6 +266,7 @@ class GymnasiumVectorEnvironment:
         self.envs.close()
 
     def state_dict(self) -> dict[str, Any] | None:
+        """None without ``pickle``."""
         if not self.pickle:
             return None
         return {

@@ -26,10 +26,10 @@ _STRIPS = 6  # categorical entries drawn
 
 @dataclasses.dataclass
 class Panel:
-    """One episode of an ``OpenLoop``.
+    """One episode of an ``OpenLoop``, whose fields lose the dimension of rows.
 
     Attributes:
-        errors: of imagination.
+        errors: of imagination, in ``UNITS``.
         persistence_errors: of the last observed step, held constant.
     """
 
@@ -90,13 +90,13 @@ class Panel:
         return len(self.rewards) + 1
 
     def view(self, name: str, row: str, step: int) -> np.ndarray | None:
-        """None for imagination within the context."""
+        """Encoded array of ``row``, one of ``ROWS``; None for imagination within the context."""
         if row == "imagined":
             return self.imagined[name][step - self.context] if step >= self.context else None
         return (self.observed if row == "observed" else self.reconstructed)[name][step]
 
     def picture(self, name: str, row: str, step: int) -> np.ndarray | None:
-        """With errors marked."""
+        """``view`` as uint8 (height, width, 3), with errors marked."""
         array = self.view(name, row, step)
         truth = None if row == "observed" else self.observed[name][step]
         return None if array is None else self.renderers[name].render(array, truth)
@@ -147,7 +147,7 @@ def strip(panel: Panel, name: str, inches: float) -> Band:
     def draw(axes: Any) -> None:
         axes.set_ylim(3 * pitch, 0)
         for time in shown:
-            # A column ends with its step: none crosses the line.
+            # Each column ends at its step.
             middle = time + 0.5 - stride / 2
             for index, row in enumerate(ROWS):
                 picture = panel.picture(name, row, time)

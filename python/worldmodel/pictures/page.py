@@ -34,7 +34,7 @@ _FILM_COLOURS = 256
 def draw_png(title: str, panels: Sequence[Panel], path: Path | None, width: float = 12.5, dpi: int = 120) -> Any:
     """Draws all episodes as uint8 (height, width, 3), and writes the PNG ``path``, if any.
 
-    ``width`` is in inches. Raises MissingPackage without matplotlib.
+    ``width`` is in inches. Raises MissingPackage without matplotlib, or imageio for a file.
     """
     inside = width - MARGIN - _RIGHT
     strips = {id(panel): [strip(panel, name, inside) for name in panel.renderers] for panel in panels}

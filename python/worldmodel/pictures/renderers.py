@@ -34,11 +34,11 @@ class Renderer:
     """Draws one modality."""
 
     def render(self, array: np.ndarray, observed: np.ndarray | None = None) -> np.ndarray:
-        """Uint8 (height, width, 3), with deviations from ``observed`` marked."""
+        """Encoded ``array`` as uint8 (height, width, 3), with deviations from ``observed`` marked."""
         raise NotImplementedError
 
     def legend(self, arrays: Iterable[np.ndarray]) -> list[tuple[np.ndarray, str]]:
-        """Samples, uint8 (side, side, 3), and labels."""
+        """Samples, uint8 (side, side, 3), and labels, of ``arrays``."""
         raise NotImplementedError
 
     @property

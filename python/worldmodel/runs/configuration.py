@@ -82,7 +82,7 @@ def _one_of(kinds: dict[str, Any], value: Any, where: str) -> Any:
 
 
 def differences(saved: Any, given: Any, where: str = "") -> list[str]:
-    """Differences of two JSON configurations.
+    """A line per difference of two JSON configurations.
 
     Example:
         >>> differences({"memory": {"layers": 2}}, {"memory": {"layers": 4}})

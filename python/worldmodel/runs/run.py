@@ -5,7 +5,8 @@
     tensorboard/         the same
     checkpoints/NNN/     after NNN transitions; one safetensors file per part
 
-Reading a run executes nothing from it, except with ``--unpickle``.
+Reading a run executes nothing from it, except with ``--unpickle``; it imports the modules that its environment and
+``CustomBlock`` name.
 """
 
 import contextlib
@@ -34,7 +35,7 @@ class RunError(ValueError):
 
 
 class Run:
-    """A run's folder. Raises RunError if its configuration is missing, damaged or of another version."""
+    """An existing run. Raises RunError if its configuration is missing, damaged or of another version."""
 
     def __init__(self, folder: Path | str) -> None:
         self.folder = Path(folder)
@@ -53,7 +54,7 @@ class Run:
 
     @classmethod
     def create(cls, folder: Path | str, config: Mapping[str, Any]) -> "Run":
-        """Raises RunError if the folder is not empty."""
+        """A new run with ``config``. Raises RunError if the folder is not empty."""
         folder = Path(folder)
         if folder.exists() and any(folder.iterdir()):
             raise RunError(f"{folder} exists and is not empty; go on with it by --resume {folder}, or name another")
@@ -68,13 +69,13 @@ class Run:
 
     @property
     def checkpoints(self) -> list[Path]:
-        """Oldest first."""
+        """Folders of complete checkpoints, oldest first."""
         return sorted(path for path in (self.folder / "checkpoints").glob("*") if path.name.isdigit())
 
     def save(self, steps: int, parts: Mapping[str, Any]) -> Path:
         """Writes ``parts``, name -> state for ``storage.save``; keeps the newest ``KEPT``.
 
-        A checkpoint is renamed once on disk: the newest is complete.
+        Returns its folder, renamed once the files are on disk: each is complete.
         """
         final = self.folder / "checkpoints" / f"{steps:012d}"
         if final.exists():
@@ -130,7 +131,7 @@ class Run:
 
     @contextlib.contextmanager
     def refusing(self, *parts: str) -> Iterator[None]:
-        """Turns errors into ``RunError``."""
+        """Turns errors of loading ``parts`` into ``RunError``."""
         try:
             yield
         except (KeyError, IndexError, TypeError, RuntimeError, AttributeError) as error:
@@ -140,6 +141,7 @@ class Run:
             ) from error
 
     def log(self, metrics: Mapping[str, float]) -> None:
+        """Appends ``metrics``, among them "steps", to ``metrics.jsonl`` and TensorBoard."""
         with (self.folder / "metrics.jsonl").open("a") as file:
             file.write(json.dumps(dict(metrics)) + "\n")
         writer, steps = self._writer(int(metrics["steps"])), int(metrics["steps"])

@@ -22,7 +22,6 @@ MEANINGS = {
     "learner.optimizer.state.{}.step": "Adam: updates of the parameter",
     "learner.optimizer.state.{}.exp_avg": "Adam: running mean of the parameter's gradient",
     "learner.optimizer.state.{}.exp_avg_sq": "Adam: running mean of the parameter's squared gradient",
-    # Chunk i has length[i] transitions and length[i] + 1 observations.
     "replay.chunks.observations.{}": "observations of all chunks, (sum of length + 1, ...)",
     "replay.chunks.actions": "actions of all chunks, (sum of length, ...)",
     "replay.chunks.rewards": "rewards of all chunks in the environment's units, (sum of length,)",

@@ -45,7 +45,7 @@ def save(path: Path, state: Any) -> None:
 
 
 def load(path: Path, device: torch.device | str = "cpu") -> Any:
-    """The state in ``path``."""
+    """The state in ``path``; raises as ``load_versioned``."""
     return load_versioned(path, device)[0]
 
 
