@@ -1,5 +1,6 @@
 """Every backend this machine can run, with its device."""
 
+import importlib.util
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -22,8 +23,13 @@ def _candidates() -> list[Target]:
 
 
 def targets(op: str, kernels_only: bool = False, without: Sequence[str] = ()) -> list[Target]:
-    """The op's targets except ``without``; ``kernels_only`` excludes the PyTorch backends."""
-    left_out = dispatch.PYTORCH_BACKENDS if kernels_only else without
+    """The op's targets except ``without``; ``kernels_only`` excludes the PyTorch backends.
+
+    An op without a chunked form runs its reference under that name, which would be the same test again.
+    """
+    left_out = set(dispatch.PYTORCH_BACKENDS if kernels_only else without)
+    if importlib.util.find_spec(f"wmkernels.{op}.chunked") is None:
+        left_out.add("chunked")
     found = [p for p in _candidates() if p.backend not in left_out]
     return [p for p in found if not dispatch.reasons(op, p.backend, torch.device(p.device))]
 

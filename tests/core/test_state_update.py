@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from backends import on_every_target
+from backends import Target, on_every_target
 from problems import DTYPES
 
 import wmkernels
@@ -226,3 +226,12 @@ def test_a_sign_still_to_be_turned_is_turned(target):
         for u in (turned.resolve_neg(), turned)
     )
     torch.testing.assert_close(actual, expected)
+
+
+@pytest.mark.parametrize("target", [Target("chunked", "cpu")], ids=["chunked"])
+def test_a_step_without_kernels_has_one_form(target, monkeypatch):
+    x, state = inputs(target), torch.randn(3, 20, 5)
+    found = stepped(state, x), wmkernels.selective_state_update(state.clone(), **x)
+    monkeypatch.setattr(dispatch, "REQUESTED", "reference")
+    expected = stepped(state, x), wmkernels.selective_state_update(state.clone(), **x)
+    assert all(torch.equal(a, b) for a, b in zip((*found[0], found[1]), (*expected[0], expected[1]), strict=True))
