@@ -3,8 +3,8 @@
 Doubling (Hillis & Steele 1986) scans a chunk in log2(steps) rounds. It never divides by a cumulative product, so zero
 decays are exact. Overflowing decay products give infinity or NaN; resets stop both.
 
-The scan holds about six tensors of at most CHUNK_BYTES, checkpointed backward about 3 log2(steps). torch.func and
-torch.compile do not checkpoint.
+The scan holds about six tensors of at most CHUNK_BYTES; the backward pass of a checkpointed chunk holds about
+3 log2(steps). Under torch.func and torch.compile, chunks are not checkpointed.
 """
 
 from collections.abc import Callable

@@ -1,7 +1,7 @@
 """Backend selection.
 
-The first capable backend of ``BACKENDS`` runs; GPU kernels also need ``OpSpec.verified``. ``backend=`` or
-``WMKERNELS_BACKEND`` (read at import) runs that backend or raises.
+The first capable backend of ``BACKENDS`` runs; a GPU backend also needs one architecture in ``OpSpec.verified``, not
+necessarily this GPU's. ``backend=`` or ``WMKERNELS_BACKEND`` (read at import) runs that backend or raises.
 """
 
 import functools

@@ -25,7 +25,7 @@ Members = dict[str, int | Expected]
 
 
 def output(tensor: Tensor) -> Expected:
-    """A kernel's output."""
+    """A kernel's output; asks for huge pages if it is large and on a CPU."""
     if tensor.is_cpu and tensor.nbytes >= LARGE:
         native.advise_huge_pages(tensor.data_ptr(), tensor.nbytes)
     return (tensor if tensor.numel() else None, tensor.shape, tensor.dtype)
@@ -45,7 +45,10 @@ def pack_args(name: str, members: Members, device: torch.device) -> Any:
 
 
 def run(name: str, members: Members, device: torch.device) -> None:
-    """Runs a kernel in a 256-byte-aligned workspace. The same stream may reuse its memory at once."""
+    """Runs a kernel in a 256-byte-aligned workspace.
+
+    Freed while the kernel may still run: the caching allocator reuses it only on the same stream, after the kernel.
+    """
     members.update(stream_args(device))
     call = pack_args(name, members, device)
     size = call.workspace_bytes

@@ -88,7 +88,7 @@ def raise_double_backward(public_name: str) -> None:
 
 
 def needs_autograd(tensors: Sequence[Tensor | None]) -> bool:
-    """Whether to call an autograd.Function, which costs five direct calls."""
+    """Whether to call an autograd.Function, which costs as much as five direct calls."""
     if torch._C._functorch.maybe_current_level() is not None:
         return True
     return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
@@ -119,7 +119,7 @@ def loop_over_vmap(
     apply: Callable[..., tuple[Tensor, ...]], batch_size: int, in_dims: Sequence[Any], *args: Any
 ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
     """vmap rule by looping."""
-    # vmap gives integer lists a list of None.
+    # For an argument that is a list of integers, in_dims holds a list of None.
     in_dims = [dim if isinstance(x, Tensor) else None for dim, x in zip(in_dims, args, strict=True)]
     results = []
     for index in range(batch_size):

@@ -1,6 +1,8 @@
 """Exponentials and associative combine functions for Triton.
 
-Time ranges are (decay product, state from zero). A reset selects, so NaN does not cross; a decay of -1 marks it.
+A time range is (decay product, final state from zero). A reset drops the incoming state by selection, so NaN does not
+cross. ``*_mark`` functions encode a reset as a decay of -1, which no exponential gives; gates can be negative, so
+``combine_flag`` takes a flag.
 """
 
 # mypy: ignore-errors
@@ -66,7 +68,7 @@ def combine_mark(decay1, state1, decay2, state2):
 
 @triton.jit
 def combine_decayed(decay1, state1, decayed1, decay2, state2, decayed2):
-    """Adds the last step's decay_t h_{t-1}."""
+    """Also scans decay_t h_{t-1} of the range's last step, which dA and ddelta need."""
     decay, state = combine(decay1, state1, decay2, state2)
     return decay, state, decay2 * state1 + decayed2
 

@@ -63,7 +63,8 @@ def ceil_div(a: int, b: int) -> int:
 def choose_segment_length(time: int, rows: int, granule: int, min_programs: int, target_programs: int) -> int:
     """Steps per program, a multiple of ``granule``.
 
-    Cutting computes sequences almost twice, so it needs a mostly idle GPU: ``rows`` below ``min_programs``.
+    Cutting computes sequences almost twice, so it needs a mostly idle GPU: ``rows``, the programs without a cut, below
+    ``min_programs``.
     """
     whole = max(granule, ceil_div(time, granule) * granule)
     if rows >= min_programs or rows == 0:

@@ -1,4 +1,7 @@
-"""ConvLSTM torch.library ops and autograd.Functions. Backward keeps or recomputes the gates."""
+"""ConvLSTM torch.library ops and autograd.Functions.
+
+The forward pass keeps the gates, or the backward pass recomputes them.
+"""
 
 from collections.abc import Sequence
 from typing import Any

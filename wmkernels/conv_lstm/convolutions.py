@@ -59,7 +59,7 @@ class Convolution:
         self.weight = _channels_last(weight)
         self.stride, self.dilation = list(stride), list(dilation)
         top, bottom, left, right = padding
-        # PyTorch pads symmetrically.
+        # PyTorch pads symmetrically; the rest is padded first.
         self.inner = [min(top, bottom), min(left, right)]
         self.extra = (left - self.inner[1], right - self.inner[1], top - self.inner[0], bottom - self.inner[0])
 
@@ -82,7 +82,7 @@ class Convolution:
 
     def gradients(self, grad: Tensor, maps: Tensor, of_input: bool) -> tuple[Tensor | None, Tensor]:
         padded = self._padded(maps)
-        # Some CPU convolutions need it.
+        # Some CPU convolutions need a contiguous weight.
         weight = self.weight if grad.is_cuda else self.weight.contiguous()
         options = (None, self.stride, self.inner, self.dilation, False, [0, 0], 1, [of_input, True, False])
         with deterministic(grad.device):

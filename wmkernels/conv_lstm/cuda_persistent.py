@@ -1,4 +1,4 @@
-"""Many ConvLSTM steps in one CUDA kernel, for 16-bit maps of a few hundred positions.
+"""Many ConvLSTM steps in one CUDA kernel, for 16-bit maps of at most a few thousand positions.
 
 All blocks are resident and keep their hidden weights in shared memory. Grid synchronisation has not run on a GPU, so it
 needs ``WMKERNELS_PERSISTENT=1``, read at import.
@@ -23,7 +23,7 @@ SMALL_SHARED_BYTES = 99 << 10
 
 
 def tiles_of(weight_hh: Tensor, sizes: Sizes) -> int:
-    """Tiles of 16 positions per block; 0 if the kernel cannot run."""
+    """Tiles of 16 positions per block; 0 if the kernel cannot run or its blocks are not all resident."""
     hidden, taps = sizes.hidden, weight_hh.shape[2] * weight_hh.shape[3]
     if weight_hh.dtype not in (torch.bfloat16, torch.float16) or hidden % CHANNELS:
         return 0

@@ -55,7 +55,8 @@ def conv_lstm(
         batch_first: ``x``, ``reset`` and outputs are (batch, time, ...).
         keep_gates: for the backward pass; recomputing them costs a third more training arithmetic and saves over half
             the memory.
-        backend: ``"cuda"``, ``"triton"``, ``"cpu"``, ``"chunked"`` or ``"reference"``; None: best trusted.
+        backend: ``"cuda"``, ``"triton"``, ``"cpu"``, ``"chunked"`` or ``"reference"``; as for
+            ``selective_scan``.
 
     Returns:
         ``(outputs, (h, c))``: outputs (time, batch, hidden, height, width), channels last in memory, and the last

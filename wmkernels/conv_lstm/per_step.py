@@ -1,7 +1,7 @@
 """ConvLSTM on a GPU: cuDNN convolutions and one CUDA C++ or Triton update kernel per step.
 
-Input convolutions run per chunk. As every h is known, two convolutions per chunk recompute the gates. Convolution sums
-are rounded to the dtype of h. Nothing synchronises, so a CUDA graph can capture a call.
+Input convolutions run per chunk. The backward pass knows every h: two convolutions per chunk recompute gates that were
+not kept. Convolution sums are rounded to the dtype of h. Nothing synchronises, so a CUDA graph can capture a call.
 """
 
 from collections.abc import Sequence
@@ -103,7 +103,7 @@ def run_steps(step_fn: StepFn, outputs: tuple[Tensor, ...], inputs: ConvLSTMInpu
     kept_cells = cells.flatten(2, 3).unbind() if cells.numel() else None
     kept_gates = gates.flatten(2, 3).flatten(3).unbind() if gates.numel() else None
     resets = None if reset is None else reset.unbind()
-    grad_c_prev = rows(cn)  # a view
+    grad_c_prev = rows(cn)  # the cell, a view of cn: steps update it in place unless cells are kept
     h_prev = None if h is None else h.contiguous(memory_format=torch.channels_last)
     c_prev = None if c is None else rows(c)
     for t, state in enumerate(out.unbind()):

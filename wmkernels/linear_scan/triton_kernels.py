@@ -33,7 +33,7 @@ def scan_kernel(
     past,  # as gates or None: forward h
     initial_state,  # (batch, channels) or None
     grad_gates,  # as gates or None
-    last,  # as incoming, contiguous
+    last,  # as incoming, contiguous; backward: of initial_state
     products,  # (segments, channels): gate products
     any_reset,  # as products, bytes
     gates_strides,
@@ -51,7 +51,7 @@ def scan_kernel(
     segments_per_sequence,
     REVERSE: tl.constexpr,
     GATE_SHIFT: tl.constexpr,  # step t uses gates[t + GATE_SHIFT]
-    RESET_SHIFT: tl.constexpr,
+    RESET_SHIFT: tl.constexpr,  # reset[t + RESET_SHIFT] cuts step t from the step before it in scan order
     INCOMING_PER_SEGMENT: tl.constexpr,
     TIME_FIRST: tl.constexpr,  # (STEPS, CHANNELS) tile
     CHANNELS: tl.constexpr,

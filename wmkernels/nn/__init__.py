@@ -1,6 +1,7 @@
 """torch.nn modules with ``init_state``, ``forward`` over (batch, time, features) and ``step``.
 
-States are dicts of tensors, except those of ``ConvLSTM``.
+States are dicts of tensors. ``ConvLSTM`` takes maps, (time, batch, ...) by default, and a state (h, c) as
+``nn.LSTM``.
 """
 
 from wmkernels.nn import convert

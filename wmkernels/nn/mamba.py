@@ -27,7 +27,7 @@ class Mamba(nn.Module):
         expand: inner channels per feature.
         dt_rank: rank of the step-size projection; ``"auto"``: ceil(d_model / 16).
         dt_min: initial step sizes are log-uniform from dt_min to dt_max.
-        dt_init: initial weights of that projection, times dt_scale.
+        dt_init: that projection's initial weights, constant or uniform, up to dt_scale / sqrt(dt_rank).
         dt_init_floor: minimum initial step size.
         bias: of the input and output projections.
         groups: sets of B and C, each for d_inner / groups adjacent channels.

@@ -1,4 +1,7 @@
-"""The selective scan's ops and autograd.Functions. vmap folds into the channels, also of parameters."""
+"""The selective scan's ops and autograd.Functions.
+
+vmap folds its dimension into the channels, which parameters have too.
+"""
 
 from collections.abc import Callable, Sequence
 from typing import Any

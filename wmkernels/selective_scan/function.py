@@ -14,8 +14,8 @@ from wmkernels.selective_scan.validation import canonical
 def chunk_length(state: int, device_type: str) -> int:
     """Steps between saved states.
 
-    On a CPU, up to 128 states per channel take 1/8 of a float32 activation's memory. On a GPU, one shared-memory tile
-    avoids recomputation.
+    On a CPU, saved states take at most 1/8 of a float32 activation's memory, up to 128 states per channel. On a GPU, a
+    chunk is one tile of the CUDA backward kernel (fp32, up to 64 states), which then recomputes no earlier tile.
     """
     if device_type == "cpu":
         return min(max(8 * state, 64), 1024)
@@ -63,7 +63,8 @@ def selective_scan(
         cu_seqlens: int32 or int64 (sequences + 1,), nondecreasing from 0 to time: packed sequences, batch 1. Not
             checked on a GPU.
         channel_last: u, delta, z and out are (batch, time, channels), B and C (..., time, state).
-        backend: ``"cuda"``, ``"triton"``, ``"cpu"``, ``"chunked"`` or ``"reference"``; best trusted if None.
+        backend: ``"cuda"``, ``"triton"``, ``"cpu"``, ``"chunked"`` or ``"reference"``; if None, the first
+            of these that is verified and can run.
 
     Returns:
         The output, as ``u``; with ``return_last_state`` also the last state, as ``initial_state``, float32 (float64

@@ -38,7 +38,7 @@ class ScanInputs(NamedTuple):
 
     @property
     def sequences(self) -> int:
-        """Initial states."""
+        """Number of sequences, each with an initial state."""
         return self.u.shape[0] if self.cu_seqlens is None else self.cu_seqlens.shape[0] - 1
 
 
@@ -46,7 +46,7 @@ DIFFERENTIABLE, TENSORS = 9, 11
 
 
 def chunk_count(inputs: ScanInputs, chunk: int) -> int:
-    """Saved states (``csrc/include/wmkernels.h``, Chunks)."""
+    """Rows of chunk_states (``csrc/include/selective_scan.inc``)."""
     batch, _, time = inputs.u.shape
     if inputs.cu_seqlens is None:
         return batch * ((time + chunk - 1) // chunk)

@@ -1,7 +1,7 @@
 """Selective scan, backward, in Triton.
 
-A program sweeps a channel tile (triton_device.py) backwards. Per chunk it recomputes states from the saved one, caching
-one per T steps. With dh_t = dL/dh_t = C_t dy_t + exp(step_{t+1} A) dh_{t+1}:
+A program sweeps a channel tile (triton_device.py) backwards. Per chunk it recomputes states from the saved one, storing
+one per T steps in scratch. With dh_t = dL/dh_t = C_t dy_t + exp(step_{t+1} A) dh_{t+1}:
 
     over states    du_t    = D dy_t + step_t dh_t . B_t         dstep_t   = u_t dh_t . B_t + (dh_t decayed_t) . A
     over channels  dB_t    = dh_t step_t u_t                    dC_t      = dy_t h_t
@@ -47,7 +47,7 @@ def backward_kernel(
     cu_seqlens,
     chunk_states,
     grad_out,
-    incoming,  # as forward_kernel's incoming_state
+    incoming,  # dh after the last step, shaped as forward_kernel's incoming_state
     scratch,  # (programs, chunk / T, tile states)
     grad_u,
     grad_delta,
@@ -175,7 +175,7 @@ def backward_kernel(
             else:
                 states = tl.associative_scan((decay, inputs + decayed), 0, combine)[1]
             h = last_step(states, index)
-        # Threads read other threads' states
+        # Scratch: a load's layout may differ from the store's, so threads read what others wrote.
         tl.debug_barrier()
 
         for i_back in range(last_tile + 1):
@@ -244,7 +244,7 @@ def backward_kernel(
             offsets = output_offsets + t0 * output_strides[2]
             tl.store(grad_u + offsets, grad_u_t.to(grad_u.dtype.element_ty), mask=inside)
             tl.store(grad_delta + offsets, grad_step.to(grad_delta.dtype.element_ty), mask=inside)
-        tl.debug_barrier()
+        tl.debug_barrier()  # before the next chunk overwrites scratch
 
     partial_h_offsets = segment * states_size + state_offsets
     tl.store(A_partials + partial_h_offsets, A_sum, mask=state_in)

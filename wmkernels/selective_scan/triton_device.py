@@ -1,7 +1,8 @@
 """Device functions of the selective scan.
 
-Tiles are (T, NI, D1, NL, DL): T steps, NI * NL states, D1 * DL channels. NL * DL is 32 lanes and D1 at least the
-warps. A thread holds all T steps, so ``tl.associative_scan`` over T is one multiply-add per element.
+Tiles are (T, NI, D1, NL, DL): T steps, NI * NL states, D1 * DL channels. NL * DL is a warp's lanes (fewer only with
+few channels), D1 at least the warps. A thread holds all T steps, so ``tl.associative_scan`` over T is one multiply-add
+per element.
 """
 
 # mypy: ignore-errors
@@ -115,13 +116,13 @@ def state_indices(NI: tl.constexpr, NL: tl.constexpr):
 
 @triton.jit
 def load_decay_rates(A, strides, d4, n4, state_in):
-    """A log2(e)."""
+    """A log2(e): decays are exp2."""
     return tl.load(A + d4 * strides[0] + n4 * strides[1], mask=state_in, other=0.0) * LOG2E
 
 
 @triton.jit
 def first_chunk_index(sequence, begin, cu_seqlens, time, chunk):
-    """See wmkernels.h, Chunks."""
+    """The sequence's first row of chunk_states (selective_scan.inc)."""
     if cu_seqlens is None:
         segment = sequence * ((time + chunk - 1) // chunk)
     else:

@@ -112,8 +112,8 @@ def segment_gradient_kernel(
 
 @triton.jit
 def pass_state_kernel(
-    first,  # as ScanInputs.initial_state
-    incoming_strides,
+    first,  # as ScanInputs.initial_state; in reverse, the last state's gradient
+    incoming_strides,  # of first
     end_states,  # (segments, channels, state)
     decays,  # as end_states; RESET at a reset
     incoming,  # as end_states: output
@@ -153,7 +153,7 @@ def pass_state_kernel(
     decay = tl.load(decays + offset, mask=inside, other=0.0)
     for i in range(count):
         tl.store(incoming + offset, h, mask=inside)
-        # zero times an overflowed decay
+        # A segment's decay may overflow where no step's does: 0 * inf.
         h = tl.where((decay < 0.0) | (h == 0.0), end, decay * h + end)
         offset += advance
         more = e < tl.where(i + 1 < count, size, 0)
@@ -167,7 +167,7 @@ PASS_BLOCK = 128
 def pass_state(
     first: Tensor | None, end_states: Tensor, decays: Tensor, cu_seqlens: Tensor | None, tiles: Tiles, reverse: bool
 ) -> Tensor:
-    """Incoming states, (segments, channels, state)."""
+    """Each segment's incoming state, or dh in reverse: (segments, channels, state)."""
     _, channels, state = end_states.shape
     incoming = torch.empty_like(end_states)
     blocks = runtime.ceil_div(channels * state, PASS_BLOCK)

@@ -20,7 +20,7 @@ WARP = 32
 
 @dataclass(frozen=True)
 class Direction:
-    """Tile limits, from compiled code.
+    """Tile limits, chosen from the compiled code's registers.
 
     Attributes:
         elements: maximum steps x states x channels per thread.
@@ -93,7 +93,7 @@ class Tiles:
             time, rows, granule, int(kind.min_programs * chip), kind.target_programs * chip
         )
         if segment_length >= time:
-            # One segment per sequence (wmkernels.h, Chunks)
+            # Above every sequence's length, so that packed sequences too have one segment each.
             segment_length = (time // granule + 1) * granule
         segments_per_sequence = ceil_div(time, segment_length)
         segments = (
@@ -123,7 +123,7 @@ def tile_shape(state: int, group_channels: int, granule: int, double: bool, back
     NL = min(padded, max(4, min(WARP, padded // 4)))
     NI = padded // NL
     DL = min(WARP // NL, next_power_of_2(group_channels))
-    # Backward registers hold per-channel values for few states, sums and addresses for many; float64 takes two.
+    # Backward, per-channel values take registers with few states, sums and addresses with many; a float64 takes two.
     large = backward and (double or padded > 16)
     halvings = double + (large or (backward and padded < 16)) + (backward and padded < 4)
     thread_channels = 1 if large else kind.thread_channels

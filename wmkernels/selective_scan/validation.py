@@ -34,7 +34,7 @@ def canonical(
     cu_seqlens: Tensor | None,
     channel_last: bool,
 ) -> ScanInputs:
-    """Raises ValueError or TypeError."""
+    """Time last, varying B and C 4-D with equal groups, parameters in the state dtype. Raises ValueError, TypeError."""
     for name, value in (("u", u), ("delta", delta), ("A", A), ("B", B), ("C", C)):
         require_tensor(OP, name, value)
     require_dtype(OP, "u", u, FLOATS, "")

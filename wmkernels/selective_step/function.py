@@ -103,6 +103,7 @@ def selective_state_update(
         dt_bias: (channels,).
         dt_softplus: apply softplus to ``dt + dt_bias``.
         state_batch_indices: int (batch,), unique rows of ``state``; negative: no update, output 0.
+            GPU kernels do not check the upper bound.
 
     Returns:
         The output, as ``x``.

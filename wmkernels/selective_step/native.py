@@ -17,7 +17,7 @@ def step_fast_path(tensors: tuple[Tensor | None, ...], delta_softplus: bool) -> 
 
 
 def step(inputs: StepInputs, state_out: Tensor, indices: Tensor | None) -> Tensor:
-    """Writes ``state_out``, which may be ``state_in``; returns (batch, channels)."""
+    """Writes ``state_out``, which may be ``inputs.state``; returns the output (batch, channels)."""
     state_in, u, delta, A, B, C, D, z, delta_bias, reset, delta_softplus = inputs
     batch, channels = activation = u.shape
     states = state_in.shape
