@@ -217,7 +217,7 @@ class Learner:
             raise
 
     def _imagination_starts(self, batch: Batch) -> list[int]:
-        """One random step per section of equal length."""
+        """One random step per equal section."""
         length = batch.shape[1]
         first = int(batch.loss_mask.any(0).to(torch.uint8).argmax())  # first step with a loss
         count = min(self.config.objective.imagination_starts, length - first)
