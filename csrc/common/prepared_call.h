@@ -40,6 +40,7 @@ constexpr Kernel kKernels[] = {
 #include "common/ops.h"
 };
 
+// A kernel with its argument structure, zero at first (absent tensors); owns no tensor.
 class PreparedCall {
  public:
   explicit PreparedCall(const Kernel& kernel) : kernel_(&kernel), words_(new int64_t[count()]()) {}

@@ -44,7 +44,7 @@ namespace dlpack {
 
 constexpr DataType kMask = {kBool, 8, 1};
 
-// False outside the CPU's memory.
+// False if absent or outside the CPU's memory.
 inline bool read_tensor(const Exchange& exchange, void* object, Tensor* tensor) {
   return object && exchange.read(object, tensor) == 0 && tensor->device_type == kCpu && tensor->dtype.lanes == 1;
 }

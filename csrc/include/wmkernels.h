@@ -9,13 +9,14 @@
 //   WMK_CPU_KERNEL_WITH_WORKSPACE(linear_scan, linear_scan_forward)
 //                      int64_t wmk_cpu_linear_scan_forward_workspace(const wmk_linear_scan*);   in bytes
 //                      int wmk_cpu_linear_scan_forward(const wmk_linear_scan*);
-// WMK_CUDA_KERNEL...: the same with wmk_cuda_, absent in a build without CUDA
+// WMK_CUDA_KERNEL...: the same with wmk_cuda_, absent in a build without CUDA. WMK_CPU_STEP_FAST_PATH is of the Python
+// extension (common/step_fast_path.h).
 //
 // A kernel returns a wmk_status. For every op:
 //   - A null pointer is an absent tensor; its strides are ignored.
 //   - Strides count elements and may be zero or negative; offsets are 64-bit.
 //   - The caller allocates the outputs. They are not expanded and do not alias inputs or each other unless stated.
-//     All elements are written.
+//     All elements are written unless stated.
 //   - `reset` holds bytes 0 or 1.
 //   - "state dtype", of parameters and states, is float64 where `dtype` is float64, else float32.
 //   - `workspace` has at least the size from _workspace, aligned to 64 bytes (CPU) or 256 (GPU).
@@ -34,7 +35,7 @@ enum wmk_status {
   WMK_OK = 0,
   WMK_NULL_POINTER = 1,   // of a required tensor with elements
   WMK_BAD_SEQUENCES = 2,  // cu_seqlens does not rise from 0 to time (CPU check)
-  WMK_BAD_INDEX = 3,      // state_batch_indices out of range (CPU check)
+  WMK_BAD_INDEX = 3,      // `indices` or `states` out of range (CPU check)
   WMK_UNSUPPORTED = 4,    // dtype or size not built
   WMK_NO_MEMORY = 5,
   WMK_CUDA_ERROR = 1000,  // plus the cudaError_t
@@ -74,7 +75,7 @@ int wmk_cpu_set_isa(const char* name);
 // Runs fp32 multiply-adds in registers; returns their number.
 int64_t wmk_cpu_multiply_adds(int64_t iterations);
 
-// "" if driver and GPU can run this build's kernels, else the reason. Never throws.
+// "" if driver and GPU can run this build's kernels, else the reason. Absent in a build without CUDA.
 const char* wmk_cuda_unavailable_reason(int64_t device);
 
 #ifdef __cplusplus

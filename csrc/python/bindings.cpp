@@ -57,7 +57,7 @@ int64_t integer(py::handle object) {
   return value;
 }
 
-// Checks dtype, shape and device.
+// Checks dtype, shape, device and alignment; writes address and strides to `words`.
 void read_tensor(const char* op, const char* name, py::handle tensor, py::handle shape, py::handle dtype,
                  py::handle device, int64_t* words) {
   static PyObject* const s_dtype = interned("dtype");

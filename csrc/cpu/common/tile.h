@@ -104,7 +104,8 @@ static void store_tile(const T* tile, int64_t pitch, S* to, int64_t row_stride, 
   }
 }
 
-// Cache lines of the next tiles, prefetched a few per step: too many streams for the hardware, which drops bursts.
+// Cache lines of the next tiles, prefetched a few per step: a tile has more streams than the hardware prefetcher
+// follows, and most of a burst of software prefetches would be dropped.
 struct PrefetchList {
   const char** lines;
   int64_t count = 0, most;

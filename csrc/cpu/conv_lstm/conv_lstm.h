@@ -12,9 +12,9 @@
 namespace wmk::WMK_ISA {
 
 constexpr int64_t kSegmentPositions = 64;               // gates fit L1
-constexpr int64_t kGroupTiles = 32;                     // per read of the weights
-constexpr int64_t kChunkBytes = int64_t(128) << 10;     // gate gradients per pass over the weight gradient
-constexpr int64_t kPartialsBytes = int64_t(256) << 20;  // weight gradients
+constexpr int64_t kGroupTiles = 32;                     // tiles that share one read of the weights
+constexpr int64_t kChunkBytes = int64_t(128) << 10;     // of gate gradients per pass over the weight gradient
+constexpr int64_t kPartialsBytes = int64_t(256) << 20;  // of all workers' partial weight gradients: limits the workers
 
 // `count` lanes, the rest zero.
 template <class T, class S>

@@ -1,8 +1,9 @@
 // ConvLSTM, backward, on the CPU.
 //
-// A step's gates, saved or recomputed, become their gradients in place. From the cache, these are convolved with the
-// weights (gradients of h and x) and multiplied by h and x (weight gradients): no gate tensor is written. Each of the
-// three convolutions costs as much as forward. Weight gradients are summed per worker, then reduced in fixed order.
+// A step's gates, saved or recomputed, become their gradients in place. While these are in the cache, they are
+// convolved with the weights (gradients of h and x) and multiplied by h and x (weight gradients): no gate tensor is
+// written. Each of the three convolutions costs as much as forward. Weight gradients are summed per worker, then
+// reduced in fixed order.
 #include "cpu/conv_lstm/conv_lstm_gradients.h"
 
 namespace wmk::WMK_ISA {
@@ -349,7 +350,7 @@ class Backward : Gradients<T, S> {
   int64_t partial_size_;
   WorkPartition partition_;
   Arena arena_;
-  T *weight_ih_, *weight_hh_, *packed_;  // if gates are recomputed
+  T *weight_ih_, *weight_hh_, *packed_;  // if gates are recomputed; packed_: for Winograd transforms
   T *flipped_ih_, *flipped_hh_;
   T *bias_, *peephole_;
   T *x_, *h_, *gates_;   // [buffers]

@@ -148,7 +148,7 @@ class Forward : ConvLSTM<T, S> {
   Arena arena_;
   T *weight_ih_, *weight_hh_, *packed_, *bias_, *peephole_;
   T* cell_;    // [buffers][positions][padded hidden]
-  T *x_, *h_;  // [buffers][2]
+  T *x_, *h_;  // [buffers][2]: all bands of a step read one map and fill the other
   typename Base::Scratch scratch_;
 };
 

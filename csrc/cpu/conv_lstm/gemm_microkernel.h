@@ -11,7 +11,8 @@ namespace wmk::WMK_ISA {
 
 constexpr int NR = 4;  // in vectors
 
-// The largest M for which M * N sums, N vectors and a broadcast fit the registers.
+// The largest M for which M * N sums, N vectors and a broadcast fit the registers; for N = 1, enough to hide the
+// latency.
 constexpr int MR(int vectors) {
 #if defined(WMK_AVX512)
   constexpr int rows[] = {14, 14, 9, 6};

@@ -2,7 +2,7 @@
 //
 // The 4 x 4 inputs of a 2 x 2 output tile and the 3 x 3 weights become 16 elements each, multiplied elementwise: 2.25
 // times fewer multiply-adds, for some 60 additions per channel and tile and about twice the error. Channels are
-// contiguous whole vectors.
+// contiguous, whole vectors except in the input transform.
 #pragma once
 
 #include "cpu/common/load_store.h"

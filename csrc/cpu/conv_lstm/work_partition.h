@@ -6,13 +6,13 @@
 namespace wmk::WMK_ISA {
 
 constexpr int kGates = 4;
-constexpr int64_t kMinWorkPerThread = int64_t(2) << 20;  // multiply-adds
+constexpr int64_t kMinWorkPerThread = int64_t(2) << 20;  // multiply-adds that are worth waking a thread
 
 // If batch elements keep the threads busy, workers run whole elements through time without waiting. Otherwise, maps are
 // cut into bands of rows, with a barrier per stage of a step.
 struct WorkPartition {
   bool by_element;
-  int64_t rows;   // no band boundary within
+  int64_t rows;   // bands are multiples of this
   int64_t bands;  // per map
   int64_t workers;
   int64_t buffers;  // sets of padded maps

@@ -1,9 +1,9 @@
 // Linear scan, forward and backward, on the CPU.
 //
-// Bound by memory, touched once (forward 2 reads and 1 write, backward 3 and 2). Channel-last, a time step is a row of
-// vectors, with up to 4 KB of states in L1. Otherwise, a lane holds a channel; lanes x lanes blocks are transposed in
-// registers and prefetched, since one stream per lane is too many for the hardware. With too few rows, time is cut into
-// segments: a first pass computes each one's affine map, a second the outputs.
+// Bound by memory, which is touched once (forward 2 reads and 1 write, backward 3 and 2). Channel-last, a time step is
+// a row of vectors, with up to 4 KB of states in L1. Otherwise, a lane holds a channel; lanes x lanes blocks are
+// transposed in registers and prefetched, since one stream per lane is too many for the hardware. With too few rows,
+// time is cut into segments: a first pass computes each one's affine map, a second the outputs.
 #include "cpu/linear_scan/linear_scan_channels_last.h"
 #include "cpu/linear_scan/linear_scan_strided.h"
 

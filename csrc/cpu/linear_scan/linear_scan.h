@@ -6,7 +6,8 @@
 
 namespace wmk::WMK_ISA {
 
-constexpr int64_t kStreamBytes = int64_t(16) << 20;  // larger outputs bypass the cache
+constexpr int64_t kStreamBytes = int64_t(16)
+                                 << 20;  // larger outputs bypass the cache: no line is read to be overwritten
 
 // Non-temporal where possible; `to` is aligned to the bytes written.
 template <class S, class V>
@@ -84,7 +85,7 @@ struct Scan {
   void store_state(const wmk_view& view, int64_t batch, int64_t channel, T value) const {
     if (view.data) ((T*)view.data)[batch * op.channels + channel] = value;
   }
-  // Incoming state (backward: gradient, from last position to first), and address of the outgoing one.
+  // The state before the first position and after the last; backward, dh after the last and before the first.
   T incoming(int64_t batch, int64_t channel) const {
     if (!backward) return initial(batch, channel);
     return drops_last_state(batch) ? T(0) : element(op.grad_last_state, batch, channel);

@@ -55,7 +55,7 @@ class StridedScan {
 
  private:
   static constexpr int lanes = kLanes<T>;
-  static constexpr int kPassSteps = 4 * lanes;  // whose blocks overlap in the pipeline
+  static constexpr int kPassSteps = 4 * lanes;  // four blocks, which overlap in the pipeline
   typedef typename Scan<T>::Mask Mask;
 
   struct Scratch {
@@ -68,7 +68,7 @@ class StridedScan {
     int rows;
   };
 
-  // Batch and channels at one stride.
+  // Whether batch and channels merge to rows at one stride.
   bool merges(const wmk_view& view) const {
     return !view.data || op_.batch == 1 || op_.channels == 1 || view.stride[0] == op_.channels * view.stride[1];
   }
@@ -90,7 +90,8 @@ class StridedScan {
     return values;
   }
 
-  // Combines affine maps into incoming states. A zero state stays zero for any factor.
+  // Combines affine maps into incoming states. A zero state stays zero for any factor; NaN does not cross a reset,
+  // whose factor is 0.
   void pass_state(const Scratch& s, int64_t item) const {
     Vector<T> state = incoming(tile_of(item));
     for (int64_t i = 0; i < segments_; ++i) {

@@ -125,12 +125,13 @@ static void load_projection(T* tile, const ScanShape<T>& shape, const wmk_view& 
     load_plane(tile + n, shape.pitch, plane, dtype, n, int(min(shape.lanes, shape.state - n)), time, steps);
 }
 
+// A number of states as a type, for generic lambdas; read by sizeof.
 template <int States>
 struct Block {
   char unused[States];
 };
 
-// With `reset`, a span starts from zero.
+// A tile cut at its resets; with `reset`, a span starts from zero.
 struct ResetSpans {
   int count = 0;
   int begin[65];

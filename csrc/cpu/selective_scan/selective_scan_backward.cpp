@@ -15,9 +15,10 @@ namespace {
 
 constexpr int64_t kMaxWorkItems = 32;  // over all groups and seq_groups
 constexpr int64_t kMaxSeqGroups = 16;
-constexpr int64_t kSumsBytes = int64_t(8) << 20;  // partials per pass: limits synchronisations
+constexpr int64_t kSumsBytes = int64_t(8) << 20;  // of a pass's partials: the more, the fewer barriers
 constexpr int64_t kReductionSlices = 8;           // per group and seq_group
 
+// A seq_group's next chunk; a sequence's chunks run from last to first.
 struct Cursor {
   int64_t sequence, chunk;
 };
@@ -97,6 +98,7 @@ class Backward {
     for (int64_t sequence = 0; sequence < scan_.sequences; ++sequence)
       if (chunks_of(sequence) == 0) pass_empty(sequence);
   }
+  // An empty sequence passes its last state's gradient to its initial state.
   void pass_empty(int64_t sequence) const {
     if (!scan_.grad_initial_state.data) return;
     T* tile = scratch(0).first_state;
@@ -336,8 +338,8 @@ class Backward {
   const wmk_selective_scan& scan_;
   ScanShape<T> shape_;
   StateSplit split_;
-  int64_t chunk_steps_;  // maximum
-  int64_t window_;       // maximum, per seq_group and pass
+  int64_t chunk_steps_;  // maximum steps per chunk
+  int64_t window_;       // maximum steps per seq_group and pass
   int64_t seq_groups_, partials_per_group_, work_items_, table_, sums_pitch_, scratch_bytes_, workspace_;
   Cursor* cursors_;
   int64_t accumulators_;  // elements from dh_ to grad_bias_

@@ -6,7 +6,7 @@
 //   d(input_t) = B_t . dh_t           dB_t = sum over channels of dh_t input_t
 //   d(step_t)  = A . (decay_t dh_t h_{t-1}) + ...         dC_t = sum over channels of h_t dy_t
 //
-// Channels are lanes, summed by one tree of additions per block.
+// Channels are lanes, summed by one tree of additions per block. A table is [state][lane].
 #pragma once
 
 #include "cpu/selective_scan/selective_scan.h"

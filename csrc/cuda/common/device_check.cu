@@ -70,6 +70,6 @@ extern "C" const char* wmk_cuda_error_name(int error) {
 extern "C" const char* wmk_cuda_unavailable_reason(int64_t device) {
   thread_local std::string text;
   text = reason_for(device);
-  cudaGetLastError();
+  cudaGetLastError();  // clears the error, which the next launch would report
   return text.c_str();
 }

@@ -95,7 +95,9 @@ inline uint32_t load_acquire(const uint32_t* address) { return *address; }
 
 #endif
 
-// Waits for `expected` arrivals at the counter, zero at launch. Earlier writes are then visible to load_cg.
+// Waits for `expected` arrivals at the counter, zero at launch; blocks arrive once per barrier, and the counter only
+// rises. The first __syncthreads and fence put a block's writes before its arrival: other blocks' load_cg then sees
+// them.
 __device__ __forceinline__ void grid_barrier(uint32_t* barrier_counter, uint32_t expected) {
   __syncthreads();
   if (threadIdx.x == 0) {

@@ -138,7 +138,7 @@ class DeviceGuard {
 inline int64_t multiprocessors(int64_t device) {
   int count = 0;
   if (cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, static_cast<int>(device)) != cudaSuccess) {
-    cudaGetLastError();
+    cudaGetLastError();  // clears the error
     return 128;
   }
   return count;

@@ -72,7 +72,7 @@ struct Tile {
   // row groups per band: whole sectors, few bank conflicts
   static constexpr int kBandRowGroups = ROWS_FIRST || kRowGroups < 4 ? kRowGroups : 4;
 
-  // First row and step of group `i`.
+  // First row and step of group `i`, written to differ from group 0's by constants.
   template <bool ALONG_TIME>
   static __device__ __forceinline__ void position(int i, int& row, int& step) {
     const int thread = static_cast<int>(threadIdx.x);

@@ -13,7 +13,7 @@
 namespace wmk {
 
 constexpr int kPersistentThreads = 128, kPersistentChannels = 16;
-// Per tap of 16 input channels: 16 rows of 64 columns.
+// Per tap and 16 input channels: 16 rows of 64 columns, 16 bits each.
 constexpr int64_t kPersistentTapBytes = 16 * 4 * kPersistentChannels * 2;
 
 struct PositionCoord {
@@ -36,7 +36,7 @@ __global__ void __launch_bounds__(kPersistentThreads, 1)
   {
     const uint4* packed =
         static_cast<const uint4*>(p.weights.data) + channel_tile * taps * channel_tiles * kPersistentThreads;
-    // each thread reads back only its own copies
+    // no barrier: each thread reads back only its own copies
     for (int64_t i = thread; i < taps * channel_tiles * kPersistentThreads; i += kPersistentThreads)
       weights[i] = packed[i];
   }

@@ -189,7 +189,7 @@ __global__ void __launch_bounds__(128, BACKWARD&& LOCAL             ? 3
         }
         store_vec4(values, result);
         if (BACKWARD && p.grad_gates.data != nullptr) {
-          // The fourth is the adjacent thread's, or outside this pass.
+          // Three previous states are this thread's; the fourth is the adjacent thread's, or outside the tile.
           Vec4<T> outputs = load_vec4(shared.outputs + row * kPitch + first);
           const bool inside = p.reverse ? first + 4 < steps : first > 0;
           T edge = T(0);

@@ -66,7 +66,7 @@ int64_t choose_segment_steps(const wmk_selective_scan& p, int64_t tiles, int64_t
   const int64_t target_blocks = kTargetBlocksPerProcessor * processors;
   int64_t steps = time;
   if (packed) {
-    // Only sequences far above the mean length are split.
+    // Only sequences longer than twice a block's even share are split.
     steps = ceil_div(2 * time * tiles, target_blocks);
   } else if (static_cast<double>(tiles * p.batch) < kMinBlocksPerProcessor * static_cast<double>(processors)) {
     steps = ceil_div(time, target_blocks / (tiles * p.batch < 1 ? 1 : tiles * p.batch));

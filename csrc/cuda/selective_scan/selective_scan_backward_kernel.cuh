@@ -79,6 +79,7 @@ __global__ void __launch_bounds__(Traits::kThreads, kBackwardKernelBlocks<Traits
   for (int i = 0; i < ChannelTile::kPerThread; ++i) grad_D[i] = grad_bias[i] = T(0);
   const int64_t channel_offset = work.segment * p.channels + coord.channel;
   thread.partial_offset = channel_offset * p.state;
+  // dh is still zero.
   if (!p.B_varies) store_states(thread.dh, coord, states, plan.partial_B, thread.partial_offset);
   if (!p.C_varies) store_states(thread.dh, coord, states, plan.partial_C, thread.partial_offset);
   if (work.segment_in_sequence + 1 < work.segments_in_sequence) {

@@ -15,7 +15,7 @@ struct BackwardShared {
   using T = typename Traits::T;
   using C = Traits;
   static constexpr int kStateVectors = C::kStates / 4;
-  // Over a warp's channels.
+  // How dB and dC are summed over a warp's channels.
   static constexpr bool kSumsOnTensorCores =
       C::kWarpChannels == 8 && (C::kDtype == WMK_BFLOAT16 || C::kDtype == WMK_FLOAT16);
   static constexpr bool kOneChannelPerWarp = C::kWarpChannels == 1;

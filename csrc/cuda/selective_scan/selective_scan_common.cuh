@@ -11,7 +11,7 @@
 
 namespace wmk {
 
-// Backward warps per multiprocessor; limited by shared memory.
+// Backward warps per multiprocessor, as shared memory allows: 227 KB on sm_90 and sm_100, 99 KB on the smallest others.
 #if defined(__CUDA_ARCH__) && (__CUDA_ARCH__ < 900 || __CUDA_ARCH__ >= 1200)
 constexpr int kBackwardWarps = 8;
 #else
@@ -28,7 +28,7 @@ struct KernelTraits {
   static constexpr int kPaddedStates = STATES_ * LANES_;
   static constexpr int kWarps = LANES_ < 4 ? LANES_ : 4;
   static constexpr int kThreads = 32 * kWarps;
-  // Blocks per multiprocessor.
+  // Blocks per multiprocessor, for __launch_bounds__.
   static constexpr int kForwardBlocks = (kStates == 4 && sizeof(T) == 4 ? 12 : 8) / kWarps;
   static constexpr int kBackwardBlocks = (kStates == 4 && sizeof(T) == 4 ? kBackwardWarps : 8) / kWarps;
   static constexpr int kChannels = kThreads / LANES_;  // per block
@@ -73,7 +73,7 @@ struct StageBuffers {
 };
 
 struct ScanPlan {
-  int64_t segment_steps;  // multiple of kSteps, and of the chunk if states are saved
+  int64_t segment_steps;  // multiple of the chunk if states are saved, else of kSteps
   int64_t segments_per_sequence;
   int64_t segment_count;  // packed: an upper bound
   int64_t tiles;          // of channels
@@ -93,18 +93,19 @@ struct ScanPlan {
   void* tile_partial_C;
 };
 
+// One thread computes it, shared memory holds it: saves registers.
 struct WorkTile {
   bool exists;
   int64_t segment, tile;
   int64_t sequence, batch;
   int64_t segment_in_sequence, segments_in_sequence;
-  int64_t offset;  // sequence start in the batch element
-  int64_t length;
-  int64_t begin, end;  // from the sequence's start
+  int64_t offset;      // sequence start in the batch element
+  int64_t length;      // of the sequence
+  int64_t begin, end;  // of the segment, from the sequence's start
   int64_t group, channel;
-  int channels;        // valid
-  int64_t chunk_base;  // sequence's first row in chunk_states
-  int64_t first_chunk;
+  int channels;         // valid
+  int64_t chunk_base;   // sequence's first row in chunk_states
+  int64_t first_chunk;  // of the segment, from the sequence's start
   int64_t last_chunk;
 };
 
