@@ -22,7 +22,7 @@ ENVIRONMENT = {
 
 
 class EmulatorError(RuntimeError):
-    """The emulator's or sanitizer's report."""
+    """The emulator's or sanitizer's report; it ended the program, which the next call starts again."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Emulator:
             multiprocessors: reported to kernels.
             disabled_barrier: ``file:line`` of a barrier to skip.
             read_only: tensors that must not change.
-            returns_int: false for int64_t.
+            returns_int: false if the function returns int64_t.
 
         Raises:
             EmulatorError: the program ended with a report.
@@ -104,7 +104,7 @@ class Emulator:
         kernels = tuple(self._received_text() for _ in range(kernel_count))
         barriers = frozenset(self._received_text() for _ in range(self._words(1)[0]))
         changed = [self._bytes(x.numel() * x.element_size()) if self._words(1)[0] else None for x in tensors]
-        self._words(1)  # check gaps between elements
+        self._words(1)  # sent once the gaps between elements have been checked
         protected = {x.data_ptr() for x in read_only}
         for x, data in zip(tensors, changed, strict=True):
             if data is None:

@@ -1,12 +1,13 @@
 """Runs compiled GPU code (PTX) on the CPU.
 
-A block's threads run in lockstep (ptx_operations.py). Errors:
+A block's threads run in lockstep (registers: ptx_operations.py); blocks run in order. Errors:
 
 - an access outside an argument's elements (strided views included), or unaligned;
-- a byte that one warp writes and another accesses without a barrier between, or that two blocks access;
+- a byte that one warp writes and another reads, in either order, without a barrier between, or that a block writes
+  and a later one accesses;
 - a barrier or shuffle that not all threads reach; an unwritten register.
 
-Approximate instructions (ex2, div.full, rcp) are exact and rounded.
+Approximate instructions (ex2, div.full, rcp) are computed exactly, then rounded.
 """
 
 import re

@@ -18,7 +18,7 @@ TYPES = {
     **{"f16": np.dtype("f2"), "f32": np.dtype("f4"), "f64": np.dtype("f8")},
     "pred": np.dtype("?"),
 }
-# By prefix.
+# Types by name prefix.
 REGISTERS = {"%p": "pred", "%rs": "u16", "%r": "u32", "%rd": "u64", "%f": "u32", "%fd": "u64", "%h": "u16"}
 SPECIAL = {"%tid.x": "B.thread", "%ctaid.x": "B.block"}
 COMPARISONS = {"eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">="}
@@ -121,7 +121,7 @@ FLUSH = "B.flush"
 
 
 def shift(left: bool) -> Operation:
-    """Zero past the width."""
+    """Counts beyond the width leave zero, or the sign of a signed right shift."""
 
     def operation(emit: Emit, operands: list[str]) -> list[str]:
         kind = emit.type
@@ -138,7 +138,7 @@ def shift(left: bool) -> Operation:
 
 
 def multiply(emit: Emit, operands: list[str]) -> list[str]:
-    """.lo, .hi, .wide or floating point."""
+    """mul and mad: .lo, .hi, .wide or floating point."""
     kind, (target, *sources) = emit.type, operands
     if "wide" in emit.parts:
         wide = f"{kind[0]}{int(kind[1:]) * 2}"
@@ -175,7 +175,7 @@ def remainder(emit: Emit, operands: list[str]) -> list[str]:
 
 
 def compare(emit: Emit, operands: list[str]) -> list[str]:
-    """With NaN, ordered comparisons are false, unordered (…u) true."""
+    """setp. With NaN, ordered comparisons are false, unordered (…u) true."""
     how, kind = emit.parts[1], emit.type
     a, b = (emit.read(s, kind) for s in operands[1:3])
     if how in ("num", "nan"):
@@ -212,7 +212,7 @@ def extreme(emit: Emit, operands: list[str]) -> list[str]:
 
 
 def move(emit: Emit, operands: list[str]) -> list[str]:
-    """A register, or its parts."""
+    """mov of a register, or of its parts."""
     target, source = operands
     if target.startswith("{"):
         names = _names(target)
@@ -346,7 +346,7 @@ def extract_bits(emit: Emit, operands: list[str]) -> list[str]:
 
 
 def permute(emit: Emit, operands: list[str]) -> list[str]:
-    """Default mode."""
+    """prmt, default mode."""
     a, b, selector = (emit.read(s, "u32") for s in operands[1:])
     return emit.write(operands[0], f"B.permute({a}, {b}, {selector})", "u32")
 

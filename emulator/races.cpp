@@ -26,7 +26,7 @@ Block* current_block = nullptr;
 unsigned current_thread = 0;
 uint32_t last_id = 0;
 
-// Reused uncleared: epochs are unique.
+// Shadows to reuse, uncleared: epochs are unique.
 struct FreeShadow {
   size_t bytes;
   ShadowByte* shadow;

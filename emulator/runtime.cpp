@@ -1,4 +1,5 @@
-// If all running threads spin without progress, another block starts, so that grid barriers get their resident blocks.
+// The scheduler. If all running threads spin without progress, another block starts, so that grid barriers get their
+// resident blocks.
 #include <stdio.h>
 #include <stdlib.h>
 #include <unistd.h>

@@ -1,8 +1,8 @@
 // Calls this program's functions by name for client.py: requests on standard input, replies on standard output, in
 // native 64-bit words.
 //
-// Each tensor gets memory of its exact extent; gaps between its elements are 0xFF and checked after the call. Very
-// sparse tensors get a sparse mapping.
+// Each tensor gets memory of its exact extent; gaps between its elements are 0xFF and checked after the call. Above
+// 256 MiB of extent it is an untouched mapping, whose gaps are not checked.
 #include <dlfcn.h>
 #include <stdio.h>
 #include <stdlib.h>
