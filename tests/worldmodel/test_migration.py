@@ -20,7 +20,7 @@ from worldmodel.learning.settings import saved_config
 from worldmodel.learning.trainer import Trainer
 from worldmodel.runs import storage
 from worldmodel.runs.configuration import ConfigurationError
-from worldmodel.runs.migration import FIELDS
+from worldmodel.runs.migration import FIELDS, load_part
 from worldmodel.runs.run import Run
 
 DATA = Path(__file__).with_name("data")
@@ -138,3 +138,17 @@ def test_a_run_of_a_module_that_is_gone_says_which(tmp_path: Path) -> None:
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match=r"the module 'worldmodel\.gone' cannot be imported"):
         train(saved_config(Run(folder)), folder, resume=True, quiet=True)
+
+
+@pytest.mark.parametrize(
+    ("episodes", "expected"),
+    [
+        ({"numbers": [3, 4], "begun": 5}, {"episode_ids": [3, 4], "begun": 5}),
+        ({"pickle": b"", "ignored": [False]}, {"pickle": b"", "ignored": [False]}),
+        (None, None),
+    ],
+    ids=["environments", "a pickled vector environment", "a vector environment"],
+)
+def test_the_episodes_of_every_kind_of_environment_are_translated(episodes: Any, expected: Any) -> None:
+    part = load_part("collector", lambda _: ({"episodes": episodes}, 1), lambda _: True)
+    assert part == {"episodes": expected}

@@ -85,7 +85,7 @@ def load_part(name: str, read: Callable[[str], tuple[Any, int]], exists: Callabl
         upgraded["writer"] = writer
     if name == "learner":
         del upgraded["rewards"]
-    if name == "collector":
+    if name == "collector" and "numbers" in (upgraded["episodes"] or {}):  # a gymnasium vector environment has none
         episodes = dict(upgraded["episodes"])
         episodes["episode_ids"] = episodes.pop("numbers")
         upgraded["episodes"] = episodes
