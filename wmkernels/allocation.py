@@ -5,7 +5,7 @@ from torch import Tensor
 
 
 def empty_activation(like: Tensor, channel_last: bool) -> Tensor:
-    """(batch, channels, time); time-major for ``channel_last``."""
+    """Uninitialised (batch, channels, time) as ``like``; with ``channel_last``, channels are contiguous in memory."""
     batch, channels, time = like.shape
     if channel_last:
         strides = (time * channels, 1, channels)
@@ -14,7 +14,7 @@ def empty_activation(like: Tensor, channel_last: bool) -> Tensor:
 
 
 def empty_like_or_absent(like: Tensor | None, device: torch.device) -> Tensor:
-    """Contiguous; (0,) if None."""
+    """Uninitialised and contiguous, as ``like``; (0,) float32 if None, since ops return no None."""
     if like is None:
         return torch.empty((0,), dtype=torch.float32, device=device)
     return torch.empty(tuple(like.shape), dtype=like.dtype, device=like.device)

@@ -52,7 +52,7 @@ def build_info() -> dict[str, Any]:
 
 
 def openmp_runtimes() -> list[str]:
-    """Loaded libraries (Linux)."""
+    """OpenMP libraries loaded in this process (Linux): two of them oversubscribe the processors."""
     maps = Path("/proc/self/maps")
     if not maps.exists():
         return []

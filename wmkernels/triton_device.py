@@ -81,5 +81,6 @@ def combine_decayed_mark(decay1, state1, decayed1, decay2, state2, decayed2):
 
 @triton.jit
 def last_of(index1, value1, index2, value2):
+    """The value at the larger index: a reduction by it selects the last step."""
     second = index2 > index1
     return tl.where(second, index2, index1), tl.where(second, value2, value1)

@@ -52,7 +52,7 @@ def next_power_of_2(number: int) -> int:
 
 
 def power_of_two_factor(number: int, most: int) -> int:
-    """Largest, up to ``most``."""
+    """Largest power of two that divides ``number``, at most ``most`` (a power of two)."""
     return min(number & -number, most)
 
 

@@ -27,7 +27,8 @@ def linear_scan(
     In reverse ``h_t = gates_t h_{t+1} + tokens_t``, as for λ-returns.
 
     Args:
-        gates: (batch, ..., time), any strides; float32, float64, bfloat16 or float16.
+        gates: (batch, ..., time), any strides; float32, float64, bfloat16 or float16;
+            arithmetic is in float32 (float64).
         tokens: as ``gates``.
         initial_state: (batch, ...), float32 or as ``gates``; in reverse, h after the last step; zeros if None.
         reverse: run from the end.

@@ -48,8 +48,8 @@ def selective_scan(
     Args:
         u: (batch, channels, time), any strides; float32, float64, bfloat16 or float16, as delta, z, varying B and C.
         delta: step size, as ``u``.
-        A: (channels, state), real; at most 256 states in compiled kernels. Parameters and states may be float32 with
-            16-bit activations.
+        A: (channels, state), real, negative to decay; at most 256 states in compiled kernels. Parameters and states may
+            be float32 with 16-bit activations; arithmetic is in float32 (float64).
         B: (channels, state), (batch, state, time) or (batch, groups, state, time); channel c uses group
             ``c // (channels // groups)``.
         C: as ``B``.

@@ -1,4 +1,4 @@
-"""Selective scan inputs and outputs; ``channel_last`` outputs are time-major."""
+"""Selective scan inputs and outputs; with ``channel_last``, outputs have contiguous channels (dB, dC: states)."""
 
 from typing import NamedTuple
 
