@@ -70,7 +70,9 @@ def compile_plan(plan: Plan, report: Report, environ: Mapping[str, str]) -> Plan
 def asked_for(environ: Mapping[str, str]) -> list[str]:
     """Settings whose failure stops the build."""
     settings = [f"{name}={environ[name]}" for name in ("CXX", "WMKERNELS_NVCC") if environ.get(name)]
-    return settings + [name for name in ("WMKERNELS_CUDA=1",) if environ.get("WMKERNELS_CUDA") == "1"]
+    return settings + [
+        f"{name}=1" for name in ("WMKERNELS_CUDA", "WMKERNELS_REQUIRE_NATIVE") if environ.get(name) == "1"
+    ]
 
 
 def make_plan(root: Path, report: Report, environ: Mapping[str, str]) -> Plan | None:

@@ -175,8 +175,9 @@ def test_a_cuda_kernel_that_does_not_compile_leaves_the_cpu_kernels(
     report = build(project, **environ)
     assert report.extension and not report.cuda and report.cuda_reason.endswith("kernel.cu(1): error: planted")
     assert f"CUDA kernels  not built: {report.cuda_reason}" in report.block()
-    with pytest.raises(toolchain.BuildError, match=r"WMKERNELS_CUDA=1, but .*error: planted"):
-        build(project, **environ | {"WMKERNELS_CUDA": "1"})
+    for asked in ("WMKERNELS_CUDA", "WMKERNELS_REQUIRE_NATIVE"):
+        with pytest.raises(toolchain.BuildError, match=f"{asked}=1, but .*error: planted"):
+            build(project, **environ | {asked: "1"})
 
 
 def test_without_a_compiler_the_build_succeeds_and_says_why(project: Path) -> None:
