@@ -364,12 +364,26 @@ def test_a_backend_that_cannot_run_says_why_and_what_could(op, backend):
         assert "there is no backend 'tpu'; the backends are cuda, triton, cpu, chunked, reference" in lines[-1]
 
 
-def test_states_past_what_kernels_hold():
-    x = SMALL["selective_scan"]("cpu", torch.float32, state=257).tensors
-    with pytest.raises(ValueError, match="at most 256 states a channel, this call has 257"):
-        wmkernels.selective_scan(**x, backend="cpu")
-    expected = wmkernels.selective_scan(**x, backend="chunked")
-    torch.testing.assert_close(wmkernels.selective_scan(**x), expected, rtol=0, atol=0)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("states", [257, 1025])
+@pytest.mark.parametrize("op", ["selective_scan", "selective_step"])
+def test_states_past_what_kernels_hold(op, states, dtype):
+    problem = SMALL[op]("cpu", dtype, state=states)
+    x = {name: value.detach() for name, value in problem.tensors.items() if value is not None}
+    with pytest.raises(ValueError, match=f"at most 256 states a channel, this call has {states}"):
+        problem.function(**x, backend="cpu")
+    expected = problem.function(**x, backend="chunked")
+    torch.testing.assert_close(problem.function(**x), expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("states", [257, 1025])
+def test_a_state_update_past_what_kernels_hold(states):
+    x = dict(SMALL["selective_step"]("cpu", torch.float32, state=states).tensors)
+    u, delta = x.pop("u"), x.pop("delta")
+    state, A, B, C = x["state"].clone(), x["A"], x["B"], x["C"]
+    expected, after = wmkernels.selective_step(state, u, delta, A, B, C, backend="reference")
+    torch.testing.assert_close(wmkernels.selective_state_update(state, u, delta, A, B, C), expected)
+    torch.testing.assert_close(state, after)
 
 
 def test_the_best_backend_is_chosen():

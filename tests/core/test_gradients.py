@@ -115,8 +115,8 @@ def small_linear_scan(device, dtype=torch.float64):
     return Problem(wmkernels.linear_scan, tensors, {"return_last_state": True})
 
 
-def small_step(device, dtype=torch.float64):
-    scan = small_scan(device, dtype).tensors
+def small_step(device, dtype=torch.float64, **sizes):
+    scan = small_scan(device, dtype, **sizes).tensors
     tensors = {name: scan[name][..., 0] for name in ("u", "delta", "B", "C", "z")}
     tensors |= {name: scan[name] for name in ("A", "D", "delta_bias")} | {"state": scan["initial_state"]}
     return Problem(wmkernels.selective_step, tensors, {"delta_softplus": True})

@@ -175,11 +175,13 @@ def _empty(like: Tensor) -> Tensor:
 
 def _may_use_fast_path(tensors: tuple[Tensor | None, ...], backend: str | None) -> bool:
     """Whether to try the extension's fast path, which takes one dtype for all tensors."""
-    u = tensors[1]
+    u, A = tensors[1], tensors[3]
     return (
         isinstance(u, Tensor)
         and u.dtype in _FAST_PATH_DTYPES
         and u.is_cpu
         and can_bypass_dispatcher(tensors)
-        and choose(OP, u.device, backend) == "cpu"
+        and isinstance(A, Tensor)
+        and A.dim() == 2
+        and choose(OP, u.device, backend, A.shape[1]) == "cpu"
     )
