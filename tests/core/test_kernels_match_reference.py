@@ -5,7 +5,16 @@ import torch
 from backends import instruction_sets, on_every_target
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from problems import STATES, Problem, assert_as_accurate_as_the_reference, few_channels, linear_scans, scans, steps
+from problems import (
+    DTYPES,
+    STATES,
+    Problem,
+    assert_as_accurate_as_the_reference,
+    few_channels,
+    linear_scans,
+    scans,
+    steps,
+)
 
 import wmkernels
 from wmkernels.dispatch import load_native
@@ -24,10 +33,10 @@ def instruction_set(name):
 
 
 @on_every_target("selective_scan", kernels_only=True)
-@settings(max_examples=settings().max_examples * 3)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @given(data=st.data())
-def test_selective_scan(target, data):
-    assert_as_accurate_as_the_reference(data.draw(scans(device=target.device)), target.backend)
+def test_selective_scan(target, dtype, data):
+    assert_as_accurate_as_the_reference(data.draw(scans([dtype], target.device)), target.backend)
 
 
 @settings(max_examples=settings().max_examples // 2)

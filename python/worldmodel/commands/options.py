@@ -38,7 +38,7 @@ class TrainOptions(TrainConfig):
 
     memory: str | None = None
     """Memory blocks in order, separated by commas: rotary_scan, scan, gated_conv, conv_lstm, gru, token_attention,
-    none, or module:Class; KIND*N repeats one. The preset's settings of a kind stay. The preset's blocks if not given."""
+    none, or module:Class; KIND*N repeats one. The preset's settings of a kind stay. By default the preset's blocks."""
     latent: str | None = None
     """Latent: categorical or gaussian. The preset's if not given."""
 
