@@ -65,7 +65,7 @@ def shrunk(problem):
 @few
 @given(data=st.data())
 def test_linear_scan_by_finite_differences(target, data):
-    check_gradients(data.draw(linear_scans([torch.float64], target.device, max_time=6)), target.backend)
+    check_gradients(data.draw(linear_scans([torch.float64], target.device, max_time=4)), target.backend)
 
 
 @settings(max_examples=max(5, settings().max_examples // 5))
