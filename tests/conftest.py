@@ -1,7 +1,7 @@
 """Fixtures of every test and Hypothesis profiles.
 
-pytest                                  40 random examples per test
-CI=1 pytest                             the same 40 every time
+pytest                                  20 random examples per test, other ones each time
+CI=1 pytest                             40, the same each time
 HYPOTHESIS_PROFILE=thorough pytest      800 random examples
 HYPOTHESIS_PROFILE=brief pytest         5 fixed examples
 """
@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, settings
 collect_ignore_glob = ["triton/triton_*.py", "triton/conv_lstm_interpreted.py"]
 
 COMMON = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow, HealthCheck.data_too_large]}
-settings.register_profile("dev", max_examples=40, print_blob=True, **COMMON)
+settings.register_profile("dev", max_examples=20, print_blob=True, **COMMON)
 settings.register_profile("ci", max_examples=40, derandomize=True, database=None, **COMMON)
 settings.register_profile("thorough", max_examples=800, print_blob=True, **COMMON)
 settings.register_profile("brief", max_examples=5, derandomize=True, database=None, **COMMON)
