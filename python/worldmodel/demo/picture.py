@@ -1,5 +1,6 @@
 """The picture of ``demo memory``."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from worldmodel.runs.optional_dependencies import require
 
 INK = "#7d8590"
 COLOURS = {"scan": "#e8590c", "GRU": "#3b82f6", "no memory": "#10a37f"}
+LABEL = 0.06  # height of a label, in shares of right answers
 SUIT_COLOURS = ("#3b82f6", "#e8590c", "#10a37f", "#c08a00")
 
 
@@ -32,18 +34,35 @@ def draw(summary: Mapping[str, Any], path: Path) -> None:
         plt.close(figure)
 
 
+def spread(values: list[float], gap: float) -> list[float]:
+    """Heights of labels: each at its value, or higher where the one below is nearer than ``gap``.
+
+    Example:
+        >>> spread([1.0, 0.25, 0.27], 0.1)
+        [1.0, 0.25, 0.35]
+    """
+    heights, lowest = list(values), -math.inf
+    for index in sorted(range(len(values)), key=values.__getitem__):
+        heights[index] = lowest = max(values[index], lowest + gap)
+    return heights
+
+
 def _accuracy(axes: Any, results: Mapping[str, Any]) -> None:
     steps = max(result["steps"] for result in results.values())
-    for name, result in results.items():
-        points = [(np.sqrt(low * high), accuracy) for low, high, accuracy in result["accuracy_by_time"]]
+    curves = {
+        name: [(np.sqrt(low * high), accuracy) for low, high, accuracy in result["accuracy_by_time"]]
+        for name, result in results.items()
+    }
+    heights = dict(zip(curves, spread([points[-1][1] for points in curves.values()], LABEL), strict=True))
+    for name, points in curves.items():
         axes.plot(*zip(*points, strict=True), color=COLOURS[name], lw=2.6 if name == "scan" else 1.8)
         axes.annotate(
-            f"{name}: {result['accuracy_beyond']:.3f}",
-            (steps, points[-1][1]),
-            xytext=(-4, -7 if name == "GRU" else 7),
+            f"{name}: {results[name]['accuracy_beyond']:.3f}",
+            (steps, heights[name]),
+            xytext=(-4, 7),
             textcoords="offset points",
             ha="right",
-            va="top" if name == "GRU" else "bottom",
+            va="bottom",
             color=COLOURS[name],
             weight="bold",
         )
