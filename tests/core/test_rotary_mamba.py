@@ -146,8 +146,8 @@ def test_gradcheck_through_the_angle(target):
     )
     torch.nn.init.normal_(module.angle_proj.weight)
     names = [name for name, _ in module.named_parameters()]
-    reset = torch.zeros(2, 5, dtype=torch.bool, device=target.device)
-    reset[0, 3] = True
+    reset = torch.zeros(2, 4, dtype=torch.bool, device=target.device)
+    reset[0, 2] = True
     state = {name: torch.rand_like(value) + 0.2 for name, value in module.init_state(2).items()}
 
     def run(inputs, window, scan, angle, *parameters):
@@ -156,7 +156,7 @@ def test_gradcheck_through_the_angle(target):
         outputs, after = torch.func.functional_call(module, weights, given)
         return outputs, after["scan"], after["angle"]
 
-    inputs = torch.randn(2, 5, 3, dtype=torch.float64, device=target.device)
+    inputs = torch.randn(2, 4, 3, dtype=torch.float64, device=target.device)
     leaves = [inputs, *state.values(), *(p.detach() for p in module.parameters())]
     assert torch.autograd.gradcheck(
         run, [x.requires_grad_() for x in leaves], fast_mode=target.backend == "chunked", **GRADCHECK
