@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shutil
@@ -90,12 +91,14 @@ def _compile(command: Sequence[str], version: str, source: Path) -> Path:
 
 
 def _run(command: Sequence[str], target: Path) -> None:
-    """The file appears only when complete: other processes may wait for it."""
+    """The file appears when complete, and never replaces one: another process may run it and read its lines."""
     partial = target.with_name(f"{target.name}.{os.getpid()}")
     done = subprocess.run([*command, "-o", str(partial)], capture_output=True, text=True)
     if done.returncode:
         raise BuildError(done.stderr)
-    partial.replace(target)
+    with contextlib.suppress(FileExistsError):
+        os.link(partial, target)
+    partial.unlink()
 
 
 def main(arguments: Sequence[str]) -> None:
