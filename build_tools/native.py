@@ -1,7 +1,7 @@
 """Builds wmkernels/_native for setup.py.
 
-Without a tool, its kernels are left out. A failing CXX, WMKERNELS_NVCC or WMKERNELS_CUDA=1 stops the build, as does a
-missing extension with WMKERNELS_REQUIRE_NATIVE=1.
+Without a tool, its kernels are left out. A failing CXX, WMKERNELS_NVCC or WMKERNELS_CUDA=1 stops the build;
+with WMKERNELS_REQUIRE_NATIVE=1, so does a kernel that does not compile, or a missing extension.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ runs_here() {
     v3) feature=avx2 ;;
     *) return 0 ;;
   esac
-  printf 'int main() { return !__builtin_cpu_supports("%s"); }' "$feature" | $CXX -x c++ - -o "$folder/probe"
+  printf 'int main() { return !__builtin_cpu_supports("%s"); }' "$feature" | $CXX -x c++ - -o "$folder/probe" || exit 1
   "$folder/probe"
 }
 

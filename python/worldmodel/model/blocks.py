@@ -323,6 +323,11 @@ BlockConfig = (
 )
 
 
+def mixes_tokens(block: nn.Module) -> bool:
+    """Whether the block takes all tokens of a step, in a dimension before the last."""
+    return bool(getattr(block, "mixes_tokens", False))
+
+
 def _check_interface(block: Any, name: str, width: int) -> None:
     if not isinstance(block, nn.Module):
         raise ConfigurationError(f"CustomBlock: {name} made a {type(block).__name__}, expected a torch.nn.Module")
@@ -335,7 +340,7 @@ def _check_interface(block: Any, name: str, width: int) -> None:
             f"CustomBlock: {name} has no {', '.join(missing)}, expected init_state, forward and step"
         )
     like = next(block.parameters(), torch.zeros(()))
-    tokens = (1,) if getattr(block, "mixes_tokens", False) else ()
+    tokens = (1,) if mixes_tokens(block) else ()
     inputs, reset = like.new_zeros(1, 2, *tokens, width), torch.zeros(1, 2, dtype=torch.bool, device=like.device)
     memory: Any = block
     with torch.no_grad(), torch.random.fork_rng(devices=[]):

@@ -1,13 +1,14 @@
 """Memory, s_t, m_t = D(x_t, m_{t-1}): a stack of recurrent blocks."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
 from worldmodel.data.batch import State
-from worldmodel.model.blocks import BlockConfig, RotaryScanBlock
+from worldmodel.model.blocks import BlockConfig, RotaryScanBlock, mixes_tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +58,7 @@ class MemoryStack(nn.Module):
     def init_state(self, batch_size: int) -> State:
         parts = []
         for block, _ in self._layers():
-            folds = self.tokens > 1 and not _mixes_tokens(block)
+            folds = self.tokens > 1 and not mixes_tokens(block)
             part = block.init_state(batch_size * self.tokens if folds else batch_size)
             parts.append(_unfolded(part, self.tokens) if folds else part)
         return _joined(parts)
@@ -89,8 +90,10 @@ class MemoryStack(nn.Module):
         parts = []
         for index, (block, norm) in enumerate(self._layers()):
             part = None if state is None else _part(state, index)
-            run = _call if _mixes_tokens(block) else self._run_per_token
-            outputs, part = run(method(block), norm(x), part, reset)
+            run = method(block)
+            if not mixes_tokens(block):
+                run = functools.partial(self._run_per_token, run)
+            outputs, part = run(norm(x), part, reset)
             x = x + outputs
             parts.append(part)
         s = self.norm(x)
@@ -116,15 +119,6 @@ class MemoryStack(nn.Module):
 def build_memory(config: MemoryConfig) -> MemoryStack:
     """Builds the stack. Raises ConfigurationError if a ``CustomBlock`` cannot be built, ValueError for other blocks."""
     return MemoryStack([block.build(config.width) for block in config.blocks], config.width, config.tokens)
-
-
-def _mixes_tokens(block: nn.Module) -> bool:
-    return bool(getattr(block, "mixes_tokens", False))
-
-
-def _call(block: Callable[..., Any], x: Tensor, state: State | None, reset: Tensor | None) -> tuple[Tensor, State]:
-    outputs, state = block(x, state, reset)
-    return outputs, state
 
 
 def _unfolded(state: Mapping[str, Tensor], tokens: int) -> State:
