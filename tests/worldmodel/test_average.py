@@ -76,5 +76,5 @@ def test_an_agent_acts_with_the_average(tmp_path: Path) -> None:
 
 
 def test_an_average_over_less_than_nothing_is_refused() -> None:
-    with pytest.raises(ValueError, match="ema is -1, expected at least 0"):
+    with pytest.raises(ValueError, match="ema is -1, expected a whole number, at least 0"):
         LearnerConfig(ema=-1)

@@ -292,17 +292,17 @@ def test_every_kind_of_observation_is_read_and_said_again():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: MemoryConfig(blocks=()), "blocks has 0, expected at least 1"),
+        (lambda: MemoryConfig(blocks=()), "blocks has 0 entries, expected at least 1"),
         (lambda: MemoryConfig(20, (ConvLSTMBlock(),)), r"map_size is \(4, 4\) and width 20"),
-        (lambda: MemoryConfig(tokens=0), "tokens is 0, expected at least 1"),
+        (lambda: MemoryConfig(tokens=0), "tokens is 0, expected a whole number, at least 1"),
         (lambda: MemoryConfig(20, (TokenAttentionBlock(heads=3),)), "heads is 3 and width 20, expected a divisor"),
-        (lambda: CategoricalConfig(classes=1), "classes 1"),
-        (lambda: GaussianConfig(min_std=0.0), "size is 32 and min_std 0.0, expected at least 1 and more than 0"),
+        (lambda: CategoricalConfig(classes=1), "classes is 1, expected a whole number, at least 2"),
+        (lambda: GaussianConfig(min_std=0.0), "min_std is 0.0, expected a number, more than 0"),
         (lambda: EvaluationConfig(discount=1.5), "discount is 1.5"),
         (lambda: DecisionConfig(gradient="search"), "gradient is 'search'"),
         (lambda: DecisionConfig(greedy="best"), "greedy is 'best'"),
         (lambda: DecisionConfig(min_std=2.0), "min_std is 2.0 and max_std 1.0"),
-        (lambda: ScalarConfig(bins=1), "bins 1, expected 'mean' or 'two_hot' and at least 2"),
+        (lambda: ScalarConfig(bins=1), "bins is 1, expected a whole number, at least 2"),
         (lambda: ObjectiveConfig(horizon=0), "horizon is 0"),
         (
             lambda: small_model(done=spaces.Box(-1, 1, (2,)), decision=DecisionConfig(gradient="all_action")),

@@ -271,7 +271,7 @@ def assert_same(a: Batch, b: Batch) -> None:
 def test_settings_that_cannot_work_are_refused_with_the_reason() -> None:
     for bad, words in (
         ({"burn_in": 255}, "below window - 1 = 255"),
-        ({"batch_size": 0}, "expected at least 1"),
+        ({"batch_size": 0}, "expected a whole number, at least 1"),
         ({"max_steps": 10}, "at least window = 256"),
     ):
         with pytest.raises(ValueError, match=words):

@@ -5,7 +5,7 @@ Whole episodes are packed into rows of ``window`` steps. Later chunks start a ro
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -13,33 +13,35 @@ import torch
 from worldmodel.data.batch import Batch
 from worldmodel.data.chunks import Arrays, Chunk, TrajectoryWriter, cut_episode, pack_chunks, unpack_chunks
 from worldmodel.data.spaces import ActionSpec, ObservationSpec
+from worldmodel.runs.fields import Bounds, Checked, ConfigurationError, Count, Positive, Size
 
 _MAX_WAITING = 32  # chunks without room that end a batch
 
 
 @dataclasses.dataclass
-class ReplayConfig:
+class ReplayConfig(Checked):
     """Limits of replay, and the shape of its batches."""
 
-    batch_size: int = 16
+    batch_size: Size = 16
     """Rows per batch."""
-    window: int = 256
+    window: Annotated[int, Bounds(2, 10**6)] = 256
     """Steps per row. Episodes of at most window - 1 actions are stored whole."""
-    burn_in: int = 32
+    burn_in: Count = 32
     """Steps without a loss that warm up the stored state of a row."""
-    max_steps: int = 1_000_000
+    max_steps: Count = 1_000_000
     """Most stored transitions; the oldest are removed first."""
-    max_megabytes: float = 1024
+    max_megabytes: Positive = 1024
     """Most memory, in MiB; the oldest transitions are removed first."""
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise ValueError(f"ReplayConfig: batch_size is {self.batch_size}, expected at least 1")
+        super().__post_init__()
         if not 0 <= self.burn_in < self.window - 1:
             limits = f"at least 0 and below window - 1 = {self.window - 1}"
-            raise ValueError(f"ReplayConfig: burn_in is {self.burn_in}, expected {limits}")
+            raise ConfigurationError(f"ReplayConfig: burn_in is {self.burn_in}, expected {limits}")
         if self.max_steps < self.window:
-            raise ValueError(f"ReplayConfig: max_steps is {self.max_steps}, expected at least window = {self.window}")
+            raise ConfigurationError(
+                f"ReplayConfig: max_steps is {self.max_steps}, expected at least window = {self.window}"
+            )
 
 
 class Replay:

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import time
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
@@ -26,10 +26,13 @@ from worldmodel.learning.running_stats import (
     update_support,
 )
 from worldmodel.model.world_model import WorldModel
+from worldmodel.runs.fields import Bounds, Checked, Count, Positive
+
+Rate = Annotated[float, Bounds(0, 100)]
 
 
 @dataclasses.dataclass(frozen=True)
-class LearnerConfig:
+class LearnerConfig(Checked):
     """Settings of the learner.
 
     Attributes:
@@ -42,17 +45,13 @@ class LearnerConfig:
         objective: weights of the losses.
     """
 
-    model_lr: float = 3e-3
-    value_lr: float = 1e-3
-    policy_lr: float = 1e-3
-    warm_up: int = 50
-    max_grad_norm: float = 1.0
-    ema: int = 0
+    model_lr: Rate = 3e-3
+    value_lr: Rate = 1e-3
+    policy_lr: Rate = 1e-3
+    warm_up: Count = 50
+    max_grad_norm: Positive = 1.0
+    ema: Count = 0
     objective: ObjectiveConfig = dataclasses.field(default_factory=ObjectiveConfig)
-
-    def __post_init__(self) -> None:
-        if self.ema < 0:
-            raise ValueError(f"LearnerConfig: ema is {self.ema}, expected at least 0")
 
 
 @dataclasses.dataclass

@@ -16,10 +16,11 @@ from worldmodel.data.batch import Batch, State
 from worldmodel.model.evaluation import lambda_returns
 from worldmodel.model.policies import DiscretePolicy, Policy
 from worldmodel.model.world_model import Imagined, Observed, WorldModel
+from worldmodel.runs.fields import Checked, Positive, Size, Weight
 
 
 @dataclasses.dataclass(frozen=True)
-class ObjectiveConfig:
+class ObjectiveConfig(Checked):
     """Loss weights and imagination lengths.
 
     Attributes:
@@ -34,22 +35,15 @@ class ObjectiveConfig:
         return_floor: smallest return scale, in units of the reward scale.
     """
 
-    dynamics: float = 1.0
-    representation: float = 0.1
-    free_nats: float = 1.0
-    reward: float = 1.0
-    continuation: float = 1.0
-    horizon: int = 4
-    imagination_starts: int = 8
-    value_gradient: float = 0.1
-    return_floor: float = 1.0
-
-    def __post_init__(self) -> None:
-        if self.horizon < 1 or self.imagination_starts < 1:
-            raise ValueError(
-                f"ObjectiveConfig: horizon is {self.horizon} and imagination_starts {self.imagination_starts}, "
-                "expected at least 1 of each"
-            )
+    dynamics: Weight = 1.0
+    representation: Weight = 0.1
+    free_nats: Weight = 1.0
+    reward: Weight = 1.0
+    continuation: Weight = 1.0
+    horizon: Size = 4
+    imagination_starts: Size = 8
+    value_gradient: Weight = 0.1
+    return_floor: Positive = 1.0
 
 
 @dataclasses.dataclass

@@ -2,7 +2,7 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 
@@ -10,45 +10,48 @@ from worldmodel.data.replay import ReplayConfig
 from worldmodel.learning.learner import LearnerConfig
 from worldmodel.model.world_model import WorldModelConfig
 from worldmodel.runs.configuration import ConfigurationError, differences, from_json, to_json
+from worldmodel.runs.fields import Bounds, Checked, Count, Positive, Size, Text, Weight
 from worldmodel.runs.run import Run
+
+Limit = Annotated[int, Bounds(1, 10**15)]
 
 
 @dataclasses.dataclass
-class TrainConfig:
+class TrainConfig(Checked):
     """A training run. ``commands.options.preset_config`` fills in a preset's values.
 
     Raises ConfigurationError for values out of range.
     """
 
-    env: str = ""
+    env: Text = ""
     """Environment: a gymnasium id, module:Env-v0, or a name of popgym's."""
-    preset: str = "popgym"
+    preset: Text = "popgym"
     """Defaults of model, learner, replay and collection."""
-    num_envs: int = 16
+    num_envs: Size = 16
     """Parallel environments."""
-    train_ratio: float = 64
+    train_ratio: Positive = 64
     """Training steps per collected step."""
-    prefill: int = 2000
+    prefill: Count = 2000
     """Random steps before learning."""
-    random_envs: int = 0
+    random_envs: Count = 0
     """Environments that always act at random, for data beyond the policy's."""
-    steps: int | None = None
+    steps: Limit | None = None
     """Stop after this many steps, over all environments."""
-    updates: int | None = None
+    updates: Limit | None = None
     """Stop after this many updates."""
-    minutes: float | None = None
+    minutes: Positive | None = None
     """Stop after this many minutes of training, including those before a resume."""
-    device: str = "cpu"
+    device: Text = "cpu"
     """Device of the world model: cpu, cuda, cuda:1, ..."""
-    threads: int | None = None
+    threads: Annotated[int, Bounds(1, 4096)] | None = None
     """PyTorch's CPU threads; by default its own choice."""
-    seed: int = 0
+    seed: Annotated[int, Bounds(0, 2**64 - 1)] = 0
     """Seed of weights, environments, actions and batches."""
-    log_seconds: float = 5
+    log_seconds: Positive = 5
     """Seconds between lines of metrics."""
-    save_minutes: float = 2
+    save_minutes: Positive = 2
     """Minutes between checkpoints."""
-    open_loop_minutes: float = 2
+    open_loop_minutes: Weight = 2
     """Minutes between open-loop predictions (a picture in TensorBoard and open_loop/... metrics); more where that would
     take over 1% of the time. 0 turns them off."""
     environment_state: Literal["replay", "pickle"] = "replay"
@@ -62,25 +65,8 @@ class TrainConfig:
     """Limits and batch shape."""
 
     def __post_init__(self) -> None:
-        for name in (
-            "num_envs",
-            "threads",
-            "train_ratio",
-            "steps",
-            "updates",
-            "minutes",
-            "log_seconds",
-            "save_minutes",
-        ):
-            value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise ConfigurationError(f"{name} is {value}, expected more than 0")
-        for name in ("prefill", "seed", "open_loop_minutes"):
-            if getattr(self, name) < 0:
-                raise ConfigurationError(f"{name} is {getattr(self, name)}, expected at least 0")
-        if self.environment_state not in ("replay", "pickle"):
-            raise ConfigurationError(f"environment_state is {self.environment_state!r}, expected 'replay' or 'pickle'")
-        if not 0 <= self.random_envs <= self.num_envs:
+        super().__post_init__()
+        if self.random_envs > self.num_envs:
             raise ConfigurationError(
                 f"random_envs is {self.random_envs}, expected at least 0 and at most num_envs = {self.num_envs}"
             )

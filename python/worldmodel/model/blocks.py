@@ -7,7 +7,7 @@ import dataclasses
 import importlib
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from wmkernels.nn import CausalConv1d, ConvLSTM, Mamba, RotaryMamba
 from worldmodel.data.batch import State
-from worldmodel.runs.configuration import ConfigurationError
+from worldmodel.runs.fields import Bounds, Checked, ConfigurationError, Size, Text
 
 
 class GatedConv(nn.Module):
@@ -136,8 +136,12 @@ class TokenAttention(nn.Module):
         return self(input, state, reset)
 
 
+Taps = Annotated[int, Bounds(1, 4096)]
+Expansion = Annotated[float, Bounds(0, 64, above=True)]
+
+
 @dataclasses.dataclass(frozen=True)
-class Block:
+class Block(Checked):
     """A kind of block.
 
     Attributes:
@@ -147,7 +151,7 @@ class Block:
     kind: ClassVar[str]
 
     def check(self, width: int) -> None:
-        """Raises ValueError if ``width`` does not fit."""
+        """Raises ConfigurationError if ``width`` does not fit."""
 
     def build(self, width: int) -> nn.Module:
         raise NotImplementedError
@@ -167,12 +171,17 @@ class RotaryScanBlock(Block):
     """
 
     kind: ClassVar[str] = "rotary_scan"
-    d_state: int = 16
-    groups: int = 4
-    d_conv: int = 4
-    expand: float = 2
+    d_state: Size = 16
+    groups: Size = 4
+    d_conv: Taps = 4
+    expand: Expansion = 2
     selective_angle: bool = False
-    decay: float = 0.5
+    decay: Annotated[float, Bounds(0, 1000, above=True)] = 0.5
+
+    def check(self, width: int) -> None:
+        if self.d_state % 2:
+            raise ConfigurationError(f"RotaryScanBlock: d_state is {self.d_state}, expected an even number")
+        _check_inner(self, width, self.expand, self.groups)
 
     def build(self, width: int) -> nn.Module:
         return RotaryMamba(
@@ -198,10 +207,13 @@ class ScanBlock(Block):
     """
 
     kind: ClassVar[str] = "scan"
-    d_state: int = 16
-    groups: int = 4
-    d_conv: int = 4
-    expand: float = 2
+    d_state: Size = 16
+    groups: Size = 4
+    d_conv: Taps = 4
+    expand: Expansion = 2
+
+    def check(self, width: int) -> None:
+        _check_inner(self, width, self.expand, self.groups)
 
     def build(self, width: int) -> nn.Module:
         return Mamba(width, self.d_state, self.d_conv, self.expand, groups=self.groups)
@@ -217,8 +229,11 @@ class GatedConvBlock(Block):
     """
 
     kind: ClassVar[str] = "gated_conv"
-    d_conv: int = 4
-    expand: float = 2
+    d_conv: Taps = 4
+    expand: Expansion = 2
+
+    def check(self, width: int) -> None:
+        _check_inner(self, width, self.expand)
 
     def build(self, width: int) -> nn.Module:
         return GatedConv(width, self.d_conv, self.expand)
@@ -234,12 +249,14 @@ class ConvLSTMBlock(Block):
     """
 
     kind: ClassVar[str] = "conv_lstm"
-    map_size: tuple[int, int] = (4, 4)
-    kernel: int = 3
+    map_size: tuple[Size, Size] = (4, 4)
+    kernel: Annotated[int, Bounds(1, 255)] = 3
 
     def check(self, width: int) -> None:
-        if min(self.map_size) < 1 or width % math.prod(self.map_size):
-            raise ValueError(
+        if self.kernel % 2 == 0:
+            raise ConfigurationError(f"ConvLSTMBlock: kernel is {self.kernel}, expected an odd number")
+        if width % math.prod(self.map_size):
+            raise ConfigurationError(
                 f"ConvLSTMBlock: map_size is {self.map_size} and width {width}, expected width to be channels * height "
                 "* width"
             )
@@ -267,11 +284,13 @@ class TokenAttentionBlock(Block):
     """
 
     kind: ClassVar[str] = "token_attention"
-    heads: int = 4
+    heads: Size = 4
 
     def check(self, width: int) -> None:
-        if self.heads < 1 or width % self.heads:
-            raise ValueError(f"TokenAttentionBlock: heads is {self.heads} and width {width}, expected a divisor")
+        if width % self.heads:
+            raise ConfigurationError(
+                f"TokenAttentionBlock: heads is {self.heads} and width {width}, expected a divisor"
+            )
 
     def build(self, width: int) -> nn.Module:
         return TokenAttention(width, self.heads)
@@ -296,7 +315,7 @@ class CustomBlock(Block):
     """
 
     kind: ClassVar[str] = "custom"
-    block: str
+    block: Text
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def build(self, width: int) -> nn.Module:
@@ -321,6 +340,16 @@ class CustomBlock(Block):
 BlockConfig = (
     RotaryScanBlock | ScanBlock | GatedConvBlock | ConvLSTMBlock | GRUBlock | TokenAttentionBlock | CustomBlock
 )
+
+
+def _check_inner(block: Block, width: int, expand: float, groups: int = 1) -> None:
+    inner = int(expand * width)
+    if inner < 1 or inner % groups:
+        divisor = f" and groups {groups}, expected groups to divide" if inner else ", expected at least one of"
+        raise ConfigurationError(
+            f"{type(block).__name__}: expand is {expand}{divisor} the {inner} inner channels, expand * width = "
+            f"{expand} * {width}"
+        )
 
 
 def mixes_tokens(block: nn.Module) -> bool:

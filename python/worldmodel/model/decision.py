@@ -9,7 +9,7 @@ Gradients:
 
 import dataclasses
 import math
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from worldmodel.data.spaces import ActionSpec
 from worldmodel.model.networks import mlp
 from worldmodel.model.policies import ContinuousPolicy, DiscretePolicy, Policy
+from worldmodel.runs.fields import Bounds, Checked, ConfigurationError, Layers, Size, Weight
 
 
 @dataclasses.dataclass(frozen=True)
-class DecisionConfig:
+class DecisionConfig(Checked):
     """Decision.
 
     Attributes:
@@ -37,27 +38,21 @@ class DecisionConfig:
             are not enumerable.
     """
 
-    hidden: int = 128
-    layers: int = 2
+    hidden: Size = 128
+    layers: Layers = 2
     gradient: Literal["auto", "all_action", "reinforce", "pathwise"] = "auto"
-    max_enumerated_actions: int = 16
-    entropy: float = 0.03
-    unimix_ratio: float = 0.01
-    min_std: float = 0.1
-    max_std: float = 1.0
+    max_enumerated_actions: Size = 16
+    entropy: Weight = 0.03
+    unimix_ratio: Annotated[float, Bounds(0, 1, below=True)] = 0.01
+    min_std: Annotated[float, Bounds(0, 1000, above=True)] = 0.1
+    max_std: Annotated[float, Bounds(0, 1000, above=True)] = 1.0
     greedy: Literal["one_step_planning", "policy"] = "one_step_planning"
 
     def __post_init__(self) -> None:
-        if self.gradient not in ("auto", "all_action", "reinforce", "pathwise"):
-            raise ValueError(
-                f"DecisionConfig: gradient is {self.gradient!r}, expected 'auto', 'all_action', 'reinforce' or "
-                "'pathwise'"
-            )
-        if self.greedy not in ("one_step_planning", "policy"):
-            raise ValueError(f"DecisionConfig: greedy is {self.greedy!r}, expected 'one_step_planning' or 'policy'")
-        if not 0 < self.min_std <= self.max_std:
-            raise ValueError(
-                f"DecisionConfig: min_std is {self.min_std} and max_std {self.max_std}, expected 0 < min_std <= max_std"
+        super().__post_init__()
+        if self.min_std > self.max_std:
+            raise ConfigurationError(
+                f"DecisionConfig: min_std is {self.min_std} and max_std {self.max_std}, expected min_std <= max_std"
             )
 
 

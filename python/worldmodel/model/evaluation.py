@@ -2,15 +2,17 @@
 
 import copy
 import dataclasses
+from typing import Annotated
 
 from torch import Tensor, nn
 
 from wmkernels import linear_scan
 from worldmodel.model.networks import ScalarConfig, ScalarHead, mlp, polyak_update
+from worldmodel.runs.fields import Bounds, Checked, Layers, Share, Size
 
 
 @dataclasses.dataclass(frozen=True)
-class EvaluationConfig:
+class EvaluationConfig(Checked):
     """Evaluation.
 
     Attributes:
@@ -22,19 +24,12 @@ class EvaluationConfig:
         tau: Polyak rate of the target network.
     """
 
-    hidden: int = 128
-    layers: int = 2
-    discount: float = 0.99
-    lambda_: float = 0.95
+    hidden: Size = 128
+    layers: Layers = 2
+    discount: Share = 0.99
+    lambda_: Share = 0.95
     value: ScalarConfig = dataclasses.field(default_factory=ScalarConfig)
-    tau: float = 0.02
-
-    def __post_init__(self) -> None:
-        if not (0 <= self.discount <= 1 and 0 <= self.lambda_ <= 1 and 0 < self.tau <= 1):
-            raise ValueError(
-                f"EvaluationConfig: discount is {self.discount}, lambda_ {self.lambda_} and tau {self.tau}, "
-                "expected shares between 0 and 1"
-            )
+    tau: Annotated[float, Bounds(0, 1, above=True)] = 0.02
 
 
 class Evaluation(nn.Module):

@@ -3,13 +3,14 @@
 import abc
 import dataclasses
 import math
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from worldmodel.model.networks import sample_index
+from worldmodel.runs.fields import Bounds, Checked, Size
 
 
 class Latent(abc.ABC):
@@ -153,7 +154,7 @@ class GaussianLatent(Latent):
 
 
 @dataclasses.dataclass(frozen=True)
-class CategoricalConfig:
+class CategoricalConfig(Checked):
     """Categorical latents.
 
     Attributes:
@@ -164,24 +165,17 @@ class CategoricalConfig:
     """
 
     kind: ClassVar[str] = "categorical"
-    variables: int = 8
-    classes: int = 8
+    variables: Annotated[int, Bounds(1, 4096)] = 8
+    classes: Annotated[int, Bounds(2, 4096)] = 8
     stochastic: bool = True
-    unimix_ratio: float = 0.01
-
-    def __post_init__(self) -> None:
-        if self.variables < 1 or self.classes < 2 or not 0 <= self.unimix_ratio < 1:
-            raise ValueError(
-                f"CategoricalConfig: variables is {self.variables}, classes {self.classes} and unimix_ratio "
-                f"{self.unimix_ratio}, expected at least 1, at least 2, and a share below 1"
-            )
+    unimix_ratio: Annotated[float, Bounds(0, 1, below=True)] = 0.01
 
     def build(self) -> Latent:
         return CategoricalLatent(self)
 
 
 @dataclasses.dataclass(frozen=True)
-class GaussianConfig:
+class GaussianConfig(Checked):
     """Independent normal latents.
 
     Attributes:
@@ -191,15 +185,9 @@ class GaussianConfig:
     """
 
     kind: ClassVar[str] = "gaussian"
-    size: int = 32
+    size: Size = 32
     stochastic: bool = True
-    min_std: float = 0.1
-
-    def __post_init__(self) -> None:
-        if self.size < 1 or not self.min_std > 0:
-            raise ValueError(
-                f"GaussianConfig: size is {self.size} and min_std {self.min_std}, expected at least 1 and more than 0"
-            )
+    min_std: Annotated[float, Bounds(0, 1000, above=True)] = 0.1
 
     def build(self) -> Latent:
         return GaussianLatent(self)

@@ -3,16 +3,17 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Annotated, Any
 
 from torch import Tensor, nn
 
 from worldmodel.data.batch import State
 from worldmodel.model.blocks import BlockConfig, RotaryScanBlock, mixes_tokens
+from worldmodel.runs.fields import Bounds, Checked, Size
 
 
 @dataclasses.dataclass(frozen=True)
-class MemoryConfig:
+class MemoryConfig(Checked):
     """Memory.
 
     Attributes:
@@ -27,17 +28,12 @@ class MemoryConfig:
         ['0.angle', '0.scan', '0.window', '1.cell', '1.hidden']
     """
 
-    width: int = 64
-    blocks: tuple[BlockConfig, ...] = (RotaryScanBlock(),)
-    tokens: int = 1
+    width: Size = 64
+    blocks: Annotated[tuple[BlockConfig, ...], Bounds(1, 256)] = (RotaryScanBlock(),)
+    tokens: Annotated[int, Bounds(1, 4096)] = 1
 
     def __post_init__(self) -> None:
-        if self.width < 1 or not self.blocks:
-            raise ValueError(
-                f"MemoryConfig: width is {self.width} and blocks has {len(self.blocks)}, expected at least 1 of each"
-            )
-        if self.tokens < 1:
-            raise ValueError(f"MemoryConfig: tokens is {self.tokens}, expected at least 1")
+        super().__post_init__()
         for block in self.blocks:
             block.check(self.width)
 

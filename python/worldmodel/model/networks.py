@@ -1,11 +1,13 @@
 """MLP, scalar head, Polyak update."""
 
 import dataclasses
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from worldmodel.runs.fields import Bounds, Checked
 
 
 def symlog(x: Tensor) -> Tensor:
@@ -40,7 +42,7 @@ def polyak_update(target: nn.Module, source: nn.Module, tau: float) -> None:
 
 
 @dataclasses.dataclass(frozen=True)
-class ScalarConfig:
+class ScalarConfig(Checked):
     """A scalar prediction.
 
     Attributes:
@@ -49,13 +51,7 @@ class ScalarConfig:
     """
 
     kind: Literal["mean", "two_hot"] = "mean"
-    bins: int = 41
-
-    def __post_init__(self) -> None:
-        if self.kind not in ("mean", "two_hot") or self.bins < 2:
-            raise ValueError(
-                f"ScalarConfig: kind is {self.kind!r} and bins {self.bins}, expected 'mean' or 'two_hot' and at least 2"
-            )
+    bins: Annotated[int, Bounds(2, 4096)] = 41
 
 
 class ScalarHead(nn.Module):

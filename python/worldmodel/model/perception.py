@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
@@ -11,10 +11,11 @@ from worldmodel.data.spaces import ObservationSpec
 from worldmodel.model.codecs import VectorCodec, build_codec
 from worldmodel.model.latents import CategoricalConfig, LatentConfig
 from worldmodel.model.networks import mlp
+from worldmodel.runs.fields import Bounds, Checked, Layers, Size
 
 
 @dataclasses.dataclass(frozen=True)
-class PerceptionConfig:
+class PerceptionConfig(Checked):
     """Perception.
 
     Attributes:
@@ -25,9 +26,9 @@ class PerceptionConfig:
     """
 
     latent: LatentConfig = dataclasses.field(default_factory=CategoricalConfig)
-    hidden: int = 128
-    layers: int = 1
-    image_channels: int = 16
+    hidden: Size = 128
+    layers: Layers = 1
+    image_channels: Annotated[int, Bounds(1, 1024)] = 16
 
 
 class Perception(nn.Module):

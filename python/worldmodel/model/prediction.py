@@ -7,10 +7,11 @@ from torch import Tensor, nn
 
 from worldmodel.model.latents import Latent
 from worldmodel.model.networks import ScalarConfig, ScalarHead, mlp
+from worldmodel.runs.fields import Checked, Layers, Size
 
 
 @dataclasses.dataclass(frozen=True)
-class PredictionConfig:
+class PredictionConfig(Checked):
     """Prediction.
 
     Attributes:
@@ -19,8 +20,8 @@ class PredictionConfig:
         reward: prediction of the scaled reward.
     """
 
-    hidden: int = 128
-    layers: int = 1
+    hidden: Size = 128
+    layers: Layers = 1
     reward: ScalarConfig = dataclasses.field(default_factory=ScalarConfig)
 
 

@@ -26,6 +26,7 @@ from worldmodel.model.perception import Perception, PerceptionConfig
 from worldmodel.model.policies import Policy
 from worldmodel.model.prediction import Predicted, Prediction, PredictionConfig
 from worldmodel.model.reward_scale import RewardScale
+from worldmodel.runs.fields import Checked
 from worldmodel.runs.migration import upgrade_weights
 
 PREFIX = "memory."
@@ -33,7 +34,7 @@ Sampler = Callable[[Tensor], Tensor]  # distribution -> latent
 
 
 @dataclasses.dataclass(frozen=True)
-class WorldModelConfig:
+class WorldModelConfig(Checked):
     """The five functions."""
 
     perception: PerceptionConfig = dataclasses.field(default_factory=PerceptionConfig)

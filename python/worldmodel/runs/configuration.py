@@ -1,16 +1,14 @@
 """Configurations as JSON, and their differences."""
 
 import dataclasses
-import types
-import typing
 from pathlib import Path
-from typing import Any, TypeVar, Union
+from typing import Any, TypeVar
+
+from worldmodel.runs.fields import ConfigurationError, checked_value, field_hints, is_tagged
+
+__all__ = ["ConfigurationError", "differences", "from_json", "to_json"]
 
 Config = TypeVar("Config")
-
-
-class ConfigurationError(ValueError):
-    """An invalid configuration."""
 
 
 def to_json(config: Any) -> Any:
@@ -25,7 +23,7 @@ def to_json(config: Any) -> Any:
     """
     if dataclasses.is_dataclass(config) and not isinstance(config, type):
         kind: Any = type(config)
-        tag = {"kind": kind.kind} if _is_tagged(kind) else {}
+        tag = {"kind": kind.kind} if is_tagged(kind) else {}
         return tag | {field.name: to_json(getattr(config, field.name)) for field in dataclasses.fields(config)}
     if isinstance(config, dict):
         return {key: to_json(value) for key, value in config.items()}
@@ -35,50 +33,34 @@ def to_json(config: Any) -> Any:
 
 
 def from_json(kind: type[Config], values: Any, where: str = "") -> Config:
-    """Inverts ``to_json``; ``where`` prefixes errors. Raises ConfigurationError for an unknown name."""
-    hints = typing.get_type_hints(kind)
-    names = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    """Inverts ``to_json``, with the checks of the constructor; ``where`` prefixes errors.
+
+    Raises:
+        ConfigurationError: an unknown or missing name, a value of another type or outside its bounds.
+    """
+    hints, named = field_hints(kind), where or kind.__name__
     if not isinstance(values, dict):
-        raise ConfigurationError(f"{where or kind.__name__} is {values!r}, expected the fields of {kind.__name__}")
-    unknown = sorted(set(values) - names)
+        raise ConfigurationError(f"{named} is {values!r:.80}, expected the fields of {kind.__name__}")
+    unknown = sorted(str(name) for name in values if name not in hints)
     if unknown:
         raise ConfigurationError(
-            f"{where or kind.__name__} has {', '.join(unknown)}, which {kind.__name__} does not know; another version "
-            "wrote it"
+            f"{named} has {', '.join(unknown):.200}, which {kind.__name__} does not know; another version wrote it"
         )
-    fields = {name: _value(hints[name], value, f"{where}.{name}".lstrip(".")) for name, value in values.items()}
-    return kind(**fields)
-
-
-def _value(hint: Any, value: Any, where: str) -> Any:
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (Union, types.UnionType):
-        if value is None:
-            return None
-        if all(_is_tagged(argument) for argument in arguments):
-            return _one_of({argument.kind: argument for argument in arguments}, value, where)
-        return _value(next(argument for argument in arguments if argument is not type(None)), value, where)
-    if dataclasses.is_dataclass(hint):
-        return from_json(hint, value, where)  # type: ignore[arg-type]
-    if origin is tuple:
-        return tuple(_value(arguments[0], item, f"{where}.{index}") for index, item in enumerate(value))
-    if origin is dict:
-        return {key: _value(arguments[1], item, where) for key, item in value.items()}
-    if hint is Path:
-        return Path(value)
-    return value
-
-
-def _is_tagged(kind: Any) -> bool:
-    return dataclasses.is_dataclass(kind) and isinstance(getattr(kind, "kind", None), str)
-
-
-def _one_of(kinds: dict[str, Any], value: Any, where: str) -> Any:
-    given = value.get("kind") if isinstance(value, dict) else None
-    if given not in kinds:
-        found = repr(value) if given is None else f"of kind {given!r}"
-        raise ConfigurationError(f"{where} is {found}, expected a kind among {', '.join(kinds)}")
-    return from_json(kinds[given], {name: inner for name, inner in value.items() if name != "kind"}, where)
+    fields = {
+        name: checked_value(hints[name], value, f"{where}.{name}".lstrip("."), from_json)
+        for name, value in values.items()
+    }
+    missing = [
+        field.name
+        for field in dataclasses.fields(kind)  # type: ignore[arg-type]
+        if field.init and field.name not in fields and field.default is field.default_factory is dataclasses.MISSING
+    ]
+    if missing:
+        raise ConfigurationError(f"{named} has no {', '.join(missing)}, which {kind.__name__} needs")
+    try:
+        return kind(**fields)
+    except ConfigurationError as error:  # of several fields together
+        raise ConfigurationError(f"{where}: {error}" if where else str(error)) from error
 
 
 def differences(saved: Any, given: Any, where: str = "") -> list[str]:
