@@ -1,9 +1,10 @@
 """Progress: a table on a terminal, else lines."""
 
+import contextlib
 import itertools
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -12,6 +13,7 @@ from worldmodel.learning.settings import TrainConfig
 from worldmodel.runs.optional_dependencies import MissingPackage, require
 
 _LINE_SECONDS = 20
+_WARNING_SECONDS = 60
 
 
 class Display:
@@ -24,6 +26,7 @@ class Display:
         self._live: Any = None
         self._said = -float(_LINE_SECONDS)
         self._known: dict[str, float] = {}
+        self._warned: dict[str, float] = {}
 
     def __enter__(self) -> "Display":
         if not self._quiet and sys.stderr.isatty():
@@ -39,20 +42,42 @@ class Display:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._live is not None:
-            self._live.stop()
+        with self._unless_gone():
+            if self._live is not None:
+                self._live.stop()
 
     def say(self, text: str) -> None:
-        if self._live is not None:
-            self._live.console.print(text, markup=False, highlight=False)
-        elif not self._quiet:
-            print(text, file=sys.stderr, flush=True)
+        with self._unless_gone():
+            if self._live is not None:
+                self._live.console.print(text, markup=False, highlight=False)
+            elif not self._quiet:
+                print(text, file=sys.stderr, flush=True)
+
+    @contextlib.contextmanager
+    def going_on(self, what: str) -> Iterator[None]:
+        """Says that ``what`` cannot be written, for instance on a full disk; at most once a minute."""
+        try:
+            yield
+        except OSError as error:
+            now = time.monotonic()
+            if now - self._warned.get(what, -float("inf")) >= _WARNING_SECONDS:
+                self._warned[what] = now
+                self.say(f"warning: {what} cannot be written, and training goes on: {error}")
+
+    @contextlib.contextmanager
+    def _unless_gone(self) -> Iterator[None]:
+        """A terminal that was closed must not keep a run from being saved."""
+        try:
+            yield
+        except OSError:
+            self._quiet, self._live = True, None
 
     def show(self, metrics: Mapping[str, float], *, last: bool = False) -> None:
         """Without a terminal, shows only every 20 s and the ``last``."""
         self._known.update(metrics)
         if self._live is not None:
-            self._live.update(self._table(self._known))
+            with self._unless_gone():
+                self._live.update(self._table(self._known))
         elif last or time.monotonic() - self._said >= _LINE_SECONDS:
             self._said = time.monotonic()
             self.say(line(self._known, done(self._config, metrics)))

@@ -18,15 +18,15 @@ from worldmodel.learning.trainer import SourceTrainer, Trainer, TrainingFailed
 from worldmodel.model.deciders import policy_sample
 from worldmodel.runs.configuration import ConfigurationError, differences, to_json
 from worldmodel.runs.optional_dependencies import MissingPackage, require
-from worldmodel.runs.run import Run
+from worldmodel.runs.run import Run, RunError
 
 
 def command(arguments: Sequence[str]) -> int:
     """Trains, and prints the run's folder."""
     config, folder, how = train_options(arguments)
-    run = train(config, folder, **how)
+    run, number = _train(config, folder, **how)
     print(run.folder)
-    return 0
+    return 128 + number if number else 0
 
 
 def train(
@@ -38,18 +38,31 @@ def train(
     unpickle: bool = False,
     quiet: bool = False,
 ) -> Run:
-    """Trains until a limit of ``config`` or Ctrl-C, then saves.
+    """Trains until a limit of ``config``, Ctrl-C, SIGTERM or SIGHUP, then saves.
 
     ``resume``, ``new_episodes`` and ``unpickle`` are as in ``TrainOptions``; ``unpickle`` executes a pickle's content.
 
     Raises:
         MissingPackage: safetensors is not installed.
         ConfigurationError: invalid settings, or others than the resumed run's.
-        RunError: a folder that is not empty, or a run that cannot continue.
+        RunError: a folder that is not empty, a run that cannot continue, or no room for the last checkpoint.
         UnknownEnvironment: no such environment.
         EnvironmentFailed: an environment raised an error, or returned NaN.
         TrainingFailed: a loss or gradient is not finite.
     """
+    return _train(config, folder, resume=resume, new_episodes=new_episodes, unpickle=unpickle, quiet=quiet)[0]
+
+
+def _train(
+    config: TrainConfig,
+    folder: Path,
+    *,
+    resume: bool = False,
+    new_episodes: bool = False,
+    unpickle: bool = False,
+    quiet: bool = False,
+) -> tuple[Run, int]:
+    """``train``; returns the signal that ended it as well, else 0."""
     require("safetensors.torch", "write checkpoints")
     if resume:
         run = Run(folder)
@@ -71,10 +84,9 @@ def train(
     if resume:
         run.configure({**run.config, **described})
     try:
-        _run(trainer, run, notices, quiet)
+        return run, _run(trainer, run, notices, quiet)
     finally:
         episodes.close()
-    return run
 
 
 def train_from_source(
@@ -108,7 +120,8 @@ def train_from_source(
     return run
 
 
-def _run(trainer: SourceTrainer, run: Run, notices: list[str], quiet: bool) -> None:
+def _run(trainer: SourceTrainer, run: Run, notices: list[str], quiet: bool) -> int:
+    """Returns the signal that ended it, else 0."""
     try:
         require("torch.utils.tensorboard", "write for TensorBoard")
     except MissingPackage as error:
@@ -119,12 +132,18 @@ def _run(trainer: SourceTrainer, run: Run, notices: list[str], quiet: bool) -> N
         try:
             _loop(trainer, run, display, interrupt)
         except (EnvironmentFailed, TrainingFailed) as failure:
-            kept = f"the newest checkpoint is {run.checkpoints[-1]}" if run.checkpoints else "nothing was saved yet"
-            raise type(failure)(f"{failure}; {kept}") from failure
+            raise type(failure)(f"{failure}; {_kept(run)}") from failure
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(f"interrupted without saving; {_kept(run)}") from None
         finally:
             run.close()
         if interrupt.requested:
             display.say(f"interrupted and saved; go on with --resume {run.folder}")
+    return interrupt.signal
+
+
+def _kept(run: Run) -> str:
+    return f"the newest checkpoint is {run.checkpoints[-1]}" if run.checkpoints else "nothing was saved yet"
 
 
 def _resume(trainer: Trainer, run: Run, new_episodes: bool, unpickle: bool) -> list[str]:
@@ -156,18 +175,24 @@ def _loop(trainer: SourceTrainer, run: Run, display: Display, interrupt: Interru
             logged, metrics = trainer.seconds, trainer.metrics()
             measured, picture = trainer.evaluate()
             metrics |= measured
-            run.log(metrics)
-            if picture is not None:
-                run.log_picture("open_loop", picture, trainer.steps)
+            with display.going_on("the log"):
+                run.log(metrics)
+                if picture is not None:
+                    run.log_picture("open_loop", picture, trainer.steps)
             display.show(metrics)
         if trainer.seconds - saved >= 60 * trainer.config.save_minutes:
             saved = trainer.seconds
-            run.save(trainer.steps, trainer.state_dict())
+            with display.going_on("a checkpoint"):
+                run.save(trainer.steps, trainer.state_dict())
     if trainer.steps > metrics["steps"]:
         metrics = trainer.metrics()
-        run.log(metrics)
+        with display.going_on("the log"):
+            run.log(metrics)
     display.show(metrics, last=True)
-    run.save(trainer.steps, trainer.state_dict())
+    try:
+        run.save(trainer.steps, trainer.state_dict())
+    except OSError as error:
+        raise RunError(f"the last checkpoint cannot be written: {error}; {_kept(run)}") from error
 
 
 class OpenLoopEvaluator:

@@ -81,7 +81,8 @@ def _run_all(phase: str, options: MemoryDemoOptions) -> None:
             while waiting and len(running) < limit:
                 name = waiting.pop(0)
                 command = [sys.executable, "-m", "worldmodel.demo.worker", phase, str(options.folder), name, *tail]
-                running[name] = subprocess.Popen(command)
+                # Ctrl-C reaches this process alone, which ends the others.
+                running[name] = subprocess.Popen(command, start_new_session=True)
             for name, process in list(running.items()):
                 if process.poll() is None:
                     continue
@@ -92,3 +93,4 @@ def _run_all(phase: str, options: MemoryDemoOptions) -> None:
     finally:
         for process in running.values():
             process.terminate()
+            process.wait()

@@ -75,7 +75,8 @@ class Run:
     def save(self, steps: int, parts: Mapping[str, Any]) -> Path:
         """Writes ``parts``, name -> state for ``storage.save``; keeps the newest ``KEPT``.
 
-        Returns its folder, renamed once the files are on disk: each is complete.
+        Returns its folder, renamed once the files are on disk: each is complete. Raises OSError for a full disk; the
+        older checkpoints are then as they were.
         """
         final = self.folder / "checkpoints" / f"{steps:012d}"
         if final.exists():
@@ -84,11 +85,15 @@ class Run:
         for left_over in final.parent.glob("*.partial"):
             shutil.rmtree(left_over)
         beside = final.with_name(final.name + ".partial")
-        beside.mkdir()
-        for name, state in parts.items():
-            storage.save(beside / f"{name}.safetensors", state)
-        _sync(beside)
-        beside.rename(final)
+        try:
+            beside.mkdir()
+            for name, state in parts.items():
+                storage.save(beside / f"{name}.safetensors", state)
+            _sync(beside)
+            beside.rename(final)
+        except BaseException:  # a full disk, or Ctrl-C
+            shutil.rmtree(beside, ignore_errors=True)
+            raise
         _sync(final.parent)
         for old in self.checkpoints[:-KEPT]:
             shutil.rmtree(old)
@@ -141,28 +146,42 @@ class Run:
             ) from error
 
     def log(self, metrics: Mapping[str, float]) -> None:
-        """Appends ``metrics``, among them "steps", to ``metrics.jsonl`` and TensorBoard."""
-        with (self.folder / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps(dict(metrics)) + "\n")
-        writer, steps = self._writer(int(metrics["steps"])), int(metrics["steps"])
-        for name, value in metrics.items() if writer else ():
-            if name != "steps":
-                writer.add_scalar(name, value, steps)
+        """Appends ``metrics``, among them "steps", to ``metrics.jsonl`` and TensorBoard.
+
+        Raises OSError for a full disk, without half a line in ``metrics.jsonl``.
+        """
+        _append(self.folder / "metrics.jsonl", json.dumps(dict(metrics)) + "\n")
+        steps = int(metrics["steps"])
+        with self._writer(steps) as writer:
+            for name, value in metrics.items() if writer else ():
+                if name != "steps":
+                    writer.add_scalar(name, value, steps)
 
     def log_picture(self, name: str, picture: np.ndarray, steps: int) -> None:
-        """``picture`` is uint8 (height, width, 3)."""
-        writer = self._writer(steps)
-        if writer:
-            writer.add_image(name, picture, steps, dataformats="HWC")
+        """``picture`` is uint8 (height, width, 3). Raises OSError for a full disk."""
+        with self._writer(steps) as writer:
+            if writer:
+                writer.add_image(name, picture, steps, dataformats="HWC")
 
-    def _writer(self, steps: int) -> Any:
-        if self._tensorboard is None:
-            try:
-                writer = require("torch.utils.tensorboard", "write for TensorBoard").SummaryWriter
-                self._tensorboard = writer(str(self.folder / "tensorboard"), purge_step=steps)
-            except MissingPackage:
-                self._tensorboard = False
-        return self._tensorboard
+    @contextlib.contextmanager
+    def _writer(self, steps: int) -> Iterator[Any]:
+        """False without TensorBoard; after an OSError the next call begins another file."""
+        try:
+            if self._tensorboard is None:
+                self._tensorboard = self._open_tensorboard(steps)
+            yield self._tensorboard
+            if self._tensorboard:
+                self._tensorboard.flush()  # its thread's errors appear here
+        except OSError:
+            self.close()
+            raise
+
+    def _open_tensorboard(self, steps: int) -> Any:
+        try:
+            writer = require("torch.utils.tensorboard", "write for TensorBoard").SummaryWriter
+        except MissingPackage:
+            return False
+        return writer(str(self.folder / "tensorboard"), purge_step=steps)
 
     @property
     def metrics(self) -> list[dict[str, float]]:
@@ -181,17 +200,36 @@ class Run:
         _write_text(self.folder / "metrics.jsonl", "".join(kept))
 
     def close(self) -> None:
-        if self._tensorboard:
-            self._tensorboard.close()
-        self._tensorboard = None
+        writer, self._tensorboard = self._tensorboard, None
+        if writer:
+            with contextlib.suppress(OSError):  # a full disk, reported when it was written to
+                writer.close()
 
 
 def _write_text(path: Path, text: str) -> None:
     beside = path.with_name(path.name + ".partial")
-    beside.write_text(text)
-    with beside.open("rb") as file:
-        os.fsync(file.fileno())
-    beside.replace(path)
+    try:
+        beside.write_text(text)
+        with beside.open("rb") as file:
+            os.fsync(file.fileno())
+        beside.replace(path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
+
+
+def _append(path: Path, line: str) -> None:
+    """Appends all of ``line`` or nothing."""
+    with path.open("ab") as file:
+        size = file.tell()
+        try:
+            file.write(line.encode())
+            file.flush()
+        except OSError:
+            with contextlib.suppress(OSError):
+                file.close()  # its buffer cannot be written either
+            os.truncate(path, size)
+            raise
 
 
 def _sync(folder: Path) -> None:

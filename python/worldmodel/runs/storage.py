@@ -6,6 +6,7 @@ Plain values become JSON metadata. The checksum detects flipped bits, which safe
 import hashlib
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -31,17 +32,33 @@ class NewerFile(ValueError):
 
 
 def save(path: Path, state: Any) -> None:
-    """Writes nested tensors, arrays and plain values atomically. Raises TypeError for others."""
+    """Writes nested tensors, arrays and plain values atomically; raises TypeError for others, OSError if it cannot."""
     tensors: dict[str, Tensor] = {}
     outline = json.dumps(_outline(state, tensors, path.stem))
     schema = json.dumps(_schema(path.stem, tensors))
     metadata = {"format": FORMAT, "version": str(VERSION), "outline": outline, "schema": schema}
     metadata["checksum"] = _checksum(tensors, metadata)
     beside = path.with_name(path.name + ".partial")
-    require("safetensors.torch", "write checkpoints").save_file(tensors, str(beside), metadata)
-    with beside.open("rb") as file:
-        os.fsync(file.fileno())
-    beside.replace(path)
+    try:
+        _write(tensors, beside, metadata)
+        with beside.open("rb") as file:
+            os.fsync(file.fileno())
+        beside.replace(path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
+
+
+def _write(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
+    """Raises OSError where safetensors gives its number in a message alone."""
+    write = require("safetensors.torch", "write checkpoints").save_file
+    try:
+        write(tensors, str(path), metadata)
+    except require("safetensors", "write checkpoints").SafetensorError as error:
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
 
 
 def load(path: Path, device: torch.device | str = "cpu") -> Any:
