@@ -7,8 +7,10 @@ import threading
 import pytest
 import torch
 from backends import on_every_target
+from conv_lstm_problems import small_conv_lstm
 from problems import Problem, few_channels
 from test_gradients import SMALL, every_op
+from tolerances import SAME_KERNEL
 
 import wmkernels
 
@@ -85,6 +87,22 @@ PROBLEMS = {
 every_problem = pytest.mark.parametrize("name", list(PROBLEMS))
 
 
+def big_conv_lstm(device="cpu", hidden=17):
+    problem = small_conv_lstm(device, torch.float32)
+    shapes = {
+        "x": (3, 3, 7, 8, 12),
+        "weight_ih": (4 * hidden, 7, 3, 3),
+        "weight_hh": (4 * hidden, hidden, 3, 3),
+        "bias": (4 * hidden,),
+        "peephole": (3, hidden),
+        "h": (3, hidden, 8, 12),
+        "c": (3, hidden, 8, 12),
+    }
+    generator = torch.Generator().manual_seed(0)
+    problem.tensors = {k: 0.3 * torch.randn(v, generator=generator).to(device) for k, v in shapes.items()}
+    return problem
+
+
 def assert_bitwise(one, other):
     assert one.keys() == other.keys()
     for name, value in one.items():
@@ -108,6 +126,23 @@ def test_any_number_of_threads(name):
     for count in (2, 3, 5, 16):
         with torch_threads(count):
             assert_bitwise(problem.solve("cpu"), first)
+
+
+def test_any_number_of_threads_of_a_conv_lstm():
+    """Gradients of weights, bias and peephole are sums of a partial per thread."""
+    problem = big_conv_lstm()
+    found = {}
+    for count in (1, 2, 3, 5):
+        with torch_threads(count):
+            found[count] = problem.solve("cpu")
+            assert_bitwise(problem.solve("cpu"), found[count])
+    for name, first in found[1].items():
+        for other in (found[count][name] for count in (2, 3, 5)):
+            if name.endswith(("weight_ih", "weight_hh", "bias", "peephole")):
+                scale = first.abs().max().item()
+                assert (other - first).abs().max().item() <= SAME_KERNEL[torch.float32] * scale, name
+            else:
+                assert torch.equal(other, first), name
 
 
 @every_op
