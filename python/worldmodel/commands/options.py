@@ -5,7 +5,7 @@ import dataclasses
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar, get_args
+from typing import Any, TypeVar, get_args
 
 from worldmodel.learning.presets import PRESETS
 from worldmodel.learning.settings import TrainConfig, default_folder, saved_config
@@ -46,6 +46,9 @@ class TrainOptions(TrainConfig):
     """Folder of the new run; runs/ENV-DATE if not given."""
     resume: Path | None = None
     """Folder of a run to resume with its own settings; only limits, device and intervals may change."""
+    init_from: Path | None = None
+    """Folder of a run whose weights the new run starts from, where names and shapes agree, for instance to fine-tune
+    on another --env. Without --preset, its settings are the defaults."""
     new_episodes: bool = False
     """With --resume: begin new episodes instead of continuing the saved ones. The run then differs from an
     uninterrupted one."""
@@ -54,7 +57,7 @@ class TrainOptions(TrainConfig):
     someone you trust."""
 
 
-def train_options(arguments: Sequence[str]) -> tuple[TrainConfig, Path, dict[str, bool]]:
+def train_options(arguments: Sequence[str]) -> tuple[TrainConfig, Path, dict[str, Any]]:
     """Returns ``(config, folder, how)`` for ``train``.
 
     Raises:
@@ -66,11 +69,13 @@ def train_options(arguments: Sequence[str]) -> tuple[TrainConfig, Path, dict[str
             raise ConfigurationError(f"{argument.partition('=')[0]} is an option of an earlier release: use {today}")
     # The other options' defaults depend on these.
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--preset", default=TrainConfig.preset)
-    for name in ("--resume", "--memory", "--latent"):
+    for name in ("--preset", "--resume", "--init-from", "--memory", "--latent"):
         first.add_argument(name)
     early, _ = first.parse_known_args(list(arguments))
-    start = preset_config(early.preset) if early.resume is None else saved_config(Run(early.resume))
+    if early.resume is not None and early.init_from is not None:
+        raise ConfigurationError("--init-from gives a new run its weights, and --resume goes on with a run: give one")
+    begun = early.resume or (early.init_from if early.preset is None else None)
+    start = preset_config(early.preset or TrainConfig.preset) if begun is None else saved_config(Run(begun))
     start = dataclasses.replace(start, model=with_kinds(start.model, early.memory, early.latent))
     default = TrainOptions(**{field.name: getattr(start, field.name) for field in dataclasses.fields(TrainConfig)})
     options: TrainOptions = parse(TrainOptions, arguments, "train", default)
@@ -86,7 +91,8 @@ def train_options(arguments: Sequence[str]) -> tuple[TrainConfig, Path, dict[str
         raise ConfigurationError("--new-episodes and --unpickle say how to go on with a run: --resume is missing")
     if not config.env:
         raise ConfigurationError("--env is missing: a gymnasium id, module:Env-v0, or a name of popgym's")
-    return config, options.run or default_folder(config.env, time.strftime("%Y%m%d-%H%M%S")), {}
+    folder = options.run or default_folder(config.env, time.strftime("%Y%m%d-%H%M%S"))
+    return config, folder, {"init_from": options.init_from}
 
 
 def preset_config(name: str) -> TrainConfig:

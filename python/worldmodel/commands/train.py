@@ -36,11 +36,13 @@ def train(
     resume: bool = False,
     new_episodes: bool = False,
     unpickle: bool = False,
+    init_from: Path | str | None = None,
     quiet: bool = False,
 ) -> Run:
     """Trains until a limit of ``config``, Ctrl-C, SIGTERM or SIGHUP, then saves.
 
-    ``resume``, ``new_episodes`` and ``unpickle`` are as in ``TrainOptions``; ``unpickle`` executes a pickle's content.
+    ``resume``, ``new_episodes``, ``unpickle`` and ``init_from`` are as in ``TrainOptions``; ``unpickle`` executes a
+    pickle's content.
 
     Raises:
         MissingPackage: safetensors is not installed.
@@ -50,7 +52,9 @@ def train(
         EnvironmentFailed: an environment raised an error, or returned NaN.
         TrainingFailed: a loss or gradient is not finite.
     """
-    return _train(config, folder, resume=resume, new_episodes=new_episodes, unpickle=unpickle, quiet=quiet)[0]
+    return _train(
+        config, folder, resume=resume, new_episodes=new_episodes, unpickle=unpickle, init_from=init_from, quiet=quiet
+    )[0]
 
 
 def _train(
@@ -60,6 +64,7 @@ def _train(
     resume: bool = False,
     new_episodes: bool = False,
     unpickle: bool = False,
+    init_from: Path | str | None = None,
     quiet: bool = False,
 ) -> tuple[Run, int]:
     """``train``; returns the signal that ended it as well, else 0."""
@@ -68,14 +73,15 @@ def _train(
         run = Run(folder)
         check_resumable(run, config)
     trainer = Trainer(config, policy_sample, OpenLoopEvaluator())
+    started = _warm_start(trainer, init_from, resume)
     episodes = trainer.episodes
     spaces = {"observation": episodes.observation_spec.to_json(), "action": episodes.action_spec.to_json()}
     described = {"train": to_json(config), "spaces": to_json(spaces)}
     if not resume:
-        run = Run.create(folder, described)
+        run = Run.create(folder, {**described, "init_from": started})
     elif changed := differences(run.config["spaces"], described["spaces"]):
         raise ConfigurationError(f"{config.env} is not what it was when {folder} began: {'; '.join(changed)}")
-    notices = _resume(trainer, run, new_episodes, unpickle) if resume else []
+    notices = _resume(trainer, run, new_episodes, unpickle) if resume else [*started]
     if isinstance(episodes, GymnasiumVectorEnvironment) and not episodes.pickle:
         notices.append(
             f"{episodes.name} is a vector environment of its own: if this run is interrupted, it goes on with other "
@@ -89,10 +95,27 @@ def _train(
         episodes.close()
 
 
+def _warm_start(trainer: SourceTrainer, init_from: Path | str | None, resume: bool) -> list[str]:
+    """What was said about the weights; one line at most."""
+    if init_from is None:
+        return []
+    if resume:
+        raise ConfigurationError("init_from gives a new run its weights, and resume goes on with a run: give one")
+    return [trainer.warm_start(Run(init_from))]
+
+
 def train_from_source(
-    config: TrainConfig, source: Source, folder: Path, *, resume: bool = False, quiet: bool = False
+    config: TrainConfig,
+    source: Source,
+    folder: Path,
+    *,
+    resume: bool = False,
+    init_from: Path | str | None = None,
+    quiet: bool = False,
 ) -> Run:
     """Trains on a source of batches, without environments, until a limit of ``config``; steps are updates.
+
+    ``init_from`` is the folder of a run whose weights are taken where they fit.
 
     Raises:
         ConfigurationError: as for ``train``, or no limit.
@@ -105,10 +128,11 @@ def train_from_source(
         run = Run(folder)
         check_resumable(run, config)
     trainer = SourceTrainer(config, source, OpenLoopEvaluator())
+    started = _warm_start(trainer, init_from, resume)
     spaces = {"observation": source.observation_spec.to_json(), "action": source.action_spec.to_json()}
     described = {"train": to_json(config), "spaces": to_json(spaces)}
     if not resume:
-        run = Run.create(folder, described)
+        run = Run.create(folder, {**described, "init_from": started})
     elif changed := differences(run.config["spaces"], described["spaces"]):
         raise ConfigurationError(f"the source is not what it was when {folder} began: {'; '.join(changed)}")
     if resume:
@@ -116,7 +140,7 @@ def train_from_source(
             trainer.load(run)
         run.forget_metrics_after(trainer.steps)
         run.configure({**run.config, **described})
-    _run(trainer, run, [f"continuing after {trainer.updates:,} updates"] if resume else [], quiet)
+    _run(trainer, run, [f"continuing after {trainer.updates:,} updates"] if resume else started, quiet)
     return run
 
 

@@ -20,10 +20,11 @@ from worldmodel.environments.vector import VectorEnvironment
 from worldmodel.learning.collector import Collector
 from worldmodel.learning.learner import Learner, NonFiniteError
 from worldmodel.learning.metrics import MetricMeans
-from worldmodel.learning.settings import TrainConfig, usable_device
+from worldmodel.learning.settings import TrainConfig, acting_part, saved_config, usable_device
 from worldmodel.model.deciders import Decider, policy_sample
 from worldmodel.model.world_model import WorldModel
 from worldmodel.runs.run import Run, RunError
+from worldmodel.runs.warm_start import warm_start
 
 
 class TrainingFailed(RuntimeError):
@@ -72,6 +73,13 @@ class SourceTrainer:
 
     def _world_model(self, observation_spec: ObservationSpec, action_spec: ActionSpec) -> WorldModel:
         return WorldModel(observation_spec, action_spec, self.config.model).to(self.device)
+
+    def warm_start(self, run: Run) -> str:
+        """Takes the weights of ``run`` that fit, its averaged ones if it has them; says which. Raises RunError."""
+        said = warm_start(self.world_model, run, acting_part(saved_config(run)))
+        if self.learner.ema:
+            self.learner.ema.module.load_state_dict(self.world_model.state_dict())
+        return said
 
     def evaluate(self) -> tuple[dict[str, float], np.ndarray | None]:
         """Metrics and picture; the first call starts the intervals."""

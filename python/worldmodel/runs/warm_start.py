@@ -1,0 +1,54 @@
+"""A new run's weights from another run, for fine-tuning."""
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from worldmodel.runs.run import Run, RunError
+
+_NAMED = 3  # tensors in the message
+
+
+def warm_start(module: nn.Module, run: Run, part: str) -> str:
+    """Copies each tensor of the newest checkpoint whose name and shape ``module`` has; the others keep their values.
+
+    Running statistics and target networks are copied as well, optimisers are not.
+
+    Args:
+        module: a world model.
+        run: to copy from.
+        part: of its checkpoint, "world_model" or "ema".
+
+    Returns:
+        What was copied, and what was not, in a line.
+
+    Raises:
+        RunError: no checkpoint, a damaged one, or one in which no matrix fits: vectors may fit by chance.
+    """
+    saved: Mapping[str, Tensor] = run.load(part)
+    present = module.state_dict()
+    fits = {name: saved[name] for name, value in present.items() if _fits(saved.get(name), value)}
+    parameters = dict(module.named_parameters())
+    copied = sum(parameters[name].numel() for name in fits if name in parameters)
+    total = sum(parameter.numel() for parameter in parameters.values())
+    checkpoint = run.checkpoints[-1]
+    new = [_difference(name, saved.get(name), value) for name, value in present.items() if name not in fits]
+    if not any(parameters[name].dim() > 1 for name in fits if name in parameters):
+        raise RunError(f"no weights of {checkpoint} fit this world model: {_some(new)}")
+    module.load_state_dict(fits, strict=False)
+    rest = f"; new: {_some(new)}" if new else ""
+    return f"{copied:,} of {total:,} parameters start from {checkpoint}{rest}"
+
+
+def _fits(saved: Tensor | None, present: Tensor) -> bool:
+    return isinstance(saved, Tensor) and saved.shape == present.shape and saved.dtype == present.dtype
+
+
+def _difference(name: str, saved: Tensor | None, present: Tensor) -> str:
+    there = "nothing" if saved is None else f"{tuple(saved.shape)}"
+    return f"{name} ({there} there, {tuple(present.shape)} here)"
+
+
+def _some(texts: list[str]) -> str:
+    more = f" and {len(texts) - _NAMED} more" if len(texts) > _NAMED else ""
+    return f"{', '.join(texts[:_NAMED])}{more}"
