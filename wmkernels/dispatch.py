@@ -123,7 +123,9 @@ def _default_backend(op: str, device_type: str, device_index: int | None, state:
 
 
 @torch.compiler.assume_constant_result
-def _choose(op: str, device_type: str, device_index: int | None, requested: str | None, large_state: int) -> str:
+def _choose(
+    op: str, device_type: str, device_index: int | None, requested: str | None, large_state: int, function: str
+) -> str:
     if requested is None:
         return _default_backend(op, device_type, device_index, large_state)
     if not large_state and not _device_reasons(op, requested, device_type, device_index):
@@ -132,15 +134,17 @@ def _choose(op: str, device_type: str, device_index: int | None, requested: str 
     found = {b: reasons(op, b, device, large_state) for b in dict.fromkeys((*BACKENDS, requested))}
     if not found[requested]:
         return requested
-    lines = [f"{op}: backend {requested!r} cannot run this call (tensors on {device}):"]
+    lines = [f"{function}: backend {requested!r} cannot run this call (tensors on {device}):"]
     for name, why in found.items():
         can_run = "can run it" if is_verified(op, name) else f"can run it; {UNVERIFIED}"
         lines.append(f"  {name}: {'; '.join(why) if why else can_run}")
     raise ValueError("\n".join(lines))
 
 
-def choose(op: str, device: torch.device, requested: str | None = None, state: int = 1) -> str:
-    """Selects a call's backend; ``requested`` is its ``backend=``.
+def choose(
+    op: str, device: torch.device, requested: str | None = None, state: int = 1, function: str | None = None
+) -> str:
+    """Selects a call's backend; ``requested`` is its ``backend=``, ``function`` the public name in errors.
 
     Raises:
         ValueError: the requested backend cannot run; lists all reasons.
@@ -148,4 +152,5 @@ def choose(op: str, device: torch.device, requested: str | None = None, state: i
     # The cached choice must not depend on a symbolic size.
     limit = OPS[op].max_state
     large_state = state if limit is not None and state > limit else 0
-    return _choose(op, device.type, device.index, requested or REQUESTED, large_state)
+    requested = REQUESTED if requested is None else requested
+    return _choose(op, device.type, device.index, requested, large_state, function or op)

@@ -234,12 +234,12 @@ ERRORS = {
     "weight_ih of another dtype": (
         {"weight_ih": zeros(8, 3, 3, 2, dtype=torch.float64)},
         TypeError,
-        "weight_ih has dtype float64, expected float32 as x has",
+        "weight_ih has dtype float64, expected float32 beside x of torch.float32",
     ),
     "weight_hh of another dtype": (
-        {"weight_hh": zeros(8, 2, 3, 3, dtype=torch.bfloat16)},
+        {"weight_hh": zeros(8, 2, 3, 3, dtype=torch.float64)},
         TypeError,
-        "weight_hh has dtype bfloat16, expected float32 as x has",
+        "weight_hh has dtype float64, expected float32 beside x of torch.float32",
     ),
     "weight_ih of two dimensions": (
         {"weight_ih": zeros(8, 3)},

@@ -48,12 +48,12 @@ SCAN_ERRORS = {
     "delta of another dtype": (
         {"delta": zeros(2, 3, 4, dtype=torch.float64)},
         TypeError,
-        "delta has dtype float64, expected float32 as u has",
+        "delta has dtype float64, expected float32 beside u of torch.float32",
     ),
     "z of another dtype": (
-        {"z": zeros(2, 3, 4, dtype=torch.bfloat16)},
+        {"z": zeros(2, 3, 4, dtype=torch.float64)},
         TypeError,
-        "z has dtype bfloat16, expected float32 as u has",
+        "z has dtype float64, expected float32 beside u of torch.float32",
     ),
     "A of other channels": (
         {"A": zeros(4, 2)},
@@ -102,7 +102,7 @@ SCAN_ERRORS = {
     "C of another dtype": (
         {"C": zeros(2, 2, 4, dtype=torch.float64)},
         TypeError,
-        "C has dtype float64, expected float32 as u has",
+        "C has dtype float64, expected float32 beside u of torch.float32",
     ),
     "groups that do not divide": (
         {"B": zeros(2, 2, 2, 4)},
@@ -122,9 +122,9 @@ SCAN_ERRORS = {
         "initial_state has shape (1, 3, 2), expected (batch=2, channels=3, state=2) to match u and A",
     ),
     "initial_state of another dtype": (
-        {"initial_state": zeros(2, 3, 2, dtype=torch.float16)},
+        {"initial_state": zeros(2, 3, 2, dtype=torch.float64)},
         TypeError,
-        "initial_state has dtype float16, expected float32 beside u of torch.float32",
+        "initial_state has dtype float64, expected float32 beside u of torch.float32",
     ),
     "reset of numbers": (
         {"reset": zeros(2, 4)},
@@ -217,7 +217,11 @@ STEP_ERRORS = {
     "u of integers": ({"u": zeros(2, 3, dtype=torch.int32)}, TypeError, "u has dtype int32, expected float32 or"),
     "u with time": ({"u": zeros(2, 3, 1)}, ValueError, "u has shape (2, 3, 1), expected (batch, channels)"),
     "delta": ({"delta": zeros(2, 4)}, ValueError, "delta has shape (2, 4), expected (batch=2, channels=3) to match u"),
-    "z dtype": ({"z": zeros(2, 3, dtype=torch.float64)}, TypeError, "z has dtype float64, expected float32 as u has"),
+    "z dtype": (
+        {"z": zeros(2, 3, dtype=torch.float64)},
+        TypeError,
+        "z has dtype float64, expected float32 beside u of torch.float32",
+    ),
     "A": ({"A": zeros(2, 2)}, ValueError, "A has shape (2, 2), expected (channels=3, state) to match u"),
     "complex A": (
         {"A": zeros(3, 2, dtype=torch.complex64)},
@@ -239,9 +243,9 @@ STEP_ERRORS = {
         "state has shape (1, 3, 2), expected (batch=2, channels=3, state=2) to match u and A",
     ),
     "state dtype": (
-        {"state": zeros(2, 3, 2, dtype=torch.float16)},
+        {"state": zeros(2, 3, 2, dtype=torch.float64)},
         TypeError,
-        "state has dtype float16, expected float32 beside u of torch.float32",
+        "state has dtype float64, expected float32 beside u of torch.float32",
     ),
     "reset dtype": ({"reset": zeros(2)}, TypeError, "reset has dtype float32, expected bool"),
     "reset": ({"reset": zeros(3, dtype=torch.bool)}, ValueError, "reset has shape (3,), expected (batch=2) to match u"),
@@ -305,7 +309,7 @@ LINEAR_ERRORS = {
     "tokens dtype": (
         {"tokens": zeros(2, 3, 5, dtype=torch.float64)},
         TypeError,
-        "tokens has dtype float64, expected float32 as gates has",
+        "tokens has dtype float64, expected float32 beside gates of torch.float32",
     ),
     "initial_state": (
         {"initial_state": zeros(2, 4)},
@@ -313,9 +317,9 @@ LINEAR_ERRORS = {
         "initial_state has shape (2, 4), expected (batch=2, ",
     ),
     "initial_state dtype": (
-        {"initial_state": zeros(2, 3, dtype=torch.float16)},
+        {"initial_state": zeros(2, 3, dtype=torch.float64)},
         TypeError,
-        "initial_state has dtype float16, expected float32 beside gates of torch.float32",
+        "initial_state has dtype float64, expected float32 beside gates of torch.float32",
     ),
     "reset dtype": ({"reset": zeros(2, 5)}, TypeError, "reset has dtype float32, expected bool"),
     "reset": (

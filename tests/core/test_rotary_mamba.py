@@ -10,6 +10,7 @@ from backends import on_every_target
 from tolerances import GRADCHECK, SAME_KERNEL
 
 from wmkernels.nn import Mamba, RotaryMamba
+from wmkernels.nn.rotary_mamba import TURN, apply_rotary
 
 SCANS = on_every_target("selective_scan")
 
@@ -76,8 +77,8 @@ def test_the_angle_is_exact_after_a_million_steps():
     steps, pieces = 2**20, 2**10
     module = RotaryMamba(2, 2, d_conv=1, expand=0.5, groups=1)
     with torch.no_grad():
-        module.angle_rate.fill_(3.0)
-        rate = int(module.angle_rate.double().item() * 2**22)  # float32 near 3 is a multiple of 2**-22
+        module.angle_rate.fill_(2.7)  # not a float32: its sums round in float32
+        rate = int(module.angle_rate.double().item() * 2**22)  # float32 near 2.7 is a multiple of 2**-22
         inputs = torch.randn(1, steps, 2)
         whole = module(inputs)[1]["angle"].item()
         state = module.init_state(1)
@@ -86,6 +87,14 @@ def test_the_angle_is_exact_after_a_million_steps():
     turn = math.remainder(2**20 * rate / 2**22, 2 * math.pi) % (2 * math.pi)
     assert abs(whole - turn) < 1e-8
     assert abs(state["angle"].item() - turn) < 1e-8
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_16_bit_projection_is_rotated_by_the_exact_angle(dtype):
+    angle, projection = TURN * torch.rand(64, 8, dtype=torch.float64), torch.randn(64, 16).to(dtype)
+    rotated, exact = apply_rotary(projection, angle), apply_rotary(projection.double(), angle)
+    # Half an ulp of the dtype, and float32's rounding before it.
+    torch.testing.assert_close(rotated.double(), exact, rtol=0.51 * torch.finfo(dtype).eps, atol=1e-6)
 
 
 def test_a_float32_block_steps_as_it_runs_after_a_long_time():

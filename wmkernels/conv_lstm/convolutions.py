@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from wmkernels.checks import is_autocast
+
 
 def _channels_last(x: Tensor) -> Tensor:
     # With channels last, PyTorch's strided bfloat16 CPU convolution of one channel reads out of bounds.
@@ -31,7 +33,7 @@ def rows(maps: Tensor) -> Tensor:
 @contextlib.contextmanager
 def no_autocast(device: torch.device) -> Iterator[None]:
     """Disables autocast."""
-    if not torch.is_autocast_enabled(device.type):
+    if not is_autocast(device):
         yield
         return
     with torch.autocast(device.type, enabled=False):

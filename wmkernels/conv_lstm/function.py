@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from wmkernels.checks import state_dtype
+from wmkernels.checks import FLOATS, Signature, state_dtype
 from wmkernels.conv_lstm.autograd import OP, ConvLSTMFunction, forward
 from wmkernels.conv_lstm.chunked import conv_lstm_chunked
 from wmkernels.conv_lstm.meta import (
@@ -73,9 +73,24 @@ def conv_lstm(
         >>> outputs.shape, c.shape
         (torch.Size([5, 2, 8, 16, 16]), torch.Size([2, 8, 16, 16]))
     """
+    _SIGNATURE.require(
+        x,
+        weight_ih,
+        weight_hh,
+        bias,
+        state,
+        peephole,
+        reset,
+        stride,
+        padding,
+        dilation,
+        batch_first,
+        keep_gates,
+        backend,
+    )
     leading = ("batch", "time") if batch_first else ("time", "batch")
     arguments = canonical(OP, x, weight_ih, weight_hh, bias, state, peephole, reset, stride, padding, dilation, leading)
-    outputs, h, c = _run(arguments, keep_gates, backend)
+    outputs, h, c = _run(arguments, keep_gates, backend, OP)
     return outputs.transpose(0, 1) if batch_first else outputs, (h, c)
 
 
@@ -106,15 +121,23 @@ def conv_lstm_step(
         >>> h.shape
         torch.Size([2, 8, 16, 16])
     """
-    if stride == 1 and padding == "same" and dilation == 1:
+    if _is_default(stride, padding, dilation) and type(keep_gates) is bool:
         fast = _step_fast_path(x, state, weight_ih, weight_hh, bias, peephole, reset, backend)
         if fast is not None:
             return fast[0], fast
+    _STEP_SIGNATURE.require(
+        x, state, weight_ih, weight_hh, bias, peephole, reset, stride, padding, dilation, keep_gates, backend
+    )
     arguments = canonical(
         STEP, x, weight_ih, weight_hh, bias, state, peephole, reset, stride, padding, dilation, ("batch",)
     )
-    _, h, c = _run(arguments, keep_gates, backend)
+    _, h, c = _run(arguments, keep_gates, backend, STEP)
     return h, (h, c)
+
+
+def _is_default(stride: Pair, padding: Padding, dilation: Pair) -> bool:
+    whole = type(stride) is int and type(dilation) is int and type(padding) is str
+    return whole and stride == 1 and padding == "same" and dilation == 1
 
 
 def _step_fast_path(
@@ -134,17 +157,19 @@ def _step_fast_path(
     inputs = (x, weight_ih, weight_hh, bias, peephole, reset)
     if not can_bypass_dispatcher((h, c, *inputs)) or not (isinstance(x, Tensor) and x.is_cpu and x.dim() == 4):
         return None
+    if x.dtype not in FLOATS or x.layout is not torch.strided:
+        return None
     if not (isinstance(weight_hh, Tensor) and weight_hh.dim() == 4) or torch.is_autocast_enabled("cpu"):
         return None
-    if choose(OP, x.device, backend) != "cpu":
+    if not (backend is None or type(backend) is str) or choose(OP, x.device, backend, function=STEP) != "cpu":
         return None
     maps = (x.shape[0], weight_hh.shape[1], x.shape[2], x.shape[3])
     new = empty_maps(maps, x.dtype, x.device), empty_maps(maps, state_dtype(x.dtype), x.device)
     return new if kernels(OP, "cpu").step_fast_path((h, c, *new, *inputs)) else None
 
 
-def _run(inputs: ConvLSTMInputs, keep_gates: bool, backend: str | None) -> tuple[Tensor, Tensor, Tensor]:
-    chosen = choose(OP, inputs.x.device, backend)
+def _run(inputs: ConvLSTMInputs, keep_gates: bool, backend: str | None, function: str) -> tuple[Tensor, Tensor, Tensor]:
+    chosen = choose(OP, inputs.x.device, backend, function=function)
     if chosen == "reference":
         return conv_lstm_reference(inputs)
     if chosen == "chunked":
@@ -157,3 +182,6 @@ def _run(inputs: ConvLSTMInputs, keep_gates: bool, backend: str | None) -> tuple
     else:
         outputs, h, c, _, _ = torch.ops.wmkernels.conv_lstm_forward(*inputs, KEEP_NOTHING, chosen)
     return outputs, h, c
+
+
+_SIGNATURE, _STEP_SIGNATURE = Signature(conv_lstm), Signature(conv_lstm_step)

@@ -17,12 +17,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from wmkernels.checks import state_dtype
+from wmkernels.conv_lstm.convolutions import no_autocast
 from wmkernels.conv_lstm.meta import ConvLSTMInputs
 
 
 def conv_lstm_reference(inputs: ConvLSTMInputs) -> tuple[Tensor, Tensor, Tensor]:
     """(outputs, h, c), without autocast, which would round the convolutions."""
-    with torch.autocast(inputs.x.device.type, enabled=False):
+    with no_autocast(inputs.x.device):
         return _conv_lstm(inputs)
 
 

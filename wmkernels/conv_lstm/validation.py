@@ -8,12 +8,16 @@ from torch import Tensor
 
 from wmkernels.checks import (
     FLOATS,
+    MAX_SIZE,
+    is_autocast,
     promote_dtypes,
     require_device,
     require_dtype,
+    require_float,
     require_reset,
     require_shape,
     require_tensor,
+    shown,
     state_dtype,
 )
 from wmkernels.conv_lstm.meta import ConvLSTMInputs, output_size
@@ -37,12 +41,12 @@ def canonical(
     leading: tuple[str, ...],
 ) -> ConvLSTMInputs:
     """Canonical inputs; ``leading`` names the dimensions of x before channels."""
-    require_tensor(op, "x", x)
-    require_tensor(op, "weight_ih", weight_ih)
-    require_tensor(op, "weight_hh", weight_hh)
     require_dtype(op, "x", x, FLOATS, "")
+    require_dtype(op, "weight_ih", weight_ih, FLOATS, "")
+    require_dtype(op, "weight_hh", weight_hh, FLOATS, "")
     x, weight_ih, weight_hh = _under_autocast(x, weight_ih, weight_hh)
     _check_maps(op, x, weight_ih, weight_hh, leading)
+    weight_ih, weight_hh = weight_ih.to(x.dtype), weight_hh.to(x.dtype)
     hidden = weight_hh.shape[1]
     strides, dilations = pair(op, "stride", stride), pair(op, "dilation", dilation)
     pads = paddings(op, padding, x.shape[-2:], weight_ih.shape[-2:], strides, dilations)
@@ -52,6 +56,12 @@ def canonical(
             f"{op}: x has height and width {tuple(x.shape[-2:])}, of which the input convolution, with a kernel of "
             f"{tuple(weight_ih.shape[-2:])}, stride={stride}, padding={padding!r} and dilation={dilation}, leaves a "
             f"map of {size}, expected at least (1, 1)"
+        )
+    height, width = (x.shape[i - 2] + pads[2 * i] + pads[2 * i + 1] for i in range(2))
+    if height * width > MAX_SIZE:
+        raise ValueError(
+            f"{op}: padding={padding!r} with dilation={dilation!r} makes a map of {(height, width)}, expected at most "
+            f"{MAX_SIZE} positions"
         )
     parameter = state_dtype(x.dtype)
     if bias is not None:
@@ -76,11 +86,11 @@ def canonical(
 
 def _under_autocast(*tensors: Tensor) -> Sequence[Tensor]:
     """Casts to autocast's dtype, except float64."""
-    device = tensors[0].device.type
-    if not torch.is_autocast_enabled(device):
+    device = tensors[0].device
+    if not is_autocast(device):
         return tensors
     wide = promote_dtypes([x.dtype for x in tensors])
-    dtype = wide if wide == torch.float64 else torch.get_autocast_dtype(device)
+    dtype = wide if wide == torch.float64 else torch.get_autocast_dtype(device.type)
     return [x.to(dtype) for x in tensors]
 
 
@@ -89,8 +99,7 @@ def _check_maps(op: str, x: Tensor, weight_ih: Tensor, weight_hh: Tensor, leadin
     if x.dim() != len(leading) + 3:
         raise ValueError(f"{op}: x has shape {tuple(x.shape)}, expected ({wanted})")
     for name, weight in (("weight_ih", weight_ih), ("weight_hh", weight_hh)):
-        require_device(op, name, weight, x.device, "x")
-        require_dtype(op, name, weight, (x.dtype,), "as x has")
+        require_float(op, name, weight, x, "x")
         if weight.dim() != 4 or min(weight.shape) < 1:
             second = "input" if name == "weight_ih" else "hidden"
             raise ValueError(
@@ -122,10 +131,11 @@ def _check_maps(op: str, x: Tensor, weight_ih: Tensor, weight_hh: Tensor, leadin
 
 
 def _check_parameter(op: str, name: str, parameter: Tensor, x: Tensor) -> None:
-    require_tensor(op, name, parameter)
-    require_device(op, name, parameter, x.device, "x")
-    allowed = FLOATS if torch.is_autocast_enabled(x.device.type) else (x.dtype, state_dtype(x.dtype))
-    require_dtype(op, name, parameter, allowed, f"beside x of {x.dtype}")
+    if is_autocast(x.device):  # x was cast
+        require_dtype(op, name, parameter, FLOATS, "")
+        require_device(op, name, parameter, x.device, "x")
+    else:
+        require_float(op, name, parameter, x, "x")
 
 
 def _check_peephole(op: str, peephole: Tensor, hidden: int, size: tuple[int, int]) -> None:
@@ -145,6 +155,7 @@ def _states(
         held = f"{len(state)} values" if isinstance(state, tuple | list) else f"a {type(state).__name__}"
         raise TypeError(f"{op}: state is {held}, expected a pair (h, c)")
     for name, value in zip(("h", "c"), state, strict=True):
+        require_tensor(op, f"the state's {name}", value)
         _check_parameter(op, f"the state's {name}", value, x)
         require_shape(
             op, f"the state's {name}", value, ("batch", "hidden", "height", "width"), shape, "x and the weights"
@@ -168,11 +179,11 @@ def pair(op: str, name: str, value: Any) -> tuple[int, int]:
     """(vertical, horizontal), checked."""
     sizes = (value, value) if isinstance(value, int) else value
     whole = isinstance(sizes, Sequence) and len(sizes) == 2 and all(isinstance(size, int) for size in sizes)
-    if not whole:
-        raise TypeError(f"{op}: {name} is {value!r}, expected a whole number or a pair of them")
+    if not whole or any(isinstance(size, bool) for size in sizes):
+        raise TypeError(f"{op}: {name} is {shown(value)}, expected a whole number or a pair of them")
     lowest = 0 if name == "padding" else 1
-    if min(sizes) < lowest:
-        raise ValueError(f"{op}: {name} is {value!r}, expected at least {lowest}")
+    if min(sizes) < lowest or max(sizes) > MAX_SIZE:
+        raise ValueError(f"{op}: {name} is {value!r}, expected at least {lowest}, at most {MAX_SIZE}")
     return sizes[0], sizes[1]
 
 
@@ -185,9 +196,9 @@ def paddings(
     dilation: Sequence[int],
 ) -> tuple[int, int, int, int]:
     """(top, bottom, left, right); "same" adds odd padding below and right."""
-    if padding == "valid":
+    if isinstance(padding, str) and padding == "valid":
         return 0, 0, 0, 0
-    if padding == "same":
+    if isinstance(padding, str) and padding == "same":
         pads: list[int] = []
         for axis in range(2):
             reach = (-(-size[axis] // stride[axis]) - 1) * stride[axis] + (kernel[axis] - 1) * dilation[axis] + 1

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from wmkernels.checks import Signature, is_autocast
 from wmkernels.dispatch import choose
 from wmkernels.linear_scan.autograd import OP, LinearScan
 from wmkernels.linear_scan.chunked import linear_scan_chunked
@@ -50,6 +51,7 @@ def linear_scan(
         >>> wmkernels.linear_scan(discount, reward, reverse=True)
         tensor([[0.2500, 0.5000, 1.0000]])
     """
+    _SIGNATURE.require(gates, tokens, initial_state, reverse, reset, channel_last, return_last_state, backend)
     inputs, inner = canonical(gates, tokens, initial_state, reset, reverse, channel_last)
     chosen = choose(OP, gates.device, backend)
     if chosen == "reference":
@@ -60,6 +62,11 @@ def linear_scan(
         out, last_state = LinearScan.apply(*inputs, chosen)
     else:
         out, last_state = torch.ops.wmkernels.linear_scan_forward(*inputs, chosen)
+    if out.dtype != gates.dtype and not is_autocast(gates.device):  # widened beside tokens
+        out = out.to(gates.dtype)
     batch, _, time = inputs.gates.shape
     out = out.transpose(1, 2).reshape(batch, time, *inner) if channel_last else out.reshape(batch, *inner, time)
     return (out, last_state.reshape(batch, *inner)) if return_last_state else out
+
+
+_SIGNATURE = Signature(linear_scan)

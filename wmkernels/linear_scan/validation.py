@@ -3,17 +3,17 @@
 import math
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from wmkernels.checks import (
     FLOATS,
+    common_dtype,
+    is_autocast,
     promote_dtypes,
-    require_device,
     require_dtype,
+    require_float,
     require_reset,
     require_shape,
-    require_tensor,
     state_dtype,
 )
 from wmkernels.linear_scan.meta import LinearScanInputs
@@ -29,15 +29,12 @@ def canonical(
     reverse: bool,
     channel_last: bool,
 ) -> tuple[LinearScanInputs, Sequence[int]]:
-    """Inputs, and the sizes merged into channels."""
-    require_tensor(OP, "gates", gates)
-    require_tensor(OP, "tokens", tokens)
+    """Inputs, gates and tokens of unlike dtypes in the state dtype, and the sizes merged into channels."""
     require_dtype(OP, "gates", gates, FLOATS, "")
-    if torch.is_autocast_enabled(gates.device.type):
+    if is_autocast(gates.device):
         dtype = promote_dtypes([gates.dtype, tokens.dtype])
         gates, tokens = gates.to(dtype), tokens.to(dtype)
-    require_device(OP, "tokens", tokens, gates.device, "gates")
-    require_dtype(OP, "tokens", tokens, (gates.dtype,), "as gates has")
+    require_float(OP, "tokens", tokens, gates, "gates")
     if gates.dim() < 2:
         wanted = "(batch, time, ...)" if channel_last else "(batch, ..., time)"
         raise ValueError(f"{OP}: gates has shape {tuple(gates.shape)}, expected {wanted}")
@@ -48,6 +45,7 @@ def canonical(
     batch, *inner, time = gates.shape
     _check_states(gates, initial_state, reset)
 
+    gates, tokens = common_dtype((gates, tokens), gates)  # type: ignore[assignment]
     channels = math.prod(inner)
     # Conditional: PyTorch 2.11 drops second derivatives of compiled graphs that save only input views
     if len(inner) != 1:
@@ -60,10 +58,7 @@ def canonical(
 
 def _check_states(gates: Tensor, initial_state: Tensor | None, reset: Tensor | None) -> None:
     if initial_state is not None:
-        require_tensor(OP, "initial_state", initial_state)
-        require_device(OP, "initial_state", initial_state, gates.device, "gates")
-        allowed = (gates.dtype, state_dtype(gates.dtype))
-        require_dtype(OP, "initial_state", initial_state, allowed, f"beside gates of {gates.dtype}")
+        require_float(OP, "initial_state", initial_state, gates, "gates")
         labels = ["batch", *("channels",) * (gates.dim() - 2)]
         require_shape(OP, "initial_state", initial_state, labels, gates.shape[:-1], "gates")
     sizes = (gates.shape[0], gates.shape[-1])

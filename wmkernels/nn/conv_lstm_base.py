@@ -111,7 +111,10 @@ class ConvLSTMBase(nn.Module):
         require_dtype(name, argument, x, FLOATS, "")
         if x.dim() != leading.count(",") + 4 or x.shape[-3] != self.input_size:
             expected = f"({leading}, channels={self.input_size}, height, width)"
-            hint = "; step() takes one step of time" if x.dim() == 4 else ""
+            time = "time" in leading
+            hint = ""
+            if x.dim() == (4 if time else 5):
+                hint = "; step() takes one step of time" if time else "; forward() takes a sequence"
             raise ValueError(f"{name}: {argument} has shape {tuple(x.shape)}, expected {expected}{hint}")
 
     def _options(self, layer: int) -> dict[str, Any]:

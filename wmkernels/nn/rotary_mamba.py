@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from wmkernels.checks import state_dtype
 from wmkernels.linear_scan.function import linear_scan
 from wmkernels.nn.checks import State
 from wmkernels.nn.mamba import Mamba, Selection
@@ -176,10 +177,12 @@ def _packed(rates: Tensor, before: Tensor | None, reset: Tensor | None, bounds: 
 
 def apply_rotary(projection: Tensor, angle: Tensor) -> Tensor:
     """exp(-i angle) times ``projection`` (..., groups, 2 pairs)."""
-    angle = angle.to(projection.dtype)  # wrapped; bfloat16 rounds it by up to 1/64 rad
+    dtype = state_dtype(projection.dtype)
+    angle = angle.to(dtype)  # wrapped; bfloat16 would round it by up to 1/64 rad
     cos, sin = angle.cos(), angle.sin()
-    real, imaginary = projection.unflatten(-1, (-1, 2)).unbind(-1)
-    return torch.stack([real * cos + imaginary * sin, imaginary * cos - real * sin], -1).flatten(-2)
+    real, imaginary = projection.to(dtype).unflatten(-1, (-1, 2)).unbind(-1)
+    rotated = torch.stack([real * cos + imaginary * sin, imaginary * cos - real * sin], -1).flatten(-2)
+    return rotated.to(projection.dtype)
 
 
 def renamed(module: str, name: str) -> type[RotaryMamba]:

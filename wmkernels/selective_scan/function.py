@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from wmkernels.checks import Signature, is_autocast
 from wmkernels.dispatch import choose
 from wmkernels.registration import needs_autograd
 from wmkernels.selective_scan.autograd import OP, SelectiveScan
@@ -83,6 +84,23 @@ def selective_scan(
         >>> out.shape, state.shape
         (torch.Size([2, 8, 100]), torch.Size([2, 8, 4]))
     """
+    _SIGNATURE.require(
+        u,
+        delta,
+        A,
+        B,
+        C,
+        D,
+        z,
+        delta_bias,
+        delta_softplus,
+        return_last_state,
+        initial_state,
+        reset,
+        cu_seqlens,
+        channel_last,
+        backend,
+    )
     inputs = canonical(
         u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, reset, cu_seqlens, channel_last
     )
@@ -96,6 +114,11 @@ def selective_scan(
         out, last_state, _ = SelectiveScan.apply(*inputs, chunk_length(state, device.type), chosen)
     else:
         out, last_state, _ = torch.ops.wmkernels.selective_scan_forward(*inputs, 0, chosen)
+    if out.dtype != u.dtype and not is_autocast(device):  # u was widened beside others
+        out = out.to(u.dtype)
     if channel_last:
         out = out.transpose(1, 2)
     return (out, last_state) if return_last_state else out
+
+
+_SIGNATURE = Signature(selective_scan)

@@ -5,13 +5,14 @@ from torch import Tensor
 
 from wmkernels.checks import (
     FLOATS,
+    common_dtype,
+    is_autocast,
     promote_dtypes,
-    require_device,
     require_dtype,
+    require_float,
     require_packing,
     require_reset,
     require_shape,
-    require_tensor,
     state_dtype,
 )
 from wmkernels.selective_scan.meta import ScanInputs
@@ -34,11 +35,12 @@ def canonical(
     cu_seqlens: Tensor | None,
     channel_last: bool,
 ) -> ScanInputs:
-    """Time last, varying B and C 4-D with equal groups, parameters in the state dtype. Raises ValueError, TypeError."""
-    for name, value in (("u", u), ("delta", delta), ("A", A), ("B", B), ("C", C)):
-        require_tensor(OP, name, value)
+    """Time last, varying B and C 4-D with equal groups, parameters in the state dtype. Raises ValueError, TypeError.
+
+    Activations of unlike dtypes come in the state dtype.
+    """
     require_dtype(OP, "u", u, FLOATS, "")
-    if torch.is_autocast_enabled(u.device.type):
+    if is_autocast(u.device):
         u, delta, z, B, C = _promote(u, delta, z, B, C)
     if channel_last:
         u, delta = _swap_time(u, "u"), _swap_time(delta, "delta")
@@ -51,6 +53,9 @@ def canonical(
     cu_seqlens = _canonical_sequences(u, cu_seqlens)
     _check_states(u, A, initial_state, reset, cu_seqlens)
     dtype = state_dtype(u.dtype)
+    projections = [x for x in (B, C) if x.dim() == 4]
+    if any(x is not None and x.dtype != u.dtype for x in (delta, z, *projections)):
+        u, delta, z, B, C = common_dtype((u, delta, z, B, C), u)  # type: ignore[assignment]
     A = A.to(dtype)
     D, delta_bias, initial_state = (None if x is None else x.to(dtype) for x in (D, delta_bias, initial_state))
     tensors = (u, delta, A, B, C, D, z, delta_bias, initial_state, reset, cu_seqlens)
@@ -79,9 +84,7 @@ def _check_activations(u: Tensor, delta: Tensor, z: Tensor | None, channel_last:
     for name, x in (("delta", delta), ("z", z)):
         if x is None:
             continue
-        require_tensor(OP, name, x)
-        require_device(OP, name, x, u.device, "u")
-        require_dtype(OP, name, x, (u.dtype,), "as u has")
+        require_float(OP, name, x, u, "u")
         if x.shape != u.shape:
             shown = x.transpose(1, 2) if channel_last and x.dim() == 3 else x
             require_shape(OP, name, shown, [labels[i] for i in order], [u.shape[i] for i in order], "u")
@@ -98,9 +101,7 @@ def _check_parameters(u: Tensor, A: Tensor, D: Tensor | None, delta_bias: Tensor
     for name, x in (("A", A), ("D", D), ("delta_bias", delta_bias)):
         if x is None:
             continue
-        require_tensor(OP, name, x)
-        require_device(OP, name, x, u.device, "u")
-        require_dtype(OP, name, x, (u.dtype, state_dtype(u.dtype)), f"beside u of {u.dtype}")
+        require_float(OP, name, x, u, "u")
         if name != "A":
             require_shape(OP, name, x, ("channels",), (channels,), "u")
 
@@ -108,12 +109,10 @@ def _check_parameters(u: Tensor, A: Tensor, D: Tensor | None, delta_bias: Tensor
 def _canonical_projection(name: str, x: Tensor, u: Tensor, A: Tensor, channel_last: bool) -> Tensor:
     batch, channels, time = u.shape
     state = A.shape[1]
-    require_device(OP, name, x, u.device, "u")
+    require_float(OP, name, x, u, "u")
     if x.dim() == 2:
-        require_dtype(OP, name, x, (u.dtype, state_dtype(u.dtype)), f"beside u of {u.dtype}")
         require_shape(OP, name, x, ("channels", "state"), (channels, state), "u and A")
         return x.to(state_dtype(u.dtype))
-    require_dtype(OP, name, x, (u.dtype,), "as u has")
     if x.dim() == 3:
         x = x.unsqueeze(1)
     elif x.dim() != 4:
@@ -160,9 +159,7 @@ def _check_states(
 ) -> None:
     batch, channels, time = u.shape
     if initial_state is not None:
-        require_tensor(OP, "initial_state", initial_state)
-        require_device(OP, "initial_state", initial_state, u.device, "u")
-        require_dtype(OP, "initial_state", initial_state, (u.dtype, state_dtype(u.dtype)), f"beside u of {u.dtype}")
+        require_float(OP, "initial_state", initial_state, u, "u")
         first = ("batch", batch) if cu_seqlens is None else ("sequences", cu_seqlens.shape[0] - 1)
         sizes = (first[1], channels, A.shape[1])
         require_shape(OP, "initial_state", initial_state, (first[0], "channels", "state"), sizes, "u and A")

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from wmkernels.checks import DENSE, Signature, require_writable
 from wmkernels.dispatch import PYTORCH_BACKENDS, choose, kernels
 from wmkernels.registration import can_bypass_dispatcher, needs_autograd
 from wmkernels.selective_step.autograd import OP, UPDATE, SelectiveStep
@@ -59,10 +60,11 @@ def selective_step(
         (torch.Size([1, 8]), torch.Size([1, 8, 4]))
     """
     tensors = (state, u, delta, A, B, C, D, z, delta_bias, reset)
-    if _may_use_fast_path(tensors, backend):
+    if _may_use_fast_path(tensors, delta_softplus, backend):
         out, new_state = _empty(u), _empty(state)
         if kernels(OP, "cpu").step_fast_path((state, new_state, out, *tensors[1:]), delta_softplus):
             return out, new_state
+    _SIGNATURE.require(state, u, delta, A, B, C, D, z, delta_bias, delta_softplus, reset, backend)
     inputs = canonical_step(state, u, delta, A, B, C, D, z, delta_bias, reset, delta_softplus)
     chosen = choose(OP, u.device, backend, A.shape[1])
     if chosen in PYTORCH_BACKENDS:
@@ -71,8 +73,10 @@ def selective_step(
         out, new_state = selective_step_reference(wide)
         return out.to(u.dtype), new_state
     if needs_autograd(inputs.differentiable):
-        return SelectiveStep.apply(*inputs, chosen)
-    return torch.ops.wmkernels.selective_step_forward(*inputs, chosen)
+        out, new_state = SelectiveStep.apply(*inputs, chosen)
+    else:
+        out, new_state = torch.ops.wmkernels.selective_step_forward(*inputs, chosen)
+    return (out if out.dtype == u.dtype else out.to(u.dtype)), new_state
 
 
 def selective_state_update(
@@ -124,16 +128,21 @@ def selective_state_update(
     if torch.is_grad_enabled() and any(isinstance(t, Tensor) and t.requires_grad for t in inputs):
         raise RuntimeError(f"{UPDATE}: it works in place, without gradient; use selective_step, or torch.no_grad()")
     if isinstance(state, Tensor) and state.dim() == 4:
+        _UPDATE_SIGNATURE.require(state, x, dt, A, B, C, D, z, dt_bias, dt_softplus, state_batch_indices)
+        require_writable(UPDATE, "state", state)
         return _update_heads(state, x, dt, A, B, C, D, z, dt_bias, dt_softplus, state_batch_indices)
     tensors = (state, x, dt, A, B, C, D, z, dt_bias, state_batch_indices)
-    if state_batch_indices is None and _may_use_fast_path(tensors, None):
+    if state_batch_indices is None and _may_use_fast_path(tensors, dt_softplus, None):
         out = _empty(x)
         if kernels(OP, "cpu").step_fast_path((state, state, out, *tensors[1:]), dt_softplus):
             torch.autograd.graph.increment_version(state)
             return out
+    _UPDATE_SIGNATURE.require(state, x, dt, A, B, C, D, z, dt_bias, dt_softplus, state_batch_indices)
     canonical = canonical_update(state, x, dt, A, B, C, D, z, dt_bias, state_batch_indices)
-    chosen = choose(OP, x.device, None, A.shape[1])
-    return torch.ops.wmkernels.selective_state_update_(*canonical, dt_softplus, chosen)
+    require_writable(UPDATE, "state", state)
+    chosen = choose(OP, x.device, None, A.shape[1], UPDATE)
+    out = torch.ops.wmkernels.selective_state_update_(*canonical, dt_softplus, chosen)
+    return out if out.dtype == x.dtype else out.to(x.dtype)
 
 
 def _update_heads(
@@ -173,15 +182,22 @@ def _empty(like: Tensor) -> Tensor:
     return torch.empty_like(like, memory_format=torch.contiguous_format)  # twice as fast as ``new_empty``
 
 
-def _may_use_fast_path(tensors: tuple[Tensor | None, ...], backend: str | None) -> bool:
+def _may_use_fast_path(tensors: tuple[Tensor | None, ...], delta_softplus: bool, backend: str | None) -> bool:
     """Whether to try the extension's fast path, which takes one dtype for all tensors."""
-    u, A = tensors[1], tensors[3]
+    state, u, _, A, *_ = tensors
     return (
         isinstance(u, Tensor)
+        and isinstance(state, Tensor)
+        and u.layout is DENSE is state.layout
         and u.dtype in _FAST_PATH_DTYPES
         and u.is_cpu
+        and type(delta_softplus) is bool
+        and (backend is None or type(backend) is str)
         and can_bypass_dispatcher(tensors)
         and isinstance(A, Tensor)
         and A.dim() == 2
         and choose(OP, u.device, backend, A.shape[1]) == "cpu"
     )
+
+
+_SIGNATURE, _UPDATE_SIGNATURE = Signature(selective_step), Signature(selective_state_update)

@@ -5,11 +5,12 @@ from torch import Tensor
 
 from wmkernels.checks import (
     FLOATS,
+    common_dtype,
     require_device,
     require_dtype,
+    require_float,
     require_reset,
     require_shape,
-    require_tensor,
     state_dtype,
 )
 from wmkernels.selective_step.meta import StepInputs
@@ -31,13 +32,13 @@ def canonical_step(
     reset: Tensor | None,
     delta_softplus: bool,
 ) -> StepInputs:
-    """Inputs of ``selective_step``."""
+    """Inputs of ``selective_step``; activations of unlike dtypes come in the state dtype."""
     B, C = _require_step(OP, state, u, delta, A, B, C, D, z, delta_bias)
     require_shape(OP, "state", state, ("batch", "channels", "state"), (*u.shape, A.shape[1]), "u and A")
     dtype = state_dtype(u.dtype)
-    require_dtype(OP, "state", state, (u.dtype, dtype), f"beside u of {u.dtype}")
     require_reset(OP, reset, ("batch",), u.shape[:1], u, "u")
     D, delta_bias = (None if x is None else x.to(dtype) for x in (D, delta_bias))
+    u, delta, B, C, z = common_dtype((u, delta, B, C, z), u)  # type: ignore[assignment]
     return StepInputs(state.to(dtype), u, delta, A.to(dtype), B, C, D, z, delta_bias, reset, delta_softplus)
 
 
@@ -53,11 +54,12 @@ def canonical_update(
     dt_bias: Tensor | None,
     state_batch_indices: Tensor | None,
 ) -> tuple[Tensor | None, ...]:
-    """Inputs of ``selective_state_update``."""
+    """Inputs of ``selective_state_update``; activations of unlike dtypes come in the state dtype."""
     B, C = _require_step(UPDATE, state, x, dt, A, B, C, D, z, dt_bias)
     dtype = state_dtype(x.dtype)
-    require_dtype(UPDATE, "state", state, (x.dtype, dtype), f"beside x of {x.dtype}")
-    rows = x.shape[0] if state_batch_indices is None else state.shape[0]
+    if x.dtype == torch.float64:  # it cannot hold the new state
+        require_dtype(UPDATE, "state", state, (torch.float64,), "beside x of torch.float64")
+    rows = x.shape[0] if state_batch_indices is None or state.dim() != 3 else state.shape[0]
     require_shape(UPDATE, "state", state, ("batch", "channels", "state"), (rows, x.shape[1], A.shape[1]), "x and A")
     if state_batch_indices is not None:
         require_device(UPDATE, "state_batch_indices", state_batch_indices, x.device, "x")
@@ -65,6 +67,7 @@ def canonical_update(
         require_shape(UPDATE, "state_batch_indices", state_batch_indices, ("batch",), x.shape[:1], "x")
         state_batch_indices = state_batch_indices.to(torch.int64)
     D, dt_bias = (None if v is None else v.to(dtype) for v in (D, dt_bias))
+    x, dt, B, C, z = common_dtype((x, dt, B, C, z), x)  # type: ignore[assignment]
     return state, x, dt, A.to(dtype), B, C, D, z, dt_bias, state_batch_indices
 
 
@@ -106,9 +109,6 @@ def _require_step(
 ) -> tuple[Tensor, Tensor]:
     """B and C as (batch, groups, state)."""
     u_name, delta_name, bias_name = ("u", "delta", "delta_bias") if op == OP else ("x", "dt", "dt_bias")
-    required = (("state", state), (u_name, u), (delta_name, delta), ("A", A), ("B", B), ("C", C))
-    for name, x in required:
-        require_tensor(op, name, x)
     require_dtype(op, u_name, u, FLOATS, "")
     if u.dim() != 2:
         raise ValueError(f"{op}: {u_name} has shape {tuple(u.shape)}, expected (batch, channels)")
@@ -121,19 +121,16 @@ def _require_step(
     for name, optional in ((delta_name, delta), ("z", z)):
         if optional is not None:
             require_shape(op, name, optional, ("batch", "channels"), (batch, channels), u_name)
-            require_dtype(op, name, optional, (u.dtype,), f"as {u_name} has")
-            require_device(op, name, optional, u.device, u_name)
+            require_float(op, name, optional, u, u_name)
     for name, optional in (("A", A), ("D", D), (bias_name, delta_bias)):
         if optional is not None:
-            require_dtype(op, name, optional, (u.dtype, state_dtype(u.dtype)), f"beside {u_name} of {u.dtype}")
-            require_device(op, name, optional, u.device, u_name)
+            require_float(op, name, optional, u, u_name)
             if optional is not A:
                 require_shape(op, name, optional, ("channels",), (channels,), u_name)
-    require_device(op, "state", state, u.device, u_name)
+    require_float(op, "state", state, u, u_name)
     projections = []
     for name, x in (("B", B), ("C", C)):
-        require_dtype(op, name, x, (u.dtype,), f"as {u_name} has")
-        require_device(op, name, x, u.device, u_name)
+        require_float(op, name, x, u, u_name)
         if x.dim() == 2:
             require_shape(op, name, x, ("batch", "state"), (batch, size), f"{u_name} and A")
             x = x.unsqueeze(1)

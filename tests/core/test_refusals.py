@@ -1,0 +1,109 @@
+"""Every refusal of a public function begins with its name: calls drawn from the signatures."""
+
+import inspect
+import typing
+import warnings
+
+import conv_lstm_problems
+import numpy
+import pytest
+import torch
+from test_gradients import SMALL
+from torch import Tensor
+
+import wmkernels
+from wmkernels.registry import OPS
+
+FUNCTIONS = [(op, function) for op, spec in OPS.items() for function in spec.functions]
+RENAMED = {"u": "x", "delta": "dt", "delta_bias": "dt_bias", "delta_softplus": "dt_softplus"}
+
+
+def good_call(op, function):
+    """Arguments that run, of every op's own example, with the optional tensors it leaves out."""
+    examples = conv_lstm_problems.SMALL if op == "conv_lstm" else SMALL
+    problem = examples.get(function, examples[op])("cpu", torch.float32)
+    arguments = {name: value.detach() for name, value in problem.tensors.items()} | problem.options
+    x = next(arguments[name] for name in ("u", "gates", "x") if name in arguments)
+    if op == "conv_lstm":
+        arguments["state"] = (arguments.pop("h"), arguments.pop("c"))
+        arguments["reset"] = torch.zeros(x.shape[:-3], dtype=torch.bool)
+    else:
+        arguments["reset"] = torch.zeros(x.shape[0], *x.shape[2:], dtype=torch.bool)
+    if function == "selective_state_update":
+        del arguments["reset"]
+        arguments = {RENAMED.get(name, name): value for name, value in arguments.items()}
+        arguments["state_batch_indices"] = torch.tensor([0, 1])
+    return arguments
+
+
+def bad_tensors(good):
+    """(value, whether it is surely refused) for a tensor argument."""
+    good = torch.zeros(2, 3) if good is None else good.detach()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        nested = torch.nested.nested_tensor([torch.ones(2, 3), torch.ones(4, 3)])
+        jagged = torch.nested.nested_tensor([torch.ones(2, 3), torch.ones(4, 3)], layout=torch.jagged)
+        quantised = torch.quantize_per_tensor(torch.ones(good.shape), 0.1, 0, torch.quint8)
+        compressed = torch.ones(2, 2).to_sparse_csr()
+    for value in (1, 1.5, "x", b"x", [1.0], (good,), {}, object(), numpy.ones(good.shape), good.numpy, float):
+        yield value, True
+    yield from ((value, True) for value in (good.to_sparse(), compressed, nested, jagged, quantised))
+    yield good.to(torch.complex64), True
+    yield good.to("meta"), True
+    yield good.to(torch.int16), True
+    yield good.to(torch.uint8), True
+    yield good[None], True
+    yield torch.zeros((), dtype=good.dtype), True
+    yield torch.zeros(0, dtype=good.dtype), True
+    yield good.double() if good.is_floating_point() else good.float(), False
+    yield good.new_zeros([size + 1 for size in good.shape]), False
+    yield good.new_zeros([0 for _ in good.shape]), False
+    yield good.mT if good.dim() > 1 else good[:1], False
+
+
+FLAGS = (None, 0, 1, "yes", 1.0, [True], (), numpy.bool_(True), torch.tensor(True))
+BACKENDS = (1, False, ["cpu"], ("cpu",), b"cpu", "", "CPU", "tpu", torch.float32, {}, numpy.str_("cpu"))
+PAIRS = ((), (1, 2.5), (1, None), (None, None), [1, 2, 3], [[1], [1]], (torch.zeros(1),), (torch.zeros(1), None))
+OTHERS = (1.5, "x", b"x", {}, -1, 2**31, 2**63, 2**200, True, float("nan"), object(), numpy.ones(2), torch.tensor(1))
+
+
+def described(value):
+    return f"{value.layout} {value.dtype} on {value.device}" if isinstance(value, Tensor) else repr(value)
+
+
+def bad_values(annotation, good):
+    options = typing.get_args(annotation) or (annotation,)
+    if Tensor in options:
+        yield from bad_tensors(good)
+        if type(None) not in options:
+            yield None, True
+    elif bool in options:
+        yield from ((value, True) for value in FLAGS)
+    elif str in options:
+        yield from ((value, True) for value in BACKENDS)
+    else:
+        yield from ((value, False) for value in PAIRS + OTHERS)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize(("op", "function"), FUNCTIONS, ids=[name for _, name in FUNCTIONS])
+def test_every_refusal_begins_with_the_name(op, function, backend):
+    call, arguments = getattr(wmkernels, function), good_call(op, function)
+    hints, faults, refused = typing.get_type_hints(call), [], 0
+    if "backend" in hints:
+        arguments["backend"] = backend
+    with torch.no_grad():
+        call(**{name: value.clone() if isinstance(value, Tensor) else value for name, value in arguments.items()})
+        for name in inspect.signature(call).parameters:
+            for value, surely in bad_values(hints[name], arguments.get(name)):
+                try:
+                    call(**{**arguments, name: value})
+                except Exception as error:
+                    refused += 1
+                    if not str(error).startswith(f"{function}: "):
+                        faults.append(f"{name}, {described(value)}: {type(error).__name__}: {error}")
+                else:
+                    if surely:
+                        faults.append(f"{name}, {described(value)}, was accepted")
+    assert not faults, "\n".join(faults)
+    assert refused > 20 * len(arguments)
