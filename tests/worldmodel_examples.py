@@ -82,7 +82,7 @@ def random_batch(model, batch=3, time=14, resets=True):
     observations = {}
     for name, modality in model.observation_spec.modalities.items():
         shape = (batch, time, *modality.shape)
-        whole = modality.kind != "vector"
+        whole = modality.dtype != "float32"
         size = min(modality.sizes) if modality.sizes else 256
         observations[name] = torch.randint(size, shape, dtype=torch.uint8) if whole else torch.randn(shape)
     action_spec = model.action_spec

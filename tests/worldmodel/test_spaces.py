@@ -139,7 +139,7 @@ def test_a_box_of_actions_is_scaled_and_clipped():
         (lambda: ObservationSpec.from_space(spaces.Box(-1, 1, (2,))).encode([0.0, np.nan]), "NaN or infinity"),
         (
             lambda: ObservationSpec.from_space(spaces.Box(-1, 1, (2,))).encode([0.0]),
-            r"has shape \(1,\), expected \(2,\)",
+            r"has shape \(1,\), expected shape \(2,\), float32, finite",
         ),
         (lambda: ActionSpec.from_space(spaces.Box(-np.inf, 1, (2,))), "no finite bounds"),
         (lambda: ActionSpec.from_space(spaces.Text(3)), "is not supported, expected Discrete"),

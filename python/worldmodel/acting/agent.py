@@ -8,7 +8,7 @@ import torch
 
 from worldmodel.data.batch import State
 from worldmodel.data.spaces import ActionSpec, ObservationSpec
-from worldmodel.learning.settings import acting_part, saved_config, usable_device
+from worldmodel.learning.settings import acting_part, saved_config, saved_observation_spec, usable_device
 from worldmodel.model.deciders import Decider, action_values, decider_of, greedy_decider
 from worldmodel.model.world_model import WorldModel
 from worldmodel.runs.run import Run
@@ -46,7 +46,7 @@ class Agent:
         opened = Run(run)
         config = saved_config(opened)
         where = usable_device(device)
-        observation_spec = ObservationSpec.from_json(opened.config["spaces"]["observation"])
+        observation_spec = saved_observation_spec(opened)
         action_spec = ActionSpec.from_json(opened.config["spaces"]["action"])
         world_model = WorldModel(observation_spec, action_spec, config.model).to(where)
         opened.load_weights(world_model, where, acting_part(config))
@@ -75,7 +75,7 @@ class Agent:
             greedy: deprecated.
 
         Raises:
-            ValueError: an observation with NaN, or outside the space.
+            ValueError: an observation of another shape, type or range than in training, with NaN, or without a part.
         """
         encoded = {name: array[None] for name, array in self.observation_spec.encode(observation).items()}
         actions, state = self.act_encoded(encoded, state, np.array([reset]), decider_of(decider, greedy, self.greedy))
@@ -91,9 +91,14 @@ class Agent:
         *,
         greedy: bool | None = None,
     ) -> tuple[np.ndarray, State]:
-        """``act`` for encoded observations and actions, (batch, ...); ``reset`` is bool (batch,)."""
+        """``act`` for encoded observations and actions, (batch, ...); ``reset`` is bool (batch,).
+
+        Raises:
+            ValueError: observations that are not as ``ObservationSpec.encode`` makes them.
+        """
         state = self.init_state(len(reset)) if state is None else state
-        tensors = self.observation_spec.to_tensors(observations, self.device)
+        checked = self.observation_spec.check(observations, len(reset), "Agent.act_encoded")
+        tensors = self.observation_spec.to_tensors(checked, self.device)
         is_first = torch.from_numpy(reset).to(self.device)
         actions, state = self.world_model.act(tensors, state, is_first, decider_of(decider, greedy, self.greedy))
         return actions.cpu().numpy(), state

@@ -67,6 +67,7 @@ def train_options(arguments: Sequence[str]) -> tuple[TrainConfig, Path, dict[str
     for argument in arguments:
         if (today := renamed_option(argument)) is not None:
             raise ConfigurationError(f"{argument.partition('=')[0]} is an option of an earlier release: use {today}")
+    arguments = _pairs_split(arguments, "--kinds")
     # The other options' defaults depend on these.
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for name in ("--preset", "--resume", "--init-from", "--memory", "--latent"):
@@ -93,6 +94,32 @@ def train_options(arguments: Sequence[str]) -> tuple[TrainConfig, Path, dict[str
         raise ConfigurationError("--env is missing: a gymnasium id, module:Env-v0, or a name of popgym's")
     folder = options.run or default_folder(config.env, time.strftime("%Y%m%d-%H%M%S"))
     return config, folder, {"init_from": options.init_from}
+
+
+def _pairs_split(arguments: Sequence[str], option: str) -> list[str]:
+    """``option NAME=VALUE ...`` as the pairs that the parser of a dict takes.
+
+    Example:
+        >>> _pairs_split(["--kinds", "a=image:CHW", "b=map,c=grid", "--seed", "1"], "--kinds")
+        ['--kinds', 'a', 'image:CHW', 'b', 'map', 'c', 'grid', '--seed', '1']
+    """
+    split: list[str] = []
+    inside = False
+    for argument in arguments:
+        if argument.startswith("--"):
+            name, _, rest = argument.partition("=")
+            inside = name == option
+            split.append(name if inside else argument)
+            given = [rest] if inside and rest else []
+        else:
+            given = [argument] if inside else []
+            split += [] if inside else [argument]
+        for pair in ",".join(given).split(",") if given else ():
+            key, equals, value = pair.partition("=")
+            if not (key and equals and value):
+                raise ConfigurationError(f"{option} has {pair!r}, expected NAME=VALUE")
+            split += [key, value]
+    return split
 
 
 def preset_config(name: str) -> TrainConfig:

@@ -13,10 +13,10 @@ from worldmodel.data.source import Source
 from worldmodel.environments.registry import EnvironmentFailed
 from worldmodel.environments.vector import GymnasiumVectorEnvironment
 from worldmodel.learning.callback import OpenLoopCallback
-from worldmodel.learning.settings import TrainConfig, check_resumable
+from worldmodel.learning.settings import TrainConfig, changed_spaces, check_resumable, saved_observation_spec
 from worldmodel.learning.trainer import SourceTrainer, Trainer, TrainingFailed
 from worldmodel.model.deciders import policy_sample
-from worldmodel.runs.configuration import ConfigurationError, differences, to_json
+from worldmodel.runs.configuration import ConfigurationError, to_json
 from worldmodel.runs.optional_dependencies import MissingPackage, require
 from worldmodel.runs.run import Run, RunError
 
@@ -72,16 +72,17 @@ def _train(
     if resume:
         run = Run(folder)
         check_resumable(run, config)
-    trainer = Trainer(config, policy_sample, OpenLoopEvaluator())
+    trainer = Trainer(config, policy_sample, OpenLoopEvaluator(), saved_observation_spec(run) if resume else None)
     started = _warm_start(trainer, init_from, resume)
     episodes = trainer.episodes
     spaces = {"observation": episodes.observation_spec.to_json(), "action": episodes.action_spec.to_json()}
     described = {"train": to_json(config), "spaces": to_json(spaces)}
     if not resume:
         run = Run.create(folder, {**described, "init_from": started})
-    elif changed := differences(run.config["spaces"], described["spaces"]):
+    elif changed := changed_spaces(run, episodes.observation_spec, episodes.action_spec):
         raise ConfigurationError(f"{config.env} is not what it was when {folder} began: {'; '.join(changed)}")
-    notices = _resume(trainer, run, new_episodes, unpickle) if resume else [*started]
+    notices = [*episodes.observation_spec.description(), *started]
+    notices += _resume(trainer, run, new_episodes, unpickle) if resume else []
     if isinstance(episodes, GymnasiumVectorEnvironment) and not episodes.pickle:
         notices.append(
             f"{episodes.name} is a vector environment of its own: if this run is interrupted, it goes on with other "
@@ -133,7 +134,7 @@ def train_from_source(
     described = {"train": to_json(config), "spaces": to_json(spaces)}
     if not resume:
         run = Run.create(folder, {**described, "init_from": started})
-    elif changed := differences(run.config["spaces"], described["spaces"]):
+    elif changed := changed_spaces(run, source.observation_spec, source.action_spec):
         raise ConfigurationError(f"the source is not what it was when {folder} began: {'; '.join(changed)}")
     if resume:
         if run.checkpoints:

@@ -1,16 +1,12 @@
 """Observation and action specs from gymnasium spaces.
 
-An observation is a flat dict of *modalities* of four kinds. Text is dropped with a warning.
-
-    categorical   class indices: Discrete, MultiDiscrete, MultiBinary
-    vector        real numbers: Box
-    image         uint8 pixels (height, width, channels)
-    grid          class indices (height, width, channels): uint8 Box with a side below ``SMALLEST_IMAGE``
+An observation is a flat dict of *modalities*, of the kinds in ``kinds.py``. Text is dropped with a warning.
 """
 
 import dataclasses
+import functools
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -18,6 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from worldmodel.data.kinds import Kind, Modality, Path, check_values, encode_part, modality_of
+from worldmodel.runs.configuration import differences, from_json, to_json
+from worldmodel.runs.fields import Checked, ConfigurationError, Text
 from worldmodel.runs.optional_dependencies import missing
 
 try:
@@ -25,41 +24,15 @@ try:
 except ImportError as error:
     raise missing(error, "describe what is seen and done") from error
 
-Kind = Literal["categorical", "vector", "image", "grid"]
-Path = tuple[str | int, ...]
+__all__ = ["ROOT", "ActionSpec", "Kind", "Modality", "ObservationSpec"]
 
-SMALLEST_IMAGE = 16  # pixels, for strided convolutions
-GRID_CLASSES = 16  # upper limit; MiniGrid has 11 objects
 ROOT = "observation"  # name of a space without keys
 
 _log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
-class Modality:
-    """One array of an observation.
-
-    Attributes:
-        kind: as listed above.
-        shape: (entries,), or (height, width, channels).
-        dtype: of the encoded array.
-        path: keys and indices into an observation.
-        sizes: classes per entry (categorical) or channel (grid).
-        starts: value of class 0 per categorical entry.
-        channels_first: of environment images.
-    """
-
-    kind: Kind
-    shape: tuple[int, ...]
-    dtype: str
-    path: Path = ()
-    sizes: tuple[int, ...] = ()
-    starts: tuple[int, ...] = ()
-    channels_first: bool = False
-
-
-@dataclasses.dataclass(frozen=True)
-class ObservationSpec:
+class ObservationSpec(Checked):
     """The modalities of an observation.
 
     Attributes:
@@ -76,16 +49,34 @@ class ObservationSpec:
     """
 
     modalities: dict[str, Modality]
-    dropped: tuple[str, ...] = ()
+    dropped: tuple[Text, ...] = ()
 
     @classmethod
-    def from_space(cls, space: spaces.Space[Any], kinds: Mapping[str, Kind] | None = None) -> "ObservationSpec":
-        """``kinds``, by modality name, overrides the kinds of Boxes.
+    def from_space(
+        cls,
+        space: spaces.Space[Any],
+        kinds: "Mapping[str, str] | ObservationSpec | None" = None,
+        example: Callable[[], Any] | None = None,
+    ) -> "ObservationSpec":
+        """The spec of a space; ``kinds.py`` has the rules.
+
+        Args:
+            space: of the environment's observations.
+            kinds: by modality name, ``KIND`` or ``KIND:LAYOUT``; or a spec whose parts are to be read as they were.
+            example: returns first observations, one or a batch; called where the space alone does not tell.
 
         Raises:
-            ValueError: unsupported space, or text alone.
+            ConfigurationError: an unsupported space, text alone, or kinds that do not fit.
         """
-        kinds = dict(kinds or {})
+        saved = kinds.modalities if isinstance(kinds, ObservationSpec) else {}
+        asked = {} if isinstance(kinds, ObservationSpec) else dict(kinds or {})
+        first: list[Any] = []
+
+        def values(path: Path) -> Any:
+            if not first and example is not None:
+                first.append(example())
+            return _follow(first[0], path)
+
         modalities, dropped = {}, []
         for path, part in _parts(space, ()):
             name = "/".join(map(str, path)) or ROOT
@@ -94,22 +85,26 @@ class ObservationSpec:
                 _log.warning("observation %r is text, which the world model does not read: it is left out", name)
                 continue
             if name in modalities:
-                raise ValueError(f"ObservationSpec: two parts of the space {space} are named {name!r}")
-            modalities[name] = _modality(name, part, path, kinds.pop(name, None))
-        if kinds:
-            raise ValueError(f"ObservationSpec: kinds names {sorted(kinds)}, expected names among {sorted(modalities)}")
+                raise ConfigurationError(f"ObservationSpec: two parts of the space {space} are named {name!r}")
+            wanted = asked.pop(name, None) or saved.get(name)
+            look = functools.partial(values, path) if example is not None else None
+            modalities[name] = modality_of(name, part, path, wanted, look)
+        if asked:
+            raise ConfigurationError(
+                f"ObservationSpec: kinds names {sorted(asked)}, expected names among {sorted(modalities)}"
+            )
         if not modalities:
-            raise ValueError(f"ObservationSpec: the space {space} holds nothing but text")
+            raise ConfigurationError(f"ObservationSpec: the space {space} holds nothing but text")
         return cls(modalities, tuple(dropped))
 
     def encode(self, observation: Any) -> dict[str, np.ndarray]:
         """Arrays (*modality.shape) by modality name.
 
         Raises:
-            ValueError: NaN, infinity, class out of range, wrong shape.
+            ValueError: another shape, type or range than the space's, NaN, infinity, a missing part.
         """
         return {
-            name: _encode(name, modality, _follow(observation, modality.path), ())
+            name: encode_part(name, modality, _part(name, modality, observation), ())
             for name, modality in self.modalities.items()
         }
 
@@ -117,8 +112,8 @@ class ObservationSpec:
         """``encode`` for a vector environment's observations: (batch, *modality.shape)."""
         encoded = {}
         for name, modality in self.modalities.items():
-            value = np.asarray(_follow(observations, modality.path))
-            encoded[name] = _encode(name, modality, value, value.shape[:1])
+            value = np.asarray(_part(name, modality, observations))
+            encoded[name] = encode_part(name, modality, value, value.shape[:1])
         return encoded
 
     def check(self, encoded: Mapping[str, np.ndarray], steps: int, caller: str) -> dict[str, np.ndarray]:
@@ -137,10 +132,10 @@ class ObservationSpec:
                     f"{caller}: observations[{name!r}] has shape {array.shape}, expected {(steps, *modality.shape)}"
                 )
             try:
-                _check_values(name, modality, array)
+                check_values(name, modality, array)
             except ValueError as error:
                 raise ValueError(f"{caller}: {error}") from error
-            if modality.kind != "vector" and (array.astype(modality.dtype) != array).any():
+            if modality.dtype not in ("float32", array.dtype) and (array.astype(modality.dtype) != array).any():
                 raise ValueError(f"{caller}: observations[{name!r}] has values that {modality.dtype} does not hold")
             checked[name] = array.astype(modality.dtype)
         return checked
@@ -154,15 +149,31 @@ class ObservationSpec:
         """As tensors, which share the arrays' memory on the CPU."""
         return {name: torch.as_tensor(encoded[name], device=device) for name in self.modalities}
 
+    def description(self) -> list[str]:
+        """A line per modality: how it is read, and how to change that."""
+        lines = []
+        for name, modality in self.modalities.items():
+            change = f"; --kinds {name}=KIND reads it otherwise" if len(modality.env_shape or ()) > 1 else ""
+            lines.append(f"{name}: {modality.description}{change}")
+        return lines
+
+    def differences(self, now: "ObservationSpec") -> list[str]:
+        """A line per difference of ``now`` from this saved spec; what an earlier release did not save is none."""
+        known = {
+            name: dataclasses.replace(modality, env_shape=new.env_shape, env_dtype=new.env_dtype, layout=new.layout)
+            if modality.env_shape is None and (new := now.modalities.get(name)) is not None
+            else modality
+            for name, modality in self.modalities.items()
+        }
+        return differences(dataclasses.replace(self, modalities=known).to_json(), now.to_json())
+
     def to_json(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        return to_json(self)
 
     @classmethod
-    def from_json(cls, fields: Mapping[str, Any]) -> "ObservationSpec":
-        return cls(
-            {name: Modality(**_with_tuples(modality)) for name, modality in fields["modalities"].items()},
-            tuple(fields["dropped"]),
-        )
+    def from_json(cls, fields: Any) -> "ObservationSpec":
+        """Raises ConfigurationError for fields of other types, or out of bounds."""
+        return from_json(cls, fields, "spaces.observation")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -298,51 +309,11 @@ def _is_text(space: spaces.Space[Any]) -> bool:
     return isinstance(space, spaces.Text) or (space.dtype is not None and np.dtype(space.dtype).kind == "U")
 
 
-def _modality(name: str, space: spaces.Space[Any], path: Path, kind: Kind | None) -> Modality:
-    if isinstance(space, spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary):
-        sizes, starts = _classes(space)
-        return Modality("categorical", (len(sizes),), _smallest_dtype(max(sizes)), path, sizes, starts)
-    if not isinstance(space, spaces.Box):
-        raise ValueError(
-            f"ObservationSpec: {name!r} is a {type(space).__name__} ({space}), which is not supported; expected "
-            "Discrete, MultiDiscrete, MultiBinary, Box, or a Tuple or Dict of them"
-        )
-    pixels = space.dtype == np.uint8 and len(space.shape) in (2, 3)
-    if kind is None:
-        kind = "vector"
-        if pixels:
-            height, width, _ = _height_width_channels(space.shape)
-            kind = "grid" if min(height, width) < SMALLEST_IMAGE else "image"
-    if kind == "vector":
-        return Modality("vector", (int(np.prod(space.shape)),), "float32", path)
-    if kind in ("image", "grid") and pixels:
-        shape = _height_width_channels(space.shape)
-        sizes = (min(GRID_CLASSES, int(space.high.max()) + 1),) * shape[2] if kind == "grid" else ()
-        first = len(space.shape) == 3 and shape != space.shape
-        return Modality(kind, shape, "uint8", path, sizes, channels_first=first)
-    raise ValueError(f"ObservationSpec: {name!r} is {space}, which cannot be read as {kind!r}")
-
-
-def _height_width_channels(shape: Sequence[int]) -> tuple[int, int, int]:
-    """Channels are first only if that axis alone has 1, 3 or 4 entries."""
-    if len(shape) == 2:
-        return shape[0], shape[1], 1
-    if shape[0] in (1, 3, 4) and shape[2] not in (1, 3, 4):
-        return shape[1], shape[2], shape[0]
-    return shape[0], shape[1], shape[2]
-
-
-def _classes(space: spaces.Space[Any]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    if isinstance(space, spaces.Discrete):
-        return (int(space.n),), (int(space.start),)
+def _classes(space: spaces.MultiDiscrete | spaces.MultiBinary) -> tuple[tuple[int, ...], tuple[int, ...]]:
     if isinstance(space, spaces.MultiDiscrete):
         return tuple(int(n) for n in space.nvec.ravel()), tuple(int(n) for n in space.start.ravel())
-    entries = int(np.prod(space.shape))  # type: ignore[arg-type]
+    entries = int(np.prod(space.shape))
     return (2,) * entries, (0,) * entries
-
-
-def _smallest_dtype(classes: int) -> str:
-    return "uint8" if classes <= 2**8 else "int32" if classes <= 2**31 else "int64"
 
 
 def _with_tuples(fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -355,26 +326,10 @@ def _follow(observation: Any, path: Path) -> Any:
     return observation
 
 
-def _encode(name: str, modality: Modality, value: Any, batch: tuple[int, ...]) -> np.ndarray:
-    array = np.asarray(value)
-    if modality.channels_first:
-        array = np.moveaxis(array, -3, -1)
-    if array.size != int(np.prod((*batch, *modality.shape))):
-        raise ValueError(f"observation {name!r} has shape {array.shape}, expected {modality.shape} after {batch}")
-    array = array.reshape(*batch, *modality.shape)
-    if modality.kind == "vector":
-        array = array.astype(modality.dtype)
-    elif modality.starts:
-        array = array - np.array(modality.starts)
-    _check_values(name, modality, array)
-    return array.astype(modality.dtype)
-
-
-def _check_values(name: str, modality: Modality, array: np.ndarray) -> None:
-    if modality.kind == "vector":
-        if not np.isfinite(array).all():
-            raise ValueError(f"observation {name!r} holds NaN or infinity, expected finite numbers")
-    elif modality.sizes and ((array < 0).any() or (array >= np.array(modality.sizes)).any()):
-        hint = "; kinds={...: 'image'} reads it as pixels" if modality.kind == "grid" else ""
-        span = f"values from {array.min()} to {array.max()}"
-        raise ValueError(f"observation {name!r} has {span}, expected classes below {modality.sizes}{hint}")
+def _part(name: str, modality: Modality, observation: Any) -> Any:
+    try:
+        return _follow(observation, modality.path)
+    except (KeyError, IndexError, TypeError) as error:
+        raise ValueError(
+            f"observation has no part {name!r} ({type(error).__name__}: {error}), expected {modality.expected} there"
+        ) from error

@@ -1,18 +1,33 @@
 """Makes the environments of a run."""
 
+import contextlib
+from collections.abc import Iterator, Mapping
+
+from worldmodel.data.spaces import ObservationSpec
 from worldmodel.environments.registry import EnvironmentFailed, make, make_vector
 from worldmodel.environments.vector import GymnasiumVectorEnvironment, VectorEnvironment, random_seeds
 from worldmodel.runs.configuration import ConfigurationError
 
 
 def make_environments(
-    name: str, num_envs: int, seed: int, pickle: bool = False
+    name: str,
+    num_envs: int,
+    seed: int,
+    pickle: bool = False,
+    kinds: Mapping[str, str] | ObservationSpec | None = None,
 ) -> VectorEnvironment | GymnasiumVectorEnvironment:
-    """Makes single environments, else a vector environment; ``pickle`` keeps them as a pickle in checkpoints.
+    """Makes single environments, else a vector environment.
+
+    Args:
+        name: of the environment.
+        num_envs: in parallel.
+        seed: of the episodes.
+        pickle: keep the environments as a pickle in checkpoints.
+        kinds: of the observation's parts, for ``ObservationSpec.from_space``.
 
     Raises:
         UnknownEnvironment, EnvironmentFailed: as for ``make``, or they cannot be pickled.
-        ConfigurationError: unsupported spaces, of a vector environment ValueError.
+        ConfigurationError: unsupported spaces, or kinds that do not fit them.
     """
     try:
         environments = [make(name) for _ in range(num_envs)]
@@ -21,12 +36,21 @@ def make_environments(
             vector = make_vector(name, num_envs)
         except EnvironmentFailed:
             raise failure from None
-        episodes: VectorEnvironment | GymnasiumVectorEnvironment = GymnasiumVectorEnvironment(vector, seed, pickle)
+        with _named(name):
+            episodes: VectorEnvironment | GymnasiumVectorEnvironment = GymnasiumVectorEnvironment(
+                vector, seed, pickle, kinds
+            )
     else:
-        try:
-            episodes = VectorEnvironment(environments, random_seeds(seed), pickle=pickle)
-        except ValueError as error:
-            raise ConfigurationError(f"environment {name!r}: {error}") from error
+        with _named(name):
+            episodes = VectorEnvironment(environments, random_seeds(seed), pickle=pickle, kinds=kinds)
     if pickle:
         episodes.state_dict()  # fails now, not at the first checkpoint
     return episodes
+
+
+@contextlib.contextmanager
+def _named(name: str) -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        raise ConfigurationError(f"environment {name!r}: {error}") from error

@@ -45,7 +45,7 @@ def random_seeds(seed: int) -> Callable[[int], int]:
 
 
 class VectorEnvironment:
-    """Single environments, stepped one by one; ``seed_of`` maps episode id to seed.
+    """Single environments, stepped one by one; ``seed_of`` maps episode id to seed, ``kinds`` is for ``from_space``.
 
     Attributes:
         observations: by modality, (num_envs, ...).
@@ -64,15 +64,18 @@ class VectorEnvironment:
         observation_spec: ObservationSpec | None = None,
         action_spec: ActionSpec | None = None,
         pickle: bool = False,
+        kinds: Mapping[str, str] | ObservationSpec | None = None,
     ) -> None:
         self.environments = list(environments)
         first = self.environments[0]
         self.name = first.spec.id if first.spec else type(first.unwrapped).__name__
-        self.observation_spec = observation_spec or ObservationSpec.from_space(first.observation_space)
+        self._seed_of = seed_of
+        self.observation_spec = observation_spec or ObservationSpec.from_space(
+            first.observation_space, kinds, self._example
+        )
         self.action_spec = action_spec or ActionSpec.from_space(first.action_space)
         self.num_envs = len(self.environments)
         self.pickle = pickle
-        self._seed_of = seed_of
         self._utils = require("gymnasium.vector.utils", "run environments")
         self._space = first.observation_space
         self._begun = 0
@@ -80,6 +83,13 @@ class VectorEnvironment:
         self._actions: list[list[np.ndarray]] = [[] for _ in range(self.num_envs)]  # per running episode
         self._checksums = [0] * self.num_envs
         self._restart()
+
+    def _example(self) -> Any:
+        """The first observation, which begins again afterwards."""
+        try:
+            return self.environments[0].reset(seed=self._seed_of(0))[0]
+        except Exception as error:
+            raise EnvironmentFailed(f"{self.name}, reset 0: {error}") from error
 
     def _restart(self) -> None:
         self.is_first = np.ones(self.num_envs, bool)
@@ -208,13 +218,21 @@ class VectorEnvironment:
 class GymnasiumVectorEnvironment:
     """A gymnasium vector environment, as ``VectorEnvironment``; ``seed`` is for the first episodes."""
 
-    def __init__(self, envs: "gymnasium.vector.VectorEnv[Any, Any, Any]", seed: int, pickle: bool = False) -> None:
+    def __init__(
+        self,
+        envs: "gymnasium.vector.VectorEnv[Any, Any, Any]",
+        seed: int,
+        pickle: bool = False,
+        kinds: Mapping[str, str] | ObservationSpec | None = None,
+    ) -> None:
         self.envs = envs
         self.pickle = pickle
         self._seed = seed
         self.name = envs.spec.id if envs.spec else type(envs.unwrapped).__name__
         self.num_envs = envs.num_envs
-        self.observation_spec = ObservationSpec.from_space(envs.single_observation_space)
+        self.observation_spec = ObservationSpec.from_space(
+            envs.single_observation_space, kinds, lambda: envs.reset(seed=seed)[0]
+        )
         self.action_spec = ActionSpec.from_space(envs.single_action_space)
         modes = require("gymnasium.vector", "run environments").AutoresetMode
         self._mode = modes(envs.metadata.get("autoreset_mode", modes.NEXT_STEP))

@@ -41,7 +41,7 @@ def update_support(head: ScalarHead, targets: Tensor, reduction: Reduction = LOC
 def update_standardisation(
     perception: Perception, observations: Mapping[str, Tensor], valid: Tensor, reduction: Reduction = LOCAL
 ) -> None:
-    """Updates vector codecs by the ``valid`` ``observations``, (batch, time, ...)."""
+    """Updates standardised codecs by the ``valid`` ``observations``, (batch, time, ...)."""
     for codec, values in perception.standardised(observations, valid):
         codec.update(reduction.reduce_statistics(codec.moments(values)[None]))
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 import torch
 
 from worldmodel.data.replay import ReplayConfig
+from worldmodel.data.spaces import ActionSpec, ObservationSpec
 from worldmodel.learning.learner import LearnerConfig
 from worldmodel.model.world_model import WorldModelConfig
 from worldmodel.runs.configuration import ConfigurationError, differences, from_json, to_json
@@ -27,6 +28,10 @@ class TrainConfig(Checked):
     """Environment: a gymnasium id, module:Env-v0, or a name of popgym's."""
     preset: Text = "popgym"
     """Defaults of model, learner, replay and collection."""
+    kinds: dict[str, Text] = dataclasses.field(default_factory=dict)
+    """How parts of the observation are read, NAME=KIND or NAME=KIND:LAYOUT. Kinds: image, grid (classes), map (numbers
+    on a grid), vector, categorical. Layouts: HWC, CHW (channels first), HW, FHWC and FCHW (stacked frames). The other
+    parts are read by their spaces; the start of a run says how."""
     num_envs: Size = 16
     """Parallel environments."""
     train_ratio: Positive = 64
@@ -89,6 +94,18 @@ _FREE = {
 def saved_config(run: Run) -> TrainConfig:
     """The run's settings; raises ConfigurationError if another version's do not fit."""
     return from_json(TrainConfig, run.config.get("train"), "train")
+
+
+def saved_observation_spec(run: Run) -> ObservationSpec:
+    """Raises ConfigurationError for a damaged or missing spec."""
+    return ObservationSpec.from_json((run.config.get("spaces") or {}).get("observation"))
+
+
+def changed_spaces(run: Run, observation_spec: ObservationSpec, action_spec: ActionSpec) -> list[str]:
+    """A line per difference of the run's saved spaces from these."""
+    observation = saved_observation_spec(run).differences(observation_spec)
+    action = differences((run.config.get("spaces") or {}).get("action"), to_json(action_spec.to_json()))
+    return [f"observation.{line}" for line in observation] + [f"action.{line}" for line in action]
 
 
 def acting_part(config: TrainConfig) -> str:

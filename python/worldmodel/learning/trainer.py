@@ -178,17 +178,27 @@ class SourceTrainer:
 class Trainer(SourceTrainer):
     """Trains and collects; ``decider`` chooses the actions.
 
+    With ``saved_spec``, a resumed run's, the observation's parts are read as they were.
+
     Attributes:
         episodes_ended: over all environments.
         replay: the source of batches.
     """
 
     def __init__(
-        self, config: TrainConfig, decider: Decider = policy_sample, evaluator: Evaluator | None = None
+        self,
+        config: TrainConfig,
+        decider: Decider = policy_sample,
+        evaluator: Evaluator | None = None,
+        saved_spec: ObservationSpec | None = None,
     ) -> None:
         environments, (batches, actions) = self._begin(config)
         self.episodes = make_environments(
-            config.env, config.num_envs, environments, config.environment_state == "pickle"
+            config.env,
+            config.num_envs,
+            environments,
+            config.environment_state == "pickle",
+            saved_spec or config.kinds,
         )
         specs = self.episodes.observation_spec, self.episodes.action_spec
         world_model = self._world_model(*specs)

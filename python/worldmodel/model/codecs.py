@@ -58,18 +58,17 @@ class CategoricalCodec(nn.Module):
         return prediction.argmax(-1)
 
 
-class VectorCodec(nn.Module):
-    """Vectors standardised in symlog space, so that entries of small variance count."""
+class StandardisedCodec(nn.Module):
+    """Numbers standardised in symlog space, so that entries of small variance count.
+
+    A modality's last dimension has the entries, each with its own mean and variance.
+    """
 
     mean: Tensor
     variance: Tensor
     count: Tensor
 
-    def __init__(self, modality: Modality, hidden: int) -> None:
-        super().__init__()
-        entries = modality.shape[0]
-        self.width = entries + 1
-        self.project = nn.Linear(hidden, entries)
+    def _register_moments(self, entries: int) -> None:
         self.register_buffer("mean", torch.zeros(entries))
         self.register_buffer("variance", torch.ones(entries))
         self.register_buffer("count", torch.zeros((), dtype=torch.float64))
@@ -79,33 +78,23 @@ class VectorCodec(nn.Module):
         """Standard deviation, (entries,); 1 for constants, whose noise must not be amplified."""
         return torch.where(self.variance > _MIN_VARIANCE, self.variance, 1).sqrt()
 
-    def encode(self, modality: Tensor) -> Tensor:
-        """Appends a one, which keeps the scale that the next layer norm would remove."""
-        numbers = self.standardised(modality)
-        return torch.cat([numbers, torch.ones_like(numbers[:, :1])], -1)
-
     def standardised(self, modality: Tensor) -> Tensor:
-        return (symlog(modality.to(self.project.weight.dtype)) - self.mean) / self.deviation
+        return (symlog(modality.to(self.mean.dtype)) - self.mean) / self.deviation
 
-    def reconstruct(self, features: Tensor) -> Tensor:
-        return self.project(features)
-
-    def loss(self, prediction: Tensor, modality: Tensor) -> Tensor:
-        """Gaussian negative log-likelihood at variance 1, up to a constant."""
-        return 0.5 * (prediction - self.standardised(modality)).square().sum(-1)
-
-    def decode(self, prediction: Tensor) -> Tensor:
-        numbers = prediction * self.deviation + self.mean
+    def restored(self, numbers: Tensor) -> Tensor:
+        """Inverts ``standardised``."""
+        numbers = numbers * self.deviation + self.mean
         return numbers.sign() * numbers.abs().expm1()
 
     @torch.no_grad()
     def moments(self, modality: Tensor) -> Tensor:
-        """(steps, entries) -> count, mean and variance of symlog over finite steps, (3, entries)."""
+        """(steps, ..., entries) -> count, mean and variance of symlog over finite steps, (3, entries)."""
         numbers = symlog(modality.to(self.mean.dtype))
-        numbers = numbers[numbers.isfinite().all(-1)]
+        numbers = numbers[numbers.flatten(1).isfinite().all(-1)]
         if not numbers.shape[0]:
             return torch.zeros_like(self.mean).expand(3, -1)
         count = torch.full_like(self.mean, numbers.shape[0])
+        numbers = numbers.flatten(0, -2)
         return torch.stack([count, numbers.mean(0), numbers.var(0, correction=0)])
 
     @torch.no_grad()
@@ -120,6 +109,32 @@ class VectorCodec(nn.Module):
             between = weight * (1 - weight) * (mean - self.mean).square()
             self.variance.lerp_(variance, weight).add_(between)
             self.mean.lerp_(mean, weight)
+
+
+class VectorCodec(StandardisedCodec):
+    """Vectors, standardised."""
+
+    def __init__(self, modality: Modality, hidden: int) -> None:
+        super().__init__()
+        entries = modality.shape[0]
+        self.width = entries + 1
+        self.project = nn.Linear(hidden, entries)
+        self._register_moments(entries)
+
+    def encode(self, modality: Tensor) -> Tensor:
+        """Appends a one, which keeps the scale that the next layer norm would remove."""
+        numbers = self.standardised(modality)
+        return torch.cat([numbers, torch.ones_like(numbers[:, :1])], -1)
+
+    def reconstruct(self, features: Tensor) -> Tensor:
+        return self.project(features)
+
+    def loss(self, prediction: Tensor, modality: Tensor) -> Tensor:
+        """Gaussian negative log-likelihood at variance 1, up to a constant."""
+        return 0.5 * (prediction - self.standardised(modality)).square().sum(-1)
+
+    def decode(self, prediction: Tensor) -> Tensor:
+        return self.restored(prediction)
 
 
 class ImageCodec(nn.Module):
@@ -148,7 +163,11 @@ class ImageCodec(nn.Module):
         self.decoder = nn.Sequential(*back)
 
     def encode(self, modality: Tensor) -> Tensor:
-        return self.project(self.encoder(self._scaled(modality)).flatten(1))
+        return self.encode_planes(self._scaled(modality))
+
+    def encode_planes(self, planes: Tensor) -> Tensor:
+        """(steps, channels, height, width) -> (steps, width)."""
+        return self.project(self.encoder(planes).flatten(1))
 
     def reconstruct(self, features: Tensor) -> Tensor:
         """(steps, channels, height, width), from -0.5 to 0.5, not clipped."""
@@ -162,6 +181,30 @@ class ImageCodec(nn.Module):
 
     def _scaled(self, modality: Tensor) -> Tensor:
         return modality.movedim(-1, 1).to(self.project.weight.dtype) / 255 - 0.5
+
+
+class MapCodec(StandardisedCodec):
+    """Real numbers on a grid: standardised per channel, then as an image."""
+
+    def __init__(self, modality: Modality, hidden: int, channels: int) -> None:
+        super().__init__()
+        self.image = ImageCodec(modality, hidden, channels)
+        self.width = self.image.width
+        self._register_moments(modality.shape[-1])
+
+    def encode(self, modality: Tensor) -> Tensor:
+        return self.image.encode_planes(self.standardised(modality).movedim(-1, 1))
+
+    def reconstruct(self, features: Tensor) -> Tensor:
+        """Standardised, (steps, channels, height, width)."""
+        return self.image.reconstruct(features)
+
+    def loss(self, prediction: Tensor, modality: Tensor) -> Tensor:
+        """Gaussian negative log-likelihood at variance 1, up to a constant."""
+        return 0.5 * (prediction.movedim(1, -1) - self.standardised(modality)).square().sum((1, 2, 3))
+
+    def decode(self, prediction: Tensor) -> Tensor:
+        return self.restored(prediction.movedim(1, -1))
 
 
 class GridCodec(nn.Module):
@@ -205,4 +248,6 @@ def build_codec(modality: Modality, hidden: int, channels: int) -> Any:
         return CategoricalCodec(modality, hidden)
     if modality.kind == "vector":
         return VectorCodec(modality, hidden)
+    if modality.kind == "map":
+        return MapCodec(modality, hidden, channels)
     return ImageCodec(modality, hidden, channels) if modality.kind == "image" else GridCodec(modality, hidden)

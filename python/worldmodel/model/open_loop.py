@@ -18,6 +18,7 @@ UNITS = {
     "grid": "share of cells that are wrong",
     "categorical": "share of entries that are wrong",
     "vector": "root mean square through symlog",
+    "map": "root mean square through symlog",
 }
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from worldmodel.data.spaces import ObservationSpec
-from worldmodel.model.codecs import VectorCodec, build_codec
+from worldmodel.model.codecs import StandardisedCodec, build_codec
 from worldmodel.model.latents import CategoricalConfig, LatentConfig
 from worldmodel.model.networks import mlp
 from worldmodel.runs.fields import Bounds, Checked, Layers, Size
@@ -74,7 +74,7 @@ class Perception(nn.Module):
         """(..., *latent shape) -> predictions by modality.
 
         Logits of classes, (..., entries, classes), and grids, (..., classes, height, width, channels);
-        vectors standardised in symlog space; pixels from -0.5 to 0.5, channels first.
+        vectors and maps standardised in symlog space, maps channels first; pixels from -0.5 to 0.5, channels first.
         """
         lead, features = self._decoder_features(latent)
         predictions = {name: codec.reconstruct(features) for name, codec in self._codecs()}
@@ -94,10 +94,12 @@ class Perception(nn.Module):
             total = total + codec.loss(codec.reconstruct(features), observations[name].flatten(0, len(lead) - 1))
         return total.view(lead)
 
-    def standardised(self, observations: Mapping[str, Tensor], valid: Tensor) -> Iterator[tuple[VectorCodec, Tensor]]:
-        """Vector codecs, with their ``observations`` (batch, time, ...) where ``valid``, (steps, ...)."""
+    def standardised(
+        self, observations: Mapping[str, Tensor], valid: Tensor
+    ) -> Iterator[tuple[StandardisedCodec, Tensor]]:
+        """Standardised codecs, with their ``observations`` (batch, time, ...) where ``valid``, (steps, ...)."""
         for name, codec in self._codecs():
-            if isinstance(codec, VectorCodec):
+            if isinstance(codec, StandardisedCodec):
                 yield codec, observations[name][valid]
 
     def _decoder_features(self, latent: Tensor) -> tuple[torch.Size, Tensor]:

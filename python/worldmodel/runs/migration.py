@@ -138,6 +138,12 @@ def upgrade_config(config: Mapping[str, Any]) -> dict[str, Any]:
     latent, _ = _parent(upgraded, "train.model.perception.latent.kind")
     if latent is not None:
         latent.setdefault("kind", "categorical")
+    spaces, _ = _parent(upgraded, "spaces.observation.modalities")
+    parts = spaces.get("modalities") if spaces is not None else None
+    for part in parts.values() if isinstance(parts, dict) else ():
+        if isinstance(part, dict) and "channels_first" in part:  # then of pictures alone
+            first = part.pop("channels_first")
+            part["layout"] = ("CHW" if first else "HWC") if part.get("kind") in ("image", "grid") else ""
     model, _ = _parent(upgraded, "train.model.memory")
     if model is not None and isinstance(model.get("memory"), dict):
         model["memory"] = upgrade_memory(model["memory"])
