@@ -34,3 +34,6 @@ SAVED_SHARE = 0.04
 
 # About 30 without flush-to-zero; the margin covers a busy machine.
 SUBNORMAL_SLOWDOWN = 5.0
+
+# Beside special values (tests/core/test_special_values.py): of a result's size without them, and its own.
+SPECIAL_ULPS = 64.0

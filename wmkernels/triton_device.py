@@ -11,6 +11,10 @@ import triton.language as tl
 
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
+LARGEST = tl.constexpr(3.4028234663852886e38)
+LARGEST64 = tl.constexpr(1.7976931348623157e308)
+LEAST_STEP = tl.constexpr(2.0**-118)
+LEAST_STEP64 = tl.constexpr(2.0**-1013)
 RESET = tl.constexpr(-1.0)
 
 
@@ -45,7 +49,20 @@ def softplus(x):
         p = p * r + 1.0 / 5.0
         p = p * r + 1.0 / 3.0
         series = 2.0 * (s + s * r * p)
-    return tl.where(x > 20.0, x, tl.maximum(x, 0.0) + series)
+    step = tl.maximum(x, 0.0) + series
+    least: tl.constexpr = LEAST_STEP64 if x.dtype == tl.float64 else LEAST_STEP
+    return tl.where(x > 20.0, x, tl.where(step < least, least, step))
+
+
+@triton.jit
+def decay_rate(A):
+    """A log2(e), made finite: infinity times a padding step or a zero gradient would be NaN. Keeps NaN.
+
+    From a step of 2^-118 (float64: 2^-1013) on, the decay is exact; ``softplus`` returns no smaller step.
+    """
+    largest: tl.constexpr = LARGEST64 if A.dtype == tl.float64 else LARGEST
+    rate = A * LOG2E
+    return tl.where(rate < -largest, -largest, tl.where(rate > largest, largest, rate))
 
 
 @triton.jit
@@ -54,8 +71,20 @@ def combine(decay1, state1, decay2, state2):
 
 
 @triton.jit
-def combine_flag(decay1, state1, reset1, decay2, state2, reset2):
-    decay, state = combine(decay1, state1, decay2, state2)
+def pass_state(decay, state, before):
+    """The state after a range. Zero stays zero: the range's decay may overflow where no step's does."""
+    return tl.where(before == 0.0, state, decay * before + state)
+
+
+@triton.jit
+def combine_range(decay1, state1, decay2, state2):
+    """As ``combine``, where threads share the steps."""
+    return decay1 * decay2, pass_state(decay2, state2, state1)
+
+
+@triton.jit
+def combine_range_flag(decay1, state1, reset1, decay2, state2, reset2):
+    decay, state = combine_range(decay1, state1, decay2, state2)
     return decay, tl.where(reset2 != 0, state2, state), reset1 | reset2
 
 

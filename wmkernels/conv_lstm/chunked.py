@@ -10,7 +10,7 @@ from torch import Tensor
 from wmkernels import chunked
 from wmkernels.checks import state_dtype
 from wmkernels.conv_lstm.meta import ConvLSTMInputs
-from wmkernels.conv_lstm.reference import peephole_weights, update_cell
+from wmkernels.conv_lstm.reference import peephole_weights, update_cell, without_memory
 
 
 def conv_lstm_chunked(inputs: ConvLSTMInputs, keep_gates: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -18,6 +18,7 @@ def conv_lstm_chunked(inputs: ConvLSTMInputs, keep_gates: bool) -> tuple[Tensor,
     x, weight_ih, weight_hh, bias, peephole, h, c, reset, stride, padding, dilation = inputs
     dtype = state_dtype(x.dtype)
     shape = inputs.sizes[1:]
+    starts_at_zero = h is None
     h = x.new_zeros(shape) if h is None else h.to(x.dtype)
     c = x.new_zeros(shape, dtype=dtype) if c is None else c.to(dtype)
     top, bottom, left, right = padding
@@ -26,6 +27,7 @@ def conv_lstm_chunked(inputs: ConvLSTMInputs, keep_gates: bool) -> tuple[Tensor,
         x: Tensor,
         h: Tensor,
         c: Tensor,
+        starts_at_zero: bool,
         reset: Tensor | None,
         weight_ih: Tensor,
         weight_hh: Tensor,
@@ -43,7 +45,8 @@ def conv_lstm_chunked(inputs: ConvLSTMInputs, keep_gates: bool) -> tuple[Tensor,
             if reset is not None:
                 is_reset = reset[t].view(-1, 1, 1, 1)
                 h, c = h.masked_fill(is_reset, 0), c.masked_fill(is_reset, 0)
-            h, c = update_cell(gates + F.conv2d(h.to(dtype), hidden_weight, padding=same), c, weights)
+            recurrent = F.conv2d(h.to(dtype), hidden_weight, padding=same)
+            h, c = update_cell(gates + without_memory(recurrent, reset, t, starts_at_zero), c, weights)
             h = h.to(x.dtype)
             outputs.append(h)
         return torch.stack(outputs), h, c
@@ -54,7 +57,7 @@ def conv_lstm_chunked(inputs: ConvLSTMInputs, keep_gates: bool) -> tuple[Tensor,
         for start in range(0, x.shape[0], steps) if x.shape[1] else ():
             chunk = slice(start, start + steps)
             flags = None if reset is None else reset[chunk]
-            arguments = (x[chunk], h, c, flags, weight_ih, weight_hh, bias, peephole)
+            arguments = (x[chunk], h, c, starts_at_zero and start == 0, flags, weight_ih, weight_hh, bias, peephole)
             out, h, c = run_chunk(*arguments) if keep_gates else chunked.recomputed(run_chunk, *arguments)
             outputs.append(out)
     return torch.cat(outputs) if outputs else x.new_zeros((x.shape[0], *shape)), h, c

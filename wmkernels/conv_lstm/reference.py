@@ -34,6 +34,7 @@ def _conv_lstm(inputs: ConvLSTMInputs) -> tuple[Tensor, Tensor, Tensor]:
     x_wide = F.pad(x.to(dtype), (left, right, top, bottom))
     weight_ih, weight_hh = weight_ih.to(dtype), weight_hh.to(dtype)
     shape = inputs.sizes[1:]  # (batch, hidden, height, width)
+    starts_at_zero = h is None
     h = x.new_zeros(shape) if h is None else h.to(x.dtype)
     c = x.new_zeros(shape, dtype=dtype) if c is None else c.to(dtype)
     weights = peephole_weights(peephole, dtype)
@@ -44,7 +45,8 @@ def _conv_lstm(inputs: ConvLSTMInputs) -> tuple[Tensor, Tensor, Tensor]:
             forget = reset[t].view(-1, 1, 1, 1)
             h, c = h.masked_fill(forget, 0), c.masked_fill(forget, 0)
         gates = F.conv2d(x_wide[t], weight_ih, stride=tuple(stride), dilation=tuple(dilation))
-        gates = gates + F.conv2d(h.to(dtype), weight_hh, padding=same)
+        recurrent = F.conv2d(h.to(dtype), weight_hh, padding=same)
+        gates = gates + without_memory(recurrent, reset, t, starts_at_zero)
         if bias is not None:
             gates = gates + bias.to(dtype).view(-1, 1, 1)
         h, c = update_cell(gates, c, weights)
@@ -52,6 +54,13 @@ def _conv_lstm(inputs: ConvLSTMInputs) -> tuple[Tensor, Tensor, Tensor]:
         outputs.append(h)
     stacked = torch.stack(outputs) if outputs else x.new_zeros((0, *shape))
     return stacked, h, c
+
+
+def without_memory(recurrent: Tensor, reset: Tensor | None, t: int, starts_at_zero: bool) -> Tensor:
+    """Zero where a sequence starts, by selection: a zero h times an infinite weight is NaN."""
+    if t == 0 and starts_at_zero:
+        return recurrent.masked_fill(torch.ones((), dtype=torch.bool, device=recurrent.device), 0)
+    return recurrent if reset is None else recurrent.masked_fill(reset[t].view(-1, 1, 1, 1), 0)
 
 
 def update_cell(gates: Tensor, c: Tensor, weights: Sequence[Tensor | float]) -> tuple[Tensor, Tensor]:

@@ -7,6 +7,7 @@ reset[t] cuts h_{t-1} from h_t, in reverse h_t from h_{t-1}.
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from wmkernels.checks import state_dtype
@@ -24,15 +25,16 @@ def linear_scan_reference(inputs: LinearScanInputs) -> tuple[Tensor, Tensor]:
     else:
         state = initial_state.to(dtype)
     outputs: list[Tensor] = []
+    cuts = None if reset is None else F.pad(reset[:, 1:], (0, 1)) if reverse else reset
     for t in reversed(range(time)) if reverse else range(time):
         gate, token = gates[..., t].to(dtype), tokens[..., t].to(dtype)
-        if reset is not None and not reverse:
-            # also drops NaN
-            gate, state = (x.masked_fill(reset[:, t, None], 0) for x in (gate, state))
+        if cuts is not None:
+            # also drops NaN, and a zero state times an infinite gate
+            gate, state = (x.masked_fill(cuts[:, t, None], 0) for x in (gate, state))
         state = gate * state + token
         outputs.append(state)
-        if reset is not None and reverse:
-            state = state.masked_fill(reset[:, t, None], 0)
+    if reset is not None and reverse and time:
+        state = state.masked_fill(reset[:, :1], 0)
     if reverse:
         outputs.reverse()
     out = torch.stack(outputs, 2) if outputs else gates.new_zeros(gates.shape, dtype=dtype)

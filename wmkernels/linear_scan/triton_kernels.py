@@ -15,7 +15,7 @@ from torch import Tensor
 
 from wmkernels import triton_runtime as runtime
 from wmkernels.linear_scan.meta import LinearScanInputs, backward_outputs, forward_outputs
-from wmkernels.triton_device import combine, combine_flag, last_of
+from wmkernels.triton_device import combine_range, combine_range_flag, last_of, pass_state
 
 # programs per SM: minimum uncut, target cut
 MIN_PROGRAMS, TARGET_PROGRAMS = 1.5, 8
@@ -112,11 +112,14 @@ def scan_kernel(
             r = t + RESET_SHIFT
             flags = tl.load(reset + row * reset_strides[0] + r * reset_strides[1], mask=(t < end) & (r < time), other=0)
             reset_t = flags.to(tl.int32) + tl.zeros_like(index).to(tl.int32)
-            scanned = tl.associative_scan((gate, token, reset_t), axis, combine_flag, reverse=REVERSE)
-            result = tl.where(scanned[2] != 0, scanned[1], scanned[0] * before + scanned[1])
+            # An infinite gate turns zero into NaN, as in a loop.
+            token = tl.where(reset_t != 0, token, token + gate * 0.0)
+            scanned = tl.associative_scan((gate, token, reset_t), axis, combine_range_flag, reverse=REVERSE)
+            result = tl.where(scanned[2] != 0, scanned[1], pass_state(scanned[0], scanned[1], before))
         else:
-            scanned = tl.associative_scan((gate, token), axis, combine, reverse=REVERSE)
-            result = scanned[0] * before + scanned[1]
+            token += gate * 0.0
+            scanned = tl.associative_scan((gate, token), axis, combine_range, reverse=REVERSE)
+            result = pass_state(scanned[0], scanned[1], before)
         state = tl.reduce((index, result), axis, last_of)[1]
         if states is None:
             product *= tl.reduce((index, scanned[0]), axis, last_of)[1]
@@ -188,7 +191,7 @@ def pass_state_kernel(
         end = tl.load(end_states + incoming_row, mask=inside, other=0.0)
         product = tl.load(products + incoming_row, mask=inside, other=0.0)
         reset_t = tl.load(any_reset + incoming_row, mask=inside, other=0)
-        h = tl.where(reset_t != 0, end, product * h + end)
+        h = tl.where(reset_t != 0, end, pass_state(product, end, h))
         incoming_row += advance
 
 

@@ -70,10 +70,12 @@ def _scan_chunk(
     if delta_softplus:
         # Contiguous, because softplus_backward's fake has wrong strides for mixed layouts.
         step = F.softplus(step.contiguous())
-    exponent = step[..., None] * A
     flags = None if reset is None else reset[..., None, None]
-    if flags is not None:
-        exponent = exponent.masked_fill(flags, 0)
+    if flags is None:
+        exponent = step[..., None] * A
+    else:
+        # A, too: an infinite one times the exponent's gradient of zero would be NaN
+        exponent = (step[..., None] * torch.where(flags, 0, A)).masked_fill(flags, 0)
     decay = torch.exp(exponent)
     inputs = (step * x)[..., None] * _per_channel(B, u.shape[2]).to(dtype)
     if initial_states is not None and starts is not None:

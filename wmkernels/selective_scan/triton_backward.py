@@ -230,6 +230,8 @@ def backward_kernel(
             else:
                 B_sum += tl.sum(grad_B, 0)
             dh_decayed = dh_t * decayed_t
+            if reset is not None:
+                dh_decayed = tl.where(reset_t != 0, 0.0, dh_decayed)
             A_sum += tl.sum(dh_decayed * broadcast_states(step), 0)
             through_input = sum_states(dh_t * B_t)
             grad_step = u_t * through_input + LN2 * sum_states(dh_decayed * decay_rate[None])

@@ -9,7 +9,7 @@ per element.
 import triton
 import triton.language as tl
 
-from wmkernels.triton_device import LOG2E, last_of, sigmoid, softplus
+from wmkernels.triton_device import LEAST_STEP, decay_rate, last_of, sigmoid, softplus
 
 
 @triton.jit
@@ -116,8 +116,9 @@ def state_indices(NI: tl.constexpr, NL: tl.constexpr):
 
 @triton.jit
 def load_decay_rates(A, strides, d4, n4, state_in):
-    """A log2(e): decays are exp2."""
-    return tl.load(A + d4 * strides[0] + n4 * strides[1], mask=state_in, other=0.0) * LOG2E
+    """Decays are exp2."""
+    # padding: an infinite step times zero would be NaN
+    return decay_rate(tl.load(A + d4 * strides[0] + n4 * strides[1], mask=state_in, other=-LEAST_STEP))
 
 
 @triton.jit

@@ -22,6 +22,7 @@ from wmkernels.selective_scan.triton_device import (
 )
 from wmkernels.selective_scan.triton_tiles import Tiles
 from wmkernels.triton_device import RESET
+from wmkernels.triton_device import pass_state as carried
 
 
 @triton.jit
@@ -153,8 +154,7 @@ def pass_state_kernel(
     decay = tl.load(decays + offset, mask=inside, other=0.0)
     for i in range(count):
         tl.store(incoming + offset, h, mask=inside)
-        # A segment's decay may overflow where no step's does: 0 * inf.
-        h = tl.where((decay < 0.0) | (h == 0.0), end, decay * h + end)
+        h = tl.where(decay < 0.0, end, carried(decay, end, h))
         offset += advance
         more = e < tl.where(i + 1 < count, size, 0)
         end = tl.load(end_states + offset, mask=more, other=0.0)

@@ -20,9 +20,13 @@ def selective_step_reference(inputs: StepInputs) -> tuple[Tensor, Tensor]:
         step = step + delta_bias
     if delta_softplus:
         step = F.softplus(step)
-    exponent = step[..., None] * A
-    if reset is not None:
-        exponent, state = (x.masked_fill(reset[:, None, None], 0) for x in (exponent, state))
+    if reset is None:
+        exponent = step[..., None] * A
+    else:
+        is_reset = reset[:, None, None]
+        # A, too: an infinite one times the exponent's gradient of zero would be NaN
+        exponent = (step[..., None] * torch.where(is_reset, 0, A)).masked_fill(is_reset, 0)
+        state = state.masked_fill(is_reset, 0)
     state = torch.exp(exponent) * state + (step * u)[..., None] * B.to(dtype)
     y = (state * C.to(dtype)).sum(-1)
     if D is not None:

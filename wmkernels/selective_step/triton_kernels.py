@@ -17,6 +17,7 @@ STATES_PER_PROGRAM = 512
 def step_kernel(
     state_in,  # (states, channels, state)
     state_out,  # as state_in, same or disjoint memory
+    states,  # number of rows
     u,  # inputs as in StepInputs, reset in bytes
     delta,
     A,
@@ -26,7 +27,7 @@ def step_kernel(
     z,
     delta_bias,
     reset,
-    indices,  # (batch,) or None; negative: state unchanged, out = 0
+    indices,  # (batch,) or None; outside the states: state unchanged, out = 0
     out,  # (batch, channels)
     in_strides,
     out_state_strides,
@@ -60,7 +61,9 @@ def step_kernel(
     row = b
     if indices is not None:
         row = tl.load(indices + b * index_stride)
-    state_in_range = (d_in & (row + d * 0 >= 0))[:, None] & (n < state)[None, :]
+    rows = row + d * 0
+    row_in = (rows >= 0) & (rows < states)
+    state_in_range = (d_in & row_in)[:, None] & (n < state)[None, :]
     n_in = n < state
 
     step = tl.load(delta + b * delta_strides[0] + d * delta_strides[1], mask=d_in, other=0.0).to(dtype)
@@ -88,7 +91,7 @@ def step_kernel(
         z_t = tl.load(z + b * z_strides[0] + d * z_strides[1], mask=d_in, other=0.0).to(dtype)
         y *= z_t * sigmoid(z_t)
     if indices is not None:
-        y = tl.where(row + d * 0 >= 0, y, 0.0)
+        y = tl.where(row_in, y, 0.0)
     tl.store(out + b * out_strides[0] + d * out_strides[1], y.to(out.dtype.element_ty), mask=d_in)
 
 
@@ -109,7 +112,7 @@ def step(inputs: StepInputs, state_out: Tensor, indices: Tensor | None) -> Tenso
         runtime.launch(
             step_kernel,
             tiles * batch,
-            *(state_in, state_out, u, delta, A, B, C, D, z, delta_bias, reset, indices, out),
+            *(state_in, state_out, state_in.shape[0], u, delta, A, B, C, D, z, delta_bias, reset, indices, out),
             runtime.strides(state_in, 3),
             runtime.strides(state_out, 3),
             runtime.strides(u, 2),

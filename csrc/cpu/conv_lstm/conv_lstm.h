@@ -327,10 +327,49 @@ class ConvLSTM {
           winograd_output_transform(sums + 2 * c * block, kSegmentPositions * block, block,
                                     scratch.products + (r * columns + c) * block, transform_stride(block),
                                     bias + b * block, block);
-        use(sums, b, row + 2 * r, column, 2 * columns);
-        use(sums + kSegmentPositions * block, b, row + 2 * r + 1, column, 2 * columns);
+        for (int64_t y = row + 2 * r; y < row + 2 * r + 2; ++y) {
+          T* row_sums = sums + (y - row - 2 * r) * kSegmentPositions * block;
+          if (has_nan(row_sums, 2 * columns * block))
+            sum_gates_of_infinities(row_sums, x, h, bias + b * block, b, y, column, 2 * columns);
+          use(row_sums, b, y, column, 2 * columns);
+        }
       }
     }
+  }
+  // True for some infinities, too.
+  static bool has_nan(const T* values, int64_t count) {
+    Vector<T> sums[kGates] = {};  // a number times 0 is 0
+    for (int64_t i = 0; i < count; i += block)
+      for (int gate = 0; gate < kGates; ++gate) sums[gate] += load(values + i + gate * lanes) * Vector<T>{};
+    const Vector<T> sum = (sums[0] + sums[1]) + (sums[2] + sums[3]);
+    for (int lane = 0; lane < lanes; ++lane)
+      if (sum[lane] != 0) return true;
+    return false;
+  }
+  // Sums again what is NaN: Winograd's differences of infinities are, where the sum is infinite and the gate finite.
+  void sum_gates_of_infinities(T* sums, const PaddedMap<T>& x, const PaddedMap<T>* h, const T* bias, int64_t b,
+                               int64_t y, int64_t column, int64_t columns) const {
+    const int64_t valid = min(lanes, op.hidden - b * lanes);
+    for (int64_t p = 0; p < columns; ++p)
+      for (int64_t gate = 0; gate < kGates; ++gate)
+        for (int64_t lane = 0; lane < valid; ++lane) {
+          T& sum = sums[p * block + gate * lanes + lane];
+          if (sum == sum) continue;
+          const int64_t out = gate * op.hidden + b * lanes + lane;
+          sum = bias[gate * lanes + lane] + convolve(x, op.weight_ih, out, y, column + p, op.input);
+          if (h) sum += convolve(*h, op.weight_hh, out, y, column + p, op.hidden);
+        }
+  }
+  // 3 x 3, stride 1, one position; returns early once NaN.
+  static T convolve(const PaddedMap<T>& map, const wmk_view& weight, int64_t out, int64_t y, int64_t column,
+                    int64_t channels) {
+    const S* from = (const S*)weight.data + out * weight.stride[0];
+    T sum = 0;
+    for (int64_t tap = 0; tap < 9; ++tap)
+      for (int64_t ci = 0; ci < channels && sum == sum; ++ci)
+        sum += map.at(y + tap / 3, column + tap % 3)[ci] *
+               widen_one<T>(from[ci * weight.stride[1] + tap / 3 * weight.stride[2] + tap % 3 * weight.stride[3]]);
+    return sum;
   }
   static void winograd_input_transforms(T* to, int64_t channels, const PaddedMap<T>& map, int64_t row, int64_t rows,
                                         int64_t column, int64_t columns) {

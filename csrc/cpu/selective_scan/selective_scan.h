@@ -125,6 +125,15 @@ static void load_projection(T* tile, const ScanShape<T>& shape, const wmk_view& 
     load_plane(tile + n, shape.pitch, plane, dtype, n, int(min(shape.lanes, shape.state - n)), time, steps);
 }
 
+// Finite for finite A: infinity times a zero gradient would be NaN.
+template <class T>
+WMK_INLINE T times_log2e(T A) {
+  constexpr T largest = sizeof(T) == 8 ? T(__DBL_MAX__) : T(__FLT_MAX__);
+  const T product = A * kLog2e<T>;
+  if (product > largest && A <= largest) return largest;
+  return product < -largest && A >= -largest ? -largest : product;
+}
+
 // A number of states as a type, for generic lambdas; read by sizeof.
 template <int States>
 struct Block {
@@ -139,10 +148,8 @@ struct ResetSpans {
 
   ResetSpans(const wmk_selective_scan& scan, const Sequence& sequence, int64_t time, int64_t steps) {
     const char* flags = (const char*)scan.reset.data;
-    bool starts_at_zero = time == sequence.begin && !scan.initial_state.data;
     for (int64_t step = 0; step < steps; ++step) {
-      bool is_reset = (starts_at_zero && step == 0) ||
-                      (flags && flags[sequence.batch * scan.reset.stride[0] + (time + step) * scan.reset.stride[1]]);
+      bool is_reset = flags && flags[sequence.batch * scan.reset.stride[0] + (time + step) * scan.reset.stride[1]];
       if (step == 0 || is_reset) {
         begin[count] = int(step);
         reset[count++] = is_reset;

@@ -160,7 +160,7 @@ class Backward {
           if (scan_.C_varies)
             load_projection(s.C, shape_, scan_.C, scan_.dtype, sequence.batch, group, time, steps, split_.first(split),
                             split_.last(split));
-          for (int64_t step = 0; step < steps; ++step) s.reset[step] = is_reset(sequence, time + step);
+          for (int64_t step = 0; step < steps; ++step) s.reset[step] = boundary(sequence, time + step);
           for (int64_t tile = first; tile < last; ++tile) {
             PrefetchList ahead(s.lines, s.max_lines);
             if (tile + 1 < last) {
@@ -192,11 +192,13 @@ class Backward {
                       shape_.rows(tile), time, steps);
   }
 
-  bool is_reset(const Sequence& sequence, int64_t time) const {
+  // kReset, or kStartsAtZero where no gradient passes the sequence's first decay.
+  char boundary(const Sequence& sequence, int64_t time) const {
+    const wmk_view& reset = scan_.reset;
+    if (reset.data && ((const char*)reset.data)[sequence.batch * reset.stride[0] + time * reset.stride[1]])
+      return kReset;
     bool starts_at_zero = !scan_.initial_state.data && !scan_.grad_initial_state.data;
-    if (time == sequence.begin && starts_at_zero) return true;
-    return scan_.reset.data &&
-           ((const char*)scan_.reset.data)[sequence.batch * scan_.reset.stride[0] + time * scan_.reset.stride[1]];
+    return time == sequence.begin && starts_at_zero ? kStartsAtZero : 0;
   }
   void load_padded_table(T* table, const wmk_view& view, int64_t channel, int rows) const {
     memset(table, 0, table_ * sizeof(T));
@@ -209,7 +211,9 @@ class Backward {
     int64_t first = split_.first(split), last = split_.last(split);
     int rows = shape_.rows(tile);
     load_padded_table(s.A2, scan_.A, channel, rows);
-    for (int64_t i = 0; i < table_; ++i) s.A2[i] *= kLog2e<T>;
+    for (int64_t i = 0; i < table_; ++i) s.A2[i] = times_log2e(s.A2[i]);
+    // Padding states: an infinite step times zero would be NaN.
+    for (int64_t i = shape_.state * lanes; i < table_; ++i) s.A2[i] = -least_normal(Vector<T>{})[0];
     if (!scan_.B_varies) load_padded_table(s.B_table, scan_.B, channel, rows);
     if (!scan_.C_varies) load_padded_table(s.C_table, scan_.C, channel, rows);
     memset(s.first_state, 0, table_ * sizeof(T));

@@ -14,13 +14,15 @@
 
 namespace wmk::WMK_ISA {
 
+constexpr char kReset = 1, kStartsAtZero = 2;
+
 template <class T>
 constexpr int kBlockStates = kLanes<T> / 2;
 
 template <class T>
 struct ChunkTile {
   int64_t steps, pitch;
-  const char* reset;                 // [time]
+  const char* reset;                 // [time]: 0, kReset or kStartsAtZero
   const T *step, *input;             // [time][lane]; input = step u
   const T *B, *C;                    // [time][pitch], or tables if constant
   const T* A2;                       // A log2(e), table
@@ -39,7 +41,6 @@ struct ChunkTile {
 template <class T, int States, bool BVaries, bool CVaries, bool WantsOutput>
 __attribute__((noinline)) static void recompute_states(const ChunkTile<T>& tile, int64_t n0) {
   constexpr int lanes = kLanes<T>, row = kBlockStates<T> * lanes;
-  const T* A2 = tile.A2 + n0 * lanes;
   T *states = tile.states, *decays = tile.decays;
   const char* const* lines = tile.lines;
   int64_t lines_per_step = n0 == 0 ? tile.lines_per_step : 0;
@@ -48,8 +49,10 @@ __attribute__((noinline)) static void recompute_states(const ChunkTile<T>& tile,
   for (int n = 0; n < States; ++n) h[n] = load(states + n * lanes);
   for (int64_t t = 0; t < tile.steps; ++t, decays += row) {
     Vector<T> step = load(tile.step + t * lanes), input = load(tile.input + t * lanes), sum[2] = {};
-    if (tile.reset[t]) {
-      step = Vector<T>{};
+    const T* A2 = tile.A2 + n0 * lanes;
+    if (tile.reset[t] == kReset) {
+      // No decay: an infinite one would turn the zero state into NaN.
+      step = Vector<T>{}, A2 = tile.zeros;
 #pragma GCC unroll 8
       for (int n = 0; n < States; ++n) h[n] = Vector<T>{};
     }
@@ -88,6 +91,11 @@ __attribute__((noinline)) static void reverse_sweep(const ChunkTile<T>& tile, in
     const T* C = CVaries ? tile.C + t * tile.pitch + n0 : tile.C + n0 * lanes;
     const T *before = tile.reset[t] ? tile.zeros : tile.states + t * row, *after = tile.states + (t + 1) * row;
     const T* decays = tile.decays + t * row;
+    if (tile.reset[t]) {
+      // Nothing passes through the decay: an infinite gradient times the zero state would be NaN.
+#pragma GCC unroll 8
+      for (int n = 0; n < States; ++n) store(tile.grad_A + (n0 + n) * lanes, grad_A[n]);
+    }
     Vector<T> sum = sum_lanes<T>([&](int i) __attribute__((always_inline)) {
       const int n = i % block;
       if (n >= States) return Vector<T>{};
@@ -108,10 +116,11 @@ __attribute__((noinline)) static void reverse_sweep(const ChunkTile<T>& tile, in
     });
     if (BVaries || CVaries) store(sums + t * tile.sums_pitch, load(sums + t * tile.sums_pitch) + sum);
     store(tile.grad_input + t * lanes, load(tile.grad_input + t * lanes) + grad_input);
-    store(tile.grad_step + t * lanes, load(tile.grad_step + t * lanes) + grad_step);
     if (tile.reset[t]) {
 #pragma GCC unroll 8
-      for (int n = 0; n < States; ++n) dh[n] = Vector<T>{};
+      for (int n = 0; n < States; ++n) dh[n] = Vector<T>{}, grad_A[n] = load(tile.grad_A + (n0 + n) * lanes);
+    } else {
+      store(tile.grad_step + t * lanes, load(tile.grad_step + t * lanes) + grad_step);
     }
   }
 #pragma GCC unroll 8

@@ -95,6 +95,7 @@ static void scan_states(const ScanArgs<T>& args, const wmk_selective_scan& scan,
 template <class T>
 struct TileParams {
   T *A2, *B, *C, *state;  // [tiles][state][lane]
+  T* zeros;               // [state][lane]
 
   TileParams(Arena& arena, const ScanShape<T>& shape, const wmk_selective_scan& scan, int64_t tiles) {
     int64_t size = tiles * shape.state * shape.lanes;
@@ -102,6 +103,7 @@ struct TileParams {
     state = arena.take<T>(size);
     B = arena.take<T>(scan.B_varies ? 0 : size);
     C = arena.take<T>(scan.C_varies ? 0 : size);
+    zeros = arena.take<T>(shape.state * shape.lanes);
   }
   TileParams tile(const ScanShape<T>& shape, int64_t k) const {
     TileParams one = *this;
@@ -113,7 +115,8 @@ struct TileParams {
     int64_t channel = shape.channel(tile), size = shape.state * shape.lanes;
     int rows = shape.rows(tile);
     load_table(A2, scan.A, channel, rows, shape.state);
-    for (int64_t i = 0; i < size; ++i) A2[i] *= kLog2e<T>;
+    for (int64_t i = 0; i < size; ++i) A2[i] = times_log2e(A2[i]);
+    memset(zeros, 0, size * sizeof(T));
     if (!scan.B_varies) load_table(B, scan.B, channel, rows, shape.state);
     if (!scan.C_varies) load_table(C, scan.C, channel, rows, shape.state);
     if (scan.initial_state.data) {
@@ -146,8 +149,6 @@ static void scan_spans(const wmk_selective_scan& scan, const ScanShape<T>& shape
                        const char* const* lines, int64_t lines_per_step) {
   for (int i = 0; i < spans.count; ++i) {
     int64_t begin = spans.begin[i], at = begin * shape.lanes;
-    // An infinite decay would turn the zero state into NaN.
-    if (spans.reset[i]) store(scratch.step + at, Vector<T>{});
     ScanArgs<T> args{};
     args.state = params.state, args.A2 = params.A2;
     args.step = scratch.step + at, args.input = scratch.input + at, args.output = output + at;
@@ -155,6 +156,18 @@ static void scan_spans(const wmk_selective_scan& scan, const ScanShape<T>& shape
     args.C = scan.C_varies ? scratch.C + begin * shape.pitch : params.C;
     args.pitch = shape.pitch, args.steps = spans.begin[i + 1] - begin, args.reset = spans.reset[i];
     args.lines = lines + begin * lines_per_step, args.lines_per_step = lines_per_step;
+    if (args.reset) {
+      // The first step has no decay: an infinite one would turn the zero state into NaN.
+      store(scratch.step + at, Vector<T>{});
+      ScanArgs<T> step = args;
+      step.A2 = params.zeros, step.steps = 1;
+      scan_states(step, scan, first, last);
+      if (--args.steps == 0) continue;
+      args.step += shape.lanes, args.input += shape.lanes, args.output += shape.lanes;
+      if (scan.B_varies) args.B += shape.pitch;
+      if (scan.C_varies) args.C += shape.pitch;
+      args.lines += lines_per_step, args.reset = false;
+    }
     scan_states(args, scan, first, last);
   }
 }
@@ -165,7 +178,7 @@ static void epilogue(const wmk_selective_scan& scan, const TileCoord& at, T* out
     load_tile_at(gate, scan.z, scan.dtype, at);
     for (int64_t t = 0; t < at.steps * kLanes<T>; t += kLanes<T>) {
       Vector<T> z = load(gate + t);
-      store(output + t, load(output + t) * z * sigmoid(z));
+      store(output + t, load(output + t) * (z * sigmoid(z)));
     }
   }
   store_tile_at(output, scan.out, scan.dtype, at);

@@ -247,11 +247,16 @@ WMK_INLINE DoubleVector log1p_of_fraction(DoubleVector e) {
   return w * (q * v) + 2 * w;
 }
 
-// x above 20, as in PyTorch.
+WMK_INLINE FloatVector least_normal(FloatVector) { return broadcast(0x1p-126f); }
+WMK_INLINE DoubleVector least_normal(DoubleVector) { return broadcast(0x1p-1022); }
+// x above 20, as in PyTorch. Never zero: a step of zero would turn a decay rate of -inf into NaN.
+template <class V>
+WMK_INLINE V softplus_from(V x, V e) {
+  return x > 20 ? x : vmax(vmax(x, V{}) + log1p_of_fraction(e), least_normal(x));
+}
 template <class V>
 WMK_INLINE V softplus(V x) {
-  V tail = log1p_of_fraction(exp_nonpositive(-absolute(x)));
-  return x > 20 ? x : vmax(x, V{}) + tail;
+  return softplus_from(x, exp_nonpositive(-absolute(x)));
 }
 // From e^-|x|, which does not overflow.
 template <class V>
@@ -263,7 +268,7 @@ template <class V>
 WMK_INLINE V softplus(V x, V& slope) {
   V e = exp_nonpositive(-absolute(x));
   slope = x > 20 ? V{} + 1 : (x < 0 ? e : V{} + 1) / (e + 1);
-  return x > 20 ? x : vmax(x, V{}) + log1p_of_fraction(e);
+  return softplus_from(x, e);
 }
 
 }  // namespace wmk::WMK_ISA

@@ -12,18 +12,18 @@ struct AffineMap {
   bool reset;
 };
 
-// Zero stays zero by selection: a long range's decay may overflow.
+// Zero stays zero by selection: a range's decay may overflow where no step's does.
 template <typename T>
 __device__ __forceinline__ T pass_state(const AffineMap<T>& map, T state) {
   return map.reset || state == T(0) ? map.value : map.decay * state + map.value;
 }
 
-// LONG: `later`'s decay may have overflowed.
-template <bool LONG, typename T>
+// RANGE: `later` has several steps. One step has no selection: an infinite decay turns zero into NaN, as in a loop.
+template <bool RANGE, typename T>
 __device__ __forceinline__ AffineMap<T> combine(const AffineMap<T>& earlier, const AffineMap<T>& later) {
   if (later.reset) return later;
   return {earlier.decay * later.decay,
-          LONG ? pass_state(later, earlier.value) : later.decay * earlier.value + later.value, earlier.reset};
+          RANGE ? pass_state(later, earlier.value) : later.decay * earlier.value + later.value, earlier.reset};
 }
 
 template <typename T>

@@ -215,16 +215,28 @@ __device__ __forceinline__ double exp2_fast(double x) { return exp2(x); }
 __device__ __forceinline__ float log2_e(float) { return kLog2E; }
 __device__ __forceinline__ double log2_e(double) { return kLog2EDouble; }
 
+__device__ __forceinline__ float largest(float) { return 3.402823466e+38f; }
+__device__ __forceinline__ double largest(double) { return 1.7976931348623157e+308; }
+// A log2(e), made finite: infinity times a padding step or a zero gradient would be NaN. From a step of 2^-118 (fp64:
+// 2^-1013) on, the decay is exact; softplus returns no smaller step. Keeps NaN.
+template <typename T>
+__device__ __forceinline__ T decay_rate(T A) {
+  const T rate = A * log2_e(T(0));
+  return rate < -largest(T(0)) ? -largest(T(0)) : rate > largest(T(0)) ? largest(T(0)) : rate;
+}
+__device__ __forceinline__ float least_step(float step) { return step < 0x1p-118f ? 0x1p-118f : step; }
+__device__ __forceinline__ double least_step(double step) { return step < 0x1p-1013 ? 0x1p-1013 : step; }
+
 // `precise`: for fp32 data; else branch-free, so that elements overlap.
 __device__ __forceinline__ float softplus(float x, bool precise) {
-  if (precise) return x > 20.0f ? x : log1pf(expf(x));
+  if (precise) return x > 20.0f ? x : least_step(log1pf(expf(x)));
   const float e = exp2_fast(x * kLog2E);
   const float series = e * (1.0f + e * (-0.5f + e * (1.0f / 3.0f - 0.25f * e)));
   const float logarithm = log2_fast(1.0f + e) * (1.0f / kLog2E);
   const float value = e < 0.03125f ? series : logarithm;
-  return x > 20.0f ? x : value;
+  return x > 20.0f ? x : least_step(value);
 }
-__device__ __forceinline__ double softplus(double x, bool) { return x > 20.0 ? x : log1p(exp(x)); }
+__device__ __forceinline__ double softplus(double x, bool) { return x > 20.0 ? x : least_step(log1p(exp(x))); }
 
 __device__ __forceinline__ float sigmoid(float x, bool precise) {
   if (precise) return 1.0f / (1.0f + expf(-x));

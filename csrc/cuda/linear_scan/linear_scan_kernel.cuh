@@ -152,7 +152,7 @@ __global__ void __launch_bounds__(128, BACKWARD&& LOCAL             ? 3
       for (int distance = 1; distance < kLanes; distance *= 2) {
         const int from = static_cast<int>(threadIdx.x) % 32 + (reverse ? distance : -distance);
         const AffineMap<T> previous = shuffle_map(prefix, from & 31);
-        if (scan_rank >= distance) prefix = combine<false>(previous, prefix);
+        if (scan_rank >= distance) prefix = combine<true>(previous, prefix);
       }
       const int neighbour = static_cast<int>(threadIdx.x) % 32 + (reverse ? 1 : -1);
       const AffineMap<T> previous = shuffle_map(prefix, neighbour & 31);

@@ -64,12 +64,9 @@ __global__ void __launch_bounds__(Traits::kThreads, kBackwardKernelBlocks<Traits
   const bool has_gate = p.z.data != nullptr;
 
   BackwardThread<Traits> thread;
-  load_states(thread.A, coord, states, p.A.data, coord.channel * p.A.stride[0], p.A.stride[1]);
+  load_decay_rates(thread.A, coord, p);
 #pragma unroll
-  for (int i = 0; i < kStates; ++i) {
-    thread.A[i] *= log2_e(T(0));
-    thread.dh[i] = thread.grad_A[i] = T(0);
-  }
+  for (int i = 0; i < kStates; ++i) thread.dh[i] = thread.grad_A[i] = T(0);
   if constexpr (Shared::kStateVectors > 1) {
     store_checkpoint<Traits>(thread.A, shared.A);
     store_checkpoint<Traits>(thread.grad_A, shared.grad_A);

@@ -65,12 +65,9 @@ __global__ void __launch_bounds__(Traits::kThreads, Traits::kBackwardBlocks)
   const bool has_gate = p.z.data != nullptr;
 
   T A[kStates], dh[kStates];
-  load_states(A, coord, states, p.A.data, coord.channel * p.A.stride[0], p.A.stride[1]);
+  load_decay_rates(A, coord, p);
 #pragma unroll
-  for (int i = 0; i < kStates; ++i) {
-    A[i] *= log2_e(T(0));
-    dh[i] = T(0);
-  }
+  for (int i = 0; i < kStates; ++i) dh[i] = T(0);
   if (work.segment_in_sequence + 1 == work.segments_in_sequence && p.grad_last_state.data != nullptr) {
     load_states(dh, coord, states, p.grad_last_state.data,
                 work.sequence * p.grad_last_state.stride[0] + coord.channel * p.grad_last_state.stride[1],

@@ -209,7 +209,9 @@ __device__ __forceinline__ void reverse_sweep(BackwardThread<Traits>& thread, Ba
 #pragma unroll Traits::kUnroll
     for (int t = 0; t < kSubtileSteps; ++t) {
       const T step = row_step[t], input = step * row_u[t];
+      T decay_step = step;
       if (reset_at(t)) {
+        decay_step = T(0);
 #pragma unroll
         for (int k = 0; k < 4; ++k) h.value[k] = T(0);
       }
@@ -219,7 +221,7 @@ __device__ __forceinline__ void reverse_sweep(BackwardThread<Traits>& thread, Ba
 #pragma unroll
       for (int k = 0; k < 4; ++k) {
         insert(h_prev[k], t, h.value[k]);
-        const T factor = exp2_fast(step * A.value[k]);
+        const T factor = exp2_fast(decay_step * A.value[k]);
         if (kKeepsDecay) insert(decay[k], t, factor);
         h.value[k] = factor * h.value[k] + input * b.value[k];
         sum += c.value[k] * h.value[k];
@@ -245,7 +247,7 @@ __device__ __forceinline__ void reverse_sweep(BackwardThread<Traits>& thread, Ba
 #pragma unroll
       for (int k = 0; k < 4; ++k) {
         const int i = 4 * j + k;
-        const T factor = kKeepsDecay ? select(decay[k], t) : exp2_fast(step * A.value[k]);
+        const T factor = kKeepsDecay ? select(decay[k], t) : exp2_fast((reset_at(t) ? T(0) : step) * A.value[k]);
         const T previous = select(h_prev[k], t);
         const bool next_reset = t + 1 < kSubtileSteps && reset_at(t + 1);  // then h is zero
         const T h_t = next_reset ? factor * previous + input * b.value[k] : h.value[k];

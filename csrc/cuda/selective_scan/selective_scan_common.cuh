@@ -182,15 +182,23 @@ struct ThreadCoord {
   __device__ __forceinline__ int state(int i) const { return i / 4 * (4 * Traits::kLanes) + 4 * state_lane + i % 4; }
 };
 
-// Zero-padded.
 template <typename Traits, typename T = typename Traits::T>
 __device__ __forceinline__ void load_states(T* states, const ThreadCoord<Traits>& coord, int64_t count,
-                                            const void* data, int64_t offset, int64_t stride) {
+                                            const void* data, int64_t offset, int64_t stride, T padding = T(0)) {
 #pragma unroll
   for (int i = 0; i < Traits::kStates; ++i) {
     const int n = coord.state(i);
-    states[i] = coord.exists && n < count ? static_cast<const T*>(data)[offset + n * stride] : T(0);
+    states[i] = coord.exists && n < count ? static_cast<const T*>(data)[offset + n * stride] : padding;
   }
+}
+// Times log2(e).
+template <typename Traits, typename T = typename Traits::T>
+__device__ __forceinline__ void load_decay_rates(T* rates, const ThreadCoord<Traits>& coord,
+                                                 const wmk_selective_scan& p) {
+  // An infinite step times a padding of zero would be NaN.
+  load_states(rates, coord, p.state, p.A.data, coord.channel * p.A.stride[0], p.A.stride[1], -least_step(T(0)));
+#pragma unroll
+  for (int i = 0; i < Traits::kStates; ++i) rates[i] = decay_rate(rates[i]);
 }
 template <typename Traits, typename T = typename Traits::T>
 __device__ __forceinline__ void store_states(const T* states, const ThreadCoord<Traits>& coord, int64_t count,

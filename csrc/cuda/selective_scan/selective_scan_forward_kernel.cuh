@@ -43,11 +43,13 @@ __device__ __forceinline__ void advance(T (&h)[Traits::kStates], const T (&A)[Tr
   for (int j = 0; j < kStates / 4; ++j) {
 #pragma unroll Traits::kUnroll
     for (int t = 0; t < 4; ++t) {
+      const T this_step = select(step.value, t), input = this_step * select(u.value, t);
+      T decay_step = this_step;
       if (RESETS && (resets >> t & 1u)) {
+        decay_step = T(0);  // an infinite decay would turn the zero state into NaN
 #pragma unroll
         for (int i = 0; i < 4; ++i) h[4 * j + i] = T(0);
       }
-      const T this_step = select(step.value, t), input = this_step * select(u.value, t);
       T sum = j == 0 ? T(0) : select(y, t);
       const Vec4<T> b = load_vec4(B + t * B_pitch + j * kStateStride);
       Vec4<T> c;
@@ -55,7 +57,7 @@ __device__ __forceinline__ void advance(T (&h)[Traits::kStates], const T (&A)[Tr
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         T& state = h[4 * j + i];
-        state = exp2_fast(this_step * A[4 * j + i]) * state + input * b.value[i];
+        state = exp2_fast(decay_step * A[4 * j + i]) * state + input * b.value[i];
         if (!LOCAL) sum += c.value[i] * state;
       }
       insert(y, t, sum);
@@ -119,10 +121,7 @@ __global__ void __launch_bounds__(Traits::kThreads, Traits::kForwardBlocks)
   const bool has_gate = !LOCAL && p.z.data != nullptr;
 
   T A[kStates], h[kStates];
-  load_states(A, coord, states, p.A.data, coord.channel * p.A.stride[0], p.A.stride[1]);
-#pragma unroll
-  for (int i = 0; i < kStates; ++i) A[i] *= log2_e(T(0));
-
+  load_decay_rates(A, coord, p);
   if (work.segment_in_sequence > 0 && !LOCAL) {
     load_states(h, coord, states, plan.boundary, (work.segment * p.channels + coord.channel) * p.state, 1);
   } else if (work.segment_in_sequence == 0 && p.initial_state.data != nullptr) {

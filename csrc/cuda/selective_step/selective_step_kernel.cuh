@@ -85,8 +85,8 @@ __global__ void __launch_bounds__(kStepThreads) selective_step_kernel(const WMK_
       const Vec4<T> c = load_global_vec4<T>(p.C.data, p.dtype, C + n * p.C.stride[2], p.C.stride[2], valid);
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        if (reset) h.value[i] = T(0);
-        h.value[i] = exp2_fast(step * (a.value[i] * log2_e(T(0)))) * h.value[i] + delta_u * b.value[i];
+        const T decayed = exp2_fast(step * (a.value[i] * log2_e(T(0)))) * h.value[i];
+        h.value[i] = (reset ? T(0) : decayed) + delta_u * b.value[i];
         y += c.value[i] * h.value[i];
       }
       store_global_vec4(p.state_out.data, p.state_dtype, state_out + n * p.state_out.stride[2], p.state_out.stride[2],

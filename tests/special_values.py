@@ -1,0 +1,197 @@
+"""Every op on 0, -0, subnormal and huge numbers, infinities and NaN, forward and backward.
+
+One argument holds the special values, one per batch element or per channel. Against the float64 reference and the
+reference in the same dtype:
+
+- where both are finite, so is the result, and as close as for ordinary numbers;
+- where neither is finite, the result is not, except for the step's gradient beside an infinite A: zero times infinity;
+- an infinity has the sign of both.
+
+Left out: where the two references differ, and numbers within EDGE of overflow, since products overflow in another
+order.
+"""
+
+import dataclasses
+import math
+
+import torch
+import torch.nn.functional as F
+from conv_lstm_problems import conv_lstm
+from problems import Problem
+from tolerances import SPECIAL_ULPS
+
+import wmkernels
+
+EDGE = 1e-4
+PER_BATCH = {"u", "delta", "z", "B", "C", "gates", "tokens", "initial_state", "state", "x", "h", "c"}
+VARIANTS = {
+    "selective_scan": ["", "options", "reset", "reset options", "constant reset"],
+    "selective_step": ["", "options", "reset options"],
+    "linear_scan": [
+        "",
+        "initial reset",
+        "reverse reset",
+        "initial reverse",
+        "channel_last",
+        "channel_last reverse reset",
+    ],
+    "conv_lstm": ["", "options reset", "tiled"],
+}
+
+
+def special_values(dtype, name=""):
+    number = torch.finfo(dtype)
+    tiny, huge = number.tiny / 16, number.max**0.7
+    # A and z reach results through an exponential only; of other arguments, products overflow in another order
+    finite = [0.0, tiny, huge, number.max if name in ("A", "z") else huge / 2, 100.0]
+    return [*finite, *(-x for x in finite), math.inf, -math.inf, math.nan]
+
+
+def ordinary(op, dtype, variant):
+    """With a batch element and a channel per special value."""
+    generator, count = torch.Generator().manual_seed(2), len(special_values(dtype))
+
+    def normal(*shape, scale=1.0):
+        return (scale * torch.randn(shape, generator=generator, dtype=torch.float64)).to(dtype)
+
+    options = {}
+    if op == "selective_scan":
+        tensors = {"u": normal(count, count, 6), "delta": normal(count, count, 6).abs(), "A": -normal(count, 3).abs()}
+        varies = "constant" not in variant
+        tensors |= {name: normal(count, 3, 6) if varies else normal(count, 3) for name in "BC"}
+        if "options" in variant:
+            tensors |= {"D": normal(count), "z": normal(count, count, 6), "delta_bias": normal(count)}
+            tensors["initial_state"] = normal(count, count, 3)
+        options = {"delta_softplus": "options" in variant, "return_last_state": True}
+    elif op == "selective_step":
+        tensors = {"state": normal(count, count, 3), "u": normal(count, count), "delta": normal(count, count).abs()}
+        tensors |= {"A": -normal(count, 3).abs(), "B": normal(count, 3), "C": normal(count, 3)}
+        if "options" in variant:
+            tensors |= {"D": normal(count), "z": normal(count, count), "delta_bias": normal(count)}
+        options = {"delta_softplus": "options" in variant}
+    elif op == "linear_scan":
+        shape = (count, 6, count) if "channel_last" in variant else (count, count, 6)
+        tensors = {"gates": normal(*shape).tanh(), "tokens": normal(*shape)}
+        if "initial" in variant:
+            tensors["initial_state"] = normal(count, count)
+        options = {
+            "reverse": "reverse" in variant,
+            "channel_last": "channel_last" in variant,
+            "return_last_state": True,
+        }
+    else:
+        # "tiled" selects Winograd's transforms
+        size, hidden = (8 if "tiled" in variant else 4), 3
+        tensors = {"x": normal(count, 2, 2, size, size), "weight_ih": normal(4 * hidden, 2, 3, 3, scale=0.3)}
+        tensors["weight_hh"] = normal(4 * hidden, hidden, 3, 3, scale=0.3)
+        if "options" in variant:
+            state = (count, hidden, size, size)
+            tensors |= {
+                "bias": normal(4 * hidden),
+                "peephole": normal(3, hidden),
+                "h": normal(*state),
+                "c": normal(*state),
+            }
+        options = {"batch_first": True}
+    if "reset" in variant:
+        tensors["reset"] = torch.zeros(
+            (count, tensors["x"].shape[1]) if op == "conv_lstm" else (count, 6), dtype=torch.bool
+        )
+        tensors["reset"][:, 1 if op == "conv_lstm" else 3] = True
+        if op == "selective_step":
+            tensors["reset"] = torch.ones(count, dtype=torch.bool)
+    function = conv_lstm if op == "conv_lstm" else getattr(wmkernels, op)
+    layouts, activations = (("contiguous",) * 3, 2) if op == "conv_lstm" else (("contiguous",) * 2, 1)
+    return Problem(function, tensors, options, chunk=4, grad_layouts=layouts, activations=activations)
+
+
+def with_special_values(problem, name, per_batch):
+    """One value per batch element; or, else, per channel of the second one or over a parameter."""
+    values = torch.tensor(special_values(problem.dtype, name), dtype=torch.float64).to(problem.dtype)
+    x = problem.tensors[name].clone()
+    if per_batch and x.dim() == 5:
+        x[:, 1, 0, 1, 1] = values
+    elif per_batch and x.dim() == 4:
+        x[:, 0, 1, 1] = values
+    elif name in ("gates", "tokens") and problem.options["channel_last"]:
+        (x[:, 3, 1] if per_batch else x[1, 3])[:] = values
+    elif name in PER_BATCH and x.dim() == 3:
+        (x[:, 1, -3] if per_batch else x[1, :, -3])[:] = values
+    elif name in PER_BATCH and not (name in "BC" and per_batch is None):
+        (x[:, 1] if per_batch else x[1])[:] = values
+    elif problem.function is not conv_lstm:
+        (x if x.dim() == 1 else x[:, 1])[:] = values
+    else:
+        x.view(-1)[: len(values)] = values[: x.numel()]
+    return dataclasses.replace(problem, tensors={**problem.tensors, name: x})
+
+
+def kind(x):
+    """0: finite, 1: inf, 2: -inf, 3: NaN."""
+    return x.isposinf() + 2 * x.isneginf() + 3 * x.isnan()
+
+
+def faults(problem, argument, backend, scales):
+    """What breaks a rule of this file."""
+    exact, same_dtype, found = problem.fp64_reference(), problem.solve("reference"), problem.solve(backend)
+    largest, eps = torch.finfo(problem.dtype).max, torch.finfo(problem.dtype).eps
+    for name, expected in exact.items():
+        result, other = found[name].double(), same_dtype[name].double()
+        edges = [x.isfinite() & (x.abs() > EDGE * largest) for x in (result, expected, other)]
+        here, right = kind(result), kind(expected.to(found[name].dtype))
+        counts = (kind(other) == right) & ~(edges[0] | edges[1] | edges[2])
+        # 2^t has a relative error of |t| half-ulps
+        exponents = expected.abs().clamp(min=1).log2()
+        allowed = SPECIAL_ULPS * eps * (scales[name] + expected.abs() * (1 + exponents)) + 4 * (other - expected).abs()
+        broken = {
+            "is not finite": (right == 0) & (here != 0),
+            "is finite": (right != 0) & (here == 0) & (argument != "A" or "of delta" not in name),
+            "has the other sign": (right + here == 3) & (right * here == 2),
+            "is off": (right == 0) & (here == 0) & ~((result - expected).abs() <= allowed),
+        }
+        for what, where in broken.items():
+            if (where & counts).any():
+                at = (where & counts).nonzero()[0].tolist()
+                yield f"{name}{at} {what}: {result[tuple(at)]:g}, expected {expected[tuple(at)]:g}"
+
+
+def check(op, dtype, variant, backend):
+    problem, found = ordinary(op, dtype, variant), []
+    scales = {name: x.abs().max() for name, x in problem.fp64_reference().items()}
+    for name, x in problem.tensors.items():
+        if not x.is_floating_point():
+            continue
+        if name not in PER_BATCH or (name in "BC" and "constant" in variant):
+            ways = [None]
+        else:
+            ways = [True] if x.dim() > 3 or name in "BC" else [True, False]
+        for per_batch in ways:
+            special = with_special_values(problem, name, per_batch)
+            found += [f"{name}: {fault}" for fault in faults(special, name, backend, scales)]
+    assert not found, f"{op} {variant}, {dtype}: " + "\n".join(found)
+
+
+def overflowing_gates(time, reverse):
+    """(gates, tokens, reset): in the second half the state is zero, and products of gates overflow."""
+    half, generator = time // 2, torch.Generator().manual_seed(0)
+    gates, tokens = torch.full((1, 2, time), 0.5), torch.randn((1, 2, time), generator=generator)
+    gates[..., half:], tokens[..., half:] = 1e30, 0.0
+    reset = torch.zeros((1, time), dtype=torch.bool)
+    reset[:, half] = True
+    return gates, tokens, reset
+
+
+def check_overflowing_gates(backend, time, reverse):
+    """The first half as if it were alone, and zeros."""
+    gates, tokens, reset = overflowing_gates(time, reverse)
+    results = []
+    for steps in (slice(0, time), slice(0, time // 2)):
+        leaves = [x[..., steps].clone().requires_grad_() for x in (gates, tokens)]
+        out = wmkernels.linear_scan(*leaves, reset=reset[:, steps], reverse=reverse, backend=backend)
+        results.append([out, *torch.autograd.grad(out[..., : time // 2].square().sum(), leaves)])
+    for found, expected in zip(*results, strict=True):
+        torch.testing.assert_close(found, F.pad(expected, (0, time - time // 2)))
+
+
+def cases():
+    return [(op, variant) for op, variants in VARIANTS.items() for variant in variants]
