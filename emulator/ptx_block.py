@@ -98,18 +98,29 @@ class Region:
             & (self.read[byte_indices] == barrier)
         )
         self.reader[byte_indices] = np.where(several, -2, warp)
+        together = byte_indices[self.reader[byte_indices] != np.where(several, -2, warp)]  # read by this instruction
+        self.reader[together] = -2
         self.read[byte_indices] = barrier
 
-    def check_store(self, byte_indices: np.ndarray, warps: np.ndarray, barrier: int, warps_per_block: int) -> None:
-        warp = warps[:, None]
+    def store(
+        self, byte_indices: np.ndarray, content: np.ndarray, warps: np.ndarray, barrier: int, warps_per_block: int
+    ) -> None:
+        """Warps of a block may write one byte only with equal values: Triton does, where a layout repeats elements."""
+        warp = np.broadcast_to(warps[:, None], byte_indices.shape)
         writer, reader = self.writer[byte_indices], self.reader[byte_indices]
-        other_block = (writer != -1) & (writer // warps_per_block != warp // warps_per_block)
-        racing = (reader != -1) & (reader != warp) & (self.read[byte_indices] == barrier) & (reader != -1)
+        other = (writer != -1) & (writer != warp)
+        other_block = other & (writer // warps_per_block != warp // warps_per_block)
+        differs = self.content[byte_indices] != content
+        racing = (reader != -1) & (reader != warp) & (self.read[byte_indices] == barrier)
+        racing |= other & differs & (self.written[byte_indices] == barrier)
+        self.writer[byte_indices] = warp
+        self.written[byte_indices] = barrier
+        self.content[byte_indices] = content
+        # what this instruction's other warps wrote
+        racing |= (self.writer[byte_indices] != warp) & (self.content[byte_indices] != content)
         if other_block.any() or racing.any():
             bad = int(byte_indices[other_block | racing][0])
             raise Fault(f"byte {bad} of {self.name} is written while another warp or block uses it")
-        self.writer[byte_indices] = warp
-        self.written[byte_indices] = barrier
 
 
 class Block:
@@ -245,8 +256,7 @@ class Block:
         for region, part in self._parts(space, address[active]):
             threads = np.flatnonzero(active)[part]
             byte_indices = region.byte_indices(address[threads], content.shape[1], "store")
-            region.check_store(byte_indices, self.warp[threads], self.barrier_count, self.warps_per_block)
-            region.content[byte_indices] = content[threads]
+            region.store(byte_indices, content[threads], self.warp[threads], self.barrier_count, self.warps_per_block)
 
     def parameter(self, name: str, dtype: Any) -> np.ndarray:
         bits = self.parameters[name] & ((1 << 8 * np.dtype(dtype).itemsize) - 1)

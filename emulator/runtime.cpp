@@ -20,8 +20,9 @@ Fiber* current = nullptr;
 namespace {
 
 constexpr size_t kStackBytes = 256 * 1024;
-constexpr int64_t kSharedLimit = 99 * 1024;  // sm_120's limit
-constexpr int kMaxIdlePasses = 2000;         // then spinning counts as endless
+constexpr int64_t kSharedLimit = 99 * 1024;  // sm_120's limit, for static and dynamic shared memory together
+constexpr int64_t kStaticSharedLimit = 48 * 1024;
+constexpr int kMaxIdlePasses = 2000;  // then spinning counts as endless
 
 Context scheduler;
 std::vector<std::unique_ptr<Fiber>> all_fibers;
@@ -200,6 +201,10 @@ void fail(const std::string& message) {
   _exit(86);
 }
 
+[[noreturn]] static void fail_on_shared_memory(int64_t bytes, int64_t limit) {
+  fail(std::to_string(bytes) + " bytes of shared memory, a block has at most " + std::to_string(limit));
+}
+
 void run(const char* kernel, dim3 grid, dim3 block, int64_t shared_bytes, void (*body)(void*), void* argument) {
   Launch& launch = launch_state;
   launch.kernel = kernel;
@@ -213,7 +218,7 @@ void run(const char* kernel, dim3 grid, dim3 block, int64_t shared_bytes, void (
   if (threads < 1 || threads > 1024) fail("a block of " + std::to_string(threads) + " threads");
   if (blocks < 1 || grid.x > 0x7fffffffu || grid.y > 65535 || grid.z > 65535) fail("a grid of " + text_of(grid));
   if (shared_bytes < 0 || shared_bytes > kSharedLimit) {
-    fail(std::to_string(shared_bytes) + " bytes of shared memory, a block has at most " + std::to_string(kSharedLimit));
+    fail_on_shared_memory(shared_bytes, kSharedLimit);
   }
   launch.threads = static_cast<unsigned>(threads);
   record.kernels.emplace_back(kernel);
@@ -251,7 +256,12 @@ void* static_shared_memory(const void* key, const char* name, size_t bytes, size
   for (const SharedArray& array : arrays) {
     if (array.key == key) return array.memory;
   }
-  arrays.push_back({key, allocate_poisoned(bytes, alignment)});
+  int64_t total = static_cast<int64_t>(bytes);
+  for (const SharedArray& array : arrays) total += array.bytes;
+  if (total > kStaticSharedLimit) fail_on_shared_memory(total, kStaticSharedLimit);
+  total += launch_state.shared_bytes;
+  if (total > kSharedLimit) fail_on_shared_memory(total, kSharedLimit);
+  arrays.push_back({key, allocate_poisoned(bytes, alignment), static_cast<int64_t>(bytes)});
   current->block->races.add(name, arrays.back().memory, bytes);
   return arrays.back().memory;
 }

@@ -47,6 +47,7 @@ struct Warp {
 struct SharedArray {
   const void* key;
   void* memory;
+  int64_t bytes;
 };
 
 struct Block {

@@ -30,6 +30,7 @@ PLANTS = (
     "gap",
     "endless",
     "narrow offset",
+    "too much shared",
 )
 PLANT = {name: number for number, name in enumerate(PLANTS)}
 SEEDS = range(8)
@@ -88,6 +89,13 @@ def test_a_missing_barrier_between_warps_shows(sample_kernels):
         s for s in SEEDS if not torch.equal(block_sums(sample_kernels, numbers, "missing barrier", s)[0], expected)
     ]
     assert wrong
+
+
+def test_static_and_dynamic_shared_memory_share_one_limit(sample_kernels):
+    with pytest.raises(
+        EmulatorError, match=f"{99 * 1024 + 128} bytes of shared memory, a block has at most {99 * 1024}"
+    ):
+        block_sums(sample_kernels, torch.arange(64.0), "too much shared")
 
 
 def test_lanes_do_not_run_in_lockstep(sample_kernels):

@@ -84,6 +84,32 @@ def test_a_missing_barrier():
         run(REVERSE.replace("BARRIER", "bar.warp.sync -1"), numbers(), torch.zeros(64))
 
 
+@pytest.mark.parametrize(
+    "stores",
+    [
+        "shr.u32 %r5, %r1, 5; st.shared.b32 [%r2], %r5;",
+        "setp.lt.u32 %p1, %r1, 32; mov.b32 %r5, 1; @%p1 st.shared.b32 [%r2], %r5; @!%p1 st.shared.b32 [%r2], %r1;",
+    ],
+    ids=["one instruction", "two instructions"],
+)
+def test_two_warps_write_one_place(stores):
+    with pytest.raises(Fault, match="shared memory is written while another warp or block uses it"):
+        run(stores, numbers(), torch.zeros(64))
+
+
+def test_two_warps_may_write_equal_values():
+    body = "st.shared.b32 [%r2], %r9; bar.sync 0; ld.shared.b32 %r5, [%r2]; st.global.b32 [%rd5], %r5;"
+    result = run(body, numbers(), torch.zeros(64, dtype=torch.int32), number=7)
+    assert result.tolist() == [7] * 64
+
+
+def test_one_of_two_reading_warps_writes():
+    body = """st.shared.b32 [%r4], %r1; bar.sync 0; ld.shared.b32 %r5, [%r2];
+    setp.ge.u32 %p1, %r1, 32; @%p1 st.shared.b32 [%r2], %r9;"""
+    with pytest.raises(Fault, match="shared memory is written while another warp or block uses it"):
+        run(body, numbers(), torch.zeros(64))
+
+
 def test_two_blocks_write_one_place():
     with pytest.raises(Fault, match="target is written while another warp or block uses it"):
         run(COPY.replace("OFFSET", "0"), numbers(), torch.zeros(64), blocks=2)
