@@ -1,7 +1,7 @@
 """Builds wmkernels/_native for setup.py.
 
-Without a tool, its kernels are left out. A failing CXX, WMKERNELS_NVCC or WMKERNELS_CUDA=1 stops the build;
-with WMKERNELS_REQUIRE_NATIVE=1, so does a kernel that does not compile, or a missing extension.
+Without a tool, or where it does not compile a kernel, kernels are left out. WMKERNELS_REQUIRE_NATIVE=1 stops the build
+there; WMKERNELS_NVCC and WMKERNELS_CUDA=1 do for CUDA.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def compile_plan(plan: Plan, report: Report, environ: Mapping[str, str]) -> Plan
 
 def asked_for(environ: Mapping[str, str]) -> list[str]:
     """Settings whose failure stops the build."""
-    settings = [f"{name}={environ[name]}" for name in ("CXX", "WMKERNELS_NVCC") if environ.get(name)]
+    settings = [f"WMKERNELS_NVCC={environ['WMKERNELS_NVCC']}"] if environ.get("WMKERNELS_NVCC") else []
     return settings + [
         f"{name}=1" for name in ("WMKERNELS_CUDA", "WMKERNELS_REQUIRE_NATIVE") if environ.get(name) == "1"
     ]

@@ -31,6 +31,9 @@ ENVIRONMENT = {
     "MAX_JOBS": "build: how many compilers run at a time",
 }
 DEFAULT_ARCHITECTURES = (80, 90, 100, 120)
+BUILD_AGAIN = (
+    "with a compiler: pip install --force-reinstall --no-deps --no-cache-dir, since pip's cache keeps this build"
+)
 NO_BUILD_INFO = "no record of a build in the package: it was not installed with pip"
 
 
@@ -137,7 +140,7 @@ def collect() -> dict[str, Any]:
 
 def _build_lines(build: dict[str, Any]) -> list[str]:
     if not build["extension"]:
-        return [f"extension     not built: {build['extension_reason']}"]
+        return [f"extension     not built: {build['extension_reason']}", f"              {BUILD_AGAIN}"]
     architectures = ", ".join(f"sm_{architecture}" for architecture in build["cuda_architectures"])
     lines = [
         f"extension     {build['extension']}",
