@@ -22,8 +22,9 @@ from worldmodel.model.perception import PerceptionConfig
 from worldmodel.model.prediction import PredictionConfig
 from worldmodel.model.world_model import WorldModel, WorldModelConfig
 
-# Options of the smallest training run.
+# Options of the smallest training run, whose blocks are of popgym's kind.
 TINY = {
+    "preset": "popgym",
     "model.perception.hidden": 8,
     "model.perception.latent.variables": 2,
     "model.perception.latent.classes": 4,

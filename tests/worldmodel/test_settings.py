@@ -5,17 +5,23 @@ import json
 import math
 import typing
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import pytest
+from gymnasium import spaces
 
-from worldmodel.learning.settings import TrainConfig
+from worldmodel.commands.options import train_options
+from worldmodel.data.spaces import ActionSpec, ObservationSpec
+from worldmodel.learning.presets import PRESETS, choose_preset, preset_notice, summaries
+from worldmodel.learning.settings import CHOSEN, PRESET_FIELDS, TrainConfig, saved_config
 from worldmodel.model.blocks import CustomBlock, RotaryScanBlock
 from worldmodel.model.evaluation import EvaluationConfig
 from worldmodel.model.memory import MemoryConfig
 from worldmodel.runs.configuration import ConfigurationError, from_json, to_json
 from worldmodel.runs.fields import Bounds, field_hints
+from worldmodel.runs.run import Run
 
 
 def numbers(hint: Any, bounds: Bounds | None = None) -> Iterator[tuple[Any, Bounds | None]]:
@@ -44,7 +50,8 @@ KINDS = sorted(set(configs(TrainConfig)), key=lambda kind: kind.__name__)
 
 
 def made(kind: type, **changed: Any) -> Any:
-    return kind(**({"block": "module:Class"} if kind is CustomBlock else {}) | changed)
+    needed = {CustomBlock: {"block": "module:Class"}, TrainConfig: {"preset": "popgym"}}.get(kind, {})
+    return kind(**needed | changed)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -115,3 +122,75 @@ def test_lists_and_numpy_numbers_become_plain_values() -> None:
     config = MemoryConfig(np.int64(8), [RotaryScanBlock(groups=2)])  # type: ignore[arg-type]
     assert type(config.width) is int and config == MemoryConfig(8, (RotaryScanBlock(groups=2),))
     assert json.dumps(to_json(EvaluationConfig(discount=np.float32(0.5)))).count("0.5") == 1  # type: ignore[arg-type]
+
+
+ALIKE: list[tuple[dict[str, Any], list[str]]] = [
+    ({}, []),
+    ({"preset": "popgym"}, ["--preset", "popgym"]),
+    ({"preset": "control", "steps": 9, "num_envs": 3}, ["--preset", "control", "--steps", "9", "--num-envs", "3"]),
+    ({"kinds": {"observation": "map"}}, ["--kinds", "observation=map"]),
+]
+
+
+@pytest.mark.parametrize(("given", "options"), ALIKE)
+def test_the_constructor_has_the_defaults_of_the_command_line(given: dict[str, Any], options: list[str]) -> None:
+    env = "worldmodel/HiddenBall-v0" if "kinds" in given else "CartPole-v1"
+    config = TrainConfig(env=env, **given)
+    assert config == train_options(["--env", env, *options])[0]
+    assert from_json(TrainConfig, json.loads(json.dumps(to_json(config)))) == config
+    preset = PRESETS[config.preset]()
+    assert all(getattr(config, name) == getattr(preset, name) for name in PRESET_FIELDS if name not in given)
+
+
+@pytest.mark.parametrize(
+    ("env", "observation", "action", "preset"),
+    [
+        ("Env-v0", spaces.Box(-1, 1, (3,)), spaces.Discrete(4), "control"),
+        ("Env-v0", spaces.Box(-1, 1, (3,)), spaces.Discrete(40), "popgym"),
+        ("Env-v0", spaces.Box(-1, 1, (3,)), spaces.Box(-1, 1, (2,)), "continuous"),
+        ("popgym-PositionOnlyCartPoleEasy-v0", spaces.Box(-1, 1, (2,)), spaces.Discrete(2), "popgym"),
+        ("Env-v0", spaces.Dict(a=spaces.Box(-1, 1, (3,)), b=spaces.Discrete(2)), spaces.Discrete(2), "popgym"),
+        ("Env-v0", spaces.Box(0, 255, (7, 7, 3), np.uint8), spaces.Discrete(2), "popgym"),
+        ("Env-v0", spaces.Box(0, 255, (64, 64, 3), np.uint8), spaces.Discrete(2), "pixels"),
+    ],
+)
+def test_the_spaces_choose_the_preset_and_a_run_says_so(env: str, observation: Any, action: Any, preset: str) -> None:
+    specs = ObservationSpec.from_space(observation), ActionSpec.from_space(action)
+    chosen, reason = choose_preset(env, *specs)
+    assert chosen == (preset if preset in PRESETS else "popgym")
+    said = preset_notice(chosen, env, *specs)
+    assert said.startswith(f"preset {chosen} (") and reason in said and "--preset chooses another: " in said
+    assert preset_notice("moving", env, *specs).endswith(f"{reason}, {chosen} would be the default")
+
+
+def test_a_constructor_refuses_a_preset_that_it_cannot_honour() -> None:
+    with pytest.raises(
+        ConfigurationError, match=r"no preset 'huge', expected one of popgym \(.*\); control \("
+    ) as error:
+        TrainConfig(env="CartPole-v1", preset="huge")
+    assert len(str(error.value).splitlines()) == 1 and all(name in str(error.value) for name in PRESETS)
+    config = TrainConfig(preset="popgym")
+    with pytest.raises(ConfigurationError, match="preset is 'control' and the settings are those of popgym"):
+        dataclasses.replace(config, preset="control")
+    assert dataclasses.replace(config, steps=3).steps == 3
+    with pytest.raises(ConfigurationError, match="TrainConfig: kinds is 3, expected a dict"):
+        TrainConfig(env="CartPole-v1", kinds=3)  # type: ignore[arg-type]
+
+
+def test_reading_a_run_makes_no_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("worldmodel.learning.settings.specs_of", lambda *_: pytest.fail("an environment is made"))
+    written = to_json(TrainConfig(preset="control"))
+    run = Run.create(tmp_path / "run", {"train": {**written, "env": "nowhere:Env-v0"}})
+    assert saved_config(run).preset == "control"
+    run.config["train"] = {"env": "nowhere:Env-v0"}
+    assert saved_config(run) == TrainConfig(env="nowhere:Env-v0", preset="popgym")  # as earlier releases
+    run.config["train"] = {"env": "nowhere:Env-v0", "preset": CHOSEN}
+    with pytest.raises(ConfigurationError, match=r"train has no model, .*, and its preset is 'auto'"):
+        saved_config(run)
+
+
+def test_help_lists_the_presets_with_a_line_each(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        train_options(["--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert all(f"{name}: {line}" in said for name, line in summaries().items()) and set(summaries()) == set(PRESETS)

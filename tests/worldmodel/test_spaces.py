@@ -62,13 +62,14 @@ def test_a_space_without_keys_is_one_leaf():
 
 def test_minigrid_views_are_classes_and_its_mission_is_left_out(caplog):
     environment = gym.make("MiniGrid-MemoryS9-v0", agent_view_size=3)
-    with caplog.at_level(logging.WARNING):
+    with caplog.at_level(logging.INFO):
         spec = ObservationSpec.from_space(environment.observation_space)
     assert {name: (modality.kind, modality.shape) for name, modality in spec.modalities.items()} == {
         "direction": ("categorical", (1,)),
         "image": ("grid", (3, 3, 3)),
     }
     assert spec.dropped == ("mission",) and "'mission' is text" in caplog.text
+    assert "mission: text, which is left out" in spec.description()
     observation, _ = environment.reset(seed=0)
     np.testing.assert_array_equal(spec.encode(observation)["image"], observation["image"])
 

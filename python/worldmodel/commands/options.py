@@ -2,13 +2,14 @@
 
 import argparse
 import dataclasses
+import inspect
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
-from worldmodel.learning.presets import PRESETS
-from worldmodel.learning.settings import TrainConfig, default_folder, saved_config
+from worldmodel.learning.presets import summaries
+from worldmodel.learning.settings import CHOSEN, TrainConfig, default_folder, saved_config
 from worldmodel.model.blocks import BlockConfig, CustomBlock, GatedConvBlock
 from worldmodel.model.latents import LatentConfig
 from worldmodel.model.world_model import WorldModelConfig
@@ -20,10 +21,17 @@ from worldmodel.runs.run import Run
 Options = TypeVar("Options")
 
 
-def parse(kind: type[Options], arguments: Sequence[str], command: str, default: Options | None = None) -> Options:
-    """Parses options; the dataclass's docstrings are the help."""
+def parse(
+    kind: type[Options],
+    arguments: Sequence[str],
+    command: str,
+    default: Options | None = None,
+    description: str | None = None,
+) -> Options:
+    """Parses options; the dataclass's docstrings are the help, its own if there is no ``description``."""
     tyro = require("tyro", "read the command line")
-    given = {} if default is None else {"default": default}
+    given: dict[str, Any] = {} if default is None else {"default": default}
+    given |= {} if description is None else {"description": description}
     config = (tyro.conf.PositionalRequiredArgs, tyro.conf.AvoidSubcommands)
     return tyro.cli(kind, args=list(arguments), prog=f"python -m worldmodel {command}", config=config, **given)
 
@@ -32,8 +40,9 @@ def parse(kind: type[Options], arguments: Sequence[str], command: str, default: 
 class TrainOptions(TrainConfig):
     """Trains a world model on an environment. Ctrl-C saves and stops.
 
-    The preset sets the defaults of all other options. --memory and --latent choose kinds, whose settings become
-    options: --memory rotary_scan,conv_lstm gives --model.memory.blocks.0.d-state and --model.memory.blocks.1.kernel.
+    The preset, chosen by the environment's spaces if not given, sets the defaults of all other options. --memory and
+    --latent choose kinds, whose settings become options: --memory rotary_scan,conv_lstm gives
+    --model.memory.blocks.0.d-state and --model.memory.blocks.1.kernel.
     """
 
     memory: str | None = None
@@ -70,16 +79,25 @@ def train_options(arguments: Sequence[str]) -> tuple[TrainConfig, Path, dict[str
     arguments = _pairs_split(arguments, "--kinds")
     # The other options' defaults depend on these.
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for name in ("--preset", "--resume", "--init-from", "--memory", "--latent"):
+    for name in ("--env", "--preset", "--resume", "--init-from", "--memory", "--latent"):
         first.add_argument(name)
+    first.add_argument("--kinds", nargs="*", default=[])
     early, _ = first.parse_known_args(list(arguments))
     if early.resume is not None and early.init_from is not None:
         raise ConfigurationError("--init-from gives a new run its weights, and --resume goes on with a run: give one")
     begun = early.resume or (early.init_from if early.preset is None else None)
-    start = preset_config(early.preset or TrainConfig.preset) if begun is None else saved_config(Run(begun))
+    if begun is None:
+        kinds = dict(zip(early.kinds[::2], early.kinds[1::2], strict=True))
+        start = TrainConfig(env=early.env or "", preset=early.preset or TrainConfig.preset, kinds=kinds)
+    else:
+        start = saved_config(Run(begun))
     start = dataclasses.replace(start, model=with_kinds(start.model, early.memory, early.latent))
     default = TrainOptions(**{field.name: getattr(start, field.name) for field in dataclasses.fields(TrainConfig)})
-    options: TrainOptions = parse(TrainOptions, arguments, "train", default)
+    default.kinds = {}  # with entries, the parser makes an option of each
+    if begun is None and not early.env and early.preset is None:
+        default.preset = CHOSEN  # for --help
+    options: TrainOptions = parse(TrainOptions, arguments, "train", default, _description())
+    options.kinds = options.kinds or start.kinds
     config = TrainConfig(**{field.name: getattr(options, field.name) for field in dataclasses.fields(TrainConfig)})
     if options.resume is not None:
         if options.run is not None:
@@ -122,13 +140,14 @@ def _pairs_split(arguments: Sequence[str], option: str) -> list[str]:
     return split
 
 
+def _description() -> str:
+    presets = "\n".join(f"  {name}: {summary}" for name, summary in summaries().items())
+    return f"{inspect.getdoc(TrainOptions)}\n\nPresets:\n{presets}"
+
+
 def preset_config(name: str) -> TrainConfig:
-    """Raises ConfigurationError for an unknown preset."""
-    if name not in PRESETS:
-        raise ConfigurationError(f"there is no preset {name!r}, expected one of {', '.join(PRESETS)}")
-    preset = PRESETS[name]()
-    told = {field.name: getattr(preset, field.name) for field in dataclasses.fields(preset)}
-    return TrainConfig(preset=name, **told)
+    """A preset's settings, without an environment. Raises ConfigurationError for an unknown preset."""
+    return TrainConfig(preset=name)
 
 
 def with_kinds(model: WorldModelConfig, memory: str | None, latent: str | None) -> WorldModelConfig:

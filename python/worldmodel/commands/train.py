@@ -13,6 +13,7 @@ from worldmodel.data.source import Source
 from worldmodel.environments.registry import EnvironmentFailed
 from worldmodel.environments.vector import GymnasiumVectorEnvironment
 from worldmodel.learning.callback import OpenLoopCallback
+from worldmodel.learning.presets import preset_notice
 from worldmodel.learning.settings import TrainConfig, changed_spaces, check_resumable, saved_observation_spec
 from worldmodel.learning.trainer import SourceTrainer, Trainer, TrainingFailed
 from worldmodel.model.deciders import policy_sample
@@ -81,7 +82,9 @@ def _train(
         run = Run.create(folder, {**described, "init_from": started})
     elif changed := changed_spaces(run, episodes.observation_spec, episodes.action_spec):
         raise ConfigurationError(f"{config.env} is not what it was when {folder} began: {'; '.join(changed)}")
-    notices = [*episodes.observation_spec.description(), *started]
+    specs = episodes.observation_spec, episodes.action_spec
+    notices = [*episodes.observation_spec.description(not resume), *started]
+    notices += [] if resume else [preset_notice(config.preset, config.env, *specs)]
     notices += _resume(trainer, run, new_episodes, unpickle) if resume else []
     if isinstance(episodes, GymnasiumVectorEnvironment) and not episodes.pickle:
         notices.append(

@@ -1,6 +1,6 @@
 """Observation and action specs from gymnasium spaces.
 
-An observation is a flat dict of *modalities*, of the kinds in ``kinds.py``. Text is dropped with a warning.
+An observation is a flat dict of *modalities*, of the kinds in ``kinds.py``. Text is dropped.
 """
 
 import dataclasses
@@ -82,7 +82,7 @@ class ObservationSpec(Checked):
             name = "/".join(map(str, path)) or ROOT
             if _is_text(part):
                 dropped.append(name)
-                _log.warning("observation %r is text, which the world model does not read: it is left out", name)
+                _log.info("observation %r is text, which the world model does not read: it is left out", name)
                 continue
             if name in modalities:
                 raise ConfigurationError(f"ObservationSpec: two parts of the space {space} are named {name!r}")
@@ -149,13 +149,15 @@ class ObservationSpec(Checked):
         """As tensors, which share the arrays' memory on the CPU."""
         return {name: torch.as_tensor(encoded[name], device=device) for name in self.modalities}
 
-    def description(self) -> list[str]:
-        """A line per modality: how it is read, and how to change that."""
+    def description(self, changeable: bool = True) -> list[str]:
+        """A line per modality: how it is read, and if ``changeable`` how to change that."""
         lines = []
         for name, modality in self.modalities.items():
-            change = f"; --kinds {name}=KIND reads it otherwise" if len(modality.env_shape or ()) > 1 else ""
+            change = (
+                f"; --kinds {name}=KIND reads it otherwise" if changeable and len(modality.env_shape or ()) > 1 else ""
+            )
             lines.append(f"{name}: {modality.description}{change}")
-        return lines
+        return lines + [f"{name}: text, which is left out" for name in self.dropped]
 
     def differences(self, now: "ObservationSpec") -> list[str]:
         """A line per difference of ``now`` from this saved spec; what an earlier release did not save is none."""

@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import Iterator, Mapping
 
-from worldmodel.data.spaces import ObservationSpec
+from worldmodel.data.spaces import ActionSpec, ObservationSpec
 from worldmodel.environments.registry import EnvironmentFailed, make, make_vector
 from worldmodel.environments.vector import GymnasiumVectorEnvironment, VectorEnvironment, random_seeds
 from worldmodel.runs.configuration import ConfigurationError
@@ -46,6 +46,15 @@ def make_environments(
     if pickle:
         episodes.state_dict()  # fails now, not at the first checkpoint
     return episodes
+
+
+def specs_of(name: str, kinds: Mapping[str, str] | None = None) -> tuple[ObservationSpec, ActionSpec]:
+    """The specs of an environment, which is made once and closed. Raises as ``make_environments``."""
+    episodes = make_environments(name, 1, 0, kinds=kinds)
+    try:
+        return episodes.observation_spec, episodes.action_spec
+    finally:
+        episodes.close()
 
 
 @contextlib.contextmanager

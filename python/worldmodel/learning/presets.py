@@ -1,8 +1,10 @@
-"""Presets: tested settings of model and learning."""
+"""Presets: tested settings of model and learning, and which one suits an environment's spaces."""
 
 import dataclasses
+import math
 
 from worldmodel.data.replay import ReplayConfig
+from worldmodel.data.spaces import ActionSpec, ObservationSpec
 from worldmodel.learning.learner import LearnerConfig
 from worldmodel.learning.objectives import ObjectiveConfig
 from worldmodel.model.blocks import ConvLSTMBlock, GatedConvBlock, RotaryScanBlock, ScanBlock
@@ -14,6 +16,7 @@ from worldmodel.model.networks import ScalarConfig
 from worldmodel.model.perception import PerceptionConfig
 from worldmodel.model.prediction import PredictionConfig
 from worldmodel.model.world_model import WorldModelConfig
+from worldmodel.runs.fields import ConfigurationError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,3 +140,45 @@ PRESETS = {
     "wander": wander,
     "moving": moving,
 }
+
+
+def named_preset(name: str) -> Preset:
+    """Raises ConfigurationError for an unknown name; the message lists the presets."""
+    if name not in PRESETS:
+        known = "; ".join(f"{other} ({summary})" for other, summary in summaries().items())
+        raise ConfigurationError(f"there is no preset {name!r}, expected one of {known}")
+    return PRESETS[name]()
+
+
+def summaries() -> dict[str, str]:
+    """A line per preset: what it is for."""
+    found = {name: (preset.__doc__ or "").strip().splitlines()[0] for name, preset in PRESETS.items()}
+    return {name: line.replace("``", "").rstrip(".") for name, line in found.items()}
+
+
+def choose_preset(env: str, observation_spec: ObservationSpec, action_spec: ActionSpec) -> tuple[str, str]:
+    """The preset for an environment's spaces, and the reason.
+
+    ``pixels`` where a part is an image or a map. For vectors alone, ``continuous`` or ``control`` by the actions, but
+    not for POPGym's tasks, whose state is hidden. Else ``popgym``, which has a memory.
+    """
+    kinds = {modality.kind for modality in observation_spec.modalities.values()}
+    if kinds & {"image", "map"}:
+        return ("pixels" if "pixels" in PRESETS else "popgym"), "for pictures"
+    if kinds == {"vector"} and not env.rpartition(":")[2].startswith("popgym-"):
+        if action_spec.kind == "continuous":
+            return "continuous", "for vectors and continuous actions"
+        if math.prod(action_spec.sizes) <= DecisionConfig().max_enumerated_actions:
+            return "control", "for vectors and few actions"
+    return "popgym", "for classes, boards or a hidden state" if kinds != {"vector"} else "for many actions or a memory"
+
+
+def preset_notice(name: str, env: str, observation_spec: ObservationSpec, action_spec: ActionSpec) -> str:
+    """What a run says about its preset."""
+    summary = summaries().get(name)
+    described = f"preset {name}" + (f" ({summary})" if summary else "")
+    chosen, reason = choose_preset(env, observation_spec, action_spec)
+    if chosen == name:
+        others = ", ".join(other for other in PRESETS if other != name)
+        return f"{described}, {reason}; --preset chooses another: {others}"
+    return f"{described}; {reason}, {chosen} would be the default"

@@ -8,37 +8,57 @@ import torch
 
 from worldmodel.data.replay import ReplayConfig
 from worldmodel.data.spaces import ActionSpec, ObservationSpec
+from worldmodel.environments.making import specs_of
 from worldmodel.learning.learner import LearnerConfig
+from worldmodel.learning.presets import PRESETS, Preset, choose_preset, named_preset
 from worldmodel.model.world_model import WorldModelConfig
 from worldmodel.runs.configuration import ConfigurationError, differences, from_json, to_json
-from worldmodel.runs.fields import Bounds, Checked, Count, Positive, Size, Text, Weight
+from worldmodel.runs.fields import Bounds, Checked, Count, Positive, Size, Text, Weight, checked_value, field_hints
 from worldmodel.runs.run import Run
 
 Limit = Annotated[int, Bounds(1, 10**15)]
 
+CHOSEN = "auto"  # the preset is chosen by the spaces
+PRESET_FIELDS = tuple(field.name for field in dataclasses.fields(Preset))
+_UNSET: Any = type("Unset", (), {"__repr__": lambda self: "of the preset"})()
+
 
 @dataclasses.dataclass
 class TrainConfig(Checked):
-    """A training run. ``commands.options.preset_config`` fills in a preset's values.
+    """A training run, with the defaults of ``python -m worldmodel train``.
 
-    Raises ConfigurationError for values out of range.
+    What is not given of ``PRESET_FIELDS`` is the preset's. Without a preset, the environment is made once, and its
+    spaces choose one (``presets.choose_preset``); without an environment, it is ``popgym``. Afterwards ``preset`` is a
+    name, and all fields have values.
+
+    Raises:
+        ConfigurationError: an unknown preset, a value of another type or out of bounds, or the settings of one preset
+            under the name of another, as from ``dataclasses.replace(config, preset=...)``.
+        UnknownEnvironment, EnvironmentFailed: where the preset is chosen by the environment.
+
+    Example:
+        >>> config = TrainConfig(env="CartPole-v1", steps=10_000)
+        >>> config.preset, config.replay.window
+        ('control', 64)
+        >>> TrainConfig(env="CartPole-v1", preset="popgym", num_envs=8).replay.window
+        312
     """
 
     env: Text = ""
     """Environment: a gymnasium id, module:Env-v0, or a name of popgym's."""
-    preset: Text = "popgym"
-    """Defaults of model, learner, replay and collection."""
+    preset: Text = CHOSEN
+    """Defaults of model, learner, replay and collection; chosen by the environment's spaces if not given."""
     kinds: dict[str, Text] = dataclasses.field(default_factory=dict)
     """How parts of the observation are read, NAME=KIND or NAME=KIND:LAYOUT. Kinds: image, grid (classes), map (numbers
     on a grid), vector, categorical. Layouts: HWC, CHW (channels first), HW, FHWC and FCHW (stacked frames). The other
     parts are read by their spaces; the start of a run says how."""
-    num_envs: Size = 16
+    num_envs: Size = _UNSET
     """Parallel environments."""
-    train_ratio: Positive = 64
+    train_ratio: Positive = _UNSET
     """Training steps per collected step."""
-    prefill: Count = 2000
+    prefill: Count = _UNSET
     """Random steps before learning."""
-    random_envs: Count = 0
+    random_envs: Count = _UNSET
     """Environments that always act at random, for data beyond the policy's."""
     steps: Limit | None = None
     """Stop after this many steps, over all environments."""
@@ -62,19 +82,45 @@ class TrainConfig(Checked):
     environment_state: Literal["replay", "pickle"] = "replay"
     """How a checkpoint holds the environments: replay repeats each episode's seed and actions on resume; pickle is
     for environments that this cannot restore, and needs --unpickle on resume."""
-    model: WorldModelConfig = dataclasses.field(default_factory=WorldModelConfig)
+    model: WorldModelConfig = _UNSET
     """The five functions."""
-    learner: LearnerConfig = dataclasses.field(default_factory=LearnerConfig)
+    learner: LearnerConfig = _UNSET
     """Losses and optimisers."""
-    replay: ReplayConfig = dataclasses.field(default_factory=ReplayConfig)
+    replay: ReplayConfig = _UNSET
     """Limits and batch shape."""
 
     def __post_init__(self) -> None:
+        unset = [name for name in PRESET_FIELDS if getattr(self, name) is _UNSET]
+        if unset:
+            self._fill(unset)
         super().__post_init__()
+        if not unset:
+            self._check_preset()
         if self.random_envs > self.num_envs:
             raise ConfigurationError(
                 f"random_envs is {self.random_envs}, expected at least 0 and at most num_envs = {self.num_envs}"
             )
+
+    def _fill(self, unset: list[str]) -> None:
+        for name in ("env", "preset", "kinds"):
+            checked_value(field_hints(TrainConfig)[name], getattr(self, name), f"TrainConfig: {name}")
+        if self.preset == CHOSEN:
+            self.preset = choose_preset(self.env, *specs_of(self.env, self.kinds))[0] if self.env else "popgym"
+        preset = named_preset(self.preset)
+        for name in unset:
+            setattr(self, name, getattr(preset, name))
+
+    def _check_preset(self) -> None:
+        def settings(of: "Preset | TrainConfig") -> tuple[Any, ...]:
+            return of.model, of.learner, of.replay
+
+        if self.preset in PRESETS and settings(PRESETS[self.preset]()) != settings(self):
+            for name, preset in PRESETS.items():
+                if settings(preset()) == settings(self):
+                    raise ConfigurationError(
+                        f"TrainConfig: preset is {self.preset!r} and the settings are those of {name}; make a new "
+                        f"TrainConfig(env=..., preset={self.preset!r})"
+                    )
 
 
 # May change on resume.
@@ -93,7 +139,13 @@ _FREE = {
 
 def saved_config(run: Run) -> TrainConfig:
     """The run's settings; raises ConfigurationError if another version's do not fit."""
-    return from_json(TrainConfig, run.config.get("train"), "train")
+    values = run.config.get("train")
+    if isinstance(values, dict):
+        values = {"preset": "popgym", **values}  # the default of earlier releases
+        missing = [name for name in PRESET_FIELDS if name not in values]
+        if missing and values["preset"] == CHOSEN:  # no environment is made by reading a run
+            raise ConfigurationError(f"train has no {', '.join(missing)}, and its preset is {CHOSEN!r}")
+    return from_json(TrainConfig, values, "train")
 
 
 def saved_observation_spec(run: Run) -> ObservationSpec:
