@@ -59,9 +59,9 @@ def _products_may_overflow(decay: Tensor) -> bool:
 
     Infinity and NaN do not change a chunk's rounding: nothing of them crosses a reset.
     """
-    if decay.device.type != "cpu" or decay.numel() == 0 or torch._C._get_tracing_state() is not None or not _runs_eagerly():
+    if decay.device.type != "cpu" or decay.numel() == 0 or not _runs_eagerly():
         return False
-    if _get_current_dispatch_mode() is not None:
+    if torch._C._get_tracing_state() is not None or _get_current_dispatch_mode() is not None:
         return False
     low, high = (x.item() for x in torch.aminmax(decay.detach()))
     largest, limit = max(-low, high), math.log(torch.finfo(decay.dtype).max)

@@ -1,4 +1,5 @@
 import dataclasses
+import math
 
 import pytest
 import torch
@@ -7,7 +8,9 @@ from worldmodel_examples import CONFIG, random_batch, small_model, step_by_step
 
 from worldmodel.learning.learner import Learner, LearnerConfig
 from worldmodel.model.latents import CategoricalConfig, GaussianConfig
+from worldmodel.model.networks import ScalarConfig, ScalarHead
 from worldmodel.model.perception import PerceptionConfig
+from worldmodel.model.policies import DiscretePolicy
 
 LATENTS = {
     "categorical": CategoricalConfig(variables=3, classes=4),
@@ -106,3 +109,28 @@ def test_every_latent_learns_to_keep_what_it_observes(config):
     learner = Learner(model, LearnerConfig(model_lr=0.01, warm_up=1))
     losses = [learner.update(random_batch(model, batch=8, resets=False))["loss/reconstruction"] for _ in range(60)]
     assert sum(losses[-5:]) < 0.7 * sum(losses[:5])
+
+
+def test_without_unimix_a_probability_of_zero_adds_nothing():
+    latent = CategoricalConfig(variables=1, classes=3, unimix_ratio=0.0).build()
+    outputs = torch.tensor([[0.0, 300.0, -300.0]], requires_grad=True)  # the softmax underflows
+    other = torch.zeros(1, 3)
+    policy = DiscretePolicy(outputs, (3,), 0.0)
+    p, q = latent.distribution(outputs), latent.distribution(other)
+    chosen = policy.log_probability(torch.tensor([[0.0, 1.0, 0.0]]))
+    for value, expected in (
+        (latent.kl(p, q), math.log(3)),
+        (latent.entropy(p), 0.0),
+        (policy.entropy(), 0.0),
+        (chosen, 0.0),
+    ):
+        assert value.item() == pytest.approx(expected)
+        (gradient,) = torch.autograd.grad(value.sum(), outputs, retain_graph=True)
+        assert gradient.isfinite().all()
+    assert latent.kl(q, p).isfinite().all()
+
+
+def test_an_unknown_target_of_a_two_hot_head_shows_in_its_loss_alone():
+    head = ScalarHead(4, ScalarConfig("two_hot"))
+    loss = head.loss(head(torch.randn(3, 4)), torch.tensor([0.5, math.nan, -1.0]))
+    assert loss.isfinite().tolist() == [True, False, True]

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from worldmodel.model.networks import sample_index
+from worldmodel.model.networks import log_probability, sample_index
 from worldmodel.runs.fields import Bounds, Checked, Size
 
 
@@ -103,10 +103,10 @@ class CategoricalLatent(Latent):
         return self.flatten(distribution)
 
     def kl(self, p: Tensor, q: Tensor) -> Tensor:
-        return (p * (p.log() - q.log())).sum((-1, -2))
+        return (p * (log_probability(p) - log_probability(q))).sum((-1, -2))
 
     def entropy(self, distribution: Tensor) -> Tensor:
-        return -(distribution * distribution.log()).sum((-1, -2))
+        return -(distribution * log_probability(distribution)).sum((-1, -2))
 
     def _one_hot(self, index: Tensor, probabilities: Tensor) -> Tensor:
         hot = F.one_hot(index, self.config.classes).to(probabilities.dtype)

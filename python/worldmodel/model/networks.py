@@ -15,6 +15,11 @@ def symlog(x: Tensor) -> Tensor:
     return x.sign() * x.abs().log1p()
 
 
+def log_probability(probabilities: Tensor) -> Tensor:
+    """The logarithm, finite at 0, where a softmax may underflow: 0 log 0 is 0, and so is its gradient's share."""
+    return probabilities.clamp(min=torch.finfo(probabilities.dtype).tiny).log()
+
+
 def sample_index(probabilities: Tensor) -> Tensor:
     """Samples class indices by inverting the cumulative sum: (..., classes) -> (...).
 
@@ -88,7 +93,7 @@ class ScalarHead(nn.Module):
             return (outputs.squeeze(-1) - target).square()
         position = (target - self.v_min) / (self.v_max - self.v_min) * (self.config.bins - 1)
         position = position.clamp(0, self.config.bins - 1)
-        below = position.floor().long().clamp(max=self.config.bins - 2)
+        below = position.floor().long().clamp(0, self.config.bins - 2)  # 0 for NaN, so that it shows in the loss
         weight_above = position - below
         logs = F.log_softmax(outputs, -1)
         near = logs.gather(-1, torch.stack([below, below + 1], -1))  # (..., 2)

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from worldmodel.model.networks import sample_index
+from worldmodel.model.networks import log_probability, sample_index
 
 
 class Policy:
@@ -42,13 +42,13 @@ class DiscretePolicy(Policy):
         return torch.cat(hot, -1)
 
     def log_probability(self, actions: Tensor) -> Tensor:
-        return (actions.detach() * torch.cat(self.probabilities, -1).log()).sum(-1)
+        return (actions.detach() * log_probability(torch.cat(self.probabilities, -1))).sum(-1)
 
     def mode(self) -> Tensor:
         return torch.cat([F.one_hot(p.argmax(-1), p.shape[-1]).to(p.dtype) for p in self.probabilities], -1)
 
     def entropy(self) -> Tensor:
-        return sum((-(p * p.log()).sum(-1) for p in self.probabilities), torch.zeros(()))
+        return sum((-(p * log_probability(p)).sum(-1) for p in self.probabilities), torch.zeros(()))
 
     def probability_of(self, actions: Tensor) -> Tensor:
         """``actions`` (actions, action width) -> (..., actions)."""
