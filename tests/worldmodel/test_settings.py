@@ -16,6 +16,7 @@ from worldmodel.commands.options import train_options
 from worldmodel.data.spaces import ActionSpec, ObservationSpec
 from worldmodel.learning.presets import PRESETS, choose_preset, preset_notice, summaries
 from worldmodel.learning.settings import CHOSEN, PRESET_FIELDS, TrainConfig, saved_config
+from worldmodel.learning.trainer import Trainer
 from worldmodel.model.blocks import CustomBlock, RotaryScanBlock
 from worldmodel.model.evaluation import EvaluationConfig
 from worldmodel.model.memory import MemoryConfig
@@ -194,3 +195,19 @@ def test_help_lists_the_presets_with_a_line_each(capsys: pytest.CaptureFixture[s
         train_options(["--help"])
     said = " ".join(capsys.readouterr().out.split())
     assert all(f"{name}: {line}" in said for name, line in summaries().items()) and set(summaries()) == set(PRESETS)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": {"decision": {"gradient": "all_action"}}}, "gradient is 'all_action' for continuous actions"),
+        ({"replay": {"max_megabytes": 1e-3}}, "max_megabytes is 0.001, expected at least"),
+        ({"device": "meta"}, "device is 'meta', which PyTorch cannot use here"),
+    ],
+)
+def test_settings_that_do_not_fit_the_environment_are_errors_of_configuration(changes: Any, message: str) -> None:
+    written = to_json(TrainConfig(env="Pendulum-v1", num_envs=1))
+    for name, inside in changes.items():
+        written[name] = inside if isinstance(inside, str) else {**written[name], **inside}
+    with pytest.raises(ConfigurationError, match=message):
+        Trainer(from_json(TrainConfig, written))

@@ -53,7 +53,7 @@ class Replay:
         added: transitions ever added.
 
     Raises:
-        ValueError: the unfinished chunks exceed the memory limit.
+        ConfigurationError: the unfinished chunks exceed the memory limit.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class Replay:
         self._limit = int(config.max_megabytes * 2**20)
         least = self._writer.nbytes * (1 + 1 / num_envs)
         if self._limit < least:
-            raise ValueError(
+            raise ConfigurationError(
                 f"Replay: max_megabytes is {config.max_megabytes}, expected at least {least / 2**20:.3g}, the "
                 f"unfinished windows of {num_envs} environments and a finished one; lower window ({config.window}) or "
                 "num_envs"

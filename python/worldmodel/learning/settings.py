@@ -183,7 +183,7 @@ def usable_device(name: str) -> torch.device:
     """The named device; raises ConfigurationError if PyTorch cannot use it."""
     try:
         device = torch.device(name)
-        torch.zeros(1, device=device)
+        torch.zeros(1, device=device).item()  # the device "meta" has no values
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise ConfigurationError(f"device is {name!r}, which PyTorch cannot use here: {reason}") from error

@@ -57,7 +57,7 @@ class DecisionConfig(Checked):
 
 
 class Decision(nn.Module):
-    """The actor. Raises ValueError for "all_action" without enumerable actions."""
+    """The actor. Raises ConfigurationError for "all_action" without enumerable actions."""
 
     def __init__(self, features: int, spec: ActionSpec, config: DecisionConfig) -> None:
         super().__init__()
@@ -71,7 +71,7 @@ class Decision(nn.Module):
         nn.init.zeros_(last.bias)
         if self.gradient == "all_action" and not self.is_enumerable:
             count = math.prod(spec.sizes) if spec.kind == "discrete" else "continuous"
-            raise ValueError(
+            raise ConfigurationError(
                 f"DecisionConfig: gradient is 'all_action' for {count} actions, expected at most "
                 f"max_enumerated_actions={config.max_enumerated_actions} of them"
             )
