@@ -36,7 +36,8 @@ class Display:
             except MissingPackage:
                 return self
             self._live.start()
-        self.say(f"{self._config.env}, run folder {self._folder}")
+        threads = f", CPU threads {self._config.threads}" if self._config.threads else ""
+        self.say(f"{self._config.env}, run folder {self._folder}{threads}")
         return self
 
     def __exit__(

@@ -13,6 +13,7 @@ from worldmodel.acting.rollout import evaluate, evaluate_filmed
 from worldmodel.acting.video import video_file
 from worldmodel.commands.options import parse
 from worldmodel.learning.settings import saved_config
+from worldmodel.learning.threads import threads_for
 from worldmodel.model.deciders import policy_sample
 from worldmodel.runs.run import Run
 
@@ -36,7 +37,7 @@ class EvaluateOptions:
     device: str = "cpu"
     """Device, as PyTorch names it."""
     threads: int | None = None
-    """PyTorch's CPU threads."""
+    """CPU threads; as many as the model keeps busy if not given."""
     json: Path | None = None
     """Also write the returns to this file."""
     video: Path | None = None
@@ -54,9 +55,8 @@ class EvaluateOptions:
 def command(arguments: Sequence[str]) -> int:
     """Evaluates a run."""
     options = parse(EvaluateOptions, _video_named(arguments), "evaluate")
-    if options.threads:
-        torch.set_num_threads(options.threads)
     agent = Agent.load(options.run, options.device)
+    torch.set_num_threads(options.threads or threads_for(agent.world_model, options.num_envs))
     env = options.env or saved_config(Run(options.run)).env
     how = (options.episodes, options.seed, options.num_envs)
     decider = policy_sample if options.sample else None

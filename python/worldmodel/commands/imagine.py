@@ -15,6 +15,7 @@ from worldmodel.data.batch import Batch, State
 from worldmodel.environments.registry import make
 from worldmodel.environments.vector import VectorEnvironment
 from worldmodel.learning.settings import saved_config
+from worldmodel.learning.threads import threads_for
 from worldmodel.model.deciders import policy_sample
 from worldmodel.model.open_loop import UNITS, episode_batch, open_loop
 from worldmodel.pictures.bands import Panel
@@ -62,7 +63,7 @@ class ImagineOptions:
     device: str = "cpu"
     """Device, as PyTorch names it."""
     threads: int | None = None
-    """PyTorch's CPU threads."""
+    """CPU threads; as many as the model keeps busy if not given."""
 
     def __post_init__(self) -> None:
         for name in ("episodes", "context", "horizon", "fps"):
@@ -107,8 +108,6 @@ class Imagination:
 def command(arguments: Sequence[str]) -> int:
     """Imagines and draws."""
     options = parse(ImagineOptions, arguments, "imagine")
-    if options.threads:
-        torch.set_num_threads(options.threads)
     print(summary(imagine(options)))
     return 0
 
@@ -118,6 +117,7 @@ def imagine(options: ImagineOptions) -> Imagination:
     require("imageio.v3", "write pictures")
     require("matplotlib", "draw pictures")
     agent = Agent.load(options.run, options.device)
+    torch.set_num_threads(options.threads or threads_for(agent.world_model, options.context + options.horizon))
     run = Run(options.run)
     name = options.env or saved_config(run).env
     torch.manual_seed(options.seed)

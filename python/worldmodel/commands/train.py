@@ -15,6 +15,7 @@ from worldmodel.environments.vector import GymnasiumVectorEnvironment
 from worldmodel.learning.callback import OpenLoopCallback
 from worldmodel.learning.presets import preset_notice
 from worldmodel.learning.settings import TrainConfig, changed_spaces, check_resumable, saved_observation_spec
+from worldmodel.learning.threads import threads_restored
 from worldmodel.learning.trainer import SourceTrainer, Trainer, TrainingFailed
 from worldmodel.model.deciders import policy_sample
 from worldmodel.runs.configuration import ConfigurationError, to_json
@@ -58,6 +59,7 @@ def train(
     )[0]
 
 
+@threads_restored()
 def _train(
     config: TrainConfig,
     folder: Path,
@@ -75,9 +77,11 @@ def _train(
         check_resumable(run, config)
     trainer = Trainer(config, policy_sample, OpenLoopEvaluator(), saved_observation_spec(run) if resume else None)
     started = _warm_start(trainer, init_from, resume)
+    if not resume:
+        trainer.choose_threads()
     episodes = trainer.episodes
     spaces = {"observation": episodes.observation_spec.to_json(), "action": episodes.action_spec.to_json()}
-    described = {"train": to_json(config), "spaces": to_json(spaces)}
+    described = {"train": to_json(trainer.config), "spaces": to_json(spaces)}
     if not resume:
         run = Run.create(folder, {**described, "init_from": started})
     elif changed := changed_spaces(run, episodes.observation_spec, episodes.action_spec):
@@ -108,6 +112,7 @@ def _warm_start(trainer: SourceTrainer, init_from: Path | str | None, resume: bo
     return [trainer.warm_start(Run(init_from))]
 
 
+@threads_restored()
 def train_from_source(
     config: TrainConfig,
     source: Source,
@@ -133,8 +138,10 @@ def train_from_source(
         check_resumable(run, config)
     trainer = SourceTrainer(config, source, OpenLoopEvaluator())
     started = _warm_start(trainer, init_from, resume)
+    if not resume:
+        trainer.choose_threads()
     spaces = {"observation": source.observation_spec.to_json(), "action": source.action_spec.to_json()}
-    described = {"train": to_json(config), "spaces": to_json(spaces)}
+    described = {"train": to_json(trainer.config), "spaces": to_json(spaces)}
     if not resume:
         run = Run.create(folder, {**described, "init_from": started})
     elif changed := changed_spaces(run, source.observation_spec, source.action_spec):

@@ -69,7 +69,8 @@ class TrainConfig(Checked):
     device: Text = "cpu"
     """Device of the world model: cpu, cuda, cuda:1, ..."""
     threads: Annotated[int, Bounds(1, 4096)] | None = None
-    """PyTorch's CPU threads; by default its own choice."""
+    """CPU threads. By default a new run takes as many as an update keeps busy, at most PyTorch's own number, and writes
+    them into its settings."""
     seed: Annotated[int, Bounds(0, 2**64 - 1)] = 0
     """Seed of weights, environments, actions and batches."""
     log_seconds: Positive = 5

@@ -4,6 +4,7 @@ An iteration depends only on counts and random generators, which checkpoints hol
 uninterrupted one.
 """
 
+import dataclasses
 from typing import Any, Protocol
 
 import numpy as np
@@ -21,6 +22,7 @@ from worldmodel.learning.collector import Collector
 from worldmodel.learning.learner import Learner, NonFiniteError
 from worldmodel.learning.metrics import MetricMeans
 from worldmodel.learning.settings import TrainConfig, acting_part, saved_config, usable_device
+from worldmodel.learning.threads import threads_for
 from worldmodel.model.deciders import Decider, policy_sample
 from worldmodel.model.world_model import WorldModel
 from worldmodel.runs.run import Run, RunError
@@ -70,6 +72,14 @@ class SourceTrainer:
         self.seconds = 0.0
         self.batch: Batch | None = None
         self.metric_means = MetricMeans()
+
+    def choose_threads(self) -> None:
+        """Fixes ``config.threads``, if it is None, by the widest array of an update."""
+        if self.config.threads is None:
+            replay = self.config.replay
+            threads = threads_for(self.world_model, replay.batch_size * replay.window)
+            self.config = dataclasses.replace(self.config, threads=threads)
+            torch.set_num_threads(threads)
 
     def _world_model(self, observation_spec: ObservationSpec, action_spec: ActionSpec) -> WorldModel:
         return WorldModel(observation_spec, action_spec, self.config.model).to(self.device)
