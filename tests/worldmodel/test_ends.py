@@ -12,13 +12,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import pytest
 import torch
+import worldmodel_environments
 from worldmodel_examples import tiny_options
 
 from worldmodel.__main__ import main
+from worldmodel.acting import rollout
 from worldmodel.acting.agent import Agent
-from worldmodel.commands import evaluate, imagine
+from worldmodel.commands import display, evaluate, imagine
 from worldmodel.commands.options import train_options
 from worldmodel.commands.train import train
 from worldmodel.demo import command as demo
@@ -233,3 +236,35 @@ def test_a_terminal_that_is_gone_does_not_keep_a_run_from_being_saved(
     at(20, lambda: ask(signal.SIGHUP), monkeypatch)
     assert main(arguments(tmp_path / "run", "--steps", "100")) == 128 + signal.SIGHUP
     assert Run(tmp_path / "run").checkpoints
+
+
+class Endless(worldmodel_environments.Echo):
+    def __init__(self) -> None:
+        super().__init__(length=10**9)
+
+
+def test_the_evaluation_of_an_endless_task_ends_and_says_so(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gymnasium.register("wmtest/Endless-v0", Endless)
+    clock = iter(range(10**9))
+    monkeypatch.setattr(display.time, "monotonic", lambda: 5.0 * next(clock))
+    monkeypatch.setattr(rollout, "MAX_STEPS", 30)
+    target = tmp_path / "found.json"
+    given = ["evaluate", str(trained), "--env", "wmtest/Endless-v0", "--episodes", "5", "--num-envs", "2"]
+    capsys.readouterr()
+    try:
+        assert main([*given, "--random-episodes", "3", "--json", str(target)]) == 0
+        told = capsys.readouterr()
+        assert main([*given, "--max-steps", "7", "--random-episodes", "0"]) == 0
+        shorter = capsys.readouterr().out
+    finally:
+        del gymnasium.registry["wmtest/Endless-v0"]
+    found = json.loads(target.read_text())
+    assert found["lengths"] == [30] * 5 and found["cut"] == 5 and found["random"]["lengths"] == [30] * 3
+    assert len(set(found["random"]["returns"])) > 1 and all(0 < total < 30 for total in found["random"]["returns"])
+    assert "over 5 episodes, 5 of them cut after 30 steps (--max-steps)\nrandom policy: mean return" in told.out
+    assert "wmtest/Endless-v0: 2 of 5 episodes, 6" in told.err and "steps per second, mean return so far" in told.err
+    assert "5 of them cut after 7 steps" in shorter and "random" not in shorter
+    agent = Agent.load(trained)  # an environment that ends by itself is not cut
+    assert rollout.evaluate(agent, ECHO, 3).cut == 0 and rollout.evaluate(agent, ECHO, 3, max_steps=10).cut == 0

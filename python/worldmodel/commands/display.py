@@ -4,7 +4,7 @@ import contextlib
 import itertools
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -94,6 +94,34 @@ class Display:
         for pair in itertools.zip_longest(*(_cells(metrics, names) for names in (_LEFT, _RIGHT)), fillvalue=("", "")):
             table.add_row(*pair[0], *pair[1])
         return table
+
+
+class EvaluationProgress:
+    """Progress of ``evaluate`` on stderr: a line that is written over on a terminal, else one every 20 s."""
+
+    def __init__(self, what: str, episodes: int) -> None:
+        self._what, self._episodes = what, episodes
+        self._terminal = sys.stderr.isatty()
+        self._began = self._said = time.monotonic()
+
+    def __call__(self, episodes: int, steps: int, returns: Sequence[float]) -> None:
+        now = time.monotonic()
+        if now - self._said < (0.5 if self._terminal else _LINE_SECONDS):
+            return
+        self._said = now
+        text = f"{self._what}: {episodes} of {self._episodes} episodes, {steps:,} steps"
+        text += f", {steps / (now - self._began):,.0f} steps per second"
+        if returns:
+            text += f", mean return so far {sum(returns) / len(returns):.4g}"
+        with contextlib.suppress(OSError):
+            print(f"\r{text}\x1b[K" if self._terminal else text, end="" if self._terminal else "\n", file=sys.stderr)
+            sys.stderr.flush()
+
+    def end(self) -> None:
+        """Clears the line."""
+        if self._terminal:
+            with contextlib.suppress(OSError):
+                print("\r\x1b[K", end="", file=sys.stderr, flush=True)
 
 
 _LEFT = ("steps", "updates", "episodes", "seconds", "episode/", "milliseconds/", "replay/")

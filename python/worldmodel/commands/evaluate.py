@@ -5,12 +5,14 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from worldmodel.acting.agent import Agent
-from worldmodel.acting.rollout import evaluate, evaluate_filmed
+from worldmodel.acting.rollout import Evaluated, evaluate, evaluate_filmed, random_policy
 from worldmodel.acting.video import video_file
+from worldmodel.commands.display import EvaluationProgress
 from worldmodel.commands.options import parse
 from worldmodel.learning.settings import saved_config
 from worldmodel.learning.threads import threads_for
@@ -30,6 +32,11 @@ class EvaluateOptions:
     """Seed of the first episode; the others follow it."""
     num_envs: int = 16
     """Parallel environments."""
+    max_steps: int | None = None
+    """Cut an episode after this many steps. If not given, after the environment's own limit, or 10,000 where it has
+    none."""
+    random_episodes: int = 20
+    """Episodes of the random policy, for comparison, at most as many as --episodes; 0 leaves it out."""
     env: str | None = None
     """Another environment with the same spaces; the training one if not given."""
     sample: bool = False
@@ -50,6 +57,10 @@ class EvaluateOptions:
         for name in ("episodes", "num_envs", "video_episodes"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
+        if self.max_steps is not None and self.max_steps < 1:
+            raise ValueError(f"max_steps is {self.max_steps}, expected at least 1")
+        if self.random_episodes < 0:
+            raise ValueError(f"random_episodes is {self.random_episodes}, expected at least 0")
 
 
 def command(arguments: Sequence[str]) -> int:
@@ -60,19 +71,45 @@ def command(arguments: Sequence[str]) -> int:
     env = options.env or saved_config(Run(options.run)).env
     how = (options.episodes, options.seed, options.num_envs)
     decider = policy_sample if options.sample else None
+    shown = EvaluationProgress(env, options.episodes)
     if options.video is None:
-        found = evaluate(agent, env, *how, decider=decider)
+        found = evaluate(agent, env, *how, decider=decider, max_steps=options.max_steps, progress=shown)
     else:
         wanted = options.run / "evaluated.mp4" if options.video == Path() else options.video
         file, notice = video_file(wanted)
         if notice:
             print(notice, file=sys.stderr)
-        found = evaluate_filmed(agent, env, file, options.video_episodes, *how, decider=decider)
+        limits: dict[str, Any] = {"max_steps": options.max_steps, "progress": shown}
+        found = evaluate_filmed(agent, env, file, options.video_episodes, *how, decider=decider, **limits)
         print(file)
-    print(f"{env}: mean return {found.mean:.4f} ± {found.standard_error:.4f} over {len(found.returns)} episodes")
+    shown.end()
+    print(f"{env}: {_summary(found)}")
+    told = {"env": env, **found.to_json()}
+    if episodes := min(options.random_episodes, options.episodes):
+        shown = EvaluationProgress(f"{env}, random policy", episodes)
+        chance = evaluate(
+            agent,
+            env,
+            episodes,
+            options.seed,
+            options.num_envs,
+            decider=random_policy(agent.action_spec, options.seed),
+            max_steps=options.max_steps,
+            progress=shown,
+        )
+        shown.end()
+        print(f"random policy: {_summary(chance)}")
+        told["random"] = chance.to_json()
     if options.json is not None:
-        options.json.write_text(json.dumps({"env": env, **found.to_json()}, indent=1) + "\n")
+        options.json.write_text(json.dumps(told, indent=1) + "\n")
     return 0
+
+
+def _summary(found: Evaluated) -> str:
+    said = f"mean return {found.mean:.4f} ± {found.standard_error:.4f} over {len(found.returns)} episodes"
+    if found.cut:
+        said += f", {found.cut} of them cut after {max(found.lengths):,} steps (--max-steps)"
+    return said
 
 
 def _video_named(arguments: Sequence[str]) -> list[str]:

@@ -95,6 +95,12 @@ class VectorEnvironment:
         self.is_first = np.ones(self.num_envs, bool)
         self.observations = self._begin(range(self.num_envs))
 
+    def restart(self, rows: np.ndarray) -> None:
+        """Begins new episodes in ``rows``, int (n,), in place of those that run."""
+        self.is_first[rows] = True
+        for name, array in self._begin(rows.tolist()).items():
+            self.observations[name][rows] = array
+
     def step(self, actions: np.ndarray) -> Transitions:
         """Steps with actions (num_envs, *action_spec.shape), and resets where an episode ended."""
         results = [self._act(row, action) for row, action in enumerate(self.action_spec.to_env(actions))]
