@@ -78,11 +78,16 @@ def require_size(op: str, name: str, value: object, least: int = 0) -> None:
         raise ValueError(f"{op}: {name} is {value}, expected {least} to {MAX_SIZE}")
 
 
+def has_shape(tensor: Tensor, sizes: Sequence[int]) -> bool:
+    """Whether the sizes are equal one by one: compiled with dynamic shapes, tuples of them are not compared."""
+    return tensor.dim() == len(sizes) and all(a == b for a, b in zip(tensor.shape, sizes, strict=True))
+
+
 def require_shape(
     op: str, name: str, tensor: Tensor, labels: Sequence[str], sizes: Sequence[int], against: str, hint: str = ""
 ) -> None:
     """Raises ValueError."""
-    if tensor.dim() == len(sizes) and all(a == b for a, b in zip(tensor.shape, sizes, strict=True)):
+    if has_shape(tensor, sizes):
         return
     expected = ", ".join(f"{label}={size}" for label, size in zip(labels, sizes, strict=True))
     raise ValueError(

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from wmkernels import chunked
 from wmkernels.checks import state_dtype
+from wmkernels.conv_lstm.convolutions import no_autocast
 from wmkernels.conv_lstm.meta import ConvLSTMInputs
 from wmkernels.conv_lstm.reference import peephole_weights, update_cell, without_memory
 
@@ -53,7 +54,7 @@ def conv_lstm_chunked(inputs: ConvLSTMInputs, keep_gates: bool) -> tuple[Tensor,
 
     outputs = []
     steps = chunked.steps_per_chunk(4 * c.numel() * dtype.itemsize)
-    with torch.autocast(x.device.type, enabled=False):
+    with no_autocast(x.device):
         for start in range(0, x.shape[0], steps) if x.shape[1] else ():
             chunk = slice(start, start + steps)
             flags = None if reset is None else reset[chunk]

@@ -9,6 +9,7 @@ from torch import Tensor
 from wmkernels.checks import (
     FLOATS,
     MAX_SIZE,
+    has_shape,
     is_autocast,
     promote_dtypes,
     require_device,
@@ -139,7 +140,7 @@ def _check_parameter(op: str, name: str, parameter: Tensor, x: Tensor) -> None:
 
 
 def _check_peephole(op: str, peephole: Tensor, hidden: int, size: tuple[int, int]) -> None:
-    if tuple(peephole.shape) not in ((3, hidden), (3, hidden, *size)):
+    if not has_shape(peephole, (3, hidden)) and not has_shape(peephole, (3, hidden, *size)):
         raise ValueError(
             f"{op}: peephole has shape {tuple(peephole.shape)}, expected (3, hidden={hidden}) or (3, hidden={hidden}, "
             f"height={size[0]}, width={size[1]}): the weights of i, f and o, which c reaches"
@@ -165,7 +166,7 @@ def _states(
 
 def _check_reset(op: str, reset: Tensor | None, x: Tensor, leading: tuple[str, ...]) -> None:
     sizes = tuple(x.shape[: len(leading)])
-    if isinstance(reset, Tensor) and tuple(reset.shape) == sizes[::-1] != sizes:
+    if isinstance(reset, Tensor) and has_shape(reset, sizes[::-1]) and not has_shape(reset, sizes):
         expected = ", ".join(f"{label}={size}" for label, size in zip(leading, sizes, strict=True))
         other = leading != ("batch", "time")
         raise ValueError(

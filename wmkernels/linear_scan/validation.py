@@ -8,6 +8,7 @@ from torch import Tensor
 from wmkernels.checks import (
     FLOATS,
     common_dtype,
+    has_shape,
     is_autocast,
     promote_dtypes,
     require_dtype,
@@ -38,7 +39,7 @@ def canonical(
     if gates.dim() < 2:
         wanted = "(batch, time, ...)" if channel_last else "(batch, ..., time)"
         raise ValueError(f"{OP}: gates has shape {tuple(gates.shape)}, expected {wanted}")
-    if tokens.shape != gates.shape:
+    if not has_shape(tokens, gates.shape):
         raise ValueError(f"{OP}: tokens has shape {tuple(tokens.shape)}, expected {tuple(gates.shape)} to match gates")
     if channel_last:
         gates, tokens = gates.movedim(1, -1), tokens.movedim(1, -1)

@@ -8,6 +8,7 @@ from torch import Tensor
 from wmkernels import checks
 from wmkernels.checks import (
     FLOATS,
+    has_shape,
     require_device,
     require_dtype,
     require_sequences,
@@ -39,7 +40,7 @@ def require_state(
         require_tensor(module, f"state[{name!r}]", value)
         require_dtype(module, f"state[{name!r}]", value, FLOATS, "")
         require_device(module, f"state[{name!r}]", value, like.device, "the input")
-        if value.shape != shape:
+        if not has_shape(value, shape):
             raise ValueError(f"{module}: state[{name!r}] has shape {tuple(value.shape)}, expected {tuple(shape)}")
 
 

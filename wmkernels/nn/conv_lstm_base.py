@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from wmkernels.checks import FLOATS, require_device, require_dtype, require_tensor, state_dtype
+from wmkernels.checks import FLOATS, has_shape, require_device, require_dtype, require_tensor, state_dtype
 from wmkernels.conv_lstm.meta import output_size
 from wmkernels.conv_lstm.validation import Padding, Pair, paddings, pair
 
@@ -94,7 +94,7 @@ class ConvLSTMBase(nn.Module):
         name = type(self).__name__
         pads = paddings(name, self.padding, size, self.kernel_size, self.stride, self.dilation)
         found = output_size(size, self.kernel_size, self.stride, pads, self.dilation)
-        if isinstance(self._peephole, tuple) and found != self._peephole:
+        if isinstance(self._peephole, tuple) and any(a != b for a, b in zip(found, self._peephole, strict=True)):
             raise ValueError(
                 f"{name}: a map of {tuple(size)} makes states of {found}, expected {self._peephole} to match peephole"
             )
@@ -151,6 +151,6 @@ def require_pair(module: str, state: Any, shape: tuple[int, ...], like: Tensor) 
         require_tensor(module, f"the state's {name}", value)
         require_dtype(module, f"the state's {name}", value, FLOATS, "")
         require_device(module, f"the state's {name}", value, like.device, "the input")
-        if tuple(value.shape) != shape:
+        if not has_shape(value, shape):
             raise ValueError(f"{module}: the state's {name} has shape {tuple(value.shape)}, expected {shape}")
     return state[0], state[1]

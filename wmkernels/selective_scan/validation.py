@@ -6,6 +6,7 @@ from torch import Tensor
 from wmkernels.checks import (
     FLOATS,
     common_dtype,
+    has_shape,
     is_autocast,
     promote_dtypes,
     require_dtype,
@@ -63,7 +64,10 @@ def canonical(
 
 
 def _promote(*activations: Tensor | None) -> tuple[Tensor, ...]:
+    """To one dtype; constant B and C keep theirs."""
     varying = [x.dtype for x in activations if x is not None and x.dim() > 2]
+    if not varying:
+        return activations  # type: ignore[return-value]
     dtype = promote_dtypes(varying)
     return tuple(x if x is None or x.dim() <= 2 else x.to(dtype) for x in activations)  # type: ignore[misc]
 
@@ -85,7 +89,7 @@ def _check_activations(u: Tensor, delta: Tensor, z: Tensor | None, channel_last:
         if x is None:
             continue
         require_float(OP, name, x, u, "u")
-        if x.shape != u.shape:
+        if not has_shape(x, u.shape):
             shown = x.transpose(1, 2) if channel_last and x.dim() == 3 else x
             require_shape(OP, name, shown, [labels[i] for i in order], [u.shape[i] for i in order], "u")
 

@@ -87,7 +87,7 @@ def require_heads(
         if tensor is None:
             continue
         start = 1 if name in ("x", "dt", "z") else 0
-        if tensor.dim() != rank or tuple(tensor.shape[start : start + 2]) != (heads, headdim):
+        if tensor.dim() != rank or tensor.shape[start] != heads or tensor.shape[start + 1] != headdim:
             wanted = (
                 f"(batch, heads={heads}, headdim={headdim})" if start else f"(heads={heads}, headdim={headdim}, ...)"
             )
