@@ -6,7 +6,7 @@ decays, on a CPU; on a GPU, in torch.func and in a trace it is not read, and a s
 is NaN until the next reset.
 
 The scan holds about six tensors of at most CHUNK_BYTES; the backward pass of a checkpointed chunk holds about
-3 log2(steps). Under torch.func and torch.compile, chunks are not checkpointed.
+3 log2(steps). Under torch.func, forward_ad, torch.compile and tracers, chunks are not checkpointed.
 """
 
 import math
@@ -15,8 +15,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import _get_current_dispatch_mode
 from torch.utils.checkpoint import checkpoint
+
+from wmkernels.modes import can_checkpoint, can_read_values
 
 CHUNK_BYTES = 32 << 20
 MAX_STEPS = 256
@@ -59,9 +60,7 @@ def _products_may_overflow(decay: Tensor) -> bool:
 
     Infinity and NaN do not change a chunk's rounding: nothing of them crosses a reset.
     """
-    if decay.device.type != "cpu" or decay.numel() == 0 or not _runs_eagerly():
-        return False
-    if torch._C._get_tracing_state() is not None or _get_current_dispatch_mode() is not None:
+    if decay.numel() == 0 or not can_read_values(decay):
         return False
     low, high = (x.item() for x in torch.aminmax(decay.detach()))
     largest, limit = max(-low, high), math.log(torch.finfo(decay.dtype).max)
@@ -81,13 +80,8 @@ def _step_by_step(decay: Tensor, inputs: Tensor, state: Tensor, reset: Tensor | 
     return torch.stack(states)
 
 
-def _runs_eagerly() -> bool:
-    """Not in torch.compile or torch.func."""
-    return not torch.compiler.is_compiling() and torch._C._functorch.maybe_current_level() is None
-
-
 def recomputed(function: Callable[..., Any], *arguments: Any) -> Any:
     """``function(*arguments)``, checkpointed."""
-    if not torch.is_grad_enabled() or not _runs_eagerly():
+    if not torch.is_grad_enabled() or not can_checkpoint():
         return function(*arguments)
     return checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=False)

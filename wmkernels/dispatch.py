@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from wmkernels.modes import ONNX
 from wmkernels.registry import OPS, op_names
 
 BACKENDS = ("cuda", "triton", "cpu", "chunked", "reference")
@@ -65,6 +66,8 @@ def _device_reasons(op: str, backend: str, device_type: str, device_index: int |
         return (f"there is no op {op!r}; the ops are {', '.join(op_names())}",)
     if backend in PYTORCH_BACKENDS:
         return ()
+    if device_type == "meta" and backend in BACKENDS:
+        return ()  # shapes alone, which all kernels share
     if backend == "cpu":
         return _cpu_reasons(op, device_type)
     if backend == "triton":
@@ -124,8 +127,16 @@ def _default_backend(op: str, device_type: str, device_index: int | None, state:
 
 @torch.compiler.assume_constant_result
 def _choose(
-    op: str, device_type: str, device_index: int | None, requested: str | None, large_state: int, function: str
+    op: str,
+    device_type: str,
+    device_index: int | None,
+    requested: str | None,
+    large_state: int,
+    function: str,
+    pytorch_for: str,
 ) -> str:
+    if pytorch_for and (requested is None or requested in BACKENDS):
+        return _choose_pytorch(function, requested, pytorch_for)
     if requested is None:
         return _default_backend(op, device_type, device_index, large_state)
     if not large_state and not _device_reasons(op, requested, device_type, device_index):
@@ -141,16 +152,42 @@ def _choose(
     raise ValueError("\n".join(lines))
 
 
+def _choose_pytorch(function: str, requested: str | None, pytorch_for: str) -> str:
+    if requested is None:
+        # The TorchScript exporter translates the movedim of the chunked scan to a permutation that is none.
+        return "reference" if pytorch_for == ONNX else "chunked"
+    if requested in PYTORCH_BACKENDS:
+        return requested
+    raise RuntimeError(
+        f"{function}: {pytorch_for} is not implemented by the compiled kernels of backend {requested!r}; "
+        'use backend="reference", or none, which then runs plain PyTorch'
+    )
+
+
 def choose(
-    op: str, device: torch.device, requested: str | None = None, state: int = 1, function: str | None = None
+    op: str,
+    device: torch.device,
+    requested: str | None = None,
+    state: int = 1,
+    function: str | None = None,
+    pytorch_for: str = "",
 ) -> str:
-    """Selects a call's backend; ``requested`` is its ``backend=``, ``function`` the public name in errors.
+    """Selects a call's backend.
+
+    Args:
+        op: name.
+        device: of its tensors.
+        requested: its ``backend=``.
+        state: states per channel.
+        function: the public name, in errors.
+        pytorch_for: what makes PyTorch's own operators necessary, as ``modes.requires_pytorch`` returns it.
 
     Raises:
         ValueError: the requested backend cannot run; lists all reasons.
+        RuntimeError: the requested backend is compiled, and ``pytorch_for`` excludes those.
     """
     # The cached choice must not depend on a symbolic size.
     limit = OPS[op].max_state
     large_state = state if limit is not None and state > limit else 0
     requested = REQUESTED if requested is None else requested
-    return _choose(op, device.type, device.index, requested, large_state, function or op)
+    return _choose(op, device.type, device.index, requested, large_state, function or op, pytorch_for)

@@ -5,17 +5,38 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
+from torch.autograd import Function, forward_ad
+from torch.utils.flop_counter import register_flop_formula
+
+from wmkernels.modes import FORWARD_MODE, has_tangent, is_jit_trace
 
 LIBRARY = torch.library.Library("wmkernels", "DEF")
 
 
-def define(name: str, schema: str, implementation: Callable[..., Any], fake: Callable[..., Any]) -> None:
-    """Registers an op and its fake."""
+def define(
+    name: str,
+    schema: str,
+    implementation: Callable[..., Any],
+    fake: Callable[..., Any],
+    flops: Callable[..., int],
+) -> None:
+    """Registers an op, its fake and the number of its floating-point operations, a function of its arguments."""
+
+    def run(*args: Any) -> Any:
+        # PyTorch's autograd kernel drops tangents in silence where no input requires grad.
+        if forward_ad._current_level >= 0 and has_tangent(args):
+            raise_forward_mode(name)
+        return implementation(*args)
+
     LIBRARY.define(f"{name}{schema}")
     for key in ("CPU", "CUDA"):
-        LIBRARY.impl(name, implementation, key)
+        LIBRARY.impl(name, run, key)
     torch.library.register_fake(f"wmkernels::{name}", fake, lib=LIBRARY)
+
+    def count(*args: Any, out_val: Any = None, **kwargs: Any) -> int:
+        return flops(*args)
+
+    register_flop_formula(getattr(torch.ops.wmkernels, name), get_raw=True)(count)
 
 
 Vmap = Callable[..., tuple[Any, Any]]
@@ -69,6 +90,14 @@ def _function(name: str, vmap: Vmap, setup_context: Callable[..., None], backwar
     return cls
 
 
+def differentiably(function: Any, *args: Any) -> Any:
+    """Calls the op of ``function`` so that its outputs have gradients.
+
+    A tracer records the op, whose own formula differentiates it: a graph with a Function cannot be saved.
+    """
+    return function.op(*args) if is_jit_trace() else function.apply(*args)
+
+
 def forbid_double_backward(name: str, public_name: str) -> None:
     """Makes a backward op's derivative raise."""
     torch.library.register_autograd(
@@ -87,32 +116,21 @@ def raise_double_backward(public_name: str) -> None:
     )
 
 
-def needs_autograd(tensors: Sequence[Tensor | None]) -> bool:
-    """Whether to call an autograd.Function, which costs as much as five direct calls."""
-    if torch._C._functorch.maybe_current_level() is not None:
-        return True
-    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
+def raise_forward_mode(name: str) -> None:
+    """Raises RuntimeError."""
+    raise RuntimeError(
+        f"{name}: {FORWARD_MODE} is not implemented by the compiled kernels; "
+        'use backend="reference", or none, which then runs plain PyTorch'
+    )
 
 
-_PLAIN = (Tensor, torch.nn.Parameter)
-
-
-def can_bypass_dispatcher(tensors: Sequence[Tensor | None]) -> bool:
-    """Whether to skip dispatch, which costs as much as a step's kernel.
-
-    Needs eager mode and plain tensors without gradient or negative bit.
-    """
-    if torch.compiler.is_compiling() or torch._C._functorch.maybe_current_level() is not None:
-        return False
-    if torch._C._len_torch_dispatch_stack() > 0:
-        return False
-    differentiates = torch.is_grad_enabled()
-    for x in tensors:
-        if x is None:
-            continue
-        if type(x) not in _PLAIN or (differentiates and x.requires_grad) or x.is_neg():
-            return False
-    return True
+def raise_not_kept(public_name: str) -> None:
+    """Raises RuntimeError."""
+    raise RuntimeError(
+        f"{public_name}: this graph was exported or traced without gradients, under torch.no_grad() or with no input "
+        "that required them, so its forward pass kept nothing for a backward pass; export or trace it with gradients "
+        "to train it"
+    )
 
 
 def loop_over_vmap(

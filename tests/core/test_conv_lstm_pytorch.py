@@ -39,7 +39,7 @@ def test_the_ops_keep_what_they_promise(target, dtype, layout, keep, use):
     given = [inputs[name] for name in names]
     if keep == 1:
         given[3:], reset = [None] * 4, None
-    options = ([1, 1], [1, 1, 0, 1], [1, 1])
+    options = (1, 1, 1, 1, 0, 1, 1, 1)  # stride, padding, dilation
     forward = torch.ops.wmkernels.conv_lstm_forward.default
     if use == "inference":
         torch.library.opcheck(forward, (*given, reset, *options, 0, target.backend), test_utils=TRACING)

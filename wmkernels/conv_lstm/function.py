@@ -16,7 +16,8 @@ from wmkernels.conv_lstm.meta import (
 from wmkernels.conv_lstm.reference import conv_lstm_reference
 from wmkernels.conv_lstm.validation import Padding, Pair, canonical
 from wmkernels.dispatch import choose, kernels
-from wmkernels.registration import can_bypass_dispatcher, needs_autograd
+from wmkernels.modes import can_bypass_dispatcher, needs_autograd, requires_pytorch
+from wmkernels.registration import differentiably
 
 STEP = "conv_lstm_step"
 
@@ -169,18 +170,19 @@ def _step_fast_path(
 
 
 def _run(inputs: ConvLSTMInputs, keep_gates: bool, backend: str | None, function: str) -> tuple[Tensor, Tensor, Tensor]:
-    chosen = choose(OP, inputs.x.device, backend, function=function)
+    pytorch_for = requires_pytorch(inputs.differentiable)
+    chosen = choose(OP, inputs.x.device, backend, function=function, pytorch_for=pytorch_for)
     if chosen == "reference":
         return conv_lstm_reference(inputs)
     if chosen == "chunked":
         return conv_lstm_chunked(inputs, keep_gates)
-    if can_bypass_dispatcher(inputs.tensors):
-        outputs, h, c, _, _ = forward(*inputs, KEEP_NOTHING, chosen)
+    if not inputs.x.is_meta and can_bypass_dispatcher(inputs.tensors):
+        outputs, h, c, _, _ = forward(*inputs.op_args, KEEP_NOTHING, chosen)
     elif needs_autograd(inputs.differentiable):
         keep = KEEP_GATES if keep_gates else KEEP_CELLS
-        outputs, h, c, _, _ = ConvLSTMFunction.apply(*inputs, keep, chosen)
+        outputs, h, c, _, _ = differentiably(ConvLSTMFunction, *inputs.op_args, keep, chosen)
     else:
-        outputs, h, c, _, _ = torch.ops.wmkernels.conv_lstm_forward(*inputs, KEEP_NOTHING, chosen)
+        outputs, h, c, _, _ = torch.ops.wmkernels.conv_lstm_forward(*inputs.op_args, KEEP_NOTHING, chosen)
     return outputs, h, c
 
 

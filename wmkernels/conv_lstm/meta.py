@@ -1,7 +1,7 @@
 """Canonical ConvLSTM inputs and uninitialised outputs."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -36,6 +36,17 @@ class ConvLSTMInputs(NamedTuple):
     padding: Sequence[int]  # (top, bottom, left, right)
     dilation: Sequence[int]  # (vertical, horizontal)
 
+    @classmethod
+    def from_op(cls, args: Sequence[Any]) -> "ConvLSTMInputs":
+        """From the first arguments of the op, which are tensors and single sizes."""
+        tensors, sizes = args[:TENSORS], args[TENSORS : TENSORS + SIZES]
+        return cls._make((*tensors, sizes[:2], sizes[2:6], sizes[6:]))
+
+    @property
+    def op_args(self) -> tuple[Any, ...]:
+        """The op's first arguments: ``torch.jit.trace`` cannot record a list of sizes that may be symbolic."""
+        return (*self.tensors, *self.stride, *self.padding, *self.dilation)
+
     @property
     def tensors(self) -> tuple[Tensor | None, ...]:
         return self[:8]
@@ -50,7 +61,7 @@ class ConvLSTMInputs(NamedTuple):
         return Sizes(self.x.shape[0], self.x.shape[1], self.weight_hh.shape[1], *size)
 
 
-DIFFERENTIABLE, TENSORS = 7, 8
+DIFFERENTIABLE, TENSORS, SIZES = 7, 8, 8
 
 
 def output_size(

@@ -6,6 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from wmkernels.dispatch import kernels
+from wmkernels.linear_scan.flops import backward_flops, forward_flops
 from wmkernels.linear_scan.meta import LinearScanInputs, backward_outputs, forward_outputs
 from wmkernels.registration import backward_function, define, forward_function
 
@@ -92,7 +93,15 @@ def _vmap_backward(apply: Callable[..., Any], size: int, in_dims: Sequence[int |
     return (*unfolded, grad_initial_state.unflatten(0, (size, -1))), (0, 0, 0)
 
 
-define("linear_scan_forward", FORWARD_SCHEMA, _forward, _forward_fake)
-define("linear_scan_backward", BACKWARD_SCHEMA, _backward, _backward_fake)
+def _forward_flops(*args: Any) -> int:
+    return forward_flops(LinearScanInputs(*args[:-1]))
+
+
+def _backward_flops(grad_out: Tensor, grad_last_state: Tensor | None, gates: Tensor, out: Tensor, *args: Any) -> int:
+    return backward_flops(LinearScanInputs(gates, None, *args[:-1]))
+
+
+define("linear_scan_forward", FORWARD_SCHEMA, _forward, _forward_fake, _forward_flops)
+define("linear_scan_backward", BACKWARD_SCHEMA, _backward, _backward_fake, _backward_flops)
 LinearScanBackward = backward_function("linear_scan_backward", OP, _vmap_backward)
 LinearScan = forward_function("linear_scan_forward", LinearScanBackward, gradients_of, setup_context, 2, _vmap)

@@ -9,7 +9,8 @@ from wmkernels.linear_scan.autograd import OP, LinearScan
 from wmkernels.linear_scan.chunked import linear_scan_chunked
 from wmkernels.linear_scan.reference import linear_scan_reference
 from wmkernels.linear_scan.validation import canonical
-from wmkernels.registration import needs_autograd
+from wmkernels.modes import needs_autograd, requires_pytorch
+from wmkernels.registration import differentiably
 
 
 def linear_scan(
@@ -53,13 +54,13 @@ def linear_scan(
     """
     _SIGNATURE.require(gates, tokens, initial_state, reverse, reset, channel_last, return_last_state, backend)
     inputs, inner = canonical(gates, tokens, initial_state, reset, reverse, channel_last)
-    chosen = choose(OP, gates.device, backend)
+    chosen = choose(OP, gates.device, backend, pytorch_for=requires_pytorch(inputs[:3]))
     if chosen == "reference":
         out, last_state = linear_scan_reference(inputs)
     elif chosen == "chunked":
         out, last_state = linear_scan_chunked(inputs)
     elif needs_autograd(inputs[:3]):
-        out, last_state = LinearScan.apply(*inputs, chosen)
+        out, last_state = differentiably(LinearScan, *inputs, chosen)
     else:
         out, last_state = torch.ops.wmkernels.linear_scan_forward(*inputs, chosen)
     if out.dtype != gates.dtype and not is_autocast(gates.device):  # widened beside tokens

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from wmkernels.checks import require_sequences
 from wmkernels.dispatch import kernels
-from wmkernels.registration import backward_function, define, forward_function, loop_over_vmap
+from wmkernels.registration import backward_function, define, forward_function, loop_over_vmap, raise_not_kept
+from wmkernels.selective_scan.flops import backward_flops, forward_flops
 from wmkernels.selective_scan.meta import DIFFERENTIABLE, TENSORS, ScanInputs, backward_outputs, forward_outputs
 
 OP = "selective_scan"
@@ -68,7 +69,7 @@ def _backward_fake(grad_out: Tensor, grad_last_state: Tensor | None, *args: Any)
 def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
     """Saves inputs and chunk states."""
     ctx.save_for_backward(*inputs[:TENSORS], output[2])
-    ctx.options = inputs[TENSORS:]
+    ctx.options = inputs[TENSORS:]  # delta_softplus, channel_last, chunk (0: no states kept), backend
     ctx.mark_non_differentiable(output[2])
     ctx.set_materialize_grads(False)
 
@@ -80,6 +81,8 @@ def gradients_of(
     *inputs, chunk_states = ctx.saved_tensors
     if grad_out is None and grad_last_state is None:
         return (None,) * (TENSORS + OPTIONS)
+    if not ctx.options[2]:
+        raise_not_kept(OP)
     if grad_out is None:
         grad_out = inputs[0].new_zeros(()).expand(inputs[0].shape)
     gradients = function(grad_out, grad_last_state, *inputs, chunk_states, *ctx.options)
@@ -140,7 +143,15 @@ def unfold_channels(x: Tensor, channel_dim: int, size: int) -> Tensor:
     return x.unflatten(channel_dim, (size, x.shape[channel_dim] // size))
 
 
-define("selective_scan_forward", FORWARD_SCHEMA, _forward, _forward_fake)
-define("selective_scan_backward", BACKWARD_SCHEMA, _backward, _backward_fake)
+def _forward_flops(*args: Any) -> int:
+    return forward_flops(ScanInputs(*args[:-2]))
+
+
+def _backward_flops(grad_out: Tensor, grad_last_state: Tensor | None, *args: Any) -> int:
+    return backward_flops(_backward_inputs(args))
+
+
+define("selective_scan_forward", FORWARD_SCHEMA, _forward, _forward_fake, _forward_flops)
+define("selective_scan_backward", BACKWARD_SCHEMA, _backward, _backward_fake, _backward_flops)
 SelectiveScanBackward = backward_function("selective_scan_backward", OP, _vmap_backward)
 SelectiveScan = forward_function("selective_scan_forward", SelectiveScanBackward, gradients_of, setup_context, 2, _vmap)

@@ -5,7 +5,8 @@ from torch import Tensor
 
 from wmkernels.checks import Signature, is_autocast
 from wmkernels.dispatch import choose
-from wmkernels.registration import needs_autograd
+from wmkernels.modes import needs_autograd, requires_pytorch
+from wmkernels.registration import differentiably
 from wmkernels.selective_scan.autograd import OP, SelectiveScan
 from wmkernels.selective_scan.chunked import selective_scan_chunked
 from wmkernels.selective_scan.reference import selective_scan_reference
@@ -105,13 +106,13 @@ def selective_scan(
         u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, reset, cu_seqlens, channel_last
     )
     state, device = inputs.A.shape[1], inputs.u.device
-    chosen = choose(OP, device, backend, state)
+    chosen = choose(OP, device, backend, state, pytorch_for=requires_pytorch(inputs.differentiable))
     if chosen == "reference":
         out, last_state = selective_scan_reference(inputs)
     elif chosen == "chunked":
         out, last_state = selective_scan_chunked(inputs)
     elif needs_autograd(inputs.differentiable):
-        out, last_state, _ = SelectiveScan.apply(*inputs, chunk_length(state, device.type), chosen)
+        out, last_state, _ = differentiably(SelectiveScan, *inputs, chunk_length(state, device.type), chosen)
     else:
         out, last_state, _ = torch.ops.wmkernels.selective_scan_forward(*inputs, 0, chosen)
     if out.dtype != u.dtype and not is_autocast(device):  # u was widened beside others

@@ -10,6 +10,7 @@ from wmkernels.checks import state_dtype
 from wmkernels.dispatch import PYTORCH_BACKENDS, kernels
 from wmkernels.registration import define, forward_function, loop_over_vmap
 from wmkernels.selective_scan.autograd import SelectiveScanBackward, fold_channels, unfold_channels
+from wmkernels.selective_step.flops import step_flops
 from wmkernels.selective_step.meta import DIFFERENTIABLE, StepInputs, step_outputs, update_outputs
 from wmkernels.selective_step.reference import per_channel, selective_step_reference
 
@@ -26,16 +27,20 @@ def _run_step(inputs: StepInputs, state_out: Tensor, indices: Tensor | None, bac
     if inputs.u.numel() == 0:
         return torch.empty_like(inputs.u, memory_format=torch.contiguous_format)
     if backend in PYTORCH_BACKENDS:
-        return _update_in_pytorch(inputs, state_out, indices)
+        return update_in_pytorch(inputs, state_out, indices)
     step: Callable[..., Tensor] = kernels(OP, backend).step
     return step(inputs, state_out, indices)
 
 
-def _update_in_pytorch(inputs: StepInputs, state_out: Tensor, indices: Tensor | None) -> Tensor:
+def update_in_pytorch(inputs: StepInputs, state_out: Tensor, indices: Tensor | None) -> Tensor:
+    """Writes ``state_out``, which may be ``inputs.state``; returns the output."""
     state, u = inputs.state, inputs.u
     B, C = per_channel(inputs.B, u.shape[1]), per_channel(inputs.C, u.shape[1])
     if indices is None:
-        indices = torch.arange(u.shape[0], device=u.device)
+        before = state.to(state_dtype(u.dtype))
+        out, after = selective_step_reference(inputs._replace(state=before, B=B, C=C))
+        state_out.copy_(after)
+        return out.to(u.dtype)
     if bool((indices >= state.shape[0]).any()):
         raise ValueError(f"{UPDATE}: state_batch_indices has {int(indices.max())}, state has {state.shape[0]} rows")
     written = indices >= 0
@@ -93,6 +98,14 @@ def _vmap(apply: Callable[..., Any], size: int, in_dims: Sequence[int | None], *
     return tuple(unfold_channels(x, 1, size) for x in outputs), (1, 1)
 
 
-define("selective_step_forward", _STEP_SCHEMA, _step, step_outputs)
-define("selective_state_update_", _UPDATE_SCHEMA, _update, update_outputs)
+def _step_flops(*args: Any) -> int:
+    return step_flops(StepInputs(*args[:-1]))
+
+
+def _update_flops(*args: Any) -> int:
+    return step_flops(StepInputs._make((*args[:9], None, args[10])))
+
+
+define("selective_step_forward", _STEP_SCHEMA, _step, step_outputs, _step_flops)
+define("selective_state_update_", _UPDATE_SCHEMA, _update, update_outputs, _update_flops)
 SelectiveStep = forward_function("selective_step_forward", SelectiveScanBackward, _gradients, _setup_context, 2, _vmap)

@@ -5,8 +5,10 @@ from torch import Tensor
 
 from wmkernels.checks import DENSE, Signature, require_writable
 from wmkernels.dispatch import PYTORCH_BACKENDS, choose, kernels
-from wmkernels.registration import can_bypass_dispatcher, needs_autograd
-from wmkernels.selective_step.autograd import OP, UPDATE, SelectiveStep
+from wmkernels.modes import FORWARD_MODE, can_bypass_dispatcher, has_tangent, needs_autograd, requires_pytorch
+from wmkernels.registration import differentiably
+from wmkernels.selective_step.autograd import OP, UPDATE, SelectiveStep, update_in_pytorch
+from wmkernels.selective_step.meta import StepInputs
 from wmkernels.selective_step.reference import per_channel, selective_step_reference
 from wmkernels.selective_step.validation import canonical_step, canonical_update, require_heads
 
@@ -66,14 +68,14 @@ def selective_step(
             return out, new_state
     _SIGNATURE.require(state, u, delta, A, B, C, D, z, delta_bias, delta_softplus, reset, backend)
     inputs = canonical_step(state, u, delta, A, B, C, D, z, delta_bias, reset, delta_softplus)
-    chosen = choose(OP, u.device, backend, A.shape[1])
+    chosen = choose(OP, u.device, backend, A.shape[1], pytorch_for=requires_pytorch(inputs.differentiable))
     if chosen in PYTORCH_BACKENDS:
         channels = u.shape[1]
         wide = inputs._replace(B=per_channel(inputs.B, channels), C=per_channel(inputs.C, channels))
         out, new_state = selective_step_reference(wide)
         return out.to(u.dtype), new_state
     if needs_autograd(inputs.differentiable):
-        out, new_state = SelectiveStep.apply(*inputs, chosen)
+        out, new_state = differentiably(SelectiveStep, *inputs, chosen)
     else:
         out, new_state = torch.ops.wmkernels.selective_step_forward(*inputs, chosen)
     return (out if out.dtype == u.dtype else out.to(u.dtype)), new_state
@@ -115,7 +117,7 @@ def selective_state_update(
     Raises:
         ValueError: invalid shape, device or index.
         TypeError: invalid dtype.
-        RuntimeError: an input requires grad.
+        RuntimeError: an input requires grad or is dual.
 
     Example:
         >>> import torch, wmkernels
@@ -127,6 +129,10 @@ def selective_state_update(
     inputs = (state, x, dt, A, B, C, D, z, dt_bias)
     if torch.is_grad_enabled() and any(isinstance(t, Tensor) and t.requires_grad for t in inputs):
         raise RuntimeError(f"{UPDATE}: it works in place, without gradient; use selective_step, or torch.no_grad()")
+    if has_tangent(inputs):
+        raise RuntimeError(
+            f'{UPDATE}: it works in place, without {FORWARD_MODE}; use selective_step, with backend="reference" or none'
+        )
     if isinstance(state, Tensor) and state.dim() == 4:
         _UPDATE_SIGNATURE.require(state, x, dt, A, B, C, D, z, dt_bias, dt_softplus, state_batch_indices)
         require_writable(UPDATE, "state", state)
@@ -140,8 +146,13 @@ def selective_state_update(
     _UPDATE_SIGNATURE.require(state, x, dt, A, B, C, D, z, dt_bias, dt_softplus, state_batch_indices)
     canonical = canonical_update(state, x, dt, A, B, C, D, z, dt_bias, state_batch_indices)
     require_writable(UPDATE, "state", state)
-    chosen = choose(OP, x.device, None, A.shape[1], UPDATE)
-    out = torch.ops.wmkernels.selective_state_update_(*canonical, dt_softplus, chosen)
+    pytorch_for = requires_pytorch(())
+    chosen = choose(OP, x.device, None, A.shape[1], UPDATE, pytorch_for)
+    if pytorch_for:
+        record = StepInputs._make((*canonical[:9], None, dt_softplus))
+        out = update_in_pytorch(record, state, canonical[9])
+    else:
+        out = torch.ops.wmkernels.selective_state_update_(*canonical, dt_softplus, chosen)
     return out if out.dtype == x.dtype else out.to(x.dtype)
 
 
@@ -159,6 +170,8 @@ def _update_heads(
     state_batch_indices: Tensor | None,
 ) -> Tensor:
     heads, headdim = require_heads(state, x, dt, A, D, z, dt_bias)
+    # Then ``flat`` is a view; a tracer has no addresses to compare.
+    is_view = headdim == 1 or heads == 1 or state.stride(1) == headdim * state.stride(2)
     flat = state.flatten(1, 2)
     out = selective_state_update(
         flat,
@@ -173,7 +186,7 @@ def _update_heads(
         dt_softplus,
         state_batch_indices,
     )
-    if flat.data_ptr() != state.data_ptr():
+    if not is_view:
         state.copy_(flat.view_as(state))
     return out.unflatten(1, (heads, headdim))
 
