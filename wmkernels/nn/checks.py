@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 
 from wmkernels import checks
@@ -14,6 +13,7 @@ from wmkernels.checks import (
     require_sequences,
     require_tensor,
 )
+from wmkernels.modes import can_read_values
 
 State = dict[str, Tensor]
 
@@ -53,5 +53,5 @@ def require_reset(module: str, reset: Tensor | None, like: Tensor) -> None:
 def require_packing(module: str, cu_seqlens: Tensor | None, like: Tensor) -> None:
     """Expects ``like`` (1, time, features)."""
     checks.require_packing(module, cu_seqlens, like, "the input")
-    if cu_seqlens is not None and like.device.type == "cpu" and not torch.compiler.is_compiling():
+    if cu_seqlens is not None and can_read_values(cu_seqlens):
         require_sequences(module, cu_seqlens, like.shape[1])
