@@ -8,6 +8,8 @@ from emulated_cuda import EmulatedCuda
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from problems import STATES, assert_as_accurate_as_the_reference, few_channels, linear_scans, scans, steps
+from special_values import check as check_special_values
+from special_values import check_overflowing_gates
 
 import wmkernels
 from wmkernels import native_call
@@ -279,3 +281,26 @@ def test_how_many_cases_ran(cuda, capsys):
     shown = ", ".join(f"{count} of {name}" for name, count in cases.items())
     with capsys.disabled():
         print(f"\nemulated CUDA kernels: {shown}; {cuda.launches} launches, each under {len(ORDERS)} orders of threads")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    ("op", "variant"),
+    [
+        ("selective_scan", "options"),
+        ("selective_scan", "reset"),
+        ("selective_step", "reset options"),
+        ("linear_scan", "initial reset"),
+        ("linear_scan", "reverse reset"),
+    ],
+)
+def test_special_values(cuda, op, variant, dtype):
+    cuda.multiprocessors, cuda.seeds = 4, (0,)
+    check_special_values(op, dtype, variant, "cuda")
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize(("multiprocessors", "time"), [(1, 300), (1000, 700)])
+def test_a_zero_state_stays_zero_where_products_of_gates_overflow(cuda, multiprocessors, time, reverse):
+    cuda.multiprocessors, cuda.seeds = multiprocessors, (0,)
+    check_overflowing_gates("cuda", time, reverse)

@@ -17,6 +17,7 @@ GROUPS = {
     "step": 31,
     "linear": 54,
     "poison": 6,
+    "special": 9,
     "interpreter": 2,
 }
 

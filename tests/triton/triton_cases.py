@@ -347,3 +347,79 @@ def check_poison(_: Case, failures: Failures) -> None:
 
 
 GROUPS["poison"] = (check_poison, [{}])
+
+
+def check_special(case: Case, failures: Failures) -> None:
+    """Infinite rates beside padding steps and resets, overflowing products of gates, rows past the states."""
+    failures.cases += 1
+    generator = torch.Generator().manual_seed(failures.cases)
+    segment, inputs = case["segment"], draw({"time": 19, **case}, generator)
+    inputs["delta"][:, :, ::2] = -100.0  # softplus is subnormal
+    inputs["A"] = inputs["A"].contiguous()
+    finite = inputs["A"].double()
+    inputs["A"][0], finite[0] = -torch.inf, -1e300
+    exact = {k: v.double() if k in NAMES and v is not None else v for k, v in inputs.items()} | {"A": finite}
+    leaves = {k: exact[k].requires_grad_() for k in NAMES if exact[k] is not None}
+    out, last = selective_scan_reference(ScanInputs(**exact, delta_softplus=True))
+    expected = torch.autograd.grad(out.sum(), list(leaves.values()), materialize_grads=True)
+    scan = ScanInputs(**inputs, delta_softplus=True)
+    found, found_last, saved = selective.forward(scan, 8, segment_length=segment)
+    failures.check(case, "out", found, out.detach())
+    failures.check(case, "last_state", found_last, last.detach())
+    gradients = dict(
+        zip(
+            NAMES, selective.backward(torch.ones_like(found), None, scan, saved, 8, segment_length=segment), strict=True
+        )
+    )
+    for name, right in zip(leaves, expected, strict=True):
+        failures.check(case, f"grad_{name}", gradients[name], right)
+
+
+def check_overflow(case: Case, failures: Failures) -> None:
+    failures.cases += 1
+    reverse, segment = case["reverse"], case["segment"]
+    gates, tokens = torch.full((1, 3, 64), 0.5), torch.randn((1, 3, 64), generator=torch.Generator().manual_seed(1))
+    gates[..., 32:], tokens[..., 32:] = 1e30, 0.0
+    reset = torch.zeros((1, 64), dtype=torch.bool)
+    reset[:, 32] = True
+    scan = LinearScanInputs(gates, tokens, None, reset, reverse)
+    out, last = linear_scan_reference(scan)
+    found, found_last = linear.forward(scan, segment_length=segment)
+    failures.check(case, "out", found, out.double())
+    failures.check(case, "last_state", found_last, last.double())
+    grad = torch.ones_like(out)
+    grad[..., 32:] = 0.0
+    leaves = [gates.requires_grad_(), tokens.requires_grad_()]
+    expected = torch.autograd.grad(linear_scan_reference(scan)[0], leaves, grad)
+    with torch.no_grad():
+        gradients = linear.backward(grad, None, scan, found, segment_length=segment)
+    for name, gradient, right in zip(("gates", "tokens"), gradients, expected, strict=False):
+        failures.check(case, f"grad_{name}", gradient, right.double())
+
+
+def check_rows_past_the_states(case: Case, failures: Failures) -> None:
+    failures.cases += 1
+    inputs = draw({"time": 1, "batch": 3}, torch.Generator().manual_seed(1))
+    flat = {k: inputs[k][..., 0] for k in ("u", "delta", "z", "B", "C")}
+    held = torch.randn(2, 5, 3)
+    state, step = held.clone(), {k: inputs[k] for k in ("A", "D", "delta_bias")}
+    scan = StepInputs(state, **flat, **step, reset=None, delta_softplus=True)
+    out = selective_step.step(scan, state, torch.tensor([2, 1, 10**9]))
+    failures.check(case, "state", state[:1], held[:1].double())
+    failures.check(case, "out", out[::2], torch.zeros(2, 5, dtype=torch.float64))
+
+
+SPECIAL: dict[str, Callable[[Case, Failures], None]] = {
+    "scan": check_special,
+    "linear": check_overflow,
+    "step": check_rows_past_the_states,
+}
+GROUPS["special"] = (
+    lambda case, failures: SPECIAL[case["op"]](case, failures),
+    [
+        *product(op=["scan"], segment=[0, 8]),
+        *product(op=["scan"], segment=[0, 8], reset=[0.3]),
+        *product(op=["linear"], segment=[0, 8], reverse=[False, True]),
+        {"op": "step"},
+    ],
+)

@@ -176,7 +176,7 @@ __device__ __forceinline__ void reduce_partials(const BackwardShared<Traits>& sh
   }
 }
 
-// Four steps, forward and back. SIMPLE: no resets, B and C vary.
+// Four steps, forward and back. SIMPLE: four steps without resets, B and C vary.
 template <typename Traits, bool SIMPLE>
 __device__ __forceinline__ void reverse_sweep(BackwardThread<Traits>& thread, BackwardShared<Traits>& shared,
                                               const ThreadCoord<Traits>& coord, const wmk_selective_scan& p,
@@ -197,21 +197,22 @@ __device__ __forceinline__ void reverse_sweep(BackwardThread<Traits>& thread, Ba
   const int B_pitch = SIMPLE ? Traits::kStatePitch : thread.B_pitch;
   const int C_pitch = SIMPLE ? Traits::kStatePitch : thread.C_pitch;
   const auto reset_at = [&](int t) { return !SIMPLE && (resets >> t & 1u) != 0; };
+  // A step of zero would turn an infinite state into NaN.
+  const auto is_padding = [&](int t) { return !SIMPLE && first + t >= subtile.steps; };
 
   constexpr bool kKeepsDecay = Traits::kUnroll == kSubtileSteps;
   float sums_B[4] = {0, 0, 0, 0}, sums_C[4] = {0, 0, 0, 0};
 #pragma unroll
   for (int j = 0; j < Shared::kStateVectors; ++j) {
-    T y[kSubtileSteps], sum_gB[kSubtileSteps], sum_gAh[kSubtileSteps];
+    T y[kSubtileSteps] = {}, sum_gB[kSubtileSteps] = {}, sum_gAh[kSubtileSteps] = {};
     T h_prev[4][kSubtileSteps], decay[4][kSubtileSteps];  // h_{t-1} and a_t
     Vec4<T> h = load_checkpoint<Traits>(shared.checkpoint[first / kSubtileSteps], j);
     const Vec4<T> A = load_A<Traits>(thread, shared, j);
 #pragma unroll Traits::kUnroll
     for (int t = 0; t < kSubtileSteps; ++t) {
       const T step = row_step[t], input = step * row_u[t];
-      T decay_step = step;
+      if (is_padding(t)) continue;
       if (reset_at(t)) {
-        decay_step = T(0);
 #pragma unroll
         for (int k = 0; k < 4; ++k) h.value[k] = T(0);
       }
@@ -221,7 +222,7 @@ __device__ __forceinline__ void reverse_sweep(BackwardThread<Traits>& thread, Ba
 #pragma unroll
       for (int k = 0; k < 4; ++k) {
         insert(h_prev[k], t, h.value[k]);
-        const T factor = exp2_fast(decay_step * A.value[k]);
+        const T factor = reset_at(t) ? T(0) : exp2_fast(step * A.value[k]);
         if (kKeepsDecay) insert(decay[k], t, factor);
         h.value[k] = factor * h.value[k] + input * b.value[k];
         sum += c.value[k] * h.value[k];
@@ -236,6 +237,7 @@ __device__ __forceinline__ void reverse_sweep(BackwardThread<Traits>& thread, Ba
     const int at = 4 * coord.state_lane;
 #pragma unroll Traits::kUnroll
     for (int t = kSubtileSteps - 1; t >= 0; --t) {
+      if (is_padding(t)) continue;
       const T step = row_step[t], input = step * row_u[t], grad = row_grad[t];
       // Corrects the mean loss of truncation to TF32.
       const T grad_scaled = Shared::kSumsOnTensorCores && SIMPLE ? grad * T(kTf32TruncationCorrection) : grad;
@@ -247,7 +249,7 @@ __device__ __forceinline__ void reverse_sweep(BackwardThread<Traits>& thread, Ba
 #pragma unroll
       for (int k = 0; k < 4; ++k) {
         const int i = 4 * j + k;
-        const T factor = kKeepsDecay ? select(decay[k], t) : exp2_fast((reset_at(t) ? T(0) : step) * A.value[k]);
+        const T factor = kKeepsDecay ? select(decay[k], t) : reset_at(t) ? T(0) : exp2_fast(step * A.value[k]);
         const T previous = select(h_prev[k], t);
         const bool next_reset = t + 1 < kSubtileSteps && reset_at(t + 1);  // then h is zero
         const T h_t = next_reset ? factor * previous + input * b.value[k] : h.value[k];
@@ -258,6 +260,7 @@ __device__ __forceinline__ void reverse_sweep(BackwardThread<Traits>& thread, Ba
         sum_B += g * b.value[k];
         thread.dh[i] = reset_at(t) ? T(0) : factor * g;
         const T q = thread.dh[i] * previous;
+        if (reset_at(t)) continue;  // zero times an infinite step or rate would be NaN
         sum_A += q * A.value[k];
         grad_A.value[k] += q * step;
       }

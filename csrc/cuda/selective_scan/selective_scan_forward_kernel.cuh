@@ -44,12 +44,7 @@ __device__ __forceinline__ void advance(T (&h)[Traits::kStates], const T (&A)[Tr
 #pragma unroll Traits::kUnroll
     for (int t = 0; t < 4; ++t) {
       const T this_step = select(step.value, t), input = this_step * select(u.value, t);
-      T decay_step = this_step;
-      if (RESETS && (resets >> t & 1u)) {
-        decay_step = T(0);  // an infinite decay would turn the zero state into NaN
-#pragma unroll
-        for (int i = 0; i < 4; ++i) h[4 * j + i] = T(0);
-      }
+      const bool reset = RESETS && (resets >> t & 1u);
       T sum = j == 0 ? T(0) : select(y, t);
       const Vec4<T> b = load_vec4(B + t * B_pitch + j * kStateStride);
       Vec4<T> c;
@@ -57,7 +52,9 @@ __device__ __forceinline__ void advance(T (&h)[Traits::kStates], const T (&A)[Tr
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         T& state = h[4 * j + i];
-        state = exp2_fast(decay_step * A[4 * j + i]) * state + input * b.value[i];
+        // selected: an infinite decay would turn a zero state into NaN
+        const T kept = reset ? T(0) : exp2_fast(this_step * A[4 * j + i]) * state;
+        state = kept + input * b.value[i];
         if (!LOCAL) sum += c.value[i] * state;
       }
       insert(y, t, sum);
