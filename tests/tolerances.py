@@ -13,6 +13,12 @@ ERROR_FLOOR_ULPS = 8.0
 # equal steps add up.
 ERROR_ULPS_A_STEP = 1.0
 
+# Added per product of a sum, in ulps of the state's dtype, where an input repeats elements (stride 0): n products added
+# in turn are off by up to n / 2 ulps of the sum of their magnitudes (Higham 2002, section 4.2). Equal products reach
+# that, since every addition rounds the same way; others err like the square root of n, as the reference's do. A gate
+# passes on less than half of its sum's relative error: |x| sigmoid'(x) < 0.23, |x| tanh'(x) < 0.45.
+ERROR_ULPS_A_TERM = 0.5
+
 # Added, in least normal numbers: kernels flush subnormals; a gradient sums a few hundred.
 ERROR_FLUSHED = 1000.0
 

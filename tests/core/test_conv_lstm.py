@@ -6,10 +6,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from backends import instruction_sets, on_every_target
-from conv_lstm_problems import SMALL, conv_lstms, small_conv_lstm
+from conv_lstm_problems import SMALL, conv_lstm, conv_lstms, small_conv_lstm
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from problems import DTYPES, assert_as_accurate_as_the_reference
+from problems import DTYPES, Problem, assert_as_accurate_as_the_reference
 from test_concurrency import torch_threads
 from test_kernels_match_reference import instruction_set
 from tolerances import GRADCHECK
@@ -314,3 +314,22 @@ def test_padding_same_is_that_of_keras(target, size, stride, kernel):
     expected = torch.sigmoid(o) * torch.tanh(torch.sigmoid(i) * torch.tanh(g))
     torch.testing.assert_close(outputs[0, 0, 0], expected)
     assert expected.shape[-1] == count
+
+
+@pytest.mark.parametrize("seed", [2, 34])
+def test_sums_of_equal_products_stay_within_their_bound(seed):
+    """Weights and h repeat over channels: all roundings of a sum go the same way."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape, scale=1.0):
+        return scale * torch.randn(shape, generator=generator)
+
+    tensors = {
+        "x": normal(2, 2, 16, 8, 8),
+        "weight_ih": normal(68, 16, 3, 3, scale=0.4),
+        "weight_hh": normal(68, 1, 3, 3, scale=0.3).expand(68, 17, 3, 3),
+        "h": normal(2, 1, 8, 8).expand(2, 17, 8, 8),
+        "c": normal(2, 17, 8, 8),
+    }
+    problem = Problem(conv_lstm, tensors, {}, grad_layouts=("contiguous",) * 3, activations=2)
+    assert_as_accurate_as_the_reference(problem, "cpu")
