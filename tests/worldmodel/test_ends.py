@@ -4,6 +4,7 @@ import errno
 import io
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -268,3 +269,41 @@ def test_the_evaluation_of_an_endless_task_ends_and_says_so(
     assert "5 of them cut after 7 steps" in shorter and "random" not in shorter
     agent = Agent.load(trained)  # an environment that ends by itself is not cut
     assert rollout.evaluate(agent, ECHO, 3).cut == 0 and rollout.evaluate(agent, ECHO, 3, max_steps=10).cut == 0
+
+
+def test_words_come_at_the_right_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "my run"
+    assert main(arguments(folder, "--steps", "60", "--log-seconds", "1e-9")) == 0
+    told = capsys.readouterr()
+    assert "collecting 20 random steps first" in told.err and told.out == f"{folder}\n"
+    assert told.err.splitlines()[-3:] == [
+        "next:",
+        f"  python -m worldmodel evaluate '{folder}'",
+        f"  python -m worldmodel imagine '{folder}'",
+    ]
+    assert re.search(
+        r"100%  60 steps  \d+ updates  \d+ s  [\d,]+ steps per second  about 0 s left  return \d", told.err
+    )
+    assert main(["train", "--resume", str(folder), "--steps", "62"]) == 0
+    assert "random steps" not in capsys.readouterr().err
+
+
+def test_time_left_and_a_smoothed_return() -> None:
+    pace, settings = display.Pace(), TrainConfig(env=ECHO, steps=1000)
+    assert pace.measure(settings, {"steps": 0, "updates": 0, "seconds": 0.0, "episodes": 0}) == {}
+    first = pace.measure(settings, {"steps": 500, "updates": 0, "seconds": 1.0, "episodes": 50, "episode/return": 1.0})
+    assert first == {"return": 1.0, "steps per second": 500.0}  # random steps are faster
+    for second in range(2, 80):
+        steps = 500 + 2 * second
+        found = pace.measure(
+            settings,
+            {
+                "steps": steps,
+                "updates": second,
+                "seconds": float(second),
+                "episodes": 50 + second,
+                "episode/return": 3.0,
+            },
+        )
+    assert found["steps per second"] == pytest.approx(2.0) and found["seconds left"] == pytest.approx(171.0)
+    assert 1.5 < found["return"] < 2.5

@@ -11,9 +11,10 @@ from gymnasium import spaces
 from worldmodel_examples import MEMORIES, random_batch, set_reward_scale, small_model, whole_episodes
 
 from worldmodel.__main__ import main
-from worldmodel.commands.imagine import ImagineOptions, imagine
+from worldmodel.commands.imagine import ImagineOptions, imagine, summary
 from worldmodel.data.spaces import ObservationSpec
 from worldmodel.environments.registry import make
+from worldmodel.learning.settings import acting_part, saved_config
 from worldmodel.model.decision import Policy
 from worldmodel.model.open_loop import error, open_loop
 from worldmodel.pictures.bands import Panel
@@ -249,11 +250,34 @@ def test_episodes_are_drawn_below_each_other_and_depend_on_their_seeds_alone(
     assert np.array_equal(iio.imread(again.png), flat)
 
 
+def test_short_episodes_lower_the_context(
+    runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = imagine(ImagineOptions(runs["class"], context=11, horizon=4, output=tmp_path / "short"))
+    (panel,) = made.panels
+    assert panel.context == 5 and len(panel.errors["observation"]) == 6
+    assert "episode with seed 0, whole, context lowered to 5" in capsys.readouterr().err
+
+
+def test_the_words_say_where_the_persistence_baseline_says_little(runs: dict[str, Path], tmp_path: Path) -> None:
+    made = imagine(ImagineOptions(runs["numbers"], context=2, horizon=4, output=tmp_path / "still"))
+    (panel,) = made.panels
+    panel.errors["observation"][:], panel.persistence_errors["observation"][:] = 0.05, 0.01
+    assert 0 < made.random_persistence["observation"] < 10
+    for moved, little in ((0.3, True), (0.015, False)):
+        made.random_persistence["observation"] = moved
+        said = summary(made)
+        assert "mean error 0.0500, persistence baseline 0.0100" in said
+        assert ("little changes in this play" in said) == little
+    panel.errors["observation"][:] = 0.005
+    assert "little" not in summary(made)
+
+
 def test_rewards_are_drawn_in_the_units_of_the_environment(runs: dict[str, Path], tmp_path: Path) -> None:
     run = runs["numbers"]
     options = ImagineOptions(run, context=2, horizon=4, output=tmp_path / "a")
     before = imagine(options).panels[0].predicted_rewards
-    path = Run(run).checkpoints[-1] / "world_model.safetensors"
+    path = Run(run).checkpoints[-1] / f"{acting_part(saved_config(Run(run)))}.safetensors"
     kept = path.read_bytes()
     weights = storage.load(path)
     weights["reward_scale.mean_square"] *= 4.0
@@ -282,7 +306,6 @@ def test_mistakes_are_one_line_that_says_what_is_wrong(
     cases = {
         (str(tmp_path / "nowhere"),): "is not the folder of a run",
         (str(empty),): "has no checkpoint yet",
-        (str(runs["class"]), "--context", "11"): "context is 11, and the episode with seed 0 has no more than 11 obs",
         (str(runs["class"]), "--env", "Nothing-v3"): "no environment 'Nothing-v3'",
         (str(runs["class"]), "--device", "abacus"): "device is 'abacus'",
     }

@@ -1,5 +1,6 @@
 """Progress: a table on a terminal, else lines."""
 
+import collections
 import contextlib
 import itertools
 import sys
@@ -14,6 +15,8 @@ from worldmodel.runs.optional_dependencies import MissingPackage, require
 
 _LINE_SECONDS = 20
 _WARNING_SECONDS = 60
+_PACE_SECONDS = 60
+_SMOOTHED_EPISODES = 100
 
 
 class Display:
@@ -27,6 +30,7 @@ class Display:
         self._said = -float(_LINE_SECONDS)
         self._known: dict[str, float] = {}
         self._warned: dict[str, float] = {}
+        self._pace = Pace()
 
     def __enter__(self) -> "Display":
         if not self._quiet and sys.stderr.isatty():
@@ -76,6 +80,7 @@ class Display:
     def show(self, metrics: Mapping[str, float], *, last: bool = False) -> None:
         """Without a terminal, shows only every 20 s and the ``last``."""
         self._known.update(metrics)
+        self._known.update(self._pace.measure(self._config, metrics))
         if self._live is not None:
             with self._unless_gone():
                 self._live.update(self._table(self._known))
@@ -94,6 +99,47 @@ class Display:
         for pair in itertools.zip_longest(*(_cells(metrics, names) for names in (_LEFT, _RIGHT)), fillvalue=("", "")):
             table.add_row(*pair[0], *pair[1])
         return table
+
+
+class Pace:
+    """Speed, time left and smoothed return, for the screen alone."""
+
+    def __init__(self) -> None:
+        self._marks: collections.deque[dict[str, float]] = collections.deque()
+        self._return: float | None = None
+
+    def measure(self, config: TrainConfig, metrics: Mapping[str, float]) -> dict[str, float]:
+        """Returns "steps per second" and "seconds left" over the last minute, "return" over about 100 episodes.
+
+        Time left is not known before the first update: random steps are faster.
+        """
+        episodes = metrics.get("episodes", 0.0)
+        before = self._marks[-1].get("episodes", 0.0) if self._marks else 0.0
+        if "episode/return" in metrics:
+            weight = min(1.0, max(1.0, episodes - before) / max(1.0, min(_SMOOTHED_EPISODES, episodes)))
+            old = metrics["episode/return"] if self._return is None else self._return
+            self._return = old + weight * (metrics["episode/return"] - old)
+        self._marks.append(
+            {name: metrics[name] for name in ("steps", "updates", "seconds", "episodes") if name in metrics}
+        )
+        while self._marks[0]["updates"] == 0 and self._marks[-1]["updates"] > 0:
+            self._marks.popleft()
+        while len(self._marks) > 2 and self._marks[-1]["seconds"] - self._marks[0]["seconds"] > _PACE_SECONDS:
+            self._marks.popleft()
+        found = {} if self._return is None else {"return": self._return}
+        first, last = self._marks[0], self._marks[-1]
+        elapsed = last["seconds"] - first["seconds"]
+        if elapsed <= 0:
+            return found
+        found["steps per second"] = (last["steps"] - first["steps"]) / elapsed
+        left = [60 * config.minutes - last["seconds"]] if config.minutes else []
+        for name, limit in (("steps", config.steps), ("updates", config.updates)):
+            rate = (last[name] - first[name]) / elapsed
+            if limit and rate > 0:
+                left.append((limit - last[name]) / rate)
+        if left and first["updates"] > 0:
+            found["seconds left"] = max(0.0, min(left))
+        return found
 
 
 class EvaluationProgress:
@@ -124,7 +170,18 @@ class EvaluationProgress:
                 print("\r\x1b[K", end="", file=sys.stderr, flush=True)
 
 
-_LEFT = ("steps", "updates", "episodes", "seconds", "episode/", "milliseconds/", "replay/")
+_LEFT = (
+    "steps",
+    "updates",
+    "episodes",
+    "seconds",
+    "steps per second",
+    "seconds left",
+    "return",
+    "episode/",
+    "milliseconds/",
+    "replay/",
+)
 _RIGHT = ("loss/", "policy/", "latent/", "scale/")
 
 
@@ -145,11 +202,17 @@ def line(metrics: Mapping[str, float], share: float) -> str:
     """The main metrics.
 
     Example:
-        >>> line({"steps": 2000, "updates": 10, "seconds": 3.0, "episode/return": 0.5}, 0.25)
-        ' 25%  2,000 steps  10 updates  3 s  return 0.5'
+        >>> known = {"steps": 2000, "updates": 10, "seconds": 3.0, "steps per second": 650.0, "seconds left": 90.0}
+        >>> line({**known, "return": 0.5}, 0.25)
+        ' 25%  2,000 steps  10 updates  3 s  650 steps per second  about 2 min left  return 0.5'
     """
     parts = [f"{share:4.0%}", f"{metrics['steps']:,} steps", f"{metrics['updates']:,} updates"]
     parts.append(f"{metrics['seconds']:.0f} s")
-    if "episode/return" in metrics:
-        parts.append(f"return {metrics['episode/return']:.3g}")
+    if "steps per second" in metrics:
+        parts.append(f"{metrics['steps per second']:,.0f} steps per second")
+    if "seconds left" in metrics:
+        left = metrics["seconds left"]
+        parts.append(f"about {left:.0f} s left" if left < 60 else f"about {left / 60:,.0f} min left")
+    if "return" in metrics:
+        parts.append(f"return {metrics['return']:.3g}")
     return "  ".join(parts)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,16 +18,12 @@ from worldmodel.environments.vector import VectorEnvironment
 from worldmodel.learning.settings import saved_config
 from worldmodel.learning.threads import threads_for
 from worldmodel.model.deciders import policy_sample
-from worldmodel.model.open_loop import UNITS, episode_batch, open_loop
+from worldmodel.model.open_loop import UNITS, episode_batch, error, open_loop
 from worldmodel.pictures.bands import Panel
 from worldmodel.pictures.page import draw_gif, draw_png
 from worldmodel.pictures.renderers import renderer
 from worldmodel.runs.optional_dependencies import require
 from worldmodel.runs.run import Run
-
-
-class ImagineFailed(ValueError):
-    """The episode ends within the context."""
 
 
 @dataclasses.dataclass
@@ -41,7 +38,7 @@ class ImagineOptions:
     episodes: int = 1
     """Number of episodes, drawn below each other."""
     context: int = 5
-    """Observed steps."""
+    """Observed steps; half of an episode that is not longer."""
     horizon: int = 30
     """Most imagined steps; fewer where the episode ends."""
     seed: int = 0
@@ -75,11 +72,16 @@ class ImagineOptions:
 
 @dataclasses.dataclass
 class Imagination:
-    """Files and episodes from ``imagine``."""
+    """Files and episodes from ``imagine``.
+
+    Attributes:
+        random_persistence: the persistence baseline's mean error under random actions, by modality.
+    """
 
     png: Path
     gif: Path
     panels: list[Panel]
+    random_persistence: dict[str, float] = dataclasses.field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         modalities = self.panels[0].modalities
@@ -113,7 +115,7 @@ def command(arguments: Sequence[str]) -> int:
 
 
 def imagine(options: ImagineOptions) -> Imagination:
-    """Plays and draws. Raises RunError, ImagineFailed, UnknownEnvironment, EnvironmentFailed or MissingPackage."""
+    """Plays and draws. Raises RunError, UnknownEnvironment, EnvironmentFailed or MissingPackage."""
     require("imageio.v3", "write pictures")
     require("matplotlib", "draw pictures")
     agent = Agent.load(options.run, options.device)
@@ -129,16 +131,17 @@ def imagine(options: ImagineOptions) -> Imagination:
         panels = []
         for number in range(options.episodes):
             batch, whole = _play(agent, environment, options, number)
-            if batch.shape[1] <= options.context:
-                raise ImagineFailed(
-                    f"context is {options.context}, and the episode with seed {options.seed + number} has no more than "
-                    f"{batch.shape[1]} observations: lower --context below that, or take another --seed"
-                )
+            steps = batch.shape[1]
+            context = options.context if options.context < steps else steps // 2
             sample = model.perception.latent.sample if options.sample_latents else None
-            loop = open_loop(model, batch.to(agent.device), options.context, sample)
+            loop = open_loop(model, batch.to(agent.device), context, sample)
             end = "whole" if whole else f"its first {batch.shape[1]} observations"
             title = f"episode with seed {options.seed + number}, {end}"
+            if context < options.context:
+                title += f", context lowered to {context}"
+                print(title, file=sys.stderr)
             panels.append(Panel.of(title, loop, 0, modalities, renderers))
+        moved = _persistence_errors(agent, environment, options)
     finally:
         environment.close()
     stem = options.output or options.run / "imagined"
@@ -147,10 +150,23 @@ def imagine(options: ImagineOptions) -> Imagination:
     title = f"{name.rpartition(':')[2]}, after {int(run.checkpoints[-1].name):,} steps of training"
     draw_png(title, panels, png)
     draw_gif(title, panels, gif, options.fps)
-    made = Imagination(png, gif, panels)
+    made = Imagination(png, gif, panels, moved)
     if options.json is not None:
         options.json.write_text(json.dumps({"env": name, **made.to_json()}, indent=1) + "\n")
     return made
+
+
+def _persistence_errors(agent: Agent, environment: Any, options: ImagineOptions) -> dict[str, float]:
+    """Of an episode with random actions; nothing of the model."""
+    batch, _ = _play(agent, environment, dataclasses.replace(options, random=True, sample=False), 0)
+    steps = batch.shape[1]
+    context = options.context if options.context < steps else steps // 2
+    errors = {}
+    for name, modality in agent.observation_spec.modalities.items():
+        observed = batch.observations[name][0]
+        later = observed[context:]
+        errors[name] = float(error(modality, observed[context - 1].expand_as(later), later).mean())
+    return errors
 
 
 def _play(agent: Agent, environment: Any, options: ImagineOptions, number: int) -> tuple[Batch, bool]:
@@ -178,12 +194,18 @@ def _play(agent: Agent, environment: Any, options: ImagineOptions, number: int) 
 
 
 def summary(made: Imagination) -> str:
-    """Mean errors beside the persistence baseline's."""
+    """Mean errors beside the persistence baseline's, and where that says little about the model."""
     lines = []
     for name, modality in made.panels[0].modalities.items():
         ours, kept = (
             float(np.mean(np.concatenate([getattr(panel, which)[name] for panel in made.panels])))
             for which in ("errors", "persistence_errors")
         )
-        lines.append(f"{name}: mean error {ours:.4f}, {kept:.4f} if nothing changed ({UNITS[modality.kind]})")
+        lines.append(f"{name}: mean error {ours:.4f}, persistence baseline {kept:.4f} ({UNITS[modality.kind]})")
+        random = made.random_persistence.get(name, 0.0)
+        if kept < ours and kept < random / 2:
+            lines.append(
+                f"  little changes in this play, so the baseline is hard to beat; under random actions it errs by "
+                f"{random:.4f}, and --random imagines those"
+            )
     return "\n".join([*lines, str(made.png), str(made.gif)])

@@ -1,5 +1,6 @@
 """``train``: starts or resumes a run."""
 
+import shlex
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -164,6 +165,9 @@ def _run(trainer: SourceTrainer, run: Run, notices: list[str], quiet: bool) -> i
     with Display(trainer.config, run.folder, quiet=quiet) as display, Interrupt() as interrupt:
         for notice in notices:
             display.say(notice)
+        random_steps = trainer.config.prefill - trainer.steps
+        if isinstance(trainer, Trainer) and random_steps > 0:
+            display.say(f"collecting {random_steps:,} random steps first")
         try:
             _loop(trainer, run, display, interrupt)
         except (EnvironmentFailed, TrainingFailed) as failure:
@@ -174,6 +178,11 @@ def _run(trainer: SourceTrainer, run: Run, notices: list[str], quiet: bool) -> i
             run.close()
         if interrupt.requested:
             display.say(f"interrupted and saved; go on with --resume {run.folder}")
+            display.say(f"  python -m worldmodel train --resume {shlex.quote(str(run.folder))}")
+        elif isinstance(trainer, Trainer):
+            display.say("next:")
+            for name in ("evaluate", "imagine"):
+                display.say(f"  python -m worldmodel {name} {shlex.quote(str(run.folder))}")
     return interrupt.signal
 
 

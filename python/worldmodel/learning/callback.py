@@ -1,4 +1,4 @@
-"""Open-loop validation during training, in at most 1% of its time.
+"""Open-loop validation during training, in at most 1% of its time and five seconds.
 
 It uses the newest batch and the likeliest latents, so no random generator moves.
 """
@@ -7,6 +7,7 @@ import time
 from typing import Any
 
 import numpy as np
+import torch
 
 from worldmodel.data.batch import Batch
 from worldmodel.model.open_loop import OpenLoop, open_loop
@@ -15,6 +16,7 @@ from worldmodel.pictures.renderers import renderer
 from worldmodel.runs.optional_dependencies import MissingPackage
 
 SHARE = 0.01  # of training time
+ALLOWANCE = 5.0  # seconds beyond the share, for the first minutes
 CONTEXT = 5  # observed steps
 AHEAD = (1, 2, 4, 8, 16)
 _WIDTH, _DPI = 12.5, 60  # inches, pixels per inch
@@ -32,9 +34,13 @@ class OpenLoopCallback:
     def __init__(self, minutes: float, seconds: float, environment: Any = None) -> None:
         self._minutes = minutes
         self._began = seconds
-        self._next = seconds + 60 * minutes
+        self._next = seconds + self._interval(seconds)
         self._spent = 0.0
         self._environment = environment
+
+    def _interval(self, seconds: float) -> float:
+        """Doubles in the first minutes, up to ``minutes``: a beginner looks at once."""
+        return 60 * self._minutes * min(1.0, max(1 / 8, seconds / (60 * self._minutes or 1)))
 
     def is_time(self, seconds: float) -> bool:
         return self._minutes > 0 and seconds >= self._next
@@ -42,7 +48,9 @@ class OpenLoopCallback:
     def took(self, cost: float, seconds: float) -> None:
         """Records a run of ``cost`` seconds that began at ``seconds``."""
         self._spent += cost
-        self._next = max(seconds + 60 * self._minutes, self._began + self._spent / SHARE)
+        # The cost of the next one is that of the last.
+        affordable = self._began + (self._spent + cost - ALLOWANCE) / SHARE
+        self._next = max(seconds + self._interval(seconds), affordable)
 
     def look(
         self, world_model: WorldModel, batch: Batch, seconds: float, title: str = ""
@@ -54,9 +62,11 @@ class OpenLoopCallback:
         """
         start = time.perf_counter()
         metrics, picture = {}, None
-        if batch.shape[1] > CONTEXT:
-            loop = open_loop(world_model, batch.steps(0, CONTEXT + AHEAD[-1]), CONTEXT)
-            if bool(loop.valid[:, CONTEXT].any()):
+        longest = longest_episode(batch)
+        context = CONTEXT if longest > CONTEXT else longest // 2
+        if context:
+            loop = open_loop(world_model, batch.steps(0, context + AHEAD[-1]), context)
+            if bool(loop.valid[:, context].any()):
                 metrics = errors_ahead(loop, world_model)
                 picture = self._draw(loop, world_model, title)
         self.took(time.perf_counter() - start, seconds)
@@ -76,6 +86,13 @@ class OpenLoopCallback:
             return None
 
 
+def longest_episode(batch: Batch) -> int:
+    """Steps of the longest episode among those that rows begin with."""
+    later = torch.zeros_like(batch.is_first)
+    later[:, 1:] = batch.is_first[:, 1:]
+    return int((batch.valid & (later.cumsum(1) == 0)).sum(1).max())
+
+
 def errors_ahead(loop: OpenLoop, world_model: WorldModel) -> dict[str, float]:
     """Mean errors per modality, k steps after the context."""
     metrics = {}
@@ -86,6 +103,11 @@ def errors_ahead(loop: OpenLoop, world_model: WorldModel) -> dict[str, float]:
     for name, error in errors.items():
         for ahead in AHEAD:
             step = loop.context + ahead - 1
-            if step < loop.valid.shape[1] and bool(loop.valid[:, step].any()):
-                metrics[f"open_loop/{name}@{ahead}"] = float(error[:, ahead - 1][loop.valid[:, step]].mean())
+            if step >= loop.valid.shape[1]:
+                break
+            rows = loop.valid[:, step]
+            if name == "reward":
+                rows = rows & loop.reward_mask[:, step - 1]
+            if bool(rows.any()):
+                metrics[f"open_loop/{name}@{ahead}"] = float(error[:, ahead - 1][rows].mean())
     return metrics

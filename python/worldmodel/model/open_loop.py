@@ -36,6 +36,7 @@ class OpenLoop:
         imagined: by modality, (rows, steps - context, ...).
         rewards: (rows, steps - 1).
         predicted_rewards: (rows, steps - 1), in the environment's units.
+        reward_mask: where rewards are known, bool (rows, steps - 1).
         ends: termination, (rows, steps - 1).
         predicted_ends: its probability, (rows, steps - 1).
     """
@@ -46,6 +47,7 @@ class OpenLoop:
     reconstructed: dict[str, Tensor]
     imagined: dict[str, Tensor]
     rewards: Tensor
+    reward_mask: Tensor
     predicted_rewards: Tensor
     ends: Tensor
     predicted_ends: Tensor
@@ -88,6 +90,7 @@ def open_loop(world_model: WorldModel, batch: Batch, context: int, sample: Sampl
         world_model.perception.reconstruct(observed.latent),
         world_model.perception.reconstruct(imagined.latent),
         batch.rewards[:, :-1],
+        batch.reward_mask[:, :-1],
         torch.cat(rewards, 1) * world_model.reward_scale.scale,
         batch.terminated[:, :-1],
         1 - torch.cat(continues, 1),
