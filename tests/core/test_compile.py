@@ -7,6 +7,7 @@ from test_gradients import SMALL, every_op
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import wmkernels
+from wmkernels import nn
 
 # Tracing an autograd.Function warns.
 pytestmark = pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
@@ -158,3 +159,32 @@ def test_export(op, target):
     tensors = {k: v for k, v in problem.tensors.items() if v is not None}
     program = torch.export.export(Module(), (tensors,))
     torch.testing.assert_close(program.module()(tensors), Module()(tensors))
+
+
+@pytest.mark.parametrize("kind", [nn.ConvLSTM, nn.ConvLSTMCell])
+def test_peepholes_per_position_compile_for_changing_shapes(kind):
+    module = kind(3, 2, 3, peephole=(4, 5))
+    # Checks that break the graph do so in Dynamo alone, which backend "eager" tests.
+    compiled = torch.compile(
+        lambda x, state, reset: module(x, state, reset)[0], fullgraph=True, dynamic=True, backend="eager"
+    )
+    for batch, time in ((5, 7), (2, 9)):
+        leading = (batch,) if kind is nn.ConvLSTMCell else (time, batch)
+        x, reset = torch.randn(*leading, 3, 4, 5), torch.rand(leading) < 0.3
+        state = module.init_state(batch, (4, 5))
+        torch.testing.assert_close(compiled(x, state, reset), module(x, state, reset)[0])
+
+
+def test_an_update_of_heads_compiles_for_changing_shapes():
+    compiled = torch.compile(wmkernels.selective_state_update, fullgraph=True, dynamic=True, backend="eager")
+    for batch, heads, transposed in ((5, 2, False), (3, 4, True)):
+        state = torch.randn(batch, heads, 3, 4)
+        if transposed:  # heads cannot be merged into channels by a view
+            state = state.transpose(1, 2).contiguous().transpose(1, 2)
+        x, dt, A = torch.randn(batch, heads, 3), torch.rand(batch, heads, 3), -torch.rand(heads, 3, 4)
+        B = torch.randn(batch, 4)
+        mine, theirs = state.clone(), state.clone()
+        out = compiled(mine, x, dt, A, B, B)
+        torch.testing.assert_close(out, wmkernels.selective_state_update(theirs, x, dt, A, B, B))
+        torch.testing.assert_close(mine, theirs)
+        assert not torch.equal(mine, state)

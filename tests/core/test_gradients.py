@@ -233,6 +233,14 @@ def test_autocast_widens_mixed_activations(target):
         wmkernels.selective_scan(**mixed, backend=target.backend)
 
 
+@pytest.mark.parametrize("names", [("u", "delta", "B", "C"), ("u", "delta")])
+def test_autocast_refuses_wrong_ranks_as_eager_mode_does(names):
+    x = {k: v for k, v in small_scan("cpu", torch.float32).tensors.items() if k in ("u", "delta", "A", "B", "C")}
+    x |= {name: x[name][..., 0] for name in names}
+    with torch.autocast("cpu", torch.bfloat16), pytest.raises(ValueError, match=r"^selective_scan: u has shape"):
+        wmkernels.selective_scan(**x)
+
+
 @on_every_target("selective_scan", kernels_only=True)
 @pytest.mark.parametrize(
     ("state", "dtype"), [(4, torch.float32), (16, torch.float32), (64, torch.float32), (16, torch.float64)]
