@@ -125,12 +125,18 @@ def test_pixels_of_any_range_become_256_levels() -> None:
         (spaces.Box(-np.inf, np.inf, (8, 8, 2)), "image", "has no bounds that could be black and white; map reads it"),
         (spaces.Box(0, 1, (3,)), "categorical", "its values are not whole numbers within bounds"),
         (spaces.Box(-9, 9, (8, 8), np.float32), "categorical", "not whole numbers"),
+        (
+            spaces.Box(np.arange(300, dtype=np.int16), np.arange(1, 301, dtype=np.int16), (300,), np.int16),
+            "image",
+            r"is Box\(.*\.\.\., which cannot be read",
+        ),
         (spaces.Box(0, 0.5, (8, 8)), "grid", "its values are not 2 to 4,096 whole numbers"),
     ],
 )
 def test_a_kind_that_does_not_fit_is_refused(space: Any, kind: str, message: str) -> None:
-    with pytest.raises(ConfigurationError, match=message):
+    with pytest.raises(ConfigurationError, match=message) as refused:
         only(space, kind)
+    assert len(str(refused.value).splitlines()) == 1
 
 
 def test_a_kind_is_honoured_for_every_space() -> None:
@@ -245,6 +251,8 @@ def test_an_environment_is_looked_at_where_its_space_does_not_tell() -> None:
 
     frames, running = made(200)
     assert running.observation_spec.modalities["observation"].kind == "image" and frames.resets == [7, 7]
+    with pytest.raises(ConfigurationError, match="the first observation has no part 'eye'"):
+        ObservationSpec.from_space(spaces.Dict(eye=pixels(10, 10, 3)), None, dict)
     frames, again = made(0, kinds=running.observation_spec)  # a saved run's
     assert again.observation_spec == running.observation_spec and frames.resets == [7]
     assert made(0)[1].observation_spec.modalities["observation"].kind == "grid"

@@ -197,8 +197,8 @@ class _Part:
             low, high = (bound.astype(np.int8) if bound.dtype == bool else bound for bound in (space.low, space.high))
         else:
             raise ConfigurationError(
-                f"ObservationSpec: {name!r} is a {type(space).__name__} ({space}), which is not supported; expected "
-                "Discrete, MultiDiscrete, MultiBinary, Box, or a Tuple or Dict of them"
+                f"ObservationSpec: {name!r} is a {type(space).__name__} ({one_line(space)}), which is not supported; "
+                "expected Discrete, MultiDiscrete, MultiBinary, Box, or a Tuple or Dict of them"
             )
         self.low, self.high = low, high
         self.shape = tuple(int(n) for n in space.shape or ())
@@ -288,7 +288,7 @@ class _Part:
 
     def _unfit(self, kind: str, why: str) -> ConfigurationError:
         return ConfigurationError(
-            f"ObservationSpec: {self.name!r} is {self.space}, which cannot be read as {kind!r}: {why}"
+            f"ObservationSpec: {self.name!r} is {one_line(self.space)}, which cannot be read as {kind!r}: {why}"
         )
 
 
@@ -363,7 +363,14 @@ def _hint(name: str) -> str:
 
 
 def _values(example: Example) -> np.ndarray:
-    return np.asarray(example())
+    values = np.asarray(example())
+    return values if values.dtype.kind in "biuf" else np.zeros(0)  # refused when it is encoded
+
+
+def one_line(space: spaces.Space[Any]) -> str:
+    """A space for an error message; large ones are cut."""
+    text = " ".join(str(space).split())
+    return text if len(text) <= 160 else f"{text[:157]}..."
 
 
 def _classes_text(sizes: tuple[int, ...]) -> str:

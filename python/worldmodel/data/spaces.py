@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from worldmodel.data.kinds import Kind, Modality, Path, check_values, encode_part, modality_of
+from worldmodel.data.kinds import Kind, Modality, Path, check_values, encode_part, modality_of, one_line
 from worldmodel.runs.configuration import differences, from_json, to_json
 from worldmodel.runs.fields import Checked, ConfigurationError, Text
 from worldmodel.runs.optional_dependencies import missing
@@ -75,7 +75,11 @@ class ObservationSpec(Checked):
         def values(path: Path) -> Any:
             if not first and example is not None:
                 first.append(example())
-            return _follow(first[0], path)
+            try:
+                return _follow(first[0], path)
+            except (KeyError, IndexError, TypeError) as error:
+                name = "/".join(map(str, path)) or ROOT
+                raise ConfigurationError(f"ObservationSpec: the first observation has no part {name!r}") from error
 
         modalities, dropped = {}, []
         for path, part in _parts(space, ()):
@@ -85,7 +89,9 @@ class ObservationSpec(Checked):
                 _log.info("observation %r is text, which the world model does not read: it is left out", name)
                 continue
             if name in modalities:
-                raise ConfigurationError(f"ObservationSpec: two parts of the space {space} are named {name!r}")
+                raise ConfigurationError(
+                    f"ObservationSpec: two parts of the space {one_line(space)} are named {name!r}"
+                )
             wanted = asked.pop(name, None) or saved.get(name)
             look = functools.partial(values, path) if example is not None else None
             modalities[name] = modality_of(name, part, path, wanted, look)
@@ -94,7 +100,7 @@ class ObservationSpec(Checked):
                 f"ObservationSpec: kinds names {sorted(asked)}, expected names among {sorted(modalities)}"
             )
         if not modalities:
-            raise ConfigurationError(f"ObservationSpec: the space {space} holds nothing but text")
+            raise ConfigurationError(f"ObservationSpec: the space {one_line(space)} holds nothing but text")
         return cls(modalities, tuple(dropped))
 
     def encode(self, observation: Any) -> dict[str, np.ndarray]:

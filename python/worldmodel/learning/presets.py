@@ -170,7 +170,8 @@ def choose_preset(env: str, observation_spec: ObservationSpec, action_spec: Acti
             return "continuous", "for vectors and continuous actions"
         if math.prod(action_spec.sizes) <= DecisionConfig().max_enumerated_actions:
             return "control", "for vectors and few actions"
-    return "popgym", "for classes, boards or a hidden state" if kinds != {"vector"} else "for many actions or a memory"
+        return "popgym", "for many actions"
+    return "popgym", "for classes, boards or a hidden state"
 
 
 def preset_notice(name: str, env: str, observation_spec: ObservationSpec, action_spec: ActionSpec) -> str:
