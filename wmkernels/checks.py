@@ -5,7 +5,7 @@
 
 import inspect
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -68,6 +68,13 @@ def require_tensor(op: str, name: str, value: object) -> None:
         layout = "nested" if value.is_nested else str(value.layout).removeprefix("torch.")
         hint = "to_padded_tensor(), or cu_seqlens for packed sequences" if value.is_nested else "to_dense()"
         raise TypeError(f"{op}: {name} is a {layout} tensor, expected a dense one; {hint} makes one")
+
+
+def require_flag(op: str, name: str, value: object) -> bool:
+    """The value. Raises TypeError."""
+    if type(value) is not bool:
+        raise TypeError(f"{op}: {name} is {shown(value)}, expected True or False")
+    return value
 
 
 def require_size(op: str, name: str, value: object, least: int = 0) -> None:
@@ -187,6 +194,26 @@ def require_writable(op: str, name: str, tensor: Tensor) -> None:
         raise ValueError(
             f"{op}: {name} was made in inference mode and cannot be updated outside it; pass a copy, .clone() of it"
         )
+
+
+def require_disjoint(op: str, name: str, written: Tensor, others: Mapping[str, Tensor | None]) -> None:
+    """Expects no memory of ``written`` in the tensors read meanwhile. Raises ValueError."""
+    if torch.compiler.is_compiling():
+        return
+    for other, x in others.items():
+        if x is not None and torch._C._is_alias_of(x, written):  # type: ignore[attr-defined]
+            (begin, end), (first, last) = _bytes_of(x), _bytes_of(written)
+            if begin < last and first < end:
+                raise ValueError(
+                    f"{op}: {other} shares memory with {name}, which is updated in place; pass a copy, .clone() of it"
+                )
+
+
+def _bytes_of(tensor: Tensor) -> tuple[Any, Any]:
+    """From the first to behind the last byte of its storage that the tensor may use."""
+    reach = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    begin = tensor.storage_offset() * tensor.itemsize
+    return begin, begin + (reach + 1) * tensor.itemsize if tensor.numel() else begin
 
 
 def overlaps_itself(tensor: Tensor) -> bool:

@@ -40,12 +40,12 @@ def stream_args(device: torch.device) -> dict[str, int]:
 
 
 def pack_args(name: str, members: Members, device: torch.device) -> Any:
-    """A prepared call. Raises ValueError for a wrong dtype, shape, device or alignment."""
+    """A prepared call. Raises ValueError for a wrong dtype, shape, device or alignment, and for freed memory."""
     return native.prepare(f"{device.type}_{name}", members, device)
 
 
 def run(name: str, members: Members, device: torch.device) -> None:
-    """Runs a kernel in a 256-byte-aligned workspace.
+    """Runs a kernel in a 256-byte-aligned workspace; errors of ``pack_args``.
 
     Freed while the kernel may still run: the caching allocator reuses it only on the same stream, after the kernel.
     """

@@ -124,6 +124,28 @@ def raise_forward_mode(name: str) -> None:
     )
 
 
+def save_for_backward(ctx: Any, names: Sequence[str], tensors: Sequence[Tensor | None]) -> None:
+    """Saves tensors, and what each of them is, for ``saved_tensors``."""
+    ctx.save_for_backward(*tensors)
+    ctx.saved_as = [
+        (n, None if x is None else (x.shape, x.dtype, x.device)) for n, x in zip(names, tensors, strict=True)
+    ]
+
+
+def saved_tensors(ctx: Any, public_name: str) -> tuple[Any, ...]:
+    """Tensors of ``save_for_backward``. Raises RuntimeError where a saved-tensor hook made others of them."""
+    tensors: tuple[Any, ...] = ctx.saved_tensors
+    for (name, expected), x in zip(ctx.saved_as, tensors, strict=True):
+        if (None if x is None else (x.shape, x.dtype, x.device)) != expected:
+            held = "None" if x is None else f"{x.dtype} of shape {tuple(x.shape)} on {x.device}"
+            was = "None" if expected is None else f"{expected[1]} of shape {tuple(expected[0])} on {expected[2]}"
+            raise RuntimeError(
+                f"{public_name}: {name}, saved for the backward pass, came back as {held}, expected {was}; a hook of "
+                "torch.autograd.graph.saved_tensors_hooks must return what it was given"
+            )
+    return tensors
+
+
 def raise_not_kept(public_name: str) -> None:
     """Raises RuntimeError."""
     raise RuntimeError(

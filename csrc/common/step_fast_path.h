@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <cstdio>
 #include <initializer_list>
 
 #include "common/dlpack.h"
@@ -54,10 +55,24 @@ inline bool matches(const Tensor& tensor, DataType dtype, std::initializer_list<
          tensor.dimensions == int32_t(shape.size()) && std::equal(shape.begin(), shape.end(), tensor.shape);
 }
 
-// False if misaligned.
+// The lowest address of this process's memory: freed storage has the address 0, and a view of it its offset.
+inline uintptr_t lowest_address() {
+  static const uintptr_t lowest = [] {
+    unsigned long long address = 1 << 16;  // no system maps less
+    if (std::FILE* maps = std::fopen("/proc/self/maps", "r")) {
+      if (std::fscanf(maps, "%llx", &address) != 1) address = 1 << 16;
+      std::fclose(maps);
+    }
+    return static_cast<uintptr_t>(address);
+  }();
+  return lowest;
+}
+
+// False if freed or misaligned.
 inline bool set_data(const Tensor& tensor, wmk_view* view) {
   view->data = static_cast<char*>(tensor.data) + tensor.byte_offset;
-  return reinterpret_cast<uintptr_t>(view->data) % (tensor.dtype.bits / 8) == 0;
+  const auto address = reinterpret_cast<uintptr_t>(view->data);
+  return address >= lowest_address() && address % (tensor.dtype.bits / 8) == 0;
 }
 
 inline bool read_view(const Exchange& exchange, void* object, DataType dtype, std::initializer_list<int64_t> shape,
@@ -66,6 +81,43 @@ inline bool read_view(const Exchange& exchange, void* object, DataType dtype, st
   if (!read_tensor(exchange, object, &tensor) || !matches(tensor, dtype, shape)) return false;
   std::copy(tensor.strides, tensor.strides + tensor.dimensions, view->stride);
   return set_data(tensor, view);
+}
+
+struct ByteRange {
+  const char *begin, *end;
+};
+
+// Memory between a view's first and last element; strides of PyTorch's tensors are not negative.
+inline ByteRange byte_range(const wmk_view& view, std::initializer_list<int64_t> shape, int64_t item_size) {
+  int64_t last = 0, dimension = 0;
+  for (const int64_t size : shape) last += (size - 1) * view.stride[dimension++];
+  const char* begin = static_cast<const char*>(view.data);
+  return {begin, begin + (last + 1) * item_size};
+}
+
+inline bool intersects(const ByteRange& a, const ByteRange& b) { return a.begin < b.end && b.begin < a.end; }
+
+// Whether elements may share memory; as wmkernels.checks.overlaps_itself.
+inline bool overlaps_itself(const wmk_view& view, std::initializer_list<int64_t> shape) {
+  struct Dimension {
+    int64_t stride, size;
+  } dimensions[4];
+  int count = 0, index = 0;
+  for (const int64_t size : shape) {
+    if (size > 1) dimensions[count++] = {view.stride[index], size};
+    ++index;
+  }
+  int64_t reach = 0;
+  for (int done = 0; done < count; ++done) {
+    int smallest = done;
+    for (int i = done; i < count; ++i)
+      if (dimensions[i].stride < dimensions[smallest].stride) smallest = i;
+    const Dimension next = dimensions[smallest];
+    dimensions[smallest] = dimensions[done];
+    if (next.stride <= reach) return true;
+    reach += (next.size - 1) * next.stride;
+  }
+  return false;
 }
 
 }  // namespace dlpack

@@ -57,6 +57,13 @@ int64_t integer(py::handle object) {
   return value;
 }
 
+bool is_freed(py::handle tensor, int64_t address, int64_t item_size) {
+  static PyObject* const s_numel = interned("numel");
+  static PyObject* const s_storage_offset = interned("storage_offset");
+  return integer(call_method(tensor, s_numel)) > 0 &&
+         address == integer(call_method(tensor, s_storage_offset)) * item_size;
+}
+
 // Checks dtype, shape, device and alignment; writes address and strides to `words`.
 void read_tensor(const char* op, const char* name, py::handle tensor, py::handle shape, py::handle dtype,
                  py::handle device, int64_t* words) {
@@ -80,6 +87,12 @@ void read_tensor(const char* op, const char* name, py::handle tensor, py::handle
                                       py::tuple(py::reinterpret_borrow<py::object>(shape)), device));
   }
   words[0] = integer(call_method(tensor, s_data_ptr));
+  // Freed storage has the address 0, a view of it its offset: neither is an absent tensor. Memory lies above this
+  // bound.
+  constexpr int64_t lowest = int64_t(1) << 40;
+  if (words[0] < lowest && is_freed(tensor, words[0], integer(attribute(dtype, s_itemsize)))) {
+    throw py::value_error(std::string(op) + ": the memory of " + name + " was freed: its storage has no bytes");
+  }
   if (words[0] % integer(attribute(dtype, s_itemsize)) != 0) {
     throw py::value_error(std::string(op) + ": the memory of " + name + " is not aligned to its elements");
   }
@@ -139,7 +152,8 @@ std::unique_ptr<PreparedCall> prepare(std::string_view name, const py::dict& mem
     if (member.size == kWord) {
       *target = integer(value);
     } else if (!PyTuple_Check(value) || PyTuple_GET_SIZE(value) != 3) {
-      throw py::type_error(std::string(member.name) + " must be a tuple of a tensor, a shape and a dtype");
+      throw py::type_error(std::string(layout.name) + ": " + member.name +
+                           " must be a tuple of a tensor, a shape and a dtype");
     } else if (PyTuple_GET_ITEM(value, 0) != Py_None) {
       read_tensor(layout.name, member.name, PyTuple_GET_ITEM(value, 0), PyTuple_GET_ITEM(value, 1),
                   PyTuple_GET_ITEM(value, 2), device, target);

@@ -1,6 +1,8 @@
 """Every refusal of a public function begins with its name: calls drawn from the signatures."""
 
 import inspect
+import itertools
+import re
 import typing
 import warnings
 
@@ -107,3 +109,92 @@ def test_every_refusal_begins_with_the_name(op, function, backend):
                         faults.append(f"{name}, {described(value)}, was accepted")
     assert not faults, "\n".join(faults)
     assert refused > 20 * len(arguments)
+
+
+def with_gradients(op, function, change):
+    """Gradients where a saved-tensor hook makes ``change(number, tensor)`` of the saved tensors."""
+    torch.manual_seed(0)
+    arguments, leaves, count = good_call(op, function), [], itertools.count()
+    for name, value in arguments.items():
+        pair = value if isinstance(value, tuple) else (value,)
+        made = tuple(x.clone().requires_grad_() if x.is_floating_point() else x for x in pair if isinstance(x, Tensor))
+        leaves += [x for x in made if x.requires_grad]
+        arguments[name] = (made if isinstance(value, tuple) else made[0]) if made else value
+    hooks = torch.autograd.graph.saved_tensors_hooks(lambda x: x, lambda x: change(next(count), x))
+    arguments["backend"] = "cpu"
+    with hooks:
+        outputs = getattr(wmkernels, function)(**arguments)
+    flat = [x for x in torch.utils._pytree.tree_leaves(outputs) if x.requires_grad]
+    return torch.autograd.grad([x.sum() for x in flat], leaves, allow_unused=True), next(count)
+
+
+DIFFERENTIABLE = [pair for pair in FUNCTIONS if pair[1] != "selective_state_update"]
+CHANGES = {
+    "shape": lambda x: x.new_zeros([size + 1 for size in x.shape]),
+    "fewer": lambda x: x[:0],
+    "dtype": lambda x: x.double() if x.is_floating_point() else x.float(),
+    "device": lambda x: x.to("meta"),
+}
+
+
+@pytest.mark.parametrize(("op", "function"), DIFFERENTIABLE, ids=[name for _, name in DIFFERENTIABLE])
+def test_what_a_hook_makes_of_a_saved_tensor_is_refused_or_read_right(op, function):
+    expected, saved = with_gradients(op, function, lambda number, x: x)
+    assert saved >= 4
+    strided, _ = with_gradients(op, function, lambda number, x: x.mT.contiguous().mT if x.dim() > 1 else x)
+    torch.testing.assert_close(strided, expected)
+    for number in range(saved):
+        for how, change in CHANGES.items():
+            seen = []
+
+            def changed(index, x, chosen=number, change=change, seen=seen):
+                if index == chosen and x.numel():
+                    seen.append(x)
+                    return change(x)
+                return x
+
+            try:
+                with_gradients(op, function, changed)
+            except RuntimeError as error:
+                assert re.match(rf"{op}\w*: \w+, saved for the backward pass, came back as ", str(error)), how
+            else:
+                assert not seen, how
+
+
+def freed(like, offset):
+    """As ``like``, its storage freed, as sharded parameters are between two uses."""
+    tensor = torch.zeros(like.numel() + offset, dtype=like.dtype)[offset:].view(like.shape)
+    tensor.untyped_storage().resize_(0)
+    return tensor
+
+
+def message_of(function, arguments):
+    """Not in the test's own frame: printing a freed tensor crashes PyTorch."""
+    try:
+        with torch.no_grad():
+            getattr(wmkernels, function)(**arguments)
+    except Exception as error:
+        return str(error)
+    return "accepted"
+
+
+@pytest.mark.parametrize(("op", "function"), FUNCTIONS, ids=[name for _, name in FUNCTIONS])
+@pytest.mark.parametrize("offset", [0, 3])
+def test_freed_memory_is_an_error_and_not_an_absent_tensor(op, function, offset):
+    arguments, faults = good_call(op, function), []
+    if function == "selective_state_update":
+        del arguments["state_batch_indices"]
+    else:
+        arguments["backend"] = "cpu"
+    for name, value in arguments.items():
+        for index, x in enumerate(value if isinstance(value, tuple) else (value,)):
+            if isinstance(x, Tensor):
+                changed = freed(x, offset)
+                if isinstance(value, tuple):
+                    changed = (*value[:index], changed, *value[index + 1 :])
+                message = message_of(function, {**arguments, name: changed})
+                changed = None
+                # PyTorch's own error where a view of the argument is taken before.
+                if not re.match(rf"{op}: the memory of \w+ was freed|setStorage: .* storage of size 0", message):
+                    faults.append(f"{name}: {message}")
+    assert not faults, "\n".join(faults)

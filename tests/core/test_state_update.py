@@ -235,3 +235,56 @@ def test_a_step_without_kernels_has_one_form(target, monkeypatch):
     monkeypatch.setattr(dispatch, "REQUESTED", "reference")
     expected = stepped(state, x), wmkernels.selective_state_update(state.clone(), **x)
     assert all(torch.equal(a, b) for a, b in zip((*found[0], found[1]), (*expected[0], expected[1]), strict=True))
+
+
+def overlapping(kind, state):
+    if kind == "expanded":
+        return state[:, :1].expand(state.shape)
+    if kind == "sliding":
+        return torch.zeros(200, device=state.device).as_strided(state.shape, (20, 5, 2))
+    if kind == "negated":
+        return torch.complex(state, state).conj().imag
+    with torch.inference_mode():
+        return state.clone()
+
+
+@every_target
+@pytest.mark.parametrize("kind", ["expanded", "sliding", "negated", "inference"])
+@pytest.mark.parametrize("heads", [False, True])
+def test_a_state_that_cannot_be_written_is_refused(target, kind, heads):
+    x, state = inputs(target), overlapping(kind, torch.zeros(3, 20, 5, device=target.device))
+    before = state.clone()
+    if heads:
+        x |= {name: x[name].unflatten(1, (4, 5)) for name in ("x", "dt", "z")}
+        x |= {name: x[name].unflatten(0, (4, 5)) for name in ("A", "D", "dt_bias")}
+        state = state.unflatten(1, (4, 5))
+    with pytest.raises(ValueError, match=r"selective_state_update: state .*; pass "):
+        wmkernels.selective_state_update(state, **x)
+    assert torch.equal(state.reshape(3, 20, 5), before)
+
+
+@every_target
+@pytest.mark.parametrize("name", ["x", "dt", "A", "B", "C", "D", "z", "dt_bias"])
+def test_an_input_in_the_memory_of_the_state_is_refused(target, name):
+    x, state = inputs(target), torch.zeros(3, 20, 20, device=target.device)
+    x |= {other: torch.zeros(3, 20, device=target.device) for other in "BC"}
+    x["A"] = torch.zeros(20, 20, device=target.device)
+    shared = state[0] if name == "A" else state[0, 3] if x[name].dim() == 1 else state[:, 3]
+    with pytest.raises(ValueError, match=f"selective_state_update: {name} shares memory with state"):
+        wmkernels.selective_state_update(state, **{**x, name: shared})
+    assert (state == 0).all()
+
+
+@every_target
+@pytest.mark.parametrize("narrow", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("held", [torch.float32, None])
+def test_16_bit_activations_beside_float32_projections_and_parameters(target, narrow, held):
+    """As mamba_ssm's tests call it: x, dt, z and the state in 16 bits, the rest in float32."""
+    x = inputs(target) | {name: torch.randn(3, 20, device=target.device).to(narrow) for name in ("x", "dt", "z")}
+    state = torch.randn(3, 20, 5, device=target.device).to(held or narrow)
+    wide = {name: value.float() if isinstance(value, torch.Tensor) else value for name, value in x.items()}
+    expected, new_state = stepped(state.float(), wide)
+    out = wmkernels.selective_state_update(state, **x)
+    assert out.dtype == narrow and state.dtype == (held or narrow)
+    torch.testing.assert_close(out, expected.to(narrow))
+    torch.testing.assert_close(state, new_state.to(state.dtype))

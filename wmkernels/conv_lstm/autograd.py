@@ -19,7 +19,15 @@ from wmkernels.conv_lstm.meta import (
     forward_outputs,
 )
 from wmkernels.dispatch import kernels
-from wmkernels.registration import backward_function, define, forward_function, loop_over_vmap, raise_not_kept
+from wmkernels.registration import (
+    backward_function,
+    define,
+    forward_function,
+    loop_over_vmap,
+    raise_not_kept,
+    save_for_backward,
+    saved_tensors,
+)
 
 OP = "conv_lstm"
 _INPUTS = (
@@ -34,6 +42,7 @@ BACKWARD_SCHEMA = (
     f"(Tensor? grad_out, Tensor? grad_h, Tensor? grad_c, {_INPUTS}, Tensor out, Tensor cells, Tensor gates, "
     f"{_OPTIONS}, str backend) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
+_SAVED = (*ConvLSTMInputs._fields[:TENSORS], "out", "cells", "gates")
 OPTIONS = SIZES + 2  # sizes, keep, backend
 
 
@@ -80,7 +89,7 @@ def _backward_fake(grad_out: Any, grad_h: Any, grad_c: Any, *args: Any) -> tuple
 def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
     """Saves inputs and outputs."""
     out, _, _, cells, gates = output
-    ctx.save_for_backward(*inputs[:TENSORS], out, cells, gates)
+    save_for_backward(ctx, _SAVED, (*inputs[:TENSORS], out, cells, gates))
     ctx.keep = inputs[-2]
     ctx.options = (*inputs[TENSORS:-2], inputs[-1])
     ctx.mark_non_differentiable(cells, gates)
@@ -95,7 +104,7 @@ def gradients_of(
         return (None,) * (TENSORS + OPTIONS)
     if ctx.keep == KEEP_NOTHING:
         raise_not_kept(OP)
-    saved = ctx.saved_tensors
+    saved = saved_tensors(ctx, OP)
     gradients = function(grad_out, grad_h, grad_c, *saved, *ctx.options)
     present = [None if x is None else gradient for x, gradient in zip(saved, gradients, strict=False)]
     return (*present, *(None,) * (TENSORS - DIFFERENTIABLE + OPTIONS))

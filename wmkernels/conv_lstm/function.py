@@ -44,9 +44,10 @@ def conv_lstm(
 
     Args:
         x: (time, batch, channels, height, width); float32, float64, bfloat16 or float16.
-        weight_ih: (4 * hidden, channels, kernel height, kernel width), gates i, f, g, o, dtype of ``x``.
-        weight_hh: (4 * hidden, hidden, kernel height, kernel width), odd kernel sizes, dtype of ``x``.
-        bias: (4 * hidden); like peephole and state, dtype of ``x`` or of c.
+        weight_ih: (4 * hidden, channels, kernel height, kernel width), gates i, f, g, o.
+        weight_hh: (4 * hidden, hidden, kernel height, kernel width), odd kernel sizes. Weights of another dtype are
+            cast to that of ``x``, as by autocast.
+        bias: (4 * hidden); like peephole and state, any dtype that c's holds.
         state: initial (h, c), each (batch, hidden, height, width); None: zeros.
         peephole: (3, hidden) or (3, hidden, height, width), cell weights of i, f and o.
         reset: bool (time, batch); zeroes h and c before that step, NaN included.

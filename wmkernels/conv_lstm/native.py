@@ -44,8 +44,8 @@ def _members(inputs: ConvLSTMInputs) -> Members:
         "peephole_varies": int(peephole is not None and peephole.dim() == 4),
         "dtype": DTYPE_CODES[dtype],
         "x": (merged, merged.shape, dtype),
-        "weight_ih": (weight_ih, (4 * hidden, *weight_ih.shape[1:]), dtype),
-        "weight_hh": (weight_hh, (4 * hidden, *weight_hh.shape[1:]), dtype),
+        "weight_ih": (weight_ih, (4 * hidden, x.shape[2], *weight_ih.shape[2:]), dtype),
+        "weight_hh": (weight_hh, (4 * hidden, hidden, *weight_hh.shape[2:]), dtype),
         "bias": (bias, (4 * hidden,), state),
         "h0": _merged(h, (batch, hidden, positions), dtype),
         "c0": _merged(c, (batch, hidden, positions), state),
@@ -90,10 +90,14 @@ def backward(
     dtype, state = inputs.x.dtype, state_dtype(inputs.x.dtype)
     shape = (batch, hidden, height * width)
     outputs = _channels_last(out)
-    members["out"] = (outputs, outputs.shape, dtype)
-    members["cells"] = (cells.flatten(2, 3), (time, batch, height * width, hidden), state)
+    members["out"] = (outputs, (time, batch, height * width, hidden), dtype)
+    members["cells"] = (cells.flatten(2, 3).contiguous(), (time, batch, height * width, hidden), state)
     if gates.numel():
-        members["gates"] = (gates.flatten(2, 3).flatten(3), (time, batch, height * width, 4 * hidden), state)
+        members["gates"] = (
+            gates.flatten(2, 3).flatten(3).contiguous(),
+            (time, batch, height * width, 4 * hidden),
+            state,
+        )
     members["grad_out"] = _merged(grad_out, (time, *shape), dtype)
     members["grad_hn"] = _merged(grad_h, shape, dtype)
     members["grad_cn"] = _merged(grad_c, shape, state)

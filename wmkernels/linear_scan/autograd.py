@@ -8,7 +8,7 @@ from torch import Tensor
 from wmkernels.dispatch import kernels
 from wmkernels.linear_scan.flops import backward_flops, forward_flops
 from wmkernels.linear_scan.meta import LinearScanInputs, backward_outputs, forward_outputs
-from wmkernels.registration import backward_function, define, forward_function
+from wmkernels.registration import backward_function, define, forward_function, save_for_backward, saved_tensors
 
 OP = "linear_scan"
 FORWARD_SCHEMA = (
@@ -52,7 +52,7 @@ def _backward_fake(grad_out: Tensor, grad_last_state: Tensor | None, gates: Tens
 def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
     """Saves tensors for backward."""
     gates, _, initial_state, reset, *options = inputs
-    ctx.save_for_backward(gates, output[0], initial_state, reset)
+    save_for_backward(ctx, ("gates", "out", "initial_state", "reset"), (gates, output[0], initial_state, reset))
     ctx.options = tuple(options)
     ctx.set_materialize_grads(False)
 
@@ -61,7 +61,7 @@ def gradients_of(
     function: Any, ctx: Any, grad_out: Tensor | None, grad_last_state: Tensor | None
 ) -> tuple[Tensor | None, ...]:
     """Input gradients, computed by ``function``."""
-    gates, out, initial_state, reset = ctx.saved_tensors
+    gates, out, initial_state, reset = saved_tensors(ctx, OP)
     if grad_out is None and grad_last_state is None:
         return (None,) * 7
     if grad_out is None:

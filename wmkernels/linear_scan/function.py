@@ -31,7 +31,7 @@ def linear_scan(
     Args:
         gates: (batch, ..., time), any strides; float32, float64, bfloat16 or float16;
             arithmetic is in float32 (float64).
-        tokens: as ``gates``.
+        tokens: as ``gates``; of another dtype, both are computed in float32 (float64).
         initial_state: (batch, ...), float32 or as ``gates``; in reverse, h after the last step; zeros if None.
         reverse: run from the end.
         reset: bool (batch, time), true at a sequence's first step: cuts h_{t-1} from h_t, in reverse h_t from h_{t-1}.

@@ -8,9 +8,10 @@ from wmkernels.nn import convert
 from wmkernels.nn.causal_conv1d import CausalConv1d
 from wmkernels.nn.conv_lstm import ConvLSTM, ConvLSTMCell
 from wmkernels.nn.mamba import Mamba
+from wmkernels.nn.memory_module import no_decay_parameters
 from wmkernels.nn.rotary_mamba import RotaryMamba, renamed
 
-__all__ = ["CausalConv1d", "ConvLSTM", "ConvLSTMCell", "Mamba", "RotaryMamba", "convert"]
+__all__ = ["CausalConv1d", "ConvLSTM", "ConvLSTMCell", "Mamba", "RotaryMamba", "convert", "no_decay_parameters"]
 
 
 def __getattr__(name: str) -> type[RotaryMamba]:

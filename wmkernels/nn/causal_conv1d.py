@@ -11,11 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wmkernels.checks import state_dtype
+from wmkernels.checks import require_flag, require_size, state_dtype
 from wmkernels.nn.checks import State, require_inputs, require_packing, require_reset, require_state
+from wmkernels.nn.memory_module import MemoryModule
 
 
-class CausalConv1d(nn.Module):
+class CausalConv1d(MemoryModule):
     """Depthwise convolution over the last ``kernel_size`` inputs, with the parameters of ``nn.Conv1d``.
 
     Args:
@@ -60,6 +61,7 @@ class CausalConv1d(nn.Module):
 
     def init_state(self, batch_size: int) -> State:
         """Zeros ``"window"`` (batch, kernel_size - 1, channels), oldest first, float32 (float64)."""
+        require_size("CausalConv1d", "batch_size", batch_size)
         shape = (batch_size, self.kernel_size - 1, self.channels)
         return {"window": torch.zeros(shape, device=self.weight.device, dtype=state_dtype(self.weight.dtype))}
 
@@ -70,8 +72,11 @@ class CausalConv1d(nn.Module):
         reset: Tensor | None = None,
         *,
         cu_seqlens: Tensor | None = None,
+        single_step: bool = False,
     ) -> tuple[Tensor, State]:
         """Outputs (batch, time, channels) and last state; arguments and errors as for ``Mamba.forward``."""
+        if require_flag("CausalConv1d", "single_step", single_step):
+            return self._step(inputs, state, reset)
         require_inputs("CausalConv1d", "inputs", inputs, ("batch", "time", "channels"), self.channels)
         require_reset("CausalConv1d", reset, inputs)
         require_packing("CausalConv1d", cu_seqlens, inputs)
@@ -94,6 +99,12 @@ class CausalConv1d(nn.Module):
         self, input: Tensor, state: Mapping[str, Tensor] | None, reset: Tensor | None = None
     ) -> tuple[Tensor, State]:
         """One step: ``input`` (batch, channels), ``reset`` bool (batch,)."""
+        if self._steps_by_call:
+            stepped: tuple[Tensor, State] = self(input, state, reset, single_step=True)
+            return stepped
+        return self._step(input, state, reset)
+
+    def _step(self, input: Tensor, state: Mapping[str, Tensor] | None, reset: Tensor | None) -> tuple[Tensor, State]:
         require_inputs("CausalConv1d", "input", input, ("batch", "channels"), self.channels)
         require_reset("CausalConv1d", reset, input)
         window = self._window(state, input.shape[0], input)

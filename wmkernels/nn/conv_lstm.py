@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from wmkernels.checks import require_flag
 from wmkernels.conv_lstm.function import conv_lstm, conv_lstm_step
 from wmkernels.conv_lstm.validation import Padding, Pair
 from wmkernels.nn.conv_lstm_base import ConvLSTMBase, MapState, require_pair
@@ -99,7 +100,12 @@ class ConvLSTM(ConvLSTMBase):
         return self._zeros(count, batch_size, self.hidden_size, *self._map_size(map_size))
 
     def forward(
-        self, inputs: Tensor, state: MapState | None = None, reset: Tensor | None = None
+        self,
+        inputs: Tensor,
+        state: MapState | None = None,
+        reset: Tensor | None = None,
+        *,
+        single_step: bool = False,
     ) -> tuple[Tensor, MapState]:
         """The last layer's outputs and the last state; errors of ``conv_lstm``.
 
@@ -107,7 +113,10 @@ class ConvLSTM(ConvLSTMBase):
             inputs: (time, batch, input_size, height, width).
             state: zeros if None.
             reset: bool (time, batch), true at a sequence's first step.
+            single_step: as ``step``, which calls the module with it.
         """
+        if require_flag("ConvLSTM", "single_step", single_step):
+            return self._step(inputs, state, reset)
         self._check("inputs", inputs, "batch, time" if self.batch_first else "time, batch")
         time_axis, batch_axis = (1, 0) if self.batch_first else (0, 1)
         state = self._require_state(state, inputs, inputs.shape[batch_axis])
@@ -143,6 +152,12 @@ class ConvLSTM(ConvLSTMBase):
         Raises:
             RuntimeError: bidirectional.
         """
+        if self._steps_by_call:
+            stepped: tuple[Tensor, MapState] = self(input, state, reset, single_step=True)
+            return stepped
+        return self._step(input, state, reset)
+
+    def _step(self, input: Tensor, state: MapState | None, reset: Tensor | None) -> tuple[Tensor, MapState]:
         if self.bidirectional:
             raise RuntimeError(
                 "ConvLSTM: step() of a bidirectional module: its reverse direction starts from the sequence's end, "
@@ -243,7 +258,10 @@ class ConvLSTMCell(ConvLSTMBase):
             input, state, weight_ih, weight_hh, bias, peephole=peephole, reset=reset, **self._options(0)
         )
 
-    step = forward
+    def step(self, input: Tensor, state: MapState | None, reset: Tensor | None = None) -> tuple[Tensor, MapState]:
+        """As ``forward``."""
+        stepped: tuple[Tensor, MapState] = self(input, state, reset)
+        return stepped
 
 
 def _reversed_resets(reset: Tensor | None, time_axis: int) -> Tensor | None:

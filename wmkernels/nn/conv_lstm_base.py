@@ -10,11 +10,12 @@ from torch import Tensor, nn
 from wmkernels.checks import FLOATS, has_shape, require_device, require_dtype, require_tensor, state_dtype
 from wmkernels.conv_lstm.meta import output_size
 from wmkernels.conv_lstm.validation import Padding, Pair, paddings, pair
+from wmkernels.nn.memory_module import MemoryModule
 
 MapState = tuple[Tensor, Tensor]
 
 
-class ConvLSTMBase(nn.Module):
+class ConvLSTMBase(MemoryModule):
     """Parameters and checks."""
 
     def __init__(

@@ -2,22 +2,23 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wmkernels.checks import state_dtype
+from wmkernels.checks import require_flag, require_size, state_dtype
 from wmkernels.nn.causal_conv1d import CausalConv1d
-from wmkernels.nn.checks import State, require_inputs, require_reset, require_state
+from wmkernels.nn.checks import State, require_inputs, require_packing, require_reset, require_state
+from wmkernels.nn.memory_module import MemoryModule, is_plain_linear
 from wmkernels.selective_scan.function import selective_scan
 from wmkernels.selective_step.function import selective_step
 
 Selection = tuple[Tensor, Tensor, Tensor, Tensor]  # delta, A, B, C
 
 
-class Mamba(nn.Module):
+class Mamba(MemoryModule):
     """A Mamba block without norm and residual connection; loads state dicts of the published block.
 
     Args:
@@ -44,6 +45,8 @@ class Mamba(nn.Module):
         >>> {name: tuple(value.shape) for name, value in state.items()}
         {'window': (2, 3, 64), 'scan': (2, 64, 16)}
     """
+
+    undecayed: ClassVar[tuple[str, ...]] = ("A_log", "D")
 
     def __init__(
         self,
@@ -102,6 +105,7 @@ class Mamba(nn.Module):
         self._reset_decay()
         self.out_proj = nn.Linear(d_inner, d_model, bias=bias, **factory)
         self._mark_parameters()
+        self._mark_when_loaded()
 
     @property
     def _decays(self) -> int:
@@ -137,14 +141,10 @@ class Mamba(nn.Module):
         return torch.arange(1, self.d_state + 1, device=self.A_log.device)
 
     def _mark_parameters(self) -> None:
-        self.A_log._no_weight_decay = True  # type: ignore[attr-defined]
-        self.D._no_weight_decay = True  # type: ignore[attr-defined]
-        self.dt_proj.bias._no_reinit = True  # type: ignore[attr-defined]
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """``copy.deepcopy`` drops attributes of parameters."""
-        super().__setstate__(state)
-        self._mark_parameters()
+        super()._mark_parameters()
+        for name, parameter in self.dt_proj.named_parameters():
+            if name.split(".")[-1] == "bias":
+                parameter._no_reinit = True  # type: ignore[attr-defined]
 
     def extra_repr(self) -> str:
         sizes = f"{self.d_model}, d_state={self.d_state}, d_conv={self.d_conv}, expand={self.expand}"
@@ -152,9 +152,11 @@ class Mamba(nn.Module):
 
     def init_state(self, batch_size: int) -> State:
         """Zeros, float32 (float64): ``"window"`` of the convolution, ``"scan"`` (batch, d_inner, d_state)."""
-        dtype = state_dtype(self.in_proj.weight.dtype)
-        scan = torch.zeros((batch_size, self.d_inner, self.d_state), device=self.in_proj.weight.device, dtype=dtype)
-        return {**self.conv1d.init_state(batch_size), "scan": scan}
+        require_size(type(self).__name__, "batch_size", batch_size)
+        # A parameter of this module: others may be adapted, quantised or sharded.
+        dtype, device = state_dtype(self.A_log.dtype), self.A_log.device
+        shapes = Mamba._state_shapes(self, batch_size)
+        return {name: torch.zeros(shape, device=device, dtype=dtype) for name, shape in shapes.items()}
 
     def forward(
         self,
@@ -163,6 +165,7 @@ class Mamba(nn.Module):
         reset: Tensor | None = None,
         *,
         cu_seqlens: Tensor | None = None,
+        single_step: bool = False,
     ) -> tuple[Tensor, State]:
         """Outputs (batch, time, d_model) and the differentiable last state.
 
@@ -171,25 +174,30 @@ class Mamba(nn.Module):
             state: zeros if None; one row per sequence with ``cu_seqlens``.
             reset: bool (batch, time), true at a sequence's first step.
             cu_seqlens: int (sequences + 1), from 0 to time; requires batch 1.
+            single_step: as ``step``, which calls the module with it.
 
         Raises:
             ValueError: invalid shape, device, backend or cu_seqlens.
             TypeError: invalid dtype or state.
         """
-        require_inputs(type(self).__name__, "inputs", inputs, ("batch", "time", "d_model"), self.d_model)
-        require_reset(type(self).__name__, reset, inputs)
+        name = type(self).__name__
+        if require_flag(name, "single_step", single_step):
+            return self._step(inputs, state, reset)
+        require_inputs(name, "inputs", inputs, ("batch", "time", "d_model"), self.d_model)
+        require_reset(name, reset, inputs)
+        require_packing(name, cu_seqlens, inputs)
         rows = inputs.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
         self._require_state(state, rows, inputs)
         x, z = self.in_proj(inputs).chunk(2, -1)  # (batch, time, d_inner)
         x, carried = self.conv1d(x, state, reset, cu_seqlens=cu_seqlens)
         x = F.silu(x)
-        selection, rotation_state = self._selection(x, state, reset, cu_seqlens)
+        selection, bias, rotation_state = self._selection(x, state, reset, cu_seqlens)
         y, scan = selective_scan(
             x,
             *selection,
             self._wide(self.D, x),
             z,
-            self._wide(self.dt_proj.bias, x),
+            bias,
             delta_softplus=True,
             return_last_state=True,
             initial_state=None if state is None else self._wide(state["scan"], x),
@@ -204,15 +212,21 @@ class Mamba(nn.Module):
         self, input: Tensor, state: Mapping[str, Tensor] | None, reset: Tensor | None = None
     ) -> tuple[Tensor, State]:
         """One step: ``input`` (batch, d_model), ``reset`` bool (batch,)."""
+        if self._steps_by_call:
+            stepped: tuple[Tensor, State] = self(input, state, reset, single_step=True)
+            return stepped
+        return self._step(input, state, reset)
+
+    def _step(self, input: Tensor, state: Mapping[str, Tensor] | None, reset: Tensor | None) -> tuple[Tensor, State]:
         require_inputs(type(self).__name__, "input", input, ("batch", "d_model"), self.d_model)
         require_reset(type(self).__name__, reset, input)
         self._require_state(state, input.shape[0], input)
         if state is None:
             state = self.init_state(input.shape[0])
         x, z = self.in_proj(input).chunk(2, -1)  # (batch, d_inner)
-        x, carried = self.conv1d.step(x, state, reset)
+        x, carried = self.conv1d(x, state, reset, single_step=True)
         x = F.silu(x)
-        (delta, A, B, C), rotation_state = self._selection_step(x, state, reset)
+        (delta, A, B, C), bias, rotation_state = self._selection_step(x, state, reset)
         if self.groups == 1:  # for the fast path
             B, C = B.squeeze(1), C.squeeze(1)
         y, scan = selective_step(
@@ -224,7 +238,7 @@ class Mamba(nn.Module):
             C,
             self._wide(self.D, x),
             z,
-            self._wide(self.dt_proj.bias, x),
+            bias,
             delta_softplus=True,
             reset=reset,
             backend=self.backend,
@@ -233,21 +247,29 @@ class Mamba(nn.Module):
 
     def _selection(
         self, x: Tensor, state: Mapping[str, Tensor] | None, reset: Tensor | None, cu_seqlens: Tensor | None
-    ) -> tuple[Selection, State]:
-        delta, B, C = self._project(x)
-        return (delta, self._decay(x), B.transpose(1, 2), C.transpose(1, 2)), {}
+    ) -> tuple[Selection, Tensor | None, State]:
+        delta, bias, B, C = self._project(x)
+        return (delta, self._decay(x), B.transpose(1, 2), C.transpose(1, 2)), bias, {}
 
-    def _selection_step(self, x: Tensor, state: Mapping[str, Tensor], reset: Tensor | None) -> tuple[Selection, State]:
-        delta, B, C = self._project(x)
-        return (delta, self._decay(x), B, C), {}
+    def _selection_step(
+        self, x: Tensor, state: Mapping[str, Tensor], reset: Tensor | None
+    ) -> tuple[Selection, Tensor | None, State]:
+        delta, bias, B, C = self._project(x)
+        return (delta, self._decay(x), B, C), bias, {}
 
-    def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """delta (..., d_inner), B and C (..., groups, d_state)."""
+    def _project(self, x: Tensor) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+        """delta (..., d_inner), the bias to add to it, B and C (..., groups, d_state)."""
         size = self.groups * self.d_state
         rank, B, C = self.x_proj(x).split([self.dt_rank, size, size], -1)
-        delta = F.linear(rank, self.dt_proj.weight)  # the scan adds the bias
+        bias: Tensor | None = None
+        if is_plain_linear(self.dt_proj):
+            # The scan adds the bias, in float32: 16 bits would round the sum, an error of 1% in the step size.
+            delta = F.linear(rank, self.dt_proj.weight)
+            bias = None if self.dt_proj.bias is None else self._wide(self.dt_proj.bias, x)
+        else:
+            delta = self.dt_proj(rank)
         shape = (self.groups, self.d_state)
-        return delta, B.unflatten(-1, shape), C.unflatten(-1, shape)
+        return delta, bias, B.unflatten(-1, shape), C.unflatten(-1, shape)
 
     def _decay(self, x: Tensor) -> Tensor:
         return -torch.exp(self._wide(self.A_log, x))

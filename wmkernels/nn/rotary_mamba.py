@@ -46,6 +46,8 @@ class RotaryMamba(Mamba):
         {'window': (2, 3, 64), 'scan': (2, 64, 16), 'angle': (2, 2, 8)}
     """
 
+    undecayed = (*Mamba.undecayed, "angle_rate")
+
     def __init__(
         self,
         d_model: int,
@@ -91,18 +93,14 @@ class RotaryMamba(Mamba):
         if self.angle_proj is not None:
             nn.init.zeros_(self.angle_proj.weight)
 
-    def _mark_parameters(self) -> None:
-        super()._mark_parameters()
-        if "angle_rate" in self._parameters:
-            self.angle_rate._no_weight_decay = True  # type: ignore[attr-defined]
-
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, groups={self.groups}, selective_angle={self.angle_proj is not None}"
 
     def init_state(self, batch_size: int) -> State:
         """Adds ``"angle"`` (batch, groups, d_state / 2), float64 radians."""
+        state = super().init_state(batch_size)
         angle = torch.zeros((batch_size, *self.angle_rate.shape), device=self.angle_rate.device, dtype=torch.float64)
-        return {**super().init_state(batch_size), "angle": angle}
+        return {**state, "angle": angle}
 
     def _state_shapes(self, rows: int) -> dict[str, tuple[int, ...]]:
         return {**super()._state_shapes(rows), "angle": (rows, *self.angle_rate.shape)}
@@ -112,20 +110,22 @@ class RotaryMamba(Mamba):
 
     def _selection(
         self, x: Tensor, state: Mapping[str, Tensor] | None, reset: Tensor | None, cu_seqlens: Tensor | None
-    ) -> tuple[Selection, State]:
-        delta, B, C = self._project(x)
+    ) -> tuple[Selection, Tensor | None, State]:
+        delta, bias, B, C = self._project(x)
         before = None if state is None else state["angle"].double()
         angle, last = self._accumulate(self._rates(x), before, reset, cu_seqlens)
         B, C = apply_rotary(B, angle), apply_rotary(C, angle)
-        return (delta, self._decay(x), B.transpose(1, 2), C.transpose(1, 2)), {"angle": last}
+        return (delta, self._decay(x), B.transpose(1, 2), C.transpose(1, 2)), bias, {"angle": last}
 
-    def _selection_step(self, x: Tensor, state: Mapping[str, Tensor], reset: Tensor | None) -> tuple[Selection, State]:
-        delta, B, C = self._project(x)
+    def _selection_step(
+        self, x: Tensor, state: Mapping[str, Tensor], reset: Tensor | None
+    ) -> tuple[Selection, Tensor | None, State]:
+        delta, bias, B, C = self._project(x)
         before = state["angle"].double()
         if reset is not None:
             before = before.masked_fill(reset[:, None, None], 0)
         angle = (before + self._rates(x)).remainder(TURN)  # (batch, groups, pairs)
-        return (delta, self._decay(x), apply_rotary(B, angle), apply_rotary(C, angle)), {"angle": angle}
+        return (delta, self._decay(x), apply_rotary(B, angle), apply_rotary(C, angle)), bias, {"angle": angle}
 
     def _rates(self, x: Tensor) -> Tensor:
         """Float64 angle increments (..., groups, pairs)."""

@@ -10,7 +10,15 @@ from torch import Tensor
 
 from wmkernels.checks import require_sequences
 from wmkernels.dispatch import kernels
-from wmkernels.registration import backward_function, define, forward_function, loop_over_vmap, raise_not_kept
+from wmkernels.registration import (
+    backward_function,
+    define,
+    forward_function,
+    loop_over_vmap,
+    raise_not_kept,
+    save_for_backward,
+    saved_tensors,
+)
 from wmkernels.selective_scan.flops import backward_flops, forward_flops
 from wmkernels.selective_scan.meta import DIFFERENTIABLE, TENSORS, ScanInputs, backward_outputs, forward_outputs
 
@@ -27,6 +35,7 @@ BACKWARD_SCHEMA = (
     f"bool channel_last, int chunk, str backend) -> ({', '.join(['Tensor'] * DIFFERENTIABLE)})"
 )
 OPTIONS = 4
+_SAVED = (*ScanInputs._fields[:TENSORS], "chunk_states")
 UNBATCHED = slice(DIFFERENTIABLE, TENSORS)  # reset, cu_seqlens
 
 
@@ -68,7 +77,7 @@ def _backward_fake(grad_out: Tensor, grad_last_state: Tensor | None, *args: Any)
 
 def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
     """Saves inputs and chunk states."""
-    ctx.save_for_backward(*inputs[:TENSORS], output[2])
+    save_for_backward(ctx, _SAVED, (*inputs[:TENSORS], output[2]))
     ctx.options = inputs[TENSORS:]  # delta_softplus, channel_last, chunk (0: no states kept), backend
     ctx.mark_non_differentiable(output[2])
     ctx.set_materialize_grads(False)
@@ -78,7 +87,7 @@ def gradients_of(
     function: Any, ctx: Any, grad_out: Tensor | None, grad_last_state: Tensor | None
 ) -> tuple[Tensor | None, ...]:
     """Gradients by ``function``."""
-    *inputs, chunk_states = ctx.saved_tensors
+    *inputs, chunk_states = saved_tensors(ctx, OP)
     if grad_out is None and grad_last_state is None:
         return (None,) * (TENSORS + OPTIONS)
     if not ctx.options[2]:

@@ -48,10 +48,11 @@ def selective_scan(
     softplus(delta_t + delta_bias)`` or without softplus.
 
     Args:
-        u: (batch, channels, time), any strides; float32, float64, bfloat16 or float16, as delta, z, varying B and C.
+        u: (batch, channels, time), any strides; float32, float64, bfloat16 or float16. The others may have any of these
+            dtypes that float32 (float64 for float64) holds; unlike activations are computed in it.
         delta: step size, as ``u``.
-        A: (channels, state), real, negative to decay; at most 256 states in compiled kernels. Parameters and states may
-            be float32 with 16-bit activations; arithmetic is in float32 (float64).
+        A: (channels, state), real, negative to decay; at most 256 states in compiled kernels. Arithmetic is in float32
+            (float64).
         B: (channels, state), (batch, state, time) or (batch, groups, state, time); channel c uses group
             ``c // (channels // groups)``.
         C: as ``B``.

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from wmkernels.checks import state_dtype
 from wmkernels.native_call import DTYPE_CODES, Expected, Members, output, run
-from wmkernels.selective_scan.meta import DIFFERENTIABLE, ScanInputs, backward_outputs, forward_outputs
+from wmkernels.selective_scan.meta import DIFFERENTIABLE, ScanInputs, backward_outputs, chunk_count, forward_outputs
 
 
 def _members(inputs: ScanInputs, chunk: int) -> Members:
@@ -61,7 +61,7 @@ def backward(
     """As ``meta.backward_outputs``."""
     members = _members(inputs, chunk)
     u, A = inputs.u, inputs.A
-    members["chunk_states"] = (chunk_states, chunk_states.shape, A.dtype)
+    members["chunk_states"] = (chunk_states.contiguous(), (chunk_count(inputs, chunk), *A.shape), A.dtype)
     members["grad_out"] = (grad_out, u.shape, u.dtype)
     members["grad_last_state"] = (grad_last_state, (inputs.sequences, *A.shape), A.dtype)
     gradients = backward_outputs(inputs)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from wmkernels.checks import state_dtype
 from wmkernels.dispatch import PYTORCH_BACKENDS, kernels
-from wmkernels.registration import define, forward_function, loop_over_vmap
+from wmkernels.registration import define, forward_function, loop_over_vmap, save_for_backward, saved_tensors
 from wmkernels.selective_scan.autograd import SelectiveScanBackward, fold_channels, unfold_channels
 from wmkernels.selective_step.flops import step_flops
 from wmkernels.selective_step.meta import DIFFERENTIABLE, StepInputs, step_outputs, update_outputs
@@ -66,13 +66,13 @@ def _update(state: Tensor, *args: Any) -> Tensor:
 
 def _setup_context(ctx: Any, inputs: Any, output: Any) -> None:
     *tensors, delta_softplus, backend = inputs
-    ctx.save_for_backward(*tensors)
+    save_for_backward(ctx, StepInputs._fields[: len(tensors)], tensors)
     ctx.options = (delta_softplus, False, 1, backend)
     ctx.set_materialize_grads(False)
 
 
 def _gradients(function: Any, ctx: Any, grad_out: Tensor | None, grad_state: Tensor | None) -> tuple[Any, ...]:
-    state, u, delta, A, B, C, D, z, delta_bias, reset = ctx.saved_tensors
+    state, u, delta, A, B, C, D, z, delta_bias, reset = saved_tensors(ctx, OP)
     if grad_out is None and grad_state is None:
         return (None,) * 12
     if grad_out is None:

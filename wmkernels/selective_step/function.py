@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from wmkernels.checks import DENSE, Signature, require_writable
+from wmkernels.checks import DENSE, Signature, require_disjoint, require_writable
 from wmkernels.dispatch import PYTORCH_BACKENDS, choose, kernels
 from wmkernels.modes import FORWARD_MODE, can_bypass_dispatcher, has_tangent, needs_autograd, requires_pytorch
 from wmkernels.registration import differentiably
@@ -12,6 +12,7 @@ from wmkernels.selective_step.meta import StepInputs
 from wmkernels.selective_step.reference import per_channel, selective_step_reference
 from wmkernels.selective_step.validation import canonical_step, canonical_update, require_heads
 
+_UPDATE_READS = ("x", "dt", "A", "B", "C", "D", "z", "dt_bias", "state_batch_indices")
 _FAST_PATH_DTYPES = (torch.float32, torch.float64)
 
 
@@ -36,7 +37,7 @@ def selective_step(
         state: (batch, channels, state), float32 or as ``u``; unchanged.
         u: (batch, channels); float32, float64, bfloat16 or float16.
         delta: step size, as ``u``.
-        A: (channels, state); parameters may be float32 with 16-bit activations.
+        A: (channels, state). Dtypes may differ as for ``selective_scan``.
         B: (batch, state) or (batch, groups, state).
         C: as ``B``.
         D: skip connection, (channels,).
@@ -97,9 +98,9 @@ def selective_state_update(
     """One step that updates ``state`` in place, without gradient; mamba_ssm's signature.
 
     Args:
-        state: (batch, channels, state), float32 or as ``x``; or (batch, heads, headdim, state), then (heads, headdim)
-            replaces channels below. Any number of rows with ``state_batch_indices``.
-        x: (batch, channels).
+        state: (batch, channels, state), float32 or 16 bits (float64 for float64); or (batch, heads, headdim, state),
+            then (heads, headdim) replaces channels below. Any number of rows with ``state_batch_indices``.
+        x: (batch, channels). Dtypes may differ as for ``selective_scan``.
         dt: step size, as ``x``.
         A: (channels, state).
         B: (batch, state) or (batch, groups, state).
@@ -115,7 +116,7 @@ def selective_state_update(
         The output, as ``x``.
 
     Raises:
-        ValueError: invalid shape, device or index.
+        ValueError: invalid shape, device or index; a state that cannot be written or shares memory with an argument.
         TypeError: invalid dtype.
         RuntimeError: an input requires grad or is dual.
 
@@ -138,7 +139,7 @@ def selective_state_update(
         require_writable(UPDATE, "state", state)
         return _update_heads(state, x, dt, A, B, C, D, z, dt_bias, dt_softplus, state_batch_indices)
     tensors = (state, x, dt, A, B, C, D, z, dt_bias, state_batch_indices)
-    if state_batch_indices is None and _may_use_fast_path(tensors, dt_softplus, None):
+    if state_batch_indices is None and _may_use_fast_path(tensors, dt_softplus, None) and not state.is_inference():
         out = _empty(x)
         if kernels(OP, "cpu").step_fast_path((state, state, out, *tensors[1:]), dt_softplus):
             torch.autograd.graph.increment_version(state)
@@ -146,6 +147,7 @@ def selective_state_update(
     _UPDATE_SIGNATURE.require(state, x, dt, A, B, C, D, z, dt_bias, dt_softplus, state_batch_indices)
     canonical = canonical_update(state, x, dt, A, B, C, D, z, dt_bias, state_batch_indices)
     require_writable(UPDATE, "state", state)
+    require_disjoint(UPDATE, "state", state, dict(zip(_UPDATE_READS, canonical[1:], strict=True)))
     pytorch_for = requires_pytorch(())
     chosen = choose(OP, x.device, None, A.shape[1], UPDATE, pytorch_for)
     if pytorch_for:

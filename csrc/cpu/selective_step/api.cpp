@@ -51,9 +51,21 @@ bool read_selective_step(const Exchange& exchange, void* const* tensors, const S
                     optional(8, {channels}, &step->D) && optional(9, {batch, channels}, &step->z) &&
                     optional(10, {channels}, &step->delta_bias) &&
                     (!tensors[11] || read_view(exchange, tensors[11], kMask, {batch}, &step->reset));
+  if (!fits) return false;
+  // The state is written while the others are read.
+  const int64_t bytes = dtype.bits / 8;
+  const ByteRange written = byte_range(step->state_out, {batch, channels, states}, bytes);
+  const auto shares = [&](const wmk_view& view, std::initializer_list<int64_t> shape) {
+    return view.data && intersects(byte_range(view, shape, bytes), written);
+  };
+  if (overlaps_itself(step->state_out, {batch, channels, states}) || shares(step->u, {batch, channels}) ||
+      shares(step->delta, {batch, channels}) || shares(step->A, {channels, states}) ||
+      shares(step->B, {batch, states}) || shares(step->C, {batch, states}) || shares(step->D, {channels}) ||
+      shares(step->z, {batch, channels}) || shares(step->delta_bias, {channels}))
+    return false;
   // [batch, groups = 1, state].
   for (wmk_view* view : {&step->B, &step->C}) view->stride[2] = view->stride[1], view->stride[1] = 0;
-  return fits;
+  return true;
 }
 
 }  // namespace

@@ -42,7 +42,7 @@ class GatedConv(nn.Module):
         self, input: Tensor, state: Mapping[str, Tensor] | None, reset: Tensor | None = None
     ) -> tuple[Tensor, State]:
         x, z = self.in_proj(input).chunk(2, -1)
-        x, carried = self.conv1d.step(x, state, reset)
+        x, carried = self.conv1d(x, state, reset, single_step=True)
         return self.out_proj(F.silu(x) * F.silu(z)), carried
 
 

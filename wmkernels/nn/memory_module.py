@@ -1,0 +1,95 @@
+"""What the modules share: steps through the module's call, and parameters without weight decay."""
+
+import inspect
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+from torch.nn.modules.module import _has_any_global_hook
+
+
+class MemoryModule(nn.Module):
+    """Base of the modules with ``init_state``, ``forward`` and ``step``.
+
+    ``step`` calls the module, with ``single_step=True``: hooks, and what is built on them (pruning, weight norm,
+    sharding), act on a step as on a sequence. A subclass whose ``forward`` has no ``single_step`` steps without a call.
+
+    Attributes:
+        undecayed: names of parameters that need no weight decay.
+    """
+
+    undecayed: ClassVar[tuple[str, ...]] = ()
+    _steps_by_call: ClassVar[bool] = True
+
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        super().__init_subclass__(**arguments)
+        cls._steps_by_call = "single_step" in inspect.signature(cls.forward).parameters
+
+    def no_decay_parameters(self) -> list[nn.Parameter]:
+        """Parameters for an optimiser's group with ``weight_decay=0``.
+
+        Found by name, so pruned, parametrised and replaced ones as well.
+        """
+        found: list[nn.Parameter] = []
+        for name in self.undecayed:
+            for own, parameter in self._parameters.items():
+                if parameter is not None and (own == name or own.startswith(f"{name}_")):
+                    found.append(parameter)
+            if "parametrizations" in self._modules and name in self.parametrizations:  # type: ignore[operator]
+                found += self.parametrizations[name].parameters(recurse=False)  # type: ignore[index,union-attr]
+        return found
+
+    def _mark_parameters(self) -> None:
+        """``_no_weight_decay``, as other libraries read it."""
+        for parameter in self.no_decay_parameters():
+            parameter._no_weight_decay = True  # type: ignore[attr-defined]
+
+    # PyTorch makes new parameters, without attributes, in each of these.
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        super()._apply(fn, recurse)
+        self._mark_parameters()
+        return self
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._mark_parameters()
+        self._mark_when_loaded()
+
+    def _mark_when_loaded(self) -> None:
+        if _mark not in self._load_state_dict_post_hooks.values():
+            self.register_load_state_dict_post_hook(_mark)
+
+
+def _mark(module: nn.Module, incompatible_keys: object) -> None:
+    """After ``load_state_dict``, with ``assign=True`` as well."""
+    if isinstance(module, MemoryModule):
+        module._mark_parameters()
+
+
+def no_decay_parameters(module: nn.Module) -> list[nn.Parameter]:
+    """Those of every ``MemoryModule`` in ``module``.
+
+    Example:
+        >>> import torch, wmkernels
+        >>> model = torch.nn.Sequential(wmkernels.nn.Mamba(8), torch.nn.Linear(8, 8))
+        >>> [tuple(p.shape) for p in wmkernels.nn.no_decay_parameters(model)]
+        [(16, 16), (16,)]
+    """
+    found = [p for part in module.modules() if isinstance(part, MemoryModule) for p in part.no_decay_parameters()]
+    return list(dict.fromkeys(found))
+
+
+def is_plain_linear(module: nn.Module) -> bool:
+    """Whether ``module(x)`` is ``F.linear(x, module.weight, module.bias)`` and nothing else can tell.
+
+    Not with an adapter, a quantised or parametrised weight, a hook, a wrapper, or a ``forward`` of its own.
+    """
+    return (
+        type(module) is nn.Linear
+        and "forward" not in module.__dict__
+        and not module._forward_pre_hooks
+        and not module._forward_hooks
+        and not module._backward_pre_hooks
+        and not module._backward_hooks
+        and (torch.compiler.is_compiling() or not _has_any_global_hook())
+    )
