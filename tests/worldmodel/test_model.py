@@ -335,6 +335,8 @@ def test_a_batch_whose_parts_do_not_fit_is_refused():
         Batch(**{**vars(batch), "loss_mask": batch.loss_mask[:, 5:]})
 
 
-def test_the_guide_runs():
-    guide = pathlib.Path(__file__).parents[2] / "docs" / "world_model.md"
+@pytest.mark.parametrize("page", ["world_model.md", "from_python.md"])
+@pytest.mark.usefixtures("same_threads")
+def test_the_guide_runs(page):
+    guide = pathlib.Path(__file__).parents[2] / "docs" / page
     assert doctest.testfile(str(guide), module_relative=False, raise_on_error=True).attempted > 10
