@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from worldmodel.acting.agent import Agent
+from worldmodel.environments import calls
 from worldmodel.environments.registry import EnvironmentFailed, make
 from worldmodel.pictures.renderers import Renderer, renderer
 from worldmodel.runs.optional_dependencies import missing, require
@@ -60,7 +61,8 @@ def make_rendered(name: str) -> "gymnasium.Env[Any, Any]":
         frame = environment.render()
     except Exception as failure:
         environment.close()
-        raise NoVideo(f"environment {name!r} cannot be rendered as rgb_array: {failure}") from failure
+        said = calls.told(failure)
+        raise NoVideo(f"environment {name!r} cannot be rendered as rgb_array: {said}") from failure
     if not (isinstance(frame, np.ndarray) and frame.ndim == 3 and frame.shape[2] == 3):
         environment.close()
         found = f"shape {frame.shape}" if isinstance(frame, np.ndarray) else f"a {type(frame).__name__}"
@@ -103,7 +105,7 @@ class Camera(gymnasium.Wrapper[Any, Any, Any, Any]):
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         observation, reward, terminated, truncated, info = self.env.step(action)
         self._step += 1
-        self._return += float(reward)
+        self._return += calls.scalar("reward", reward)
         self._shoot(observation)
         return observation, reward, terminated, truncated, info
 

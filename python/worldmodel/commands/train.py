@@ -12,7 +12,7 @@ from worldmodel.commands.interrupt import Interrupt
 from worldmodel.commands.options import train_options
 from worldmodel.data.source import Source
 from worldmodel.environments.registry import EnvironmentFailed
-from worldmodel.environments.vector import GymnasiumVectorEnvironment
+from worldmodel.environments.vector import GymnasiumVectorEnvironment, VectorEnvironment
 from worldmodel.learning.callback import OpenLoopCallback
 from worldmodel.learning.presets import preset_notice
 from worldmodel.learning.settings import TrainConfig, changed_spaces, check_resumable, saved_observation_spec
@@ -170,8 +170,10 @@ def _run(trainer: SourceTrainer, run: Run, notices: list[str], quiet: bool) -> i
             display.say(f"collecting {random_steps:,} random steps first")
         try:
             _loop(trainer, run, display, interrupt)
-        except (EnvironmentFailed, TrainingFailed) as failure:
-            raise type(failure)(f"{failure}; {_kept(run)}") from failure
+        except EnvironmentFailed as failure:
+            raise EnvironmentFailed(f"{failure}; {_saved_after_failure(trainer, run)}") from failure
+        except TrainingFailed as failure:
+            raise TrainingFailed(f"{failure}; {_kept(run)}") from failure
         except KeyboardInterrupt:
             raise KeyboardInterrupt(f"interrupted without saving; {_kept(run)}") from None
         finally:
@@ -190,10 +192,26 @@ def _kept(run: Run) -> str:
     return f"the newest checkpoint is {run.checkpoints[-1]}" if run.checkpoints else "nothing was saved yet"
 
 
+def _saved_after_failure(trainer: SourceTrainer, run: Run) -> str:
+    """Saves a trainer whose environment failed, where its state is that of a whole step, and says how to go on."""
+    if not isinstance(trainer, Trainer) or trainer.collector.failure is None:
+        return _kept(run)
+    try:
+        if not run.metrics or run.metrics[-1]["steps"] < trainer.steps:
+            run.log(trainer.metrics())
+        run.save(trainer.steps, trainer.state_dict(), replace=True)
+    except (OSError, EnvironmentFailed) as error:
+        return f"this step cannot be saved: {error}; {_kept(run)}"
+    kept = isinstance(trainer.episodes, VectorEnvironment)
+    return f"saved; --resume {run.folder}{'' if kept else ' --new-episodes'} goes on with another episode"
+
+
 def _resume(trainer: Trainer, run: Run, new_episodes: bool, unpickle: bool) -> list[str]:
     read = bool(run.checkpoints) and trainer.load(run, new_episodes=new_episodes, unpickle=unpickle)
     run.forget_metrics_after(trainer.steps)
     said = [f"going on after {trainer.steps:,} steps and {trainer.updates:,} updates"]
+    if trainer.failures:
+        said.append(f"failed episodes so far: {trainer.failures:,}; another began in the place of each")
     if new_episodes:
         said.append("other episodes begin; those that ran are dropped, and the run is not what it would have been")
     if read:

@@ -224,11 +224,17 @@ class ActionSpec:
             return cls("discrete", (len(sizes),), "int64", sizes, starts, env_shape=space.shape, env_dtype=dtype)
         if isinstance(space, spaces.Box):
             if not (np.isfinite(space.low).all() and np.isfinite(space.high).all() and (space.low < space.high).all()):
-                raise ValueError(f"ActionSpec: {space} has no finite bounds, expected low < high for every entry")
+                raise ValueError(
+                    f"ActionSpec: {one_line(space)} has no finite bounds, expected low < high for every entry; a "
+                    "gymnasium.ActionWrapper with a bounded action_space gives it some"
+                )
             low, high = (tuple(float(x) for x in bound.ravel()) for bound in (space.low, space.high))
             dtype = str(np.dtype(space.dtype))
             return cls("continuous", (len(low),), "float32", low=low, high=high, env_shape=space.shape, env_dtype=dtype)
-        raise ValueError(f"ActionSpec: {space} is not supported, expected Discrete, MultiDiscrete, MultiBinary or Box")
+        raise ValueError(
+            f"ActionSpec: {one_line(space)} is not supported, expected Discrete, MultiDiscrete, MultiBinary or Box; a "
+            "gymnasium.ActionWrapper with one of these as its action_space can turn its actions into the environment's"
+        )
 
     @property
     def width(self) -> int:

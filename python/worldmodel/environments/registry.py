@@ -6,6 +6,7 @@ import importlib
 import warnings
 from typing import TYPE_CHECKING, Any
 
+from worldmodel.environments import calls
 from worldmodel.environments.ids import ENVIRONMENTS, NAMESPACE
 from worldmodel.runs.optional_dependencies import require
 
@@ -29,7 +30,13 @@ class UnknownEnvironment(ValueError):
 
 
 class EnvironmentFailed(RuntimeError):
-    """An environment raised an error, or returned invalid values."""
+    """An environment raised an error, or returned invalid values.
+
+    Attributes:
+        happened: in ``VectorEnvironment.step``, the ``Transitions`` of the other environments, else None.
+    """
+
+    happened: Any = None
 
 
 def resolve(name: str) -> str:
@@ -100,7 +107,7 @@ def make(name: str, **options: Any) -> "gymnasium.Env[Any, Any]":
     try:
         return gymnasium.make(full, disable_env_checker=True, **options)
     except Exception as error:
-        raise EnvironmentFailed(f"environment {name!r} cannot be made: {error}") from error
+        raise EnvironmentFailed(f"environment {name!r} cannot be made: {calls.told(error)}") from error
 
 
 def make_vector(name: str, num_envs: int) -> "gymnasium.vector.VectorEnv[Any, Any, Any]":
@@ -110,4 +117,6 @@ def make_vector(name: str, num_envs: int) -> "gymnasium.vector.VectorEnv[Any, An
     try:
         return gymnasium.make_vec(full, num_envs, vectorization_mode="vector_entry_point")
     except Exception as error:
-        raise EnvironmentFailed(f"environment {name!r} cannot be made as a vector of {num_envs}: {error}") from error
+        raise EnvironmentFailed(
+            f"environment {name!r} cannot be made as a vector of {num_envs}: {calls.told(error)}"
+        ) from error

@@ -4,20 +4,23 @@
 can only be pickled (``pickle_io.py``).
 """
 
+import contextlib
 import dataclasses
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from worldmodel.data.spaces import ActionSpec, ObservationSpec
-from worldmodel.environments import pickle_io
+from worldmodel.environments import calls, pickle_io
 from worldmodel.environments.registry import EnvironmentFailed
 from worldmodel.runs.optional_dependencies import require
 
 if TYPE_CHECKING:
     import gymnasium
+
+_MOST_RESETS = 10  # with errors, one after the other
 
 
 @dataclasses.dataclass
@@ -51,6 +54,8 @@ class VectorEnvironment:
         observations: by modality, (num_envs, ...).
         is_first: bool (num_envs,), whether ``observations`` begin an episode.
         episode_ids: of the running episodes.
+        failures: episodes that ended with an error.
+        failed: environments whose episode did, and no other has begun.
 
     Raises:
         ValueError: an unsupported space.
@@ -79,6 +84,8 @@ class VectorEnvironment:
         self._utils = require("gymnasium.vector.utils", "run environments")
         self._space = first.observation_space
         self._begun = 0
+        self.failures = 0
+        self.failed: set[int] = set()
         self.episode_ids, self.seeds = [0] * self.num_envs, [0] * self.num_envs
         self._actions: list[list[np.ndarray]] = [[] for _ in range(self.num_envs)]  # per running episode
         self._checksums = [0] * self.num_envs
@@ -87,9 +94,9 @@ class VectorEnvironment:
     def _example(self) -> Any:
         """The first observation, which begins again afterwards."""
         try:
-            return self.environments[0].reset(seed=self._seed_of(0))[0]
+            return calls.reset(self.environments[0], self._seed_of(0))
         except Exception as error:
-            raise EnvironmentFailed(f"{self.name}, reset 0: {error}") from error
+            raise EnvironmentFailed(f"{self.name}, reset 0: {calls.told(error)}") from error
 
     def _restart(self) -> None:
         self.is_first = np.ones(self.num_envs, bool)
@@ -102,34 +109,73 @@ class VectorEnvironment:
             self.observations[name][rows] = array
 
     def step(self, actions: np.ndarray) -> Transitions:
-        """Steps with actions (num_envs, *action_spec.shape), and resets where an episode ended."""
-        results = [self._act(row, action) for row, action in enumerate(self.action_spec.to_env(actions))]
-        raw, rewards, terminated, truncated = zip(*results, strict=True)
-        following = self._encode(list(raw), range(self.num_envs))
+        """Steps with actions (num_envs, *action_spec.shape), and resets where an episode ended.
+
+        Raises:
+            EnvironmentFailed: an environment failed; the others have stepped, and a state saved now begins another
+                episode in its place.
+        """
+        failures: list[EnvironmentFailed] = []
+        results = {}
+        for row, action in enumerate(self.action_spec.to_env(actions)):
+            with self._failing(row, failures):
+                results[row] = self._act(row, action)
+        following = self._encode_those(results, failures)
+        rows = np.array(list(results), np.int64)
         transitions = Transitions(
-            np.arange(self.num_envs),
-            _finite_rewards(self.name, np.asarray(rewards, np.float32)),
-            np.asarray(terminated, bool),
-            np.asarray(truncated, bool),
+            rows,
+            np.array([reward for _, reward, _, _ in results.values()], np.float32),
+            np.array([terminated for _, _, terminated, _ in results.values()], bool),
+            np.array([truncated for _, _, _, truncated in results.values()], bool),
             following,
         )
-        for row in range(self.num_envs):
-            self._check(row, following, row, transitions.rewards[row])
-        self.is_first = transitions.terminated | transitions.truncated
-        self.observations = {name: array.copy() for name, array in following.items()}
-        ended = np.flatnonzero(self.is_first)
-        if ended.size:
-            for name, array in self._begin(ended.tolist()).items():
-                self.observations[name][ended] = array
+        for index, row in enumerate(results):
+            self._check(row, following, index, transitions.rewards[index])
+        self.is_first = np.ones(self.num_envs, bool)
+        self.is_first[rows] = transitions.terminated | transitions.truncated
+        for name, array in following.items():
+            self.observations[name] = self.observations[name].copy()
+            self.observations[name][rows] = array
+        for row in rows[self.is_first[rows]].tolist():
+            with self._failing(row, failures):
+                for name, array in self._begin([row]).items():
+                    self.observations[name][row] = array[0]
+        if failures:
+            failures[0].happened = transitions
+            raise failures[0]
         return transitions
 
-    def _act(self, row: int, action: Any) -> tuple[Any, float, bool, bool]:
-        self._actions[row].append(action)
+    @contextlib.contextmanager
+    def _failing(self, row: int, failures: list[EnvironmentFailed]) -> Iterator[None]:
         try:
-            observation, reward, terminated, truncated, _ = self.environments[row].step(action)
+            yield
+        except EnvironmentFailed as failure:
+            failures.append(failure)
+            self.failures += 1
+            self.failed.add(row)
+
+    def _encode_those(self, results: dict[int, Any], failures: list[EnvironmentFailed]) -> dict[str, np.ndarray]:
+        """The observations in ``results``, by row; takes out those that cannot be encoded."""
+        if results:
+            try:
+                return self._encode([result[0] for result in results.values()], list(results))
+            except EnvironmentFailed:
+                count = len(results)
+                for row in list(results):
+                    with self._failing(row, failures):
+                        self._encode([results[row][0]], [row])
+                    if row in self.failed:
+                        del results[row]
+                if len(results) == count:
+                    raise
+        return self._encode_those(results, failures) if results else self.observation_spec.zeros(0)
+
+    def _act(self, row: int, action: Any) -> tuple[Any, float, bool, bool]:
+        self._actions[row].append(np.array(action))  # the environment may change its own
+        try:
+            return calls.step(self.environments[row], action)
         except Exception as error:
             raise self._failed(row, "step", error) from error
-        return observation, float(reward), terminated, truncated
 
     def _begin(self, rows: Sequence[int]) -> dict[str, np.ndarray]:
         first = []
@@ -145,7 +191,7 @@ class VectorEnvironment:
     def _reset(self, row: int) -> Any:
         self._actions[row], self._checksums[row] = [], 0
         try:
-            return self.environments[row].reset(seed=self.seeds[row])[0]
+            return calls.reset(self.environments[row], self.seeds[row])
         except Exception as error:
             raise self._failed(row, "reset", error) from error
 
@@ -164,7 +210,8 @@ class VectorEnvironment:
 
     def _failed(self, row: int, where: str, error: Exception) -> EnvironmentFailed:
         step = len(self._actions[row])
-        return EnvironmentFailed(f"{self.name}, {where} {step} of the episode with seed {self.seeds[row]}: {error}")
+        said = str(error) if where == "observation" else calls.told(error)
+        return EnvironmentFailed(f"{self.name}, {where} {step} of the episode with seed {self.seeds[row]}: {said}")
 
     def close(self) -> None:
         for environment in self.environments:
@@ -180,11 +227,13 @@ class VectorEnvironment:
             "checksums": list(self._checksums),
             "observations": self.observations,
             "reset": self.is_first,
+            "failures": self.failures,
+            "failed": sorted(self.failed),
             "pickle": pickle_io.dump(self.environments, self.name) if self.pickle else None,
         }
 
     def load_state_dict(self, saved: Mapping[str, Any], *, unpickle: bool = False) -> None:
-        """Replays episodes, or executes the pickle if ``unpickle`` allows it.
+        """Replays episodes, or executes the pickle if ``unpickle`` allows it; others begin where episodes had failed.
 
         Raises:
             EnvironmentFailed: an environment is not deterministic given its seed.
@@ -199,14 +248,30 @@ class VectorEnvironment:
             self._checksums = list(saved["checksums"])
         else:
             for row, (actions, checksum) in enumerate(zip(saved["actions"], saved["checksums"], strict=True)):
-                self._repeat(row, actions, checksum)
+                if row not in saved.get("failed", ()):
+                    self._repeat(row, actions, checksum)
         self.observations = {name: array.copy() for name, array in saved["observations"].items()}
         self.is_first = saved["reset"].copy()
+        self.failures = saved.get("failures", 0)
+        for row in saved.get("failed", ()):
+            self._begin_after_failure(row)
+
+    def _begin_after_failure(self, row: int) -> None:
+        """Begins an episode in ``row``; episodes that fail at once are counted and left out."""
+        for remaining in reversed(range(_MOST_RESETS)):
+            try:
+                self.restart(np.array([row]))
+                break
+            except EnvironmentFailed:
+                self.failures += 1
+                if not remaining:
+                    raise
+        self.failed.discard(row)
 
     def _repeat(self, row: int, actions: np.ndarray, checksum: int) -> None:
         self._check(row, self._encode([self._reset(row)], [row]), 0)
         for action in actions:
-            observation, reward, *_ = self._act(row, action)
+            observation, reward, *_ = self._act(row, action.copy())
             self._check(row, self._encode([observation], [row]), 0, reward)
         if self._checksums[row] != checksum:
             raise EnvironmentFailed(
@@ -218,6 +283,7 @@ class VectorEnvironment:
         """Begins episodes with other seeds than ``saved``, made after ``steps`` transitions."""
         if saved is not None:
             self._begun = saved["begun"]
+            self.failures = saved.get("failures", 0)
         self._restart()
 
 
@@ -254,8 +320,9 @@ class GymnasiumVectorEnvironment:
         """With ``NEXT_STEP``, the step after an episode's end only resets: no transition."""
         try:
             raw, rewards, terminated, truncated, info = self.envs.step(self.action_spec.to_env(actions))
+            rewards = np.asarray(rewards, np.float32).reshape(self.num_envs)
         except Exception as error:
-            raise EnvironmentFailed(f"{self.name}: {error}") from error
+            raise EnvironmentFailed(f"{self.name}: {calls.told(error)}") from error
         following = self._encode(raw)
         ended = np.asarray(terminated, bool) | np.asarray(truncated, bool)
         rows = np.flatnonzero(~self._ignored)
@@ -274,7 +341,7 @@ class GymnasiumVectorEnvironment:
         self.observations = following
         return Transitions(
             rows,
-            _finite_rewards(self.name, np.asarray(rewards, np.float32)[rows]),
+            _finite_rewards(self.name, rewards[rows]),
             np.asarray(terminated, bool)[rows],
             np.asarray(truncated, bool)[rows],
             {name: array[rows] for name, array in last.items()},

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from worldmodel.data.replay import Replay
+from worldmodel.environments.registry import EnvironmentFailed
 from worldmodel.environments.vector import GymnasiumVectorEnvironment, VectorEnvironment
 from worldmodel.model.deciders import Decider, policy_sample
 from worldmodel.model.world_model import WorldModel
@@ -20,6 +21,7 @@ class Collector:
     Attributes:
         steps: transitions collected.
         state: memory state of all environments.
+        failure: of an environment, in the newest step; what the others did is in the replay.
     """
 
     def __init__(
@@ -35,6 +37,7 @@ class Collector:
         self.world_model = world_model
         self.decider = decider
         self.steps = 0
+        self.failure: EnvironmentFailed | None = None
         self.state = world_model.init_state(episodes.num_envs)
         self._random = np.random.default_rng(seed)
         self._returns = np.zeros(episodes.num_envs)
@@ -47,7 +50,12 @@ class Collector:
         Args:
             random_rows: leading environments with random actions.
             version: the world model's updates.
+
+        Raises:
+            EnvironmentFailed: the step before has left a ``failure``.
         """
+        if self.failure is not None:
+            raise self.failure
         episodes = self.episodes
         begun = np.flatnonzero(episodes.is_first)
         if begun.size:
@@ -67,7 +75,14 @@ class Collector:
             encoded = episodes.action_spec.encode(chosen).to(self.state["action"].dtype)
             self.state = {**self.state, "action": encoded}  # as executed
         actions = chosen.cpu().numpy()
-        happened = episodes.step(actions)
+        try:
+            happened = episodes.step(actions)
+        except EnvironmentFailed as failure:
+            self.failure = failure
+            if failure.happened is None:
+                self.state = before
+                return []
+            happened = failure.happened
         rows = happened.rows
         self.replay.add(
             rows,

@@ -228,6 +228,11 @@ class Trainer(SourceTrainer):
     def steps(self) -> int:
         return self.collector.steps
 
+    @property
+    def failures(self) -> int:
+        """Episodes that ended with an environment's error, where it is not a vector environment of its own."""
+        return self.episodes.failures if isinstance(self.episodes, VectorEnvironment) else 0
+
     def iterate(self) -> None:
         prefilling = self.steps < self.config.prefill or not len(self.replay)
         before = self.steps
@@ -242,6 +247,8 @@ class Trainer(SourceTrainer):
         while self._owed >= 1:
             self._owed -= 1
             self.update()
+        if self.collector.failure is not None:
+            raise self.collector.failure
 
     def metrics(self) -> dict[str, float]:
         return {**super().metrics(), "environments": self.episodes.num_envs, "episodes": self.episodes_ended}

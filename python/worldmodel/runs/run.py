@@ -72,14 +72,14 @@ class Run:
         """Folders of complete checkpoints, oldest first."""
         return sorted(path for path in (self.folder / "checkpoints").glob("*") if path.name.isdigit())
 
-    def save(self, steps: int, parts: Mapping[str, Any]) -> Path:
+    def save(self, steps: int, parts: Mapping[str, Any], *, replace: bool = False) -> Path:
         """Writes ``parts``, name -> state for ``storage.save``; keeps the newest ``KEPT``.
 
         Returns its folder, renamed once the files are on disk: each is complete. Raises OSError for a full disk; the
-        older checkpoints are then as they were.
+        older checkpoints are then as they were. A checkpoint of these ``steps`` stays, unless ``replace`` is true.
         """
         final = self.folder / "checkpoints" / f"{steps:012d}"
-        if final.exists():
+        if final.exists() and not replace:
             return final
         final.parent.mkdir(exist_ok=True)
         for left_over in final.parent.glob("*.partial"):
@@ -90,11 +90,14 @@ class Run:
             for name, state in parts.items():
                 storage.save(beside / f"{name}.safetensors", state)
             _sync(beside)
+            if final.exists():
+                final.rename(final.with_name(final.name + ".old.partial"))
             beside.rename(final)
         except BaseException:  # a full disk, or Ctrl-C
             shutil.rmtree(beside, ignore_errors=True)
             raise
         _sync(final.parent)
+        shutil.rmtree(final.with_name(final.name + ".old.partial"), ignore_errors=True)
         for old in self.checkpoints[:-KEPT]:
             shutil.rmtree(old)
         return final

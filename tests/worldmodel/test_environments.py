@@ -1,0 +1,222 @@
+"""Environments that raise, that change what they are given, or that return something else than gymnasium's do."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+import worldmodel_environments
+from gymnasium import spaces
+
+from worldmodel.commands.options import train_options
+from worldmodel.commands.train import train
+from worldmodel.data.spaces import ActionSpec
+from worldmodel.environments.registry import EnvironmentFailed, make
+from worldmodel.environments.vector import VectorEnvironment, random_seeds
+from worldmodel.learning.settings import TrainConfig
+from worldmodel.runs.run import Run
+
+SMALL = ("--replay.window", "24", "--replay.batch-size", "2", "--replay.burn-in", "4", "--model.perception.hidden", "8")
+FEW = ("--prefill", "20", "--train-ratio", "8", "--threads", "1")
+pytestmark = pytest.mark.usefixtures("same_threads")
+
+
+class Plain(gymnasium.Env[Any, Any]):
+    """Returns ``reward``; episodes of 5 steps. One observation array, used again in every step of every instance."""
+
+    seen = np.zeros(2, np.float32)
+
+    def __init__(self, reward: Any = 1.0) -> None:
+        self.observation_space = spaces.Box(-np.inf, np.inf, (2,), np.float32)
+        self.action_space = spaces.Box(-2, 2, (2,), np.float32)
+        self.reward = reward
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.steps = 0
+        self.value = float(self.np_random.integers(100))
+        return self._observation(), {}
+
+    def _observation(self) -> np.ndarray:
+        self.seen[:] = self.value, self.steps
+        return self.seen
+
+    def step(self, action: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+        self.steps += 1
+        self.value += float(action[0])
+        action += 100.0
+        return self._observation(), self.reward, self.steps == 5, False, {}
+
+
+class SomeSeeds(worldmodel_environments.Echo):
+    """Two episodes in three raise, in ``where``."""
+
+    where = "step"
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        self.bad = bool((seed or 0) % 3)
+        if self.bad and self.where == "reset":
+            raise ZeroDivisionError("no\nlevel")
+        return super().reset(seed=seed, options=options)
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        observation, reward, *rest = super().step(action)
+        if self.bad and self.where == "step":
+            raise ZeroDivisionError("no\nlevel")
+        if self.bad and self.where == "reward" and len(self.seen) > 3:
+            reward = float("nan")
+        return 7 if self.bad and self.where == "observation" else observation, reward, *rest  # type: ignore[return-value]
+
+
+def config(name: str, **changes: Any) -> TrainConfig:
+    found, _, _ = train_options(["--env", name, *FEW, *SMALL])
+    return dataclasses.replace(found, **changes)
+
+
+@pytest.mark.parametrize(("where", "num_envs"), [("step", 1), ("observation", 2), ("reward", 2), ("reset", 2)])
+def test_a_run_goes_on_after_episodes_that_fail(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], where: str, num_envs: int
+) -> None:
+    monkeypatch.setattr(SomeSeeds, "where", "never" if where == "reset" else where)
+    monkeypatch.setitem(
+        gymnasium.registry, "wmtest/Some-v0", gymnasium.envs.registration.EnvSpec("wmtest/Some-v0", SomeSeeds)
+    )
+    settings, folder = config("wmtest/Some-v0", num_envs=num_envs, steps=26), tmp_path / "run"
+    failed = 0
+    real = VectorEnvironment._restart
+
+    def first_resets_work(self: VectorEnvironment) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(SomeSeeds, "where", "never")
+            real(self)
+        SomeSeeds.where = where
+
+    monkeypatch.setattr(VectorEnvironment, "_restart", first_resets_work)
+    for _ in range(40):
+        try:
+            train(settings, folder, resume=failed > 0)
+            break
+        except EnvironmentFailed as error:
+            failed, said = failed + 1, str(error)
+            assert f"saved; --resume {folder} goes on with another episode" in said and "\n" not in said
+            if where in ("step", "reset"):
+                assert f"ZeroDivisionError: no level ({__file__}:" in said and f", in {where})" in said
+    run = Run(folder)
+    assert failed >= 1 and run.metrics[-1]["steps"] >= 26
+    steps = [line["steps"] for line in run.metrics]
+    assert steps == sorted(steps) and run.load("collector")["episodes"]["failures"] >= failed
+    assert "; another began in the place of each" in capsys.readouterr().err
+
+
+def test_a_transition_beside_a_failure_is_kept() -> None:
+    episodes = VectorEnvironment(
+        [worldmodel_environments.Numbered(40, fail_at=3), worldmodel_environments.Numbered(40)],
+        lambda number: 4 + number,
+    )
+    action = np.array([1, 2])
+    with pytest.raises(
+        EnvironmentFailed, match=r"step 3 .* ArithmeticError: the simulator broke \(.*:\d+, in step"
+    ) as e:
+        for _ in range(3):
+            episodes.step(action)
+    assert e.value.happened.rows.tolist() == [1]
+    assert episodes.observations["observation"][:, 1].tolist() == [2, 3] and episodes.failed == {0}
+    again = VectorEnvironment([worldmodel_environments.Numbered(40) for _ in "ab"], lambda number: 4 + number)
+    again.load_state_dict(episodes.state_dict())
+    assert again.observations["observation"][:, 1].tolist() == [0, 3]
+    assert again.seeds == [6, 5] and again.is_first.tolist() == [True, False] and again.failures == 1
+
+
+def test_arrays_that_environments_use_again_or_change_are_copied() -> None:
+    made = [VectorEnvironment([Plain(), Plain()], random_seeds(0)) for _ in "ab"]
+    assert made[0].observations["observation"][0, 0] != made[0].observations["observation"][1, 0]
+    action = np.array([[0.5, 0.0], [-0.25, 0.0]], np.float32)
+    begun = made[0].observations["observation"][:, 0].copy()
+    happened = made[0].step(action)
+    np.testing.assert_allclose(happened.next_observations["observation"][:, 0] - begun, [1.0, -0.5])
+    made[0].step(action)
+    saved = made[0].state_dict()
+    assert np.abs(saved["actions"][0]).max() <= 2
+    made[1].load_state_dict(saved)  # raises if the environments do not repeat themselves
+    assert np.abs(saved["actions"][0]).max() <= 2
+
+
+@pytest.mark.parametrize(
+    "reward",
+    [
+        1,
+        True,
+        np.array([1.0]),
+        np.array([[1]]),
+        np.float64(1),
+        np.bool_(True),
+        torch.tensor(1.0, requires_grad=True),
+        [1.0],
+    ],
+    ids=repr,
+)
+def test_a_reward_is_a_number_in_any_form(reward: Any) -> None:
+    happened = VectorEnvironment([Plain(reward)], random_seeds(0)).step(np.zeros((1, 2), np.float32))
+    assert happened.rewards.tolist() == [1.0] and happened.rewards.dtype == np.float32
+
+
+OLD_STEP = "step returned a tuple of 4, expected .*before 0.26"
+NO_REWARD = "reward is None, expected one number"
+
+
+@pytest.mark.parametrize(
+    ("method", "returned", "words"),
+    [
+        ("step", (np.zeros(2, np.float32), 1.0, False, {}), OLD_STEP),
+        ("step", None, "step returned None"),
+        ("step", (np.zeros(2, np.float32), None, False, False, {}), NO_REWARD),
+        ("step", (np.zeros(2, np.float32), np.zeros(2), False, False, {}), r"reward is ndarray of shape \(2,\)"),
+        ("step", (np.zeros(2, np.float32), np.inf, False, False, {}), "a reward is NaN or infinite"),
+        ("step", (np.zeros(2, np.float32), 1.0, None, False, {}), "terminated is None"),
+        ("step", (np.zeros(3, np.float32), 1.0, False, False, {}), "step 1|observation 1"),
+        ("reset", np.zeros(2, np.float32), r"reset returned ndarray of shape \(2,\), expected .*before 0.26"),
+        ("reset", (np.zeros(2), np.zeros(2)), "reset returned a tuple of 2"),
+    ],
+)
+def test_what_an_environment_returns_amiss_is_one_line(method: str, returned: Any, words: str) -> None:
+    environment = Plain()
+    setattr(environment, method, lambda *_, **__: returned)
+    with pytest.raises(EnvironmentFailed, match=words) as error:
+        VectorEnvironment([environment], random_seeds(0)).step(np.zeros((1, 2), np.float32))
+    assert "\n" not in str(error.value)
+
+
+def test_a_reset_without_seed_is_told_how_it_should_be() -> None:
+    environment = Plain()
+    environment.reset = lambda: (np.zeros(2, np.float32), {})  # type: ignore[method-assign, assignment]
+    with pytest.raises(EnvironmentFailed, match=r"expected|reset\(self, \*, seed=None, options=None\)"):
+        VectorEnvironment([environment], random_seeds(0))
+
+
+def test_an_environment_that_cannot_be_made_is_told_with_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken() -> Any:
+        raise KeyError("level")
+
+    spec = gymnasium.envs.registration.EnvSpec("wmtest/Broken-v0", broken)
+    monkeypatch.setitem(gymnasium.registry, "wmtest/Broken-v0", spec)
+    with pytest.raises(EnvironmentFailed, match=rf"cannot be made: KeyError: 'level' \({__file__}:\d+, in broken\)"):
+        make("wmtest/Broken-v0")
+
+
+@pytest.mark.parametrize(
+    "space",
+    [
+        spaces.Tuple([spaces.Discrete(2)]),
+        spaces.Dict(a=spaces.Discrete(2)),
+        spaces.Text(3),
+        spaces.Box(-np.inf, 1, (2,)),
+    ],
+    ids=repr,
+)
+def test_actions_of_other_spaces_are_told_what_to_do(space: spaces.Space[Any]) -> None:
+    with pytest.raises(ValueError, match=r"gymnasium.ActionWrapper") as error:
+        ActionSpec.from_space(space)
+    assert "\n" not in str(error.value)
