@@ -68,6 +68,14 @@ class Echo(gymnasium.Env[Any, Any]):
         return self.seen[-1], float(right), len(self.seen) > self.length, False, {}
 
 
+def slow_echo(lag: int = 2) -> gymnasium.Env[Any, Any]:
+    return gymnasium.wrappers.TimeLimit(Echo(lag), 6)
+
+
+def undeclared(lag: int = 2):  # type: ignore[no-untyped-def]
+    return Echo(lag)
+
+
 class Locked(Echo):
     """Cannot be pickled."""
 

@@ -1,6 +1,7 @@
 """Environments that raise, that change what they are given, or that return something else than gymnasium's do."""
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,14 @@ import torch
 import worldmodel_environments
 from gymnasium import spaces
 
-from worldmodel.commands.options import train_options
+from worldmodel.__main__ import main
+from worldmodel.commands.options import environment_arguments, train_options
 from worldmodel.commands.train import train
 from worldmodel.data.spaces import ActionSpec
-from worldmodel.environments.registry import EnvironmentFailed, make
+from worldmodel.environments.registry import EnvironmentFailed, UnknownEnvironment, make
 from worldmodel.environments.vector import VectorEnvironment, random_seeds
-from worldmodel.learning.settings import TrainConfig
+from worldmodel.learning.settings import TrainConfig, saved_config
+from worldmodel.runs.configuration import ConfigurationError
 from worldmodel.runs.run import Run
 
 SMALL = ("--replay.window", "24", "--replay.batch-size", "2", "--replay.burn-in", "4", "--model.perception.hidden", "8")
@@ -220,3 +223,67 @@ def test_actions_of_other_spaces_are_told_what_to_do(space: spaces.Space[Any]) -
     with pytest.raises(ValueError, match=r"gymnasium.ActionWrapper") as error:
         ActionSpec.from_space(space)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("given", [("--env-args", "length=4", "lag=0"), ("--env-args", '{"length": 4, "lag": 0}')])
+def test_arguments_reach_the_environment_and_stay_with_the_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], given: tuple[str, ...]
+) -> None:
+    folder, json_file = tmp_path / "run", tmp_path / "told.json"
+    env = ("--env", "wmtest/Echo-v0")
+    assert main(["train", *env, *given, "--run", str(folder), "--steps", "30", "--num-envs", "2", *FEW, *SMALL]) == 0
+    assert saved_config(Run(folder)).env_args == {"length": 4, "lag": 0}
+    assert main(["train", "--resume", str(folder), "--steps", "40"]) == 0
+    assert saved_config(Run(folder)).env_args == {"length": 4, "lag": 0}
+    for more, length in (((), 4), (("--env-args", "length=3"), 3), (env, 10)):
+        options = ("--episodes", "2", "--random-episodes", "0", "--json", str(json_file))
+        assert main(["evaluate", str(folder), *options, *more]) == 0
+        assert json.loads(json_file.read_text())["lengths"] == [length] * 2
+    capsys.readouterr()
+    assert main(["train", "--resume", str(folder), "--env-args", "length=5"]) != 0
+    assert "env_args.length is 4 there and 5 here" in capsys.readouterr().err
+    assert main(["evaluate", str(folder), "--env-args", "colour=red"]) != 0
+    said = capsys.readouterr().err
+    assert "unexpected keyword argument 'colour'" in said and len(said.splitlines()) == 1
+
+
+def test_arguments_in_python_choose_the_preset_and_are_plain() -> None:
+    assert TrainConfig(env="wmtest/Catch-v0", env_args={"side": 32}).env_args == {"side": 32}
+    with pytest.raises(ConfigurationError, match=r"env_args.*plain values"):
+        TrainConfig(env="wmtest/Echo-v0", env_args={"lag": object()})
+    for amiss in ("lag", "{lag", "=3"):
+        with pytest.raises(ConfigurationError, match="--env-args"):
+            environment_arguments([amiss])
+
+
+def test_functions_classes_and_objects_are_saved_by_name(tmp_path: Path) -> None:
+    echo = "worldmodel_environments:Echo"
+    assert make(echo, lag=2, length=3).get_wrapper_attr("lag") == 2
+    config_of = lambda env: TrainConfig(env=env, env_args={"lag": 2}, preset="popgym")  # noqa: E731
+    assert config_of(worldmodel_environments.Echo).env == echo == TrainConfig(env=echo, preset="popgym").env
+    made = gymnasium.make("wmtest/Echo-v0", length=7, max_episode_steps=5)
+    for given in (made, made.spec):
+        found = config_of(given)
+        assert (found.env, found.env_args) == ("wmtest/Echo-v0", {"length": 7, "max_episode_steps": 5, "lag": 2})
+    for given in (lambda: made, worldmodel_environments.Echo(), gymnasium.wrappers.TransformReward(made, abs), 3):
+        with pytest.raises(ConfigurationError, match=r"cannot name: .* env='module:function'"):
+            config_of(given)
+    assert make("worldmodel_environments:slow_echo", lag=3).get_wrapper_attr("lag") == 3
+    assert config_of(worldmodel_environments.slow_echo).env == "worldmodel_environments:slow_echo"
+    for nothing_that_makes_one in (
+        "builtins:tuple",
+        "subprocess:getoutput",
+        "gymnasium:make",
+        "gymnasium.envs.registration:make",
+        "worldmodel.environments.registry:make",
+        "worldmodel_environments:gymnasium.make",
+        "worldmodel_environments:undeclared",
+    ):
+        with pytest.raises(UnknownEnvironment, match=r"neither a class of gymnasium\.Env nor a function"):
+            make(nothing_that_makes_one)
+    with pytest.raises(UnknownEnvironment, match="there is no environment"):
+        make("worldmodel_environments:nothing")
+    settings = dataclasses.replace(config("wmtest/Echo-v0"), env=worldmodel_environments.Echo, steps=25, num_envs=2)
+    train(settings, tmp_path / "run", quiet=True)
+    assert saved_config(Run(tmp_path / "run")).env == echo
+    assert main(["evaluate", str(tmp_path / "run"), "--episodes", "1", "--random-episodes", "0"]) == 0

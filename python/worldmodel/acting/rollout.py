@@ -4,7 +4,7 @@ Every requested episode is finished: the first to end would be biased towards sh
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -71,17 +71,18 @@ def evaluate(
     environments: "Sequence[gymnasium.Env[Any, Any]] | None" = None,
     max_steps: int | None = None,
     progress: Progress | None = None,
+    env_args: Mapping[str, Any] | None = None,
 ) -> Evaluated:
     """Evaluates ``agent`` in ``env``; raises UnknownEnvironment or EnvironmentFailed.
 
     ``max_steps`` cuts longer episodes; None cuts at ``MAX_STEPS``, unless the environment has a limit of its own.
-    ``progress`` is called after every step.
+    ``progress`` is called after every step. ``env_args`` are arguments of the environment.
 
     ``seed`` is for the first episode and the decider's samples; ``decider`` is by default the agent's. ``environments``
     replace new ones and are closed. ``greedy`` is deprecated.
     """
     decider = decider_of(decider, greedy, agent.greedy)
-    environments = environments or [make(env) for _ in range(min(num_envs, episodes))]
+    environments = environments or [make(env, **(env_args or {})) for _ in range(min(num_envs, episodes))]
     num_envs = len(environments)
     running = VectorEnvironment(environments, lambda number: seed + number, agent.observation_spec, agent.action_spec)
     torch.manual_seed(seed)
@@ -147,18 +148,19 @@ def evaluate_filmed(
     greedy: bool | None = None,
     max_steps: int | None = None,
     progress: Progress | None = None,
+    env_args: Mapping[str, Any] | None = None,
 ) -> Evaluated:
     """``evaluate``, with a video of the first ``filmed`` episodes, at least 1; raises NoVideo without rendering."""
     from worldmodel.acting.video import FRAMES_PER_SECOND, Camera, make_rendered, writer
 
     decider = decider_of(decider, greedy, agent.greedy)
     filmed = min(filmed, episodes)
-    rendered = make_rendered(env)
+    rendered = make_rendered(env, **(env_args or {}))
     with writer(file, float(rendered.metadata.get("render_fps") or FRAMES_PER_SECOND)) as film:
         camera = Camera(rendered, agent, filmed, film)
         first = evaluate(agent, env, filmed, seed, 1, decider=decider, environments=[camera], max_steps=max_steps)
     if filmed == episodes:
         return first
-    how: dict[str, Any] = {"decider": decider, "max_steps": max_steps, "progress": progress}
+    how: dict[str, Any] = {"decider": decider, "max_steps": max_steps, "progress": progress, "env_args": env_args}
     rest = evaluate(agent, env, episodes - filmed, seed + filmed, num_envs, **how)
     return Evaluated(first.returns + rest.returns, first.lengths + rest.lengths, first.cut + rest.cut)

@@ -44,16 +44,16 @@ def video_file(wanted: Path) -> tuple[Path, str]:
     return wanted, ""
 
 
-def make_rendered(name: str) -> "gymnasium.Env[Any, Any]":
+def make_rendered(name: str, **options: Any) -> "gymnasium.Env[Any, Any]":
     """Makes and tries an environment with ``rgb_array`` rendering; raises NoVideo, or the errors of ``make``."""
-    plain = make(name)
+    plain = make(name, **options)
     modes = list(plain.metadata.get("render_modes") or [])
     plain.close()
     if "rgb_array" not in modes:
         known = f"its render modes are {', '.join(map(str, modes))}" if modes else "it has no render modes"
         raise NoVideo(f"environment {name!r} cannot be rendered as rgb_array: {known}")
     try:
-        environment = make(name, render_mode="rgb_array")
+        environment = make(name, **{**options, "render_mode": "rgb_array"})
     except EnvironmentFailed as failure:
         raise NoVideo(f"environment {name!r} cannot be rendered as rgb_array: {failure}") from failure
     try:

@@ -13,7 +13,7 @@ from worldmodel.acting.agent import Agent
 from worldmodel.acting.rollout import Evaluated, evaluate, evaluate_filmed, random_policy
 from worldmodel.acting.video import video_file
 from worldmodel.commands.display import EvaluationProgress
-from worldmodel.commands.options import parse
+from worldmodel.commands.options import environment_of, parse
 from worldmodel.learning.settings import saved_config
 from worldmodel.learning.threads import threads_for
 from worldmodel.model.deciders import policy_sample
@@ -39,6 +39,8 @@ class EvaluateOptions:
     """Episodes of the random policy, for comparison, at most as many as --episodes; 0 leaves it out."""
     env: str | None = None
     """Another environment with the same spaces; the training one if not given."""
+    env_args: tuple[str, ...] = ()
+    """Arguments of the environment, NAME=VALUE or JSON; without --env, those of training if not given."""
     sample: bool = False
     """Sample actions from the policy; greedy if not given."""
     device: str = "cpu"
@@ -68,23 +70,25 @@ def command(arguments: Sequence[str]) -> int:
     options = parse(EvaluateOptions, _video_named(arguments), "evaluate")
     agent = Agent.load(options.run, options.device)
     torch.set_num_threads(options.threads or threads_for(agent.world_model, options.num_envs))
-    env = options.env or saved_config(Run(options.run)).env
+    env, env_args = environment_of(saved_config(Run(options.run)), options.env, options.env_args)
     how = (options.episodes, options.seed, options.num_envs)
     decider = policy_sample if options.sample else None
     shown = EvaluationProgress(env, options.episodes)
     if options.video is None:
-        found = evaluate(agent, env, *how, decider=decider, max_steps=options.max_steps, progress=shown)
+        found = evaluate(
+            agent, env, *how, decider=decider, max_steps=options.max_steps, progress=shown, env_args=env_args
+        )
     else:
         wanted = options.run / "evaluated.mp4" if options.video == Path() else options.video
         file, notice = video_file(wanted)
         if notice:
             print(notice, file=sys.stderr)
-        limits: dict[str, Any] = {"max_steps": options.max_steps, "progress": shown}
+        limits: dict[str, Any] = {"max_steps": options.max_steps, "progress": shown, "env_args": env_args}
         found = evaluate_filmed(agent, env, file, options.video_episodes, *how, decider=decider, **limits)
         print(file)
     shown.end()
     print(f"{env}: {_summary(found)}")
-    told = {"env": env, **found.to_json()}
+    told = {"env": env, "env_args": env_args, **found.to_json()}
     if episodes := min(options.random_episodes, options.episodes):
         shown = EvaluationProgress(f"{env}, random policy", episodes)
         chance = evaluate(
@@ -96,6 +100,7 @@ def command(arguments: Sequence[str]) -> int:
             decider=random_policy(agent.action_spec, options.seed),
             max_steps=options.max_steps,
             progress=shown,
+            env_args=env_args,
         )
         shown.end()
         print(f"random policy: {_summary(chance)}")

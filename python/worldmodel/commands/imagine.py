@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from worldmodel.acting.agent import Agent
-from worldmodel.commands.options import parse
+from worldmodel.commands.options import environment_of, parse
 from worldmodel.data.batch import Batch, State
 from worldmodel.environments.registry import make
 from worldmodel.environments.vector import VectorEnvironment
@@ -45,6 +45,8 @@ class ImagineOptions:
     """Seed of the first episode; the others follow it."""
     env: str | None = None
     """Another environment with the same spaces; the training one if not given."""
+    env_args: tuple[str, ...] = ()
+    """Arguments of the environment, NAME=VALUE or JSON; without --env, those of training if not given."""
     random: bool = False
     """Play with random actions."""
     sample: bool = False
@@ -121,10 +123,10 @@ def imagine(options: ImagineOptions) -> Imagination:
     agent = Agent.load(options.run, options.device)
     torch.set_num_threads(options.threads or threads_for(agent.world_model, options.context + options.horizon))
     run = Run(options.run)
-    name = options.env or saved_config(run).env
+    name, env_args = environment_of(saved_config(run), options.env, options.env_args)
     torch.manual_seed(options.seed)
     model, modalities = agent.world_model, agent.observation_spec.modalities
-    environment = make(name)
+    environment = make(name, **env_args)
     try:
         found = ((modality, renderer(modalities[modality], environment)) for modality in modalities)
         renderers = {modality: drawn for modality, drawn in found if drawn is not None}
@@ -152,7 +154,7 @@ def imagine(options: ImagineOptions) -> Imagination:
     draw_gif(title, panels, gif, options.fps)
     made = Imagination(png, gif, panels, moved)
     if options.json is not None:
-        options.json.write_text(json.dumps({"env": name, **made.to_json()}, indent=1) + "\n")
+        options.json.write_text(json.dumps({"env": name, "env_args": env_args, **made.to_json()}, indent=1) + "\n")
     return made
 
 

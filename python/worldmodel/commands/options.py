@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import inspect
+import json
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -45,6 +46,9 @@ class TrainOptions(TrainConfig):
     --model.memory.blocks.0.d-state and --model.memory.blocks.1.kernel.
     """
 
+    env_args: tuple[str, ...] = ()  # type: ignore[assignment]
+    """Arguments of the environment, NAME=VALUE ... or JSON: --env-args size=8 slippery=false. Values are JSON, else
+    text."""
     memory: str | None = None
     """Memory blocks in order, separated by commas: rotary_scan, scan, gated_conv, conv_lstm, gru, token_attention,
     none, or module:Class; KIND*N repeats one. The preset's settings of a kind stay. By default the preset's blocks."""
@@ -81,24 +85,30 @@ def train_options(arguments: Sequence[str]) -> tuple[TrainConfig, Path, dict[str
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for name in ("--env", "--preset", "--resume", "--init-from", "--memory", "--latent"):
         first.add_argument(name)
-    first.add_argument("--kinds", nargs="*", default=[])
+    for name in ("--kinds", "--env-args"):
+        first.add_argument(name, nargs="*", default=[])
     early, _ = first.parse_known_args(list(arguments))
     if early.resume is not None and early.init_from is not None:
         raise ConfigurationError("--init-from gives a new run its weights, and --resume goes on with a run: give one")
     begun = early.resume or (early.init_from if early.preset is None else None)
     if begun is None:
         kinds = dict(zip(early.kinds[::2], early.kinds[1::2], strict=True))
-        start = TrainConfig(env=early.env or "", preset=early.preset or TrainConfig.preset, kinds=kinds)
+        given = environment_arguments(early.env_args)
+        start = TrainConfig(env=early.env or "", env_args=given, preset=early.preset or TrainConfig.preset, kinds=kinds)
     else:
         start = saved_config(Run(begun))
     start = dataclasses.replace(start, model=with_kinds(start.model, early.memory, early.latent))
-    default = TrainOptions(**{field.name: getattr(start, field.name) for field in dataclasses.fields(TrainConfig)})
+    fields = [field.name for field in dataclasses.fields(TrainConfig)]
+    default = TrainOptions(**{**{name: getattr(start, name) for name in fields}, "env_args": ()})
     default.kinds = {}  # with entries, the parser makes an option of each
     if begun is None and not early.env and early.preset is None:
         default.preset = CHOSEN  # for --help
     options: TrainOptions = parse(TrainOptions, arguments, "train", default, _description())
     options.kinds = options.kinds or start.kinds
-    config = TrainConfig(**{field.name: getattr(options, field.name) for field in dataclasses.fields(TrainConfig)})
+    _, given = environment_of(
+        start, early.env if begun is not None and early.env != start.env else None, options.env_args
+    )
+    config = TrainConfig(**{**{name: getattr(options, name) for name in fields}, "env_args": given})
     if options.resume is not None:
         if options.run is not None:
             raise ConfigurationError("--run names a new run and --resume one that exists: give one of them")
@@ -109,9 +119,53 @@ def train_options(arguments: Sequence[str]) -> tuple[TrainConfig, Path, dict[str
     if options.new_episodes or options.unpickle:
         raise ConfigurationError("--new-episodes and --unpickle say how to go on with a run: --resume is missing")
     if not config.env:
-        raise ConfigurationError("--env is missing: a gymnasium id, module:Env-v0, or a name of popgym's")
+        raise ConfigurationError(
+            "--env is missing: a gymnasium id, module:Env-v0, module:function, or a name of popgym's"
+        )
     folder = options.run or default_folder(config.env, time.strftime("%Y%m%d-%H%M%S"))
     return config, folder, {"init_from": options.init_from}
+
+
+def environment_arguments(given: Sequence[str]) -> dict[str, Any]:
+    """Arguments of an environment from NAME=VALUE, with a value in JSON or text, or from a JSON object.
+
+    Raises:
+        ConfigurationError: neither.
+
+    Example:
+        >>> environment_arguments(["size=8", "map=4x4", '{"slippery": false}'])
+        {'size': 8, 'map': '4x4', 'slippery': False}
+    """
+    arguments: dict[str, Any] = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        if text.lstrip().startswith("{"):
+            try:
+                arguments |= json.loads(text)
+            except ValueError as error:
+                raise ConfigurationError(f"--env-args is {text!r}, expected a JSON object: {error}") from error
+        elif name and equals:
+            arguments[name] = _LITERALS[value] if value in _LITERALS else _json_or_text(value)
+        else:
+            raise ConfigurationError(f"--env-args has {text!r}, expected NAME=VALUE or a JSON object")
+    return arguments
+
+
+_LITERALS = {"True": True, "False": False, "None": None}
+
+
+def _json_or_text(value: str) -> Any:
+    try:
+        return json.loads(value)
+    except ValueError:
+        return value
+
+
+def environment_of(config: TrainConfig, env: str | None, env_args: Sequence[str]) -> tuple[str, dict[str, Any]]:
+    """Name and arguments of the environment: those of ``config`` where others are not given."""
+    if env_args:
+        return env or config.env, environment_arguments(env_args)
+    return (config.env, config.env_args) if env is None else (env, {})
 
 
 def _pairs_split(arguments: Sequence[str], option: str) -> list[str]:

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 from worldmodel.data.spaces import ActionSpec, ObservationSpec
 from worldmodel.environments.registry import EnvironmentFailed, make, make_vector
@@ -15,6 +16,7 @@ def make_environments(
     seed: int,
     pickle: bool = False,
     kinds: Mapping[str, str] | ObservationSpec | None = None,
+    env_args: Mapping[str, Any] | None = None,
 ) -> VectorEnvironment | GymnasiumVectorEnvironment:
     """Makes single environments, else a vector environment.
 
@@ -24,16 +26,17 @@ def make_environments(
         seed: of the episodes.
         pickle: keep the environments as a pickle in checkpoints.
         kinds: of the observation's parts, for ``ObservationSpec.from_space``.
+        env_args: arguments of the environment.
 
     Raises:
         UnknownEnvironment, EnvironmentFailed: as for ``make``, or they cannot be pickled.
         ConfigurationError: unsupported spaces, or kinds that do not fit them.
     """
     try:
-        environments = [make(name) for _ in range(num_envs)]
+        environments = [make(name, **(env_args or {})) for _ in range(num_envs)]
     except EnvironmentFailed as failure:
         try:
-            vector = make_vector(name, num_envs)
+            vector = make_vector(name, num_envs, **(env_args or {}))
         except EnvironmentFailed:
             raise failure from None
         with _named(name):
@@ -48,9 +51,11 @@ def make_environments(
     return episodes
 
 
-def specs_of(name: str, kinds: Mapping[str, str] | None = None) -> tuple[ObservationSpec, ActionSpec]:
+def specs_of(
+    name: str, kinds: Mapping[str, str] | None = None, env_args: Mapping[str, Any] | None = None
+) -> tuple[ObservationSpec, ActionSpec]:
     """The specs of an environment, which is made once and closed. Raises as ``make_environments``."""
-    episodes = make_environments(name, 1, 0, kinds=kinds)
+    episodes = make_environments(name, 1, 0, kinds=kinds, env_args=env_args)
     try:
         return episodes.observation_spec, episodes.action_spec
     finally:

@@ -3,11 +3,15 @@
 import contextlib
 import difflib
 import importlib
+import inspect
+import sys
 import warnings
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, get_origin, get_type_hints
 
 from worldmodel.environments import calls
 from worldmodel.environments.ids import ENVIRONMENTS, NAMESPACE
+from worldmodel.runs.configuration import ConfigurationError
 from worldmodel.runs.optional_dependencies import require
 
 if TYPE_CHECKING:
@@ -41,6 +45,8 @@ class EnvironmentFailed(RuntimeError):
 
 def resolve(name: str) -> str:
     """The gymnasium id of a gymnasium id, ``module:id``, or popgym name such as ``RepeatPreviousEasy``.
+
+    ``module:factory`` stays as it is: a class of gymnasium.Env, or a function that is declared to return one.
 
     Raises:
         UnknownEnvironment: the message suggests similar names.
@@ -79,8 +85,15 @@ def resolve(name: str) -> str:
             gymnasium.register_envs(registering)
     if rest in gymnasium.registry:
         return rest
+    if module and _factory(name) is not None:
+        return name
     with contextlib.suppress(gymnasium.error.Error):
         return str(gymnasium.spec(rest).id)
+    if module and callable(_named(name)):
+        raise UnknownEnvironment(
+            f"environment {name!r} is neither a class of gymnasium.Env nor a function that is declared to return one: "
+            "def function(...) -> gymnasium.Env"
+        )
     if not module:
         with contextlib.suppress(ImportError):
             importlib.import_module("popgym")
@@ -97,25 +110,90 @@ def _hint(name: str, known: list[str]) -> str:
     near = difflib.get_close_matches(name, [*short], n=3, cutoff=0.7)
     if near:
         return f"; did you mean {' or '.join(near)}?"
-    return "; expected a gymnasium id, module:Env-v0, or a name of popgym's where popgym is installed"
+    return "; expected a gymnasium id, module:Env-v0, module:function, or a name of popgym's where popgym is installed"
 
 
 def make(name: str, **options: Any) -> "gymnasium.Env[Any, Any]":
     """Makes an environment, with gymnasium's time limit. Raises UnknownEnvironment, EnvironmentFailed."""
     gymnasium = require("gymnasium", "run environments")
     full = resolve(name)
+    factory = None if full in gymnasium.registry else _factory(full)
     try:
-        return gymnasium.make(full, disable_env_checker=True, **options)
+        if factory is None:
+            return gymnasium.make(full, disable_env_checker=True, **options)
+        made = factory(**options)
     except Exception as error:
         raise EnvironmentFailed(f"environment {name!r} cannot be made: {calls.told(error)}") from error
+    if not isinstance(made, gymnasium.Env):
+        raise EnvironmentFailed(f"environment {name!r} is made as a {type(made).__name__}, expected a gymnasium.Env")
+    return made
 
 
-def make_vector(name: str, num_envs: int) -> "gymnasium.vector.VectorEnv[Any, Any, Any]":
+def _factory(name: str) -> Callable[..., Any] | None:
+    """What ``module:factory`` names in a module that is imported.
+
+    A run's settings may come from anyone: only what is declared to make an environment is called, and nothing that
+    makes one by another name.
+    """
+    gymnasium = require("gymnasium", "run environments")
+    found = _named(name)
+    if inspect.isclass(found):
+        return found if issubclass(found, gymnasium.Env) else None
+    if not inspect.isfunction(found) or found.__module__.partition(".")[0] in ("gymnasium", "worldmodel"):
+        return None
+    try:
+        declared = get_type_hints(found).get("return")
+    except Exception:  # a name that the module does not have, as under TYPE_CHECKING
+        return None
+    declared = get_origin(declared) or declared
+    return found if inspect.isclass(declared) and issubclass(declared, gymnasium.Env) else None
+
+
+def _named(name: str) -> Any:
+    module, _, path = name.rpartition(":")
+    found: Any = sys.modules.get(module)
+    for part in path.split("."):
+        found = getattr(found, part, None)
+    return found
+
+
+def name_of(environment: Any) -> tuple[str, dict[str, Any]]:
+    """Name and arguments, for ``make``, of a function, class, EnvSpec or environment.
+
+    Raises:
+        ConfigurationError: ``make`` could not make it by a name.
+    """
+    gymnasium = require("gymnasium", "run environments")
+    spec = environment.spec if isinstance(environment, gymnasium.Env) else environment
+    if isinstance(spec, gymnasium.envs.registration.EnvSpec):
+        registered = gymnasium.registry.get(spec.id)
+        if registered is not None and registered.entry_point == spec.entry_point and not spec.additional_wrappers:
+            arguments = {key: value for key, value in spec.kwargs.items() if key != "render_mode"}
+            limit = spec.max_episode_steps
+            return spec.id, arguments | ({} if limit == registered.max_episode_steps else {"max_episode_steps": limit})
+    elif callable(environment):
+        module, path = (getattr(environment, key, "") for key in ("__module__", "__qualname__"))
+        name = f"{module}:{path}"
+        if module != "__main__" and _factory(name) is environment:
+            return name, {}
+    raise ConfigurationError(
+        f"env is {_described(environment)}, which a run cannot name: put a function or class that makes it, with its "
+        "wrappers, into a module that can be imported (def function(...) -> gymnasium.Env), and give "
+        "env='module:function', with env_args"
+    )
+
+
+def _described(environment: Any) -> str:
+    name = getattr(environment, "__qualname__", None)
+    return f"{name} of {environment.__module__}" if name else f"an object of {type(environment).__name__}"
+
+
+def make_vector(name: str, num_envs: int, **options: Any) -> "gymnasium.vector.VectorEnv[Any, Any, Any]":
     """The environment's own vectorised form. Raises UnknownEnvironment; EnvironmentFailed if it has none."""
     gymnasium = require("gymnasium", "run environments")
     full = resolve(name)
     try:
-        return gymnasium.make_vec(full, num_envs, vectorization_mode="vector_entry_point")
+        return gymnasium.make_vec(full, num_envs, vectorization_mode="vector_entry_point", **options)
     except Exception as error:
         raise EnvironmentFailed(
             f"environment {name!r} cannot be made as a vector of {num_envs}: {calls.told(error)}"

@@ -9,6 +9,7 @@ import torch
 from worldmodel.data.replay import ReplayConfig
 from worldmodel.data.spaces import ActionSpec, ObservationSpec
 from worldmodel.environments.making import specs_of
+from worldmodel.environments.registry import name_of
 from worldmodel.learning.learner import LearnerConfig
 from worldmodel.learning.presets import PRESETS, Preset, choose_preset, named_preset
 from worldmodel.model.world_model import WorldModelConfig
@@ -45,7 +46,10 @@ class TrainConfig(Checked):
     """
 
     env: Text = ""
-    """Environment: a gymnasium id, module:Env-v0, or a name of popgym's."""
+    """Environment: a gymnasium id, module:Env-v0, a name of popgym's, or module:function, which makes one. From Python
+    also the function, a class, an EnvSpec or an environment that these can name."""
+    env_args: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """Arguments of the environment, plain values; evaluate, imagine and --resume use them, too."""
     preset: Text = CHOSEN
     """Defaults of model, learner, replay and collection; chosen by the environment's spaces if not given."""
     kinds: dict[str, Text] = dataclasses.field(default_factory=dict)
@@ -91,6 +95,10 @@ class TrainConfig(Checked):
     """Limits and batch shape."""
 
     def __post_init__(self) -> None:
+        given: Any = self.env
+        if not isinstance(given, str) and given is not None:
+            self.env, arguments = name_of(given)
+            self.env_args = {**arguments, **self.env_args}
         unset = [name for name in PRESET_FIELDS if getattr(self, name) is _UNSET]
         if unset:
             self._fill(unset)
@@ -103,10 +111,12 @@ class TrainConfig(Checked):
             )
 
     def _fill(self, unset: list[str]) -> None:
-        for name in ("env", "preset", "kinds"):
+        for name in ("env", "env_args", "preset", "kinds"):
             checked_value(field_hints(TrainConfig)[name], getattr(self, name), f"TrainConfig: {name}")
         if self.preset == CHOSEN:
-            self.preset = choose_preset(self.env, *specs_of(self.env, self.kinds))[0] if self.env else "popgym"
+            self.preset = (
+                choose_preset(self.env, *specs_of(self.env, self.kinds, self.env_args))[0] if self.env else "popgym"
+            )
         preset = named_preset(self.preset)
         for name in unset:
             setattr(self, name, getattr(preset, name))

@@ -209,6 +209,7 @@ class Trainer(SourceTrainer):
             environments,
             config.environment_state == "pickle",
             saved_spec or config.kinds,
+            config.env_args,
         )
         specs = self.episodes.observation_spec, self.episodes.action_spec
         world_model = self._world_model(*specs)
