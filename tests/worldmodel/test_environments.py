@@ -17,6 +17,7 @@ from worldmodel.commands.options import environment_arguments, train_options
 from worldmodel.commands.train import train
 from worldmodel.data.spaces import ActionSpec
 from worldmodel.environments.registry import EnvironmentFailed, UnknownEnvironment, make
+from worldmodel.environments.single import make_single
 from worldmodel.environments.vector import VectorEnvironment, random_seeds
 from worldmodel.learning.settings import TrainConfig, saved_config
 from worldmodel.runs.configuration import ConfigurationError
@@ -287,3 +288,23 @@ def test_functions_classes_and_objects_are_saved_by_name(tmp_path: Path) -> None
     train(settings, tmp_path / "run", quiet=True)
     assert saved_config(Run(tmp_path / "run")).env == echo
     assert main(["evaluate", str(tmp_path / "run"), "--episodes", "1", "--random-episodes", "0"]) == 0
+
+
+@pytest.mark.parametrize("mode", list(gymnasium.vector.AutoresetMode))
+def test_what_exists_as_a_vector_only_is_evaluated_as_the_single_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: gymnasium.vector.AutoresetMode
+) -> None:
+    def together(num_envs: int, length: int = 6) -> Any:
+        made = [lambda: worldmodel_environments.Echo(length=length)] * num_envs
+        return gymnasium.vector.SyncVectorEnv(made, autoreset_mode=mode)
+
+    spec = gymnasium.envs.registration.EnvSpec("wmtest/Both-v0", vector_entry_point=together)
+    monkeypatch.setitem(gymnasium.registry, spec.id, spec)
+    found = []
+    for name in ("worldmodel_environments:Echo", "wmtest/Both-v0"):
+        episodes = VectorEnvironment([make_single(name, length=6) for _ in "ab"], lambda number: number)
+        for step in range(20):
+            happened = episodes.step(np.array([step % 2, 1]))
+            seen = happened.next_observations["observation"].ravel().tolist()
+            found.append((seen, happened.rewards.tolist(), happened.terminated.tolist(), list(episodes.episode_ids)))
+    assert found[:20] == found[20:]

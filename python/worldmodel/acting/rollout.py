@@ -14,7 +14,7 @@ import torch
 from worldmodel.acting.agent import Agent
 from worldmodel.data.batch import State
 from worldmodel.data.spaces import ActionSpec
-from worldmodel.environments.registry import make
+from worldmodel.environments.single import make_single
 from worldmodel.environments.vector import VectorEnvironment
 from worldmodel.model.deciders import Decider, decider_of
 from worldmodel.model.world_model import WorldModel
@@ -82,7 +82,7 @@ def evaluate(
     replace new ones and are closed. ``greedy`` is deprecated.
     """
     decider = decider_of(decider, greedy, agent.greedy)
-    environments = environments or [make(env, **(env_args or {})) for _ in range(min(num_envs, episodes))]
+    environments = environments or [make_single(env, **(env_args or {})) for _ in range(min(num_envs, episodes))]
     num_envs = len(environments)
     running = VectorEnvironment(environments, lambda number: seed + number, agent.observation_spec, agent.action_spec)
     torch.manual_seed(seed)

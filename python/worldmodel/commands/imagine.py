@@ -13,7 +13,7 @@ import torch
 from worldmodel.acting.agent import Agent
 from worldmodel.commands.options import environment_of, parse
 from worldmodel.data.batch import Batch, State
-from worldmodel.environments.registry import make
+from worldmodel.environments.single import make_single
 from worldmodel.environments.vector import VectorEnvironment
 from worldmodel.learning.settings import saved_config
 from worldmodel.learning.threads import threads_for
@@ -126,7 +126,7 @@ def imagine(options: ImagineOptions) -> Imagination:
     name, env_args = environment_of(saved_config(run), options.env, options.env_args)
     torch.manual_seed(options.seed)
     model, modalities = agent.world_model, agent.observation_spec.modalities
-    environment = make(name, **env_args)
+    environment = make_single(name, **env_args)
     try:
         found = ((modality, renderer(modalities[modality], environment)) for modality in modalities)
         renderers = {modality: drawn for modality, drawn in found if drawn is not None}
