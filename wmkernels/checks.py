@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from wmkernels.modes import is_jit_trace
+
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 MAX_SIZE = 2**31 - 1
 DENSE = torch.strided
@@ -79,6 +81,8 @@ def require_flag(op: str, name: str, value: object) -> bool:
 
 def require_size(op: str, name: str, value: object, least: int = 0) -> None:
     """Expects a whole number, at least ``least``, that kernels hold. Raises TypeError, ValueError."""
+    if isinstance(value, Tensor) and is_jit_trace():  # sizes are tensors there
+        return
     if isinstance(value, bool) or not isinstance(value, int | torch.SymInt):
         raise TypeError(f"{op}: {name} is {shown(value)}, expected a whole number")
     if value < least or (isinstance(value, int) and value > MAX_SIZE):
