@@ -213,11 +213,12 @@ __global__ void __launch_bounds__(Traits::kThreads, kBackwardKernelBlocks<Traits
       for (int first = block_begin + kBlockSteps - kSubtileSteps; first >= block_begin; first -= kSubtileSteps) {
         if (first >= steps) continue;
         const uint32_t subtile_resets = resets >> first & ((1u << kSubtileSteps) - 1u);
-        const bool whole = first + kSubtileSteps <= steps;
-        if (whole && subtile_resets == 0 && p.B_varies && p.C_varies) {
+        const uint32_t padding = first + kSubtileSteps <= steps ? 0u : 0xFFu << (kSubtileSteps + steps - first);
+        if ((subtile_resets | padding) == 0 && p.B_varies && p.C_varies) {
           reverse_sweep<Traits, true>(thread, shared, coord, p, plan, {begin, first, steps}, 0, has_gate);
         } else {
-          reverse_sweep<Traits, false>(thread, shared, coord, p, plan, {begin, first, steps}, subtile_resets, has_gate);
+          reverse_sweep<Traits, false>(thread, shared, coord, p, plan, {begin, first, steps}, subtile_resets | padding,
+                                       has_gate);
         }
       }
       __syncthreads();

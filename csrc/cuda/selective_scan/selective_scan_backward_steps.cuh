@@ -176,7 +176,8 @@ __device__ __forceinline__ void reduce_partials(const BackwardShared<Traits>& sh
   }
 }
 
-// Four steps, forward and back. SIMPLE: four steps without resets, B and C vary.
+// Four steps, forward and back. SIMPLE: four steps without resets, B and C vary. A bit of `resets` per step, then one
+// per step of padding.
 template <typename Traits, bool SIMPLE>
 __device__ __forceinline__ void reverse_sweep(BackwardThread<Traits>& thread, BackwardShared<Traits>& shared,
                                               const ThreadCoord<Traits>& coord, const wmk_selective_scan& p,
@@ -198,7 +199,7 @@ __device__ __forceinline__ void reverse_sweep(BackwardThread<Traits>& thread, Ba
   const int C_pitch = SIMPLE ? Traits::kStatePitch : thread.C_pitch;
   const auto reset_at = [&](int t) { return !SIMPLE && (resets >> t & 1u) != 0; };
   // A step of zero would turn an infinite state into NaN.
-  const auto is_padding = [&](int t) { return !SIMPLE && first + t >= subtile.steps; };
+  const auto is_padding = [&](int t) { return !SIMPLE && (resets >> (kSubtileSteps + t) & 1u) != 0; };
 
   constexpr bool kKeepsDecay = Traits::kUnroll == kSubtileSteps;
   float sums_B[4] = {0, 0, 0, 0}, sums_C[4] = {0, 0, 0, 0};
