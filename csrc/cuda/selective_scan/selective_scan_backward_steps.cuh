@@ -205,14 +205,13 @@ __device__ __forceinline__ void reverse_sweep(BackwardThread<Traits>& thread, Ba
   float sums_B[4] = {0, 0, 0, 0}, sums_C[4] = {0, 0, 0, 0};
 #pragma unroll
   for (int j = 0; j < Shared::kStateVectors; ++j) {
-    T y[kSubtileSteps] = {}, sum_gB[kSubtileSteps] = {}, sum_gAh[kSubtileSteps] = {};
+    T y[kSubtileSteps], sum_gB[kSubtileSteps], sum_gAh[kSubtileSteps];
     T h_prev[4][kSubtileSteps], decay[4][kSubtileSteps];  // h_{t-1} and a_t
     Vec4<T> h = load_checkpoint<Traits>(shared.checkpoint[first / kSubtileSteps], j);
     const Vec4<T> A = load_A<Traits>(thread, shared, j);
 #pragma unroll Traits::kUnroll
     for (int t = 0; t < kSubtileSteps; ++t) {
       const T step = row_step[t], input = step * row_u[t];
-      if (is_padding(t)) continue;
       if (reset_at(t)) {
 #pragma unroll
         for (int k = 0; k < 4; ++k) h.value[k] = T(0);
@@ -238,7 +237,6 @@ __device__ __forceinline__ void reverse_sweep(BackwardThread<Traits>& thread, Ba
     const int at = 4 * coord.state_lane;
 #pragma unroll Traits::kUnroll
     for (int t = kSubtileSteps - 1; t >= 0; --t) {
-      if (is_padding(t)) continue;
       const T step = row_step[t], input = step * row_u[t], grad = row_grad[t];
       // Corrects the mean loss of truncation to TF32.
       const T grad_scaled = Shared::kSumsOnTensorCores && SIMPLE ? grad * T(kTf32TruncationCorrection) : grad;
@@ -259,15 +257,15 @@ __device__ __forceinline__ void reverse_sweep(BackwardThread<Traits>& thread, Ba
         grad_c.value[k] = grad_scaled * h_t;
         grad_b.value[k] = g * input_scaled;
         sum_B += g * b.value[k];
-        thread.dh[i] = reset_at(t) ? T(0) : factor * g;
+        thread.dh[i] = reset_at(t) ? T(0) : is_padding(t) ? thread.dh[i] : factor * g;
+        if (reset_at(t) || is_padding(t)) continue;  // zero times an infinite step or rate would be NaN
         const T q = thread.dh[i] * previous;
-        if (reset_at(t)) continue;  // zero times an infinite step or rate would be NaN
         sum_A += q * A.value[k];
         grad_A.value[k] += q * step;
       }
       const auto offset = [&] { return partial_offset(thread, shared.work, coord, p); };
-      if (!SIMPLE && !p.B_varies) add_constant(plan.partial_B, offset(), coord, p, j, grad_b);
-      if (!SIMPLE && !p.C_varies) add_constant(plan.partial_C, offset(), coord, p, j, grad_c);
+      if (!SIMPLE && !p.B_varies && !is_padding(t)) add_constant(plan.partial_B, offset(), coord, p, j, grad_b);
+      if (!SIMPLE && !p.C_varies && !is_padding(t)) add_constant(plan.partial_C, offset(), coord, p, j, grad_c);
       if constexpr (Shared::kSumsOnTensorCores && SIMPLE) {
         warp_sum4_tf32(sums_B, grad_b.value, t);
         warp_sum4_tf32(sums_C, grad_c.value, t);
