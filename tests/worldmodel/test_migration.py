@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 import torch
 import worldmodel_environments  # noqa: F401 - registers its environments
+from test_replay import STATE, Recorder, assert_same, single
 
 from worldmodel.__main__ import main
 from worldmodel.acting.agent import Agent
 from worldmodel.acting.rollout import evaluate
 from worldmodel.commands.options import train_options
 from worldmodel.commands.train import train
+from worldmodel.data.replay import Replay, ReplayConfig
 from worldmodel.learning.settings import saved_config
 from worldmodel.learning.trainer import Trainer
 from worldmodel.runs import storage
@@ -100,8 +102,8 @@ def test_a_run_with_stored_states_resumes_trains_on_and_is_saved_in_todays_forma
     for path in run.checkpoints[-1].iterdir():
         assert storage.load_versioned(path)[1] == storage.VERSION
     # Replay keeps its data.
-    rewards = old["chunks"]["rewards"]
-    assert len(rewards) > 100 and run.load("replay")["added"] == old["added"] + 40
+    assert sum(len(old["sequences"][chunk_id]["rewards"]) for chunk_id in old["chunk_ids"]) > 100
+    assert run.load("replay")["added"] == old["added"] + 40
     assert main(["train", "--resume", str(folder), "--steps", str(known["steps"] + 60)]) == 0
     assert Agent.load(folder).world_model.reward_scale.count > 0
 
@@ -152,3 +154,59 @@ def test_a_run_of_a_module_that_is_gone_says_which(tmp_path: Path) -> None:
 def test_the_episodes_of_every_kind_of_environment_are_translated(episodes: Any, expected: Any) -> None:
     part = load_part("collector", lambda _: ({"episodes": episodes}, 1), lambda _: True)
     assert part == {"episodes": expected}
+
+
+def as_version_2(state: dict[str, Any], window: int) -> dict[str, Any]:
+    """A replay's state as it was: chunks concatenated, unfinished ones padded to a window."""
+    sequences, writer = state["sequences"], state["writer"]
+    chunks = [sequences[chunk_id] for chunk_id in state["chunk_ids"]]
+    inside = [chunk for chunk in chunks if chunk["inside"][0]]
+    running = [(fields, sequences[fields["id"]]) for fields in writer["running"]]
+
+    def padded(name: str, rows: int) -> np.ndarray:
+        found = np.zeros((len(running), rows, *running[0][1][name].shape[1:]), running[0][1][name].dtype)
+        for row, (_, arrays) in enumerate(running):
+            found[row, : len(arrays[name])] = arrays[name]
+        return found
+
+    packed = {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0] if "." not in name}
+    return {
+        **{name: value for name, value in state.items() if name != "sequences"},
+        "chunks": {
+            **packed,
+            "observations": {"observation": np.concatenate([chunk["observations.observation"] for chunk in chunks])},
+            "states": {"memory.h": np.concatenate([chunk["state.memory.h"] for chunk in inside])},
+            "length": np.array([len(chunk["rewards"]) for chunk in chunks]),
+        },
+        "writer": {
+            "observations": {"observation": padded("observations.observation", window)},
+            "elapsed": padded("elapsed", window),
+            **{name: padded(name, window - 1) for name in ("actions", "rewards", "reward_mask")},
+            "length": np.array([len(arrays["rewards"]) for _, arrays in running]),
+            "episode_step": np.array([fields["episode_step"] for fields, _ in running]),
+            "repeated": np.array([fields["burn_in"] for fields, _ in running]),
+            **{name: writer[name] for name in ("state", "next_state")},
+        },
+        "next_id": writer["next_id"],
+    }
+
+
+def test_a_replay_with_padded_chunks_is_cut_to_its_steps_and_goes_on_as_it_would_have(tmp_path: Path) -> None:
+    config = ReplayConfig(batch_size=3, window=11, burn_in=3, max_steps=300)
+    recorder = Recorder(single(3, 40), config)
+    for _ in range(133):
+        recorder.step()
+    recorder.replay.sample()
+    storage.save(tmp_path / "replay.safetensors", recorder.replay.state_dict())
+    old = as_version_2(storage.load(tmp_path / "replay.safetensors"), window=11)
+    upgraded = load_part("replay", lambda _: (old, 2), lambda _: True)
+    again = Replay(recorder.replay.observation_spec, recorder.replay.action_spec, 3, config, STATE)
+    again.load_state_dict(upgraded)
+    assert again.nbytes == recorder.replay.nbytes
+    for _ in range(40):
+        batches = [replay.sample(version=200) for replay in (recorder.replay, again)]
+        assert_same(batches[0][0], batches[1][0])
+        rows, zeros = np.arange(3), np.zeros(3, bool)
+        step = {"observation": recorder.random.normal(size=(3, 4)).astype(np.float32)}
+        for replay in (recorder.replay, again):
+            replay.add(rows, rows, np.ones(3, np.float32), zeros, zeros, step)

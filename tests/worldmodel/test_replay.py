@@ -278,8 +278,8 @@ def test_settings_that_cannot_work_are_refused_with_the_reason() -> None:
             ReplayConfig(**bad)
     episodes = single(2, 5)
     specs = episodes.observation_spec, episodes.action_spec
-    with pytest.raises(ValueError, match="unfinished windows of 64 environments"):
-        Replay(*specs, 64, ReplayConfig(max_megabytes=0.3), STATE)
+    with pytest.raises(ValueError, match=r"at least 0\.0176, an unfinished window of 256 steps and a finished"):
+        Replay(*specs, 64, ReplayConfig(max_megabytes=0.01), STATE)
     with pytest.raises(RuntimeError, match="nothing is stored yet"):
         Replay(*specs, 2, ReplayConfig(), STATE).sample()
 

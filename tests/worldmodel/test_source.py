@@ -102,7 +102,7 @@ def test_masks_and_elapsed_time_come_out_where_they_were_put_in(tmp_path: Path) 
     plain.add_episode(observations, actions, rewards, terminated=True)
     batch, _ = plain.sample()
     assert batch.reward_mask.all() and (batch.elapsed == 1).all()
-    assert not {"reward_mask", "elapsed"} & plain.state_dict()["chunks"].keys()
+    assert all(chunk.reward_mask is None and chunk.elapsed is None for chunk in plain._chunks.values())
 
 
 def test_episodes_that_do_not_fit_are_refused() -> None:

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from worldmodel.runs import storage
 from worldmodel.runs.run import Run, RunError
+from worldmodel.runs.sequences import Sequences
 
 plain = st.none() | st.booleans() | st.integers(-(2**200), 2**200) | st.floats(allow_nan=False) | st.text(max_size=5)
 shapes = st.lists(st.integers(0, 3), max_size=3)
@@ -107,30 +108,32 @@ def rewritten(path: Path, **changes: str) -> None:
 
 def test_a_file_says_its_version_and_describes_its_tensors(tmp_path: Path) -> None:
     path = tmp_path / "replay.safetensors"
-    storage.save(path, {"chunks": {"length": np.arange(3), "rewards": np.zeros(4, np.float32)}, "epochs": 2})
+    rewards = {5: np.ones(3, np.float32), 2: np.zeros(1, np.float32)}
+    sequences = Sequences(list(rewards), [2], lambda chunk: {"rewards": rewards[chunk]})
+    storage.save(path, {"sequences": sequences, "epochs": 2})
     with safetensors.safe_open(str(path), framework="np") as file:
         metadata = file.metadata()
-    assert (metadata["format"], metadata["version"]) == ("wmkernels-state", "2")
+    assert (metadata["format"], metadata["version"]) == ("wmkernels-state", "3")
     schema = json.loads(metadata["schema"])
     assert schema["part"] == "replay"
-    assert schema["tensors"]["replay.chunks.rewards"] == {
+    assert schema["tensors"]["replay.sequences.packs.0.rewards.rows"] == {
         "dtype": "float32",
         "shape": [4],
-        "meaning": "rewards of all chunks in the environment's units, (sum of length,)",
+        "meaning": "rewards of sequence chunks in the environment's units, (sum of transitions,)",
     }
-    assert storage.load_versioned(path)[1] == 2
+    assert storage.load_versioned(path)[1] == 3
 
 
 def test_a_file_of_a_later_release_is_told_from_a_damaged_one(tmp_path: Path) -> None:
     run = new_run(tmp_path)
     path = run.save(1, {"a": {"x": torch.zeros(2)}}) / "a.safetensors"
-    rewritten(path, version="3")
-    words = "has version 3 of the state format, this release reads versions up to 2: a later release wrote it"
+    rewritten(path, version="4")
+    words = "has version 4 of the state format, this release reads versions up to 3: a later release wrote it"
     with pytest.raises(storage.NewerFile, match=words):
         storage.load(path)
     with pytest.raises(RunError, match=words):
         run.load("a")
-    rewritten(path, version="2", schema=json.dumps({"part": "a", "tensors": {}}))
+    rewritten(path, version="3", schema=json.dumps({"part": "a", "tensors": {}}))
     with pytest.raises(storage.DamagedFile, match="its schema is not that of its tensors"):
         storage.load(path)
     rewritten(path, version="two")

@@ -64,6 +64,55 @@ class Chunk:
         arrays = [*self.observations.values(), self.actions, self.rewards, *(self.state or {}).values(), *optional]
         return sum(array.nbytes + ARRAY_OVERHEAD for array in arrays)
 
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Everything, as a checkpoint has it: name -> (rows, ...)."""
+        transitions = len(self.rewards)
+        return {
+            **{f"observations.{name}": array for name, array in self.observations.items()},
+            "actions": self.actions,
+            "rewards": self.rewards,
+            "reward_mask": np.ones(transitions, bool) if self.reward_mask is None else self.reward_mask,
+            "elapsed": np.ones(transitions + 1, np.float32) if self.elapsed is None else self.elapsed,
+            **{f"state.{name}": value[None] for name, value in (self.state or {}).items()},
+            "inside": np.array([self.state is not None]),
+            "terminated": np.array([self.terminated]),
+            "burn_in": np.array([self.burn_in]),
+            "version": np.array([self.version]),
+        }
+
+    @classmethod
+    def from_arrays(cls, arrays: Arrays) -> "Chunk":
+        """Inverts ``arrays``."""
+        state = {name: value[0] for name, value in _under("state.", arrays).items()}
+        return cls.from_timed_arrays(
+            arrays,
+            bool(arrays["terminated"][0]),
+            state if arrays["inside"][0] else None,
+            int(arrays["burn_in"][0]),
+            int(arrays["version"][0]),
+        )
+
+    @classmethod
+    def from_timed_arrays(
+        cls, arrays: Arrays, terminated: bool, state: dict[str, np.ndarray] | None, burn_in: int, version: int
+    ) -> "Chunk":
+        """A chunk of ``arrays`` with names as of ``arrays()``; they are not copied."""
+        return cls(
+            _under("observations.", arrays),
+            arrays["actions"],
+            arrays["rewards"],
+            terminated,
+            state,
+            burn_in,
+            version,
+            _unless_all(True, arrays["reward_mask"]),
+            _unless_all(1.0, arrays["elapsed"]),
+        )
+
+
+def _under(prefix: str, arrays: Arrays) -> dict[str, np.ndarray]:
+    return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
+
 
 def cut_episode(
     whole: Chunk, window: int, burn_in: int, states: Sequence[Arrays] | Arrays, version: int = 0
@@ -105,8 +154,50 @@ class _Stored:
     version: int
 
 
+class Trajectory:
+    """An unfinished chunk; the room of its arrays doubles as steps come, up to a window.
+
+    Attributes:
+        id: of the chunk.
+        arrays: as of ``Chunk.arrays``, with room for more: (at least length + 1, ...).
+        length: transitions.
+        episode_step: transitions of the episode.
+        burn_in: transitions repeated from the chunk before.
+        state: memory state before the first step.
+        next_state: memory state before the first step of the chunk after this one.
+    """
+
+    def __init__(self, chunk_id: int, empty: Arrays, window: int) -> None:
+        self.id = chunk_id
+        self.arrays = dict(empty)
+        self.length = self.episode_step = self.burn_in = 0
+        self.state: _Stored | None = None
+        self.next_state: _Stored | None = None
+        self._window = window
+
+    def reserve(self, steps: int) -> None:
+        """Room for ``steps`` observations, which depends on them alone: a loaded trajectory takes what it took."""
+        room = min(self._window, max(_LEAST_ROOM, 1 << (steps - 1).bit_length()))
+        for name, array in self.arrays.items():
+            if len(array) < room:
+                self.arrays[name] = np.empty((room, *array.shape[1:]), array.dtype)
+                self.arrays[name][: len(array)] = array
+
+    @property
+    def nbytes(self) -> int:
+        return sum(array.nbytes + ARRAY_OVERHEAD for array in self.arrays.values())
+
+    def view(self) -> dict[str, np.ndarray]:
+        """The rows that are there."""
+        return {name: array[: self.length + _has_last(name)] for name, array in self.arrays.items()}
+
+
 class TrajectoryWriter:
-    """Unfinished chunks, one per environment."""
+    """Unfinished chunks, one per environment.
+
+    Attributes:
+        next_id: of the next chunk.
+    """
 
     def __init__(
         self,
@@ -117,36 +208,52 @@ class TrajectoryWriter:
         burn_in: int,
         empty_state: Arrays,
     ) -> None:
-        self.max_transitions = window - 1
+        self.window = window
         self.burn_in = burn_in
-        self.stride = self.max_transitions - burn_in
+        self.stride = window - 1 - burn_in
         self.empty_state = {name: value.copy() for name, value in empty_state.items()}
-        self._observations = observation_spec.zeros(num_envs, window)  # (num_envs, window, ...)
-        self._elapsed = np.ones((num_envs, window), np.float32)
-        self._actions = action_spec.zeros(num_envs, self.max_transitions)
-        self._rewards = np.zeros((num_envs, self.max_transitions), np.float32)
-        self._reward_mask = np.ones((num_envs, self.max_transitions), bool)
-        self._length = np.zeros(num_envs, np.int64)
-        self._episode_step = np.zeros(num_envs, np.int64)
-        self._repeated = np.zeros(num_envs, np.int64)  # burn-in
-        self._state: list[_Stored | None] = [None] * num_envs
-        self._next_state: list[_Stored | None] = [None] * num_envs
+        self.next_id = 0
+        self._empty = {
+            **{f"observations.{name}": array for name, array in observation_spec.zeros(0).items()},
+            "actions": action_spec.zeros(0),
+            "rewards": np.zeros(0, np.float32),
+            "reward_mask": np.zeros(0, bool),
+            "elapsed": np.zeros(0, np.float32),
+        }  # no step yet
+        self._trajectories: list[Trajectory | None] = [None] * num_envs
+
+    def new_id(self) -> int:
+        self.next_id += 1
+        return self.next_id - 1
+
+    @property
+    def running(self) -> dict[int, Trajectory]:
+        """By id."""
+        return {each.id: each for each in self._trajectories if each is not None}
 
     @property
     def nbytes(self) -> int:
-        arrays = (*self._observations.values(), self._elapsed, self._actions, self._rewards, self._reward_mask)
+        num_envs = len(self._trajectories)
         states = sum(value.nbytes + ARRAY_OVERHEAD for value in self.empty_state.values())
-        num_envs = len(self._length)
-        return sum(array.nbytes + num_envs * ARRAY_OVERHEAD for array in arrays) + 2 * num_envs * states
+        return sum(each.nbytes for each in self._trajectories if each is not None) + 2 * num_envs * states
+
+    @property
+    def window_bytes(self) -> int:
+        """Of a full window and its memory state."""
+        step = sum(array.itemsize * int(np.prod(array.shape[1:])) for array in self._empty.values())
+        state = sum(value.nbytes + ARRAY_OVERHEAD for value in self.empty_state.values())
+        return self.window * step + len(self._empty) * ARRAY_OVERHEAD + state
 
     def begin(self, rows: np.ndarray, observations: Arrays) -> None:
-        for counts in (self._length, self._episode_step, self._repeated):
-            counts[rows] = 0
-        for row in rows:
-            self._state[row] = self._next_state[row] = None
-        for name, array in self._observations.items():
-            array[rows, 0] = observations[name]
-        self._elapsed[rows, 0] = 1.0
+        for index, row in enumerate(rows.tolist()):
+            begun = self._trajectories[row] = self._new()
+            begun.reserve(1)
+            for name in observations:
+                begun.arrays[f"observations.{name}"][0] = observations[name][index]
+            begun.arrays["elapsed"][0] = 1.0
+
+    def _new(self) -> Trajectory:
+        return Trajectory(self.new_id(), self._empty, self.window)
 
     def add(
         self,
@@ -160,80 +267,103 @@ class TrajectoryWriter:
         version: int,
         reward_mask: np.ndarray | bool = True,
         elapsed: np.ndarray | float = 1.0,
-    ) -> list[Chunk]:
-        """As ``Replay.add``; returns completed chunks."""
-        if states is not None:
-            self._store_states(rows, states, version)
-        at = self._length[rows]
-        self._actions[rows, at] = actions
-        self._rewards[rows, at] = np.where(reward_mask, rewards, 0)
-        self._reward_mask[rows, at] = reward_mask
-        for name, array in self._observations.items():
-            array[rows, at + 1] = next_observations[name]
-        self._elapsed[rows, at + 1] = elapsed
-        self._length[rows] += 1
-        self._episode_step[rows] += 1
-        ended = terminated | truncated
+    ) -> list[tuple[int, Chunk]]:
+        """As ``Replay.add``; returns completed chunks and their ids."""
+        steps: dict[str, np.ndarray] = {
+            **{f"observations.{name}": array for name, array in next_observations.items()},
+            "actions": actions,
+            "rewards": np.where(reward_mask, rewards, 0),
+            "reward_mask": np.broadcast_to(reward_mask, rows.shape),
+            "elapsed": np.broadcast_to(elapsed, rows.shape),
+        }
         chunks = []
-        for index in np.flatnonzero(ended | (self._length[rows] == self.max_transitions)):
-            row = int(rows[index])
-            chunks.append(self._chunk(row, bool(terminated[index])))
-            if not ended[index]:
-                self._continue(row)
+        for index, row in enumerate(rows.tolist()):
+            trajectory = self._trajectories[row]
+            if trajectory is None:
+                raise RuntimeError(f"Replay.add: environment {row} has no first observation; Replay.begin takes it")
+            if states is not None and trajectory.episode_step and trajectory.episode_step % self.stride == 0:
+                self._store_state(trajectory, {name: value[row] for name, value in states.items()}, version)
+            trajectory.reserve(trajectory.length + 2)
+            for name, array in steps.items():
+                trajectory.arrays[name][trajectory.length + _has_last(name)] = array[index]
+            trajectory.length += 1
+            trajectory.episode_step += 1
+            ended = bool(terminated[index] or truncated[index])
+            if ended or trajectory.length == self.window - 1:
+                chunks.append((trajectory.id, self._chunk(trajectory, bool(terminated[index]))))
+                self._trajectories[row] = None if ended else self._continued(trajectory)
         return chunks
 
-    def _store_states(self, rows: np.ndarray, states: Mapping[str, Tensor], version: int) -> None:
-        step = self._episode_step[rows]
-        for row in rows[(step > 0) & (step % self.stride == 0)]:
-            stored = _Stored(
-                {name: value[row].detach().cpu().numpy().copy() for name, value in states.items()}, version
-            )
-            begun = self._length[row] == 0  # only without burn-in
-            (self._state if begun else self._next_state)[row] = stored
+    def _store_state(self, trajectory: Trajectory, state: Mapping[str, Tensor], version: int) -> None:
+        stored = _Stored({name: value.detach().cpu().numpy().copy() for name, value in state.items()}, version)
+        if trajectory.length == 0:  # only without burn-in
+            trajectory.state = stored
+        else:
+            trajectory.next_state = stored
 
-    def _chunk(self, row: int, terminated: bool) -> Chunk:
-        n = int(self._length[row])
+    def _chunk(self, trajectory: Trajectory, terminated: bool) -> Chunk:
         stored = None
-        if self._episode_step[row] > n:
-            stored = self._state[row] or _Stored({name: x.copy() for name, x in self.empty_state.items()}, 0)
-        return Chunk(
-            {name: array[row, : n + 1].copy() for name, array in self._observations.items()},
-            self._actions[row, :n].copy(),
-            self._rewards[row, :n].copy(),
+        if trajectory.episode_step > trajectory.length:
+            stored = trajectory.state or _Stored({name: x.copy() for name, x in self.empty_state.items()}, 0)
+        arrays = {name: array.copy() for name, array in trajectory.view().items()}
+        return Chunk.from_timed_arrays(
+            arrays,
             terminated,
             None if stored is None else stored.state,
-            int(self._repeated[row]),
+            trajectory.burn_in,
             0 if stored is None else stored.version,
-            _unless_all(True, self._reward_mask[row, :n]),
-            _unless_all(1.0, self._elapsed[row, : n + 1]),
         )
 
-    def _continue(self, row: int) -> None:
-        for array in (*self._observations.values(), self._elapsed):
-            array[row, : self.burn_in + 1] = array[row, self.stride :].copy()
-        for array in (self._actions, self._rewards, self._reward_mask):
-            array[row, : self.burn_in] = array[row, self.stride :].copy()
-        self._length[row] = self._repeated[row] = self.burn_in
-        self._state[row], self._next_state[row] = self._next_state[row], None
+    def _continued(self, trajectory: Trajectory) -> Trajectory:
+        following = self._new()
+        following.reserve(self.burn_in + 1)
+        for name, array in trajectory.view().items():
+            repeated = array[self.stride :]
+            following.arrays[name][: len(repeated)] = repeated
+        following.length = following.burn_in = self.burn_in
+        following.episode_step = trajectory.episode_step
+        following.state = trajectory.next_state
+        return following
 
     def state_dict(self) -> dict[str, Any]:
+        """All but the arrays."""
         return {
-            "observations": self._observations,
-            **{name: getattr(self, f"_{name}") for name in _ARRAYS},
-            **{name: [_plain(stored) for stored in getattr(self, f"_{name}")] for name in _STATES},
+            "running": [
+                None if each is None else {name: getattr(each, name) for name in ("id", "episode_step", "burn_in")}
+                for each in self._trajectories
+            ],
+            **{
+                name: [None if each is None else _plain(getattr(each, name)) for each in self._trajectories]
+                for name in _STATES
+            },
+            "next_id": self.next_id,
         }
 
-    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
-        for name, array in self._observations.items():
-            array[...] = saved["observations"][name]
-        for name in _ARRAYS:
-            getattr(self, f"_{name}")[...] = saved[name]
-        for name in _STATES:
-            setattr(self, f"_{name}", [None if stored is None else _Stored(*stored) for stored in saved[name]])
+    def load_state_dict(self, saved: Mapping[str, Any], sequences: Mapping[int, Arrays]) -> None:
+        self.next_id = saved["next_id"]
+        for row, fields in enumerate(saved["running"]):
+            self._trajectories[row] = None
+            if fields is not None:
+                loaded = Trajectory(fields["id"], self._empty, self.window)
+                arrays = sequences[fields["id"]]
+                loaded.length = len(arrays["elapsed"]) - 1
+                loaded.reserve(loaded.length + 1)
+                for name, array in arrays.items():
+                    loaded.arrays[name][: len(array)] = array
+                loaded.episode_step, loaded.burn_in = fields["episode_step"], fields["burn_in"]
+                for name in _STATES:
+                    stored = saved[name][row]
+                    setattr(loaded, name, None if stored is None else _Stored(*stored))
+                self._trajectories[row] = loaded
 
 
-_ARRAYS = ("elapsed", "actions", "rewards", "reward_mask", "length", "episode_step", "repeated")
 _STATES = ("state", "next_state")
+_LEAST_ROOM = 8
+
+
+def _has_last(name: str) -> bool:
+    """Whether an array has a row more than there are transitions: the last observation's."""
+    return name == "elapsed" or name.startswith("observations.")
 
 
 def _plain(stored: _Stored | None) -> tuple[dict[str, np.ndarray], int] | None:
@@ -242,59 +372,3 @@ def _plain(stored: _Stored | None) -> tuple[dict[str, np.ndarray], int] | None:
 
 def _unless_all(value: float | bool, array: np.ndarray | None) -> np.ndarray | None:
     return None if array is None or (array == value).all() else array.copy()
-
-
-def pack_chunks(chunks: Sequence[Chunk]) -> dict[str, Any]:
-    """Chunks as a few long arrays."""
-    if not chunks:
-        return {}
-    states = [chunk.state for chunk in chunks if chunk.state is not None]
-    names = states[0] if states else ()
-    packed: dict[str, Any] = {
-        "observations": {
-            name: np.concatenate([chunk.observations[name] for chunk in chunks]) for name in chunks[0].observations
-        },
-        "actions": np.concatenate([chunk.actions for chunk in chunks]),
-        "rewards": np.concatenate([chunk.rewards for chunk in chunks]),
-        "states": {name: np.stack([state[name] for state in states]) for name in names},
-        "length": np.array([len(chunk.rewards) for chunk in chunks]),
-        "terminated": np.array([chunk.terminated for chunk in chunks]),
-        "inside": np.array([chunk.state is not None for chunk in chunks]),
-        "burn_in": np.array([chunk.burn_in for chunk in chunks]),
-        "version": np.array([chunk.version for chunk in chunks]),
-    }
-    if any(chunk.reward_mask is not None for chunk in chunks):
-        masks = [np.ones(len(c.rewards), bool) if c.reward_mask is None else c.reward_mask for c in chunks]
-        packed["reward_mask"] = np.concatenate(masks)
-    if any(chunk.elapsed is not None for chunk in chunks):
-        times = [np.ones(c.steps, np.float32) if c.elapsed is None else c.elapsed for c in chunks]
-        packed["elapsed"] = np.concatenate(times)
-    return packed
-
-
-def unpack_chunks(packed: Mapping[str, Any]) -> list[Chunk]:
-    """Inverts ``pack_chunks``."""
-    chunks: list[Chunk] = []
-    start = used_states = 0
-    for index in range(len(packed.get("length", ()))):
-        n, state = int(packed["length"][index]), None
-        if packed["inside"][index]:
-            state = {name: array[used_states].copy() for name, array in packed["states"].items()}
-            used_states += 1
-        first = start + index  # each earlier chunk has one extra observation
-        steps, transitions = slice(first, first + n + 1), slice(start, start + n)
-        chunks.append(
-            Chunk(
-                {name: array[steps].copy() for name, array in packed["observations"].items()},
-                packed["actions"][transitions].copy(),
-                packed["rewards"][transitions].copy(),
-                bool(packed["terminated"][index]),
-                state,
-                int(packed["burn_in"][index]),
-                int(packed["version"][index]),
-                _unless_all(True, packed["reward_mask"][transitions] if "reward_mask" in packed else None),
-                _unless_all(1.0, packed["elapsed"][steps] if "elapsed" in packed else None),
-            )
-        )
-        start += n
-    return chunks

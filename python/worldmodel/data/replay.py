@@ -11,9 +11,10 @@ import numpy as np
 import torch
 
 from worldmodel.data.batch import Batch
-from worldmodel.data.chunks import Arrays, Chunk, TrajectoryWriter, cut_episode, pack_chunks, unpack_chunks
+from worldmodel.data.chunks import Arrays, Chunk, TrajectoryWriter, cut_episode
 from worldmodel.data.spaces import ActionSpec, ObservationSpec
 from worldmodel.runs.fields import Bounds, Checked, ConfigurationError, Count, Positive, Size
+from worldmodel.runs.sequences import Record, Sequences
 
 _MAX_WAITING = 32  # chunks without room that end a batch
 
@@ -31,7 +32,8 @@ class ReplayConfig(Checked):
     max_steps: Count = 1_000_000
     """Most stored transitions; the oldest are removed first."""
     max_megabytes: Positive = 1024
-    """Most memory, in MiB; the oldest transitions are removed first."""
+    """Most memory, in MiB; the oldest transitions are removed first. Unfinished chunks, at most a window per
+    environment, and the newest finished one stay."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -53,7 +55,7 @@ class Replay:
         added: transitions ever added.
 
     Raises:
-        ConfigurationError: the unfinished chunks exceed the memory limit.
+        ConfigurationError: the memory limit is below two windows.
     """
 
     def __init__(
@@ -68,6 +70,7 @@ class Replay:
         self.config = config
         self.observation_spec = observation_spec
         self.action_spec = action_spec
+        self._num_envs = num_envs
         self.epochs = 0
         self.added = 0
         self.transitions = 0
@@ -76,19 +79,18 @@ class Replay:
             observation_spec, action_spec, num_envs, config.window, config.burn_in, empty_state or {}
         )
         self._chunks: dict[int, Chunk] = {}  # oldest first
-        self._next_id = 0
+        self._record = Record()  # of what checkpoints have
         # Evicted chunks stay listed.
         self._remaining: dict[bool, list[int]] = {False: [], True: []}
         self._unsampled: set[int] = set()
         self._remaining_transitions = {False: 0, True: 0}
         self._chunk_bytes = 0
         self._limit = int(config.max_megabytes * 2**20)
-        least = self._writer.nbytes * (1 + 1 / num_envs)
+        least = 2 * self._writer.window_bytes
         if self._limit < least:
             raise ConfigurationError(
-                f"Replay: max_megabytes is {config.max_megabytes}, expected at least {least / 2**20:.3g}, the "
-                f"unfinished windows of {num_envs} environments and a finished one; lower window ({config.window}) or "
-                "num_envs"
+                f"Replay: max_megabytes is {config.max_megabytes}, expected at least {least / 2**20:.3g}, "
+                f"an unfinished window of {config.window} steps and a finished one; lower window"
             )
 
     def __len__(self) -> int:
@@ -97,6 +99,18 @@ class Replay:
     @property
     def nbytes(self) -> int:
         return self._writer.nbytes + self._chunk_bytes
+
+    @property
+    def capacity(self) -> tuple[int, int]:
+        """Steps that fit if episodes are longer than a window, and their bytes."""
+        window = self._writer.window_bytes
+        steps = min(self.config.max_steps, self._limit * self._writer.stride // window)
+        return steps, min(self._limit, -(-steps * window // self._writer.stride))
+
+    @property
+    def most_bytes(self) -> int:
+        """Most memory: the limit, or more where the unfinished chunks of all environments exceed it."""
+        return max(self.capacity[1], (self._num_envs + 1) * self._writer.window_bytes)
 
     def begin(self, rows: np.ndarray, observations: Arrays) -> None:
         """Starts episodes in ``rows``, (n,), with ``observations``, (n, ...)."""
@@ -122,10 +136,10 @@ class Replay:
         step; their weights had ``version`` updates.
         """
         self.added += len(rows)
-        for chunk in self._writer.add(
+        for chunk_id, chunk in self._writer.add(
             rows, actions, rewards, terminated, truncated, next_observations, states, version, reward_mask, elapsed
         ):
-            self._store(chunk)
+            self._store(chunk_id, chunk)
         self._evict()
 
     def add_episode(
@@ -195,19 +209,18 @@ class Replay:
         self.added += n
         config = self.config
         for chunk in cut_episode(whole, config.window, config.burn_in, self._writer.empty_state):
-            self._store(chunk)
+            self._store(self._writer.new_id(), chunk)
         self._evict()
 
     def _evict(self) -> None:
-        while self._chunks and (self.transitions > self.config.max_steps or self.nbytes > self._limit):
+        while len(self._chunks) > 1 and (self.transitions > self.config.max_steps or self.nbytes > self._limit):
             oldest_id = next(iter(self._chunks))
             self._mark_sampled(oldest_id)
             oldest = self._chunks.pop(oldest_id)
             self._chunk_bytes -= oldest.nbytes
             self.transitions -= oldest.transitions
 
-    def _store(self, chunk: Chunk) -> None:
-        chunk_id, self._next_id = self._next_id, self._next_id + 1
+    def _store(self, chunk_id: int, chunk: Chunk) -> None:
         self._insert(chunk_id, chunk)
         remaining = self._remaining[chunk.state is not None]
         remaining.append(chunk_id)
@@ -347,11 +360,11 @@ class Replay:
         return {name: torch.from_numpy(np.stack([state[name] for state in given])) for name in empty} or None
 
     def state_dict(self) -> dict[str, Any]:
+        running = self._writer.running
         return {
+            "sequences": Sequences([*self._chunks, *running], running.keys(), self._arrays, self._record),
             "writer": self._writer.state_dict(),
-            "chunks": pack_chunks(list(self._chunks.values())),
             "chunk_ids": list(self._chunks),
-            "next_id": self._next_id,
             "remaining": [self._remaining[False], self._remaining[True]],
             "unsampled": sorted(self._unsampled),
             "epochs": self.epochs,
@@ -359,12 +372,16 @@ class Replay:
             "random": self._random.bit_generator.state,
         }
 
+    def _arrays(self, chunk_id: int) -> Arrays:
+        return self._chunks[chunk_id].arrays() if chunk_id in self._chunks else self._writer.running[chunk_id].view()
+
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
-        self._writer.load_state_dict(saved["writer"])
+        sequences = saved["sequences"]
+        self._record = Record(sequences.saved)
+        self._writer.load_state_dict(saved["writer"], sequences)
         self._chunks, self._chunk_bytes, self.transitions = {}, 0, 0
-        for chunk_id, chunk in zip(saved["chunk_ids"], unpack_chunks(saved["chunks"]), strict=True):
-            self._insert(chunk_id, chunk)
-        self._next_id = saved["next_id"]
+        for chunk_id in saved["chunk_ids"]:
+            self._insert(chunk_id, Chunk.from_arrays(sequences[chunk_id]))
         self._remaining = {False: list(saved["remaining"][0]), True: list(saved["remaining"][1])}
         self._unsampled, self._remaining_transitions = set(), {False: 0, True: 0}
         for chunk_id in saved["unsampled"]:

@@ -1,11 +1,13 @@
 """Migration of configurations, weights and checkpoints from earlier releases."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
+
+from worldmodel.runs.sequences import Loaded
 
 Value = TypeVar("Value")
 
@@ -66,8 +68,10 @@ def load_part(name: str, read: Callable[[str], tuple[Any, int]], exists: Callabl
     """A checkpoint's part, upgraded; ``read`` returns (state, format version)."""
     old = PARTS.get(name, name)
     state, version = read(old if exists(old) and not exists(name) else name)
-    if version > 1:
+    if version > 2:
         return state
+    if version == 2:
+        return _replay(state) if name == "replay" else state
     if name in ("world_model", "ema"):
         rewards = read("learner")[0]["rewards"]  # the reward scale in version 1
         device = next(iter(state.values())).device
@@ -82,7 +86,7 @@ def load_part(name: str, read: Callable[[str], tuple[Any, int]], exists: Callabl
         writer["reward_mask"] = np.ones(writer["rewards"].shape, bool)
         num_envs, transitions = writer["rewards"].shape
         writer["elapsed"] = np.ones((num_envs, transitions + 1), np.float32)
-        upgraded["writer"] = writer
+        return _replay({**upgraded, "writer": writer})
     if name == "learner":
         del upgraded["rewards"]
     if name == "collector" and "numbers" in (upgraded["episodes"] or {}):  # a gymnasium vector environment has none
@@ -90,6 +94,52 @@ def load_part(name: str, read: Callable[[str], tuple[Any, int]], exists: Callabl
         episodes["episode_ids"] = episodes.pop("numbers")
         upgraded["episodes"] = episodes
     return upgraded
+
+
+def _replay(state: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Replay of version 2, whose chunks are concatenated and whose unfinished ones are padded, as sequences."""
+    if not {"writer", "chunks", "chunk_ids"} <= state.keys():  # another source
+        return state
+    sequences = Loaded(zip(state["chunk_ids"], _chunks(state["chunks"]), strict=True))
+    writer, next_id = state["writer"], state["next_id"]
+    running = []
+    for row, length in enumerate(writer["length"].tolist()):
+        running.append(
+            {
+                "id": next_id + row,
+                "episode_step": int(writer["episode_step"][row]),
+                "burn_in": int(writer["repeated"][row]),
+            }
+        )
+        sequences[next_id + row] = {
+            **{f"observations.{name}": array[row, : length + 1] for name, array in writer["observations"].items()},
+            **{name: writer[name][row, :length] for name in ("actions", "rewards", "reward_mask")},
+            "elapsed": writer["elapsed"][row, : length + 1],
+        }
+    kept = {name: value for name, value in state.items() if name not in ("chunks", "next_id")}
+    states = {name: writer[name] for name in ("state", "next_state")}
+    return {
+        **kept,
+        "sequences": sequences,
+        "writer": {"running": running, "next_id": next_id + len(running), **states},
+    }
+
+
+def _chunks(packed: Mapping[str, Any]) -> Iterator[dict[str, np.ndarray]]:
+    start = used_states = 0
+    for index, length in enumerate(packed["length"].tolist() if packed else ()):
+        first = start + index  # each earlier chunk has one extra observation
+        steps, transitions = slice(first, first + length + 1), slice(start, start + length)
+        chunk = {f"observations.{name}": array[steps].copy() for name, array in packed["observations"].items()}
+        chunk |= {name: packed[name][transitions].copy() for name in ("actions", "rewards")}
+        chunk["reward_mask"] = packed["reward_mask"][transitions] if "reward_mask" in packed else np.ones(length, bool)
+        chunk["elapsed"] = packed["elapsed"][steps] if "elapsed" in packed else np.ones(length + 1, np.float32)
+        if packed["inside"][index]:
+            chunk |= {f"state.{name}": array[used_states][None].copy() for name, array in packed["states"].items()}
+            used_states += 1
+        chunk |= {name: packed[name][index : index + 1] for name in ("inside", "terminated", "burn_in", "version")}
+        yield chunk
+        start += length
 
 
 def renamed_option(argument: str) -> str | None:

@@ -2,6 +2,9 @@
 
 import re
 
+_PACKS = "(replay.sequences.packs.[0-9]+|segment)"
+_PACK = f"{_PACKS}.{{}}"
+
 # The first full match wins.
 MEANINGS = {
     "(world_model|ema).reward_scale.count": "number of rewards other than zero in the running mean",
@@ -22,23 +25,20 @@ MEANINGS = {
     "learner.optimizer.state.{}.step": "Adam: updates of the parameter",
     "learner.optimizer.state.{}.exp_avg": "Adam: running mean of the parameter's gradient",
     "learner.optimizer.state.{}.exp_avg_sq": "Adam: running mean of the parameter's squared gradient",
-    "replay.chunks.observations.{}": "observations of all chunks, (sum of length + 1, ...)",
-    "replay.chunks.actions": "actions of all chunks, (sum of length, ...)",
-    "replay.chunks.rewards": "rewards of all chunks in the environment's units, (sum of length,)",
-    "replay.chunks.reward_mask": "whether each reward is known, (sum of length,)",
-    "replay.chunks.elapsed": "time since the observation before, in steps, (sum of length + 1,)",
-    "replay.chunks.states.{}": "memory state before the first step of each chunk with inside, (number of them, ...)",
-    "replay.chunks.length": "transitions of each chunk",
-    "replay.chunks.terminated": "whether the last transition of each chunk terminated its episode",
-    "replay.chunks.inside": "whether each chunk begins inside an episode",
-    "replay.chunks.burn_in": "transitions at the start of each chunk that carry no loss",
-    "replay.chunks.version": "updates of the weights that made the state of each chunk",
-    "replay.writer.observations.{}": "observations of the unfinished chunks, (environments, window, ...)",
+    f"{_PACK}.slices": "slices of the array, (slices, 3): sequence chunk, first row, rows",
+    f"{_PACK}.rows.zlib": "the rows compressed; the outline has their dtype and shape",
+    f"{_PACKS}.observations.{{}}.rows": "observations of sequence chunks, (sum of transitions + 1, ...)",
+    f"{_PACKS}.actions.rows": "actions of sequence chunks, (sum of transitions, ...)",
+    f"{_PACKS}.rewards.rows": "rewards of sequence chunks in the environment's units, (sum of transitions,)",
+    f"{_PACKS}.reward_mask.rows": "whether each reward is known, (sum of transitions,)",
+    f"{_PACKS}.elapsed.rows": "time since the observation before, in steps, (sum of transitions + 1,)",
+    f"{_PACKS}.state.{{}}.rows": "memory state before the first step of chunks with inside, (chunks, ...)",
+    f"{_PACKS}.terminated.rows": "whether the last transition of each finished chunk terminated its episode",
+    f"{_PACKS}.inside.rows": "whether each finished chunk begins inside an episode",
+    f"{_PACKS}.burn_in.rows": "transitions at the start of each finished chunk that carry no loss",
+    f"{_PACKS}.version.rows": "updates of the weights that made the state of each finished chunk",
+    "replay.sequences.ids": "sequence chunks, in order: finished ones from the oldest, then unfinished ones",
     "replay.writer.(state|next_state).{}": "memory state of an unfinished chunk, or of the one after it",
-    "replay.writer.length": "transitions of each unfinished chunk",
-    "replay.writer.episode_step": "transitions of each running episode",
-    "replay.writer.repeated": "transitions of each unfinished chunk that the chunk before carries the loss of",
-    "replay.writer.{}": "field of the unfinished chunk of each environment, (environments, steps, ...)",
     "collector.state.{}": "memory state of the world model in each environment",
     "collector.returns": "return so far of each running episode",
     "collector.lengths": "actions so far of each running episode",

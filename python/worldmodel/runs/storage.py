@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,10 @@ from torch import Tensor
 
 from worldmodel.runs.optional_dependencies import require
 from worldmodel.runs.schema import meaning_of
+from worldmodel.runs.sequences import Loaded, Segment, Sequences, unpacked
 
 FORMAT = "wmkernels-state"
-VERSION = 2  # a file without one has version 1
+VERSION = 3  # a file without one has version 1
 
 _PLAIN = (str, int, float, bool, type(None))
 
@@ -31,16 +33,33 @@ class NewerFile(ValueError):
     """A file of a later release."""
 
 
-def save(path: Path, state: Any) -> None:
-    """Writes nested tensors, arrays and plain values atomically; raises TypeError for others, OSError if it cannot."""
+Content = tuple[dict[str, Tensor], dict[str, str]]  # tensors, metadata
+ReadSegment = Callable[[Mapping[str, Any]], tuple[Any, Segment]]
+
+
+def save(path: Path, state: Any, append: Callable[[Sequences], Any] = Sequences.inline) -> None:
+    """Writes nested tensors, arrays and plain values atomically.
+
+    ``append`` returns what stands for ``Sequences``. Raises TypeError for other values, OSError if it cannot write.
+    """
+    write(path, content_of(path.stem, state, append))
+
+
+def content_of(part: str, state: Any, append: Callable[[Sequences], Any] = Sequences.inline) -> Content:
+    """Tensors and metadata of a file; "checksum" is in the metadata."""
     tensors: dict[str, Tensor] = {}
-    outline = json.dumps(_outline(state, tensors, path.stem))
-    schema = json.dumps(_schema(path.stem, tensors))
+    outline = json.dumps(_outline(state, tensors, part, append))
+    schema = json.dumps(_schema(part, tensors))
     metadata = {"format": FORMAT, "version": str(VERSION), "outline": outline, "schema": schema}
     metadata["checksum"] = _checksum(tensors, metadata)
+    return tensors, metadata
+
+
+def write(path: Path, content: Content) -> None:
+    """Writes a file atomically; raises OSError if it cannot."""
     beside = path.with_name(path.name + ".partial")
     try:
-        _write(tensors, beside, metadata)
+        _write(content[0], beside, content[1])
         with beside.open("rb") as file:
             os.fsync(file.fileno())
         beside.replace(path)
@@ -66,8 +85,8 @@ def load(path: Path, device: torch.device | str = "cpu") -> Any:
     return load_versioned(path, device)[0]
 
 
-def load_versioned(path: Path, device: torch.device | str = "cpu") -> tuple[Any, int]:
-    """The state in ``path`` and its format version.
+def load_versioned(path: Path, device: torch.device | str = "cpu", read: ReadSegment | None = None) -> tuple[Any, int]:
+    """The state in ``path`` and its format version; ``read`` reads the segments of ``Sequences``.
 
     Raises:
         FileNotFoundError: no such file.
@@ -96,7 +115,12 @@ def load_versioned(path: Path, device: torch.device | str = "cpu") -> tuple[Any,
         )
     if not fits or metadata.get("format", FORMAT) != FORMAT:
         raise DamagedFile(f"{path} is damaged: its schema is not that of its tensors")
-    return _restored(json.loads(outline), {name: tensor.to(device) for name, tensor in tensors.items()}), version
+    try:
+        return _restored(
+            json.loads(outline), {name: tensor.to(device) for name, tensor in tensors.items()}, read
+        ), version
+    except (KeyError, ValueError, TypeError) as error:
+        raise DamagedFile(f"{path} is damaged: {type(error).__name__}: {error}") from error
 
 
 def _schema(part: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
@@ -123,7 +147,10 @@ def _checksum(tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:
     return digest.hexdigest()
 
 
-def _outline(value: Any, tensors: dict[str, Tensor], where: str) -> Any:
+def _outline(value: Any, tensors: dict[str, Tensor], where: str, append: Callable[[Sequences], Any]) -> Any:
+    def inner(value: Any, where: str) -> Any:
+        return _outline(value, tensors, where, append)
+
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, _PLAIN):
@@ -134,15 +161,16 @@ def _outline(value: Any, tensors: dict[str, Tensor], where: str) -> Any:
     if isinstance(value, np.ndarray):
         tensors[where] = torch.from_numpy(value.copy())
         return {"array": where}
+    if isinstance(value, Sequences):
+        return {"sequences": inner(append(value), where)}
     if isinstance(value, dict):
-        pairs = [[_outline(k, tensors, where), _outline(v, tensors, f"{where}.{k}")] for k, v in value.items()]
-        return {"dict": pairs}
+        return {"dict": [[inner(k, where), inner(v, f"{where}.{k}")] for k, v in value.items()]}
     if isinstance(value, list | tuple):
-        return {type(value).__name__: [_outline(v, tensors, f"{where}.{i}") for i, v in enumerate(value)]}
+        return {type(value).__name__: [inner(v, f"{where}.{i}") for i, v in enumerate(value)]}
     raise TypeError(f"save: {where} is a {type(value).__name__}, expected a tensor, an array or a plain value")
 
 
-def _restored(outline: Any, tensors: dict[str, Tensor]) -> Any:
+def _restored(outline: Any, tensors: dict[str, Tensor], read: ReadSegment | None) -> Any:
     if not isinstance(outline, dict):
         return outline
     ((kind, content),) = outline.items()
@@ -151,6 +179,16 @@ def _restored(outline: Any, tensors: dict[str, Tensor]) -> Any:
     if kind == "array":
         return tensors[content].cpu().numpy()
     if kind == "dict":
-        return {_restored(key, tensors): _restored(value, tensors) for key, value in content}
-    items = [_restored(item, tensors) for item in content]
+        return {_restored(key, tensors, read): _restored(value, tensors, read) for key, value in content}
+    if kind == "sequences":
+        return _sequences(_restored(content, tensors, read), read)
+    items = [_restored(item, tensors, read) for item in content]
     return tuple(items) if kind == "tuple" else items
+
+
+def _sequences(content: dict[str, Any], read: ReadSegment | None) -> Loaded:
+    if "packs" in content:
+        return unpacked(content, ((pack, None) for pack in content["packs"]))
+    if read is None:
+        raise ValueError("its sequences are in the segments of a run")
+    return unpacked(content, map(read, content["segments"]))

@@ -1,0 +1,197 @@
+"""Sequences that only grow, such as a replay's: what a checkpoint wrote of them, the next one need not write again.
+
+A sequence is named arrays, each of which grows along its first axis. They are packed by name, with the id, the first
+row and the number of rows of every slice, so that slices of one array may be in several packs.
+"""
+
+import dataclasses
+import zlib
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+PACK_BYTES = 32 * 2**20  # of rows; bounds the memory of saving and loading
+_SAMPLE_BYTES = 2**18
+_WORTHWHILE = 0.7  # compressed share of a sample
+
+Slice = tuple[int, str, int, np.ndarray]  # id, name, first row, rows
+
+
+@dataclasses.dataclass(frozen=True)
+class Segment:
+    """An immutable file of slices.
+
+    Attributes:
+        checksum: of its content; the file's name.
+        size: of the file, in bytes.
+        slices: name -> int64 (n, 3): id, first row, rows.
+        row_bytes: name -> bytes per row, before compression.
+    """
+
+    checksum: str
+    size: int
+    slices: dict[str, np.ndarray]
+    row_bytes: dict[str, int]
+
+    def nbytes(self, ids: np.ndarray | None = None) -> int:
+        """Bytes before compression, of all sequences or of ``ids``."""
+        total = 0
+        for name, found in self.slices.items():
+            rows = found[:, 2] if ids is None else found[np.isin(found[:, 0], ids), 2]
+            total += int(rows.sum()) * self.row_bytes[name]
+        return total
+
+
+@dataclasses.dataclass(frozen=True)
+class Saved:
+    """What is in the segments of ``folder``: all of ``complete`` sequences, ``rows`` of the others' arrays."""
+
+    folder: Path | None = None
+    segments: tuple[Segment, ...] = ()
+    complete: frozenset[int] = frozenset()
+    rows: Mapping[int, Mapping[str, int]] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass
+class Sequences:
+    """Sequences for ``storage.save``.
+
+    Attributes:
+        ids: of all, in order.
+        growing: ids of those that may still grow.
+        arrays: id -> name -> (rows, ...).
+        saved: what is written; ``runs.segments`` replaces it with each checkpoint.
+    """
+
+    ids: Sequence[int]
+    growing: Collection[int]
+    arrays: Callable[[int], Mapping[str, np.ndarray]]
+    saved: "Record" = dataclasses.field(default_factory=lambda: Record())
+
+    def new(self, saved: Saved) -> Iterator[Slice]:
+        """The rows that ``saved`` does not have."""
+        for sequence in self.ids:
+            if sequence not in saved.complete:
+                before = saved.rows.get(sequence, {})
+                for name, array in self.arrays(sequence).items():
+                    start = before.get(name, 0)
+                    if len(array) > start:
+                        yield sequence, name, start, array[start:]
+
+    def inline(self) -> dict[str, Any]:
+        """All of it as a nested state."""
+        return {**self.header(), "packs": [pack for pack, _ in packs(self.new(Saved()))]}
+
+    def header(self) -> dict[str, Any]:
+        return {"ids": np.array(self.ids, np.int64), "growing": sorted(self.growing)}
+
+
+@dataclasses.dataclass
+class Record:
+    """Mutable place of a ``Saved``."""
+
+    value: Saved = dataclasses.field(default_factory=Saved)
+
+
+class Loaded(dict[int, dict[str, np.ndarray]]):
+    """Sequences as loaded: id -> name -> (rows, ...).
+
+    Attributes:
+        saved: the files that they come from.
+    """
+
+    saved = Saved()
+
+
+def packs(slices: Iterable[Slice]) -> Iterator[tuple[dict[str, Any], dict[str, int]]]:
+    """Slices as nested states of about ``PACK_BYTES``, and their bytes per row by name."""
+    waiting: dict[str, list[Slice]] = {}
+    nbytes = 0
+    for sequence, name, start, rows in slices:
+        most = max(1, PACK_BYTES // max(1, rows[:1].nbytes))
+        for first in range(0, len(rows), most):
+            part = rows[first : first + most]
+            if nbytes and nbytes + part.nbytes > PACK_BYTES:
+                yield _packed(waiting)
+                waiting, nbytes = {}, 0
+            waiting.setdefault(name, []).append((sequence, name, start + first, part))
+            nbytes += part.nbytes
+    if waiting:
+        yield _packed(waiting)
+
+
+def _packed(waiting: Mapping[str, list[Slice]]) -> tuple[dict[str, Any], dict[str, int]]:
+    pack = {
+        name: {
+            "slices": np.array([(sequence, start, len(rows)) for sequence, _, start, rows in found], np.int64),
+            "rows": _compressed(np.concatenate([rows for *_, rows in found])),
+        }
+        for name, found in waiting.items()
+    }
+    return pack, {name: found[0][3][:1].nbytes for name, found in waiting.items()}
+
+
+def _compressed(rows: np.ndarray) -> np.ndarray | dict[str, Any]:
+    """``rows`` by zlib's fastest level where a sample of them shrinks."""
+    raw = np.ascontiguousarray(rows).reshape(-1).view(np.uint8).data
+    sample = raw[:_SAMPLE_BYTES]
+    if len(zlib.compress(sample, 1)) > _WORTHWHILE * len(sample):
+        return rows
+    packed = np.frombuffer(zlib.compress(raw, 1), np.uint8)
+    return {"zlib": packed, "dtype": rows.dtype.str, "shape": list(rows.shape)}
+
+
+def _decompressed(rows: np.ndarray | Mapping[str, Any]) -> np.ndarray:
+    """Raises ValueError if the length is not that of the shape."""
+    if isinstance(rows, np.ndarray):
+        return rows
+    dtype, shape = np.dtype(rows["dtype"]), tuple(rows["shape"])
+    expected = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+    reader = zlib.decompressobj()
+    try:
+        raw = reader.decompress(rows["zlib"].tobytes(), expected + 1)
+    except zlib.error as error:
+        raise ValueError(str(error)) from error
+    if len(raw) != expected:
+        raise ValueError(f"compressed rows hold {len(raw)} bytes, expected {expected}")
+    return np.frombuffer(raw, dtype).reshape(shape)
+
+
+def unpacked(header: Mapping[str, Any], found: Iterable[tuple[Mapping[str, Any], Segment | None]]) -> Loaded:
+    """Inverts ``packs``; ``found`` are packs, and the segments they come from.
+
+    Raises:
+        ValueError: rows are missing, or there twice.
+    """
+    ids = header["ids"].tolist()
+    parts: dict[int, dict[str, list[tuple[int, np.ndarray]]]] = {sequence: {} for sequence in ids}
+    segments = []
+    for pack, segment in found:
+        segments += [] if segment is None else [segment]
+        for name, packed in pack.items():
+            rows, stop = _decompressed(packed["rows"]), 0
+            for sequence, start, count in packed["slices"].tolist():
+                first, stop = stop, stop + count
+                if sequence in parts:
+                    parts[sequence].setdefault(name, []).append((start, rows[first:stop].copy()))
+    loaded = Loaded((sequence, {name: _joined(of) for name, of in parts.pop(sequence).items()}) for sequence in ids)
+    growing = set(header["growing"])
+    loaded.saved = Saved(
+        None,
+        tuple(segments),
+        frozenset(ids) - growing,
+        {sequence: {name: len(array) for name, array in loaded[sequence].items()} for sequence in growing},
+    )
+    return loaded
+
+
+def _joined(parts: list[tuple[int, np.ndarray]]) -> np.ndarray:
+    parts.sort(key=lambda part: part[0])
+    expected = 0
+    for start, rows in parts:
+        if start != expected:
+            raise ValueError(f"rows from {expected} to {start} of a sequence are missing or there twice")
+        expected = start + len(rows)
+    return parts[0][1] if len(parts) == 1 else np.concatenate([rows for _, rows in parts])
