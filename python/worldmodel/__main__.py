@@ -111,5 +111,12 @@ class _Signals:
             self._thread_hook(failed)
 
 
+def working_directory_last() -> None:
+    """A file there, perhaps of somebody's run, must not be taken for an installed module."""
+    here = os.path.realpath(os.getcwd())
+    sys.path.sort(key=lambda entry: os.path.realpath(entry) == here)  # the others keep their order
+
+
 if __name__ == "__main__":
+    working_directory_last()
     sys.exit(main())

@@ -88,7 +88,7 @@ def test_a_block_of_the_users_own_is_built_with_its_options() -> None:
         (CustomBlock(f"{HERE}:Nothing"), "expected module:Class that can be imported"),
         (CustomBlock(HERE), "expected module:Class that can be imported"),
         (CustomBlock(f"{HERE}:Leaky", {"speed": 1}), r"cannot be called with \(4, \*\*\{'speed': 1\}\)"),
-        (CustomBlock("builtins:complex"), "made a complex, expected a torch.nn.Module"),
+        (CustomBlock("builtins:complex"), "block is 'builtins:complex', expected module:Class of a torch.nn.Module"),
         (CustomBlock("torch.nn:ReLU"), "has no init_state, step, expected init_state, forward and step"),
         (CustomBlock(f"{HERE}:Leaky", {"extra": 1}), r"forward returned \(1, 2, 5\), expected \(1, 2, 4\)"),
         (CustomBlock(f"{HERE}:Stateless"), r"the state that .*forward returned is \{\}, expected that of init_state"),
@@ -128,7 +128,7 @@ def test_kinds_on_the_command_line_keep_what_the_preset_says_of_them() -> None:
     [
         ("lstm", None, "--memory has 'lstm', expected rotary_scan, scan, .*, gru, token_attention, none or module"),
         ("", None, "--memory has '', expected"),
-        ("gru*0", None, r"--memory has 'gru\*0', expected KIND\*N with N at least 1"),
+        ("gru*0", None, r"--memory has 'gru\*0', expected KIND\*N with N from 1 to 256"),
         ("gru*two", None, r"expected KIND\*N"),
         (None, "tokens", "--latent is 'tokens', expected one of categorical, gaussian"),
     ],

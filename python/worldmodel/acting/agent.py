@@ -8,10 +8,11 @@ import torch
 
 from worldmodel.data.batch import State
 from worldmodel.data.spaces import ActionSpec, ObservationSpec
-from worldmodel.learning.settings import acting_part, saved_config, saved_observation_spec, usable_device
+from worldmodel.learning.settings import acting_part, blocks_of, saved_config, saved_specs, usable_device
 from worldmodel.model.deciders import Decider, action_values, decider_of, greedy_decider
-from worldmodel.model.world_model import WorldModel
+from worldmodel.model.world_model import WorldModel, check_memory
 from worldmodel.runs.run import Run
+from worldmodel.runs.trust import check_installed, installed_alone
 
 
 class Agent:
@@ -36,21 +37,30 @@ class Agent:
         self.greedy = greedy_decider(world_model)
 
     @classmethod
-    def load(cls, run: Path | str, device: str = "cpu") -> "Agent":
+    def load(cls, run: Path | str, device: str = "cpu", *, trust: bool = False) -> "Agent":
         """Loads the newest checkpoint, with averaged weights if there are any.
 
+        Args:
+            run: its folder.
+            device: as PyTorch names it.
+            trust: import memory blocks that the run names also if their modules are not installed.
+
         Raises:
-            RunError: no run, no checkpoint, a damaged file, or weights of another configuration.
-            ConfigurationError: an unusable device, or settings of another version.
+            RunError: no run, no checkpoint, a damaged file, weights of another configuration, with NaN or infinity, or
+                a memory block that is not installed, without ``trust``.
+            ConfigurationError: an unusable device, settings of another version, or more weights than memory.
         """
         opened = Run(run)
         config = saved_config(opened)
         where = usable_device(device)
-        observation_spec = saved_observation_spec(opened)
-        action_spec = ActionSpec.from_json(opened.config["spaces"]["action"])
-        world_model = WorldModel(observation_spec, action_spec, config.model).to(where)
+        specs = saved_specs(opened)
+        if not trust:
+            check_installed(opened.folder, blocks_of(config))
+        with installed_alone(opened.folder, trust):
+            check_memory(*specs, config.model, copies=2)  # of the weights: the file's and the model's
+            world_model = WorldModel(*specs, config.model).to(where)
         opened.load_weights(world_model, where, acting_part(config))
-        return cls(world_model, observation_spec, action_spec)
+        return cls(world_model, *specs)
 
     def init_state(self, batch_size: int = 1) -> State:
         return self.world_model.init_state(batch_size)

@@ -13,8 +13,7 @@ from worldmodel.acting.agent import Agent
 from worldmodel.acting.rollout import Evaluated, evaluate, evaluate_filmed, random_policy
 from worldmodel.acting.video import video_file
 from worldmodel.commands.display import EvaluationProgress
-from worldmodel.commands.options import environment_of, parse
-from worldmodel.learning.settings import saved_config
+from worldmodel.commands.options import named_environment, parse
 from worldmodel.learning.threads import threads_for
 from worldmodel.model.deciders import policy_sample
 from worldmodel.runs.run import Run
@@ -54,6 +53,9 @@ class EvaluateOptions:
     it is a GIF."""
     video_episodes: int = 3
     """Episodes in the video, from the first."""
+    trust: bool = False
+    """Import the modules that the run names even if they are not installed, such as a file in the working directory.
+    This executes them: only for runs of someone you trust."""
 
     def __post_init__(self) -> None:
         for name in ("episodes", "num_envs", "video_episodes"):
@@ -68,9 +70,19 @@ class EvaluateOptions:
 def command(arguments: Sequence[str]) -> int:
     """Evaluates a run."""
     options = parse(EvaluateOptions, _video_named(arguments), "evaluate")
-    agent = Agent.load(options.run, options.device)
+    run = Run(options.run)
+    with named_environment(run, options.env, options.env_args, options.trust) as (env, env_args):
+        told = _evaluate(options, run, env, env_args)
+    if options.json is not None:
+        with run.writing(options.json) as file:
+            file.write_text(json.dumps(told, indent=1) + "\n")
+    return 0
+
+
+def _evaluate(options: EvaluateOptions, run: Run, env: str, env_args: dict[str, Any]) -> dict[str, Any]:
+    """Prints the returns, and gives them for JSON."""
+    agent = Agent.load(options.run, options.device, trust=options.trust)
     torch.set_num_threads(options.threads or threads_for(agent.world_model, options.num_envs))
-    env, env_args = environment_of(saved_config(Run(options.run)), options.env, options.env_args)
     how = (options.episodes, options.seed, options.num_envs)
     decider = policy_sample if options.sample else None
     shown = EvaluationProgress(env, options.episodes)
@@ -84,7 +96,8 @@ def command(arguments: Sequence[str]) -> int:
         if notice:
             print(notice, file=sys.stderr)
         limits: dict[str, Any] = {"max_steps": options.max_steps, "progress": shown, "env_args": env_args}
-        found = evaluate_filmed(agent, env, file, options.video_episodes, *how, decider=decider, **limits)
+        with run.writing(file) as film:
+            found = evaluate_filmed(agent, env, film, options.video_episodes, *how, decider=decider, **limits)
         print(file)
     shown.end()
     print(f"{env}: {_summary(found)}")
@@ -105,9 +118,7 @@ def command(arguments: Sequence[str]) -> int:
         shown.end()
         print(f"random policy: {_summary(chance)}")
         told["random"] = chance.to_json()
-    if options.json is not None:
-        options.json.write_text(json.dumps(told, indent=1) + "\n")
-    return 0
+    return told
 
 
 def _summary(found: Evaluated) -> str:

@@ -11,11 +11,10 @@ import numpy as np
 import torch
 
 from worldmodel.acting.agent import Agent
-from worldmodel.commands.options import environment_of, parse
+from worldmodel.commands.options import named_environment, parse
 from worldmodel.data.batch import Batch, State
 from worldmodel.environments.single import make_single
 from worldmodel.environments.vector import VectorEnvironment
-from worldmodel.learning.settings import saved_config
 from worldmodel.learning.threads import threads_for
 from worldmodel.model.deciders import policy_sample
 from worldmodel.model.open_loop import UNITS, episode_batch, error, open_loop
@@ -63,6 +62,9 @@ class ImagineOptions:
     """Device, as PyTorch names it."""
     threads: int | None = None
     """CPU threads; as many as the model keeps busy if not given."""
+    trust: bool = False
+    """Import the modules that the run names even if they are not installed, such as a file in the working directory.
+    This executes them: only for runs of someone you trust."""
 
     def __post_init__(self) -> None:
         for name in ("episodes", "context", "horizon", "fps"):
@@ -120,10 +122,14 @@ def imagine(options: ImagineOptions) -> Imagination:
     """Plays and draws. Raises RunError, UnknownEnvironment, EnvironmentFailed or MissingPackage."""
     require("imageio.v3", "write pictures")
     require("matplotlib", "draw pictures")
-    agent = Agent.load(options.run, options.device)
-    torch.set_num_threads(options.threads or threads_for(agent.world_model, options.context + options.horizon))
     run = Run(options.run)
-    name, env_args = environment_of(saved_config(run), options.env, options.env_args)
+    with named_environment(run, options.env, options.env_args, options.trust) as (name, env_args):
+        return _imagine(options, run, name, env_args)
+
+
+def _imagine(options: ImagineOptions, run: Run, name: str, env_args: dict[str, Any]) -> Imagination:
+    agent = Agent.load(options.run, options.device, trust=options.trust)
+    torch.set_num_threads(options.threads or threads_for(agent.world_model, options.context + options.horizon))
     torch.manual_seed(options.seed)
     model, modalities = agent.world_model, agent.observation_spec.modalities
     environment = make_single(name, **env_args)
@@ -150,11 +156,14 @@ def imagine(options: ImagineOptions) -> Imagination:
     stem.parent.mkdir(parents=True, exist_ok=True)
     png, gif = (stem.with_name(stem.name + suffix) for suffix in (".png", ".gif"))
     title = f"{name.rpartition(':')[2]}, after {int(run.checkpoints[-1].name):,} steps of training"
-    draw_png(title, panels, png)
-    draw_gif(title, panels, gif, options.fps)
+    with run.writing(png) as file:
+        draw_png(title, panels, file)
+    with run.writing(gif) as file:
+        draw_gif(title, panels, file, options.fps)
     made = Imagination(png, gif, panels, moved)
     if options.json is not None:
-        options.json.write_text(json.dumps({"env": name, "env_args": env_args, **made.to_json()}, indent=1) + "\n")
+        with run.writing(options.json) as file:
+            file.write_text(json.dumps({"env": name, "env_args": env_args, **made.to_json()}, indent=1) + "\n")
     return made
 
 

@@ -1,23 +1,24 @@
 """The command line as dataclasses."""
 
 import argparse
+import contextlib
 import dataclasses
 import inspect
 import json
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 from worldmodel.learning.presets import summaries
-from worldmodel.learning.settings import CHOSEN, TrainConfig, default_folder, saved_config
+from worldmodel.learning.settings import CHOSEN, TrainConfig, blocks_of, saved_config
 from worldmodel.model.blocks import BlockConfig, CustomBlock, GatedConvBlock
 from worldmodel.model.latents import LatentConfig
 from worldmodel.model.world_model import WorldModelConfig
 from worldmodel.runs.configuration import ConfigurationError
-from worldmodel.runs.migration import renamed_option
+from worldmodel.runs.migration import MOST_BLOCKS, renamed_option
 from worldmodel.runs.optional_dependencies import require
 from worldmodel.runs.run import Run
+from worldmodel.runs.trust import check_installed, installed_alone
 
 Options = TypeVar("Options")
 
@@ -68,14 +69,19 @@ class TrainOptions(TrainConfig):
     unpickle: bool = False
     """With --resume: read pickled environments from the checkpoint. This executes their content: only for files from
     someone you trust."""
+    trust: bool = False
+    """With --resume or --init-from: import the modules that the run names even if they are not installed, such as a
+    file in the working directory. This executes them: only for runs of someone you trust."""
 
 
-def train_options(arguments: Sequence[str]) -> tuple[TrainConfig, Path, dict[str, Any]]:
-    """Returns ``(config, folder, how)`` for ``train``.
+def train_options(arguments: Sequence[str]) -> tuple[TrainConfig, Path | None, dict[str, Any]]:
+    """Returns ``(config, folder, how)`` for ``train``; no folder for one that a new run names itself.
+
+    ``how["trust"]`` is whether modules that are not installed may be imported: the user asked for all, or for some.
 
     Raises:
         ConfigurationError: an unknown preset, no environment, contradicting options.
-        RunError: there is no run to resume.
+        RunError: there is no run to resume, or it names a module that is not installed.
     """
     for argument in arguments:
         if (today := renamed_option(argument)) is not None:
@@ -109,12 +115,21 @@ def train_options(arguments: Sequence[str]) -> tuple[TrainConfig, Path, dict[str
         start, early.env if begun is not None and early.env != start.env else None, options.env_args
     )
     config = TrainConfig(**{**{name: getattr(options, name) for name in fields}, "env_args": given})
+    how: dict[str, Any] = {"trust": options.trust}
+    if begun is None:
+        if options.trust:
+            raise ConfigurationError("--trust is for what a run names: --resume RUN, or --init-from without --preset")
+        how["trust"] = True  # all is asked for here
+    elif not options.trust:
+        asked = [early.env, *(early.memory or "").replace("*", ",").split(",")]
+        check_installed(begun, [name for name in [config.env, *blocks_of(config)] if name not in asked])
+        how["trust"] = any(":" in name for name in asked if name)
     if options.resume is not None:
         if options.run is not None:
             raise ConfigurationError("--run names a new run and --resume one that exists: give one of them")
         if options.new_episodes and options.unpickle:
             raise ConfigurationError("--new-episodes needs nothing that --unpickle would read: give one of them")
-        how = {"resume": True, "new_episodes": options.new_episodes, "unpickle": options.unpickle}
+        how |= {"resume": True, "new_episodes": options.new_episodes, "unpickle": options.unpickle}
         return config, options.resume, how
     if options.new_episodes or options.unpickle:
         raise ConfigurationError("--new-episodes and --unpickle say how to go on with a run: --resume is missing")
@@ -122,8 +137,7 @@ def train_options(arguments: Sequence[str]) -> tuple[TrainConfig, Path, dict[str
         raise ConfigurationError(
             "--env is missing: a gymnasium id, module:Env-v0, module:function, or a name of popgym's"
         )
-    folder = options.run or default_folder(config.env, time.strftime("%Y%m%d-%H%M%S"))
-    return config, folder, {"init_from": options.init_from}
+    return config, options.run, {**how, "init_from": options.init_from}
 
 
 def environment_arguments(given: Sequence[str]) -> dict[str, Any]:
@@ -166,6 +180,21 @@ def environment_of(config: TrainConfig, env: str | None, env_args: Sequence[str]
     if env_args:
         return env or config.env, environment_arguments(env_args)
     return (config.env, config.env_args) if env is None else (env, {})
+
+
+@contextlib.contextmanager
+def named_environment(
+    run: Run, env: str | None, env_args: Sequence[str], trust: bool
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """``environment_of`` the run; inside, what it names is imported only if it is installed, or with ``trust``.
+
+    An ``env`` is asked for by the user. Raises NotTrusted.
+    """
+    name, arguments = environment_of(saved_config(run), env, env_args)
+    if not (trust or env):
+        check_installed(run.folder, [name])
+    with installed_alone(run.folder, trust or env is not None):
+        yield name, arguments
 
 
 def _pairs_split(arguments: Sequence[str], option: str) -> list[str]:
@@ -233,8 +262,8 @@ def with_kinds(model: WorldModelConfig, memory: str | None, latent: str | None) 
 def _blocks(text: str, known: Mapping[str, BlockConfig]) -> list[BlockConfig]:
     name, star, times = text.partition("*")
     kinds = {kind.kind: kind for kind in get_args(BlockConfig) if kind is not CustomBlock}
-    if not (star == "" or (times.isdigit() and int(times))):
-        raise ConfigurationError(f"--memory has {text!r}, expected KIND*N with N at least 1")
+    if not (star == "" or (times.isdecimal() and 1 <= int(times) <= MOST_BLOCKS)):
+        raise ConfigurationError(f"--memory has {text!r}, expected KIND*N with N from 1 to {MOST_BLOCKS}")
     if name == "none":
         block: BlockConfig = GatedConvBlock(d_conv=1)
     elif ":" in name:

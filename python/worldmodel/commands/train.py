@@ -1,9 +1,11 @@
 """``train``: starts or resumes a run."""
 
+import contextlib
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -15,19 +17,29 @@ from worldmodel.environments.registry import EnvironmentFailed
 from worldmodel.environments.vector import GymnasiumVectorEnvironment, VectorEnvironment
 from worldmodel.learning.callback import OpenLoopCallback
 from worldmodel.learning.presets import preset_notice
-from worldmodel.learning.settings import TrainConfig, changed_spaces, check_resumable, saved_observation_spec
+from worldmodel.learning.settings import (
+    TrainConfig,
+    blocks_of,
+    changed_spaces,
+    check_resumable,
+    default_folder,
+    saved_specs,
+)
 from worldmodel.learning.threads import threads_restored
 from worldmodel.learning.trainer import SourceTrainer, Trainer, TrainingFailed
 from worldmodel.model.deciders import policy_sample
 from worldmodel.runs.configuration import ConfigurationError, to_json
 from worldmodel.runs.optional_dependencies import MissingPackage, require
 from worldmodel.runs.run import Run, RunError
+from worldmodel.runs.trust import installed_alone, is_installed
 
 
 def command(arguments: Sequence[str]) -> int:
     """Trains, and prints the run's folder."""
     config, folder, how = train_options(arguments)
-    run, number = _train(config, folder, **how)
+    begun, trust = folder if how.get("resume") else how.get("init_from"), how.pop("trust")
+    with installed_alone(begun, trust) if begun is not None else contextlib.nullcontext():
+        run, number = _train(config, folder, **how)
     print(run.folder)
     return 128 + number if number else 0
 
@@ -45,12 +57,14 @@ def train(
     """Trains until a limit of ``config``, Ctrl-C, SIGTERM or SIGHUP, then saves.
 
     ``resume``, ``new_episodes``, ``unpickle`` and ``init_from`` are as in ``TrainOptions``; ``unpickle`` executes a
-    pickle's content.
+    pickle's content. The modules that ``config`` names are imported, so a ``saved_config`` is for runs of someone you
+    trust, or after ``trust.check_installed``.
 
     Raises:
         MissingPackage: safetensors is not installed.
         ConfigurationError: invalid settings, or others than the resumed run's.
-        RunError: a folder that is not empty, a run that cannot continue, or no room for the last checkpoint.
+        RunError: a folder that is not empty, a run that another process writes or that cannot continue, or no room for
+            the last checkpoint.
         UnknownEnvironment: no such environment.
         EnvironmentFailed: an environment raised an error, or returned NaN.
         TrainingFailed: a loss or gradient is not finite.
@@ -63,7 +77,7 @@ def train(
 @threads_restored()
 def _train(
     config: TrainConfig,
-    folder: Path,
+    folder: Path | None,
     *,
     resume: bool = False,
     new_episodes: bool = False,
@@ -73,35 +87,43 @@ def _train(
 ) -> tuple[Run, int]:
     """``train``; returns the signal that ended it as well, else 0."""
     require("safetensors.torch", "write checkpoints")
-    if resume:
-        run = Run(folder)
-        check_resumable(run, config)
-    trainer = Trainer(config, policy_sample, OpenLoopEvaluator(), saved_observation_spec(run) if resume else None)
-    started = _warm_start(trainer, init_from, resume)
-    if not resume:
-        trainer.choose_threads()
-    episodes = trainer.episodes
-    spaces = {"observation": episodes.observation_spec.to_json(), "action": episodes.action_spec.to_json()}
-    described = {"train": to_json(trainer.config), "spaces": to_json(spaces)}
-    if not resume:
-        run = Run.create(folder, {**described, "init_from": started})
-    elif changed := changed_spaces(run, episodes.observation_spec, episodes.action_spec):
-        raise ConfigurationError(f"{config.env} is not what it was when {folder} began: {'; '.join(changed)}")
-    specs = episodes.observation_spec, episodes.action_spec
-    notices = [*episodes.observation_spec.description(not resume), *started]
-    notices += [] if resume else [preset_notice(config.preset, config.env, *specs)]
-    notices += _resume(trainer, run, new_episodes, unpickle) if resume else []
-    if isinstance(episodes, GymnasiumVectorEnvironment) and not episodes.pickle:
-        notices.append(
-            f"{episodes.name} is a vector environment of its own: if this run is interrupted, it goes on with other "
-            "episodes alone (--new-episodes); --environment-state pickle keeps them"
-        )
-    if resume:
-        run.configure({**run.config, **described})
-    try:
+    with contextlib.ExitStack() as ending:
+        if resume:
+            assert folder is not None
+            run = Run.open_to_write(folder)
+            ending.callback(run.close)
+            check_resumable(run, config)
+        trainer = Trainer(config, policy_sample, OpenLoopEvaluator(), saved_specs(run)[0] if resume else None)
+        ending.callback(trainer.episodes.close)
+        started = _warm_start(trainer, init_from, resume)
+        if not resume:
+            trainer.choose_threads()
+        episodes = trainer.episodes
+        spaces = {"observation": episodes.observation_spec.to_json(), "action": episodes.action_spec.to_json()}
+        described = {"train": to_json(trainer.config), "spaces": to_json(spaces)}
+        if not resume:
+            run = _new_run(config, folder, {**described, "init_from": started})
+            ending.callback(run.close)
+        elif changed := changed_spaces(run, episodes.observation_spec, episodes.action_spec):
+            raise ConfigurationError(f"{config.env} is not what it was when {folder} began: {'; '.join(changed)}")
+        specs = episodes.observation_spec, episodes.action_spec
+        notices = [*episodes.observation_spec.description(not resume), *started]
+        notices += [] if resume else [preset_notice(config.preset, config.env, *specs)]
+        notices += _resume(trainer, run, new_episodes, unpickle) if resume else []
+        if isinstance(episodes, GymnasiumVectorEnvironment) and not episodes.pickle:
+            notices.append(
+                f"{episodes.name} is a vector environment of its own: if this run is interrupted, it goes on with "
+                "other episodes alone (--new-episodes); --environment-state pickle keeps them"
+            )
+        if resume:
+            run.configure({**run.config, **described})
         return run, _run(trainer, run, notices, quiet)
-    finally:
-        episodes.close()
+
+
+def _new_run(config: TrainConfig, folder: Path | None, described: Mapping[str, Any]) -> Run:
+    """Without ``folder`` one of its own: no other run has it, whenever that began."""
+    named = folder or default_folder(config.env, time.strftime("%Y%m%d-%H%M%S"))
+    return Run.create(named, described, numbered=folder is None)
 
 
 def _warm_start(trainer: SourceTrainer, init_from: Path | str | None, resume: bool) -> list[str]:
@@ -134,26 +156,29 @@ def train_from_source(
     require("safetensors.torch", "write checkpoints")
     if config.updates is None and config.minutes is None:
         raise ConfigurationError("train_from_source: updates and minutes are None, expected one of them to end the run")
-    if resume:
-        run = Run(folder)
-        check_resumable(run, config)
-    trainer = SourceTrainer(config, source, OpenLoopEvaluator())
-    started = _warm_start(trainer, init_from, resume)
-    if not resume:
-        trainer.choose_threads()
-    spaces = {"observation": source.observation_spec.to_json(), "action": source.action_spec.to_json()}
-    described = {"train": to_json(trainer.config), "spaces": to_json(spaces)}
-    if not resume:
-        run = Run.create(folder, {**described, "init_from": started})
-    elif changed := changed_spaces(run, source.observation_spec, source.action_spec):
-        raise ConfigurationError(f"the source is not what it was when {folder} began: {'; '.join(changed)}")
-    if resume:
-        if run.checkpoints:
-            trainer.load(run)
-        run.forget_metrics_after(trainer.steps)
-        run.configure({**run.config, **described})
-    _run(trainer, run, [f"continuing after {trainer.updates:,} updates"] if resume else started, quiet)
-    return run
+    with contextlib.ExitStack() as ending:
+        if resume:
+            run = Run.open_to_write(folder)
+            ending.callback(run.close)
+            check_resumable(run, config)
+        trainer = SourceTrainer(config, source, OpenLoopEvaluator())
+        started = _warm_start(trainer, init_from, resume)
+        if not resume:
+            trainer.choose_threads()
+        spaces = {"observation": source.observation_spec.to_json(), "action": source.action_spec.to_json()}
+        described = {"train": to_json(trainer.config), "spaces": to_json(spaces)}
+        if not resume:
+            run = Run.create(folder, {**described, "init_from": started})
+            ending.callback(run.close)
+        elif changed := changed_spaces(run, source.observation_spec, source.action_spec):
+            raise ConfigurationError(f"the source is not what it was when {folder} began: {'; '.join(changed)}")
+        if resume:
+            if run.checkpoints:
+                trainer.load(run)
+            run.forget_metrics_after(trainer.steps)
+            run.configure({**run.config, **described})
+        _run(trainer, run, [f"continuing after {trainer.updates:,} updates"] if resume else started, quiet)
+        return run
 
 
 def _run(trainer: SourceTrainer, run: Run, notices: list[str], quiet: bool) -> int:
@@ -180,12 +205,18 @@ def _run(trainer: SourceTrainer, run: Run, notices: list[str], quiet: bool) -> i
             run.close()
         if interrupt.requested:
             display.say(f"interrupted and saved; go on with --resume {run.folder}")
-            display.say(f"  python -m worldmodel train --resume {shlex.quote(str(run.folder))}")
+            display.say(f"  python -m worldmodel train --resume {_named(trainer, run)}")
         elif isinstance(trainer, Trainer):
             display.say("next:")
             for name in ("evaluate", "imagine"):
-                display.say(f"  python -m worldmodel {name} {shlex.quote(str(run.folder))}")
+                display.say(f"  python -m worldmodel {name} {_named(trainer, run)}")
     return interrupt.signal
+
+
+def _named(trainer: SourceTrainer, run: Run) -> str:
+    """The run for the command line, with the option that another process needs to import what it names."""
+    installed = all(is_installed(name, run.folder) for name in (trainer.config.env, *blocks_of(trainer.config)))
+    return shlex.quote(str(run.folder)) + ("" if installed else " --trust")
 
 
 def _kept(run: Run) -> str:

@@ -26,6 +26,7 @@ from typing import Annotated, Any, Literal, get_args
 import numpy as np
 
 from worldmodel.runs.fields import Bounds, Checked, ConfigurationError, Text
+from worldmodel.runs.files import shown
 from worldmodel.runs.optional_dependencies import missing
 
 try:
@@ -36,7 +37,7 @@ except ImportError as error:
 Kind = Literal["categorical", "vector", "image", "grid", "map"]
 Layout = Literal["", "HW", "HWC", "CHW", "FHWC", "FCHW"]
 Path = tuple[str | int, ...]
-Extents = tuple[Annotated[int, Bounds(0, 2**31)], ...]
+Extents = Annotated[tuple[Annotated[int, Bounds(0, 2**31)], ...], Bounds(0, 64)]
 Whole = Annotated[int, Bounds(-(2**63), 2**63)]
 
 SMALLEST_IMAGE = 16  # pixels per side
@@ -88,6 +89,26 @@ class Modality(Checked):
     low: Annotated[float, Bounds(-1e9, 1e9)] = 0
     high: Annotated[float, Bounds(-1e9, 1e9)] = 255
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        dimensions = 1 if self.kind in ("categorical", "vector") else 3
+        classes = self.shape[-1] if self.shape and self.kind in ("categorical", "grid") else 0
+        if not (
+            len(self.shape) == dimensions
+            and (dimensions == 1 or all(self.shape))
+            and len(self.sizes) == classes
+            and len(self.starts) in (0, classes)
+            and bool(self.layout) <= (dimensions == 3)
+            and math.prod(self.shape if self.env_shape is None else self.env_shape) == math.prod(self.shape)
+            and (self.kind != "image" or self.low < self.high)
+            and (not self.env_dtype or is_number_type(self.env_dtype))
+        ):
+            raise ConfigurationError(
+                f"Modality: {self.kind} of shape {self.shape} from {self.env_shape} with {len(self.sizes)} sizes and "
+                f"{len(self.starts)} starts, layout {self.layout!r}, from {self.low} to {self.high} in "
+                f"{shown(self.env_dtype)!r}: these do not fit each other"
+            )
+
     @property
     def whole(self) -> bool:
         """Whether the environment's values are whole numbers in an integer type."""
@@ -134,6 +155,14 @@ class Modality(Checked):
             span = ", finite"
         dtype = self.env_dtype or ("integers" if self.whole else "numbers")
         return f"shape {shapes}, {dtype}{span}"
+
+
+def is_number_type(name: str) -> bool:
+    """Whether NumPy knows ``name`` as a type of whole or real numbers."""
+    try:
+        return np.dtype(name).kind in "biuf"
+    except (TypeError, ValueError):
+        return False
 
 
 def modality_of(

@@ -6,17 +6,31 @@ An observation is a flat dict of *modalities*, of the kinds in ``kinds.py``. Tex
 import dataclasses
 import functools
 import logging
+import math
+import re
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from worldmodel.data.kinds import Kind, Modality, Path, check_values, encode_part, modality_of, one_line
+from worldmodel.data.kinds import (
+    Extents,
+    Kind,
+    Modality,
+    Path,
+    Whole,
+    check_values,
+    encode_part,
+    is_number_type,
+    modality_of,
+    one_line,
+)
 from worldmodel.runs.configuration import differences, from_json, to_json
-from worldmodel.runs.fields import Checked, ConfigurationError, Text
+from worldmodel.runs.fields import Bounds, Checked, ConfigurationError, Text
+from worldmodel.runs.files import shown
 from worldmodel.runs.optional_dependencies import missing
 
 try:
@@ -27,6 +41,7 @@ except ImportError as error:
 __all__ = ["ROOT", "ActionSpec", "Kind", "Modality", "ObservationSpec"]
 
 ROOT = "observation"  # name of a space without keys
+_PART_NAME = re.compile(r"[^/].{0,255}")
 
 _log = logging.getLogger(__name__)
 
@@ -48,8 +63,17 @@ class ObservationSpec(Checked):
         array([3], dtype=uint8)
     """
 
-    modalities: dict[str, Modality]
+    modalities: Annotated[dict[str, Modality], Bounds(1, 4096)]
     dropped: tuple[Text, ...] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in self.modalities:
+            if not _PART_NAME.fullmatch(name) or not name.isprintable() or ".." in name.split("/"):
+                raise ConfigurationError(
+                    f"ObservationSpec: a part is named {shown(name)!r}, expected 1 to 256 printable characters and "
+                    "no path to somewhere else (../, /); a gymnasium.ObservationWrapper can rename it"
+                )
 
     @classmethod
     def from_space(
@@ -167,13 +191,11 @@ class ObservationSpec(Checked):
 
     def differences(self, now: "ObservationSpec") -> list[str]:
         """A line per difference of ``now`` from this saved spec; what an earlier release did not save is none."""
-        known = {
-            name: dataclasses.replace(modality, env_shape=new.env_shape, env_dtype=new.env_dtype, layout=new.layout)
-            if modality.env_shape is None and (new := now.modalities.get(name)) is not None
-            else modality
-            for name, modality in self.modalities.items()
-        }
-        return differences(dataclasses.replace(self, modalities=known).to_json(), now.to_json())
+        saved, here = self.to_json(), now.to_json()
+        for name, modality in saved["modalities"].items():
+            if modality["env_shape"] is None and name in here["modalities"]:
+                modality |= {field: here["modalities"][name][field] for field in ("env_shape", "env_dtype", "layout")}
+        return differences(saved, here)
 
     def to_json(self) -> dict[str, Any]:
         return to_json(self)
@@ -185,7 +207,7 @@ class ObservationSpec(Checked):
 
 
 @dataclasses.dataclass(frozen=True)
-class ActionSpec:
+class ActionSpec(Checked):
     """Actions: class indices for Discrete, MultiDiscrete and MultiBinary, numbers in [-1, 1] for a Box.
 
     Attributes:
@@ -204,14 +226,28 @@ class ActionSpec:
     """
 
     kind: Literal["discrete", "continuous"]
-    shape: tuple[int, ...]
-    dtype: str
-    sizes: tuple[int, ...] = ()
-    starts: tuple[int, ...] = ()
+    shape: Annotated[Extents, Bounds(0, 1)]
+    dtype: Literal["int64", "float32"]
+    sizes: tuple[Annotated[int, Bounds(1, 2**31)], ...] = ()
+    starts: tuple[Whole, ...] = ()
     low: tuple[float, ...] = ()
     high: tuple[float, ...] = ()
-    env_shape: tuple[int, ...] = ()
-    env_dtype: str = "int64"
+    env_shape: Extents = ()
+    env_dtype: Text = "int64"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.kind == "discrete":
+            entries, others, dtype = len(self.sizes), (len(self.starts),), "int64"
+        else:
+            entries, others, dtype = len(self.low), (len(self.high),), "float32"
+        shapes = [(entries,), ()] if self.kind == "discrete" and entries == 1 else [(entries,)]
+        fits = math.prod(self.env_shape) == entries == others[0] and self.shape in shapes and self.dtype == dtype
+        if not (fits and is_number_type(self.env_dtype)):
+            raise ConfigurationError(
+                f"ActionSpec: {self.kind} actions of shape {self.shape}, {self.dtype}, from {self.env_shape}, "
+                f"{shown(self.env_dtype)}, do not fit {entries} entries with bounds"
+            )
 
     @classmethod
     def from_space(cls, space: spaces.Space[Any]) -> "ActionSpec":
@@ -301,11 +337,12 @@ class ActionSpec:
         return np.zeros((*batch, *self.shape), self.dtype)
 
     def to_json(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        return to_json(self)
 
     @classmethod
-    def from_json(cls, fields: Mapping[str, Any]) -> "ActionSpec":
-        return cls(**_with_tuples(fields))
+    def from_json(cls, fields: Any) -> "ActionSpec":
+        """Raises ConfigurationError for fields of other types, out of bounds, or that do not fit each other."""
+        return from_json(cls, fields, "spaces.action")
 
 
 def _parts(space: spaces.Space[Any], path: Path) -> Iterator[tuple[Path, spaces.Space[Any]]]:
@@ -328,10 +365,6 @@ def _classes(space: spaces.MultiDiscrete | spaces.MultiBinary) -> tuple[tuple[in
         return tuple(int(n) for n in space.nvec.ravel()), tuple(int(n) for n in space.start.ravel())
     entries = int(np.prod(space.shape))
     return (2,) * entries, (0,) * entries
-
-
-def _with_tuples(fields: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
 
 
 def _follow(observation: Any, path: Path) -> Any:

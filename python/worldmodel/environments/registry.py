@@ -68,6 +68,8 @@ def resolve(name: str) -> str:
     if own != rest and own in ENVIRONMENTS:
         module = ENVIRONMENTS[own][0].partition(":")[0]  # for its ImportError
     if module:
+        if not all(map(str.isidentifier, module.split("."))):
+            raise UnknownEnvironment(f"environment {name!r}: {module!r} is no name of a module")
         try:
             importlib.import_module(module)
         except ImportError as error:

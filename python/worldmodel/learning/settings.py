@@ -12,6 +12,7 @@ from worldmodel.environments.making import specs_of
 from worldmodel.environments.registry import name_of
 from worldmodel.learning.learner import LearnerConfig
 from worldmodel.learning.presets import PRESETS, Preset, choose_preset, named_preset
+from worldmodel.model.blocks import CustomBlock
 from worldmodel.model.world_model import WorldModelConfig
 from worldmodel.runs.configuration import ConfigurationError, differences, from_json, to_json
 from worldmodel.runs.fields import Bounds, Checked, Count, Positive, Size, Text, Weight, checked_value, field_hints
@@ -159,15 +160,23 @@ def saved_config(run: Run) -> TrainConfig:
     return from_json(TrainConfig, values, "train")
 
 
-def saved_observation_spec(run: Run) -> ObservationSpec:
-    """Raises ConfigurationError for a damaged or missing spec."""
-    return ObservationSpec.from_json((run.config.get("spaces") or {}).get("observation"))
+def saved_specs(run: Run) -> tuple[ObservationSpec, ActionSpec]:
+    """Raises ConfigurationError for damaged or missing specs."""
+    spaces = run.config.get("spaces")
+    observation, action = (spaces.get(name) if isinstance(spaces, dict) else None for name in ("observation", "action"))
+    return ObservationSpec.from_json(observation), ActionSpec.from_json(action)
+
+
+def blocks_of(config: TrainConfig) -> list[str]:
+    """Names of the memory's blocks that are not the package's own, ``module:Class``."""
+    return [block.block for block in config.model.memory.blocks if isinstance(block, CustomBlock)]
 
 
 def changed_spaces(run: Run, observation_spec: ObservationSpec, action_spec: ActionSpec) -> list[str]:
     """A line per difference of the run's saved spaces from these."""
-    observation = saved_observation_spec(run).differences(observation_spec)
-    action = differences((run.config.get("spaces") or {}).get("action"), to_json(action_spec.to_json()))
+    saved_observation, saved_action = saved_specs(run)
+    observation = saved_observation.differences(observation_spec)
+    action = differences(to_json(saved_action), to_json(action_spec))
     return [f"observation.{line}" for line in observation] + [f"action.{line}" for line in action]
 
 

@@ -24,7 +24,7 @@ from worldmodel.learning.metrics import MetricMeans
 from worldmodel.learning.settings import TrainConfig, acting_part, saved_config, usable_device
 from worldmodel.learning.threads import threads_for
 from worldmodel.model.deciders import Decider, policy_sample
-from worldmodel.model.world_model import WorldModel
+from worldmodel.model.world_model import WorldModel, check_memory
 from worldmodel.runs.run import Run, RunError
 from worldmodel.runs.warm_start import warm_start
 
@@ -82,6 +82,8 @@ class SourceTrainer:
             torch.set_num_threads(threads)
 
     def _world_model(self, observation_spec: ObservationSpec, action_spec: ActionSpec) -> WorldModel:
+        copies = 5 if self.config.learner.ema else 4  # weights, gradients, Adam's two means, averaged weights
+        check_memory(observation_spec, action_spec, self.config.model, copies)
         return WorldModel(observation_spec, action_spec, self.config.model).to(self.device)
 
     def warm_start(self, run: Run) -> str:

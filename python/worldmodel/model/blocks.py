@@ -3,6 +3,7 @@
 A block maps (batch, time, width) to the same shape; its state is a flat dict of tensors, batch first.
 """
 
+import contextlib
 import dataclasses
 import importlib
 import math
@@ -298,7 +299,7 @@ class TokenAttentionBlock(Block):
 
 @dataclasses.dataclass(frozen=True)
 class CustomBlock(Block):
-    """A user's ``nn.Module`` with the methods of ``GRU``. Reading a run imports its module.
+    """A user's ``nn.Module`` with the methods of ``GRU``. Reading a run imports its module if it is installed.
 
     With several tokens it runs on each alone, unless ``Class.mixes_tokens`` is true; then its inputs have a dimension
     of tokens before the last.
@@ -321,12 +322,19 @@ class CustomBlock(Block):
     def build(self, width: int) -> nn.Module:
         """Raises ConfigurationError for a class that cannot be built or is no block."""
         module_name, _, name = self.block.partition(":")
+        expected = f"CustomBlock: block is {self.block!r}, expected module:Class"
+        if not all(map(str.isidentifier, module_name.split("."))):
+            raise ConfigurationError(expected)
         try:
             kind = getattr(importlib.import_module(module_name), name)
-        except (ImportError, AttributeError, ValueError) as error:
-            raise ConfigurationError(
-                f"CustomBlock: block is {self.block!r}, expected module:Class that can be imported: {error}"
-            ) from error
+        except (ImportError, AttributeError) as error:
+            raise ConfigurationError(f"{expected} that can be imported: {error}") from error
+        if not (isinstance(kind, type) and issubclass(kind, nn.Module)):  # the run's settings may name anything
+            raise ConfigurationError(f"{expected} of a torch.nn.Module")
+        if torch.get_default_device().type == "meta":  # to be counted
+            with contextlib.suppress(Exception):  # a user's block may need values; then it counts nothing
+                return kind(width, **self.options)
+            return nn.Identity()
         try:
             block = kind(width, **self.options)
         except TypeError as error:
@@ -358,8 +366,6 @@ def mixes_tokens(block: nn.Module) -> bool:
 
 
 def _check_interface(block: Any, name: str, width: int) -> None:
-    if not isinstance(block, nn.Module):
-        raise ConfigurationError(f"CustomBlock: {name} made a {type(block).__name__}, expected a torch.nn.Module")
     methods = {method: getattr(block, method, None) for method in ("init_state", "forward", "step")}
     if type(block).forward is nn.Module.forward:
         methods["forward"] = None

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from worldmodel.data.batch import State
 from worldmodel.model.blocks import BlockConfig, RotaryScanBlock, mixes_tokens
 from worldmodel.runs.fields import Bounds, Checked, Size
+from worldmodel.runs.migration import MOST_BLOCKS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +30,7 @@ class MemoryConfig(Checked):
     """
 
     width: Size = 64
-    blocks: Annotated[tuple[BlockConfig, ...], Bounds(1, 256)] = (RotaryScanBlock(),)
+    blocks: Annotated[tuple[BlockConfig, ...], Bounds(1, MOST_BLOCKS)] = (RotaryScanBlock(),)
     tokens: Annotated[int, Bounds(1, 4096)] = 1
 
     def __post_init__(self) -> None:

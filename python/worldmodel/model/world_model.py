@@ -26,7 +26,8 @@ from worldmodel.model.perception import Perception, PerceptionConfig
 from worldmodel.model.policies import Policy
 from worldmodel.model.prediction import Predicted, Prediction, PredictionConfig
 from worldmodel.model.reward_scale import RewardScale
-from worldmodel.runs.fields import Checked
+from worldmodel.runs.fields import Checked, ConfigurationError
+from worldmodel.runs.memory import machine_memory
 from worldmodel.runs.migration import upgrade_weights
 
 PREFIX = "memory."
@@ -268,6 +269,23 @@ class WorldModel(nn.Module):
         s, memory = self.memory.step(inputs, _memory_part(state), reset)
         features = self.memory.pool(s)
         return features, {**_prefixed(memory), "action": action, "features": features}
+
+
+def check_memory(
+    observation_spec: ObservationSpec, action_spec: ActionSpec, config: WorldModelConfig, copies: int
+) -> None:
+    """Raises ConfigurationError if ``copies`` of the weights are more than the machine's memory; allocates none."""
+    try:
+        with torch.device("meta"), torch.random.fork_rng(devices=[]):
+            model = WorldModel(observation_spec, action_spec, config)
+        needed = copies * sum(tensor.nbytes for tensor in itertools.chain(model.parameters(), model.buffers()))
+    except (RuntimeError, ArithmeticError) as error:  # sizes beyond 64 bits
+        raise ConfigurationError(f"WorldModel: these sizes are too large: {str(error).splitlines()[0]}") from error
+    if needed > machine_memory():
+        raise ConfigurationError(
+            f"WorldModel: {copies} copies of its weights need {needed / 2**30:,.1f} GiB, more than this machine's "
+            f"{machine_memory() / 2**30:,.1f} GiB; smaller layers or spaces need less"
+        )
 
 
 def _upgrade_names(module: nn.Module, state_dict: dict[str, Tensor], prefix: str, *unused: object) -> None:

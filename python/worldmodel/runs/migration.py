@@ -11,6 +11,8 @@ from worldmodel.runs.sequences import Loaded
 
 Value = TypeVar("Value")
 
+MOST_BLOCKS = 256  # of a memory
+
 # Fields of ``config.json``, old -> new.
 FIELDS = {
     "train.model.perception.variables": "train.model.perception.latent.variables",
@@ -227,7 +229,8 @@ def upgrade_memory(old: Mapping[str, Any]) -> dict[str, Any]:
         rotation = {"selective_angle": given["selective_angle"], "decay": given["decay"]}
         block = {"kind": "rotary_scan", **scan, **rotation}
     unknown = {name: value for name, value in old.items() if name not in _MEMORY}
-    return {"width": given["width"], "blocks": [dict(block) for _ in range(given["layers"])], **unknown}
+    layers = given["layers"] if type(given["layers"]) is int else 0  # which is refused as too few blocks
+    return {"width": given["width"], "blocks": [dict(block) for _ in range(min(layers, MOST_BLOCKS + 1))], **unknown}
 
 
 _MEMORY: dict[str, Any] = {

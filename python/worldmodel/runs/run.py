@@ -4,14 +4,14 @@
     metrics.jsonl        a line every few seconds
     tensorboard/         the same
     checkpoints/NNN/     after NNN transitions; one safetensors file per part
+    lock                 held by the process that writes the run
 
-Reading a run executes nothing from it, except with ``--unpickle``; it imports the modules that its environment and
-``CustomBlock`` name.
+Reading a run executes nothing from it, except with ``--unpickle``; of the modules that its environment and
+``CustomBlock`` name, it imports those that are installed (``trust.py``).
 """
 
 import contextlib
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -22,16 +22,18 @@ import torch
 from torch import nn
 
 import wmkernels
-from worldmodel.runs import storage
+from worldmodel.runs import files, storage
+from worldmodel.runs.files import RunError
+from worldmodel.runs.lock import LOCK, Lock
 from worldmodel.runs.migration import load_part, upgrade_config
 from worldmodel.runs.optional_dependencies import MissingPackage, require
 
+__all__ = ["Run", "RunError"]
+
 FORMAT = 2  # of config.json
 KEPT = 2  # the newest may be damaged
-
-
-class RunError(ValueError):
-    """There is no run, or it cannot be resumed."""
+_MOST_METRICS = 2**31  # bytes of metrics.jsonl
+_MOST_NAMED = 9999  # of the numbers that make a folder's name unique
 
 
 class Run:
@@ -40,37 +42,80 @@ class Run:
     def __init__(self, folder: Path | str) -> None:
         self.folder = Path(folder)
         path = self.folder / "config.json"
-        if not path.is_file():
-            raise RunError(f"{self.folder} is not the folder of a run: {path} is missing")
         try:
-            self.config: dict[str, Any] = json.loads(path.read_text())
-        except ValueError as error:
-            raise RunError(f"{path} is damaged: {error}") from error
-        found = self.config.get("format") if isinstance(self.config, dict) else None
-        if not (isinstance(found, int) and 1 <= found <= FORMAT):
-            raise RunError(f"{path} has format {found}, this release reads formats 1 to {FORMAT}")
-        self.config = {**upgrade_config(self.config), "format": FORMAT}
+            config = files.read_json(path)
+        except FileNotFoundError as error:
+            raise RunError(f"{self.folder} is not the folder of a run: {path} is missing") from error
+        found = config.get("format") if isinstance(config, dict) else None
+        if not (type(found) is int and 1 <= found <= FORMAT):
+            raise RunError(f"{path} has format {found!r:.80}, this release reads formats 1 to {FORMAT}")
+        try:
+            self.config: dict[str, Any] = {**upgrade_config(config), "format": FORMAT}
+        except (AttributeError, KeyError, TypeError) as error:
+            raise RunError(f"{path} is damaged: it has no settings of format {found}") from error
         self._tensorboard: Any = None
+        self._lock: Lock | None = None
 
     @classmethod
-    def create(cls, folder: Path | str, config: Mapping[str, Any]) -> "Run":
-        """A new run with ``config``. Raises RunError if the folder is not empty."""
-        folder = Path(folder)
-        if folder.exists() and any(folder.iterdir()):
-            raise RunError(f"{folder} exists and is not empty; go on with it by --resume {folder}, or name another")
+    def create(cls, folder: Path | str, config: Mapping[str, Any], *, numbered: bool = False) -> "Run":
+        """A new run with ``config``, which this process writes until ``close``.
+
+        With ``numbered`` another name is taken if there is a ``folder`` already: FOLDER-2, FOLDER-3, ...
+
+        Raises RunError if the folder is not empty, or another process begins a run in it.
+        """
+        folder = _made_folder(Path(folder)) if numbered else Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
+        _check_empty(folder)
+        lock = Lock(folder)
+        _check_empty(folder)  # another run may have begun and ended
         versions = {"wmkernels": wmkernels.__version__, "torch": torch.__version__}
-        _write_text(folder / "config.json", json.dumps({"format": FORMAT, "versions": versions, **config}, indent=1))
-        return cls(folder)
+        files.write_text(
+            folder / "config.json", json.dumps({"format": FORMAT, "versions": versions, **config}, indent=1)
+        )
+        run = cls(folder)
+        run._lock = lock
+        return run
+
+    @classmethod
+    def open_to_write(cls, folder: Path | str) -> "Run":
+        """An existing run, which this process alone writes until ``close``. Raises RunError as well if another does."""
+        run = cls(folder)
+        lock = Lock(run.folder)
+        run = cls(folder)  # as it is now that nobody else writes it
+        run._lock = lock
+        return run
+
+    @contextlib.contextmanager
+    def writing(self, path: Path) -> Iterator[Path]:
+        """Where to write ``path``: in the run's folder a new file that replaces it, elsewhere the path itself.
+
+        What the user names elsewhere may be a link or a device.
+        """
+        if path.parent.resolve().is_relative_to(self.folder.resolve()):
+            with files.replacing(path) as beside:
+                yield beside
+        else:
+            yield path
 
     def configure(self, config: Mapping[str, Any]) -> None:
-        _write_text(self.folder / "config.json", json.dumps(config, indent=1))
+        files.write_text(self.folder / "config.json", json.dumps(config, indent=1))
         self.config = dict(config)
 
     @property
     def checkpoints(self) -> list[Path]:
-        """Folders of complete checkpoints, oldest first."""
-        return sorted(path for path in (self.folder / "checkpoints").glob("*") if path.name.isdigit())
+        """Folders of complete checkpoints, oldest first. Raises RunError for links among them."""
+        found = [path for path in self._own("checkpoints").glob("*") if path.name.isascii() and path.name.isdigit()]
+        if link := next((path for path in found if path.is_symlink()), None):
+            raise files.linked(link)
+        return sorted(found)
+
+    def _own(self, name: str) -> Path:
+        """A folder of this run. Raises RunError if it is a link."""
+        path = self.folder / name
+        if path.is_symlink():
+            raise files.linked(path)
+        return path
 
     def save(self, steps: int, parts: Mapping[str, Any], *, replace: bool = False) -> Path:
         """Writes ``parts``, name -> state for ``storage.save``; keeps the newest ``KEPT``.
@@ -78,25 +123,26 @@ class Run:
         Returns its folder, renamed once the files are on disk: each is complete. Raises OSError for a full disk; the
         older checkpoints are then as they were. A checkpoint of these ``steps`` stays, unless ``replace`` is true.
         """
-        final = self.folder / "checkpoints" / f"{steps:012d}"
+        names = {name: files.check_part_name(name) for name in parts}
+        final = self._own("checkpoints") / f"{steps:012d}"
         if final.exists() and not replace:
             return final
         final.parent.mkdir(exist_ok=True)
         for left_over in final.parent.glob("*.partial"):
-            shutil.rmtree(left_over)
+            _remove(left_over)
         beside = final.with_name(final.name + ".partial")
         try:
             beside.mkdir()
             for name, state in parts.items():
-                storage.save(beside / f"{name}.safetensors", state)
-            _sync(beside)
+                storage.save(beside / f"{names[name]}.safetensors", state)
+            files.sync_folder(beside)
             if final.exists():
                 final.rename(final.with_name(final.name + ".old.partial"))
             beside.rename(final)
         except BaseException:  # a full disk, or Ctrl-C
             shutil.rmtree(beside, ignore_errors=True)
             raise
-        _sync(final.parent)
+        files.sync_folder(final.parent)
         shutil.rmtree(final.with_name(final.name + ".old.partial"), ignore_errors=True)
         for old in self.checkpoints[:-KEPT]:
             shutil.rmtree(old)
@@ -108,28 +154,32 @@ class Run:
             raise RunError(f"{self.folder} has no checkpoint yet")
         *older, newest = self.checkpoints
 
+        def file(part: str) -> Path:
+            return newest / f"{files.check_part_name(part)}.safetensors"
+
         def read(part: str) -> tuple[Any, int]:
-            return storage.load_versioned(newest / f"{part}.safetensors", device)
+            return storage.load_versioned(file(part), device)
 
         try:
-            return load_part(name, read, lambda part: (newest / f"{part}.safetensors").is_file())
+            return load_part(name, read, lambda part: file(part).is_file())
         except storage.NewerFile as error:
             raise RunError(str(error)) from error
-        except (storage.DamagedFile, FileNotFoundError) as error:
+        except (storage.DamagedFile, OSError) as error:
             hint = f"; remove {newest} to go on from {older[-1].name}, the checkpoint before it" if older else ""
             raise RunError(f"{error}{hint}") from error
 
     def load_weights(self, module: nn.Module, device: torch.device | str = "cpu", part: str = "world_model") -> None:
         """Loads the newest checkpoint's weights. Raises RunError as well for another configuration."""
-        saved = self.load(part, device)
+        saved = self.load_tensors(part, device)
         present = module.state_dict()
         found = [f"{name} is missing" for name in present if name not in saved]
-        found += [f"{name} is not known here" for name in saved if name not in present]
-        found += [
-            f"{name} has shape {tuple(saved[name].shape)}, expected {tuple(value.shape)}"
-            for name, value in present.items()
-            if name in saved and saved[name].shape != value.shape
-        ]
+        found += [f"{files.shown(name)} is not known here" for name in saved if name not in present]
+        for name, value in present.items():
+            there = saved.get(name, value)
+            if there.shape != value.shape:
+                found.append(f"{name} has shape {tuple(there.shape)}, expected {tuple(value.shape)}")
+            elif there.dtype != value.dtype:
+                found.append(f"{name} has dtype {there.dtype}, expected {value.dtype}")
         if found:
             more = f" and {len(found) - 3} more" if len(found) > 3 else ""
             raise RunError(
@@ -137,12 +187,24 @@ class Run:
             )
         module.load_state_dict(saved)
 
+    def load_tensors(self, part: str, device: torch.device | str = "cpu") -> dict[str, torch.Tensor]:
+        """A part that is a dict of tensors, without NaN and infinity. Raises RunError."""
+        saved, checkpoint = self.load(part, device), self.checkpoints[-1]
+        if not isinstance(saved, dict) or not all(isinstance(value, torch.Tensor) for value in saved.values()):
+            raise RunError(f"{checkpoint} has no dict of tensors as its part {part}")
+        for name, value in saved.items():
+            if value.is_floating_point() and not bool(value.isfinite().all()):
+                raise RunError(f"{checkpoint} has NaN or infinity in {part}, tensor {files.shown(name)}")
+        return saved
+
     @contextlib.contextmanager
     def refusing(self, *parts: str) -> Iterator[None]:
         """Turns errors of loading ``parts`` into ``RunError``."""
         try:
             yield
-        except (KeyError, IndexError, TypeError, RuntimeError, AttributeError) as error:
+        except RunError:
+            raise
+        except (LookupError, TypeError, ValueError, RuntimeError, AttributeError, ArithmeticError) as error:
             reason = f"{type(error).__name__}: {error}"
             raise RunError(
                 f"{self.checkpoints[-1]} does not fit this configuration, in {', '.join(parts)}: {reason}"
@@ -153,7 +215,7 @@ class Run:
 
         Raises OSError for a full disk, without half a line in ``metrics.jsonl``.
         """
-        _append(self.folder / "metrics.jsonl", json.dumps(dict(metrics)) + "\n")
+        files.append(self.folder / "metrics.jsonl", json.dumps(dict(metrics)) + "\n")
         steps = int(metrics["steps"])
         with self._writer(steps) as writer:
             for name, value in metrics.items() if writer else ():
@@ -176,7 +238,7 @@ class Run:
             if self._tensorboard:
                 self._tensorboard.flush()  # its thread's errors appear here
         except OSError:
-            self.close()
+            self._close_tensorboard()
             raise
 
     def _open_tensorboard(self, steps: int) -> Any:
@@ -184,61 +246,65 @@ class Run:
             writer = require("torch.utils.tensorboard", "write for TensorBoard").SummaryWriter
         except MissingPackage:
             return False
-        return writer(str(self.folder / "tensorboard"), purge_step=steps)
+        folder = self._own("tensorboard")
+        if link := next((path for path in folder.glob("*") if path.is_symlink()), None):
+            raise files.linked(link)
+        return writer(str(folder), purge_step=steps)
 
     @property
     def metrics(self) -> list[dict[str, float]]:
-        """Complete lines of ``metrics.jsonl``."""
-        path = self.folder / "metrics.jsonl"
-        found = []
-        for line in path.read_text().splitlines() if path.is_file() else ():
+        """Complete lines of ``metrics.jsonl``, from the first to the last that is one. Raises RunError for a link."""
+        found: list[dict[str, float]] = []
+        try:
+            content = files.read(self.folder / "metrics.jsonl", _MOST_METRICS)
+        except FileNotFoundError:
+            return found
+        for line in content.splitlines():
             try:
-                found.append(json.loads(line))
-            except ValueError:
+                metrics = json.loads(line)
+            except (ValueError, RecursionError):
                 break
+            if not isinstance(metrics, dict) or type(metrics.get("steps")) is not int:
+                break
+            found.append(metrics)
         return found
 
     def forget_metrics_after(self, steps: int) -> None:
         kept = [json.dumps(line) + "\n" for line in self.metrics if line["steps"] <= steps]
-        _write_text(self.folder / "metrics.jsonl", "".join(kept))
+        files.write_text(self.folder / "metrics.jsonl", "".join(kept))
 
     def close(self) -> None:
+        """Ends writing: another process may write the run."""
+        self._close_tensorboard()
+        lock, self._lock = self._lock, None
+        if lock is not None:
+            lock.release()
+
+    def _close_tensorboard(self) -> None:
         writer, self._tensorboard = self._tensorboard, None
         if writer:
             with contextlib.suppress(OSError):  # a full disk, reported when it was written to
                 writer.close()
 
 
-def _write_text(path: Path, text: str) -> None:
-    beside = path.with_name(path.name + ".partial")
-    try:
-        beside.write_text(text)
-        with beside.open("rb") as file:
-            os.fsync(file.fileno())
-        beside.replace(path)
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise
+def _check_empty(folder: Path) -> None:
+    if any(path.name != LOCK for path in folder.iterdir()):
+        raise RunError(f"{folder} exists and is not empty; go on with it by --resume {folder}, or name another")
 
 
-def _append(path: Path, line: str) -> None:
-    """Appends all of ``line`` or nothing."""
-    with path.open("ab") as file:
-        size = file.tell()
-        try:
-            file.write(line.encode())
-            file.flush()
-        except OSError:
-            with contextlib.suppress(OSError):
-                file.close()  # its buffer cannot be written either
-            os.truncate(path, size)
-            raise
+def _made_folder(wanted: Path) -> Path:
+    """``wanted``, or it with the first number that makes a new folder."""
+    for number in range(1, _MOST_NAMED):
+        folder = wanted if number == 1 else wanted.with_name(f"{wanted.name}-{number}")
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir()
+            return folder
+    raise RunError(f"{wanted} and {_MOST_NAMED - 1:,} numbered ones exist: name another by --run")
 
 
-def _sync(folder: Path) -> None:
-    """A rename is durable only once its folder is flushed."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()

@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from worldmodel.runs.files import open_file, replacing
+from worldmodel.runs.memory import machine_memory
 from worldmodel.runs.optional_dependencies import require
 from worldmodel.runs.schema import meaning_of
 from worldmodel.runs.sequences import Loaded, Segment, Sequences, unpacked
@@ -57,15 +59,8 @@ def content_of(part: str, state: Any, append: Callable[[Sequences], Any] = Seque
 
 def write(path: Path, content: Content) -> None:
     """Writes a file atomically; raises OSError if it cannot."""
-    beside = path.with_name(path.name + ".partial")
-    try:
+    with replacing(path) as beside:
         _write(content[0], beside, content[1])
-        with beside.open("rb") as file:
-            os.fsync(file.fileno())
-        beside.replace(path)
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise
 
 
 def _write(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
@@ -94,8 +89,7 @@ def load_versioned(path: Path, device: torch.device | str = "cpu", read: ReadSeg
         NewerFile: a later release wrote it.
     """
     safetensors = require("safetensors", "read checkpoints")
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing")
+    os.close(_open(path))
     try:
         with safetensors.safe_open(str(path), framework="pt", device="cpu") as file:
             metadata = file.metadata() or {}
@@ -104,7 +98,8 @@ def load_versioned(path: Path, device: torch.device | str = "cpu", read: ReadSeg
         whole = metadata["checksum"] == _checksum(tensors, metadata)
         version = int(metadata.get("version", 1))
         fits = version == 1 or json.loads(metadata["schema"])["tensors"].keys() == tensors.keys()
-    except (OSError, KeyError, ValueError, safetensors.SafetensorError) as error:
+        state = json.loads(outline)
+    except (OSError, LookupError, TypeError, ValueError, RecursionError, safetensors.SafetensorError) as error:
         raise DamagedFile(f"{path} is damaged: {error}") from error
     if not whole:
         raise DamagedFile(f"{path} is damaged: its checksum is not that of its content")
@@ -116,11 +111,21 @@ def load_versioned(path: Path, device: torch.device | str = "cpu", read: ReadSeg
     if not fits or metadata.get("format", FORMAT) != FORMAT:
         raise DamagedFile(f"{path} is damaged: its schema is not that of its tensors")
     try:
-        return _restored(
-            json.loads(outline), {name: tensor.to(device) for name, tensor in tensors.items()}, read
-        ), version
-    except (KeyError, ValueError, TypeError) as error:
+        return _restored(state, {name: tensor.to(device) for name, tensor in tensors.items()}, read), version
+    except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise DamagedFile(f"{path} is damaged: {type(error).__name__}: {error}") from error
+
+
+def _open(path: Path) -> int:
+    try:
+        handle = open_file(path)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{path} is missing") from error
+    size, most = os.fstat(handle).st_size, machine_memory()
+    if size > most:
+        os.close(handle)
+        raise DamagedFile(f"{path} has {size:,} bytes, more than this machine's memory of {most:,}")
+    return handle
 
 
 def _schema(part: str, tensors: dict[str, Tensor]) -> dict[str, Any]:

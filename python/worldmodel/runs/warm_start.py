@@ -1,7 +1,5 @@
 """A new run's weights from another run, for fine-tuning."""
 
-from collections.abc import Mapping
-
 from torch import Tensor, nn
 
 from worldmodel.runs.run import Run, RunError
@@ -23,9 +21,10 @@ def warm_start(module: nn.Module, run: Run, part: str) -> str:
         What was copied, and what was not, in a line.
 
     Raises:
-        RunError: no checkpoint, a damaged one, or one in which no matrix fits: vectors may fit by chance.
+        RunError: no checkpoint, a damaged one, NaN or infinity in it, or one in which no matrix fits: vectors may fit
+            by chance.
     """
-    saved: Mapping[str, Tensor] = run.load(part)
+    saved = run.load_tensors(part)
     present = module.state_dict()
     fits = {name: saved[name] for name, value in present.items() if _fits(saved.get(name), value)}
     parameters = dict(module.named_parameters())
