@@ -155,7 +155,7 @@ class _Stored:
 
 
 class Trajectory:
-    """An unfinished chunk; the room of its arrays doubles as steps come, up to a window.
+    """An unfinished chunk; the room of its arrays grows by half as steps come, up to a window.
 
     Attributes:
         id: of the chunk.
@@ -177,11 +177,14 @@ class Trajectory:
 
     def reserve(self, steps: int) -> None:
         """Room for ``steps`` observations, which depends on them alone: a loaded trajectory takes what it took."""
-        room = min(self._window, max(_LEAST_ROOM, 1 << (steps - 1).bit_length()))
+        if steps <= len(self.arrays["elapsed"]):
+            return
+        room = _LEAST_ROOM
+        while room < steps:
+            room += room // 2
         for name, array in self.arrays.items():
-            if len(array) < room:
-                self.arrays[name] = np.empty((room, *array.shape[1:]), array.dtype)
-                self.arrays[name][: len(array)] = array
+            self.arrays[name] = np.empty((min(room, self._window), *array.shape[1:]), array.dtype)
+            self.arrays[name][: len(array)] = array
 
     @property
     def nbytes(self) -> int:

@@ -4,6 +4,7 @@
     metrics.jsonl        a line every few seconds
     tensorboard/         the same
     checkpoints/NNN/     after NNN transitions; one safetensors file per part
+    replay/              segments that the checkpoints share, with what grows
     lock                 held by the process that writes the run
 
 Reading a run executes nothing from it, except with ``--unpickle``; of the modules that its environment and
@@ -27,11 +28,13 @@ from worldmodel.runs.files import RunError
 from worldmodel.runs.lock import LOCK, Lock
 from worldmodel.runs.migration import load_part, upgrade_config
 from worldmodel.runs.optional_dependencies import MissingPackage, require
+from worldmodel.runs.segments import Segments
 
 __all__ = ["Run", "RunError"]
 
 FORMAT = 2  # of config.json
 KEPT = 2  # the newest may be damaged
+_REPLACED = ".old.partial"
 _MOST_METRICS = 2**31  # bytes of metrics.jsonl
 _MOST_NAMED = 9999  # of the numbers that make a folder's name unique
 
@@ -108,7 +111,9 @@ class Run:
         found = [path for path in self._own("checkpoints").glob("*") if path.name.isascii() and path.name.isdigit()]
         if link := next((path for path in found if path.is_symlink()), None):
             raise files.linked(link)
-        return sorted(found)
+        names = {path.name for path in found}
+        replaced = self._own("checkpoints").glob(f"*{_REPLACED}")  # a kill came before what replaces it
+        return sorted([*found, *(path for path in replaced if path.name.removesuffix(_REPLACED) not in names)])
 
     def _own(self, name: str) -> Path:
         """A folder of this run. Raises RunError if it is a link."""
@@ -128,25 +133,34 @@ class Run:
         if final.exists() and not replace:
             return final
         final.parent.mkdir(exist_ok=True)
-        for left_over in final.parent.glob("*.partial"):
+        for left_over in set(final.parent.glob("*.partial")) - set(self.checkpoints):
             _remove(left_over)
+        segments = self._segments
         beside = final.with_name(final.name + ".partial")
         try:
             beside.mkdir()
             for name, state in parts.items():
-                storage.save(beside / f"{names[name]}.safetensors", state)
+                storage.save(beside / f"{names[name]}.safetensors", state, segments.append)
             files.sync_folder(beside)
             if final.exists():
-                final.rename(final.with_name(final.name + ".old.partial"))
+                final.rename(final.with_name(final.name + _REPLACED))
             beside.rename(final)
         except BaseException:  # a full disk, or Ctrl-C
             shutil.rmtree(beside, ignore_errors=True)
+            with contextlib.suppress(OSError, RunError):
+                segments.remove_all_but(self.checkpoints)
             raise
         files.sync_folder(final.parent)
-        shutil.rmtree(final.with_name(final.name + ".old.partial"), ignore_errors=True)
+        segments.commit()
+        shutil.rmtree(final.with_name(final.name + _REPLACED), ignore_errors=True)
         for old in self.checkpoints[:-KEPT]:
-            shutil.rmtree(old)
+            shutil.rmtree(old.rename(old.with_name(old.name + ".partial")))
+        segments.remove_all_but(self.checkpoints)
         return final
+
+    @property
+    def _segments(self) -> Segments:
+        return Segments(self._own("replay"))
 
     def load(self, name: str, device: torch.device | str = "cpu") -> Any:
         """One part of the newest checkpoint. Raises RunError if it is missing or damaged."""
@@ -158,7 +172,7 @@ class Run:
             return newest / f"{files.check_part_name(part)}.safetensors"
 
         def read(part: str) -> tuple[Any, int]:
-            return storage.load_versioned(file(part), device)
+            return storage.load_versioned(file(part), device, self._segments.read)
 
         try:
             return load_part(name, read, lambda part: file(part).is_file())

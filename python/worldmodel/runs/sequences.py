@@ -5,6 +5,7 @@ row and the number of rows of every slice, so that slices of one array may be in
 """
 
 import dataclasses
+import math
 import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ import numpy as np
 PACK_BYTES = 32 * 2**20  # of rows; bounds the memory of saving and loading
 _SAMPLE_BYTES = 2**18
 _WORTHWHILE = 0.7  # compressed share of a sample
+_MOST_RATIO = 1100  # of zlib
 
 Slice = tuple[int, str, int, np.ndarray]  # id, name, first row, rows
 
@@ -24,16 +26,19 @@ class Segment:
     """An immutable file of slices.
 
     Attributes:
-        checksum: of its content; the file's name.
+        path: of the file.
         size: of the file, in bytes.
         slices: name -> int64 (n, 3): id, first row, rows.
         row_bytes: name -> bytes per row, before compression.
     """
 
-    checksum: str
+    path: Path
     size: int
     slices: dict[str, np.ndarray]
     row_bytes: dict[str, int]
+
+    def is_there(self) -> bool:
+        return self.path.is_file() and self.path.stat().st_size == self.size
 
     def nbytes(self, ids: np.ndarray | None = None) -> int:
         """Bytes before compression, of all sequences or of ``ids``."""
@@ -46,12 +51,18 @@ class Segment:
 
 @dataclasses.dataclass(frozen=True)
 class Saved:
-    """What is in the segments of ``folder``: all of ``complete`` sequences, ``rows`` of the others' arrays."""
+    """What is in ``segments``: all of ``complete`` sequences, and ``rows`` of the others' arrays by id and name."""
 
-    folder: Path | None = None
     segments: tuple[Segment, ...] = ()
     complete: frozenset[int] = frozenset()
     rows: Mapping[int, Mapping[str, int]] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass
+class Record:
+    """A ``Saved`` that can be replaced; of one object whose sequences are saved."""
+
+    value: Saved = dataclasses.field(default_factory=Saved)
 
 
 @dataclasses.dataclass
@@ -62,13 +73,13 @@ class Sequences:
         ids: of all, in order.
         growing: ids of those that may still grow.
         arrays: id -> name -> (rows, ...).
-        saved: what is written; ``runs.segments`` replaces it with each checkpoint.
+        record: of what is written; ``runs.segments`` replaces its value with each checkpoint.
     """
 
     ids: Sequence[int]
     growing: Collection[int]
     arrays: Callable[[int], Mapping[str, np.ndarray]]
-    saved: "Record" = dataclasses.field(default_factory=lambda: Record())
+    record: Record = dataclasses.field(default_factory=Record)
 
     def new(self, saved: Saved) -> Iterator[Slice]:
         """The rows that ``saved`` does not have."""
@@ -82,17 +93,14 @@ class Sequences:
 
     def inline(self) -> dict[str, Any]:
         """All of it as a nested state."""
-        return {**self.header(), "packs": [pack for pack, _ in packs(self.new(Saved()))]}
+        return {**self.header(), "packs": list(packs(self.new(Saved())))}
+
+    def saved_in(self, segments: tuple[Segment, ...]) -> Saved:
+        growing = {each: {name: len(array) for name, array in self.arrays(each).items()} for each in self.growing}
+        return Saved(segments, frozenset(self.ids) - growing.keys(), growing)
 
     def header(self) -> dict[str, Any]:
         return {"ids": np.array(self.ids, np.int64), "growing": sorted(self.growing)}
-
-
-@dataclasses.dataclass
-class Record:
-    """Mutable place of a ``Saved``."""
-
-    value: Saved = dataclasses.field(default_factory=Saved)
 
 
 class Loaded(dict[int, dict[str, np.ndarray]]):
@@ -105,8 +113,8 @@ class Loaded(dict[int, dict[str, np.ndarray]]):
     saved = Saved()
 
 
-def packs(slices: Iterable[Slice]) -> Iterator[tuple[dict[str, Any], dict[str, int]]]:
-    """Slices as nested states of about ``PACK_BYTES``, and their bytes per row by name."""
+def packs(slices: Iterable[Slice]) -> Iterator[dict[str, Any]]:
+    """Slices as nested states of about ``PACK_BYTES``."""
     waiting: dict[str, list[Slice]] = {}
     nbytes = 0
     for sequence, name, start, rows in slices:
@@ -122,15 +130,14 @@ def packs(slices: Iterable[Slice]) -> Iterator[tuple[dict[str, Any], dict[str, i
         yield _packed(waiting)
 
 
-def _packed(waiting: Mapping[str, list[Slice]]) -> tuple[dict[str, Any], dict[str, int]]:
-    pack = {
+def _packed(waiting: Mapping[str, list[Slice]]) -> dict[str, Any]:
+    return {
         name: {
             "slices": np.array([(sequence, start, len(rows)) for sequence, _, start, rows in found], np.int64),
             "rows": _compressed(np.concatenate([rows for *_, rows in found])),
         }
         for name, found in waiting.items()
     }
-    return pack, {name: found[0][3][:1].nbytes for name, found in waiting.items()}
 
 
 def _compressed(rows: np.ndarray) -> np.ndarray | dict[str, Any]:
@@ -143,12 +150,21 @@ def _compressed(rows: np.ndarray) -> np.ndarray | dict[str, Any]:
     return {"zlib": packed, "dtype": rows.dtype.str, "shape": list(rows.shape)}
 
 
+def row_bytes(rows: np.ndarray | Mapping[str, Any]) -> int:
+    """Bytes per row before compression."""
+    if isinstance(rows, np.ndarray):
+        return rows[:1].nbytes
+    return math.prod(rows["shape"][1:]) * np.dtype(rows["dtype"]).itemsize
+
+
 def _decompressed(rows: np.ndarray | Mapping[str, Any]) -> np.ndarray:
     """Raises ValueError if the length is not that of the shape."""
     if isinstance(rows, np.ndarray):
         return rows
     dtype, shape = np.dtype(rows["dtype"]), tuple(rows["shape"])
-    expected = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+    expected = math.prod(shape) * dtype.itemsize
+    if not 0 <= expected <= _MOST_RATIO * rows["zlib"].nbytes:
+        raise ValueError(f"compressed rows of shape {shape} cannot have {rows['zlib'].nbytes} bytes")
     reader = zlib.decompressobj()
     try:
         raw = reader.decompress(rows["zlib"].tobytes(), expected + 1)
@@ -172,6 +188,8 @@ def unpacked(header: Mapping[str, Any], found: Iterable[tuple[Mapping[str, Any],
         segments += [] if segment is None else [segment]
         for name, packed in pack.items():
             rows, stop = _decompressed(packed["rows"]), 0
+            if packed["slices"][:, 2].sum() != len(rows):
+                raise ValueError(f"slices of {name} have another number of rows than there are")
             for sequence, start, count in packed["slices"].tolist():
                 first, stop = stop, stop + count
                 if sequence in parts:
@@ -179,7 +197,6 @@ def unpacked(header: Mapping[str, Any], found: Iterable[tuple[Mapping[str, Any],
     loaded = Loaded((sequence, {name: _joined(of) for name, of in parts.pop(sequence).items()}) for sequence in ids)
     growing = set(header["growing"])
     loaded.saved = Saved(
-        None,
         tuple(segments),
         frozenset(ids) - growing,
         {sequence: {name: len(array) for name, array in loaded[sequence].items()} for sequence in growing},

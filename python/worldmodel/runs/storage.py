@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from worldmodel.runs.files import open_file, replacing
+from worldmodel.runs.files import RunError, open_file, replacing
 from worldmodel.runs.memory import machine_memory
 from worldmodel.runs.optional_dependencies import require
 from worldmodel.runs.schema import meaning_of
@@ -81,7 +81,15 @@ def load(path: Path, device: torch.device | str = "cpu") -> Any:
 
 
 def load_versioned(path: Path, device: torch.device | str = "cpu", read: ReadSegment | None = None) -> tuple[Any, int]:
-    """The state in ``path`` and its format version; ``read`` reads the segments of ``Sequences``.
+    """The state in ``path`` and its format version; raises as ``load_with_metadata``."""
+    state, metadata = load_with_metadata(path, device, read)
+    return state, int(metadata.get("version", 1))
+
+
+def load_with_metadata(
+    path: Path, device: torch.device | str = "cpu", read: ReadSegment | None = None
+) -> tuple[Any, dict[str, str]]:
+    """The state in ``path`` and the file's metadata; ``read`` reads the segments of ``Sequences``.
 
     Raises:
         FileNotFoundError: no such file.
@@ -111,7 +119,9 @@ def load_versioned(path: Path, device: torch.device | str = "cpu", read: ReadSeg
     if not fits or metadata.get("format", FORMAT) != FORMAT:
         raise DamagedFile(f"{path} is damaged: its schema is not that of its tensors")
     try:
-        return _restored(state, {name: tensor.to(device) for name, tensor in tensors.items()}, read), version
+        return _restored(state, {name: tensor.to(device) for name, tensor in tensors.items()}, read), metadata
+    except (DamagedFile, NewerFile, RunError):  # of a segment
+        raise
     except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise DamagedFile(f"{path} is damaged: {type(error).__name__}: {error}") from error
 
@@ -126,6 +136,16 @@ def _open(path: Path) -> int:
         os.close(handle)
         raise DamagedFile(f"{path} has {size:,} bytes, more than this machine's memory of {most:,}")
     return handle
+
+
+def has_sequences(path: Path) -> bool:
+    """Whether there are ``Sequences`` in a file, by its unchecked header; raises DamagedFile."""
+    safetensors = require("safetensors", "read checkpoints")
+    try:
+        with safetensors.safe_open(str(path), framework="pt", device="cpu") as file:
+            return '{"sequences": ' in (file.metadata() or {})["outline"]
+    except (OSError, KeyError, safetensors.SafetensorError) as error:
+        raise DamagedFile(f"{path} is damaged: {error}") from error
 
 
 def _schema(part: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
