@@ -100,7 +100,7 @@ def test_a_run_with_stored_states_resumes_trains_on_and_is_saved_in_todays_forma
     assert len(run.checkpoints) == 2 and run.metrics[-1]["updates"] > known["updates"]
     assert np.isfinite([run.metrics[-1][f"loss/{part}"] for part in ("model", "value", "policy")]).all()
     for path in run.checkpoints[-1].iterdir():
-        assert storage.load_versioned(path)[1] == storage.VERSION
+        assert storage.load_versioned(path, read=run.segments.read)[1] == storage.VERSION
     # Replay keeps its data.
     assert sum(len(old["sequences"][chunk_id]["rewards"]) for chunk_id in old["chunk_ids"]) > 100
     assert run.load("replay")["added"] == old["added"] + 40

@@ -130,12 +130,15 @@ class Run:
         """
         names = {name: files.check_part_name(name) for name in parts}
         final = self._own("checkpoints") / f"{steps:012d}"
+        for kept in self.checkpoints:
+            if kept.name.endswith(_REPLACED):
+                kept.rename(kept.with_name(kept.name.removesuffix(_REPLACED)))
         if final.exists() and not replace:
             return final
         final.parent.mkdir(exist_ok=True)
-        for left_over in set(final.parent.glob("*.partial")) - set(self.checkpoints):
+        for left_over in final.parent.glob("*.partial"):
             _remove(left_over)
-        segments = self._segments
+        segments = self.segments
         beside = final.with_name(final.name + ".partial")
         try:
             beside.mkdir()
@@ -159,7 +162,8 @@ class Run:
         return final
 
     @property
-    def _segments(self) -> Segments:
+    def segments(self) -> Segments:
+        """Files that the checkpoints share. Raises RunError if their folder is a link."""
         return Segments(self._own("replay"))
 
     def load(self, name: str, device: torch.device | str = "cpu") -> Any:
@@ -172,7 +176,7 @@ class Run:
             return newest / f"{files.check_part_name(part)}.safetensors"
 
         def read(part: str) -> tuple[Any, int]:
-            return storage.load_versioned(file(part), device, self._segments.read)
+            return storage.load_versioned(file(part), device, self.segments.read)
 
         try:
             return load_part(name, read, lambda part: file(part).is_file())

@@ -215,5 +215,5 @@ def _sequences(content: dict[str, Any], read: ReadSegment | None) -> Loaded:
     if "packs" in content:
         return unpacked(content, ((pack, None) for pack in content["packs"]))
     if read is None:
-        raise ValueError("its sequences are in the segments of a run")
+        raise ValueError("its sequences are in the segments of a run, which Run.load reads")
     return unpacked(content, map(read, content["segments"]))
