@@ -12,11 +12,13 @@ import numpy as np
 from worldmodel.commands.display import Display
 from worldmodel.commands.interrupt import Interrupt
 from worldmodel.commands.options import train_options
+from worldmodel.data.replay import Replay
 from worldmodel.data.source import Source
 from worldmodel.environments.registry import EnvironmentFailed
 from worldmodel.environments.vector import GymnasiumVectorEnvironment, VectorEnvironment
 from worldmodel.learning.callback import OpenLoopCallback
 from worldmodel.learning.presets import preset_notice
+from worldmodel.learning.room import room_notice
 from worldmodel.learning.settings import (
     TrainConfig,
     blocks_of,
@@ -98,6 +100,7 @@ def _train(
         started = _warm_start(trainer, init_from, resume)
         if not resume:
             trainer.choose_threads()
+        room = _room(trainer, None if resume else folder or Path("runs"))
         episodes = trainer.episodes
         spaces = {"observation": episodes.observation_spec.to_json(), "action": episodes.action_spec.to_json()}
         described = {"train": to_json(trainer.config), "spaces": to_json(spaces)}
@@ -115,6 +118,7 @@ def _train(
                 f"{episodes.name} is a vector environment of its own: if this run is interrupted, it goes on with "
                 "other episodes alone (--new-episodes); --environment-state pickle keeps them"
             )
+        notices += room
         if resume:
             run.configure({**run.config, **described})
         return run, _run(trainer, run, notices, quiet)
@@ -124,6 +128,12 @@ def _new_run(config: TrainConfig, folder: Path | None, described: Mapping[str, A
     """Without ``folder`` one of its own: no other run has it, whenever that began."""
     named = folder or default_folder(config.env, time.strftime("%Y%m%d-%H%M%S"))
     return Run.create(named, described, numbered=folder is None)
+
+
+def _room(trainer: SourceTrainer, folder: Path | None) -> list[str]:
+    """What is said about memory and disk; nothing of a source that is no replay."""
+    replay = trainer.source
+    return [room_notice(trainer.config, trainer.world_model, replay, folder)] if isinstance(replay, Replay) else []
 
 
 def _warm_start(trainer: SourceTrainer, init_from: Path | str | None, resume: bool) -> list[str]:
@@ -165,6 +175,7 @@ def train_from_source(
         started = _warm_start(trainer, init_from, resume)
         if not resume:
             trainer.choose_threads()
+        room = _room(trainer, None if resume else folder)
         spaces = {"observation": source.observation_spec.to_json(), "action": source.action_spec.to_json()}
         described = {"train": to_json(trainer.config), "spaces": to_json(spaces)}
         if not resume:
@@ -177,7 +188,8 @@ def train_from_source(
                 trainer.load(run)
             run.forget_metrics_after(trainer.steps)
             run.configure({**run.config, **described})
-        _run(trainer, run, [f"continuing after {trainer.updates:,} updates"] if resume else started, quiet)
+        begun = [f"continuing after {trainer.updates:,} updates"] if resume else started
+        _run(trainer, run, [*begun, *room], quiet)
         return run
 
 

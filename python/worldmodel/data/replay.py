@@ -31,7 +31,7 @@ class ReplayConfig(Checked):
     """Steps without a loss that warm up the stored state of a row."""
     max_steps: Count = 1_000_000
     """Most stored transitions; the oldest are removed first."""
-    max_megabytes: Positive = 1024
+    max_megabytes: Positive = 2048
     """Most memory, in MiB; the oldest transitions are removed first. Unfinished chunks, at most a window per
     environment, and the newest finished one stay."""
 
@@ -102,15 +102,19 @@ class Replay:
 
     @property
     def capacity(self) -> tuple[int, int]:
-        """Steps that fit if episodes are longer than a window, and their bytes."""
-        window = self._writer.window_bytes
-        steps = min(self.config.max_steps, self._limit * self._writer.stride // window)
-        return steps, min(self._limit, -(-steps * window // self._writer.stride))
+        """Steps that fit, and their bytes, where episodes are longer than a window."""
+        window, new = self._writer.window_bytes, self._writer.stride
+        steps = min(self.config.max_steps, self._limit * new // window)
+        return steps, min(self._limit, -(-steps * window // new))
 
-    @property
-    def most_bytes(self) -> int:
-        """Most memory: the limit, or more where the unfinished chunks of all environments exceed it."""
-        return max(self.capacity[1], (self._num_envs + 1) * self._writer.window_bytes)
+    def most_bytes(self, steps: int | None = None) -> int:
+        """Most memory, after at most ``steps``: the limit, or all unfinished windows and a finished one."""
+        window = self._writer.window_bytes
+        most = max(self.capacity[1], (self._num_envs + 1) * window)
+        if steps is None:
+            return most
+        whole = -(-steps // self._writer.stride) + self._num_envs  # at most half of a window's room is not used
+        return min(most, 2 * whole * window)
 
     def begin(self, rows: np.ndarray, observations: Arrays) -> None:
         """Starts episodes in ``rows``, (n,), with ``observations``, (n, ...)."""
