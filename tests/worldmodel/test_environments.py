@@ -213,8 +213,10 @@ def test_an_environment_that_cannot_be_made_is_told_with_its_place(monkeypatch: 
 @pytest.mark.parametrize(
     "space",
     [
-        spaces.Tuple([spaces.Discrete(2)]),
-        spaces.Dict(a=spaces.Discrete(2)),
+        spaces.Tuple([spaces.Discrete(2), spaces.Text(3)]),
+        spaces.Dict(a=spaces.Sequence(spaces.Discrete(2))),
+        spaces.Dict({1: spaces.Discrete(2)}),
+        spaces.Tuple([]),
         spaces.Text(3),
         spaces.Box(-np.inf, 1, (2,)),
     ],

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from worldmodel.data.actions import MASK
 from worldmodel.data.batch import State
 from worldmodel.data.spaces import ActionSpec, ObservationSpec
 from worldmodel.learning.settings import acting_part, blocks_of, saved_config, saved_specs, usable_device
@@ -74,6 +75,7 @@ class Agent:
         *,
         decider: Decider | None = None,
         greedy: bool | None = None,
+        action_mask: Any = None,
     ) -> tuple[Any, State]:
         """Chooses an action, in the environment's form.
 
@@ -83,13 +85,21 @@ class Agent:
             reset: true zeroes the state.
             decider: by default the configured one.
             greedy: deprecated.
+            action_mask: legal actions, as ``info["action_mask"]`` of the environment; None if all are, or if the mask
+                is a part of the observation.
 
         Raises:
-            ValueError: an observation of another shape, type or range than in training, with NaN, or without a part.
+            ValueError: an observation of another shape, type or range than in training, with NaN, or without a part; a
+                mask of another shape or type, or without a legal action.
         """
-        encoded = {name: array[None] for name, array in self.observation_spec.encode(observation).items()}
-        actions, state = self.act_encoded(encoded, state, np.array([reset]), decider_of(decider, greedy, self.greedy))
-        return self.action_spec.to_env(actions)[0], state
+        mask = None if action_mask is None else self.action_spec.encode_mask(action_mask)
+        if mask is not None and not self.action_spec.has_legal(mask):
+            raise ValueError(f"Agent.act: {MASK} has no legal action, expected one")
+        encoded = {name: array[None] for name, array in self.observation_spec.encode(observation, mask).items()}
+        decider = decider_of(decider, greedy, self.greedy)
+        masks = None if mask is None else mask[None]
+        actions, state = self.act_encoded(encoded, state, np.array([reset]), decider, action_masks=masks)
+        return self.action_spec.rows_to_env(actions)[0], state
 
     @torch.no_grad()
     def act_encoded(
@@ -100,8 +110,11 @@ class Agent:
         decider: Decider | None = None,
         *,
         greedy: bool | None = None,
+        action_masks: np.ndarray | None = None,
     ) -> tuple[np.ndarray, State]:
         """``act`` for encoded observations and actions, (batch, ...); ``reset`` is bool (batch,).
+
+        ``action_masks``, bool (batch, classes), replace those among the observations for the decider.
 
         Raises:
             ValueError: observations that are not as ``ObservationSpec.encode`` makes them.
@@ -110,7 +123,9 @@ class Agent:
         checked = self.observation_spec.check(observations, len(reset), "Agent.act_encoded")
         tensors = self.observation_spec.to_tensors(checked, self.device)
         is_first = torch.from_numpy(reset).to(self.device)
-        actions, state = self.world_model.act(tensors, state, is_first, decider_of(decider, greedy, self.greedy))
+        masks = None if action_masks is None else torch.from_numpy(action_masks).to(self.device)
+        decider = decider_of(decider, greedy, self.greedy)
+        actions, state = self.world_model.act(tensors, state, is_first, decider, masks)
         return actions.cpu().numpy(), state
 
     @torch.no_grad()
@@ -120,7 +135,7 @@ class Agent:
 
     @torch.no_grad()
     def action_values(self, state: State) -> tuple[np.ndarray, np.ndarray]:
-        """Q, (batch, actions), and the actions, in the environment's units and form.
+        """Q, (batch, actions), minus infinity for illegal ones, and the actions, in the environment's units and form.
 
         Raises:
             ValueError: continuous actions, or more than ``DecisionConfig.max_enumerated_actions``.

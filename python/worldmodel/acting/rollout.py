@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from worldmodel.acting.agent import Agent
+from worldmodel.data.actions import MASK
 from worldmodel.data.batch import State
 from worldmodel.data.spaces import ActionSpec
 from worldmodel.environments.single import make_single
@@ -124,12 +125,13 @@ def step_limit(environment: "gymnasium.Env[Any, Any]", max_steps: int | None) ->
 
 
 def random_policy(action_spec: ActionSpec, seed: int) -> Decider:
-    """A ``Decider`` that draws every action at random, as ``ActionSpec.sample`` does."""
+    """A ``Decider`` that draws every action at random of the legal ones, as ``ActionSpec.sample`` does."""
     random = np.random.default_rng(seed)
 
     def decide(world_model: WorldModel, state: State) -> torch.Tensor:
         features = state["features"]
-        drawn = torch.from_numpy(action_spec.sample(random, len(features))).to(features.device)
+        legal = state[MASK].cpu().numpy() if MASK in state else None
+        drawn = torch.from_numpy(action_spec.sample(random, len(features), mask=legal)).to(features.device)
         return action_spec.encode(drawn).to(features.dtype)
 
     return decide

@@ -192,7 +192,7 @@ def _play(agent: Agent, environment: Any, options: ImagineOptions, number: int) 
     terminated = truncated = False
     while len(actions) < options.context + options.horizon - 1 and not (terminated or truncated):
         if options.random:
-            chosen = agent.action_spec.sample(random, 1)
+            chosen = agent.action_spec.sample(random, 1, mask=specs[0].legal(running.observations))
         else:
             decider = policy_sample if options.sample else None
             chosen, state = agent.act_encoded(running.observations, state, running.is_first, decider)

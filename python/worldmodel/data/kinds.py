@@ -343,7 +343,7 @@ def encode_part(name: str, modality: Modality, value: Any, batch: tuple[int, ...
         if not ((array >= modality.low) & (array <= modality.high)).all():
             raise ValueError(f"observation {name!r} has dtype {array.dtype}{_span(array)}, {_wanted(modality)}")
         array = np.rint((array.astype(np.float32) - modality.low) * (255 / (modality.high - modality.low)))
-    if modality.kind == "grid" and array.dtype.kind == "f" and not (array == np.rint(array)).all():
+    if modality.sizes and array.dtype.kind == "f" and not (array == np.rint(array)).all():
         raise ValueError(f"observation {name!r} has fractions or NaN{_span(array)}, {_wanted(modality)}{_hint(name)}")
     if modality.starts and any(modality.starts):
         array = array.astype(np.int64) - np.array(modality.starts)

@@ -1,4 +1,4 @@
-"""Observation and action specs from gymnasium spaces.
+"""Observation specs from gymnasium spaces.
 
 An observation is a flat dict of *modalities*, of the kinds in ``kinds.py``. Text is dropped.
 """
@@ -6,25 +6,21 @@ An observation is a flat dict of *modalities*, of the kinds in ``kinds.py``. Tex
 import dataclasses
 import functools
 import logging
-import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from worldmodel.data.actions import MASK, ActionSpec
 from worldmodel.data.kinds import (
-    Extents,
     Kind,
     Modality,
     Path,
-    Whole,
     check_values,
     encode_part,
-    is_number_type,
     modality_of,
     one_line,
 )
@@ -53,6 +49,8 @@ class ObservationSpec(Checked):
     Attributes:
         modalities: by name; a slash joins nested keys.
         dropped: names of text.
+        action_mask: where the environment gives the mask of legal actions, which is the modality ``MASK``; empty
+            without one.
 
     Example:
         >>> from gymnasium import spaces
@@ -65,6 +63,7 @@ class ObservationSpec(Checked):
 
     modalities: Annotated[dict[str, Modality], Bounds(1, 4096)]
     dropped: tuple[Text, ...] = ()
+    action_mask: Literal["", "info", "observation"] = ""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -74,6 +73,12 @@ class ObservationSpec(Checked):
                     f"ObservationSpec: a part is named {shown(name)!r}, expected 1 to 256 printable characters and "
                     "no path to somewhere else (../, /); a gymnasium.ObservationWrapper can rename it"
                 )
+        if self.action_mask:
+            mask = self.modalities.get(MASK)
+            if mask is None or mask.kind != "categorical" or set(mask.sizes) != {2}:
+                raise ConfigurationError(
+                    f"ObservationSpec: masks are in {self.action_mask}, and no part {MASK!r} is one"
+                )
 
     @classmethod
     def from_space(
@@ -81,6 +86,8 @@ class ObservationSpec(Checked):
         space: spaces.Space[Any],
         kinds: "Mapping[str, str] | ObservationSpec | None" = None,
         example: Callable[[], Any] | None = None,
+        actions: ActionSpec | None = None,
+        info: Mapping[str, Any] | None = None,
     ) -> "ObservationSpec":
         """The spec of a space; ``kinds.py`` has the rules.
 
@@ -88,11 +95,16 @@ class ObservationSpec(Checked):
             space: of the environment's observations.
             kinds: by modality name, ``KIND`` or ``KIND:LAYOUT``; or a spec whose parts are to be read as they were.
             example: returns first observations, one or a batch; called where the space alone does not tell.
+            actions: of the environment; a part ``MASK`` of the observation with an entry per class is their mask.
+            info: of the first reset, which may hold a mask.
 
         Raises:
             ConfigurationError: an unsupported space, text alone, or kinds that do not fit.
         """
         saved = kinds.modalities if isinstance(kinds, ObservationSpec) else {}
+        masks = ("", kinds.action_mask) if isinstance(kinds, ObservationSpec) else ("", "info", "observation")
+        classes = actions.classes if actions is not None else 0
+        action_mask: Any = ""
         asked = {} if isinstance(kinds, ObservationSpec) else dict(kinds or {})
         first: list[Any] = []
 
@@ -117,6 +129,9 @@ class ObservationSpec(Checked):
                     f"ObservationSpec: two parts of the space {one_line(space)} are named {name!r}"
                 )
             wanted = asked.pop(name, None) or saved.get(name)
+            if path == (MASK,) and "observation" in masks and _is_mask(part, classes) and not isinstance(wanted, str):
+                action_mask, modalities[name] = "observation", _mask_modality(path, classes, part)
+                continue
             look = functools.partial(values, path) if example is not None else None
             modalities[name] = modality_of(name, part, path, wanted, look)
         if asked:
@@ -125,26 +140,58 @@ class ObservationSpec(Checked):
             )
         if not modalities:
             raise ConfigurationError(f"ObservationSpec: the space {one_line(space)} holds nothing but text")
-        return cls(modalities, tuple(dropped))
+        if classes and not action_mask and "info" in masks and (MASK in (info or {}) or MASK in saved):
+            if MASK in modalities:
+                raise ConfigurationError(
+                    f"ObservationSpec: info and the observation have an {MASK!r} each, and that of the observation is "
+                    f"none of {classes} classes; a gymnasium.ObservationWrapper can give it another name"
+                )
+            action_mask, modalities[MASK] = "info", _mask_modality((), classes)
+        return cls(modalities, tuple(dropped), action_mask)
 
-    def encode(self, observation: Any) -> dict[str, np.ndarray]:
+    @property
+    def _seen(self) -> dict[str, Modality]:
+        """The modalities in the environment's observations."""
+        apart = MASK if self.action_mask == "info" else None
+        return {name: modality for name, modality in self.modalities.items() if name != apart}
+
+    def encode(self, observation: Any, action_mask: np.ndarray | None = None) -> dict[str, np.ndarray]:
         """Arrays (*modality.shape) by modality name.
+
+        Args:
+            observation: in the environment's form.
+            action_mask: (classes,), of ``ActionSpec.encode_mask``, where masks are no part of the observation; None if
+                all actions are legal.
 
         Raises:
             ValueError: another shape, type or range than the space's, NaN, infinity, a missing part.
         """
-        return {
+        encoded = {
             name: encode_part(name, modality, _part(name, modality, observation), ())
-            for name, modality in self.modalities.items()
+            for name, modality in self._seen.items()
         }
+        return encoded | self._masks(action_mask)
 
-    def encode_batch(self, observations: Any) -> dict[str, np.ndarray]:
+    def encode_batch(self, observations: Any, action_masks: np.ndarray | None = None) -> dict[str, np.ndarray]:
         """``encode`` for a vector environment's observations: (batch, *modality.shape)."""
         encoded = {}
-        for name, modality in self.modalities.items():
+        batch: tuple[int, ...] = ()
+        for name, modality in self._seen.items():
             value = np.asarray(_part(name, modality, observations))
-            encoded[name] = encode_part(name, modality, value, value.shape[:1])
-        return encoded
+            batch = value.shape[:1]
+            encoded[name] = encode_part(name, modality, value, batch)
+        return encoded | self._masks(action_masks, *batch)
+
+    def _masks(self, given: np.ndarray | None, *batch: int) -> dict[str, np.ndarray]:
+        if self.action_mask != "info":
+            return {}
+        modality = self.modalities[MASK]
+        mask = np.ones((*batch, *modality.shape), bool) if given is None else np.asarray(given)
+        return {MASK: encode_part(MASK, modality, mask, batch)}
+
+    def legal(self, encoded: Mapping[str, Any]) -> Any:
+        """The mask of legal actions among encoded arrays or tensors, bool (..., classes); None without masks."""
+        return encoded[MASK] != 0 if self.action_mask else None
 
     def check(self, encoded: Mapping[str, np.ndarray], steps: int, caller: str) -> dict[str, np.ndarray]:
         """Validates and casts (steps, *modality.shape); ``caller`` prefixes errors.
@@ -187,6 +234,15 @@ class ObservationSpec(Checked):
                 f"; --kinds {name}=KIND reads it otherwise" if changeable and len(modality.env_shape or ()) > 1 else ""
             )
             lines.append(f"{name}: {modality.description}{change}")
+        if self.action_mask:
+            where = (
+                "info"
+                if self.action_mask == "info"
+                else f"the observation, which --kinds {MASK}=vector reads as numbers"
+            )
+            lines[list(self.modalities).index(MASK)] = (
+                f"{MASK}: no other than its legal actions are chosen, and the world model predicts it; from {where}"
+            )
         return lines + [f"{name}: text, which is left out" for name in self.dropped]
 
     def differences(self, now: "ObservationSpec") -> list[str]:
@@ -206,145 +262,6 @@ class ObservationSpec(Checked):
         return from_json(cls, fields, "spaces.observation")
 
 
-@dataclasses.dataclass(frozen=True)
-class ActionSpec(Checked):
-    """Actions: class indices for Discrete, MultiDiscrete and MultiBinary, numbers in [-1, 1] for a Box.
-
-    Attributes:
-        shape: () for Discrete, else (entries,).
-        sizes: classes per entry.
-        starts: environment value of class 0 per entry.
-        low: environment value of -1 per entry.
-        high: environment value of 1 per entry.
-        env_shape: shape of the environment's actions, as ``env_dtype`` their dtype.
-
-    Example:
-        >>> from gymnasium import spaces
-        >>> spec = ActionSpec.from_space(spaces.Box(-2, 2, (1,)))
-        >>> spec.to_env(np.array([0.5], np.float32))
-        array([1.], dtype=float32)
-    """
-
-    kind: Literal["discrete", "continuous"]
-    shape: Annotated[Extents, Bounds(0, 1)]
-    dtype: Literal["int64", "float32"]
-    sizes: tuple[Annotated[int, Bounds(1, 2**31)], ...] = ()
-    starts: tuple[Whole, ...] = ()
-    low: tuple[float, ...] = ()
-    high: tuple[float, ...] = ()
-    env_shape: Extents = ()
-    env_dtype: Text = "int64"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.kind == "discrete":
-            entries, others, dtype = len(self.sizes), (len(self.starts),), "int64"
-        else:
-            entries, others, dtype = len(self.low), (len(self.high),), "float32"
-        shapes = [(entries,), ()] if self.kind == "discrete" and entries == 1 else [(entries,)]
-        fits = math.prod(self.env_shape) == entries == others[0] and self.shape in shapes and self.dtype == dtype
-        if not (fits and is_number_type(self.env_dtype)):
-            raise ConfigurationError(
-                f"ActionSpec: {self.kind} actions of shape {self.shape}, {self.dtype}, from {self.env_shape}, "
-                f"{shown(self.env_dtype)}, do not fit {entries} entries with bounds"
-            )
-
-    @classmethod
-    def from_space(cls, space: spaces.Space[Any]) -> "ActionSpec":
-        """Raises ValueError for an unsupported space or an unbounded Box."""
-        if isinstance(space, spaces.Discrete):
-            return cls("discrete", (), "int64", (int(space.n),), (int(space.start),))
-        if isinstance(space, spaces.MultiDiscrete | spaces.MultiBinary):
-            sizes, starts = _classes(space)
-            dtype = str(np.dtype(space.dtype))
-            return cls("discrete", (len(sizes),), "int64", sizes, starts, env_shape=space.shape, env_dtype=dtype)
-        if isinstance(space, spaces.Box):
-            if not (np.isfinite(space.low).all() and np.isfinite(space.high).all() and (space.low < space.high).all()):
-                raise ValueError(
-                    f"ActionSpec: {one_line(space)} has no finite bounds, expected low < high for every entry; a "
-                    "gymnasium.ActionWrapper with a bounded action_space gives it some"
-                )
-            low, high = (tuple(float(x) for x in bound.ravel()) for bound in (space.low, space.high))
-            dtype = str(np.dtype(space.dtype))
-            return cls("continuous", (len(low),), "float32", low=low, high=high, env_shape=space.shape, env_dtype=dtype)
-        raise ValueError(
-            f"ActionSpec: {one_line(space)} is not supported, expected Discrete, MultiDiscrete, MultiBinary or Box; a "
-            "gymnasium.ActionWrapper with one of these as its action_space can turn its actions into the environment's"
-        )
-
-    @property
-    def width(self) -> int:
-        """Entries of an encoded action."""
-        return sum(self.sizes) if self.kind == "discrete" else self.shape[0]
-
-    def encode(self, actions: Tensor) -> Tensor:
-        """(..., *shape) -> (..., width); one-hot if discrete, in the default dtype."""
-        if self.kind == "continuous":
-            return actions
-        entries = actions[..., None] if self.shape == () else actions
-        return torch.cat([F.one_hot(entry, n) for entry, n in zip(entries.unbind(-1), self.sizes, strict=True)], -1).to(
-            torch.get_default_dtype()
-        )
-
-    def decode(self, encoded: Tensor) -> Tensor:
-        """(..., width) -> (..., *shape) in ``dtype``."""
-        if self.kind == "continuous":
-            return encoded.float()
-        entries = torch.stack([part.argmax(-1) for part in encoded.split(self.sizes, -1)], -1)
-        return entries if self.shape else entries.squeeze(-1)
-
-    def to_env(self, actions: np.ndarray) -> np.ndarray:
-        """(..., *shape) -> the environment's form, a Box's clipped to its bounds."""
-        batch = actions.shape[: actions.ndim - len(self.shape)]
-        if self.kind == "discrete":
-            values = actions + np.reshape(self.starts, self.shape)
-        else:
-            low, high = np.array(self.low), np.array(self.high)
-            values = low + (np.clip(actions, -1, 1) + 1) / 2 * (high - low)
-            if np.issubdtype(np.dtype(self.env_dtype), np.integer):
-                values = np.rint(values)
-        return np.asarray(values).reshape(*batch, *self.env_shape).astype(self.env_dtype)
-
-    def sample(self, random: np.random.Generator, *batch: int) -> np.ndarray:
-        """Uniformly random actions, (*batch, *shape)."""
-        size = (*batch, *self.shape)
-        if self.kind == "continuous":
-            return random.uniform(-1, 1, size).astype(self.dtype)
-        return random.integers(0, np.reshape(self.sizes, self.shape), size, dtype=self.dtype)
-
-    def check(self, actions: np.ndarray, count: int, caller: str) -> np.ndarray:
-        """Validates and casts (count, *shape); ``caller`` prefixes errors.
-
-        Raises:
-            ValueError: wrong shape, class out of range, numbers outside [-1, 1], NaN.
-        """
-        array = np.asarray(actions)
-        if array.shape != (count, *self.shape):
-            raise ValueError(f"{caller}: actions has shape {array.shape}, expected {(count, *self.shape)}")
-        span = f"values from {array.min()} to {array.max()}"
-        if self.kind == "discrete":
-            sizes = np.reshape(self.sizes, self.shape)
-            if not np.issubdtype(array.dtype, np.integer) or (array < 0).any() or (array >= sizes).any():
-                raise ValueError(
-                    f"{caller}: actions has dtype {array.dtype} and {span}, expected integers from 0 and below "
-                    f"{self.sizes}"
-                )
-        elif not (np.abs(array) <= 1).all():
-            raise ValueError(f"{caller}: actions has {span}, expected numbers in [-1, 1]")
-        return array.astype(self.dtype)
-
-    def zeros(self, *batch: int) -> np.ndarray:
-        return np.zeros((*batch, *self.shape), self.dtype)
-
-    def to_json(self) -> dict[str, Any]:
-        return to_json(self)
-
-    @classmethod
-    def from_json(cls, fields: Any) -> "ActionSpec":
-        """Raises ConfigurationError for fields of other types, out of bounds, or that do not fit each other."""
-        return from_json(cls, fields, "spaces.action")
-
-
 def _parts(space: spaces.Space[Any], path: Path) -> Iterator[tuple[Path, spaces.Space[Any]]]:
     if isinstance(space, spaces.Dict):
         for key, part in space.spaces.items():
@@ -360,11 +277,16 @@ def _is_text(space: spaces.Space[Any]) -> bool:
     return isinstance(space, spaces.Text) or (space.dtype is not None and np.dtype(space.dtype).kind == "U")
 
 
-def _classes(space: spaces.MultiDiscrete | spaces.MultiBinary) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    if isinstance(space, spaces.MultiDiscrete):
-        return tuple(int(n) for n in space.nvec.ravel()), tuple(int(n) for n in space.start.ravel())
-    entries = int(np.prod(space.shape))
-    return (2,) * entries, (0,) * entries
+def _is_mask(space: spaces.Space[Any], classes: int) -> bool:
+    if isinstance(space, spaces.Box):
+        return space.shape == (classes,) and bool((space.low == 0).all() and (space.high == 1).all())
+    return isinstance(space, spaces.MultiBinary) and space.shape == (classes,)
+
+
+def _mask_modality(path: Path, classes: int, space: spaces.Space[Any] | None = None) -> Modality:
+    dtype = "bool" if space is None else str(np.dtype(space.dtype))
+    sizes, starts = (2,) * classes, (0,) * classes
+    return Modality("categorical", (classes,), "uint8", path, sizes, starts, env_shape=(classes,), env_dtype=dtype)
 
 
 def _follow(observation: Any, path: Path) -> Any:

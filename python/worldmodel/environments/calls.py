@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from worldmodel.data.actions import MASK
+
 if TYPE_CHECKING:
     import gymnasium
 
@@ -22,8 +24,8 @@ class Misbehaviour(ValueError):
     """A return value that is not of gymnasium's interface."""
 
 
-def reset(environment: "gymnasium.Env[Any, Any]", seed: int) -> Any:
-    """The first observation, copied. Raises what the environment raises, or Misbehaviour."""
+def reset(environment: "gymnasium.Env[Any, Any]", seed: int) -> tuple[Any, Any]:
+    """The first observation and its mask, or None, copied. Raises what the environment raises, or Misbehaviour."""
     try:
         result = environment.reset(seed=seed)
     except TypeError as error:
@@ -37,23 +39,27 @@ def reset(environment: "gymnasium.Env[Any, Any]", seed: int) -> Any:
             f"reset returned {_kind(result)}, expected (observation, info), as in gymnasium; environments of gym "
             "before 0.26 return the observation alone and need a wrapper"
         )
-    return own(result[0])
+    return own(result[0]), _mask(result[1])
 
 
-def step(environment: "gymnasium.Env[Any, Any]", action: Any) -> tuple[Any, float, bool, bool]:
-    """Observation, copied, reward, terminated and truncated. Raises as ``reset``."""
+def step(environment: "gymnasium.Env[Any, Any]", action: Any) -> tuple[Any, float, bool, bool, Any]:
+    """Observation, copied, reward, terminated, truncated, and the mask, copied, or None. Raises as ``reset``."""
     result = environment.step(action)
     if not (isinstance(result, tuple | list) and len(result) == 5):
         raise Misbehaviour(
             f"step returned {_kind(result)}, expected (observation, reward, terminated, truncated, info), as in "
             "gymnasium; environments of gym before 0.26 return one flag, done, and need a wrapper"
         )
-    observation, reward, terminated, truncated, _ = result
+    observation, reward, terminated, truncated, info = result
     number = scalar("reward", reward)
     if not np.isfinite(np.float32(number)):
         raise Misbehaviour(f"a reward is NaN or infinite: {number}")
-    flags = (bool(scalar(name, flag)) for name, flag in (("terminated", terminated), ("truncated", truncated)))
-    return (own(observation), number, *flags)
+    ended, cut = (bool(scalar(name, flag)) for name, flag in (("terminated", terminated), ("truncated", truncated)))
+    return own(observation), number, ended, cut, _mask(info)
+
+
+def _mask(info: Any) -> Any:
+    return own(info[MASK]) if isinstance(info, Mapping) and info.get(MASK) is not None else None
 
 
 def own(value: Any) -> Any:

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-import numpy as np
-
+from worldmodel.data.actions import MASK
+from worldmodel.environments.masks import masks_of
 from worldmodel.environments.registry import EnvironmentFailed, make, make_vector
 from worldmodel.runs.optional_dependencies import missing
 
@@ -23,20 +23,29 @@ class FirstOfVector(gymnasium.Env[Any, Any]):
         self.observation_space, self.action_space = envs.single_observation_space, envs.single_action_space
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        observations, _ = self.envs.reset(seed=seed, options=options)
-        return self._first(self.envs.observation_space, observations), {}
+        observations, info = self.envs.reset(seed=seed, options=options)
+        return self._first(self.envs.observation_space, observations), _first_mask(info)
 
     def step(self, action: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
-        observations, rewards, terminated, truncated, info = self.envs.step(np.asarray(action)[None])
+        utils = gymnasium.vector.utils
+        empty: Any = utils.create_empty_array(self.action_space, 1)
+        actions = utils.concatenate(self.action_space, [action], empty)
+        observations, rewards, terminated, truncated, info = self.envs.step(actions)
+        ended = rewards[0], terminated[0], truncated[0]
         if "final_obs" in info and (terminated[0] or truncated[0]):  # observations are the next episode's
-            return info["final_obs"][0], rewards[0], terminated[0], truncated[0], {}
-        return self._first(self.envs.observation_space, observations), rewards[0], terminated[0], truncated[0], {}
+            return info["final_obs"][0], *ended, _first_mask(info.get("final_info", {}))
+        return self._first(self.envs.observation_space, observations), *ended, _first_mask(info)
 
     def _first(self, space: Any, observations: Any) -> Any:
         return next(iter(gymnasium.vector.utils.iterate(space, observations)))
 
     def close(self) -> None:
         self.envs.close()
+
+
+def _first_mask(info: dict[str, Any]) -> dict[str, Any]:
+    mask = masks_of(info, 1)[0]
+    return {} if mask is None else {MASK: mask}
 
 
 def make_single(name: str, **options: Any) -> "gymnasium.Env[Any, Any]":

@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from worldmodel.data.actions import MASK
 from worldmodel.data.spaces import ActionSpec, ObservationSpec
 from worldmodel.environments import calls, pickle_io
+from worldmodel.environments.masks import MaskReader, masks_of
 from worldmodel.environments.registry import EnvironmentFailed
 from worldmodel.runs.optional_dependencies import require
 
@@ -40,6 +42,17 @@ class Transitions:
     terminated: np.ndarray
     truncated: np.ndarray
     next_observations: dict[str, np.ndarray]
+
+
+@dataclasses.dataclass
+class _Raw:
+    """What an environment returned; ``mask`` is info's, or None."""
+
+    observation: Any
+    mask: Any
+    reward: float = 0.0
+    terminated: bool = False
+    truncated: bool = False
 
 
 def random_seeds(seed: int) -> Callable[[int], int]:
@@ -75,9 +88,6 @@ class VectorEnvironment:
         first = self.environments[0]
         self.name = first.spec.id if first.spec else type(first.unwrapped).__name__
         self._seed_of = seed_of
-        self.observation_spec = observation_spec or ObservationSpec.from_space(
-            first.observation_space, kinds, self._example
-        )
         self.action_spec = action_spec or ActionSpec.from_space(first.action_space)
         self.num_envs = len(self.environments)
         self.pickle = pickle
@@ -89,18 +99,25 @@ class VectorEnvironment:
         self.episode_ids, self.seeds = [0] * self.num_envs, [0] * self.num_envs
         self._actions: list[list[np.ndarray]] = [[] for _ in range(self.num_envs)]  # per running episode
         self._checksums = [0] * self.num_envs
+        self._wanted = observation_spec, kinds
+        self._masks: MaskReader | None = None
         self._restart()
-
-    def _example(self) -> Any:
-        """The first observation, which begins again afterwards."""
-        try:
-            return calls.reset(self.environments[0], self._seed_of(0))
-        except Exception as error:
-            raise EnvironmentFailed(f"{self.name}, reset 0: {calls.told(error)}") from error
 
     def _restart(self) -> None:
         self.is_first = np.ones(self.num_envs, bool)
-        self.observations = self._begin(range(self.num_envs))
+        begun = self._resets(range(self.num_envs))
+        if self._masks is None:
+            self._masks = self._choose_spec(begun)
+        self.observations = self._encode_begun(begun, range(self.num_envs))
+
+    def _choose_spec(self, begun: list[_Raw]) -> MaskReader:
+        given, kinds = self._wanted
+        info = {MASK: True} if any(result.mask is not None for result in begun) else {}
+        self.observation_spec = given or ObservationSpec.from_space(
+            self._space, kinds, lambda: begun[0].observation, self.action_spec, info
+        )
+        new = given is None and not isinstance(kinds, ObservationSpec)
+        return MaskReader(self.observation_spec, self.action_spec, new)
 
     def restart(self, rows: np.ndarray) -> None:
         """Begins new episodes in ``rows``, int (n,), in place of those that run."""
@@ -116,17 +133,18 @@ class VectorEnvironment:
                 episode in its place.
         """
         failures: list[EnvironmentFailed] = []
-        results = {}
-        for row, action in enumerate(self.action_spec.to_env(actions)):
-            with self._failing(row, failures):
-                results[row] = self._act(row, action)
+        results: dict[int, _Raw] = {}
+        for row, (action, given) in enumerate(zip(actions, self.action_spec.rows_to_env(actions), strict=True)):
+            if row not in self.failed:
+                with self._failing(row, failures):
+                    results[row] = self._act(row, action if self.action_spec.parts else given, given)
         following = self._encode_those(results, failures)
         rows = np.array(list(results), np.int64)
         transitions = Transitions(
             rows,
-            np.array([reward for _, reward, _, _ in results.values()], np.float32),
-            np.array([terminated for _, _, terminated, _ in results.values()], bool),
-            np.array([truncated for _, _, _, truncated in results.values()], bool),
+            np.array([result.reward for result in results.values()], np.float32),
+            np.array([result.terminated for result in results.values()], bool),
+            np.array([result.truncated for result in results.values()], bool),
             following,
         )
         for index, row in enumerate(results):
@@ -154,44 +172,52 @@ class VectorEnvironment:
             self.failures += 1
             self.failed.add(row)
 
-    def _encode_those(self, results: dict[int, Any], failures: list[EnvironmentFailed]) -> dict[str, np.ndarray]:
+    def _encode_those(self, results: dict[int, _Raw], failures: list[EnvironmentFailed]) -> dict[str, np.ndarray]:
         """The observations in ``results``, by row; takes out those that cannot be encoded."""
         if results:
             try:
-                return self._encode([result[0] for result in results.values()], list(results))
+                return self._encode(list(results.values()), list(results))
             except EnvironmentFailed:
                 count = len(results)
                 for row in list(results):
                     with self._failing(row, failures):
-                        self._encode([results[row][0]], [row])
+                        self._encode([results[row]], [row])
                     if row in self.failed:
                         del results[row]
                 if len(results) == count:
                     raise
         return self._encode_those(results, failures) if results else self.observation_spec.zeros(0)
 
-    def _act(self, row: int, action: Any) -> tuple[Any, float, bool, bool]:
+    def _act(self, row: int, action: Any, given: Any) -> _Raw:
+        """Steps with ``given`` and keeps ``action``: the same, or in the spec's form for a Tuple or Dict."""
         self._actions[row].append(np.array(action))  # the environment may change its own
         try:
-            return calls.step(self.environments[row], action)
+            observation, reward, terminated, truncated, mask = calls.step(self.environments[row], given)
         except Exception as error:
             raise self._failed(row, "step", error) from error
+        return _Raw(observation, mask, reward, terminated, truncated)
 
     def _begin(self, rows: Sequence[int]) -> dict[str, np.ndarray]:
-        first = []
-        for row in rows:
-            self.episode_ids[row], self.seeds[row] = self._begun, self._seed_of(self._begun)
-            self._begun += 1
-            first.append(self._reset(row))
-        encoded = self._encode(first, rows)
+        return self._encode_begun(self._resets(rows), rows)
+
+    def _encode_begun(self, begun: list[_Raw], rows: Sequence[int]) -> dict[str, np.ndarray]:
+        encoded = self._encode(begun, rows)
         for index, row in enumerate(rows):
             self._check(row, encoded, index)
         return encoded
 
-    def _reset(self, row: int) -> Any:
+    def _resets(self, rows: Sequence[int]) -> list[_Raw]:
+        begun = []
+        for row in rows:
+            self.episode_ids[row], self.seeds[row] = self._begun, self._seed_of(self._begun)
+            self._begun += 1
+            begun.append(self._reset(row))
+        return begun
+
+    def _reset(self, row: int) -> _Raw:
         self._actions[row], self._checksums[row] = [], 0
         try:
-            return calls.reset(self.environments[row], self.seeds[row])
+            return _Raw(*calls.reset(self.environments[row], self.seeds[row]))
         except Exception as error:
             raise self._failed(row, "reset", error) from error
 
@@ -201,10 +227,13 @@ class VectorEnvironment:
             checksum = zlib.crc32(array[index].tobytes(), checksum)
         self._checksums[row] = checksum
 
-    def _encode(self, raw: list[Any], rows: Sequence[int]) -> dict[str, np.ndarray]:
+    def _encode(self, raw: list[_Raw], rows: Sequence[int]) -> dict[str, np.ndarray]:
         try:
             empty = self._utils.create_empty_array(self._space, n=len(raw), fn=np.zeros)
-            return self.observation_spec.encode_batch(self._utils.concatenate(self._space, raw, empty))
+            joined = self._utils.concatenate(self._space, [result.observation for result in raw], empty)
+            ended = np.array([result.terminated or result.truncated for result in raw])
+            assert self._masks is not None
+            return self._masks.encode(joined, [result.mask for result in raw], ended)
         except (ValueError, TypeError) as error:
             raise self._failed(rows[0], "observation", error) from error
 
@@ -271,8 +300,9 @@ class VectorEnvironment:
     def _repeat(self, row: int, actions: np.ndarray, checksum: int) -> None:
         self._check(row, self._encode([self._reset(row)], [row]), 0)
         for action in actions:
-            observation, reward, *_ = self._act(row, action.copy())
-            self._check(row, self._encode([observation], [row]), 0, reward)
+            given = self.action_spec.rows_to_env(action[None])[0] if self.action_spec.parts else action.copy()
+            result = self._act(row, action, given)
+            self._check(row, self._encode([result], [row]), 0, result.reward)
         if self._checksums[row] != checksum:
             raise EnvironmentFailed(
                 f"{self.name} does not repeat itself: the {len(actions)} actions since seed {self.seeds[row]}, done "
@@ -302,19 +332,21 @@ class GymnasiumVectorEnvironment:
         self._seed = seed
         self.name = envs.spec.id if envs.spec else type(envs.unwrapped).__name__
         self.num_envs = envs.num_envs
-        self.observation_spec = ObservationSpec.from_space(
-            envs.single_observation_space, kinds, lambda: envs.reset(seed=seed)[0]
-        )
+        begun = envs.reset(seed=seed)
         self.action_spec = ActionSpec.from_space(envs.single_action_space)
+        self.observation_spec = ObservationSpec.from_space(
+            envs.single_observation_space, kinds, lambda: begun[0], self.action_spec, begun[1]
+        )
+        self._masks = MaskReader(self.observation_spec, self.action_spec, not isinstance(kinds, ObservationSpec))
         modes = require("gymnasium.vector", "run environments").AutoresetMode
         self._mode = modes(envs.metadata.get("autoreset_mode", modes.NEXT_STEP))
         self._modes = modes
-        self._restart(seed)
+        self._restart(*begun)
 
-    def _restart(self, seed: int) -> None:
+    def _restart(self, raw: Any, info: Mapping[str, Any]) -> None:
         self._ignored = np.zeros(self.num_envs, bool)  # the next action only resets
         self.is_first = np.ones(self.num_envs, bool)
-        self.observations = self._encode(self.envs.reset(seed=seed)[0])
+        self.observations = self._encode(raw, info, np.zeros(self.num_envs, bool))
 
     def step(self, actions: np.ndarray) -> Transitions:
         """With ``NEXT_STEP``, the step after an episode's end only resets: no transition."""
@@ -323,8 +355,9 @@ class GymnasiumVectorEnvironment:
             rewards = np.asarray(rewards, np.float32).reshape(self.num_envs)
         except Exception as error:
             raise EnvironmentFailed(f"{self.name}: {calls.told(error)}") from error
-        following = self._encode(raw)
         ended = np.asarray(terminated, bool) | np.asarray(truncated, bool)
+        same_step = self._mode is self._modes.SAME_STEP
+        following = self._encode(raw, info, np.zeros_like(ended) if same_step else ended)
         rows = np.flatnonzero(~self._ignored)
         last = {name: array.copy() for name, array in following.items()}
         if self._mode is self._modes.NEXT_STEP:
@@ -332,12 +365,12 @@ class GymnasiumVectorEnvironment:
             self._ignored = ended & ~self._ignored
         else:
             self.is_first = ended
-            if self._mode is self._modes.SAME_STEP:
-                for row in np.flatnonzero(ended):
-                    for name, value in self.observation_spec.encode(info["final_obs"][row]).items():
-                        last[name][row] = value
+            if same_step:
+                self._replace_ended(last, info, ended)
             elif ended.any():
-                following = self._encode(self.envs.reset(options={"reset_mask": ended})[0])
+                following = self._encode(*self.envs.reset(options={"reset_mask": ended}), ~ended)
+                if self.observation_spec.action_mask == "info":  # only of those that were reset
+                    following[MASK][~ended] = last[MASK][~ended]
         self.observations = following
         return Transitions(
             rows,
@@ -347,9 +380,21 @@ class GymnasiumVectorEnvironment:
             {name: array[rows] for name, array in last.items()},
         )
 
-    def _encode(self, raw: Any) -> dict[str, np.ndarray]:
+    def _replace_ended(self, last: dict[str, np.ndarray], info: Mapping[str, Any], ended: np.ndarray) -> None:
+        """Puts the ended episodes' last observations into ``last``."""
         try:
-            return {name: array.copy() for name, array in self.observation_spec.encode_batch(raw).items()}
+            masks = self._masks.encode_masks(masks_of(info.get("final_info", {}), self.num_envs))
+            for row in np.flatnonzero(ended):
+                mask = None if masks is None else masks[row]
+                for name, value in self.observation_spec.encode(info["final_obs"][row], mask).items():
+                    last[name][row] = value
+        except (ValueError, TypeError) as error:
+            raise EnvironmentFailed(f"{self.name}: {error}") from error
+
+    def _encode(self, raw: Any, info: Mapping[str, Any], ended: np.ndarray) -> dict[str, np.ndarray]:
+        try:
+            encoded = self._masks.encode(raw, masks_of(info, self.num_envs), ended)
+            return {name: array.copy() for name, array in encoded.items()}
         except (ValueError, TypeError) as error:
             raise EnvironmentFailed(f"{self.name}: {error}") from error
 
@@ -380,7 +425,7 @@ class GymnasiumVectorEnvironment:
         self.observations = {name: array.copy() for name, array in saved["observations"].items()}
 
     def begin_anew(self, saved: Mapping[str, Any] | None, steps: int) -> None:
-        self._restart(random_seeds(self._seed)(steps))
+        self._restart(*self.envs.reset(seed=random_seeds(self._seed)(steps)))
 
 
 def _finite_rewards(name: str, rewards: np.ndarray) -> np.ndarray:

@@ -70,7 +70,8 @@ class Collector:
                 self.decider,
             )
         if random_rows:
-            drawn = episodes.action_spec.sample(self._random, episodes.num_envs)
+            legal = episodes.observation_spec.legal(episodes.observations)
+            drawn = episodes.action_spec.sample(self._random, episodes.num_envs, mask=legal)
             chosen[:random_rows] = torch.from_numpy(drawn[:random_rows]).to(self._device)
             encoded = episodes.action_spec.encode(chosen).to(self.state["action"].dtype)
             self.state = {**self.state, "action": encoded}  # as executed

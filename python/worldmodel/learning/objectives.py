@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from worldmodel.data.actions import MASK
 from worldmodel.data.batch import Batch, State
 from worldmodel.model.evaluation import lambda_returns
 from worldmodel.model.policies import DiscretePolicy, Policy
@@ -58,6 +59,7 @@ class ImaginedReturns:
         imagined: (rows * tries, ...).
         returns: λ-returns / reward scale, (rows * tries, horizon).
         q: first returns, (rows, actions); None unless all-action.
+        legal: actions with a q to learn from, bool (rows, actions); None without masks.
         policy: distributions, (rows,) for all-action, else (rows, horizon).
         first_target: the start's value target, (rows,).
         weights: probability of reaching each step, (rows * tries, horizon); 0 without ``mask``.
@@ -71,10 +73,13 @@ class ImaginedReturns:
     policy: Policy
     first_target: Tensor
     weights: Tensor
+    legal: Tensor | None = None
 
     @property
     def policy_returns(self) -> Tensor:
-        """At starts with a loss, (starts, horizon or actions)."""
+        """At starts with a loss, (starts, horizon or actions); of legal actions, (returns,)."""
+        if self.q is not None and self.legal is not None:
+            return self.q[self.legal & self.mask[:, None]]
         return (self.returns.detach() if self.q is None else self.q)[self.mask]
 
     @property
@@ -135,16 +140,19 @@ def imagine_returns(world_model: WorldModel, states: State, mask: Tensor, config
     start = {name: value.detach() for name, value in states.items()}
     if decision.gradient == "all_action":
         imagined, returns, q = _try_all(world_model, start, config.horizon)
-        policy = decision(start["features"])
+        policy = world_model.policy(start)
         assert isinstance(policy, DiscretePolicy)
         probabilities = policy.probability_of(decision.all_actions(q)).detach()  # (rows, actions)
-        weights = _weights(imagined, mask.repeat_interleave(q.shape[1], 0))
+        legal = decision.legal_actions(start[MASK]) if MASK in start else None
+        tried = mask[:, None].expand(q.shape) if legal is None else legal & mask[:, None]
+        weights = _weights(imagined, tried.flatten())
         first_target = (probabilities * q).sum(-1)
-        return ImaginedReturns(states["features"], mask, imagined, returns, q, policy, first_target, weights)
+        return ImaginedReturns(states["features"], mask, imagined, returns, q, policy, first_target, weights, legal)
     with torch.set_grad_enabled(decision.gradient == "pathwise" and torch.is_grad_enabled()):
         imagined = world_model.imagine(start, decision, config.horizon)
         returns = _returns(world_model, imagined)
-    policy = decision(imagined.features[:, :-1].detach())
+    masks = [] if imagined.action_masks is None else [imagined.action_masks[:, :-1]]
+    policy = decision(imagined.features[:, :-1].detach(), *masks)
     weights = _weights(imagined, mask)
     return ImaginedReturns(states["features"], mask, imagined, returns, None, policy, returns[:, 0].detach(), weights)
 

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 
+from worldmodel.data.actions import MASK
 from worldmodel.data.replay import ReplayConfig
 from worldmodel.data.spaces import ActionSpec, ObservationSpec
 from worldmodel.learning.learner import LearnerConfig
@@ -162,11 +163,12 @@ def choose_preset(env: str, observation_spec: ObservationSpec, action_spec: Acti
     ``pixels`` where a part is an image or a map. For vectors alone, ``continuous`` or ``control`` by the actions, but
     not for POPGym's tasks, whose state is hidden. Else ``popgym``, which has a memory.
     """
-    kinds = {modality.kind for modality in observation_spec.modalities.values()}
+    masks = MASK if observation_spec.action_mask else None
+    kinds = {modality.kind for name, modality in observation_spec.modalities.items() if name != masks}
     if kinds & {"image", "map"}:
         return ("pixels" if "pixels" in PRESETS else "popgym"), "for pictures"
     if kinds == {"vector"} and not env.rpartition(":")[2].startswith("popgym-"):
-        if action_spec.kind == "continuous":
+        if action_spec.kind != "discrete":
             return "continuous", "for vectors and continuous actions"
         if math.prod(action_spec.sizes) <= DecisionConfig().max_enumerated_actions:
             return "control", "for vectors and few actions"

@@ -3,8 +3,10 @@
 import warnings
 from typing import TYPE_CHECKING, Protocol
 
+import torch
 from torch import Tensor
 
+from worldmodel.data.actions import MASK
 from worldmodel.data.batch import State
 
 if TYPE_CHECKING:
@@ -15,17 +17,20 @@ class Decider(Protocol):
     """Chooses an action per row, without gradients."""
 
     def __call__(self, world_model: "WorldModel", state: State) -> Tensor:
-        """``state`` after ``WorldModel.observe_step`` -> encoded actions (batch, action width)."""
+        """``state`` after ``WorldModel.observe_step`` -> encoded actions (batch, action width).
+
+        Where the environment gives masks, ``state["action_mask"]``, bool (batch, classes), has the legal classes.
+        """
 
 
 def policy_sample(world_model: "WorldModel", state: State) -> Tensor:
     """Samples the policy, the only random decider here."""
-    return world_model.decision(state["features"]).sample()
+    return world_model.policy(state).sample()
 
 
 def policy_mode(world_model: "WorldModel", state: State) -> Tensor:
     """The policy's mode."""
-    return world_model.decision(state["features"]).mode()
+    return world_model.policy(state).mode()
 
 
 def one_step_planning(world_model: "WorldModel", state: State) -> Tensor:
@@ -38,7 +43,8 @@ def action_values(world_model: "WorldModel", state: State) -> tuple[Tensor, Tens
     """Q(s, a) = r + γ c v' of every action, with continuation probability c and the next latent's mean.
 
     Returns:
-        ``(q, actions)``: (batch, actions), divided by the reward scale, and (actions, action width).
+        ``(q, actions)``: (batch, actions), divided by the reward scale, minus infinity for illegal actions, and
+        (actions, action width).
     """
     features = state["features"]
     actions = world_model.decision.all_actions(features)
@@ -48,7 +54,10 @@ def action_values(world_model: "WorldModel", state: State) -> tuple[Tensor, Tens
     imagined = world_model.imagine(repeated, world_model.decision, 1, first, sample=mean)
     values = world_model.evaluation.value(imagined.features[:, 1])
     q = imagined.rewards[:, 0] + world_model.config.evaluation.discount * imagined.continues[:, 0] * values
-    return q.view(rows, count), actions
+    q = q.view(rows, count)
+    if MASK in state:
+        q = q.masked_fill(~world_model.decision.legal_actions(state[MASK]), -torch.inf)
+    return q, actions
 
 
 def decider_of(decider: Decider | None, greedy: bool | None, default: Decider) -> Decider:

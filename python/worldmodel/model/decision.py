@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from worldmodel.data.spaces import ActionSpec
 from worldmodel.model.networks import mlp
-from worldmodel.model.policies import ContinuousPolicy, DiscretePolicy, Policy
+from worldmodel.model.policies import ContinuousPolicy, DiscretePolicy, MixedPolicy, Policy, with_a_legal_class
 from worldmodel.runs.fields import Bounds, Checked, ConfigurationError, Layers, Size, Weight
 
 
@@ -28,7 +28,7 @@ class DecisionConfig(Checked):
         hidden: layer width.
         layers: of the network.
         gradient: "all_action", "reinforce", "pathwise", or "auto": all_action up to ``max_enumerated_actions`` discrete
-            actions, reinforce for more, pathwise for continuous ones.
+            actions, reinforce for more, pathwise for continuous and mixed ones.
         max_enumerated_actions: most discrete actions to enumerate.
         entropy: weight of the policy's entropy beside normalised returns.
         unimix_ratio: weight of the uniform distribution for discrete actions.
@@ -63,14 +63,14 @@ class Decision(nn.Module):
         super().__init__()
         self.spec = spec
         self.config = config
-        outputs = spec.width if spec.kind == "discrete" else 2 * spec.width
+        outputs = spec.classes + 2 * len(spec.low)
         self.network = mlp(features, config.hidden, config.layers, outputs)
         last = self.network[-1]
         assert isinstance(last, nn.Linear)
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
         if self.gradient == "all_action" and not self.is_enumerable:
-            count = math.prod(spec.sizes) if spec.kind == "discrete" else "continuous"
+            count = math.prod(spec.sizes) if spec.kind == "discrete" else spec.kind
             raise ConfigurationError(
                 f"DecisionConfig: gradient is 'all_action' for {count} actions, expected at most "
                 f"max_enumerated_actions={config.max_enumerated_actions} of them"
@@ -84,18 +84,29 @@ class Decision(nn.Module):
     def gradient(self) -> str:
         if self.config.gradient != "auto":
             return self.config.gradient
-        if self.spec.kind == "continuous":
+        if self.spec.kind != "discrete":
             return "pathwise"
         return "all_action" if self.is_enumerable else "reinforce"
 
-    def forward(self, features: Tensor) -> Policy:
+    def forward(self, features: Tensor, mask: Tensor | None = None) -> Policy:
+        """The policy in (..., features), of the legal classes in ``mask``, bool (..., classes), if it is given."""
         outputs = self.network(features)
-        if self.spec.kind == "discrete":
-            return DiscretePolicy(outputs, self.spec.sizes, self.config.unimix_ratio)
-        return ContinuousPolicy(outputs, self.config.min_std, self.config.max_std)
+        spec, config = self.spec, self.config
+        if spec.kind == "continuous":
+            return ContinuousPolicy(outputs, config.min_std, config.max_std)
+        discrete = DiscretePolicy(outputs[..., : spec.classes], spec.sizes, config.unimix_ratio, mask)
+        if spec.kind == "discrete":
+            return discrete
+        return MixedPolicy(discrete, ContinuousPolicy(outputs[..., spec.classes :], config.min_std, config.max_std))
 
     def all_actions(self, like: Tensor) -> Tensor:
         """All discrete actions, (actions, action width), in dtype and device of ``like``."""
         choices = [torch.arange(size, device=like.device) for size in self.spec.sizes]
         table = torch.cartesian_prod(*choices).view(-1, len(choices))
         return self.spec.encode(table if self.spec.shape else table.squeeze(-1)).to(like.dtype)
+
+    def legal_actions(self, mask: Tensor) -> Tensor:
+        """Which of ``all_actions`` have legal classes alone, bool (..., actions), by ``mask``, bool (..., classes)."""
+        illegal = ~with_a_legal_class(mask, self.spec.sizes)
+        actions = self.all_actions(torch.zeros((), device=mask.device))
+        return illegal.to(actions.dtype) @ actions.t() == 0

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor, nn
 
+from worldmodel.data.actions import MASK
 from worldmodel.data.spaces import ObservationSpec
 from worldmodel.model.codecs import StandardisedCodec, build_codec
 from worldmodel.model.latents import CategoricalConfig, LatentConfig
@@ -85,6 +86,13 @@ class Perception(nn.Module):
         lead, features = self._decoder_features(latent)
         observations = {name: codec.decode(codec.reconstruct(features)) for name, codec in self._codecs()}
         return {name: value.view(*lead, *value.shape[1:]) for name, value in observations.items()}
+
+    @torch.no_grad()
+    def log_odds_of_legality(self, latent: Tensor) -> Tensor:
+        """(..., *latent shape) -> log odds that each class of the actions is legal, (..., classes)."""
+        lead, features = self._decoder_features(latent)
+        logits = dict(self._codecs())[MASK].reconstruct(features)  # (steps, classes, 2)
+        return (logits[..., 1] - logits[..., 0]).view(*lead, -1)
 
     def reconstruction_loss(self, latent: Tensor, observations: Mapping[str, Tensor]) -> Tensor:
         """Sum over modalities of nats or squared errors, (...)."""

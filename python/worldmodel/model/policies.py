@@ -29,11 +29,24 @@ class Policy:
 
 
 class DiscretePolicy(Policy):
-    """Independent categoricals with unimix and straight-through gradient; actions are one-hot, concatenated."""
+    """Independent categoricals with unimix and straight-through gradient; actions are one-hot, concatenated.
 
-    def __init__(self, logits: Tensor, sizes: tuple[int, ...], unimix_ratio: float) -> None:
+    Classes outside ``mask``, bool (..., classes), have probability 0; a categorical without a legal class has them all.
+    """
+
+    def __init__(self, logits: Tensor, sizes: tuple[int, ...], unimix_ratio: float, mask: Tensor | None = None) -> None:
         parts = logits.split(sizes, -1)
-        self.probabilities = [part.softmax(-1) * (1 - unimix_ratio) + unimix_ratio / part.shape[-1] for part in parts]
+        if mask is None:
+            self.probabilities = [
+                part.softmax(-1) * (1 - unimix_ratio) + unimix_ratio / part.shape[-1] for part in parts
+            ]
+        else:
+            masks = with_a_legal_class(mask, sizes).split(sizes, -1)
+            self.probabilities = [
+                part.masked_fill(~legal, -torch.inf).softmax(-1) * (1 - unimix_ratio)
+                + (unimix_ratio / legal.sum(-1, keepdim=True) * legal).to(part.dtype)
+                for part, legal in zip(parts, masks, strict=True)
+            ]
 
     def sample(self) -> Tensor:
         hot = []
@@ -42,6 +55,7 @@ class DiscretePolicy(Policy):
         return torch.cat(hot, -1)
 
     def log_probability(self, actions: Tensor) -> Tensor:
+        """Finite even where the probability is 0."""
         return (actions.detach() * log_probability(torch.cat(self.probabilities, -1))).sum(-1)
 
     def mode(self) -> Tensor:
@@ -86,3 +100,34 @@ class ContinuousPolicy(Policy):
     def entropy(self) -> Tensor:
         """Of the unclipped normals."""
         return (self.std.log() + 0.5 * math.log(2 * math.pi * math.e)).sum(-1)
+
+
+class MixedPolicy(Policy):
+    """Independent class indices and numbers: their log probabilities and entropies add up."""
+
+    def __init__(self, discrete: DiscretePolicy, continuous: ContinuousPolicy) -> None:
+        self.discrete, self.continuous = discrete, continuous
+
+    def sample(self) -> Tensor:
+        return torch.cat([self.discrete.sample(), self.continuous.sample()], -1)
+
+    def log_probability(self, actions: Tensor) -> Tensor:
+        numbers = self.continuous.mean.shape[-1]
+        hot, values = actions[..., :-numbers], actions[..., -numbers:]
+        return self.discrete.log_probability(hot) + self.continuous.log_probability(values)
+
+    def mode(self) -> Tensor:
+        return torch.cat([self.discrete.mode(), self.continuous.mode()], -1)
+
+    def entropy(self) -> Tensor:
+        return self.discrete.entropy() + self.continuous.entropy()
+
+
+def with_a_legal_class(mask: Tensor, sizes: tuple[int, ...]) -> Tensor:
+    """``mask``, bool (..., classes), with all classes of an entry that has no legal one, as padding has."""
+    return torch.cat([part | ~part.any(-1, keepdim=True) for part in mask.split(sizes, -1)], -1)
+
+
+def predicted_mask(log_odds: Tensor, sizes: tuple[int, ...]) -> Tensor:
+    """Classes that are as likely legal as not, and the likeliest of each entry, bool (..., classes)."""
+    return torch.cat([part >= part.amax(-1, keepdim=True).clamp(max=0) for part in log_odds.split(sizes, -1)], -1)

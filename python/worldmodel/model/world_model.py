@@ -7,6 +7,7 @@
     r_t, end_t, z'_{t+1} = P(s_t, a_t)    prediction: the prior, before the action enters memory
 
 The state is a flat dict of tensors (batch, ...): "memory.*", the previous "action", encoded, and s_t as "features".
+Where the environment gives masks of legal actions, "action_mask" is that of o_t, in imagination as decoded from z_t.
 """
 
 import dataclasses
@@ -16,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from worldmodel.data.actions import MASK
 from worldmodel.data.batch import Batch, State
 from worldmodel.data.spaces import ActionSpec, ObservationSpec
 from worldmodel.model.deciders import Decider
@@ -23,7 +25,7 @@ from worldmodel.model.decision import Decision, DecisionConfig
 from worldmodel.model.evaluation import Evaluation, EvaluationConfig
 from worldmodel.model.memory import MemoryConfig, build_memory
 from worldmodel.model.perception import Perception, PerceptionConfig
-from worldmodel.model.policies import Policy
+from worldmodel.model.policies import Policy, predicted_mask
 from worldmodel.model.prediction import Predicted, Prediction, PredictionConfig
 from worldmodel.model.reward_scale import RewardScale
 from worldmodel.runs.fields import Checked, ConfigurationError
@@ -75,6 +77,8 @@ class Imagined:
         rewards: divided by the reward scale, (batch, horizon).
         continues: continuation probability, (batch, horizon).
         state: after the last step.
+        action_masks: predicted legal classes, bool (batch, horizon + 1, classes), with the initial state's; None
+            without masks.
     """
 
     features: Tensor
@@ -83,6 +87,7 @@ class Imagined:
     rewards: Tensor
     continues: Tensor
     state: State
+    action_masks: Tensor | None = None
 
 
 class WorldModel(nn.Module):
@@ -125,13 +130,19 @@ class WorldModel(nn.Module):
         return self.config.memory.width
 
     def init_state(self, batch_size: int) -> State:
-        """Zeros."""
+        """Zeros, and every action legal."""
         like = self.entry.weight
+        masks = {MASK: like.new_ones(batch_size, self.action_spec.classes, dtype=torch.bool)}
         return {
             **_prefixed(self.memory.init_state(batch_size)),
             "action": like.new_zeros(batch_size, self.action_spec.width),
             "features": like.new_zeros(batch_size, self.features),
+            **(masks if self.observation_spec.action_mask else {}),
         }
+
+    def policy(self, state: State) -> Policy:
+        """The policy in ``state``, of its legal actions."""
+        return self.decision(state["features"], state.get(MASK))
 
     def observe(
         self, batch: Batch, state: State | None = None, states_after: Sequence[int] = (), sample: Sampler | None = None
@@ -160,6 +171,7 @@ class WorldModel(nn.Module):
         previous = torch.where(batch.is_first[..., None], 0, previous)
         inputs = self.entry(torch.cat([embedded, previous], -1))
 
+        masks = self.observation_spec.legal(batch.observations)
         carried = None if state is None else _memory_part(state)
         outputs, kept, start = [], [], 0
         time = batch.shape[1]
@@ -168,6 +180,8 @@ class WorldModel(nn.Module):
             features = self.memory.pool(s)
             outputs.append(features)
             after = {**_prefixed(carried), "action": actions[:, stop - 1], "features": features[:, -1]}
+            if masks is not None:
+                after[MASK] = masks[:, stop - 1]
             if stop in states_after:
                 kept.append(after)
             start = stop
@@ -190,12 +204,14 @@ class WorldModel(nn.Module):
         """
         embedded = self.perception.latent.embed_mean(self.perception(observation))
         previous = torch.where(reset[:, None], 0, previous_action)
-        return self._step_memory(embedded, previous, state, reset)
+        features, state = self._step_memory(embedded, previous, state, reset)
+        mask = self.observation_spec.legal(observation)
+        return features, state if mask is None else {**state, MASK: mask}
 
     def imagine(
         self,
         state: State,
-        policy: Callable[[Tensor], Policy],
+        policy: Callable[..., Policy],
         horizon: int,
         first_action: Tensor | None = None,
         sample: Sampler | None = None,
@@ -204,7 +220,7 @@ class WorldModel(nn.Module):
 
         Args:
             state: after an observation.
-            policy: s_t -> distribution over actions.
+            policy: s_t -> distribution over actions; s_t and the mask of legal ones, where there are masks.
             horizon: at least 1, else ValueError.
             first_action: replaces the policy's, (batch, action width).
             sample: as for ``observe``.
@@ -212,8 +228,11 @@ class WorldModel(nn.Module):
         if horizon < 1:
             raise ValueError(f"WorldModel.imagine: horizon is {horizon}, expected at least 1")
 
-        def choose(step: int, features: Tensor) -> Tensor:
-            return policy(features).sample() if step or first_action is None else first_action
+        def choose(step: int, state: State) -> Tensor:
+            if not step and first_action is not None:
+                return first_action
+            masks = [state[MASK]] if MASK in state else []
+            return policy(state["features"], *masks).sample()
 
         return self._imagine(state, choose, horizon, sample)
 
@@ -228,34 +247,49 @@ class WorldModel(nn.Module):
         return self._imagine(state, lambda step, _: actions[:, step], actions.shape[1], sample)
 
     def _imagine(
-        self, state: State, choose: Callable[[int, Tensor], Tensor], horizon: int, sample: Sampler | None
+        self, state: State, choose: Callable[[int, State], Tensor], horizon: int, sample: Sampler | None
     ) -> Imagined:
         latent_space = self.perception.latent
         sample = sample or latent_space.sample
         features = [state["features"]]
+        masks = [state[MASK]] if MASK in state else []
         steps: list[tuple[Tensor, ...]] = []
         for step in range(horizon):
-            action = choose(step, features[-1])
+            action = choose(step, state)
             predicted = self.prediction(features[-1], action)
             latent = sample(predicted.prior)
             after, state = self._step_memory(latent_space.embed(latent), action, state, None)
             features.append(after)
+            if masks:
+                masks.append(self._predicted_mask(latent))
+                state = {**state, MASK: masks[-1]}
             reward, continues = self.prediction.mean_reward(predicted), predicted.continues.sigmoid()
             steps.append((latent, action, reward, continues))
         latents, actions, rewards, goes_on = (torch.stack(x, 1) for x in zip(*steps, strict=True))
-        return Imagined(torch.stack(features, 1), latents, actions, rewards, goes_on, state)
+        legal = torch.stack(masks, 1) if masks else None
+        return Imagined(torch.stack(features, 1), latents, actions, rewards, goes_on, state, legal)
+
+    def _predicted_mask(self, latent: Tensor) -> Tensor:
+        return predicted_mask(self.perception.log_odds_of_legality(latent), self.action_spec.sizes)
 
     def act(
-        self, observation: Mapping[str, Tensor], state: State, reset: Tensor, decider: Decider
+        self,
+        observation: Mapping[str, Tensor],
+        state: State,
+        reset: Tensor,
+        decider: Decider,
+        action_mask: Tensor | None = None,
     ) -> tuple[Tensor, State]:
         """Acts for one step, without gradients; arguments as for ``observe_step``.
+
+        ``action_mask``, bool (batch, classes), restricts the actions of a world model whose observations have no masks.
 
         Returns:
             Actions (batch, *ActionSpec.shape), and the new state, which holds them.
         """
         with torch.no_grad():
             _, state = self.observe_step(observation, state["action"], state, reset)
-            chosen = decider(self, state)
+            chosen = decider(self, state if action_mask is None else {**state, MASK: action_mask})
             return self.action_spec.decode(chosen), {**state, "action": chosen}
 
     def predict(self, observed: Observed, batch: Batch) -> Predicted:

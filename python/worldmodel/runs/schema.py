@@ -42,7 +42,8 @@ MEANINGS = {
     "collector.state.{}": "memory state of the world model in each environment",
     "collector.returns": "return so far of each running episode",
     "collector.lengths": "actions so far of each running episode",
-    "collector.episodes.actions.{}": "actions since the start of a running episode, in the environment's form",
+    "collector.episodes.actions.{}": "actions since the start of a running episode, in the environment's form, but of "
+    "a Tuple or Dict all entries",
     "collector.episodes.observations.{}": "observation that the next action follows, in each environment",
     "collector.episodes.reset": "whether an episode begins at the next observation",
     "collector.episodes.ignored": "whether the next action only starts an episode",
