@@ -235,13 +235,9 @@ class ObservationSpec(Checked):
             )
             lines.append(f"{name}: {modality.description}{change}")
         if self.action_mask:
-            where = (
-                "info"
-                if self.action_mask == "info"
-                else f"the observation, which --kinds {MASK}=vector reads as numbers"
-            )
+            change = f"; --kinds {MASK}=vector reads it as numbers" if changeable and self.action_mask != "info" else ""
             lines[list(self.modalities).index(MASK)] = (
-                f"{MASK}: no other than its legal actions are chosen, and the world model predicts it; from {where}"
+                f"{MASK}: from {self.action_mask}; only legal actions are chosen, the world model predicts them{change}"
             )
         return lines + [f"{name}: text, which is left out" for name in self.dropped]
 

@@ -252,7 +252,7 @@ class WorldModel(nn.Module):
         latent_space = self.perception.latent
         sample = sample or latent_space.sample
         features = [state["features"]]
-        masks = [state[MASK]] if MASK in state else []
+        masks = [state[MASK]] if self.observation_spec.action_mask and MASK in state else []
         steps: list[tuple[Tensor, ...]] = []
         for step in range(horizon):
             action = choose(step, state)
