@@ -133,19 +133,19 @@ def test_a_predicted_mask_has_a_legal_class_per_entry() -> None:
     [("array", "all_action"), ("observation", "all_action"), ("tuple", "reinforce"), ("even", "pathwise")],
 )
 def test_no_illegal_action_is_chosen(tmp_path: Path, form: str, gradient: str) -> None:
-    settings = ring(form, "--model.decision.gradient", gradient, "--steps", "160")
+    settings = ring(form, "--model.decision.gradient", gradient, "--steps", "120")
     run = train(settings, tmp_path / "run", quiet=True)
-    assert run.metrics[-1]["updates"] >= 9 and np.isfinite(run.metrics[-1]["loss/policy"])
+    assert run.metrics[-1]["updates"] >= 6 and np.isfinite(run.metrics[-1]["loss/policy"])
     json_file = tmp_path / "told.json"
     for more in ((), ("--sample",)):
         assert main(["evaluate", str(run.folder), "--episodes", "6", "--json", str(json_file), *more]) == 0
         told = json.loads(json_file.read_text())
         assert told["lengths"] == told["random"]["lengths"] == [9] * 6
-    train(dataclasses.replace(settings, steps=168), run.folder, resume=True, quiet=True)
+    train(dataclasses.replace(settings, steps=124), run.folder, resume=True, quiet=True)
 
 
 def test_replay_has_the_mask_of_every_step_and_imagination_learns_it() -> None:
-    trainer = Trainer(ring("array", "--learner.model-lr", "0.01", "--train-ratio", "16", updates=120))
+    trainer = Trainer(ring("array", "--learner.model-lr", "0.01", "--train-ratio", "24", "--learner.warm-up", "5", "--prefill", "100", updates=45))
     while not trainer.finished:
         trainer.iterate()
     batch, _ = trainer.replay.sample()

@@ -349,7 +349,9 @@ def _can_be_nested(paths: list[tuple[str | int, ...]]) -> bool:
 def _row(values: Any, index: int) -> Any:
     if isinstance(values, dict):
         return {key: _row(value, index) for key, value in values.items()}
-    return tuple(_row(value, index) for value in values) if isinstance(values, tuple) else values[index]
+    if isinstance(values, tuple):
+        return tuple(_row(value, index) for value in values)
+    return values[index, ...] if values.dtype.kind == "f" else values[index]  # an array for a Box, an int for Discrete
 
 
 def _as(values: np.ndarray, shape: tuple[int, ...], dtype: str) -> np.ndarray:
