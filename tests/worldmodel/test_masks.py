@@ -145,7 +145,20 @@ def test_no_illegal_action_is_chosen(tmp_path: Path, form: str, gradient: str) -
 
 
 def test_replay_has_the_mask_of_every_step_and_imagination_learns_it() -> None:
-    trainer = Trainer(ring("array", "--learner.model-lr", "0.01", "--train-ratio", "24", "--learner.warm-up", "5", "--prefill", "100", updates=45))
+    trainer = Trainer(
+        ring(
+            "array",
+            "--learner.model-lr",
+            "0.01",
+            "--train-ratio",
+            "24",
+            "--learner.warm-up",
+            "5",
+            "--prefill",
+            "100",
+            updates=45,
+        )
+    )
     while not trainer.finished:
         trainer.iterate()
     batch, _ = trainer.replay.sample()

@@ -15,6 +15,7 @@ from worldmodel.acting.agent import Agent
 from worldmodel.data.actions import MASK
 from worldmodel.data.batch import State
 from worldmodel.data.spaces import ActionSpec
+from worldmodel.environments.registry import EnvironmentFailed
 from worldmodel.environments.single import make_single
 from worldmodel.environments.vector import VectorEnvironment
 from worldmodel.model.deciders import Decider, decider_of
@@ -35,11 +36,13 @@ class Evaluated:
         returns: undiscounted.
         lengths: actions per episode.
         cut: episodes that ``max_steps`` ended.
+        failures: a line per episode that an error of the environment ended; it has no return.
     """
 
     returns: tuple[float, ...]
     lengths: tuple[int, ...]
     cut: int = 0
+    failures: tuple[str, ...] = ()
 
     @property
     def mean(self) -> float:
@@ -57,7 +60,8 @@ class Evaluated:
             "episodes": len(self.returns),
             "cut": self.cut,
         }
-        return {**summary, "returns": list(self.returns), "lengths": list(self.lengths)}
+        episodes = {name: list(getattr(self, name)) for name in ("returns", "lengths", "failures")}
+        return {**summary, **episodes}
 
 
 def evaluate(
@@ -74,7 +78,7 @@ def evaluate(
     progress: Progress | None = None,
     env_args: Mapping[str, Any] | None = None,
 ) -> Evaluated:
-    """Evaluates ``agent`` in ``env``; raises UnknownEnvironment or EnvironmentFailed.
+    """Evaluates ``agent`` in ``env``; raises UnknownEnvironment, or EnvironmentFailed if no episode could be finished.
 
     ``max_steps`` cuts longer episodes; None cuts at ``MAX_STEPS``, unless the environment has a limit of its own.
     ``progress`` is called after every step. ``env_args`` are arguments of the environment.
@@ -84,37 +88,76 @@ def evaluate(
     """
     decider = decider_of(decider, greedy, agent.greedy)
     environments = environments or [make_single(env, **(env_args or {})) for _ in range(min(num_envs, episodes))]
-    num_envs = len(environments)
-    running = VectorEnvironment(environments, lambda number: seed + number, agent.observation_spec, agent.action_spec)
+    return _finished(_evaluate(agent, environments, episodes, seed, decider, max_steps, progress))
+
+
+def _finished(found: Evaluated) -> Evaluated:
+    if not found.returns:
+        raise EnvironmentFailed(found.failures[0])
+    return found
+
+
+def _evaluate(
+    agent: Agent,
+    environments: "Sequence[gymnasium.Env[Any, Any]]",
+    episodes: int,
+    seed: int,
+    decider: Decider,
+    max_steps: int | None,
+    progress: Progress | None = None,
+) -> Evaluated:
+    """``evaluate``, perhaps without a finished episode."""
+    specs = agent.observation_spec, agent.action_spec
+    running = VectorEnvironment(environments, lambda number: seed + number, *specs, tolerant=True)
     torch.manual_seed(seed)
     limit = step_limit(environments[0], max_steps)
     results: dict[int, tuple[float, int]] = {}
+    failed: dict[int, str] = {}
     steps, cut = 0, 0
-    returns, lengths = np.zeros(num_envs), np.zeros(num_envs, np.int64)
+    returns, lengths = np.zeros(running.num_envs), np.zeros(running.num_envs, np.int64)
     state = None
     try:
-        while len(results) < episodes:
+        _begin_others(running, failed, episodes)
+        while len(results) + len(failed) < episodes:
             episode_ids = list(running.episode_ids)
             actions, state = agent.act_encoded(running.observations, state, running.is_first, decider)
-            happened = running.step(actions)
-            returns += happened.rewards
-            lengths += 1
-            ended = happened.terminated | happened.truncated
+            try:
+                happened = running.step(actions)
+            except EnvironmentFailed as failure:
+                happened = failure.happened
+            rows = happened.rows
+            returns[rows] += happened.rewards
+            lengths[rows] += 1
+            ended = np.zeros(running.num_envs, bool)
+            ended[rows] = happened.terminated | happened.truncated
             too_long = ~ended & (lengths >= limit) if limit else np.zeros_like(ended)
             for row in np.flatnonzero(ended | too_long):
                 if episode_ids[row] < episodes:
                     results[episode_ids[row]] = (float(returns[row]), int(lengths[row]))
                     cut += int(too_long[row])
-                returns[row] = lengths[row] = 0
-            if too_long.any():
-                running.restart(np.flatnonzero(too_long))
-            steps += num_envs
+            running.begin(np.flatnonzero(too_long).tolist())
+            over = [*np.flatnonzero(ended | too_long), *running.failed]
+            returns[over] = lengths[over] = 0
+            _begin_others(running, failed, episodes)
+            steps += len(rows)
             if progress is not None:
                 progress(len(results), steps, [total for total, _ in results.values()])
     finally:
         running.close()
-    ordered = [results[index] for index in range(episodes)]
-    return Evaluated(tuple(r for r, _ in ordered), tuple(n for _, n in ordered), cut)
+    ordered = [results[index] for index in sorted(results)]
+    said = tuple(failed[index] for index in sorted(failed))
+    return Evaluated(tuple(r for r, _ in ordered), tuple(n for _, n in ordered), cut, said)
+
+
+def _begin_others(running: VectorEnvironment, failed: dict[int, str], episodes: int) -> None:
+    """Notes the episodes that failed, and begins others in their place while ``episodes`` are not begun."""
+    while running.failed:
+        for row in running.failed:
+            if running.episode_ids[row] < episodes:
+                failed[running.episode_ids[row]] = running.errors[row]
+        if running.begun >= episodes:
+            return
+        running.begin(sorted(running.failed))
 
 
 def step_limit(environment: "gymnasium.Env[Any, Any]", max_steps: int | None) -> int | None:
@@ -160,9 +203,10 @@ def evaluate_filmed(
     rendered = make_rendered(env, **(env_args or {}))
     with writer(file, float(rendered.metadata.get("render_fps") or FRAMES_PER_SECOND)) as film:
         camera = Camera(rendered, agent, filmed, film)
-        first = evaluate(agent, env, filmed, seed, 1, decider=decider, environments=[camera], max_steps=max_steps)
+        first = _evaluate(agent, [camera], filmed, seed, decider, max_steps)
     if filmed == episodes:
-        return first
-    how: dict[str, Any] = {"decider": decider, "max_steps": max_steps, "progress": progress, "env_args": env_args}
-    rest = evaluate(agent, env, episodes - filmed, seed + filmed, num_envs, **how)
-    return Evaluated(first.returns + rest.returns, first.lengths + rest.lengths, first.cut + rest.cut)
+        return _finished(first)
+    others = [make_single(env, **(env_args or {})) for _ in range(min(num_envs, episodes - filmed))]
+    rest = _evaluate(agent, others, episodes - filmed, seed + filmed, decider, max_steps, progress)
+    both = {name: getattr(first, name) + getattr(rest, name) for name in ("returns", "lengths", "cut", "failures")}
+    return _finished(Evaluated(**both))

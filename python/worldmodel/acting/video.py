@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.util
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ try:
     import gymnasium
 except ImportError as error:
     raise missing(error, "run environments") from error
+
+_log = logging.getLogger(__name__)
 
 FRAMES_PER_SECOND = 30
 _MIN_HEIGHT, _MAX_HEIGHT = 256, 512  # pixels
@@ -63,11 +66,18 @@ def make_rendered(name: str, **options: Any) -> "gymnasium.Env[Any, Any]":
         environment.close()
         said = calls.told(failure)
         raise NoVideo(f"environment {name!r} cannot be rendered as rgb_array: {said}") from failure
-    if not (isinstance(frame, np.ndarray) and frame.ndim == 3 and frame.shape[2] == 3):
+    if not _is_picture(frame):
         environment.close()
-        found = f"shape {frame.shape}" if isinstance(frame, np.ndarray) else f"a {type(frame).__name__}"
-        raise NoVideo(f"environment {name!r} renders {found} as rgb_array, expected (height, width, 3)")
+        raise NoVideo(f"environment {name!r} renders {_described(frame)} as rgb_array, expected (height, width, 3)")
     return environment
+
+
+def _is_picture(frame: Any) -> bool:
+    return isinstance(frame, np.ndarray) and frame.ndim == 3 and frame.shape[2] == 3
+
+
+def _described(frame: Any) -> str:
+    return f"shape {frame.shape}" if isinstance(frame, np.ndarray) else f"a {type(frame).__name__}"
 
 
 @contextlib.contextmanager
@@ -83,7 +93,10 @@ def writer(path: Path, fps: float) -> Iterator[Any]:
 
 
 class Camera(gymnasium.Wrapper[Any, Any, Any, Any]):
-    """Films the first ``episodes`` episodes of ``environment`` into ``film``, a ``writer``."""
+    """Films the first ``episodes`` episodes of ``environment`` into ``film``, a ``writer``.
+
+    The film ends, with a warning in the log, where ``render`` fails or returns another kind of picture than before.
+    """
 
     def __init__(self, environment: "gymnasium.Env[Any, Any]", agent: Agent, episodes: int, film: Any) -> None:
         super().__init__(environment)
@@ -91,7 +104,9 @@ class Camera(gymnasium.Wrapper[Any, Any, Any, Any]):
         modalities = agent.observation_spec.modalities
         found = ((name, renderer(modality, environment)) for name, modality in modalities.items())
         self._renderers: dict[str, Renderer] = {name: drawn for name, drawn in found if drawn is not None}
-        self._begun = 0
+        self._begun = self._frames = 0
+        self._first: np.ndarray | None = None  # rendering
+        self._ended = False
         image_font = require("PIL.ImageFont", "write videos")
         self._font = image_font.load_default(14)
 
@@ -110,12 +125,35 @@ class Camera(gymnasium.Wrapper[Any, Any, Any, Any]):
         return observation, reward, terminated, truncated, info
 
     def _shoot(self, observation: Any) -> None:
-        if self._begun <= self._episodes:
-            self._film.append_data(self._frame(observation))
+        if self._ended or self._begun > self._episodes:
+            return
+        try:
+            rendering = self._rendering()
+        except NoVideo as problem:
+            self._ended = True
+            where = f"step {self._step} of the episode with seed {self._seed}"
+            _log.warning("the video ends after %d frames, at %s: %s", self._frames, where, problem)
+            return
+        self._film.append_data(self._page(rendering, observation))
+        self._frames += 1
 
-    def _frame(self, observation: Any) -> np.ndarray:
-        rendering = self.env.render()
-        assert isinstance(rendering, np.ndarray)
+    def _rendering(self) -> np.ndarray:
+        try:
+            rendering = self.env.render()
+        except Exception as error:
+            raise NoVideo(calls.told(error)) from error
+        if not isinstance(rendering, np.ndarray) or not _is_picture(rendering):
+            raise NoVideo(f"render() returned {_described(rendering)}, expected (height, width, 3)")
+        first = rendering if self._first is None else self._first
+        if (rendering.shape, rendering.dtype) != (first.shape, first.dtype):
+            raise NoVideo(
+                f"render() returned shape {rendering.shape} and dtype {rendering.dtype}, expected {first.shape} and "
+                f"{first.dtype} as at first"
+            )
+        self._first = first
+        return rendering
+
+    def _page(self, rendering: np.ndarray, observation: Any) -> np.ndarray:
         pictures = [("environment", _scaled(rendering, min(max(len(rendering), _MIN_HEIGHT), _MAX_HEIGHT)))]
         height = len(pictures[0][1])
         pictures += [(title, _scaled(picture, height)) for title, picture in self._views(observation)]

@@ -14,6 +14,7 @@ from worldmodel.acting.rollout import Evaluated, evaluate, evaluate_filmed, rand
 from worldmodel.acting.video import video_file
 from worldmodel.commands.display import EvaluationProgress
 from worldmodel.commands.options import named_environment, parse
+from worldmodel.environments.registry import EnvironmentFailed
 from worldmodel.learning.threads import threads_for
 from worldmodel.model.deciders import policy_sample
 from worldmodel.runs.run import Run
@@ -76,7 +77,10 @@ def command(arguments: Sequence[str]) -> int:
     if options.json is not None:
         with run.writing(options.json) as file:
             file.write_text(json.dumps(told, indent=1) + "\n")
-    return 0
+    failures = [*told["failures"], *told.get("random", {}).get("failures", ())]
+    if failures:
+        print(f"error: {len(failures)} episodes failed and are left out; the first: {failures[0]}", file=sys.stderr)
+    return 1 if failures else 0
 
 
 def _evaluate(options: EvaluateOptions, run: Run, env: str, env_args: dict[str, Any]) -> dict[str, Any]:
@@ -85,6 +89,7 @@ def _evaluate(options: EvaluateOptions, run: Run, env: str, env_args: dict[str, 
     torch.set_num_threads(options.threads or threads_for(agent.world_model, options.num_envs))
     how = (options.episodes, options.seed, options.num_envs)
     decider = policy_sample if options.sample else None
+    limits: dict[str, Any]
     shown = EvaluationProgress(env, options.episodes)
     if options.video is None:
         found = evaluate(
@@ -95,7 +100,7 @@ def _evaluate(options: EvaluateOptions, run: Run, env: str, env_args: dict[str, 
         file, notice = video_file(wanted)
         if notice:
             print(notice, file=sys.stderr)
-        limits: dict[str, Any] = {"max_steps": options.max_steps, "progress": shown, "env_args": env_args}
+        limits = {"max_steps": options.max_steps, "progress": shown, "env_args": env_args}
         with run.writing(file) as film:
             found = evaluate_filmed(agent, env, film, options.video_episodes, *how, decider=decider, **limits)
         print(file)
@@ -104,20 +109,17 @@ def _evaluate(options: EvaluateOptions, run: Run, env: str, env_args: dict[str, 
     told = {"env": env, "env_args": env_args, **found.to_json()}
     if episodes := min(options.random_episodes, options.episodes):
         shown = EvaluationProgress(f"{env}, random policy", episodes)
-        chance = evaluate(
-            agent,
-            env,
-            episodes,
-            options.seed,
-            options.num_envs,
-            decider=random_policy(agent.action_spec, options.seed),
-            max_steps=options.max_steps,
-            progress=shown,
-            env_args=env_args,
-        )
-        shown.end()
-        print(f"random policy: {_summary(chance)}")
-        told["random"] = chance.to_json()
+        random: dict[str, Any] = {"decider": random_policy(agent.action_spec, options.seed), "progress": shown}
+        limits = {"max_steps": options.max_steps, "env_args": env_args}
+        try:
+            chance = evaluate(agent, env, episodes, options.seed, options.num_envs, **random, **limits)
+        except EnvironmentFailed as failure:
+            shown.end()
+            told["random"] = {"failures": [str(failure)]}
+        else:
+            shown.end()
+            print(f"random policy: {_summary(chance)}")
+            told["random"] = chance.to_json()
     return told
 
 

@@ -13,6 +13,7 @@ import torch
 from worldmodel.acting.agent import Agent
 from worldmodel.commands.options import named_environment, parse
 from worldmodel.data.batch import Batch, State
+from worldmodel.environments.registry import EnvironmentFailed
 from worldmodel.environments.single import make_single
 from worldmodel.environments.vector import VectorEnvironment
 from worldmodel.learning.threads import threads_for
@@ -80,12 +81,14 @@ class Imagination:
 
     Attributes:
         random_persistence: the persistence baseline's mean error under random actions, by modality.
+        failures: a line per episode that an error of the environment ended; it is not drawn.
     """
 
     png: Path
     gif: Path
     panels: list[Panel]
     random_persistence: dict[str, float] = dataclasses.field(default_factory=dict)
+    failures: list[str] = dataclasses.field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         modalities = self.panels[0].modalities
@@ -108,18 +111,25 @@ class Imagination:
             {"title": panel.title, "context": panel.context, **{name: plain(getattr(panel, name)) for name in names}}
             for panel in self.panels
         ]
-        return {"units": units, "episodes": episodes}
+        return {"units": units, "episodes": episodes, "failures": self.failures}
 
 
 def command(arguments: Sequence[str]) -> int:
     """Imagines and draws."""
     options = parse(ImagineOptions, arguments, "imagine")
-    print(summary(imagine(options)))
-    return 0
+    made = imagine(options)
+    print(summary(made))
+    if made.failures:
+        said = f"{len(made.failures)} episodes failed and are left out; the first: {made.failures[0]}"
+        print(f"error: {said}", file=sys.stderr)
+    return 1 if made.failures else 0
 
 
 def imagine(options: ImagineOptions) -> Imagination:
-    """Plays and draws. Raises RunError, UnknownEnvironment, EnvironmentFailed or MissingPackage."""
+    """Plays and draws.
+
+    Raises RunError, UnknownEnvironment, MissingPackage, or EnvironmentFailed if every episode fails.
+    """
     require("imageio.v3", "write pictures")
     require("matplotlib", "draw pictures")
     run = Run(options.run)
@@ -136,9 +146,14 @@ def _imagine(options: ImagineOptions, run: Run, name: str, env_args: dict[str, A
     try:
         found = ((modality, renderer(modalities[modality], environment)) for modality in modalities)
         renderers = {modality: drawn for modality, drawn in found if drawn is not None}
-        panels = []
+        panels: list[Panel] = []
+        failures: list[EnvironmentFailed] = []
         for number in range(options.episodes):
-            batch, whole = _play(agent, environment, options, number)
+            try:
+                batch, whole = _play(agent, environment, options, number)
+            except EnvironmentFailed as failure:
+                failures.append(failure)
+                continue
             steps = batch.shape[1]
             context = options.context if options.context < steps else steps // 2
             sample = model.perception.latent.sample if options.sample_latents else None
@@ -149,7 +164,13 @@ def _imagine(options: ImagineOptions, run: Run, name: str, env_args: dict[str, A
                 title += f", context lowered to {context}"
                 print(title, file=sys.stderr)
             panels.append(Panel.of(title, loop, 0, modalities, renderers))
-        moved = _persistence_errors(agent, environment, options)
+        if not panels:
+            raise failures[0]
+        try:
+            moved = _persistence_errors(agent, environment, options)
+        except EnvironmentFailed as failure:
+            failures.append(failure)
+            moved = {}
     finally:
         environment.close()
     stem = options.output or options.run / "imagined"
@@ -160,7 +181,7 @@ def _imagine(options: ImagineOptions, run: Run, name: str, env_args: dict[str, A
         draw_png(title, panels, file)
     with run.writing(gif) as file:
         draw_gif(title, panels, file, options.fps)
-    made = Imagination(png, gif, panels, moved)
+    made = Imagination(png, gif, panels, moved, [str(failure) for failure in failures])
     if options.json is not None:
         with run.writing(options.json) as file:
             file.write_text(json.dumps({"env": name, "env_args": env_args, **made.to_json()}, indent=1) + "\n")

@@ -63,12 +63,16 @@ def random_seeds(seed: int) -> Callable[[int], int]:
 class VectorEnvironment:
     """Single environments, stepped one by one; ``seed_of`` maps episode id to seed, ``kinds`` is for ``from_space``.
 
+    If ``tolerant``, first resets that fail are in ``failed``; ``observation_spec`` must be given then.
+
     Attributes:
         observations: by modality, (num_envs, ...).
         is_first: bool (num_envs,), whether ``observations`` begin an episode.
         episode_ids: of the running episodes.
         failures: episodes that ended with an error.
-        failed: environments whose episode did, and no other has begun.
+        failed: environments whose episode did, and no other has begun; they are not stepped.
+        errors: environment -> its newest error, in a line.
+        begun: episodes.
 
     Raises:
         ValueError: an unsupported space.
@@ -83,6 +87,7 @@ class VectorEnvironment:
         action_spec: ActionSpec | None = None,
         pickle: bool = False,
         kinds: Mapping[str, str] | ObservationSpec | None = None,
+        tolerant: bool = False,
     ) -> None:
         self.environments = list(environments)
         first = self.environments[0]
@@ -93,15 +98,22 @@ class VectorEnvironment:
         self.pickle = pickle
         self._utils = require("gymnasium.vector.utils", "run environments")
         self._space = first.observation_space
-        self._begun = 0
+        self.begun = 0
         self.failures = 0
         self.failed: set[int] = set()
+        self.errors: dict[int, str] = {}
         self.episode_ids, self.seeds = [0] * self.num_envs, [0] * self.num_envs
         self._actions: list[list[np.ndarray]] = [[] for _ in range(self.num_envs)]  # per running episode
         self._checksums = [0] * self.num_envs
         self._wanted = observation_spec, kinds
         self._masks: MaskReader | None = None
-        self._restart()
+        if tolerant:
+            self._masks = self._choose_spec([])
+            self.observations = self.observation_spec.zeros(self.num_envs)
+            self.is_first = np.ones(self.num_envs, bool)
+            self.begin(range(self.num_envs))
+        else:
+            self._restart()
 
     def _restart(self) -> None:
         self.is_first = np.ones(self.num_envs, bool)
@@ -124,6 +136,13 @@ class VectorEnvironment:
         self.is_first[rows] = True
         for name, array in self._begin(rows.tolist()).items():
             self.observations[name][rows] = array
+
+    def begin(self, rows: Sequence[int]) -> None:
+        """Begins new episodes in ``rows``; those whose reset fails are in ``failed``."""
+        for row in rows:
+            with self._failing(row, []):
+                self.restart(np.array([row]))
+                self.failed.discard(row)
 
     def step(self, actions: np.ndarray) -> Transitions:
         """Steps with actions (num_envs, *action_spec.shape), and resets where an episode ended.
@@ -171,6 +190,7 @@ class VectorEnvironment:
             failures.append(failure)
             self.failures += 1
             self.failed.add(row)
+            self.errors[row] = str(failure)
 
     def _encode_those(self, results: dict[int, _Raw], failures: list[EnvironmentFailed]) -> dict[str, np.ndarray]:
         """The observations in ``results``, by row; takes out those that cannot be encoded."""
@@ -209,8 +229,8 @@ class VectorEnvironment:
     def _resets(self, rows: Sequence[int]) -> list[_Raw]:
         begun = []
         for row in rows:
-            self.episode_ids[row], self.seeds[row] = self._begun, self._seed_of(self._begun)
-            self._begun += 1
+            self.episode_ids[row], self.seeds[row] = self.begun, self._seed_of(self.begun)
+            self.begun += 1
             begun.append(self._reset(row))
         return begun
 
@@ -249,7 +269,7 @@ class VectorEnvironment:
     def state_dict(self) -> dict[str, Any]:
         """Seeds, actions and observations, and any pickle. Raises EnvironmentFailed."""
         return {
-            "begun": self._begun,
+            "begun": self.begun,
             "episode_ids": list(self.episode_ids),
             "seeds": list(self.seeds),
             "actions": [np.array(actions) for actions in self._actions],
@@ -268,7 +288,7 @@ class VectorEnvironment:
             EnvironmentFailed: an environment is not deterministic given its seed.
             PickleRefused: ``unpickle`` is false.
         """
-        self._begun, self.episode_ids, self.seeds = saved["begun"], list(saved["episode_ids"]), list(saved["seeds"])
+        self.begun, self.episode_ids, self.seeds = saved["begun"], list(saved["episode_ids"]), list(saved["seeds"])
         if saved["pickle"] is not None:
             environments = pickle_io.load(saved["pickle"], self.name, unpickle)
             self.close()
@@ -312,7 +332,7 @@ class VectorEnvironment:
     def begin_anew(self, saved: Mapping[str, Any] | None, steps: int) -> None:
         """Begins episodes with other seeds than ``saved``, made after ``steps`` transitions."""
         if saved is not None:
-            self._begun = saved["begun"]
+            self.begun = saved["begun"]
             self.failures = saved.get("failures", 0)
         self._restart()
 
