@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium
+import imageio.v3 as iio
 import numpy as np
 import pytest
 import torch
@@ -13,6 +14,8 @@ import worldmodel_environments
 from gymnasium import spaces
 
 from worldmodel.__main__ import main
+from worldmodel.acting.agent import Agent
+from worldmodel.acting.rollout import evaluate, evaluate_filmed
 from worldmodel.commands.options import environment_arguments, train_options
 from worldmodel.commands.train import train
 from worldmodel.data.spaces import ActionSpec
@@ -268,9 +271,9 @@ def test_functions_classes_and_objects_are_saved_by_name(tmp_path: Path) -> None
     for given in (made, made.spec):
         found = config_of(given)
         assert (found.env, found.env_args) == ("wmtest/Echo-v0", {"length": 7, "max_episode_steps": 5, "lag": 2})
-    for given in (lambda: made, worldmodel_environments.Echo(), gymnasium.wrappers.TransformReward(made, abs), 3):
-        with pytest.raises(ConfigurationError, match=r"cannot name: .* env='module:function'"):
-            config_of(given)
+    for amiss in (3, gymnasium.vector.SyncVectorEnv([worldmodel_environments.Echo])):
+        with pytest.raises(ConfigurationError, match=r"expected a name, a function or class that makes an environment"):
+            config_of(amiss)
     assert make("worldmodel_environments:slow_echo", lag=3).get_wrapper_attr("lag") == 3
     assert config_of(worldmodel_environments.slow_echo).env == "worldmodel_environments:slow_echo"
     for nothing_that_makes_one in (
@@ -310,3 +313,167 @@ def test_what_exists_as_a_vector_only_is_evaluated_as_the_single_ones(
             seen = happened.next_observations["observation"].ravel().tolist()
             found.append((seen, happened.rewards.tolist(), happened.terminated.tolist(), list(episodes.episode_ids)))
     assert found[:20] == found[20:]
+
+
+def test_an_object_without_a_name_is_trained_on_and_resumed_with_it_given_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    length = 7
+
+    def closure() -> gymnasium.Env[Any, Any]:
+        return worldmodel_environments.Echo(length=length)
+
+    instance = gymnasium.wrappers.TransformReward(worldmodel_environments.Echo(length=length), abs)
+    finished = []
+    for env in (lambda: closure(), instance):
+        settings = dataclasses.replace(config("wmtest/Echo-v0", num_envs=2), env=env)
+        assert settings.env.startswith("object/")
+        folder = tmp_path / str(len(finished))
+        train(dataclasses.replace(settings, steps=24), folder)
+        said = capsys.readouterr().err
+        line = next(line for line in said.splitlines() if "is a Python object" in line)
+        assert f"train(saved_config(Run('{folder}')), '{folder}', resume=True, env=...)" in line
+        assert "python -m worldmodel" not in said
+        saved = dataclasses.replace(saved_config(Run(folder)), steps=34)
+        assert main(["evaluate", str(folder)]) == 1 == main(["train", "--resume", str(folder)])
+        told = capsys.readouterr().err.splitlines()
+        assert ["is a Python object, which only the program that gave it has" in line for line in told] == [True, True]
+        with pytest.raises(UnknownEnvironment, match="resume=True, env=...) resumes its run".replace(")", r"\)")):
+            train(saved, folder, resume=True)
+        train(saved, folder, resume=True, env=env, quiet=True)
+        assert evaluate(Agent.load(folder), env, 2).lengths == (7, 7)
+        finished.append(Run(folder).load("world_model"))
+    assert all(torch.equal(value, finished[0][name]) for name, value in finished[1].items())
+    wrapped = gymnasium.wrappers.TransformReward(gymnasium.make("wmtest/Echo-v0", length=3), abs).spec
+    assert isinstance(make(wrapped), gymnasium.wrappers.TransformReward)
+    with pytest.raises(EnvironmentFailed, match="is an instance, which takes no arguments"):
+        TrainConfig(env=instance, env_args={"length": 3})
+    locked = worldmodel_environments.Locked()
+    with pytest.raises(EnvironmentFailed, match=r"cannot be copied \(TypeError: .*: give a function that makes it"):
+        TrainConfig(env=locked)
+
+
+class Breaks(worldmodel_environments.Catch):
+    """Raises in step 2 of every third episode, by seed, or in its reset."""
+
+    where = "step"
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        self.bad, self.steps = (seed or 0) % 3 == 1, 0
+        if self.bad and self.where == "reset":
+            raise ZeroDivisionError("no\nlevel")
+        return super().reset(seed=seed, options=options)
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self.steps += 1
+        if (self.bad and self.steps == 2) or self.where == "always":
+            raise ZeroDivisionError("no\nlevel")
+        return super().step(action)
+
+
+@pytest.fixture(scope="module")
+def catch(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    env = ("--env", "wmtest/Catch-v0", "--num-envs", "2")
+    folder = tmp_path_factory.mktemp("runs") / "catch"
+    assert main(["train", *env, "--run", str(folder), "--steps", "24", *FEW, *SMALL]) == 0
+    return folder
+
+
+@pytest.mark.parametrize("where", ["step", "reset"])
+@pytest.mark.parametrize("num_envs", [1, 3])
+def test_evaluate_goes_on_after_episodes_that_fail(
+    catch: Path, monkeypatch: pytest.MonkeyPatch, where: str, num_envs: int
+) -> None:
+    monkeypatch.setattr(Breaks, "where", where)
+    agent = Agent.load(catch)
+    made = [Breaks(balls=1) for _ in range(num_envs)]
+    found = evaluate(agent, "Breaks", 7, seed=3, environments=made)  # seeds 4 and 7 fail
+    whole = [evaluate(agent, "Catch", 1, seed=seed, environments=[Breaks(balls=1)]) for seed in (3, 5, 6, 8, 9)]
+    assert found.returns == tuple(one.returns[0] for one in whole)
+    assert found.lengths == tuple(one.lengths[0] for one in whole)
+    assert len(found.failures) == 2 and found.to_json()["failures"] == list(found.failures)
+    for line, seed in zip(found.failures, (4, 7), strict=True):
+        step = 2 if where == "step" else 0
+        assert f"{where} {step} of the episode with seed {seed}: ZeroDivisionError: no level ({__file__}:" in line
+    with pytest.raises(EnvironmentFailed, match=r"with seed 1: ZeroDivisionError: no level \(.*, in "):
+        evaluate(agent, "Breaks", 1, seed=1, environments=[Breaks()])
+
+
+def test_commands_keep_what_finished_and_say_what_failed(
+    catch: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(
+        gymnasium.registry,
+        "wmtest/Breaks-v0",
+        gymnasium.envs.registration.EnvSpec("wmtest/Breaks-v0", Breaks, kwargs={"balls": 1}),
+    )
+    told, place = tmp_path / "told.json", f"ZeroDivisionError: no level ({__file__}:"
+    env = ("--env", "wmtest/Breaks-v0", "--json", str(told))
+    assert main(["evaluate", str(catch), *env, "--episodes", "3", "--video", str(tmp_path / "a.gif")]) == 1
+    said = capsys.readouterr()
+    assert "over 2 episodes" in said.out and (tmp_path / "a.gif").exists()
+    assert (
+        said.err.count("\n") == 1 and place in said.err and "2 episodes failed and are left out; the first" in said.err
+    )
+    assert len(json.loads(told.read_text())["returns"]) == 2
+    assert main(["imagine", str(catch), *env, "--episodes", "2", "--output", str(tmp_path / "b")]) == 1
+    said = capsys.readouterr()
+    assert place in said.err and said.err.count("\n") == 1 and (tmp_path / "b.png").exists()
+    found = json.loads(told.read_text())
+    assert len(found["episodes"]) == 1 == len(found["failures"])
+    monkeypatch.setattr(Breaks, "where", "always")
+    for command in ("evaluate", "imagine"):
+        assert main([command, str(catch), *env]) == 1
+        said = capsys.readouterr()
+        assert place in said.err and said.err.count("\n") == 1
+
+
+class Dims(worldmodel_environments.Catch):
+    """Rendering, but no observation, fails in step 9."""
+
+    problem: Any = None
+
+    def reset(self, **options: Any) -> tuple[Any, dict[str, Any]]:
+        super().reset(**options)
+        return super().render(), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self.shown, self.render_mode = self.render_mode, None
+        result = super().step(action)
+        self.render_mode = self.shown
+        return result
+
+    def render(self) -> Any:
+        picture = super().render()
+        if self.render_mode is None or self.y < 18:
+            return picture
+        if isinstance(self.problem, Exception):
+            raise self.problem
+        return self.problem(picture) if callable(self.problem) else self.problem
+
+
+@pytest.mark.parametrize(
+    ("problem", "words"),
+    [
+        (RuntimeError("lost\ncontext"), f"RuntimeError: lost context ({__file__}:"),
+        (None, "render() returned a NoneType, expected (height, width, 3)"),
+        (lambda picture: picture[:12], "render() returned shape (12, 24, 3) and dtype uint8, expected (24, 24, 3)"),
+        (lambda picture: picture.astype(np.float32), "dtype float32, expected (24, 24, 3) and uint8 as at first"),
+    ],
+)
+def test_a_film_ends_where_rendering_fails_and_the_evaluation_goes_on(
+    catch: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    problem: Any,
+    words: str,
+) -> None:
+    monkeypatch.setattr(Dims, "problem", staticmethod(problem) if callable(problem) else problem)
+    spec = gymnasium.envs.registration.EnvSpec("wmtest/Dims-v0", Dims, kwargs={"balls": 1})
+    monkeypatch.setitem(gymnasium.registry, spec.id, spec)
+    found = evaluate_filmed(Agent.load(catch), "wmtest/Dims-v0", tmp_path / "a.gif", filmed=1, episodes=2)
+    assert len(found.returns) == 2 and not found.failures
+    (line,) = caplog.messages
+    assert line.startswith("the video ends after 9 frames, at step 9 of the episode with seed 0: ") and words in line
+    assert len(iio.imread(tmp_path / "a.gif", index=None)) == 9

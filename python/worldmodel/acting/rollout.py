@@ -66,7 +66,7 @@ class Evaluated:
 
 def evaluate(
     agent: Agent,
-    env: str,
+    env: Any,
     episodes: int = 100,
     seed: int = 0,
     num_envs: int = 16,
@@ -78,7 +78,9 @@ def evaluate(
     progress: Progress | None = None,
     env_args: Mapping[str, Any] | None = None,
 ) -> Evaluated:
-    """Evaluates ``agent`` in ``env``; raises UnknownEnvironment, or EnvironmentFailed if no episode could be finished.
+    """Evaluates ``agent`` in ``env``, a name, or a function, class or environment as in ``TrainConfig``.
+
+    Raises UnknownEnvironment, or EnvironmentFailed if no episode could be finished.
 
     ``max_steps`` cuts longer episodes; None cuts at ``MAX_STEPS``, unless the environment has a limit of its own.
     ``progress`` is called after every step. ``env_args`` are arguments of the environment.
@@ -182,7 +184,7 @@ def random_policy(action_spec: ActionSpec, seed: int) -> Decider:
 
 def evaluate_filmed(
     agent: Agent,
-    env: str,
+    env: Any,
     file: Path,
     filmed: int,
     episodes: int = 100,

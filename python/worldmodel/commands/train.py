@@ -1,6 +1,7 @@
 """``train``: starts or resumes a run."""
 
 import contextlib
+import dataclasses
 import shlex
 import time
 from collections.abc import Mapping, Sequence
@@ -14,6 +15,7 @@ from worldmodel.commands.interrupt import Interrupt
 from worldmodel.commands.options import train_options
 from worldmodel.data.replay import Replay
 from worldmodel.data.source import Source
+from worldmodel.environments.given import is_given, way_on
 from worldmodel.environments.registry import EnvironmentFailed
 from worldmodel.environments.vector import GymnasiumVectorEnvironment, VectorEnvironment
 from worldmodel.learning.callback import OpenLoopCallback
@@ -55,12 +57,16 @@ def train(
     unpickle: bool = False,
     init_from: Path | str | None = None,
     quiet: bool = False,
+    env: Any = None,
 ) -> Run:
     """Trains until a limit of ``config``, Ctrl-C, SIGTERM or SIGHUP, then saves.
 
     ``resume``, ``new_episodes``, ``unpickle`` and ``init_from`` are as in ``TrainOptions``; ``unpickle`` executes a
     pickle's content. The modules that ``config`` names are imported, so a ``saved_config`` is for runs of someone you
     trust, or after ``trust.check_installed``.
+
+    ``env`` replaces that of ``config``: a resumed run whose environment is an object that no name stands for needs it
+    again.
 
     Raises:
         MissingPackage: safetensors is not installed.
@@ -71,6 +77,8 @@ def train(
         EnvironmentFailed: an environment raised an error, or returned NaN.
         TrainingFailed: a loss or gradient is not finite.
     """
+    if env is not None:
+        config = dataclasses.replace(config, env=env)
     return _train(
         config, folder, resume=resume, new_episodes=new_episodes, unpickle=unpickle, init_from=init_from, quiet=quiet
     )[0]
@@ -112,6 +120,11 @@ def _train(
         specs = episodes.observation_spec, episodes.action_spec
         notices = [*episodes.observation_spec.description(not resume), *started]
         notices += [] if resume else [preset_notice(config.preset, config.env, *specs)]
+        if is_given(config.env):
+            notices.append(
+                f"{config.env} is a Python object, which this run cannot name: no command resumes or evaluates it, but "
+                f"from Python {way_on(run.folder)} and evaluate(agent, env) do"
+            )
         notices += _resume(trainer, run, new_episodes, unpickle) if resume else []
         if isinstance(episodes, GymnasiumVectorEnvironment) and not episodes.pickle:
             notices.append(
@@ -215,10 +228,13 @@ def _run(trainer: SourceTrainer, run: Run, notices: list[str], quiet: bool) -> i
             raise KeyboardInterrupt(f"interrupted without saving; {_kept(run)}") from None
         finally:
             run.close()
-        if interrupt.requested:
+        given = is_given(trainer.config.env)
+        if interrupt.requested and given:
+            display.say(f"interrupted and saved; from Python {way_on(run.folder)} goes on")
+        elif interrupt.requested:
             display.say(f"interrupted and saved; go on with --resume {run.folder}")
             display.say(f"  python -m worldmodel train --resume {_named(trainer, run)}")
-        elif isinstance(trainer, Trainer):
+        elif isinstance(trainer, Trainer) and not given:
             display.say("next:")
             for name in ("evaluate", "imagine"):
                 display.say(f"  python -m worldmodel {name} {_named(trainer, run)}")
@@ -246,6 +262,8 @@ def _saved_after_failure(trainer: SourceTrainer, run: Run) -> str:
     except (OSError, EnvironmentFailed) as error:
         return f"this step cannot be saved: {error}; {_kept(run)}"
     kept = isinstance(trainer.episodes, VectorEnvironment)
+    if is_given(trainer.config.env):
+        return f"saved; {way_on(run.folder)} goes on with another episode"
     return f"saved; --resume {run.folder}{'' if kept else ' --new-episodes'} goes on with another episode"
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from worldmodel.data.actions import MASK
+from worldmodel.runs.configuration import ConfigurationError
 
 if TYPE_CHECKING:
     import gymnasium
@@ -75,7 +76,7 @@ def own(value: Any) -> Any:
 
 def told(error: BaseException) -> str:
     """Type, message and place of ``error``, on one line."""
-    if isinstance(error, Misbehaviour):
+    if isinstance(error, Misbehaviour | ConfigurationError):
         return str(error)
     text = " ".join(str(error).split())
     where = place(error.__traceback__)

@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import functools
 import importlib
 import inspect
 import sys
@@ -10,6 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, get_origin, get_type_hints
 
 from worldmodel.environments import calls
+from worldmodel.environments.given import Given, is_given, way_on
 from worldmodel.environments.ids import ENVIRONMENTS, NAMESPACE
 from worldmodel.runs.configuration import ConfigurationError
 from worldmodel.runs.optional_dependencies import require
@@ -60,6 +62,11 @@ def resolve(name: str) -> str:
         worldmodel...UnknownEnvironment: there is no environment 'CartPol-v1'; did you mean CartPole-v1 ...
     """
     gymnasium = require("gymnasium", "run environments")
+    if is_given(name) and name not in gymnasium.registry:
+        raise UnknownEnvironment(
+            f"environment {name!r} is a Python object, which only the program that gave it has: there, "
+            f"{way_on('RUN')} resumes its run, and evaluate(Agent.load('RUN'), env) evaluates it; --env names another"
+        )
     module, _, rest = name.rpartition(":")
     if module in _MOVED and rest in ENVIRONMENTS:
         warnings.warn(f"environment {name!r} is {NAMESPACE}/{rest} now", FutureWarning, stacklevel=2)
@@ -115,11 +122,17 @@ def _hint(name: str, known: list[str]) -> str:
     return "; expected a gymnasium id, module:Env-v0, module:function, or a name of popgym's where popgym is installed"
 
 
-def make(name: str, **options: Any) -> "gymnasium.Env[Any, Any]":
-    """Makes an environment, with gymnasium's time limit. Raises UnknownEnvironment, EnvironmentFailed."""
+def make(name: Any, **options: Any) -> "gymnasium.Env[Any, Any]":
+    """Makes an environment, with gymnasium's time limit, from its name or as ``name_of`` takes it.
+
+    Raises UnknownEnvironment, EnvironmentFailed.
+    """
     gymnasium = require("gymnasium", "run environments")
-    full = resolve(name)
-    factory = None if full in gymnasium.registry else _factory(full)
+    if not isinstance(name, str):
+        name, arguments = name_of(name)
+        options = {**arguments, **options}
+    full = name if isinstance(name, Given) else resolve(name)
+    factory = full.make if isinstance(full, Given) else None if full in gymnasium.registry else _factory(full)
     try:
         if factory is None:
             return gymnasium.make(full, disable_env_checker=True, **options)
@@ -160,10 +173,10 @@ def _named(name: str) -> Any:
 
 
 def name_of(environment: Any) -> tuple[str, dict[str, Any]]:
-    """Name and arguments, for ``make``, of a function, class, EnvSpec or environment.
+    """Name and arguments, for ``make``, of a function, class, EnvSpec or environment; a ``Given`` if none names it.
 
     Raises:
-        ConfigurationError: ``make`` could not make it by a name.
+        ConfigurationError: it is none of these.
     """
     gymnasium = require("gymnasium", "run environments")
     spec = environment.spec if isinstance(environment, gymnasium.Env) else environment
@@ -173,26 +186,26 @@ def name_of(environment: Any) -> tuple[str, dict[str, Any]]:
             arguments = {key: value for key, value in spec.kwargs.items() if key != "render_mode"}
             limit = spec.max_episode_steps
             return spec.id, arguments | ({} if limit == registered.max_episode_steps else {"max_episode_steps": limit})
+        if environment is spec:
+            return Given(functools.partial(gymnasium.make, spec, disable_env_checker=True)), {}
     elif callable(environment):
         module, path = (getattr(environment, key, "") for key in ("__module__", "__qualname__"))
         name = f"{module}:{path}"
         if module != "__main__" and _factory(name) is environment:
             return name, {}
+    if callable(environment) or isinstance(environment, gymnasium.Env):
+        return Given(environment), {}
     raise ConfigurationError(
-        f"env is {_described(environment)}, which a run cannot name: put a function or class that makes it, with its "
-        "wrappers, into a module that can be imported (def function(...) -> gymnasium.Env), and give "
-        "env='module:function', with env_args"
+        f"env is an object of {type(environment).__name__}, expected a name, a function or class that makes an "
+        "environment, an EnvSpec or a gymnasium.Env"
     )
 
 
-def _described(environment: Any) -> str:
-    name = getattr(environment, "__qualname__", None)
-    return f"{name} of {environment.__module__}" if name else f"an object of {type(environment).__name__}"
-
-
-def make_vector(name: str, num_envs: int, **options: Any) -> "gymnasium.vector.VectorEnv[Any, Any, Any]":
+def make_vector(name: Any, num_envs: int, **options: Any) -> "gymnasium.vector.VectorEnv[Any, Any, Any]":
     """The environment's own vectorised form. Raises UnknownEnvironment; EnvironmentFailed if it has none."""
     gymnasium = require("gymnasium", "run environments")
+    if isinstance(name, Given) or not isinstance(name, str):
+        raise EnvironmentFailed(f"environment {name!r} has no vectorised form of its own")
     full = resolve(name)
     try:
         return gymnasium.make_vec(full, num_envs, vectorization_mode="vector_entry_point", **options)

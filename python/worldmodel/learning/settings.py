@@ -8,6 +8,7 @@ import torch
 
 from worldmodel.data.replay import ReplayConfig
 from worldmodel.data.spaces import ActionSpec, ObservationSpec
+from worldmodel.environments.given import PREFIX, is_given
 from worldmodel.environments.making import specs_of
 from worldmodel.environments.registry import name_of
 from worldmodel.learning.learner import LearnerConfig
@@ -48,7 +49,8 @@ class TrainConfig(Checked):
 
     env: Text = ""
     """Environment: a gymnasium id, module:Env-v0, a name of popgym's, or module:function, which makes one. From Python
-    also the function, a class, an EnvSpec or an environment that these can name."""
+    also the function, a class, an EnvSpec or an environment, of which copies are used; what no name stands for (a
+    lambda, a closure, an instance) is for this process: see ``train(..., env=...)``."""
     env_args: dict[str, Any] = dataclasses.field(default_factory=dict)
     """Arguments of the environment, plain values; evaluate, imagine and --resume use them, too."""
     preset: Text = CHOSEN
@@ -189,7 +191,8 @@ def check_resumable(run: Run, config: TrainConfig) -> None:
     """Raises ConfigurationError if ``config`` differs from the checkpoints'."""
 
     def fixed(everything: dict[str, Any]) -> dict[str, Any]:
-        return {name: value for name, value in everything.items() if name not in _FREE}
+        kept = {name: value for name, value in everything.items() if name not in _FREE}
+        return {**kept, "env": PREFIX} if is_given(kept["env"]) else kept  # its spaces and episodes are compared
 
     found = differences(fixed(to_json(saved_config(run))), fixed(to_json(config)))
     if found:

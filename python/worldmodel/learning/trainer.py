@@ -190,7 +190,8 @@ class SourceTrainer:
 class Trainer(SourceTrainer):
     """Trains and collects; ``decider`` chooses the actions.
 
-    With ``saved_spec``, a resumed run's, the observation's parts are read as they were.
+    With ``saved_spec``, a resumed run's, the observation's parts are read as they were. ``env``, as in ``TrainConfig``,
+    replaces that of ``config``.
 
     Attributes:
         episodes_ended: over all environments.
@@ -203,7 +204,10 @@ class Trainer(SourceTrainer):
         decider: Decider = policy_sample,
         evaluator: Evaluator | None = None,
         saved_spec: ObservationSpec | None = None,
+        env: Any = None,
     ) -> None:
+        if env is not None:
+            config = dataclasses.replace(config, env=env)
         environments, (batches, actions) = self._begin(config)
         self.episodes = make_environments(
             config.env,
