@@ -165,12 +165,13 @@ class Trajectory:
         burn_in: transitions repeated from the chunk before.
         state: memory state before the first step.
         next_state: memory state before the first step of the chunk after this one.
+        nbytes: of the arrays.
     """
 
     def __init__(self, chunk_id: int, empty: Arrays, window: int) -> None:
         self.id = chunk_id
         self.arrays = dict(empty)
-        self.length = self.episode_step = self.burn_in = 0
+        self.length = self.episode_step = self.burn_in = self.nbytes = 0
         self.state: _Stored | None = None
         self.next_state: _Stored | None = None
         self._window = window
@@ -185,10 +186,7 @@ class Trajectory:
         for name, array in self.arrays.items():
             self.arrays[name] = np.empty((min(room, self._window), *array.shape[1:]), array.dtype)
             self.arrays[name][: len(array)] = array
-
-    @property
-    def nbytes(self) -> int:
-        return sum(array.nbytes + ARRAY_OVERHEAD for array in self.arrays.values())
+        self.nbytes = sum(array.nbytes + ARRAY_OVERHEAD for array in self.arrays.values())
 
     def view(self) -> dict[str, np.ndarray]:
         """The rows that are there."""
@@ -279,23 +277,30 @@ class TrajectoryWriter:
             "reward_mask": np.broadcast_to(reward_mask, rows.shape),
             "elapsed": np.broadcast_to(elapsed, rows.shape),
         }
-        chunks = []
-        for index, row in enumerate(rows.tolist()):
-            trajectory = self._trajectories[row]
-            if trajectory is None:
-                raise RuntimeError(f"Replay.add: environment {row} has no first observation; Replay.begin takes it")
+        trajectories = [self._running(row) for row in rows.tolist()]
+        for row, trajectory in zip(rows.tolist(), trajectories, strict=True):
             if states is not None and trajectory.episode_step and trajectory.episode_step % self.stride == 0:
                 self._store_state(trajectory, {name: value[row] for name, value in states.items()}, version)
             trajectory.reserve(trajectory.length + 2)
-            for name, array in steps.items():
-                trajectory.arrays[name][trajectory.length + _has_last(name)] = array[index]
+        for name, array in steps.items():
+            following = _has_last(name)
+            for trajectory, value in zip(trajectories, array, strict=True):
+                trajectory.arrays[name][trajectory.length + following] = value
+        chunks = []
+        ends = terminated.tolist()
+        for row, trajectory, end, cut in zip(rows.tolist(), trajectories, ends, truncated.tolist(), strict=True):
             trajectory.length += 1
             trajectory.episode_step += 1
-            ended = bool(terminated[index] or truncated[index])
-            if ended or trajectory.length == self.window - 1:
-                chunks.append((trajectory.id, self._chunk(trajectory, bool(terminated[index]))))
-                self._trajectories[row] = None if ended else self._continued(trajectory)
+            if end or cut or trajectory.length == self.window - 1:
+                chunks.append((trajectory.id, self._chunk(trajectory, end)))
+                self._trajectories[row] = None if end or cut else self._continued(trajectory)
         return chunks
+
+    def _running(self, row: int) -> Trajectory:
+        trajectory = self._trajectories[row]
+        if trajectory is None:
+            raise RuntimeError(f"Replay.add: environment {row} has no first observation; Replay.begin takes it")
+        return trajectory
 
     def _store_state(self, trajectory: Trajectory, state: Mapping[str, Tensor], version: int) -> None:
         stored = _Stored({name: value.detach().cpu().numpy().copy() for name, value in state.items()}, version)
