@@ -314,8 +314,8 @@ def test_mistakes_are_one_line_that_says_what_is_wrong(
         assert main(["imagine", *arguments]) == 1
         said = capsys.readouterr().err
         assert words in said and len(said.strip().splitlines()) == 1, said
-    zeros = [((option, "0"), "expected more than 0") for option in ("--episodes", "--context", "--horizon", "--fps")]
-    for options, words in [*zeros, (("--random", "--sample"), "expected one of them")]:
+    zeros = [((option, "0"), " is 0") for option in ("--episodes", "--context", "--horizon", "--fps")]
+    for options, words in [*zeros, (("--random", "--sample"), "give one of them")]:
         with pytest.raises(SystemExit) as stop:
             main(["imagine", str(runs["class"]), *options])
         assert stop.value.code == 2 and words in " ".join(capsys.readouterr().err.split())

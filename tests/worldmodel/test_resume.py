@@ -76,6 +76,19 @@ def config(name: str, **changes: Any) -> TrainConfig:
     return dataclasses.replace(found, **changes)
 
 
+def test_a_limit_of_updates_is_exact_and_a_resumed_run_goes_on_inside_an_iteration(tmp_path: Path) -> None:
+    def limited(updates: int) -> TrainConfig:
+        return config("Easy", updates=updates, steps=None, train_ratio=80)  # three or four updates per iteration
+
+    straight = train(limited(9), tmp_path / "straight", quiet=True)
+    for updates in (1, 5, 9):
+        run = train(limited(updates), tmp_path / "run", resume=updates > 1, quiet=True)
+        assert run.load("trainer")["updates"] == updates == run.metrics[-1]["updates"]
+    assert run.checkpoints[-1].name == straight.checkpoints[-1].name
+    for name, value in straight.load("world_model").items():
+        assert torch.equal(value, run.load("world_model")[name])
+
+
 def weights(trainer: Trainer) -> dict[str, torch.Tensor]:
     return {name: value.clone() for name, value in trainer.world_model.state_dict().items()}
 

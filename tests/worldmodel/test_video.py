@@ -122,4 +122,4 @@ def test_mistakes_are_one_line_that_says_what_is_wrong(run: Path, capsys: pytest
     for option in ("--episodes", "--num-envs", "--video-episodes"):
         with pytest.raises(SystemExit):
             main(["evaluate", str(run), option, "0"])
-        assert "expected at least 1" in " ".join(capsys.readouterr().err.split())
+        assert "expected a whole number, at least 1" in " ".join(capsys.readouterr().err.split())

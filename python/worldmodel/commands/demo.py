@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from worldmodel.commands.options import parse
+from worldmodel.commands.command_line import parse
 from worldmodel.demo.command import main
 
 

@@ -5,75 +5,77 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 
 from worldmodel.acting.agent import Agent
 from worldmodel.acting.rollout import Evaluated, evaluate, evaluate_filmed, random_policy
 from worldmodel.acting.video import video_file
+from worldmodel.commands.command_line import parse
 from worldmodel.commands.display import EvaluationProgress
-from worldmodel.commands.options import named_environment, parse
+from worldmodel.commands.options import named_environment
 from worldmodel.environments.registry import EnvironmentFailed
 from worldmodel.learning.threads import threads_for
 from worldmodel.model.deciders import policy_sample
+from worldmodel.runs.fields import Bounds, Checked, Limit, Seed, Size, Text, Threads, check_writable
 from worldmodel.runs.run import Run
 
 
 @dataclasses.dataclass
-class EvaluateOptions:
+class EvaluateOptions(Checked):
     """Runs whole episodes with the newest checkpoint of a run, and prints their mean return."""
 
     run: Path
     """Folder of the run."""
-    episodes: int = 100
+    episodes: Annotated[int, Bounds(1, 10**6)] = 100
     """Number of episodes."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the first episode; the others follow it."""
-    num_envs: int = 16
+    num_envs: Size = 16
     """Parallel environments."""
-    max_steps: int | None = None
+    max_steps: Limit | None = None
     """Cut an episode after this many steps. If not given, after the environment's own limit, or 10,000 where it has
     none."""
-    random_episodes: int = 20
+    random_episodes: Annotated[int, Bounds(0, 10**6)] = 20
     """Episodes of the random policy, for comparison, at most as many as --episodes; 0 leaves it out."""
-    env: str | None = None
+    env: Text | None = None
     """Another environment with the same spaces; the training one if not given."""
-    env_args: tuple[str, ...] = ()
+    env_args: tuple[Text, ...] = ()
     """Arguments of the environment, NAME=VALUE or JSON; without --env, those of training if not given."""
     sample: bool = False
     """Sample actions from the policy; greedy if not given."""
-    device: str = "cpu"
+    device: Text = "cpu"
     """Device, as PyTorch names it."""
-    threads: int | None = None
+    threads: Threads | None = None
     """CPU threads; as many as the model keeps busy if not given."""
     json: Path | None = None
     """Also write the returns to this file."""
     video: Path | None = None
     """Also write a video to this file, .mp4 or .gif; RUN/evaluated.mp4 if --video has no value. Without imageio-ffmpeg
     it is a GIF."""
-    video_episodes: int = 3
+    video_episodes: Annotated[int, Bounds(1, 1000)] = 3
     """Episodes in the video, from the first."""
     trust: bool = False
     """Import the modules that the run names even if they are not installed, such as a file in the working directory.
     This executes them: only for runs of someone you trust."""
 
-    def __post_init__(self) -> None:
-        for name in ("episodes", "num_envs", "video_episodes"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
-        if self.max_steps is not None and self.max_steps < 1:
-            raise ValueError(f"max_steps is {self.max_steps}, expected at least 1")
-        if self.random_episodes < 0:
-            raise ValueError(f"random_episodes is {self.random_episodes}, expected at least 0")
-
 
 def command(arguments: Sequence[str]) -> int:
     """Evaluates a run."""
     options = parse(EvaluateOptions, _video_named(arguments), "evaluate")
+    if options.json is not None:
+        check_writable("--json", options.json)
+    video = None
+    if options.video is not None:
+        video, notice = video_file(options.run / "evaluated.mp4" if options.video == Path() else options.video)
+        if notice:
+            print(notice, file=sys.stderr)
+        if options.video != Path():
+            check_writable("--video", video)
     run = Run(options.run)
     with named_environment(run, options.env, options.env_args, options.trust) as (env, env_args):
-        told = _evaluate(options, run, env, env_args)
+        told = _evaluate(options, run, env, env_args, video)
     if options.json is not None:
         with run.writing(options.json) as file:
             file.write_text(json.dumps(told, indent=1) + "\n")
@@ -83,7 +85,9 @@ def command(arguments: Sequence[str]) -> int:
     return 1 if failures else 0
 
 
-def _evaluate(options: EvaluateOptions, run: Run, env: str, env_args: dict[str, Any]) -> dict[str, Any]:
+def _evaluate(
+    options: EvaluateOptions, run: Run, env: str, env_args: dict[str, Any], video: Path | None
+) -> dict[str, Any]:
     """Prints the returns, and gives them for JSON."""
     agent = Agent.load(options.run, options.device, trust=options.trust)
     torch.set_num_threads(options.threads or threads_for(agent.world_model, options.num_envs))
@@ -91,19 +95,15 @@ def _evaluate(options: EvaluateOptions, run: Run, env: str, env_args: dict[str, 
     decider = policy_sample if options.sample else None
     limits: dict[str, Any]
     shown = EvaluationProgress(env, options.episodes)
-    if options.video is None:
+    if video is None:
         found = evaluate(
             agent, env, *how, decider=decider, max_steps=options.max_steps, progress=shown, env_args=env_args
         )
     else:
-        wanted = options.run / "evaluated.mp4" if options.video == Path() else options.video
-        file, notice = video_file(wanted)
-        if notice:
-            print(notice, file=sys.stderr)
         limits = {"max_steps": options.max_steps, "progress": shown, "env_args": env_args}
-        with run.writing(file) as film:
+        with run.writing(video) as film:
             found = evaluate_filmed(agent, env, film, options.video_episodes, *how, decider=decider, **limits)
-        print(file)
+        print(video)
     shown.end()
     print(f"{env}: {_summary(found)}")
     told = {"env": env, "env_args": env_args, **found.to_json()}

@@ -5,13 +5,14 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 
 from worldmodel.acting.agent import Agent
-from worldmodel.commands.options import named_environment, parse
+from worldmodel.commands.command_line import parse
+from worldmodel.commands.options import named_environment
 from worldmodel.data.batch import Batch, State
 from worldmodel.environments.registry import EnvironmentFailed
 from worldmodel.environments.single import make_single
@@ -22,12 +23,13 @@ from worldmodel.model.open_loop import UNITS, episode_batch, error, open_loop
 from worldmodel.pictures.bands import Panel
 from worldmodel.pictures.page import draw_gif, draw_png
 from worldmodel.pictures.renderers import renderer
+from worldmodel.runs.fields import Bounds, Checked, ConfigurationError, Seed, Text, Threads, check_writable
 from worldmodel.runs.optional_dependencies import require
 from worldmodel.runs.run import Run
 
 
 @dataclasses.dataclass
-class ImagineOptions:
+class ImagineOptions(Checked):
     """Draws open-loop imagination of a run's newest checkpoint beside observations: a PNG and a GIF.
 
     After the observed steps, the world model imagines from the agent's actions alone.
@@ -35,17 +37,17 @@ class ImagineOptions:
 
     run: Path
     """Folder of the run."""
-    episodes: int = 1
+    episodes: Annotated[int, Bounds(1, 100)] = 1
     """Number of episodes, drawn below each other."""
-    context: int = 5
+    context: Annotated[int, Bounds(1, 10_000)] = 5
     """Observed steps; half of an episode that is not longer."""
-    horizon: int = 30
+    horizon: Annotated[int, Bounds(1, 10_000)] = 30
     """Most imagined steps; fewer where the episode ends."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the first episode; the others follow it."""
-    env: str | None = None
+    env: Text | None = None
     """Another environment with the same spaces; the training one if not given."""
-    env_args: tuple[str, ...] = ()
+    env_args: tuple[Text, ...] = ()
     """Arguments of the environment, NAME=VALUE or JSON; without --env, those of training if not given."""
     random: bool = False
     """Play with random actions."""
@@ -53,26 +55,26 @@ class ImagineOptions:
     """Play with actions sampled from the policy; greedy if neither is given."""
     sample_latents: bool = False
     """Sample each imagined latent; the mode if not given."""
-    fps: float = 4
+    fps: Annotated[float, Bounds(0, 100, above=True)] = 4
     """Steps per second in the GIF."""
     output: Path | None = None
     """Path of the pictures without .png and .gif; RUN/imagined if not given."""
     json: Path | None = None
     """Also write the errors by step to this file."""
-    device: str = "cpu"
+    device: Text = "cpu"
     """Device, as PyTorch names it."""
-    threads: int | None = None
+    threads: Threads | None = None
     """CPU threads; as many as the model keeps busy if not given."""
     trust: bool = False
     """Import the modules that the run names even if they are not installed, such as a file in the working directory.
     This executes them: only for runs of someone you trust."""
 
     def __post_init__(self) -> None:
-        for name in ("episodes", "context", "horizon", "fps"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} is {getattr(self, name)}, expected more than 0")
+        super().__post_init__()
         if self.random and self.sample:
-            raise ValueError("random actions and actions sampled from the policy are asked for, expected one of them")
+            raise ConfigurationError("--random and --sample both say which actions are played: give one of them")
+        if self.output is not None and not self.output.name:
+            raise ConfigurationError(f"--output is {str(self.output)!r}, expected a path that ends in a name")
 
 
 @dataclasses.dataclass
@@ -132,12 +134,20 @@ def imagine(options: ImagineOptions) -> Imagination:
     """
     require("imageio.v3", "write pictures")
     require("matplotlib", "draw pictures")
+    if options.json is not None:
+        check_writable("--json", options.json)
+    stem = options.output or options.run / "imagined"
+    png, gif = (stem.with_name(stem.name + suffix) for suffix in (".png", ".gif"))
+    for file in (png, gif) if options.output is not None else ():
+        check_writable("--output", file, parents=True)
     run = Run(options.run)
     with named_environment(run, options.env, options.env_args, options.trust) as (name, env_args):
-        return _imagine(options, run, name, env_args)
+        return _imagine(options, run, name, env_args, (png, gif))
 
 
-def _imagine(options: ImagineOptions, run: Run, name: str, env_args: dict[str, Any]) -> Imagination:
+def _imagine(
+    options: ImagineOptions, run: Run, name: str, env_args: dict[str, Any], files: tuple[Path, Path]
+) -> Imagination:
     agent = Agent.load(options.run, options.device, trust=options.trust)
     torch.set_num_threads(options.threads or threads_for(agent.world_model, options.context + options.horizon))
     torch.manual_seed(options.seed)
@@ -173,10 +183,9 @@ def _imagine(options: ImagineOptions, run: Run, name: str, env_args: dict[str, A
             moved = {}
     finally:
         environment.close()
-    stem = options.output or options.run / "imagined"
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    png, gif = (stem.with_name(stem.name + suffix) for suffix in (".png", ".gif"))
     title = f"{name.rpartition(':')[2]}, after {int(run.checkpoints[-1].name):,} steps of training"
+    png, gif = files
+    png.parent.mkdir(parents=True, exist_ok=True)
     with run.writing(png) as file:
         draw_png(title, panels, file)
     with run.writing(gif) as file:

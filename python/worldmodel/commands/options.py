@@ -7,35 +7,18 @@ import inspect
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, get_args
 
+from worldmodel.commands.command_line import parse
 from worldmodel.learning.presets import summaries
 from worldmodel.learning.settings import CHOSEN, TrainConfig, blocks_of, saved_config
 from worldmodel.model.blocks import BlockConfig, CustomBlock, GatedConvBlock
 from worldmodel.model.latents import LatentConfig
 from worldmodel.model.world_model import WorldModelConfig
 from worldmodel.runs.configuration import ConfigurationError
-from worldmodel.runs.migration import MOST_BLOCKS, renamed_option
-from worldmodel.runs.optional_dependencies import require
+from worldmodel.runs.migration import MOST_BLOCKS
 from worldmodel.runs.run import Run
 from worldmodel.runs.trust import check_installed, installed_alone
-
-Options = TypeVar("Options")
-
-
-def parse(
-    kind: type[Options],
-    arguments: Sequence[str],
-    command: str,
-    default: Options | None = None,
-    description: str | None = None,
-) -> Options:
-    """Parses options; the dataclass's docstrings are the help, its own if there is no ``description``."""
-    tyro = require("tyro", "read the command line")
-    given: dict[str, Any] = {} if default is None else {"default": default}
-    given |= {} if description is None else {"description": description}
-    config = (tyro.conf.PositionalRequiredArgs, tyro.conf.AvoidSubcommands)
-    return tyro.cli(kind, args=list(arguments), prog=f"python -m worldmodel {command}", config=config, **given)
 
 
 @dataclasses.dataclass
@@ -83,14 +66,11 @@ def train_options(arguments: Sequence[str]) -> tuple[TrainConfig, Path | None, d
         ConfigurationError: an unknown preset, no environment, contradicting options.
         RunError: there is no run to resume, or it names a module that is not installed.
     """
-    for argument in arguments:
-        if (today := renamed_option(argument)) is not None:
-            raise ConfigurationError(f"{argument.partition('=')[0]} is an option of an earlier release: use {today}")
     arguments = _pairs_split(arguments, "--kinds")
     # The other options' defaults depend on these.
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for name in ("--env", "--preset", "--resume", "--init-from", "--memory", "--latent"):
-        first.add_argument(name)
+        first.add_argument(name, nargs="?")  # a missing value is the full parser's to report
     for name in ("--kinds", "--env-args"):
         first.add_argument(name, nargs="*", default=[])
     early, _ = first.parse_known_args(list(arguments))
@@ -100,7 +80,8 @@ def train_options(arguments: Sequence[str]) -> tuple[TrainConfig, Path | None, d
     if begun is None:
         kinds = dict(zip(early.kinds[::2], early.kinds[1::2], strict=True))
         given = environment_arguments(early.env_args)
-        start = TrainConfig(env=early.env or "", env_args=given, preset=early.preset or TrainConfig.preset, kinds=kinds)
+        preset = TrainConfig.preset if early.preset is None else early.preset
+        start = TrainConfig(env=early.env or "", env_args=given, preset=preset, kinds=kinds)
     else:
         start = saved_config(Run(begun))
     start = dataclasses.replace(start, model=with_kinds(start.model, early.memory, early.latent))

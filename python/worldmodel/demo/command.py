@@ -11,13 +11,13 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 
 from worldmodel.demo.repeat_previous import DECK
 from worldmodel.demo.worker import MEMORIES, file_name
-from worldmodel.runs.configuration import ConfigurationError
+from worldmodel.runs.fields import Bounds, Checked, ConfigurationError, Positive, Seed, check_writable
 
 
 class DemoFailed(RuntimeError):
@@ -25,18 +25,18 @@ class DemoFailed(RuntimeError):
 
 
 @dataclasses.dataclass
-class MemoryDemoOptions:
+class MemoryDemoOptions(Checked):
     """Trains three memories on 103-step episodes, continues from their saved states, and draws one picture."""
 
     folder: Path = Path("demo-memory")
     """Folder for weights, states, results and the picture."""
-    steps: int = 2**20
+    steps: Annotated[int, Bounds(2 * DECK, 2**26)] = 2**20
     """Last step after training."""
-    seconds: float = 45
+    seconds: Positive = 45
     """Most seconds of training per memory."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of weights and cards."""
-    processes: int | None = None
+    processes: Annotated[int, Bounds(1, 1024)] | None = None
     """Memories in parallel, one thread each; the number of cores if not given."""
 
 
@@ -53,12 +53,11 @@ def main(arguments: Sequence[str], parse: Callable[..., Any]) -> int:
 
 
 def run_memory(options: MemoryDemoOptions) -> Path:
-    """Returns the picture's path; raises ConfigurationError for too few steps, or DemoFailed."""
+    """Returns the picture's path; raises ConfigurationError for the folder, or DemoFailed."""
     from worldmodel.demo.picture import draw
 
-    if options.steps < 2 * DECK:
-        raise ConfigurationError(f"steps is {options.steps}, expected at least {2 * DECK}")
     start = time.perf_counter()
+    check_writable("--folder", options.folder / "memory.json", parents=True)
     options.folder.mkdir(parents=True, exist_ok=True)
     for phase in ("train", "continue"):
         _run_all(phase, options)

@@ -16,10 +16,20 @@ from worldmodel.learning.presets import PRESETS, Preset, choose_preset, named_pr
 from worldmodel.model.blocks import CustomBlock
 from worldmodel.model.world_model import WorldModelConfig
 from worldmodel.runs.configuration import ConfigurationError, differences, from_json, to_json
-from worldmodel.runs.fields import Bounds, Checked, Count, Positive, Size, Text, Weight, checked_value, field_hints
+from worldmodel.runs.fields import (
+    Bounds,
+    Checked,
+    Count,
+    Limit,
+    Positive,
+    Size,
+    Text,
+    Threads,
+    Weight,
+    checked_value,
+    field_hints,
+)
 from worldmodel.runs.run import Run
-
-Limit = Annotated[int, Bounds(1, 10**15)]
 
 CHOSEN = "auto"  # the preset is chosen by the spaces
 PRESET_FIELDS = tuple(field.name for field in dataclasses.fields(Preset))
@@ -75,7 +85,7 @@ class TrainConfig(Checked):
     """Stop after this many minutes of training, including those before a resume."""
     device: Text = "cpu"
     """Device of the world model: cpu, cuda, cuda:1, ..."""
-    threads: Annotated[int, Bounds(1, 4096)] | None = None
+    threads: Threads | None = None
     """CPU threads. By default a new run takes as many as an update keeps busy, at most PyTorch's own number, and writes
     them into its settings."""
     seed: Annotated[int, Bounds(0, 2**64 - 1)] = 0

@@ -112,9 +112,14 @@ class SourceTrainer:
         limits = self.config
         return (
             (limits.steps is not None and self.steps >= limits.steps)
-            or (limits.updates is not None and self.updates >= limits.updates)
+            or self._updated
             or (limits.minutes is not None and self.seconds >= 60 * limits.minutes)
         )
+
+    @property
+    def _updated(self) -> bool:
+        """Whether the limit of updates is reached."""
+        return self.config.updates is not None and self.updates >= self.config.updates
 
     def iterate(self) -> None:
         self.update()
@@ -241,6 +246,15 @@ class Trainer(SourceTrainer):
         return self.episodes.failures if isinstance(self.episodes, VectorEnvironment) else 0
 
     def iterate(self) -> None:
+        if self._owed < 1:  # else a limit of updates ended the last iteration
+            self._collect()
+        while self._owed >= 1 and not self._updated:
+            self._owed -= 1
+            self.update()
+        if self.collector.failure is not None:
+            raise self.collector.failure
+
+    def _collect(self) -> None:
         prefilling = self.steps < self.config.prefill or not len(self.replay)
         before = self.steps
         random_rows = self.config.num_envs if prefilling else self.config.random_envs
@@ -251,11 +265,6 @@ class Trainer(SourceTrainer):
         if not prefilling:
             replay = self.config.replay
             self._owed += (self.steps - before) * self.config.train_ratio / (replay.batch_size * replay.window)
-        while self._owed >= 1:
-            self._owed -= 1
-            self.update()
-        if self.collector.failure is not None:
-            raise self.collector.failure
 
     def metrics(self) -> dict[str, float]:
         return {**super().metrics(), "environments": self.episodes.num_envs, "episodes": self.episodes_ended}

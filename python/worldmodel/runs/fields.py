@@ -9,6 +9,7 @@ import functools
 import json
 import math
 import operator
+import os
 import types
 import typing
 from pathlib import Path
@@ -52,12 +53,17 @@ Size = Annotated[int, Bounds(1, 2**16)]
 Layers = Annotated[int, Bounds(0, 256)]
 Count = Annotated[int, Bounds(0, 10**15)]
 """Steps, updates, transitions."""
+Limit = Annotated[int, Bounds(1, 10**15)]
+"""Steps or updates, at least one."""
 Share = Annotated[float, Bounds(0, 1)]
 Weight = Annotated[float, Bounds(0, 10**9)]
 """Weight of a loss."""
 Positive = Annotated[float, Bounds(0, 10**9, above=True)]
 """Times, ratios."""
 Text = Annotated[str, Bounds(0, 4096)]
+Seed = Annotated[int, Bounds(0, 2**63 - 1)]
+"""First of the seeds of several episodes or streams."""
+Threads = Annotated[int, Bounds(1, 4096)]
 
 _MOST_TEXT = 1 << 16  # characters of ``Any`` as JSON
 
@@ -84,6 +90,22 @@ class Checked:
             checked = checked_value(hint, value, f"{type(self).__name__}: {name}")
             if checked is not value:  # a list became a tuple, a NumPy number a plain one
                 object.__setattr__(self, name, checked)
+
+
+def check_writable(option: str, path: Path, parents: bool = False) -> None:
+    """Raises ConfigurationError if no file can be written to ``path``; leaves all as it was.
+
+    With ``parents``, folders that do not exist would be made first.
+    """
+    while parents and not path.parent.exists():
+        path = path.parent
+    there = os.path.lexists(path)
+    try:
+        path.open("ab").close()
+    except OSError as error:
+        raise ConfigurationError(f"{option} is {str(path)!r}, which cannot be written: {error.strerror}") from error
+    if not there:
+        path.unlink()
 
 
 def field_hints(kind: Any) -> dict[str, Any]:

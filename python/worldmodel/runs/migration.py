@@ -144,16 +144,24 @@ def _chunks(packed: Mapping[str, Any]) -> Iterator[dict[str, np.ndarray]]:
         start += length
 
 
-def renamed_option(argument: str) -> str | None:
+# Options of commands other than train, old -> new.
+OPTIONS = {"imagine": {"--draw": "--sample-latents"}}
+
+
+def renamed_option(argument: str, command: str = "train") -> str | None:
     """The current option for an earlier one, else None.
 
     Example:
         >>> renamed_option("--learner.policy-rate=1")
         '--learner.policy-lr'
         >>> renamed_option("--learner.policy-lr")
+        >>> renamed_option("--draw", "imagine")
+        '--sample-latents'
     """
     if not argument.startswith("--"):
         return None
+    if command != "train":
+        return OPTIONS.get(command, {}).get(argument.partition("=")[0])
     field = f"train.{argument[2:].partition('=')[0].replace('-', '_')}"
     if field in FIELDS:
         return _option(FIELDS[field])
