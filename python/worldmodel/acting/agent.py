@@ -9,9 +9,16 @@ import torch
 from worldmodel.data.actions import MASK
 from worldmodel.data.batch import State
 from worldmodel.data.spaces import ActionSpec, ObservationSpec
-from worldmodel.learning.settings import acting_part, blocks_of, saved_config, saved_specs, usable_device
+from worldmodel.learning.settings import (
+    acting_part,
+    blocks_of,
+    check_weights,
+    saved_config,
+    saved_specs,
+    usable_device,
+)
 from worldmodel.model.deciders import Decider, action_values, decider_of, greedy_decider
-from worldmodel.model.world_model import WorldModel, check_memory
+from worldmodel.model.world_model import WorldModel
 from worldmodel.runs.run import Run
 from worldmodel.runs.trust import check_installed, installed_alone
 
@@ -58,7 +65,7 @@ class Agent:
         if not trust:
             check_installed(opened.folder, blocks_of(config))
         with installed_alone(opened.folder, trust):
-            check_memory(*specs, config.model, copies=2)  # of the weights: the file's and the model's
+            check_weights(opened, config, acting_part(config))
             world_model = WorldModel(*specs, config.model).to(where)
         opened.load_weights(world_model, where, acting_part(config))
         return cls(world_model, *specs)

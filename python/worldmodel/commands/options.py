@@ -171,9 +171,10 @@ def named_environment(
 
     An ``env`` is asked for by the user. Raises NotTrusted.
     """
-    name, arguments = environment_of(saved_config(run), env, env_args)
-    if not (trust or env):
-        check_installed(run.folder, [name])
+    config = saved_config(run)
+    name, arguments = environment_of(config, env, env_args)
+    if not trust:
+        check_installed(run.folder, [*blocks_of(config), *([] if env else [name])])
     with installed_alone(run.folder, trust or env is not None):
         yield name, arguments
 

@@ -213,6 +213,7 @@ class TrajectoryWriter:
         self.burn_in = burn_in
         self.stride = window - 1 - burn_in
         self.empty_state = {name: value.copy() for name, value in empty_state.items()}
+        self.num_envs = num_envs
         self.next_id = 0
         self._empty = {
             **{f"observations.{name}": array for name, array in observation_spec.zeros(0).items()},

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from worldmodel.data.batch import Batch
+from worldmodel.data.checks import check_replay
 from worldmodel.data.chunks import Arrays, Chunk, TrajectoryWriter, cut_episode
 from worldmodel.data.spaces import ActionSpec, ObservationSpec
 from worldmodel.runs.fields import Bounds, Checked, ConfigurationError, Count, Positive, Size
@@ -380,6 +381,8 @@ class Replay:
         return self._chunks[chunk_id].arrays() if chunk_id in self._chunks else self._writer.running[chunk_id].view()
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        empty, num_envs = self._writer.empty_state, self._writer.num_envs
+        check_replay(saved, self.observation_spec, self.action_spec, self.config.window, num_envs, empty)
         sequences = saved["sequences"]
         self._record = Record(sequences.saved)
         self._writer.load_state_dict(saved["writer"], sequences)

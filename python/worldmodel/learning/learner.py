@@ -27,6 +27,7 @@ from worldmodel.learning.running_stats import (
 )
 from worldmodel.model.world_model import WorldModel
 from worldmodel.runs.fields import Bounds, Checked, Count, Positive
+from worldmodel.runs.template import check_like
 
 Rate = Annotated[float, Bounds(0, 100)]
 
@@ -170,7 +171,14 @@ class Learner:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._optimizer.load_state_dict(state["optimizer"])
+        check_like(state, {**self.state_dict(), "optimizer": {"state": {}}}, "learner")
+        groups = self._optimizer.state_dict()["param_groups"]  # settings are the run's, not the checkpoint's
+        self._optimizer.load_state_dict({"state": state["optimizer"]["state"], "param_groups": groups})
+        for parameter, moments in self._optimizer.state.items():
+            like = {"step": moments["step"].new_zeros(()), "exp_avg": parameter, "exp_avg_sq": parameter}
+            check_like(moments, {name: value.detach() for name, value in like.items()}, "learner.optimizer.state")
+            if moments["step"] < 1 or moments.keys() != like.keys():
+                raise ValueError("learner.optimizer.state is not that of Adam after an update")
         self._returns.load_state_dict(state["returns"])
         self._updates = int(state["updates"])
         if self.ema:

@@ -14,7 +14,7 @@ from worldmodel.environments.registry import name_of
 from worldmodel.learning.learner import LearnerConfig
 from worldmodel.learning.presets import PRESETS, Preset, choose_preset, named_preset
 from worldmodel.model.blocks import CustomBlock
-from worldmodel.model.world_model import WorldModelConfig
+from worldmodel.model.world_model import WorldModelConfig, outline
 from worldmodel.runs.configuration import ConfigurationError, differences, from_json, to_json
 from worldmodel.runs.fields import (
     Bounds,
@@ -197,8 +197,15 @@ def acting_part(config: TrainConfig) -> str:
     return "ema" if config.learner.ema else "world_model"
 
 
+def check_weights(run: Run, config: TrainConfig, part: str) -> None:
+    """Raises RunError or ConfigurationError if ``part`` has not the weights of ``config``; allocates none of them."""
+    expected = outline(*saved_specs(run), config.model, copies=2)  # the file's and the model's
+    if not blocks_of(config):  # of which some cannot be outlined
+        run.weights_of(expected, part=part)
+
+
 def check_resumable(run: Run, config: TrainConfig) -> None:
-    """Raises ConfigurationError if ``config`` differs from the checkpoints'."""
+    """Raises ConfigurationError if ``config`` differs from the checkpoints', RunError if their weights differ."""
 
     def fixed(everything: dict[str, Any]) -> dict[str, Any]:
         kept = {name: value for name, value in everything.items() if name not in _FREE}
@@ -210,6 +217,8 @@ def check_resumable(run: Run, config: TrainConfig) -> None:
             f"the checkpoints in {run.folder} were made with another configuration: {'; '.join(found)}. Without these "
             "options the run goes on as it was; a new run can have them"
         )
+    if run.checkpoints:
+        check_weights(run, config, "world_model")
 
 
 def usable_device(name: str) -> torch.device:

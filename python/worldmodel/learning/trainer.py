@@ -24,8 +24,9 @@ from worldmodel.learning.metrics import MetricMeans
 from worldmodel.learning.settings import TrainConfig, acting_part, saved_config, usable_device
 from worldmodel.learning.threads import threads_for
 from worldmodel.model.deciders import Decider, policy_sample
-from worldmodel.model.world_model import WorldModel, check_memory
+from worldmodel.model.world_model import WorldModel, outline
 from worldmodel.runs.run import Run, RunError
+from worldmodel.runs.template import check_like
 from worldmodel.runs.warm_start import warm_start
 
 
@@ -83,7 +84,7 @@ class SourceTrainer:
 
     def _world_model(self, observation_spec: ObservationSpec, action_spec: ActionSpec) -> WorldModel:
         copies = 5 if self.config.learner.ema else 4  # weights, gradients, Adam's two means, averaged weights
-        check_memory(observation_spec, action_spec, self.config.model, copies)
+        outline(observation_spec, action_spec, self.config.model, copies)
         return WorldModel(observation_spec, action_spec, self.config.model).to(self.device)
 
     def warm_start(self, run: Run) -> str:
@@ -151,17 +152,20 @@ class SourceTrainer:
         }
 
     def state_dict(self) -> dict[str, Any]:
-        random = {"cpu": torch.get_rng_state()}
-        if self.device.type == "cuda":
-            random["cuda"] = torch.cuda.get_rng_state(self.device)
         ema = self.learner.ema
         return {
             "world_model": self.world_model.state_dict(),
             **({"ema": ema.module.state_dict()} if ema else {}),
             "learner": self.learner.state_dict(),
             "replay": self.source.state_dict(),
-            "trainer": {**{name: getattr(self, name) for name in self._counts}, "random": random},
+            "trainer": self._own_state(),
         }
+
+    def _own_state(self) -> dict[str, Any]:
+        random = {"cpu": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            random["cuda"] = torch.cuda.get_rng_state(self.device)
+        return {**{name: getattr(self, name) for name in self._counts}, "random": random}
 
     @property
     def _counts(self) -> tuple[str, ...]:
@@ -185,6 +189,7 @@ class SourceTrainer:
     def _load_counts(self, run: Run) -> None:
         """Restores random generators: call last."""
         saved = run.load("trainer")
+        check_like(saved, self._own_state(), "trainer")
         for name in self._counts:
             setattr(self, name, saved[name])
         torch.set_rng_state(saved["random"]["cpu"])
@@ -291,6 +296,7 @@ class Trainer(SourceTrainer):
         self._load_learned(run)
         with run.refusing("collector", "trainer"):
             collected = run.load("collector")
+            check_like(collected, self.collector.state_dict(), "collector")
             try:
                 self.collector.load_state_dict(collected, new_episodes=new_episodes, unpickle=unpickle)
             except EnvironmentFailed as error:

@@ -305,10 +305,13 @@ class WorldModel(nn.Module):
         return features, {**_prefixed(memory), "action": action, "features": features}
 
 
-def check_memory(
+def outline(
     observation_spec: ObservationSpec, action_spec: ActionSpec, config: WorldModelConfig, copies: int
-) -> None:
-    """Raises ConfigurationError if ``copies`` of the weights are more than the machine's memory; allocates none."""
+) -> WorldModel:
+    """A world model on the device "meta", whose weights have shapes and no memory.
+
+    Raises ConfigurationError if ``copies`` of its weights are more than the machine's memory.
+    """
     try:
         with torch.device("meta"), torch.random.fork_rng(devices=[]):
             model = WorldModel(observation_spec, action_spec, config)
@@ -320,6 +323,7 @@ def check_memory(
             f"WorldModel: {copies} copies of its weights need {needed / 2**30:,.1f} GiB, more than this machine's "
             f"{machine_memory() / 2**30:,.1f} GiB; smaller layers or spaces need less"
         )
+    return model
 
 
 def _upgrade_names(module: nn.Module, state_dict: dict[str, Tensor], prefix: str, *unused: object) -> None:

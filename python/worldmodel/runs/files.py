@@ -104,9 +104,9 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def shown(name: Any) -> str:
-    """A name of somebody else's, for a message: short, and without what a terminal would obey."""
-    return "".join(letter if letter.isprintable() else "?" for letter in str(name)[:100])
+def shown(text: Any, most: int = 100) -> str:
+    """Somebody else's text for a message: short, in a line, and without what a terminal would obey."""
+    return "".join(letter if letter.isprintable() else "?" for letter in " ".join(str(text).split())[:most])
 
 
 def check_part_name(name: str) -> str:

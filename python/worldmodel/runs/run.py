@@ -128,7 +128,6 @@ class Run:
         Returns its folder, renamed once the files are on disk: each is complete. Raises OSError for a full disk; the
         older checkpoints are then as they were. A checkpoint of these ``steps`` stays, unless ``replace`` is true.
         """
-        names = {name: files.check_part_name(name) for name in parts}
         final = self._own("checkpoints") / f"{steps:012d}"
         for kept in self.checkpoints:
             if kept.name.endswith(_REPLACED):
@@ -143,7 +142,7 @@ class Run:
         try:
             beside.mkdir()
             for name, state in parts.items():
-                storage.save(beside / f"{names[name]}.safetensors", state, segments.append)
+                storage.save(beside / f"{files.check_part_name(name)}.safetensors", state, segments.append)
             files.sync_folder(beside)
             if final.exists():
                 final.rename(final.with_name(final.name + _REPLACED))
@@ -185,9 +184,22 @@ class Run:
         except (storage.DamagedFile, OSError) as error:
             hint = f"; remove {newest} to go on from {older[-1].name}, the checkpoint before it" if older else ""
             raise RunError(f"{error}{hint}") from error
+        except (LookupError, AttributeError, TypeError) as error:
+            raise RunError(
+                f"{newest} has no {name} of its version: {type(error).__name__}: {files.shown(error, 400)}"
+            ) from error
 
     def load_weights(self, module: nn.Module, device: torch.device | str = "cpu", part: str = "world_model") -> None:
         """Loads the newest checkpoint's weights. Raises RunError as well for another configuration."""
+        module.load_state_dict(self.weights_of(module, device, part))
+
+    def weights_of(
+        self, module: nn.Module, device: torch.device | str = "cpu", part: str = "world_model"
+    ) -> dict[str, torch.Tensor]:
+        """The newest checkpoint's weights for ``module``, which may be without memory, on the device "meta".
+
+        Raises RunError as ``load``, or if its tensors are not those of the checkpoint.
+        """
         saved = self.load_tensors(part, device)
         present = module.state_dict()
         found = [f"{name} is missing" for name in present if name not in saved]
@@ -203,7 +215,7 @@ class Run:
             raise RunError(
                 f"{self.checkpoints[-1]} holds the weights of another configuration: {'; '.join(found[:3])}{more}"
             )
-        module.load_state_dict(saved)
+        return saved
 
     def load_tensors(self, part: str, device: torch.device | str = "cpu") -> dict[str, torch.Tensor]:
         """A part that is a dict of tensors, without NaN and infinity. Raises RunError."""
@@ -223,7 +235,7 @@ class Run:
         except RunError:
             raise
         except (LookupError, TypeError, ValueError, RuntimeError, AttributeError, ArithmeticError) as error:
-            reason = f"{type(error).__name__}: {error}"
+            reason = f"{type(error).__name__}: {files.shown(error, 400)}"
             raise RunError(
                 f"{self.checkpoints[-1]} does not fit this configuration, in {', '.join(parts)}: {reason}"
             ) from error

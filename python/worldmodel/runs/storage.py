@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from worldmodel.runs.files import RunError, open_file, replacing
+from worldmodel.runs.files import RunError, open_file, replacing, shown
 from worldmodel.runs.memory import machine_memory
 from worldmodel.runs.optional_dependencies import require
 from worldmodel.runs.schema import meaning_of
@@ -108,7 +108,7 @@ def load_with_metadata(
         fits = version == 1 or json.loads(metadata["schema"])["tensors"].keys() == tensors.keys()
         state = json.loads(outline)
     except (OSError, LookupError, TypeError, ValueError, RecursionError, safetensors.SafetensorError) as error:
-        raise DamagedFile(f"{path} is damaged: {error}") from error
+        raise DamagedFile(f"{path} is damaged: {shown(error, 400)}") from error
     if not whole:
         raise DamagedFile(f"{path} is damaged: its checksum is not that of its content")
     if version > VERSION:
@@ -123,7 +123,7 @@ def load_with_metadata(
     except (DamagedFile, NewerFile, RunError):  # of a segment
         raise
     except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
-        raise DamagedFile(f"{path} is damaged: {type(error).__name__}: {error}") from error
+        raise DamagedFile(f"{path} is damaged: {type(error).__name__}: {shown(error, 400)}") from error
 
 
 def _open(path: Path) -> int:
