@@ -296,7 +296,9 @@ class Trainer(SourceTrainer):
         self._load_learned(run)
         with run.refusing("collector", "trainer"):
             collected = run.load("collector")
-            check_like(collected, self.collector.state_dict(), "collector")
+            like = self.collector.state_dict()
+            like["episodes"] = like["episodes"] and {**like["episodes"], "pickle": None}  # of any length
+            check_like(collected, like, "collector")
             try:
                 self.collector.load_state_dict(collected, new_episodes=new_episodes, unpickle=unpickle)
             except EnvironmentFailed as error:
