@@ -24,10 +24,9 @@ from worldmodel.learning.room import room_notice
 from worldmodel.learning.settings import (
     TrainConfig,
     blocks_of,
-    changed_spaces,
+    check_fits,
     check_resumable,
     default_folder,
-    saved_specs,
 )
 from worldmodel.learning.threads import threads_restored
 from worldmodel.learning.trainer import SourceTrainer, Trainer, TrainingFailed
@@ -103,7 +102,7 @@ def _train(
             run = Run.open_to_write(folder)
             ending.callback(run.close)
             check_resumable(run, config)
-        trainer = Trainer(config, policy_sample, OpenLoopEvaluator(), saved_specs(run)[0] if resume else None)
+        trainer = Trainer(config, policy_sample, OpenLoopEvaluator(), run if resume else None)
         ending.callback(trainer.episodes.close)
         started = _warm_start(trainer, init_from, resume)
         if not resume:
@@ -115,8 +114,6 @@ def _train(
         if not resume:
             run = _new_run(config, folder, {**described, "init_from": started})
             ending.callback(run.close)
-        elif changed := changed_spaces(run, episodes.observation_spec, episodes.action_spec):
-            raise ConfigurationError(f"{config.env} is not what it was when {folder} began: {'; '.join(changed)}")
         specs = episodes.observation_spec, episodes.action_spec
         notices = [*episodes.observation_spec.description(not resume), *started]
         notices += [] if resume else [preset_notice(config.preset, config.env, *specs)]
@@ -184,6 +181,7 @@ def train_from_source(
             run = Run.open_to_write(folder)
             ending.callback(run.close)
             check_resumable(run, config)
+            check_fits(run, config, source.observation_spec, source.action_spec, "the source")
         trainer = SourceTrainer(config, source, OpenLoopEvaluator())
         started = _warm_start(trainer, init_from, resume)
         if not resume:
@@ -194,8 +192,6 @@ def train_from_source(
         if not resume:
             run = Run.create(folder, {**described, "init_from": started})
             ending.callback(run.close)
-        elif changed := changed_spaces(run, source.observation_spec, source.action_spec):
-            raise ConfigurationError(f"the source is not what it was when {folder} began: {'; '.join(changed)}")
         if resume:
             if run.checkpoints:
                 trainer.load(run)

@@ -62,16 +62,18 @@ def _check_steps(
     name: int, arrays: Arrays, observation_spec: ObservationSpec, action_spec: ActionSpec, window: int, least: int
 ) -> int:
     """Number of transitions of a sequence."""
-    length = len(arrays["rewards"])
+    length = len(arrays["elapsed"]) - 1
     if not least <= length < window:
         raise ValueError(f"sequence {name} has {length} transitions, expected {least} to {window - 1}")
     caller, prefix = f"sequence {name}", "observations."
     observations = {key.removeprefix(prefix): array for key, array in arrays.items() if key.startswith(prefix)}
     observation_spec.check(observations, length + 1, caller)
-    if length:
+    numbers = {"elapsed": length + 1}
+    if length:  # else there are no rows of what belongs to a transition
         action_spec.check(arrays["actions"], length, caller)
-    _array(arrays, "reward_mask", (length,), "b")
-    for key, steps in (("rewards", length), ("elapsed", length + 1)):
+        _array(arrays, "reward_mask", (length,), "b")
+        numbers["rewards"] = length
+    for key, steps in numbers.items():
         if not np.isfinite(_array(arrays, key, (steps,), "f")).all():
             raise ValueError(f"{caller}: {key} has NaN or infinity")
     return length

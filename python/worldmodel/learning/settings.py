@@ -204,8 +204,18 @@ def check_weights(run: Run, config: TrainConfig, part: str) -> None:
         run.weights_of(expected, part=part)
 
 
+def check_fits(
+    run: Run, config: TrainConfig, observation_spec: ObservationSpec, action_spec: ActionSpec, what: str
+) -> None:
+    """Before a world model is built: raises ConfigurationError for other spaces of ``what``, RunError for weights."""
+    if changed := changed_spaces(run, observation_spec, action_spec):
+        raise ConfigurationError(f"{what} is not what it was when {run.folder} began: {'; '.join(changed)}")
+    if run.checkpoints:
+        check_weights(run, config, "world_model")
+
+
 def check_resumable(run: Run, config: TrainConfig) -> None:
-    """Raises ConfigurationError if ``config`` differs from the checkpoints', RunError if their weights differ."""
+    """Raises ConfigurationError if ``config`` differs from the checkpoints'."""
 
     def fixed(everything: dict[str, Any]) -> dict[str, Any]:
         kept = {name: value for name, value in everything.items() if name not in _FREE}
@@ -217,8 +227,6 @@ def check_resumable(run: Run, config: TrainConfig) -> None:
             f"the checkpoints in {run.folder} were made with another configuration: {'; '.join(found)}. Without these "
             "options the run goes on as it was; a new run can have them"
         )
-    if run.checkpoints:
-        check_weights(run, config, "world_model")
 
 
 def usable_device(name: str) -> torch.device:

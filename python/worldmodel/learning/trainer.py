@@ -21,7 +21,7 @@ from worldmodel.environments.vector import VectorEnvironment
 from worldmodel.learning.collector import Collector
 from worldmodel.learning.learner import Learner, NonFiniteError
 from worldmodel.learning.metrics import MetricMeans
-from worldmodel.learning.settings import TrainConfig, acting_part, saved_config, usable_device
+from worldmodel.learning.settings import TrainConfig, acting_part, check_fits, saved_config, saved_specs, usable_device
 from worldmodel.learning.threads import threads_for
 from worldmodel.model.deciders import Decider, policy_sample
 from worldmodel.model.world_model import WorldModel, outline
@@ -200,8 +200,8 @@ class SourceTrainer:
 class Trainer(SourceTrainer):
     """Trains and collects; ``decider`` chooses the actions.
 
-    With ``saved_spec``, a resumed run's, the observation's parts are read as they were. ``env``, as in ``TrainConfig``,
-    replaces that of ``config``.
+    With ``resumed``, the run to ``load``, the observation's parts are read as they were, and its weights have to fit.
+    ``env``, as in ``TrainConfig``, replaces that of ``config``.
 
     Attributes:
         episodes_ended: over all environments.
@@ -213,7 +213,7 @@ class Trainer(SourceTrainer):
         config: TrainConfig,
         decider: Decider = policy_sample,
         evaluator: Evaluator | None = None,
-        saved_spec: ObservationSpec | None = None,
+        resumed: Run | None = None,
         env: Any = None,
     ) -> None:
         if env is not None:
@@ -224,10 +224,12 @@ class Trainer(SourceTrainer):
             config.num_envs,
             environments,
             config.environment_state == "pickle",
-            saved_spec or config.kinds,
+            config.kinds if resumed is None else saved_specs(resumed)[0],
             config.env_args,
         )
         specs = self.episodes.observation_spec, self.episodes.action_spec
+        if resumed is not None:
+            check_fits(resumed, config, *specs, config.env)
         world_model = self._world_model(*specs)
         empty = {name: value[0].cpu().numpy() for name, value in world_model.init_state(1).items()}
         self.replay = Replay(*specs, config.num_envs, config.replay, empty, batches)
