@@ -353,14 +353,14 @@ def test_every_field_of_a_configuration_is_checked(run: Path, outside: Path) -> 
     assert len(fields) > 100
     accepted = 0
     for index, field in enumerate(fields):
-        for number in range(4):
+        for number in range(3):
             whole = inner = json.loads(config)
             for key in field[:-1]:
                 inner = inner[key]
-            if number == 3:
+            if number == 2:
                 del inner[field[-1]]
             else:  # all values, over the fields
-                inner[field[-1]] = BAD[(index * 3 + number) % len(BAD)]
+                inner[field[-1]] = BAD[(index * 2 + number) % len(BAD)]
             (run / "config.json").write_text(json.dumps(whole))
             try:
                 Agent.load(run)
@@ -368,7 +368,7 @@ def test_every_field_of_a_configuration_is_checked(run: Path, outside: Path) -> 
             except ValueError as error:
                 assert type(error).__module__.startswith("worldmodel"), (field, number, error)
                 assert len(str(error).splitlines()) == 1 and len(str(error)) < 1500, (field, number, error)
-    assert accepted < 2 * len(fields)
+    assert accepted < 1.5 * len(fields)
 
 
 # Weights
@@ -455,7 +455,7 @@ def test_every_value_of_a_checkpoint_is_checked_on_resume(run: Path, part: str) 
     trainer = Trainer(saved_config(Run(run)))
     accepted = 0
     fields = [*leaves(state)]
-    fields = fields[:: math.ceil(len(fields) / 60)]
+    fields = fields[:: math.ceil(len(fields) / 30)]
     for index, field in enumerate(fields):
         storage.save(path, savable(replaced(state, field, BAD_STATES[index % len(BAD_STATES)])))
         try:
