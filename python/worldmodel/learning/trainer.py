@@ -25,6 +25,7 @@ from worldmodel.learning.settings import TrainConfig, acting_part, check_fits, s
 from worldmodel.learning.threads import threads_for
 from worldmodel.model.deciders import Decider, policy_sample
 from worldmodel.model.world_model import WorldModel, outline
+from worldmodel.runs.files import shown
 from worldmodel.runs.run import Run, RunError
 from worldmodel.runs.template import check_like
 from worldmodel.runs.warm_start import warm_start
@@ -304,7 +305,9 @@ class Trainer(SourceTrainer):
             try:
                 self.collector.load_state_dict(collected, new_episodes=new_episodes, unpickle=unpickle)
             except EnvironmentFailed as error:
-                raise RunError(f"the episodes of {run.folder} cannot be gone on with: {error}. {anew}") from error
+                raise RunError(
+                    f"the episodes of {run.folder} cannot be gone on with: {shown(error, 400)}. {anew}"
+                ) from error
             except PickleRefused as error:
                 trusted = "--unpickle reads it, if you trust who made the run"
                 raise RunError(f"{run.checkpoints[-1]}: {error}; {trusted}. {anew}") from error
