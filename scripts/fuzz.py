@@ -13,10 +13,8 @@ Exit code: 0 if every case passed.
 """
 
 import argparse
-import contextlib
 import ctypes
 import faulthandler
-import functools
 import json
 import os
 import random
@@ -28,222 +26,14 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-EXAMPLES = 25  # per round: Hypothesis begins each with small ones
 GUARDS = ("none", "after", "none", "before")  # of successive rounds
-SUMMED_PER_THREAD = ("weight_ih", "weight_hh", "bias", "peephole")  # gradients of the ConvLSTM
-Check = Callable[["Recorder", int], None]
 
 
-class Recorder:
-    """Reports cases to the parent as lines of JSON, before they run."""
-
-    def __init__(self) -> None:
-        self.cases: set[int] = set()
-        self.number = 0
-        self.last = ""
-
-    def case(self, description: str) -> None:
-        self.number += 1
-        self.last = description
-        self.cases.add(hash(description))
-        print(json.dumps({"running": description[:2000]}), flush=True)
-
-
-# The worker: imports of PyTorch come after the parent's choice of preloaded libraries.
-
-
-def checks() -> dict[str, Check]:
-    """By name, each with the number of examples of a round bound late."""
-    import backends
-
-    found: dict[str, Check] = {}
-    for op in ("selective_scan", "selective_step", "linear_scan", "conv_lstm"):
-        for backend, device in backends.targets(op, without=("reference",)):
-            if device == "cpu":
-                levels = backends.instruction_sets() if backend == "cpu" else [""]
-                for level in levels:
-                    name = f"{op} {backend} {level}".strip()
-                    found[name] = functools.partial(check_values, op, backend, level)
-    found["selective_state_update"] = check_state_update
-    return found | laws()
-
-
-def check_values(op: str, backend: str, level: str, recorder: Recorder, seed: int) -> None:
-    """A kernel is as accurate as the reference, deterministic over threads, and leaves its inputs alone."""
-    import torch
-    from conv_lstm_problems import conv_lstms
-    from problems import assert_as_accurate_as_the_reference, linear_scans, scans, steps
-
-    strategy = {
-        "selective_scan": scans,
-        "selective_step": steps,
-        "linear_scan": linear_scans,
-        "conv_lstm": conv_lstms,
-    }[op]()
-
-    def check(problem: Any) -> None:
-        recorder.case(f"{problem} on {backend} {level}")
-        before = {name: x.clone() for name, x in problem.tensors.items() if x is not None}
-        assert_as_accurate_as_the_reference(problem, backend)
-        one = problem.solve(backend)
-        threads = torch.get_num_threads()
-        torch.set_num_threads(3 if threads == 1 else 1)
-        try:
-            other = problem.solve(backend)
-        finally:
-            torch.set_num_threads(threads)
-        for name, value in one.items():
-            summed = op == "conv_lstm" and (backend == "chunked" or name.endswith(SUMMED_PER_THREAD))
-            assert summed or same_bits(value, other[name]), f"{name} depends on the number of threads"
-        for name, value in before.items():
-            assert same_bits(problem.tensors[name], value), f"{name}, an input, was changed"
-
-    with instruction_set(level):
-        examples(strategy, check, seed)
-
-
-def check_state_update(recorder: Recorder, seed: int) -> None:
-    """The update in place equals a step of the rows it names; other rows keep their bits."""
-    import torch
-    from hypothesis import strategies as st
-    from problems import laid_out, steps
-
-    import wmkernels
-
-    def check(drawn: tuple[Any, int, bool, str]) -> None:
-        problem, extra, indexed, layout = drawn
-        tensors = dict(problem.tensors)
-        tensors.pop("reset")
-        softplus, rows = problem.options["delta_softplus"], tensors["state"].shape[0]
-        generator = torch.Generator().manual_seed(problem.seed)
-        recorder.case(f"selective_state_update of {problem}, indexed={indexed}, {extra} more rows, state {layout}")
-        state, indices = tensors["state"].contiguous(), None
-        if indexed:
-            more = torch.randn((extra, *state.shape[1:]), generator=generator, dtype=torch.float64).to(state.dtype)
-            indices = torch.randperm(rows + extra, generator=generator)[:rows].to(torch.int32)
-            indices[torch.rand(rows, generator=generator) < 0.2] = -1
-            state = torch.cat((state, more))
-        named = indices is None or indices >= 0
-        taken = torch.arange(rows) if indices is None else indices.clamp(min=0).long()
-        # The step keeps state and accumulation in float32, as the update does before it rounds to the state's dtype.
-        expected, new = wmkernels.selective_step(
-            **{**tensors, "state": state[taken]}, delta_softplus=softplus, backend="reference"
-        )
-        held = laid_out(state, layout, problem.seed)
-        before = held.clone()
-        positional = [tensors[name] for name in ("u", "delta", "A", "B", "C", "D", "z", "delta_bias")]
-        out = wmkernels.selective_state_update(held, *positional, softplus, indices)
-        kept = torch.ones(len(held), dtype=torch.bool)
-        kept[taken[named] if indices is not None else taken] = False
-        assert same_bits(held[kept], before[kept]), "a row that was not named changed"
-        if indices is not None:
-            assert (out[~named] == 0).all(), "a negative index gave an output"
-            expected, new, out = expected[named], new[named], out[named]
-        close(out, expected, "the output")
-        close(held[taken[named] if indices is not None else taken], new.to(held.dtype), "the new state")
-
-    drawn = st.tuples(steps(), st.integers(0, 3), st.booleans(), st.sampled_from(["contiguous", "permuted", "strided"]))
-    examples(drawn, check, seed)
-
-
-def close(found: Any, expected: Any, what: str) -> None:
-    import torch
-
-    if expected.numel() == 0:
-        return
-    eps = max(torch.finfo(found.dtype).eps, torch.finfo(expected.dtype).eps)
-    scale = expected.abs().max().item()
-    error = (found.double() - expected.double()).abs().max().item()
-    assert error <= 64 * eps * scale + 1e-30, f"{what} differs by {error:.3g} of {scale:.3g}"
-
-
-def laws() -> dict[str, Check]:
-    """Of tests/core/test_laws.py, on the backend of each case."""
-    import test_laws
-
-    found: dict[str, Check] = {}
-    for (memory, target), name in zip(test_laws.CASES, test_laws.IDS, strict=True):
-        if target.device == "cpu" and target.backend != "reference":
-            found[f"laws of {name}"] = functools.partial(check_laws, memory, target)
-    return found
-
-
-def check_laws(memory: Any, target: Any, recorder: Recorder, seed: int) -> None:
-    import inspect
-    from unittest import mock
-
-    import test_laws
-    from hypothesis import strategies as st
-
-    from wmkernels import chunked, dispatch
-
-    def bound(body: Any, name: str, poison: dict[str, float]) -> Callable[[Any], None]:
-        def check(data: Any) -> None:
-            recorder.case(f"{name} of {memory.name} on {target.backend}, seed {seed}, case {recorder.number}")
-            body(memory=memory, target=target, data=data, **poison)
-
-        return check
-
-    for name, test in vars(test_laws).items():
-        if not name.startswith("test_") or not hasattr(test, "hypothesis"):
-            continue
-        body = test.hypothesis.inner_test
-        parameters = set(inspect.signature(body).parameters) - {"memory", "target", "data"}
-        if parameters - {"poison"} or ("packed" in name and not memory.packed):
-            continue
-        poison = {"poison": random.Random(seed).choice([float("nan"), float("inf")])} if parameters else {}
-        with (
-            mock.patch.object(dispatch, "REQUESTED", target.backend),
-            mock.patch.object(chunked, "steps_per_chunk", lambda _: 3),
-        ):
-            examples(st.data(), bound(body, name, poison), seed, max(2, EXAMPLES // 6))
-
-
-def examples(strategy: Any, check: Callable[[Any], None], seed: int, number: int = EXAMPLES) -> None:
-    """Runs and, on a failure, shrinks random examples."""
-    import hypothesis
-
-    hypothesis.seed(seed)(
-        hypothesis.settings(
-            max_examples=number,
-            deadline=None,
-            database=None,
-            suppress_health_check=list(hypothesis.HealthCheck),
-            verbosity=hypothesis.Verbosity.quiet,
-            phases=[hypothesis.Phase.generate, hypothesis.Phase.shrink],
-        )(hypothesis.given(strategy)(check))
-    )()
-
-
-def same_bits(one: Any, other: Any) -> bool:
-    import torch
-
-    whole = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-    if one.dtype != other.dtype or one.shape != other.shape:
-        return False
-    kind = whole[one.element_size()]
-    return torch.equal(one.contiguous().view(kind), other.contiguous().view(kind))
-
-
-@contextlib.contextmanager
-def instruction_set(level: str) -> Iterator[None]:
-    from wmkernels.dispatch import load_native
-
-    native = load_native()
-    if not level or native is None:
-        yield
-        return
-    before = native.cpu_isa()
-    native.cpu_set_isa(level)
-    try:
-        yield
-    finally:
-        native.cpu_set_isa(before)
+# The worker: PyTorch is imported after the parent's choice of preloaded libraries.
 
 
 def work(arguments: argparse.Namespace) -> None:
@@ -251,6 +41,7 @@ def work(arguments: argparse.Namespace) -> None:
     faulthandler.enable()
     sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "core"), str(ROOT / "python"), str(ROOT)]
     import torch
+    from fuzz_checks import Recorder, checks
 
     torch.utils.deterministic.fill_uninitialized_memory = True
     torch.use_deterministic_algorithms(True)

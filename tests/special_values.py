@@ -35,7 +35,7 @@ VARIANTS = {
         "channel_last",
         "channel_last reverse reset",
     ],
-    "conv_lstm": ["", "options reset", "tiled"],
+    "conv_lstm": ["", "state", "options reset", "tiled"],
 }
 
 
@@ -85,13 +85,10 @@ def ordinary(op, dtype, variant):
         tensors = {"x": normal(count, 2, 2, size, size), "weight_ih": normal(4 * hidden, 2, 3, 3, scale=0.3)}
         tensors["weight_hh"] = normal(4 * hidden, hidden, 3, 3, scale=0.3)
         if "options" in variant:
+            tensors |= {"bias": normal(4 * hidden), "peephole": normal(3, hidden)}
+        if "options" in variant or "state" in variant:
             state = (count, hidden, size, size)
-            tensors |= {
-                "bias": normal(4 * hidden),
-                "peephole": normal(3, hidden),
-                "h": normal(*state),
-                "c": normal(*state),
-            }
+            tensors |= {"h": normal(*state), "c": normal(*state)}
         options = {"batch_first": True}
     if "reset" in variant:
         tensors["reset"] = torch.zeros(

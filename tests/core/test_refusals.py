@@ -23,18 +23,29 @@ RENAMED = {"u": "x", "delta": "dt", "delta_bias": "dt_bias", "delta_softplus": "
 def good_call(op, function):
     """Arguments that run, of every op's own example, with the optional tensors it leaves out."""
     examples = conv_lstm_problems.SMALL if op == "conv_lstm" else SMALL
-    problem = examples.get(function, examples[op])("cpu", torch.float32)
-    arguments = {name: value.detach() for name, value in problem.tensors.items()} | problem.options
-    x = next(arguments[name] for name in ("u", "gates", "x") if name in arguments)
-    if op == "conv_lstm":
-        arguments["state"] = (arguments.pop("h"), arguments.pop("c"))
-        arguments["reset"] = torch.zeros(x.shape[:-3], dtype=torch.bool)
-    else:
-        arguments["reset"] = torch.zeros(x.shape[0], *x.shape[2:], dtype=torch.bool)
+    arguments = arguments_of(examples.get(function, examples[op])("cpu", torch.float32), function)
     if function == "selective_state_update":
-        del arguments["reset"]
-        arguments = {RENAMED.get(name, name): value for name, value in arguments.items()}
         arguments["state_batch_indices"] = torch.tensor([0, 1])
+    else:
+        x = next(arguments[name] for name in ("u", "gates", "x") if name in arguments)
+        shape = x.shape[:-3] if op == "conv_lstm" else (x.shape[0], *x.shape[2:])
+        arguments["reset"] = torch.zeros(shape, dtype=torch.bool)
+    return arguments
+
+
+def arguments_of(problem, function):
+    """By the names of the public function."""
+    arguments = {name: x if x is None else x.detach() for name, x in problem.tensors.items()} | problem.options
+    if function == "conv_lstm_step" and arguments.pop("batch_first", None) is not None:
+        first = 0 if problem.options["batch_first"] is False else (slice(None), 0)
+        arguments |= {name: x if x is None else x[first] for name, x in arguments.items() if name in ("x", "reset")}
+        del arguments["keep_gates"]
+    if function.startswith("conv_lstm"):
+        h, c = arguments.pop("h", None), arguments.pop("c", None)
+        arguments["state"] = None if h is None else (h, c)
+    if function == "selective_state_update":
+        arguments.pop("reset", None)
+        arguments = {RENAMED.get(name, name): value for name, value in arguments.items()}
     return arguments
 
 
@@ -70,7 +81,10 @@ OTHERS = (1.5, "x", b"x", {}, -1, 2**31, 2**63, 2**200, True, float("nan"), obje
 
 
 def described(value):
-    return f"{value.layout} {value.dtype} on {value.device}" if isinstance(value, Tensor) else repr(value)
+    if not isinstance(value, Tensor):
+        return repr(value)
+    shape = "" if value.is_nested else f" {tuple(value.shape)}"
+    return f"{value.layout} {value.dtype}{shape} on {value.device}"
 
 
 def bad_values(annotation, good):

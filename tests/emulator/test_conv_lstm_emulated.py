@@ -41,6 +41,16 @@ def check(cuda, problem, shuffle=2):
     cases += 1
 
 
+def test_without_a_peephole_gates_do_not_see_an_infinite_state(cuda):
+    cuda.seeds = (0,)
+    problem = small_conv_lstm("cpu", torch.float32)
+    problem.tensors["peephole"] = problem.tensors["reset"] = None
+    problem.tensors["c"][1, 0, 1, 1] = float("inf")
+    outputs, expected = problem.call("cuda"), problem.call("reference")
+    assert not expected[2].isfinite().all() and expected[0].isfinite().all()
+    torch.testing.assert_close(outputs, expected)
+
+
 @settings(quick, max_examples=settings().max_examples)
 @given(problem=conv_lstms(kind=RoundedSums), shuffle=shuffles)
 def test_forward_and_gradients(cuda, problem, shuffle):

@@ -112,6 +112,21 @@ def check_poison(case: Case, failures: list[str]) -> None:
             failures.append(f"{case}: an infinite gradient after a reset crosses it backwards")
 
 
+def check_infinite_state(case: Case, failures: list[str]) -> None:
+    """Without a peephole, gates do not see the state."""
+    tensors = draw({**case, "time": 2}, torch.Generator().manual_seed(1))
+    tensors["c"][1, 0, 1, 1] = float("inf")
+    x = tensors["x"].requires_grad_()
+    results = []
+    for backend in ("triton", "reference"):
+        with mock.patch.object(triton_convolution, "is_profitable", lambda *_: case["at_once"]):
+            out, _, last = conv_lstm(**tensors, backend=backend)
+        results.append((out, last, *torch.autograd.grad(out[0].sum(), x)))
+    for name, found, expected in zip(("output", "state", "gradient"), *results, strict=True):
+        if not torch.allclose(found, expected, atol=1e-5, equal_nan=True):
+            failures.append(f"{case}: {name} is off beside an infinite state")
+
+
 def product(**options: list[Any]) -> list[Case]:
     return [dict(zip(options, values, strict=True)) for values in itertools.product(*options.values())]
 
@@ -140,6 +155,7 @@ GROUPS: dict[str, tuple[Callable[[Case, list[str]], None], list[Case]]] = {
         ],
     ),
     "poison": (check_poison, product(at_once=[False, True], where=[0, 2])),
+    "infinite": (check_infinite_state, product(at_once=[False, True])),
 }
 
 

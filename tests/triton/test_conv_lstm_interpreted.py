@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 PROGRAM = Path(__file__).with_name("conv_lstm_interpreted.py")
-GROUPS = {"update": 23, "at once": 10, "poison": 4}
+GROUPS = {"update": 23, "at once": 10, "poison": 4, "infinite": 2}
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None, reason="the package triton is not installed (it exists for Linux)"

@@ -63,18 +63,22 @@ def without_memory(recurrent: Tensor, reset: Tensor | None, t: int, starts_at_ze
     return recurrent if reset is None else recurrent.masked_fill(reset[t].view(-1, 1, 1, 1), 0)
 
 
-def update_cell(gates: Tensor, c: Tensor, weights: Sequence[Tensor | float]) -> tuple[Tensor, Tensor]:
+def update_cell(gates: Tensor, c: Tensor, weights: Sequence[Tensor | None]) -> tuple[Tensor, Tensor]:
     """(h, c) from ``gates`` (batch, 4 * hidden, height, width)."""
     w_i, w_f, w_o = weights
     i, f, g, o = gates.chunk(4, 1)
-    i, f = torch.sigmoid(i + w_i * c), torch.sigmoid(f + w_f * c)
+    i, f = torch.sigmoid(_with_peephole(i, w_i, c)), torch.sigmoid(_with_peephole(f, w_f, c))
     c = f * c + i * torch.tanh(g)
-    o = torch.sigmoid(o + w_o * c)
+    o = torch.sigmoid(_with_peephole(o, w_o, c))
     return o * torch.tanh(c), c
 
 
-def peephole_weights(peephole: Tensor | None, dtype: torch.dtype) -> Sequence[Tensor | float]:
+def _with_peephole(gate: Tensor, weight: Tensor | None, c: Tensor) -> Tensor:
+    return gate if weight is None else gate + weight * c
+
+
+def peephole_weights(peephole: Tensor | None, dtype: torch.dtype) -> Sequence[Tensor | None]:
     """Of i, f, o, each (hidden, 1, 1) or (hidden, height, width)."""
     if peephole is None:
-        return (0.0, 0.0, 0.0)
+        return (None, None, None)
     return (peephole if peephole.dim() == 4 else peephole[..., None, None]).to(dtype).unbind()

@@ -42,12 +42,18 @@ def load_or_zeros(base, offset, mask, dtype: tl.constexpr):
 
 
 @triton.jit
+def peephole_term(weight, c):
+    # absent weights are zeros; zero times an infinite state would be NaN
+    return tl.where(weight == 0.0, 0.0, weight * c)
+
+
+@triton.jit
 def update_cells(a_i, a_f, a_g, a_o, before, w_i, w_f, w_o):
-    i = sigmoid(a_i + w_i * before)
-    f = sigmoid(a_f + w_f * before)
+    i = sigmoid(a_i + peephole_term(w_i, before))
+    f = sigmoid(a_f + peephole_term(w_f, before))
     g = hyperbolic_tangent(a_g)
     c = f * before + i * g
-    o = sigmoid(a_o + w_o * c)
+    o = sigmoid(a_o + peephole_term(w_o, c))
     return i, f, g, o, c
 
 

@@ -46,7 +46,7 @@ def canonical(
     if channel_last:
         u, delta = _swap_time(u, "u"), _swap_time(delta, "delta")
         z = None if z is None else _swap_time(z, "z")
-        B, C = (x if x.dim() == 2 else x.transpose(-1, -2) for x in (B, C))
+        B, C = (x.transpose(-1, -2) if x.dim() in (3, 4) else x for x in (B, C))
     _check_activations(u, delta, z, channel_last)
     _check_parameters(u, A, D, delta_bias)
     B, C = _canonical_projection("B", B, u, A, channel_last), _canonical_projection("C", C, u, A, channel_last)

@@ -134,11 +134,11 @@ __global__ void __launch_bounds__(kPersistentThreads, 1)
         for (int gate = 0; gate < 4; ++gate) {
           gates[gate] = input_sums[m][half][gate] + sums[m][gate / 2][2 * half + gate % 2] + bias[gate];
         }
-        gates[0] = sigmoid(gates[0] + parameter(p.peephole, weight) * old, true);
-        gates[1] = sigmoid(gates[1] + parameter(p.peephole, weight + plane) * old, true);
+        gates[0] = sigmoid(gates[0] + peephole_term(parameter(p.peephole, weight), old), true);
+        gates[1] = sigmoid(gates[1] + peephole_term(parameter(p.peephole, weight + plane), old), true);
         gates[2] = tanh_accurate(gates[2]);
         const float c = gates[1] * old + gates[0] * gates[2];
-        gates[3] = sigmoid(gates[3] + parameter(p.peephole, weight + 2 * plane) * c, true);
+        gates[3] = sigmoid(gates[3] + peephole_term(parameter(p.peephole, weight + 2 * plane), c), true);
         cells[m][half] = c;
         const int64_t now = time * rows * p.hidden;
         store_element<float>(p.out.data, DTYPE, now + cell, gates[3] * tanh_accurate(c));

@@ -123,11 +123,11 @@ struct Gates {
     const Cells<T, COUNT> w_i = coord.peephole(p, 0), w_f = coord.peephole(p, 1), w_o = coord.peephole(p, 2);
 #pragma unroll
     for (int k = 0; k < COUNT; ++k) {
-      i.value[k] = sigmoid(i.value[k] + w_i.value[k] * c_prev.value[k], true);
-      f.value[k] = sigmoid(f.value[k] + w_f.value[k] * c_prev.value[k], true);
+      i.value[k] = sigmoid(i.value[k] + peephole_term(w_i.value[k], c_prev.value[k]), true);
+      f.value[k] = sigmoid(f.value[k] + peephole_term(w_f.value[k], c_prev.value[k]), true);
       g.value[k] = tanh_accurate(g.value[k]);
       c.value[k] = f.value[k] * c_prev.value[k] + i.value[k] * g.value[k];
-      o.value[k] = sigmoid(o.value[k] + w_o.value[k] * c.value[k], true);
+      o.value[k] = sigmoid(o.value[k] + peephole_term(w_o.value[k], c.value[k]), true);
     }
   }
 };
