@@ -116,13 +116,13 @@ def check_infinite_state(case: Case, failures: list[str]) -> None:
     """Without a peephole, gates do not see the state."""
     tensors = draw({**case, "time": 2}, torch.Generator().manual_seed(1))
     tensors["c"][1, 0, 1, 1] = float("inf")
-    x = tensors["x"].requires_grad_()
+    leaves = tensors["x"].requires_grad_(), tensors["c"].requires_grad_()
     results = []
     for backend in ("triton", "reference"):
         with mock.patch.object(triton_convolution, "is_profitable", lambda *_: case["at_once"]):
             out, _, last = conv_lstm(**tensors, backend=backend)
-        results.append((out, last, *torch.autograd.grad(out[0].sum(), x)))
-    for name, found, expected in zip(("output", "state", "gradient"), *results, strict=True):
+        results.append((out, last, *torch.autograd.grad(out[0].sum(), leaves)))
+    for name, found, expected in zip(("output", "state", "gradient of x", "gradient of c"), *results, strict=True):
         if not torch.allclose(found, expected, atol=1e-5, equal_nan=True):
             failures.append(f"{case}: {name} is off beside an infinite state")
 

@@ -42,9 +42,9 @@ def load_or_zeros(base, offset, mask, dtype: tl.constexpr):
 
 
 @triton.jit
-def peephole_term(weight, c):
-    # absent weights are zeros; zero times an infinite state would be NaN
-    return tl.where(weight == 0.0, 0.0, weight * c)
+def peephole_term(weight, value):
+    # absent weights are zeros; zero times an infinite state or gradient would be NaN
+    return tl.where(weight == 0.0, 0.0, weight * value)
 
 
 @triton.jit
@@ -164,11 +164,12 @@ def update_backward_kernel(
     dh = load_or_zeros(grad_out, cell, inside, dtype) + load_or_zeros(grad_h, cell, next_not_reset, dtype)
     tanh_c = hyperbolic_tangent(new)
     d_o = dh * tanh_c * o * (1.0 - o)
-    dc = tl.load(grad_c + cell, mask=inside, other=0.0) + dh * o * (1.0 - tanh_c * tanh_c) + w_o * d_o
+    dc = tl.load(grad_c + cell, mask=inside, other=0.0) + dh * o * (1.0 - tanh_c * tanh_c)
+    dc += peephole_term(w_o, d_o)
     d_i = dc * g * i * (1.0 - i)
     d_f = dc * before * f * (1.0 - f)
     d_g = dc * i * (1.0 - g * g)
-    grad_c_prev = tl.where(not_reset, dc * f + w_i * d_i + w_f * d_f, 0.0)
+    grad_c_prev = tl.where(not_reset, dc * f + peephole_term(w_i, d_i) + peephole_term(w_f, d_f), 0.0)
     tl.store(grad_c + cell, grad_c_prev, mask=inside)
     gate_dtype: tl.constexpr = grad_gates.dtype.element_ty
     tl.store(grad_gates + gate, d_i.to(gate_dtype), mask=inside)

@@ -193,15 +193,19 @@ class Backward : Gradients<T, S> {
         w_i = load(weights), w_f = load(weights + padded), w_o = load(weights + 2 * padded);
       }
       if (recomputes()) {
-        i = sigmoid(i + w_i * c_prev), f = sigmoid(f + w_f * c_prev), g = tanh(g), o = sigmoid(o + w_o * c);
+        if (op.peephole.data) i += w_i * c_prev, f += w_f * c_prev, o += w_o * c;
+        i = sigmoid(i), f = sigmoid(f), g = tanh(g), o = sigmoid(o);
       }
       const Vector<T> tanh_c = tanh(c);
       const Vector<T> d_h = load(grad_out + p * lanes) + load(grad_h_here + p * grad_pitch());
       const Vector<T> d_o = d_h * tanh_c * o * (one - o);
-      const Vector<T> d_c = load(grad_c_here + p * padded) + d_h * o * (one - tanh_c * tanh_c) + d_o * w_o;
+      Vector<T> d_c = load(grad_c_here + p * padded) + d_h * o * (one - tanh_c * tanh_c);
+      if (op.peephole.data) d_c += d_o * w_o;
       const Vector<T> d_i = d_c * g * i * (one - i), d_f = d_c * c_prev * f * (one - f);
       const Vector<T> d_g = d_c * i * (one - g * g);
-      store(grad_c_here + p * padded, reset ? Vector<T>{} : d_c * f + d_i * w_i + d_f * w_f);
+      Vector<T> d_c_prev = d_c * f;
+      if (op.peephole.data) d_c_prev += d_i * w_i + d_f * w_f;
+      store(grad_c_here + p * padded, reset ? Vector<T>{} : d_c_prev);
       store(to, d_i), store(to + lanes, d_f), store(to + 2 * lanes, d_g), store(to + 3 * lanes, d_o);
       sum_i += d_i, sum_f += d_f, sum_g += d_g, sum_o += d_o;
       if (!op.peephole.data) continue;

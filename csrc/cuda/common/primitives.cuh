@@ -247,10 +247,10 @@ __device__ __forceinline__ double sigmoid(double x, bool) { return 1.0 / (1.0 + 
 __device__ __forceinline__ float tanh_accurate(float x) { return tanhf(x); }
 __device__ __forceinline__ double tanh_accurate(double x) { return tanh(x); }
 
-// Absent weights are zeros; zero times an infinite state would be NaN.
+// Absent weights are zeros; zero times an infinite state or gradient would be NaN.
 template <typename T>
-__device__ __forceinline__ T peephole_term(T weight, T c) {
-  return weight == T(0) ? T(0) : weight * c;
+__device__ __forceinline__ T peephole_term(T weight, T value) {
+  return weight == T(0) ? T(0) : weight * value;
 }
 
 __host__ __device__ constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }

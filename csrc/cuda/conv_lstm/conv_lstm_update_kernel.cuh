@@ -184,11 +184,12 @@ __global__ void __launch_bounds__(kUpdateThreads)
     const T i = gates.i.value[k], f = gates.f.value[k], g = gates.g.value[k], o = gates.o.value[k];
     const T tanh_c = tanh_accurate(gates.c.value[k]), dh = grad_h.value[k];
     grad_o.value[k] = dh * tanh_c * o * (T(1) - o);
-    const T dc = grad_c.value[k] + dh * o * (T(1) - tanh_c * tanh_c) + w_o.value[k] * grad_o.value[k];
+    const T dc = grad_c.value[k] + dh * o * (T(1) - tanh_c * tanh_c) + peephole_term(w_o.value[k], grad_o.value[k]);
     grad_i.value[k] = dc * g * i * (T(1) - i);
     grad_f.value[k] = dc * c_prev.value[k] * f * (T(1) - f);
     grad_g.value[k] = dc * i * (T(1) - g * g);
-    const T dc_prev = dc * f + w_i.value[k] * grad_i.value[k] + w_f.value[k] * grad_f.value[k];
+    const T dc_prev =
+        dc * f + peephole_term(w_i.value[k], grad_i.value[k]) + peephole_term(w_f.value[k], grad_f.value[k]);
     grad_c.value[k] = coord.reset ? T(0) : dc_prev;
   }
   store_cells<T, kState, COUNT>(p.grad_c, coord.cell, grad_c);
