@@ -153,14 +153,14 @@ def check_special_values(op: str, backend: str, recorder: Recorder, seed: int) -
         for result, expected in exact.items():
             edge = special_values.EDGE * torch.finfo(found[result].dtype).max
             finite = (expected.abs() < edge) & (same_dtype[result].abs() < edge)
-            if op == "conv_lstm" and "gradient" in result and not finite.all():
-                continue  # the rest of its tile may not be finite either
             wrong = finite & ~found[result].isfinite()
             assert not wrong.any(), (
                 f"{result}{wrong.nonzero()[0].tolist()} is not finite, expected {expected[wrong][0]}"
             )
 
-    examples(st.tuples(PROBLEMS[op](), st.integers(0, 2**16)), check, seed)
+    # differences of the tiled path overflow where sums do not
+    problems = conv_lstms(max_size=7) if op == "conv_lstm" else PROBLEMS[op]()
+    examples(st.tuples(problems, st.integers(0, 2**16)), check, seed)
 
 
 def check_bad_calls(op: str, function: str, recorder: Recorder, seed: int) -> None:

@@ -198,11 +198,14 @@ class Backward : Gradients<T, S> {
       }
       const Vector<T> tanh_c = tanh(c);
       const Vector<T> d_h = load(grad_out + p * lanes) + load(grad_h_here + p * grad_pitch());
-      const Vector<T> d_o = d_h * tanh_c * o * (one - o);
+      Vector<T> d_o = d_h * tanh_c * o * (one - o);
       Vector<T> d_c = load(grad_c_here + p * padded) + d_h * o * (one - tanh_c * tanh_c);
       if (op.peephole.data) d_c += d_o * w_o;
-      const Vector<T> d_i = d_c * g * i * (one - i), d_f = d_c * c_prev * f * (one - f);
-      const Vector<T> d_g = d_c * i * (one - g * g);
+      Vector<T> d_i = d_c * g * i * (one - i), d_f = d_c * c_prev * f * (one - f), d_g = d_c * i * (one - g * g);
+      if (valid < lanes) {  // padding channels: zero weights times an infinite x or h are NaN
+        d_i = first_lanes(d_i, valid), d_f = first_lanes(d_f, valid);
+        d_g = first_lanes(d_g, valid), d_o = first_lanes(d_o, valid);
+      }
       Vector<T> d_c_prev = d_c * f;
       if (op.peephole.data) d_c_prev += d_i * w_i + d_f * w_f;
       store(grad_c_here + p * padded, reset ? Vector<T>{} : d_c_prev);
@@ -219,6 +222,11 @@ class Backward : Gradients<T, S> {
     store(bias, load(bias) + sum_i), store(bias + lanes, load(bias + lanes) + sum_f);
     store(bias + 2 * lanes, load(bias + 2 * lanes) + sum_g), store(bias + 3 * lanes, load(bias + 3 * lanes) + sum_o);
     if (op.peephole.data && !op.peephole_varies) add_peephole(grad_peephole, peep_i, peep_f, peep_o);
+  }
+  static Vector<T> first_lanes(Vector<T> x, int64_t valid) {
+    alignas(64) T values[lanes];
+    store(values, x);
+    return load_lanes<T>(values, valid);
   }
   void add_peephole(T* to, Vector<T> i, Vector<T> f, Vector<T> o) const {
     const int64_t padded = sizes.padded_hidden;
