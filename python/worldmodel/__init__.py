@@ -19,7 +19,7 @@ _PLACES = {
     "Agent": "acting.agent",
     "Batch": "data.batch",
     "Collector": "learning.collector",
-    "GymnasiumVectorEnvironment": "environments.vector",
+    "GymnasiumVectorEnvironment": "environments.batched",
     "Learner": "learning.learner",
     "LearnerConfig": "learning.learner",
     "Replay": "data.replay",

@@ -15,8 +15,9 @@ from worldmodel.acting.agent import Agent
 from worldmodel.commands.options import train_options
 from worldmodel.commands.train import train
 from worldmodel.data.actions import ActionSpec
+from worldmodel.environments.batched import GymnasiumVectorEnvironment
 from worldmodel.environments.single import make_single
-from worldmodel.environments.vector import GymnasiumVectorEnvironment, VectorEnvironment, random_seeds
+from worldmodel.environments.vector import VectorEnvironment, random_seeds
 from worldmodel.model.decision import Decision, DecisionConfig
 from worldmodel.model.policies import ContinuousPolicy, DiscretePolicy, MixedPolicy
 from worldmodel.runs.configuration import ConfigurationError

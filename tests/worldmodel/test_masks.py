@@ -18,13 +18,16 @@ from worldmodel.commands.options import train_options
 from worldmodel.commands.train import train
 from worldmodel.data.actions import MASK, ActionSpec
 from worldmodel.data.spaces import ObservationSpec
+from worldmodel.environments.batched import GymnasiumVectorEnvironment
 from worldmodel.environments.making import specs_of
 from worldmodel.environments.registry import EnvironmentFailed
-from worldmodel.environments.vector import GymnasiumVectorEnvironment, VectorEnvironment, random_seeds
+from worldmodel.environments.single import FirstOfVector
+from worldmodel.environments.vector import VectorEnvironment, random_seeds
 from worldmodel.learning.settings import TrainConfig
 from worldmodel.learning.trainer import Trainer
 from worldmodel.model.deciders import action_values, policy_sample
 from worldmodel.model.policies import DiscretePolicy, predicted_mask
+from worldmodel.model.world_model import WorldModel, WorldModelConfig
 
 SMALL = (
     "--replay.window",
@@ -231,6 +234,30 @@ def test_a_mask_amiss_is_one_line_with_its_place(mask: Any, words: str) -> None:
     ) as error:
         episodes.step(action)
     assert "\n" not in str(error.value)
+
+
+def test_what_exists_as_a_vector_only_gives_its_masks_to_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
+    for mode in gymnasium.vector.AutoresetMode:
+        made = gymnasium.vector.SyncVectorEnv([Ring], autoreset_mode=mode)
+        found = []
+        for environment in (Ring(), FirstOfVector(made)):
+            episodes, random = VectorEnvironment([environment], random_seeds(0)), np.random.default_rng(0)
+            for _ in range(12):
+                legal = episodes.observation_spec.legal(episodes.observations)
+                happened = episodes.step(episodes.action_spec.sample(random, 1, mask=legal))
+                found.append((legal.tolist(), happened.next_observations[MASK].tolist()))
+        assert found[:12] == found[12:]
+
+
+def test_masks_of_other_actions_make_no_world_model() -> None:
+    seen = ObservationSpec.from_space(
+        spaces.Discrete(2), actions=ActionSpec.from_space(spaces.Discrete(3)), info={MASK: 1}
+    )
+    with pytest.raises(ValueError, match=r"masks have \(3,\) entries, expected the 2 classes"):
+        WorldModel(seen, ActionSpec.from_space(spaces.Discrete(2)), WorldModelConfig())
+    fields = seen.to_json()
+    with pytest.raises(ValueError, match="no part 'action_mask' is one"):
+        ObservationSpec.from_json({**fields, "modalities": {"observation": fields["modalities"]["observation"]}})
 
 
 def test_a_mask_that_comes_later_than_the_first_reset_is_told() -> None:

@@ -16,8 +16,9 @@ from worldmodel_environments import Numbered
 
 from worldmodel.data.batch import Batch
 from worldmodel.data.replay import Replay, ReplayConfig
+from worldmodel.environments.batched import GymnasiumVectorEnvironment
 from worldmodel.environments.registry import EnvironmentFailed
-from worldmodel.environments.vector import GymnasiumVectorEnvironment, VectorEnvironment, random_seeds
+from worldmodel.environments.vector import VectorEnvironment, random_seeds
 
 Transition = tuple[Any, ...]
 STATE = {"memory.h": np.zeros((3,), np.float32)}

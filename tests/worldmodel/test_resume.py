@@ -18,9 +18,10 @@ from worldmodel.__main__ import main
 from worldmodel.acting.agent import Agent
 from worldmodel.commands.options import train_options
 from worldmodel.commands.train import train
+from worldmodel.environments.batched import GymnasiumVectorEnvironment
 from worldmodel.environments.making import make_environments
 from worldmodel.environments.registry import EnvironmentFailed
-from worldmodel.environments.vector import GymnasiumVectorEnvironment, VectorEnvironment, random_seeds
+from worldmodel.environments.vector import VectorEnvironment, random_seeds
 from worldmodel.learning.settings import TrainConfig
 from worldmodel.learning.trainer import Trainer
 from worldmodel.runs import storage

@@ -15,9 +15,10 @@ from worldmodel.commands.interrupt import Interrupt
 from worldmodel.commands.options import train_options
 from worldmodel.data.replay import Replay
 from worldmodel.data.source import Source
+from worldmodel.environments.batched import GymnasiumVectorEnvironment
 from worldmodel.environments.given import is_given, way_on
 from worldmodel.environments.registry import EnvironmentFailed
-from worldmodel.environments.vector import GymnasiumVectorEnvironment, VectorEnvironment
+from worldmodel.environments.vector import VectorEnvironment
 from worldmodel.learning.callback import OpenLoopCallback
 from worldmodel.learning.presets import preset_notice
 from worldmodel.learning.room import room_notice

@@ -5,8 +5,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from worldmodel.data.spaces import ActionSpec, ObservationSpec
+from worldmodel.environments.batched import GymnasiumVectorEnvironment
 from worldmodel.environments.registry import EnvironmentFailed, make, make_vector
-from worldmodel.environments.vector import GymnasiumVectorEnvironment, VectorEnvironment, random_seeds
+from worldmodel.environments.vector import VectorEnvironment, random_seeds
 from worldmodel.runs.configuration import ConfigurationError
 
 

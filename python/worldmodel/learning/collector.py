@@ -7,8 +7,9 @@ import numpy as np
 import torch
 
 from worldmodel.data.replay import Replay
+from worldmodel.environments.batched import GymnasiumVectorEnvironment
 from worldmodel.environments.registry import EnvironmentFailed
-from worldmodel.environments.vector import GymnasiumVectorEnvironment, VectorEnvironment
+from worldmodel.environments.vector import VectorEnvironment
 from worldmodel.model.deciders import Decider, policy_sample
 from worldmodel.model.world_model import WorldModel
 

@@ -110,6 +110,11 @@ class WorldModel(nn.Module):
 
     def __init__(self, observation_spec: ObservationSpec, action_spec: ActionSpec, config: WorldModelConfig) -> None:
         super().__init__()
+        entries = observation_spec.modalities[MASK].shape if observation_spec.action_mask else (action_spec.classes,)
+        if entries != (action_spec.classes,):
+            raise ConfigurationError(
+                f"WorldModel: masks have {entries} entries, expected the {action_spec.classes} classes of the actions"
+            )
         self.observation_spec = observation_spec
         self.action_spec = action_spec
         self.config = config
