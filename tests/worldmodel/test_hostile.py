@@ -470,6 +470,12 @@ def test_every_value_of_a_checkpoint_is_checked_on_resume(run: Path, part: str) 
     trainer.load(Run(run))
 
 
+def test_sequences_that_decompress_beyond_memory_are_refused(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("worldmodel.runs.sequences.machine_memory", lambda: 100)
+    with pytest.raises(RunError, match="bytes once decompressed, which is beyond this machine's memory"):
+        Run(run).load("replay")
+
+
 # One writer
 
 

@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from worldmodel.runs.memory import machine_memory
+
 PACK_BYTES = 32 * 2**20  # of rows; bounds the memory of saving and loading
 _SAMPLE_BYTES = 2**18
 _WORTHWHILE = 0.7  # compressed share of a sample
@@ -183,11 +185,14 @@ def unpacked(header: Mapping[str, Any], found: Iterable[tuple[Mapping[str, Any],
     """
     ids = header["ids"].tolist()
     parts: dict[int, dict[str, list[tuple[int, np.ndarray]]]] = {sequence: {} for sequence in ids}
-    segments = []
+    segments, nbytes = [], 0
     for pack, segment in found:
         segments += [] if segment is None else [segment]
         for name, packed in pack.items():
             rows, stop = _decompressed(packed["rows"]), 0
+            nbytes += rows.nbytes
+            if nbytes > machine_memory():
+                raise ValueError(f"more than {nbytes:,} bytes once decompressed, which is beyond this machine's memory")
             if packed["slices"][:, 2].sum() != len(rows):
                 raise ValueError(f"slices of {name} have another number of rows than there are")
             for sequence, start, count in packed["slices"].tolist():
