@@ -288,6 +288,16 @@ def test_words_come_at_the_right_time(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "random steps" not in capsys.readouterr().err
 
 
+def test_a_run_that_ends_before_its_first_update_says_that_nothing_is_learned(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments(tmp_path / "run", "--steps", "10")) == 0
+    notice = "nothing is learned yet: the run ended after 10 steps, before its first update (--prefill: 20 random steps"
+    assert notice in capsys.readouterr().err
+    assert main(["train", "--resume", str(tmp_path / "run"), "--steps", "60"]) == 0
+    assert "nothing is learned" not in capsys.readouterr().err
+
+
 def test_time_left_and_a_smoothed_return() -> None:
     pace, settings = display.Pace(), TrainConfig(env=ECHO, steps=1000)
     assert pace.measure(settings, {"steps": 0, "updates": 0, "seconds": 0.0, "episodes": 0}) == {}

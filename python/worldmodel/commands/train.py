@@ -225,6 +225,11 @@ def _run(trainer: SourceTrainer, run: Run, notices: list[str], quiet: bool) -> i
             raise KeyboardInterrupt(f"interrupted without saving; {_kept(run)}") from None
         finally:
             run.close()
+        if isinstance(trainer, Trainer) and not trainer.updates:
+            display.say(
+                f"nothing is learned yet: the run ended after {trainer.steps:,} steps, before its first update "
+                f"(--prefill: {trainer.config.prefill:,} random steps come first)"
+            )
         given = is_given(trainer.config.env)
         if interrupt.requested and given:
             display.say(f"interrupted and saved; from Python {way_on(run.folder)} goes on")
