@@ -70,7 +70,7 @@ def _check_names(arguments: Sequence[str], command: str, known: set[str]) -> Non
         if (today := renamed_option(argument, command)) is not None:
             raise ConfigurationError(f"{given} is an option of an earlier release: use {today}")
         name = re.sub(r"(^--|\.)no-(?=[^.]*$)", r"\1", given.replace("_", "-"))
-        if re.match("--[A-Za-z]", given) and name not in known and name != "--help":
+        if re.match("--[A-Za-z]", given) and name not in {*known, "--help"} and not name.startswith("--tyro-"):
             near = difflib.get_close_matches(name, sorted(known), 1)
             _refuse(f"there is no option {given}{f', did you mean {near[0]}?' if near else ';'} --help lists all")
 
