@@ -106,6 +106,7 @@ def _train(
         trainer = Trainer(config, policy_sample, OpenLoopEvaluator(), run if resume else None)
         ending.callback(trainer.episodes.close)
         started = _warm_start(trainer, init_from, resume)
+        bounded = [] if resume else trainer.bound_memory()
         if not resume:
             trainer.choose_threads()
         room = _room(trainer, None if resume else folder or Path("runs"))
@@ -116,7 +117,7 @@ def _train(
             run = _new_run(config, folder, {**described, "init_from": started})
             ending.callback(run.close)
         specs = episodes.observation_spec, episodes.action_spec
-        notices = [*episodes.observation_spec.description(not resume), *started]
+        notices = [*episodes.observation_spec.description(not resume), *started, *bounded]
         notices += [] if resume else [preset_notice(config.preset, config.env, *specs)]
         if is_given(config.env):
             notices.append(
@@ -186,6 +187,7 @@ def train_from_source(
         trainer = SourceTrainer(config, source, OpenLoopEvaluator())
         started = _warm_start(trainer, init_from, resume)
         if not resume:
+            trainer.bound_memory()
             trainer.choose_threads()
         room = _room(trainer, None if resume else folder)
         spaces = {"observation": source.observation_spec.to_json(), "action": source.action_spec.to_json()}

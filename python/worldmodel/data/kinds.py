@@ -25,6 +25,7 @@ from typing import Annotated, Any, Literal, get_args
 
 import numpy as np
 
+from worldmodel.data.resizing import resized
 from worldmodel.runs.fields import Bounds, Checked, ConfigurationError, Text
 from worldmodel.runs.files import shown
 from worldmodel.runs.optional_dependencies import missing
@@ -65,7 +66,7 @@ class Modality(Checked):
     Attributes:
         kind: categorical: class indices. vector: real numbers. image: pixels. grid: class indices on a grid. map: real
             numbers on a grid.
-        shape: of the encoded array: (entries,), or (height, width, channels).
+        shape: of the encoded array: (entries,), or (height, width, channels), after resizing.
         dtype: of the encoded array.
         path: keys and indices into an observation.
         sizes: classes per entry (categorical) or channel (grid).
@@ -99,7 +100,8 @@ class Modality(Checked):
             and len(self.sizes) == classes
             and len(self.starts) in (0, classes)
             and bool(self.layout) <= (dimensions == 3)
-            and math.prod(self.shape if self.env_shape is None else self.env_shape) == math.prod(self.shape)
+            and math.prod(self.shape if self.env_shape is None else self.env_shape) == math.prod(self.arranged_shape)
+            and all(size <= before for size, before in zip(self.shape, self.arranged_shape, strict=True))
             and (self.kind != "image" or self.low < self.high)
             and (not self.env_dtype or is_number_type(self.env_dtype))
         ):
@@ -128,6 +130,14 @@ class Modality(Checked):
         return shapes + ([(height, width)] if channels == 1 else [])
 
     @property
+    def arranged_shape(self) -> tuple[int, ...]:
+        """``shape`` before resizing."""
+        layout, env_shape = self.layout, self.env_shape
+        if env_shape is None or self.kind not in ("image", "map") or len(layout) != len(env_shape):
+            return self.shape
+        return (*(env_shape[layout.index(side)] for side in "HW"), self.shape[2])
+
+    @property
     def description(self) -> str:
         """In words, for the start of a run."""
         if self.kind == "categorical":
@@ -140,6 +150,7 @@ class Modality(Checked):
             plural = "" if channels == 1 else "s"
             text = f"{self.kind} {height}x{width}, {channels} channel{plural}{_WORDS[self.layout]}"
             text += f", {_classes_text(self.sizes)}" if self.sizes else ""
+            text += ", resized" if self.arranged_shape != self.shape else ""
         return f"{text} (from {self.expected})"
 
     @property
@@ -343,6 +354,9 @@ def encode_part(name: str, modality: Modality, value: Any, batch: tuple[int, ...
         if not ((array >= modality.low) & (array <= modality.high)).all():
             raise ValueError(f"observation {name!r} has dtype {array.dtype}{_span(array)}, {_wanted(modality)}")
         array = np.rint((array.astype(np.float32) - modality.low) * (255 / (modality.high - modality.low)))
+    if modality.arranged_shape != modality.shape:
+        array = resized(array, *modality.shape[:2])
+        array = np.rint(array) if modality.kind == "image" else array
     if modality.sizes and array.dtype.kind == "f" and not (array == np.rint(array)).all():
         raise ValueError(f"observation {name!r} has fractions or NaN{_span(array)}, {_wanted(modality)}{_hint(name)}")
     if modality.starts and any(modality.starts):
@@ -364,7 +378,7 @@ def check_values(name: str, modality: Modality, array: np.ndarray) -> None:
 def _arranged(name: str, modality: Modality, array: np.ndarray, batch: tuple[int, ...]) -> np.ndarray:
     shapes = modality.env_shapes
     fits = array.shape in [(*batch, *shape) for shape in shapes]
-    if not fits and (not shapes or math.prod(modality.shape) == 1):  # one entry has one meaning in any shape
+    if not fits and (not shapes or math.prod(modality.arranged_shape) == 1):  # one entry has one meaning in any shape
         fits = array.shape[: len(batch)] == batch and array.size == math.prod((*batch, *modality.shape))
     if not fits:
         raise ValueError(f"observation {name!r} has shape {array.shape}, {_wanted(modality, batch)}")
@@ -376,7 +390,7 @@ def _arranged(name: str, modality: Modality, array: np.ndarray, batch: tuple[int
         array = np.moveaxis(array, lead, -2)
     elif modality.layout == "FCHW":
         array = np.moveaxis(array, (lead, lead + 1), (-2, -1))
-    return array.reshape(*batch, *modality.shape)
+    return array.reshape(*batch, *modality.arranged_shape)
 
 
 def _wanted(modality: Modality, batch: tuple[int, ...] = ()) -> str:

@@ -88,6 +88,7 @@ class ObservationSpec(Checked):
         example: Callable[[], Any] | None = None,
         actions: ActionSpec | None = None,
         info: Mapping[str, Any] | None = None,
+        image_size: int | None = None,
     ) -> "ObservationSpec":
         """The spec of a space; ``kinds.py`` has the rules.
 
@@ -97,6 +98,7 @@ class ObservationSpec(Checked):
             example: returns first observations, one or a batch; called where the space alone does not tell.
             actions: of the environment; a part ``MASK`` of the observation with an entry per class is their mask.
             info: of the first reset, which may hold a mask.
+            image_size: most pixels per side; larger images and maps are resized.
 
         Raises:
             ConfigurationError: an unsupported space, text alone, or kinds that do not fit.
@@ -133,7 +135,7 @@ class ObservationSpec(Checked):
                 action_mask, modalities[name] = "observation", _mask_modality(path, classes, part)
                 continue
             look = functools.partial(values, path) if example is not None else None
-            modalities[name] = modality_of(name, part, path, wanted, look)
+            modalities[name] = _shrunk(modality_of(name, part, path, wanted, look), image_size)
         if asked:
             raise ConfigurationError(
                 f"ObservationSpec: kinds names {sorted(asked)}, expected names among {sorted(modalities)}"
@@ -267,6 +269,13 @@ def _parts(space: spaces.Space[Any], path: Path) -> Iterator[tuple[Path, spaces.
             yield from _parts(part, (*path, index))
     else:
         yield path, space
+
+
+def _shrunk(modality: Modality, size: int | None) -> Modality:
+    if size is None or modality.kind not in ("image", "map"):
+        return modality
+    height, width, channels = modality.shape
+    return dataclasses.replace(modality, shape=(min(height, size), min(width, size), channels))
 
 
 def _is_text(space: spaces.Space[Any]) -> bool:

@@ -26,6 +26,7 @@ class GymnasiumVectorEnvironment:
         seed: int,
         pickle: bool = False,
         kinds: Mapping[str, str] | ObservationSpec | None = None,
+        image_size: int | None = None,
     ) -> None:
         self.envs = envs
         self.pickle = pickle
@@ -35,7 +36,7 @@ class GymnasiumVectorEnvironment:
         begun = envs.reset(seed=seed)
         self.action_spec = ActionSpec.from_space(envs.single_action_space)
         self.observation_spec = ObservationSpec.from_space(
-            envs.single_observation_space, kinds, lambda: begun[0], self.action_spec, begun[1]
+            envs.single_observation_space, kinds, lambda: begun[0], self.action_spec, begun[1], image_size
         )
         self._masks = MaskReader(self.observation_spec, self.action_spec, not isinstance(kinds, ObservationSpec))
         modes = require("gymnasium.vector", "run environments").AutoresetMode

@@ -18,6 +18,7 @@ def make_environments(
     pickle: bool = False,
     kinds: Mapping[str, str] | ObservationSpec | None = None,
     env_args: Mapping[str, Any] | None = None,
+    image_size: int | None = None,
 ) -> VectorEnvironment | GymnasiumVectorEnvironment:
     """Makes single environments, else a vector environment.
 
@@ -28,6 +29,7 @@ def make_environments(
         pickle: keep the environments as a pickle in checkpoints.
         kinds: of the observation's parts, for ``ObservationSpec.from_space``.
         env_args: arguments of the environment.
+        image_size: most pixels per side, for ``ObservationSpec.from_space``.
 
     Raises:
         UnknownEnvironment, EnvironmentFailed: as for ``make``, or they cannot be pickled.
@@ -42,11 +44,13 @@ def make_environments(
             raise failure from None
         with _named(name):
             episodes: VectorEnvironment | GymnasiumVectorEnvironment = GymnasiumVectorEnvironment(
-                vector, seed, pickle, kinds
+                vector, seed, pickle, kinds, image_size
             )
     else:
         with _named(name):
-            episodes = VectorEnvironment(environments, random_seeds(seed), pickle=pickle, kinds=kinds)
+            episodes = VectorEnvironment(
+                environments, random_seeds(seed), pickle=pickle, kinds=kinds, image_size=image_size
+            )
     if pickle:
         episodes.state_dict()  # fails now, not at the first checkpoint
     return episodes

@@ -60,7 +60,9 @@ def random_seeds(seed: int) -> Callable[[int], int]:
 
 
 class VectorEnvironment:
-    """Single environments, stepped one by one; ``seed_of`` maps episode id to seed, ``kinds`` is for ``from_space``.
+    """Single environments, stepped one by one.
+
+    ``seed_of`` maps episode id to seed; ``kinds`` and ``image_size`` are for ``ObservationSpec.from_space``.
 
     If ``tolerant``, first resets that fail are in ``failed``; ``observation_spec`` must be given then.
 
@@ -87,6 +89,7 @@ class VectorEnvironment:
         pickle: bool = False,
         kinds: Mapping[str, str] | ObservationSpec | None = None,
         tolerant: bool = False,
+        image_size: int | None = None,
     ) -> None:
         self.environments = list(environments)
         first = self.environments[0]
@@ -104,7 +107,7 @@ class VectorEnvironment:
         self.episode_ids, self.seeds = [0] * self.num_envs, [0] * self.num_envs
         self._actions: list[list[np.ndarray]] = [[] for _ in range(self.num_envs)]  # per running episode
         self._checksums = [0] * self.num_envs
-        self._wanted = observation_spec, kinds
+        self._wanted = observation_spec, kinds, image_size
         self._masks: MaskReader | None = None
         if tolerant:
             self._masks = self._choose_spec([])
@@ -122,10 +125,10 @@ class VectorEnvironment:
         self.observations = self._encode_begun(begun, range(self.num_envs))
 
     def _choose_spec(self, begun: list[_Raw]) -> MaskReader:
-        given, kinds = self._wanted
+        given, kinds, image_size = self._wanted
         info = {MASK: True} if any(result.mask is not None for result in begun) else {}
         self.observation_spec = given or ObservationSpec.from_space(
-            self._space, kinds, lambda: begun[0].observation, self.action_spec, info
+            self._space, kinds, lambda: begun[0].observation, self.action_spec, info, image_size
         )
         new = given is None and not isinstance(kinds, ObservationSpec)
         return MaskReader(self.observation_spec, self.action_spec, new)

@@ -31,6 +31,7 @@ class Preset:
     train_ratio: float
     prefill: int
     random_envs: int = 0
+    image_size: int | None = None
 
 
 def popgym() -> Preset:
@@ -134,12 +135,37 @@ def moving() -> Preset:
     )
 
 
+def pixels() -> Preset:
+    """Images and maps, seen at 64 by 64 pixels, in less than 2 GB.
+
+    An update takes 1,024 steps and at most 1,024 MiB (``update_megabytes``); the replay's 512 MiB hold 43,000 steps of
+    three channels. With 8 channels in the first convolution, an update takes half the time that it does with 16.
+    """
+    return Preset(
+        WorldModelConfig(
+            PerceptionConfig(CategoricalConfig(variables=16, classes=16), hidden=256, image_channels=8),
+            MemoryConfig(width=128, blocks=(RotaryScanBlock(groups=8, d_state=32),)),
+            evaluation=EvaluationConfig(discount=0.99, value=ScalarConfig("two_hot")),
+            decision=DecisionConfig(gradient="reinforce", entropy=1e-3, greedy="policy"),
+        ),
+        LearnerConfig(
+            model_lr=1e-3, policy_lr=3e-4, ema=200, objective=ObjectiveConfig(horizon=15, imagination_starts=8)
+        ),
+        ReplayConfig(batch_size=16, window=64, burn_in=8, max_megabytes=512),
+        num_envs=8,
+        train_ratio=64,
+        prefill=1_000,
+        image_size=64,
+    )
+
+
 PRESETS = {
     "popgym": popgym,
     "control": control,
     "continuous": continuous,
     "wander": wander,
     "moving": moving,
+    "pixels": pixels,
 }
 
 
@@ -166,7 +192,7 @@ def choose_preset(env: str, observation_spec: ObservationSpec, action_spec: Acti
     masks = MASK if observation_spec.action_mask else None
     kinds = {modality.kind for name, modality in observation_spec.modalities.items() if name != masks}
     if kinds & {"image", "map"}:
-        return ("pixels" if "pixels" in PRESETS else "popgym"), "for pictures"
+        return "pixels", "for pictures"
     if kinds == {"vector"} and not env.rpartition(":")[2].startswith("popgym-"):
         if action_spec.kind != "discrete":
             return "continuous", "for vectors and continuous actions"

@@ -42,8 +42,8 @@ def update_standardisation(
     perception: Perception, observations: Mapping[str, Tensor], valid: Tensor, reduction: Reduction = LOCAL
 ) -> None:
     """Updates standardised codecs by the ``valid`` ``observations``, (batch, time, ...)."""
-    for codec, values in perception.standardised(observations, valid):
-        codec.update(reduction.reduce_statistics(codec.moments(values)[None]))
+    for codec, moments in perception.moments(observations, valid):
+        codec.update(reduction.reduce_statistics(torch.stack(moments)))
 
 
 class ReturnNormaliser:

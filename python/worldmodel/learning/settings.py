@@ -77,6 +77,9 @@ class TrainConfig(Checked):
     """Random steps before learning."""
     random_envs: Count = _UNSET
     """Environments that always act at random, for data beyond the policy's."""
+    image_size: Annotated[int, Bounds(8, 4096)] | None = _UNSET
+    """Most pixels per side: larger images and maps are resized, each pixel to the mean of its area. None for no
+    resizing."""
     steps: Limit | None = None
     """Stop after this many steps, over all environments."""
     updates: Limit | None = None
@@ -88,6 +91,12 @@ class TrainConfig(Checked):
     threads: Threads | None = None
     """CPU threads. By default a new run takes as many as an update keeps busy, at most PyTorch's own number, and writes
     them into its settings."""
+    update_megabytes: Positive = 1024
+    """Most memory of an update, in MiB, where observations have pictures: a new run that would take more lets
+    perception take fewer steps at once, and if that is not enough lowers replay.batch_size."""
+    chunk_steps: Limit | None = None
+    """Steps that perception takes at once in an update. By default a new run takes as many as update_megabytes allows,
+    and writes them into its settings."""
     seed: Annotated[int, Bounds(0, 2**64 - 1)] = 0
     """Seed of weights, environments, actions and batches."""
     log_seconds: Positive = 5
@@ -154,6 +163,7 @@ _FREE = {
     "minutes",
     "device",
     "threads",
+    "chunk_steps",
     "log_seconds",
     "save_minutes",
     "open_loop_minutes",
@@ -165,7 +175,7 @@ def saved_config(run: Run) -> TrainConfig:
     """The run's settings; raises ConfigurationError if another version's do not fit."""
     values = run.config.get("train")
     if isinstance(values, dict):
-        values = {"preset": "popgym", **values}  # the default of earlier releases
+        values = {"preset": "popgym", "image_size": None, **values}  # the defaults of earlier releases
         missing = [name for name in PRESET_FIELDS if name not in values]
         if missing and values["preset"] == CHOSEN:  # no environment is made by reading a run
             raise ConfigurationError(f"train has no {', '.join(missing)}, and its preset is {CHOSEN!r}")

@@ -29,7 +29,8 @@ def threads_for(world_model: WorldModel, steps: int) -> int:
     observation = sum(max(math.prod(modality.shape), sum(modality.sizes)) for modality in modalities)
     memory = world_model.config.memory
     weights = max(parameter.numel() for parameter in world_model.parameters())
-    widest = max(steps * max(observation, memory.width * memory.tokens), weights)
+    at_once = min(steps, world_model.perception.chunk_steps or steps)
+    widest = max(at_once * observation, steps * memory.width * memory.tokens, weights)
     useful = widest // (GRAIN if waiting_threads_sleep() else SPINNING_GRAIN)
     return max(1, min(useful, torch.get_num_threads(), usable_cores()))
 

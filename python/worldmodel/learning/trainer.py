@@ -5,6 +5,7 @@ uninterrupted one.
 """
 
 import dataclasses
+import functools
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,11 +21,13 @@ from worldmodel.environments.registry import EnvironmentFailed
 from worldmodel.environments.vector import VectorEnvironment
 from worldmodel.learning.collector import Collector
 from worldmodel.learning.learner import Learner, NonFiniteError
+from worldmodel.learning.memory_use import UpdateMemory, has_pictures
 from worldmodel.learning.metrics import MetricMeans
 from worldmodel.learning.settings import TrainConfig, acting_part, check_fits, saved_config, saved_specs, usable_device
 from worldmodel.learning.threads import threads_for
 from worldmodel.model.deciders import Decider, policy_sample
 from worldmodel.model.world_model import WorldModel, outline
+from worldmodel.runs.fields import ConfigurationError
 from worldmodel.runs.files import shown
 from worldmodel.runs.run import Run, RunError
 from worldmodel.runs.template import check_like
@@ -69,11 +72,29 @@ class SourceTrainer:
     def _build(self, source: Source, world_model: WorldModel | None = None) -> None:
         self.source = source
         self.world_model = world_model or self._world_model(source.observation_spec, source.action_spec)
+        self.world_model.perception.chunk_steps = self.config.chunk_steps
         self.learner = Learner(self.world_model, self.config.learner)
         self.updates = 0
         self.seconds = 0.0
         self.batch: Batch | None = None
         self.metric_means = MetricMeans()
+
+    @functools.cached_property
+    def update_memory(self) -> UpdateMemory:
+        return UpdateMemory.of(self.world_model, self.config.learner, self.config.replay.window)
+
+    def bound_memory(self) -> list[str]:
+        """Fixes ``config.chunk_steps``, if it is None, by ``update_megabytes``; says what else changed.
+
+        Raises:
+            ConfigurationError: an update with one row takes more.
+        """
+        if self.config.chunk_steps is None and has_pictures(self.world_model.observation_spec):
+            limit = self.config.update_megabytes * 2**20
+            chunk_steps = self.update_memory.chunk_steps(self.config.replay.batch_size, limit)
+            self.config = dataclasses.replace(self.config, chunk_steps=chunk_steps)
+            self.world_model.perception.chunk_steps = chunk_steps
+        return []
 
     def choose_threads(self) -> None:
         """Fixes ``config.threads``, if it is None, by the widest array of an update."""
@@ -227,6 +248,7 @@ class Trainer(SourceTrainer):
             config.environment_state == "pickle",
             config.kinds if resumed is None else saved_specs(resumed)[0],
             config.env_args,
+            config.image_size,
         )
         specs = self.episodes.observation_spec, self.episodes.action_spec
         if resumed is not None:
@@ -239,6 +261,27 @@ class Trainer(SourceTrainer):
         self._evaluator = evaluator
         self.episodes_ended = 0
         self._owed = 0.0  # updates due
+
+    def bound_memory(self) -> list[str]:
+        said = self._bound_rows() if has_pictures(self.world_model.observation_spec) else []
+        return said + super().bound_memory()
+
+    def _bound_rows(self) -> list[str]:
+        config, replay = self.config, self.config.replay
+        rows = self.update_memory.most_rows(config.update_megabytes * 2**20)
+        if rows >= replay.batch_size:
+            return []
+        if rows < 1:
+            raise ConfigurationError(
+                f"update_megabytes is {config.update_megabytes:g}, and an update with one row of {replay.window} steps "
+                f"takes {self.update_memory.total(1, 1) / 2**20:,.0f}: raise it, or lower image_size or replay.window"
+            )
+        self.config = dataclasses.replace(config, replay=dataclasses.replace(replay, batch_size=rows))
+        self.replay.config = self.config.replay
+        return [
+            f"batches have {rows} rows of {replay.window} steps, not {replay.batch_size}: more would take an update "
+            f"past {config.update_megabytes:g} MiB, which --update-megabytes changes"
+        ]
 
     @property
     def environment(self) -> Any:

@@ -1,11 +1,13 @@
 """Perception, ô = D⁻¹(D(o)): encoder to the posterior of z_t given o_t alone, and decoder."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from worldmodel.data.actions import MASK
 from worldmodel.data.spaces import ObservationSpec
@@ -35,6 +37,10 @@ class PerceptionConfig(Checked):
 class Perception(nn.Module):
     """Encoder and decoder.
 
+    Attributes:
+        chunk_steps: steps at once, which bounds the memory of convolutions: only inputs and outputs of other chunks are
+            kept, and the backward pass computes a chunk again. None for all at once.
+
     Example:
         >>> from gymnasium import spaces
         >>> spec = ObservationSpec.from_space(spaces.Discrete(4))
@@ -48,6 +54,7 @@ class Perception(nn.Module):
         super().__init__()
         self.spec = spec
         self.config = config
+        self.chunk_steps: int | None = None
         self.latent = config.latent.build()
         codecs = {
             name: build_codec(modality, config.hidden, config.image_channels)
@@ -63,13 +70,11 @@ class Perception(nn.Module):
 
     def forward(self, observations: Mapping[str, Tensor]) -> Tensor:
         """(..., *shape) by modality -> posterior (..., *parameter shape)."""
-        encoded, lead = [], torch.Size()
-        for name, codec in self._codecs():
-            modality = observations[name]
-            lead = modality.shape[: modality.dim() - len(self.spec.modalities[name].shape)]
-            encoded.append(codec.encode(modality.flatten(0, len(lead) - 1)))
-        outputs = self.encoder(torch.cat(encoded, -1))
-        return self.latent.distribution(outputs.view(*lead, -1))
+        lead, steps = torch.Size(), []
+        for name, modality in self.spec.modalities.items():
+            lead = observations[name].shape[: observations[name].dim() - len(modality.shape)]
+            steps.append(observations[name].flatten(0, len(lead) - 1))
+        return self.latent.distribution(self._by_chunks(self._encode, *steps).view(*lead, -1))
 
     def decode(self, latent: Tensor) -> dict[str, Tensor]:
         """(..., *latent shape) -> predictions by modality.
@@ -77,15 +82,11 @@ class Perception(nn.Module):
         Logits of classes, (..., entries, classes), and grids, (..., classes, height, width, channels);
         vectors and maps standardised in symlog space, maps channels first; pixels from -0.5 to 0.5, channels first.
         """
-        lead, features = self._decoder_features(latent)
-        predictions = {name: codec.reconstruct(features) for name, codec in self._codecs()}
-        return {name: value.view(*lead, *value.shape[1:]) for name, value in predictions.items()}
+        return self._decoded(latent, lambda codec, features: codec.reconstruct(features))
 
     def reconstruct(self, latent: Tensor) -> dict[str, Tensor]:
         """(..., *latent shape) -> encoded observations."""
-        lead, features = self._decoder_features(latent)
-        observations = {name: codec.decode(codec.reconstruct(features)) for name, codec in self._codecs()}
-        return {name: value.view(*lead, *value.shape[1:]) for name, value in observations.items()}
+        return self._decoded(latent, lambda codec, features: codec.decode(codec.reconstruct(features)))
 
     @torch.no_grad()
     def log_odds_of_legality(self, latent: Tensor) -> Tensor:
@@ -96,22 +97,52 @@ class Perception(nn.Module):
 
     def reconstruction_loss(self, latent: Tensor, observations: Mapping[str, Tensor]) -> Tensor:
         """Sum over modalities of nats or squared errors, (...)."""
-        lead, features = self._decoder_features(latent)
-        total = features.new_zeros(features.shape[0])
-        for name, codec in self._codecs():
-            total = total + codec.loss(codec.reconstruct(features), observations[name].flatten(0, len(lead) - 1))
-        return total.view(lead)
+        lead, entries = self._entries(latent)
+        steps = [observations[name].flatten(0, len(lead) - 1) for name in self.names]
+        return self._by_chunks(self._loss, entries, *steps).view(lead)
 
-    def standardised(
+    def moments(
         self, observations: Mapping[str, Tensor], valid: Tensor
-    ) -> Iterator[tuple[StandardisedCodec, Tensor]]:
-        """Standardised codecs, with their ``observations`` (batch, time, ...) where ``valid``, (steps, ...)."""
+    ) -> Iterator[tuple[StandardisedCodec, list[Tensor]]]:
+        """Standardised codecs, with the moments of ``observations`` (batch, time, ...) where ``valid``, by chunks."""
+        size = self.chunk_steps or valid.numel()
         for name, codec in self._codecs():
             if isinstance(codec, StandardisedCodec):
-                yield codec, observations[name][valid]
+                chunks = zip(observations[name].flatten(0, 1).split(size), valid.flatten().split(size), strict=True)
+                yield codec, [codec.moments(values[mask]) for values, mask in chunks]
+
+    def _encode(self, *observations: Tensor) -> Tensor:
+        """(steps, *shape) in the order of ``names`` -> (steps, outputs)."""
+        pairs = zip(self._codecs(), observations, strict=True)
+        return self.encoder(torch.cat([codec.encode(modality) for (_, codec), modality in pairs], -1))
+
+    def _loss(self, entries: Tensor, *observations: Tensor) -> Tensor:
+        features = self.decoder(entries)
+        total = features.new_zeros(features.shape[0])
+        for (_, codec), modality in zip(self._codecs(), observations, strict=True):
+            total = total + codec.loss(codec.reconstruct(features), modality)
+        return total
+
+    def _decoded(self, latent: Tensor, decode: Callable[[Any, Tensor], Tensor]) -> dict[str, Tensor]:
+        lead, features = self._decoder_features(latent)
+        decoded = {name: self._by_chunks(partial(decode, codec), features) for name, codec in self._codecs()}
+        return {name: value.view(*lead, *value.shape[1:]) for name, value in decoded.items()}
 
     def _decoder_features(self, latent: Tensor) -> tuple[torch.Size, Tensor]:
-        return self.latent.lead(latent), self.decoder(self.latent.flatten(latent).flatten(0, -2))
+        lead, entries = self._entries(latent)
+        return lead, self.decoder(entries)
+
+    def _entries(self, latent: Tensor) -> tuple[torch.Size, Tensor]:
+        return self.latent.lead(latent), self.latent.flatten(latent).flatten(0, -2)
+
+    def _by_chunks(self, function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
+        """``function`` of (steps, ...) tensors, ``chunk_steps`` at once."""
+        chunk = self.chunk_steps
+        if chunk is None or len(tensors[0]) <= chunk:
+            return function(*tensors)
+        if torch.is_grad_enabled():
+            function = partial(checkpoint, function, use_reentrant=False, preserve_rng_state=False)
+        return torch.cat([function(*parts) for parts in zip(*(x.split(chunk) for x in tensors), strict=True)])
 
     def _codecs(self) -> Iterator[tuple[str, Any]]:
         return zip(self.names, self.codecs, strict=True)
