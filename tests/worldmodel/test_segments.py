@@ -285,3 +285,44 @@ def test_a_resumed_replay_with_states_goes_on_with_the_same_batches(tmp_path: Pa
     assert again.nbytes == recorder.replay.nbytes
     for _ in range(20):
         assert_same(recorder.replay.sample(7)[0], again.sample(7)[0])
+
+
+HUGE = {"zlib": np.zeros(9, np.uint8), "dtype": "u1", "shape": [10**12]}
+
+
+@pytest.mark.parametrize(
+    ("listed", "words"),
+    [
+        ({"segments": [{"checksum": "../../elsewhere", "size": 1}]}, "expected a checksum"),
+        ({"packs": [{"x": {"slices": np.array([[7, 0, 3]]), "rows": np.zeros(2)}}]}, "another number of rows"),
+        ({"packs": [{"x": {"slices": np.array([[7, 1, 2]]), "rows": np.zeros(2)}}]}, "missing or there twice"),
+        ({"packs": [{"x": {"slices": np.array([[7, 0, 1]]), "rows": HUGE}}]}, "cannot have 9 bytes"),
+    ],
+    ids=["another file", "too few rows", "a gap", "more than can be"],
+)
+def test_what_cannot_be_sequences_is_damaged(tmp_path: Path, listed: dict[str, Any], words: str) -> None:
+    run = new_run(tmp_path)
+    found = {"ids": np.array([7]), "growing": [], **listed}
+    checkpoint = run.save(1, {"replay": {}})
+    storage.save(
+        checkpoint / "replay.safetensors", {"sequences": sequences.Sequences([7], [], lambda _: {})}, lambda _: found
+    )
+    with pytest.raises(RunError, match=f"replay.safetensors is damaged: ValueError: .*{words}"):
+        run.load("replay")
+
+
+def test_a_link_in_the_place_of_the_segments_is_not_followed(tmp_path: Path) -> None:
+    run, filled = new_run(tmp_path), Filled(1, ReplayConfig(window=16, burn_in=2))
+    (tmp_path / "elsewhere").mkdir()
+    (run.folder / "replay").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(RunError, match="replay is a symbolic link"):
+        run.save(1, {"replay": filled.replay.state_dict()})
+    assert not list((tmp_path / "elsewhere").iterdir())
+
+
+def test_a_step_before_the_first_observation_is_refused() -> None:
+    filled = Filled(2, ReplayConfig(window=16, burn_in=2))
+    ended = np.ones(2, bool)
+    filled.replay.add(np.arange(2), np.zeros(2, int), np.zeros(2), ended, ended, filled.frames())
+    with pytest.raises(RuntimeError, match=r"environment 0 has no first observation; Replay\.begin takes it"):
+        filled.steps(1)
