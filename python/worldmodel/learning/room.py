@@ -1,6 +1,5 @@
 """Memory and disk that a run takes, said and refused before it collects anything."""
 
-import math
 import shutil
 from pathlib import Path
 
@@ -11,15 +10,13 @@ from worldmodel.model.world_model import WorldModel
 from worldmodel.runs.fields import ConfigurationError
 from worldmodel.runs.memory import machine_memory
 
-_FLOAT = 4  # bytes
 _OPTIMISER = 2  # Adam's two means per parameter
 _LOWER = "lower --replay.max-megabytes, --replay.window or --num-envs"
 
 
 def batch_bytes(observation_spec: ObservationSpec, config: ReplayConfig) -> int:
-    """Of a batch's observations in float32."""
-    numbers = sum(math.prod(modality.shape) for modality in observation_spec.modalities.values())
-    return config.batch_size * config.window * numbers * _FLOAT
+    """Of a batch's observations; perception makes pixels numbers by chunks (``memory_use``)."""
+    return config.batch_size * config.window * sum(array.nbytes for array in observation_spec.zeros(1).values())
 
 
 def room_notice(config: TrainConfig, world_model: WorldModel, replay: Replay, folder: Path | None) -> str:
