@@ -60,8 +60,8 @@ def meaning_of(name: str) -> str:
     """The meaning of a checkpoint's tensor, else empty.
 
     Example:
-        >>> meaning_of("replay.chunks.length")
-        'transitions of each chunk'
+        >>> meaning_of("collector.lengths")
+        'actions so far of each running episode'
         >>> meaning_of("mine.weight")
         ''
     """
