@@ -179,6 +179,12 @@ def test_returns_are_measured_by_their_percentiles_above_a_floor():
         each.update(torch.zeros(3))
         each.update(torch.tensor([torch.inf]))
     assert other.scale == normaliser.scale < 100
+    for name in ("low", "high"):
+        with pytest.raises(ValueError, match=f"returns.{name} is nan, expected a finite number"):
+            other.load_state_dict({**normaliser.state_dict(), name: float("nan")})
+    fresh = ReturnNormaliser(floor=1.0)
+    fresh.load_state_dict({"low": None, "high": 0.0})  # of release 0.1.0
+    assert fresh.state_dict() == {"low": None, "high": None}
 
 
 def test_lambda_returns_are_their_recursion():

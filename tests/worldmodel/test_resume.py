@@ -57,13 +57,21 @@ class Easy(worldmodel_environments.Echo, gymnasium.utils.EzPickle):
         gymnasium.utils.EzPickle.__init__(self)
 
 
+class Costly(worldmodel_environments.Echo):
+    """All returns are negative."""
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        observation, reward, *rest = super().step(action)
+        return (observation, reward - 3.0, *rest)
+
+
 def together(num_envs: int) -> Any:
     return gymnasium.vector.SyncVectorEnv([worldmodel_environments.Echo] * num_envs)
 
 
 @pytest.fixture(autouse=True)
 def environments() -> Iterator[None]:
-    entries = {"Unseeded": Unseeded, "Easy": Easy}
+    entries = {"Unseeded": Unseeded, "Easy": Easy, "Costly": Costly}
     for name, entry in entries.items():
         gymnasium.register(f"wmtest/{name}-v0", entry)
     gymnasium.register("wmtest/Together-v0", vector_entry_point=together)
@@ -75,6 +83,13 @@ def environments() -> Iterator[None]:
 def config(name: str, **changes: Any) -> TrainConfig:
     found, _, _ = train_options(["--env", f"wmtest/{name}-v0", *FEW, *SMALL])
     return dataclasses.replace(found, **changes)
+
+
+def test_a_run_whose_returns_are_negative_goes_on(tmp_path: Path) -> None:
+    run = train(config("Costly", steps=60), tmp_path / "run", quiet=True)
+    saved = run.load("learner")["returns"]
+    assert saved["low"] <= saved["high"] < 0
+    assert train(config("Costly", steps=64), run.folder, resume=True, quiet=True).metrics[-1]["steps"] == 64
 
 
 def test_a_limit_of_updates_is_exact_and_a_resumed_run_goes_on_inside_an_iteration(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Running statistics of rewards, returns and targets, so that one setting fits every environment."""
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -73,7 +74,12 @@ class ReturnNormaliser:
             self._high = decay * self._high + (1 - decay) * high
 
     def state_dict(self) -> dict[str, float | None]:
-        return {"low": self._low, "high": self._high}
+        """Both are None before the first update."""
+        return {"low": self._low, "high": None if self._low is None else self._high}
 
     def load_state_dict(self, state: Mapping[str, float | None]) -> None:
+        """Raises ValueError for NaN or infinity."""
+        for name in ("low", "high"):
+            if not math.isfinite(state[name] or 0.0):
+                raise ValueError(f"returns.{name} is {state[name]}, expected a finite number")
         self._low, self._high = state["low"], float(state["high"] or 0.0)
