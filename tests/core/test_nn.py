@@ -263,7 +263,7 @@ SEQUENCE, BOUNDS = torch.zeros(2, 5, 8), torch.tensor([0, 3, 5])
         (lambda: Mamba(8, dt_rank="all"), "dt_rank is 'all'"),
         (lambda: Mamba(8, dt_init="zero"), "dt_init is 'zero', expected 'random' or 'constant'"),
         (lambda: Mamba(8, dt_min=0.2), "dt_min is 0.2 and dt_max 0.1"),
-        (lambda: CausalConv1d(8, kernel_size=0), "kernel_size 0, expected at least 1"),
+        (lambda: CausalConv1d(8, kernel_size=0), "kernel_size is 0, expected a whole number, at least 1"),
         (lambda: Mamba(8, backend="fast")(SEQUENCE), "there is no backend 'fast'"),
         (lambda: Mamba(8)(SEQUENCE[..., :7]), r"inputs has shape \(2, 5, 7\), expected \(batch, time, d_model=8\)"),
         (lambda: Mamba(8)(SEQUENCE[0]), r"inputs has shape \(5, 8\), .* step\(\) takes one step of time"),

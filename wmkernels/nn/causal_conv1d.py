@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wmkernels.checks import require_flag, require_size, state_dtype
-from wmkernels.nn.checks import State, require_inputs, require_packing, require_reset, require_state
+from wmkernels.nn.checks import State, checked, require_inputs, require_packing, require_reset, require_state
 from wmkernels.nn.memory_module import MemoryModule
 
 
@@ -33,6 +33,7 @@ class CausalConv1d(MemoryModule):
         (torch.Size([2, 100, 8]), torch.Size([2, 8]), torch.Size([2, 3, 8]))
     """
 
+    @checked
     def __init__(
         self,
         channels: int,
@@ -43,8 +44,6 @@ class CausalConv1d(MemoryModule):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        if channels < 1 or kernel_size < 1:
-            raise ValueError(f"CausalConv1d: channels is {channels} and kernel_size {kernel_size}, expected at least 1")
         self.channels = channels
         self.kernel_size = kernel_size
         self.weight = nn.Parameter(torch.empty(channels, 1, kernel_size, device=device, dtype=dtype))

@@ -1,21 +1,88 @@
-"""Module input checks."""
+"""Checks of modules' arguments and inputs."""
 
-from collections.abc import Mapping
+import functools
+import inspect
+import math
+import typing
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from wmkernels import checks
 from wmkernels.checks import (
     FLOATS,
+    MAX_SIZE,
+    dtype_name,
     has_shape,
     require_device,
     require_dtype,
+    require_flag,
     require_sequences,
     require_tensor,
+    shown,
 )
 from wmkernels.modes import can_read_values
 
 State = dict[str, Tensor]
+Init = Callable[..., None]
+
+
+def checked(init: Init) -> Init:
+    """An ``__init__`` that compares its arguments with its annotations first. Raises TypeError, ValueError."""
+    signature, hints = inspect.signature(init), typing.get_type_hints(init)
+
+    @functools.wraps(init)
+    def checked_init(self: Any, *arguments: Any, **named: Any) -> None:
+        name = type(self).__name__
+        try:
+            given = signature.bind(self, *arguments, **named).arguments
+        except TypeError as error:
+            raise TypeError(f"{name}: {error}") from None
+        for argument, value in given.items():
+            if argument in hints and signature.parameters[argument].kind is not inspect.Parameter.VAR_KEYWORD:
+                _require_kind(name, argument, value, hints[argument])
+        init(self, *arguments, **named)
+
+    return checked_init
+
+
+def _require_kind(module: str, name: str, value: object, annotation: Any) -> None:
+    """Sizes are at least 1, numbers finite. Kinds that are not named here are left to the module."""
+    options = [annotation] if typing.get_origin(annotation) is Literal else [*typing.get_args(annotation)]
+    options = options or [annotation]
+    words = [word for option in options if typing.get_origin(option) is Literal for word in typing.get_args(option)]
+    kinds = [option for option in options if typing.get_origin(option) is not Literal]
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if (value is None and type(None) in kinds) or (isinstance(value, str) and value in words):
+        return
+    if kinds == [bool]:
+        require_flag(module, name, value)
+    elif torch.dtype in kinds:
+        if value not in FLOATS:
+            expected = ", ".join(map(dtype_name, FLOATS))
+            raise TypeError(f"{module}: {name} is {shown(value)}, expected {expected} or None")
+    elif torch.device in kinds:
+        try:
+            torch.device(value)  # type: ignore[call-overload]
+        except (RuntimeError, TypeError, ValueError, OverflowError) as error:
+            raise ValueError(f"{module}: {name} is {shown(value)}, expected a device of PyTorch: {error}") from error
+    elif kinds == [float]:
+        if not whole and not isinstance(value, float):
+            raise TypeError(f"{module}: {name} is {shown(value)}, expected a number")
+        if not -math.inf < value < math.inf:  # type: ignore[operator]
+            raise ValueError(f"{module}: {name} is {value}, expected a finite number")
+    elif kinds == [int]:
+        also = f" or {words[0]!r}" if words else ""
+        if not whole:
+            raise TypeError(f"{module}: {name} is {shown(value)}, expected a whole number{also}")
+        if not 1 <= value <= MAX_SIZE:  # type: ignore[operator]
+            raise ValueError(f"{module}: {name} is {value}, expected a whole number, at least 1 and at most {MAX_SIZE}")
+    elif not kinds:
+        raise ValueError(f"{module}: {name} is {shown(value)}, expected {' or '.join(map(repr, words))}")
+    elif str in kinds and not isinstance(value, str):
+        raise TypeError(f"{module}: {name} is {shown(value)}, expected a str or None")
 
 
 def require_inputs(module: str, name: str, inputs: Tensor, labels: tuple[str, ...], features: int) -> None:

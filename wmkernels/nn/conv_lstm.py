@@ -9,6 +9,7 @@ from torch import Tensor
 from wmkernels.checks import require_flag
 from wmkernels.conv_lstm.function import conv_lstm, conv_lstm_step
 from wmkernels.conv_lstm.validation import Padding, Pair
+from wmkernels.nn.checks import checked
 from wmkernels.nn.conv_lstm_base import ConvLSTMBase, MapState, require_pair
 
 
@@ -35,6 +36,7 @@ class ConvLSTM(ConvLSTMBase):
         (torch.Size([5, 2, 8, 16, 16]), torch.Size([2, 2, 8, 16, 16]))
     """
 
+    @checked
     def __init__(
         self,
         input_size: int,
@@ -69,8 +71,6 @@ class ConvLSTM(ConvLSTMBase):
             keep_gates,
             backend,
         )
-        if not isinstance(num_layers, int) or num_layers < 1:
-            raise ValueError(f"ConvLSTM: num_layers is {num_layers!r}, expected a whole number, at least 1")
         if not 0 <= dropout <= 1:
             raise ValueError(f"ConvLSTM: dropout is {dropout!r}, expected a share from 0 to 1")
         if dropout and num_layers == 1:
@@ -205,6 +205,7 @@ class ConvLSTMCell(ConvLSTMBase):
         torch.Size([2, 8, 16, 16])
     """
 
+    @checked
     def __init__(
         self,
         input_size: int,

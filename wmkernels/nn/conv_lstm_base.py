@@ -34,9 +34,6 @@ class ConvLSTMBase(MemoryModule):
     ) -> None:
         super().__init__()
         name = type(self).__name__
-        for label, size in (("input_size", input_size), ("hidden_size", hidden_size)):
-            if not isinstance(size, int) or size < 1:
-                raise ValueError(f"{name}: {label} is {size!r}, expected a whole number, at least 1")
         self.input_size = input_size
         self.hidden_size = hidden_size
         self.kernel_size = pair(name, "kernel_size", kernel_size)
@@ -49,7 +46,7 @@ class ConvLSTMBase(MemoryModule):
         self._peephole: bool | tuple[int, int] = (
             peephole if isinstance(peephole, bool) else pair(name, "peephole", peephole)
         )
-        self.forget_bias = forget_bias
+        self.forget_bias = float(forget_bias)
         self.stride = pair(name, "stride", stride)
         self.padding = padding
         self.dilation = pair(name, "dilation", dilation)

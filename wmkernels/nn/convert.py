@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from wmkernels.checks import require_tensor, shown
+
 _GATES = "ifgo"
 
 
@@ -38,6 +40,7 @@ def conv_lstm_from_openstl(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor
         ValueError: LayerNorm, unexpected key or shape, or unequal layers.
     """
     function = "conv_lstm_from_openstl"
+    _require_mapping(function, state_dict)
     normalised = [key for key in state_dict if re.search(r"conv_[xh]\.1\.(weight|bias)$", key)]
     if normalised:
         raise ValueError(
@@ -68,11 +71,16 @@ def conv_lstm_from_keras(weights: Sequence[Any], *, recurrent_activation: str) -
             f"{function}: recurrent_activation is {recurrent_activation!r}, expected 'sigmoid': the gates of ConvLSTM "
             "are sigmoids, and weights trained with another function compute something else with them"
         )
+    if not isinstance(weights, Sequence) or isinstance(weights, str | bytes):
+        raise TypeError(f"{function}: weights is {shown(weights)}, expected a list of arrays as of get_weights()")
     if len(weights) not in (2, 3):
         raise ValueError(
             f"{function}: weights holds {len(weights)} arrays, expected kernel, recurrent_kernel and perhaps bias"
         )
-    kernel, recurrent, *rest = (torch.as_tensor(array) for array in weights)
+    try:
+        kernel, recurrent, *rest = (torch.as_tensor(array) for array in weights)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise TypeError(f"{function}: weights is {shown(weights)}, expected arrays: {error}") from error
     if kernel.dim() != 4 or recurrent.dim() != 4 or kernel.shape[3] != recurrent.shape[3]:
         raise ValueError(
             f"{function}: kernel has shape {tuple(kernel.shape)} and recurrent_kernel {tuple(recurrent.shape)}, "
@@ -90,6 +98,7 @@ def conv_lstm_from_keras(weights: Sequence[Any], *, recurrent_activation: str) -
 def _layers(
     function: str, state_dict: Mapping[str, Tensor], known: Sequence[str], *required: str
 ) -> list[dict[str, Tensor]]:
+    _require_mapping(function, state_dict)
     found: dict[int, dict[str, Tensor]] = {}
     for key, value in state_dict.items():
         match = re.search(r"(?:^|\.)cell_list\.(\d+)\.(.+)$", key)
@@ -97,6 +106,7 @@ def _layers(
             continue
         if match[2] not in known:
             raise ValueError(f"{function}: state_dict has {key}, expected only {', '.join(known)} in a cell")
+        require_tensor(function, f"state_dict[{key!r}]", value)
         found.setdefault(int(match[1]), {})[match[2]] = value
     if not found or sorted(found) != list(range(len(found))):
         raise ValueError(
@@ -109,6 +119,11 @@ def _layers(
         if missing:
             raise ValueError(f"{function}: state_dict has no cell_list.{number}.{missing[0]}")
     return layers
+
+
+def _require_mapping(function: str, state_dict: object) -> None:
+    if not isinstance(state_dict, Mapping) or not all(isinstance(key, str) for key in state_dict):
+        raise TypeError(f"{function}: state_dict is {shown(state_dict)}, expected a dict of tensors by name")
 
 
 def _hidden_size(function: str, name: str, weight: Tensor, with_input: bool = False) -> int:

@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wmkernels.checks import require_flag, require_size, state_dtype
+from wmkernels.checks import MAX_SIZE, require_flag, require_size, state_dtype
 from wmkernels.nn.causal_conv1d import CausalConv1d
-from wmkernels.nn.checks import State, require_inputs, require_packing, require_reset, require_state
+from wmkernels.nn.checks import State, checked, require_inputs, require_packing, require_reset, require_state
 from wmkernels.nn.memory_module import MemoryModule, is_plain_linear
 from wmkernels.selective_scan.function import selective_scan
 from wmkernels.selective_step.function import selective_step
@@ -48,6 +48,7 @@ class Mamba(MemoryModule):
 
     undecayed: ClassVar[tuple[str, ...]] = ("A_log", "D")
 
+    @checked
     def __init__(
         self,
         d_model: int,
@@ -71,17 +72,13 @@ class Mamba(MemoryModule):
         super().__init__()
         d_inner = int(expand * d_model)
         rank = math.ceil(d_model / 16) if dt_rank == "auto" else dt_rank
-        sizes = {"d_model": d_model, "d_state": d_state, "d_conv": d_conv, "expand * d_model": d_inner, "dt_rank": rank}
-        sizes["groups"] = groups
-        for name, size in sizes.items():
-            if not isinstance(size, int) or size < 1:
-                raise ValueError(f"Mamba: {name} is {size!r}, expected a whole number, at least 1")
+        name = type(self).__name__
+        if not 1 <= d_inner <= MAX_SIZE:
+            raise ValueError(f"{name}: expand * d_model is {expand * d_model}, expected 1 to {MAX_SIZE} inner channels")
         if d_inner % groups:
-            raise ValueError(f"Mamba: groups is {groups}, expected a divisor of the {d_inner} inner channels")
-        if dt_init not in ("random", "constant"):
-            raise ValueError(f"Mamba: dt_init is {dt_init!r}, expected 'random' or 'constant'")
+            raise ValueError(f"{name}: groups is {groups}, expected a divisor of the {d_inner} inner channels")
         if not 0 < dt_min <= dt_max:
-            raise ValueError(f"Mamba: dt_min is {dt_min} and dt_max {dt_max}, expected 0 < dt_min <= dt_max")
+            raise ValueError(f"{name}: dt_min is {dt_min} and dt_max {dt_max}, expected 0 < dt_min <= dt_max")
         self.d_model = d_model
         self.d_state = d_state
         self.d_conv = d_conv

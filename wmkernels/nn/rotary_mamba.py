@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from wmkernels.checks import state_dtype
 from wmkernels.linear_scan.function import linear_scan
-from wmkernels.nn.checks import State
+from wmkernels.nn.checks import State, checked
 from wmkernels.nn.mamba import Mamba, Selection
 
 TURN = 2 * math.pi
@@ -48,6 +48,7 @@ class RotaryMamba(Mamba):
 
     undecayed = (*Mamba.undecayed, "angle_rate")
 
+    @checked
     def __init__(
         self,
         d_model: int,
