@@ -175,9 +175,9 @@ def test_what_the_user_asks_for_is_imported_from_the_working_directory(
     [
         ("imagine", "imagined.png"),
         ("imagine", "imagined.gif"),
-        ("imagine", f"imagined.{os.getpid()}.partial.png"),
+        ("imagine", "imagined.PID.partial.png"),
         ("resume", "config.json"),
-        ("resume", f"config.{os.getpid()}.partial.json"),
+        ("resume", "config.PID.partial.json"),
         ("resume", "config.json.partial"),
         ("resume", "metrics.jsonl"),
         ("resume", "lock"),
@@ -187,6 +187,7 @@ def test_what_the_user_asks_for_is_imported_from_the_working_directory(
 def test_a_linked_file_is_neither_followed_nor_written(
     run: Path, outside: Path, command: str, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    name = name.replace("PID", str(os.getpid()))
     (run / name).unlink(missing_ok=True)
     (run / name).symlink_to(outside / "file")
     status = main(COMMANDS[command](run))
