@@ -244,7 +244,7 @@ def _legends(panels: Sequence[Panel]) -> list[_Legend]:
         ({"color": OBSERVED, "lw": 1.8}, "observed"),
         ({"color": RECONSTRUCTED, "lw": 1.5, "ls": (0, (3, 1.5))}, "reconstructed, from the observation of that step"),
         ({"color": IMAGINED, "lw": 2}, "imagined, open loop"),
-        ({"color": PERSISTENCE, "lw": 1.5, "ls": ":"}, "error if nothing changed any more"),
+        ({"color": PERSISTENCE, "lw": 1.5, "ls": ":"}, "error of the persistence baseline"),
     ]
     found = [_Legend(lines)]
     for name, renderer in panels[0].renderers.items():
