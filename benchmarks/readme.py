@@ -26,7 +26,7 @@ from wmkernels import dispatch
 from wmkernels.checks import FLOATS, dtype_name
 from wmkernels.registry import op_names
 from world import chart as world_chart
-from world import memory_chart, memory_report
+from world import memory_chart, memory_report, update_report
 from world import report as world_report
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -185,6 +185,15 @@ def memory_part(results: Results, page: Path) -> str:
     return "\n".join(lines).rstrip() or "No result is committed."
 
 
+def update_part(results: Results, page: Path) -> str:
+    lines = []
+    for path in sorted(RESULTS.glob("update_memory_*.json")):
+        result = json.loads(path.read_text())
+        lines += [markdown(update_report.HEADER, update_report.cells(result)), ""]
+        lines += [f"{environment.summary(result['environment'])}; one thread.", ""]
+    return "\n".join(lines).rstrip() or "No result is committed."
+
+
 def full_part(results: Results, page: Path) -> str:
     lines = []
     for path, result in of("scan_speed", results).items():
@@ -234,6 +243,7 @@ PARTS: dict[str, Callable[[Results, Path], str]] = {
     "conv-lstm-results": conv_lstm_results_part,
     "world-model": world_part,
     "world-memory": memory_part,
+    "update-memory": update_part,
 }
 PAGES = tuple(ROOT / page for page in ("README.md", *(f"docs/{name}.md" for name in DOCS)))
 
