@@ -139,7 +139,9 @@ def check_special_values(op: str, backend: str, recorder: Recorder, seed: int) -
     def check(drawn: tuple[Problem, int]) -> None:
         problem, number = drawn
         rng = random.Random(number)
-        name = rng.choice([name for name, x in problem.tensors.items() if x is not None and x.is_floating_point()])
+        # zeros around a map times an infinite weight are NaN, or left out
+        names = [name for name in problem.leaves() if not name.startswith("weight")]
+        name = rng.choice(names)
         x = problem.tensors[name].clone()
         place, value = (
             tuple(rng.randrange(size) for size in x.shape),

@@ -496,16 +496,25 @@ from pathlib import Path
 from worldmodel.runs.lock import Lock
 held = Lock(Path({str(run)!r}))
 if os.fork() == 0:
+    print(flush=True)  # it has forgotten the lock
     time.sleep(60)
+sys.stdin.readline()
 print(os.getpid(), flush=True)
 time.sleep(60)
 """
     paths = os.pathsep.join(str(Path(path).resolve()) for path in sys.path if path)
     environment = {**os.environ, "PYTHONPATH": paths}
     with subprocess.Popen(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, env=environment, start_new_session=True
+        [sys.executable, "-c", code],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=environment,
+        start_new_session=True,
     ) as first:
-        assert first.stdout is not None and int(first.stdout.readline()) == first.pid
+        assert first.stdin is not None and first.stdout is not None and first.stdout.readline() == b"\n"
+        first.stdin.write(b"\n")
+        first.stdin.flush()
+        assert int(first.stdout.readline()) == first.pid
         with pytest.raises(RunError, match=f"process {first.pid} on .* since 20"):
             Run.open_to_write(run)
         first.kill()

@@ -200,6 +200,7 @@ def test_what_cannot_be_parsed_is_one_line_that_names_the_option(
     message: str,
     columns: str | None,
 ) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
     if columns is not None:
         monkeypatch.setenv("COLUMNS", columns)
     assert message in ends_in_one_line(given.split(), capsys)

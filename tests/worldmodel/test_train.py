@@ -297,7 +297,7 @@ def test_mistakes_are_one_line_that_says_what_is_wrong(
         assert words in said and "Traceback" not in said, (arguments, said)
         assert len(said.strip().splitlines()) == 1, said
     for arguments, words in {
-        ("--num-envs", "0"): "num_envs is 0, expected a whole number, at least 1",
+        ("--num-envs", "0"): "--num-envs is 0, expected a whole number, at least 1",
         ("--replay.burn-in", "400"): "expected at least 0 and below window - 1",
         ("--speed", "1"): "--speed",
     }.items():

@@ -52,8 +52,8 @@ def check_installed(folder: Path | str, names: Iterable[str]) -> None:
         if not is_installed(name, folder) and (found := _found(top)) is not None:
             place = found.origin or ", ".join(found.submodule_search_locations or ())
             raise NotTrusted(
-                f"{folder} names {shown(name)!r}, and {shown(top)!r} is not installed but found in {shown(place)}: "
-                f"install it, or if you trust who made the run, {ASK} executes it"
+                f"{folder} names {shown(name)!r}, and {shown(top)!r} is not installed but found in "
+                f"{shown(place, 1000)}: install it, or if you trust who made the run, {ASK} executes it"
             )
 
 
