@@ -7,8 +7,8 @@ Checks (``fuzz_checks.py``) are those of the test suite with other random inputs
 on every backend and instruction set, which also give equal bits with another number of threads and leave their inputs
 unchanged; the laws of every recurrent op and module; numbers that are infinite, NaN, huge or tiny; and bad calls, which
 are refused in the function's own words, or give what the reference gives. In half of the rounds every tensor ends, or
-begins, at an inaccessible page (``guard_pages.c``; needs a C compiler and Linux), so that an access outside is a crash. A
-worker that crashes is replaced; its call is printed.
+begins, at an inaccessible page (``guard_pages.c``; needs a C compiler and Linux), so that an access outside is a crash.
+A worker that crashes is replaced; its call is printed.
 
 Exit code: 0 if every case passed.
 """
