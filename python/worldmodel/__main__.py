@@ -111,12 +111,22 @@ class _Signals:
             self._thread_hook(failed)
 
 
-def working_directory_last() -> None:
-    """A file there, perhaps of somebody's run, must not be taken for an installed module."""
+def working_directory_last(imported: Sequence[str] = ()) -> None:
+    """A file there, perhaps of somebody's run, must not be taken for an installed module.
+
+    Packages that look for others and for plugins are ``imported`` without it.
+    """
     here = os.path.realpath(os.getcwd())
     sys.path.sort(key=lambda entry: os.path.realpath(entry) == here)  # the others keep their order
+    ordered = list(sys.path)
+    sys.path[:] = [entry for entry in ordered if os.path.realpath(entry) != here]
+    for name in imported:
+        with contextlib.suppress(ImportError):  # reported when it is needed
+            importlib.import_module(name)
+    sys.path[:] = ordered
 
 
 if __name__ == "__main__":
-    working_directory_last()
+    let_waiting_threads_sleep()
+    working_directory_last(("torch", "gymnasium", "tyro") if sys.argv[1:2] and sys.argv[1] in COMMANDS else ())
     sys.exit(main())

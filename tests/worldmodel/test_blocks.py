@@ -86,7 +86,11 @@ def test_a_block_of_the_users_own_is_built_with_its_options() -> None:
     [
         (CustomBlock("nowhere:Leaky"), "block is 'nowhere:Leaky', expected module:Class that can be imported"),
         (CustomBlock(f"{HERE}:Nothing"), "expected module:Class that can be imported"),
-        (CustomBlock(HERE), "expected module:Class that can be imported"),
+        (CustomBlock(HERE), "expected module:Class$"),
+        (
+            CustomBlock("torch.nn:Embedding", {"embedding_dim": -1}),
+            "cannot be called .*: RuntimeError: Trying to create",
+        ),
         (CustomBlock(f"{HERE}:Leaky", {"speed": 1}), r"cannot be called with \(4, \*\*\{'speed': 1\}\)"),
         (CustomBlock("builtins:complex"), "block is 'builtins:complex', expected module:Class of a torch.nn.Module"),
         (CustomBlock("torch.nn:ReLU"), "has no init_state, step, expected init_state, forward and step"),

@@ -131,8 +131,12 @@ def test_what_a_run_names_and_is_not_installed_is_not_executed(
 
 def test_a_process_in_the_folder_of_a_run_executes_none_of_its_files(run: Path) -> None:
     named(run, "environment", "hostile")
-    for name in ("hostile", "tyro", "popgym", "numpy"):  # the working directory comes first in Python's search
+    # The working directory comes first in Python's search; torch looks for dill, and for plugins.
+    for name in ("hostile", "tyro", "popgym", "numpy", "dill", "plugin"):
         (run / f"{name}.py").write_text(textwrap.dedent(HOSTILE))
+    (run / "plugin-1.0.dist-info").mkdir()
+    (run / "plugin-1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: plugin\nVersion: 1.0\n")
+    (run / "plugin-1.0.dist-info" / "entry_points.txt").write_text("[torch.backends]\nplugin = plugin:make\n")
     paths = os.pathsep.join(str(Path(path).resolve()) for path in sys.path if path)
     command = [sys.executable, "-m", "worldmodel", *COMMANDS["evaluate"](Path("."))]
     ended = subprocess.run(command, cwd=run, env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True)
@@ -141,7 +145,17 @@ def test_a_process_in_the_folder_of_a_run_executes_none_of_its_files(run: Path) 
 
 
 @pytest.mark.parametrize(
-    "name", ["os:getcwd", "pip.__main__:main", ".hostile:make", "../hostile:make", "a b:c", "subprocess:Popen", "a:b:c"]
+    "name",
+    [
+        "os:getcwd",
+        "this",
+        "pip.__main__:main",
+        ".hostile:make",
+        "../hostile:make",
+        "a b:c",
+        "subprocess:Popen",
+        "a:b:c",
+    ],
 )
 @pytest.mark.parametrize("command", ["evaluate", "resume"])
 def test_names_of_what_is_no_environment_and_no_block_are_refused(
@@ -153,6 +167,25 @@ def test_names_of_what_is_no_environment_and_no_block_are_refused(
     changed(run, lambda config: config["train"].update(env=ECHO))
     changed(run, lambda config: config["train"]["model"]["memory"].update(blocks=[block]))
     refused(capsys, COMMANDS[command](run))
+
+
+@pytest.mark.parametrize("kind", ["environment", "block"])
+def test_a_run_below_an_entry_of_the_path_is_no_package(
+    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    named(run, kind, "run.hostile")
+    (run / "hostile.py").write_text(textwrap.dedent(HOSTILE))
+    monkeypatch.setattr(sys, "path", [str(run.parent), *sys.path])
+    said = refused(capsys, COMMANDS["evaluate"](run))
+    assert f"'run.hostile:{'make' if kind == 'environment' else 'Block'}', which is in the run's folder" in said
+    assert not (run / "executed").exists()
+
+
+def test_an_environments_arguments_have_any_name(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("name", "num_envs", "id", "self"):
+        changed(run, lambda config, name=name: config["train"].update(env_args={name: "x"}))  # type: ignore[misc]
+        for command in ("evaluate", "resume", "imagine"):
+            assert "cannot be made: TypeError" in refused(capsys, COMMANDS[command](run))
 
 
 def test_what_the_user_asks_for_is_imported_from_the_working_directory(
@@ -223,6 +256,22 @@ def test_linked_weights_and_files_that_are_none_are_refused(
     (run / "config.json").unlink()
     os.mkfifo(run / "config.json")  # would wait for ever
     assert "not a regular file" in refused(capsys, COMMANDS["evaluate"](run))
+
+
+def test_a_hard_link_is_not_written_through(run: Path, outside: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("lock", "metrics.jsonl"):
+        (run / name).unlink(missing_ok=True)
+        (run / name).hardlink_to(outside / "file")
+    assert "lock is a hard link" in refused(capsys, COMMANDS["resume"](run))
+    (run / "lock").unlink()
+    with pytest.raises(RunError, match=r"metrics\.jsonl is a hard link"):
+        Run(run).log({"steps": 1})
+
+
+def test_saving_waits_for_nothing_that_lies_among_the_parts(run: Path) -> None:
+    os.mkfifo(Run(run).checkpoints[-1] / "more.safetensors")
+    (Run(run).checkpoints[-1] / "link.safetensors").symlink_to("more.safetensors")
+    assert main(COMMANDS["resume"](run)) == 0
 
 
 @pytest.mark.parametrize("name", ["../outside/part", "/etc/part", "a\nb", "", "a/b", "..", "a" * 200])
@@ -472,7 +521,8 @@ def test_every_value_of_a_checkpoint_is_checked_on_resume(run: Path, part: str) 
 
 
 def test_sequences_that_decompress_beyond_memory_are_refused(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("worldmodel.runs.sequences.machine_memory", lambda: 100)
+    monkeypatch.setattr("worldmodel.runs.sequences.machine_memory", lambda: 0)
+    monkeypatch.setattr("worldmodel.runs.sequences.zlib.decompressobj", None)  # before it is tried
     with pytest.raises(RunError, match="bytes once decompressed, which is beyond this machine's memory"):
         Run(run).load("replay")
 

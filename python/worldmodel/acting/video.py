@@ -47,7 +47,7 @@ def video_file(wanted: Path) -> tuple[Path, str]:
     return wanted, ""
 
 
-def make_rendered(name: str, **options: Any) -> "gymnasium.Env[Any, Any]":
+def make_rendered(name: str, /, **options: Any) -> "gymnasium.Env[Any, Any]":
     """Makes and tries an environment with ``rgb_array`` rendering; raises NoVideo, or the errors of ``make``."""
     plain = make(name, **options)
     modes = list(plain.metadata.get("render_modes") or [])

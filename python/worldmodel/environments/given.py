@@ -25,7 +25,7 @@ class Given(str):
         given.made = made
         return given
 
-    def make(self, **options: Any) -> Any:
+    def make(self, /, **options: Any) -> Any:
         """Raises what the object raises, or ConfigurationError."""
         if not isinstance(self.made, require("gymnasium", "run environments").Env):
             return self.made(**options)

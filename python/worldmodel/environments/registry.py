@@ -122,7 +122,7 @@ def _hint(name: str, known: list[str]) -> str:
     return "; expected a gymnasium id, module:Env-v0, module:function, or a name of popgym's where popgym is installed"
 
 
-def make(name: Any, **options: Any) -> "gymnasium.Env[Any, Any]":
+def make(name: Any, /, **options: Any) -> "gymnasium.Env[Any, Any]":
     """Makes an environment, with gymnasium's time limit, from its name or as ``name_of`` takes it.
 
     Raises UnknownEnvironment, EnvironmentFailed.
@@ -201,7 +201,7 @@ def name_of(environment: Any) -> tuple[str, dict[str, Any]]:
     )
 
 
-def make_vector(name: Any, num_envs: int, **options: Any) -> "gymnasium.vector.VectorEnv[Any, Any, Any]":
+def make_vector(name: Any, num_envs: int, /, **options: Any) -> "gymnasium.vector.VectorEnv[Any, Any, Any]":
     """The environment's own vectorised form. Raises UnknownEnvironment; EnvironmentFailed if it has none."""
     gymnasium = require("gymnasium", "run environments")
     if isinstance(name, Given) or not isinstance(name, str):

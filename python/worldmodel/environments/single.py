@@ -48,7 +48,7 @@ def _first_mask(info: dict[str, Any]) -> dict[str, Any]:
     return {} if mask is None else {MASK: mask}
 
 
-def make_single(name: Any, **options: Any) -> "gymnasium.Env[Any, Any]":
+def make_single(name: Any, /, **options: Any) -> "gymnasium.Env[Any, Any]":
     """``make``, or the environment's own vectorised form with one environment. Raises as ``make``."""
     try:
         return make(name, **options)

@@ -323,7 +323,7 @@ class CustomBlock(Block):
         """Raises ConfigurationError for a class that cannot be built or is no block."""
         module_name, _, name = self.block.partition(":")
         expected = f"CustomBlock: block is {self.block!r}, expected module:Class"
-        if not all(map(str.isidentifier, module_name.split("."))):
+        if not all(map(str.isidentifier, [*module_name.split("."), name])):
             raise ConfigurationError(expected)
         try:
             kind = getattr(importlib.import_module(module_name), name)
@@ -337,9 +337,10 @@ class CustomBlock(Block):
             return nn.Identity()
         try:
             block = kind(width, **self.options)
-        except TypeError as error:
+        except Exception as error:  # user code may raise anything
             raise ConfigurationError(
-                f"CustomBlock: {self.block} cannot be called with ({width}, **{self.options}): {error}"
+                f"CustomBlock: {self.block} cannot be called with ({width}, **{self.options}): "
+                f"{type(error).__name__}: {error}"
             ) from error
         _check_interface(block, self.block, width)
         return block

@@ -28,16 +28,20 @@ class RunError(ValueError):
 
 
 def open_file(path: Path, flags: int = os.O_RDONLY) -> int:
-    """A file's handle. Raises OSError as ``os.open``; RunError for a link, or what is no file."""
+    """A file's handle. Raises OSError as ``os.open``; RunError for a link, what is no file, or to write a hard link."""
     try:
         handle = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
     except OSError as error:
         if error.errno == errno.ELOOP:
             raise linked(path) from error
         raise
-    if not stat.S_ISREG(os.fstat(handle).st_mode):
+    found = os.fstat(handle)
+    if not stat.S_ISREG(found.st_mode):
         os.close(handle)
         raise RunError(f"{path} is not a regular file")
+    if found.st_nlink > 1 and flags & (os.O_WRONLY | os.O_RDWR):
+        os.close(handle)
+        raise RunError(f"{path} is a hard link, and writing it would change a file elsewhere: remove it")
     return handle
 
 

@@ -80,7 +80,7 @@ class Segments:
             return
         try:
             listed = {name for folder in checkpoints for part in folder.glob("*.safetensors") for name in _listed(part)}
-        except (storage.DamagedFile, storage.NewerFile):
+        except (storage.DamagedFile, storage.NewerFile, files.RunError):
             return
         for path in self.folder.iterdir():
             name = path.name.partition(".")[0]

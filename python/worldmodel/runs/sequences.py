@@ -159,14 +159,21 @@ def row_bytes(rows: np.ndarray | Mapping[str, Any]) -> int:
     return math.prod(rows["shape"][1:]) * np.dtype(rows["dtype"]).itemsize
 
 
+def _nbytes(rows: np.ndarray | Mapping[str, Any]) -> int:
+    """Before compression, by the shape; raises ValueError if that cannot be."""
+    if isinstance(rows, np.ndarray):
+        return rows.nbytes
+    nbytes = math.prod(rows["shape"]) * np.dtype(rows["dtype"]).itemsize
+    if not 0 <= nbytes <= _MOST_RATIO * rows["zlib"].nbytes:
+        raise ValueError(f"compressed rows of shape {rows['shape']} cannot have {rows['zlib'].nbytes} bytes")
+    return nbytes
+
+
 def _decompressed(rows: np.ndarray | Mapping[str, Any]) -> np.ndarray:
     """Raises ValueError if the length is not that of the shape."""
     if isinstance(rows, np.ndarray):
         return rows
-    dtype, shape = np.dtype(rows["dtype"]), tuple(rows["shape"])
-    expected = math.prod(shape) * dtype.itemsize
-    if not 0 <= expected <= _MOST_RATIO * rows["zlib"].nbytes:
-        raise ValueError(f"compressed rows of shape {shape} cannot have {rows['zlib'].nbytes} bytes")
+    dtype, shape, expected = np.dtype(rows["dtype"]), tuple(rows["shape"]), _nbytes(rows)
     reader = zlib.decompressobj()
     try:
         raw = reader.decompress(rows["zlib"].tobytes(), expected + 1)
@@ -189,10 +196,10 @@ def unpacked(header: Mapping[str, Any], found: Iterable[tuple[Mapping[str, Any],
     for pack, segment in found:
         segments += [] if segment is None else [segment]
         for name, packed in pack.items():
-            rows, stop = _decompressed(packed["rows"]), 0
-            nbytes += rows.nbytes
+            nbytes += _nbytes(packed["rows"])
             if nbytes > machine_memory():
                 raise ValueError(f"more than {nbytes:,} bytes once decompressed, which is beyond this machine's memory")
+            rows, stop = _decompressed(packed["rows"]), 0
             if packed["slices"][:, 2].sum() != len(rows):
                 raise ValueError(f"slices of {name} have another number of rows than there are")
             for sequence, start, count in packed["slices"].tolist():

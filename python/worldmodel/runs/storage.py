@@ -139,8 +139,9 @@ def _open(path: Path) -> int:
 
 
 def has_sequences(path: Path) -> bool:
-    """Whether there are ``Sequences`` in a file, by its unchecked header; raises DamagedFile."""
+    """Whether there are ``Sequences`` in a file, by its unchecked header; raises DamagedFile, or as ``open_file``."""
     safetensors = require("safetensors", "read checkpoints")
+    os.close(_open(path))
     try:
         with safetensors.safe_open(str(path), framework="pt", device="cpu") as file:
             return '{"sequences": ' in (file.metadata() or {})["outline"]

@@ -41,9 +41,17 @@ def check_installed(folder: Path | str, names: Iterable[str]) -> None:
     Raises:
         NotTrusted: the message says where the module was found.
     """
+    root = Path(folder).resolve()
     for name in names:
         module = name.rpartition(":")[0]
         top = module.partition(".")[0]
+        with installed_alone(folder):
+            places = [path for path in _places(module) if path.is_relative_to(root) and not _is_packages(path)]
+        if places:
+            raise NotTrusted(
+                f"{folder} names {shown(name)!r}, which is in the run's folder, {shown(places[0])}: if you trust who "
+                f"made the run, {ASK} executes it"
+            )
         if not module or (top in sys.modules and top not in sys.stdlib_module_names):
             continue
         parts = module.split(".")
@@ -68,9 +76,20 @@ def _is_foreign(entry: str, folder: Path) -> bool:
     if not os.path.isabs(entry):
         return True
     path = Path(entry).resolve()
-    if any(path.is_relative_to(Path(packages).resolve()) for packages in sysconfig.get_paths().values()):
-        return False
-    return path == Path.cwd().resolve() or path.is_relative_to(folder.resolve())
+    return not _is_packages(path) and (path == Path.cwd().resolve() or path.is_relative_to(folder.resolve()))
+
+
+def _is_packages(path: Path) -> bool:
+    return any(path.is_relative_to(Path(packages).resolve()) for packages in sysconfig.get_paths().values())
+
+
+def _places(module: str) -> Iterator[Path]:
+    """Where a module would be, in the innermost imported package that it is in or in ``sys.path``; imports nothing."""
+    parts = module.split(".")
+    imported = next((n for n in range(len(parts), 0, -1) if ".".join(parts[:n]) in sys.modules), 0)
+    package = sys.modules.get(".".join(parts[:imported]))
+    for entry in sys.path if package is None else getattr(package, "__path__", ()):
+        yield Path(entry, *parts[imported:]).resolve()
 
 
 def _found(top: str) -> importlib.machinery.ModuleSpec | None:
