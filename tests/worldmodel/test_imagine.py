@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import imageio.v3 as iio
+import matplotlib
 import numpy as np
 import pytest
 import torch
@@ -294,6 +295,8 @@ def test_many_numbers_and_many_classes_are_drawn_too(tmp_path: Path) -> None:
     panel = Panel.of("all of it", open_loop(model, batch, 20), 0, model.observation_spec.modalities, {})
     picture = draw_png("many", [panel], None, dpi=50)
     assert picture.shape[1] == 625 and picture.std() > 10
+    with matplotlib.rc_context({"axes.facecolor": "red", "font.size": 20, "axes.grid": True}):
+        assert (draw_png("many", [panel], None, dpi=50) == picture).all()  # settings of the working directory
     draw_gif("many", [panel], tmp_path / "many.gif", fps=10, dpi=30)
     assert len(iio.imread(tmp_path / "many.gif")) == 60
 

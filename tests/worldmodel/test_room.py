@@ -75,6 +75,15 @@ def test_a_batch_the_replay_and_a_checkpoint_are_said_before_anything_is_collect
     )  # names, settings of the optimisers
 
 
+def test_an_imagination_that_no_memory_holds_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--learner.objective.horizon", "65536", "--learner.objective.imagination-starts", "65536"]
+    options += ["--replay.batch-size", "65536"]
+    assert start(tmp_path / "run", *options) == 1
+    said = capsys.readouterr().err
+    assert re.search(r"imagination takes at least [\d.]+ GB, and .* lower --learner\.objective\.horizon", said)
+    assert len(said.strip().splitlines()) == 1 and not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("what", ["memory", "disk"])
 def test_a_machine_that_is_too_small_is_refused_before_there_is_a_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], what: str

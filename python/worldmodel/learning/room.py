@@ -1,5 +1,6 @@
 """Memory and disk that a run takes, said and refused before it collects anything."""
 
+import math
 import shutil
 from pathlib import Path
 
@@ -19,6 +20,14 @@ def batch_bytes(observation_spec: ObservationSpec, config: ReplayConfig) -> int:
     return config.batch_size * config.window * sum(array.nbytes for array in observation_spec.zeros(1).values())
 
 
+def imagined_bytes(config: TrainConfig, world_model: WorldModel) -> int:
+    """Of the features that an update imagines, which are all kept."""
+    objective, replay = config.learner.objective, config.replay
+    tries = math.prod(world_model.action_spec.sizes) if config.model.decision.gradient == "all_action" else 1
+    starts = replay.batch_size * min(objective.imagination_starts, replay.window)
+    return starts * tries * objective.horizon * world_model.init_state(1)["features"].nbytes
+
+
 def room_notice(config: TrainConfig, world_model: WorldModel, replay: Replay, folder: Path | None) -> str:
     """What a batch, the replay and a checkpoint take; ``folder`` is where a new run is written, None for no look.
 
@@ -29,7 +38,13 @@ def room_notice(config: TrainConfig, world_model: WorldModel, replay: Replay, fo
     weights = sum(value.nbytes for value in world_model.state_dict().values())
     learned = weights * (1 + _OPTIMISER + bool(config.learner.ema))
     memory, checkpoint = stored + batch + learned + weights, stored + learned  # gradients are not saved
-    if memory > (present := machine_memory()):
+    present = machine_memory()
+    if (imagined := imagined_bytes(config, world_model)) > present:
+        raise ConfigurationError(
+            f"imagination takes at least {_size(imagined)}, and this machine's memory is {_size(present)}: lower "
+            "--learner.objective.horizon, --learner.objective.imagination-starts or --replay.batch-size"
+        )
+    if memory > present:
         raise ConfigurationError(
             f"the replay takes up to {_size(stored)} and a batch {_size(batch)}, and this machine's memory is "
             f"{_size(present)}: {_LOWER}"

@@ -36,17 +36,18 @@ def draw_png(title: str, panels: Sequence[Panel], path: Path | None, width: floa
 
     ``width`` is in inches. Raises MissingPackage without matplotlib, or imageio for a file.
     """
-    inside = width - MARGIN - _RIGHT
-    strips = {id(panel): [strip(panel, name, inside) for name in panel.renderers] for panel in panels}
-    blocks = [(panel, [header(panel), *strips[id(panel)], *bands(panel)]) for panel in panels]
-    legends = _legends(panels)
-    page = _Page(width, sum(_height(parts) for _, parts in blocks), len(legends), dpi)
-    page.title(title)
-    for panel, parts in blocks:
-        page.caption(panel.title)
-        page.stack(panel, parts, inside)
-    page.legends(legends)
-    picture = page.pixels()
+    with _plain_style():
+        inside = width - MARGIN - _RIGHT
+        strips = {id(panel): [strip(panel, name, inside) for name in panel.renderers] for panel in panels}
+        blocks = [(panel, [header(panel), *strips[id(panel)], *bands(panel)]) for panel in panels]
+        legends = _legends(panels)
+        page = _Page(width, sum(_height(parts) for _, parts in blocks), len(legends), dpi)
+        page.title(title)
+        for panel, parts in blocks:
+            page.caption(panel.title)
+            page.stack(panel, parts, inside)
+        page.legends(legends)
+        picture = page.pixels()
     if path is not None:
         require("imageio.v3", "write pictures").imwrite(path, picture, extension=".png")
     page.close()
@@ -56,13 +57,19 @@ def draw_png(title: str, panels: Sequence[Panel], path: Path | None, width: floa
 def draw_gif(title: str, panels: Sequence[Panel], path: Path, fps: float, width: float = 10, dpi: int = 80) -> None:
     """Draws all episodes in parallel, ``fps`` steps per second. Raises MissingPackage without matplotlib or imageio."""
     image = require("PIL.Image", "write pictures")  # imageio needs it
-    frames = [image.fromarray(frame) for frame in _frames(title, panels, width, dpi)]
+    with _plain_style():
+        frames = [image.fromarray(frame) for frame in _frames(title, panels, width, dpi)]
     # One palette: unchanged pixels are stored once.
     sample = image.fromarray(np.concatenate([np.asarray(frames[i]) for i in (0, len(frames) // 2, -1)]))
     palette = sample.quantize(_FILM_COLOURS, method=image.Quantize.MEDIANCUT, dither=image.Dither.NONE)
     first, *others = (frame.quantize(palette=palette, dither=image.Dither.NONE) for frame in frames)
     durations = [round(1000 / fps)] * len(others) + [2000]
     first.save(path, format="GIF", save_all=True, append_images=others, duration=durations, loop=0, optimize=False)
+
+
+def _plain_style() -> Any:
+    """Matplotlib's own: it reads settings from the working directory, which may be somebody's run."""
+    return require("matplotlib.style", "draw pictures").context("default", after_reset=True)
 
 
 def _frames(title: str, panels: Sequence[Panel], width: float, dpi: int) -> Iterator[np.ndarray]:

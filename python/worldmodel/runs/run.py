@@ -35,7 +35,7 @@ __all__ = ["Run", "RunError"]
 FORMAT = 2  # of config.json
 KEPT = 2  # the newest may be damaged
 _REPLACED = ".old.partial"
-_MOST_METRICS = 2**31  # bytes of metrics.jsonl
+_MOST_METRICS = 2**28  # bytes of metrics.jsonl: a line every five seconds for three weeks
 _MOST_NAMED = 9999  # of the numbers that make a folder's name unique
 
 
