@@ -40,7 +40,10 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         "--dtype", choices=DTYPES, help="of the activations; default: float32 on a CPU, bfloat16 on a GPU"
     )
     parser.add_argument("--quick", action="store_true", help="small sizes, a few seconds: a smoke test")
-    parser.add_argument("--json", type=Path, help="result file; default: in benchmarks/results/, none with --quick")
+    parser.add_argument(
+        "--json", type=Path, help="result file; default: in benchmarks/results/local/, none with --quick"
+    )
+    parser.add_argument("--publish", action="store_true", help="to benchmarks/results/, whose tables are committed")
     parser.add_argument("--plot", type=Path, help="chart (PNG); default: beside the JSON")
     chosen = parser.parse_args(arguments)
     if chosen.device.partition(":")[0] not in ("cpu", "cuda"):
@@ -125,7 +128,7 @@ def main() -> int:
     report.show(result)
     path = chosen.json
     if path is None and not chosen.quick:
-        path = RESULTS / f"scan_speed_{report.machine_slug(result)}.json"
+        path = RESULTS / ("" if chosen.publish else "local") / f"scan_speed_{report.machine_slug(result)}.json"
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(result, indent=1) + "\n")

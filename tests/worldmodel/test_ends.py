@@ -67,6 +67,17 @@ def partial(folder: Path) -> list[Path]:
     return [path for path in folder.rglob("*") if "partial" in path.name]
 
 
+@pytest.fixture(autouse=True)
+def heard() -> Iterator[None]:
+    """Signals act as in a terminal: a background job of a shell has some ignored."""
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    for number in SIGNALS:
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "echo"

@@ -66,16 +66,16 @@ def command(arguments: Sequence[str]) -> int:
     options = parse(EvaluateOptions, _video_named(arguments), "evaluate")
     if options.json is not None:
         check_writable("--json", options.json)
-    video = None
+    video, notice = None, ""
     if options.video is not None:
         video, notice = video_file(options.run / "evaluated.mp4" if options.video == Path() else options.video)
-        if notice:
-            print(notice, file=sys.stderr)
         if options.video != Path():
             check_writable("--video", video)
     run = Run(options.run)
     with named_environment(run, options.env, options.env_args, options.trust) as (env, env_args):
         told = _evaluate(options, run, env, env_args, video)
+    if notice:
+        print(notice, file=sys.stderr)
     if options.json is not None:
         with run.writing(options.json) as file:
             file.write_text(json.dumps(told, indent=1) + "\n")
