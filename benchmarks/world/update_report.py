@@ -4,7 +4,7 @@ from typing import Any
 
 from harness.tables import figure, megabytes
 
-HEADER = ("frames", "preset", "batch", "before: MiB", "an update adds: MiB", "expected", "CPU seconds")
+HEADER = ("frames", "preset", "batch", "before: MiB", "an update adds: MiB", "CPU seconds")
 
 
 def cells(result: dict[str, Any]) -> list[list[str]]:
@@ -15,7 +15,6 @@ def cells(result: dict[str, Any]) -> list[list[str]]:
             f"{row['rows']} x {row['window']}",
             megabytes(row["before"]),
             megabytes(row["after"] - row["before"]),
-            megabytes(row["expected"]),
             figure(row["seconds"]),
         ]
         for row in result["rows"]

@@ -92,7 +92,7 @@ class TrainConfig(Checked):
     """CPU threads. By default a new run takes as many as an update keeps busy, at most PyTorch's own number, and writes
     them into its settings."""
     update_megabytes: Positive = 1024
-    """Most memory of an update, in MiB, where observations have pictures: a new run that would take more lets
+    """Memory of an update, in MiB, about, where observations have pictures: a new run that would take more lets
     perception take fewer steps at once, and if that is not enough lowers replay.batch_size."""
     chunk_steps: Limit | None = None
     """Steps that perception takes at once in an update. By default a new run takes as many as update_megabytes allows,
