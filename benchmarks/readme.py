@@ -215,7 +215,10 @@ def conv_lstm_part(results: Results, page: Path) -> str:
         lines += [f"{conditions(result)}", ""]
         lines += [f"![Time over ours, by problem]({picture(path, page)})", ""]
         lines += [markdown(*report.target_table(conv_lstm_targets.assess(result))), ""]
-    return "\n".join(lines).rstrip() or "No result is committed: `python benchmarks/conv_lstm_speed.py --publish` makes one."
+    return (
+        "\n".join(lines).rstrip()
+        or "No result is committed: `python benchmarks/conv_lstm_speed.py --publish` makes one."
+    )
 
 
 def conv_lstm_results_part(results: Results, page: Path) -> str:
