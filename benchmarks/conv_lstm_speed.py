@@ -8,22 +8,19 @@ Prints tables; writes a JSON file and a chart. Each implementation is first chec
 """
 
 import argparse
-import json
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from conv_lstms import plan, report
+from conv_lstms import chart, plan, report
 from conv_lstms.measure import Runner
-from harness import cpu_limits, environment
+from harness import cpu_limits, environment, result_file
 from harness.progress import Progress
 from scans.report import machine_slug
 from wmkernels import dispatch
 
-RESULTS = Path(__file__).resolve().parent / "results"
 RATES = ("multiply_add", "matrix", "copy")
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -35,13 +32,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         "--backends", type=lambda text: text.split(","), help="comma-separated; default: all that run here"
     )
     parser.add_argument("--dtype", choices=DTYPES, help="default: float32 on a CPU, bfloat16 on a GPU")
-    parser.add_argument("--quick", action="store_true", help="small sizes, a few seconds: a smoke test")
-    parser.add_argument(
-        "--json", type=Path, help="result file; default: in benchmarks/results/local/, none with --quick"
-    )
-    parser.add_argument("--publish", action="store_true", help="to benchmarks/results/, whose tables are committed")
-    parser.add_argument("--plot", type=Path, help="chart (PNG); default: beside the JSON")
-    chosen = parser.parse_args(arguments)
+    chosen = result_file.parse(parser, arguments)
     if chosen.device.partition(":")[0] not in ("cpu", "cuda"):
         parser.error(f"--device is {chosen.device}, expected cpu or cuda")
     device = torch.device(chosen.device)
@@ -106,19 +97,7 @@ def main() -> int:
     chosen = parse_arguments()
     result = run(chosen)
     report.show(result)
-    path = chosen.json
-    if path is None and not chosen.quick:
-        path = RESULTS / ("" if chosen.publish else "local") / f"conv_lstm_speed_{machine_slug(result)}.json"
-    if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(result, indent=1) + "\n")
-        print(f"\nwrote {path}")
-    plot = chosen.plot or (path.with_suffix(".png") if path is not None else None)
-    if plot is not None:
-        from conv_lstms import chart
-
-        reason = chart.draw(result, plot)
-        print(f"no chart: {reason}" if reason else f"wrote {plot}")
+    result_file.write(result, chosen, machine_slug(result), chart.draw)
     return 1 if any(row["backend"] is not None and "error" in row for row in result["rows"]) else 0
 
 

@@ -8,23 +8,20 @@ Prints tables; writes a JSON file and a chart. Each implementation is first chec
 """
 
 import argparse
-import json
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from harness import cpu_limits, environment
+from harness import cpu_limits, environment, result_file
 from harness.progress import Progress
-from scans import report, training_memory
+from scans import chart, report, training_memory
 from scans.measure import Runner
 from scans.plan_cpu import CpuPlan
 from scans.plan_cuda import CudaPlan
 from wmkernels import dispatch
 
-RESULTS = Path(__file__).resolve().parent / "results"
 RATES = ("multiply_add", "exponential", "copy")
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -39,13 +36,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--dtype", choices=DTYPES, help="of the activations; default: float32 on a CPU, bfloat16 on a GPU"
     )
-    parser.add_argument("--quick", action="store_true", help="small sizes, a few seconds: a smoke test")
-    parser.add_argument(
-        "--json", type=Path, help="result file; default: in benchmarks/results/local/, none with --quick"
-    )
-    parser.add_argument("--publish", action="store_true", help="to benchmarks/results/, whose tables are committed")
-    parser.add_argument("--plot", type=Path, help="chart (PNG); default: beside the JSON")
-    chosen = parser.parse_args(arguments)
+    chosen = result_file.parse(parser, arguments)
     if chosen.device.partition(":")[0] not in ("cpu", "cuda"):
         parser.error(f"--device is {chosen.device}, expected cpu or cuda")
     device = torch.device(chosen.device)
@@ -126,19 +117,7 @@ def main() -> int:
     chosen = parse_arguments()
     result = run(chosen)
     report.show(result)
-    path = chosen.json
-    if path is None and not chosen.quick:
-        path = RESULTS / ("" if chosen.publish else "local") / f"scan_speed_{report.machine_slug(result)}.json"
-    if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(result, indent=1) + "\n")
-        print(f"\nwrote {path}")
-    plot = chosen.plot or (path.with_suffix(".png") if path is not None else None)
-    if plot is not None:
-        from scans import chart
-
-        reason = chart.draw(result, plot)
-        print(f"no chart: {reason}" if reason else f"wrote {plot}")
+    result_file.write(result, chosen, report.machine_slug(result), chart.draw)
     failed = [row for row in result["rows"] if row["backend"] is not None and "error" in row]
     return 1 if failed or any(entry["correct"] is False for entry in result.get("very_long", [])) else 0
 

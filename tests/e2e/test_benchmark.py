@@ -100,6 +100,8 @@ for parse, options in (
     (parse_arguments, ["--lengths", "0"]),
     (conv_lstm_arguments, ["--backends", "cuda"]),
     (conv_lstm_arguments, ["--device", "mps"]),
+    (parse_arguments, ["--quick", "--publish"]),
+    (conv_lstm_arguments, ["--json", "result.json", "--publish"]),
 ):
     try:
         parse(options)
@@ -107,6 +109,7 @@ for parse, options in (
         print(stop.code)
 """
     done = run("-c", program)
-    assert done.stdout.split() == ["2"] * 5, done.stderr
+    assert done.stdout.split() == ["2"] * 7, done.stderr
     for words in ("there is no 'fast'", "device is tpu", "must be positive", "cuda cannot run on cpu", "device is mps"):
         assert words in done.stderr
+    assert "no result to publish" in done.stderr and "not allowed with argument --json" in done.stderr
