@@ -138,8 +138,8 @@ def moving() -> Preset:
 def pixels() -> Preset:
     """Images and maps, seen at 64 by 64 pixels, in less than 2 GB.
 
-    An update takes 1,024 steps and at most 1,024 MiB (``update_megabytes``); the replay's 512 MiB hold 43,000 steps of
-    three channels. With 8 channels in the first convolution, an update takes half the time that it does with 16.
+    A batch is 1,024 steps, and an update is kept to about ``update_megabytes``. With 8 channels in the first
+    convolution, an update takes half the time that it does with 16.
     """
     return Preset(
         WorldModelConfig(
