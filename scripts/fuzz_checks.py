@@ -10,7 +10,7 @@ import inspect
 import json
 import random
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 from unittest import mock
 
@@ -23,6 +23,8 @@ import torch
 from conv_lstm_problems import conv_lstms
 from hypothesis import strategies as st
 from problems import Problem, assert_as_accurate_as_the_reference, laid_out, linear_scans, scans, steps
+from test_concurrency import torch_threads
+from test_kernels_match_reference import instruction_set
 from torch.utils import _pytree as pytree
 
 import wmkernels
@@ -75,19 +77,15 @@ def check_values(op: str, backend: str, level: str, recorder: Recorder, seed: in
         before = {name: x.clone() for name, x in problem.tensors.items() if x is not None}
         assert_as_accurate_as_the_reference(problem, backend)
         one = problem.solve(backend)
-        threads = torch.get_num_threads()
-        torch.set_num_threads(3 if threads == 1 else 1)
-        try:
+        with torch_threads(3 if torch.get_num_threads() == 1 else 1):
             other = problem.solve(backend)
-        finally:
-            torch.set_num_threads(threads)
         for name, value in one.items():
             summed = op == "conv_lstm" and (backend == "chunked" or name.endswith(SUMMED_PER_THREAD))
             assert summed or same_bits(value, other[name]), f"{name} depends on the number of threads"
         for name, value in before.items():
             assert same_bits(problem.tensors[name], value), f"{name}, an input, was changed"
 
-    with instruction_set(level):
+    with instruction_set(level) if level else contextlib.nullcontext():
         examples(PROBLEMS[op](), check, seed)
 
 
@@ -286,17 +284,3 @@ def same_bits(one: Any, other: Any) -> bool:
         return False
     kind = whole[one.element_size()]
     return torch.equal(one.contiguous().view(kind), other.contiguous().view(kind))
-
-
-@contextlib.contextmanager
-def instruction_set(level: str) -> Iterator[None]:
-    native = dispatch.load_native()
-    if not level or native is None:
-        yield
-        return
-    before = native.cpu_isa()
-    native.cpu_set_isa(level)
-    try:
-        yield
-    finally:
-        native.cpu_set_isa(before)
