@@ -5,7 +5,7 @@ Norms between blocks amplify rounding, so test_worldmodel_model.py tests stacks 
 
 from recurrences import ModuleRecurrence, register
 
-from worldmodel.model.blocks import GRU, GatedConv, MapLSTM
+from worldmodel.model.recurrent import GRU, GatedConv, MapLSTM
 
 register(ModuleRecurrence("GatedConv", "linear_scan", lambda width: GatedConv(width, 3, 2), widths=(2, 5)))
 register(ModuleRecurrence("MapLSTM", "conv_lstm", lambda width: MapLSTM(width, (2, 3), 3), widths=(6, 12)))

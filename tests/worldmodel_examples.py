@@ -7,13 +7,13 @@ from worldmodel.data.batch import Batch
 from worldmodel.data.spaces import ActionSpec, ObservationSpec
 from worldmodel.model.blocks import (
     ConvLSTMBlock,
-    CustomBlock,
     GatedConvBlock,
     GRUBlock,
     RotaryScanBlock,
     ScanBlock,
     TokenAttentionBlock,
 )
+from worldmodel.model.custom_block import CustomBlock
 from worldmodel.model.decision import DecisionConfig
 from worldmodel.model.evaluation import EvaluationConfig
 from worldmodel.model.latents import CategoricalConfig

@@ -10,17 +10,17 @@ from worldmodel_examples import MEMORIES
 from worldmodel.commands.options import train_options, with_kinds
 from worldmodel.learning.presets import PRESETS
 from worldmodel.model.blocks import (
-    GRU,
     BlockConfig,
     ConvLSTMBlock,
-    CustomBlock,
     GatedConvBlock,
     GRUBlock,
     RotaryScanBlock,
     TokenAttentionBlock,
 )
+from worldmodel.model.custom_block import CustomBlock
 from worldmodel.model.latents import GaussianConfig
 from worldmodel.model.memory import MemoryConfig, MemoryStack, build_memory
+from worldmodel.model.recurrent import GRU
 from worldmodel.model.world_model import WorldModelConfig
 from worldmodel.runs.configuration import ConfigurationError, differences, from_json, to_json
 from worldmodel.runs.migration import upgrade_config, upgrade_memory

@@ -17,7 +17,8 @@ from worldmodel.data.spaces import ActionSpec, ObservationSpec
 from worldmodel.learning.presets import PRESETS, choose_preset, preset_notice, summaries
 from worldmodel.learning.settings import CHOSEN, PRESET_FIELDS, TrainConfig, saved_config
 from worldmodel.learning.trainer import Trainer
-from worldmodel.model.blocks import CustomBlock, RotaryScanBlock
+from worldmodel.model.blocks import RotaryScanBlock
+from worldmodel.model.custom_block import CustomBlock
 from worldmodel.model.evaluation import EvaluationConfig
 from worldmodel.model.memory import MemoryConfig
 from worldmodel.runs.configuration import ConfigurationError, from_json, to_json

@@ -12,7 +12,8 @@ from typing import Any, get_args
 from worldmodel.commands.command_line import parse
 from worldmodel.learning.presets import summaries
 from worldmodel.learning.settings import CHOSEN, TrainConfig, blocks_of, saved_config
-from worldmodel.model.blocks import BlockConfig, CustomBlock, GatedConvBlock
+from worldmodel.model.blocks import BlockConfig, GatedConvBlock
+from worldmodel.model.custom_block import CustomBlock
 from worldmodel.model.latents import LatentConfig
 from worldmodel.model.world_model import WorldModelConfig
 from worldmodel.runs.configuration import ConfigurationError

@@ -13,7 +13,7 @@ from worldmodel.environments.making import specs_of
 from worldmodel.environments.registry import name_of
 from worldmodel.learning.learner import LearnerConfig
 from worldmodel.learning.presets import PRESETS, Preset, choose_preset, named_preset
-from worldmodel.model.blocks import CustomBlock
+from worldmodel.model.custom_block import CustomBlock
 from worldmodel.model.world_model import WorldModelConfig, outline
 from worldmodel.runs.configuration import ConfigurationError, differences, from_json, to_json
 from worldmodel.runs.fields import (

@@ -8,7 +8,8 @@ from typing import Annotated, Any
 from torch import Tensor, nn
 
 from worldmodel.data.batch import State
-from worldmodel.model.blocks import BlockConfig, RotaryScanBlock, mixes_tokens
+from worldmodel.model.block import mixes_tokens
+from worldmodel.model.blocks import BlockConfig, RotaryScanBlock
 from worldmodel.runs.fields import Bounds, Checked, Size
 from worldmodel.runs.migration import MOST_BLOCKS
 
