@@ -9,9 +9,20 @@ from wmkernels.nn.causal_conv1d import CausalConv1d
 from wmkernels.nn.conv_lstm import ConvLSTM, ConvLSTMCell
 from wmkernels.nn.mamba import Mamba
 from wmkernels.nn.memory_module import no_decay_parameters
+from wmkernels.nn.place_memory import PlaceMemory, lattice
 from wmkernels.nn.rotary_mamba import RotaryMamba, renamed
 
-__all__ = ["CausalConv1d", "ConvLSTM", "ConvLSTMCell", "Mamba", "RotaryMamba", "convert", "no_decay_parameters"]
+__all__ = [
+    "CausalConv1d",
+    "ConvLSTM",
+    "ConvLSTMCell",
+    "Mamba",
+    "PlaceMemory",
+    "RotaryMamba",
+    "convert",
+    "lattice",
+    "no_decay_parameters",
+]
 
 
 def __getattr__(name: str) -> type[RotaryMamba]:

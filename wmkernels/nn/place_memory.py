@@ -1,0 +1,379 @@
+"""A map that stays where it is: the state is fixed in the world's frame, and the keys turn with the observer.
+
+The key of a place at position p is [cos(w_f . p), sin(w_f . p)] over frequencies w_f: a move by d turns it by w_f . d.
+On a complete lattice of frequencies, keys of unlike places are orthogonal: a write at one place leaves all others as
+they were. Angles accumulate in float64 and are wrapped before they become float32.
+"""
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from wmkernels.checks import require_float, require_reset, require_shape, require_tensor, state_dtype
+from wmkernels.conv_lstm.convolutions import no_autocast
+from wmkernels.linear_scan.function import linear_scan
+from wmkernels.nn.checks import State, checked, require_inputs, require_state
+from wmkernels.nn.memory_module import MemoryModule
+
+TURN = 2 * math.pi
+SOFTEST = 1e-2  # added to the squared length of a mean direction, which bounds the gradient of its angle
+
+
+def lattice(period: int | Sequence[int], count: int | None = None, dims: int = 2) -> Tensor:
+    """Frequencies of a torus of whole positions, lowest first, one of each pair w and -w.
+
+    Args:
+        period: positions per dimension, after which places repeat; a number, or one per dimension.
+        count: how many; None: all, with which keys of unlike places are orthogonal.
+        dims: dimensions, where ``period`` is a number.
+
+    Returns:
+        (count, dims), float64, radians per position.
+
+    Example:
+        >>> import wmkernels
+        >>> wmkernels.nn.lattice(15).shape
+        torch.Size([113, 2])
+    """
+    periods = [period] * dims if isinstance(period, int) else list(period)
+    if not periods or any(p < 1 for p in periods):
+        raise ValueError(f"lattice: period is {period}, expected whole numbers of at least 1")
+    chosen = []
+    for k in itertools.product(*(range(-((p - 1) // 2), p // 2 + 1) for p in periods)):
+        opposite = tuple(-i if 2 * i != p else i for i, p in zip(k, periods, strict=True))
+        if k >= opposite:
+            chosen.append(k)
+    chosen.sort(key=lambda k: sum((i / p) ** 2 for i, p in zip(k, periods, strict=True)))
+    if count is not None and not 1 <= count <= len(chosen):
+        raise ValueError(f"lattice: count is {count}, expected 1 to {len(chosen)} for period={period}")
+    return torch.tensor(chosen[:count], dtype=torch.float64) * TURN / torch.tensor(periods, dtype=torch.float64)
+
+
+class PlaceMemory(MemoryModule):
+    """Remembers what was seen at places, as features read back wherever they come into view.
+
+    Each step writes ``values`` at the offsets around the observer, then moves, and reads the offsets around the new
+    position: the output predicts the next view. It has no parameters, and its state dict is empty.
+
+    Args:
+        channels: features per place.
+        offsets: (places, dims), positions of the view relative to the observer.
+        frequencies: (frequencies, dims), radians per position; see ``lattice``.
+        velocities: (groups, dims), positions per step: the channels are divided among groups, each of which drifts.
+        write: "delta" replaces what a place holds, "sum" adds to it.
+        moves: (moves, dims), the candidate displacements of ``weights``.
+        ridge: added to the Gram matrix of the view's keys before it is inverted.
+        device, dtype: of the keys; the state's map is at least float32, its angle float64.
+
+    Example:
+        >>> import torch, wmkernels
+        >>> memory = wmkernels.nn.PlaceMemory(16, [[0, 0], [0, 1]], wmkernels.nn.lattice(15))
+        >>> values, moved = torch.randn(4, 10, 2, 16), torch.zeros(4, 10, 2)
+        >>> read, state = memory(values, moved)
+        >>> {name: tuple(value.shape) for name, value in state.items()}
+        {'map': (4, 1, 226, 16), 'angle': (4, 1, 113)}
+    """
+
+    frequencies: Tensor
+    amplitude: Tensor
+    drift: Tensor
+    keys: Tensor
+    inverse: Tensor
+
+    @checked
+    def __init__(
+        self,
+        channels: int,
+        offsets: Any,
+        frequencies: Any,
+        velocities: Any = None,
+        write: Literal["delta", "sum"] = "delta",
+        *,
+        moves: Any = None,
+        ridge: float = 1e-6,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        super().__init__()
+        w = _positions("frequencies", frequencies)
+        dims = w.shape[1]
+        offsets = _positions("offsets", offsets, dims)
+        drift = torch.zeros(1, dims, dtype=torch.float64) if velocities is None else velocities
+        drift = _positions("velocities", drift, dims)
+        if channels % len(drift):
+            raise ValueError(f"PlaceMemory: channels is {channels}, expected a multiple of the {len(drift)} velocities")
+        if not ridge >= 0:
+            raise ValueError(f"PlaceMemory: ridge is {ridge}, expected at least 0")
+        self.channels, self.groups, self.write_rule, self.ridge = channels, len(drift), write, ridge
+        conjugate = ((w / math.pi).round() * math.pi - w).abs().amax(1) < 1e-9  # w = -w on whole positions: no sine
+        weight = torch.where(conjugate, 1.0, 2.0).double()
+        exact = {"frequencies": w, "amplitude": (weight / weight.sum()).sqrt(), "drift": drift @ w.t()}
+        if moves is not None:
+            exact["move_angles"] = _positions("moves", moves, dims) @ w.t()
+        for name, value in exact.items():
+            self.register_buffer(name, value.to(device), persistent=False)
+        keys = self._keys(offsets)
+        exact["keys"] = keys
+        exact["inverse"] = self._inverse(keys)
+        kind = state_dtype(torch.get_default_dtype() if dtype is None else dtype)
+        for name in ("keys", "inverse"):
+            self.register_buffer(name, exact[name].to(device, kind), persistent=False)
+        self._exact = exact
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        """Moves devices; only keys follow a dtype, and never below float32."""
+        super()._apply(fn, recurse)
+        kind = state_dtype(self.keys.dtype)
+        for name, value in self._exact.items():
+            found = self._buffers[name]
+            assert found is not None
+            if not found.is_meta:
+                self._buffers[name] = value.to(found.device, kind if name in ("keys", "inverse") else value.dtype)
+        return self
+
+    def extra_repr(self) -> str:
+        places, rows = self.keys.shape
+        return f"{self.channels}, places={places}, frequencies={rows // 2}, groups={self.groups}, {self.write_rule}"
+
+    def init_state(self, batch_size: int) -> State:
+        """``"map"`` (batch, groups, 2 frequencies, channels / groups), ``"angle"`` (batch, groups, frequencies)."""
+        shapes = self._state_shapes(batch_size)
+        like = self.keys
+        return {
+            "map": torch.zeros(shapes["map"], device=like.device, dtype=like.dtype),
+            "angle": torch.zeros(shapes["angle"], device=like.device, dtype=torch.float64),
+        }
+
+    def _state_shapes(self, rows: int) -> dict[str, tuple[int, ...]]:
+        frequencies = len(self.frequencies)
+        return {
+            "map": (rows, self.groups, 2 * frequencies, self.channels // self.groups),
+            "angle": (rows, self.groups, frequencies),
+        }
+
+    def forward(
+        self,
+        values: Tensor,
+        displacement: Tensor | None = None,
+        state: Mapping[str, Tensor] | None = None,
+        reset: Tensor | None = None,
+        *,
+        weights: Tensor | None = None,
+        gate: Tensor | None = None,
+        elapsed: Tensor | None = None,
+    ) -> tuple[Tensor, State]:
+        """Writes each step's view, moves, and reads the view after the move.
+
+        Args:
+            values: (batch, time, places, channels).
+            displacement: (batch, time, dims), positions; without it and ``weights`` the observer stays.
+            state: of ``init_state`` or of the last call; None: an empty map.
+            reset: bool (batch, time), true at a sequence's first step: empties the map before it.
+            weights: (batch, time, moves) over the candidate ``moves``, instead of ``displacement``: the angle advances
+                by the direction of the weighted mean of the moves' directions.
+            gate: (batch, time, places) or (batch, time, places, groups), 0 to 1, what part of a write is done.
+            elapsed: (batch, time), in steps, how long groups drift; 1 by default.
+
+        Returns:
+            (batch, time, places, channels) and the state.
+
+        Raises:
+            ValueError: a wrong shape or device; both ``displacement`` and ``weights``.
+            TypeError: a wrong dtype.
+        """
+        require_inputs("PlaceMemory", "values", values, ("batch", "time", "places", "channels"), self.channels)
+        batch, time = values.shape[:2]
+        require_shape(
+            "PlaceMemory",
+            "values",
+            values,
+            ("batch", "time", "places", "channels"),
+            (batch, time, len(self.keys), self.channels),
+            "offsets",
+        )
+        if state is None:
+            state = self.init_state(batch)
+        else:
+            require_state("PlaceMemory", state, self._state_shapes(batch), values)
+        require_reset("PlaceMemory", reset, ("batch", "time"), (batch, time), values, "values")
+        turn = self._turn(values, displacement, weights, elapsed)
+        before = state["angle"].double()
+        total, last = linear_scan(
+            torch.ones_like(turn), turn, before, reset=reset, channel_last=True, return_last_state=True
+        )
+        kind = state_dtype(values.dtype)
+        gates = self._gates(values, gate)
+        after = total.remainder(TURN).to(kind)  # (batch, time, groups, frequencies)
+        h = state["map"].to(kind)
+        previous = before.remainder(TURN).to(kind)
+        keys, inverse = self.keys.to(kind), self.inverse.to(kind)
+        views = (
+            values.to(kind).unflatten(-1, (self.groups, -1)).transpose(2, 3)
+        )  # (batch, time, groups, places, channels)
+        reads = []
+        with no_autocast(values.device):
+            for t in range(time):
+                if reset is not None:
+                    mask = reset[:, t, None, None]
+                    h, previous = h.masked_fill(mask[..., None], 0), previous.masked_fill(mask, 0)
+                turned = _turned(keys, previous)  # (batch, groups, places, 2 frequencies)
+                written = views[:, t]
+                if self.write_rule == "delta":
+                    written = written - turned @ h
+                if gates is not None:
+                    written = written * gates[:, t]
+                if self.write_rule == "delta":
+                    written = inverse @ written
+                h = h + turned.mT @ written
+                previous = after[:, t]
+                reads.append(_turned(keys, previous) @ h)
+        read = torch.stack(reads, 1) if reads else views
+        read = read.transpose(2, 3).flatten(-2).to(values.dtype)
+        return read, {"map": h, "angle": last.remainder(TURN)}
+
+    def step(
+        self,
+        values: Tensor,
+        displacement: Tensor | None = None,
+        state: Mapping[str, Tensor] | None = None,
+        reset: Tensor | None = None,
+        *,
+        weights: Tensor | None = None,
+        gate: Tensor | None = None,
+        elapsed: Tensor | None = None,
+    ) -> tuple[Tensor, State]:
+        """``forward`` of one step, arguments and read-out without time."""
+        given = (displacement, reset, weights, gate, elapsed)
+        displacement, reset, weights, gate, elapsed = (None if x is None else x[:, None] for x in given)
+        read, after = self(values[:, None], displacement, state, reset, weights=weights, gate=gate, elapsed=elapsed)
+        return read[:, 0], after
+
+    def read(self, state: Mapping[str, Tensor], offsets: Any) -> Tensor:
+        """What the map holds at ``offsets`` (places, dims) or (batch, places, dims) from the present position.
+
+        Returns:
+            (batch, places, channels), of the map's dtype.
+        """
+        h, keys = self._at(state, offsets)
+        with no_autocast(h.device):
+            return (keys @ h).transpose(1, 2).flatten(-2)
+
+    def write(self, state: Mapping[str, Tensor], offsets: Any, values: Tensor, gate: Tensor | None = None) -> State:
+        """The state with ``values`` (batch, places, channels) written at ``offsets``, as in ``read``.
+
+        ``gate`` is (batch, places) or (batch, places, groups).
+        """
+        h, keys = self._at(state, offsets)  # (batch, groups, places, 2 frequencies)
+        require_tensor("PlaceMemory", "values", values)
+        require_shape(
+            "PlaceMemory",
+            "values",
+            values,
+            ("batch", "places", "channels"),
+            (len(h), keys.shape[2], self.channels),
+            "state and offsets",
+        )
+        gates = self._gates(values, gate)
+        written = values.to(h.dtype).unflatten(-1, (self.groups, -1)).transpose(1, 2)
+        with no_autocast(h.device):
+            if self.write_rule == "delta":
+                written = written - keys @ h
+            if gates is not None:
+                written = written * gates
+            if self.write_rule == "delta":
+                written = self._inverse(self._keys(_positions("offsets", offsets)))[..., None, :, :].to(h) @ written
+            return {**state, "map": h + keys.mT @ written}
+
+    def _at(self, state: Mapping[str, Tensor], offsets: Any) -> tuple[Tensor, Tensor]:
+        """The map, and the keys of ``offsets`` at the present angle."""
+        offsets = _positions("offsets", offsets, self.frequencies.shape[1]).to(self.frequencies.device)
+        rows = len(state["map"])
+        require_state("PlaceMemory", state, self._state_shapes(rows), self.frequencies)
+        h = state["map"]
+        keys = self._keys(offsets)
+        if keys.dim() == 3:
+            keys = keys[:, None]
+        return h, _turned(keys.to(h.dtype), state["angle"].remainder(TURN).to(h.dtype))
+
+    def _keys(self, offsets: Tensor) -> Tensor:
+        """(..., places, 2 frequencies), float64, at angle zero."""
+        angle = offsets.to(self.frequencies.device) @ self.frequencies.t()
+        return torch.cat([angle.cos() * self.amplitude, angle.sin() * self.amplitude], -1)
+
+    def _inverse(self, keys: Tensor) -> Tensor:
+        gram = keys @ keys.mT
+        return torch.linalg.inv(gram + self.ridge * torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device))
+
+    def _gates(self, values: Tensor, gate: Tensor | None) -> Tensor | None:
+        """(..., groups or 1, places, 1)."""
+        if gate is None:
+            return None
+        require_tensor("PlaceMemory", "gate", gate)
+        require_float("PlaceMemory", "gate", gate, values, "values")
+        sizes = tuple(values.shape[:-1])
+        labels = ("batch", "time", "places")[-len(sizes) :] if len(sizes) == 3 else ("batch", "places")
+        if gate.dim() == values.dim():
+            require_shape("PlaceMemory", "gate", gate, (*labels, "groups"), (*sizes, self.groups), "values")
+            return gate.to(state_dtype(values.dtype)).transpose(-1, -2)[..., None]
+        require_shape("PlaceMemory", "gate", gate, labels, sizes, "values")
+        return gate.to(state_dtype(values.dtype))[..., None, :, None]
+
+    def _turn(
+        self, values: Tensor, displacement: Tensor | None, weights: Tensor | None, elapsed: Tensor | None
+    ) -> Tensor:
+        """Float64 angle increments (batch, time, groups, frequencies)."""
+        batch, time = values.shape[:2]
+        w = self.frequencies
+        if displacement is not None and weights is not None:
+            raise ValueError("PlaceMemory: displacement and weights are both given, expected one of them")
+        if displacement is not None:
+            require_tensor("PlaceMemory", "displacement", displacement)
+            sizes = (batch, time, w.shape[1])
+            require_shape("PlaceMemory", "displacement", displacement, ("batch", "time", "dims"), sizes, "values")
+            turn = displacement.double() @ w.t()
+        elif weights is not None:
+            turn = self._mean_turn(values, weights)
+        else:
+            turn = w.new_zeros((batch, time, len(w)))
+        drift = self.drift.expand(batch, time, -1, -1)
+        if elapsed is not None:
+            require_tensor("PlaceMemory", "elapsed", elapsed)
+            require_shape("PlaceMemory", "elapsed", elapsed, ("batch", "time"), (batch, time), "values")
+            drift = drift * elapsed.double()[..., None, None]
+        return turn[:, :, None] - drift
+
+    def _mean_turn(self, values: Tensor, weights: Tensor) -> Tensor:
+        """The angle of the weighted mean of exp(i angle), with a gradient bounded where the mean is short."""
+        angles = self._buffers.get("move_angles")
+        if angles is None:
+            raise ValueError("PlaceMemory: weights were given, expected displacement; the argument moves makes weights")
+        require_tensor("PlaceMemory", "weights", weights)
+        sizes = (*values.shape[:2], len(angles))
+        require_shape("PlaceMemory", "weights", weights, ("batch", "time", "moves"), sizes, "values and moves")
+        weights = weights.double()
+        cos, sin = weights @ angles.cos(), weights @ angles.sin()
+        c, s = cos.detach(), sin.detach()
+        return torch.atan2(s, c) + (c * sin - s * cos) / (c * c + s * s + SOFTEST)  # the second term is 0
+
+
+def _turned(keys: Tensor, angle: Tensor) -> Tensor:
+    """Keys (..., places, 2 frequencies) at ``angle`` (batch, groups, frequencies)."""
+    cos, sin = angle.cos()[:, :, None], angle.sin()[:, :, None]
+    c, s = keys.chunk(2, -1)
+    return torch.cat([c * cos - s * sin, s * cos + c * sin], -1)
+
+
+def _positions(name: str, value: Any, dims: int | None = None) -> Tensor:
+    """(rows, dims) or, for offsets, (batch, rows, dims), float64."""
+    value = torch.as_tensor(value).detach().double()
+    shaped = value.dim() == 2 or (name == "offsets" and value.dim() == 3)
+    if not shaped or 0 in value.shape or (dims is not None and value.shape[-1] != dims):
+        expected = "dims" if dims is None else f"dims={dims}"
+        raise ValueError(f"PlaceMemory: {name} has shape {tuple(value.shape)}, expected (rows, {expected})")
+    if not value.isfinite().all():
+        raise ValueError(f"PlaceMemory: {name} holds values that are not finite")
+    return value
