@@ -31,3 +31,17 @@ def test_a_place_reads_back_what_was_last_written_wherever_the_observer_went():
         assert read[:, t][~known].abs().amax() < 1e-5 if (~known).any() else True
     assert seen.all()
     torch.testing.assert_close(memory.read(state, GRID), read[:, -1])
+
+
+def test_reading_ahead_is_the_read_of_a_move_that_is_not_made():
+    memory = PlaceMemory(4, GRID, lattice(PERIOD))
+    values = torch.randn(2, 6, 9, 4)
+    moved, ahead = (torch.randint(-1, 2, (2, 6, 2)).float() for _ in range(2))
+    read, state = memory(values, moved, ahead=ahead)
+    for t in range(6):
+        _, before = memory(values[:, :t], moved[:, :t])
+        guessed, _ = memory.step(values[:, t], ahead[:, t], before)
+        torch.testing.assert_close(read[:, t], guessed)
+    there = memory.move(state, ahead[:, 0])
+    torch.testing.assert_close(memory.read(there, GRID), memory.read(state, torch.tensor(GRID) + ahead[:, :1]))
+    assert torch.equal(there["map"], state["map"])

@@ -165,6 +165,7 @@ class PlaceMemory(MemoryModule):
         weights: Tensor | None = None,
         gate: Tensor | None = None,
         elapsed: Tensor | None = None,
+        ahead: Tensor | None = None,
     ) -> tuple[Tensor, State]:
         """Writes each step's view, moves, and reads the view after the move.
 
@@ -177,6 +178,8 @@ class PlaceMemory(MemoryModule):
                 by the direction of the weighted mean of the moves' directions.
             gate: (batch, time, places) or (batch, time, places, groups), 0 to 1, what part of a write is done.
             elapsed: (batch, time), in steps, how long groups drift; 1 by default.
+            ahead: (batch, time, dims), where each step reads, from its position before the move, if that is not where
+                it moves: a prediction reads where a step is expected to lead, before it is known where it led.
 
         Returns:
             (batch, time, places, channels) and the state.
@@ -208,6 +211,10 @@ class PlaceMemory(MemoryModule):
         kind = state_dtype(values.dtype)
         gates = self._gates(values, gate)
         after = total.remainder(TURN).to(kind)  # (batch, time, groups, frequencies)
+        reading = after
+        if ahead is not None:
+            expected = self._turn(values, ahead, None, elapsed)
+            reading = (total - turn + expected).remainder(TURN).to(kind)
         h = state["map"].to(kind)
         previous = before.remainder(TURN).to(kind)
         keys, inverse = self.keys.to(kind), self.inverse.to(kind)
@@ -230,7 +237,7 @@ class PlaceMemory(MemoryModule):
                     written = inverse @ written
                 h = h + turned.mT @ written
                 previous = after[:, t]
-                reads.append(_turned(keys, previous) @ h)
+                reads.append(_turned(keys, reading[:, t]) @ h)
         read = torch.stack(reads, 1) if reads else views
         read = read.transpose(2, 3).flatten(-2).to(values.dtype)
         return read, {"map": h, "angle": last.remainder(TURN)}
@@ -245,12 +252,20 @@ class PlaceMemory(MemoryModule):
         weights: Tensor | None = None,
         gate: Tensor | None = None,
         elapsed: Tensor | None = None,
+        ahead: Tensor | None = None,
     ) -> tuple[Tensor, State]:
         """``forward`` of one step, arguments and read-out without time."""
-        given = (displacement, reset, weights, gate, elapsed)
-        displacement, reset, weights, gate, elapsed = (None if x is None else x[:, None] for x in given)
-        read, after = self(values[:, None], displacement, state, reset, weights=weights, gate=gate, elapsed=elapsed)
+        given = (displacement, reset, weights, gate, elapsed, ahead)
+        displacement, reset, weights, gate, elapsed, ahead = (None if x is None else x[:, None] for x in given)
+        read, after = self(
+            values[:, None], displacement, state, reset, weights=weights, gate=gate, elapsed=elapsed, ahead=ahead
+        )
         return read[:, 0], after
+
+    def move(self, state: Mapping[str, Tensor], displacement: Tensor) -> State:
+        """The state after a move by ``displacement`` (batch, dims), without a write."""
+        turn = displacement.double() @ self.frequencies.t()
+        return {**state, "angle": (state["angle"] + turn[:, None]).remainder(TURN)}
 
     def read(self, state: Mapping[str, Tensor], offsets: Any) -> Tensor:
         """What the map holds at ``offsets`` (places, dims) or (batch, places, dims) from the present position.
