@@ -29,7 +29,7 @@ def with_agents(steps: dict[str, torch.Tensor], agents: int) -> dict[str, torch.
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=list(CONFIGS))
 def test_gaps_edits_and_views_agree_with_a_history(config):
     rooms, steps_taken = worlds(config), 60
-    room, positions, headings = rooms.rooms.tolist(), rooms.positions.tolist(), rooms.headings.tolist()
+    room, positions, headings = rooms.map.tolist(), rooms.positions.tolist(), rooms.headings.tolist()
     steps = with_agents(rooms.rollout(steps_taken), config.agents)
     radius, margin = config.view // 2, max(config.view // 2, 1)
     ahead = {0: (-1, 0), 1: (0, 1), 2: (1, 0), 3: (0, -1)}
@@ -94,7 +94,7 @@ def test_gaps_edits_and_views_agree_with_a_history(config):
                         assert steps["other"][at] == (cell in seen and cell not in own[agent])
         if config.edits:
             assert edited, "nothing was edited: the test showed nothing"
-    assert torch.equal(rooms.rooms, torch.tensor(room))
+    assert torch.equal(rooms.map, torch.tensor(room))
 
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=list(CONFIGS))
@@ -146,7 +146,7 @@ def test_pictures_are_the_tokens_in_colour():
 
 def test_positions_and_legal_moves():
     rooms = worlds(RoomsConfig(size=5, view=3, walls=0.4, agents=2))
-    legal, room = rooms.legal(), rooms.rooms
+    legal, room = rooms.legal(), rooms.map
     for world in range(3):
         for agent in range(2):
             for action in range(4):

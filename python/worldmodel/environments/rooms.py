@@ -14,17 +14,30 @@ next view shows.
 
 import dataclasses
 import functools
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from worldmodel.environments.grids import MOST_COLOURS, MOVES, STAY, batch_first, paint, palette, turned, window
+from worldmodel.environments.grid_env import GridEnv, gymnasium
+from worldmodel.environments.grids import (
+    MOST_COLOURS,
+    MOVES,
+    NAMES,
+    NEVER,
+    STAY,
+    Worlds,
+    batch_first,
+    palette,
+    turned,
+    window,
+)
+from worldmodel.environments.ids import register
 from worldmodel.runs.fields import Bounds, Checked, ConfigurationError, Share
 
 FORWARD, LEFT, RIGHT = range(3)  # actions with ``own_heading``; the others are the indices of MOVES
-_NEVER = np.iinfo(np.int64).max  # step at which a cell was last seen
 _CHOICES = 12  # a uniform draw of these is one of 1, 2, 3 or 4 moves uniformly
 
 
@@ -82,8 +95,13 @@ class RoomsConfig(Checked):
     def classes(self) -> int:
         return self.colours + 1
 
+    @property
+    def names(self) -> list[str]:
+        """Of the classes."""
+        return [*NAMES[: self.colours], "wall"]
 
-class RoomWorlds:
+
+class RoomWorlds(Worlds):
     """``batch`` rooms, drawn and walked through by ``generator``; memory is constant in the number of steps.
 
     Attributes:
@@ -100,6 +118,7 @@ class RoomWorlds:
 
     def __init__(self, batch: int, config: RoomsConfig, generator: torch.Generator | None = None) -> None:
         self.batch, self.config, self.generator, self.time = batch, config, generator, 0
+        self.agents = config.agents
         size, margin, wall, agents = config.size, config.view // 2, config.colours, config.agents
         # A margin of walls, at least one: no move leaves the map, and no view does.
         margin = max(margin, 1)
@@ -116,7 +135,7 @@ class RoomWorlds:
             free |= (np.roll(room, -move, (1, 2)) < wall) << direction
         # All maps are flat, (batch * side * side), and a cell is an index into them.
         self._room, self._inside, self._free = room.ravel(), inside.ravel(), free.ravel()
-        self._seen = np.full(room.size, _NEVER)
+        self._seen = np.full(room.size, NEVER)
         self._edited = np.full(room.size, -1)
         floor = torch.from_numpy(room < wall).flatten(1).float()
         start = torch.multinomial(floor, agents, replacement=True, generator=generator).numpy()
@@ -127,17 +146,16 @@ class RoomWorlds:
         self._own = np.zeros(batch * agents * side**2 if agents > 1 else 0, bool)  # seen by the agent itself
         self._policy, self._turns = _policy(config.own_heading, config.bumps)
         self._colours = palette(config.colours)
-        self._noise = torch.Generator().manual_seed(int(torch.randint(2**62, (), generator=generator)))
-        self._picture = self._paint(self._room[self._view()]) if config.pixels else None
+        self._begin_pictures()
 
     @property
-    def rooms(self) -> Tensor:
-        """Classes of all cells with the border: int64 (batch, side, side)."""
+    def map(self) -> Tensor:
+        """Classes of all cells, with the border: int64 (batch, side, side)."""
         return torch.from_numpy(self._room.reshape(self.batch, self.side, self.side).copy())
 
     @property
     def positions(self) -> Tensor:
-        """Row and column of each agent in ``rooms``: int64 (batch, agents, 2)."""
+        """Row and column of each agent in ``map``: int64 (batch, agents, 2)."""
         cells = torch.from_numpy(self._at - self._base).view(self.batch, self.config.agents)
         return torch.stack([cells // self.side, cells % self.side], -1)
 
@@ -148,21 +166,14 @@ class RoomWorlds:
 
     @property
     def last_seen(self) -> Tensor:
-        """Step at which each cell of ``rooms`` was last in a view before the present one, -1 if never."""
-        seen = np.where(self._seen == _NEVER, -1, self._seen)
+        """Step at which each cell of ``map`` was last in a view before the present one, -1 if never."""
+        seen = np.where(self._seen == NEVER, -1, self._seen)
         return torch.from_numpy(seen.reshape(self.batch, self.side, self.side))
 
-    @property
-    def tokens(self) -> Tensor:
-        """The present views: int64 (batch, agents, places)."""
-        return torch.from_numpy(self._room[self._view()]).view(self.batch, self.config.agents, -1)
-
-    @property
-    def pictures(self) -> Tensor | None:
-        """The present views in pixels: uint8 (batch, agents, height, width, 3); None without ``pixels``."""
-        if self._picture is None:
-            return None
-        return torch.from_numpy(self._picture.reshape(self.batch, self.config.agents, *self._picture.shape[1:]))
+    def cells(self) -> Tensor:
+        """Rows and columns in ``map`` of the cells in view: int64 (batch, agents, places, 2)."""
+        cells = torch.from_numpy(self._view() - self._base[:, None]).view(self.batch, self.config.agents, -1)
+        return torch.stack([cells // self.side, cells % self.side], -1)
 
     def legal(self) -> Tensor:
         """Actions that are not blocked by a wall: bool (batch, agents, actions)."""
@@ -201,7 +212,7 @@ class RoomWorlds:
             ValueError: actions of another shape, or outside 0 to ``config.actions`` - 1.
         """
         config, count, places = self.config, len(self._at), self.config.places
-        given = None if actions is None else self._given(actions, steps)
+        given = self._given(actions, steps)
         codes = self._codes(draws := self._draw(steps))
         cells = np.empty((steps + 1, count, places), np.int64)
         tokens = np.empty((steps + 1, count, places), np.int64)
@@ -242,11 +253,8 @@ class RoomWorlds:
             "gap": np.maximum(gap, -1),
             "inside": self._inside[cells[1:]],
             **marks,
+            **self._pictures_of(tokens),
         }
-        if self._picture is not None:
-            pictures = np.concatenate([self._picture[None], self._paint(tokens[1:])])
-            self._picture = pictures[-1]
-            rows |= {"pixels": pictures[:-1], "next_pixels": pictures[1:]}
         return batch_first(rows, self.batch, config.agents)
 
     def _view(self) -> np.ndarray:
@@ -265,17 +273,6 @@ class RoomWorlds:
     def _chosen(self, codes: np.ndarray) -> np.ndarray:
         return self._policy[(self._free[self._at] * STAY + self._heading) * (2 * _CHOICES) + codes]
 
-    def _given(self, actions: Tensor, steps: int) -> np.ndarray:
-        shape = (self.batch, steps) if self.config.agents == 1 else (self.batch, self.config.agents, steps)
-        if tuple(actions.shape) != shape:
-            raise ValueError(f"RoomWorlds: actions have shape {tuple(actions.shape)}, expected {shape}")
-        array = actions.cpu().numpy().reshape(-1, steps).T
-        if array.size and (array.min() < 0 or array.max() >= self.config.actions):
-            raise ValueError(
-                f"RoomWorlds: actions from {array.min()} to {array.max()}, expected 0 to {self.config.actions - 1}"
-            )
-        return array
-
     def _edit(self, cells: np.ndarray, gap: np.ndarray, draws: np.ndarray) -> None:
         """Changes cells that were in view before the step and are after it: the change is shown once at least."""
         agents = np.arange(len(cells))
@@ -290,9 +287,6 @@ class RoomWorlds:
         own = (np.arange(len(cells)) * self.side**2 - self._base)[:, None]
         self._own[cells + own] = True
         return (gap >= 0) & ~self._own[following + own]
-
-    def _paint(self, tokens: np.ndarray) -> np.ndarray:
-        return paint(tokens, self._colours, self.config.pixels, self.config.noise, self._noise)
 
 
 @functools.cache
@@ -320,3 +314,31 @@ def _policy(own_heading: bool, bumps: bool) -> tuple[np.ndarray, np.ndarray]:
                 following = (heading + (0, -1, 1)[action]) % STAY if own_heading else action
                 turns[:, free, heading, action] = direction if moves else STAY, following
     return policy.ravel(), turns.reshape(2, -1)
+
+
+class Rooms(GridEnv):
+    """One room; ``options`` are the fields of ``RoomsConfig``. The reward is for cells that were never seen.
+
+    Example:
+        >>> rooms = Rooms(size=7, length=100)
+        >>> first, _ = rooms.reset(seed=1)
+        >>> following, reward, terminated, truncated, info = rooms.step(rooms.explore())
+        >>> following.shape, info["gap"].shape, info["displacement"].shape
+        ((5, 5), (5, 5), (2,))
+
+    Raises:
+        ConfigurationError: options of other values, or several agents.
+    """
+
+    def __init__(self, render_mode: str | None = None, length: int = 512, **options: Any) -> None:
+        config = RoomsConfig(**options)
+        if config.agents != 1:
+            raise ConfigurationError(f"Rooms: agents is {config.agents}, expected 1; RoomWorlds has several")
+        super().__init__(RoomWorlds, config, length, render_mode)
+
+    def reward(self, info: Mapping[str, np.ndarray]) -> float:
+        """Share of the view's cells that are inside the room and were never seen."""
+        return float((info["inside"] & (info["gap"] < 0)).mean())
+
+
+register(gymnasium, "worldmodel.environments.rooms:Rooms")

@@ -1,0 +1,95 @@
+"""A gymnasium environment of one of the grid worlds."""
+
+import abc
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from worldmodel.environments.grids import MOVES, Worlds
+from worldmodel.runs.optional_dependencies import missing
+
+try:
+    import gymnasium
+except ImportError as error:
+    raise missing(error, "run environments") from error
+
+TILE = 16  # pixels per side of a cell in ``render``
+_LEFT_OUT = ("tokens", "next_tokens", "actions", "heading", "pixels", "next_pixels")
+
+
+class GridEnv(gymnasium.Env[Any, Any], abc.ABC):
+    """One of ``make(1, config, generator)``; an episode is a new world, truncated after ``length`` steps.
+
+    Observes classes, uint8 (view, view), or with ``config.pixels`` a picture, uint8 (height, width, 3). ``info`` of a
+    step is what ``rollout`` returns of it, without the batch's and time's dimensions, places as (view, view).
+
+    Attributes:
+        make: of the worlds.
+        config: of the worlds.
+        worlds: the present one, a batch of one.
+    """
+
+    metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012
+
+    def __init__(
+        self,
+        make: Callable[[int, Any, torch.Generator | None], Worlds],
+        config: Any,
+        length: int,
+        render_mode: str | None = None,
+    ) -> None:
+        if length < 1:
+            raise ValueError(f"{type(self).__name__}: length is {length}, expected 1 or more")
+        self.make, self.config, self.length, self.render_mode = make, config, length, render_mode
+        self.metadata = {**self.metadata, "cells": config.names}
+        side = config.view * max(config.pixels, 1)
+        shape, most = ((side, side, 3), 255) if config.pixels else ((side, side), config.classes - 1)
+        self.observation_space = gymnasium.spaces.Box(0, most, shape, np.uint8)
+        self.action_space = gymnasium.spaces.Discrete(config.actions)
+
+    @abc.abstractmethod
+    def reward(self, info: Mapping[str, np.ndarray]) -> float:
+        """Of a step with this ``info``."""
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        super().reset(seed=seed)
+        generator = torch.Generator().manual_seed(int(self.np_random.integers(2**62)))
+        self.worlds = self.make(1, self.config, generator)
+        self.steps = 0
+        pictures = self.worlds.pictures
+        return self._observation(self.worlds.tokens[0] if pictures is None else pictures[0]), {}
+
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        """Raises ValueError for an action that is none of ``action_space``."""
+        happened = self.worlds.rollout(1, torch.tensor([[int(action)]]))
+        self.steps += 1
+        info = {name: self._squared(value[0, 0].numpy()) for name, value in happened.items() if name not in _LEFT_OUT}
+        seen = happened["next_pixels" if self.config.pixels else "next_tokens"]
+        return self._observation(seen[0]), self.reward(info), False, self.steps >= self.length, info
+
+    def explore(self) -> int:
+        """An action of the policy that explores, with the configuration's persistence."""
+        return int(self.worlds.choose())
+
+    def render(self) -> np.ndarray:
+        """The whole world, bright where it is in view: uint8 (height, width, 3)."""
+        picture = self.worlds.colours[self.worlds.map[0].numpy()].astype(np.float32)
+        bright = np.full(picture.shape[:2], 0.4, np.float32)
+        bright[tuple(self.worlds.cells()[0, 0].T.numpy())] = 1
+        picture = (picture * bright[..., None]).repeat(TILE, 0).repeat(TILE, 1)
+        middle = self.worlds.positions[0, 0].numpy() * TILE + (TILE - 1) / 2
+        y, x = np.mgrid[: len(picture), : len(picture)]
+        for colour, radius, ahead in ((0, TILE / 3, 0), (255, TILE / 4, 0), (0, TILE / 8, TILE / 8)):
+            row, column = middle + ahead * MOVES[int(self.worlds.headings[0, 0])]
+            picture[(y - row) ** 2 + (x - column) ** 2 <= radius**2] = colour
+        return picture.astype(np.uint8)
+
+    def _squared(self, value: np.ndarray) -> np.ndarray:
+        return value.reshape(self.config.view, -1) if value.shape == (self.config.places,) else value
+
+    def _observation(self, seen: torch.Tensor) -> np.ndarray:
+        return seen.numpy().reshape(self.observation_space.shape).astype(np.uint8)
