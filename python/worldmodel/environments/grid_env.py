@@ -15,6 +15,8 @@ try:
 except ImportError as error:
     raise missing(error, "run environments") from error
 
+__all__ = ["TILE", "GridEnv", "gymnasium"]
+
 TILE = 16  # pixels per side of a cell in ``render``
 _LEFT_OUT = ("tokens", "next_tokens", "actions", "heading", "pixels", "next_pixels")
 
