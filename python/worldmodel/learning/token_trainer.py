@@ -1,0 +1,165 @@
+"""Training of a ``TokenWorldModel`` on views."""
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, Literal
+
+import torch
+from torch import Tensor
+
+from worldmodel.data.batch import State
+from worldmodel.learning.view_sources import ViewBatch, ViewSource, pad_step
+from worldmodel.model.motion import LearnedMotion
+from worldmodel.model.tokens import TokenConfig, TokenPrediction, TokenWorldModel
+from worldmodel.runs.fields import Bounds, Checked, Limit, Positive, Seed, Share, Size, Weight
+
+CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
+
+
+@dataclasses.dataclass
+class TokenTrainConfig(Checked):
+    """How a ``TokenWorldModel`` is trained.
+
+    Attributes:
+        batch_size: episodes per update.
+        steps: per episode.
+        lr: of AdamW, after ``warmup`` updates; in the last 40% it falls to 2%.
+        warmup: updates.
+        weight_decay: of AdamW.
+        max_grad_norm: of all gradients together.
+        new_weight: of the loss of tokens never seen before, which nothing can tell: small, and not 0, so that the model
+            remains uncertain there.
+        in_view_weight: of tokens that the view before showed.
+        minutes: of training.
+        clock: of ``minutes``, "wall", or "cpu" for processor time.
+        updates: at most, if given.
+        seed: of weights and data.
+    """
+
+    batch_size: Size = 32
+    steps: Annotated[int, Bounds(2, 2**20)] = 128
+    lr: Annotated[float, Bounds(0, 10, above=True)] = 5e-3
+    warmup: Limit = 20
+    weight_decay: Share = 0.01
+    max_grad_norm: Positive = 1.0
+    new_weight: Weight = 0.1
+    in_view_weight: Weight = 0.0
+    minutes: Positive = 0.5
+    clock: Literal["wall", "cpu"] = "wall"
+    updates: Limit | None = None
+    seed: Seed = 0
+
+
+def predict(
+    model: TokenWorldModel, batch: ViewBatch, state: Mapping[str, Tensor] | None = None, *, hindsight: bool = False
+) -> tuple[TokenPrediction, State]:
+    """The prediction of each step's next view, of the batch's steps or, in ``hindsight``, of all its views."""
+    if hindsight:
+        views, actions = batch.views, pad_step(batch.actions)
+    else:
+        views, actions = batch.views[:, :-1], batch.actions
+    reset = None if batch.is_first is None else batch.is_first[:, : views.shape[1]]
+    return model(views, actions, state, reset, **batch.motion(padded=hindsight), hindsight=hindsight)
+
+
+def token_loss(model: TokenWorldModel, batch: ViewBatch, config: TokenTrainConfig) -> tuple[Tensor, dict[str, float]]:
+    """Loss of an update, and its parts."""
+    steps = batch.actions.shape[1]
+    prediction, _ = predict(model, batch, hindsight=isinstance(model.motion, LearnedMotion))
+    target = model.codec.tokens(batch.views[:, 1:])
+    losses = model.codec.loss(prediction.outputs[:, :steps], target)  # (batch, time, places)
+    weights = torch.ones_like(losses)
+    if batch.gap is not None:
+        weights = torch.where(batch.gap == 0, config.in_view_weight, torch.where(batch.gap < 0, config.new_weight, 1.0))
+    follows = torch.ones(batch.actions.shape) if batch.is_first is None else (~batch.is_first[:, 1:]).float()
+    weights = weights * follows[..., None]
+    total = (losses * weights).sum() / weights.sum().clamp(min=1)
+    metrics = {"token_loss": float(total.detach())}
+    if batch.gap is not None:
+        known = (batch.gap > 0) & follows.bool()[..., None]
+        right = model.codec.same(model.codec.mode(prediction.outputs[:, :steps]), target)
+        metrics["returning"] = float((right & known).sum() / known.sum().clamp(min=1))
+    path = prediction.path
+    if path is not None and path.prior is not None and path.posterior is not None:
+        prior, posterior = path.prior[:, :steps], path.posterior[:, 1:]
+        moves = (-(posterior.exp() * prior).sum(-1) * follows).sum() / follows.sum().clamp(min=1)
+        metrics |= {
+            "move_loss": float(moves.detach()),
+            "moves": float((prior.argmax(-1) == posterior.argmax(-1)).float().mean()),
+        }
+        total = total + moves
+    if model.scalars and batch.rewards is not None and batch.terminated is not None:
+        scalars = model.scalar_losses(prediction.features[:, :steps], batch.rewards, batch.terminated, follows)
+        metrics |= {f"{name}_loss": float(loss.detach()) for name, loss in scalars.items()}
+        total = total + sum(scalars.values())
+    return total, metrics
+
+
+class TokenTrainer:
+    """Trains on batches of a source.
+
+    Attributes:
+        model: what is trained.
+        updates: so far.
+        seconds: of training, by ``config.clock``, over all processes.
+    """
+
+    def __init__(self, model: TokenConfig, config: TokenTrainConfig, source: ViewSource) -> None:
+        torch.manual_seed(config.seed)
+        self.config, self.source = config, source
+        self.model = TokenWorldModel(model)
+        self.optimizer = torch.optim.AdamW(
+            self.model.parameters(), lr=config.lr, weight_decay=config.weight_decay, betas=(0.9, 0.98)
+        )
+        self.updates, self.seconds = 0, 0.0
+
+    @property
+    def progress(self) -> float:
+        """Share of the minutes or updates that is over."""
+        updates = 0.0 if self.config.updates is None else self.updates / self.config.updates
+        return max(updates, self.seconds / (60 * self.config.minutes))
+
+    @property
+    def finished(self) -> bool:
+        return self.progress >= 1
+
+    def iterate(self) -> dict[str, float]:
+        """An update; returns its metrics.
+
+        Raises:
+            ArithmeticError: a loss or gradient that is not finite.
+        """
+        start = CLOCKS[self.config.clock]()
+        batch = self.source.sample(self.config.batch_size, self.config.steps)
+        loss, metrics = token_loss(self.model, batch, self.config)
+        self.optimizer.zero_grad()
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm)
+        if not bool(norm.isfinite()):
+            raise ArithmeticError(
+                f"the gradient is {float(norm)} after {self.updates:,} updates: try a smaller lr than {self.config.lr}"
+            )
+        falling = min(1.0, max(0.02, (1 - self.progress) / 0.4))
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.config.lr * min(1.0, (self.updates + 1) / self.config.warmup) * falling
+        self.optimizer.step()
+        self.updates += 1
+        self.seconds += CLOCKS[self.config.clock]() - start
+        return {"loss": float(loss.detach()), "grad_norm": float(norm), **metrics}
+
+    def state_dict(self) -> dict[str, Any]:
+        """For ``Run.save``: parts by name."""
+        trainer = {"updates": self.updates, "seconds": self.seconds, "random": {"torch": torch.get_rng_state()}}
+        return {
+            "token_model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "trainer": trainer | {"source": self.source.state_dict()},
+        }
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        self.model.load_state_dict(saved["token_model"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.updates, self.seconds = int(saved["trainer"]["updates"]), float(saved["trainer"]["seconds"])
+        torch.set_rng_state(saved["trainer"]["random"]["torch"])
+        self.source.load_state_dict(saved["trainer"]["source"])

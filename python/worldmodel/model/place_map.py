@@ -1,0 +1,107 @@
+"""A map of places beside the agent's own position on it: a place memory, motion, and views that turn."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Annotated, Literal
+
+from torch import Tensor, nn
+
+from wmkernels.nn import PlaceMemory, lattice
+from worldmodel.data.batch import State
+from worldmodel.model.motion import GivenMotion, LearnedMotion, Path
+from worldmodel.model.token_codecs import TokenCodec
+from worldmodel.model.views import TurnedView
+from worldmodel.runs.fields import Bounds, Checked
+
+
+@dataclasses.dataclass(frozen=True)
+class PlaceConfig(Checked):
+    """A memory of places.
+
+    Attributes:
+        period: places per side of the lattice, after which places repeat; at least what can be seen of a world. The
+            weights do not depend on it.
+        motion: "given" with the data, or "learned" by localisation.
+        reach: places per step at most, of learned motion.
+        turns: whether views turn with the agent.
+        velocities: of groups of channels, in places per step, for what moves while unseen; none: all stays.
+        write: "delta" replaces what a place holds, "sum" adds to it.
+    """
+
+    period: Annotated[int, Bounds(1, 4096)] = 16
+    motion: Literal["given", "learned"] = "given"
+    reach: Annotated[int, Bounds(1, 16)] = 1
+    turns: bool = False
+    velocities: tuple[tuple[float, float], ...] = ()
+    write: Literal["delta", "sum"] = "delta"
+
+
+class PlaceMap(nn.Module):
+    """Writes views where they are, and reads where the next ones will be.
+
+    Attributes:
+        memory: the map, ``wmkernels.nn.PlaceMemory``.
+        motion: where views are.
+        view: what turns do to them.
+    """
+
+    motion: GivenMotion | LearnedMotion
+
+    def __init__(
+        self, config: PlaceConfig, codec: TokenCodec, grid: tuple[int, int], width: int, actions: int, hidden: int
+    ) -> None:
+        super().__init__()
+        self.view = TurnedView(grid, config.turns)
+        frequencies, velocities = lattice(config.period), config.velocities or None
+        self.memory = PlaceMemory(width, self.view.offsets, frequencies, velocities, config.write)
+        if config.motion == "given":
+            self.motion = GivenMotion()
+        else:
+            self.motion = LearnedMotion(codec, grid, width, actions, config.reach, config.turns, hidden)
+
+    def init_state(self, batch_size: int) -> State:
+        return {**self.memory.init_state(batch_size), **self.motion.init_state(batch_size)}
+
+    def forward(
+        self,
+        tokens: Tensor,
+        values: Tensor,
+        actions: Tensor,
+        state: Mapping[str, Tensor],
+        reset: Tensor | None,
+        *,
+        displacement: Tensor | None = None,
+        turn: Tensor | None = None,
+        ahead: Tensor | None = None,
+        elapsed: Tensor | None = None,
+        hindsight: bool = False,
+    ) -> tuple[Tensor, Path, State]:
+        """What the map holds of each next view.
+
+        Args:
+            tokens: (batch, time, places, *token).
+            values: (batch, time, places, width), to write.
+            actions: int64 (batch, time), as all below as ``TokenWorldModel.forward`` has them.
+            state: of the steps before.
+            reset: first steps.
+            displacement: of given motion.
+            turn: of given motion.
+            ahead: of given motion.
+            elapsed: to the next views.
+            hindsight: of learned motion.
+
+        Returns:
+            (batch, time, places, width), the path and the state.
+        """
+        if isinstance(self.motion, LearnedMotion):
+            path = self.motion(tokens, values, actions, state, reset, hindsight)
+        elif displacement is None:
+            raise ValueError("TokenWorldModel: displacement is missing, expected (batch, time, 2) for given motion")
+        else:
+            path = self.motion(displacement, turn, ahead, state, reset)
+        memory: Mapping[str, Tensor] = {"map": state["map"], "angle": state["angle"]}
+        if path.first is not None:
+            memory = self.memory.move(memory, path.first)
+        framed, gate = self.view.to_frame(values, path.headings)
+        read, memory = self.memory(framed, path.moves, memory, reset, gate=gate, elapsed=elapsed, ahead=path.ahead)
+        return self.view.from_frame(read, path.headings_ahead), path, {**memory, **path.state}
