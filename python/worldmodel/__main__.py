@@ -1,4 +1,4 @@
-"""The command line: ``python -m worldmodel train | evaluate | imagine | demo``."""
+"""The command line: ``python -m worldmodel train | train-world | evaluate | imagine | demo``."""
 
 import contextlib
 import importlib
@@ -15,6 +15,7 @@ from worldmodel.runs.optional_dependencies import MissingPackage
 USAGE = """usage: python -m worldmodel COMMAND [options]
 
   train       train a world model on an environment
+  train-world train a world that stays: what is seen where, to be saved, edited and entered again
   evaluate    run whole episodes with what was trained
   imagine     draw what was observed, reconstructed and imagined open-loop, as a PNG and a GIF
   demo        show what the memory does: `demo memory`, under three minutes on two cores
@@ -23,7 +24,7 @@ python -m worldmodel COMMAND --help explains the options.
 """
 
 
-COMMANDS = ("train", "evaluate", "imagine", "demo")
+COMMANDS = ("train", "train-world", "evaluate", "imagine", "demo")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -38,7 +39,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     let_waiting_threads_sleep()
     with _Signals() as signals:
         try:
-            status = int(importlib.import_module(f"worldmodel.commands.{given[0]}").command(given[1:]))
+            status = int(
+                importlib.import_module(f"worldmodel.commands.{given[0].replace('-', '_')}").command(given[1:])
+            )
             sys.stdout.flush()  # a closed pipe is reported here, not at exit
             return status
         except BaseException as error:

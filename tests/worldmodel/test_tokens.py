@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from worldmodel.environments.rooms import RoomsConfig, RoomWorlds
+from worldmodel.learning.token_evaluation import TokenPredictor, evaluate_returning
 from worldmodel.learning.token_trainer import TokenTrainConfig, TokenTrainer, predict
-from worldmodel.learning.view_sources import ViewBatch, WorldSource, WorldStream, batch_of
+from worldmodel.learning.view_sources import ViewBatch, WorldSource, batch_of
 from worldmodel.model.block import Block
 from worldmodel.model.blocks import GRUBlock, ScanBlock, TokenAttentionBlock
 from worldmodel.model.motion import LearnedMotion
@@ -131,19 +132,30 @@ def test_weights_fit_a_lattice_of_any_size() -> None:
     large.load_state_dict(small.state_dict())
 
 
-def test_agents_of_one_map_take_turns() -> None:
-    worlds = RoomWorlds(2, rooms(agents=2), torch.Generator().manual_seed(0))
-    stream = WorldStream(worlds)
-    model = model_of(CONFIGS["given"])
-    state = None
-    for _ in range(2):
-        start = worlds.positions
-        batch = stream.next(20)
-        stands = start[:, 0].float() + batch.displacement.cumsum(1)[:, -1]
-        assert torch.equal(stands, worlds.positions[:, 0].float())
-        _, state = predict(model, batch, state)
-    truth = batch.views[:, 2:]  # what an agent sees two places later is its own next view
-    assert torch.equal(truth, batch.truth["tokens"][:, : truth.shape[1]])
+def test_agents_of_one_map_take_turns_and_know_what_another_has_seen() -> None:
+    trainer = TokenTrainer(
+        TokenConfig(grid=(3, 3), classes=6, place=PlaceConfig(period=7)),
+        TokenTrainConfig(batch_size=8, steps=48, updates=16, lr=2e-2, minutes=10, warmup=5),
+        WorldSource(RoomWorlds, rooms(), torch.Generator().manual_seed(0)),
+    )
+    while not trainer.finished:
+        trainer.iterate()
+    worlds = RoomWorlds(2, rooms(agents=2), torch.Generator().manual_seed(1))
+    start = worlds.positions
+    steps = worlds.rollout(20)
+    batch = batch_of(steps, start)
+    stands = start[:, 0].float() + batch.displacement.cumsum(1)[:, -1]
+    assert torch.equal(stands, worlds.positions[:, 0].float())
+    again = RoomWorlds(2, rooms(agents=2), torch.Generator().manual_seed(1))
+    predictor = TokenPredictor(trainer.model, again)
+    others = 0
+    for _ in range(3):
+        part = again.rollout(30)
+        known = part["gap"] > 0
+        others += int((part["other"] & known).sum())
+        assert torch.equal(predictor(part)[known], part["next_tokens"][known])
+    assert others > 5
+    assert evaluate_returning(trainer.model, again, 8, chunk=3).accuracy == 1
 
 
 def test_training_remembers_and_repeats_itself() -> None:

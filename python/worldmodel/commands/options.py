@@ -228,7 +228,7 @@ def with_kinds(model: WorldModelConfig, memory: str | None, latent: str | None) 
     """
     if memory is not None:
         known = {block.kind: block for block in reversed(model.memory.blocks)}
-        blocks = [block for text in memory.split(",") for block in _blocks(text.strip(), known)]
+        blocks = blocks_named(memory, known)
         try:
             model = dataclasses.replace(model, memory=dataclasses.replace(model.memory, blocks=tuple(blocks)))
         except ValueError as error:
@@ -240,6 +240,11 @@ def with_kinds(model: WorldModelConfig, memory: str | None, latent: str | None) 
         perception = dataclasses.replace(model.perception, latent=kinds[latent]())
         model = dataclasses.replace(model, perception=perception)
     return model
+
+
+def blocks_named(memory: str, known: Mapping[str, BlockConfig] | None = None) -> list[BlockConfig]:
+    """Blocks by ``--memory``, with the settings of those ``known`` by kind. Raises ConfigurationError."""
+    return [block for text in memory.split(",") for block in _blocks(text.strip(), known or {})]
 
 
 def _blocks(text: str, known: Mapping[str, BlockConfig]) -> list[BlockConfig]:

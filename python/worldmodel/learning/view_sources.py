@@ -25,8 +25,6 @@ class ViewBatch:
         is_first: bool (batch, time + 1), first views of episodes; None: the first column alone, or none.
         gap: int64 (batch, time, places), of the next view: 0 in the view before, -1 never seen, else steps since last
             seen; None if unknown.
-        truth: what a score takes as well: ``tokens`` (the next view's classes), ``inside``, ``edited``, ``fresh``, as
-            ``Worlds.rollout``.
         rewards: (batch, time), or None.
         terminated: bool (batch, time), or None.
     """
@@ -39,7 +37,6 @@ class ViewBatch:
     elapsed: Tensor | None = None
     is_first: Tensor | None = None
     gap: Tensor | None = None
-    truth: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
     rewards: Tensor | None = None
     terminated: Tensor | None = None
 
@@ -64,27 +61,11 @@ class ViewSource(Protocol):
     def load_state_dict(self, saved: Mapping[str, Tensor]) -> None: ...
 
 
-class WorldStream:
-    """``batch_size`` worlds that go on from call to call.
-
-    With several agents per world their steps alternate: one sequence, in which each agent's view follows the last
-    one's.
-    """
-
-    def __init__(self, worlds: Any) -> None:
-        self.worlds = worlds
-
-    def next(self, steps: int, actions: Tensor | None = None) -> ViewBatch:
-        """The next ``steps`` steps."""
-        positions = self.worlds.positions
-        return batch_of(self.worlds.rollout(steps, actions), positions)
-
-
 class WorldSource:
     """New worlds for each batch.
 
     Args:
-        make: ``Worlds`` for a batch size, a configuration and a generator.
+        make: ``environments.grids.Worlds`` for a batch size, a configuration and a generator.
         config: of the worlds.
         generator: of all of them.
     """
@@ -92,12 +73,10 @@ class WorldSource:
     def __init__(self, make: Any, config: Any, generator: torch.Generator) -> None:
         self.make, self.config, self.generator = make, config, generator
 
-    def stream(self, batch_size: int) -> WorldStream:
-        return WorldStream(self.make(batch_size, self.config, self.generator))
-
     def sample(self, batch_size: int, steps: int) -> ViewBatch:
-        agents = getattr(self.config, "agents", 1)
-        return self.stream(batch_size).next(max(1, steps // agents))
+        worlds = self.make(batch_size, self.config, self.generator)
+        positions = worlds.positions
+        return batch_of(worlds.rollout(max(1, steps // worlds.agents)), positions)
 
     def state_dict(self) -> dict[str, Tensor]:
         return {"generator": self.generator.get_state()}
@@ -107,41 +86,32 @@ class WorldSource:
 
 
 def batch_of(rollout: Mapping[str, Tensor], positions: Tensor | None = None) -> ViewBatch:
-    """A rollout of ``Worlds`` as a batch; ``positions`` (batch, agents, 2) before it, for several agents."""
+    """A rollout of ``Worlds`` as a batch.
+
+    Several agents take turns: (batch, agents, time, ...) becomes (batch, time * agents, ...), one sequence in which
+    each view is the next agent's. That needs their ``positions`` before the rollout, (batch, agents, 2).
+
+    Raises:
+        ValueError: several agents without positions, or with headings of their own.
+    """
     views, after = ("pixels", "next_pixels") if "pixels" in rollout else ("tokens", "next_tokens")
-    truth = {"tokens": rollout["next_tokens"], **{name: rollout[name] for name in ("inside", "edited", "fresh")}}
-    displacement, elapsed = rollout["displacement"], rollout.get("elapsed")
-    heading = rollout.get("heading")
-    if rollout["actions"].dim() == 3:
-        return _alternating(rollout, positions, views, truth)
+    actions, moved, gap = rollout["actions"], rollout["displacement"], rollout["gap"]
+    heading, following = rollout.get("heading"), rollout.get("next_heading")
+    if actions.dim() == 3:
+        if positions is None or (following is not None and bool(following.any())):
+            raise ValueError("batch_of: several agents need positions, and views that do not turn")
+        stands = positions[:, :, None] + torch.cat([torch.zeros_like(moved[:, :, :1]), moved.cumsum(2)], 2)
+        path = woven(stands)[:, : woven(moved).shape[1] + 1]  # to the first agent's next view
+        seen = torch.cat([woven(rollout[views]), rollout[after][:, 0, -1:]], 1)
+        return ViewBatch(seen, woven(actions), path.diff(dim=1), ahead=woven(moved), gap=woven(gap))
+    seen = torch.cat([rollout[views], rollout[after][:, -1:]], 1)
     turn = None
-    if heading is not None and "next_heading" in rollout and bool((rollout["next_heading"] != heading).any()):
-        turn = (rollout["next_heading"] - heading) % HEADINGS
-    if heading is not None:
-        displacement = turned(displacement, -heading)
-    joined = torch.cat([rollout[views], rollout[after][:, -1:]], 1)
-    return ViewBatch(joined, rollout["actions"], displacement, turn, elapsed=elapsed, gap=rollout["gap"], truth=truth)
+    if heading is not None and following is not None:
+        moved = turned(moved, -heading)
+        turn = (following - heading) % HEADINGS if bool((following != 0).any()) else None
+    return ViewBatch(seen, actions, moved, turn, elapsed=rollout.get("elapsed"), gap=gap)
 
 
-def _alternating(
-    rollout: Mapping[str, Tensor], positions: Tensor | None, views: str, truth: Mapping[str, Tensor]
-) -> ViewBatch:
-    """(batch, agents, time, ...) as (batch, time * agents, ...): agents take turns."""
-    if positions is None or bool(rollout["heading"].any()):
-        raise ValueError("batch_of: several agents need positions, and a heading that stays")
-
-    def woven(x: Tensor) -> Tensor:
-        return x.transpose(1, 2).flatten(1, 2)
-
-    moved = rollout["displacement"]
-    stands = positions[:, :, None] + torch.cat([torch.zeros_like(moved[:, :, :1]), moved.cumsum(2)], 2)
-    path = woven(stands)[:, : moved.shape[1] * moved.shape[2] + 1]  # up to the first agent's next step
-    joined = torch.cat([woven(rollout[views]), rollout["next_" + views][:, :1, -1]], 1)
-    return ViewBatch(
-        joined,
-        woven(rollout["actions"]),
-        path[:, 1:] - path[:, :-1],
-        ahead=woven(moved),
-        gap=woven(rollout["gap"]),
-        truth={name: woven(x) for name, x in truth.items()},
-    )
+def woven(x: Tensor) -> Tensor:
+    """(batch, agents, time, ...) as (batch, time * agents, ...)."""
+    return x.transpose(1, 2).flatten(1, 2)

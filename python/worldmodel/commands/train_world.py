@@ -1,0 +1,173 @@
+"""``train-world``: trains a world that can be saved, edited and entered again."""
+
+import argparse
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import torch
+
+from worldmodel.commands.command_line import parse
+from worldmodel.commands.interrupt import Interrupt
+from worldmodel.commands.options import blocks_named, environment_arguments
+from worldmodel.environments.returning import table
+from worldmodel.learning.metrics import MetricMeans
+from worldmodel.learning.settings import default_folder
+from worldmodel.learning.threads import threads_restored
+from worldmodel.learning.token_evaluation import evaluate_returning
+from worldmodel.learning.token_trainer import TokenTrainConfig, TokenTrainer
+from worldmodel.learning.world_run import WorldRunConfig, describe, described_run, saved_world_config, source_of
+from worldmodel.model.tokens import TokenConfig
+from worldmodel.runs.configuration import ConfigurationError, differences, to_json
+from worldmodel.runs.fields import Bounds, Positive, Text, Threads
+from worldmodel.runs.files import write_text
+from worldmodel.runs.run import Run
+
+
+@dataclasses.dataclass
+class TrainWorldOptions:
+    """Trains a model of what is seen where, on an environment's views. Ctrl-C saves and stops.
+
+    A map of places by default; --memory chooses others, and --model.place.motion learned finds out how actions move.
+    """
+
+    env: Text = "worldmodel/Rooms-v0"
+    """Environment with a grid of classes or a picture as observation, and discrete actions."""
+    env_args: tuple[Text, ...] = ()
+    """Its arguments, NAME=VALUE or JSON."""
+    data: Path | None = None
+    """Recorded steps, .npz, instead of the environment's; --env then says what they look like."""
+    memory: Text = "place"
+    """place, memory blocks as for `train`, or both, in order: place,local_attention."""
+    record_steps: Annotated[int, Bounds(2, 10**9)] = 20_000
+    """Steps recorded first in an environment without batched worlds."""
+    model: TokenConfig = dataclasses.field(default_factory=TokenConfig)
+    """The world model."""
+    train: TokenTrainConfig = dataclasses.field(default_factory=TokenTrainConfig)
+    """Its training."""
+    evaluate_steps: Annotated[int, Bounds(0, 2**24)] = 2048
+    """Steps of the evaluation after training, by how long cells were out of view; 0 leaves it out."""
+    log_seconds: Positive = 5
+    """Seconds between two lines of metrics."""
+    threads: Threads = 1
+    """CPU threads."""
+    run: Path | None = None
+    """Folder of the new run; runs/ENV-DATE if not given."""
+    resume: Path | None = None
+    """Folder of a run to resume with its own settings; only --train.minutes and --train.updates may change."""
+
+
+def command(arguments: Sequence[str]) -> int:
+    """Trains, and prints the run's folder."""
+    options = _options(arguments)
+    with threads_restored():
+        torch.set_num_threads(options.threads)
+        run, number = train_world(options)
+    print(run.folder)
+    return 128 + number if number else 0
+
+
+def _options(arguments: Sequence[str]) -> TrainWorldOptions:
+    """The environment and the kind of memory set the defaults of the model."""
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for name in ("--env", "--memory", "--resume"):
+        early.add_argument(name, nargs="?")
+    early.add_argument("--env-args", nargs="*", default=[])
+    found, _ = early.parse_known_args(list(arguments))
+    default = TrainWorldOptions()
+    if found.resume is not None:
+        saved = saved_world_config(Run(found.resume))
+        pairs = [f"{name}={json.dumps(value)}" for name, value in saved.env_args.items()]
+        default = TrainWorldOptions(saved.env, tuple(pairs), saved.data, model=saved.model, train=saved.train)
+    elif not {"-h", "--help"} & set(arguments):
+        model = describe(found.env or default.env, environment_arguments(found.env_args)).model
+        default.model = with_memory(model, found.memory or default.memory)
+    return parse(TrainWorldOptions, arguments, "train-world", default)
+
+
+def with_memory(model: TokenConfig, memory: str) -> TokenConfig:
+    """The model with a memory by name. Raises ConfigurationError for an unknown one.
+
+    Example:
+        >>> with_memory(TokenConfig(), "scan,gru").blocks[1].kind
+        'gru'
+    """
+    names = [name.strip() for name in memory.split(",")]
+    place = model.place if names[0] == "place" else None
+    blocks = tuple(blocks_named(",".join(names[place is not None :]))) if names[place is not None :] else ()
+    width = model.width if not blocks else max(model.width, 64)
+    return dataclasses.replace(model, place=place, blocks=blocks, width=width)
+
+
+def train_world(options: TrainWorldOptions) -> tuple[Run, int]:
+    """Trains and evaluates; returns the run and the signal that ended it, else 0.
+
+    Raises:
+        ConfigurationError: settings that do not fit, or others than the resumed run's.
+        RunError: a folder that is not empty, or a run that cannot be resumed.
+    """
+    config = WorldRunConfig(
+        options.env,
+        environment_arguments(options.env_args),
+        options.data,
+        options.record_steps,
+        options.model,
+        options.train,
+    )
+    if options.resume is None:
+        trainer = TokenTrainer(config.model, config.train, source_of(config))
+        folder = options.run or default_folder(options.env, time.strftime("%Y%m%d-%H%M%S"))
+        run = Run.create(folder, described_run(config), numbered=options.run is None)
+    else:
+        if options.run is not None:
+            raise ConfigurationError("--run names a new run and --resume one that exists: give one of them")
+        run = Run.open_to_write(options.resume)
+        _check_resumable(saved_world_config(run), config)
+        trainer = TokenTrainer(config.model, config.train, source_of(config))
+        if run.checkpoints:
+            parts = ("token_model", "optimizer", "trainer")
+            with run.refusing(*parts):
+                trainer.load_state_dict({part: run.load(part) for part in parts})
+        run.configure({**run.config, **described_run(config)})
+    try:
+        with Interrupt() as interrupt:
+            _loop(trainer, run, options.log_seconds, interrupt)
+            run.save(trainer.updates, trainer.state_dict())
+            if options.evaluate_steps and not interrupt.requested:
+                _evaluate(trainer, config, run, options.evaluate_steps)
+        return run, interrupt.signal
+    finally:
+        run.close()
+
+
+def _check_resumable(saved: WorldRunConfig, given: WorldRunConfig) -> None:
+    train = dataclasses.replace(saved.train, minutes=given.train.minutes, updates=given.train.updates)
+    there = dataclasses.replace(saved, train=train)
+    if found := differences(to_json(there), to_json(given)):
+        raise ConfigurationError(f"a resumed run keeps its settings, but {found[0]}")
+
+
+def _loop(trainer: TokenTrainer, run: Run, log_seconds: float, interrupt: Interrupt) -> None:
+    means, logged = MetricMeans(), time.perf_counter()
+    while not (trainer.finished or interrupt.requested):
+        means.add(trainer.iterate())
+        if time.perf_counter() - logged >= log_seconds or trainer.finished:
+            logged = time.perf_counter()
+            metrics = {"steps": trainer.updates, "seconds": trainer.seconds, **means.means()}
+            run.log(metrics)
+            shown = " ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+            print(shown, file=sys.stderr, flush=True)
+
+
+def _evaluate(trainer: TokenTrainer, config: WorldRunConfig, run: Run, steps: int) -> None:
+    described = describe(config.env, config.env_args, config.model.patch)
+    if described.make is None:
+        return
+    worlds = described.make(8, described.worlds, torch.Generator().manual_seed(config.train.seed + 1))
+    found = evaluate_returning(trainer.model, worlds, steps)
+    write_text(run.folder / "returning.json", json.dumps({"steps": steps, **found.to_json()}, indent=1))
+    print(table({"returning cells, %": found}), file=sys.stderr)
