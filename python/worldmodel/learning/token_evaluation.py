@@ -47,7 +47,7 @@ class TokenPredictor:
 
 
 def evaluate_returning(model: TokenWorldModel, worlds: Worlds, steps: int, chunk: int = 256) -> Score:
-    """Scores the model on the next ``steps`` steps of ``worlds``; memory is constant in their number."""
+    """Scores the model on ``steps`` steps of new ``worlds``; memory is constant in their number."""
     training = model.training
     predictors: dict[str, Predictor] = {"model": TokenPredictor(model.eval(), worlds)}
     found = score(worlds, predictors, steps, chunk)["model"]

@@ -76,7 +76,9 @@ def describe(env: str, env_args: dict[str, Any], patch: Annotated[int, Bounds(0,
         actions: Any = made.action_space
         if type(actions).__name__ != "Discrete":
             raise ConfigurationError(f"--env {env} has the action space {actions}, expected a discrete one")
-        shape, config = space.shape or (), getattr(inner, "config", None)
+        config = getattr(inner, "config", None)
+        shape: tuple[int, ...] = space.shape or ()
+        grid: tuple[int, int]
         if len(shape) == 3 and shape[2] == 3 and str(space.dtype) == "uint8":
             patch = patch or getattr(config, "pixels", 0) or 8
             if shape[0] % patch or shape[1] % patch:
@@ -85,7 +87,7 @@ def describe(env: str, env_args: dict[str, Any], patch: Annotated[int, Bounds(0,
                 )
             grid, classes = (shape[0] // patch, shape[1] // patch), 0
         elif len(shape) == 2 and str(space.dtype).removeprefix("u").startswith("int"):
-            grid, classes, patch = shape, int(space.high.max()) + 1, 0
+            grid, classes, patch = (shape[0], shape[1]), int(space.high.max()) + 1, 0
         else:
             raise ConfigurationError(
                 f"--env {env} has the observations {space}, expected a grid of classes, (rows, columns), or a picture, "

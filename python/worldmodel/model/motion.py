@@ -95,10 +95,10 @@ class LearnedMotion(nn.Module):
             ("around", around[around >= 0]),
         ):
             self.register_buffer(name, value, persistent=False)
-        last = nn.Linear(hidden, len(candidates))
+        last = nn.Linear(hidden, actions * len(candidates))
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
-        self.network = nn.Sequential(nn.Linear(len(self.around) * width + actions, hidden), nn.GELU(), last)
+        self.network = nn.Sequential(nn.Linear(len(self.around) * width, hidden), nn.GELU(), last)
 
     def init_state(self, batch_size: int) -> State:
         """No step is pending, as if one had certainly stayed."""
@@ -115,9 +115,9 @@ class LearnedMotion(nn.Module):
 
     def prior(self, values: Tensor, actions: Tensor) -> Tensor:
         """Log probabilities (..., candidates), by embeddings (..., places, width) of a view and actions (...)."""
-        near = values[..., self.around, :].flatten(-2)
-        inputs = torch.cat([near, F.one_hot(actions, self.actions).to(near.dtype)], -1)
-        return self.network(inputs).log_softmax(-1)
+        logits = self.network(values[..., self.around, :].flatten(-2)).unflatten(-1, (self.actions, -1))
+        chosen = actions[..., None, None].expand(*actions.shape, 1, logits.shape[-1])
+        return logits.gather(-2, chosen).squeeze(-2).log_softmax(-1)
 
     @torch.no_grad()
     def evidence(self, before: Tensor, after: Tensor) -> Tensor:
