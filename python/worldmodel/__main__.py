@@ -1,4 +1,4 @@
-"""The command line: ``python -m worldmodel train | train-world | evaluate | imagine | demo``."""
+"""The command line: ``python -m worldmodel COMMAND``."""
 
 import contextlib
 import importlib
@@ -18,13 +18,14 @@ USAGE = """usage: python -m worldmodel COMMAND [options]
   train-world train a world that stays: what is seen where, to be saved, edited and entered again
   evaluate    run whole episodes with what was trained
   imagine     draw what was observed, reconstructed and imagined open-loop, as a PNG and a GIF
+  record      record episodes of an environment in a file, to train from
   demo        show what the memory does: `demo memory`, under three minutes on two cores
 
 python -m worldmodel COMMAND --help explains the options.
 """
 
 
-COMMANDS = ("train", "train-world", "evaluate", "imagine", "demo")
+COMMANDS = ("train", "train-world", "evaluate", "imagine", "record", "demo")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -70,6 +70,15 @@ def test_an_environment_is_a_batch_of_one():
         assert info["displacement"].tolist() == steps["displacement"][0, t].tolist()
 
 
+def test_info_has_the_heading_of_the_observation():
+    environment = make("worldmodel/Rooms-v0", own_heading=True, size=5).unwrapped
+    heading = environment.reset(seed=0)[1]["heading"]
+    for action, turn in ((1, 3), (0, 0), (2, 1)):
+        assert (
+            environment.step(action)[4]["heading"] == environment.worlds.headings == (heading := (heading + turn) % 4)
+        )
+
+
 def test_cells_are_read_as_classes_and_pixels_as_a_picture():
     kinds = {}
     for name, options in ENVIRONMENTS.values():

@@ -409,4 +409,4 @@ def test_help_explains_every_option(capsys: pytest.CaptureFixture[str]) -> None:
         assert not [name for name in ("--device", "--threads", "--seed", *names) if name not in said]
     assert main(["--help"]) == 0
     said = capsys.readouterr().out
-    assert all(f"\n  {command} " in said for command in ("train", "evaluate", "imagine", "demo"))
+    assert all(f"\n  {command} " in said for command in ("train", "evaluate", "imagine", "record", "demo"))

@@ -18,14 +18,15 @@ except ImportError as error:
 __all__ = ["TILE", "GridEnv", "gymnasium"]
 
 TILE = 16  # pixels per side of a cell in ``render``
-_LEFT_OUT = ("tokens", "next_tokens", "actions", "heading", "pixels", "next_pixels")
+_LEFT_OUT = ("tokens", "next_tokens", "actions", "heading", "next_heading", "pixels", "next_pixels")
 
 
 class GridEnv(gymnasium.Env[Any, Any], abc.ABC):
     """One of ``make(1, config, generator)``; an episode is a new world, truncated after ``length`` steps.
 
     Observes classes, uint8 (view, view), or with ``config.pixels`` a picture, uint8 (height, width, 3). ``info`` of a
-    step is what ``rollout`` returns of it, without the batch's and time's dimensions, places as (view, view).
+    step is what ``rollout`` returns of it, without the batch's and time's dimensions, places as (view, view). With an
+    own heading, ``info`` has the ``heading`` of the observation, of a reset as well.
 
     Attributes:
         make: of the worlds.
@@ -63,13 +64,16 @@ class GridEnv(gymnasium.Env[Any, Any], abc.ABC):
         self.worlds = self.make(1, self.config, generator)
         self.steps = 0
         pictures = self.worlds.pictures
-        return self._observation(self.worlds.tokens[0] if pictures is None else pictures[0]), {}
+        first = self._observation(self.worlds.tokens[0] if pictures is None else pictures[0])
+        return first, self._turned(int(self.worlds.headings))
 
     def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         """Raises ValueError for an action that is none of ``action_space``."""
         happened = self.worlds.rollout(1, torch.tensor([[int(action)]]))
         self.steps += 1
         info = {name: self._squared(value[0, 0].numpy()) for name, value in happened.items() if name not in _LEFT_OUT}
+        if "next_heading" in happened:
+            info |= self._turned(int(happened["next_heading"]))
         seen = happened["next_pixels" if self.config.pixels else "next_tokens"]
         return self._observation(seen[0]), self.reward(info), False, self.steps >= self.length, info
 
@@ -89,6 +93,9 @@ class GridEnv(gymnasium.Env[Any, Any], abc.ABC):
             row, column = middle + ahead * MOVES[int(self.worlds.headings[0, 0])]
             picture[(y - row) ** 2 + (x - column) ** 2 <= radius**2] = colour
         return picture.astype(np.uint8)
+
+    def _turned(self, heading: int) -> dict[str, Any]:
+        return {"heading": heading} if getattr(self.config, "own_heading", False) else {}
 
     def _squared(self, value: np.ndarray) -> np.ndarray:
         return value.reshape(self.config.view, -1) if value.shape == (self.config.places,) else value

@@ -1,0 +1,220 @@
+"""Recorded episodes: what was recorded is read, in batches of every step, and other files are refused in a line."""
+
+import json
+import os
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+import worldmodel_environments  # noqa: F401, registers environments
+
+from worldmodel.__main__ import main
+from worldmodel.acting.recording import record
+from worldmodel.data.datasets import EpisodeFile, EpisodeWriter, RecordedSource
+from worldmodel.data.source import Source
+from worldmodel.environments.registry import EnvironmentFailed, make
+from worldmodel.environments.rooms import RoomsConfig, RoomWorlds
+from worldmodel.runs import storage
+from worldmodel.runs.fields import ConfigurationError
+from worldmodel.runs.files import RunError
+from worldmodel.runs.run import Run
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    """3 episodes of Rooms with an own heading, the last of them cut."""
+    path = tmp_path_factory.mktemp("recorded") / "rooms.npz"
+    options = {"size": 6, "view": 3, "own_heading": True, "length": 40}
+    assert record("worldmodel/Rooms-v0", path, 100, seed=1, env_args=options) == 3
+    return path
+
+
+def test_a_recording_repeats_in_the_environment(path):
+    file = EpisodeFile(path)
+    assert (file.steps, file.episodes) == (103, 3) and file.about["env_args"]["length"] == 40
+    arrays = file.arrays
+    environment = make("worldmodel/Rooms-v0", **file.about["env_args"])
+    from worldmodel.environments.vector import random_seeds
+
+    starts = np.flatnonzero(arrays["is_first"])
+    assert starts.tolist() == [0, 41, 82] and np.flatnonzero(arrays["is_last"]).tolist() == [40, 81, 102]
+    for episode, start in enumerate(starts):
+        seen, info = environment.reset(seed=random_seeds(1)(episode))
+        for step in range(start, start + 41):
+            assert np.array_equal(arrays["observations/observation"][step][..., 0], seen)
+            assert arrays["heading"][step] == info["heading"] and not arrays["terminated"][step]
+            if arrays["is_last"][step]:
+                assert not arrays["rewards"][step] and not arrays["displacement"][step].any()
+                break
+            seen, reward, _, _, info = environment.step(arrays["actions"][step])
+            assert arrays["rewards"][step] == np.float32(reward)
+            assert np.array_equal(arrays["displacement"][step], info["displacement"])
+    assert np.load(path)["actions"].shape == (103,), "numpy reads it as well"
+
+
+def test_the_exploring_policy_and_the_random_one(tmp_path):
+    shares = []
+    for policy in ("auto", "random"):
+        record("worldmodel/Rooms-v0", tmp_path / "a.npz", 400, policy=policy, env_args={"size": 200, "view": 1})
+        actions = EpisodeFile(tmp_path / "a.npz").arrays["actions"][:-1]
+        shares.append((actions[1:] == actions[:-1]).mean())
+    assert shares[0] > 0.7 and shares[1] < 0.35
+    with pytest.raises(ConfigurationError, match="wmtest/Echo-v0 has no exploring policy: use random"):
+        record("wmtest/Echo-v0", tmp_path / "b.npz", 10, policy="explore")
+    assert os.listdir(tmp_path) == ["a.npz"], "nothing is left of what failed"
+
+
+def test_times_terminations_and_errors(tmp_path):
+    record("worldmodel/Drift-v0", tmp_path / "a.npz", 50, env_args={"pause": 4, "length": 20})
+    arrays = EpisodeFile(tmp_path / "a.npz").arrays
+    assert (
+        set(arrays["elapsed"].tolist()) == {1.0, 2.0, 3.0, 4.0} and (arrays["elapsed"][arrays["is_first"]] == 1).all()
+    )
+    record("wmtest/Numbered-v0", tmp_path / "b.npz", 200)
+    arrays = EpisodeFile(tmp_path / "b.npz").arrays
+    ended = np.flatnonzero(arrays["is_last"])[:-1] - 1
+    seeds = arrays["observations/observation"][ended, 0]
+    assert np.array_equal(arrays["terminated"][ended], seeds % 3 != 0) and 0 < arrays["terminated"].sum() < len(ended)
+    with pytest.raises(EnvironmentFailed, match="wmtest/Numbered-v0, action 3: ArithmeticError: the simulator broke"):
+        record("wmtest/Numbered-v0", tmp_path / "c.npz", 200, env_args={"fail_at": 4, "longest": 100})
+
+
+def test_every_step_is_in_one_row_of_an_epoch(path):
+    file = EpisodeFile(path)
+    source = RecordedSource(file, batch_size=4, window=10, seed=0)
+    assert isinstance(source, Source) and len(source) == 10 and source.transitions == 100
+    for epoch in range(3):
+        batches = [source.sample()[0] for _ in range(3)]
+        assert [batch.shape for batch in batches] == [(4, 10), (4, 10), (2, 10)] and source.epochs == epoch
+        found = torch.cat([batch.observations["observation"].flatten(0, 1) for batch in batches])
+        starts = np.sort(source._starts)
+        assert np.array_equal(np.diff(starts), [10] * 9) and 0 <= starts[0] <= 3
+        steps = slice(starts[0], starts[0] + 100)
+        wanted = file.arrays["observations/observation"][steps]
+        order = [np.lexsort(array.reshape(100, -1).T) for array in (found.numpy(), wanted)]
+        assert np.array_equal(found.numpy()[order[0]], wanted[order[1]])
+        for batch in batches:
+            assert batch.is_first[:, 0].all() and batch.is_last[:, -1].all() and batch.valid.all()
+    whole = source.rows()
+    assert whole["displacement"].shape == (4, 10, 2)
+
+
+def test_a_checkpoint_continues_the_epoch(path, tmp_path):
+    source = RecordedSource(EpisodeFile(path), 4, 10, seed=3)
+    source.sample()
+    run = Run.create(tmp_path / "run", {})
+    storage.save(run.folder / "source.safetensors", source.state_dict())
+    again = RecordedSource(EpisodeFile(path), 4, 10, seed=4)
+    again.load_state_dict(storage.load(run.folder / "source.safetensors"))
+    for _ in range(5):
+        first, second = source.sample()[0], again.sample()[0]
+        assert torch.equal(first.observations["observation"], second.observations["observation"])
+    with pytest.raises(RunError, match="other episodes than .*, or another window"):
+        RecordedSource(EpisodeFile(path), 4, 11).load_state_dict(source.state_dict())
+    run.close()
+
+
+def damaged(path, tmp_path, change):
+    arrays = dict(np.load(path))
+    change(arrays)
+    np.savez(tmp_path / "bad.npz", **arrays)
+    return tmp_path / "bad.npz"
+
+
+def test_other_files_are_refused(path, tmp_path):
+    def spec(**fields):
+        def change(arrays):
+            told = json.loads(arrays["spec"].tobytes())
+            arrays["spec"] = np.frombuffer(json.dumps({**told, **fields}).encode(), np.uint8)
+
+        return change
+
+    for change, said in (
+        (spec(format="worldmodel episodes 2"), "its format is worldmodel episodes 2, expected 'worldmodel episodes 1'"),
+        (lambda arrays: arrays.pop("spec"), "its format is None"),
+        (lambda arrays: arrays.pop("actions"), "it has no actions"),
+        (lambda arrays: arrays.update(more=np.zeros(103)), "more is none of the layout's arrays"),
+        (
+            lambda arrays: arrays.update(rewards=np.zeros(103)),
+            r"rewards is float64 \(103,\), expected float32 \(103,\)",
+        ),
+        (lambda arrays: arrays.update(actions=arrays["actions"][1:]), r"actions is int64 \(102,\), expected"),
+        (lambda arrays: arrays["is_first"].fill(False), "is_first and is_last do not fit"),
+        (lambda arrays: arrays.update(rewards=np.array([None] * 103)), "expected numbers"),
+        (spec(observation={"modalities": {}}), "modalities"),
+    ):
+        with pytest.raises(RunError, match=said) as refused:
+            EpisodeFile(damaged(path, tmp_path, change))
+        assert "bad.npz" in str(refused.value) and "\n" not in str(refused.value)
+    content = path.read_bytes()
+    for cut in (0, 100, len(content) // 2, len(content) - 1):
+        (tmp_path / "cut.npz").write_bytes(content[:cut])
+        with pytest.raises(RunError, match=r"cut\.npz is no file of episodes, or damaged"):
+            EpisodeFile(tmp_path / "cut.npz")
+    np.savez_compressed(tmp_path / "small.npz", **np.load(path))
+    with pytest.raises(RunError, match="compressed or encrypted, expected arrays as numpy.savez writes them"):
+        EpisodeFile(tmp_path / "small.npz")
+    (tmp_path / "link.npz").symlink_to(path)
+    with pytest.raises(RunError, match="symbolic link"):
+        EpisodeFile(tmp_path / "link.npz")
+    with pytest.raises(RunError, match="No such file"):
+        EpisodeFile(tmp_path / "none.npz")
+
+
+def test_a_header_that_promises_more_is_refused(path, tmp_path):
+    header = b"{'descr': '<f4', 'fortran_order': False, 'shape': (1000000,), }"
+    with zipfile.ZipFile(tmp_path / "large.npz", "w") as archive:
+        content = b"\x93NUMPY\x01\x00" + (118).to_bytes(2, "little") + header.ljust(117) + b"\n" + bytes(16)
+        archive.writestr("rewards.npy", content)
+    with pytest.raises(RunError, match="rewards has another size than it says"):
+        EpisodeFile(tmp_path / "large.npz")
+
+
+def test_values_that_the_specs_do_not_have_are_told_when_read(path, tmp_path):
+    for name, value, said in (
+        ("observations/observation", 9, "expected classes below 9"),
+        ("actions", 3, "expected integers from 0 and below"),
+        ("rewards", np.nan, "rewards holds NaN"),
+    ):
+        bad = damaged(path, tmp_path, lambda arrays, n=name, v=value: arrays[n].fill(v))
+        with pytest.raises(RunError, match=said):
+            RecordedSource(EpisodeFile(bad), 4, 10).sample()
+
+
+def test_bad_rows_and_steps_are_told(path, tmp_path):
+    for batch_size, window in ((0, 10), (4, 1), (4, 104)):
+        with pytest.raises(ConfigurationError, match="from 2 to the 103 steps"):
+            RecordedSource(EpisodeFile(path), batch_size, window)
+    file = EpisodeFile(path)
+    seen = {"observation": np.zeros((3, 3, 1))}
+    with pytest.raises(ValueError, match=r"\['speed'\] were not given at the first step"):
+        EpisodeWriter(tmp_path / "a.npz", file.observation_spec, file.action_spec).step(seen, speed=3)
+    with pytest.raises(ValueError, match=r"observations/observation has shape \(2,\), expected \(3, 3, 1\)"):
+        EpisodeWriter(tmp_path / "a.npz", file.observation_spec, file.action_spec).step({"observation": [1, 2]})
+    with pytest.raises(ValueError, match="no step was added"):
+        EpisodeWriter(tmp_path / "a.npz", file.observation_spec, file.action_spec).close()
+
+
+def test_the_command_records(tmp_path, capsys):
+    out = str(tmp_path / "drift.npz")
+    arguments = ["--env", "worldmodel/Drift-v0", "--env-args", "length=30", "--steps", "40", "--out", out]
+    assert main(["record", *arguments]) == 0
+    said = capsys.readouterr()
+    assert said.out.strip() == out and "40 steps in 2 episodes of worldmodel/Drift-v0" in said.err
+    assert EpisodeFile(out).steps == 42
+    assert main(["record", "--env", "worldmodel/Drift-v0", "--out", "drift.txt"]) == 1
+    assert "--out is 'drift.txt', expected a name that ends with .npz" in capsys.readouterr().err
+    assert main(["record"]) == 1 and "--env is missing" in capsys.readouterr().err
+
+
+def test_recorded_rooms_are_the_batched_ones(path):
+    """What was recorded with actions given leads a batch of rooms to the same views."""
+    file = EpisodeFile(path)
+    options = {name: value for name, value in file.about["env_args"].items() if name != "length"}
+    environment = make("worldmodel/Rooms-v0", **file.about["env_args"]).unwrapped
+    from worldmodel.environments.vector import random_seeds
+
+    environment.reset(seed=random_seeds(1)(0))
+    worlds = RoomWorlds(1, RoomsConfig(**options), environment.worlds.generator)
+    assert worlds.map.shape == environment.worlds.map.shape
