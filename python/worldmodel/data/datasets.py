@@ -24,7 +24,7 @@ import shutil
 import struct
 import tempfile
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -68,7 +68,7 @@ class EpisodeWriter:
         >>> specs = ObservationSpec.from_space(spaces.Discrete(4)), ActionSpec.from_space(spaces.Discrete(2))
         >>> path = Path(tempfile.mkdtemp()) / "episodes.npz"
         >>> with EpisodeWriter(path, *specs) as writer:
-        ...     writer.step({"observation": [0]}, is_first=True, actions=[1], rewards=0.5)
+        ...     writer.step({"observation": [0]}, is_first=True, actions=1, rewards=0.5)
         ...     writer.step({"observation": [3]}, is_last=True)
         >>> EpisodeFile(path).steps, np.load(path)["rewards"].tolist()
         (2, [0.5, 0.0])
@@ -84,10 +84,7 @@ class EpisodeWriter:
         self.path, self.steps = path, 0
         spec = {"observation": observation_spec.to_json(), "action": action_spec.to_json()}
         self._spec = json.dumps({"format": FORMAT, **(about or {}), **spec}).encode()
-        zeros = {f"observations/{name}": array for name, array in observation_spec.zeros().items()}
-        self._zeros = (
-            zeros | {"actions": action_spec.zeros()} | {name: np.zeros((), kind) for name, kind in _TIMED.items()}
-        )
+        self._zeros = _zeros(observation_spec, action_spec)
         self._folder = tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.stem}.")
         self._files: dict[str, BinaryIO] = {}
 
@@ -201,7 +198,7 @@ class EpisodeFile:
         return cut
 
     @contextlib.contextmanager
-    def _refusing(self) -> Any:
+    def _refusing(self) -> Iterator[None]:
         try:
             yield
         except (ValueError, ConfigurationError) as error:
@@ -220,8 +217,7 @@ class EpisodeFile:
         self.observation_spec = ObservationSpec.from_json(told.pop("observation", None))
         self.action_spec = ActionSpec.from_json(told.pop("action", None))
         self.about = told
-        zeros = {f"observations/{name}": array for name, array in self.observation_spec.zeros().items()}
-        zeros |= {"actions": self.action_spec.zeros()} | {name: np.zeros((), kind) for name, kind in _TIMED.items()}
+        zeros = _zeros(self.observation_spec, self.action_spec)
         if missing := sorted(zeros.keys() - self.arrays.keys() - {*_OPTIONAL}):
             raise ValueError(f"it has no {', '.join(missing)}")
         steps = len(self.arrays["is_first"]) if self.arrays["is_first"].ndim else 0
@@ -249,6 +245,12 @@ class EpisodeFile:
         for name in ("rewards", "elapsed", "displacement"):
             if name in cut and not np.isfinite(cut[name]).all():
                 raise ValueError(f"{name} holds NaN or infinity, expected finite numbers")
+
+
+def _zeros(observation_spec: ObservationSpec, action_spec: ActionSpec) -> Arrays:
+    """A step of each array of the layout; ``displacement`` without its dimension."""
+    zeros = {f"observations/{name}": array for name, array in observation_spec.zeros().items()}
+    return zeros | {"actions": action_spec.zeros()} | {name: np.zeros((), kind) for name, kind in _TIMED.items()}
 
 
 def _mapped(file: BinaryIO) -> Arrays:
@@ -285,8 +287,7 @@ def _mapped(file: BinaryIO) -> Arrays:
             offset, count = file.tell(), int(np.prod([int(extent) for extent in shape], dtype=object))
             if offset - start + count * dtype.itemsize != member.file_size or start + member.file_size > size:
                 raise ValueError(f"{shown(name)} has another size than it says")
-            mapped = np.memmap(file, dtype, "r", offset, shape) if count else np.zeros(shape, dtype)
-            arrays[name] = mapped
+            arrays[name] = np.memmap(file, dtype, "r", offset, shape) if count else np.zeros(shape, dtype)
     return arrays
 
 
