@@ -7,6 +7,7 @@ from wmkernels import nn as nn
 from wmkernels.conv_lstm.function import conv_lstm as conv_lstm
 from wmkernels.conv_lstm.function import conv_lstm_step as conv_lstm_step
 from wmkernels.linear_scan.function import linear_scan as linear_scan
+from wmkernels.place_memory.function import place_memory as place_memory
 from wmkernels.registry import OPS as _OPS
 from wmkernels.selective_scan.function import selective_scan as selective_scan
 from wmkernels.selective_step.function import selective_state_update as selective_state_update

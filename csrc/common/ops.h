@@ -24,6 +24,7 @@
 
 #include "include/conv_lstm.inc"
 #include "include/linear_scan.inc"
+#include "include/place_memory.inc"
 #include "include/selective_scan.inc"
 #include "include/selective_step.inc"
 

@@ -65,6 +65,22 @@ WMK_INLINE void store_as(Float16* to, FloatVector value) {
   memcpy(to, &halves, sizeof(halves));
 }
 
+// `count` elements at a stride; the rest is zero.
+template <class T, class S>
+WMK_INLINE Vector<T> gather(const S* from, int64_t stride, int count) {
+  if (stride == 1 && count == kLanes<T>) return load_as(from, T(0));
+  S gathered[kLanes<T>] = {};
+  for (int i = 0; i < count; ++i) gathered[i] = from[i * stride];
+  return load_as(gathered, T(0));
+}
+template <class T, class S>
+WMK_INLINE void scatter(S* to, int64_t stride, int count, Vector<T> values) {
+  if (stride == 1 && count == kLanes<T>) return store_as(to, values);
+  S scattered[kLanes<T>];
+  store_as(scattered, values);
+  for (int i = 0; i < count; ++i) to[i * stride] = scattered[i];
+}
+
 // Calls work with a value of the arithmetic type and one of the storage type.
 template <class Work>
 WMK_INLINE auto with_types(int64_t dtype, const Work& work) {

@@ -14,24 +14,8 @@ namespace {
 constexpr int64_t kMaxStates = 1024;
 constexpr int64_t kStatesPerThread = 100000;
 
-// `count` elements at a stride; the rest is zero.
-template <class T, class S>
-WMK_INLINE Vector<T> gather(const S* from, int64_t stride, int count) {
-  if (stride == 1 && count == kLanes<T>) return load_as(from, T(0));
-  S gathered[kLanes<T>] = {};
-  for (int i = 0; i < count; ++i) gathered[i] = from[i * stride];
-  return load_as(gathered, T(0));
-}
-template <class T, class S>
-WMK_INLINE void scatter(S* to, int64_t stride, int count, Vector<T> values) {
-  if (stride == 1 && count == kLanes<T>) return store_as(to, values);
-  S scattered[kLanes<T>];
-  store_as(scattered, values);
-  for (int i = 0; i < count; ++i) to[i * stride] = scattered[i];
-}
-
 template <class T>
-static Vector<T> gather(const wmk_view& view, int64_t dtype, int64_t offset, int64_t stride, int count) {
+static Vector<T> gather_view(const wmk_view& view, int64_t dtype, int64_t offset, int64_t stride, int count) {
   if constexpr (sizeof(T) == 8) {
     return gather<T>((const double*)view.data + offset, stride, count);
   } else {
@@ -41,7 +25,7 @@ static Vector<T> gather(const wmk_view& view, int64_t dtype, int64_t offset, int
   }
 }
 template <class T>
-static void scatter(const wmk_view& view, int64_t dtype, int64_t offset, int64_t stride, int count, Vector<T> values) {
+static void scatter_view(const wmk_view& view, int64_t dtype, int64_t offset, int64_t stride, int count, Vector<T> values) {
   if constexpr (sizeof(T) == 8) {
     scatter<T>((double*)view.data + offset, stride, count, values);
   } else {
@@ -89,7 +73,7 @@ class Step {
     for (int64_t n = 0; n < step_.state; n += lanes) {
       int count = int(min(lanes, step_.state - n));
       auto projection = [&](const wmk_view& view) {
-        return gather<T>(view, step_.dtype, at(view, batch, group) + n * view.stride[2], view.stride[2], count);
+        return gather_view<T>(view, step_.dtype, at(view, batch, group) + n * view.stride[2], view.stride[2], count);
       };
       store(B + n, projection(step_.B));
       store(C + n, projection(step_.C));
@@ -98,14 +82,14 @@ class Step {
       int64_t channel = group * per_group_ + tile * lanes;
       int rows = int(min(lanes, per_group_ - tile * lanes));
       Vector<T> out = state_row < 0 ? Vector<T>{} : run_tile(batch, state_row, channel, rows, reset, B, C);
-      scatter<T>(step_.out, step_.dtype, at(step_.out, batch, channel), step_.out.stride[1], rows, out);
+      scatter_view<T>(step_.out, step_.dtype, at(step_.out, batch, channel), step_.out.stride[1], rows, out);
     }
   }
 
   Vector<T> run_tile(int64_t batch, int64_t state_row, int64_t channel, int rows, bool reset, const T* B,
                      const T* C) const {
     auto activation = [&](const wmk_view& view) {
-      return gather<T>(view, step_.dtype, at(view, batch, channel), view.stride[1], rows);
+      return gather_view<T>(view, step_.dtype, at(view, batch, channel), view.stride[1], rows);
     };
     Vector<T> u = activation(step_.u), size = activation(step_.delta) + parameter(step_.delta_bias, channel, rows);
     if (step_.delta_softplus) size = softplus(size);
