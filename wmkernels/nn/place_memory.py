@@ -18,6 +18,8 @@ from wmkernels.conv_lstm.convolutions import no_autocast
 from wmkernels.linear_scan.function import linear_scan
 from wmkernels.nn.checks import State, checked, require_inputs, require_state
 from wmkernels.nn.memory_module import MemoryModule
+from wmkernels.place_memory.function import place_memory
+from wmkernels.place_memory.reference import turned
 
 TURN = 2 * math.pi
 SOFTEST = 1e-2  # added to the squared length of a mean direction, which bounds the gradient of its angle
@@ -67,6 +69,7 @@ class PlaceMemory(MemoryModule):
         write: "delta" replaces what a place holds, "sum" adds to it.
         moves: (moves, dims), the candidate displacements of ``weights``.
         ridge: added to the Gram matrix of the view's keys before it is inverted.
+        backend: as for ``selective_scan``.
         device, dtype: of the keys; the state's map is at least float32, its angle float64.
 
     Example:
@@ -95,6 +98,7 @@ class PlaceMemory(MemoryModule):
         *,
         moves: Any = None,
         ridge: float = 1e-6,
+        backend: str | None = None,
         device: Any = None,
         dtype: Any = None,
     ) -> None:
@@ -109,6 +113,7 @@ class PlaceMemory(MemoryModule):
         if not ridge >= 0:
             raise ValueError(f"PlaceMemory: ridge is {ridge}, expected at least 0")
         self.channels, self.groups, self.write_rule, self.ridge = channels, len(drift), write, ridge
+        self.backend = backend
         conjugate = ((w / math.pi).round() * math.pi - w).abs().amax(1) < 1e-9  # w = -w on whole positions: no sine
         weight = torch.where(conjugate, 1.0, 2.0).double()
         exact = {"frequencies": w, "amplitude": (weight / weight.sum()).sqrt(), "drift": drift @ w.t()}
@@ -203,43 +208,39 @@ class PlaceMemory(MemoryModule):
         else:
             require_state("PlaceMemory", state, self._state_shapes(batch), values)
         require_reset("PlaceMemory", reset, ("batch", "time"), (batch, time), values, "values")
-        turn = self._turn(values, displacement, weights, elapsed)
-        before = state["angle"].double()
-        total, last = linear_scan(
-            torch.ones_like(turn), turn, before, reset=reset, channel_last=True, return_last_state=True
-        )
         kind = state_dtype(values.dtype)
-        gates = self._gates(values, gate)
-        after = total.remainder(TURN).to(kind)  # (batch, time, groups, frequencies)
-        reading = after
+        turn = self._turn(values, displacement, weights, elapsed)
+        angle, last = linear_scan(
+            torch.ones_like(turn),
+            turn,
+            state["angle"].double(),
+            reset=reset,
+            channel_last=True,
+            return_last_state=True,
+        )
+        phase, gates = _phase(angle, kind), self._gates(values, gate)
         if ahead is not None:
-            expected = self._turn(values, ahead, None, elapsed)
-            reading = (total - turn + expected).remainder(TURN).to(kind)
-        h = state["map"].to(kind)
-        previous = before.remainder(TURN).to(kind)
-        keys, inverse = self.keys.to(kind), self.inverse.to(kind)
-        views = (
-            values.to(kind).unflatten(-1, (self.groups, -1)).transpose(2, 3)
-        )  # (batch, time, groups, places, channels)
-        reads = []
-        with no_autocast(values.device):
-            for t in range(time):
-                if reset is not None:
-                    mask = reset[:, t, None, None]
-                    h, previous = h.masked_fill(mask[..., None], 0), previous.masked_fill(mask, 0)
-                turned = _turned(keys, previous)  # (batch, groups, places, 2 frequencies)
-                written = views[:, t]
-                if self.write_rule == "delta":
-                    written = written - turned @ h
-                if gates is not None:
-                    written = written * gates[:, t]
-                if self.write_rule == "delta":
-                    written = inverse @ written
-                h = h + turned.mT @ written
-                previous = after[:, t]
-                reads.append(_turned(keys, reading[:, t]) @ h)
-        read = torch.stack(reads, 1) if reads else views
-        read = read.transpose(2, 3).flatten(-2).to(values.dtype)
+            # A second step per step, which writes nothing: the first reads ahead, the second moves on.
+            reading = _phase(angle - turn + self._turn(values, ahead, None, elapsed), kind)
+            phase = _interleaved(reading, phase)
+            gates = values.new_ones((*values.shape[:3], self.groups), dtype=kind) if gates is None else gates
+            gates = _interleaved(gates, torch.zeros_like(gates))
+            values = _interleaved(values, torch.zeros_like(values))
+            reset = None if reset is None else _interleaved(reset, torch.zeros_like(reset))
+        read, h = place_memory(
+            values,
+            phase,
+            self.keys.to(kind),
+            self.inverse.to(kind) if self.write_rule == "delta" else None,
+            gates,
+            initial_state=state["map"].to(kind),
+            initial_phase=_phase(state["angle"], kind),
+            reset=reset,
+            return_last_state=True,
+            backend=self.backend,
+        )
+        if ahead is not None:
+            read = read[:, ::2]
         return read, {"map": h, "angle": last.remainder(TURN)}
 
     def step(
@@ -298,7 +299,7 @@ class PlaceMemory(MemoryModule):
             if self.write_rule == "delta":
                 written = written - keys @ h
             if gates is not None:
-                written = written * gates
+                written = written * gates.mT[..., None]
             if self.write_rule == "delta":
                 written = self._inverse(self._keys(_positions("offsets", offsets)))[..., None, :, :].to(h) @ written
             return {**state, "map": h + keys.mT @ written}
@@ -312,7 +313,7 @@ class PlaceMemory(MemoryModule):
         keys = self._keys(offsets)
         if keys.dim() == 3:
             keys = keys[:, None]
-        return h, _turned(keys.to(h.dtype), state["angle"].remainder(TURN).to(h.dtype))
+        return h, turned(keys.to(h.dtype), _phase(state["angle"], h.dtype))
 
     def _keys(self, offsets: Tensor) -> Tensor:
         """(..., places, 2 frequencies), float64, at angle zero."""
@@ -324,18 +325,18 @@ class PlaceMemory(MemoryModule):
         return torch.linalg.inv(gram + self.ridge * torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device))
 
     def _gates(self, values: Tensor, gate: Tensor | None) -> Tensor | None:
-        """(..., groups or 1, places, 1)."""
+        """(..., places, groups)."""
         if gate is None:
             return None
         require_tensor("PlaceMemory", "gate", gate)
         require_float("PlaceMemory", "gate", gate, values, "values")
-        sizes = tuple(values.shape[:-1])
-        labels = ("batch", "time", "places")[-len(sizes) :] if len(sizes) == 3 else ("batch", "places")
+        sizes, labels = tuple(values.shape[:-1]), ("batch", "time", "places")[: values.dim() - 1]
+        labels = (*labels[:-1], "places")
         if gate.dim() == values.dim():
-            require_shape("PlaceMemory", "gate", gate, (*labels, "groups"), (*sizes, self.groups), "values")
-            return gate.to(state_dtype(values.dtype)).transpose(-1, -2)[..., None]
+            labels, sizes = (*labels, "groups"), (*sizes, self.groups)
         require_shape("PlaceMemory", "gate", gate, labels, sizes, "values")
-        return gate.to(state_dtype(values.dtype))[..., None, :, None]
+        gate = gate.to(state_dtype(values.dtype))
+        return gate if gate.dim() == values.dim() else gate[..., None].expand(*sizes, self.groups)
 
     def _turn(
         self, values: Tensor, displacement: Tensor | None, weights: Tensor | None, elapsed: Tensor | None
@@ -375,11 +376,15 @@ class PlaceMemory(MemoryModule):
         return torch.atan2(s, c) + (c * sin - s * cos) / (c * c + s * s + SOFTEST)  # the second term is 0
 
 
-def _turned(keys: Tensor, angle: Tensor) -> Tensor:
-    """Keys (..., places, 2 frequencies) at ``angle`` (batch, groups, frequencies)."""
-    cos, sin = angle.cos()[:, :, None], angle.sin()[:, :, None]
-    c, s = keys.chunk(2, -1)
-    return torch.cat([c * cos - s * sin, s * cos + c * sin], -1)
+def _phase(angle: Tensor, dtype: torch.dtype) -> Tensor:
+    """[cosines, sines] of float64 angles, wrapped before they are rounded."""
+    wrapped = angle.remainder(TURN).to(dtype)
+    return torch.cat([wrapped.cos(), wrapped.sin()], -1)
+
+
+def _interleaved(one: Tensor, other: Tensor) -> Tensor:
+    """Along time."""
+    return torch.stack([one, other], 2).flatten(1, 2)
 
 
 def _positions(name: str, value: Any, dims: int | None = None) -> Tensor:

@@ -1,4 +1,4 @@
-"""The place memory in plain PyTorch, faster: keys of a chunk of steps are turned at once, and each is used once to read.
+"""The place memory in PyTorch: keys of a chunk of steps are turned at once.
 
 A step's read-out is what the next step's delta write finds, so each step multiplies the state twice, not three times.
 """

@@ -1,8 +1,8 @@
 """The place memory as a loop: the specification.
 
 The key of a place at offset o from the observer is k = [cos(w . o), sin(w . o)] over frequencies w, scaled. At the
-observer's angle a it is turned: [cos(w . o + a), sin(w . o + a)]. With K_t the turned keys after the move of step t, K_0
-those at the start, and one column per channel:
+observer's angle a it is turned: [cos(w . o + a), sin(w . o + a)]. With K_t the turned keys after the move of step t,
+K_0 those at the start, and one column per channel:
 
     e_t = v_t - K_{t-1} h_{t-1}                              what a delta write changes; an additive write has e_t = v_t
     h_t = h_{t-1} + K_{t-1}^T M (gate_t e_t)                 M = (K K^T)^-1, the same for every angle; 1 for additive
@@ -13,7 +13,9 @@ Schlag et al. 2021, arXiv 2102.11174, for a whole view at once). reset[t] emptie
 step t.
 """
 
+from collections.abc import Callable
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -85,14 +87,16 @@ def place_memory_reference(inputs: PlaceMemoryInputs) -> tuple[Tensor, Tensor]:
     return out.to(values.dtype), state
 
 
-def by_sequence(run, inputs: PlaceMemoryInputs, cu_seqlens: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[no-untyped-def]
+def by_sequence(
+    run: Callable[[PlaceMemoryInputs], tuple[Tensor, Tensor]], inputs: PlaceMemoryInputs, cu_seqlens: Tensor
+) -> tuple[Tensor, Tensor]:
     """``run`` for each packed sequence."""
     require_sequences("place_memory", cu_seqlens, inputs.values.shape[1])
     outputs, states = [], []
     for index, (start, end) in enumerate(pairwise(cu_seqlens.tolist())):
         timed = {name: getattr(inputs, name) for name in ("values", "phase", "gate", "reset")}
         firsts = {name: getattr(inputs, name) for name in ("initial_state", "initial_phase")}
-        own = {name: None if x is None else x[:, start:end] for name, x in timed.items()}
+        own: dict[str, Any] = {name: None if x is None else x[:, start:end] for name, x in timed.items()}
         own |= {name: None if x is None else x[index : index + 1] for name, x in firsts.items()}
         out, state = run(inputs._replace(**own, cu_seqlens=None))
         outputs.append(out)

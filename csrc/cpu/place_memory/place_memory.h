@@ -178,6 +178,10 @@ class PlaceItem {
     const T* from = (const T*)view.data + row * view.stride[0];
     from += &view == &op.initial_phase ? group * view.stride[1] : t * view.stride[1] + group * view.stride[2];
     int64_t stride = &view == &op.initial_phase ? view.stride[2] : view.stride[3];
+    if (stride == 1) {
+      memcpy(to, from, size_t(2 * op.frequencies) * sizeof(T));
+      return;
+    }
     for (int64_t i = 0; i < 2 * op.frequencies; ++i) to[i] = from[i * stride];
   }
   void load_initial_phase(T* to) const {
