@@ -48,6 +48,7 @@ class Recurrence:
     packed = False
     kernels_only = False  # the op has an adapter of its own
     is_op = True  # modules skip the chunked backend
+    is_composed = False  # of PyTorch's ops and other modules: one backend per device is enough
 
     def configurations(self) -> st.SearchStrategy[Any]:
         raise NotImplementedError
@@ -241,13 +242,21 @@ class ReverseLinearScanRecurrence(LinearScanRecurrence):
 
 
 class ModuleRecurrence(Recurrence):
-    """Inputs (batch, time, width)."""
+    """Inputs (batch, time, width), or (batch, time, tokens, width) with ``tokens``."""
 
     dtypes = (torch.float64, torch.float32)
     is_op = False
 
-    def __init__(self, name: str, op: str, build: Callable[[int], nn.Module], widths: Sequence[int] = (4, 8)):
+    def __init__(
+        self,
+        name: str,
+        op: str,
+        build: Callable[[int], nn.Module],
+        widths: Sequence[int] = (4, 8),
+        tokens: int | None = None,
+    ):
         self.name, self.op, self.build, self.widths = name, op, build, widths
+        self.tokens = () if tokens is None else (tokens,)
 
     def configurations(self) -> st.SearchStrategy[Any]:
         return st.fixed_dictionaries({"width": st.sampled_from(list(self.widths)), "seed": st.integers(0, 2**16)})
@@ -255,7 +264,7 @@ class ModuleRecurrence(Recurrence):
     def make(self, configuration: Any, batch: int, time: int, dtype: torch.dtype, device: str) -> Example:
         torch.manual_seed(configuration["seed"])
         module = self.build(configuration["width"]).to(device, dtype)
-        inputs = {"inputs": torch.randn(batch, time, configuration["width"]).to(device, dtype)}
+        inputs = {"inputs": torch.randn(batch, time, *self.tokens, configuration["width"]).to(device, dtype)}
         state = module.init_state(batch)
         parts = [x for x in (state.values() if isinstance(state, dict) else state)]
         parameters = {name: p.detach() for name, p in module.named_parameters()}

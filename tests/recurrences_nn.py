@@ -35,6 +35,10 @@ class PackingModuleRecurrence(ModuleRecurrence):
         return outputs, tuple(after.values())
 
 
+class ComposedRecurrence(ModuleRecurrence):
+    is_composed = True
+
+
 def _mamba(width: int) -> nn.Mamba:
     """At width 6, the convolution exceeds most test sequences."""
     return nn.Mamba(width, d_state=3 if width == 6 else 16, d_conv=7 if width == 6 else 4, bias=width == 6)
@@ -56,6 +60,32 @@ register(PackingModuleRecurrence("Mamba", op="selective_scan", build=_mamba, wid
 register(PackingModuleRecurrence("RotaryMamba", op="selective_scan", build=_rotated_mamba, widths=(4, 6)))
 # Without an op, any op's devices serve.
 register(PackingModuleRecurrence("CausalConv1d", op="linear_scan", build=_convolution, widths=(1, 2, 5)))
+register(
+    ComposedRecurrence(
+        "BlockScan",
+        op="linear_scan",
+        build=lambda width: nn.BlockScan(nn.CausalConv1d(width, 4), (1, 2) if width == 2 else 1, (1, 3)),
+        widths=(2, 3),
+        tokens=3,
+    )
+)
+register(
+    ComposedRecurrence(
+        "LocalAttention",
+        op="linear_scan",
+        build=lambda width: nn.LocalAttention(width, {4: 3, 8: 1, 12: 8}[width], 2, (3, 2), bias=width == 4),
+        widths=(4, 8, 12),
+        tokens=6,
+    )
+)
+register(
+    ComposedRecurrence(
+        "MemoryAttention",
+        op="linear_scan",
+        build=lambda width: nn.MemoryAttention(width, tokens=3, block=1 if width == 8 else 4, heads=2),
+        widths=(4, 8),
+    )
+)
 
 
 def resets(batch, time, device="cpu"):

@@ -20,6 +20,8 @@ from wmkernels.checks import (
     require_dtype,
     require_flag,
     require_sequences,
+    require_shape,
+    require_size,
     require_tensor,
     shown,
 )
@@ -122,3 +124,41 @@ def require_packing(module: str, cu_seqlens: Tensor | None, like: Tensor) -> Non
     checks.require_packing(module, cu_seqlens, like, "the input")
     if cu_seqlens is not None and can_read_values(cu_seqlens):
         require_sequences(module, cu_seqlens, like.shape[1])
+
+
+def require_tokens(
+    module: str, name: str, inputs: Tensor, labels: tuple[str, ...], tokens: int, features: int | None = None
+) -> None:
+    """As ``require_inputs``, with ``tokens`` in the dimension before the last; any number of ``features`` if None."""
+    require_tensor(module, name, inputs)
+    if features is None and inputs.dim():
+        features = inputs.shape[-1]
+    require_inputs(module, name, inputs, labels, features or 0)
+    if inputs.shape[-2] != tokens:
+        raise ValueError(
+            f"{module}: {name} has shape {tuple(inputs.shape)}, expected {tokens} tokens before the features"
+        )
+
+
+def require_elapsed(module: str, elapsed: Tensor | None, like: Tensor) -> None:
+    """Expects a floating number per feature vector of ``like``."""
+    if elapsed is not None:
+        require_tensor(module, "elapsed", elapsed)
+        require_dtype(module, "elapsed", elapsed, FLOATS, "(time since the step before)")
+        require_device(module, "elapsed", elapsed, like.device, "the input")
+        require_shape(module, "elapsed", elapsed, ("batch", "time")[: like.dim() - 1], like.shape[:-1], "the input")
+
+
+def require_pair(module: str, name: str, value: object) -> tuple[int, int]:
+    """Two whole numbers, at least 1. Raises TypeError, ValueError."""
+    if not isinstance(value, tuple | list) or len(value) != 2:
+        raise TypeError(f"{module}: {name} is {shown(value)}, expected two whole numbers, rows and columns")
+    for size in value:
+        require_size(module, name, size, 1)
+    return value[0], value[1]
+
+
+def require_heads(module: str, d_model: int, heads: int) -> None:
+    """Expects heads of equal, even width. Raises ValueError."""
+    if d_model % (2 * heads):
+        raise ValueError(f"{module}: heads is {heads} and d_model {d_model}, expected a multiple of 2 * heads")

@@ -79,6 +79,11 @@ def no_decay_parameters(module: nn.Module) -> list[nn.Parameter]:
     return list(dict.fromkeys(found))
 
 
+def takes_elapsed(module: nn.Module) -> bool:
+    """Whether ``module`` takes the time since the step before as ``elapsed``."""
+    return "elapsed" in inspect.signature(module.forward).parameters
+
+
 def is_plain_linear(module: nn.Module) -> bool:
     """Whether ``module(x)`` is ``F.linear(x, module.weight, module.bias)`` and nothing else can tell.
 
