@@ -22,7 +22,7 @@ PLACES = {
     "given": PlaceConfig(period=9),
     "learned": PlaceConfig(period=9, motion="learned"),
     "turning": PlaceConfig(period=9, motion="learned", turns=True),
-    "drifting": PlaceConfig(period=9, velocities=((0, 0), (0, 1))),
+    "drifting": PlaceConfig(period=9, velocities=((0, 0), (0, 1)), gated=True),
 }
 CONFIGS = {
     **{name: TokenConfig(grid=(3, 3), classes=6, place=place, rewards=True) for name, place in PLACES.items()},

@@ -99,7 +99,7 @@ def describe(env: str, env_args: dict[str, Any], patch: Annotated[int, Bounds(0,
             side = inner.make(1, config, torch.Generator().manual_seed(0)).side
             place = dataclasses.replace(place, period=side, turns=getattr(config, "own_heading", False))
             if velocities := getattr(config, "velocities", ()):
-                place = dataclasses.replace(place, velocities=velocities)
+                place = dataclasses.replace(place, velocities=velocities, gated=True)
         width = 16 * max(1, len(place.velocities))
         model = TokenConfig(grid, classes, patch, int(actions.n), width, place=place)
         return Described(model, inner.make if batched else None, config if batched else None)

@@ -13,6 +13,8 @@ from worldmodel.model.token_codecs import TokenCodec
 from worldmodel.model.views import TurnedView
 from worldmodel.runs.fields import Bounds, Checked
 
+_OPEN = 2.0  # of an untrained gate, before the sigmoid
+
 
 @dataclasses.dataclass(frozen=True)
 class PlaceConfig(Checked):
@@ -25,6 +27,7 @@ class PlaceConfig(Checked):
         reach: places per step at most, of learned motion.
         turns: whether views turn with the agent.
         velocities: of groups of channels, in places per step, for what moves while unseen; none: all stays.
+        gated: whether each token says which groups it writes to, learned: what hides a block tells nothing of it.
         write: "delta" replaces what a place holds, "sum" adds to it.
     """
 
@@ -33,6 +36,7 @@ class PlaceConfig(Checked):
     reach: Annotated[int, Bounds(1, 16)] = 1
     turns: bool = False
     velocities: tuple[tuple[float, float], ...] = ()
+    gated: bool = False
     write: Literal["delta", "sum"] = "delta"
 
 
@@ -54,6 +58,9 @@ class PlaceMap(nn.Module):
         self.view = TurnedView(grid, config.turns)
         frequencies, velocities = lattice(config.period), config.velocities or None
         self.memory = PlaceMemory(width, self.view.offsets, frequencies, velocities, config.write)
+        self.gate = nn.Linear(width, self.memory.groups) if config.gated else None
+        if self.gate is not None:
+            nn.init.constant_(self.gate.bias, _OPEN)
         if config.motion == "given":
             self.motion = GivenMotion()
         else:
@@ -103,5 +110,8 @@ class PlaceMap(nn.Module):
         if path.first is not None:
             memory = self.memory.move(memory, path.first)
         framed, gate = self.view.to_frame(values, path.headings)
+        if self.gate is not None:
+            written = self.gate(framed).sigmoid()  # (batch, time, frame places, groups)
+            gate = written if gate is None else written * gate[..., None]
         read, memory = self.memory(framed, path.moves, memory, reset, gate=gate, elapsed=elapsed, ahead=path.ahead)
         return self.view.from_frame(read, path.headings_ahead), path, {**memory, **path.state}
