@@ -11,6 +11,7 @@ from typing import Annotated
 
 import torch
 
+from worldmodel.acting.recording import record
 from worldmodel.commands.command_line import parse
 from worldmodel.commands.interrupt import Interrupt
 from worldmodel.commands.options import blocks_named, environment_arguments
@@ -20,7 +21,14 @@ from worldmodel.learning.settings import default_folder
 from worldmodel.learning.threads import threads_restored
 from worldmodel.learning.token_evaluation import evaluate_returning
 from worldmodel.learning.token_trainer import TokenTrainConfig, TokenTrainer
-from worldmodel.learning.world_run import WorldRunConfig, describe, described_run, saved_world_config, source_of
+from worldmodel.learning.world_run import (
+    Described,
+    WorldRunConfig,
+    describe,
+    described_run,
+    saved_world_config,
+    source_of,
+)
 from worldmodel.model.tokens import TokenConfig
 from worldmodel.runs.configuration import ConfigurationError, differences, to_json
 from worldmodel.runs.fields import Bounds, Positive, Text, Threads
@@ -40,11 +48,11 @@ class TrainWorldOptions:
     env_args: tuple[Text, ...] = ()
     """Its arguments, NAME=VALUE or JSON."""
     data: Path | None = None
-    """Recorded steps, .npz, instead of the environment's; --env then says what they look like."""
+    """Recorded episodes (`record`), instead of the environment's."""
     memory: Text = "place"
     """place, memory blocks as for `train`, or both, in order: place,local_attention."""
     record_steps: Annotated[int, Bounds(2, 10**9)] = 20_000
-    """Steps recorded first in an environment without batched worlds."""
+    """Steps that are recorded first, in RUN/episodes.npz, where the environment has no batched worlds."""
     model: TokenConfig = dataclasses.field(default_factory=TokenConfig)
     """The world model."""
     train: TokenTrainConfig = dataclasses.field(default_factory=TokenTrainConfig)
@@ -110,35 +118,34 @@ def train_world(options: TrainWorldOptions) -> tuple[Run, int]:
         ConfigurationError: settings that do not fit, or others than the resumed run's.
         RunError: a folder that is not empty, or a run that cannot be resumed.
     """
-    config = WorldRunConfig(
-        options.env,
-        environment_arguments(options.env_args),
-        options.data,
-        options.record_steps,
-        options.model,
-        options.train,
-    )
+    env_args = environment_arguments(options.env_args)
+    described = describe(options.env, env_args, options.model.patch)
+    config = WorldRunConfig(options.env, env_args, options.data, options.model, options.train)
     if options.resume is None:
-        trainer = TokenTrainer(config.model, config.train, source_of(config))
         folder = options.run or default_folder(options.env, time.strftime("%Y%m%d-%H%M%S"))
         run = Run.create(folder, described_run(config), numbered=options.run is None)
+    elif options.run is not None:
+        raise ConfigurationError("--run names a new run and --resume one that exists: give one of them")
     else:
-        if options.run is not None:
-            raise ConfigurationError("--run names a new run and --resume one that exists: give one of them")
         run = Run.open_to_write(options.resume)
-        _check_resumable(saved_world_config(run), config)
-        trainer = TokenTrainer(config.model, config.train, source_of(config))
+    try:
+        if options.resume is None and config.data is None and described.make is None:
+            config.data = run.folder / "episodes.npz"
+            print(f"recording {options.record_steps:,} steps in {config.data}", file=sys.stderr)
+            record(config.env, config.data, options.record_steps, seed=config.train.seed, env_args=env_args)
+        elif options.resume is not None:
+            _check_resumable(saved_world_config(run), config)
+        trainer = TokenTrainer(config.model, config.train, source_of(config, described))
+        parts = ("token_model", "optimizer", "trainer")
         if run.checkpoints:
-            parts = ("token_model", "optimizer", "trainer")
             with run.refusing(*parts):
                 trainer.load_state_dict({part: run.load(part) for part in parts})
         run.configure({**run.config, **described_run(config)})
-    try:
         with Interrupt() as interrupt:
             _loop(trainer, run, options.log_seconds, interrupt)
             run.save(trainer.updates, trainer.state_dict())
             if options.evaluate_steps and not interrupt.requested:
-                _evaluate(trainer, config, run, options.evaluate_steps)
+                _evaluate(trainer, described, run, options.evaluate_steps)
         return run, interrupt.signal
     finally:
         run.close()
@@ -163,11 +170,10 @@ def _loop(trainer: TokenTrainer, run: Run, log_seconds: float, interrupt: Interr
             print(shown, file=sys.stderr, flush=True)
 
 
-def _evaluate(trainer: TokenTrainer, config: WorldRunConfig, run: Run, steps: int) -> None:
-    described = describe(config.env, config.env_args, config.model.patch)
+def _evaluate(trainer: TokenTrainer, described: Described, run: Run, steps: int) -> None:
     if described.make is None:
         return
-    worlds = described.make(8, described.worlds, torch.Generator().manual_seed(config.train.seed + 1))
+    worlds = described.make(8, described.worlds, torch.Generator().manual_seed(trainer.config.seed + 1))
     found = evaluate_returning(trainer.model, worlds, steps)
     write_text(run.folder / "returning.json", json.dumps({"steps": steps, **found.to_json()}, indent=1))
     print(table({"returning cells, %": found}), file=sys.stderr)

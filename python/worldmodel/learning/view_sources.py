@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from worldmodel.data.datasets import EpisodeFile, RecordedSource
 from worldmodel.model.views import HEADINGS, turned
 
 
@@ -56,9 +57,9 @@ class ViewSource(Protocol):
 
     def sample(self, batch_size: int, steps: int) -> ViewBatch: ...
 
-    def state_dict(self) -> dict[str, Tensor]: ...
+    def state_dict(self) -> dict[str, Any]: ...
 
-    def load_state_dict(self, saved: Mapping[str, Tensor]) -> None: ...
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None: ...
 
 
 class WorldSource:
@@ -83,6 +84,44 @@ class WorldSource:
 
     def load_state_dict(self, saved: Mapping[str, Tensor]) -> None:
         self.generator.set_state(saved["generator"])
+
+
+class EpisodeSource:
+    """Parts of recorded episodes, of a file's one observation.
+
+    Args:
+        file: of episodes.
+        batch_size, steps: of all batches.
+        seed: of their order.
+    """
+
+    def __init__(self, file: EpisodeFile, batch_size: int, steps: int, seed: int) -> None:
+        self.recorded = RecordedSource(file, batch_size, steps + 1, seed)
+        (self.name,) = file.observation_spec.modalities
+
+    def sample(self, batch_size: int, steps: int) -> ViewBatch:
+        rows = {name: torch.from_numpy(array) for name, array in self.recorded.rows().items()}
+        views = rows[f"observations/{self.name}"]
+        moved, turn, elapsed = rows.get("displacement"), None, rows.get("elapsed")
+        if (heading := rows.get("heading")) is not None:
+            turn = heading.diff(dim=1) % HEADINGS
+            moved = None if moved is None else turned(moved, -heading)
+        return ViewBatch(
+            views.squeeze(-1) if views.shape[-1] == 1 else views,
+            rows["actions"][:, :-1],
+            None if moved is None else moved[:, :-1],
+            turn,
+            elapsed=None if elapsed is None else elapsed[:, 1:],
+            is_first=rows["is_first"],
+            rewards=rows["rewards"][:, :-1],
+            terminated=rows["terminated"][:, :-1],
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.recorded.state_dict()
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        self.recorded.load_state_dict(saved)
 
 
 def batch_of(rollout: Mapping[str, Tensor], positions: Tensor | None = None) -> ViewBatch:

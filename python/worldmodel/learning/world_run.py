@@ -2,20 +2,21 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
 
-from worldmodel.environments.grids import Worlds
+from worldmodel.data.datasets import EpisodeFile
+from worldmodel.data.spaces import ActionSpec, ObservationSpec
+from worldmodel.environments.grid_env import GridEnv
 from worldmodel.environments.registry import make
-from worldmodel.learning.recorded_views import RecordedSource, load_npz, record
 from worldmodel.learning.token_trainer import TokenTrainConfig
-from worldmodel.learning.view_sources import ViewSource, WorldSource
+from worldmodel.learning.view_sources import EpisodeSource, ViewSource, WorldSource
 from worldmodel.model.custom_block import CustomBlock
 from worldmodel.model.place_map import PlaceConfig
 from worldmodel.model.tokens import TokenConfig, TokenWorldModel
 from worldmodel.runs.configuration import ConfigurationError, from_json, to_json
-from worldmodel.runs.fields import Bounds, Checked, Limit, Text
+from worldmodel.runs.fields import Checked, Text
 from worldmodel.runs.run import Run, RunError
 from worldmodel.runs.trust import check_installed, installed_alone
 
@@ -29,8 +30,7 @@ class WorldRunConfig(Checked):
     Attributes:
         env: environment whose views are learned.
         env_args: its arguments.
-        data: recorded steps, ``.npz``, instead of the environment's.
-        record_steps: steps recorded first in an environment that has no batched worlds.
+        data: recorded episodes, instead of the environment's batched worlds.
         model: the world model.
         train: its training.
     """
@@ -38,18 +38,17 @@ class WorldRunConfig(Checked):
     env: Text = ""
     env_args: dict[str, Any] = dataclasses.field(default_factory=dict)
     data: Path | None = None
-    record_steps: Limit = 20_000
     model: TokenConfig = dataclasses.field(default_factory=TokenConfig)
     train: TokenTrainConfig = dataclasses.field(default_factory=TokenTrainConfig)
 
 
 @dataclasses.dataclass(frozen=True)
 class Described:
-    """An environment as a world model needs it.
+    """What a world model learns from.
 
     Attributes:
         model: settings that fit it.
-        make: its batched worlds, or None.
+        make: the environment's batched worlds, or None.
         worlds: their configuration.
     """
 
@@ -58,72 +57,88 @@ class Described:
     worlds: Any = None
 
 
-def describe(env: str, env_args: dict[str, Any], patch: Annotated[int, Bounds(0, 256)] = 0) -> Described:
-    """Reads grid, classes and actions from an environment's spaces.
+def model_for(observation_spec: ObservationSpec, action_spec: ActionSpec, patch: int = 0) -> TokenConfig:
+    """A model of views like these, which learns how actions move.
 
     Args:
-        env: its name.
-        env_args: its arguments.
-        patch: pixels per side of a token, for pictures; by default the environment's own, or 8.
+        observation_spec: one grid of classes, or one picture.
+        action_spec: one discrete action.
+        patch: pixels per side of a token, for pictures; 8 if 0.
 
     Raises:
-        ConfigurationError: an action space that is not discrete, or observations that are no grid and no picture.
+        ConfigurationError: other observations or actions.
+    """
+    if action_spec.kind != "discrete" or action_spec.shape:
+        raise ConfigurationError(f"actions are {action_spec.kind} {action_spec.shape}, expected one index")
+    actions = action_spec.sizes[0]
+    modalities = list(observation_spec.modalities.values())
+    modality = modalities[0]
+    rows, columns, channels = modality.shape if len(modality.shape) == 3 else (0, 0, 0)
+    place = PlaceConfig(motion="learned")
+    if len(modalities) == 1 and modality.kind == "grid" and channels == 1:
+        return TokenConfig((rows, columns), modality.sizes[0], 0, actions, place=place)
+    if len(modalities) == 1 and modality.kind == "image" and channels == 3:
+        patch = patch or 8
+        if rows % patch or columns % patch:
+            raise ConfigurationError(
+                f"pictures are {rows} x {columns} pixels, expected multiples of the patch, {patch}"
+            )
+        return TokenConfig((rows // patch, columns // patch), 0, patch, actions, place=place)
+    found = "; ".join(observation_spec.description(False))
+    raise ConfigurationError(f"observations are {found}, expected one grid of classes or one picture")
+
+
+def describe(env: str, env_args: dict[str, Any], patch: int = 0) -> Described:
+    """Reads grid, classes and actions from an environment's spaces; ``patch`` as in ``model_for``.
+
+    Raises:
+        ConfigurationError: as ``model_for``.
     """
     made = make(env, **env_args)
     try:
         inner: Any = made.unwrapped
-        space: Any = made.observation_space
-        actions: Any = made.action_space
-        if type(actions).__name__ != "Discrete":
-            raise ConfigurationError(f"--env {env} has the action space {actions}, expected a discrete one")
-        config = getattr(inner, "config", None)
-        shape: tuple[int, ...] = space.shape or ()
-        grid: tuple[int, int]
-        if len(shape) == 3 and shape[2] == 3 and str(space.dtype) == "uint8":
-            patch = patch or getattr(config, "pixels", 0) or 8
-            if shape[0] % patch or shape[1] % patch:
-                raise ConfigurationError(
-                    f"--env {env} has pictures of {shape[0]} x {shape[1]} pixels, expected multiples of {patch}"
-                )
-            grid, classes = (shape[0] // patch, shape[1] // patch), 0
-        elif len(shape) == 2 and str(space.dtype).removeprefix("u").startswith("int"):
-            grid, classes, patch = (shape[0], shape[1]), int(space.high.max()) + 1, 0
-        else:
-            raise ConfigurationError(
-                f"--env {env} has the observations {space}, expected a grid of classes, (rows, columns), or a picture, "
-                "(height, width, 3)"
-            )
-        batched = isinstance(getattr(inner, "make", None), type) and issubclass(inner.make, Worlds)
-        place = PlaceConfig(motion="given" if batched else "learned")
-        if batched:
-            side = inner.make(1, config, torch.Generator().manual_seed(0)).side
-            place = dataclasses.replace(place, period=side, turns=getattr(config, "own_heading", False))
-            if velocities := getattr(config, "velocities", ()):
-                place = dataclasses.replace(place, velocities=velocities, gated=True)
-        width = 16 * max(1, len(place.velocities))
-        model = TokenConfig(grid, classes, patch, int(actions.n), width, place=place)
-        return Described(model, inner.make if batched else None, config if batched else None)
+        action_spec = ActionSpec.from_space(made.action_space)
+        pictures = isinstance(inner, GridEnv) and inner.config.pixels  # even small ones
+        kinds = {"observation": "image"} if pictures else None
+        observation_spec = ObservationSpec.from_space(made.observation_space, kinds, None, action_spec)
     finally:
         made.close()
+    if not isinstance(inner, GridEnv):
+        return Described(model_for(observation_spec, action_spec, patch))
+    model = model_for(observation_spec, action_spec, patch or inner.config.pixels)
+    side = inner.make(1, inner.config, torch.Generator().manual_seed(0)).side
+    velocities = getattr(inner.config, "velocities", ())
+    turns = getattr(inner.config, "own_heading", False)
+    place = PlaceConfig(
+        side, "given" if velocities else "learned", turns=turns, velocities=velocities, gated=bool(velocities)
+    )
+    model = dataclasses.replace(model, place=place, width=16 * max(1, len(velocities)))
+    return Described(model, inner.make, inner.config)
 
 
-def source_of(config: WorldRunConfig) -> ViewSource:
-    """What a run learns from.
+def source_of(config: WorldRunConfig, described: Described) -> ViewSource:
+    """What a run learns from: its recorded episodes if it has any, else the environment's batched worlds.
 
     Raises:
-        RunError: recorded data that cannot be used.
+        RunError: recorded episodes that cannot be used.
     """
-    generator = torch.Generator().manual_seed(config.train.seed)
+    train = config.train
     if config.data is not None:
-        return RecordedSource(load_npz(config.data), generator, str(config.data))
-    described = describe(config.env, config.env_args, config.model.patch)
-    if described.make is not None:
-        return WorldSource(described.make, described.worlds, generator)
-    made = make(config.env, **config.env_args)
-    try:
-        return RecordedSource(record(made, config.record_steps, config.train.seed), generator)
-    finally:
-        made.close()
+        file = EpisodeFile(config.data)
+        found = model_for(file.observation_spec, file.action_spec, config.model.patch)
+        for name in ("grid", "classes", "patch", "actions"):
+            if getattr(found, name) != getattr(config.model, name):
+                raise RunError(
+                    f"{config.data} has {name} {getattr(found, name)}, expected {getattr(config.model, name)}, as --env"
+                )
+        if (
+            config.model.place is not None
+            and config.model.place.motion == "given"
+            and "displacement" not in file.arrays
+        ):
+            raise RunError(f"{config.data} has no displacement: --model.place.motion learned finds it out")
+        return EpisodeSource(file, train.batch_size, train.steps, train.seed)
+    return WorldSource(described.make, described.worlds, torch.Generator().manual_seed(train.seed))
 
 
 def saved_world_config(run: Run) -> WorldRunConfig:

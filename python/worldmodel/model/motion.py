@@ -155,13 +155,17 @@ class LearnedMotion(nn.Module):
         left = (headings - self.turns[arrived]) % HEADINGS
         led = turned(self.candidates[arrived], left)  # (batch, time, 2)
         guess = prior.argmax(-1)
-        moves = torch.cat([led[:, 1:], torch.zeros_like(led[:, :1])], 1)
         if hindsight:
             guess = torch.cat([arrived[:, 1:], guess[:, -1:]], 1)
         ahead = turned(self.candidates[guess], headings)
         after = (headings + self.turns[guess]) % HEADINGS
         carried = {"heading": headings[:, -1], "view": tokens[:, -1], "prior": prior[:, -1].detach()}
-        return Path(led[:, 0], moves, ahead, headings, after, prior, posterior, carried)
+        path = Path(led[:, 0], ahead, None, headings, after, prior, posterior, carried)
+        if hindsight:  # the last move is made as expected
+            path.state |= {"heading": after[:, -1], "prior": self.certain(torch.zeros_like(guess[:, -1]))}
+            return path
+        moves = torch.cat([led[:, 1:], torch.zeros_like(led[:, :1])], 1)
+        return dataclasses.replace(path, moves=moves, ahead=ahead)
 
 
 def _headings(turns: Tensor, start: Tensor, reset: Tensor | None) -> Tensor:
