@@ -1,0 +1,1 @@
+"""Playing in a world, in a browser or a terminal."""

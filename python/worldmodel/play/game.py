@@ -1,0 +1,283 @@
+"""A world that is played, and its fork: commands in, pictures out, the same for a browser and a terminal."""
+
+import base64
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from worldmodel.runs.files import RunError
+
+MOST_WAIT = 100_000  # steps
+MOST_SIDE = 96  # places per side of a map
+# To edit with, where a world has pixels and no classes.
+_COLOURS = {
+    **{"red": (230, 60, 60), "orange": (240, 160, 30), "yellow": (240, 225, 60), "green": (60, 170, 80)},
+    **{"blue": (60, 140, 230), "violet": (140, 90, 220), "white": (245, 245, 245), "black": (40, 40, 44)},
+}
+KEYS = {
+    "north": ["ArrowUp", "w"],
+    "east": ["ArrowRight", "d"],
+    "south": ["ArrowDown", "s"],
+    "west": ["ArrowLeft", "a"],
+    "ahead": ["ArrowUp", "w"],
+    "left": ["ArrowLeft", "a"],
+    "right": ["ArrowRight", "d"],
+}
+
+
+class PlayedWorld(Protocol):
+    """What a world has to have to be played; places are (row, column) on its lattice.
+
+    Attributes:
+        steps: so far.
+        period: places per side of the lattice, which goes round.
+        turns: whether actions are ahead, left and right, and views turn with the agent; else north, east, south, west.
+        colours: uint8 (classes, 3) of classes; None where a place has pixels.
+        names: of the classes.
+        action_space: discrete.
+    """
+
+    steps: int
+    period: int
+    turns: bool
+    colours: np.ndarray | None
+    names: Sequence[str]
+    action_space: Any
+
+    def view(self) -> np.ndarray:
+        """The present view: classes (rows, columns), or pixels uint8 (height, width, 3)."""
+        ...
+
+    def position(self) -> tuple[int, int]: ...
+
+    def heading(self) -> int:
+        """0 to 3, quarter turns clockwise from north."""
+        ...
+
+    def step(self, action: int) -> Any: ...
+
+    def wait(self, steps: int) -> Any: ...
+
+    def look(self, places: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Values (n,) or (n, patch, patch, 3), certainty (n,) from 0 to 1, and gap (n,): steps since seen, -1 never."""
+        ...
+
+    def edit(self, place: tuple[int, int], value: Any) -> None: ...
+
+    def fork(self) -> "PlayedWorld": ...
+
+    def save(self, path: Path) -> None: ...
+
+
+class BadCommand(ValueError):
+    """A command that the game does not know, or not in this form."""
+
+
+class Game:
+    """A world and at most one fork of it.
+
+    Args:
+        world: that is played.
+        path: of its file; the fork's has "-fork" in its name.
+
+    Attributes:
+        worlds: one or two.
+        saved: steps at which each was saved, None if it was not, or was changed since.
+    """
+
+    def __init__(self, world: PlayedWorld, path: Path) -> None:
+        self.path = path
+        self.worlds: list[PlayedWorld] = [world]
+        self.saved: list[int | None] = [world.steps if path.exists() else None]
+
+    @property
+    def actions(self) -> list[str]:
+        """Names of the actions."""
+        named = ["ahead", "left", "right"] if self.worlds[0].turns else ["north", "east", "south", "west"]
+        count = int(self.worlds[0].action_space.n)
+        return named if count == len(named) else [f"action {index}" for index in range(count)]
+
+    @property
+    def swatches(self) -> list[tuple[str, list[int]]]:
+        """Name and colour of what a place can be made."""
+        world = self.worlds[0]
+        if world.colours is None:
+            return [(name, list(colour)) for name, colour in _COLOURS.items()]
+        return [(name, colour.tolist()) for name, colour in zip(world.names, world.colours, strict=True)]
+
+    def hello(self) -> dict[str, Any]:
+        """What a page needs to know at first."""
+        actions = [{"name": name, "keys": KEYS.get(name, [str(index + 1)])} for index, name in enumerate(self.actions)]
+        swatches = [{"name": name, "rgb": rgb} for name, rgb in self.swatches]
+        return {"type": "hello", "actions": actions, "swatches": swatches, "file": self.path.name}
+
+    def obey(self, command: Any) -> list[dict[str, Any]]:
+        """Carries out a command, and returns messages for the page.
+
+        Commands are {"do": NAME, "world": 0 or 1, ...} with NAME act ("action"), wait ("steps"), edit ("place" or
+        "view", a row and a column, and "value"), look, map, fork, close or save.
+
+        Raises:
+            BadCommand: an unknown command, or values that it does not take.
+            RunError, OSError, ValueError: as the world raises them; the game goes on as it was.
+        """
+        if not isinstance(command, Mapping):
+            raise BadCommand('a command is an object with a name, as {"do": "look"}')
+        names = ("act", "wait", "edit", "look", "map", "fork", "close", "save")
+        name = command.get("do")
+        if name not in names:
+            raise BadCommand(f"there is no command {str(name)[:40]!r}, expected one of {', '.join(names)}")
+        index = _whole(command, "world", len(self.worlds) - 1, 0)
+        return getattr(self, f"_{name}")(index, command)
+
+    def _act(self, index: int, command: Mapping[str, Any]) -> list[dict[str, Any]]:
+        began = time.perf_counter()
+        self.worlds[index].step(_whole(command, "action", len(self.actions) - 1))
+        self.saved[index] = None
+        return [{**self.frame(index), "milliseconds": round(1e3 * (time.perf_counter() - began), 2)}]
+
+    def _wait(self, index: int, command: Mapping[str, Any]) -> list[dict[str, Any]]:
+        self.worlds[index].wait(_whole(command, "steps", MOST_WAIT, least=1))
+        self.saved[index] = None
+        return [self.frame(index), self.map(index)]
+
+    def _look(self, index: int, command: Mapping[str, Any]) -> list[dict[str, Any]]:
+        return [self.frame(index)]
+
+    def _map(self, index: int, command: Mapping[str, Any]) -> list[dict[str, Any]]:
+        return [self.map(index)]
+
+    def _edit(self, index: int, command: Mapping[str, Any]) -> list[dict[str, Any]]:
+        world = self.worlds[index]
+        value: Any = _whole(command, "value", len(self.swatches) - 1)
+        place = self._place_of(world, command["view"]) if "view" in command else _place(command.get("place"))
+        if world.colours is None:
+            value = np.full((_patch(world), _patch(world), 3), self.swatches[value][1], np.uint8)
+        world.edit(place, value)
+        self.saved[index] = None
+        return [self.frame(index), self.map(index)]
+
+    def _fork(self, index: int, command: Mapping[str, Any]) -> list[dict[str, Any]]:
+        self.worlds[1:] = [self.worlds[index].fork()]
+        self.saved[1:] = [None]
+        return [self.frame(1), self.map(1)]
+
+    def _close(self, index: int, command: Mapping[str, Any]) -> list[dict[str, Any]]:
+        if index == 0:
+            raise BadCommand("the world itself cannot be closed, only its fork")
+        del self.worlds[1], self.saved[1]
+        return [{"type": "closed", "world": 1}]
+
+    def _save(self, index: int, command: Mapping[str, Any]) -> list[dict[str, Any]]:
+        path = self.file(index)
+        self.worlds[index].save(path)
+        self.saved[index] = self.worlds[index].steps
+        return [self.frame(index), {"type": "said", "text": f"saved as {path.name}", "error": False}]
+
+    def file(self, index: int) -> Path:
+        """Where a world is saved."""
+        return self.path.with_name(f"{self.path.stem}-fork{self.path.suffix}") if index else self.path
+
+    def frame(self, index: int) -> dict[str, Any]:
+        """The present view as a message."""
+        world = self.worlds[index]
+        return {
+            "type": "frame",
+            "world": index,
+            "view": _picture(self.picture(index)),
+            "cells": list(cells_of(world)),
+            "position": list(world.position()),
+            "heading": world.heading(),
+            "steps": world.steps,
+            "saved": self.saved[index] == world.steps,
+        }
+
+    def picture(self, index: int) -> np.ndarray:
+        """The present view in colour: uint8 (rows, columns, 3)."""
+        world = self.worlds[index]
+        view = world.view()
+        return view if world.colours is None else world.colours[view]
+
+    def map(self, index: int) -> dict[str, Any]:
+        """What the memory holds, around the agent, as a message: colour, certainty from 0 to 255, and gap per place."""
+        world = self.worlds[index]
+        places = self.places(index)
+        values, certainty, gap = world.look(places.reshape(-1, 2))
+        colours = values.mean((1, 2)).astype(np.uint8) if world.colours is None else world.colours[values]
+        shares = np.clip(np.rint(np.asarray(certainty) * 255), 0, 255).astype(np.uint8)
+        return {
+            "type": "map",
+            "world": index,
+            "picture": _picture(colours.reshape(*places.shape[:2], 3)),
+            "certainty": base64.b64encode(shares.tobytes()).decode(),
+            "gap": np.asarray(gap).tolist(),
+            "first": places[0, 0].tolist(),
+            "period": world.period,
+            "position": list(world.position()),
+            "heading": world.heading(),
+        }
+
+    def places(self, index: int) -> np.ndarray:
+        """Places of the map, (rows, columns, 2): all of the lattice, or as many around the agent as a map shows."""
+        world = self.worlds[index]
+        side = min(world.period, MOST_SIDE)
+        first = np.zeros(2, np.int64) if side == world.period else np.array(world.position()) - side // 2
+        rows, columns = (np.arange(side) + start for start in first)
+        return np.stack(np.meshgrid(rows, columns, indexing="ij"), -1) % world.period
+
+    def _place_of(self, world: PlayedWorld, cell: Any) -> tuple[int, int]:
+        """The place of a cell of the view."""
+        row, column = _place(cell)
+        rows, columns = cells_of(world)
+        if not (0 <= row < rows and 0 <= column < columns):
+            raise BadCommand(
+                f"the view has no cell {row}, {column}, expected rows below {rows}, columns below {columns}"
+            )
+        row, column = row - rows // 2, column - columns // 2
+        for _ in range(world.heading() if world.turns else 0):
+            row, column = column, -row
+        at = world.position()
+        return (at[0] + row) % world.period, (at[1] + column) % world.period
+
+
+def cells_of(world: PlayedWorld) -> tuple[int, int]:
+    """Rows and columns of places in a view."""
+    rows, columns = world.view().shape[:2]
+    patch = _patch(world) if world.colours is None else 1
+    return rows // patch, columns // patch
+
+
+def _patch(world: PlayedWorld) -> int:
+    """Pixels per side of a place."""
+    return int(np.shape(world.look(np.array([world.position()]))[0])[1])
+
+
+def _picture(picture: np.ndarray) -> dict[str, Any]:
+    rows, columns, _ = picture.shape
+    return {"rows": rows, "columns": columns, "rgb": base64.b64encode(np.ascontiguousarray(picture).tobytes()).decode()}
+
+
+def _whole(command: Mapping[str, Any], name: str, most: int, default: int | None = None, least: int = 0) -> int:
+    value = command.get(name, default)
+    if type(value) is not int or not least <= value <= most:
+        raise BadCommand(f"{name} is {str(value)[:40]}, expected a whole number from {least} to {most:,}")
+    return value
+
+
+def _place(value: Any) -> tuple[int, int]:
+    if not (isinstance(value, list) and len(value) == 2 and all(type(entry) is int for entry in value)):
+        raise BadCommand(f"a place is {str(value)[:40]}, expected a row and a column")
+    return value[0], value[1]
+
+
+def said(error: Exception) -> dict[str, Any]:
+    """A message about an error of ``obey``."""
+    reason = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.strerror else str(error)
+    return {"type": "said", "text": " ".join(reason.split())[:400], "error": True}
+
+
+REFUSED = (BadCommand, RunError, OSError, ValueError)
+"""What ``obey`` raises where the game goes on."""

@@ -1,0 +1,120 @@
+"""A game in a terminal: the view in coloured cells, a key per command."""
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from typing import TextIO
+
+import numpy as np
+
+from worldmodel.play.game import KEYS, REFUSED, Game, cells_of, said
+
+HELP = "{moves} move   m map   e# edit the cell ahead, # as below   . wait   f fork   x other world   S save   q quit"
+_CLEAR = "\x1b[H\x1b[2J"
+
+
+class Terminal:
+    """Reads keys from ``source``, draws on ``screen``.
+
+    Args:
+        game: that is played.
+        source: of the keys; from a terminal one by one, else as they come.
+        screen: that is drawn on.
+    """
+
+    def __init__(self, game: Game, source: TextIO | None = None, screen: TextIO | None = None) -> None:
+        self.game = game
+        self.source, self.screen = source or sys.stdin, screen or sys.stdout
+        self.world = 0
+        self.keys = {key: index for index, name in enumerate(game.actions) for key in KEYS.get(name, [str(index + 1)])}
+
+    def run(self) -> None:
+        """Until q, or the end of the source."""
+        with self._single_keys():
+            self._draw()
+            while key := self._key():
+                if key == "q":
+                    break
+                if not key.isspace():
+                    self._obey(key)
+
+    def _key(self) -> str:
+        """A key by its name in a browser; empty at the end."""
+        key = self.source.read(1)
+        if key != "\x1b" or self.source.read(1) != "[":
+            return key
+        return {"A": "ArrowUp", "B": "ArrowDown", "C": "ArrowRight", "D": "ArrowLeft"}.get(self.source.read(1), " ")
+
+    def _obey(self, key: str) -> None:
+        commands = {"f": "fork", "S": "save", "m": "map"}
+        note, shows_map = "", key == "m"
+        try:
+            if key in self.keys:
+                self.game.obey({"do": "act", "world": self.world, "action": self.keys[key]})
+            elif key == "x":
+                self.world = (self.world + 1) % len(self.game.worlds)
+            elif key == ".":
+                self.game.obey({"do": "wait", "world": self.world, "steps": 1})
+            elif key == "e":
+                self._edit(self.source.read(1))
+            elif key in commands:
+                messages = self.game.obey({"do": commands[key], "world": self.world})
+                note = " ".join(message["text"] for message in messages if message["type"] == "said")
+            else:
+                note = f"there is no key {key!r}"
+        except REFUSED as error:
+            note = str(said(error)["text"])
+        self._draw(note, shows_map)
+
+    def _edit(self, swatch: str) -> None:
+        rows, columns = cells_of(self.game.worlds[self.world])
+        value = "123456789abcdefgh".find(swatch) if swatch else -1
+        ahead = [rows // 2 - 1, columns // 2]
+        self.game.obey({"do": "edit", "world": self.world, "view": ahead, "value": value})
+
+    def _draw(self, note: str = "", shows_map: bool = False) -> None:
+        game, world = self.game, self.game.worlds[self.world]
+        if shows_map:
+            places = game.places(self.world)
+            values, certainty, _ = world.look(places.reshape(-1, 2))
+            colours = values.mean((1, 2)) if world.colours is None else world.colours[values]
+            picture = (colours * np.asarray(certainty)[:, None]).astype(np.uint8).reshape(*places.shape[:2], 3)
+        else:
+            picture = game.picture(self.world)
+        row, column = world.position()
+        saved = "saved" if game.saved[self.world] == world.steps else "not saved"
+        moves = "".join(key for key in self.keys if len(key) == 1)
+        swatches = " ".join(
+            f"{'123456789abcdefgh'[index]}{_cell(rgb)}" for index, (_, rgb) in enumerate(game.swatches[:17])
+        )
+        lines = [
+            *("".join(_cell(rgb) for rgb in line) for line in picture.tolist()),
+            f"world {self.world + 1} of {len(game.worlds)}, step {world.steps:,}, at {row}, {column}, {saved}",
+            *([note] if note else []),
+            HELP.format(moves=moves),
+            swatches,
+        ]
+        self.screen.write((_CLEAR if self.screen.isatty() else "") + "\n".join(lines) + "\n")
+        self.screen.flush()
+
+    @contextlib.contextmanager
+    def _single_keys(self) -> Iterator[None]:
+        """Keys come without Enter from a terminal, which is put back as it was."""
+        if not self.source.isatty():
+            yield
+            return
+        import termios
+        import tty
+
+        handle = self.source.fileno()
+        before = termios.tcgetattr(handle)
+        try:
+            tty.setcbreak(handle)
+            yield
+        finally:
+            termios.tcsetattr(handle, termios.TCSADRAIN, before)
+
+
+def _cell(rgb: list[int]) -> str:
+    red, green, blue = rgb
+    return f"\x1b[48;2;{red};{green};{blue}m  \x1b[0m"

@@ -1,0 +1,82 @@
+"""A world to play in without a model: cells are drawn when they are first seen, and kept."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+
+from worldmodel.environments.grids import MOVES, palette, turned, window
+from worldmodel.runs.files import replacing
+
+SIDE, VIEW, COLOURS, PATCH = 11, 5, 4, 3
+
+
+class Painted:
+    """A torus of colours; with ``pixels`` a place is 3 x 3 pixels."""
+
+    def __init__(self, turns: bool = False, pixels: bool = False, seed: int = 0) -> None:
+        self.period, self.turns, self.pixels = SIDE, turns, pixels
+        self.names = ["orange", "sky", "green", "yellow", "wall"]
+        self.colours = None if pixels else palette(COLOURS)
+        self.action_space = gymnasium.spaces.Discrete(3 if turns else 4)
+        self.cells = np.random.default_rng(seed).integers(0, COLOURS, (SIDE, SIDE))
+        self.painted = palette(COLOURS)[self.cells]
+        self.seen = np.full((SIDE, SIDE), -1)
+        self.at, self.head, self.steps = np.array([5, 5]), 0, 0
+        self._see()
+
+    def _see(self) -> None:
+        offsets = turned(window(VIEW))[self.head if self.turns else 0]
+        self.visible = tuple((self.at + offsets).T % SIDE)
+        self.seen[self.visible] = self.steps
+
+    def view(self) -> np.ndarray:
+        if not self.pixels:
+            return self.cells[self.visible].reshape(VIEW, VIEW)
+        return self.painted[self.visible].reshape(VIEW, VIEW, 3).repeat(PATCH, 0).repeat(PATCH, 1)
+
+    def position(self) -> tuple[int, int]:
+        return int(self.at[0]), int(self.at[1])
+
+    def heading(self) -> int:
+        return self.head
+
+    def step(self, action: int) -> Any:
+        self.steps += 1
+        if self.turns:
+            self.head = (self.head + (0, 3, 1)[action]) % 4
+            move = MOVES[self.head] if action == 0 else MOVES[4]
+        else:
+            move, self.head = MOVES[action], action
+        self.at = (self.at + move) % SIDE
+        self._see()
+
+    def wait(self, steps: int) -> None:
+        self.steps += steps
+        self._see()
+
+    def look(self, places: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        where = tuple(np.asarray(places).T)
+        gap = np.where(self.seen[where] < 0, -1, self.steps - self.seen[where])
+        values = self.cells[where]
+        if self.pixels:
+            values = self.painted[where][:, None, None].repeat(PATCH, 1).repeat(PATCH, 2)
+        return values, np.where(gap < 0, 0, 0.9), gap
+
+    def edit(self, place: tuple[int, int], value: Any) -> None:
+        if not (0 <= place[0] < SIDE and 0 <= place[1] < SIDE):
+            raise ValueError(f"World: there is no place {place[0]}, {place[1]}, expected rows and columns below {SIDE}")
+        if self.pixels:
+            assert value.shape == (PATCH, PATCH, 3) and value.dtype == np.uint8
+            self.painted[place] = value[0, 0]
+        else:
+            self.cells[place] = value
+
+    def fork(self) -> "Painted":
+        return copy.deepcopy(self)
+
+    def save(self, path: Path) -> None:
+        with replacing(path) as beside, beside.open("wb") as file:
+            np.savez(file, cells=self.cells, at=self.at, steps=self.steps, seen=self.seen)
