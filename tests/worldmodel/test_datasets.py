@@ -1,5 +1,6 @@
 """Recorded episodes: what was recorded is read, in batches of every step, and other files are refused in a line."""
 
+import dataclasses
 import json
 import os
 import zipfile
@@ -8,13 +9,16 @@ import numpy as np
 import pytest
 import torch
 import worldmodel_environments  # noqa: F401, registers environments
+from worldmodel_examples import small_model
 
 from worldmodel.__main__ import main
 from worldmodel.acting.recording import record
+from worldmodel.commands.train import train_from_source
 from worldmodel.data.datasets import EpisodeFile, EpisodeWriter, RecordedSource
 from worldmodel.data.source import Source
 from worldmodel.environments.registry import EnvironmentFailed, make
 from worldmodel.environments.vector import random_seeds
+from worldmodel.learning.settings import TrainConfig
 from worldmodel.runs import storage
 from worldmodel.runs.fields import ConfigurationError
 from worldmodel.runs.files import RunError
@@ -111,6 +115,20 @@ def test_a_checkpoint_continues_the_epoch(path, tmp_path):
     with pytest.raises(RunError, match=r"other episodes than .*, or another window"):
         RecordedSource(EpisodeFile(path), 4, 11).load_state_dict(source.state_dict())
     run.close()
+
+
+@pytest.mark.usefixtures("same_threads")
+def test_a_world_model_learns_from_a_file_and_resumes_bit_for_bit(tmp_path):
+    record("wmtest/Echo-v0", tmp_path / "echo.npz", 200)
+    config = TrainConfig(model=small_model().config, updates=3, threads=1, open_loop_minutes=0)
+    ends = []
+    for name, stops in (("straight", (3,)), ("cut", (1, 3))):
+        for index, updates in enumerate(stops):
+            source = RecordedSource(EpisodeFile(tmp_path / "echo.npz"), batch_size=2, window=30)
+            part = dataclasses.replace(config, updates=updates)
+            run = train_from_source(part, source, tmp_path / name, resume=index > 0, quiet=True)
+        ends.append(run.load("world_model"))
+    assert all(torch.equal(value, ends[1][name]) for name, value in ends[0].items())
 
 
 def damaged(path, tmp_path, change):
