@@ -17,6 +17,8 @@ MODULES = {
     "Mamba": {"d_model": 8},
     "RotaryMamba": {"d_model": 8},
     "CausalConv1d": {"channels": 4},
+    "LocalAttention": {"d_model": 8, "heads": 2},
+    "MemoryAttention": {"d_model": 8},
     "ConvLSTM": {"input_size": 2, "hidden_size": 2, "kernel_size": 3},
     "ConvLSTMCell": {"input_size": 2, "hidden_size": 2, "kernel_size": 3},
 }
@@ -85,7 +87,14 @@ def test_every_refusal_of_a_constructor_begins_with_the_name(name):
 def test_every_refusal_of_a_call_begins_with_the_name(name, method):
     module = getattr(wmkernels.nn, name)(**MODULES[name])
     state = module.init_state(2, (4, 4)) if name.startswith("Conv") and "LSTM" in name else module.init_state(2)
-    shapes = {"Mamba": (2, 3, 8), "RotaryMamba": (2, 3, 8), "CausalConv1d": (2, 3, 4), "ConvLSTM": (3, 2, 2, 4, 4)}
+    shapes = {
+        "Mamba": (2, 3, 8),
+        "RotaryMamba": (2, 3, 8),
+        "CausalConv1d": (2, 3, 4),
+        "LocalAttention": (2, 3, 1, 8),
+        "MemoryAttention": (2, 3, 8),
+        "ConvLSTM": (3, 2, 2, 4, 4),
+    }
     shape = shapes.get(name, (2, 2, 4, 4))
     if method == "step" and name in shapes:
         shape = shape[1:] if name == "ConvLSTM" else (shape[0], *shape[2:])

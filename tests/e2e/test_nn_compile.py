@@ -1,10 +1,11 @@
 """Separate from the core tests: the first compilation per process is slow."""
 
+import pytest
 import torch
 from backends import on_every_target
 from recurrences_nn import random_state, resets
 
-from wmkernels.nn import CausalConv1d, Mamba
+from wmkernels.nn import BlockScan, CausalConv1d, LocalAttention, Mamba, MemoryAttention
 
 SCANS = on_every_target("selective_scan")
 
@@ -40,6 +41,26 @@ def test_packed_sequences_compile_in_one_graph(target):
 
 def test_the_packed_convolution_compiles_in_one_graph():
     check_compiled(CausalConv1d(8), torch.randn(1, 10, 8), torch.tensor([0, 4, 4, 10]))
+
+
+@pytest.mark.parametrize(
+    ("module", "shape"),
+    [
+        (BlockScan(CausalConv1d(4), 2, (2, 3)), (6, 4)),
+        (LocalAttention(4, 3, 2, (1, 2)), (2, 4)),
+        (MemoryAttention(4, 2, 3, 1), (4,)),
+    ],
+)
+def test_memories_of_tokens_compile_in_one_graph(module, shape):
+    reset = resets(2, 3)
+    inputs = torch.randn(2, 3, *shape, requires_grad=True)
+
+    def run(call):
+        outputs, last = call(inputs, None, reset)
+        return outputs, last, torch.autograd.grad(outputs.square().sum(), [inputs, *module.parameters()])
+
+    torch._dynamo.reset()
+    torch.testing.assert_close(run(torch.compile(module, fullgraph=True, backend="aot_eager")), run(module))
 
 
 @SCANS

@@ -5,6 +5,7 @@ large ones mix space.
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -43,7 +44,7 @@ class BlockScan(MemoryModule):
         for method in ("init_state", "step"):
             if not callable(getattr(memory, method, None)):
                 raise TypeError(f"BlockScan: memory is a {type(memory).__name__} without {method}, expected a memory")
-        self.memory = memory
+        self.memory: Any = memory
         self.block = require_pair("BlockScan", "block", (block, block) if isinstance(block, int) else block)
         self.grid = require_pair("BlockScan", "grid", grid)
         self.tokens = self.grid[0] * self.grid[1]

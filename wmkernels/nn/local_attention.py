@@ -182,7 +182,8 @@ class LocalAttention(MemoryModule):
         if size > 1:
             mask = mask.repeat_interleave(tokens, -2)
         chunks = padded(queries, 0, right).unflatten(1, (count, size))
-        mixed = F.scaled_dot_product_attention(*map(self._heads, (chunks, keys, values)), attn_mask=mask)
+        q, k, v = (self._heads(x) for x in (chunks, keys, values))
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         mixed = mixed.transpose(1, 2).reshape(batch, count * size, tokens, self.d_model)
         return mixed[:, :time] if right else mixed
 

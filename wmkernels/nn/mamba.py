@@ -10,7 +10,15 @@ from torch import Tensor, nn
 
 from wmkernels.checks import MAX_SIZE, require_flag, require_size, state_dtype
 from wmkernels.nn.causal_conv1d import CausalConv1d
-from wmkernels.nn.checks import State, checked, require_inputs, require_packing, require_reset, require_state
+from wmkernels.nn.checks import (
+    State,
+    checked,
+    require_elapsed,
+    require_inputs,
+    require_packing,
+    require_reset,
+    require_state,
+)
 from wmkernels.nn.memory_module import MemoryModule, is_plain_linear
 from wmkernels.selective_scan.function import selective_scan
 from wmkernels.selective_step.function import selective_step
@@ -162,6 +170,7 @@ class Mamba(MemoryModule):
         reset: Tensor | None = None,
         *,
         cu_seqlens: Tensor | None = None,
+        elapsed: Tensor | None = None,
         single_step: bool = False,
     ) -> tuple[Tensor, State]:
         """Outputs (batch, time, d_model) and the differentiable last state.
@@ -171,31 +180,51 @@ class Mamba(MemoryModule):
             state: zeros if None; one row per sequence with ``cu_seqlens``.
             reset: bool (batch, time), true at a sequence's first step.
             cu_seqlens: int (sequences + 1), from 0 to time; requires batch 1.
+            elapsed: (batch, time), time since the step before, which scales the step size; None for 1. Without input,
+                one step of n is n steps of 1.
             single_step: as ``step``, which calls the module with it.
 
         Raises:
             ValueError: invalid shape, device, backend or cu_seqlens.
             TypeError: invalid dtype or state.
         """
+        return self._run(inputs, state, reset, cu_seqlens, elapsed, None, single_step)
+
+    def _run(
+        self,
+        inputs: Tensor,
+        state: Mapping[str, Tensor] | None,
+        reset: Tensor | None,
+        cu_seqlens: Tensor | None,
+        elapsed: Tensor | None,
+        turn: Tensor | None,
+        single_step: bool,
+    ) -> tuple[Tensor, State]:
         name = type(self).__name__
         if require_flag(name, "single_step", single_step):
-            return self._step(inputs, state, reset)
+            return self._step(inputs, state, reset, elapsed, turn)
         require_inputs(name, "inputs", inputs, ("batch", "time", "d_model"), self.d_model)
         require_reset(name, reset, inputs)
         require_packing(name, cu_seqlens, inputs)
+        require_elapsed(name, elapsed, inputs)
         rows = inputs.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
         self._require_state(state, rows, inputs)
         x, z = self.in_proj(inputs).chunk(2, -1)  # (batch, time, d_inner)
         x, carried = self.conv1d(x, state, reset, cu_seqlens=cu_seqlens)
         x = F.silu(x)
-        selection, bias, rotation_state = self._selection(x, state, reset, cu_seqlens)
+        (delta, A, B, C), bias, rotation_state = self._selection(x, state, reset, cu_seqlens, elapsed, turn)
+        if elapsed is not None:
+            delta, bias = self._scaled(delta, bias, elapsed), None
         y, scan = selective_scan(
             x,
-            *selection,
+            delta,
+            A,
+            B,
+            C,
             self._wide(self.D, x),
             z,
             bias,
-            delta_softplus=True,
+            delta_softplus=elapsed is None,
             return_last_state=True,
             initial_state=None if state is None else self._wide(state["scan"], x),
             reset=reset,
@@ -206,24 +235,40 @@ class Mamba(MemoryModule):
         return self.out_proj(y), {**carried, "scan": scan, **rotation_state}
 
     def step(
-        self, input: Tensor, state: Mapping[str, Tensor] | None, reset: Tensor | None = None
+        self,
+        input: Tensor,
+        state: Mapping[str, Tensor] | None,
+        reset: Tensor | None = None,
+        *,
+        elapsed: Tensor | None = None,
     ) -> tuple[Tensor, State]:
-        """One step: ``input`` (batch, d_model), ``reset`` bool (batch,)."""
+        """One step: ``input`` (batch, d_model), ``reset`` bool and ``elapsed`` (batch,)."""
         if self._steps_by_call:
-            stepped: tuple[Tensor, State] = self(input, state, reset, single_step=True)
+            options = {} if elapsed is None else {"elapsed": elapsed}
+            stepped: tuple[Tensor, State] = self(input, state, reset, single_step=True, **options)
             return stepped
-        return self._step(input, state, reset)
+        return self._step(input, state, reset, elapsed, None)
 
-    def _step(self, input: Tensor, state: Mapping[str, Tensor] | None, reset: Tensor | None) -> tuple[Tensor, State]:
+    def _step(
+        self,
+        input: Tensor,
+        state: Mapping[str, Tensor] | None,
+        reset: Tensor | None,
+        elapsed: Tensor | None,
+        turn: Tensor | None,
+    ) -> tuple[Tensor, State]:
         require_inputs(type(self).__name__, "input", input, ("batch", "d_model"), self.d_model)
         require_reset(type(self).__name__, reset, input)
+        require_elapsed(type(self).__name__, elapsed, input)
         self._require_state(state, input.shape[0], input)
         if state is None:
             state = self.init_state(input.shape[0])
         x, z = self.in_proj(input).chunk(2, -1)  # (batch, d_inner)
         x, carried = self.conv1d(x, state, reset, single_step=True)
         x = F.silu(x)
-        (delta, A, B, C), bias, rotation_state = self._selection_step(x, state, reset)
+        (delta, A, B, C), bias, rotation_state = self._selection_step(x, state, reset, elapsed, turn)
+        if elapsed is not None:
+            delta, bias = self._scaled(delta, bias, elapsed), None
         if self.groups == 1:  # for the fast path
             B, C = B.squeeze(1), C.squeeze(1)
         y, scan = selective_step(
@@ -236,20 +281,31 @@ class Mamba(MemoryModule):
             self._wide(self.D, x),
             z,
             bias,
-            delta_softplus=True,
+            delta_softplus=elapsed is None,
             reset=reset,
             backend=self.backend,
         )
         return self.out_proj(y), {**carried, "scan": scan, **rotation_state}
 
     def _selection(
-        self, x: Tensor, state: Mapping[str, Tensor] | None, reset: Tensor | None, cu_seqlens: Tensor | None
+        self,
+        x: Tensor,
+        state: Mapping[str, Tensor] | None,
+        reset: Tensor | None,
+        cu_seqlens: Tensor | None,
+        elapsed: Tensor | None,
+        turn: Tensor | None,
     ) -> tuple[Selection, Tensor | None, State]:
         delta, bias, B, C = self._project(x)
         return (delta, self._decay(x), B.transpose(1, 2), C.transpose(1, 2)), bias, {}
 
     def _selection_step(
-        self, x: Tensor, state: Mapping[str, Tensor], reset: Tensor | None
+        self,
+        x: Tensor,
+        state: Mapping[str, Tensor],
+        reset: Tensor | None,
+        elapsed: Tensor | None,
+        turn: Tensor | None,
     ) -> tuple[Selection, Tensor | None, State]:
         delta, bias, B, C = self._project(x)
         return (delta, self._decay(x), B, C), bias, {}
@@ -267,6 +323,11 @@ class Mamba(MemoryModule):
             delta = self.dt_proj(rank)
         shape = (self.groups, self.d_state)
         return delta, bias, B.unflatten(-1, shape), C.unflatten(-1, shape)
+
+    def _scaled(self, delta: Tensor, bias: Tensor | None, elapsed: Tensor) -> Tensor:
+        """Step sizes: the scan's own softplus would come after the product."""
+        delta = self._wide(delta, delta)
+        return F.softplus(delta if bias is None else delta + bias) * elapsed.to(delta.dtype)[..., None]
 
     def _decay(self, x: Tensor) -> Tensor:
         return -torch.exp(self._wide(self.A_log, x))

@@ -10,6 +10,7 @@ different rows need not be aligned: steps are copied to the slots of their block
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -59,7 +60,7 @@ class MemoryAttention(MemoryModule):
         self.tokens = tokens
         self.block = block
         self.heads = heads
-        factory = {"device": device, "dtype": dtype}
+        factory: dict[str, Any] = {"device": device, "dtype": dtype}
         self.memory = nn.Parameter(torch.empty(tokens, d_model, **factory))
         self.in_proj = nn.Linear(d_model, 3 * d_model, bias=False, **factory)
         self.out_proj = nn.Linear(d_model, d_model, bias=False, **factory)
@@ -206,8 +207,8 @@ class MemoryAttention(MemoryModule):
             q, k, v = self._heads(self.memory_in_proj(x), rotary=False)  # (batch, heads, tokens, d_head)
             keys.append(k)
             values.append(v)
-            together = (torch.cat([a, b[:, index]], -2) for a, b in ((k, key), (v, value)))
-            read = F.scaled_dot_product_attention(q, *together, attn_mask=masks[:, index])
+            k, v = torch.cat([k, key[:, index]], -2), torch.cat([v, value[:, index]], -2)
+            read = F.scaled_dot_product_attention(q, k, v, attn_mask=masks[:, index])
             read = self.memory_out_proj(read.transpose(-3, -2).flatten(-2))
             gate = torch.sigmoid(self.gate(torch.cat([x, read], -1))).to(memory.dtype)
             updated = memory + gate * (torch.tanh(read).to(memory.dtype) - memory)

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from wmkernels.checks import state_dtype
+from wmkernels.checks import FLOATS, require_device, require_dtype, require_shape, require_tensor, state_dtype
 from wmkernels.linear_scan.function import linear_scan
 from wmkernels.nn.checks import State, checked
 from wmkernels.nn.mamba import Mamba, Selection
@@ -103,6 +103,41 @@ class RotaryMamba(Mamba):
         angle = torch.zeros((batch_size, *self.angle_rate.shape), device=self.angle_rate.device, dtype=torch.float64)
         return {**state, "angle": angle}
 
+    def forward(
+        self,
+        inputs: Tensor,
+        state: Mapping[str, Tensor] | None = None,
+        reset: Tensor | None = None,
+        *,
+        cu_seqlens: Tensor | None = None,
+        elapsed: Tensor | None = None,
+        turn: Tensor | None = None,
+        single_step: bool = False,
+    ) -> tuple[Tensor, State]:
+        """As ``Mamba.forward``; ``elapsed`` scales the angles as well.
+
+        ``turn`` (batch, time, groups, d_state / 2) adds radians to each step's angles: a control input, such as a move,
+        turns the memory.
+        """
+        return self._run(inputs, state, reset, cu_seqlens, elapsed, turn, single_step)
+
+    def step(
+        self,
+        input: Tensor,
+        state: Mapping[str, Tensor] | None,
+        reset: Tensor | None = None,
+        *,
+        elapsed: Tensor | None = None,
+        turn: Tensor | None = None,
+    ) -> tuple[Tensor, State]:
+        """As ``Mamba.step``; ``turn`` (batch, groups, d_state / 2)."""
+        if turn is None:
+            return super().step(input, state, reset, elapsed=elapsed)
+        if self._steps_by_call:
+            stepped: tuple[Tensor, State] = self(input, state, reset, elapsed=elapsed, turn=turn, single_step=True)
+            return stepped
+        return self._step(input, state, reset, elapsed, turn)
+
     def _state_shapes(self, rows: int) -> dict[str, tuple[int, ...]]:
         return {**super()._state_shapes(rows), "angle": (rows, *self.angle_rate.shape)}
 
@@ -110,29 +145,49 @@ class RotaryMamba(Mamba):
         return super()._decay(x).repeat_interleave(2, 1)
 
     def _selection(
-        self, x: Tensor, state: Mapping[str, Tensor] | None, reset: Tensor | None, cu_seqlens: Tensor | None
+        self,
+        x: Tensor,
+        state: Mapping[str, Tensor] | None,
+        reset: Tensor | None,
+        cu_seqlens: Tensor | None,
+        elapsed: Tensor | None,
+        turn: Tensor | None,
     ) -> tuple[Selection, Tensor | None, State]:
         delta, bias, B, C = self._project(x)
         before = None if state is None else state["angle"].double()
-        angle, last = self._accumulate(self._rates(x), before, reset, cu_seqlens)
+        angle, last = self._accumulate(self._rates(x, elapsed, turn), before, reset, cu_seqlens)
         B, C = apply_rotary(B, angle), apply_rotary(C, angle)
         return (delta, self._decay(x), B.transpose(1, 2), C.transpose(1, 2)), bias, {"angle": last}
 
     def _selection_step(
-        self, x: Tensor, state: Mapping[str, Tensor], reset: Tensor | None
+        self,
+        x: Tensor,
+        state: Mapping[str, Tensor],
+        reset: Tensor | None,
+        elapsed: Tensor | None,
+        turn: Tensor | None,
     ) -> tuple[Selection, Tensor | None, State]:
         delta, bias, B, C = self._project(x)
         before = state["angle"].double()
         if reset is not None:
             before = before.masked_fill(reset[:, None, None], 0)
-        angle = (before + self._rates(x)).remainder(TURN)  # (batch, groups, pairs)
+        angle = (before + self._rates(x, elapsed, turn)).remainder(TURN)  # (batch, groups, pairs)
         return (delta, self._decay(x), apply_rotary(B, angle), apply_rotary(C, angle)), bias, {"angle": angle}
 
-    def _rates(self, x: Tensor) -> Tensor:
+    def _rates(self, x: Tensor, elapsed: Tensor | None, turn: Tensor | None) -> Tensor:
         """Float64 angle increments (..., groups, pairs)."""
         rates = self.angle_rate.double().expand(*x.shape[:-1], *self.angle_rate.shape)
         if self.angle_proj is not None:
             rates = rates + self.angle_proj(x).double().unflatten(-1, self.angle_rate.shape)
+        if elapsed is not None:
+            rates = rates * elapsed.double()[..., None, None]
+        if turn is not None:
+            require_tensor("RotaryMamba", "turn", turn)
+            require_device("RotaryMamba", "turn", turn, x.device, "the input")
+            require_dtype("RotaryMamba", "turn", turn, FLOATS, "(radians)")
+            labels = ("batch", "time")[: x.dim() - 1]
+            require_shape("RotaryMamba", "turn", turn, (*labels, "groups", "pairs"), rates.shape, "the input")
+            rates = rates + turn.double()
         return rates
 
     def _accumulate(
