@@ -25,7 +25,16 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 LIST = ROOT / "tests" / "laws.json"
-OPS = ("selective_state_update", "selective_scan", "selective_step", "linear_scan", "conv_lstm_step", "conv_lstm")
+OPS = (
+    "selective_state_update",
+    "selective_scan",
+    "selective_step",
+    "linear_scan",
+    "conv_lstm_step",
+    "conv_lstm",
+    "gated_delta_rule_step",
+    "gated_delta_rule",
+)
 WITHOUT_GPU = {  # by test file
     "cuda_emulated": "cuda, emulated",
     "conv_lstm_emulated": "cuda, emulated",

@@ -18,6 +18,7 @@ from wmkernels.checks import state_dtype
 
 # The package attribute is the function, not the module.
 scan_module = importlib.import_module("wmkernels.selective_scan.function")
+delta_module = importlib.import_module("wmkernels.gated_delta_rule.function")
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 LAYOUTS = ["contiguous", "permuted", "offset", "strided", "expanded"]
@@ -67,14 +68,14 @@ class Problem:
 
     @property
     def dtype(self) -> torch.dtype:
-        return next(t.dtype for name, t in self.tensors.items() if name in ("u", "gates", "x") and t is not None)
+        return next(t.dtype for name, t in self.tensors.items() if name in ("u", "gates", "x", "q") and t is not None)
 
     @property
     def time(self) -> int:
         x = self.tensors.get("x")
         if x is not None:
             return x.shape[1 if self.options.get("batch_first") else 0]
-        shape = next(t.shape for name, t in self.tensors.items() if name in ("u", "gates") and t is not None)
+        shape = next(t.shape for name, t in self.tensors.items() if name in ("u", "gates", "q") and t is not None)
         if "state" in self.tensors:
             return 1
         return shape[1] if self.options.get("channel_last") else shape[-1]
@@ -95,6 +96,7 @@ class Problem:
         with (
             mock.patch.object(chunked, "steps_per_chunk", lambda _: steps),
             mock.patch.object(scan_module, "chunk_length", kept),
+            mock.patch.object(delta_module, "CHUNK", self.chunk or 8),
         ):
             return self.function(**arguments, **self.options, backend=backend)
 
@@ -199,6 +201,8 @@ def _equal_terms(problem: Problem, name: str) -> int:
         if name.removeprefix("gradient of ") in ("x", "h", "c"):
             return gates + max(ih[:, 0].numel(), hh[:, 0].numel())
         return gates + x["x"].numel() // channels
+    if x.get("q") is not None:
+        return sum(x[n].shape[3 if problem.options.get("channel_last") else 2] for n in ("q", "v"))
     if A is None:
         return 0  # a linear scan sums over time alone
     of = name.removeprefix("gradient of ")

@@ -319,6 +319,69 @@ class _Method(nn.Module):
         return getattr(self.module, self.method)(*arguments)
 
 
+class GatedDeltaRuleRecurrence(Recurrence):
+    name, op, packed = "gated_delta_rule", "gated_delta_rule", True
+
+    def configurations(self) -> st.SearchStrategy[Any]:
+        return st.fixed_dictionaries(
+            {
+                "heads": st.sampled_from([1, 2]),
+                "repeats": st.sampled_from([1, 2]),
+                "d_k": st.sampled_from([1, 4, 17]),
+                "d_v": st.sampled_from([1, 5, 16, 33]),
+                "channel_last": st.booleans(),
+                "seed": st.integers(0, 2**16),
+            }
+        )
+
+    def make(self, configuration: Any, batch: int, time: int, dtype: torch.dtype, device: str) -> Example:
+        generator = torch.Generator().manual_seed(configuration["seed"])
+        heads, d_k, d_v = (configuration[name] for name in ("heads", "d_k", "d_v"))
+        value_heads = heads * configuration["repeats"]
+
+        def normal(*shape: int) -> Tensor:
+            return torch.randn(batch, *shape, generator=generator, dtype=torch.float64)
+
+        values = {
+            "q": normal(time, heads, d_k),
+            "k": nn.functional.normalize(normal(time, heads, d_k), dim=-1),
+            "v": normal(time, value_heads, d_v),
+            "gate": -normal(time, value_heads).abs(),
+            "beta": normal(time, value_heads).sigmoid(),
+        }
+        inputs = {name: x.to(dtype).to(device) for name, x in values.items()}
+        state = normal(value_heads, d_k, d_v).to(state_dtype(dtype)).to(device)
+        return Example(configuration, inputs, {}, (state,))
+
+    def parallel(
+        self,
+        example: Example,
+        inputs: Named,
+        parameters: Named,
+        state: State | None,
+        reset: Tensor | None,
+        lengths: Sequence[int] | None = None,
+    ) -> Outcome:
+        channel_last = example.configuration["channel_last"]
+        device = inputs["v"].device
+        out, last_state = wmkernels.gated_delta_rule(
+            *(x if channel_last else x.movedim(1, -1) for x in inputs.values()),
+            initial_state=None if state is None else state[0],
+            reset=reset,
+            cu_seqlens=None if lengths is None else torch.tensor([0, *lengths], device=device).cumsum(0),
+            channel_last=channel_last,
+            return_last_state=True,
+        )
+        return out if channel_last else out.movedim(-1, 1), (last_state,)
+
+    def step(
+        self, example: Example, inputs: Named, parameters: Named, state: State | None, reset: Tensor | None
+    ) -> Outcome:
+        before = torch.zeros_like(example.state[0]) if state is None else state[0]
+        out, after = wmkernels.gated_delta_rule_step(before, *inputs.values(), reset=reset)
+        return out, (after,)
+
+
 RECURRENCES: list[Recurrence] = []
 
 
@@ -329,3 +392,4 @@ def register(memory: Recurrence) -> None:
 register(SelectiveScanRecurrence())
 register(LinearScanRecurrence())
 register(ReverseLinearScanRecurrence())
+register(GatedDeltaRuleRecurrence())

@@ -6,6 +6,8 @@ import torch as _torch  # noqa: F401
 from wmkernels import nn as nn
 from wmkernels.conv_lstm.function import conv_lstm as conv_lstm
 from wmkernels.conv_lstm.function import conv_lstm_step as conv_lstm_step
+from wmkernels.gated_delta_rule.function import gated_delta_rule as gated_delta_rule
+from wmkernels.gated_delta_rule.function import gated_delta_rule_step as gated_delta_rule_step
 from wmkernels.linear_scan.function import linear_scan as linear_scan
 from wmkernels.place_memory.function import place_memory as place_memory
 from wmkernels.registry import OPS as _OPS

@@ -3,9 +3,10 @@
 ``Signature`` checks what each argument is, before anything reads it; the ``require_*`` functions check its values.
 """
 
+import contextlib
 import inspect
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -236,6 +237,16 @@ def overlaps_itself(tensor: Tensor) -> bool:
 def is_autocast(device: torch.device) -> bool:
     """Whether autocast is on; False for devices without it, such as meta."""
     return torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
+
+
+@contextlib.contextmanager
+def no_autocast(device: torch.device) -> Iterator[None]:
+    """Disables autocast."""
+    if not is_autocast(device):
+        yield
+        return
+    with torch.autocast(device.type, enabled=False):
+        yield
 
 
 def require_sequences(op: str, cu_seqlens: Tensor, time: int) -> None:

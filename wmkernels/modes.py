@@ -62,9 +62,14 @@ def can_checkpoint() -> bool:
     return forward_ad._current_level < 0 and _get_tracing_state() is None
 
 
-def can_read_values(x: Tensor) -> bool:
-    """Whether Python may branch on the values of ``x``: on a CPU, where nothing transforms or records the call."""
-    if torch.compiler.is_compiling() or maybe_current_level() is not None or x.device.type != "cpu":
+def can_read_values(x: Tensor, on_gpu: bool = False) -> bool:
+    """Whether Python may branch on the values of ``x``, where nothing transforms or records the call.
+
+    ``on_gpu``: also on a GPU, which then waits.
+    """
+    if torch.compiler.is_compiling() or maybe_current_level() is not None:
+        return False
+    if x.device.type != "cpu" and not (on_gpu and x.is_cuda and not torch.cuda.is_current_stream_capturing()):
         return False
     return _len_torch_dispatch_stack() == 0 and _get_tracing_state() is None
 

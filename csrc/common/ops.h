@@ -23,6 +23,7 @@
 #endif
 
 #include "include/conv_lstm.inc"
+#include "include/gated_delta_rule.inc"
 #include "include/linear_scan.inc"
 #include "include/place_memory.inc"
 #include "include/selective_scan.inc"

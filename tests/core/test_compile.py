@@ -54,7 +54,7 @@ def test_inference_under_no_grad(op, target):
 
 
 @on_every_target("selective_scan", kernels_only=True)
-@pytest.mark.parametrize("op", ["selective_scan", "linear_scan"])
+@pytest.mark.parametrize("op", ["selective_scan", "linear_scan", "gated_delta_rule"])
 def test_dynamic_shapes_with_backward(op, target):
     make = SMALL[op]
     problem = make(target.device, torch.float32)
@@ -66,7 +66,7 @@ def test_dynamic_shapes_with_backward(op, target):
     compiled = torch.compile(run, fullgraph=True, dynamic=True, backend=graphs)
     # Dynamo gives equal sizes one symbol.
     for time, batch in ((9, 5), (5, 2), (130, 4), (64, 3)):
-        if op == "selective_scan":
+        if op != "linear_scan":
             other = make(target.device, torch.float32, batch=batch, time=time)
         else:
             other = make(target.device, torch.float32)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from backends import on_every_target
 from conv_lstm_problems import small_conv_lstm
+from delta_rule_problems import big_delta_rule
 from problems import Problem, few_channels
 from test_gradients import SMALL, every_op
 from tolerances import SAME_KERNEL
@@ -82,6 +83,8 @@ PROBLEMS = {
     "scan with constant B and C": constant_scan,
     "linear scan": big_linear_scan,
     "linear scan of few channels": lambda device: big_linear_scan(device, 1, 20_000),
+    "gated delta rule": big_delta_rule,
+    "packed gated delta rule": lambda device: big_delta_rule(device, packed=True),
     "reverse linear scan": lambda device: big_linear_scan(device, reverse=True),
 }
 every_problem = pytest.mark.parametrize("name", list(PROBLEMS))

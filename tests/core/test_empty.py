@@ -3,6 +3,7 @@
 import pytest
 import torch
 from backends import on_every_target
+from delta_rule_problems import small_delta_rule
 from problems import DTYPES
 from test_gradients import small_scan
 
@@ -113,3 +114,32 @@ def test_selective_step(target, sizes):
     assert A.grad is None or (A.grad == 0).all()
     with torch.no_grad():
         assert wmkernels.selective_state_update(state, u, u, A, B, B).shape == sizes
+
+
+@on_every_target("gated_delta_rule")
+@pytest.mark.parametrize("sizes", [(0, 4, 2), (2, 0, 2), (2, 4, 0)], ids=["batch", "time", "value_heads"])
+def test_gated_delta_rule(target, sizes):
+    batch, time, heads = sizes
+    problem = small_delta_rule(target.device, torch.float32, batch, time, heads)
+    leaves = problem.leaves()
+    out, last = problem.call(target.backend, leaves)
+    assert out.shape == leaves["v"].shape
+    torch.testing.assert_close(last, leaves["initial_state"], rtol=0, atol=0)
+    cotangent = torch.randn_like(last)
+    grads = torch.autograd.grad((out, last), [*leaves.values()], (out, cotangent), allow_unused=True)
+    for (name, leaf), gradient in zip(leaves.items(), grads, strict=True):
+        if name == "initial_state":
+            torch.testing.assert_close(gradient, cotangent, rtol=0, atol=0)
+        else:
+            assert gradient is None or torch.equal(gradient, torch.zeros_like(leaf))
+
+
+@on_every_target("gated_delta_rule")
+def test_packed_sequences_without_a_step_of_a_gated_delta_rule(target):
+    problem = small_delta_rule(target.device, batch=1, time=4)
+    first = torch.randn(4, 2, 3, 2, dtype=torch.float64, device=target.device)
+    problem.tensors |= {"cu_seqlens": torch.tensor([0, 0, 0, 4, 4], device=target.device), "initial_state": first}
+    out, last = problem.call(target.backend)
+    assert torch.equal(last[[0, 1, 3]], first[[0, 1, 3]])
+    problem.tensors |= {"cu_seqlens": None, "initial_state": first[2:3]}
+    torch.testing.assert_close((out, last[2:3]), problem.call(target.backend), rtol=0, atol=0)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from backends import on_every_target
+from delta_rule_problems import delta_rules, small_delta_rule
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from problems import Problem, linear_scans, scans, steps
@@ -68,11 +69,23 @@ def test_linear_scan_by_finite_differences(target, data):
     check_gradients(data.draw(linear_scans([torch.float64], target.device, max_time=4)), target.backend)
 
 
+@on_every_target("gated_delta_rule", kernels_only=True)
+@few
+@given(data=st.data())
+def test_gated_delta_rule_by_finite_differences(target, data):
+    problem = data.draw(delta_rules([torch.float64], target.device, max_time=5, sizes=[1, 2]))
+    check_gradients(problem, target.backend)
+
+
 @settings(max_examples=max(5, settings().max_examples // 5))
 @given(data=st.data())
 def test_the_chunked_form_by_finite_differences(data):
     scan = scans([torch.float64], max_time=5, states=[1, 2, 3], max_channels=4)
-    problem = data.draw(st.one_of(scan, linear_scans([torch.float64], max_time=6)))
+    problem = data.draw(
+        st.one_of(
+            scan, linear_scans([torch.float64], max_time=6), delta_rules([torch.float64], max_time=5, sizes=[1, 2])
+        )
+    )
     check_gradients(problem, "chunked", fast_mode=True)
 
 
@@ -122,7 +135,12 @@ def small_step(device, dtype=torch.float64, **sizes):
     return Problem(wmkernels.selective_step, tensors, {"delta_softplus": True})
 
 
-SMALL = {"selective_scan": small_scan, "selective_step": small_step, "linear_scan": small_linear_scan}
+SMALL = {
+    "selective_scan": small_scan,
+    "selective_step": small_step,
+    "linear_scan": small_linear_scan,
+    "gated_delta_rule": small_delta_rule,
+}
 every_op = pytest.mark.parametrize("op", list(SMALL))
 
 

@@ -3,6 +3,7 @@ import contextlib
 import pytest
 import torch
 from backends import instruction_sets, on_every_target
+from delta_rule_problems import delta_rules
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from problems import (
@@ -57,10 +58,16 @@ def test_linear_scan(target, data):
     assert_as_accurate_as_the_reference(data.draw(linear_scans(device=target.device)), target.backend)
 
 
+@on_every_target("gated_delta_rule", without=("reference",))
+@given(data=st.data())
+def test_gated_delta_rule(target, data):
+    assert_as_accurate_as_the_reference(data.draw(delta_rules(device=target.device)), target.backend)
+
+
 @pytest.mark.parametrize("level", instruction_sets())
 @given(data=st.data())
 def test_every_instruction_set(level, data):
-    problem = data.draw(st.one_of(scans(max_time=20), linear_scans(max_time=20), steps()))
+    problem = data.draw(st.one_of(scans(max_time=20), linear_scans(max_time=20), steps(), delta_rules(max_time=20)))
     with instruction_set(level):
         assert_as_accurate_as_the_reference(problem, "cpu")
 

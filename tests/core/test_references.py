@@ -1,8 +1,10 @@
 import math
+from itertools import pairwise
 
 import pytest
 import torch
 from backends import on_every_target
+from delta_rule_problems import delta_rules, small_delta_rule
 from hypothesis import given
 from hypothesis import strategies as st
 from problems import linear_scans, scans, steps
@@ -138,6 +140,48 @@ def test_code_written_for_mamba_ssm_runs_unchanged(target):
     ]
     torch.testing.assert_close(torch.stack(outs, -1), out, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(state, last_state, rtol=1e-5, atol=1e-5)
+
+
+@on_every_target("gated_delta_rule")
+@given(data=st.data())
+def test_gated_delta_rule_by_single_numbers(target, data):
+    problem = data.draw(delta_rules([torch.float64], target.device, max_time=6, sizes=[1, 2, 3]))
+    out, last = problem.call(target.backend)
+    x = {k: v for k, v in problem.tensors.items() if v is not None}
+    if problem.options["channel_last"]:
+        x |= {k: x[k].movedim(1, -1) for k in ("q", "k", "v", "gate", "beta")}
+        out = out.movedim(1, -1)
+    (batch, heads, d_k, time), (value_heads, d_v) = x["q"].shape, x["v"].shape[1:3]
+    scale = problem.options["scale"] or 1 / math.sqrt(d_k)
+    bounds = x["cu_seqlens"].tolist() if "cu_seqlens" in x else None
+    rows = [(b, 0, time) for b in range(batch)] if bounds is None else [(0, *row) for row in pairwise(bounds)]
+    for index, (b, start, end) in enumerate(rows):
+        for h in range(value_heads):
+            of = h // (value_heads // heads)
+            S = x["initial_state"][index, h].tolist() if "initial_state" in x else [[0.0] * d_v for _ in range(d_k)]
+            for t in range(start, end):
+                q, k, v = (x[name][b, head, :, t].tolist() for name, head in (("q", of), ("k", of), ("v", h)))
+                kept = 0.0 if "reset" in x and x["reset"][b, t] else math.exp(x["gate"][b, h, t].item())
+                recalled = [sum(kept * S[i][j] * k[i] for i in range(d_k)) for j in range(d_v)]
+                u = [x["beta"][b, h, t].item() * (v[j] - recalled[j]) for j in range(d_v)]
+                S = [[kept * S[i][j] + k[i] * u[j] for j in range(d_v)] for i in range(d_k)]
+                y = [scale * sum(S[i][j] * q[i] for i in range(d_k)) for j in range(d_v)]
+                torch.testing.assert_close(out[b, h, :, t].cpu(), torch.tensor(y, dtype=torch.float64))
+            torch.testing.assert_close(last[index, h].cpu(), torch.tensor(S, dtype=torch.float64))
+
+
+@on_every_target("gated_delta_rule")
+def test_gated_delta_rule_step_is_a_sequence_of_one(target):
+    x = small_delta_rule(target.device, time=1).tensors
+    first = x.pop("initial_state")
+    reset = torch.tensor([True, False], device=target.device)
+    out, state = wmkernels.gated_delta_rule_step(
+        first, *(v[..., 0] for v in x.values()), reset=reset, scale=0.7, backend=target.backend
+    )
+    options = {"initial_state": first, "reset": reset[:, None], "scale": 0.7, "return_last_state": True}
+    expected, last = wmkernels.gated_delta_rule(**x, **options, backend="reference")
+    torch.testing.assert_close(out, expected[..., 0])
+    torch.testing.assert_close(state, last)
 
 
 @on_every_target("selective_scan")

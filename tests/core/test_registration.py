@@ -126,3 +126,35 @@ def test_linear_scan(target, dtype, layout):
     torch.library.opcheck(backward, arguments, test_utils=TRACING)
     wanting = (*arguments[:2], gates.requires_grad_(), *arguments[3:])
     torch.library.opcheck(backward, wanting, test_utils=WITHOUT_AUTOGRAD)
+
+
+@on_every_target("gated_delta_rule", kernels_only=True)
+@every_dtype
+@every_layout
+def test_gated_delta_rule(target, dtype, layout):
+    held = torch.float64 if dtype == torch.float64 else torch.float32
+    packed, time = layout == "contiguous", 6
+    shapes = {"q": (3, time), "k": (3, time), "v": (5, time), "gate": (time,), "beta": (time,)}
+    batch = 1 if packed else 2
+    inputs = [
+        tensor((batch, 2, *shape), dtype if len(shape) > 1 else held, target.device, layout)
+        for shape in shapes.values()
+    ]
+    inputs.append(tensor((2, 2, 3, 5), held, target.device, layout))
+    inputs.append(torch.rand(batch, time, device=target.device) < 0.3)
+    inputs.append(torch.tensor([0, 4, time], device=target.device) if packed else None)
+    options = (0.5, layout == "channel_last", 4, target.backend)
+    op = torch.ops.wmkernels.gated_delta_rule_forward.default
+    torch.library.opcheck(op, (*inputs, *options), test_utils=TRACING)
+    bare = [None if x is None else x.detach() for x in (*inputs[:5], None, None, None)]
+    for chunk in (0, 4):
+        torch.library.opcheck(
+            op, (*bare[:7], inputs[7] if packed else None, 0.5, False, chunk, target.backend), test_utils=TRACING
+        )
+    detached = [None if x is None else x.detach() for x in inputs]
+    out, last, *kept = op(*detached, *options)
+    backward = torch.ops.wmkernels.gated_delta_rule_backward.default
+    arguments = (torch.randn_like(out), torch.randn_like(last), *detached, *kept, *options)
+    torch.library.opcheck(backward, arguments, test_utils=TRACING)
+    wanting = (*arguments[:2], detached[0].requires_grad_(), *arguments[3:])
+    torch.library.opcheck(backward, wanting, test_utils=WITHOUT_AUTOGRAD)

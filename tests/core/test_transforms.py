@@ -77,7 +77,7 @@ def test_gradients_of_every_sample(op, target):
 
 
 @every_target
-@pytest.mark.parametrize("op", ["selective_scan", "linear_scan"])
+@pytest.mark.parametrize("op", ["selective_scan", "linear_scan", "gated_delta_rule"])
 def test_vmap_over_resets(op, target):
     run, tensors = pure(op, target)
     time = next(iter(tensors.values())).shape[-1]

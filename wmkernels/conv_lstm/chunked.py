@@ -8,8 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from wmkernels import chunked
-from wmkernels.checks import state_dtype
-from wmkernels.conv_lstm.convolutions import no_autocast
+from wmkernels.checks import no_autocast, state_dtype
 from wmkernels.conv_lstm.meta import ConvLSTMInputs
 from wmkernels.conv_lstm.reference import peephole_weights, update_cell, without_memory
 

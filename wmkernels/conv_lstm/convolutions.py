@@ -10,8 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from wmkernels.checks import is_autocast
-
 
 def _channels_last(x: Tensor) -> Tensor:
     # With channels last, PyTorch's strided bfloat16 CPU convolution of one channel reads out of bounds.
@@ -28,16 +26,6 @@ def merged(maps: Tensor) -> Tensor:
 def rows(maps: Tensor) -> Tensor:
     """(..., channels, height, width) -> (..., height * width, channels), contiguous."""
     return maps.movedim(-3, -1).contiguous().flatten(-3, -2)
-
-
-@contextlib.contextmanager
-def no_autocast(device: torch.device) -> Iterator[None]:
-    """Disables autocast."""
-    if not is_autocast(device):
-        yield
-        return
-    with torch.autocast(device.type, enabled=False):
-        yield
 
 
 @contextlib.contextmanager

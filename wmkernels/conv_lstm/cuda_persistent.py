@@ -9,7 +9,8 @@ import os
 import torch
 from torch import Tensor
 
-from wmkernels.conv_lstm.convolutions import Convolution, merged, no_autocast, rows
+from wmkernels.checks import no_autocast
+from wmkernels.conv_lstm.convolutions import Convolution, merged, rows
 from wmkernels.conv_lstm.meta import ConvLSTMInputs, Sizes
 from wmkernels.conv_lstm.per_step import HOISTED_BYTES, gate_bytes, parameters_of, steps_per_chunk
 from wmkernels.native_call import DTYPE_CODES, Members, run

@@ -11,8 +11,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from wmkernels.checks import state_dtype
-from wmkernels.conv_lstm.convolutions import Convolution, merged, no_autocast, rows
+from wmkernels.checks import no_autocast, state_dtype
+from wmkernels.conv_lstm.convolutions import Convolution, merged, rows
 from wmkernels.conv_lstm.meta import ConvLSTMInputs, Sizes, backward_outputs, forward_outputs
 
 # Input convolution per chunk: two thirds of an H100's L2 cache (50 MB).

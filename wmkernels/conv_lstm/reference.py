@@ -16,8 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from wmkernels.checks import state_dtype
-from wmkernels.conv_lstm.convolutions import no_autocast
+from wmkernels.checks import no_autocast, state_dtype
 from wmkernels.conv_lstm.meta import ConvLSTMInputs
 
 

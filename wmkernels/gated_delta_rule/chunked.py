@@ -1,0 +1,139 @@
+"""The gated delta rule by chunks of steps, in plain PyTorch: the WY form (Yang et al. 2024, arXiv 2406.06484).
+
+With the keys of a chunk as rows of K, D_ij = exp(gate_{j+1} + ... + gate_i) and d_i the decay since the chunk's start,
+the corrections solve a triangular system, of which all chunks' inverses are computed at once:
+
+    (I + L) U = diag(beta) (V - diag(d) K S),   L_ij = beta_i D_ij k_i · k_j  (j < i)
+
+Then a loop over chunks passes the state S: U = U_0 - W S, Y = A U + diag(d) Q S, S = d_C S + K^T diag(D_C) U.
+
+Sums of gates begin anew at every j: a difference of two long sums would lose precision, and be NaN for gates of -inf.
+
+Chunks begin at resets where these can be read. Elsewhere, in torch.func and in a trace, the steps before a reset are
+masked out of its chunk: NaN among them would cross it.
+"""
+
+from bisect import bisect_left, bisect_right
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from wmkernels import chunked
+from wmkernels.checks import no_autocast, require_sequences, state_dtype
+from wmkernels.gated_delta_rule.meta import DeltaRuleInputs
+from wmkernels.modes import can_read_values
+
+MAX_CHUNK = 64
+
+
+def gated_delta_rule_chunked(inputs: DeltaRuleInputs) -> tuple[Tensor, Tensor]:
+    """(out, last_state)."""
+    q, k, v, gate, beta, initial_state, reset, cu_seqlens, scale, _ = inputs
+    dtype, time = state_dtype(v.dtype), v.shape[3]
+    state = v.new_zeros(inputs.state_shape, dtype=dtype) if initial_state is None else initial_state
+    if inputs.is_empty:
+        return v, state
+    steps = min(MAX_CHUNK, chunked.steps_per_chunk(1))
+    if cu_seqlens is not None:
+        require_sequences("gated_delta_rule", cu_seqlens, time)
+    if cu_seqlens is None and (reset is None or not can_read_values(reset, on_gpu=True)):
+        chunks = _regular(time, steps, reset)
+    else:
+        chunks = _by_sequence(q, steps, reset, cu_seqlens)
+    gathered = [chunks.gather(x.to(dtype)) for x in (q, k, v, gate[:, :, None], beta[:, :, None])]
+    with no_autocast(q.device):
+        out, state = _scan(*gathered, chunks.reset, scale, state)
+    return chunks.scatter(out).to(v.dtype), state
+
+
+class _Chunks(NamedTuple):
+    """Chunks of equally many steps, padded at their ends, and where each step is among them."""
+
+    position: Tensor | None  # (sequences, chunks, steps), in batch * time; one behind the last for padding
+    place: Tensor | None  # (batch, time), in sequences * chunks * steps
+    reset: Tensor | None  # (sequences, chunks, steps)
+    time: int
+    steps: int
+
+    def gather(self, x: Tensor) -> Tensor:
+        """(batch, heads, size, time) -> (sequences, heads, chunks, steps, size)."""
+        x = x.permute(0, 3, 1, 2)  # (batch, time, heads, size)
+        if self.position is None:
+            x = F.pad(x, (0, 0, 0, 0, 0, -self.time % self.steps)).unflatten(1, (-1, self.steps))
+        else:
+            x = F.pad(x.flatten(0, 1), (0, 0, 0, 0, 0, 1))[self.position]
+        return x.permute(0, 3, 1, 2, 4)
+
+    def scatter(self, x: Tensor) -> Tensor:
+        """Inverse of ``gather``."""
+        x = x.permute(0, 2, 3, 1, 4)  # (sequences, chunks, steps, heads, size)
+        x = x.flatten(1, 2)[:, : self.time] if self.place is None else x.flatten(0, 2)[self.place]
+        return x.permute(0, 2, 3, 1)
+
+
+def _regular(time: int, steps: int, reset: Tensor | None) -> _Chunks:
+    if reset is not None:
+        reset = F.pad(reset, (0, -time % steps)).unflatten(1, (-1, steps))
+    return _Chunks(None, None, reset, time, steps)
+
+
+def _by_sequence(q: Tensor, steps: int, reset: Tensor | None, cu_seqlens: Tensor | None) -> _Chunks:
+    """Chunks that begin with each sequence and, where these can be read, at each reset."""
+    batch, _, _, time = q.shape
+    if cu_seqlens is None:
+        bounds = [(row * time, (row + 1) * time) for row in range(batch)]
+    else:
+        bounds = list(pairwise(cu_seqlens.tolist()))
+    cuts: list[int] = []
+    if reset is not None and can_read_values(reset, on_gpu=True):
+        cuts = reset.flatten().nonzero()[:, 0].tolist()
+    rows = []
+    for start, end in bounds:
+        inner = cuts[bisect_right(cuts, start) : bisect_left(cuts, end)]
+        segments = pairwise([start, *inner, end])
+        rows.append([(t, min(t + steps, last)) for first, last in segments for t in range(first, last, steps)])
+    count = max([1, *map(len, rows)])
+    position = torch.full((len(rows), count, steps), batch * time)
+    place = torch.empty(batch * time, dtype=torch.int64)
+    for i, row in enumerate(rows):
+        for j, (start, end) in enumerate(row):
+            position[i, j, : end - start] = torch.arange(start, end)
+            place[start:end] = (i * count + j) * steps + torch.arange(end - start)
+    position, place = position.to(q.device), place.view(batch, time).to(q.device)
+    flags = None if reset is None else F.pad(reset.flatten(), (0, 1))[position]
+    return _Chunks(position, place, flags, time, steps)
+
+
+def _scan(
+    q: Tensor, k: Tensor, v: Tensor, gate: Tensor, beta: Tensor, reset: Tensor | None, scale: float, state: Tensor
+) -> tuple[Tensor, Tensor]:
+    """(out, last state); inputs (sequences, heads, chunks, steps, size)."""
+    steps = q.shape[3]
+    later = torch.ones(steps, steps, dtype=torch.bool, device=q.device).tril(-1)  # j < i
+    # [i, j]: the sum of the gates after step j up to i
+    since_step = torch.where(later, gate, 0).cumsum(-2).masked_fill(later.mT, -torch.inf)
+    since_start = gate.cumsum(-2)
+    if reset is not None:
+        episode = reset[:, None].long().cumsum(-1)  # (sequences, 1, chunks, steps)
+        since_step = since_step.masked_fill(episode[..., :, None] != episode[..., None, :], -torch.inf)
+        since_start = since_start.masked_fill(episode[..., None] > 0, -torch.inf)
+    between, decay = since_step.exp(), since_start.exp()
+    kept = decay[..., -1:, :]  # (sequences, heads, chunks, 1, 1): of the state over the whole chunk
+    lower = (beta * between * (k @ k.mT)).masked_fill(~later, 0)
+    right = torch.cat([beta * v, beta * decay * k], -1)
+    solved = torch.linalg.solve_triangular(lower, right, upper=False, unitriangular=True)
+    corrections, erased = solved.split([v.shape[-1], k.shape[-1]], -1)
+    attention = scale * between * (q @ k.mT)
+    queries = scale * decay * q
+    keys = (between[..., -1, :, None] * k).mT
+    outputs = []
+    for chunk in range(q.shape[2]):
+        if reset is not None:
+            state = state.masked_fill(reset[:, chunk, :1, None, None], 0)
+        u = corrections[:, :, chunk] - erased[:, :, chunk] @ state
+        outputs.append(attention[:, :, chunk] @ u + queries[:, :, chunk] @ state)
+        state = kept[:, :, chunk] * state + keys[:, :, chunk] @ u
+    return torch.stack(outputs, 2), state

@@ -1,0 +1,54 @@
+"""The gated delta rule as a loop: the specification.
+
+A state S of d_k x d_v numbers per head maps keys to values. A step forgets, then corrects what the key recalls (Yang,
+Kautz & Hatamizadeh 2024, "Gated Delta Networks", equation 10, transposed):
+
+    S_t = exp(gate_t) S_{t-1} + k_t u_t^T
+    u_t = beta_t (v_t - exp(gate_t) S_{t-1}^T k_t)
+    y_t = scale S_t^T q_t
+"""
+
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from wmkernels.checks import require_sequences, state_dtype
+from wmkernels.gated_delta_rule.meta import DeltaRuleInputs
+
+
+def gated_delta_rule_reference(inputs: DeltaRuleInputs) -> tuple[Tensor, Tensor]:
+    """(out, last_state)."""
+    if inputs.cu_seqlens is not None:
+        return _packed(inputs, inputs.cu_seqlens)
+    q, k, v, gate, beta, state, reset = inputs[:7]
+    dtype = state_dtype(v.dtype)
+    if state is None:
+        state = torch.zeros(inputs.state_shape, dtype=dtype, device=v.device)
+    outputs = []
+    for t in range(v.shape[3]):
+        q_t, k_t = (x[..., t, None].to(dtype) for x in (q, k))  # (batch, heads, d_k, 1)
+        v_t = v[..., t].to(dtype)  # (batch, heads, d_v)
+        decay = torch.exp(gate[..., t])[..., None, None]  # (batch, heads, 1, 1)
+        if reset is not None:
+            # also drops NaN, and a zero state times an infinite decay
+            decay, state = (x.masked_fill(reset[:, t, None, None, None], 0) for x in (decay, state))
+        state = decay * state  # (batch, heads, d_k, d_v)
+        u_t = beta[..., t, None] * (v_t - (state * k_t).sum(-2))
+        state = state + k_t * u_t[..., None, :]
+        outputs.append(inputs.scale * (state * q_t).sum(-2))
+    out = torch.stack(outputs, 3) if outputs else v.to(dtype)
+    return out.to(v.dtype), state
+
+
+def _packed(inputs: DeltaRuleInputs, cu_seqlens: Tensor) -> tuple[Tensor, Tensor]:
+    require_sequences("gated_delta_rule", cu_seqlens, inputs.v.shape[3])
+    outputs, states = [], []
+    for index, (start, end) in enumerate(pairwise(cu_seqlens.tolist())):
+        timed = {name: getattr(inputs, name) for name in ("q", "k", "v", "gate", "beta", "reset")}
+        own = {name: x if x is None else x[..., start:end] for name, x in timed.items()}
+        first = None if inputs.initial_state is None else inputs.initial_state[index : index + 1]
+        out, state = gated_delta_rule_reference(inputs._replace(**own, initial_state=first, cu_seqlens=None))
+        outputs.append(out)
+        states.append(state)
+    return torch.cat(outputs, 3), torch.cat(states, 0)
