@@ -21,6 +21,7 @@ import test_laws
 import test_refusals
 import torch
 from conv_lstm_problems import conv_lstms
+from delta_rule_problems import delta_rules
 from hypothesis import strategies as st
 from problems import Problem, assert_as_accurate_as_the_reference, laid_out, linear_scans, scans, steps
 from test_concurrency import torch_threads
@@ -32,7 +33,13 @@ from wmkernels import chunked, dispatch
 
 EXAMPLES = 25  # per round: Hypothesis begins each with small ones
 SUMMED_PER_THREAD = ("weight_ih", "weight_hh", "bias", "peephole")  # gradients of the ConvLSTM
-PROBLEMS = {"selective_scan": scans, "selective_step": steps, "linear_scan": linear_scans, "conv_lstm": conv_lstms}
+PROBLEMS = {
+    "selective_scan": scans,
+    "selective_step": steps,
+    "linear_scan": linear_scans,
+    "gated_delta_rule": delta_rules,
+    "conv_lstm": conv_lstms,
+}
 Check = Callable[["Recorder", int], None]
 
 

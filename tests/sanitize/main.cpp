@@ -260,6 +260,73 @@ void linear_scan(uint64_t seed, Call& call) {
   expect_ok(wmk_cpu_linear_scan_backward(&scan), "linear_scan_backward", seed);
 }
 
+void gated_delta_rule(uint64_t seed, Call& call) {
+  Random random(seed);
+  wmk_gated_delta_rule op = {};
+  const bool packed = below(random, 3) == 0;
+  op.batch = packed ? 1 : one_of(random, {0, 1, 1, 2});
+  op.heads = one_of(random, {1, 2, 3});
+  op.d_k = one_of(random, {1, 2, 7, 16, 17, 31, 64, 70});
+  op.d_v = one_of(random, {1, 3, 8, 15, 16, 33, 48, 65});
+  op.time = one_of(random, {0, 1, 2, 5, 7, 8, 16, 17, 31, 33, 70});
+  op.chunk = one_of(random, {1, 2, 5, 8, 16, 32, 37, 100});
+  op.dtype = below(random, 4);
+  const double scale = 0.3;
+  memcpy(&op.scale, &scale, sizeof(scale));
+  const int64_t threads = 1 + below(random, 3);
+  op.threads = call.plain() ? 1 : threads;
+  const int64_t held = op.dtype == WMK_FLOAT64 ? WMK_FLOAT64 : WMK_FLOAT32;
+  std::vector<int64_t> bounds = {0};
+  if (packed) {
+    for (int64_t left = below(random, 4); left > 0; --left) {
+      const int64_t length = below(random, op.time / 2 + 1);
+      bounds.push_back(bounds.back() + length > op.time ? op.time : bounds.back() + length);
+    }
+    bounds.push_back(op.time);
+  }
+  op.sequences = packed ? int64_t(bounds.size()) - 1 : op.batch;
+  const int64_t rows = packed ? op.time / op.chunk + op.sequences : op.batch * ((op.time + op.chunk - 1) / op.chunk);
+  const Shape keys = {op.batch, op.heads, op.d_k, op.time}, values = {op.batch, op.heads, op.d_v, op.time};
+  const Shape gates = {op.batch, op.heads, op.time}, states = {op.sequences, op.heads, op.d_k, op.d_v};
+  const bool has_initial = below(random, 2);
+  const double largest = 1 / sqrt(double(op.d_k));
+  op.q = call.input("q", op.dtype, keys);
+  op.k = call.input("k", op.dtype, keys, -largest, largest);
+  op.v = call.input("v", op.dtype, values);
+  op.gate = call.input("gate", held, gates, -2, 0);
+  op.beta = call.input("beta", held, gates, 0, 1);
+  if (has_initial) op.initial_state = call.input("initial_state", held, states);
+  if (below(random, 2)) op.reset = call.flags("reset", {op.batch, op.time});
+  if (packed) op.cu_seqlens = call.integers("cu_seqlens", bounds);
+  op.out = call.output("out", op.dtype, values);
+  op.last_state = call.output("last_state", held, states, true);
+  {
+    Workspace scratch(wmk_cpu_gated_delta_rule_forward_workspace(&op));
+    op.workspace = scratch.data();
+    expect_ok(wmk_cpu_gated_delta_rule_forward(&op), "gated_delta_rule_forward without states", seed);
+  }
+  Buffer chunk_states(held, {rows, op.heads, op.d_k, op.d_v}, Layout::contiguous, random);
+  Buffer residuals(held, {op.batch, op.heads, op.time, op.d_v}, Layout::contiguous, random);
+  op.chunk_states = chunk_states.view(), op.residuals = residuals.view();
+  {
+    Workspace scratch(wmk_cpu_gated_delta_rule_forward_workspace(&op));
+    op.workspace = scratch.data();
+    expect_ok(wmk_cpu_gated_delta_rule_forward(&op), "gated_delta_rule_forward", seed);
+  }
+  op.grad_out = call.input("grad_out", op.dtype, values);
+  if (below(random, 2)) op.grad_last_state = call.input("grad_last_state", held, states);
+  op.grad_q = call.output("grad_q", op.dtype, keys);
+  op.grad_k = call.output("grad_k", op.dtype, keys);
+  op.grad_v = call.output("grad_v", op.dtype, values);
+  op.grad_gate = call.output("grad_gate", held, gates);
+  op.grad_beta = call.output("grad_beta", held, gates);
+  if (has_initial && below(random, 2))
+    op.grad_initial_state = call.output("grad_initial_state", held, states, true);
+  Workspace scratch(wmk_cpu_gated_delta_rule_backward_workspace(&op));
+  op.workspace = scratch.data();
+  expect_ok(wmk_cpu_gated_delta_rule_backward(&op), "gated_delta_rule_backward", seed);
+}
+
 void conv_lstm(uint64_t seed, Call& call) {
   Random random(seed);
   wmk_conv_lstm op = {};
@@ -336,6 +403,7 @@ int main(int count, char** words) {
   const Op ops[] = {{"selective_scan", selective_scan, 300},
                     {"selective_step", selective_step, 200},
                     {"linear_scan", linear_scan, 150},
+                    {"gated_delta_rule", gated_delta_rule, 100},
                     {"conv_lstm", conv_lstm, 150}};
   std::string levels = std::string(wmk_cpu_isa_available()) + ",";
   for (size_t start = 0, end; (end = levels.find(',', start)) != std::string::npos; start = end + 1) {
@@ -351,7 +419,7 @@ int main(int count, char** words) {
         op.run(seed, arranged);
         compare(plain, arranged, expanded, op.name, seed);
       }
-      printf("%-8s %-15s %llu calls\n", level.c_str(), op.name, (unsigned long long)(op.calls * times));
+      printf("%-8s %-16s %llu calls\n", level.c_str(), op.name, (unsigned long long)(op.calls * times));
       fflush(stdout);
     }
   }

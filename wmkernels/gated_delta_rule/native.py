@@ -36,6 +36,7 @@ def _members(inputs: DeltaRuleInputs, chunk: int) -> Members:
         "k": (inputs.k, q.shape, dtype),
         "gate": (inputs.gate, (batch, heads, time), held),
         "beta": (inputs.beta, (batch, heads, time), held),
+        "initial_state": (inputs.initial_state, inputs.state_shape, held),
         "reset": (inputs.reset, (batch, time), torch.bool),
         "cu_seqlens": (cu_seqlens, (inputs.sequences + 1,), torch.int64),
     }
@@ -47,7 +48,6 @@ def forward(inputs: DeltaRuleInputs, chunk: int) -> tuple[Tensor, ...]:
     outputs = forward_outputs(inputs, chunk)
     members = _members(inputs, chunk or CHUNK)
     members["v"] = (v, v.shape, v.dtype)
-    members["initial_state"] = (inputs.initial_state, inputs.state_shape, state_dtype(v.dtype))
     for name, tensor in zip(("out", "last_state", "chunk_states", "residuals"), outputs, strict=True):
         members[name] = output(tensor)
     run("gated_delta_rule_forward", members, v.device)

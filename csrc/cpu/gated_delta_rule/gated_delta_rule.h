@@ -1,8 +1,8 @@
 // What forward and backward share: the cut of sequences into chunks, products of small matrices in registers, and the
 // triangular matrices of a chunk.
 //
-// Matrices of a chunk are rows of whole vectors: `keys` etc. [d][steps] where steps are lanes, `values` etc. [step][d_v]
-// where values are. Lanes behind the end of a row are never read into another lane.
+// Matrices of a chunk have rows of whole vectors: [d_k][step] with steps as lanes, or [step][d_v] with values as lanes.
+// No sum reads the lanes behind the end of a row.
 #pragma once
 
 #include <math.h>
@@ -81,7 +81,7 @@ struct DeltaRuleChunk {
 template <class T>
 class DeltaRule {
  public:
-  DeltaRule(const wmk_gated_delta_rule& op, bool initial) : op_(op), has_initial_(initial) {
+  explicit DeltaRule(const wmk_gated_delta_rule& op) : op_(op) {
     memcpy(&scale_, &op.scale, sizeof(scale_));
     k_pitch_ = round_up(op.d_k, kLanes<T>);
     v_pitch_ = round_up(op.d_v, kLanes<T>);
@@ -117,12 +117,12 @@ class DeltaRule {
     return chunk(s, begin, end);
   }
 
-  // Rows that run at a time.
+  // Threads with a sequence.
   int64_t team() const { return min(op_.threads, op_.sequences * op_.heads); }
 
   T* take_matrix(Arena& arena, int64_t rows, int64_t pitch) const { return arena.take<T>(rows * pitch); }
 
-  // [d][steps], steps as lanes.
+  // [size][step].
   void load_by_step(T* to, const wmk_view& view, const DeltaRuleChunk& c, int64_t size) const {
     const Plane plane = {(char*)view.data + offset(view, c), view.stride[3], view.stride[2]};
     for (int64_t t = 0; t < c.steps; t += kLanes<T>)
@@ -217,14 +217,13 @@ class DeltaRule {
   }
 
   const wmk_gated_delta_rule& op_;
-  const bool has_initial_;
   double scale_;
   int64_t k_pitch_, v_pitch_, pitch_;  // of rows of keys, of values and of steps
 
  private:
   DeltaRuleChunk chunk(const Sequence& s, int64_t begin, int64_t end) const {
     const int64_t since = begin - s.begin;
-    const bool has_state = !is_reset(s, begin) && (since > 0 || has_initial_);
+    const bool has_state = !is_reset(s, begin) && (since > 0 || op_.initial_state.data);
     const int64_t rows_before =
         op_.cu_seqlens.data ? s.begin / op_.chunk + s.index : s.index * ceil_div(op_.time, op_.chunk);
     return {s.batch, s.head, begin, end - begin, has_state, has_state ? rows_before + since / op_.chunk : -1};

@@ -22,7 +22,7 @@ namespace {
 template <class T>
 class Backward : DeltaRule<T> {
  public:
-  explicit Backward(const wmk_gated_delta_rule& op) : DeltaRule<T>(op, op.grad_initial_state.data != nullptr) {}
+  explicit Backward(const wmk_gated_delta_rule& op) : DeltaRule<T>(op) {}
 
   int64_t workspace() const { return Buffers(*this, nullptr).bytes * this->team(); }
 

@@ -1,11 +1,10 @@
 // Gated delta rule, forward, on the CPU.
 //
 // A step of the loop reads and writes the whole state for four operations on each of its numbers. Here, a chunk of
-// C = 32 steps reads it once: what keys and queries recall of it are matrix products in registers, and the steps'
-// corrections of each other are a triangular system, solved row by row for a panel of values at a time. Per step and
-// head that costs 3 d_k d_v + C (d_k + d_v) multiply-adds, of which a 64 x 64 state makes 16,400, and 4 exponentials'
-// worth of decays: it is bound by arithmetic. Heads run in parallel. The states at chunks' starts and the residuals,
-// e_t, are kept for the backward pass.
+// C = 32 steps reads and writes it once. What keys and queries recall of it are matrix products in registers; the
+// corrections of the chunk's steps form a triangular system, solved row by row for a panel of values at a time. Per step
+// and head that makes 3 d_k d_v + C (d_k + d_v) multiply-adds, 16,400 for a state of 64 x 64, and one exponential: it is
+// bound by arithmetic. Heads run in parallel. The backward pass is given the states at chunks' starts and the residuals.
 #include "cpu/gated_delta_rule/gated_delta_rule.h"
 
 namespace wmk::WMK_ISA {
@@ -15,7 +14,7 @@ namespace {
 template <class T>
 class Forward : DeltaRule<T> {
  public:
-  explicit Forward(const wmk_gated_delta_rule& op) : DeltaRule<T>(op, op.initial_state.data != nullptr) {}
+  explicit Forward(const wmk_gated_delta_rule& op) : DeltaRule<T>(op) {}
 
   int64_t workspace() const { return Buffers(*this, nullptr).bytes * this->team(); }
 
@@ -58,7 +57,7 @@ class Forward : DeltaRule<T> {
   };
 
   void run_sequence(const Sequence& s, const Buffers& b) const {
-    if (this->has_initial_) {
+    if (op_.initial_state.data) {
       this->load_state(b.state, op_.initial_state, s.index, s.head);
     } else {
       memset(b.state, 0, op_.d_k * v_pitch_ * sizeof(T));

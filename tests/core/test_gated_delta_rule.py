@@ -1,0 +1,211 @@
+"""The gated delta rule: decays of every size, values that must not spread, refusals."""
+
+import math
+import re
+
+import pytest
+import torch
+from backends import on_every_target
+from delta_rule_problems import small_delta_rule
+from problems import assert_as_accurate_as_the_reference
+
+import wmkernels
+
+every_target = on_every_target("gated_delta_rule")
+every_kernel = on_every_target("gated_delta_rule", kernels_only=True)
+DECAYS = [0.0, -1e-3, -0.5, -30.0, -88.0, -104.0, -1e4]
+
+
+@on_every_target("gated_delta_rule", without=("reference",))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_gates_far_below_zero_lose_nothing_after_them(target, dtype):
+    """A difference of sums of gates over a chunk would: 1e4 has an ulp of 1e-3 in float32."""
+    problem = small_delta_rule(target.device, dtype, time=70, size=20)
+    generator = torch.Generator().manual_seed(0)
+    index = torch.randint(len(DECAYS), (2, 2, 70), generator=generator)
+    gates = torch.where(torch.rand(2, 2, 70, generator=generator) < 0.2, torch.tensor(DECAYS)[index], -0.01)
+    problem.tensors["gate"] = gates.to(dtype).to(target.device)
+    problem.chunk = 64
+    assert_as_accurate_as_the_reference(problem, target.backend)
+
+
+@every_target
+def test_a_gate_of_minus_infinity_forgets_everything(target):
+    problem = small_delta_rule(target.device, time=9)
+    gate = problem.tensors["gate"]
+    gate[..., 4] = -math.inf
+    reset = torch.zeros(2, 9, dtype=torch.bool, device=target.device)
+    reset[:, 4] = True
+    forgotten = problem.solve(target.backend)
+    problem.tensors["reset"] = reset
+    expected = problem.solve("reference")
+    torch.testing.assert_close(forgotten, expected)
+
+
+@every_target
+def test_without_decay_and_correction_the_state_stays_bit_for_bit(target):
+    problem = small_delta_rule(target.device, torch.float32, time=300)
+    problem.tensors["gate"].zero_(), problem.tensors["beta"].zero_()
+    first = problem.tensors["initial_state"].requires_grad_()
+    _, last = problem.call(target.backend)
+    assert torch.equal(last, first)
+    cotangent = torch.randn_like(last)
+    (gradient,) = torch.autograd.grad(last, first, cotangent)
+    assert torch.equal(gradient, cotangent)
+
+
+@every_target
+def test_a_key_recalls_the_value_written_last(target):
+    """With unit keys, beta 1 and no decay: the delta rule overwrites one value and leaves those of orthogonal keys."""
+    k = torch.eye(4, device=target.device)[None, None].repeat(1, 1, 1, 3)  # (1, 1, 4, 12): every key three times
+    v = torch.randn(1, 1, 5, 12, device=target.device)
+    zeros, ones = torch.zeros(1, 1, 12, device=target.device), torch.ones(1, 1, 12, device=target.device)
+    options = {"scale": 1, "return_last_state": True, "backend": target.backend}
+    y, last = wmkernels.gated_delta_rule(k, k, v, zeros, ones, **options)
+    torch.testing.assert_close(y, v)
+    torch.testing.assert_close(last[0, 0], v[0, 0, :, -4:].T)
+
+
+@every_kernel
+def test_nan_reaches_no_earlier_step(target):
+    clean = small_delta_rule(target.device, torch.float32, time=30)
+    for name in ("q", "k", "v", "gate", "beta"):
+        problem = clean.mapped(torch.clone)
+        problem.tensors[name][..., 17] = math.nan
+        out, _ = problem.call(target.backend)
+        assert torch.equal(out.isnan(), problem.call("reference")[0].isnan()), name
+        assert torch.equal(out[..., :17], clean.call(target.backend)[0][..., :17]), name
+
+
+@every_target
+def test_value_heads_share_the_keys_of_their_group(target):
+    problem = small_delta_rule(target.device, heads=4)
+    x = problem.tensors
+    x["q"], x["k"] = (torch.cat([x[name], -0.5 * x[name]], 1) for name in ("q", "k"))
+    found = problem.solve(target.backend)
+    repeated = problem.mapped(torch.clone)
+    repeated.tensors |= {name: x[name].repeat_interleave(2, 1) for name in ("q", "k")}
+    expected = repeated.solve("reference")
+    for name in ("q", "k"):
+        expected[f"gradient of {name}"] = expected[f"gradient of {name}"].unflatten(1, (2, 2)).sum(2)
+    torch.testing.assert_close(found, expected)
+
+
+@every_target
+def test_mixed_dtypes_are_computed_in_float32(target):
+    x = small_delta_rule(target.device, torch.float32).tensors
+    half = x | {name: x[name].bfloat16() for name in ("q", "k", "v")}
+    y = wmkernels.gated_delta_rule(**half, backend=target.backend)
+    wide = half | {name: half[name].float() for name in ("q", "k", "v")}
+    expected = wmkernels.gated_delta_rule(**wide, backend="reference")
+    assert y.dtype == torch.bfloat16
+    torch.testing.assert_close(y.float(), expected, rtol=1e-2, atol=1e-2)
+    mixed = half | {"v": x["v"]}
+    torch.testing.assert_close(wmkernels.gated_delta_rule(**mixed, backend=target.backend), y.float(), rtol=1, atol=0.1)
+
+
+def zeros(*shape, dtype=torch.float32):
+    return torch.zeros(shape, dtype=dtype)
+
+
+# q and k are (batch=2, heads=1, d_k=3, time=4), v (2, 2, 2, 4).
+ERRORS = {
+    "q no tensor": ({"q": [1.0]}, TypeError, "q is a list, expected a torch.Tensor"),
+    "q of integers": ({"q": zeros(2, 1, 3, 4, dtype=torch.int64)}, TypeError, "q has dtype int64, expected float32 or"),
+    "q without heads": ({"q": zeros(2, 3, 4)}, ValueError, "q has shape (2, 3, 4), expected (batch, heads, d_k, time)"),
+    "q without heads, channel_last": (
+        {"q": zeros(2, 4, 3), "channel_last": True},
+        ValueError,
+        "q has shape (2, 4, 3), expected (batch, time, heads, d_k) with channel_last=True",
+    ),
+    "no keys": (
+        {"q": zeros(2, 1, 0, 4), "k": zeros(2, 1, 0, 4)},
+        ValueError,
+        "q has shape (2, 1, 0, 4), expected heads and d_k of at least 1",
+    ),
+    "k": (
+        {"k": zeros(2, 1, 2, 4)},
+        ValueError,
+        "k has shape (2, 1, 2, 4), expected (batch=2, heads=1, d_k=3, time=4) to match q",
+    ),
+    "k dtype": (
+        {"k": zeros(2, 1, 3, 4, dtype=torch.float64)},
+        TypeError,
+        "k has dtype float64, expected float32 beside q of torch.float32",
+    ),
+    "v": (
+        {"v": zeros(2, 2, 2, 5)},
+        ValueError,
+        "v has shape (2, 2, 2, 5), expected (batch=2, value_heads, d_v, time=4) to match q",
+    ),
+    "value heads": (
+        {"q": zeros(2, 3, 3, 4), "k": zeros(2, 3, 3, 4)},
+        ValueError,
+        "v has 2 heads, expected a multiple of the 3 heads of q and k",
+    ),
+    "gate": (
+        {"gate": zeros(2, 1, 4)},
+        ValueError,
+        "gate has shape (2, 1, 4), expected (batch=2, value_heads=2, time=4) to match v",
+    ),
+    "beta": (
+        {"beta": zeros(2, 2, 4, 1)},
+        ValueError,
+        "beta has shape (2, 2, 4, 1), expected (batch=2, value_heads=2, time=4) to match v",
+    ),
+    "initial_state": (
+        {"initial_state": zeros(2, 2, 2, 3)},
+        ValueError,
+        "initial_state has shape (2, 2, 2, 3), expected (batch=2, value_heads=2, d_k=3, d_v=2) to match q and v",
+    ),
+    "reset": (
+        {"reset": zeros(2, 3, dtype=torch.bool)},
+        ValueError,
+        "reset has shape (2, 3), expected (batch=2, time=4) to match q",
+    ),
+    "packed batch": (
+        {"cu_seqlens": torch.tensor([0, 4])},
+        ValueError,
+        "q has a batch of 2, expected 1 with cu_seqlens",
+    ),
+    "scale": ({"scale": "1"}, TypeError, "scale is '1', expected a finite number or None"),
+    "infinite scale": ({"scale": math.inf}, TypeError, "scale is inf, expected a finite number or None"),
+    "device": ({"v": torch.zeros(2, 2, 2, 4, device="meta")}, ValueError, "v is on meta, expected"),
+}
+
+
+@pytest.mark.parametrize("case", list(ERRORS))
+def test_refusals_of_gated_delta_rule(case):
+    changes, error, message = ERRORS[case]
+    x = small_delta_rule("cpu", torch.float32).tensors | changes
+    with pytest.raises(error, match=f"gated_delta_rule: {re.escape(message)}"):
+        wmkernels.gated_delta_rule(**x)
+
+
+@every_target
+def test_bounds_that_do_not_rise(target):
+    x = small_delta_rule(target.device, torch.float32, batch=1).tensors | {"initial_state": None}
+    with pytest.raises(ValueError, match=r"gated_delta_rule: cu_seqlens is \[0, 3\], expected bounds that rise from 0"):
+        wmkernels.gated_delta_rule(**x, cu_seqlens=torch.tensor([0, 3]), backend=target.backend)
+
+
+STEP_ERRORS = {
+    "q": ({"q": zeros(2, 3)}, "q has shape (2, 3), expected (batch, heads, d_k)"),
+    "v": ({"v": zeros(1, 2, 2)}, "v has shape (1, 2, 2), expected (batch=2, value_heads, d_v) to match q"),
+    "gate": ({"gate": zeros(2, 1)}, "gate has shape (2, 1), expected (batch=2, value_heads=2) to match v"),
+    "state": (
+        {"state": zeros(2, 2, 3)},
+        "state has shape (2, 2, 3), expected (batch=2, value_heads=2, d_k=3, d_v=2) to match q and v",
+    ),
+    "reset": ({"reset": zeros(1, dtype=torch.bool)}, "reset has shape (1,), expected (batch=2) to match q"),
+}
+
+
+@pytest.mark.parametrize("case", list(STEP_ERRORS))
+def test_refusals_of_gated_delta_rule_step(case):
+    changes, message = STEP_ERRORS[case]
+    x = small_delta_rule("cpu", torch.float32, time=1).tensors
+    state = x.pop("initial_state")
+    x = {"state": state} | {name: value[..., 0] for name, value in x.items()} | changes
+    with pytest.raises(ValueError, match=f"gated_delta_rule_step: {re.escape(message)}"):
+        wmkernels.gated_delta_rule_step(**x)
