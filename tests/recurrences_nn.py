@@ -52,12 +52,18 @@ def _rotated_mamba(width: int) -> nn.RotaryMamba:
     return module
 
 
+def _gated_delta_net(width: int) -> nn.GatedDeltaNet:
+    """At width 6, value heads share keys."""
+    return nn.GatedDeltaNet(width, 1, 3, value_heads=2 if width == 6 else 1, d_conv=3, bias=width == 6)
+
+
 def _convolution(width: int) -> nn.CausalConv1d:
     return nn.CausalConv1d(width, kernel_size=width, bias=width != 2)
 
 
 register(PackingModuleRecurrence("Mamba", op="selective_scan", build=_mamba, widths=(4, 6)))
 register(PackingModuleRecurrence("RotaryMamba", op="selective_scan", build=_rotated_mamba, widths=(4, 6)))
+register(PackingModuleRecurrence("GatedDeltaNet", op="gated_delta_rule", build=_gated_delta_net, widths=(4, 6)))
 # Without an op, any op's devices serve.
 register(PackingModuleRecurrence("CausalConv1d", op="linear_scan", build=_convolution, widths=(1, 2, 5)))
 register(

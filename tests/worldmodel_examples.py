@@ -7,6 +7,7 @@ from worldmodel.data.batch import Batch
 from worldmodel.data.spaces import ActionSpec, ObservationSpec
 from worldmodel.model.blocks import (
     ConvLSTMBlock,
+    DeltaBlock,
     GatedConvBlock,
     GRUBlock,
     RotaryScanBlock,
@@ -51,6 +52,7 @@ ROTARY = RotaryScanBlock(d_state=4, groups=2, selective_angle=True)
 MEMORIES = {
     "rotary_scan": MemoryConfig(16, (ROTARY, ROTARY)),
     "scan": MemoryConfig(16, (ScanBlock(d_state=4, groups=2),)),
+    "delta": MemoryConfig(16, (DeltaBlock(heads=2, d_head=4),)),
     "gated_conv": MemoryConfig(16, (GatedConvBlock(),)),
     "none": MemoryConfig(16, (GatedConvBlock(d_conv=1),)),
     "conv_lstm": MemoryConfig(24, (ConvLSTMBlock((2, 3)),)),

@@ -47,7 +47,15 @@ def ours(op: str, backend: str, channel_last: bool = False) -> Implementation:
     def linear(inputs: Inputs) -> Any:
         return wmkernels.linear_scan(**inputs, channel_last=channel_last, backend=backend)
 
-    runs: dict[str, Run] = {"selective_scan": scan, "selective_step": step, "linear_scan": linear}
+    def delta(inputs: Inputs) -> Any:
+        return wmkernels.gated_delta_rule(**inputs, channel_last=channel_last, backend=backend)
+
+    runs: dict[str, Run] = {
+        "selective_scan": scan,
+        "selective_step": step,
+        "linear_scan": linear,
+        "gated_delta_rule": delta,
+    }
     return Implementation(f"wmkernels {backend}", runs[op], op, backend)
 
 
@@ -154,6 +162,18 @@ def linear_loop(inputs: Inputs) -> Tensor:
     return torch.stack(outputs, -1).to(gates.dtype)
 
 
+def recurrent_loop(inputs: Inputs) -> Tensor:
+    """The gated delta rule step by step: unbinds time once; what keys and queries recall are batched products."""
+    q, k, v, gate, beta = (x.movedim(-1, 0).contiguous().unbind(0) for x in inputs.values())
+    state, outputs = v[0].new_zeros((*q[0].shape, v[0].shape[-1])), []  # (batch, heads, d_k, d_v)
+    for q_t, k_t, v_t, gate_t, beta_t in zip(q, k, v, gate, beta, strict=True):
+        state = state * gate_t.exp()[..., None, None]
+        u_t = beta_t[..., None] * (v_t - (k_t[..., None, :] @ state).squeeze(-2))
+        state = torch.addcmul(state, k_t[..., None], u_t[..., None, :])
+        outputs.append((q_t[..., None, :] @ state).squeeze(-2))
+    return torch.stack(outputs, -1) * q[0].shape[-1] ** -0.5
+
+
 def causal_attention(inputs: Inputs) -> Tensor:
     return F.scaled_dot_product_attention(inputs["query"], inputs["key"], inputs["value"], is_causal=True)
 
@@ -220,6 +240,8 @@ def baselines(op: str, device: torch.device) -> tuple[list[Implementation], dict
         add("PyTorch expression", step_expression)
     elif op == "attention":
         add("causal attention", causal_attention)
+    elif op == "gated_delta_rule":
+        add("recurrent loop", recurrent_loop)
     elif op == "linear_scan":
         add("loop", linear_loop)
         if on_gpu:

@@ -1,4 +1,4 @@
-"""CPU cases: batch 1, 1536 channels (Mamba with d_model 768), 16 states per channel."""
+"""CPU cases: batch 1, 1536 channels (Mamba with d_model 768), 16 states per channel; 8 heads of 64 x 64 states."""
 
 import functools
 from dataclasses import replace
@@ -12,6 +12,7 @@ from scans.problems import Problem
 CHANNELS, LONG_CHANNELS = 1536, 96
 LENGTHS = (512, 2048, 8192, 32768)
 QUICK_CHANNELS, QUICK_LENGTHS = 64, (64, 256)
+DELTA_HEAD = 64
 LONG_TIMES = (4096, 1048576)
 MEMORY_TIME = 65536
 # Longer sequences take seconds or gigabytes.
@@ -37,7 +38,7 @@ class CpuPlan:
         device = torch.device("cpu")
         self.missing: dict[str, str] = {}
         self.baselines: dict[str, list[Implementation]] = {}
-        for op in ("selective_scan", "selective_step", "linear_scan", "attention"):
+        for op in ("selective_scan", "selective_step", "linear_scan", "gated_delta_rule", "attention"):
             self.baselines[op], missing = baselines(op, device)
             self.missing |= missing
 
@@ -49,6 +50,7 @@ class CpuPlan:
         found += [self.sweep("training", time) for time in self.lengths if time <= 8192]
         found += [self.variants(measure) for measure in ("forward", "training")]
         found += [self.step(), self.linear("forward"), self.linear("training")]
+        found += [self.delta(measure) for measure in ("forward", "training")]
         if not self.quick:
             found.append(self.long())
         return found
@@ -98,6 +100,16 @@ class CpuPlan:
             if not (slow and baseline.name == "mambapy")
         ]
         return Group(f"linear scan, {measure}, {time:,} steps", measure, cases, self.budget)
+
+    def delta(self, measure: str) -> Group:
+        channels, time = (DELTA_HEAD, 128) if self.quick else (8 * DELTA_HEAD, 2048)
+        problem = Problem("gated_delta_rule", 1, channels, time, self.dtype, state=DELTA_HEAD)
+        cases = [Case(ours(problem.op, backend), problem) for backend in self.backends]
+        last = replace(problem, channel_last=True)
+        cases += [Case(ours(problem.op, backend, channel_last=True), last) for backend in self.backends]
+        cases += [Case(ours(problem.op, "chunked"), problem)]
+        cases += [Case(baseline, problem) for baseline in self.baselines[problem.op]]
+        return Group(f"gated delta rule, {measure}, {time:,} steps", measure, cases, self.budget)
 
     def long(self) -> Group:
         """Tests whether the time per step is constant."""

@@ -9,6 +9,9 @@ CPU, selective scan, vector instructions of 16 fp32 lanes per state of 16 elemen
 - backward 20: twelve to recompute decay and state; state gradient (2), gradients of B, C, A and the two sums per
   channel (5), product with the previous state (1).
 
+CPU, gated delta rule, multiply-adds per head and step of the kernel's chunks of C steps: forward 3 d_k d_v + C (d_k +
+d_v), backward 6 d_k d_v + C (2 d_k + 3 d_v).
+
 GPU, selective scan, per state: one exponential, and 4 multiply-adds forward or 11 backward. Activations move once. Work
 per channel is left out.
 """
@@ -18,13 +21,18 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+from wmkernels.gated_delta_rule.meta import CHUNK
 
 CPU_INSTRUCTIONS = {"forward": 13, "backward": 20, "training": 33, "step": 13}
 GPU_MULTIPLY_ADDS = {"forward": 4, "backward": 11, "training": 15, "step": 4}
 GPU_EXPONENTIALS = {"forward": 1, "backward": 1, "training": 2, "step": 1}
 # Activations: without z, with z.
 SCAN_TENSORS = {"forward": (3, 4), "backward": (5, 7), "training": (8, 11)}
+DELTA_TENSORS = {"forward": 4, "backward": 8, "training": 12}  # residuals as well
+DELTA_TERMS = {"forward": (3, 2), "backward": (6, 5), "training": (9, 7)}  # of d^2 and of C d
 LINEAR_TENSORS = {"forward": 3, "backward": 5, "training": 8}
 LANES = 16
 
@@ -33,9 +41,12 @@ Inputs = dict[str, Any]  # tensors by argument name
 
 @dataclass(frozen=True)
 class Problem:
-    """``gated``: with z, delta_bias and softplus, as in a Mamba layer."""
+    """``gated``: with z, delta_bias and softplus, as in a Mamba layer.
 
-    op: str  # selective_scan, selective_step, linear_scan, attention
+    Of the gated delta rule, ``state`` is the size of a head.
+    """
+
+    op: str  # selective_scan, selective_step, linear_scan, gated_delta_rule, attention
     batch: int
     channels: int
     time: int
@@ -60,7 +71,7 @@ class Problem:
             "op": self.op,
             "batch": self.batch,
             "channels": self.channels,
-            "state": self.state if self.op.startswith("selective") else None,
+            "state": None if self.op in ("linear_scan", "attention") else self.state,
             "time": self.time,
             "dtype": self.dtype_name,
             "channel_last": self.channel_last,
@@ -82,6 +93,13 @@ def make_inputs(problem: Problem, device: torch.device, requires_grad: bool = Fa
     if problem.op == "attention":
         heads, width = _heads(channels)
         inputs = {name: normal(batch, heads, time, width) for name in ("query", "key", "value")}
+    elif problem.op == "gated_delta_rule":
+        gates = (batch, channels // state, time)
+        heads = (batch, channels // state, state, time)
+        inputs = {name: F.normalize(normal(*heads), dim=2) for name in "qk"} | {"v": normal(*heads)}
+        inputs |= {"gate": uniform(-0.1, 0.0, *gates, dtype=wide), "beta": uniform(0.0, 1.0, *gates, dtype=wide)}
+        if problem.channel_last:
+            inputs = {name: x.movedim(-1, 1).contiguous() for name, x in inputs.items()}
     elif problem.op == "linear_scan":
         shape: tuple[int, ...] = (batch, time, channels) if problem.channel_last else (batch, channels, time)
         inputs = {"gates": uniform(0.5, 1.0, *shape), "tokens": normal(*shape)}
@@ -133,6 +151,11 @@ def limit_seconds(problem: Problem, measure: str, rates: dict[str, Any], device_
                 candidates.append((GPU_MULTIPLY_ADDS[measure] * states / rates["multiply_add"], "multiply-adds"))
             if rates.get("exponential"):
                 candidates.append((GPU_EXPONENTIALS[measure] * states / rates["exponential"], "exponentials"))
+    if problem.op == "gated_delta_rule" and device_type == "cpu":
+        squares, products = DELTA_TERMS[measure]
+        width = 2 if problem.dtype == torch.float64 else 1
+        instructions = problem.elements * (squares * problem.state + products * CHUNK) / LANES * width
+        candidates.append((instructions / rates["multiply_add"], "multiply-adds"))
     return max(candidates)
 
 
@@ -140,6 +163,8 @@ def _bytes(problem: Problem, measure: str) -> int | None:
     size = problem.dtype.itemsize
     if problem.op == "linear_scan":
         return LINEAR_TENSORS[measure] * problem.elements * size
+    if problem.op == "gated_delta_rule":
+        return DELTA_TENSORS[measure] * problem.elements * size
     if problem.op == "selective_scan":
         activations = SCAN_TENSORS[measure][problem.gated] * problem.elements
         passes = {"forward": 2, "backward": 4, "training": 6}[measure]  # B, C, gradients

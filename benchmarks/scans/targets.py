@@ -104,6 +104,10 @@ LAST = CPU_SIZES | {"measure": "forward", "time": 2048, "channel_last": True, "o
 HALF = FORWARD | {"dtype": "bfloat16", "ours": True}
 
 
+DELTA = {"op": "gated_delta_rule", "channels": 512, "state": 64, "dtype": "float32", "time": 2048}
+DELTA_TRAINING = DELTA | {"measure": "training", "channel_last": False}
+
+
 def _over_baseline(name: str, least: float, aim: float, fields: dict[str, Any], baseline: str) -> Target:
     measured = over(fields | {"implementation": baseline}, **fields, ours=True)
     percent = roofline_percent(**fields, ours=True)
@@ -142,6 +146,7 @@ CPU_TARGETS = (
     _over_baseline("selective_step", 4, 6, STEP, "PyTorch expression"),
     Target("bfloat16 input, speed over float32", 0.95, 1.05, "times", over(FORWARD | {"ours": True}, **HALF)),
     Target("linear_scan forward, % of copy bandwidth", 60, 85, "percent", roofline_percent(**LINEAR, ours=True)),
+    _over_baseline("gated_delta_rule training, 8 heads, 2,048 steps,", 20, 60, DELTA_TRAINING, "recurrent loop"),
 )
 
 GPU_SIZES = {"op": "selective_scan", "dtype": "bfloat16", "channel_last": False}

@@ -10,6 +10,7 @@ from delta_rule_problems import small_delta_rule
 from problems import assert_as_accurate_as_the_reference
 
 import wmkernels
+from wmkernels.nn import GatedDeltaNet
 
 every_target = on_every_target("gated_delta_rule")
 every_kernel = on_every_target("gated_delta_rule", kernels_only=True)
@@ -209,3 +210,57 @@ def test_refusals_of_gated_delta_rule_step(case):
     x = {"state": state} | {name: value[..., 0] for name, value in x.items()} | changes
     with pytest.raises(ValueError, match=f"gated_delta_rule_step: {re.escape(message)}"):
         wmkernels.gated_delta_rule_step(**x)
+
+
+def test_a_long_pause_decays_like_many_steps_without_input():
+    module = GatedDeltaNet(6, 2, 4).double()
+    state = module.init_state(3) | {"recurrent": torch.randn(3, 2, 4, 8, dtype=torch.float64)}
+    silence = torch.zeros(3, 6, dtype=torch.float64)
+    _, paused = module.step(silence, state, elapsed=torch.tensor([1.0, 4.0, 5.0]))
+    _, rolled = module(silence[:, None].expand(-1, 5, -1), state)
+    once = module.step(silence, state)[1]
+    torch.testing.assert_close(paused["recurrent"][2], rolled["recurrent"][2])
+    torch.testing.assert_close(paused["recurrent"][0], once["recurrent"][0])
+    inputs = torch.randn(3, 5, 6, dtype=torch.float64)
+    times = torch.rand(3, 5)
+    outputs, _ = module(inputs, state, elapsed=times)
+    for t in range(5):
+        output, state = module.step(inputs[:, t], state, elapsed=times[:, t])
+        torch.testing.assert_close(output, outputs[:, t])
+
+
+def test_the_block_begins_with_the_published_decays():
+    torch.manual_seed(0)
+    module = GatedDeltaNet(64, 64, dt_min=0.01, dt_max=0.05)
+    assert (module.A_log.exp() <= 16).all() and module.A_log.exp().max() > 12
+    steps = torch.nn.functional.softplus(module.dt_bias)
+    assert 0.01 <= steps.min() < 0.015 < 0.04 < steps.max() <= 0.05 + 1e-6
+    assert module.d_head == 1 and GatedDeltaNet(64).d_head == 12
+    assert {id(p) for p in module.no_decay_parameters()} == {id(module.A_log), id(module.dt_bias)}
+    before = module.A_log.clone()
+    module.reset_parameters()
+    assert not torch.equal(module.A_log, before)
+    assert "64, heads=64, d_head=1, value_heads=64, d_value=2" in repr(module)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: GatedDeltaNet(0), "d_model is 0, expected a whole number, at least 1"),
+        (lambda: GatedDeltaNet(8, 2, 0), "d_head is 0, expected 1 to"),
+        (lambda: GatedDeltaNet(8, 2, 4, expand_v=0.1), "expand_v \\* d_head is 0.4, expected 1 to"),
+        (lambda: GatedDeltaNet(8, 2, value_heads=3), "value_heads is 3, expected a multiple of heads=2"),
+        (lambda: GatedDeltaNet(8, dt_min=0.2), "dt_min is 0.2 and dt_max 0.1, expected 0 < dt_min <= dt_max"),
+        (
+            lambda: GatedDeltaNet(8)(torch.zeros(2, 5, 7)),
+            r"inputs has shape \(2, 5, 7\), expected \(batch, time, d_mod",
+        ),
+        (
+            lambda: GatedDeltaNet(8)(torch.zeros(2, 5, 8), elapsed=torch.zeros(2, 4)),
+            r"elapsed has shape \(2, 4\), expected \(batch=2, time=5\)",
+        ),
+    ],
+)
+def test_refusals_of_the_block(make, message):
+    with pytest.raises(ValueError, match=f"^GatedDeltaNet: {message}"):
+        make()

@@ -26,7 +26,12 @@ def test_quick_run_measures_every_group(tmp_path: Path) -> None:
     ours = [row for row in result["rows"] if row["backend"] is not None]
     assert [row["error"] for row in ours if "error" in row] == []
     assert {row["measure"] for row in ours} == {"forward", "training", "step"}
-    assert {row["op"] for row in ours} == {"selective_scan", "selective_step", "linear_scan"}
+    assert {row["op"] for row in ours} == {
+        "selective_scan",
+        "selective_step",
+        "linear_scan",
+        "gated_delta_rule",
+    }
     for row in result["rows"]:
         if "error" not in row:
             assert row["milliseconds"] > 0

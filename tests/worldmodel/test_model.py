@@ -11,7 +11,7 @@ from worldmodel_examples import MEMORIES, SEEN, random_batch, small_model, step_
 
 from worldmodel.data.batch import Batch
 from worldmodel.learning.objectives import ObjectiveConfig
-from worldmodel.model.blocks import ConvLSTMBlock, TokenAttentionBlock
+from worldmodel.model.blocks import ConvLSTMBlock, DeltaBlock, TokenAttentionBlock
 from worldmodel.model.deciders import action_values, greedy_decider, one_step_planning, policy_mode, policy_sample
 from worldmodel.model.decision import DecisionConfig
 from worldmodel.model.evaluation import EvaluationConfig
@@ -295,6 +295,10 @@ def test_every_kind_of_observation_is_read_and_said_again():
         (lambda: MemoryConfig(blocks=()), "blocks has 0 entries, expected at least 1"),
         (lambda: MemoryConfig(20, (ConvLSTMBlock(),)), r"map_size is \(4, 4\) and width 20"),
         (lambda: MemoryConfig(tokens=0), "tokens is 0, expected a whole number, at least 1"),
+        (
+            lambda: MemoryConfig(20, (DeltaBlock(d_head=2, expand_v=0.4),)),
+            "expand_v is 0.4 and d_head 2, expected a product",
+        ),
         (lambda: MemoryConfig(20, (TokenAttentionBlock(heads=3),)), "heads is 3 and width 20, expected a divisor"),
         (lambda: CategoricalConfig(classes=1), "classes is 1, expected a whole number, at least 2"),
         (lambda: GaussianConfig(min_std=0.0), "min_std is 0.0, expected a number, more than 0"),

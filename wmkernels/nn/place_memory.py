@@ -13,8 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from wmkernels.checks import require_float, require_reset, require_shape, require_tensor, state_dtype
-from wmkernels.conv_lstm.convolutions import no_autocast
+from wmkernels.checks import no_autocast, require_float, require_reset, require_shape, require_tensor, state_dtype
 from wmkernels.linear_scan.function import linear_scan
 from wmkernels.nn.checks import State, checked, require_inputs, require_state
 from wmkernels.nn.memory_module import MemoryModule

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from wmkernels import chunked
-from wmkernels.conv_lstm.convolutions import no_autocast
+from wmkernels.checks import no_autocast
 from wmkernels.place_memory.meta import PlaceMemoryInputs
 from wmkernels.place_memory.reference import by_sequence, first_of, merge_groups, split_groups, turned
 

@@ -20,8 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wmkernels.checks import require_sequences, state_dtype
-from wmkernels.conv_lstm.convolutions import no_autocast
+from wmkernels.checks import no_autocast, require_sequences, state_dtype
 from wmkernels.place_memory.meta import PlaceMemoryInputs
 
 

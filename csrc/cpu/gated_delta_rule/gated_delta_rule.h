@@ -23,7 +23,7 @@ constexpr int kTileRows = 8 / N;
 
 template <int rows, class Work>
 WMK_INLINE void for_row_tiles(int64_t begin, int64_t end, const Work& work) {
-  for (; begin + rows <= end; begin += rows) work(Constant<rows>(), begin);
+  for (; end - begin >= rows; begin += rows) work(Constant<rows>(), begin);
   if constexpr (rows > 1) for_row_tiles<(rows > 4 ? 4 : rows / 2)>(begin, end, work);
 }
 template <int rows, class Work>

@@ -9,7 +9,7 @@ from typing import Annotated, ClassVar
 
 from torch import nn
 
-from wmkernels.nn import Mamba, RotaryMamba
+from wmkernels.nn import GatedDeltaNet, Mamba, RotaryMamba
 from worldmodel.model.block import Block, check_inner
 from worldmodel.model.custom_block import CustomBlock
 from worldmodel.model.recurrent import GRU, GatedConv, MapLSTM, TokenAttention
@@ -79,6 +79,33 @@ class ScanBlock(Block):
 
     def build(self, width: int) -> nn.Module:
         return Mamba(width, self.d_state, self.d_conv, self.expand, groups=self.groups)
+
+
+@dataclasses.dataclass(frozen=True)
+class DeltaBlock(Block):
+    """A Gated DeltaNet block: a matrix per head, whose values are overwritten by key.
+
+    Attributes:
+        heads: matrices.
+        d_head: features of a key.
+        expand_v: features of a value per feature of a key.
+        d_conv: convolution taps; 1 disables it.
+    """
+
+    kind: ClassVar[str] = "delta"
+    heads: Size = 4
+    d_head: Size = 16
+    expand_v: Expansion = 1
+    d_conv: Taps = 4
+
+    def check(self, width: int) -> None:
+        if int(self.expand_v * self.d_head) < 1:
+            raise ConfigurationError(
+                f"DeltaBlock: expand_v is {self.expand_v} and d_head {self.d_head}, expected a product of at least 1"
+            )
+
+    def build(self, width: int) -> nn.Module:
+        return GatedDeltaNet(width, self.heads, self.d_head, self.expand_v, d_conv=self.d_conv)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,5 +186,12 @@ class TokenAttentionBlock(Block):
 
 
 BlockConfig = (
-    RotaryScanBlock | ScanBlock | GatedConvBlock | ConvLSTMBlock | GRUBlock | TokenAttentionBlock | CustomBlock
+    RotaryScanBlock
+    | ScanBlock
+    | DeltaBlock
+    | GatedConvBlock
+    | ConvLSTMBlock
+    | GRUBlock
+    | TokenAttentionBlock
+    | CustomBlock
 )
