@@ -69,7 +69,7 @@ def delta_rules(
 
 
 def small_delta_rule(
-    device: str, dtype: torch.dtype = torch.float64, batch: int = 2, time: int = 4, heads: int = 2, size: int = 3
+    device: str, dtype: torch.dtype = torch.float64, batch: int = 2, time: int = 3, heads: int = 2, size: int = 2
 ) -> Problem:
     def normal(*shape: int) -> torch.Tensor:
         return torch.randn(shape, dtype=torch.float64).to(dtype).to(device)

@@ -63,7 +63,9 @@ def _convolution(width: int) -> nn.CausalConv1d:
 
 register(PackingModuleRecurrence("Mamba", op="selective_scan", build=_mamba, widths=(4, 6)))
 register(PackingModuleRecurrence("RotaryMamba", op="selective_scan", build=_rotated_mamba, widths=(4, 6)))
-register(PackingModuleRecurrence("GatedDeltaNet", op="gated_delta_rule", build=_gated_delta_net, widths=(4, 6)))
+delta_net = PackingModuleRecurrence("GatedDeltaNet", op="gated_delta_rule", build=_gated_delta_net, widths=(4, 6))
+delta_net.kernels_only = True
+register(delta_net)
 # Without an op, any op's devices serve.
 register(PackingModuleRecurrence("CausalConv1d", op="linear_scan", build=_convolution, widths=(1, 2, 5)))
 register(

@@ -137,7 +137,7 @@ def test_gated_delta_rule(target, sizes):
 @on_every_target("gated_delta_rule")
 def test_packed_sequences_without_a_step_of_a_gated_delta_rule(target):
     problem = small_delta_rule(target.device, batch=1, time=4)
-    first = torch.randn(4, 2, 3, 2, dtype=torch.float64, device=target.device)
+    first = torch.randn(4, 2, 2, 2, dtype=torch.float64, device=target.device)
     problem.tensors |= {"cu_seqlens": torch.tensor([0, 0, 0, 4, 4], device=target.device), "initial_state": first}
     out, last = problem.call(target.backend)
     assert torch.equal(last[[0, 1, 3]], first[[0, 1, 3]])

@@ -178,7 +178,7 @@ ERRORS = {
 @pytest.mark.parametrize("case", list(ERRORS))
 def test_refusals_of_gated_delta_rule(case):
     changes, error, message = ERRORS[case]
-    x = small_delta_rule("cpu", torch.float32).tensors | changes
+    x = small_delta_rule("cpu", torch.float32, time=4, size=3).tensors | changes
     with pytest.raises(error, match=f"gated_delta_rule: {re.escape(message)}"):
         wmkernels.gated_delta_rule(**x)
 
@@ -186,8 +186,8 @@ def test_refusals_of_gated_delta_rule(case):
 @every_target
 def test_bounds_that_do_not_rise(target):
     x = small_delta_rule(target.device, torch.float32, batch=1).tensors | {"initial_state": None}
-    with pytest.raises(ValueError, match=r"gated_delta_rule: cu_seqlens is \[0, 3\], expected bounds that rise from 0"):
-        wmkernels.gated_delta_rule(**x, cu_seqlens=torch.tensor([0, 3]), backend=target.backend)
+    with pytest.raises(ValueError, match=r"gated_delta_rule: cu_seqlens is \[0, 2\], expected bounds that rise from 0"):
+        wmkernels.gated_delta_rule(**x, cu_seqlens=torch.tensor([0, 2]), backend=target.backend)
 
 
 STEP_ERRORS = {
@@ -205,7 +205,7 @@ STEP_ERRORS = {
 @pytest.mark.parametrize("case", list(STEP_ERRORS))
 def test_refusals_of_gated_delta_rule_step(case):
     changes, message = STEP_ERRORS[case]
-    x = small_delta_rule("cpu", torch.float32, time=1).tensors
+    x = small_delta_rule("cpu", torch.float32, time=1, size=3).tensors
     state = x.pop("initial_state")
     x = {"state": state} | {name: value[..., 0] for name, value in x.items()} | changes
     with pytest.raises(ValueError, match=f"gated_delta_rule_step: {re.escape(message)}"):

@@ -59,6 +59,7 @@ def test_linear_scan(target, data):
 
 
 @on_every_target("gated_delta_rule", without=("reference",))
+@settings(max_examples=max(8, settings().max_examples // 2))
 @given(data=st.data())
 def test_gated_delta_rule(target, data):
     assert_as_accurate_as_the_reference(data.draw(delta_rules(device=target.device)), target.backend)

@@ -27,8 +27,8 @@ def good_call(op, function):
     if function == "selective_state_update":
         arguments["state_batch_indices"] = torch.tensor([0, 1])
     else:
-        x = next(arguments[name] for name in ("u", "gates", "x") if name in arguments)
-        shape = x.shape[:-3] if op == "conv_lstm" else (x.shape[0], *x.shape[2:])
+        x = next(arguments[name] for name in ("u", "gates", "x", "q") if name in arguments)
+        shape = x.shape[:-3] if op == "conv_lstm" else (x.shape[0], *x.shape[3 if "q" in arguments else 2 :])
         arguments["reset"] = torch.zeros(shape, dtype=torch.bool)
     return arguments
 
@@ -43,6 +43,10 @@ def arguments_of(problem, function):
     if function.startswith("conv_lstm"):
         h, c = arguments.pop("h", None), arguments.pop("c", None)
         arguments["state"] = None if h is None else (h, c)
+    if function == "gated_delta_rule_step":
+        del arguments["return_last_state"]
+        state = arguments.pop("initial_state")
+        arguments = {"state": state} | {name: x[..., 0] for name, x in arguments.items()}
     if function == "selective_state_update":
         arguments.pop("reset", None)
         arguments = {RENAMED.get(name, name): value for name, value in arguments.items()}

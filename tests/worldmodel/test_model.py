@@ -124,6 +124,7 @@ def test_forgetting_is_what_tells_the_memories_apart():
     assert reached == {
         "rotary_scan": remembers,
         "scan": remembers,
+        "delta": remembers,
         "conv_lstm": remembers,
         "gru": remembers,
         "hybrid": remembers,

@@ -43,10 +43,10 @@ def gated_delta_rule_chunked(inputs: DeltaRuleInputs) -> tuple[Tensor, Tensor]:
         chunks = _regular(time, steps, reset)
     else:
         chunks = _by_sequence(q, steps, reset, cu_seqlens)
-    gathered = [chunks.gather(x.to(dtype)) for x in (q, k, v, gate[:, :, None], beta[:, :, None])]
+    q, k, v, gate, beta = (chunks.gather(x.to(dtype)) for x in (q, k, v, gate[:, :, None], beta[:, :, None]))
     with no_autocast(q.device):
-        out, state = _scan(*gathered, chunks.reset, scale, state)
-    return chunks.scatter(out).to(v.dtype), state
+        out, state = _scan(q, k, v, gate, beta, chunks.reset, scale, state)
+    return chunks.scatter(out).to(inputs.v.dtype), state
 
 
 class _Chunks(NamedTuple):

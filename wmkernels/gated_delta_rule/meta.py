@@ -26,7 +26,7 @@ class DeltaRuleInputs(NamedTuple):
     @property
     def differentiable(self) -> tuple[Tensor | None, ...]:
         """Differentiable inputs."""
-        return self[:DIFFERENTIABLE]
+        return self[:6]
 
     @property
     def sequences(self) -> int:
@@ -60,14 +60,15 @@ def forward_outputs(inputs: DeltaRuleInputs, chunk: int) -> tuple[Tensor, Tensor
     """(out, last_state, chunk_states, residuals), uninitialised; ``chunk`` 0 saves no states and residuals."""
     v = inputs.v
     batch, heads, d_v, time = v.shape
-    held = {"dtype": state_dtype(v.dtype), "device": v.device}
+    dtype = state_dtype(v.dtype)
     out = empty_heads(v, inputs.channel_last)
-    last_state = torch.empty(inputs.state_shape, **held)
+    last_state = torch.empty(inputs.state_shape, dtype=dtype, device=v.device)
     count = chunk_count(inputs, chunk) if chunk else 0
     # Rows stay unwritten at resets, at a start from zero and between packed sequences; ops must initialise all output
     is_filled = inputs.cu_seqlens is None and inputs.reset is None and inputs.initial_state is not None
-    chunk_states = (torch.empty if is_filled else torch.zeros)((count, *inputs.state_shape[1:]), **held)
-    residuals = torch.empty((batch, heads, time if chunk else 0, d_v), **held)
+    allocate = torch.empty if is_filled else torch.zeros
+    chunk_states = allocate((count, *inputs.state_shape[1:]), dtype=dtype, device=v.device)
+    residuals = torch.empty((batch, heads, time if chunk else 0, d_v), dtype=dtype, device=v.device)
     return out, last_state, chunk_states, residuals
 
 

@@ -45,10 +45,10 @@ def _packed(inputs: DeltaRuleInputs, cu_seqlens: Tensor) -> tuple[Tensor, Tensor
     require_sequences("gated_delta_rule", cu_seqlens, inputs.v.shape[3])
     outputs, states = [], []
     for index, (start, end) in enumerate(pairwise(cu_seqlens.tolist())):
-        timed = {name: getattr(inputs, name) for name in ("q", "k", "v", "gate", "beta", "reset")}
-        own = {name: x if x is None else x[..., start:end] for name, x in timed.items()}
+        q, k, v, gate, beta = (x[..., start:end] for x in inputs[:5])
         first = None if inputs.initial_state is None else inputs.initial_state[index : index + 1]
-        out, state = gated_delta_rule_reference(inputs._replace(**own, initial_state=first, cu_seqlens=None))
+        reset = None if inputs.reset is None else inputs.reset[:, start:end]
+        out, state = gated_delta_rule_reference(DeltaRuleInputs(q, k, v, gate, beta, first, reset, None, inputs.scale))
         outputs.append(out)
         states.append(state)
     return torch.cat(outputs, 3), torch.cat(states, 0)

@@ -1,6 +1,7 @@
 """Checks and canonicalises gated delta rule arguments."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -44,12 +45,12 @@ def canonical(
     if is_autocast(q.device):
         dtype = promote_dtypes([x.dtype for x in (q, k, v)])
         q, k, v = (x.to(dtype) for x in (q, k, v))
-    order = ("time", "heads", "d_k") if channel_last else ("heads", "d_k", "time")
+    order = ["batch", "time", "heads", "d_k"] if channel_last else ["batch", "heads", "d_k", "time"]
     if op == STEP:
-        order = order[1:] if channel_last else order[:-1]
-    _check_heads(op, q, k, v, ("batch", *order))
-    shape = [size for size, label in zip(v.shape, ("batch", *order), strict=True) if label != "d_k"]
-    labels = ["value_heads" if label == "heads" else label for label in ("batch", *order) if label != "d_k"]
+        order.remove("time")
+    _check_heads(op, q, k, v, order)
+    shape = [size for size, label in zip(v.shape, order, strict=True) if label != "d_k"]
+    labels = ["value_heads" if label == "heads" else label for label in order if label != "d_k"]
     for name, x in (("gate", gate), ("beta", beta)):
         require_float(op, name, x, q, "q")
         require_shape(op, name, x, labels, shape, "v")
@@ -73,7 +74,7 @@ def canonical(
     return DeltaRuleInputs(q, k, v, gate, beta, initial_state, reset, cu_seqlens, scale, channel_last)
 
 
-def _check_heads(op: str, q: Tensor, k: Tensor, v: Tensor, labels: tuple[str, ...]) -> None:
+def _check_heads(op: str, q: Tensor, k: Tensor, v: Tensor, labels: Sequence[str]) -> None:
     wanted = "(" + ", ".join(labels) + ")"
     hint = " with channel_last=True" if labels[1] == "time" else ""
     if q.dim() != len(labels):
