@@ -8,8 +8,8 @@ from wmkernels.nn import convert
 from wmkernels.nn.block_scan import BlockScan
 from wmkernels.nn.causal_conv1d import CausalConv1d
 from wmkernels.nn.conv_lstm import ConvLSTM, ConvLSTMCell
-from wmkernels.nn.local_attention import LocalAttention
 from wmkernels.nn.gated_delta_net import GatedDeltaNet
+from wmkernels.nn.local_attention import LocalAttention
 from wmkernels.nn.mamba import Mamba
 from wmkernels.nn.memory_attention import MemoryAttention
 from wmkernels.nn.memory_module import no_decay_parameters
@@ -21,8 +21,8 @@ __all__ = [
     "CausalConv1d",
     "ConvLSTM",
     "ConvLSTMCell",
-    "LocalAttention",
     "GatedDeltaNet",
+    "LocalAttention",
     "Mamba",
     "MemoryAttention",
     "PlaceMemory",

@@ -119,16 +119,6 @@ def require_reset(module: str, reset: Tensor | None, like: Tensor) -> None:
     checks.require_reset(module, reset, labels, like.shape[:-1], like, "the input")
 
 
-def require_elapsed(module: str, elapsed: Tensor | None, like: Tensor) -> None:
-    """Expects a time per feature vector of ``like``."""
-    if elapsed is None:
-        return
-    require_tensor(module, "elapsed", elapsed)
-    require_dtype(module, "elapsed", elapsed, FLOATS, "")
-    require_device(module, "elapsed", elapsed, like.device, "the input")
-    checks.require_shape(module, "elapsed", elapsed, ("batch", "time")[: like.dim() - 1], like.shape[:-1], "the input")
-
-
 def require_packing(module: str, cu_seqlens: Tensor | None, like: Tensor) -> None:
     """Expects ``like`` (1, time, features)."""
     checks.require_packing(module, cu_seqlens, like, "the input")
