@@ -21,6 +21,7 @@ from worldmodel.model.latents import CategoricalConfig
 from worldmodel.model.memory import MemoryConfig
 from worldmodel.model.perception import PerceptionConfig
 from worldmodel.model.prediction import PredictionConfig
+from worldmodel.model.token_blocks import BlockScanBlock, LocalAttentionBlock, MemoryAttentionBlock
 from worldmodel.model.world_model import WorldModel, WorldModelConfig
 
 # Options of the smallest training run, whose blocks are of popgym's kind.
@@ -58,6 +59,13 @@ MEMORIES = {
     "conv_lstm": MemoryConfig(24, (ConvLSTMBlock((2, 3)),)),
     "gru": MemoryConfig(16, (GRUBlock(), GRUBlock())),
     "hybrid": MemoryConfig(24, (ROTARY, ConvLSTMBlock((2, 3)), CustomBlock("worldmodel.model.blocks:GRU"))),
+    "block_scan": MemoryConfig(
+        16,
+        (BlockScanBlock((2, 2), (1, 2), d_state=4, groups=2, scan="scan"), LocalAttentionBlock(None, 2, 2)),
+        tokens=4,
+    ),
+    "local_attention": MemoryConfig(16, (LocalAttentionBlock(frames=12, heads=2),)),
+    "memory_attention": MemoryConfig(16, (MemoryAttentionBlock(3, 4, heads=2),)),
     "tokens": MemoryConfig(16, (ROTARY, TokenAttentionBlock(heads=2), ConvLSTMBlock((2, 2))), tokens=3),
 }
 CONFIG = WorldModelConfig(

@@ -130,6 +130,9 @@ def test_forgetting_is_what_tells_the_memories_apart():
         "hybrid": remembers,
         "gated_conv": [True, True, False],
         "none": [True, False, False],
+        "block_scan": remembers,
+        "local_attention": remembers,
+        "memory_attention": remembers,
         "tokens": remembers,
     }
 
@@ -180,9 +183,11 @@ def test_the_action_before_a_reset_counts_as_zero():
     assert_same(model.observe(batch).features[row, start:], model.observe(fresh).features[row])
 
 
-def test_a_value_at_the_end_of_imagination_knows_the_first_observation_and_the_first_action():
-    model = small_model()
-    batch = random_batch(model, resets=False)
+@pytest.mark.parametrize("memory", [name for name in MEMORIES if name not in ("gated_conv", "none")])
+def test_a_value_at_the_end_of_imagination_knows_the_first_observation_and_the_first_action(memory):
+    model = small_model(memory=MEMORIES[memory])
+    steps = 5 if memory == "local_attention" else 14  # a window holds what it reaches
+    batch = random_batch(model, resets=False).steps(0, steps)
     modality = batch.observations["place"].requires_grad_()
     state = model.observe(batch).state
     action = model.action_spec.encode(batch.actions[:, -1]).double().requires_grad_()

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from worldmodel.data.actions import MASK
-from worldmodel.data.batch import State
+from worldmodel.data.batch import State, times_of
 from worldmodel.data.spaces import ActionSpec, ObservationSpec
 from worldmodel.learning.settings import (
     acting_part,
@@ -84,6 +84,7 @@ class Agent:
         decider: Decider | None = None,
         greedy: bool | None = None,
         action_mask: Any = None,
+        elapsed: float = 1.0,
     ) -> tuple[Any, State]:
         """Chooses an action, in the environment's form.
 
@@ -95,6 +96,7 @@ class Agent:
             greedy: deprecated.
             action_mask: legal actions, as ``info["action_mask"]`` of the environment; None if all are, or if the mask
                 is a part of the observation.
+            elapsed: time since the observation before, in steps, as ``info["elapsed"]`` of the environment.
 
         Raises:
             ValueError: an observation of another shape, type or range than in training, with NaN, or without a part; a
@@ -106,7 +108,9 @@ class Agent:
         encoded = {name: array[None] for name, array in self.observation_spec.encode(observation, mask).items()}
         decider = decider_of(decider, greedy, self.greedy)
         masks = None if mask is None else mask[None]
-        actions, state = self.act_encoded(encoded, state, np.array([reset]), decider, action_masks=masks)
+        actions, state = self.act_encoded(
+            encoded, state, np.array([reset]), decider, action_masks=masks, elapsed=np.array([elapsed], np.float32)
+        )
         return self.action_spec.rows_to_env(actions)[0], state
 
     @torch.no_grad()
@@ -119,10 +123,12 @@ class Agent:
         *,
         greedy: bool | None = None,
         action_masks: np.ndarray | None = None,
+        elapsed: np.ndarray | None = None,
     ) -> tuple[np.ndarray, State]:
         """``act`` for encoded observations and actions, (batch, ...); ``reset`` is bool (batch,).
 
-        ``action_masks``, bool (batch, classes), replace those among the observations for the decider.
+        ``action_masks``, bool (batch, classes), replace those among the observations for the decider. ``elapsed``,
+        (batch,), is the time since the observations before, in steps; 1 if None.
 
         Raises:
             ValueError: observations that are not as ``ObservationSpec.encode`` makes them.
@@ -133,7 +139,7 @@ class Agent:
         is_first = torch.from_numpy(reset).to(self.device)
         masks = None if action_masks is None else torch.from_numpy(action_masks).to(self.device)
         decider = decider_of(decider, greedy, self.greedy)
-        actions, state = self.world_model.act(tensors, state, is_first, decider, masks)
+        actions, state = self.world_model.act(tensors, state, is_first, decider, masks, times_of(elapsed, self.device))
         return actions.cpu().numpy(), state
 
     @torch.no_grad()

@@ -122,7 +122,9 @@ def _evaluate(
         _begin_others(running, failed, episodes)
         while len(results) + len(failed) < episodes:
             episode_ids = list(running.episode_ids)
-            actions, state = agent.act_encoded(running.observations, state, running.is_first, decider)
+            actions, state = agent.act_encoded(
+                running.observations, state, running.is_first, decider, elapsed=running.elapsed
+            )
             try:
                 happened = running.step(actions)
             except EnvironmentFailed as failure:

@@ -219,19 +219,23 @@ def _play(agent: Agent, environment: Any, options: ImagineOptions, number: int) 
     observations = [{name: array[0] for name, array in running.observations.items()}]
     actions: list[np.ndarray] = []
     rewards: list[float] = []
+    elapsed = [1.0]
     terminated = truncated = False
     while len(actions) < options.context + options.horizon - 1 and not (terminated or truncated):
         if options.random:
             chosen = agent.action_spec.sample(random, 1, mask=specs[0].legal(running.observations))
         else:
             decider = policy_sample if options.sample else None
-            chosen, state = agent.act_encoded(running.observations, state, running.is_first, decider)
+            chosen, state = agent.act_encoded(
+                running.observations, state, running.is_first, decider, elapsed=running.elapsed
+            )
         happened = running.step(chosen)
         actions.append(chosen[0])
         rewards.append(float(happened.rewards[0]))
+        elapsed.append(float(happened.elapsed[0]))
         observations.append({name: array[0] for name, array in happened.next_observations.items()})
         terminated, truncated = bool(happened.terminated[0]), bool(happened.truncated[0])
-    return episode_batch(*specs, observations, actions, rewards, terminated), terminated or truncated
+    return episode_batch(*specs, observations, actions, rewards, terminated, elapsed), terminated or truncated
 
 
 def summary(made: Imagination) -> str:

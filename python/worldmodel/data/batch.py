@@ -14,6 +14,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -35,7 +36,8 @@ class Batch:
         state: before the first step, as ``WorldModel.init_state``; None if no row begins inside an episode.
         loss_mask: false without a loss, such as burn-in.
         reward_mask: false for unknown rewards: no loss, statistic or imagination.
-        elapsed: float32 (batch, time), steps since the previous observation; not used by the model.
+        elapsed: float32 (batch, time), steps since the previous observation; scale those of scan memories.
+        irregular: whether an ``elapsed`` differs from 1; found out if None.
     """
 
     observations: dict[str, Tensor]
@@ -49,6 +51,7 @@ class Batch:
     loss_mask: Tensor = dataclasses.field(default=None)  # type: ignore[assignment]
     reward_mask: Tensor = dataclasses.field(default=None)  # type: ignore[assignment]
     elapsed: Tensor = dataclasses.field(default=None)  # type: ignore[assignment]
+    irregular: bool | None = None
 
     def __post_init__(self) -> None:
         """Raises ValueError for shapes, TypeError for dtypes."""
@@ -59,7 +62,9 @@ class Batch:
             if getattr(self, name) is None:
                 setattr(self, name, torch.ones_like(self.is_first, dtype=torch.bool))
         if self.elapsed is None:
-            self.elapsed = torch.ones_like(self.is_first, dtype=torch.float32)
+            self.elapsed, self.irregular = torch.ones_like(self.is_first, dtype=torch.float32), False
+        if self.irregular is None:
+            self.irregular = bool((self.elapsed != 1).any())
         named = {f"observations[{name!r}]": value for name, value in self.observations.items()}
         named |= {name: getattr(self, name) for name in _TIMED if name != "is_first"}
         for name, value in named.items():
@@ -101,6 +106,13 @@ class Batch:
         part = self.map(lambda x: x[:, start:stop])
         part.state = self.state if start == 0 else None
         return part
+
+
+def times_of(elapsed: np.ndarray | None, device: torch.device) -> Tensor | None:
+    """``elapsed`` (n,) as a tensor; None if all are 1, which memories need not be told."""
+    if elapsed is None or bool((elapsed == 1).all()):
+        return None
+    return torch.from_numpy(elapsed).to(device)
 
 
 _BOOL = ("terminated", "is_last", "is_first", "valid", "loss_mask", "reward_mask")

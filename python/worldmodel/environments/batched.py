@@ -47,6 +47,7 @@ class GymnasiumVectorEnvironment:
     def _restart(self, raw: Any, info: Mapping[str, Any]) -> None:
         self._ignored = np.zeros(self.num_envs, bool)  # the next action only resets
         self.is_first = np.ones(self.num_envs, bool)
+        self.elapsed = np.ones(self.num_envs, np.float32)
         self.observations = self._encode(raw, info, np.zeros(self.num_envs, bool))
 
     def step(self, actions: np.ndarray) -> Transitions:
@@ -61,6 +62,7 @@ class GymnasiumVectorEnvironment:
         following = self._encode(raw, info, np.zeros_like(ended) if same_step else ended)
         rows = np.flatnonzero(~self._ignored)
         last = {name: array.copy() for name, array in following.items()}
+        elapsed = self._elapsed_of(info, ended if same_step else None)
         if self._mode is self._modes.NEXT_STEP:
             self.is_first = self._ignored
             self._ignored = ended & ~self._ignored
@@ -73,13 +75,29 @@ class GymnasiumVectorEnvironment:
                 if self.observation_spec.action_mask == "info":  # only of those that were reset
                     following[MASK][~ended] = last[MASK][~ended]
         self.observations = following
+        self.elapsed = np.where(self.is_first, 1, elapsed).astype(np.float32)
         return Transitions(
             rows,
             _finite_rewards(self.name, rewards[rows]),
             np.asarray(terminated, bool)[rows],
             np.asarray(truncated, bool)[rows],
             {name: array[rows] for name, array in last.items()},
+            elapsed[rows],
         )
+
+    def _elapsed_of(self, info: Mapping[str, Any], ended: np.ndarray | None) -> np.ndarray:
+        """Time to each last observation, in steps, (num_envs,); that of ``ended`` episodes is in ``final_info``."""
+        found = np.ones(self.num_envs, np.float32)
+        parts = [(info, None)] if ended is None else [(info, ~ended), (info.get("final_info", {}), ended)]
+        for part, chosen in parts:
+            if calls.ELAPSED in part:
+                given = np.asarray(part.get(f"_{calls.ELAPSED}", np.ones(self.num_envs, bool)))
+                for row in np.flatnonzero(given if chosen is None else given & chosen):
+                    try:
+                        found[row] = calls.elapsed(part[calls.ELAPSED][row])
+                    except calls.Misbehaviour as error:
+                        raise EnvironmentFailed(f"{self.name}: {error}") from error
+        return found
 
     def _replace_ended(self, last: dict[str, np.ndarray], info: Mapping[str, Any], ended: np.ndarray) -> None:
         """Puts the ended episodes' last observations into ``last``."""
@@ -110,6 +128,7 @@ class GymnasiumVectorEnvironment:
             "pickle": pickle_io.dump(self.envs, self.name),
             "ignored": self._ignored,
             "reset": self.is_first,
+            "elapsed": self.elapsed,
             "observations": self.observations,
         }
 
@@ -123,6 +142,7 @@ class GymnasiumVectorEnvironment:
         self.close()
         self.envs = envs
         self._ignored, self.is_first = saved["ignored"].copy(), saved["reset"].copy()
+        self.elapsed = saved.get("elapsed", np.ones(self.num_envs, np.float32)).copy()
         self.observations = {name: array.copy() for name, array in saved["observations"].items()}
 
     def begin_anew(self, saved: Mapping[str, Any] | None, steps: int) -> None:

@@ -16,6 +16,7 @@ from worldmodel.runs.configuration import ConfigurationError
 if TYPE_CHECKING:
     import gymnasium
 
+ELAPSED = "elapsed"
 _OWN = str(Path(__file__).resolve().parents[1])
 _LIBRARY = (sysconfig.get_paths()["stdlib"], "<")
 _INSTALLED = {"site-packages", "dist-packages"}
@@ -43,8 +44,11 @@ def reset(environment: "gymnasium.Env[Any, Any]", seed: int) -> tuple[Any, Any]:
     return own(result[0]), _mask(result[1])
 
 
-def step(environment: "gymnasium.Env[Any, Any]", action: Any) -> tuple[Any, float, bool, bool, Any]:
-    """Observation, copied, reward, terminated, truncated, and the mask, copied, or None. Raises as ``reset``."""
+def step(environment: "gymnasium.Env[Any, Any]", action: Any) -> tuple[Any, float, bool, bool, Any, float]:
+    """Observation, copied, reward, terminated, truncated, the mask, copied, or None, and the time that has passed.
+
+    Raises as ``reset``.
+    """
     result = environment.step(action)
     if not (isinstance(result, tuple | list) and len(result) == 5):
         raise Misbehaviour(
@@ -56,7 +60,16 @@ def step(environment: "gymnasium.Env[Any, Any]", action: Any) -> tuple[Any, floa
     if not np.isfinite(np.float32(number)):
         raise Misbehaviour(f"a reward is NaN or infinite: {number}")
     ended, cut = (bool(scalar(name, flag)) for name, flag in (("terminated", terminated), ("truncated", truncated)))
-    return own(observation), number, ended, cut, _mask(info)
+    passed = elapsed(info.get(ELAPSED, 1.0)) if isinstance(info, Mapping) else 1.0
+    return own(observation), number, ended, cut, _mask(info), passed
+
+
+def elapsed(value: Any) -> float:
+    """``info["elapsed"]``: time since the observation before, in steps. Raises Misbehaviour."""
+    number = scalar(f"info[{ELAPSED!r}]", value)
+    if not 0 <= number < np.inf:
+        raise Misbehaviour(f"info[{ELAPSED!r}] is {number}, expected a finite time of at least 0")
+    return number
 
 
 def _mask(info: Any) -> Any:

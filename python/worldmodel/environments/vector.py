@@ -34,6 +34,7 @@ class Transitions:
         terminated: bool (n,).
         truncated: bool (n,).
         next_observations: name -> (n, ...), even where the episode ended.
+        elapsed: float32 (n,), time to ``next_observations``, in steps.
     """
 
     rows: np.ndarray
@@ -41,6 +42,7 @@ class Transitions:
     terminated: np.ndarray
     truncated: np.ndarray
     next_observations: dict[str, np.ndarray]
+    elapsed: np.ndarray
 
 
 @dataclasses.dataclass
@@ -52,6 +54,7 @@ class _Raw:
     reward: float = 0.0
     terminated: bool = False
     truncated: bool = False
+    elapsed: float = 1.0
 
 
 def random_seeds(seed: int) -> Callable[[int], int]:
@@ -69,6 +72,7 @@ class VectorEnvironment:
     Attributes:
         observations: by modality, (num_envs, ...).
         is_first: bool (num_envs,), whether ``observations`` begin an episode.
+        elapsed: float32 (num_envs,), time since the observations before, ``info["elapsed"]`` of the environment or 1.
         episode_ids: of the running episodes.
         failures: episodes that ended with an error.
         failed: environments whose episode did, and no other has begun; they are not stepped.
@@ -113,12 +117,14 @@ class VectorEnvironment:
             self._masks = self._choose_spec([])
             self.observations = self.observation_spec.zeros(self.num_envs)
             self.is_first = np.ones(self.num_envs, bool)
+            self.elapsed = np.ones(self.num_envs, np.float32)
             self.begin(range(self.num_envs))
         else:
             self._restart()
 
     def _restart(self) -> None:
         self.is_first = np.ones(self.num_envs, bool)
+        self.elapsed = np.ones(self.num_envs, np.float32)
         begun = self._resets(range(self.num_envs))
         if self._masks is None:
             self._masks = self._choose_spec(begun)
@@ -135,7 +141,7 @@ class VectorEnvironment:
 
     def restart(self, rows: np.ndarray) -> None:
         """Begins new episodes in ``rows``, int (n,), in place of those that run."""
-        self.is_first[rows] = True
+        self.is_first[rows], self.elapsed[rows] = True, 1
         for name, array in self._begin(rows.tolist()).items():
             self.observations[name][rows] = array
 
@@ -167,11 +173,14 @@ class VectorEnvironment:
             np.array([result.terminated for result in results.values()], bool),
             np.array([result.truncated for result in results.values()], bool),
             following,
+            np.array([result.elapsed for result in results.values()], np.float32),
         )
         for index, row in enumerate(results):
             self._check(row, following, index, transitions.rewards[index])
         self.is_first = np.ones(self.num_envs, bool)
         self.is_first[rows] = transitions.terminated | transitions.truncated
+        self.elapsed = np.ones(self.num_envs, np.float32)
+        self.elapsed[rows] = np.where(self.is_first[rows], 1, transitions.elapsed)
         for name, array in following.items():
             self.observations[name] = self.observations[name].copy()
             self.observations[name][rows] = array
@@ -214,10 +223,10 @@ class VectorEnvironment:
         """Steps with ``given`` and keeps ``action``: the same, or in the spec's form for a Tuple or Dict."""
         self._actions[row].append(np.array(action))  # the environment may change its own
         try:
-            observation, reward, terminated, truncated, mask = calls.step(self.environments[row], given)
+            observation, reward, terminated, truncated, mask, elapsed = calls.step(self.environments[row], given)
         except Exception as error:
             raise self._failed(row, "step", error) from error
-        return _Raw(observation, mask, reward, terminated, truncated)
+        return _Raw(observation, mask, reward, terminated, truncated, elapsed)
 
     def _begin(self, rows: Sequence[int]) -> dict[str, np.ndarray]:
         return self._encode_begun(self._resets(rows), rows)
@@ -278,6 +287,7 @@ class VectorEnvironment:
             "checksums": list(self._checksums),
             "observations": self.observations,
             "reset": self.is_first,
+            "elapsed": self.elapsed,
             "failures": self.failures,
             "failed": sorted(self.failed),
             "pickle": pickle_io.dump(self.environments, self.name) if self.pickle else None,
@@ -303,6 +313,7 @@ class VectorEnvironment:
                     self._repeat(row, actions, checksum)
         self.observations = {name: array.copy() for name, array in saved["observations"].items()}
         self.is_first = saved["reset"].copy()
+        self.elapsed = saved.get("elapsed", np.ones(self.num_envs, np.float32)).copy()
         self.failures = saved.get("failures", 0)
         for row in saved.get("failed", ()):
             self._begin_after_failure(row)

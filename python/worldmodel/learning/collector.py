@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from worldmodel.data.batch import times_of
 from worldmodel.data.replay import Replay
 from worldmodel.environments.batched import GymnasiumVectorEnvironment
 from worldmodel.environments.registry import EnvironmentFailed
@@ -69,6 +70,7 @@ class Collector:
                 before,
                 torch.from_numpy(episodes.is_first).to(self._device),
                 self.decider,
+                elapsed=times_of(episodes.elapsed, self._device),
             )
         if random_rows:
             legal = episodes.observation_spec.legal(episodes.observations)
@@ -95,6 +97,7 @@ class Collector:
             happened.next_observations,
             before,
             version,
+            elapsed=happened.elapsed,
         )
         self.steps += len(rows)
         self._returns[rows] += happened.rewards

@@ -18,10 +18,10 @@ class Block(Checked):
 
     kind: ClassVar[str]
 
-    def check(self, width: int) -> None:
-        """Raises ConfigurationError if ``width`` does not fit."""
+    def check(self, width: int, tokens: int = 1) -> None:
+        """Raises ConfigurationError if ``width`` or the number of ``tokens`` does not fit."""
 
-    def build(self, width: int) -> nn.Module:
+    def build(self, width: int, tokens: int = 1) -> nn.Module:
         raise NotImplementedError
 
 

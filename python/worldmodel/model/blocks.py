@@ -13,6 +13,7 @@ from wmkernels.nn import GatedDeltaNet, Mamba, RotaryMamba
 from worldmodel.model.block import Block, check_inner
 from worldmodel.model.custom_block import CustomBlock
 from worldmodel.model.recurrent import GRU, GatedConv, MapLSTM, TokenAttention
+from worldmodel.model.token_blocks import BlockScanBlock, LocalAttentionBlock, MemoryAttentionBlock
 from worldmodel.runs.fields import Bounds, ConfigurationError, Size
 
 Taps = Annotated[int, Bounds(1, 4096)]
@@ -40,12 +41,12 @@ class RotaryScanBlock(Block):
     selective_angle: bool = False
     decay: Annotated[float, Bounds(0, 1000, above=True)] = 0.5
 
-    def check(self, width: int) -> None:
+    def check(self, width: int, tokens: int = 1) -> None:
         if self.d_state % 2:
             raise ConfigurationError(f"RotaryScanBlock: d_state is {self.d_state}, expected an even number")
         check_inner(self, width, self.expand, self.groups)
 
-    def build(self, width: int) -> nn.Module:
+    def build(self, width: int, tokens: int = 1) -> nn.Module:
         return RotaryMamba(
             width,
             self.d_state,
@@ -74,10 +75,10 @@ class ScanBlock(Block):
     d_conv: Taps = 4
     expand: Expansion = 2
 
-    def check(self, width: int) -> None:
+    def check(self, width: int, tokens: int = 1) -> None:
         check_inner(self, width, self.expand, self.groups)
 
-    def build(self, width: int) -> nn.Module:
+    def build(self, width: int, tokens: int = 1) -> nn.Module:
         return Mamba(width, self.d_state, self.d_conv, self.expand, groups=self.groups)
 
 
@@ -121,10 +122,10 @@ class GatedConvBlock(Block):
     d_conv: Taps = 4
     expand: Expansion = 2
 
-    def check(self, width: int) -> None:
+    def check(self, width: int, tokens: int = 1) -> None:
         check_inner(self, width, self.expand)
 
-    def build(self, width: int) -> nn.Module:
+    def build(self, width: int, tokens: int = 1) -> nn.Module:
         return GatedConv(width, self.d_conv, self.expand)
 
 
@@ -141,7 +142,7 @@ class ConvLSTMBlock(Block):
     map_size: tuple[Size, Size] = (4, 4)
     kernel: Annotated[int, Bounds(1, 255)] = 3
 
-    def check(self, width: int) -> None:
+    def check(self, width: int, tokens: int = 1) -> None:
         if self.kernel % 2 == 0:
             raise ConfigurationError(f"ConvLSTMBlock: kernel is {self.kernel}, expected an odd number")
         if width % math.prod(self.map_size):
@@ -150,7 +151,7 @@ class ConvLSTMBlock(Block):
                 "* width"
             )
 
-    def build(self, width: int) -> nn.Module:
+    def build(self, width: int, tokens: int = 1) -> nn.Module:
         return MapLSTM(width, self.map_size, self.kernel)
 
 
@@ -160,7 +161,7 @@ class GRUBlock(Block):
 
     kind: ClassVar[str] = "gru"
 
-    def build(self, width: int) -> nn.Module:
+    def build(self, width: int, tokens: int = 1) -> nn.Module:
         return GRU(width)
 
 
@@ -175,13 +176,13 @@ class TokenAttentionBlock(Block):
     kind: ClassVar[str] = "token_attention"
     heads: Size = 4
 
-    def check(self, width: int) -> None:
+    def check(self, width: int, tokens: int = 1) -> None:
         if width % self.heads:
             raise ConfigurationError(
                 f"TokenAttentionBlock: heads is {self.heads} and width {width}, expected a divisor"
             )
 
-    def build(self, width: int) -> nn.Module:
+    def build(self, width: int, tokens: int = 1) -> nn.Module:
         return TokenAttention(width, self.heads)
 
 
@@ -193,5 +194,8 @@ BlockConfig = (
     | ConvLSTMBlock
     | GRUBlock
     | TokenAttentionBlock
+    | BlockScanBlock
+    | LocalAttentionBlock
+    | MemoryAttentionBlock
     | CustomBlock
 )

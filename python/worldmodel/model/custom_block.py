@@ -35,7 +35,7 @@ class CustomBlock(Block):
     block: Text
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
 
-    def build(self, width: int) -> nn.Module:
+    def build(self, width: int, tokens: int = 1) -> nn.Module:
         """Raises ConfigurationError for a class that cannot be built or is no block."""
         module_name, _, name = self.block.partition(":")
         expected = f"CustomBlock: block is {self.block!r}, expected module:Class"

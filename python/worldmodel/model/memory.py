@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 from torch import Tensor, nn
 
+from wmkernels.nn.memory_module import takes_elapsed
 from worldmodel.data.batch import State
 from worldmodel.model.block import mixes_tokens
 from worldmodel.model.blocks import BlockConfig, RotaryScanBlock
@@ -37,7 +38,7 @@ class MemoryConfig(Checked):
     def __post_init__(self) -> None:
         super().__post_init__()
         for block in self.blocks:
-            block.check(self.width)
+            block.check(self.width, self.tokens)
 
 
 class MemoryStack(nn.Module):
@@ -62,27 +63,44 @@ class MemoryStack(nn.Module):
         return _joined(parts)
 
     def forward(
-        self, inputs: Tensor, state: Mapping[str, Tensor] | None = None, reset: Tensor | None = None
+        self,
+        inputs: Tensor,
+        state: Mapping[str, Tensor] | None = None,
+        reset: Tensor | None = None,
+        *,
+        elapsed: Tensor | None = None,
     ) -> tuple[Tensor, State]:
-        """``inputs`` (batch, time, tokens * width), ``reset`` bool (batch, time).
+        """``inputs`` (batch, time, tokens * width), ``reset`` bool (batch, time), ``elapsed`` (batch, time), 1 if None.
+
+        Blocks whose ``forward`` has an argument ``elapsed`` get it.
 
         Returns:
             s_t, (batch, time, width) or (batch, time, tokens, width) for several tokens, and the state.
         """
-        return self._run(lambda block: block, inputs, state, reset)
+        return self._run(lambda block: block, inputs, state, reset, elapsed)
 
     def step(
-        self, input: Tensor, state: Mapping[str, Tensor] | None, reset: Tensor | None = None
+        self,
+        input: Tensor,
+        state: Mapping[str, Tensor] | None,
+        reset: Tensor | None = None,
+        *,
+        elapsed: Tensor | None = None,
     ) -> tuple[Tensor, State]:
         """``forward`` without the time dimension."""
-        return self._run(lambda block: block.step, input, state, reset)
+        return self._run(lambda block: block.step, input, state, reset, elapsed)
 
     def pool(self, s: Tensor) -> Tensor:
         """s_t to features, (..., width)."""
         return s if self.tokens == 1 else s.mean(-2)
 
     def _run(
-        self, method: Callable[[Any], Any], x: Tensor, state: Mapping[str, Tensor] | None, reset: Tensor | None
+        self,
+        method: Callable[[Any], Any],
+        x: Tensor,
+        state: Mapping[str, Tensor] | None,
+        reset: Tensor | None,
+        elapsed: Tensor | None,
     ) -> tuple[Tensor, State]:
         x = x.unflatten(-1, (self.tokens, -1))
         parts = []
@@ -91,23 +109,25 @@ class MemoryStack(nn.Module):
             run = method(block)
             if not mixes_tokens(block):
                 run = functools.partial(self._run_per_token, run)
-            outputs, part = run(norm(x), part, reset)
+            times = {} if elapsed is None or not takes_elapsed(block) else {"elapsed": elapsed}
+            outputs, part = run(norm(x), part, reset, **times)
             x = x + outputs
             parts.append(part)
         s = self.norm(x)
         return s.squeeze(-2) if self.tokens == 1 else s, _joined(parts)
 
     def _run_per_token(
-        self, block: Callable[..., Any], x: Tensor, state: State | None, reset: Tensor | None
+        self, block: Callable[..., Any], x: Tensor, state: State | None, reset: Tensor | None, **times: Tensor
     ) -> tuple[Tensor, State]:
         """Tokens become rows of the batch."""
         if self.tokens == 1:
-            outputs, state = block(x.squeeze(-2), state, reset)
+            outputs, state = block(x.squeeze(-2), state, reset, **times)
             return outputs.unsqueeze(-2), state
         rows = (x.shape[0], self.tokens)
         state = None if state is None else {name: value.flatten(0, 1) for name, value in state.items()}
         reset = None if reset is None else reset.repeat_interleave(self.tokens, 0)
-        outputs, state = block(x.movedim(-2, 1).flatten(0, 1), state, reset)
+        times = {name: value.repeat_interleave(self.tokens, 0) for name, value in times.items()}
+        outputs, state = block(x.movedim(-2, 1).flatten(0, 1), state, reset, **times)
         return outputs.unflatten(0, rows).movedim(1, -2), _unfolded(state, self.tokens)
 
     def _layers(self) -> Iterator[tuple[Any, nn.Module]]:
@@ -116,7 +136,9 @@ class MemoryStack(nn.Module):
 
 def build_memory(config: MemoryConfig) -> MemoryStack:
     """Builds the stack. Raises ConfigurationError if a ``CustomBlock`` cannot be built, ValueError for other blocks."""
-    return MemoryStack([block.build(config.width) for block in config.blocks], config.width, config.tokens)
+    return MemoryStack(
+        [block.build(config.width, config.tokens) for block in config.blocks], config.width, config.tokens
+    )
 
 
 def _unfolded(state: Mapping[str, Tensor], tokens: int) -> State:

@@ -116,8 +116,12 @@ def episode_batch(
     actions: Sequence[np.ndarray],
     rewards: Sequence[float],
     terminated: bool,
+    elapsed: Sequence[float] | None = None,
 ) -> Batch:
-    """Packs an encoded episode of n + 1 ``observations``, n ``actions`` and n ``rewards`` into one row."""
+    """Packs an encoded episode of n + 1 ``observations``, n ``actions`` and n ``rewards`` into one row.
+
+    ``elapsed`` has n + 1 times, as in ``Batch``.
+    """
     n = len(actions)
     steps = torch.arange(n + 1)
     joined = {
@@ -132,4 +136,5 @@ def episode_batch(
         is_last=(steps == n)[None],
         is_first=(steps == 0)[None],
         valid=torch.ones(1, n + 1, dtype=torch.bool),
+        elapsed=None if elapsed is None else torch.tensor([elapsed]),  # type: ignore[arg-type]
     )

@@ -176,12 +176,15 @@ class WorldModel(nn.Module):
         previous = torch.where(batch.is_first[..., None], 0, previous)
         inputs = self.entry(torch.cat([embedded, previous], -1))
 
+        elapsed = torch.where(batch.is_first, 1, batch.elapsed) if batch.irregular else None
         masks = self.observation_spec.legal(batch.observations)
         carried = None if state is None else _memory_part(state)
         outputs, kept, start = [], [], 0
         time = batch.shape[1]
         for stop in sorted({*states_after, time}):
-            s, carried = self.memory(inputs[:, start:stop], carried, batch.is_first[:, start:stop])
+            now = slice(start, stop)
+            times = None if elapsed is None else elapsed[:, now]
+            s, carried = self.memory(inputs[:, now], carried, batch.is_first[:, now], elapsed=times)
             features = self.memory.pool(s)
             outputs.append(features)
             after = {**_prefixed(carried), "action": actions[:, stop - 1], "features": features[:, -1]}
@@ -194,7 +197,12 @@ class WorldModel(nn.Module):
         return Observed(torch.cat(outputs, 1), latent, posterior, after, joined)
 
     def observe_step(
-        self, observation: Mapping[str, Tensor], previous_action: Tensor, state: State, reset: Tensor
+        self,
+        observation: Mapping[str, Tensor],
+        previous_action: Tensor,
+        state: State,
+        reset: Tensor,
+        elapsed: Tensor | None = None,
     ) -> tuple[Tensor, State]:
         """One step of ``observe``.
 
@@ -203,13 +211,15 @@ class WorldModel(nn.Module):
             previous_action: (batch, action width).
             state: after the previous step.
             reset: bool (batch,); zeroes state and previous action.
+            elapsed: (batch,), steps since the previous observation; None for 1.
 
         Returns:
             s_t, (batch, features), and the new state.
         """
         embedded = self.perception.latent.embed_mean(self.perception(observation))
         previous = torch.where(reset[:, None], 0, previous_action)
-        features, state = self._step_memory(embedded, previous, state, reset)
+        elapsed = None if elapsed is None else torch.where(reset, 1, elapsed)
+        features, state = self._step_memory(embedded, previous, state, reset, elapsed)
         mask = self.observation_spec.legal(observation)
         return features, state if mask is None else {**state, MASK: mask}
 
@@ -263,7 +273,7 @@ class WorldModel(nn.Module):
             action = choose(step, state)
             predicted = self.prediction(features[-1], action)
             latent = sample(predicted.prior)
-            after, state = self._step_memory(latent_space.embed(latent), action, state, None)
+            after, state = self._step_memory(latent_space.embed(latent), action, state, None, None)
             features.append(after)
             if masks:
                 masks.append(self._predicted_mask(latent))
@@ -284,6 +294,7 @@ class WorldModel(nn.Module):
         reset: Tensor,
         decider: Decider,
         action_mask: Tensor | None = None,
+        elapsed: Tensor | None = None,
     ) -> tuple[Tensor, State]:
         """Acts for one step, without gradients; arguments as for ``observe_step``.
 
@@ -293,7 +304,7 @@ class WorldModel(nn.Module):
             Actions (batch, *ActionSpec.shape), and the new state, which holds them.
         """
         with torch.no_grad():
-            _, state = self.observe_step(observation, state["action"], state, reset)
+            _, state = self.observe_step(observation, state["action"], state, reset, elapsed)
             chosen = decider(self, state if action_mask is None else {**state, MASK: action_mask})
             return self.action_spec.decode(chosen), {**state, "action": chosen}
 
@@ -302,10 +313,10 @@ class WorldModel(nn.Module):
         return self.prediction(observed.features, self.action_spec.encode(batch.actions))
 
     def _step_memory(
-        self, embedded: Tensor, action: Tensor, state: State, reset: Tensor | None
+        self, embedded: Tensor, action: Tensor, state: State, reset: Tensor | None, elapsed: Tensor | None
     ) -> tuple[Tensor, State]:
         inputs = self.entry(torch.cat([embedded, action.to(embedded.dtype)], -1))
-        s, memory = self.memory.step(inputs, _memory_part(state), reset)
+        s, memory = self.memory.step(inputs, _memory_part(state), reset, elapsed=elapsed)
         features = self.memory.pool(s)
         return features, {**_prefixed(memory), "action": action, "features": features}
 

@@ -46,6 +46,7 @@ MEANINGS = {
     "a Tuple or Dict all entries",
     "collector.episodes.observations.{}": "observation that the next action follows, in each environment",
     "collector.episodes.reset": "whether an episode begins at the next observation",
+    "collector.episodes.elapsed": "time since the observation before, in steps, in each environment",
     "collector.episodes.ignored": "whether the next action only starts an episode",
     "collector.episodes.pickle": "the environments, pickled: reading it runs what is written there",
     "trainer.random.{}": "state of PyTorch's random generator",
