@@ -99,13 +99,13 @@ class DeltaBlock(Block):
     expand_v: Expansion = 1
     d_conv: Taps = 4
 
-    def check(self, width: int) -> None:
+    def check(self, width: int, tokens: int = 1) -> None:
         if int(self.expand_v * self.d_head) < 1:
             raise ConfigurationError(
                 f"DeltaBlock: expand_v is {self.expand_v} and d_head {self.d_head}, expected a product of at least 1"
             )
 
-    def build(self, width: int) -> nn.Module:
+    def build(self, width: int, tokens: int = 1) -> nn.Module:
         return GatedDeltaNet(width, self.heads, self.d_head, self.expand_v, d_conv=self.d_conv)
 
 
