@@ -123,6 +123,12 @@ def test_a_bad_command_is_told_and_changes_nothing(game, command, told):
     assert game.frame(0) == before and len(game.worlds) == 1
 
 
+def test_a_world_without_a_map_is_walked_all_the_same(game):
+    game.worlds[0].period = 0
+    assert not game.hello()["map"] and game.obey({"do": "map"}) == [{"type": "map", "world": 0, "picture": None}]
+    assert "this world has no map" in played(game, "m")
+
+
 def test_what_a_page_is_told_first(tmp_path):
     hello = Game(Painted(turns=True), tmp_path / "a.npz").hello()
     assert [action["name"] for action in hello["actions"]] == ["ahead", "left", "right"]

@@ -33,7 +33,7 @@ class PlayedWorld(Protocol):
 
     Attributes:
         steps: so far.
-        period: places per side of the lattice, which goes round.
+        period: places per side of the lattice, which goes round; 0 for a world without a map, which cannot be edited.
         turns: whether actions are ahead, left and right, and views turn with the agent; else north, east, south, west.
         colours: uint8 (classes, 3) of classes; None where a place has pixels.
         names: of the classes.
@@ -112,7 +112,8 @@ class Game:
         """What a page needs to know at first."""
         actions = [{"name": name, "keys": KEYS.get(name, [str(index + 1)])} for index, name in enumerate(self.actions)]
         swatches = [{"name": name, "rgb": rgb} for name, rgb in self.swatches]
-        return {"type": "hello", "actions": actions, "swatches": swatches, "file": self.path.name}
+        mapped = self.worlds[0].period > 0
+        return {"type": "hello", "actions": actions, "swatches": swatches, "map": mapped, "file": self.path.name}
 
     def obey(self, command: Any) -> list[dict[str, Any]]:
         """Carries out a command, and returns messages for the page.
@@ -204,6 +205,8 @@ class Game:
     def map(self, index: int) -> dict[str, Any]:
         """What the memory holds, around the agent, as a message: colour, certainty from 0 to 255, and gap per place."""
         world = self.worlds[index]
+        if not world.period:
+            return {"type": "map", "world": index, "picture": None}
         places = self.places(index)
         values, certainty, gap = world.look(places.reshape(-1, 2))
         colours = values.mean((1, 2)).astype(np.uint8) if world.colours is None else world.colours[values]

@@ -47,7 +47,8 @@ class Terminal:
 
     def _obey(self, key: str) -> None:
         commands = {"f": "fork", "S": "save", "m": "map"}
-        note, shows_map = "", key == "m"
+        mapped = self.game.worlds[self.world].period > 0
+        note, shows_map = "" if mapped or key != "m" else "this world has no map", key == "m" and mapped
         try:
             if key in self.keys:
                 self.game.obey({"do": "act", "world": self.world, "action": self.keys[key]})

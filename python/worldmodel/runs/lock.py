@@ -1,4 +1,4 @@
-"""One writer per run: a lock on ``RUN/lock``, which the kernel releases however the process ends."""
+"""One writer per run: a lock on ``RUN/lock``, which the kernel releases however the process ends. So for worlds."""
 
 import contextlib
 import datetime
@@ -13,11 +13,20 @@ from pathlib import Path
 from worldmodel.runs.files import RunError, open_file
 
 LOCK = "lock"
+_REFUSED = (
+    "{folder} is being written by {owner}, and a run has one writer: wait for it, end it (it saves first), or begin "
+    "another run"
+)
 _MOST = 4096  # bytes that are read of it
 
 
 class Lock:
     """Held from the constructor until ``release``, or until nothing refers to it.
+
+    Args:
+        folder: of the file.
+        name: of the file.
+        refused: message where it is held, with {folder} and {owner}.
 
     Attributes:
         path: of the file.
@@ -27,11 +36,11 @@ class Lock:
         OSError: the file cannot be written, or its file system has no locks.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.path = path = folder / LOCK
+    def __init__(self, folder: Path, name: str = LOCK, refused: str = _REFUSED) -> None:
+        self.path = path = folder / name
         handle = open_file(path, os.O_RDWR | os.O_CREAT)
         try:
-            _lock(handle, path)
+            _lock(handle, path, refused)
             owner = {"pid": os.getpid(), "host": socket.gethostname(), "since": _now()}
             os.ftruncate(handle, 0)
             os.pwrite(handle, json.dumps(owner).encode(), 0)
@@ -42,16 +51,13 @@ class Lock:
         self.release = weakref.finalize(self, _release, handle)
 
 
-def _lock(handle: int, path: Path) -> None:
+def _lock(handle: int, path: Path, refused: str) -> None:
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno in (errno.EAGAIN, errno.EACCES):
             owner = _described(os.pread(handle, _MOST, 0))
-            raise RunError(
-                f"{path.parent} is being written by {owner}, and a run has one writer: "
-                "wait for it, end it (it saves first), or begin another run"
-            ) from error
+            raise RunError(refused.format(folder=path.parent, owner=owner)) from error
         reason = f"{os.strerror(error.errno or 0)}; a run needs a file system with locks"
         raise OSError(error.errno, reason, str(path)) from error
 

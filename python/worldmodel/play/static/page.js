@@ -38,9 +38,11 @@ function receive(message) {
     show(message);
   } else if (message.type === "map") {
     const world = worldOf(message.world);
-    world.held = message;
     world.asked = 0;
-    drawMap(world);
+    if (message.picture) {
+      world.held = message;
+      drawMap(world);
+    }
   } else if (message.type === "closed") {
     worlds.splice(message.world).forEach((world) => world.article.remove());
     choose(0);
@@ -57,7 +59,8 @@ function say(text, error = false) {
 
 function greet(hello) {
   worlds.splice(0).forEach((world) => world.article.remove());
-  [actions, swatches] = [hello.actions, hello.swatches];
+  [actions, swatches] = [hello.actions, hello.map ? hello.swatches : []];
+  document.body.classList.toggle("mapless", !hello.map);
   $("file").textContent = document.title = hello.file;
   $("moves").classList.toggle("plain", !(actions[0].name in ARROWS));
   $("moves").replaceChildren(...actions.map((action, index) => {
