@@ -46,9 +46,8 @@ class Terminal:
         return {"A": "ArrowUp", "B": "ArrowDown", "C": "ArrowRight", "D": "ArrowLeft"}.get(self.source.read(1), " ")
 
     def _obey(self, key: str) -> None:
-        commands = {"f": "fork", "S": "save", "m": "map"}
-        mapped = self.game.worlds[self.world].period > 0
-        note, shows_map = "" if mapped or key != "m" else "this world has no map", key == "m" and mapped
+        commands = {"f": "fork", "S": "save"}
+        note, shows_map = "", key == "m" and self.game.worlds[self.world].period > 0
         try:
             if key in self.keys:
                 self.game.obey({"do": "act", "world": self.world, "action": self.keys[key]})
@@ -58,6 +57,8 @@ class Terminal:
                 self.game.obey({"do": "wait", "world": self.world, "steps": 1})
             elif key == "e":
                 self._edit(self.source.read(1))
+            elif key == "m":
+                note = "" if shows_map else "this world has no map"
             elif key in commands:
                 messages = self.game.obey({"do": commands[key], "world": self.world})
                 note = " ".join(message["text"] for message in messages if message["type"] == "said")
