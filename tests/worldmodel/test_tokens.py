@@ -189,7 +189,7 @@ def test_settings_survive_json_and_contradictions_are_refused() -> None:
         assert from_json(TokenConfig, to_json(config)) == config
     assert all(isinstance(block, Block) for block in CONFIGS["blocks"].blocks)
     for wrong, reason in (
-        ({"patch": 4}, "classes is 9 and patch 4"),
+        ({"classes": 0}, "classes and patch are 0"),
         ({"place": None}, "expected a memory"),
         ({"place": PlaceConfig(period=4)}, "place.period is 4"),
         ({"place": PlaceConfig(velocities=((0.0, 1.0),) * 3)}, "width is 16"),

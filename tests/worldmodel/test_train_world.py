@@ -107,7 +107,7 @@ def test_what_no_world_can_be_made_of_is_refused(tmp_path: Path, capsys: pytest.
         (["--env", "Pendulum-v1"], "expected one index"),
         (["--memory", "placebo"], "--memory has 'placebo'"),
         (["--data", str(tmp_path / "none.npz"), "--run", str(tmp_path / "run")], "cannot be read"),
-        (["--env-args", "pixels=3", "--model.patch", "4"], "expected multiples of 4"),
+        (["--env-args", "pixels=3", "--model.patch", "4"], "expected multiples of the patch, 4"),
     ):
         assert main(["train-world", *arguments, *SMALL]) == 1
         error = capsys.readouterr().err

@@ -262,10 +262,10 @@ class PlaceMemory(MemoryModule):
         )
         return read[:, 0], after
 
-    def move(self, state: Mapping[str, Tensor], displacement: Tensor) -> State:
-        """The state after a move by ``displacement`` (batch, dims), without a write."""
-        turn = displacement.double() @ self.frequencies.t()
-        return {**state, "angle": (state["angle"] + turn[:, None]).remainder(TURN)}
+    def move(self, state: Mapping[str, Tensor], displacement: Tensor, elapsed: float = 0) -> State:
+        """The state after a move by ``displacement`` (batch, dims) and ``elapsed`` steps of drift, without a write."""
+        turn = (displacement.double() @ self.frequencies.t())[:, None] - self.drift * elapsed
+        return {**state, "angle": (state["angle"] + turn).remainder(TURN)}
 
     def read(self, state: Mapping[str, Tensor], offsets: Any) -> Tensor:
         """What the map holds at ``offsets`` (places, dims) or (batch, places, dims) from the present position.

@@ -42,7 +42,8 @@ class TokenPredictor:
     def _classes(self, outputs: Tensor) -> Tensor:
         if self.model.config.patch == 0:
             return outputs.argmax(-1)
-        mean = outputs.unflatten(-1, (-1, 3)).mean(-2)  # (batch, time, places, colour)
+        pixels = self.model.codec.pixels(self.model.codec.mode(outputs))
+        mean = pixels.unflatten(-1, (-1, 3)).mean(-2)  # (batch, time, places, colour)
         return torch.cdist(mean, self.colours).argmin(-1)
 
 

@@ -132,6 +132,8 @@ class TokenTrainer:
         """
         start = CLOCKS[self.config.clock]()
         batch = self.source.sample(self.config.batch_size, self.config.steps)
+        if not self.updates:
+            self.model.begin(batch.views)
         loss, metrics = token_loss(self.model, batch, self.config)
         self.optimizer.zero_grad()
         loss.backward()

@@ -1,26 +1,31 @@
 """A run of ``train-world``: its settings, its source of views, and what it trained."""
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from worldmodel.data.datasets import EpisodeFile
 from worldmodel.data.spaces import ActionSpec, ObservationSpec
 from worldmodel.environments.grid_env import GridEnv
+from worldmodel.environments.grids import MOVES
 from worldmodel.environments.registry import make
 from worldmodel.learning.token_trainer import TokenTrainConfig
 from worldmodel.learning.view_sources import EpisodeSource, ViewSource, WorldSource
 from worldmodel.model.custom_block import CustomBlock
 from worldmodel.model.place_map import PlaceConfig
-from worldmodel.model.tokens import TokenConfig, TokenWorldModel
+from worldmodel.model.tokens import STARTS, TokenConfig, TokenWorldModel
 from worldmodel.runs.configuration import ConfigurationError, from_json, to_json
 from worldmodel.runs.fields import Checked, Text
 from worldmodel.runs.run import Run, RunError
 from worldmodel.runs.trust import check_installed, installed_alone
 
 PART = "token_model"
+MOST_SIZE = 512  # places per side of a world: memory and time of a step grow with its square
+CODES = 64  # kinds of patches by default
 
 
 @dataclasses.dataclass
@@ -83,7 +88,7 @@ def model_for(observation_spec: ObservationSpec, action_spec: ActionSpec, patch:
             raise ConfigurationError(
                 f"pictures are {rows} x {columns} pixels, expected multiples of the patch, {patch}"
             )
-        return TokenConfig((rows // patch, columns // patch), 0, patch, actions, place=place)
+        return TokenConfig((rows // patch, columns // patch), CODES, patch, actions, place=place)
     found = "; ".join(observation_spec.description(False))
     raise ConfigurationError(f"observations are {found}, expected one grid of classes or one picture")
 
@@ -109,9 +114,10 @@ def describe(env: str, env_args: dict[str, Any], patch: int = 0) -> Described:
     side = inner.make(1, inner.config, torch.Generator().manual_seed(0)).side
     velocities = getattr(inner.config, "velocities", ())
     turns = getattr(inner.config, "own_heading", False)
-    place = PlaceConfig(
-        side, "given" if velocities else "learned", turns=turns, velocities=velocities, gated=bool(velocities)
-    )
+    place = PlaceConfig(side, "learned", turns=turns)
+    if velocities:  # views of what moves do not tell how the agent does
+        moves = tuple((int(row), int(column)) for row, column in MOVES[: inner.config.actions])
+        place = PlaceConfig(side, "given", moves, velocities=velocities, gated=True)
     model = dataclasses.replace(model, place=place, width=16 * max(1, len(velocities)))
     return Described(model, inner.make, inner.config)
 
@@ -165,10 +171,28 @@ def load_world_model(run: Run, period: int | None = None, *, trust: bool = False
         check_installed(run.folder, [block.block for block in config.blocks if isinstance(block, CustomBlock)])
     if period is not None and config.place is not None:
         config = dataclasses.replace(config, place=dataclasses.replace(config.place, period=period))
+    with run.refusing(PART):
+        check_sizes(config, run.load_tensors(PART))
     with installed_alone(run.folder, trust):
         model = TokenWorldModel(config)
     run.load_weights(model, part=PART)
     return model.eval()
+
+
+def check_sizes(config: TokenConfig, weights: Mapping[str, Tensor]) -> None:
+    """Compares sizes in settings with those of the weights, before anything is allocated by them.
+
+    Raises:
+        ValueError: others.
+    """
+    if config.place is not None and config.place.period > MOST_SIZE:
+        raise ValueError(f"place.period is {config.place.period}, expected at most {MOST_SIZE}")
+    found, expected = tuple(weights["head.0.weight"].shape), (config.hidden, config.width)
+    if found != expected:
+        raise ValueError(f"head.0.weight has shape {found}, expected {expected}")
+    views, of = tuple(weights["starts"].shape[:2]), (STARTS, config.places)
+    if views != of:
+        raise ValueError(f"starts has shape {views}, expected {of}")
 
 
 def described_run(config: WorldRunConfig) -> dict[str, Any]:

@@ -47,14 +47,34 @@ class Path:
 
 
 class GivenMotion(nn.Module):
-    """Displacements (batch, time, 2) in the agent's own frame, and turns, come with the data."""
+    """Displacements (batch, time, 2) in the agent's own frame, and turns, come with the data.
+
+    Without ``displacement``, each action always makes its one of ``moves``.
+    """
+
+    def __init__(self, moves: tuple[tuple[int, int], ...] = ()) -> None:
+        super().__init__()
+        self.register_buffer("moves", torch.tensor(moves, dtype=torch.float32).view(-1, 2), persistent=False)
+
+    moves: Tensor
 
     def init_state(self, batch_size: int) -> State:
         return {"heading": torch.zeros(batch_size, dtype=torch.long)}
 
     def forward(
-        self, displacement: Tensor, turn: Tensor | None, ahead: Tensor | None, state: State, reset: Tensor | None
+        self,
+        actions: Tensor,
+        displacement: Tensor | None,
+        turn: Tensor | None,
+        ahead: Tensor | None,
+        state: State,
+        reset: Tensor | None,
     ) -> Path:
+        """The path of the data. Raises ValueError without ``displacement`` where actions have no moves."""
+        if displacement is None:
+            if not len(self.moves):
+                raise ValueError("TokenWorldModel: displacement is missing, expected (batch, time, 2) for given motion")
+            displacement = self.moves[actions]
         turn = torch.zeros(displacement.shape[:2], dtype=torch.long) if turn is None else turn
         before = F.pad(turn[:, :-1], (1, 0))
         headings = _headings(before, state["heading"], reset)
@@ -126,12 +146,11 @@ class LearnedMotion(nn.Module):
         A candidate is judged by the share of places in both views that differ, so that how many there are is no
         argument for it.
         """
-        shares = []
-        for source in self.source:
-            both = (source >= 0).nonzero().flatten()
-            same = self.codec[0].same(before[:, :, source[both]], after[:, :, both])
-            shares.append((~same).float().mean(-1) if len(both) else torch.ones_like(before[:, :, 0]))
-        return torch.stack(shares, -1) * -(_MISMATCH * self.source.shape[1])
+        both = self.source >= 0  # (candidates, places)
+        shown = before[:, :, self.source.clamp(min=0)]  # (batch, time, candidates, places, *token)
+        differ = ~self.codec[0].same(shown, after[:, :, None]) & both
+        share = differ.sum(-1) / both.sum(-1).clamp(min=1)
+        return share * -(_MISMATCH * self.source.shape[1])
 
     def forward(
         self, tokens: Tensor, values: Tensor, actions: Tensor, state: State, reset: Tensor | None, hindsight: bool

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
+import torch
 from torch import Tensor, nn
 
 from wmkernels.nn import PlaceMemory, lattice
@@ -24,6 +25,7 @@ class PlaceConfig(Checked):
         period: places per side of the lattice, after which places repeat; at least what can be seen of a world. The
             weights do not depend on it.
         motion: "given" with the data, or "learned" by localisation.
+        moves: rows and columns of each action, of given motion where the data has no displacement.
         reach: places per step at most, of learned motion.
         turns: whether views turn with the agent.
         velocities: of groups of channels, in places per step, for what moves while unseen; none: all stays.
@@ -33,6 +35,7 @@ class PlaceConfig(Checked):
 
     period: Annotated[int, Bounds(1, 4096)] = 16
     motion: Literal["given", "learned"] = "given"
+    moves: tuple[tuple[int, int], ...] = ()
     reach: Annotated[int, Bounds(1, 16)] = 1
     turns: bool = False
     velocities: tuple[tuple[float, float], ...] = ()
@@ -55,6 +58,7 @@ class PlaceMap(nn.Module):
         self, config: PlaceConfig, codec: TokenCodec, grid: tuple[int, int], width: int, actions: int, hidden: int
     ) -> None:
         super().__init__()
+        self.config = config
         self.view = TurnedView(grid, config.turns)
         frequencies, velocities = lattice(config.period), config.velocities or None
         self.memory = PlaceMemory(width, self.view.offsets, frequencies, velocities, config.write)
@@ -62,7 +66,7 @@ class PlaceMap(nn.Module):
         if self.gate is not None:
             nn.init.constant_(self.gate.bias, _OPEN)
         if config.motion == "given":
-            self.motion = GivenMotion()
+            self.motion = GivenMotion(config.moves)
         else:
             self.motion = LearnedMotion(codec, grid, width, actions, config.reach, config.turns, hidden)
 
@@ -81,6 +85,7 @@ class PlaceMap(nn.Module):
         turn: Tensor | None = None,
         ahead: Tensor | None = None,
         elapsed: Tensor | None = None,
+        write: Tensor | None = None,
         hindsight: bool = False,
     ) -> tuple[Tensor, Path, State]:
         """What the map holds of each next view.
@@ -95,6 +100,7 @@ class PlaceMap(nn.Module):
             turn: of given motion.
             ahead: of given motion.
             elapsed: to the next views.
+            write: (batch, time, places), what part of each place is written.
             hindsight: of learned motion.
 
         Returns:
@@ -102,16 +108,38 @@ class PlaceMap(nn.Module):
         """
         if isinstance(self.motion, LearnedMotion):
             path = self.motion(tokens, values, actions, state, reset, hindsight)
-        elif displacement is None:
-            raise ValueError("TokenWorldModel: displacement is missing, expected (batch, time, 2) for given motion")
         else:
-            path = self.motion(displacement, turn, ahead, state, reset)
-        memory: Mapping[str, Tensor] = {"map": state["map"], "angle": state["angle"]}
+            path = self.motion(actions, displacement, turn, ahead, state, reset)
+        memory = _memory(state)
         if path.first is not None:
             memory = self.memory.move(memory, path.first)
         framed, gate = self.view.to_frame(values, path.headings)
+        if write is not None:
+            gate = self.view.to_frame(write[..., None], path.headings)[0].squeeze(-1)
         if self.gate is not None:
             written = self.gate(framed).sigmoid()  # (batch, time, frame places, groups)
             gate = written if gate is None else written * gate[..., None]
         read, memory = self.memory(framed, path.moves, memory, reset, gate=gate, elapsed=elapsed, ahead=path.ahead)
         return self.view.from_frame(read, path.headings_ahead), path, {**memory, **path.state}
+
+    def arrive(self, state: Mapping[str, Tensor], path: Path, elapsed: float = 1) -> State:
+        """The state once the path's last step has led where it was expected to, as in a world that is imagined."""
+        if not isinstance(self.motion, LearnedMotion) or path.ahead is None:
+            return dict(state)  # it has been made
+        stay = torch.zeros_like(path.headings[:, 0])
+        moved = self.memory.move(_memory(state), path.ahead[:, -1], elapsed)
+        return {**state, **moved, "heading": path.headings_ahead[:, -1], "prior": self.motion.certain(stay)}
+
+    def commit(self, state: Mapping[str, Tensor], values: Tensor, write: Tensor) -> State:
+        """The state with the places of a view (batch, places, width) written where ``write`` (batch, places) is 1."""
+        framed, _ = self.view.to_frame(values, state["heading"])
+        gate, _ = self.view.to_frame(write[..., None], state["heading"])
+        return {**state, **self.memory.write(_memory(state), self.view.offsets, framed, gate.squeeze(-1))}
+
+    def recall(self, state: Mapping[str, Tensor]) -> Tensor:
+        """What the map holds of the present view, (batch, places, width)."""
+        return self.view.from_frame(self.memory.read(_memory(state), self.view.offsets), state["heading"])
+
+
+def _memory(state: Mapping[str, Tensor]) -> State:
+    return {"map": state["map"], "angle": state["angle"]}

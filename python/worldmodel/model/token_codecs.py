@@ -11,6 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+TOLERANCE = 0.1  # root mean square, of pixels in [0, 1], below which patches are the same
+MOST_PATCHES = 2**15  # that a codebook is chosen from
+
 
 class TokenCodec(Protocol):
     """Attributes: ``outputs``, numbers per token that the head predicts."""
@@ -27,6 +30,10 @@ class TokenCodec(Protocol):
 
     def observations(self, tokens: Tensor) -> Tensor:
         """The inverse."""
+        ...
+
+    def pixels(self, tokens: Tensor) -> Tensor:
+        """Tokens of pictures as patches, (..., places, pixels); others as they are."""
         ...
 
     def embed(self, tokens: Tensor) -> Tensor:
@@ -72,6 +79,9 @@ class IndexTokens(nn.Module):
     def observations(self, tokens: Tensor) -> Tensor:
         return tokens
 
+    def pixels(self, tokens: Tensor) -> Tensor:
+        return tokens
+
     def embed(self, tokens: Tensor) -> Tensor:
         return self.embedding(tokens)
 
@@ -93,35 +103,49 @@ class IndexTokens(nn.Module):
         return one == other
 
 
-class PatchTokens(nn.Module):
-    """Square patches of pictures: observations uint8 or float in [0, 1], (..., height, width, channels).
+class Patches:
+    """Pictures cut into square patches: uint8 or float in [0, 1], (..., height, width, 3)."""
 
-    A token is a patch flattened, in [0, 1]. Two are the same if they differ by less than ``tolerance`` (root mean
-    square); a prediction is the mean of what may be there.
+    def __init__(self, patch: int, grid: tuple[int, int]) -> None:
+        self.patch, self.grid, self.size = patch, grid, patch * patch * 3
+
+    def cut(self, pictures: Tensor) -> Tensor:
+        """(..., places, size), in [0, 1]."""
+        if pictures.dtype == torch.uint8:
+            pictures = pictures.float() / 255
+        rows, columns = self.grid
+        split = pictures.unflatten(-3, (rows, self.patch)).unflatten(-2, (columns, self.patch))
+        return split.transpose(-4, -3).flatten(-3).flatten(-3, -2)
+
+    def join(self, patches: Tensor) -> Tensor:
+        """The inverse."""
+        split = patches.unflatten(-1, (self.patch, self.patch, 3)).unflatten(-4, self.grid)
+        return split.transpose(-4, -3).flatten(-5, -4).flatten(-3, -2)
+
+
+class PatchTokens(nn.Module):
+    """Patches as numbers; a prediction is the mean of what may be there.
+
+    Two are the same if they differ by less than ``TOLERANCE``.
     """
 
-    def __init__(
-        self, patch: int, grid: tuple[int, int], width: int, channels: int = 3, tolerance: float = 0.1
-    ) -> None:
+    def __init__(self, patch: int, grid: tuple[int, int], width: int) -> None:
         super().__init__()
-        self.patch, self.grid, self.channels, self.tolerance = patch, grid, channels, tolerance
-        self.outputs = patch * patch * channels
+        self.patches = Patches(patch, grid)
+        self.outputs = self.patches.size
         self.encode = nn.Linear(self.outputs, width)
 
     def empty(self, batch_size: int) -> Tensor:
-        return torch.zeros(batch_size, math.prod(self.grid), self.outputs)
+        return torch.zeros(batch_size, math.prod(self.patches.grid), self.outputs)
 
     def tokens(self, observations: Tensor) -> Tensor:
-        if observations.dtype == torch.uint8:
-            observations = observations.float() / 255
-        rows, columns = self.grid
-        split = observations.unflatten(-3, (rows, self.patch)).unflatten(-2, (columns, self.patch))
-        return split.transpose(-4, -3).flatten(-3).flatten(-3, -2)  # (..., rows * columns, patch * patch * channels)
+        return self.patches.cut(observations)
 
     def observations(self, tokens: Tensor) -> Tensor:
-        rows, columns = self.grid
-        split = tokens.unflatten(-1, (self.patch, self.patch, self.channels)).unflatten(-4, (rows, columns))
-        return split.transpose(-4, -3).flatten(-5, -4).flatten(-3, -2)
+        return self.patches.join(tokens)
+
+    def pixels(self, tokens: Tensor) -> Tensor:
+        return tokens
 
     def embed(self, tokens: Tensor) -> Tensor:
         return self.encode(tokens - 0.5)
@@ -139,4 +163,48 @@ class PatchTokens(nn.Module):
         return torch.ones_like(outputs[..., 0])
 
     def same(self, one: Tensor, other: Tensor) -> Tensor:
-        return (one - other).square().mean(-1) < self.tolerance**2
+        return (one - other).square().mean(-1) < TOLERANCE**2
+
+
+class CodebookTokens(IndexTokens):
+    """Patches as the class of the nearest entry of a codebook, which is chosen once, before training."""
+
+    codebook: Tensor
+    used: Tensor
+
+    def __init__(self, classes: int, patch: int, grid: tuple[int, int], width: int) -> None:
+        super().__init__(classes, grid, width)
+        self.patches = Patches(patch, grid)
+        self.register_buffer("codebook", torch.zeros(classes, self.patches.size))
+        self.register_buffer("used", torch.tensor(1))
+
+    def tokens(self, observations: Tensor) -> Tensor:
+        return self._nearest(self.patches.cut(observations))
+
+    def observations(self, tokens: Tensor) -> Tensor:
+        return self.patches.join(self.pixels(tokens))
+
+    def pixels(self, tokens: Tensor) -> Tensor:
+        return self.codebook[tokens]
+
+    @torch.no_grad()
+    def choose(self, observations: Tensor, rounds: int = 4) -> None:
+        """Patches that differ by more than ``TOLERANCE``, farthest first, then means of what is nearest to each."""
+        patches = self.patches.cut(observations).flatten(0, -2)[:MOST_PATCHES]
+        nearest = torch.full((len(patches),), math.inf)
+        for entry in range(len(self.codebook)):
+            farthest = int(nearest.argmax())
+            if float(nearest[farthest]) < TOLERANCE**2:
+                break
+            self.codebook[entry] = patches[farthest]
+            self.used.fill_(entry + 1)
+            nearest = nearest.minimum((patches - patches[farthest]).square().mean(-1))
+        for _ in range(rounds):
+            of = self._nearest(patches)
+            count = torch.bincount(of, minlength=len(self.codebook))
+            total = torch.zeros_like(self.codebook).index_add_(0, of, patches)
+            self.codebook.copy_(torch.where(count[:, None] > 0, total / count[:, None], self.codebook))
+
+    def _nearest(self, patches: Tensor) -> Tensor:
+        known = self.codebook[: int(self.used)]
+        return torch.cdist(patches.flatten(0, -2), known).argmin(-1).view(patches.shape[:-1])

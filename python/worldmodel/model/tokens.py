@@ -22,8 +22,10 @@ from worldmodel.model.blocks import BlockConfig
 from worldmodel.model.memory import MemoryConfig, build_memory
 from worldmodel.model.motion import GivenMotion, LearnedMotion, Path
 from worldmodel.model.place_map import PlaceConfig, PlaceMap
-from worldmodel.model.token_codecs import IndexTokens, PatchTokens
+from worldmodel.model.token_codecs import CodebookTokens, IndexTokens, PatchTokens
 from worldmodel.runs.fields import Bounds, Checked, ConfigurationError, Size
+
+STARTS = 32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +34,7 @@ class TokenConfig(Checked):
 
     Attributes:
         grid: rows and columns of tokens in a view; the agent is in the middle.
-        classes: of index grids; 0 for pixels.
+        classes: of index grids; of pictures, kinds of patches that are told apart, or 0 to predict pixels as numbers.
         patch: pixels per side of a token; 0 for index grids.
         actions: number of actions.
         width: features per token.
@@ -60,10 +62,8 @@ class TokenConfig(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if (self.classes == 0) == (self.patch == 0):
-            raise ConfigurationError(
-                f"TokenConfig: classes is {self.classes} and patch {self.patch}, expected one of them to be 0"
-            )
+        if not self.classes and not self.patch:
+            raise ConfigurationError("TokenConfig: classes and patch are 0, expected one of them not to be")
         if self.place is None and not self.blocks:
             raise ConfigurationError("TokenConfig: place is None and blocks is empty, expected a memory")
         if self.place is not None:
@@ -71,6 +71,11 @@ class TokenConfig(Checked):
             if shortest < longest:
                 raise ConfigurationError(
                     f"TokenConfig: place.period is {shortest}, expected at least the view, {longest}"
+                )
+            if len(self.place.moves) not in (0, self.actions):
+                raise ConfigurationError(
+                    f"TokenConfig: place.moves has {len(self.place.moves)} moves, expected one for each of the "
+                    f"{self.actions} actions, or none"
                 )
             if self.width % max(1, len(self.place.velocities)):
                 raise ConfigurationError(
@@ -105,6 +110,7 @@ class TokenWorldModel(nn.Module):
     Attributes:
         codec: observations as tokens.
         place: the map of places, or None.
+        starts: views that episodes began with, for worlds to begin with: (``STARTS``, places, *token).
 
     Example:
         >>> model = TokenWorldModel(TokenConfig(actions=4))
@@ -114,12 +120,16 @@ class TokenWorldModel(nn.Module):
         (torch.Size([2, 6, 25, 9]), ['place.angle', 'place.heading', 'place.map'])
     """
 
+    starts: Tensor
+
     def __init__(self, config: TokenConfig) -> None:
         super().__init__()
         self.config = config
         width, places = config.width, config.places
         self.codec: IndexTokens | PatchTokens
-        if config.patch:
+        if config.patch and config.classes:
+            self.codec = CodebookTokens(config.classes, config.patch, config.grid, width)
+        elif config.patch:
             self.codec = PatchTokens(config.patch, config.grid, width)
         else:
             self.codec = IndexTokens(config.classes, config.grid, width)
@@ -136,6 +146,7 @@ class TokenWorldModel(nn.Module):
         self.head = nn.Sequential(
             nn.Linear(width, config.hidden), nn.GELU(), nn.Linear(config.hidden, self.codec.outputs)
         )
+        self.register_buffer("starts", self.codec.empty(STARTS))
         names = ("reward", "continues", "value") if config.rewards else ()
         self.scalars = nn.ModuleDict({name: nn.Linear(width, 1) for name in names})
 
@@ -165,6 +176,7 @@ class TokenWorldModel(nn.Module):
         turn: Tensor | None = None,
         ahead: Tensor | None = None,
         elapsed: Tensor | None = None,
+        write: Tensor | None = None,
         hindsight: bool = False,
     ) -> tuple[TokenPrediction, State]:
         """Predicts the view after each step.
@@ -174,11 +186,13 @@ class TokenWorldModel(nn.Module):
             actions: int64 (batch, time), chosen after the observations.
             state: of ``init_state`` or of the last call.
             reset: bool (batch, time), true at an episode's first step.
-            displacement: (batch, time, 2), of each step in the agent's own frame, for given motion.
+            displacement: (batch, time, 2), of each step in the agent's own frame, for given motion; by default what the
+                actions always do.
             turn: int64 (batch, time), quarter turns clockwise of each step.
             ahead: (batch, time, 2), where to predict, from each view, if that is not where the next one is: of several
                 agents in a map, each sees another's step next.
             elapsed: (batch, time), from each view to the next in steps, which moves what drifts; 1 by default.
+            write: (batch, time, places), what part of each token enters the map of places; 1 by default.
             hindsight: with learned motion, predict where the next view shows that a step led. For training.
 
         Raises:
@@ -200,6 +214,7 @@ class TokenWorldModel(nn.Module):
                 turn=turn,
                 ahead=ahead,
                 elapsed=elapsed,
+                write=write,
                 hindsight=hindsight,
             )
             carried |= _named("place", place)
@@ -210,6 +225,14 @@ class TokenWorldModel(nn.Module):
             x = self.out(s.flatten(2)).view_as(x)
             carried |= _named("blocks", memory)
         return TokenPrediction(self.head(x), x.mean(-2), path), carried
+
+    @torch.no_grad()
+    def begin(self, views: Tensor) -> None:
+        """Before training: chooses the codebook, if there is one, and keeps first views; (batch, time, ...)."""
+        if isinstance(self.codec, CodebookTokens):
+            self.codec.choose(views)
+        tokens = self.codec.tokens(views[:, 0])
+        self.starts.copy_(tokens[torch.arange(STARTS) % len(tokens)])
 
     def step(
         self,
@@ -222,9 +245,10 @@ class TokenWorldModel(nn.Module):
         turn: Tensor | None = None,
         ahead: Tensor | None = None,
         elapsed: Tensor | None = None,
+        write: Tensor | None = None,
     ) -> tuple[TokenPrediction, State]:
         """``forward`` of one step; the prediction keeps its dimension of time."""
-        rest = {"displacement": displacement, "turn": turn, "ahead": ahead, "elapsed": elapsed}
+        rest = {"displacement": displacement, "turn": turn, "ahead": ahead, "elapsed": elapsed, "write": write}
         given = {name: None if value is None else value[:, None] for name, value in rest.items()}
         return self(observation[:, None], action[:, None], state, None if reset is None else reset[:, None], **given)
 

@@ -1,0 +1,95 @@
+"""A world as one safetensors file, in the format of ``docs/state_files.md``: JSON and tensors, nothing executed."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from worldmodel.learning.world_run import check_sizes
+from worldmodel.model.custom_block import CustomBlock
+from worldmodel.model.tokens import TokenConfig, TokenWorldModel
+from worldmodel.runs import storage
+from worldmodel.runs.configuration import ConfigurationError, from_json, to_json
+from worldmodel.runs.files import RunError, shown
+from worldmodel.runs.template import check_like
+from worldmodel.runs.trust import check_installed, installed_alone
+
+if TYPE_CHECKING:
+    from worldmodel.acting.world import World
+
+KIND, VERSION = "worldmodel world", 1
+
+
+def write(world: "World", path: Path) -> None:
+    """Replaces the file once the new one is whole. Raises OSError."""
+    storage.save(path, {"kind": KIND, "version": VERSION, "model": to_json(world.config), **_content(world)})
+
+
+def read(kind: type["World"], path: Path, trust: bool) -> "World":
+    """Raises RunError for anything but a whole file of this version."""
+    try:
+        saved = storage.load(path)
+    except (storage.DamagedFile, storage.NewerFile, FileNotFoundError) as error:
+        raise RunError(str(error)) from error
+    except OSError as error:
+        raise RunError(f"{path} cannot be read: {error.strerror or error}") from error
+    if not isinstance(saved, dict) or saved.get("kind") != KIND:
+        raise RunError(f"{path} is no world, as World.save writes them")
+    if saved.get("version") != VERSION:
+        raise RunError(
+            f"{path} has version {saved.get('version')!r:.20} of worlds, this release reads version {VERSION}"
+        )
+    try:
+        config = from_json(TokenConfig, saved["model"], "model")
+        if not trust:
+            check_installed(path, [block.block for block in config.blocks if isinstance(block, CustomBlock)])
+        check_sizes(config, saved["weights"])
+        with installed_alone(path.parent, trust):
+            model = TokenWorldModel(config)
+        check_like(saved["weights"], dict(model.state_dict()), "weights")
+        model.load_state_dict(saved["weights"])
+        bodies = saved["bodies"]
+        world = kind(model, bodies=len(bodies))
+        _restore(world, saved)
+    except (ConfigurationError, LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        if isinstance(error, RunError):
+            raise
+        raise RunError(f"{path} is damaged: {shown(error, 300)}") from error
+    return world
+
+
+def _content(world: "World") -> dict[str, Any]:
+    bodies = [
+        {
+            "view": body.view,
+            "certainty": body.certainty,
+            "state": body.state,
+            "position": body.position,
+            "steps": body.steps,
+        }
+        for body in world.bodies
+    ]
+    return {
+        "weights": dict(world.model.state_dict()),
+        "map": world.shared_map,
+        "bodies": bodies,
+        "time": world.time,
+        "generator": world.generator.get_state(),
+    }
+
+
+def _restore(world: "World", saved: dict[str, Any]) -> None:
+    like = _content(world)
+    for name, value in like.items():
+        if name not in ("bodies", "weights"):
+            check_like(saved[name], value, name)
+    for index, (body, found) in enumerate(zip(world.bodies, saved["bodies"], strict=True)):
+        check_like(found, like["bodies"][index], f"bodies.{index}")
+        low, high = int(found["view"].min()), int(found["view"].max())
+        if low < 0 or high >= world.config.classes:
+            raise ValueError(f"bodies.{index}.view has tokens from {low} to {high}")
+        for name in ("view", "certainty", "state", "position", "steps"):
+            setattr(body, name, found[name])
+    world.shared_map = saved["map"]
+    world.time = int(saved["time"])
+    world.generator.set_state(saved["generator"].to(torch.uint8))
