@@ -14,6 +14,7 @@ _BALL, _CUE = "worldmodel.environments.hidden_ball:HiddenBall", "worldmodel.envi
 ENVIRONMENTS: dict[str, tuple[str, dict[str, Any]]] = {
     "HiddenBall-v0": (_BALL, {"pixels": 0}),
     "HiddenBallPixels-v0": (_BALL, {"pixels": 4}),
+    "Dial-v0": ("worldmodel.environments.dial:Dial", {}),
     "Rooms-v0": ("worldmodel.environments.rooms:Rooms", {}),
     "Drift-v0": ("worldmodel.environments.drift:Drift", {}),
     **{f"MemoryS{size}-v0": (_CUE, {"size": size}) for size in (7, 9, 11, 13, 17)},
