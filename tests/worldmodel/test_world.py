@@ -74,6 +74,9 @@ def test_what_was_imagined_is_there_on_return_and_the_map_comes_to_rest(run: Pat
     seen = np.array([[tuple(place % 9) in known for place in row] for row in whole(world)])
     assert seen.mean() > 0.4 and returned > 2000 and certainty[seen].min() > 0.9
     assert all(known[tuple(place % 9)] == token for place, token in zip(whole(world)[seen], tokens[seen], strict=True))
+    assert np.array_equal(seen, world.last_seen.numpy() >= 0)
+    row, column = np.add(world.bodies[0].position.numpy(), 4) % 9
+    assert world.last_seen[row, column] == world.time == 300 == world.last_seen.max()
     before = world.shared_map.clone()
     if not any(info["new"].any() for _, info in walk(world, 50, seed=1)):
         assert torch.equal(world.shared_map, before)
@@ -148,6 +151,7 @@ def test_another_process_enters_the_world_where_it_was_left(run: Path, tmp_path:
     for one, other in zip(there.bodies, world.bodies, strict=True):
         assert torch.equal(one.view, other.view) and torch.equal(one.position, other.position)
         assert all(torch.equal(value, other.state[name]) for name, value in one.state.items())
+    assert torch.equal(there.last_seen, world.last_seen) and there.about == world.about
     assert torch.equal(there.generator.get_state(), world.generator.get_state())
 
 

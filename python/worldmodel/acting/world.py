@@ -14,7 +14,7 @@ a torus of ``size`` places per side.
 
 import copy
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from torch import Tensor
 
 from worldmodel.acting import world_file
 from worldmodel.data.batch import State
-from worldmodel.learning.world_run import MOST_SIZE, load_world_model
+from worldmodel.learning.world_run import MOST_SIZE, load_world_model, saved_world_config
 from worldmodel.model.place_map import PlaceMap
 from worldmodel.model.tokens import TokenConfig, TokenWorldModel
 from worldmodel.model.views import HEADINGS, places_of, turned, view_offsets
@@ -70,6 +70,9 @@ class World(gymnasium.Env[Any, int]):
         model: its weights do not change.
         bodies: agents, in one map.
         time: steps of the world; every step of a body is one.
+        last_seen: int64 (size, size), the time at which a place was last in a body's view or edited, -1 never; row and
+            column 0 are those of the place (-(size // 2), -(size // 2)).
+        about: where it comes from: "env" and "env_args" of the run.
 
     Example:
         >>> world = World(TokenWorldModel(TokenConfig(place=PlaceConfig(motion="learned"))), seed=0)
@@ -81,7 +84,9 @@ class World(gymnasium.Env[Any, int]):
 
     metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012
 
-    def __init__(self, model: TokenWorldModel, seed: int = 0, bodies: int = 1) -> None:
+    def __init__(
+        self, model: TokenWorldModel, seed: int = 0, bodies: int = 1, about: Mapping[str, Any] | None = None
+    ) -> None:
         """See ``create``. Raises WorldError for bodies without a shared map."""
         self.model = model.eval().requires_grad_(False)
         config = model.config
@@ -89,7 +94,7 @@ class World(gymnasium.Env[Any, int]):
             raise WorldError(
                 f"bodies is {bodies}, expected 1, or more with a map of places (train-world --memory place)"
             )
-        self._count = bodies
+        self._count, self.about = bodies, dict(about or {})
         self.action_space: Any = gymnasium.spaces.Discrete(config.actions)
         rows, columns = config.grid
         if not config.classes:
@@ -130,7 +135,8 @@ class World(gymnasium.Env[Any, int]):
             if not least <= size <= MOST_SIZE:
                 raise WorldError(f"size is {size}, expected from {least}, the view's side, to {MOST_SIZE}")
             model = load_world_model(opened, size, trust=trust)
-        return cls(model, seed, bodies)
+        config = saved_world_config(opened)
+        return cls(model, seed, bodies, {"env": config.env, "env_args": config.env_args})
 
     @property
     def config(self) -> TokenConfig:
@@ -191,6 +197,7 @@ class World(gymnasium.Env[Any, int]):
         self._commit(acting, new)
         acting.steps += 1
         self._pass(1, acting)
+        self._see(acting)
         reward, terminated = self._judge(prediction.features[:, 0])
         return self.observe(body), reward, terminated, False, self._info(acting, new)
 
@@ -229,6 +236,7 @@ class World(gymnasium.Env[Any, int]):
         state = self._state(body)
         written = self.place.memory.write(_memory(state), (asked - body.position).double(), values)
         self._keep(body, state | {_SHARED: written["map"]})
+        self.last_seen[tuple((asked[0] + self.size // 2).tolist())] = self.time
         for seeing in self.bodies:
             offset = self._wrapped(asked - seeing.position)
             index = int(places_of(turned(offset, -seeing.state["place.heading"]), view_offsets(self.config.grid)))
@@ -293,7 +301,9 @@ class World(gymnasium.Env[Any, int]):
         certain = torch.ones(1, self.config.places)
         for _ in range(self._count):
             self.bodies.append(Body(view.clone(), certain, dict(own), torch.zeros(2, dtype=torch.long)))
+        self.last_seen = torch.full((self.size, self.size), -1)
         self._commit(self.bodies[0], certain.bool())
+        self._see(self.bodies[0])
 
     def _body(self, index: int) -> Body:
         if not 0 <= index < len(self.bodies):
@@ -340,6 +350,13 @@ class World(gymnasium.Env[Any, int]):
             outputs = self.model.head(self.place.recall(_part(self._state(body))))
             body.view, new = self._decide(outputs, body)
             self._commit(body, new)
+
+    def _see(self, body: Body) -> None:
+        """What is in view is seen now."""
+        if self.model.place is not None:
+            places = turned(view_offsets(self.config.grid), body.state["place.heading"]) + body.position
+            rows, columns = ((places + self.size // 2) % self.size).unbind(-1)
+            self.last_seen[rows, columns] = self.time
 
     def _judge(self, features: Tensor) -> tuple[float, bool]:
         if not self.model.scalars:

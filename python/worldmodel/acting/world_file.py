@@ -22,7 +22,10 @@ KIND, VERSION = "worldmodel world", 1
 
 def write(world: "World", path: Path) -> None:
     """Replaces the file once the new one is whole. Raises OSError."""
-    storage.save(path, {"kind": KIND, "version": VERSION, "model": to_json(world.config), **_content(world)})
+    storage.save(
+        path,
+        {"kind": KIND, "version": VERSION, "model": to_json(world.config), "about": world.about, **_content(world)},
+    )
 
 
 def read(kind: type["World"], path: Path, trust: bool) -> "World":
@@ -49,7 +52,9 @@ def read(kind: type["World"], path: Path, trust: bool) -> "World":
         check_like(saved["weights"], dict(model.state_dict()), "weights")
         model.load_state_dict(saved["weights"])
         bodies = saved["bodies"]
-        world = kind(model, bodies=len(bodies))
+        if not isinstance(saved["about"], dict):
+            raise TypeError("about is no dict")
+        world = kind(model, bodies=len(bodies), about=saved["about"])
         _restore(world, saved)
     except (ConfigurationError, LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         if isinstance(error, RunError):
@@ -72,6 +77,7 @@ def _content(world: "World") -> dict[str, Any]:
     return {
         "weights": dict(world.model.state_dict()),
         "map": world.shared_map,
+        "last_seen": world.last_seen,
         "bodies": bodies,
         "time": world.time,
         "generator": world.generator.get_state(),
@@ -91,5 +97,5 @@ def _restore(world: "World", saved: dict[str, Any]) -> None:
         for name in ("view", "certainty", "state", "position", "steps"):
             setattr(body, name, found[name])
     world.shared_map = saved["map"]
-    world.time = int(saved["time"])
+    world.time, world.last_seen = int(saved["time"]), saved["last_seen"]
     world.generator.set_state(saved["generator"].to(torch.uint8))
