@@ -44,6 +44,21 @@ def test_local_attention_is_masked_attention_over_all_tokens(frames, grid):
     torch.testing.assert_close(module(inputs, None, none)[0], expected)
 
 
+def test_local_attention_computes_few_scores_outside_its_window(monkeypatch):
+    real, scores = F.scaled_dot_product_attention, []
+
+    def counted(q, k, v, attn_mask=None):
+        scores.append(q.shape[0] * q.shape[-2] * k.shape[-2])
+        return real(q, k, v, attn_mask=attn_mask)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", counted)
+    for frames, grid, time in ((2, (5, 5), 64), (64, (1, 1), 512)):
+        module = LocalAttention(8, frames, 2, grid)
+        module(torch.randn(1, time, module.tokens, 8))
+        needed = time * module.tokens * min(frames, time) * module.tokens
+        assert needed <= scores.pop() <= 1.6 * needed
+
+
 def test_local_attention_sees_where_and_when():
     module = LocalAttention(8, 2, 2, (2, 2))
     frame = torch.randn(1, 1, 4, 8)
