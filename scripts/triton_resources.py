@@ -32,6 +32,8 @@ from wmkernels.conv_lstm import triton_kernels as conv_lstm
 from wmkernels.conv_lstm.meta import KEEP_CELLS, KEEP_GATES, KEEP_NOTHING, ConvLSTMInputs
 from wmkernels.linear_scan import triton_kernels as linear
 from wmkernels.linear_scan.meta import LinearScanInputs
+from wmkernels.place_memory import triton_kernels as place_memory
+from wmkernels.place_memory.meta import PlaceMemoryInputs
 from wmkernels.selective_scan import triton_kernels as selective
 from wmkernels.selective_scan.meta import ScanInputs
 from wmkernels.selective_step import triton_kernels as selective_step
@@ -163,6 +165,23 @@ def run_conv_lstm_at_once(dtype: torch.dtype, size: int, everything: bool) -> No
     per_step.run_steps(triton_convolution.FusedStep(inputs), outputs, inputs)
 
 
+def run_place_memory(dtype: torch.dtype, everything: bool) -> None:
+    """``everything``: gate, initial state and phase, reset, packing, gradients of phases; else an additive write."""
+    time, places, rows, channels = 64, 25, 226, 16
+    parameter = torch.float64 if dtype == torch.float64 else torch.float32
+    values, phase = (
+        torch.empty((1, time, places, channels), dtype=dtype),
+        torch.empty((1, time, 1, rows), dtype=parameter),
+    )
+    keys, inverse = torch.empty((places, rows), dtype=parameter), torch.empty((places, places), dtype=parameter)
+    state, first = torch.empty((1, 1, rows, channels), dtype=parameter), phase[:, 0]
+    reset, cu_seqlens = torch.zeros((1, time), dtype=torch.bool), torch.tensor([0, time])
+    extra = (inverse, phase[..., :places].mT, state, first, reset, cu_seqlens) if everything else ()
+    inputs = PlaceMemoryInputs(values, phase, keys, *extra)
+    out, _, residual = place_memory.forward(inputs, everything)
+    place_memory.backward(out, state, inputs, residual, everything)
+
+
 def cases() -> dict[str, Callable[[], None]]:
     bf16, fp32 = torch.bfloat16, torch.float32
     scan = run_selective_scan
@@ -185,6 +204,9 @@ def cases() -> dict[str, Callable[[], None]]:
         "conv_lstm at once bf16 64x64": lambda: run_conv_lstm_at_once(bf16, 64, False),
         "conv_lstm at once bf16 128x128": lambda: run_conv_lstm_at_once(bf16, 128, False),
         "conv_lstm at once bf16 128x128 everything": lambda: run_conv_lstm_at_once(bf16, 128, True),
+        "place_memory bf16 additive": lambda: run_place_memory(bf16, False),
+        "place_memory fp32 everything": lambda: run_place_memory(fp32, True),
+        "place_memory fp64 everything": lambda: run_place_memory(torch.float64, True),
         "linear_scan bf16": lambda: run_linear_scan(bf16, False, False, False),
         "linear_scan bf16 channel last reset": lambda: run_linear_scan(bf16, True, True, False),
         "linear_scan fp32 reverse reset": lambda: run_linear_scan(fp32, False, True, True),

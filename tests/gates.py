@@ -53,7 +53,7 @@ GATES = {
     "Triton executed": Gate(
         (*TRITON, "emulator/ptx*.py", "tests/triton/triton_c*.py", "tests/triton/test_triton_compiled.py"), ("triton",)
     ),
-    "Triton interpreted": Gate((*TRITON, "tests/triton/*interprete*.py", "tests/triton/triton_cases.py"), ("triton",)),
+    "Triton interpreted": Gate((*TRITON, "tests/triton/*interprete*.py", "tests/triton/triton_cases*.py"), ("triton",)),
 }
 
 

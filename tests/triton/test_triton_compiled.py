@@ -14,6 +14,7 @@ PARTS = {
     "one linear scan": (54, ["linear"]),
     "steps and linear scans": (6, ["step", "linear"]),
     "selective scans": (6, ["scan: state sizes", "scan: time", "scan: resets", "scan: packed", "scan: options"]),
+    "places": (5, ["place"]),
     "dtypes and poison": (9, ["scan: dtypes", "poison"]),
 }
 

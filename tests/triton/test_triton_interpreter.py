@@ -16,6 +16,8 @@ GROUPS = {
     "scan: dtypes": 19,
     "step": 31,
     "linear": 54,
+    "place": 14,
+    "place: states": 2,
     "poison": 6,
     "special": 9,
     "interpreter": 2,

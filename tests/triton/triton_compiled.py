@@ -15,7 +15,8 @@ import torch
 import triton
 from torch import Tensor
 from triton.backends.nvidia.compiler import CUDABackend
-from triton_cases import GROUPS, Failures
+from triton_cases import Failures
+from triton_cases_place import GROUPS
 
 from emulator import ptx
 from wmkernels import triton_runtime

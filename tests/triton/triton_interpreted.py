@@ -14,7 +14,8 @@ import numpy as np
 import torch
 import triton.language as tl
 from triton.runtime import interpreter
-from triton_cases import GROUPS, Case, Failures, draw
+from triton_cases import Case, Failures, draw
+from triton_cases_place import GROUPS
 
 from wmkernels.linear_scan import triton_kernels as linear
 from wmkernels.selective_scan import triton_kernels as selective

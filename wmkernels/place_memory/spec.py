@@ -1,4 +1,4 @@
-"""The place memory; it has no GPU kernels."""
+"""The place memory; its GPU kernels have not run on a GPU."""
 
 from wmkernels.registry import OpSpec, register
 
