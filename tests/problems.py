@@ -22,6 +22,7 @@ delta_module = importlib.import_module("wmkernels.gated_delta_rule.function")
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 LAYOUTS = ["contiguous", "permuted", "offset", "strided", "expanded"]
+MAIN = ("u", "gates", "x", "q", "values")  # names of an op's main input
 Results = dict[str, Tensor]
 
 
@@ -68,11 +69,13 @@ class Problem:
 
     @property
     def dtype(self) -> torch.dtype:
-        return next(t.dtype for name, t in self.tensors.items() if name in ("u", "gates", "x", "q") and t is not None)
+        return next(t.dtype for name, t in self.tensors.items() if name in MAIN and t is not None)
 
     @property
     def time(self) -> int:
-        x = self.tensors.get("x")
+        x, values = self.tensors.get("x"), self.tensors.get("values")
+        if values is not None:
+            return values.shape[1]
         if x is not None:
             return x.shape[1 if self.options.get("batch_first") else 0]
         shape = next(t.shape for name, t in self.tensors.items() if name in ("u", "gates", "q") and t is not None)

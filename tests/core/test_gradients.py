@@ -6,6 +6,7 @@ from backends import on_every_target
 from delta_rule_problems import delta_rules, small_delta_rule
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from place_memory_problems import small_place_memory
 from problems import Problem, linear_scans, scans, steps
 from tolerances import GRADCHECK, SAVED_SHARE
 from torch.autograd import gradcheck, gradgradcheck
@@ -140,6 +141,7 @@ SMALL = {
     "selective_step": small_step,
     "linear_scan": small_linear_scan,
     "gated_delta_rule": small_delta_rule,
+    "place_memory": small_place_memory,
 }
 every_op = pytest.mark.parametrize("op", list(SMALL))
 

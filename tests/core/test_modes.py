@@ -26,6 +26,7 @@ pytestmark = [
 ]
 SMALL = SCANS | {"conv_lstm": small_conv_lstm, "conv_lstm_step": small_conv_lstm_step}
 every_op = pytest.mark.parametrize("op", list(SMALL))
+KEEPS = ("selective_scan", "gated_delta_rule", "conv_lstm", "conv_lstm_step", "place_memory")  # for backward
 MODULES = {
     "Mamba": (lambda: nn.Mamba(6, 4), (2, 5, 6)),
     "RotaryMamba": (lambda: nn.RotaryMamba(6, 4, selective_angle=True), (2, 5, 6)),
@@ -243,7 +244,7 @@ def test_a_saved_trace_computes_and_trains(op, trains):
     torch.testing.assert_close(loaded(*others), run(*others))
     leaves = [x.clone().requires_grad_() for x in values]
     loss = sum(x.square().sum() for x in loaded(*leaves))
-    if not trains and op in ("selective_scan", "gated_delta_rule", "conv_lstm", "conv_lstm_step"):
+    if not trains and op in KEEPS:
         with pytest.raises(RuntimeError, match="exported or traced without gradients"):
             loss.backward()
         return
@@ -251,7 +252,7 @@ def test_a_saved_trace_computes_and_trains(op, trains):
     torch.testing.assert_close(found, torch.autograd.grad(sum(x.square().sum() for x in run(*leaves)), leaves))
 
 
-@pytest.mark.parametrize("op", ["selective_scan", "gated_delta_rule", "conv_lstm", "conv_lstm_step"])
+@pytest.mark.parametrize("op", KEEPS)
 def test_a_program_exported_without_gradients_says_so_when_trained(op, compiler):
     run, _, values = small(op, torch.float32)
 

@@ -10,6 +10,7 @@ import conv_lstm_problems
 import numpy
 import pytest
 import torch
+from problems import MAIN
 from test_gradients import SMALL
 from torch import Tensor
 
@@ -27,8 +28,9 @@ def good_call(op, function):
     if function == "selective_state_update":
         arguments["state_batch_indices"] = torch.tensor([0, 1])
     else:
-        x = next(arguments[name] for name in ("u", "gates", "x", "q") if name in arguments)
+        x = next(arguments[name] for name in MAIN if name in arguments)
         shape = x.shape[:-3] if op == "conv_lstm" else (x.shape[0], *x.shape[3 if "q" in arguments else 2 :])
+        shape = x.shape[:2] if op == "place_memory" else shape
         arguments["reset"] = torch.zeros(shape, dtype=torch.bool)
     return arguments
 

@@ -25,11 +25,11 @@ _TENSORS = (
 )
 FORWARD_SCHEMA = f"({_TENSORS}, bool keep, str backend) -> (Tensor, Tensor, Tensor)"
 BACKWARD_SCHEMA = (
-    f"(Tensor? grad_out, Tensor? grad_last_state, {_TENSORS}, Tensor residual, bool phase_gradient, str backend) "
-    f"-> ({', '.join(['Tensor'] * len(DIFFERENTIABLE))})"
+    f"(Tensor? grad_out, Tensor? grad_last_state, {_TENSORS}, Tensor residual, bool phase_gradient, "
+    f"bool key_gradient, str backend) -> ({', '.join(['Tensor'] * DIFFERENTIABLE)})"
 )
 OPTIONS = 2
-PHASES = (1, 6)
+PHASES, KEYS = (1, 6), (2, 3)
 _SAVED = (*PlaceMemoryInputs._fields, "residual")
 
 
@@ -50,19 +50,19 @@ def _forward_fake(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _backward(grad_out: Tensor | None, grad_last_state: Tensor | None, *args: Any) -> tuple[Tensor, ...]:
-    inputs, residual, phase_gradient, backend = PlaceMemoryInputs(*args[:TENSORS]), *args[TENSORS:]
+    inputs, residual, wanted, backend = PlaceMemoryInputs(*args[:TENSORS]), args[TENSORS], args[-3:-1], args[-1]
     if inputs.values.numel() == 0:
-        gradients = backward_outputs(inputs, phase_gradient)
+        gradients = backward_outputs(inputs, *wanted)
         for gradient in gradients:
             gradient.zero_()
         if grad_last_state is not None and inputs.initial_state is not None:
-            gradients[3].copy_(grad_last_state)
+            gradients[5].copy_(grad_last_state)
         return gradients
-    return kernels(OP, backend).backward(grad_out, grad_last_state, inputs, residual, phase_gradient)
+    return kernels(OP, backend).backward(grad_out, grad_last_state, inputs, residual, wanted)
 
 
 def _backward_fake(grad_out: Tensor | None, grad_last_state: Tensor | None, *args: Any) -> tuple[Tensor, ...]:
-    return backward_outputs(PlaceMemoryInputs(*args[:TENSORS]), args[-2])
+    return backward_outputs(PlaceMemoryInputs(*args[:TENSORS]), *args[-3:-1])
 
 
 def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -77,18 +77,17 @@ def gradients_of(
     function: Any, ctx: Any, grad_out: Tensor | None, grad_last_state: Tensor | None
 ) -> tuple[Tensor | None, ...]:
     """In forward argument order."""
-    gradients: list[Tensor | None] = [None] * (TENSORS + OPTIONS)
     if grad_out is None and grad_last_state is None:
-        return tuple(gradients)
+        return (None,) * (TENSORS + OPTIONS)
     if not ctx.keep:
         raise_not_kept(OP)
     saved = saved_tensors(ctx, OP)
-    phase_gradient = any(ctx.needs_input_grad[i] for i in PHASES)
-    found = function(grad_out, grad_last_state, *saved, phase_gradient, ctx.backend)
-    for i, gradient in zip(DIFFERENTIABLE, found, strict=True):
-        if saved[i] is not None and (phase_gradient or i not in PHASES):
-            gradients[i] = gradient
-    return tuple(gradients)
+    phase_gradient, key_gradient = (any(ctx.needs_input_grad[i] for i in which) for which in (PHASES, KEYS))
+    gradients = list(function(grad_out, grad_last_state, *saved, phase_gradient, key_gradient, ctx.backend))
+    for i in range(DIFFERENTIABLE):
+        if saved[i] is None or (i in PHASES and not phase_gradient) or (i in KEYS and not key_gradient):
+            gradients[i] = None
+    return (*gradients, *(None,) * (TENSORS - DIFFERENTIABLE + OPTIONS))
 
 
 def _forward_flops(*args: Any) -> int:
@@ -96,7 +95,7 @@ def _forward_flops(*args: Any) -> int:
 
 
 def _backward_flops(grad_out: Any, grad_last_state: Any, *args: Any) -> int:
-    return backward_flops(PlaceMemoryInputs(*args[:TENSORS]), args[-2])
+    return backward_flops(PlaceMemoryInputs(*args[:TENSORS]), *args[-3:-1])
 
 
 define("place_memory_forward", FORWARD_SCHEMA, _forward, _forward_fake, _forward_flops)

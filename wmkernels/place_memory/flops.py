@@ -8,9 +8,9 @@ def forward_flops(inputs: PlaceMemoryInputs) -> int:
     return _products(inputs, 2)
 
 
-def backward_flops(inputs: PlaceMemoryInputs, phase_gradient: bool) -> int:
-    """The same in reverse, and twice the writes again where phases have gradients."""
-    return _products(inputs, 4 if phase_gradient else 2)
+def backward_flops(inputs: PlaceMemoryInputs, phase_gradient: bool, key_gradient: bool) -> int:
+    """The same in reverse; the writes twice again for gradients of phases or keys; outer products for those of keys."""
+    return _products(inputs, 2 + 2 * (phase_gradient or key_gradient) + 2 * key_gradient)
 
 
 def _products(inputs: PlaceMemoryInputs, passes: int) -> int:

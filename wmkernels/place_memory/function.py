@@ -8,7 +8,6 @@ from wmkernels.dispatch import choose
 from wmkernels.modes import needs_autograd, requires_pytorch
 from wmkernels.place_memory.autograd import OP, PlaceMemoryFunction
 from wmkernels.place_memory.chunked import place_memory_chunked
-from wmkernels.place_memory.meta import PlaceMemoryInputs
 from wmkernels.place_memory.reference import place_memory_reference
 from wmkernels.place_memory.validation import canonical
 from wmkernels.registration import differentiably
@@ -49,8 +48,7 @@ def place_memory(
         reset: bool (batch, time); true empties the map before that step, NaN included, whose write has angle zero.
         cu_seqlens: as for ``selective_scan``.
         return_last_state: also return the last state.
-        backend: as for ``selective_scan``. Compiled kernels hold keys and inverse constant; where these require
-            gradients, PyTorch's operators run.
+        backend: as for ``selective_scan``.
 
     Returns:
         What the map holds at the places after each move, as ``values``; with ``return_last_state`` also the last state,
@@ -83,7 +81,7 @@ def place_memory(
         backend,
     )
     inputs = canonical(values, phase, keys, inverse, gate, initial_state, initial_phase, reset, cu_seqlens)
-    chosen = choose(OP, values.device, backend, pytorch_for=_requires_pytorch(inputs))
+    chosen = choose(OP, values.device, backend, pytorch_for=requires_pytorch(inputs.differentiable))
     if chosen == "reference":
         out, last_state = place_memory_reference(inputs)
     elif chosen == "chunked":
@@ -93,13 +91,6 @@ def place_memory(
     else:
         out, last_state, _ = torch.ops.wmkernels.place_memory_forward(*inputs, False, chosen)
     return (out, last_state) if return_last_state else out
-
-
-def _requires_pytorch(inputs: PlaceMemoryInputs) -> str:
-    constants = (inputs.keys, inputs.inverse)
-    if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in constants):
-        return "a gradient of keys or inverse"
-    return requires_pytorch((*inputs.differentiable, *constants))
 
 
 _SIGNATURE = Signature(place_memory)

@@ -24,8 +24,8 @@ class PlaceMemoryInputs(NamedTuple):
 
     @property
     def differentiable(self) -> tuple[Tensor | None, ...]:
-        """What compiled kernels differentiate."""
-        return tuple(self[i] for i in DIFFERENTIABLE)
+        """Differentiable inputs."""
+        return self[:DIFFERENTIABLE]
 
     @property
     def groups(self) -> int:
@@ -44,8 +44,7 @@ class PlaceMemoryInputs(NamedTuple):
         return self.sequences, groups, rows, self.values.shape[3] // groups
 
 
-DIFFERENTIABLE = (0, 1, 4, 5, 6)
-TENSORS = 9
+DIFFERENTIABLE, TENSORS = 7, 9
 
 
 def forward_outputs(inputs: PlaceMemoryInputs, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -60,9 +59,12 @@ def forward_outputs(inputs: PlaceMemoryInputs, keep: bool) -> tuple[Tensor, Tens
     )
 
 
-def backward_outputs(inputs: PlaceMemoryInputs, phase_gradient: bool) -> tuple[Tensor, ...]:
-    """Uninitialised gradients of ``differentiable``; (0,) if absent."""
+def backward_outputs(inputs: PlaceMemoryInputs, phase_gradient: bool, key_gradient: bool) -> tuple[Tensor, ...]:
+    """Uninitialised gradients of ``differentiable``; (0,) if absent or not asked for."""
     device = inputs.values.device
-    phase = (inputs.phase, inputs.initial_phase) if phase_gradient else (None, None)
-    given = (inputs.values, phase[0], inputs.gate, inputs.initial_state, phase[1])
-    return tuple(empty_like_or_absent(x, device) for x in given)
+    given = {name: x for name, x in zip(inputs._fields, inputs.differentiable, strict=False)}
+    if not phase_gradient:
+        given |= {"phase": None, "initial_phase": None}
+    if not key_gradient:
+        given |= {"keys": None, "inverse": None}
+    return tuple(empty_like_or_absent(x, device) for x in given.values())

@@ -50,7 +50,7 @@ def backward(
     grad_last_state: Tensor | None,
     inputs: PlaceMemoryInputs,
     residual: Tensor,
-    phase_gradient: bool,
+    wanted: tuple[bool, bool],
 ) -> tuple[Tensor, ...]:
     """As ``meta.backward_outputs``."""
     members = _members(inputs)
@@ -59,8 +59,8 @@ def backward(
     members["grad_out"] = (grad_out, values.shape, values.dtype)
     members["grad_last_state"] = (grad_last_state, inputs.state_shape, kind)
     members["residual"] = (residual.contiguous() if residual.numel() else None, values.shape, kind)
-    gradients = backward_outputs(inputs, phase_gradient)
-    for index, gradient in zip(DIFFERENTIABLE, gradients, strict=True):
-        members[f"grad_{PlaceMemoryInputs._fields[index]}"] = output(gradient)
+    gradients = backward_outputs(inputs, *wanted)
+    for name, gradient in zip(inputs._fields[:DIFFERENTIABLE], gradients, strict=True):
+        members[f"grad_{name}"] = output(gradient)
     run("place_memory_backward", members, values.device)
     return gradients

@@ -45,7 +45,8 @@ struct PlaceTables {
   int64_t frequencies, places, evens = 0, odds = 0;
   T *even, *odd;                  // [frequencies][evens], [frequencies][odds]
   T *even_by_row, *odd_by_row;    // [evens][frequencies], [odds][frequencies]
-  T *mix, *mix_by_row;            // [places][evens + odds], inverse before rows are gathered; transposed
+  T *mix, *mix_by_row;            // [places][evens + odds], the inverse, its rows added up as places share them; transposed
+  T* inverse_by_column;           // [places][places]
   int64_t *even_of, *odd_of;      // [places]
   T* sign;                        // [places]
 
@@ -54,6 +55,7 @@ struct PlaceTables {
     even = arena.take<T>(entries), odd = arena.take<T>(entries);
     even_by_row = arena.take<T>(entries), odd_by_row = arena.take<T>(entries);
     mix = arena.take<T>(2 * places * places), mix_by_row = arena.take<T>(2 * places * places);
+    inverse_by_column = arena.take<T>(places * places);
     even_of = arena.take<int64_t>(places), odd_of = arena.take<int64_t>(places);
     sign = arena.take<T>(places);
   }
@@ -84,6 +86,7 @@ struct PlaceTables {
     for (int64_t j = 0; j < places; ++j)
       for (int64_t k = 0; k < places; ++k) {
         T value = op.inverse.data ? at(op.inverse, j, k) : T(j == k);
+        inverse_by_column[k * places + j] = value;
         mix_by_row[even_of[j] * places + k] += value;
         mix_by_row[(evens + odd_of[j]) * places + k] += sign[j] * value;
       }
@@ -250,19 +253,26 @@ class PlaceItem {
       store(state + (F + f) * lanes, load(state + (F + f) * lanes) + (phase[F + f] * u + phase[f] * v));
     }
   }
-  // Adds `turned` to the state at `write`, and leaves the state at `read` there.
-  template <bool Write>
-  void turn(const T* write, const T* read, T* state, T* turned) const {
+  // turned: the state at `phase`.
+  void look(const T* phase, const T* state, T* turned) const {
     int64_t F = op.frequencies;
     for (int64_t f = 0; f < F; ++f) {
       Vector<T> x = load(state + f * lanes), y = load(state + (F + f) * lanes);
-      if constexpr (Write) {
-        Vector<T> u = load(turned + f * lanes), v = load(turned + (F + f) * lanes);
-        x += write[f] * u - write[F + f] * v;
-        y += write[F + f] * u + write[f] * v;
-        store(state + f * lanes, x);
-        store(state + (F + f) * lanes, y);
-      }
+      store(turned + f * lanes, phase[f] * x + phase[F + f] * y);
+      store(turned + (F + f) * lanes, phase[f] * y - phase[F + f] * x);
+    }
+  }
+  // Adds `turned` to the state at `write`, and looks at `read`, in one pass.
+
+  void add_and_look(const T* write, const T* read, T* state, T* turned) const {
+    int64_t F = op.frequencies;
+    for (int64_t f = 0; f < F; ++f) {
+      Vector<T> x = load(state + f * lanes), y = load(state + (F + f) * lanes);
+      Vector<T> u = load(turned + f * lanes), v = load(turned + (F + f) * lanes);
+      x += write[f] * u - write[F + f] * v;
+      y += write[F + f] * u + write[f] * v;
+      store(state + f * lanes, x);
+      store(state + (F + f) * lanes, y);
       store(turned + f * lanes, read[f] * x + read[F + f] * y);
       store(turned + (F + f) * lanes, read[f] * y - read[F + f] * x);
     }

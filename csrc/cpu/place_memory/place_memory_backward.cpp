@@ -1,9 +1,10 @@
 // Place memory, backward, on the CPU.
 //
 // The state's gradient dh runs through the forward pass's steps in reverse: what spreads values there collects their
-// gradients here, at the cost of the forward pass. States are needed only by the phases' gradients. Then the states at
-// the start of every chunk of kPlaceChunk steps are recomputed first, from the residuals, which need no reads, and those
-// within a chunk before its reverse sweep.
+// gradients here, at the cost of the forward pass. States are needed only by the gradients of phases and keys. Then the
+// states at the start of every chunk of kPlaceChunk steps are recomputed first, from the residuals, which need no reads,
+// and those within a chunk before its reverse sweep. Gradients of keys and inverse are sums over lanes, sequences and
+// groups: a vector per element, which is reduced once, and then partials in a fixed order.
 #include "cpu/place_memory/place_memory.h"
 #include "cpu/simd/shuffle.h"
 
@@ -14,16 +15,24 @@ namespace {
 constexpr int64_t kPlaceChunk = 16;
 
 bool has_phase_gradient(const wmk_place_memory& op) { return op.grad_phase.data || op.grad_initial_phase.data; }
+bool has_key_gradient(const wmk_place_memory& op) { return op.grad_keys.data || op.grad_inverse.data; }
+bool needs_states(const wmk_place_memory& op) { return has_phase_gradient(op) || has_key_gradient(op); }
+int64_t key_gradients(const wmk_place_memory& op) { return op.places * (2 * op.frequencies + op.places); }
 
 template <class T>
 struct BackwardScratch : PlaceScratch<T> {
-  T *states, *writes, *chunk_states;  // [kPlaceChunk], [kPlaceChunk], [chunks] states, for the phases' gradients
+  T *states, *writes, *chunk_states;  // [kPlaceChunk], [kPlaceChunk], [chunks] states
+  T *read, *cotangents, *inputs;      // a state, as read; [places][lanes]
+  T* key_sums;                        // [places][2 frequencies][lanes], then [places][places][lanes]
   T* phase_gradient;                  // [2 frequencies]
   T* gate_products;                   // [places rounded up to lanes][lanes]
 
   BackwardScratch(const wmk_place_memory& op, Arena& arena) : PlaceScratch<T>(op, arena) {
     constexpr int lanes = kLanes<T>;
-    int64_t state = has_phase_gradient(op) ? 2 * op.frequencies * lanes : 0;
+    int64_t state = needs_states(op) ? 2 * op.frequencies * lanes : 0;
+    int64_t view = has_key_gradient(op) ? op.places * lanes : 0;
+    read = arena.take<T>(state), cotangents = arena.take<T>(view), inputs = arena.take<T>(view);
+    key_sums = arena.take<T>(has_key_gradient(op) ? key_gradients(op) * lanes : 0);
     states = arena.take<T>(kPlaceChunk * state), writes = arena.take<T>(kPlaceChunk * state);
     chunk_states = arena.take<T>(ceil_div(op.time, kPlaceChunk) * state);
     phase_gradient = arena.take<T>(2 * op.frequencies);
@@ -38,27 +47,28 @@ class Reverse {
       : item_(item), op_(item.op), tables_(item.tables), s_(scratch), vectors_(2 * op_.frequencies) {}
 
   void run() {
-    bool phases = has_phase_gradient(op_);
+    bool states = needs_states(op_);
     int64_t begin = item_.begin, steps = item_.end - begin;
-    if (phases) recompute_chunk_states();
+    if (states) recompute_chunk_states();
     item_.load_state(s_.state, op_.grad_last_state);  // dh
     item_.clear(s_.held, op_.places);                 // gradient of what the next step's delta write found
     clear_phase_gradient();
     for (int64_t chunk = ceil_div(steps, kPlaceChunk) - 1; chunk >= 0; --chunk) {
       int64_t first = begin + chunk * kPlaceChunk, last = min(item_.end, first + kPlaceChunk);
-      if (phases) recompute_states(chunk, first, last);
-      for (int64_t t = last - 1; t >= first; --t) step(t, phases ? t - first : -1);
+      if (states) recompute_states(chunk, first, last);
+      for (int64_t t = last - 1; t >= first; --t) step(t, states ? t - first : -1);
     }
     // The first delta write reads the initial state.
     item_.load_initial_phase(s_.read_phase);
     gather_rows([&](int64_t j) { return load(s_.held + j * lanes); });
-    if (phases) item_.load_state(s_.states, op_.initial_state);
     item_.spread(s_.rows, s_.turned);
-    if (phases) {
+    if (states) {
+      item_.load_state(s_.states, op_.initial_state);
       add_read_gradient(s_.states);
+      if (has_key_gradient(op_)) add_read_keys(s_.states, s_.held);
       store_phase_gradient(op_.grad_initial_phase, item_.sequence, 0);
     }
-    item_.template turn<true>(s_.read_phase, s_.read_phase, s_.state, s_.turned);
+    item_.add_and_look(s_.read_phase, s_.read_phase, s_.state, s_.turned);
     item_.store_state(s_.state, op_.grad_initial_state);
   }
 
@@ -78,22 +88,27 @@ class Reverse {
   void step(int64_t t, int64_t in_chunk) {
     item_.load_phase(s_.read_phase, op_.phase, item_.batch, t);
     item_.load_write_phase(s_.write_phase, t);
+    bool keys = has_key_gradient(op_);
     gather_rows([&](int64_t j) {
       Vector<T> grad = load(s_.held + j * lanes);
-      return op_.grad_out.data ? grad + item_.template load_view<S>(op_.grad_out, t, j) : grad;
+      if (op_.grad_out.data) grad += item_.template load_view<S>(op_.grad_out, t, j);
+      if (keys) store(s_.cotangents + j * lanes, grad);
+      return grad;
     });
     item_.spread(s_.rows, s_.turned);
     if (in_chunk >= 0) {
       add_read_gradient(s_.states + in_chunk * vectors_ * lanes);
+      if (keys) add_read_keys(s_.states + in_chunk * vectors_ * lanes, s_.cotangents);
       store_phase_gradient(op_.grad_phase, item_.batch, t);
     }
-    item_.template turn<true>(s_.read_phase, s_.write_phase, s_.state, s_.turned);
+    item_.add_and_look(s_.read_phase, s_.write_phase, s_.state, s_.turned);
     bool reset = item_.is_reset(t);
     if (in_chunk >= 0) {
       clear_phase_gradient();
       if (!reset) add_write_gradient(s_.writes + in_chunk * vectors_ * lanes);
     }
     item_.collect(s_.turned, s_.rows);
+    if (keys) add_write_keys(t);
     product(tables_.mix_by_row, op_.places, tables_.evens + tables_.odds, s_.rows, s_.views);
     for (int64_t j = 0; j < op_.places; ++j) {
       Vector<T> grad = load(s_.views + j * lanes);
@@ -118,14 +133,17 @@ class Reverse {
     }
   }
 
+  void load_inputs(int64_t t, T* to) const {
+    for (int64_t j = 0; j < op_.places; ++j) {
+      Vector<T> e = residual(t, j);
+      store(to + j * lanes, op_.gate.data ? item_.gate(t, j) * e : e);
+    }
+  }
   // Steps of the forward pass without reads: s.state to the state after step t.
   void recompute_step(int64_t t, T* write) {
     if (item_.is_reset(t)) item_.clear(s_.state, vectors_);
     item_.load_write_phase(s_.write_phase, t);
-    for (int64_t j = 0; j < op_.places; ++j) {
-      Vector<T> e = residual(t, j);
-      store(s_.views + j * lanes, op_.gate.data ? item_.gate(t, j) * e : e);
-    }
+    load_inputs(t, s_.views);
     product(tables_.mix, tables_.evens + tables_.odds, op_.places, s_.views, s_.rows);
     item_.spread(s_.rows, write);
     item_.add_turned(s_.write_phase, write, s_.state);
@@ -184,6 +202,31 @@ class Reverse {
       }
     }
   }
+  // sums[i][j] += a[i] b[j], a vector each.
+  void add_outer(T* sums, const T* a, int64_t count, const T* b, int64_t other) const {
+    for (int64_t i = 0; i < count; ++i) {
+      Vector<T> a_i = load(a + i * lanes);
+      T* row = sums + i * other * lanes;
+      for (int64_t j = 0; j < other; ++j) store(row + j * lanes, load(row + j * lanes) + a_i * load(b + j * lanes));
+    }
+  }
+  void add_read_keys(const T* state, const T* cotangents) {
+    item_.look(s_.read_phase, state, s_.read);
+    add_outer(s_.key_sums, cotangents, op_.places, s_.read, vectors_);
+  }
+  // s.turned holds dh at the write's phase, s.rows what the places read of it.
+  void add_write_keys(int64_t t) {
+    T* written = s_.cotangents;
+    load_inputs(t, s_.inputs);
+    for (int64_t j = 0; j < op_.places; ++j) store(s_.views + j * lanes, item_.place_of(s_.rows, j));
+    if (op_.inverse.data) {
+      add_outer(s_.key_sums + op_.places * vectors_ * lanes, s_.views, op_.places, s_.inputs, op_.places);
+      product(tables_.inverse_by_column, op_.places, op_.places, s_.inputs, written);
+    } else {
+      written = s_.inputs;
+    }
+    add_outer(s_.key_sums, written, op_.places, s_.turned, vectors_);
+  }
   void store_phase_gradient(const wmk_view& view, int64_t row, int64_t t) {
     if (!view.data) return;
     bool initial = &view == &op_.grad_initial_phase;
@@ -203,7 +246,9 @@ class Reverse {
 
 int64_t place_memory_backward_workspace(const wmk_place_memory& op) {
   return with_types(op.dtype, [&](auto arithmetic, auto) {
-    return PlaceWorkspace<decltype(arithmetic), BackwardScratch>(op, nullptr).bytes(op.threads);
+    typedef decltype(arithmetic) T;
+    int64_t partials = has_key_gradient(op) ? op.sequences * op.groups * key_gradients(op) : 0;
+    return PlaceWorkspace<T, BackwardScratch>(op, nullptr).bytes(op.threads) + partials * int64_t(sizeof(T));
   });
 }
 
@@ -212,14 +257,30 @@ int place_memory_backward(const wmk_place_memory& op) {
     typedef decltype(arithmetic) T;
     PlaceWorkspace<T, BackwardScratch> workspace(op, op.workspace);
     workspace.tables.fill(op);
+    int64_t items = op.sequences * op.groups, sums = has_key_gradient(op) ? key_gradients(op) : 0;
+    T* partials = (T*)((char*)op.workspace + workspace.bytes(op.threads));  // [items][sums]
     // A group's vectors of channels add to the same gradients, one after another.
-    parallel_for(op.sequences * op.groups, op.threads, [&](int64_t i, int64_t thread) {
+    parallel_for(items, op.threads, [&](int64_t i, int64_t thread) {
+      constexpr int lanes = kLanes<T>;
       BackwardScratch<T> scratch = workspace.of(op, thread);
+      for (int64_t k = 0; k < sums; ++k) store(scratch.key_sums + k * lanes, Vector<T>{});
       for (int64_t tile = 0; tile < PlaceItem<T>::tiles(op); ++tile) {
         PlaceItem<T> item(op, workspace.tables, i / op.groups, i % op.groups, tile);
         Reverse<T, decltype(storage)>(item, scratch).run();
       }
+      for (int64_t k = 0; k < sums; ++k) {
+        T sum = T(0);
+        for (int lane = 0; lane < lanes; ++lane) sum += scratch.key_sums[k * lanes + lane];
+        partials[i * sums + k] = sum;
+      }
     });
+    int64_t keys = op.places * 2 * op.frequencies;
+    for (int64_t k = 0; k < sums; ++k) {
+      T sum = T(0);
+      for (int64_t i = 0; i < items; ++i) sum += partials[i * sums + k];
+      const wmk_view& view = k < keys ? op.grad_keys : op.grad_inverse;
+      if (view.data) ((T*)view.data)[k < keys ? k : k - keys] = sum;
+    }
     return int(WMK_OK);
   });
 }

@@ -20,7 +20,7 @@ void run_item(const PlaceItem<T>& item, const PlaceScratch<T>& s) {
   int64_t rows = tables.evens + tables.odds;
   item.load_state(s.state, op.initial_state);
   item.load_initial_phase(s.read_phase);
-  item.template turn<false>(nullptr, s.read_phase, s.state, s.turned);
+  item.look(s.read_phase, s.state, s.turned);
   item.collect(s.turned, s.rows);
   for (int64_t j = 0; j < op.places; ++j) store(s.held + j * lanes, item.place_of(s.rows, j));
 
@@ -44,9 +44,9 @@ void run_item(const PlaceItem<T>& item, const PlaceScratch<T>& s) {
     // A shut gate leaves the state bit for bit, a zero's sign and subnormals included.
     if (item.any(s.rows, rows)) {
       item.spread(s.rows, s.turned);
-      item.template turn<true>(write, read, s.state, s.turned);
+      item.add_and_look(write, read, s.state, s.turned);
     } else {
-      item.template turn<false>(write, read, s.state, s.turned);
+      item.look(read, s.state, s.turned);
     }
     item.collect(s.turned, s.rows);
     for (int64_t j = 0; j < op.places; ++j) {
