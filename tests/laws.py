@@ -34,6 +34,7 @@ OPS = (
     "conv_lstm",
     "gated_delta_rule_step",
     "gated_delta_rule",
+    "place_memory",
 )
 WITHOUT_GPU = {  # by test file
     "cuda_emulated": "cuda, emulated",

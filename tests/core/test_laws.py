@@ -14,6 +14,7 @@ import itertools
 import pytest
 import recurrences_conv_lstm  # noqa: F401 (memories register themselves)
 import recurrences_nn  # noqa: F401
+import recurrences_place_memory  # noqa: F401
 import recurrences_worldmodel  # noqa: F401
 import torch
 from backends import targets

@@ -1,19 +1,14 @@
 """place_memory: the reference against its equations, kernels against the reference."""
 
-import math
-
 import pytest
 import torch
 from backends import instruction_sets, on_every_target
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from place_memory_problems import place_memories, small_place_memory
-from problems import DTYPES, assert_as_accurate_as_the_reference
-from test_concurrency import assert_bitwise, torch_threads
+from problems import assert_as_accurate_as_the_reference
 from test_gradients import check_gradients
 from test_kernels_match_reference import instruction_set
-
-import wmkernels
 
 few = settings(max_examples=max(10, settings().max_examples // 3))
 

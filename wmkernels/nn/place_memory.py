@@ -376,8 +376,8 @@ class PlaceMemory(MemoryModule):
 
 
 def _phase(angle: Tensor, dtype: torch.dtype) -> Tensor:
-    """[cosines, sines] of float64 angles, wrapped before they are rounded."""
-    wrapped = angle.remainder(TURN).to(dtype)
+    """[cosines, sines] of float64 angles, wrapped to [-pi, pi] before they are rounded."""
+    wrapped = (angle - TURN * (angle / TURN).round()).to(dtype)
     return torch.cat([wrapped.cos(), wrapped.sin()], -1)
 
 
