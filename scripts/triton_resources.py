@@ -30,6 +30,8 @@ from wmkernels import triton_runtime
 from wmkernels.conv_lstm import per_step, triton_convolution
 from wmkernels.conv_lstm import triton_kernels as conv_lstm
 from wmkernels.conv_lstm.meta import KEEP_CELLS, KEEP_GATES, KEEP_NOTHING, ConvLSTMInputs
+from wmkernels.gated_delta_rule import triton_kernels as delta_rule
+from wmkernels.gated_delta_rule.meta import CHUNK, DeltaRuleInputs
 from wmkernels.linear_scan import triton_kernels as linear
 from wmkernels.linear_scan.meta import LinearScanInputs
 from wmkernels.place_memory import triton_kernels as place_memory
@@ -138,6 +140,18 @@ def run_linear_scan(dtype: torch.dtype, channel_last: bool, reset: bool, reverse
     linear.backward(grad, first, inputs, out, segment_length=256)
 
 
+def run_gated_delta_rule(size: int, dtype: torch.dtype, everything: bool) -> None:
+    """``everything``: initial state, reset, packing."""
+    time, wide = 1024, torch.float64 if dtype == torch.float64 else torch.float32
+    q, gate = torch.empty((1, 2, size, time), dtype=dtype), torch.empty((1, 2, time), dtype=wide)
+    first = torch.empty((1, 2, size, size), dtype=wide) if everything else None
+    reset = torch.zeros((1, time), dtype=torch.bool) if everything else None
+    cu_seqlens = torch.tensor([0, time]) if everything else None
+    inputs = DeltaRuleInputs(q, q, q, gate, gate, first, reset, cu_seqlens, size**-0.5)
+    _, _, *kept = delta_rule.forward(inputs, CHUNK)
+    delta_rule.backward(q, first, inputs, *kept, CHUNK)
+
+
 def run_conv_lstm_update(dtype: torch.dtype, everything: bool, keep: int) -> None:
     """``everything``: bias, peephole, reset."""
     time, batch, hidden, size = 2, 2, 64, 16
@@ -207,6 +221,10 @@ def cases() -> dict[str, Callable[[], None]]:
         "place_memory bf16 additive": lambda: run_place_memory(bf16, False),
         "place_memory fp32 everything": lambda: run_place_memory(fp32, True),
         "place_memory fp64 everything": lambda: run_place_memory(torch.float64, True),
+        "gated_delta_rule bf16 64x64": lambda: run_gated_delta_rule(64, bf16, False),
+        "gated_delta_rule bf16 128x128 everything": lambda: run_gated_delta_rule(128, bf16, True),
+        "gated_delta_rule fp32 128x128": lambda: run_gated_delta_rule(128, fp32, False),
+        "gated_delta_rule fp64 64x64 everything": lambda: run_gated_delta_rule(64, torch.float64, True),
         "linear_scan bf16": lambda: run_linear_scan(bf16, False, False, False),
         "linear_scan bf16 channel last reset": lambda: run_linear_scan(bf16, True, True, False),
         "linear_scan fp32 reverse reset": lambda: run_linear_scan(fp32, False, True, True),

@@ -15,6 +15,7 @@ PARTS = {
     "steps and linear scans": (6, ["step", "linear"]),
     "selective scans": (6, ["scan: state sizes", "scan: time", "scan: resets", "scan: packed", "scan: options"]),
     "places": (5, ["place"]),
+    "delta rule": (9, ["delta rule"]),
     "dtypes and poison": (9, ["scan: dtypes", "poison"]),
 }
 

@@ -18,6 +18,7 @@ GROUPS = {
     "linear": 54,
     "place": 14,
     "place: states": 2,
+    "delta rule": 29,
     "poison": 6,
     "special": 9,
     "interpreter": 2,

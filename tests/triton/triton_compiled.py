@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import delta_rule_cases  # noqa: F401 (registers its group)
 import numpy as np
 import torch
 import triton

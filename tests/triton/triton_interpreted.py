@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import delta_rule_cases  # noqa: F401 (registers its group)
 import numpy as np
 import torch
 import triton.language as tl

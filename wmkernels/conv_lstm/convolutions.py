@@ -10,8 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from wmkernels.checks import no_autocast as no_autocast
-
 
 def _channels_last(x: Tensor) -> Tensor:
     # With channels last, PyTorch's strided bfloat16 CPU convolution of one channel reads out of bounds.

@@ -64,9 +64,8 @@ def forward_outputs(inputs: DeltaRuleInputs, chunk: int) -> tuple[Tensor, Tensor
     out = empty_heads(v, inputs.channel_last)
     last_state = torch.empty(inputs.state_shape, dtype=dtype, device=v.device)
     count = chunk_count(inputs, chunk) if chunk else 0
-    # Rows stay unwritten at resets, at a start from zero and between packed sequences; ops must initialise all output
-    is_filled = inputs.cu_seqlens is None and inputs.reset is None and inputs.initial_state is not None
-    allocate = torch.empty if is_filled else torch.zeros
+    # Packed chunks leave gaps; ops must initialise all output
+    allocate = torch.empty if inputs.cu_seqlens is None else torch.zeros
     chunk_states = allocate((count, *inputs.state_shape[1:]), dtype=dtype, device=v.device)
     residuals = torch.empty((batch, heads, time if chunk else 0, d_v), dtype=dtype, device=v.device)
     return out, last_state, chunk_states, residuals

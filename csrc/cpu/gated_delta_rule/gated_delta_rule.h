@@ -75,7 +75,7 @@ WMK_INLINE void accumulate_triangle(Vector<T> (&sums)[M][N], const T* left, int6
 struct DeltaRuleChunk {
   int64_t batch, head, begin, steps;
   bool has_state;     // false: the state before it is zero
-  int64_t state_row;  // of chunk_states; -1: none is saved
+  int64_t state_row;  // of chunk_states; -1: none, a reset between saved states
 };
 
 template <class T>
@@ -226,7 +226,8 @@ class DeltaRule {
     const bool has_state = !is_reset(s, begin) && (since > 0 || op_.initial_state.data);
     const int64_t rows_before =
         op_.cu_seqlens.data ? s.begin / op_.chunk + s.index : s.index * ceil_div(op_.time, op_.chunk);
-    return {s.batch, s.head, begin, end - begin, has_state, has_state ? rows_before + since / op_.chunk : -1};
+    const int64_t row = since % op_.chunk == 0 ? rows_before + since / op_.chunk : -1;
+    return {s.batch, s.head, begin, end - begin, has_state, row};
   }
   int64_t offset(const wmk_view& view, const DeltaRuleChunk& c) const {
     return (c.batch * view.stride[0] + c.head * view.stride[1]) * bytes_of(op_.dtype);

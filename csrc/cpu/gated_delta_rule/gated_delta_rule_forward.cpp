@@ -59,7 +59,7 @@ class Forward : DeltaRule<T> {
   void run_sequence(const Sequence& s, const Buffers& b) const {
     if (op_.initial_state.data) {
       this->load_state(b.state, op_.initial_state, s.index, s.head);
-    } else {
+    } else if (s.begin == s.end) {
       memset(b.state, 0, op_.d_k * v_pitch_ * sizeof(T));
     }
     for (int64_t t = s.begin; t < s.end;) {
@@ -71,6 +71,7 @@ class Forward : DeltaRule<T> {
   }
 
   void run_chunk(const DeltaRuleChunk& c, const Buffers& b) const {
+    if (!c.has_state) memset(b.state, 0, op_.d_k * v_pitch_ * sizeof(T));
     if (op_.chunk_states.data && c.state_row >= 0) this->store_state(b.state, op_.chunk_states, c.state_row, c.head);
     this->load_by_step(b.keys, op_.k, c, op_.d_k);
     this->load_by_step(b.queries, op_.q, c, op_.d_k);
