@@ -10,10 +10,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import delta_rule_cases  # noqa: F401 (registers its group)
 import numpy as np
 import torch
 import triton
+import triton_cases_delta  # noqa: F401 (registers its group)
 from torch import Tensor
 from triton.backends.nvidia.compiler import CUDABackend
 from triton_cases import Failures

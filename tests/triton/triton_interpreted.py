@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import delta_rule_cases  # noqa: F401 (registers its group)
 import numpy as np
 import torch
 import triton.language as tl
+import triton_cases_delta  # noqa: F401 (registers its group)
 from triton.runtime import interpreter
 from triton_cases import Case, Failures, draw
 from triton_cases_place import GROUPS
