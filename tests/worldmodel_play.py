@@ -19,10 +19,9 @@ class Painted:
     def __init__(self, turns: bool = False, pixels: bool = False, seed: int = 0) -> None:
         self.period, self.turns, self.pixels = SIDE, turns, pixels
         self.names = ["orange", "sky", "green", "yellow", "wall"]
-        self.colours = None if pixels else palette(COLOURS)
+        self.colours, self.grid = palette(COLOURS), (VIEW, VIEW)
         self.action_space = gymnasium.spaces.Discrete(3 if turns else 4)
         self.cells = np.random.default_rng(seed).integers(0, COLOURS, (SIDE, SIDE))
-        self.painted = palette(COLOURS)[self.cells]
         self.seen = np.full((SIDE, SIDE), -1)
         self.at, self.head, self.steps = np.array([5, 5]), 0, 0
         self._see()
@@ -33,9 +32,8 @@ class Painted:
         self.seen[self.visible] = self.steps
 
     def view(self) -> np.ndarray:
-        if not self.pixels:
-            return self.cells[self.visible].reshape(VIEW, VIEW)
-        return self.painted[self.visible].reshape(VIEW, VIEW, 3).repeat(PATCH, 0).repeat(PATCH, 1)
+        view = self.cells[self.visible].reshape(VIEW, VIEW)
+        return self.colours[view].repeat(PATCH, 0).repeat(PATCH, 1) if self.pixels else view
 
     def position(self) -> tuple[int, int]:
         return int(self.at[0]), int(self.at[1])
@@ -60,19 +58,12 @@ class Painted:
     def look(self, places: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         where = tuple(np.asarray(places).T)
         gap = np.where(self.seen[where] < 0, -1, self.steps - self.seen[where])
-        values = self.cells[where]
-        if self.pixels:
-            values = self.painted[where][:, None, None].repeat(PATCH, 1).repeat(PATCH, 2)
-        return values, np.where(gap < 0, 0, 0.9), gap
+        return self.cells[where], np.where(gap < 0, 0, 0.9), gap
 
-    def edit(self, place: tuple[int, int], value: Any) -> None:
+    def edit(self, place: tuple[int, int], value: int) -> None:
         if not (0 <= place[0] < SIDE and 0 <= place[1] < SIDE):
             raise ValueError(f"World: there is no place {place[0]}, {place[1]}, expected rows and columns below {SIDE}")
-        if self.pixels:
-            assert value.shape == (PATCH, PATCH, 3) and value.dtype == np.uint8
-            self.painted[place] = value[0, 0]
-        else:
-            self.cells[place] = value
+        self.cells[place] = value
 
     def fork(self) -> "Painted":
         return copy.deepcopy(self)

@@ -19,13 +19,14 @@ USAGE = """usage: python -m worldmodel COMMAND [options]
   evaluate    run whole episodes with what was trained
   imagine     draw what was observed, reconstructed and imagined open-loop, as a PNG and a GIF
   record      record episodes of an environment in a file, to train from
+  play        walk through a world in a browser or a terminal, edit, fork and save it
   demo        show what the memory does: `demo memory`, under three minutes on two cores
 
 python -m worldmodel COMMAND --help explains the options.
 """
 
 
-COMMANDS = ("train", "train-world", "evaluate", "imagine", "record", "demo")
+COMMANDS = ("train", "train-world", "evaluate", "imagine", "record", "play", "demo")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

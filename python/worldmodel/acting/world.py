@@ -26,6 +26,7 @@ from worldmodel.acting import world_file
 from worldmodel.data.batch import State
 from worldmodel.learning.world_run import MOST_SIZE, load_world_model, saved_world_config
 from worldmodel.model.place_map import PlaceMap
+from worldmodel.model.token_codecs import CodebookTokens
 from worldmodel.model.tokens import TokenConfig, TokenWorldModel
 from worldmodel.model.views import HEADINGS, places_of, turned, view_offsets
 from worldmodel.runs.optional_dependencies import missing
@@ -185,7 +186,8 @@ class World(gymnasium.Env[Any, int]):
             raise WorldError(f"action is {action!r:.40}, expected a whole number from 0 to {self.config.actions - 1}")
         known = torch.zeros(1, self.config.places)
         given = torch.tensor([int(action)])
-        prediction, state = self.model.step(acting.view, given, self._state(acting), write=known)
+        shown = self.model.codec.observations(acting.view)
+        prediction, state = self.model.step(shown, given, self._state(acting), write=known)
         if self.model.place is not None and prediction.path is not None:
             place = self.model.place.arrive(_part(state), prediction.path)
             state |= {f"place.{name}": value for name, value in place.items()}
@@ -225,7 +227,7 @@ class World(gymnasium.Env[Any, int]):
 
     @torch.no_grad()
     def edit(self, place: Sequence[int], value: Any) -> None:
-        """Puts a token at a place: a class, or a patch of pixels. All else stays.
+        """Puts a token at a place: a class, or what is nearest to a patch of pixels. All else stays.
 
         Raises:
             WorldError: a place outside the world, a value that is no token, or no map.
@@ -397,12 +399,13 @@ class World(gymnasium.Env[Any, int]):
 
     def _token(self, value: Any) -> Tensor:
         """Raises WorldError for what is no token."""
-        if self.config.patch:
+        codec = self.model.codec
+        if isinstance(codec, CodebookTokens):
             patch = np.asarray(value)
             shape = (self.config.patch, self.config.patch, 3)
             if patch.shape != shape or patch.dtype != np.uint8:
                 raise WorldError(f"value is {patch.dtype} {patch.shape}, expected uint8 {shape}, pixels of a place")
-            return torch.from_numpy(patch.astype(np.float32) / 255).flatten()
+            return codec.nearest(torch.from_numpy(patch.astype(np.float32) / 255).view(1, -1))[0]
         if isinstance(value, bool) or not isinstance(value, int | np.integer) or not 0 <= value < self.config.classes:
             raise WorldError(f"value is {value!r:.40}, expected a whole number from 0 to {self.config.classes - 1}")
         return torch.tensor(int(value))

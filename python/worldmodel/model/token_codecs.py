@@ -179,7 +179,7 @@ class CodebookTokens(IndexTokens):
         self.register_buffer("used", torch.tensor(1))
 
     def tokens(self, observations: Tensor) -> Tensor:
-        return self._nearest(self.patches.cut(observations))
+        return self.nearest(self.patches.cut(observations))
 
     def observations(self, tokens: Tensor) -> Tensor:
         return self.patches.join(self.pixels(tokens))
@@ -200,11 +200,12 @@ class CodebookTokens(IndexTokens):
             self.used.fill_(entry + 1)
             nearest = nearest.minimum((patches - patches[farthest]).square().mean(-1))
         for _ in range(rounds):
-            of = self._nearest(patches)
+            of = self.nearest(patches)
             count = torch.bincount(of, minlength=len(self.codebook))
             total = torch.zeros_like(self.codebook).index_add_(0, of, patches)
             self.codebook.copy_(torch.where(count[:, None] > 0, total / count[:, None], self.codebook))
 
-    def _nearest(self, patches: Tensor) -> Tensor:
+    def nearest(self, patches: Tensor) -> Tensor:
+        """Class of the nearest entry of (..., pixels), in [0, 1]: (...)."""
         known = self.codebook[: int(self.used)]
         return torch.cdist(patches.flatten(0, -2), known).argmin(-1).view(patches.shape[:-1])

@@ -2,7 +2,7 @@
 
 import base64
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,11 +12,6 @@ from worldmodel.runs.files import RunError
 
 MOST_WAIT = 100_000  # steps
 MOST_SIDE = 96  # places per side of a map
-# To edit with, where a world has pixels and no classes.
-_COLOURS = {
-    **{"red": (230, 60, 60), "orange": (240, 160, 30), "yellow": (240, 225, 60), "green": (60, 170, 80)},
-    **{"blue": (60, 140, 230), "violet": (140, 90, 220), "white": (245, 245, 245), "black": (40, 40, 44)},
-}
 KEYS = {
     "north": ["ArrowUp", "w"],
     "east": ["ArrowRight", "d"],
@@ -35,17 +30,21 @@ class PlayedWorld(Protocol):
         steps: so far.
         period: places per side of the lattice, which goes round; 0 for a world without a map, which cannot be edited.
         turns: whether actions are ahead, left and right, and views turn with the agent; else north, east, south, west.
-        colours: uint8 (classes, 3) of classes; None where a place has pixels.
+        grid: rows and columns of places in a view.
+        colours: uint8 (classes, 3), of what a place can be.
         names: of the classes.
         action_space: discrete.
     """
 
-    steps: int
     period: int
     turns: bool
-    colours: np.ndarray | None
-    names: Sequence[str]
+    grid: tuple[int, int]
+    colours: np.ndarray
+    names: list[str]
     action_space: Any
+
+    @property
+    def steps(self) -> int: ...
 
     def view(self) -> np.ndarray:
         """The present view: classes (rows, columns), or pixels uint8 (height, width, 3)."""
@@ -62,10 +61,10 @@ class PlayedWorld(Protocol):
     def wait(self, steps: int) -> Any: ...
 
     def look(self, places: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Values (n,) or (n, patch, patch, 3), certainty (n,) from 0 to 1, and gap (n,): steps since seen, -1 never."""
+        """Classes (n,), certainty (n,) from 0 to 1, and gap (n,): steps since seen, -1 never."""
         ...
 
-    def edit(self, place: tuple[int, int], value: Any) -> None: ...
+    def edit(self, place: tuple[int, int], value: int) -> None: ...
 
     def fork(self) -> "PlayedWorld": ...
 
@@ -104,8 +103,6 @@ class Game:
     def swatches(self) -> list[tuple[str, list[int]]]:
         """Name and colour of what a place can be made."""
         world = self.worlds[0]
-        if world.colours is None:
-            return [(name, list(colour)) for name, colour in _COLOURS.items()]
         return [(name, colour.tolist()) for name, colour in zip(world.names, world.colours, strict=True)]
 
     def hello(self) -> dict[str, Any]:
@@ -153,10 +150,8 @@ class Game:
 
     def _edit(self, index: int, command: Mapping[str, Any]) -> list[dict[str, Any]]:
         world = self.worlds[index]
-        value: Any = _whole(command, "value", len(self.swatches) - 1)
+        value = _whole(command, "value", len(self.swatches) - 1)
         place = self._place_of(world, command["view"]) if "view" in command else _place(command.get("place"))
-        if world.colours is None:
-            value = np.full((_patch(world), _patch(world), 3), self.swatches[value][1], np.uint8)
         world.edit(place, value)
         self.saved[index] = None
         return [self.frame(index), self.map(index)]
@@ -189,7 +184,7 @@ class Game:
             "type": "frame",
             "world": index,
             "view": _picture(self.picture(index)),
-            "cells": list(cells_of(world)),
+            "cells": list(world.grid),
             "position": list(world.position()),
             "heading": world.heading(),
             "steps": world.steps,
@@ -200,7 +195,7 @@ class Game:
         """The present view in colour: uint8 (rows, columns, 3)."""
         world = self.worlds[index]
         view = world.view()
-        return view if world.colours is None else world.colours[view]
+        return view if view.ndim == 3 else world.colours[view]
 
     def map(self, index: int) -> dict[str, Any]:
         """What the memory holds, around the agent, as a message: colour, certainty from 0 to 255, and gap per place."""
@@ -209,7 +204,7 @@ class Game:
             return {"type": "map", "world": index, "picture": None}
         places = self.places(index)
         values, certainty, gap = world.look(places.reshape(-1, 2))
-        colours = values.mean((1, 2)).astype(np.uint8) if world.colours is None else world.colours[values]
+        colours = world.colours[values]
         shares = np.clip(np.rint(np.asarray(certainty) * 255), 0, 255).astype(np.uint8)
         return {
             "type": "map",
@@ -234,7 +229,7 @@ class Game:
     def _place_of(self, world: PlayedWorld, cell: Any) -> tuple[int, int]:
         """The place of a cell of the view."""
         row, column = _place(cell)
-        rows, columns = cells_of(world)
+        rows, columns = world.grid
         if not (0 <= row < rows and 0 <= column < columns):
             raise BadCommand(
                 f"the view has no cell {row}, {column}, expected rows below {rows}, columns below {columns}"
@@ -244,18 +239,6 @@ class Game:
             row, column = column, -row
         at = world.position()
         return (at[0] + row) % world.period, (at[1] + column) % world.period
-
-
-def cells_of(world: PlayedWorld) -> tuple[int, int]:
-    """Rows and columns of places in a view."""
-    rows, columns = world.view().shape[:2]
-    patch = _patch(world) if world.colours is None else 1
-    return rows // patch, columns // patch
-
-
-def _patch(world: PlayedWorld) -> int:
-    """Pixels per side of a place."""
-    return int(np.shape(world.look(np.array([world.position()]))[0])[1])
 
 
 def _picture(picture: np.ndarray) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import TextIO
 
 import numpy as np
 
-from worldmodel.play.game import KEYS, REFUSED, Game, cells_of, said
+from worldmodel.play.game import KEYS, REFUSED, Game, said
 
 HELP = "{moves} move   m map   e# edit the cell ahead, # as below   . wait   f fork   x other world   S save   q quit"
 _CLEAR = "\x1b[H\x1b[2J"
@@ -69,7 +69,7 @@ class Terminal:
         self._draw(note, shows_map)
 
     def _edit(self, swatch: str) -> None:
-        rows, columns = cells_of(self.game.worlds[self.world])
+        rows, columns = self.game.worlds[self.world].grid
         value = "123456789abcdefgh".find(swatch) if swatch else -1
         ahead = [rows // 2 - 1, columns // 2]
         self.game.obey({"do": "edit", "world": self.world, "view": ahead, "value": value})
@@ -79,8 +79,9 @@ class Terminal:
         if shows_map:
             places = game.places(self.world)
             values, certainty, _ = world.look(places.reshape(-1, 2))
-            colours = values.mean((1, 2)) if world.colours is None else world.colours[values]
-            picture = (colours * np.asarray(certainty)[:, None]).astype(np.uint8).reshape(*places.shape[:2], 3)
+            picture = (
+                (world.colours[values] * np.asarray(certainty)[:, None]).astype(np.uint8).reshape(*places.shape[:2], 3)
+            )
         else:
             picture = game.picture(self.world)
         row, column = world.position()

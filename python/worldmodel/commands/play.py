@@ -1,0 +1,66 @@
+"""``play``: walks through a world in a browser or a terminal."""
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated
+
+import torch
+
+from worldmodel.commands.command_line import parse
+from worldmodel.play.game import Game
+from worldmodel.runs.fields import Bounds, Checked, ConfigurationError, Seed, Text
+
+
+@dataclasses.dataclass
+class PlayOptions(Checked):
+    """Walks through a saved world, or a new one of a run, in a browser or with --text in a terminal."""
+
+    world: Path
+    """File of a world, or folder of a run of train-world, which makes a new one."""
+    save: Path = Path("world.safetensors")
+    """Of a new world, the file that it is saved as."""
+    seed: Seed = 0
+    """Seed of a new world."""
+    text: bool = False
+    """Play in this terminal, without a browser."""
+    host: Text = "127.0.0.1"
+    """Address to listen on. Others than this machine's own need the token that the address is printed with."""
+    port: Annotated[int, Bounds(0, 65535)] = 8710
+    """Port to listen on; 0 finds a free one."""
+
+
+def command(arguments: Sequence[str]) -> int:
+    """Plays until Ctrl-C."""
+    options = parse(PlayOptions, arguments, "play")
+    torch.set_num_threads(1)  # a step is small, and others wait for it
+    if options.text:
+        from worldmodel.play.terminal import Terminal
+
+        with _game(options) as game:
+            Terminal(game).run()
+        return 0
+    from worldmodel.play.server import serve  # a missing package is told before the world is made
+
+    with _game(options) as game:
+        serve(game, options.host, options.port)
+    return 0
+
+
+@contextlib.contextmanager
+def _game(options: PlayOptions) -> Iterator[Game]:
+    """The game, whose file no other process plays meanwhile."""
+    from worldmodel.play.worlds import create, load, lock
+
+    new = options.world.is_dir()
+    path = options.save if new else options.world
+    if new and path.exists():
+        raise ConfigurationError(f"--save {path} is there already: play that, or give another name")
+    if not new and not path.exists():
+        raise ConfigurationError(f"{path} is neither the file of a world nor the folder of a run")
+    held = lock(path)
+    try:
+        yield Game(create(options.world, options.seed) if new else load(path), path)
+    finally:
+        held.release()

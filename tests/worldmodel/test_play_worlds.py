@@ -1,0 +1,134 @@
+"""A model's worlds as the game plays them, and the command."""
+
+import io
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from worldmodel.__main__ import main
+from worldmodel.acting.world import World
+from worldmodel.environments.grids import palette
+from worldmodel.model.blocks import GRUBlock
+from worldmodel.model.place_map import PlaceConfig
+from worldmodel.model.tokens import TokenConfig, TokenWorldModel
+from worldmodel.play.game import Game
+from worldmodel.play.worlds import ImaginedWorld, load, lock
+from worldmodel.runs.files import RunError
+
+PLACE = PlaceConfig(period=9, motion="learned")
+MODELS = {
+    "classes": TokenConfig(grid=(3, 3), classes=6, place=PLACE),
+    "an own heading": TokenConfig(grid=(3, 3), classes=6, actions=3, place=PlaceConfig(9, "learned", turns=True)),
+    "pixels": TokenConfig(grid=(3, 3), classes=8, patch=2, place=PLACE),
+}
+
+
+CODEBOOK = [(0, 0, 0), (255, 0, 51), (0, 102, 255), (204, 204, 0)]
+
+
+def game(path: Path, config: TokenConfig, env: str = "") -> Game:
+    """Of a model that was not trained; patches of pixels are in the colours of ``CODEBOOK``."""
+    model = TokenWorldModel(config)
+    if config.patch:
+        model.codec.codebook[:4] = (torch.tensor(CODEBOOK) / 255).repeat(1, config.patch**2)
+        model.codec.used.fill_(len(CODEBOOK))
+    return Game(ImaginedWorld(World(model, seed=3, about={"env": env})), path)
+
+
+@pytest.mark.parametrize("config", MODELS.values(), ids=list(MODELS))
+def test_places_gaps_and_edits_agree_with_what_was_in_view(config, tmp_path):
+    played = game(tmp_path / "my.world", config)
+    world, random = played.worlds[0], np.random.default_rng(0)
+    seen = np.full((9, 9), -1)
+
+    def see():
+        """Cells around the agent are in view, whatever its heading: the view is square."""
+        rows, columns = (np.arange(at - 1, at + 2) % 9 for at in world.position())
+        seen[np.ix_(rows, columns)] = world.steps
+
+    see()
+    for _ in range(25):
+        played.obey({"do": "act", "action": int(random.integers(config.actions))})
+        see()
+    found = np.array(played.map(0)["gap"]).reshape(9, 9)
+    assert np.array_equal(found, np.where(seen < 0, -1, 25 - seen)) and world.steps == 25
+    for cell in ((0, 1), (2, 2), (1, 0)):
+        before, value = played.picture(0).copy(), int(random.integers(4))
+        played.obey({"do": "edit", "view": list(cell), "value": value})
+        patch = config.patch or 1
+        part = tuple(slice(at * patch, (at + 1) * patch) for at in cell)
+        before[part] = played.swatches[value][1]
+        assert np.array_equal(played.picture(0), before)
+
+
+def test_a_saved_world_is_played_on(tmp_path):
+    played = game(tmp_path / "my.world", MODELS["classes"])
+    for action in (0, 1, 1, 2):
+        played.obey({"do": "act", "action": action})
+    played.obey({"do": "save"})
+    played.obey({"do": "fork"})
+    again = load(tmp_path / "my.world")
+    assert np.array_equal(again.view(), played.worlds[0].view()) and again.steps == 4
+    assert again.position() == played.worlds[0].position() == played.worlds[1].position()
+
+
+def test_classes_have_the_colours_of_their_worlds(tmp_path):
+    rooms, drift, other = (
+        game(tmp_path / "my.world", MODELS["classes"], env).worlds[0]
+        for env in ("worldmodel/Rooms-v0", "worldmodel/Drift-v0", "")
+    )
+    assert rooms.names[-1] == "wall" and drift.names[0] == "floor" and other.names[-1] == "grey"
+    assert np.array_equal(rooms.colours, palette(5)) and np.array_equal(drift.colours[1:], palette(5)[:-1])
+    pixels = game(tmp_path / "my.world", MODELS["pixels"]).worlds[0]
+    assert pixels.colours.tolist() == [list(colour) for colour in CODEBOOK]
+
+
+def test_a_world_without_a_map_shows_its_view(tmp_path):
+    played = game(tmp_path / "my.world", TokenConfig(grid=(3, 3), classes=6, place=None, blocks=(GRUBlock(),)))
+    (frame,) = played.obey({"do": "act", "action": 1})
+    assert frame["position"] == [0, 0] and not played.hello()["map"]
+    with pytest.raises(ValueError, match="there is no place 0, 0 in a world of 0 x 0 places"):
+        played.obey({"do": "edit", "place": [0, 0], "value": 1})
+
+
+def test_a_world_has_one_player(tmp_path, capsys, monkeypatch):
+    path = tmp_path / "my.world"
+    played = game(path, MODELS["classes"])
+    played.obey({"do": "save"})
+    monkeypatch.setattr("sys.stdin", io.StringIO("d"))
+    held = lock(path)
+    assert main(["play", str(path), "--text"]) == 1
+    assert "my.world is being played by process" in capsys.readouterr().err
+    held.release()
+    assert main(["play", str(path), "--text"]) == 0
+    assert "world 1 of 1, step 1" in capsys.readouterr().out
+    with pytest.raises(RunError, match="is being played"):
+        first = lock(path), lock(path)  # noqa: F841, held
+
+
+def test_what_cannot_be_played_is_one_line(tmp_path, capsys):
+    (tmp_path / "bad.world").write_bytes(b"nothing")
+    (tmp_path / "there.world").touch()
+    for arguments, told in (
+        ([tmp_path / "none.world"], "none.world is neither the file of a world nor the folder of a run"),
+        ([tmp_path / "bad.world"], "bad.world"),
+        ([tmp_path, "--save", tmp_path / "there.world"], "there.world is there already"),
+        ([tmp_path, "--save", tmp_path / "new.world"], ""),
+    ):
+        assert main(["play", "--text", *map(str, arguments)]) == 1
+        said = capsys.readouterr().err
+        assert told in said and said.count("\n") == 1
+
+
+def test_playing_without_starlette_says_what_to_install(tmp_path):
+    code = (
+        "import sys; sys.modules['uvicorn'] = None; from worldmodel.__main__ import main; sys.exit(main(sys.argv[1:]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "play", str(tmp_path)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1 and "pip install 'wmkernels[play]'" in done.stderr and done.stderr.count("\n") == 1
