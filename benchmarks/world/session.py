@@ -23,14 +23,18 @@ class Plan(Protocol):
 AnyPlan = TypeVar("AnyPlan", bound=Plan)
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: argparse.ArgumentParser, train: bool = True) -> None:
+    """Options of all world benchmarks; ``train`` adds that of those that run the command line."""
     parser.add_argument("--seeds", default=[0, 1, 2], type=lambda text: [int(x) for x in text.split(",")])
     parser.add_argument("--again", action="store_true", help="repeat finished runs")
     parser.add_argument("--list", action="store_true", help="list finished and missing runs, and stop")
     parser.add_argument("--report", action="store_true", help="no run: tables and chart of finished runs")
     parser.add_argument("--runs", type=Path, default=Path("runs/benchmark"), help="folder of the run folders")
     parser.add_argument("--plot", type=Path, help="chart (PNG); default: beside the JSON")
-    parser.add_argument("--train", default="", help="further options of `python -m worldmodel train`, in one string")
+    if train:
+        parser.add_argument(
+            "--train", default="", help="further options of `python -m worldmodel train`, in one string"
+        )
 
 
 def execute_all(

@@ -1,0 +1,1 @@
+"""Worlds whose cells come back into view: memories beside each other."""

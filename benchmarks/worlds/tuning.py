@@ -1,0 +1,48 @@
+"""Learning rates of the memories, chosen by short runs on a seed that no result uses."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from world import session
+
+LOG = Path(__file__).resolve().parents[1] / "results" / "world_rooms_tuning.json"
+SEED = 100
+
+
+def best_rate(row: str) -> float | None:
+    """The learning rate with the lowest loss in the log; None if the row was not tuned."""
+    if not LOG.exists():
+        return None
+    found = [entry for entry in json.loads(LOG.read_text())["runs"].values() if entry["row"] == row]
+    return min(found, key=lambda entry: entry["loss"])["lr"] if found else None
+
+
+def tune(row: str, minutes: float) -> None:
+    """Adds a run per rate to the log, of those that are missing."""
+    import dataclasses
+
+    import torch
+
+    from worldmodel.learning.token_trainer import TokenTrainer
+    from worldmodel.learning.view_sources import WorldSource
+    from worlds import rows
+
+    torch.set_num_threads(1)
+    plan = rows.ROWS[row]
+    make, config_of = rows.WORLDS[plan.env]
+    for rate in rows.RATES:
+        key = f"{row}/{rate:g}"
+        if key in session.load(LOG, "world_rooms_tuning")["runs"]:
+            continue
+        config = dataclasses.replace(plan.config(minutes, SEED), lr=rate)
+        source = WorldSource(make, config_of(**plan.worlds), torch.Generator().manual_seed(SEED))
+        trainer = TokenTrainer(plan.model, config, source)
+        losses: list[dict[str, float]] = []
+        while not trainer.finished:
+            losses.append(trainer.iterate())
+        last = losses[-max(1, len(losses) // 10) :]
+        entry: dict[str, Any] = {"row": row, "lr": rate, "minutes": minutes, "updates": trainer.updates}
+        entry |= {name: sum(one[name] for one in last) / len(last) for name in ("loss", "returning")}
+        session.merge(LOG, key, entry, "world_rooms_tuning")
+        print(f"{key}: loss {entry['loss']:.4f}, returning {entry['returning']:.4f} after {trainer.updates:,} updates")
