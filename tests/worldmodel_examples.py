@@ -20,6 +20,7 @@ from worldmodel.model.evaluation import EvaluationConfig
 from worldmodel.model.latents import CategoricalConfig
 from worldmodel.model.memory import MemoryConfig
 from worldmodel.model.perception import PerceptionConfig
+from worldmodel.model.place_block import PlaceBlock
 from worldmodel.model.prediction import PredictionConfig
 from worldmodel.model.token_blocks import BlockScanBlock, LocalAttentionBlock, MemoryAttentionBlock
 from worldmodel.model.world_model import WorldModel, WorldModelConfig
@@ -66,6 +67,7 @@ MEMORIES = {
     ),
     "local_attention": MemoryConfig(16, (LocalAttentionBlock(frames=12, heads=2),)),
     "memory_attention": MemoryConfig(16, (MemoryAttentionBlock(3, 4, heads=2),)),
+    "place": MemoryConfig(16, (PlaceBlock(period=5, channels=4),), tokens=4),
     "tokens": MemoryConfig(16, (ROTARY, TokenAttentionBlock(heads=2), ConvLSTMBlock((2, 2))), tokens=3),
 }
 CONFIG = WorldModelConfig(

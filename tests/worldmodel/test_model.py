@@ -133,6 +133,7 @@ def test_forgetting_is_what_tells_the_memories_apart():
         "block_scan": remembers,
         "local_attention": remembers,
         "memory_attention": remembers,
+        "place": remembers,
         "tokens": remembers,
     }
 

@@ -36,8 +36,8 @@ class TrainOptions(TrainConfig):
     text."""
     memory: str | None = None
     """Memory blocks in order, separated by commas: rotary_scan, scan, delta, gated_conv, conv_lstm, gru,
-    token_attention, block_scan, local_attention, memory_attention, none, or module:Class; KIND*N repeats one. The
-    preset's settings of a kind stay. By default the preset's blocks."""
+    token_attention, block_scan, local_attention, memory_attention, place, none, or module:Class; KIND*N repeats one.
+    The preset's settings of a kind stay. By default the preset's blocks."""
     latent: str | None = None
     """Latent: categorical or gaussian. The preset's if not given."""
 

@@ -12,6 +12,7 @@ from torch import nn
 from wmkernels.nn import GatedDeltaNet, Mamba, RotaryMamba
 from worldmodel.model.block import Block, check_inner
 from worldmodel.model.custom_block import CustomBlock
+from worldmodel.model.place_block import PlaceBlock
 from worldmodel.model.recurrent import GRU, GatedConv, MapLSTM, TokenAttention
 from worldmodel.model.token_blocks import BlockScanBlock, LocalAttentionBlock, MemoryAttentionBlock
 from worldmodel.runs.fields import Bounds, ConfigurationError, Size
@@ -197,5 +198,6 @@ BlockConfig = (
     | BlockScanBlock
     | LocalAttentionBlock
     | MemoryAttentionBlock
+    | PlaceBlock
     | CustomBlock
 )
