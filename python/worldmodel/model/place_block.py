@@ -63,8 +63,8 @@ class TokenPlaces(nn.Module):
     ) -> tuple[Tensor, State]:
         gate = self.gate_proj(inputs).sigmoid().squeeze(-1)
         weights = self.move_proj(inputs.flatten(-2)).softmax(-1)
-        read, state = self.places(self.in_proj(inputs), None, state, reset, weights=weights, gate=gate)
-        return self.out_proj(read), state
+        read, after = self.places(self.in_proj(inputs), None, state, reset, weights=weights, gate=gate)
+        return self.out_proj(read), after
 
     def step(
         self, input: Tensor, state: Mapping[str, Tensor] | None, reset: Tensor | None = None
