@@ -148,7 +148,8 @@ def test_a_terminal_moves_edits_forks_and_saves(game):
     assert world.position() == (3, 7) and fork.position() == (4, 7)
     assert world.cells[3, 7] == fork.cells[3, 7] == 2
     assert "saved as world-fork.npz" in said and "there is no key '?'" in said and "world 2 of 2, step 3" in said
-    assert "\x1b[48;2;0;158;115m" in said and not game.path.exists() and game.file(1).exists()
+    assert "\x1b[48;2;0;158;115;97m  " in said and said.count("<>") == said.count(", step ") == 12
+    assert not game.path.exists() and game.file(1).exists()
 
 
 def test_a_terminal_tells_what_is_wrong(game):

@@ -9,7 +9,7 @@ import numpy as np
 
 from worldmodel.play.game import KEYS, REFUSED, Game, said
 
-HELP = "{moves} move   m map   e# edit the cell ahead, # as below   . wait   f fork   x other world   S save   q quit"
+HELP = "{moves} move   m map   e# edit the cell above, # as below   . wait   f fork   x other world   S save   q quit"
 _CLEAR = "\x1b[H\x1b[2J"
 
 
@@ -76,14 +76,14 @@ class Terminal:
 
     def _draw(self, note: str = "", shows_map: bool = False) -> None:
         game, world = self.game, self.game.worlds[self.world]
+        picture = game.picture(self.world)
+        agent = picture.shape[0] // 2, picture.shape[1] // 2
         if shows_map:
             places = game.places(self.world)
             values, certainty, _ = world.look(places.reshape(-1, 2))
-            picture = (
-                (world.colours[values] * np.asarray(certainty)[:, None]).astype(np.uint8).reshape(*places.shape[:2], 3)
-            )
-        else:
-            picture = game.picture(self.world)
+            faded = world.colours[values] * np.asarray(certainty)[:, None]
+            picture = faded.astype(np.uint8).reshape(*places.shape[:2], 3)
+            agent = tuple(int(at) for at in np.argwhere((places == world.position()).all(-1))[0])
         row, column = world.position()
         saved = "saved" if game.saved[self.world] == world.steps else "not saved"
         moves = "".join(key for key in self.keys if len(key) == 1)
@@ -91,7 +91,10 @@ class Terminal:
             f"{'123456789abcdefgh'[index]}{_cell(rgb)}" for index, (_, rgb) in enumerate(game.swatches[:17])
         )
         lines = [
-            *("".join(_cell(rgb) for rgb in line) for line in picture.tolist()),
+            *(
+                "".join(_cell(rgb, "<>" if (y, x) == agent else "  ") for x, rgb in enumerate(line))
+                for y, line in enumerate(picture.tolist())
+            ),
             f"world {self.world + 1} of {len(game.worlds)}, step {world.steps:,}, at {row}, {column}, {saved}",
             *([note] if note else []),
             HELP.format(moves=moves),
@@ -118,6 +121,7 @@ class Terminal:
             termios.tcsetattr(handle, termios.TCSADRAIN, before)
 
 
-def _cell(rgb: list[int]) -> str:
+def _cell(rgb: list[int], text: str = "  ") -> str:
     red, green, blue = rgb
-    return f"\x1b[48;2;{red};{green};{blue}m  \x1b[0m"
+    ink = 30 if sum(rgb) > 300 else 97
+    return f"\x1b[48;2;{red};{green};{blue};{ink}m{text}\x1b[0m"
