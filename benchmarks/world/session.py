@@ -44,11 +44,12 @@ def execute_all(
     describe: Callable[[AnyPlan], str],
     benchmark: str,
     device: str = "cpu",
+    section: str = "runs",
 ) -> list[str]:
     """Executes or lists the plans; returns failed keys."""
     failed = []
     for plan in [] if chosen.report else plans:
-        there = plan.key in load(chosen.json, benchmark)["runs"]
+        there = plan.key in load(chosen.json, benchmark).get(section, {})
         if chosen.list:
             print(f"{'there' if there else 'missing':8} {describe(plan)}")
             continue
@@ -62,7 +63,7 @@ def execute_all(
             print(error, file=sys.stderr)
             failed.append(plan.key)
             continue
-        merge(chosen.json, plan.key, entry, benchmark, device)
+        merge(chosen.json, plan.key, entry, benchmark, device, section)
     return failed
 
 
@@ -82,12 +83,14 @@ def load(path: Path, benchmark: str) -> dict[str, Any]:
     return dict(json.loads(path.read_text())) if path.exists() else {"benchmark": benchmark, "runs": {}}
 
 
-def merge(path: Path, key: str, entry: dict[str, Any], benchmark: str, device: str = "cpu") -> None:
-    """Adds an entry; safe with concurrent processes."""
+def merge(
+    path: Path, key: str, entry: dict[str, Any], benchmark: str, device: str = "cpu", section: str = "runs"
+) -> None:
+    """Adds an entry to ``section``; safe with concurrent processes."""
     with locked(path):
         result = load(path, benchmark)
         result["environment"] = environment.describe(torch.device(device))
-        result["runs"] = dict(sorted({**result["runs"], key: entry}.items()))
+        result[section] = dict(sorted({**result.get(section, {}), key: entry}.items()))
         beside = path.with_suffix(".partial")
         beside.write_text(json.dumps(result, indent=1) + "\n")
         beside.replace(path)

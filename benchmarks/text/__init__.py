@@ -1,0 +1,1 @@
+"""Byte-level language models: memories by the length of their context."""
