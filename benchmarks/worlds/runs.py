@@ -12,6 +12,7 @@ from worldmodel.learning.token_evaluation import TokenPredictor
 from worldmodel.learning.token_trainer import TokenTrainer
 from worldmodel.learning.view_sources import WorldSource
 from worldmodel.learning.world_run import WorldRunConfig, described_run
+from worldmodel.model.blocks import LocalAttentionBlock
 from worldmodel.model.tokens import TokenConfig, TokenWorldModel
 from worldmodel.runs.configuration import to_json
 from worldmodel.runs.run import Run
@@ -114,6 +115,12 @@ def measure(model: TokenWorldModel, row: Row, test: Test, seed: int) -> dict[str
 
 def _fitted(config: TokenConfig, test: Test, side: int) -> TokenConfig:
     """The same weights on a lattice that holds the worlds."""
+    if test.frames is not None:
+        wider = (
+            dataclasses.replace(block, frames=test.frames) if isinstance(block, LocalAttentionBlock) else block
+            for block in config.blocks
+        )
+        config = dataclasses.replace(config, blocks=tuple(wider))
     if config.place is None:
         return config
     return dataclasses.replace(config, place=dataclasses.replace(config.place, period=side, **test.place))

@@ -43,12 +43,16 @@ class MemoryDemoOptions(Checked):
 def main(arguments: Sequence[str], parse: Callable[..., Any]) -> int:
     """``python -m worldmodel demo NAME``; raises ConfigurationError for an unknown name."""
     if not arguments or arguments[0].startswith("-"):
-        print("usage: python -m worldmodel demo memory [options]\n\n`demo memory --help` explains the options.")
+        print("usage: python -m worldmodel demo memory|worlds [options]\n\n`demo NAME --help` explains the options.")
         return 0 if arguments else 2
-    if arguments[0] != "memory":
-        raise ConfigurationError(f"there is no demonstration {arguments[0]!r}, expected memory")
-    picture = run_memory(parse(MemoryDemoOptions, arguments[1:], "demo memory"))
-    print(picture)
+    if arguments[0] == "memory":
+        print(run_memory(parse(MemoryDemoOptions, arguments[1:], "demo memory")))
+    elif arguments[0] == "worlds":
+        from worldmodel.demo.worlds import WorldsDemoOptions, run_worlds
+
+        print(run_worlds(parse(WorldsDemoOptions, arguments[1:], "demo worlds")))
+    else:
+        raise ConfigurationError(f"there is no demonstration {arguments[0]!r}, expected memory or worlds")
     return 0
 
 
