@@ -3,8 +3,6 @@
 import base64
 import io
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -157,12 +155,6 @@ def test_a_terminal_tells_what_is_wrong(game):
     assert "value is 8, expected a whole number from 0 to 4" in said
     game.path.mkdir()
     assert "Is a directory" in played(game, "S") or "world.npz" in played(game, "S")
-
-
-def test_playing_without_starlette_says_what_to_install():
-    code = "import sys; sys.modules['starlette'] = None; sys.modules['uvicorn'] = None; import worldmodel.play.server"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert "pip install 'wmkernels[play]'" in done.stderr
 
 
 def test_a_command_that_is_unknown_is_no_other_error(game):

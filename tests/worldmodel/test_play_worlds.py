@@ -1,7 +1,6 @@
 """A model's worlds as the game plays them, and the command."""
 
 import io
-import subprocess
 import sys
 from pathlib import Path
 
@@ -124,11 +123,9 @@ def test_what_cannot_be_played_is_one_line(tmp_path, capsys):
         assert told in said and said.count("\n") == 1
 
 
-def test_playing_without_starlette_says_what_to_install(tmp_path):
-    code = (
-        "import sys; sys.modules['uvicorn'] = None; from worldmodel.__main__ import main; sys.exit(main(sys.argv[1:]))"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code, "play", str(tmp_path)], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 1 and "pip install 'wmkernels[play]'" in done.stderr and done.stderr.count("\n") == 1
+def test_playing_without_starlette_says_what_to_install(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    monkeypatch.delitem(sys.modules, "worldmodel.play.server", raising=False)
+    assert main(["play", str(tmp_path)]) == 1
+    said = capsys.readouterr().err
+    assert "pip install 'wmkernels[play]'" in said and said.count("\n") == 1
