@@ -2,6 +2,7 @@
 
 ``python -m worldmodel --help`` lists the commands. From Python:
 
+    World                        an imagined world that stays
     WorldModel, Learner          the five functions, and their training
     VectorEnvironment, Replay    experience
     TrainConfig, Run             a run's configuration and folder
@@ -27,6 +28,7 @@ _PLACES = {
     "Run": "runs.run",
     "TrainConfig": "learning.settings",
     "VectorEnvironment": "environments.vector",
+    "World": "acting.world",
     "WorldModel": "model.world_model",
     "WorldModelConfig": "model.world_model",
 }

@@ -50,6 +50,22 @@ MEANINGS = {
     "collector.episodes.ignored": "whether the next action only starts an episode",
     "collector.episodes.pickle": "the environments, pickled: reading it runs what is written there",
     "trainer.random.{}": "state of PyTorch's random generator",
+    "trainer.source.{}": "state of the source of views",
+    "token_model.starts": "views that episodes began with, as tokens: (views, places, ...)",
+    "token_model.codec.codebook": "patches of pixels in [0, 1], one per class",
+    "token_model.codec.used": "entries of the codebook that are in use",
+    "token_model.codec.{}": "parameter of the tokens' embedding",
+    "token_model.place.{}": "parameter of the map of places: gate, prior of the moves",
+    "token_model.stack.{}": "parameter of the memory blocks",
+    "token_model.{}": "parameter of the world model of views",
+    "optimizer.state.{}.step": "Adam: updates of the parameter",
+    "optimizer.state.{}.exp_avg": "Adam: running mean of the parameter's gradient",
+    "optimizer.state.{}.exp_avg_sq": "Adam: running mean of the parameter's squared gradient",
+    "{}.bodies.{}.view": "tokens that a body sees, (1, places, ...)",
+    "{}.bodies.{}.certainty": "probability of the likeliest token when the view was imagined",
+    "{}.bodies.{}.position": "row and column of a body from the start, on the torus",
+    "{}.bodies.{}.state.{}": "memory state of a body",
+    "{}.last_seen": "time at which each place was last in view or edited, -1 never",
 }
 
 _PATTERNS = [
