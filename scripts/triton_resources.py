@@ -193,7 +193,7 @@ def run_place_memory(dtype: torch.dtype, everything: bool) -> None:
     extra = (inverse, phase[..., :places].mT, state, first, reset, cu_seqlens) if everything else ()
     inputs = PlaceMemoryInputs(values, phase, keys, *extra)
     out, _, residual = place_memory.forward(inputs, everything)
-    place_memory.backward(out, state, inputs, residual, everything)
+    place_memory.backward(out, state, inputs, residual, (everything, everything))
 
 
 def cases() -> dict[str, Callable[[], None]]:

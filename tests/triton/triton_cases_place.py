@@ -59,7 +59,9 @@ def check_places(case: Case, failures: Failures) -> None:
     exact = inputs._replace(
         **{k: v.double() for k, v in inputs._asdict().items() if v is not None and v.is_floating_point()}
     )
-    wanted = [i for i in DIFFERENTIABLE if exact[i] is not None and (phases or i not in (1, 6))]
+    keys = case.get("key_gradient", True)
+    left_out = (() if phases else (1, 6)) + (() if keys else (2, 3))
+    wanted = [i for i in range(DIFFERENTIABLE) if exact[i] is not None and i not in left_out]
     leaves = [exact[i].requires_grad_() for i in wanted]
     out, last = place_memory_reference(exact)
     grads = (
@@ -69,15 +71,17 @@ def check_places(case: Case, failures: Failures) -> None:
     wants = case.get("grads", "out last")
     grad_out, grad_last = (grads[0] if "out" in wants else None), (grads[1] if "last" in wants else None)
     total = sum((y * g.double()).sum() for y, g in ((out, grad_out), (last, grad_last)) if g is not None)
-    gradients = torch.autograd.grad(total, leaves, allow_unused=True, materialize_grads=True)
-    expected = dict(zip(wanted, gradients, strict=True))
+    right = torch.autograd.grad(total, leaves, allow_unused=True, materialize_grads=True)
+    expected = dict(zip(wanted, right, strict=True))
     found, found_last, residual = place.forward(inputs, True)
     failures.check(case, "out", found, out.detach())
     failures.check(case, "last_state", found_last, last.detach())
     alone, alone_last, nothing = place.forward(inputs, False)
     if nothing.numel() or not (torch.equal(alone, found) and torch.equal(alone_last, found_last)):
         failures.lines.append(f"{case}: without a residual, the outputs differ")
-    for i, gradient in zip(DIFFERENTIABLE, place.backward(grad_out, grad_last, inputs, residual, phases), strict=True):
+    for i, gradient in zip(
+        range(DIFFERENTIABLE), place.backward(grad_out, grad_last, inputs, residual, (phases, keys)), strict=True
+    ):
         name = f"grad_{PlaceMemoryInputs._fields[i]}"
         if i in expected:
             failures.check(case, name, gradient, expected[i])
@@ -94,15 +98,16 @@ def check_poisoned_places(_: Case, failures: Failures) -> None:
     if not (out[:, :2].isnan().all() and out[:, 2:].isfinite().all() and last.isfinite().all()):
         failures.lines.append("place: NaN in a state crosses a reset forwards, or is lost before it")
     grad = torch.ones_like(out)
-    later = [g[:, 2:] for g in place.backward(grad, None, inputs, residual, True)[:3]]
+    found = place.backward(grad, None, inputs, residual, (True, False))
+    later = [found[i][:, 2:] for i in (0, 1, 4)]
     if not all(g.isfinite().all() for g in later):
         failures.lines.append("place: NaN in a state crosses a reset into later gradients")
     inputs = inputs._replace(initial_state=None)
     _, _, residual = place.forward(inputs, True)
-    clean = place.backward(grad, None, inputs, residual, True)
+    clean = place.backward(grad, None, inputs, residual, (True, False))
     grad[:, 2:] = float("nan")
-    spoiled = place.backward(grad, torch.full_like(last, float("nan")), inputs, residual, True)
-    if not all(torch.equal(a[:, :2], b[:, :2]) for a, b in zip(clean[:3], spoiled[:3], strict=True)):
+    spoiled = place.backward(grad, torch.full_like(last, float("nan")), inputs, residual, (True, False))
+    if not all(torch.equal(a[:, :2], b[:, :2]) for a, b in ((clean[i], spoiled[i]) for i in (0, 1, 4))):
         failures.lines.append("place: NaN in a gradient crosses a reset backwards")
 
 
@@ -126,7 +131,7 @@ GROUPS["place"] = (
         {"frequencies": 33, "places": 34, "channels": 17, "time": 2},
         {"lengths": [3, 0, 17, 1], "reset": 0.2},
         {"lengths": [16, 1], "optional": ""},
-        *product(grads=["out", "last"], reset=[0.3], phase_gradient=[False, True]),
+        *product(grads=["out", "last"], reset=[0.3], phase_gradient=[False, True], key_gradient=[False]),
     ],
 )
 GROUPS["place: states"] = (

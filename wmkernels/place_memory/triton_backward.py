@@ -1,12 +1,13 @@
 """Place memory, backward, in Triton.
 
 The state's gradient dh runs through the steps in reverse, by the forward pass's two products: keys spread the gradients
-of what was read to it, ``mix`` collects those of what was written. States are needed by the phases' gradients alone.
+of what was read to it, ``mix`` collects those of what was written. States are needed only by gradients of phases, keys.
 ``states_kernel`` then recomputes them from the residuals, which need no reads, and saves one per STEPS steps; the sweep
 recomputes the states of STEPS steps before it reverses them. So a step costs the forward pass's multiply-adds, with
-phases twice those, two states written and three read, and four barriers more.
+phases twice those, two states written and three read, and four barriers more; with keys twice those again.
 
-Sums over a group's channels, for the gradients of phases and gates, are partial per tile and added in order afterwards.
+Sums over channels, for the gradients of phases and gates, are partial per tile and added in order afterwards; those of
+keys and ``mix`` are per program, and the launcher makes gradients of keys and inverse of them.
 """
 
 # mypy: ignore-errors
@@ -45,6 +46,18 @@ def store_view(views, view, j, d, places, channels):
 
 
 @triton.jit
+def written_view(
+    residual, residual_strides, gate, gate_strides, t, exists, j, d, places, channels, dtype: tl.constexpr
+):
+    """What step t writes; zeros if there is no such step."""
+    view = load_view(residual, residual_strides, t, exists, j, d, places, channels, dtype)
+    if gate is not None:
+        here = gate + t * gate_strides[1] + j * gate_strides[2]
+        view *= tl.load(here, mask=j < only_if(exists, places), other=0.0)[:, None]
+    return view
+
+
+@triton.jit
 def prepare_write(
     views,
     residual,
@@ -61,9 +74,7 @@ def prepare_write(
     """``views``: what step t writes."""
     for first in range(0, places, PLACES):
         j = first + tl.arange(0, PLACES)
-        view = load_view(residual, residual_strides, t, t >= 0, j, d, places, channels, dtype)
-        if gate is not None:
-            view *= tl.load(gate + t * gate_strides[1] + j * gate_strides[2], mask=j < places, other=0.0)[:, None]
+        view = written_view(residual, residual_strides, gate, gate_strides, t, t >= 0, j, d, places, channels, dtype)
         store_view(views, view, j, d, places, channels)
 
 
@@ -160,6 +171,18 @@ def states_kernel(
 
 
 @triton.jit
+def add_outer(sums, view, u, v, f, j, frequencies, places):
+    """``sums`` (places, 2 frequencies) plus ``view`` (places, channels) times u, v, over channels."""
+    inside = (j < places)[:, None] & (f < frequencies)[None, :]
+    here = sums + j[:, None] * (2 * frequencies) + f[None, :]
+    found = tl.dot(view, tl.trans(u), tl.load(here, mask=inside, other=0.0), input_precision="ieee", out_dtype=u.dtype)
+    tl.store(here, found, mask=inside)
+    here += frequencies
+    found = tl.dot(view, tl.trans(v), tl.load(here, mask=inside, other=0.0), input_precision="ieee", out_dtype=u.dtype)
+    tl.store(here, found, mask=inside)
+
+
+@triton.jit
 def add_phase_gradient(grad_phase, grad_initial_phase, cos, sin, t, begin, add, f, frequencies, groups):
     """Of the phase of the write of step t; added to what is there, or stored."""
     here = grad_phase + (t - 1) * groups * 2 * frequencies + f
@@ -187,8 +210,8 @@ def backward_kernel(
     initial_phase,
     reset,
     cu_seqlens,
-    states,  # None without gradients of phases
-    work,  # None without gradients of phases
+    states,  # None without gradients of phases or keys
+    work,
     views,
     grads,  # as views: gradient of what was read last
     grad_values,  # contiguous
@@ -196,6 +219,7 @@ def backward_kernel(
     grad_gate,  # (tiles, batch, time, places, groups) or None
     grad_state,  # contiguous; dh meanwhile
     grad_initial_phase,  # (tiles, sequences, groups, 2 frequencies) or None
+    key_sums,  # (programs, 2, places, 2 frequencies), zero, or None: gradients of keys as read, and of mix
     grad_out_strides,
     grad_last_strides,
     residual_strides,
@@ -244,9 +268,12 @@ def backward_kernel(
             slot = begin // STEPS + sequence
         states += (slot * groups + group) * size
         work += program * 2 * STEPS * size
-        grad_phase += ((tile * rows + row) * time * groups + group) * 2 * frequencies
+        if grad_phase is not None:
+            grad_phase += ((tile * rows + row) * time * groups + group) * 2 * frequencies
         if grad_initial_phase is not None:
             grad_initial_phase += ((tile * sequences + sequence) * groups + group) * 2 * frequencies
+    if key_sums is not None:
+        key_sums += (program * tiles + tile) * 4 * places * frequencies
     width = groups * channels
     start = row * time * places * width + group * channels
 
@@ -323,34 +350,50 @@ def backward_kernel(
                 if exists:
                     source = work + local % STEPS * size
                 x, y = load_rows(source, f, d, frequencies, channels, channels, 1, dtype)
-                add_phase_gradient(
-                    grad_phase,
-                    grad_initial_phase,
-                    tl.sum(u * x + v * y, 1),
-                    tl.sum(u * y - v * x, 1),
-                    now,
-                    begin,
-                    now < end,
-                    f,
-                    frequencies,
-                    groups,
-                )
-                if exists:
-                    u, v = load_rows(
-                        work + (STEPS + local % STEPS) * size, f, d, frequencies, channels, channels, 1, dtype
+                if key_sums is not None:
+                    read_u, read_v = cos[:, None] * x + sin[:, None] * y, cos[:, None] * y - sin[:, None] * x
+                    write_cos, write_sin = phase_of(
+                        phase, initial_phase, phase_strides, initial_strides[2], t, begin, is_reset, f, frequencies
                     )
+                    grad_u = write_cos[:, None] * dx + write_sin[:, None] * dy
+                    grad_v = write_cos[:, None] * dy - write_sin[:, None] * dx
+                    for first_place in range(0, places, PLACES):
+                        j = first_place + tl.arange(0, PLACES)
+                        here = grads + j[:, None] * channels + d[None, :]
+                        view = tl.load(here, mask=(j < places)[:, None] & (d < channels)[None, :], other=0.0)
+                        add_outer(key_sums, view, read_u, read_v, f, j, frequencies, places)
+                        view = written_view(
+                            residual, residual_strides, gate, gate_strides, t, exists, j, d, places, channels, dtype
+                        )
+                        add_outer(key_sums + 2 * places * frequencies, view, grad_u, grad_v, f, j, frequencies, places)
+                if grad_phase is not None:
                     add_phase_gradient(
                         grad_phase,
                         grad_initial_phase,
-                        tl.where(is_reset, 0.0, tl.sum(u * dx + v * dy, 1)),
-                        tl.where(is_reset, 0.0, tl.sum(u * dy - v * dx, 1)),
-                        t,
+                        tl.sum(u * x + v * y, 1),
+                        tl.sum(u * y - v * x, 1),
+                        now,
                         begin,
-                        False,
+                        now < end,
                         f,
                         frequencies,
                         groups,
                     )
+                    if exists:
+                        written = work + (STEPS + local % STEPS) * size
+                        u, v = load_rows(written, f, d, frequencies, channels, channels, 1, dtype)
+                        add_phase_gradient(
+                            grad_phase,
+                            grad_initial_phase,
+                            tl.where(is_reset, 0.0, tl.sum(u * dx + v * dy, 1)),
+                            tl.where(is_reset, 0.0, tl.sum(u * dy - v * dx, 1)),
+                            t,
+                            begin,
+                            False,
+                            f,
+                            frequencies,
+                            groups,
+                        )
         tl.debug_barrier()
 
         if exists:

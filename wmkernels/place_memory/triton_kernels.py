@@ -17,7 +17,7 @@ STEPS = 16
 
 
 # A block of each dimension, and the warps that share it: the largest that spill no registers.
-FREQUENCIES, PLACES, CHANNELS, WARPS = 32, 32, 16, 8
+FREQUENCIES, PLACES, CHANNELS, WARPS = 32, 32, 16, 4
 
 
 class Launch(NamedTuple):
@@ -80,10 +80,11 @@ def backward(
     grad_last_state: Tensor | None,
     inputs: PlaceMemoryInputs,
     residual: Tensor,
-    phase_gradient: bool,
+    wanted: tuple[bool, bool],
 ) -> tuple[Tensor, ...]:
     """As ``meta.backward_outputs``."""
-    gradients = backward_outputs(inputs, phase_gradient)
+    gradients = backward_outputs(inputs, *wanted)
+    phase_gradient, key_gradient = wanted
     values, phase, _, inverse, gate, initial_state, initial_phase, reset, cu_seqlens = inputs
     batch, time, places, _ = values.shape
     sequences, groups, rows, channels = inputs.state_shape
@@ -96,13 +97,15 @@ def backward(
     def partial(gradient: Tensor) -> Tensor | None:
         return _scratch(inputs, tiles, *gradient.shape) if gradient.numel() else None
 
-    grad_phase, grad_gate, grad_initial_phase = (partial(gradients[i]) for i in (1, 2, 4))
-    grad_state = gradients[3] if initial_state is not None else _scratch(inputs, *inputs.state_shape)
+    grad_phase, grad_gate, grad_initial_phase = (partial(gradients[i]) for i in (1, 4, 6))
+    grad_state = gradients[5] if initial_state is not None else _scratch(inputs, *inputs.state_shape)
     views = _scratch(inputs, 2, sequences, groups, places, channels)
-    states = work = None
+    states = work = key_sums = None
+    if key_gradient:
+        key_sums = _scratch(inputs, launch.programs, 2, places, rows).zero_()
     sizes = (time, places, rows // 2, channels, groups)
     with runtime.on_device(values):
-        if phase_gradient:
+        if phase_gradient or key_gradient:
             slots = time // STEPS + sequences if cu_seqlens is not None else batch * (time // STEPS + 1)
             states = _scratch(inputs, slots, groups, rows, channels)
             work = _scratch(inputs, sequences, groups, 2 * STEPS, rows, channels)
@@ -123,7 +126,7 @@ def backward(
             backward_kernel,
             *(grad_out, grad_last_state, residual, phase, launch.keys, launch.mix, gate, initial_phase, reset),
             *(cu_seqlens, states, work, views[0], views[1]),
-            *(gradients[0], grad_phase, grad_gate, grad_state, grad_initial_phase),
+            *(gradients[0], grad_phase, grad_gate, grad_state, grad_initial_phase, key_sums),
             runtime.strides(grad_out, 4),
             runtime.strides(grad_last_state, 4),
             runtime.strides(residual, 4),
@@ -135,7 +138,13 @@ def backward(
             DELTA=inverse is not None,
             STEPS=STEPS,
         )
-    for i, sums in ((1, grad_phase), (2, grad_gate), (4, grad_initial_phase)):
+    for i, sums in ((1, grad_phase), (4, grad_gate), (6, grad_initial_phase)):
         if sums is not None:
             torch.sum(sums, 0, out=gradients[i])
+    if key_sums is not None:
+        grad_keys, grad_mix = key_sums.sum(0, dtype=torch.float64)
+        if inverse is not None:
+            gradients[3].copy_(launch.keys.double() @ grad_mix.mT)
+            grad_mix = inverse.double() @ grad_mix
+        gradients[2].copy_(grad_keys + grad_mix)
     return gradients
