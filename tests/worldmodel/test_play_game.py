@@ -91,7 +91,10 @@ def test_forks_are_independent_and_saved_apart(game):
     for world, name in ((0, "world.npz"), (1, "world-fork.npz")):
         frame, said = game.obey({"do": "save", "world": world})
         assert frame["saved"] and said == {"type": "said", "text": f"saved as {name}", "error": False}
-    assert np.load(game.path)["cells"][0, 0] != 4 == np.load(game.file(1))["cells"][0, 0]
+    assert np.load(game.paths[0])["cells"][0, 0] != 4 == np.load(game.paths[1])["cells"][0, 0]
+    game.obey({"do": "fork"})
+    assert game.obey({"do": "save", "world": 1})[1]["text"] == "saved as world-fork2.npz"
+    assert np.load(game.paths[0].with_name("world-fork.npz"))["cells"][0, 0] == 4, "an older fork's file stays"
     assert not game.obey({"do": "wait", "steps": 10})[0]["saved"] and game.worlds[0].steps == 10
     assert game.obey({"do": "close", "world": 1}) == [{"type": "closed", "world": 1}] and len(game.worlds) == 1
 
@@ -147,13 +150,13 @@ def test_a_terminal_moves_edits_forks_and_saves(game):
     assert world.cells[3, 7] == fork.cells[3, 7] == 2
     assert "saved as world-fork.npz" in said and "there is no key '?'" in said and "world 2 of 2, step 3" in said
     assert "\x1b[48;2;0;158;115;97m  " in said and said.count("<>") == said.count(", step ") == 12
-    assert not game.path.exists() and game.file(1).exists()
+    assert not game.paths[0].exists() and game.paths[1].exists()
 
 
 def test_a_terminal_tells_what_is_wrong(game):
     said = played(game, "e9")
     assert "value is 8, expected a whole number from 0 to 4" in said
-    game.path.mkdir()
+    game.paths[0].mkdir()
     assert "Is a directory" in played(game, "S") or "world.npz" in played(game, "S")
 
 

@@ -69,7 +69,7 @@ def test_commands_are_answered(game):
         socket.send_bytes(b"no text")  # ends this connection alone
         with connected(web) as other:
             received(other, 3)
-    assert np.load(game.path)["steps"] == 1
+    assert np.load(game.paths[0])["steps"] == 1
 
 
 def test_pages_see_the_same_world_and_one_that_leaves_changes_nothing(game):
@@ -84,7 +84,7 @@ def test_pages_see_the_same_world_and_one_that_leaves_changes_nothing(game):
         assert [message["type"] for message in received(first, 3)] == ["frame", "said", "frame"]
         first.send_text(json.dumps({"do": "act", "action": 2}))
         assert received(first, 1)[0]["position"] == [7, 5]
-    assert np.load(game.path)["steps"] == 0, "the world on disk is as it was saved, and whole"
+    assert np.load(game.paths[0])["steps"] == 0, "the world on disk is as it was saved, and whole"
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """A world that is played, and its fork: commands in, pictures out, the same for a browser and a terminal."""
 
 import base64
+import itertools
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -80,15 +81,16 @@ class Game:
 
     Args:
         world: that is played.
-        path: of its file; the fork's has "-fork" in its name.
+        path: of its file; a fork's is beside it, with "-fork" in its name, and none that exists.
 
     Attributes:
         worlds: one or two.
+        paths: of their files.
         saved: steps at which each was saved, None if it was not, or was changed since.
     """
 
     def __init__(self, world: PlayedWorld, path: Path) -> None:
-        self.path = path
+        self.paths = [path]
         self.worlds: list[PlayedWorld] = [world]
         self.saved: list[int | None] = [world.steps if path.exists() else None]
 
@@ -110,7 +112,7 @@ class Game:
         actions = [{"name": name, "keys": KEYS.get(name, [str(index + 1)])} for index, name in enumerate(self.actions)]
         swatches = [{"name": name, "rgb": rgb} for name, rgb in self.swatches]
         mapped = self.worlds[0].period > 0
-        return {"type": "hello", "actions": actions, "swatches": swatches, "map": mapped, "file": self.path.name}
+        return {"type": "hello", "actions": actions, "swatches": swatches, "map": mapped, "file": self.paths[0].name}
 
     def obey(self, command: Any) -> list[dict[str, Any]]:
         """Carries out a command, and returns messages for the page.
@@ -159,23 +161,26 @@ class Game:
     def _fork(self, index: int, command: Mapping[str, Any]) -> list[dict[str, Any]]:
         self.worlds[1:] = [self.worlds[index].fork()]
         self.saved[1:] = [None]
+        self.paths[1:] = [self._free_path()]
         return [self.frame(1), self.map(1)]
 
     def _close(self, index: int, command: Mapping[str, Any]) -> list[dict[str, Any]]:
         if index == 0:
             raise BadCommand("the world itself cannot be closed, only its fork")
-        del self.worlds[1], self.saved[1]
+        del self.worlds[1], self.saved[1], self.paths[1]
         return [{"type": "closed", "world": 1}]
 
     def _save(self, index: int, command: Mapping[str, Any]) -> list[dict[str, Any]]:
-        path = self.file(index)
+        path = self.paths[index]
         self.worlds[index].save(path)
         self.saved[index] = self.worlds[index].steps
         return [self.frame(index), {"type": "said", "text": f"saved as {path.name}", "error": False}]
 
-    def file(self, index: int) -> Path:
-        """Where a world is saved."""
-        return self.path.with_name(f"{self.path.stem}-fork{self.path.suffix}") if index else self.path
+    def _free_path(self) -> Path:
+        """Of a new fork: forks that were saved before stay."""
+        path = self.paths[0]
+        names = (f"{path.stem}-fork{number}{path.suffix}" for number in itertools.chain([""], itertools.count(2)))
+        return next(path.with_name(name) for name in names if not path.with_name(name).exists())
 
     def frame(self, index: int) -> dict[str, Any]:
         """The present view as a message."""

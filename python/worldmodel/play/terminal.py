@@ -83,7 +83,8 @@ class Terminal:
             values, certainty, _ = world.look(places.reshape(-1, 2))
             faded = world.colours[values] * np.asarray(certainty)[:, None]
             picture = faded.astype(np.uint8).reshape(*places.shape[:2], 3)
-            agent = tuple(int(at) for at in np.argwhere((places == world.position()).all(-1))[0])
+            y, x = np.argwhere((places == world.position()).all(-1))[0].tolist()
+            agent = y, x
         row, column = world.position()
         saved = "saved" if game.saved[self.world] == world.steps else "not saved"
         moves = "".join(key for key in self.keys if len(key) == 1)
