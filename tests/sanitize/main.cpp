@@ -320,11 +320,70 @@ void gated_delta_rule(uint64_t seed, Call& call) {
   op.grad_v = call.output("grad_v", op.dtype, values);
   op.grad_gate = call.output("grad_gate", held, gates);
   op.grad_beta = call.output("grad_beta", held, gates);
-  if (has_initial && below(random, 2))
-    op.grad_initial_state = call.output("grad_initial_state", held, states, true);
+  if (has_initial && below(random, 2)) op.grad_initial_state = call.output("grad_initial_state", held, states, true);
   Workspace scratch(wmk_cpu_gated_delta_rule_backward_workspace(&op));
   op.workspace = scratch.data();
   expect_ok(wmk_cpu_gated_delta_rule_backward(&op), "gated_delta_rule_backward", seed);
+}
+
+void place_memory(uint64_t seed, Call& call) {
+  Random random(seed);
+  wmk_place_memory op = {};
+  const bool packed = below(random, 3) == 0, delta = below(random, 2);
+  op.batch = packed ? 1 : one_of(random, {0, 1, 1, 2});
+  op.time = one_of(random, {0, 1, 2, 3, 15, 16, 17, 33});
+  op.places = one_of(random, {1, 2, 5, 9, 16, 25});
+  op.groups = one_of(random, {1, 1, 2, 3});
+  op.channels = op.groups * one_of(random, {1, 3, 8, 15, 16, 17, 33});
+  op.frequencies = one_of(random, {1, 2, 7, 16, 17, 40});
+  op.dtype = below(random, 4);
+  const int64_t threads = 1 + below(random, 3);
+  op.threads = call.plain() ? 1 : threads;
+  const int64_t held = op.dtype == WMK_FLOAT64 ? WMK_FLOAT64 : WMK_FLOAT32, rows = 2 * op.frequencies;
+  std::vector<int64_t> bounds = {0};
+  if (packed) {
+    for (int64_t left = below(random, 4); left > 0; --left) {
+      const int64_t length = below(random, op.time / 2 + 1);
+      bounds.push_back(bounds.back() + length > op.time ? op.time : bounds.back() + length);
+    }
+    bounds.push_back(op.time);
+  }
+  op.sequences = packed ? int64_t(bounds.size()) - 1 : op.batch;
+  const Shape values = {op.batch, op.time, op.places, op.channels}, phases = {op.batch, op.time, op.groups, rows};
+  const Shape gates = {op.batch, op.time, op.places, op.groups}, first = {op.sequences, op.groups, rows};
+  const Shape states = {op.sequences, op.groups, rows, op.channels / op.groups}, keys = {op.places, rows};
+  const bool has_gate = below(random, 2), has_initial = below(random, 2), has_first = below(random, 2);
+  const double largest = 0.5 / sqrt(double(op.places * op.frequencies));
+  op.values = call.input("values", op.dtype, values);
+  op.phase = call.input("phase", held, phases, -0.7, 0.7);
+  op.keys = call.input("keys", held, keys, -largest, largest);
+  if (delta) op.inverse = call.input("inverse", held, {op.places, op.places}, -0.1, 0.1);
+  if (has_gate) op.gate = call.input("gate", held, gates, 0, 1);
+  if (has_initial) op.initial_state = call.input("initial_state", held, states);
+  if (has_first) op.initial_phase = call.input("initial_phase", held, first, -0.7, 0.7);
+  if (below(random, 2)) op.reset = call.flags("reset", {op.batch, op.time});
+  if (packed) op.cu_seqlens = call.integers("cu_seqlens", bounds);
+  op.out = call.output("out", op.dtype, values);
+  op.last_state = call.output("last_state", held, states, true);
+  Buffer residual(held, values, Layout::contiguous, random);
+  if (delta) op.residual = residual.view();
+  {
+    Workspace scratch(wmk_cpu_place_memory_forward_workspace(&op));
+    op.workspace = scratch.data();
+    expect_ok(wmk_cpu_place_memory_forward(&op), "place_memory_forward", seed);
+  }
+  if (below(random, 2)) op.grad_out = call.input("grad_out", op.dtype, values);
+  if (below(random, 2)) op.grad_last_state = call.input("grad_last_state", held, states);
+  op.grad_values = call.output("grad_values", op.dtype, values, true);
+  if (below(random, 2)) op.grad_phase = call.output("grad_phase", held, phases, true);
+  if (below(random, 2)) op.grad_keys = call.output("grad_keys", held, keys, true);
+  if (delta && below(random, 2)) op.grad_inverse = call.output("grad_inverse", held, {op.places, op.places}, true);
+  if (has_gate && below(random, 2)) op.grad_gate = call.output("grad_gate", held, gates, true);
+  if (has_initial && below(random, 2)) op.grad_initial_state = call.output("grad_initial_state", held, states, true);
+  if (has_first && below(random, 2)) op.grad_initial_phase = call.output("grad_initial_phase", held, first, true);
+  Workspace scratch(wmk_cpu_place_memory_backward_workspace(&op));
+  op.workspace = scratch.data();
+  expect_ok(wmk_cpu_place_memory_backward(&op), "place_memory_backward", seed);
 }
 
 void conv_lstm(uint64_t seed, Call& call) {
@@ -400,11 +459,9 @@ struct Op {
 int main(int count, char** words) {
   const uint64_t first = count > 1 ? strtoull(words[1], nullptr, 10) : 0;
   const uint64_t times = count > 2 ? strtoull(words[2], nullptr, 10) : 1;
-  const Op ops[] = {{"selective_scan", selective_scan, 300},
-                    {"selective_step", selective_step, 200},
-                    {"linear_scan", linear_scan, 150},
-                    {"gated_delta_rule", gated_delta_rule, 100},
-                    {"conv_lstm", conv_lstm, 150}};
+  const Op ops[] = {{"selective_scan", selective_scan, 300},     {"selective_step", selective_step, 200},
+                    {"linear_scan", linear_scan, 150},           {"place_memory", place_memory, 150},
+                    {"gated_delta_rule", gated_delta_rule, 100}, {"conv_lstm", conv_lstm, 150}};
   std::string levels = std::string(wmk_cpu_isa_available()) + ",";
   for (size_t start = 0, end; (end = levels.find(',', start)) != std::string::npos; start = end + 1) {
     const std::string level = levels.substr(start, end - start);

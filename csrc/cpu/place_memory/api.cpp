@@ -46,8 +46,8 @@ int wmk_cpu_place_memory_forward(const wmk_place_memory* op) {
 
 int wmk_cpu_place_memory_backward(const wmk_place_memory* op) {
   if (int status = check(*op)) return status;
-  if (is_empty(*op)) return WMK_OK;
-  if (!op->workspace) return WMK_NULL_POINTER;
-  if (op->time > 0 && (!op->grad_values.data || (op->inverse.data && !op->residual.data))) return WMK_NULL_POINTER;
+  if (!op->workspace || !op->keys.data) return WMK_NULL_POINTER;
+  if (!is_empty(*op) && op->time > 0 && (!op->grad_values.data || (op->inverse.data && !op->residual.data)))
+    return WMK_NULL_POINTER;
   return wmk::level().place_memory_backward(*op);
 }

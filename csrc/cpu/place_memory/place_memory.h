@@ -38,17 +38,18 @@ static void product(const T* A, int64_t rows, int64_t depth, const T* x, T* out)
 
 // What all work items share.
 //
-// A view is mostly symmetric: places at o and -o have equal cosines and opposite sines. So cosine rows and sine rows are
-// each stored once: `even` and `odd` rows, to which `even_of`, `odd_of` and `sign` map places. That halves the work.
+// A view is mostly symmetric: places at o and -o have equal cosines and opposite sines. So cosine rows and sine rows
+// are each stored once: `even` and `odd` rows, to which `even_of`, `odd_of` and `sign` map places. That halves the
+// work.
 template <class T>
 struct PlaceTables {
   int64_t frequencies, places, evens = 0, odds = 0;
-  T *even, *odd;                  // [frequencies][evens], [frequencies][odds]
-  T *even_by_row, *odd_by_row;    // [evens][frequencies], [odds][frequencies]
-  T *mix, *mix_by_row;            // [places][evens + odds], the inverse, its rows added up as places share them; transposed
-  T* inverse_by_column;           // [places][places]
-  int64_t *even_of, *odd_of;      // [places]
-  T* sign;                        // [places]
+  T *even, *odd;                // [frequencies][evens], [frequencies][odds]
+  T *even_by_row, *odd_by_row;  // [evens][frequencies], [odds][frequencies]
+  T *mix, *mix_by_row;        // [places][evens + odds], the inverse, its rows added up as places share them; transposed
+  T* inverse_by_column;       // [places][places]
+  int64_t *even_of, *odd_of;  // [places]
+  T* sign;                    // [places]
 
   PlaceTables(const wmk_place_memory& op, Arena& arena) : frequencies(op.frequencies), places(op.places) {
     int64_t entries = frequencies * places;
@@ -142,9 +143,11 @@ class PlaceItem {
   int64_t channel;                                   // in the group
   int count;                                         // of channels
 
-  PlaceItem(const wmk_place_memory& op, const PlaceTables<T>& tables, int64_t sequence, int64_t group, int64_t tile)
-      : op(op), tables(tables), sequence(sequence), group(group), tile(tile), batch(sequence), begin(0), end(op.time) {
+  PlaceItem(const wmk_place_memory& arguments, const PlaceTables<T>& shared, int64_t index)
+      : op(arguments), tables(shared), begin(0), end(op.time) {
     int64_t per_group = op.channels / op.groups;
+    tile = index % tiles(op), group = index / tiles(op) % op.groups, sequence = index / tiles(op) / op.groups;
+    batch = sequence;
     channel = tile * lanes;
     count = int(min(lanes, per_group - channel));
     if (op.cu_seqlens.data) {
@@ -152,7 +155,9 @@ class PlaceItem {
       batch = 0, begin = bounds[sequence], end = bounds[sequence + 1];
     }
   }
-  static int64_t tiles(const wmk_place_memory& op) { return ceil_div(op.channels / op.groups, lanes); }
+  static int64_t tiles(const wmk_place_memory& arguments) {
+    return ceil_div(arguments.channels / arguments.groups, lanes);
+  }
 
   bool is_reset(int64_t t) const {
     return op.reset.data && ((const char*)op.reset.data)[batch * op.reset.stride[0] + t * op.reset.stride[1]];
@@ -160,8 +165,8 @@ class PlaceItem {
   T gate(int64_t t, int64_t place) const {
     const wmk_view& view = op.gate;
     if (!view.data) return T(1);
-    return ((const T*)view.data)[batch * view.stride[0] + t * view.stride[1] + place * view.stride[2] +
-                                 group * view.stride[3]];
+    return ((const T*)view
+                .data)[batch * view.stride[0] + t * view.stride[1] + place * view.stride[2] + group * view.stride[3]];
   }
   // The element of the first channel at a step, as `values`.
   int64_t offset(const wmk_view& view, int64_t t, int64_t place) const {
@@ -204,7 +209,8 @@ class PlaceItem {
 
   void load_state(T* to, const wmk_view& view) const {
     for (int64_t i = 0; i < 2 * op.frequencies; ++i)
-      store(to + i * lanes, view.data ? gather<T>((const T*)view.data + at(view, i), view.stride[3], count) : Vector<T>{});
+      store(to + i * lanes,
+            view.data ? gather<T>((const T*)view.data + at(view, i), view.stride[3], count) : Vector<T>{});
   }
   void store_state(const T* from, const wmk_view& view) const {
     if (!view.data) return;

@@ -2,9 +2,9 @@
 //
 // The state's gradient dh runs through the forward pass's steps in reverse: what spreads values there collects their
 // gradients here, at the cost of the forward pass. States are needed only by the gradients of phases and keys. Then the
-// states at the start of every chunk of kPlaceChunk steps are recomputed first, from the residuals, which need no reads,
-// and those within a chunk before its reverse sweep. Gradients of keys and inverse are sums over lanes, sequences and
-// groups: a vector per element, which is reduced once, and then partials in a fixed order.
+// states at the start of every chunk of kPlaceChunk steps are recomputed first, from the residuals, which need no
+// reads, and those within a chunk before its reverse sweep. Gradients of keys and inverse are sums over lanes,
+// sequences and groups: a vector per element, which is reduced once, and then partials in a fixed order.
 #include "cpu/place_memory/place_memory.h"
 #include "cpu/simd/shuffle.h"
 
@@ -29,12 +29,12 @@ struct BackwardScratch : PlaceScratch<T> {
 
   BackwardScratch(const wmk_place_memory& op, Arena& arena) : PlaceScratch<T>(op, arena) {
     constexpr int lanes = kLanes<T>;
-    int64_t state = needs_states(op) ? 2 * op.frequencies * lanes : 0;
+    int64_t numbers = needs_states(op) ? 2 * op.frequencies * lanes : 0;
     int64_t view = has_key_gradient(op) ? op.places * lanes : 0;
-    read = arena.take<T>(state), cotangents = arena.take<T>(view), inputs = arena.take<T>(view);
+    read = arena.take<T>(numbers), cotangents = arena.take<T>(view), inputs = arena.take<T>(view);
     key_sums = arena.take<T>(has_key_gradient(op) ? key_gradients(op) * lanes : 0);
-    states = arena.take<T>(kPlaceChunk * state), writes = arena.take<T>(kPlaceChunk * state);
-    chunk_states = arena.take<T>(ceil_div(op.time, kPlaceChunk) * state);
+    states = arena.take<T>(kPlaceChunk * numbers), writes = arena.take<T>(kPlaceChunk * numbers);
+    chunk_states = arena.take<T>(ceil_div(op.time, kPlaceChunk) * numbers);
     phase_gradient = arena.take<T>(2 * op.frequencies);
     gate_products = arena.take<T>(round_up(op.places, lanes) * lanes);
   }
@@ -264,8 +264,8 @@ int place_memory_backward(const wmk_place_memory& op) {
       constexpr int lanes = kLanes<T>;
       BackwardScratch<T> scratch = workspace.of(op, thread);
       for (int64_t k = 0; k < sums; ++k) store(scratch.key_sums + k * lanes, Vector<T>{});
-      for (int64_t tile = 0; tile < PlaceItem<T>::tiles(op); ++tile) {
-        PlaceItem<T> item(op, workspace.tables, i / op.groups, i % op.groups, tile);
+      for (int64_t tile = 0, tiles = PlaceItem<T>::tiles(op); tile < tiles; ++tile) {
+        PlaceItem<T> item(op, workspace.tables, i * tiles + tile);
         Reverse<T, decltype(storage)>(item, scratch).run();
       }
       for (int64_t k = 0; k < sums; ++k) {

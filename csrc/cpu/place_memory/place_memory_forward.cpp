@@ -4,8 +4,8 @@
 // pass over it: the view's rows are spread to the state's rows, which are turned back, added, turned to the new angle
 // and collected to rows again. What is read is also what the next delta write finds, so the state is multiplied twice
 // per step, not three times. Spreading and collecting are products with accumulators in registers and keys as broadcast
-// operands; symmetric places share them (PlaceTables). 2 x frequencies x places multiply-adds per value, half of that in
-// a symmetric view.
+// operands; symmetric places share them (PlaceTables). 2 x frequencies x places multiply-adds per value, half of that
+// in a symmetric view.
 #include "cpu/place_memory/place_memory.h"
 
 namespace wmk::WMK_ISA {
@@ -71,9 +71,9 @@ int place_memory_forward(const wmk_place_memory& op) {
     typedef decltype(arithmetic) T;
     PlaceWorkspace<T, PlaceScratch> workspace(op, op.workspace);
     workspace.tables.fill(op);
-    int64_t tiles = PlaceItem<T>::tiles(op);
-    parallel_for(op.sequences * op.groups * tiles, op.threads, [&](int64_t i, int64_t thread) {
-      PlaceItem<T> item(op, workspace.tables, i / (tiles * op.groups), i / tiles % op.groups, i % tiles);
+    int64_t items = op.sequences * op.groups * PlaceItem<T>::tiles(op);
+    parallel_for(items, op.threads, [&](int64_t i, int64_t thread) {
+      PlaceItem<T> item(op, workspace.tables, i);
       run_item<T, decltype(storage)>(item, workspace.of(op, thread));
     });
     return int(WMK_OK);

@@ -25,7 +25,8 @@ static Vector<T> gather_view(const wmk_view& view, int64_t dtype, int64_t offset
   }
 }
 template <class T>
-static void scatter_view(const wmk_view& view, int64_t dtype, int64_t offset, int64_t stride, int count, Vector<T> values) {
+static void scatter_view(const wmk_view& view, int64_t dtype, int64_t offset, int64_t stride, int count,
+                         Vector<T> values) {
   if constexpr (sizeof(T) == 8) {
     scatter<T>((double*)view.data + offset, stride, count, values);
   } else {
