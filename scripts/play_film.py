@@ -43,7 +43,7 @@ def film(page: Any, target: Path) -> None:
         while time.monotonic() < ends:
             began = time.monotonic()
             picture = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
-            pictures.append(np.asarray(picture.resize((picture.width * 2 // 3, picture.height * 2 // 3))))
+            pictures.append(np.asarray(picture.resize((picture.width // 2, picture.height // 2))))
             time.sleep(max(0, 1 / FRAMES_PER_SECOND - (time.monotonic() - began)))
 
     shoot(0.5)
@@ -74,7 +74,7 @@ def main() -> None:
             with sync_playwright() as playwright:
                 path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
                 browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
-                page = browser.new_page(viewport={"width": 880, "height": 720})
+                page = browser.new_page(viewport={"width": 800, "height": 1000})
                 page.goto(f"http://127.0.0.1:{listening.getsockname()[1]}/")
                 page.wait_for_selector("canvas.map")
                 time.sleep(1)
