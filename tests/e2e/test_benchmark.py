@@ -41,6 +41,20 @@ def test_quick_run_measures_every_group(tmp_path: Path) -> None:
     assert {"before", "after"} <= result["limits"].keys()
 
 
+def test_quick_run_of_the_place_memory_is_faster_than_its_loop(tmp_path: Path) -> None:
+    target = tmp_path / "result.json"
+    done = run(str(BENCHMARKS / "place_memory_speed.py"), "--quick", "--json", str(target))
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(target.read_text())["rows"]
+    assert {(row["measure"], row["backend"]) for row in rows} == {
+        (measure, backend) for measure in ("forward", "training") for backend in ("reference", "chunked", "cpu")
+    }
+    for row in rows:
+        assert row["milliseconds"] > 0
+        assert 0 < row["limit_fraction"] < 1
+        assert row["backend"] != "cpu" or row["speedup"] > 2
+
+
 def test_quick_run_of_the_conv_lstm_measures_every_contender(tmp_path: Path) -> None:
     target = tmp_path / "result.json"
     done = run(str(BENCHMARKS / "conv_lstm_speed.py"), "--quick", "--json", str(target))
