@@ -71,7 +71,7 @@ def test_linear_scan_by_finite_differences(target, data):
 
 
 @on_every_target("gated_delta_rule", kernels_only=True)
-@few
+@settings(max_examples=max(5, settings().max_examples // 4))
 @given(data=st.data())
 def test_gated_delta_rule_by_finite_differences(target, data):
     problem = data.draw(delta_rules([torch.float64], target.device, max_time=5, sizes=[1, 2]))
