@@ -130,7 +130,7 @@ def test_kinds_on_the_command_line_keep_what_the_preset_says_of_them() -> None:
 @pytest.mark.parametrize(
     ("memory", "latent", "message"),
     [
-        ("lstm", None, "--memory has 'lstm', expected rotary_scan, scan, .*, memory_attention, none or module"),
+        ("lstm", None, "--memory has 'lstm', expected rotary_scan, scan, .*, memory_attention, place, none or module"),
         ("", None, "--memory has '', expected"),
         ("gru*0", None, r"--memory has 'gru\*0', expected KIND\*N with N from 1 to 256"),
         ("gru*two", None, r"expected KIND\*N"),
