@@ -123,7 +123,9 @@ def build(memory: str, settings: Settings, classes: int, layers: int, parameters
         return sum(p.numel() for p in model.parameters())
 
     step = 2 * settings.heads
-    width = max((w for w in range(step, 1024, step) if size(w, 2 * w) <= parameters), default=step)
+    width = step
+    while size(width + step, 2 * (width + step)) <= parameters:
+        width += step
     per_unit = layers * (2 * width + 1)
     hidden = 2 * width + max(0, math.floor((parameters - size(width, 2 * width)) / per_unit))
     return Model(MEMORIES[memory], settings, classes, layers, width, hidden)
