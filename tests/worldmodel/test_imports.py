@@ -28,7 +28,8 @@ BELOW = {
     "learning": {"environments", "pictures", "model", "data", "runs"},
     "acting": {"learning", "environments", "pictures", "model", "data", "runs"},
     "demo": {"acting", "learning", "environments", "pictures", "model", "data", "runs"},
-    "commands": {"demo", "acting", "learning", "environments", "pictures", "model", "data", "runs"},
+    "play": {"acting", "learning", "environments", "pictures", "model", "data", "runs"},
+    "commands": {"play", "demo", "acting", "learning", "environments", "pictures", "model", "data", "runs"},
     "": {"commands", "environments", "runs"},
 }
 
