@@ -8,6 +8,8 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import torch
+
 from worldmodel.environments.drift import DriftConfig, DriftWorlds
 from worldmodel.environments.rooms import RoomsConfig, RoomWorlds
 from worldmodel.learning.token_trainer import TokenTrainConfig
@@ -94,7 +96,8 @@ def within_budget(build: Callable[[int], TokenConfig], widths: range) -> TokenCo
 
 
 def parameters(config: TokenConfig) -> int:
-    return sum(parameter.numel() for parameter in TokenWorldModel(config).parameters())
+    with torch.device("meta" if config.place is None else "cpu"):
+        return sum(parameter.numel() for parameter in TokenWorldModel(config).parameters())
 
 
 def pooled(*blocks: BlockConfig) -> TokenConfig:

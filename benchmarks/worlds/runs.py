@@ -52,7 +52,7 @@ def execute(plan: Plan, folder: Path) -> dict[str, Any]:
     tests = {}
     for test in row.tests:
         if plan.quick:
-            test = dataclasses.replace(test, steps=64, batch=2)
+            test = dataclasses.replace(test, steps=32, batch=2)
         tests[test.name] = measure(trainer.model, row, test, plan.seed)
     entry = {
         "row": plan.row,

@@ -12,7 +12,7 @@ def test_the_demonstration_leaves_worlds_numbers_and_a_picture(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "demo"
-    assert main(["demo", "worlds", "--folder", str(folder), "--seconds", "0.5", "--steps", "30"]) == 0
+    assert main(["demo", "worlds", "--folder", str(folder), "--seconds", "0.1", "--steps", "16"]) == 0
     captured = capsys.readouterr()
     assert captured.out.strip() == str(folder / "worlds.png") and (folder / "worlds.png").stat().st_size > 10_000
     summary = json.loads((folder / "worlds.json").read_text())

@@ -84,7 +84,7 @@ def test_what_was_imagined_is_there_on_return_and_the_map_comes_to_rest(run: Pat
 
 def test_walls_of_an_imagined_world_stop(run: Path) -> None:
     world = World.create(run, seed=2)
-    walked = walk(world, 200)
+    walked = walk(world, 100)
     moved = [tuple(np.abs(np.subtract(a["position"], b["position"]))) for (_, a), (_, b) in itertools.pairwise(walked)]
     assert {(0, 0)} < {*moved} and all(world.config.classes - 1 != view[1, 1] for view, _ in walked)
 
@@ -104,7 +104,7 @@ def test_an_edit_is_seen_on_arrival_and_nothing_else_changes(run: Path) -> None:
     assert changed == {tuple(place) for place in places}
     assert world.observe()[1, 1] == world.look(places[-1])[0] != other.observe()[1, 1]
     assert np.array_equal(other.look(there)[0], before)  # the fork is as it was
-    for view, info in walk(world, 100, seed=3):
+    for view, info in walk(world, 60, seed=3):
         at = [((row + half) % 9) - half for row, half in zip(info["position"], (4, 4), strict=True)]
         assert view[1, 1] == world.look(at)[0]
 
@@ -128,26 +128,26 @@ from test_world import walk
 from worldmodel.acting.world import World
 torch.set_num_threads(1)
 world = World.load(sys.argv[1])
-walk(world, 40, seed=9)
-walk(world, 20, seed=9, body=1)
+walk(world, 20, seed=9)
+walk(world, 10, seed=9, body=1)
 world.save(sys.argv[1] + ".there")
 """
 
 
 def test_another_process_enters_the_world_where_it_was_left(run: Path, tmp_path: Path) -> None:
     world = World.create(run, seed=5, bodies=2)
-    walk(world, 40)
+    walk(world, 20)
     path = tmp_path / "my.world"
     world.save(path)
     command = [sys.executable, "-c", ENTER, str(path), str(Path(__file__).parent)]
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     subprocess.run(command, check=True, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)})
-    walk(world, 40, seed=9)
-    walk(world, 20, seed=9, body=1)
+    walk(world, 20, seed=9)
+    walk(world, 10, seed=9, body=1)
     torch.set_num_threads(threads)
     there = World.load(f"{path}.there")
-    assert torch.equal(there.shared_map, world.shared_map) and there.time == world.time == 100
+    assert torch.equal(there.shared_map, world.shared_map) and there.time == world.time == 50
     for one, other in zip(there.bodies, world.bodies, strict=True):
         assert torch.equal(one.view, other.view) and torch.equal(one.position, other.position)
         assert all(torch.equal(value, other.state[name]) for name, value in one.state.items())
@@ -157,20 +157,20 @@ def test_another_process_enters_the_world_where_it_was_left(run: Path, tmp_path:
 
 def test_bodies_share_a_world(run: Path) -> None:
     world = World.create(run, seed=6, bodies=2)
-    walk(world, 60)
+    walk(world, 40)
     tokens, certainty = world.look(whole(world))
-    for view, info in walk(world, 60, seed=2, body=1):
+    for view, info in walk(world, 40, seed=2, body=1):
         for i in range(3):
             for j in range(3):
                 place = tuple((np.add(info["position"], (i - 1, j - 1)) + 4) % 9)
                 assert certainty[place] < 0.9 or view[i, j] == tokens[place]
-    assert world.bodies[0].steps == world.bodies[1].steps == 60 and world.time == 120
+    assert world.bodies[0].steps == world.bodies[1].steps == 40 and world.time == 80
 
 
 def test_worlds_of_any_size_from_one_run(run: Path) -> None:
     world = World.create(run, seed=0, size=30)
     assert world.size == 30
-    walk(world, 200)
+    walk(world, 40)
     world.edit((14, -15), 2)
     assert world.look((14, -15))[0] == 2
 
@@ -181,7 +181,7 @@ def test_what_drifts_has_drifted_after_a_wait() -> None:
     moves = ((-1, 0), (0, 1), (1, 0), (0, -1))
     place = PlaceConfig(6, moves=moves, velocities=velocities, gated=True)
     model = TokenConfig(classes=3, width=16, place=place)
-    train = TokenTrainConfig(batch_size=16, steps=24, updates=60, lr=2e-2, minutes=10, warmup=5, in_view_weight=0.1)
+    train = TokenTrainConfig(batch_size=16, steps=24, updates=45, lr=2e-2, minutes=10, warmup=5, in_view_weight=0.1)
     trainer = TokenTrainer(model, train, WorldSource(DriftWorlds, config, torch.Generator().manual_seed(0)))
     while not trainer.finished:
         trainer.iterate()
