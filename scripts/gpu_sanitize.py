@@ -98,6 +98,24 @@ def linear(backend: str, dtype: torch.dtype, size: tuple[int, int, int], channel
     torch.autograd.grad([out, last], [gates, tokens, start], [torch.randn_like(out), torch.randn_like(last)])
 
 
+def places(backend: str, dtype: torch.dtype, size: tuple[int, int, int]) -> None:
+    channels, frequencies, time = size
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    leaves = {
+        "values": random(2, time, 9, channels, dtype=dtype),
+        "phase": random(2, time, 1, 2 * frequencies, dtype=wide),
+        "keys": random(9, 2 * frequencies, dtype=wide),
+        "inverse": random(9, 9, dtype=wide) / frequencies,
+        "gate": random(2, time, 9, 1, dtype=wide),
+        "initial_state": random(2, 1, 2 * frequencies, channels, dtype=wide),
+    }
+    for leaf in leaves.values():
+        leaf.requires_grad_(True)
+    reset = torch.rand(2, time, device="cuda") < 0.1
+    out, last = wmkernels.place_memory(**leaves, reset=reset, return_last_state=True, backend=backend)
+    torch.autograd.grad([out, last], list(leaves.values()), [torch.randn_like(out), torch.randn_like(last)])
+
+
 def conv_lstm(backend: str, dtype: torch.dtype, hidden: int, persistent: bool) -> None:
     """The persistent kernel is forward only."""
     wide = torch.float64 if dtype == torch.float64 else torch.float32
@@ -135,7 +153,8 @@ def main() -> int:
                 linear(backend, dtype, size, channel_last=flag, reverse=other)
             step(backend, dtype, size)
             update(dtype, size)
-            calls += 10
+            places(backend, dtype, size)
+            calls += 11
         for dtype, hidden, persistent in itertools.product(dtypes, (6, 16), (False, True)):
             conv_lstm(backend, dtype, hidden, persistent)
             calls += 1

@@ -30,11 +30,12 @@ class State(NamedTuple):
 
 EMULATOR = ("emulator/*.h", "emulator/*.cpp", "emulator/build.py", "emulator/client.py", "tests/emulated_cuda.py")
 CUDA = ("csrc/include/*", "csrc/common/*.h", "csrc/cuda/common/*", "wmkernels/native_call.py")
-SCANS = tuple(f"csrc/cuda/{op}/*" for op in ("selective_scan", "selective_step", "linear_scan"))
-SCAN_LAUNCHERS = tuple(f"wmkernels/{op}/native.py" for op in ("selective_scan", "selective_step", "linear_scan"))
+SCAN_OPS = ("selective_scan", "selective_step", "linear_scan", "place_memory")
+SCANS = tuple(f"csrc/cuda/{op}/*" for op in SCAN_OPS)
+SCAN_LAUNCHERS = tuple(f"wmkernels/{op}/native.py" for op in SCAN_OPS)
 CONV_LSTM = ("csrc/cuda/conv_lstm/*", "wmkernels/conv_lstm/*.py")
 TRITON = ("wmkernels/triton_*.py", "wmkernels/*/triton*.py", "wmkernels/conv_lstm/per_step.py")
-PROBLEMS = ("tests/problems.py", "tests/tolerances.py")
+PROBLEMS = ("tests/problems.py", "tests/place_memory_problems.py", "tests/tolerances.py")
 
 GATES = {
     "CUDA scans emulated": Gate(

@@ -7,7 +7,8 @@ import torch
 from emulated_cuda import EmulatedCuda
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
-from problems import STATES, assert_as_accurate_as_the_reference, few_channels, linear_scans, scans, steps
+from place_memory_problems import inverse_of, phases, place_memories, view_keys
+from problems import STATES, Problem, assert_as_accurate_as_the_reference, few_channels, linear_scans, scans, steps
 from special_values import check as check_special_values
 from special_values import check_overflowing_gates
 
@@ -34,7 +35,7 @@ NO_RESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)  # Linux constant, in mmap f
 ORDERS = (0, 1, 2)  # of the threads: ascending, descending, shuffled
 # Multiprocessor counts: with few, time is never split; with many, always.
 CHIPS = (1, 8, 1000)
-cases = dict.fromkeys(("selective_scan", "selective_step", "linear_scan"), 0)
+cases = dict.fromkeys(("selective_scan", "selective_step", "linear_scan", "place_memory"), 0)
 
 
 @pytest.fixture(scope="module")
@@ -115,6 +116,26 @@ def test_linear_scan(cuda, problem, multiprocessors, shuffle):
 @given(problem=linear_scans(max_time=3000).map(remembering), multiprocessors=st.sampled_from(CHIPS), shuffle=shuffles)
 def test_linear_scan_over_a_long_time(cuda, problem, multiprocessors, shuffle):
     check(cuda, problem, multiprocessors, shuffle)
+
+
+@quick
+@given(problem=place_memories(max_time=20), shuffle=shuffles)
+def test_place_memory(cuda, problem, shuffle):
+    check(cuda, problem, shuffle=shuffle)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_place_memory_larger_than_shared_memory(cuda, dtype):
+    generator = torch.Generator().manual_seed(0)
+    frequencies, places = 80, 41
+    keys = view_keys(places, frequencies, False, generator)
+    tensors = {
+        "values": torch.randn(1, 2, places, 9, generator=generator, dtype=dtype),
+        "phase": phases([1, 2, 1], frequencies, generator).to(dtype),
+        "keys": keys.to(dtype),
+        "inverse": inverse_of(keys).to(dtype),
+    }
+    check(cuda, Problem(wmkernels.place_memory, tensors, {"return_last_state": True}))
 
 
 # The last three split time; 300 lies in a segment that its warp combines with another.

@@ -120,6 +120,21 @@ def step(dtype, state):
     differentiate(wmkernels.selective_step(*leaves, *others, delta_softplus=True, backend="cuda"), leaves)
 
 
+def places(dtype, channels, frequencies=5):
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    leaves = {
+        "values": random(1, 18, 5, channels, dtype=dtype),
+        "phase": random(1, 18, 1, 2 * frequencies, dtype=wide),
+        "keys": random(5, 2 * frequencies, dtype=wide),
+        "inverse": random(5, 5, dtype=wide),
+        "gate": random(1, 18, 5, 1, dtype=wide),
+        "initial_state": random(2, 1, 2 * frequencies, channels, dtype=wide),
+    }
+    options = {"reset": torch.rand(1, 18) < 0.1, "cu_seqlens": torch.tensor([0, 1, 18])}
+    outputs = wmkernels.place_memory(**leaves, **options, return_last_state=True, backend="cuda")
+    differentiate(outputs, list(leaves.values()))
+
+
 def conv_lstm(persistent):
     hidden = 16
     tensors = [torch.randn(2, 1, 2, 5, 5), torch.randn(4 * hidden, 2, 3, 3), torch.randn(4 * hidden, hidden, 3, 3)]
@@ -152,6 +167,8 @@ CASES = {
     "linear scan by channels": (1, functools.partial(linear, torch.bfloat16, 32, 256, channel_last=True)),
     "small step": (1, functools.partial(step, torch.bfloat16, 5)),
     "large step": (1, functools.partial(step, torch.float32, 130)),
+    "places": (1, functools.partial(places, torch.float32, 17)),
+    "many places' rows": (1, functools.partial(places, torch.bfloat16, 4, 150)),
     "ConvLSTM": (1, functools.partial(conv_lstm, False)),
     "ConvLSTM in one kernel": (4, functools.partial(conv_lstm, True)),
 }
