@@ -7,7 +7,7 @@ import torch
 from emulated_cuda import EmulatedCuda
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
-from place_memory_problems import inverse_of, phases, place_memories, view_keys
+from place_memory_problems import inverse_of, phases, place_memories, small_place_memory, view_keys
 from problems import STATES, Problem, assert_as_accurate_as_the_reference, few_channels, linear_scans, scans, steps
 from special_values import check as check_special_values
 from special_values import check_overflowing_gates
@@ -136,6 +136,25 @@ def test_a_place_memory_larger_than_shared_memory(cuda, dtype):
         "inverse": inverse_of(keys).to(dtype),
     }
     check(cuda, Problem(wmkernels.place_memory, tensors, {"return_last_state": True}))
+
+
+def test_a_place_memory_keeps_its_state_bit_for_bit_while_the_gate_is_shut(cuda):
+    tensors = dict(small_place_memory("cpu", torch.float32, time=4).tensors)
+    tensors["gate"] = torch.zeros_like(tensors["gate"])
+    tensors["initial_state"][0, 0] = torch.tensor([[-0.0, 1e-42], [3e38, 1.0]])
+    _, last = wmkernels.place_memory(**tensors, return_last_state=True, backend="cuda")
+    assert torch.equal(last.view(torch.int32), tensors["initial_state"].view(torch.int32))
+
+
+def test_nan_does_not_cross_a_reset_of_a_place_memory(cuda):
+    tensors = dict(small_place_memory("cpu", torch.float32, batch=1, time=4).tensors)
+    tensors["reset"] = torch.tensor([[False, False, True, False]])
+    tensors["initial_state"] = torch.full_like(tensors["initial_state"], float("nan"))
+    leaves = {name: tensors[name].requires_grad_() for name in ("values", "phase", "gate")}
+    out, last = wmkernels.place_memory(**tensors, return_last_state=True, backend="cuda")
+    assert out[:, :2].isnan().all() and out[:, 2:].isfinite().all() and last.isfinite().all()
+    for gradient in torch.autograd.grad(out[:, 2:].sum() + last.sum(), list(leaves.values())):
+        assert gradient[:, 2:].isfinite().all()
 
 
 # The last three split time; 300 lies in a segment that its warp combines with another.
@@ -296,6 +315,22 @@ def test_offsets_of_the_step_have_64_bits(cuda, layout):
     B, C = (x.expand(-1, channels, -1) for x in near[4:6])
     expected = selective_step_reference(StepInputs(*near[:4], B, C, *near[6:], delta_softplus=True))
     torch.testing.assert_close((out, new_state.contiguous()), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("layout", FAR)
+def test_offsets_of_the_place_memory_have_64_bits(cuda, layout):
+    cuda.seeds = (2,)
+    near = small_place_memory("cpu", torch.float32, time=3).tensors
+    far = {name: spread(x, FAR[layout](x.dim())).requires_grad_() for name, x in near.items()}
+    found = wmkernels.place_memory(**far, return_last_state=True, backend="cuda")
+    exact = {name: x.double().requires_grad_() for name, x in near.items()}
+    expected = wmkernels.place_memory(**exact, return_last_state=True, backend="reference")
+    torch.testing.assert_close([x.double() for x in found], list(expected), rtol=1e-4, atol=1e-5)
+    gradients = [
+        torch.autograd.grad(outputs, list(leaves.values()), [torch.ones_like(x) for x in outputs])
+        for outputs, leaves in ((found, far), (expected, exact))
+    ]
+    torch.testing.assert_close([x.double() for x in gradients[0]], list(gradients[1]), rtol=1e-3, atol=1e-4)
 
 
 def test_how_many_cases_ran(cuda, capsys):

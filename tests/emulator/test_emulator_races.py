@@ -120,7 +120,8 @@ def step(dtype, state):
     differentiate(wmkernels.selective_step(*leaves, *others, delta_softplus=True, backend="cuda"), leaves)
 
 
-def places(dtype, channels, frequencies=5):
+def places(dtype, channels, frequencies=5, constant=()):
+    """``constant``: inputs without a gradient."""
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     leaves = {
         "values": random(1, 18, 5, channels, dtype=dtype),
@@ -131,8 +132,10 @@ def places(dtype, channels, frequencies=5):
         "initial_state": random(2, 1, 2 * frequencies, channels, dtype=wide),
     }
     options = {"reset": torch.rand(1, 18) < 0.1, "cu_seqlens": torch.tensor([0, 1, 18])}
+    for name in constant:
+        leaves[name] = leaves[name].detach()
     outputs = wmkernels.place_memory(**leaves, **options, return_last_state=True, backend="cuda")
-    differentiate(outputs, list(leaves.values()))
+    differentiate(outputs, [x for x in leaves.values() if x.requires_grad])
 
 
 def conv_lstm(persistent):
@@ -168,6 +171,7 @@ CASES = {
     "small step": (1, functools.partial(step, torch.bfloat16, 5)),
     "large step": (1, functools.partial(step, torch.float32, 130)),
     "places": (1, functools.partial(places, torch.float32, 17)),
+    "places without states": (1, functools.partial(places, torch.float32, 4, constant=("phase", "keys", "inverse"))),
     "many places' rows": (1, functools.partial(places, torch.bfloat16, 4, 150)),
     "ConvLSTM": (1, functools.partial(conv_lstm, False)),
     "ConvLSTM in one kernel": (4, functools.partial(conv_lstm, True)),
