@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from recurrences_nn import random_state, resets
 from tolerances import GRADCHECK
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from wmkernels.nn import BlockScan, CausalConv1d, LocalAttention, Mamba, MemoryAttention
 from wmkernels.nn.rotary import axial_angles, rotate
@@ -151,6 +152,25 @@ def test_gradcheck_through_state_and_resets(make, shape):
     inputs = torch.randn(2, 5, *shape, dtype=torch.float64)
     leaves = [inputs, *state.values(), *(p.detach() for p in module.parameters())]
     assert torch.autograd.gradcheck(run, [x.requires_grad_() for x in leaves], fast_mode=True, **GRADCHECK)
+
+
+@pytest.mark.parametrize("name", ["LocalAttention", "MemoryAttention"])
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+def test_forward_mode_and_second_derivatives_by_the_unfused_attention(name):
+    make, shape = MODULES[name]
+    module = make().double()
+    inputs, direction = torch.randn(2, 3, *shape).double(), torch.randn(2, 3, *shape).double()
+
+    def loss(x):
+        return module(x)[0].square().sum()
+
+    with sdpa_kernel(SDPBackend.MATH):
+        slope = torch.func.jvp(loss, (inputs,), (direction,))[1]
+        leaf = inputs.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(loss(leaf), leaf, create_graph=True)
+        (second,) = torch.autograd.grad((gradient * direction).sum(), leaf)
+    torch.testing.assert_close(slope, (gradient * direction).sum())
+    assert second.abs().max() > 0
 
 
 @every_module
