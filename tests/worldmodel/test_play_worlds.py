@@ -1,5 +1,6 @@
 """A model's worlds as the game plays them, and the command."""
 
+import contextlib
 import io
 import sys
 from pathlib import Path
@@ -11,12 +12,17 @@ import torch
 from worldmodel.__main__ import main
 from worldmodel.acting.world import World
 from worldmodel.environments.grids import palette
+from worldmodel.environments.rooms import RoomsConfig, RoomWorlds
+from worldmodel.learning.token_trainer import TokenTrainConfig, TokenTrainer
+from worldmodel.learning.view_sources import WorldSource
+from worldmodel.learning.world_run import WorldRunConfig, described_run
 from worldmodel.model.blocks import GRUBlock
 from worldmodel.model.place_map import PlaceConfig
 from worldmodel.model.tokens import TokenConfig, TokenWorldModel
 from worldmodel.play.game import Game
 from worldmodel.play.worlds import ImaginedWorld, load, lock
 from worldmodel.runs.files import RunError
+from worldmodel.runs.run import Run
 
 PLACE = PlaceConfig(period=9, motion="learned")
 MODELS = {
@@ -107,6 +113,23 @@ def test_a_world_has_one_player(tmp_path, capsys, monkeypatch):
     assert "world 1 of 1, step 1" in capsys.readouterr().out
     with pytest.raises(RunError, match="is being played"):
         first = lock(path), lock(path)  # noqa: F841, held
+
+
+def test_a_run_makes_a_new_world_that_is_saved_where_it_is_told(tmp_path, capsys, monkeypatch):
+    rooms = RoomsConfig(size=5, view=3, colours=5)
+    source = WorldSource(RoomWorlds, rooms, torch.Generator().manual_seed(0))
+    trainer = TokenTrainer(MODELS["classes"], TokenTrainConfig(batch_size=2, steps=8, updates=1), source)
+    trainer.iterate()
+    config = WorldRunConfig(env="worldmodel/Rooms-v0", model=MODELS["classes"])
+    with contextlib.closing(Run.create(tmp_path / "run", described_run(config))) as run:
+        run.save(1, trainer.state_dict())
+    monkeypatch.setattr("sys.stdin", io.StringIO("ddS"))
+    path = tmp_path / "my.world"
+    assert main(["play", "--text", str(tmp_path / "run"), "--save", str(path), "--size", "13"]) == 0
+    world = load(path)
+    assert world.period == 13 and world.steps == 2 and world.names[-1] == "wall"
+    assert main(["play", "--text", str(tmp_path / "run"), "--save", f"{path}2", "--size", "2"]) == 1
+    assert "size is 2, expected from 3" in capsys.readouterr().err
 
 
 def test_what_cannot_be_played_is_one_line(tmp_path, capsys):

@@ -23,6 +23,8 @@ class PlayOptions(Checked):
     """Of a new world, the file that it is saved as."""
     seed: Seed = 0
     """Seed of a new world."""
+    size: Annotated[int, Bounds(1, 512)] | None = None
+    """Places per side of a new world; by default as in training."""
     text: bool = False
     """Play in this terminal, without a browser."""
     host: Text = "127.0.0.1"
@@ -61,6 +63,6 @@ def _game(options: PlayOptions) -> Iterator[Game]:
         raise ConfigurationError(f"{path} is neither the file of a world nor the folder of a run")
     held = lock(path)
     try:
-        yield Game(create(options.world, options.seed) if new else load(path), path)
+        yield Game(create(options.world, options.seed, options.size) if new else load(path), path)
     finally:
         held.release()

@@ -92,9 +92,9 @@ def _classes(count: int, env: Any) -> tuple[list[str], np.ndarray]:
     return [*names, "wall" if env == "worldmodel/Rooms-v0" else "grey"], colours
 
 
-def create(run: Path, seed: int) -> ImaginedWorld:
-    """A new world of a run. Raises RunError."""
-    return ImaginedWorld(World.create(run, seed))
+def create(run: Path, seed: int, size: int | None = None) -> ImaginedWorld:
+    """A new world of a run, of ``size`` places per side. Raises RunError, WorldError."""
+    return ImaginedWorld(World.create(run, seed, size=size))
 
 
 def load(path: Path) -> ImaginedWorld:
