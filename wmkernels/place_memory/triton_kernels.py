@@ -16,8 +16,9 @@ from wmkernels.place_memory.triton_forward import forward_kernel
 STEPS = 16
 
 
-# A block of each dimension, and the warps that share it: the largest that spill no registers.
-FREQUENCIES, PLACES, CHANNELS, WARPS = 32, 32, 16, 4
+PLACES, CHANNELS = 32, 16
+# (frequencies of a block, warps), float64 and others: the largest that spill no registers
+WIDE, NARROW = (16, 8), (32, 4)
 
 
 class Launch(NamedTuple):
@@ -39,10 +40,11 @@ def _launch(inputs: PlaceMemoryInputs) -> Launch:
     # In float64: rounded once, and never TF32.
     mix = keys if inverse is None else (inverse.double().mT @ keys.double()).to(keys.dtype)
     dtype = tl.float64 if keys.dtype == torch.float64 else tl.float32
-    blocks = {"FREQUENCIES": FREQUENCIES, "PLACES": PLACES, "CHANNELS": CHANNELS}
+    frequencies, warps = WIDE if keys.dtype == torch.float64 else NARROW
+    blocks = {"FREQUENCIES": frequencies, "PLACES": PLACES, "CHANNELS": CHANNELS}
     tiles = runtime.ceil_div(channels, CHANNELS)
     return Launch(
-        tiles, keys, mix, sequences * groups * tiles, {**blocks, "dtype": dtype, "num_warps": WARPS, "num_stages": 1}
+        tiles, keys, mix, sequences * groups * tiles, {**blocks, "dtype": dtype, "num_warps": warps, "num_stages": 1}
     )
 
 
