@@ -69,6 +69,36 @@ def test_a_pass_is_its_steps_and_its_parts(name: str) -> None:
             torch.testing.assert_close(state[key], value, rtol=1e-4, atol=1e-4, msg=key)
 
 
+@pytest.mark.parametrize("name", ["learned", "turning", "both", "blocks"])
+def test_an_imagined_step_is_a_step_whose_view_was_foreseen(name: str) -> None:
+    config = CONFIGS[name]
+    if name == "both":
+        config = dataclasses.replace(config, place=PlaceConfig(period=9, moves=((-1, 0), (0, 1), (1, 0), (0, -1))))
+    model, batch = model_of(config), sample(config)
+    model.float()
+    _, state = predict(model, batch)
+    tokens, action = model.codec.tokens(batch.views[:, -1]), torch.tensor([1, 2])
+    prediction, after = model.step(batch.views[:, -1], action, state)
+    if model.place is not None:  # as a world has it: the view is in the map, and the last move is made
+        before = {**state, **after} if name == "both" else None
+        if before is None:
+            certain = model.motion.certain(torch.zeros(2, dtype=torch.long))
+            settled, _ = model.step(batch.views[:, -1], action, state)
+            heading = settled.path.headings[:, -1]
+            moved = model.place.memory.move(
+                {"map": after["place.map"], "angle": state["place.angle"]}, settled.path.first
+            )
+            before = {**after, "place.angle": moved["angle"], "place.heading": heading, "place.prior": certain}
+        else:
+            before |= {"place.angle": state["place.angle"]} | {
+                name: value for name, value in state.items() if name.startswith("blocks.")
+            }
+        state = before
+    outputs, features, _, _ = model.imagine(tokens, action, state)
+    torch.testing.assert_close(outputs, prediction.outputs[:, 0], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(features, prediction.features[:, 0], rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("name", CONFIGS)
 def test_nothing_crosses_a_reset(name: str) -> None:
     model, batch = model_of(CONFIGS[name]), sample(CONFIGS[name])

@@ -215,6 +215,8 @@ def test_blocks_imagine_worlds_without_a_map_and_say_what_they_cannot() -> None:
             action()
     with pytest.raises(WorldError, match="bodies is 2"):
         World(model, bodies=2)
+    with pytest.raises(WorldError, match="given its motion"):
+        World(TokenWorldModel(TokenConfig()))
     with pytest.raises(WorldError, match="classes 64"):
         World(TokenWorldModel(TokenConfig(grid=(3, 3), classes=0, patch=2)))
 

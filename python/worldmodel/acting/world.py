@@ -95,6 +95,11 @@ class World(gymnasium.Env[Any, int]):
             raise WorldError(
                 f"bodies is {bodies}, expected 1, or more with a map of places (train-world --memory place)"
             )
+        place = config.place
+        if place is not None and place.motion == "given" and not place.moves:
+            raise WorldError(
+                "this run was given its motion, and no world tells where actions lead: train it as learned"
+            )
         self._count, self.about = bodies, dict(about or {})
         self.action_space: Any = gymnasium.spaces.Discrete(config.actions)
         rows, columns = config.grid
@@ -184,23 +189,17 @@ class World(gymnasium.Env[Any, int]):
         acting = self._body(body)
         if not self.action_space.contains(np.asarray(action)):
             raise WorldError(f"action is {action!r:.40}, expected a whole number from 0 to {self.config.actions - 1}")
-        known = torch.zeros(1, self.config.places)
         given = torch.tensor([int(action)])
-        shown = self.model.codec.observations(acting.view)
-        prediction, state = self.model.step(shown, given, self._state(acting), write=known)
-        if self.model.place is not None and prediction.path is not None:
-            place = self.model.place.arrive(_part(state), prediction.path)
-            state |= {f"place.{name}": value for name, value in place.items()}
-            path = prediction.path
-            moved = (path.moves if path.ahead is None else path.ahead)[0, -1]
-            acting.position = self._wrapped(acting.position + moved.round().long())
+        outputs, features, moved, state = self.model.imagine(acting.view, given, self._state(acting))
+        if moved is not None:
+            acting.position = self._wrapped(acting.position + moved[0].round().long())
         self._keep(acting, state)
-        acting.view, new = self._decide(prediction.outputs[:, 0], acting)
+        acting.view, new = self._decide(outputs, acting)
         self._commit(acting, new)
         acting.steps += 1
         self._pass(1, acting)
         self._see(acting)
-        reward, terminated = self._judge(prediction.features[:, 0])
+        reward, terminated = self._judge(features)
         return self.observe(body), reward, terminated, False, self._info(acting, new)
 
     @torch.no_grad()

@@ -58,6 +58,14 @@ class GivenMotion(nn.Module):
 
     moves: Tensor
 
+    def expected(self, values: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
+        """The move (batch, 2) and turn (batch,) that actions (batch,) make. Raises ValueError without moves."""
+        if not len(self.moves):
+            raise ValueError(
+                "motion is given with the data, and actions have no moves: --model.place.moves, or learned"
+            )
+        return self.moves[actions], torch.zeros_like(actions)
+
     def init_state(self, batch_size: int) -> State:
         return {"heading": torch.zeros(batch_size, dtype=torch.long)}
 
@@ -138,6 +146,11 @@ class LearnedMotion(nn.Module):
         logits = self.network(values[..., self.around, :].flatten(-2)).unflatten(-1, (self.actions, -1))
         chosen = actions[..., None, None].expand(*actions.shape, 1, logits.shape[-1])
         return logits.gather(-2, chosen).squeeze(-2).log_softmax(-1)
+
+    def expected(self, values: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
+        """The likeliest move (batch, 2), in the agent's own frame, and turn (batch,), by ``prior``."""
+        likeliest = self.prior(values, actions).argmax(-1)
+        return self.candidates[likeliest], self.turns[likeliest]
 
     @torch.no_grad()
     def evidence(self, before: Tensor, after: Tensor) -> Tensor:

@@ -4,14 +4,13 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
-import torch
 from torch import Tensor, nn
 
 from wmkernels.nn import PlaceMemory, lattice
 from worldmodel.data.batch import State
 from worldmodel.model.motion import GivenMotion, LearnedMotion, Path
 from worldmodel.model.token_codecs import TokenCodec
-from worldmodel.model.views import TurnedView
+from worldmodel.model.views import HEADINGS, TurnedView, turned
 from worldmodel.runs.fields import Bounds, Checked
 
 _OPEN = 2.0  # of an untrained gate, before the sigmoid
@@ -85,7 +84,6 @@ class PlaceMap(nn.Module):
         turn: Tensor | None = None,
         ahead: Tensor | None = None,
         elapsed: Tensor | None = None,
-        write: Tensor | None = None,
         hindsight: bool = False,
     ) -> tuple[Tensor, Path, State]:
         """What the map holds of each next view.
@@ -100,7 +98,6 @@ class PlaceMap(nn.Module):
             turn: of given motion.
             ahead: of given motion.
             elapsed: to the next views.
-            write: (batch, time, places), what part of each place is written.
             hindsight: of learned motion.
 
         Returns:
@@ -114,21 +111,27 @@ class PlaceMap(nn.Module):
         if path.first is not None:
             memory = self.memory.move(memory, path.first)
         framed, gate = self.view.to_frame(values, path.headings)
-        if write is not None:
-            gate = self.view.to_frame(write[..., None], path.headings)[0].squeeze(-1)
         if self.gate is not None:
             written = self.gate(framed).sigmoid()  # (batch, time, frame places, groups)
             gate = written if gate is None else written * gate[..., None]
         read, memory = self.memory(framed, path.moves, memory, reset, gate=gate, elapsed=elapsed, ahead=path.ahead)
         return self.view.from_frame(read, path.headings_ahead), path, {**memory, **path.state}
 
-    def arrive(self, state: Mapping[str, Tensor], path: Path, elapsed: float = 1) -> State:
-        """The state once the path's last step has led where it was expected to, as in a world that is imagined."""
-        if not isinstance(self.motion, LearnedMotion) or path.ahead is None:
-            return dict(state)  # it has been made
-        stay = torch.zeros_like(path.headings[:, 0])
-        moved = self.memory.move(_memory(state), path.ahead[:, -1], elapsed)
-        return {**state, **moved, "heading": path.headings_ahead[:, -1], "prior": self.motion.certain(stay)}
+    def imagine(self, values: Tensor, actions: Tensor, state: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, State]:
+        """A step that is not observed: it leads where it is expected to, and nothing is written.
+
+        Args:
+            values: (batch, places, width), embeddings of the present views.
+            actions: int64 (batch,).
+            state: of the steps before.
+
+        Returns:
+            What the map holds of the next view, (batch, places, width), the move (batch, 2), and the state after it.
+        """
+        moved, turn = self.motion.expected(values, actions)
+        moved = turned(moved, state["heading"])
+        after = {**state, **self.memory.move(_memory(state), moved, 1), "heading": (state["heading"] + turn) % HEADINGS}
+        return self.recall(after), moved, after
 
     def commit(self, state: Mapping[str, Tensor], values: Tensor, write: Tensor) -> State:
         """The state with the places of a view (batch, places, width) written where ``write`` (batch, places) is 1."""

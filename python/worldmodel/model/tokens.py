@@ -176,7 +176,6 @@ class TokenWorldModel(nn.Module):
         turn: Tensor | None = None,
         ahead: Tensor | None = None,
         elapsed: Tensor | None = None,
-        write: Tensor | None = None,
         hindsight: bool = False,
     ) -> tuple[TokenPrediction, State]:
         """Predicts the view after each step.
@@ -192,7 +191,6 @@ class TokenWorldModel(nn.Module):
             ahead: (batch, time, 2), where to predict, from each view, if that is not where the next one is: of several
                 agents in a map, each sees another's step next.
             elapsed: (batch, time), from each view to the next in steps, which moves what drifts; 1 by default.
-            write: (batch, time, places), what part of each token enters the map of places; 1 by default.
             hindsight: with learned motion, predict where the next view shows that a step led. For training.
 
         Raises:
@@ -214,17 +212,42 @@ class TokenWorldModel(nn.Module):
                 turn=turn,
                 ahead=ahead,
                 elapsed=elapsed,
-                write=write,
                 hindsight=hindsight,
             )
             carried |= _named("place", place)
-        if self.stack is not None:
-            x = x + self.position + self.action(actions)[:, :, None]
-            inputs = self.into(x.flatten(2))
-            s, memory = self.stack(inputs, _part(state, "blocks"), reset)
-            x = self.out(s.flatten(2)).view_as(x)
-            carried |= _named("blocks", memory)
-        return TokenPrediction(self.head(x), x.mean(-2), path), carried
+        x, memory = self._stacked(x, actions, state, reset)
+        return TokenPrediction(self.head(x), x.mean(-2), path), carried | memory
+
+    def _stacked(
+        self, x: Tensor, actions: Tensor, state: Mapping[str, Tensor], reset: Tensor | None
+    ) -> tuple[Tensor, State]:
+        if self.stack is None:
+            return x, {}
+        x = x + self.position + self.action(actions)[:, :, None]
+        s, memory = self.stack(self.into(x.flatten(2)), _part(state, "blocks"), reset)
+        return self.out(s.flatten(2)).view_as(x), _named("blocks", memory)
+
+    def imagine(
+        self, tokens: Tensor, actions: Tensor, state: Mapping[str, Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor | None, State]:
+        """A step whose next view is imagined; the map of places is read where the action is expected to lead.
+
+        Args:
+            tokens: (batch, places, *token), the present views, which the map has already.
+            actions: int64 (batch,).
+            state: of ``init_state`` or of the last call.
+
+        Returns:
+            Outputs (batch, places, outputs) and features (batch, width) of the next views, the move (batch, 2) on the
+            map or None, and the state, in which it is made.
+        """
+        x, moved, carried = self.codec.embed(tokens), None, dict(state)
+        if self.place is not None:
+            x, moved, place = self.place.imagine(x, actions, _part(state, "place"))
+            carried |= _named("place", place)
+        stacked, memory = self._stacked(x[:, None], actions[:, None], state, None)
+        x = stacked[:, 0]
+        return self.head(x), x.mean(-2), moved, carried | memory
 
     @torch.no_grad()
     def begin(self, views: Tensor) -> None:
@@ -245,10 +268,9 @@ class TokenWorldModel(nn.Module):
         turn: Tensor | None = None,
         ahead: Tensor | None = None,
         elapsed: Tensor | None = None,
-        write: Tensor | None = None,
     ) -> tuple[TokenPrediction, State]:
         """``forward`` of one step; the prediction keeps its dimension of time."""
-        rest = {"displacement": displacement, "turn": turn, "ahead": ahead, "elapsed": elapsed, "write": write}
+        rest = {"displacement": displacement, "turn": turn, "ahead": ahead, "elapsed": elapsed}
         given = {name: None if value is None else value[:, None] for name, value in rest.items()}
         return self(observation[:, None], action[:, None], state, None if reset is None else reset[:, None], **given)
 
