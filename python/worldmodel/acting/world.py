@@ -95,17 +95,17 @@ class World(gymnasium.Env[Any, int]):
             raise WorldError(
                 f"bodies is {bodies}, expected 1, or more with a map of places (train-world --memory place)"
             )
-        place = config.place
-        if place is not None and place.motion == "given" and not place.moves:
-            raise WorldError(
-                "this run was given its motion, and no world tells where actions lead: train it as learned"
-            )
         self._count, self.about = bodies, dict(about or {})
         self.action_space: Any = gymnasium.spaces.Discrete(config.actions)
         rows, columns = config.grid
         if not config.classes:
             raise WorldError(
                 "this run predicts pixels as numbers, of which no world can be sampled: --model.classes 64"
+            )
+        place = config.place
+        if place is not None and place.motion == "given" and not place.moves:
+            raise WorldError(
+                "this run was given its motion, and no world tells where actions lead: train it as learned"
             )
         if config.patch:
             shape = (rows * config.patch, columns * config.patch, 3)
