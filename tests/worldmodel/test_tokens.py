@@ -164,7 +164,9 @@ def test_weights_fit_a_lattice_of_any_size() -> None:
     large.load_state_dict(small.state_dict())
 
 
-def test_agents_of_one_map_take_turns_and_know_what_another_has_seen() -> None:
+@pytest.fixture(scope="module")
+def trained() -> TokenWorldModel:
+    """A map of places for small rooms, with given motion."""
     trainer = TokenTrainer(
         TokenConfig(grid=(3, 3), classes=6, place=PlaceConfig(period=11)),
         TokenTrainConfig(batch_size=8, steps=48, updates=16, lr=2e-2, minutes=10, warmup=5),
@@ -172,6 +174,37 @@ def test_agents_of_one_map_take_turns_and_know_what_another_has_seen() -> None:
     )
     while not trainer.finished:
         trainer.iterate()
+    return trainer.model
+
+
+def test_a_wrong_turn_a_skipped_write_and_an_aliased_lattice_are_planted_and_seen(
+    trained: TokenWorldModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def accuracy(model: TokenWorldModel) -> float:
+        worlds = dataclasses.replace(rooms(), size=9)
+        return evaluate_returning(model, RoomWorlds(2, worlds, torch.Generator().manual_seed(3)), 96).accuracy
+
+    assert accuracy(trained) == 1
+    aliased = TokenWorldModel(dataclasses.replace(trained.config, place=PlaceConfig(period=7)))
+    aliased.load_state_dict(trained.state_dict())
+    assert accuracy(aliased) < 0.9
+    memory = trained.place.memory
+    whole = memory.forward
+
+    def skipping(values: torch.Tensor, *arguments: object, **named: object) -> object:
+        gate = torch.ones(values.shape[:3])
+        gate[:, 10:20] = 0
+        return whole(values, *arguments, **{**named, "gate": gate})
+
+    def turning_wrong(values: torch.Tensor, moves: torch.Tensor, *arguments: object, **named: object) -> object:
+        return whole(values, moves.flip(-1), *arguments, **named)
+
+    for planted in (skipping, turning_wrong):
+        monkeypatch.setattr(memory, "forward", planted)
+        assert accuracy(trained) < 1
+
+
+def test_agents_of_one_map_take_turns_and_know_what_another_has_seen(trained: TokenWorldModel) -> None:
     worlds = RoomWorlds(2, rooms(agents=2), torch.Generator().manual_seed(1))
     start = worlds.positions
     steps = worlds.rollout(20)
@@ -180,7 +213,7 @@ def test_agents_of_one_map_take_turns_and_know_what_another_has_seen() -> None:
     assert torch.equal(stands, worlds.positions[:, 0].float())
     large = dataclasses.replace(rooms(agents=2), size=9)
     again = RoomWorlds(2, large, torch.Generator().manual_seed(1))
-    predictor = TokenPredictor(trainer.model, again)
+    predictor = TokenPredictor(trained, again)
     others = 0
     for _ in range(3):
         part = again.rollout(30)
@@ -189,7 +222,7 @@ def test_agents_of_one_map_take_turns_and_know_what_another_has_seen() -> None:
         assert torch.equal(predictor(part)[known], part["next_tokens"][known])
     assert others > 20
     new = RoomWorlds(2, rooms(), torch.Generator().manual_seed(2))
-    assert evaluate_returning(trainer.model, new, 32, chunk=9).accuracy == 1
+    assert evaluate_returning(trained, new, 32, chunk=9).accuracy == 1
 
 
 def test_training_remembers_and_repeats_itself() -> None:

@@ -86,7 +86,7 @@ def run_worlds(options: WorldsDemoOptions) -> Path:
     }
     (folder / "worlds.json").write_text(json.dumps(summary, indent=1) + "\n")
     picture = folder / "worlds.png"
-    pictures = {"imagined": look(world), "edited": look(edited), "of another seed": look(other)}
+    pictures = {"imagined": look(world), "its fork, edited": look(edited), "of another seed": look(other)}
     draw(scores, pictures, worlds.colours, summary, picture)
     _say(f"play in it: python -m worldmodel play {folder / 'first.world'}")
     _say(f"{summary['seconds']:.0f} s in all")
