@@ -48,14 +48,13 @@ def model_of(config: TokenConfig) -> TokenWorldModel:
     model = TokenWorldModel(config)
     for parameter in model.parameters():  # an untrained prior is even, and its largest entry arbitrary
         parameter.data += 0.1 * torch.randn_like(parameter)
-    return model.double() if config.place is None else model
+    return model
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_pass_is_its_steps_and_its_parts(name: str) -> None:
     model, batch = model_of(CONFIGS[name]), sample(CONFIGS[name])
-    if name in ("blocks", "pooled") and batch.views.is_floating_point():
-        batch.views = batch.views.double()
+    batch.elapsed = torch.rand(2, 12) + 0.5
     whole, last = predict(model, batch)
     state, outputs = None, []
     for t in range(12):
@@ -69,13 +68,21 @@ def test_a_pass_is_its_steps_and_its_parts(name: str) -> None:
             torch.testing.assert_close(state[key], value, rtol=1e-4, atol=1e-4, msg=key)
 
 
+@pytest.mark.parametrize("name", ["drifting", "pooled"])
+def test_the_time_between_views_counts(name: str) -> None:
+    model, batch = model_of(CONFIGS[name]), sample(CONFIGS[name])
+    even, _ = predict(model, batch)
+    batch.elapsed = torch.full((2, 12), 2.0)
+    other, _ = predict(model, batch)
+    assert not torch.allclose(even.outputs, other.outputs)
+
+
 @pytest.mark.parametrize("name", ["learned", "turning", "both", "blocks"])
 def test_an_imagined_step_is_a_step_whose_view_was_foreseen(name: str) -> None:
     config = CONFIGS[name]
     if name == "both":
         config = dataclasses.replace(config, place=PlaceConfig(period=9, moves=((-1, 0), (0, 1), (1, 0), (0, -1))))
     model, batch = model_of(config), sample(config)
-    model.float()
     _, state = predict(model, batch)
     tokens, action = model.codec.tokens(batch.views[:, -1]), torch.tensor([1, 2])
     prediction, after = model.step(batch.views[:, -1], action, state)

@@ -153,7 +153,8 @@ class TokenWorldModel(nn.Module):
     def init_state(self, batch_size: int) -> State:
         """A flat dict, batch first."""
         parts = {"place": self.place, "blocks": self.stack}
-        return {
+        waited = {} if self.stack is None else {"elapsed": torch.ones(batch_size)}
+        return waited | {
             f"{name}.{key}": value
             for name, part in parts.items()
             if part is not None
@@ -190,7 +191,8 @@ class TokenWorldModel(nn.Module):
             turn: int64 (batch, time), quarter turns clockwise of each step.
             ahead: (batch, time, 2), where to predict, from each view, if that is not where the next one is: of several
                 agents in a map, each sees another's step next.
-            elapsed: (batch, time), from each view to the next in steps, which moves what drifts; 1 by default.
+            elapsed: (batch, time), from each view to the next in steps, which moves what drifts and scales the steps of
+                blocks that take it; 1 by default.
             hindsight: with learned motion, predict where the next view shows that a step led. For training.
 
         Raises:
@@ -215,17 +217,20 @@ class TokenWorldModel(nn.Module):
                 hindsight=hindsight,
             )
             carried |= _named("place", place)
-        x, memory = self._stacked(x, actions, state, reset)
+        x, memory = self._stacked(x, actions, state, reset, elapsed)
         return TokenPrediction(self.head(x), x.mean(-2), path), carried | memory
 
     def _stacked(
-        self, x: Tensor, actions: Tensor, state: Mapping[str, Tensor], reset: Tensor | None
+        self, x: Tensor, actions: Tensor, state: Mapping[str, Tensor], reset: Tensor | None, elapsed: Tensor | None
     ) -> tuple[Tensor, State]:
+        """The blocks, which are told the time since the view before."""
         if self.stack is None:
             return x, {}
+        to_next = torch.ones(actions.shape) if elapsed is None else elapsed.float()
+        since = torch.cat([state["elapsed"][:, None], to_next[:, :-1]], 1)
         x = x + self.position + self.action(actions)[:, :, None]
-        s, memory = self.stack(self.into(x.flatten(2)), _part(state, "blocks"), reset)
-        return self.out(s.flatten(2)).view_as(x), _named("blocks", memory)
+        s, memory = self.stack(self.into(x.flatten(2)), _part(state, "blocks"), reset, elapsed=since)
+        return self.out(s.flatten(2)).view_as(x), _named("blocks", memory) | {"elapsed": to_next[:, -1]}
 
     def imagine(
         self, tokens: Tensor, actions: Tensor, state: Mapping[str, Tensor]
@@ -245,7 +250,7 @@ class TokenWorldModel(nn.Module):
         if self.place is not None:
             x, moved, place = self.place.imagine(x, actions, _part(state, "place"))
             carried |= _named("place", place)
-        stacked, memory = self._stacked(x[:, None], actions[:, None], state, None)
+        stacked, memory = self._stacked(x[:, None], actions[:, None], state, None, None)
         x = stacked[:, 0]
         return self.head(x), x.mean(-2), moved, carried | memory
 
