@@ -166,7 +166,7 @@ class DeltaRule {
   // What the steps of a chunk pass on. Products of decays are built step by step, as the reference does: they never
   // divide, and are exact for a decay of zero.
   struct Decays {
-    T *between;  // [i][j]: from step j to i, zero for j > i
+    T* between;  // [i][j]: from step j to i, zero for j > i
     T *since_start, *beta;
     T whole(int64_t steps) const { return since_start[steps - 1]; }
     const T* to_end(int64_t steps, int64_t pitch) const { return between + (steps - 1) * pitch; }

@@ -61,9 +61,9 @@ class Backward : DeltaRule<T> {
       decays = f.take_decays(arena);
       bytes = round_up(arena.used(), 64);
     }
-    T *state, *state_by_value;      // [d_k][d_v], [d_v][d_k]
-    T *d_state, *d_state_by_value;  // of the state at the chunk's end
-    T *keys, *queries;              // [d_k][step]
+    T *state, *state_by_value;                      // [d_k][d_v], [d_v][d_k]
+    T *d_state, *d_state_by_value;                  // of the state at the chunk's end
+    T *keys, *queries;                              // [d_k][step]
     T *key_rows, *query_rows, *d_keys, *d_queries;  // [step][d_k]
     T *d_out, *scaled_d_out;                        // [step][d_v]; times scale d
     T *residuals, *corrections;                     // [step][d_v]: e, u = beta e
@@ -145,8 +145,7 @@ class Backward : DeltaRule<T> {
 
   // w = beta (A^T dy + D K dS - recalled^T w)
   template <int M, int N>
-  void solve(const DeltaRuleChunk& c, const Buffers& b, bool has_d_state, int64_t row,
-                        int64_t column) const {
+  void solve(const DeltaRuleChunk& c, const Buffers& b, bool has_d_state, int64_t row, int64_t column) const {
     const int64_t after = row + M, diagonal = row * pitch_ + row;
     Vector<T> du[M][N] = {};
     if (has_d_state) {
@@ -157,8 +156,8 @@ class Backward : DeltaRule<T> {
 #pragma GCC unroll 16
         for (int n = 0; n < N; ++n) du[m][n] *= to_end[row + m];
     }
-    multiply_accumulate<T, M, N>(du, b.attention + after * pitch_ + row, 1, pitch_,
-                                 b.d_out + after * v_pitch_ + column, v_pitch_, c.steps - after);
+    multiply_accumulate<T, M, N>(du, b.attention + after * pitch_ + row, 1, pitch_, b.d_out + after * v_pitch_ + column,
+                                 v_pitch_, c.steps - after);
     accumulate_triangle<T, false, true, M, N>(du, b.attention + diagonal, 1, pitch_, b.d_out + row * v_pitch_ + column,
                                               v_pitch_);
     multiply_accumulate<T, M, N>(du, b.recall + after * pitch_ + row, 1, pitch_, b.w + after * v_pitch_ + column,
@@ -192,8 +191,7 @@ class Backward : DeltaRule<T> {
           const int64_t at = (i + m) * pitch_ + j;
           const auto step = Base::lane_numbers() + int(j);
           const Vector<T> decay = load(b.decays.between + at), zero = {};
-          const Vector<T> of_decay =
-              load(b.recall + at) * erased[m][0] + load(b.attention + at) * attended[m][0];
+          const Vector<T> of_decay = load(b.recall + at) * erased[m][0] + load(b.attention + at) * attended[m][0];
           store(b.d_recall + at, step < int(i + m) ? -decay * erased[m][0] : zero);
           store(b.d_attention + at, step <= int(i + m) ? T(scale_) * decay * attended[m][0] : zero);
           store(b.d_between + at, step < int(i + m) ? of_decay : zero);
@@ -229,8 +227,7 @@ class Backward : DeltaRule<T> {
   }
 
   template <int M, int N>
-  void key_gradients(const DeltaRuleChunk& c, const Buffers& b, bool has_d_state, int64_t row,
-                                int64_t column) const {
+  void key_gradients(const DeltaRuleChunk& c, const Buffers& b, bool has_d_state, int64_t row, int64_t column) const {
     const int64_t after = row + M, diagonal = row * pitch_ + row;
     Vector<T> dk[M][N] = {};
     if (has_d_state) {

@@ -2,9 +2,10 @@
 //
 // A step of the loop reads and writes the whole state for four operations on each of its numbers. Here, a chunk of
 // C = 32 steps reads and writes it once. What keys and queries recall of it are matrix products in registers; the
-// corrections of the chunk's steps form a triangular system, solved row by row for a panel of values at a time. Per step
-// and head that makes 3 d_k d_v + C (d_k + d_v) multiply-adds, 16,400 for a state of 64 x 64, and one exponential: it is
-// bound by arithmetic. Heads run in parallel. The backward pass is given the states at chunks' starts and the residuals.
+// corrections of the chunk's steps form a triangular system, solved row by row for a panel of values at a time. Per
+// step and head that makes 3 d_k d_v + C (d_k + d_v) multiply-adds, 16,400 for a state of 64 x 64, and one exponential:
+// it is bound by arithmetic. Heads run in parallel. The backward pass is given the states at chunks' starts and the
+// residuals.
 #include "cpu/gated_delta_rule/gated_delta_rule.h"
 
 namespace wmk::WMK_ISA {
@@ -46,12 +47,12 @@ class Forward : DeltaRule<T> {
       decays = f.take_decays(arena);
       bytes = round_up(arena.used(), 64);
     }
-    T *state;                      // [d_k][d_v]
-    T *keys, *queries;             // [d_k][step]
-    T *recall, *attention;         // [step][step]
-    T *values;                     // [step][d_v]; the outputs overwrite it
-    T *residuals, *corrections;    // [step][d_v]: e, u = beta e
-    T *remaining;                  // [step][d_v]: of u at the chunk's end
+    T* state;                    // [d_k][d_v]
+    T *keys, *queries;           // [d_k][step]
+    T *recall, *attention;       // [step][step]
+    T* values;                   // [step][d_v]; the outputs overwrite it
+    T *residuals, *corrections;  // [step][d_v]: e, u = beta e
+    T* remaining;                // [step][d_v]: of u at the chunk's end
     typename Base::Decays decays;
     int64_t bytes;
   };
@@ -85,8 +86,7 @@ class Forward : DeltaRule<T> {
     this->store_rows(b.values, v_pitch_, op_.out, c, op_.d_v);
     if (op_.residuals.data) {
       T* to = this->residuals(c);
-      for (int64_t i = 0; i < c.steps; ++i)
-        memcpy(to + i * op_.d_v, b.residuals + i * v_pitch_, op_.d_v * sizeof(T));
+      for (int64_t i = 0; i < c.steps; ++i) memcpy(to + i * op_.d_v, b.residuals + i * v_pitch_, op_.d_v * sizeof(T));
     }
     update_state(c, b);
   }

@@ -1,13 +1,13 @@
 // Place memory, backward, on a GPU.
 //
 // The state's gradient dh stays in shared memory and runs through the steps in reverse, by the forward pass's products
-// with `keys` and `mix` exchanged. States are needed only by gradients of phases and keys: then the states before every 16th
-// step are recomputed first, from the residuals, which need no reads, and those between before their reverse sweep.
-// These lie in global memory, in the caches; a thread reads only what it wrote. With phases a step costs twice the
-// forward pass's multiply-adds and four more barriers; with keys twice those again.
+// with `keys` and `mix` exchanged. States are needed only by gradients of phases and keys: then the states before every
+// 16th step are recomputed first, from the residuals, which need no reads, and those between before their reverse
+// sweep. These lie in global memory, in the caches; a thread reads only what it wrote. With phases a step costs twice
+// the forward pass's multiply-adds and four more barriers; with keys twice those again.
 //
-// Sums over channels, for the gradients of phases and gates, are partial per tile, those of keys per block; place_memory_sum_kernel adds
-// them in order.
+// Sums over channels, for the gradients of phases and gates, are partial per tile, those of keys per block;
+// place_memory_sum_kernel adds them in order.
 #pragma once
 
 #include "cuda/place_memory/place_memory_common.cuh"
@@ -153,8 +153,7 @@ __global__ void __launch_bounds__(kPlaceThreads, 1)
       const RowPair<T> read = block.spread(block.keys, block.views, f, vector);
       block.turn_of(now, false, f).add_to_world(rows, read);
       if (exists) block.store_rows(block.state, f, vector, rows);
-      if (exists && !first)
-        block.store_rows(block.turned, f, vector, block.turn_of(t, reset, f).to_observer(rows));
+      if (exists && !first) block.store_rows(block.turned, f, vector, block.turn_of(t, reset, f).to_observer(rows));
       if (!states) return;
       RowPair<T> held = {}, written = {};
       if (exists) held = block.load_rows(first ? reverse.saved(0) : reverse.working(local % kPlaceSteps), f, vector);

@@ -17,23 +17,23 @@
 namespace wmk {
 
 constexpr int kPlaceThreads = 256, kPlaceWarps = kPlaceThreads / 32;
-constexpr int64_t kPlaceSteps = 16;             // between two saved states
+constexpr int64_t kPlaceSteps = 16;  // between two saved states
 constexpr int64_t kPlaceShared = 99 * 1024;
 
-// Sizes of a call and its workspace. A row of a matrix holds a place per column, `pitch` apart: an odd multiple of four,
-// so that eight rows lie in different banks. Rows of states and views hold `width` channels, of vectors of four.
+// Sizes of a call and its workspace. A row of a matrix holds a place per column, `pitch` apart: an odd multiple of
+// four, so that eight rows lie in different banks. Rows of states and views hold `width` channels, of vectors of four.
 struct PlacePlan {
   int64_t tiles, vectors, width, rows, places, pitch, arena, slots;
   bool shared;
-  void* matrices;            // keys, mix: [rows][pitch] each
-  void* arenas;              // [blocks][arena], if not shared
-  void* states;              // [slots][groups][tiles][rows][width]: before steps 0, kPlaceSteps, ... of each sequence
-  void* work;                // [blocks][2 kPlaceSteps + 1][rows][width]: states of kPlaceSteps steps, what they wrote,
-                             // and a state as it was read
-  void* grad_phase;          // [tiles] gradients, to be summed; the gradient itself if there is one tile
+  void* matrices;    // keys, mix: [rows][pitch] each
+  void* arenas;      // [blocks][arena], if not shared
+  void* states;      // [slots][groups][tiles][rows][width]: before steps 0, kPlaceSteps, ... of each sequence
+  void* work;        // [blocks][2 kPlaceSteps + 1][rows][width]: states of kPlaceSteps steps, what they wrote,
+                     // and a state as it was read
+  void* grad_phase;  // [tiles] gradients, to be summed; the gradient itself if there is one tile
   void* grad_gate;
   void* grad_initial_phase;
-  void* key_sums;            // [blocks + 1][2][rows][places]: gradients of keys as read and of mix; the last: their sums
+  void* key_sums;  // [blocks + 1][2][rows][places]: gradients of keys as read and of mix; the last: their sums
 };
 
 template <typename T>
@@ -143,15 +143,15 @@ struct PlaceBlock {
   __device__ __forceinline__ T gate_of(int64_t t, int place) const {
     const wmk_view& view = p.gate;
     if (view.data == nullptr) return T(1);
-    return static_cast<const T*>(view.data)[row * view.stride[0] + t * view.stride[1] + place * view.stride[2] +
-                                            group * view.stride[3]];
+    return static_cast<const T*>(
+        view.data)[row * view.stride[0] + t * view.stride[1] + place * view.stride[2] + group * view.stride[3]];
   }
 
   // Four channels of a place at a step; zeros if absent or past the last channel.
   __device__ __forceinline__ Vec4<T> load_view(const wmk_view& view, int64_t dtype, int64_t t, int place,
                                                int vector) const {
-    const int64_t offset = row * view.stride[0] + t * view.stride[1] + place * view.stride[2] +
-                           (channel + 4 * vector) * view.stride[3];
+    const int64_t offset =
+        row * view.stride[0] + t * view.stride[1] + place * view.stride[2] + (channel + 4 * vector) * view.stride[3];
     Vec4<T> found = {};
     if (view.data == nullptr) return found;
 #pragma unroll
@@ -161,12 +161,11 @@ struct PlaceBlock {
   }
   __device__ __forceinline__ void store_view(const wmk_view& view, int64_t dtype, int64_t t, int place, int vector,
                                              const Vec4<T>& vec) const {
-    const int64_t offset = row * view.stride[0] + t * view.stride[1] + place * view.stride[2] +
-                           (channel + 4 * vector) * view.stride[3];
+    const int64_t offset =
+        row * view.stride[0] + t * view.stride[1] + place * view.stride[2] + (channel + 4 * vector) * view.stride[3];
 #pragma unroll
     for (int i = 0; i < 4; ++i)
-      if (4 * vector + i < count)
-        store_element<T>(view.data, dtype, offset + i * view.stride[3], vec.value[i]);
+      if (4 * vector + i < count) store_element<T>(view.data, dtype, offset + i * view.stride[3], vec.value[i]);
   }
   // A vector of a state tensor's pair of rows.
   __device__ __forceinline__ RowPair<T> load_state(const wmk_view& view, int f, int vector) const {
@@ -230,8 +229,7 @@ struct PlaceBlock {
   }
   // Over the vectors of a frequency or place, in order of distance; every lane calls.
   __device__ __forceinline__ T sum_vectors(T value) const {
-    for (int distance = 1; distance < vectors; distance *= 2)
-      value += __shfl_xor_sync(0xffffffffu, value, distance);
+    for (int distance = 1; distance < vectors; distance *= 2) value += __shfl_xor_sync(0xffffffffu, value, distance);
     return value;
   }
 
@@ -287,8 +285,7 @@ struct PlaceBlock {
     Vec4<T> sum = {};
 #pragma unroll
     for (int warp = 0; warp < kPlaceWarps; ++warp)
-      add_scaled(sum, T(1),
-                 load_vec4(partials + (warp * static_cast<int>(plan.places) + place) * width + 4 * vector));
+      add_scaled(sum, T(1), load_vec4(partials + (warp * static_cast<int>(plan.places) + place) * width + 4 * vector));
     return sum;
   }
 };
