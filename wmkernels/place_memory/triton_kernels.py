@@ -19,6 +19,7 @@ STEPS = 16
 PLACES, CHANNELS = 32, 16
 # (frequencies of a block, warps), float64 and others: the largest that spill no registers
 WIDE, NARROW = (16, 8), (32, 4)
+KEY_WARPS = 8  # of the backward kernel with gradients of keys
 
 
 class Launch(NamedTuple):
@@ -31,7 +32,7 @@ class Launch(NamedTuple):
     options: dict[str, object]
 
     def run(self, kernel: object, *arguments: object, sizes: tuple[int, ...], **options: object) -> None:
-        runtime.launch(kernel, self.programs, *arguments, *sizes, **options, **self.options)
+        runtime.launch(kernel, self.programs, *arguments, *sizes, **{**self.options, **options})
 
 
 def _launch(inputs: PlaceMemoryInputs) -> Launch:
@@ -139,6 +140,7 @@ def backward(
             sizes=(batch, *sizes, sequences, tiles),
             DELTA=inverse is not None,
             STEPS=STEPS,
+            **({"num_warps": KEY_WARPS} if key_gradient else {}),
         )
     for i, sums in ((1, grad_phase), (4, grad_gate), (6, grad_initial_phase)):
         if sums is not None:
