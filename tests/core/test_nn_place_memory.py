@@ -42,16 +42,18 @@ def check_returns(memory, steps=200):
 
 
 def check_that_others_stay(memory, writes=1024):
-    """Read-outs of places that are not written move by at most 8 eps sqrt(writes) times the largest value."""
+    """Read-outs of places that are not written move by at most 8 eps sqrt(writes + rows) times the largest value."""
     generator = torch.Generator().manual_seed(1)
     state = memory.write(memory.init_state(1), [[3, 3]], torch.ones(1, 1, 4))
     before = memory.read(state, [[3, 3]])
     moved = torch.randint(-1, 2, (1, writes, 2), generator=generator).float()
-    moved[:, 1::2] = -moved[:, ::2]  # the view reaches to 2
+    moved[:, 1::2] = -moved[:, : writes - 1 : 2]  # the view reaches to 2
+    moved[:, writes // 2 * 2 :] = 0
     values = torch.randn(1, writes, len(GRID), 4, generator=generator)
     _, state = memory(values, moved, state)
     change = (memory.read(state, [[3, 3]]) - before).abs().max().item()
-    bound = 8 * EPS * writes**0.5 * values.abs().max().item()
+    rows = state["map"].shape[2]
+    bound = 8 * EPS * (writes + rows) ** 0.5 * values.abs().max().item()
     assert change <= bound, f"moved by {change}, at most {bound}"
 
 
@@ -74,6 +76,13 @@ def test_writes_elsewhere_leave_a_place_as_it_was(target):
     memory = memory_of(target)
     check_that_others_stay(memory)
     check_that_others_stay(memory, 16)
+
+
+@pytest.mark.parametrize("period", [PERIOD, 25])
+def test_few_writes_elsewhere_leave_a_place_as_it_was(period):
+    memory = memory_of(frequencies=lattice(period))
+    for writes in range(1, 31):
+        check_that_others_stay(memory, writes)
 
 
 @every_target
@@ -134,6 +143,34 @@ def test_a_complete_lattice_has_orthogonal_keys():
         norms = (frequencies**2).sum(1)
         assert (norms.diff() > -1e-9).all() or not isinstance(period, int)
     assert torch.equal(lattice(7, 5), lattice(7)[:5])
+
+
+WIDE = torch.cartesian_prod(torch.arange(-2, 3), torch.arange(-2, 3)).double()
+DEPENDENT = {
+    "more places than rows": (lattice(5, 7), WIDE),
+    "few frequencies": (lattice(25, 40), WIDE),
+    "nearly coinciding": (lattice(7), torch.cat([WIDE, WIDE[:1] + 1e-4])),
+    "coinciding": (lattice(3), WIDE),
+}
+
+
+@pytest.mark.parametrize("ridge", [0.0, 1e-6])
+@pytest.mark.parametrize("case", list(DEPENDENT))
+def test_views_of_dependent_keys_are_read_in_float32_as_in_float64(case, ridge):
+    frequencies, offsets = DEPENDENT[case]
+    values, moved = torch.randn(1, 200, len(offsets), 4), torch.randint(-1, 2, (1, 200, 2)).float()
+    narrow, wide = (PlaceMemory(4, offsets, frequencies, ridge=ridge, dtype=t) for t in (torch.float32, torch.float64))
+    read, state = narrow(values, moved)
+    expected, other = wide(values.double(), moved)
+    torch.testing.assert_close(read.double(), expected, rtol=0, atol=1e-3)
+    read = narrow.read(narrow.write(state, offsets, values[:, 0]), offsets)
+    expected = wide.read(wide.write(other, offsets, values[:, 0].double()), offsets)
+    torch.testing.assert_close(read.double(), expected, rtol=0, atol=1e-3)
+
+
+def test_the_ridge_of_independent_keys_is_the_one_given():
+    memory = memory_of(ridge=0.25, dtype=torch.float64)
+    torch.testing.assert_close(memory.inverse, 0.8 * torch.eye(9, dtype=torch.float64))
 
 
 def test_reading_and_writing_anywhere():

@@ -21,6 +21,7 @@ from wmkernels.place_memory.function import place_memory
 from wmkernels.place_memory.reference import turned
 
 TURN = 2 * math.pi
+DEPENDENT = 1e-3  # of a Gram matrix's largest eigenvalue: below it, float32 cannot tell keys from dependent ones
 SOFTEST = 1e-2  # added to the squared length of a mean direction, which bounds the gradient of its angle
 
 
@@ -60,6 +61,9 @@ class PlaceMemory(MemoryModule):
     Each step writes ``values`` at the offsets around the observer, then moves, and reads the offsets around the new
     position: the output predicts the next view. It has no parameters, and its state dict is empty.
 
+    On a complete lattice, n writes elsewhere move a float32 read-out by at most 8 * 2**-23 * sqrt(n + r) times the
+    largest value, where the map has r rows.
+
     Args:
         channels: features per place.
         offsets: (places, dims), positions of the view relative to the observer.
@@ -67,7 +71,9 @@ class PlaceMemory(MemoryModule):
         velocities: (groups, dims), positions per step: the channels are divided among groups, each of which drifts.
         write: "delta" replaces what a place holds, "sum" adds to it.
         moves: (moves, dims), the candidate displacements of ``weights``.
-        ridge: added to the Gram matrix of the view's keys before it is inverted.
+        ridge: added to the Gram matrix of the view's keys before it is inverted; at least 1e-3 of its largest
+            eigenvalue where the smallest is below that: keys of a view with more places than rows of the map, or of
+            places that nearly coincide, share what is written to them.
         backend: as for ``selective_scan``.
         device, dtype: of the keys; the state's map is at least float32, its angle float64.
 
@@ -320,8 +326,10 @@ class PlaceMemory(MemoryModule):
         return torch.cat([angle.cos() * self.amplitude, angle.sin() * self.amplitude], -1)
 
     def _inverse(self, keys: Tensor) -> Tensor:
-        gram = keys @ keys.mT
-        return torch.linalg.inv(gram + self.ridge * torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device))
+        values, vectors = torch.linalg.eigh(keys @ keys.mT)  # ascending
+        floor = DEPENDENT * values[..., -1:]
+        ridge = torch.where(values[..., :1] < floor, floor.clamp(min=self.ridge), self.ridge)
+        return vectors / (values + ridge)[..., None, :] @ vectors.mT
 
     def _gates(self, values: Tensor, gate: Tensor | None) -> Tensor | None:
         """(..., places, groups)."""
