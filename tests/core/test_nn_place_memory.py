@@ -261,6 +261,32 @@ def test_reading_ahead_is_the_read_of_a_move_that_is_not_made():
     assert torch.equal(there["map"], state["map"])
 
 
+@pytest.mark.parametrize("within", [False, True])
+def test_a_memory_made_on_meta_is_filled_where_it_is_materialised(within):
+    if within:
+        with torch.device("meta"):
+            hollow = PlaceMemory(4, GRID.tolist(), lattice(PERIOD), moves=MOVES.tolist())
+    else:
+        hollow = memory_of(device="meta", moves=MOVES)
+    assert {x.device.type for x in hollow.buffers()} == {"meta"}
+    filled, expected = hollow.to_empty(device="cpu"), memory_of(moves=MOVES)
+    for (name, buffer), (other, value) in zip(filled.named_buffers(), expected.named_buffers(), strict=True):
+        assert name == other
+        assert torch.equal(buffer, value)
+
+
+def test_reading_writing_and_moving_compile_into_one_graph():
+    memory = memory_of(velocities=[[0, 0], [0, 1]])
+
+    def run(state, offsets, values, moved):
+        state = memory.move(memory.write(state, offsets, values), moved, 2.0)
+        return memory.read(state, offsets), memory.read(state, [[0, 1]])
+
+    compiled = torch.compile(run, fullgraph=True, backend="eager")
+    given = memory.init_state(2), GRID[:3].double(), torch.randn(2, 3, 4), torch.ones(2, 2)
+    torch.testing.assert_close(compiled(*given), run(*given))
+
+
 REFUSED = {
     "channels": (lambda: memory_of(channels=3, velocities=[[0, 0], [0, 1]]), "channels is 3, expected a multiple"),
     "offsets": (lambda: PlaceMemory(4, [0, 1], lattice(7)), r"offsets has shape \(2,\), expected \(rows, dims=2\)"),

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from wmkernels.checks import no_autocast, require_float, require_reset, require_shape, require_tensor, state_dtype
 from wmkernels.linear_scan.function import linear_scan
+from wmkernels.modes import can_read_values
 from wmkernels.nn.checks import State, checked, require_inputs, require_state
 from wmkernels.nn.memory_module import MemoryModule
 from wmkernels.place_memory.function import place_memory
@@ -34,7 +35,7 @@ def lattice(period: int | Sequence[int], count: int | None = None, dims: int = 2
         dims: dimensions, where ``period`` is a number.
 
     Returns:
-        (count, dims), float64, radians per position.
+        (count, dims), float64 on the CPU, radians per position.
 
     Example:
         >>> import wmkernels
@@ -52,7 +53,8 @@ def lattice(period: int | Sequence[int], count: int | None = None, dims: int = 2
     chosen.sort(key=lambda k: sum((i / p) ** 2 for i, p in zip(k, periods, strict=True)))
     if count is not None and not 1 <= count <= len(chosen):
         raise ValueError(f"lattice: count is {count}, expected 1 to {len(chosen)} for period={period}")
-    return torch.tensor(chosen[:count], dtype=torch.float64) * TURN / torch.tensor(periods, dtype=torch.float64)
+    scale = torch.tensor(periods, dtype=torch.float64, device="cpu")
+    return torch.tensor(chosen[:count], dtype=torch.float64, device="cpu") * TURN / scale
 
 
 class PlaceMemory(MemoryModule):
@@ -111,8 +113,7 @@ class PlaceMemory(MemoryModule):
         w = _positions("frequencies", frequencies)
         dims = w.shape[1]
         offsets = _positions("offsets", offsets, dims)
-        drift = torch.zeros(1, dims, dtype=torch.float64) if velocities is None else velocities
-        drift = _positions("velocities", drift, dims)
+        drift = _positions("velocities", [[0.0] * dims] if velocities is None else velocities, dims)
         if channels % len(drift):
             raise ValueError(f"PlaceMemory: channels is {channels}, expected a multiple of the {len(drift)} velocities")
         if not ridge >= 0:
@@ -120,19 +121,19 @@ class PlaceMemory(MemoryModule):
         self.channels, self.groups, self.write_rule, self.ridge = channels, len(drift), write, ridge
         self.backend = backend
         conjugate = ((w / math.pi).round() * math.pi - w).abs().amax(1) < 1e-9  # w = -w on whole positions: no sine
-        weight = torch.where(conjugate, 1.0, 2.0).double()
-        exact = {"frequencies": w, "amplitude": (weight / weight.sum()).sqrt(), "drift": drift @ w.t()}
+        weight = 2 - conjugate.double()
+        amplitude = (weight / weight.sum()).sqrt()
+        keys = _keys(offsets, w, amplitude)
+        exact = {"frequencies": w, "amplitude": amplitude, "drift": drift @ w.t()}
         if moves is not None:
             exact["move_angles"] = _positions("moves", moves, dims) @ w.t()
-        for name, value in exact.items():
-            self.register_buffer(name, value.to(device), persistent=False)
-        keys = self._keys(offsets)
-        exact["keys"] = keys
-        exact["inverse"] = self._inverse(keys)
+        exact |= {"keys": keys, "inverse": self._inverse(keys)}
+        self._exact = exact  # float64 on the CPU, whatever the module's device and dtype
+        device = torch.empty(0).device if device is None else device
         kind = state_dtype(torch.get_default_dtype() if dtype is None else dtype)
-        for name in ("keys", "inverse"):
-            self.register_buffer(name, exact[name].to(device, kind), persistent=False)
-        self._exact = exact
+        for name, value in exact.items():
+            followed = kind if name in ("keys", "inverse") else value.dtype
+            self.register_buffer(name, value.to(device, followed), persistent=False)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         """Moves devices; only keys follow a dtype, and never below float32."""
@@ -279,7 +280,7 @@ class PlaceMemory(MemoryModule):
         Returns:
             (batch, places, channels), of the map's dtype.
         """
-        h, keys = self._at(state, offsets)
+        h, _, keys = self._at(state, offsets)
         with no_autocast(h.device):
             return (keys @ h).transpose(1, 2).flatten(-2)
 
@@ -288,7 +289,7 @@ class PlaceMemory(MemoryModule):
 
         ``gate`` is (batch, places) or (batch, places, groups).
         """
-        h, keys = self._at(state, offsets)  # (batch, groups, places, 2 frequencies)
+        h, still, keys = self._at(state, offsets)  # (batch, groups, places, 2 frequencies)
         require_tensor("PlaceMemory", "values", values)
         require_shape(
             "PlaceMemory",
@@ -306,24 +307,19 @@ class PlaceMemory(MemoryModule):
             if gates is not None:
                 written = written * gates.mT[..., None]
             if self.write_rule == "delta":
-                written = self._inverse(self._keys(_positions("offsets", offsets)))[..., None, :, :].to(h) @ written
+                written = self._inverse(still).to(h) @ written
             return {**state, "map": h + keys.mT @ written}
 
-    def _at(self, state: Mapping[str, Tensor], offsets: Any) -> tuple[Tensor, Tensor]:
-        """The map, and the keys of ``offsets`` at the present angle."""
-        offsets = _positions("offsets", offsets, self.frequencies.shape[1]).to(self.frequencies.device)
+    def _at(self, state: Mapping[str, Tensor], offsets: Any) -> tuple[Tensor, Tensor, Tensor]:
+        """The map, and the keys of ``offsets`` at angle zero and at the present angle."""
+        offsets = _positions("offsets", offsets, self.frequencies.shape[1], self.frequencies.device)
         rows = len(state["map"])
         require_state("PlaceMemory", state, self._state_shapes(rows), self.frequencies)
         h = state["map"]
-        keys = self._keys(offsets)
+        keys = _keys(offsets, self.frequencies, self.amplitude)
         if keys.dim() == 3:
             keys = keys[:, None]
-        return h, turned(keys.to(h.dtype), _phase(state["angle"], h.dtype))
-
-    def _keys(self, offsets: Tensor) -> Tensor:
-        """(..., places, 2 frequencies), float64, at angle zero."""
-        angle = offsets.to(self.frequencies.device) @ self.frequencies.t()
-        return torch.cat([angle.cos() * self.amplitude, angle.sin() * self.amplitude], -1)
+        return h, keys, turned(keys.to(h.dtype), _phase(state["angle"], h.dtype))
 
     def _inverse(self, keys: Tensor) -> Tensor:
         values, vectors = torch.linalg.eigh(keys @ keys.mT)  # ascending
@@ -383,6 +379,12 @@ class PlaceMemory(MemoryModule):
         return torch.atan2(s, c) + (c * sin - s * cos) / (c * c + s * s + SOFTEST)  # the second term is 0
 
 
+def _keys(offsets: Tensor, frequencies: Tensor, amplitude: Tensor) -> Tensor:
+    """(..., places, 2 frequencies), float64, at angle zero."""
+    angle = offsets @ frequencies.t()
+    return torch.cat([angle.cos() * amplitude, angle.sin() * amplitude], -1)
+
+
 def _phase(angle: Tensor, dtype: torch.dtype) -> Tensor:
     """[cosines, sines] of float64 angles, wrapped to [-pi, pi] before they are rounded."""
     wrapped = (angle - TURN * (angle / TURN).round()).to(dtype)
@@ -394,13 +396,13 @@ def _interleaved(one: Tensor, other: Tensor) -> Tensor:
     return torch.stack([one, other], 2).flatten(1, 2)
 
 
-def _positions(name: str, value: Any, dims: int | None = None) -> Tensor:
+def _positions(name: str, value: Any, dims: int | None = None, device: torch.device | str = "cpu") -> Tensor:
     """(rows, dims) or, for offsets, (batch, rows, dims), float64."""
-    value = torch.as_tensor(value).detach().double()
+    value = torch.as_tensor(value, device=device).detach().double()
     shaped = value.dim() == 2 or (name == "offsets" and value.dim() == 3)
     if not shaped or 0 in value.shape or (dims is not None and value.shape[-1] != dims):
         expected = "dims" if dims is None else f"dims={dims}"
         raise ValueError(f"PlaceMemory: {name} has shape {tuple(value.shape)}, expected (rows, {expected})")
-    if not value.isfinite().all():
+    if can_read_values(value, on_gpu=True) and not value.isfinite().all():
         raise ValueError(f"PlaceMemory: {name} holds values that are not finite")
     return value
