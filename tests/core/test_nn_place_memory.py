@@ -1,5 +1,6 @@
 """nn.PlaceMemory: laws of a map that stays where it is, and that each turns red on an error planted for it."""
 
+import numpy as np
 import pytest
 import torch
 from backends import on_every_target
@@ -293,7 +294,7 @@ REFUSED = {
     "frequencies": (lambda: memory_of(frequencies=[[float("nan"), 0]]), "frequencies holds values that are not finite"),
     "ridge": (lambda: memory_of(ridge=-1.0), "ridge is -1.0, expected at least 0"),
     "lattice": (lambda: lattice(7, 26), "count is 26, expected 1 to 25"),
-    "period": (lambda: lattice(0), "period is 0, expected whole numbers of at least 1"),
+    "period": (lambda: lattice(0), "period is 0, expected 1 to"),
     "places": (lambda: memory_of()(torch.zeros(1, 2, 8, 4)), r"values has shape \(1, 2, 8, 4\), expected .*places=9"),
     "both": (
         lambda: memory_of(moves=MOVES)(torch.zeros(1, 2, 9, 4), torch.zeros(1, 2, 2), weights=torch.zeros(1, 2, 9)),
@@ -305,6 +306,32 @@ REFUSED = {
     "elapsed": (lambda: memory_of()(torch.zeros(1, 2, 9, 4), elapsed=torch.zeros(1)), "elapsed has shape"),
     "state": (lambda: memory_of()(torch.zeros(1, 2, 9, 4), state=memory_of().init_state(2)), r"state\['map'\]"),
     "written": (lambda: memory_of().write(memory_of().init_state(1), [[0, 0]], torch.zeros(1, 2, 4)), "values has"),
+    "no period": (lambda: lattice([]), r"period is \[\], expected a whole number per dimension"),
+    "lattice dims": (lambda: lattice(5, dims=0), "lattice: dims is 0, expected 1 to"),
+    "batch size": (lambda: memory_of().init_state(-1), "batch_size is -1, expected 0 to"),
+    "moved": (
+        lambda: memory_of().move(memory_of().init_state(2), torch.ones(2)),
+        r"expected \(batch=2, dims=2\)",
+    ),
+    "moved far": (
+        lambda: memory_of().move(memory_of().init_state(1), torch.ones(1, 2), float("inf")),
+        "elapsed is inf, expected a finite number",
+    ),
+    "offsets of another batch": (
+        lambda: memory_of().write(memory_of().init_state(1), torch.zeros(3, 1, 2), torch.zeros(3, 1, 4)),
+        r"offsets has shape \(3, 1, 2\), expected \(rows, dims=2\) or \(batch=1, rows, dims=2\)",
+    ),
+    "views of a batch": (lambda: PlaceMemory(4, torch.zeros(2, 9, 2), lattice(7)), r"offsets has shape \(2, 9, 2\)"),
+    "map's shape": (
+        lambda: memory_of().read({"map": torch.zeros(()), "angle": torch.zeros(1)}, GRID),
+        r"state\['map'\]",
+    ),
+    "scalar gate": (lambda: memory_of().step(torch.zeros(1, 9, 4), gate=torch.tensor(1.0)), r"gate has shape \(\)"),
+    "ahead": (lambda: memory_of()(torch.zeros(1, 2, 9, 4), ahead=torch.zeros(1, 2, 3)), "ahead has shape"),
+    "device": (
+        lambda: memory_of()(torch.zeros(1, 2, 9, 4), torch.zeros(1, 2, 2, device="meta")),
+        "displacement is on meta, expected cpu",
+    ),
 }
 
 
@@ -313,3 +340,52 @@ def test_bad_input_is_refused_by_name(case):
     call, message = REFUSED[case]
     with pytest.raises(ValueError, match=message):
         call()
+
+
+REFUSED_KINDS = {
+    "period": (lambda: lattice(2.5), "period is 2.5, expected a whole number"),
+    "periods": (lambda: lattice([2.5, 3]), "period is 2.5, expected a whole number"),
+    "flag": (lambda: lattice(True), "period is True, expected a whole number"),
+    "batch size": (lambda: memory_of().init_state(2.5), "batch_size is 2.5, expected a whole number"),
+    "word": (lambda: PlaceMemory(4, "abc", lattice(7)), "offsets is 'abc', expected numbers"),
+    "ragged": (lambda: PlaceMemory(4, [[0, 1], [2]], lattice(7)), "offsets is .*, expected numbers"),
+    "complex": (lambda: PlaceMemory(4, GRID * 1j, lattice(7)), "offsets has dtype complex64, expected real numbers"),
+    "meta": (lambda: PlaceMemory(4, GRID.to("meta"), lattice(7)), "offsets is a Tensor, expected numbers"),
+    "state": (lambda: memory_of().read([torch.zeros(1)], GRID), "state is a list, expected a dict"),
+    "keys": (lambda: memory_of().move({"angle": torch.zeros(1)}, torch.zeros(1, 2)), "state is the keys"),
+    "none": (lambda: memory_of().write(None, GRID, torch.zeros(1, 9, 4)), "state is a NoneType, expected a dict"),
+    "reset": (lambda: memory_of().step(torch.zeros(1, 9, 4), reset=[True]), "reset is a list, expected a torch.Tensor"),
+    "values": (lambda: memory_of().step(None), "values is a NoneType, expected a torch.Tensor"),
+    "displacement": (
+        lambda: memory_of()(torch.zeros(1, 2, 9, 4), torch.zeros(1, 2, 2, dtype=torch.complex64)),
+        "displacement has dtype complex64",
+    ),
+    "moved": (
+        lambda: memory_of().move(memory_of().init_state(1), torch.zeros(1, 2), torch.ones(1)),
+        "elapsed is a Tensor, expected a number",
+    ),
+    "weights": (
+        lambda: memory_of(moves=MOVES)(torch.zeros(1, 2, 9, 4), weights=torch.ones(1, 2, 9, dtype=torch.long)),
+        "weights has dtype int64",
+    ),
+    "elapsed": (
+        lambda: memory_of()(torch.zeros(1, 2, 9, 4), elapsed=torch.ones(1, 2, dtype=torch.long)),
+        "elapsed has dtype int64",
+    ),
+    "written": (
+        lambda: memory_of().write(memory_of().init_state(1), [[0, 0]], torch.zeros(1, 1, 4, dtype=torch.long)),
+        "values has dtype int64",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", list(REFUSED_KINDS))
+def test_the_wrong_kind_is_refused_by_name(case):
+    call, message = REFUSED_KINDS[case]
+    with pytest.raises(TypeError, match=message):
+        call()
+
+
+def test_a_period_may_be_a_whole_number_of_numpy():
+    for period in (np.int64(5), (np.int32(5), 5)):
+        assert torch.equal(lattice(period), lattice(5))

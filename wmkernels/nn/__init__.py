@@ -8,12 +8,13 @@ from wmkernels.nn import convert
 from wmkernels.nn.block_scan import BlockScan
 from wmkernels.nn.causal_conv1d import CausalConv1d
 from wmkernels.nn.conv_lstm import ConvLSTM, ConvLSTMCell
+from wmkernels.nn.frequencies import lattice
 from wmkernels.nn.gated_delta_net import GatedDeltaNet
 from wmkernels.nn.local_attention import LocalAttention
 from wmkernels.nn.mamba import Mamba
 from wmkernels.nn.memory_attention import MemoryAttention
 from wmkernels.nn.memory_module import no_decay_parameters
-from wmkernels.nn.place_memory import PlaceMemory, lattice
+from wmkernels.nn.place_memory import PlaceMemory
 from wmkernels.nn.rotary_mamba import RotaryMamba, renamed
 
 __all__ = [

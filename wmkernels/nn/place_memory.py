@@ -5,15 +5,27 @@ On a complete lattice of frequencies, keys of unlike places are orthogonal: a wr
 they were. Angles accumulate in float64 and are wrapped before they become float32.
 """
 
-import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from wmkernels.checks import no_autocast, require_float, require_reset, require_shape, require_tensor, state_dtype
+from wmkernels.checks import (
+    FLOATS,
+    dtype_name,
+    no_autocast,
+    require_device,
+    require_dtype,
+    require_float,
+    require_reset,
+    require_shape,
+    require_size,
+    require_tensor,
+    shown,
+    state_dtype,
+)
 from wmkernels.linear_scan.function import linear_scan
 from wmkernels.modes import can_read_values
 from wmkernels.nn.checks import State, checked, require_inputs, require_state
@@ -24,37 +36,6 @@ from wmkernels.place_memory.reference import turned
 TURN = 2 * math.pi
 DEPENDENT = 1e-3  # of a Gram matrix's largest eigenvalue: below it, float32 cannot tell keys from dependent ones
 SOFTEST = 1e-2  # added to the squared length of a mean direction, which bounds the gradient of its angle
-
-
-def lattice(period: int | Sequence[int], count: int | None = None, dims: int = 2) -> Tensor:
-    """Frequencies of a torus of whole positions, lowest first, one of each pair w and -w.
-
-    Args:
-        period: positions per dimension, after which places repeat; a number, or one per dimension.
-        count: how many; None: all, with which keys of unlike places are orthogonal.
-        dims: dimensions, where ``period`` is a number.
-
-    Returns:
-        (count, dims), float64 on the CPU, radians per position.
-
-    Example:
-        >>> import wmkernels
-        >>> wmkernels.nn.lattice(15).shape
-        torch.Size([113, 2])
-    """
-    periods = [period] * dims if isinstance(period, int) else list(period)
-    if not periods or any(p < 1 for p in periods):
-        raise ValueError(f"lattice: period is {period}, expected whole numbers of at least 1")
-    chosen = []
-    for k in itertools.product(*(range(-((p - 1) // 2), p // 2 + 1) for p in periods)):
-        opposite = tuple(-i if 2 * i != p else i for i, p in zip(k, periods, strict=True))
-        if k >= opposite:
-            chosen.append(k)
-    chosen.sort(key=lambda k: sum((i / p) ** 2 for i, p in zip(k, periods, strict=True)))
-    if count is not None and not 1 <= count <= len(chosen):
-        raise ValueError(f"lattice: count is {count}, expected 1 to {len(chosen)} for period={period}")
-    scale = torch.tensor(periods, dtype=torch.float64, device="cpu")
-    return torch.tensor(chosen[:count], dtype=torch.float64, device="cpu") * TURN / scale
 
 
 class PlaceMemory(MemoryModule):
@@ -152,6 +133,7 @@ class PlaceMemory(MemoryModule):
 
     def init_state(self, batch_size: int) -> State:
         """``"map"`` (batch, groups, 2 frequencies, channels / groups), ``"angle"`` (batch, groups, frequencies)."""
+        require_size("PlaceMemory", "batch_size", batch_size)
         shapes = self._state_shapes(batch_size)
         like = self.keys
         return {
@@ -227,7 +209,7 @@ class PlaceMemory(MemoryModule):
         phase, gates = _phase(angle, kind), self._gates(values, gate)
         if ahead is not None:
             # A second step per step, which writes nothing: the first reads ahead, the second moves on.
-            reading = _phase(angle - turn + self._turn(values, ahead, None, elapsed), kind)
+            reading = _phase(angle - turn + self._turn(values, ahead, None, elapsed, "ahead"), kind)
             phase = _interleaved(reading, phase)
             gates = values.new_ones((*values.shape[:3], self.groups), dtype=kind) if gates is None else gates
             gates = _interleaved(gates, torch.zeros_like(gates))
@@ -262,15 +244,27 @@ class PlaceMemory(MemoryModule):
         ahead: Tensor | None = None,
     ) -> tuple[Tensor, State]:
         """``forward`` of one step, arguments and read-out without time."""
-        given = (displacement, reset, weights, gate, elapsed, ahead)
-        displacement, reset, weights, gate, elapsed, ahead = (None if x is None else x[:, None] for x in given)
-        read, after = self(
-            values[:, None], displacement, state, reset, weights=weights, gate=gate, elapsed=elapsed, ahead=ahead
-        )
+        given: dict[str, Any] = {"values": values, "displacement": displacement, "reset": reset}
+        given |= {"weights": weights, "gate": gate, "elapsed": elapsed, "ahead": ahead}
+        timed = {}
+        for name, x in given.items():
+            if x is None and name != "values":
+                continue
+            require_tensor("PlaceMemory", name, x)
+            if not x.dim():
+                raise ValueError(f"PlaceMemory: {name} has shape (), expected (batch, ...)")
+            timed[name] = x[:, None]
+        read, after = self(state=state, **timed)
         return read[:, 0], after
 
     def move(self, state: Mapping[str, Tensor], displacement: Tensor, elapsed: float = 0) -> State:
         """The state after a move by ``displacement`` (batch, dims) and ``elapsed`` steps of drift, without a write."""
+        dims = self.frequencies.shape[1]
+        _require("displacement", displacement, ("batch", "dims"), (self._rows(state), dims), self.frequencies, "state")
+        if isinstance(elapsed, bool) or not isinstance(elapsed, int | float):
+            raise TypeError(f"PlaceMemory: elapsed is {shown(elapsed)}, expected a number")
+        if not math.isfinite(elapsed):
+            raise ValueError(f"PlaceMemory: elapsed is {elapsed}, expected a finite number")
         turn = (displacement.double() @ self.frequencies.t())[:, None] - self.drift * elapsed
         return {**state, "angle": (state["angle"] + turn).remainder(TURN)}
 
@@ -290,15 +284,8 @@ class PlaceMemory(MemoryModule):
         ``gate`` is (batch, places) or (batch, places, groups).
         """
         h, still, keys = self._at(state, offsets)  # (batch, groups, places, 2 frequencies)
-        require_tensor("PlaceMemory", "values", values)
-        require_shape(
-            "PlaceMemory",
-            "values",
-            values,
-            ("batch", "places", "channels"),
-            (len(h), keys.shape[2], self.channels),
-            "state and offsets",
-        )
+        sizes = (len(h), keys.shape[2], self.channels)
+        _require("values", values, ("batch", "places", "channels"), sizes, h, "state and offsets")
         gates = self._gates(values, gate)
         written = values.to(h.dtype).unflatten(-1, (self.groups, -1)).transpose(1, 2)
         with no_autocast(h.device):
@@ -312,14 +299,19 @@ class PlaceMemory(MemoryModule):
 
     def _at(self, state: Mapping[str, Tensor], offsets: Any) -> tuple[Tensor, Tensor, Tensor]:
         """The map, and the keys of ``offsets`` at angle zero and at the present angle."""
-        offsets = _positions("offsets", offsets, self.frequencies.shape[1], self.frequencies.device)
-        rows = len(state["map"])
-        require_state("PlaceMemory", state, self._state_shapes(rows), self.frequencies)
-        h = state["map"]
+        rows, h = self._rows(state), state["map"]
+        offsets = _positions("offsets", offsets, self.frequencies.shape[1], self.frequencies.device, rows)
         keys = _keys(offsets, self.frequencies, self.amplitude)
         if keys.dim() == 3:
             keys = keys[:, None]
         return h, keys, turned(keys.to(h.dtype), _phase(state["angle"], h.dtype))
+
+    def _rows(self, state: Mapping[str, Tensor]) -> int:
+        """Of a state that fits the module."""
+        held = state.get("map") if isinstance(state, Mapping) else None
+        rows = len(held) if isinstance(held, Tensor) and held.dim() else 0
+        require_state("PlaceMemory", state, self._state_shapes(rows), self.frequencies)
+        return rows
 
     def _inverse(self, keys: Tensor) -> Tensor:
         values, vectors = torch.linalg.eigh(keys @ keys.mT)  # ascending
@@ -342,17 +334,20 @@ class PlaceMemory(MemoryModule):
         return gate if gate.dim() == values.dim() else gate[..., None].expand(*sizes, self.groups)
 
     def _turn(
-        self, values: Tensor, displacement: Tensor | None, weights: Tensor | None, elapsed: Tensor | None
+        self,
+        values: Tensor,
+        displacement: Tensor | None,
+        weights: Tensor | None,
+        elapsed: Tensor | None,
+        name: str = "displacement",
     ) -> Tensor:
-        """Float64 angle increments (batch, time, groups, frequencies)."""
+        """Float64 angle increments (batch, time, groups, frequencies); ``name`` is that of ``displacement``."""
         batch, time = values.shape[:2]
         w = self.frequencies
         if displacement is not None and weights is not None:
             raise ValueError("PlaceMemory: displacement and weights are both given, expected one of them")
         if displacement is not None:
-            require_tensor("PlaceMemory", "displacement", displacement)
-            sizes = (batch, time, w.shape[1])
-            require_shape("PlaceMemory", "displacement", displacement, ("batch", "time", "dims"), sizes, "values")
+            _require(name, displacement, ("batch", "time", "dims"), (batch, time, w.shape[1]), values, "values")
             turn = displacement.double() @ w.t()
         elif weights is not None:
             turn = self._mean_turn(values, weights)
@@ -360,8 +355,7 @@ class PlaceMemory(MemoryModule):
             turn = w.new_zeros((batch, time, len(w)))
         drift = self.drift.expand(batch, time, -1, -1)
         if elapsed is not None:
-            require_tensor("PlaceMemory", "elapsed", elapsed)
-            require_shape("PlaceMemory", "elapsed", elapsed, ("batch", "time"), (batch, time), "values")
+            _require("elapsed", elapsed, ("batch", "time"), (batch, time), values, "values")
             drift = drift * elapsed.double()[..., None, None]
         return turn[:, :, None] - drift
 
@@ -370,9 +364,8 @@ class PlaceMemory(MemoryModule):
         angles = self._buffers.get("move_angles")
         if angles is None:
             raise ValueError("PlaceMemory: weights were given, expected displacement; the argument moves makes weights")
-        require_tensor("PlaceMemory", "weights", weights)
         sizes = (*values.shape[:2], len(angles))
-        require_shape("PlaceMemory", "weights", weights, ("batch", "time", "moves"), sizes, "values and moves")
+        _require("weights", weights, ("batch", "time", "moves"), sizes, values, "values and moves")
         weights = weights.double()
         cos, sin = weights @ angles.cos(), weights @ angles.sin()
         c, s = cos.detach(), sin.detach()
@@ -396,13 +389,32 @@ def _interleaved(one: Tensor, other: Tensor) -> Tensor:
     return torch.stack([one, other], 2).flatten(1, 2)
 
 
-def _positions(name: str, value: Any, dims: int | None = None, device: torch.device | str = "cpu") -> Tensor:
-    """(rows, dims) or, for offsets, (batch, rows, dims), float64."""
-    value = torch.as_tensor(value, device=device).detach().double()
-    shaped = value.dim() == 2 or (name == "offsets" and value.dim() == 3)
-    if not shaped or 0 in value.shape or (dims is not None and value.shape[-1] != dims):
-        expected = "dims" if dims is None else f"dims={dims}"
-        raise ValueError(f"PlaceMemory: {name} has shape {tuple(value.shape)}, expected (rows, {expected})")
+def _require(
+    name: str, value: Tensor, labels: tuple[str, ...], sizes: tuple[int, ...], like: Tensor, against: str
+) -> None:
+    """Expects a floating tensor of that shape, on the device of ``like``. Raises TypeError, ValueError."""
+    require_tensor("PlaceMemory", name, value)
+    require_dtype("PlaceMemory", name, value, FLOATS, f"({', '.join(labels)})")
+    require_device("PlaceMemory", name, value, like.device, against)
+    require_shape("PlaceMemory", name, value, labels, sizes, against)
+
+
+def _positions(
+    name: str, value: Any, dims: int | None = None, device: torch.device | str = "cpu", batch: int | None = None
+) -> Tensor:
+    """(rows, dims) or, where there is a batch, (batch, rows, dims), float64. Raises TypeError, ValueError."""
+    labels = f"(rows, {'dims' if dims is None else f'dims={dims}'})"
+    try:
+        value = torch.as_tensor(value, device=device).detach()
+    except (RuntimeError, TypeError, ValueError, OverflowError) as error:
+        raise TypeError(f"PlaceMemory: {name} is {shown(value)}, expected numbers {labels}: {error}") from None
+    if value.is_complex() or value.dtype == torch.bool:
+        raise TypeError(f"PlaceMemory: {name} has dtype {dtype_name(value.dtype)}, expected real numbers {labels}")
+    value = value.double()
+    shaped = value.dim() == 2 or (value.dim() == 3 and len(value) == batch)
+    if not shaped or 0 in value.shape[-2:] or (dims is not None and value.shape[-1] != dims):
+        also = "" if batch is None else f" or (batch={batch}, {labels[1:]}"
+        raise ValueError(f"PlaceMemory: {name} has shape {tuple(value.shape)}, expected {labels}{also}")
     if can_read_values(value, on_gpu=True) and not value.isfinite().all():
         raise ValueError(f"PlaceMemory: {name} holds values that are not finite")
     return value
