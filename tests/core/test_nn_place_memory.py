@@ -11,6 +11,7 @@ from wmkernels.nn import place_memory as module
 PERIOD = 7
 GRID = torch.tensor([[i, j] for i in range(-1, 2) for j in range(-1, 2)])
 MOVES = torch.tensor([[i, j] for i in (-1, 0, 1) for j in (-1, 0, 1)])
+FLOATS = (torch.float32, torch.float64)
 EPS = torch.finfo(torch.float32).eps
 every_target = on_every_target("place_memory")
 
@@ -286,6 +287,14 @@ def test_reading_writing_and_moving_compile_into_one_graph():
     compiled = torch.compile(run, fullgraph=True, backend="eager")
     given = memory.init_state(2), GRID[:3].double(), torch.randn(2, 3, 4), torch.ones(2, 2)
     torch.testing.assert_close(compiled(*given), run(*given))
+
+
+def test_a_float64_call_of_a_float32_module_is_that_of_a_float64_module():
+    narrow, wide = (memory_of(channels=2, velocities=[[0, 0.5]], frequencies=lattice(25, 200), dtype=t) for t in FLOATS)
+    values, moved = torch.randn(1, 20, 9, 2, dtype=torch.float64), torch.randn(1, 20, 2)
+    for ahead in (None, torch.randn(1, 20, 2)):
+        for found, expected in zip(*(m(values, moved, ahead=ahead) for m in (narrow, wide)), strict=True):
+            torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
 REFUSED = {

@@ -127,6 +127,11 @@ class PlaceMemory(MemoryModule):
                 self._buffers[name] = value.to(found.device, kind if name in ("keys", "inverse") else value.dtype)
         return self
 
+    def _kept(self, name: str, dtype: torch.dtype) -> Tensor:
+        """A buffer of keys, rounded once, from float64."""
+        buffer: Tensor = getattr(self, name)
+        return buffer if buffer.dtype == dtype else self._exact[name].to(buffer.device, dtype)
+
     def extra_repr(self) -> str:
         places, rows = self.keys.shape
         return f"{self.channels}, places={places}, frequencies={rows // 2}, groups={self.groups}, {self.write_rule}"
@@ -218,8 +223,8 @@ class PlaceMemory(MemoryModule):
         read, h = place_memory(
             values,
             phase,
-            self.keys.to(kind),
-            self.inverse.to(kind) if self.write_rule == "delta" else None,
+            self._kept("keys", kind),
+            self._kept("inverse", kind) if self.write_rule == "delta" else None,
             gates,
             initial_state=state["map"].to(kind),
             initial_phase=_phase(state["angle"], kind),
