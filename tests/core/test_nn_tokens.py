@@ -192,6 +192,21 @@ def test_autocast_and_16_bit_modules_keep_the_state_in_float32(make, shape):
 
 
 @every_module
+@pytest.mark.parametrize("batch", [0, 2])
+def test_no_sequence_and_no_step_are_no_error(make, shape, batch):
+    module, time = make(), 0 if batch else 4
+    reset = torch.zeros(batch, time, dtype=torch.bool)
+    outputs, state = module(torch.zeros(batch, time, *shape), None, reset)
+    assert outputs.shape == (batch, time, *shape)
+    assert {name: x.shape for name, x in state.items()} == {
+        name: x.shape for name, x in module.init_state(batch).items()
+    }
+    if not batch:
+        output, _ = module.step(torch.zeros(batch, *shape), state, reset[:, 0])
+        assert output.shape == (batch, *shape)
+
+
+@every_module
 def test_a_state_is_never_changed_and_holds_no_more_than_itself(make, shape):
     module = make()
     state = random_state(module, 2)
