@@ -34,8 +34,8 @@ def gated_delta_rule_chunked(inputs: DeltaRuleInputs) -> tuple[Tensor, Tensor]:
     q, k, v, gate, beta, initial_state, reset, cu_seqlens, scale, _ = inputs
     dtype, time = state_dtype(v.dtype), v.shape[3]
     state = v.new_zeros(inputs.state_shape, dtype=dtype) if initial_state is None else initial_state
-    if inputs.is_empty:
-        return v, state
+    if time == 0:
+        return v.clone(), state.clone()
     steps = min(MAX_CHUNK, chunked.steps_per_chunk(1))
     if cu_seqlens is not None:
         require_sequences("gated_delta_rule", cu_seqlens, time)
