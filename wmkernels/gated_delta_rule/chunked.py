@@ -10,7 +10,7 @@ Then a loop over chunks passes the state S: U = U_0 - W S, Y = A U + diag(d) Q S
 Sums of gates begin anew at every j: a difference of two long sums would lose precision, and be NaN for gates of -inf.
 
 Chunks begin at resets where these can be read. Elsewhere, in torch.func and in a trace, the steps before a reset are
-masked out of its chunk: NaN among them would cross it.
+masked out of its chunk: NaN among them would cross it. NaN reaches earlier steps of its own chunk as well.
 """
 
 from bisect import bisect_left, bisect_right
