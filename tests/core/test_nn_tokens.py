@@ -244,8 +244,21 @@ def test_seeds_devices_and_dtypes(make, shape):
         (lambda: BlockScan(CausalConv1d(2), 2, (2, 2))(torch.ones(1, 3, 3, 2)), "expected 4 tokens before"),
         (
             lambda: BlockScan(CausalConv1d(2), 2, (2, 3))(torch.ones(1, 3, 6, 2), CausalConv1d(2).init_state(2)),
-            r"state is a dict, expected tensors \(1, 2, ...\)",
+            r"state\['window'\] has shape \(2, 3, 2\), expected \(batch=1, blocks=2, ...\)",
         ),
+        (
+            lambda: BlockScan(CausalConv1d(2), 2, (2, 3))(torch.ones(1, 3, 6, 2), {"window": [1.0]}),
+            r"state is {'window': \[1.0\]}, expected tensors \(1, 2, ...\)",
+        ),
+        (
+            lambda: BlockScan(LocalAttention(8, 2, 2, (2, 2)), 2, (2, 2)),
+            "memory is a LocalAttention, which takes token grids; expected one over single vectors",
+        ),
+        (
+            lambda: BlockScan(CausalConv1d(2), 2, (2, 3))(torch.tensor(1.0)),
+            r"inputs has shape \(\), expected \(batch, time, tokens, features\)$",
+        ),
+        (lambda: LocalAttention(8, 2, 2)(torch.ones(1, 3, 1, 8).long()), "expected float32 or .* or float16$"),
         (
             lambda: BlockScan(CausalConv1d(2), 2, (2, 2))(torch.ones(1, 3, 4, 2), elapsed=torch.ones(1, 2)),
             r"elapsed has shape \(1, 2\), expected \(batch=1, time=3\)",
@@ -255,3 +268,9 @@ def test_seeds_devices_and_dtypes(make, shape):
 def test_an_error_says_what_was_expected(call, message):
     with pytest.raises((TypeError, ValueError), match=message):
         call()
+
+
+@pytest.mark.parametrize("state", [{"window": torch.zeros(1, 1, 3, 2)}, {"window": torch.zeros(2)}])
+def test_a_block_scans_state_of_another_batch_is_a_value_error(state):
+    with pytest.raises(ValueError, match=r"BlockScan: state\['window'\] has shape"):
+        BlockScan(CausalConv1d(2), 2, (2, 3))(torch.ones(1, 3, 6, 2), state)
