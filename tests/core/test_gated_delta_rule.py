@@ -175,9 +175,9 @@ ERRORS = {
     "infinite scale": ({"scale": math.inf}, TypeError, "scale is inf, expected a finite number or None"),
     "scale past every float": ({"scale": 10**400}, TypeError, "scale is a int, expected a finite number or None"),
     "channel-last gate": (
-        {name: zeros(2, 4, 3, 3) for name in "qkv"} | {name: zeros(2, 4, 3) for name in ("gate", "beta")},
+        {name: zeros(2, 4, 2, 3) for name in "qkv"} | {name: zeros(2, 4, 2) for name in ("gate", "beta")},
         ValueError,
-        "gate has shape (2, 4, 3), expected (batch=2, value_heads=4, time=3) to match v; channel_last=True takes",
+        "gate has shape (2, 4, 2), expected (batch=2, value_heads=4, time=3) to match v; channel_last=True takes",
     ),
     "channel-last v": (
         {"q": zeros(2, 4, 3, 2), "k": zeros(2, 4, 3, 2), "v": zeros(2, 4, 6, 5)},
