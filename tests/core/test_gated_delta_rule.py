@@ -12,6 +12,7 @@ from delta_rule_problems import small_delta_rule
 from problems import assert_as_accurate_as_the_reference
 
 import wmkernels
+from wmkernels.gated_delta_rule import chunked
 from wmkernels.nn import GatedDeltaNet
 
 every_target = on_every_target("gated_delta_rule")
@@ -209,6 +210,16 @@ def test_scale_may_be_any_real_number(scale):
     assert torch.equal(
         wmkernels.gated_delta_rule(**x, scale=scale), wmkernels.gated_delta_rule(**x, scale=float(scale))
     )
+
+
+@pytest.mark.parametrize("every", [1, 3, 200])
+def test_chunks_between_many_resets_are_short(every, monkeypatch):
+    problem = small_delta_rule("cpu", time=200)
+    problem.tensors["reset"] = torch.arange(400).view(2, 200) % every == 0
+    real, steps = chunked._scan, []
+    monkeypatch.setattr(chunked, "_scan", lambda q, *others: steps.append(q.shape[2] * q.shape[3]) or real(q, *others))
+    torch.testing.assert_close(problem.call("chunked"), problem.call("reference"))
+    assert 200 <= steps.pop() <= 2 * 200
 
 
 STEP_ERRORS = {
