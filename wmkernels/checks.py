@@ -112,7 +112,7 @@ def require_dtype(op: str, name: str, tensor: Tensor, allowed: Sequence[torch.dt
     """Raises TypeError."""
     if tensor.dtype not in allowed:
         expected = " or ".join(dict.fromkeys(dtype_name(dtype) for dtype in allowed))
-        raise TypeError(f"{op}: {name} has dtype {dtype_name(tensor.dtype)}, expected {expected} {why}")
+        raise TypeError(f"{op}: {name} has dtype {dtype_name(tensor.dtype)}, expected {expected} {why}".rstrip())
 
 
 def require_float(op: str, name: str, tensor: Tensor, like: Tensor, against: str) -> None:

@@ -8,6 +8,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 import wmkernels
 from wmkernels import nn
+from wmkernels.nn.memory_module import takes_elapsed
 
 # Tracing an autograd.Function warns.
 pytestmark = pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
@@ -191,3 +192,24 @@ def test_an_update_of_heads_compiles_for_changing_shapes():
         torch.testing.assert_close(out, wmkernels.selective_state_update(theirs, x, dt, A, B, B))
         torch.testing.assert_close(mine, theirs)
         assert not torch.equal(mine, state)
+
+
+class Wrapper(torch.nn.Module):
+    def __init__(self, memory):
+        super().__init__()
+        self.memory, self.init_state, self.step = memory, memory.init_state, memory.step
+
+    def forward(self, *arguments, **named):
+        return self.memory(*arguments, **named)
+
+
+@pytest.mark.parametrize("wrap", [torch.compile, Wrapper, lambda memory: Wrapper(torch.compile(memory))])
+def test_a_wrapped_memory_takes_elapsed_time_if_it_does_unwrapped(wrap):
+    memory = nn.Mamba(4, 2)
+    inputs, elapsed = torch.randn(1, 3, 4, 4), torch.rand(1, 3) * 5
+    expected, _ = nn.BlockScan(memory, (1, 2), (1, 4))(inputs, elapsed=elapsed)
+    with torch.compiler.set_stance("force_eager"):
+        outputs, _ = nn.BlockScan(wrap(memory), (1, 2), (1, 4))(inputs, elapsed=elapsed)
+        torch.testing.assert_close(outputs, expected)
+        assert not takes_elapsed(wrap(nn.CausalConv1d(4)))
+        nn.BlockScan(wrap(nn.CausalConv1d(4)), (1, 2), (1, 4))(inputs, elapsed=elapsed)

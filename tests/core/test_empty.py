@@ -4,6 +4,7 @@ import pytest
 import torch
 from backends import on_every_target
 from delta_rule_problems import small_delta_rule
+from place_memory_problems import small_place_memory
 from problems import DTYPES
 from test_gradients import small_scan
 
@@ -132,6 +133,28 @@ def test_gated_delta_rule(target, sizes):
             torch.testing.assert_close(gradient, cotangent, rtol=0, atol=0)
         else:
             assert gradient is None or torch.equal(gradient, torch.zeros_like(leaf))
+
+
+@on_every_target("gated_delta_rule")
+@pytest.mark.parametrize("sizes", [(0, 4, 2, 3), (2, 4, 2, 0)], ids=["batch", "d_v"])
+def test_an_empty_output_of_a_gated_delta_rule_is_no_input_and_has_a_gradient(target, sizes):
+    batch, time, heads, d_v = sizes
+    q, v, gate = torch.zeros(batch, heads, 3, time), torch.zeros(batch, heads, d_v, time), torch.zeros(sizes[:3])
+    q, v, gate = (x.to(target.device) for x in (q, v, gate.mT))
+    y = wmkernels.gated_delta_rule(q.requires_grad_(), q, v, gate, gate, backend=target.backend)
+    assert y is not v
+    assert (y.shape, y.requires_grad) == (v.shape, True)
+
+
+@every_target
+@pytest.mark.parametrize("op", ["gated_delta_rule", "place_memory"])
+def test_without_a_step_the_results_share_no_memory_with_the_inputs(target, op):
+    problem = (small_delta_rule if op == "gated_delta_rule" else small_place_memory)(target.device, time=0)
+    out, last = problem.call(target.backend)
+    first, given = problem.tensors["initial_state"], problem.tensors["v" if op == "gated_delta_rule" else "values"]
+    assert out is not given
+    assert torch.equal(last, first)
+    assert last.data_ptr() != first.data_ptr()
 
 
 @on_every_target("gated_delta_rule")

@@ -2,7 +2,9 @@
 
 import math
 import re
+from fractions import Fraction
 
+import numpy as np
 import pytest
 import torch
 from backends import on_every_target
@@ -10,6 +12,7 @@ from delta_rule_problems import small_delta_rule
 from problems import assert_as_accurate_as_the_reference
 
 import wmkernels
+from wmkernels.gated_delta_rule import chunked
 from wmkernels.nn import GatedDeltaNet
 
 every_target = on_every_target("gated_delta_rule")
@@ -171,6 +174,17 @@ ERRORS = {
     ),
     "scale": ({"scale": "1"}, TypeError, "scale is '1', expected a finite number or None"),
     "infinite scale": ({"scale": math.inf}, TypeError, "scale is inf, expected a finite number or None"),
+    "scale past every float": ({"scale": 10**400}, TypeError, "scale is a int, expected a finite number or None"),
+    "channel-last gate": (
+        {name: zeros(2, 4, 2, 3) for name in "qkv"} | {name: zeros(2, 4, 2) for name in ("gate", "beta")},
+        ValueError,
+        "gate has shape (2, 4, 2), expected (batch=2, value_heads=4, time=3) to match v; channel_last=True takes",
+    ),
+    "channel-last v": (
+        {"q": zeros(2, 4, 3, 2), "k": zeros(2, 4, 3, 2), "v": zeros(2, 4, 6, 5)},
+        ValueError,
+        "v has shape (2, 4, 6, 5), expected (batch=2, value_heads, d_v, time=2) to match q; channel_last=True takes",
+    ),
     "device": ({"v": torch.zeros(2, 2, 2, 4, device="meta")}, ValueError, "v is on meta, expected"),
 }
 
@@ -188,6 +202,24 @@ def test_bounds_that_do_not_rise(target):
     x = small_delta_rule(target.device, torch.float32, batch=1).tensors | {"initial_state": None}
     with pytest.raises(ValueError, match=r"gated_delta_rule: cu_seqlens is \[0, 2\], expected bounds that rise from 0"):
         wmkernels.gated_delta_rule(**x, cu_seqlens=torch.tensor([0, 2]), backend=target.backend)
+
+
+@pytest.mark.parametrize("scale", [np.float32(0.5), np.int64(2), Fraction(1, 2)])
+def test_scale_may_be_any_real_number(scale):
+    x = small_delta_rule("cpu", torch.float32, time=4).tensors
+    assert torch.equal(
+        wmkernels.gated_delta_rule(**x, scale=scale), wmkernels.gated_delta_rule(**x, scale=float(scale))
+    )
+
+
+@pytest.mark.parametrize("every", [1, 3, 200])
+def test_chunks_between_many_resets_are_short(every, monkeypatch):
+    problem = small_delta_rule("cpu", time=200)
+    problem.tensors["reset"] = torch.arange(400).view(2, 200) % every == 0
+    real, steps = chunked._scan, []
+    monkeypatch.setattr(chunked, "_scan", lambda q, *others: steps.append(q.shape[2] * q.shape[3]) or real(q, *others))
+    torch.testing.assert_close(problem.call("chunked"), problem.call("reference"))
+    assert 200 <= steps.pop() <= 2 * 200
 
 
 STEP_ERRORS = {

@@ -192,6 +192,21 @@ def test_autocast_and_16_bit_modules_keep_the_state_in_float32(make, shape):
 
 
 @every_module
+@pytest.mark.parametrize("batch", [0, 2])
+def test_no_sequence_and_no_step_are_no_error(make, shape, batch):
+    module, time = make(), 0 if batch else 4
+    reset = torch.zeros(batch, time, dtype=torch.bool)
+    outputs, state = module(torch.zeros(batch, time, *shape), None, reset)
+    assert outputs.shape == (batch, time, *shape)
+    assert {name: x.shape for name, x in state.items()} == {
+        name: x.shape for name, x in module.init_state(batch).items()
+    }
+    if not batch:
+        output, _ = module.step(torch.zeros(batch, *shape), state, reset[:, 0])
+        assert output.shape == (batch, *shape)
+
+
+@every_module
 def test_a_state_is_never_changed_and_holds_no_more_than_itself(make, shape):
     module = make()
     state = random_state(module, 2)
@@ -229,8 +244,21 @@ def test_seeds_devices_and_dtypes(make, shape):
         (lambda: BlockScan(CausalConv1d(2), 2, (2, 2))(torch.ones(1, 3, 3, 2)), "expected 4 tokens before"),
         (
             lambda: BlockScan(CausalConv1d(2), 2, (2, 3))(torch.ones(1, 3, 6, 2), CausalConv1d(2).init_state(2)),
+            r"state\['window'\] has shape \(2, 3, 2\), expected \(batch=1, blocks=2, ...\)",
+        ),
+        (
+            lambda: BlockScan(CausalConv1d(2), 2, (2, 3))(torch.ones(1, 3, 6, 2), {"window": [1.0] * 99}),
             r"state is a dict, expected tensors \(1, 2, ...\)",
         ),
+        (
+            lambda: BlockScan(LocalAttention(8, 2, 2, (2, 2)), 2, (2, 2)),
+            "memory is a LocalAttention, which takes token grids; expected one over single vectors",
+        ),
+        (
+            lambda: BlockScan(CausalConv1d(2), 2, (2, 3))(torch.tensor(1.0)),
+            r"inputs has shape \(\), expected \(batch, time, tokens, features\)$",
+        ),
+        (lambda: LocalAttention(8, 2, 2)(torch.ones(1, 3, 1, 8).long()), "expected float32 or .* or float16$"),
         (
             lambda: BlockScan(CausalConv1d(2), 2, (2, 2))(torch.ones(1, 3, 4, 2), elapsed=torch.ones(1, 2)),
             r"elapsed has shape \(1, 2\), expected \(batch=1, time=3\)",
@@ -240,3 +268,9 @@ def test_seeds_devices_and_dtypes(make, shape):
 def test_an_error_says_what_was_expected(call, message):
     with pytest.raises((TypeError, ValueError), match=message):
         call()
+
+
+@pytest.mark.parametrize("state", [{"window": torch.zeros(1, 1, 3, 2)}, {"window": torch.zeros(2)}])
+def test_a_block_scans_state_of_another_batch_is_a_value_error(state):
+    with pytest.raises(ValueError, match=r"BlockScan: state\['window'\] has shape"):
+        BlockScan(CausalConv1d(2), 2, (2, 3))(torch.ones(1, 3, 6, 2), state)

@@ -10,11 +10,11 @@ Then a loop over chunks passes the state S: U = U_0 - W S, Y = A U + diag(d) Q S
 Sums of gates begin anew at every j: a difference of two long sums would lose precision, and be NaN for gates of -inf.
 
 Chunks begin at resets where these can be read. Elsewhere, in torch.func and in a trace, the steps before a reset are
-masked out of its chunk: NaN among them would cross it.
+masked out of its chunk: NaN among them would cross it. NaN reaches earlier steps of its own chunk as well.
 """
 
 from bisect import bisect_left, bisect_right
-from itertools import pairwise
+from itertools import pairwise, repeat
 from typing import NamedTuple
 
 import torch
@@ -27,6 +27,7 @@ from wmkernels.gated_delta_rule.meta import DeltaRuleInputs
 from wmkernels.modes import can_read_values
 
 MAX_CHUNK = 64
+MAX_PADDING = 2  # padded steps per step, where resets make many short chunks
 
 
 def gated_delta_rule_chunked(inputs: DeltaRuleInputs) -> tuple[Tensor, Tensor]:
@@ -34,8 +35,8 @@ def gated_delta_rule_chunked(inputs: DeltaRuleInputs) -> tuple[Tensor, Tensor]:
     q, k, v, gate, beta, initial_state, reset, cu_seqlens, scale, _ = inputs
     dtype, time = state_dtype(v.dtype), v.shape[3]
     state = v.new_zeros(inputs.state_shape, dtype=dtype) if initial_state is None else initial_state
-    if inputs.is_empty:
-        return v, state
+    if time == 0:
+        return v.clone(), state.clone()
     steps = min(MAX_CHUNK, chunked.steps_per_chunk(1))
     if cu_seqlens is not None:
         require_sequences("gated_delta_rule", cu_seqlens, time)
@@ -81,7 +82,7 @@ def _regular(time: int, steps: int, reset: Tensor | None) -> _Chunks:
 
 
 def _by_sequence(q: Tensor, steps: int, reset: Tensor | None, cu_seqlens: Tensor | None) -> _Chunks:
-    """Chunks that begin with each sequence and, where these can be read, at each reset."""
+    """Chunks that begin with each sequence and, where these can be read, at each reset; short ones for many resets."""
     batch, _, _, time = q.shape
     if cu_seqlens is None:
         bounds = [(row * time, (row + 1) * time) for row in range(batch)]
@@ -93,18 +94,26 @@ def _by_sequence(q: Tensor, steps: int, reset: Tensor | None, cu_seqlens: Tensor
     rows = []
     for start, end in bounds:
         inner = cuts[bisect_right(cuts, start) : bisect_left(cuts, end)]
-        segments = pairwise([start, *inner, end])
-        rows.append([(t, min(t + steps, last)) for first, last in segments for t in range(first, last, steps)])
-    count = max([1, *map(len, rows)])
-    position = torch.full((len(rows), count, steps), batch * time)
-    place = torch.empty(batch * time, dtype=torch.int64)
-    for i, row in enumerate(rows):
-        for j, (start, end) in enumerate(row):
-            position[i, j, : end - start] = torch.arange(start, end)
-            place[start:end] = (i * count + j) * steps + torch.arange(end - start)
-    position, place = position.to(q.device), place.view(batch, time).to(q.device)
+        rows.append([*pairwise([start, *inner, end])])
+    longest = max([1, *(end - start for start, end in bounds)])
+    while steps > 1 and steps * max(map(_count, rows, repeat(steps)), default=0) > MAX_PADDING * longest:
+        steps //= 2
+    chunks = [[(t, min(t + steps, end)) for start, end in row for t in range(start, end, steps)] for row in rows]
+    count = max([1, *map(len, chunks)])
+    padded = [row + [(0, 0)] * (count - len(row)) for row in chunks]
+    first, last = torch.tensor(padded, dtype=torch.int64).view(len(rows), count, 2, 1).unbind(2)
+    position = first + torch.arange(steps)
+    position = position.where(position < last, batch * time)
+    place = torch.empty(batch * time + 1, dtype=torch.int64)
+    place[position.flatten()] = torch.arange(position.numel())
+    position, place = position.to(q.device), place[:-1].view(batch, time).to(q.device)
     flags = None if reset is None else F.pad(reset.flatten(), (0, 1))[position]
     return _Chunks(position, place, flags, time, steps)
+
+
+def _count(segments: list[tuple[int, int]], steps: int) -> int:
+    """Chunks of ``steps`` that hold the segments."""
+    return sum(-((start - end) // steps) for start, end in segments)
 
 
 def _scan(

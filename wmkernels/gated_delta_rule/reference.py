@@ -37,8 +37,9 @@ def gated_delta_rule_reference(inputs: DeltaRuleInputs) -> tuple[Tensor, Tensor]
         u_t = beta[..., t, None] * (v_t - (state * k_t).sum(-2))
         state = state + k_t * u_t[..., None, :]
         outputs.append(inputs.scale * (state * q_t).sum(-2))
-    out = torch.stack(outputs, 3) if outputs else v.to(dtype)
-    return out.to(v.dtype), state
+    if not outputs:
+        return v.clone(), state.clone()
+    return torch.stack(outputs, 3).to(v.dtype), state
 
 
 def _packed(inputs: DeltaRuleInputs, cu_seqlens: Tensor) -> tuple[Tensor, Tensor]:

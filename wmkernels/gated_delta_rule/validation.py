@@ -1,6 +1,7 @@
 """Checks and canonicalises gated delta rule arguments."""
 
 import math
+import numbers
 from collections.abc import Sequence
 
 import torch
@@ -22,6 +23,7 @@ from wmkernels.checks import (
 from wmkernels.gated_delta_rule.meta import DeltaRuleInputs
 
 OP, STEP = "gated_delta_rule", "gated_delta_rule_step"
+_CHANNEL_LAST = "channel_last=True takes (batch, time, heads, size)"
 
 
 def canonical(
@@ -51,9 +53,10 @@ def canonical(
     _check_heads(op, q, k, v, order)
     shape = [size for size, label in zip(v.shape, order, strict=True) if label != "d_k"]
     labels = ["value_heads" if label == "heads" else label for label in order if label != "d_k"]
+    hint = "" if op == STEP or channel_last else _CHANNEL_LAST
     for name, x in (("gate", gate), ("beta", beta)):
         require_float(op, name, x, q, "q")
-        require_shape(op, name, x, labels, shape, "v")
+        require_shape(op, name, x, labels, shape, "v", hint if tuple(x.shape) == tuple(v.shape[:3]) else "")
     if op == STEP:
         q, k, v, gate, beta = (x.unsqueeze(-1) for x in (q, k, v, gate, beta))
         reset = None if reset is None else _reset_of_step(reset, q)
@@ -87,7 +90,8 @@ def _check_heads(op: str, q: Tensor, k: Tensor, v: Tensor, labels: Sequence[str]
     if v.dim() != q.dim() or any(v.shape[i] != q.shape[i] for i in others):
         expected = [f"{label}={q.shape[i]}" if i in others else label for i, label in enumerate(labels)]
         expected[heads], expected[size] = "value_heads", "d_v"
-        raise ValueError(f"{op}: v has shape {tuple(v.shape)}, expected ({', '.join(expected)}) to match q")
+        hint = f"; {_CHANNEL_LAST}" if labels[-1] == "time" and v.shape[:2] == q.shape[:2] else ""
+        raise ValueError(f"{op}: v has shape {tuple(v.shape)}, expected ({', '.join(expected)}) to match q{hint}")
     if q.shape[size] < 1 or q.shape[heads] < 1:
         raise ValueError(f"{op}: q has shape {tuple(q.shape)}, expected heads and d_k of at least 1")
     if v.shape[heads] % q.shape[heads]:
@@ -118,6 +122,10 @@ def _reset_of_step(reset: Tensor, q: Tensor) -> Tensor:
 def _checked_scale(op: str, scale: object, d_k: int) -> float:
     if scale is None:
         return float(d_k**-0.5)
-    if isinstance(scale, bool) or not isinstance(scale, int | float) or not math.isfinite(scale):
+    try:
+        value = float(scale) if isinstance(scale, numbers.Real) and not isinstance(scale, bool) else math.nan
+    except OverflowError:
+        value = math.inf
+    if not math.isfinite(value):
         raise TypeError(f"{op}: scale is {shown(scale)}, expected a finite number or None")
-    return float(scale)
+    return value

@@ -44,6 +44,9 @@ class BlockScan(MemoryModule):
         for method in ("init_state", "step"):
             if not callable(getattr(memory, method, None)):
                 raise TypeError(f"BlockScan: memory is a {type(memory).__name__} without {method}, expected a memory")
+        if getattr(memory, "mixes_tokens", False):
+            name = type(memory).__name__
+            raise TypeError(f"BlockScan: memory is a {name}, which takes token grids; expected one over single vectors")
         self.memory: Any = memory
         self.block = require_pair("BlockScan", "block", (block, block) if isinstance(block, int) else block)
         self.grid = require_pair("BlockScan", "grid", grid)
@@ -128,9 +131,14 @@ class BlockScan(MemoryModule):
 
     def _folded(self, state: Mapping[str, Tensor], batch: int) -> State:
         rows = (batch, self.blocks[0] * self.blocks[1])
-        values = state.values() if isinstance(state, Mapping) else (state,)
-        if not all(isinstance(x, Tensor) and x.shape[:2] == rows for x in values):
+        if not isinstance(state, Mapping) or not all(isinstance(x, Tensor) for x in state.values()):
             raise TypeError(f"BlockScan: state is {shown(state)}, expected tensors ({rows[0]}, {rows[1]}, ...)")
+        for name, x in state.items():
+            if x.shape[:2] != rows:
+                raise ValueError(
+                    f"BlockScan: state[{name!r}] has shape {tuple(x.shape)}, expected (batch={rows[0]}, "
+                    f"blocks={rows[1]}, ...)"
+                )
         return {name: value.flatten(0, 1) for name, value in state.items()}
 
     def _unfolded(self, state: State) -> State:

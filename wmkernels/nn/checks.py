@@ -87,12 +87,12 @@ def _require_kind(module: str, name: str, value: object, annotation: Any) -> Non
         raise TypeError(f"{module}: {name} is {shown(value)}, expected a str or None")
 
 
-def require_inputs(module: str, name: str, inputs: Tensor, labels: tuple[str, ...], features: int) -> None:
-    """Checks dtype and shape."""
+def require_inputs(module: str, name: str, inputs: Tensor, labels: tuple[str, ...], features: int | None) -> None:
+    """Checks dtype and shape; any number of ``features`` if None."""
     require_tensor(module, name, inputs)
     require_dtype(module, name, inputs, FLOATS, "")
-    if inputs.dim() != len(labels) or inputs.shape[-1] != features:
-        expected = ", ".join((*labels[:-1], f"{labels[-1]}={features}"))
+    if inputs.dim() != len(labels) or features not in (None, inputs.shape[-1]):
+        expected = ", ".join(labels if features is None else (*labels[:-1], f"{labels[-1]}={features}"))
         hint = "; step() takes one step of time" if inputs.dim() == 2 < len(labels) else ""
         raise ValueError(f"{module}: {name} has shape {tuple(inputs.shape)}, expected ({expected}){hint}")
 
@@ -129,11 +129,8 @@ def require_packing(module: str, cu_seqlens: Tensor | None, like: Tensor) -> Non
 def require_tokens(
     module: str, name: str, inputs: Tensor, labels: tuple[str, ...], tokens: int, features: int | None = None
 ) -> None:
-    """As ``require_inputs``, with ``tokens`` in the dimension before the last; any number of ``features`` if None."""
-    require_tensor(module, name, inputs)
-    if features is None and inputs.dim():
-        features = inputs.shape[-1]
-    require_inputs(module, name, inputs, labels, features or 0)
+    """As ``require_inputs``, with ``tokens`` in the dimension before the last."""
+    require_inputs(module, name, inputs, labels, features)
     if inputs.shape[-2] != tokens:
         raise ValueError(
             f"{module}: {name} has shape {tuple(inputs.shape)}, expected {tokens} tokens before the features"

@@ -130,7 +130,7 @@ class MemoryAttention(MemoryModule):
 
     def _run(self, inputs: Tensor, state: Mapping[str, Tensor], reset: Tensor | None) -> tuple[Tensor, State]:
         batch, time, width = inputs.shape
-        if time == 0:
+        if inputs.numel() == 0:
             return self.out_proj(inputs), dict(state)
         size, past = self.block, self.block - 1
         steps = self.in_proj(inputs)

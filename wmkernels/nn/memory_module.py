@@ -80,8 +80,15 @@ def no_decay_parameters(module: nn.Module) -> list[nn.Parameter]:
 
 
 def takes_elapsed(module: nn.Module) -> bool:
-    """Whether ``module`` takes the time since the step before as ``elapsed``."""
-    return "elapsed" in inspect.signature(module.forward).parameters
+    """Whether ``module`` takes the time since the step before as ``elapsed``.
+
+    A wrapper with ``**arguments``, such as ``torch.compile`` makes, takes it if the memories within do.
+    """
+    parameters = inspect.signature(module.forward).parameters
+    if all(x.kind is not inspect.Parameter.VAR_KEYWORD for x in parameters.values()):
+        return "elapsed" in parameters
+    memories = [child for child in module.children() if callable(getattr(child, "init_state", None))]
+    return "elapsed" in parameters or all(takes_elapsed(memory) for memory in memories)
 
 
 def is_plain_linear(module: nn.Module) -> bool:

@@ -18,6 +18,8 @@ def place_memory_chunked(inputs: PlaceMemoryInputs) -> tuple[Tensor, Tensor]:
         return by_sequence(place_memory_chunked, inputs, inputs.cu_seqlens)
     values, keys, reset = inputs.values, inputs.keys, inputs.reset
     state, phase = first_of(inputs)
+    if values.shape[1] == 0:
+        return values.clone(), state.clone()
     steps = chunked.steps_per_chunk(phase.shape[0] * phase.shape[1] * keys.numel() * state.dtype.itemsize)
     outputs = []
     with no_autocast(values.device):
@@ -31,7 +33,7 @@ def place_memory_chunked(inputs: PlaceMemoryInputs) -> tuple[Tensor, Tensor]:
                 _run_chunk, *own, keys, inputs.inverse, state, write_keys, held
             )
             outputs.append(out)
-    return torch.cat(outputs, 1) if outputs else values, state
+    return torch.cat(outputs, 1), state
 
 
 def _run_chunk(

@@ -82,8 +82,9 @@ def place_memory_reference(inputs: PlaceMemoryInputs) -> tuple[Tensor, Tensor]:
             state = state + keys.mT @ written
             phase = inputs.phase[:, t]
             outputs.append(merge_groups(turned(inputs.keys, phase) @ state))
-    out = torch.stack(outputs, 1) if outputs else values
-    return out.to(values.dtype), state
+    if not outputs:
+        return values.clone(), state.clone()
+    return torch.stack(outputs, 1).to(values.dtype), state
 
 
 def by_sequence(
