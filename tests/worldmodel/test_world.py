@@ -234,7 +234,7 @@ def test_bad_input_is_one_clear_line_and_changes_nothing(run: Path, tmp_path: Pa
         (lambda: world.edit((0, 0), 1.5), "value is 1.5"),
         (lambda: world.edit((0.5, 0), 1), "whole numbers"),
         (lambda: world.edit("there", 1), "expected rows and columns"),
-        (lambda: world.wait(-1), "steps is -1"),
+        *((lambda n=n: world.wait(n), "steps is") for n in (-1, 0.5, True, "a", 10**30, world_file.MOST_TIME - 9)),
         (lambda: World.create(run, size=2), "size is 2, expected from 3"),
         (lambda: World.create(run, size=5000), "to 512"),
     ):
@@ -244,6 +244,15 @@ def test_bad_input_is_one_clear_line_and_changes_nothing(run: Path, tmp_path: Pa
     assert torch.equal(world.shared_map, before.shared_map) and world.time == before.time == 10
     with pytest.raises(RunError, match="is not the folder of a run"):
         World.create(tmp_path)
+
+
+def test_a_world_of_the_longest_time_is_saved_and_ends(run: Path, tmp_path: Path) -> None:
+    world = World.create(run, seed=0)
+    world.wait(world_file.MOST_TIME)
+    world.save(tmp_path / "my.world")
+    assert World.load(tmp_path / "my.world").time == world_file.MOST_TIME
+    with pytest.raises(WorldError, match="the most of a world"):
+        world.step(0)
 
 
 def test_a_file_of_another_version_damaged_or_a_link_is_refused(run: Path, tmp_path: Path) -> None:
@@ -271,6 +280,8 @@ def test_a_file_of_another_version_damaged_or_a_link_is_refused(run: Path, tmp_p
         (changed(model={**saved["model"], "width": 2**16}), "head.0.weight has shape"),
         (changed(bodies=[{**saved["bodies"][0], "view": saved["bodies"][0]["view"] + 6}]), "tokens from"),
         (changed(bodies=[]), "bodies is 0"),
+        (changed(time=10**9 + 1), "time is 1000000001"),
+        (changed(bodies=[{**saved["bodies"][0], "steps": 1}]), "steps is 1, expected at most the time, 0"),
     ):
         path.write_bytes(bad)
         with pytest.raises(RunError, match=reason) as caught:

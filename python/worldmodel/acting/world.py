@@ -189,6 +189,8 @@ class World(gymnasium.Env[Any, int]):
         acting = self._body(body)
         if not self.action_space.contains(np.asarray(action)):
             raise WorldError(f"action is {action!r:.40}, expected a whole number from 0 to {self.config.actions - 1}")
+        if self.time >= world_file.MOST_TIME:
+            raise WorldError(f"time is {self.time:,} steps, the most of a world: begin another, or reset this one")
         given = torch.tensor([int(action)])
         outputs, features, moved, state = self.model.imagine(acting.view, given, self._state(acting))
         if moved is not None:
@@ -204,10 +206,12 @@ class World(gymnasium.Env[Any, int]):
 
     @torch.no_grad()
     def wait(self, steps: int) -> None:
-        """Lets ``steps`` steps pass: what drifts has drifted. Raises WorldError for a negative number."""
-        if steps < 0:
-            raise WorldError(f"steps is {steps}, expected at least 0")
-        self._pass(steps, None)
+        """Lets ``steps`` steps pass, up to ``world_file.MOST_TIME`` of the world: what drifts has drifted.
+
+        Raises:
+            WorldError: another number.
+        """
+        self._pass(_whole("steps", steps, world_file.MOST_TIME - self.time), None)
 
     @torch.no_grad()
     def look(self, places: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -405,9 +409,14 @@ class World(gymnasium.Env[Any, int]):
             if patch.shape != shape or patch.dtype != np.uint8:
                 raise WorldError(f"value is {patch.dtype} {patch.shape}, expected uint8 {shape}, pixels of a place")
             return codec.nearest(torch.from_numpy(patch.astype(np.float32) / 255).view(1, -1))[0]
-        if isinstance(value, bool) or not isinstance(value, int | np.integer) or not 0 <= value < self.config.classes:
-            raise WorldError(f"value is {value!r:.40}, expected a whole number from 0 to {self.config.classes - 1}")
-        return torch.tensor(int(value))
+        return torch.tensor(_whole("value", value, self.config.classes - 1))
+
+
+def _whole(name: str, value: Any, most: int, least: int = 0) -> int:
+    """Raises WorldError for what is no whole number from ``least`` to ``most``."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or not least <= value <= most:
+        raise WorldError(f"{name} is {value!r:.40}, expected a whole number from {least} to {most:,}")
+    return int(value)
 
 
 def _part(state: State) -> State:

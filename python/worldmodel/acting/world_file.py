@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from worldmodel.acting.world import World
 
 KIND, VERSION = "worldmodel world", 1
+MOST_TIME = 10**9  # steps of a world, after which float64 still tells where what drifts is
 
 
 def write(world: "World", path: Path) -> None:
@@ -89,8 +90,12 @@ def _restore(world: "World", saved: dict[str, Any]) -> None:
     for name, value in like.items():
         if name not in ("bodies", "weights"):
             check_like(saved[name], value, name)
+    if saved["time"] > MOST_TIME:
+        raise ValueError(f"time is {saved['time']}, expected at most {MOST_TIME:,}")
     for index, (body, found) in enumerate(zip(world.bodies, saved["bodies"], strict=True)):
         check_like(found, like["bodies"][index], f"bodies.{index}")
+        if found["steps"] > saved["time"]:
+            raise ValueError(f"bodies.{index}.steps is {found['steps']}, expected at most the time, {saved['time']}")
         low, high = int(found["view"].min()), int(found["view"].max())
         if low < 0 or high >= world.config.classes:
             raise ValueError(f"bodies.{index}.view has tokens from {low} to {high}")
