@@ -194,6 +194,16 @@ def test_what_drifts_has_drifted_after_a_wait() -> None:
     resting, moving = (before == 1) & (after == 1), before == 2
     assert (np.roll(moving, 2, 1) & (after != 2)).sum() <= 1 and moving.any()  # at most one is hidden
     assert resting.sum() >= (before == 1).sum() - 1
+    world.wait(4)  # around the torus
+    row, column = np.argwhere((after == 0) & (np.roll(after, -2, 1) == 0))[0]
+    for token, place in ((2, (row, (column + 2) % 6)), (1, (row, column))):
+        edited, other = world.fork(), world.fork()
+        edited.edit((row - 3, column - 3), token)
+        for one in (edited, other):
+            one.wait(2)
+        (there, _), (expected, _) = edited.look(whole(world)), other.look(whole(world))
+        expected[place] = token
+        assert np.array_equal(there, expected)
 
 
 def test_a_world_is_a_gymnasium_environment(run: Path) -> None:

@@ -239,7 +239,7 @@ class World(gymnasium.Env[Any, int]):
         values = self.model.codec.embed(token[None, None])  # (1, 1, width)
         body = self.bodies[0]
         state = self._state(body)
-        written = self.place.memory.write(_memory(state), (asked - body.position).double(), values)
+        written = self.place.write(_part(state), (asked - body.position).double(), values, torch.ones(1, 1, 1))
         self._keep(body, state | {_SHARED: written["map"]})
         self.last_seen[tuple((asked[0] + self.size // 2).tolist())] = self.time
         for seeing in self.bodies:
