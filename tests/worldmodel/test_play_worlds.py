@@ -103,13 +103,13 @@ def test_a_world_without_a_map_shows_its_view(tmp_path):
 
 
 def test_a_world_has_one_player(tmp_path, capsys, monkeypatch):
-    path = tmp_path / "my.world"
+    path = tmp_path / "{my}.world"
     played = game(path, MODELS["classes"])
     played.obey({"do": "save"})
     monkeypatch.setattr("sys.stdin", io.StringIO("d"))
     held = lock(path)
     assert main(["play", str(path), "--text"]) == 1
-    assert "my.world is being played by process" in capsys.readouterr().err
+    assert "{my}.world is being played by process" in capsys.readouterr().err
     held.release()
     assert main(["play", str(path), "--text"]) == 0
     assert "world 1 of 1, step 1" in capsys.readouterr().out
