@@ -48,6 +48,7 @@ def read(kind: type["World"], path: Path, trust: bool) -> "World":
         if not trust:
             check_installed(path, [block.block for block in config.blocks if isinstance(block, CustomBlock)])
         check_sizes(config, saved["weights"])
+        _check_map(config, saved["map"])
         with installed_alone(path.parent, trust):
             model = TokenWorldModel(config)
         check_like(saved["weights"], dict(model.state_dict()), "weights")
@@ -83,6 +84,17 @@ def _content(world: "World") -> dict[str, Any]:
         "time": world.time,
         "generator": world.generator.get_state(),
     }
+
+
+def _check_map(config: TokenConfig, world_map: Any) -> None:
+    """Compares the map's shape with the settings, before anything is allocated by them. Raises ValueError."""
+    found = expected = None if world_map is None else tuple(world_map.shape)
+    if config.place is not None:
+        groups, period = max(1, len(config.place.velocities)), config.place.period
+        frequencies = period**2 // 2 + (1 if period % 2 else 2)  # of ``lattice(period)``
+        expected = 1, groups, 2 * frequencies, config.width // groups
+    if found != expected:
+        raise ValueError(f"map has shape {found}, expected {expected}")
 
 
 def _restore(world: "World", saved: dict[str, Any]) -> None:
