@@ -167,6 +167,17 @@ def test_bodies_share_a_world(run: Path) -> None:
     assert world.bodies[0].steps == world.bodies[1].steps == 40 and world.time == 80
 
 
+def test_what_is_in_view_of_any_body_is_seen_now(run: Path) -> None:
+    world = World.create(run, seed=6, bodies=2)
+    walk(world, 40)
+    world.wait(10)
+    for body in world.bodies:
+        rows, columns = (np.arange(at - 1, at + 2) % 9 for at in (body.position + 4).tolist())
+        assert (world.last_seen.numpy()[np.ix_(rows, columns)] == world.time).all()
+    assert world.bodies[0].position.tolist() != [0, 0] and world.time == 50
+    assert (world.last_seen == 50).sum() <= 18 and (world.last_seen < 40).any()
+
+
 def test_worlds_of_any_size_from_one_run(run: Path) -> None:
     world = World.create(run, seed=0, size=30)
     assert world.size == 30
@@ -286,7 +297,10 @@ def test_a_file_of_another_version_damaged_or_a_link_is_refused(run: Path, tmp_p
         (json.dumps({}).encode(), "damaged"),
         (changed(version=2), "version 2 of worlds, this release reads version 1"),
         (changed(kind="run"), "is no world"),
-        (changed(map=other), "map is"),
+        (changed(map=other), "map has shape"),
+        (changed(model={**saved["model"], "place": {**saved["model"]["place"], "period": 512}}), "map has shape"),
+        (changed(model={**saved["model"], "classes": 2**16}), "codec.embedding.weight has shape"),
+        (changed(weights={**saved["weights"], "starts": saved["weights"]["starts"][..., None]}), "starts has shape"),
         (changed(model={**saved["model"], "width": 2**16}), "head.0.weight has shape"),
         (changed(bodies=[{**saved["bodies"][0], "view": saved["bodies"][0]["view"] + 6}]), "tokens from"),
         (changed(bodies=[]), "bodies is 0"),

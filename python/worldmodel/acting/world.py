@@ -200,7 +200,6 @@ class World(gymnasium.Env[Any, int]):
         self._commit(acting, new)
         acting.steps += 1
         self._pass(1, acting)
-        self._see(acting)
         reward, terminated = self._judge(features)
         return self.observe(body), reward, terminated, False, self._info(acting, new)
 
@@ -308,7 +307,8 @@ class World(gymnasium.Env[Any, int]):
             self.bodies.append(Body(view.clone(), certain, dict(own), torch.zeros(2, dtype=torch.long)))
         self.last_seen = torch.full((self.size, self.size), -1)
         self._commit(self.bodies[0], certain.bool())
-        self._see(self.bodies[0])
+        if self.model.place is not None:
+            self._see(self.bodies[0])
 
     def _body(self, index: int) -> Body:
         if not 0 <= index < len(self.bodies):
@@ -343,25 +343,28 @@ class World(gymnasium.Env[Any, int]):
         self._keep(body, state | {f"place.{name}": value for name, value in place.items()})
 
     def _pass(self, steps: int, stepped: Body | None) -> None:
-        """Time passes for all but the body that made the step, whose map has moved on."""
+        """Time passes; blocks drift for all but the body that made the step, whose map has moved on. All see."""
         self.time += steps
-        if self.config.place is None or not self.config.place.velocities:
+        if self.config.place is None:
             return
         for body in self.bodies:
-            if body is stepped:
-                continue
-            moved = self.place.memory.move(_memory(self._state(body)), torch.zeros(1, 2), steps)
-            body.state = {**body.state, "place.angle": moved["angle"]}
-            outputs = self.model.head(self.place.recall(_part(self._state(body))))
-            body.view, new = self._decide(outputs, body)
-            self._commit(body, new)
+            if body is not stepped and self.config.place.velocities:
+                self._drift(body, steps)
+            self._see(body)
+
+    def _drift(self, body: Body, steps: int) -> None:
+        """Moves the body's frame on, and recalls its view."""
+        moved = self.place.memory.move(_memory(self._state(body)), torch.zeros(1, 2), steps)
+        body.state = {**body.state, "place.angle": moved["angle"]}
+        outputs = self.model.head(self.place.recall(_part(self._state(body))))
+        body.view, new = self._decide(outputs, body)
+        self._commit(body, new)
 
     def _see(self, body: Body) -> None:
         """What is in view is seen now."""
-        if self.model.place is not None:
-            places = turned(view_offsets(self.config.grid), body.state["place.heading"]) + body.position
-            rows, columns = ((places + self.size // 2) % self.size).unbind(-1)
-            self.last_seen[rows, columns] = self.time
+        places = turned(view_offsets(self.config.grid), body.state["place.heading"]) + body.position
+        rows, columns = ((places + self.size // 2) % self.size).unbind(-1)
+        self.last_seen[rows, columns] = self.time
 
     def _judge(self, features: Tensor) -> tuple[float, bool]:
         if not self.model.scalars:
