@@ -160,6 +160,17 @@ def test_a_terminal_tells_what_is_wrong(game):
     assert "Is a directory" in played(game, "S") or "world.npz" in played(game, "S")
 
 
+def test_what_is_not_saved_is_rescued_from_an_unexpected_error(game, monkeypatch):
+    played(game, "dSdf")
+    monkeypatch.setattr(game.worlds[0], "wait", lambda steps: steps / 0)
+    screen = io.StringIO()
+    with pytest.raises(ZeroDivisionError):
+        Terminal(game, io.StringIO("."), screen).run()
+    rescued = [game.paths[0].with_name(f"world-rescued{number}.npz") for number in ("", 2)]
+    assert [np.load(path)["steps"] for path in (game.paths[0], *rescued)] == [1, 2, 2]
+    assert all(f"what was not saved is in {path}\n" in screen.getvalue() for path in rescued)
+
+
 def test_a_command_that_is_unknown_is_no_other_error(game):
     with pytest.raises(BadCommand):
         game.obey({"do": "act", "action": "0"})

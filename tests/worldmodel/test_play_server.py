@@ -11,6 +11,8 @@ from worldmodel.play.game import Game
 pytest.importorskip("starlette")
 pytest.importorskip("uvicorn")
 pytest.importorskip("httpx2")
+from starlette.datastructures import URL
+from starlette.requests import Request
 from starlette.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
 
@@ -47,6 +49,17 @@ def test_the_page_needs_nothing_from_elsewhere(game):
         for text in (page.text, web.get("/page.css").text, web.get("/page.js").text):
             assert "http://" not in text and "https://" not in text
         assert web.get("/world.npz").status_code == 404
+
+
+@pytest.mark.parametrize("token", [None, "secret"])
+def test_a_host_header_names_no_file(game, token, tmp_path, monkeypatch):
+    """Some versions of starlette put the Host header into the URL as it is."""
+    (tmp_path / "other.css").write_text("other")
+    url = URL(f"http://127.0.0.1/{tmp_path / 'other.css'}?/page.css")
+    with client(game, token) as web:
+        expected = web.get("/page.css").content
+        monkeypatch.setattr(Request, "url", url)
+        assert web.get("/page.css").content == expected
 
 
 def test_commands_are_answered(game):

@@ -19,7 +19,7 @@ from worldmodel.learning.world_run import WorldRunConfig, described_run
 from worldmodel.model.blocks import GRUBlock
 from worldmodel.model.place_map import PlaceConfig
 from worldmodel.model.tokens import TokenConfig, TokenWorldModel
-from worldmodel.play.game import Game
+from worldmodel.play.game import BadCommand, Game
 from worldmodel.play.worlds import ImaginedWorld, load, lock
 from worldmodel.runs.files import RunError
 from worldmodel.runs.run import Run
@@ -96,18 +96,20 @@ def test_a_world_without_a_map_shows_its_view(tmp_path):
     played = game(tmp_path / "my.world", TokenConfig(grid=(3, 3), classes=6, place=None, blocks=(GRUBlock(),)))
     (frame,) = played.obey({"do": "act", "action": 1})
     assert frame["position"] == [0, 0] and not played.hello()["map"]
-    with pytest.raises(ValueError, match="there is no place 0, 0 in a world of 0 x 0 places"):
-        played.obey({"do": "edit", "place": [0, 0], "value": 1})
+    for where in ({"place": [0, 0]}, {"view": [0, 1]}):
+        with pytest.raises(BadCommand, match="no map, and cannot be edited"):
+            played.obey({"do": "edit", **where, "value": 1})
+    assert played.worlds[0].steps == 1
 
 
 def test_a_world_has_one_player(tmp_path, capsys, monkeypatch):
-    path = tmp_path / "my.world"
+    path = tmp_path / "{my}.world"
     played = game(path, MODELS["classes"])
     played.obey({"do": "save"})
     monkeypatch.setattr("sys.stdin", io.StringIO("d"))
     held = lock(path)
     assert main(["play", str(path), "--text"]) == 1
-    assert "my.world is being played by process" in capsys.readouterr().err
+    assert "{my}.world is being played by process" in capsys.readouterr().err
     held.release()
     assert main(["play", str(path), "--text"]) == 0
     assert "world 1 of 1, step 1" in capsys.readouterr().out

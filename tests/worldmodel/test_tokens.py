@@ -7,7 +7,7 @@ import torch
 
 from worldmodel.environments.rooms import RoomsConfig, RoomWorlds
 from worldmodel.learning.token_evaluation import TokenPredictor, evaluate_returning
-from worldmodel.learning.token_trainer import TokenTrainConfig, TokenTrainer, predict
+from worldmodel.learning.token_trainer import TokenTrainConfig, TokenTrainer, predict, token_loss
 from worldmodel.learning.view_sources import ViewBatch, WorldSource, batch_of
 from worldmodel.model.block import Block
 from worldmodel.model.blocks import GRUBlock, ScanBlock, TokenAttentionBlock
@@ -230,6 +230,23 @@ def test_agents_of_one_map_take_turns_and_know_what_another_has_seen(trained: To
     assert others > 20
     new = RoomWorlds(2, rooms(), torch.Generator().manual_seed(2))
     assert evaluate_returning(trained, new, 32, chunk=9).accuracy == 1
+
+
+@pytest.mark.parametrize("agents", [1, 2])
+def test_rewards_of_the_worlds_are_learned(agents: int) -> None:
+    source = WorldSource(RoomWorlds, rooms(agents=agents), torch.Generator().manual_seed(3))
+    batch = source.sample(2, 12)
+    steps = RoomWorlds(2, rooms(agents=agents), torch.Generator().manual_seed(3)).rollout(12 // agents)
+    new = (steps["inside"] & (steps["gap"] < 0)).float().mean(-1).view(2, agents, -1)
+    assert torch.equal(batch.rewards, new.mT.flatten(1)) and new.any()
+    assert batch.terminated.shape == batch.actions.shape and not batch.terminated.any()
+    model = model_of(CONFIGS["learned"])
+    loss, metrics = token_loss(model, batch, TokenTrainConfig())
+    loss.backward()
+    assert model.scalars["reward"].weight.grad.any() and metrics["reward_loss"] > 0
+    batch.rewards = None
+    with pytest.raises(ValueError, match="the batch has none"):
+        token_loss(model, batch, TokenTrainConfig())
 
 
 def test_training_remembers_and_repeats_itself() -> None:

@@ -167,6 +167,17 @@ def test_bodies_share_a_world(run: Path) -> None:
     assert world.bodies[0].steps == world.bodies[1].steps == 40 and world.time == 80
 
 
+def test_what_is_in_view_of_any_body_is_seen_now(run: Path) -> None:
+    world = World.create(run, seed=6, bodies=2)
+    walk(world, 40)
+    world.wait(10)
+    for body in world.bodies:
+        rows, columns = (np.arange(at - 1, at + 2) % 9 for at in (body.position + 4).tolist())
+        assert (world.last_seen.numpy()[np.ix_(rows, columns)] == world.time).all()
+    assert world.bodies[0].position.tolist() != [0, 0] and world.time == 50
+    assert (world.last_seen == 50).sum() <= 18 and (world.last_seen < 40).any()
+
+
 def test_worlds_of_any_size_from_one_run(run: Path) -> None:
     world = World.create(run, seed=0, size=30)
     assert world.size == 30
@@ -194,6 +205,16 @@ def test_what_drifts_has_drifted_after_a_wait() -> None:
     resting, moving = (before == 1) & (after == 1), before == 2
     assert (np.roll(moving, 2, 1) & (after != 2)).sum() <= 1 and moving.any()  # at most one is hidden
     assert resting.sum() >= (before == 1).sum() - 1
+    world.wait(4)  # around the torus
+    row, column = np.argwhere((after == 0) & (np.roll(after, -2, 1) == 0))[0]
+    for token, place in ((2, (row, (column + 2) % 6)), (1, (row, column))):
+        edited, other = world.fork(), world.fork()
+        edited.edit((row - 3, column - 3), token)
+        for one in (edited, other):
+            one.wait(2)
+        (there, _), (expected, _) = edited.look(whole(world)), other.look(whole(world))
+        expected[place] = token
+        assert np.array_equal(there, expected)
 
 
 def test_a_world_is_a_gymnasium_environment(run: Path) -> None:
@@ -234,7 +255,7 @@ def test_bad_input_is_one_clear_line_and_changes_nothing(run: Path, tmp_path: Pa
         (lambda: world.edit((0, 0), 1.5), "value is 1.5"),
         (lambda: world.edit((0.5, 0), 1), "whole numbers"),
         (lambda: world.edit("there", 1), "expected rows and columns"),
-        (lambda: world.wait(-1), "steps is -1"),
+        *((lambda n=n: world.wait(n), "steps is") for n in (-1, 0.5, True, "a", 10**30, world_file.MOST_TIME - 9)),
         (lambda: World.create(run, size=2), "size is 2, expected from 3"),
         (lambda: World.create(run, size=5000), "to 512"),
     ):
@@ -244,6 +265,15 @@ def test_bad_input_is_one_clear_line_and_changes_nothing(run: Path, tmp_path: Pa
     assert torch.equal(world.shared_map, before.shared_map) and world.time == before.time == 10
     with pytest.raises(RunError, match="is not the folder of a run"):
         World.create(tmp_path)
+
+
+def test_a_world_of_the_longest_time_is_saved_and_ends(run: Path, tmp_path: Path) -> None:
+    world = World.create(run, seed=0)
+    world.wait(world_file.MOST_TIME)
+    world.save(tmp_path / "my.world")
+    assert World.load(tmp_path / "my.world").time == world_file.MOST_TIME
+    with pytest.raises(WorldError, match="the most of a world"):
+        world.step(0)
 
 
 def test_a_file_of_another_version_damaged_or_a_link_is_refused(run: Path, tmp_path: Path) -> None:
@@ -267,10 +297,15 @@ def test_a_file_of_another_version_damaged_or_a_link_is_refused(run: Path, tmp_p
         (json.dumps({}).encode(), "damaged"),
         (changed(version=2), "version 2 of worlds, this release reads version 1"),
         (changed(kind="run"), "is no world"),
-        (changed(map=other), "map is"),
+        (changed(map=other), "map has shape"),
+        (changed(model={**saved["model"], "place": {**saved["model"]["place"], "period": 512}}), "map has shape"),
+        (changed(model={**saved["model"], "classes": 2**16}), "codec.embedding.weight has shape"),
+        (changed(weights={**saved["weights"], "starts": saved["weights"]["starts"][..., None]}), "starts has shape"),
         (changed(model={**saved["model"], "width": 2**16}), "head.0.weight has shape"),
         (changed(bodies=[{**saved["bodies"][0], "view": saved["bodies"][0]["view"] + 6}]), "tokens from"),
         (changed(bodies=[]), "bodies is 0"),
+        (changed(time=10**9 + 1), "time is 1000000001"),
+        (changed(bodies=[{**saved["bodies"][0], "steps": 1}]), "steps is 1, expected at most the time, 0"),
     ):
         path.write_bytes(bad)
         with pytest.raises(RunError, match=reason) as caught:

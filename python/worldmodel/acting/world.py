@@ -189,6 +189,8 @@ class World(gymnasium.Env[Any, int]):
         acting = self._body(body)
         if not self.action_space.contains(np.asarray(action)):
             raise WorldError(f"action is {action!r:.40}, expected a whole number from 0 to {self.config.actions - 1}")
+        if self.time >= world_file.MOST_TIME:
+            raise WorldError(f"time is {self.time:,} steps, the most of a world: begin another, or reset this one")
         given = torch.tensor([int(action)])
         outputs, features, moved, state = self.model.imagine(acting.view, given, self._state(acting))
         if moved is not None:
@@ -198,16 +200,17 @@ class World(gymnasium.Env[Any, int]):
         self._commit(acting, new)
         acting.steps += 1
         self._pass(1, acting)
-        self._see(acting)
         reward, terminated = self._judge(features)
         return self.observe(body), reward, terminated, False, self._info(acting, new)
 
     @torch.no_grad()
     def wait(self, steps: int) -> None:
-        """Lets ``steps`` steps pass: what drifts has drifted. Raises WorldError for a negative number."""
-        if steps < 0:
-            raise WorldError(f"steps is {steps}, expected at least 0")
-        self._pass(steps, None)
+        """Lets ``steps`` steps pass, up to ``world_file.MOST_TIME`` of the world: what drifts has drifted.
+
+        Raises:
+            WorldError: another number.
+        """
+        self._pass(_whole("steps", steps, world_file.MOST_TIME - self.time), None)
 
     @torch.no_grad()
     def look(self, places: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -235,7 +238,7 @@ class World(gymnasium.Env[Any, int]):
         values = self.model.codec.embed(token[None, None])  # (1, 1, width)
         body = self.bodies[0]
         state = self._state(body)
-        written = self.place.memory.write(_memory(state), (asked - body.position).double(), values)
+        written = self.place.write(_part(state), (asked - body.position).double(), values, torch.ones(1, 1, 1))
         self._keep(body, state | {_SHARED: written["map"]})
         self.last_seen[tuple((asked[0] + self.size // 2).tolist())] = self.time
         for seeing in self.bodies:
@@ -304,7 +307,8 @@ class World(gymnasium.Env[Any, int]):
             self.bodies.append(Body(view.clone(), certain, dict(own), torch.zeros(2, dtype=torch.long)))
         self.last_seen = torch.full((self.size, self.size), -1)
         self._commit(self.bodies[0], certain.bool())
-        self._see(self.bodies[0])
+        if self.model.place is not None:
+            self._see(self.bodies[0])
 
     def _body(self, index: int) -> Body:
         if not 0 <= index < len(self.bodies):
@@ -339,25 +343,28 @@ class World(gymnasium.Env[Any, int]):
         self._keep(body, state | {f"place.{name}": value for name, value in place.items()})
 
     def _pass(self, steps: int, stepped: Body | None) -> None:
-        """Time passes for all but the body that made the step, whose map has moved on."""
+        """Time passes; blocks drift for all but the body that made the step, whose map has moved on. All see."""
         self.time += steps
-        if self.config.place is None or not self.config.place.velocities:
+        if self.config.place is None:
             return
         for body in self.bodies:
-            if body is stepped:
-                continue
-            moved = self.place.memory.move(_memory(self._state(body)), torch.zeros(1, 2), steps)
-            body.state = {**body.state, "place.angle": moved["angle"]}
-            outputs = self.model.head(self.place.recall(_part(self._state(body))))
-            body.view, new = self._decide(outputs, body)
-            self._commit(body, new)
+            if body is not stepped and self.config.place.velocities:
+                self._drift(body, steps)
+            self._see(body)
+
+    def _drift(self, body: Body, steps: int) -> None:
+        """Moves the body's frame on, and recalls its view."""
+        moved = self.place.memory.move(_memory(self._state(body)), torch.zeros(1, 2), steps)
+        body.state = {**body.state, "place.angle": moved["angle"]}
+        outputs = self.model.head(self.place.recall(_part(self._state(body))))
+        body.view, new = self._decide(outputs, body)
+        self._commit(body, new)
 
     def _see(self, body: Body) -> None:
         """What is in view is seen now."""
-        if self.model.place is not None:
-            places = turned(view_offsets(self.config.grid), body.state["place.heading"]) + body.position
-            rows, columns = ((places + self.size // 2) % self.size).unbind(-1)
-            self.last_seen[rows, columns] = self.time
+        places = turned(view_offsets(self.config.grid), body.state["place.heading"]) + body.position
+        rows, columns = ((places + self.size // 2) % self.size).unbind(-1)
+        self.last_seen[rows, columns] = self.time
 
     def _judge(self, features: Tensor) -> tuple[float, bool]:
         if not self.model.scalars:
@@ -405,9 +412,14 @@ class World(gymnasium.Env[Any, int]):
             if patch.shape != shape or patch.dtype != np.uint8:
                 raise WorldError(f"value is {patch.dtype} {patch.shape}, expected uint8 {shape}, pixels of a place")
             return codec.nearest(torch.from_numpy(patch.astype(np.float32) / 255).view(1, -1))[0]
-        if isinstance(value, bool) or not isinstance(value, int | np.integer) or not 0 <= value < self.config.classes:
-            raise WorldError(f"value is {value!r:.40}, expected a whole number from 0 to {self.config.classes - 1}")
-        return torch.tensor(int(value))
+        return torch.tensor(_whole("value", value, self.config.classes - 1))
+
+
+def _whole(name: str, value: Any, most: int, least: int = 0) -> int:
+    """Raises WorldError for what is no whole number from ``least`` to ``most``."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or not least <= value <= most:
+        raise WorldError(f"{name} is {value!r:.40}, expected a whole number from {least} to {most:,}")
+    return int(value)
 
 
 def _part(state: State) -> State:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from worldmodel.acting.world import World
 
 KIND, VERSION = "worldmodel world", 1
+MOST_TIME = 10**9  # steps of a world, after which float64 still tells where what drifts is
 
 
 def write(world: "World", path: Path) -> None:
@@ -47,6 +48,7 @@ def read(kind: type["World"], path: Path, trust: bool) -> "World":
         if not trust:
             check_installed(path, [block.block for block in config.blocks if isinstance(block, CustomBlock)])
         check_sizes(config, saved["weights"])
+        _check_map(config, saved["map"])
         with installed_alone(path.parent, trust):
             model = TokenWorldModel(config)
         check_like(saved["weights"], dict(model.state_dict()), "weights")
@@ -84,13 +86,28 @@ def _content(world: "World") -> dict[str, Any]:
     }
 
 
+def _check_map(config: TokenConfig, world_map: Any) -> None:
+    """Compares the map's shape with the settings, before anything is allocated by them. Raises ValueError."""
+    found = expected = None if world_map is None else tuple(world_map.shape)
+    if config.place is not None:
+        groups, period = max(1, len(config.place.velocities)), config.place.period
+        frequencies = period**2 // 2 + (1 if period % 2 else 2)  # of ``lattice(period)``
+        expected = 1, groups, 2 * frequencies, config.width // groups
+    if found != expected:
+        raise ValueError(f"map has shape {found}, expected {expected}")
+
+
 def _restore(world: "World", saved: dict[str, Any]) -> None:
     like = _content(world)
     for name, value in like.items():
         if name not in ("bodies", "weights"):
             check_like(saved[name], value, name)
+    if saved["time"] > MOST_TIME:
+        raise ValueError(f"time is {saved['time']}, expected at most {MOST_TIME:,}")
     for index, (body, found) in enumerate(zip(world.bodies, saved["bodies"], strict=True)):
         check_like(found, like["bodies"][index], f"bodies.{index}")
+        if found["steps"] > saved["time"]:
+            raise ValueError(f"bodies.{index}.steps is {found['steps']}, expected at most the time, {saved['time']}")
         low, high = int(found["view"].min()), int(found["view"].max())
         if low < 0 or high >= world.config.classes:
             raise ValueError(f"bodies.{index}.view has tokens from {low} to {high}")

@@ -136,6 +136,10 @@ class DriftWorlds(Worlds):
         self.time = self.time + steps
         self._begin_pictures()
 
+    def rewards(self, rollout: Mapping[str, Tensor]) -> Tensor:
+        """Share of the view's cells with a block."""
+        return rollout["inside"].double().mean(-1)
+
     def rollout(self, steps: int, actions: Tensor | None = None) -> dict[str, Tensor]:
         """The next ``steps`` steps, by the exploring policy or ``actions``.
 
@@ -224,10 +228,6 @@ class Drift(GridEnv):
 
     def __init__(self, render_mode: str | None = None, length: int = 512, **options: Any) -> None:
         super().__init__(DriftWorlds, DriftConfig(**options), length, render_mode)
-
-    def reward(self, info: Mapping[str, np.ndarray]) -> float:
-        """Share of the view's cells with a block."""
-        return float(info["inside"].mean())
 
 
 register(gymnasium, "worldmodel.environments.drift:Drift")

@@ -1,7 +1,6 @@
 """A gymnasium environment of one of the grid worlds."""
 
-import abc
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,7 @@ TILE = 16  # pixels per side of a cell in ``render``
 _LEFT_OUT = ("tokens", "next_tokens", "actions", "heading", "next_heading", "pixels", "next_pixels")
 
 
-class GridEnv(gymnasium.Env[Any, Any], abc.ABC):
+class GridEnv(gymnasium.Env[Any, Any]):
     """One of ``make(1, config, generator)``; an episode is a new world, truncated after ``length`` steps.
 
     Observes classes, uint8 (view, view), or with ``config.pixels`` a picture, uint8 (height, width, 3). ``info`` of a
@@ -52,10 +51,6 @@ class GridEnv(gymnasium.Env[Any, Any], abc.ABC):
         self.observation_space = gymnasium.spaces.Box(0, most, shape, np.uint8)
         self.action_space = gymnasium.spaces.Discrete(config.actions)
 
-    @abc.abstractmethod
-    def reward(self, info: Mapping[str, np.ndarray]) -> float:
-        """Of a step with this ``info``."""
-
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
@@ -75,7 +70,8 @@ class GridEnv(gymnasium.Env[Any, Any], abc.ABC):
         if "next_heading" in happened:
             info |= self._turned(int(happened["next_heading"]))
         seen = happened["next_pixels" if self.config.pixels else "next_tokens"]
-        return self._observation(seen[0]), self.reward(info), False, self.steps >= self.length, info
+        reward = float(self.worlds.rewards(happened))
+        return self._observation(seen[0]), reward, False, self.steps >= self.length, info
 
     def explore(self) -> int:
         """An action of the policy that explores, with the configuration's persistence."""

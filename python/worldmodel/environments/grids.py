@@ -134,6 +134,10 @@ class Worlds(abc.ABC):
         """The next ``steps`` steps, by the exploring policy or ``actions``."""
 
     @abc.abstractmethod
+    def rewards(self, rollout: Mapping[str, Tensor]) -> Tensor:
+        """Of the steps of a ``rollout``: float64 (batch, time), with several agents (batch, agents, time)."""
+
+    @abc.abstractmethod
     def cells(self) -> Tensor:
         """Rows and columns in ``map`` of the cells in view: int64 (batch, agents, places, 2)."""
 

@@ -257,6 +257,10 @@ class RoomWorlds(Worlds):
         }
         return batch_first(rows, self.batch, config.agents)
 
+    def rewards(self, rollout: Mapping[str, Tensor]) -> Tensor:
+        """Share of the view's cells that are inside the room and were never seen."""
+        return (rollout["inside"] & (rollout["gap"] < 0)).double().mean(-1)
+
     def _view(self) -> np.ndarray:
         """Cells in view, (agents of all rooms, places)."""
         offsets = self._offsets[self._heading] if self.config.own_heading else self._offsets[0]
@@ -335,10 +339,6 @@ class Rooms(GridEnv):
         if config.agents != 1:
             raise ConfigurationError(f"Rooms: agents is {config.agents}, expected 1; RoomWorlds has several")
         super().__init__(RoomWorlds, config, length, render_mode)
-
-    def reward(self, info: Mapping[str, np.ndarray]) -> float:
-        """Share of the view's cells that are inside the room and were never seen."""
-        return float((info["inside"] & (info["gap"] < 0)).mean())
 
 
 register(gymnasium, "worldmodel.environments.rooms:Rooms")

@@ -64,7 +64,7 @@ def predict(
 
 
 def token_loss(model: TokenWorldModel, batch: ViewBatch, config: TokenTrainConfig) -> tuple[Tensor, dict[str, float]]:
-    """Loss of an update, and its parts."""
+    """Loss of an update, and its parts. Raises ValueError for a model of rewards where the batch has none."""
     steps = batch.actions.shape[1]
     prediction, _ = predict(model, batch, hindsight=isinstance(model.motion, LearnedMotion))
     target = model.codec.tokens(batch.views[:, 1:])
@@ -89,7 +89,9 @@ def token_loss(model: TokenWorldModel, batch: ViewBatch, config: TokenTrainConfi
             "moves": float((prior.argmax(-1) == posterior.argmax(-1)).float().mean()),
         }
         total = total + moves
-    if model.scalars and batch.rewards is not None and batch.terminated is not None:
+    if model.scalars:
+        if batch.rewards is None or batch.terminated is None:
+            raise ValueError("token_loss: the model predicts rewards, and the batch has none: turn model.rewards off")
         scalars = model.scalar_losses(prediction.features[:, :steps], batch.rewards, batch.terminated, follows)
         metrics |= {f"{name}_loss": float(loss.detach()) for name, loss in scalars.items()}
         total = total + sum(scalars.values())

@@ -77,7 +77,12 @@ class WorldSource:
     def sample(self, batch_size: int, steps: int) -> ViewBatch:
         worlds = self.make(batch_size, self.config, self.generator)
         positions = worlds.positions
-        return batch_of(worlds.rollout(max(1, steps // worlds.agents)), positions)
+        rollout = worlds.rollout(max(1, steps // worlds.agents))
+        rewards = worlds.rewards(rollout).float()
+        batch = batch_of(rollout, positions)
+        batch.rewards = rewards if worlds.agents == 1 else woven(rewards)
+        batch.terminated = torch.zeros(batch.actions.shape, dtype=torch.bool)  # these worlds have no end
+        return batch
 
     def state_dict(self) -> dict[str, Tensor]:
         return {"generator": self.generator.get_state()}

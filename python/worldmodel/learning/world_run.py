@@ -187,12 +187,19 @@ def check_sizes(config: TokenConfig, weights: Mapping[str, Tensor]) -> None:
     """
     if config.place is not None and config.place.period > MOST_SIZE:
         raise ValueError(f"place.period is {config.place.period}, expected at most {MOST_SIZE}")
-    found, expected = tuple(weights["head.0.weight"].shape), (config.hidden, config.width)
-    if found != expected:
-        raise ValueError(f"head.0.weight has shape {found}, expected {expected}")
-    views, of = tuple(weights["starts"].shape[:2]), (STARTS, config.places)
-    if views != of:
-        raise ValueError(f"starts has shape {views}, expected {of}")
+    classes, width, pixels = config.classes, config.width, 3 * config.patch**2
+    shapes = {
+        "head.0.weight": (config.hidden, width),
+        "starts": (STARTS, config.places) if classes else (STARTS, config.places, pixels),
+    }
+    if classes:
+        shapes["codec.embedding.weight"] = (classes, width)
+    if classes and pixels:
+        shapes["codec.codebook"] = (classes, pixels)
+    for name, expected in shapes.items():
+        found = tuple(weights[name].shape)
+        if found != expected:
+            raise ValueError(f"{name} has shape {found}, expected {expected}")
 
 
 def described_run(config: WorldRunConfig) -> dict[str, Any]:

@@ -136,8 +136,20 @@ class PlaceMap(nn.Module):
     def commit(self, state: Mapping[str, Tensor], values: Tensor, write: Tensor) -> State:
         """The state with the places of a view (batch, places, width) written where ``write`` (batch, places) is 1."""
         framed, _ = self.view.to_frame(values, state["heading"])
-        gate, _ = self.view.to_frame(write[..., None], state["heading"])
-        return {**state, **self.memory.write(_memory(state), self.view.offsets, framed, gate.squeeze(-1))}
+        write, _ = self.view.to_frame(write[..., None], state["heading"])
+        return {**state, **self.write(state, self.view.offsets, framed, write)}
+
+    def write(self, state: Mapping[str, Tensor], offsets: Tensor, values: Tensor, write: Tensor) -> State:
+        """The memory's state with ``values`` (batch, places, width) written to the groups that they tell of.
+
+        Args:
+            state: of the steps before.
+            offsets: (places, 2) from the agent, in the map's frame.
+            values: to write.
+            write: (batch, places, 1), 0 for places that stay as they are.
+        """
+        gate = write.squeeze(-1) if self.gate is None else write * self.gate(values).sigmoid()
+        return self.memory.write(_memory(state), offsets, values, gate)
 
     def recall(self, state: Mapping[str, Tensor]) -> Tensor:
         """What the map holds of the present view, (batch, places, width)."""

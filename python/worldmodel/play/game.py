@@ -152,6 +152,8 @@ class Game:
 
     def _edit(self, index: int, command: Mapping[str, Any]) -> list[dict[str, Any]]:
         world = self.worlds[index]
+        if not world.period:
+            raise BadCommand("this world has no map, and cannot be edited")
         value = _whole(command, "value", len(self.swatches) - 1)
         place = self._place_of(world, command["view"]) if "view" in command else _place(command.get("place"))
         world.edit(place, value)
@@ -176,10 +178,19 @@ class Game:
         self.saved[index] = self.worlds[index].steps
         return [self.frame(index), {"type": "said", "text": f"saved as {path.name}", "error": False}]
 
-    def _free_path(self) -> Path:
-        """Of a new fork: forks that were saved before stay."""
+    def rescue(self) -> list[Path]:
+        """Saves what is not saved in new files beside the others, and returns them. Raises RunError, OSError."""
+        rescued = []
+        for world, saved in zip(self.worlds, self.saved, strict=True):
+            if saved != world.steps:
+                rescued.append(self._free_path("rescued"))
+                world.save(rescued[-1])
+        return rescued
+
+    def _free_path(self, kind: str = "fork") -> Path:
+        """Of a new file: those that were saved before stay."""
         path = self.paths[0]
-        names = (f"{path.stem}-fork{number}{path.suffix}" for number in itertools.chain([""], itertools.count(2)))
+        names = (f"{path.stem}-{kind}{number}{path.suffix}" for number in itertools.chain([""], itertools.count(2)))
         return next(path.with_name(name) for name in names if not path.with_name(name).exists())
 
     def frame(self, index: int) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import hashlib
 import json
 import secrets
 import socket
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -54,14 +55,19 @@ class Server:
     def __init__(self, game: Game, token: str | None = None) -> None:
         self.game, self.token = game, token
         self._pages: set[_Page] = set()
-        routes = [Route(f"/{name}", self._file) for name in ("", "page.css", "page.js")]
+        files = {"/": "page.html", "/page.css": "page.css", "/page.js": "page.js"}
+        routes = [Route(path, self._file(name)) for path, name in files.items()]
         self.app = Starlette(routes=[*routes, WebSocketRoute("/play", self._play)])
 
-    async def _file(self, request: Request) -> Response:
-        name = request.url.path.strip("/") or "page.html"
-        if reason := self._refuses(request, name == "page.html"):
-            return PlainTextResponse(reason, 403, _HEADERS)
-        return Response((STATIC / name).read_bytes(), headers=_HEADERS, media_type=_TYPES[Path(name).suffix])
+    def _file(self, name: str) -> Callable[[Request], Awaitable[Response]]:
+        """Sends the file ``name`` whatever the request's URL is, which the client's Host header is a part of."""
+
+        async def send(request: Request) -> Response:
+            if reason := self._refuses(request, name == "page.html"):
+                return PlainTextResponse(reason, 403, _HEADERS)
+            return Response((STATIC / name).read_bytes(), headers=_HEADERS, media_type=_TYPES[Path(name).suffix])
+
+        return send
 
     def _refuses(self, connection: HTTPConnection, secret: bool) -> str:
         """Why a connection is refused, empty if it is not."""

@@ -29,14 +29,19 @@ class Terminal:
         self.keys = {key: index for index, name in enumerate(game.actions) for key in KEYS.get(name, [str(index + 1)])}
 
     def run(self) -> None:
-        """Until q, or the end of the source."""
-        with self._single_keys():
-            self._draw()
-            while key := self._key():
-                if key == "q":
-                    break
-                if not key.isspace():
-                    self._obey(key)
+        """Until q, or the end of the source. Before an unexpected error is raised, what is not saved is rescued."""
+        try:
+            with self._single_keys():
+                self._draw()
+                while key := self._key():
+                    if key == "q":
+                        break
+                    if not key.isspace():
+                        self._obey(key)
+        except Exception:
+            for path in self.game.rescue():
+                self.screen.write(f"what was not saved is in {path}\n")
+            raise
 
     def _key(self) -> str:
         """A key by its name in a browser; empty at the end."""

@@ -104,5 +104,8 @@ def load(path: Path) -> ImaginedWorld:
 
 def lock(path: Path) -> Lock:
     """That this process alone plays the file ``path``, until it is released. Raises RunError, OSError."""
-    told = f"{path} is being played by {{owner}}, and a world has one player: end that, or give --save another name"
-    return Lock(path.parent, f".{path.name}.lock", told)
+
+    def refused(_: Path, owner: str) -> str:
+        return f"{path} is being played by {owner}, and a world has one player: end that, or give --save another name"
+
+    return Lock(path.parent, f".{path.name}.lock", refused)

@@ -8,16 +8,20 @@ import json
 import os
 import socket
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 
 from worldmodel.runs.files import RunError, open_file
 
 LOCK = "lock"
-_REFUSED = (
-    "{folder} is being written by {owner}, and a run has one writer: wait for it, end it (it saves first), or begin "
-    "another run"
-)
 _MOST = 4096  # bytes that are read of it
+
+
+def _refused(folder: Path, owner: str) -> str:
+    return (
+        f"{folder} is being written by {owner}, and a run has one writer: wait for it, end it (it saves first), or "
+        "begin another run"
+    )
 
 
 class Lock:
@@ -26,7 +30,7 @@ class Lock:
     Args:
         folder: of the file.
         name: of the file.
-        refused: message where it is held, with {folder} and {owner}.
+        refused: message where it is held, of the folder and the owner.
 
     Attributes:
         path: of the file.
@@ -36,7 +40,7 @@ class Lock:
         OSError: the file cannot be written, or its file system has no locks.
     """
 
-    def __init__(self, folder: Path, name: str = LOCK, refused: str = _REFUSED) -> None:
+    def __init__(self, folder: Path, name: str = LOCK, refused: Callable[[Path, str], str] = _refused) -> None:
         self.path = path = folder / name
         handle = open_file(path, os.O_RDWR | os.O_CREAT)
         try:
@@ -51,13 +55,13 @@ class Lock:
         self.release = weakref.finalize(self, _release, handle)
 
 
-def _lock(handle: int, path: Path, refused: str) -> None:
+def _lock(handle: int, path: Path, refused: Callable[[Path, str], str]) -> None:
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno in (errno.EAGAIN, errno.EACCES):
             owner = _described(os.pread(handle, _MOST, 0))
-            raise RunError(refused.format(folder=path.parent, owner=owner)) from error
+            raise RunError(refused(path.parent, owner)) from error
         reason = f"{os.strerror(error.errno or 0)}; a run needs a file system with locks"
         raise OSError(error.errno, reason, str(path)) from error
 
