@@ -108,9 +108,18 @@ def test_what_no_world_can_be_made_of_is_refused(tmp_path: Path, capsys: pytest.
         (["--memory", "placebo"], "--memory has 'placebo'"),
         (["--data", str(tmp_path / "none.npz"), "--run", str(tmp_path / "run")], "cannot be read"),
         (["--env-args", "pixels=3", "--model.patch", "4"], "expected multiples of the patch, 4"),
+        (["--model.grid", "3", "3"], "--model.grid is (3, 3), expected (5, 5), as worldmodel/Rooms-v0 has"),
+        (["--model.actions", "2"], "--model.actions is 2, expected 4"),
+        (["--model.classes", "4"], "--model.classes is 4, expected 9"),
+        (["--model.patch", "4"], "--model.patch is 4, expected 0"),
+        (["--env-args", "size=520"], "--model.place.period is 524, expected at most 512, as no world is larger"),
     ):
-        assert main(["train-world", *arguments, *SMALL]) == 1
+        named = [] if "--run" in arguments else ["--run", str(tmp_path / "run")]
+        assert main(["train-world", *arguments, *SMALL, *named]) == 1
         error = capsys.readouterr().err
         assert said in error and len(error.splitlines()) == 1, error
+        assert not (tmp_path / "run").exists(), "nothing is left of what was refused"
+    pictures = ["--env-args", "pixels=2", "view=3", "size=4", "--model.classes", "16", "--run", str(tmp_path / "run")]
+    assert main(["train-world", *pictures, *SMALL]) == 0, "kinds of patches are the user's choice"
     assert with_memory(TokenConfig(), "place,gru").blocks[0].kind == "gru"
     assert with_memory(TokenConfig(), "gru*2").place is None

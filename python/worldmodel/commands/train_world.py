@@ -24,6 +24,7 @@ from worldmodel.learning.token_trainer import TokenTrainConfig, TokenTrainer
 from worldmodel.learning.world_run import (
     Described,
     WorldRunConfig,
+    check_new,
     describe,
     described_run,
     saved_world_config,
@@ -121,7 +122,11 @@ def train_world(options: TrainWorldOptions) -> tuple[Run, int]:
     env_args = environment_arguments(options.env_args)
     described = describe(options.env, env_args, options.model.patch)
     config = WorldRunConfig(options.env, env_args, options.data, options.model, options.train)
+    source = None
     if options.resume is None:
+        check_new(config, described)
+        if config.data is not None or described.make is not None:
+            source = source_of(config, described)  # what cannot be used leaves no run
         folder = options.run or default_folder(options.env, time.strftime("%Y%m%d-%H%M%S"))
         run = Run.create(folder, described_run(config), numbered=options.run is None)
     elif options.run is not None:
@@ -129,13 +134,13 @@ def train_world(options: TrainWorldOptions) -> tuple[Run, int]:
     else:
         run = Run.open_to_write(options.resume)
     try:
-        if options.resume is None and config.data is None and described.make is None:
+        if options.resume is None and source is None:
             config.data = run.folder / "episodes.npz"
             print(f"recording {options.record_steps:,} steps in {config.data}", file=sys.stderr)
             record(config.env, config.data, options.record_steps, seed=config.train.seed, env_args=env_args)
         elif options.resume is not None:
             _check_resumable(saved_world_config(run), config)
-        trainer = TokenTrainer(config.model, config.train, source_of(config, described))
+        trainer = TokenTrainer(config.model, config.train, source or source_of(config, described))
         parts = ("token_model", "optimizer", "trainer")
         if run.checkpoints:
             with run.refusing(*parts):
