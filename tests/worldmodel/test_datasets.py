@@ -187,6 +187,23 @@ def test_a_header_that_promises_more_is_refused(path, tmp_path):
         EpisodeFile(tmp_path / "large.npz")
 
 
+@pytest.mark.parametrize("header", ["{'descr': (", "{[1]: 2}", "-" * 3000 + "1"], ids=["open", "unhashable", "deep"])
+def test_a_header_that_python_cannot_read_is_refused(header, tmp_path):
+    with zipfile.ZipFile(tmp_path / "bad.npz", "w") as archive:
+        archive.writestr("rewards.npy", b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header.encode())
+    with pytest.raises(RunError, match=r"bad\.npz is no file of episodes, or damaged") as refused:
+        EpisodeFile(tmp_path / "bad.npz")
+    assert "\n" not in str(refused.value)
+
+
+def test_an_archive_of_a_later_zip_is_refused(path, tmp_path):
+    content = bytearray(path.read_bytes())
+    content[content.index(b"PK\x01\x02") + 6] = 99  # version needed to read the first member
+    (tmp_path / "later.npz").write_bytes(content)
+    with pytest.raises(RunError, match="no file of episodes, or damaged: zip file version 9"):
+        EpisodeFile(tmp_path / "later.npz")
+
+
 def test_values_that_the_specs_do_not_have_are_told_when_read(path, tmp_path):
     for name, value, said in (
         ("observations/observation", 9, "expected classes below 9"),

@@ -170,7 +170,7 @@ class EpisodeFile:
                 self.arrays = _mapped(file)
         except OSError as error:
             raise RunError(f"{self.path} cannot be read: {error.strerror or error}") from error
-        except (zipfile.BadZipFile, ValueError, EOFError, struct.error) as error:
+        except Exception as error:  # zipfile and numpy raise errors of many types for damaged bytes
             raise RunError(f"{self.path} is no file of episodes, or damaged: {shown(error, 300)}") from error
         with self._refusing():
             self._check()
