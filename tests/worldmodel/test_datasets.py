@@ -209,10 +209,19 @@ def test_values_that_the_specs_do_not_have_are_told_when_read(path, tmp_path):
         ("observations/observation", 9, "expected classes below 9"),
         ("actions", 3, "expected integers from 0 and below"),
         ("rewards", np.nan, "rewards holds NaN"),
+        ("displacement", np.inf, "displacement holds NaN or infinity"),
+        ("heading", 10**15, "heading is from 1000000000000000 to 1000000000000000, expected quarter turns, 0 to 3"),
+        ("heading", -1, "heading is from -1 to -1, expected"),
     ):
         bad = damaged(path, tmp_path, lambda arrays, n=name, v=value: arrays[n].fill(v))
         with pytest.raises(RunError, match=said):
             RecordedSource(EpisodeFile(bad), 4, 10).sample()
+
+
+def test_a_negative_time_is_refused(path, tmp_path):
+    times = np.linspace(-5, 5, 103, dtype=np.float32)
+    with pytest.raises(RunError, match=r"elapsed is from -5\.0 to 5\.0, expected times of at least 0"):
+        EpisodeFile(damaged(path, tmp_path, lambda arrays: arrays.update(elapsed=times)))
 
 
 def test_bad_rows_and_steps_are_told(path, tmp_path):

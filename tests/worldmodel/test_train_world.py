@@ -119,6 +119,14 @@ def test_what_no_world_can_be_made_of_is_refused(tmp_path: Path, capsys: pytest.
         error = capsys.readouterr().err
         assert said in error and len(error.splitlines()) == 1, error
         assert not (tmp_path / "run").exists(), "nothing is left of what was refused"
+    record("worldmodel/Rooms-v0", data := tmp_path / "rooms.npz", 20)
+    for name, value, said in (
+        ("displacement", np.zeros((21, 3), np.float32), "has displacement (21, 3), expected (steps, 2)"),
+        ("elapsed", np.full(21, -5, np.float32), "expected times of at least 0"),
+    ):
+        np.savez(tmp_path / "other.npz", **{**np.load(data), name: value})
+        assert main(["train-world", "--data", str(tmp_path / "other.npz"), *SMALL, "--run", str(tmp_path / "run")]) == 1
+        assert said in capsys.readouterr().err and not (tmp_path / "run").exists()
     pictures = ["--env-args", "pixels=2", "view=3", "size=4", "--model.classes", "16", "--run", str(tmp_path / "run")]
     assert main(["train-world", *pictures, *SMALL]) == 0, "kinds of patches are the user's choice"
     assert with_memory(TokenConfig(), "place,gru").blocks[0].kind == "gru"

@@ -167,6 +167,9 @@ def source_of(config: WorldRunConfig, described: Described) -> ViewSource:
             and "displacement" not in file.arrays
         ):
             raise RunError(f"{config.data} has no displacement: --model.place.motion learned finds it out")
+        moved = file.arrays.get("displacement")
+        if moved is not None and moved.shape[1:] != (2,):
+            raise RunError(f"{config.data} has displacement {moved.shape}, expected (steps, 2), rows and columns")
         return EpisodeSource(file, train.batch_size, train.steps, train.seed)
     return WorldSource(described.make, described.worlds, torch.Generator().manual_seed(train.seed))
 
