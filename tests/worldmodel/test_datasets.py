@@ -5,10 +5,11 @@ import json
 import os
 import zipfile
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
-import worldmodel_environments  # noqa: F401, registers environments
+from worldmodel_environments import Echo
 from worldmodel_examples import small_model
 
 from worldmodel.__main__ import main
@@ -100,6 +101,39 @@ def test_every_step_is_in_one_row_of_an_epoch(path):
             assert batch.is_first[:, 0].all() and batch.is_last[:, -1].all() and batch.valid.all()
     whole = source.rows()
     assert whole["displacement"].shape == (4, 10, 2)
+
+
+class Told(Echo):
+    """Its ``info``, an environment's own, is ``told`` at every third step."""
+
+    def __init__(self, told):
+        super().__init__(length=7)
+        self.told = told
+
+    def reset(self, **options):
+        return super().reset(**options)[0], {"heading": 271.5, "displacement": "far"}
+
+    def step(self, action):
+        *result, _ = super().step(action)
+        return *result, self.told if len(self.seen) % 3 == 0 else {}
+
+
+gymnasium.register("test/Told-v0", Told)
+
+
+def test_an_environment_s_own_info_is_no_heading_and_no_displacement(tmp_path):
+    for told, times in (
+        ({"elapsed": 2.5}, [1, 1, 2.5, 1, 1, 2.5, 1, 1]),
+        ({"heading": "north", "displacement": [1, 2, 3]}, [1] * 8),
+        (None, [1] * 8),
+    ):
+        record("test/Told-v0", tmp_path / "told.npz", 14, env_args={"told": told})
+        arrays = EpisodeFile(tmp_path / "told.npz").arrays
+        assert arrays["elapsed"].tolist() == times * 2 and not {"heading", "displacement"} & arrays.keys()
+    for wrong in ("long", float("nan"), -3):
+        with pytest.raises(EnvironmentFailed, match=r"test/Told-v0, action 1: info\['elapsed'\] is "):
+            record("test/Told-v0", tmp_path / "wrong.npz", 14, env_args={"told": {"elapsed": wrong}})
+    assert os.listdir(tmp_path) == ["told.npz"]
 
 
 def test_a_checkpoint_continues_the_epoch(path, tmp_path):
