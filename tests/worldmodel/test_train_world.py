@@ -56,6 +56,7 @@ def test_a_run_resumes_and_refuses_other_settings(tmp_path: Path, capsys: pytest
     for options, said in (
         (["--train.batch-size", "8"], "world.train.batch_size is 4 there and 8 here".removeprefix("world.")),
         (["--run", "elsewhere"], "give one of them"),
+        (["--memory", "gru"], "--memory is of a new run, and a resumed one keeps its own"),
         (["--train.lr", "0"], "expected a number, more than 0"),
     ):
         try:
@@ -106,6 +107,7 @@ def test_what_no_world_can_be_made_of_is_refused(tmp_path: Path, capsys: pytest.
         (["--env", "CartPole-v1"], "expected one grid of classes or one picture"),
         (["--env", "Pendulum-v1"], "expected one index"),
         (["--memory", "placebo"], "--memory has 'placebo'"),
+        (["--memory", ""], "--memory has '', expected"),
         (["--data", str(tmp_path / "none.npz"), "--run", str(tmp_path / "run")], "cannot be read"),
         (["--env-args", "pixels=3", "--model.patch", "4"], "expected multiples of the patch, 4"),
         (["--model.grid", "3", "3"], "--model.grid is (3, 3), expected (5, 5), as worldmodel/Rooms-v0 has"),

@@ -89,12 +89,15 @@ def _options(arguments: Sequence[str]) -> TrainWorldOptions:
     found, _ = early.parse_known_args(list(arguments))
     default = TrainWorldOptions()
     if found.resume is not None:
+        if found.memory is not None:
+            raise ConfigurationError("--memory is of a new run, and a resumed one keeps its own: leave it out")
         saved = saved_world_config(Run(found.resume))
         pairs = [f"{name}={json.dumps(value)}" for name, value in saved.env_args.items()]
         default = TrainWorldOptions(saved.env, tuple(pairs), saved.data, model=saved.model, train=saved.train)
     elif not {"-h", "--help"} & set(arguments):
-        model = describe(found.env or default.env, environment_arguments(found.env_args)).model
-        default.model = with_memory(model, found.memory or default.memory)
+        env = default.env if found.env is None else found.env
+        model = describe(env, environment_arguments(found.env_args)).model
+        default.model = with_memory(model, default.memory if found.memory is None else found.memory)
     return parse(TrainWorldOptions, arguments, "train-world", default)
 
 
