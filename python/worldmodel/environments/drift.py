@@ -22,7 +22,7 @@ from torch import Tensor
 from worldmodel.environments.grid_env import GridEnv, gymnasium
 from worldmodel.environments.grids import MOST_COLOURS, MOVES, NEVER, STAY, Worlds, batch_first, palette, window
 from worldmodel.environments.ids import register
-from worldmodel.runs.fields import Bounds, Checked, ConfigurationError, Share
+from worldmodel.runs.fields import Bounds, Checked, ConfigurationError, Count, Share, checked_value
 
 Velocity = tuple[Annotated[int, Bounds(-64, 64)], Annotated[int, Bounds(-64, 64)]]
 
@@ -132,8 +132,8 @@ class DriftWorlds(Worlds):
         return torch.from_numpy(self._chosen(self._draw(1)[0]))[:, None]
 
     def wait(self, steps: int) -> None:
-        """Lets the blocks move for ``steps`` steps unseen."""
-        self.time = self.time + steps
+        """Lets the blocks move for ``steps`` steps unseen. Raises ConfigurationError for less than 0."""
+        self.time = self.time + checked_value(Count, steps, "DriftWorlds: steps")
         self._begin_pictures()
 
     def rollout(self, steps: int, actions: Tensor | None = None) -> dict[str, Tensor]:
@@ -156,7 +156,7 @@ class DriftWorlds(Worlds):
             - pixels, next_pixels: with ``pixels``, uint8 (height, width, 3) of the views before and after.
 
         Raises:
-            ValueError: actions of another shape, or outside 0 to 3.
+            ValueError: actions of another shape or dtype, or outside 0 to 3.
         """
         given, draws, config = self._given(actions, steps), self._draw(steps), self.config
         acts = np.empty((steps, self.batch), np.int64)
