@@ -207,8 +207,8 @@ class DriftWorlds(Worlds):
         return torch.rand(steps, self.batch, 3, generator=self.generator).numpy()
 
     def _chosen(self, draws: np.ndarray) -> np.ndarray:
-        drawn = (draws[:, 1] * STAY).astype(np.int64)
-        return np.where(draws[:, 0] < self.config.persistence, self._heading, drawn)
+        sampled = (draws[:, 1] * STAY).astype(np.int64)
+        return np.where(draws[:, 0] < self.config.persistence, self._heading, sampled)
 
 
 class Drift(GridEnv):

@@ -93,7 +93,7 @@ def paint(
 
 
 class Worlds(abc.ABC):
-    """``batch`` worlds of one configuration, drawn and walked through by ``generator``.
+    """``batch`` worlds of one configuration, sampled and walked through by ``generator``.
 
     Attributes:
         batch: worlds.

@@ -102,7 +102,7 @@ class RoomsConfig(Checked):
 
 
 class RoomWorlds(Worlds):
-    """``batch`` rooms, drawn and walked through by ``generator``; memory is constant in the number of steps.
+    """``batch`` rooms, sampled and walked through by ``generator``; memory is constant in the number of steps.
 
     Attributes:
         time: steps so far.
