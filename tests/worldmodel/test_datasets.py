@@ -5,10 +5,11 @@ import json
 import os
 import zipfile
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
-import worldmodel_environments  # noqa: F401, registers environments
+from worldmodel_environments import Echo
 from worldmodel_examples import small_model
 
 from worldmodel.__main__ import main
@@ -102,6 +103,39 @@ def test_every_step_is_in_one_row_of_an_epoch(path):
     assert whole["displacement"].shape == (4, 10, 2)
 
 
+class Told(Echo):
+    """Its ``info``, an environment's own, is ``told`` at every third step."""
+
+    def __init__(self, told):
+        super().__init__(length=7)
+        self.told = told
+
+    def reset(self, **options):
+        return super().reset(**options)[0], {"heading": 271.5, "displacement": "far"}
+
+    def step(self, action):
+        *result, _ = super().step(action)
+        return *result, self.told if len(self.seen) % 3 == 0 else {}
+
+
+gymnasium.register("test/Told-v0", Told)
+
+
+def test_an_environment_s_own_info_is_no_heading_and_no_displacement(tmp_path):
+    for told, times in (
+        ({"elapsed": 2.5}, [1, 1, 2.5, 1, 1, 2.5, 1, 1]),
+        ({"heading": "north", "displacement": [1, 2, 3]}, [1] * 8),
+        (None, [1] * 8),
+    ):
+        record("test/Told-v0", tmp_path / "told.npz", 14, env_args={"told": told})
+        arrays = EpisodeFile(tmp_path / "told.npz").arrays
+        assert arrays["elapsed"].tolist() == times * 2 and not {"heading", "displacement"} & arrays.keys()
+    for wrong in ("long", float("nan"), -3):
+        with pytest.raises(EnvironmentFailed, match=r"test/Told-v0, action 1: info\['elapsed'\] is "):
+            record("test/Told-v0", tmp_path / "wrong.npz", 14, env_args={"told": {"elapsed": wrong}})
+    assert os.listdir(tmp_path) == ["told.npz"]
+
+
 def test_a_checkpoint_continues_the_epoch(path, tmp_path):
     source = RecordedSource(EpisodeFile(path), 4, 10, seed=3)
     source.sample()
@@ -187,15 +221,41 @@ def test_a_header_that_promises_more_is_refused(path, tmp_path):
         EpisodeFile(tmp_path / "large.npz")
 
 
+@pytest.mark.parametrize("header", ["{'descr': (", "{[1]: 2}", "-" * 3000 + "1"], ids=["open", "unhashable", "deep"])
+def test_a_header_that_python_cannot_read_is_refused(header, tmp_path):
+    with zipfile.ZipFile(tmp_path / "bad.npz", "w") as archive:
+        archive.writestr("rewards.npy", b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header.encode())
+    with pytest.raises(RunError, match=r"bad\.npz is no file of episodes, or damaged") as refused:
+        EpisodeFile(tmp_path / "bad.npz")
+    assert "\n" not in str(refused.value)
+
+
+def test_an_archive_of_a_later_zip_is_refused(path, tmp_path):
+    content = bytearray(path.read_bytes())
+    content[content.index(b"PK\x01\x02") + 6] = 99  # version needed to read the first member
+    (tmp_path / "later.npz").write_bytes(content)
+    with pytest.raises(RunError, match="no file of episodes, or damaged: zip file version 9"):
+        EpisodeFile(tmp_path / "later.npz")
+
+
 def test_values_that_the_specs_do_not_have_are_told_when_read(path, tmp_path):
     for name, value, said in (
         ("observations/observation", 9, "expected classes below 9"),
         ("actions", 3, "expected integers from 0 and below"),
         ("rewards", np.nan, "rewards holds NaN"),
+        ("displacement", np.inf, "displacement holds NaN or infinity"),
+        ("heading", 10**15, "heading is from 1000000000000000 to 1000000000000000, expected quarter turns, 0 to 3"),
+        ("heading", -1, "heading is from -1 to -1, expected"),
     ):
         bad = damaged(path, tmp_path, lambda arrays, n=name, v=value: arrays[n].fill(v))
         with pytest.raises(RunError, match=said):
             RecordedSource(EpisodeFile(bad), 4, 10).sample()
+
+
+def test_a_negative_time_is_refused(path, tmp_path):
+    times = np.linspace(-5, 5, 103, dtype=np.float32)
+    with pytest.raises(RunError, match=r"elapsed is from -5\.0 to 5\.0, expected times of at least 0"):
+        EpisodeFile(damaged(path, tmp_path, lambda arrays: arrays.update(elapsed=times)))
 
 
 def test_bad_rows_and_steps_are_told(path, tmp_path):

@@ -87,3 +87,6 @@ def test_bad_arguments_are_told():
         DriftConfig(size=7, view=9)
     with pytest.raises(ValueError, match="DriftWorlds: actions from -1 to 0, expected 0 to 3"):
         worlds(DriftConfig()).rollout(2, torch.tensor([[0, -1]] * 3))
+    for steps in (-1, 1.5, True):
+        with pytest.raises(ConfigurationError, match=f"DriftWorlds: steps is {steps}, expected a whole number"):
+            worlds(DriftConfig()).wait(steps)

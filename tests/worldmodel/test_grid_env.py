@@ -11,6 +11,7 @@ from worldmodel.environments.grid_env import TILE
 from worldmodel.environments.making import specs_of
 from worldmodel.environments.registry import EnvironmentFailed, make
 from worldmodel.environments.rooms import RoomsConfig, RoomWorlds
+from worldmodel.runs.fields import ConfigurationError
 
 ENVIRONMENTS = {
     "rooms": ("Rooms-v0", {}),
@@ -95,11 +96,22 @@ def test_bad_options_and_actions_are_told():
         ({"sise": 3}, "unexpected keyword argument 'sise'"),
         ({"size": 1}, "size is 1, expected a whole number, at least 2"),
         ({"agents": 2}, "agents is 2, expected 1"),
-        ({"length": 0}, "length is 0, expected 1 or more"),
+        ({"length": 0}, "length is 0, expected a whole number, at least 1"),
+        ({"length": 1.5}, "length is 1.5, expected a whole number"),
     ):
         with pytest.raises(EnvironmentFailed, match=said):
             make("worldmodel/Rooms-v0", **options)
     environment = make("worldmodel/Rooms-v0").unwrapped
+    for method in (lambda: environment.step(0), environment.explore, environment.render):
+        with pytest.raises(gymnasium.error.ResetNeeded, match="Rooms: there is no world yet: call reset first"):
+            method()
     environment.reset(seed=0)
-    with pytest.raises(ValueError, match="actions from 4 to 4, expected 0 to 3"):
-        environment.step(4)
+    for action in (4, -1, 2**70, 1.7, True, "2", None, np.array([1, 2])):
+        with pytest.raises(ConfigurationError, match=r"Rooms: action is .*, expected a whole number"):
+            environment.step(action)
+    assert environment.steps == 0
+    for action in (1, np.int64(1), np.array(1), torch.tensor(1)):
+        environment.step(action)
+    for actions in (torch.ones(1, 3), torch.ones(1, 3, dtype=torch.bool)):
+        with pytest.raises(ValueError, match=rf"RoomWorlds: actions are {actions.dtype}, expected torch.int64"):
+            environment.worlds.rollout(3, actions)

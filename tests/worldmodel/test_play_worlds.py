@@ -142,6 +142,9 @@ def test_what_cannot_be_played_is_one_line(tmp_path, capsys):
         ([tmp_path / "bad.world"], "bad.world"),
         ([tmp_path, "--save", tmp_path / "there.world"], "there.world is there already"),
         ([tmp_path, "--save", tmp_path / "new.world"], ""),
+        ([tmp_path / "there.world", "--seed", 0], "--seed is of a new world, and"),
+        ([tmp_path / "there.world", "--size", 9], "--size is of a new world, and"),
+        ([tmp_path / "there.world", "--save", tmp_path / "new.world"], "--save is of a new world, and"),
     ):
         assert main(["play", "--text", *map(str, arguments)]) == 1
         said = capsys.readouterr().err

@@ -56,6 +56,7 @@ def test_a_run_resumes_and_refuses_other_settings(tmp_path: Path, capsys: pytest
     for options, said in (
         (["--train.batch-size", "8"], "world.train.batch_size is 4 there and 8 here".removeprefix("world.")),
         (["--run", "elsewhere"], "give one of them"),
+        (["--memory", "gru"], "--memory is of a new run, and a resumed one keeps its own"),
         (["--train.lr", "0"], "expected a number, more than 0"),
     ):
         try:
@@ -106,11 +107,29 @@ def test_what_no_world_can_be_made_of_is_refused(tmp_path: Path, capsys: pytest.
         (["--env", "CartPole-v1"], "expected one grid of classes or one picture"),
         (["--env", "Pendulum-v1"], "expected one index"),
         (["--memory", "placebo"], "--memory has 'placebo'"),
+        (["--memory", ""], "--memory has '', expected"),
         (["--data", str(tmp_path / "none.npz"), "--run", str(tmp_path / "run")], "cannot be read"),
         (["--env-args", "pixels=3", "--model.patch", "4"], "expected multiples of the patch, 4"),
+        (["--model.grid", "3", "3"], "--model.grid is (3, 3), expected (5, 5), as worldmodel/Rooms-v0 has"),
+        (["--model.actions", "2"], "--model.actions is 2, expected 4"),
+        (["--model.classes", "4"], "--model.classes is 4, expected 9"),
+        (["--model.patch", "4"], "--model.patch is 4, expected 0"),
+        (["--env-args", "size=520"], "--model.place.period is 524, expected at most 512, as no world is larger"),
     ):
-        assert main(["train-world", *arguments, *SMALL]) == 1
+        named = [] if "--run" in arguments else ["--run", str(tmp_path / "run")]
+        assert main(["train-world", *arguments, *SMALL, *named]) == 1
         error = capsys.readouterr().err
         assert said in error and len(error.splitlines()) == 1, error
+        assert not (tmp_path / "run").exists(), "nothing is left of what was refused"
+    record("worldmodel/Rooms-v0", data := tmp_path / "rooms.npz", 20)
+    for name, value, said in (
+        ("displacement", np.zeros((21, 3), np.float32), "has displacement (21, 3), expected (steps, 2)"),
+        ("elapsed", np.full(21, -5, np.float32), "expected times of at least 0"),
+    ):
+        np.savez(tmp_path / "other.npz", **{**np.load(data), name: value})
+        assert main(["train-world", "--data", str(tmp_path / "other.npz"), *SMALL, "--run", str(tmp_path / "run")]) == 1
+        assert said in capsys.readouterr().err and not (tmp_path / "run").exists()
+    pictures = ["--env-args", "pixels=2", "view=3", "size=4", "--model.classes", "16", "--run", str(tmp_path / "run")]
+    assert main(["train-world", *pictures, *SMALL]) == 0, "kinds of patches are the user's choice"
     assert with_memory(TokenConfig(), "place,gru").blocks[0].kind == "gru"
     assert with_memory(TokenConfig(), "gru*2").place is None

@@ -58,10 +58,14 @@ def record(
 
 
 class _Recording:
-    """Episodes of ``environment``, seeded one by one."""
+    """Episodes of ``environment``, seeded one by one.
+
+    Any environment may tell ``elapsed`` in ``info``; ``displacement`` and ``heading`` are the grid worlds'.
+    """
 
     def __init__(self, environment: Any, name: str, seed: int, kinds: Mapping[str, str] | None) -> None:
         self.environment, self.name, self.seed = environment, name, seed
+        self.grid = environment.unwrapped if isinstance(environment.unwrapped, GridEnv) else None
         self.episodes, self.steps = 0, 0
         self.action_spec = ActionSpec.from_space(environment.action_space)
         self._reset()
@@ -72,42 +76,38 @@ class _Recording:
     def run(
         self, path: Path, steps: int, policy: Policy, env_args: dict[str, Any], progress: Callable[[int], None] | None
     ) -> int:
-        explore = self.environment.unwrapped.explore if isinstance(self.environment.unwrapped, GridEnv) else None
-        if policy == "explore" and explore is None:
+        if policy == "explore" and self.grid is None:
             raise ConfigurationError(f"policy is 'explore', and {self.name} has no exploring policy: use random")
         random = np.random.default_rng(self.seed)
         about = {"env": self.name, "env_args": env_args, "seed": self.seed}
         with EpisodeWriter(path, self.observation_spec, self.action_spec, about) as writer:
-            first, elapsed = True, 1.0
+            first = True
             while self.steps < steps:
-                seen, info = self._encoded(), self._info
+                seen, timed = self._encoded(), self._timed()
                 mask = seen[MASK][None] != 0 if MASK in seen and self.observation_spec.action_mask else None
                 action = self.action_spec.sample(random, 1, mask=mask)[0]
-                if explore is not None and policy != "random":
-                    action = np.asarray(explore())
+                if self.grid is not None and policy != "random":
+                    action = np.asarray(self.grid.explore())
                 reward, terminated, ended = self._step(action)
-                known = {"displacement": self._info["displacement"]} if "displacement" in self._info else {}
-                times = {"elapsed": elapsed} if "elapsed" in self._info else {}
-                times |= {"heading": info["heading"]} if "heading" in info else {}
+                moved = {} if self.grid is None else {"displacement": self._info["displacement"]}
                 writer.step(
-                    seen, actions=action, rewards=reward, terminated=terminated, is_first=first, **known, **times
+                    seen, actions=action, rewards=reward, terminated=terminated, is_first=first, **moved, **timed
                 )
-                elapsed, first = float(self._info.get("elapsed", 1.0)), False
+                first = False
                 if progress is not None:
                     progress(self.steps)
                 if ended or self.steps == steps:
-                    times |= {"elapsed": elapsed} if "elapsed" in times else {}
-                    times |= {"heading": self._info["heading"]} if "heading" in times else {}
-                    writer.step(self._encoded(), is_last=True, **times)
-                    first, elapsed = True, 1.0
+                    writer.step(self._encoded(), is_last=True, **self._timed())
+                    first = True
                     if self.steps < steps:
                         self._reset()
         return self.episodes
 
     def _reset(self) -> None:
         try:
-            observation, self._info = self.environment.reset(seed=random_seeds(self.seed)(self.episodes))
-            self._observation = calls.own(observation)
+            observation, info = self.environment.reset(seed=random_seeds(self.seed)(self.episodes))
+            self._observation, self._elapsed = calls.own(observation), 1.0
+            self._info = {} if info is None else info
         except Exception as error:
             raise self._failed(error) from error
         self.episodes += 1
@@ -116,8 +116,9 @@ class _Recording:
         """Reward, whether the episode terminated, and whether it ended."""
         try:
             given = self.action_spec.rows_to_env(action[None])[0]
-            observation, reward, terminated, truncated, self._info = self.environment.step(given)
-            self._observation = calls.own(observation)
+            observation, reward, terminated, truncated, info = self.environment.step(given)
+            self._observation, self._info = calls.own(observation), {} if info is None else info
+            self._elapsed = calls.elapsed(self._info.get(calls.ELAPSED, 1.0))
             number = calls.scalar("reward", reward)
         except Exception as error:
             raise self._failed(error) from error
@@ -125,6 +126,11 @@ class _Recording:
             raise EnvironmentFailed(f"{self.name}, action {self.steps}: a reward is NaN or infinite: {number}")
         self.steps += 1
         return number, bool(terminated), bool(terminated or truncated)
+
+    def _timed(self) -> dict[str, float]:
+        """What is recorded with the present observation."""
+        heading = {"heading": self._info["heading"]} if self.grid is not None and "heading" in self._info else {}
+        return {"elapsed": self._elapsed, **heading}
 
     def _encoded(self) -> dict[str, np.ndarray]:
         try:

@@ -178,8 +178,8 @@ def random_policy(action_spec: ActionSpec, seed: int) -> Decider:
     def decide(world_model: WorldModel, state: State) -> torch.Tensor:
         features = state["features"]
         legal = state[MASK].cpu().numpy() if MASK in state else None
-        drawn = torch.from_numpy(action_spec.sample(random, len(features), mask=legal)).to(features.device)
-        return action_spec.encode(drawn).to(features.dtype)
+        sampled = torch.from_numpy(action_spec.sample(random, len(features), mask=legal)).to(features.device)
+        return action_spec.encode(sampled).to(features.dtype)
 
     return decide
 

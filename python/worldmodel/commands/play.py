@@ -19,10 +19,10 @@ class PlayOptions(Checked):
 
     world: Path
     """File of a world, or folder of a run of train-world, which makes a new one."""
-    save: Path = Path("world.safetensors")
-    """Of a new world, the file that it is saved as."""
-    seed: Seed = 0
-    """Seed of a new world."""
+    save: Path | None = None
+    """Of a new world, the file that it is saved as; world.safetensors if not given."""
+    seed: Seed | None = None
+    """Seed of a new world; 0 if not given."""
     size: Annotated[int, Bounds(1, 512)] | None = None
     """Places per side of a new world; by default as in training."""
     text: bool = False
@@ -56,13 +56,16 @@ def _game(options: PlayOptions) -> Iterator[Game]:
     from worldmodel.play.worlds import create, load, lock
 
     new = options.world.is_dir()
-    path = options.save if new else options.world
+    path = (options.save or Path("world.safetensors")) if new else options.world
     if new and path.exists():
         raise ConfigurationError(f"--save {path} is there already: play that, or give another name")
     if not new and not path.exists():
         raise ConfigurationError(f"{path} is neither the file of a world nor the folder of a run")
+    for name in ("save", "seed", "size"):
+        if not new and getattr(options, name) is not None:
+            raise ConfigurationError(f"--{name} is of a new world, and {path} is a saved one: leave it out")
     held = lock(path)
     try:
-        yield Game(create(options.world, options.seed, options.size) if new else load(path), path)
+        yield Game(create(options.world, options.seed or 0, options.size) if new else load(path), path)
     finally:
         held.release()

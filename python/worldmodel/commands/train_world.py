@@ -24,6 +24,7 @@ from worldmodel.learning.token_trainer import TokenTrainConfig, TokenTrainer
 from worldmodel.learning.world_run import (
     Described,
     WorldRunConfig,
+    check_new,
     describe,
     described_run,
     saved_world_config,
@@ -88,12 +89,15 @@ def _options(arguments: Sequence[str]) -> TrainWorldOptions:
     found, _ = early.parse_known_args(list(arguments))
     default = TrainWorldOptions()
     if found.resume is not None:
+        if found.memory is not None:
+            raise ConfigurationError("--memory is of a new run, and a resumed one keeps its own: leave it out")
         saved = saved_world_config(Run(found.resume))
         pairs = [f"{name}={json.dumps(value)}" for name, value in saved.env_args.items()]
         default = TrainWorldOptions(saved.env, tuple(pairs), saved.data, model=saved.model, train=saved.train)
     elif not {"-h", "--help"} & set(arguments):
-        model = describe(found.env or default.env, environment_arguments(found.env_args)).model
-        default.model = with_memory(model, found.memory or default.memory)
+        env = default.env if found.env is None else found.env
+        model = describe(env, environment_arguments(found.env_args)).model
+        default.model = with_memory(model, default.memory if found.memory is None else found.memory)
     return parse(TrainWorldOptions, arguments, "train-world", default)
 
 
@@ -121,7 +125,11 @@ def train_world(options: TrainWorldOptions) -> tuple[Run, int]:
     env_args = environment_arguments(options.env_args)
     described = describe(options.env, env_args, options.model.patch)
     config = WorldRunConfig(options.env, env_args, options.data, options.model, options.train)
+    source = None
     if options.resume is None:
+        check_new(config, described)
+        if config.data is not None or described.make is not None:
+            source = source_of(config, described)  # what cannot be used leaves no run
         folder = options.run or default_folder(options.env, time.strftime("%Y%m%d-%H%M%S"))
         run = Run.create(folder, described_run(config), numbered=options.run is None)
     elif options.run is not None:
@@ -129,13 +137,13 @@ def train_world(options: TrainWorldOptions) -> tuple[Run, int]:
     else:
         run = Run.open_to_write(options.resume)
     try:
-        if options.resume is None and config.data is None and described.make is None:
+        if options.resume is None and source is None:
             config.data = run.folder / "episodes.npz"
             print(f"recording {options.record_steps:,} steps in {config.data}", file=sys.stderr)
             record(config.env, config.data, options.record_steps, seed=config.train.seed, env_args=env_args)
         elif options.resume is not None:
             _check_resumable(saved_world_config(run), config)
-        trainer = TokenTrainer(config.model, config.train, source_of(config, described))
+        trainer = TokenTrainer(config.model, config.train, source or source_of(config, described))
         parts = ("token_model", "optimizer", "trainer")
         if run.checkpoints:
             with run.refusing(*parts):

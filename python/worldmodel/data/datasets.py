@@ -10,9 +10,9 @@ episodes, one after another, as in ``Batch``: an episode of n actions has n + 1 
     rewards                 float32 (steps,), of the action, 0 at an episode's last step
     terminated              bool (steps,), whether the action ended the episode other than by a limit
     is_first, is_last       bool (steps,), first and last observation of an episode
-    elapsed                 float32 (steps,), optional, time since the previous observation
+    elapsed                 float32 (steps,), optional, time since the previous observation, at least 0
     displacement            float32 (steps, dims), optional, how far the action moved the agent, 0 at the last step
-    heading                 int64 (steps,), optional, of the observation: quarter turns to the right
+    heading                 int64 (steps,), optional, of the observation: quarter turns to the right, 0 to 3
 
 Nothing in a file is executed, and it is mapped into memory, not read: it may be larger than the memory.
 """
@@ -170,7 +170,7 @@ class EpisodeFile:
                 self.arrays = _mapped(file)
         except OSError as error:
             raise RunError(f"{self.path} cannot be read: {error.strerror or error}") from error
-        except (zipfile.BadZipFile, ValueError, EOFError, struct.error) as error:
+        except Exception as error:  # zipfile and numpy raise errors of many types for damaged bytes
             raise RunError(f"{self.path} is no file of episodes, or damaged: {shown(error, 300)}") from error
         with self._refusing():
             self._check()
@@ -232,6 +232,7 @@ class EpisodeFile:
         first, last = self.arrays["is_first"], self.arrays["is_last"]
         if not (first[0] and last[-1] and np.array_equal(first[1:], last[:-1])):
             raise ValueError("is_first and is_last do not fit: an episode begins where another ended, and only there")
+        _check_timed(self.arrays)
 
     def _check_values(self, cut: Arrays, steps: int) -> None:
         prefix = "observations/"
@@ -242,9 +243,16 @@ class EpisodeFile:
         }
         self.observation_spec.check(seen, steps, "episodes")
         self.action_spec.check(cut["actions"].reshape(steps, *cut["actions"].shape[2:]), steps, "episodes")
-        for name in ("rewards", "elapsed", "displacement"):
-            if name in cut and not np.isfinite(cut[name]).all():
-                raise ValueError(f"{name} holds NaN or infinity, expected finite numbers")
+        _check_timed(cut)
+
+
+def _check_timed(arrays: Arrays) -> None:
+    for name in ("rewards", "elapsed", "displacement"):
+        if name in arrays and not np.isfinite(arrays[name]).all():
+            raise ValueError(f"{name} holds NaN or infinity, expected finite numbers")
+    for name, most, expected in (("elapsed", np.inf, "times of at least 0"), ("heading", 3, "quarter turns, 0 to 3")):
+        if name in arrays and not (arrays[name].min() >= 0 and arrays[name].max() <= most):
+            raise ValueError(f"{name} is from {arrays[name].min()} to {arrays[name].max()}, expected {expected}")
 
 
 def _zeros(observation_spec: ObservationSpec, action_spec: ActionSpec) -> Arrays:

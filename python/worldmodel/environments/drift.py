@@ -22,7 +22,7 @@ from torch import Tensor
 from worldmodel.environments.grid_env import GridEnv, gymnasium
 from worldmodel.environments.grids import MOST_COLOURS, MOVES, NEVER, STAY, Worlds, batch_first, palette, window
 from worldmodel.environments.ids import register
-from worldmodel.runs.fields import Bounds, Checked, ConfigurationError, Share
+from worldmodel.runs.fields import Bounds, Checked, ConfigurationError, Count, Share, checked_value
 
 Velocity = tuple[Annotated[int, Bounds(-64, 64)], Annotated[int, Bounds(-64, 64)]]
 
@@ -132,8 +132,8 @@ class DriftWorlds(Worlds):
         return torch.from_numpy(self._chosen(self._draw(1)[0]))[:, None]
 
     def wait(self, steps: int) -> None:
-        """Lets the blocks move for ``steps`` steps unseen."""
-        self.time = self.time + steps
+        """Lets the blocks move for ``steps`` steps unseen. Raises ConfigurationError for less than 0."""
+        self.time = self.time + checked_value(Count, steps, "DriftWorlds: steps")
         self._begin_pictures()
 
     def rewards(self, rollout: Mapping[str, Tensor]) -> Tensor:
@@ -160,7 +160,7 @@ class DriftWorlds(Worlds):
             - pixels, next_pixels: with ``pixels``, uint8 (height, width, 3) of the views before and after.
 
         Raises:
-            ValueError: actions of another shape, or outside 0 to 3.
+            ValueError: actions of another shape or dtype, or outside 0 to 3.
         """
         given, draws, config = self._given(actions, steps), self._draw(steps), self.config
         acts = np.empty((steps, self.batch), np.int64)
@@ -211,8 +211,8 @@ class DriftWorlds(Worlds):
         return torch.rand(steps, self.batch, 3, generator=self.generator).numpy()
 
     def _chosen(self, draws: np.ndarray) -> np.ndarray:
-        drawn = (draws[:, 1] * STAY).astype(np.int64)
-        return np.where(draws[:, 0] < self.config.persistence, self._heading, drawn)
+        sampled = (draws[:, 1] * STAY).astype(np.int64)
+        return np.where(draws[:, 0] < self.config.persistence, self._heading, sampled)
 
 
 class Drift(GridEnv):

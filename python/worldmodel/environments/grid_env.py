@@ -1,12 +1,13 @@
 """A gymnasium environment of one of the grid worlds."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 
 from worldmodel.environments.grids import MOVES, Worlds
+from worldmodel.runs.fields import Bounds, Limit, checked_value
 from worldmodel.runs.optional_dependencies import missing
 
 try:
@@ -30,7 +31,7 @@ class GridEnv(gymnasium.Env[Any, Any]):
     Attributes:
         make: of the worlds.
         config: of the worlds.
-        worlds: the present one, a batch of one.
+        worlds: the present one, a batch of one; gymnasium's ResetNeeded before ``reset``.
     """
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012
@@ -42,29 +43,37 @@ class GridEnv(gymnasium.Env[Any, Any]):
         length: int,
         render_mode: str | None = None,
     ) -> None:
-        if length < 1:
-            raise ValueError(f"{type(self).__name__}: length is {length}, expected 1 or more")
-        self.make, self.config, self.length, self.render_mode = make, config, length, render_mode
+        self.length = checked_value(Limit, length, f"{type(self).__name__}: length")
+        self.make, self.config, self.render_mode = make, config, render_mode
+        self._worlds: Worlds | None = None
         self.metadata = {**self.metadata, "cells": config.names}
         side = config.view * max(config.pixels, 1)
         shape, most = ((side, side, 3), 255) if config.pixels else ((side, side), config.classes - 1)
         self.observation_space = gymnasium.spaces.Box(0, most, shape, np.uint8)
         self.action_space = gymnasium.spaces.Discrete(config.actions)
 
+    @property
+    def worlds(self) -> Worlds:
+        if self._worlds is None:
+            raise gymnasium.error.ResetNeeded(f"{type(self).__name__}: there is no world yet: call reset first")
+        return self._worlds
+
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
         super().reset(seed=seed)
         generator = torch.Generator().manual_seed(int(self.np_random.integers(2**62)))
-        self.worlds = self.make(1, self.config, generator)
+        self._worlds = self.make(1, self.config, generator)
         self.steps = 0
         pictures = self.worlds.pictures
         first = self._observation(self.worlds.tokens[0] if pictures is None else pictures[0])
         return first, self._turned(int(self.worlds.headings))
 
     def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        """Raises ValueError for an action that is none of ``action_space``."""
-        happened = self.worlds.rollout(1, torch.tensor([[int(action)]]))
+        """Raises ConfigurationError for an action that is none of ``action_space``."""
+        known = Annotated[int, Bounds(0, self.config.actions - 1)]
+        index = checked_value(known, action, f"{type(self).__name__}: action")
+        happened = self.worlds.rollout(1, torch.tensor([[index]]))
         self.steps += 1
         info = {name: self._squared(value[0, 0].numpy()) for name, value in happened.items() if name not in _LEFT_OUT}
         if "next_heading" in happened:

@@ -93,7 +93,7 @@ def paint(
 
 
 class Worlds(abc.ABC):
-    """``batch`` worlds of one configuration, drawn and walked through by ``generator``.
+    """``batch`` worlds of one configuration, sampled and walked through by ``generator``.
 
     Attributes:
         batch: worlds.
@@ -180,6 +180,8 @@ class Worlds(abc.ABC):
         most, name = self.config.actions - 1, type(self).__name__
         if tuple(actions.shape) != shape:
             raise ValueError(f"{name}: actions have shape {tuple(actions.shape)}, expected {shape}")
+        if actions.dtype.is_floating_point or actions.dtype.is_complex or actions.dtype == torch.bool:
+            raise ValueError(f"{name}: actions are {actions.dtype}, expected torch.int64")
         array = actions.cpu().numpy().reshape(-1, steps).T
         if array.size and (array.min() < 0 or array.max() > most):
             raise ValueError(f"{name}: actions from {array.min()} to {array.max()}, expected 0 to {most}")

@@ -102,7 +102,7 @@ class RoomsConfig(Checked):
 
 
 class RoomWorlds(Worlds):
-    """``batch`` rooms, drawn and walked through by ``generator``; memory is constant in the number of steps.
+    """``batch`` rooms, sampled and walked through by ``generator``; memory is constant in the number of steps.
 
     Attributes:
         time: steps so far.
@@ -209,7 +209,7 @@ class RoomWorlds(Worlds):
             - pixels, next_pixels: with ``pixels``, uint8 (height, width, 3) of the views before and after.
 
         Raises:
-            ValueError: actions of another shape, or outside 0 to ``config.actions`` - 1.
+            ValueError: actions of another shape or dtype, or outside 0 to ``config.actions`` - 1.
         """
         config, count, places = self.config, len(self._at), self.config.places
         given = self._given(actions, steps)

@@ -74,8 +74,8 @@ class Collector:
             )
         if random_rows:
             legal = episodes.observation_spec.legal(episodes.observations)
-            drawn = episodes.action_spec.sample(self._random, episodes.num_envs, mask=legal)
-            chosen[:random_rows] = torch.from_numpy(drawn[:random_rows]).to(self._device)
+            sampled = episodes.action_spec.sample(self._random, episodes.num_envs, mask=legal)
+            chosen[:random_rows] = torch.from_numpy(sampled[:random_rows]).to(self._device)
             encoded = episodes.action_spec.encode(chosen).to(self.state["action"].dtype)
             self.state = {**self.state, "action": encoded}  # as executed
         actions = chosen.cpu().numpy()

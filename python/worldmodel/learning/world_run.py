@@ -122,6 +122,30 @@ def describe(env: str, env_args: dict[str, Any], patch: int = 0) -> Described:
     return Described(model, inner.make, inner.config)
 
 
+def check_new(config: WorldRunConfig, described: Described) -> None:
+    """Compares a new run's model with its environment.
+
+    Raises:
+        ConfigurationError: other views or actions, or more places than a world can have.
+    """
+    model, found = config.model, described.model
+    for name in _compared(found):
+        if getattr(model, name) != getattr(found, name):
+            raise ConfigurationError(
+                f"--model.{name} is {getattr(model, name)}, expected {getattr(found, name)}, as {config.env} has"
+            )
+    if model.place is not None and model.place.period > MOST_SIZE:
+        raise ConfigurationError(
+            f"--model.place.period is {model.place.period}, expected at most {MOST_SIZE}, as no world is larger: "
+            "choose a smaller environment"
+        )
+
+
+def _compared(found: TokenConfig) -> tuple[str, ...]:
+    """Settings that views and actions determine; kinds of patches are the user's choice."""
+    return ("grid", "patch", "actions") if found.patch else ("grid", "classes", "patch", "actions")
+
+
 def source_of(config: WorldRunConfig, described: Described) -> ViewSource:
     """What a run learns from: its recorded episodes if it has any, else the environment's batched worlds.
 
@@ -132,7 +156,7 @@ def source_of(config: WorldRunConfig, described: Described) -> ViewSource:
     if config.data is not None:
         file = EpisodeFile(config.data)
         found = model_for(file.observation_spec, file.action_spec, config.model.patch)
-        for name in ("grid", "classes", "patch", "actions"):
+        for name in _compared(found):
             if getattr(found, name) != getattr(config.model, name):
                 raise RunError(
                     f"{config.data} has {name} {getattr(found, name)}, expected {getattr(config.model, name)}, as --env"
@@ -143,6 +167,9 @@ def source_of(config: WorldRunConfig, described: Described) -> ViewSource:
             and "displacement" not in file.arrays
         ):
             raise RunError(f"{config.data} has no displacement: --model.place.motion learned finds it out")
+        moved = file.arrays.get("displacement")
+        if moved is not None and moved.shape[1:] != (2,):
+            raise RunError(f"{config.data} has displacement {moved.shape}, expected (steps, 2), rows and columns")
         return EpisodeSource(file, train.batch_size, train.steps, train.seed)
     return WorldSource(described.make, described.worlds, torch.Generator().manual_seed(train.seed))
 

@@ -32,7 +32,7 @@ class Path:
         headings: int64 (batch, time).
         headings_ahead: int64 (batch, time), of the predicted view.
         prior: (batch, time, candidates), log probabilities; None for given motion.
-        posterior: likewise.
+        posterior: of the same shape, of the move that led to each step; None for given motion.
         state: for the next steps.
     """
 

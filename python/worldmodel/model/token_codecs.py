@@ -1,7 +1,8 @@
 """Tokens of a view: how they enter the memory, how they are predicted, and when two are the same.
 
-IndexTokens   a grid of classes, predicted as categorical
-PatchTokens   patches of pixels, predicted as numbers
+IndexTokens      a grid of classes, predicted as categorical
+PatchTokens      patches of pixels, predicted as numbers
+CodebookTokens   patches of pixels, predicted as the class of the nearest entry of a codebook
 """
 
 import math
@@ -93,8 +94,8 @@ class IndexTokens(nn.Module):
 
     def sample(self, outputs: Tensor, generator: torch.Generator | None) -> Tensor:
         probabilities = outputs.softmax(-1)
-        drawn = torch.multinomial(probabilities.flatten(0, -2), 1, generator=generator)
-        return drawn.view(outputs.shape[:-1])
+        sampled = torch.multinomial(probabilities.flatten(0, -2), 1, generator=generator)
+        return sampled.view(outputs.shape[:-1])
 
     def certainty(self, outputs: Tensor) -> Tensor:
         return outputs.softmax(-1).amax(-1)
