@@ -149,9 +149,9 @@ class Both:
         for replay in self.replays:
             replay.begin(*arguments)
 
-    def add(self, *arguments: Any) -> None:
+    def add(self, *arguments: Any, **named: Any) -> None:
         for replay in self.replays:
-            replay.add(*arguments)
+            replay.add(*arguments, **named)
 
 
 def test_windows_of_long_episodes_continue_the_episode_from_their_stored_state() -> None:

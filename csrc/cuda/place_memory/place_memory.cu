@@ -76,8 +76,8 @@ int check(const wmk_place_memory& p, bool backward) {
 }
 
 template <typename T>
-int sum_tiles(const wmk_place_memory& p, const PlacePlan& plan, const void* partial, const wmk_view& gradient,
-              int64_t elements) {
+int sum_tiles([[maybe_unused]] const wmk_place_memory& p, const PlacePlan& plan, const void* partial,
+              const wmk_view& gradient, int64_t elements) {
   if (plan.tiles == 1 || gradient.data == nullptr) return WMK_OK;
   return WMK_LAUNCH(place_memory_sum_kernel<T>, ceil_div(elements, kPlaceThreads), kPlaceThreads, 0, p.stream,
                     static_cast<const T*>(partial), static_cast<T*>(gradient.data), elements, plan.tiles);

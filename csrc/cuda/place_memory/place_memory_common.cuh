@@ -82,11 +82,12 @@ template <typename T>
 struct PlaceBlock {
   const wmk_place_memory& p;
   const PlacePlan& plan;
-  int64_t tile, sequence, group, row, begin, end, block;
-  int64_t channel;  // of the tensors' channels
-  int count;        // of channels
-  int frequencies, places, vectors, width, pitch;
-  T *keys, *mix, *state, *turned, *views, *writes, *partials;
+  int64_t tile = 0, sequence = 0, group = 0, row = 0, begin = 0, end = 0, block = 0;
+  int64_t channel = 0;  // of the tensors' channels
+  int count = 0;        // of channels
+  int frequencies = 0, places = 0, vectors = 0, width = 0, pitch = 0;
+  T *keys = nullptr, *mix = nullptr, *state = nullptr, *turned = nullptr, *views = nullptr, *writes = nullptr,
+    *partials = nullptr;
 
   template <bool SHARED>
   __device__ __forceinline__ void prologue(unsigned char* shared) {

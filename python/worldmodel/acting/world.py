@@ -76,6 +76,7 @@ class World(gymnasium.Env[Any, int]):
         about: where it comes from: "env" and "env_args" of the run.
 
     Example:
+        >>> from worldmodel.model.place_map import PlaceConfig
         >>> world = World(TokenWorldModel(TokenConfig(place=PlaceConfig(motion="learned"))), seed=0)
         >>> view, info = world.reset()
         >>> view, reward, terminated, truncated, info = world.step(0)
