@@ -149,7 +149,7 @@ def test_a_terminal_moves_edits_forks_and_saves(game):
     assert world.position() == (3, 7) and fork.position() == (4, 7)
     assert world.cells[3, 7] == fork.cells[3, 7] == 2
     assert "saved as world-fork.npz" in said and "there is no key '?'" in said and "world 2 of 2, step 3" in said
-    assert "\x1b[48;2;0;158;115;97m  " in said and said.count("<>") == said.count(", step ") == 12
+    assert "\x1b[48;2;0;158;115;97m  " in said and said.count("<>") == said.count(", step ") == 13
     assert not game.paths[0].exists() and game.paths[1].exists()
 
 
@@ -158,6 +158,29 @@ def test_a_terminal_tells_what_is_wrong(game):
     assert "value is 8, expected a whole number from 0 to 4" in said
     game.paths[0].mkdir()
     assert "Is a directory" in played(game, "S") or "world.npz" in played(game, "S")
+
+
+def test_a_fork_that_is_not_saved_is_not_replaced(game):
+    game.obey({"do": "fork"})
+    fork = game.worlds[1]
+    with pytest.raises(BadCommand, match="save or close it first"):
+        game.obey({"do": "fork"})
+    assert game.worlds[1] is fork
+    played(game, "c")
+    assert len(game.worlds) == 1
+    game.obey({"do": "fork"})
+    game.paths[1].write_text("another's")
+    assert game.obey({"do": "save", "world": 1})[1]["text"] == "saved as world-fork2.npz"
+    game.obey({"do": "act", "world": 1, "action": 0})
+    assert game.obey({"do": "save", "world": 1})[1]["text"] == "saved as world-fork2.npz"
+    assert game.paths[1].with_name("world-fork.npz").read_text() == "another's"
+
+
+def test_leaving_what_is_not_saved_takes_two_keys(game):
+    assert "not all is saved" in played(game, "dqd") and game.worlds[0].steps == 2
+    played(game, "dqqd")
+    assert game.worlds[0].steps == 3
+    assert "not all is saved" not in played(game, "Sqd") and game.worlds[0].steps == 3
 
 
 def test_what_is_not_saved_is_rescued_from_an_unexpected_error(game, monkeypatch):

@@ -249,7 +249,13 @@ def test_bad_input_is_one_clear_line_and_changes_nothing(run: Path, tmp_path: Pa
     for bad, reason in (
         (lambda: world.step(4), "action is 4, expected a whole number from 0 to 3"),
         (lambda: world.step("north"), "action is 'north'"),
+        (lambda: world.step([[1], [2, 3]]), r"action is \[\[1\], \[2, 3\]\]"),
+        (lambda: world.step(np.array([1])), "action is array"),
         (lambda: world.step(0, body=1), "body is 1"),
+        (lambda: world.edit([[1, 2], [3, 4]], 5), "expected one row and one column"),
+        (lambda: world.look(np.zeros((0, 2), int)), "expected at least one"),
+        (lambda: World.create(run, seed=1.5), "seed is 1.5, expected a whole number"),
+        (lambda: World.create(run, size="a"), "size is 'a', expected from 3"),
         (lambda: world.edit((5, 0), 1), r"place \[5, 0\] is outside the world of 9 x 9 places"),
         (lambda: world.edit((0, 0), 6), "value is 6, expected a whole number from 0 to 5"),
         (lambda: world.edit((0, 0), 1.5), "value is 1.5"),
@@ -263,8 +269,14 @@ def test_bad_input_is_one_clear_line_and_changes_nothing(run: Path, tmp_path: Pa
             bad()
         assert "\n" not in str(caught.value)
     assert torch.equal(world.shared_map, before.shared_map) and world.time == before.time == 10
-    with pytest.raises(RunError, match="is not the folder of a run"):
-        World.create(tmp_path)
+    (tmp_path / "file").touch()
+    for folder in (tmp_path, tmp_path / "file"):
+        with pytest.raises(RunError, match="is not the folder of a run"):
+            World.create(folder)
+    for name, reason in (("none", FileNotFoundError), ("file", NotADirectoryError)):
+        with pytest.raises(reason) as caught:
+            world.save(tmp_path / name / "my.world")
+        assert caught.value.filename == str(tmp_path / name)
 
 
 def test_a_world_of_the_longest_time_is_saved_and_ends(run: Path, tmp_path: Path) -> None:

@@ -89,7 +89,8 @@ class World(gymnasium.Env[Any, int]):
     def __init__(
         self, model: TokenWorldModel, seed: int = 0, bodies: int = 1, about: Mapping[str, Any] | None = None
     ) -> None:
-        """See ``create``. Raises WorldError for bodies without a shared map."""
+        """See ``create``. Raises WorldError for a seed that is no whole number, or bodies without a shared map."""
+        _whole("seed", seed, 2**63 - 1)
         self.model = model.eval().requires_grad_(False)
         config = model.config
         if bodies < 1 or (bodies > 1 and model.place is None):
@@ -131,7 +132,7 @@ class World(gymnasium.Env[Any, int]):
 
         Raises:
             RunError: no such run, or a damaged one.
-            WorldError: a size that the views do not fit into, or that is too large.
+            WorldError: a seed that is no whole number, or a size that the views do not fit into or that is too large.
         """
         opened = Run(run)
         model = load_world_model(opened, trust=trust)
@@ -139,8 +140,8 @@ class World(gymnasium.Env[Any, int]):
             least = max(model.config.grid)
             if model.place is None:
                 raise WorldError(f"size is {size}, and this run has no map of places (train-world --memory place)")
-            if not least <= size <= MOST_SIZE:
-                raise WorldError(f"size is {size}, expected from {least}, the view's side, to {MOST_SIZE}")
+            if isinstance(size, bool) or not isinstance(size, int) or not least <= size <= MOST_SIZE:
+                raise WorldError(f"size is {size!r:.40}, expected from {least}, the view's side, to {MOST_SIZE}")
             model = load_world_model(opened, size, trust=trust)
         config = saved_world_config(opened)
         return cls(model, seed, bodies, {"env": config.env, "env_args": config.env_args})
@@ -188,11 +189,11 @@ class World(gymnasium.Env[Any, int]):
             WorldError: an action or a body that the world does not know.
         """
         acting = self._body(body)
-        if not self.action_space.contains(np.asarray(action)):
-            raise WorldError(f"action is {action!r:.40}, expected a whole number from 0 to {self.config.actions - 1}")
+        chosen = action.item() if isinstance(action, np.ndarray | Tensor) and action.ndim == 0 else action
+        chosen = _whole("action", chosen, self.config.actions - 1)
         if self.time >= world_file.MOST_TIME:
             raise WorldError(f"time is {self.time:,} steps, the most of a world: begin another, or reset this one")
-        given = torch.tensor([int(action)])
+        given = torch.tensor([chosen])
         outputs, features, moved, state = self.model.imagine(acting.view, given, self._state(acting))
         if moved is not None:
             acting.position = self._wrapped(acting.position + moved[0].round().long())
@@ -235,7 +236,10 @@ class World(gymnasium.Env[Any, int]):
         Raises:
             WorldError: a place outside the world, a value that is no token, or no map.
         """
-        asked, token = self._checked(place).view(1, 2), self._token(value)
+        asked, token = self._checked(place), self._token(value)
+        if asked.dim() != 1:
+            raise WorldError(f"place is {place!r:.60}, expected one row and one column")
+        asked = asked.view(1, 2)
         values = self.model.codec.embed(token[None, None])  # (1, 1, width)
         body = self.bodies[0]
         state = self._state(body)
@@ -312,9 +316,7 @@ class World(gymnasium.Env[Any, int]):
             self._see(self.bodies[0])
 
     def _body(self, index: int) -> Body:
-        if not 0 <= index < len(self.bodies):
-            raise WorldError(f"body is {index}, expected from 0 to {len(self.bodies) - 1}")
-        return self.bodies[index]
+        return self.bodies[_whole("body", index, len(self.bodies) - 1)]
 
     def _state(self, body: Body) -> State:
         """The model's, of a body in the map that all share."""
@@ -397,7 +399,9 @@ class World(gymnasium.Env[Any, int]):
         low, high = -half, self.size - 1 - half
         if asked.is_floating_point() or asked.dtype == torch.bool or asked.dim() < 1 or asked.shape[-1] != 2:
             raise WorldError(f"places are {places!r:.60}, expected rows and columns, as whole numbers")
-        if asked.numel() and not low <= int(asked.min()) <= int(asked.max()) <= high:
+        if not asked.numel():
+            raise WorldError(f"places are {places!r:.60}, expected at least one")
+        if not low <= int(asked.min()) <= int(asked.max()) <= high:
             raise WorldError(
                 f"place {asked.tolist()!s:.60} is outside the world of {self.size} x {self.size} places: rows and "
                 f"columns from the start are {low} to {high}"

@@ -93,6 +93,7 @@ class Game:
         self.paths = [path]
         self.worlds: list[PlayedWorld] = [world]
         self.saved: list[int | None] = [world.steps if path.exists() else None]
+        self._fork_has_file = False
 
     @property
     def actions(self) -> list[str]:
@@ -161,9 +162,11 @@ class Game:
         return [self.frame(index), self.map(index)]
 
     def _fork(self, index: int, command: Mapping[str, Any]) -> list[dict[str, Any]]:
+        if len(self.worlds) > 1 and not self.is_saved(1):
+            raise BadCommand("the fork is not saved, and another would replace it: save or close it first")
         self.worlds[1:] = [self.worlds[index].fork()]
         self.saved[1:] = [None]
-        self.paths[1:] = [self._free_path()]
+        self.paths[1:], self._fork_has_file = [self._free_path()], False
         return [self.frame(1), self.map(1)]
 
     def _close(self, index: int, command: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -173,16 +176,23 @@ class Game:
         return [{"type": "closed", "world": 1}]
 
     def _save(self, index: int, command: Mapping[str, Any]) -> list[dict[str, Any]]:
+        if index == 1 and not self._fork_has_file:  # others may have taken the name since it forked
+            self.paths[1] = self._free_path()
         path = self.paths[index]
         self.worlds[index].save(path)
+        self._fork_has_file |= index == 1
         self.saved[index] = self.worlds[index].steps
         return [self.frame(index), {"type": "said", "text": f"saved as {path.name}", "error": False}]
+
+    def is_saved(self, index: int) -> bool:
+        """Whether a world's file has it as it is."""
+        return self.saved[index] == self.worlds[index].steps
 
     def rescue(self) -> list[Path]:
         """Saves what is not saved in new files beside the others, and returns them. Raises RunError, OSError."""
         rescued = []
-        for world, saved in zip(self.worlds, self.saved, strict=True):
-            if saved != world.steps:
+        for index, world in enumerate(self.worlds):
+            if not self.is_saved(index):
                 rescued.append(self._free_path("rescued"))
                 world.save(rescued[-1])
         return rescued
@@ -204,7 +214,7 @@ class Game:
             "position": list(world.position()),
             "heading": world.heading(),
             "steps": world.steps,
-            "saved": self.saved[index] == world.steps,
+            "saved": self.is_saved(index),
         }
 
     def picture(self, index: int) -> np.ndarray:

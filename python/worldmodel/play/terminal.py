@@ -9,7 +9,10 @@ import numpy as np
 
 from worldmodel.play.game import KEYS, REFUSED, Game, said
 
-HELP = "{moves} move   m map   e# edit the cell above, # as below   . wait   f fork   x other world   S save   q quit"
+HELP = (
+    "{moves} move   m map   e# edit the cell above, # as below   . wait   f fork   x other world   c close the fork   "
+    "S save   q quit"
+)
 _CLEAR = "\x1b[H\x1b[2J"
 
 
@@ -29,15 +32,20 @@ class Terminal:
         self.keys = {key: index for index, name in enumerate(game.actions) for key in KEYS.get(name, [str(index + 1)])}
 
     def run(self) -> None:
-        """Until q, or the end of the source. Before an unexpected error is raised, what is not saved is rescued."""
+        """Until q, twice where something is not saved, or the end of the source.
+
+        Before an unexpected error is raised, what is not saved is rescued.
+        """
         try:
             with self._single_keys():
                 self._draw()
+                before = ""
                 while key := self._key():
-                    if key == "q":
+                    if key == "q" and (before == "q" or all(map(self.game.is_saved, range(len(self.game.worlds))))):
                         break
                     if not key.isspace():
                         self._obey(key)
+                        before = key
         except Exception:
             for path in self.game.rescue():
                 self.screen.write(f"what was not saved is in {path}\n")
@@ -64,6 +72,11 @@ class Terminal:
                 self._edit(self.source.read(1))
             elif key == "m":
                 note = "" if shows_map else "this world has no map"
+            elif key == "c":
+                self.game.obey({"do": "close", "world": len(self.game.worlds) - 1})
+                self.world = 0
+            elif key == "q":
+                note = "not all is saved: S saves this world, q again leaves without"
             elif key in commands:
                 messages = self.game.obey({"do": commands[key], "world": self.world})
                 note = " ".join(message["text"] for message in messages if message["type"] == "said")
@@ -91,7 +104,7 @@ class Terminal:
             y, x = np.argwhere((places == world.position()).all(-1))[0].tolist()
             agent = y, x
         row, column = world.position()
-        saved = "saved" if game.saved[self.world] == world.steps else "not saved"
+        saved = "saved" if game.is_saved(self.world) else "not saved"
         moves = "".join(key for key in self.keys if len(key) == 1)
         swatches = " ".join(
             f"{'123456789abcdefgh'[index]}{_cell(rgb)}" for index, (_, rgb) in enumerate(game.swatches[:17])

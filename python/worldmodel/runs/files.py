@@ -65,6 +65,9 @@ def replacing(path: Path) -> Iterator[Path]:
 
     Raises OSError if it cannot be made or renamed. After any error ``path`` is as it was.
     """
+    if not path.parent.is_dir():
+        number = errno.ENOTDIR if path.parent.exists() else errno.ENOENT
+        raise OSError(number, os.strerror(number), str(path.parent))
     beside = path.with_name(f"{path.stem}.{os.getpid()}.partial{path.suffix}")
     try:
         beside.unlink(missing_ok=True)  # left over, or a link

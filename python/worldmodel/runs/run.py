@@ -49,6 +49,8 @@ class Run:
             config = files.read_json(path)
         except FileNotFoundError as error:
             raise RunError(f"{self.folder} is not the folder of a run: {path} is missing") from error
+        except NotADirectoryError as error:
+            raise RunError(f"{self.folder} is not the folder of a run, but a file") from error
         found = config.get("format") if isinstance(config, dict) else None
         if not (type(found) is int and 1 <= found <= FORMAT):
             raise RunError(f"{path} has format {found!r:.80}, this release reads formats 1 to {FORMAT}")
