@@ -20,4 +20,5 @@ def test_the_demonstration_leaves_worlds_numbers_and_a_picture(
     assert {path.name for path in folder.glob("*.world")} == {"first.world", "edited.world", "other.world"}
     assert "bit-equal" in captured.err
     assert main(["demo", "worlds", "--folder", str(folder)]) == 1
-    assert "is not empty" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert said == f"error: --folder {folder} has a demonstration already: remove it, or name another folder\n"

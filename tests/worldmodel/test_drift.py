@@ -1,8 +1,11 @@
 """Drift: blocks are where their velocities bring them, and gaps agree with a plain history of what was seen."""
 
+import tracemalloc
+
 import pytest
 import torch
 
+from worldmodel.environments import drift as drift_worlds
 from worldmodel.environments.drift import DriftConfig, DriftWorlds
 from worldmodel.runs.fields import ConfigurationError
 
@@ -80,6 +83,18 @@ def test_waiting_moves_the_blocks_and_not_the_agent():
     assert torch.equal(drift.map == 2, (before == 2).roll((6, -3), (1, 2))) and (before == 2).any()
     drift.wait(4)
     assert torch.equal(drift.map, before), "seven steps go once around"
+
+
+def test_memory_does_not_grow_with_the_maps_of_all_steps(monkeypatch):
+    def rollout():
+        return worlds(DriftConfig(size=128, blocks=2), batch=2).rollout(128)
+
+    tracemalloc.start()
+    whole, peak = rollout(), tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 24 * 2**20, "maps of all steps are 32 MiB"
+    monkeypatch.setattr(drift_worlds, "MOST_CELLS", 3 * 2 * 128**2)
+    assert all(torch.equal(value, whole[name]) for name, value in rollout().items())
 
 
 def test_bad_arguments_are_told():

@@ -19,7 +19,7 @@ from worldmodel.learning.token_evaluation import TokenPredictor
 from worldmodel.learning.token_trainer import TokenTrainConfig, TokenTrainer
 from worldmodel.learning.view_sources import WorldSource
 from worldmodel.learning.world_run import WorldRunConfig, describe, described_run
-from worldmodel.runs.fields import Bounds, Checked, Positive, Seed, check_writable
+from worldmodel.runs.fields import Bounds, Checked, ConfigurationError, Positive, Seed, check_writable
 from worldmodel.runs.run import Run
 
 ENV, ENV_ARGS = "worldmodel/Rooms-v0", {"bumps": True}
@@ -45,11 +45,12 @@ def run_worlds(options: WorldsDemoOptions) -> Path:
     """Returns the picture's path.
 
     Raises:
-        ConfigurationError: the folder cannot be written.
-        RunError: it has a run already.
+        ConfigurationError: the folder cannot be written, or has a demonstration already.
     """
     torch.set_num_threads(1)
     start, folder = time.perf_counter(), options.folder
+    if (folder / "run").exists():
+        raise ConfigurationError(f"--folder {folder} has a demonstration already: remove it, or name another folder")
     check_writable("--folder", folder / "worlds.json", parents=True)
     trainer = _train(options)
     worlds = RoomWorlds(8, RoomsConfig(**ENV_ARGS), torch.Generator().manual_seed(options.seed + 1))

@@ -27,6 +27,9 @@ from worldmodel.runs.fields import Bounds, Checked, ConfigurationError, Count, S
 Velocity = tuple[Annotated[int, Bounds(-64, 64)], Annotated[int, Bounds(-64, 64)]]
 
 
+MOST_CELLS = 2**21  # of maps at several times, 8 bytes each, that a rollout holds at once
+
+
 @dataclasses.dataclass(frozen=True)
 class DriftConfig(Checked):
     """What the blocks are and how the agent moves.
@@ -170,7 +173,9 @@ class DriftWorlds(Worlds):
         elapsed = 1 + (draws[..., 2] * config.pause).astype(np.int64)
         clock = np.concatenate([self.time[None], self.time + elapsed.cumsum(0)])
         cells = self._view(at) @ [self.side, 1]  # (steps + 1, batch, places)
-        top = np.take_along_axis(self._tops(clock), cells, 2)
+        at_once = max(1, MOST_CELLS // (max(1, self.batch) * self.side**2))
+        parts = [slice(first, first + at_once) for first in range(0, steps + 1, at_once)]
+        top = np.concatenate([np.take_along_axis(self._tops(clock[part]), cells[part], 2) for part in parts])
         tokens = np.take_along_axis(self._class[None], top, 2)
         gap = np.empty((steps, self.batch, config.places), np.int64)
         rows = np.arange(self.batch)[:, None]
