@@ -4,16 +4,6 @@
 
 namespace {
 
-int check_sequences(const wmk_place_memory& op) {
-  const int64_t* bounds = (const int64_t*)op.cu_seqlens.data;
-  if (!bounds) return op.sequences == op.batch ? WMK_OK : WMK_UNSUPPORTED;
-  if (op.batch != 1) return WMK_UNSUPPORTED;
-  if (bounds[0] != 0 || bounds[op.sequences] != op.time) return WMK_BAD_SEQUENCES;
-  for (int64_t i = 0; i < op.sequences; ++i)
-    if (bounds[i + 1] < bounds[i]) return WMK_BAD_SEQUENCES;
-  return WMK_OK;
-}
-
 bool is_empty(const wmk_place_memory& op) { return op.sequences == 0 || op.channels == 0; }
 
 int check(const wmk_place_memory& op) {
@@ -23,7 +13,7 @@ int check(const wmk_place_memory& op) {
   if (is_empty(op)) return WMK_OK;
   if (!op.keys.data) return WMK_NULL_POINTER;
   if (op.batch * op.time > 0 && wmk::any_missing({&op.values, &op.phase})) return WMK_NULL_POINTER;
-  return check_sequences(op);
+  return wmk::check_sequences(op);
 }
 
 }  // namespace

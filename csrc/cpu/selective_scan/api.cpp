@@ -4,16 +4,6 @@
 
 namespace {
 
-int check_sequences(const wmk_selective_scan& scan) {
-  const int64_t* bounds = (const int64_t*)scan.cu_seqlens.data;
-  if (!bounds) return scan.sequences == scan.batch ? WMK_OK : WMK_UNSUPPORTED;
-  if (scan.batch != 1) return WMK_UNSUPPORTED;
-  if (bounds[0] != 0 || bounds[scan.sequences] != scan.time) return WMK_BAD_SEQUENCES;
-  for (int64_t i = 0; i < scan.sequences; ++i)
-    if (bounds[i + 1] < bounds[i]) return WMK_BAD_SEQUENCES;
-  return WMK_OK;
-}
-
 bool is_empty(const wmk_selective_scan& scan) { return scan.sequences == 0 || scan.channels == 0; }
 
 int check(const wmk_selective_scan& scan) {
@@ -23,7 +13,7 @@ int check(const wmk_selective_scan& scan) {
   if (is_empty(scan)) return WMK_OK;
   if (!scan.A.data) return WMK_NULL_POINTER;
   if (scan.batch * scan.time > 0 && wmk::any_missing({&scan.u, &scan.delta, &scan.B, &scan.C})) return WMK_NULL_POINTER;
-  return check_sequences(scan);
+  return wmk::check_sequences(scan);
 }
 
 }  // namespace
