@@ -8,19 +8,19 @@ Kautz & Hatamizadeh 2024, "Gated Delta Networks", equation 10, transposed):
     y_t = scale S_t^T q_t
 """
 
-from itertools import pairwise
-
 import torch
 from torch import Tensor
 
-from wmkernels.checks import require_sequences, state_dtype
+from wmkernels.checks import state_dtype
 from wmkernels.gated_delta_rule.meta import DeltaRuleInputs
+from wmkernels.packed import by_sequence
 
 
 def gated_delta_rule_reference(inputs: DeltaRuleInputs) -> tuple[Tensor, Tensor]:
     """(out, last_state)."""
     if inputs.cu_seqlens is not None:
-        return _packed(inputs, inputs.cu_seqlens)
+        timed = ("q", "k", "v", "gate", "beta", "reset")
+        return by_sequence("gated_delta_rule", gated_delta_rule_reference, inputs, timed, ("initial_state",), -1)
     q, k, v, gate, beta, state, reset = inputs[:7]
     dtype = state_dtype(v.dtype)
     if state is None:
@@ -40,16 +40,3 @@ def gated_delta_rule_reference(inputs: DeltaRuleInputs) -> tuple[Tensor, Tensor]
     if not outputs:
         return v.clone(), state.clone()
     return torch.stack(outputs, 3).to(v.dtype), state
-
-
-def _packed(inputs: DeltaRuleInputs, cu_seqlens: Tensor) -> tuple[Tensor, Tensor]:
-    require_sequences("gated_delta_rule", cu_seqlens, inputs.v.shape[3])
-    outputs, states = [], []
-    for index, (start, end) in enumerate(pairwise(cu_seqlens.tolist())):
-        q, k, v, gate, beta = (x[..., start:end] for x in inputs[:5])
-        first = None if inputs.initial_state is None else inputs.initial_state[index : index + 1]
-        reset = None if inputs.reset is None else inputs.reset[:, start:end]
-        out, state = gated_delta_rule_reference(DeltaRuleInputs(q, k, v, gate, beta, first, reset, None, inputs.scale))
-        outputs.append(out)
-        states.append(state)
-    return torch.cat(outputs, 3), torch.cat(states, 0)

@@ -30,10 +30,10 @@ from wmkernels.linear_scan.function import linear_scan
 from wmkernels.modes import can_read_values
 from wmkernels.nn.checks import State, checked, require_inputs, require_state
 from wmkernels.nn.memory_module import MemoryModule
+from wmkernels.nn.rotary_mamba import TURN
 from wmkernels.place_memory.function import place_memory
 from wmkernels.place_memory.reference import turned
 
-TURN = 2 * math.pi
 DEPENDENT = 1e-3  # of a Gram matrix's largest eigenvalue: below it, float32 cannot tell keys from dependent ones
 SOFTEST = 1e-2  # added to the squared length of a mean direction, which bounds the gradient of its angle
 

@@ -9,13 +9,13 @@ from torch import Tensor
 from wmkernels import chunked
 from wmkernels.checks import no_autocast
 from wmkernels.place_memory.meta import PlaceMemoryInputs
-from wmkernels.place_memory.reference import by_sequence, first_of, merge_groups, split_groups, turned
+from wmkernels.place_memory.reference import each_sequence, first_of, merge_groups, split_groups, turned
 
 
 def place_memory_chunked(inputs: PlaceMemoryInputs) -> tuple[Tensor, Tensor]:
     """(out, last_state)."""
     if inputs.cu_seqlens is not None:
-        return by_sequence(place_memory_chunked, inputs, inputs.cu_seqlens)
+        return each_sequence(place_memory_chunked, inputs)
     values, keys, reset = inputs.values, inputs.keys, inputs.reset
     state, phase = first_of(inputs)
     if values.shape[1] == 0:

@@ -14,13 +14,12 @@ step t.
 """
 
 from collections.abc import Callable
-from itertools import pairwise
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from wmkernels.checks import no_autocast, require_sequences, state_dtype
+from wmkernels.checks import no_autocast, state_dtype
+from wmkernels.packed import by_sequence
 from wmkernels.place_memory.meta import PlaceMemoryInputs
 
 
@@ -61,7 +60,7 @@ def unturned(phase: Tensor) -> Tensor:
 def place_memory_reference(inputs: PlaceMemoryInputs) -> tuple[Tensor, Tensor]:
     """(out, last_state)."""
     if inputs.cu_seqlens is not None:
-        return by_sequence(place_memory_reference, inputs, inputs.cu_seqlens)
+        return each_sequence(place_memory_reference, inputs)
     values, groups = inputs.values, inputs.groups
     state, phase = first_of(inputs)  # (batch, groups, 2 frequencies, channels), (batch, groups, 2 frequencies)
     outputs = []
@@ -87,18 +86,9 @@ def place_memory_reference(inputs: PlaceMemoryInputs) -> tuple[Tensor, Tensor]:
     return torch.stack(outputs, 1).to(values.dtype), state
 
 
-def by_sequence(
-    run: Callable[[PlaceMemoryInputs], tuple[Tensor, Tensor]], inputs: PlaceMemoryInputs, cu_seqlens: Tensor
+def each_sequence(
+    run: Callable[[PlaceMemoryInputs], tuple[Tensor, Tensor]], inputs: PlaceMemoryInputs
 ) -> tuple[Tensor, Tensor]:
     """``run`` for each packed sequence."""
-    require_sequences("place_memory", cu_seqlens, inputs.values.shape[1])
-    outputs, states = [], []
-    for index, (start, end) in enumerate(pairwise(cu_seqlens.tolist())):
-        timed = {name: getattr(inputs, name) for name in ("values", "phase", "gate", "reset")}
-        firsts = {name: getattr(inputs, name) for name in ("initial_state", "initial_phase")}
-        own: dict[str, Any] = {name: None if x is None else x[:, start:end] for name, x in timed.items()}
-        own |= {name: None if x is None else x[index : index + 1] for name, x in firsts.items()}
-        out, state = run(inputs._replace(**own, cu_seqlens=None))
-        outputs.append(out)
-        states.append(state)
-    return torch.cat(outputs, 1), torch.cat(states)
+    timed, firsts = ("values", "phase", "gate", "reset"), ("initial_state", "initial_phase")
+    return by_sequence("place_memory", run, inputs, timed, firsts, 1)

@@ -8,13 +8,12 @@ Mamba's S6 (Gu & Dao 2023, algorithm 2), one channel, N states:
     out_t  = y_t silu(z_t)
 """
 
-from itertools import pairwise
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from wmkernels.checks import require_sequences, state_dtype
+from wmkernels.checks import state_dtype
+from wmkernels.packed import by_sequence
 from wmkernels.selective_scan.meta import ScanInputs
 from wmkernels.selective_step.meta import StepInputs
 from wmkernels.selective_step.reference import per_channel, selective_step_reference
@@ -23,7 +22,8 @@ from wmkernels.selective_step.reference import per_channel, selective_step_refer
 def selective_scan_reference(inputs: ScanInputs) -> tuple[Tensor, Tensor]:
     """(out, last_state)."""
     if inputs.cu_seqlens is not None:
-        return _packed(inputs, inputs.cu_seqlens)
+        timed = ("u", "delta", *(name for name in "BC" if getattr(inputs, name).dim() > 2), "z", "reset")
+        return by_sequence("selective_scan", selective_scan_reference, inputs, timed, ("initial_state",), -1)
     u, delta, A, B, C, D, z, delta_bias, state, reset = inputs[:10]
     batch, channels, time = u.shape
     dtype = state_dtype(u.dtype)
@@ -48,20 +48,3 @@ def _each_step(x: Tensor, channels: int, time: int) -> list[Tensor]:
     if x.dim() == 2:
         return [x[None]] * time
     return [x_t if x.shape[1] == 1 else per_channel(x_t, channels) for x_t in x.unbind(3)]
-
-
-def _packed(inputs: ScanInputs, cu_seqlens: Tensor) -> tuple[Tensor, Tensor]:
-    require_sequences("selective_scan", cu_seqlens, inputs.u.shape[2])
-    outputs, states = [], []
-    for index, (start, end) in enumerate(pairwise(cu_seqlens.tolist())):
-        timed = ("u", "delta", "B", "C", "z", "reset")
-        sequence = {name: getattr(inputs, name) for name in timed}
-        sequence = {
-            name: x if x is None or (name in "BC" and x.dim() == 2) else x[..., start:end]
-            for name, x in sequence.items()
-        }
-        first = None if inputs.initial_state is None else inputs.initial_state[index : index + 1]
-        out, state = selective_scan_reference(inputs._replace(**sequence, initial_state=first, cu_seqlens=None))
-        outputs.append(out)
-        states.append(state)
-    return torch.cat(outputs, 2), torch.cat(states, 0)
