@@ -23,6 +23,7 @@ import torch
 from conv_lstm_problems import conv_lstms
 from delta_rule_problems import delta_rules
 from hypothesis import strategies as st
+from place_memory_problems import place_memories
 from problems import Problem, assert_as_accurate_as_the_reference, laid_out, linear_scans, scans, steps
 from test_concurrency import torch_threads
 from test_kernels_match_reference import instruction_set
@@ -38,6 +39,7 @@ PROBLEMS = {
     "selective_step": steps,
     "linear_scan": linear_scans,
     "gated_delta_rule": delta_rules,
+    "place_memory": place_memories,
     "conv_lstm": conv_lstms,
 }
 Check = Callable[["Recorder", int], None]

@@ -14,6 +14,7 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[2]
 BASELINES = ("mambapy", "mamba_ssm", "accelerated_scan", "flash-linear-attention")
+SOURCES = ("csrc", "python", "wmkernels", "benchmarks/*.py")
 PACKAGES = ("torch", "triton", "numpy", *BASELINES, "rich", "gymnasium", "popgym", "minigrid")
 FLAG_PREFIXES = ("avx", "fma", "f16c", "sse4_2", "asimd", "sve", "neon", "fphp", "bf16", "amx")
 
@@ -67,7 +68,7 @@ def _wmkernels() -> dict[str, Any]:
     return {
         "version": wmkernels.__version__,
         "commit": _output("git", "rev-parse", "HEAD"),
-        "changed": bool(_output("git", "status", "--porcelain", "--untracked-files=no", "--", "wmkernels", "csrc")),
+        "changed": bool(_output("git", "status", "--porcelain", "--untracked-files=no", "--", *SOURCES)),
         "cpu_isa": native.cpu_isa() if native else None,
         "openmp": Path(native.openmp_library()).name if native and hasattr(native, "openmp_library") else None,
         "cuda_architectures": str(native.cuda_archs()) if native and hasattr(native, "cuda_archs") else None,

@@ -38,7 +38,7 @@ RATES = (1e-3, 2e-3, 4e-3)
 TASKS = {
     "text": Task(
         tuple(MEMORIES),
-        20,
+        6,
         (256, 4, 500_000),
         {
             "memory attention": {"lr": RATES, "block": (32, 64)},
@@ -50,7 +50,7 @@ TASKS = {
     ),
     "recall": Task(
         ("scan", "windowed attention", "hybrid"),
-        4,
+        2,
         (recall.CLASSES, 2, 60_000),
         {
             "scan": {"window": (recall.NEAR,), "lr": (2e-3, 4e-3, 8e-3), "d_state": (16, 32)},

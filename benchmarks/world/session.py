@@ -86,10 +86,11 @@ def load(path: Path, benchmark: str) -> dict[str, Any]:
 def merge(
     path: Path, key: str, entry: dict[str, Any], benchmark: str, device: str = "cpu", section: str = "runs"
 ) -> None:
-    """Adds an entry to ``section``; safe with concurrent processes."""
+    """Adds an entry, with the commit and the processor it is of, to ``section``; safe with concurrent processes."""
     with locked(path):
         result = load(path, benchmark)
-        result["environment"] = environment.describe(torch.device(device))
+        result["environment"] = here = environment.describe(torch.device(device))
+        entry = {**entry, "commit": here["wmkernels"]["commit"], "cpu": here["cpu"]["model"]}
         result[section] = dict(sorted({**result.get(section, {}), key: entry}.items()))
         beside = path.with_suffix(".partial")
         beside.write_text(json.dumps(result, indent=1) + "\n")

@@ -128,7 +128,7 @@ SMALL_BATCHES: dict[str, Any] = {**GENERIC, "train": {**GENERIC["train"], "batch
 ROWS: dict[str, Row] = {
     "place, motion given": Row(
         place(),
-        (0.5, 2),
+        (0.5,),
         (
             LONG,
             Test("131,072 steps", 131_072, 2, chunk=4096),
@@ -139,11 +139,11 @@ ROWS: dict[str, Row] = {
         ),
     ),
     "place, motion given, edits": Row(
-        place(), (0.5, 2), (Test("10,240 steps, edits", 10_240, options={"edits": 0.004}),), worlds={"edits": 0.02}
+        place(), (0.5,), (Test("10,240 steps, edits", 10_240, options={"edits": 0.004}),), worlds={"edits": 0.02}
     ),
     "place, moves learned": Row(
         place(motion="learned"),
-        (0.5, 5),
+        (0.5,),
         (
             Test("10,240 steps, bumps", 10_240, options=BUMPS),
             Test("131,072 steps, bumps", 131_072, 2, BUMPS, chunk=4096),
@@ -153,13 +153,13 @@ ROWS: dict[str, Row] = {
     ),
     "place, heading and moves learned": Row(
         place(motion="learned", turns=True),
-        (2, 5),
+        (2,),
         (Test("10,240 steps, turns and bumps", 10_240, options={"own_heading": True, **BUMPS}),),
         worlds={"own_heading": True, **BUMPS},
     ),
     "place, pixels, moves learned": Row(
         dataclasses.replace(place(motion="learned"), classes=64, patch=4),
-        (2, 5),
+        (2,),
         (
             Test("2,048 steps, pixels", 2_048, options={"pixels": 4, "noise": 0.03, **BUMPS}),
             Test("10,240 steps, pixels", 10_240, options={"pixels": 4, "noise": 0.03, **BUMPS}, chunk=64),
@@ -173,26 +173,26 @@ ROWS: dict[str, Row] = {
         worlds={"pixels": 4, "noise": 0.03, **BUMPS},
         train={"batch_size": 16},
     ),
-    "place, adds instead of replacing": Row(place(write="sum"), (2,), CURVE),
+    "place, adds instead of replacing": Row(place(write="sum"), (0.5,), CURVE),
     "place, drift": Row(
         TokenConfig(
             classes=5,
             width=64,
             place=PlaceConfig(12, velocities=((0, 0), (0, 1), (1, 0), (-1, 1)), gated=True),
         ),
-        (1, 2),
+        (1,),
         (Test("10,240 steps, drift", 10_240, chunk=128),),
         env="drift",
         train={"steps": 64, "lr": 1e-2},
     ),
     "place, nothing drifts in it": Row(
         TokenConfig(classes=5, width=64, place=PlaceConfig(12)),
-        (2,),
+        (1,),
         (Test("10,240 steps, drift", 10_240, chunk=128),),
         env="drift",
         train={"steps": 64, "lr": 1e-2},
     ),
-    "block scan and local attention": Row(per_token(*SCAN_AND_ATTENTION), (10, 30), CURVE, **SMALL_BATCHES),
+    "block scan and local attention": Row(per_token(*SCAN_AND_ATTENTION), (30,), CURVE, **SMALL_BATCHES),
     "scan": Row(pooled(ScanBlock(), ScanBlock()), (10,), CURVE, **GENERIC),
     "rotary scan": Row(pooled(RotaryScanBlock(), RotaryScanBlock()), (10,), CURVE, **GENERIC),
     "delta": Row(pooled(DeltaBlock(), DeltaBlock()), (10,), CURVE, **GENERIC),

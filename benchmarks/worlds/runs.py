@@ -20,6 +20,7 @@ from worlds import imagined, rows, tuning
 from worlds.rows import Row, Test
 
 HELD_OUT = 10**6  # first seed of the worlds of tests
+POINTS = 30  # of a curve
 SPANS = ((5, 64), (65, 256))  # steps unseen, of the table of Drift
 
 
@@ -48,7 +49,7 @@ def execute(plan: Plan, folder: Path) -> dict[str, Any]:
     """The run's entry in the result."""
     torch.set_num_threads(1)
     row = rows.ROWS[plan.row]
-    trainer = train(row, plan)
+    trainer, curve = train(row, plan)
     tests = {}
     for test in row.tests:
         if plan.quick:
@@ -61,6 +62,7 @@ def execute(plan: Plan, folder: Path) -> dict[str, Any]:
         "parameters": rows.parameters(row.model),
         "updates": trainer.updates,
         "cpu_seconds": trainer.seconds,
+        "curve": curve,
         "model": to_json(row.model),
         "train": to_json(trainer.config),
         "tests": tests,
@@ -74,16 +76,27 @@ def execute(plan: Plan, folder: Path) -> dict[str, Any]:
     return entry
 
 
-def train(row: Row, plan: Plan) -> TokenTrainer:
+def train(row: Row, plan: Plan) -> tuple[TokenTrainer, list[dict[str, float]]]:
+    """The trained model, and the means of the metrics over each of ``POINTS`` shares of the minutes.
+
+    No batch comes twice, so that the metrics are of worlds that the model has not seen.
+    """
     make, config_of = rows.WORLDS[row.env]
     config = row.config(plan.minutes, plan.seed)
     if row.tuned and (rate := tuning.best_rate(plan.row)) is not None:
         config = dataclasses.replace(config, lr=rate)
     source = WorldSource(make, config_of(**row.worlds), torch.Generator().manual_seed(plan.seed))
     trainer = TokenTrainer(row.model, config, source)
+    points: list[list[dict[str, float]]] = [[] for _ in range(POINTS)]
     while not trainer.finished:
-        trainer.iterate()
-    return trainer
+        point = int(POINTS * trainer.progress)
+        points[point].append({**trainer.iterate(), "minutes": trainer.seconds / 60})
+    curve = [
+        {name: sum(one[name] for one in point) / len(point) for name in ("minutes", "loss", "returning")}
+        for point in points
+        if point
+    ]
+    return trainer, curve
 
 
 def measure(model: TokenWorldModel, row: Row, test: Test, seed: int) -> dict[str, Any]:

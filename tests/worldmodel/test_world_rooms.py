@@ -23,6 +23,7 @@ def test_a_run_is_tested_and_merged_into_tables_and_a_chart(
     result = json.loads(target.read_text())
     assert list(result["runs"]) == ["place, motion given/0.005 min/0"]
     entry = result["runs"]["place, motion given/0.005 min/0"]
+    assert entry["curve"][0]["minutes"] > 0 and entry["commit"] and entry["cpu"]
     assert entry["parameters"] == 1817 and entry["updates"] > 0 and entry["cpu_seconds"] > 0
     assert {"room of 21", "own heading", "two agents"} < entry["tests"].keys()
     assert entry["tests"]["own heading"]["1-8"]["cells"] > 0
