@@ -16,25 +16,30 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import place_memory_speed
 from conv_lstms import chart as conv_lstm_chart
 from conv_lstms import report as conv_lstm_report
 from conv_lstms import targets as conv_lstm_targets
 from harness import environment
 from harness.tables import figure, markdown, megabytes
 from scans import chart, report, targets
+from text import report as text_report
 from wmkernels import dispatch
 from wmkernels.checks import FLOATS, dtype_name
 from wmkernels.registry import op_names
 from world import chart as world_chart
 from world import memory_chart, memory_report, update_report
 from world import report as world_report
+from worlds import chart as worlds_chart
+from worlds import report as worlds_report
+from worlds import targets as worlds_targets
 
 ROOT = Path(__file__).resolve().parents[1]
 Results = dict[Path, dict[str, Any]]
 RESULTS = ROOT / "benchmarks" / "results"
 CPU_RESULT = RESULTS / "scan_speed_cpu.json"
 PART = re.compile(r"(<!-- generated:(?P<name>[\w-]+) -->\n).*?(<!-- end:(?P=name) -->)", re.DOTALL)
-DOCS = ("architecture", "benchmarks", "results", "world_model")
+DOCS = ("architecture", "benchmarks", "results", "world_model", "worlds")
 SPEED_GROUPS = ("forward, 2,048 steps", "training, 512 steps")
 KERNEL_SOURCES = {
     "cpu": "csrc/cpu/{op}/*.cpp",
@@ -43,23 +48,24 @@ KERNEL_SOURCES = {
 }
 
 
+CHARTS: dict[str, Callable[[dict[str, Any], Path], str]] = {
+    "scan_speed": chart.draw,
+    "conv_lstm_speed": conv_lstm_chart.draw,
+    "world_model": world_chart.draw,
+    "world_memory": memory_chart.draw,
+    "world_rooms": worlds_chart.draw,
+    "byte_model": text_report.draw,
+}
+
+
 def load() -> Results:
-    """Scans first, a CPU before GPUs."""
-    paths = [*RESULTS.glob("scan_speed_*.json"), *RESULTS.glob("conv_lstm_speed_*.json")]
-    paths.sort(key=lambda path: (not path.name.startswith("scan"), not path.stem.endswith("_cpu"), path.name))
+    """A CPU before GPUs."""
+    paths = sorted(RESULTS.glob("*.json"), key=lambda path: (not path.stem.endswith("_cpu"), path.name))
     return {path: json.loads(path.read_text()) for path in paths}
 
 
 def of(benchmark: str, results: Results) -> Results:
     return {path: result for path, result in results.items() if result["benchmark"] == benchmark}
-
-
-def load_world() -> Results:
-    return {path: json.loads(path.read_text()) for path in sorted(RESULTS.glob("world_model_*.json"))}
-
-
-def load_memory() -> Results:
-    return {path: json.loads(path.read_text()) for path in sorted(RESULTS.glob("world_memory_*.json"))}
 
 
 def title(result: dict[str, Any]) -> str:
@@ -155,7 +161,7 @@ def _has_kernel(op: str, backend: str) -> bool:
 
 def world_part(results: Results, page: Path) -> str:
     lines = []
-    for path, result in load_world().items():
+    for path, result in of("world_model", results).items():
         lines += [
             f"{environment.summary(result['environment'])}.",
             "",
@@ -172,7 +178,7 @@ def world_part(results: Results, page: Path) -> str:
 
 def memory_part(results: Results, page: Path) -> str:
     lines = []
-    for path, result in load_memory().items():
+    for path, result in of("world_memory", results).items():
         lines += [
             f"{environment.summary(result['environment'])}.",
             "",
@@ -187,10 +193,39 @@ def memory_part(results: Results, page: Path) -> str:
 
 def update_part(results: Results, page: Path) -> str:
     lines = []
-    for path in sorted(RESULTS.glob("update_memory_*.json")):
-        result = json.loads(path.read_text())
+    for result in of("update_memory", results).values():
         lines += [markdown(update_report.HEADER, update_report.cells(result)), ""]
         lines += [f"{environment.summary(result['environment'])}; one thread.", ""]
+    return "\n".join(lines).rstrip() or "No result is committed."
+
+
+def worlds_part(results: Results, page: Path) -> str:
+    lines = []
+    for path, result in of("world_rooms", results).items():
+        lines += [f"{environment.summary(result['environment'])}.", ""]
+        lines += [f"![what memories know of a cell that comes back]({picture(path, page)})", ""]
+        lines += ["The worst seed in its worst bucket:", "", markdown(*worlds_targets.table(result)), ""]
+        for table in worlds_report.tables(result):
+            lines += [f"{table.title}:", "", markdown(table.header, table.rows), ""]
+    return "\n".join(lines).rstrip() or "No result is committed."
+
+
+def text_part(results: Results, page: Path) -> str:
+    lines = []
+    for path, result in of("byte_model", results).items():
+        lines += [f"{environment.summary(result['environment'])}.", ""]
+        lines += [f"![bits per byte by context, and recall]({picture(path, page)})", ""]
+        for name, header, rows in text_report.tables(result):
+            lines += [f"{name}:", "", markdown(header, rows), ""]
+        lines += [*(f"- {line}" for line in text_report.target_lines(result)), ""]
+    return "\n".join(lines).rstrip() or "No result is committed."
+
+
+def place_memory_part(results: Results, page: Path) -> str:
+    lines = []
+    for result in of("place_memory_speed", results).values():
+        lines += [f"{environment.summary(result['environment'])}.", ""]
+        lines += [markdown(place_memory_speed.HEADER, place_memory_speed.cells(result["rows"])), ""]
     return "\n".join(lines).rstrip() or "No result is committed."
 
 
@@ -247,6 +282,9 @@ PARTS: dict[str, Callable[[Results, Path], str]] = {
     "world-model": world_part,
     "world-memory": memory_part,
     "update-memory": update_part,
+    "worlds": worlds_part,
+    "byte-model": text_part,
+    "place-memory": place_memory_part,
 }
 PAGES = tuple(ROOT / page for page in ("README.md", *(f"docs/{name}.md" for name in DOCS)))
 
@@ -272,20 +310,14 @@ def stamp(path: Path) -> str | None:
 
 def stale(results: Results) -> list[Path]:
     found = [page for page in PAGES if page.read_text() != rewritten(page, results)]
-    pictures = {
-        path.with_suffix(".png"): result for path, result in {**results, **load_world(), **load_memory()}.items()
-    }
-    return found + [path for path, result in pictures.items() if stamp(path) != chart.fingerprint(result)]
+    pictures = {path: result for path, result in results.items() if result["benchmark"] in CHARTS}
+    charts = {path.with_suffix(".png"): result for path, result in pictures.items()}
+    return found + [path for path, result in charts.items() if stamp(path) != chart.fingerprint(result)]
 
 
 def _draw(picture: Path, results: Results) -> str:
-    path = picture.with_suffix(".json")
-    if path in load_memory():
-        return memory_chart.draw(load_memory()[path], picture)
-    if path not in results:
-        return world_chart.draw(load_world()[path], picture)
-    draw = chart.draw if results[path]["benchmark"] == "scan_speed" else conv_lstm_chart.draw
-    return draw(results[path], picture)
+    result = results[picture.with_suffix(".json")]
+    return CHARTS[result["benchmark"]](result, picture)
 
 
 def main() -> int:

@@ -7,7 +7,7 @@ import numpy as np
 
 from scans.chart import INK, OURS, save
 from worldmodel.environments.returning import BUCKETS
-from worlds.report import accuracy, groups
+from worlds.report import Runs, accuracy, groups
 from worlds.rows import ROWS
 
 CHANCE = 100 / 8
@@ -16,30 +16,52 @@ _COLOURS = ("#3b82f6", "#10a37f", "#c08a00", "#a855f7", "#ef4444", "#0ea5e9", "#
 
 def draw(result: dict[str, Any], path: Path) -> str:
     """Writes the PNG; returns an error or an empty string."""
-    return save(result, path, lambda figure: [_curves(figure.subplots(), result)], (9.5, 4.8))
-
-
-def _curves(axes: Any, result: dict[str, Any]) -> Any:
-    """A line per memory, of its longest training; dots: seeds."""
     longest = {runs[0]["row"]: runs for runs in groups(result).values() if ROWS[runs[0]["row"]].env == "rooms"}
     colours = iter(_COLOURS * 3)
+    styles: dict[str, dict[str, Any]] = {}
+    for row in longest:
+        ours = row.startswith("place, mo")
+        styles[row] = {"color": OURS, "lw": 2.6, "zorder": 3} if ours else {"color": next(colours), "lw": 1.6}
+        styles[row]["ls"] = "--" if row == "place, moves learned" else "-"
+
+    def panels(figure: Any) -> list[Any]:
+        left, right = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
+        _by_gap(left, longest, styles)
+        _by_minutes(right, longest, styles)
+        for axes in (left, right):
+            axes.axhline(CHANCE, color=INK, ls=":", lw=1.2)
+            axes.grid(axis="y", color=INK, alpha=0.25, lw=0.6)
+        left.text(0.99, CHANCE + 1, "chance", transform=left.get_yaxis_transform(), ha="right", va="bottom", fontsize=9)
+        right.legend(
+            *left.get_legend_handles_labels(), frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1.01, 0.5)
+        )
+        return [left, right]
+
+    return save(result, path, panels, (13, 4.8))
+
+
+def _by_gap(axes: Any, longest: dict[str, Runs], styles: dict[str, dict[str, Any]]) -> None:
+    """A line per memory, of its longest training; dots: seeds."""
     for row, runs in longest.items():
         test = next(iter(runs[0]["tests"]))
         each = [accuracy(runs, test, bucket) for bucket in BUCKETS]
-        ours = row.startswith("place, mo")
-        style = {"color": OURS, "lw": 2.6, "zorder": 3} if ours else {"color": next(colours), "lw": 1.6}
-        style["ls"] = "--" if row == "place, moves learned" else "-"
         means = [100 * np.mean(values) if values else np.nan for values in each]
-        axes.plot(means, label=f"{row}, {runs[0]['minutes']:g} min", **style)
+        axes.plot(means, label=f"{row}, {runs[0]['minutes']:g} min", **styles[row])
         for column, values in enumerate(each):
-            axes.plot([column] * len(values), 100 * np.array(values), ".", color=style["color"], ms=5)
-    axes.axhline(CHANCE, color=INK, ls=":", lw=1.2)
-    axes.text(0.99, CHANCE + 1, "chance", transform=axes.get_yaxis_transform(), ha="right", va="bottom", fontsize=9)
+            axes.plot([column] * len(values), 100 * np.array(values), ".", color=styles[row]["color"], ms=5)
     axes.set_xticks(range(len(BUCKETS)), BUCKETS)
     axes.set_ylim(0, 103)
     axes.set_xlabel("steps since a cell was last in view")
     axes.set_ylabel("cells back in view, foreseen, %")
     axes.set_title("Rooms: what a memory knows of a cell that comes back", loc="left")
-    axes.grid(axis="y", color=INK, alpha=0.25, lw=0.6)
-    axes.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1.01, 0.5))
-    return axes
+
+
+def _by_minutes(axes: Any, longest: dict[str, Runs], styles: dict[str, dict[str, Any]]) -> None:
+    """A line per seed."""
+    for row, runs in longest.items():
+        for run in runs:
+            minutes, right = ([point[name] for point in run["curve"]] for name in ("minutes", "returning"))
+            axes.plot(minutes, 100 * np.array(right), **styles[row])
+    axes.set_xscale("log")
+    axes.set_xlabel("CPU minutes of training")
+    axes.set_title("On worlds of 128 steps, while training", loc="left")

@@ -28,6 +28,10 @@ def test_a_run_is_tested_and_merged_into_tables_and_a_chart(
     assert {"room of 21", "own heading", "two agents"} < entry["tests"].keys()
     assert entry["tests"]["own heading"]["1-8"]["cells"] > 0
     assert "place, motion given, 0.005 min" in said and target.with_suffix(".png").exists()
+    rows = {name: row for name, *row in script.targets.table(result)[1]}
+    worst = min(x["accuracy"] for name, x in entry["tests"]["own heading"].items() if name in script.targets.BUCKETS)
+    assert rows["own heading, same weights"][2:] == [f"{100 * worst:.3f}%", "missed"]
+    assert rows["edited cells"][2:] == ["", "not measured"]
     monkeypatch.setattr(script, "execute", None)  # finished runs are reused
     assert script.main([*common, "--list"]) == 0
     assert capsys.readouterr().out.count("there") == 1

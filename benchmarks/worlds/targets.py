@@ -1,0 +1,82 @@
+"""What the runs should reach: of each target the worst seed, in its worst bucket of gaps."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from worldmodel.environments.returning import BUCKETS
+
+HEADER = ("target", "at least", "aim", "measured", "")
+OVER_32 = tuple(bucket for bucket in BUCKETS if int(bucket.split("-")[0].rstrip("+")) > 32)
+DRIFT = ("unseen for 5-64", "unseen for 65-256")
+
+
+@dataclass(frozen=True)
+class Target:
+    """Percent of the cells of ``kinds`` that a row's longest training foresees in ``test``.
+
+    Attributes:
+        at_least: None if only the curve counts.
+    """
+
+    name: str
+    row: str
+    test: str
+    aim: float
+    at_least: float | None = 99.9
+    kinds: tuple[str, ...] = BUCKETS
+
+    def measured(self, result: dict[str, Any]) -> float | None:
+        runs = [run for run in result["runs"].values() if run["row"] == self.row and self.test in run["tests"]]
+        longest = max((run["minutes"] for run in runs), default=0)
+        found = [
+            run["tests"][self.test][kind]["accuracy"]
+            for run in runs
+            for kind in self.kinds
+            if run["minutes"] == longest and run["tests"][self.test].get(kind, {}).get("cells")
+        ]
+        return 100 * min(found) if found else None
+
+
+GIVEN, LEARNED = "place, motion given", "place, moves learned"
+TARGETS = (
+    Target("10,240 steps after training on 128, motion given", GIVEN, "10,240 steps", 100),
+    Target("edited cells", "place, motion given, edits", "10,240 steps, edits", 100, kinds=("returning, edited",)),
+    Target("moves and bumps learned", LEARNED, "10,240 steps, bumps", 100),
+    Target("131,072 steps", GIVEN, "131,072 steps", 100),
+    Target("1,048,576 steps", GIVEN, "1,048,576 steps", 100),
+    Target("room of 21, same weights", GIVEN, "room of 21", 100),
+    Target("own heading, same weights", GIVEN, "own heading", 100),
+    Target("two agents, same weights", GIVEN, "two agents", 100),
+    Target("pixels, moves learned, 2,048 steps", "place, pixels, moves learned", "2,048 steps, pixels", 100, 95),
+    Target("pixels, moves learned, 10,240 steps", "place, pixels, moves learned", "10,240 steps, pixels", 100, None),
+    *(
+        Target(f"drift, {kind}", "place, drift", "10,240 steps, drift", 99, least, (kind,))
+        for kind, least in zip(DRIFT, (95, 88), strict=True)
+    ),
+    Target(
+        "block scan and local attention, no motion given, gaps over 32",
+        "block scan and local attention",
+        "10,240 steps",
+        90,
+        None,
+        OVER_32,
+    ),
+)
+
+
+def table(result: dict[str, Any]) -> tuple[tuple[str, ...], list[list[str]]]:
+    """Header and rows."""
+    rows = []
+    for target in TARGETS:
+        value = target.measured(result)
+        if value is None:
+            outcome = "not measured"
+        elif value >= target.aim:
+            outcome = "aim reached"
+        elif target.at_least is None:
+            outcome = "below the aim"
+        else:
+            outcome = "reached" if value >= target.at_least else "missed"
+        bounds = ("" if bound is None else f"{bound:g}%" for bound in (target.at_least, target.aim))
+        rows.append([target.name, *bounds, "" if value is None else f"{value:.3f}%", outcome])
+    return HEADER, rows
