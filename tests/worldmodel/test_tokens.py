@@ -171,17 +171,21 @@ def test_weights_fit_a_lattice_of_any_size() -> None:
     large.load_state_dict(small.state_dict())
 
 
-@pytest.fixture(scope="module")
-def trained() -> TokenWorldModel:
-    """A map of places for small rooms, with given motion."""
+def trained_with(agents: int) -> TokenWorldModel:
     trainer = TokenTrainer(
         TokenConfig(grid=(3, 3), classes=6, place=PlaceConfig(period=11)),
         TokenTrainConfig(batch_size=8, steps=48, updates=16, lr=2e-2, minutes=10, warmup=5),
-        WorldSource(RoomWorlds, rooms(), torch.Generator().manual_seed(0)),
+        WorldSource(RoomWorlds, rooms(agents=agents), torch.Generator().manual_seed(0)),
     )
     while not trainer.finished:
         trainer.iterate()
     return trainer.model
+
+
+@pytest.fixture(scope="module")
+def trained() -> TokenWorldModel:
+    """A map of places for small rooms, with given motion."""
+    return trained_with(agents=1)
 
 
 def test_a_wrong_turn_a_skipped_write_and_an_aliased_lattice_are_planted_and_seen(
@@ -232,6 +236,16 @@ def test_agents_of_one_map_take_turns_and_know_what_another_has_seen(trained: To
     assert evaluate_returning(trained, new, 32, chunk=9).accuracy == 1
 
 
+def test_two_agents_train_a_map_as_one_does() -> None:
+    model = trained_with(agents=2)
+    for agents in (1, 2):
+        worlds = RoomWorlds(2, rooms(agents=agents), torch.Generator().manual_seed(3))
+        assert evaluate_returning(model, worlds, 64).accuracy == 1
+    batch = WorldSource(RoomWorlds, rooms(agents=2), torch.Generator().manual_seed(3)).sample(2, 12)
+    with pytest.raises(ValueError, match="learned motion compares an agent's consecutive views"):
+        token_loss(model_of(CONFIGS["learned"]), batch, TokenTrainConfig())
+
+
 @pytest.mark.parametrize("agents", [1, 2])
 def test_rewards_of_the_worlds_are_learned(agents: int) -> None:
     source = WorldSource(RoomWorlds, rooms(agents=agents), torch.Generator().manual_seed(3))
@@ -240,7 +254,7 @@ def test_rewards_of_the_worlds_are_learned(agents: int) -> None:
     new = (steps["inside"] & (steps["gap"] < 0)).float().mean(-1).view(2, agents, -1)
     assert torch.equal(batch.rewards, new.mT.flatten(1)) and new.any()
     assert batch.terminated.shape == batch.actions.shape and not batch.terminated.any()
-    model = model_of(CONFIGS["learned"])
+    model = model_of(CONFIGS["learned" if agents == 1 else "given"])
     loss, metrics = token_loss(model, batch, TokenTrainConfig())
     loss.backward()
     assert model.scalars["reward"].weight.grad.any() and metrics["reward_loss"] > 0

@@ -67,7 +67,7 @@ def token_loss(model: TokenWorldModel, batch: ViewBatch, config: TokenTrainConfi
     """Loss of an update, and its parts. Raises ValueError for a model of rewards where the batch has none."""
     steps = batch.actions.shape[1]
     prediction, _ = predict(model, batch, hindsight=isinstance(model.motion, LearnedMotion))
-    target = model.codec.tokens(batch.views[:, 1:])
+    target = model.codec.tokens(batch.views[:, 1:] if batch.target is None else batch.target)
     losses = model.codec.loss(prediction.outputs[:, :steps], target)  # (batch, time, places)
     weights = torch.ones_like(losses)
     if batch.gap is not None:

@@ -22,6 +22,8 @@ class ViewBatch:
         turn: int64 (batch, time), quarter turns clockwise; None if views do not turn.
         ahead: (batch, time, 2), where the predicted view is, if that is not where the next step stands, as for the next
             agent's; None if it is.
+        target: (batch, time, ...) of the codec, the views predicted, if they are not the next ones of ``views``, as with
+            several agents: each step's own agent's next view.
         elapsed: (batch, time), from each view to the next in steps; None: 1.
         is_first: bool (batch, time + 1), first views of episodes; None: the first column alone, or none.
         gap: int64 (batch, time, places), of the next view: 0 in the view before, -1 never seen, else steps since last
@@ -35,6 +37,7 @@ class ViewBatch:
     displacement: Tensor | None = None
     turn: Tensor | None = None
     ahead: Tensor | None = None
+    target: Tensor | None = None
     elapsed: Tensor | None = None
     is_first: Tensor | None = None
     gap: Tensor | None = None
@@ -133,7 +136,8 @@ def batch_of(rollout: Mapping[str, Tensor], positions: Tensor | None = None) -> 
     """A rollout of ``Worlds`` as a batch.
 
     Several agents take turns: (batch, agents, time, ...) becomes (batch, time * agents, ...), one sequence in which
-    each view is the next agent's. That needs their ``positions`` before the rollout, (batch, agents, 2).
+    each view is the next agent's, and each step predicts its own agent's next view. That needs their ``positions``
+    before the rollout, (batch, agents, 2).
 
     Raises:
         ValueError: several agents without positions, or with headings of their own.
@@ -147,7 +151,8 @@ def batch_of(rollout: Mapping[str, Tensor], positions: Tensor | None = None) -> 
         stands = positions[:, :, None] + torch.cat([torch.zeros_like(moved[:, :, :1]), moved.cumsum(2)], 2)
         path = woven(stands)[:, : woven(moved).shape[1] + 1]  # to the first agent's next view
         seen = torch.cat([woven(rollout[views]), rollout[after][:, 0, -1:]], 1)
-        return ViewBatch(seen, woven(actions), path.diff(dim=1), ahead=woven(moved), gap=woven(gap))
+        own = woven(rollout[after])
+        return ViewBatch(seen, woven(actions), path.diff(dim=1), ahead=woven(moved), target=own, gap=woven(gap))
     seen = torch.cat([rollout[views], rollout[after][:, -1:]], 1)
     turn = None
     if heading is not None and following is not None:

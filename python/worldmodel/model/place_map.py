@@ -102,8 +102,16 @@ class PlaceMap(nn.Module):
 
         Returns:
             (batch, time, places, width), the path and the state.
+
+        Raises:
+            ValueError: ``ahead`` with learned motion, or no ``displacement`` for given motion.
         """
         if isinstance(self.motion, LearnedMotion):
+            if ahead is not None:
+                raise ValueError(
+                    "TokenWorldModel: ahead is of given motion; learned motion compares an agent's consecutive views, "
+                    "so views of several agents in turn need --model.place.motion given"
+                )
             path = self.motion(tokens, values, actions, state, reset, hindsight)
         else:
             path = self.motion(actions, displacement, turn, ahead, state, reset)

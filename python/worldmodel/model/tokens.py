@@ -190,13 +190,13 @@ class TokenWorldModel(nn.Module):
                 actions always do.
             turn: int64 (batch, time), quarter turns clockwise of each step.
             ahead: (batch, time, 2), where to predict, from each view, if that is not where the next one is: of several
-                agents in a map, each sees another's step next.
+                agents in a map, each sees another's step next. For given motion.
             elapsed: (batch, time), from each view to the next in steps, which moves what drifts and scales the steps of
                 blocks that take it; 1 by default.
             hindsight: with learned motion, predict where the next view shows that a step led. For training.
 
         Raises:
-            ValueError: no ``displacement`` for given motion.
+            ValueError: no ``displacement`` for given motion, or ``ahead`` with learned motion.
         """
         state = self.init_state(len(actions)) if state is None else state
         tokens = self.codec.tokens(observations)
