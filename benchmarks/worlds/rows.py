@@ -173,7 +173,12 @@ ROWS: dict[str, Row] = {
         worlds={"pixels": 4, "noise": 0.03, **BUMPS},
         train={"batch_size": 16},
     ),
-    "place, adds instead of replacing": Row(place(write="sum"), (0.5,), CURVE),
+    "place, adds instead of replacing": Row(
+        place(write="sum"),
+        (0.5,),
+        (LONG, Test("10,240 steps, edits", 10_240, options={"edits": 0.004})),
+        worlds={"edits": 0.02},
+    ),
     "place, drift": Row(
         TokenConfig(
             classes=5,
