@@ -28,7 +28,7 @@ from worldmodel.model.place_map import PlaceConfig
 from worldmodel.model.tokens import TokenConfig, TokenWorldModel
 
 BUDGET = 200_000  # parameters
-RATES = (1e-3, 2e-3, 4e-3)
+RATES = (1e-3, 2e-3, 4e-3, 8e-3)
 WORLDS = {"rooms": (RoomWorlds, RoomsConfig), "drift": (DriftWorlds, DriftConfig)}
 MLP = GatedConvBlock(d_conv=1)
 

@@ -11,10 +11,11 @@ SEED = 100
 
 
 def best_rate(row: str) -> float | None:
-    """The learning rate with the lowest loss in the log; None if the row was not tuned."""
+    """The learning rate with the lowest loss in the log, where none is of a run that diverged; None if not tuned."""
     if not LOG.exists():
         return None
-    found = [entry for entry in json.loads(LOG.read_text())["runs"].values() if entry["row"] == row]
+    entries = json.loads(LOG.read_text())["runs"].values()
+    found = [entry for entry in entries if entry["row"] == row and entry["loss"] is not None]
     return min(found, key=lambda entry: entry["loss"])["lr"] if found else None
 
 
@@ -39,10 +40,14 @@ def tune(row: str, minutes: float) -> None:
         source = WorldSource(make, config_of(**plan.worlds), torch.Generator().manual_seed(SEED))
         trainer = TokenTrainer(plan.model, config, source)
         losses: list[dict[str, float]] = []
-        while not trainer.finished:
-            losses.append(trainer.iterate())
-        last = losses[-max(1, len(losses) // 10) :]
-        entry: dict[str, Any] = {"row": row, "lr": rate, "minutes": minutes, "updates": trainer.updates}
-        entry |= {name: sum(one[name] for one in last) / len(last) for name in ("loss", "returning")}
-        session.merge(LOG, key, entry, "world_rooms_tuning")
-        print(f"{key}: loss {entry['loss']:.4f}, returning {entry['returning']:.4f} after {trainer.updates:,} updates")
+        entry: dict[str, Any] = {"row": row, "lr": rate, "minutes": minutes, "loss": None}
+        try:
+            while not trainer.finished:
+                losses.append(trainer.iterate())
+        except ArithmeticError as error:
+            print(f"{key}: {error}")
+        else:
+            last = losses[-max(1, len(losses) // 10) :]
+            entry |= {name: sum(one[name] for one in last) / len(last) for name in ("loss", "returning")}
+            print(f"{key}: loss {entry['loss']:.4f}, returning {entry['returning']:.4f}")
+        session.merge(LOG, key, {**entry, "updates": trainer.updates}, "world_rooms_tuning")

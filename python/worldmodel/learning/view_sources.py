@@ -22,8 +22,8 @@ class ViewBatch:
         turn: int64 (batch, time), quarter turns clockwise; None if views do not turn.
         ahead: (batch, time, 2), where the predicted view is, if that is not where the next step stands, as for the next
             agent's; None if it is.
-        target: (batch, time, ...) of the codec, the views predicted, if they are not the next ones of ``views``, as with
-            several agents: each step's own agent's next view.
+        target: (batch, time, ...) of the codec, the views predicted, if not the next ones of ``views``: of several
+            agents, each step's own next view.
         elapsed: (batch, time), from each view to the next in steps; None: 1.
         is_first: bool (batch, time + 1), first views of episodes; None: the first column alone, or none.
         gap: int64 (batch, time, places), of the next view: 0 in the view before, -1 never seen, else steps since last
