@@ -15,6 +15,7 @@ CONFIGS = {
     "two agents": RoomsConfig(size=7, view=3, agents=2, edits=0.5),
     "pixels": RoomsConfig(size=5, view=3, pixels=2, noise=0.05),
     "a view of one cell": RoomsConfig(size=4, view=1),
+    "no border": RoomsConfig(size=4, view=3, border=False, own_heading=True, bumps=True, agents=2, edits=0.3),
 }
 
 
@@ -31,14 +32,14 @@ def test_gaps_edits_and_views_agree_with_a_history(config):
     rooms, steps_taken = worlds(config), 60
     room, positions, headings = rooms.map.tolist(), rooms.positions.tolist(), rooms.headings.tolist()
     steps = with_agents(rooms.rollout(steps_taken), config.agents)
-    radius, margin = config.view // 2, max(config.view // 2, 1)
+    radius, margin = config.view // 2, max(config.view // 2, 1) if config.border else 0
     ahead = {0: (-1, 0), 1: (0, 1), 2: (1, 0), 3: (0, -1)}
 
     def view(position, heading):
         """World cells of the view: its rows go from ahead to behind, its columns from the left to the right."""
         forward, right = ahead[heading], ahead[(heading + 1) % 4]
         return [
-            tuple(position[k] - row * forward[k] + column * right[k] for k in (0, 1))
+            tuple((position[k] - row * forward[k] + column * right[k]) % rooms.side for k in (0, 1))
             for row in range(-radius, radius + 1)
             for column in range(-radius, radius + 1)
         ]
@@ -63,11 +64,11 @@ def test_gaps_edits_and_views_agree_with_a_history(config):
                 action = int(steps["actions"][world, agent, t])
                 heading = headings[world][agent] if config.own_heading else action
                 move = ahead[heading] if action == 0 or not config.own_heading else (0, 0)
-                row, column = (positions[world][agent][k] + move[k] for k in (0, 1))
+                row, column = ((positions[world][agent][k] + move[k]) % rooms.side for k in (0, 1))
                 if room[world][row][column] == config.colours:
                     move = (0, 0)
                 assert steps["displacement"][world, agent, t].tolist() == list(move)
-                positions[world][agent] = [positions[world][agent][k] + move[k] for k in (0, 1)]
+                positions[world][agent] = [(positions[world][agent][k] + move[k]) % rooms.side for k in (0, 1)]
                 if config.own_heading:
                     headings[world][agent] = (heading + (0, 3, 1)[action]) % 4
                 following.append(view(positions[world][agent], headings[world][agent] if config.own_heading else 0))
@@ -155,6 +156,8 @@ def test_positions_and_legal_moves():
 
 
 def test_bad_arguments_are_told():
+    with pytest.raises(ConfigurationError, match=r"view is 5, expected at most size \(4\) without a border"):
+        RoomsConfig(size=4, border=False)
     with pytest.raises(ConfigurationError, match="view is 4, expected an odd number"):
         RoomsConfig(view=4)
     rooms = worlds(RoomsConfig())

@@ -1,5 +1,7 @@
 """``train-world``: runs that begin, resume, and learn from recorded episodes."""
 
+import contextlib
+import dataclasses
 import json
 from pathlib import Path
 
@@ -11,7 +13,13 @@ import torch
 from worldmodel.__main__ import main
 from worldmodel.acting.recording import record
 from worldmodel.commands.train_world import with_memory
-from worldmodel.learning.world_run import describe, load_world_model, saved_world_config
+from worldmodel.learning.world_run import (
+    describe,
+    described_run,
+    load_world_model,
+    saved_world_config,
+    world_arguments,
+)
 from worldmodel.model.tokens import TokenConfig
 from worldmodel.runs.run import Run
 
@@ -84,6 +92,25 @@ def test_recorded_episodes_and_any_environment_train_a_world(tmp_path: Path) -> 
     assert (config.grid, config.classes, config.actions, config.place.motion) == ((3, 3), 4, 2, "learned")
 
 
+def test_rooms_to_learn_from_are_ones_to_walk_in_unless_said_otherwise(tmp_path: Path) -> None:
+    env = "worldmodel/Rooms-v0"
+    assert world_arguments(env, {}) == {"bumps": True, "border": False, "size": 15}
+    given = {"bumps": False, "border": True, "size": 5, "view": 3}
+    assert world_arguments(env, given) == given and world_arguments("test/Corridor-v0", {}) == {}
+    pairs = [f"{name}={json.dumps(value)}" for name, value in given.items()]
+    assert main(["train-world", "--env-args", *pairs, *SMALL, "--run", str(tmp_path / "given")]) == 0
+    assert saved_world_config(Run(tmp_path / "given")).env_args == given
+    run = tmp_path / "run"
+    assert main(["train-world", *SMALL, "--run", str(run)]) == 0
+    config = saved_world_config(Run(run))
+    assert config.env_args == world_arguments(env, {}) and config.model.place.period == 15
+    assert config.model.place.motion == "learned"
+    with contextlib.closing(Run.open_to_write(run)) as older:  # a resumed run keeps its rooms
+        older.configure({**older.config, **described_run(dataclasses.replace(config, env_args={}))})
+    assert main(["train-world", "--resume", str(run), "--train.updates", "4", "--evaluate-steps", "0"]) == 0
+    assert saved_world_config(Run(run)).env_args == {}
+
+
 def test_recorded_headings_become_moves_in_the_agent_s_own_frame(tmp_path: Path) -> None:
     from worldmodel.data.datasets import EpisodeFile
     from worldmodel.learning.token_trainer import predict
@@ -114,7 +141,7 @@ def test_what_no_world_can_be_made_of_is_refused(tmp_path: Path, capsys: pytest.
         (["--model.actions", "2"], "--model.actions is 2, expected 4"),
         (["--model.classes", "4"], "--model.classes is 4, expected 9"),
         (["--model.patch", "4"], "--model.patch is 4, expected 0"),
-        (["--env-args", "size=520"], "--model.place.period is 524, expected at most 512, as no world is larger"),
+        (["--env-args", "size=520"], "--model.place.period is 520, expected at most 512, as no world is larger"),
     ):
         named = [] if "--run" in arguments else ["--run", str(tmp_path / "run")]
         assert main(["train-world", *arguments, *SMALL, *named]) == 1

@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 
@@ -29,6 +29,7 @@ from worldmodel.learning.world_run import (
     described_run,
     saved_world_config,
     source_of,
+    world_arguments,
 )
 from worldmodel.model.tokens import TokenConfig
 from worldmodel.runs.configuration import ConfigurationError, differences, to_json
@@ -47,7 +48,8 @@ class TrainWorldOptions:
     env: Text = "worldmodel/Rooms-v0"
     """Environment with a grid of classes or a picture as observation, and discrete actions."""
     env_args: tuple[Text, ...] = ()
-    """Its arguments, NAME=VALUE or JSON."""
+    """Its arguments, NAME=VALUE or JSON. Rooms have bumps=true border=false size=15 where these and --data do not say
+    else: an imagined room is one to walk in."""
     data: Path | None = None
     """Recorded episodes (`record`), instead of the environment's."""
     memory: Text = "place"
@@ -83,7 +85,7 @@ def command(arguments: Sequence[str]) -> int:
 def _options(arguments: Sequence[str]) -> TrainWorldOptions:
     """The environment and the kind of memory set the defaults of the model."""
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for name in ("--env", "--memory", "--resume"):
+    for name in ("--env", "--memory", "--resume", "--data"):
         early.add_argument(name, nargs="?")
     early.add_argument("--env-args", nargs="*", default=[])
     found, _ = early.parse_known_args(list(arguments))
@@ -96,9 +98,15 @@ def _options(arguments: Sequence[str]) -> TrainWorldOptions:
         default = TrainWorldOptions(saved.env, tuple(pairs), saved.data, model=saved.model, train=saved.train)
     elif not {"-h", "--help"} & set(arguments):
         env = default.env if found.env is None else found.env
-        model = describe(env, environment_arguments(found.env_args)).model
+        model = describe(env, _arguments(env, found.env_args, found.data)).model
         default.model = with_memory(model, default.memory if found.memory is None else found.memory)
     return parse(TrainWorldOptions, arguments, "train-world", default)
+
+
+def _arguments(env: str, given: Sequence[str], data: Any) -> dict[str, Any]:
+    """Of a new run's environment; recorded episodes are of the environment as it is named."""
+    env_args = environment_arguments(given)
+    return env_args if data is not None else world_arguments(env, env_args)
 
 
 def with_memory(model: TokenConfig, memory: str) -> TokenConfig:
@@ -122,7 +130,10 @@ def train_world(options: TrainWorldOptions) -> tuple[Run, int]:
         ConfigurationError: settings that do not fit, or others than the resumed run's.
         RunError: a folder that is not empty, or a run that cannot be resumed.
     """
-    env_args = environment_arguments(options.env_args)
+    if options.resume is None:
+        env_args = _arguments(options.env, options.env_args, options.data)
+    else:
+        env_args = environment_arguments(options.env_args)
     described = describe(options.env, env_args, options.model.patch)
     config = WorldRunConfig(options.env, env_args, options.data, options.model, options.train)
     source = None

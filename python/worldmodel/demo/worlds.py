@@ -13,16 +13,15 @@ import torch
 from worldmodel.acting.world import World
 from worldmodel.demo.world_picture import draw
 from worldmodel.environments.returning import Predictor, baselines, score
-from worldmodel.environments.rooms import RoomsConfig, RoomWorlds
 from worldmodel.learning.threads import threads_restored
 from worldmodel.learning.token_evaluation import TokenPredictor
 from worldmodel.learning.token_trainer import TokenTrainConfig, TokenTrainer
 from worldmodel.learning.view_sources import WorldSource
-from worldmodel.learning.world_run import WorldRunConfig, describe, described_run
+from worldmodel.learning.world_run import Described, WorldRunConfig, describe, described_run, world_arguments
 from worldmodel.runs.fields import Bounds, Checked, ConfigurationError, Positive, Seed, check_writable
 from worldmodel.runs.run import Run
 
-ENV, ENV_ARGS = "worldmodel/Rooms-v0", {"bumps": True}
+ENV = "worldmodel/Rooms-v0"
 _PERSISTENCE = 0.8  # of the body's direction
 
 
@@ -52,8 +51,8 @@ def run_worlds(options: WorldsDemoOptions) -> Path:
     if (folder / "run").exists():
         raise ConfigurationError(f"--folder {folder} has a demonstration already: remove it, or name another folder")
     check_writable("--folder", folder / "worlds.json", parents=True)
-    trainer = _train(options)
-    worlds = RoomWorlds(8, RoomsConfig(**ENV_ARGS), torch.Generator().manual_seed(options.seed + 1))
+    trainer, described = _train(options)
+    worlds = described.make(8, described.worlds, torch.Generator().manual_seed(options.seed + 1))
     predictors: dict[str, Predictor] = {"map of places": TokenPredictor(trainer.model, worlds), **baselines(worlds)}
     scores = {name: found.by_gap() for name, found in score(worlds, predictors, options.steps).items()}
     world = World.create(folder / "run", options.seed)
@@ -122,10 +121,11 @@ def _index(world: World, place: tuple[int, int]) -> tuple[int, int]:
     return place[0] + world.size // 2, place[1] + world.size // 2
 
 
-def _train(options: WorldsDemoOptions) -> TokenTrainer:
-    described = describe(ENV, ENV_ARGS)
+def _train(options: WorldsDemoOptions) -> tuple[TokenTrainer, Described]:
+    env_args = world_arguments(ENV, {})
+    described = describe(ENV, env_args)
     train = TokenTrainConfig(minutes=options.seconds / 60, seed=options.seed)
-    config = WorldRunConfig(ENV, dict(ENV_ARGS), model=described.model, train=train)
+    config = WorldRunConfig(ENV, env_args, model=described.model, train=train)
     run = Run.create(options.folder / "run", described_run(config))
     try:
         generator = torch.Generator().manual_seed(options.seed)
@@ -137,7 +137,7 @@ def _train(options: WorldsDemoOptions) -> TokenTrainer:
         run.save(trainer.updates, trainer.state_dict())
     finally:
         run.close()
-    return trainer
+    return trainer, described
 
 
 def _say(text: str) -> None:

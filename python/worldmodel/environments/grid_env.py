@@ -1,7 +1,7 @@
 """A gymnasium environment of one of the grid worlds."""
 
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import torch
@@ -32,7 +32,10 @@ class GridEnv(gymnasium.Env[Any, Any]):
         make: of the worlds.
         config: of the worlds.
         worlds: the present one, a batch of one; gymnasium's ResetNeeded before ``reset``.
+        learned_from: options of the worlds that ``train-world`` learns from, where others are not given.
     """
+
+    learned_from: ClassVar[dict[str, Any]] = {}
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012
 

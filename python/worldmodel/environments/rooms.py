@@ -3,11 +3,11 @@
     python -m worldmodel train --env worldmodel/Rooms-v0
 
 The room has ``size`` x ``size`` cells, each with one of ``colours`` or, with probability ``walls``, a wall, and a
-border of walls. The agent stands on a free cell and sees ``view`` x ``view`` cells around it. Its actions move it
-north, east, south and west, or, with ``own_heading``, ahead, or turn it left and right, and the view is turned with
-it. A move into a wall does nothing. What was seen has to be remembered: the question is which colours a cell has when
-it comes back into view. With probability ``edits`` per step and agent, a visible cell takes another colour, which the
-next view shows.
+border of walls; without ``border`` it goes round. The agent stands on a free cell and sees ``view`` x ``view`` cells
+around it. Its actions move it north, east, south and west, or, with ``own_heading``, ahead, or turn it left and right,
+and the view is turned with it. A move into a wall does nothing. What was seen has to be remembered: the question is
+which colours a cell has when it comes back into view. With probability ``edits`` per step and agent, a visible cell
+takes another colour, which the next view shows.
 
 ``RoomWorlds`` runs many rooms at once, for training; ``Rooms`` is a gymnasium environment of one of them.
 """
@@ -15,7 +15,7 @@ next view shows.
 import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import torch
@@ -55,6 +55,7 @@ class RoomsConfig(Checked):
         bumps: whether the exploring policy walks into walls.
         own_heading: whether the view is turned with the agent, whose actions are ahead, left and right.
         agents: in the same room.
+        border: whether walls surround the room; if not, what leaves it on one side comes in on the other.
         pixels: per side of a cell in pictures; 0 for none.
         noise: largest change of a value of the pictures, uniform, as a share of 255.
 
@@ -74,6 +75,7 @@ class RoomsConfig(Checked):
     bumps: bool = False
     own_heading: bool = False
     agents: Annotated[int, Bounds(1, 64)] = 1
+    border: bool = True
     pixels: Annotated[int, Bounds(0, 64)] = 0
     noise: Share = 0.0
 
@@ -81,6 +83,10 @@ class RoomsConfig(Checked):
         super().__post_init__()
         if self.view % 2 == 0:
             raise ConfigurationError(f"RoomsConfig: view is {self.view}, expected an odd number")
+        if not self.border and self.view > self.size:
+            raise ConfigurationError(
+                f"RoomsConfig: view is {self.view}, expected at most size ({self.size}) without a border"
+            )
 
     @property
     def actions(self) -> int:
@@ -119,17 +125,18 @@ class RoomWorlds(Worlds):
     def __init__(self, batch: int, config: RoomsConfig, generator: torch.Generator | None = None) -> None:
         self.batch, self.config, self.generator, self.time = batch, config, generator, 0
         self.agents = config.agents
-        size, margin, wall, agents = config.size, config.view // 2, config.colours, config.agents
+        size, wall, agents = config.size, config.colours, config.agents
         # A margin of walls, at least one: no move leaves the map, and no view does.
-        margin = max(margin, 1)
+        margin = max(config.view // 2, 1) if config.border else 0
+        inner = slice(margin, margin + size)
         self.side = side = size + 2 * margin
         cells = torch.randint(0, wall, (batch, size, size), generator=generator)
         walls = torch.rand(batch, size, size, generator=generator) < config.walls
         walls[:, size // 2, size // 2] &= ~walls.flatten(1).all(1)
         room = np.full((batch, side, side), wall)
-        room[:, margin:-margin, margin:-margin] = torch.where(walls, wall, cells).numpy()
+        room[:, inner, inner] = torch.where(walls, wall, cells).numpy()
         inside = np.zeros_like(room, dtype=bool)
-        inside[:, margin:-margin, margin:-margin] = True
+        inside[:, inner, inner] = True
         free = np.zeros_like(room)
         for direction, move in enumerate(MOVES[:STAY]):
             free |= (np.roll(room, -move, (1, 2)) < wall) << direction
@@ -142,7 +149,8 @@ class RoomWorlds(Worlds):
         self._base = np.repeat(np.arange(batch) * side**2, agents)  # first cell of each agent's room
         self._at = start.ravel() + self._base
         self._heading = torch.randint(0, STAY, (batch * agents,), generator=generator).numpy()
-        self._offsets = turned(window(config.view)) @ [side, 1]  # (4, places)
+        self._window = turned(window(config.view))  # (4, places, 2)
+        self._offsets = self._window @ [side, 1]  # (4, places)
         self._own = np.zeros(batch * agents * side**2 if agents > 1 else 0, bool)  # seen by the agent itself
         self._policy, self._turns = _policy(config.own_heading, config.bumps)
         self._colours = palette(config.colours)
@@ -231,7 +239,10 @@ class RoomWorlds(Worlds):
             acts[t] = self._chosen(codes[t]) if given is None else given[t]
             turn = (self._free[self._at] * STAY + self._heading) * STAY + acts[t]
             directions[t], self._heading = self._turns[:, turn]
-            self._at = self._at + shifts[directions[t]]
+            if config.border:
+                self._at = self._at + shifts[directions[t]]
+            else:
+                self._at = self._around(MOVES[directions[t], None])[:, 0]
             headings[t + 1] = self._heading * config.own_heading
             cells[t + 1] = self._view()
             gap[t] = self.time - self._seen[cells[t + 1]]
@@ -263,8 +274,14 @@ class RoomWorlds(Worlds):
 
     def _view(self) -> np.ndarray:
         """Cells in view, (agents of all rooms, places)."""
-        offsets = self._offsets[self._heading] if self.config.own_heading else self._offsets[0]
-        return self._at[:, None] + offsets
+        heading = self._heading if self.config.own_heading else 0
+        return self._at[:, None] + self._offsets[heading] if self.config.border else self._around(self._window[heading])
+
+    def _around(self, offsets: np.ndarray) -> np.ndarray:
+        """Cells at ``offsets`` (..., n, 2) from each agent in a room that goes round, (agents of all rooms, n)."""
+        row, column = np.divmod(self._at - self._base, self.side)
+        rows, columns = row[:, None] + offsets[..., 0], column[:, None] + offsets[..., 1]
+        return rows % self.side * self.side + columns % self.side + self._base[:, None]
 
     def _draw(self, steps: int) -> np.ndarray:
         """Uniform numbers of each step and agent: persistence, direction, and whether, where and how to edit."""
@@ -333,6 +350,9 @@ class Rooms(GridEnv):
     Raises:
         ConfigurationError: options of other values, or several agents.
     """
+
+    # Only bumps show that walls block. An imagined world goes round, and of a border it learns that half of it is wall.
+    learned_from: ClassVar[dict[str, Any]] = {"bumps": True, "border": False, "size": 15}
 
     def __init__(self, render_mode: str | None = None, length: int = 512, **options: Any) -> None:
         config = RoomsConfig(**options)

@@ -122,6 +122,14 @@ def describe(env: str, env_args: dict[str, Any], patch: int = 0) -> Described:
     return Described(model, inner.make, inner.config)
 
 
+def world_arguments(env: str, env_args: dict[str, Any]) -> dict[str, Any]:
+    """An environment's arguments, and where they do not say, those of the worlds that are learned from."""
+    made = make(env, **env_args)
+    made.close()
+    inner: Any = made.unwrapped
+    return {**inner.learned_from, **env_args} if isinstance(inner, GridEnv) else env_args
+
+
 def check_new(config: WorldRunConfig, described: Described) -> None:
     """Compares a new run's model with its environment.
 
