@@ -48,9 +48,9 @@ def test_local_attention_is_masked_attention_over_all_tokens(frames, grid):
 def test_local_attention_computes_few_scores_outside_its_window(monkeypatch):
     real, scores = F.scaled_dot_product_attention, []
 
-    def counted(q, k, v, attn_mask=None):
+    def counted(q, k, v, **options):
         scores.append(q.shape[0] * q.shape[-2] * k.shape[-2])
-        return real(q, k, v, attn_mask=attn_mask)
+        return real(q, k, v, **options)
 
     monkeypatch.setattr(F, "scaled_dot_product_attention", counted)
     for frames, grid, time in ((2, (5, 5), 64), (64, (1, 1), 512)):

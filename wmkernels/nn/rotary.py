@@ -23,11 +23,20 @@ def axial_angles(positions: Sequence[Tensor], extents: Sequence[int], pairs: int
     return torch.cat(angles, 1)
 
 
-def rotate(x: Tensor, angles: Tensor) -> Tensor:
-    """exp(i angle) times the adjacent pairs of heads ``x`` (..., heads * 2 pairs); ``angles`` (..., pairs).
+def phases(angles: Tensor) -> Tensor:
+    """exp(i angle), complex128."""
+    return torch.polar(torch.ones_like(angles), angles)
+
+
+def rotate_by(x: Tensor, factors: Tensor) -> Tensor:
+    """Complex ``factors`` (..., pairs) times the adjacent pairs of heads ``x`` (..., heads * 2 pairs).
 
     One complex product: a third of the time of sines and cosines on halves of the heads.
     """
-    heads = torch.view_as_complex(x.to(state_dtype(x.dtype)).unflatten(-1, (-1, angles.shape[-1], 2)))
-    turn = torch.polar(torch.ones_like(angles), angles)[..., None, :].to(heads.dtype)  # (..., 1, pairs)
-    return torch.view_as_real(heads * turn).flatten(-3).to(x.dtype)
+    heads = torch.view_as_complex(x.to(state_dtype(x.dtype)).unflatten(-1, (-1, factors.shape[-1], 2)))
+    return torch.view_as_real(heads * factors[..., None, :].to(heads.dtype)).flatten(-3).to(x.dtype)
+
+
+def rotate(x: Tensor, angles: Tensor) -> Tensor:
+    """``rotate_by`` the phases of ``angles`` (..., pairs)."""
+    return rotate_by(x, phases(angles))
