@@ -1,9 +1,9 @@
 """Attention of a frame's tokens to those of the last frames.
 
-Each chunk of frames attends to a copy of itself and of the frames before it. Long chunks compute more scores outside the
-window, short ones copy more; a chunk is a quarter of the window, or 32 tokens if that is more. A window over the whole
-sequence needs no copy. A reset starts a chunk: a masked NaN is still a NaN, so keys and values of another segment are
-filled, which takes queries of one segment per chunk.
+Each chunk of frames attends to a copy of itself and of the frames before it. Long chunks compute more scores outside
+the window, short ones copy more; a chunk is a quarter of the window, or 32 tokens if that is more. A window over the
+whole sequence needs no copy. A reset starts a chunk: a masked NaN is still a NaN, so keys and values of another segment
+are filled, which takes queries of one segment per chunk.
 
 Positions are rotary angles (Su et al. 2021) over (frame, row, column): a learned bias per pair trains at half the
 speed, since the fused CPU kernel has no gradient for a mask.
