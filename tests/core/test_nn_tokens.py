@@ -43,6 +43,10 @@ def test_local_attention_is_masked_attention_over_all_tokens(frames, grid):
     torch.testing.assert_close(module(inputs)[0], expected)
     none = torch.zeros(2, 75, dtype=torch.bool)
     torch.testing.assert_close(module(inputs, None, none)[0], expected)
+    reset = none.clone()
+    reset[0, 31] = reset[0, 32] = True
+    expected[0] = torch.cat([attention_over_all(module, x[None])[0] for x in inputs[0].split([31, 1, 43])])
+    torch.testing.assert_close(module(inputs, None, reset)[0], expected)
 
 
 def test_local_attention_computes_few_scores_outside_its_window(monkeypatch):
@@ -57,7 +61,10 @@ def test_local_attention_computes_few_scores_outside_its_window(monkeypatch):
         module = LocalAttention(8, frames, 2, grid)
         module(torch.randn(1, time, module.tokens, 8))
         needed = time * module.tokens * min(frames, time) * module.tokens
-        assert needed <= scores.pop() <= 1.6 * needed
+        found = scores.pop()
+        assert needed <= found <= 1.6 * needed
+        module(torch.randn(1, time, module.tokens, 8), None, torch.arange(time)[None] == time // 3)
+        assert needed <= scores.pop() <= 1.2 * found
 
 
 def test_local_attention_sees_where_and_when():

@@ -29,7 +29,7 @@ from wmkernels.nn.checks import (
 )
 from wmkernels.nn.memory_module import MemoryModule
 from wmkernels.nn.rotary import axial_angles, phases, rotate_by
-from wmkernels.nn.windows import sliding_windows
+from wmkernels.nn.windows import padded, sliding_windows
 
 _QUERIES = 32  # tokens per chunk that keep the kernel busy
 
@@ -187,12 +187,13 @@ class LocalAttention(MemoryModule):
         past = min(self.frames - 1, held + time - 1)
         if not past:
             return self._mix(queries[:, :, None], keys[:, :, None], values[:, :, None], None).squeeze(2)
-        size = min(max(_QUERIES // tokens, past // 4, 1), past)
+        size = min(max(_QUERIES // tokens, past // 4, 1), past + 1)
         slots = None
         if segments is None:
             if held + time <= past + size:
                 return self._attend_at_once(queries, keys, values, seen)
             count = -(-time // size)
+            size = -(-time // count)
         else:
             count, size, slots, segments = _slots(segments, size)
             if slots is not None:
@@ -203,7 +204,7 @@ class LocalAttention(MemoryModule):
         left, right = past - held, count * size - queries.shape[1]
         valid = F.pad(F.pad(seen, (left, 0)), (0, count * size), value=True)
         mask = sliding_windows(valid, past + size, size)[:, :, None]  # (batch, chunks, 1, window)
-        keys, values = (sliding_windows(padded(x, left, right), past + size, size) for x in (keys, values))
+        keys, values = (sliding_windows(x, past + size, size, left, count) for x in (keys, values))
         if segments is not None:
             own = F.pad(segments.repeat_interleave(size, 1), (past, 0))
             mask = mask & (sliding_windows(own, past + size, size) == segments[..., None])[:, :, None]
@@ -264,11 +265,6 @@ class LocalAttention(MemoryModule):
     def _state_shapes(self, rows: int) -> dict[str, tuple[int, ...]]:
         window = (rows, self.frames - 1, self.tokens, self.d_model)
         return {"keys": window, "values": window, "seen": (rows,)}
-
-
-def padded(x: Tensor, left: int, right: int) -> Tensor:
-    """Zeros before and after the second dimension; no copy without any."""
-    return F.pad(x, [0, 0] * (x.dim() - 2) + [left, right]) if left or right else x
 
 
 def _slots(segments: Tensor, size: int) -> tuple[int, int, Tensor | None, Tensor]:

@@ -151,13 +151,13 @@ class MemoryAttention(MemoryModule):
             0, every, torch.cat([F.pad(carried, (width, 0)), steps], 1).flatten(0, 1)
         )
         blocks = blocks[:-1].view(batch, count, size, 3 * width)
-        fresh = None
+        block_reset = None
         if reset is not None:
-            fresh = torch.zeros(batch, count, dtype=torch.int64, device=inputs.device)
-            fresh = fresh.scatter_add(1, number, reset.long()) > 0
+            block_reset = torch.zeros(batch, count, dtype=torch.int64, device=inputs.device)
+            block_reset = block_reset.scatter_add(1, number, reset.long()) > 0
 
         query, key, value = self._heads(blocks, rotary=True)  # (batch, count, heads, size, d_head)
-        memory, memory_keys, memory_values = self._recur(state["memory"], key, value, used, fresh)
+        memory, memory_keys, memory_values = self._recur(state["memory"], key, value, used, block_reset)
         causal = torch.ones(size, size, dtype=torch.bool, device=inputs.device).tril()
         mask = F.pad(causal & used[:, :, None], (self.tokens, 0), value=True)[:, :, None]
         mixed = F.scaled_dot_product_attention(
@@ -192,7 +192,7 @@ class MemoryAttention(MemoryModule):
         return int(number.max()) + 1 if can_read_values(number) else time
 
     def _recur(
-        self, state: Tensor, key: Tensor, value: Tensor, used: Tensor, fresh: Tensor | None
+        self, state: Tensor, key: Tensor, value: Tensor, used: Tensor, block_reset: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The last memory less its initial value, and the keys and values of the memory before each block."""
         initial = self.memory.to(state.dtype)
@@ -200,8 +200,8 @@ class MemoryAttention(MemoryModule):
         masks = F.pad(used, (self.tokens, 0), value=True)[:, :, None, None]
         keys, values = [], []
         for index in range(used.shape[1]):
-            if fresh is not None:
-                memory = torch.where(fresh[:, index, None, None], initial, memory)
+            if block_reset is not None:
+                memory = torch.where(block_reset[:, index, None, None], initial, memory)
             x = memory.to(self.memory.dtype)
             x = self.norm(x + self.feed_forward(x))
             q, k, v = self._heads(self.memory_in_proj(x), rotary=False)  # (batch, heads, tokens, d_head)
