@@ -21,7 +21,7 @@ def sliding_windows(x: Tensor, length: int, step: int, left: int = 0, count: int
     if count is None:
         count = (left + x.shape[1] - length) // step + 1
     if torch.is_grad_enabled() and x.requires_grad and can_checkpoint():
-        windows: Tensor = _Windows.apply(x, length, step, left, count)  # type: ignore[no-untyped-call]
+        windows: Tensor = _Windows.apply(x, length, step, left, count)
         return windows
     return _windows(x, length, step, left, count)
 
@@ -68,7 +68,7 @@ class _Windows(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None, None]:
-        found = _SumOfWindows.apply(gradients[0], ctx.geometry, ctx.time)  # type: ignore[no-untyped-call]
+        found = _SumOfWindows.apply(gradients[0], ctx.geometry, ctx.time)
         return found, None, None, None, None
 
 
@@ -81,4 +81,4 @@ class _SumOfWindows(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        return _Windows.apply(gradients[0], *ctx.geometry), None, None  # type: ignore[no-untyped-call]
+        return _Windows.apply(gradients[0], *ctx.geometry), None, None
