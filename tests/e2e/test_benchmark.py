@@ -55,6 +55,17 @@ def test_quick_run_of_the_place_memory_is_faster_than_its_loop(tmp_path: Path) -
         assert row["backend"] != "cpu" or row["speedup"] > 2
 
 
+def test_quick_run_of_local_attention_stands_beside_its_limit(tmp_path: Path) -> None:
+    target = tmp_path / "result.json"
+    done = run(str(BENCHMARKS / "local_attention_speed.py"), "--quick", "--json", str(target))
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(target.read_text())["rows"]
+    assert [row["measure"] for row in rows] == ["forward", "training"]
+    for row in rows:
+        assert row["milliseconds"].keys() == {"plain", "module", "attention alone", "projections"}
+        assert row["milliseconds"]["attention alone"] > 0
+
+
 def test_quick_run_of_the_conv_lstm_measures_every_contender(tmp_path: Path) -> None:
     target = tmp_path / "result.json"
     done = run(str(BENCHMARKS / "conv_lstm_speed.py"), "--quick", "--json", str(target))

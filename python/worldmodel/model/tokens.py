@@ -198,6 +198,7 @@ class TokenWorldModel(nn.Module):
         Raises:
             ValueError: no ``displacement`` for given motion, or ``ahead`` with learned motion.
         """
+        begins = state is None
         state = self.init_state(len(actions)) if state is None else state
         tokens = self.codec.tokens(observations)
         values = self.codec.embed(tokens)  # (batch, time, places, width)
@@ -217,19 +218,29 @@ class TokenWorldModel(nn.Module):
                 hindsight=hindsight,
             )
             carried |= _named("place", place)
-        x, memory = self._stacked(x, actions, state, reset, elapsed)
+        x, memory = self._stacked(x, actions, state, reset, elapsed, begins)
         return TokenPrediction(self.head(x), x.mean(-2), path), carried | memory
 
     def _stacked(
-        self, x: Tensor, actions: Tensor, state: Mapping[str, Tensor], reset: Tensor | None, elapsed: Tensor | None
+        self,
+        x: Tensor,
+        actions: Tensor,
+        state: Mapping[str, Tensor],
+        reset: Tensor | None,
+        elapsed: Tensor | None,
+        begins: bool = False,
     ) -> tuple[Tensor, State]:
-        """The blocks, which are told the time since the view before."""
+        """The blocks, which are told the time since the view before.
+
+        ``begins``: ``state`` is the initial one; attention then computes no scores of an empty past.
+        """
         if self.stack is None:
             return x, {}
         to_next = torch.ones(actions.shape) if elapsed is None else elapsed.float()
         since = torch.cat([state["elapsed"][:, None], to_next[:, :-1]], 1)
         x = x + self.position + self.action(actions)[:, :, None]
-        s, memory = self.stack(self.into(x.flatten(2)), _part(state, "blocks"), reset, elapsed=since)
+        carried = None if begins else _part(state, "blocks")
+        s, memory = self.stack(self.into(x.flatten(2)), carried, reset, elapsed=since)
         return self.out(s.flatten(2)).view_as(x), _named("blocks", memory) | {"elapsed": to_next[:, -1]}
 
     def imagine(
