@@ -14,41 +14,49 @@ SIDE, VIEW, COLOURS, PATCH = 11, 5, 4, 3
 
 
 class Painted:
-    """A torus of colours; with ``pixels`` a place is 3 x 3 pixels."""
+    """A torus of colours; with ``pixels`` a place is 3 x 3 pixels. Of several bodies, each begins 3 rows further on."""
 
-    def __init__(self, turns: bool = False, pixels: bool = False, seed: int = 0) -> None:
+    def __init__(
+        self, turns: bool = False, pixels: bool = False, seed: int = 0, bodies: int = 1, actions: int = 0
+    ) -> None:
+        self.bodies = bodies
         self.period, self.turns, self.pixels = SIDE, turns, pixels
         self.names = ["orange", "sky", "green", "yellow", "wall"]
         self.colours, self.grid = palette(COLOURS), (VIEW, VIEW)
-        self.action_space = gymnasium.spaces.Discrete(3 if turns else 4)
+        self.action_space = gymnasium.spaces.Discrete(actions or (3 if turns else 4))
         self.cells = np.random.default_rng(seed).integers(0, COLOURS, (SIDE, SIDE))
         self.seen = np.full((SIDE, SIDE), -1)
-        self.at, self.head, self.steps = np.array([5, 5]), 0, 0
+        self.at = np.array([[(5 + 3 * body) % SIDE, 5] for body in range(bodies)])
+        self.head, self.steps = [0] * bodies, 0
         self._see()
 
-    def _see(self) -> None:
-        offsets = turned(window(VIEW))[self.head if self.turns else 0]
-        self.visible = tuple((self.at + offsets).T % SIDE)
-        self.seen[self.visible] = self.steps
+    def _visible(self, body: int) -> tuple[np.ndarray, ...]:
+        offsets = turned(window(VIEW))[self.head[body] if self.turns else 0]
+        return tuple((self.at[body] + offsets).T % SIDE)
 
-    def view(self) -> np.ndarray:
-        view = self.cells[self.visible].reshape(VIEW, VIEW)
+    def _see(self) -> None:
+        for body in range(self.bodies):
+            self.seen[self._visible(body)] = self.steps
+
+    def view(self, body: int = 0) -> np.ndarray:
+        view = self.cells[self._visible(body)].reshape(VIEW, VIEW)
         return self.colours[view].repeat(PATCH, 0).repeat(PATCH, 1) if self.pixels else view
 
-    def position(self) -> tuple[int, int]:
-        return int(self.at[0]), int(self.at[1])
+    def position(self, body: int = 0) -> tuple[int, int]:
+        return int(self.at[body, 0]), int(self.at[body, 1])
 
-    def heading(self) -> int:
-        return self.head
+    def heading(self, body: int = 0) -> int:
+        return self.head[body]
 
-    def step(self, action: int) -> Any:
+    def step(self, action: int, body: int = 0) -> Any:
         self.steps += 1
         if self.turns:
-            self.head = (self.head + (0, 3, 1)[action]) % 4
-            move = MOVES[self.head] if action == 0 else MOVES[4]
+            self.head[body] = (self.head[body] + (0, 3, 1)[action]) % 4
+            move = MOVES[self.head[body]] if action == 0 else MOVES[4]
         else:
-            move, self.head = MOVES[action], action
-        self.at = (self.at + move) % SIDE
+            self.head[body] = action % 4
+            move = MOVES[self.head[body]]
+        self.at[body] = (self.at[body] + move) % SIDE
         self._see()
 
     def wait(self, steps: int) -> None:

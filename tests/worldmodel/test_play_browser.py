@@ -21,12 +21,12 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this ma
 
 
 @pytest.fixture
-def address(tmp_path):
-    """Of a server in a thread of its own."""
+def address(tmp_path, request):
+    """Of a server in a thread of its own; the parameter is the number of agents, 1 without."""
     from worldmodel.play.server import Server
 
     listening = socket.create_server(("127.0.0.1", 0))
-    app = Server(Game(Painted(), tmp_path / "world.npz")).app
+    app = Server(Game(Painted(bodies=getattr(request, "param", 1)), tmp_path / "world.npz")).app
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1))
     thread = threading.Thread(target=server.run, args=[[listening]])
     thread.start()
@@ -72,12 +72,13 @@ def test_a_held_key_moves_at_twenty_frames_a_second(browser, address):
     page = opened(browser, address)
     rates = []
     while len(rates) < 3 and max(rates, default=0) < 20:  # another process may take the time once
-        before, began = page.evaluate("Number(document.body.dataset.frames || 0)"), time.perf_counter()
         page.keyboard.down("ArrowRight")
+        time.sleep(0.3)  # after which it is held, and not tapped
+        before, began = page.evaluate("Number(document.body.dataset.frames)"), time.perf_counter()
         time.sleep(1)
-        page.keyboard.up("ArrowRight")
-        frames = page.evaluate("Number(document.body.dataset.frames || 0)") - before
+        frames = page.evaluate("Number(document.body.dataset.frames)") - before
         rates.append(frames / (time.perf_counter() - began))
+        page.keyboard.up("ArrowRight")
     assert max(rates) >= 20
     step = page.evaluate("worlds[0].frame.steps")
     time.sleep(0.3)
@@ -115,11 +116,29 @@ def test_an_edit_a_fork_and_a_browser_that_goes_away(browser, address, tmp_path)
     assert again.evaluate("worlds.length") == 2, "the game goes on for the next page"
 
 
+@pytest.mark.parametrize("address", [2], indirect=True)
+def test_each_of_two_bodies_is_shown_and_moved(browser, address):
+    page = opened(browser, address)
+    page.keyboard.press("ArrowRight")
+    until(page, "worlds[0].frame.steps === 1")
+    page.keyboard.press("b")
+    until(page, "worlds[0].frame.body === 1 && worlds[0].frame.steps === 1")
+    assert page.evaluate("worlds[0].frame.position") == [8, 5] and page.inner_text("#body") == "Body 2 of 2"
+    page.keyboard.press("ArrowUp")
+    until(page, "worlds[0].frame.steps === 2")
+    page.click("#fork")
+    until(page, "worlds.length === 2 && worlds[1].frame && worlds[1].frame.body === 1")
+    page.click("#body")
+    found = page.evaluate("worlds.map((world) => [world.frame.position, world.frame.body])")
+    assert found == [[[5, 6], 0], [[5, 6], 0]] and page.wrong == []
+
+
 def test_a_phone_has_all_of_it_in_its_width(browser, address):
     options = {"viewport": {"width": 375, "height": 700}, "has_touch": True, "is_mobile": True, "color_scheme": "dark"}
     page = opened(browser, address, **options)
     page.tap("#moves .east")
     until(page, "worlds[0].frame.steps === 1 && worlds[0].frame.position[1] === 6")
+    assert page.is_hidden("#body"), "there is one body"
     page.tap("#fork")
     until(page, "worlds.length === 2 && worlds[1].held")
     assert page.evaluate("document.documentElement.scrollWidth") <= 375

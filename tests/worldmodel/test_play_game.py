@@ -3,6 +3,9 @@
 import base64
 import io
 import json
+import os
+import pty
+import signal
 
 import numpy as np
 import pytest
@@ -130,6 +133,50 @@ def test_a_world_without_a_map_is_walked_all_the_same(game):
     assert "this world has no map" in played(game, "m")
 
 
+def test_each_body_is_shown_moved_and_on_the_map(tmp_path):
+    game = Game(Painted(bodies=2), tmp_path / "world.npz")
+    other, frame = game.obey({"do": "act", "body": 1, "action": 1})
+    assert (other["body"], other["position"]) == (0, [5, 5]) and "milliseconds" not in other
+    assert (frame["body"], frame["bodies"], frame["position"]) == (1, 2, [8, 6]) and frame["milliseconds"] >= 0
+    *frames, found = game.obey({"do": "edit", "body": 1, "view": [0, 2], "value": 4})
+    assert game.worlds[0].cells[6, 6] == 4 and [message["body"] for message in frames] == [0, 1]
+    assert found["positions"] == [[5, 5], [8, 6]] and found["headings"] == [0, 1]
+    with pytest.raises(BadCommand, match="body is 2, expected a whole number from 0 to 1"):
+        game.obey({"do": "act", "body": 2, "action": 1})
+    said = played(game, "bdbm")
+    assert game.worlds[0].position(1) == (8, 7) and "body 2 of 2, step 2, at 8, 7" in said
+    assert said.count("()") == 1, "the map marks the other body"
+    assert "there is no key 'b'" in played(Game(Painted(), tmp_path / "world.npz"), "b")
+
+
+def test_actions_have_keys_of_one_letter_that_mean_nothing_else(tmp_path):
+    game = Game(Painted(actions=30), tmp_path / "world.npz")
+    keys = [action["keys"] for action in game.hello()["actions"]]
+    assert keys[:11] == [[letter] for letter in "1234567890g"] and keys[-1] == []
+    assert "there is no key" not in played(game, "".join(key for key, *_ in keys[:24])) and game.worlds[0].steps == 24
+    others = Game(Painted(bodies=2), tmp_path / "world.npz")
+    for letter in "mefxcbS.":
+        played(others, letter)
+        assert [letter] not in keys and others.worlds[0].steps <= 1
+
+
+def test_a_terminal_knows_escape_from_an_arrow(game):
+    said = played(game, "\x1bd\x1b[1;5B\x1bOAe\x1bd")
+    assert game.worlds[0].position() == (5, 7) and "there is no key" not in said and "value is" not in said
+
+
+def test_a_terminal_of_its_own_reads_key_by_key(game):
+    outside, inside = pty.openpty()
+    with os.fdopen(inside) as source:
+        terminal = Terminal(game, source, io.StringIO())
+        with terminal._single_keys():  # which drops what was typed before
+            os.write(outside, b"\x1b")
+            assert terminal._key() == "Escape", "it waits for no second key"
+            os.write(outside, "\x1b[Dé".encode())
+            assert [terminal._key(), terminal._key()] == ["ArrowLeft", "é"]
+    os.close(outside)
+
+
 def test_what_a_page_is_told_first(tmp_path):
     hello = Game(Painted(turns=True), tmp_path / "a.npz").hello()
     assert [action["name"] for action in hello["actions"]] == ["ahead", "left", "right"]
@@ -192,6 +239,25 @@ def test_what_is_not_saved_is_rescued_from_an_unexpected_error(game, monkeypatch
     rescued = [game.paths[0].with_name(f"world-rescued{number}.npz") for number in ("", 2)]
     assert [np.load(path)["steps"] for path in (game.paths[0], *rescued)] == [1, 2, 2]
     assert all(f"what was not saved is in {path}\n" in screen.getvalue() for path in rescued)
+
+
+def test_a_new_world_is_rescued_once_it_was_changed(tmp_path):
+    game = Game(Painted(), tmp_path / "world.npz")
+    with pytest.raises(BadCommand):
+        game.obey({"do": "act", "action": 9})
+    assert game.rescue() == []
+    game.obey({"do": "edit", "place": [0, 0], "value": 4})
+    assert game.rescue() == [tmp_path / "world-rescued.npz"]
+    assert np.load(tmp_path / "world-rescued.npz")["cells"][0, 0] == 4
+
+
+def test_ctrl_c_in_a_terminal_rescues_what_is_not_saved(game, monkeypatch):
+    terminal = Terminal(game, io.StringIO("d"), io.StringIO())
+    read = terminal._read
+    monkeypatch.setattr(terminal, "_read", lambda: read() or signal.raise_signal(signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt):
+        terminal.run()
+    assert np.load(game.paths[0].with_name("world-rescued.npz"))["steps"] == 1
 
 
 def test_a_command_that_is_unknown_is_no_other_error(game):

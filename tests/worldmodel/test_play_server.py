@@ -16,7 +16,7 @@ from starlette.requests import Request
 from starlette.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
 
-from worldmodel.play.server import MOST_COMMAND, Server
+from worldmodel.play.server import MOST_COMMAND, Server, serve
 
 HOME = "http://127.0.0.1:8710"
 
@@ -102,13 +102,27 @@ def test_pages_see_the_same_world_and_one_that_leaves_changes_nothing(game):
 
 @pytest.mark.parametrize(
     "address, origin",
-    [(HOME, "http://example.org"), ("http://evil.example:8710", None), (HOME, "http://127.0.0.1:9999")],
+    [
+        (HOME, "http://example.org"),
+        ("http://evil.example:8710", None),
+        (HOME, "http://127.0.0.1:9999"),
+        (HOME, "https://127.0.0.1:8710"),
+    ],
 )
 def test_other_sites_are_refused(game, address, origin):
     with client(game, base=address) as web, pytest.raises(WebSocketDisconnect), connected(web, origin=origin):
         pass
     with client(game, base="http://evil.example:8710") as web:
         assert web.get("/").status_code == 403
+
+
+def test_the_address_that_stands_for_all_is_said_as_one_to_open(game, monkeypatch):
+    monkeypatch.setattr("worldmodel.play.server.uvicorn.Server.run", lambda self, sockets: None)
+    said = []
+    for host, token in (("0.0.0.0", True), ("127.0.0.1", False)):
+        serve(game, host, 0, lambda text, flush: said.append(text))
+        assert said[-1].startswith("http://127.0.0.1:") and ("?token=" in said[-1]) == token
+    assert len(said) in (2, 3) and not any("0.0.0.0" in text for text in said)
 
 
 def test_a_token_is_needed_where_there_is_one(game):

@@ -109,7 +109,10 @@ def test_a_world_has_one_player(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("sys.stdin", io.StringIO("d"))
     held = lock(path)
     assert main(["play", str(path), "--text"]) == 1
-    assert "{my}.world is being played by process" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "{my}.world is being played by process" in said and "play a copy of the file" in said
+    with pytest.raises(RunError, match="give --save another name"):
+        lock(path, new=True)
     held.release()
     assert main(["play", str(path), "--text"]) == 0
     assert "world 1 of 1, step 1" in capsys.readouterr().out
@@ -127,8 +130,9 @@ def test_a_run_makes_a_new_world_that_is_saved_where_it_is_told(tmp_path, capsys
         run.save(1, trainer.state_dict())
     monkeypatch.setattr("sys.stdin", io.StringIO("ddS"))
     path = tmp_path / "my.world"
-    assert main(["play", "--text", str(tmp_path / "run"), "--save", str(path), "--size", "13"]) == 0
+    assert main(["play", "--text", str(tmp_path / "run"), "--save", str(path), "--size", "13", "--bodies", "2"]) == 0
     world = load(path)
+    assert world.bodies == 2 and world.position(1) == (0, 0) != world.position(0)
     assert world.period == 13 and world.steps == 2 and world.names[-1] == "wall"
     assert main(["play", "--text", str(tmp_path / "run"), "--save", f"{path}2", "--size", "2"]) == 1
     assert "size is 2, expected from 3" in capsys.readouterr().err
@@ -144,11 +148,22 @@ def test_what_cannot_be_played_is_one_line(tmp_path, capsys):
         ([tmp_path, "--save", tmp_path / "new.world"], ""),
         ([tmp_path / "there.world", "--seed", 0], "--seed is of a new world, and"),
         ([tmp_path / "there.world", "--size", 9], "--size is of a new world, and"),
+        ([tmp_path / "there.world", "--bodies", 2], "--bodies is of a new world, and"),
         ([tmp_path / "there.world", "--save", tmp_path / "new.world"], "--save is of a new world, and"),
     ):
         assert main(["play", "--text", *map(str, arguments)]) == 1
         said = capsys.readouterr().err
         assert told in said and said.count("\n") == 1
+
+
+def test_what_was_not_saved_in_a_browser_is_rescued_at_the_end(tmp_path, capsys, monkeypatch):
+    server = pytest.importorskip("worldmodel.play.server")
+    played = game(tmp_path / "my.world", MODELS["classes"])
+    played.obey({"do": "save"})
+    monkeypatch.setattr(server, "serve", lambda game, host, port: game.obey({"do": "act", "action": 1}))
+    assert main(["play", str(tmp_path / "my.world")]) == 0
+    assert capsys.readouterr().out == f"what was not saved is in {tmp_path / 'my-rescued.world'}\n"
+    assert (load(tmp_path / "my.world").steps, load(tmp_path / "my-rescued.world").steps) == (0, 1)
 
 
 def test_playing_without_starlette_says_what_to_install(tmp_path, capsys, monkeypatch):

@@ -64,6 +64,7 @@ def test_a_run_resumes_and_refuses_other_settings(tmp_path: Path, capsys: pytest
     for options, said in (
         (["--train.batch-size", "8"], "world.train.batch_size is 4 there and 8 here".removeprefix("world.")),
         (["--run", "elsewhere"], "give one of them"),
+        (["--record-steps", "80"], "--record-steps records episodes first, and a resumed run has its own"),
         (["--memory", "gru"], "--memory is of a new run, and a resumed one keeps its own"),
         (["--train.lr", "0"], "expected a number, more than 0"),
     ):
@@ -141,6 +142,8 @@ def test_what_no_world_can_be_made_of_is_refused(tmp_path: Path, capsys: pytest.
         (["--model.actions", "2"], "--model.actions is 2, expected 4"),
         (["--model.classes", "4"], "--model.classes is 4, expected 9"),
         (["--model.patch", "4"], "--model.patch is 4, expected 0"),
+        (["--record-steps", "80"], "and worldmodel/Rooms-v0 has batched worlds"),
+        (["--record-steps", "80", "--data", str(tmp_path / "none.npz")], "and --data names some that are there"),
         (["--env-args", "size=520"], "--model.place.period is 520, expected at most 512, as no world is larger"),
     ):
         named = [] if "--run" in arguments else ["--run", str(tmp_path / "run")]

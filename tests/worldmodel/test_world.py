@@ -307,6 +307,8 @@ def test_a_file_of_another_version_damaged_or_a_link_is_refused(run: Path, tmp_p
         (bytes(damaged), "checksum"),
         (b"", "damaged"),
         (json.dumps({}).encode(), "damaged"),
+        (changed(version=True), "version True of worlds, this release reads version 1"),
+        (changed(last_seen=saved["last_seen"] + 1), "last_seen is from 0 to 1, expected from -1"),
         (changed(version=2), "version 2 of worlds, this release reads version 1"),
         (changed(kind="run"), "is no world"),
         (changed(map=other), "map has shape"),

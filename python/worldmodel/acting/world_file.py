@@ -39,10 +39,9 @@ def read(kind: type["World"], path: Path, trust: bool) -> "World":
         raise RunError(f"{path} cannot be read: {error.strerror or error}") from error
     if not isinstance(saved, dict) or saved.get("kind") != KIND:
         raise RunError(f"{path} is no world, as World.save writes them")
-    if saved.get("version") != VERSION:
-        raise RunError(
-            f"{path} has version {saved.get('version')!r:.20} of worlds, this release reads version {VERSION}"
-        )
+    found = saved.get("version")
+    if type(found) is not int or found != VERSION:
+        raise RunError(f"{path} has version {found!r:.20} of worlds, this release reads version {VERSION}")
     try:
         config = from_json(TokenConfig, saved["model"], "model")
         if not trust:
@@ -104,6 +103,12 @@ def _restore(world: "World", saved: dict[str, Any]) -> None:
             check_like(saved[name], value, name)
     if saved["time"] > MOST_TIME:
         raise ValueError(f"time is {saved['time']}, expected at most {MOST_TIME:,}")
+    seen = saved["last_seen"]
+    if seen.numel() and not -1 <= int(seen.min()) <= int(seen.max()) <= saved["time"]:
+        raise ValueError(
+            f"last_seen is from {int(seen.min())} to {int(seen.max())}, expected from -1, never, to the time, "
+            f"{saved['time']}"
+        )
     for index, (body, found) in enumerate(zip(world.bodies, saved["bodies"], strict=True)):
         check_like(found, like["bodies"][index], f"bodies.{index}")
         if found["steps"] > saved["time"]:

@@ -25,6 +25,8 @@ class PlayOptions(Checked):
     """Seed of a new world; 0 if not given."""
     size: Annotated[int, Bounds(1, 512)] | None = None
     """Places per side of a new world; by default as in training."""
+    bodies: Annotated[int, Bounds(1, 16)] | None = None
+    """Agents in a new world, which take turns as you switch between them; 1 if not given."""
     text: bool = False
     """Play in this terminal, without a browser."""
     host: Text = "127.0.0.1"
@@ -34,7 +36,7 @@ class PlayOptions(Checked):
 
 
 def command(arguments: Sequence[str]) -> int:
-    """Plays until Ctrl-C."""
+    """Plays until Ctrl-C; what is not saved then is rescued."""
     options = parse(PlayOptions, arguments, "play")
     torch.set_num_threads(1)  # a step is small, and others wait for it
     if options.text:
@@ -46,7 +48,11 @@ def command(arguments: Sequence[str]) -> int:
     from worldmodel.play.server import serve  # a missing package is told before the world is made
 
     with _game(options) as game:
-        serve(game, options.host, options.port)
+        try:
+            serve(game, options.host, options.port)
+        finally:
+            for path in game.rescue():
+                print(f"what was not saved is in {path}", flush=True)
     return 0
 
 
@@ -61,11 +67,12 @@ def _game(options: PlayOptions) -> Iterator[Game]:
         raise ConfigurationError(f"--save {path} is there already: play that, or give another name")
     if not new and not path.exists():
         raise ConfigurationError(f"{path} is neither the file of a world nor the folder of a run")
-    for name in ("save", "seed", "size"):
+    for name in ("save", "seed", "size", "bodies"):
         if not new and getattr(options, name) is not None:
             raise ConfigurationError(f"--{name} is of a new world, and {path} is a saved one: leave it out")
-    held = lock(path)
+    held = lock(path, new)
     try:
-        yield Game(create(options.world, options.seed or 0, options.size) if new else load(path), path)
+        made = (options.seed or 0, options.size, options.bodies or 1)
+        yield Game(create(options.world, *made) if new else load(path), path)
     finally:
         held.release()

@@ -37,6 +37,8 @@ from worldmodel.runs.fields import Bounds, Positive, Text, Threads
 from worldmodel.runs.files import write_text
 from worldmodel.runs.run import Run
 
+RECORD_STEPS = 20_000
+
 
 @dataclasses.dataclass
 class TrainWorldOptions:
@@ -54,14 +56,16 @@ class TrainWorldOptions:
     """Recorded episodes (`record`), instead of the environment's."""
     memory: Text = "place"
     """place, memory blocks as for `train`, or both, in order: place,local_attention."""
-    record_steps: Annotated[int, Bounds(2, 10**9)] = 20_000
-    """Steps that are recorded first, in RUN/episodes.npz, where the environment has no batched worlds."""
+    record_steps: Annotated[int, Bounds(2, 10**9)] | None = None
+    """Steps that are recorded first, in RUN/episodes.npz, where the environment has no batched worlds; 20,000 if not
+    given."""
     model: TokenConfig = dataclasses.field(default_factory=TokenConfig)
     """The world model."""
     train: TokenTrainConfig = dataclasses.field(default_factory=TokenTrainConfig)
     """Its training."""
     evaluate_steps: Annotated[int, Bounds(0, 2**24)] = 2048
-    """Steps of the evaluation after training, by how long cells were out of view; 0 leaves it out."""
+    """Steps of the evaluation after training, where the environment has batched worlds, by how long cells were out of
+    view; 0 leaves it out."""
     log_seconds: Positive = 5
     """Seconds between two lines of metrics."""
     threads: Threads = 1
@@ -137,6 +141,8 @@ def train_world(options: TrainWorldOptions) -> tuple[Run, int]:
     described = describe(options.env, env_args, options.model.patch)
     config = WorldRunConfig(options.env, env_args, options.data, options.model, options.train)
     source = None
+    if options.record_steps is not None:
+        _check_recording(options, described)
     if options.resume is None:
         check_new(config, described)
         if config.data is not None or described.make is not None:
@@ -150,8 +156,9 @@ def train_world(options: TrainWorldOptions) -> tuple[Run, int]:
     try:
         if options.resume is None and source is None:
             config.data = run.folder / "episodes.npz"
-            print(f"recording {options.record_steps:,} steps in {config.data}", file=sys.stderr)
-            record(config.env, config.data, options.record_steps, seed=config.train.seed, env_args=env_args)
+            steps = options.record_steps or RECORD_STEPS
+            print(f"recording {steps:,} steps in {config.data}", file=sys.stderr)
+            record(config.env, config.data, steps, seed=config.train.seed, env_args=env_args)
         elif options.resume is not None:
             _check_resumable(saved_world_config(run), config)
         trainer = TokenTrainer(config.model, config.train, source or source_of(config, described))
@@ -168,6 +175,17 @@ def train_world(options: TrainWorldOptions) -> tuple[Run, int]:
         return run, interrupt.signal
     finally:
         run.close()
+
+
+def _check_recording(options: TrainWorldOptions, described: Described) -> None:
+    """Raises ConfigurationError where nothing is recorded."""
+    for reason, holds in (
+        ("a resumed run has its own", options.resume is not None),
+        ("--data names some that are there", options.data is not None),
+        (f"{options.env} has batched worlds, which are new for each update", described.make is not None),
+    ):
+        if holds:
+            raise ConfigurationError(f"--record-steps records episodes first, and {reason}: leave it out")
 
 
 def _check_resumable(saved: WorldRunConfig, given: WorldRunConfig) -> None:

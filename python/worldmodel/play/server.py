@@ -80,8 +80,9 @@ class Server:
         return ""
 
     async def _play(self, socket: WebSocket) -> None:
-        origin, host = socket.headers.get("origin"), socket.headers.get("host", "")
-        if self._refuses(socket, True) or (origin is not None and origin.partition("://")[2] != host):
+        origin, scheme = socket.headers.get("origin"), {"ws": "http", "wss": "https"}[socket.scope["scheme"]]
+        own = f"{scheme}://{socket.headers.get('host', '')}"
+        if self._refuses(socket, True) or (origin is not None and origin != own):
             await socket.close(1008)
             return
         await socket.accept()
@@ -101,7 +102,7 @@ class Server:
 
     def _welcome(self) -> list[dict[str, Any]]:
         worlds = range(len(self.game.worlds))
-        return [self.game.hello(), *(m for index in worlds for m in (self.game.frame(index), self.game.map(index)))]
+        return [self.game.hello(), *(m for index in worlds for m in (*self.game.frames(index), self.game.map(index)))]
 
     def _answer(self, page: "_Page", text: str) -> None:
         """Obeys a command; all pages see what it changed, and the one that gave it what was wrong."""
@@ -138,7 +139,7 @@ class _Page:
 
 
 def serve(game: Game, host: str, port: int, say: Any = print) -> None:
-    """Serves until Ctrl-C; says the address once it can be opened.
+    """Serves until Ctrl-C; says the address once it can be opened, of all addresses one of each kind.
 
     Raises:
         ConfigurationError: the address cannot be listened on.
@@ -151,15 +152,30 @@ def serve(game: Game, host: str, port: int, say: Any = print) -> None:
             f"--host {host} --port {port} cannot be listened on: {error}; --port 0 finds a free one"
         ) from error
     with listening:
-        name = f"[{host}]" if ":" in host else host
         path = "" if token is None else f"?token={token}"
-        say(f"http://{name}:{listening.getsockname()[1]}/{path}", flush=True)
+        for name in _names(host):
+            say(f"http://{f'[{name}]' if ':' in name else name}:{listening.getsockname()[1]}/{path}", flush=True)
         server = Server(game, token)
         config = uvicorn.Config(
             server.app, log_level="warning", ws_max_size=2**16, timeout_graceful_shutdown=1, lifespan="off"
         )
         with contextlib.suppress(KeyboardInterrupt):
             uvicorn.Server(config).run(sockets=[listening])
+
+
+def _names(host: str) -> list[str]:
+    """What a browser can open: for the address that stands for all, this machine's in its network, and loopback."""
+    wildcards = {"0.0.0.0": ("127.0.0.1", "192.0.2.1"), "": ("127.0.0.1", "192.0.2.1"), "::": ("::1", "2001:db8::1")}
+    if host not in wildcards:
+        return [host]
+    loopback, elsewhere = wildcards[host]
+    family = socket.AF_INET6 if ":" in loopback else socket.AF_INET
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect((elsewhere, 9))  # of UDP: nothing is sent, and the address it would be sent from is known
+            return [probe.getsockname()[0], loopback]
+    except OSError:  # no network
+        return [loopback]
 
 
 def _digest(text: str) -> bytes:

@@ -15,7 +15,7 @@ from worldmodel.runs.lock import Lock
 
 
 class ImaginedWorld:
-    """A ``World`` and its first body, as a ``game.PlayedWorld``.
+    """A ``World`` as a ``game.PlayedWorld``.
 
     Attributes:
         world: that is played.
@@ -25,6 +25,7 @@ class ImaginedWorld:
         self.world = world
         config, codec = world.config, world.model.codec
         self.action_space, self.period, self.grid = world.action_space, world.size, config.grid
+        self.bodies = len(world.bodies)
         self.turns = config.place is not None and config.place.turns
         self._patches: np.ndarray | None = None  # of pixels, by class
         if isinstance(codec, CodebookTokens):
@@ -39,18 +40,18 @@ class ImaginedWorld:
     def steps(self) -> int:
         return self.world.time
 
-    def view(self) -> np.ndarray:
-        return self.world.observe()
+    def view(self, body: int = 0) -> np.ndarray:
+        return self.world.observe(body)
 
-    def position(self) -> tuple[int, int]:
-        row, column = self.world.bodies[0].position.tolist()
+    def position(self, body: int = 0) -> tuple[int, int]:
+        row, column = self.world.bodies[body].position.tolist()
         return (row % self.period, column % self.period) if self.period else (0, 0)
 
-    def heading(self) -> int:
-        return int(self.world.bodies[0].state["place.heading"]) % HEADINGS if self.period else 0
+    def heading(self, body: int = 0) -> int:
+        return int(self.world.bodies[body].state["place.heading"]) % HEADINGS if self.period else 0
 
-    def step(self, action: int) -> None:
-        self.world.step(action)
+    def step(self, action: int, body: int = 0) -> None:
+        self.world.step(action, body)
 
     def wait(self, steps: int) -> None:
         self.world.wait(steps)
@@ -92,9 +93,9 @@ def _classes(count: int, env: Any) -> tuple[list[str], np.ndarray]:
     return [*names, "wall" if env == "worldmodel/Rooms-v0" else "grey"], colours
 
 
-def create(run: Path, seed: int, size: int | None = None) -> ImaginedWorld:
+def create(run: Path, seed: int, size: int | None = None, bodies: int = 1) -> ImaginedWorld:
     """A new world of a run, of ``size`` places per side. Raises RunError, WorldError."""
-    return ImaginedWorld(World.create(run, seed, size=size))
+    return ImaginedWorld(World.create(run, seed, size=size, bodies=bodies))
 
 
 def load(path: Path) -> ImaginedWorld:
@@ -102,10 +103,15 @@ def load(path: Path) -> ImaginedWorld:
     return ImaginedWorld(World.load(path))
 
 
-def lock(path: Path) -> Lock:
-    """That this process alone plays the file ``path``, until it is released. Raises RunError, OSError."""
+def lock(path: Path, new: bool = False) -> Lock:
+    """That this process alone plays the file ``path``, ``new`` or there already, until it is released.
+
+    Raises:
+        RunError, OSError: as ``Lock``.
+    """
 
     def refused(_: Path, owner: str) -> str:
-        return f"{path} is being played by {owner}, and a world has one player: end that, or give --save another name"
+        otherwise = "give --save another name" if new else "play a copy of the file"
+        return f"{path} is being played by {owner}, and a world has one player: end that, or {otherwise}"
 
     return Lock(path.parent, f".{path.name}.lock", refused)

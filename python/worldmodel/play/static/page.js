@@ -1,14 +1,17 @@
 "use strict";
 // One WebSocket: commands go out as JSON, frames and maps come in. A move is sent once the one before was answered, and
-// at most RATE times a second, so a key that is held moves as fast as the world can and no faster.
+// at most RATE times a second, so a key that is held moves as fast as the world can and no faster. One that is only
+// tapped moves once.
 
 const RATE = 30;
+const HOLD = 200; // milliseconds after which a key is held
 const MAP_EVERY = 200; // milliseconds
 const ARROWS = {north: "↑", east: "→", south: "↓", west: "←", ahead: "↑", left: "↺", right: "↻"};
 const $ = (id) => document.getElementById(id);
 
-let socket, actions = [], swatches = [], chosen = null, active = 0, waiting = 0, sent = 0, timer = 0;
-const worlds = [];      // {article, view, map, frame, held: last map, asked: when a map was asked for}
+let socket, actions = [], swatches = [], chosen = null, active = 0, body = 0, waiting = 0, sent = 0, began = 0, queued = -1, timer = 0;
+const worlds = [];      // {article, view, map, frames: last of each body, frame: the one shown, held: last map, asked:
+                        // when a map was asked for}
 const pressed = [];     // actions of keys and buttons that are down, the last one counts
 const frames = [];      // times of the last second's frames
 
@@ -25,7 +28,7 @@ function connect() {
   socket = new WebSocket(`${scheme}//${location.host}/play${location.search}`);
   socket.onmessage = (event) => receive(JSON.parse(event.data));
   socket.onclose = () => {
-    waiting = 0;
+    [waiting, queued] = [0, -1];
     $("status").textContent = "no connection, trying again";
     setTimeout(connect, 1000);
   };
@@ -66,7 +69,7 @@ function greet(hello) {
   $("moves").replaceChildren(...actions.map((action, index) => {
     const button = document.createElement("button");
     button.className = action.name;
-    button.textContent = ARROWS[action.name] || action.name;
+    button.textContent = ARROWS[action.name] || [action.name, ...action.keys].join(": ");
     button.setAttribute("aria-label", action.name);
     button.onpointerdown = (event) => { button.setPointerCapture(event.pointerId); press(index); };
     button.onpointerup = button.onpointercancel = () => release(index);
@@ -95,7 +98,8 @@ function worldOf(index) {
   while (worlds.length <= index) {
     const article = $("world").content.cloneNode(true).firstElementChild;
     const number = worlds.length;
-    const world = {article, view: article.querySelector(".view"), map: article.querySelector(".map"), asked: 0};
+    const [view, map] = [article.querySelector(".view"), article.querySelector(".map")];
+    const world = {article, view, map, frames: [], asked: 0};
     article.querySelector("h2").textContent = number ? "Fork" : "World";
     article.onpointerdown = () => choose(number);
     world.view.onclick = (event) => edit(number, "view", placeAt(world.view, event, ...viewCells(world)));
@@ -122,7 +126,27 @@ function bytes(text) {
 function show(frame) {
   const known = worlds.length, world = worldOf(frame.world);
   if (world.frame === undefined) choose(frame.world < known ? active : frame.world);
+  world.frames[frame.body] = frame;
+  $("body").hidden = frame.bodies < 2;
+  body = Math.min(body, frame.bodies - 1);
+  if (frame.milliseconds !== undefined) count(frame.milliseconds);
+  else if ($("status").textContent !== "ready" && !frames.length) $("status").textContent = "ready";
+  if (frame.body === body) paint(world, frame);
+  pump();
+}
+
+function count(milliseconds) {
+  waiting = Math.max(0, waiting - 1);
+  const now = performance.now();
+  frames.push(now);
+  while (frames[0] < now - 1000) frames.shift();
+  document.body.dataset.frames = Number(document.body.dataset.frames || 0) + 1;
+  $("status").textContent = `${frames.length} frames per second, ${milliseconds} ms per step`;
+}
+
+function paint(world, frame) {
   world.frame = frame;
+  $("body").textContent = `Body ${frame.body + 1} of ${frame.bodies}`;
   const {rows, columns, rgb} = frame.view, colours = bytes(rgb), picture = new ImageData(columns, rows);
   for (let i = 0; i < rows * columns; i++) {
     picture.data.set([colours[3 * i], colours[3 * i + 1], colours[3 * i + 2], 255], 4 * i);
@@ -132,18 +156,14 @@ function show(frame) {
   const [row, column] = frame.position;
   world.article.querySelector(".where").textContent =
     `step ${frame.steps.toLocaleString("en")}, at ${row}, ${column}${frame.saved ? "" : ", not saved"}`;
-  if (frame.milliseconds !== undefined) {
-    waiting = Math.max(0, waiting - 1);
-    const now = performance.now();
-    frames.push(now);
-    while (frames[0] < now - 1000) frames.shift();
-    document.body.dataset.frames = Number(document.body.dataset.frames || 0) + 1;
-    $("status").textContent = `${frames.length} frames per second, ${frame.milliseconds} ms per step`;
-  } else if ($("status").textContent !== "ready" && !frames.length) {
-    $("status").textContent = "ready";
-  }
   askForMap(world, frame.world);
-  pump();
+}
+
+function otherBody() {
+  const bodies = worlds.length ? worlds[0].frames.length : 1;
+  if (bodies < 2) return;
+  body = (body + 1) % bodies;
+  worlds.forEach((world) => { if (world.frames[body]) paint(world, world.frames[body]); if (world.held) drawMap(world); });
 }
 
 function askForMap(world, index) {
@@ -152,14 +172,14 @@ function askForMap(world, index) {
   const rest = (world.mapped || 0) + MAP_EVERY - now;
   if (rest <= 0) {
     world.mapped = world.asked = now;
-    send({do: "map", world: index});
+    send({do: "map", world: index, body});
   } else if (!world.later) {
     world.later = setTimeout(() => { world.later = 0; if (worlds[index] === world) askForMap(world, index); }, rest);
   }
 }
 
 function drawMap(world) {
-  const {picture, certainty, gap, first, period, position, heading} = world.held;
+  const {picture, certainty, gap, first, period, positions, headings} = world.held;
   const {rows, columns, rgb} = picture, colours = bytes(rgb), certain = bytes(certainty);
   const size = Math.max(2, Math.floor(480 / columns)), context = world.map.getContext("2d");
   [world.map.width, world.map.height] = [columns * size, rows * size];
@@ -173,17 +193,23 @@ function drawMap(world) {
     context.fillRect((i % columns) * size, Math.floor(i / columns) * size, size, size);
   }
   context.globalAlpha = 1;
-  const [row, column] = position.map((p, k) => ((p - first[k]) % period + period) % period);
-  const x = (column + 0.5) * size, y = (row + 0.5) * size, r = Math.max(3, size * 0.38);
-  context.translate(x, y);
+  const order = [...positions.keys()].sort((a, b) => (a === body) - (b === body)); // the chosen one on top
+  for (const other of order) {
+    const [row, column] = positions[other].map((p, k) => ((p - first[k]) % period + period) % period);
+    if (row < rows && column < columns) drawBody(context, row, column, size, headings[other], other === body);
+  }
+}
+
+function drawBody(context, row, column, size, heading, here) {
+  const r = Math.max(3, size * 0.38);
+  context.translate((column + 0.5) * size, (row + 0.5) * size);
   context.rotate(heading * Math.PI / 2);
   context.beginPath();
   context.moveTo(0, -r);
   context.lineTo(r * 0.8, r * 0.8);
   context.lineTo(-r * 0.8, r * 0.8);
   context.closePath();
-  context.fillStyle = "#fff";
-  context.strokeStyle = "#000";
+  [context.fillStyle, context.strokeStyle] = here ? ["#fff", "#000"] : ["#000", "#fff"];
   context.lineWidth = Math.max(1, size / 10);
   context.fill();
   context.stroke();
@@ -221,13 +247,15 @@ function clickMap(world, number, event) {
 }
 
 function edit(world, where, place) {
-  if (chosen !== null) send({do: "edit", world, [where]: place, value: chosen});
+  if (chosen !== null) send({do: "edit", world, body, [where]: place, value: chosen});
 }
 
 function press(index) {
   if (!pressed.includes(index)) pressed.push(index);
   say("");
-  move(index);
+  began = performance.now();
+  if (waiting > 0) queued = index; // as soon as the move before is answered
+  else move(index);
 }
 
 function release(index) {
@@ -239,12 +267,19 @@ function move(index) {
   if (waiting > 0) return;
   const targets = $("together").checked && worlds.length > 1 ? worlds.map((_, i) => i) : [active];
   sent = performance.now();
-  for (const world of targets) if (send({do: "act", world, action: index})) waiting++;
+  for (const world of targets) if (send({do: "act", world, body, action: index})) waiting++;
 }
 
 function pump() {
-  if (!pressed.length || waiting > 0 || timer) return;
-  const rest = sent + 1000 / RATE - performance.now();
+  if (waiting > 0) return;
+  if (queued >= 0) {
+    const next = queued;
+    queued = -1;
+    move(next);
+    return;
+  }
+  if (!pressed.length || timer) return;
+  const rest = Math.max(sent + 1000 / RATE, began + HOLD) - performance.now();
   timer = setTimeout(() => { timer = 0; if (pressed.length) move(pressed[pressed.length - 1]); }, Math.max(0, rest));
 }
 
@@ -256,15 +291,19 @@ function actionOf(event) {
 addEventListener("keydown", (event) => {
   if (event.key === "Escape") arm(null);
   const index = actionOf(event);
-  if (index < 0) return;
+  if (index < 0) {
+    if (event.key.toLowerCase() === "b" && !event.repeat && !(event.ctrlKey || event.metaKey || event.altKey)) otherBody();
+    return;
+  }
   event.preventDefault();
   if (!event.repeat) press(index);
 });
 addEventListener("keyup", (event) => { const index = actionOf(event); if (index >= 0) release(index); });
 addEventListener("blur", () => pressed.splice(0));
 $("save").onclick = () => send({do: "save", world: active});
-$("fork").onclick = () => send({do: "fork", world: active});
+$("fork").onclick = () => send({do: "fork", world: active, body});
+$("body").onclick = otherBody;
 $("close").onclick = () => send({do: "close", world: 1});
-$("wait").onclick = () => send({do: "wait", world: active, steps: 10});
+$("wait").onclick = () => send({do: "wait", world: active, body, steps: 10});
 $("gaps").onchange = () => worlds.forEach((world) => world.held && drawMap(world));
 connect();
