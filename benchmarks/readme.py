@@ -64,8 +64,13 @@ def load() -> Results:
     return {path: json.loads(path.read_text()) for path in paths}
 
 
+def measured(result: dict[str, Any]) -> bool:
+    """Not a log of tuning alone."""
+    return bool(result.get("rows", result.get("runs")))
+
+
 def of(benchmark: str, results: Results) -> Results:
-    return {path: result for path, result in results.items() if result["benchmark"] == benchmark}
+    return {path: result for path, result in results.items() if result["benchmark"] == benchmark and measured(result)}
 
 
 def title(result: dict[str, Any]) -> str:
@@ -310,7 +315,7 @@ def stamp(path: Path) -> str | None:
 
 def stale(results: Results) -> list[Path]:
     found = [page for page in PAGES if page.read_text() != rewritten(page, results)]
-    pictures = {path: result for path, result in results.items() if result["benchmark"] in CHARTS}
+    pictures = {path: result for path, result in results.items() if result["benchmark"] in CHARTS and measured(result)}
     charts = {path.with_suffix(".png"): result for path, result in pictures.items()}
     return found + [path for path, result in charts.items() if stamp(path) != chart.fingerprint(result)]
 

@@ -28,7 +28,7 @@ from worldmodel.model.place_map import PlaceConfig
 from worldmodel.model.tokens import TokenConfig, TokenWorldModel
 
 BUDGET = 200_000  # parameters
-RATES = (1e-3, 2e-3, 4e-3, 8e-3)
+RATES = (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2)
 WORLDS = {"rooms": (RoomWorlds, RoomsConfig), "drift": (DriftWorlds, DriftConfig)}
 MLP = GatedConvBlock(d_conv=1)
 
@@ -168,7 +168,7 @@ ROWS: dict[str, Row] = {
     ),
     "place, pixels as numbers": Row(
         dataclasses.replace(place(motion="learned"), classes=0, patch=4),
-        (5,),
+        (2,),
         (Test("2,048 steps, pixels", 2_048, options={"pixels": 4, "noise": 0.03, **BUMPS}, chunk=64),),
         worlds={"pixels": 4, "noise": 0.03, **BUMPS},
         train={"batch_size": 16},
