@@ -75,9 +75,9 @@ class PlaceMemoryRecurrence(Recurrence):
             final = [phase[0, e - 1] if n else p for e, n, p in zip(ends, lengths, initial_phase, strict=True)]
             return out, (last, torch.stack(final))
         if phase.shape[1]:
-            return out, (last, phase[:, -1])
+            return out, (last, phase[:, -1].clone())
         assert initial_phase is not None
-        return out, (last, initial_phase)
+        return out, (last, initial_phase.clone())
 
     def step(
         self, example: Example, inputs: Named, parameters: Named, state: State | None, reset: Tensor | None

@@ -4,8 +4,9 @@ One argument holds the special values, one per batch element or per channel. Aga
 reference in the same dtype:
 
 - where both are finite, so is the result, and as close as for ordinary numbers;
-- where neither is finite, the result is not, except for the step's gradient beside an infinite A: zero times infinity;
-- an infinity has the sign of both.
+- where neither is finite, the result is not, except where the reference multiplies zero by infinity and a kernel does
+  not: the step's gradient beside an infinite A, and what the delta rule's decay passes on where no state is before it;
+- an infinity of an infinite argument has the sign of both.
 
 Left out: where the two references differ, and numbers within EDGE of overflow, since products overflow in another
 order.
@@ -17,13 +18,13 @@ import math
 import torch
 import torch.nn.functional as F
 from conv_lstm_problems import conv_lstm
+from place_memory_problems import inverse_of, phases, view_keys
 from problems import Problem
 from tolerances import SPECIAL_ULPS
 
 import wmkernels
 
 EDGE = 1e-4
-PER_BATCH = {"u", "delta", "z", "B", "C", "gates", "tokens", "initial_state", "state", "x", "h", "c"}
 VARIANTS = {
     "selective_scan": ["", "options", "reset", "reset options", "constant reset"],
     "selective_step": ["", "options", "reset options"],
@@ -36,6 +37,42 @@ VARIANTS = {
         "channel_last reverse reset",
     ],
     "conv_lstm": ["", "state", "options reset", "tiled"],
+    "gated_delta_rule": ["", "initial reset"],
+    "place_memory": ["", "delta options reset"],
+}
+EACH = slice(None)
+PER_BATCH, PER_CHANNEL = (EACH, 1, -3), (1, EACH, -3)
+# Indices of special values in each argument, by argument, or by a word of the variant and argument; elsewhere they are
+# the first numbers.
+PLACES = {
+    "selective_scan": {
+        **{name: [PER_BATCH, PER_CHANNEL] for name in ("u", "delta", "z", "initial_state")},
+        **{name: [PER_BATCH] for name in "BC"},
+        **{name: [(EACH, 1)] for name in ("A", "constant B", "constant C")},
+    },
+    "selective_step": {
+        "state": [PER_BATCH, PER_CHANNEL],
+        **{name: [(EACH, 1), (1, EACH)] for name in ("u", "delta", "z")},
+        **{name: [(EACH, 1)] for name in "ABC"},
+    },
+    "linear_scan": {
+        **{name: [PER_BATCH, PER_CHANNEL] for name in ("gates", "tokens")},
+        **{f"channel_last {name}": [(EACH, 3, 1), (1, 3, EACH)] for name in ("gates", "tokens")},
+        "initial_state": [(EACH, 1), (1, EACH)],
+    },
+    "conv_lstm": {"x": [(EACH, 1, 0, 1, 1)], **{name: [(EACH, 0, 1, 1)] for name in "hc"}},
+    "gated_delta_rule": {
+        **{name: [(EACH, 1, 1, -3), (1, 1, EACH, -3)] for name in "qkv"},
+        **{name: [PER_BATCH] for name in ("gate", "beta")},
+        "initial_state": [(EACH, 1, 1, 1), (1, 1, EACH, 1), (1, 1, 1)],
+    },
+    "place_memory": {
+        "values": [(EACH, -3, 1, 1), (1, -3, 1)],
+        **{name: [(EACH, -3, 1, 1)] for name in ("phase", "gate")},
+        "initial_state": [(EACH, 1, 1, 1), (1, 1, 1)],
+        "initial_phase": [(EACH, 1, 1)],
+        **{name: [(0,)] for name in ("keys", "inverse")},
+    },
 }
 
 
@@ -79,6 +116,23 @@ def ordinary(op, dtype, variant):
             "channel_last": "channel_last" in variant,
             "return_last_state": True,
         }
+    elif op == "gated_delta_rule":
+        tensors = {"q": normal(count, 2, count, 6), "k": F.normalize(normal(count, 2, count, 6), dim=2)}
+        tensors |= {"v": normal(count, 2, count, 6), "gate": -normal(count, 2, 6).abs()}
+        tensors["beta"] = normal(count, 2, 6).sigmoid()
+        if "initial" in variant:
+            tensors["initial_state"] = normal(count, 2, count, count)
+        options = {"return_last_state": True}
+    elif op == "place_memory":
+        keys = view_keys(3, 4, True, generator)
+        tensors = {"values": normal(count, 6, 3, 2 * count), "phase": phases([count, 6, 2], 4, generator).to(dtype)}
+        tensors["keys"] = keys.to(dtype)
+        if "delta" in variant:
+            tensors["inverse"] = inverse_of(keys).to(dtype)
+        if "options" in variant:
+            tensors |= {"gate": normal(count, 6, 3, 2).sigmoid(), "initial_state": normal(count, 2, 8, count)}
+            tensors["initial_phase"] = phases([count, 2], 4, generator).to(dtype)
+        options = {"return_last_state": True}
     else:
         # "tiled" selects Winograd's transforms
         size, hidden = (8 if "tiled" in variant else 4), 3
@@ -102,24 +156,17 @@ def ordinary(op, dtype, variant):
     return Problem(function, tensors, options, chunk=4, grad_layouts=layouts, activations=activations)
 
 
-def with_special_values(problem, name, per_batch):
-    """One value per batch element; or, else, per channel of the second one or over a parameter."""
+def places(op, name, variant):
+    keys = [f"{word} {name}" for word in variant.split()] + [name]
+    return next((PLACES[op][key] for key in keys if key in PLACES[op]), [()])
+
+
+def with_special_values(problem, name, where):
     values = torch.tensor(special_values(problem.dtype, name), dtype=torch.float64).to(problem.dtype)
     x = problem.tensors[name].clone()
-    if per_batch and x.dim() == 5:
-        x[:, 1, 0, 1, 1] = values
-    elif per_batch and x.dim() == 4:
-        x[:, 0, 1, 1] = values
-    elif name in ("gates", "tokens") and problem.options["channel_last"]:
-        (x[:, 3, 1] if per_batch else x[1, 3])[:] = values
-    elif name in PER_BATCH and x.dim() == 3:
-        (x[:, 1, -3] if per_batch else x[1, :, -3])[:] = values
-    elif name in PER_BATCH and not (name in "BC" and per_batch is None):
-        (x[:, 1] if per_batch else x[1])[:] = values
-    elif problem.function is not conv_lstm:
-        (x if x.dim() == 1 else x[:, 1])[:] = values
-    else:
-        x.view(-1)[: len(values)] = values[: x.numel()]
+    filled = x[where].flatten()
+    filled[: len(values)] = values[: len(filled)]
+    x[where] = filled.view(x[where].shape)
     return dataclasses.replace(problem, tensors={**problem.tensors, name: x})
 
 
@@ -128,10 +175,36 @@ def kind(x):
     return x.isposinf() + 2 * x.isneginf() + 3 * x.isnan()
 
 
+def of_zero_times_infinity(problem, argument, name):
+    """Where a result need not be infinite or NaN."""
+    none = torch.tensor(False)
+    if argument == "A" and "of delta" in name:
+        return ~none
+    decayed = name.removeprefix("gradient of ")
+    if problem.function is not wmkernels.gated_delta_rule or decayed not in ("q", "k", "gate"):
+        return none
+    tensors = problem.tensors
+    stateless = torch.zeros_like(tensors["gate"][:, 0], dtype=torch.bool) | tensors.get("reset", none)
+    if "initial_state" not in tensors:
+        stateless[:, 0] = True
+    return stateless[:, None] if decayed == "gate" else stateless[:, None, None]  # (batch, 1, 1, time)
+
+
+def beside(problem, name, expected):
+    """The largest number that one of a result may come from by cancellation: a delta rule subtracts what it holds."""
+    if problem.function not in (wmkernels.gated_delta_rule, wmkernels.place_memory):
+        return 0
+    largest = expected.where(expected.isfinite(), 0).abs()
+    if name.removeprefix("gradient of ") in ("keys", "inverse"):
+        return largest.max()
+    return largest.flatten(1).amax(1).view(-1, *[1] * (expected.dim() - 1))  # (batch, 1, ...)
+
+
 def faults(problem, argument, backend, scales):
     """What breaks a rule of this file."""
     exact, same_dtype, found = problem.fp64_reference(), problem.solve("reference"), problem.solve(backend)
     largest, eps = torch.finfo(problem.dtype).max, torch.finfo(problem.dtype).eps
+    infinite = problem.tensors[argument].isinf().any()
     for name, expected in exact.items():
         result, other = found[name].double(), same_dtype[name].double()
         edges = [x.isfinite() & (x.abs() > EDGE * largest) for x in (result, expected, other)]
@@ -139,11 +212,12 @@ def faults(problem, argument, backend, scales):
         counts = (kind(other) == right) & ~(edges[0] | edges[1] | edges[2])
         # 2^t has a relative error of |t| half-ulps
         exponents = expected.abs().clamp(min=1).log2()
-        allowed = SPECIAL_ULPS * eps * (scales[name] + expected.abs() * (1 + exponents)) + 4 * (other - expected).abs()
+        size = scales[name] + expected.abs() * (1 + exponents) + beside(problem, name, expected)
+        allowed = SPECIAL_ULPS * eps * size + 4 * (other - expected).abs()
         broken = {
             "is not finite": (right == 0) & (here != 0),
-            "is finite": (right != 0) & (here == 0) & (argument != "A" or "of delta" not in name),
-            "has the other sign": (right + here == 3) & (right * here == 2),
+            "is finite": (right != 0) & (here == 0) & ~of_zero_times_infinity(problem, argument, name),
+            "has the other sign": (right + here == 3) & (right * here == 2) & infinite,
             "is off": (right == 0) & (here == 0) & ~((result - expected).abs() <= allowed),
         }
         for what, where in broken.items():
@@ -156,14 +230,8 @@ def check(op, dtype, variant, backend):
     problem, found = ordinary(op, dtype, variant), []
     scales = {name: x.abs().max() for name, x in problem.fp64_reference().items()}
     for name, x in problem.tensors.items():
-        if not x.is_floating_point():
-            continue
-        if name not in PER_BATCH or (name in "BC" and "constant" in variant):
-            ways = [None]
-        else:
-            ways = [True] if x.dim() > 3 or name in "BC" else [True, False]
-        for per_batch in ways:
-            special = with_special_values(problem, name, per_batch)
+        for where in places(op, name, variant) if x.is_floating_point() else ():
+            special = with_special_values(problem, name, where)
             found += [f"{name}: {fault}" for fault in faults(special, name, backend, scales)]
     assert not found, f"{op} {variant}, {dtype}: " + "\n".join(found)
 

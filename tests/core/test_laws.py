@@ -5,7 +5,7 @@
 3. reset[t] starts a new sequence at t: no values or gradients cross it.
 4. Packed sequences equal separate ones.
 5. Batch elements are independent.
-6. The state is a tuple of tensors that can be detached, saved and loaded.
+6. The state is a tuple of tensors that can be detached, saved and loaded; results share no memory with arguments.
 """
 
 import io
@@ -18,7 +18,7 @@ import recurrences_place_memory  # noqa: F401
 import recurrences_worldmodel  # noqa: F401
 import torch
 from backends import targets
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from recurrences import RECURRENCES, Example
 from tolerances import SAME_KERNEL
@@ -306,3 +306,24 @@ def test_6_the_state_can_be_detached_saved_and_loaded(memory, target, data):
     straight, _ = memory.parallel(x, rest, x.parameters, state, None)
     resumed, _ = memory.parallel(x, rest, x.parameters, loaded, None)
     assert torch.equal(straight, resumed)
+
+
+@every_memory
+@settings(max_examples=2)
+@given(data=st.data())
+def test_6_results_share_no_memory_with_arguments(memory, target, data):
+    for time in (0, 1):
+        example, _ = draw_example(data, memory, target, batch=2, time=time)
+        x = leaves_of(example)
+        calls = [memory.parallel(x, x.inputs, x.parameters, x.state, None)]
+        if memory.packed:
+            nothing = {name: value[:1, :0] for name, value in x.inputs.items()}
+            calls.append(memory.parallel(x, nothing, x.parameters, x.state, None, [0, 0]))
+        if time:
+            now = {name: value[:, 0] for name, value in x.inputs.items()}
+            calls.append(memory.step(x, now, x.parameters, x.state, None))
+        arguments = [*x.inputs.values(), *x.parameters.values(), *x.state]
+        taken = {value.untyped_storage().data_ptr() for value in arguments if value.numel()}
+        for output, state in calls:
+            for result in (output, *state):
+                assert not result.numel() or result.untyped_storage().data_ptr() not in taken

@@ -60,4 +60,6 @@ def conv_lstm_chunked(inputs: ConvLSTMInputs, keep_gates: bool) -> tuple[Tensor,
             arguments = (x[chunk], h, c, starts_at_zero and start == 0, flags, weight_ih, weight_hh, bias, peephole)
             out, h, c = run_chunk(*arguments) if keep_gates else chunked.recomputed(run_chunk, *arguments)
             outputs.append(out)
-    return torch.cat(outputs) if outputs else x.new_zeros((x.shape[0], *shape)), h, c
+    if not outputs:
+        return x.new_zeros((x.shape[0], *shape)), h.clone(), c.clone()
+    return torch.cat(outputs), h, c

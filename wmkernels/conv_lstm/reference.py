@@ -51,8 +51,9 @@ def _conv_lstm(inputs: ConvLSTMInputs) -> tuple[Tensor, Tensor, Tensor]:
         h, c = update_cell(gates, c, weights)
         h = h.to(x.dtype)
         outputs.append(h)
-    stacked = torch.stack(outputs) if outputs else x.new_zeros((0, *shape))
-    return stacked, h, c
+    if not outputs:
+        return x.new_zeros((0, *shape)), h.clone(), c.clone()
+    return torch.stack(outputs), h, c
 
 
 def without_memory(recurrent: Tensor, reset: Tensor | None, t: int, starts_at_zero: bool) -> Tensor:

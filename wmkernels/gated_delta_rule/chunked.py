@@ -10,7 +10,11 @@ Then a loop over chunks passes the state S: U = U_0 - W S, Y = A U + diag(d) Q S
 Sums of gates begin anew at every j: a difference of two long sums would lose precision, and be NaN for gates of -inf.
 
 Chunks begin at resets where these can be read. Elsewhere, in torch.func and in a trace, the steps before a reset are
-masked out of its chunk: NaN among them would cross it. NaN reaches earlier steps of its own chunk as well.
+masked out of its chunk: NaN among them would cross it.
+
+Zeros above a diagonal are selected, never products: keys of one step may overflow where the recurrence does not, and
+zero times infinity is NaN. On a CPU, a step with a number that is not finite is a chunk of its own. Elsewhere NaN may
+reach earlier steps of its chunk, at least the gradients of q and k.
 """
 
 from bisect import bisect_left, bisect_right
@@ -40,10 +44,11 @@ def gated_delta_rule_chunked(inputs: DeltaRuleInputs) -> tuple[Tensor, Tensor]:
     steps = min(MAX_CHUNK, chunked.steps_per_chunk(1))
     if cu_seqlens is not None:
         require_sequences("gated_delta_rule", cu_seqlens, time)
-    if cu_seqlens is None and (reset is None or not can_read_values(reset, on_gpu=True)):
+    cuts = _cuts(inputs)
+    if cu_seqlens is None and not cuts:
         chunks = _regular(time, steps, reset)
     else:
-        chunks = _by_sequence(q, steps, reset, cu_seqlens)
+        chunks = _by_sequence(q, steps, cuts, reset, cu_seqlens)
     q, k, v, gate, beta = (chunks.gather(x.to(dtype)) for x in (q, k, v, gate[:, :, None], beta[:, :, None]))
     with no_autocast(q.device):
         out, state = _scan(q, k, v, gate, beta, chunks.reset, scale, state)
@@ -81,16 +86,24 @@ def _regular(time: int, steps: int, reset: Tensor | None) -> _Chunks:
     return _Chunks(None, None, reset, time, steps)
 
 
-def _by_sequence(q: Tensor, steps: int, reset: Tensor | None, cu_seqlens: Tensor | None) -> _Chunks:
-    """Chunks that begin with each sequence and, where these can be read, at each reset; short ones for many resets."""
+def _cuts(inputs: DeltaRuleInputs) -> list[int]:
+    """Steps, of batch * time, that begin a chunk: resets, steps that are not finite and those after them."""
+    reset = inputs.reset
+    marks = [reset] if reset is not None and can_read_values(reset, on_gpu=True) else []
+    for x in inputs[:5]:
+        if can_read_values(x) and not x.isfinite().all():
+            alone = ~x.isfinite().transpose(1, -1).flatten(2).all(-1)  # (batch, time)
+            marks += [alone, F.pad(alone[:, :-1], (1, 0))]
+    return torch.stack(marks).any(0).flatten().nonzero()[:, 0].tolist() if marks else []
+
+
+def _by_sequence(q: Tensor, steps: int, cuts: list[int], reset: Tensor | None, cu_seqlens: Tensor | None) -> _Chunks:
+    """Chunks that begin with each sequence and at each of ``cuts``; short ones for many."""
     batch, _, _, time = q.shape
     if cu_seqlens is None:
         bounds = [(row * time, (row + 1) * time) for row in range(batch)]
     else:
         bounds = list(pairwise(cu_seqlens.tolist()))
-    cuts: list[int] = []
-    if reset is not None and can_read_values(reset, on_gpu=True):
-        cuts = reset.flatten().nonzero()[:, 0].tolist()
     rows = []
     for start, end in bounds:
         inner = cuts[bisect_right(cuts, start) : bisect_left(cuts, end)]
@@ -131,11 +144,11 @@ def _scan(
         since_start = since_start.masked_fill(episode[..., None] > 0, -torch.inf)
     between, decay = since_step.exp(), since_start.exp()
     kept = decay[..., -1:, :]  # (sequences, heads, chunks, 1, 1): of the state over the whole chunk
-    lower = (beta * between * (k @ k.mT)).masked_fill(~later, 0)
+    lower = beta * between * (k @ k.mT).tril(-1)
     right = torch.cat([beta * v, beta * decay * k], -1)
     solved = torch.linalg.solve_triangular(lower, right, upper=False, unitriangular=True)
     corrections, erased = solved.split([v.shape[-1], k.shape[-1]], -1)
-    attention = scale * between * (q @ k.mT)
+    attention = scale * between * (q @ k.mT).tril()
     queries = scale * decay * q
     keys = (between[..., -1, :, None] * k).mT
     outputs = []
@@ -143,6 +156,14 @@ def _scan(
         if reset is not None:
             state = state.masked_fill(reset[:, chunk, :1, None, None], 0)
         u = corrections[:, :, chunk] - erased[:, :, chunk] @ state
-        outputs.append(attention[:, :, chunk] @ u + queries[:, :, chunk] @ state)
+        outputs.append(_causal_product(attention[:, :, chunk], u) + queries[:, :, chunk] @ state)
         state = kept[:, :, chunk] * state + keys[:, :, chunk] @ u
     return torch.stack(outputs, 2), state
+
+
+def _causal_product(lower: Tensor, x: Tensor) -> Tensor:
+    """``lower @ x``, of whose rows those before an infinity or NaN in ``x`` are as without it."""
+    if can_read_values(x) and x.isfinite().all():
+        return lower @ x
+    reached = (0 * x.detach()).sum(-1, keepdim=True).cumsum(-2).isnan()
+    return torch.where(reached, lower @ x, lower @ x.nan_to_num(0.0, 0.0, 0.0))

@@ -15,11 +15,13 @@ def linear_scan_chunked(inputs: LinearScanInputs) -> tuple[Tensor, Tensor]:
     batch, channels, time = gates.shape
     dtype = state_dtype(gates.dtype)
     state = gates.new_zeros((batch, channels), dtype=dtype) if initial_state is None else initial_state.to(dtype)
+    if time == 0:
+        return gates.clone(), state.clone()
     gates, tokens = gates.permute(2, 0, 1), tokens.permute(2, 0, 1)
     resets = None if reset is None else reset.t()[..., None]
     if reverse:
         gates, tokens = gates.flip(0), tokens.flip(0)
-        if resets is not None and time:
+        if resets is not None:
             # A reset at t + 1 cuts h_{t+1} from h_t.
             resets = torch.cat([torch.zeros_like(resets[:1]), resets.flip(0)[:-1]])
     steps = chunked.steps_per_chunk(batch * channels * dtype.itemsize)
@@ -29,10 +31,10 @@ def linear_scan_chunked(inputs: LinearScanInputs) -> tuple[Tensor, Tensor]:
         flags = None if resets is None else resets[chunk]
         out, state = chunked.recomputed(_scan_chunk, gates[chunk], tokens[chunk], state, flags)
         outputs.append(out)
-    out = torch.cat(outputs) if outputs else gates
+    out = torch.cat(outputs)
     if reverse:
         out = out.flip(0)
-        if reset is not None and time:
+        if reset is not None:
             state = state.masked_fill(reset[:, :1], 0)
     return out.permute(1, 2, 0), state
 

@@ -33,9 +33,10 @@ def linear_scan_reference(inputs: LinearScanInputs) -> tuple[Tensor, Tensor]:
             gate, state = (x.masked_fill(cuts[:, t, None], 0) for x in (gate, state))
         state = gate * state + token
         outputs.append(state)
-    if reset is not None and reverse and time:
+    if not outputs:
+        return gates.clone(), state.clone()
+    if reset is not None and reverse:
         state = state.masked_fill(reset[:, :1], 0)
     if reverse:
         outputs.reverse()
-    out = torch.stack(outputs, 2) if outputs else gates.new_zeros(gates.shape, dtype=dtype)
-    return out.to(gates.dtype), state
+    return torch.stack(outputs, 2).to(gates.dtype), state

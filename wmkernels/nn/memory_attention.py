@@ -131,7 +131,7 @@ class MemoryAttention(MemoryModule):
     def _run(self, inputs: Tensor, state: Mapping[str, Tensor], reset: Tensor | None) -> tuple[Tensor, State]:
         batch, time, width = inputs.shape
         if inputs.numel() == 0:
-            return self.out_proj(inputs), dict(state)
+            return self.out_proj(inputs), {name: x.clone() for name, x in state.items()}
         size, past = self.block, self.block - 1
         steps = self.in_proj(inputs)
         carried = torch.cat([state["keys"], state["values"]], -1).to(steps.dtype)

@@ -40,9 +40,10 @@ def selective_scan_chunked(inputs: ScanInputs) -> tuple[Tensor, Tensor]:
         )
         outputs.append(out)
         ends.append(last)
-    out = torch.cat(outputs) if outputs else u.permute(2, 0, 1)
     last_state = state if packing is None else packing.last_state(ends, state)
-    return out.permute(1, 2, 0), last_state
+    if not outputs:
+        return u.clone(), last_state.clone()
+    return torch.cat(outputs).permute(1, 2, 0), last_state
 
 
 def _scan_chunk(

@@ -37,7 +37,9 @@ def selective_scan_reference(inputs: ScanInputs) -> tuple[Tensor, Tensor]:
         step = StepInputs(state, u_t, delta_t, A, B_t, C_t, D, None, delta_bias, reset_t, inputs.delta_softplus)
         out, state = selective_step_reference(step)
         outputs.append(out)
-    y = torch.stack(outputs, 2) if outputs else u.new_zeros(u.shape, dtype=dtype)
+    if not outputs:
+        return u.clone(), state.clone()
+    y = torch.stack(outputs, 2)
     if z is not None:
         y = y * F.silu(z.to(dtype))
     return y.to(u.dtype), state

@@ -82,11 +82,12 @@ struct PlaceTables {
     }
     transpose_rows(even_by_row, even, evens);
     transpose_rows(odd_by_row, odd, odds);
+    if (!op.inverse.data) return;
     int64_t rows = evens + odds;
     for (int64_t i = 0; i < 2 * places * places; ++i) mix_by_row[i] = T(0);
     for (int64_t j = 0; j < places; ++j)
       for (int64_t k = 0; k < places; ++k) {
-        T value = op.inverse.data ? at(op.inverse, j, k) : T(j == k);
+        T value = at(op.inverse, j, k);
         inverse_by_column[k * places + j] = value;
         mix_by_row[even_of[j] * places + k] += value;
         mix_by_row[(evens + odd_of[j]) * places + k] += sign[j] * value;
@@ -251,6 +252,18 @@ class PlaceItem {
     store(odd, load(odd) + tables.sign[place] * value);
   }
 
+  // rows: what views write. Without an inverse no product: a zero times another place's infinity would be NaN.
+  void write_rows(const T* views, T* rows) const {
+    if (op.inverse.data) return product(tables.mix, tables.evens + tables.odds, op.places, views, rows);
+    clear(rows, tables.evens + tables.odds);
+    for (int64_t j = 0; j < op.places; ++j) add_place(rows, j, load(views + j * lanes));
+  }
+  // The reverse: gradients of views, of those of rows.
+  void view_gradients(const T* rows, T* views) const {
+    if (op.inverse.data) return product(tables.mix_by_row, op.places, tables.evens + tables.odds, rows, views);
+    for (int64_t j = 0; j < op.places; ++j) store(views + j * lanes, place_of(rows, j));
+  }
+
   void add_turned(const T* phase, const T* turned, T* state) const {
     int64_t F = op.frequencies;
     for (int64_t f = 0; f < F; ++f) {
@@ -269,7 +282,6 @@ class PlaceItem {
     }
   }
   // Adds `turned` to the state at `write`, and looks at `read`, in one pass.
-
   void add_and_look(const T* write, const T* read, T* state, T* turned) const {
     int64_t F = op.frequencies;
     for (int64_t f = 0; f < F; ++f) {

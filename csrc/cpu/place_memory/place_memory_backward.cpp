@@ -109,7 +109,7 @@ class Reverse {
     }
     item_.collect(s_.turned, s_.rows);
     if (keys) add_write_keys(t);
-    product(tables_.mix_by_row, op_.places, tables_.evens + tables_.odds, s_.rows, s_.views);
+    item_.view_gradients(s_.rows, s_.views);
     for (int64_t j = 0; j < op_.places; ++j) {
       Vector<T> grad = load(s_.views + j * lanes);
       if (op_.grad_gate.data) store(s_.gate_products + j * lanes, grad * residual(t, j));
@@ -144,7 +144,7 @@ class Reverse {
     if (item_.is_reset(t)) item_.clear(s_.state, vectors_);
     item_.load_write_phase(s_.write_phase, t);
     load_inputs(t, s_.views);
-    product(tables_.mix, tables_.evens + tables_.odds, op_.places, s_.views, s_.rows);
+    item_.write_rows(s_.views, s_.rows);
     item_.spread(s_.rows, write);
     item_.add_turned(s_.write_phase, write, s_.state);
   }

@@ -40,7 +40,7 @@ void run_item(const PlaceItem<T>& item, const PlaceScratch<T>& s) {
       if (op.residual.data) item.template store_view<T>(op.residual, t, j, value);
       store(s.views + j * lanes, op.gate.data ? item.gate(t, j) * value : value);
     }
-    product(tables.mix, rows, op.places, s.views, s.rows);
+    item.write_rows(s.views, s.rows);
     // A shut gate leaves the state bit for bit, a zero's sign and subnormals included.
     if (item.any(s.rows, rows)) {
       item.spread(s.rows, s.turned);

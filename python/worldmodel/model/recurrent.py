@@ -93,7 +93,9 @@ class GRU(nn.Module):
         for t in range(inputs.shape[1]):
             output, carried = self.step(inputs[:, t], carried, None if reset is None else reset[:, t])
             outputs.append(output)
-        return torch.stack(outputs, 1) if outputs else torch.zeros_like(inputs), dict(carried)
+        if not outputs:
+            return torch.zeros_like(inputs), {name: x.clone() for name, x in carried.items()}
+        return torch.stack(outputs, 1), dict(carried)
 
     def step(
         self, input: Tensor, state: Mapping[str, Tensor] | None, reset: Tensor | None = None
