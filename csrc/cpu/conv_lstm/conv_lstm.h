@@ -2,9 +2,9 @@
 // zero-padded to whole vectors.
 #pragma once
 
+#include "cpu/common/gemm_microkernel.h"
 #include "cpu/common/load_store.h"
 #include "cpu/common/tile.h"
-#include "cpu/conv_lstm/gemm_microkernel.h"
 #include "cpu/conv_lstm/winograd.h"
 #include "cpu/conv_lstm/work_partition.h"
 #include "cpu/dispatch/isa.h"

@@ -5,8 +5,8 @@
 // contiguous, whole vectors except in the input transform.
 #pragma once
 
+#include "cpu/common/gemm_microkernel.h"
 #include "cpu/common/load_store.h"
-#include "cpu/conv_lstm/gemm_microkernel.h"
 
 namespace wmk::WMK_ISA {
 

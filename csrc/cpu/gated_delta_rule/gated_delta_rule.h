@@ -7,8 +7,8 @@
 
 #include <math.h>
 
+#include "cpu/common/gemm_microkernel.h"
 #include "cpu/common/tile.h"
-#include "cpu/conv_lstm/gemm_microkernel.h"
 
 namespace wmk::WMK_ISA {
 
