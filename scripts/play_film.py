@@ -2,7 +2,7 @@
 
     python scripts/play_film.py WORLD|RUN film.gif
 
-needs Chromium, Playwright, imageio and what `python -m worldmodel play` needs. The world's file is left as it was.
+needs Chromium, Playwright and what `python -m worldmodel play` needs. The world's file is left as it was.
 """
 
 import argparse
@@ -15,8 +15,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import imageio.v3 as imageio
-import numpy as np
 import uvicorn
 from PIL import Image
 from playwright.sync_api import sync_playwright
@@ -25,38 +23,73 @@ from worldmodel.play.game import Game
 from worldmodel.play.server import Server
 from worldmodel.play.worlds import create, load
 
-FRAMES_PER_SECOND = 8
-# (key or element, seconds): a walk, an edit, a walk away and back, a fork that walks its own way.
-ROUTE: list[tuple[str, float]] = [
-    *[("ArrowRight", 0.5), ("ArrowDown", 0.5), ("ArrowLeft", 0.5), ("ArrowUp", 0.5)],
-    *[("#swatches button:nth-child(4)", 0.4), ("canvas.view", 0.6), ("Escape", 0.1)],
-    *[("ArrowDown", 1.0), ("ArrowUp", 1.0), ("#fork", 0.6), ("ArrowRight", 1.0), ("ArrowUp", 0.6), ("#gaps", 1.0)],
-]
+STEP, LOOK = 160, 900  # milliseconds that a frame is shown: of a step, and of what is to be looked at
+BACK = {"ArrowUp": "ArrowDown", "ArrowDown": "ArrowUp", "ArrowLeft": "ArrowRight", "ArrowRight": "ArrowLeft"}
+AROUND = ["ArrowRight"] * 4 + ["ArrowDown"] * 4 + ["ArrowLeft"] * 5 + ["ArrowUp"] * 3
+AWAY = ["ArrowDown", "ArrowRight"] * 4
+OWN_WAY = ["ArrowUp", "ArrowLeft"] * 4
 
 
-def film(page: Any, target: Path) -> None:
-    """Walks ``ROUTE`` and writes what the page shows."""
-    pictures: list[np.ndarray] = []
+class Film:
+    """A frame per step, however long the browser takes for it."""
 
-    def shoot(seconds: float) -> None:
-        ends = time.monotonic() + seconds
-        while time.monotonic() < ends:
-            began = time.monotonic()
-            picture = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
-            pictures.append(np.asarray(picture.resize((picture.width // 2, picture.height // 2))))
-            time.sleep(max(0, 1 / FRAMES_PER_SECOND - (time.monotonic() - began)))
+    def __init__(self, page: Any) -> None:
+        self.page = page
+        self.pictures: list[Image.Image] = []
+        self.shown: list[int] = []  # milliseconds
 
-    shoot(0.5)
-    for what, seconds in ROUTE:
-        if what.startswith(("#", "canvas")):
-            box = page.locator(what).first.bounding_box()
-            page.mouse.click(box["x"] + box["width"] * 0.5, box["y"] + box["height"] * 0.3)
-            shoot(seconds)
-        else:
-            page.keyboard.down(what)
-            shoot(seconds)
-            page.keyboard.up(what)
-    imageio.imwrite(target, pictures, duration=1000 // FRAMES_PER_SECOND, loop=0)
+    def shoot(self, milliseconds: int = STEP) -> None:
+        picture = Image.open(io.BytesIO(self.page.screenshot())).convert("RGB")
+        self.pictures.append(picture.quantize(128, dither=Image.Dither.NONE))
+        self.shown.append(milliseconds)
+
+    def until(self, condition: str) -> None:
+        """Waits for a condition of the page, whose policy forbids Playwright's own way."""
+        while not self.page.evaluate(f"Boolean({condition})"):
+            time.sleep(0.02)
+
+    def press(self, key: str, world: int) -> bool:
+        """A step; whether it led elsewhere."""
+        before = self.page.evaluate(f"[worlds[{world}].frame.steps, ...worlds[{world}].frame.position]")
+        self.page.keyboard.press(key)
+        self.until(f"worlds[{world}].frame.steps > {before[0]}")
+        self.until(f"String(worlds[{world}].held.positions[0]) === String(worlds[{world}].frame.position)")
+        self.shoot()
+        return bool(self.page.evaluate(f"worlds[{world}].frame.position") != before[1:])
+
+    def click(self, element: str, x: float = 0.5, y: float = 0.5) -> None:
+        """At a share of the element's width and height."""
+        box = self.page.locator(element).first.bounding_box()
+        self.page.mouse.click(box["x"] + box["width"] * x, box["y"] + box["height"] * y)
+
+    def walk(self) -> None:
+        """Around, an edit, away and back to it, then a fork that is edited and goes its own way."""
+        self.page.evaluate("$('status').hidden = true")  # how fast it is filmed says nothing of how fast it is
+        self.shoot(LOOK)
+        for key in AROUND:
+            self.press(key, 0)
+        self.click("#swatches button:nth-child(8)")
+        self.shoot(LOOK)
+        self.click("canvas.view", 0.5, 0.3)  # the place above
+        self.until("!worlds[0].frame.saved")
+        time.sleep(0.5)
+        self.shoot(LOOK)
+        self.page.keyboard.press("Escape")
+        gone = [key for key in AWAY if self.press(key, 0)]
+        for key in reversed(gone):
+            self.press(BACK[key], 0)
+        self.shoot(LOOK)
+        self.click("#fork")
+        self.until("worlds.length === 2 && worlds[1].held")
+        self.shoot(LOOK)
+        for key in OWN_WAY:
+            self.press(key, 1)
+        self.click("#gaps")
+        self.shoot(2 * LOOK)
+
+    def write(self, target: Path) -> None:
+        first, *others = self.pictures
+        first.save(target, save_all=True, append_images=others, duration=self.shown, loop=0, optimize=True)
 
 
 def main() -> None:
@@ -74,11 +107,13 @@ def main() -> None:
             with sync_playwright() as playwright:
                 path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
                 browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
-                page = browser.new_page(viewport={"width": 800, "height": 1000})
+                page = browser.new_page(viewport={"width": 520, "height": 850})
                 page.goto(f"http://127.0.0.1:{listening.getsockname()[1]}/")
                 page.wait_for_selector("canvas.map")
                 time.sleep(1)
-                film(page, options.film)
+                film = Film(page)
+                film.walk()
+                film.write(options.film)
                 browser.close()
         finally:
             server.should_exit = True

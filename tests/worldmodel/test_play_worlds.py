@@ -132,7 +132,7 @@ def test_a_run_makes_a_new_world_that_is_saved_where_it_is_told(tmp_path, capsys
     path = tmp_path / "my.world"
     assert main(["play", "--text", str(tmp_path / "run"), "--save", str(path), "--size", "13", "--bodies", "2"]) == 0
     world = load(path)
-    assert world.bodies == 2 and world.position(1) == (0, 0) != world.position(0)
+    assert world.bodies == 2 and world.position(1) == (6, 6) != world.position(0)
     assert world.period == 13 and world.steps == 2 and world.names[-1] == "wall"
     assert main(["play", "--text", str(tmp_path / "run"), "--save", f"{path}2", "--size", "2"]) == 1
     assert "size is 2, expected from 3" in capsys.readouterr().err

@@ -10,6 +10,7 @@ import numpy as np
 from worldmodel.runs.optional_dependencies import require
 
 INK = "#7d8590"
+UNSEEN = np.array([125, 133, 144, 40], np.uint8)  # red, green, blue, opacity
 COLOURS = {"map of places": "#e8590c", "cell map": "#c08a00", "persistence": "#3b82f6", "chance": "#10a37f"}
 
 
@@ -40,14 +41,19 @@ def draw(
         left, *panes = figure.subplots(1, 1 + len(worlds), width_ratios=(1.5, *[1] * len(worlds)))
         _accuracy(left, scores, summary)
         for axes, (title, classes) in zip(panes, worlds.items(), strict=True):
-            shown = np.concatenate([colours[classes.clip(0)], np.where(classes < 0, 0, 255)[..., None]], -1)
-            axes.imshow(shown.astype(np.uint8), interpolation="nearest")
-            axes.set_title(title, loc="left", fontsize=11)
-            axes.set_xticks([])
-            axes.set_yticks([])
-            axes.spines[:].set_color(INK)
+            show(axes, title, classes, colours)
         figure.savefig(path, dpi=160, transparent=True)
         plt.close(figure)
+
+
+def show(axes: Any, title: str, classes: np.ndarray, colours: np.ndarray) -> None:
+    """Draws places: classes (rows, columns), -1 for what was not seen, in ``colours``, uint8 (classes, 3)."""
+    opaque = np.concatenate([colours, np.full((len(colours), 1), 255, np.uint8)], -1)
+    axes.imshow(np.where(classes[..., None] < 0, UNSEEN, opaque[classes.clip(0)]), interpolation="nearest")
+    axes.set_title(title, loc="left", fontsize=11)
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.spines[:].set_color(INK)
 
 
 def _accuracy(axes: Any, scores: Mapping[str, Mapping[str, float]], summary: Mapping[str, Any]) -> None:

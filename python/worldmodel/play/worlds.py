@@ -1,4 +1,4 @@
-"""Worlds of a model, as the game plays them: places count from 0 on the lattice, classes have colours."""
+"""Worlds of a model, as the game plays them: places count from 0, the start is in the middle, classes have colours."""
 
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,7 @@ class ImaginedWorld:
         return self.world.observe(body)
 
     def position(self, body: int = 0) -> tuple[int, int]:
-        row, column = self.world.bodies[body].position.tolist()
+        row, column = (self.world.bodies[body].position + self.period // 2).tolist()
         return (row % self.period, column % self.period) if self.period else (0, 0)
 
     def heading(self, body: int = 0) -> int:
@@ -78,8 +78,7 @@ class ImaginedWorld:
 
     def _centred(self, places: np.ndarray) -> np.ndarray:
         """As the world counts, from where it began."""
-        half = self.period // 2
-        return (np.asarray(places) + half) % self.period - half
+        return np.asarray(places) - self.period // 2
 
 
 def _classes(count: int, env: Any) -> tuple[list[str], np.ndarray]:

@@ -188,7 +188,7 @@ function drawMap(world) {
     if (gap[i] < 0) continue;
     context.globalAlpha = byGap ? 1 : Math.max(0.08, certain[i] / 255);
     context.fillStyle = byGap
-      ? `hsl(${200 + 60 * Math.log2(1 + gap[i]) / longest} 80% ${75 - 55 * Math.log2(1 + gap[i]) / longest}%)`
+      ? `hsl(${200 + 60 * Math.log2(1 + gap[i]) / longest} 80% ${78 - 44 * Math.log2(1 + gap[i]) / longest}%)`
       : `rgb(${colours[3 * i]},${colours[3 * i + 1]},${colours[3 * i + 2]})`;
     context.fillRect((i % columns) * size, Math.floor(i / columns) * size, size, size);
   }
