@@ -121,6 +121,20 @@ def cells(rows: list[dict[str, Any]]) -> list[list[str]]:
     return shown
 
 
+TARGETS = {"forward": (5, 10), "training": (4, 8)}  # times the loop: at least, aim
+TARGET_HEADER = ("target", "at least", "aim", "measured", "")
+
+
+def target_rows(rows: list[dict[str, Any]]) -> list[list[str]]:
+    """The kernel's least speed-up over batches and threads."""
+    shown = []
+    for name, (least, aim) in TARGETS.items():
+        value = min(row["speedup"] for row in rows if (row["measure"], row["backend"]) == (name, "cpu"))
+        outcome = "aim reached" if value >= aim else "reached" if value >= least else "missed"
+        shown.append([f"{name}, over the loop", f"{least}×", f"{aim}×", f"{value:.1f}×", outcome])
+    return shown
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     chosen = result_file.parse(parser, arguments)
@@ -136,6 +150,7 @@ def main(arguments: list[str] | None = None) -> None:
     }
     print(environment.summary(described))
     tables.show("Place memory, 113 frequencies, 25 places, 16 channels, 128 steps", HEADER, cells(rows))
+    tables.show("Targets, least over batches and threads", TARGET_HEADER, target_rows(rows))
     result_file.write(result, chosen, "cpu", lambda result, path: "this benchmark has a table only")
 
 

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import local_attention_speed
 import place_memory_speed
 from conv_lstms import chart as conv_lstm_chart
 from conv_lstms import report as conv_lstm_report
@@ -230,7 +231,17 @@ def place_memory_part(results: Results, page: Path) -> str:
     lines = []
     for result in of("place_memory_speed", results).values():
         lines += [f"{environment.summary(result['environment'])}.", ""]
-        lines += [markdown(place_memory_speed.HEADER, place_memory_speed.cells(result["rows"])), ""]
+        speed = place_memory_speed
+        lines += [markdown(speed.TARGET_HEADER, speed.target_rows(result["rows"])), ""]
+        lines += [markdown(speed.HEADER, speed.cells(result["rows"])), ""]
+    return "\n".join(lines).rstrip() or "No result is committed."
+
+
+def local_attention_part(results: Results, page: Path) -> str:
+    lines = []
+    for result in of("local_attention_speed", results).values():
+        lines += [f"{environment.summary(result['environment'])}.", ""]
+        lines += [markdown(local_attention_speed.HEADER, local_attention_speed.cells(result["rows"])), ""]
     return "\n".join(lines).rstrip() or "No result is committed."
 
 
@@ -290,6 +301,7 @@ PARTS: dict[str, Callable[[Results, Path], str]] = {
     "worlds": worlds_part,
     "byte-model": text_part,
     "place-memory": place_memory_part,
+    "local-attention": local_attention_part,
 }
 PAGES = tuple(ROOT / page for page in ("README.md", *(f"docs/{name}.md" for name in DOCS)))
 
