@@ -46,9 +46,14 @@ def arguments_of(problem, function):
         h, c = arguments.pop("h", None), arguments.pop("c", None)
         arguments["state"] = None if h is None else (h, c)
     if function == "gated_delta_rule_step":
-        del arguments["return_last_state"]
-        state = arguments.pop("initial_state")
-        arguments = {"state": state} | {name: x[..., 0] for name, x in arguments.items()}
+        for name in ("return_last_state", "channel_last", "cu_seqlens", "initial_state"):
+            arguments.pop(name, None)
+        first = (slice(None), 0) if problem.options.get("channel_last") else (..., 0)
+        arguments |= {name: x[first] for name, x in arguments.items() if torch.is_tensor(x)}
+        state, (batch, heads, d_v) = problem.tensors.get("initial_state"), arguments["v"].shape
+        if state is None:
+            state = torch.zeros(batch, heads, arguments["k"].shape[-1], d_v, dtype=torch.float64).to(arguments["gate"])
+        arguments = {"state": state.detach()[:batch], **arguments}
     if function == "selective_state_update":
         arguments.pop("reset", None)
         arguments = {RENAMED.get(name, name): value for name, value in arguments.items()}
