@@ -151,7 +151,8 @@ class Game:
         self.worlds[index].step(_whole(command, "action", len(self.actions) - 1), body)
         self.saved[index] = None
         frame = {**self.frame(index, body), "milliseconds": round(1e3 * (time.perf_counter() - began), 2)}
-        return [*(other for other in self.frames(index) if other["body"] != body), frame]
+        others = (other for other in range(self.worlds[index].bodies) if other != body)
+        return [*(self.frame(index, other) for other in others), frame]
 
     def _wait(self, index: int, command: Mapping[str, Any]) -> list[dict[str, Any]]:
         self.worlds[index].wait(_whole(command, "steps", MOST_WAIT, least=1))
