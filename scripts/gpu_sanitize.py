@@ -116,6 +116,28 @@ def places(backend: str, dtype: torch.dtype, size: tuple[int, int, int]) -> None
     torch.autograd.grad([out, last], list(leaves.values()), [torch.randn_like(out), torch.randn_like(last)])
 
 
+def delta_rule(backend: str, dtype: torch.dtype, size: tuple[int, int, int], channel_last: bool) -> None:
+    values, keys, time = size
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+
+    def leaf(*shape: int, kind: torch.dtype = dtype) -> torch.Tensor:
+        x = random(2, *shape, dtype=kind) / keys
+        return (x.movedim(-1, 1) if channel_last else x).requires_grad_(True)
+
+    leaves = [leaf(1, keys, time), leaf(1, keys, time), leaf(2, values, time)]
+    leaves += [leaf(2, time, kind=wide), leaf(2, time, kind=wide)]
+    start = random(2, 2, keys, values, dtype=wide).requires_grad_(True)
+    out, last = wmkernels.gated_delta_rule(
+        *leaves,
+        initial_state=start,
+        reset=torch.rand(2, time, device="cuda") < 0.1,
+        channel_last=channel_last,
+        return_last_state=True,
+        backend=backend,
+    )
+    torch.autograd.grad([out, last], [*leaves, start], [torch.randn_like(out), torch.randn_like(last)])
+
+
 def conv_lstm(backend: str, dtype: torch.dtype, hidden: int, persistent: bool) -> None:
     """The persistent kernel is forward only."""
     wide = torch.float64 if dtype == torch.float64 else torch.float32
@@ -151,10 +173,12 @@ def main() -> int:
             for flag, other in itertools.product((False, True), repeat=2):
                 scan(backend, dtype, size, channel_last=flag, full=other)
                 linear(backend, dtype, size, channel_last=flag, reverse=other)
+            for flag in (False, True):
+                delta_rule(backend, dtype, size, channel_last=flag)
             step(backend, dtype, size)
             update(dtype, size)
             places(backend, dtype, size)
-            calls += 11
+            calls += 13
         for dtype, hidden, persistent in itertools.product(dtypes, (6, 16), (False, True)):
             conv_lstm(backend, dtype, hidden, persistent)
             calls += 1

@@ -69,7 +69,13 @@ def delta_rules(
 
 
 def small_delta_rule(
-    device: str, dtype: torch.dtype = torch.float64, batch: int = 2, time: int = 3, heads: int = 2, size: int = 2
+    device: str,
+    dtype: torch.dtype = torch.float64,
+    batch: int = 2,
+    time: int = 3,
+    heads: int = 2,
+    size: int = 2,
+    values: int = 2,
 ) -> Problem:
     def normal(*shape: int) -> torch.Tensor:
         return torch.randn(shape, dtype=torch.float64).to(dtype).to(device)
@@ -77,10 +83,10 @@ def small_delta_rule(
     tensors = {
         "q": normal(batch, 1, size, time),
         "k": F.normalize(normal(batch, 1, size, time), dim=2),
-        "v": normal(batch, heads, 2, time),
+        "v": normal(batch, heads, values, time),
         "gate": -normal(batch, heads, time).abs(),
         "beta": normal(batch, heads, time).sigmoid(),
-        "initial_state": normal(batch, heads, size, 2),
+        "initial_state": normal(batch, heads, size, values),
     }
     return Problem(wmkernels.gated_delta_rule, tensors, {"return_last_state": True})
 

@@ -18,7 +18,8 @@ sys.path.insert(0, str(ROOT))
 from emulator.build import build  # noqa: E402
 from emulator.client import Emulator, Result  # noqa: E402
 
-FORWARD_OUTPUTS = {"out", "last_state", "chunk_states", "h", "c", "gates", "cn", "cells", "barrier_counter", "residual"}
+FORWARD_OUTPUTS = {"out", "last_state", "chunk_states", "h", "c", "gates", "cn", "cells", "barrier_counter"}
+FORWARD_OUTPUTS |= {"residual", "residuals"}
 STEP_OUTPUTS = {"out", "state_out"}
 BACKWARD_INPUTS = {"grad_out", "grad_last_state", "grad_h"}
 

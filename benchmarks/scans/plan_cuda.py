@@ -1,4 +1,4 @@
-"""GPU cases: 16-bit activations, 16 states per channel, called as by a Mamba layer (z, bias, softplus)."""
+"""GPU cases: 16-bit data, 16 states per channel, called as by a Mamba layer (z, bias, softplus); heads of 64 x 64."""
 
 from dataclasses import replace
 from typing import Any
@@ -24,6 +24,7 @@ LONGEST = {
     "loop": 4096,
 }
 GRAPH_STEPS = 64
+DELTA_HEAD = 64
 VERY_LONG_TIME = 1 << 20
 
 
@@ -35,7 +36,7 @@ class CudaPlan:
         device = torch.device("cuda")
         self.missing: dict[str, str] = {}
         self.baselines: dict[str, list[Implementation]] = {}
-        for op in ("selective_scan", "selective_step", "linear_scan", "attention"):
+        for op in ("selective_scan", "selective_step", "linear_scan", "gated_delta_rule", "attention"):
             self.baselines[op], missing = baselines(op, device)
             self.missing |= missing
 
@@ -52,6 +53,7 @@ class CudaPlan:
         found += [self.long(measure) for measure in ("forward", "backward")]
         found += [self.variants(measure) for measure in ("forward", "backward")]
         found += [self.linear(measure) for measure in ("forward", "backward")]
+        found += [self.delta(measure) for measure in ("forward", "training")]
         found.append(self.step())
         return found
 
@@ -110,6 +112,18 @@ class CudaPlan:
         last = replace(problem, channel_last=True)
         cases += [Case(ours("linear_scan", backend, channel_last=True), last) for backend in self.backends]
         return Group(f"linear scan, {measure}, {_sizes(problem)}", measure, cases, self.budget)
+
+    def delta(self, measure: str) -> Group:
+        """Eight heads, as on a CPU, and as many as fill a GPU."""
+        few = replace(self.problem(1, 8 * DELTA_HEAD, 2048, "gated_delta_rule"), dtype=torch.float32, state=DELTA_HEAD)
+        many = replace(self.problem(8, 16 * DELTA_HEAD, 4096, "gated_delta_rule"), state=DELTA_HEAD)
+        cases = []
+        for backend in self.backends:
+            plain, last = (ours("gated_delta_rule", backend, channel_last=x) for x in (False, True))
+            cases += [Case(plain, few), Case(plain, many), Case(last, replace(many, channel_last=True))]
+        cases.append(Case(ours("gated_delta_rule", "chunked"), few))
+        cases += [Case(baseline, few) for baseline in self.baselines["gated_delta_rule"]]
+        return Group(f"gated delta rule, {measure}, {_sizes(few)} and {_sizes(many)}", measure, cases, self.budget)
 
     def step(self) -> Group:
         problem = self.problem(1, 1536, 1, "selective_step")

@@ -9,8 +9,8 @@ CPU, selective scan, vector instructions of 16 fp32 lanes per state of 16 elemen
 - backward 20: twelve to recompute decay and state; state gradient (2), gradients of B, C, A and the two sums per
   channel (5), product with the previous state (1).
 
-CPU, gated delta rule, multiply-adds per head and step of the kernel's chunks of C steps: forward 3 d_k d_v + C (d_k +
-d_v), backward 6 d_k d_v + C (2 d_k + 3 d_v).
+Gated delta rule, multiply-adds per head and step of the kernels' chunks of C steps: forward 3 d_k d_v + C (d_k + d_v),
+backward 6 d_k d_v + C (2 d_k + 3 d_v).
 
 GPU, selective scan, per state: one exponential, and 4 multiply-adds forward or 11 backward. Activations move once. Work
 per channel is left out.
@@ -151,11 +151,12 @@ def limit_seconds(problem: Problem, measure: str, rates: dict[str, Any], device_
                 candidates.append((GPU_MULTIPLY_ADDS[measure] * states / rates["multiply_add"], "multiply-adds"))
             if rates.get("exponential"):
                 candidates.append((GPU_EXPONENTIALS[measure] * states / rates["exponential"], "exponentials"))
-    if problem.op == "gated_delta_rule" and device_type == "cpu":
+    if problem.op == "gated_delta_rule" and rates.get("multiply_add"):
         squares, products = DELTA_TERMS[measure]
+        multiply_adds = problem.elements * (squares * problem.state + products * CHUNK)
         width = 2 if problem.dtype == torch.float64 else 1
-        instructions = problem.elements * (squares * problem.state + products * CHUNK) / LANES * width
-        candidates.append((instructions / rates["multiply_add"], "multiply-adds"))
+        per_unit = width / LANES if device_type == "cpu" else 1
+        candidates.append((multiply_adds * per_unit / rates["multiply_add"], "multiply-adds"))
     return max(candidates)
 
 

@@ -4,6 +4,7 @@ import mmap
 
 import pytest
 import torch
+from delta_rule_problems import delta_rules, small_delta_rule
 from emulated_cuda import EmulatedCuda
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
@@ -35,7 +36,8 @@ NO_RESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)  # Linux constant, in mmap f
 ORDERS = (0, 1, 2)  # of the threads: ascending, descending, shuffled
 # Multiprocessor counts: with few, time is never split; with many, always.
 CHIPS = (1, 8, 1000)
-cases = dict.fromkeys(("selective_scan", "selective_step", "linear_scan", "place_memory"), 0)
+OPS = ("selective_scan", "selective_step", "linear_scan", "place_memory", "gated_delta_rule")
+cases = dict.fromkeys(OPS, 0)
 
 
 @pytest.fixture(scope="module")
@@ -155,6 +157,71 @@ def test_nan_does_not_cross_a_reset_of_a_place_memory(cuda):
     assert out[:, :2].isnan().all() and out[:, 2:].isfinite().all() and last.isfinite().all()
     for gradient in torch.autograd.grad(out[:, 2:].sum() + last.sum(), list(leaves.values())):
         assert gradient[:, 2:].isfinite().all()
+
+
+@quick
+@given(problem=delta_rules(max_time=20, sizes=[1, 3, 8, 17, 33]), shuffle=shuffles)
+def test_gated_delta_rule(cuda, problem, shuffle):
+    check(cuda, problem, shuffle=shuffle)
+
+
+# A chunk of three tiles; one of a tile.
+@pytest.mark.parametrize("chunk", [70, 32])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_gated_delta_rule_of_several_tiles_and_panels(cuda, dtype, chunk):
+    torch.manual_seed(0)
+    problem = small_delta_rule("cpu", dtype, 1, 75, 1, 37, 41)
+    problem.tensors["reset"] = torch.arange(75)[None] == 50
+    problem.chunk = chunk
+    check(cuda, problem)
+    assert "gated_delta_rule_sum_kernel" in cuda.kernels
+
+
+@pytest.mark.parametrize(("dtype", "keys"), [(torch.float32, 250), (torch.float64, 98)])
+def test_a_gated_delta_rule_larger_than_shared_memory(cuda, dtype, keys):
+    torch.manual_seed(0)
+    check(cuda, small_delta_rule("cpu", dtype, 1, 3, 1, keys, 6))
+
+
+def test_nan_of_a_gated_delta_rule_reaches_neither_earlier_outputs_nor_later_gradients(cuda):
+    cuda.seeds = (0,)
+    torch.manual_seed(0)
+    clean = small_delta_rule("cpu", torch.float32, time=30, size=5)
+    leaves = clean.leaves()
+    out, last = clean.call("cuda", leaves)
+    cotangents = [torch.randn_like(out), torch.randn_like(last)]
+    names = ("q", "k", "v", "gate", "beta")
+    gradients = torch.autograd.grad((out, last), [leaves[name] for name in names], cotangents, retain_graph=True)
+    for name in names:
+        spoiled = clean.mapped(torch.clone)
+        spoiled.tensors[name][..., 17] = float("nan")
+        found = spoiled.call("cuda")[0]
+        assert torch.equal(found[..., :17], clean.call("cuda")[0][..., :17]), name
+        assert found[..., 17:].isnan().any(), name
+    cotangents[0][..., 17] = float("nan")
+    spoiled = torch.autograd.grad((out, last), [leaves[name] for name in names], cotangents)
+    for name, gradient, expected in zip(names, spoiled, gradients, strict=True):
+        assert torch.equal(gradient[..., 18:], expected[..., 18:]), name
+        assert gradient[..., :18].isnan().any(), name
+
+
+@pytest.mark.parametrize("where", [0, 11, 29])
+def test_nan_does_not_cross_a_reset_of_a_gated_delta_rule(cuda, where):
+    cuda.seeds = (0,)
+    torch.manual_seed(0)
+    problem = small_delta_rule("cpu", torch.float32, batch=1, time=30, size=5)
+    tensors = problem.tensors
+    tensors["reset"] = torch.arange(30)[None] == where
+    tensors["initial_state"].fill_(float("nan"))
+    for name, poison in (("k", float("nan")), ("gate", float("inf")), ("v", float("inf"))):
+        tensors[name][..., :where] = poison
+    tensors["gate"][..., where] = float("nan")
+    leaves = problem.leaves()
+    out, last = problem.call("cuda", leaves)
+    assert out[..., where:].isfinite().all() and last.isfinite().all()
+    inputs = [leaves[name] for name in ("q", "k", "v", "gate", "beta")]
+    for gradient in torch.autograd.grad(out[..., where:].sum() + last.sum(), inputs):
+        assert gradient[..., where:].isfinite().all()
 
 
 # The last three split time; 300 lies in a segment that its warp combines with another.
@@ -317,20 +384,29 @@ def test_offsets_of_the_step_have_64_bits(cuda, layout):
     torch.testing.assert_close((out, new_state.contiguous()), expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("layout", FAR)
-def test_offsets_of_the_place_memory_have_64_bits(cuda, layout):
+def check_far_offsets(cuda, problem, layout):
     cuda.seeds = (2,)
-    near = small_place_memory("cpu", torch.float32, time=3).tensors
+    near = problem.tensors
     far = {name: spread(x, FAR[layout](x.dim())).requires_grad_() for name, x in near.items()}
-    found = wmkernels.place_memory(**far, return_last_state=True, backend="cuda")
+    found = problem.function(**far, return_last_state=True, backend="cuda")
     exact = {name: x.double().requires_grad_() for name, x in near.items()}
-    expected = wmkernels.place_memory(**exact, return_last_state=True, backend="reference")
+    expected = problem.function(**exact, return_last_state=True, backend="reference")
     torch.testing.assert_close([x.double() for x in found], list(expected), rtol=1e-4, atol=1e-5)
     gradients = [
         torch.autograd.grad(outputs, list(leaves.values()), [torch.ones_like(x) for x in outputs])
         for outputs, leaves in ((found, far), (expected, exact))
     ]
     torch.testing.assert_close([x.double() for x in gradients[0]], list(gradients[1]), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("layout", FAR)
+def test_offsets_of_the_place_memory_have_64_bits(cuda, layout):
+    check_far_offsets(cuda, small_place_memory("cpu", torch.float32, time=3), layout)
+
+
+@pytest.mark.parametrize("layout", FAR)
+def test_offsets_of_the_gated_delta_rule_have_64_bits(cuda, layout):
+    check_far_offsets(cuda, small_delta_rule("cpu", torch.float32), layout)
 
 
 def test_how_many_cases_ran(cuda, capsys):
@@ -348,6 +424,7 @@ def test_how_many_cases_ran(cuda, capsys):
         ("selective_step", "reset options"),
         ("linear_scan", "initial reset"),
         ("linear_scan", "reverse reset"),
+        ("gated_delta_rule", "initial reset"),
     ],
 )
 def test_special_values(cuda, op, variant, dtype):

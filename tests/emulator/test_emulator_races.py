@@ -1,6 +1,7 @@
 """The emulator finds shared-memory races; removing any barrier of the project's kernels causes one."""
 
 import functools
+import importlib
 import re
 import sys
 from collections import defaultdict
@@ -21,6 +22,9 @@ from emulator.build import build, find_compiler  # noqa: E402
 from emulator.client import Emulator, EmulatorError  # noqa: E402
 
 pytestmark = pytest.mark.skipif(find_compiler() is None, reason="no C++ compiler")
+
+# The package attribute is the function, not the module.
+delta_module = importlib.import_module("wmkernels.gated_delta_rule.function")
 
 # Planted races (emulator/sample_kernels_races.cu) and their reports.
 PLANTS = {
@@ -138,6 +142,19 @@ def places(dtype, channels, frequencies=5, constant=()):
     differentiate(outputs, [x for x in leaves.values() if x.requires_grad])
 
 
+def delta_rule(dtype, d_k, d_v, chunk):
+    """Packed, with resets, an initial state and tiles past the first."""
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    q, k = random(1, 2, d_k, 40, dtype=dtype), random(1, 2, d_k, 40, dtype=dtype)
+    leaves = [q, k, random(1, 2, d_v, 40, dtype=dtype)]
+    leaves += [(-torch.rand(1, 2, 40, dtype=wide)).requires_grad_(), random(1, 2, 40, dtype=wide)]
+    options = {"reset": torch.arange(40)[None] == 38, "cu_seqlens": torch.tensor([0, 3, 40])}
+    options["initial_state"] = random(2, 2, d_k, d_v, dtype=wide)
+    with mock.patch.object(delta_module, "CHUNK", chunk):
+        outputs = wmkernels.gated_delta_rule(*leaves, **options, return_last_state=True, backend="cuda")
+    differentiate(outputs, [*leaves, options["initial_state"]])
+
+
 def conv_lstm(persistent):
     hidden = 16
     tensors = [torch.randn(2, 1, 2, 5, 5), torch.randn(4 * hidden, 2, 3, 3), torch.randn(4 * hidden, hidden, 3, 3)]
@@ -173,6 +190,9 @@ CASES = {
     "places": (1, functools.partial(places, torch.float32, 17)),
     "places without states": (1, functools.partial(places, torch.float32, 4, constant=("phase", "keys", "inverse"))),
     "many places' rows": (1, functools.partial(places, torch.bfloat16, 4, 150)),
+    "delta rule": (1, functools.partial(delta_rule, torch.float32, 5, 3, 32)),
+    "delta rule, wide": (1, functools.partial(delta_rule, torch.bfloat16, 20, 36, 64)),
+    "delta rule in float64": (1, functools.partial(delta_rule, torch.float64, 9, 5, 64)),
     "ConvLSTM": (1, functools.partial(conv_lstm, False)),
     "ConvLSTM in one kernel": (4, functools.partial(conv_lstm, True)),
 }

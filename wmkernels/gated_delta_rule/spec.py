@@ -1,4 +1,4 @@
-"""The gated delta rule."""
+"""The gated delta rule; its GPU kernels have not run on a GPU."""
 
 from wmkernels.registry import OpSpec, register
 
