@@ -13,8 +13,8 @@ Chunks begin at resets where these can be read. Elsewhere, in torch.func and in 
 masked out of its chunk: NaN among them would cross it.
 
 Zeros above a diagonal are selected, never products: keys of one step may overflow where the recurrence does not, and
-zero times infinity is NaN. On a CPU, a step with a number that is not finite is a chunk of its own. Elsewhere NaN may
-reach earlier steps of its chunk, at least the gradients of q and k.
+zero times infinity is NaN. On a CPU, steps that are not finite are in chunks of their own. Elsewhere NaN may reach
+earlier steps of its chunk, at least the gradients of q and k.
 """
 
 from bisect import bisect_left, bisect_right
@@ -44,11 +44,11 @@ def gated_delta_rule_chunked(inputs: DeltaRuleInputs) -> tuple[Tensor, Tensor]:
     steps = min(MAX_CHUNK, chunked.steps_per_chunk(1))
     if cu_seqlens is not None:
         require_sequences("gated_delta_rule", cu_seqlens, time)
-    cuts = _cuts(inputs)
-    if cu_seqlens is None and not cuts:
+    resets, borders = _read_resets(inputs), _not_finite(inputs)
+    if cu_seqlens is None and not resets and not borders:
         chunks = _regular(time, steps, reset)
     else:
-        chunks = _by_sequence(q, steps, cuts, reset, cu_seqlens)
+        chunks = _by_sequence(q, steps, resets, borders, reset, cu_seqlens)
     q, k, v, gate, beta = (chunks.gather(x.to(dtype)) for x in (q, k, v, gate[:, :, None], beta[:, :, None]))
     with no_autocast(q.device):
         out, state = _scan(q, k, v, gate, beta, chunks.reset, scale, state)
@@ -86,31 +86,46 @@ def _regular(time: int, steps: int, reset: Tensor | None) -> _Chunks:
     return _Chunks(None, None, reset, time, steps)
 
 
-def _cuts(inputs: DeltaRuleInputs) -> list[int]:
-    """Steps, of batch * time, that begin a chunk: resets, steps that are not finite and those after them."""
+def _read_resets(inputs: DeltaRuleInputs) -> list[int]:
+    """Steps of batch * time with a reset, where these can be read."""
     reset = inputs.reset
-    marks = [reset] if reset is not None and can_read_values(reset, on_gpu=True) else []
+    if reset is None or not can_read_values(reset, on_gpu=True):
+        return []
+    return _true(reset)
+
+
+def _not_finite(inputs: DeltaRuleInputs) -> list[int]:
+    """Steps of batch * time that begin or follow a run of steps that are not finite."""
+    alone = None
     for x in inputs[:5]:
         if can_read_values(x) and not x.isfinite().all():
-            alone = ~x.isfinite().transpose(1, -1).flatten(2).all(-1)  # (batch, time)
-            marks += [alone, F.pad(alone[:, :-1], (1, 0))]
-    return torch.stack(marks).any(0).flatten().nonzero()[:, 0].tolist() if marks else []
+            here = ~x.isfinite().transpose(1, -1).flatten(2).all(-1)  # (batch, time)
+            alone = here if alone is None else alone | here
+    return [] if alone is None else _true(alone != F.pad(alone[:, :-1], (1, 0)))
 
 
-def _by_sequence(q: Tensor, steps: int, cuts: list[int], reset: Tensor | None, cu_seqlens: Tensor | None) -> _Chunks:
-    """Chunks that begin with each sequence and at each of ``cuts``; short ones for many."""
+def _true(x: Tensor) -> list[int]:
+    return x.flatten().nonzero()[:, 0].tolist()
+
+
+def _by_sequence(
+    q: Tensor, steps: int, resets: list[int], borders: list[int], reset: Tensor | None, cu_seqlens: Tensor | None
+) -> _Chunks:
+    """Chunks that begin with each sequence and at each of ``resets`` and ``borders``; short ones for many resets.
+
+    What is not finite in a sequence changes no chunk of another. Of very many borders the last ones are left out.
+    """
     batch, _, _, time = q.shape
     if cu_seqlens is None:
         bounds = [(row * time, (row + 1) * time) for row in range(batch)]
     else:
         bounds = list(pairwise(cu_seqlens.tolist()))
-    rows = []
-    for start, end in bounds:
-        inner = cuts[bisect_right(cuts, start) : bisect_left(cuts, end)]
-        rows.append([*pairwise([start, *inner, end])])
+    rows = [[*pairwise([start, *_within(resets, start, end), end])] for start, end in bounds]
     longest = max([1, *(end - start for start, end in bounds)])
     while steps > 1 and steps * max(map(_count, rows, repeat(steps)), default=0) > MAX_PADDING * longest:
         steps //= 2
+    most = 2 + longest // steps
+    rows = [[part for a, b in row for part in pairwise([a, *_within(borders, a, b)[:most], b])] for row in rows]
     chunks = [[(t, min(t + steps, end)) for start, end in row for t in range(start, end, steps)] for row in rows]
     count = max([1, *map(len, chunks)])
     padded = [row + [(0, 0)] * (count - len(row)) for row in chunks]
@@ -122,6 +137,10 @@ def _by_sequence(q: Tensor, steps: int, cuts: list[int], reset: Tensor | None, c
     position, place = position.to(q.device), place[:-1].view(batch, time).to(q.device)
     flags = None if reset is None else F.pad(reset.flatten(), (0, 1))[position]
     return _Chunks(position, place, flags, time, steps)
+
+
+def _within(cuts: list[int], start: int, end: int) -> list[int]:
+    return cuts[bisect_right(cuts, start) : bisect_left(cuts, end)]
 
 
 def _count(segments: list[tuple[int, int]], steps: int) -> int:
