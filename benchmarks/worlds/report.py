@@ -6,6 +6,7 @@ from world.memory_report import Table
 from worldmodel.environments.returning import BUCKETS
 
 Runs = list[dict[str, Any]]
+FEWEST = 100  # cells that a share is given of
 _MORE = ("returning", "returning, edited", "unseen for 5-64", "unseen for 65-256")
 
 
@@ -25,9 +26,9 @@ def groups(result: dict[str, Any]) -> dict[str, Runs]:
 
 
 def accuracy(runs: Runs, test: str, kind: str) -> list[float]:
-    """Of each seed that has cells of this kind."""
+    """Of each seed that has ``FEWEST`` cells of this kind."""
     tests = [run["tests"][test] for run in runs if test in run["tests"]]
-    return [found[kind]["accuracy"] for found in tests if kind in found]
+    return [found[kind]["accuracy"] for found in tests if kind in found and found[kind]["cells"] >= FEWEST]
 
 
 def tables(result: dict[str, Any]) -> list[Table]:

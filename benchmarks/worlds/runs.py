@@ -79,7 +79,8 @@ def execute(plan: Plan, folder: Path) -> dict[str, Any]:
 def train(row: Row, plan: Plan) -> tuple[TokenTrainer, list[dict[str, float]]]:
     """The trained model, and the means of the metrics over each of ``POINTS`` shares of the minutes.
 
-    No batch comes twice, so that the metrics are of worlds that the model has not seen.
+    No batch comes twice, so that the metrics are of worlds that the model has not seen. Unlike the tests they count the
+    border of a room, which is easy.
     """
     make, config_of = rows.WORLDS[row.env]
     config = row.config(plan.minutes, plan.seed)
