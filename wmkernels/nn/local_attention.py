@@ -143,7 +143,7 @@ class LocalAttention(MemoryModule):
             dtype = state_dtype(inputs.dtype)
             state = {name: inputs.new_zeros(x, dtype=dtype) for name, x in self._state_shapes(batch).items()}
         if inputs.numel() == 0:
-            return self.out_proj(inputs), dict(state)
+            return self.out_proj(inputs), {name: x.clone() for name, x in state.items()}
         queries, new_keys, new_values = self.in_proj(inputs).split(self.d_model, -1)
         old_keys, old_values = (state[name].to(queries.dtype) for name in ("keys", "values"))
         age = torch.arange(past, 0, -1, device=inputs.device)
