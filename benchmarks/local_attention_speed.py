@@ -10,8 +10,6 @@ ones where a window holds the whole sequence. All three leave out the projection
 """
 
 import argparse
-import statistics
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -19,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from harness import environment, result_file, tables
+from harness import environment, result_file, tables, timer
 from wmkernels.nn import LocalAttention
 
 WIDTH, HEADS, QUERIES = 64, 4, 32
@@ -78,8 +76,7 @@ def calls(batch: int, steps: int, grid: tuple[int, int], frames: int, trains: bo
 
     def run(function: Callable[..., Tensor], arguments: tuple[Tensor, ...], gradient: Tensor | None) -> None:
         if not trains:
-            with torch.no_grad():
-                function(*arguments)
+            function(*arguments)
             return
         leaves = [x.detach().requires_grad_() for x in arguments]
         outputs = function(*leaves)
@@ -97,27 +94,13 @@ def calls(batch: int, steps: int, grid: tuple[int, int], frames: int, trains: bo
     }
 
 
-def seconds(calls: dict[str, Callable[[], None]], least: float) -> dict[str, float]:
-    """Medians of interleaved calls."""
-    found: dict[str, list[float]] = {name: [] for name in calls}
-    for call in calls.values():
-        call()
-    begun = time.perf_counter()
-    while time.perf_counter() - begun < least or len(found[PLAIN]) < 3:
-        for name, call in calls.items():
-            start = time.perf_counter()
-            call()
-            found[name].append(time.perf_counter() - start)
-    return {name: statistics.median(times) for name, times in found.items()}
-
-
-def measure(cases: tuple[tuple[int, int, tuple[int, int], int], ...], least: float) -> list[dict[str, Any]]:
+def measure(cases: tuple[tuple[int, int, tuple[int, int], int], ...], budget: float) -> list[dict[str, Any]]:
     rows = []
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     for batch, steps, grid, frames in cases:
         for trains in (False, True):
-            found = seconds(calls(batch, steps, grid, frames, trains), least)
+            found = timer.medians(calls(batch, steps, grid, frames, trains), budget, grad=trains)
             apart = found.pop(PROJECTIONS)
             milliseconds = {name: 1e3 * (x if name == ALONE else x - apart) for name, x in found.items()}
             rows.append(

@@ -11,16 +11,12 @@ that the symmetric view has, and the product by the inverse; twice as many in tr
 
 import argparse
 import functools
-import statistics
-import time
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from harness import environment, result_file, tables
-from wmkernels.dispatch import load_native
+from harness import cpu_limits, environment, result_file, tables, timer
 from wmkernels.nn import PlaceMemory, lattice
 
 PERIOD, SIDE, CHANNELS, STEPS = 15, 5, 16, 128
@@ -34,12 +30,10 @@ def build(backend: str) -> PlaceMemory:
 
 
 def run(memory: PlaceMemory, values: Tensor, moved: Tensor, trains: bool) -> None:
+    leaf = values.detach().requires_grad_(trains)
+    out = memory(leaf, moved)[0]
     if trains:
-        leaf = values.detach().requires_grad_()
-        memory(leaf, moved)[0].backward(values)
-    else:
-        with torch.no_grad():
-            memory(values, moved)
+        out.backward(values)
 
 
 def multiply_adds(batch: int, trains: bool) -> int:
@@ -47,32 +41,6 @@ def multiply_adds(batch: int, trains: bool) -> int:
     shared = places // 2 + 1  # distinct cosines, and distinct sines up to a sign
     per_step = 2 * 2 * shared * frequencies + 2 * shared * places
     return (2 if trains else 1) * batch * STEPS * CHANNELS * per_step
-
-
-def per_second(threads: int) -> float:
-    """Multiply-adds of ``threads`` threads, each as fast as one."""
-    native = load_native()
-    best = 0.0
-    for _ in range(3):
-        begun = time.perf_counter()
-        count = native.cpu_multiply_adds(2_000_000)
-        best = max(best, count / (time.perf_counter() - begun))
-    return threads * best
-
-
-def seconds(calls: dict[str, Callable[[], None]], least: float) -> dict[str, float]:
-    """Medians of interleaved calls."""
-    for call in calls.values():
-        call()
-    found: dict[str, list[float]] = {name: [] for name in calls}
-    begun = time.perf_counter()
-    while time.perf_counter() - begun < least or len(found[LOOP]) < 3:
-        for name, call in calls.items():
-            for _ in range(1 if name == LOOP else 5):
-                start = time.perf_counter()
-                call()
-                found[name].append(time.perf_counter() - start)
-    return {name: statistics.median(times) for name, times in found.items()}
 
 
 def check() -> float:
@@ -87,12 +55,12 @@ def check() -> float:
     return error
 
 
-def measure(batches: list[int], least: float) -> list[dict[str, Any]]:
+def measure(batches: list[int], budget: float) -> list[dict[str, Any]]:
     rows = []
     before = torch.get_num_threads()
     for threads in sorted({1, min(2, torch.get_num_threads())}):
         torch.set_num_threads(threads)
-        limit = per_second(threads)
+        limit = cpu_limits.multiply_adds_per_second(threads)
         for batch in batches:
             values, moved = (
                 torch.randn(batch, STEPS, SIDE**2, CHANNELS),
@@ -103,7 +71,7 @@ def measure(batches: list[int], least: float) -> list[dict[str, Any]]:
                     backend: functools.partial(run, build(backend), values, moved, trains)
                     for backend in (LOOP, "chunked", "cpu")
                 }
-                found = seconds(calls, least)
+                found = timer.medians(calls, budget, grad=trains)
                 for backend, spent in found.items():
                     row = {"threads": threads, "batch": batch, "measure": "training" if trains else "forward"}
                     share = multiply_adds(batch, trains) / limit / spent
@@ -130,7 +98,7 @@ def target_rows(rows: list[dict[str, Any]]) -> list[list[str]]:
     shown = []
     for name, (least, aim) in TARGETS.items():
         value = min(row["speedup"] for row in rows if (row["measure"], row["backend"]) == (name, "cpu"))
-        outcome = "aim reached" if value >= aim else "reached" if value >= least else "missed"
+        outcome = tables.outcome(value, least, aim)
         shown.append([f"{name}, over the loop", f"{least}×", f"{aim}×", f"{value:.1f}×", outcome])
     return shown
 

@@ -92,6 +92,10 @@ def conditions(result: dict[str, Any]) -> str:
     return f"{environment.summary(result['environment'])}. {verdict[0].upper()}{verdict[1:]}."
 
 
+def _text(lines: list[str], if_none: str = "No result is committed.") -> str:
+    return "\n".join(lines).rstrip() or if_none
+
+
 def chart_part(results: Results, page: Path) -> str:
     if CPU_RESULT not in results:
         return "No result of a CPU is committed."
@@ -123,7 +127,7 @@ def targets_part(results: Results, page: Path) -> str:
     lines = []
     for result in of("scan_speed", results).values():
         lines += [f"{title(result)}:", "", markdown(*report.target_table(targets.assess(result))), ""]
-    return "\n".join(lines).rstrip() or "No result is committed."
+    return _text(lines)
 
 
 def replaced_part(results: Results, page: Path) -> str:
@@ -179,7 +183,7 @@ def world_part(results: Results, page: Path) -> str:
             lines += [world_report.CONTROL_NOTE, ""] if header == world_report.CONTROL_HEADER else []
         lines += [markdown(world_report.TIME_HEADER, world_report.time_cells(result)), ""]
         lines += [*(f"- {line}" for line in world_report.target_lines(result)), ""]
-    return "\n".join(lines).rstrip() or "No result is committed."
+    return _text(lines)
 
 
 def memory_part(results: Results, page: Path) -> str:
@@ -194,7 +198,7 @@ def memory_part(results: Results, page: Path) -> str:
         for table in memory_report.tables(result):
             lines += [f"{table.title}:", "", markdown(table.header, table.rows), ""]
         lines += [*(f"- {line}" for line in memory_report.target_lines(result)), ""]
-    return "\n".join(lines).rstrip() or "No result is committed."
+    return _text(lines)
 
 
 def update_part(results: Results, page: Path) -> str:
@@ -202,7 +206,7 @@ def update_part(results: Results, page: Path) -> str:
     for result in of("update_memory", results).values():
         lines += [markdown(update_report.HEADER, update_report.cells(result)), ""]
         lines += [f"{environment.summary(result['environment'])}; one thread.", ""]
-    return "\n".join(lines).rstrip() or "No result is committed."
+    return _text(lines)
 
 
 def worlds_part(results: Results, page: Path) -> str:
@@ -213,7 +217,7 @@ def worlds_part(results: Results, page: Path) -> str:
         lines += ["The worst seed in its worst bucket:", "", markdown(*worlds_targets.table(result)), ""]
         for table in worlds_report.tables(result):
             lines += [f"{table.title}:", "", markdown(table.header, table.rows), ""]
-    return "\n".join(lines).rstrip() or "No result is committed."
+    return _text(lines)
 
 
 def text_part(results: Results, page: Path) -> str:
@@ -224,7 +228,7 @@ def text_part(results: Results, page: Path) -> str:
         for name, header, rows in text_report.tables(result):
             lines += [f"{name}:", "", markdown(header, rows), ""]
         lines += [*(f"- {line}" for line in text_report.target_lines(result)), ""]
-    return "\n".join(lines).rstrip() or "No result is committed."
+    return _text(lines)
 
 
 def place_memory_part(results: Results, page: Path) -> str:
@@ -234,7 +238,7 @@ def place_memory_part(results: Results, page: Path) -> str:
         speed = place_memory_speed
         lines += [markdown(speed.TARGET_HEADER, speed.target_rows(result["rows"])), ""]
         lines += [markdown(speed.HEADER, speed.cells(result["rows"])), ""]
-    return "\n".join(lines).rstrip() or "No result is committed."
+    return _text(lines)
 
 
 def local_attention_part(results: Results, page: Path) -> str:
@@ -242,7 +246,7 @@ def local_attention_part(results: Results, page: Path) -> str:
     for result in of("local_attention_speed", results).values():
         lines += [f"{environment.summary(result['environment'])}.", ""]
         lines += [markdown(local_attention_speed.HEADER, local_attention_speed.cells(result["rows"])), ""]
-    return "\n".join(lines).rstrip() or "No result is committed."
+    return _text(lines)
 
 
 def full_part(results: Results, page: Path) -> str:
@@ -257,7 +261,7 @@ def full_part(results: Results, page: Path) -> str:
         for name, rows in report.group_rows(result).items():
             lines += [f"### {name[0].upper()}{name[1:]}", "", markdown(report.HEADER, report.group_cells(rows)), ""]
             lines += [line for note in report.notes(rows) for line in (f"{note}.", "")]
-    return "\n".join(lines).rstrip() or "No result is committed."
+    return _text(lines)
 
 
 def conv_lstm_part(results: Results, page: Path) -> str:
@@ -266,10 +270,7 @@ def conv_lstm_part(results: Results, page: Path) -> str:
         lines += [f"{conditions(result)}", ""]
         lines += [f"![Time over ours, by problem]({picture(path, page)})", ""]
         lines += [markdown(*report.target_table(conv_lstm_targets.assess(result))), ""]
-    return (
-        "\n".join(lines).rstrip()
-        or "No result is committed: `python benchmarks/conv_lstm_speed.py --publish` makes one."
-    )
+    return _text(lines, "No result is committed: `python benchmarks/conv_lstm_speed.py --publish` makes one.")
 
 
 def conv_lstm_results_part(results: Results, page: Path) -> str:
@@ -283,7 +284,7 @@ def conv_lstm_results_part(results: Results, page: Path) -> str:
             table = markdown(conv_lstm_report.HEADER, [conv_lstm_report.cells(row) for row in rows])
             lines += [f"### {name[0].upper()}{name[1:]}", "", table, ""]
             lines += [line for note in conv_lstm_report.notes(rows) for line in (f"{note}.", "")]
-    return "\n".join(lines).rstrip() or "No result is committed."
+    return _text(lines)
 
 
 PARTS: dict[str, Callable[[Results, Path], str]] = {

@@ -57,6 +57,12 @@ def verdict(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
     return {"quiet": True, "ratios": ratios, "reason": f"two threads did {worst:.2f} times the multiply-adds of one"}
 
 
+def multiply_adds_per_second(threads: int) -> float:
+    """In fp32, by vectors."""
+    rates, _ = _multiply_adds([threads])
+    return LANES * rates[threads]
+
+
 def _with_threads(count: int, rate: Callable[[], float]) -> float:
     torch.set_num_threads(count)
     return rate()

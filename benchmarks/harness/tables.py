@@ -60,3 +60,14 @@ def figure(value: float | None, digits: int = 3) -> str:
 
 def megabytes(count: int | None) -> str:
     return "" if count is None else figure(count / 2**20)
+
+
+def outcome(value: float | None, at_least: float | None, aim: float) -> str:
+    """In words, of a target; ``at_least`` None: only the aim counts."""
+    if value is None:
+        return "not measured"
+    if value >= aim:
+        return "aim reached"
+    if at_least is None:
+        return "below the aim"
+    return "reached" if value >= at_least else "missed"

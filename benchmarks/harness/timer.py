@@ -162,3 +162,13 @@ class Timer:
         finally:
             gc.enable()
             torch.set_num_threads(self.all_threads)
+
+
+def medians(calls: dict[str, Work], budget: float, *, grad: bool = False) -> dict[str, float]:
+    """Seconds of calls on a CPU, interleaved for about ``budget`` seconds, with the present number of threads."""
+    timer = Timer(torch.device("cpu"))
+    entries = {name: Entry(work, grad) for name, work in calls.items()}
+    for entry in entries.values():
+        timer.warm_up(entry)
+    timer.interleave(list(entries.values()), budget)
+    return {name: entry.seconds for name, entry in entries.items()}

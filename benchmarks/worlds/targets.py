@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+from harness.tables import outcome
 from worldmodel.environments.returning import BUCKETS
 
 HEADER = ("target", "at least", "aim", "measured", "")
@@ -69,14 +70,7 @@ def table(result: dict[str, Any]) -> tuple[tuple[str, ...], list[list[str]]]:
     rows = []
     for target in TARGETS:
         value = target.measured(result)
-        if value is None:
-            outcome = "not measured"
-        elif value >= target.aim:
-            outcome = "aim reached"
-        elif target.at_least is None:
-            outcome = "below the aim"
-        else:
-            outcome = "reached" if value >= target.at_least else "missed"
         bounds = ("" if bound is None else f"{bound:g}%" for bound in (target.at_least, target.aim))
-        rows.append([target.name, *bounds, "" if value is None else f"{value:.3f}%", outcome])
+        rows.append([target.name, *bounds, "" if value is None else f"{value:.3f}%"])
+        rows[-1].append(outcome(value, target.at_least, target.aim))
     return HEADER, rows
