@@ -12,8 +12,10 @@ several processes may run at once.
 """
 
 import argparse
+import math
 import sys
 from pathlib import Path
+from typing import Any
 
 from harness import environment, tables
 from text import report
@@ -59,7 +61,7 @@ def plans(chosen: argparse.Namespace) -> list[Plan]:
         return [
             Plan(task, memory, SEED_OF_TUNING, minutes(task) / 4, settings, tuning=True)
             for task, memory in pairs
-            for settings in grid(task, memory)
+            for settings in grid(task, memory, log)
         ]
     return [
         Plan(task, memory, seed, minutes(task), tuned(task, memory, log))
@@ -68,17 +70,24 @@ def plans(chosen: argparse.Namespace) -> list[Plan]:
     ]
 
 
+def rank(item: tuple[str, dict[str, Any]]) -> tuple[list[str], float]:
+    key, entry = item
+    return key.split("/")[:2], math.inf if entry["loss"] is None else entry["loss"]
+
+
 def main() -> int:
     chosen = parse_arguments()
     section = "tuning" if chosen.tune else "runs"
-    failed = session.execute_all(chosen, plans(chosen), execute, lambda plan: plan.key, BENCHMARK, section=section)
+    todo: list[Plan] = []
+    failed: list[str] = []
+    while not failed and (new := [plan for plan in plans(chosen) if plan not in todo]):
+        failed = session.execute_all(chosen, new, execute, lambda plan: plan.key, BENCHMARK, section=section)
+        todo += new  # after tuning there may be more: rates beyond the best
     if chosen.list:
         return 0
     result = session.load(chosen.json, BENCHMARK)
-    for key, entry in sorted(
-        result.get("tuning", {}).items(), key=lambda item: (item[0].split("/")[:2], item[1]["loss"])
-    ):
-        print(f"{entry['loss']:8.4f}  {key}")
+    for key, entry in sorted(result.get("tuning", {}).items(), key=rank):
+        print(f"{'diverged' if entry['loss'] is None else format(entry['loss'], '8.4f')}  {key}")
     if not result["runs"]:
         print("there is no run to report")
         return 1 if failed or not chosen.tune else 0

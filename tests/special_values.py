@@ -38,7 +38,7 @@ VARIANTS = {
     ],
     "conv_lstm": ["", "state", "options reset", "tiled"],
     "gated_delta_rule": ["", "initial reset"],
-    "place_memory": ["", "delta options reset"],
+    "place_memory": ["", "options", "delta options reset"],
 }
 EACH = slice(None)
 PER_BATCH, PER_CHANNEL = (EACH, 1, -3), (1, EACH, -3)
@@ -149,6 +149,8 @@ def ordinary(op, dtype, variant):
             (count, tensors["x"].shape[1]) if op == "conv_lstm" else (count, 6), dtype=torch.bool
         )
         tensors["reset"][:, 1 if op == "conv_lstm" else 3] = True
+        if op == "place_memory":
+            tensors["reset"][::2, 0] = True
         if op == "selective_step":
             tensors["reset"] = torch.ones(count, dtype=torch.bool)
     function = conv_lstm if op == "conv_lstm" else getattr(wmkernels, op)

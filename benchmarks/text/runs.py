@@ -26,7 +26,7 @@ SEED_OF_TUNING = 1000
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """What is trained: ``sizes`` are classes, layers and parameters; ``grid`` has the settings to try by memory."""
+    """What is trained: ``sizes`` are classes, layers and parameters; ``grid`` has what to try first, by memory."""
 
     memories: tuple[str, ...]
     minutes: float
@@ -80,18 +80,28 @@ class Plan:
         return "/".join([self.task, self.memory, *(f"{name}={getattr(self.settings, name)}" for name in names)])
 
 
-def grid(task: str, memory: str) -> list[Settings]:
-    """The settings to try."""
-    names = TASKS[task].grid[memory]
-    return [Settings(**dict(zip(names, values, strict=True))) for values in itertools.product(*names.values())]
+def grid(task: str, memory: str, log: dict[str, Any]) -> list[Settings]:
+    """The settings to try: twice the highest learning rate too, as long as it is the best in ``log``."""
+    values = TASKS[task].grid[memory]
+    rates = list(values["lr"])
+    while (best := best_in(task, memory, log)) is not None and best.lr >= rates[-1]:
+        rates.append(2 * rates[-1])
+    return [
+        Settings(**dict(zip(values, chosen, strict=True)))
+        for chosen in itertools.product(*{**values, "lr": rates}.values())
+    ]
+
+
+def best_in(task: str, memory: str, log: dict[str, Any]) -> Settings | None:
+    """Of those that did not diverge."""
+    found = [entry for entry in log.values() if (entry["task"], entry["memory"]) == (task, memory)]
+    found = [entry for entry in found if entry["loss"] is not None]
+    return Settings(**min(found, key=lambda entry: entry["loss"])["settings"]) if found else None
 
 
 def tuned(task: str, memory: str, log: dict[str, Any]) -> Settings:
     """The best settings in ``log``; the first of the grid that it has none of."""
-    found = [entry for entry in log.values() if (entry["task"], entry["memory"]) == (task, memory)]
-    if not found:
-        return grid(task, memory)[0]
-    return Settings(**min(found, key=lambda entry: entry["loss"])["settings"])
+    return best_in(task, memory, log) or grid(task, memory, log)[0]
 
 
 def execute(plan: Plan, folder: Path) -> dict[str, Any]:
@@ -122,7 +132,7 @@ def execute(plan: Plan, folder: Path) -> dict[str, Any]:
         "width": model.embed.weight.shape[1],
         **({"corpus": text.description} if text else {}),
         **trained,
-        "loss": loss,
+        "loss": loss if math.isfinite(loss) else None,
         "measured": measured,
     }
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from wmkernels import chunked
 from wmkernels.checks import no_autocast
 from wmkernels.place_memory.meta import PlaceMemoryInputs
-from wmkernels.place_memory.reference import each_sequence, first_of, merge_groups, split_groups, turned
+from wmkernels.place_memory.reference import each_sequence, first_of, merge_groups, split_groups, turned, unturned
 
 
 def place_memory_chunked(inputs: PlaceMemoryInputs) -> tuple[Tensor, Tensor]:
@@ -23,6 +23,9 @@ def place_memory_chunked(inputs: PlaceMemoryInputs) -> tuple[Tensor, Tensor]:
     steps = chunked.steps_per_chunk(phase.shape[0] * phase.shape[1] * keys.numel() * state.dtype.itemsize)
     outputs = []
     with no_autocast(values.device):
+        if reset is not None:  # what was before it is in no product: it may be NaN
+            first = reset[:, 0, None, None]
+            phase, state = torch.where(first, unturned(phase), phase), state.masked_fill(first[..., None], 0)
         write_keys = turned(keys, phase)  # (batch, groups, places, 2 frequencies)
         held = write_keys @ state
         for start in range(0, values.shape[1], steps):

@@ -300,6 +300,12 @@ def backward_kernel(
         local = t - begin
         cut = is_set(reset, reset_strides[1], now, now < end)
         is_reset = is_set(reset, reset_strides[1], t, exists)
+        # without a gradient of what was read, its phase and state are in no product: they may be NaN
+        was_read = now < begin
+        if grad_out is not None:
+            was_read = exists
+        if DELTA:
+            was_read = was_read | ((now < end) & (cut == 0))
         if states is not None:
             ends_chunk = exists & ((now == end) | ((local + 1) % STEPS == 0))
             for s in range(tl.where(ends_chunk, now - 1 - local % STEPS, now), now):
@@ -340,7 +346,7 @@ def backward_kernel(
             dx, dy = tl.where(cut, 0.0, dx), tl.where(cut, 0.0, dy)
             u, v = spread(keys, grads, f, d, frequencies, places, channels, PLACES, dtype)
             cos, sin = phase_of(
-                phase, initial_phase, phase_strides, initial_strides[2], now, begin, False, f, frequencies
+                phase, initial_phase, phase_strides, initial_strides[2], now, begin, was_read == 0, f, frequencies
             )
             dx += cos[:, None] * u - sin[:, None] * v
             dy += sin[:, None] * u + cos[:, None] * v
@@ -350,6 +356,7 @@ def backward_kernel(
                 if exists:
                     source = work + local % STEPS * size
                 x, y = load_rows(source, f, d, frequencies, channels, channels, 1, dtype)
+                x, y = tl.where(was_read, x, 0.0), tl.where(was_read, y, 0.0)
                 if key_sums is not None:
                     read_u, read_v = cos[:, None] * x + sin[:, None] * y, cos[:, None] * y - sin[:, None] * x
                     write_cos, write_sin = phase_of(

@@ -59,16 +59,18 @@ class Reverse {
       for (int64_t t = last - 1; t >= first; --t) step(t, states ? t - first : -1);
     }
     // The first delta write reads the initial state.
-    item_.load_initial_phase(s_.read_phase);
-    gather_rows([&](int64_t j) { return load(s_.held + j * lanes); });
-    item_.spread(s_.rows, s_.turned);
-    if (states) {
-      item_.load_state(s_.states, op_.initial_state);
-      add_read_gradient(s_.states);
-      if (has_key_gradient(op_)) add_read_keys(s_.states, s_.held);
-      store_phase_gradient(op_.grad_initial_phase, item_.sequence, 0);
+    if (was_read(begin)) {
+      item_.load_initial_phase(s_.read_phase);
+      gather_rows([&](int64_t j) { return load(s_.held + j * lanes); });
+      item_.spread(s_.rows, s_.turned);
+      if (states) {
+        item_.load_state(s_.states, op_.initial_state);
+        add_read_gradient(s_.states);
+        if (has_key_gradient(op_)) add_read_keys(s_.states, s_.held);
+      }
+      item_.add_and_look(s_.read_phase, s_.read_phase, s_.state, s_.turned);
     }
-    item_.add_and_look(s_.read_phase, s_.read_phase, s_.state, s_.turned);
+    if (states) store_phase_gradient(op_.grad_initial_phase, item_.sequence, 0);
     item_.store_state(s_.state, op_.grad_initial_state);
   }
 
@@ -85,23 +87,32 @@ class Reverse {
                             : item_.template load_view<S>(op_.values, t, j);
   }
 
+  // Whether what the phase before step `now` read has a gradient. Without, that phase is in no product: it may be NaN.
+  bool was_read(int64_t now) const {
+    return (op_.grad_out.data && now > item_.begin) || (op_.inverse.data && now < item_.end && !item_.is_reset(now));
+  }
+
   void step(int64_t t, int64_t in_chunk) {
-    item_.load_phase(s_.read_phase, op_.phase, item_.batch, t);
     item_.load_write_phase(s_.write_phase, t);
     bool keys = has_key_gradient(op_);
-    gather_rows([&](int64_t j) {
-      Vector<T> grad = load(s_.held + j * lanes);
-      if (op_.grad_out.data) grad += item_.template load_view<S>(op_.grad_out, t, j);
-      if (keys) store(s_.cotangents + j * lanes, grad);
-      return grad;
-    });
-    item_.spread(s_.rows, s_.turned);
-    if (in_chunk >= 0) {
-      add_read_gradient(s_.states + in_chunk * vectors_ * lanes);
-      if (keys) add_read_keys(s_.states + in_chunk * vectors_ * lanes, s_.cotangents);
-      store_phase_gradient(op_.grad_phase, item_.batch, t);
+    if (was_read(t + 1)) {
+      item_.load_phase(s_.read_phase, op_.phase, item_.batch, t);
+      gather_rows([&](int64_t j) {
+        Vector<T> grad = load(s_.held + j * lanes);
+        if (op_.grad_out.data) grad += item_.template load_view<S>(op_.grad_out, t, j);
+        if (keys) store(s_.cotangents + j * lanes, grad);
+        return grad;
+      });
+      item_.spread(s_.rows, s_.turned);
+      if (in_chunk >= 0) {
+        add_read_gradient(s_.states + in_chunk * vectors_ * lanes);
+        if (keys) add_read_keys(s_.states + in_chunk * vectors_ * lanes, s_.cotangents);
+      }
+      item_.add_and_look(s_.read_phase, s_.write_phase, s_.state, s_.turned);
+    } else {
+      item_.look(s_.write_phase, s_.state, s_.turned);
     }
-    item_.add_and_look(s_.read_phase, s_.write_phase, s_.state, s_.turned);
+    if (in_chunk >= 0) store_phase_gradient(op_.grad_phase, item_.batch, t);
     bool reset = item_.is_reset(t);
     if (in_chunk >= 0) {
       clear_phase_gradient();

@@ -147,18 +147,23 @@ __global__ void __launch_bounds__(kPlaceThreads, 1)
     if (states && !first && (now == block.end || (local + 1) % kPlaceSteps == 0)) reverse.recompute_chunk(t);
     if (keys && !first) reverse.prepare_write(t);
     const bool cut = block.is_reset(now), reset = block.is_reset(t);
+    // Without a gradient of what was read, its phase and state are in no product: they may be NaN.
+    const bool was_read =
+        (p.grad_out.data != nullptr && !first) || (p.inverse.data != nullptr && now < block.end && !cut);
     block.for_rows([&](int f, int vector, bool exists) {
       RowPair<T> rows = {};
       if (exists && !cut) rows = block.load_rows(block.state, f, vector);
       const RowPair<T> read = block.spread(block.keys, block.views, f, vector);
-      block.turn_of(now, false, f).add_to_world(rows, read);
+      const Turn<T> turn = block.turn_of(now, !was_read, f);
+      turn.add_to_world(rows, read);
       if (exists) block.store_rows(block.state, f, vector, rows);
       if (exists && !first) block.store_rows(block.turned, f, vector, block.turn_of(t, reset, f).to_observer(rows));
       if (!states) return;
       RowPair<T> held = {}, written = {};
-      if (exists) held = block.load_rows(first ? reverse.saved(0) : reverse.working(local % kPlaceSteps), f, vector);
+      if (exists && was_read)
+        held = block.load_rows(first ? reverse.saved(0) : reverse.working(local % kPlaceSteps), f, vector);
       if (exists && keys)
-        block.store_rows(reverse.read_rows(), f, vector, block.turn_of(now, false, f).to_observer(held));
+        block.store_rows(reverse.read_rows(), f, vector, turn.to_observer(held));
       reverse.add_phase_gradient(now, now < block.end, false, f, vector, exists, read, held);
       if (first) return;
       if (exists) written = block.load_rows(reverse.working(kPlaceSteps + local % kPlaceSteps), f, vector);
