@@ -84,8 +84,8 @@ def train(row: Row, plan: Plan) -> tuple[TokenTrainer, list[dict[str, float]]]:
     """
     make, config_of = rows.WORLDS[row.env]
     config = row.config(plan.minutes, plan.seed)
-    if row.tuned and (rate := tuning.best_rate(plan.row)) is not None:
-        config = dataclasses.replace(config, lr=rate)
+    if row.tuned:
+        config = tuning.tuned(plan.row, config)
     source = WorldSource(make, config_of(**row.worlds), torch.Generator().manual_seed(plan.seed))
     trainer = TokenTrainer(row.model, config, source)
     points: list[list[dict[str, float]]] = [[] for _ in range(POINTS)]
