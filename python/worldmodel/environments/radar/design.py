@@ -84,7 +84,7 @@ def design(config: DesignConfig) -> Design:
     samples = config.time_bandwidth * config.oversampling
     fm = FreeFM(samples, 1 / config.oversampling)
     with torch.no_grad():
-        fm.u += 0.01 * torch.randn(samples, generator=generator)
+        fm.u.add_(0.01 * torch.randn(samples, generator=generator))
     half_width = quality.main_lobe(_cut(LFM(samples, 1 / config.oversampling)().detach())) / 2
     adam = torch.optim.Adam(fm.parameters(), config.rate)
     best, best_peak = fm().detach(), math.inf
