@@ -34,7 +34,7 @@ from worldmodel.environments.radar.theory import (
 from worldmodel.environments.radar.waveforms import BARKER_13, LFM, FreeFM, PhaseCode
 from worldmodel.runs.fields import ConfigurationError
 
-SMALL = RadarConfig(pulse=1.6e-6, interval=6.4e-6, pulses=8)  # 16 samples, 64 cells
+SMALL = RadarConfig(pulse=1.6e-6, repetition=6.4e-6, pulses=8)  # 16 samples, 64 cells
 FALSE_ALARM = 1e-4
 TRIALS = 10**6
 FLOAT64 = torch.zeros((), dtype=torch.float64)
@@ -60,24 +60,36 @@ def test_albersheim_has_its_published_values(arguments, decibels):
     assert abs(albersheim(*arguments) - decibels) < 0.001
 
 
-@pytest.mark.parametrize("pulses", [1, 10, 100])
+@pytest.mark.parametrize("pulses, error", [(1, 0.1), (10, 0.3), (100, 0.1)])
 @pytest.mark.parametrize("false_alarm", [1e-7, 1e-5, 1e-3])
-@pytest.mark.parametrize("detection", [0.1, 0.5, 0.9])
-def test_albersheim_is_within_a_fifth_of_a_decibel_of_the_exact_probability(detection, false_alarm, pulses):
+@pytest.mark.parametrize("detection", [0.5, 0.7, 0.9])
+def test_albersheim_is_near_the_exact_probability_of_the_square_law(detection, false_alarm, pulses, error):
+    """It was made for a linear detector, which differs from the square law between one and many pulses."""
     needed = albersheim(detection, false_alarm, pulses)
-    bounds = torch.tensor([power(needed - 0.2), power(needed + 0.2)], dtype=torch.float64)
+    bounds = torch.tensor([power(needed - error), power(needed + error)], dtype=torch.float64)
     low, high = detection_probability(bounds, false_alarm, pulses).tolist()
     assert low < detection < high
 
 
+def test_albersheim_asks_too_little_for_low_probabilities():
+    assert detection_probability(power(albersheim(0.1, 1e-3) + 3), 1e-3) < 0.1
+    assert detection_probability(power(albersheim(0.2, 1e-7) + 0.2), 1e-7) < 0.2
+
+
 @pytest.mark.parametrize("detection, pulses", [(0.9, 1), (0.5, 1), (0.9, 10)])
 def test_albersheim_is_within_a_fifth_of_a_decibel_of_a_simulated_steady_target(detection, pulses):
-    noise = normal((TRIALS // (4 * pulses), pulses), seeded(1), FLOAT64)  # a fixed phase is as good as any
-    limit = threshold(FALSE_ALARM, pulses)
+    """Seed 1; a linear detector, its threshold the quantile of a million sums of noise where it has no formula."""
+    generator, like = seeded(1), torch.zeros(())
+    if pulses == 1:
+        limit = math.sqrt(threshold(FALSE_ALARM))
+    else:
+        sums = torch.cat([normal((TRIALS // 10, pulses), generator, like).abs().sum(1) for _ in range(10)])
+        limit = float(sums.topk(round(TRIALS * FALSE_ALARM)).values[-1])
+    noise = normal((TRIALS // (2 * pulses), pulses), generator, like)  # a fixed phase is as good as any
     low, high = 0.0, 20.0
     for _ in range(12):
         middle = (low + high) / 2
-        found = ((noise + math.sqrt(power(middle))).abs().square().sum(1) > limit).double().mean()
+        found = ((noise + math.sqrt(power(middle))).abs().sum(1) > limit).double().mean()
         low, high = (middle, high) if found < detection else (low, middle)
     assert abs(albersheim(detection, FALSE_ALARM, pulses) - low) < 0.2
 
@@ -280,7 +292,7 @@ RATIO = 10.0
 )
 def test_the_sampled_chain_detects_as_often_as_the_exact_expectation(jamming):
     """Seed 6; guard cells, references of the same map; 20,000 maps of one pulse at 15 dB."""
-    radar, config, trials = RadarConfig(pulse=1.6e-6, interval=6.4e-6, pulses=1), CFARConfig(), 20_000
+    radar, config, trials = RadarConfig(pulse=1.6e-6, repetition=6.4e-6, pulses=1), CFARConfig(), 20_000
     snr, ratio = torch.full((trials,), power(15)), torch.full((trials,), RATIO)
     copied = jamming if isinstance(jamming, torch.Tensor) else None
     noise = ratio if jamming == "barrage" else 0 * ratio
@@ -321,7 +333,7 @@ def test_the_expectation_has_the_right_gradient_with_respect_to_the_waveform():
 
 def test_the_sampled_gradient_agrees_in_the_mean_with_the_exact_one():
     """Seed 8; of the soft CFAR's mean over 30,000 maps, with respect to the pulse's phases and the signal's power."""
-    radar = RadarConfig(pulse=0.8e-6, interval=3.2e-6, pulses=1)  # 8 samples, 32 cells
+    radar = RadarConfig(pulse=0.8e-6, repetition=3.2e-6, pulses=1)  # 8 samples, 32 cells
     config, trials = CFARConfig(references=8, guard=1, false_alarm=1e-2), 30_000
     phases = (2 * math.pi * torch.rand(8, generator=seeded(8))).requires_grad_()
     gain = torch.tensor(math.log(30.0), requires_grad=True)
@@ -399,7 +411,7 @@ def target(distance=500.0, velocity=0.0, area=1.0, swerling=0):
     [
         (lambda: RadarConfig(power=-1.0), r"RadarConfig: power \(W\) is -1.0, expected a number, more than 0"),
         (lambda: RadarConfig(noise_figure=math.nan), r"RadarConfig: noise_figure \(dB\) is nan, expected a finite"),
-        (lambda: RadarConfig(pulse=25.6e-6), r"pulse is 2.56e-05 s, expected less than interval \(2.56e-05 s\)"),
+        (lambda: RadarConfig(pulse=25.6e-6), r"pulse is 2.56e-05 s, expected less than repetition \(2.56e-05 s\)"),
         (lambda: RadarConfig(pulse=6.43e-6), "pulse is 6.43e-06 s, 64.3 samples at 1e.07 Hz, expected a whole number"),
         (lambda: RadarConfig(bandwidth=2e7), r"bandwidth is 2e\+07 Hz, expected at most sample_rate \(1e\+07 Hz\)"),
         (

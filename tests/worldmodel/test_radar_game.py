@@ -115,7 +115,7 @@ def test_sampled_rewards_have_the_mean_of_the_exact_ones(jammer):
 
 
 def test_a_copy_of_another_waveform_does_less_harm_than_one_of_the_same():
-    config = RadarGameConfig(waveforms=3, radar=RadarConfig(pulse=3.2e-6, interval=12.8e-6, pulses=2))
+    config = RadarGameConfig(waveforms=3, radar=RadarConfig(pulse=3.2e-6, repetition=12.8e-6, pulses=2))
     table = detection_table(config)
     copies, clear = table[:, :3], table[:, -1]
     assert (copies < clear[:, None]).all()

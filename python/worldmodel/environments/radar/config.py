@@ -36,7 +36,7 @@ class RadarConfig(Checked):
         bandwidth: of the pulse, Hz; at most ``sample_rate``.
         sample_rate: complex samples per second, Hz.
         pulse: duration of a pulse, s; a whole number of samples.
-        interval: between the beginnings of two pulses, s; a whole number of samples.
+        repetition: interval between the beginnings of two pulses, s; a whole number of samples.
         pulses: per coherent processing interval.
         power: transmitted while a pulse lasts, W.
         gain: of the antenna, dB.
@@ -45,7 +45,7 @@ class RadarConfig(Checked):
         temperature: of the receiver's input, K.
 
     Raises:
-        ConfigurationError: a value outside its bounds, a pulse as long as the interval, a bandwidth above the sample
+        ConfigurationError: a value outside its bounds, a pulse as long as the repetition, a bandwidth above the sample
             rate, or a duration that is no whole number of samples.
 
     Example:
@@ -58,7 +58,7 @@ class RadarConfig(Checked):
     bandwidth: Hertz = 10e6
     sample_rate: Hertz = 10e6
     pulse: Seconds = 6.4e-6
-    interval: Seconds = 25.6e-6
+    repetition: Seconds = 25.6e-6
     pulses: Annotated[int, Bounds(1, 4096)] = 64
     power: Watts = 100.0
     gain: Decibels = 30.0
@@ -73,11 +73,11 @@ class RadarConfig(Checked):
                 f"RadarConfig: bandwidth is {self.bandwidth:g} Hz, expected at most sample_rate ({self.sample_rate:g} "
                 "Hz)"
             )
-        if self.pulse >= self.interval:
+        if self.pulse >= self.repetition:
             raise ConfigurationError(
-                f"RadarConfig: pulse is {self.pulse:g} s, expected less than interval ({self.interval:g} s)"
+                f"RadarConfig: pulse is {self.pulse:g} s, expected less than repetition ({self.repetition:g} s)"
             )
-        for name in ("pulse", "interval"):
+        for name in ("pulse", "repetition"):
             count = getattr(self, name) * self.sample_rate
             if round(count) < 1 or abs(count - round(count)) > 1e-6 * count:
                 raise ConfigurationError(
@@ -93,7 +93,7 @@ class RadarConfig(Checked):
     @property
     def cells(self) -> int:
         """Range cells: samples from pulse to pulse."""
-        return round(self.interval * self.sample_rate)
+        return round(self.repetition * self.sample_rate)
 
     @property
     def time_bandwidth(self) -> float:
@@ -113,12 +113,12 @@ class RadarConfig(Checked):
     @property
     def unambiguous_range(self) -> float:
         """Range of an echo that arrives with the next pulse, m."""
-        return LIGHT * self.interval / 2
+        return LIGHT * self.repetition / 2
 
     @property
     def unambiguous_velocity(self) -> float:
         """Radial velocity in m/s whose Doppler shift is half a turn from pulse to pulse: ± λ / (4 T)."""
-        return self.wavelength / (4 * self.interval)
+        return self.wavelength / (4 * self.repetition)
 
     def delay(self, distance: Tensor) -> Tensor:
         """Delay in samples of echoes from ``distance``, m."""

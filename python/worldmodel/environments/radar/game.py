@@ -73,7 +73,7 @@ class RadarGameConfig(Checked):
     snr: Decibels = 16.0
     jnr: Decibels = 10.0
     sampled: bool = False
-    radar: RadarConfig = RadarConfig(pulse=1.6e-6, interval=6.4e-6, pulses=8)  # noqa: RUF009
+    radar: RadarConfig = RadarConfig(pulse=1.6e-6, repetition=6.4e-6, pulses=8)  # noqa: RUF009
     cfar: CFARConfig = CFARConfig()  # noqa: RUF009
 
     def __post_init__(self) -> None:

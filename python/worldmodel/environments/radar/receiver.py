@@ -28,7 +28,7 @@ def matched_filter(received: Tensor, waveform: Tensor) -> Tensor:
 def doppler_filter(pulses: Tensor) -> Tensor:
     """Discrete Fourier transform over pulses, (..., pulses, cells), scaled so that white noise keeps its power.
 
-    Row k is the Doppler shift of k / (pulses × interval); M equal pulses gain a power of M: 18.06 dB for 64.
+    Row k is the Doppler shift of k / (pulses × repetition); M equal pulses gain a power of M: 18.06 dB for 64.
     """
     return torch.fft.fft(pulses, dim=-2, norm="ortho")
 
