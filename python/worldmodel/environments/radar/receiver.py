@@ -82,6 +82,9 @@ def detect(powers: Tensor, config: CFARConfig) -> Tensor:
 def soft_detect(powers: Tensor, config: CFARConfig, temperature: float = 0.1) -> Tensor:
     """``detect`` with a gradient: sigmoid((ln power − ln threshold) / temperature).
 
+    The gradient's mean is that of the detection probability up to an error that falls with the square of the
+    temperature; its variance rises with the inverse.
+
     Args:
         powers: (..., cells).
         config: of the CFAR.
