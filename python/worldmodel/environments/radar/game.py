@@ -49,7 +49,7 @@ class RadarGameConfig(Checked):
         available: random ones of them that are free in each interval; 0 for all.
         waveforms: to choose from: a rising LFM, a falling one, then random phase codes.
         jammer: look-back copies, or noise in one channel (spot), each in turn (sweep), or a random one.
-        look_back: smallest and largest L, intervals; L is uniform between them and drawn for each game.
+        look_back: smallest and largest L of a look-back jammer, intervals; uniform and drawn for each game.
         sensed: whether the radar observes which channel the jammer sent in.
         snr: mean signal-to-noise ratio in the target's cell without jamming, dB.
         jnr: jammer-to-noise ratio before the receiver's filters, dB.
