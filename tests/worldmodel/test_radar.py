@@ -241,7 +241,7 @@ def test_jamming_has_the_power_of_its_ratio(jam):
     mean = jam(ratio).abs().square().mean()
     assert abs(mean / 5 - 1) < 0.02
     (slope,) = torch.autograd.grad(mean, ratio)
-    assert math.isclose(slope.sum(), mean / 5, rel_tol=1e-3)
+    assert math.isclose(slope.sum().item(), mean.item() / 5, rel_tol=1e-3)
 
 
 def test_noise_and_sweep_stay_in_their_bands():
