@@ -81,13 +81,15 @@ class Plan:
 
 
 def grid(task: str, memory: str, log: dict[str, Any]) -> list[Settings]:
-    """The settings to try, with a learning rate beyond those in ``log`` if its best is the lowest or the highest."""
+    """The settings to try, with a learning rate beyond those in ``log`` if only the lowest or the highest is best."""
     values = TASKS[task].grid[memory]
-    rates = sorted({*values["lr"], *(entry["settings"]["lr"] for entry in entries_of(task, memory, log))})
-    best = best_in(task, memory, log)
-    if best is not None and best.lr == rates[0]:
+    entries = entries_of(task, memory, log)
+    rates = sorted({*values["lr"], *(entry["settings"]["lr"] for entry in entries)})
+    found = [(entry["loss"], entry["settings"]["lr"]) for entry in entries if entry["loss"] is not None]
+    least = min((loss for loss, _ in found), default=None)
+    if (best := {lr for loss, lr in found if loss == least}) == {rates[0]}:
         rates.insert(0, rates[0] / 2)
-    elif best is not None and best.lr == rates[-1]:
+    elif best == {rates[-1]}:
         rates.append(2 * rates[-1])
     choices = itertools.product(*{**values, "lr": rates}.values())
     return [Settings(**dict(zip(values, chosen, strict=True))) for chosen in choices]

@@ -15,6 +15,7 @@ from worlds import rows
 LOG = Path(__file__).resolve().parents[1] / "results" / "world_rooms_tuning.json"
 BENCHMARK = "world_rooms_tuning"
 SEED = 100
+LEAST = 1e-5  # learning rate
 Entry = dict[str, Any]
 
 
@@ -42,11 +43,15 @@ def tune(row: str, minutes: float) -> None:
 
 
 def beyond(entries: list[Entry]) -> list[float]:
-    """The next rate, if the best of ``entries`` has the lowest or the highest of theirs."""
-    chosen, rates = best(entries), sorted(entry["lr"] for entry in entries)
-    if chosen is None or chosen["lr"] == rates[0]:
+    """The next rate, if only the lowest or the highest of ``entries`` is the best; below, if all of them diverged."""
+    rates = sorted(entry["lr"] for entry in entries)
+    chosen = best(entries)
+    if chosen is None:
+        return [rates[0] / 2] if rates[0] > LEAST else []
+    least = {entry["lr"] for entry in entries if entry["loss"] == chosen["loss"]}
+    if least == {rates[0]}:
         return [rates[0] / 2]
-    return [2 * rates[-1]] if chosen["lr"] == rates[-1] else []
+    return [2 * rates[-1]] if least == {rates[-1]} else []
 
 
 def trial(row: str, batch_size: int, rate: float, minutes: float) -> Entry:
