@@ -107,7 +107,9 @@ def test_tuned_settings_runs_and_the_report(benchmark, tmp_path, monkeypatch, ca
         run("--memories", "lstm")
 
 
-@pytest.mark.parametrize("best, tried", [(1.5e-3, [1e-3, 2e-3, 4e-3]), (7e-3, [1e-3, 2e-3, 4e-3, 8e-3, 16e-3]), (2e-4, [])])
+@pytest.mark.parametrize(
+    "best, tried", [(1.5e-3, [1e-3, 2e-3, 4e-3]), (7e-3, [1e-3, 2e-3, 4e-3, 8e-3, 16e-3]), (2e-4, [])]
+)
 def test_rates_are_tried_on_both_sides_of_the_best(benchmark, monkeypatch, best, tried):
     runs = importlib.import_module("text.runs")
     recall = runs.dataclasses.replace(runs.TASKS["recall"], grid={"scan": {"lr": (1e-3, 2e-3)}})
