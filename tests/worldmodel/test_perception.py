@@ -43,6 +43,13 @@ def test_a_number_that_never_changes_is_not_blown_up():
     assert codec_of(torch.zeros(0, 1)).standardised(torch.ones(1, 1)) == symlog(torch.ones(1, 1))
 
 
+def test_what_an_almost_constant_number_jumps_to_is_bounded():
+    codec = codec_of(torch.full((100, 1), 0.7) + 3e-5 * torch.randn(100, 1))
+    read = codec.standardised(torch.tensor([[0.7], [1.7], [-1e30]]))
+    assert read[0].abs() < 1 and read[1:].flatten().tolist() == [10.0, -10.0]
+    torch.testing.assert_close(codec.loss(torch.zeros(3, 1), torch.tensor([[1.7], [1e30], [0.7]]))[:2], torch.full((2,), 50.0))
+
+
 def test_the_size_of_a_number_is_seen():
     """A layer norm of one number keeps only its sign."""
     model = small_model(seen=spaces.Box(-9, 9, (1,)))

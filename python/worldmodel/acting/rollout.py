@@ -18,7 +18,7 @@ from worldmodel.data.spaces import ActionSpec
 from worldmodel.environments.registry import EnvironmentFailed
 from worldmodel.environments.single import make_single
 from worldmodel.environments.vector import VectorEnvironment
-from worldmodel.model.deciders import Decider, decider_of
+from worldmodel.model.deciders import Decider, EpisodeDecider, SampledPolicy, decider_of, policy_sample
 from worldmodel.model.world_model import WorldModel
 
 if TYPE_CHECKING:
@@ -85,8 +85,11 @@ def evaluate(
     ``max_steps`` cuts longer episodes; None cuts at ``MAX_STEPS``, unless the environment has a limit of its own.
     ``progress`` is called after every step. ``env_args`` are arguments of the environment.
 
-    ``seed`` is for the first episode and the decider's samples; ``decider`` is by default the agent's. ``environments``
-    replace new ones and are closed. ``greedy`` is deprecated.
+    ``seed`` is for the first episode; ``decider`` is by default the agent's. ``environments`` replace new ones and are
+    closed. ``greedy`` is deprecated.
+
+    What ``policy_sample``, ``RandomPolicy`` and any ``EpisodeDecider`` draw follows from the seed of each episode, so
+    that ``num_envs`` does not matter. Other deciders draw by PyTorch's generator, whose seed is ``seed``.
     """
     decider = decider_of(decider, greedy, agent.greedy)
     environments = environments or [make_single(env, **(env_args or {})) for _ in range(min(num_envs, episodes))]
@@ -112,6 +115,8 @@ def _evaluate(
     specs = agent.observation_spec, agent.action_spec
     running = VectorEnvironment(environments, lambda number: seed + number, *specs, tolerant=True)
     torch.manual_seed(seed)
+    if decider is policy_sample:
+        decider = SampledPolicy()
     limit = step_limit(environments[0], max_steps)
     results: dict[int, tuple[float, int]] = {}
     failed: dict[int, str] = {}
@@ -122,6 +127,9 @@ def _evaluate(
         _begin_others(running, failed, episodes)
         while len(results) + len(failed) < episodes:
             episode_ids = list(running.episode_ids)
+            if isinstance(decider, EpisodeDecider):
+                for row in np.flatnonzero(running.is_first):
+                    decider.begin(int(row), seed + episode_ids[row])
             actions, state = agent.act_encoded(
                 running.observations, state, running.is_first, decider, elapsed=running.elapsed
             )
@@ -171,17 +179,24 @@ def step_limit(environment: "gymnasium.Env[Any, Any]", max_steps: int | None) ->
     return None if environment.spec is not None and environment.spec.max_episode_steps else MAX_STEPS
 
 
-def random_policy(action_spec: ActionSpec, seed: int) -> Decider:
-    """A ``Decider`` that draws every action at random of the legal ones, as ``ActionSpec.sample`` does."""
-    random = np.random.default_rng(seed)
+class RandomPolicy:
+    """Every action at random of the legal ones, as ``ActionSpec.sample`` draws them, by a generator for each row."""
 
-    def decide(world_model: WorldModel, state: State) -> torch.Tensor:
+    def __init__(self, action_spec: ActionSpec) -> None:
+        self._action_spec = action_spec
+        self._generators: dict[int, np.random.Generator] = {}
+
+    def begin(self, row: int, seed: int) -> None:
+        self._generators[row] = np.random.default_rng(seed)
+
+    def __call__(self, world_model: WorldModel, state: State) -> torch.Tensor:
         features = state["features"]
         legal = state[MASK].cpu().numpy() if MASK in state else None
-        sampled = torch.from_numpy(action_spec.sample(random, len(features), mask=legal)).to(features.device)
-        return action_spec.encode(sampled).to(features.dtype)
-
-    return decide
+        sampled = [
+            self._action_spec.sample(self._generators[row], 1, mask=None if legal is None else legal[row : row + 1])
+            for row in range(len(features))
+        ]
+        return self._action_spec.encode(torch.from_numpy(np.concatenate(sampled)).to(features.device)).to(features.dtype)
 
 
 def evaluate_filmed(

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import torch
 
 from worldmodel.acting.agent import Agent
-from worldmodel.acting.rollout import Evaluated, evaluate, evaluate_filmed, random_policy
+from worldmodel.acting.rollout import Evaluated, RandomPolicy, evaluate, evaluate_filmed
 from worldmodel.acting.video import video_file
 from worldmodel.commands.command_line import parse
 from worldmodel.commands.display import EvaluationProgress
@@ -109,7 +109,7 @@ def _evaluate(
     told = {"env": env, "env_args": env_args, **found.to_json()}
     if episodes := min(options.random_episodes, options.episodes):
         shown = EvaluationProgress(f"{env}, random policy", episodes)
-        random: dict[str, Any] = {"decider": random_policy(agent.action_spec, options.seed), "progress": shown}
+        random: dict[str, Any] = {"decider": RandomPolicy(agent.action_spec), "progress": shown}
         limits = {"max_steps": options.max_steps, "env_args": env_args}
         try:
             chance = evaluate(agent, env, episodes, options.seed, options.num_envs, **random, **limits)

@@ -23,7 +23,6 @@ from worldmodel.learning.running_stats import (
     ReturnNormaliser,
     update_reward_scale,
     update_standardisation,
-    update_support,
 )
 from worldmodel.model.world_model import WorldModel
 from worldmodel.runs.fields import Bounds, Checked, Count, Positive
@@ -204,12 +203,9 @@ class Learner:
             raise NonFiniteError(f"Learner: a reward is NaN or infinite at update {self._updates}")
         scale = self.world_model.reward_scale
         update_reward_scale(scale, rewards, self._reduction)
-        targets = batch.rewards[batch.known_rewards & batch.loss_mask] / scale.scale
-        update_support(self.world_model.prediction.reward, targets, self._reduction)
 
     def _update_return_statistics(self, found: ImaginedReturns) -> None:
         self._returns.update(found.policy_returns, self._reduction)
-        update_support(self.world_model.evaluation.head, found.value_targets, self._reduction)
 
     @contextlib.contextmanager
     def _statistics_restored_on_error(self) -> Iterator[None]:

@@ -82,12 +82,6 @@ class ImaginedReturns:
             return self.q[self.legal & self.mask[:, None]]
         return (self.returns.detach() if self.q is None else self.q)[self.mask]
 
-    @property
-    def value_targets(self) -> Tensor:
-        """All with a loss, (targets,)."""
-        later = self.returns.detach()[:, 1:][self.weights[:, 1:] > 0]
-        return torch.cat([self.first_target[self.mask], later])
-
 
 @dataclasses.dataclass
 class ImaginationLosses:

@@ -15,10 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from worldmodel.data.spaces import Modality
-from worldmodel.model.networks import symlog
+from worldmodel.model.networks import symexp, symlog
 
 _WINDOW = 1e6  # steps in the running mean and variance
 _MIN_VARIANCE = 1e-10  # below: a constant entry
+_FARTHEST = 10.0  # deviations from the mean: what an almost constant entry jumps to is no 1e5
 
 
 class CategoricalCodec(nn.Module):
@@ -61,7 +62,8 @@ class CategoricalCodec(nn.Module):
 class StandardisedCodec(nn.Module):
     """Numbers standardised in symlog space, so that entries of small variance count.
 
-    A modality's last dimension has the entries, each with its own mean and variance.
+    A modality's last dimension has the entries, each with its own mean and variance. Numbers more than 10 deviations
+    from the mean count as 10.
     """
 
     mean: Tensor
@@ -79,12 +81,12 @@ class StandardisedCodec(nn.Module):
         return torch.where(self.variance > _MIN_VARIANCE, self.variance, 1).sqrt()
 
     def standardised(self, modality: Tensor) -> Tensor:
-        return (symlog(modality.to(self.mean.dtype)) - self.mean) / self.deviation
+        numbers = (symlog(modality.to(self.mean.dtype)) - self.mean) / self.deviation
+        return numbers.clamp(-_FARTHEST, _FARTHEST)
 
     def restored(self, numbers: Tensor) -> Tensor:
-        """Inverts ``standardised``."""
-        numbers = numbers * self.deviation + self.mean
-        return numbers.sign() * numbers.abs().expm1()
+        """Inverts ``standardised`` within its range."""
+        return symexp(numbers * self.deviation + self.mean)
 
     @torch.no_grad()
     def moments(self, modality: Tensor) -> Tensor:

@@ -39,8 +39,8 @@ class Latent(abc.ABC):
         """Differentiable, (..., *shape)."""
 
     @abc.abstractmethod
-    def mean(self, distribution: Tensor) -> Tensor:
-        """(..., *shape)."""
+    def as_observed(self, distribution: Tensor) -> Tensor:
+        """The latent that embeds as an observed step does: ``embed`` of it is ``embed_mean``, (..., *shape)."""
 
     @abc.abstractmethod
     def embed(self, latent: Tensor) -> Tensor:
@@ -92,8 +92,11 @@ class CategoricalLatent(Latent):
     def mode(self, distribution: Tensor) -> Tensor:
         return self._one_hot(distribution.argmax(-1), distribution) if self.config.stochastic else distribution
 
-    def mean(self, distribution: Tensor) -> Tensor:
-        return distribution
+    def as_observed(self, distribution: Tensor) -> Tensor:
+        if not self.config.stochastic:
+            return distribution
+        ratio = self.config.unimix_ratio
+        return (distribution - ratio / self.config.classes) / (1 - ratio)
 
     def embed(self, latent: Tensor) -> Tensor:
         """Flattened, with unimix, which probabilities have already."""
@@ -135,7 +138,7 @@ class GaussianLatent(Latent):
     def mode(self, distribution: Tensor) -> Tensor:
         return distribution[..., 0, :]
 
-    def mean(self, distribution: Tensor) -> Tensor:
+    def as_observed(self, distribution: Tensor) -> Tensor:
         return distribution[..., 0, :]
 
     def embed(self, latent: Tensor) -> Tensor:

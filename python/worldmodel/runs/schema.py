@@ -10,8 +10,7 @@ MEANINGS = {
     "(world_model|ema).reward_scale.count": "number of rewards other than zero in the running mean",
     "(world_model|ema).reward_scale.mean_square": "running mean of the squared rewards other than zero; the model's "
     "rewards and values, times its square root or 1 if it is 0, are in the environment's units",
-    "(world_model|ema).{}.v_min": "lower end of the support of a scalar head's bins",
-    "(world_model|ema).{}.v_max": "upper end of the support of a scalar head's bins",
+    "(world_model|ema).{}.centers": "values of a scalar head's bins, in units of the reward scale",
     "(world_model|ema).perception.codecs.{}.count": "number of observations in the running mean and variance",
     "(world_model|ema).perception.codecs.{}.mean": "running mean of an observation's numbers through symlog",
     "(world_model|ema).perception.codecs.{}.variance": "running variance of an observation's numbers through symlog",
