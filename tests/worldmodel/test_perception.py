@@ -47,7 +47,9 @@ def test_what_an_almost_constant_number_jumps_to_is_bounded():
     codec = codec_of(torch.full((100, 1), 0.7) + 3e-5 * torch.randn(100, 1))
     read = codec.standardised(torch.tensor([[0.7], [1.7], [-1e30]]))
     assert read[0].abs() < 1 and read[1:].flatten().tolist() == [10.0, -10.0]
-    torch.testing.assert_close(codec.loss(torch.zeros(3, 1), torch.tensor([[1.7], [1e30], [0.7]]))[:2], torch.full((2,), 50.0))
+    torch.testing.assert_close(
+        codec.loss(torch.zeros(3, 1), torch.tensor([[1.7], [1e30], [0.7]]))[:2], torch.full((2,), 50.0)
+    )
 
 
 def test_the_size_of_a_number_is_seen():

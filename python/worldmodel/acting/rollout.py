@@ -24,6 +24,7 @@ from worldmodel.model.world_model import WorldModel
 if TYPE_CHECKING:
     import gymnasium
 
+_RESAMPLES = 2000
 MAX_STEPS = 10_000  # of an episode whose environment has no limit
 Progress = Callable[[int, int, Sequence[float]], None]  # episodes, steps, returns
 
@@ -49,6 +50,14 @@ class Evaluated:
         return float(np.mean(self.returns))
 
     @property
+    def interval(self) -> tuple[float, float]:
+        """The 95% confidence interval of the mean return, by the bootstrap: the same for the same returns."""
+        returns = np.asarray(self.returns)
+        drawn = np.random.default_rng(0).integers(0, len(returns), (_RESAMPLES, len(returns)))
+        low, high = np.percentile(returns[drawn].mean(1), (2.5, 97.5))
+        return float(low), float(high)
+
+    @property
     def standard_error(self) -> float:
         """Of the mean return; 0 for one episode."""
         return float(np.std(self.returns, ddof=1) / np.sqrt(len(self.returns))) if len(self.returns) > 1 else 0.0
@@ -57,6 +66,7 @@ class Evaluated:
         summary = {
             "mean": self.mean,
             "standard_error": self.standard_error,
+            "interval": list(self.interval),
             "episodes": len(self.returns),
             "cut": self.cut,
         }
@@ -93,7 +103,7 @@ def evaluate(
     """
     decider = decider_of(decider, greedy, agent.greedy)
     environments = environments or [make_single(env, **(env_args or {})) for _ in range(min(num_envs, episodes))]
-    return _finished(_evaluate(agent, environments, episodes, seed, decider, max_steps, progress))
+    return _finished(evaluate_in(agent, environments, episodes, seed, decider, max_steps, progress))
 
 
 def _finished(found: Evaluated) -> Evaluated:
@@ -102,7 +112,7 @@ def _finished(found: Evaluated) -> Evaluated:
     return found
 
 
-def _evaluate(
+def evaluate_in(
     agent: Agent,
     environments: "Sequence[gymnasium.Env[Any, Any]]",
     episodes: int,
@@ -110,8 +120,9 @@ def _evaluate(
     decider: Decider,
     max_steps: int | None,
     progress: Progress | None = None,
+    close: bool = True,
 ) -> Evaluated:
-    """``evaluate``, perhaps without a finished episode."""
+    """``evaluate``, perhaps without a finished episode; without ``close`` the environments stay open."""
     specs = agent.observation_spec, agent.action_spec
     running = VectorEnvironment(environments, lambda number: seed + number, *specs, tolerant=True)
     torch.manual_seed(seed)
@@ -155,7 +166,8 @@ def _evaluate(
             if progress is not None:
                 progress(len(results), steps, [total for total, _ in results.values()])
     finally:
-        running.close()
+        if close:
+            running.close()
     ordered = [results[index] for index in sorted(results)]
     said = tuple(failed[index] for index in sorted(failed))
     return Evaluated(tuple(r for r, _ in ordered), tuple(n for _, n in ordered), cut, said)
@@ -196,7 +208,8 @@ class RandomPolicy:
             self._action_spec.sample(self._generators[row], 1, mask=None if legal is None else legal[row : row + 1])
             for row in range(len(features))
         ]
-        return self._action_spec.encode(torch.from_numpy(np.concatenate(sampled)).to(features.device)).to(features.dtype)
+        actions = torch.from_numpy(np.concatenate(sampled)).to(features.device)
+        return self._action_spec.encode(actions).to(features.dtype)
 
 
 def evaluate_filmed(
@@ -222,10 +235,10 @@ def evaluate_filmed(
     rendered = make_rendered(env, **(env_args or {}))
     with writer(file, float(rendered.metadata.get("render_fps") or FRAMES_PER_SECOND)) as film:
         camera = Camera(rendered, agent, filmed, film)
-        first = _evaluate(agent, [camera], filmed, seed, decider, max_steps)
+        first = evaluate_in(agent, [camera], filmed, seed, decider, max_steps)
     if filmed == episodes:
         return _finished(first)
     others = [make_single(env, **(env_args or {})) for _ in range(min(num_envs, episodes - filmed))]
-    rest = _evaluate(agent, others, episodes - filmed, seed + filmed, decider, max_steps, progress)
+    rest = evaluate_in(agent, others, episodes - filmed, seed + filmed, decider, max_steps, progress)
     both = {name: getattr(first, name) + getattr(rest, name) for name in ("returns", "lengths", "cut", "failures")}
     return _finished(Evaluated(**both))

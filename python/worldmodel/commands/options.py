@@ -11,7 +11,7 @@ from typing import Any, get_args
 
 from worldmodel.commands.command_line import parse
 from worldmodel.learning.presets import summaries
-from worldmodel.learning.settings import CHOSEN, TrainConfig, blocks_of, saved_config
+from worldmodel.learning.settings import CHOSEN, TrainConfig, blocks_of, modules_of, saved_config
 from worldmodel.model.blocks import BlockConfig, GatedConvBlock
 from worldmodel.model.custom_block import CustomBlock
 from worldmodel.model.latents import LatentConfig
@@ -34,6 +34,8 @@ class TrainOptions(TrainConfig):
     env_args: tuple[str, ...] = ()  # type: ignore[assignment]
     """Arguments of the environment, NAME=VALUE ... or JSON: --env-args size=8 slippery=false. Values are JSON, else
     text."""
+    eval_env_args: tuple[str, ...] = ()  # type: ignore[assignment]
+    """Arguments of --eval-env, as --env-args."""
     memory: str | None = None
     """Memory blocks in order, separated by commas: rotary_scan, scan, delta, gated_conv, conv_lstm, gru,
     token_attention, block_scan, local_attention, memory_attention, place, none, or module:Class; KIND*N repeats one.
@@ -71,9 +73,9 @@ def train_options(arguments: Sequence[str]) -> tuple[TrainConfig, Path | None, d
     arguments = _pairs_split(arguments, "--kinds")
     # The other options' defaults depend on these.
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for name in ("--env", "--preset", "--resume", "--init-from", "--memory", "--latent"):
+    for name in ("--env", "--preset", "--resume", "--init-from", "--memory", "--latent", "--eval-env"):
         first.add_argument(name, nargs="?")  # a missing value is the full parser's to report
-    for name in ("--kinds", "--env-args"):
+    for name in ("--kinds", "--env-args", "--eval-env-args"):
         first.add_argument(name, nargs="*", default=[])
     early, _ = first.parse_known_args(list(arguments))
     if early.resume is not None and early.init_from is not None:
@@ -88,7 +90,7 @@ def train_options(arguments: Sequence[str]) -> tuple[TrainConfig, Path | None, d
         start = saved_config(Run(begun))
     start = dataclasses.replace(start, model=with_kinds(start.model, early.memory, early.latent))
     fields = [field.name for field in dataclasses.fields(TrainConfig)]
-    default = TrainOptions(**{**{name: getattr(start, name) for name in fields}, "env_args": ()})
+    default = TrainOptions(**{**{name: getattr(start, name) for name in fields}, "env_args": (), "eval_env_args": ()})
     default.kinds = {}  # with entries, the parser makes an option of each
     if begun is None and not early.env and early.preset is None:
         default.preset = CHOSEN  # for --help
@@ -97,15 +99,20 @@ def train_options(arguments: Sequence[str]) -> tuple[TrainConfig, Path | None, d
     _, given = environment_of(
         start, early.env if begun is not None and early.env != start.env else None, options.env_args
     )
-    config = TrainConfig(**{**{name: getattr(options, name) for name in fields}, "env_args": given})
+    eval_env = options.eval_env if options.eval_env != start.eval_env else None
+    _, given_to_eval = _environment_of(
+        start.eval_env, start.eval_env_args, eval_env, options.eval_env_args, "--eval-env-args"
+    )
+    values = {name: getattr(options, name) for name in fields}
+    config = TrainConfig(**{**values, "env_args": given, "eval_env_args": given_to_eval})
     how: dict[str, Any] = {"trust": options.trust}
     if begun is None:
         if options.trust:
             raise ConfigurationError("--trust is for what a run names: --resume RUN, or --init-from without --preset")
         how["trust"] = True  # all is asked for here
     elif not options.trust:
-        asked = [early.env, *(early.memory or "").replace("*", ",").split(",")]
-        check_installed(begun, [name for name in [config.env, *blocks_of(config)] if name not in asked])
+        asked = [early.env, early.eval_env, *(early.memory or "").replace("*", ",").split(",")]
+        check_installed(begun, [name for name in modules_of(config) if name not in asked])
         how["trust"] = any(":" in name for name in asked if name)
     if options.resume is not None:
         if options.run is not None:
@@ -123,7 +130,7 @@ def train_options(arguments: Sequence[str]) -> tuple[TrainConfig, Path | None, d
     return config, options.run, {**how, "init_from": options.init_from}
 
 
-def environment_arguments(given: Sequence[str]) -> dict[str, Any]:
+def environment_arguments(given: Sequence[str], option: str = "--env-args") -> dict[str, Any]:
     """Arguments of an environment from NAME=VALUE, with a value in JSON or text, or from a JSON object.
 
     Raises:
@@ -140,11 +147,11 @@ def environment_arguments(given: Sequence[str]) -> dict[str, Any]:
             try:
                 arguments |= json.loads(text)
             except ValueError as error:
-                raise ConfigurationError(f"--env-args is {text!r}, expected a JSON object: {error}") from error
+                raise ConfigurationError(f"{option} is {text!r}, expected a JSON object: {error}") from error
         elif name and equals:
             arguments[name] = _LITERALS[value] if value in _LITERALS else _json_or_text(value)
         else:
-            raise ConfigurationError(f"--env-args has {text!r}, expected NAME=VALUE or a JSON object")
+            raise ConfigurationError(f"{option} has {text!r}, expected NAME=VALUE or a JSON object")
     return arguments
 
 
@@ -160,9 +167,15 @@ def _json_or_text(value: str) -> Any:
 
 def environment_of(config: TrainConfig, env: str | None, env_args: Sequence[str]) -> tuple[str, dict[str, Any]]:
     """Name and arguments of the environment: those of ``config`` where others are not given."""
+    return _environment_of(config.env, config.env_args, env, env_args)
+
+
+def _environment_of(
+    saved: str, saved_args: dict[str, Any], env: str | None, env_args: Sequence[str], option: str = "--env-args"
+) -> tuple[str, dict[str, Any]]:
     if env_args:
-        return env or config.env, environment_arguments(env_args)
-    return (config.env, config.env_args) if env is None else (env, {})
+        return env or saved, environment_arguments(env_args, option)
+    return (saved, saved_args) if env is None else (env, {})
 
 
 @contextlib.contextmanager

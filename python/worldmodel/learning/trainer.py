@@ -116,6 +116,15 @@ class SourceTrainer:
             self.learner.ema.module.load_state_dict(self.world_model.state_dict())
         return said
 
+    @property
+    def acting_model(self) -> WorldModel:
+        """With averaged weights, if there are any."""
+        if self.learner.ema is None:
+            return self.world_model
+        averaged = self.learner.ema.module
+        assert isinstance(averaged, WorldModel)
+        return averaged
+
     def evaluate(self) -> tuple[dict[str, float], np.ndarray | None]:
         """Metrics and picture; the first call starts the intervals."""
         return ({}, None) if self._evaluator is None else self._evaluator(self)
