@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor, nn
 
-from worldmodel.data.batch import Batch
+from worldmodel.data.batch import Batch, State
 from worldmodel.learning.ema import ema_of
 from worldmodel.learning.objectives import (
     ImaginedReturns,
@@ -74,6 +74,7 @@ class _Forward:
     metrics: dict[str, Tensor]
     found: ImaginedReturns
     observe_seconds: float
+    carried: State | None
 
 
 class NonFiniteError(RuntimeError):
@@ -85,6 +86,7 @@ class Learner:
 
     Attributes:
         ema: ``AveragedModel``, or None without ``LearnerConfig.ema``.
+        carried: memory states after ``Batch.carry`` steps of the newest update, by the weights before it; or None.
     """
 
     def __init__(self, world_model: WorldModel, config: LearnerConfig, reduction: Reduction = LOCAL) -> None:
@@ -104,6 +106,7 @@ class Learner:
         self._returns = ReturnNormaliser(config.objective.return_floor)
         self._reduction = reduction
         self.ema = ema_of(world_model, config.ema) if config.ema else None
+        self.carried: State | None = None
 
     @property
     def updates(self) -> int:
@@ -146,6 +149,7 @@ class Learner:
             marks = [time.perf_counter()]
             self._backward(losses, marks)
             norms = self._clip()
+        self.carried = forward.carried and {name: value.detach() for name, value in forward.carried.items()}
         self._set_lrs()
         self._optimizer.step()
         self.world_model.evaluation.update_target()
@@ -186,12 +190,15 @@ class Learner:
     def _forward(self, batch: Batch) -> _Forward:
         start = time.perf_counter()
         steps = self._imagination_starts(batch)
-        observed = self.world_model.observe(batch, states_after=steps)
+        stops = sorted({*steps, *([batch.carry] if batch.carry else [])})
+        observed = self.world_model.observe(batch, states_after=stops)
+        starts = _states_at(observed.states_after, [stops.index(step) for step in steps], len(stops))
+        carried = _states_at(observed.states_after, [stops.index(batch.carry)], len(stops)) if batch.carry else None
         model, metrics = model_loss(self.world_model, batch, observed, self.config.objective)
         seconds = time.perf_counter() - start
         mask = torch.cat([(batch.losses_at & batch.known_rewards)[:, step - 1] for step in steps])
-        found = imagine_returns(self.world_model, observed.states_after, mask, self.config.objective)
-        return _Forward(model, metrics, found, seconds)
+        found = imagine_returns(self.world_model, starts, mask, self.config.objective)
+        return _Forward(model, metrics, found, seconds, carried)
 
     def _losses(self, forward: _Forward) -> Losses:
         imagined = imagination_losses(self.world_model, forward.found, self._returns.scale, self.config.objective)
@@ -255,3 +262,10 @@ class Learner:
         warm = min(1.0, (self._updates + 1) / max(1, self.config.warm_up))
         for group, lr in zip(self._optimizer.param_groups, self._lrs.values(), strict=True):
             group["lr"] = lr * warm
+
+
+def _states_at(states: State, stops: list[int], count: int) -> State:
+    """Those of ``stops`` among states after ``count`` stops, (count * rows, ...) -> (stops * rows, ...)."""
+    if len(stops) == count:
+        return states
+    return {name: value.unflatten(0, (count, -1))[stops].flatten(0, 1) for name, value in states.items()}

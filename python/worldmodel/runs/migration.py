@@ -69,10 +69,11 @@ def load_part(name: str, read: Callable[[str], tuple[Any, int]], exists: Callabl
     """A checkpoint's part, upgraded; ``read`` returns (state, format version)."""
     old = PARTS.get(name, name)
     state, version = read(old if exists(old) and not exists(name) else name)
-    if version > 3:
+    if version > 4:
         return state
-    if version == 3:
-        return _later(state) if name == "replay" else state
+    if version > 2:
+        later = _later if version == 3 else _refreshed
+        return later(state) if name == "replay" else state
     if version == 2:
         return _replay(state) if name == "replay" else state
     if name in ("world_model", "ema"):
@@ -131,7 +132,14 @@ def _later(state: Mapping[str, Any]) -> Mapping[str, Any]:
         return state
     writer = dict(state["writer"])
     writer["later"] = [[] if stored is None else [(None, *stored)] for stored in writer.pop("next_state")]
-    return {**state, "writer": writer}
+    return _refreshed({**state, "writer": writer})
+
+
+def _refreshed(state: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Replay of version 4, whose chunks do not know the next one of their episode."""
+    if "writer" not in state:  # another source
+        return state
+    return {**state, "refreshed": {"ids": [], "versions": [], "state": {}}}
 
 
 def _chunks(packed: Mapping[str, Any]) -> Iterator[dict[str, np.ndarray]]:

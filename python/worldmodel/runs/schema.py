@@ -36,6 +36,8 @@ MEANINGS = {
     f"{_PACKS}.inside.rows": "whether each finished chunk begins inside an episode",
     f"{_PACKS}.burn_in.rows": "transitions at the start of each finished chunk that carry no loss",
     f"{_PACKS}.version.rows": "updates of the weights that made the state of each finished chunk",
+    f"{_PACKS}.following.rows": "id of the next chunk of the episode of each finished chunk, or -1",
+    "replay.refreshed.state.{}": "memory states of chunks by newer weights, in place of those in their sequences",
     "replay.sequences.ids": "sequence chunks, in order: finished ones from the oldest, then unfinished ones",
     "replay.writer.(state|later).{}": "memory state of an unfinished chunk, or of those after it",
     "collector.state.{}": "memory state of the world model in each environment",
