@@ -19,7 +19,7 @@ from worldmodel.model.networks import symexp, symlog
 
 _WINDOW = 1e6  # steps in the running mean and variance
 _MIN_VARIANCE = 1e-10  # below: a constant entry
-_FARTHEST = 10.0  # deviations from the mean: what an almost constant entry jumps to is no 1e5
+_LINEAR = 10.0  # deviations from the mean, beyond which numbers grow as a logarithm
 
 
 class CategoricalCodec(nn.Module):
@@ -62,8 +62,8 @@ class CategoricalCodec(nn.Module):
 class StandardisedCodec(nn.Module):
     """Numbers standardised in symlog space, so that entries of small variance count.
 
-    A modality's last dimension has the entries, each with its own mean and variance. Numbers more than 10 deviations
-    from the mean count as 10.
+    A modality's last dimension has the entries, each with its own mean and variance. Beyond 10 deviations from the mean
+    they grow as a logarithm: what an almost constant entry jumps to is no 1e5.
     """
 
     mean: Tensor
@@ -82,10 +82,15 @@ class StandardisedCodec(nn.Module):
 
     def standardised(self, modality: Tensor) -> Tensor:
         numbers = (symlog(modality.to(self.mean.dtype)) - self.mean) / self.deviation
-        return numbers.clamp(-_FARTHEST, _FARTHEST)
+        size = numbers.abs()
+        far = _LINEAR + (size - _LINEAR).clamp(min=0).log1p()
+        return torch.where(size <= _LINEAR, numbers, numbers.sign() * far)
 
     def restored(self, numbers: Tensor) -> Tensor:
-        """Inverts ``standardised`` within its range."""
+        """Inverts ``standardised``."""
+        size = numbers.abs()
+        far = _LINEAR + (size - _LINEAR).clamp(min=0).expm1()
+        numbers = torch.where(size <= _LINEAR, numbers, numbers.sign() * far)
         return symexp(numbers * self.deviation + self.mean)
 
     @torch.no_grad()
