@@ -254,7 +254,7 @@ def test_one_step_planning_takes_the_action_of_the_largest_q():
     for index, action in enumerate(encoded):
         tried = action.expand(3, -1)
         predicted = model.prediction(seen["features"], tried)
-        expected = model.perception.latent.embed(predicted.prior)
+        expected = model.perception.latent.embed_mean(predicted.prior)
         inputs = model.entry(torch.cat([expected, tried], -1))
         memory = {name.removeprefix("memory."): value for name, value in seen.items() if name.startswith("memory.")}
         value = model.evaluation.value(model.memory.pool(model.memory.step(inputs, memory)[0]))

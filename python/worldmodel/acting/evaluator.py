@@ -43,9 +43,10 @@ class PolicyEvaluator(Interval):
 
     def __init__(self, config: TrainConfig, world_model: WorldModel) -> None:
         super().__init__(config.eval_minutes, 0.0, SHARE, ALLOWANCE)
-        self._env = (config.eval_env, config.eval_env_args) if config.eval_env else (config.env, config.env_args)
-        if config.eval_env:
-            _check_spaces(config, world_model)
+        self._env = config.env, config.env_args
+        if config.eval_env is not None:
+            _check_spaces(config.eval_env, config, world_model)
+            self._env = config.eval_env, config.eval_env_args
         self._episodes = config.eval_episodes
         self._environments: list[gymnasium.Env[Any, Any]] = []
         self._seed = int(np.random.SeedSequence((config.seed, _STREAM)).generate_state(1)[0] >> 2)
@@ -106,11 +107,11 @@ def metrics_of(found: Evaluated) -> dict[str, float]:
     }
 
 
-def _check_spaces(config: TrainConfig, world_model: WorldModel) -> None:
+def _check_spaces(eval_env: str, config: TrainConfig, world_model: WorldModel) -> None:
     observation_spec, action_spec = specs_of(
-        config.eval_env, world_model.observation_spec, config.eval_env_args, config.image_size
+        eval_env, world_model.observation_spec, config.eval_env_args, config.image_size
     )
     found = [f"observation.{line}" for line in world_model.observation_spec.differences(observation_spec)]
     found += [f"action.{line}" for line in differences(to_json(world_model.action_spec), to_json(action_spec))]
     if found:
-        raise ConfigurationError(f"eval_env {config.eval_env} is not what training sees: {'; '.join(found)}")
+        raise ConfigurationError(f"eval_env {eval_env} is not what training sees: {'; '.join(found)}")

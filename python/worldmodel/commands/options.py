@@ -99,10 +99,9 @@ def train_options(arguments: Sequence[str]) -> tuple[TrainConfig, Path | None, d
     _, given = environment_of(
         start, early.env if begun is not None and early.env != start.env else None, options.env_args
     )
-    eval_env = options.eval_env if options.eval_env != start.eval_env else None
-    _, given_to_eval = _environment_of(
-        start.eval_env, start.eval_env_args, eval_env, options.eval_env_args, "--eval-env-args"
-    )
+    given_to_eval = start.eval_env_args if options.eval_env == start.eval_env else {}
+    if options.eval_env_args:
+        given_to_eval = environment_arguments(options.eval_env_args, "--eval-env-args")
     values = {name: getattr(options, name) for name in fields}
     config = TrainConfig(**{**values, "env_args": given, "eval_env_args": given_to_eval})
     how: dict[str, Any] = {"trust": options.trust}
@@ -167,15 +166,9 @@ def _json_or_text(value: str) -> Any:
 
 def environment_of(config: TrainConfig, env: str | None, env_args: Sequence[str]) -> tuple[str, dict[str, Any]]:
     """Name and arguments of the environment: those of ``config`` where others are not given."""
-    return _environment_of(config.env, config.env_args, env, env_args)
-
-
-def _environment_of(
-    saved: str, saved_args: dict[str, Any], env: str | None, env_args: Sequence[str], option: str = "--env-args"
-) -> tuple[str, dict[str, Any]]:
     if env_args:
-        return env or saved, environment_arguments(env_args, option)
-    return (saved, saved_args) if env is None else (env, {})
+        return env or config.env, environment_arguments(env_args)
+    return (config.env, config.env_args) if env is None else (env, {})
 
 
 @contextlib.contextmanager

@@ -216,7 +216,7 @@ def policy_evaluator(trainer: SourceTrainer) -> PolicyEvaluator | None:
     """
     config = trainer.config
     acts = isinstance(trainer, Trainer) and config.random_envs < config.num_envs
-    if not config.eval_minutes or not (acts or config.eval_env):
+    if not config.eval_minutes or not (acts or config.eval_env is not None):
         return None
     return PolicyEvaluator(config, trainer.world_model)
 
@@ -338,7 +338,8 @@ def _loop(
                 run.save(trainer.steps, trainer.state_dict())
     evaluated = {} if policy is None else policy.evaluate_at_the_end()
     if evaluated or trainer.steps > metrics["steps"]:
-        metrics = {**trainer.metrics(), **evaluated}
+        newest = trainer.metrics() if trainer.steps > metrics["steps"] else metrics
+        metrics = {**newest, **evaluated}
         with display.going_on("the log"):
             run.log(metrics)
     display.show(metrics, last=True)

@@ -111,7 +111,7 @@ class TrainConfig(Checked):
     would take over 5% of the time. RUN/best keeps the weights of the best. 0 turns them off."""
     eval_episodes: Annotated[int, Bounds(1, 10_000)] = 10
     """Episodes of an evaluation."""
-    eval_env: Text = ""
+    eval_env: Text | None = None
     """Environment to evaluate in, with the spaces of the training one; that one if not given."""
     eval_env_args: dict[str, Any] = dataclasses.field(default_factory=dict)
     """Arguments of --eval-env."""
@@ -138,7 +138,7 @@ class TrainConfig(Checked):
         super().__post_init__()
         if not unset:
             self._check_preset()
-        if self.eval_env_args and not self.eval_env:
+        if self.eval_env_args and self.eval_env is None:
             raise ConfigurationError("eval_env_args are arguments of eval_env, which is not given")
         if self.random_envs > self.num_envs:
             raise ConfigurationError(

@@ -126,7 +126,7 @@ class ScalarHead(nn.Module):
         """
         if self.config.kind == "mean":
             return (outputs.squeeze(-1) - target).square()
-        target = target.to(self.centers.dtype)
+        target = target.to(self.centers.dtype).contiguous()
         below = (torch.bucketize(target, self.centers, right=True) - 1).clamp(0, self.config.bins - 2)
         low, high = self.centers[below], self.centers[below + 1]
         above = ((target - low) / (high - low)).clamp(0, 1)  # NaN of a NaN target, so that it shows in the loss
