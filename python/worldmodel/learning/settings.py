@@ -139,10 +139,11 @@ class TrainConfig(Checked):
         if not unset:
             self._check_preset()
         if self.eval_env_args and self.eval_env is None:
-            raise ConfigurationError("eval_env_args are arguments of eval_env, which is not given")
+            raise ConfigurationError("TrainConfig: eval_env_args are arguments of eval_env, which is not given")
         if self.random_envs > self.num_envs:
             raise ConfigurationError(
-                f"random_envs is {self.random_envs}, expected at least 0 and at most num_envs = {self.num_envs}"
+                f"TrainConfig: random_envs is {self.random_envs}, expected at least 0 and at most num_envs = "
+                f"{self.num_envs}"
             )
 
     def _fill(self, unset: list[str]) -> None:
