@@ -101,7 +101,7 @@ class Learner:
         self._parameters = {name: [p for part in parts for p in part.parameters()] for name, parts in modules.items()}
         self._lrs = {"model": config.model_lr, "value": config.value_lr, "policy": config.policy_lr}
         groups = [{"params": parameters} for parameters in self._parameters.values()]
-        self._optimizer = torch.optim.Adam(groups, lr=config.model_lr, betas=(0.9, 0.98), foreach=True)
+        self._optimizer = torch.optim.Adam(groups, lr=config.model_lr, betas=(0.9, 0.98), fused=True)
         self._updates = 0
         self._returns = ReturnNormaliser(config.objective.return_floor)
         self._reduction = reduction
@@ -250,7 +250,7 @@ class Learner:
     def _clip(self) -> dict[str, float]:
         norms = {}
         for name, parameters in self._parameters.items():
-            norms[name] = float(nn.utils.clip_grad_norm_(parameters, self.config.max_grad_norm))
+            norms[name] = float(nn.utils.clip_grad_norm_(parameters, self.config.max_grad_norm, foreach=True))
             if not norms[name] < float("inf"):
                 self._optimizer.zero_grad()
                 raise NonFiniteError(

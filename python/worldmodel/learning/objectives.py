@@ -155,7 +155,12 @@ def imagination_losses(
     world_model: WorldModel, found: ImaginedReturns, return_scale: float, config: ObjectiveConfig
 ) -> ImaginationLosses:
     """Losses of evaluation and decision; ``return_scale`` divides the returns."""
-    decision, policy = world_model.decision, found.policy
+    decision, evaluation, policy = world_model.decision, world_model.evaluation, found.policy
+    share = config.value_gradient
+    first = share * found.start + (1 - share) * found.start.detach()
+    rows = first.shape[0]
+    later = found.imagined.features[:, 1:-1].detach().flatten(0, 1)
+    outputs = evaluation(torch.cat([first, later]))  # read once: (rows + rows * tries * (horizon - 1), ...)
     if found.q is not None:
         assert isinstance(policy, DiscretePolicy)
         probabilities = policy.probability_of(decision.all_actions(found.q))
@@ -166,17 +171,18 @@ def imagination_losses(
         if decision.gradient == "pathwise":
             objective = found.returns / return_scale
         else:
-            values = world_model.evaluation.value(found.imagined.features[:, :-1].detach())
+            values = evaluation.head.mean(outputs.detach())
+            values = torch.cat([values[:rows, None], values[rows:].view(rows, -1)], 1)
             advantage = (found.returns - values).detach() / return_scale
             objective = policy.log_probability(found.imagined.actions) * advantage
     policy_loss = -weighted_mean(objective + decision.config.entropy * entropy, policy_weights)
 
-    share = config.value_gradient
-    first = share * found.start + (1 - share) * found.start.detach()
-    value_loss = _value_loss(world_model, first, found.first_target, found.mask)
+    targets = torch.cat([found.first_target, found.returns[:, 1:].detach().flatten()])
+    losses = evaluation.head.loss(outputs, targets)
+    value_loss = weighted_mean(losses[:rows], found.mask)
     if config.horizon > 1:
-        later = found.imagined.features[:, 1:-1].detach(), found.returns[:, 1:].detach(), found.weights[:, 1:]
-        value_loss = (value_loss + (config.horizon - 1) * _value_loss(world_model, *later)) / config.horizon
+        later_loss = weighted_mean(losses[rows:], found.weights[:, 1:].flatten())
+        value_loss = (value_loss + (config.horizon - 1) * later_loss) / config.horizon
     metrics = {
         "loss/value": value_loss.detach(),
         "loss/policy": policy_loss.detach(),
@@ -213,8 +219,3 @@ def _returns(world_model: WorldModel, imagined: Imagined) -> Tensor:
 def _weights(imagined: Imagined, mask: Tensor) -> Tensor:
     lasting = imagined.continues.detach()[:, :-1].cumprod(1)
     return torch.cat([torch.ones_like(lasting[:, :1]), lasting], 1) * mask[:, None]
-
-
-def _value_loss(world_model: WorldModel, features: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
-    evaluation = world_model.evaluation
-    return weighted_mean(evaluation.head.loss(evaluation(features), targets), weights)

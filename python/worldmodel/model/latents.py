@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from worldmodel.model.networks import log_probability, sample_index
+from worldmodel.model.networks import log_probability, one_hot, sample_index
 from worldmodel.runs.fields import Bounds, Checked, Size
 
 
@@ -87,10 +87,10 @@ class CategoricalLatent(Latent):
         return probabilities * (1 - ratio) + ratio / self.config.classes
 
     def sample(self, distribution: Tensor) -> Tensor:
-        return self._one_hot(sample_index(distribution), distribution) if self.config.stochastic else distribution
+        return one_hot(sample_index(distribution), distribution) if self.config.stochastic else distribution
 
     def mode(self, distribution: Tensor) -> Tensor:
-        return self._one_hot(distribution.argmax(-1), distribution) if self.config.stochastic else distribution
+        return one_hot(distribution.argmax(-1), distribution) if self.config.stochastic else distribution
 
     def as_observed(self, distribution: Tensor) -> Tensor:
         if not self.config.stochastic:
@@ -110,10 +110,6 @@ class CategoricalLatent(Latent):
 
     def entropy(self, distribution: Tensor) -> Tensor:
         return -(distribution * log_probability(distribution)).sum((-1, -2))
-
-    def _one_hot(self, index: Tensor, probabilities: Tensor) -> Tensor:
-        hot = F.one_hot(index, self.config.classes).to(probabilities.dtype)
-        return hot + (probabilities - probabilities.detach())
 
 
 class GaussianLatent(Latent):

@@ -40,6 +40,14 @@ def sample_index(probabilities: Tensor, generators: Generators = None) -> Tensor
     return (total <= point).sum(-1).clamp(max=probabilities.shape[-1] - 1)
 
 
+def one_hot(index: Tensor, probabilities: Tensor) -> Tensor:
+    """Indices (...) as one-hot, (..., classes), with the gradient of ``probabilities`` (..., classes)."""
+    hot = torch.zeros_like(probabilities).scatter_(-1, index[..., None], 1)
+    if not (torch.is_grad_enabled() and probabilities.requires_grad):
+        return hot
+    return hot + (probabilities - probabilities.detach())
+
+
 def uniform(like: Tensor, generators: Generators = None) -> Tensor:
     """Random numbers from 0 to 1 in shape, dtype and device of ``like``."""
     return _drawn(torch.rand, like, generators)
@@ -69,8 +77,7 @@ def mlp(inputs: int, hidden: int, layers: int, outputs: int) -> nn.Sequential:
 @torch.no_grad()
 def polyak_update(target: nn.Module, source: nn.Module, tau: float) -> None:
     """target <- (1 - tau) target + tau source."""
-    for behind, ahead in zip(target.parameters(), source.parameters(), strict=True):
-        behind.lerp_(ahead, tau)
+    torch._foreach_lerp_(list(target.parameters()), list(source.parameters()), tau)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,10 +3,9 @@
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from worldmodel.model.networks import Generators, log_probability, normal, sample_index
+from worldmodel.model.networks import Generators, log_probability, normal, one_hot, sample_index
 
 
 class Policy:
@@ -49,17 +48,14 @@ class DiscretePolicy(Policy):
             ]
 
     def sample(self, generators: Generators = None) -> Tensor:
-        hot = []
-        for p in self.probabilities:
-            hot.append(F.one_hot(sample_index(p, generators), p.shape[-1]).to(p.dtype) + (p - p.detach()))
-        return torch.cat(hot, -1)
+        return torch.cat([one_hot(sample_index(p, generators), p) for p in self.probabilities], -1)
 
     def log_probability(self, actions: Tensor) -> Tensor:
         """Finite even where the probability is 0."""
         return (actions.detach() * log_probability(torch.cat(self.probabilities, -1))).sum(-1)
 
     def mode(self) -> Tensor:
-        return torch.cat([F.one_hot(p.argmax(-1), p.shape[-1]).to(p.dtype) for p in self.probabilities], -1)
+        return torch.cat([one_hot(p.argmax(-1), p.detach()) for p in self.probabilities], -1)
 
     def entropy(self) -> Tensor:
         return sum((-(p * log_probability(p)).sum(-1) for p in self.probabilities), torch.zeros(()))

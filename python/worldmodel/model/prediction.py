@@ -55,11 +55,21 @@ class Prediction(nn.Module):
 
     def forward(self, features: Tensor, action: Tensor) -> Predicted:
         """``features`` (..., features), ``action`` (..., action width)."""
-        inputs = torch.cat([features, action.to(features.dtype)], -1)
-        outcome = self.trunk(inputs)
-        prior = self.distribution(self.latent(inputs))
-        return Predicted(prior, self.reward(outcome), self.continues(outcome).squeeze(-1))
+        return Predicted(self.prior(features, action), *self.outcome(features, action))
+
+    def prior(self, features: Tensor, action: Tensor) -> Tensor:
+        """``Predicted.prior``: all that the next step of imagination needs."""
+        return self.distribution(self.latent(_joined(features, action)))
+
+    def outcome(self, features: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
+        """``Predicted.reward`` and ``Predicted.continues``."""
+        outcome = self.trunk(_joined(features, action))
+        return self.reward(outcome), self.continues(outcome).squeeze(-1)
 
     def mean_reward(self, predicted: Predicted) -> Tensor:
         """Divided by the reward scale, (...)."""
         return self.reward.mean(predicted.reward)
+
+
+def _joined(features: Tensor, action: Tensor) -> Tensor:
+    return torch.cat([features, action.to(features.dtype)], -1)

@@ -24,6 +24,7 @@ from worldmodel.model.deciders import Decider
 from worldmodel.model.decision import Decision, DecisionConfig
 from worldmodel.model.evaluation import Evaluation, EvaluationConfig
 from worldmodel.model.memory import MemoryConfig, build_memory
+from worldmodel.model.native_rollout import roll_out
 from worldmodel.model.perception import Perception, PerceptionConfig
 from worldmodel.model.policies import Policy, predicted_mask
 from worldmodel.model.prediction import Predicted, Prediction, PredictionConfig
@@ -179,22 +180,27 @@ class WorldModel(nn.Module):
         elapsed = torch.where(batch.is_first, 1, batch.elapsed) if batch.irregular else None
         masks = self.observation_spec.legal(batch.observations)
         carried = None if state is None else _memory_part(state)
-        outputs, kept, start = [], [], 0
-        time = batch.shape[1]
-        for stop in sorted({*states_after, time}):
+        outputs, after, start = [], [], 0
+        stops = sorted({*states_after, batch.shape[1]})
+        cuts = stops[-1:] if self.memory.is_stateless else stops  # the same empty state after every step
+        for stop in cuts:
             now = slice(start, stop)
             times = None if elapsed is None else elapsed[:, now]
             s, carried = self.memory(inputs[:, now], carried, batch.is_first[:, now], elapsed=times)
-            features = self.memory.pool(s)
-            outputs.append(features)
-            after = {**_prefixed(carried), "action": actions[:, stop - 1], "features": features[:, -1]}
-            if masks is not None:
-                after[MASK] = masks[:, stop - 1]
-            if stop in states_after:
-                kept.append(after)
+            outputs.append(self.memory.pool(s))
+            after.append(_prefixed(carried))
             start = stop
-        joined = {name: torch.cat([part[name] for part in kept]) for name in after} if states_after else {}
-        return Observed(torch.cat(outputs, 1), latent, posterior, after, joined)
+        features = torch.cat(outputs, 1)
+        for index, stop in enumerate(stops):
+            last = {"action": actions[:, stop - 1], "features": features[:, stop - 1]}
+            if masks is not None:
+                last[MASK] = masks[:, stop - 1]
+            if index == len(after):
+                after.append(after[0])
+            after[index] = {**after[index], **last}
+        kept = after[: len(states_after)]
+        joined = {name: torch.cat([part[name] for part in kept]) for name in after[-1]} if kept else {}
+        return Observed(features, latent, posterior, after[-1], joined)
 
     def observe_step(
         self,
@@ -219,9 +225,10 @@ class WorldModel(nn.Module):
         embedded = self.perception.latent.embed_mean(self.perception(observation))
         previous = torch.where(reset[:, None], 0, previous_action)
         elapsed = None if elapsed is None else torch.where(reset, 1, elapsed)
-        features, state = self._step_memory(embedded, previous, state, reset, elapsed)
+        features, memory = self._step_memory(embedded, previous, _memory_part(state), reset, elapsed)
+        after = {**_prefixed(memory), "action": previous, "features": features}
         mask = self.observation_spec.legal(observation)
-        return features, state if mask is None else {**state, MASK: mask}
+        return features, after if mask is None else {**after, MASK: mask}
 
     def imagine(
         self,
@@ -243,11 +250,15 @@ class WorldModel(nn.Module):
         if horizon < 1:
             raise ValueError(f"WorldModel.imagine: horizon is {horizon}, expected at least 1")
 
-        def choose(step: int, state: State) -> Tensor:
+        if policy is self.decision and sample is None and MASK not in state:
+            found = roll_out(self, state["features"], _memory_part(state), horizon, first_action)
+            if found is not None:
+                return self._imagined(found.features, found.latents, found.actions, found.memory, [])
+
+        def choose(step: int, features: Tensor, masks: list[Tensor]) -> Tensor:
             if not step and first_action is not None:
                 return first_action
-            masks = [state[MASK]] if MASK in state else []
-            return policy(state["features"], *masks).sample()
+            return policy(features, *masks[-1:]).sample()
 
         return self._imagine(state, choose, horizon, sample)
 
@@ -259,30 +270,45 @@ class WorldModel(nn.Module):
                 f"WorldModel.imagine_actions: actions has shape {tuple(actions.shape)}, expected (batch={rows}, "
                 f"horizon of at least 1, action width={width})"
             )
-        return self._imagine(state, lambda step, _: actions[:, step], actions.shape[1], sample)
+        return self._imagine(state, lambda step, *_: actions[:, step], actions.shape[1], sample)
 
     def _imagine(
-        self, state: State, choose: Callable[[int, State], Tensor], horizon: int, sample: Sampler | None
+        self,
+        state: State,
+        choose: Callable[[int, Tensor, list[Tensor]], Tensor],
+        horizon: int,
+        sample: Sampler | None,
     ) -> Imagined:
+        """A step computes what the next one needs; what is read from all of them is computed once, for all together.
+
+        ``choose`` gets the step, s_t, and the masks of legal actions so far.
+        """
         latent_space = self.perception.latent
         sample = sample or latent_space.sample
-        features = [state["features"]]
-        masks = [state[MASK]] if self.observation_spec.action_mask and MASK in state else []
-        steps: list[tuple[Tensor, ...]] = []
+        features, latents, actions = [state["features"]], [], []
+        memory = _memory_part(state)
+        masks = [state[MASK]] if MASK in state else []
         for step in range(horizon):
-            action = choose(step, state)
-            predicted = self.prediction(features[-1], action)
-            latent = sample(predicted.prior)
-            after, state = self._step_memory(latent_space.embed(latent), action, state, None, None)
+            action = choose(step, features[-1], masks)
+            latent = sample(self.prediction.prior(features[-1], action))
+            after, memory = self._step_memory(latent_space.embed(latent), action, memory, None, None)
             features.append(after)
-            if masks:
-                masks.append(self._predicted_mask(latent))
-                state = {**state, MASK: masks[-1]}
-            reward, continues = self.prediction.mean_reward(predicted), predicted.continues.sigmoid()
-            steps.append((latent, action, reward, continues))
-        latents, actions, rewards, goes_on = (torch.stack(x, 1) for x in zip(*steps, strict=True))
-        legal = torch.stack(masks, 1) if masks else None
-        return Imagined(torch.stack(features, 1), latents, actions, rewards, goes_on, state, legal)
+            latents.append(latent)
+            actions.append(action)
+            if masks:  # one that is given for observations without masks is the first step's
+                masks = [*masks, self._predicted_mask(latent)] if self.observation_spec.action_mask else []
+        return self._imagined(*(torch.stack(x, 1) for x in (features, latents, actions)), memory, masks)
+
+    def _imagined(
+        self, features: Tensor, latents: Tensor, actions: Tensor, memory: State, masks: list[Tensor]
+    ) -> Imagined:
+        reward, continues = self.prediction.outcome(features[:, :-1], actions)
+        rewards = self.prediction.reward.mean(reward)
+        last = {**_prefixed(memory), "action": actions[:, -1], "features": features[:, -1]}
+        if not masks:
+            return Imagined(features, latents, actions, rewards, continues.sigmoid(), last)
+        last[MASK], legal = masks[-1], torch.stack(masks, 1)
+        return Imagined(features, latents, actions, rewards, continues.sigmoid(), last, legal)
 
     def _predicted_mask(self, latent: Tensor) -> Tensor:
         return predicted_mask(self.perception.log_odds_of_legality(latent), self.action_spec.sizes)
@@ -313,12 +339,11 @@ class WorldModel(nn.Module):
         return self.prediction(observed.features, self.action_spec.encode(batch.actions))
 
     def _step_memory(
-        self, embedded: Tensor, action: Tensor, state: State, reset: Tensor | None, elapsed: Tensor | None
+        self, embedded: Tensor, action: Tensor, memory: State, reset: Tensor | None, elapsed: Tensor | None
     ) -> tuple[Tensor, State]:
         inputs = self.entry(torch.cat([embedded, action.to(embedded.dtype)], -1))
-        s, memory = self.memory.step(inputs, _memory_part(state), reset, elapsed=elapsed)
-        features = self.memory.pool(s)
-        return features, {**_prefixed(memory), "action": action, "features": features}
+        s, memory = self.memory.step(inputs, memory, reset, elapsed=elapsed)
+        return self.memory.pool(s), memory
 
 
 def outline(
