@@ -11,6 +11,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 
 from wmkernels.checks import DENSE
 from wmkernels.dispatch import load_native
@@ -19,8 +20,9 @@ from wmkernels.modes import can_bypass_dispatcher
 Section = Literal["before", "chosen", "given", "step", "after"]
 SECTIONS: tuple[Section, ...] = ("before", "chosen", "given", "step", "after")
 
-_KINDS = ("linear", "norm", "silu", "multiply", "add", "convolve", "softmax", "sample", "scale", "load", "store")
-_LAYER = struct.Struct("=6q2Q2dQ2q")  # csrc/cpu/layers/layers.h
+_KINDS = ("linear", "norm", "silu", "multiply", "add", "convolve", "rotate", "scan", "softmax")
+_KINDS += ("sample", "scale", "load", "store")
+_LAYER = struct.Struct("=8q2Q2dQ2q")  # csrc/cpu/layers/layers.h
 _COLUMNS = 32  # kLayerColumns
 
 
@@ -32,6 +34,7 @@ def can_chain(tensors: Iterable[Tensor]) -> bool:
     """Whether the extension has chains and nothing must see PyTorch's own operators on ``tensors``."""
     return (
         hasattr(load_native(), "cpu_run_layers")
+        and not _has_any_global_hook()
         and not torch.is_autocast_enabled("cpu")
         and can_bypass_dispatcher(list(tensors))
     )
@@ -60,6 +63,7 @@ class LayerChain:
         self.width = 0
         self._layers: dict[Section, list[bytes]] = {section: [] for section in SECTIONS}
         self._section: Section = "before"
+        self._kept: list[Tensor] = []
 
     def at(self, section: Section) -> None:
         self._section = section
@@ -70,8 +74,12 @@ class LayerChain:
         self.width += -(-size // _COLUMNS) * _COLUMNS
         return first
 
-    def network(self, network: nn.Sequential, source: int) -> int:
-        """Linear layers, layer norms and SiLUs, also in nested sequences -> columns of the outputs."""
+    def network(self, network: nn.Sequential, source: int, size: int) -> tuple[int, int]:
+        """Linear layers, layer norms and SiLUs, also in nested sequences; the first of them is linear.
+
+        From ``size`` columns ``source`` -> columns and size of the outputs.
+        """
+        require_unhooked(network)
         for module in network:
             require_unhooked(module)
             if type(module) is nn.Linear:
@@ -79,19 +87,20 @@ class LayerChain:
                 self.linear(module, source, target)
                 source, size = target, module.out_features
             elif isinstance(module, nn.Sequential):
-                source = self.network(module, source)
+                source, size = self.network(module, source, size)
             elif type(module) is nn.LayerNorm:
                 self.norm(module, source, source)
-                size = module.normalized_shape[0]
             elif type(module) is nn.SiLU:
                 self.silu(source, source, size)
             else:
                 raise CannotChain(f"a network has {type(module).__name__}")
-        return source
+        return source, size
 
     def linear(self, linear: nn.Linear, source: int, target: int) -> None:
         """To columns of their own: it writes some more than it has outputs."""
         require_unhooked(linear)
+        if type(linear) is not nn.Linear:
+            raise CannotChain(f"{type(linear).__name__} in place of a linear layer")
         sizes = (linear.in_features, linear.out_features)
         self._add("linear", source, target, *sizes, weight=linear.weight, bias=linear.bias)
 
@@ -117,6 +126,26 @@ class LayerChain:
         """A step of ``CausalConv1d``; ``weight`` (channels, 1, taps), ``window`` (taps - 1, channels) columns."""
         channels, _, taps = weight.shape
         self._add("convolve", source, target, channels, taps, window=window, weight=weight, bias=bias)
+
+    def rotate(self, rates: Tensor, projections: int, angles: Tensor) -> None:
+        """Adds ``rates`` to ``angles`` (rows, groups, pairs), float64, and turns B and C by them, in place."""
+        self._kept.append(rates)
+        strides = (angles.stride(0), 0)
+        self._add("rotate", projections, projections, 2 * rates.numel(), weight=rates, memory=angles, strides=strides)
+
+    def scan(
+        self, A: Tensor, D: Tensor, source: int, delta: int, projections: int, groups: int, state: Tensor, target: int
+    ) -> None:
+        """A step of ``selective_scan`` with softplus; changes ``state`` (rows, channels, state) in place.
+
+        ``A`` (channels, state); ``delta`` columns with their bias; ``projections`` columns of B and C, each (groups,
+        state).
+        """
+        self._kept += [A, D]
+        channels, size = A.shape
+        strides = (state.stride(0), 0)
+        columns = {"window": delta, "projections": projections, "groups": groups}
+        self._add("scan", source, target, channels, size, weight=A, bias=D, memory=state, strides=strides, **columns)
 
     def softmax(self, source: int, target: int, size: int, classes: int, unimix_ratio: float) -> None:
         """Over each ``classes`` of ``size`` columns, mixed with the uniform distribution."""
@@ -163,6 +192,8 @@ class LayerChain:
         outputs: int = 0,
         *,
         window: int = 0,
+        projections: int = 0,
+        groups: int = 1,
         weight: Tensor | None = None,
         bias: Tensor | None = None,
         factor: float = 0.0,
@@ -171,10 +202,31 @@ class LayerChain:
         first: int = 0,
         strides: tuple[int, int] = (0, 0),
     ) -> None:
-        tensors = [0 if x is None else _address(x) for x in (weight, bias, memory)]
-        tensors[2] += 4 * first
-        sizes = (_KINDS.index(kind), source, target, window, inputs, outputs)
-        self._layers[self._section].append(_LAYER.pack(*sizes, *tensors[:2], factor, addend, tensors[2], *strides))
+        weights = [0 if x is None else _address(x) for x in (weight, bias)]
+        place = 0 if memory is None else _address(memory, torch.float64 if kind == "rotate" else torch.float32)
+        sizes = (_KINDS.index(kind), source, target, window, projections, inputs, outputs, groups)
+        layer = _LAYER.pack(*sizes, *weights, factor, addend, place + 4 * first, *strides)
+        self._layers[self._section].append(layer)
+
+
+def run_network(network: nn.Sequential, inputs: Tensor) -> Tensor | None:
+    """``network(inputs)``, (..., features) -> (..., outputs), in one call; None where a chain cannot run.
+
+    ``network`` as for ``LayerChain.network``.
+    """
+    if torch.is_grad_enabled() or not can_chain([inputs]):
+        return None
+    chain, rows = LayerChain(), inputs.flatten(0, -2).contiguous()
+    source = chain.columns(rows.shape[1])
+    try:
+        chain.load(rows, source)
+        target, size = chain.network(network, source, rows.shape[1])
+        outputs = rows.new_empty(rows.shape[0], size)
+        chain.store(target, outputs)
+    except CannotChain:
+        return None
+    chain.run(rows.shape[0])
+    return outputs.view(*inputs.shape[:-1], size)
 
 
 def require_unhooked(module: nn.Module) -> None:
@@ -183,8 +235,8 @@ def require_unhooked(module: nn.Module) -> None:
         raise CannotChain(f"{type(module).__name__} has hooks")
 
 
-def _address(x: Tensor) -> int:
-    if x.dtype is not torch.float32 or not x.is_cpu or x.layout is not DENSE or not x.is_contiguous():
+def _address(x: Tensor, dtype: torch.dtype = torch.float32) -> int:
+    if x.dtype is not dtype or not x.is_cpu or x.layout is not DENSE or not x.is_contiguous():
         raise CannotChain(f"a tensor is {x.dtype} on {x.device}, or not contiguous")
     return x.data_ptr()
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from wmkernels.dispatch import load_native
 from worldmodel.data.spaces import ActionSpec, ObservationSpec
-from worldmodel.model.blocks import GatedConvBlock, ScanBlock
+from worldmodel.model.blocks import BlockConfig, GatedConvBlock, GRUBlock, RotaryScanBlock, ScanBlock
 from worldmodel.model.decision import DecisionConfig
 from worldmodel.model.latents import CategoricalConfig
 from worldmodel.model.memory import MemoryConfig
@@ -22,12 +22,12 @@ pytestmark = pytest.mark.skipif(load_native() is None, reason="the extension was
 HORIZON, THREE = 5, spaces.Discrete(3)
 
 
-def model_of(latent: CategoricalConfig, *taps: int, actions: spaces.Space = THREE) -> WorldModel:
+def model_of(latent: CategoricalConfig, *blocks: BlockConfig, actions: spaces.Space = THREE) -> WorldModel:
     """Small sizes that are no multiples of a vector, and random weights."""
     torch.manual_seed(0)
     config = WorldModelConfig(
         PerceptionConfig(latent, hidden=20),
-        MemoryConfig(width=24, blocks=tuple(GatedConvBlock(d_conv=n, expand=1.5) for n in taps)),
+        MemoryConfig(width=24, blocks=blocks),
         decision=DecisionConfig(hidden=36),
     )
     specs = ObservationSpec.from_space(spaces.Discrete(4)), ActionSpec.from_space(actions)
@@ -38,8 +38,12 @@ def model_of(latent: CategoricalConfig, *taps: int, actions: spaces.Space = THRE
     return model
 
 
+def conv(taps: int) -> GatedConvBlock:
+    return GatedConvBlock(d_conv=taps, expand=1.5)
+
+
 def state_of(model: WorldModel, rows: int) -> dict[str, Tensor]:
-    return {name: torch.randn(value.shape) for name, value in model.init_state(rows).items()}
+    return {name: torch.randn(value.shape, dtype=value.dtype) for name, value in model.init_state(rows).items()}
 
 
 def by_operators(model: WorldModel, state: dict[str, Tensor], *arguments: Tensor) -> Imagined:
@@ -50,18 +54,20 @@ def by_operators(model: WorldModel, state: dict[str, Tensor], *arguments: Tensor
 
 
 CASES = [
-    (CategoricalConfig(3, 5, stochastic=False), (1,), THREE),
-    (CategoricalConfig(3, 5), (4,), THREE),
-    (CategoricalConfig(2, 4, unimix_ratio=0.0), (2, 1, 3), spaces.MultiDiscrete([2, 4, 3])),
+    (CategoricalConfig(3, 5, stochastic=False), (conv(1),), THREE),
+    (CategoricalConfig(3, 5), (conv(4),), THREE),
+    (CategoricalConfig(2, 4, unimix_ratio=0.0), (conv(2), conv(1), conv(3)), spaces.MultiDiscrete([2, 4, 3])),
+    (CategoricalConfig(3, 5), (RotaryScanBlock(groups=3, d_state=10),), THREE),
+    (CategoricalConfig(3, 5, stochastic=False), (ScanBlock(groups=2, d_state=5, d_conv=1), conv(2)), THREE),
 ]
 
 
 @pytest.mark.parametrize("rows", [1, 70])
 @pytest.mark.parametrize("first", [False, True])
-@pytest.mark.parametrize(("latent", "taps", "actions"), CASES)
+@pytest.mark.parametrize(("latent", "blocks", "actions"), CASES)
 @torch.no_grad()
-def test_one_call_imagines_what_the_operators_imagine(latent, taps, actions, first: bool, rows: int) -> None:
-    model = model_of(latent, *taps, actions=actions)
+def test_one_call_imagines_what_the_operators_imagine(latent, blocks, actions, first: bool, rows: int) -> None:
+    model = model_of(latent, *blocks, actions=actions)
     state = state_of(model, rows)
     given = [model.action_spec.encode(torch.zeros(rows, *model.action_spec.shape))] if first else []
     before = {name: value.clone() for name, value in state.items()}
@@ -84,7 +90,7 @@ def test_one_call_imagines_what_the_operators_imagine(latent, taps, actions, fir
 
 @torch.no_grad()
 def test_one_call_is_as_exact_as_the_operators_on_every_instruction_set() -> None:
-    model = model_of(CategoricalConfig(3, 5, stochastic=False), 1, 3)
+    model = model_of(CategoricalConfig(3, 5, stochastic=False), conv(3), RotaryScanBlock(groups=3, d_state=10))
     state, exact = state_of(model, 40), copy.deepcopy(model).double()
     native, level = load_native(), load_native().cpu_isa()
     for name in native.cpu_isa_available().split(","):
@@ -101,7 +107,7 @@ def test_one_call_is_as_exact_as_the_operators_on_every_instruction_set() -> Non
 
 
 def test_what_must_see_the_operators_sees_them() -> None:
-    model = model_of(CategoricalConfig(3, 5, stochastic=False), 1)
+    model = model_of(CategoricalConfig(3, 5, stochastic=False), conv(1))
     state, seen = state_of(model, 2), []
 
     def found(model: WorldModel = model, state: dict[str, Tensor] = state) -> bool:
@@ -119,7 +125,7 @@ def test_what_must_see_the_operators_sees_them() -> None:
         assert len(seen) == HORIZON
         handle.remove()
         assert found()
-        model.memory.blocks[0] = ScanBlock(groups=1).build(24)
+        model.memory.blocks[0] = GRUBlock().build(24)
         assert not found()
 
 

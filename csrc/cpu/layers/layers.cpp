@@ -82,6 +82,47 @@ static void convolve(float* to, const float* newest, float* window, const Layer&
   for (int64_t i = 0; i < channels; ++i) window[(taps - 2) * channels + i] = newest[i];
 }
 
+static void rotate(float* columns, double* angles, const Layer& layer) {
+  constexpr double turn = 6.283185307179586476925286766559;
+  for (int64_t i = 0; i < layer.inputs; i += 2) {
+    double angle = __builtin_fmod(angles[i / 2] + double(layer.weight[i / 2]), turn);
+    angle += angle < 0 ? turn : 0;
+    angles[i / 2] = angle;
+    const float cosine = __builtin_cosf(float(angle)), sine = __builtin_sinf(float(angle));
+    for (int projection = 0; projection < 2; ++projection) {
+      float* pair = columns + projection * layer.inputs + i;
+      const float real = pair[0], imaginary = pair[1];
+      pair[0] = real * cosine + imaginary * sine;
+      pair[1] = imaginary * cosine - real * sine;
+    }
+  }
+}
+
+// A channel's states fill the lanes, as in selective_step.cpp.
+static void scan(float* to, const float* from, const float* steps, const float* B, float* states, const Layer& layer) {
+  const int64_t size = layer.outputs, per_group = layer.inputs / layer.groups, set = layer.groups * size;
+  for (int64_t first = 0; first < layer.inputs; first += kLanes<float>) {
+    const int channels = int(min(kLanes<float>, layer.inputs - first));
+    const FloatVector step = softplus(gather<float>(steps + first, 1, channels));
+    const FloatVector input = step * gather<float>(from + first, 1, channels), scaled = step * kLog2e<float>;
+    for (int lane = 0; lane < channels; ++lane) {
+      const int64_t channel = first + lane;
+      const float *A = layer.weight + channel * size, *B_group = B + channel / per_group * size, *C = B_group + set;
+      float* state = states + channel * size;
+      FloatVector products{};
+      for (int64_t n = 0; n < size; n += kLanes<float>) {
+        const int count = int(min(kLanes<float>, size - n));
+        const FloatVector decay = exp2(scaled[lane] * gather<float>(A + n, 1, count));
+        const FloatVector h =
+            decay * gather<float>(state + n, 1, count) + input[lane] * gather<float>(B_group + n, 1, count);
+        scatter<float>(state + n, 1, count, h);
+        products += h * gather<float>(C + n, 1, count);
+      }
+      to[channel] = sum(products) + layer.bias[channel] * from[channel];
+    }
+  }
+}
+
 static void softmax(float* to, const float* from, const Layer& layer) {
   const int64_t classes = layer.outputs;
   for (int64_t first = 0; first < layer.inputs; first += classes) {
@@ -171,6 +212,10 @@ class Tile {
                    [&](FloatVector x, int64_t i, int count) { return x + gather<float>(to + i, 1, count); });
       case kConvolve:
         return convolve(to, from, columns + layer.window, layer);
+      case kRotate:
+        return rotate(to, reinterpret_cast<double*>(layer.memory) + (first_ + row) * layer.row_stride, layer);
+      case kScan:
+        return scan(to, from, columns + layer.window, columns + layer.projections, memory, layer);
       case kSoftmax:
         return softmax(to, from, layer);
       case kSample:

@@ -13,7 +13,12 @@ enum LayerKind : int64_t {
   kAdd,       // target[inputs] += source
   kConvolve,  // target[inputs] = bias + the last `outputs` sources, oldest first, with weight [inputs, outputs]; the
               // columns from `window` hold all but the newest, and move on
-  kSoftmax,   // target[inputs] = softmax over each `outputs` adjacent sources, times `factor`, plus `addend`
+  kRotate,    // source [2, inputs], adjacent pairs as complex numbers, times exp(-i angle), in place; memory holds the
+              // angles [inputs / 2] in float64, which grow by weight [inputs / 2] first
+  kScan,  // a step of selective_scan.h: target[inputs] from source, step sizes before softplus from `window`, B and C
+          // [2, groups, outputs] from `projections`, A = weight [inputs, outputs], D = bias [inputs]; memory holds
+          // the states [inputs, outputs]
+  kSoftmax,  // target[inputs] = softmax over each `outputs` adjacent sources, times `factor`, plus `addend`
   kSample,  // target[inputs] = one-hot of each `outputs` adjacent sources, probabilities, by a uniform number of memory
   kScale,   // target[inputs] = source * factor + addend
   kLoad,    // target[inputs] = memory
@@ -21,10 +26,10 @@ enum LayerKind : int64_t {
   kLayerKinds
 };
 
-// `source`, `target` and `window` are columns of a row's scratch. Of memory, element i of a row is at
+// `source`, `target`, `window` and `projections` are columns of a row's scratch. Of memory, element i of a row is at
 // memory[row * row_stride + step * step_stride + i].
 struct Layer {
-  int64_t kind, source, target, window, inputs, outputs;
+  int64_t kind, source, target, window, projections, inputs, outputs, groups;
   const float *weight, *bias;  // bias may be null; a linear layer writes its outputs rounded up to kLayerColumns
   double factor, addend;
   float* memory;
@@ -62,10 +67,16 @@ inline bool is_valid(const LayerChain& chain) {
     if (grouped && (layer.outputs == 0 || layer.inputs % layer.outputs)) return false;
     if (layer.kind == kConvolve && (layer.outputs == 0 || !fits(layer.window, (layer.outputs - 1) * layer.inputs)))
       return false;
-    const bool remembers = layer.kind == kSample || layer.kind == kLoad || layer.kind == kStore;
+    if (layer.kind == kRotate && (layer.inputs % 2 || !fits(layer.source, 2 * layer.inputs))) return false;
+    if (layer.kind == kScan && (layer.groups < 1 || layer.inputs % layer.groups || !fits(layer.window, layer.inputs) ||
+                                !fits(layer.projections, 2 * layer.groups * layer.outputs)))
+      return false;
+    const bool carries = layer.kind == kRotate || layer.kind == kScan;
+    const bool remembers = carries || layer.kind == kSample || layer.kind == kLoad || layer.kind == kStore;
     if (remembers && layer.memory == nullptr) return false;
-    const bool weighs = layer.kind == kLinear || layer.kind == kNorm || layer.kind == kConvolve;
-    if (weighs && (layer.weight == nullptr || (layer.kind == kNorm && layer.bias == nullptr))) return false;
+    const bool weighs = carries || layer.kind == kLinear || layer.kind == kNorm || layer.kind == kConvolve;
+    const bool shifts = layer.kind == kNorm || layer.kind == kScan;
+    if ((weighs && layer.weight == nullptr) || (shifts && layer.bias == nullptr)) return false;
   }
   return true;
 }

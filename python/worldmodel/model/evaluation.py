@@ -7,6 +7,7 @@ from typing import Annotated
 from torch import Tensor, nn
 
 from wmkernels import linear_scan
+from wmkernels.layers import run_network
 from worldmodel.model.networks import ScalarConfig, ScalarHead, mlp, polyak_update
 from worldmodel.runs.fields import Bounds, Checked, Layers, Share, Size
 
@@ -57,8 +58,12 @@ class Evaluation(nn.Module):
 
     def value(self, features: Tensor, target: bool = False) -> Tensor:
         """v_t divided by the reward scale, (...)."""
-        outputs = self.target(features) if target else self.network(features)
+        outputs = self._target_outputs(features) if target else self.network(features)
         return self.head.mean(outputs)
+
+    def _target_outputs(self, features: Tensor) -> Tensor:
+        hidden = run_network(self.target[:-1], features)
+        return self.target(features) if hidden is None else self.target[-1](hidden)
 
     def update_target(self) -> None:
         polyak_update(self.target, self.network, self.config.tau)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from wmkernels.layers import CannotChain, LayerChain, can_chain, require_unhooked
-from wmkernels.nn import CausalConv1d
+from wmkernels.nn import CausalConv1d, Mamba, RotaryMamba
 from worldmodel.data.batch import State
 from worldmodel.model.latents import CategoricalLatent
 from worldmodel.model.memory import MemoryStack
@@ -48,12 +48,12 @@ def roll_out(
         features.new_empty(rows, horizon + 1, features.shape[1]),
         features.new_empty(rows, horizon, *latent.shape),
         features.new_empty(rows, horizon, spec.width),
-        {name: value.new_empty(value.shape) for name, value in memory.items()},
+        {name: value.clone(memory_format=torch.contiguous_format) for name, value in memory.items()},
     )
     numbers = _Numbers(rows, len(spec.sizes), latent.shape[0] if latent.config.stochastic else 0, given)
     values = features.new_empty(numbers.count(horizon))
     try:
-        chain = _chain(world_model, latent, features, memory, first_action, values, numbers, out)
+        chain = _chain(world_model, latent, features, first_action, values, numbers, out)
     except CannotChain:
         return None
     values.uniform_()
@@ -89,14 +89,13 @@ def _chain(
     world_model: "WorldModel",
     latent: CategoricalLatent,
     features: Tensor,
-    memory: State,
     first_action: Tensor | None,
     values: Tensor,
     numbers: _Numbers,
     out: Rollout,
 ) -> LayerChain:
     spec, decision, prediction = world_model.action_spec, world_model.decision, world_model.prediction
-    for module in (decision, decision.network, prediction, prediction.latent):
+    for module in (decision, prediction):
         require_unhooked(module)
     width, classes, ratio = features.shape[1], latent.shape[1], latent.config.unimix_ratio
     chain = LayerChain()
@@ -108,7 +107,8 @@ def _chain(
     chain.store(now, out.features)
 
     chain.at("chosen")
-    logits, probabilities, start = chain.network(decision.network, now), chain.columns(spec.width), 0
+    logits, _ = chain.network(decision.network, now, width)
+    probabilities, start = chain.columns(spec.width), 0
     for index, size in enumerate(spec.sizes):
         chain.softmax(logits + start, probabilities + start, size, size, decision.config.unimix_ratio)
         place = numbers.first(index), (1, numbers.stride)
@@ -122,7 +122,8 @@ def _chain(
     chain.at("step")
     chain.store(action, out.actions)
     chain.scale(action, entered + latent.width, spec.width, 1, 0)
-    chain.softmax(chain.network(prediction.latent, now), entered, latent.width, classes, ratio)
+    prior, _ = chain.network(prediction.latent, now, width + spec.width)
+    chain.softmax(prior, entered, latent.width, classes, ratio)
     latents = out.latents.flatten(2)
     if latent.config.stochastic:
         sampled = chain.columns(latent.width)
@@ -134,42 +135,65 @@ def _chain(
         chain.store(entered, latents)
     stepped = chain.columns(width)
     chain.linear(world_model.entry, entered, stepped)
-    _add_memory(chain, world_model.memory, memory, stepped, now, out.memory)
+    _add_memory(chain, world_model.memory, out.memory, stepped, now)
     chain.store(now, out.features, first=1)
     return chain
 
 
-def _add_memory(chain: LayerChain, stack: MemoryStack, state: State, x: int, target: int, after: State) -> None:
-    """A step of the stack from columns ``x`` to ``target``; raises CannotChain for other blocks than ``GatedConv``."""
+def _add_memory(chain: LayerChain, stack: MemoryStack, state: State, x: int, target: int) -> None:
+    """A step of the stack from columns ``x`` to ``target``; ``state`` changes in place.
+
+    Raises CannotChain for blocks other than gated convolutions and scans.
+    """
     require_unhooked(stack)
     width = stack.norm.normalized_shape[0]
+    if stack.tokens > 1:
+        raise CannotChain("memory has several tokens")
     for index, (block, norm) in enumerate(zip(stack.blocks, stack.norms, strict=True)):
-        if type(block) is not GatedConv or type(block.conv1d) is not CausalConv1d or stack.tokens > 1:
-            raise CannotChain(f"memory has {type(block).__name__}, or several tokens")
+        if type(block) not in (GatedConv, Mamba, RotaryMamba):
+            raise CannotChain(f"memory has {type(block).__name__}")
         require_unhooked(block)
-        require_unhooked(block.conv1d)
-        inner, past = block.conv1d.channels, block.conv1d.kernel_size - 1
-        window = chain.columns(past * inner)
-        normed, projected, mixed, outputs = (chain.columns(size) for size in (width, 2 * inner, inner, width))
-        name = f"{index}.window"
-        if past:
-            chain.at("before")
-            chain.load(_rows(state[name]), window)
-            chain.at("after")
-            chain.store(window, _rows(after[name]))
-            chain.at("step")
+        normed, outputs = chain.columns(width), chain.columns(width)
         chain.norm(norm, x, normed)
-        chain.linear(block.in_proj, normed, projected)
-        chain.convolve(block.conv1d.weight, block.conv1d.bias, projected, window, mixed)
-        chain.silu(mixed, mixed, inner)
-        chain.silu(projected + inner, projected + inner, inner)
-        chain.multiply(projected + inner, mixed, inner)
-        chain.linear(block.out_proj, mixed, outputs)
+        part = {name: state[f"{index}.{name}"] for name in block.init_state(1)}
+        _add_block(chain, block, part, normed, outputs)
         chain.add(outputs, x, width)
     chain.norm(stack.norm, x, target)
 
 
-def _rows(window: Tensor) -> Tensor:
-    if not window.is_contiguous():
-        raise CannotChain("a window is not contiguous")
-    return window.flatten(1)
+def _add_block(chain: LayerChain, block: GatedConv | Mamba, state: State, x: int, target: int) -> None:
+    convolution = block.conv1d
+    require_unhooked(convolution)
+    if type(convolution) is not CausalConv1d:
+        raise CannotChain(f"{type(convolution).__name__} in place of a convolution")
+    inner, past = convolution.channels, convolution.kernel_size - 1
+    projected, mixed, window = chain.columns(2 * inner), chain.columns(inner), chain.columns(past * inner)
+    if past:
+        chain.at("before")
+        chain.load(state["window"].flatten(1), window)
+        chain.at("after")
+        chain.store(window, state["window"].flatten(1))
+        chain.at("step")
+    chain.linear(block.in_proj, x, projected)
+    chain.convolve(convolution.weight, convolution.bias, projected, window, mixed)
+    chain.silu(mixed, mixed, inner)
+    if isinstance(block, Mamba):
+        mixed = _add_scan(chain, block, state, mixed)
+    chain.silu(projected + inner, projected + inner, inner)
+    chain.multiply(projected + inner, mixed, inner)
+    chain.linear(block.out_proj, mixed, target)
+
+
+def _add_scan(chain: LayerChain, block: Mamba, state: State, x: int) -> int:
+    size = block.groups * block.d_state
+    projections = chain.columns(block.dt_rank + 2 * size)
+    delta, outputs = chain.columns(block.d_inner), chain.columns(block.d_inner)
+    chain.linear(block.x_proj, x, projections)
+    chain.linear(block.dt_proj, projections, delta)
+    projections += block.dt_rank
+    if isinstance(block, RotaryMamba):
+        if block.angle_proj is not None:
+            raise CannotChain("angles depend on the input")
+        chain.rotate(block.angle_rate, projections, state["angle"])
+    chain.scan(block.decay(), block.D, x, delta, projections, block.groups, state["scan"], outputs)
+    return outputs

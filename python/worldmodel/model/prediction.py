@@ -5,6 +5,7 @@ import dataclasses
 import torch
 from torch import Tensor, nn
 
+from wmkernels.layers import run_network
 from worldmodel.model.latents import Latent
 from worldmodel.model.networks import ScalarConfig, ScalarHead, mlp
 from worldmodel.runs.fields import Checked, Layers, Size
@@ -63,7 +64,10 @@ class Prediction(nn.Module):
 
     def outcome(self, features: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
         """``Predicted.reward`` and ``Predicted.continues``."""
-        outcome = self.trunk(_joined(features, action))
+        inputs = _joined(features, action)
+        outcome = run_network(self.trunk, inputs)
+        if outcome is None:
+            outcome = self.trunk(inputs)
         return self.reward(outcome), self.continues(outcome).squeeze(-1)
 
     def mean_reward(self, predicted: Predicted) -> Tensor:
