@@ -211,8 +211,11 @@ def _try_all(world_model: WorldModel, start: State, horizon: int) -> tuple[Imagi
 
 def _returns(world_model: WorldModel, imagined: Imagined) -> Tensor:
     """With target-network values, (rows, horizon)."""
-    config = world_model.config.evaluation
-    next_values = world_model.evaluation.value(imagined.features[:, 1:], target=True)
+    config, evaluation, features = world_model.config.evaluation, world_model.evaluation, imagined.features[:, 1:]
+    differentiable = world_model.decision.gradient == "pathwise"
+    next_values = (
+        evaluation.value(features, target=True) if differentiable else evaluation.target_value_in_one_call(features)
+    )
     return lambda_returns(imagined.rewards, config.discount * imagined.continues, next_values, config.lambda_)
 
 

@@ -58,12 +58,13 @@ class Evaluation(nn.Module):
 
     def value(self, features: Tensor, target: bool = False) -> Tensor:
         """v_t divided by the reward scale, (...)."""
-        outputs = self._target_outputs(features) if target else self.network(features)
+        outputs = self.target(features) if target else self.network(features)
         return self.head.mean(outputs)
 
-    def _target_outputs(self, features: Tensor) -> Tensor:
+    def target_value_in_one_call(self, features: Tensor) -> Tensor:
+        """``value`` of the target, up to rounding, of a chain of layers where it can run, without gradient."""
         hidden = run_network(self.target[:-1], features)
-        return self.target(features) if hidden is None else self.target[-1](hidden)
+        return self.head.mean(self.target(features) if hidden is None else self.target[-1](hidden))
 
     def update_target(self) -> None:
         polyak_update(self.target, self.network, self.config.tau)

@@ -41,6 +41,8 @@ def roll_out(
     spec, latent = world_model.action_spec, world_model.perception.latent
     if torch.is_grad_enabled() or spec.kind != "discrete" or type(latent) is not CategoricalLatent:
         return None
+    if world_model.decision.gradient == "pathwise":  # losses are the same numbers with and without gradients
+        return None
     if not can_chain([features, *memory.values(), first_action]):
         return None
     rows, given = features.shape[0], 0 if first_action is None else 1

@@ -64,10 +64,15 @@ class Prediction(nn.Module):
 
     def outcome(self, features: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
         """``Predicted.reward`` and ``Predicted.continues``."""
+        return self._heads(self.trunk(_joined(features, action)))
+
+    def outcome_in_one_call(self, features: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
+        """``outcome``, up to rounding, of a chain of layers where it can run, for features without gradient."""
         inputs = _joined(features, action)
         outcome = run_network(self.trunk, inputs)
-        if outcome is None:
-            outcome = self.trunk(inputs)
+        return self._heads(self.trunk(inputs) if outcome is None else outcome)
+
+    def _heads(self, outcome: Tensor) -> tuple[Tensor, Tensor]:
         return self.reward(outcome), self.continues(outcome).squeeze(-1)
 
     def mean_reward(self, predicted: Predicted) -> Tensor:

@@ -253,7 +253,8 @@ class WorldModel(nn.Module):
         if policy is self.decision and sample is None and MASK not in state:
             found = roll_out(self, state["features"], _memory_part(state), horizon, first_action)
             if found is not None:
-                return self._imagined(found.features, found.latents, found.actions, found.memory, [])
+                outcome = self.prediction.outcome_in_one_call(found.features[:, :-1], found.actions)
+                return self._imagined(found.features, found.latents, found.actions, outcome, found.memory, [])
 
         def choose(step: int, features: Tensor, masks: list[Tensor]) -> Tensor:
             if not step and first_action is not None:
@@ -297,12 +298,20 @@ class WorldModel(nn.Module):
             actions.append(action)
             if masks:  # one that is given for observations without masks is the first step's
                 masks = [*masks, self._predicted_mask(latent)] if self.observation_spec.action_mask else []
-        return self._imagined(*(torch.stack(x, 1) for x in (features, latents, actions)), memory, masks)
+        every, chosen = torch.stack(features, 1), torch.stack(actions, 1)
+        outcome = self.prediction.outcome(every[:, :-1], chosen)
+        return self._imagined(every, torch.stack(latents, 1), chosen, outcome, memory, masks)
 
     def _imagined(
-        self, features: Tensor, latents: Tensor, actions: Tensor, memory: State, masks: list[Tensor]
+        self,
+        features: Tensor,
+        latents: Tensor,
+        actions: Tensor,
+        outcome: tuple[Tensor, Tensor],
+        memory: State,
+        masks: list[Tensor],
     ) -> Imagined:
-        reward, continues = self.prediction.outcome(features[:, :-1], actions)
+        reward, continues = outcome
         rewards = self.prediction.reward.mean(reward)
         last = {**_prefixed(memory), "action": actions[:, -1], "features": features[:, -1]}
         if not masks:
