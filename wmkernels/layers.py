@@ -20,8 +20,21 @@ from wmkernels.modes import can_bypass_dispatcher
 Section = Literal["before", "chosen", "given", "step", "after"]
 SECTIONS: tuple[Section, ...] = ("before", "chosen", "given", "step", "after")
 
-_KINDS = ("linear", "norm", "silu", "multiply", "add", "convolve", "rotate", "scan", "softmax")
-_KINDS += ("sample", "scale", "load", "store")
+_KINDS = [
+    "linear",
+    "norm",
+    "silu",
+    "multiply",
+    "add",
+    "convolve",
+    "rotate",
+    "scan",
+    "softmax",
+    "sample",
+    "scale",
+    "load",
+    "store",
+]
 _LAYER = struct.Struct("=8q2Q2dQ2q")  # csrc/cpu/layers/layers.h
 _COLUMNS = 32  # kLayerColumns
 
@@ -30,7 +43,7 @@ class CannotChain(Exception):
     """A module or tensor that a chain cannot have; its text says which."""
 
 
-def can_chain(tensors: Iterable[Tensor]) -> bool:
+def can_chain(tensors: Iterable[Tensor | None]) -> bool:
     """Whether the extension has chains and nothing must see PyTorch's own operators on ``tensors``."""
     return (
         hasattr(load_native(), "cpu_run_layers")

@@ -19,6 +19,6 @@ def ema_of(world_model: WorldModel, updates: int) -> AveragedModel:
 
     @torch.no_grad()
     def average(averaged: Sequence[Tensor], newest: Sequence[Tensor], n_averaged: Tensor | int) -> None:
-        torch._foreach_lerp_(averaged, newest, 1 / max(1.0, min(updates, _EARLY * (int(n_averaged) + 1))))
+        torch._foreach_lerp_(list(averaged), list(newest), 1 / max(1.0, min(updates, _EARLY * (int(n_averaged) + 1))))
 
     return AveragedModel(world_model, multi_avg_fn=average).requires_grad_(False)

@@ -63,7 +63,9 @@ class Evaluation(nn.Module):
 
     def target_value_in_one_call(self, features: Tensor) -> Tensor:
         """``value`` of the target, up to rounding, of a chain of layers where it can run, without gradient."""
-        hidden = run_network(self.target[:-1], features)
+        trunk = self.target[:-1]
+        assert isinstance(trunk, nn.Sequential)
+        hidden = run_network(trunk, features)
         return self.head.mean(self.target(features) if hidden is None else self.target[-1](hidden))
 
     def update_target(self) -> None:

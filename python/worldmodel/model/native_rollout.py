@@ -5,7 +5,7 @@ gradient passes through the imagined steps of the all-action and REINFORCE gradi
 """
 
 import dataclasses
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -151,6 +151,8 @@ def _add_memory(chain: LayerChain, stack: MemoryStack, state: State, x: int, tar
     width = stack.norm.normalized_shape[0]
     if stack.tokens > 1:
         raise CannotChain("memory has several tokens")
+    block: Any
+    norm: Any
     for index, (block, norm) in enumerate(zip(stack.blocks, stack.norms, strict=True)):
         if type(block) not in (GatedConv, Mamba, RotaryMamba):
             raise CannotChain(f"memory has {type(block).__name__}")
