@@ -191,7 +191,7 @@ class Learner:
         start = time.perf_counter()
         steps = self._imagination_starts(batch)
         stops = sorted({*steps, *([batch.carry] if batch.carry else [])})
-        observed = self.world_model.observe(batch, states_after=stops)
+        observed = self.world_model.observe(batch, states_after=stops, sampled=self._sampled_rows(batch))
         starts = _states_at(observed.states_after, [stops.index(step) for step in steps], len(stops))
         carried = _states_at(observed.states_after, [stops.index(batch.carry)], len(stops)) if batch.carry else None
         model, metrics = model_loss(self.world_model, batch, observed, self.config.objective)
@@ -234,6 +234,10 @@ class Learner:
         edges = torch.linspace(first + 1, length + 1, count + 1).long()
         steps = edges[:-1] + (torch.rand(count) * (edges[1:] - edges[:-1])).long()
         return [int(step) for step in steps]
+
+    def _sampled_rows(self, batch: Batch) -> Tensor | None:
+        share, rows = self.config.objective.sampled, batch.shape[0]
+        return torch.rand(rows, device=batch.loss_mask.device) < share if share else None
 
     def _backward(self, losses: Losses, marks: list[float]) -> None:
         self._optimizer.zero_grad()

@@ -7,6 +7,7 @@ decision      a gradient of ``worldmodel.model.decision``
 """
 
 import dataclasses
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +18,7 @@ from worldmodel.data.batch import Batch, State
 from worldmodel.model.evaluation import lambda_returns
 from worldmodel.model.policies import DiscretePolicy, Policy
 from worldmodel.model.world_model import Imagined, Observed, WorldModel
-from worldmodel.runs.fields import Checked, Positive, Size, Weight
+from worldmodel.runs.fields import Bounds, Checked, Positive, Size, Weight
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +33,8 @@ class ObjectiveConfig(Checked):
         continuation: loss weight.
         horizon: imagined steps.
         imagination_starts: per row.
+        sampled: share of the rows whose memory sees sampled latents, as in imagination, instead of their means, as when
+            acting.
         value_gradient: weight of the values' gradient to memory.
         return_floor: smallest return scale, in units of the reward scale.
     """
@@ -43,6 +46,7 @@ class ObjectiveConfig(Checked):
     continuation: Weight = 1.0
     horizon: Size = 4
     imagination_starts: Size = 8
+    sampled: Annotated[float, Bounds(0, 1)] = 0.0
     value_gradient: Weight = 0.1
     return_floor: Positive = 1.0
 

@@ -150,7 +150,12 @@ class WorldModel(nn.Module):
         return self.decision(state["features"], state.get(MASK))
 
     def observe(
-        self, batch: Batch, state: State | None = None, states_after: Sequence[int] = (), sample: Sampler | None = None
+        self,
+        batch: Batch,
+        state: State | None = None,
+        states_after: Sequence[int] = (),
+        sample: Sampler | None = None,
+        sampled: Tensor | None = None,
     ) -> Observed:
         """Observes all steps in parallel.
 
@@ -159,6 +164,8 @@ class WorldModel(nn.Module):
             state: before the first step; by default the batch's, or zeros.
             states_after: step counts, increasing from 1 to time, else ValueError.
             sample: distribution -> latent; ``Latent.sample`` if None.
+            sampled: bool (batch,), the rows whose memory sees the latents, as in ``imagine``, instead of their means, as
+                in ``act``; none by default.
         """
         bounds = [0, *states_after, batch.shape[1] + 1]
         if any(low >= high for low, high in itertools.pairwise(bounds)):
@@ -166,8 +173,11 @@ class WorldModel(nn.Module):
                 f"WorldModel.observe: states_after is {list(states_after)}, expected to rise from 1 to {batch.shape[1]}"
             )
         posterior = self.perception(batch.observations)
-        latent = (sample or self.perception.latent.sample)(posterior)
-        embedded = self.perception.latent.embed_mean(posterior)  # (batch, time, latent width)
+        space = self.perception.latent
+        latent = (sample or space.sample)(posterior)
+        embedded = space.embed_mean(posterior)  # (batch, time, latent width)
+        if sampled is not None:
+            embedded = torch.where(sampled[:, None, None], space.embed(latent), embedded)
         actions = self.action_spec.encode(batch.actions).to(embedded.dtype)  # (batch, time, action width)
         actions = actions * ~batch.is_last[..., None]
         state = state if state is not None else batch.state
