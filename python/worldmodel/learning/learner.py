@@ -36,7 +36,7 @@ class LearnerConfig(Checked):
     """Settings of the learner.
 
     Attributes:
-        model_lr: of perception, memory and prediction.
+        model_lr: of perception, memory, prediction and exploration.
         value_lr: of evaluation.
         policy_lr: of decision.
         warm_up: updates over which the learning rates rise from zero.
@@ -98,8 +98,11 @@ class Learner:
             "value": (model.evaluation.network,),
             "policy": (model.decision,),
         }
+        if model.exploration is not None:
+            modules["exploration"] = (model.exploration,)
         self._parameters = {name: [p for part in parts for p in part.parameters()] for name, parts in modules.items()}
-        self._lrs = {"model": config.model_lr, "value": config.value_lr, "policy": config.policy_lr}
+        rates = {"value": config.value_lr, "policy": config.policy_lr}
+        self._lrs = {name: rates.get(name, config.model_lr) for name in modules}
         groups = [{"params": parameters} for parameters in self._parameters.values()]
         self._optimizer = torch.optim.Adam(groups, lr=config.model_lr, betas=(0.9, 0.98), foreach=True)
         self._updates = 0
