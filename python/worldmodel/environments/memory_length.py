@@ -3,8 +3,8 @@
     python -m worldmodel train --env worldmodel/MemoryLength-v0 --env-args length=100
 
 bsuite's memory_len (Osband et al. 2020, arXiv 1908.03568). An episode has ``length`` + 1 actions, of which the last
-alone counts: 1 for the bit that was asked for, -1 for the other. The bits are shown before the first action and once more after it, the time that is left always,
-and which of the bits is asked for one step before the end.
+alone counts: 1 for the bit that was asked for, -1 for the other. The bits are shown before the first action and once
+more after it, the time that is left always, and which of the bits is asked for one step before the end.
 """
 
 from typing import Any
