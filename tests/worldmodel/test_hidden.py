@@ -283,6 +283,7 @@ def test_runs_of_both_tasks_merge_into_tables_and_a_chart(
             "random_envs"
         ] == 16
         assert str(tmp_path) not in json.dumps(entry)
+    assert "by what memory is given" in said and "reward loss, samples" in said
     assert "accuracy of key or ball" in said and "persistence baseline" in said and "at least 95%, aim 99%" in said
     assert target.with_suffix(".png").exists()
     monkeypatch.setattr(script, "execute", None)  # finished runs are reused
