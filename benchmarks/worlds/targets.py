@@ -1,4 +1,4 @@
-"""What the runs should reach: of each target the worst seed, in its worst bucket of gaps or over several."""
+"""What the runs should reach: of each target the worst seed, in its worst bucket of gaps or in several together."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -6,6 +6,7 @@ from typing import Any
 from harness.tables import outcome
 from worldmodel.environments.returning import BUCKETS
 
+TITLE = "The worst seed in its worst bucket; gaps over 32 together"
 HEADER = ("target", "at least", "aim", "measured", "")
 OVER_32 = tuple(bucket for bucket in BUCKETS if int(bucket.split("-")[0].rstrip("+")) > 32)
 DRIFT = ("unseen for 5-64", "unseen for 65-256")
@@ -17,7 +18,7 @@ class Target:
 
     Attributes:
         at_least: None if only the curve counts.
-        pooled: over the cells of all ``kinds``, not of the worst one, which may have a few.
+        pooled: of all ``kinds`` together; else of each, where the lowest may be of a few cells.
     """
 
     name: str
