@@ -93,7 +93,7 @@ class Learner:
         self.world_model = world_model
         self.config = config
         model = world_model
-        modules = {
+        modules: dict[str, tuple[nn.Module, ...]] = {
             "model": (model.perception, model.entry, model.memory, model.prediction),
             "value": (model.evaluation.network,),
             "policy": (model.decision,),
