@@ -76,8 +76,7 @@ def of(benchmark: str, results: Results) -> Results:
 
 def title(result: dict[str, Any]) -> str:
     if result["device"] == "cpu":
-        cpu = result["environment"]["cpu"]
-        return f"{cpu['model']}, {cpu['cores']} cores"
+        return environment.processor(result["environment"])
     return result["environment"]["gpu"]["name"]
 
 
@@ -214,7 +213,7 @@ def worlds_part(results: Results, page: Path) -> str:
     for path, result in of("world_rooms", results).items():
         lines += [f"{environment.summary(result['environment'])}.", ""]
         lines += [f"![what memories know of a cell that comes back]({picture(path, page)})", ""]
-        lines += ["The worst seed in its worst bucket:", "", markdown(*worlds_targets.table(result)), ""]
+        lines += [f"{worlds_targets.TITLE}:", "", markdown(*worlds_targets.table(result)), ""]
         for table in worlds_report.tables(result):
             lines += [f"{table.title}:", "", markdown(table.header, table.rows), ""]
     return _text(lines)

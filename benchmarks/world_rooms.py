@@ -73,7 +73,7 @@ def main(arguments: list[str] | None = None) -> int:
     print(environment.summary(result["environment"]))
     for table in report.tables(result):
         tables.show(table.title, table.header, table.rows)
-    tables.show("Targets: the worst seed in its worst bucket", *targets.table(result))
+    tables.show(targets.TITLE, *targets.table(result))
     plot = chosen.plot or chosen.json.with_suffix(".png")
     reason = chart.draw(result, plot)
     print(f"no chart: {reason}" if reason else f"wrote {plot}")

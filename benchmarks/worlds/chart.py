@@ -12,17 +12,18 @@ from worlds.rows import ROWS
 
 CHANCE = 100 / 8
 _COLOURS = ("#3b82f6", "#10a37f", "#c08a00", "#a855f7", "#ef4444", "#0ea5e9", "#84cc16", "#ec4899", "#64748b")
+_DASHES = ("-", "--", "-.")  # of rows in the same colour
 
 
 def draw(result: dict[str, Any], path: Path) -> str:
     """Writes the PNG; returns an error or an empty string."""
     longest = {runs[0]["row"]: runs for runs in groups(result).values() if ROWS[runs[0]["row"]].env == "rooms"}
-    colours = iter(_COLOURS * 3)
+    colours, used = iter(_COLOURS * 3), []
     styles: dict[str, dict[str, Any]] = {}
     for row in longest:
-        ours = row.startswith("place, mo")
-        styles[row] = {"color": OURS, "lw": 2.6, "zorder": 3} if ours else {"color": next(colours), "lw": 1.6}
-        styles[row]["ls"] = "--" if row == "place, moves learned" else "-"
+        style = {"color": OURS, "lw": 2.6, "zorder": 3} if row.startswith("place, mo") else {"color": next(colours)}
+        used.append(style["color"])
+        styles[row] = {"lw": 1.6, **style, "ls": _DASHES[(used.count(style["color"]) - 1) % len(_DASHES)]}
 
     def panels(figure: Any) -> list[Any]:
         left, right = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
@@ -33,7 +34,12 @@ def draw(result: dict[str, Any], path: Path) -> str:
             axes.grid(axis="y", color=INK, alpha=0.25, lw=0.6)
         left.text(0.99, CHANCE + 1, "chance", transform=left.get_yaxis_transform(), ha="right", va="bottom", fontsize=9)
         right.legend(
-            *left.get_legend_handles_labels(), frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1.01, 0.5)
+            *left.get_legend_handles_labels(),
+            frameon=False,
+            fontsize=9,
+            loc="center left",
+            bbox_to_anchor=(1.01, 0.5),
+            handlelength=3,
         )
         return [left, right]
 

@@ -481,3 +481,39 @@ def test_every_way_of_deciding_learns_to_answer_what_is_seen(gradient, done):
         assert (answers - asked).square().sum(-1).mean() < 0.12 < asked.square().sum(-1).mean() / 3
     else:
         assert (answers == asked.squeeze(-1)).float().mean() > 0.95
+
+
+def test_rows_that_are_sampled_see_what_imagination_sees_and_the_others_their_means():
+    """With the recorded actions, memory is in the state that as many imagined steps with the same latents reach."""
+    model = small_model()
+    batch = random_batch(model)
+    batch.is_first[:, 1:] = False
+    batch.is_last[:] = False
+    sampled = torch.tensor([True, False, True])
+    observed = model.observe(batch, states_after=[1], sampled=sampled)
+    state = observed.states_after
+    latents = iter(observed.latent[:, 1:].unbind(1))
+    actions = model.action_spec.encode(batch.actions)[:, :-1]
+    imagined = model.imagine_actions(state, actions, sample=lambda prior: next(latents))
+    same = torch.isclose(imagined.features, observed.features, rtol=1e-9, atol=1e-9).all(-1)
+    assert same[sampled].all() and not same[~sampled, 1:].any()
+    torch.testing.assert_close(model.observe(batch).features[~sampled], observed.features[~sampled])
+
+
+@pytest.mark.parametrize(("share", "rows"), [(0.0, 0), (1.0, 3)])
+def test_the_share_of_sampled_rows_is_that_of_the_settings(monkeypatch, share, rows):
+    model = small_model()
+    learner, batch, seen = learner_of(model, sampled=share), random_batch(model), []
+    observe = model.observe
+    monkeypatch.setattr(model, "observe", lambda *args, sampled, **kw: seen.append(sampled) or observe(*args, **kw))
+    learner.losses(batch)
+    assert sum(0 if mask is None else int(mask.sum()) for mask in seen) == rows
+
+
+def test_a_sampled_row_trains_perception_through_memory():
+    """Straight-through: the KL of later steps reaches the encoder by the latent that memory saw."""
+    model = small_model()
+    batch = random_batch(model)
+    observed = model.observe(batch, sampled=torch.ones(3, dtype=torch.bool))
+    observed.features[:, -1].sum().backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.perception.encoder.parameters())

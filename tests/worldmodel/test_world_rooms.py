@@ -32,6 +32,10 @@ def test_a_run_is_tested_and_merged_into_tables_and_a_chart(
     worst = min(x["accuracy"] for name, x in entry["tests"]["own heading"].items() if name in script.targets.BUCKETS)
     assert rows["own heading, same weights"][2:] == [f"{100 * worst:.3f}%", "missed"]
     assert rows["edited cells"][2:] == ["", "not measured"]
+    few = {"33-128": {"cells": 3, "accuracy": 1.0}, "129-512": {"cells": 1, "accuracy": 0.0}, "1-8": {"cells": 9}}
+    pooled = script.targets.TARGETS[-1]
+    run = {"row": pooled.row, "minutes": 30, "tests": {pooled.test: few}}
+    assert pooled.pooled and pooled.measured({"runs": {"one": run}}) == 75
     monkeypatch.setattr(script, "execute", None)  # finished runs are reused
     assert script.main([*common, "--list"]) == 0
     assert capsys.readouterr().out.count("there") == 1

@@ -36,7 +36,7 @@ class LearnerConfig(Checked):
     """Settings of the learner.
 
     Attributes:
-        model_lr: of perception, memory and prediction.
+        model_lr: of perception, memory, prediction and exploration.
         value_lr: of evaluation.
         policy_lr: of decision.
         warm_up: updates over which the learning rates rise from zero.
@@ -93,13 +93,16 @@ class Learner:
         self.world_model = world_model
         self.config = config
         model = world_model
-        modules = {
+        modules: dict[str, tuple[nn.Module, ...]] = {
             "model": (model.perception, model.entry, model.memory, model.prediction),
             "value": (model.evaluation.network,),
             "policy": (model.decision,),
         }
+        if model.exploration is not None:
+            modules["exploration"] = (model.exploration,)
         self._parameters = {name: [p for part in parts for p in part.parameters()] for name, parts in modules.items()}
-        self._lrs = {"model": config.model_lr, "value": config.value_lr, "policy": config.policy_lr}
+        rates = {"value": config.value_lr, "policy": config.policy_lr}
+        self._lrs = {name: rates.get(name, config.model_lr) for name in modules}
         groups = [{"params": parameters} for parameters in self._parameters.values()]
         self._optimizer = torch.optim.Adam(groups, lr=config.model_lr, betas=(0.9, 0.98), fused=True)
         self._updates = 0
@@ -191,7 +194,7 @@ class Learner:
         start = time.perf_counter()
         steps = self._imagination_starts(batch)
         stops = sorted({*steps, *([batch.carry] if batch.carry else [])})
-        observed = self.world_model.observe(batch, states_after=stops)
+        observed = self.world_model.observe(batch, states_after=stops, sampled=self._sampled_rows(batch))
         starts = _states_at(observed.states_after, [stops.index(step) for step in steps], len(stops))
         carried = _states_at(observed.states_after, [stops.index(batch.carry)], len(stops)) if batch.carry else None
         model, metrics = model_loss(self.world_model, batch, observed, self.config.objective)
@@ -234,6 +237,10 @@ class Learner:
         edges = torch.linspace(first + 1, length + 1, count + 1).long()
         steps = edges[:-1] + (torch.rand(count) * (edges[1:] - edges[:-1])).long()
         return [int(step) for step in steps]
+
+    def _sampled_rows(self, batch: Batch) -> Tensor | None:
+        share, rows = self.config.objective.sampled, batch.shape[0]
+        return torch.rand(rows, device=batch.loss_mask.device) < share if share else None
 
     def _backward(self, losses: Losses, marks: list[float]) -> None:
         self._optimizer.zero_grad()

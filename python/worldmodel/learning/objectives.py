@@ -2,11 +2,13 @@
 
 perception    reconstruction, and KL of the posterior from the prior
 prediction    KL with its gradient on the prior, reward, continuation; also trains memory
-evaluation    λ-returns of imagination
+exploration   KL of the posterior from what each of its networks predicts
+evaluation    λ-returns of imagination, with the bonus of exploration
 decision      a gradient of ``worldmodel.model.decision``
 """
 
 import dataclasses
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +19,7 @@ from worldmodel.data.batch import Batch, State
 from worldmodel.model.evaluation import lambda_returns
 from worldmodel.model.policies import DiscretePolicy, Policy
 from worldmodel.model.world_model import Imagined, Observed, WorldModel
-from worldmodel.runs.fields import Checked, Positive, Size, Weight
+from worldmodel.runs.fields import Bounds, Checked, Positive, Size, Weight
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +34,8 @@ class ObjectiveConfig(Checked):
         continuation: loss weight.
         horizon: imagined steps.
         imagination_starts: per row.
+        sampled: share of the rows whose memory sees sampled latents, as in imagination, instead of their means, as when
+            acting.
         value_gradient: weight of the values' gradient to memory.
         return_floor: smallest return scale, in units of the reward scale.
     """
@@ -43,6 +47,7 @@ class ObjectiveConfig(Checked):
     continuation: Weight = 1.0
     horizon: Size = 4
     imagination_starts: Size = 8
+    sampled: Annotated[float, Bounds(0, 1)] = 0.0
     value_gradient: Weight = 0.1
     return_floor: Positive = 1.0
 
@@ -63,6 +68,7 @@ class ImaginedReturns:
         policy: distributions, (rows,) for all-action, else (rows, horizon).
         first_target: the start's value target, (rows,).
         weights: probability of reaching each step, (rows * tries, horizon); 0 without ``mask``.
+        bonus: of exploration / reward scale, (rows * tries, horizon); None without.
     """
 
     start: Tensor
@@ -73,6 +79,7 @@ class ImaginedReturns:
     policy: Policy
     first_target: Tensor
     weights: Tensor
+    bonus: Tensor | None
     legal: Tensor | None = None
 
     @property
@@ -121,6 +128,11 @@ def model_loss(
     }
     weights = {"reconstruction": 1.0, **{name: getattr(config, name) for name in parts if name != "reconstruction"}}
     total = torch.stack([weights[name] * part for name, part in parts.items()]).sum()
+    if world_model.exploration is not None:
+        actions = world_model.action_spec.encode(batch.actions)[:, :-1]
+        learned = world_model.exploration.loss(observed.features[:, :-1], actions, posterior)
+        parts["exploration"] = weighted_mean(learned, followed)
+        total = total + parts["exploration"]
     metrics = {f"loss/{name}": part.detach() for name, part in (("model", total), *parts.items())}
     with torch.no_grad():
         entropy = latent.entropy(observed.posterior)
@@ -133,7 +145,7 @@ def imagine_returns(world_model: WorldModel, states: State, mask: Tensor, config
     decision = world_model.decision
     start = {name: value.detach() for name, value in states.items()}
     if decision.gradient == "all_action":
-        imagined, returns, q = _try_all(world_model, start, config.horizon)
+        imagined, returns, q, bonus = _try_all(world_model, start, config.horizon)
         policy = world_model.policy(start)
         assert isinstance(policy, DiscretePolicy)
         probabilities = policy.probability_of(decision.all_actions(q)).detach()  # (rows, actions)
@@ -141,14 +153,17 @@ def imagine_returns(world_model: WorldModel, states: State, mask: Tensor, config
         tried = mask[:, None].expand(q.shape) if legal is None else legal & mask[:, None]
         weights = _weights(imagined, tried.flatten())
         first_target = (probabilities * q).sum(-1)
-        return ImaginedReturns(states["features"], mask, imagined, returns, q, policy, first_target, weights, legal)
+        return ImaginedReturns(
+            states["features"], mask, imagined, returns, q, policy, first_target, weights, bonus, legal
+        )
     with torch.set_grad_enabled(decision.gradient == "pathwise" and torch.is_grad_enabled()):
         imagined = world_model.imagine(start, decision, config.horizon)
-        returns = _returns(world_model, imagined)
+        returns, bonus = _returns(world_model, imagined)
     masks = [] if imagined.action_masks is None else [imagined.action_masks[:, :-1]]
     policy = decision(imagined.features[:, :-1].detach(), *masks)
     weights = _weights(imagined, mask)
-    return ImaginedReturns(states["features"], mask, imagined, returns, None, policy, returns[:, 0].detach(), weights)
+    first_target = returns[:, 0].detach()
+    return ImaginedReturns(states["features"], mask, imagined, returns, None, policy, first_target, weights, bonus)
 
 
 def imagination_losses(
@@ -189,6 +204,8 @@ def imagination_losses(
         "policy/entropy": weighted_mean(entropy, policy_weights).detach(),
         "policy/return": weighted_mean(found.first_target, found.mask),
     }
+    if found.bonus is not None:
+        metrics["policy/bonus"] = weighted_mean(found.bonus, found.weights).detach()
     return ImaginationLosses(value_loss, policy_loss, metrics)
 
 
@@ -199,24 +216,28 @@ def weighted_mean(values: Tensor, weights: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _try_all(world_model: WorldModel, start: State, horizon: int) -> tuple[Imagined, Tensor, Tensor]:
-    """For every first action: rollouts, returns (rows * actions, horizon), Q (rows, actions)."""
+def _try_all(world_model: WorldModel, start: State, horizon: int) -> tuple[Imagined, Tensor, Tensor, Tensor | None]:
+    """For every first action: rollouts, returns (rows * actions, horizon), Q (rows, actions), and their bonus."""
     actions = world_model.decision.all_actions(start["features"])
     rows, count = start["features"].shape[0], actions.shape[0]
     tried = {name: value.repeat_interleave(count, 0) for name, value in start.items()}
     imagined = world_model.imagine(tried, world_model.decision, horizon, actions.repeat(rows, 1))
-    returns = _returns(world_model, imagined)
-    return imagined, returns, returns[:, 0].view(rows, count)
+    returns, bonus = _returns(world_model, imagined)
+    return imagined, returns, returns[:, 0].view(rows, count), bonus
 
 
-def _returns(world_model: WorldModel, imagined: Imagined) -> Tensor:
-    """With target-network values, (rows, horizon)."""
+def _returns(world_model: WorldModel, imagined: Imagined) -> tuple[Tensor, Tensor | None]:
+    """With target-network values, and the bonus of exploration that is in them, both (rows, horizon)."""
     config, evaluation, features = world_model.config.evaluation, world_model.evaluation, imagined.features[:, 1:]
+    rewards, bonus = imagined.rewards, None
+    if world_model.exploration is not None:
+        bonus = world_model.exploration.bonus(imagined.features[:, :-1], imagined.actions)
+        rewards = rewards + bonus
     differentiable = world_model.decision.gradient == "pathwise"
     next_values = (
         evaluation.value(features, target=True) if differentiable else evaluation.target_value_in_one_call(features)
     )
-    return lambda_returns(imagined.rewards, config.discount * imagined.continues, next_values, config.lambda_)
+    return lambda_returns(rewards, config.discount * imagined.continues, next_values, config.lambda_), bonus
 
 
 def _weights(imagined: Imagined, mask: Tensor) -> Tensor:

@@ -30,7 +30,7 @@ def update_reward_scale(scale: RewardScale, rewards: Tensor, reduction: Reductio
 def update_standardisation(
     perception: Perception, observations: Mapping[str, Tensor], valid: Tensor, reduction: Reduction = LOCAL
 ) -> None:
-    """Updates standardised codecs by the ``valid`` ``observations``, (batch, time, ...)."""
+    """Updates codecs that learn statistics by the ``valid`` ``observations``, (batch, time, ...)."""
     for codec, moments in perception.moments(observations, valid):
         codec.update(reduction.reduce_statistics(torch.stack(moments)))
 

@@ -58,6 +58,10 @@ class Latent(abc.ABC):
     def entropy(self, distribution: Tensor) -> Tensor:
         """Nats, (...)."""
 
+    @abc.abstractmethod
+    def mixture(self, distributions: Tensor) -> Tensor:
+        """Of several equally probable ones, (several, ..., *parameter shape): of this family, with their moments."""
+
     def flatten(self, latent: Tensor) -> Tensor:
         """(..., *shape) -> (..., entries), for the decoder."""
         return latent.flatten(-len(self.shape))
@@ -111,6 +115,9 @@ class CategoricalLatent(Latent):
     def entropy(self, distribution: Tensor) -> Tensor:
         return -(distribution * log_probability(distribution)).sum((-1, -2))
 
+    def mixture(self, distributions: Tensor) -> Tensor:
+        return distributions.mean(0)
+
 
 class GaussianLatent(Latent):
     """Independent normals, reparametrised (Kingma & Welling 2014, arXiv 1312.6114).
@@ -150,6 +157,11 @@ class GaussianLatent(Latent):
 
     def entropy(self, distribution: Tensor) -> Tensor:
         return (distribution[..., 1, :].log() + 0.5 * math.log(2 * math.pi * math.e)).sum(-1)
+
+    def mixture(self, distributions: Tensor) -> Tensor:
+        means, stds = distributions.unbind(-2)
+        variance = stds.square().mean(0) + means.var(0, correction=0)
+        return torch.stack([means.mean(0), variance.sqrt()], -2)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -23,6 +23,7 @@ from worldmodel.data.spaces import ActionSpec, ObservationSpec
 from worldmodel.model.deciders import Decider
 from worldmodel.model.decision import Decision, DecisionConfig
 from worldmodel.model.evaluation import Evaluation, EvaluationConfig
+from worldmodel.model.exploration import Exploration, ExplorationConfig
 from worldmodel.model.memory import MemoryConfig, build_memory
 from worldmodel.model.native_rollout import roll_out
 from worldmodel.model.perception import Perception, PerceptionConfig
@@ -39,13 +40,14 @@ Sampler = Callable[[Tensor], Tensor]  # distribution -> latent
 
 @dataclasses.dataclass(frozen=True)
 class WorldModelConfig(Checked):
-    """The five functions."""
+    """The five functions, and exploration."""
 
     perception: PerceptionConfig = dataclasses.field(default_factory=PerceptionConfig)
     memory: MemoryConfig = dataclasses.field(default_factory=MemoryConfig)
     prediction: PredictionConfig = dataclasses.field(default_factory=PredictionConfig)
     evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
     decision: DecisionConfig = dataclasses.field(default_factory=DecisionConfig)
+    exploration: ExplorationConfig = dataclasses.field(default_factory=ExplorationConfig)
 
 
 @dataclasses.dataclass
@@ -127,6 +129,8 @@ class WorldModel(nn.Module):
         self.prediction = Prediction(width, action_spec.width, latent, config.prediction)
         self.evaluation = Evaluation(width, config.evaluation)
         self.decision = Decision(width, action_spec, config.decision)
+        explores = config.exploration.bonus > 0
+        self.exploration = Exploration(width, action_spec.width, latent, config.exploration) if explores else None
         self.reward_scale = RewardScale()
         self.register_load_state_dict_pre_hook(_upgrade_names)
 
@@ -151,7 +155,12 @@ class WorldModel(nn.Module):
         return self.decision(state["features"], state.get(MASK))
 
     def observe(
-        self, batch: Batch, state: State | None = None, states_after: Sequence[int] = (), sample: Sampler | None = None
+        self,
+        batch: Batch,
+        state: State | None = None,
+        states_after: Sequence[int] = (),
+        sample: Sampler | None = None,
+        sampled: Tensor | None = None,
     ) -> Observed:
         """Observes all steps in parallel.
 
@@ -160,6 +169,8 @@ class WorldModel(nn.Module):
             state: before the first step; by default the batch's, or zeros.
             states_after: step counts, increasing from 1 to time, else ValueError.
             sample: distribution -> latent; ``Latent.sample`` if None.
+            sampled: bool (batch,), the rows whose memory sees latents, as in ``imagine``, and not their means, as in
+                ``act``; none by default.
         """
         bounds = [0, *states_after, batch.shape[1] + 1]
         if any(low >= high for low, high in itertools.pairwise(bounds)):
@@ -167,8 +178,11 @@ class WorldModel(nn.Module):
                 f"WorldModel.observe: states_after is {list(states_after)}, expected to rise from 1 to {batch.shape[1]}"
             )
         posterior = self.perception(batch.observations)
-        latent = (sample or self.perception.latent.sample)(posterior)
-        embedded = self.perception.latent.embed_mean(posterior)  # (batch, time, latent width)
+        space = self.perception.latent
+        latent = (sample or space.sample)(posterior)
+        embedded = space.embed_mean(posterior)  # (batch, time, latent width)
+        if sampled is not None:
+            embedded = torch.where(sampled[:, None, None], space.embed(latent), embedded)
         actions = self.action_spec.encode(batch.actions).to(embedded.dtype)  # (batch, time, action width)
         actions = actions * ~batch.is_last[..., None]
         state = state if state is not None else batch.state
