@@ -84,6 +84,14 @@ def test_a_class_that_was_never_seen_has_a_bounded_weight():
     assert 10 < codec.weights()[0, 3] <= 100 and codec.weights().isfinite().all()
 
 
+def test_an_entry_of_one_class_weighs_one():
+    modality = Modality("categorical", (2,), "int64", sizes=(1, 4))
+    codec = CategoricalCodec(modality, 8, rare=1.0)
+    assert codec.weights()[0, 0] > 0 and codec.weights().isfinite().all()
+    alone = Modality("categorical", (1,), "int64", sizes=(1,))
+    assert CategoricalCodec(alone, 8, rare=1.0).weights().tolist() == [[1.0]]
+
+
 def test_half_of_the_information_is_half_of_the_weight_and_nothing_is_counted_without():
     seen = torch.randint(3, (500, 2))
     codecs = [CategoricalCodec(CLASSES, 8, rare) for rare in (0.5, 1.0)]

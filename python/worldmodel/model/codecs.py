@@ -46,7 +46,8 @@ class ClassCodec(nn.Module):
         probability = self.counts / self.counts.sum(-1, keepdim=True)
         told = -probability.log()
         mean = (probability * told).sum(-1, keepdim=True)
-        return (1 - self.rare + self.rare * told / mean).clamp(max=_HEAVIEST)
+        relative = torch.where(mean > 0, told / mean, 1)  # one class tells nothing
+        return (1 - self.rare + self.rare * relative).clamp(max=_HEAVIEST)
 
     @torch.no_grad()
     def moments(self, modality: Tensor) -> Tensor:
