@@ -55,9 +55,9 @@ TASKS = {
         2,
         (recall.CLASSES, 2, 60_000),
         {
-            "scan": {"window": (recall.NEAR,), "lr": RATES, "d_state": (16, 32)},
+            "scan": {"window": (recall.NEAR,), "lr": (8e-3, 16e-3), "d_state": (16, 32)},
             "windowed attention": {"window": (recall.NEAR,), "lr": RATES, "heads": (2, 4)},
-            "hybrid": {"window": (recall.NEAR,), "lr": RATES, "d_state": (16, 32)},
+            "hybrid": {"window": (recall.NEAR,), "lr": (8e-3, 16e-3), "d_state": (16, 32)},
         },
     ),
 }
