@@ -9,7 +9,14 @@ from scans.chart import INK, OURS, save
 from text.models import MEMORIES
 from text.runs import LENGTH, MULTIPLES, TASKS
 
-COLOURS = dict(zip(MEMORIES, ("#c08a00", OURS, "#d1495b", "#3b82f6", "#10a37f"), strict=True))
+PLAIN = [memory for memory in MEMORIES if "continued" not in memory]
+COLOURS = dict(zip(PLAIN, ("#c08a00", OURS, "#d1495b", "#3b82f6", "#10a37f"), strict=True))
+
+
+def style(memory: str) -> dict[str, Any]:
+    """The colour of a memory, dashed if its states are continued."""
+    plain = memory.partition(",")[0]
+    return {"color": COLOURS[plain], "ls": "-" if plain == memory else "--"}
 
 
 def groups(result: dict[str, Any], task: str) -> dict[str, list[dict[str, Any]]]:
@@ -72,7 +79,7 @@ def target_lines(result: dict[str, Any]) -> list[str]:
     """What the numbers say of the claims, in sentences."""
     lines = []
     text, recalled = groups(result, "text"), groups(result, "recall")
-    for memory in ("memory attention", "scan", "rotary attention"):
+    for memory in ("memory attention", "memory attention, continued", "scan", "scan, continued", "rotary attention"):
         if memory in text:
             first, last = (mean(text[memory], "measured", "last", index) for index in (0, -1))
             lines.append(
@@ -111,9 +118,9 @@ def draw(result: dict[str, Any], path: Path) -> str:
 def _text(axes: Any, found: dict[str, list[dict[str, Any]]]) -> None:
     for memory, runs in found.items():
         bits = [mean(runs, "measured", "last", index) for index in range(len(MULTIPLES))]
-        axes.plot(range(len(MULTIPLES)), bits, color=COLOURS[memory], lw=2, label=memory)
+        axes.plot(range(len(MULTIPLES)), bits, lw=2, label=memory, **style(memory))
         for run in runs:
-            axes.plot(range(len(MULTIPLES)), run["measured"]["last"], ".", color=COLOURS[memory], ms=5)
+            axes.plot(range(len(MULTIPLES)), run["measured"]["last"], ".", color=style(memory)["color"], ms=5)
     axes.set_xticks(range(len(MULTIPLES)), [f"{n}×" for n in MULTIPLES])
     steady = [
         bit

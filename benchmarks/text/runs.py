@@ -21,7 +21,7 @@ from wmkernels.nn import no_decay_parameters
 LENGTH = 256  # bytes that training sees at once
 MULTIPLES = (1, 2, 4, 8, 16)
 ROWS = 4  # of a batch: small, for more updates in the same minutes
-CONTINUED = 0.5  # of windows of text, with the states that the window before left; the others begin with zeros
+CONTINUED = 0.5  # of the windows of memories that are so called
 WINDOWS = 48  # measured
 SEED_OF_TUNING = 1000
 
@@ -44,10 +44,12 @@ TASKS = {
         (256, 4, 500_000),
         {
             "memory attention": {"lr": RATES, "block": (32, 64)},
+            "memory attention, continued": {"lr": RATES, "block": (32, 64)},
             "scan": {"lr": RATES, "d_state": (8, 16)},
+            "scan, continued": {"lr": RATES, "d_state": (8, 16)},
             "rotary attention": {"lr": RATES, "heads": (4, 8)},
             "windowed attention": {"lr": RATES, "window": (64, 128)},
-            "hybrid": {"lr": RATES, "window": (64, 128), "d_state": (8,)},
+            "hybrid": {"lr": (4e-3, 8e-3), "window": (64,), "d_state": (8,)},
         },
     ),
     "recall": Task(
@@ -116,7 +118,11 @@ def execute(plan: Plan, folder: Path) -> dict[str, Any]:
     classes, layers, parameters = TASKS[plan.task].sizes
     model = build(plan.memory, plan.settings, classes, layers, parameters)
     text = corpus.load() if plan.task == "text" else None
-    loss_of = TextLoss(model, text.train, generator) if text else functools.partial(recall_loss, model, generator)
+    if text:
+        continued = CONTINUED if plan.memory.endswith("continued") else 0.0
+        loss_of: Callable[[], Tensor] = TextLoss(model, text.train, continued, generator)
+    else:
+        loss_of = functools.partial(recall_loss, model, generator)
     trained = train(model, loss_of, plan.minutes, plan.settings.lr)
     model.eval()
     with torch.no_grad():
@@ -168,21 +174,22 @@ def train(model: Model, loss_of: Callable[[], Tensor], minutes: float, lr: float
 
 
 class TextLoss:
-    """Of the next batch. States go on without gradients, as in block-recurrent transformers (Hutchins et al. 2022).
+    """Of the next batch, of which a share of the windows begins with the states that the window before left.
 
-    Rotary attention has no state of a fixed size: each of its windows begins with nothing.
+    Without gradients, as in block-recurrent transformers (Hutchins et al. 2022).
     """
 
-    def __init__(self, model: Model, text: Tensor, generator: torch.Generator) -> None:
+    def __init__(self, model: Model, text: Tensor, continued: float, generator: torch.Generator) -> None:
         self.model = model
-        self.stream = corpus.Stream(text, ROWS, LENGTH, CONTINUED, generator)
+        self.stream = corpus.Stream(text, ROWS, LENGTH, continued, generator)
         self.states: list[dict[str, Tensor] | None] | None = None
 
     def __call__(self) -> Tensor:
         sequence, on = self.stream.next()
         if self.states is not None:
             self.states = [state and {name: _kept(x, on) for name, x in state.items()} for state in self.states]
-        logits, self.states = self.model(sequence[:, :-1], self.states)
+        logits, states = self.model(sequence[:, :-1], self.states)
+        self.states = states if self.stream.share else None
         return F.cross_entropy(logits.flatten(0, 1), sequence[:, 1:].flatten())
 
 

@@ -73,7 +73,7 @@ def test_a_window_that_goes_on_has_the_loss_of_the_uncut_text(benchmark, monkeyp
     settings = models.Settings(window=5, tokens=2, block=6, d_state=4)
     model = models.build(memory, settings, 256, 3, 20_000)
     text = torch.randint(256, (100,), dtype=torch.uint8)
-    loss_of = runs.TextLoss(model, text, torch.Generator().manual_seed(0))
+    loss_of = runs.TextLoss(model, text, 0.5, torch.Generator().manual_seed(0))
     rows = torch.arange(runs.ROWS)
     loss_of.stream.next = lambda: (text[rows[:, None] + torch.arange(17)].long(), rows < 0)
     first = loss_of()
