@@ -78,9 +78,9 @@ KINDS: dict[str, Make] = {
 }
 MEMORIES = {  # kinds of layers in turn; the hybrid's are two scans to a window, as in Griffin (De et al. 2024)
     "memory attention": ("memory",),
-    "memory attention, continued": ("memory",),
+    "memory attention (continued)": ("memory",),
     "scan": ("scan",),
-    "scan, continued": ("scan",),
+    "scan (continued)": ("scan",),
     "rotary attention": ("rotary",),
     "windowed attention": ("window",),
     "hybrid": ("scan", "window", "scan"),

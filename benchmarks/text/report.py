@@ -9,13 +9,13 @@ from scans.chart import INK, OURS, save
 from text.models import MEMORIES
 from text.runs import LENGTH, MULTIPLES, TASKS
 
-PLAIN = [memory for memory in MEMORIES if "continued" not in memory]
+PLAIN = [memory for memory in MEMORIES if "(" not in memory]
 COLOURS = dict(zip(PLAIN, ("#c08a00", OURS, "#d1495b", "#3b82f6", "#10a37f"), strict=True))
 
 
 def style(memory: str) -> dict[str, Any]:
     """The colour of a memory, dashed if its states are continued."""
-    plain = memory.partition(",")[0]
+    plain = memory.partition(" (")[0]
     return {"color": COLOURS[plain], "ls": "-" if plain == memory else "--"}
 
 
@@ -79,7 +79,7 @@ def target_lines(result: dict[str, Any]) -> list[str]:
     """What the numbers say of the claims, in sentences."""
     lines = []
     text, recalled = groups(result, "text"), groups(result, "recall")
-    for memory in ("memory attention", "memory attention, continued", "scan", "scan, continued", "rotary attention"):
+    for memory in ("memory attention", "memory attention (continued)", "scan", "scan (continued)", "rotary attention"):
         if memory in text:
             first, last = (mean(text[memory], "measured", "last", index) for index in (0, -1))
             lines.append(

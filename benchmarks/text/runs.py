@@ -44,9 +44,9 @@ TASKS = {
         (256, 4, 500_000),
         {
             "memory attention": {"lr": RATES, "block": (32, 64)},
-            "memory attention, continued": {"lr": RATES, "block": (32, 64)},
+            "memory attention (continued)": {"lr": RATES, "block": (32, 64)},
             "scan": {"lr": RATES, "d_state": (8, 16)},
-            "scan, continued": {"lr": RATES, "d_state": (8, 16)},
+            "scan (continued)": {"lr": RATES, "d_state": (8, 16)},
             "rotary attention": {"lr": RATES, "heads": (4, 8)},
             "windowed attention": {"lr": RATES, "window": (64, 128)},
             "hybrid": {"lr": (4e-3, 8e-3), "window": (64,), "d_state": (8,)},
@@ -119,7 +119,7 @@ def execute(plan: Plan, folder: Path) -> dict[str, Any]:
     model = build(plan.memory, plan.settings, classes, layers, parameters)
     text = corpus.load() if plan.task == "text" else None
     if text:
-        continued = CONTINUED if plan.memory.endswith("continued") else 0.0
+        continued = CONTINUED if plan.memory.endswith("(continued)") else 0.0
         loss_of: Callable[[], Tensor] = TextLoss(model, text.train, continued, generator)
     else:
         loss_of = functools.partial(recall_loss, model, generator)
