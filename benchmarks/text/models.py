@@ -85,6 +85,7 @@ MEMORIES = {  # kinds of layers in turn; the hybrid's are two scans to a window,
     "windowed attention": ("window",),
     "hybrid": ("scan", "window", "scan"),
 }
+CONTINUED = {f"{plain} (continued)": plain for plain in ("memory attention", "scan")}
 
 
 class Layer(nn.Module):

@@ -15,13 +15,13 @@ from torch import Tensor
 
 from harness import rates
 from text import corpus, recall
-from text.models import MEMORIES, Model, Settings, build
+from text.models import CONTINUED, MEMORIES, Model, Settings, build
 from wmkernels.nn import no_decay_parameters
 
 LENGTH = 256  # bytes that training sees at once
 MULTIPLES = (1, 2, 4, 8, 16)
 ROWS = 4  # of a batch: small, for more updates in the same minutes
-CONTINUED = 0.5  # of the windows of memories that are so called
+CONTINUED_SHARE = 0.5  # of the windows that train a memory of ``CONTINUED``
 WINDOWS = 48  # measured
 SEED_OF_TUNING = 1000
 
@@ -119,8 +119,8 @@ def execute(plan: Plan, folder: Path) -> dict[str, Any]:
     model = build(plan.memory, plan.settings, classes, layers, parameters)
     text = corpus.load() if plan.task == "text" else None
     if text:
-        continued = CONTINUED if plan.memory.endswith("(continued)") else 0.0
-        loss_of: Callable[[], Tensor] = TextLoss(model, text.train, continued, generator)
+        share = CONTINUED_SHARE if plan.memory in CONTINUED else 0.0
+        loss_of: Callable[[], Tensor] = TextLoss(model, text.train, share, generator)
     else:
         loss_of = functools.partial(recall_loss, model, generator)
     trained = train(model, loss_of, plan.minutes, plan.settings.lr)
@@ -174,14 +174,14 @@ def train(model: Model, loss_of: Callable[[], Tensor], minutes: float, lr: float
 
 
 class TextLoss:
-    """Of the next batch, of which a share of the windows begins with the states that the window before left.
+    """Of the next batch, of which a share of the windows begins with the last states of the window before.
 
     Without gradients, as in block-recurrent transformers (Hutchins et al. 2022).
     """
 
-    def __init__(self, model: Model, text: Tensor, continued: float, generator: torch.Generator) -> None:
+    def __init__(self, model: Model, text: Tensor, share: float, generator: torch.Generator) -> None:
         self.model = model
-        self.stream = corpus.Stream(text, ROWS, LENGTH, continued, generator)
+        self.stream = corpus.Stream(text, ROWS, LENGTH, share, generator)
         self.states: list[dict[str, Tensor] | None] | None = None
 
     def __call__(self) -> Tensor:

@@ -251,15 +251,7 @@ def test_a_new_world_is_rescued_once_it_was_changed(tmp_path):
     assert np.load(tmp_path / "world-rescued.npz")["cells"][0, 0] == 4
 
 
-@pytest.fixture
-def interruptible():
-    """Also where the tests are run in the background of a shell, which ignores interrupts."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
-@pytest.mark.usefixtures("interruptible")
+@pytest.mark.usefixtures("terminal_signals")
 def test_ctrl_c_in_a_terminal_rescues_what_is_not_saved(game, monkeypatch):
     terminal = Terminal(game, io.StringIO("d"), io.StringIO())
     read = terminal._read

@@ -388,7 +388,7 @@ def _keys(offsets: Tensor, frequencies: Tensor, amplitude: Tensor) -> Tensor:
 
 def _phase(angle: Tensor, dtype: torch.dtype) -> Tensor:
     """[cosines, sines] of float64 angles, wrapped to [-pi, pi] before they are rounded."""
-    wrapped = (angle.detach() / TURN).round_().mul_(-TURN).add_(angle).to(dtype)  # in place: memory is most of the time
+    wrapped = (angle.detach() / TURN).round_().mul_(-TURN).add_(angle).to(dtype)  # in place: bound by memory bandwidth
     return torch.cat([wrapped.cos(), wrapped.sin()], -1)
 
 
