@@ -242,7 +242,9 @@ def test_a_replay_with_padded_chunks_is_cut_to_its_steps_and_goes_on_as_it_would
 def test_a_head_of_a_version_whose_bins_widened_says_what_it_said(version: int, part: str) -> None:
     kinds = ScalarConfig("two_hot"), ScalarConfig("mean")
     model = small_model(
-        dtype=torch.float32, prediction=PredictionConfig(16, reward=kinds[0]), evaluation=EvaluationConfig(16, value=kinds[1])
+        dtype=torch.float32,
+        prediction=PredictionConfig(16, reward=kinds[0]),
+        evaluation=EvaluationConfig(16, value=kinds[1]),
     )
     stored: dict[str, torch.Tensor] = {}
     for name, value in model.state_dict().items():
