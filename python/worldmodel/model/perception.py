@@ -14,7 +14,7 @@ from worldmodel.data.spaces import ObservationSpec
 from worldmodel.model.codecs import ClassCodec, StandardisedCodec, build_codec
 from worldmodel.model.latents import CategoricalConfig, LatentConfig
 from worldmodel.model.networks import mlp
-from worldmodel.runs.fields import Bounds, Checked, Layers, Share, Size
+from worldmodel.runs.fields import Bounds, Checked, ConfigurationError, Layers, Share, Size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +62,11 @@ class Perception(nn.Module):
             name: build_codec(modality, config.hidden, config.image_channels, config.rare)
             for name, modality in spec.modalities.items()
         }
+        if config.rare and not any(isinstance(codec, ClassCodec) for codec in codecs.values()):
+            raise ConfigurationError(
+                f"model.perception.rare is {config.rare:g}, which weighs classes, and {', '.join(codecs)} "
+                f"{'has' if len(codecs) == 1 else 'have'} none: expected 0"
+            )
         self.names = list(codecs)
         self.codecs = nn.ModuleList(codecs.values())
         width = sum(codec.width for codec in codecs.values())
