@@ -11,7 +11,7 @@ and are wrapped to [0, 2 pi) after each call: error below 1e-8 after a million s
 
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -165,12 +165,15 @@ class RotaryMamba(Mamba):
         cu_seqlens: Tensor | None,
         elapsed: Tensor | None,
         turn: Tensor | None,
-    ) -> tuple[Selection, Tensor | None, State]:
+        stops: Sequence[int] | None,
+    ) -> tuple[Selection, Tensor | None, list[State]]:
         delta, bias, B, C = self._project(x)
         before = None if state is None else state["angle"].double()
         angle, last = self._accumulate(self._rates(x, elapsed, turn), before, reset, cu_seqlens)
+        further: list[State] = [{"angle": angle[:, stop - 1].clone()} for stop in stops or ()]
         B, C = apply_rotary(B, angle), apply_rotary(C, angle)
-        return (delta, self._decay(x), B.transpose(1, 2), C.transpose(1, 2)), bias, {"angle": last}
+        selection = delta, self._decay(x), B.transpose(1, 2), C.transpose(1, 2)
+        return selection, bias, [{"angle": last}] if stops is None else further
 
     def _selection_step(
         self,
