@@ -79,7 +79,7 @@ def test_angles_that_turn_back_bring_what_was_written_last_first():
     torch.testing.assert_close(angle[:, 7:13].sin(), angle[:, :6].flip(1).sin())
     module.reset_parameters()
     speeds = torch.tanh(module.speed_proj(torch.randn(500, module.d_inner, dtype=torch.float64)))
-    assert speeds.mean() > 0.6 and 0.01 < speeds.std() < 0.5
+    assert ((speeds > 0.5).any(0) & (speeds < -0.5).any(0)).all()
 
 
 def test_angles_that_stand_still_make_an_unrotated_block():
