@@ -92,7 +92,7 @@ def sample_walks(random: np.random.Generator, layouts: Layouts, steps: int, conf
     forth, back = (_steps(random, _headings(random, first, steps, config)) for _ in range(2))  # (count, steps, 2)
     at = random.integers(1, steps, count) if steps > 1 else np.ones(count, np.int64)  # step at the door or the wall
     half = HALF_DOOR - MARGIN
-    in_door = _truncated_normal(random, count, 0, _DOOR_STD, -half, half)
+    in_door = _truncated_normal(random, (count,), 0, _DOOR_STD, -half, half)
     place = np.stack([walls + random.uniform(-HALF_WALL, HALF_WALL, count), doors + in_door], -1)
     at = np.where(crossing, np.minimum(at, _free_steps(place, -back, layouts)), at)
     index = np.arange(steps) - at[:, None]
@@ -148,11 +148,11 @@ def _free_steps(starts: np.ndarray, moves: np.ndarray, layouts: Layouts) -> np.n
 
 
 def _truncated_normal(
-    random: np.random.Generator, shape: "int | tuple[int, ...]", mean: float, std: float, low: float, high: float
+    random: np.random.Generator, shape: tuple[int, ...], mean: float, std: float, low: float, high: float
 ) -> np.ndarray:
     """By the inverse of its distribution function."""
     ends = torch.special.ndtr(torch.tensor([(low - mean) / std, (high - mean) / std], dtype=torch.float64)).numpy()
-    quantiles = torch.special.ndtri(torch.from_numpy(np.asarray(random.uniform(*ends, shape))))
+    quantiles = torch.special.ndtri(torch.from_numpy(random.uniform(ends[0], ends[1], shape)))
     return (mean + std * quantiles.numpy()).clip(low, high)
 
 
