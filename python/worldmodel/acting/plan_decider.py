@@ -1,0 +1,64 @@
+"""Planning as a decider of ``WorldModel.act``."""
+
+import torch
+from torch import Tensor
+
+from worldmodel.acting.plan_costs import ReturnCost, WorldModelRollout
+from worldmodel.acting.planner import Cost, Planner, PlannerConfig, shifted
+from worldmodel.data.batch import State
+from worldmodel.model.world_model import Sampler, WorldModel
+
+
+class PlanningDecider:
+    """Plans in the world model's latents, and acts by the plan's first actions: a ``Decider``.
+
+    A row whose previous action is the plan's begins the next search with the rest of the plan; others, such as those of
+    a new episode, begin afresh. All rows plan as soon as one of them has to.
+
+    Args:
+        cost: of ``Trajectories``, (rows, samples); ``ReturnCost`` if None. May be set between two calls.
+        config: of the search; actions are encoded, from -1 to 1.
+        every: actions that are taken from a plan, at most its horizon.
+        sample: as for ``WorldModelRollout``.
+        seed: of samples.
+
+    Raises:
+        ValueError: ``every`` of less than 1 or beyond the horizon; discrete actions.
+
+    Example:
+        >>> decider = PlanningDecider(config=PlannerConfig(horizon=12, samples=64, iterations=3))
+        >>> action, state = agent.act(observation, state, decider=decider)                   # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        cost: Cost | None = None,
+        config: PlannerConfig | None = None,
+        every: int = 1,
+        sample: Sampler | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.cost, self.config, self.every, self.sample = cost, config or PlannerConfig(std=0.5), every, sample
+        if not 1 <= every <= self.config.horizon:
+            raise ValueError(f"PlanningDecider: every is {every}, expected 1 to the horizon of {self.config.horizon}")
+        self._generator = torch.Generator().manual_seed(seed)
+        self._actions: Tensor | None = None
+        self._used = 0
+
+    def __call__(self, world_model: WorldModel, state: State) -> Tensor:
+        previous = state["action"]
+        plan, follows = self._actions, torch.zeros(len(previous), dtype=torch.bool, device=previous.device)
+        if plan is not None and plan.shape[::2] == previous.shape:
+            follows = (previous == plan[:, self._used - 1]).all(-1)
+        if plan is None or self._used >= self.every or not bool(follows.all()):
+            shape = len(previous), self.config.horizon, previous.shape[1]
+            warm = previous.new_zeros(shape)
+            if plan is not None and bool(follows.any()):
+                warm = torch.where(follows[:, None, None], shifted(plan, self._used), warm)
+            rollout = WorldModelRollout(world_model, self.sample)
+            cost = self.cost or ReturnCost(world_model)
+            planner = Planner(rollout, cost, shape[2], self.config, generator=self._generator)
+            plan, self._used = planner.plan(state, shape[0], warm).actions, 0
+            self._actions = plan
+        self._used += 1
+        return plan[:, self._used - 1]

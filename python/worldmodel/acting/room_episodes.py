@@ -1,0 +1,113 @@
+"""Episodes of two rooms, many at once, by any controller; and one that plans under the true dynamics."""
+
+import dataclasses
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from worldmodel.acting.plan_costs import GoalCost
+from worldmodel.acting.planner import Plan, Planner, PlannerConfig, shifted, within_norm
+from worldmodel.environments.two_rooms.moves import Layouts, move, shortened, travel
+
+Controller = Callable[[Tensor], Tensor]
+"""Places of dots, float32 (rows, 2) -> their next moves, at least one, (rows, steps, 2)."""
+CONFIG = PlannerConfig(std=0.8)  # pixels
+
+
+@dataclasses.dataclass(frozen=True)
+class Driven:
+    """Episodes.
+
+    Attributes:
+        first: steps until the first success, ``steps + 1`` without one: int64 (rows,).
+        held: whether the last step was a success, bool (rows,).
+        path: places, (rows, steps + 1, 2).
+    """
+
+    first: Tensor
+    held: Tensor
+    path: Tensor
+
+    @property
+    def hit(self) -> Tensor:
+        """Whether there was a success, bool (rows,)."""
+        return self.first < self.path.shape[1]
+
+
+def drive(
+    controller: Controller,
+    start: Tensor,
+    goal: Tensor,
+    layouts: Layouts,
+    steps: int = 200,
+    radius: float = 4.5,
+    max_step: float = 2.45,
+    until_hit: bool = False,
+) -> Driven:
+    """Episodes of ``steps`` from start to goal, (rows, 2); a controller is asked again when its moves are used up.
+
+    With ``until_hit`` all end as soon as each had its first success.
+
+    Example:
+        >>> start, goal = torch.tensor([[20.0, 10.0]]), torch.tensor([[44.0, 10.0]])
+        >>> driven = drive(lambda places: (goal - places)[:, None], start, goal, Layouts.fixed(1), steps=20)
+        >>> int(driven.first), bool(driven.held)          # 24 pixels, 4.5 of them within the radius
+        (8, True)
+    """
+    path, waiting = [start], []
+    hit = torch.zeros(len(start), dtype=torch.bool)
+    for _ in range(steps):
+        if until_hit and bool(hit.all()):
+            break
+        if not waiting:
+            waiting = list(shortened(controller(path[-1]), max_step).unbind(1))
+        path.append(move(path[-1], waiting.pop(0), layouts))
+        hit |= (path[-1] - goal).norm(dim=-1) <= radius
+    places = torch.stack(path, 1)
+    near = (places[:, 1:] - goal[:, None]).norm(dim=-1) <= radius  # (rows, steps)
+    first = torch.where(near.any(1), near.int().argmax(1) + 1, steps + 1)
+    return Driven(first, near[:, -1], places)
+
+
+class TrueDynamics:
+    """A controller that plans with ``move`` itself, towards goals of known place.
+
+    Args:
+        goal: (rows, 2).
+        layouts: (rows,).
+        config: of the search, in pixels.
+        repeat: steps for which an action of a plan is repeated.
+        every: actions after which plans are renewed.
+        max_step: longest move, pixels.
+        seed: of samples.
+
+    Attributes:
+        plan: the newest.
+    """
+
+    def __init__(
+        self,
+        goal: Tensor,
+        layouts: Layouts,
+        config: PlannerConfig = CONFIG,
+        repeat: int = 4,
+        every: int = 4,
+        max_step: float = 2.45,
+        seed: int = 0,
+    ) -> None:
+        self.layouts, self.repeat, self.every = layouts, repeat, every
+        generator = torch.Generator().manual_seed(seed)
+        project = within_norm(max_step)
+        self._planner = Planner(self._rollout, GoalCost(goal), 2, config, project=project, generator=generator)
+        self.plan: Plan | None = None
+
+    def __call__(self, places: Tensor) -> Tensor:
+        warm = None if self.plan is None else shifted(self.plan.actions, self.every)
+        self.plan = self._planner.plan(places, len(places), warm)
+        return self.plan.actions[:, : self.every].repeat_interleave(self.repeat, 1)
+
+    def _rollout(self, places: Tensor, actions: Tensor) -> Tensor:
+        moves = actions.repeat_interleave(self.repeat, 2)  # (rows, samples, steps, 2)
+        path = travel(places[:, None], moves, self.layouts[:, None])
+        return path[:, :, self.repeat :: self.repeat]
