@@ -133,7 +133,7 @@ def test_an_environment_moves_as_a_batch_does():
 def test_a_recorded_walk_ends_at_its_goal(name):
     """For TurnedRooms, ``explore`` turns the walk's moves back and rests."""
     options = {"wander": 12, "rest": 7, "angles": 0} if name == "TurnedRooms" else {}
-    environment = make(f"worldmodel/{name}-v0", task="walk", ends=False, length=25, crossing=1.0, **options).unwrapped
+    environment = make(f"worldmodel/{name}-v0", task="walk", length=25, crossing=1.0, **options).unwrapped
     for seed in range(4):
         observation, info = environment.reset(seed=seed)
         places, done = [info["position"]], False

@@ -55,7 +55,8 @@ def drive(
         >>> int(driven.first), bool(driven.held)          # 24 pixels, 4.5 of them within the radius
         (8, True)
     """
-    path, waiting = [start], []
+    path = [start]
+    waiting: list[Tensor] = []
     hit = torch.zeros(len(start), dtype=torch.bool)
     for _ in range(steps):
         if until_hit and bool(hit.all()):

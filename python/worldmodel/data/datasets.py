@@ -188,14 +188,41 @@ class EpisodeFile:
         """Copies of ``window`` steps from each of ``starts``, all arrays as (rows, window, ...), observations checked.
 
         Raises:
-            RunError: values that the specs do not have.
+            RunError: values that the specs do not have, with their episode and step.
         """
         cut = {
             name: np.stack([array[start : start + window] for start in starts]) for name, array in self.arrays.items()
         }
         with self._refusing():
-            self._check_values(cut, len(starts) * window)
+            try:
+                self._check_values(cut, len(starts) * window)
+            except ValueError:
+                for index in (start + step for start in starts for step in range(window)):
+                    with self._placed(index):
+                        self._check_values(
+                            {name: array[None, index : index + 1] for name, array in self.arrays.items()}, 1
+                        )
+                raise
         return cut
+
+    def place(self, step: int) -> str:
+        """Where a step of the file is, as errors name it.
+
+        Example:
+            >>> file.place(44)                                                               # doctest: +SKIP
+            'episode 1, step 3'
+        """
+        starts = np.flatnonzero(self.arrays["is_first"][: step + 1])
+        if not len(starts):
+            return f"step {step} of the file, before the first episode"
+        return f"episode {len(starts) - 1}, step {step - starts[-1]}"
+
+    @contextlib.contextmanager
+    def _placed(self, step: int) -> Iterator[None]:
+        try:
+            yield
+        except ValueError as error:
+            raise ValueError(f"{self.place(step)}: {error}") from error
 
     @contextlib.contextmanager
     def _refusing(self) -> Iterator[None]:
@@ -230,9 +257,19 @@ class EpisodeFile:
                     f"{name} is {array.dtype} {array.shape}, expected {zeros[name].dtype} {shape}, of a step at least"
                 )
         first, last = self.arrays["is_first"], self.arrays["is_last"]
-        if not (first[0] and last[-1] and np.array_equal(first[1:], last[:-1])):
-            raise ValueError("is_first and is_last do not fit: an episode begins where another ended, and only there")
-        _check_timed(self.arrays)
+        wrong = [0] * (not first[0]) + [*np.flatnonzero(first[1:] != last[:-1])] + [steps - 1] * (not last[-1])
+        if wrong:
+            raise ValueError(
+                f"{self.place(int(wrong[0]))}: is_first and is_last do not fit: an episode begins where another ended, "
+                "and only there"
+            )
+        if (first & last).any():
+            where = self.place(int((first & last).argmax()))
+            raise ValueError(f"{where}: the episode has one step and no action, expected two steps at least")
+        try:
+            _check_timed(self.arrays)
+        except _Misplaced as error:
+            raise ValueError(f"{self.place(error.step)}: {error}") from error
 
     def _check_values(self, cut: Arrays, steps: int) -> None:
         prefix = "observations/"
@@ -246,13 +283,23 @@ class EpisodeFile:
         _check_timed(cut)
 
 
+class _Misplaced(ValueError):
+    """A wrong value, first at ``step``, an index into the arrays flattened to steps."""
+
+    def __init__(self, message: str, wrong: np.ndarray, shape: tuple[int, ...]) -> None:
+        super().__init__(message)
+        self.step = int(wrong.reshape(*shape, -1).any(-1).argmax())
+
+
 def _check_timed(arrays: Arrays) -> None:
+    shape = arrays["is_first"].shape
     for name in ("rewards", "elapsed", "displacement"):
-        if name in arrays and not np.isfinite(arrays[name]).all():
-            raise ValueError(f"{name} holds NaN or infinity, expected finite numbers")
+        if name in arrays and not (finite := np.isfinite(arrays[name])).all():
+            raise _Misplaced(f"{name} holds NaN or infinity, expected finite numbers", ~finite, shape)
     for name, most, expected in (("elapsed", np.inf, "times of at least 0"), ("heading", 3, "quarter turns, 0 to 3")):
-        if name in arrays and not (arrays[name].min() >= 0 and arrays[name].max() <= most):
-            raise ValueError(f"{name} is from {arrays[name].min()} to {arrays[name].max()}, expected {expected}")
+        if name in arrays and not (fits := (arrays[name] >= 0) & (arrays[name] <= most)).all():
+            span = f"{arrays[name].min()} to {arrays[name].max()}"
+            raise _Misplaced(f"{name} is from {span}, expected {expected}", ~fits, shape)
 
 
 def _zeros(observation_spec: ObservationSpec, action_spec: ActionSpec) -> Arrays:

@@ -42,7 +42,7 @@ class TwoRoomsConfig(WalkConfig):
         max_step: longest move, pixels; longer commands are shortened.
         radius: distance from the goal that is a success, pixels.
         goal_channel: whether the observation has the goal's dot as a third channel.
-        ends: whether an episode terminates at its first success.
+        ends: whether an episode of the task cross terminates at its first success; a walk never does.
     """
 
     layout: Literal["fixed", "random"] = "fixed"
@@ -134,7 +134,7 @@ class TwoRooms(gymnasium.Env[Any, Any]):
         self.position = move(self.position, self._turned(command, 1), self.layouts[0])
         self.steps += 1
         info = self._info()
-        ended = info["success"] and self.config.ends
+        ended = info["success"] and self.config.ends and self.config.task == "cross"
         return self._observation(self.position), float(info["success"]), ended, self.steps >= self.limit, info
 
     def explore(self) -> np.ndarray:
