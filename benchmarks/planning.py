@@ -29,6 +29,7 @@ from worldmodel.environments.two_rooms.walks import WalkConfig, sample_tasks, sa
 
 RESULT = Path(__file__).resolve().parent / "results" / "planning_cpu.json"
 METHODS = ("random", "straight", "cem", "mppi", "gradient")
+CPU = torch.device("cpu")
 STEPS, RADIUS = 200, 4.5
 PLANNERS: dict[str, dict[str, Any]] = {"cem": {}, "mppi": {"method": "mppi"}, "gradient": {"method": "gradient"}}
 
@@ -128,7 +129,8 @@ def main() -> None:
             for method in chosen.methods:
                 row = measure(method, layout, chosen.episodes, chosen.seed)
                 others = [old for old in saved["rows"] if (old["method"], old["layout"]) != (method, layout)]
-                saved = {"environment": environment.describe(torch.device("cpu")), "rows": [*others, row]}
+                about = {"benchmark": "planning", "device": "cpu", "environment": environment.describe(CPU)}
+                saved = {**about, "rows": [*others, row]}
                 chosen.json.write_text(json.dumps(saved, indent=1) + "\n")
                 print(row, flush=True)
     if saved["rows"]:

@@ -84,7 +84,8 @@ def move(positions: Tensor, moves: Tensor, layouts: Layouts) -> Tensor:
     Returns:
         (..., 2), differentiable in positions and moves almost everywhere.
     """
-    return torch.stack(_move(*positions.unbind(-1), *moves.unbind(-1), layouts.edges), -1)
+    (x, y), (dx, dy) = positions.unbind(-1), moves.unbind(-1)
+    return torch.stack(_move(x, y, dx, dy, layouts.edges), -1)
 
 
 def travel(positions: Tensor, moves: Tensor, layouts: Layouts) -> Tensor:
