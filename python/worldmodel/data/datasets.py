@@ -26,7 +26,7 @@ import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 import torch
@@ -346,6 +346,20 @@ def _mapped(file: BinaryIO) -> Arrays:
     return arrays
 
 
+class Episodes(Protocol):
+    """What ``RecordedSource`` reads: ``EpisodeFile``, or ``flat_episodes.FlatEpisodes``."""
+
+    path: Path
+    observation_spec: ObservationSpec
+    action_spec: ActionSpec
+
+    @property
+    def steps(self) -> int: ...
+    @property
+    def episodes(self) -> int: ...
+    def rows(self, starts: np.ndarray, window: int) -> Arrays: ...
+
+
 class RecordedSource:
     """Batches from a file of episodes: a ``data.source.Source``.
 
@@ -359,7 +373,7 @@ class RecordedSource:
         file: of the episodes.
     """
 
-    def __init__(self, file: EpisodeFile, batch_size: int = 16, window: int = 128, seed: int = 0) -> None:
+    def __init__(self, file: Episodes, batch_size: int = 16, window: int = 128, seed: int = 0) -> None:
         if batch_size < 1 or not 2 <= window <= file.steps:
             raise ConfigurationError(
                 f"RecordedSource: batch_size is {batch_size} and window {window}, expected at least 1, and from 2 to "
