@@ -22,7 +22,7 @@ from worldmodel.acting.room_episodes import TrueDynamics, drive
 from worldmodel.data.spaces import ActionSpec, ObservationSpec
 from worldmodel.environments.two_rooms.moves import Layouts
 from worldmodel.environments.two_rooms.walks import sample_tasks
-from worldmodel.model.latents import CategoricalConfig, GaussianConfig
+from worldmodel.model.latents import CategoricalConfig, EmbeddingConfig, GaussianConfig
 from worldmodel.model.perception import PerceptionConfig
 from worldmodel.model.world_model import WorldModel
 from worldmodel.runs.fields import ConfigurationError
@@ -147,6 +147,7 @@ LATENTS = {
     "categorical": CategoricalConfig(variables=3, classes=4),
     "probabilities": CategoricalConfig(variables=3, classes=4, stochastic=False),
     "gaussian": GaussianConfig(size=6),
+    "embedding": EmbeddingConfig(size=6),
 }
 
 

@@ -1,4 +1,4 @@
-"""Episodes of two rooms, many at once, by any controller; and one that plans under the true dynamics."""
+"""Episodes of two rooms, many at once, by any controller, such as those that plan: in true or in learned dynamics."""
 
 import dataclasses
 from collections.abc import Callable
@@ -6,9 +6,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from worldmodel.acting.plan_costs import GoalCost
+from worldmodel.acting.plan_costs import GoalCost, LatentGoalCost, encode_goal
+from worldmodel.acting.plan_decider import PlanningDecider
 from worldmodel.acting.planner import Plan, Planner, PlannerConfig, shifted, within_norm
 from worldmodel.environments.two_rooms.moves import Layouts, move, shortened, travel
+from worldmodel.environments.two_rooms.pictures import pictures
+from worldmodel.model.world_model import WorldModel
 
 Controller = Callable[[Tensor], Tensor]
 """Places of dots, float32 (rows, 2) -> their next moves, at least one, (rows, steps, 2)."""
@@ -112,3 +115,46 @@ class TrueDynamics:
         moves = actions.repeat_interleave(self.repeat, 2)  # (rows, samples, steps, 2)
         path = travel(places[:, None], moves, self.layouts[:, None])
         return path[:, :, self.repeat :: self.repeat]
+
+
+class LearnedDynamics:
+    """A controller that sees pictures, and plans in the latents of a world model of recorded walks.
+
+    Args:
+        world_model: trained on ``worldmodel/TwoRooms-v0`` with actions of ``repeat`` moves.
+        goal: (rows, 2); the model gets its picture.
+        layouts: (rows,).
+        config: of the search, in shares of the longest move.
+        repeat: steps for which a move of a plan is repeated.
+        every: moves of a plan after which it is renewed.
+        longest: move that is planned, pixels; recorded walks have few that are longer.
+        max_step: longest move, pixels.
+        seed: of samples.
+    """
+
+    def __init__(
+        self,
+        world_model: WorldModel,
+        goal: Tensor,
+        layouts: Layouts,
+        config: PlannerConfig,
+        repeat: int = 4,
+        every: int = 4,
+        longest: float = 1.1,
+        max_step: float = 2.45,
+        seed: int = 0,
+    ) -> None:
+        self.world_model, self.layouts = world_model, layouts
+        cost = LatentGoalCost(encode_goal(world_model, self._seen(goal)).detach())
+        project = within_norm(longest / max_step)
+        self._decider = PlanningDecider(cost, config, every, project=project, repeats=repeat, seed=seed)
+        self._state = world_model.init_state(len(goal))
+        self._is_first = torch.ones(len(goal), dtype=torch.bool)
+
+    def __call__(self, places: Tensor) -> Tensor:
+        actions, self._state = self.world_model.act(self._seen(places), self._state, self._is_first, self._decider)
+        self._is_first = torch.zeros_like(self._is_first)
+        return torch.from_numpy(self.world_model.action_spec.to_env(actions.numpy()))
+
+    def _seen(self, places: Tensor) -> dict[str, Tensor]:
+        return {"observation": (pictures(places, self.layouts).movedim(-3, -1) * 255).to(torch.uint8)}

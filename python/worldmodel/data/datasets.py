@@ -184,6 +184,23 @@ class EpisodeFile:
     def episodes(self) -> int:
         return int(self.arrays["is_first"].sum())
 
+    @property
+    def episode_starts(self) -> np.ndarray:
+        """The first step of each episode, (episodes,)."""
+        return np.flatnonzero(self.arrays["is_first"])
+
+    def check_actions(self, start: int, stop: int) -> None:
+        """Raises RunError if an action from ``start`` to ``stop`` is none of the spec's, with its episode and step."""
+        actions = self.arrays["actions"][start:stop]
+        with self._refusing():
+            try:
+                self.action_spec.check(actions, len(actions), "episodes")
+            except ValueError:
+                for step, action in enumerate(actions):
+                    with self._placed(start + step):
+                        self.action_spec.check(action[None], 1, "episodes")
+                raise
+
     def rows(self, starts: np.ndarray, window: int) -> Arrays:
         """Copies of ``window`` steps from each of ``starts``, all arrays as (rows, window, ...), observations checked.
 
@@ -347,7 +364,7 @@ def _mapped(file: BinaryIO) -> Arrays:
 
 
 class Episodes(Protocol):
-    """What ``RecordedSource`` reads: ``EpisodeFile``, or ``flat_episodes.FlatEpisodes``."""
+    """What ``RecordedSource`` reads: an ``EpisodeFile``, ``flat_episodes.FlatEpisodes``, or some of their episodes."""
 
     path: Path
     observation_spec: ObservationSpec
@@ -357,6 +374,8 @@ class Episodes(Protocol):
     def steps(self) -> int: ...
     @property
     def episodes(self) -> int: ...
+    @property
+    def episode_starts(self) -> np.ndarray: ...
     def rows(self, starts: np.ndarray, window: int) -> Arrays: ...
 
 

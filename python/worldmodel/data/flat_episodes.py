@@ -98,6 +98,11 @@ class FlatEpisodes:
             raise RunError(f"{path} cannot be read as HDF5: {shown(error, 300)}") from error
         return cls(path, {name: value for name, value in file.items() if isinstance(value, h5py.Dataset)}, observations)
 
+    @property
+    def episode_starts(self) -> np.ndarray:
+        """The first step of each episode, (episodes,)."""
+        return self._starts
+
     def place(self, step: int) -> str:
         """Where a row of the file is, as errors name it."""
         episode = int(np.searchsorted(self._starts, step, "right")) - 1

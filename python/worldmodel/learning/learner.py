@@ -93,7 +93,7 @@ class Learner:
         self.config = config
         model = world_model
         modules = {
-            "model": (model.perception, model.entry, model.memory, model.prediction),
+            "model": (model.perception, model.entry, model.memory, model.prediction, model.inverse or nn.Identity()),
             "value": (model.evaluation.network,),
             "policy": (model.decision,),
         }
@@ -136,6 +136,7 @@ class Learner:
         """
         began = time.perf_counter()
         with self._statistics_restored_on_error():
+            self.world_model.begin(batch)
             self._update_batch_statistics(batch)
             start = time.perf_counter()
             forward = self._forward(batch)
@@ -149,7 +150,7 @@ class Learner:
             norms = self._clip()
         self._set_lrs()
         self._optimizer.step()
-        self.world_model.evaluation.update_target()
+        self.world_model.update_targets()
         update_standardisation(self.world_model.perception, batch.observations, batch.valid, self._reduction)
         self._updates += 1
         if self.ema:

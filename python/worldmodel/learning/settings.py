@@ -22,6 +22,7 @@ from worldmodel.runs.fields import (
     Count,
     Limit,
     Positive,
+    Share,
     Size,
     Text,
     Threads,
@@ -63,6 +64,15 @@ class TrainConfig(Checked):
     lambda, a closure, an instance) is for this process: see ``train(..., env=...)``."""
     env_args: dict[str, Any] = dataclasses.field(default_factory=dict)
     """Arguments of the environment, plain values; evaluate, imagine and --resume use them, too."""
+    data: Path | None = None
+    """Recorded episodes to train from instead of an environment: an .npz that `record` wrote, a folder of them, or HDF5
+    of flat columns. Their batches are replay.batch_size rows of replay.window steps; what collects is not used."""
+    data_columns: tuple[Text, ...] = ("pixels",)
+    """Columns of HDF5 that are observed."""
+    action_steps: Size = 1
+    """Steps of the recorded episodes that make one action, whose moves are those of all."""
+    held_out: Share = 0.1
+    """Share of the recorded episodes that is not learned from: losses on them are the metrics held_out/..."""
     preset: Text = CHOSEN
     """Defaults of model, learner, replay and collection; chosen by the environment's spaces if not given."""
     kinds: dict[str, Text] = dataclasses.field(default_factory=dict)

@@ -13,8 +13,8 @@ from worldmodel.data.actions import MASK
 from worldmodel.data.spaces import ObservationSpec
 from worldmodel.model.codecs import StandardisedCodec, build_codec
 from worldmodel.model.latents import CategoricalConfig, LatentConfig
-from worldmodel.model.networks import mlp
-from worldmodel.runs.fields import Bounds, Checked, Layers, Size
+from worldmodel.model.networks import FirstBatchNorm, mlp
+from worldmodel.runs.fields import Bounds, Checked, ConfigurationError, Layers, Size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +35,7 @@ class PerceptionConfig(Checked):
 
 
 class Perception(nn.Module):
-    """Encoder and decoder.
+    """Encoder and, where the latent has one, decoder.
 
     Attributes:
         chunk_steps: steps at once, which bounds the memory of convolutions: only inputs and outputs of other chunks are
@@ -64,6 +64,11 @@ class Perception(nn.Module):
         self.codecs = nn.ModuleList(codecs.values())
         width = sum(codec.width for codec in codecs.values())
         self.encoder = mlp(width, config.hidden, config.layers, self.latent.outputs)
+        self.norm = FirstBatchNorm(self.latent.outputs) if self.latent.residual else None
+        if not self.latent.decodes:
+            for codec in codecs.values():
+                codec.drop_decoder()
+            return
         entries = self.latent.flatten(torch.empty(self.latent.shape)).shape[-1]
         layers = mlp(entries, config.hidden, config.layers, config.hidden)
         self.decoder = nn.Sequential(layers, nn.LayerNorm(config.hidden), nn.SiLU())
@@ -74,7 +79,8 @@ class Perception(nn.Module):
         for name, modality in self.spec.modalities.items():
             lead = observations[name].shape[: observations[name].dim() - len(modality.shape)]
             steps.append(observations[name].flatten(0, len(lead) - 1))
-        return self.latent.distribution(self._by_chunks(self._encode, *steps).view(*lead, -1))
+        outputs = self._by_chunks(self._encode, *steps).view(*lead, -1)
+        return self.latent.distribution(outputs if self.norm is None else self.norm(outputs))
 
     def decode(self, latent: Tensor) -> dict[str, Tensor]:
         """(..., *latent shape) -> predictions by modality.
@@ -133,6 +139,10 @@ class Perception(nn.Module):
         return lead, self.decoder(entries)
 
     def _entries(self, latent: Tensor) -> tuple[torch.Size, Tensor]:
+        if not self.latent.decodes:
+            raise ConfigurationError(
+                "this world model has no decoder, so it draws nothing: it was trained with latent.reconstruction 0"
+            )
         return self.latent.lead(latent), self.latent.flatten(latent).flatten(0, -2)
 
     def _by_chunks(self, function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:

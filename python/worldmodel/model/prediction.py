@@ -5,6 +5,7 @@ import dataclasses
 import torch
 from torch import Tensor, nn
 
+from worldmodel.data.actions import ActionSpec
 from worldmodel.model.latents import Latent
 from worldmodel.model.networks import ScalarConfig, ScalarHead, mlp
 from worldmodel.runs.fields import Checked, Layers, Size
@@ -46,20 +47,49 @@ class Prediction(nn.Module):
     def __init__(self, features: int, action_width: int, latent: Latent, config: PredictionConfig) -> None:
         super().__init__()
         self.distribution = latent.distribution
-        inputs = features + action_width
+        self.residual = latent.residual
+        inputs = features + action_width + latent.width * latent.residual
         self.latent = mlp(inputs, config.hidden, config.layers, latent.outputs)
         trunk = mlp(inputs, config.hidden, config.layers, config.hidden)
         self.trunk = nn.Sequential(trunk, nn.LayerNorm(config.hidden), nn.SiLU())
         self.reward = ScalarHead(config.hidden, config.reward)
         self.continues = nn.Linear(config.hidden, 1)
 
-    def forward(self, features: Tensor, action: Tensor) -> Predicted:
-        """``features`` (..., features), ``action`` (..., action width)."""
-        inputs = torch.cat([features, action.to(features.dtype)], -1)
+    def forward(self, features: Tensor, action: Tensor, latent: Tensor | None = None) -> Predicted:
+        """``features`` (..., features), ``action`` (..., action width); ``latent`` z_t of residual predictions."""
+        given = [latent] if self.residual and latent is not None else []
+        inputs = torch.cat([features, action.to(features.dtype), *given], -1)
         outcome = self.trunk(inputs)
-        prior = self.distribution(self.latent(inputs))
+        outputs = self.latent(inputs)
+        prior = self.distribution(given[0] + outputs if given else outputs)
         return Predicted(prior, self.reward(outcome), self.continues(outcome).squeeze(-1))
 
     def mean_reward(self, predicted: Predicted) -> Tensor:
         """Divided by the reward scale, (...)."""
         return self.reward.mean(predicted.reward)
+
+
+class InverseDynamics(nn.Module):
+    """a_t from z_t and z_{t+1}, so that latents keep what actions change (Pathak et al. 2017, arXiv 1705.05363)."""
+
+    def __init__(self, width: int, action_spec: ActionSpec, config: PredictionConfig) -> None:
+        super().__init__()
+        self.sizes = action_spec.sizes
+        self.network = mlp(2 * width, config.hidden, max(1, config.layers), action_spec.width)
+
+    def loss(self, before: Tensor, after: Tensor, action: Tensor) -> Tensor:
+        """Nats of the classes and squared error of the numbers of encoded actions, mean over both, (...).
+
+        Args:
+            before: z_t, (..., width).
+            after: z_{t+1}.
+            action: (..., action width).
+        """
+        outputs = self.network(torch.cat([before, after], -1))
+        classes = sum(self.sizes)
+        errors = [(outputs[..., classes:] - action[..., classes:]).square()]
+        for scores, hot in zip(
+            outputs[..., :classes].split(self.sizes, -1), action[..., :classes].split(self.sizes, -1), strict=True
+        ):
+            errors.append(-(hot * scores.log_softmax(-1)).sum(-1, keepdim=True))
+        return torch.cat(errors, -1).mean(-1)

@@ -6,10 +6,12 @@
     v_t = E(s_t)                          evaluation
     r_t, end_t, z'_{t+1} = P(s_t, a_t)    prediction: the prior, before the action enters memory
 
-The state is a flat dict of tensors (batch, ...): "memory.*", the previous "action", encoded, and s_t as "features".
+The state is a flat dict of tensors (batch, ...): "memory.*", the previous "action", encoded, and s_t as "features";
+z_t as "latent" where predictions are its changes.
 Where the environment gives masks of legal actions, "action_mask" is that of o_t, in imagination as decoded from z_t.
 """
 
+import copy
 import dataclasses
 import itertools
 from collections.abc import Callable, Mapping, Sequence
@@ -23,10 +25,12 @@ from worldmodel.data.spaces import ActionSpec, ObservationSpec
 from worldmodel.model.deciders import Decider
 from worldmodel.model.decision import Decision, DecisionConfig
 from worldmodel.model.evaluation import Evaluation, EvaluationConfig
+from worldmodel.model.latents import EmbeddingConfig
 from worldmodel.model.memory import MemoryConfig, build_memory
+from worldmodel.model.networks import polyak_update
 from worldmodel.model.perception import Perception, PerceptionConfig
 from worldmodel.model.policies import Policy, predicted_mask
-from worldmodel.model.prediction import Predicted, Prediction, PredictionConfig
+from worldmodel.model.prediction import InverseDynamics, Predicted, Prediction, PredictionConfig
 from worldmodel.model.reward_scale import RewardScale
 from worldmodel.runs.fields import Checked, ConfigurationError
 from worldmodel.runs.memory import machine_memory
@@ -57,6 +61,7 @@ class Observed:
         posterior: parameters, (batch, time, *parameter shape).
         state: after the last step.
         states_after: the states asked for, step-major, (steps * batch, ...).
+        steps: the step counts they were asked for.
     """
 
     features: Tensor
@@ -64,6 +69,7 @@ class Observed:
     posterior: Tensor
     state: State
     states_after: State
+    steps: tuple[int, ...] = ()
 
 
 @dataclasses.dataclass
@@ -121,12 +127,20 @@ class WorldModel(nn.Module):
         self.perception = Perception(observation_spec, config.perception)
         width = config.memory.width
         latent = self.perception.latent
+        if observation_spec.action_mask and not latent.decodes:
+            raise ConfigurationError("WorldModel: legal actions are decoded, and latent.reconstruction is 0: raise it")
         self.entry = nn.Linear(latent.width + action_spec.width, config.memory.tokens * width)
         self.memory = build_memory(config.memory)
         self.prediction = Prediction(width, action_spec.width, latent, config.prediction)
         self.evaluation = Evaluation(width, config.evaluation)
         self.decision = Decision(width, action_spec, config.decision)
         self.reward_scale = RewardScale()
+        learned = config.perception.latent
+        embeds = isinstance(learned, EmbeddingConfig)
+        self.slow_perception = copy.deepcopy(self.perception).requires_grad_(False) if embeds and learned.tau else None
+        self.inverse = (
+            InverseDynamics(latent.width, action_spec, config.prediction) if embeds and learned.inverse else None
+        )
         self.register_load_state_dict_pre_hook(_upgrade_names)
 
     @property
@@ -142,6 +156,7 @@ class WorldModel(nn.Module):
             **_prefixed(self.memory.init_state(batch_size)),
             "action": like.new_zeros(batch_size, self.action_spec.width),
             "features": like.new_zeros(batch_size, self.features),
+            **self._held(like.new_zeros(batch_size, self.perception.latent.width)),
             **(masks if self.observation_spec.action_mask else {}),
         }
 
@@ -188,13 +203,14 @@ class WorldModel(nn.Module):
             features = self.memory.pool(s)
             outputs.append(features)
             after = {**_prefixed(carried), "action": actions[:, stop - 1], "features": features[:, -1]}
+            after |= self._held(embedded[:, stop - 1])
             if masks is not None:
                 after[MASK] = masks[:, stop - 1]
             if stop in states_after:
                 kept.append(after)
             start = stop
         joined = {name: torch.cat([part[name] for part in kept]) for name in after} if states_after else {}
-        return Observed(torch.cat(outputs, 1), latent, posterior, after, joined)
+        return Observed(torch.cat(outputs, 1), latent, posterior, after, joined, tuple(states_after))
 
     def observe_step(
         self,
@@ -271,7 +287,7 @@ class WorldModel(nn.Module):
         steps: list[tuple[Tensor, ...]] = []
         for step in range(horizon):
             action = choose(step, state)
-            predicted = self.prediction(features[-1], action)
+            predicted = self.prediction(features[-1], action, state.get("latent"))
             latent = sample(predicted.prior)
             after, state = self._step_memory(latent_space.embed(latent), action, state, None, None)
             features.append(after)
@@ -310,7 +326,7 @@ class WorldModel(nn.Module):
 
     def predict(self, observed: Observed, batch: Batch) -> Predicted:
         """Predictions from every step of ``batch``, (batch, time, ...)."""
-        return self.prediction(observed.features, self.action_spec.encode(batch.actions))
+        return self.prediction(observed.features, self.action_spec.encode(batch.actions), observed.latent)
 
     def _step_memory(
         self, embedded: Tensor, action: Tensor, state: State, reset: Tensor | None, elapsed: Tensor | None
@@ -318,7 +334,29 @@ class WorldModel(nn.Module):
         inputs = self.entry(torch.cat([embedded, action.to(embedded.dtype)], -1))
         s, memory = self.memory.step(inputs, _memory_part(state), reset, elapsed=elapsed)
         features = self.memory.pool(s)
-        return features, {**_prefixed(memory), "action": action, "features": features}
+        return features, {**_prefixed(memory), "action": action, "features": features, **self._held(embedded)}
+
+    def _held(self, latent: Tensor) -> State:
+        """What a state holds of z_t."""
+        return {"latent": latent} if self.perception.latent.residual else {}
+
+    def begin(self, batch: Batch) -> None:
+        """Before the first update: standardises latents that are learned by predicting them, by this batch."""
+        perception, slow = self.perception, self.slow_perception
+        if perception.norm is None or perception.norm.begun:
+            return
+        with torch.no_grad():
+            outputs = perception(batch.observations)[batch.valid]
+            perception.norm.begin(outputs.mean(0), outputs.var(0, correction=0))
+        if slow is not None:
+            slow.load_state_dict(perception.state_dict())
+
+    def update_targets(self) -> None:
+        """Moves the slow networks towards those that learn."""
+        self.evaluation.update_target()
+        learned = self.config.perception.latent
+        if self.slow_perception is not None and isinstance(learned, EmbeddingConfig):
+            polyak_update(self.slow_perception, self.perception, learned.tau)
 
 
 def outline(

@@ -1,0 +1,204 @@
+"""Latents that are learned by predicting them: what is compared, where gradients go, and what a collapse looks like."""
+
+import dataclasses
+import math
+
+import pytest
+import torch
+from gymnasium import spaces
+from worldmodel_examples import CONFIG, MEMORIES, random_batch, small_model
+
+from worldmodel.learning.latent_objective import collapse_notice, sigreg, spread, vicreg
+from worldmodel.learning.learner import Learner, LearnerConfig
+from worldmodel.learning.objectives import ObjectiveConfig, model_loss
+from worldmodel.model.latents import EmbeddingConfig
+from worldmodel.model.world_model import Batch
+from worldmodel.runs.fields import ConfigurationError
+
+BARE = EmbeddingConfig(size=5, sigreg=0.0, rollout=3)
+
+
+def embedding_model(latent=BARE, done=None, dtype=torch.float64, **changed):
+    torch.manual_seed(0)
+    perception = dataclasses.replace(CONFIG.perception, latent=latent)
+    return small_model(done=done or spaces.Box(-1, 1, (2,)), dtype=dtype, perception=perception, **changed)
+
+
+def losses_of(model, batch, steps):
+    observed = model.observe(batch, states_after=steps)
+    return model_loss(model, batch, observed, ObjectiveConfig())
+
+
+@pytest.mark.parametrize("memory", ["scan", "gru", "none"])
+def test_errors_are_those_of_the_steps_that_follow_in_the_same_episode(memory):
+    model = embedding_model(memory=MEMORIES[memory])
+    batch, steps = random_batch(model), [1, 5, 11]
+    batch.loss_mask = torch.rand(batch.shape) < 0.9
+    _, metrics = losses_of(model, batch, steps)
+    z = model.perception(batch.observations)
+    single, rolled = [], []
+    for row in range(3):
+        for start in range(14):
+            if not (batch.valid & batch.loss_mask & ~batch.is_last)[row, start]:
+                continue
+            whole = batch.map(lambda x, row=row: x[row : row + 1]).steps(0, start + 1)
+            state = model.observe(whole).state
+            for ahead in range(1, BARE.rollout + 1):
+                at = start + ahead
+                inside = at < 14 and not batch.is_last[row, at - 1] and batch.valid[row, at]
+                if not inside or (ahead > 1 and not batch.loss_mask[row, at]):
+                    break
+                if ahead > 1 and start + 1 not in steps:
+                    break
+                actions = batch.actions[row : row + 1, start:at].double()
+                error = (model.imagine_actions(state, actions).latent[0, -1] - z[row, at]).square().mean()
+                if ahead == 1:
+                    single.append(error)
+                    if not batch.loss_mask[row, at]:
+                        break
+                if start + 1 in steps:
+                    rolled.append(error)
+    assert len(rolled) > len(steps) and len(single) > 20
+    torch.testing.assert_close(metrics["loss/dynamics"], torch.stack(single).mean())
+    torch.testing.assert_close(metrics["loss/rollout"], torch.stack(rolled).mean())
+
+
+def test_the_gradient_into_the_targets_is_scaled():
+    def gradient(scale):
+        model = embedding_model(dataclasses.replace(BARE, target_gradient=scale))
+        batch = random_batch(model)
+        parameters = list(model.perception.encoder.parameters())
+        grads = torch.autograd.grad(losses_of(model, batch, [2, 6])[0], parameters)
+        return torch.cat([grad.flatten() for grad in grads])
+
+    none, some, whole = gradient(0.0), gradient(0.1), gradient(1.0)
+    torch.testing.assert_close(some, none + 0.1 * (whole - none))
+    assert (whole - none).norm() > 0.1 * none.norm() > 0
+
+
+def test_a_slow_encoder_gives_the_targets_and_follows():
+    model = embedding_model(dataclasses.replace(BARE, tau=0.25, target_gradient=0.0))
+    batch = random_batch(model)
+    with torch.no_grad():
+        for parameter in model.slow_perception.parameters():
+            parameter += 0.1
+    total, metrics = losses_of(model, batch, [1])
+    total.backward()
+    assert all(parameter.grad is None for parameter in model.slow_perception.parameters())
+    observed = model.observe(batch)
+    z, targets = observed.latent, model.slow_perception(batch.observations)
+    followed = (batch.valid & ~batch.is_last)[:, :-1]
+    errors = (model.predict(observed, batch).prior[:, :-1] - targets[:, 1:]).square().mean(-1)[followed]
+    torch.testing.assert_close(metrics["loss/dynamics"], errors.mean())
+    assert not torch.allclose(z, targets)
+    before = [parameter.clone() for parameter in model.slow_perception.parameters()]
+    model.update_targets()
+    ahead = model.perception.parameters()
+    for old, new, fast in zip(before, model.slow_perception.parameters(), ahead, strict=True):
+        torch.testing.assert_close(new, 0.75 * old + 0.25 * fast)
+
+
+def test_the_first_batch_standardises_and_no_later_one():
+    model = embedding_model(dataclasses.replace(BARE, tau=0.1))
+    for _ in range(2):
+        batch = random_batch(model)
+        model.begin(batch)
+        z = model.perception(batch.observations)[batch.valid]
+        begun = bool(z.mean(0).abs().max() < 1e-9) and bool((z.var(0, correction=0) - 1).abs().max() < 1e-9)
+        assert begun == (_ == 0)
+        torch.testing.assert_close(model.slow_perception(batch.observations)[batch.valid], z)
+
+
+def test_regularisers_are_what_their_papers_say():
+    point = torch.zeros(40, 3, dtype=torch.float64)
+    of_a_point = math.sqrt(2 * math.pi) - 2 * math.sqrt(math.pi) + math.sqrt(2 * math.pi / 3)  # over all arguments
+    assert sigreg(point).item() == pytest.approx(of_a_point, abs=0.01)
+    normal = torch.randn(4000, 6, dtype=torch.float64)
+    line = normal[:, :1].repeat(1, 6)
+    assert sigreg(normal) < 0.01 < 0.1 < min(sigreg(line), sigreg(0.2 * normal), sigreg(normal + 2))
+    z = torch.randn(50, 4, dtype=torch.float64) * torch.tensor([2.0, 0.5, 0.1, 1.5])
+    covariance = torch.cov(z.T, correction=0)
+    variance, others = vicreg(z)
+    deviations = (covariance.diagonal() + 1e-4).sqrt()
+    assert variance.item() == pytest.approx((1 - deviations).clamp(min=0).mean().item())
+    assert others.item() == pytest.approx((covariance - covariance.diag().diag()).square().sum().item() / 12)
+    found = spread(0.01 * normal)
+    assert found["latent/rank"] > 5.9 and found["latent/deviation"] < 0.011, "the rank is free of scale"
+    assert spread(line)["latent/rank"] < 1.1
+
+
+KEPT = {
+    "sigreg": dataclasses.replace(BARE, sigreg=10.0),
+    "vicreg": dataclasses.replace(BARE, variance=16.0, covariance=8.0),
+    "slow encoder": dataclasses.replace(BARE, tau=0.02, target_gradient=0.0),
+    "nothing": BARE,
+}
+
+
+@pytest.mark.parametrize("kept_by", KEPT)
+def test_latents_collapse_without_a_regulariser_and_this_is_said(kept_by):
+    model = embedding_model(KEPT[kept_by], dtype=torch.float32, memory=MEMORIES["none"])
+    learner = Learner(model, LearnerConfig(model_lr=0.01, warm_up=1, objective=ObjectiveConfig(horizon=1)))
+    for _ in range(80):
+        metrics = learner.update(random_batch(model, batch=8, resets=False))  # nothing of it can be predicted
+    notice = collapse_notice(metrics)
+    if kept_by == "nothing":
+        assert metrics["latent/deviation"] < 0.1 and notice.startswith("the latents have collapsed: their entries")
+    else:
+        assert notice is None and metrics["latent/deviation"] > 0.3
+
+
+@pytest.mark.parametrize("memory", ["scan", "delta", "gru"])
+def test_a_value_after_imagination_knows_the_first_observation(memory):
+    model = embedding_model(memory=MEMORIES[memory])
+    batch = random_batch(model, resets=False)
+    place = batch.observations["place"].requires_grad_()
+    imagined = model.imagine(model.observe(batch).state, model.decision, 6)
+    value = model.evaluation.value(imagined.features[:, -1]).sum()
+    (gradient,) = torch.autograd.grad(value, place)
+    assert (gradient[:, 0].abs().sum(-1) > 1e-9).all()
+
+
+def test_inverse_dynamics_trains_the_encoder_for_classes_and_numbers():
+    for done in (spaces.Discrete(3), spaces.MultiDiscrete([2, 3]), spaces.Box(-1, 1, (2,))):
+        model = embedding_model(dataclasses.replace(BARE, inverse=1.0), done)
+        batch = random_batch(model)
+        _, metrics = losses_of(model, batch, [1])
+        z = model.perception(batch.observations)
+        actions = model.action_spec.encode(batch.actions)[:, :-1].double()
+        followed = (batch.valid & ~batch.is_last)[:, :-1]
+        loss = model.inverse.loss(z[:, :-1], z[:, 1:], actions)[followed].mean()
+        assert metrics["loss/inverse"].item() == pytest.approx(loss.item())
+        grads = torch.autograd.grad(loss, list(model.perception.encoder.parameters()))
+        assert all(grad.abs().sum() > 0 for grad in grads)
+    classes = embedding_model(dataclasses.replace(BARE, inverse=1.0), spaces.Discrete(3)).inverse
+    before, after, hot = torch.randn(4, 5).double(), torch.randn(4, 5).double(), torch.eye(3)[[0, 2, 1, 0]].double()
+    scores = classes.network(torch.cat([before, after], -1))
+    expected = torch.nn.functional.cross_entropy(scores, hot.argmax(-1), reduction="none")
+    torch.testing.assert_close(classes.loss(before, after, hot), expected)
+
+
+def test_without_a_decoder_there_is_none():
+    seen = spaces.Dict(
+        picture=spaces.Box(0, 255, (16, 16, 3), "uint8"), place=spaces.Box(-1, 1, (3,)), card=spaces.Discrete(4)
+    )
+    counts = []
+    for reconstruction in (0.0, 1.0):
+        model = embedding_model(dataclasses.replace(BARE, reconstruction=reconstruction), seen=seen)
+        batch = random_batch(model)
+        total, metrics = losses_of(model, batch, [1])
+        total.backward()
+        assert ("loss/reconstruction" in metrics) == bool(reconstruction)
+        assert all(parameter.grad is not None for parameter in model.perception.parameters())
+        counts.append(sum(parameter.numel() for parameter in model.perception.parameters()))
+    assert counts[0] < 0.6 * counts[1]
+    bare = embedding_model(seen=seen)
+    with pytest.raises(ConfigurationError, match="this world model has no decoder"):
+        bare.perception.reconstruct(bare.observe(random_batch(bare)).latent)
+
+
+def test_steps_without_a_target_have_no_error():
+    model = embedding_model()
+    batch: Batch = random_batch(model).steps(0, 1)
+    total, metrics = losses_of(model, batch, [1])
+    assert metrics["loss/dynamics"] == metrics["loss/rollout"] == 0 and total.isfinite()
