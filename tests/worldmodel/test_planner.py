@@ -11,6 +11,7 @@ from worldmodel_examples import CONFIG
 from worldmodel.acting.plan_costs import (
     GoalCost,
     LatentGoalCost,
+    LatentRollout,
     ReturnCost,
     Trajectories,
     WorldModelRollout,
@@ -176,6 +177,7 @@ def test_a_plan_s_gradient_reaches_the_first_observation(latent, by):
     goal = encode_goal(model, {"place": torch.rand(2, 3)}).detach()
     costs = (LatentGoalCost(goal) if by == "goal" else ReturnCost(model))(imagined)
     assert costs.shape == (2, 5)
+    assert torch.equal(LatentRollout(model)(state, actions), imagined.latents)
     to_place, to_actions = torch.autograd.grad(costs[0].sum(), [place, actions])
     assert to_place[0].abs().min() > 0 and not to_place[1].any(), "rows are independent"
     assert (to_actions[0].abs().sum(-1) > 0).all() and not to_actions[1].any()
@@ -231,3 +233,19 @@ def test_a_planner_needs_continuous_actions_and_fitting_goals():
     for goal, said in (({}, "place is missing"), ({"place": torch.zeros(2, 4)}, r"place is of shape \(2, 4\)")):
         with pytest.raises(ValueError, match=f"encode_goal: {said}, expected"):
             encode_goal(world_model(), goal)
+
+
+def test_equal_parts_of_an_action_are_searched_as_one_move():
+    model = world_model("embedding", spaces.Box(-2, 2, (4,)))
+    config = PlannerConfig(horizon=4, samples=16, iterations=2, std=0.5)
+    cost = LatentGoalCost(encode_goal(model, {"place": torch.rand(3, 3)}).detach())
+    decider = PlanningDecider(cost, config, every=2, project=within_norm(0.3), repeats=2)
+    state, reset = model.init_state(3), torch.ones(3, dtype=torch.bool)
+    for step in range(3):
+        _, state = model.act({"place": torch.rand(3, 3)}, state, reset & (step == 0), decider)
+        action = state["action"]
+        assert torch.equal(action[:, :2], action[:, 2:]) and (action[:, :2].norm(dim=-1) <= 0.3 + 1e-6).all()
+        assert action.abs().sum() > 0
+    assert decider._used == 1, "the third is of a second plan"
+    with pytest.raises(ValueError, match="repeats is 3, expected a divisor of the 4 numbers"):
+        model.act({"place": torch.rand(3, 3)}, state, reset, PlanningDecider(cost, config, repeats=3))

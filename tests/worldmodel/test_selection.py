@@ -129,7 +129,17 @@ def test_bad_data_is_told_with_file_episode_and_step(folder, tmp_path):
 OPTIONS = [
     *("--latent", "embedding", "--memory", "none", "--model.perception.hidden", "8", "--model.memory.width", "8"),
     *("--model.prediction.hidden", "8", "--model.evaluation.hidden", "8", "--model.decision.hidden", "8"),
-    *("--model.perception.latent.size", "4", "--replay.batch-size", "2", "--replay.window", "4", "--action-steps", "2"),
+    *(
+        "--model.perception.latent.size",
+        "4",
+        "--replay.batch-size",
+        "2",
+        "--replay.window",
+        "4",
+        "--replay.burn-in",
+        "0",
+    ),
+    *("--action-steps", "2"),
     *("--held-out", "0.34", "--threads", "1", "--learner.objective.horizon", "1"),
 ]
 

@@ -88,14 +88,31 @@ class WorldModelRollout:
         return Trajectories(*(part.unflatten(0, (rows, samples)) for part in parts))
 
 
+class LatentRollout:
+    """As ``WorldModelRollout``, of the latents alone, (rows, samples, horizon, latent width): for ``GoalCost``."""
+
+    def __init__(self, world_model: WorldModel, sample: Sampler | None = None) -> None:
+        self._inner = WorldModelRollout(world_model, sample)
+
+    def __call__(self, state: State, actions: Tensor) -> Tensor:
+        world_model = self._inner.world_model
+        repeated = {name: value.repeat_interleave(actions.shape[1], 0) for name, value in state.items()}
+        latents = world_model.imagine_latents(repeated, actions.flatten(0, 1), self._inner.sample)
+        return world_model.perception.latent.embed(latents).unflatten(0, actions.shape[:2])
+
+
 class LatentGoalCost:
-    """``GoalCost`` of the latents of ``Trajectories``; the goal is (rows, latent width), as ``encode_goal`` returns."""
+    """``GoalCost`` of the latents of ``Trajectories``; the goal is (rows, latent width), as ``encode_goal`` returns.
+
+    Attributes:
+        of_latents: the same cost of latents alone, as ``LatentRollout`` returns.
+    """
 
     def __init__(self, goal: Tensor, nearest: float = 1.0, mean: float = 0.02, last: float = 0.1) -> None:
-        self._cost = GoalCost(goal, nearest, mean, last)
+        self.of_latents = GoalCost(goal, nearest, mean, last)
 
     def __call__(self, trajectories: Trajectories) -> Tensor:
-        return self._cost(trajectories.latents)
+        return self.of_latents(trajectories.latents)
 
 
 class ReturnCost:

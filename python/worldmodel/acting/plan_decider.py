@@ -1,10 +1,12 @@
 """Planning as a decider of ``WorldModel.act``."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from worldmodel.acting.plan_costs import ReturnCost, Trajectories, WorldModelRollout
-from worldmodel.acting.planner import Cost, Planner, PlannerConfig, Project, shifted
+from worldmodel.acting.plan_costs import LatentGoalCost, LatentRollout, ReturnCost, WorldModelRollout
+from worldmodel.acting.planner import Cost, Planner, PlannerConfig, Project, Rollout, shifted
 from worldmodel.data.batch import State
 from worldmodel.model.world_model import Sampler, WorldModel
 
@@ -63,14 +65,19 @@ class PlanningDecider:
             warm = previous.new_zeros(shape)
             if plan is not None and bool(follows.any()):
                 warm = torch.where(follows[:, None, None], shifted(plan, self._used), warm)
-            imagined = WorldModelRollout(world_model, self.sample)
-
-            def rollout(state: State, actions: Tensor) -> Trajectories:
-                return imagined(state, actions.repeat(1, 1, 1, self.repeats))
-
-            cost = self.cost or ReturnCost(world_model)
-            planner = Planner(rollout, cost, shape[2], self.config, project=self.project, generator=self._generator)
+            planner = self._planner(world_model, shape[2])
             plan, self._used = planner.plan(state, rows, warm).actions, 0
             self._actions = plan
         self._used += 1
         return plan[:, self._used - 1].repeat(1, self.repeats)
+
+    def _planner(self, world_model: WorldModel, width: int) -> Planner:
+        cost: Cost = self.cost or ReturnCost(world_model)
+        imagined: Rollout = WorldModelRollout(world_model, self.sample)
+        if isinstance(cost, LatentGoalCost):  # which needs no rewards
+            imagined, cost = LatentRollout(world_model, self.sample), cost.of_latents
+
+        def rollout(state: State, actions: Tensor) -> Any:
+            return imagined(state, actions.repeat(1, 1, 1, self.repeats))
+
+        return Planner(rollout, cost, width, self.config, project=self.project, generator=self._generator)

@@ -83,7 +83,7 @@ def _targets(world_model: WorldModel, batch: Batch, z: Tensor, config: Embedding
 def _rolled_out(world_model: WorldModel, batch: Batch, observed: Observed, horizon: int) -> tuple[Tensor, Tensor]:
     """From each of ``observed.steps``: latents (starts, horizon, size), and whether there is such a step to compare."""
     actions = _ahead(world_model.action_spec.encode(batch.actions), observed.steps, horizon, -1)
-    latents = world_model.imagine_actions(observed.states_after, actions.to(observed.latent.dtype)).latent
+    latents = world_model.imagine_latents(observed.states_after, actions.to(observed.latent.dtype))
     goes_on = batch.losses_at & ~batch.is_first
     goes_on[:, 1:] &= ~batch.is_last[:, :-1]
     starts = torch.cat([batch.losses_at[:, step - 1] for step in observed.steps])[:, None]
@@ -147,18 +147,21 @@ def spread(z: Tensor) -> dict[str, Tensor]:
 
     "latent/deviation" is the mean over entries of their standard deviation, "latent/least_deviation" the least and
     "latent/most_deviation" the largest. "latent/rank" is the effective rank, exp of the entropy of the covariance's
-    normalised eigenvalues (Roy and Vetterli 2007): a small latent of many directions has a high one.
+    normalised eigenvalues (Roy and Vetterli 2007), of two entries at least: a small latent of many directions has a
+    high one.
     """
     centred = (z - z.mean(0)).double()
     deviations = centred.square().mean(0).sqrt()
-    shares = torch.linalg.eigvalsh(centred.T @ centred).clamp(min=1e-30)
-    shares = shares / shares.sum()
-    return {
-        "latent/rank": (-(shares * shares.log()).sum()).exp(),
+    found = {
         "latent/deviation": deviations.mean(),
         "latent/least_deviation": deviations.min(),
         "latent/most_deviation": deviations.max(),
     }
+    if z.shape[-1] == 1:
+        return found
+    shares = torch.linalg.eigvalsh(centred.T @ centred).clamp(min=1e-30)
+    shares = shares / shares.sum()
+    return {"latent/rank": (-(shares * shares.log()).sum()).exp(), **found}
 
 
 def collapse_notice(metrics: Mapping[str, float]) -> str | None:
@@ -166,8 +169,9 @@ def collapse_notice(metrics: Mapping[str, float]) -> str | None:
     deviation, rank = metrics.get("latent/deviation", math.inf), metrics.get("latent/rank", math.inf)
     if deviation >= _COLLAPSED_DEVIATION and rank >= _COLLAPSED_RANK:
         return None
+    filled = "" if math.isinf(rank) else f", and fill {rank:.1f} directions"
     return (
-        f"the latents have collapsed: their entries deviate by {deviation:.2g}, expected about 1, and fill {rank:.1f} "
-        "directions. What differs looks the same to the model, so plans in it mean nothing. Raise latent.sigreg, or "
+        f"the latents have collapsed: their entries deviate by {deviation:.2g}, expected about 1{filled}. "
+        "What differs looks the same to the model, so plans in it mean nothing. Raise latent.sigreg, or "
         "latent.variance and latent.covariance, or lower latent.target_gradient with latent.tau above 0"
     )

@@ -57,12 +57,21 @@ class Prediction(nn.Module):
 
     def forward(self, features: Tensor, action: Tensor, latent: Tensor | None = None) -> Predicted:
         """``features`` (..., features), ``action`` (..., action width); ``latent`` z_t of residual predictions."""
-        given = [latent] if self.residual and latent is not None else []
-        inputs = torch.cat([features, action.to(features.dtype), *given], -1)
+        inputs = self._inputs(features, action, latent)
         outcome = self.trunk(inputs)
+        return Predicted(self._prior(inputs, latent), self.reward(outcome), self.continues(outcome).squeeze(-1))
+
+    def prior(self, features: Tensor, action: Tensor, latent: Tensor | None = None) -> Tensor:
+        """``Predicted.prior`` alone."""
+        return self._prior(self._inputs(features, action, latent), latent)
+
+    def _inputs(self, features: Tensor, action: Tensor, latent: Tensor | None) -> Tensor:
+        given = [latent] if self.residual and latent is not None else []
+        return torch.cat([features, action.to(features.dtype), *given], -1)
+
+    def _prior(self, inputs: Tensor, latent: Tensor | None) -> Tensor:
         outputs = self.latent(inputs)
-        prior = self.distribution(given[0] + outputs if given else outputs)
-        return Predicted(prior, self.reward(outcome), self.continues(outcome).squeeze(-1))
+        return self.distribution(outputs + latent if self.residual and latent is not None else outputs)
 
     def mean_reward(self, predicted: Predicted) -> Tensor:
         """Divided by the reward scale, (...)."""

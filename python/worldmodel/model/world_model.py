@@ -269,13 +269,28 @@ class WorldModel(nn.Module):
 
     def imagine_actions(self, state: State, actions: Tensor, sample: Sampler | None = None) -> Imagined:
         """``imagine`` with ``actions`` (batch, horizon, action width); raises ValueError for other shapes."""
+        self._check_actions(state, actions, "imagine_actions")
+        return self._imagine(state, lambda step, _: actions[:, step], actions.shape[1], sample)
+
+    def imagine_latents(self, state: State, actions: Tensor, sample: Sampler | None = None) -> Tensor:
+        """The latents of ``imagine_actions``, (batch, horizon, *latent shape), without rewards and continuation."""
+        self._check_actions(state, actions, "imagine_latents")
+        latent_space = self.perception.latent
+        sample = sample or latent_space.sample
+        latents: list[Tensor] = []
+        for step, action in enumerate(actions.unbind(1)):
+            latents.append(sample(self.prediction.prior(state["features"], action, state.get("latent"))))
+            if step + 1 < actions.shape[1]:
+                _, state = self._step_memory(latent_space.embed(latents[-1]), action, state, None, None)
+        return torch.stack(latents, 1)
+
+    def _check_actions(self, state: State, actions: Tensor, caller: str) -> None:
         rows, width = state["features"].shape[0], self.action_spec.width
         if actions.dim() != 3 or actions.shape[1] < 1 or (actions.shape[0], actions.shape[2]) != (rows, width):
             raise ValueError(
-                f"WorldModel.imagine_actions: actions has shape {tuple(actions.shape)}, expected (batch={rows}, "
-                f"horizon of at least 1, action width={width})"
+                f"WorldModel.{caller}: actions has shape {tuple(actions.shape)}, expected (batch={rows}, horizon of at "
+                f"least 1, action width={width})"
             )
-        return self._imagine(state, lambda step, _: actions[:, step], actions.shape[1], sample)
 
     def _imagine(
         self, state: State, choose: Callable[[int, State], Tensor], horizon: int, sample: Sampler | None
