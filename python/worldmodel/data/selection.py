@@ -1,7 +1,7 @@
 """Chosen episodes of one or more files, with actions of one or more steps: what ``train --data`` learns from."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -120,46 +120,77 @@ class SelectedEpisodes:
 
     def rows(self, starts: np.ndarray, window: int) -> Arrays:
         """As ``EpisodeFile.rows``, without displacement and heading. Raises RunError with file, episode and step."""
-        rows = [self._row(int(start), window) for start in starts]
-        return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+        alike: dict[tuple[int, int, bool], list[_Piece]] = {}  # pieces of one file and length are read at once
+        for row, start in enumerate(starts):
+            for piece in self._pieces(row, int(start), window):
+                alike.setdefault((piece.file, piece.steps, piece.ends), []).append(piece)
+        rows: Arrays = {}
+        for (file, _, _), pieces in alike.items():
+            for name, array in self._read(self._files[file], pieces).items():
+                if name not in rows:
+                    rows[name] = np.empty((len(starts), window, *array.shape[2:]), array.dtype)
+                for piece, values in zip(pieces, array, strict=True):
+                    rows[name][piece.row, piece.at : piece.at + piece.steps] = values
+        return rows
 
-    def _row(self, start: int, window: int) -> Arrays:
-        chosen, parts = self._chosen, []
+    def _pieces(self, row: int, start: int, window: int) -> Iterator["_Piece"]:
+        """The parts of episodes that ``window`` steps from ``start`` are."""
+        chosen, at = self._chosen, 0
         episode = int(np.searchsorted(chosen.first, start, "right")) - 1
-        while window:
-            offset = start - int(chosen.first[episode])
-            count = min(window, int(chosen.steps[episode]) - offset)
-            parts.append(self._part(episode, offset, count))
-            start, window, episode = start + count, window - count, episode + 1
-        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        while at < window:
+            offset = start + at - int(chosen.first[episode])
+            steps = min(window - at, int(chosen.steps[episode]) - offset)
+            first = int(chosen.start[episode]) + offset * self.action_steps
+            ends = offset + steps == chosen.steps[episode]
+            yield _Piece(row, at, int(chosen.file[episode]), first, steps, not offset, bool(ends))
+            at, episode = at + steps, episode + 1
 
-    def _part(self, episode: int, offset: int, count: int) -> Arrays:
-        """``count`` steps of an episode."""
-        chosen, k = self._chosen, self.action_steps
-        file = self._files[chosen.file[episode]]
-        ends = offset + count == chosen.steps[episode]
-        acted = count - 1 if ends else count  # steps with an action
-        first = int(chosen.start[episode]) + offset * k
-        found = {name: array[0] for name, array in file.rows(np.array([first]), acted * k + ends).items()}
-        seen = {name: array[::k] for name, array in found.items() if name.startswith("observations/")}
-        actions = np.zeros((count, *self.action_spec.shape), self.action_spec.dtype)
-        actions[:acted] = found["actions"][: acted * k].reshape(acted, *self.action_spec.shape)
-        rewards, terminated = np.zeros(count, np.float32), np.zeros(count, bool)
-        rewards[:acted] = found["rewards"][: acted * k].reshape(acted, k).sum(1)
-        terminated[:acted] = found["terminated"][: acted * k].reshape(acted, k).any(1)
-        is_first, is_last = np.zeros(count, bool), np.zeros(count, bool)
-        is_first[0], is_last[-1] = offset == 0, ends
-        row = {**seen, "actions": actions, "rewards": rewards, "terminated": terminated}
-        row |= {"is_first": is_first, "is_last": is_last}
+    def _read(self, file: Episodes, pieces: Sequence["_Piece"]) -> Arrays:
+        """Arrays (pieces, steps, ...) of pieces of one length, all or none of which end an episode."""
+        k, count, steps, ends = self.action_steps, len(pieces), pieces[0].steps, pieces[0].ends
+        firsts, begin = np.array([piece.first for piece in pieces]), np.array([piece.begins for piece in pieces])
+        acted = steps - ends  # steps with an action
+        found = file.rows(firsts, acted * k + ends)
+        rows = {name: array[:, ::k] for name, array in found.items() if name.startswith("observations/")}
+        rows["actions"] = np.zeros((count, steps, *self.action_spec.shape), self.action_spec.dtype)
+        rows["rewards"] = np.zeros((count, steps), np.float32)
+        rows |= {name: np.zeros((count, steps), bool) for name in ("terminated", "is_first", "is_last")}
+        actions, rewards, terminated = (found[name][:, : acted * k] for name in ("actions", "rewards", "terminated"))
+        rows["actions"][:, :acted] = actions.reshape(count, acted, *self.action_spec.shape)
+        rows["rewards"][:, :acted] = rewards.reshape(count, acted, k).sum(2)
+        rows["terminated"][:, :acted] = terminated.reshape(count, acted, k).any(2)
+        rows["is_first"][:, 0], rows["is_last"][:, -1] = begin, ends
+        rows["elapsed"] = np.ones((count, steps), np.float32)
         if "elapsed" in found:
-            row["elapsed"] = self._elapsed(file, found["elapsed"], first, offset)
-        return row
+            before = np.ones((count, k - 1), np.float32)
+            if k > 1 and not begin.all():
+                before[~begin] = file.rows(firsts[~begin] - k + 1, k - 1)["elapsed"]
+            elapsed = np.concatenate([before, found["elapsed"]], 1)[:, : steps * k]
+            rows["elapsed"] = elapsed.reshape(count, steps, k).mean(2, dtype=np.float32)
+        return rows
 
-    def _elapsed(self, file: Episodes, elapsed: np.ndarray, first: int, offset: int) -> np.ndarray:
-        """Time since the observation before, in actions."""
-        k = self.action_steps
-        before = file.rows(np.array([first - k + 1]), k - 1)["elapsed"][0] if offset and k > 1 else np.ones(k - 1)
-        return np.concatenate([before, elapsed])[: len(elapsed[::k]) * k].reshape(-1, k).mean(1).astype(np.float32)
+
+@dataclasses.dataclass(frozen=True)
+class _Piece:
+    """Steps of one episode in a row.
+
+    Attributes:
+        row: of what is read.
+        at: first step there.
+        file: index.
+        first: step of the file.
+        steps: of k of the file's each.
+        begins: whether the episode does.
+        ends: whether the episode does.
+    """
+
+    row: int
+    at: int
+    file: int
+    first: int
+    steps: int
+    begins: bool
+    ends: bool
 
 
 def repeated(action_spec: ActionSpec, count: int) -> ActionSpec:

@@ -136,11 +136,13 @@ class WorldModel(nn.Module):
         self.decision = Decision(width, action_spec, config.decision)
         self.reward_scale = RewardScale()
         learned = config.perception.latent
-        embeds = isinstance(learned, EmbeddingConfig)
-        self.slow_perception = copy.deepcopy(self.perception).requires_grad_(False) if embeds and learned.tau else None
-        self.inverse = (
-            InverseDynamics(latent.width, action_spec, config.prediction) if embeds and learned.inverse else None
-        )
+        self.slow_perception: Perception | None = None
+        self.inverse: InverseDynamics | None = None
+        if isinstance(learned, EmbeddingConfig):
+            if learned.tau:
+                self.slow_perception = copy.deepcopy(self.perception).requires_grad_(False)
+            if learned.inverse:
+                self.inverse = InverseDynamics(latent.width, action_spec, config.prediction)
         self.register_load_state_dict_pre_hook(_upgrade_names)
 
     @property
