@@ -8,7 +8,8 @@ import pytest
 from gymnasium import spaces
 
 from worldmodel.__main__ import main
-from worldmodel.data.datasets import EpisodeFile, EpisodeWriter, RecordedSource
+from worldmodel.commands.options import train_options
+from worldmodel.data.datasets import EpisodeWriter, RecordedSource
 from worldmodel.data.selection import SelectedEpisodes, held_out_split, open_episodes, repeated
 from worldmodel.data.spaces import ActionSpec, ObservationSpec
 from worldmodel.runs.fields import ConfigurationError
@@ -167,4 +168,7 @@ def test_train_learns_from_data_evaluates_on_others_and_resumes(folder, tmp_path
         assert main(["train", *arguments, "--run", str(tmp_path / "no")]) == 1
         error = capsys.readouterr().err
         assert said in error and len(error.splitlines()) == 1 and not (tmp_path / "no").exists()
-    assert EpisodeFile(folder / "a.npz").episodes == 3
+    assert main(["evaluate", str(tmp_path / "whole")]) == 1
+    assert "learned from recorded episodes: --env names an environment" in capsys.readouterr().err
+    start = ["--init-from", str(tmp_path / "whole"), "--env", "worldmodel_environments:Echo"]
+    assert train_options(start)[0].data is None and train_options(start[:2])[0].data == folder

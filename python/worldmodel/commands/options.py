@@ -90,6 +90,8 @@ def train_options(arguments: Sequence[str]) -> tuple[TrainConfig, Path | None, d
         start = TrainConfig(env=early.env or "", env_args=given, preset=preset, kinds=kinds)
     else:
         start = saved_config(Run(begun))
+        if early.init_from is not None and early.env is not None and early.data is None:
+            start = dataclasses.replace(start, data=None)  # fine-tunes in an environment
     start = dataclasses.replace(start, model=with_kinds(start.model, early.memory, early.latent))
     fields = [field.name for field in dataclasses.fields(TrainConfig)]
     default = TrainOptions(**{**{name: getattr(start, name) for name in fields}, "env_args": ()})
@@ -186,10 +188,12 @@ def named_environment(
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """``environment_of`` the run; inside, what it names is imported only if it is installed, or with ``trust``.
 
-    An ``env`` is asked for by the user. Raises NotTrusted.
+    An ``env`` is asked for by the user. Raises NotTrusted; ConfigurationError without an environment.
     """
     config = saved_config(run)
     name, arguments = environment_of(config, env, env_args)
+    if not name:
+        raise ConfigurationError(f"{run.folder} learned from recorded episodes: --env names an environment to act in")
     if not trust:
         check_installed(run.folder, [*blocks_of(config), *([] if env else [name])])
     with installed_alone(run.folder, trust or env is not None):
