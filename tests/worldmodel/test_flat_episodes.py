@@ -9,6 +9,7 @@ import torch
 
 from worldmodel.data.datasets import RecordedSource
 from worldmodel.data.flat_episodes import FlatEpisodes
+from worldmodel.data.selection import SelectedEpisodes
 from worldmodel.runs.files import RunError
 from worldmodel.runs.optional_dependencies import MissingPackage
 
@@ -65,6 +66,19 @@ def test_a_source_makes_batches_of_them():
     batch, _ = RecordedSource(FlatEpisodes(PATH, columns()), batch_size=2, window=6).sample()
     assert batch.shape == (2, 6) and batch.observations["pixels"].dtype == torch.uint8
     assert batch.actions.abs().max() <= 1 and batch.is_first[:, 0].all()
+
+
+def test_chosen_episodes_have_actions_of_several_steps():
+    made = columns()
+    found = SelectedEpisodes([FlatEpisodes(PATH, made, ["proprio"])], np.array([0, 2]), action_steps=2)
+    assert (found.steps, found.episodes) == (4, 2)
+    rows = {name: array[0] for name, array in found.rows(np.array([0]), 4).items()}
+    assert np.allclose(rows["observations/proprio"], made["proprio"][[0, 2, 10, 12]])
+    assert rows["is_last"].tolist() == [False, True, False, True] and not rows["actions"][[1, 3]].any()
+    for step, first in ((0, 0), (2, 10)):
+        assert np.allclose(
+            found.action_spec.to_env(rows["actions"][step]), made["action"][first : first + 2], atol=1e-5
+        )
 
 
 def test_what_is_wrong_is_told_with_its_episode_and_step():
