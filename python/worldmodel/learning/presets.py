@@ -160,7 +160,7 @@ def pixels() -> Preset:
 
 
 def planning() -> Preset:
-    """Recorded episodes with pictures, to plan in: latents without a decoder, no memory; tested on TwoRooms.
+    """Recorded episodes with pictures, to plan in: latents without a decoder, no memory; not measured yet.
 
     Windows are short, batches large: what differs between episodes keeps the latents apart. Averaged weights replace a
     learning rate that falls.
@@ -171,7 +171,7 @@ def planning() -> Preset:
             MemoryConfig(blocks=(GatedConvBlock(d_conv=1),)),
             PredictionConfig(hidden=256, layers=2),
         ),
-        LearnerConfig(model_lr=2e-3, ema=200, objective=ObjectiveConfig(horizon=1, imagination_starts=4)),
+        LearnerConfig(model_lr=1e-3, ema=200, objective=ObjectiveConfig(horizon=1, imagination_starts=4)),
         ReplayConfig(batch_size=96, window=9, burn_in=0),
         num_envs=8,
         train_ratio=64,
