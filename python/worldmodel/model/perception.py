@@ -64,7 +64,12 @@ class Perception(nn.Module):
         self.codecs = nn.ModuleList(codecs.values())
         width = sum(codec.width for codec in codecs.values())
         self.encoder = mlp(width, config.hidden, config.layers, self.latent.outputs)
-        self.norm = FirstBatchNorm(self.latent.outputs) if self.latent.residual else None
+        self.norms: list[FirstBatchNorm] = []
+        if self.latent.residual:
+            # Little of a picture differs: without the first norm, a step of the last layer would move all latents.
+            self.norms = [FirstBatchNorm(self.encoder[-1].in_features), FirstBatchNorm(self.latent.outputs)]
+            self.encoder.insert(len(self.encoder) - 1, self.norms[0])
+            self.encoder.append(self.norms[1])
         if not self.latent.decodes:
             for codec in codecs.values():
                 codec.drop_decoder()
@@ -79,8 +84,20 @@ class Perception(nn.Module):
         for name, modality in self.spec.modalities.items():
             lead = observations[name].shape[: observations[name].dim() - len(modality.shape)]
             steps.append(observations[name].flatten(0, len(lead) - 1))
-        outputs = self._by_chunks(self._encode, *steps).view(*lead, -1)
-        return self.latent.distribution(outputs if self.norm is None else self.norm(outputs))
+        return self.latent.distribution(self._by_chunks(self._encode, *steps).view(*lead, -1))
+
+    @torch.no_grad()
+    def begin(self, observations: Mapping[str, Tensor], valid: Tensor) -> None:
+        """Standardises by the first batch, (batch, time, ...), where it is ``valid``; a later call changes nothing."""
+        for norm in self.norms:
+            if norm.begun:
+                return
+            seen: list[Tensor] = []
+            handle = norm.register_forward_pre_hook(lambda _, inputs, seen=seen: seen.append(inputs[0]))
+            self(observations)
+            handle.remove()
+            features = torch.cat(seen)[valid.flatten()]
+            norm.begin(features.mean(0), features.var(0, correction=0))
 
     def decode(self, latent: Tensor) -> dict[str, Tensor]:
         """(..., *latent shape) -> predictions by modality.

@@ -359,14 +359,10 @@ class WorldModel(nn.Module):
 
     def begin(self, batch: Batch) -> None:
         """Before the first update: standardises latents that are learned by predicting them, by this batch."""
-        perception, slow = self.perception, self.slow_perception
-        if perception.norm is None or perception.norm.begun:
-            return
-        with torch.no_grad():
-            outputs = perception(batch.observations)[batch.valid]
-            perception.norm.begin(outputs.mean(0), outputs.var(0, correction=0))
-        if slow is not None:
-            slow.load_state_dict(perception.state_dict())
+        begun = all(norm.begun for norm in self.perception.norms)
+        self.perception.begin(batch.observations, batch.valid)
+        if self.slow_perception is not None and not begun:
+            self.slow_perception.load_state_dict(self.perception.state_dict())
 
     def update_targets(self) -> None:
         """Moves the slow networks towards those that learn."""
