@@ -77,8 +77,7 @@ def of(benchmark: str, results: Results) -> Results:
 
 def title(result: dict[str, Any]) -> str:
     if result["device"] == "cpu":
-        cpu = result["environment"]["cpu"]
-        return f"{cpu['model']}, {cpu['cores']} cores"
+        return environment.processor(result["environment"])
     return result["environment"]["gpu"]["name"]
 
 

@@ -36,10 +36,16 @@ def describe(device: torch.device) -> dict[str, Any]:
     return found
 
 
-def summary(environment: dict[str, Any]) -> str:
-    cpu, packages = environment["cpu"], environment["packages"]
+def processor(environment: dict[str, Any]) -> str:
+    """Model, cores and widest vectors of the CPU."""
+    cpu = environment["cpu"]
     widest = next((f for f in ("avx512f", "avx2", "sve", "asimd") if f in cpu["flags"]), "")
-    parts = [f"{cpu['model']}, {cpu['cores']} cores{', ' + widest if widest else ''}"]
+    return f"{cpu['model']}, {cpu['cores']} cores{', ' + widest if widest else ''}"
+
+
+def summary(environment: dict[str, Any]) -> str:
+    packages = environment["packages"]
+    parts = [processor(environment)]
     if "gpu" in environment:
         gpu = environment["gpu"]
         parts = [f"{gpu['name']}, CUDA {gpu['cuda']}, driver {gpu['driver'] or 'unknown'}"]

@@ -62,7 +62,27 @@ def windows(files: list[Tensor], length: int, most: int) -> Tensor:
     return torch.stack([file[at : at + length + 1] for file, at in chosen]).long()
 
 
-def batch(text: Tensor, rows: int, length: int, generator: torch.Generator) -> Tensor:
-    """(rows, length + 1) bytes from random places."""
-    starts = torch.randint(len(text) - length, (rows, 1), generator=generator)
-    return text[starts + torch.arange(length + 1)].long()
+class Stream:
+    """Windows to train on, at random places of a text, or where the window before ended.
+
+    Args:
+        text: bytes.
+        rows: of a batch.
+        length: of a window.
+        share: of windows that go on.
+        generator: of places.
+    """
+
+    def __init__(self, text: Tensor, rows: int, length: int, share: float, generator: torch.Generator) -> None:
+        self.text, self.length, self.share, self.generator = text, length, share, generator
+        self.starts = torch.full((rows,), len(text))  # nothing goes on
+
+    def next(self) -> tuple[Tensor, Tensor]:
+        """(rows, length + 1) bytes, and which rows go on."""
+        size = self.starts.shape
+        follow = self.starts + self.length
+        on = torch.rand(size, generator=self.generator) < self.share
+        on &= follow + self.length < len(self.text)
+        anywhere = torch.randint(len(self.text) - self.length, size, generator=self.generator)
+        self.starts = torch.where(on, follow, anywhere)
+        return self.text[self.starts[:, None] + torch.arange(self.length + 1)].long(), on

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -37,7 +37,7 @@ class Settings:
 
 
 class RotaryAttention(nn.Module):
-    """Causal attention to everything before, with rotary positions."""
+    """Causal attention to everything before in the same call, with rotary positions."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ class RotaryAttention(nn.Module):
         frequencies = BASE ** -(torch.arange(pairs, dtype=torch.float64) / pairs)
         self.register_buffer("frequencies", frequencies, persistent=False)
 
-    def forward(self, inputs: Tensor) -> tuple[Tensor, None]:
+    def forward(self, inputs: Tensor, state: None = None) -> tuple[Tensor, None]:
         angles = torch.arange(inputs.shape[1], dtype=torch.float64)[:, None] * self.frequencies
         q, k, v = self.in_proj(inputs).chunk(3, -1)
         q, k = rotate(q, angles), rotate(k, angles)
@@ -64,9 +64,9 @@ class WindowedAttention(nn.Module):
         super().__init__()
         self.attention = LocalAttention(width, window, heads)
 
-    def forward(self, inputs: Tensor) -> tuple[Tensor, Any]:
-        outputs, state = self.attention(inputs.unsqueeze(2))
-        return outputs.squeeze(2), state
+    def forward(self, inputs: Tensor, state: Any = None) -> tuple[Tensor, Any]:
+        outputs, after = self.attention(inputs.unsqueeze(2), state)
+        return outputs.squeeze(2), after
 
 
 Make = Callable[[int, Settings], nn.Module]
@@ -76,12 +76,12 @@ KINDS: dict[str, Make] = {
     "rotary": lambda width, s: RotaryAttention(width, s.heads),
     "memory": lambda width, s: MemoryAttention(width, s.tokens, s.block, s.heads),
 }
-MEMORIES = {  # a hybrid's layers alternate
+MEMORIES = {  # kinds of layers in turn; the hybrid's are those of Griffin (De et al. 2024)
     "memory attention": ("memory",),
     "scan": ("scan",),
     "rotary attention": ("rotary",),
     "windowed attention": ("window",),
-    "hybrid": ("scan", "window"),
+    "hybrid": ("scan", "scan", "window"),
 }
 
 
@@ -94,24 +94,29 @@ class Layer(nn.Module):
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(2))
         self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.memory(self.norms[0](x))[0]
-        return x + self.mlp(self.norms[1](x))
+    def forward(self, x: Tensor, state: Any) -> tuple[Tensor, Any]:
+        y, after = self.memory(self.norms[0](x), state)
+        x = x + y
+        return x + self.mlp(self.norms[1](x)), after
 
 
 class Model(nn.Module):
-    """(batch, time) classes -> logits of the next class, (batch, time, classes)."""
+    """(batch, time) classes -> logits of the next class, (batch, time, classes), and the layers' last states."""
 
     def __init__(self, kinds: tuple[str, ...], settings: Settings, classes: int, layers: int, width: int, hidden: int):
         super().__init__()
         self.embed = nn.Embedding(classes, width)
-        self.layers = nn.Sequential(
-            *(Layer(width, hidden, KINDS[kinds[i % len(kinds)]](width, settings)) for i in range(layers))
+        self.layers = nn.ModuleList(
+            Layer(width, hidden, KINDS[kinds[i % len(kinds)]](width, settings)) for i in range(layers)
         )
         self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, classes)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.norm(self.layers(self.embed(x))))
+    def forward(self, x: Tensor, states: Sequence[Any] | None = None) -> tuple[Tensor, list[Any]]:
+        x, after = self.embed(x), []
+        for layer, state in zip(self.layers, states or [None] * len(self.layers), strict=True):
+            x, state = layer(x, state)
+            after.append(state)
+        return self.head(self.norm(x)), after
 
 
 def build(memory: str, settings: Settings, classes: int, layers: int, parameters: int) -> Model:

@@ -21,6 +21,7 @@ from wmkernels.nn import no_decay_parameters
 LENGTH = 256  # bytes that training sees at once
 MULTIPLES = (1, 2, 4, 8, 16)
 ROWS = 4  # of a batch: small, for more updates in the same minutes
+CONTINUED = 0.5  # of windows of text, with the states that the window before left; the others begin with zeros
 WINDOWS = 48  # measured
 SEED_OF_TUNING = 1000
 
@@ -46,7 +47,7 @@ TASKS = {
             "scan": {"lr": RATES, "d_state": (8, 16)},
             "rotary attention": {"lr": RATES, "heads": (4, 8)},
             "windowed attention": {"lr": RATES, "window": (64, 128)},
-            "hybrid": {"lr": RATES, "window": (64, 128)},
+            "hybrid": {"lr": RATES, "window": (64, 128), "d_state": (8,)},
         },
     ),
     "recall": Task(
@@ -115,8 +116,8 @@ def execute(plan: Plan, folder: Path) -> dict[str, Any]:
     classes, layers, parameters = TASKS[plan.task].sizes
     model = build(plan.memory, plan.settings, classes, layers, parameters)
     text = corpus.load() if plan.task == "text" else None
-    loss_of = functools.partial(text_loss, text) if text else recall_loss
-    trained = train(model, lambda: loss_of(model, generator), plan.minutes, plan.settings.lr)
+    loss_of = TextLoss(model, text.train, generator) if text else functools.partial(recall_loss, model, generator)
+    trained = train(model, loss_of, plan.minutes, plan.settings.lr)
     model.eval()
     with torch.no_grad():
         if text:
@@ -166,14 +167,33 @@ def train(model: Model, loss_of: Callable[[], Tensor], minutes: float, lr: float
     return {"updates": steps, "cpu_seconds": time.process_time() - start, "curve": curve}
 
 
-def text_loss(text: corpus.Corpus, model: Model, generator: torch.Generator) -> Tensor:
-    sequence = corpus.batch(text.train, ROWS, LENGTH, generator)
-    return F.cross_entropy(model(sequence[:, :-1]).flatten(0, 1), sequence[:, 1:].flatten())
+class TextLoss:
+    """Of the next batch. States go on without gradients, as in block-recurrent transformers (Hutchins et al. 2022).
+
+    Rotary attention has no state of a fixed size: each of its windows begins with nothing.
+    """
+
+    def __init__(self, model: Model, text: Tensor, generator: torch.Generator) -> None:
+        self.model = model
+        self.stream = corpus.Stream(text, ROWS, LENGTH, CONTINUED, generator)
+        self.states: list[dict[str, Tensor] | None] | None = None
+
+    def __call__(self) -> Tensor:
+        sequence, on = self.stream.next()
+        if self.states is not None:
+            self.states = [state and {name: _kept(x, on) for name, x in state.items()} for state in self.states]
+        logits, self.states = self.model(sequence[:, :-1], self.states)
+        return F.cross_entropy(logits.flatten(0, 1), sequence[:, 1:].flatten())
+
+
+def _kept(state: Tensor, rows: Tensor) -> Tensor:
+    """Zeros in other rows; without gradients."""
+    return state.detach().masked_fill(~rows.view(-1, *[1] * (state.dim() - 1)), 0)
 
 
 def recall_loss(model: Model, generator: torch.Generator) -> Tensor:
     tokens, answers, _ = recall.batch(4 * ROWS, generator)
-    return F.cross_entropy(model(tokens).flatten(0, 1), answers.flatten(), ignore_index=-1)
+    return F.cross_entropy(model(tokens)[0].flatten(0, 1), answers.flatten(), ignore_index=-1)
 
 
 def measure_text(model: Model, files: list[Tensor]) -> dict[str, list[float]]:
@@ -186,7 +206,7 @@ def measure_text(model: Model, files: list[Tensor]) -> dict[str, list[float]]:
     for multiple in MULTIPLES:
         losses = []
         for rows in windows[:, -(multiple * LENGTH + 1) :].split(4):
-            logits = model(rows[:, :-1])
+            logits, _ = model(rows[:, :-1])
             losses.append(F.cross_entropy(logits.transpose(1, 2), rows[:, 1:], reduction="none") / math.log(2))
         bits = torch.cat(losses)  # (windows, bytes)
         found["last"].append(bits[:, -LENGTH:].mean().item())
@@ -197,6 +217,6 @@ def measure_text(model: Model, files: list[Tensor]) -> dict[str, list[float]]:
 def measure_recall(model: Model, seed: int) -> dict[str, float]:
     """Accuracy of answers for keys stored within the window, beyond it, and the mean of both."""
     tokens, answers, ages = recall.batch(128, torch.Generator().manual_seed(seed))
-    right = model(tokens).argmax(-1) == answers
+    right = model(tokens)[0].argmax(-1) == answers
     near, far = (right[(answers >= 0) & (near == (ages < recall.NEAR))].float().mean().item() for near in (True, False))
     return {"near": near, "far": far, "accuracy": (near + far) / 2}

@@ -28,12 +28,16 @@ class Trajectory:
     Attributes:
         views: uint8 (n + 1, width, height, channels).
         actions: int64 (n,).
+        rewards: (n,).
+        terminated: whether the last action ended the episode.
         kind: KEY or BALL.
         cells: the cue's first two indices per view; None if out of view.
     """
 
     views: np.ndarray
     actions: np.ndarray
+    rewards: np.ndarray
+    terminated: bool
     kind: int
     cells: list[tuple[int, int] | None]
 
@@ -52,15 +56,17 @@ def random_trajectories(name: str, count: int, seed: int) -> list[Trajectory]:
     trajectories = []
     for number in range(seed, seed + count):
         random = np.random.default_rng(number)
-        views, actions = [env.reset(seed=number)[0]], []
+        views, actions, rewards = [env.reset(seed=number)[0]], [], []
         cells, ended = [_cue_in(env, views[0])], False
         while not ended:
             actions.append(int(random.integers(env.action_space.n)))
-            view, _, terminated, truncated, _ = env.step(actions[-1])
+            view, reward, terminated, truncated, _ = env.step(actions[-1])
+            rewards.append(float(reward))
             views.append(view)
             cells.append(_cue_in(env, view))
             ended = terminated or truncated
-        trajectories.append(Trajectory(np.stack(views), np.array(actions), cue_kind(env), cells))
+        played = np.stack(views), np.array(actions), np.array(rewards, np.float32), terminated
+        trajectories.append(Trajectory(*played, cue_kind(env), cells))
     env.close()
     return trajectories
 

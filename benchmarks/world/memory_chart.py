@@ -14,6 +14,8 @@ COLOURS = {
     "ConvLSTM": "#3b82f6",
     "none": "#10a37f",
     "scan (latent sampled)": "#c08a00",
+    "scan (latent sampled for half of memory)": "#ef4444",
+    "scan (latent sampled for memory)": "#0ea5e9",
     "none (latent sampled)": "#a855f7",
 }
 

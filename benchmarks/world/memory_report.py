@@ -4,6 +4,7 @@ from typing import Any
 
 from harness.tables import figure
 from world.cue import GAPS
+from world.inputs import GIVEN
 from world.memory_runs import TASKS
 from world.moving import AHEAD
 
@@ -34,10 +35,26 @@ def tables(result: dict[str, Any]) -> list[Table]:
     if cue:
         header = ("memory", *(f"{name} steps" for name in GAPS), "beyond 8 steps, each seed", *COST_HEADER)
         found.append(Table("MemoryS9, cue back in view: accuracy of key or ball, by steps out of view", header, cue))
+    by_input = [_input_row(memory, runs) for memory, runs in groups(result, "cue").items()]
+    if any(by_input):
+        header = ("memory", *(f"{name}, {given}" for name in ("KL", "reward loss", "value") for given in GIVEN))
+        found.append(Table("MemoryS9, by what memory is given", header, [row for row in by_input if row]))
     if ball:
         header = ("memory", *(f"+{step}" for step in STEPS_AHEAD), "mean", "each seed", *COST_HEADER)
         found.append(Table("HiddenBall, wrong cells of the ball by step ahead", header, _ball_rows(ball)))
     return found
+
+
+def _input_row(memory: str, runs: list[dict[str, Any]]) -> list[str]:
+    """Empty without a run that measured it."""
+    measured = [run["measured"]["by_input"] for run in runs if "by_input" in run["measured"]]
+    means = [
+        statistics.mean(entry[given][name] for entry in measured)
+        for name in ("dynamics", "reward", "value")
+        for given in GIVEN
+        if measured
+    ]
+    return [memory, *(f"{mean:.4f}" for mean in means)] if means else []
 
 
 def beyond(run: dict[str, Any]) -> float:

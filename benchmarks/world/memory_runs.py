@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from harness import environment
-from world import cue, moving
+from world import cue, inputs, moving
 from worldmodel.acting.agent import Agent
 from worldmodel.model.world_model import WorldModel
 from worldmodel.runs.run import Run
@@ -21,7 +21,11 @@ HELD_OUT = 10**6
 
 
 def _measure_cue(world_model: WorldModel, env: str, episodes: int) -> dict[str, Any]:
-    return {"gaps": cue.accuracy_by_gap(cue.random_trajectories(env, episodes, HELD_OUT), cue.of_model(world_model))}
+    trajectories = cue.random_trajectories(env, episodes, HELD_OUT)
+    return {
+        "gaps": cue.accuracy_by_gap(trajectories, cue.of_model(world_model)),
+        "by_input": inputs.losses(world_model, inputs.batch_of(world_model, trajectories[:50])),
+    }
 
 
 def _measure_ball(world_model: WorldModel, env: str, episodes: int) -> dict[str, Any]:
@@ -47,6 +51,7 @@ class Task:
     measure: Callable[[WorldModel, str, int], dict[str, Any]]
 
 
+SAMPLED = ("--model.perception.latent.stochastic",)
 TASKS = {
     "cue": Task(
         "worldmodel/MemoryS9-v0",
@@ -56,8 +61,10 @@ TASKS = {
         {
             "scan": (),
             "none": ("--memory", "none"),
-            "scan (latent sampled)": ("--model.perception.latent.stochastic",),
-            "none (latent sampled)": ("--model.perception.latent.stochastic", "--memory", "none"),
+            "scan (latent sampled)": SAMPLED,
+            "scan (latent sampled for half of memory)": (*SAMPLED, "--learner.objective.sampled", "0.5"),
+            "scan (latent sampled for memory)": (*SAMPLED, "--learner.objective.sampled", "1"),
+            "none (latent sampled)": (*SAMPLED, "--memory", "none"),
         },
         _measure_cue,
     ),

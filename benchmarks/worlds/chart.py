@@ -23,7 +23,7 @@ def draw(result: dict[str, Any], path: Path) -> str:
     for row in longest:
         style = {"color": OURS, "lw": 2.6, "zorder": 3} if row.startswith("place, mo") else {"color": next(colours)}
         used.append(style["color"])
-        styles[row] = {"lw": 1.6, **style, "ls": _DASHES[used.count(style["color"]) - 1]}
+        styles[row] = {"lw": 1.6, **style, "ls": _DASHES[(used.count(style["color"]) - 1) % len(_DASHES)]}
 
     def panels(figure: Any) -> list[Any]:
         left, right = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))

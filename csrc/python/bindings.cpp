@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <iterator>
 #include <memory>
 #include <new>
 #include <string>
@@ -15,6 +16,7 @@
 #include "common/prepared_call.h"
 #include "common/status.h"
 #include "common/step_fast_path.h"
+#include "cpu/dispatch/isa.h"
 #pragma GCC visibility pop
 
 #if defined(_OPENMP) && !defined(_WIN32)
@@ -234,6 +236,24 @@ bool run_fast_path(const wmk::NamedStepFastPath& path, const py::tuple& tensors,
   return true;
 }
 
+// `layers`: structures of cpu/layers/layers.h, one after another.
+void run_layers(const py::bytes& layers, const py::tuple& ends, int64_t rows, int64_t width, int64_t steps,
+                int64_t given, int64_t threads) {
+  const std::string_view bytes = layers;
+  std::vector<wmk::Layer> copy(bytes.size() / sizeof(wmk::Layer));
+  std::copy(bytes.begin(), bytes.end(), reinterpret_cast<char*>(copy.data()));
+  wmk::LayerChain chain = {copy.data(), int64_t(copy.size()), {}, rows, width, steps, given, threads};
+  bool valid = bytes.size() % sizeof(wmk::Layer) == 0 && ends.size() == std::size(chain.ends);
+  for (size_t i = 0; valid && i < ends.size(); ++i) chain.ends[i] = ends[i].cast<int64_t>();
+  if (!valid || !wmk::is_valid(chain)) throw py::value_error("run_layers: the layers do not fit their scratch");
+  int status;
+  {
+    py::gil_scoped_release others_may_run;
+    status = wmk::level().run_layers(chain);
+  }
+  if (status != WMK_OK) raise("run_layers", status);
+}
+
 // Path of this extension's OpenMP library; empty without.
 std::string openmp_library() {
 #if defined(_OPENMP) && !defined(_WIN32)
@@ -287,6 +307,8 @@ PYBIND11_MODULE(_native, module) {
     module.def(path.name, run, py::arg("tensors"), py::arg("threads"), py::arg("delta_softplus") = false,
                "One step from tensors; false where it needs the ordinary path.");
   }
+  module.def("cpu_run_layers", run_layers, py::arg("layers"), py::arg("ends"), py::arg("rows"), py::arg("width"),
+             py::arg("steps"), py::arg("given"), py::arg("threads"), "Runs a chain of layers: wmkernels/layers.py.");
   module.def("cpu_isa", [] { return wmk_cpu_isa(); }, "The instruction-set level in use.");
   module.def("cpu_isa_available", [] { return wmk_cpu_isa_available(); }, "Those that run here, best first.");
   module.def("cpu_set_isa", set_isa, "Use one of them.");

@@ -17,6 +17,7 @@ USAGE = """usage: python -m worldmodel COMMAND [options]
   train       train a world model on an environment
   train-world train a world that stays: what is seen where, to be saved, edited and entered again
   evaluate    run whole episodes with what was trained
+  plot        draw returns, losses or other metrics of runs as curves, a PNG
   imagine     draw what was observed, reconstructed and imagined open-loop, as a PNG and a GIF
   record      record episodes of an environment in a file, to train from
   play        walk through a world in a browser or a terminal, edit, fork and save it
@@ -26,7 +27,7 @@ python -m worldmodel COMMAND --help explains the options.
 """
 
 
-COMMANDS = ("train", "train-world", "evaluate", "imagine", "record", "play", "demo")
+COMMANDS = ("train", "train-world", "evaluate", "plot", "imagine", "record", "play", "demo")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -11,8 +11,10 @@ from worldmodel_examples import CONFIG, MEMORIES, random_batch, small_model
 from worldmodel.learning.latent_objective import collapse_notice, sigreg, spread, vicreg
 from worldmodel.learning.learner import Learner, LearnerConfig
 from worldmodel.learning.objectives import ObjectiveConfig, model_loss
+from worldmodel.model.exploration import ExplorationConfig
 from worldmodel.model.latents import EmbeddingConfig
-from worldmodel.model.world_model import Batch
+from worldmodel.model.native_rollout import roll_out
+from worldmodel.model.world_model import Batch, _memory_part
 from worldmodel.runs.fields import ConfigurationError
 
 BARE = EmbeddingConfig(size=5, sigreg=0.0, rollout=3)
@@ -160,6 +162,57 @@ def test_a_value_after_imagination_knows_the_first_observation(memory):
     value = model.evaluation.value(imagined.features[:, -1]).sum()
     (gradient,) = torch.autograd.grad(value, place)
     assert (gradient[:, 0].abs().sum(-1) > 1e-9).all()
+
+
+@pytest.mark.parametrize("memory", ["scan", "gru", "none"])
+def test_imagination_predicts_each_step_from_the_latent_before_and_goes_on_where_it_stopped(memory):
+    model = embedding_model(memory=MEMORIES[memory])
+    batch = random_batch(model, resets=False)
+    state, actions = model.observe(batch).state, batch.actions[:, :6].double()
+    whole = model.imagine_actions(state, actions)
+    before = torch.cat([state["latent"][:, None], whole.latent[:, :-1]], 1)
+    predicted = model.prediction(whole.features[:, :-1], actions, before)
+    torch.testing.assert_close(whole.latent, predicted.prior)
+    torch.testing.assert_close(whole.rewards, model.prediction.mean_reward(predicted))
+    torch.testing.assert_close(whole.continues, predicted.continues.sigmoid())
+    assert not torch.allclose(predicted.reward, model.prediction(whole.features[:, :-1], actions, 0 * before).reward)
+    first = model.imagine_actions(state, actions[:, :2])
+    later = model.imagine_actions(first.state, actions[:, 2:])
+    assert first.state.keys() == state.keys()
+    for name in ("latent", "rewards", "continues"):
+        joined = torch.cat([getattr(first, name), getattr(later, name)], 1)
+        torch.testing.assert_close(joined, getattr(whole, name))
+    torch.testing.assert_close(later.state, whole.state)
+
+
+def test_latents_that_layers_in_one_call_do_not_know_are_imagined_by_operators():
+    model = embedding_model(done=spaces.Discrete(3), dtype=torch.float32, memory=MEMORIES["none"])
+    with torch.no_grad():
+        state = model.observe(random_batch(model)).state
+        assert roll_out(model, state["features"], _memory_part(state), 4, None) is None
+        imagined = model.imagine(state, model.decision, 4)
+    torch.testing.assert_close(imagined.state["latent"], imagined.latent[:, -1])
+
+
+def test_an_update_rolls_out_from_the_starts_of_imagination_and_carries_the_latent():
+    model = embedding_model()
+    batch = random_batch(model, resets=False)
+    batch.carry = 3
+    learner = Learner(model, LearnerConfig(objective=ObjectiveConfig(horizon=1, imagination_starts=2, sampled=0.5)))
+    model.begin(batch)
+    z, seen, inner = model.perception(batch.observations).detach(), [], model.imagine_latents
+    model.imagine_latents = lambda state, *rest: seen.append(state["latent"]) or inner(state, *rest)
+    learner.update(batch)
+    torch.testing.assert_close(learner.carried["latent"], z[:, 2])
+    (starts,) = seen
+    steps = [int((z[0] - start).abs().sum(-1).argmin()) for start in starts[::3]]
+    assert len(starts) == 6 and steps[0] < 7 <= steps[1]
+    torch.testing.assert_close(starts, torch.cat([z[:, step] for step in steps]))
+
+
+def test_exploration_by_embeddings_is_refused():
+    with pytest.raises(ConfigurationError, match=r"exploration\.bonus is 0\.5, and an embedding has the same entropy"):
+        embedding_model(exploration=ExplorationConfig(bonus=0.5))
 
 
 def test_inverse_dynamics_trains_the_encoder_for_classes_and_numbers():

@@ -30,7 +30,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture
 def measures(monkeypatch: pytest.MonkeyPatch) -> dict[str, ModuleType]:
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    names = ("cue", "moving", "memory_runs", "memory_report", "memory_chart")
+    names = ("cue", "inputs", "moving", "memory_runs", "memory_report", "memory_chart")
     return {name: importlib.import_module(f"world.{name}") for name in names}
 
 
@@ -100,7 +100,7 @@ def test_where_the_cue_is_shown_the_view_holds_it(measures: dict[str, ModuleType
 
 def test_the_cue_reappears_only_after_it_was_out_of_view(measures: dict[str, ModuleType]) -> None:
     trajectory = measures["cue"].Trajectory(
-        np.zeros((9, 3, 3, 3)), np.zeros(8), minigrid.KEY, [None, *[(0, 0)] * 2, *[None] * 3]
+        np.zeros((9, 3, 3, 3)), np.zeros(8), np.zeros(8), True, minigrid.KEY, [None, *[(0, 0)] * 2, *[None] * 3]
     )
     trajectory.cells += [(1, 1), None, (2, 2)]
     assert trajectory.reappearances() == [(6, 4), (8, 2)]
@@ -242,6 +242,23 @@ def test_what_is_imagined_depends_on_the_frames_observed_and_the_actions_taken_a
         assert (before[:, step:] != after[:, step:]).any()
 
 
+def test_losses_are_of_what_memory_is_given(measures: dict[str, ModuleType]) -> None:
+    """They agree where latents are their own means, and only there."""
+    trajectories = measures["cue"].random_trajectories(CUE, 3, seed=0)
+    model = random_model(CUE)
+    batch = measures["inputs"].batch_of(model, trajectories)
+    assert batch.valid.sum() == sum(len(one.views) for one in trajectories)
+    assert float(batch.rewards.sum()) == pytest.approx(sum(one.rewards.sum() for one in trajectories))
+    found = measures["inputs"].losses(model, batch)
+    assert found.keys() == {"means", "samples", "modes"}
+    assert len({entry["dynamics"] for entry in found.values()}) == 3
+    with torch.no_grad():
+        model.perception.encoder[-1].weight.mul_(1e4)  # certain: samples, modes and means are one
+    alike = measures["inputs"].losses(model, batch)
+    for entry in alike.values():
+        assert entry["dynamics"] == pytest.approx(alike["means"]["dynamics"], rel=1e-2)
+
+
 def test_runs_of_both_tasks_merge_into_tables_and_a_chart(
     measures: dict[str, ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -266,6 +283,7 @@ def test_runs_of_both_tasks_merge_into_tables_and_a_chart(
             "random_envs"
         ] == 16
         assert str(tmp_path) not in json.dumps(entry)
+    assert "by what memory is given" in said and "reward loss, samples" in said
     assert "accuracy of key or ball" in said and "persistence baseline" in said and "at least 95%, aim 99%" in said
     assert target.with_suffix(".png").exists()
     monkeypatch.setattr(script, "execute", None)  # finished runs are reused

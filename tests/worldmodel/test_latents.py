@@ -32,7 +32,7 @@ def distributions(config, count=2, rows=6):
 @EVERY_LATENT
 def test_a_sample_a_mode_and_a_mean_have_the_shape_of_the_latent_and_a_gradient(config):
     latent, (outputs,), (p,) = distributions(config, 1)
-    for choose in (latent.sample, latent.mode, latent.mean):
+    for choose in (latent.sample, latent.mode, latent.as_observed):
         z = choose(p)
         assert z.shape == (6, 2, *latent.shape) and latent.lead(z) == (6, 2)
         assert latent.embed(z).shape == (6, 2, latent.width)
@@ -74,8 +74,13 @@ def test_the_mean_of_many_samples_is_the_mean(name):
     latent, _, (p,) = distributions(LATENTS[name], 1)
     with torch.no_grad():
         samples = torch.stack([latent.sample(p) for _ in range(4000)])
-    torch.testing.assert_close(samples.mean(0), latent.mean(p), rtol=0, atol=0.1)
     torch.testing.assert_close(latent.embed(samples).mean(0), latent.embed_mean(p), rtol=0, atol=0.1)
+
+
+@EVERY_LATENT
+def test_memory_sees_a_prior_taken_as_observed_as_it_sees_a_posterior(config):
+    latent, _, (p,) = distributions(config, 1)
+    torch.testing.assert_close(latent.embed(latent.as_observed(p)), latent.embed_mean(p), rtol=0, atol=1e-12)
 
 
 def test_unimix_keeps_every_class_and_is_a_distribution():
@@ -129,6 +134,40 @@ def test_without_unimix_a_probability_of_zero_adds_nothing():
         (gradient,) = torch.autograd.grad(value.sum(), outputs, retain_graph=True)
         assert gradient.isfinite().all()
     assert latent.kl(q, p).isfinite().all()
+
+
+def test_one_far_target_moves_no_other_prediction_of_a_two_hot_head():
+    torch.manual_seed(0)
+    head = ScalarHead(2, ScalarConfig("two_hot"))
+    optimizer = torch.optim.Adam(head.parameters(), lr=0.05)
+    which = torch.eye(2).repeat(64, 1)
+
+    def fit(targets, updates):
+        for _ in range(updates):
+            optimizer.zero_grad()
+            head.loss(head(which), targets.repeat(64)).mean().backward()
+            optimizer.step()
+
+    fit(torch.tensor([5.0, -1.0]), 500)
+    before = head.mean(head(torch.eye(2))).detach()
+    torch.testing.assert_close(before, torch.tensor([5.0, -1.0]), rtol=0.02, atol=0)
+    state = {name: value.clone() for name, value in head.named_buffers()}
+    head.loss(head(which[:1]), torch.tensor([100.0])).mean().backward()
+    torch.testing.assert_close(dict(head.named_buffers()), state, rtol=0, atol=0)
+    assert torch.equal(head.mean(head(torch.eye(2))), before)
+    fit(torch.tensor([100.0, -1.0]), 500)
+    torch.testing.assert_close(head.mean(head(torch.eye(2))), torch.tensor([100.0, -1.0]), rtol=0.02, atol=0)
+
+
+def test_the_bins_of_a_two_hot_head_are_exact_in_between_and_ends_beyond():
+    head = ScalarHead(2, ScalarConfig("two_hot", bins=9))
+    assert head.centers[4] == 0 and head.centers[-1] == -head.centers[0] > 22_000
+    assert head.mean(head(torch.randn(5, 2))).abs().max() < 1e-5  # untrained
+    targets = torch.tensor([-1e9, -300.0, -0.5, 0.0, 7.25, 22_026.0, 1e9, torch.inf])
+    logits = torch.zeros(len(targets), 9, requires_grad=True)
+    (gradient,) = torch.autograd.grad(head.loss(logits, targets).sum(), logits)
+    said = head.mean((1 / 9 - gradient).clamp(min=0).log())  # of the distribution whose loss is smallest
+    torch.testing.assert_close(said, targets.clamp(head.centers[0], head.centers[-1]), rtol=1e-4, atol=1e-2)
 
 
 def test_an_unknown_target_of_a_two_hot_head_shows_in_its_loss_alone():

@@ -19,7 +19,6 @@ from worldmodel.learning.running_stats import (
     ReturnNormaliser,
     update_reward_scale,
     update_standardisation,
-    update_support,
 )
 from worldmodel.model.decision import DecisionConfig
 from worldmodel.model.evaluation import EvaluationConfig, lambda_returns
@@ -222,13 +221,10 @@ def test_a_number_head_comes_to_say_the_mean(kind):
     for _ in range(400):
         noise = torch.randint(0, 2, (128,)) * 2.0 - 1
         target = torch.where(which[:, 0] > 0, 5 + 3 * noise, -0.25 + 0.1 * noise)
-        update_support(head, target)
         optimizer.zero_grad()
         head.loss(head(which), target).mean().backward()
         optimizer.step()
     torch.testing.assert_close(head.mean(head(torch.eye(2))), torch.tensor([5.0, -0.25]), rtol=0, atol=0.5)
-    if kind == "two_hot":
-        assert head.v_max.item() == 8.0 and head.v_min.item() == -1.0
 
 
 def test_a_learner_that_is_saved_and_loaded_goes_on_bit_for_bit():
@@ -346,9 +342,6 @@ def test_without_any_reward_the_world_is_learned_and_nothing_else(gradient, done
 
 
 def test_targets_that_are_not_finite_reach_no_buffer():
-    head = ScalarHead(2, ScalarConfig("two_hot"))
-    update_support(head, torch.tensor([torch.inf, 3.0, -torch.inf, torch.nan]))
-    assert (head.v_min.item(), head.v_max.item()) == (-1.0, 3.0)
     scale = RewardScale()
     update_reward_scale(scale, torch.tensor([torch.nan, 2.0, torch.inf]))
     assert scale.scale == 2.0
@@ -488,3 +481,39 @@ def test_every_way_of_deciding_learns_to_answer_what_is_seen(gradient, done):
         assert (answers - asked).square().sum(-1).mean() < 0.12 < asked.square().sum(-1).mean() / 3
     else:
         assert (answers == asked.squeeze(-1)).float().mean() > 0.95
+
+
+def test_rows_that_are_sampled_see_what_imagination_sees_and_the_others_their_means():
+    """With the recorded actions, memory is in the state that as many imagined steps with the same latents reach."""
+    model = small_model()
+    batch = random_batch(model)
+    batch.is_first[:, 1:] = False
+    batch.is_last[:] = False
+    sampled = torch.tensor([True, False, True])
+    observed = model.observe(batch, states_after=[1], sampled=sampled)
+    state = observed.states_after
+    latents = iter(observed.latent[:, 1:].unbind(1))
+    actions = model.action_spec.encode(batch.actions)[:, :-1]
+    imagined = model.imagine_actions(state, actions, sample=lambda prior: next(latents))
+    same = torch.isclose(imagined.features, observed.features, rtol=1e-9, atol=1e-9).all(-1)
+    assert same[sampled].all() and not same[~sampled, 1:].any()
+    torch.testing.assert_close(model.observe(batch).features[~sampled], observed.features[~sampled])
+
+
+@pytest.mark.parametrize(("share", "rows"), [(0.0, 0), (1.0, 3)])
+def test_the_share_of_sampled_rows_is_that_of_the_settings(monkeypatch, share, rows):
+    model = small_model()
+    learner, batch, seen = learner_of(model, sampled=share), random_batch(model), []
+    observe = model.observe
+    monkeypatch.setattr(model, "observe", lambda *args, sampled, **kw: seen.append(sampled) or observe(*args, **kw))
+    learner.losses(batch)
+    assert sum(0 if mask is None else int(mask.sum()) for mask in seen) == rows
+
+
+def test_a_sampled_row_trains_perception_through_memory():
+    """Straight-through: the KL of later steps reaches the encoder by the latent that memory saw."""
+    model = small_model()
+    batch = random_batch(model)
+    observed = model.observe(batch, sampled=torch.ones(3, dtype=torch.bool))
+    observed.features[:, -1].sum().backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.perception.encoder.parameters())

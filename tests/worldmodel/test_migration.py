@@ -20,6 +20,7 @@ from worldmodel.commands.train import train
 from worldmodel.data.replay import Replay, ReplayConfig
 from worldmodel.learning.settings import saved_config
 from worldmodel.learning.trainer import Trainer
+from worldmodel.model.codecs import VectorCodec
 from worldmodel.runs import storage
 from worldmodel.runs.configuration import ConfigurationError
 from worldmodel.runs.migration import FIELDS, load_part
@@ -35,10 +36,21 @@ def expected(name: str) -> dict[str, Any]:
     return found
 
 
+def is_far(agent: Agent, observation: dict[str, np.ndarray]) -> bool:
+    """Whether a number is more than 10 deviations from its mean, which the release before took as it was."""
+    perception = agent.world_model.perception
+    pairs = zip(perception.codecs, agent.observation_spec.modalities, strict=True)
+    return any(
+        isinstance(codec, VectorCodec)
+        and bool((codec.standardised(torch.from_numpy(observation[name])).abs() > 10).any())
+        for codec, name in pairs
+    )
+
+
 @pytest.mark.parametrize("name", RUNS)
 def test_an_agent_of_the_release_before_acts_as_it_did(name: str) -> None:
     agent, known = Agent.load(DATA / name), expected(name)
-    state = None
+    state, compared = None, 0
     for step, before in enumerate(known["acted"]):
         observation = {
             modality: np.array([value], agent.observation_spec.modalities[modality].dtype)
@@ -46,10 +58,14 @@ def test_an_agent_of_the_release_before_acts_as_it_did(name: str) -> None:
         }
         actions, state = agent.act_encoded(observation, state, np.array([step in (0, 7)]))
         assert actions[0].tolist() == before["action"], step
+        if is_far(agent, observation):
+            assert name == "control"  # which has no memory: later steps are as they were
+            continue
+        compared += 1
         torch.testing.assert_close(state["features"][0], torch.tensor(before["features"]), rtol=1e-4, atol=1e-5)
         value = agent.world_model.evaluation.value(state["features"])
         torch.testing.assert_close(value[0].item(), before["value"], rtol=1e-4, atol=1e-5)
-    assert state is not None
+    assert state is not None and compared >= 3
     model = agent.world_model
     with torch.no_grad():
         imagined = model.imagine_actions(state, state["action"][:, None].repeat(1, 3, 1), model.perception.latent.mode)

@@ -81,6 +81,16 @@ def test_a_batch_cut_anywhere_is_the_whole_batch(memory):
             assert_same(rest.state, whole.state)
 
 
+@pytest.mark.parametrize("memory", ["none", "gated_conv", "scan"])
+def test_states_on_the_way_are_those_after_fewer_steps(memory):
+    model = small_model(memory=MEMORIES[memory])
+    batch, stops = random_batch(model), [3, 4, 9]
+    states = model.observe(batch, states_after=stops).states_after
+    for index, stop in enumerate(stops):
+        expected = model.observe(batch.steps(0, stop)).state
+        assert_same({name: value.unflatten(0, (len(stops), -1))[index] for name, value in states.items()}, expected)
+
+
 @EVERY_MEMORY
 def test_nothing_from_before_a_reset_reaches_what_comes_after(memory):
     model = small_model(memory=MEMORIES[memory])
@@ -254,7 +264,7 @@ def test_one_step_planning_takes_the_action_of_the_largest_q():
     for index, action in enumerate(encoded):
         tried = action.expand(3, -1)
         predicted = model.prediction(seen["features"], tried)
-        expected = model.perception.latent.embed(predicted.prior)
+        expected = model.perception.latent.embed_mean(predicted.prior)
         inputs = model.entry(torch.cat([expected, tried], -1))
         memory = {name.removeprefix("memory."): value for name, value in seen.items() if name.startswith("memory.")}
         value = model.evaluation.value(model.memory.pool(model.memory.step(inputs, memory)[0]))

@@ -7,7 +7,7 @@ from worldmodel_examples import CONFIG, MEMORIES, random_batch, small_model
 
 from worldmodel.data.spaces import Modality
 from worldmodel.learning.learner import Learner, LearnerConfig
-from worldmodel.model.codecs import VectorCodec
+from worldmodel.model.codecs import CategoricalCodec, GridCodec, VectorCodec
 from worldmodel.model.latents import CategoricalConfig
 from worldmodel.model.networks import symlog
 from worldmodel.model.perception import PerceptionConfig
@@ -41,6 +41,73 @@ def test_a_number_that_never_changes_is_not_blown_up():
     distance = symlog(torch.tensor(0.8)) - symlog(torch.tensor(0.7))
     torch.testing.assert_close(codec.standardised(torch.tensor([[0.7], [0.8]])), torch.tensor([[0.0], [distance]]))
     assert codec_of(torch.zeros(0, 1)).standardised(torch.ones(1, 1)) == symlog(torch.ones(1, 1))
+
+
+def test_what_an_almost_constant_number_jumps_to_is_bounded():
+    codec = codec_of(torch.full((100, 1), 0.7) + 3e-5 * torch.randn(100, 1))
+    numbers = torch.tensor([[0.7], [1.7], [-1e30]])
+    read = codec.standardised(numbers)
+    assert read[0].abs() < 1 and 15 < read[1] < 25 and -30 < read[2] < -15
+    torch.testing.assert_close(codec.restored(read)[:2], numbers[:2], rtol=1e-3, atol=0)
+    assert codec.loss(torch.zeros(3, 1), numbers).max() < 400
+    steps = torch.linspace(-30, 30, 601, requires_grad=True)
+    spread = codec_of(torch.randn(4000, 1).sinh())  # which symlog keeps wide
+    (slope,) = torch.autograd.grad(spread.standardised(steps.sinh()[:, None]).sum(), steps)
+    assert slope.min() > 0 and slope.isfinite().all()  # nothing is lost
+
+
+CLASSES = Modality("categorical", (2,), "int64", sizes=(4, 3))
+GRID = Modality("grid", (3, 3, 2), "uint8", sizes=(4, 4))
+
+
+@pytest.mark.parametrize(("codec", "modality"), [(CategoricalCodec, CLASSES), (GridCodec, GRID)])
+def test_a_class_weighs_what_it_tells_and_the_mean_weight_is_one(codec, modality):
+    torch.manual_seed(0)
+    codec = codec(modality, 8, rare=1.0)
+    seen = torch.multinomial(torch.tensor([0.9, 0.09, 0.01]), 4000 * modality.shape[0] ** 2 * 2, replacement=True)
+    seen = seen.view(-1, *modality.shape)
+    for part in seen.split([1, 99, len(seen) - 100]):
+        codec.update(codec.moments(part)[None])
+    share = torch.bincount(seen[..., 1].flatten(), minlength=3) / seen[..., 1].numel()
+    told = -share.log()
+    torch.testing.assert_close(codec.weights()[1, :3].float(), told / (share * told).sum(), rtol=2e-2, atol=0)
+    dim = 1 if modality is GRID else -1
+    prediction = codec.reconstruct(torch.randn(50, 8))
+    loss = -prediction.log_softmax(dim).gather(dim, seen[:50].unsqueeze(dim)).squeeze(dim)
+    weights = codec.weights()[torch.arange(2), seen[:50]].float()
+    torch.testing.assert_close(codec.loss(prediction, seen[:50]), (weights * loss).flatten(1).sum(1))
+
+
+def test_a_class_that_was_never_seen_has_a_bounded_weight():
+    codec = CategoricalCodec(CLASSES, 8, rare=1.0)
+    codec.update(codec.moments(torch.zeros(100_000, 2, dtype=torch.int64))[None])
+    assert 10 < codec.weights()[0, 3] <= 100 and codec.weights().isfinite().all()
+
+
+def test_an_entry_of_one_class_weighs_one():
+    modality = Modality("categorical", (2,), "int64", sizes=(1, 4))
+    codec = CategoricalCodec(modality, 8, rare=1.0)
+    assert codec.weights()[0, 0] > 0 and codec.weights().isfinite().all()
+    alone = Modality("categorical", (1,), "int64", sizes=(1,))
+    assert CategoricalCodec(alone, 8, rare=1.0).weights().tolist() == [[1.0]]
+
+
+def test_half_of_the_information_is_half_of_the_weight_and_nothing_is_counted_without():
+    seen = torch.randint(3, (500, 2))
+    codecs = [CategoricalCodec(CLASSES, 8, rare) for rare in (0.5, 1.0)]
+    for codec in codecs:
+        codec.update(codec.moments(seen)[None])
+    torch.testing.assert_close(codecs[0].weights(), 0.5 + 0.5 * codecs[1].weights())
+    assert not any("counts" in name for name in CategoricalCodec(CLASSES, 8).state_dict())
+
+
+def test_training_counts_the_classes_of_valid_steps():
+    model = small_model(spaces.MultiDiscrete([4, 3]), perception=PerceptionConfig(hidden=16, rare=1.0))
+    batch = random_batch(model)
+    Learner(model, LearnerConfig()).update(batch)
+    (codec,), (seen,) = model.perception.codecs, batch.observations.values()
+    expected = [1 + torch.bincount(entry, minlength=4) for entry in seen[batch.valid].long().unbind(-1)]
+    torch.testing.assert_close(codec.counts, torch.stack(expected).double())
 
 
 def test_the_size_of_a_number_is_seen():

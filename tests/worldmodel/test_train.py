@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import worldmodel_environments
+from test_watch import same
 from worldmodel_examples import tiny_options
 
 from worldmodel.__main__ import main
@@ -23,6 +24,7 @@ from worldmodel.data.replay import Replay, ReplayConfig
 from worldmodel.environments.making import make_environments
 from worldmodel.environments.registry import EnvironmentFailed, UnknownEnvironment, resolve
 from worldmodel.learning.collector import Collector
+from worldmodel.learning.learner import Learner
 from worldmodel.learning.settings import TrainConfig, saved_config
 from worldmodel.learning.trainer import Trainer, TrainingFailed
 from worldmodel.model.deciders import policy_sample
@@ -132,8 +134,9 @@ def test_the_trainer_collects_with_its_decider_and_measures_with_its_evaluator()
     for _ in range(30):
         trainer.iterate()
     num_envs = trainer.config.num_envs
-    assert asked == [num_envs] * 30 and trainer.evaluate() == ({"measured": 30.0 * num_envs}, None)
-    assert trainer.collector.state["action"].tolist() == [[0.0, 1.0]] * num_envs  # the first actions are random
+    assert asked == [num_envs] * 20  # the first episode of 10 steps is random: there is nothing to learn from yet
+    assert trainer.evaluate() == ({"measured": 30.0 * num_envs}, None)
+    assert trainer.collector.state["action"].tolist() == [[0.0, 1.0]] * num_envs
     assert Trainer(config()).evaluate() == ({}, None)
 
 
@@ -165,25 +168,84 @@ def test_windows_of_long_episodes_continue_the_episode_from_their_stored_state()
     for step in range(90):
         collector.collect(random_rows=2 if step < 30 else 0)
 
-    def features(replay: Replay, inside: bool) -> dict[tuple[float, float], torch.Tensor]:
-        """s_t by episode and step."""
-        found = {}
-        while replay.epochs < 2:
-            batch, _ = replay.sample()
-            seen = model.observe(batch).features
-            from_state = batch.is_first.cumsum(1) == 0  # the row has no reset yet
-            learned = batch.losses_at & ~batch.is_last & (from_state == inside)
-            for row, time in learned.nonzero().tolist():
-                episode, step = batch.observations["observation"][row, time, :2].tolist()
-                found[episode, step] = seen[row, time]
-        return found
-
     with torch.no_grad():
-        expected, got = features(whole, inside=False), features(cut, inside=True)
+        expected, got = features(model, whole, inside=False), features(model, cut, inside=True)
     both = got.keys() & expected.keys()  # unfinished episodes occur in one only
     assert len(both) > 10
     for key in both:
         torch.testing.assert_close(got[key], expected[key], rtol=1e-4, atol=1e-5)
+
+
+def features(model: WorldModel, replay: Replay, inside: bool) -> dict[tuple[float, float], torch.Tensor]:
+    """s_t by episode and step, of two epochs."""
+    found, start = {}, replay.epochs
+    while replay.epochs < start + 2:
+        batch, _ = replay.sample()
+        seen = model.observe(batch).features
+        from_state = batch.is_first.cumsum(1) == 0  # the row has no reset yet
+        learned = batch.losses_at & ~batch.is_last & (from_state == inside)
+        for row, time in learned.nonzero().tolist():
+            episode, step = batch.observations["observation"][row, time, :2].tolist()
+            found[episode, step] = seen[row, time]
+    return found
+
+
+@pytest.mark.parametrize("burn_in", [0, 1, 3])
+def test_stored_states_become_those_of_the_newest_weights(tmp_path: Path, burn_in: int) -> None:
+    settings = config(NUMBERED)
+    episodes = make_environments(NUMBERED, 2, seed=3)
+    model = WorldModel(episodes.observation_spec, episodes.action_spec, settings.model)
+    empty = {name: value[0].numpy() for name, value in model.init_state(1).items()}
+    specs = episodes.observation_spec, episodes.action_spec
+
+    def replay_of(window: int, burn_in: int) -> Replay:
+        return Replay(*specs, 2, ReplayConfig(4, window, burn_in), empty)
+
+    whole, cut = replay_of(32, 4), replay_of(6, burn_in)
+    collector = Collector(episodes, Both(whole, cut), model, seed=0)  # type: ignore[arg-type]
+    for _ in range(90):
+        collector.collect()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+        expected, stale = features(model, whole, inside=False), features(model, cut, inside=True)
+    both = stale.keys() & expected.keys()
+    assert max((stale[key] - expected[key]).abs().max() for key in both) > 1e-2
+    before, updates = cut.epochs, 0
+    while cut.epochs < before + 12:  # a state a chunk later is right after each epoch
+        batch, _ = cut.sample(100 + updates)
+        if batch.carry:
+            with torch.no_grad():
+                cut.refresh(model.observe(batch, states_after=[batch.carry]).states_after, 100 + updates)
+        updates += 1
+    path = tmp_path / "replay.safetensors"
+    storage.save(path, cut.state_dict())
+    again = replay_of(6, burn_in)
+    again.load_state_dict(storage.load(path))
+    for replay in (cut, again):
+        with torch.no_grad():
+            fresh = features(model, replay, inside=True)
+        for key in both:
+            torch.testing.assert_close(fresh[key], expected[key], rtol=1e-4, atol=1e-5)
+    (one, metrics), (other, _) = (replay.sample(100 + updates) for replay in (cut, again))
+    assert same(dataclasses.asdict(one), dataclasses.asdict(other)) and metrics["state_age_max"] < updates
+
+
+def test_an_update_gives_the_states_that_replay_asks_for() -> None:
+    trainer = Trainer(config(NUMBERED, replay=ReplayConfig(4, 6, burn_in=2), train_ratio=0.1))
+    while not trainer.replay.transitions > 60:
+        trainer.iterate()
+    batch, _ = trainer.replay.sample()
+    assert batch.carry == 3
+    with torch.no_grad():
+        expected = trainer.world_model.observe(batch, states_after=[3]).states_after
+    learner = Learner(trainer.world_model, trainer.config.learner)
+    learner.update(batch)
+    assert learner.carried is not None and same(learner.carried, expected)
+    asked: list[int] = []
+    trainer.replay.refresh = lambda states, version: asked.append(version)  # type: ignore[method-assign]
+    trainer.update()
+    assert asked == [trainer.updates - 1]
 
 
 @pytest.mark.parametrize(("env", "window"), [(ECHO, 24), (NUMBERED, 6)])

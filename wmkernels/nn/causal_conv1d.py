@@ -82,7 +82,9 @@ class CausalConv1d(MemoryModule):
         rows = inputs.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
         window = self._window(state, rows, inputs)
         steps = inputs.to(window.dtype)
-        if cu_seqlens is not None:
+        if self.kernel_size == 1:  # the window is empty
+            outputs = self._weighted_sum([steps])
+        elif cu_seqlens is not None:
             outputs, window = self._packed(steps, window, reset, cu_seqlens)
         else:
             time = inputs.shape[1]
@@ -107,6 +109,8 @@ class CausalConv1d(MemoryModule):
         require_inputs("CausalConv1d", "input", input, ("batch", "channels"), self.channels)
         require_reset("CausalConv1d", reset, input)
         window = self._window(state, input.shape[0], input)
+        if self.kernel_size == 1:  # the window is empty
+            return self._weighted_sum([input.to(window.dtype)]).to(input.dtype), {"window": window}
         if reset is not None:
             window = window.masked_fill(reset[:, None, None], 0)
         padded = torch.cat([window, input[:, None].to(window.dtype)], 1)  # (batch, kernel_size, channels)

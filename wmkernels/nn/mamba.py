@@ -329,6 +329,10 @@ class Mamba(MemoryModule):
         delta = self._wide(delta, delta)
         return F.softplus(delta if bias is None else delta + bias) * elapsed.to(delta.dtype)[..., None]
 
+    def decay(self) -> Tensor:
+        """A, (d_inner, d_state), in the dtype of ``A_log``."""
+        return self._decay(self.A_log)
+
     def _decay(self, x: Tensor) -> Tensor:
         return -torch.exp(self._wide(self.A_log, x))
 

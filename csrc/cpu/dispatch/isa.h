@@ -4,6 +4,7 @@
 // isa.cpp picks one at run time.
 #pragma once
 
+#include "cpu/layers/layers.h"
 #include "include/wmkernels.h"
 
 #ifdef WMK_ISA
@@ -23,6 +24,7 @@ struct Level {
   int64_t (*name##_workspace)(const wmk_##arguments&); \
   int (*name)(const wmk_##arguments&);
 #include "common/ops.h"
+  int (*run_layers)(const LayerChain&);
 };
 
 const Level& level();

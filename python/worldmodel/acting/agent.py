@@ -45,20 +45,21 @@ class Agent:
         self.greedy = greedy_decider(world_model)
 
     @classmethod
-    def load(cls, run: Path | str, device: str = "cpu", *, trust: bool = False) -> "Agent":
+    def load(cls, run: Path | str, device: str = "cpu", *, best: bool = False, trust: bool = False) -> "Agent":
         """Loads the newest checkpoint, with averaged weights if there are any.
 
         Args:
             run: its folder.
             device: as PyTorch names it.
+            best: the weights of the best evaluation of training instead.
             trust: import memory blocks that the run names also if their modules are not installed.
 
         Raises:
-            RunError: no run, no checkpoint, a damaged file, weights of another configuration, with NaN or infinity, or
-                a memory block that is not installed, without ``trust``.
+            RunError: no run, no such checkpoint, a damaged file, weights of another configuration or with NaN or
+                infinity, or a memory block that is not installed, without ``trust``.
             ConfigurationError: an unusable device, settings of another version, or more weights than memory.
         """
-        opened = Run(run)
+        opened = Run.at_best(run) if best else Run(run)
         config = saved_config(opened)
         where = usable_device(device)
         specs = saved_specs(opened)

@@ -18,12 +18,13 @@ from worldmodel.data.spaces import ActionSpec
 from worldmodel.environments.registry import EnvironmentFailed
 from worldmodel.environments.single import make_single
 from worldmodel.environments.vector import VectorEnvironment
-from worldmodel.model.deciders import Decider, decider_of
+from worldmodel.model.deciders import Decider, EpisodeDecider, SampledPolicy, decider_of, policy_sample
 from worldmodel.model.world_model import WorldModel
 
 if TYPE_CHECKING:
     import gymnasium
 
+_RESAMPLES = 2000
 MAX_STEPS = 10_000  # of an episode whose environment has no limit
 Progress = Callable[[int, int, Sequence[float]], None]  # episodes, steps, returns
 
@@ -49,6 +50,14 @@ class Evaluated:
         return float(np.mean(self.returns))
 
     @property
+    def interval(self) -> tuple[float, float]:
+        """The 95% confidence interval of the mean return, by the bootstrap: the same for the same returns."""
+        returns = np.asarray(self.returns)
+        drawn = np.random.default_rng(0).integers(0, len(returns), (_RESAMPLES, len(returns)))
+        low, high = np.percentile(returns[drawn].mean(1), (2.5, 97.5))
+        return float(low), float(high)
+
+    @property
     def standard_error(self) -> float:
         """Of the mean return; 0 for one episode."""
         return float(np.std(self.returns, ddof=1) / np.sqrt(len(self.returns))) if len(self.returns) > 1 else 0.0
@@ -57,6 +66,7 @@ class Evaluated:
         summary = {
             "mean": self.mean,
             "standard_error": self.standard_error,
+            "interval": list(self.interval),
             "episodes": len(self.returns),
             "cut": self.cut,
         }
@@ -85,12 +95,15 @@ def evaluate(
     ``max_steps`` cuts longer episodes; None cuts at ``MAX_STEPS``, unless the environment has a limit of its own.
     ``progress`` is called after every step. ``env_args`` are arguments of the environment.
 
-    ``seed`` is for the first episode and the decider's samples; ``decider`` is by default the agent's. ``environments``
-    replace new ones and are closed. ``greedy`` is deprecated.
+    ``seed`` is for the first episode; ``decider`` is by default the agent's. ``environments`` replace new ones and are
+    closed. ``greedy`` is deprecated.
+
+    What ``policy_sample``, ``RandomPolicy`` and any ``EpisodeDecider`` draw follows from the seed of each episode, so
+    that ``num_envs`` does not matter. Other deciders draw by PyTorch's generator, whose seed is ``seed``.
     """
     decider = decider_of(decider, greedy, agent.greedy)
     environments = environments or [make_single(env, **(env_args or {})) for _ in range(min(num_envs, episodes))]
-    return _finished(_evaluate(agent, environments, episodes, seed, decider, max_steps, progress))
+    return _finished(evaluate_in(agent, environments, episodes, seed, decider, max_steps, progress))
 
 
 def _finished(found: Evaluated) -> Evaluated:
@@ -99,7 +112,7 @@ def _finished(found: Evaluated) -> Evaluated:
     return found
 
 
-def _evaluate(
+def evaluate_in(
     agent: Agent,
     environments: "Sequence[gymnasium.Env[Any, Any]]",
     episodes: int,
@@ -107,11 +120,14 @@ def _evaluate(
     decider: Decider,
     max_steps: int | None,
     progress: Progress | None = None,
+    close: bool = True,
 ) -> Evaluated:
-    """``evaluate``, perhaps without a finished episode."""
+    """``evaluate``, perhaps without a finished episode; without ``close`` the environments stay open."""
     specs = agent.observation_spec, agent.action_spec
     running = VectorEnvironment(environments, lambda number: seed + number, *specs, tolerant=True)
     torch.manual_seed(seed)
+    if decider is policy_sample:
+        decider = SampledPolicy()
     limit = step_limit(environments[0], max_steps)
     results: dict[int, tuple[float, int]] = {}
     failed: dict[int, str] = {}
@@ -122,6 +138,9 @@ def _evaluate(
         _begin_others(running, failed, episodes)
         while len(results) + len(failed) < episodes:
             episode_ids = list(running.episode_ids)
+            if isinstance(decider, EpisodeDecider):
+                for row in np.flatnonzero(running.is_first):
+                    decider.begin(int(row), seed + episode_ids[row])
             actions, state = agent.act_encoded(
                 running.observations, state, running.is_first, decider, elapsed=running.elapsed
             )
@@ -147,7 +166,8 @@ def _evaluate(
             if progress is not None:
                 progress(len(results), steps, [total for total, _ in results.values()])
     finally:
-        running.close()
+        if close:
+            running.close()
     ordered = [results[index] for index in sorted(results)]
     said = tuple(failed[index] for index in sorted(failed))
     return Evaluated(tuple(r for r, _ in ordered), tuple(n for _, n in ordered), cut, said)
@@ -171,17 +191,25 @@ def step_limit(environment: "gymnasium.Env[Any, Any]", max_steps: int | None) ->
     return None if environment.spec is not None and environment.spec.max_episode_steps else MAX_STEPS
 
 
-def random_policy(action_spec: ActionSpec, seed: int) -> Decider:
-    """A ``Decider`` that draws every action at random of the legal ones, as ``ActionSpec.sample`` does."""
-    random = np.random.default_rng(seed)
+class RandomPolicy:
+    """Every action at random of the legal ones, as ``ActionSpec.sample`` draws them, by a generator for each row."""
 
-    def decide(world_model: WorldModel, state: State) -> torch.Tensor:
+    def __init__(self, action_spec: ActionSpec) -> None:
+        self._action_spec = action_spec
+        self._generators: dict[int, np.random.Generator] = {}
+
+    def begin(self, row: int, seed: int) -> None:
+        self._generators[row] = np.random.default_rng(seed)
+
+    def __call__(self, world_model: WorldModel, state: State) -> torch.Tensor:
         features = state["features"]
         legal = state[MASK].cpu().numpy() if MASK in state else None
-        sampled = torch.from_numpy(action_spec.sample(random, len(features), mask=legal)).to(features.device)
-        return action_spec.encode(sampled).to(features.dtype)
-
-    return decide
+        sampled = [
+            self._action_spec.sample(self._generators[row], 1, mask=None if legal is None else legal[row : row + 1])
+            for row in range(len(features))
+        ]
+        actions = torch.from_numpy(np.concatenate(sampled)).to(features.device)
+        return self._action_spec.encode(actions).to(features.dtype)
 
 
 def evaluate_filmed(
@@ -207,10 +235,10 @@ def evaluate_filmed(
     rendered = make_rendered(env, **(env_args or {}))
     with writer(file, float(rendered.metadata.get("render_fps") or FRAMES_PER_SECOND)) as film:
         camera = Camera(rendered, agent, filmed, film)
-        first = _evaluate(agent, [camera], filmed, seed, decider, max_steps)
+        first = evaluate_in(agent, [camera], filmed, seed, decider, max_steps)
     if filmed == episodes:
         return _finished(first)
     others = [make_single(env, **(env_args or {})) for _ in range(min(num_envs, episodes - filmed))]
-    rest = _evaluate(agent, others, episodes - filmed, seed + filmed, decider, max_steps, progress)
+    rest = evaluate_in(agent, others, episodes - filmed, seed + filmed, decider, max_steps, progress)
     both = {name: getattr(first, name) + getattr(rest, name) for name in ("returns", "lengths", "cut", "failures")}
     return _finished(Evaluated(**both))

@@ -178,6 +178,7 @@ _LEFT = (
     "steps per second",
     "seconds left",
     "return",
+    "eval/",
     "episode/",
     "milliseconds/",
     "replay/",
@@ -215,4 +216,7 @@ def line(metrics: Mapping[str, float], share: float) -> str:
         parts.append(f"about {left:.0f} s left" if left < 60 else f"about {left / 60:,.0f} min left")
     if "return" in metrics:
         parts.append(f"return {metrics['return']:.3g}")
+    if "eval/return" in metrics:
+        low, mean, high = (metrics[f"eval/{name}"] for name in ("low", "return", "high"))
+        parts.append(f"evaluated {mean:.3g} ({low:.3g} to {high:.3g})")
     return "  ".join(parts)

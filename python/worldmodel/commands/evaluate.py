@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import torch
 
 from worldmodel.acting.agent import Agent
-from worldmodel.acting.rollout import Evaluated, evaluate, evaluate_filmed, random_policy
+from worldmodel.acting.rollout import Evaluated, RandomPolicy, evaluate, evaluate_filmed
 from worldmodel.acting.video import video_file
 from worldmodel.commands.command_line import parse
 from worldmodel.commands.display import EvaluationProgress
@@ -43,6 +43,8 @@ class EvaluateOptions(Checked):
     """Another environment with the same spaces; the training one if not given."""
     env_args: tuple[Text, ...] = ()
     """Arguments of the environment, NAME=VALUE or JSON; without --env, those of training if not given."""
+    best: bool = False
+    """Use the weights of the best evaluation of training, RUN/best. Its return there is better than it is elsewhere."""
     sample: bool = False
     """Sample actions from the policy; greedy if not given."""
     device: Text = "cpu"
@@ -89,7 +91,7 @@ def _evaluate(
     options: EvaluateOptions, run: Run, env: str, env_args: dict[str, Any], video: Path | None
 ) -> dict[str, Any]:
     """Prints the returns, and gives them for JSON."""
-    agent = Agent.load(options.run, options.device, trust=options.trust)
+    agent = Agent.load(options.run, options.device, best=options.best, trust=options.trust)
     torch.set_num_threads(options.threads or threads_for(agent.world_model, options.num_envs))
     how = (options.episodes, options.seed, options.num_envs)
     decider = policy_sample if options.sample else None
@@ -109,7 +111,7 @@ def _evaluate(
     told = {"env": env, "env_args": env_args, **found.to_json()}
     if episodes := min(options.random_episodes, options.episodes):
         shown = EvaluationProgress(f"{env}, random policy", episodes)
-        random: dict[str, Any] = {"decider": random_policy(agent.action_spec, options.seed), "progress": shown}
+        random: dict[str, Any] = {"decider": RandomPolicy(agent.action_spec), "progress": shown}
         limits = {"max_steps": options.max_steps, "env_args": env_args}
         try:
             chance = evaluate(agent, env, episodes, options.seed, options.num_envs, **random, **limits)
@@ -124,7 +126,8 @@ def _evaluate(
 
 
 def _summary(found: Evaluated) -> str:
-    said = f"mean return {found.mean:.4f} ± {found.standard_error:.4f} over {len(found.returns)} episodes"
+    low, high = found.interval
+    said = f"mean return {found.mean:.4f}, 95% interval [{low:.4f}, {high:.4f}], over {len(found.returns)} episodes"
     if found.cut:
         said += f", {found.cut} of them cut after {max(found.lengths):,} steps (--max-steps)"
     return said

@@ -49,6 +49,8 @@ class ImagineOptions(Checked):
     """Another environment with the same spaces; the training one if not given."""
     env_args: tuple[Text, ...] = ()
     """Arguments of the environment, NAME=VALUE or JSON; without --env, those of training if not given."""
+    best: bool = False
+    """Use the weights of the best evaluation of training, RUN/best."""
     random: bool = False
     """Play with random actions."""
     sample: bool = False
@@ -148,7 +150,7 @@ def imagine(options: ImagineOptions) -> Imagination:
 def _imagine(
     options: ImagineOptions, run: Run, name: str, env_args: dict[str, Any], files: tuple[Path, Path]
 ) -> Imagination:
-    agent = Agent.load(options.run, options.device, trust=options.trust)
+    agent = Agent.load(options.run, options.device, best=options.best, trust=options.trust)
     torch.set_num_threads(options.threads or threads_for(agent.world_model, options.context + options.horizon))
     torch.manual_seed(options.seed)
     model, modalities = agent.world_model, agent.observation_spec.modalities

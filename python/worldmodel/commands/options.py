@@ -12,7 +12,7 @@ from typing import Any, get_args
 from worldmodel.commands.command_line import parse
 from worldmodel.data.selection import open_episodes
 from worldmodel.learning.presets import choose_preset, summaries
-from worldmodel.learning.settings import CHOSEN, TrainConfig, blocks_of, saved_config
+from worldmodel.learning.settings import CHOSEN, TrainConfig, blocks_of, modules_of, saved_config
 from worldmodel.model.blocks import BlockConfig, GatedConvBlock
 from worldmodel.model.custom_block import CustomBlock
 from worldmodel.model.latents import LatentConfig
@@ -35,6 +35,8 @@ class TrainOptions(TrainConfig):
     env_args: tuple[str, ...] = ()  # type: ignore[assignment]
     """Arguments of the environment, NAME=VALUE ... or JSON: --env-args size=8 slippery=false. Values are JSON, else
     text."""
+    eval_env_args: tuple[str, ...] = ()  # type: ignore[assignment]
+    """Arguments of --eval-env, as --env-args."""
     memory: str | None = None
     """Memory blocks in order, separated by commas: rotary_scan, scan, delta, gated_conv, conv_lstm, gru,
     token_attention, block_scan, local_attention, memory_attention, place, none, or module:Class; KIND*N repeats one.
@@ -73,9 +75,9 @@ def train_options(arguments: Sequence[str]) -> tuple[TrainConfig, Path | None, d
     arguments = _pairs_split(arguments, "--kinds")
     # The other options' defaults depend on these.
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for name in ("--env", "--data", "--preset", "--resume", "--init-from", "--memory", "--latent"):
+    for name in ("--env", "--data", "--preset", "--resume", "--init-from", "--memory", "--latent", "--eval-env"):
         first.add_argument(name, nargs="?")  # a missing value is the full parser's to report
-    for name in ("--kinds", "--env-args", "--data-columns"):
+    for name in ("--kinds", "--env-args", "--eval-env-args", "--data-columns"):
         first.add_argument(name, nargs="*", default=[])
     early, _ = first.parse_known_args(list(arguments))
     if early.resume is not None and early.init_from is not None:
@@ -94,7 +96,7 @@ def train_options(arguments: Sequence[str]) -> tuple[TrainConfig, Path | None, d
             start = dataclasses.replace(start, data=None)  # fine-tunes in an environment
     start = dataclasses.replace(start, model=with_kinds(start.model, early.memory, early.latent))
     fields = [field.name for field in dataclasses.fields(TrainConfig)]
-    default = TrainOptions(**{**{name: getattr(start, name) for name in fields}, "env_args": ()})
+    default = TrainOptions(**{**{name: getattr(start, name) for name in fields}, "env_args": (), "eval_env_args": ()})
     default.kinds = {}  # with entries, the parser makes an option of each
     if begun is None and not early.env and not early.data and early.preset is None:
         default.preset = CHOSEN  # for --help
@@ -105,15 +107,19 @@ def train_options(arguments: Sequence[str]) -> tuple[TrainConfig, Path | None, d
     _, given = environment_of(
         start, early.env if begun is not None and early.env != start.env else None, options.env_args
     )
-    config = TrainConfig(**{**{name: getattr(options, name) for name in fields}, "env_args": given})
+    given_to_eval = start.eval_env_args if options.eval_env == start.eval_env else {}
+    if options.eval_env_args:
+        given_to_eval = environment_arguments(options.eval_env_args, "--eval-env-args")
+    values = {name: getattr(options, name) for name in fields}
+    config = TrainConfig(**{**values, "env_args": given, "eval_env_args": given_to_eval})
     how: dict[str, Any] = {"trust": options.trust}
     if begun is None:
         if options.trust:
             raise ConfigurationError("--trust is for what a run names: --resume RUN, or --init-from without --preset")
         how["trust"] = True  # all is asked for here
     elif not options.trust:
-        asked = [early.env, *(early.memory or "").replace("*", ",").split(",")]
-        check_installed(begun, [name for name in [config.env, *blocks_of(config)] if name not in asked])
+        asked = [early.env, early.eval_env, *(early.memory or "").replace("*", ",").split(",")]
+        check_installed(begun, [name for name in modules_of(config) if name not in asked])
         how["trust"] = any(":" in name for name in asked if name)
     if options.resume is not None:
         if options.run is not None:
@@ -140,7 +146,7 @@ def _preset_for(data: Path, columns: Sequence[str]) -> str:
     return choose_preset("", file.observation_spec, file.action_spec)[0]
 
 
-def environment_arguments(given: Sequence[str]) -> dict[str, Any]:
+def environment_arguments(given: Sequence[str], option: str = "--env-args") -> dict[str, Any]:
     """Arguments of an environment from NAME=VALUE, with a value in JSON or text, or from a JSON object.
 
     Raises:
@@ -157,11 +163,11 @@ def environment_arguments(given: Sequence[str]) -> dict[str, Any]:
             try:
                 arguments |= json.loads(text)
             except ValueError as error:
-                raise ConfigurationError(f"--env-args is {text!r}, expected a JSON object: {error}") from error
+                raise ConfigurationError(f"{option} is {text!r}, expected a JSON object: {error}") from error
         elif name and equals:
             arguments[name] = _LITERALS[value] if value in _LITERALS else _json_or_text(value)
         else:
-            raise ConfigurationError(f"--env-args has {text!r}, expected NAME=VALUE or a JSON object")
+            raise ConfigurationError(f"{option} has {text!r}, expected NAME=VALUE or a JSON object")
     return arguments
 
 

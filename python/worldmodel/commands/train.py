@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from worldmodel.acting.evaluator import PolicyEvaluator, metrics_of
 from worldmodel.commands.display import Display
 from worldmodel.commands.interrupt import Interrupt
 from worldmodel.commands.options import train_options
@@ -26,10 +27,11 @@ from worldmodel.learning.presets import preset_notice
 from worldmodel.learning.room import room_notice
 from worldmodel.learning.settings import (
     TrainConfig,
-    blocks_of,
+    acting_part,
     check_fits,
     check_resumable,
     default_folder,
+    modules_of,
 )
 from worldmodel.learning.threads import threads_restored
 from worldmodel.learning.trainer import Evaluator, SourceTrainer, Trainer, TrainingFailed
@@ -107,6 +109,7 @@ def _train(
             check_resumable(run, config)
         trainer = Trainer(config, policy_sample, OpenLoopEvaluator(), run if resume else None)
         ending.callback(trainer.episodes.close)
+        evaluator = policy_evaluator(trainer)
         started = _warm_start(trainer, init_from, resume)
         bounded = [] if resume else trainer.bound_memory()
         if not resume:
@@ -135,7 +138,7 @@ def _train(
         notices += room
         if resume:
             run.configure({**run.config, **described})
-        return run, _run(trainer, run, notices, quiet)
+        return run, _run(trainer, run, notices, quiet, evaluator)
 
 
 def _new_run(config: TrainConfig, folder: Path | None, described: Mapping[str, Any]) -> Run:
@@ -225,6 +228,7 @@ def _train_from_source(
             check_resumable(run, config)
             check_fits(run, config, source.observation_spec, source.action_spec, "the source")
         trainer = SourceTrainer(config, source, evaluator)
+        policy = policy_evaluator(trainer)
         started = _warm_start(trainer, init_from, resume)
         if not resume:
             trainer.bound_memory()
@@ -241,10 +245,24 @@ def _train_from_source(
             run.forget_metrics_after(trainer.steps)
             run.configure({**run.config, **described})
         begun = [f"continuing after {trainer.updates:,} updates"] if resume else started
-        return run, _run(trainer, run, [*begun, *room], quiet)
+        return run, _run(trainer, run, [*begun, *room], quiet, policy)
 
 
-def _run(trainer: SourceTrainer, run: Run, notices: list[str], quiet: bool) -> int:
+def policy_evaluator(trainer: SourceTrainer) -> PolicyEvaluator | None:
+    """None where no policy acts, as without environments or with random actions alone, unless ``eval_env`` is given.
+
+    Raises as ``PolicyEvaluator``.
+    """
+    config = trainer.config
+    acts = isinstance(trainer, Trainer) and config.random_envs < config.num_envs
+    if not config.eval_minutes or not (acts or config.eval_env is not None):
+        return None
+    return PolicyEvaluator(config, trainer.world_model)
+
+
+def _run(
+    trainer: SourceTrainer, run: Run, notices: list[str], quiet: bool, evaluator: PolicyEvaluator | None = None
+) -> int:
     """Returns the signal that ended it, else 0."""
     try:
         require("torch.utils.tensorboard", "write for TensorBoard")
@@ -257,7 +275,7 @@ def _run(trainer: SourceTrainer, run: Run, notices: list[str], quiet: bool) -> i
         if isinstance(trainer, Trainer) and random_steps > 0:
             display.say(f"collecting {random_steps:,} random steps first")
         try:
-            _loop(trainer, run, display, interrupt)
+            _loop(trainer, run, display, interrupt, evaluator)
         except EnvironmentFailed as failure:
             raise EnvironmentFailed(f"{failure}; {_saved_after_failure(trainer, run)}") from failure
         except TrainingFailed as failure:
@@ -265,6 +283,8 @@ def _run(trainer: SourceTrainer, run: Run, notices: list[str], quiet: bool) -> i
         except KeyboardInterrupt:
             raise KeyboardInterrupt(f"interrupted without saving; {_kept(run)}") from None
         finally:
+            if evaluator is not None:
+                evaluator.close()
             run.close()
         if isinstance(trainer, Trainer) and not trainer.updates:
             display.say(
@@ -286,7 +306,7 @@ def _run(trainer: SourceTrainer, run: Run, notices: list[str], quiet: bool) -> i
 
 def _named(trainer: SourceTrainer, run: Run) -> str:
     """The run for the command line, with the option that another process needs to import what it names."""
-    installed = all(is_installed(name, run.folder) for name in (trainer.config.env, *blocks_of(trainer.config)))
+    installed = all(is_installed(name, run.folder) for name in modules_of(trainer.config))
     return shlex.quote(str(run.folder)) + ("" if installed else " --trust")
 
 
@@ -325,13 +345,16 @@ def _resume(trainer: Trainer, run: Run, new_episodes: bool, unpickle: bool) -> l
     return said
 
 
-def _loop(trainer: SourceTrainer, run: Run, display: Display, interrupt: Interrupt) -> None:
+def _loop(
+    trainer: SourceTrainer, run: Run, display: Display, interrupt: Interrupt, evaluator: PolicyEvaluator | None
+) -> None:
     if trainer.finished:
         display.say("nothing is left to do: give more --steps or --minutes")
         return
     logged = saved = trainer.seconds
     mark, metrics, collapsed = time.perf_counter(), trainer.metrics(), False
     trainer.evaluate()
+    policy = None if evaluator is None else _Policy(trainer, run, display, interrupt, evaluator)
     while not (trainer.finished or interrupt.requested):
         trainer.iterate()
         # Minutes include logging and saving.
@@ -341,6 +364,8 @@ def _loop(trainer: SourceTrainer, run: Run, display: Display, interrupt: Interru
             logged, metrics = trainer.seconds, trainer.metrics()
             measured, picture = trainer.evaluate()
             metrics |= measured
+            if policy is not None:
+                metrics |= policy.evaluate_in_time()
             collapsed = _say_collapse(display, metrics, collapsed)
             with display.going_on("the log"):
                 run.log(metrics)
@@ -351,9 +376,13 @@ def _loop(trainer: SourceTrainer, run: Run, display: Display, interrupt: Interru
             saved = trainer.seconds
             with display.going_on("a checkpoint"):
                 run.save(trainer.steps, trainer.state_dict())
-    if trainer.steps > metrics["steps"]:
+    evaluated = {} if policy is None else policy.evaluate_at_the_end()
+    learned = trainer.steps > metrics["steps"]
+    if learned:
         metrics = trainer.metrics() | trainer.evaluate()[0]
         _say_collapse(display, metrics, collapsed)
+    if learned or evaluated:
+        metrics = {**metrics, **evaluated}
         with display.going_on("the log"):
             run.log(metrics)
     display.show(metrics, last=True)
@@ -369,6 +398,51 @@ def _say_collapse(display: Display, metrics: Mapping[str, float], before: bool) 
     if notice is not None and not before:
         display.say(notice)
     return notice is not None
+
+
+class _Policy:
+    """The policy's evaluations; the run keeps the weights of the best. After an error there are no more."""
+
+    def __init__(
+        self, trainer: SourceTrainer, run: Run, display: Display, interrupt: Interrupt, evaluator: PolicyEvaluator
+    ) -> None:
+        self._trainer, self._run, self._display, self._interrupt = trainer, run, display, interrupt
+        self._evaluator: PolicyEvaluator | None = evaluator
+        evaluator.begin(trainer.seconds)
+        best = run.best_evaluation
+        self._best = -float("inf") if best is None else float(best["eval/return"])
+        self._updates = 0  # when it was evaluated
+
+    def evaluate_in_time(self) -> dict[str, float]:
+        """Metrics, of an evaluation if it is time for one."""
+        due = self._evaluator is not None and self._evaluator.is_time(self._trainer.seconds)
+        return self._evaluate() if due and self._trainer.updates else {}
+
+    def evaluate_at_the_end(self) -> dict[str, float]:
+        new = self._trainer.updates > self._updates and not self._interrupt.requested
+        due = self._evaluator is not None and self._evaluator.is_time_at_the_end(self._trainer.seconds)
+        return self._evaluate() if new and due else {}
+
+    def _evaluate(self) -> dict[str, float]:
+        trainer = self._trainer
+        assert self._evaluator is not None
+        try:
+            found = self._evaluator.look(trainer.acting_model, trainer.seconds, lambda: self._interrupt.requested)
+        except EnvironmentFailed as failure:
+            self._display.say(f"the policy cannot be evaluated, and training goes on without: {failure}")
+            self._evaluator = None
+            return {}
+        if found is None:
+            return {}
+        self._updates = trainer.updates
+        metrics = metrics_of(found)
+        if found.mean >= self._best:
+            self._best = found.mean
+            counts = {"steps": trainer.steps, "updates": trainer.updates, "seconds": round(trainer.seconds, 3)}
+            with self._display.going_on("the best checkpoint"):
+                weights = {acting_part(trainer.config): trainer.acting_model.state_dict()}
+                self._run.save_best(weights, {**counts, **metrics, "returns": list(found.returns)})
+        return metrics
 
 
 class OpenLoopEvaluator:

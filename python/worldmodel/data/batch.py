@@ -38,6 +38,7 @@ class Batch:
         reward_mask: false for unknown rewards: no loss, statistic or imagination.
         elapsed: float32 (batch, time), steps since the previous observation; scale those of scan memories.
         irregular: whether an ``elapsed`` differs from 1; found out if None.
+        carry: a number of steps, after which ``RefreshedSource.refresh`` wants the memory states; 0 for none.
     """
 
     observations: dict[str, Tensor]
@@ -52,6 +53,7 @@ class Batch:
     reward_mask: Tensor = dataclasses.field(default=None)  # type: ignore[assignment]
     elapsed: Tensor = dataclasses.field(default=None)  # type: ignore[assignment]
     irregular: bool | None = None
+    carry: int = 0
 
     def __post_init__(self) -> None:
         """Raises ValueError for shapes, TypeError for dtypes."""
@@ -102,9 +104,10 @@ class Batch:
         return moved
 
     def steps(self, start: int, stop: int) -> "Batch":
-        """Steps ``start`` to ``stop``; the state only for ``start`` 0."""
+        """Steps ``start`` to ``stop``, without ``carry``; the state only for ``start`` 0."""
         part = self.map(lambda x: x[:, start:stop])
         part.state = self.state if start == 0 else None
+        part.carry = 0
         return part
 
 

@@ -32,6 +32,17 @@ def check_replay(
         inside[chunk_id] = flags["inside"]
         if flags["inside"]:
             _check_state({name: arrays[f"state.{name}"][0] for name in empty_state}, empty_state)
+        if "following" in arrays:
+            _array(arrays, "following", (1,), "i")
+    refreshed = saved["refreshed"]
+    check_like(refreshed, {"ids": [], "versions": [], "state": {}}, "replay.refreshed")
+    if not len(refreshed["ids"]) == len(set(refreshed["ids"])) == len(refreshed["versions"]):
+        raise ValueError("a refreshed memory state is of two chunks, or of two versions")
+    for index, (chunk_id, version) in enumerate(zip(refreshed["ids"], refreshed["versions"], strict=True)):
+        check_like(version, 0, "the version of a memory state")
+        if not inside.get(chunk_id):
+            raise ValueError(f"sequence {chunk_id} has no memory state to refresh")
+        _check_state({name: refreshed["state"][name][index] for name in empty_state}, empty_state)
     if len(inside) != len(ids):
         raise ValueError("a sequence is named twice")
     whole, later = (set(found) for found in saved["remaining"])

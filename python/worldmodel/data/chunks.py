@@ -7,6 +7,9 @@ without a loss (Kapturowski et al. 2019, "Recurrent experience replay"):
     first chunk      |==========================|
     second chunk              |-- burn_in ------|===============|
     state stored at           multiples of window - 1 - burn_in
+
+A stored state is that of the weights which acted. Whenever a chunk is learned from, the state of the next one is
+replaced by the one that today's weights have there (``Replay.refresh``).
 """
 
 import dataclasses
@@ -37,6 +40,7 @@ class Chunk:
         version: weight updates behind ``state``.
         reward_mask: bool (n,); None if all true.
         elapsed: float32 (n + 1,); None for 1.
+        following: id of the next chunk of the episode; None for the last.
     """
 
     observations: dict[str, np.ndarray]
@@ -48,6 +52,7 @@ class Chunk:
     version: int
     reward_mask: np.ndarray | None = None
     elapsed: np.ndarray | None = None
+    following: int | None = None
 
     @property
     def steps(self) -> int:
@@ -78,23 +83,32 @@ class Chunk:
             "terminated": np.array([self.terminated]),
             "burn_in": np.array([self.burn_in]),
             "version": np.array([self.version]),
+            "following": np.array([-1 if self.following is None else self.following]),
         }
 
     @classmethod
     def from_arrays(cls, arrays: Arrays) -> "Chunk":
         """Inverts ``arrays``."""
         state = {name: value[0] for name, value in _under("state.", arrays).items()}
+        following = int(arrays["following"][0]) if "following" in arrays else -1  # unknown until version 4
         return cls.from_timed_arrays(
             arrays,
             bool(arrays["terminated"][0]),
             state if arrays["inside"][0] else None,
             int(arrays["burn_in"][0]),
             int(arrays["version"][0]),
+            None if following < 0 else following,
         )
 
     @classmethod
     def from_timed_arrays(
-        cls, arrays: Arrays, terminated: bool, state: dict[str, np.ndarray] | None, burn_in: int, version: int
+        cls,
+        arrays: Arrays,
+        terminated: bool,
+        state: dict[str, np.ndarray] | None,
+        burn_in: int,
+        version: int,
+        following: int | None = None,
     ) -> "Chunk":
         """A chunk of ``arrays`` with names as of ``arrays()``; they are not copied."""
         return cls(
@@ -107,6 +121,7 @@ class Chunk:
             version,
             _unless_all(True, arrays["reward_mask"]),
             _unless_all(1.0, arrays["elapsed"]),
+            following,
         )
 
 
@@ -295,8 +310,10 @@ class TrajectoryWriter:
             trajectory.length += 1
             trajectory.episode_step += 1
             if end or cut or trajectory.length == self.window - 1:
-                chunks.append((trajectory.id, self._chunk(trajectory, end)))
-                self._trajectories[row] = None if end or cut else self._continued(trajectory)
+                continued = self._trajectories[row] = None if end or cut else self._continued(trajectory)
+                chunk = self._chunk(trajectory, end)
+                chunk.following = None if continued is None else continued.id
+                chunks.append((trajectory.id, chunk))
         return chunks
 
     def _running(self, row: int) -> Trajectory:
@@ -336,6 +353,11 @@ class TrajectoryWriter:
         following.later = trajectory.later
         following.state = following.later.pop(trajectory.episode_step - self.burn_in, None)
         return following
+
+    def refresh(self, chunk_id: int, state: dict[str, np.ndarray], version: int) -> None:
+        """Replaces the memory state of an unfinished chunk, if it is one."""
+        if chunk_id in (running := self.running):
+            running[chunk_id].state = _Stored(state, version)
 
     def state_dict(self) -> dict[str, Any]:
         """All but the arrays."""

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 
-from worldmodel.data.batch import Batch
+from worldmodel.data.batch import Batch, State
 from worldmodel.data.checks import check_replay
 from worldmodel.data.chunks import Arrays, Chunk, TrajectoryWriter, cut_episode
 from worldmodel.data.spaces import ActionSpec, ObservationSpec
@@ -86,6 +86,8 @@ class Replay:
         self._unsampled: set[int] = set()
         self._remaining_transitions = {False: 0, True: 0}
         self._chunk_bytes = 0
+        self._refreshed: set[int] = set()  # chunks whose state is not that of their sequence
+        self._carried: list[tuple[int, int]] = []  # row of the newest batch, chunk whose state it gives
         self._limit = int(config.max_megabytes * 2**20)
         least = 2 * self._writer.window_bytes
         if self._limit < least:
@@ -213,8 +215,11 @@ class Replay:
         )
         self.added += n
         config = self.config
-        for chunk in cut_episode(whole, config.window, config.burn_in, self._writer.empty_state):
-            self._store(self._writer.new_id(), chunk)
+        chunks = cut_episode(whole, config.window, config.burn_in, self._writer.empty_state)
+        ids = [self._writer.new_id() for _ in chunks]
+        for chunk_id, following, chunk in zip(ids, [*ids[1:], None], chunks, strict=True):
+            chunk.following = following
+            self._store(chunk_id, chunk)
         self._evict()
 
     def _evict(self) -> None:
@@ -222,6 +227,7 @@ class Replay:
             oldest_id = next(iter(self._chunks))
             self._mark_sampled(oldest_id)
             oldest = self._chunks.pop(oldest_id)
+            self._refreshed.discard(oldest_id)
             self._chunk_bytes -= oldest.nbytes
             self.transitions -= oldest.transitions
 
@@ -267,7 +273,25 @@ class Replay:
         ages = [version - row[0].version for row in rows if row[0].state is not None]
         if ages:
             metrics |= {"state_age": float(np.mean(ages)), "state_age_max": float(max(ages))}
-        return self._batch(rows), metrics
+        batch = self._batch(rows)
+        self._carried = [(index, row[0].following) for index, row in enumerate(rows) if row[0].following is not None]
+        batch.carry = self._writer.stride if self._carried and self._writer.empty_state else 0
+        return batch, metrics
+
+    def refresh(self, states: State, version: int) -> None:
+        """Takes the memory states after ``Batch.carry`` steps, of weights with ``version`` updates.
+
+        They replace the stored states of the chunks that begin there.
+        """
+        arrays = {name: states[name].detach().cpu().numpy() for name in self._writer.empty_state}
+        for row, chunk_id in self._carried:
+            state = {name: array[row].copy() for name, array in arrays.items()}
+            if chunk_id in self._chunks:
+                chunk = self._chunks[chunk_id]
+                chunk.state, chunk.version = state, version
+                self._refreshed.add(chunk_id)
+            else:
+                self._writer.refresh(chunk_id, state, version)
 
     def _rows_inside(self) -> int:
         whole, inside = self._remaining_transitions[False], self._remaining_transitions[True]
@@ -375,7 +399,16 @@ class Replay:
             "epochs": self.epochs,
             "added": self.added,
             "random": self._random.bit_generator.state,
+            "refreshed": self._refreshed_states(),
         }
+
+    def _refreshed_states(self) -> dict[str, Any]:
+        ids = sorted(self._refreshed)
+        states: list[Arrays] = [self._chunks[chunk_id].state or {} for chunk_id in ids]
+        stacked = (
+            {name: np.stack([state[name] for state in states]) for name in self._writer.empty_state} if ids else {}
+        )
+        return {"ids": ids, "versions": [self._chunks[chunk_id].version for chunk_id in ids], "state": stacked}
 
     def _arrays(self, chunk_id: int) -> Arrays:
         return self._chunks[chunk_id].arrays() if chunk_id in self._chunks else self._writer.running[chunk_id].view()
@@ -389,6 +422,11 @@ class Replay:
         self._chunks, self._chunk_bytes, self.transitions = {}, 0, 0
         for chunk_id in saved["chunk_ids"]:
             self._insert(chunk_id, Chunk.from_arrays(sequences[chunk_id]))
+        self._refreshed = set(saved["refreshed"]["ids"])
+        for index, chunk_id in enumerate(saved["refreshed"]["ids"]):
+            chunk = self._chunks[chunk_id]
+            chunk.state = {name: array[index].copy() for name, array in saved["refreshed"]["state"].items()}
+            chunk.version = saved["refreshed"]["versions"][index]
         self._remaining = {False: list(saved["remaining"][0]), True: list(saved["remaining"][1])}
         self._unsampled, self._remaining_transitions = set(), {False: 0, True: 0}
         for chunk_id in saved["unsampled"]:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
 
-from worldmodel.data.batch import Batch
+from worldmodel.data.batch import Batch, State
 from worldmodel.data.spaces import ActionSpec, ObservationSpec
 
 
@@ -46,3 +46,15 @@ class Source(Protocol):
         ...
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None: ...
+
+
+@runtime_checkable
+class RefreshedSource(Protocol):
+    """A source whose batches may have ``Batch.carry``."""
+
+    def refresh(self, states: State, version: int) -> None:
+        """Takes the memory states after ``carry`` steps of the newest batch, (batch, ...).
+
+        They are of weights with ``version`` updates.
+        """
+        ...

@@ -15,6 +15,8 @@ ENVIRONMENTS: dict[str, tuple[str, dict[str, Any]]] = {
     "HiddenBall-v0": (_BALL, {"pixels": 0}),
     "HiddenBallPixels-v0": (_BALL, {"pixels": 4}),
     "Dial-v0": ("worldmodel.environments.dial:Dial", {}),
+    "MemoryLength-v0": ("worldmodel.environments.memory_length:MemoryLength", {}),
+    "DMControl-v0": ("worldmodel.environments.dm_control:make", {}),
     "Rooms-v0": ("worldmodel.environments.rooms:Rooms", {}),
     "Drift-v0": ("worldmodel.environments.drift:Drift", {}),
     "TwoRooms-v0": ("worldmodel.environments.two_rooms.game:TwoRooms", {}),

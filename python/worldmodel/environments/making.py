@@ -57,10 +57,13 @@ def make_environments(
 
 
 def specs_of(
-    name: str, kinds: Mapping[str, str] | None = None, env_args: Mapping[str, Any] | None = None
+    name: str,
+    kinds: Mapping[str, str] | ObservationSpec | None = None,
+    env_args: Mapping[str, Any] | None = None,
+    image_size: int | None = None,
 ) -> tuple[ObservationSpec, ActionSpec]:
-    """The specs of an environment, which is made once and closed. Raises as ``make_environments``."""
-    episodes = make_environments(name, 1, 0, kinds=kinds, env_args=env_args)
+    """The specs of an environment, which is made once and closed. Otherwise as ``make_environments``."""
+    episodes = make_environments(name, 1, 0, kinds=kinds, env_args=env_args, image_size=image_size)
     try:
         return episodes.observation_spec, episodes.action_spec
     finally:

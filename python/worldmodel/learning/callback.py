@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from worldmodel.data.batch import Batch
+from worldmodel.learning.interval import Interval
 from worldmodel.model.open_loop import OpenLoop, open_loop
 from worldmodel.model.world_model import WorldModel
 from worldmodel.pictures.renderers import renderer
@@ -22,7 +23,7 @@ AHEAD = (1, 2, 4, 8, 16)
 _WIDTH, _DPI = 12.5, 60  # inches, pixels per inch
 
 
-class OpenLoopCallback:
+class OpenLoopCallback(Interval):
     """Schedules open-loop predictions.
 
     Args:
@@ -32,25 +33,8 @@ class OpenLoopCallback:
     """
 
     def __init__(self, minutes: float, seconds: float, environment: Any = None) -> None:
-        self._minutes = minutes
-        self._began = seconds
-        self._next = seconds + self._interval(seconds)
-        self._spent = 0.0
+        super().__init__(minutes, seconds, SHARE, ALLOWANCE)
         self._environment = environment
-
-    def _interval(self, seconds: float) -> float:
-        """Doubles in the first minutes, up to ``minutes``: a beginner looks at once."""
-        return 60 * self._minutes * min(1.0, max(1 / 8, seconds / (60 * self._minutes or 1)))
-
-    def is_time(self, seconds: float) -> bool:
-        return self._minutes > 0 and seconds >= self._next
-
-    def took(self, cost: float, seconds: float) -> None:
-        """Records a run of ``cost`` seconds that began at ``seconds``."""
-        self._spent += cost
-        # The cost of the next one is that of the last.
-        affordable = self._began + (self._spent + cost - ALLOWANCE) / SHARE
-        self._next = max(seconds + self._interval(seconds), affordable)
 
     def look(
         self, world_model: WorldModel, batch: Batch, seconds: float, title: str = ""

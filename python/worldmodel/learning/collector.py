@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from worldmodel.data.batch import times_of
+from worldmodel.data.batch import State, times_of
 from worldmodel.data.replay import Replay
 from worldmodel.environments.batched import GymnasiumVectorEnvironment
 from worldmodel.environments.registry import EnvironmentFailed
@@ -69,15 +69,9 @@ class Collector:
                 episodes.observation_spec.to_tensors(episodes.observations, self._device),
                 before,
                 torch.from_numpy(episodes.is_first).to(self._device),
-                self.decider,
+                lambda world_model, state: self._decide(world_model, state, random_rows),
                 elapsed=times_of(episodes.elapsed, self._device),
             )
-        if random_rows:
-            legal = episodes.observation_spec.legal(episodes.observations)
-            sampled = episodes.action_spec.sample(self._random, episodes.num_envs, mask=legal)
-            chosen[:random_rows] = torch.from_numpy(sampled[:random_rows]).to(self._device)
-            encoded = episodes.action_spec.encode(chosen).to(self.state["action"].dtype)
-            self.state = {**self.state, "action": encoded}  # as executed
         actions = chosen.cpu().numpy()
         try:
             happened = episodes.step(actions)
@@ -104,6 +98,18 @@ class Collector:
         self._lengths[rows] += 1
         ended = rows[happened.terminated | happened.truncated]
         return [(float(self._returns[row]), int(self._lengths[row])) for row in ended]
+
+    def _decide(self, world_model: WorldModel, state: State, random_rows: int) -> torch.Tensor:
+        """The decider's actions, encoded, but random ones in the first ``random_rows``; not called if all are."""
+        if not random_rows:
+            return self.decider(world_model, state)
+        episodes, like = self.episodes, state["action"]
+        legal = episodes.observation_spec.legal(episodes.observations)
+        sampled = torch.from_numpy(episodes.action_spec.sample(self._random, episodes.num_envs, mask=legal))
+        random = episodes.action_spec.encode(sampled.to(self._device)).to(like.dtype)
+        if random_rows >= episodes.num_envs:
+            return random
+        return torch.cat([random[:random_rows], self.decider(world_model, state)[random_rows:]])
 
     def state_dict(self) -> dict[str, Any]:
         return {

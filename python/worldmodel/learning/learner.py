@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor, nn
 
-from worldmodel.data.batch import Batch
+from worldmodel.data.batch import Batch, State
 from worldmodel.learning.ema import ema_of
 from worldmodel.learning.objectives import (
     ImaginedReturns,
@@ -23,7 +23,6 @@ from worldmodel.learning.running_stats import (
     ReturnNormaliser,
     update_reward_scale,
     update_standardisation,
-    update_support,
 )
 from worldmodel.model.world_model import WorldModel
 from worldmodel.runs.fields import Bounds, Checked, Count, Positive
@@ -37,7 +36,7 @@ class LearnerConfig(Checked):
     """Settings of the learner.
 
     Attributes:
-        model_lr: of perception, memory and prediction.
+        model_lr: of perception, memory, prediction and exploration.
         value_lr: of evaluation.
         policy_lr: of decision.
         warm_up: updates over which the learning rates rise from zero.
@@ -75,6 +74,7 @@ class _Forward:
     metrics: dict[str, Tensor]
     found: ImaginedReturns
     observe_seconds: float
+    carried: State | None
 
 
 class NonFiniteError(RuntimeError):
@@ -86,25 +86,30 @@ class Learner:
 
     Attributes:
         ema: ``AveragedModel``, or None without ``LearnerConfig.ema``.
+        carried: memory states after ``Batch.carry`` steps of the newest update, by the weights before it; or None.
     """
 
     def __init__(self, world_model: WorldModel, config: LearnerConfig, reduction: Reduction = LOCAL) -> None:
         self.world_model = world_model
         self.config = config
         model = world_model
-        modules = {
+        modules: dict[str, tuple[nn.Module, ...]] = {
             "model": (model.perception, model.entry, model.memory, model.prediction, model.inverse or nn.Identity()),
             "value": (model.evaluation.network,),
             "policy": (model.decision,),
         }
+        if model.exploration is not None:
+            modules["exploration"] = (model.exploration,)
         self._parameters = {name: [p for part in parts for p in part.parameters()] for name, parts in modules.items()}
-        self._lrs = {"model": config.model_lr, "value": config.value_lr, "policy": config.policy_lr}
+        rates = {"value": config.value_lr, "policy": config.policy_lr}
+        self._lrs = {name: rates.get(name, config.model_lr) for name in modules}
         groups = [{"params": parameters} for parameters in self._parameters.values()]
-        self._optimizer = torch.optim.Adam(groups, lr=config.model_lr, betas=(0.9, 0.98), foreach=True)
+        self._optimizer = torch.optim.Adam(groups, lr=config.model_lr, betas=(0.9, 0.98), fused=True)
         self._updates = 0
         self._returns = ReturnNormaliser(config.objective.return_floor)
         self._reduction = reduction
         self.ema = ema_of(world_model, config.ema) if config.ema else None
+        self.carried: State | None = None
 
     @property
     def updates(self) -> int:
@@ -148,6 +153,7 @@ class Learner:
             marks = [time.perf_counter()]
             self._backward(losses, marks)
             norms = self._clip()
+        self.carried = forward.carried and {name: value.detach() for name, value in forward.carried.items()}
         self._set_lrs()
         self._optimizer.step()
         self.world_model.update_targets()
@@ -188,12 +194,16 @@ class Learner:
     def _forward(self, batch: Batch) -> _Forward:
         start = time.perf_counter()
         steps = self._imagination_starts(batch)
-        observed = self.world_model.observe(batch, states_after=steps)
+        stops = sorted({*steps, *([batch.carry] if batch.carry else [])})
+        observed = self.world_model.observe(batch, states_after=stops, sampled=self._sampled_rows(batch))
+        starts = _states_at(observed.states_after, [stops.index(step) for step in steps], len(stops))
+        carried = _states_at(observed.states_after, [stops.index(batch.carry)], len(stops)) if batch.carry else None
+        observed = dataclasses.replace(observed, states_after=starts, steps=tuple(steps))
         model, metrics = model_loss(self.world_model, batch, observed, self.config.objective)
         seconds = time.perf_counter() - start
         mask = torch.cat([(batch.losses_at & batch.known_rewards)[:, step - 1] for step in steps])
-        found = imagine_returns(self.world_model, observed.states_after, mask, self.config.objective)
-        return _Forward(model, metrics, found, seconds)
+        found = imagine_returns(self.world_model, starts, mask, self.config.objective)
+        return _Forward(model, metrics, found, seconds, carried)
 
     def _losses(self, forward: _Forward) -> Losses:
         imagined = imagination_losses(self.world_model, forward.found, self._returns.scale, self.config.objective)
@@ -205,12 +215,9 @@ class Learner:
             raise NonFiniteError(f"Learner: a reward is NaN or infinite at update {self._updates}")
         scale = self.world_model.reward_scale
         update_reward_scale(scale, rewards, self._reduction)
-        targets = batch.rewards[batch.known_rewards & batch.loss_mask] / scale.scale
-        update_support(self.world_model.prediction.reward, targets, self._reduction)
 
     def _update_return_statistics(self, found: ImaginedReturns) -> None:
         self._returns.update(found.policy_returns, self._reduction)
-        update_support(self.world_model.evaluation.head, found.value_targets, self._reduction)
 
     @contextlib.contextmanager
     def _statistics_restored_on_error(self) -> Iterator[None]:
@@ -233,6 +240,10 @@ class Learner:
         steps = edges[:-1] + (torch.rand(count) * (edges[1:] - edges[:-1])).long()
         return [int(step) for step in steps]
 
+    def _sampled_rows(self, batch: Batch) -> Tensor | None:
+        share, rows = self.config.objective.sampled, batch.shape[0]
+        return torch.rand(rows, device=batch.loss_mask.device) < share if share else None
+
     def _backward(self, losses: Losses, marks: list[float]) -> None:
         self._optimizer.zero_grad()
         # The policy's objective flows through the model but must not train it.
@@ -248,7 +259,7 @@ class Learner:
     def _clip(self) -> dict[str, float]:
         norms = {}
         for name, parameters in self._parameters.items():
-            norms[name] = float(nn.utils.clip_grad_norm_(parameters, self.config.max_grad_norm))
+            norms[name] = float(nn.utils.clip_grad_norm_(parameters, self.config.max_grad_norm, foreach=True))
             if not norms[name] < float("inf"):
                 self._optimizer.zero_grad()
                 raise NonFiniteError(
@@ -260,3 +271,10 @@ class Learner:
         warm = min(1.0, (self._updates + 1) / max(1, self.config.warm_up))
         for group, lr in zip(self._optimizer.param_groups, self._lrs.values(), strict=True):
             group["lr"] = lr * warm
+
+
+def _states_at(states: State, stops: list[int], count: int) -> State:
+    """Those of ``stops`` among states after ``count`` stops, (count * rows, ...) -> (stops * rows, ...)."""
+    if len(stops) == count:
+        return states
+    return {name: value.unflatten(0, (count, -1))[stops].flatten(0, 1) for name, value in states.items()}

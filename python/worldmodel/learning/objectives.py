@@ -3,11 +3,13 @@
 perception    reconstruction, and KL of the posterior from the prior
 prediction    KL with its gradient on the prior, reward, continuation; also trains memory
 both          of an ``EmbeddingLatent`` instead of reconstruction and KL: ``latent_objective``
-evaluation    λ-returns of imagination
+exploration   KL of the posterior from what each of its networks predicts
+evaluation    λ-returns of imagination, with the bonus of exploration
 decision      a gradient of ``worldmodel.model.decision``
 """
 
 import dataclasses
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +22,7 @@ from worldmodel.learning.masked import weighted_mean
 from worldmodel.model.evaluation import lambda_returns
 from worldmodel.model.policies import DiscretePolicy, Policy
 from worldmodel.model.world_model import Imagined, Observed, WorldModel
-from worldmodel.runs.fields import Checked, Positive, Size, Weight
+from worldmodel.runs.fields import Bounds, Checked, Positive, Size, Weight
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +37,8 @@ class ObjectiveConfig(Checked):
         continuation: loss weight.
         horizon: imagined steps.
         imagination_starts: per row.
+        sampled: share of the rows whose memory sees sampled latents, as in imagination, instead of their means, as when
+            acting.
         value_gradient: weight of the values' gradient to memory.
         return_floor: smallest return scale, in units of the reward scale.
     """
@@ -46,6 +50,7 @@ class ObjectiveConfig(Checked):
     continuation: Weight = 1.0
     horizon: Size = 4
     imagination_starts: Size = 8
+    sampled: Annotated[float, Bounds(0, 1)] = 0.0
     value_gradient: Weight = 0.1
     return_floor: Positive = 1.0
 
@@ -66,6 +71,7 @@ class ImaginedReturns:
         policy: distributions, (rows,) for all-action, else (rows, horizon).
         first_target: the start's value target, (rows,).
         weights: probability of reaching each step, (rows * tries, horizon); 0 without ``mask``.
+        bonus: of exploration / reward scale, (rows * tries, horizon); None without.
     """
 
     start: Tensor
@@ -76,6 +82,7 @@ class ImaginedReturns:
     policy: Policy
     first_target: Tensor
     weights: Tensor
+    bonus: Tensor | None
     legal: Tensor | None = None
 
     @property
@@ -84,12 +91,6 @@ class ImaginedReturns:
         if self.q is not None and self.legal is not None:
             return self.q[self.legal & self.mask[:, None]]
         return (self.returns.detach() if self.q is None else self.q)[self.mask]
-
-    @property
-    def value_targets(self) -> Tensor:
-        """All with a loss, (targets,)."""
-        later = self.returns.detach()[:, 1:][self.weights[:, 1:] > 0]
-        return torch.cat([self.first_target[self.mask], later])
 
 
 @dataclasses.dataclass
@@ -137,6 +138,11 @@ def model_loss(
     parts["continuation"] = weighted_mean(continuation, acted)
     weights |= {"reward": config.reward, "continuation": config.continuation}
     total = torch.stack([weights[name] * part for name, part in parts.items()]).sum()
+    if world_model.exploration is not None:
+        actions = world_model.action_spec.encode(batch.actions)[:, :-1]
+        learned = world_model.exploration.loss(observed.features[:, :-1], actions, posterior)
+        parts["exploration"] = weighted_mean(learned, followed)
+        total = total + parts["exploration"]
     return total, {f"loss/{name}": part.detach() for name, part in (("model", total), *parts.items())} | metrics
 
 
@@ -145,7 +151,7 @@ def imagine_returns(world_model: WorldModel, states: State, mask: Tensor, config
     decision = world_model.decision
     start = {name: value.detach() for name, value in states.items()}
     if decision.gradient == "all_action":
-        imagined, returns, q = _try_all(world_model, start, config.horizon)
+        imagined, returns, q, bonus = _try_all(world_model, start, config.horizon)
         policy = world_model.policy(start)
         assert isinstance(policy, DiscretePolicy)
         probabilities = policy.probability_of(decision.all_actions(q)).detach()  # (rows, actions)
@@ -153,21 +159,29 @@ def imagine_returns(world_model: WorldModel, states: State, mask: Tensor, config
         tried = mask[:, None].expand(q.shape) if legal is None else legal & mask[:, None]
         weights = _weights(imagined, tried.flatten())
         first_target = (probabilities * q).sum(-1)
-        return ImaginedReturns(states["features"], mask, imagined, returns, q, policy, first_target, weights, legal)
+        return ImaginedReturns(
+            states["features"], mask, imagined, returns, q, policy, first_target, weights, bonus, legal
+        )
     with torch.set_grad_enabled(decision.gradient == "pathwise" and torch.is_grad_enabled()):
         imagined = world_model.imagine(start, decision, config.horizon)
-        returns = _returns(world_model, imagined)
+        returns, bonus = _returns(world_model, imagined)
     masks = [] if imagined.action_masks is None else [imagined.action_masks[:, :-1]]
     policy = decision(imagined.features[:, :-1].detach(), *masks)
     weights = _weights(imagined, mask)
-    return ImaginedReturns(states["features"], mask, imagined, returns, None, policy, returns[:, 0].detach(), weights)
+    first_target = returns[:, 0].detach()
+    return ImaginedReturns(states["features"], mask, imagined, returns, None, policy, first_target, weights, bonus)
 
 
 def imagination_losses(
     world_model: WorldModel, found: ImaginedReturns, return_scale: float, config: ObjectiveConfig
 ) -> ImaginationLosses:
     """Losses of evaluation and decision; ``return_scale`` divides the returns."""
-    decision, policy = world_model.decision, found.policy
+    decision, evaluation, policy = world_model.decision, world_model.evaluation, found.policy
+    share = config.value_gradient
+    first = share * found.start + (1 - share) * found.start.detach()
+    rows = first.shape[0]
+    later = found.imagined.features[:, 1:-1].detach().flatten(0, 1)
+    outputs = evaluation(torch.cat([first, later]))  # read once: (rows + rows * tries * (horizon - 1), ...)
     if found.q is not None:
         assert isinstance(policy, DiscretePolicy)
         probabilities = policy.probability_of(decision.all_actions(found.q))
@@ -178,49 +192,54 @@ def imagination_losses(
         if decision.gradient == "pathwise":
             objective = found.returns / return_scale
         else:
-            values = world_model.evaluation.value(found.imagined.features[:, :-1].detach())
+            values = evaluation.head.mean(outputs.detach())
+            values = torch.cat([values[:rows, None], values[rows:].view(rows, -1)], 1)
             advantage = (found.returns - values).detach() / return_scale
             objective = policy.log_probability(found.imagined.actions) * advantage
     policy_loss = -weighted_mean(objective + decision.config.entropy * entropy, policy_weights)
 
-    share = config.value_gradient
-    first = share * found.start + (1 - share) * found.start.detach()
-    value_loss = _value_loss(world_model, first, found.first_target, found.mask)
+    targets = torch.cat([found.first_target, found.returns[:, 1:].detach().flatten()])
+    losses = evaluation.head.loss(outputs, targets)
+    value_loss = weighted_mean(losses[:rows], found.mask)
     if config.horizon > 1:
-        later = found.imagined.features[:, 1:-1].detach(), found.returns[:, 1:].detach(), found.weights[:, 1:]
-        value_loss = (value_loss + (config.horizon - 1) * _value_loss(world_model, *later)) / config.horizon
+        later_loss = weighted_mean(losses[rows:], found.weights[:, 1:].flatten())
+        value_loss = (value_loss + (config.horizon - 1) * later_loss) / config.horizon
     metrics = {
         "loss/value": value_loss.detach(),
         "loss/policy": policy_loss.detach(),
         "policy/entropy": weighted_mean(entropy, policy_weights).detach(),
         "policy/return": weighted_mean(found.first_target, found.mask),
     }
+    if found.bonus is not None:
+        metrics["policy/bonus"] = weighted_mean(found.bonus, found.weights).detach()
     return ImaginationLosses(value_loss, policy_loss, metrics)
 
 
 @torch.no_grad()
-def _try_all(world_model: WorldModel, start: State, horizon: int) -> tuple[Imagined, Tensor, Tensor]:
-    """For every first action: rollouts, returns (rows * actions, horizon), Q (rows, actions)."""
+def _try_all(world_model: WorldModel, start: State, horizon: int) -> tuple[Imagined, Tensor, Tensor, Tensor | None]:
+    """For every first action: rollouts, returns (rows * actions, horizon), Q (rows, actions), and their bonus."""
     actions = world_model.decision.all_actions(start["features"])
     rows, count = start["features"].shape[0], actions.shape[0]
     tried = {name: value.repeat_interleave(count, 0) for name, value in start.items()}
     imagined = world_model.imagine(tried, world_model.decision, horizon, actions.repeat(rows, 1))
-    returns = _returns(world_model, imagined)
-    return imagined, returns, returns[:, 0].view(rows, count)
+    returns, bonus = _returns(world_model, imagined)
+    return imagined, returns, returns[:, 0].view(rows, count), bonus
 
 
-def _returns(world_model: WorldModel, imagined: Imagined) -> Tensor:
-    """With target-network values, (rows, horizon)."""
-    config = world_model.config.evaluation
-    next_values = world_model.evaluation.value(imagined.features[:, 1:], target=True)
-    return lambda_returns(imagined.rewards, config.discount * imagined.continues, next_values, config.lambda_)
+def _returns(world_model: WorldModel, imagined: Imagined) -> tuple[Tensor, Tensor | None]:
+    """With target-network values, and the bonus of exploration that is in them, both (rows, horizon)."""
+    config, evaluation, features = world_model.config.evaluation, world_model.evaluation, imagined.features[:, 1:]
+    rewards, bonus = imagined.rewards, None
+    if world_model.exploration is not None:
+        bonus = world_model.exploration.bonus(imagined.features[:, :-1], imagined.actions)
+        rewards = rewards + bonus
+    differentiable = world_model.decision.gradient == "pathwise"
+    next_values = (
+        evaluation.value(features, target=True) if differentiable else evaluation.target_value_in_one_call(features)
+    )
+    return lambda_returns(rewards, config.discount * imagined.continues, next_values, config.lambda_), bonus
 
 
 def _weights(imagined: Imagined, mask: Tensor) -> Tensor:
     lasting = imagined.continues.detach()[:, :-1].cumprod(1)
     return torch.cat([torch.ones_like(lasting[:, :1]), lasting], 1) * mask[:, None]
-
-
-def _value_loss(world_model: WorldModel, features: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
-    evaluation = world_model.evaluation
-    return weighted_mean(evaluation.head.loss(evaluation(features), targets), weights)

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from worldmodel.learning.reduction import LOCAL, Reduction
-from worldmodel.model.networks import ScalarHead
 from worldmodel.model.perception import Perception
 from worldmodel.model.reward_scale import RewardScale
 
@@ -28,21 +27,10 @@ def update_reward_scale(scale: RewardScale, rewards: Tensor, reduction: Reductio
     scale.update(count, square)
 
 
-def update_support(head: ScalarHead, targets: Tensor, reduction: Reduction = LOCAL) -> None:
-    """Extends the support to ``targets``."""
-    if head.config.kind != "two_hot":
-        return
-    targets = targets.detach().flatten()
-    targets = targets[targets.isfinite()].to(head.v_min.dtype)
-    bounds = torch.stack([torch.cat([targets, head.v_min[None]]).min(), torch.cat([targets, head.v_max[None]]).max()])
-    low, high = reduction.reduce_statistics(bounds[None]).unbind(1)
-    head.extend_support(low.min(), high.max())
-
-
 def update_standardisation(
     perception: Perception, observations: Mapping[str, Tensor], valid: Tensor, reduction: Reduction = LOCAL
 ) -> None:
-    """Updates standardised codecs by the ``valid`` ``observations``, (batch, time, ...)."""
+    """Updates codecs that learn statistics by the ``valid`` ``observations``, (batch, time, ...)."""
     for codec, moments in perception.moments(observations, valid):
         codec.update(reduction.reduce_statistics(torch.stack(moments)))
 

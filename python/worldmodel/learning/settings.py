@@ -116,6 +116,15 @@ class TrainConfig(Checked):
     open_loop_minutes: Weight = 2
     """Minutes between open-loop predictions (a picture in TensorBoard and open_loop/... metrics); more where that would
     take over 1% of the time. 0 turns them off."""
+    eval_minutes: Weight = 2
+    """Minutes between evaluations of the policy, of the same episodes each time (eval/... metrics); more where that
+    would take over 5% of the time. RUN/best keeps the weights of the best. 0 turns them off."""
+    eval_episodes: Annotated[int, Bounds(1, 10_000)] = 10
+    """Episodes of an evaluation."""
+    eval_env: Text | None = None
+    """Environment to evaluate in, with the spaces of the training one; that one if not given."""
+    eval_env_args: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """Arguments of --eval-env."""
     environment_state: Literal["replay", "pickle"] = "replay"
     """How a checkpoint holds the environments: replay repeats each episode's seed and actions on resume; pickle is
     for environments that this cannot restore, and needs --unpickle on resume."""
@@ -127,19 +136,24 @@ class TrainConfig(Checked):
     """Limits and batch shape."""
 
     def __post_init__(self) -> None:
-        given: Any = self.env
-        if not isinstance(given, str) and given is not None:
-            self.env, arguments = name_of(given)
-            self.env_args = {**arguments, **self.env_args}
+        for field in ("env", "eval_env"):
+            given: Any = getattr(self, field)
+            if not isinstance(given, str) and given is not None:
+                name, arguments = name_of(given)
+                setattr(self, field, name)
+                setattr(self, f"{field}_args", {**arguments, **getattr(self, f"{field}_args")})
         unset = [name for name in PRESET_FIELDS if getattr(self, name) is _UNSET]
         if unset:
             self._fill(unset)
         super().__post_init__()
         if not unset:
             self._check_preset()
+        if self.eval_env_args and self.eval_env is None:
+            raise ConfigurationError("TrainConfig: eval_env_args are arguments of eval_env, which is not given")
         if self.random_envs > self.num_envs:
             raise ConfigurationError(
-                f"random_envs is {self.random_envs}, expected at least 0 and at most num_envs = {self.num_envs}"
+                f"TrainConfig: random_envs is {self.random_envs}, expected at least 0 and at most num_envs = "
+                f"{self.num_envs}"
             )
 
     def _fill(self, unset: list[str]) -> None:
@@ -177,6 +191,10 @@ _FREE = {
     "log_seconds",
     "save_minutes",
     "open_loop_minutes",
+    "eval_minutes",
+    "eval_episodes",
+    "eval_env",
+    "eval_env_args",
     "environment_state",
 }
 
@@ -197,6 +215,11 @@ def saved_specs(run: Run) -> tuple[ObservationSpec, ActionSpec]:
     spaces = run.config.get("spaces")
     observation, action = (spaces.get(name) if isinstance(spaces, dict) else None for name in ("observation", "action"))
     return ObservationSpec.from_json(observation), ActionSpec.from_json(action)
+
+
+def modules_of(config: TrainConfig) -> list[str]:
+    """Names of environments and blocks, of which those with a colon import a module."""
+    return [name for name in (config.env, config.eval_env, *blocks_of(config)) if name]
 
 
 def blocks_of(config: TrainConfig) -> list[str]:

@@ -13,7 +13,7 @@ import torch
 
 from worldmodel.data.batch import Batch
 from worldmodel.data.replay import Replay
-from worldmodel.data.source import Source
+from worldmodel.data.source import RefreshedSource, Source
 from worldmodel.data.spaces import ActionSpec, ObservationSpec
 from worldmodel.environments.making import make_environments
 from worldmodel.environments.pickle_io import PickleRefused
@@ -116,6 +116,15 @@ class SourceTrainer:
             self.learner.ema.module.load_state_dict(self.world_model.state_dict())
         return said
 
+    @property
+    def acting_model(self) -> WorldModel:
+        """With averaged weights, if there are any."""
+        if self.learner.ema is None:
+            return self.world_model
+        averaged = self.learner.ema.module
+        assert isinstance(averaged, WorldModel)
+        return averaged
+
     def evaluate(self) -> tuple[dict[str, float], np.ndarray | None]:
         """Metrics and picture; the first call starts the intervals."""
         return ({}, None) if self._evaluator is None else self._evaluator(self)
@@ -157,6 +166,8 @@ class SourceTrainer:
                 learned = self.learner.update(batch)
             except NonFiniteError as error:
                 raise TrainingFailed(f"update {self.updates + 1}, after {self.steps} steps: {error}") from error
+        if self.learner.carried is not None and isinstance(self.source, RefreshedSource):
+            self.source.refresh(self.learner.carried, self.updates)
         self.updates += 1
         self.batch = batch
         self.metric_means.add({f"replay/{name}": value for name, value in metrics.items()})

@@ -16,22 +16,73 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from worldmodel.data.spaces import Modality
-from worldmodel.model.networks import symlog
+from worldmodel.model.networks import symexp, symlog
 
 _WINDOW = 1e6  # steps in the running mean and variance
 _MIN_VARIANCE = 1e-10  # below: a constant entry
+_HEAVIEST = 100.0  # weight of a class in the loss
+_LINEAR = 10.0  # deviations from the mean, beyond which numbers grow as a logarithm
 
 
-class CategoricalCodec(nn.Module):
+class ClassCodec(nn.Module):
+    """Classes, whose cross-entropy counts as much as what they tell.
+
+    With ``rare`` above 0, that share of a class's weight is its information -ln p, divided by the mean over all that is
+    seen: a key that is in one view of a thousand weighs more than the floor, and the mean weight stays 1.
+    """
+
+    counts: Tensor
+
+    def _register_counts(self, entries: int, classes: int, rare: float) -> None:
+        self.rare = rare
+        if rare:
+            self.register_buffer("counts", torch.ones(entries, classes, dtype=torch.float64))
+
+    @property
+    def learns_statistics(self) -> bool:
+        return self.rare > 0
+
+    def weights(self) -> Tensor:
+        """Of every class of every entry, (entries, classes), at most 100."""
+        probability = self.counts / self.counts.sum(-1, keepdim=True)
+        told = -probability.log()
+        mean = (probability * told).sum(-1, keepdim=True)
+        relative = torch.where(mean > 0, told / mean, 1)  # one class tells nothing
+        return (1 - self.rare + self.rare * relative).clamp(max=_HEAVIEST)
+
+    @torch.no_grad()
+    def moments(self, modality: Tensor) -> Tensor:
+        """(steps, ..., entries) -> how often each class is seen, (entries, classes)."""
+        entries, classes = self.counts.shape
+        index = modality.long().flatten(0, -2) + classes * torch.arange(entries, device=modality.device)
+        return torch.bincount(index.flatten(), minlength=entries * classes).view(entries, classes).double()
+
+    @torch.no_grad()
+    def update(self, moments: Tensor) -> None:
+        """Adds counts, (processes, entries, classes); old ones fade."""
+        self.counts += moments.sum(0)
+        self.counts *= (_WINDOW / self.counts.sum(-1, keepdim=True)).clamp(max=1)
+
+    def _weighted(self, loss: Tensor, modality: Tensor) -> Tensor:
+        """``loss`` and classes, (steps, ..., entries)."""
+        if not self.rare:
+            return loss
+        entries, classes = self.counts.shape
+        index = modality.long() + classes * torch.arange(entries, device=modality.device)
+        return loss * self.weights().to(loss.dtype).flatten()[index]
+
+
+class CategoricalCodec(ClassCodec):
     """One-hot classes and a softmax per entry. Floating-point input is one-hot already, for gradients."""
 
     offsets: Tensor
     padding: Tensor
     zero: Tensor
 
-    def __init__(self, modality: Modality, hidden: int) -> None:
+    def __init__(self, modality: Modality, hidden: int, rare: float = 0.0) -> None:
         super().__init__()
         self.sizes = modality.sizes
+        self._register_counts(len(modality.sizes), max(modality.sizes), rare)
         self.width = sum(modality.sizes)
         self.project = nn.Linear(hidden, len(modality.sizes) * max(modality.sizes))
         sizes = torch.tensor(modality.sizes)
@@ -54,11 +105,8 @@ class CategoricalCodec(nn.Module):
         return logits.masked_fill(self.padding, -torch.inf)
 
     def loss(self, prediction: Tensor, modality: Tensor) -> Tensor:
-        return (
-            F.cross_entropy(prediction.flatten(0, 1), modality.long().flatten(), reduction="none")
-            .view_as(modality)
-            .sum(-1)
-        )
+        loss = F.cross_entropy(prediction.flatten(0, 1), modality.long().flatten(), reduction="none")
+        return self._weighted(loss.view_as(modality), modality).sum(-1)
 
     def decode(self, prediction: Tensor) -> Tensor:
         return prediction.argmax(-1)
@@ -67,12 +115,14 @@ class CategoricalCodec(nn.Module):
 class StandardisedCodec(nn.Module):
     """Numbers standardised in symlog space, so that entries of small variance count.
 
-    A modality's last dimension has the entries, each with its own mean and variance.
+    A modality's last dimension has the entries, each with its own mean and variance. Beyond 10 deviations from the mean
+    they grow as a logarithm: what an almost constant entry jumps to is no 1e5.
     """
 
     mean: Tensor
     variance: Tensor
     count: Tensor
+    learns_statistics = True
 
     def _register_moments(self, entries: int) -> None:
         self.register_buffer("mean", torch.zeros(entries))
@@ -85,12 +135,17 @@ class StandardisedCodec(nn.Module):
         return torch.where(self.variance > _MIN_VARIANCE, self.variance, 1).sqrt()
 
     def standardised(self, modality: Tensor) -> Tensor:
-        return (symlog(modality.to(self.mean.dtype)) - self.mean) / self.deviation
+        numbers = (symlog(modality.to(self.mean.dtype)) - self.mean) / self.deviation
+        size = numbers.abs()
+        far = _LINEAR + (size - _LINEAR).clamp(min=0).log1p()
+        return torch.where(size <= _LINEAR, numbers, numbers.sign() * far)
 
     def restored(self, numbers: Tensor) -> Tensor:
         """Inverts ``standardised``."""
-        numbers = numbers * self.deviation + self.mean
-        return numbers.sign() * numbers.abs().expm1()
+        size = numbers.abs()
+        far = _LINEAR + (size - _LINEAR).clamp(min=0).expm1()
+        numbers = torch.where(size <= _LINEAR, numbers, numbers.sign() * far)
+        return symexp(numbers * self.deviation + self.mean)
 
     @torch.no_grad()
     def moments(self, modality: Tensor) -> Tensor:
@@ -222,16 +277,17 @@ class MapCodec(StandardisedCodec):
         return self.restored(prediction.movedim(1, -1))
 
 
-class GridCodec(nn.Module):
+class GridCodec(ClassCodec):
     """Class indices on a grid: embeddings summed over channels, convolved."""
 
     offsets: Tensor
 
-    def __init__(self, modality: Modality, hidden: int, embedding: int = 16) -> None:
+    def __init__(self, modality: Modality, hidden: int, rare: float = 0.0, embedding: int = 16) -> None:
         super().__init__()
         height, width, channels = modality.shape
         self.shape = modality.shape
         self.classes = max(modality.sizes)
+        self._register_counts(channels, self.classes, rare)
         self.width = hidden
         self.register_buffer("offsets", torch.arange(channels) * self.classes, persistent=False)
         self.embed = nn.Embedding(channels * self.classes, embedding)
@@ -254,18 +310,19 @@ class GridCodec(nn.Module):
         return self.classify(planes).unflatten(1, (channels, self.classes)).permute(0, 2, 3, 4, 1)
 
     def loss(self, prediction: Tensor, modality: Tensor) -> Tensor:
-        return F.cross_entropy(prediction, modality.long(), reduction="none").sum((1, 2, 3))
+        loss = F.cross_entropy(prediction, modality.long(), reduction="none")
+        return self._weighted(loss, modality).sum((1, 2, 3))
 
     def decode(self, prediction: Tensor) -> Tensor:
         return prediction.argmax(1)
 
 
-def build_codec(modality: Modality, hidden: int, channels: int) -> Any:
-    """The codec of ``modality``; ``channels``: of an image's first convolution."""
+def build_codec(modality: Modality, hidden: int, channels: int, rare: float = 0.0) -> Any:
+    """The codec of ``modality``; ``channels``: of an image's first convolution; ``rare``: for classes."""
     if modality.kind == "categorical":
-        return CategoricalCodec(modality, hidden)
+        return CategoricalCodec(modality, hidden, rare)
     if modality.kind == "vector":
         return VectorCodec(modality, hidden)
     if modality.kind == "map":
         return MapCodec(modality, hidden, channels)
-    return ImageCodec(modality, hidden, channels) if modality.kind == "image" else GridCodec(modality, hidden)
+    return ImageCodec(modality, hidden, channels) if modality.kind == "image" else GridCodec(modality, hidden, rare)

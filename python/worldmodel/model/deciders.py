@@ -1,7 +1,7 @@
 """Deciders choose the actions of ``WorldModel.act``."""
 
 import warnings
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -23,9 +23,31 @@ class Decider(Protocol):
         """
 
 
+@runtime_checkable
+class EpisodeDecider(Decider, Protocol):
+    """A decider that is told when an episode begins in a row of its batch."""
+
+    def begin(self, row: int, seed: int) -> None:
+        """An episode of ``seed`` begins in ``row``; called before the first action."""
+
+
 def policy_sample(world_model: "WorldModel", state: State) -> Tensor:
-    """Samples the policy, the only random decider here."""
+    """Samples the policy by PyTorch's generator."""
     return world_model.policy(state).sample()
+
+
+class SampledPolicy:
+    """``policy_sample`` with a generator for each row, so that an episode is the same beside any others."""
+
+    def __init__(self) -> None:
+        self._generators: dict[int, torch.Generator] = {}
+
+    def begin(self, row: int, seed: int) -> None:
+        self._generators[row] = torch.Generator().manual_seed(seed)
+
+    def __call__(self, world_model: "WorldModel", state: State) -> Tensor:
+        rows = range(len(state["features"]))
+        return world_model.policy(state).sample([self._generators[row] for row in rows])
 
 
 def policy_mode(world_model: "WorldModel", state: State) -> Tensor:
@@ -40,7 +62,7 @@ def one_step_planning(world_model: "WorldModel", state: State) -> Tensor:
 
 
 def action_values(world_model: "WorldModel", state: State) -> tuple[Tensor, Tensor]:
-    """Q(s, a) = r + γ c v' of every action, with continuation probability c and the next latent's mean.
+    """Q(s, a) = r + γ c v' of every action, with continuation probability c; memory sees the prior as a posterior.
 
     Returns:
         ``(q, actions)``: (batch, actions), divided by the reward scale, minus infinity for illegal actions, and
@@ -50,8 +72,8 @@ def action_values(world_model: "WorldModel", state: State) -> tuple[Tensor, Tens
     actions = world_model.decision.all_actions(features)
     rows, count = features.shape[0], actions.shape[0]
     repeated = {name: value.repeat_interleave(count, 0) for name, value in state.items()}
-    first, mean = actions.repeat(rows, 1), world_model.perception.latent.mean
-    imagined = world_model.imagine(repeated, world_model.decision, 1, first, sample=mean)
+    first, as_observed = actions.repeat(rows, 1), world_model.perception.latent.as_observed
+    imagined = world_model.imagine(repeated, world_model.decision, 1, first, sample=as_observed)
     values = world_model.evaluation.value(imagined.features[:, 1])
     q = imagined.rewards[:, 0] + world_model.config.evaluation.discount * imagined.continues[:, 0] * values
     q = q.view(rows, count)

@@ -7,6 +7,7 @@ from typing import Annotated
 from torch import Tensor, nn
 
 from wmkernels import linear_scan
+from wmkernels.layers import run_network
 from worldmodel.model.networks import ScalarConfig, ScalarHead, mlp, polyak_update
 from worldmodel.runs.fields import Bounds, Checked, Layers, Share, Size
 
@@ -59,6 +60,13 @@ class Evaluation(nn.Module):
         """v_t divided by the reward scale, (...)."""
         outputs = self.target(features) if target else self.network(features)
         return self.head.mean(outputs)
+
+    def target_value_in_one_call(self, features: Tensor) -> Tensor:
+        """``value`` of the target, up to rounding, of a chain of layers where it can run, without gradient."""
+        trunk = self.target[:-1]
+        assert isinstance(trunk, nn.Sequential)
+        hidden = run_network(trunk, features)
+        return self.head.mean(self.target(features) if hidden is None else self.target[-1](hidden))
 
     def update_target(self) -> None:
         polyak_update(self.target, self.network, self.config.tau)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from worldmodel.model.networks import log_probability, sample_index
+from worldmodel.model.networks import log_probability, one_hot, sample_index
 from worldmodel.runs.fields import Bounds, Checked, Share, Size, Weight
 
 
@@ -43,8 +43,8 @@ class Latent(abc.ABC):
         """Differentiable, (..., *shape)."""
 
     @abc.abstractmethod
-    def mean(self, distribution: Tensor) -> Tensor:
-        """(..., *shape)."""
+    def as_observed(self, distribution: Tensor) -> Tensor:
+        """The latent that embeds as an observed step does: ``embed`` of it is ``embed_mean``, (..., *shape)."""
 
     @abc.abstractmethod
     def embed(self, latent: Tensor) -> Tensor:
@@ -61,6 +61,10 @@ class Latent(abc.ABC):
     @abc.abstractmethod
     def entropy(self, distribution: Tensor) -> Tensor:
         """Nats, (...)."""
+
+    @abc.abstractmethod
+    def mixture(self, distributions: Tensor) -> Tensor:
+        """Of several equally probable ones, (several, ..., *parameter shape): of this family, with their moments."""
 
     def flatten(self, latent: Tensor) -> Tensor:
         """(..., *shape) -> (..., entries), for the decoder."""
@@ -91,13 +95,16 @@ class CategoricalLatent(Latent):
         return probabilities * (1 - ratio) + ratio / self.config.classes
 
     def sample(self, distribution: Tensor) -> Tensor:
-        return self._one_hot(sample_index(distribution), distribution) if self.config.stochastic else distribution
+        return one_hot(sample_index(distribution), distribution) if self.config.stochastic else distribution
 
     def mode(self, distribution: Tensor) -> Tensor:
-        return self._one_hot(distribution.argmax(-1), distribution) if self.config.stochastic else distribution
+        return one_hot(distribution.argmax(-1), distribution) if self.config.stochastic else distribution
 
-    def mean(self, distribution: Tensor) -> Tensor:
-        return distribution
+    def as_observed(self, distribution: Tensor) -> Tensor:
+        if not self.config.stochastic:
+            return distribution
+        ratio = self.config.unimix_ratio
+        return (distribution - ratio / self.config.classes) / (1 - ratio)
 
     def embed(self, latent: Tensor) -> Tensor:
         """Flattened, with unimix, which probabilities have already."""
@@ -112,9 +119,8 @@ class CategoricalLatent(Latent):
     def entropy(self, distribution: Tensor) -> Tensor:
         return -(distribution * log_probability(distribution)).sum((-1, -2))
 
-    def _one_hot(self, index: Tensor, probabilities: Tensor) -> Tensor:
-        hot = F.one_hot(index, self.config.classes).to(probabilities.dtype)
-        return hot + (probabilities - probabilities.detach())
+    def mixture(self, distributions: Tensor) -> Tensor:
+        return distributions.mean(0)
 
 
 class GaussianLatent(Latent):
@@ -139,7 +145,7 @@ class GaussianLatent(Latent):
     def mode(self, distribution: Tensor) -> Tensor:
         return distribution[..., 0, :]
 
-    def mean(self, distribution: Tensor) -> Tensor:
+    def as_observed(self, distribution: Tensor) -> Tensor:
         return distribution[..., 0, :]
 
     def embed(self, latent: Tensor) -> Tensor:
@@ -155,6 +161,11 @@ class GaussianLatent(Latent):
 
     def entropy(self, distribution: Tensor) -> Tensor:
         return (distribution[..., 1, :].log() + 0.5 * math.log(2 * math.pi * math.e)).sum(-1)
+
+    def mixture(self, distributions: Tensor) -> Tensor:
+        means, stds = distributions.unbind(-2)
+        variance = stds.square().mean(0) + means.var(0, correction=0)
+        return torch.stack([means.mean(0), variance.sqrt()], -2)
 
 
 class EmbeddingLatent(Latent):
@@ -180,7 +191,7 @@ class EmbeddingLatent(Latent):
     def mode(self, distribution: Tensor) -> Tensor:
         return distribution
 
-    def mean(self, distribution: Tensor) -> Tensor:
+    def as_observed(self, distribution: Tensor) -> Tensor:
         return distribution
 
     def embed(self, latent: Tensor) -> Tensor:
@@ -194,6 +205,10 @@ class EmbeddingLatent(Latent):
 
     def entropy(self, distribution: Tensor) -> Tensor:
         return torch.full_like(distribution[..., 0], 0.5 * math.log(2 * math.pi * math.e) * self.config.size)
+
+    def mixture(self, distributions: Tensor) -> Tensor:
+        """With their mean alone: the variance of this family is 1."""
+        return distributions.mean(0)
 
 
 @dataclasses.dataclass(frozen=True)

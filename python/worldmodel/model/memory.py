@@ -53,6 +53,7 @@ class MemoryStack(nn.Module):
         self.blocks = nn.ModuleList(blocks)
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in blocks)
         self.norm = nn.LayerNorm(width)
+        self._has_token_dim = tokens > 1 or any(mixes_tokens(block) for block in blocks)
 
     def init_state(self, batch_size: int) -> State:
         parts = []
@@ -61,6 +62,11 @@ class MemoryStack(nn.Module):
             part = block.init_state(batch_size * self.tokens if folds else batch_size)
             parts.append(_unfolded(part, self.tokens) if folds else part)
         return _joined(parts)
+
+    @property
+    def is_stateless(self) -> bool:
+        """Whether no step's outputs depend on those before: no block's state has an element."""
+        return not any(value.numel() for value in self.init_state(1).values())
 
     def forward(
         self,
@@ -102,19 +108,20 @@ class MemoryStack(nn.Module):
         reset: Tensor | None,
         elapsed: Tensor | None,
     ) -> tuple[Tensor, State]:
-        x = x.unflatten(-1, (self.tokens, -1))
+        if self._has_token_dim:
+            x = x.unflatten(-1, (self.tokens, -1))
         parts = []
         for index, (block, norm) in enumerate(self._layers()):
             part = None if state is None else _part(state, index)
             run = method(block)
-            if not mixes_tokens(block):
+            if self._has_token_dim and not mixes_tokens(block):
                 run = functools.partial(self._run_per_token, run)
             times = {} if elapsed is None or not takes_elapsed(block) else {"elapsed": elapsed}
             outputs, part = run(norm(x), part, reset, **times)
             x = x + outputs
             parts.append(part)
         s = self.norm(x)
-        return s.squeeze(-2) if self.tokens == 1 else s, _joined(parts)
+        return s.squeeze(-2) if self._has_token_dim and self.tokens == 1 else s, _joined(parts)
 
     def _run_per_token(
         self, block: Callable[..., Any], x: Tensor, state: State | None, reset: Tensor | None, **times: Tensor

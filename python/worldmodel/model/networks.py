@@ -1,6 +1,7 @@
 """MLP, scalar head, Polyak update."""
 
 import dataclasses
+from collections.abc import Callable, Sequence
 from typing import Annotated, Literal
 
 import torch
@@ -9,10 +10,19 @@ from torch import Tensor, nn
 
 from worldmodel.runs.fields import Bounds, Checked
 
+# One per row, on the CPU, so that a row is drawn alike beside any others; None for PyTorch's own.
+Generators = Sequence[torch.Generator] | None
+_SUPPORT = 10.0  # of "two_hot", in symlog and in units of the reward scale
+
 
 def symlog(x: Tensor) -> Tensor:
     """sign(x) log(1 + |x|)."""
     return x.sign() * x.abs().log1p()
+
+
+def symexp(x: Tensor) -> Tensor:
+    """Inverse of ``symlog``: sign(x) (exp(|x|) - 1)."""
+    return x.sign() * x.abs().expm1()
 
 
 def log_probability(probabilities: Tensor) -> Tensor:
@@ -20,14 +30,39 @@ def log_probability(probabilities: Tensor) -> Tensor:
     return probabilities.clamp(min=torch.finfo(probabilities.dtype).tiny).log()
 
 
-def sample_index(probabilities: Tensor) -> Tensor:
+def sample_index(probabilities: Tensor, generators: Generators = None) -> Tensor:
     """Samples class indices by inverting the cumulative sum: (..., classes) -> (...).
 
     NaN gives class 0, so that it shows in the loss.
     """
     total = probabilities.detach().cumsum(-1)
-    point = torch.rand_like(total[..., :1]) * total[..., -1:]
+    point = uniform(total[..., :1], generators) * total[..., -1:]
     return (total <= point).sum(-1).clamp(max=probabilities.shape[-1] - 1)
+
+
+def one_hot(index: Tensor, probabilities: Tensor) -> Tensor:
+    """Indices (...) as one-hot, (..., classes), with the gradient of ``probabilities`` (..., classes)."""
+    hot = torch.zeros_like(probabilities).scatter_(-1, index[..., None], 1)
+    if not (torch.is_grad_enabled() and probabilities.requires_grad):
+        return hot
+    return hot + (probabilities - probabilities.detach())
+
+
+def uniform(like: Tensor, generators: Generators = None) -> Tensor:
+    """Random numbers from 0 to 1 in shape, dtype and device of ``like``."""
+    return _drawn(torch.rand, like, generators)
+
+
+def normal(like: Tensor, generators: Generators = None) -> Tensor:
+    """Random numbers of mean 0 and variance 1 in shape, dtype and device of ``like``."""
+    return _drawn(torch.randn, like, generators)
+
+
+def _drawn(draw: Callable[..., Tensor], like: Tensor, generators: Generators) -> Tensor:
+    if generators is None:
+        return draw(like.shape, dtype=like.dtype, device=like.device)
+    rows = [draw(like.shape[1:], dtype=like.dtype, generator=generator) for generator in generators]
+    return torch.stack(rows).to(like.device)
 
 
 def mlp(inputs: int, hidden: int, layers: int, outputs: int) -> nn.Sequential:
@@ -70,8 +105,7 @@ class FirstBatchNorm(nn.Module):
 @torch.no_grad()
 def polyak_update(target: nn.Module, source: nn.Module, tau: float) -> None:
     """target <- (1 - tau) target + tau source."""
-    for behind, ahead in zip(target.parameters(), source.parameters(), strict=True):
-        behind.lerp_(ahead, tau)
+    torch._foreach_lerp_(list(target.parameters()), list(source.parameters()), tau)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +114,7 @@ class ScalarConfig(Checked):
 
     Attributes:
         kind: "mean" (squared error), or "two_hot": a distribution over bins (cross-entropy).
-        bins: of "two_hot", evenly spaced over the support.
+        bins: of "two_hot", evenly spaced in symlog over the support.
     """
 
     kind: Literal["mean", "two_hot"] = "mean"
@@ -88,13 +122,15 @@ class ScalarConfig(Checked):
 
 
 class ScalarHead(nn.Module):
-    """Features -> a scalar; untrained, zero or the centre of the support.
+    """Features -> a scalar; untrained, zero.
 
-    The support of "two_hot", ``v_min`` to ``v_max``, is [-1, 1], extended to the range of past targets.
+    The bins of "two_hot", ``centers``, do not move, as every prediction would with them. Their support, ±22,025, is
+    wide, because they are symexp of even steps (Hafner et al. 2023, arXiv 2301.04104, eq. 9). Untrained, the
+    probability of a bin at c is proportional to (1 + |c|)^-2: far bins of equal probability would drown what the near
+    ones say, for as long as training takes to empty them.
     """
 
-    v_min: Tensor
-    v_max: Tensor
+    centers: Tensor
 
     def __init__(self, inputs: int, config: ScalarConfig) -> None:
         super().__init__()
@@ -102,8 +138,11 @@ class ScalarHead(nn.Module):
         self.project = nn.Linear(inputs, 1 if config.kind == "mean" else config.bins)
         nn.init.zeros_(self.project.weight)
         nn.init.zeros_(self.project.bias)
-        self.register_buffer("v_min", torch.tensor(-1.0))
-        self.register_buffer("v_max", torch.tensor(1.0))
+        if config.kind == "two_hot":
+            steps = torch.linspace(-_SUPPORT, _SUPPORT, config.bins)
+            self.register_buffer("centers", symexp(steps))
+            with torch.no_grad():
+                self.project.bias.copy_(-2 * steps.abs())
 
     def forward(self, features: Tensor) -> Tensor:
         """(..., inputs) -> (..., 1), or logits (..., bins)."""
@@ -113,26 +152,19 @@ class ScalarHead(nn.Module):
         """``outputs`` of ``forward`` -> (...)."""
         if self.config.kind == "mean":
             return outputs.squeeze(-1)
-        return outputs.softmax(-1) @ self._centers().to(outputs.dtype)
+        return outputs.softmax(-1) @ self.centers.to(outputs.dtype)
 
     def loss(self, outputs: Tensor, target: Tensor) -> Tensor:
-        """``outputs`` of ``forward``, ``target`` (...) without gradient -> (...)."""
+        """``outputs`` of ``forward``, ``target`` (...) without gradient -> (...).
+
+        Of "two_hot", a target beyond the support counts as its end.
+        """
         if self.config.kind == "mean":
             return (outputs.squeeze(-1) - target).square()
-        position = (target - self.v_min) / (self.v_max - self.v_min) * (self.config.bins - 1)
-        position = position.clamp(0, self.config.bins - 1)
-        below = position.floor().long().clamp(0, self.config.bins - 2)  # 0 for NaN, so that it shows in the loss
-        weight_above = position - below
+        target = target.to(self.centers.dtype).contiguous()
+        below = (torch.bucketize(target, self.centers, right=True) - 1).clamp(0, self.config.bins - 2)
+        low, high = self.centers[below], self.centers[below + 1]
+        above = ((target - low) / (high - low)).clamp(0, 1)  # NaN of a NaN target, so that it shows in the loss
         logs = F.log_softmax(outputs, -1)
         near = logs.gather(-1, torch.stack([below, below + 1], -1))  # (..., 2)
-        return -(near[..., 0] * (1 - weight_above) + near[..., 1] * weight_above)
-
-    @torch.no_grad()
-    def extend_support(self, low: Tensor, high: Tensor) -> None:
-        """Extends the support to ``low`` and ``high``, both ()."""
-        self.v_min.copy_(torch.minimum(self.v_min, low))
-        self.v_max.copy_(torch.maximum(self.v_max, high))
-
-    def _centers(self) -> Tensor:
-        share = torch.linspace(0, 1, self.config.bins, device=self.v_min.device)
-        return self.v_min + share * (self.v_max - self.v_min)
+        return -(near[..., 0] * (1 - above) + near[..., 1] * above)

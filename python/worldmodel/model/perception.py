@@ -11,10 +11,10 @@ from torch.utils.checkpoint import checkpoint
 
 from worldmodel.data.actions import MASK
 from worldmodel.data.spaces import ObservationSpec
-from worldmodel.model.codecs import StandardisedCodec, build_codec
+from worldmodel.model.codecs import ClassCodec, StandardisedCodec, build_codec
 from worldmodel.model.latents import CategoricalConfig, LatentConfig
 from worldmodel.model.networks import FirstBatchNorm, mlp
-from worldmodel.runs.fields import Bounds, Checked, ConfigurationError, Layers, Size
+from worldmodel.runs.fields import Bounds, Checked, ConfigurationError, Layers, Share, Size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,12 +26,14 @@ class PerceptionConfig(Checked):
         hidden: layer width.
         layers: hidden layers of encoder and decoder.
         image_channels: of an image's first convolution; doubled by each further one.
+        rare: share of a class's weight in reconstruction that is the information it gives, -ln p, and not 1.
     """
 
     latent: LatentConfig = dataclasses.field(default_factory=CategoricalConfig)
     hidden: Size = 128
     layers: Layers = 1
     image_channels: Annotated[int, Bounds(1, 1024)] = 16
+    rare: Share = 0.0
 
 
 class Perception(nn.Module):
@@ -57,7 +59,7 @@ class Perception(nn.Module):
         self.chunk_steps: int | None = None
         self.latent = config.latent.build()
         codecs = {
-            name: build_codec(modality, config.hidden, config.image_channels)
+            name: build_codec(modality, config.hidden, config.image_channels, config.rare)
             for name, modality in spec.modalities.items()
         }
         self.names = list(codecs)
@@ -67,7 +69,9 @@ class Perception(nn.Module):
         self.norms: list[FirstBatchNorm] = []
         if self.latent.residual:
             # Little of a picture differs: without the first norm, a step of the last layer would move all latents.
-            self.norms = [FirstBatchNorm(self.encoder[-1].in_features), FirstBatchNorm(self.latent.outputs)]
+            last = self.encoder[-1]
+            assert isinstance(last, nn.Linear)
+            self.norms = [FirstBatchNorm(last.in_features), FirstBatchNorm(self.latent.outputs)]
             self.encoder.insert(len(self.encoder) - 1, self.norms[0])
             self.encoder.append(self.norms[1])
         if not self.latent.decodes:
@@ -126,11 +130,11 @@ class Perception(nn.Module):
 
     def moments(
         self, observations: Mapping[str, Tensor], valid: Tensor
-    ) -> Iterator[tuple[StandardisedCodec, list[Tensor]]]:
-        """Standardised codecs, with the moments of ``observations`` (batch, time, ...) where ``valid``, by chunks."""
+    ) -> Iterator[tuple[StandardisedCodec | ClassCodec, list[Tensor]]]:
+        """Codecs that learn statistics, with those of ``observations`` (batch, time, ...) if ``valid``, by chunks."""
         size = self.chunk_steps or valid.numel()
         for name, codec in self._codecs():
-            if isinstance(codec, StandardisedCodec):
+            if getattr(codec, "learns_statistics", False):
                 chunks = zip(observations[name].flatten(0, 1).split(size), valid.flatten().split(size), strict=True)
                 yield codec, [codec.moments(values[mask]) for values, mask in chunks]
 

@@ -3,17 +3,16 @@
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from worldmodel.model.networks import log_probability, sample_index
+from worldmodel.model.networks import Generators, log_probability, normal, one_hot, sample_index
 
 
 class Policy:
     """A distribution over actions per state."""
 
-    def sample(self) -> Tensor:
-        """Differentiable."""
+    def sample(self, generators: Generators = None) -> Tensor:
+        """Differentiable; ``generators`` are one per row, or None for PyTorch's own."""
         raise NotImplementedError
 
     def log_probability(self, actions: Tensor) -> Tensor:
@@ -48,18 +47,15 @@ class DiscretePolicy(Policy):
                 for part, legal in zip(parts, masks, strict=True)
             ]
 
-    def sample(self) -> Tensor:
-        hot = []
-        for p in self.probabilities:
-            hot.append(F.one_hot(sample_index(p), p.shape[-1]).to(p.dtype) + (p - p.detach()))
-        return torch.cat(hot, -1)
+    def sample(self, generators: Generators = None) -> Tensor:
+        return torch.cat([one_hot(sample_index(p, generators), p) for p in self.probabilities], -1)
 
     def log_probability(self, actions: Tensor) -> Tensor:
         """Finite even where the probability is 0."""
         return (actions.detach() * log_probability(torch.cat(self.probabilities, -1))).sum(-1)
 
     def mode(self) -> Tensor:
-        return torch.cat([F.one_hot(p.argmax(-1), p.shape[-1]).to(p.dtype) for p in self.probabilities], -1)
+        return torch.cat([one_hot(p.argmax(-1), p.detach()) for p in self.probabilities], -1)
 
     def entropy(self) -> Tensor:
         return sum((-(p * log_probability(p)).sum(-1) for p in self.probabilities), torch.zeros(()))
@@ -82,8 +78,8 @@ class ContinuousPolicy(Policy):
         self.mean = mean.tanh()
         self.std = min_std + (max_std - min_std) * (spread + 2).sigmoid()
 
-    def sample(self) -> Tensor:
-        raw = self.mean + self.std * torch.randn_like(self.mean)
+    def sample(self, generators: Generators = None) -> Tensor:
+        raw = self.mean + self.std * normal(self.mean, generators)
         return raw + (raw.clamp(-1, 1) - raw).detach()
 
     def log_probability(self, actions: Tensor) -> Tensor:
@@ -108,8 +104,8 @@ class MixedPolicy(Policy):
     def __init__(self, discrete: DiscretePolicy, continuous: ContinuousPolicy) -> None:
         self.discrete, self.continuous = discrete, continuous
 
-    def sample(self) -> Tensor:
-        return torch.cat([self.discrete.sample(), self.continuous.sample()], -1)
+    def sample(self, generators: Generators = None) -> Tensor:
+        return torch.cat([self.discrete.sample(generators), self.continuous.sample(generators)], -1)
 
     def log_probability(self, actions: Tensor) -> Tensor:
         numbers = self.continuous.mean.shape[-1]

@@ -5,6 +5,7 @@ import dataclasses
 import torch
 from torch import Tensor, nn
 
+from wmkernels.layers import run_network
 from worldmodel.data.actions import ActionSpec
 from worldmodel.model.latents import Latent
 from worldmodel.model.networks import ScalarConfig, ScalarHead, mlp
@@ -57,21 +58,29 @@ class Prediction(nn.Module):
 
     def forward(self, features: Tensor, action: Tensor, latent: Tensor | None = None) -> Predicted:
         """``features`` (..., features), ``action`` (..., action width); ``latent`` z_t of residual predictions."""
-        inputs = self._inputs(features, action, latent)
-        outcome = self.trunk(inputs)
-        return Predicted(self._prior(inputs, latent), self.reward(outcome), self.continues(outcome).squeeze(-1))
+        return Predicted(self.prior(features, action, latent), *self.outcome(features, action, latent))
 
     def prior(self, features: Tensor, action: Tensor, latent: Tensor | None = None) -> Tensor:
-        """``Predicted.prior`` alone."""
-        return self._prior(self._inputs(features, action, latent), latent)
+        """``Predicted.prior``: all that the next step of imagination needs."""
+        outputs = self.latent(self._inputs(features, action, latent))
+        return self.distribution(outputs + latent if self.residual and latent is not None else outputs)
 
-    def _inputs(self, features: Tensor, action: Tensor, latent: Tensor | None) -> Tensor:
+    def outcome(self, features: Tensor, action: Tensor, latent: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """``Predicted.reward`` and ``Predicted.continues``."""
+        return self._heads(self.trunk(self._inputs(features, action, latent)))
+
+    def outcome_in_one_call(self, features: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
+        """``outcome``, up to rounding, of a chain of layers where it can run, for features without gradient."""
+        inputs = self._inputs(features, action)
+        outcome = run_network(self.trunk, inputs)
+        return self._heads(self.trunk(inputs) if outcome is None else outcome)
+
+    def _inputs(self, features: Tensor, action: Tensor, latent: Tensor | None = None) -> Tensor:
         given = [latent] if self.residual and latent is not None else []
         return torch.cat([features, action.to(features.dtype), *given], -1)
 
-    def _prior(self, inputs: Tensor, latent: Tensor | None) -> Tensor:
-        outputs = self.latent(inputs)
-        return self.distribution(outputs + latent if self.residual and latent is not None else outputs)
+    def _heads(self, outcome: Tensor) -> tuple[Tensor, Tensor]:
+        return self.reward(outcome), self.continues(outcome).squeeze(-1)
 
     def mean_reward(self, predicted: Predicted) -> Tensor:
         """Divided by the reward scale, (...)."""

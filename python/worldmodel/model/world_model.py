@@ -25,8 +25,10 @@ from worldmodel.data.spaces import ActionSpec, ObservationSpec
 from worldmodel.model.deciders import Decider
 from worldmodel.model.decision import Decision, DecisionConfig
 from worldmodel.model.evaluation import Evaluation, EvaluationConfig
+from worldmodel.model.exploration import Exploration, ExplorationConfig
 from worldmodel.model.latents import EmbeddingConfig
 from worldmodel.model.memory import MemoryConfig, build_memory
+from worldmodel.model.native_rollout import roll_out
 from worldmodel.model.networks import polyak_update
 from worldmodel.model.perception import Perception, PerceptionConfig
 from worldmodel.model.policies import Policy, predicted_mask
@@ -42,13 +44,14 @@ Sampler = Callable[[Tensor], Tensor]  # distribution -> latent
 
 @dataclasses.dataclass(frozen=True)
 class WorldModelConfig(Checked):
-    """The five functions."""
+    """The five functions, and exploration."""
 
     perception: PerceptionConfig = dataclasses.field(default_factory=PerceptionConfig)
     memory: MemoryConfig = dataclasses.field(default_factory=MemoryConfig)
     prediction: PredictionConfig = dataclasses.field(default_factory=PredictionConfig)
     evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
     decision: DecisionConfig = dataclasses.field(default_factory=DecisionConfig)
+    exploration: ExplorationConfig = dataclasses.field(default_factory=ExplorationConfig)
 
 
 @dataclasses.dataclass
@@ -134,8 +137,14 @@ class WorldModel(nn.Module):
         self.prediction = Prediction(width, action_spec.width, latent, config.prediction)
         self.evaluation = Evaluation(width, config.evaluation)
         self.decision = Decision(width, action_spec, config.decision)
+        explores, learned = config.exploration.bonus > 0, config.perception.latent
+        if explores and isinstance(learned, EmbeddingConfig):
+            raise ConfigurationError(
+                f"WorldModel: exploration.bonus is {config.exploration.bonus:g}, and an embedding has the same entropy "
+                "whatever it predicts, so no step would tell anything: set it to 0, or choose another latent"
+            )
+        self.exploration = Exploration(width, action_spec.width, latent, config.exploration) if explores else None
         self.reward_scale = RewardScale()
-        learned = config.perception.latent
         self.slow_perception: Perception | None = None
         self.inverse: InverseDynamics | None = None
         if isinstance(learned, EmbeddingConfig):
@@ -167,7 +176,12 @@ class WorldModel(nn.Module):
         return self.decision(state["features"], state.get(MASK))
 
     def observe(
-        self, batch: Batch, state: State | None = None, states_after: Sequence[int] = (), sample: Sampler | None = None
+        self,
+        batch: Batch,
+        state: State | None = None,
+        states_after: Sequence[int] = (),
+        sample: Sampler | None = None,
+        sampled: Tensor | None = None,
     ) -> Observed:
         """Observes all steps in parallel.
 
@@ -176,6 +190,8 @@ class WorldModel(nn.Module):
             state: before the first step; by default the batch's, or zeros.
             states_after: step counts, increasing from 1 to time, else ValueError.
             sample: distribution -> latent; ``Latent.sample`` if None.
+            sampled: bool (batch,), the rows whose memory sees latents, as in ``imagine``, and not their means, as in
+                ``act``; none by default.
         """
         bounds = [0, *states_after, batch.shape[1] + 1]
         if any(low >= high for low, high in itertools.pairwise(bounds)):
@@ -183,8 +199,11 @@ class WorldModel(nn.Module):
                 f"WorldModel.observe: states_after is {list(states_after)}, expected to rise from 1 to {batch.shape[1]}"
             )
         posterior = self.perception(batch.observations)
-        latent = (sample or self.perception.latent.sample)(posterior)
-        embedded = self.perception.latent.embed_mean(posterior)  # (batch, time, latent width)
+        space = self.perception.latent
+        latent = (sample or space.sample)(posterior)
+        embedded = space.embed_mean(posterior)  # (batch, time, latent width)
+        if sampled is not None:
+            embedded = torch.where(sampled[:, None, None], space.embed(latent), embedded)
         actions = self.action_spec.encode(batch.actions).to(embedded.dtype)  # (batch, time, action width)
         actions = actions * ~batch.is_last[..., None]
         state = state if state is not None else batch.state
@@ -196,23 +215,28 @@ class WorldModel(nn.Module):
         elapsed = torch.where(batch.is_first, 1, batch.elapsed) if batch.irregular else None
         masks = self.observation_spec.legal(batch.observations)
         carried = None if state is None else _memory_part(state)
-        outputs, kept, start = [], [], 0
-        time = batch.shape[1]
-        for stop in sorted({*states_after, time}):
+        outputs, after, start = [], [], 0
+        stops = sorted({*states_after, batch.shape[1]})
+        cuts = stops[-1:] if self.memory.is_stateless else stops  # the same empty state after every step
+        for stop in cuts:
             now = slice(start, stop)
             times = None if elapsed is None else elapsed[:, now]
             s, carried = self.memory(inputs[:, now], carried, batch.is_first[:, now], elapsed=times)
-            features = self.memory.pool(s)
-            outputs.append(features)
-            after = {**_prefixed(carried), "action": actions[:, stop - 1], "features": features[:, -1]}
-            after |= self._held(embedded[:, stop - 1])
-            if masks is not None:
-                after[MASK] = masks[:, stop - 1]
-            if stop in states_after:
-                kept.append(after)
+            outputs.append(self.memory.pool(s))
+            after.append(_prefixed(carried))
             start = stop
-        joined = {name: torch.cat([part[name] for part in kept]) for name in after} if states_after else {}
-        return Observed(torch.cat(outputs, 1), latent, posterior, after, joined, tuple(states_after))
+        features = torch.cat(outputs, 1)
+        for index, stop in enumerate(stops):
+            last = {"action": actions[:, stop - 1], "features": features[:, stop - 1]}
+            last |= self._held(embedded[:, stop - 1])
+            if masks is not None:
+                last[MASK] = masks[:, stop - 1]
+            if index == len(after):
+                after.append(after[0])
+            after[index] = {**after[index], **last}
+        kept = after[: len(states_after)]
+        joined = {name: torch.cat([part[name] for part in kept]) for name in after[-1]} if kept else {}
+        return Observed(features, latent, posterior, after[-1], joined, tuple(states_after))
 
     def observe_step(
         self,
@@ -237,9 +261,10 @@ class WorldModel(nn.Module):
         embedded = self.perception.latent.embed_mean(self.perception(observation))
         previous = torch.where(reset[:, None], 0, previous_action)
         elapsed = None if elapsed is None else torch.where(reset, 1, elapsed)
-        features, state = self._step_memory(embedded, previous, state, reset, elapsed)
+        features, memory = self._step_memory(embedded, previous, _memory_part(state), reset, elapsed)
+        after = {**_prefixed(memory), "action": previous, "features": features, **self._held(embedded)}
         mask = self.observation_spec.legal(observation)
-        return features, state if mask is None else {**state, MASK: mask}
+        return features, after if mask is None else {**after, MASK: mask}
 
     def imagine(
         self,
@@ -261,29 +286,37 @@ class WorldModel(nn.Module):
         if horizon < 1:
             raise ValueError(f"WorldModel.imagine: horizon is {horizon}, expected at least 1")
 
-        def choose(step: int, state: State) -> Tensor:
+        if policy is self.decision and sample is None and MASK not in state:
+            found = roll_out(self, state["features"], _memory_part(state), horizon, first_action)
+            if found is not None:
+                outcome = self.prediction.outcome_in_one_call(found.features[:, :-1], found.actions)
+                carried = _prefixed(found.memory)
+                return self._imagined(found.features, found.latents, found.actions, outcome, carried, [])
+
+        def choose(step: int, features: Tensor, masks: list[Tensor]) -> Tensor:
             if not step and first_action is not None:
                 return first_action
-            masks = [state[MASK]] if MASK in state else []
-            return policy(state["features"], *masks).sample()
+            return policy(features, *masks[-1:]).sample()
 
         return self._imagine(state, choose, horizon, sample)
 
     def imagine_actions(self, state: State, actions: Tensor, sample: Sampler | None = None) -> Imagined:
         """``imagine`` with ``actions`` (batch, horizon, action width); raises ValueError for other shapes."""
         self._check_actions(state, actions, "imagine_actions")
-        return self._imagine(state, lambda step, _: actions[:, step], actions.shape[1], sample)
+        return self._imagine(state, lambda step, *_: actions[:, step], actions.shape[1], sample)
 
     def imagine_latents(self, state: State, actions: Tensor, sample: Sampler | None = None) -> Tensor:
         """The latents of ``imagine_actions``, (batch, horizon, *latent shape), without rewards and continuation."""
         self._check_actions(state, actions, "imagine_latents")
         latent_space = self.perception.latent
         sample = sample or latent_space.sample
+        features, held, memory = state["features"], state.get("latent"), _memory_part(state)
         latents: list[Tensor] = []
         for step, action in enumerate(actions.unbind(1)):
-            latents.append(sample(self.prediction.prior(state["features"], action, state.get("latent"))))
+            latents.append(sample(self.prediction.prior(features, action, held)))
             if step + 1 < actions.shape[1]:
-                _, state = self._step_memory(latent_space.embed(latents[-1]), action, state, None, None)
+                held = latent_space.embed(latents[-1])
+                features, memory = self._step_memory(held, action, memory, None, None)
         return torch.stack(latents, 1)
 
     def _check_actions(self, state: State, actions: Tensor, caller: str) -> None:
@@ -295,27 +328,56 @@ class WorldModel(nn.Module):
             )
 
     def _imagine(
-        self, state: State, choose: Callable[[int, State], Tensor], horizon: int, sample: Sampler | None
+        self,
+        state: State,
+        choose: Callable[[int, Tensor, list[Tensor]], Tensor],
+        horizon: int,
+        sample: Sampler | None,
     ) -> Imagined:
+        """A step computes what the next one needs; what is read from all of them is computed once, for all together.
+
+        ``choose`` gets the step, s_t, and the masks of legal actions so far.
+        """
         latent_space = self.perception.latent
         sample = sample or latent_space.sample
-        features = [state["features"]]
-        masks = [state[MASK]] if self.observation_spec.action_mask and MASK in state else []
-        steps: list[tuple[Tensor, ...]] = []
+        features, latents, actions = [state["features"]], [], []
+        memory = _memory_part(state)
+        held = [state["latent"]] if latent_space.residual else []
+        masks = [state[MASK]] if MASK in state else []
         for step in range(horizon):
-            action = choose(step, state)
-            predicted = self.prediction(features[-1], action, state.get("latent"))
-            latent = sample(predicted.prior)
-            after, state = self._step_memory(latent_space.embed(latent), action, state, None, None)
+            action = choose(step, features[-1], masks)
+            latent = sample(self.prediction.prior(features[-1], action, *held[-1:]))
+            embedded = latent_space.embed(latent)
+            after, memory = self._step_memory(embedded, action, memory, None, None)
+            if held:
+                held.append(embedded)
             features.append(after)
-            if masks:
-                masks.append(self._predicted_mask(latent))
-                state = {**state, MASK: masks[-1]}
-            reward, continues = self.prediction.mean_reward(predicted), predicted.continues.sigmoid()
-            steps.append((latent, action, reward, continues))
-        latents, actions, rewards, goes_on = (torch.stack(x, 1) for x in zip(*steps, strict=True))
-        legal = torch.stack(masks, 1) if masks else None
-        return Imagined(torch.stack(features, 1), latents, actions, rewards, goes_on, state, legal)
+            latents.append(latent)
+            actions.append(action)
+            if masks:  # one that is given for observations without masks is the first step's
+                masks = [*masks, self._predicted_mask(latent)] if self.observation_spec.action_mask else []
+        every, chosen = torch.stack(features, 1), torch.stack(actions, 1)
+        before = [torch.stack(held[:-1], 1)] if held else []
+        outcome = self.prediction.outcome(every[:, :-1], chosen, *before)
+        carried = {**_prefixed(memory), **self._held(embedded)}
+        return self._imagined(every, torch.stack(latents, 1), chosen, outcome, carried, masks)
+
+    def _imagined(
+        self,
+        features: Tensor,
+        latents: Tensor,
+        actions: Tensor,
+        outcome: tuple[Tensor, Tensor],
+        carried: State,
+        masks: list[Tensor],
+    ) -> Imagined:
+        reward, continues = outcome
+        rewards = self.prediction.reward.mean(reward)
+        last = {**carried, "action": actions[:, -1], "features": features[:, -1]}
+        if not masks:
+            return Imagined(features, latents, actions, rewards, continues.sigmoid(), last)
+        last[MASK], legal = masks[-1], torch.stack(masks, 1)
+        return Imagined(features, latents, actions, rewards, continues.sigmoid(), last, legal)
 
     def _predicted_mask(self, latent: Tensor) -> Tensor:
         return predicted_mask(self.perception.log_odds_of_legality(latent), self.action_spec.sizes)
@@ -346,12 +408,11 @@ class WorldModel(nn.Module):
         return self.prediction(observed.features, self.action_spec.encode(batch.actions), observed.latent)
 
     def _step_memory(
-        self, embedded: Tensor, action: Tensor, state: State, reset: Tensor | None, elapsed: Tensor | None
+        self, embedded: Tensor, action: Tensor, memory: State, reset: Tensor | None, elapsed: Tensor | None
     ) -> tuple[Tensor, State]:
         inputs = self.entry(torch.cat([embedded, action.to(embedded.dtype)], -1))
-        s, memory = self.memory.step(inputs, _memory_part(state), reset, elapsed=elapsed)
-        features = self.memory.pool(s)
-        return features, {**_prefixed(memory), "action": action, "features": features, **self._held(embedded)}
+        s, memory = self.memory.step(inputs, memory, reset, elapsed=elapsed)
+        return self.memory.pool(s), memory
 
     def _held(self, latent: Tensor) -> State:
         """What a state holds of z_t."""

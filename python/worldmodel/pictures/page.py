@@ -36,7 +36,7 @@ def draw_png(title: str, panels: Sequence[Panel], path: Path | None, width: floa
 
     ``width`` is in inches. Raises MissingPackage without matplotlib, or imageio for a file.
     """
-    with _plain_style():
+    with plain_style():
         inside = width - MARGIN - _RIGHT
         strips = {id(panel): [strip(panel, name, inside) for name in panel.renderers] for panel in panels}
         blocks = [(panel, [header(panel), *strips[id(panel)], *bands(panel)]) for panel in panels]
@@ -57,7 +57,7 @@ def draw_png(title: str, panels: Sequence[Panel], path: Path | None, width: floa
 def draw_gif(title: str, panels: Sequence[Panel], path: Path, fps: float, width: float = 10, dpi: int = 80) -> None:
     """Draws all episodes in parallel, ``fps`` steps per second. Raises MissingPackage without matplotlib or imageio."""
     image = require("PIL.Image", "write pictures")  # imageio needs it
-    with _plain_style():
+    with plain_style():
         frames = [image.fromarray(frame) for frame in _frames(title, panels, width, dpi)]
     # One palette: unchanged pixels are stored once.
     sample = image.fromarray(np.concatenate([np.asarray(frames[i]) for i in (0, len(frames) // 2, -1)]))
@@ -67,7 +67,7 @@ def draw_gif(title: str, panels: Sequence[Panel], path: Path, fps: float, width:
     first.save(path, format="GIF", save_all=True, append_images=others, duration=durations, loop=0, optimize=False)
 
 
-def _plain_style() -> Any:
+def plain_style() -> Any:
     """Matplotlib's own: it reads settings from the working directory, which may be somebody's run."""
     return require("matplotlib.style", "draw pictures").context("default", after_reset=True)
 

@@ -2,14 +2,13 @@
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from worldmodel.runs.sequences import Loaded
-
-Value = TypeVar("Value")
 
 MOST_BLOCKS = 256  # of a memory
 
@@ -70,10 +69,11 @@ def load_part(name: str, read: Callable[[str], tuple[Any, int]], exists: Callabl
     """A checkpoint's part, upgraded; ``read`` returns (state, format version)."""
     old = PARTS.get(name, name)
     state, version = read(old if exists(old) and not exists(name) else name)
-    if version > 3:
+    if version > 4:
         return state
-    if version == 3:
-        return _later(state) if name == "replay" else state
+    if version > 2:
+        later = _later if version == 3 else _refreshed
+        return later(state) if name == "replay" else state
     if version == 2:
         return _replay(state) if name == "replay" else state
     if name in ("world_model", "ema"):
@@ -132,7 +132,14 @@ def _later(state: Mapping[str, Any]) -> Mapping[str, Any]:
         return state
     writer = dict(state["writer"])
     writer["later"] = [[] if stored is None else [(None, *stored)] for stored in writer.pop("next_state")]
-    return {**state, "writer": writer}
+    return _refreshed({**state, "writer": writer})
+
+
+def _refreshed(state: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Replay of version 4, whose chunks do not know the next one of their episode."""
+    if "writer" not in state:  # another source
+        return state
+    return {**state, "refreshed": {"ids": [], "versions": [], "state": {}}}
 
 
 def _chunks(packed: Mapping[str, Any]) -> Iterator[dict[str, np.ndarray]]:
@@ -266,12 +273,12 @@ _MEMORY: dict[str, Any] = {
 }
 
 
-def upgrade_weights(weights: Mapping[str, Value]) -> dict[str, Value]:
+def upgrade_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A world model's state dict with current names.
 
     Example:
-        >>> upgrade_weights({"evaluation.slow.3.low": 1, "prediction.reward.project.bias": 2})
-        {'evaluation.target.3.v_min': 1, 'prediction.reward.project.bias': 2}
+        >>> upgrade_weights({"evaluation.slow.3.project.bias": torch.zeros(1)})
+        {'evaluation.target.3.project.bias': tensor([0.])}
     """
     upgraded = {}
     for name, value in weights.items():
@@ -279,7 +286,18 @@ def upgrade_weights(weights: Mapping[str, Value]) -> dict[str, Value]:
         for old, new in WEIGHTS.items():
             renamed = renamed.replace(f".{old}.", f".{new}.")
         upgraded[renamed[1:-1]] = value
-    return upgraded
+    return _with_centers(upgraded)
+
+
+def _with_centers(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Bins of scalar heads where their ends were stored, which moved (until version 4)."""
+    for head in [name.removesuffix("v_min") for name in weights if name.split(".")[-1] == "v_min"]:
+        low, high = weights.pop(f"{head}v_min"), weights.pop(f"{head}v_max", None)
+        bins = weights.get(f"{head}project.bias")
+        if high is not None and bins is not None and bins.numel() > 1:  # else a mean, which has none
+            share = torch.linspace(0, 1, bins.numel(), device=low.device)
+            weights[f"{head}centers"] = low + share * (high - low)
+    return weights
 
 
 def _parent(config: dict[str, Any], field: str) -> tuple[dict[str, Any] | None, str]:

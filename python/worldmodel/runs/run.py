@@ -4,6 +4,7 @@
     metrics.jsonl        a line every few seconds
     tensorboard/         the same
     checkpoints/NNN/     after NNN transitions; one safetensors file per part
+    best/                weights of the best evaluation, and evaluation.json
     replay/              segments that the checkpoints share, with what grows
     lock                 held by the process that writes the run
 
@@ -60,6 +61,18 @@ class Run:
             raise RunError(f"{path} is damaged: it has no settings of format {found}") from error
         self._tensorboard: Any = None
         self._lock: Lock | None = None
+        self._reads_best = False
+
+    @classmethod
+    def at_best(cls, folder: Path | str) -> "Run":
+        """The run, of which ``load`` reads the weights of the best evaluation. Raises RunError as well without one."""
+        run = cls(folder)
+        if run.best is None:
+            raise RunError(
+                f"{run.folder} has no best checkpoint: training evaluates every --eval-minutes, where the policy acts"
+            )
+        run._reads_best = True
+        return run
 
     @classmethod
     def create(cls, folder: Path | str, config: Mapping[str, Any], *, numbered: bool = False) -> "Run":
@@ -117,6 +130,48 @@ class Run:
         replaced = self._own("checkpoints").glob(f"*{_REPLACED}")  # a kill came before what replaces it
         return sorted([*found, *(path for path in replaced if path.name.removesuffix(_REPLACED) not in names)])
 
+    @property
+    def best(self) -> Path | None:
+        """Folder of the weights of the best evaluation. Raises RunError if it is a link."""
+        folder, replaced = self._own("best"), self._own(f"best{_REPLACED}")
+        return next((path for path in (folder, replaced) if path.is_dir()), None)
+
+    @property
+    def best_evaluation(self) -> dict[str, Any] | None:
+        """What ``save_best`` wrote. Raises RunError if it is damaged."""
+        if self.best is None:
+            return None
+        path = self.best / "evaluation.json"
+        try:
+            found = files.read_json(path)
+        except OSError as error:
+            raise RunError(f"{path} cannot be read: {error}") from error
+        if not isinstance(found, dict) or not isinstance(found.get("eval/return"), int | float):
+            raise RunError(f"{path} is damaged: it has no eval/return")
+        return found
+
+    def save_best(self, parts: Mapping[str, Any], evaluation: Mapping[str, Any]) -> None:
+        """Writes weights, and what was measured with them, in place of those before. Raises OSError for a full disk."""
+        final = self._own("best")
+        beside, replaced = (final.with_name(f"best{suffix}") for suffix in (".partial", _REPLACED))
+        if replaced.exists() and not final.exists():
+            replaced.rename(final)
+        shutil.rmtree(beside, ignore_errors=True)
+        try:
+            beside.mkdir()
+            for name, state in parts.items():
+                storage.save(beside / f"{files.check_part_name(name)}.safetensors", state)
+            files.write_text(beside / "evaluation.json", json.dumps(dict(evaluation), indent=1) + "\n")
+            files.sync_folder(beside)
+            if final.exists():
+                final.rename(replaced)
+            beside.rename(final)
+        except BaseException:  # a full disk, or Ctrl-C
+            shutil.rmtree(beside, ignore_errors=True)
+            raise
+        files.sync_folder(self.folder)
+        shutil.rmtree(replaced, ignore_errors=True)
+
     def _own(self, name: str) -> Path:
         """A folder of this run. Raises RunError if it is a link."""
         path = self.folder / name
@@ -169,9 +224,8 @@ class Run:
 
     def load(self, name: str, device: torch.device | str = "cpu") -> Any:
         """One part of the newest checkpoint. Raises RunError if it is missing or damaged."""
-        if not self.checkpoints:
-            raise RunError(f"{self.folder} has no checkpoint yet")
-        *older, newest = self.checkpoints
+        newest = self._loaded
+        older = [] if self._reads_best else self.checkpoints[:-1]
 
         def file(part: str) -> Path:
             return newest / f"{files.check_part_name(part)}.safetensors"
@@ -190,6 +244,14 @@ class Run:
             raise RunError(
                 f"{newest} has no {name} of its version: {type(error).__name__}: {files.shown(error, 400)}"
             ) from error
+
+    @property
+    def _loaded(self) -> Path:
+        """The checkpoint that ``load`` reads. Raises RunError without one."""
+        found = [self.best] if self._reads_best and self.best is not None else self.checkpoints
+        if not found:
+            raise RunError(f"{self.folder} has no checkpoint yet")
+        return found[-1]
 
     def load_weights(self, module: nn.Module, device: torch.device | str = "cpu", part: str = "world_model") -> None:
         """Loads the newest checkpoint's weights. Raises RunError as well for another configuration."""
@@ -214,14 +276,12 @@ class Run:
                 found.append(f"{name} has dtype {there.dtype}, expected {value.dtype}")
         if found:
             more = f" and {len(found) - 3} more" if len(found) > 3 else ""
-            raise RunError(
-                f"{self.checkpoints[-1]} holds the weights of another configuration: {'; '.join(found[:3])}{more}"
-            )
+            raise RunError(f"{self._loaded} holds the weights of another configuration: {'; '.join(found[:3])}{more}")
         return saved
 
     def load_tensors(self, part: str, device: torch.device | str = "cpu") -> dict[str, torch.Tensor]:
         """A part that is a dict of tensors, without NaN and infinity. Raises RunError."""
-        saved, checkpoint = self.load(part, device), self.checkpoints[-1]
+        saved, checkpoint = self.load(part, device), self._loaded
         if not isinstance(saved, dict) or not all(isinstance(value, torch.Tensor) for value in saved.values()):
             raise RunError(f"{checkpoint} has no dict of tensors as its part {part}")
         for name, value in saved.items():
@@ -239,7 +299,7 @@ class Run:
         except (LookupError, TypeError, ValueError, RuntimeError, AttributeError, ArithmeticError) as error:
             reason = f"{type(error).__name__}: {files.shown(error, 400)}"
             raise RunError(
-                f"{self.checkpoints[-1]} does not fit this configuration, in {', '.join(parts)}: {reason}"
+                f"{self._loaded} does not fit this configuration, in {', '.join(parts)}: {reason}"
             ) from error
 
     def log(self, metrics: Mapping[str, float]) -> None:

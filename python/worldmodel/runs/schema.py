@@ -10,8 +10,7 @@ MEANINGS = {
     "(world_model|ema).reward_scale.count": "number of rewards other than zero in the running mean",
     "(world_model|ema).reward_scale.mean_square": "running mean of the squared rewards other than zero; the model's "
     "rewards and values, times its square root or 1 if it is 0, are in the environment's units",
-    "(world_model|ema).{}.v_min": "lower end of the support of a scalar head's bins",
-    "(world_model|ema).{}.v_max": "upper end of the support of a scalar head's bins",
+    "(world_model|ema).{}.centers": "values of a scalar head's bins, in units of the reward scale",
     "(world_model|ema).perception.codecs.{}.count": "number of observations in the running mean and variance",
     "(world_model|ema).perception.codecs.{}.mean": "running mean of an observation's numbers through symlog",
     "(world_model|ema).perception.codecs.{}.variance": "running variance of an observation's numbers through symlog",
@@ -37,6 +36,8 @@ MEANINGS = {
     f"{_PACKS}.inside.rows": "whether each finished chunk begins inside an episode",
     f"{_PACKS}.burn_in.rows": "transitions at the start of each finished chunk that carry no loss",
     f"{_PACKS}.version.rows": "updates of the weights that made the state of each finished chunk",
+    f"{_PACKS}.following.rows": "id of the next chunk of the episode of each finished chunk, or -1",
+    "replay.refreshed.state.{}": "memory states of chunks by newer weights, in place of those in their sequences",
     "replay.sequences.ids": "sequence chunks, in order: finished ones from the oldest, then unfinished ones",
     "replay.writer.(state|later).{}": "memory state of an unfinished chunk, or of those after it",
     "collector.state.{}": "memory state of the world model in each environment",

@@ -1,0 +1,117 @@
+"""The policy's return while it is trained."""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from worldmodel.acting.agent import Agent
+from worldmodel.acting.rollout import Evaluated, evaluate_in
+from worldmodel.environments.making import specs_of
+from worldmodel.environments.registry import EnvironmentFailed
+from worldmodel.environments.single import make_single
+from worldmodel.learning.interval import Interval
+from worldmodel.learning.settings import TrainConfig
+from worldmodel.model.world_model import WorldModel
+from worldmodel.runs.configuration import ConfigurationError, differences, to_json
+
+if TYPE_CHECKING:
+    import gymnasium
+
+SHARE = 0.05  # of training time
+ALLOWANCE = 10.0  # seconds beyond the share, for the first minutes
+_MOST_ENVS = 16
+_STREAM = 1  # of random numbers: the trainer's seeds are of stream 0
+
+
+class PolicyEvaluator(Interval):
+    """Schedules evaluations of ``world_model``, each of the same episodes, which are no training's.
+
+    No random generator of training moves. An evaluation that takes more than its share of the time is broken off, and
+    the next one waits until there is time for twice as much.
+
+    Args:
+        config: ``eval_env`` and its arguments name the environment, else ``env``.
+        world_model: with the spaces of training.
+
+    Raises:
+        ConfigurationError: ``eval_env`` has other spaces.
+        UnknownEnvironment, EnvironmentFailed: ``eval_env`` cannot be made.
+    """
+
+    def __init__(self, config: TrainConfig, world_model: WorldModel) -> None:
+        super().__init__(config.eval_minutes, 0.0, SHARE, ALLOWANCE)
+        self._env = config.env, config.env_args
+        if config.eval_env is not None:
+            _check_spaces(config.eval_env, config, world_model)
+            self._env = config.eval_env, config.eval_env_args
+        self._episodes = config.eval_episodes
+        self._environments: list[gymnasium.Env[Any, Any]] = []
+        self._seed = int(np.random.SeedSequence((config.seed, _STREAM)).generate_state(1)[0] >> 2)
+
+    def look(
+        self, world_model: WorldModel, seconds: float, stop: Callable[[], bool] = lambda: False
+    ) -> Evaluated | None:
+        """Evaluates; None if there was too little time, or ``stop`` said so after a step.
+
+        Raises EnvironmentFailed if the environment cannot be made, or no episode can be finished.
+        """
+        name, arguments = self._env
+        while len(self._environments) < min(_MOST_ENVS, self._episodes):
+            self._environments.append(make_single(name, **arguments))
+        began, most = time.perf_counter(), self.left(seconds)
+
+        def progress(episodes: int, steps: int, returns: Sequence[float]) -> None:
+            if time.perf_counter() - began > most or stop():
+                raise _BrokenOff
+
+        training = world_model.training
+        agent = Agent(world_model, world_model.observation_spec, world_model.action_spec)
+        device = agent.device
+        following = None
+        try:
+            with torch.random.fork_rng([device] if device.type == "cuda" else []):
+                found = evaluate_in(
+                    agent, self._environments, self._episodes, self._seed, agent.greedy, None, progress, close=False
+                )
+            if not found.returns:
+                raise EnvironmentFailed(found.failures[0])
+            return found
+        except _BrokenOff:
+            following = 2 * max(most, 1.0)
+            return None
+        finally:
+            world_model.train(training)
+            self.took(time.perf_counter() - began, seconds, following)
+
+    def close(self) -> None:
+        for environment in self._environments:
+            environment.close()
+
+
+class _BrokenOff(Exception):
+    pass
+
+
+def metrics_of(found: Evaluated) -> dict[str, float]:
+    """Mean return with the ends of its 95% confidence interval, mean length, episodes."""
+    low, high = found.interval
+    return {
+        "eval/return": found.mean,
+        "eval/low": low,
+        "eval/high": high,
+        "eval/length": float(np.mean(found.lengths)),
+        "eval/episodes": len(found.returns),
+    }
+
+
+def _check_spaces(eval_env: str, config: TrainConfig, world_model: WorldModel) -> None:
+    observation_spec, action_spec = specs_of(
+        eval_env, world_model.observation_spec, config.eval_env_args, config.image_size
+    )
+    found = [f"observation.{line}" for line in world_model.observation_spec.differences(observation_spec)]
+    found += [f"action.{line}" for line in differences(to_json(world_model.action_spec), to_json(action_spec))]
+    if found:
+        raise ConfigurationError(f"eval_env {eval_env} is not what training sees: {'; '.join(found)}")

@@ -1,0 +1,107 @@
+"""``plot``: curves of runs' metrics."""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from worldmodel.commands.command_line import parse
+from worldmodel.pictures.curves import Curve, draw_curves
+from worldmodel.runs.fields import Checked, ConfigurationError, Text, check_writable
+from worldmodel.runs.run import Run, RunError
+
+_X = {"steps": ("steps", 1.0), "updates": ("updates", 1.0), "minutes": ("seconds", 60.0)}
+_DEFAULTS = ("eval/return", "episode/return", "loss/model")
+# What may differ between runs that are drawn as one; limits only end a curve.
+_ALIKE = {"seed", "steps", "updates", "minutes", "threads", "device", "chunk_steps", "log_seconds", "save_minutes"}
+_ALIKE |= {"open_loop_minutes", "eval_minutes", "eval_episodes", "environment_state"}
+_MOST_NAMED = 3  # differences in a label
+
+
+@dataclasses.dataclass
+class PlotOptions(Checked):
+    """Draws a metric of one or more runs as a PNG.
+
+    Runs whose settings differ in the seed alone have one colour, and their mean is drawn as well. Labels say in what
+    else the settings differ.
+    """
+
+    runs: tuple[Path, ...]
+    """Folders of the runs."""
+    metric: Text | None = None
+    """Name of the metric, as in metrics.jsonl. If not given, the first of eval/return, episode/return, loss/model that
+    every run has."""
+    x: Literal["steps", "updates", "minutes"] = "steps"
+    """What the curves run over."""
+    output: Path = Path("curves.png")
+    """File of the picture."""
+
+
+def command(arguments: Sequence[str]) -> int:
+    """Draws curves."""
+    options = parse(PlotOptions, arguments, "plot")
+    if not options.runs:
+        raise ConfigurationError("plot: the folder of a run is missing")
+    check_writable("--output", options.output)
+    runs = [Run(folder) for folder in options.runs]
+    metric = options.metric or _shared_metric(runs)
+    curves = [curve_of(run, metric, options.x, label) for run, label in zip(runs, labels_of(runs), strict=True)]
+    draw_curves(curves, options.output, options.x, metric)
+    print(options.output)
+    return 0
+
+
+def _shared_metric(runs: Sequence[Run]) -> str:
+    for metric in _DEFAULTS:
+        if all(any(metric in line for line in run.metrics) for run in runs):
+            return metric
+    raise RunError(f"none of {', '.join(_DEFAULTS)} is in every run: --metric names another")
+
+
+def curve_of(run: Run, metric: str, x: str, label: str) -> Curve:
+    """Raises RunError if the run has no such metric."""
+    name, unit = _X[x]
+    metrics = run.metrics
+    lines = [line for line in metrics if metric in line and name in line]
+    if not lines:
+        known = sorted({name for line in metrics for name in line})
+        said = f"it has {', '.join(known)}" if known else "it has no metrics yet"
+        raise RunError(f"{run.folder} has no metric {metric!r}: {said}")
+
+    def values(key: str) -> np.ndarray:
+        return np.array([line[key] for line in lines], float)
+
+    bounded = metric == "eval/return" and all({"eval/low", "eval/high"} <= line.keys() for line in lines)
+    low, high = (values("eval/low"), values("eval/high")) if bounded else (None, None)
+    return Curve(label, values(name) / unit, values(metric), low, high)
+
+
+def labels_of(runs: Sequence[Run]) -> list[str]:
+    """The environment and, where runs of it differ in more than the seed, the settings that do."""
+    settings = [_settings(run) for run in runs]
+    labels = []
+    for run, own in zip(runs, settings, strict=True):
+        env = own.get("env")
+        peers = [other for other in settings if other.get("env") == env]
+        named = sorted({path for peer in peers for path in own.keys() | peer.keys() if own.get(path) != peer.get(path)})
+        said = [f"{path}={own.get(path)}" for path in named[:_MOST_NAMED]]
+        rest = [f"{len(named) - _MOST_NAMED} more: {run.folder.name}"] if len(named) > _MOST_NAMED else []
+        labels.append(", ".join([str(env).rpartition(":")[2], *said, *rest]))
+    return labels
+
+
+def _settings(run: Run) -> dict[str, Any]:
+    """Settings of training by their path, without what may differ between runs that are drawn as one."""
+    train = run.config.get("train")
+    kept = {name: value for name, value in train.items() if name not in _ALIKE} if isinstance(train, dict) else {}
+    return dict(_leaves(kept, ""))
+
+
+def _leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict | list) and value:
+        for name, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _leaves(inner, f"{path}.{name}".lstrip("."))
+    else:
+        yield path, value
