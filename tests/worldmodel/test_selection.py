@@ -8,6 +8,7 @@ import pytest
 from gymnasium import spaces
 
 from worldmodel.__main__ import main
+from worldmodel.acting.recording import record
 from worldmodel.commands.options import train_options
 from worldmodel.data.datasets import EpisodeWriter, RecordedSource
 from worldmodel.data.selection import SelectedEpisodes, held_out_split, open_episodes, repeated
@@ -172,3 +173,22 @@ def test_train_learns_from_data_evaluates_on_others_and_resumes(folder, tmp_path
     assert "learned from recorded episodes: --env names an environment" in capsys.readouterr().err
     start = ["--init-from", str(tmp_path / "whole"), "--env", "worldmodel_environments:Echo"]
     assert train_options(start)[0].data is None and train_options(start[:2])[0].data == folder
+
+
+def test_a_run_of_recorded_episodes_evaluates_its_policy_where_it_is_told(tmp_path, capsys):
+    echo, path = "worldmodel_environments:Echo", tmp_path / "echo.npz"
+    record(echo, path, 200)
+
+    def trained(name, *more):
+        given = ["--data", str(path), "--updates", "3", "--run", str(tmp_path / name), *OPTIONS, *more]
+        return main(["train", *given, "--eval-minutes", "1e-6", "--eval-episodes", "2"])
+
+    assert trained("never", "--action-steps", "1") == 0
+    assert trained("run", "--action-steps", "1", "--eval-env", echo) == 0
+    evaluated = [0 <= row["eval/return"] <= 10 for row in Run(tmp_path / "run").metrics if "eval/return" in row]
+    assert evaluated and all(evaluated) and (tmp_path / "run" / "best").exists()
+    assert not any("eval/return" in row for row in Run(tmp_path / "never").metrics)
+    assert main(["evaluate", str(tmp_path / "run"), "--best", "--env", echo, "--episodes", "2"]) == 0
+    capsys.readouterr()
+    assert trained("no", "--eval-env", echo) == 1
+    assert f"eval_env {echo} is not what training sees: action" in capsys.readouterr().err

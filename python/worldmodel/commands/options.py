@@ -93,7 +93,7 @@ def train_options(arguments: Sequence[str]) -> tuple[TrainConfig, Path | None, d
     else:
         start = saved_config(Run(begun))
         if early.init_from is not None and early.env is not None and early.data is None:
-            start = dataclasses.replace(start, data=None)  # fine-tunes in an environment
+            start = start.without_data()  # fine-tunes in an environment
     start = dataclasses.replace(start, model=with_kinds(start.model, early.memory, early.latent))
     fields = [field.name for field in dataclasses.fields(TrainConfig)]
     default = TrainOptions(**{**{name: getattr(start, name) for name in fields}, "env_args": (), "eval_env_args": ()})

@@ -178,7 +178,7 @@ def _train_from_data(
     if new_episodes or unpickle:
         raise ConfigurationError("--new-episodes and --unpickle are of environments, and this run has episodes")
     if config.updates is None and config.minutes is None:
-        raise ConfigurationError("--minutes or --updates is missing, which end a run of recorded episodes")
+        raise ConfigurationError("--data has no last step: --minutes or --updates is missing, which end such a run")
     source, held_out = recorded_sources(config)
     evaluator: Evaluator = OpenLoopEvaluator()
     if held_out is not None:
