@@ -186,6 +186,17 @@ def world_part(results: Results, page: Path) -> str:
     return _text(lines)
 
 
+def tasks_part(results: Results, page: Path) -> str:
+    lines = []
+    for path, result in of("world_tasks", results).items():
+        lines += [f"{environment.summary(result['environment'])}; one thread.", ""]
+        lines += [f"![learning curves]({picture(path, page)})", ""]
+        for _, header, cells in world_report.return_tables(result):
+            lines += [markdown(header, cells), "", world_report.SCORE_NOTE, ""]
+        lines += [*(f"- {line}" for line in world_report.target_lines(result)), ""]
+    return _text(lines)
+
+
 def memory_part(results: Results, page: Path) -> str:
     lines = []
     for path, result in of("world_memory", results).items():

@@ -11,52 +11,52 @@ are not repeated.
 
 import argparse
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from harness import environment, tables
 from world import chart, report, session
 from world.runs import Plan, execute
-from world.tasks import TASKS
+from world.tasks import SUITES, Task
 
-BENCHMARK = "world_model"
 RESULTS = Path(__file__).resolve().parent / "results"
 
 
-def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def parse_arguments(arguments: list[str] | None = None, suite: str = "world_model") -> argparse.Namespace:
+    parser, tasks = argparse.ArgumentParser(description=__doc__.splitlines()[0]), SUITES[suite]
     names = {"type": lambda text: text.split(",")}
-    parser.add_argument("--tasks", default=list(TASKS), help=f"comma-separated, of {', '.join(TASKS)}; all", **names)
-    known = list(dict.fromkeys(name for task in TASKS.values() for name in task.variants))
+    parser.add_argument("--tasks", default=list(tasks), help=f"comma-separated, of {', '.join(tasks)}; all", **names)
+    known = list(dict.fromkeys(name for task in tasks.values() for name in task.variants))
     parser.add_argument("--variants", "--memories", help=f"of {', '.join(known)}; all that a task has", **names)
     parser.add_argument("--minutes", type=float, help="of training; by task, 5 to 60")
     parser.add_argument("--steps", type=int, help="of the environments, at most; by task")
     parser.add_argument("--episodes", type=int, default=100, help="of evaluation")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--json", type=Path, help="benchmarks/results/world_model_cpu.json, or the device's")
+    parser.add_argument("--json", type=Path, help=f"benchmarks/results/{suite}_cpu.json, or the device's")
     session.add_arguments(parser)
     chosen = parser.parse_args(arguments)
     for variant in chosen.variants or []:
         if variant not in known:
             parser.error(f"--variants: there is no {variant!r}, only {', '.join(known)}")
     for task in chosen.tasks:
-        if task not in TASKS:
-            parser.error(f"--tasks: there is no {task!r}, only {', '.join(TASKS)}")
+        if task not in tasks:
+            parser.error(f"--tasks: there is no {task!r}, only {', '.join(tasks)}")
     if chosen.json is None:
-        chosen.json = RESULTS / f"world_model_{chosen.device.partition(':')[0]}.json"
+        chosen.json = RESULTS / f"{suite}_{chosen.device.partition(':')[0]}.json"
     return chosen
 
 
-def plans(chosen: argparse.Namespace) -> list[Plan]:
+def plans(chosen: argparse.Namespace, tasks: Mapping[str, Task]) -> list[Plan]:
     """Seeds outermost: an interrupted benchmark has every row."""
     return [
         Plan(
-            task=TASKS[name],
+            task=tasks[name],
             variant=variant,
             seed=seed,
-            minutes=chosen.minutes or TASKS[name].minutes,
-            steps=chosen.steps or TASKS[name].steps,
+            minutes=chosen.minutes or tasks[name].minutes,
+            steps=chosen.steps or tasks[name].steps,
             episodes=chosen.episodes,
             threads=chosen.threads,
             device=chosen.device,
@@ -64,7 +64,7 @@ def plans(chosen: argparse.Namespace) -> list[Plan]:
         )
         for seed in chosen.seeds
         for name in chosen.tasks
-        for variant in TASKS[name].variants
+        for variant in tasks[name].variants
         if chosen.variants is None or variant in chosen.variants
     ]
 
@@ -79,12 +79,13 @@ def execute_and_print(plan: Plan, folder: Path) -> dict[str, Any]:
     return entry
 
 
-def main() -> int:
-    chosen = parse_arguments()
-    failed = session.execute_all(chosen, plans(chosen), execute_and_print, describe, BENCHMARK, chosen.device)
+def main(suite: str = "world_model") -> int:
+    chosen = parse_arguments(suite=suite)
+    planned = plans(chosen, SUITES[suite])
+    failed = session.execute_all(chosen, planned, execute_and_print, describe, suite, chosen.device)
     if chosen.list:
         return 0
-    result = session.load(chosen.json, BENCHMARK)
+    result = session.load(chosen.json, suite)
     if not result["runs"]:
         print("there is no run to report")
         return 1

@@ -8,6 +8,7 @@ HYPOTHESIS_PROFILE=brief pytest         5 fixed examples
 
 import builtins
 import os
+import signal
 
 import pytest
 import torch
@@ -46,6 +47,18 @@ def same_threads():
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def terminal_signals():
+    """Signals act as in a terminal: a background job of a shell has some ignored."""
+    numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    before = {number: signal.getsignal(number) for number in numbers}
+    for number in numbers:
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")

@@ -46,7 +46,10 @@ def _mamba(width: int) -> nn.Mamba:
 
 def _rotated_mamba(width: int) -> nn.RotaryMamba:
     """At width 6, two groups and input-dependent angles."""
-    module = nn.RotaryMamba(width, d_state=4, d_conv=3, groups=2 if width == 6 else 1, selective_angle=width == 6)
+    wide = width == 6
+    module = nn.RotaryMamba(
+        width, d_state=4, d_conv=3, groups=2 if wide else 1, selective_angle=wide, selective_speed=wide
+    )
     if module.angle_proj is not None:
         torch.nn.init.normal_(module.angle_proj.weight)
     return module

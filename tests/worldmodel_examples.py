@@ -50,7 +50,7 @@ def tiny_options(**more):
 
 
 SEEN = spaces.Dict(card=spaces.Discrete(4), place=spaces.Box(-1, 1, (3,)))
-ROTARY = RotaryScanBlock(d_state=4, groups=2, selective_angle=True)
+ROTARY = RotaryScanBlock(d_state=4, groups=2, selective_angle=True, selective_speed=True)
 MEMORIES = {
     "rotary_scan": MemoryConfig(16, (ROTARY, ROTARY)),
     "scan": MemoryConfig(16, (ScanBlock(d_state=4, groups=2),)),

@@ -153,8 +153,13 @@ def show(result: dict[str, Any]) -> None:
     print(f"{result['seconds']:.0f} s in all")
 
 
+VECTORS = {"v4": "cpu", "v3": "cpu_avx2"}  # processors with AVX-512 and without, by instruction set
+
+
 def machine_slug(result: dict[str, Any]) -> str:
+    """Part of a result file's name: results of other vectors or another GPU are other files."""
     if result["device"] == "cpu":
-        return "cpu"
+        level = result["environment"]["wmkernels"]["cpu_isa"]
+        return VECTORS.get(level, f"cpu_{level or 'portable'}")
     words = re.findall(r"[a-z0-9]+", result["environment"]["gpu"]["name"].lower())
     return next((w for w in words if re.fullmatch(r"[a-z]{1,3}\d{2,4}[a-z]?", w)), "_".join(words))

@@ -81,8 +81,10 @@ class Stream:
         """(rows, length + 1) bytes, and which rows go on."""
         size = self.starts.shape
         follow = self.starts + self.length
-        on = torch.rand(size, generator=self.generator) < self.share
-        on &= follow + self.length < len(self.text)
+        on = torch.zeros(size, dtype=torch.bool)
+        if self.share:
+            fits = follow + self.length < len(self.text)
+            on = fits & (torch.rand(size, generator=self.generator) < self.share)
         anywhere = torch.randint(len(self.text) - self.length, size, generator=self.generator)
         self.starts = torch.where(on, follow, anywhere)
         return self.text[self.starts[:, None] + torch.arange(self.length + 1)].long(), on

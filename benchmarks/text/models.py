@@ -76,13 +76,16 @@ KINDS: dict[str, Make] = {
     "rotary": lambda width, s: RotaryAttention(width, s.heads),
     "memory": lambda width, s: MemoryAttention(width, s.tokens, s.block, s.heads),
 }
-MEMORIES = {  # kinds of layers in turn; the hybrid's are those of Griffin (De et al. 2024)
+MEMORIES = {  # kinds of layers in turn; the hybrid's are two scans to a window, as in Griffin (De et al. 2024)
     "memory attention": ("memory",),
+    "memory attention (continued)": ("memory",),
     "scan": ("scan",),
+    "scan (continued)": ("scan",),
     "rotary attention": ("rotary",),
     "windowed attention": ("window",),
-    "hybrid": ("scan", "scan", "window"),
+    "hybrid": ("scan", "window", "scan"),
 }
+CONTINUED = {f"{plain} (continued)": plain for plain in ("memory attention", "scan")}
 
 
 class Layer(nn.Module):

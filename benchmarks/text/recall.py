@@ -7,7 +7,7 @@ within the window of windowed attention, which reads them off; the others must b
 import torch
 from torch import Tensor
 
-KEYS, VALUES = 8, 8
+KEYS, VALUES = 24, 8
 CLASSES = KEYS * VALUES + KEYS  # what stores, what asks
 TIME = 128
 NEAR = 8  # steps, those of the window

@@ -6,10 +6,16 @@ from typing import Any
 
 from harness.tables import Cells
 from scans.chart import INK, OURS, save
-from text.models import MEMORIES
+from text.models import CONTINUED, MEMORIES
 from text.runs import LENGTH, MULTIPLES, TASKS
 
-COLOURS = dict(zip(MEMORIES, ("#c08a00", OURS, "#d1495b", "#3b82f6", "#10a37f"), strict=True))
+PLAIN = [memory for memory in MEMORIES if memory not in CONTINUED]
+COLOURS = dict(zip(PLAIN, ("#c08a00", OURS, "#d1495b", "#3b82f6", "#10a37f"), strict=True))
+
+
+def style(memory: str) -> dict[str, Any]:
+    """The colour of a memory, dashed if its states are continued."""
+    return {"color": COLOURS[CONTINUED.get(memory, memory)], "ls": "--" if memory in CONTINUED else "-"}
 
 
 def groups(result: dict[str, Any], task: str) -> dict[str, list[dict[str, Any]]]:
@@ -72,8 +78,8 @@ def target_lines(result: dict[str, Any]) -> list[str]:
     """What the numbers say of the claims, in sentences."""
     lines = []
     text, recalled = groups(result, "text"), groups(result, "recall")
-    for memory in ("memory attention", "scan", "rotary attention"):
-        if memory in text:
+    for memory in text:
+        if CONTINUED.get(memory, memory) in ("memory attention", "scan", "rotary attention"):
             first, last = (mean(text[memory], "measured", "last", index) for index in (0, -1))
             lines.append(
                 f"{memory}, 16 × the training length: {last:.3f} bits, {100 * (last / first - 1):+.1f}% of 1 ×"
@@ -111,9 +117,9 @@ def draw(result: dict[str, Any], path: Path) -> str:
 def _text(axes: Any, found: dict[str, list[dict[str, Any]]]) -> None:
     for memory, runs in found.items():
         bits = [mean(runs, "measured", "last", index) for index in range(len(MULTIPLES))]
-        axes.plot(range(len(MULTIPLES)), bits, color=COLOURS[memory], lw=2, label=memory)
+        axes.plot(range(len(MULTIPLES)), bits, lw=2, label=memory, **style(memory))
         for run in runs:
-            axes.plot(range(len(MULTIPLES)), run["measured"]["last"], ".", color=COLOURS[memory], ms=5)
+            axes.plot(range(len(MULTIPLES)), run["measured"]["last"], ".", color=style(memory)["color"], ms=5)
     axes.set_xticks(range(len(MULTIPLES)), [f"{n}×" for n in MULTIPLES])
     steady = [
         bit

@@ -15,13 +15,13 @@ from torch import Tensor
 
 from harness import rates
 from text import corpus, recall
-from text.models import MEMORIES, Model, Settings, build
+from text.models import CONTINUED, MEMORIES, Model, Settings, build
 from wmkernels.nn import no_decay_parameters
 
 LENGTH = 256  # bytes that training sees at once
 MULTIPLES = (1, 2, 4, 8, 16)
 ROWS = 4  # of a batch: small, for more updates in the same minutes
-CONTINUED = 0.5  # of windows of text, with the states that the window before left; the others begin with zeros
+CONTINUED_SHARE = 0.5  # of the windows that train a memory of ``CONTINUED``
 WINDOWS = 48  # measured
 SEED_OF_TUNING = 1000
 
@@ -44,10 +44,12 @@ TASKS = {
         (256, 4, 500_000),
         {
             "memory attention": {"lr": RATES, "block": (32, 64)},
+            "memory attention (continued)": {"lr": RATES, "block": (32, 64)},
             "scan": {"lr": RATES, "d_state": (8, 16)},
+            "scan (continued)": {"lr": RATES, "d_state": (8, 16)},
             "rotary attention": {"lr": RATES, "heads": (4, 8)},
             "windowed attention": {"lr": RATES, "window": (64, 128)},
-            "hybrid": {"lr": RATES, "window": (64, 128), "d_state": (8,)},
+            "hybrid": {"lr": (4e-3, 8e-3), "window": (64,), "d_state": (8,)},
         },
     ),
     "recall": Task(
@@ -55,9 +57,9 @@ TASKS = {
         2,
         (recall.CLASSES, 2, 60_000),
         {
-            "scan": {"window": (recall.NEAR,), "lr": RATES, "d_state": (16, 32)},
+            "scan": {"window": (recall.NEAR,), "lr": (8e-3, 16e-3), "d_state": (16, 32)},
             "windowed attention": {"window": (recall.NEAR,), "lr": RATES, "heads": (2, 4)},
-            "hybrid": {"window": (recall.NEAR,), "lr": RATES, "d_state": (16, 32)},
+            "hybrid": {"window": (recall.NEAR,), "lr": (8e-3, 16e-3), "d_state": (16, 32)},
         },
     ),
 }
@@ -116,7 +118,11 @@ def execute(plan: Plan, folder: Path) -> dict[str, Any]:
     classes, layers, parameters = TASKS[plan.task].sizes
     model = build(plan.memory, plan.settings, classes, layers, parameters)
     text = corpus.load() if plan.task == "text" else None
-    loss_of = TextLoss(model, text.train, generator) if text else functools.partial(recall_loss, model, generator)
+    if text:
+        share = CONTINUED_SHARE if plan.memory in CONTINUED else 0.0
+        loss_of: Callable[[], Tensor] = TextLoss(model, text.train, share, generator)
+    else:
+        loss_of = functools.partial(recall_loss, model, generator)
     trained = train(model, loss_of, plan.minutes, plan.settings.lr)
     model.eval()
     with torch.no_grad():
@@ -168,21 +174,22 @@ def train(model: Model, loss_of: Callable[[], Tensor], minutes: float, lr: float
 
 
 class TextLoss:
-    """Of the next batch. States go on without gradients, as in block-recurrent transformers (Hutchins et al. 2022).
+    """Of the next batch, of which a share of the windows begins with the last states of the window before.
 
-    Rotary attention has no state of a fixed size: each of its windows begins with nothing.
+    Without gradients, as in block-recurrent transformers (Hutchins et al. 2022).
     """
 
-    def __init__(self, model: Model, text: Tensor, generator: torch.Generator) -> None:
+    def __init__(self, model: Model, text: Tensor, share: float, generator: torch.Generator) -> None:
         self.model = model
-        self.stream = corpus.Stream(text, ROWS, LENGTH, CONTINUED, generator)
+        self.stream = corpus.Stream(text, ROWS, LENGTH, share, generator)
         self.states: list[dict[str, Tensor] | None] | None = None
 
     def __call__(self) -> Tensor:
         sequence, on = self.stream.next()
         if self.states is not None:
             self.states = [state and {name: _kept(x, on) for name, x in state.items()} for state in self.states]
-        logits, self.states = self.model(sequence[:, :-1], self.states)
+        logits, states = self.model(sequence[:, :-1], self.states)
+        self.states = states if self.stream.share else None
         return F.cross_entropy(logits.flatten(0, 1), sequence[:, 1:].flatten())
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from scans.chart import INK, OURS, save
 from world.report import groups, is_control
-from world.tasks import TASKS
+from world.tasks import ALL, COMMON
 
 COLOURS = {
     "scan": OURS,
@@ -55,23 +55,23 @@ def _colour(variant: str) -> str:
 
 
 def _panel(axes: Any, task: str, variants: dict[str, list[dict[str, Any]]]) -> None:
-    known = TASKS.get(task)
+    known, evaluated = ALL.get(task), is_control(task) or task in COMMON
     for variant, runs in variants.items():
         ours = known is not None and variant == known.ours
         for run in runs:
-            points = np.array(run["evaluations" if is_control(task) else "curve"])
+            points = np.array(run["evaluations" if evaluated else "curve"])
             if len(points):
-                heights = points[:, 2] if is_control(task) else _smooth(points[:, 2])
-                axes.plot(points[:, 0] / 60, heights, color=_colour(variant), lw=1.8 if ours else 1.2)
+                x, heights = points[:, 1 if task in COMMON else 0], points[:, 2] if evaluated else _smooth(points[:, 2])
+                axes.plot(x if task in COMMON else x / 60, heights, color=_colour(variant), lw=1.8 if ours else 1.2)
     if known is not None:
         axes.set_ylim(known.floor, known.ceiling)
         if known.published is not None:
             _line(axes, known.published[0], "best published", "bottom")
-        elif is_control(task):
-            _line(axes, known.at_least, "threshold", "top")
+        elif evaluated and known.score == "return":
+            _line(axes, known.at_least, "threshold" if is_control(task) else "at least", "top")
     axes.set_title(task, loc="left")
-    axes.set_xlabel("minutes")
-    axes.set_ylabel("return of a checkpoint" if is_control(task) else "return per episode, while training")
+    axes.set_xlabel("steps" if task in COMMON else "minutes")
+    axes.set_ylabel("return of a checkpoint" if evaluated else "return per episode, while training")
     axes.grid(axis="y", color=INK, alpha=0.25, lw=0.6)
 
 

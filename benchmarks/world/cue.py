@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from worldmodel.data.actions import action_generator
 from worldmodel.data.batch import Batch
 from worldmodel.environments.minigrid import BALL, KEY, cue_cell, cue_kind
 from worldmodel.environments.registry import make
@@ -55,7 +56,7 @@ def random_trajectories(name: str, count: int, seed: int) -> list[Trajectory]:
     env = make(name)
     trajectories = []
     for number in range(seed, seed + count):
-        random = np.random.default_rng(number)
+        random = action_generator(number)
         views, actions, rewards = [env.reset(seed=number)[0]], [], []
         cells, ended = [_cue_in(env, views[0])], False
         while not ended:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from worldmodel.data.actions import action_generator
 from worldmodel.data.batch import Batch
 from worldmodel.environments.hidden_ball import LEATHER
 from worldmodel.environments.registry import make
@@ -28,7 +29,7 @@ def random_episodes(name: str, count: int, seed: int, frames: int = OBSERVED + A
     """
     env, films, taken = make(name), [], []
     for number in range(seed, seed + count):
-        actions = np.random.default_rng(number).integers(env.action_space.n, size=frames - 1)
+        actions = action_generator(number).integers(env.action_space.n, size=frames - 1)
         films.append([env.reset(seed=number)[0], *(env.step(int(action))[0] for action in actions)])
         taken.append(actions)
     env.close()

@@ -3,7 +3,7 @@ from typing import Any
 
 from harness.tables import figure
 from world.runs import PASSING_EPISODES
-from world.tasks import TASKS, Task
+from world.tasks import ALL, COMMON, Task
 
 Groups = dict[tuple[str, str], list[dict[str, Any]]]
 
@@ -20,6 +20,25 @@ CONTROL_HEADER = (
     "steps to threshold",
     "seeds",
 )
+SCORE_HEADER = (
+    "task",
+    "variant",
+    "score",
+    "each seed",
+    "minutes",
+    "steps",
+    "at least",
+    "aim",
+    "steps to it",
+    "published",
+)
+SCORE_NOTE = (
+    "Score: mean return over 100 held-out episodes of the greedy policy, with the weights that were best in training's "
+    "own evaluations; of MemoryLength the share of right answers in the last 200 of 2,000 episodes of training, or a "
+    "few more. Minutes: wall time on one thread. Steps to it: until an evaluation of training's own, ten episodes, "
+    "reached the target; the mean over the seeds that did, with their number. Published: figures of others, with their "
+    "steps."
+)
 CONTROL_NOTE = (
     "Minutes and steps to the threshold: of the first checkpoint, one every half minute, whose greedy policy has at "
     f"least this mean return over {PASSING_EPISODES} held-out episodes; means over the seeds that reach it. Minutes "
@@ -34,12 +53,12 @@ def variant_of(run: dict[str, Any]) -> str:
 
 
 def groups(result: dict[str, Any]) -> Groups:
-    """In the order of ``TASKS``; seeds ascending."""
+    """In the order of ``ALL``; seeds ascending."""
     runs = sorted(result["runs"].values(), key=lambda run: run["seed"])
     found = {}
-    for task in [*TASKS, *sorted({run["task"] for run in runs} - set(TASKS))]:
+    for task in [*ALL, *sorted({run["task"] for run in runs} - set(ALL))]:
         there = [variant_of(run) for run in runs if run["task"] == task]
-        known = TASKS[task].variants if task in TASKS else ()
+        known = ALL[task].variants if task in ALL else ()
         for variant in [*known, *sorted(set(there) - set(known))]:
             several = [run for run in runs if (run["task"], variant_of(run)) == (task, variant)]
             if several:
@@ -49,11 +68,7 @@ def groups(result: dict[str, Any]) -> Groups:
 
 def is_control(task: str) -> bool:
     """Whether the time to a threshold is measured."""
-    return task in TASKS and TASKS[task].checkpoint_minutes is not None
-
-
-def mean_return(runs: list[dict[str, Any]]) -> float:
-    return statistics.mean(run["evaluation"]["mean"] for run in runs)
+    return task in ALL and ALL[task].checkpoint_minutes is not None
 
 
 def return_tables(result: dict[str, Any]) -> list[tuple[str, tuple[str, ...], list[list[str]]]]:
@@ -61,6 +76,7 @@ def return_tables(result: dict[str, Any]) -> list[tuple[str, tuple[str, ...], li
     tables = [
         ("Return per episode", RETURN_HEADER, return_cells(result)),
         ("Control: return per episode", CONTROL_HEADER, control_cells(result)),
+        ("Tasks in common", SCORE_HEADER, score_cells(result)),
     ]
     return [table for table in tables if table[2]]
 
@@ -68,8 +84,8 @@ def return_tables(result: dict[str, Any]) -> list[tuple[str, tuple[str, ...], li
 def return_cells(result: dict[str, Any]) -> list[list[str]]:
     rows = []
     for (task, variant), runs in groups(result).items():
-        if not is_control(task):
-            published = TASKS[task].published if task in TASKS else None
+        if not is_control(task) and task not in COMMON:
+            published = ALL[task].published if task in ALL else None
             rows.append([*_reached(task, variant, runs, 3), *(f"{x:.3f}" for x in published or ())])
             rows[-1] += [""] * (len(RETURN_HEADER) - len(rows[-1]))
     return rows
@@ -79,11 +95,33 @@ def control_cells(result: dict[str, Any]) -> list[list[str]]:
     rows = []
     for (task, variant), runs in groups(result).items():
         if is_control(task):
-            passed = [point for run in runs if (point := threshold_point(run, TASKS[task]))]
+            passed = [point for run in runs if (point := threshold_point(run, ALL[task]))]
             minutes = figure(statistics.mean(seconds for seconds, _ in passed) / 60) if passed else "–"
             steps = f"{statistics.mean(steps for _, steps in passed):,.0f}" if passed else "–"
-            threshold = f"{TASKS[task].at_least:g}"
+            threshold = f"{ALL[task].at_least:g}"
             rows.append([*_reached(task, variant, runs, 1), threshold, minutes, steps, f"{len(passed)} of {len(runs)}"])
+    return rows
+
+
+def score(run: dict[str, Any]) -> float:
+    """As ``Task.score``."""
+    return float(run["evaluation"]["mean"] if run.get("share_right") is None else run["share_right"]["share"])
+
+
+def mean_score(runs: list[dict[str, Any]]) -> float:
+    return statistics.mean(score(run) for run in runs)
+
+
+def score_cells(result: dict[str, Any]) -> list[list[str]]:
+    rows = []
+    for (task, variant), runs in groups(result).items():
+        if task in COMMON:
+            known = COMMON[task]
+            passed = [point[1] for run in runs if (point := threshold_point(run, known))]
+            steps = f"{statistics.mean(passed):,.0f} ({len(passed)} of {len(runs)})" if passed else "–"
+            told = "; ".join(f"{other.method}: {other.value:g} at {other.steps:,}" for other in known.others)
+            aim = "" if known.aim is None else f"{known.aim:g}"
+            rows.append([*_reached(task, variant, runs, _digits(task)), f"{known.at_least:g}", aim, steps, told])
     return rows
 
 
@@ -108,10 +146,10 @@ def time_cells(result: dict[str, Any]) -> list[list[str]]:
 def target_lines(result: dict[str, Any]) -> list[str]:
     lines = []
     for (task, variant), runs in groups(result).items():
-        target = TASKS.get(task)
+        target = ALL.get(task)
         if target is None or variant != target.ours:
             continue
-        value = mean_return(runs)
+        value = mean_score(runs)
         wanted = f"at least {target.at_least:g}" + (f", aim {target.aim:g}" if target.aim is not None else "")
         reached = "aim reached" if target.aim is not None and value >= target.aim else "reached"
         if value < target.at_least:
@@ -138,12 +176,12 @@ def _reached(task: str, variant: str, runs: list[dict[str, Any]], digits: int) -
     return [
         task,
         variant,
-        f"{mean_return(runs):.{digits}f}",
-        " ".join(f"{run['evaluation']['mean']:.{digits}f}" for run in runs),
+        f"{mean_score(runs):.{digits}f}",
+        " ".join(f"{score(run):.{digits}f}" for run in runs),
         figure(statistics.mean(run["seconds"] for run in runs) / 60),
         f"{statistics.mean(run['steps'] for run in runs):,.0f}",
     ]
 
 
 def _digits(task: str) -> int:
-    return 1 if is_control(task) else 3
+    return 1 if is_control(task) or (task in COMMON and abs(COMMON[task].at_least) >= 10) else 3

@@ -53,13 +53,14 @@ class Plan:
 
 def train_options(plan: Plan, folder: Path) -> list[str]:
     task = plan.task
-    named: dict[str, Any] = {"env": task.name, "preset": task.preset, "minutes": plan.minutes, "seed": plan.seed}
-    named |= {"run": folder, "threads": plan.threads, "device": plan.device}
+    named: dict[str, Any] = {"env": task.environment, "preset": task.preset, "minutes": plan.minutes, "seed": plan.seed}
+    named |= {"run": folder, "threads": plan.threads, "device": plan.device, **task.options}
     if plan.steps is not None:
         named["steps"] = plan.steps
     if task.checkpoint_minutes is not None:
         named["save-minutes"] = task.checkpoint_minutes
     options = [text for name, value in named.items() for text in (f"--{name}", str(value))]
+    options += ["--env-args", *task.env_args] if task.env_args else []
     options += [text for name, value in task.variants[plan.variant].items() for text in (f"--{name}", str(value))]
     return [*options, *plan.extra]
 
@@ -80,9 +81,11 @@ def execute(plan: Plan, folder: Path) -> dict[str, Any]:
     wall, after = time.perf_counter() - start, os.times()
     keep_checkpoints(folder)
     torch.set_num_threads(plan.threads)
-    agent = Agent.load(folder, plan.device)
-    found = evaluate(agent, plan.task.name, plan.episodes, seed=10**6, num_envs=50)
-    run = Run(folder)
+    run, task = Run(folder), plan.task
+    best = run.best is not None and not task.checkpoint_minutes
+    agent = Agent.load(folder, plan.device, best=best)
+    arguments = saved_config(run).env_args
+    found = evaluate(agent, task.environment, plan.episodes, 10**6, num_envs=50, env_args=arguments)
     lines = run.metrics
     last = lines[-1]
     return {
@@ -95,7 +98,9 @@ def execute(plan: Plan, folder: Path) -> dict[str, Any]:
         "updates": last["updates"],
         "parameters": sum(p.numel() for p in agent.world_model.parameters()),
         "evaluation": found.to_json(),
-        "evaluations": evaluations(plan, folder) if plan.task.checkpoint_minutes else [],
+        "best": run.best_evaluation if best else None,
+        "share_right": share_right(lines, task.last) if task.score == "share right" else None,
+        "evaluations": evaluations(plan, folder) if task.checkpoint_minutes else own_evaluations(lines),
         "milliseconds_per_update": update_times(lines),
         "curve": [
             [line["seconds"], line["steps"], line["episode/return"]] for line in lines if "episode/return" in line
@@ -133,9 +138,26 @@ def evaluations(plan: Plan, folder: Path) -> list[list[float]]:
         steps = int(kept.name)
         seconds = next((line["seconds"] for line in lines if line["steps"] >= steps), lines[-1]["seconds"])
         agent = Agent.load(kept, plan.device)
-        returned = evaluate(agent, plan.task.name, PASSING_EPISODES, 2 * 10**6, num_envs=PASSING_EPISODES)
+        returned = evaluate(agent, plan.task.environment, PASSING_EPISODES, 2 * 10**6, num_envs=PASSING_EPISODES)
         found.append([seconds, steps, returned.mean])
     return found
+
+
+def own_evaluations(lines: list[dict[str, float]]) -> list[list[float]]:
+    """Seconds, steps and mean return of training's own evaluations."""
+    return [[line["seconds"], line["steps"], line["eval/return"]] for line in lines if "eval/return" in line]
+
+
+def share_right(lines: list[dict[str, float]], last: int) -> dict[str, float]:
+    """Of the last episodes of training, at least ``last``, the share with return 1 where the others have -1."""
+    counted, total, later = 0.0, 0.0, None
+    for line in reversed([line for line in lines if "episodes" in line]):
+        if later is not None and (new := later["episodes"] - line["episodes"]) > 0:
+            counted, total = counted + new, total + new * later["episode/return"]
+        if counted >= last:
+            break
+        later = line
+    return {"episodes": counted, "share": (1 + total / counted) / 2 if counted else float("nan")}
 
 
 def update_times(lines: list[dict[str, float]]) -> dict[str, float]:

@@ -1,6 +1,6 @@
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 Variants = Mapping[str, Mapping[str, Any]]
 
@@ -19,13 +19,29 @@ def policy_gradients(*names: str) -> Variants:
 
 
 @dataclasses.dataclass(frozen=True)
+class Published:
+    """A figure of someone else's.
+
+    Attributes:
+        method: and its year.
+        value: mean score.
+        steps: of the environment.
+    """
+
+    method: str
+    value: float
+    steps: int
+
+
+@dataclasses.dataclass(frozen=True)
 class Task:
     """An environment to train on.
 
     Attributes:
+        name: of the task, and of its environment if ``env`` is empty.
         minutes: of training.
         variants: name -> preset changes; the first has the targets.
-        at_least: target of the mean return.
+        at_least: target of the score.
         aim: beyond the target.
         floor: chart's lower end, about random play.
         ceiling: chart's upper end.
@@ -33,6 +49,13 @@ class Task:
         aim_minutes: aim for reaching ``at_least``.
         checkpoint_minutes: between evaluated checkpoints; None: only the end.
         published: best mean return of the task's benchmark, and its GRU's.
+        env: id of the environment.
+        env_args: its arguments, NAME=VALUE.
+        options: of training, beside the preset.
+        score: the mean return of the greedy policy with the best weights that training's own evaluations found, or
+            the share of the last ``last`` episodes of training with a return above 0.
+        last: episodes.
+        others: published figures.
     """
 
     name: str
@@ -47,6 +70,16 @@ class Task:
     aim_minutes: float | None = None
     checkpoint_minutes: float | None = None
     published: tuple[float, float] | None = None
+    env: str = ""
+    env_args: tuple[str, ...] = ()
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    score: Literal["return", "share right"] = "return"
+    last: int = 200
+    others: tuple[Published, ...] = ()
+
+    @property
+    def environment(self) -> str:
+        return self.env or self.name
 
     @property
     def ours(self) -> str:
@@ -95,3 +128,36 @@ TASKS: dict[str, Task] = {
         ),
     )
 }
+
+
+def _memory_length(length: int, train_ratio: int, at_least: float) -> Task:
+    """2,000 episodes of ``length`` + 1 actions."""
+    return Task(
+        f"MemoryLength-{length}",
+        15,
+        {"scan": {}, "scan off": {"memory": "gated_conv"}},
+        at_least,
+        None,
+        floor=-1.1,
+        ceiling=1.1,
+        steps=2_000 * (length + 1),
+        env="worldmodel/MemoryLength-v0",
+        env_args=(f"length={length}",),
+        options={"prefill": 100 * (length + 1), "train-ratio": train_ratio},
+        score="share right",
+    )
+
+
+COMMON: dict[str, Task] = {
+    task.name: task
+    for task in (
+        _memory_length(10, 64, 0.9),
+        _memory_length(30, 32, 0.9),
+        _memory_length(100, 16, 0.9),
+        _memory_length(300, 8, 0.9),
+    )
+}
+"""Tasks that others publish figures of, trained for a given number of steps."""
+
+SUITES = {"world_model": TASKS, "world_tasks": COMMON}
+ALL = {**TASKS, **COMMON}

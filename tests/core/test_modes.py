@@ -29,7 +29,7 @@ every_op = pytest.mark.parametrize("op", list(SMALL))
 KEEPS = ("selective_scan", "gated_delta_rule", "conv_lstm", "conv_lstm_step", "place_memory")  # for backward
 MODULES = {
     "Mamba": (lambda: nn.Mamba(6, 4), (2, 5, 6)),
-    "RotaryMamba": (lambda: nn.RotaryMamba(6, 4, selective_angle=True), (2, 5, 6)),
+    "RotaryMamba": (lambda: nn.RotaryMamba(6, 4, selective_angle=True, selective_speed=True), (2, 5, 6)),
     "GatedDeltaNet": (lambda: nn.GatedDeltaNet(6, 2, 4), (2, 5, 6)),
     "CausalConv1d": (lambda: nn.CausalConv1d(6), (2, 5, 6)),
     "ConvLSTM": (lambda: nn.ConvLSTM(3, 2, 3, num_layers=2, peephole=(4, 5), batch_first=True), (2, 5, 3, 4, 5)),

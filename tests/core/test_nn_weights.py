@@ -13,7 +13,7 @@ from wmkernels.nn import ConvLSTM, ConvLSTMCell, Mamba, RotaryMamba, no_decay_pa
 
 BLOCKS = {
     "Mamba": lambda **options: Mamba(8, d_state=4, **options),
-    "RotaryMamba": lambda **options: RotaryMamba(8, d_state=4, selective_angle=True, **options),
+    "RotaryMamba": lambda **options: RotaryMamba(8, d_state=4, selective_angle=True, selective_speed=True, **options),
 }
 every_block = pytest.mark.parametrize("block", list(BLOCKS))
 PROJECTIONS = ["in_proj", "x_proj", "dt_proj", "out_proj"]

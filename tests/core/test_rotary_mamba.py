@@ -25,6 +25,8 @@ def complex_scan(module, inputs):
     rates = module.angle_rate.expand(*x.shape[:-1], groups, pairs)
     if module.angle_proj is not None:
         rates = rates + module.angle_proj(x).unflatten(-1, (groups, pairs))
+    if module.speed_proj is not None:
+        rates = rates * torch.tanh(module.speed_proj(x)).unsqueeze(-1)
     each = inner // groups
     state, outputs = torch.zeros(len(x), inner, pairs, dtype=torch.complex128), []
     for t in range(x.shape[1]):
@@ -44,14 +46,15 @@ def x_proj_parts(module, x):
 
 
 @SCANS
-@pytest.mark.parametrize("selective", [False, True])
+@pytest.mark.parametrize(("selective", "speed"), [(False, False), (True, False), (False, True), (True, True)])
 @pytest.mark.parametrize("groups", [1, 4])
-def test_it_is_a_scan_with_a_complex_state(target, groups, selective):
+def test_it_is_a_scan_with_a_complex_state(target, groups, selective, speed):
     module = RotaryMamba(
         12,
         6,
         groups=groups,
         selective_angle=selective,
+        selective_speed=speed,
         backend=target.backend,
         device=target.device,
         dtype=torch.float64,
@@ -61,6 +64,22 @@ def test_it_is_a_scan_with_a_complex_state(target, groups, selective):
     inputs = torch.randn(2, 40, 12, dtype=torch.float64, device=target.device)
     actual, expected = module(inputs)[0], complex_scan(module, inputs)
     torch.testing.assert_close(actual, expected, rtol=0, atol=1e-11 * expected.abs().max().item())
+
+
+def test_angles_that_turn_back_bring_what_was_written_last_first():
+    """Forwards while items come and backwards after them: at step j the angle is that of the item j from the end."""
+    module = RotaryMamba(4, 8, groups=2, d_conv=1, selective_speed=True, dtype=torch.float64)
+    flag = torch.zeros(1, 14, module.d_inner, dtype=torch.float64)
+    flag[:, 7:, 0] = 1
+    with torch.no_grad():
+        module.speed_proj.weight.zero_()[:, 0] = -200
+        module.speed_proj.bias.fill_(100)
+    angle, _ = module._accumulate(module._rates(flag, None, None), None, None, None)
+    torch.testing.assert_close(angle[:, 7:13].cos(), angle[:, :6].flip(1).cos())
+    torch.testing.assert_close(angle[:, 7:13].sin(), angle[:, :6].flip(1).sin())
+    module.reset_parameters()
+    speeds = torch.tanh(module.speed_proj(torch.randn(500, module.d_inner, dtype=torch.float64)))
+    assert speeds.mean() > 0.6 and 0.01 < speeds.std() < 0.5
 
 
 def test_angles_that_stand_still_make_an_unrotated_block():

@@ -110,6 +110,18 @@ def test_tables_and_charts_are_current() -> None:
     assert done.returncode == 0, f"{done.stdout}{done.stderr}run: python benchmarks/readme.py"
 
 
+def test_a_result_is_named_after_the_processor_that_it_is_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    from scans.report import machine_slug
+
+    names = {}
+    for path in (BENCHMARKS / "results").glob("*_speed_*.json"):
+        result = json.loads(path.read_text())
+        if result["benchmark"] in ("scan_speed", "conv_lstm_speed"):
+            names[path.stem] = f"{result['benchmark']}_{machine_slug(result)}"
+    assert len(names) > 2 and all(stem == name for stem, name in names.items()), names
+
+
 def test_readme_example_runs() -> None:
     (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     names: dict[str, Any] = {}

@@ -50,6 +50,48 @@ def test_a_file_is_in_one_part_and_the_hash_is_of_all(benchmark, tmp_path):
     assert windows.tolist() == [[0, 1, 2, 3, 4], [4, 5, 6, 7, 8], [0, 1, 2, 3, 4]]
 
 
+def test_windows_go_on_where_those_before_ended(benchmark):
+    corpus = importlib.import_module("text.corpus")
+    text = torch.arange(100)
+    stream = corpus.Stream(text, 50, 8, 0.5, torch.Generator().manual_seed(0))
+    before, on = stream.next()
+    assert not on.any()
+    went_on = 0
+    for _ in range(20):
+        windows, on = stream.next()
+        assert (windows == windows[:, :1] + torch.arange(9)).all() and windows.max() < 100
+        assert (windows[on, 0] == before[on, -1]).all()
+        before, went_on = windows, went_on + on.sum().item()
+    assert 300 < went_on < 500  # half of 1,000, less the windows at the end
+
+
+@pytest.mark.parametrize("memory", ["memory attention", "scan", "windowed attention", "hybrid"])
+def test_a_window_that_goes_on_has_the_loss_of_the_uncut_text(benchmark, monkeypatch, memory):
+    models, runs = (importlib.import_module(f"text.{name}") for name in ("models", "runs"))
+    monkeypatch.setattr(runs, "LENGTH", 16)
+    torch.manual_seed(0)
+    settings = models.Settings(window=5, tokens=2, block=6, d_state=4)
+    model = models.build(memory, settings, 256, 3, 20_000)
+    text = torch.randint(256, (100,), dtype=torch.uint8)
+    loss_of = runs.TextLoss(model, text, 0.5, torch.Generator().manual_seed(0))
+    rows = torch.arange(runs.ROWS)
+    loss_of.stream.next = lambda: (text[rows[:, None] + torch.arange(17)].long(), rows < 0)
+    first = loss_of()
+    first.backward()  # the next window's loss does not need what this one frees
+    loss_of.stream.next = lambda: (text[16 + rows[:, None] + torch.arange(17)].long(), rows < 2)
+    second = loss_of()
+
+    def loss(windows):
+        return torch.nn.functional.cross_entropy(
+            model(windows[:, :-1])[0][:, -16:].flatten(0, 1), windows[:, -16:].flatten()
+        )
+
+    both = text[rows[:, None] + torch.arange(33)].long()
+    torch.testing.assert_close(first, loss(both[:, :17]))
+    torch.testing.assert_close(second, (loss(both[:2]) + loss(both[2:, 16:])) / 2)
+    second.backward()
+
+
 def test_models_have_equal_parameters(benchmark):
     models = importlib.import_module("text.models")
     for memory in models.MEMORIES:

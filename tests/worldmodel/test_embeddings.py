@@ -198,7 +198,7 @@ def test_an_update_rolls_out_from_the_starts_of_imagination_and_carries_the_late
     model = embedding_model()
     batch = random_batch(model, resets=False)
     batch.carry = 3
-    learner = Learner(model, LearnerConfig(objective=ObjectiveConfig(horizon=1, imagination_starts=2, sampled=0.5)))
+    learner = Learner(model, LearnerConfig(objective=ObjectiveConfig(horizon=1, imagination_starts=2)))
     model.begin(batch)
     z, seen, inner = model.perception(batch.observations).detach(), [], model.imagine_latents
     model.imagine_latents = lambda state, *rest: seen.append(state["latent"]) or inner(state, *rest)
@@ -213,6 +213,11 @@ def test_an_update_rolls_out_from_the_starts_of_imagination_and_carries_the_late
 def test_exploration_by_embeddings_is_refused():
     with pytest.raises(ConfigurationError, match=r"exploration\.bonus is 0\.5, and an embedding has the same entropy"):
         embedding_model(exploration=ExplorationConfig(bonus=0.5))
+
+
+def test_rows_of_sampled_embeddings_are_refused():
+    with pytest.raises(ConfigurationError, match=r"sampled is 0\.5, expected 0, as the latent is deterministic"):
+        Learner(embedding_model(), LearnerConfig(objective=ObjectiveConfig(sampled=0.5)))
 
 
 def test_inverse_dynamics_trains_the_encoder_for_classes_and_numbers():

@@ -35,7 +35,7 @@ ECHO = "worldmodel_environments:wmtest/Echo-v0"
 FEW = ("--num-envs", "2", "--prefill", "20", "--train-ratio", "8", "--threads", "1", "--open-loop-minutes", "0")
 OFTEN = ("--log-seconds", "1e-9", "--save-minutes", "1e-9")
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-pytestmark = pytest.mark.usefixtures("same_threads")
+pytestmark = pytest.mark.usefixtures("same_threads", "terminal_signals")
 
 
 def arguments(folder: Path, *more: str) -> list[str]:
@@ -65,17 +65,6 @@ def ask(*numbers: int) -> None:
 
 def partial(folder: Path) -> list[Path]:
     return [path for path in folder.rglob("*") if "partial" in path.name]
-
-
-@pytest.fixture(autouse=True)
-def heard() -> Iterator[None]:
-    """Signals act as in a terminal: a background job of a shell has some ignored."""
-    before = {number: signal.getsignal(number) for number in SIGNALS}
-    for number in SIGNALS:
-        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="module")

@@ -42,6 +42,14 @@ def test_two_certain_networks_that_differ_tell_one_bit():
     torch.testing.assert_close(told, torch.full((2, 5), math.log(2)))
 
 
+def test_of_several_variables_the_information_is_the_sum_of_theirs():
+    """Networks that differ in both of two variables tell one bit in all, and two by the sum."""
+    latent = CategoricalConfig(variables=2, classes=2, unimix_ratio=0.0)
+    exploration = saying(exploring(latent), [30.0, 0.0, 30.0, 0.0], [0.0, 30.0, 0.0, 30.0])
+    told = exploration.information(torch.randn(4, 3), torch.zeros(4, 2))
+    torch.testing.assert_close(told, torch.full((4,), 2 * math.log(2)))
+
+
 def test_of_normal_latents_the_information_is_that_of_their_moments():
     spread, mean, config = 0.4, 2.0, GaussianConfig(size=1)
     std = config.min_std + math.log1p(math.exp(spread))

@@ -28,6 +28,7 @@ from worldmodel.model.perception import PerceptionConfig
 from worldmodel.model.policies import ContinuousPolicy
 from worldmodel.model.prediction import PredictionConfig
 from worldmodel.model.reward_scale import RewardScale
+from worldmodel.runs.fields import ConfigurationError
 
 BOX = spaces.Box(-1, 1, (2,))
 WAYS = [("all_action", None), ("reinforce", None), ("pathwise", None), ("reinforce", BOX), ("pathwise", BOX)]
@@ -500,14 +501,27 @@ def test_rows_that_are_sampled_see_what_imagination_sees_and_the_others_their_me
     torch.testing.assert_close(model.observe(batch).features[~sampled], observed.features[~sampled])
 
 
-@pytest.mark.parametrize(("share", "rows"), [(0.0, 0), (1.0, 3)])
+@pytest.mark.parametrize(("share", "rows"), [(0.0, (0, 0)), (1.0, (300, 300)), (0.25, (50, 100))])
 def test_the_share_of_sampled_rows_is_that_of_the_settings(monkeypatch, share, rows):
     model = small_model()
     learner, batch, seen = learner_of(model, sampled=share), random_batch(model), []
     observe = model.observe
     monkeypatch.setattr(model, "observe", lambda *args, sampled, **kw: seen.append(sampled) or observe(*args, **kw))
     learner.losses(batch)
-    assert sum(0 if mask is None else int(mask.sum()) for mask in seen) == rows
+    torch.manual_seed(0)
+    drawn = [seen[0]] if share in (0, 1) else [learner._sampled_rows(batch) for _ in range(100)]
+    assert rows[0] <= sum(0 if mask is None else int(mask.sum()) for mask in drawn) * 100 / len(drawn) <= rows[1]
+
+
+def test_sampled_rows_of_a_latent_without_samples_are_refused():
+    model = small_model(perception=PerceptionConfig(CategoricalConfig(stochastic=False), hidden=16))
+    with pytest.raises(ConfigurationError, match=r"sampled is 0.5, expected 0, as the latent is deterministic"):
+        learner_of(model, sampled=0.5)
+
+
+def test_weights_of_rare_classes_need_classes():
+    with pytest.raises(ConfigurationError, match=r"rare is 0.5, which weighs classes, and observation has none"):
+        small_model(seen=spaces.Box(-1, 1, (2,)), perception=PerceptionConfig(hidden=16, rare=0.5))
 
 
 def test_a_sampled_row_trains_perception_through_memory():

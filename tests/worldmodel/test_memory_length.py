@@ -56,5 +56,5 @@ def test_who_remembers_is_always_right_and_who_guesses_half_of_the_time(bits):
 
 @pytest.mark.parametrize("arguments", [{"length": 0}, {"bits": 0}])
 def test_nothing_to_remember_is_refused(arguments):
-    with pytest.raises(ConfigurationError, match="expected at least 1"):
+    with pytest.raises(ConfigurationError, match="expected an integer of at least 1"):
         MemoryLength(**arguments)

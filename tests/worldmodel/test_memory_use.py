@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from worldmodel_examples import CONFIG, tiny_options
+from worldmodel_examples import CONFIG, small_model, tiny_options
 
 from worldmodel.acting.agent import Agent
 from worldmodel.acting.rollout import evaluate
@@ -247,3 +247,9 @@ def test_pictures_choose_the_preset_that_resizes_them() -> None:
     spec = ObservationSpec.from_space(spaces.Box(0, 255, (64, 64, 3), np.uint8))
     frame = sum(array.nbytes for array in spec.zeros(1).values())
     assert preset.replay.max_megabytes * 2**20 // frame > 40_000
+
+
+def test_an_update_with_weights_of_rare_classes_is_measured() -> None:
+    seen = spaces.Dict(board=spaces.MultiDiscrete([[5, 4], [3, 6]]), map=spaces.Box(-1, 1, (8, 8, 1)))
+    model = small_model(seen, perception=PerceptionConfig(hidden=8, rare=0.5), dtype=torch.float32)
+    assert UpdateMemory.of(model, LearnerConfig(), 12).most_rows(2**30) > 1

@@ -251,6 +251,7 @@ def test_a_new_world_is_rescued_once_it_was_changed(tmp_path):
     assert np.load(tmp_path / "world-rescued.npz")["cells"][0, 0] == 4
 
 
+@pytest.mark.usefixtures("terminal_signals")
 def test_ctrl_c_in_a_terminal_rescues_what_is_not_saved(game, monkeypatch):
     terminal = Terminal(game, io.StringIO("d"), io.StringIO())
     read = terminal._read

@@ -2,9 +2,11 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
@@ -20,8 +22,9 @@ from worldmodel.commands import train as training
 from worldmodel.commands.options import train_options
 from worldmodel.commands.train import train
 from worldmodel.environments.registry import EnvironmentFailed
+from worldmodel.learning.settings import saved_config
 from worldmodel.learning.trainer import Trainer
-from worldmodel.model.deciders import policy_sample
+from worldmodel.model.deciders import SampledPolicy, policy_sample
 from worldmodel.runs.configuration import ConfigurationError
 from worldmodel.runs.run import Run, RunError
 
@@ -124,6 +127,9 @@ def test_a_kill_while_the_best_is_replaced_leaves_one(tmp_path: Path) -> None:
     assert again.load_tensors("world_model")["a"].tolist() == [2.0, 2.0]
     again.save_best({"world_model": {"a": torch.zeros(2)}}, {"eval/return": 3.0})
     assert again.best == run.folder / "best" and again.best_evaluation == {"eval/return": 3.0}
+    shutil.copytree(run.folder / "best", run.folder / "best.old.partial")  # as if killed before the old one went
+    again.save_best({"world_model": {"a": torch.ones(2)}}, {"eval/return": 4.0})
+    assert again.best_evaluation == {"eval/return": 4.0} and not (run.folder / "best.old.partial").exists()
 
 
 def test_an_evaluation_that_takes_too_long_is_broken_off_and_waits_for_twice_the_time() -> None:
@@ -200,6 +206,7 @@ def test_the_interval_is_of_the_mean() -> None:
         inside += low <= 3.0 <= high
     assert 175 <= inside <= 198  # of 20 returns, the bootstrap covers about 93%
     assert Evaluated((2.0,) * 5, (1,) * 5).interval == (2.0, 2.0)
+    assert Evaluated((2.0,), (1,)).interval is None and "eval/low" not in metrics_of(Evaluated((2.0,), (1,)))
 
 
 def run_of(folder: Path, lines: list[dict[str, float]], **train: Any) -> str:
@@ -229,6 +236,13 @@ def test_curves_of_runs_are_named_by_what_differs(tmp_path: Path, capsys: pytest
     runs = [Run(folder) for folder in folders]
     assert plot.labels_of(runs) == ["Up-v0, model.width=8", "Up-v0, model.width=8", "Up-v0, model.width=16"]
     assert plot.labels_of(runs[:2]) == ["Up-v0", "Up-v0"]
+    sizes = {name: 8 for name in "wxyz"}
+    many = [run_of(tmp_path / f"m{seed}", lines(1.0), model=sizes, seed=seed) for seed in (0, 1)]
+    many.append(run_of(tmp_path / "other", lines(1.0), model={**sizes, **dict.fromkeys("wxyz", 9)}))
+    labels = plot.labels_of([Run(folder) for folder in many])
+    assert labels[0] == labels[1] != labels[2] and labels[0].endswith("1 more: m0")
+    elsewhere = run_of(tmp_path / "e", lines(1.0), model={"width": 8}, env="another:Up-v0")
+    assert len(set(plot.labels_of([runs[0], Run(elsewhere)]))) == 2
     curve = plot.curve_of(runs[1], "eval/return", "minutes", "b")
     np.testing.assert_allclose(curve.x, np.array([10, 20, 40]) / 60)
     assert curve.y.tolist() == [300, 600, 1200] and curve.low is not None and curve.low.tolist() == [299, 599, 1199]
@@ -242,6 +256,88 @@ def test_curves_of_runs_are_named_by_what_differs(tmp_path: Path, capsys: pytest
 def test_an_evaluation_leaves_its_environments_open(evaluated: Run) -> None:
     agent = Agent.load(evaluated.folder)
     evaluator = PolicyEvaluator(settings(), agent.world_model)
-    first, second = (evaluator.look(agent.world_model, 1e3) for _ in range(2))
-    assert first is not None and second is not None and first.returns == second.returns
-    evaluator.close()
+    open_ones: list[int] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("worldmodel_environments.Echo.close", lambda environment: open_ones.remove(id(environment)))
+        first = evaluator.look(agent.world_model, 1e3)
+        open_ones += [id(environment.unwrapped) for environment in evaluator._environments]
+        second = evaluator.look(agent.world_model, 1e3)
+        assert first is not None and second is not None and first.returns == second.returns
+        assert len(open_ones) == 3
+        evaluator.close()
+        assert not open_ones
+
+
+def test_random_actions_do_not_follow_the_environments_random_numbers(evaluated: Run) -> None:
+    agent = Agent.load(evaluated.folder)
+    found = evaluate(agent, ECHO, 20, decider=RandomPolicy(agent.action_spec), env_args={"lag": 0})
+    assert 4 < found.mean < 6  # of 10, for repeating what is seen, which the environment's stream would do each time
+
+
+def test_deciders_of_which_no_episode_was_begun_draw_by_pytorchs_generator(evaluated: Run) -> None:
+    agent = Agent.load(evaluated.folder)
+    for kind in (lambda: RandomPolicy(agent.action_spec), SampledPolicy):
+        drawn = []
+        for seed in (1, 1, 2):
+            torch.manual_seed(seed)
+            decider, state, actions = kind(), None, []
+            for _ in range(20):
+                action, state = agent.act(0, state, decider=decider)
+                actions.append(int(action))
+            drawn.append(actions)
+        assert drawn[0] == drawn[1] != drawn[2]
+
+
+class Only:
+    """Gives the one environment there is."""
+
+    def __init__(self) -> None:
+        self.environment: Any = None
+
+    def __call__(self) -> Any:
+        self.environment = self.environment or gymnasium.make("worldmodel_environments:wmtest/Echo-v0")
+        return self.environment
+
+
+def test_an_environment_that_exists_once_is_training_s(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ConfigurationError, match="2 environments are wanted, and what makes them gave the same one"):
+        train(settings(), tmp_path / "two", env=Only(), quiet=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "PolicyEvaluator", Often)
+        run = train(settings(num_envs=1), tmp_path / "one", env=Only())
+    assert run.metrics[-1]["steps"] == 120 and run.best is None
+    assert "and training goes on without: " in (said := capsys.readouterr().err)
+    assert "is one environment that exists already, expected a new one" in said
+
+
+def test_the_best_of_other_episodes_is_no_measure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "PolicyEvaluator", Often)
+    monkeypatch.setattr(Often, "look", lambda *arguments: Evaluated((9.0, 9.0), (3, 3)))
+    folder = tmp_path / "run"
+    train(settings(), folder, quiet=True)
+    monkeypatch.setattr(Often, "look", lambda *arguments: Evaluated((-5.0, -4.0), (3, 3)))
+    config = dataclasses.replace(settings(steps=140), eval_env=ECHO, eval_env_args={"length": 3})
+    saved = train(config, folder, resume=True, quiet=True).best_evaluation
+    assert saved is not None and saved["eval/return"] == -4.5 and saved["evaluated"]["env_args"] == {"length": 3}
+
+
+def test_episodes_that_fail_in_an_evaluation_are_told_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(training, "PolicyEvaluator", Often)
+    monkeypatch.setattr(Often, "look", lambda *arguments: Evaluated((1.0,), (3,), failures=("the cable", "the plug")))
+    run = train(settings(), tmp_path / "run")
+    measured = [line for line in run.metrics if "eval/return" in line]
+    assert len(measured) > 1 and all(line["eval/failed"] == 2 and "eval/low" not in line for line in measured)
+    assert capsys.readouterr().err.count("2 of 3 episodes of the evaluation failed: the cable") == 1
+
+
+def test_a_run_that_was_given_its_evaluation_as_an_object_says_how_it_goes_on(tmp_path: Path) -> None:
+    given = settings(eval_env=lambda: gymnasium.make("worldmodel_environments:wmtest/Echo-v0"))
+    folder = train(given, tmp_path / "run", quiet=True).folder
+    saved = dataclasses.replace(saved_config(Run(folder)), steps=140)
+    with pytest.raises(ConfigurationError, match=r"eval_env object/.* is a Python object.*--eval-env names another"):
+        train(saved, folder, resume=True, quiet=True)
+    train(dataclasses.replace(saved, eval_env=given.eval_env), folder, resume=True, quiet=True)
+    assert main(["train", "--resume", str(folder), "--steps", "160", "--eval-minutes", "0"]) == 0
+    assert Run(folder).metrics[-1]["steps"] == 160

@@ -88,13 +88,22 @@ class CausalConv1d(MemoryModule):
             outputs, window = self._packed(steps, window, reset, cu_seqlens)
         else:
             time = inputs.shape[1]
-            padded = torch.cat([window, steps], 1)  # (batch, kernel_size - 1 + time, channels)
-            segments = None if reset is None else F.pad(reset.cumsum(1), (self.kernel_size - 1, 0))
-            outputs = self._convolve(padded, segments)
-            window = padded[:, time:].clone()  # a view would keep the sequence alive
-            if segments is not None:
-                window = window.masked_fill((segments[:, time:] != segments[:, -1:])[..., None], 0)
+            outputs, (window,) = self._convolved(steps, window, reset, [time])
         return outputs.to(inputs.dtype), {"window": window}
+
+    def forward_with_states(
+        self,
+        inputs: Tensor,
+        states_after: Sequence[int],
+        state: Mapping[str, Tensor] | None = None,
+        reset: Tensor | None = None,
+    ) -> tuple[Tensor, list[State]]:
+        """As of ``memory_module``."""
+        require_inputs("CausalConv1d", "inputs", inputs, ("batch", "time", "channels"), self.channels)
+        require_reset("CausalConv1d", reset, inputs)
+        window = self._window(state, inputs.shape[0], inputs)
+        outputs, windows = self._convolved(inputs.to(window.dtype), window, reset, states_after)
+        return outputs.to(inputs.dtype), [{"window": window} for window in windows]
 
     def step(
         self, input: Tensor, state: Mapping[str, Tensor] | None, reset: Tensor | None = None
@@ -122,6 +131,25 @@ class CausalConv1d(MemoryModule):
             return torch.zeros(shape, device=inputs.device, dtype=state_dtype(inputs.dtype))
         require_state("CausalConv1d", state, {"window": shape}, inputs)
         return state["window"].to(state_dtype(inputs.dtype))
+
+    def _convolved(
+        self, steps: Tensor, window: Tensor, reset: Tensor | None, stops: Sequence[int]
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Outputs, and the windows after each of ``stops`` steps."""
+        past = self.kernel_size - 1
+        if not past:
+            return self._weighted_sum([steps]), [window] * len(stops)
+        padded = torch.cat([window, steps], 1)  # (batch, kernel_size - 1 + time, channels)
+        segments = None if reset is None else F.pad(reset.cumsum(1), (past, 0))
+        windows = []
+        for stop in stops:
+            after = slice(stop, stop + past)
+            window = padded[:, after].clone()  # a view would keep the sequence alive
+            if segments is not None:
+                now = segments[:, stop + past - 1 : stop + past]
+                window = window.masked_fill((segments[:, after] != now)[..., None], 0)
+            windows.append(window)
+        return self._convolve(padded, segments), windows
 
     def _convolve(self, padded: Tensor, segments: Tensor | None) -> Tensor:
         """(batch, kernel_size - 1 + time, channels) -> (batch, time, channels)."""

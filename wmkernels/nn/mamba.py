@@ -1,7 +1,8 @@
 """The Mamba block (Gu & Dao 2023, figure 3)."""
 
+import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -19,7 +20,7 @@ from wmkernels.nn.checks import (
     require_reset,
     require_state,
 )
-from wmkernels.nn.memory_module import MemoryModule, is_plain_linear
+from wmkernels.nn.memory_module import MemoryModule, forward_with_states, is_plain_linear
 from wmkernels.selective_scan.function import selective_scan
 from wmkernels.selective_step.function import selective_step
 
@@ -190,6 +191,18 @@ class Mamba(MemoryModule):
         """
         return self._run(inputs, state, reset, cu_seqlens, elapsed, None, single_step)
 
+    def forward_with_states(
+        self,
+        inputs: Tensor,
+        states_after: Sequence[int],
+        state: Mapping[str, Tensor] | None = None,
+        reset: Tensor | None = None,
+        *,
+        elapsed: Tensor | None = None,
+    ) -> tuple[Tensor, list[State]]:
+        """As of ``memory_module``: the scan alone has a call for each part."""
+        return self._forward(inputs, state, reset, None, elapsed, None, states_after)
+
     def _run(
         self,
         inputs: Tensor,
@@ -200,9 +213,23 @@ class Mamba(MemoryModule):
         turn: Tensor | None,
         single_step: bool,
     ) -> tuple[Tensor, State]:
-        name = type(self).__name__
-        if require_flag(name, "single_step", single_step):
+        if require_flag(type(self).__name__, "single_step", single_step):
             return self._step(inputs, state, reset, elapsed, turn)
+        outputs, (after,) = self._forward(inputs, state, reset, cu_seqlens, elapsed, turn, None)
+        return outputs, after
+
+    def _forward(
+        self,
+        inputs: Tensor,
+        state: Mapping[str, Tensor] | None,
+        reset: Tensor | None,
+        cu_seqlens: Tensor | None,
+        elapsed: Tensor | None,
+        turn: Tensor | None,
+        stops: Sequence[int] | None,
+    ) -> tuple[Tensor, list[State]]:
+        """Outputs, and the states after each of ``stops`` steps, by default the last."""
+        name = type(self).__name__
         require_inputs(name, "inputs", inputs, ("batch", "time", "d_model"), self.d_model)
         require_reset(name, reset, inputs)
         require_packing(name, cu_seqlens, inputs)
@@ -210,29 +237,40 @@ class Mamba(MemoryModule):
         rows = inputs.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
         self._require_state(state, rows, inputs)
         x, z = self.in_proj(inputs).chunk(2, -1)  # (batch, time, d_inner)
-        x, carried = self.conv1d(x, state, reset, cu_seqlens=cu_seqlens)
+        if stops is None:
+            x, window = self.conv1d(x, state, reset, cu_seqlens=cu_seqlens)
+            windows = [window]
+        else:
+            x, windows = forward_with_states(self.conv1d, x, stops, state, reset)
         x = F.silu(x)
-        (delta, A, B, C), bias, rotation_state = self._selection(x, state, reset, cu_seqlens, elapsed, turn)
+        (delta, A, B, C), bias, rotations = self._selection(x, state, reset, cu_seqlens, elapsed, turn, stops)
         if elapsed is not None:
             delta, bias = self._scaled(delta, bias, elapsed), None
-        y, scan = selective_scan(
-            x,
-            delta,
-            A,
-            B,
-            C,
-            self._wide(self.D, x),
-            z,
-            bias,
-            delta_softplus=elapsed is None,
-            return_last_state=True,
-            initial_state=None if state is None else self._wide(state["scan"], x),
-            reset=reset,
-            cu_seqlens=cu_seqlens,
-            channel_last=True,
-            backend=self.backend,
-        )
-        return self.out_proj(y), {**carried, "scan": scan, **rotation_state}
+        D, scan = self._wide(self.D, x), None if state is None else self._wide(state["scan"], x)
+        outputs, scans = [], []
+        for x_part, delta_part, B_part, C_part, z_part, reset_part in _parts((x, delta, B, C, z), reset, stops or ()):
+            y, scan = selective_scan(
+                x_part,
+                delta_part,
+                A,
+                B_part,
+                C_part,
+                D,
+                z_part,
+                bias,
+                delta_softplus=elapsed is None,
+                return_last_state=True,
+                initial_state=scan,
+                reset=reset_part,
+                cu_seqlens=cu_seqlens,
+                channel_last=True,
+                backend=self.backend,
+            )
+            outputs.append(y)
+            scans.append(scan)
+        y = outputs[0] if len(outputs) == 1 else torch.cat(outputs, 1)
+        states = zip(windows, scans[: len(windows)], rotations, strict=True)
+        return self.out_proj(y), [{**window, "scan": scan, **rotation} for window, scan, rotation in states]
 
     def step(
         self,
@@ -295,9 +333,12 @@ class Mamba(MemoryModule):
         cu_seqlens: Tensor | None,
         elapsed: Tensor | None,
         turn: Tensor | None,
-    ) -> tuple[Selection, Tensor | None, State]:
+        stops: Sequence[int] | None,
+    ) -> tuple[Selection, Tensor | None, list[State]]:
+        """Of all steps; the last are further states after each of ``stops``, by default the last step."""
         delta, bias, B, C = self._project(x)
-        return (delta, self._decay(x), B.transpose(1, 2), C.transpose(1, 2)), bias, {}
+        further: list[State] = [{} for _ in ([x.shape[1]] if stops is None else stops)]
+        return (delta, self._decay(x), B.transpose(1, 2), C.transpose(1, 2)), bias, further
 
     def _selection_step(
         self,
@@ -345,3 +386,18 @@ class Mamba(MemoryModule):
 
     def _state_shapes(self, rows: int) -> dict[str, tuple[int, ...]]:
         return {"window": (rows, self.d_conv - 1, self.d_inner), "scan": (rows, self.d_inner, self.d_state)}
+
+
+def _parts(
+    sequences: tuple[Tensor, Tensor, Tensor, Tensor, Tensor], reset: Tensor | None, stops: Sequence[int]
+) -> Iterator[tuple[Any, ...]]:
+    """x, delta, B, C, z and resets of the steps between ``stops``; time is the dimension 1, of B and C 2."""
+    time = sequences[0].shape[1]
+    ends = sorted({*stops, time})
+    if len(ends) == 1:
+        yield (*sequences, reset)
+        return
+    sizes = [end - start for start, end in itertools.pairwise([0, *ends])]
+    # Splits, whose gradient is one concatenation.
+    splits = [tensor.split(sizes, dim) for tensor, dim in zip(sequences, (1, 1, 2, 2, 1), strict=True)]
+    yield from zip(*splits, [None] * len(ends) if reset is None else reset.split(sizes, 1), strict=True)

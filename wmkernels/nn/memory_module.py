@@ -1,11 +1,15 @@
 """What the modules share: steps through the module's call, and parameters without weight decay."""
 
 import inspect
+import itertools
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
+
+from wmkernels.nn.checks import State
 
 
 class MemoryModule(nn.Module):
@@ -66,6 +70,76 @@ def _mark(module: nn.Module, incompatible_keys: object) -> None:
         module._mark_parameters()
 
 
+def forward_with_states(
+    module: nn.Module,
+    inputs: Tensor,
+    states_after: Sequence[int],
+    state: Mapping[str, Tensor] | None = None,
+    reset: Tensor | None = None,
+    *,
+    elapsed: Tensor | None = None,
+) -> tuple[Tensor, list[State]]:
+    """Outputs of a memory module, and its states after some of the steps, all differentiable.
+
+    One call over all steps where the module has a method of this name; else a call for each part, as well where hooks
+    are to see every call.
+
+    Args:
+        module: ``module(inputs, state, reset)`` returns outputs and the last state.
+        inputs: (batch, time, ...).
+        states_after: step counts, increasing from 1 to time, else ValueError.
+        state: before the first step; zeros if None.
+        reset: bool (batch, time).
+        elapsed: (batch, time), for a module that takes it.
+
+    Example:
+        >>> import torch, wmkernels
+        >>> memory, inputs = wmkernels.nn.Mamba(8), torch.randn(2, 10, 8)
+        >>> outputs, (middle, last) = forward_with_states(memory, inputs, [4, 10])
+        >>> torch.allclose(memory(inputs[:, 4:], middle)[0], outputs[:, 4:], atol=1e-6)
+        True
+    """
+    time = inputs.shape[1]
+    if any(low >= high for low, high in itertools.pairwise([0, *states_after, time + 1])):
+        raise ValueError(
+            f"forward_with_states: states_after is {list(states_after)}, expected to rise from 1 to {time}"
+        )
+    at_once = getattr(module, "forward_with_states", None)
+    if at_once is None or "forward" in module.__dict__ or _hooked(module):
+        return forward_in_parts(module, inputs, states_after, state, reset, elapsed=elapsed)
+    found: tuple[Tensor, list[State]] = at_once(
+        inputs, states_after, state, reset, **({} if elapsed is None else {"elapsed": elapsed})
+    )
+    return found
+
+
+def forward_in_parts(
+    module: nn.Module,
+    inputs: Tensor,
+    states_after: Sequence[int],
+    state: Mapping[str, Tensor] | None = None,
+    reset: Tensor | None = None,
+    *,
+    elapsed: Tensor | None = None,
+) -> tuple[Tensor, list[State]]:
+    """``forward_with_states`` by a call of ``module`` for each part."""
+    times: dict[str, Tensor] = {} if elapsed is None else {"elapsed": elapsed}
+    outputs, states, carried, start = [], [], state, 0
+    for stop in sorted({*states_after, inputs.shape[1]}):
+        now = slice(start, stop)
+        parts = {name: value[:, now] for name, value in times.items()}
+        output, carried = module(inputs[:, now], carried, None if reset is None else reset[:, now], **parts)
+        outputs.append(output)
+        states.append(carried)
+        start = stop
+    return torch.cat(outputs, 1), states[: len(states_after)]
+
+
+def _hooked(module: nn.Module) -> bool:
+    hooks = module._forward_pre_hooks, module._forward_hooks, module._backward_pre_hooks, module._backward_hooks
+    return any(hooks) or (not torch.compiler.is_compiling() and _has_any_global_hook())
+
+
 def no_decay_parameters(module: nn.Module) -> list[nn.Parameter]:
     """Those of every ``MemoryModule`` in ``module``.
 
@@ -96,12 +170,4 @@ def is_plain_linear(module: nn.Module) -> bool:
 
     Not with an adapter, a quantised or parametrised weight, a hook, a wrapper, or a ``forward`` of its own.
     """
-    return (
-        type(module) is nn.Linear
-        and "forward" not in module.__dict__
-        and not module._forward_pre_hooks
-        and not module._forward_hooks
-        and not module._backward_pre_hooks
-        and not module._backward_hooks
-        and (torch.compiler.is_compiling() or not _has_any_global_hook())
-    )
+    return type(module) is nn.Linear and "forward" not in module.__dict__ and not _hooked(module)

@@ -109,6 +109,7 @@ class PlaceMemory(MemoryModule):
         if moves is not None:
             exact["move_angles"] = _positions("moves", moves, dims) @ w.t()
         exact |= {"keys": keys, "inverse": self._inverse(keys)}
+        self._drifts = bool(drift.any())
         self._exact = exact  # float64 on the CPU, whatever the module's device and dtype
         device = torch.empty(0).device if device is None else device
         kind = state_dtype(torch.get_default_dtype() if dtype is None else dtype)
@@ -204,7 +205,7 @@ class PlaceMemory(MemoryModule):
         kind = state_dtype(values.dtype)
         turn = self._turn(values, displacement, weights, elapsed)
         angle, last = linear_scan(
-            torch.ones_like(turn),
+            turn.new_ones(()).expand_as(turn),
             turn,
             state["angle"].double(),
             reset=reset,
@@ -358,10 +359,12 @@ class PlaceMemory(MemoryModule):
             turn = self._mean_turn(values, weights)
         else:
             turn = w.new_zeros((batch, time, len(w)))
-        drift = self.drift.expand(batch, time, -1, -1)
+        drift = self.drift
         if elapsed is not None:
             _require("elapsed", elapsed, ("batch", "time"), (batch, time), values, "values")
             drift = drift * elapsed.double()[..., None, None]
+        elif not self._drifts:
+            return turn[:, :, None]
         return turn[:, :, None] - drift
 
     def _mean_turn(self, values: Tensor, weights: Tensor) -> Tensor:
@@ -385,7 +388,7 @@ def _keys(offsets: Tensor, frequencies: Tensor, amplitude: Tensor) -> Tensor:
 
 def _phase(angle: Tensor, dtype: torch.dtype) -> Tensor:
     """[cosines, sines] of float64 angles, wrapped to [-pi, pi] before they are rounded."""
-    wrapped = (angle - TURN * (angle / TURN).round()).to(dtype)
+    wrapped = (angle.detach() / TURN).round_().mul_(-TURN).add_(angle).to(dtype)  # in place: bound by memory bandwidth
     return torch.cat([wrapped.cos(), wrapped.sin()], -1)
 
 

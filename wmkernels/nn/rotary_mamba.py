@@ -11,7 +11,7 @@ and are wrapped to [0, 2 pi) after each call: error below 1e-8 after a million s
 
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -23,19 +23,23 @@ from wmkernels.nn.checks import State, checked
 from wmkernels.nn.mamba import Mamba, Selection
 
 TURN = 2 * math.pi
+_SPEED_BIAS, _SPEED_STD = 1.5, 0.3  # of the projection whose tanh is the initial speed
 
 
 class RotaryMamba(Mamba):
     """``Mamba`` with a complex state, after Mamba-3 (arXiv 2603.15569), to distinguish lags.
 
-    The state dict adds ``angle_rate`` (groups, d_state / 2) in radians per step and, with ``selective_angle``,
-    ``angle_proj.weight``; ``A_log`` is (d_inner, d_state / 2).
+    The state dict adds ``angle_rate`` (groups, d_state / 2) in radians per step, ``angle_proj.weight`` with
+    ``selective_angle``, ``speed_proj.weight`` and ``speed_proj.bias`` with ``selective_speed``; ``A_log`` is (d_inner,
+    d_state / 2).
 
     Args:
         d_model: as for ``Mamba``, like arguments not listed.
         d_state: real states per inner channel, even.
         groups: sets of B, C and angles.
         selective_angle: input-dependent rate.
+        selective_speed: an input-dependent factor of a group's rates, from -1 to 1, initially near 1. At -1 the angles
+            turn back: what was written last comes first.
         decay: initial -A.
 
     Example:
@@ -56,6 +60,7 @@ class RotaryMamba(Mamba):
         *,
         groups: int = 1,
         selective_angle: bool = False,
+        selective_speed: bool = False,
         decay: float = 0.5,
         **arguments: Any,
     ) -> None:
@@ -72,6 +77,10 @@ class RotaryMamba(Mamba):
             weight = self.in_proj.weight
             size = groups * d_state // 2
             self.angle_proj = nn.Linear(self.d_inner, size, bias=False, device=weight.device, dtype=weight.dtype)
+        self.speed_proj: nn.Linear | None = None
+        if selective_speed:
+            weight = self.in_proj.weight
+            self.speed_proj = nn.Linear(self.d_inner, groups, device=weight.device, dtype=weight.dtype)
         self._reset_angle()
         self._mark_parameters()
 
@@ -93,9 +102,13 @@ class RotaryMamba(Mamba):
             self.angle_rate.copy_(spread.view(pairs, groups).t())
         if self.angle_proj is not None:
             nn.init.zeros_(self.angle_proj.weight)
+        if self.speed_proj is not None:
+            nn.init.normal_(self.speed_proj.weight, std=_SPEED_STD)
+            nn.init.constant_(self.speed_proj.bias, _SPEED_BIAS)
 
     def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, groups={self.groups}, selective_angle={self.angle_proj is not None}"
+        selective = f"selective_angle={self.angle_proj is not None}, selective_speed={self.speed_proj is not None}"
+        return f"{super().extra_repr()}, groups={self.groups}, {selective}"
 
     def init_state(self, batch_size: int) -> State:
         """Adds ``"angle"`` (batch, groups, d_state / 2), float64 radians."""
@@ -152,12 +165,15 @@ class RotaryMamba(Mamba):
         cu_seqlens: Tensor | None,
         elapsed: Tensor | None,
         turn: Tensor | None,
-    ) -> tuple[Selection, Tensor | None, State]:
+        stops: Sequence[int] | None,
+    ) -> tuple[Selection, Tensor | None, list[State]]:
         delta, bias, B, C = self._project(x)
         before = None if state is None else state["angle"].double()
         angle, last = self._accumulate(self._rates(x, elapsed, turn), before, reset, cu_seqlens)
+        further: list[State] = [{"angle": angle[:, stop - 1].clone()} for stop in stops or ()]
         B, C = apply_rotary(B, angle), apply_rotary(C, angle)
-        return (delta, self._decay(x), B.transpose(1, 2), C.transpose(1, 2)), bias, {"angle": last}
+        selection = delta, self._decay(x), B.transpose(1, 2), C.transpose(1, 2)
+        return selection, bias, [{"angle": last}] if stops is None else further
 
     def _selection_step(
         self,
@@ -179,6 +195,8 @@ class RotaryMamba(Mamba):
         rates = self.angle_rate.double().expand(*x.shape[:-1], *self.angle_rate.shape)
         if self.angle_proj is not None:
             rates = rates + self.angle_proj(x).double().unflatten(-1, self.angle_rate.shape)
+        if self.speed_proj is not None:
+            rates = rates * self.speed_proj(x).double().tanh()[..., None]
         if elapsed is not None:
             rates = rates * elapsed.double()[..., None, None]
         if turn is not None:

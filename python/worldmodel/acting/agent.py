@@ -145,7 +145,7 @@ class Agent:
 
     @torch.no_grad()
     def value(self, state: State) -> np.ndarray:
-        """Expected discounted return, (batch,), in the environment's units."""
+        """Expected discounted return, (batch,), in the environment's units; with exploration, its bonus counts too."""
         return self._in_units(self.world_model.evaluation.value(state["features"]))
 
     @torch.no_grad()

@@ -9,6 +9,7 @@ import torch
 
 from worldmodel.acting.agent import Agent
 from worldmodel.acting.rollout import Evaluated, evaluate_in
+from worldmodel.environments.given import Given, is_given
 from worldmodel.environments.making import specs_of
 from worldmodel.environments.registry import EnvironmentFailed
 from worldmodel.environments.single import make_single
@@ -35,14 +36,21 @@ class PolicyEvaluator(Interval):
     Args:
         config: ``eval_env`` and its arguments name the environment, else ``env``.
         world_model: with the spaces of training.
+        trained: environments of training, which no evaluation may step.
+
+    Attributes:
+        described: the environment and the episodes: returns of others are no comparison.
 
     Raises:
-        ConfigurationError: ``eval_env`` has other spaces.
+        ConfigurationError: ``eval_env`` has other spaces, or is an object that the program does not have.
         UnknownEnvironment, EnvironmentFailed: ``eval_env`` cannot be made.
     """
 
-    def __init__(self, config: TrainConfig, world_model: WorldModel) -> None:
+    def __init__(
+        self, config: TrainConfig, world_model: WorldModel, trained: "Sequence[gymnasium.Env[Any, Any]]" = ()
+    ) -> None:
         super().__init__(config.eval_minutes, 0.0, SHARE, ALLOWANCE)
+        self._trained = {id(environment.unwrapped) for environment in trained}
         self._env = config.env, config.env_args
         if config.eval_env is not None:
             _check_spaces(config.eval_env, config, world_model)
@@ -50,18 +58,24 @@ class PolicyEvaluator(Interval):
         self._episodes = config.eval_episodes
         self._environments: list[gymnasium.Env[Any, Any]] = []
         self._seed = int(np.random.SeedSequence((config.seed, _STREAM)).generate_state(1)[0] >> 2)
+        name, arguments = self._env
+        self.described = {"env": str(name), "env_args": arguments, "episodes": self._episodes, "seed": self._seed}
 
     def look(
         self, world_model: WorldModel, seconds: float, stop: Callable[[], bool] = lambda: False
     ) -> Evaluated | None:
         """Evaluates; None if there was too little time, or ``stop`` said so after a step.
 
-        Raises EnvironmentFailed if the environment cannot be made, or no episode can be finished.
+        Raises EnvironmentFailed if the environment cannot be made, is one of training's, or finishes no episode.
         """
+        began, most = time.perf_counter(), self.left(seconds)
         name, arguments = self._env
         while len(self._environments) < min(_MOST_ENVS, self._episodes):
-            self._environments.append(make_single(name, **arguments))
-        began, most = time.perf_counter(), self.left(seconds)
+            made = make_single(name, **arguments)
+            others = self._trained.union(id(environment.unwrapped) for environment in self._environments)
+            if id(made.unwrapped) in others:
+                raise EnvironmentFailed(f"{name} is one environment that exists already, expected a new one")
+            self._environments.append(made)
 
         def progress(episodes: int, steps: int, returns: Sequence[float]) -> None:
             if time.perf_counter() - began > most or stop():
@@ -96,18 +110,24 @@ class _BrokenOff(Exception):
 
 
 def metrics_of(found: Evaluated) -> dict[str, float]:
-    """Mean return with the ends of its 95% confidence interval, mean length, episodes."""
-    low, high = found.interval
+    """Mean return with the ends of its 95% confidence interval, mean length, episodes; those that failed, if any."""
+    interval = {} if found.interval is None else dict(zip(("eval/low", "eval/high"), found.interval, strict=True))
     return {
         "eval/return": found.mean,
-        "eval/low": low,
-        "eval/high": high,
+        **interval,
         "eval/length": float(np.mean(found.lengths)),
         "eval/episodes": len(found.returns),
+        **({"eval/failed": len(found.failures)} if found.failures else {}),
     }
 
 
 def _check_spaces(eval_env: str, config: TrainConfig, world_model: WorldModel) -> None:
+    if is_given(eval_env) and not isinstance(eval_env, Given):
+        raise ConfigurationError(
+            f"eval_env {eval_env} is a Python object, which only the program that gave it has: there, "
+            "train(dataclasses.replace(config, eval_env=...), ...) gives it again; --eval-env names another one, and "
+            "--eval-minutes 0 trains on without"
+        )
     observation_spec, action_spec = specs_of(
         eval_env, world_model.observation_spec, config.eval_env_args, config.image_size
     )

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from worldmodel.acting.agent import Agent
-from worldmodel.data.actions import MASK
+from worldmodel.data.actions import MASK, action_generator
 from worldmodel.data.datasets import EpisodeWriter
 from worldmodel.data.spaces import ActionSpec, ObservationSpec
 from worldmodel.environments import calls
@@ -100,7 +100,7 @@ class _Recording:
         if agent is not None:
             return _AgentPolicy(agent, self)
         if policy == "random":
-            return functools.partial(self._any, np.random.default_rng(self.seed))
+            return functools.partial(self._any, action_generator(self.seed))
         method = getattr(inner, _METHODS[policy], None)
         if not callable(method):
             others = [name for name, needed in _METHODS.items() if callable(getattr(inner, needed, None))]

@@ -12,13 +12,13 @@ import numpy as np
 import torch
 
 from worldmodel.acting.agent import Agent
-from worldmodel.data.actions import MASK
+from worldmodel.data.actions import MASK, action_generator
 from worldmodel.data.batch import State
 from worldmodel.data.spaces import ActionSpec
 from worldmodel.environments.registry import EnvironmentFailed
 from worldmodel.environments.single import make_single
 from worldmodel.environments.vector import VectorEnvironment
-from worldmodel.model.deciders import Decider, EpisodeDecider, SampledPolicy, decider_of, policy_sample
+from worldmodel.model.deciders import Decider, EpisodeDecider, SampledPolicy, decider_of, policy_sample, random_seed
 from worldmodel.model.world_model import WorldModel
 
 if TYPE_CHECKING:
@@ -50,9 +50,14 @@ class Evaluated:
         return float(np.mean(self.returns))
 
     @property
-    def interval(self) -> tuple[float, float]:
-        """The 95% confidence interval of the mean return, by the bootstrap: the same for the same returns."""
+    def interval(self) -> tuple[float, float] | None:
+        """The 95% confidence interval of the mean return, by the bootstrap, None for one episode.
+
+        It is the same for the same returns.
+        """
         returns = np.asarray(self.returns)
+        if len(returns) == 1:
+            return None
         drawn = np.random.default_rng(0).integers(0, len(returns), (_RESAMPLES, len(returns)))
         low, high = np.percentile(returns[drawn].mean(1), (2.5, 97.5))
         return float(low), float(high)
@@ -66,7 +71,7 @@ class Evaluated:
         summary = {
             "mean": self.mean,
             "standard_error": self.standard_error,
-            "interval": list(self.interval),
+            "interval": self.interval and list(self.interval),
             "episodes": len(self.returns),
             "cut": self.cut,
         }
@@ -192,18 +197,24 @@ def step_limit(environment: "gymnasium.Env[Any, Any]", max_steps: int | None) ->
 
 
 class RandomPolicy:
-    """Every action at random of the legal ones, as ``ActionSpec.sample`` draws them, by a generator for each row."""
+    """Every action at random of the legal ones, as ``ActionSpec.sample`` draws them, by a generator for each row.
+
+    Rows of which no episode was begun have generators seeded by PyTorch's.
+    """
 
     def __init__(self, action_spec: ActionSpec) -> None:
         self._action_spec = action_spec
         self._generators: dict[int, np.random.Generator] = {}
 
     def begin(self, row: int, seed: int) -> None:
-        self._generators[row] = np.random.default_rng(seed)
+        self._generators[row] = action_generator(seed)
 
     def __call__(self, world_model: WorldModel, state: State) -> torch.Tensor:
         features = state["features"]
         legal = state[MASK].cpu().numpy() if MASK in state else None
+        for row in range(len(features)):
+            if row not in self._generators:
+                self.begin(row, random_seed())
         sampled = [
             self._action_spec.sample(self._generators[row], 1, mask=None if legal is None else legal[row : row + 1])
             for row in range(len(features))

@@ -217,6 +217,6 @@ def line(metrics: Mapping[str, float], share: float) -> str:
     if "return" in metrics:
         parts.append(f"return {metrics['return']:.3g}")
     if "eval/return" in metrics:
-        low, mean, high = (metrics[f"eval/{name}"] for name in ("low", "return", "high"))
-        parts.append(f"evaluated {mean:.3g} ({low:.3g} to {high:.3g})")
+        interval = "" if "eval/low" not in metrics else f" ({metrics['eval/low']:.3g} to {metrics['eval/high']:.3g})"
+        parts.append(f"evaluated {metrics['eval/return']:.3g}{interval}")
     return "  ".join(parts)

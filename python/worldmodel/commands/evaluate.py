@@ -126,8 +126,11 @@ def _evaluate(
 
 
 def _summary(found: Evaluated) -> str:
-    low, high = found.interval
-    said = f"mean return {found.mean:.4f}, 95% interval [{low:.4f}, {high:.4f}], over {len(found.returns)} episodes"
+    if found.interval is None:
+        said = f"return {found.mean:.4f}, of one episode"
+    else:
+        low, high = found.interval
+        said = f"mean return {found.mean:.4f}, 95% interval [{low:.4f}, {high:.4f}], over {len(found.returns)} episodes"
     if found.cut:
         said += f", {found.cut} of them cut after {max(found.lengths):,} steps (--max-steps)"
     return said

@@ -13,6 +13,7 @@ import torch
 from worldmodel.acting.agent import Agent
 from worldmodel.commands.command_line import parse
 from worldmodel.commands.options import named_environment
+from worldmodel.data.actions import action_generator
 from worldmodel.data.batch import Batch, State
 from worldmodel.environments.registry import EnvironmentFailed
 from worldmodel.environments.single import make_single
@@ -216,7 +217,7 @@ def _play(agent: Agent, environment: Any, options: ImagineOptions, number: int) 
     specs = agent.observation_spec, agent.action_spec
     seed = options.seed + number
     running = VectorEnvironment([environment], lambda _: seed, *specs)
-    random = np.random.default_rng(seed)
+    random = action_generator(seed)
     state: State | None = None
     observations = [{name: array[0] for name, array in running.observations.items()}]
     actions: list[np.ndarray] = []

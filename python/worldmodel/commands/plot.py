@@ -79,16 +79,24 @@ def curve_of(run: Run, metric: str, x: str, label: str) -> Curve:
 
 
 def labels_of(runs: Sequence[Run]) -> list[str]:
-    """The environment and, where runs of it differ in more than the seed, the settings that do."""
+    """The environment and, where runs of it differ in more than the seed, the settings that do.
+
+    Two runs have the same label if their settings are the same, and only then.
+    """
     settings = [_settings(run) for run in runs]
-    labels = []
-    for run, own in zip(runs, settings, strict=True):
+    labels: list[str] = []
+    for number, own in enumerate(settings):
+        first = settings.index(own)
+        if first < number:
+            labels.append(labels[first])
+            continue
         env = own.get("env")
         peers = [other for other in settings if other.get("env") == env]
         named = sorted({path for peer in peers for path in own.keys() | peer.keys() if own.get(path) != peer.get(path)})
         said = [f"{path}={own.get(path)}" for path in named[:_MOST_NAMED]]
-        rest = [f"{len(named) - _MOST_NAMED} more: {run.folder.name}"] if len(named) > _MOST_NAMED else []
-        labels.append(", ".join([str(env).rpartition(":")[2], *said, *rest]))
+        rest = [f"{len(named) - _MOST_NAMED} more: {runs[number].folder.name}"] if len(named) > _MOST_NAMED else []
+        label = ", ".join([str(env).rpartition(":")[2], *said, *rest])
+        labels.append(f"{label}, {runs[number].folder}" if label in labels else label)
     return labels
 
 

@@ -36,6 +36,7 @@ from worldmodel.learning.settings import (
 from worldmodel.learning.threads import threads_restored
 from worldmodel.learning.trainer import Evaluator, SourceTrainer, Trainer, TrainingFailed
 from worldmodel.model.deciders import policy_sample
+from worldmodel.model.networks import ScalarHead
 from worldmodel.runs.configuration import ConfigurationError, to_json
 from worldmodel.runs.optional_dependencies import MissingPackage, require
 from worldmodel.runs.run import Run, RunError
@@ -244,7 +245,7 @@ def _train_from_source(
                 trainer.load(run)
             run.forget_metrics_after(trainer.steps)
             run.configure({**run.config, **described})
-        begun = [f"continuing after {trainer.updates:,} updates"] if resume else started
+        begun = [f"continuing after {trainer.updates:,} updates", *narrow_notice(trainer)] if resume else started
         return run, _run(trainer, run, [*begun, *room], quiet, policy)
 
 
@@ -257,7 +258,9 @@ def policy_evaluator(trainer: SourceTrainer) -> PolicyEvaluator | None:
     acts = isinstance(trainer, Trainer) and config.random_envs < config.num_envs
     if not config.eval_minutes or not (acts or config.eval_env is not None):
         return None
-    return PolicyEvaluator(config, trainer.world_model)
+    episodes = trainer.episodes if isinstance(trainer, Trainer) else None
+    trained = episodes.environments if isinstance(episodes, VectorEnvironment) else ()
+    return PolicyEvaluator(config, trainer.world_model, trained)
 
 
 def _run(
@@ -333,7 +336,7 @@ def _saved_after_failure(trainer: SourceTrainer, run: Run) -> str:
 def _resume(trainer: Trainer, run: Run, new_episodes: bool, unpickle: bool) -> list[str]:
     read = bool(run.checkpoints) and trainer.load(run, new_episodes=new_episodes, unpickle=unpickle)
     run.forget_metrics_after(trainer.steps)
-    said = [f"going on after {trainer.steps:,} steps and {trainer.updates:,} updates"]
+    said = [f"going on after {trainer.steps:,} steps and {trainer.updates:,} updates", *narrow_notice(trainer)]
     if trainer.failures:
         said.append(f"failed episodes so far: {trainer.failures:,}; another began in the place of each")
     if new_episodes:
@@ -343,6 +346,19 @@ def _resume(trainer: Trainer, run: Run, new_episodes: bool, unpickle: bool) -> l
     elif unpickle:
         said.append("--unpickle was not needed: there is no pickle to read")
     return said
+
+
+def narrow_notice(trainer: SourceTrainer) -> list[str]:
+    """What is said about two-hot heads that were read with the bins of an earlier release; one line at most."""
+    heads = [module for module in trainer.world_model.modules() if isinstance(module, ScalarHead)]
+    found = [ends for head in heads if (ends := head.narrow)]
+    if not found:
+        return []
+    low, high = max(low for low, _ in found), min(high for _, high in found)
+    return [
+        f"this run has the bins of an earlier release, which no longer widen: values beyond {low:.3g} and {high:.3g} "
+        "reward scales count as these; a new run has wider ones (--init-from takes the other weights)"
+    ]
 
 
 def _loop(
@@ -377,14 +393,15 @@ def _loop(
             with display.going_on("a checkpoint"):
                 run.save(trainer.steps, trainer.state_dict())
     evaluated = {} if policy is None else policy.evaluate_at_the_end()
-    learned = trainer.steps > metrics["steps"]
-    if learned:
-        metrics = trainer.metrics() | trainer.evaluate()[0]
-        _say_collapse(display, metrics, collapsed)
-    if learned or evaluated:
-        metrics = {**metrics, **evaluated}
+    new = trainer.steps > metrics["steps"]
+    if new or evaluated:
+        newest = {name: metrics[name] for name in ("steps", "updates", "seconds")}
+        if new:
+            newest = trainer.metrics() | trainer.evaluate()[0]
+            _say_collapse(display, newest, collapsed)
         with display.going_on("the log"):
-            run.log(metrics)
+            run.log({**newest, **evaluated})
+        metrics |= newest | evaluated
     display.show(metrics, last=True)
     try:
         run.save(trainer.steps, trainer.state_dict())
@@ -401,7 +418,10 @@ def _say_collapse(display: Display, metrics: Mapping[str, float], before: bool) 
 
 
 class _Policy:
-    """The policy's evaluations; the run keeps the weights of the best. After an error there are no more."""
+    """The policy's evaluations; the run keeps the weights of the best of those in the same episodes.
+
+    After an error there are no more.
+    """
 
     def __init__(
         self, trainer: SourceTrainer, run: Run, display: Display, interrupt: Interrupt, evaluator: PolicyEvaluator
@@ -410,8 +430,10 @@ class _Policy:
         self._evaluator: PolicyEvaluator | None = evaluator
         evaluator.begin(trainer.seconds)
         best = run.best_evaluation
-        self._best = -float("inf") if best is None else float(best["eval/return"])
+        comparable = best is not None and best.get("evaluated") == to_json(evaluator.described)
+        self._best = float(best["eval/return"]) if best is not None and comparable else -float("inf")
         self._updates = 0  # when it was evaluated
+        self._failed = False
 
     def evaluate_in_time(self) -> dict[str, float]:
         """Metrics, of an evaluation if it is time for one."""
@@ -436,12 +458,17 @@ class _Policy:
             return {}
         self._updates = trainer.updates
         metrics = metrics_of(found)
+        if found.failures and not self._failed:
+            self._failed = True
+            count, line = len(found.failures), found.failures[0]
+            self._display.say(f"{count} of {count + len(found.returns)} episodes of the evaluation failed: {line}")
         if found.mean >= self._best:
             self._best = found.mean
             counts = {"steps": trainer.steps, "updates": trainer.updates, "seconds": round(trainer.seconds, 3)}
             with self._display.going_on("the best checkpoint"):
                 weights = {acting_part(trainer.config): trainer.acting_model.state_dict()}
-                self._run.save_best(weights, {**counts, **metrics, "returns": list(found.returns)})
+                described = {"evaluated": to_json(self._evaluator.described), "returns": list(found.returns)}
+                self._run.save_best(weights, {**counts, **metrics, **described})
         return metrics
 
 

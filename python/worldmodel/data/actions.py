@@ -27,6 +27,17 @@ MASK = "action_mask"  # in an environment's info or observation, in encoded obse
 Numbers = tuple[Annotated[float, Bounds(-sys.float_info.max, sys.float_info.max)], ...]
 
 _KINDS = ("discrete", "continuous")
+_ACTIONS = 2  # stream of random numbers
+
+
+def action_generator(seed: int) -> np.random.Generator:
+    """For random actions in an episode of ``seed``, whose environment draws by another stream of the same seed.
+
+    Example:
+        >>> action_generator(3).random() == np.random.default_rng(3).random()
+        False
+    """
+    return np.random.default_rng(np.random.SeedSequence((seed, _ACTIONS)))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,9 +1,9 @@
-"""The control suite of dm_control, with its physics and rewards, as environments of two frames per action.
+"""The control suite of dm_control, with its physics and rewards, as environments of two control steps per action.
 
     python -m worldmodel train --env worldmodel/DMControl-v0 --env-args task=ball_in_cup-catch
 
-Published results count frames of the physics, a step here is ``action_repeat`` of them (Tassa et al. 2018, arXiv
-1801.00690): an episode has 1,000 frames, 500 steps.
+Published results count control steps, which they call frames; a step here is ``action_repeat`` of them (Tassa et al.
+2018, arXiv 1801.00690): an episode has 1,000 frames, 500 steps.
 """
 
 import difflib

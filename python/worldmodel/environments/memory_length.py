@@ -33,7 +33,7 @@ class MemoryLength(gymnasium.Env[Any, Any]):
         answer: the right last action.
 
     Raises:
-        ConfigurationError: ``length`` or ``bits`` below 1.
+        ConfigurationError: ``length`` or ``bits`` is no integer of at least 1.
 
     Example:
         >>> chain = MemoryLength(length=2)
@@ -50,8 +50,8 @@ class MemoryLength(gymnasium.Env[Any, Any]):
 
     def __init__(self, length: int = 10, bits: int = 1, render_mode: str | None = None) -> None:
         for name, value in (("length", length), ("bits", bits)):
-            if value < 1:
-                raise ConfigurationError(f"MemoryLength: {name} is {value}, expected at least 1")
+            if type(value) is not int or value < 1:
+                raise ConfigurationError(f"MemoryLength: {name} is {value!r}, expected an integer of at least 1")
         self.length, self.bits, self.render_mode = length, bits, render_mode
         low, high = np.full(bits + 2, -1, np.float32), np.ones(bits + 2, np.float32)
         low[:2], high[1] = 0, max(1, bits - 1)

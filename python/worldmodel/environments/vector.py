@@ -16,6 +16,7 @@ from worldmodel.data.spaces import ActionSpec, ObservationSpec
 from worldmodel.environments import calls, pickle_io
 from worldmodel.environments.masks import MaskReader
 from worldmodel.environments.registry import EnvironmentFailed
+from worldmodel.runs.configuration import ConfigurationError
 from worldmodel.runs.optional_dependencies import require
 
 if TYPE_CHECKING:
@@ -96,6 +97,11 @@ class VectorEnvironment:
         image_size: int | None = None,
     ) -> None:
         self.environments = list(environments)
+        if len({id(environment.unwrapped) for environment in self.environments}) < len(self.environments):
+            raise ConfigurationError(
+                f"{len(self.environments)} environments are wanted, and what makes them gave the same one twice: "
+                "expected one of its own each time"
+            )
         first = self.environments[0]
         self.name = first.spec.id if first.spec else type(first.unwrapped).__name__
         self._seed_of = seed_of

@@ -25,7 +25,7 @@ from worldmodel.learning.running_stats import (
     update_standardisation,
 )
 from worldmodel.model.world_model import WorldModel
-from worldmodel.runs.fields import Bounds, Checked, Count, Positive
+from worldmodel.runs.fields import Bounds, Checked, ConfigurationError, Count, Positive
 from worldmodel.runs.template import check_like
 
 Rate = Annotated[float, Bounds(0, 100)]
@@ -92,6 +92,10 @@ class Learner:
     def __init__(self, world_model: WorldModel, config: LearnerConfig, reduction: Reduction = LOCAL) -> None:
         self.world_model = world_model
         self.config = config
+        if config.objective.sampled and not world_model.config.perception.latent.stochastic:
+            raise ConfigurationError(
+                f"learner.objective.sampled is {config.objective.sampled:g}, expected 0, as the latent is deterministic"
+            )
         model = world_model
         modules: dict[str, tuple[nn.Module, ...]] = {
             "model": (model.perception, model.entry, model.memory, model.prediction, model.inverse or nn.Identity()),

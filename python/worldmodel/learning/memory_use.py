@@ -52,7 +52,9 @@ class UpdateMemory:
         with torch.random.fork_rng(devices=[]):
             # Perception of one number leaves the other functions.
             spec = ObservationSpec({ROOT: Modality("vector", (1,), "float32")})
-            others = Learner(WorldModel(spec, world_model.action_spec, world_model.config), learner)
+            plain = dataclasses.replace(world_model.config.perception, rare=0.0)  # a number has no classes
+            config = dataclasses.replace(world_model.config, perception=plain)
+            others = Learner(WorldModel(spec, world_model.action_spec, config), learner)
             rows = [peak_bytes(functools.partial(_update, others, count, steps)) for count in (1, 2)]
             perception = Perception(world_model.observation_spec, world_model.config.perception)
             chunks = [peak_bytes(functools.partial(_perceive, perception, count)) for count in (4, 8)]

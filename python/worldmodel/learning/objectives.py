@@ -38,7 +38,7 @@ class ObjectiveConfig(Checked):
         horizon: imagined steps.
         imagination_starts: per row.
         sampled: share of the rows whose memory sees sampled latents, as in imagination, instead of their means, as when
-            acting.
+            acting. The memory states that the replay keeps of such rows are those after the samples.
         value_gradient: weight of the values' gradient to memory.
         return_floor: smallest return scale, in units of the reward scale.
     """

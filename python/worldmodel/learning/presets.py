@@ -19,6 +19,8 @@ from worldmodel.model.prediction import PredictionConfig
 from worldmodel.model.world_model import WorldModelConfig
 from worldmodel.runs.fields import ConfigurationError
 
+_HIDDEN = ("popgym-", "worldmodel/MemoryLength-")  # names of environments whose state is hidden
+
 
 @dataclasses.dataclass(frozen=True)
 class Preset:
@@ -208,13 +210,13 @@ def choose_preset(env: str, observation_spec: ObservationSpec, action_spec: Acti
     """The preset for an environment's spaces, and the reason.
 
     ``pixels`` where a part is an image or a map. For vectors alone, ``continuous`` or ``control`` by the actions, but
-    not for POPGym's tasks, whose state is hidden. Else ``popgym``, which has a memory.
+    not for tasks of memory, by their names. Else ``popgym``, which has a memory.
     """
     masks = MASK if observation_spec.action_mask else None
     kinds = {modality.kind for name, modality in observation_spec.modalities.items() if name != masks}
     if kinds & {"image", "map"}:
         return "pixels", "for pictures"
-    if kinds == {"vector"} and not env.rpartition(":")[2].startswith("popgym-"):
+    if kinds == {"vector"} and not env.rpartition(":")[2].startswith(_HIDDEN):
         if action_spec.kind != "discrete":
             return "continuous", "for vectors and continuous actions"
         if math.prod(action_spec.sizes) <= DecisionConfig().max_enumerated_actions:

@@ -31,6 +31,7 @@ class RotaryScanBlock(Block):
         d_conv: convolution taps; 1 disables it.
         expand: inner channels per feature.
         selective_angle: whether the angle depends on the input.
+        selective_speed: whether the input may slow the angles down and turn them back.
         decay: initial -A.
     """
 
@@ -40,6 +41,7 @@ class RotaryScanBlock(Block):
     d_conv: Taps = 4
     expand: Expansion = 2
     selective_angle: bool = False
+    selective_speed: bool = False
     decay: Annotated[float, Bounds(0, 1000, above=True)] = 0.5
 
     def check(self, width: int, tokens: int = 1) -> None:
@@ -55,6 +57,7 @@ class RotaryScanBlock(Block):
             expand=self.expand,
             groups=self.groups,
             selective_angle=self.selective_angle,
+            selective_speed=self.selective_speed,
             decay=self.decay,
         )
 

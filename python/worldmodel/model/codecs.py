@@ -9,6 +9,7 @@ drop_decoder()                leaves ``encode`` alone
 
 import itertools
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -32,22 +33,26 @@ class ClassCodec(nn.Module):
     """
 
     counts: Tensor
+    present: Tensor
 
-    def _register_counts(self, entries: int, classes: int, rare: float) -> None:
+    def _register_counts(self, sizes: Sequence[int], rare: float) -> None:
+        """``sizes``: number of classes by entry."""
         self.rare = rare
         if rare:
-            self.register_buffer("counts", torch.ones(entries, classes, dtype=torch.float64))
+            present = torch.arange(max(sizes)) < torch.tensor(sizes)[:, None]
+            self.register_buffer("present", present, persistent=False)
+            self.register_buffer("counts", present.double())
 
     @property
     def learns_statistics(self) -> bool:
         return self.rare > 0
 
     def weights(self) -> Tensor:
-        """Of every class of every entry, (entries, classes), at most 100."""
+        """Of every class of every entry, (entries, classes), at most 100; 1 for classes that an entry lacks."""
         probability = self.counts / self.counts.sum(-1, keepdim=True)
-        told = -probability.log()
+        told = -torch.where(self.present, probability, 1).log()
         mean = (probability * told).sum(-1, keepdim=True)
-        relative = torch.where(mean > 0, told / mean, 1)  # one class tells nothing
+        relative = torch.where(self.present & (mean > 0), told / mean, 1)  # one class tells nothing
         return (1 - self.rare + self.rare * relative).clamp(max=_HEAVIEST)
 
     @torch.no_grad()
@@ -59,9 +64,10 @@ class ClassCodec(nn.Module):
 
     @torch.no_grad()
     def update(self, moments: Tensor) -> None:
-        """Adds counts, (processes, entries, classes); old ones fade."""
+        """Adds counts, (processes, entries, classes); old ones fade, down to one of each class."""
         self.counts += moments.sum(0)
         self.counts *= (_WINDOW / self.counts.sum(-1, keepdim=True)).clamp(max=1)
+        self.counts.clamp_(min=self.present.double())
 
     def _weighted(self, loss: Tensor, modality: Tensor) -> Tensor:
         """``loss`` and classes, (steps, ..., entries)."""
@@ -82,7 +88,7 @@ class CategoricalCodec(ClassCodec):
     def __init__(self, modality: Modality, hidden: int, rare: float = 0.0) -> None:
         super().__init__()
         self.sizes = modality.sizes
-        self._register_counts(len(modality.sizes), max(modality.sizes), rare)
+        self._register_counts(modality.sizes, rare)
         self.width = sum(modality.sizes)
         self.project = nn.Linear(hidden, len(modality.sizes) * max(modality.sizes))
         sizes = torch.tensor(modality.sizes)
@@ -141,11 +147,12 @@ class StandardisedCodec(nn.Module):
         return torch.where(size <= _LINEAR, numbers, numbers.sign() * far)
 
     def restored(self, numbers: Tensor) -> Tensor:
-        """Inverts ``standardised``."""
+        """Inverts ``standardised``; finite."""
         size = numbers.abs()
         far = _LINEAR + (size - _LINEAR).clamp(min=0).expm1()
         numbers = torch.where(size <= _LINEAR, numbers, numbers.sign() * far)
-        return symexp(numbers * self.deviation + self.mean)
+        most = math.log(torch.finfo(numbers.dtype).max) - 1
+        return symexp((numbers * self.deviation + self.mean).clamp(-most, most))
 
     @torch.no_grad()
     def moments(self, modality: Tensor) -> Tensor:
@@ -287,7 +294,7 @@ class GridCodec(ClassCodec):
         height, width, channels = modality.shape
         self.shape = modality.shape
         self.classes = max(modality.sizes)
-        self._register_counts(channels, self.classes, rare)
+        self._register_counts(modality.sizes, rare)
         self.width = hidden
         self.register_buffer("offsets", torch.arange(channels) * self.classes, persistent=False)
         self.embed = nn.Embedding(channels * self.classes, embedding)

@@ -36,8 +36,16 @@ def policy_sample(world_model: "WorldModel", state: State) -> Tensor:
     return world_model.policy(state).sample()
 
 
+def random_seed() -> int:
+    """Drawn by PyTorch's generator."""
+    return int(torch.randint(2**31, ()))
+
+
 class SampledPolicy:
-    """``policy_sample`` with a generator for each row, so that an episode is the same beside any others."""
+    """``policy_sample`` with a generator for each row, so that an episode is the same beside any others.
+
+    Rows of which no episode was begun have generators seeded by PyTorch's.
+    """
 
     def __init__(self) -> None:
         self._generators: dict[int, torch.Generator] = {}
@@ -46,8 +54,10 @@ class SampledPolicy:
         self._generators[row] = torch.Generator().manual_seed(seed)
 
     def __call__(self, world_model: "WorldModel", state: State) -> Tensor:
-        rows = range(len(state["features"]))
-        return world_model.policy(state).sample([self._generators[row] for row in rows])
+        for row in range(len(state["features"])):
+            if row not in self._generators:
+                self.begin(row, random_seed())
+        return world_model.policy(state).sample([self._generators[row] for row in range(len(state["features"]))])
 
 
 def policy_mode(world_model: "WorldModel", state: State) -> Tensor:

@@ -60,9 +60,11 @@ class Exploration(nn.Module):
         return self._latent.kl(posterior.detach().expand_as(distributions), distributions).mean(0)
 
     def information(self, features: Tensor, action: Tensor) -> Tensor:
-        """The mutual information of z_{t+1} and of which network is right, (...), in nats; never negative.
+        """The mutual information of each variable of z_{t+1} and of which network is right, summed, (...), in nats.
 
-        For normal latents, that of a normal with the moments of the mixture, an upper bound.
+        Never negative; of one variable at most ln(networks). The sum is an upper bound of the information in all
+        variables together, which would no longer tell a little that is new from a lot. For normal latents, each is that
+        of a normal with the moments of the mixture, an upper bound as well.
         """
         distributions = self(features, action)
         mixture = self._latent.entropy(self._latent.mixture(distributions))

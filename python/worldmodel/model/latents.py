@@ -272,6 +272,7 @@ class EmbeddingConfig(Checked):
     """
 
     kind: ClassVar[str] = "embedding"
+    stochastic: ClassVar[bool] = False
     size: Size = 32
     sigreg: Weight = 10.0
     variance: Weight = 0.0

@@ -2,12 +2,12 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Annotated, Any
 
 from torch import Tensor, nn
 
-from wmkernels.nn.memory_module import takes_elapsed
+from wmkernels.nn.memory_module import forward_in_parts, forward_with_states, takes_elapsed
 from worldmodel.data.batch import State
 from worldmodel.model.block import mixes_tokens
 from worldmodel.model.blocks import BlockConfig, RotaryScanBlock
@@ -63,11 +63,6 @@ class MemoryStack(nn.Module):
             parts.append(_unfolded(part, self.tokens) if folds else part)
         return _joined(parts)
 
-    @property
-    def is_stateless(self) -> bool:
-        """Whether no step's outputs depend on those before: no block's state has an element."""
-        return not any(value.numel() for value in self.init_state(1).values())
-
     def forward(
         self,
         inputs: Tensor,
@@ -84,6 +79,27 @@ class MemoryStack(nn.Module):
             s_t, (batch, time, width) or (batch, time, tokens, width) for several tokens, and the state.
         """
         return self._run(lambda block: block, inputs, state, reset, elapsed)
+
+    def forward_with_states(
+        self,
+        inputs: Tensor,
+        states_after: Sequence[int],
+        state: Mapping[str, Tensor] | None = None,
+        reset: Tensor | None = None,
+        *,
+        elapsed: Tensor | None = None,
+    ) -> tuple[Tensor, list[State]]:
+        """``forward``, with the states after each of ``states_after`` steps, which rise from 1 to time."""
+        if self._has_token_dim:
+            return forward_in_parts(self, inputs, states_after, state, reset, elapsed=elapsed)
+        x, by_block = inputs, []
+        for index, (block, norm) in enumerate(self._layers()):
+            part = None if state is None else _part(state, index)
+            times = elapsed if takes_elapsed(block) else None
+            outputs, states = forward_with_states(block, norm(x), states_after, part, reset, elapsed=times)
+            x = x + outputs
+            by_block.append(states)
+        return self.norm(x), [_joined(list(parts)) for parts in zip(*by_block, strict=True)]
 
     def step(
         self,

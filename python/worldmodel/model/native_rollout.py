@@ -196,7 +196,7 @@ def _add_scan(chain: LayerChain, block: Mamba, state: State, x: int) -> int:
     chain.linear(block.dt_proj, projections, delta)
     projections += block.dt_rank
     if isinstance(block, RotaryMamba):
-        if block.angle_proj is not None:
+        if block.angle_proj is not None or block.speed_proj is not None:
             raise CannotChain("angles depend on the input")
         chain.rotate(block.angle_rate, projections, state["angle"])
     chain.scan(block.decay(), block.D, x, delta, projections, block.groups, state["scan"], outputs)

@@ -121,6 +121,10 @@ class ScalarConfig(Checked):
     bins: Annotated[int, Bounds(2, 4096)] = 41
 
 
+def _bins(config: ScalarConfig) -> Tensor:
+    return symexp(torch.linspace(-_SUPPORT, _SUPPORT, config.bins))
+
+
 class ScalarHead(nn.Module):
     """Features -> a scalar; untrained, zero.
 
@@ -139,10 +143,16 @@ class ScalarHead(nn.Module):
         nn.init.zeros_(self.project.weight)
         nn.init.zeros_(self.project.bias)
         if config.kind == "two_hot":
-            steps = torch.linspace(-_SUPPORT, _SUPPORT, config.bins)
-            self.register_buffer("centers", symexp(steps))
+            self.register_buffer("centers", _bins(config))
             with torch.no_grad():
-                self.project.bias.copy_(-2 * steps.abs())
+                self.project.bias.copy_(-2 * symlog(self.centers).abs())
+
+    @property
+    def narrow(self) -> tuple[float, float] | None:
+        """Ends of the bins, beyond which a target counts as the end, if a weights' file brought others; else None."""
+        if self.config.kind == "mean" or torch.equal(self.centers, _bins(self.config).to(self.centers)):
+            return None
+        return float(self.centers[0]), float(self.centers[-1])
 
     def forward(self, features: Tensor) -> Tensor:
         """(..., inputs) -> (..., 1), or logits (..., bins)."""

@@ -62,6 +62,11 @@ class Perception(nn.Module):
             name: build_codec(modality, config.hidden, config.image_channels, config.rare)
             for name, modality in spec.modalities.items()
         }
+        if config.rare and not any(isinstance(codec, ClassCodec) for codec in codecs.values()):
+            raise ConfigurationError(
+                f"model.perception.rare is {config.rare:g}, which weighs classes, and {', '.join(codecs)} "
+                f"{'has' if len(codecs) == 1 else 'have'} none: expected 0"
+            )
         self.names = list(codecs)
         self.codecs = nn.ModuleList(codecs.values())
         width = sum(codec.width for codec in codecs.values())

@@ -4,7 +4,7 @@ A module maps (batch, time, width) to the same shape; its state is a flat dict o
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wmkernels.nn import CausalConv1d, ConvLSTM
+from wmkernels.nn.memory_module import forward_with_states
 from worldmodel.data.batch import State
 
 
@@ -34,6 +35,18 @@ class GatedConv(nn.Module):
         x, z = self.in_proj(inputs).chunk(2, -1)
         x, carried = self.conv1d(x, state, reset)
         return self.out_proj(F.silu(x) * F.silu(z)), carried
+
+    def forward_with_states(
+        self,
+        inputs: Tensor,
+        states_after: Sequence[int],
+        state: Mapping[str, Tensor] | None = None,
+        reset: Tensor | None = None,
+    ) -> tuple[Tensor, list[State]]:
+        """As of ``wmkernels.nn.memory_module``."""
+        x, z = self.in_proj(inputs).chunk(2, -1)
+        x, windows = forward_with_states(self.conv1d, x, states_after, state, reset)
+        return self.out_proj(F.silu(x) * F.silu(z)), windows
 
     def step(
         self, input: Tensor, state: Mapping[str, Tensor] | None, reset: Tensor | None = None

@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from wmkernels.nn.memory_module import forward_with_states
 from worldmodel.data.actions import MASK
 from worldmodel.data.batch import Batch, State
 from worldmodel.data.spaces import ActionSpec, ObservationSpec
@@ -215,25 +216,15 @@ class WorldModel(nn.Module):
         elapsed = torch.where(batch.is_first, 1, batch.elapsed) if batch.irregular else None
         masks = self.observation_spec.legal(batch.observations)
         carried = None if state is None else _memory_part(state)
-        outputs, after, start = [], [], 0
         stops = sorted({*states_after, batch.shape[1]})
-        cuts = stops[-1:] if self.memory.is_stateless else stops  # the same empty state after every step
-        for stop in cuts:
-            now = slice(start, stop)
-            times = None if elapsed is None else elapsed[:, now]
-            s, carried = self.memory(inputs[:, now], carried, batch.is_first[:, now], elapsed=times)
-            outputs.append(self.memory.pool(s))
-            after.append(_prefixed(carried))
-            start = stop
-        features = torch.cat(outputs, 1)
-        for index, stop in enumerate(stops):
+        s, memories = forward_with_states(self.memory, inputs, stops, carried, batch.is_first, elapsed=elapsed)
+        features, after = self.memory.pool(s), []
+        for stop, memory in zip(stops, memories, strict=True):
             last = {"action": actions[:, stop - 1], "features": features[:, stop - 1]}
             last |= self._held(embedded[:, stop - 1])
             if masks is not None:
                 last[MASK] = masks[:, stop - 1]
-            if index == len(after):
-                after.append(after[0])
-            after[index] = {**after[index], **last}
+            after.append({**_prefixed(memory), **last})
         kept = after[: len(states_after)]
         joined = {name: torch.cat([part[name] for part in kept]) for name in after[-1]} if kept else {}
         return Observed(features, latent, posterior, after[-1], joined, tuple(states_after))

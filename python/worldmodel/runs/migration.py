@@ -71,11 +71,11 @@ def load_part(name: str, read: Callable[[str], tuple[Any, int]], exists: Callabl
     state, version = read(old if exists(old) and not exists(name) else name)
     if version > 4:
         return state
-    if version > 2:
-        later = _later if version == 3 else _refreshed
+    if version > 1:
+        if name in ("world_model", "ema"):
+            return upgrade_weights(state)
+        later = {2: _replay, 3: _later, 4: _refreshed}[version]
         return later(state) if name == "replay" else state
-    if version == 2:
-        return _replay(state) if name == "replay" else state
     if name in ("world_model", "ema"):
         rewards = read("learner")[0]["rewards"]  # the reward scale in version 1
         device = next(iter(state.values())).device

@@ -156,6 +156,7 @@ class Run:
         beside, replaced = (final.with_name(f"best{suffix}") for suffix in (".partial", _REPLACED))
         if replaced.exists() and not final.exists():
             replaced.rename(final)
+        shutil.rmtree(replaced, ignore_errors=True)  # a kill came after what replaces it
         shutil.rmtree(beside, ignore_errors=True)
         try:
             beside.mkdir()

@@ -14,7 +14,10 @@ MEANINGS = {
     "(world_model|ema).perception.codecs.{}.count": "number of observations in the running mean and variance",
     "(world_model|ema).perception.codecs.{}.mean": "running mean of an observation's numbers through symlog",
     "(world_model|ema).perception.codecs.{}.variance": "running variance of an observation's numbers through symlog",
+    "(world_model|ema).perception.codecs.{}.counts": "how often each class of an observation was seen, old steps "
+    "fading; of every class at least 1",
     "(world_model|ema).perception.{}": "parameter of perception: encoder, decoder, codecs",
+    "(world_model|ema).exploration.{}": "parameter of exploration: networks that predict the next latent",
     "(world_model|ema).entry.{}": "parameter of the projection of latent and previous action to memory's input",
     "(world_model|ema).memory.{}": "parameter of memory",
     "(world_model|ema).prediction.{}": "parameter of prediction: prior, reward, continuation",

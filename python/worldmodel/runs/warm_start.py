@@ -1,5 +1,8 @@
 """A new run's weights from another run, for fine-tuning."""
 
+from collections.abc import Mapping
+
+import torch
 from torch import Tensor, nn
 
 from worldmodel.runs.run import Run, RunError
@@ -9,6 +12,8 @@ _NAMED = 3  # tensors in the message
 
 def warm_start(module: nn.Module, run: Run, part: str) -> str:
     """Copies each tensor of the newest checkpoint whose name and shape ``module`` has; the others keep their values.
+
+    So do heads of scalars in bins of other values.
 
     Running statistics and target networks are copied as well, optimisers are not.
 
@@ -26,7 +31,12 @@ def warm_start(module: nn.Module, run: Run, part: str) -> str:
     """
     saved = run.load_tensors(part)
     present = module.state_dict()
-    fits = {name: saved[name] for name, value in present.items() if _fits(saved.get(name), value)}
+    other = _heads_with_other_bins(saved, present)
+    fits = {
+        name: saved[name]
+        for name, value in present.items()
+        if _fits(saved.get(name), value) and not name.startswith(other)
+    }
     parameters = dict(module.named_parameters())
     copied = sum(parameters[name].numel() for name in fits if name in parameters)
     total = sum(parameter.numel() for parameter in parameters.values())
@@ -39,13 +49,19 @@ def warm_start(module: nn.Module, run: Run, part: str) -> str:
     return f"{copied:,} of {total:,} parameters start from {checkpoint}{rest}"
 
 
+def _heads_with_other_bins(saved: Mapping[str, Tensor], present: Mapping[str, Tensor]) -> tuple[str, ...]:
+    """Prefixes of scalar heads whose logits are of other values."""
+    bins = [name for name, value in present.items() if name.endswith(".centers") and _fits(saved.get(name), value)]
+    return tuple(name.removesuffix("centers") for name in bins if not torch.equal(saved[name], present[name]))
+
+
 def _fits(saved: Tensor | None, present: Tensor) -> bool:
     return isinstance(saved, Tensor) and saved.shape == present.shape and saved.dtype == present.dtype
 
 
 def _difference(name: str, saved: Tensor | None, present: Tensor) -> str:
-    there = "nothing" if saved is None else f"{tuple(saved.shape)}"
-    return f"{name} ({there} there, {tuple(present.shape)} here)"
+    there, here = "nothing" if saved is None else f"{tuple(saved.shape)}", f"{tuple(present.shape)}"
+    return f"{name} (other bins)" if there == here else f"{name} ({there} there, {here} here)"
 
 
 def _some(texts: list[str]) -> str:
