@@ -1,5 +1,6 @@
 """Latents that are learned by predicting them: what is compared, where gradients go, and what a collapse looks like."""
 
+import copy
 import dataclasses
 import math
 
@@ -16,6 +17,8 @@ from worldmodel.model.latents import EmbeddingConfig
 from worldmodel.model.native_rollout import roll_out
 from worldmodel.model.world_model import Batch, _memory_part
 from worldmodel.runs.fields import ConfigurationError
+from worldmodel.runs.run import Run
+from worldmodel.runs.warm_start import warm_start
 
 BARE = EmbeddingConfig(size=5, sigreg=0.0, rollout=3)
 
@@ -109,6 +112,83 @@ def test_the_first_batch_standardises_and_no_later_one():
         begun = bool(z.mean(0).abs().max() < 1e-9) and bool((z.var(0, correction=0) - 1).abs().max() < 1e-9)
         assert begun == (_ == 0)
         torch.testing.assert_close(model.slow_perception(batch.observations)[batch.valid], z)
+
+
+def test_the_first_batches_of_all_processes_standardise_together():
+    model = embedding_model()
+    batch, sums = random_batch(model, batch=4), []
+    whole, other = copy.deepcopy(model), copy.deepcopy(model)
+    whole.begin(batch)
+    other.begin(batch.map(lambda x: x[2:]), lambda values: sums.append(values) or values)
+    hidden = sums[0].shape
+
+    def gather(values):  # the latents' moments are of the first process alone
+        return torch.cat([values, sums[0]]) if values.shape == hidden else values
+
+    model.begin(batch.map(lambda x: x[:2]), gather)
+    torch.testing.assert_close(model.perception.norms[0].state_dict(), whole.perception.norms[0].state_dict())
+    assert not torch.allclose(other.perception.norms[0].mean, whole.perception.norms[0].mean)
+
+
+def test_latents_are_standardised_for_standardised_observations_and_a_slow_encoder_sees_the_same():
+    model = embedding_model(dataclasses.replace(BARE, tau=0.1))
+    learner, steps = Learner(model, LearnerConfig(model_lr=0.0)), 0
+    for update in range(2):
+        batch = random_batch(model)
+        batch.observations["place"] = 5 + 20**update * batch.observations["place"]
+        learner.update(batch)
+        steps += int(batch.valid.sum())
+        assert model.perception.codecs[-1].count == steps
+        assert model.perception.codecs[model.perception.names.index("place")].count > 30
+        if not update:
+            z = model.perception(batch.observations)[batch.valid]
+            torch.testing.assert_close(z.mean(0), torch.zeros(5).double(), rtol=0, atol=1e-9)
+            torch.testing.assert_close(z.var(0, correction=0), torch.ones(5).double())
+        torch.testing.assert_close(model.slow_perception.state_dict(), model.perception.state_dict())
+
+
+def test_a_slow_encoder_that_earlier_weights_lack_begins_as_the_encoder():
+    earlier, model = embedding_model(), embedding_model(dataclasses.replace(BARE, tau=0.1))
+    earlier.begin(random_batch(earlier))
+    with torch.no_grad():
+        earlier.perception.encoder[0].weight += 1
+    model.load_state_dict(earlier.state_dict(), strict=False)
+    model.begin(random_batch(model))
+    for name, value in model.perception.state_dict().items():
+        torch.testing.assert_close(value, earlier.perception.state_dict()[name], rtol=0, atol=0)
+        torch.testing.assert_close(model.slow_perception.state_dict()[name], value, rtol=0, atol=0)
+
+
+def test_latents_of_other_observations_are_standardised_by_their_own_first_batch(tmp_path):
+    seen = spaces.Dict(card=spaces.Discrete(4), place=spaces.Box(-1, 1, (3,)))
+    saved = embedding_model(seen=seen)
+    saved.begin(random_batch(saved))
+    run = Run.create(tmp_path / "run", {})
+    run.save(0, {"world_model": saved.state_dict()})
+    run.close()
+    for changed in (seen, spaces.Dict(card=spaces.Discrete(5), place=seen["place"])):
+        model = embedding_model(seen=changed)
+        warm_start(model, Run(run.folder), "world_model")
+        assert model.perception.begun == (changed is seen)
+
+
+def test_chunks_bound_the_slow_encoder_as_well():
+    model, sizes = embedding_model(dataclasses.replace(BARE, tau=0.1)), []
+    model.chunk_steps = 5
+    model.slow_perception.encoder.register_forward_hook(lambda _, inputs, outputs: sizes.append(len(outputs)))
+    losses_of(model, random_batch(model), [1])
+    assert sizes == [5] * 8 + [2]
+
+
+def test_weights_of_classes_without_a_decoder_are_refused():
+    for reconstruction in (1.0, 0.0):
+        latent = dataclasses.replace(BARE, reconstruction=reconstruction)
+        perception = dataclasses.replace(CONFIG.perception, latent=latent, rare=0.5)
+        if reconstruction:
+            small_model(perception=perception)
+            continue
+        with pytest.raises(ConfigurationError, match=r"rare is 0\.5, which weighs classes in reconstruction, and lat"):
+            small_model(perception=perception)
 
 
 def test_regularisers_are_what_their_papers_say():

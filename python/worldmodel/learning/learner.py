@@ -145,7 +145,10 @@ class Learner:
         """
         began = time.perf_counter()
         with self._statistics_restored_on_error():
-            self.world_model.begin(batch)
+            first = not self.world_model.perception.begun
+            if first:
+                self._standardise(batch)  # what begins is standardised for standardised observations
+            self.world_model.begin(batch, self._reduction.reduce_statistics)
             self._update_batch_statistics(batch)
             start = time.perf_counter()
             forward = self._forward(batch)
@@ -160,8 +163,9 @@ class Learner:
         self.carried = forward.carried and {name: value.detach() for name, value in forward.carried.items()}
         self._set_lrs()
         self._optimizer.step()
+        if not first:
+            self._standardise(batch)
         self.world_model.update_targets()
-        update_standardisation(self.world_model.perception, batch.observations, batch.valid, self._reduction)
         self._updates += 1
         if self.ema:
             self.ema.update_parameters(self.world_model)
@@ -219,6 +223,9 @@ class Learner:
             raise NonFiniteError(f"Learner: a reward is NaN or infinite at update {self._updates}")
         scale = self.world_model.reward_scale
         update_reward_scale(scale, rewards, self._reduction)
+
+    def _standardise(self, batch: Batch) -> None:
+        update_standardisation(self.world_model.perception, batch.observations, batch.valid, self._reduction)
 
     def _update_return_statistics(self, found: ImaginedReturns) -> None:
         self._returns.update(found.policy_returns, self._reduction)

@@ -104,8 +104,10 @@ class FirstBatchNorm(nn.Module):
 
 @torch.no_grad()
 def polyak_update(target: nn.Module, source: nn.Module, tau: float) -> None:
-    """target <- (1 - tau) target + tau source."""
+    """target <- (1 - tau) target + tau source; buffers are the newest, as the source's weights are made for them."""
     torch._foreach_lerp_(list(target.parameters()), list(source.parameters()), tau)
+    for old, new in zip(target.buffers(), source.buffers(), strict=True):
+        old.copy_(new)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -58,6 +58,11 @@ class Perception(nn.Module):
         self.config = config
         self.chunk_steps: int | None = None
         self.latent = config.latent.build()
+        if config.rare and not self.latent.decodes:
+            raise ConfigurationError(
+                f"model.perception.rare is {config.rare:g}, which weighs classes in reconstruction, and "
+                "latent.reconstruction is 0, so there is none: expected 0"
+            )
         codecs = {
             name: build_codec(modality, config.hidden, config.image_channels, config.rare)
             for name, modality in spec.modalities.items()
@@ -95,18 +100,31 @@ class Perception(nn.Module):
             steps.append(observations[name].flatten(0, len(lead) - 1))
         return self.latent.distribution(self._by_chunks(self._encode, *steps).view(*lead, -1))
 
+    @property
+    def begun(self) -> bool:
+        """Whether ``begin`` has nothing to do."""
+        return all(bool(norm.begun) for norm in self.norms)
+
     @torch.no_grad()
-    def begin(self, observations: Mapping[str, Tensor], valid: Tensor) -> None:
-        """Standardises by the first batch, (batch, time, ...), where it is ``valid``; a later call changes nothing."""
+    def begin(
+        self, observations: Mapping[str, Tensor], valid: Tensor, gather: Callable[[Tensor], Tensor] = torch.clone
+    ) -> None:
+        """Standardises by the first batch, (batch, time, ...), where it is ``valid``; a later call changes nothing.
+
+        Codecs must have their statistics by then. ``gather`` takes (1, 3, size) to those of all processes.
+        """
         for norm in self.norms:
             if norm.begun:
-                return
+                continue
             seen: list[Tensor] = []
             handle = norm.register_forward_pre_hook(lambda _, inputs, seen=seen: seen.append(inputs[0]))
             self(observations)
             handle.remove()
-            features = torch.cat(seen)[valid.flatten()]
-            norm.begin(features.mean(0), features.var(0, correction=0))
+            features = torch.cat(seen)[valid.flatten()].double()
+            sums = torch.stack([torch.ones_like(features), features, features.square()]).sum(1)
+            count, total, squares = gather(sums[None]).sum(0)
+            mean = total / count
+            norm.begin(mean, squares / count - mean.square())
 
     def decode(self, latent: Tensor) -> dict[str, Tensor]:
         """(..., *latent shape) -> predictions by modality.

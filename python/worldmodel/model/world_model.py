@@ -409,11 +409,21 @@ class WorldModel(nn.Module):
         """What a state holds of z_t."""
         return {"latent": latent} if self.perception.latent.residual else {}
 
-    def begin(self, batch: Batch) -> None:
-        """Before the first update: standardises latents that are learned by predicting them, by this batch."""
-        begun = all(norm.begun for norm in self.perception.norms)
-        self.perception.begin(batch.observations, batch.valid)
-        if self.slow_perception is not None and not begun:
+    @property
+    def chunk_steps(self) -> int | None:
+        """``Perception.chunk_steps``, also of the slow encoder."""
+        return self.perception.chunk_steps
+
+    @chunk_steps.setter
+    def chunk_steps(self, steps: int | None) -> None:
+        self.perception.chunk_steps = steps
+        if self.slow_perception is not None:
+            self.slow_perception.chunk_steps = steps
+
+    def begin(self, batch: Batch, gather: Callable[[Tensor], Tensor] = torch.clone) -> None:
+        """Before the first update: as ``Perception.begin``. The slow encoder begins as the encoder then is."""
+        self.perception.begin(batch.observations, batch.valid, gather)
+        if self.slow_perception is not None and not self.slow_perception.begun:
             self.slow_perception.load_state_dict(self.perception.state_dict())
 
     def update_targets(self) -> None:
