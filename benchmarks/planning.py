@@ -31,6 +31,7 @@ from harness import environment, tables
 from worldmodel.acting.planner import PlannerConfig
 from worldmodel.acting.recording import record
 from worldmodel.acting.room_episodes import CONFIG, Controller, Driven, LearnedDynamics, TrueDynamics, drive
+from worldmodel.data.actions import action_generator
 from worldmodel.environments.two_rooms.moves import Layouts
 from worldmodel.environments.two_rooms.pictures import SCALE, drawing
 from worldmodel.environments.two_rooms.walks import WalkConfig, sample_tasks, sample_walks
@@ -58,7 +59,7 @@ def scene(layout: str, episodes: int, seed: int) -> tuple[Layouts, torch.Tensor,
 
 def controller(method: str, layouts: Layouts, goal: torch.Tensor, seed: int) -> Controller:
     if method == "random":
-        walks = sample_walks(np.random.default_rng(seed), layouts, STEPS, WalkConfig(crossing=0))
+        walks = sample_walks(action_generator(seed), layouts, STEPS, WalkConfig(crossing=0))
         return lambda places: walks.moves
     if method == "straight":
         return lambda places: (goal - places)[:, None]
