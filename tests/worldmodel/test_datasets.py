@@ -370,4 +370,6 @@ def test_the_command_records(tmp_path, capsys):
     assert EpisodeFile(out).steps == 42
     assert main(["record", "--env", "worldmodel/Drift-v0", "--out", "drift.txt"]) == 1
     assert "--out is 'drift.txt', expected a name that ends with .npz" in capsys.readouterr().err
+    assert main(["record", "--env", "worldmodel/Drift-v0", "--out", out, "--trust"]) == 1
+    assert "--trust is of the run of an agent: --agent is missing" in capsys.readouterr().err
     assert main(["record"]) == 1 and "--env is missing" in capsys.readouterr().err

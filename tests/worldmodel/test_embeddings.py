@@ -300,6 +300,12 @@ def test_rows_of_sampled_embeddings_are_refused():
         Learner(embedding_model(), LearnerConfig(objective=ObjectiveConfig(sampled=0.5)))
 
 
+def test_weights_of_a_kl_are_refused():
+    for name in ("representation", "free_nats"):
+        with pytest.raises(ConfigurationError, match=rf"objective\.{name} is 0\.5, which is of a KL"):
+            Learner(embedding_model(), LearnerConfig(objective=ObjectiveConfig(**{name: 0.5})))
+
+
 def test_inverse_dynamics_trains_the_encoder_for_classes_and_numbers():
     for done in (spaces.Discrete(3), spaces.MultiDiscrete([2, 3]), spaces.Box(-1, 1, (2,))):
         model = embedding_model(dataclasses.replace(BARE, inverse=1.0), done)

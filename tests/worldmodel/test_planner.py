@@ -109,6 +109,19 @@ def test_all_tried_actions_are_allowed():
     assert {actions.shape[1] for actions in seen} == {128, 16, 6}
 
 
+@pytest.mark.parametrize("samples", [4, 5, 64])
+@pytest.mark.parametrize("elitism", [True, False])
+def test_each_round_tries_as_many_plans_as_asked(samples, elitism):
+    rollout, cost, state = point()
+    tried = []
+    for fresh in (0.0, 0.3, 0.5):
+        config = PlannerConfig(horizon=3, samples=samples, fresh=fresh, first=2, elites=3, iterations=3)
+        config = dataclasses.replace(config, elitism=elitism)
+        Planner(lambda *given: tried.append(given[1].shape[1]) or rollout(*given), cost, 2, config).plan(state, 3)
+    rounds = [2 * samples, samples, samples]
+    assert tried == 3 * (rounds if elitism else [*rounds, 1]), "without elitism, the mean is tried at the end"
+
+
 def test_costs_of_a_path():
     path = torch.zeros(2, 1, 3, 2)
     path[0, 0, :, 0] = torch.tensor([3.0, 1.0, 2.0])

@@ -163,6 +163,7 @@ def test_train_learns_from_data_evaluates_on_others_and_resumes(folder, tmp_path
     for arguments, said in (
         (["--data", str(folder)], "--minutes or --updates is missing"),
         (["--data", str(folder), "--updates", "1", "--image-size", "16"], "--image-size is of environments"),
+        (["--data", str(folder), "--updates", "1", "--kinds", "observation=vector"], "--kinds is of environments"),
         (["--data", str(tmp_path / "none.npz"), "--updates", "1"], "none.npz cannot be read"),
         (["--data", str(folder), "--updates", "1", "--held-out", "1"], "held_out is 1 of 6 episodes"),
     ):

@@ -186,6 +186,7 @@ def test_bad_input_is_told():
         ({"crossing": 0.7, "bumping": 0.4}, r"crossing is 0\.7 and bumping 0\.4, expected a sum of at most 1"),
         ({"radius": 0.0}, r"radius \(pixels\) is 0\.0, expected a number, more than 0"),
         ({"max_step": float("nan")}, r"max_step \(pixels\) is nan, expected a finite number"),
+        ({"max_step": 1.7}, r"max_step \(pixels\) is 1\.7, expected a number, at least 1\.8"),  # shorter than of walks
     ):
         with pytest.raises(ConfigurationError, match=message):
             TwoRoomsConfig(**options)

@@ -221,7 +221,7 @@ class Planner:
     def _proposals(self, mean: Tensor, std: Tensor, best: Tensor | None, iteration: int) -> Tensor:
         """(rows, samples, horizon, width), ``mean`` and ``best`` first."""
         config = self.config
-        count = int(config.fresh * config.samples)
+        count = min(int(config.fresh * config.samples), (config.samples - 2) // 2)  # beside the mean and the best
         parts = [mean[:, None]]
         if best is None:
             samples = config.first * config.samples

@@ -133,6 +133,8 @@ def train_options(arguments: Sequence[str]) -> tuple[TrainConfig, Path | None, d
     if config.data is not None:
         if config.image_size is not None:
             raise ConfigurationError("--image-size is of environments, and recorded pictures have theirs: leave it out")
+        if early.kinds:
+            raise ConfigurationError("--kinds is of environments, and recorded parts have theirs: leave it out")
     elif not config.env:
         raise ConfigurationError(
             "--env is missing: a gymnasium id, module:Env-v0, module:function, or a name of popgym's; or --data"

@@ -45,6 +45,8 @@ def command(arguments: Sequence[str]) -> int:
     if options.out.suffix != ".npz":
         raise ConfigurationError(f"--out is {str(options.out)!r}, expected a name that ends with .npz")
     check_writable("--out", options.out)
+    if options.trust and options.agent is None:
+        raise ConfigurationError("--trust is of the run of an agent: --agent is missing")
     agent = None if options.agent is None else Agent.load(options.agent, trust=options.trust)
     episodes = record(
         options.env,

@@ -144,9 +144,7 @@ def _train(
 
 def _new_run(config: TrainConfig, folder: Path | None, described: Mapping[str, Any]) -> Run:
     """Without ``folder`` one of its own: no other run has it, whenever that began."""
-    named = folder or default_folder(
-        config.env or (config.data.stem if config.data else ""), time.strftime("%Y%m%d-%H%M%S")
-    )
+    named = folder or default_folder(_subject(config), time.strftime("%Y%m%d-%H%M%S"))
     return Run.create(named, described, numbered=folder is None)
 
 
@@ -472,6 +470,11 @@ class _Policy:
         return metrics
 
 
+def _subject(config: TrainConfig) -> str:
+    """What is learned from."""
+    return config.env or (config.data.stem if config.data else "batches")
+
+
 class OpenLoopEvaluator:
     """Open-loop errors of the newest batch, every ``open_loop_minutes``."""
 
@@ -484,5 +487,5 @@ class OpenLoopEvaluator:
         drawn = trainer.world_model.perception.latent.decodes
         if trainer.batch is None or not drawn or not self._callback.is_time(trainer.seconds):
             return {}, None
-        title = f"{trainer.config.env.rpartition(':')[2]}, after {trainer.steps:,} steps"
+        title = f"{_subject(trainer.config).rpartition(':')[2]}, after {trainer.steps:,} steps"
         return self._callback.look(trainer.world_model, trainer.batch, trainer.seconds, title)

@@ -77,8 +77,8 @@ class FlatEpisodes:
                     f"{path}: {shown(name)} is {dtype} {shape}, expected numbers of {self.steps} rows"
                     f"{', (rows, width)' if name == 'action' else ''}"
                 )
-        self._last = np.zeros(self.steps, bool)
-        self._last[self._starts + lengths - 1] = True
+        self._first, self._last = np.zeros((2, self.steps), bool)
+        self._first[self._starts] = self._last[self._starts + lengths - 1] = True
         try:
             self.observation_spec = ObservationSpec.from_space(
                 spaces.Dict({name: _space(columns[name]) for name in observations})
@@ -119,8 +119,6 @@ class FlatEpisodes:
         for start in starts:
             for name, array in self._observations(int(start), window).items():
                 seen[f"observations/{name}"].append(array)
-        first = np.zeros(self.steps, bool)
-        first[self._starts] = True
         last = self._last[index]
         actions = np.stack([self._columns["action"][start : start + window] for start in starts])
         encoded = 2 * (actions.astype(np.float64) - self._low) / (self._high - self._low) - 1
@@ -129,8 +127,8 @@ class FlatEpisodes:
             "actions": np.where(last[..., None], 0, encoded.clip(-1, 1)).astype(np.float32),
             "rewards": np.zeros(index.shape, np.float32),
             "terminated": np.zeros(index.shape, bool),
-            "is_first": first[index],
-            "is_last": last.copy(),
+            "is_first": self._first[index],
+            "is_last": last,
         }
 
     def _observations(self, start: int, window: int) -> dict[str, np.ndarray]:

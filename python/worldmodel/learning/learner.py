@@ -24,6 +24,7 @@ from worldmodel.learning.running_stats import (
     update_reward_scale,
     update_standardisation,
 )
+from worldmodel.model.latents import EmbeddingConfig
 from worldmodel.model.world_model import WorldModel
 from worldmodel.runs.fields import Bounds, Checked, ConfigurationError, Count, Positive
 from worldmodel.runs.template import check_like
@@ -96,6 +97,12 @@ class Learner:
             raise ConfigurationError(
                 f"learner.objective.sampled is {config.objective.sampled:g}, expected 0, as the latent is deterministic"
             )
+        if isinstance(world_model.config.perception.latent, EmbeddingConfig):
+            for name in ("representation", "free_nats"):
+                if (value := getattr(config.objective, name)) != getattr(ObjectiveConfig, name):
+                    raise ConfigurationError(
+                        f"learner.objective.{name} is {value:g}, which is of a KL: leave it out with embeddings"
+                    )
         model = world_model
         modules: dict[str, tuple[nn.Module, ...]] = {
             "model": (model.perception, model.entry, model.memory, model.prediction, model.inverse or nn.Identity()),

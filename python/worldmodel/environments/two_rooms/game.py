@@ -18,7 +18,7 @@ from torch import Tensor
 from worldmodel.environments.ids import register
 from worldmodel.environments.two_rooms.moves import SIDE, Layouts, move, shortened, turned
 from worldmodel.environments.two_rooms.pictures import drawing, observation, walls
-from worldmodel.environments.two_rooms.walks import WalkConfig, Walks, sample_tasks, sample_walks
+from worldmodel.environments.two_rooms.walks import LONGEST_STEP, WalkConfig, Walks, sample_tasks, sample_walks
 from worldmodel.runs.fields import Bounds, ConfigurationError, Limit, Unit, checked_value
 from worldmodel.runs.optional_dependencies import missing
 
@@ -39,7 +39,7 @@ class TwoRoomsConfig(WalkConfig):
         layout: fixed: the published one; random: another wall and door in every episode.
         task: cross: start and goal in different rooms; walk: the start of a published walk, which ``explore`` follows,
             and its end as the goal.
-        max_step: longest move, pixels; longer commands are shortened.
+        max_step: longest move, pixels, those of walks at least; longer commands are shortened.
         radius: distance from the goal that is a success, pixels.
         goal_channel: whether the observation has the goal's dot as a third channel.
         ends: whether an episode of the task cross terminates at its first success; a walk never does.
@@ -47,7 +47,7 @@ class TwoRoomsConfig(WalkConfig):
 
     layout: Literal["fixed", "random"] = "fixed"
     task: Literal["cross", "walk"] = "cross"
-    max_step: Pixels = 2.45
+    max_step: Annotated[float, Bounds(LONGEST_STEP, SIDE), Unit("pixels")] = 2.45
     radius: Pixels = 4.5
     goal_channel: bool = False
     ends: bool = True

@@ -29,7 +29,7 @@ from worldmodel.environments.two_rooms.moves import (
 from worldmodel.environments.two_rooms.pictures import DOT_STD
 from worldmodel.runs.fields import Bounds, Checked, ConfigurationError, Share, Unit
 
-_STEP_MEAN, _STEP_STD, _STEP_LOW, _STEP_HIGH = 1.0, 0.4, 0.2, 1.8  # pixels
+_STEP_MEAN, _STEP_STD, _STEP_LOW, LONGEST_STEP = 1.0, 0.4, 0.2, 1.8  # pixels
 _DOOR_STD = 1.4  # pixels, of a crossing's place in the door
 
 
@@ -132,7 +132,7 @@ def _headings(random: np.random.Generator, first: np.ndarray, steps: int, config
 
 
 def _steps(random: np.random.Generator, headings: np.ndarray) -> np.ndarray:
-    lengths = _truncated_normal(random, headings.shape, _STEP_MEAN, _STEP_STD, _STEP_LOW, _STEP_HIGH)
+    lengths = _truncated_normal(random, headings.shape, _STEP_MEAN, _STEP_STD, _STEP_LOW, LONGEST_STEP)
     return np.stack([np.cos(headings), np.sin(headings)], -1) * lengths[..., None]
 
 
