@@ -171,8 +171,12 @@ class LayerChain:
         """One-hot samples of probabilities, by numbers from 0 to 1.
 
         The numbers of a row in a step are in ``uniform.flatten()`` from first + row strides[0] + step strides[1], one
-        for each ``classes`` columns. ``first`` may be negative if no step reads there.
+        for each ``classes`` columns. ``first`` may be negative if no step reads there, and ``uniform`` empty if none
+        reads at all.
         """
+        if not uniform.numel():
+            uniform = uniform.new_zeros(1)
+            self._kept.append(uniform)
         self._add("sample", source, target, size, classes, memory=uniform, first=first, strides=strides)
 
     def scale(self, source: int, target: int, size: int, factor: float, addend: float) -> None:

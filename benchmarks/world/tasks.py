@@ -148,6 +148,42 @@ def _memory_length(length: int, train_ratio: int, at_least: float) -> Task:
     )
 
 
+def _others(*figures: tuple[str, float, int]) -> tuple[Published, ...]:
+    return tuple(Published(*figure) for figure in figures)
+
+
+# Sources. RL-Zoo: benchmark.md of rl-baselines3-zoo, one run each. dm_control: result files of TD-MPC2 (arXiv
+# 2310.16828; 3 seeds, evaluation, with its runs of DreamerV3) and of DreamerV3 (arXiv 2301.04104; 5 seeds, training);
+# steps are frames. POPGym: Morad et al. 2023, arXiv 2303.01859, appendix B, the best of 13 models; R2I: Samsami et al.
+# 2024, arXiv 2403.04253, read off a figure, to 0.01, with the steps of its configuration; SHM: Le et al. 2024, arXiv
+# 2410.10132, as quoted by others, steps as of POPGym.
+_DM_CONTROL = {
+    "cartpole-swingup": (839.4, 676.7, 527.7),
+    "ball_in_cup-catch": (981.2, 870.5, 729.6),
+    "finger-spin": (947.5, 328.3, 765.8),
+    "pendulum-swingup": (724.0, 699.3, 830.4),
+}  # TD-MPC2, DreamerV3 in its comparison, DreamerV3's own
+
+
+def _dm_control(task: str, at_least: float, aim: float) -> Task:
+    methods = ("TD-MPC2 2024", "DreamerV3, TD-MPC2's run", "DreamerV3 2023, while training")
+    return Task(
+        f"dm_control {task}",
+        30,
+        {"pathwise": {}},
+        at_least,
+        aim,
+        floor=-20,
+        ceiling=1020,
+        preset="continuous",
+        steps=50_000,
+        env="worldmodel/DMControl-v0",
+        env_args=(f"task={task}",),
+        options={"train-ratio": 64},
+        others=_others(*((method, value, 100_000) for method, value in zip(methods, _DM_CONTROL[task], strict=True))),
+    )
+
+
 COMMON: dict[str, Task] = {
     task.name: task
     for task in (
@@ -155,6 +191,38 @@ COMMON: dict[str, Task] = {
         _memory_length(30, 32, 0.9),
         _memory_length(100, 16, 0.9),
         _memory_length(300, 8, 0.9),
+        Task(
+            "Acrobot-v1",
+            15,
+            {"reinforce": {}},
+            at_least=-90,
+            aim=None,
+            floor=-500,
+            ceiling=0,
+            preset="control",
+            steps=20_000,
+            options={"train-ratio": 64},
+            others=_others(
+                ("QR-DQN, RL-Zoo", -69.1, 100_000), ("PPO, RL-Zoo", -73.5, 1_000_000), ("DQN, RL-Zoo", -76.6, 100_000)
+            ),
+        ),
+        Task(
+            "LunarLander-v3",
+            30,
+            {"reinforce": {}},
+            at_least=200,
+            aim=None,
+            floor=-400,
+            ceiling=320,
+            preset="control",
+            steps=100_000,
+            options={"train-ratio": 64},
+            others=_others(
+                ("PPO, RL-Zoo, v2", 242.1, 1_000_000),
+                ("A2C, RL-Zoo, v2", 155.8, 200_000),
+                ("DQN, RL-Zoo, v2", 154.4, 100_000),
+            ),
+        ),
     )
 }
 """Tasks that others publish figures of, trained for a given number of steps."""

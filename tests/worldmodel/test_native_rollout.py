@@ -89,6 +89,17 @@ def test_one_call_imagines_what_the_operators_imagine(latent, blocks, actions, f
 
 
 @torch.no_grad()
+def test_a_step_that_draws_no_number_has_one_call() -> None:
+    model = model_of(CategoricalConfig(3, 5, stochastic=False), conv(1), actions=THREE)
+    state = state_of(model, 4)
+    action = model.action_spec.encode(torch.zeros(4, dtype=torch.int64))
+    found = roll_out(model, state["features"], _memory_part(state), 1, action)
+    expected = model.imagine(state, lambda *given: model.decision(*given), 1, action)
+    assert found is not None
+    torch.testing.assert_close(found.features, expected.features, rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
 def test_one_call_is_as_exact_as_the_operators_on_every_instruction_set() -> None:
     model = model_of(CategoricalConfig(3, 5, stochastic=False), conv(3), RotaryScanBlock(groups=3, d_state=10))
     state, exact = state_of(model, 40), copy.deepcopy(model).double()

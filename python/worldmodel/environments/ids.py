@@ -17,6 +17,7 @@ ENVIRONMENTS: dict[str, tuple[str, dict[str, Any]]] = {
     "Dial-v0": ("worldmodel.environments.dial:Dial", {}),
     "MemoryLength-v0": ("worldmodel.environments.memory_length:MemoryLength", {}),
     "DMControl-v0": ("worldmodel.environments.dm_control:make", {}),
+    "MiniGridPictures-v0": ("worldmodel.environments.minigrid_pictures:make", {}),
     "Rooms-v0": ("worldmodel.environments.rooms:Rooms", {}),
     "Drift-v0": ("worldmodel.environments.drift:Drift", {}),
     "TwoRooms-v0": ("worldmodel.environments.two_rooms.game:TwoRooms", {}),

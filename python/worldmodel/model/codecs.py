@@ -307,17 +307,28 @@ class GridCodec(ClassCodec):
         del self.expand, self.classify
 
     def encode(self, modality: Tensor) -> Tensor:
-        embedded = self.embed(modality.long() + self.offsets).sum(-2)  # (steps, height, width, embedding)
-        return self.project(F.silu(self.convolve(embedded.movedim(-1, 1))).flatten(1))
+        index = modality.long() + self.offsets  # (steps, height, width, channels)
+        hot = self.embed.weight.new_zeros(*index.shape[:-1], self.embed.num_embeddings).scatter_(-1, index, 1.0)
+        embedded = hot @ self.embed.weight  # a product has a faster gradient than a look-up
+        planes = self.convolve(embedded.movedim(-1, 1)).movedim(1, -1)
+        weight = self._by_cell(self.project.weight).flatten(1)
+        return F.linear(F.silu(planes).flatten(1), weight, self.project.bias)
 
     def reconstruct(self, features: Tensor) -> Tensor:
         """Logits (steps, classes, height, width, channels)."""
-        height, width, channels = self.shape
-        planes = F.silu(self.expand(features)).unflatten(-1, (-1, height, width))
-        return self.classify(planes).unflatten(1, (channels, self.classes)).permute(0, 2, 3, 4, 1)
+        weight = self._by_cell(self.expand.weight.t()).flatten(1).t()
+        bias = self._by_cell(self.expand.bias[None]).flatten()
+        planes = F.silu(F.linear(features, weight, bias)).unflatten(-1, (*self.shape[:2], -1))
+        logits = F.linear(planes, self.classify.weight.flatten(1), self.classify.bias)
+        return logits.unflatten(-1, (self.shape[2], self.classes)).movedim(-1, 1)
+
+    def _by_cell(self, weights: Tensor) -> Tensor:
+        """(rows, planes * height * width) -> (rows, height, width, planes), the order of all that is computed."""
+        return weights.unflatten(1, (-1, *self.shape[:2])).movedim(1, -1)
 
     def loss(self, prediction: Tensor, modality: Tensor) -> Tensor:
-        loss = F.cross_entropy(prediction, modality.long(), reduction="none")
+        logits = prediction.movedim(1, -1).flatten(0, -2)  # contiguous
+        loss = F.cross_entropy(logits, modality.long().flatten(), reduction="none").view_as(modality)
         return self._weighted(loss, modality).sum((1, 2, 3))
 
     def decode(self, prediction: Tensor) -> Tensor:
