@@ -18,6 +18,7 @@ from typing import Any
 
 import local_attention_speed
 import place_memory_speed
+import planning
 from conv_lstms import chart as conv_lstm_chart
 from conv_lstms import report as conv_lstm_report
 from conv_lstms import targets as conv_lstm_targets
@@ -40,7 +41,7 @@ Results = dict[Path, dict[str, Any]]
 RESULTS = ROOT / "benchmarks" / "results"
 CPU_RESULT = RESULTS / "scan_speed_cpu.json"
 PART = re.compile(r"(<!-- generated:(?P<name>[\w-]+) -->\n).*?(<!-- end:(?P=name) -->)", re.DOTALL)
-DOCS = ("architecture", "benchmarks", "results", "world_model", "worlds")
+DOCS = ("architecture", "benchmarks", "planning", "results", "world_model", "worlds")
 SPEED_GROUPS = ("forward, 2,048 steps", "training, 512 steps")
 KERNEL_SOURCES = {
     "cpu": "csrc/cpu/{op}/*.cpp",
@@ -230,6 +231,13 @@ def worlds_part(results: Results, page: Path) -> str:
     return _text(lines)
 
 
+def planning_part(results: Results, page: Path) -> str:
+    lines = []
+    for result in of("planning", results).values():
+        lines += [planning.report(result["rows"]), "", f"{environment.summary(result['environment'])}; one thread.", ""]
+    return _text(lines)
+
+
 def text_part(results: Results, page: Path) -> str:
     lines = []
     for path, result in of("byte_model", results).items():
@@ -306,6 +314,7 @@ PARTS: dict[str, Callable[[Results, Path], str]] = {
     "results": full_part,
     "conv-lstm": conv_lstm_part,
     "conv-lstm-results": conv_lstm_results_part,
+    "planning": planning_part,
     "world-model": world_part,
     "world-memory": memory_part,
     "update-memory": update_part,

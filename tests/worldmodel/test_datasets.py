@@ -13,6 +13,7 @@ from worldmodel_environments import Echo
 from worldmodel_examples import small_model
 
 from worldmodel.__main__ import main
+from worldmodel.acting.agent import Agent
 from worldmodel.acting.recording import record
 from worldmodel.commands.train import train_from_source
 from worldmodel.data.datasets import EpisodeFile, EpisodeWriter, RecordedSource
@@ -253,6 +254,87 @@ def test_values_that_the_specs_do_not_have_are_told_when_read(path, tmp_path):
             RecordedSource(EpisodeFile(bad), 4, 10).sample()
 
 
+def test_errors_name_episode_and_step(path, tmp_path):
+    """Episodes begin at the steps 0, 41 and 82."""
+
+    def opened(name, index, value):
+        return EpisodeFile(damaged(path, tmp_path, lambda arrays: arrays[name].__setitem__(index, value)))
+
+    for index, place in ((44, "episode 1, step 3"), (81, "episode 1, step 40"), (82, "episode 2, step 0")):
+        file = opened("actions", index, 3)
+        with pytest.raises(RunError, match=rf"bad\.npz: {place}: episodes: actions has .*, expected integers"):
+            file.rows(np.array([0, 40, 80]), 20)
+        file.rows(np.array([0, 20]), 20)
+        with pytest.raises(RunError, match=rf"bad\.npz: {place}: rewards holds NaN or infinity"):
+            opened("rewards", index, np.inf)
+        with pytest.raises(RunError, match=f"{place}: episodes: .*expected classes below 9"):
+            opened("observations/observation", index, 9).rows(np.array([40]), 60)
+    with pytest.raises(RunError, match="episode 0, step 30: is_first and is_last do not fit"):
+        opened("is_last", 30, True)
+
+    def short(arrays):
+        arrays["is_last"][41] = arrays["is_first"][42] = True
+
+    with pytest.raises(RunError, match="episode 1, step 0: the episode has one step and no action, expected two"):
+        EpisodeFile(damaged(path, tmp_path, short))
+
+
+def test_missing_continuous_actions_are_told(tmp_path):
+    assert record("worldmodel/TwoRooms-v0", tmp_path / "a.npz", 9, env_args={"task": "walk", "length": 6}) == 2
+    bad = damaged(tmp_path / "a.npz", tmp_path, lambda arrays: arrays["actions"].__setitem__(8, np.nan))
+    with pytest.raises(RunError, match=r"bad\.npz: episode 1, step 1: episodes: actions has values from nan to nan"):
+        RecordedSource(EpisodeFile(bad), 1, 11).sample()
+
+
+def test_an_environment_s_own_policies_are_recorded(tmp_path):
+    options = {"task": "walk", "length": 8}
+    record("worldmodel/TwoRooms-v0", tmp_path / "walks.npz", 16, seed=3, env_args=options)
+    file = EpisodeFile(tmp_path / "walks.npz")
+    environment = make("worldmodel/TwoRooms-v0", **options).unwrapped
+    for episode in range(2):
+        environment.reset(seed=random_seeds(3)(episode))
+        for step in range(8):
+            walked = environment.explore()
+            taken = file.action_spec.to_env(file.arrays["actions"][9 * episode + step])
+            assert np.allclose(taken, walked, atol=1e-5)
+            observation = environment.step(walked)[0]
+            seen = file.arrays["observations/observation"][9 * episode + step + 1]
+            assert np.abs(observation.astype(int) - seen).max() <= 1
+    record("worldmodel/Arm-v0", tmp_path / "arm.npz", 70, policy="scripted", env_args={"task": "push"})
+    arrays = EpisodeFile(tmp_path / "arm.npz").arrays
+    ended = np.flatnonzero(arrays["terminated"])
+    assert len(ended) and (arrays["rewards"][ended] == 1).all() and arrays["rewards"].sum() == len(ended)
+    assert np.abs(arrays["actions"]).max() <= 1
+    for env, policy, said in (
+        ("worldmodel/Arm-v0", "explore", "worldmodel/Arm-v0 has no exploring policy: use scripted or random"),
+        ("worldmodel/TwoRooms-v0", "scripted", "worldmodel/TwoRooms-v0 has no scripted policy: use explore or random"),
+        ("wmtest/Echo-v0", "agent", "policy is 'agent' and the agent none, expected both or neither"),
+    ):
+        with pytest.raises(ConfigurationError, match=said):
+            record(env, tmp_path / "none.npz", 5, policy=policy)
+    assert not (tmp_path / "none.npz").exists()
+
+
+def test_an_agent_is_recorded_as_it_acts(tmp_path):
+    model = small_model(gymnasium.spaces.Discrete(2), gymnasium.spaces.Discrete(2), torch.float32)
+    agent = Agent(model, model.observation_spec, model.action_spec)
+    record("wmtest/Echo-v0", tmp_path / "a.npz", 25, agent=agent)
+    arrays, state = EpisodeFile(tmp_path / "a.npz").arrays, None
+    for step, last in enumerate(arrays["is_last"]):
+        if not last:
+            seen = int(arrays["observations/observation"][step, 0])
+            action, state = agent.act(seen, state, bool(arrays["is_first"][step]))
+            assert action == arrays["actions"][step]
+    three = small_model(gymnasium.spaces.Discrete(2), gymnasium.spaces.Discrete(3), torch.float32)
+    other = Agent(three, three.observation_spec, three.action_spec)
+    with pytest.raises(ConfigurationError, match="the agent was trained on other actions than wmtest/Echo-v0's"):
+        record("wmtest/Echo-v0", tmp_path / "b.npz", 5, agent=other)
+    with pytest.raises(ConfigurationError, match=r"'observation' is Box.*, which cannot be read as 'categorical'"):
+        record("wmtest/Numbered-v0", tmp_path / "b.npz", 5, agent=agent)
+    with pytest.raises(ConfigurationError, match="policy is 'random' and the agent given, expected both or neither"):
+        record("wmtest/Echo-v0", tmp_path / "b.npz", 5, agent=agent, policy="random")
+
+
 def test_a_negative_time_is_refused(path, tmp_path):
     times = np.linspace(-5, 5, 103, dtype=np.float32)
     with pytest.raises(RunError, match=r"elapsed is from -5\.0 to 5\.0, expected times of at least 0"):
@@ -288,4 +370,6 @@ def test_the_command_records(tmp_path, capsys):
     assert EpisodeFile(out).steps == 42
     assert main(["record", "--env", "worldmodel/Drift-v0", "--out", "drift.txt"]) == 1
     assert "--out is 'drift.txt', expected a name that ends with .npz" in capsys.readouterr().err
+    assert main(["record", "--env", "worldmodel/Drift-v0", "--out", out, "--trust"]) == 1
+    assert "--trust is of the run of an agent: --agent is missing" in capsys.readouterr().err
     assert main(["record"]) == 1 and "--env is missing" in capsys.readouterr().err

@@ -7,7 +7,7 @@ from gymnasium import spaces
 from worldmodel_examples import CONFIG, random_batch, small_model, step_by_step
 
 from worldmodel.learning.learner import Learner, LearnerConfig
-from worldmodel.model.latents import CategoricalConfig, GaussianConfig
+from worldmodel.model.latents import CategoricalConfig, EmbeddingConfig, GaussianConfig
 from worldmodel.model.networks import ScalarConfig, ScalarHead
 from worldmodel.model.perception import PerceptionConfig
 from worldmodel.model.policies import DiscretePolicy
@@ -17,6 +17,7 @@ LATENTS = {
     "probabilities": CategoricalConfig(variables=3, classes=4, stochastic=False),
     "gaussian": GaussianConfig(size=5),
     "mean": GaussianConfig(size=5, stochastic=False),
+    "embedding": EmbeddingConfig(size=5, reconstruction=1.0, inverse=0.5),
 }
 EVERY_LATENT = pytest.mark.parametrize("config", LATENTS.values(), ids=LATENTS)
 

@@ -134,6 +134,7 @@ def test_a_value_that_cannot_work_is_one_line(
 
 
 CONTRADICTIONS = {
+    "train --action-steps 4": "--action-steps is 4, which is of recorded episodes, and data is not given",
     "train --random-envs 3": "--random-envs is 3, expected at least 0 and at most num_envs = 2",
     "train --replay.window 24 --replay.burn-in 23": "--replay.burn-in is 23, expected at least 0 and below window - 1",
     "train --resume run --run other": "--run names a new run and --resume one that exists: give one of them",

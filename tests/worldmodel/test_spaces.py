@@ -149,3 +149,27 @@ def test_a_box_of_actions_is_scaled_and_clipped():
 def test_an_error_says_what_was_expected(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize(
+    "space",
+    [
+        spaces.Box(np.array([-2.0, 0.0], np.float32), np.array([3.0, 1.0], np.float32)),
+        spaces.Box(-1, 1, (2, 2)),
+        spaces.Discrete(4, start=-1),
+        spaces.MultiDiscrete([2, 5]),
+        spaces.MultiBinary(3),
+    ],
+)
+def test_an_action_of_the_environment_is_encoded_and_back(space):
+    spec = ActionSpec.from_space(space)
+    space.seed(0)
+    for _ in range(5):
+        action = space.sample()
+        encoded = spec.from_env(action)
+        assert encoded.shape == spec.shape and encoded.dtype == spec.dtype
+        assert np.allclose(spec.rows_to_env(encoded[None])[0], action, atol=1e-6)
+    with pytest.raises(ValueError, match=r"ActionSpec.from_env: an action has shape \(7,\), expected"):
+        spec.from_env(np.zeros(7))
+    with pytest.raises(ValueError, match=r"ActionSpec.from_env: actions has .*, expected"):
+        spec.from_env(np.full(spec.env_shape, 9))

@@ -68,7 +68,7 @@ class Agent:
         with installed_alone(opened.folder, trust):
             check_weights(opened, config, acting_part(config))
             world_model = WorldModel(*specs, config.model).to(where)
-        world_model.perception.chunk_steps = config.chunk_steps
+        world_model.chunk_steps = config.chunk_steps
         opened.load_weights(world_model, where, acting_part(config))
         return cls(world_model, *specs)
 

@@ -178,11 +178,12 @@ class Camera(gymnasium.Wrapper[Any, Any, Any, Any]):
         spec, perception = self._agent.observation_spec, self._agent.world_model.perception
         encoded = {name: array[None] for name, array in spec.encode(observation).items()}
         posterior = perception(spec.to_tensors(encoded, self._agent.device))
-        made = perception.reconstruct(perception.latent.mode(posterior))
+        made = perception.reconstruct(perception.latent.mode(posterior)) if perception.latent.decodes else {}
         for name, drawn in self._renderers.items():
             own = "" if len(self._renderers) == 1 else f" of {name}"
             yield f"what it sees{own}", drawn.render(encoded[name][0])
-            yield f"reconstructed{own}", drawn.render(made[name][0].cpu().numpy(), encoded[name][0])
+            if name in made:
+                yield f"reconstructed{own}", drawn.render(made[name][0].cpu().numpy(), encoded[name][0])
 
 
 def _scaled(picture: np.ndarray, height: int) -> np.ndarray:

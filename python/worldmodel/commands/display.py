@@ -41,7 +41,7 @@ class Display:
                 return self
             self._live.start()
         threads = f", CPU threads {self._config.threads}" if self._config.threads else ""
-        self.say(f"{self._config.env}, run folder {self._folder}{threads}")
+        self.say(f"{self._config.env or self._config.data or 'batches'}, run folder {self._folder}{threads}")
         return self
 
     def __exit__(

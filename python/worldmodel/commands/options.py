@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, get_args
 
 from worldmodel.commands.command_line import parse
-from worldmodel.learning.presets import summaries
+from worldmodel.data.selection import open_episodes
+from worldmodel.learning.presets import choose_preset, summaries
 from worldmodel.learning.settings import CHOSEN, TrainConfig, blocks_of, modules_of, saved_config
 from worldmodel.model.blocks import BlockConfig, GatedConvBlock
 from worldmodel.model.custom_block import CustomBlock
@@ -24,7 +25,7 @@ from worldmodel.runs.trust import check_installed, installed_alone
 
 @dataclasses.dataclass
 class TrainOptions(TrainConfig):
-    """Trains a world model on an environment. Ctrl-C saves and stops.
+    """Trains a world model on an environment, or on recorded episodes. Ctrl-C saves and stops.
 
     The preset, chosen by the environment's spaces if not given, sets the defaults of all other options. --memory and
     --latent choose kinds, whose settings become options: --memory rotary_scan,conv_lstm gives
@@ -41,7 +42,8 @@ class TrainOptions(TrainConfig):
     token_attention, block_scan, local_attention, memory_attention, place, none, or module:Class; KIND*N repeats one.
     The preset's settings of a kind stay. By default the preset's blocks."""
     latent: str | None = None
-    """Latent: categorical or gaussian. The preset's if not given."""
+    """Latent: categorical, gaussian, or embedding, which is learned by predicting it, without a decoder. The preset's
+    if not given."""
 
     run: Path | None = None
     """Folder of the new run; runs/ENV-DATE if not given."""
@@ -73,9 +75,9 @@ def train_options(arguments: Sequence[str]) -> tuple[TrainConfig, Path | None, d
     arguments = _pairs_split(arguments, "--kinds")
     # The other options' defaults depend on these.
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for name in ("--env", "--preset", "--resume", "--init-from", "--memory", "--latent", "--eval-env"):
+    for name in ("--env", "--data", "--preset", "--resume", "--init-from", "--memory", "--latent", "--eval-env"):
         first.add_argument(name, nargs="?")  # a missing value is the full parser's to report
-    for name in ("--kinds", "--env-args", "--eval-env-args"):
+    for name in ("--kinds", "--env-args", "--eval-env-args", "--data-columns"):
         first.add_argument(name, nargs="*", default=[])
     early, _ = first.parse_known_args(list(arguments))
     if early.resume is not None and early.init_from is not None:
@@ -85,15 +87,21 @@ def train_options(arguments: Sequence[str]) -> tuple[TrainConfig, Path | None, d
         kinds = dict(zip(early.kinds[::2], early.kinds[1::2], strict=True))
         given = environment_arguments(early.env_args)
         preset = TrainConfig.preset if early.preset is None else early.preset
+        if early.data is not None and preset == CHOSEN:
+            preset = _preset_for(Path(early.data), early.data_columns)
         start = TrainConfig(env=early.env or "", env_args=given, preset=preset, kinds=kinds)
     else:
         start = saved_config(Run(begun))
+        if early.init_from is not None and early.env is not None and early.data is None:
+            start = start.without_data()  # fine-tunes in an environment
     start = dataclasses.replace(start, model=with_kinds(start.model, early.memory, early.latent))
     fields = [field.name for field in dataclasses.fields(TrainConfig)]
     default = TrainOptions(**{**{name: getattr(start, name) for name in fields}, "env_args": (), "eval_env_args": ()})
     default.kinds = {}  # with entries, the parser makes an option of each
-    if begun is None and not early.env and early.preset is None:
+    if begun is None and not early.env and not early.data and early.preset is None:
         default.preset = CHOSEN  # for --help
+    if early.data is not None:
+        default.image_size = None
     options: TrainOptions = parse(TrainOptions, arguments, "train", default, _description())
     options.kinds = options.kinds or start.kinds
     _, given = environment_of(
@@ -122,11 +130,22 @@ def train_options(arguments: Sequence[str]) -> tuple[TrainConfig, Path | None, d
         return config, options.resume, how
     if options.new_episodes or options.unpickle:
         raise ConfigurationError("--new-episodes and --unpickle say how to go on with a run: --resume is missing")
-    if not config.env:
+    if config.data is not None:
+        if config.image_size is not None:
+            raise ConfigurationError("--image-size is of environments, and recorded pictures have theirs: leave it out")
+        if early.kinds:
+            raise ConfigurationError("--kinds is of environments, and recorded parts have theirs: leave it out")
+    elif not config.env:
         raise ConfigurationError(
-            "--env is missing: a gymnasium id, module:Env-v0, module:function, or a name of popgym's"
+            "--env is missing: a gymnasium id, module:Env-v0, module:function, or a name of popgym's; or --data"
         )
     return config, options.run, {**how, "init_from": options.init_from}
+
+
+def _preset_for(data: Path, columns: Sequence[str]) -> str:
+    """The preset for recorded episodes."""
+    file = open_episodes(data, columns or TrainConfig().data_columns)[0]
+    return choose_preset("", file.observation_spec, file.action_spec)[0]
 
 
 def environment_arguments(given: Sequence[str], option: str = "--env-args") -> dict[str, Any]:
@@ -177,10 +196,12 @@ def named_environment(
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """``environment_of`` the run; inside, what it names is imported only if it is installed, or with ``trust``.
 
-    An ``env`` is asked for by the user. Raises NotTrusted.
+    An ``env`` is asked for by the user. Raises NotTrusted; ConfigurationError without an environment.
     """
     config = saved_config(run)
     name, arguments = environment_of(config, env, env_args)
+    if not name:
+        raise ConfigurationError(f"{run.folder} learned from recorded episodes: --env names an environment to act in")
     if not trust:
         check_installed(run.folder, [*blocks_of(config), *([] if env else [name])])
     with installed_alone(run.folder, trust or env is not None):

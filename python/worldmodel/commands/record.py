@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
+from worldmodel.acting.agent import Agent
 from worldmodel.acting.recording import Policy, record
 from worldmodel.commands.command_line import parse
 from worldmodel.commands.options import environment_arguments
@@ -24,7 +25,12 @@ class RecordOptions(Checked):
     steps: Annotated[int, Bounds(1, 10**9)] = 10_000
     """Actions in all; the last episode is cut there."""
     policy: Policy = "auto"
-    """explore: the environment's own exploring policy; random: any legal action; auto: explore where there is one."""
+    """explore: the environment's own exploring policy; scripted: its expert; random: any legal action; agent: that of
+    --agent; auto: agent if one is given, else explore where there is one, else random."""
+    agent: Path | None = None
+    """Folder of a run whose agent acts, greedily."""
+    trust: bool = False
+    """With --agent: import memory blocks that the run names even if they are not installed. This executes them."""
     env_args: tuple[Text, ...] = ()
     """Arguments of the environment, NAME=VALUE ... or JSON."""
     seed: Seed = 0
@@ -39,6 +45,9 @@ def command(arguments: Sequence[str]) -> int:
     if options.out.suffix != ".npz":
         raise ConfigurationError(f"--out is {str(options.out)!r}, expected a name that ends with .npz")
     check_writable("--out", options.out)
+    if options.trust and options.agent is None:
+        raise ConfigurationError("--trust is of the run of an agent: --agent is missing")
+    agent = None if options.agent is None else Agent.load(options.agent, trust=options.trust)
     episodes = record(
         options.env,
         options.out,
@@ -47,6 +56,7 @@ def command(arguments: Sequence[str]) -> int:
         seed=options.seed,
         env_args=environment_arguments(options.env_args),
         progress=_Progress(options.steps),
+        agent=agent,
     )
     print(f"{options.steps:,} steps in {episodes:,} episodes of {options.env}", file=sys.stderr)
     print(options.out)

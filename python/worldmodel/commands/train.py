@@ -21,6 +21,8 @@ from worldmodel.environments.given import is_given, way_on
 from worldmodel.environments.registry import EnvironmentFailed
 from worldmodel.environments.vector import VectorEnvironment
 from worldmodel.learning.callback import OpenLoopCallback
+from worldmodel.learning.held_out import HeldOutEvaluator, recorded_sources
+from worldmodel.learning.latent_objective import collapse_notice
 from worldmodel.learning.presets import preset_notice
 from worldmodel.learning.room import room_notice
 from worldmodel.learning.settings import (
@@ -32,7 +34,7 @@ from worldmodel.learning.settings import (
     modules_of,
 )
 from worldmodel.learning.threads import threads_restored
-from worldmodel.learning.trainer import SourceTrainer, Trainer, TrainingFailed
+from worldmodel.learning.trainer import Evaluator, SourceTrainer, Trainer, TrainingFailed
 from worldmodel.model.deciders import policy_sample
 from worldmodel.model.networks import ScalarHead
 from worldmodel.runs.configuration import ConfigurationError, to_json
@@ -46,7 +48,7 @@ def command(arguments: Sequence[str]) -> int:
     config, folder, how = train_options(arguments)
     begun, trust = folder if how.get("resume") else how.get("init_from"), how.pop("trust")
     with installed_alone(begun, trust) if begun is not None else contextlib.nullcontext():
-        run, number = _train(config, folder, **how)
+        run, number = (_train if config.data is None else _train_from_data)(config, folder, **how)
     print(run.folder)
     return 128 + number if number else 0
 
@@ -142,7 +144,7 @@ def _train(
 
 def _new_run(config: TrainConfig, folder: Path | None, described: Mapping[str, Any]) -> Run:
     """Without ``folder`` one of its own: no other run has it, whenever that began."""
-    named = folder or default_folder(config.env, time.strftime("%Y%m%d-%H%M%S"))
+    named = folder or default_folder(_subject(config), time.strftime("%Y%m%d-%H%M%S"))
     return Run.create(named, described, numbered=folder is None)
 
 
@@ -161,7 +163,28 @@ def _warm_start(trainer: SourceTrainer, init_from: Path | str | None, resume: bo
     return [trainer.warm_start(Run(init_from))]
 
 
-@threads_restored()
+def _train_from_data(
+    config: TrainConfig,
+    folder: Path | None,
+    *,
+    resume: bool = False,
+    new_episodes: bool = False,
+    unpickle: bool = False,
+    init_from: Path | str | None = None,
+    quiet: bool = False,
+) -> tuple[Run, int]:
+    """As ``_train``, from ``config.data``."""
+    if new_episodes or unpickle:
+        raise ConfigurationError("--new-episodes and --unpickle are of environments, and this run has episodes")
+    if config.updates is None and config.minutes is None:
+        raise ConfigurationError("--data has no last step: --minutes or --updates is missing, which end such a run")
+    source, held_out = recorded_sources(config)
+    evaluator: Evaluator = OpenLoopEvaluator()
+    if held_out is not None:
+        evaluator = HeldOutEvaluator(held_out, evaluator)
+    return _train_from_source(config, source, folder, evaluator, resume, init_from, quiet)
+
+
 def train_from_source(
     config: TrainConfig,
     source: Source,
@@ -179,26 +202,41 @@ def train_from_source(
         ConfigurationError: as for ``train``, or no limit.
         RunError, MissingPackage, TrainingFailed: as for ``train``.
     """
+    return _train_from_source(config, source, folder, OpenLoopEvaluator(), resume, init_from, quiet)[0]
+
+
+@threads_restored()
+def _train_from_source(
+    config: TrainConfig,
+    source: Source,
+    folder: Path | None,
+    evaluator: Evaluator,
+    resume: bool,
+    init_from: Path | str | None,
+    quiet: bool,
+) -> tuple[Run, int]:
+    """``train_from_source``; returns the signal that ended it as well, else 0."""
     require("safetensors.torch", "write checkpoints")
     if config.updates is None and config.minutes is None:
         raise ConfigurationError("train_from_source: updates and minutes are None, expected one of them to end the run")
     with contextlib.ExitStack() as ending:
         if resume:
+            assert folder is not None
             run = Run.open_to_write(folder)
             ending.callback(run.close)
             check_resumable(run, config)
             check_fits(run, config, source.observation_spec, source.action_spec, "the source")
-        trainer = SourceTrainer(config, source, OpenLoopEvaluator())
-        evaluator = policy_evaluator(trainer)
+        trainer = SourceTrainer(config, source, evaluator)
+        policy = policy_evaluator(trainer)
         started = _warm_start(trainer, init_from, resume)
         if not resume:
             trainer.bound_memory()
             trainer.choose_threads()
-        room = _room(trainer, None if resume else folder)
+        room = _room(trainer, None if resume else folder or Path("runs"))
         spaces = {"observation": source.observation_spec.to_json(), "action": source.action_spec.to_json()}
         described = {"train": to_json(trainer.config), "spaces": to_json(spaces)}
         if not resume:
-            run = Run.create(folder, {**described, "init_from": started})
+            run = _new_run(config, folder, {**described, "init_from": started})
             ending.callback(run.close)
         if resume:
             if run.checkpoints:
@@ -206,8 +244,7 @@ def train_from_source(
             run.forget_metrics_after(trainer.steps)
             run.configure({**run.config, **described})
         begun = [f"continuing after {trainer.updates:,} updates", *narrow_notice(trainer)] if resume else started
-        _run(trainer, run, [*begun, *room], quiet, evaluator)
-        return run
+        return run, _run(trainer, run, [*begun, *room], quiet, policy)
 
 
 def policy_evaluator(trainer: SourceTrainer) -> PolicyEvaluator | None:
@@ -329,7 +366,7 @@ def _loop(
         display.say("nothing is left to do: give more --steps or --minutes")
         return
     logged = saved = trainer.seconds
-    mark, metrics = time.perf_counter(), trainer.metrics()
+    mark, metrics, collapsed = time.perf_counter(), trainer.metrics(), False
     trainer.evaluate()
     policy = None if evaluator is None else _Policy(trainer, run, display, interrupt, evaluator)
     while not (trainer.finished or interrupt.requested):
@@ -343,6 +380,7 @@ def _loop(
             metrics |= measured
             if policy is not None:
                 metrics |= policy.evaluate_in_time()
+            collapsed = _say_collapse(display, metrics, collapsed)
             with display.going_on("the log"):
                 run.log(metrics)
                 if picture is not None:
@@ -355,7 +393,10 @@ def _loop(
     evaluated = {} if policy is None else policy.evaluate_at_the_end()
     new = trainer.steps > metrics["steps"]
     if new or evaluated:
-        newest = trainer.metrics() if new else {name: metrics[name] for name in ("steps", "updates", "seconds")}
+        newest = {name: metrics[name] for name in ("steps", "updates", "seconds")}
+        if new:
+            newest = trainer.metrics() | trainer.evaluate()[0]
+            _say_collapse(display, newest, collapsed)
         with display.going_on("the log"):
             run.log({**newest, **evaluated})
         metrics |= newest | evaluated
@@ -364,6 +405,14 @@ def _loop(
         run.save(trainer.steps, trainer.state_dict())
     except OSError as error:
         raise RunError(f"the last checkpoint cannot be written: {error}; {_kept(run)}") from error
+
+
+def _say_collapse(display: Display, metrics: Mapping[str, float], before: bool) -> bool:
+    """Whether the latents have collapsed; says so once, and again after they had recovered."""
+    notice = collapse_notice(metrics)
+    if notice is not None and not before:
+        display.say(notice)
+    return notice is not None
 
 
 class _Policy:
@@ -421,6 +470,11 @@ class _Policy:
         return metrics
 
 
+def _subject(config: TrainConfig) -> str:
+    """What is learned from."""
+    return config.env or (config.data.stem if config.data else "batches")
+
+
 class OpenLoopEvaluator:
     """Open-loop errors of the newest batch, every ``open_loop_minutes``."""
 
@@ -430,7 +484,8 @@ class OpenLoopEvaluator:
     def __call__(self, trainer: SourceTrainer) -> tuple[dict[str, float], np.ndarray | None]:
         if self._callback is None:
             self._callback = OpenLoopCallback(trainer.config.open_loop_minutes, trainer.seconds, trainer.environment)
-        if trainer.batch is None or not self._callback.is_time(trainer.seconds):
+        drawn = trainer.world_model.perception.latent.decodes
+        if trainer.batch is None or not drawn or not self._callback.is_time(trainer.seconds):
             return {}, None
-        title = f"{trainer.config.env.rpartition(':')[2]}, after {trainer.steps:,} steps"
+        title = f"{_subject(trainer.config).rpartition(':')[2]}, after {trainer.steps:,} steps"
         return self._callback.look(trainer.world_model, trainer.batch, trainer.seconds, title)

@@ -216,6 +216,26 @@ class ActionSpec(Checked):
         values = self.to_env(actions)
         return [_row(values, index) for index in range(len(actions))] if self.parts else list(values)
 
+    def from_env(self, action: Any) -> np.ndarray:
+        """An action in the environment's form, encoded: (*shape).
+
+        Raises:
+            ValueError: another shape, values outside the space, or actions of a Tuple or Dict.
+        """
+        if self.parts:
+            raise ValueError("ActionSpec.from_env: actions are a Tuple or Dict, expected a Box or a discrete space")
+        array = np.asarray(action)
+        if array.shape != self.env_shape:
+            raise ValueError(f"ActionSpec.from_env: an action has shape {array.shape}, expected {self.env_shape}")
+        if self.kind == "discrete":
+            encoded = np.reshape(array, self.shape) - np.reshape(self.starts, self.shape)
+        else:
+            low, high = np.array(self.low), np.array(self.high)
+            encoded = 2 * (array.reshape(self.shape) - low) / (high - low) - 1
+            slack = np.abs(encoded) <= 1 + 1e-6  # of rounding
+            encoded = np.where(slack, encoded.clip(-1, 1), encoded)
+        return self.check(encoded[None], 1, "ActionSpec.from_env")[0]
+
     def _classes_to_env(self, entries: np.ndarray) -> np.ndarray:
         return np.asarray(entries + np.reshape(self.starts, self.shape if not self.parts else (-1,)))
 

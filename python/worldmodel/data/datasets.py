@@ -26,7 +26,7 @@ import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 import torch
@@ -184,18 +184,62 @@ class EpisodeFile:
     def episodes(self) -> int:
         return int(self.arrays["is_first"].sum())
 
+    @property
+    def episode_starts(self) -> np.ndarray:
+        """The first step of each episode, (episodes,)."""
+        return np.flatnonzero(self.arrays["is_first"])
+
+    def check_actions(self, start: int, stop: int) -> None:
+        """Raises RunError if an action from ``start`` to ``stop`` is none of the spec's, with its episode and step."""
+        actions = self.arrays["actions"][start:stop]
+        with self._refusing():
+            try:
+                self.action_spec.check(actions, len(actions), "episodes")
+            except ValueError:
+                for step, action in enumerate(actions):
+                    with self._placed(start + step):
+                        self.action_spec.check(action[None], 1, "episodes")
+                raise
+
     def rows(self, starts: np.ndarray, window: int) -> Arrays:
         """Copies of ``window`` steps from each of ``starts``, all arrays as (rows, window, ...), observations checked.
 
         Raises:
-            RunError: values that the specs do not have.
+            RunError: values that the specs do not have, with their episode and step.
         """
         cut = {
             name: np.stack([array[start : start + window] for start in starts]) for name, array in self.arrays.items()
         }
         with self._refusing():
-            self._check_values(cut, len(starts) * window)
+            try:
+                self._check_values(cut, len(starts) * window)
+            except ValueError:
+                for index in (start + step for start in starts for step in range(window)):
+                    with self._placed(index):
+                        self._check_values(
+                            {name: array[None, index : index + 1] for name, array in self.arrays.items()}, 1
+                        )
+                raise
         return cut
+
+    def place(self, step: int) -> str:
+        """Where a step of the file is, as errors name it.
+
+        Example:
+            >>> file.place(44)                                                               # doctest: +SKIP
+            'episode 1, step 3'
+        """
+        starts = np.flatnonzero(self.arrays["is_first"][: step + 1])
+        if not len(starts):
+            return f"step {step} of the file, before the first episode"
+        return f"episode {len(starts) - 1}, step {step - starts[-1]}"
+
+    @contextlib.contextmanager
+    def _placed(self, step: int) -> Iterator[None]:
+        try:
+            yield
+        except ValueError as error:
+            raise ValueError(f"{self.place(step)}: {error}") from error
 
     @contextlib.contextmanager
     def _refusing(self) -> Iterator[None]:
@@ -230,9 +274,19 @@ class EpisodeFile:
                     f"{name} is {array.dtype} {array.shape}, expected {zeros[name].dtype} {shape}, of a step at least"
                 )
         first, last = self.arrays["is_first"], self.arrays["is_last"]
-        if not (first[0] and last[-1] and np.array_equal(first[1:], last[:-1])):
-            raise ValueError("is_first and is_last do not fit: an episode begins where another ended, and only there")
-        _check_timed(self.arrays)
+        wrong = [0] * (not first[0]) + [*np.flatnonzero(first[1:] != last[:-1])] + [steps - 1] * (not last[-1])
+        if wrong:
+            raise ValueError(
+                f"{self.place(int(wrong[0]))}: is_first and is_last do not fit: an episode begins where another ended, "
+                "and only there"
+            )
+        if (first & last).any():
+            where = self.place(int((first & last).argmax()))
+            raise ValueError(f"{where}: the episode has one step and no action, expected two steps at least")
+        try:
+            _check_timed(self.arrays)
+        except _Misplaced as error:
+            raise ValueError(f"{self.place(error.step)}: {error}") from error
 
     def _check_values(self, cut: Arrays, steps: int) -> None:
         prefix = "observations/"
@@ -246,13 +300,23 @@ class EpisodeFile:
         _check_timed(cut)
 
 
+class _Misplaced(ValueError):
+    """A wrong value, first at ``step``, an index into the arrays flattened to steps."""
+
+    def __init__(self, message: str, wrong: np.ndarray, shape: tuple[int, ...]) -> None:
+        super().__init__(message)
+        self.step = int(wrong.reshape(*shape, -1).any(-1).argmax())
+
+
 def _check_timed(arrays: Arrays) -> None:
+    shape = arrays["is_first"].shape
     for name in ("rewards", "elapsed", "displacement"):
-        if name in arrays and not np.isfinite(arrays[name]).all():
-            raise ValueError(f"{name} holds NaN or infinity, expected finite numbers")
+        if name in arrays and not (finite := np.isfinite(arrays[name])).all():
+            raise _Misplaced(f"{name} holds NaN or infinity, expected finite numbers", ~finite, shape)
     for name, most, expected in (("elapsed", np.inf, "times of at least 0"), ("heading", 3, "quarter turns, 0 to 3")):
-        if name in arrays and not (arrays[name].min() >= 0 and arrays[name].max() <= most):
-            raise ValueError(f"{name} is from {arrays[name].min()} to {arrays[name].max()}, expected {expected}")
+        if name in arrays and not (fits := (arrays[name] >= 0) & (arrays[name] <= most)).all():
+            span = f"{arrays[name].min()} to {arrays[name].max()}"
+            raise _Misplaced(f"{name} is from {span}, expected {expected}", ~fits, shape)
 
 
 def _zeros(observation_spec: ObservationSpec, action_spec: ActionSpec) -> Arrays:
@@ -299,6 +363,22 @@ def _mapped(file: BinaryIO) -> Arrays:
     return arrays
 
 
+class Episodes(Protocol):
+    """What ``RecordedSource`` reads: an ``EpisodeFile``, ``flat_episodes.FlatEpisodes``, or some of their episodes."""
+
+    path: Path
+    observation_spec: ObservationSpec
+    action_spec: ActionSpec
+
+    @property
+    def steps(self) -> int: ...
+    @property
+    def episodes(self) -> int: ...
+    @property
+    def episode_starts(self) -> np.ndarray: ...
+    def rows(self, starts: np.ndarray, window: int) -> Arrays: ...
+
+
 class RecordedSource:
     """Batches from a file of episodes: a ``data.source.Source``.
 
@@ -312,7 +392,7 @@ class RecordedSource:
         file: of the episodes.
     """
 
-    def __init__(self, file: EpisodeFile, batch_size: int = 16, window: int = 128, seed: int = 0) -> None:
+    def __init__(self, file: Episodes, batch_size: int = 16, window: int = 128, seed: int = 0) -> None:
         if batch_size < 1 or not 2 <= window <= file.steps:
             raise ConfigurationError(
                 f"RecordedSource: batch_size is {batch_size} and window {window}, expected at least 1, and from 2 to "

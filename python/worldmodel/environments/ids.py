@@ -20,6 +20,9 @@ ENVIRONMENTS: dict[str, tuple[str, dict[str, Any]]] = {
     "MiniGridPictures-v0": ("worldmodel.environments.minigrid_pictures:make", {}),
     "Rooms-v0": ("worldmodel.environments.rooms:Rooms", {}),
     "Drift-v0": ("worldmodel.environments.drift:Drift", {}),
+    "TwoRooms-v0": ("worldmodel.environments.two_rooms.game:TwoRooms", {}),
+    "TurnedRooms-v0": ("worldmodel.environments.two_rooms.game:TurnedRooms", {}),
+    "Arm-v0": ("worldmodel.environments.arm.game:Arm", {}),
     "RadarGame-v0": ("worldmodel.environments.radar.game:RadarGame", {}),
     **{f"MemoryS{size}-v0": (_CUE, {"size": size}) for size in (7, 9, 11, 13, 17)},
 }

@@ -24,6 +24,7 @@ from worldmodel.learning.running_stats import (
     update_reward_scale,
     update_standardisation,
 )
+from worldmodel.model.latents import EmbeddingConfig
 from worldmodel.model.world_model import WorldModel
 from worldmodel.runs.fields import Bounds, Checked, ConfigurationError, Count, Positive
 from worldmodel.runs.template import check_like
@@ -96,9 +97,15 @@ class Learner:
             raise ConfigurationError(
                 f"learner.objective.sampled is {config.objective.sampled:g}, expected 0, as the latent is deterministic"
             )
+        if isinstance(world_model.config.perception.latent, EmbeddingConfig):
+            for name in ("representation", "free_nats"):
+                if (value := getattr(config.objective, name)) != getattr(ObjectiveConfig, name):
+                    raise ConfigurationError(
+                        f"learner.objective.{name} is {value:g}, which is of a KL: leave it out with embeddings"
+                    )
         model = world_model
         modules: dict[str, tuple[nn.Module, ...]] = {
-            "model": (model.perception, model.entry, model.memory, model.prediction),
+            "model": (model.perception, model.entry, model.memory, model.prediction, model.inverse or nn.Identity()),
             "value": (model.evaluation.network,),
             "policy": (model.decision,),
         }
@@ -145,6 +152,10 @@ class Learner:
         """
         began = time.perf_counter()
         with self._statistics_restored_on_error():
+            first = not self.world_model.perception.begun
+            if first:
+                self._standardise(batch)  # what begins is standardised for standardised observations
+            self.world_model.begin(batch, self._reduction.reduce_statistics)
             self._update_batch_statistics(batch)
             start = time.perf_counter()
             forward = self._forward(batch)
@@ -159,8 +170,9 @@ class Learner:
         self.carried = forward.carried and {name: value.detach() for name, value in forward.carried.items()}
         self._set_lrs()
         self._optimizer.step()
-        self.world_model.evaluation.update_target()
-        update_standardisation(self.world_model.perception, batch.observations, batch.valid, self._reduction)
+        if not first:
+            self._standardise(batch)
+        self.world_model.update_targets()
         self._updates += 1
         if self.ema:
             self.ema.update_parameters(self.world_model)
@@ -201,6 +213,7 @@ class Learner:
         observed = self.world_model.observe(batch, states_after=stops, sampled=self._sampled_rows(batch))
         starts = _states_at(observed.states_after, [stops.index(step) for step in steps], len(stops))
         carried = _states_at(observed.states_after, [stops.index(batch.carry)], len(stops)) if batch.carry else None
+        observed = dataclasses.replace(observed, states_after=starts, steps=tuple(steps))
         model, metrics = model_loss(self.world_model, batch, observed, self.config.objective)
         seconds = time.perf_counter() - start
         mask = torch.cat([(batch.losses_at & batch.known_rewards)[:, step - 1] for step in steps])
@@ -217,6 +230,9 @@ class Learner:
             raise NonFiniteError(f"Learner: a reward is NaN or infinite at update {self._updates}")
         scale = self.world_model.reward_scale
         update_reward_scale(scale, rewards, self._reduction)
+
+    def _standardise(self, batch: Batch) -> None:
+        update_standardisation(self.world_model.perception, batch.observations, batch.valid, self._reduction)
 
     def _update_return_statistics(self, found: ImaginedReturns) -> None:
         self._returns.update(found.policy_returns, self._reduction)

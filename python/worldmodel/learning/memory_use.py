@@ -132,7 +132,8 @@ def _update(learner: Learner, rows: int, steps: int) -> None:
 def _perceive(perception: Perception, steps: int) -> None:
     observations = {name: torch.from_numpy(array) for name, array in perception.spec.zeros(steps).items()}
     latent = perception.latent.sample(perception(observations))
-    perception.reconstruction_loss(latent, observations).sum().backward()
+    loss = perception.reconstruction_loss(latent, observations) if perception.latent.decodes else latent
+    loss.sum().backward()
     perception.zero_grad()
 
 

@@ -2,6 +2,7 @@
 
 perception    reconstruction, and KL of the posterior from the prior
 prediction    KL with its gradient on the prior, reward, continuation; also trains memory
+both          of an ``EmbeddingLatent`` instead of reconstruction and KL: ``latent_objective``
 exploration   KL of the posterior from what each of its networks predicts
 evaluation    λ-returns of imagination, with the bonus of exploration
 decision      a gradient of ``worldmodel.model.decision``
@@ -16,6 +17,8 @@ from torch import Tensor
 
 from worldmodel.data.actions import MASK
 from worldmodel.data.batch import Batch, State
+from worldmodel.learning.latent_objective import embedding_parts
+from worldmodel.learning.masked import weighted_mean
 from worldmodel.model.evaluation import lambda_returns
 from worldmodel.model.policies import DiscretePolicy, Policy
 from worldmodel.model.world_model import Imagined, Observed, WorldModel
@@ -115,29 +118,32 @@ def model_loss(
     rewards = torch.where(rewarded, batch.rewards / world_model.reward_scale.scale, 0).to(prior.dtype)
     goes_on = (~batch.terminated).to(prior.dtype)
 
-    reconstruction = perception.reconstruction_loss(observed.latent, batch.observations)
-    dynamics = latent.kl(posterior.detach(), prior)
-    representation = latent.kl(posterior, prior.detach()).clamp(min=config.free_nats)
+    if latent.residual:
+        parts, weights, metrics = embedding_parts(world_model, batch, observed, predicted, followed)
+        weights["dynamics"] = config.dynamics
+    else:
+        reconstruction = perception.reconstruction_loss(observed.latent, batch.observations)
+        dynamics = latent.kl(posterior.detach(), prior)
+        representation = latent.kl(posterior, prior.detach()).clamp(min=config.free_nats)
+        parts = {
+            "reconstruction": weighted_mean(reconstruction, masked),
+            "dynamics": weighted_mean(dynamics, followed),
+            "representation": weighted_mean(representation, followed),
+        }
+        weights = {"reconstruction": 1.0, "dynamics": config.dynamics, "representation": config.representation}
+        with torch.no_grad():
+            metrics = {"latent/entropy": weighted_mean(latent.entropy(observed.posterior), masked)}
     continuation = F.binary_cross_entropy_with_logits(predicted.continues, goes_on, reduction="none")
-    parts = {
-        "reconstruction": weighted_mean(reconstruction, masked),
-        "dynamics": weighted_mean(dynamics, followed),
-        "representation": weighted_mean(representation, followed),
-        "reward": weighted_mean(prediction.reward.loss(predicted.reward, rewards), rewarded),
-        "continuation": weighted_mean(continuation, acted),
-    }
-    weights = {"reconstruction": 1.0, **{name: getattr(config, name) for name in parts if name != "reconstruction"}}
+    parts["reward"] = weighted_mean(prediction.reward.loss(predicted.reward, rewards), rewarded)
+    parts["continuation"] = weighted_mean(continuation, acted)
+    weights |= {"reward": config.reward, "continuation": config.continuation}
     total = torch.stack([weights[name] * part for name, part in parts.items()]).sum()
     if world_model.exploration is not None:
         actions = world_model.action_spec.encode(batch.actions)[:, :-1]
         learned = world_model.exploration.loss(observed.features[:, :-1], actions, posterior)
         parts["exploration"] = weighted_mean(learned, followed)
         total = total + parts["exploration"]
-    metrics = {f"loss/{name}": part.detach() for name, part in (("model", total), *parts.items())}
-    with torch.no_grad():
-        entropy = latent.entropy(observed.posterior)
-        metrics["latent/entropy"] = weighted_mean(entropy, masked)
-    return total, metrics
+    return total, {f"loss/{name}": part.detach() for name, part in (("model", total), *parts.items())} | metrics
 
 
 def imagine_returns(world_model: WorldModel, states: State, mask: Tensor, config: ObjectiveConfig) -> ImaginedReturns:
@@ -207,12 +213,6 @@ def imagination_losses(
     if found.bonus is not None:
         metrics["policy/bonus"] = weighted_mean(found.bonus, found.weights).detach()
     return ImaginationLosses(value_loss, policy_loss, metrics)
-
-
-def weighted_mean(values: Tensor, weights: Tensor) -> Tensor:
-    """Scalar; 0 if all weights are 0, NaN of weight 0 is ignored."""
-    weights = weights.to(values.dtype)
-    return torch.where(weights > 0, values * weights, 0).sum() / weights.sum().clamp(min=1e-8)
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ from worldmodel.learning.objectives import ObjectiveConfig
 from worldmodel.model.blocks import ConvLSTMBlock, GatedConvBlock, RotaryScanBlock, ScanBlock
 from worldmodel.model.decision import DecisionConfig
 from worldmodel.model.evaluation import EvaluationConfig
-from worldmodel.model.latents import CategoricalConfig
+from worldmodel.model.latents import CategoricalConfig, EmbeddingConfig
 from worldmodel.model.memory import MemoryConfig
 from worldmodel.model.networks import ScalarConfig
 from worldmodel.model.perception import PerceptionConfig
@@ -161,6 +161,26 @@ def pixels() -> Preset:
     )
 
 
+def planning() -> Preset:
+    """Recorded episodes with pictures, to plan in: latents without a decoder, no memory; not measured yet.
+
+    Windows are short, batches large: what differs between episodes keeps the latents apart. Averaged weights replace a
+    learning rate that falls.
+    """
+    return Preset(
+        WorldModelConfig(
+            PerceptionConfig(EmbeddingConfig(), image_channels=8),
+            MemoryConfig(blocks=(GatedConvBlock(d_conv=1),)),
+            PredictionConfig(hidden=256, layers=2),
+        ),
+        LearnerConfig(model_lr=1e-3, ema=200, objective=ObjectiveConfig(horizon=1, imagination_starts=4)),
+        ReplayConfig(batch_size=96, window=9, burn_in=0),
+        num_envs=8,
+        train_ratio=64,
+        prefill=10_000,
+    )
+
+
 PRESETS = {
     "popgym": popgym,
     "control": control,
@@ -168,6 +188,7 @@ PRESETS = {
     "wander": wander,
     "moving": moving,
     "pixels": pixels,
+    "planning": planning,
 }
 
 

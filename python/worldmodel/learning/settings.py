@@ -22,6 +22,7 @@ from worldmodel.runs.fields import (
     Count,
     Limit,
     Positive,
+    Share,
     Size,
     Text,
     Threads,
@@ -32,6 +33,7 @@ from worldmodel.runs.fields import (
 from worldmodel.runs.run import Run
 
 CHOSEN = "auto"  # the preset is chosen by the spaces
+_OF_DATA = ("data_columns", "action_steps", "held_out")
 PRESET_FIELDS = tuple(field.name for field in dataclasses.fields(Preset))
 _UNSET: Any = type("Unset", (), {"__repr__": lambda self: "of the preset"})()
 
@@ -63,6 +65,15 @@ class TrainConfig(Checked):
     lambda, a closure, an instance) is for this process: see ``train(..., env=...)``."""
     env_args: dict[str, Any] = dataclasses.field(default_factory=dict)
     """Arguments of the environment, plain values; evaluate, imagine and --resume use them, too."""
+    data: Path | None = None
+    """Recorded episodes to train from instead of an environment: an .npz that `record` wrote, a folder of them, or HDF5
+    of flat columns. Their batches are replay.batch_size rows of replay.window steps; what collects is not used."""
+    data_columns: tuple[Text, ...] = ("pixels",)
+    """Columns of HDF5 that are observed."""
+    action_steps: Size = 1
+    """Steps of the recorded episodes that make one action, whose moves are those of all."""
+    held_out: Share = 0.1
+    """Share of the recorded episodes that is not learned from: losses on them are the metrics held_out/..."""
     preset: Text = CHOSEN
     """Defaults of model, learner, replay and collection; chosen by the environment's spaces if not given."""
     kinds: dict[str, Text] = dataclasses.field(default_factory=dict)
@@ -140,11 +151,20 @@ class TrainConfig(Checked):
             self._check_preset()
         if self.eval_env_args and self.eval_env is None:
             raise ConfigurationError("TrainConfig: eval_env_args are arguments of eval_env, which is not given")
+        for name in _OF_DATA if self.data is None else ():
+            if (value := getattr(self, name)) != getattr(TrainConfig, name):
+                raise ConfigurationError(
+                    f"TrainConfig: {name} is {value!r}, which is of recorded episodes, and data is not given"
+                )
         if self.random_envs > self.num_envs:
             raise ConfigurationError(
                 f"TrainConfig: random_envs is {self.random_envs}, expected at least 0 and at most num_envs = "
                 f"{self.num_envs}"
             )
+
+    def without_data(self) -> "TrainConfig":
+        """The same without recorded episodes and what is of them."""
+        return dataclasses.replace(self, data=None, **{name: getattr(TrainConfig, name) for name in _OF_DATA})
 
     def _fill(self, unset: list[str]) -> None:
         for name in ("env", "env_args", "preset", "kinds"):

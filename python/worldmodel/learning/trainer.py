@@ -72,7 +72,7 @@ class SourceTrainer:
     def _build(self, source: Source, world_model: WorldModel | None = None) -> None:
         self.source = source
         self.world_model = world_model or self._world_model(source.observation_spec, source.action_spec)
-        self.world_model.perception.chunk_steps = self.config.chunk_steps
+        self.world_model.chunk_steps = self.config.chunk_steps
         self.learner = Learner(self.world_model, self.config.learner)
         self.updates = 0
         self.seconds = 0.0
@@ -93,7 +93,7 @@ class SourceTrainer:
             limit = self.config.update_megabytes * 2**20
             chunk_steps = self.update_memory.chunk_steps(self.config.replay.batch_size, limit)
             self.config = dataclasses.replace(self.config, chunk_steps=chunk_steps)
-            self.world_model.perception.chunk_steps = chunk_steps
+            self.world_model.chunk_steps = chunk_steps
         return []
 
     def choose_threads(self) -> None:

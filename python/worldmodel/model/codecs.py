@@ -4,6 +4,7 @@ encode(modality)              (steps, *shape) -> (steps, width)
 reconstruct(features)         (steps, hidden) -> prediction
 loss(prediction, modality)    nats or squared error, summed over the modality, (steps,)
 decode(prediction)            the most probable observation, (steps, *shape)
+drop_decoder()                leaves ``encode`` alone
 """
 
 import itertools
@@ -82,6 +83,7 @@ class CategoricalCodec(ClassCodec):
 
     offsets: Tensor
     padding: Tensor
+    zero: Tensor
 
     def __init__(self, modality: Modality, hidden: int, rare: float = 0.0) -> None:
         super().__init__()
@@ -92,11 +94,15 @@ class CategoricalCodec(ClassCodec):
         sizes = torch.tensor(modality.sizes)
         self.register_buffer("offsets", sizes.cumsum(0) - sizes, persistent=False)
         self.register_buffer("padding", torch.arange(max(modality.sizes)) >= sizes[:, None], persistent=False)
+        self.register_buffer("zero", torch.zeros(()), persistent=False)
+
+    def drop_decoder(self) -> None:
+        del self.project
 
     def encode(self, modality: Tensor) -> Tensor:
         if modality.is_floating_point():
             return modality
-        hot = self.project.weight.new_zeros(modality.shape[0], self.width)
+        hot = self.zero.new_zeros(modality.shape[0], self.width)
         return hot.scatter_(1, modality.long() + self.offsets, 1.0)
 
     def reconstruct(self, features: Tensor) -> Tensor:
@@ -183,6 +189,9 @@ class VectorCodec(StandardisedCodec):
         self.project = nn.Linear(hidden, entries)
         self._register_moments(entries)
 
+    def drop_decoder(self) -> None:
+        del self.project
+
     def encode(self, modality: Tensor) -> Tensor:
         """Appends a one, which keeps the scale that the next layer norm would remove."""
         numbers = self.standardised(modality)
@@ -224,6 +233,9 @@ class ImageCodec(nn.Module):
             back += [] if last else [nn.GroupNorm(1, planes[stage]), nn.SiLU()]
         self.decoder = nn.Sequential(*back)
 
+    def drop_decoder(self) -> None:
+        del self.expand, self.decoder
+
     def encode(self, modality: Tensor) -> Tensor:
         return self.encode_planes(self._scaled(modality))
 
@@ -253,6 +265,9 @@ class MapCodec(StandardisedCodec):
         self.image = ImageCodec(modality, hidden, channels)
         self.width = self.image.width
         self._register_moments(modality.shape[-1])
+
+    def drop_decoder(self) -> None:
+        self.image.drop_decoder()
 
     def encode(self, modality: Tensor) -> Tensor:
         return self.image.encode_planes(self.standardised(modality).movedim(-1, 1))
@@ -287,6 +302,9 @@ class GridCodec(ClassCodec):
         self.project = nn.Linear(2 * embedding * height * width, hidden)
         self.expand = nn.Linear(hidden, 2 * embedding * height * width)
         self.classify = nn.Conv2d(2 * embedding, channels * self.classes, 1)
+
+    def drop_decoder(self) -> None:
+        del self.expand, self.classify
 
     def encode(self, modality: Tensor) -> Tensor:
         index = modality.long() + self.offsets  # (steps, height, width, channels)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from worldmodel.model.networks import log_probability, one_hot, sample_index
-from worldmodel.runs.fields import Bounds, Checked, Size
+from worldmodel.runs.fields import Bounds, Checked, Share, Size, Weight
 
 
 class Latent(abc.ABC):
@@ -20,11 +20,15 @@ class Latent(abc.ABC):
         shape: of a sample.
         outputs: network outputs per distribution.
         width: features of ``embed``.
+        residual: whether predictions are changes of z_t, which states then hold as "latent".
+        decodes: whether observations are reconstructed.
     """
 
     shape: tuple[int, ...]
     outputs: int
     width: int
+    residual: bool = False
+    decodes: bool = True
 
     @abc.abstractmethod
     def distribution(self, outputs: Tensor) -> Tensor:
@@ -164,6 +168,49 @@ class GaussianLatent(Latent):
         return torch.stack([means.mean(0), variance.sqrt()], -2)
 
 
+class EmbeddingLatent(Latent):
+    """A vector that is learned by predicting it: a joint embedding (LeCun 2022; LeWM; V-JEPA 2-AC, arXiv 2506.09985).
+
+    Parameters are the vector itself, (..., size). As a distribution it is a normal of variance 1 around it.
+    """
+
+    residual = True
+
+    def __init__(self, config: "EmbeddingConfig") -> None:
+        self.config = config
+        self.shape = (config.size,)
+        self.outputs = self.width = config.size
+        self.decodes = config.reconstruction > 0
+
+    def distribution(self, outputs: Tensor) -> Tensor:
+        return outputs
+
+    def sample(self, distribution: Tensor) -> Tensor:
+        return distribution
+
+    def mode(self, distribution: Tensor) -> Tensor:
+        return distribution
+
+    def as_observed(self, distribution: Tensor) -> Tensor:
+        return distribution
+
+    def embed(self, latent: Tensor) -> Tensor:
+        return latent
+
+    def embed_mean(self, distribution: Tensor) -> Tensor:
+        return distribution
+
+    def kl(self, p: Tensor, q: Tensor) -> Tensor:
+        return 0.5 * (p - q).square().sum(-1)
+
+    def entropy(self, distribution: Tensor) -> Tensor:
+        return torch.full_like(distribution[..., 0], 0.5 * math.log(2 * math.pi * math.e) * self.config.size)
+
+    def mixture(self, distributions: Tensor) -> Tensor:
+        """With their mean alone: the variance of this family is 1."""
+        return distributions.mean(0)
+
+
 @dataclasses.dataclass(frozen=True)
 class CategoricalConfig(Checked):
     """Categorical latents.
@@ -204,4 +251,41 @@ class GaussianConfig(Checked):
         return GaussianLatent(self)
 
 
-LatentConfig = CategoricalConfig | GaussianConfig
+@dataclasses.dataclass(frozen=True)
+class EmbeddingConfig(Checked):
+    """Latents that are learned by predicting them, by default without a decoder.
+
+    A constant is the easiest to predict. One of ``sigreg``, ``variance`` with ``covariance``, and ``tau`` with a small
+    ``target_gradient`` is to prevent that collapse; ``worldmodel.learning.latent_objective`` has the losses.
+
+    Attributes:
+        size: entries of z_t.
+        sigreg: weight of the distance of random projections from a standard normal (LeJEPA, arXiv 2511.08544).
+        variance: weight of deviations below 1 (VICReg, arXiv 2105.04906).
+        covariance: weight of the squared covariance of two entries (VICReg).
+        tau: Polyak rate of a slow encoder, whose latents are the targets (BYOL, arXiv 2006.07733); 0 for none.
+        target_gradient: scale of the gradient into the targets; 0 stops it.
+        rollout: steps of the predictions that go on from predictions.
+        rollout_weight: of their error.
+        inverse: weight of inverse dynamics, a_t from z_t and z_{t+1}; 0 for none.
+        reconstruction: weight of a decoder's error; 0 for no decoder.
+    """
+
+    kind: ClassVar[str] = "embedding"
+    stochastic: ClassVar[bool] = False
+    size: Size = 32
+    sigreg: Weight = 10.0
+    variance: Weight = 0.0
+    covariance: Weight = 0.0
+    tau: Share = 0.0
+    target_gradient: Share = 1.0
+    rollout: Size = 8
+    rollout_weight: Weight = 1.0
+    inverse: Weight = 0.0
+    reconstruction: Weight = 0.0
+
+    def build(self) -> Latent:
+        return EmbeddingLatent(self)
+
+
+LatentConfig = CategoricalConfig | GaussianConfig | EmbeddingConfig

@@ -74,10 +74,40 @@ def mlp(inputs: int, hidden: int, layers: int, outputs: int) -> nn.Sequential:
     return nn.Sequential(*modules, nn.Linear(inputs, outputs))
 
 
+class FirstBatchNorm(nn.Module):
+    """Standardises by the moments of the first batch, and then for ever by the same ones (arXiv 1602.07868, sec. 3).
+
+    What it standardises may so shrink later, which batch norm would hide.
+    """
+
+    mean: Tensor
+    deviation: Tensor
+    begun: Tensor
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(size))
+        self.register_buffer("deviation", torch.ones(size))
+        self.register_buffer("begun", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., size) -> (..., size)."""
+        return (x - self.mean) / self.deviation
+
+    @torch.no_grad()
+    def begin(self, mean: Tensor, variance: Tensor) -> None:
+        """Takes the first batch's moments, (size,)."""
+        self.mean.copy_(mean)
+        self.deviation.copy_(torch.where(variance > 1e-12, variance, 1).sqrt())
+        self.begun.fill_(1)
+
+
 @torch.no_grad()
 def polyak_update(target: nn.Module, source: nn.Module, tau: float) -> None:
-    """target <- (1 - tau) target + tau source."""
+    """target <- (1 - tau) target + tau source; buffers are the newest, as the source's weights are made for them."""
     torch._foreach_lerp_(list(target.parameters()), list(source.parameters()), tau)
+    for old, new in zip(target.buffers(), source.buffers(), strict=True):
+        old.copy_(new)
 
 
 @dataclasses.dataclass(frozen=True)

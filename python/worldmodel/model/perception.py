@@ -13,7 +13,7 @@ from worldmodel.data.actions import MASK
 from worldmodel.data.spaces import ObservationSpec
 from worldmodel.model.codecs import ClassCodec, StandardisedCodec, build_codec
 from worldmodel.model.latents import CategoricalConfig, LatentConfig
-from worldmodel.model.networks import mlp
+from worldmodel.model.networks import FirstBatchNorm, mlp
 from worldmodel.runs.fields import Bounds, Checked, ConfigurationError, Layers, Share, Size
 
 
@@ -37,7 +37,7 @@ class PerceptionConfig(Checked):
 
 
 class Perception(nn.Module):
-    """Encoder and decoder.
+    """Encoder and, where the latent has one, decoder.
 
     Attributes:
         chunk_steps: steps at once, which bounds the memory of convolutions: only inputs and outputs of other chunks are
@@ -58,6 +58,11 @@ class Perception(nn.Module):
         self.config = config
         self.chunk_steps: int | None = None
         self.latent = config.latent.build()
+        if config.rare and not self.latent.decodes:
+            raise ConfigurationError(
+                f"model.perception.rare is {config.rare:g}, which weighs classes in reconstruction, and "
+                "latent.reconstruction is 0, so there is none: expected 0"
+            )
         codecs = {
             name: build_codec(modality, config.hidden, config.image_channels, config.rare)
             for name, modality in spec.modalities.items()
@@ -71,6 +76,18 @@ class Perception(nn.Module):
         self.codecs = nn.ModuleList(codecs.values())
         width = sum(codec.width for codec in codecs.values())
         self.encoder = mlp(width, config.hidden, config.layers, self.latent.outputs)
+        self.norms: list[FirstBatchNorm] = []
+        if self.latent.residual:
+            # Little of a picture differs: without the first norm, a step of the last layer would move all latents.
+            last = self.encoder[-1]
+            assert isinstance(last, nn.Linear)
+            self.norms = [FirstBatchNorm(last.in_features), FirstBatchNorm(self.latent.outputs)]
+            self.encoder.insert(len(self.encoder) - 1, self.norms[0])
+            self.encoder.append(self.norms[1])
+        if not self.latent.decodes:
+            for codec in codecs.values():
+                codec.drop_decoder()
+            return
         entries = self.latent.flatten(torch.empty(self.latent.shape)).shape[-1]
         layers = mlp(entries, config.hidden, config.layers, config.hidden)
         self.decoder = nn.Sequential(layers, nn.LayerNorm(config.hidden), nn.SiLU())
@@ -82,6 +99,32 @@ class Perception(nn.Module):
             lead = observations[name].shape[: observations[name].dim() - len(modality.shape)]
             steps.append(observations[name].flatten(0, len(lead) - 1))
         return self.latent.distribution(self._by_chunks(self._encode, *steps).view(*lead, -1))
+
+    @property
+    def begun(self) -> bool:
+        """Whether ``begin`` has nothing to do."""
+        return all(bool(norm.begun) for norm in self.norms)
+
+    @torch.no_grad()
+    def begin(
+        self, observations: Mapping[str, Tensor], valid: Tensor, gather: Callable[[Tensor], Tensor] = torch.clone
+    ) -> None:
+        """Standardises by the first batch, (batch, time, ...), where it is ``valid``; a later call changes nothing.
+
+        Codecs must have their statistics by then. ``gather`` takes (1, 3, size) to those of all processes.
+        """
+        for norm in self.norms:
+            if norm.begun:
+                continue
+            seen: list[Tensor] = []
+            handle = norm.register_forward_pre_hook(lambda _, inputs, seen=seen: seen.append(inputs[0]))
+            self(observations)
+            handle.remove()
+            features = torch.cat(seen)[valid.flatten()].double()
+            sums = torch.stack([torch.ones_like(features), features, features.square()]).sum(1)
+            count, total, squares = gather(sums[None]).sum(0)
+            mean = total / count
+            norm.begin(mean, squares / count - mean.square())
 
     def decode(self, latent: Tensor) -> dict[str, Tensor]:
         """(..., *latent shape) -> predictions by modality.
@@ -140,6 +183,10 @@ class Perception(nn.Module):
         return lead, self.decoder(entries)
 
     def _entries(self, latent: Tensor) -> tuple[torch.Size, Tensor]:
+        if not self.latent.decodes:
+            raise ConfigurationError(
+                "this world model has no decoder, so it draws nothing: it was trained with latent.reconstruction 0"
+            )
         return self.latent.lead(latent), self.latent.flatten(latent).flatten(0, -2)
 
     def _by_chunks(self, function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:

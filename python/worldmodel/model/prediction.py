@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from wmkernels.layers import run_network
+from worldmodel.data.actions import ActionSpec
 from worldmodel.model.latents import Latent
 from worldmodel.model.networks import ScalarConfig, ScalarHead, mlp
 from worldmodel.runs.fields import Checked, Layers, Size
@@ -47,30 +48,36 @@ class Prediction(nn.Module):
     def __init__(self, features: int, action_width: int, latent: Latent, config: PredictionConfig) -> None:
         super().__init__()
         self.distribution = latent.distribution
-        inputs = features + action_width
+        self.residual = latent.residual
+        inputs = features + action_width + latent.width * latent.residual
         self.latent = mlp(inputs, config.hidden, config.layers, latent.outputs)
         trunk = mlp(inputs, config.hidden, config.layers, config.hidden)
         self.trunk = nn.Sequential(trunk, nn.LayerNorm(config.hidden), nn.SiLU())
         self.reward = ScalarHead(config.hidden, config.reward)
         self.continues = nn.Linear(config.hidden, 1)
 
-    def forward(self, features: Tensor, action: Tensor) -> Predicted:
-        """``features`` (..., features), ``action`` (..., action width)."""
-        return Predicted(self.prior(features, action), *self.outcome(features, action))
+    def forward(self, features: Tensor, action: Tensor, latent: Tensor | None = None) -> Predicted:
+        """``features`` (..., features), ``action`` (..., action width); ``latent`` z_t of residual predictions."""
+        return Predicted(self.prior(features, action, latent), *self.outcome(features, action, latent))
 
-    def prior(self, features: Tensor, action: Tensor) -> Tensor:
+    def prior(self, features: Tensor, action: Tensor, latent: Tensor | None = None) -> Tensor:
         """``Predicted.prior``: all that the next step of imagination needs."""
-        return self.distribution(self.latent(_joined(features, action)))
+        outputs = self.latent(self._inputs(features, action, latent))
+        return self.distribution(outputs + latent if self.residual and latent is not None else outputs)
 
-    def outcome(self, features: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
+    def outcome(self, features: Tensor, action: Tensor, latent: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """``Predicted.reward`` and ``Predicted.continues``."""
-        return self._heads(self.trunk(_joined(features, action)))
+        return self._heads(self.trunk(self._inputs(features, action, latent)))
 
     def outcome_in_one_call(self, features: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
         """``outcome``, up to rounding, of a chain of layers where it can run, for features without gradient."""
-        inputs = _joined(features, action)
+        inputs = self._inputs(features, action)
         outcome = run_network(self.trunk, inputs)
         return self._heads(self.trunk(inputs) if outcome is None else outcome)
+
+    def _inputs(self, features: Tensor, action: Tensor, latent: Tensor | None = None) -> Tensor:
+        given = [latent] if self.residual and latent is not None else []
+        return torch.cat([features, action.to(features.dtype), *given], -1)
 
     def _heads(self, outcome: Tensor) -> tuple[Tensor, Tensor]:
         return self.reward(outcome), self.continues(outcome).squeeze(-1)
@@ -80,5 +87,27 @@ class Prediction(nn.Module):
         return self.reward.mean(predicted.reward)
 
 
-def _joined(features: Tensor, action: Tensor) -> Tensor:
-    return torch.cat([features, action.to(features.dtype)], -1)
+class InverseDynamics(nn.Module):
+    """a_t from z_t and z_{t+1}, so that latents keep what actions change (Pathak et al. 2017, arXiv 1705.05363)."""
+
+    def __init__(self, width: int, action_spec: ActionSpec, config: PredictionConfig) -> None:
+        super().__init__()
+        self.sizes = action_spec.sizes
+        self.network = mlp(2 * width, config.hidden, max(1, config.layers), action_spec.width)
+
+    def loss(self, before: Tensor, after: Tensor, action: Tensor) -> Tensor:
+        """Nats of the classes and squared error of the numbers of encoded actions, mean over both, (...).
+
+        Args:
+            before: z_t, (..., width).
+            after: z_{t+1}.
+            action: (..., action width).
+        """
+        outputs = self.network(torch.cat([before, after], -1))
+        classes = sum(self.sizes)
+        errors = [(outputs[..., classes:] - action[..., classes:]).square()]
+        for scores, hot in zip(
+            outputs[..., :classes].split(self.sizes, -1), action[..., :classes].split(self.sizes, -1), strict=True
+        ):
+            errors.append(-(hot * scores.log_softmax(-1)).sum(-1, keepdim=True))
+        return torch.cat(errors, -1).mean(-1)

@@ -6,10 +6,12 @@
     v_t = E(s_t)                          evaluation
     r_t, end_t, z'_{t+1} = P(s_t, a_t)    prediction: the prior, before the action enters memory
 
-The state is a flat dict of tensors (batch, ...): "memory.*", the previous "action", encoded, and s_t as "features".
+The state is a flat dict of tensors (batch, ...): "memory.*", the previous "action", encoded, and s_t as "features";
+z_t as "latent" where predictions are its changes.
 Where the environment gives masks of legal actions, "action_mask" is that of o_t, in imagination as decoded from z_t.
 """
 
+import copy
 import dataclasses
 import itertools
 from collections.abc import Callable, Mapping, Sequence
@@ -25,11 +27,13 @@ from worldmodel.model.deciders import Decider
 from worldmodel.model.decision import Decision, DecisionConfig
 from worldmodel.model.evaluation import Evaluation, EvaluationConfig
 from worldmodel.model.exploration import Exploration, ExplorationConfig
+from worldmodel.model.latents import EmbeddingConfig
 from worldmodel.model.memory import MemoryConfig, build_memory
 from worldmodel.model.native_rollout import roll_out
+from worldmodel.model.networks import polyak_update
 from worldmodel.model.perception import Perception, PerceptionConfig
 from worldmodel.model.policies import Policy, predicted_mask
-from worldmodel.model.prediction import Predicted, Prediction, PredictionConfig
+from worldmodel.model.prediction import InverseDynamics, Predicted, Prediction, PredictionConfig
 from worldmodel.model.reward_scale import RewardScale
 from worldmodel.runs.fields import Checked, ConfigurationError
 from worldmodel.runs.memory import machine_memory
@@ -61,6 +65,7 @@ class Observed:
         posterior: parameters, (batch, time, *parameter shape).
         state: after the last step.
         states_after: the states asked for, step-major, (steps * batch, ...).
+        steps: the step counts they were asked for.
     """
 
     features: Tensor
@@ -68,6 +73,7 @@ class Observed:
     posterior: Tensor
     state: State
     states_after: State
+    steps: tuple[int, ...] = ()
 
 
 @dataclasses.dataclass
@@ -125,14 +131,28 @@ class WorldModel(nn.Module):
         self.perception = Perception(observation_spec, config.perception)
         width = config.memory.width
         latent = self.perception.latent
+        if observation_spec.action_mask and not latent.decodes:
+            raise ConfigurationError("WorldModel: legal actions are decoded, and latent.reconstruction is 0: raise it")
         self.entry = nn.Linear(latent.width + action_spec.width, config.memory.tokens * width)
         self.memory = build_memory(config.memory)
         self.prediction = Prediction(width, action_spec.width, latent, config.prediction)
         self.evaluation = Evaluation(width, config.evaluation)
         self.decision = Decision(width, action_spec, config.decision)
-        explores = config.exploration.bonus > 0
+        explores, learned = config.exploration.bonus > 0, config.perception.latent
+        if explores and isinstance(learned, EmbeddingConfig):
+            raise ConfigurationError(
+                f"WorldModel: exploration.bonus is {config.exploration.bonus:g}, and an embedding has the same entropy "
+                "whatever it predicts, so no step would tell anything: set it to 0, or choose another latent"
+            )
         self.exploration = Exploration(width, action_spec.width, latent, config.exploration) if explores else None
         self.reward_scale = RewardScale()
+        self.slow_perception: Perception | None = None
+        self.inverse: InverseDynamics | None = None
+        if isinstance(learned, EmbeddingConfig):
+            if learned.tau:
+                self.slow_perception = copy.deepcopy(self.perception).requires_grad_(False)
+            if learned.inverse:
+                self.inverse = InverseDynamics(latent.width, action_spec, config.prediction)
         self.register_load_state_dict_pre_hook(_upgrade_names)
 
     @property
@@ -148,6 +168,7 @@ class WorldModel(nn.Module):
             **_prefixed(self.memory.init_state(batch_size)),
             "action": like.new_zeros(batch_size, self.action_spec.width),
             "features": like.new_zeros(batch_size, self.features),
+            **self._held(like.new_zeros(batch_size, self.perception.latent.width)),
             **(masks if self.observation_spec.action_mask else {}),
         }
 
@@ -200,12 +221,13 @@ class WorldModel(nn.Module):
         features, after = self.memory.pool(s), []
         for stop, memory in zip(stops, memories, strict=True):
             last = {"action": actions[:, stop - 1], "features": features[:, stop - 1]}
+            last |= self._held(embedded[:, stop - 1])
             if masks is not None:
                 last[MASK] = masks[:, stop - 1]
             after.append({**_prefixed(memory), **last})
         kept = after[: len(states_after)]
         joined = {name: torch.cat([part[name] for part in kept]) for name in after[-1]} if kept else {}
-        return Observed(features, latent, posterior, after[-1], joined)
+        return Observed(features, latent, posterior, after[-1], joined, tuple(states_after))
 
     def observe_step(
         self,
@@ -231,7 +253,7 @@ class WorldModel(nn.Module):
         previous = torch.where(reset[:, None], 0, previous_action)
         elapsed = None if elapsed is None else torch.where(reset, 1, elapsed)
         features, memory = self._step_memory(embedded, previous, _memory_part(state), reset, elapsed)
-        after = {**_prefixed(memory), "action": previous, "features": features}
+        after = {**_prefixed(memory), "action": previous, "features": features, **self._held(embedded)}
         mask = self.observation_spec.legal(observation)
         return features, after if mask is None else {**after, MASK: mask}
 
@@ -259,7 +281,8 @@ class WorldModel(nn.Module):
             found = roll_out(self, state["features"], _memory_part(state), horizon, first_action)
             if found is not None:
                 outcome = self.prediction.outcome_in_one_call(found.features[:, :-1], found.actions)
-                return self._imagined(found.features, found.latents, found.actions, outcome, found.memory, [])
+                carried = _prefixed(found.memory)
+                return self._imagined(found.features, found.latents, found.actions, outcome, carried, [])
 
         def choose(step: int, features: Tensor, masks: list[Tensor]) -> Tensor:
             if not step and first_action is not None:
@@ -270,13 +293,30 @@ class WorldModel(nn.Module):
 
     def imagine_actions(self, state: State, actions: Tensor, sample: Sampler | None = None) -> Imagined:
         """``imagine`` with ``actions`` (batch, horizon, action width); raises ValueError for other shapes."""
+        self._check_actions(state, actions, "imagine_actions")
+        return self._imagine(state, lambda step, *_: actions[:, step], actions.shape[1], sample)
+
+    def imagine_latents(self, state: State, actions: Tensor, sample: Sampler | None = None) -> Tensor:
+        """The latents of ``imagine_actions``, (batch, horizon, *latent shape), without rewards and continuation."""
+        self._check_actions(state, actions, "imagine_latents")
+        latent_space = self.perception.latent
+        sample = sample or latent_space.sample
+        features, held, memory = state["features"], state.get("latent"), _memory_part(state)
+        latents: list[Tensor] = []
+        for step, action in enumerate(actions.unbind(1)):
+            latents.append(sample(self.prediction.prior(features, action, held)))
+            if step + 1 < actions.shape[1]:
+                held = latent_space.embed(latents[-1])
+                features, memory = self._step_memory(held, action, memory, None, None)
+        return torch.stack(latents, 1)
+
+    def _check_actions(self, state: State, actions: Tensor, caller: str) -> None:
         rows, width = state["features"].shape[0], self.action_spec.width
         if actions.dim() != 3 or actions.shape[1] < 1 or (actions.shape[0], actions.shape[2]) != (rows, width):
             raise ValueError(
-                f"WorldModel.imagine_actions: actions has shape {tuple(actions.shape)}, expected (batch={rows}, "
-                f"horizon of at least 1, action width={width})"
+                f"WorldModel.{caller}: actions has shape {tuple(actions.shape)}, expected (batch={rows}, horizon of at "
+                f"least 1, action width={width})"
             )
-        return self._imagine(state, lambda step, *_: actions[:, step], actions.shape[1], sample)
 
     def _imagine(
         self,
@@ -293,19 +333,25 @@ class WorldModel(nn.Module):
         sample = sample or latent_space.sample
         features, latents, actions = [state["features"]], [], []
         memory = _memory_part(state)
+        held = [state["latent"]] if latent_space.residual else []
         masks = [state[MASK]] if MASK in state else []
         for step in range(horizon):
             action = choose(step, features[-1], masks)
-            latent = sample(self.prediction.prior(features[-1], action))
-            after, memory = self._step_memory(latent_space.embed(latent), action, memory, None, None)
+            latent = sample(self.prediction.prior(features[-1], action, *held[-1:]))
+            embedded = latent_space.embed(latent)
+            after, memory = self._step_memory(embedded, action, memory, None, None)
+            if held:
+                held.append(embedded)
             features.append(after)
             latents.append(latent)
             actions.append(action)
             if masks:  # one that is given for observations without masks is the first step's
                 masks = [*masks, self._predicted_mask(latent)] if self.observation_spec.action_mask else []
         every, chosen = torch.stack(features, 1), torch.stack(actions, 1)
-        outcome = self.prediction.outcome(every[:, :-1], chosen)
-        return self._imagined(every, torch.stack(latents, 1), chosen, outcome, memory, masks)
+        before = [torch.stack(held[:-1], 1)] if held else []
+        outcome = self.prediction.outcome(every[:, :-1], chosen, *before)
+        carried = {**_prefixed(memory), **self._held(embedded)}
+        return self._imagined(every, torch.stack(latents, 1), chosen, outcome, carried, masks)
 
     def _imagined(
         self,
@@ -313,12 +359,12 @@ class WorldModel(nn.Module):
         latents: Tensor,
         actions: Tensor,
         outcome: tuple[Tensor, Tensor],
-        memory: State,
+        carried: State,
         masks: list[Tensor],
     ) -> Imagined:
         reward, continues = outcome
         rewards = self.prediction.reward.mean(reward)
-        last = {**_prefixed(memory), "action": actions[:, -1], "features": features[:, -1]}
+        last = {**carried, "action": actions[:, -1], "features": features[:, -1]}
         if not masks:
             return Imagined(features, latents, actions, rewards, continues.sigmoid(), last)
         last[MASK], legal = masks[-1], torch.stack(masks, 1)
@@ -350,7 +396,7 @@ class WorldModel(nn.Module):
 
     def predict(self, observed: Observed, batch: Batch) -> Predicted:
         """Predictions from every step of ``batch``, (batch, time, ...)."""
-        return self.prediction(observed.features, self.action_spec.encode(batch.actions))
+        return self.prediction(observed.features, self.action_spec.encode(batch.actions), observed.latent)
 
     def _step_memory(
         self, embedded: Tensor, action: Tensor, memory: State, reset: Tensor | None, elapsed: Tensor | None
@@ -358,6 +404,34 @@ class WorldModel(nn.Module):
         inputs = self.entry(torch.cat([embedded, action.to(embedded.dtype)], -1))
         s, memory = self.memory.step(inputs, memory, reset, elapsed=elapsed)
         return self.memory.pool(s), memory
+
+    def _held(self, latent: Tensor) -> State:
+        """What a state holds of z_t."""
+        return {"latent": latent} if self.perception.latent.residual else {}
+
+    @property
+    def chunk_steps(self) -> int | None:
+        """``Perception.chunk_steps``, also of the slow encoder."""
+        return self.perception.chunk_steps
+
+    @chunk_steps.setter
+    def chunk_steps(self, steps: int | None) -> None:
+        self.perception.chunk_steps = steps
+        if self.slow_perception is not None:
+            self.slow_perception.chunk_steps = steps
+
+    def begin(self, batch: Batch, gather: Callable[[Tensor], Tensor] = torch.clone) -> None:
+        """Before the first update: as ``Perception.begin``. The slow encoder begins as the encoder then is."""
+        self.perception.begin(batch.observations, batch.valid, gather)
+        if self.slow_perception is not None and not self.slow_perception.begun:
+            self.slow_perception.load_state_dict(self.perception.state_dict())
+
+    def update_targets(self) -> None:
+        """Moves the slow networks towards those that learn."""
+        self.evaluation.update_target()
+        learned = self.config.perception.latent
+        if self.slow_perception is not None and isinstance(learned, EmbeddingConfig):
+            polyak_update(self.slow_perception, self.perception, learned.tau)
 
 
 def outline(

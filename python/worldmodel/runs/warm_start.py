@@ -13,7 +13,7 @@ _NAMED = 3  # tensors in the message
 def warm_start(module: nn.Module, run: Run, part: str) -> str:
     """Copies each tensor of the newest checkpoint whose name and shape ``module`` has; the others keep their values.
 
-    So do heads of scalars in bins of other values.
+    So do heads of scalars in bins of other values, and moments of the first batch in a part that has new weights.
 
     Running statistics and target networks are copied as well, optimisers are not.
 
@@ -38,10 +38,16 @@ def warm_start(module: nn.Module, run: Run, part: str) -> str:
         if _fits(saved.get(name), value) and not name.startswith(other)
     }
     parameters = dict(module.named_parameters())
+    again = _to_standardise_again(present, [name for name in parameters if name not in fits])
+    fits = {name: value for name, value in fits.items() if not name.startswith(again)}
     copied = sum(parameters[name].numel() for name in fits if name in parameters)
     total = sum(parameter.numel() for parameter in parameters.values())
     checkpoint = run.checkpoints[-1]
-    new = [_difference(name, saved.get(name), value) for name, value in present.items() if name not in fits]
+    new = [
+        _difference(name, saved.get(name), value)
+        for name, value in present.items()
+        if name not in fits and not name.startswith(again)
+    ]
     if not any(parameters[name].dim() > 1 for name in fits if name in parameters):
         raise RunError(f"no weights of {checkpoint} fit this world model: {_some(new)}")
     module.load_state_dict(fits, strict=False)
@@ -53,6 +59,13 @@ def _heads_with_other_bins(saved: Mapping[str, Tensor], present: Mapping[str, Te
     """Prefixes of scalar heads whose logits are of other values."""
     bins = [name for name, value in present.items() if name.endswith(".centers") and _fits(saved.get(name), value)]
     return tuple(name.removesuffix("centers") for name in bins if not torch.equal(saved[name], present[name]))
+
+
+def _to_standardise_again(present: Mapping[str, Tensor], new: list[str]) -> tuple[str, ...]:
+    """Prefixes of ``FirstBatchNorm`` in parts of the model with ``new`` parameters, whose features are others."""
+    norms = [name.removesuffix("begun") for name in present if name.endswith(".begun")]
+    parts = {name.partition(".")[0] for name in new}
+    return tuple(norm for norm in norms if norm.partition(".")[0] in parts)
 
 
 def _fits(saved: Tensor | None, present: Tensor) -> bool:

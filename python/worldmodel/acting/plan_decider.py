@@ -1,0 +1,83 @@
+"""Planning as a decider of ``WorldModel.act``."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from worldmodel.acting.plan_costs import LatentGoalCost, LatentRollout, ReturnCost, WorldModelRollout
+from worldmodel.acting.planner import Cost, Planner, PlannerConfig, Project, Rollout, shifted
+from worldmodel.data.batch import State
+from worldmodel.model.world_model import Sampler, WorldModel
+
+
+class PlanningDecider:
+    """Plans in the world model's latents, and acts by the plan's first actions: a ``Decider``.
+
+    A row whose previous action is the plan's begins the next search with the rest of the plan; others, such as those of
+    a new episode, begin afresh. All rows plan as soon as one of them has to.
+
+    Args:
+        cost: of ``Trajectories``, (rows, samples); ``ReturnCost`` if None. May be set between two calls.
+        config: of the search; actions are encoded, from -1 to 1.
+        every: actions that are taken from a plan, at most its horizon.
+        sample: as for ``WorldModelRollout``.
+        project: makes actions of a plan allowed, as for ``Planner``.
+        repeats: equal parts of an action: those of a world model with ``action_steps`` are searched as one move each.
+        seed: of samples.
+
+    Raises:
+        ValueError: ``every`` of less than 1 or beyond the horizon; discrete actions, or not a multiple of ``repeats``.
+
+    Example:
+        >>> decider = PlanningDecider(config=PlannerConfig(horizon=12, samples=64, iterations=3))
+        >>> action, state = agent.act(observation, state, decider=decider)                   # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        cost: Cost | None = None,
+        config: PlannerConfig | None = None,
+        every: int = 1,
+        sample: Sampler | None = None,
+        project: Project | None = None,
+        repeats: int = 1,
+        seed: int = 0,
+    ) -> None:
+        self.cost, self.config, self.every, self.sample = cost, config or PlannerConfig(std=0.5), every, sample
+        if not 1 <= every <= self.config.horizon:
+            raise ValueError(f"PlanningDecider: every is {every}, expected 1 to the horizon of {self.config.horizon}")
+        self.project, self.repeats = project, repeats
+        self._generator = torch.Generator().manual_seed(seed)
+        self._actions: Tensor | None = None
+        self._used = 0
+
+    def __call__(self, world_model: WorldModel, state: State) -> Tensor:
+        previous = state["action"]
+        rows, width = previous.shape
+        if self.repeats < 1 or width % self.repeats:
+            raise ValueError(f"PlanningDecider: repeats is {self.repeats}, expected a divisor of the {width} numbers")
+        plan, follows = self._actions, torch.zeros(rows, dtype=torch.bool, device=previous.device)
+        if plan is not None and (len(plan), plan.shape[2] * self.repeats) == (rows, width):
+            follows = (previous == plan[:, self._used - 1].repeat(1, self.repeats)).all(-1)
+        if plan is None or self._used >= self.every or not bool(follows.all()):
+            shape = rows, self.config.horizon, width // self.repeats
+            warm = previous.new_zeros(shape)
+            if plan is not None and bool(follows.any()):
+                warm = torch.where(follows[:, None, None], shifted(plan, self._used), warm)
+            planner = self._planner(world_model, shape[2])
+            plan, self._used = planner.plan(state, rows, warm).actions, 0
+            self._actions = plan
+        self._used += 1
+        return plan[:, self._used - 1].repeat(1, self.repeats)
+
+    def _planner(self, world_model: WorldModel, width: int) -> Planner:
+        cost: Cost = self.cost or ReturnCost(world_model)
+        imagined: Rollout = WorldModelRollout(world_model, self.sample)
+        if isinstance(cost, LatentGoalCost):  # which needs no rewards
+            imagined, cost = LatentRollout(world_model, self.sample), cost.of_latents
+
+        def rollout(state: State, actions: Tensor) -> Any:
+            return imagined(state, actions.repeat(1, 1, 1, self.repeats))
+
+        return Planner(rollout, cost, width, self.config, project=self.project, generator=self._generator)
