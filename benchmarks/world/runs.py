@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -59,10 +60,14 @@ def train_options(plan: Plan, folder: Path) -> list[str]:
         named["steps"] = plan.steps
     if task.checkpoint_minutes is not None:
         named["save-minutes"] = task.checkpoint_minutes
-    options = [text for name, value in named.items() for text in (f"--{name}", str(value))]
+    options = _options(named)
     options += ["--env-args", *task.env_args] if task.env_args else []
-    options += [text for name, value in task.variants[plan.variant].items() for text in (f"--{name}", str(value))]
-    return [*options, *plan.extra]
+    return [*options, *_options(task.variants[plan.variant]), *plan.extra]
+
+
+def _options(values: Mapping[str, Any]) -> list[str]:
+    """NAME -> value, None for a flag."""
+    return [text for name, value in values.items() for text in (f"--{name}", *([] if value is None else [str(value)]))]
 
 
 def execute(plan: Plan, folder: Path) -> dict[str, Any]:

@@ -165,6 +165,48 @@ _DM_CONTROL = {
 }  # TD-MPC2, DreamerV3 in its comparison, DreamerV3's own
 
 
+_POPGYM = {  # best of 13 models, then newer
+    "AutoencodeEasy": (-0.283, (("R2I 2024", 0.52, 200_000_000), ("SHM 2024", 0.495, 15_000_000))),
+    "AutoencodeMedium": (-0.420, (("R2I 2024", 0.45, 200_000_000),)),
+    "AutoencodeHard": (-0.448, ()),
+    "CountRecallEasy": (0.509, ()),
+    "CountRecallMedium": (-0.519, ()),
+    "CountRecallHard": (-0.470, ()),
+}
+
+
+def _popgym(name: str, rows: int, window: int, at_least: float, aim: float, variants: Variants) -> Task:
+    """``window`` holds an episode."""
+    best, newer = _POPGYM[name]
+    return Task(
+        name,
+        20,
+        variants,
+        at_least,
+        aim,
+        floor=-1.05,
+        ceiling=1.1,
+        env=f"popgym-{name}-v0",
+        options={
+            "replay.batch-size": rows,
+            "replay.window": window,
+            "replay.burn-in": 0,
+            "model.prediction.reward.kind": "two_hot",
+        },
+        others=_others(("best of 13, Morad et al. 2023", best, 15_000_000), *newer),
+    )
+
+
+TURNING: Variants = {
+    "angles that turn back": {
+        "model.memory.blocks.0.groups": 16,
+        "model.memory.blocks.0.selective-speed": None,
+    },
+    "angles": {},
+}
+COUNTING: Variants = {"scan": {}, "scan off": {"memory": "gated_conv"}}
+
+
 def _dm_control(task: str, at_least: float, aim: float) -> Task:
     methods = ("TD-MPC2 2024", "DreamerV3, TD-MPC2's run", "DreamerV3 2023, while training")
     return Task(
@@ -191,6 +233,23 @@ COMMON: dict[str, Task] = {
         _memory_length(30, 32, 0.9),
         _memory_length(100, 16, 0.9),
         _memory_length(300, 8, 0.9),
+        _popgym("AutoencodeEasy", 6, 108, 0.0, 0.9, TURNING),
+        _popgym("AutoencodeMedium", 3, 212, -0.2, 0.7, TURNING),
+        _popgym("AutoencodeHard", 3, 316, -0.3, 0.5, TURNING),
+        _popgym("CountRecallEasy", 12, 56, 0.6, 0.9, COUNTING),
+        _popgym("CountRecallMedium", 6, 108, 0.0, 0.6, COUNTING),
+        _popgym("CountRecallHard", 3, 212, -0.2, 0.4, COUNTING),
+        Task(
+            "MiniGrid-DoorKey-5x5-v0",
+            15,
+            {"rare classes": {}, "all classes alike": {"model.perception.rare": 0}},
+            at_least=0.9,
+            aim=None,
+            floor=-0.05,
+            ceiling=1.05,
+            preset="grid",
+            others=_others(("PPO, RL-Zoo", 0.964, 100_000)),
+        ),
         Task(
             "Acrobot-v1",
             15,

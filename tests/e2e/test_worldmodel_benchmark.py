@@ -83,6 +83,58 @@ def test_every_variant_changes_the_preset_of_its_task_by_its_name(benchmark: Mod
             assert seen[0] == preset_config(task.preset).model
 
 
+def test_every_task_in_common_is_one_of_the_command_line(benchmark: ModuleType) -> None:
+    from world.runs import Plan, train_options
+    from world.tasks import COMMON
+    from worldmodel.commands.options import train_options as read
+
+    for task in COMMON.values():
+        found = []
+        for variant in task.variants:
+            config, _, _ = read(train_options(Plan(task, variant, 3, task.minutes, task.steps), Path("folder")))
+            assert (config.env, config.preset, config.steps, config.seed) == (
+                task.env or task.name,
+                task.preset,
+                task.steps,
+                3,
+            )
+            assert [f"{name}={value}" for name, value in config.env_args.items()] == list(task.env_args)
+            found.append(config)
+        assert all(config not in found[:index] for index, config in enumerate(found))
+
+
+def test_the_share_of_right_answers_is_that_of_the_last_episodes(benchmark: ModuleType) -> None:
+    from world.runs import share_right
+
+    lines: list[dict[str, float]] = [
+        {"episodes": 100, "episode/return": -1.0},
+        {"episodes": 200, "episode/return": 0.0},
+        {"episodes": 200},
+        {"episodes": 260, "episode/return": 1.0},
+        {"episodes": 300, "episode/return": 0.5},
+    ]
+    assert share_right(lines, 100) == {"episodes": 100, "share": (60 + 0.75 * 40) / 100}
+    assert share_right(lines, 101) == {"episodes": 200, "share": (60 + 0.75 * 40 + 0.5 * 100) / 200}
+    assert share_right(lines, 10**6)["episodes"] == 200, "all that is known"
+
+
+def test_scores_of_tasks_in_common_stand_beside_published_ones(benchmark: ModuleType, tmp_path: Path) -> None:
+    from world import chart, report
+
+    entry = {"task": "Acrobot-v1", "variant": "reinforce", "seconds": 60.0, "steps": 20_000, "minutes": 15}
+    entry |= {"evaluation": {"mean": -80.0}, "milliseconds_per_update": {}, "cores_used": 1.0}
+    scores = [[30.0, 5_000, -200.0], [60.0, 9_000, -85.0]], [[30.0, 5_000, -95.0]]
+    runs = {f"{seed}": {**entry, "seed": seed, "evaluations": points} for seed, points in enumerate(scores)}
+    result = {"benchmark": "world_tasks", "runs": runs, "environment": {}}
+    (row,) = report.score_cells(result)
+    told = dict(zip(report.SCORE_HEADER, row, strict=True))
+    assert (told["score"], told["each seed"], told["at least"]) == ("-80.0", "-80.0 -80.0", "-90")
+    assert told["steps to it"] == "9,000 (1 of 2)" and "QR-DQN, RL-Zoo: -69.1 at 100,000" in told["published"]
+    (line,) = report.target_lines(result)
+    assert line.startswith("Acrobot-v1: -80.0 over 2 seeds, at least -90: reached")
+    assert chart.draw(result, tmp_path / "chart.png") == "" and (tmp_path / "chart.png").stat().st_size > 10_000
+
+
 def test_a_run_of_control_is_evaluated_on_the_way(benchmark: ModuleType, tmp_path: Path) -> None:
     from world.runs import Plan, execute
     from world.tasks import TASKS

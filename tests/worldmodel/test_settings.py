@@ -152,7 +152,9 @@ def test_the_constructor_has_the_defaults_of_the_command_line(given: dict[str, A
         ("Env-v0", spaces.Box(-1, 1, (3,)), spaces.Box(-1, 1, (2,)), "continuous"),
         ("popgym-PositionOnlyCartPoleEasy-v0", spaces.Box(-1, 1, (2,)), spaces.Discrete(2), "popgym"),
         ("Env-v0", spaces.Dict(a=spaces.Box(-1, 1, (3,)), b=spaces.Discrete(2)), spaces.Discrete(2), "popgym"),
-        ("Env-v0", spaces.Box(0, 255, (7, 7, 3), np.uint8), spaces.Discrete(2), "popgym"),
+        ("Env-v0", spaces.Box(0, 255, (7, 7, 3), np.uint8), spaces.Discrete(2), "grid"),
+        ("Env-v0", spaces.Dict(a=spaces.Box(0, 9, (7, 7, 3), np.uint8)), spaces.Box(-1, 1, (2,)), "grid"),
+        ("worldmodel/MemoryLength-v0", spaces.Box(-1, 1, (3,)), spaces.Discrete(2), "popgym"),
         ("Env-v0", spaces.Box(0, 255, (64, 64, 3), np.uint8), spaces.Discrete(2), "pixels"),
     ],
 )

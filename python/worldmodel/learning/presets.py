@@ -52,6 +52,30 @@ def popgym() -> Preset:
     )
 
 
+def grid() -> Preset:
+    """Boards of cells with a goal that is some way off; used for the MiniGrid results.
+
+    - Few steps per batch: learning needs thousands of updates more than it needs long sequences.
+    - Train ratio: with four times as much, the few rewards of the first steps are all there is to learn from.
+    - Rare classes count more: without, key and door of DoorKey come to be seen after twice the updates (one seed).
+    - Greedy policy: one-step planning reached the goal in 3 of 10 episodes, the policy's mode in 58 of 60.
+    """
+    return Preset(
+        WorldModelConfig(
+            perception=PerceptionConfig(hidden=64, rare=0.5),
+            memory=MemoryConfig(blocks=(ScanBlock(),)),
+            evaluation=EvaluationConfig(discount=0.99, value=ScalarConfig("two_hot")),
+            decision=DecisionConfig(gradient="reinforce", entropy=3e-3, greedy="policy"),
+        ),
+        LearnerConfig(model_lr=2e-3, policy_lr=1e-3, ema=200, objective=ObjectiveConfig(horizon=15)),
+        ReplayConfig(batch_size=8, window=64, burn_in=8),
+        num_envs=32,
+        train_ratio=8,
+        prefill=30_000,
+        random_envs=4,
+    )
+
+
 def control() -> Preset:
     """Fully observed vectors and few actions; used for the CartPole-v1 results.
 
@@ -183,6 +207,7 @@ def planning() -> Preset:
 
 PRESETS = {
     "popgym": popgym,
+    "grid": grid,
     "control": control,
     "continuous": continuous,
     "wander": wander,
@@ -209,20 +234,22 @@ def summaries() -> dict[str, str]:
 def choose_preset(env: str, observation_spec: ObservationSpec, action_spec: ActionSpec) -> tuple[str, str]:
     """The preset for an environment's spaces, and the reason.
 
-    ``pixels`` where a part is an image or a map. For vectors alone, ``continuous`` or ``control`` by the actions, but
-    not for tasks of memory, by their names. Else ``popgym``, which has a memory.
+    ``pixels`` where a part is an image or a map, else ``grid`` where one is a board. For vectors alone, ``continuous``
+    or ``control`` by the actions, but not for tasks of memory, by their names. Else ``popgym``, which has a memory.
     """
     masks = MASK if observation_spec.action_mask else None
     kinds = {modality.kind for name, modality in observation_spec.modalities.items() if name != masks}
     if kinds & {"image", "map"}:
         return "pixels", "for pictures"
+    if "grid" in kinds:
+        return "grid", "for boards"
     if kinds == {"vector"} and not env.rpartition(":")[2].startswith(_HIDDEN):
         if action_spec.kind != "discrete":
             return "continuous", "for vectors and continuous actions"
         if math.prod(action_spec.sizes) <= DecisionConfig().max_enumerated_actions:
             return "control", "for vectors and few actions"
         return "popgym", "for many actions"
-    return "popgym", "for classes, boards or a hidden state"
+    return "popgym", "for classes or a hidden state"
 
 
 def preset_notice(name: str, env: str, observation_spec: ObservationSpec, action_spec: ActionSpec) -> str:
