@@ -130,11 +130,14 @@ TASKS: dict[str, Task] = {
 }
 
 
+BY_STEPS = 120.0  # minutes, of tasks that end by their steps, on however busy a machine
+
+
 def _memory_length(length: int, train_ratio: int, at_least: float) -> Task:
     """2,000 episodes of ``length`` + 1 actions."""
     return Task(
         f"MemoryLength-{length}",
-        15,
+        BY_STEPS,
         {"scan": {}, "scan off": {"memory": "gated_conv"}},
         at_least,
         None,
@@ -211,7 +214,7 @@ def _dm_control(task: str, at_least: float, aim: float) -> Task:
     methods = ("TD-MPC2 2024", "DreamerV3, TD-MPC2's run", "DreamerV3 2023, while training")
     return Task(
         f"dm_control {task}",
-        30,
+        BY_STEPS,
         {"pathwise": {}},
         at_least,
         aim,
@@ -252,7 +255,7 @@ COMMON: dict[str, Task] = {
         ),
         Task(
             "Acrobot-v1",
-            15,
+            BY_STEPS,
             {"reinforce": {}},
             at_least=-90,
             aim=None,
@@ -267,7 +270,7 @@ COMMON: dict[str, Task] = {
         ),
         Task(
             "LunarLander-v3",
-            30,
+            BY_STEPS,
             {"reinforce": {}},
             at_least=200,
             aim=None,
