@@ -72,7 +72,6 @@ def grid() -> Preset:
         num_envs=32,
         train_ratio=8,
         prefill=30_000,
-        random_envs=4,
     )
 
 
