@@ -64,7 +64,7 @@ def shrunk(problem):
 
 
 @on_every_target("linear_scan", without=("chunked",))
-@few
+@settings(max_examples=max(5, settings().max_examples // 4))
 @given(data=st.data())
 def test_linear_scan_by_finite_differences(target, data):
     check_gradients(data.draw(linear_scans([torch.float64], target.device, max_time=4)), target.backend)
