@@ -268,6 +268,8 @@ COMMON: dict[str, Task] = {
                 ("QR-DQN, RL-Zoo", -69.1, 100_000), ("PPO, RL-Zoo", -73.5, 1_000_000), ("DQN, RL-Zoo", -76.6, 100_000)
             ),
         ),
+        _dm_control("cartpole-swingup", 609, 839.4),
+        _dm_control("ball_in_cup-catch", 783, 981.2),
         Task(
             "LunarLander-v3",
             BY_STEPS,

@@ -105,7 +105,7 @@ def forward_with_states(
             f"forward_with_states: states_after is {list(states_after)}, expected to rise from 1 to {time}"
         )
     at_once = getattr(module, "forward_with_states", None)
-    if at_once is None or "forward" in module.__dict__ or _hooked(module):
+    if at_once is None or _is_watched(module):
         return forward_in_parts(module, inputs, states_after, state, reset, elapsed=elapsed)
     found: tuple[Tensor, list[State]] = at_once(
         inputs, states_after, state, reset, **({} if elapsed is None else {"elapsed": elapsed})
@@ -135,9 +135,10 @@ def forward_in_parts(
     return torch.cat(outputs, 1), states[: len(states_after)]
 
 
-def _hooked(module: nn.Module) -> bool:
+def _is_watched(module: nn.Module) -> bool:
+    """Whether something may tell a call of ``module`` from its computation: hooks, or a ``forward`` of its own."""
     hooks = module._forward_pre_hooks, module._forward_hooks, module._backward_pre_hooks, module._backward_hooks
-    return any(hooks) or (not torch.compiler.is_compiling() and _has_any_global_hook())
+    return "forward" in module.__dict__ or any(hooks) or (not torch.compiler.is_compiling() and _has_any_global_hook())
 
 
 def no_decay_parameters(module: nn.Module) -> list[nn.Parameter]:
@@ -170,4 +171,4 @@ def is_plain_linear(module: nn.Module) -> bool:
 
     Not with an adapter, a quantised or parametrised weight, a hook, a wrapper, or a ``forward`` of its own.
     """
-    return type(module) is nn.Linear and "forward" not in module.__dict__ and not _hooked(module)
+    return type(module) is nn.Linear and not _is_watched(module)

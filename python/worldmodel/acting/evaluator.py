@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from worldmodel.acting.agent import Agent
-from worldmodel.acting.rollout import Evaluated, evaluate_in
+from worldmodel.acting.rollout import Evaluated, evaluate_in, finished
 from worldmodel.environments.given import Given, is_given
 from worldmodel.environments.making import specs_of
 from worldmodel.environments.registry import EnvironmentFailed
@@ -90,9 +90,7 @@ class PolicyEvaluator(Interval):
                 found = evaluate_in(
                     agent, self._environments, self._episodes, self._seed, agent.greedy, None, progress, close=False
                 )
-            if not found.returns:
-                raise EnvironmentFailed(found.failures[0])
-            return found
+            return finished(found)
         except _BrokenOff:
             following = 2 * max(most, 1.0)
             return None

@@ -108,10 +108,11 @@ def evaluate(
     """
     decider = decider_of(decider, greedy, agent.greedy)
     environments = environments or [make_single(env, **(env_args or {})) for _ in range(min(num_envs, episodes))]
-    return _finished(evaluate_in(agent, environments, episodes, seed, decider, max_steps, progress))
+    return finished(evaluate_in(agent, environments, episodes, seed, decider, max_steps, progress))
 
 
-def _finished(found: Evaluated) -> Evaluated:
+def finished(found: Evaluated) -> Evaluated:
+    """``found``; raises EnvironmentFailed if no episode was finished."""
     if not found.returns:
         raise EnvironmentFailed(found.failures[0])
     return found
@@ -248,8 +249,8 @@ def evaluate_filmed(
         camera = Camera(rendered, agent, filmed, film)
         first = evaluate_in(agent, [camera], filmed, seed, decider, max_steps)
     if filmed == episodes:
-        return _finished(first)
+        return finished(first)
     others = [make_single(env, **(env_args or {})) for _ in range(min(num_envs, episodes - filmed))]
     rest = evaluate_in(agent, others, episodes - filmed, seed + filmed, decider, max_steps, progress)
     both = {name: getattr(first, name) + getattr(rest, name) for name in ("returns", "lengths", "cut", "failures")}
-    return _finished(Evaluated(**both))
+    return finished(Evaluated(**both))
