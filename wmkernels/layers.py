@@ -7,7 +7,7 @@ tensor.
 
 import struct
 from collections.abc import Iterable
-from typing import Literal
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -53,6 +53,14 @@ def can_chain(tensors: Iterable[Tensor | None]) -> bool:
     )
 
 
+@runtime_checkable
+class Chainable(Protocol):
+    """A module of other layers, for ``LayerChain.network``."""
+
+    def add_to(self, chain: "LayerChain", source: int) -> tuple[int, int]:
+        """Adds its layers, from columns ``source``; returns columns and size of its outputs. Raises CannotChain."""
+
+
 class LayerChain:
     """Layers, in the order of the calls that add them, each to the section that ``at`` names.
 
@@ -88,7 +96,7 @@ class LayerChain:
         return first
 
     def network(self, network: nn.Sequential, source: int, size: int) -> tuple[int, int]:
-        """Linear layers, layer norms and SiLUs, also in nested sequences; the first of them is linear.
+        """Linear layers, layer norms, SiLUs and ``Chainable``, also in nested sequences; no norm or SiLU is the first.
 
         From ``size`` columns ``source`` -> columns and size of the outputs.
         """
@@ -101,6 +109,8 @@ class LayerChain:
                 source, size = target, module.out_features
             elif isinstance(module, nn.Sequential):
                 source, size = self.network(module, source, size)
+            elif isinstance(module, Chainable):
+                source, size = module.add_to(self, source)
             elif type(module) is nn.LayerNorm:
                 self.norm(module, source, source)
             elif type(module) is nn.SiLU:

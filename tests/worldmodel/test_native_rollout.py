@@ -16,18 +16,22 @@ from worldmodel.model.memory import MemoryConfig
 from worldmodel.model.native_rollout import roll_out
 from worldmodel.model.perception import PerceptionConfig
 from worldmodel.model.policies import Policy
+from worldmodel.model.prediction import PredictionConfig
 from worldmodel.model.world_model import Imagined, WorldModel, WorldModelConfig, _memory_part
 
 pytestmark = pytest.mark.skipif(load_native() is None, reason="the extension was not built")
 HORIZON, THREE = 5, spaces.Discrete(3)
 
 
-def model_of(latent: CategoricalConfig, *blocks: BlockConfig, actions: spaces.Space = THREE) -> WorldModel:
+def model_of(
+    latent: CategoricalConfig, *blocks: BlockConfig, actions: spaces.Space = THREE, gate: bool = False
+) -> WorldModel:
     """Small sizes that are no multiples of a vector, and random weights."""
     torch.manual_seed(0)
     config = WorldModelConfig(
         PerceptionConfig(latent, hidden=20),
         MemoryConfig(width=24, blocks=blocks),
+        PredictionConfig(hidden=28, action_gate=gate),
         decision=DecisionConfig(hidden=36),
     )
     specs = ObservationSpec.from_space(spaces.Discrete(4)), ActionSpec.from_space(actions)
@@ -64,10 +68,11 @@ CASES = [
 
 @pytest.mark.parametrize("rows", [1, 70])
 @pytest.mark.parametrize("first", [False, True])
+@pytest.mark.parametrize("gate", [False, True])
 @pytest.mark.parametrize(("latent", "blocks", "actions"), CASES)
 @torch.no_grad()
-def test_one_call_imagines_what_the_operators_imagine(latent, blocks, actions, first: bool, rows: int) -> None:
-    model = model_of(latent, *blocks, actions=actions)
+def test_one_call_imagines_what_the_operators_imagine(latent, blocks, actions, gate, first: bool, rows: int) -> None:
+    model = model_of(latent, *blocks, actions=actions, gate=gate)
     state = state_of(model, rows)
     given = [model.action_spec.encode(torch.zeros(rows, *model.action_spec.shape))] if first else []
     before = {name: value.clone() for name, value in state.items()}

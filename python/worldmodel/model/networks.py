@@ -1,13 +1,14 @@
-"""MLP, scalar head, Polyak update."""
+"""MLP, linear layer with a gate, scalar head, Polyak update."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Literal, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from wmkernels.layers import LayerChain
 from worldmodel.runs.fields import Bounds, Checked
 
 # One per row, on the CPU, so that a row is drawn alike beside any others; None for PyTorch's own.
@@ -65,13 +66,46 @@ def _drawn(draw: Callable[..., Tensor], like: Tensor, generators: Generators) ->
     return torch.stack(rows).to(like.device)
 
 
-def mlp(inputs: int, hidden: int, layers: int, outputs: int) -> nn.Sequential:
-    """``layers`` times linear, layer norm and SiLU; then linear."""
+def mlp(inputs: int, hidden: int, layers: int, outputs: int, gate: range | None = None) -> nn.Sequential:
+    """``layers`` times linear, layer norm and SiLU; then linear. The first is a ``GatedLinear`` with ``gate``."""
     modules: list[nn.Module] = []
     for _ in range(layers):
         modules += [nn.Linear(inputs, hidden, bias=False), nn.LayerNorm(hidden), nn.SiLU()]
         inputs = hidden
-    return nn.Sequential(*modules, nn.Linear(inputs, outputs))
+    modules.append(nn.Linear(inputs, outputs))
+    if gate is not None:
+        modules[0] = GatedLinear(cast(nn.Linear, modules[0]), gate)
+    return nn.Sequential(*modules)
+
+
+class GatedLinear(nn.Module):
+    """W x (1 + G x_gate): some inputs scale what the others say (Perez et al. 2018, arXiv 1709.07871).
+
+    What follows a sum of two inputs' parts must first learn that they interact; here each of the gate's inputs reads
+    the others by weights of its own.
+    """
+
+    def __init__(self, linear: nn.Linear, gate: range) -> None:
+        """``gate``: the inputs that scale."""
+        super().__init__()
+        self.linear = linear
+        self.inputs = slice(gate.start, gate.stop)
+        self.gate = nn.Linear(len(gate), linear.out_features)
+        nn.init.normal_(self.gate.weight)
+        nn.init.ones_(self.gate.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., inputs) -> (..., outputs)."""
+        return self.linear(x) * self.gate(x[..., self.inputs])
+
+    def add_to(self, chain: LayerChain, source: int) -> tuple[int, int]:
+        """Of ``wmkernels.layers.Chainable``."""
+        size = self.linear.out_features
+        outputs, gates = chain.columns(size), chain.columns(size)
+        chain.linear(self.linear, source, outputs)
+        chain.linear(self.gate, source + self.inputs.start, gates)
+        chain.multiply(gates, outputs, size)
+        return outputs, size
 
 
 class FirstBatchNorm(nn.Module):

@@ -19,11 +19,14 @@ class PredictionConfig(Checked):
     Attributes:
         hidden: layer width.
         layers: per network.
+        action_gate: the action also scales what the networks read of the features, so that each action's reward and
+            next latent have weights of their own from the start (``GatedLinear``).
         reward: prediction of the scaled reward.
     """
 
     hidden: Size = 128
     layers: Layers = 1
+    action_gate: bool = False
     reward: ScalarConfig = dataclasses.field(default_factory=ScalarConfig)
 
 
@@ -50,8 +53,9 @@ class Prediction(nn.Module):
         self.distribution = latent.distribution
         self.residual = latent.residual
         inputs = features + action_width + latent.width * latent.residual
-        self.latent = mlp(inputs, config.hidden, config.layers, latent.outputs)
-        trunk = mlp(inputs, config.hidden, config.layers, config.hidden)
+        gate = range(features, features + action_width) if config.action_gate else None
+        self.latent = mlp(inputs, config.hidden, config.layers, latent.outputs, gate)
+        trunk = mlp(inputs, config.hidden, config.layers, config.hidden, gate)
         self.trunk = nn.Sequential(trunk, nn.LayerNorm(config.hidden), nn.SiLU())
         self.reward = ScalarHead(config.hidden, config.reward)
         self.continues = nn.Linear(config.hidden, 1)
