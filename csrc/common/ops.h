@@ -28,6 +28,7 @@
 #include "include/place_memory.inc"
 #include "include/selective_scan.inc"
 #include "include/selective_step.inc"
+#include "include/ssd_scan.inc"
 
 #undef WMK_STRUCT
 #undef WMK_INT

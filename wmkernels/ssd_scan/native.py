@@ -29,7 +29,7 @@ def _members(inputs: SSDInputs, chunk: int) -> Members:
         "groups": B.shape[2],
         "n": B.shape[3],
         "sequences": inputs.sequences,
-        "chunk": min(chunk, time),
+        "chunk": chunk,
         "kept_interval": kept_interval(chunk),
         "dtype": DTYPE_CODES[dtype],
         "x": (x, x.shape, dtype),
