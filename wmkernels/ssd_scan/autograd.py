@@ -24,9 +24,9 @@ _TENSORS = (
     "Tensor x, Tensor gate, Tensor weight, Tensor B, Tensor C, Tensor? own_weight, Tensor? D, Tensor? z, "
     "Tensor? initial_state, Tensor? reset, Tensor? cu_seqlens"
 )
-FORWARD_SCHEMA = f"({_TENSORS}, int chunk, bool keep, str backend) -> (Tensor, Tensor, Tensor)"
+FORWARD_SCHEMA = f"({_TENSORS}, int chunk, int kept, str backend) -> (Tensor, Tensor, Tensor)"
 BACKWARD_SCHEMA = (
-    f"(Tensor grad_out, Tensor? grad_last_state, {_TENSORS}, Tensor chunk_states, int chunk, str backend) -> "
+    f"(Tensor grad_out, Tensor? grad_last_state, {_TENSORS}, Tensor chunk_states, int chunk, int kept, str backend) -> "
     f"({', '.join(['Tensor'] * DIFFERENTIABLE)})"
 )
 OPTIONS = 3
@@ -34,23 +34,23 @@ _SAVED = (*SSDInputs._fields[:TENSORS], "chunk_states")
 
 
 def _forward(*args: Any) -> tuple[Tensor, ...]:
-    inputs, (chunk, keep, backend) = SSDInputs(*args[:TENSORS]), args[TENSORS:]
+    inputs, (chunk, kept, backend) = SSDInputs(*args[:TENSORS]), args[TENSORS:]
     if inputs.cu_seqlens is not None and inputs.x.device.type == "cpu":
         require_sequences(OP, inputs.cu_seqlens, inputs.x.shape[1])
     if inputs.is_empty:
-        out, last_state, chunk_states = forward_outputs(inputs, chunk, keep)
+        out, last_state, chunk_states = forward_outputs(inputs, kept)
         last_state.zero_() if inputs.initial_state is None else last_state.copy_(inputs.initial_state)
         return out, last_state, chunk_states
-    outputs: tuple[Tensor, ...] = kernels(OP, backend).forward(inputs, chunk, keep)
+    outputs: tuple[Tensor, ...] = kernels(OP, backend).forward(inputs, chunk, kept)
     return outputs
 
 
 def _forward_fake(*args: Any) -> tuple[Tensor, ...]:
-    return forward_outputs(SSDInputs(*args[:TENSORS]), args[TENSORS], args[TENSORS + 1])
+    return forward_outputs(SSDInputs(*args[:TENSORS]), args[TENSORS + 1])
 
 
 def _backward(grad_out: Tensor, grad_last_state: Tensor | None, *args: Any) -> tuple[Tensor, ...]:
-    inputs, (chunk_states, chunk, backend) = SSDInputs(*args[:TENSORS]), args[TENSORS:]
+    inputs, (chunk_states, chunk, kept, backend) = SSDInputs(*args[:TENSORS]), args[TENSORS:]
     if inputs.is_empty:
         gradients = backward_outputs(inputs)
         for gradient in gradients:
@@ -58,7 +58,7 @@ def _backward(grad_out: Tensor, grad_last_state: Tensor | None, *args: Any) -> t
         if grad_last_state is not None and inputs.initial_state is not None:
             gradients[8].copy_(grad_last_state)
         return gradients
-    return kernels(OP, backend).backward(grad_out, grad_last_state, inputs, chunk_states, chunk)  # type: ignore[no-any-return]
+    return kernels(OP, backend).backward(grad_out, grad_last_state, inputs, chunk_states, chunk, kept)  # type: ignore[no-any-return]
 
 
 def _backward_fake(grad_out: Tensor, grad_last_state: Tensor | None, *args: Any) -> tuple[Tensor, ...]:
@@ -68,7 +68,7 @@ def _backward_fake(grad_out: Tensor, grad_last_state: Tensor | None, *args: Any)
 def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
     """Saves inputs and chunk states."""
     save_for_backward(ctx, _SAVED, (*inputs[:TENSORS], output[2]))
-    ctx.options = inputs[TENSORS:]  # chunk, keep, backend
+    ctx.options = inputs[TENSORS:]  # chunk, kept (0: nothing kept), backend
     ctx.mark_non_differentiable(output[2])
     ctx.set_materialize_grads(False)
 
@@ -80,12 +80,11 @@ def gradients_of(
     *inputs, chunk_states = saved_tensors(ctx, OP)
     if grad_out is None and grad_last_state is None:
         return (None,) * (TENSORS + OPTIONS)
-    chunk, keep, backend = ctx.options
-    if not keep:
+    if not ctx.options[1]:
         raise_not_kept(OP)
     if grad_out is None:
         grad_out = inputs[0].new_zeros(()).expand(inputs[0].shape)
-    gradients = function(grad_out, grad_last_state, *inputs, chunk_states, chunk, backend)
+    gradients = function(grad_out, grad_last_state, *inputs, chunk_states, *ctx.options)
     present = [None if x is None else gradient for x, gradient in zip(inputs, gradients, strict=False)]
     return (*present, *(None,) * (TENSORS - DIFFERENTIABLE + OPTIONS))
 

@@ -12,7 +12,7 @@ from wmkernels.registration import differentiably
 from wmkernels.ssd_scan.autograd import OP, SSDScan
 from wmkernels.ssd_scan.canonical_form import canonical_form, last_state
 from wmkernels.ssd_scan.chunked import ssd_scan_chunked
-from wmkernels.ssd_scan.meta import CHUNK, SSDArguments, SSDState
+from wmkernels.ssd_scan.meta import CHUNK, SSDArguments, SSDState, kept_interval
 from wmkernels.ssd_scan.reference import ssd_scan_reference
 from wmkernels.ssd_scan.validation import STEP, canonical, checked_chunk
 
@@ -182,12 +182,13 @@ def _run(
         out, state = _without_steps(arguments)
     else:
         inputs, phases = canonical_form(arguments, chosen if chosen in PYTORCH_BACKENDS else None)
+        steps = chunk or CHUNK
         if chosen == "chunked":
             out, last = ssd_scan_chunked(inputs, chunk)
         elif needs_autograd(inputs.differentiable):
-            out, last, _ = differentiably(SSDScan, *inputs, chunk or CHUNK, True, chosen)
+            out, last, _ = differentiably(SSDScan, *inputs, steps, kept_interval(steps), chosen)
         else:
-            out, last, _ = torch.ops.wmkernels.ssd_scan_forward(*inputs, chunk or CHUNK, False, chosen)
+            out, last, _ = torch.ops.wmkernels.ssd_scan_forward(*inputs, steps, 0, chosen)
         state = last_state(arguments, last, phases)
     if out.dtype != x.dtype and not is_autocast(device):  # x was widened beside others
         out = out.to(x.dtype)

@@ -124,14 +124,14 @@ def state_count(inputs: SSDInputs, interval: int) -> int:
     return time // interval + inputs.sequences
 
 
-def forward_outputs(inputs: SSDInputs, chunk: int, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """(out, last_state, chunk_states), uninitialised; chunk_states without rows unless ``keep``."""
+def forward_outputs(inputs: SSDInputs, kept: int) -> tuple[Tensor, Tensor, Tensor]:
+    """(out, last_state, chunk_states), uninitialised; a state is kept every ``kept`` steps, none if 0."""
     x = inputs.x
     _, heads, d, n = inputs.state_shape
     dtype = state_dtype(x.dtype)
     out = torch.empty(tuple(x.shape), dtype=x.dtype, device=x.device)
     last_state = torch.empty(inputs.state_shape, dtype=dtype, device=x.device)
-    count = state_count(inputs, kept_interval(chunk)) if keep else 0
+    count = state_count(inputs, kept) if kept else 0
     # Packed chunks leave gaps; ops must initialise all output
     allocate = torch.empty if inputs.cu_seqlens is None else torch.zeros
     return out, last_state, allocate((count, heads, n, d), dtype=dtype, device=x.device)

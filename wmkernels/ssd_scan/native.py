@@ -10,12 +10,11 @@ from wmkernels.ssd_scan.meta import (
     SSDInputs,
     backward_outputs,
     forward_outputs,
-    kept_interval,
     state_count,
 )
 
 
-def _members(inputs: SSDInputs, chunk: int) -> Members:
+def _members(inputs: SSDInputs, chunk: int, kept: int) -> Members:
     x, B = inputs.x, inputs.B
     batch, time, heads, d = x.shape
     dtype, held = x.dtype, state_dtype(x.dtype)
@@ -30,7 +29,7 @@ def _members(inputs: SSDInputs, chunk: int) -> Members:
         "n": B.shape[3],
         "sequences": inputs.sequences,
         "chunk": chunk,
-        "kept_interval": kept_interval(chunk),
+        "kept_interval": kept,
         "dtype": DTYPE_CODES[dtype],
         "x": (x, x.shape, dtype),
         "gate": (inputs.gate, per_head, held),
@@ -46,10 +45,10 @@ def _members(inputs: SSDInputs, chunk: int) -> Members:
     }
 
 
-def forward(inputs: SSDInputs, chunk: int, keep: bool) -> tuple[Tensor, ...]:
+def forward(inputs: SSDInputs, chunk: int, kept: int) -> tuple[Tensor, ...]:
     """As ``meta.forward_outputs``."""
-    outputs = forward_outputs(inputs, chunk, keep)
-    members = _members(inputs, chunk)
+    outputs = forward_outputs(inputs, kept)
+    members = _members(inputs, chunk, kept or chunk)
     for name, tensor in zip(("out", "last_state", "chunk_states"), outputs, strict=True):
         members[name] = output(tensor)
     run("ssd_scan_forward", members, inputs.x.device)
@@ -57,14 +56,19 @@ def forward(inputs: SSDInputs, chunk: int, keep: bool) -> tuple[Tensor, ...]:
 
 
 def backward(
-    grad_out: Tensor, grad_last_state: Tensor | None, inputs: SSDInputs, chunk_states: Tensor, chunk: int
+    grad_out: Tensor,
+    grad_last_state: Tensor | None,
+    inputs: SSDInputs,
+    chunk_states: Tensor,
+    chunk: int,
+    kept: int,
 ) -> tuple[Tensor, ...]:
     """As ``meta.backward_outputs``."""
     x, shape = inputs.x, inputs.state_shape
     _, heads, d, n = shape
     held = state_dtype(x.dtype)
-    members = _members(inputs, chunk)
-    rows = state_count(inputs, kept_interval(chunk))
+    members = _members(inputs, chunk, kept)
+    rows = state_count(inputs, kept)
     members["chunk_states"] = (chunk_states.contiguous(), (rows, heads, n, d), held)
     members["grad_out"] = (grad_out, x.shape, x.dtype)
     members["grad_last_state"] = (grad_last_state, shape, held)
