@@ -35,6 +35,8 @@ OPS = (
     "gated_delta_rule_step",
     "gated_delta_rule",
     "place_memory",
+    "ssd_scan",
+    "ssd_step",
 )
 WITHOUT_GPU = {  # by test file
     "cuda_emulated": "cuda, emulated",

@@ -142,6 +142,63 @@ def test_a_reset_outside_the_cut_gets_no_gradient_through_the_decay(target):
     assert not gradients["gradient of initial_state"].any()
 
 
+@on_every_target("ssd_scan", without=("reference",))
+def test_ssd_scan_by_finite_differences(target):
+    x = {name: value.to(target.device).requires_grad_() for name, value in mamba3(4).items()}
+    names = tuple(x)
+
+    def run(*values):
+        return flat_ssd_scan(**dict(zip(names, values, strict=True)), chunk=3, backend=target.backend)
+
+    torch.autograd.gradcheck(run, tuple(x.values()), atol=1e-6)
+
+
+@on_every_target("ssd_scan", kernels_only=True)
+@pytest.mark.parametrize("packed", [False, True])
+def test_ssd_scan_is_a_registered_op(target, packed):
+    batch, time = (1, 6) if packed else (2, 6)
+    shapes = [(batch, time, 2, 3), (batch, time, 2), (batch, time, 2), *[(batch, time, 1, 5)] * 2]
+    shapes += [(batch, time, 2), (2, 3), (batch, time, 2, 3), (2, 2, 3, 5)]
+    inputs = [torch.randn(shape, device=target.device, requires_grad=True) for shape in shapes]
+    bounds = torch.tensor([0, 4, time], device=target.device) if packed else None
+    inputs += [torch.rand(batch, time, device=target.device) < 0.3, bounds]
+    tests = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
+    op = torch.ops.wmkernels.ssd_scan_forward.default
+    torch.library.opcheck(op, (*inputs, 2, 4, target.backend), test_utils=tests)
+    detached = [None if x is None else x.detach() for x in inputs]
+    out, last, kept = op(*detached, 2, 4, target.backend)
+    arguments = (torch.randn_like(out), torch.randn_like(last), *detached, kept, 2, 4, target.backend)
+    torch.library.opcheck(torch.ops.wmkernels.ssd_scan_backward.default, arguments, test_utils=tests)
+
+
+@every_target
+def test_vmap_and_grad_of_an_ssd_scan(target):
+    x = {name: value.to(target.device) for name, value in mamba3(5).items()}
+    many = {name: torch.stack([value, 0.5 * value]) for name, value in x.items()}
+
+    def loss(values):
+        return sum(v.square().sum() for v in flat_ssd_scan(**values, backend=target.backend))
+
+    found = torch.func.vmap(torch.func.grad(loss))(many)
+    for index in range(2):
+        expected = torch.func.grad(loss)({name: value[index] for name, value in many.items()})
+        torch.testing.assert_close({name: value[index] for name, value in found.items()}, expected)
+
+
+@every_target
+@pytest.mark.parametrize("sizes", [(0, 4, 3), (2, 0, 3), (2, 4, 0)], ids=["batch", "time", "d"])
+def test_empty_ssd_scan(target, sizes):
+    batch, time, d = sizes
+    problem = small_ssd(target.device, torch.float32, batch, time, d=d)
+    leaves = problem.leaves()
+    out, last = problem.call(target.backend, leaves)
+    assert out.shape == leaves["x"].shape
+    assert torch.equal(last, leaves["initial_state"]) or time
+    cotangent = torch.randn_like(last)
+    (gradient,) = torch.autograd.grad(last, leaves["initial_state"], cotangent)
+    assert time or torch.equal(gradient, cotangent)
+
+
 SCAN_ERRORS = {
     "x": ({"x": zeros(2, 4, 3)}, ValueError, "x has shape (2, 4, 3), expected (batch, time, heads, d)"),
     "no head": ({"x": zeros(2, 4, 0, 2)}, ValueError, "x has shape (2, 4, 0, 2), expected at least 1 head"),
