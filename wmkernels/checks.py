@@ -40,7 +40,9 @@ class Signature:
         self.kinds: list[tuple[str, type | None, bool]] = []  # (argument, kind, whether None is allowed)
         for name in inspect.signature(function).parameters:
             options = typing.get_args(hints[name]) or (hints[name],)
-            kind = next((kind for kind in (Tensor, bool, str) if kind in options and len(options) <= 2), None)
+            kind = next((kind for kind in (Tensor, bool, str) if kind in options), None)
+            if not set(options) <= {kind, type(None)}:
+                kind = None
             self.kinds.append((name, kind, type(None) in options))
 
     def require(self, *values: object) -> None:
