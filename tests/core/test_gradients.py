@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from place_memory_problems import small_place_memory
 from problems import Problem, linear_scans, scans, steps
+from ssd_problems import small_ssd
 from tolerances import GRADCHECK, SAVED_SHARE
 from torch.autograd import gradcheck, gradgradcheck
 from torch.utils.checkpoint import checkpoint
@@ -142,6 +143,7 @@ SMALL = {
     "linear_scan": small_linear_scan,
     "gated_delta_rule": small_delta_rule,
     "place_memory": small_place_memory,
+    "ssd_scan": small_ssd,
 }
 every_op = pytest.mark.parametrize("op", list(SMALL))
 

@@ -30,7 +30,8 @@ def good_call(op, function):
     else:
         x = next(arguments[name] for name in MAIN if name in arguments)
         shape = x.shape[:-3] if op == "conv_lstm" else (x.shape[0], *x.shape[3 if "q" in arguments else 2 :])
-        shape = x.shape[:2] if op == "place_memory" else shape
+        shape = x.shape[:2] if op in ("place_memory", "ssd_scan") else shape
+        shape = shape[:1] if function == "ssd_step" else shape
         arguments["reset"] = torch.zeros(shape, dtype=torch.bool)
     return arguments
 
@@ -54,6 +55,10 @@ def arguments_of(problem, function):
         if state is None:
             state = torch.zeros(batch, heads, arguments["k"].shape[-1], d_v, dtype=torch.float64).to(arguments["gate"])
         arguments = {"state": state.detach()[:batch], **arguments}
+    if function == "ssd_step":
+        arguments.pop("return_last_state")
+        arguments = {k: x[:, 0] if k in ("x", "dt", "B", "C", "z") else x for k, x in arguments.items()}
+        arguments = {"state": arguments.pop("initial_state"), **arguments}
     if function == "selective_state_update":
         arguments.pop("reset", None)
         arguments = {RENAMED.get(name, name): value for name, value in arguments.items()}
@@ -153,7 +158,8 @@ def with_gradients(op, function, change):
     return torch.autograd.grad([x.sum() for x in flat], leaves, allow_unused=True), next(count)
 
 
-DIFFERENTIABLE = [pair for pair in FUNCTIONS if pair[1] != "selective_state_update"]
+# PyTorch's own operators come before the op of ssd_scan, and their saved tensors are not checked.
+DIFFERENTIABLE = [(op, name) for op, name in FUNCTIONS if name != "selective_state_update" and op != "ssd_scan"]
 CHANGES = {
     "shape": lambda x: x.new_zeros([size + 1 for size in x.shape]),
     "fewer": lambda x: x[:0],

@@ -182,7 +182,8 @@ def _run(
         out, state = _without_steps(arguments)
     else:
         inputs, phases = canonical_form(arguments, chosen if chosen in PYTORCH_BACKENDS else None)
-        steps = chunk or CHUNK
+        # without a chunk no size of the call is read: the graph of a compiled one holds for all lengths
+        steps = CHUNK if chunk is None else min(chunk, arguments.x.shape[1])
         if chosen == "chunked":
             out, last = ssd_scan_chunked(inputs, chunk)
         elif needs_autograd(inputs.differentiable):
