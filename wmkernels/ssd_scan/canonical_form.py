@@ -15,6 +15,7 @@ from torch import Tensor
 
 from wmkernels.checks import state_dtype
 from wmkernels.linear_scan.function import linear_scan
+from wmkernels.modes import can_read_values
 from wmkernels.ssd_scan.meta import SSDArguments, SSDInputs, SSDState
 from wmkernels.ssd_scan.reference import within_a_turn
 
@@ -33,6 +34,10 @@ def canonical_form(arguments: SSDArguments, backend: str | None) -> tuple[SSDInp
     """(inputs, phases (batch, time, heads, pairs) in float64 or None); time is at least 1. ``backend`` sums angles."""
     x, dt, A, B, C, D, z, dt_bias, angle, trapezoid, state = arguments[:11]
     reset, cu_seqlens = arguments.reset, arguments.cu_seqlens
+    for name, value in zip(arguments._fields[:14], arguments.differentiable, strict=True):
+        if value is not None and can_read_values(value) and value.numel() and not value.untyped_storage().nbytes():
+            # PyTorch's operators would read it
+            raise ValueError(f"ssd_scan: the memory of {name} was freed: its storage has no bytes")
     step = dt if dt_bias is None else dt + dt_bias  # (batch, time, heads)
     if arguments.dt_softplus:
         step = F.softplus(step)
