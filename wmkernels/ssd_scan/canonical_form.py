@@ -34,7 +34,7 @@ def canonical_form(arguments: SSDArguments, backend: str | None) -> tuple[SSDInp
     """(inputs, phases (batch, time, heads, pairs) in float64 or None); time is at least 1. ``backend`` sums angles."""
     x, dt, A, B, C, D, z, dt_bias, angle, trapezoid, state = arguments[:11]
     reset, cu_seqlens = arguments.reset, arguments.cu_seqlens
-    for name, value in zip(arguments._fields[:14], arguments.differentiable, strict=True):
+    for name, value in zip(arguments._fields[:16], arguments[:16], strict=True):
         if value is not None and can_read_values(value) and value.numel() and not value.untyped_storage().nbytes():
             # PyTorch's operators would read it
             raise ValueError(f"ssd_scan: the memory of {name} was freed: its storage has no bytes")
