@@ -35,6 +35,8 @@ OPS = (
     "gated_delta_rule_step",
     "gated_delta_rule",
     "place_memory",
+    "causal_conv1d_step",
+    "causal_conv1d",
 )
 WITHOUT_GPU = {  # by test file
     "cuda_emulated": "cuda, emulated",
