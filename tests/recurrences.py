@@ -401,16 +401,17 @@ class CausalConvRecurrence(Recurrence):
         generator = torch.Generator().manual_seed(configuration["seed"])
         channels, past = configuration["channels"], configuration["width"] - 1
 
-        def normal(*shape: int, kind: torch.dtype = state_dtype(dtype)) -> Tensor:
+        held = state_dtype(dtype)
+
+        def normal(*shape: int, kind: torch.dtype = held) -> Tensor:
             return torch.randn(shape, generator=generator, dtype=torch.float64).to(kind).to(device)
 
         parameters = {"weight": normal(channels, past + 1)}
         if configuration["bias"]:
             parameters["bias"] = normal(channels)
         shape = (past, channels) if configuration["channel_last"] else (channels, past)
-        return Example(
-            configuration, {"x": normal(batch, time, channels, kind=dtype)}, parameters, (normal(batch, *shape),)
-        )
+        inputs = {"x": normal(batch, time, channels, kind=dtype)}
+        return Example(configuration, inputs, parameters, (normal(batch, *shape),))
 
     def parallel(
         self,

@@ -19,6 +19,7 @@ GROUPS = {
     "place": 14,
     "place: states": 2,
     "delta rule": 29,
+    "causal convolution": 30,
     "poison": 6,
     "special": 9,
     "interpreter": 2,

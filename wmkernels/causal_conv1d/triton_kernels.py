@@ -211,8 +211,8 @@ def window_kernel(
         row, begin, end = sequence * 0, tl.load(cu_seqlens + sequence), tl.load(cu_seqlens + sequence + 1)
     total = tl.zeros((CHANNELS,), dtype)
     if BACKWARD:
-        t = begin - past + position  # of this input, before the sequence
-        kept = t == t
+        t = begin - past + position + channel * 0  # of this input, before the sequence
+        kept = mask
         for k in range(past - position, width):
             if reset is not None:
                 here = (t + k < end) & kept
@@ -226,8 +226,8 @@ def window_kernel(
             at = state + sequence * state_strides[0] + channel * state_strides[1] + place * state_strides[2]
             total += tl.load(at, mask=mask & kept & (place >= 0), other=0).to(dtype)
     else:
-        t = end - past + position
-        kept = t == t
+        t = end - past + position + channel * 0
+        kept = mask
         if reset is not None:
             for k in range(1, past - position):
                 kept = kept & ~is_reset(reset, reset_strides, row, t + k, t + k >= begin)
