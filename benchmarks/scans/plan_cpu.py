@@ -1,4 +1,4 @@
-"""CPU cases: batch 1, 1536 channels (a Mamba of width 768), 16 states per channel, 4 taps; 8 heads of 64 x 64 states."""
+"""CPU cases: batch 1, 1536 channels (a Mamba of width 768), 16 states per channel, 4 taps; 8 heads of 64 x 64."""
 
 import functools
 from dataclasses import replace

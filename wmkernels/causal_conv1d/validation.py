@@ -120,6 +120,6 @@ def _canonical_window(
     order = (0, 2, 1) if channel_last else (0, 1, 2)
     hint = ""
     if window.dim() == 3 and window.shape[-1 if not channel_last else 1] == weight.shape[1]:
-        hint = "the window holds the inputs before x, without the oldest that only a window of all taps keeps"
+        hint = "leave out its oldest input, which no output after it reaches"
     require_shape(op, name, window, [labels[i] for i in order], [sizes[i] for i in order], "x and weight", hint)
     return window.transpose(1, 2) if channel_last else window

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -177,6 +177,6 @@ def convolve_with_silu(
             if single_step:
                 return module._step(inputs, state, reset, "silu")
             return module._sequence(inputs, state, reset, cu_seqlens, "silu")
-    options = {"single_step": True} if single_step else {"cu_seqlens": cu_seqlens}
+    options: dict[str, Any] = {"single_step": True} if single_step else {"cu_seqlens": cu_seqlens}
     outputs, carried = module(inputs, state, reset, **options)
     return F.silu(outputs), carried
