@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wmkernels.causal_conv1d.function import causal_conv1d, causal_conv1d_step
-from wmkernels.checks import require_flag, require_size, state_dtype
+from wmkernels.checks import require_flag, require_size, shown, state_dtype
 from wmkernels.dispatch import PYTORCH_BACKENDS
 from wmkernels.nn.checks import State, checked, require_inputs, require_packing, require_reset, require_state
 from wmkernels.nn.memory_module import MemoryModule, is_plain
@@ -49,6 +49,8 @@ class CausalConv1d(MemoryModule):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        if activation is not None and not (isinstance(activation, str) and activation == "silu"):
+            raise ValueError(f'CausalConv1d: activation is {shown(activation)}, expected "silu" or None')
         self.channels = channels
         self.kernel_size = kernel_size
         self.activation = activation
