@@ -24,7 +24,7 @@ class ConvInputs(NamedTuple):
     @property
     def differentiable(self) -> tuple[Tensor | None, ...]:
         """Differentiable inputs."""
-        return self[:DIFFERENTIABLE]
+        return self.x, self.weight, self.bias, self.initial_state
 
     @property
     def sequences(self) -> int:
