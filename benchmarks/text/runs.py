@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from harness import rates
 from text import corpus, recall
 from text.models import MEMORIES, Model, Settings, build
 from wmkernels.nn import no_decay_parameters
@@ -81,15 +82,13 @@ class Plan:
 
 
 def grid(task: str, memory: str, log: dict[str, Any]) -> list[Settings]:
-    """The settings to try, with a learning rate beyond those in ``log`` if its best is the lowest or the highest."""
+    """The settings to try, with a learning rate beyond those in ``log`` if only the lowest or the highest is best."""
     values = TASKS[task].grid[memory]
-    rates = sorted({*values["lr"], *(entry["settings"]["lr"] for entry in entries_of(task, memory, log))})
-    best = best_in(task, memory, log)
-    if best is not None and best.lr == rates[0]:
-        rates.insert(0, rates[0] / 2)
-    elif best is not None and best.lr == rates[-1]:
-        rates.append(2 * rates[-1])
-    choices = itertools.product(*{**values, "lr": rates}.values())
+    entries = entries_of(task, memory, log)
+    known = {*values["lr"], *(entry["settings"]["lr"] for entry in entries)}
+    further = rates.beyond([*((rate, None) for rate in known), *((e["settings"]["lr"], e["loss"]) for e in entries)])
+    lr = sorted(known | {further}) if further is not None else sorted(known)
+    choices = itertools.product(*{**values, "lr": lr}.values())
     return [Settings(**dict(zip(values, chosen, strict=True))) for chosen in choices]
 
 

@@ -17,7 +17,7 @@ GROUPS = {
     "step": 31,
     "linear": 54,
     "place": 14,
-    "place: states": 2,
+    "place: states": 3,
     "delta rule": 29,
     "causal convolution": 30,
     "poison": 6,

@@ -241,7 +241,7 @@ def test_jamming_has_the_power_of_its_ratio(jam):
     mean = jam(ratio).abs().square().mean()
     assert abs(mean / 5 - 1) < 0.02
     (slope,) = torch.autograd.grad(mean, ratio)
-    assert math.isclose(slope.sum(), mean / 5, rel_tol=1e-3)
+    assert math.isclose(slope.sum().item(), mean.item() / 5, rel_tol=1e-3)
 
 
 def test_noise_and_sweep_stay_in_their_bands():
@@ -266,7 +266,7 @@ def test_a_copy_is_delayed_shifted_and_cut_as_configured():
     assert set(row.topk(2).indices.tolist()) == {20, 29} and int(powers.sum(1).argmax()) == 3
     assert abs(row[20] / (100 * 16 * 8) - 1) < 0.2
     cut = repeat(SMALL, recorded, ratio, CopyConfig(slices=4, duty=0.5), seeded())
-    assert math.isclose(cut.abs().square().sum(), 100 * 8 * 8, rel_tol=1e-4)
+    assert math.isclose(cut.abs().square().sum().item(), 100 * 8 * 8, rel_tol=1e-4)
     peaks = matched_filter(cut[0, 0], LFM(16)()).abs()
     others = torch.cat([peaks[2:32], peaks[32:-1]]).max()
     assert peaks.argmax() == 0 and others > 0.4 * peaks[0], "regular gaps make false targets beside the copy"

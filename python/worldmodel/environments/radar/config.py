@@ -128,6 +128,10 @@ class RadarConfig(Checked):
         """Doppler shift in turns per sample of targets that approach with ``velocity``, m/s."""
         return velocity * (2 / (self.wavelength * self.sample_rate))
 
+    def doppler_of_row(self, row: Tensor) -> Tensor:
+        """Doppler shift in turns per sample of rows, int64, of a range-Doppler map; the upper half is negative."""
+        return (row - self.pulses * (2 * row >= self.pulses)) / (self.pulses * self.cells)
+
     def signal_to_noise(self, distance: Tensor, cross_section: Tensor) -> Tensor:
         """Mean signal-to-noise ratio of one sample, linear: P G² λ² σ / ((4π)³ R⁴ L k T F fs).
 

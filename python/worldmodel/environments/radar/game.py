@@ -121,8 +121,7 @@ def detection_table(config: RadarGameConfig) -> Tensor:
     """
     pulses = config.pulses().to(torch.complex128)
     radar, snr, jnr = config.radar, torch.tensor(power(config.snr)), power(config.jnr)
-    rows = torch.arange(radar.pulses)
-    turns = (rows - radar.pulses * (2 * rows >= radar.pulses)) / (radar.pulses * radar.cells)
+    turns = radar.doppler_of_row(torch.arange(radar.pulses))
     table = torch.empty(config.waveforms, config.waveforms + 2, dtype=torch.float64)
     for sent, pulse in enumerate(pulses):
         for column in range(config.waveforms + 2):

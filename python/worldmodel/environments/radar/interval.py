@@ -89,8 +89,9 @@ def sample_interval(
     batch = len(snr)
     cell = torch.randint(1, radar.cells, (batch,), generator=generator).to(snr.device)
     row = torch.randint(0, radar.pulses, (batch,), generator=generator).to(snr.device)
-    turns = (row - radar.pulses * (2 * row >= radar.pulses)) / (radar.pulses * radar.cells)  # per sample
-    velocity = turns.to(snr.dtype) / radar.doppler(torch.ones((), dtype=snr.dtype, device=snr.device))
+    velocity = radar.doppler_of_row(row).to(snr.dtype) / radar.doppler(
+        torch.ones((), dtype=snr.dtype, device=snr.device)
+    )
     distance = cell.to(snr.dtype) * radar.cell_length
     target = Targets(distance[:, None], velocity[:, None], radar.cross_section(distance, snr)[:, None], swerling)
     noise = torch.ones_like(snr) if jamming is None else 1 + jamming.noise
