@@ -20,6 +20,7 @@ import special_values
 import test_laws
 import test_refusals
 import torch
+from causal_conv_problems import causal_convs
 from conv_lstm_problems import conv_lstms
 from delta_rule_problems import delta_rules
 from hypothesis import strategies as st
@@ -41,6 +42,7 @@ PROBLEMS = {
     "gated_delta_rule": delta_rules,
     "place_memory": place_memories,
     "conv_lstm": conv_lstms,
+    "causal_conv1d": causal_convs,
 }
 Check = Callable[["Recorder", int], None]
 

@@ -37,6 +37,8 @@ OPS = (
     "place_memory",
     "ssd_scan",
     "ssd_step",
+    "causal_conv1d_step",
+    "causal_conv1d",
 )
 WITHOUT_GPU = {  # by test file
     "cuda_emulated": "cuda, emulated",

@@ -80,6 +80,8 @@ class Problem:
             return 1 if "state" in self.tensors else x.shape[1]
         if values is not None:
             return values.shape[1]
+        if x is not None and "weight" in self.tensors:
+            return x.shape[1 if self.options.get("channel_last") else 2]
         if x is not None:
             return x.shape[1 if self.options.get("batch_first") else 0]
         shape = next(t.shape for name, t in self.tensors.items() if name in ("u", "gates", "q") and t is not None)

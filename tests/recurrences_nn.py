@@ -66,8 +66,8 @@ register(PackingModuleRecurrence("RotaryMamba", op="selective_scan", build=_rota
 delta_net = PackingModuleRecurrence("GatedDeltaNet", op="gated_delta_rule", build=_gated_delta_net, widths=(4, 6))
 delta_net.kernels_only = True
 register(delta_net)
+register(PackingModuleRecurrence("CausalConv1d", op="causal_conv1d", build=_convolution, widths=(1, 2, 5)))
 # Without an op, any op's devices serve.
-register(PackingModuleRecurrence("CausalConv1d", op="linear_scan", build=_convolution, widths=(1, 2, 5)))
 register(
     ComposedRecurrence(
         "BlockScan",

@@ -39,6 +39,7 @@ VARIANTS = {
     "conv_lstm": ["", "state", "options reset", "tiled"],
     "gated_delta_rule": ["", "initial reset"],
     "place_memory": ["", "options", "delta options reset"],
+    "causal_conv1d": ["", "options", "options reset"],
 }
 EACH = slice(None)
 PER_BATCH, PER_CHANNEL = (EACH, 1, -3), (1, EACH, -3)
@@ -72,6 +73,11 @@ PLACES = {
         "initial_state": [(EACH, 1, 1, 1), (1, 1, 1)],
         "initial_phase": [(EACH, 1, 1)],
         **{name: [(0,)] for name in ("keys", "inverse")},
+    },
+    "causal_conv1d": {
+        **{name: [PER_BATCH, PER_CHANNEL] for name in ("x", "initial_state")},
+        "weight": [(EACH, 1)],
+        "bias": [(EACH,)],
     },
 }
 
@@ -123,6 +129,12 @@ def ordinary(op, dtype, variant):
         if "initial" in variant:
             tensors["initial_state"] = normal(count, 2, count, count)
         options = {"return_last_state": True}
+    elif op == "causal_conv1d":
+        tensors = {"x": normal(count, count, 6), "weight": normal(count, 4)}
+        if "options" in variant:
+            tensors |= {"bias": normal(count), "initial_state": normal(count, count, 3)}
+            options = {"activation": "silu"}
+        options["return_last_state"] = True
     elif op == "place_memory":
         keys = view_keys(3, 4, True, generator)
         tensors = {"values": normal(count, 6, 3, 2 * count), "phase": phases([count, 6, 2], 4, generator).to(dtype)}

@@ -4,6 +4,8 @@
 import torch as _torch  # noqa: F401
 
 from wmkernels import nn as nn
+from wmkernels.causal_conv1d.function import causal_conv1d as causal_conv1d
+from wmkernels.causal_conv1d.function import causal_conv1d_step as causal_conv1d_step
 from wmkernels.conv_lstm.function import conv_lstm as conv_lstm
 from wmkernels.conv_lstm.function import conv_lstm_step as conv_lstm_step
 from wmkernels.gated_delta_rule.function import gated_delta_rule as gated_delta_rule

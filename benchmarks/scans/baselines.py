@@ -50,11 +50,19 @@ def ours(op: str, backend: str, channel_last: bool = False) -> Implementation:
     def delta(inputs: Inputs) -> Any:
         return wmkernels.gated_delta_rule(**inputs, channel_last=channel_last, backend=backend)
 
+    def convolution(inputs: Inputs) -> Any:
+        return wmkernels.causal_conv1d(**inputs, activation="silu", channel_last=channel_last, backend=backend)
+
+    def convolution_step(inputs: Inputs) -> Tensor:
+        return wmkernels.causal_conv1d_step(**inputs, activation="silu", backend=backend)[0]
+
     runs: dict[str, Run] = {
         "selective_scan": scan,
         "selective_step": step,
         "linear_scan": linear,
         "gated_delta_rule": delta,
+        "causal_conv1d": convolution,
+        "causal_conv1d_step": convolution_step,
     }
     return Implementation(f"wmkernels {backend}", runs[op], op, backend)
 
@@ -174,6 +182,21 @@ def recurrent_loop(inputs: Inputs) -> Tensor:
     return torch.stack(outputs, -1) * q[0].shape[-1] ** -0.5
 
 
+def conv1d_and_silu(inputs: Inputs) -> Tensor:
+    x, weight, bias = inputs["x"], inputs["weight"], inputs["bias"]
+    out = F.conv1d(x, weight[:, None].to(x.dtype), bias.to(x.dtype), padding=weight.shape[1] - 1, groups=x.shape[1])
+    return F.silu(out[..., : x.shape[-1]])
+
+
+def conv1d_update(inputs: Inputs) -> Tensor:
+    """The convolution of the window and the input, and the window shifted."""
+    x, weight, bias = inputs["x"], inputs["weight"], inputs["bias"]
+    window = torch.cat([inputs["state"].to(x.dtype), x[..., None]], -1)
+    out = F.conv1d(window, weight[:, None].to(x.dtype), bias.to(x.dtype), groups=x.shape[1])
+    window[..., 1:].clone()
+    return F.silu(out).squeeze(-1)
+
+
 def causal_attention(inputs: Inputs) -> Tensor:
     return F.scaled_dot_product_attention(inputs["query"], inputs["key"], inputs["value"], is_causal=True)
 
@@ -240,6 +263,10 @@ def baselines(op: str, device: torch.device) -> tuple[list[Implementation], dict
         add("PyTorch expression", step_expression)
     elif op == "attention":
         add("causal attention", causal_attention)
+    elif op == "causal_conv1d":
+        add("conv1d and silu", conv1d_and_silu)
+    elif op == "causal_conv1d_step":
+        add("conv1d update", conv1d_update)
     elif op == "gated_delta_rule":
         add("recurrent loop", recurrent_loop)
     elif op == "linear_scan":

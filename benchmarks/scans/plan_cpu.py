@@ -1,4 +1,4 @@
-"""CPU cases: batch 1, 1536 channels (Mamba with d_model 768), 16 states per channel; 8 heads of 64 x 64 states."""
+"""CPU cases: batch 1, 1536 channels (a Mamba of width 768), 16 states per channel, 4 taps; 8 heads of 64 x 64."""
 
 import functools
 from dataclasses import replace
@@ -13,6 +13,7 @@ CHANNELS, LONG_CHANNELS = 1536, 96
 LENGTHS = (512, 2048, 8192, 32768)
 QUICK_CHANNELS, QUICK_LENGTHS = 64, (64, 256)
 DELTA_HEAD = 64
+WIDTH = 4  # of the convolution
 LONG_TIMES = (4096, 1048576)
 MEMORY_TIME = 65536
 # Longer sequences take seconds or gigabytes.
@@ -29,6 +30,17 @@ LONGEST = {
 PROBE_TIME = 32  # the materialising loop's training step takes tens of seconds
 
 
+OPS = (
+    "selective_scan",
+    "selective_step",
+    "linear_scan",
+    "gated_delta_rule",
+    "causal_conv1d",
+    "causal_conv1d_step",
+    "attention",
+)
+
+
 class CpuPlan:
     def __init__(self, backends: list[str], lengths: list[int] | None, dtype: torch.dtype, quick: bool):
         self.backends, self.dtype, self.quick = backends, dtype, quick
@@ -38,7 +50,7 @@ class CpuPlan:
         device = torch.device("cpu")
         self.missing: dict[str, str] = {}
         self.baselines: dict[str, list[Implementation]] = {}
-        for op in ("selective_scan", "selective_step", "linear_scan", "gated_delta_rule", "attention"):
+        for op in OPS:
             self.baselines[op], missing = baselines(op, device)
             self.missing |= missing
 
@@ -51,6 +63,7 @@ class CpuPlan:
         found += [self.variants(measure) for measure in ("forward", "training")]
         found += [self.step(), self.linear("forward"), self.linear("training")]
         found += [self.delta(measure) for measure in ("forward", "training")]
+        found += [self.convolution(measure) for measure in ("forward", "training", "step")]
         if not self.quick:
             found.append(self.long())
         return found
@@ -110,6 +123,17 @@ class CpuPlan:
         cases += [Case(ours(problem.op, "chunked"), problem)]
         cases += [Case(baseline, problem) for baseline in self.baselines[problem.op]]
         return Group(f"gated delta rule, {measure}, {time:,} steps", measure, cases, self.budget)
+
+    def convolution(self, measure: str) -> Group:
+        time = 1 if measure == "step" else 256 if self.quick else 2048
+        op = "causal_conv1d_step" if measure == "step" else "causal_conv1d"
+        problem = Problem(op, 1, self.channels, time, self.dtype, state=WIDTH)
+        cases = [Case(ours(op, backend), problem) for backend in self.backends]
+        if measure != "step":
+            last = replace(problem, channel_last=True)
+            cases += [Case(ours(op, backend, channel_last=True), last) for backend in self.backends]
+        cases += [Case(baseline, problem) for baseline in self.baselines[op]]
+        return Group(f"causal convolution, {measure}, {time:,} steps", measure, cases, self.budget / 4)
 
     def long(self) -> Group:
         """Tests whether the time per step is constant."""

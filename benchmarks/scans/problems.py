@@ -33,6 +33,7 @@ GPU_EXPONENTIALS = {"forward": 1, "backward": 1, "training": 2, "step": 1}
 SCAN_TENSORS = {"forward": (3, 4), "backward": (5, 7), "training": (8, 11)}
 DELTA_TENSORS = {"forward": 4, "backward": 8, "training": 12}  # residuals as well
 DELTA_TERMS = {"forward": (3, 2), "backward": (6, 5), "training": (9, 7)}  # of d^2 and of C d
+CONVOLUTION_TENSORS = {"forward": 2, "backward": 3, "training": 5}
 LINEAR_TENSORS = {"forward": 3, "backward": 5, "training": 8}
 LANES = 16
 
@@ -43,10 +44,10 @@ Inputs = dict[str, Any]  # tensors by argument name
 class Problem:
     """``gated``: with z, delta_bias and softplus, as in a Mamba layer.
 
-    Of the gated delta rule, ``state`` is the size of a head.
+    Of the gated delta rule, ``state`` is the size of a head, of the causal convolution its width.
     """
 
-    op: str  # selective_scan, selective_step, linear_scan, gated_delta_rule, attention
+    op: str  # of this package, or attention
     batch: int
     channels: int
     time: int
@@ -100,6 +101,14 @@ def make_inputs(problem: Problem, device: torch.device, requires_grad: bool = Fa
         inputs |= {"gate": uniform(-0.1, 0.0, *gates, dtype=wide), "beta": uniform(0.0, 1.0, *gates, dtype=wide)}
         if problem.channel_last:
             inputs = {name: x.movedim(-1, 1).contiguous() for name, x in inputs.items()}
+    elif problem.op.startswith("causal_conv1d"):
+        weights = {"weight": normal(channels, state, dtype=wide), "bias": normal(channels, dtype=wide)}
+        if problem.op == "causal_conv1d_step":
+            window = normal(batch, channels, state - 1, dtype=wide)
+            inputs = {"state": window, "x": normal(batch, channels), **weights}
+        else:
+            order = (batch, time, channels) if problem.channel_last else (batch, channels, time)
+            inputs = {"x": normal(*order), **weights}
     elif problem.op == "linear_scan":
         shape: tuple[int, ...] = (batch, time, channels) if problem.channel_last else (batch, channels, time)
         inputs = {"gates": uniform(0.5, 1.0, *shape), "tokens": normal(*shape)}
@@ -164,6 +173,10 @@ def _bytes(problem: Problem, measure: str) -> int | None:
     size = problem.dtype.itemsize
     if problem.op == "linear_scan":
         return LINEAR_TENSORS[measure] * problem.elements * size
+    if problem.op == "causal_conv1d":
+        return CONVOLUTION_TENSORS[measure] * problem.elements * size
+    if problem.op == "causal_conv1d_step":
+        return problem.elements * (2 * size + (3 * problem.state - 2) * max(4, size))  # windows, weights
     if problem.op == "gated_delta_rule":
         return DELTA_TENSORS[measure] * problem.elements * size
     if problem.op == "selective_scan":

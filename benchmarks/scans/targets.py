@@ -108,6 +108,10 @@ DELTA = {"op": "gated_delta_rule", "channels": 512, "state": 64, "dtype": "float
 DELTA_TRAINING = DELTA | {"measure": "training", "channel_last": False}
 
 
+CONVOLUTION = {"op": "causal_conv1d", "channels": 1536, "time": 2048, "dtype": "float32", "channel_last": False}
+CONVOLUTION_STEP = {"op": "causal_conv1d_step", "batch": 1, "channels": 1536, "dtype": "float32"}
+
+
 def _over_baseline(name: str, least: float, aim: float, fields: dict[str, Any], baseline: str) -> Target:
     measured = over(fields | {"implementation": baseline}, **fields, ours=True)
     percent = roofline_percent(**fields, ours=True)
@@ -147,6 +151,9 @@ CPU_TARGETS = (
     Target("bfloat16 input, speed over float32", 0.95, 1.05, "times", over(FORWARD | {"ours": True}, **HALF)),
     Target("linear_scan forward, % of copy bandwidth", 60, 85, "percent", roofline_percent(**LINEAR, ours=True)),
     _over_baseline("gated_delta_rule training, 8 heads, 2,048 steps,", 20, 60, DELTA_TRAINING, "recurrent loop"),
+    _over_baseline("causal_conv1d forward,", 2, 4, CONVOLUTION | {"measure": "forward"}, "conv1d and silu"),
+    _over_baseline("causal_conv1d training,", 2, 3, CONVOLUTION | {"measure": "training"}, "conv1d and silu"),
+    _over_baseline("causal_conv1d_step", 4, 8, CONVOLUTION_STEP, "conv1d update"),
 )
 
 GPU_SIZES = {"op": "selective_scan", "dtype": "bfloat16", "channel_last": False}

@@ -13,13 +13,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from harness import rates
 from text import corpus, recall
 from text.models import MEMORIES, Model, Settings, build
 from wmkernels.nn import no_decay_parameters
 
 LENGTH = 256  # bytes that training sees at once
 MULTIPLES = (1, 2, 4, 8, 16)
-ROWS = 16  # of a batch
+ROWS = 4  # of a batch: small, for more updates in the same minutes
 WINDOWS = 48  # measured
 SEED_OF_TUNING = 1000
 
@@ -34,7 +35,7 @@ class Task:
     grid: dict[str, dict[str, tuple[Any, ...]]]
 
 
-RATES = (1e-3, 2e-3, 4e-3)
+RATES = (2e-3, 4e-3)  # tried first
 TASKS = {
     "text": Task(
         tuple(MEMORIES),
@@ -53,9 +54,9 @@ TASKS = {
         2,
         (recall.CLASSES, 2, 60_000),
         {
-            "scan": {"window": (recall.NEAR,), "lr": (2e-3, 4e-3, 8e-3), "d_state": (16, 32)},
-            "windowed attention": {"window": (recall.NEAR,), "lr": (2e-3, 4e-3, 8e-3), "heads": (2, 4)},
-            "hybrid": {"window": (recall.NEAR,), "lr": (2e-3, 4e-3, 8e-3), "d_state": (16, 32)},
+            "scan": {"window": (recall.NEAR,), "lr": RATES, "d_state": (16, 32)},
+            "windowed attention": {"window": (recall.NEAR,), "lr": RATES, "heads": (2, 4)},
+            "hybrid": {"window": (recall.NEAR,), "lr": RATES, "d_state": (16, 32)},
         },
     ),
 }
@@ -81,21 +82,23 @@ class Plan:
 
 
 def grid(task: str, memory: str, log: dict[str, Any]) -> list[Settings]:
-    """The settings to try: twice the highest learning rate too, as long as it is the best in ``log``."""
+    """The settings to try, with a learning rate beyond those in ``log`` if only the lowest or the highest is best."""
     values = TASKS[task].grid[memory]
-    rates = list(values["lr"])
-    while (best := best_in(task, memory, log)) is not None and best.lr >= rates[-1]:
-        rates.append(2 * rates[-1])
-    return [
-        Settings(**dict(zip(values, chosen, strict=True)))
-        for chosen in itertools.product(*{**values, "lr": rates}.values())
-    ]
+    entries = entries_of(task, memory, log)
+    known = {*values["lr"], *(entry["settings"]["lr"] for entry in entries)}
+    further = rates.beyond([*((rate, None) for rate in known), *((e["settings"]["lr"], e["loss"]) for e in entries)])
+    lr = sorted(known | {further}) if further is not None else sorted(known)
+    choices = itertools.product(*{**values, "lr": lr}.values())
+    return [Settings(**dict(zip(values, chosen, strict=True))) for chosen in choices]
+
+
+def entries_of(task: str, memory: str, log: dict[str, Any]) -> list[dict[str, Any]]:
+    return [entry for entry in log.values() if (entry["task"], entry["memory"]) == (task, memory)]
 
 
 def best_in(task: str, memory: str, log: dict[str, Any]) -> Settings | None:
     """Of those that did not diverge."""
-    found = [entry for entry in log.values() if (entry["task"], entry["memory"]) == (task, memory)]
-    found = [entry for entry in found if entry["loss"] is not None]
+    found = [entry for entry in entries_of(task, memory, log) if entry["loss"] is not None]
     return Settings(**min(found, key=lambda entry: entry["loss"])["settings"]) if found else None
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from harness import rates
 from world import session
 from worldmodel.learning.token_trainer import TokenTrainConfig, TokenTrainer
 from worldmodel.learning.view_sources import WorldSource
@@ -15,6 +16,7 @@ from worlds import rows
 LOG = Path(__file__).resolve().parents[1] / "results" / "world_rooms_tuning.json"
 BENCHMARK = "world_rooms_tuning"
 SEED = 100
+LEAST = 1e-5  # learning rate
 Entry = dict[str, Any]
 
 
@@ -31,22 +33,23 @@ def best(entries: list[Entry]) -> Entry | None:
 def tune(row: str, minutes: float) -> None:
     """Adds the runs that the log lacks: each batch size with rates of powers of 2 to both sides of its best."""
     for batch_size in rows.ROWS[row].tuned:
-        rates = list(rows.RATES)
-        while rates:
-            rate = rates.pop(0)
+        left = list(rows.RATES)
+        while left:
+            rate = left.pop(0)
             key = f"{row}/{batch_size}/{rate:g}"
             if key not in session.load(LOG, BENCHMARK)["runs"]:
                 session.merge(LOG, key, trial(row, batch_size, rate, minutes), BENCHMARK)
-            if not rates:
-                rates = beyond([entry for entry in _log() if (entry["row"], entry["batch_size"]) == (row, batch_size)])
+            if not left:
+                left = beyond([entry for entry in _log() if (entry["row"], entry["batch_size"]) == (row, batch_size)])
 
 
 def beyond(entries: list[Entry]) -> list[float]:
-    """The next rate, if the best of ``entries`` has the lowest or the highest of theirs."""
-    chosen, rates = best(entries), sorted(entry["lr"] for entry in entries)
-    if chosen is None or chosen["lr"] == rates[0]:
-        return [rates[0] / 2]
-    return [2 * rates[-1]] if chosen["lr"] == rates[-1] else []
+    """The next rate, beyond those of ``entries``; a lower one if all of them diverged."""
+    if best(entries) is None:
+        lowest = min(entry["lr"] for entry in entries)
+        return [lowest / 2] if lowest > LEAST else []
+    found = rates.beyond([(entry["lr"], entry["loss"]) for entry in entries])
+    return [] if found is None else [found]
 
 
 def trial(row: str, batch_size: int, rate: float, minutes: float) -> Entry:

@@ -22,6 +22,7 @@
 #define WMK_CUDA_KERNEL_WITH_WORKSPACE(arguments, name)
 #endif
 
+#include "include/causal_conv1d.inc"
 #include "include/conv_lstm.inc"
 #include "include/gated_delta_rule.inc"
 #include "include/linear_scan.inc"

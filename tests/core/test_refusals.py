@@ -59,6 +59,16 @@ def arguments_of(problem, function):
         arguments.pop("return_last_state")
         arguments = {k: x[:, 0] if k in ("x", "dt", "B", "C", "z") else x for k, x in arguments.items()}
         arguments = {"state": arguments.pop("initial_state"), **arguments}
+    if function == "causal_conv1d_step":
+        for name in ("return_last_state", "cu_seqlens"):
+            arguments.pop(name, None)
+        first = (slice(None), 0) if problem.options.get("channel_last") else (..., 0)
+        arguments |= {name: arguments[name][first] for name in ("x", "reset") if arguments.get(name) is not None}
+        state, x, past = arguments.pop("initial_state"), arguments["x"], arguments["weight"].shape[1] - 1
+        if state is None:
+            shape = (past, x.shape[1]) if problem.options.get("channel_last") else (x.shape[1], past)
+            state = torch.zeros(x.shape[0], *shape, dtype=x.dtype)
+        arguments = {"state": state[: x.shape[0]], **arguments}
     if function == "selective_state_update":
         arguments.pop("reset", None)
         arguments = {RENAMED.get(name, name): value for name, value in arguments.items()}

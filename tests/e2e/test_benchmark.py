@@ -31,6 +31,8 @@ def test_quick_run_measures_every_group(tmp_path: Path) -> None:
         "selective_step",
         "linear_scan",
         "gated_delta_rule",
+        "causal_conv1d",
+        "causal_conv1d_step",
     }
     for row in result["rows"]:
         if "error" not in row:

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -87,8 +88,11 @@ def test_tuned_settings_runs_and_the_report(benchmark, tmp_path, monkeypatch, ca
     try:
         run("--tune", "--tasks", "recall", "--memories", "scan")
         log = json.loads(target.read_text())["tuning"]
-        assert list(log) == ["recall/scan/lr=0.001", "recall/scan/lr=0.002"]
         best = min(log.values(), key=lambda entry: entry["loss"])
+        rates = sorted(entry["settings"]["lr"] for entry in log.values())
+        assert {1e-3, 2e-3} <= set(rates) and len(rates) == len(log)
+        equal = {entry["settings"]["lr"] for entry in log.values() if entry["loss"] == best["loss"]}
+        assert equal not in ({rates[0]}, {rates[-1]}), "the best is an end of what was tried"
         said = run("--memories", "scan")
     finally:
         torch.set_num_threads(threads)
@@ -101,3 +105,23 @@ def test_tuned_settings_runs_and_the_report(benchmark, tmp_path, monkeypatch, ca
     assert [line.split()[0] for line in run("--list", "--memories", "scan,hybrid").splitlines()].count("there") == 2
     with pytest.raises(SystemExit):
         run("--memories", "lstm")
+
+
+@pytest.mark.parametrize(
+    "best, tried", [(1.5e-3, [1e-3, 2e-3, 4e-3]), (7e-3, [1e-3, 2e-3, 4e-3, 8e-3, 16e-3]), (2e-4, [])]
+)
+def test_rates_are_tried_on_both_sides_of_the_best(benchmark, monkeypatch, best, tried):
+    runs = importlib.import_module("text.runs")
+    recall = runs.dataclasses.replace(runs.TASKS["recall"], grid={"scan": {"lr": (1e-3, 2e-3)}})
+    monkeypatch.setitem(runs.TASKS, "recall", recall)
+    log = {}
+    while new := [settings for settings in runs.grid("recall", "scan", log) if settings.lr not in log]:
+        for settings in new:
+            loss = abs(math.log(settings.lr / best))
+            log[settings.lr] = {"task": "recall", "memory": "scan", "loss": loss, "settings": {"lr": settings.lr}}
+    rates = sorted(log)
+    assert rates == tried or (not tried and rates[0] < best < rates[1] and rates[-1] == 2e-3)
+    equal = {lr: {**entry, "loss": 1.0} for lr, entry in log.items()}
+    assert len(runs.grid("recall", "scan", equal)) == len(log), "nothing is better than the rest"
+    diverged = {lr: {**entry, "loss": None} for lr, entry in log.items()}
+    assert len(runs.grid("recall", "scan", diverged)) == len(log)

@@ -159,6 +159,24 @@ def test_nan_does_not_cross_a_reset_of_a_place_memory(cuda):
         assert gradient[:, 2:].isfinite().all()
 
 
+@pytest.mark.parametrize(
+    "right", [("values", "keys", "inverse", "gate", "initial_state", "initial_phase"), ("initial_state",)]
+)
+def test_a_phase_that_nothing_reads_may_be_nan(cuda, right):
+    """With a reset at the first step, or where only an additive write uses the initial phase."""
+    tensors = dict(small_place_memory("cpu", torch.float32, batch=1, time=3).tensors)
+    tensors["initial_phase"] = torch.full_like(tensors["initial_phase"], float("nan"))
+    if len(right) > 1:
+        tensors["reset"] = torch.tensor([[True, False, False]])
+        tensors["initial_state"] = torch.full_like(tensors["initial_state"], float("inf"))
+    else:
+        del tensors["inverse"]
+    leaves = [tensors[name].requires_grad_() for name in right]
+    out, last = wmkernels.place_memory(**tensors, return_last_state=True, backend="cuda")
+    for name, gradient in zip(right, torch.autograd.grad(out.sum() + last.sum(), leaves), strict=True):
+        assert gradient.isfinite().all(), name
+
+
 @quick
 @given(problem=delta_rules(max_time=20, sizes=[1, 3, 8, 17, 33]), shuffle=shuffles)
 def test_gated_delta_rule(cuda, problem, shuffle):

@@ -111,6 +111,24 @@ def check_poisoned_places(_: Case, failures: Failures) -> None:
         failures.lines.append("place: NaN in a gradient crosses a reset backwards")
 
 
+def check_unread_places(_: Case, failures: Failures) -> None:
+    """Where nothing reads or writes at the initial phase, or only writes do."""
+    failures.cases += 1
+    inputs = draw_places({"time": 3}, torch.Generator().manual_seed(1))
+    cut = inputs._replace(
+        reset=torch.tensor([[True, False, False]]),
+        initial_state=torch.full_like(inputs.initial_state, float("inf")),
+        initial_phase=torch.full_like(inputs.initial_phase, float("nan")),
+    )
+    additive = inputs._replace(inverse=None, initial_phase=cut.initial_phase)
+    for name, given, right in (("reset", cut, range(DIFFERENTIABLE)), ("additive", additive, (5,))):
+        out, last, residual = place.forward(given, True)
+        found = place.backward(torch.ones_like(out), torch.ones_like(last), given, residual, (True, True))
+        for i in right:
+            if not found[i].isfinite().all():
+                failures.lines.append(f"place, {name}: grad_{PlaceMemoryInputs._fields[i]} of an unread phase is NaN")
+
+
 def check_shut_gate(_: Case, failures: Failures) -> None:
     failures.cases += 1
     inputs = draw_places({}, torch.Generator().manual_seed(1))
@@ -134,7 +152,5 @@ GROUPS["place"] = (
         *product(grads=["out", "last"], reset=[0.3], phase_gradient=[False, True], key_gradient=[False]),
     ],
 )
-GROUPS["place: states"] = (
-    lambda case, failures: (check_poisoned_places if case["poison"] else check_shut_gate)(case, failures),
-    product(poison=[False, True]),
-)
+STATES = {"shut": check_shut_gate, "poisoned": check_poisoned_places, "unread": check_unread_places}
+GROUPS["place: states"] = (lambda case, failures: STATES[case["kind"]](case, failures), product(kind=list(STATES)))

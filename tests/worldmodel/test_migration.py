@@ -185,7 +185,8 @@ def as_version_2(state: dict[str, Any], window: int) -> dict[str, Any]:
             "length": np.array([len(arrays["rewards"]) for _, arrays in running]),
             "episode_step": np.array([fields["episode_step"] for fields, _ in running]),
             "repeated": np.array([fields["burn_in"] for fields, _ in running]),
-            **{name: writer[name] for name in ("state", "next_state")},
+            "state": writer["state"],
+            "next_state": [later[0][1:] if later else None for later in writer["later"]],
         },
         "next_id": writer["next_id"],
     }

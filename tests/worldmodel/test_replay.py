@@ -165,8 +165,10 @@ def test_episodes_keep_their_last_observation_and_begin_with_a_reset(maker: str)
     assert truncated
 
 
-def test_only_windows_of_long_episodes_use_stored_states_each_the_one_of_its_first_step() -> None:
-    recorder = Recorder(single(3, 40), ReplayConfig(batch_size=4, window=11, burn_in=3, max_steps=9999))
+@pytest.mark.parametrize("burn_in", [1, 3, 5, 6, 9])
+def test_only_windows_of_long_episodes_use_stored_states_each_the_one_of_its_first_step(burn_in: int) -> None:
+    """Also where burn-in is longer than what a window adds, so that several windows have begun at once."""
+    recorder = Recorder(single(3, 40), ReplayConfig(batch_size=4, window=11, burn_in=burn_in, max_steps=9999))
     for _ in range(200):
         recorder.step()
     stored = mixed = ages = 0
@@ -178,7 +180,7 @@ def test_only_windows_of_long_episodes_use_stored_states_each_the_one_of_its_fir
         assert (first[~inside, 1] == 0).all() and batch.loss_mask[~inside].all()
         if batch.state is None:
             continue
-        assert not batch.loss_mask[inside, :3].any() and batch.loss_mask[inside, 3:].all()
+        assert not batch.loss_mask[inside, :burn_in].any() and batch.loss_mask[inside, burn_in:].all()
         assert torch.equal(batch.state["memory.h"][inside], first[inside, :3])
         assert not batch.state["memory.h"][~inside].any()  # the initial state
         assert 0 < metrics["state_age"] <= metrics["state_age_max"] <= 200

@@ -113,7 +113,7 @@ def test_a_file_says_its_version_and_describes_its_tensors(tmp_path: Path) -> No
     storage.save(path, {"sequences": sequences, "epochs": 2})
     with safetensors.safe_open(str(path), framework="np") as file:
         metadata = file.metadata()
-    assert (metadata["format"], metadata["version"]) == ("wmkernels-state", "3")
+    assert (metadata["format"], metadata["version"]) == ("wmkernels-state", "4")
     schema = json.loads(metadata["schema"])
     assert schema["part"] == "replay"
     assert schema["tensors"]["replay.sequences.packs.0.rewards.rows"] == {
@@ -121,19 +121,19 @@ def test_a_file_says_its_version_and_describes_its_tensors(tmp_path: Path) -> No
         "shape": [4],
         "meaning": "rewards of sequence chunks in the environment's units, (sum of transitions,)",
     }
-    assert storage.load_versioned(path)[1] == 3
+    assert storage.load_versioned(path)[1] == 4
 
 
 def test_a_file_of_a_later_release_is_told_from_a_damaged_one(tmp_path: Path) -> None:
     run = new_run(tmp_path)
     path = run.save(1, {"a": {"x": torch.zeros(2)}}) / "a.safetensors"
-    rewritten(path, version="4")
-    words = "has version 4 of the state format, this release reads versions up to 3: a later release wrote it"
+    rewritten(path, version="5")
+    words = "has version 5 of the state format, this release reads versions up to 4: a later release wrote it"
     with pytest.raises(storage.NewerFile, match=words):
         storage.load(path)
     with pytest.raises(RunError, match=words):
         run.load("a")
-    rewritten(path, version="3", schema=json.dumps({"part": "a", "tensors": {}}))
+    rewritten(path, version="4", schema=json.dumps({"part": "a", "tensors": {}}))
     with pytest.raises(storage.DamagedFile, match="its schema is not that of its tensors"):
         storage.load(path)
     rewritten(path, version="two")

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wmkernels.checks import MAX_SIZE, require_flag, require_size, state_dtype
-from wmkernels.nn.causal_conv1d import CausalConv1d
+from wmkernels.nn.causal_conv1d import CausalConv1d, convolve_with_silu, pytorch_only
 from wmkernels.nn.checks import (
     State,
     checked,
@@ -101,7 +101,7 @@ class Mamba(MemoryModule):
         wide: dict[str, Any] = {"device": device, "dtype": state_dtype(dtype or torch.get_default_dtype())}
         # In the published order: equal seeds give equal weights.
         self.in_proj = nn.Linear(d_model, 2 * d_inner, bias=bias, **factory)
-        self.conv1d = CausalConv1d(d_inner, d_conv, bias=conv_bias, **factory)
+        self.conv1d = CausalConv1d(d_inner, d_conv, bias=conv_bias, backend=pytorch_only(backend), **factory)
         self.x_proj = nn.Linear(d_inner, rank + 2 * groups * d_state, bias=False, **factory)
         self.dt_proj = nn.Linear(rank, d_inner, bias=True, **factory)
         self._reset_step_size()
@@ -210,8 +210,7 @@ class Mamba(MemoryModule):
         rows = inputs.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
         self._require_state(state, rows, inputs)
         x, z = self.in_proj(inputs).chunk(2, -1)  # (batch, time, d_inner)
-        x, carried = self.conv1d(x, state, reset, cu_seqlens=cu_seqlens)
-        x = F.silu(x)
+        x, carried = convolve_with_silu(self.conv1d, x, state, reset, cu_seqlens)
         (delta, A, B, C), bias, rotation_state = self._selection(x, state, reset, cu_seqlens, elapsed, turn)
         if elapsed is not None:
             delta, bias = self._scaled(delta, bias, elapsed), None
@@ -264,8 +263,7 @@ class Mamba(MemoryModule):
         if state is None:
             state = self.init_state(input.shape[0])
         x, z = self.in_proj(input).chunk(2, -1)  # (batch, d_inner)
-        x, carried = self.conv1d(x, state, reset, single_step=True)
-        x = F.silu(x)
+        x, carried = convolve_with_silu(self.conv1d, x, state, reset, single_step=True)
         (delta, A, B, C), bias, rotation_state = self._selection_step(x, state, reset, elapsed, turn)
         if elapsed is not None:
             delta, bias = self._scaled(delta, bias, elapsed), None

@@ -162,8 +162,7 @@ __global__ void __launch_bounds__(kPlaceThreads, 1)
       RowPair<T> held = {}, written = {};
       if (exists && was_read)
         held = block.load_rows(first ? reverse.saved(0) : reverse.working(local % kPlaceSteps), f, vector);
-      if (exists && keys)
-        block.store_rows(reverse.read_rows(), f, vector, turn.to_observer(held));
+      if (exists && keys) block.store_rows(reverse.read_rows(), f, vector, turn.to_observer(held));
       reverse.add_phase_gradient(now, now < block.end, false, f, vector, exists, read, held);
       if (first) return;
       if (exists) written = block.load_rows(reverse.working(kPlaceSteps + local % kPlaceSteps), f, vector);

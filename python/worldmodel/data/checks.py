@@ -1,5 +1,6 @@
 """Checks of a replay's saved state: a checkpoint may come from anyone, and training reads it much later."""
 
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
@@ -38,7 +39,7 @@ def check_replay(
         if chunk_id not in (later if inside[chunk_id] else whole):
             raise ValueError(f"sequence {chunk_id} would never be sampled")
     running = writer["running"]
-    if not len(running) == len(writer["state"]) == len(writer["next_state"]) == num_envs:
+    if not len(running) == len(writer["state"]) == len(writer["later"]) == num_envs:
         raise ValueError(f"it has {len(running)} running episodes, expected {num_envs}")
     for fields in running:
         if fields is not None:
@@ -46,11 +47,14 @@ def check_replay(
             length = _check_steps(fields["id"], sequences[fields["id"]], observation_spec, action_spec, window, least=0)
             if not fields["burn_in"] <= length <= fields["episode_step"]:
                 raise ValueError(f"running sequence {fields['id']} has other counts than its {length} steps")
-    for stored in (*writer["state"], *writer["next_state"]):
-        if stored is not None:
-            state, version = stored
-            _check_state(state, empty_state)
-            check_like(version, 0, "the version of a memory state")
+    stored = [pair for pair in writer["state"] if pair is not None]
+    for step, *pair in itertools.chain.from_iterable(writer["later"]):
+        if step is not None:
+            check_like(step, 0, "the step of a memory state")
+        stored.append(pair)
+    for state, version in stored:
+        _check_state(state, empty_state)
+        check_like(version, 0, "the version of a memory state")
     if writer["next_id"] <= max(sequences, default=-1):
         raise ValueError("the next number of a sequence is one of those that are there")
 

@@ -164,7 +164,8 @@ class Trajectory:
         episode_step: transitions of the episode.
         burn_in: transitions repeated from the chunk before.
         state: memory state before the first step.
-        next_state: memory state before the first step of the chunk after this one.
+        later: memory states before the first steps of later chunks of the episode, by the step of the episode. More
+            than one where burn-in is longer than what a chunk adds: several chunks have begun then.
         nbytes: of the arrays.
     """
 
@@ -173,7 +174,7 @@ class Trajectory:
         self.arrays = dict(empty)
         self.length = self.episode_step = self.burn_in = self.nbytes = 0
         self.state: _Stored | None = None
-        self.next_state: _Stored | None = None
+        self.later: dict[int, _Stored] = {}
         self._window = window
 
     def reserve(self, steps: int) -> None:
@@ -237,7 +238,8 @@ class TrajectoryWriter:
     def nbytes(self) -> int:
         num_envs = len(self._trajectories)
         states = sum(value.nbytes + ARRAY_OVERHEAD for value in self.empty_state.values())
-        return sum(each.nbytes for each in self._trajectories if each is not None) + 2 * num_envs * states
+        begun = 1 + -(-(self.burn_in + 1) // self.stride)  # chunks of an episode at once
+        return sum(each.nbytes for each in self._trajectories if each is not None) + begun * num_envs * states
 
     @property
     def window_bytes(self) -> int:
@@ -308,7 +310,7 @@ class TrajectoryWriter:
         if trajectory.length == 0:  # only without burn-in
             trajectory.state = stored
         else:
-            trajectory.next_state = stored
+            trajectory.later[trajectory.episode_step] = stored
 
     def _chunk(self, trajectory: Trajectory, terminated: bool) -> Chunk:
         stored = None
@@ -331,7 +333,8 @@ class TrajectoryWriter:
             following.arrays[name][: len(repeated)] = repeated
         following.length = following.burn_in = self.burn_in
         following.episode_step = trajectory.episode_step
-        following.state = trajectory.next_state
+        following.later = trajectory.later
+        following.state = following.later.pop(trajectory.episode_step - self.burn_in, None)
         return following
 
     def state_dict(self) -> dict[str, Any]:
@@ -341,10 +344,14 @@ class TrajectoryWriter:
                 None if each is None else {name: getattr(each, name) for name in ("id", "episode_step", "burn_in")}
                 for each in self._trajectories
             ],
-            **{
-                name: [None if each is None else _plain(getattr(each, name)) for each in self._trajectories]
-                for name in _STATES
-            },
+            "state": [
+                None if each is None or each.state is None else (each.state.state, each.state.version)
+                for each in self._trajectories
+            ],
+            "later": [
+                [] if each is None else [(step, stored.state, stored.version) for step, stored in each.later.items()]
+                for each in self._trajectories
+            ],
             "next_id": self.next_id,
         }
 
@@ -360,23 +367,20 @@ class TrajectoryWriter:
                 for name, array in arrays.items():
                     loaded.arrays[name][: len(array)] = array
                 loaded.episode_step, loaded.burn_in = fields["episode_step"], fields["burn_in"]
-                for name in _STATES:
-                    stored = saved[name][row]
-                    setattr(loaded, name, None if stored is None else _Stored(*stored))
+                stored = saved["state"][row]
+                loaded.state = None if stored is None else _Stored(*stored)
+                next_start = loaded.episode_step - loaded.length + self.stride
+                for step, state, version in saved["later"][row]:
+                    loaded.later[next_start if step is None else step] = _Stored(state, version)
                 self._trajectories[row] = loaded
 
 
-_STATES = ("state", "next_state")
 _LEAST_ROOM = 8
 
 
 def _has_last(name: str) -> bool:
     """Whether an array has a row more than there are transitions: the last observation's."""
     return name == "elapsed" or name.startswith("observations.")
-
-
-def _plain(stored: _Stored | None) -> tuple[dict[str, np.ndarray], int] | None:
-    return None if stored is None else (stored.state, stored.version)
 
 
 def _unless_all(value: float | bool, array: np.ndarray | None) -> np.ndarray | None:

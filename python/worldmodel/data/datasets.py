@@ -341,12 +341,15 @@ class RecordedSource:
         return 0
 
     def rows(self) -> Arrays:
-        """The next batch's arrays, as ``EpisodeFile.rows`` returns them; the last batch of an epoch may be smaller."""
-        if self._taken >= len(self._starts):
-            self.epochs += 1
-            self._cut()
-        starts = self._starts[self._taken : self._taken + self.batch_size]
-        self._taken += len(starts)
+        """The next batch's arrays, as ``EpisodeFile.rows`` returns them; it may end an epoch and begin the next."""
+        parts: list[np.ndarray] = []
+        while missing := self.batch_size - sum(len(part) for part in parts):
+            if self._taken >= len(self._starts):
+                self.epochs += 1
+                self._cut()
+            parts.append(self._starts[self._taken : self._taken + missing])
+            self._taken += len(parts[-1])
+        starts = np.concatenate(parts)
         rows = self.file.rows(starts, self.window)
         rows["is_first"][:, 0] = rows["is_last"][:, -1] = True
         return rows

@@ -252,8 +252,8 @@ class Replay:
     def sample(self, version: int = 0) -> tuple[Batch, dict[str, float]]:
         """The next batch of the epoch, ``version`` updates into training.
 
-        It may have fewer rows than ``batch_size``. Metrics are ``filled``, the fraction of steps without padding, and
-        ``state_age``, ``state_age_max`` of stored states, in updates.
+        Metrics are ``filled``, the fraction of steps without padding, and ``state_age``, ``state_age_max`` of stored
+        states, in updates.
 
         Raises:
             RuntimeError: nothing is stored yet.

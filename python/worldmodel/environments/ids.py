@@ -17,6 +17,7 @@ ENVIRONMENTS: dict[str, tuple[str, dict[str, Any]]] = {
     "Dial-v0": ("worldmodel.environments.dial:Dial", {}),
     "Rooms-v0": ("worldmodel.environments.rooms:Rooms", {}),
     "Drift-v0": ("worldmodel.environments.drift:Drift", {}),
+    "RadarGame-v0": ("worldmodel.environments.radar.game:RadarGame", {}),
     **{f"MemoryS{size}-v0": (_CUE, {"size": size}) for size in (7, 9, 11, 13, 17)},
 }
 

@@ -24,8 +24,9 @@ class TokenTrainConfig(Checked):
     Attributes:
         batch_size: episodes per update.
         steps: per episode.
-        lr: of AdamW, after ``warmup`` updates; in the last 40% it falls to 2%.
+        lr: of AdamW, after ``warmup`` updates, until it falls to 2% of that.
         warmup: updates.
+        cooldown: last share of the training, in which the rate falls.
         weight_decay: of AdamW.
         max_grad_norm: of all gradients together.
         new_weight: of the loss of tokens never seen before, which nothing can tell: small, and not 0, so that the model
@@ -41,6 +42,7 @@ class TokenTrainConfig(Checked):
     steps: Annotated[int, Bounds(2, 2**20)] = 128
     lr: Annotated[float, Bounds(0, 10, above=True)] = 5e-3
     warmup: Limit = 20
+    cooldown: Annotated[float, Bounds(0, 1, above=True)] = 0.4
     weight_decay: Share = 0.01
     max_grad_norm: Positive = 1.0
     new_weight: Weight = 0.1
@@ -144,7 +146,7 @@ class TokenTrainer:
             raise ArithmeticError(
                 f"the gradient is {float(norm)} after {self.updates:,} updates: try a smaller lr than {self.config.lr}"
             )
-        falling = min(1.0, max(0.02, (1 - self.progress) / 0.4))
+        falling = min(1.0, max(0.02, (1 - self.progress) / self.config.cooldown))
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.lr * min(1.0, (self.updates + 1) / self.config.warmup) * falling
         self.optimizer.step()

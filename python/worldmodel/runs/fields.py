@@ -1,7 +1,8 @@
 """Checks of a configuration's fields against their annotations.
 
-An annotation says the type, and ``Bounds`` the limits: ``hidden: Annotated[int, Bounds(1, 65_536)] = 128``. The
-constructor of a ``Checked`` dataclass and ``configuration.from_json`` read the same annotations by ``checked_value``.
+An annotation says the type, ``Bounds`` the limits and ``Unit`` the unit: ``hidden: Annotated[int, Bounds(1, 65_536)] =
+128``. The constructor of a ``Checked`` dataclass and ``configuration.from_json`` read the same annotations by
+``checked_value``.
 """
 
 import dataclasses
@@ -46,6 +47,17 @@ class Bounds:
     def __str__(self) -> str:
         low = f"{'more than' if self.above else 'at least'} {self.low:,}"
         return f"{low} and {'below' if self.below else 'at most'} {self.high:,}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Unit:
+    """Unit of a number; errors name it after the field.
+
+    Attributes:
+        name: such as "m" or "dB".
+    """
+
+    name: str
 
 
 Size = Annotated[int, Bounds(1, 2**16)]
@@ -126,6 +138,7 @@ def checked_value(hint: Any, value: Any, where: str, build: Any = None) -> Any:
     """
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is Annotated:
+        where += "".join(f" ({extra.name})" for extra in arguments[1:] if isinstance(extra, Unit))
         return _bounded(checked_value(arguments[0], value, where, build), hint, where)
     if hint is Any:
         return _plain(value, where)

@@ -70,8 +70,10 @@ def load_part(name: str, read: Callable[[str], tuple[Any, int]], exists: Callabl
     """A checkpoint's part, upgraded; ``read`` returns (state, format version)."""
     old = PARTS.get(name, name)
     state, version = read(old if exists(old) and not exists(name) else name)
-    if version > 2:
+    if version > 3:
         return state
+    if version == 3:
+        return _later(state) if name == "replay" else state
     if version == 2:
         return _replay(state) if name == "replay" else state
     if name in ("world_model", "ema"):
@@ -120,11 +122,17 @@ def _replay(state: Mapping[str, Any]) -> Mapping[str, Any]:
         }
     kept = {name: value for name, value in state.items() if name not in ("chunks", "next_id")}
     states = {name: writer[name] for name in ("state", "next_state")}
-    return {
-        **kept,
-        "sequences": sequences,
-        "writer": {"running": running, "next_id": next_id + len(running), **states},
-    }
+    writer = {"running": running, "next_id": next_id + len(running), **states}
+    return _later({**kept, "sequences": sequences, "writer": writer})
+
+
+def _later(state: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Replay of version 3, which had at most one state of a later chunk, that of the next."""
+    if "writer" not in state:  # another source
+        return state
+    writer = dict(state["writer"])
+    writer["later"] = [[] if stored is None else [(None, *stored)] for stored in writer.pop("next_state")]
+    return {**state, "writer": writer}
 
 
 def _chunks(packed: Mapping[str, Any]) -> Iterator[dict[str, np.ndarray]]:

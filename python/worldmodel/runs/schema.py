@@ -38,7 +38,7 @@ MEANINGS = {
     f"{_PACKS}.burn_in.rows": "transitions at the start of each finished chunk that carry no loss",
     f"{_PACKS}.version.rows": "updates of the weights that made the state of each finished chunk",
     "replay.sequences.ids": "sequence chunks, in order: finished ones from the oldest, then unfinished ones",
-    "replay.writer.(state|next_state).{}": "memory state of an unfinished chunk, or of the one after it",
+    "replay.writer.(state|later).{}": "memory state of an unfinished chunk, or of those after it",
     "collector.state.{}": "memory state of the world model in each environment",
     "collector.returns": "return so far of each running episode",
     "collector.lengths": "actions so far of each running episode",

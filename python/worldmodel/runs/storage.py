@@ -22,7 +22,7 @@ from worldmodel.runs.schema import meaning_of
 from worldmodel.runs.sequences import Loaded, Segment, Sequences, unpacked
 
 FORMAT = "wmkernels-state"
-VERSION = 3  # a file without one has version 1
+VERSION = 4  # a file without one has version 1
 
 _PLAIN = (str, int, float, bool, type(None))
 
