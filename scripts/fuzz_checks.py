@@ -26,6 +26,7 @@ from delta_rule_problems import delta_rules
 from hypothesis import strategies as st
 from place_memory_problems import place_memories
 from problems import Problem, assert_as_accurate_as_the_reference, laid_out, linear_scans, scans, steps
+from ssd_problems import ssd_scans
 from test_concurrency import torch_threads
 from test_kernels_match_reference import instruction_set
 from torch.utils import _pytree as pytree
@@ -42,6 +43,7 @@ PROBLEMS = {
     "gated_delta_rule": delta_rules,
     "place_memory": place_memories,
     "conv_lstm": conv_lstms,
+    "ssd_scan": ssd_scans,
     "causal_conv1d": causal_convs,
 }
 Check = Callable[["Recorder", int], None]

@@ -214,6 +214,8 @@ def _equal_terms(problem: Problem, name: str) -> int:
         return gates + x["x"].numel() // channels
     if x.get("q") is not None:
         return sum(x[n].shape[3 if problem.options.get("channel_last") else 2] for n in ("q", "v"))
+    if "dt" in x:
+        return sum(x["x"].shape[2:]) + x["B"].shape[3]
     if A is None:
         return 0  # a linear scan sums over time alone
     of = name.removeprefix("gradient of ")

@@ -30,6 +30,7 @@ def ssd_scans(
     max_time: int = 40,
     sizes: list[int] = SIZES,
     layouts: list[str] = LAYOUTS,
+    mamba3: bool = True,
 ) -> Problem:
     dtype = draw(st.sampled_from(dtypes))
     groups, repeats, time = draw(st.integers(1, 2)), draw(st.sampled_from([1, 2, 3])), draw(st.integers(1, max_time))
@@ -68,7 +69,8 @@ def ssd_scans(
     ):
         tensors[name] = placed(normal(*shape), kind) if draw(st.booleans()) else None
     options = {"dt_softplus": softplus, "dt_limit": draw(st.sampled_from([(0.0, float("inf")), (0.05, 4.0)]))}
-    turns, averages = n > 1 and draw(st.booleans()), draw(st.booleans())
+    turns, averages = (mamba3 and draw(st.booleans()) for _ in range(2))
+    turns = turns and n > 1
     state = normal(sequences, heads, d, n)
     if turns:
         pairs = draw(st.integers(1, n // 2))
@@ -127,3 +129,28 @@ def small_ssd(
         "initial_state": normal(batch, heads, d, n),
     }
     return Problem(wmkernels.ssd_scan, tensors, {"return_last_state": True})
+
+
+def big_ssd(device: str = "cpu", packed: bool = False) -> Problem:
+    batch, time = (1, 1500) if packed else (2, 300)
+    problem = small_ssd(device, torch.float32, batch, time, 14, 20, 33)
+    generator = torch.Generator().manual_seed(0)
+    problem.tensors["reset"] = torch.rand((batch, time), generator=generator).to(device) < 0.02
+    if packed:
+        problem.tensors["cu_seqlens"] = torch.tensor([0, 3, 3, 1200, time], device=device)
+        problem.tensors["initial_state"] = None
+    return problem
+
+
+def big_mamba3(device: str = "cpu") -> Problem:
+    problem, pairs = big_ssd(device), 7
+    batch, time, heads, d = problem.tensors["x"].shape
+    first = problem.tensors["B"][:, 0]
+    problem.tensors |= {
+        "angle": torch.randn(batch, time, heads, pairs).to(device),
+        "trapezoid": torch.rand(batch, time, heads).to(device),
+        "phase": torch.randn(batch, heads, pairs, dtype=torch.float64).to(device),
+        "previous_B": torch.randn_like(first),
+        "previous_x": torch.randn(batch, heads, d).to(device),
+    }
+    return Problem(flat_ssd_scan, problem.tensors, {}, grad_layouts=("contiguous",) * 5)

@@ -5,6 +5,7 @@
 
 import contextlib
 import inspect
+import numbers
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
@@ -90,6 +91,18 @@ def require_size(op: str, name: str, value: object, least: int = 0) -> None:
         raise TypeError(f"{op}: {name} is {shown(value)}, expected a whole number")
     if value < least or (isinstance(value, int) and value > MAX_SIZE):
         raise ValueError(f"{op}: {name} is {value}, expected {least} to {MAX_SIZE}")
+
+
+def require_range(op: str, name: str, value: object) -> tuple[float, float]:
+    """Two numbers, the lowest first. Raises TypeError, ValueError."""
+    if not isinstance(value, tuple | list) or len(value) != 2:
+        raise TypeError(f"{op}: {name} is {shown(value)}, expected (lowest, highest)")
+    if not all(isinstance(v, numbers.Real) and not isinstance(v, bool) for v in value):
+        raise TypeError(f"{op}: {name} is {shown(value)}, expected two numbers")
+    low, high = (float(v) for v in value)
+    if not low <= high:  # NaN, too
+        raise ValueError(f"{op}: {name} is {shown(value)}, expected its lowest number first")
+    return low, high
 
 
 def has_shape(tensor: Tensor, sizes: Sequence[int]) -> bool:

@@ -3,17 +3,19 @@
 import cmath
 import math
 import re
+from itertools import pairwise
 
 import pytest
 import torch
 from backends import on_every_target
 from hypothesis import given
 from hypothesis import strategies as st
-from problems import assert_as_accurate_as_the_reference
+from problems import assert_as_accurate_as_the_reference, laid_out
 from ssd_problems import flat_ssd_scan, small_ssd, ssd_scans
 
 import wmkernels
 from wmkernels import SSDState
+from wmkernels.checks import state_dtype
 
 every_target = on_every_target("ssd_scan")
 zeros = torch.zeros
@@ -23,6 +25,38 @@ zeros = torch.zeros
 @given(data=st.data())
 def test_ssd_scan_is_as_accurate_as_the_reference(target, data):
     assert_as_accurate_as_the_reference(data.draw(ssd_scans(device=target.device)), target.backend)
+
+
+@every_target
+@given(data=st.data())
+def test_ssd_scan_by_single_numbers(target, data):
+    problem = data.draw(ssd_scans([torch.float64], target.device, max_time=6, sizes=[1, 2, 3], mamba3=False))
+    out, last = problem.call(target.backend)
+    x = {name: value for name, value in problem.tensors.items() if value is not None}
+    (batch, time, heads, d), (groups, n) = x["x"].shape, x["B"].shape[2:]
+    low, high = problem.options["dt_limit"]
+    bounds = x["cu_seqlens"].tolist() if "cu_seqlens" in x else None
+    rows = [(b, 0, time) for b in range(batch)] if bounds is None else [(0, *row) for row in pairwise(bounds)]
+    D = x.get("D", torch.zeros(heads))
+    D = D if D.dim() > 1 else D[:, None].expand(heads, d)
+    for index, (b, start, end) in enumerate(rows):
+        for head in range(heads):
+            h = x["initial_state"][index, head].tolist() if "initial_state" in x else [[0.0] * n for _ in range(d)]
+            for t in range(start, end):
+                step = x["dt"][b, t, head].item() + (x["dt_bias"][head].item() if "dt_bias" in x else 0.0)
+                step = math.log1p(math.exp(step)) if problem.options["dt_softplus"] else step
+                step = min(max(step, low), high)
+                A = x["A"][b, t, head] if x["A"].dim() > 1 else x["A"][head]
+                kept = 0.0 if "reset" in x and x["reset"][b, t] else math.exp(step * A.item())
+                B, C = (x[name][b, t, head // (heads // groups)].tolist() for name in "BC")
+                for i, value in enumerate(x["x"][b, t, head].tolist()):
+                    h[i] = [kept * h[i][j] + step * value * B[j] for j in range(n)]
+                    y = sum(h[i][j] * C[j] for j in range(n)) + D[head, i].item() * value
+                    if "z" in x:
+                        z = x["z"][b, t, head, i].item()
+                        y *= z / (1 + math.exp(-z))
+                    torch.testing.assert_close(out[b, t, head, i].item(), y)
+            torch.testing.assert_close(last[index, head].cpu(), torch.tensor(h, dtype=torch.float64))
 
 
 def mamba3(time: int, seed: int = 0):
@@ -154,12 +188,19 @@ def test_ssd_scan_by_finite_differences(target):
 
 
 @on_every_target("ssd_scan", kernels_only=True)
-@pytest.mark.parametrize("packed", [False, True])
-def test_ssd_scan_is_a_registered_op(target, packed):
+@pytest.mark.parametrize(
+    ("dtype", "layout"),
+    [(torch.float32, "contiguous"), (torch.bfloat16, "permuted"), (torch.float64, "strided")],
+    ids=str,
+)
+def test_ssd_scan_is_a_registered_op(target, dtype, layout):
+    packed, held = layout == "contiguous", state_dtype(dtype)
     batch, time = (1, 6) if packed else (2, 6)
-    shapes = [(batch, time, 2, 3), (batch, time, 2), (batch, time, 2), *[(batch, time, 1, 5)] * 2]
-    shapes += [(batch, time, 2), (2, 3), (batch, time, 2, 3), (2, 2, 3, 5)]
-    inputs = [torch.randn(shape, device=target.device, requires_grad=True) for shape in shapes]
+    activations = [(batch, time, 2, 3), *[(batch, time, 1, 5)] * 2, (batch, time, 2, 3)]
+    x, B, C, z = (torch.randn(shape).to(dtype) for shape in activations)
+    gate, weight, own_weight = (torch.randn(batch, time, 2).to(held) for _ in range(3))
+    given_ = [x, gate, weight, B, C, own_weight, torch.randn(2, 3).to(held), z, torch.randn(2, 2, 3, 5).to(held)]
+    inputs = [laid_out(v, layout, seed).to(target.device).requires_grad_() for seed, v in enumerate(given_)]
     bounds = torch.tensor([0, 4, time], device=target.device) if packed else None
     inputs += [torch.rand(batch, time, device=target.device) < 0.3, bounds]
     tests = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
@@ -197,6 +238,23 @@ def test_empty_ssd_scan(target, sizes):
     cotangent = torch.randn_like(last)
     (gradient,) = torch.autograd.grad(last, leaves["initial_state"], cotangent)
     assert time or torch.equal(gradient, cotangent)
+
+
+@every_target
+def test_packed_sequences_without_a_step_of_an_ssd_scan(target):
+    x = mamba3(4)
+    names = ("initial_state", "phase", "previous_B", "previous_x")
+    x |= {name: torch.randn(4, *x[name].shape[1:], dtype=torch.float64) for name in names}
+    x = {name: value.to(target.device) for name, value in x.items()}
+    bounds = torch.tensor([0, 0, 0, 4, 4], device=target.device)
+    out, *last = flat_ssd_scan(**x, cu_seqlens=bounds, backend=target.backend)
+    for value, name in zip(last, names, strict=True):
+        if name != "phase":  # which is returned within a turn
+            assert torch.equal(value[[0, 1, 3]], x[name][[0, 1, 3]])
+    torch.testing.assert_close(last[1][[0, 1, 3]], x["phase"][[0, 1, 3]])
+    x |= {name: x[name][2:3] for name in names}
+    own = flat_ssd_scan(**x, backend=target.backend)
+    torch.testing.assert_close((out, *(value[2:3] for value in last)), own)
 
 
 SCAN_ERRORS = {

@@ -77,10 +77,10 @@ def test_gradients_of_every_sample(op, target):
 
 
 @every_target
-@pytest.mark.parametrize("op", ["selective_scan", "linear_scan", "gated_delta_rule", "causal_conv1d"])
+@pytest.mark.parametrize("op", ["selective_scan", "linear_scan", "gated_delta_rule", "ssd_scan", "causal_conv1d"])
 def test_vmap_over_resets(op, target):
     run, tensors = pure(op, target)
-    time = next(iter(tensors.values())).shape[-1]
+    time = next(iter(tensors.values())).shape[1 if op == "ssd_scan" else -1]
     resets = torch.rand(3, 2, time, device=target.device) < 0.4
 
     def loss(values, reset):

@@ -58,7 +58,8 @@ def _backward(grad_out: Tensor, grad_last_state: Tensor | None, *args: Any) -> t
         if grad_last_state is not None and inputs.initial_state is not None:
             gradients[8].copy_(grad_last_state)
         return gradients
-    return kernels(OP, backend).backward(grad_out, grad_last_state, inputs, chunk_states, chunk, kept)  # type: ignore[no-any-return]
+    gradients = kernels(OP, backend).backward(grad_out, grad_last_state, inputs, chunk_states, chunk, kept)
+    return gradients
 
 
 def _backward_fake(grad_out: Tensor, grad_last_state: Tensor | None, *args: Any) -> tuple[Tensor, ...]:

@@ -32,7 +32,7 @@ class _Sequences(NamedTuple):
 
 def canonical_form(arguments: SSDArguments, backend: str | None) -> tuple[SSDInputs, Tensor | None]:
     """(inputs, phases (batch, time, heads, pairs) in float64 or None); time is at least 1. ``backend`` sums angles."""
-    x, dt, A, B, C, D, z, dt_bias, angle, trapezoid, state = arguments[:11]
+    x, dt, _, B, C, D, z, dt_bias, angle, trapezoid, state = arguments[:11]
     reset, cu_seqlens = arguments.reset, arguments.cu_seqlens
     for name, value in zip(arguments._fields[:16], arguments[:16], strict=True):
         if value is not None and can_read_values(value) and value.numel() and not value.untyped_storage().nbytes():
@@ -42,11 +42,7 @@ def canonical_form(arguments: SSDArguments, backend: str | None) -> tuple[SSDInp
     if arguments.dt_softplus:
         step = F.softplus(step)
     step = step.clamp(*arguments.dt_limit)
-    decaying, decay_rate = step, A
-    if reset is not None:
-        # A, too: an infinite one times the exponent's gradient of zero would be NaN
-        decaying, decay_rate = (torch.where(reset[..., None], 0, v) for v in (step, A))
-    gate = decaying * decay_rate
+    gate = _gate(arguments, step)
     if arguments.is_plain:
         return SSDInputs(x, gate, step, B, C, None, D, z, state, reset, cu_seqlens), None
     sequences = _sequences(arguments)
@@ -69,6 +65,22 @@ def canonical_form(arguments: SSDArguments, backend: str | None) -> tuple[SSDInp
     return SSDInputs(x, gate, weight, B, C, own_weight, D, z, state, reset, cu_seqlens), phases
 
 
+def _gate(arguments: SSDArguments, step: Tensor) -> Tensor:
+    """The decay's exponent, zero where a step decays nothing: products with an infinite A have no gradient there."""
+    A, reset = arguments.A, arguments.reset
+    dropped = None if reset is None else reset[..., None]
+    starts = arguments.initial_state is None
+    if starts and arguments.cu_seqlens is not None:
+        first = _sequences(arguments).is_first[None, :, None]
+        dropped = first if dropped is None else dropped | first
+    elif starts:
+        step, A = step[:, 1:], A if A.dim() == 1 else A[:, 1:]
+        dropped = None if dropped is None else dropped[:, 1:]
+    if dropped is not None:
+        step, A = torch.where(dropped, 0, step), torch.where(dropped, 0, A)
+    return F.pad(step * A, (0, 0, 1, 0)) if starts and arguments.cu_seqlens is None else step * A
+
+
 def last_state(arguments: SSDArguments, state: Tensor, phases: Tensor | None) -> SSDState:
     """State after the last step; ``phases`` as of ``canonical_form``, None where there is no step."""
     x, B, trapezoid = arguments.x, arguments.B, arguments.trapezoid
@@ -80,10 +92,9 @@ def last_state(arguments: SSDArguments, state: Tensor, phases: Tensor | None) ->
             given = torch.zeros((arguments.sequences, *shape), dtype=held, device=x.device)
         if values is None or time == 0:
             return given.clone()
-        own = values[:, -1] if arguments.cu_seqlens is None else values[0].index_select(0, sequences.last)
-        own = own.to(held)
         if arguments.cu_seqlens is None:
-            return own
+            return values[:, -1].to(held, copy=True)
+        own = values[0].index_select(0, sequences.last).to(held)
         return torch.where(sequences.has_steps.view(-1, *[1] * (own.dim() - 1)), own, given)
 
     phase = None

@@ -29,12 +29,11 @@ def ssd_scan_chunked(inputs: SSDInputs, chunk: int | None) -> tuple[Tensor, Tens
     """(out, last_state); time is at least 1. ``chunk`` None: chosen."""
     x, gate, weight, B, C, own_weight, D, z, state, reset, cu_seqlens = inputs
     dtype = state_dtype(x.dtype)
-    if state is None:
-        state = x.new_zeros(inputs.state_shape, dtype=dtype)
     steps = chunk or min(CHUNK, chunked.steps_per_chunk(1))
     scalars = [None if v is None else v[..., None] for v in (gate, weight, own_weight)]
     timed = (x, B, C, *scalars)
-    chunks = time_chunks.cut("ssd_scan", timed, min(steps, x.shape[1]), reset, cu_seqlens)
+    # z as well: gradients of the output are not finite where it is not
+    chunks = time_chunks.cut("ssd_scan", (*timed, z), min(steps, x.shape[1]), reset, cu_seqlens)
     cut = [None if v is None else chunks.gather(v.to(dtype)) for v in timed]
     outputs = []
     with no_autocast(x.device):
@@ -43,6 +42,7 @@ def ssd_scan_chunked(inputs: SSDInputs, chunk: int | None) -> tuple[Tensor, Tens
             flags = None if chunks.reset is None else chunks.reset[:, index]
             y, state = chunked.recomputed(_chunk, *own, flags, state)
             outputs.append(y)
+        assert state is not None
         out = chunks.scatter(torch.stack(outputs, 2))
         if D is not None:
             out = out + D * x.to(dtype)
@@ -59,9 +59,12 @@ def _chunk(
     weight: Tensor,
     own_weight: Tensor | None,
     reset: Tensor | None,
-    state: Tensor,
+    state: Tensor | None,
 ) -> Any:
-    """(outputs, state after them); inputs (sequences, heads or groups, steps, size), reset (sequences, steps)."""
+    """(outputs, state after them); inputs (sequences, heads or groups, steps, size), reset (sequences, steps).
+
+    Where no state is before the steps, products of decays may overflow: they are multiplied with nothing.
+    """
     steps, heads = x.shape[2], x.shape[1]
     ones = torch.ones(steps, steps, dtype=torch.bool, device=x.device)
     seen = ones.tril()  # [i, j]: j <= i
@@ -80,13 +83,18 @@ def _chunk(
         weights = torch.where(torch.eye(steps, dtype=torch.bool, device=x.device), own_weight.mT, weights)
     lower = scores * between * weights.masked_fill(~seen, 0)
     B, C = (v.repeat_interleave(heads // v.shape[1], 1) for v in (B, C))
-    old = C @ state.mT
-    if reset is not None:
-        old = old.masked_fill((episode > 0)[..., None], 0)
-    y = time_chunks.causal_product(lower, x) + since_start.exp() * old
+    y = time_chunks.causal_product(lower, x)
     entering = between[..., -1, :, None] * weight * x
-    kept = since_start[..., -1:, :].exp()
     if alive is not None:
         entering, B = (v.masked_fill(~alive[..., None], 0) for v in (entering, B))
-        state = state.masked_fill(episode[..., -1:, None] > 0, 0)
-    return y, kept * state + entering.mT @ B
+    if state is not None:
+        kept = since_start[..., -1:, :].exp() * state
+        if reset is not None:
+            # C, too: its gradient must not be zero times what is not finite before the reset
+            dropped = (episode > 0)[..., None]
+            C = C.masked_fill(dropped, 0)
+            kept = kept.masked_fill(dropped[..., -1:, :], 0)
+        old = since_start.exp() * (C @ state.mT)
+        y = y + (old if reset is None else old.masked_fill(dropped, 0))
+    after = entering.mT @ B
+    return y, after if state is None else kept + after

@@ -13,8 +13,10 @@ and data-dependent rotation):
     h_t = exp(step_t A) (h_{t-1} + (1 - trapezoid_t) step_t x_{t-1} B_{t-1}^T) + trapezoid_t step_t x_t B_t^T
 
 with adjacent pairs of B_t and C_t turned by phase_t = phase_{t-1} + step_t angle_t. So a pair of the state is a complex
-number with the decay exp(step_t (A - i angle_t)), seen in a frame that turns with it. A reset drops the state, the
-phase and the previous step.
+number with the decay exp(step_t (A - i angle_t)), seen in a frame that turns with it.
+
+A reset drops the state, the phase and the previous step. Without a state before it, a step decays nothing: neither at a
+reset nor at the start of a sequence without an initial state.
 """
 
 import torch
@@ -36,13 +38,14 @@ def ssd_scan_reference(arguments: SSDArguments) -> tuple[Tensor, SSDState]:
     x, dt, A, B, C, D, z, _, angle, trapezoid, h, phase, last_B, last_x, reset = arguments[:15]
     batch, time, heads, d = x.shape
     dtype = state_dtype(x.dtype)
+    starts = h is None
     if h is None:
         h = torch.zeros((batch, heads, d, B.shape[3]), dtype=dtype, device=x.device)
     if angle is not None and phase is None:
         phase = torch.zeros((batch, heads, angle.shape[3]), dtype=torch.float64, device=x.device)
-    if trapezoid is not None and last_x is None:
+    if last_x is None or last_B is None:
         last_B, last_x = (torch.zeros((batch, *v.shape[2:]), dtype=dtype, device=x.device) for v in (B, x))
-    before = None if last_x is None else _input(last_x, _turned(last_B, phase, heads))
+    turned_B = _turned(last_B, phase, heads)  # (batch, heads, n)
     outputs = []
     for t in range(time):
         x_t, C_t = x[:, t].to(dtype), C[:, t].to(dtype)  # (batch, heads, d), (batch, groups, n)
@@ -55,19 +58,17 @@ def ssd_scan_reference(arguments: SSDArguments) -> tuple[Tensor, SSDState]:
             decaying, A_t = step.masked_fill(dropped, 0), torch.where(dropped, 0, A_t)
             h = h.masked_fill(dropped[..., None, None], 0)
             phase = None if phase is None else phase.masked_fill(dropped[..., None], 0)
-            before = None if before is None else before.masked_fill(dropped[..., None, None], 0)
-        if phase is not None:
+            last_x, turned_B = (v.masked_fill(dropped[..., None], 0) for v in (last_x, turned_B))
+        if phase is not None and angle is not None:
             phase = phase + step.double()[..., None] * angle[:, t].double()
-        last_x, last_B = x_t, B[:, t].to(dtype)
-        here = _input(x_t, _turned(last_B, phase, heads))  # (batch, heads, d, n)
-        weight = step if trapezoid is None else trapezoid[:, t] * step
         if trapezoid is not None:
             earlier = (1 - trapezoid[:, t]) * step
-            if dropped is not None:
-                earlier = earlier.masked_fill(dropped, 0)
-            h = h + earlier[..., None, None] * before
-            before = here
-        h = torch.exp(decaying * A_t)[..., None, None] * h + weight[..., None, None] * here
+            h = h + _input(earlier if dropped is None else earlier.masked_fill(dropped, 0), last_x, turned_B)
+        if t or not starts:
+            h = torch.exp(decaying * A_t)[..., None, None] * h
+        last_x, last_B = x_t, B[:, t].to(dtype)
+        turned_B = _turned(last_B, phase, heads)
+        h = h + _input(step if trapezoid is None else trapezoid[:, t] * step, x_t, turned_B)
         y = (h * _turned(C_t, phase, heads)[:, :, None]).sum(-1)
         if D is not None:
             y = y + D * x_t
@@ -78,8 +79,8 @@ def ssd_scan_reference(arguments: SSDArguments) -> tuple[Tensor, SSDState]:
     if phase is not None:
         phase = within_a_turn(phase)
     if trapezoid is None:
-        last_B = last_x = None
-    return out, SSDState(h.clone() if not outputs else h, phase, last_B, last_x)
+        return out, SSDState(h.clone() if not outputs else h, phase)
+    return out, SSDState(h.clone() if not outputs else h, phase, last_B.clone(), last_x.clone())
 
 
 def _step(dt: Tensor, arguments: SSDArguments) -> Tensor:
@@ -89,8 +90,9 @@ def _step(dt: Tensor, arguments: SSDArguments) -> Tensor:
     return step.clamp(*arguments.dt_limit)
 
 
-def _input(x: Tensor, B: Tensor) -> Tensor:
-    return x[..., None] * B[..., None, :]
+def _input(weight: Tensor, x: Tensor, B: Tensor) -> Tensor:
+    """(batch, heads, d, n)."""
+    return (weight[..., None] * x)[..., None] * B[..., None, :]
 
 
 def _turned(vectors: Tensor, phase: Tensor | None, heads: int) -> Tensor:

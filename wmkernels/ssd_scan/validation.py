@@ -1,7 +1,5 @@
 """Checks and canonicalises SSD scan arguments."""
 
-import math
-import numbers
 from collections.abc import Sequence
 
 import torch
@@ -15,11 +13,11 @@ from wmkernels.checks import (
     require_dtype,
     require_float,
     require_packing,
+    require_range,
     require_reset,
     require_shape,
     require_size,
     require_tensor,
-    shown,
     state_dtype,
 )
 from wmkernels.ssd_scan.meta import SSDArguments, SSDState
@@ -76,7 +74,7 @@ def canonical(
         _check(op, "D", D, *((["heads", "d"], [heads, d]) if D.dim() > 1 else (["heads"], [heads])), x)
         D = D if D.dim() > 1 else D[:, None].expand(heads, d)
     pairs = _check_angle(op, angle, x, timed, n)
-    limit = _checked_limit(op, dt_limit)
+    limit = require_range(op, "dt_limit", dt_limit)
     if op == STEP:
         x, dt, B, C = (v.unsqueeze(1) for v in (x, dt, B, C))
         A = A.unsqueeze(1) if A.dim() > 1 else A
@@ -142,17 +140,6 @@ def _check_angle(op: str, angle: Tensor | None, x: Tensor, timed: list[str], n: 
     if not 1 <= given[-1] <= n // 2:
         raise ValueError(f"{op}: angle has {given[-1]} pairs, expected 1 to {n // 2}, n // 2, to turn pairs of B")
     return int(given[-1])
-
-
-def _checked_limit(op: str, limit: object) -> tuple[float, float]:
-    if not isinstance(limit, tuple | list) or len(limit) != 2:
-        raise TypeError(f"{op}: dt_limit is {shown(limit)}, expected (lowest, highest)")
-    if not all(isinstance(v, numbers.Real) and not isinstance(v, bool) for v in limit):
-        raise TypeError(f"{op}: dt_limit is {shown(limit)}, expected two numbers")
-    low, high = (float(v) for v in limit)
-    if math.isnan(low) or math.isnan(high) or low > high:
-        raise ValueError(f"{op}: dt_limit is {shown(limit)}, expected its lowest number first")
-    return low, high
 
 
 def _checked_state(
