@@ -15,10 +15,12 @@ from wmkernels.nn.checks import (
     checked,
     require_elapsed,
     require_inputs,
+    require_not_negative,
     require_packing,
     require_reset,
     require_state,
 )
+from wmkernels.nn.gated_rms_norm import unit_rms
 from wmkernels.nn.memory_module import MemoryModule, is_plain_linear
 from wmkernels.selective_scan.function import selective_scan
 from wmkernels.selective_step.function import selective_step
@@ -40,6 +42,8 @@ class Mamba(MemoryModule):
         dt_init_floor: minimum initial step size.
         bias: of the input and output projections.
         groups: sets of B and C, each for d_inner / groups adjacent channels.
+        projection_norm_eps: RMS norms without weights of the step sizes' rank, B and C, as in FalconMamba: added to the
+            mean square, there 1e-6. None for no norms.
         backend: as for ``wmkernels.selective_scan``.
         dtype: of the parameters; A_log and D stay in float32 (float64).
 
@@ -73,6 +77,7 @@ class Mamba(MemoryModule):
         bias: bool = False,
         *,
         groups: int = 1,
+        projection_norm_eps: float | None = None,
         backend: str | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -85,6 +90,7 @@ class Mamba(MemoryModule):
             raise ValueError(f"{name}: expand * d_model is {expand * d_model}, expected 1 to {MAX_SIZE} inner channels")
         if d_inner % groups:
             raise ValueError(f"{name}: groups is {groups}, expected a divisor of the {d_inner} inner channels")
+        require_not_negative(name, "projection_norm_eps", projection_norm_eps)
         if not 0 < dt_min <= dt_max:
             raise ValueError(f"{name}: dt_min is {dt_min} and dt_max {dt_max}, expected 0 < dt_min <= dt_max")
         self.d_model = d_model
@@ -94,6 +100,7 @@ class Mamba(MemoryModule):
         self.d_inner = d_inner
         self.dt_rank = rank
         self.groups = groups
+        self.projection_norm_eps = projection_norm_eps
         self.backend = backend
         self._dt = (dt_min, dt_max, dt_init, dt_scale, dt_init_floor)
 
@@ -312,6 +319,10 @@ class Mamba(MemoryModule):
         """delta (..., d_inner), the bias to add to it, B and C (..., groups, d_state)."""
         size = self.groups * self.d_state
         rank, B, C = self.x_proj(x).split([self.dt_rank, size, size], -1)
+        shape = (self.groups, self.d_state)
+        B, C = B.unflatten(-1, shape), C.unflatten(-1, shape)
+        if self.projection_norm_eps is not None:
+            rank, B, C = (unit_rms(x, self.projection_norm_eps) for x in (rank, B, C))
         bias: Tensor | None = None
         if is_plain_linear(self.dt_proj):
             # The scan adds the bias, in float32: 16 bits would round the sum, an error of 1% in the step size.
@@ -319,8 +330,7 @@ class Mamba(MemoryModule):
             bias = None if self.dt_proj.bias is None else self._wide(self.dt_proj.bias, x)
         else:
             delta = self.dt_proj(rank)
-        shape = (self.groups, self.d_state)
-        return delta, bias, B.unflatten(-1, shape), C.unflatten(-1, shape)
+        return delta, bias, B, C
 
     def _scaled(self, delta: Tensor, bias: Tensor | None, elapsed: Tensor) -> Tensor:
         """Step sizes: the scan's own softplus would come after the product."""
