@@ -35,9 +35,9 @@ class TrainOptions(TrainConfig):
     """Arguments of the environment, NAME=VALUE ... or JSON: --env-args size=8 slippery=false. Values are JSON, else
     text."""
     memory: str | None = None
-    """Memory blocks in order, separated by commas: rotary_scan, scan, delta, gated_conv, conv_lstm, gru,
-    token_attention, block_scan, local_attention, memory_attention, place, none, or module:Class; KIND*N repeats one.
-    The preset's settings of a kind stay. By default the preset's blocks."""
+    """Memory blocks in order, separated by commas: rotary_scan, scan, mamba2, mamba3, delta, gated_conv, conv_lstm,
+    gru, token_attention, block_scan, local_attention, memory_attention, place, none, or module:Class; KIND*N repeats
+    one. The preset's settings of a kind stay. By default the preset's blocks."""
     latent: str | None = None
     """Latent: categorical or gaussian. The preset's if not given."""
 
