@@ -116,7 +116,7 @@ def test_json_of_other_types_is_refused_in_one_line(fields: Any, message: str) -
         (RotaryScanBlock(expand=0.01), "expected at least one of the 0 inner channels"),
         (Mamba2Block(headdim=5), "headdim is 5, expected a divisor of the 16 inner channels"),
         (Mamba2Block(headdim=8, groups=4), "groups is 4, expected a divisor of the 2 heads"),
-        (Mamba3Block(headdim=8, rope_fraction=0.4), "rope_fraction is 0.4, expected 0.5 or 1"),
+        (Mamba3Block(headdim=8, rope_fraction=0.75), "rope_fraction is 0.75, expected 0.5 or 1"),
         (Mamba3Block(d_state=3, headdim=8), "d_state is 3, expected at least 4"),
     ],
 )

@@ -126,7 +126,7 @@ class Mamba3Block(Block):
     headdim: Size = 16
     groups: Size = 1
     expand: Expansion = 2
-    rope_fraction: float = 0.5
+    rope_fraction: Annotated[float, Bounds(0.5, 1)] = 0.5
 
     def check(self, width: int, tokens: int = 1) -> None:
         check_heads(self, width, self.expand, self.headdim, self.groups)
