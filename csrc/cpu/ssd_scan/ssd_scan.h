@@ -2,10 +2,12 @@
 // B_j, and the step from chunk to chunk.
 //
 // Matrices of a chunk have rows of whole vectors, [step][d], [step][n] or [step][step]; a state is [n][d], d as lanes.
-// No sum reads the lanes behind the end of a row.
+// What is behind a row's last vector is never read; no sum reads the lanes behind its last number.
 #pragma once
 
 #include <math.h>
+
+#include <type_traits>
 
 #include "cpu/common/gemm_tiles.h"
 #include "cpu/common/tile.h"
@@ -22,10 +24,12 @@ struct SSDChunk {
 template <class T>
 class SSD {
  public:
-  SSD(const wmk_ssd_scan& op, int64_t most_heads) : op_(op) {
-    n_pitch_ = round_up(op.n, kLanes<T>);
-    d_pitch_ = round_up(op.d, kLanes<T>);
-    pitch_ = round_up(op.chunk, kLanes<T>);
+  // `spread`: rows of an odd number of cache lines. Columns of rows an even number apart share few sets of the first
+  // cache, but states that fill the second have no room for it.
+  SSD(const wmk_ssd_scan& op, int64_t most_heads, bool spread) : op_(op) {
+    n_width_ = round_up(op.n, kLanes<T>), n_pitch_ = pitch_of(n_width_, spread);
+    d_width_ = round_up(op.d, kLanes<T>), d_pitch_ = pitch_of(d_width_, spread);
+    width_ = round_up(op.chunk, kLanes<T>), pitch_ = pitch_of(width_, spread);
     group_heads_ = op.heads / op.groups;
     blocks_ = 1;  // a power of two: equal work for two threads and more, whatever their number
     while (blocks_ * most_heads < group_heads_) blocks_ *= 2;
@@ -72,18 +76,40 @@ class SSD {
   T* take_state(Arena& arena, int64_t count = 1) const { return arena.take<T>(count * state_size()); }
   int64_t state_size() const { return op_.n * d_pitch_; }
 
-  // `index`: of a head or a group. [step][size]
+  // `index`: of a head or a group. [step][size]. Rows `ahead` elements behind these, if not 0, are prefetched: each is
+  // on a page of its own, beyond what the hardware foresees.
   void load_rows(T* to, int64_t pitch, const wmk_view& view, int64_t batch, int64_t begin, int64_t steps, int64_t index,
-                 int64_t size) const {
+                 int64_t size, int64_t ahead = 0) const {
+    if (view.stride[3] == 1) {
+      // step by step: rows of other steps share few sets of the first cache
+      with_rows(view, batch, begin, index, [&](auto* from) {
+        for (int64_t t = 0; t < steps; ++t, from += view.stride[1]) {
+          for (int64_t i = 0; ahead && i < size; i += 64 / int64_t(sizeof(*from)))
+            __builtin_prefetch(from + ahead + i, 0, 2);
+          for (int64_t i = 0; i < size; i += kLanes<T>)
+            store(to + t * pitch + i, gather<T>(from + i, 1, int(min(kLanes<T>, size - i))));
+        }
+      });
+      return;
+    }
     const Plane plane = rows_plane(view, batch, index);
     for (int64_t i = 0; i < size; i += kLanes<T>)
       load_plane(to + i, pitch, plane, op_.dtype, i, int(min(kLanes<T>, size - i)), begin, steps);
   }
-  void load_rows(T* to, int64_t pitch, const wmk_view& view, const SSDChunk& c, int64_t index, int64_t size) const {
-    load_rows(to, pitch, view, c.batch, c.begin, c.steps, index, size);
+  void load_rows(T* to, int64_t pitch, const wmk_view& view, const SSDChunk& c, int64_t index, int64_t size,
+                 int64_t ahead = 0) const {
+    load_rows(to, pitch, view, c.batch, c.begin, c.steps, index, size, ahead);
   }
   void store_rows(const T* from, int64_t pitch, const wmk_view& view, const SSDChunk& c, int64_t index,
                   int64_t size) const {
+    if (view.stride[3] == 1) {
+      with_rows(view, c.batch, c.begin, index, [&](auto* to) {
+        for (int64_t t = 0; t < c.steps; ++t, to += view.stride[1])
+          for (int64_t i = 0; i < size; i += kLanes<T>)
+            scatter<T>(to + i, 1, int(min(kLanes<T>, size - i)), load(from + t * pitch + i));
+      });
+      return;
+    }
     const Plane plane = rows_plane(view, c.batch, index);
     for (int64_t i = 0; i < size; i += kLanes<T>)
       store_plane(from + i, pitch, plane, op_.dtype, i, int(min(kLanes<T>, size - i)), c.begin, c.steps);
@@ -147,7 +173,7 @@ class SSD {
   // [i][j] = C_i · B_j for j <= i. `B_by_step` is [n][step].
   void compute_scores(T* scores, const T* C, const T* B_by_step, int64_t steps) const {
     for (int64_t j = 0; j < steps; j += 2 * kLanes<T>) {
-      if (j + kLanes<T> < pitch_) {
+      if (j + kLanes<T> < width_) {
         score_panel<2>(scores, C, B_by_step, j, steps);
       } else {
         score_panel<1>(scores, C, B_by_step, j, steps);
@@ -158,7 +184,7 @@ class SSD {
   // y = d C S + (scores D weight) x; `lower` is scores times decays and weights.
   void compute_outputs(T* y, const SSDChunk& c, const T* C, const T* state, const T* lower, const Decays& decays,
                        const T* x) const {
-    for_tiles<T>(c.steps, d_pitch_, [&](auto rows, auto vectors, int64_t row, int64_t column) {
+    for_tiles<T>(c.steps, d_width_, [&](auto rows, auto vectors, int64_t row, int64_t column) {
       constexpr int M = decltype(rows)::value, N = decltype(vectors)::value;
       Vector<T> sums[M][N] = {};
       if (c.has_state) {
@@ -188,13 +214,13 @@ class SSD {
   }
   void compute_entering(T* entering, const T* x, const Decays& decays, int64_t steps) const {
     for (int64_t j = 0; j < steps; ++j)
-      for (int64_t i = 0; i < d_pitch_; i += kLanes<T>)
+      for (int64_t i = 0; i < d_width_; i += kLanes<T>)
         store(entering + j * d_pitch_ + i, decays.entering[j] * load(x + j * d_pitch_ + i));
   }
 
   // to = kept from + left^T right, of [step][n] and [step][d]; `from` null: zero. `to` may be `from`.
   void pass_state(T* to, const T* from, T kept, const T* left, const T* right, int64_t steps) const {
-    for_tiles<T>(op_.n, d_pitch_, [&](auto rows, auto vectors, int64_t row, int64_t column) {
+    for_tiles<T>(op_.n, d_width_, [&](auto rows, auto vectors, int64_t row, int64_t column) {
       constexpr int M = decltype(rows)::value, N = decltype(vectors)::value;
       Vector<T> sums[M][N] = {};
       multiply_accumulate<T, M, N>(sums, left + row, 1, n_pitch_, right + column, d_pitch_, steps);
@@ -209,10 +235,16 @@ class SSD {
   }
 
   const wmk_ssd_scan& op_;
-  int64_t n_pitch_, d_pitch_, pitch_;  // of rows of B, of x and of steps
+  int64_t n_width_, d_width_, width_;  // of rows of B, of x and of steps
+  int64_t n_pitch_, d_pitch_, pitch_;
   int64_t group_heads_, blocks_, block_heads_;
 
  private:
+  static int64_t pitch_of(int64_t width, bool spread) {
+    constexpr int64_t line = 64 / sizeof(T);
+    const int64_t lines = ceil_div(width, line);
+    return lines < 2 || !spread ? width : (lines | 1) * line;
+  }
   template <int N>
   void score_panel(T* scores, const T* C, const T* B_by_step, int64_t j, int64_t steps) const {
     for_row_tiles<kTileRows<N>>(j, steps, [&](auto rows, int64_t i) {
@@ -232,6 +264,15 @@ class SSD {
                                                     : w.sequence * ceil_div(op_.time, op_.kept_interval);
     const int64_t row = since % op_.kept_interval == 0 ? rows_before + since / op_.kept_interval : -1;
     return {w.batch, begin, end - begin, has_state, row};
+  }
+  // Calls work(pointer to the first number).
+  template <class Work>
+  void with_rows(const wmk_view& view, int64_t batch, int64_t begin, int64_t index, const Work& work) const {
+    with_types(op_.dtype, [&](auto type, auto storage) {
+      using S = decltype(storage);
+      if constexpr (std::is_same_v<decltype(type), T>)
+        work((S*)view.data + batch * view.stride[0] + begin * view.stride[1] + index * view.stride[2]);
+    });
   }
   Plane rows_plane(const wmk_view& view, int64_t batch, int64_t index) const {
     char* data = (char*)view.data + (batch * view.stride[0] + index * view.stride[2]) * bytes_of(op_.dtype);

@@ -26,7 +26,7 @@ constexpr int64_t kBackwardHeads = 12;  // per work item: few partial sums of dB
 template <class T>
 class Backward : SSD<T> {
  public:
-  explicit Backward(const wmk_ssd_scan& op) : SSD<T>(op, kBackwardHeads) {}
+  explicit Backward(const wmk_ssd_scan& op) : SSD<T>(op, kBackwardHeads, false) {}
 
   int64_t workspace() const { return Buffers(*this, nullptr).bytes * this->team() + Partials(*this, nullptr).bytes; }
 
@@ -45,7 +45,8 @@ class Backward : SSD<T> {
 
  private:
   using Base = SSD<T>;
-  using Base::blocks_, Base::d_pitch_, Base::n_pitch_, Base::op_, Base::pitch_;
+  using Base::blocks_, Base::d_pitch_, Base::d_width_, Base::n_pitch_, Base::n_width_, Base::op_, Base::pitch_,
+      Base::width_;
   typedef typename Base::WorkItem WorkItem;
   static constexpr int64_t kRowsPerTask = 64;
 
@@ -199,7 +200,7 @@ class Backward : SSD<T> {
     if (op_.z.data) gate_output(c, b, head, C, state);
     if (op_.D.data) add_skip_gradient(c, b, partials.d_D + (w.sequence * op_.heads + head) * d_pitch_);
     for (int64_t i = 0; i < c.steps; ++i)
-      for (int64_t j = 0; j < d_pitch_; j += kLanes<T>)
+      for (int64_t j = 0; j < d_width_; j += kLanes<T>)
         store(b.decayed_d_out + i * d_pitch_ + j, b.decays.since_start[i] * load(b.d_out + i * d_pitch_ + j));
     Base::transpose_matrix(b.x_by_channel, pitch_, b.x, d_pitch_, c.steps, op_.d);
     compute_score_gradients(c, b, scores, d_scores);
@@ -228,7 +229,8 @@ class Backward : SSD<T> {
 
   T dot(const T* a, const T* b) const {
     Vector<T> sum = {};
-    for (int64_t i = 0; i < this->state_size(); i += kLanes<T>) sum += load(a + i) * load(b + i);
+    for (int64_t row = 0; row < op_.n; ++row, a += d_pitch_, b += d_pitch_)
+      for (int64_t i = 0; i < d_width_; i += kLanes<T>) sum += load(a + i) * load(b + i);
     return total(sum);
   }
   static T total(Vector<T> vector) {
@@ -247,7 +249,7 @@ class Backward : SSD<T> {
   void gate_output(const SSDChunk& c, const Buffers& b, int64_t head, const T* C, const T* state) const {
     this->compute_outputs(b.y, c, C, state, b.lower, b.decays, b.x);
     this->load_rows(b.z, d_pitch_, op_.z, c, head, op_.d);
-    for (int64_t j = 0; j < d_pitch_; j += kLanes<T>) {
+    for (int64_t j = 0; j < d_width_; j += kLanes<T>) {
       const Vector<T> D = skip_of(head, j);
       for (int64_t i = 0; i < c.steps; ++i) {
         const int64_t at = i * d_pitch_ + j;
@@ -262,7 +264,7 @@ class Backward : SSD<T> {
   }
 
   void add_skip_gradient(const SSDChunk& c, const Buffers& b, T* d_D) const {
-    for (int64_t j = 0; j < d_pitch_; j += kLanes<T>) {
+    for (int64_t j = 0; j < d_width_; j += kLanes<T>) {
       Vector<T> sum = {};
       for (int64_t i = 0; i < c.steps; ++i) sum += load(b.d_out + i * d_pitch_ + j) * load(b.x + i * d_pitch_ + j);
       store(d_D + j, load(d_D + j) + sum);
@@ -272,7 +274,7 @@ class Backward : SSD<T> {
   // d_scores += D w (dy_i · x_j), d_between = what it makes of the logarithms of D
   void compute_score_gradients(const SSDChunk& c, const Buffers& b, const T* scores, T* d_scores) const {
     for (int64_t j = 0; j < c.steps; j += 2 * kLanes<T>) {
-      if (j + kLanes<T> < pitch_) {
+      if (j + kLanes<T> < width_) {
         score_gradient_panel<2>(c, b, scores, d_scores, j);
       } else {
         score_gradient_panel<1>(c, b, scores, d_scores, j);
@@ -311,7 +313,7 @@ class Backward : SSD<T> {
     const T* to_end = b.decays.between + (c.steps - 1) * pitch_;
     const bool has_own = op_.own_weight.data != nullptr;
     for (int64_t i = 0; has_own && i < c.steps; ++i) b.row_sums[i] = 0;
-    for_tiles<T>(c.steps, d_pitch_, [&](auto rows, auto vectors, int64_t row, int64_t column) {
+    for_tiles<T>(c.steps, d_width_, [&](auto rows, auto vectors, int64_t row, int64_t column) {
       constexpr int M = decltype(rows)::value, N = decltype(vectors)::value;
       const int64_t after = row + M, diagonal = row * pitch_ + row;
       Vector<T> u[M][N] = {};
@@ -355,7 +357,7 @@ class Backward : SSD<T> {
 
   // to[step][n] += left right; parts += their products with `other`.
   void add_state_product(T* to, const T* left, const T* right, int64_t steps, const T* other, T* parts) const {
-    for_tiles<T>(steps, n_pitch_, [&](auto rows, auto vectors, int64_t row, int64_t column) {
+    for_tiles<T>(steps, n_width_, [&](auto rows, auto vectors, int64_t row, int64_t column) {
       constexpr int M = decltype(rows)::value, N = decltype(vectors)::value;
       Vector<T> sums[M][N] = {};
       multiply_accumulate<T, M, N>(sums, left + row * d_pitch_, d_pitch_, 1, right + column, n_pitch_, op_.d);
@@ -378,7 +380,7 @@ class Backward : SSD<T> {
                                 int64_t begin) const {
     const T *d_scores = b.d_scores + begin * pitch_, *B = b.B + begin * n_pitch_, *C = b.C + begin * n_pitch_;
     T *d_B = partial(partials.d_B, w, c.begin), *d_C = partial(partials.d_C, w, c.begin);
-    for_tiles<T>(c.steps, n_pitch_, [&](auto rows, auto vectors, int64_t row, int64_t column) {
+    for_tiles<T>(c.steps, n_width_, [&](auto rows, auto vectors, int64_t row, int64_t column) {
       constexpr int M = decltype(rows)::value, N = decltype(vectors)::value;
       const int64_t after = row + M;
       const T* square = d_scores + row * pitch_ + row;
@@ -441,7 +443,7 @@ class Backward : SSD<T> {
       for (auto [sums, view] : {SumAndView{partials.d_B, &op_.grad_B}, SumAndView{partials.d_C, &op_.grad_C}}) {
         T* to = sums + row * n_pitch_;
         for (int64_t block = 1; block < blocks_; ++block)
-          for (int64_t j = 0; j < n_pitch_; j += kLanes<T>)
+          for (int64_t j = 0; j < n_width_; j += kLanes<T>)
             store(to + j, load(to + j) + load(sums + (block * rows + row) * n_pitch_ + j));
         this->store_rows(to, n_pitch_, *view, c, group, op_.n);
       }

@@ -16,7 +16,7 @@ constexpr int64_t kForwardHeads = 6;  // per work item
 template <class T>
 class Forward : SSD<T> {
  public:
-  explicit Forward(const wmk_ssd_scan& op) : SSD<T>(op, kForwardHeads) {}
+  explicit Forward(const wmk_ssd_scan& op) : SSD<T>(op, kForwardHeads, true) {}
 
   int64_t workspace() const { return Buffers(*this, nullptr).bytes * this->team(); }
 
@@ -29,7 +29,7 @@ class Forward : SSD<T> {
 
  private:
   using Base = SSD<T>;
-  using Base::d_pitch_, Base::n_pitch_, Base::op_, Base::pitch_;
+  using Base::d_pitch_, Base::d_width_, Base::n_pitch_, Base::op_, Base::pitch_;
   typedef typename Base::WorkItem WorkItem;
 
   struct Buffers {
@@ -69,20 +69,24 @@ class Forward : SSD<T> {
       this->load_rows(b.C, n_pitch_, op_.C, c, w.group, op_.n);
       Base::transpose_matrix(b.B_by_step, pitch_, b.B, n_pitch_, c.steps, op_.n);
       this->compute_scores(b.scores, b.C, b.B_by_step, c.steps);
-      for (int64_t head = 0; head < w.heads; ++head)
-        run_chunk(c, b, w.first_head + head, b.states + head * this->state_size());
+      for (int64_t head = 0; head < w.heads; ++head) {
+        const bool last = head == w.heads - 1;
+        const int64_t to_next = last ? c.steps * op_.x.stride[1] - head * op_.x.stride[2] : op_.x.stride[2];
+        run_chunk(c, b, w.first_head + head, b.states + head * this->state_size(),
+                  last && t + 2 * c.steps > w.end ? 0 : to_next);
+      }
       t += c.steps;
     }
     for (int64_t head = 0; head < w.heads; ++head)
       this->store_state(b.states + head * this->state_size(), op_.last_state, w.sequence, w.first_head + head);
   }
 
-  void run_chunk(const SSDChunk& c, const Buffers& b, int64_t head, T* state) const {
+  void run_chunk(const SSDChunk& c, const Buffers& b, int64_t head, T* state, int64_t to_next) const {
     if (op_.chunk_states.data && c.state_row >= 0) {
       T* to = this->kept_state(c.state_row, head);
       for (int64_t i = 0; i < op_.n; ++i) memcpy(to + i * op_.d, state + i * d_pitch_, op_.d * sizeof(T));
     }
-    this->load_rows(b.x, d_pitch_, op_.x, c, head, op_.d);
+    this->load_rows(b.x, d_pitch_, op_.x, c, head, op_.d, to_next);
     this->compute_decays(b.decays, c, head);
     this->compute_lower(b.lower, b.scores, b.decays, c.steps);
     this->compute_outputs(b.y, c, b.C, state, b.lower, b.decays, b.x);
@@ -94,7 +98,7 @@ class Forward : SSD<T> {
 
   void skip_and_gate(const SSDChunk& c, const Buffers& b, int64_t head) const {
     if (op_.z.data) this->load_rows(b.z, d_pitch_, op_.z, c, head, op_.d);
-    for (int64_t i = 0; i < d_pitch_; i += kLanes<T>) {
+    for (int64_t i = 0; i < d_width_; i += kLanes<T>) {
       Vector<T> D = {};
       if (op_.D.data) {
         const T* from = (const T*)op_.D.data + head * op_.D.stride[0] + i * op_.D.stride[1];
