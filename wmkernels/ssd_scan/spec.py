@@ -1,4 +1,4 @@
-"""The SSD scan; without GPU kernels."""
+"""The SSD scan; its Triton kernels have not run on a GPU."""
 
 from wmkernels.registry import OpSpec, register
 
