@@ -115,6 +115,16 @@ def test_a_rollout_by_steps_is_the_scan(target):
     torch.testing.assert_close((torch.stack(outputs, 1), *state), expected)
 
 
+@on_every_target("ssd_scan", kernels_only=True)
+@given(data=st.data())
+def test_one_step_without_gradients_is_one_with(target, data):
+    """A kernel keeps no state then, and passes it on where it is."""
+    problem = data.draw(ssd_scans(device=target.device, max_time=1))
+    expected = [x.detach() for x in problem.call(target.backend, problem.leaves())]
+    with torch.no_grad():
+        torch.testing.assert_close([*problem.call(target.backend)], expected)
+
+
 @every_target
 def test_trapezoid_of_one_and_angle_of_zero_is_mamba2(target):
     problem = small_ssd(target.device, time=20)

@@ -83,6 +83,8 @@ def _gate(arguments: SSDArguments, step: Tensor) -> Tensor:
 
 def last_state(arguments: SSDArguments, state: Tensor, phases: Tensor | None) -> SSDState:
     """State after the last step; ``phases`` as of ``canonical_form``, None where there is no step."""
+    if arguments.is_plain:
+        return SSDState(state)
     x, B, trapezoid = arguments.x, arguments.B, arguments.trapezoid
     dtype, time = state_dtype(x.dtype), x.shape[1]
     sequences = _sequences(arguments)

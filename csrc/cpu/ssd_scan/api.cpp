@@ -1,4 +1,6 @@
 // Checks arguments, then calls the current level.
+#include <string.h>
+
 #include "common/checks.h"
 #include "cpu/dispatch/isa.h"
 
@@ -34,7 +36,10 @@ int wmk_cpu_ssd_scan_forward(const wmk_ssd_scan* op) {
 
 int wmk_cpu_ssd_scan_backward(const wmk_ssd_scan* op) {
   if (int status = check(*op)) return status;
-  if (is_empty(*op)) return WMK_OK;
+  if (is_empty(*op)) {
+    if (op->grad_D.data) memset((void*)op->grad_D.data, 0, op->heads * op->d * (op->dtype == WMK_FLOAT64 ? 8 : 4));
+    return WMK_OK;
+  }
   if (!op->workspace) return WMK_NULL_POINTER;
   if (op->time > 0 && wmk::any_missing({&op->grad_out, &op->chunk_states, &op->grad_x, &op->grad_gate, &op->grad_weight,
                                         &op->grad_B, &op->grad_C}))

@@ -29,7 +29,7 @@ class Forward : SSD<T> {
 
  private:
   using Base = SSD<T>;
-  using Base::d_pitch_, Base::d_width_, Base::n_pitch_, Base::op_, Base::pitch_;
+  using Base::d_pitch_, Base::d_width_, Base::n_pitch_, Base::n_width_, Base::op_, Base::pitch_;
   typedef typename Base::WorkItem WorkItem;
 
   struct Buffers {
@@ -54,7 +54,46 @@ class Forward : SSD<T> {
     int64_t bytes;
   };
 
+  // One step reads and writes the state where it is, a row per channel: a chunk would transpose it twice.
+  void run_step(const WorkItem& w, const Buffers& b) const {
+    const SSDChunk c = this->chunk_from(w, w.begin);
+    this->load_rows(b.B, n_pitch_, op_.B, c, w.group, op_.n);
+    this->load_rows(b.C, n_pitch_, op_.C, c, w.group, op_.n);
+    Vector<T> products = {};
+    for (int64_t k = 0; k < n_width_; k += kLanes<T>) products += load(b.B + k) * load(b.C + k);
+    T score = 0;
+    for (int lane = 0; lane < kLanes<T>; ++lane) score += products[lane];
+    for (int64_t head = w.first_head; head < w.first_head + w.heads; ++head) {
+      this->load_rows(b.x, d_pitch_, op_.x, c, head, op_.d);
+      const T decay = exp(this->per_head(op_.gate, c, 0, head)), weight = this->per_head(op_.weight, c, 0, head);
+      const T own = score * (op_.own_weight.data ? this->per_head(op_.own_weight, c, 0, head) : weight);
+      const wmk_view& initial = op_.initial_state;
+      const T* from = (const T*)initial.data + w.sequence * initial.stride[0] + head * initial.stride[1];
+      T* to = (T*)op_.last_state.data + (w.sequence * op_.heads + head) * op_.d * op_.n;
+      for (int64_t i = 0; i < d_width_; i += kLanes<T>) {
+        Vector<T> sums[kLanes<T>] = {};
+        const int rows = int(min(kLanes<T>, op_.d - i));
+        for (int row = 0; row < rows; ++row) {
+          const T input = weight * b.x[i + row];
+          const T* old_row = from + (i + row) * initial.stride[2];
+          T* new_row = to + (i + row) * op_.n;
+          for (int64_t k = 0; k < op_.n; k += kLanes<T>) {
+            const int count = int(min(kLanes<T>, op_.n - k));
+            const Vector<T> old = c.has_state ? decay * gather<T>(old_row + k, 1, count) : Vector<T>{};
+            sums[row] += old * load(b.C + k);
+            scatter<T>(new_row + k, 1, count, old + input * load(b.B + k));
+          }
+        }
+        store(b.y + i, sum_lanes<T>([&](int row) { return sums[row]; }) + own * load(b.x + i));
+      }
+      if (op_.D.data || op_.z.data) skip_and_gate(c, b, head);
+      this->store_rows(b.y, d_pitch_, op_.out, c, head, op_.d);
+    }
+  }
+
   void run_item(const WorkItem& w, const Buffers& b) const {
+    const bool in_place = !op_.initial_state.data || op_.initial_state.stride[3] == 1;
+    if (w.end - w.begin == 1 && !op_.chunk_states.data && in_place) return run_step(w, b);
     for (int64_t head = 0; head < w.heads; ++head) {
       T* state = b.states + head * this->state_size();
       if (op_.initial_state.data) {
