@@ -179,6 +179,20 @@ def test_a_large_phase_keeps_its_precision(target):
 
 
 @every_target
+@pytest.mark.parametrize("frozen", ["dt", "A"])
+def test_a_state_that_does_not_decay_stays_the_same_bit_for_bit(target, frozen):
+    x = small_ssd(target.device, torch.float32, time=300).tensors
+    x[frozen].zero_()
+    x["x"][:, 5:] = 0
+    states = []
+    for time in (70, 300):
+        own = {name: v if name in ("A", "D", "initial_state") else v[:, :time] for name, v in x.items()}
+        states.append(wmkernels.ssd_scan(**own, return_last_state=True, backend=target.backend)[1])
+    assert torch.equal(*states)
+    assert frozen == "A" or torch.equal(states[0], x["initial_state"])
+
+
+@every_target
 def test_a_reset_outside_the_cut_gets_no_gradient_through_the_decay(target):
     problem = small_ssd(target.device, time=5)
     problem.tensors["reset"] = torch.arange(5, device=target.device)[None].expand(2, 5) == 0
