@@ -11,6 +11,7 @@ import numpy
 import pytest
 import torch
 from problems import MAIN
+from ssd_problems import STATES
 from test_gradients import SMALL
 from torch import Tensor
 
@@ -55,10 +56,20 @@ def arguments_of(problem, function):
         if state is None:
             state = torch.zeros(batch, heads, arguments["k"].shape[-1], d_v, dtype=torch.float64).to(arguments["gate"])
         arguments = {"state": state.detach()[:batch], **arguments}
-    if function == "ssd_step":
-        arguments.pop("return_last_state")
-        arguments = {k: x[:, 0] if k in ("x", "dt", "B", "C", "z") else x for k, x in arguments.items()}
-        arguments = {"state": arguments.pop("initial_state"), **arguments}
+    if function in ("ssd_scan", "ssd_step"):
+        state, *others = (arguments.pop(name, None) for name in STATES)
+        if function == "ssd_step":
+            arguments = {name: x for name, x in arguments.items() if name not in ("return_last_state", "cu_seqlens")}
+            for name in ("x", "dt", "A", "B", "C", "z", "angle", "trapezoid", "reset"):
+                if arguments.get(name) is not None and (name != "A" or arguments[name].dim() > 1):
+                    arguments[name] = arguments[name][:, 0]
+            x, B = arguments["x"], arguments["B"]
+            if state is None:
+                state = torch.zeros(*x.shape, B.shape[-1], dtype=torch.float64).to(arguments["dt"])
+            state, *others = (v if v is None else v[: x.shape[0]] for v in (state, *others))
+        if arguments.get("angle") is not None or arguments.get("trapezoid") is not None:
+            state = wmkernels.SSDState(state, *others)
+        arguments = {"state" if function == "ssd_step" else "initial_state": state, **arguments}
     if function == "causal_conv1d_step":
         for name in ("return_last_state", "cu_seqlens"):
             arguments.pop(name, None)
@@ -77,7 +88,7 @@ def arguments_of(problem, function):
 
 def bad_tensors(good):
     """(value, whether it is surely refused) for a tensor argument."""
-    good = torch.zeros(2, 3) if good is None else good.detach()
+    good = good.detach() if isinstance(good, Tensor) else torch.zeros(2, 3)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         nested = torch.nested.nested_tensor([torch.ones(2, 3), torch.ones(4, 3)])
