@@ -42,7 +42,7 @@ class ConvBackward {
     parallel_for(split_.vectors, split_.threads, [&](int64_t vector, int64_t thread) {
       reduce_partials(ConvTile<T, S>(op_, vector), scratch(thread).weights);
     });
-    if (!op_.grad_initial_state.data || !op_.cu_seqlens.data || past_ == 0) return;
+    if (!op_.grad_initial_state.data || past_ == 0) return;
     parallel_for(op_.sequences, split_.threads, [&](int64_t index, int64_t thread) {
       const ConvSequence sequence = sequence_at(op_, index);
       if (sequence.begin == sequence.end) pass_state(sequence, scratch(thread).grad_x);
