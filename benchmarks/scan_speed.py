@@ -22,7 +22,7 @@ from scans.plan_cpu import CpuPlan
 from scans.plan_cuda import CudaPlan
 from wmkernels import dispatch
 
-RATES = ("multiply_add", "exponential", "copy")
+RATES = ("multiply_add", "matrix", "exponential", "copy")
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -86,7 +86,8 @@ def run(chosen: argparse.Namespace) -> dict[str, Any]:
         for group in groups:
             runner.run(group)
         progress.step("training memory")
-        result["training_memory"] = training_memory.measure(*plan.memory(), device)
+        for name, measured in plan.memory().items():
+            result[name] = training_memory.measure(*measured, device)
         if on_gpu:
             result["very_long"] = plan.very_long(device)
         progress.step("peak rates of the machine again")
@@ -96,7 +97,7 @@ def run(chosen: argparse.Namespace) -> dict[str, Any]:
         except Exception as error:  # a kernel that broke the GPU: earlier rows stay valid
             after, quiet = before, {"quiet": False, "ratios": [], "reason": f"no second measurement: {error}"}
     # Noise only slows: the peak is the faster measurement.
-    best = {name: max(before[name], after[name]) for name in RATES if before[name] and after[name]}
+    best = {name: max(before[name], after[name]) for name in RATES if before.get(name) and after.get(name)}
     runner.apply_limits(best)
     result["limits"] = {"before": before, "after": after, "used": best}
     result["quiet"] = quiet

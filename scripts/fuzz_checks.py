@@ -20,11 +20,13 @@ import special_values
 import test_laws
 import test_refusals
 import torch
+from causal_conv_problems import causal_convs
 from conv_lstm_problems import conv_lstms
 from delta_rule_problems import delta_rules
 from hypothesis import strategies as st
 from place_memory_problems import place_memories
 from problems import Problem, assert_as_accurate_as_the_reference, laid_out, linear_scans, scans, steps
+from ssd_problems import ssd_scans
 from test_concurrency import torch_threads
 from test_kernels_match_reference import instruction_set
 from torch.utils import _pytree as pytree
@@ -34,6 +36,7 @@ from wmkernels import chunked, dispatch
 
 EXAMPLES = 25  # per round: Hypothesis begins each with small ones
 SUMMED_PER_THREAD = ("weight_ih", "weight_hh", "bias", "peephole")  # gradients of the ConvLSTM
+PRODUCTS_IN_PYTORCH = ("conv_lstm", "gated_delta_rule", "ssd_scan")  # chunked: PyTorch divides them among threads
 PROBLEMS = {
     "selective_scan": scans,
     "selective_step": steps,
@@ -41,6 +44,8 @@ PROBLEMS = {
     "gated_delta_rule": delta_rules,
     "place_memory": place_memories,
     "conv_lstm": conv_lstms,
+    "ssd_scan": ssd_scans,
+    "causal_conv1d": causal_convs,
 }
 Check = Callable[["Recorder", int], None]
 
@@ -89,7 +94,8 @@ def check_values(op: str, backend: str, level: str, recorder: Recorder, seed: in
         with torch_threads(3 if torch.get_num_threads() == 1 else 1):
             other = problem.solve(backend)
         for name, value in one.items():
-            summed = op == "conv_lstm" and (backend == "chunked" or name.endswith(SUMMED_PER_THREAD))
+            summed = op == "conv_lstm" and name.endswith(SUMMED_PER_THREAD)
+            summed = summed or (backend == "chunked" and op in PRODUCTS_IN_PYTORCH)
             assert summed or same_bits(value, other[name]), f"{name} depends on the number of threads"
         for name, value in before.items():
             assert same_bits(problem.tensors[name], value), f"{name}, an input, was changed"
@@ -187,7 +193,7 @@ def check_bad_calls(op: str, function: str, recorder: Recorder, seed: int) -> No
         except Exception as error:
             assert str(error).startswith(f"{function}: "), f"{type(error).__name__}: {error}"
             return None
-        leaves = pytree.tree_leaves(outputs)
+        leaves = [x for x in pytree.tree_leaves(outputs) if x is not None]
         torch.autograd.backward([x.sum() for x in leaves if x.requires_grad])
         return [(tuple(x.shape), x.dtype) for x in leaves]
 

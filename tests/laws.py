@@ -35,6 +35,10 @@ OPS = (
     "gated_delta_rule_step",
     "gated_delta_rule",
     "place_memory",
+    "ssd_scan",
+    "ssd_step",
+    "causal_conv1d_step",
+    "causal_conv1d",
 )
 WITHOUT_GPU = {  # by test file
     "cuda_emulated": "cuda, emulated",

@@ -19,6 +19,8 @@ from wmkernels.checks import state_dtype
 # The package attribute is the function, not the module.
 scan_module = importlib.import_module("wmkernels.selective_scan.function")
 delta_module = importlib.import_module("wmkernels.gated_delta_rule.function")
+ssd_module = importlib.import_module("wmkernels.ssd_scan.function")
+ssd_meta = importlib.import_module("wmkernels.ssd_scan.meta")
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 LAYOUTS = ["contiguous", "permuted", "offset", "strided", "expanded"]
@@ -74,8 +76,12 @@ class Problem:
     @property
     def time(self) -> int:
         x, values = self.tensors.get("x"), self.tensors.get("values")
+        if "dt" in self.tensors:
+            return 1 if "state" in self.tensors else x.shape[1]
         if values is not None:
             return values.shape[1]
+        if x is not None and "weight" in self.tensors:
+            return x.shape[1 if self.options.get("channel_last") else 2]
         if x is not None:
             return x.shape[1 if self.options.get("batch_first") else 0]
         shape = next(t.shape for name, t in self.tensors.items() if name in ("u", "gates", "q") and t is not None)
@@ -100,6 +106,8 @@ class Problem:
             mock.patch.object(chunked, "steps_per_chunk", lambda _: steps),
             mock.patch.object(scan_module, "chunk_length", kept),
             mock.patch.object(delta_module, "CHUNK", self.chunk or 8),
+            mock.patch.object(ssd_module, "CHUNK", self.chunk or 8),
+            mock.patch.object(ssd_meta, "KEPT", 12),
         ):
             return self.function(**arguments, **self.options, backend=backend)
 
@@ -206,6 +214,8 @@ def _equal_terms(problem: Problem, name: str) -> int:
         return gates + x["x"].numel() // channels
     if x.get("q") is not None:
         return sum(x[n].shape[3 if problem.options.get("channel_last") else 2] for n in ("q", "v"))
+    if "dt" in x:
+        return sum(x["x"].shape[2:]) + x["B"].shape[3]
     if A is None:
         return 0  # a linear scan sums over time alone
     of = name.removeprefix("gradient of ")

@@ -382,6 +382,130 @@ class GatedDeltaRuleRecurrence(Recurrence):
         return out, (after,)
 
 
+class SSDRecurrence(Recurrence):
+    name, op, packed = "ssd_scan", "ssd_scan", True
+
+    def configurations(self) -> st.SearchStrategy[Any]:
+        return st.fixed_dictionaries(
+            {
+                "groups": st.sampled_from([1, 2]),
+                "repeats": st.sampled_from([1, 2]),
+                "d": st.sampled_from([1, 5, 16, 33]),
+                "n": st.sampled_from([1, 4, 17]),
+                "seed": st.integers(0, 2**16),
+            }
+        )
+
+    def make(self, configuration: Any, batch: int, time: int, dtype: torch.dtype, device: str) -> Example:
+        generator = torch.Generator().manual_seed(configuration["seed"])
+        groups, d, n = (configuration[name] for name in ("groups", "d", "n"))
+        heads, held = groups * configuration["repeats"], state_dtype(dtype)
+
+        def normal(*shape: int) -> Tensor:
+            return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+        values = {
+            "x": normal(batch, time, heads, d),
+            "dt": normal(batch, time, heads).abs(),
+            "B": normal(batch, time, groups, n),
+            "C": normal(batch, time, groups, n),
+            "z": normal(batch, time, heads, d),
+        }
+        inputs = {name: x.to(dtype).to(device) for name, x in values.items()}
+        parameters = {"A": -normal(heads).abs().to(held).to(device), "D": normal(heads).to(held).to(device)}
+        state = normal(batch, heads, d, n).to(held).to(device)
+        return Example(configuration, inputs, parameters, (state,))
+
+    def parallel(
+        self,
+        example: Example,
+        inputs: Named,
+        parameters: Named,
+        state: State | None,
+        reset: Tensor | None,
+        lengths: Sequence[int] | None = None,
+    ) -> Outcome:
+        device = inputs["x"].device
+        out, last_state = wmkernels.ssd_scan(
+            **inputs,
+            **parameters,
+            initial_state=None if state is None else state[0],
+            reset=reset,
+            cu_seqlens=None if lengths is None else torch.tensor([0, *lengths], device=device).cumsum(0),
+            return_last_state=True,
+        )
+        return out, (last_state,)
+
+    def step(
+        self, example: Example, inputs: Named, parameters: Named, state: State | None, reset: Tensor | None
+    ) -> Outcome:
+        before = torch.zeros_like(example.state[0]) if state is None else state[0]
+        out, after = wmkernels.ssd_step(before, **inputs, **parameters, reset=reset)
+        return out, (after,)
+
+
+class CausalConvRecurrence(Recurrence):
+    name, op, packed = "causal_conv1d", "causal_conv1d", True
+
+    def configurations(self) -> st.SearchStrategy[Any]:
+        return st.fixed_dictionaries(
+            {
+                "channels": st.sampled_from([1, 5, 8, 19]),
+                "width": st.sampled_from([1, 2, 3, 4, 7]),
+                "bias": st.booleans(),
+                "activation": st.sampled_from([None, "silu"]),
+                "channel_last": st.booleans(),
+                "seed": st.integers(0, 2**16),
+            }
+        )
+
+    def make(self, configuration: Any, batch: int, time: int, dtype: torch.dtype, device: str) -> Example:
+        generator = torch.Generator().manual_seed(configuration["seed"])
+        channels, past = configuration["channels"], configuration["width"] - 1
+
+        held = state_dtype(dtype)
+
+        def normal(*shape: int, kind: torch.dtype = held) -> Tensor:
+            return torch.randn(shape, generator=generator, dtype=torch.float64).to(kind).to(device)
+
+        parameters = {"weight": normal(channels, past + 1)}
+        if configuration["bias"]:
+            parameters["bias"] = normal(channels)
+        shape = (past, channels) if configuration["channel_last"] else (channels, past)
+        inputs = {"x": normal(batch, time, channels, kind=dtype)}
+        return Example(configuration, inputs, parameters, (normal(batch, *shape),))
+
+    def parallel(
+        self,
+        example: Example,
+        inputs: Named,
+        parameters: Named,
+        state: State | None,
+        reset: Tensor | None,
+        lengths: Sequence[int] | None = None,
+    ) -> Outcome:
+        x, channel_last = inputs["x"], example.configuration["channel_last"]
+        out, last_state = wmkernels.causal_conv1d(
+            x if channel_last else x.mT,
+            **parameters,
+            activation=example.configuration["activation"],
+            initial_state=None if state is None else state[0],
+            reset=reset,
+            cu_seqlens=None if lengths is None else torch.tensor([0, *lengths], device=x.device).cumsum(0),
+            channel_last=channel_last,
+            return_last_state=True,
+        )
+        return out if channel_last else out.mT, (last_state,)
+
+    def step(
+        self, example: Example, inputs: Named, parameters: Named, state: State | None, reset: Tensor | None
+    ) -> Outcome:
+        before = torch.zeros_like(example.state[0]) if state is None else state[0]
+        options = {name: example.configuration[name] for name in ("activation", "channel_last")}
+        out, after = wmkernels.causal_conv1d_step(before, inputs["x"], **parameters, reset=reset, **options)
+        return out, (after,)
+
+
 RECURRENCES: list[Recurrence] = []
 
 
@@ -393,3 +517,5 @@ register(SelectiveScanRecurrence())
 register(LinearScanRecurrence())
 register(ReverseLinearScanRecurrence())
 register(GatedDeltaRuleRecurrence())
+register(SSDRecurrence())
+register(CausalConvRecurrence())

@@ -55,6 +55,18 @@ def _rotated_mamba(width: int) -> nn.RotaryMamba:
     return module
 
 
+def _mamba2(width: int) -> nn.Mamba2:
+    """At width 6, two groups and an MLP."""
+    other = {"ngroups": 2, "d_ssm": 8, "headdim": 2} if width == 6 else {"headdim": 4}
+    return nn.Mamba2(width, 5, 3, **other)
+
+
+def _mamba3(width: int) -> nn.Mamba3:
+    """At width 6, two groups and a norm."""
+    other = {"ngroups": 2, "is_outproj_norm": True, "headdim": 3} if width == 6 else {"headdim": 4}
+    return nn.Mamba3(width, 5, **other)
+
+
 def _gated_delta_net(width: int) -> nn.GatedDeltaNet:
     """At width 6, value heads share keys."""
     return nn.GatedDeltaNet(width, 1, 3, value_heads=2 if width == 6 else 1, d_conv=3, bias=width == 6)
@@ -66,11 +78,15 @@ def _convolution(width: int) -> nn.CausalConv1d:
 
 register(PackingModuleRecurrence("Mamba", op="selective_scan", build=_mamba, widths=(4, 6)))
 register(PackingModuleRecurrence("RotaryMamba", op="selective_scan", build=_rotated_mamba, widths=(4, 6)))
-delta_net = PackingModuleRecurrence("GatedDeltaNet", op="gated_delta_rule", build=_gated_delta_net, widths=(4, 6))
-delta_net.kernels_only = True
-register(delta_net)
+for heads in (
+    PackingModuleRecurrence("Mamba2", op="ssd_scan", build=_mamba2, widths=(4, 6)),
+    PackingModuleRecurrence("Mamba3", op="ssd_scan", build=_mamba3, widths=(4, 6)),
+    PackingModuleRecurrence("GatedDeltaNet", op="gated_delta_rule", build=_gated_delta_net, widths=(4, 6)),
+):
+    heads.kernels_only = True
+    register(heads)
+register(PackingModuleRecurrence("CausalConv1d", op="causal_conv1d", build=_convolution, widths=(1, 2, 5)))
 # Without an op, any op's devices serve.
-register(PackingModuleRecurrence("CausalConv1d", op="linear_scan", build=_convolution, widths=(1, 2, 5)))
 register(
     ComposedRecurrence(
         "BlockScan",

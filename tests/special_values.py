@@ -39,6 +39,8 @@ VARIANTS = {
     "conv_lstm": ["", "state", "options reset", "tiled"],
     "gated_delta_rule": ["", "initial reset"],
     "place_memory": ["", "options", "delta options reset"],
+    "ssd_scan": ["", "options", "options reset"],
+    "causal_conv1d": ["", "options", "options reset"],
 }
 EACH = slice(None)
 PER_BATCH, PER_CHANNEL = (EACH, 1, -3), (1, EACH, -3)
@@ -73,14 +75,28 @@ PLACES = {
         "initial_phase": [(EACH, 1, 1)],
         **{name: [(0,)] for name in ("keys", "inverse")},
     },
+    "ssd_scan": {
+        **{name: [(EACH, -3, 1, 1), (1, -3, EACH, 1)] for name in ("x", "z")},
+        "dt": [(EACH, -3, 1), (1, -3, EACH)],
+        **{name: [(EACH, -3, 0, 1)] for name in "BC"},
+        **{name: [(EACH,)] for name in ("A", "D", "dt_bias")},
+        "initial_state": [(EACH, 1, 1, 1), (1, EACH, 1, 1)],
+    },
+    "causal_conv1d": {
+        **{name: [PER_BATCH, PER_CHANNEL] for name in ("x", "initial_state")},
+        "weight": [(EACH, 1)],
+        "bias": [(EACH,)],
+    },
 }
 
 
-def special_values(dtype, name=""):
+def special_values(dtype, name="", op=""):
     number = torch.finfo(dtype)
     tiny, huge = number.tiny / 16, number.max**0.7
-    # A and z reach results through an exponential only; of other arguments, products overflow in another order
-    finite = [0.0, tiny, huge, number.max if name in ("A", "z") else huge / 2, 100.0]
+    # A and z reach results through an exponential only, z of an SSD scan through products of matrices as well; of other
+    # arguments, products overflow in another order
+    greatest = name == "A" or (name == "z" and op != "ssd_scan")
+    finite = [0.0, tiny, huge, number.max if greatest else huge / 2, 100.0]
     return [*finite, *(-x for x in finite), math.inf, -math.inf, math.nan]
 
 
@@ -123,6 +139,19 @@ def ordinary(op, dtype, variant):
         if "initial" in variant:
             tensors["initial_state"] = normal(count, 2, count, count)
         options = {"return_last_state": True}
+    elif op == "ssd_scan":
+        tensors = {"x": normal(count, 6, count, 3), "dt": normal(count, 6, count).abs(), "A": -normal(count).abs()}
+        tensors |= {name: normal(count, 6, 1, 3) for name in "BC"}
+        if "options" in variant:
+            tensors |= {"D": normal(count), "z": normal(count, 6, count, 3), "dt_bias": normal(count)}
+            tensors["initial_state"] = normal(count, count, 3, 3)
+        options = {"dt_softplus": "options" in variant, "return_last_state": True}
+    elif op == "causal_conv1d":
+        tensors = {"x": normal(count, count, 6), "weight": normal(count, 4)}
+        if "options" in variant:
+            tensors |= {"bias": normal(count), "initial_state": normal(count, count, 3)}
+            options = {"activation": "silu"}
+        options["return_last_state"] = True
     elif op == "place_memory":
         keys = view_keys(3, 4, True, generator)
         tensors = {"values": normal(count, 6, 3, 2 * count), "phase": phases([count, 6, 2], 4, generator).to(dtype)}
@@ -164,7 +193,8 @@ def places(op, name, variant):
 
 
 def with_special_values(problem, name, where):
-    values = torch.tensor(special_values(problem.dtype, name), dtype=torch.float64).to(problem.dtype)
+    op = problem.function.__name__
+    values = torch.tensor(special_values(problem.dtype, name, op), dtype=torch.float64).to(problem.dtype)
     x = problem.tensors[name].clone()
     filled = x[where].flatten()
     filled[: len(values)] = values[: len(filled)]

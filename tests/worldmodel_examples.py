@@ -10,6 +10,8 @@ from worldmodel.model.blocks import (
     DeltaBlock,
     GatedConvBlock,
     GRUBlock,
+    Mamba2Block,
+    Mamba3Block,
     RotaryScanBlock,
     ScanBlock,
     TokenAttentionBlock,
@@ -54,6 +56,8 @@ ROTARY = RotaryScanBlock(d_state=4, groups=2, selective_angle=True, selective_sp
 MEMORIES = {
     "rotary_scan": MemoryConfig(16, (ROTARY, ROTARY)),
     "scan": MemoryConfig(16, (ScanBlock(d_state=4, groups=2),)),
+    "mamba2": MemoryConfig(16, (Mamba2Block(d_state=6, headdim=8, groups=2),)),
+    "mamba3": MemoryConfig(16, (Mamba3Block(d_state=6, headdim=8),)),
     "delta": MemoryConfig(16, (DeltaBlock(heads=2, d_head=4),)),
     "gated_conv": MemoryConfig(16, (GatedConvBlock(),)),
     "none": MemoryConfig(16, (GatedConvBlock(d_conv=1),)),

@@ -5,6 +5,7 @@
 
 import contextlib
 import inspect
+import numbers
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
@@ -40,7 +41,9 @@ class Signature:
         self.kinds: list[tuple[str, type | None, bool]] = []  # (argument, kind, whether None is allowed)
         for name in inspect.signature(function).parameters:
             options = typing.get_args(hints[name]) or (hints[name],)
-            kind = next((kind for kind in (Tensor, bool, str) if kind in options and len(options) <= 2), None)
+            kind = next((kind for kind in (Tensor, bool, str) if kind in options), None)
+            if not set(options) <= {kind, type(None)}:
+                kind = None
             self.kinds.append((name, kind, type(None) in options))
 
     def require(self, *values: object) -> None:
@@ -88,6 +91,18 @@ def require_size(op: str, name: str, value: object, least: int = 0) -> None:
         raise TypeError(f"{op}: {name} is {shown(value)}, expected a whole number")
     if value < least or (isinstance(value, int) and value > MAX_SIZE):
         raise ValueError(f"{op}: {name} is {value}, expected {least} to {MAX_SIZE}")
+
+
+def require_range(op: str, name: str, value: object) -> tuple[float, float]:
+    """Two numbers, the lowest first. Raises TypeError, ValueError."""
+    if not isinstance(value, tuple | list) or len(value) != 2:
+        raise TypeError(f"{op}: {name} is {shown(value)}, expected (lowest, highest)")
+    if not all(isinstance(v, numbers.Real) and not isinstance(v, bool) for v in value):
+        raise TypeError(f"{op}: {name} is {shown(value)}, expected two numbers")
+    low, high = (float(v) for v in value)
+    if not low <= high:  # NaN, too
+        raise ValueError(f"{op}: {name} is {shown(value)}, expected its lowest number first")
+    return low, high
 
 
 def has_shape(tensor: Tensor, sizes: Sequence[int]) -> bool:

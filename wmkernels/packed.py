@@ -12,17 +12,17 @@ from wmkernels.checks import require_sequences
 
 def by_sequence(
     op: str,
-    run: Callable[[Any], tuple[Tensor, Tensor]],
+    run: Callable[[Any], tuple[Tensor, Any]],
     inputs: Any,
     timed: Sequence[str],
     firsts: Sequence[str],
     dim: int,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Any]:
     """``run`` for each sequence of an op's ``inputs``.
 
     Args:
         op: for the error.
-        run: canonical inputs -> (out, last_state).
+        run: canonical inputs -> (out, last_state), a tensor or a named tuple.
         inputs: with ``cu_seqlens``.
         timed: fields with time in dimension ``dim``, as the output; the first of them is not None.
         firsts: fields with a row per sequence.
@@ -39,4 +39,11 @@ def by_sequence(
         out, state = run(inputs._replace(**own))
         outputs.append(out)
         states.append(state)
-    return torch.cat(outputs, dim), torch.cat(states)
+    return torch.cat(outputs, dim), _cat(states)
+
+
+def _cat(states: list[Any]) -> Any:
+    """Of tensors, or of named tuples of tensors and None."""
+    if isinstance(states[0], Tensor):
+        return torch.cat(states)
+    return type(states[0])(*(None if x[0] is None else torch.cat(x) for x in zip(*states, strict=True)))

@@ -1,7 +1,7 @@
-"""Peak rates of the CPU: multiply-adds, exponentials, copy bandwidth.
+"""Peak rates of the CPU: multiply-adds, matrix products, exponentials, copy bandwidth.
 
 Multiply-adds count as vector instructions of 16 fp32 lanes. Without the extension, a large matrix product measures
-them, at about five sixths of the peak. The best try counts: noise only slows.
+them as well, at about five sixths of the peak. The best try counts: noise only slows.
 """
 
 import threading
@@ -25,6 +25,7 @@ def measure() -> dict[str, Any]:
     counts = sorted({1, min(2, threads), threads})
     try:
         multiply_adds, method = _multiply_adds(counts)
+        products = {count: _with_threads(count, _matrix_rate) for count in counts}
         exponentials = {count: _with_threads(count, _exponential_rate) for count in counts}
         copies = {count: _with_threads(count, _copy_rate) for count in counts}
     finally:
@@ -33,13 +34,15 @@ def measure() -> dict[str, Any]:
     return {
         "threads": threads,
         "multiply_add": multiply_adds[threads],
+        "matrix": products[threads],
         "exponential": exponentials[threads],
         "copy": copies[threads],
-        "by_threads": {"multiply_add": multiply_adds, "exponential": exponentials, "copy": copies},
+        "by_threads": {"multiply_add": multiply_adds, "matrix": products, "exponential": exponentials, "copy": copies},
         "multiply_add_method": method,
         "two_thread_ratio": ratio,
         "units": {
             "multiply_add": "vector instructions of 16 fp32 lanes per second",
+            "matrix": "multiply-adds per second of torch.mm in fp32",
             "exponential": "torch.exp in fp32, elements per second",
             "copy": "bytes read and written per second by Tensor.copy_ of 128 MiB",
         },
@@ -81,13 +84,13 @@ def _multiply_adds(counts: list[int]) -> tuple[dict[int, float], str]:
     native = load_native()
     if native is not None and hasattr(native, "cpu_multiply_adds"):
         return {count: _register_rate(native.cpu_multiply_adds, count) for count in counts}, "registers"
+    return {count: _with_threads(count, _matrix_rate) / LANES for count in counts}, "matrix product"
+
+
+def _matrix_rate() -> float:
     size = 1536
     a, b, out = torch.randn(size, size), torch.randn(size, size), torch.empty(size, size)
-    rates = {}
-    for count in counts:
-        torch.set_num_threads(count)
-        rates[count] = size**3 / LANES / _best(lambda: torch.mm(a, b, out=out))
-    return rates, "matrix product"
+    return size**3 / _best(lambda: torch.mm(a, b, out=out))
 
 
 def _register_rate(multiply_adds: Callable[[int], int], count: int) -> float:

@@ -18,6 +18,7 @@ import wmkernels
 from scans.problems import Inputs
 
 Run = Callable[[Inputs], Any]
+SSD_CHUNKS = (32, 64, 128, 256)
 
 
 @dataclass(frozen=True)
@@ -50,11 +51,23 @@ def ours(op: str, backend: str, channel_last: bool = False) -> Implementation:
     def delta(inputs: Inputs) -> Any:
         return wmkernels.gated_delta_rule(**inputs, channel_last=channel_last, backend=backend)
 
+    def ssd(inputs: Inputs) -> Any:
+        return wmkernels.ssd_scan(**inputs, backend=backend)
+
+    def convolution(inputs: Inputs) -> Any:
+        return wmkernels.causal_conv1d(**inputs, activation="silu", channel_last=channel_last, backend=backend)
+
+    def convolution_step(inputs: Inputs) -> Tensor:
+        return wmkernels.causal_conv1d_step(**inputs, activation="silu", backend=backend)[0]
+
     runs: dict[str, Run] = {
         "selective_scan": scan,
         "selective_step": step,
         "linear_scan": linear,
         "gated_delta_rule": delta,
+        "ssd_scan": ssd,
+        "causal_conv1d": convolution,
+        "causal_conv1d_step": convolution_step,
     }
     return Implementation(f"wmkernels {backend}", runs[op], op, backend)
 
@@ -174,6 +187,60 @@ def recurrent_loop(inputs: Inputs) -> Tensor:
     return torch.stack(outputs, -1) * q[0].shape[-1] ** -0.5
 
 
+def conv1d_and_silu(inputs: Inputs) -> Tensor:
+    x, weight, bias = inputs["x"], inputs["weight"], inputs["bias"]
+    out = F.conv1d(x, weight[:, None].to(x.dtype), bias.to(x.dtype), padding=weight.shape[1] - 1, groups=x.shape[1])
+    return F.silu(out[..., : x.shape[-1]])
+
+
+def conv1d_update(inputs: Inputs) -> Tensor:
+    """The convolution of the window and the input, and the window shifted."""
+    x, weight, bias = inputs["x"], inputs["weight"], inputs["bias"]
+    window = torch.cat([inputs["state"].to(x.dtype), x[..., None]], -1)
+    out = F.conv1d(window, weight[:, None].to(x.dtype), bias.to(x.dtype), groups=x.shape[1])
+    window[..., 1:].clone()
+    return F.silu(out).squeeze(-1)
+
+
+def chunked_ssd(chunk: int) -> Run:
+    """The chunked form that models in PyTorch use: differences of running sums, a product of matrices per chunk."""
+
+    def run(inputs: Inputs) -> Tensor:
+        x, dt, A, B, C, D = (inputs[name] for name in ("x", "dt", "A", "B", "C", "D"))
+        heads, steps = x.shape[2], min(chunk, x.shape[1])
+        wide = A.dtype
+        # (batch, chunks, steps, ...), (batch, heads, chunks, steps)
+        u, B, C = (v.to(wide).unflatten(1, (-1, steps)) for v in (x * dt[..., None], B, C))
+        B, C = (v.expand(*v.shape[:3], heads, v.shape[4]) for v in (B, C))
+        gate = (dt.to(wide) * A).unflatten(1, (-1, steps)).permute(0, 3, 1, 2)
+        since_start = gate.cumsum(-1)
+        future = torch.ones(steps, steps, dtype=torch.bool, device=x.device).triu(1)
+        between = (since_start[..., :, None] - since_start[..., None, :]).masked_fill(future, -torch.inf).exp()
+        y = torch.einsum("bclhn,bcshn,bhcls,bcshp->bclhp", C, B, between, u)
+        to_end = (since_start[..., -1:] - since_start).exp()
+        entering = torch.einsum("bclhn,bhcl,bclhp->bchpn", B, to_end, u)
+        state, states = torch.zeros_like(entering[:, 0]), []
+        kept = since_start[..., -1].exp().permute(2, 0, 1)  # (chunks, batch, heads)
+        for entering_c, kept_c in zip(entering.unbind(1), kept, strict=True):
+            states.append(state)
+            state = kept_c[..., None, None] * state + entering_c
+        y = y + torch.einsum("bclhn,bchpn,bhcl->bclhp", C, torch.stack(states, 1), since_start.exp())
+        return (y.flatten(1, 2) + D[:, None] * x).to(x.dtype)
+
+    return run
+
+
+def expanded_selective_scan(inputs: Inputs) -> Tensor:
+    """A, dt and D of a head repeated for its channels."""
+    x, size = inputs["x"], inputs["x"].shape[3]
+    dt, A, D = (inputs[name].repeat_interleave(size, -1) for name in ("dt", "A", "D"))
+    B, C = inputs["B"].squeeze(2), inputs["C"].squeeze(2)
+    A = A[:, None].expand(-1, B.shape[-1])
+    out = wmkernels.selective_scan(x.flatten(2), dt.to(x.dtype), A, B, C, D, channel_last=True)
+    assert isinstance(out, Tensor)
+    return out.view_as(x)
+
+
 def causal_attention(inputs: Inputs) -> Tensor:
     return F.scaled_dot_product_attention(inputs["query"], inputs["key"], inputs["value"], is_causal=True)
 
@@ -240,6 +307,14 @@ def baselines(op: str, device: torch.device) -> tuple[list[Implementation], dict
         add("PyTorch expression", step_expression)
     elif op == "attention":
         add("causal attention", causal_attention)
+    elif op == "ssd_scan":
+        for chunk in SSD_CHUNKS:
+            add(f"chunked form, {chunk} steps", chunked_ssd(chunk))
+        add("selective_scan, A expanded", expanded_selective_scan)
+    elif op == "causal_conv1d":
+        add("conv1d and silu", conv1d_and_silu)
+    elif op == "causal_conv1d_step":
+        add("conv1d update", conv1d_update)
     elif op == "gated_delta_rule":
         add("recurrent loop", recurrent_loop)
     elif op == "linear_scan":

@@ -1,4 +1,7 @@
-"""CPU cases: batch 1, 1536 channels (Mamba with d_model 768), 16 states per channel; 8 heads of 64 x 64 states."""
+"""CPU cases: batch 1, 1536 channels (a Mamba of width 768), 16 states per channel, 4 taps; 8 heads of 64 x 64.
+
+The SSD scan has 24 heads of 64 channels and 128 states.
+"""
 
 import functools
 from dataclasses import replace
@@ -13,6 +16,8 @@ CHANNELS, LONG_CHANNELS = 1536, 96
 LENGTHS = (512, 2048, 8192, 32768)
 QUICK_CHANNELS, QUICK_LENGTHS = 64, (64, 256)
 DELTA_HEAD = 64
+SSD_STATE = 128
+WIDTH = 4  # of the convolution
 LONG_TIMES = (4096, 1048576)
 MEMORY_TIME = 65536
 # Longer sequences take seconds or gigabytes.
@@ -29,6 +34,18 @@ LONGEST = {
 PROBE_TIME = 32  # the materialising loop's training step takes tens of seconds
 
 
+OPS = (
+    "selective_scan",
+    "selective_step",
+    "linear_scan",
+    "gated_delta_rule",
+    "ssd_scan",
+    "causal_conv1d",
+    "causal_conv1d_step",
+    "attention",
+)
+
+
 class CpuPlan:
     def __init__(self, backends: list[str], lengths: list[int] | None, dtype: torch.dtype, quick: bool):
         self.backends, self.dtype, self.quick = backends, dtype, quick
@@ -38,7 +55,7 @@ class CpuPlan:
         device = torch.device("cpu")
         self.missing: dict[str, str] = {}
         self.baselines: dict[str, list[Implementation]] = {}
-        for op in ("selective_scan", "selective_step", "linear_scan", "gated_delta_rule", "attention"):
+        for op in OPS:
             self.baselines[op], missing = baselines(op, device)
             self.missing |= missing
 
@@ -51,6 +68,8 @@ class CpuPlan:
         found += [self.variants(measure) for measure in ("forward", "training")]
         found += [self.step(), self.linear("forward"), self.linear("training")]
         found += [self.delta(measure) for measure in ("forward", "training")]
+        found += [self.ssd(measure) for measure in ("forward", "training")]
+        found += [self.convolution(measure) for measure in ("forward", "training", "step")]
         if not self.quick:
             found.append(self.long())
         return found
@@ -111,6 +130,27 @@ class CpuPlan:
         cases += [Case(baseline, problem) for baseline in self.baselines[problem.op]]
         return Group(f"gated delta rule, {measure}, {time:,} steps", measure, cases, self.budget)
 
+    def ssd_problem(self) -> Problem:
+        return Problem("ssd_scan", 1, self.channels, 256 if self.quick else 2048, self.dtype, state=SSD_STATE)
+
+    def ssd(self, measure: str) -> Group:
+        problem = self.ssd_problem()
+        backends = [*self.backends, *(["chunked"] if "chunked" not in self.backends else [])]
+        cases = [Case(ours(problem.op, backend), problem) for backend in backends]
+        cases += [Case(baseline, problem) for baseline in self.baselines[problem.op]]
+        return Group(f"SSD scan, {measure}, {problem.time:,} steps", measure, cases, self.budget)
+
+    def convolution(self, measure: str) -> Group:
+        time = 1 if measure == "step" else 256 if self.quick else 2048
+        op = "causal_conv1d_step" if measure == "step" else "causal_conv1d"
+        problem = Problem(op, 1, self.channels, time, self.dtype, state=WIDTH)
+        cases = [Case(ours(op, backend), problem) for backend in self.backends]
+        if measure != "step":
+            last = replace(problem, channel_last=True)
+            cases += [Case(ours(op, backend, channel_last=True), last) for backend in self.backends]
+        cases += [Case(baseline, problem) for baseline in self.baselines[op]]
+        return Group(f"causal convolution, {measure}, {time:,} steps", measure, cases, self.budget / 4)
+
     def long(self) -> Group:
         """Tests whether the time per step is constant."""
         implementation = ours("selective_scan", self.backends[0])
@@ -118,6 +158,10 @@ class CpuPlan:
         cases = [Case(implementation, short), Case(implementation, long, check_tail=True)]
         return Group(f"forward, {LONG_CHANNELS} channels, short and long sequence", "forward", cases, self.budget)
 
-    def memory(self) -> tuple[Implementation, Problem]:
-        time = 2048 if self.quick else MEMORY_TIME
-        return ours("selective_scan", self.backends[0]), self.problem(time)
+    def memory(self) -> dict[str, tuple[Implementation, Problem]]:
+        """By name in the result."""
+        time, backend = 2048 if self.quick else MEMORY_TIME, self.backends[0]
+        return {
+            "training_memory": (ours("selective_scan", backend), self.problem(time)),
+            "ssd_training_memory": (ours("ssd_scan", backend), self.ssd_problem()),
+        }

@@ -135,8 +135,10 @@ class CudaPlan:
         cases = [Case(c, problem, build=_graph, units=GRAPH_STEPS, note=note) for c in implementations]
         return Group("one step in a CUDA graph, B1 D1536", "step", cases, self.budget)
 
-    def memory(self) -> tuple[Implementation, Problem]:
-        return ours("selective_scan", self.backends[0]), self.problem(1, 1536, MEMORY_TIME)
+    def memory(self) -> dict[str, tuple[Implementation, Problem]]:
+        """By name in the result."""
+        problem = self.problem(1, 1536, MEMORY_TIME)
+        return {"training_memory": (ours("selective_scan", self.backends[0]), problem)}
 
     def very_long(self, device: torch.device) -> list[dict[str, Any]]:
         """A million steps, and more than 2^31 elements."""

@@ -12,6 +12,9 @@ CPU, selective scan, vector instructions of 16 fp32 lanes per state of 16 elemen
 Gated delta rule, multiply-adds per head and step of the kernels' chunks of C steps: forward 3 d_k d_v + C (d_k + d_v),
 backward 6 d_k d_v + C (2 d_k + 3 d_v).
 
+SSD scan, multiply-adds per channel and step for chunks of Q steps, at the rate of a large matrix product: forward 2 n +
+n / Q + Q / 2 (1 + n / channels), backward 5 n + n / Q + Q (1 + n / channels), with the Q of the fewest.
+
 GPU, selective scan, per state: one exponential, and 4 multiply-adds forward or 11 backward. Activations move once. Work
 per channel is left out.
 """
@@ -31,8 +34,12 @@ GPU_MULTIPLY_ADDS = {"forward": 4, "backward": 11, "training": 15, "step": 4}
 GPU_EXPONENTIALS = {"forward": 1, "backward": 1, "training": 2, "step": 1}
 # Activations: without z, with z.
 SCAN_TENSORS = {"forward": (3, 4), "backward": (5, 7), "training": (8, 11)}
+SSD_TENSORS = {"forward": 2, "backward": 3, "training": 5}
+SSD_TERMS = {"forward": (2, 1, 0.5), "backward": (5, 1, 1), "training": (7, 2, 1.5)}  # of n, n / Q and Q (1 + n / c)
+SSD_HEAD = 64
 DELTA_TENSORS = {"forward": 4, "backward": 8, "training": 12}  # residuals as well
 DELTA_TERMS = {"forward": (3, 2), "backward": (6, 5), "training": (9, 7)}  # of d^2 and of C d
+CONVOLUTION_TENSORS = {"forward": 2, "backward": 3, "training": 5}
 LINEAR_TENSORS = {"forward": 3, "backward": 5, "training": 8}
 LANES = 16
 
@@ -43,10 +50,11 @@ Inputs = dict[str, Any]  # tensors by argument name
 class Problem:
     """``gated``: with z, delta_bias and softplus, as in a Mamba layer.
 
-    Of the gated delta rule, ``state`` is the size of a head.
+    Of the gated delta rule, ``state`` is the size of a head, of the causal convolution its width. Heads of an SSD scan
+    have ``SSD_HEAD`` channels.
     """
 
-    op: str  # selective_scan, selective_step, linear_scan, gated_delta_rule, attention
+    op: str  # of this package, or attention
     batch: int
     channels: int
     time: int
@@ -100,6 +108,24 @@ def make_inputs(problem: Problem, device: torch.device, requires_grad: bool = Fa
         inputs |= {"gate": uniform(-0.1, 0.0, *gates, dtype=wide), "beta": uniform(0.0, 1.0, *gates, dtype=wide)}
         if problem.channel_last:
             inputs = {name: x.movedim(-1, 1).contiguous() for name, x in inputs.items()}
+    elif problem.op == "ssd_scan":
+        heads_ = channels // SSD_HEAD
+        inputs = {
+            "x": normal(batch, time, heads_, SSD_HEAD),
+            "dt": uniform(0.001, 0.1, batch, time, heads_),
+            "A": uniform(-16.0, -1.0, heads_, dtype=wide),
+            "B": normal(batch, time, 1, state),
+            "C": normal(batch, time, 1, state),
+            "D": normal(heads_, dtype=wide),
+        }
+    elif problem.op.startswith("causal_conv1d"):
+        weights = {"weight": normal(channels, state, dtype=wide), "bias": normal(channels, dtype=wide)}
+        if problem.op == "causal_conv1d_step":
+            window = normal(batch, channels, state - 1, dtype=wide)
+            inputs = {"state": window, "x": normal(batch, channels), **weights}
+        else:
+            order = (batch, time, channels) if problem.channel_last else (batch, channels, time)
+            inputs = {"x": normal(*order), **weights}
     elif problem.op == "linear_scan":
         shape: tuple[int, ...] = (batch, time, channels) if problem.channel_last else (batch, channels, time)
         inputs = {"gates": uniform(0.5, 1.0, *shape), "tokens": normal(*shape)}
@@ -151,6 +177,10 @@ def limit_seconds(problem: Problem, measure: str, rates: dict[str, Any], device_
                 candidates.append((GPU_MULTIPLY_ADDS[measure] * states / rates["multiply_add"], "multiply-adds"))
             if rates.get("exponential"):
                 candidates.append((GPU_EXPONENTIALS[measure] * states / rates["exponential"], "exponentials"))
+    if problem.op == "ssd_scan" and rates.get("matrix"):
+        width = 2 if problem.dtype == torch.float64 and device_type == "cpu" else 1
+        multiply_adds = problem.elements * _ssd_multiply_adds(problem, measure)
+        candidates.append((multiply_adds * width / rates["matrix"], "matrix products"))
     if problem.op == "gated_delta_rule" and rates.get("multiply_add"):
         squares, products = DELTA_TERMS[measure]
         multiply_adds = problem.elements * (squares * problem.state + products * CHUNK)
@@ -160,10 +190,23 @@ def limit_seconds(problem: Problem, measure: str, rates: dict[str, Any], device_
     return max(candidates)
 
 
+def _ssd_multiply_adds(problem: Problem, measure: str) -> float:
+    """Per channel and step, with the cheapest chunk."""
+    states, decays, squares = SSD_TERMS[measure]
+    shared = squares * (1 + problem.state / problem.channels)
+    return min(states * problem.state + decays * problem.state / q + shared * q for q in range(1, problem.time + 1))
+
+
 def _bytes(problem: Problem, measure: str) -> int | None:
     size = problem.dtype.itemsize
     if problem.op == "linear_scan":
         return LINEAR_TENSORS[measure] * problem.elements * size
+    if problem.op == "causal_conv1d":
+        return CONVOLUTION_TENSORS[measure] * problem.elements * size
+    if problem.op == "causal_conv1d_step":
+        return problem.elements * (2 * size + (3 * problem.state - 2) * max(4, size))  # windows, weights
+    if problem.op == "ssd_scan":
+        return SSD_TENSORS[measure] * problem.elements * size
     if problem.op == "gated_delta_rule":
         return DELTA_TENSORS[measure] * problem.elements * size
     if problem.op == "selective_scan":

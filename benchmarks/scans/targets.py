@@ -80,6 +80,17 @@ def over(slow: dict[str, Any], **fast: Any) -> Callable[[Result], float | None]:
     return ratio
 
 
+def over_fastest(baselines: str, fast: dict[str, Any]) -> Callable[[Result], float | None]:
+    """Speedup of ours over the fastest baseline whose name begins with ``baselines``."""
+
+    def ratio(result: Result) -> float | None:
+        found = [x["ns_per_element"] for x in rows(result, **fast) if x["implementation"].startswith(baselines)]
+        own = row(result, **fast, ours=True)
+        return None if own is None or not found else min(found) / own["ns_per_element"]
+
+    return ratio
+
+
 def roofline_percent(**fields: Any) -> Callable[[Result], float | None]:
     def percent(result: Result) -> float | None:
         found = row(result, **fields)
@@ -88,9 +99,12 @@ def roofline_percent(**fields: Any) -> Callable[[Result], float | None]:
     return percent
 
 
-def memory_percent(result: Result) -> float | None:
-    memory = result.get("training_memory")
-    return None if memory is None or memory.get("fraction") is None else 100 * memory["fraction"]
+def memory_percent(name: str) -> Callable[[Result], float | None]:
+    def percent(result: Result) -> float | None:
+        memory = result.get(name)
+        return None if memory is None or memory.get("fraction") is None else 100 * memory["fraction"]
+
+    return percent
 
 
 CPU_SIZES = {"op": "selective_scan", "batch": 1, "channels": 1536, "dtype": "float32", "gated": False}
@@ -106,6 +120,12 @@ HALF = FORWARD | {"dtype": "bfloat16", "ours": True}
 
 DELTA = {"op": "gated_delta_rule", "channels": 512, "state": 64, "dtype": "float32", "time": 2048}
 DELTA_TRAINING = DELTA | {"measure": "training", "channel_last": False}
+
+
+SSD = {"op": "ssd_scan", "channels": 1536, "state": 128, "dtype": "float32", "time": 2048}
+SSD_FORWARD = SSD | {"measure": "forward"}
+CONVOLUTION = {"op": "causal_conv1d", "channels": 1536, "time": 2048, "dtype": "float32", "channel_last": False}
+CONVOLUTION_STEP = {"op": "causal_conv1d_step", "batch": 1, "channels": 1536, "dtype": "float32"}
 
 
 def _over_baseline(name: str, least: float, aim: float, fields: dict[str, Any], baseline: str) -> Target:
@@ -140,13 +160,41 @@ CPU_TARGETS = (
         10,
         3,
         "percent",
-        memory_percent,
+        memory_percent("training_memory"),
         most=True,
     ),
     _over_baseline("selective_step", 4, 6, STEP, "PyTorch expression"),
     Target("bfloat16 input, speed over float32", 0.95, 1.05, "times", over(FORWARD | {"ours": True}, **HALF)),
     Target("linear_scan forward, % of copy bandwidth", 60, 85, "percent", roofline_percent(**LINEAR, ours=True)),
     _over_baseline("gated_delta_rule training, 8 heads, 2,048 steps,", 20, 60, DELTA_TRAINING, "recurrent loop"),
+    _over_baseline("ssd_scan forward, 24 heads, 128 states,", 10, 16, SSD_FORWARD, "chunked form, 256 steps"),
+    Target(
+        "ssd_scan forward, over the chunked form at its best",
+        3,
+        5,
+        "times",
+        over_fastest("chunked form", SSD_FORWARD),
+    ),
+    _over_baseline("ssd_scan forward,", 1.6, 2.5, SSD_FORWARD, "selective_scan, A expanded"),
+    Target(
+        "ssd_scan forward, % of the rate of matrix products",
+        30,
+        50,
+        "percent",
+        roofline_percent(**SSD_FORWARD, ours=True),
+    ),
+    _over_baseline("ssd_scan training,", 4, 8, SSD | {"measure": "training"}, "chunked form, 256 steps"),
+    Target(
+        "ssd_scan, training memory beyond inputs, outputs and gradients",
+        25,
+        15,
+        "percent",
+        memory_percent("ssd_training_memory"),
+        most=True,
+    ),
+    _over_baseline("causal_conv1d forward,", 2, 4, CONVOLUTION | {"measure": "forward"}, "conv1d and silu"),
+    _over_baseline("causal_conv1d training,", 2, 3, CONVOLUTION | {"measure": "training"}, "conv1d and silu"),
+    _over_baseline("causal_conv1d_step", 4, 8, CONVOLUTION_STEP, "conv1d update"),
 )
 
 GPU_SIZES = {"op": "selective_scan", "dtype": "bfloat16", "channel_last": False}

@@ -37,7 +37,7 @@ def _measure(implementation: Implementation, problem: Problem, device: torch.dev
     inputs = make_inputs(problem, device, requires_grad=True)
     names = gradient_names(inputs)
     leaves = [inputs[name] for name in names]
-    grad_out = torch.ones_like(inputs["u"], requires_grad=False)
+    grad_out = torch.ones_like(inputs["x" if "x" in inputs else "u"], requires_grad=False)
     saved = saved_bytes(lambda: implementation.run(inputs), inputs.values())
 
     def step() -> tuple[Tensor, ...]:

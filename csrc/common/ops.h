@@ -22,12 +22,14 @@
 #define WMK_CUDA_KERNEL_WITH_WORKSPACE(arguments, name)
 #endif
 
+#include "include/causal_conv1d.inc"
 #include "include/conv_lstm.inc"
 #include "include/gated_delta_rule.inc"
 #include "include/linear_scan.inc"
 #include "include/place_memory.inc"
 #include "include/selective_scan.inc"
 #include "include/selective_step.inc"
+#include "include/ssd_scan.inc"
 
 #undef WMK_STRUCT
 #undef WMK_INT

@@ -17,7 +17,7 @@ namespace wmk {
 
 struct StepOptions {
   int64_t threads;
-  bool delta_softplus;
+  int64_t flags;  // the op's options, a bit each
 };
 
 // Runs a kernel with Python's GIL released.

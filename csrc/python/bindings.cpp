@@ -301,10 +301,10 @@ PYBIND11_MODULE(_native, module) {
   module.attr("kernels") = py::frozenset(kernels);
   module.def("advise_huge_pages", advise_huge_pages, "Advises huge pages for memory not yet written.");
   for (const wmk::NamedStepFastPath& path : wmk::kStepFastPaths) {
-    const auto run = [&path](const py::tuple& tensors, int64_t threads, bool delta_softplus) {
-      return run_fast_path(path, tensors, {threads, delta_softplus});
+    const auto run = [&path](const py::tuple& tensors, int64_t threads, int64_t flags) {
+      return run_fast_path(path, tensors, {threads, flags});
     };
-    module.def(path.name, run, py::arg("tensors"), py::arg("threads"), py::arg("delta_softplus") = false,
+    module.def(path.name, run, py::arg("tensors"), py::arg("threads"), py::arg("flags") = 0,
                "One step from tensors; false where it needs the ordinary path.");
   }
   module.def("cpu_run_layers", run_layers, py::arg("layers"), py::arg("ends"), py::arg("rows"), py::arg("width"),

@@ -58,7 +58,9 @@ def test_inference_under_no_grad(op, target):
 
 
 @on_every_target("selective_scan", kernels_only=True)
-@pytest.mark.parametrize("op", ["selective_scan", "linear_scan", "gated_delta_rule", "place_memory"])
+@pytest.mark.parametrize(
+    "op", ["selective_scan", "linear_scan", "gated_delta_rule", "place_memory", "ssd_scan", "causal_conv1d"]
+)
 def test_dynamic_shapes_with_backward(op, target):
     make = SMALL[op]
     problem = make(target.device, torch.float32)

@@ -7,9 +7,11 @@ import threading
 import pytest
 import torch
 from backends import on_every_target
+from causal_conv_problems import big_causal_conv
 from conv_lstm_problems import small_conv_lstm
 from delta_rule_problems import big_delta_rule
 from problems import Problem, few_channels
+from ssd_problems import big_mamba3, big_ssd
 from test_gradients import SMALL, every_op
 from tolerances import SAME_KERNEL
 
@@ -85,6 +87,11 @@ PROBLEMS = {
     "linear scan of few channels": lambda device: big_linear_scan(device, 1, 20_000),
     "gated delta rule": big_delta_rule,
     "packed gated delta rule": lambda device: big_delta_rule(device, packed=True),
+    "SSD scan": big_ssd,
+    "packed SSD scan": lambda device: big_ssd(device, packed=True),
+    "Mamba-3's scan": big_mamba3,
+    "causal convolution": big_causal_conv,
+    "packed causal convolution": lambda device: big_causal_conv(device, packed=True, channel_last=True),
     "reverse linear scan": lambda device: big_linear_scan(device, reverse=True),
 }
 every_problem = pytest.mark.parametrize("name", list(PROBLEMS))

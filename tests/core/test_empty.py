@@ -6,6 +6,7 @@ from backends import on_every_target
 from delta_rule_problems import small_delta_rule
 from place_memory_problems import small_place_memory
 from problems import DTYPES
+from ssd_problems import small_ssd
 from test_gradients import small_scan
 
 import wmkernels
@@ -146,12 +147,20 @@ def test_an_empty_output_of_a_gated_delta_rule_is_no_input_and_has_a_gradient(ta
     assert (y.shape, y.requires_grad) == (v.shape, True)
 
 
+WITHOUT_A_STEP = {
+    "gated_delta_rule": (small_delta_rule, "v"),
+    "place_memory": (small_place_memory, "values"),
+    "ssd_scan": (small_ssd, "x"),
+}
+
+
 @every_target
-@pytest.mark.parametrize("op", ["gated_delta_rule", "place_memory"])
+@pytest.mark.parametrize("op", WITHOUT_A_STEP)
 def test_without_a_step_the_results_share_no_memory_with_the_inputs(target, op):
-    problem = (small_delta_rule if op == "gated_delta_rule" else small_place_memory)(target.device, time=0)
+    make, main = WITHOUT_A_STEP[op]
+    problem = make(target.device, time=0)
     out, last = problem.call(target.backend)
-    first, given = problem.tensors["initial_state"], problem.tensors["v" if op == "gated_delta_rule" else "values"]
+    first, given = problem.tensors["initial_state"], problem.tensors[main]
     assert out is not given
     assert torch.equal(last, first)
     assert last.data_ptr() != first.data_ptr()

@@ -352,7 +352,9 @@ def test_the_kernels_are_built():
         assert len(targets("selective_scan")) == 6
 
 
-@pytest.mark.parametrize("op", ["selective_scan", "selective_step", "linear_scan", "gated_delta_rule"])
+@pytest.mark.parametrize(
+    "op", ["selective_scan", "selective_step", "linear_scan", "gated_delta_rule", "ssd_scan", "causal_conv1d"]
+)
 @pytest.mark.parametrize("backend", ["triton", "cuda", "tpu"])
 def test_a_backend_that_cannot_run_says_why_and_what_could(op, backend):
     with pytest.raises(ValueError, match=f"{op}: backend '{backend}' cannot run this call") as error:
@@ -406,7 +408,7 @@ def gpu_kernels_that_run(monkeypatch):
         cached.cache_clear()
 
 
-UNVERIFIED = ("conv_lstm", "gated_delta_rule", "place_memory")
+UNVERIFIED = ("conv_lstm", "gated_delta_rule", "place_memory", "ssd_scan", "causal_conv1d")
 
 
 @pytest.mark.parametrize("op", op_names())

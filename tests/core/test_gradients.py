@@ -3,11 +3,13 @@
 import pytest
 import torch
 from backends import on_every_target
+from causal_conv_problems import causal_convs, small_causal_conv
 from delta_rule_problems import delta_rules, small_delta_rule
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from place_memory_problems import small_place_memory
 from problems import Problem, linear_scans, scans, steps
+from ssd_problems import small_ssd
 from tolerances import GRADCHECK, SAVED_SHARE
 from torch.autograd import gradcheck, gradgradcheck
 from torch.utils.checkpoint import checkpoint
@@ -78,6 +80,14 @@ def test_gated_delta_rule_by_finite_differences(target, data):
     check_gradients(problem, target.backend)
 
 
+@on_every_target("causal_conv1d", kernels_only=True)
+@few
+@given(data=st.data())
+def test_causal_conv1d_by_finite_differences(target, data):
+    problem = data.draw(causal_convs([torch.float64], target.device, max_time=6, channels=[1, 2], widths=[1, 2, 4, 5]))
+    check_gradients(problem, target.backend, fast_mode=True)
+
+
 @settings(max_examples=max(5, settings().max_examples // 5))
 @given(data=st.data())
 def test_the_chunked_form_by_finite_differences(data):
@@ -142,6 +152,8 @@ SMALL = {
     "linear_scan": small_linear_scan,
     "gated_delta_rule": small_delta_rule,
     "place_memory": small_place_memory,
+    "ssd_scan": small_ssd,
+    "causal_conv1d": small_causal_conv,
 }
 every_op = pytest.mark.parametrize("op", list(SMALL))
 

@@ -16,6 +16,7 @@ from problems import (
     scans,
     steps,
 )
+from ssd_problems import ssd_scans
 
 import wmkernels
 from wmkernels.dispatch import load_native
@@ -68,7 +69,11 @@ def test_gated_delta_rule(target, data):
 @pytest.mark.parametrize("level", instruction_sets())
 @given(data=st.data())
 def test_every_instruction_set(level, data):
-    problem = data.draw(st.one_of(scans(max_time=20), linear_scans(max_time=20), steps(), delta_rules(max_time=20)))
+    problem = data.draw(
+        st.one_of(
+            scans(max_time=20), linear_scans(max_time=20), steps(), delta_rules(max_time=20), ssd_scans(max_time=20)
+        )
+    )
     with instruction_set(level):
         assert_as_accurate_as_the_reference(problem, "cpu")
 

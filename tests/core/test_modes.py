@@ -26,10 +26,13 @@ pytestmark = [
 ]
 SMALL = SCANS | {"conv_lstm": small_conv_lstm, "conv_lstm_step": small_conv_lstm_step}
 every_op = pytest.mark.parametrize("op", list(SMALL))
-KEEPS = ("selective_scan", "gated_delta_rule", "conv_lstm", "conv_lstm_step", "place_memory")  # for backward
+# for backward
+KEEPS = ("selective_scan", "gated_delta_rule", "conv_lstm", "conv_lstm_step", "place_memory", "ssd_scan")
 MODULES = {
     "Mamba": (lambda: nn.Mamba(6, 4), (2, 5, 6)),
     "RotaryMamba": (lambda: nn.RotaryMamba(6, 4, selective_angle=True, selective_speed=True), (2, 5, 6)),
+    "Mamba2": (lambda: nn.Mamba2(6, 4, headdim=3, ngroups=2), (2, 5, 6)),
+    "Mamba3": (lambda: nn.Mamba3(6, 4, headdim=3), (2, 5, 6)),
     "GatedDeltaNet": (lambda: nn.GatedDeltaNet(6, 2, 4), (2, 5, 6)),
     "CausalConv1d": (lambda: nn.CausalConv1d(6), (2, 5, 6)),
     "ConvLSTM": (lambda: nn.ConvLSTM(3, 2, 3, num_layers=2, peephole=(4, 5), batch_first=True), (2, 5, 3, 4, 5)),
@@ -145,8 +148,7 @@ def test_modules_in_forward_mode(name, kind):
     tangent = torch.randn_like(x)
     with forward_ad.dual_level():
         found = forward_ad.unpack_dual(call(module, forward_ad.make_dual(x, tangent))).tangent
-    if name != "CausalConv1d":
-        module.backend = "reference"
+    module.backend = "reference"
     torch.testing.assert_close(found, jvp(lambda x: call(module, x), (x,), (tangent,))[1], rtol=1e-4, atol=1e-5)
 
 
@@ -308,10 +310,14 @@ def counter():
     return FlopCounterMode(display=False)
 
 
-@pytest.mark.parametrize("op", ["selective_scan", "selective_step", "linear_scan", "gated_delta_rule"])
+@pytest.mark.parametrize(
+    "op", ["selective_scan", "selective_step", "linear_scan", "gated_delta_rule", "ssd_scan", "causal_conv1d"]
+)
 def test_counted_operations_of_scans_are_the_references(op):
     expected_forward, expected_backward = flops(op, "reference", Arithmetic)
     forward, backward = flops(op, None, counter)
+    if op == "ssd_scan":  # whose gates are computed before the op
+        expected_forward -= SMALL[op]("cpu").tensors["dt"].numel()
     assert forward == expected_forward
     if op == "linear_scan":
         # Autograd fills the gradient of every step's slice with zeros and adds them all.
@@ -319,6 +325,16 @@ def test_counted_operations_of_scans_are_the_references(op):
     elif op == "gated_delta_rule":
         # Autograd also adds every step's slice to zeros, much beside a state of 6 numbers.
         assert backward == pytest.approx(expected_backward, rel=0.2)
+    elif op == "ssd_scan":
+        # The kernel computes the states again, and the outputs for z.
+        again = 5 * SMALL[op]("cpu").tensors["B"].shape[3] * SMALL[op]("cpu").tensors["x"].numel()
+        assert backward == pytest.approx(expected_backward + again, rel=0.15)
+    elif op == "causal_conv1d":
+        # The kernel sums silu's argument again; autograd adds every step's window and weight gradient to the others.
+        x, weight = (SMALL[op]("cpu").tensors[name] for name in ("x", "weight"))
+        again = forward - x.numel()
+        added = x.numel() * (weight.shape[1] - 1) + x.shape[2] * weight.numel()
+        assert backward - again == pytest.approx(expected_backward - added, rel=0.15)
     else:
         # The kernel computes the states again, autograd reads them.
         assert backward == pytest.approx(expected_backward + 5 / 7 * forward, rel=0.15)
@@ -396,7 +412,7 @@ def test_an_onnx_export_holds_pytorchs_operators_alone(name, kind, exporter, mon
             return [node.kind().split("::")[0] for node in nodes]
         return [str(node.target).split(".")[0] for node in torch.export.export(Module(), (x,)).graph.nodes]
 
-    assert ("wmkernels" in operators()) == (name != "CausalConv1d")
+    assert "wmkernels" in operators()
     monkeypatch.setattr(torch.onnx, "is_in_onnx_export", lambda: True)
     torch._dynamo.reset()
     assert "wmkernels" not in operators()

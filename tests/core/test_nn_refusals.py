@@ -16,6 +16,8 @@ OTHERS = (None, -1, 0, 1.5, "", "x", b"x", {}, [], (1, 2, 3), [1], True, 2**31, 
 MODULES = {
     "Mamba": {"d_model": 8},
     "RotaryMamba": {"d_model": 8},
+    "Mamba2": {"d_model": 8, "headdim": 4},
+    "Mamba3": {"d_model": 8, "headdim": 4},
     "CausalConv1d": {"channels": 4},
     "LocalAttention": {"d_model": 8, "heads": 2},
     "MemoryAttention": {"d_model": 8},
@@ -90,6 +92,8 @@ def test_every_refusal_of_a_call_begins_with_the_name(name, method):
     shapes = {
         "Mamba": (2, 3, 8),
         "RotaryMamba": (2, 3, 8),
+        "Mamba2": (2, 3, 8),
+        "Mamba3": (2, 3, 8),
         "CausalConv1d": (2, 3, 4),
         "LocalAttention": (2, 3, 1, 8),
         "MemoryAttention": (2, 3, 8),

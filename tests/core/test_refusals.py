@@ -11,6 +11,7 @@ import numpy
 import pytest
 import torch
 from problems import MAIN
+from ssd_problems import STATES
 from test_gradients import SMALL
 from torch import Tensor
 
@@ -30,7 +31,8 @@ def good_call(op, function):
     else:
         x = next(arguments[name] for name in MAIN if name in arguments)
         shape = x.shape[:-3] if op == "conv_lstm" else (x.shape[0], *x.shape[3 if "q" in arguments else 2 :])
-        shape = x.shape[:2] if op == "place_memory" else shape
+        shape = x.shape[:2] if op in ("place_memory", "ssd_scan") else shape
+        shape = shape[:1] if function == "ssd_step" else shape
         arguments["reset"] = torch.zeros(shape, dtype=torch.bool)
     return arguments
 
@@ -54,6 +56,30 @@ def arguments_of(problem, function):
         if state is None:
             state = torch.zeros(batch, heads, arguments["k"].shape[-1], d_v, dtype=torch.float64).to(arguments["gate"])
         arguments = {"state": state.detach()[:batch], **arguments}
+    if function in ("ssd_scan", "ssd_step"):
+        state, *others = (arguments.pop(name, None) for name in STATES)
+        if function == "ssd_step":
+            arguments = {name: x for name, x in arguments.items() if name not in ("return_last_state", "cu_seqlens")}
+            for name in ("x", "dt", "A", "B", "C", "z", "angle", "trapezoid", "reset"):
+                if arguments.get(name) is not None and (name != "A" or arguments[name].dim() > 1):
+                    arguments[name] = arguments[name][:, 0]
+            x, B = arguments["x"], arguments["B"]
+            if state is None:
+                state = torch.zeros(*x.shape, B.shape[-1], dtype=torch.float64).to(arguments["dt"])
+            state, *others = (v if v is None else v[: x.shape[0]] for v in (state, *others))
+        if arguments.get("angle") is not None or arguments.get("trapezoid") is not None:
+            state = wmkernels.SSDState(state, *others)
+        arguments = {"state" if function == "ssd_step" else "initial_state": state, **arguments}
+    if function == "causal_conv1d_step":
+        for name in ("return_last_state", "cu_seqlens"):
+            arguments.pop(name, None)
+        first = (slice(None), 0) if problem.options.get("channel_last") else (..., 0)
+        arguments |= {name: arguments[name][first] for name in ("x", "reset") if arguments.get(name) is not None}
+        state, x, past = arguments.pop("initial_state"), arguments["x"], arguments["weight"].shape[1] - 1
+        if state is None:
+            shape = (past, x.shape[1]) if problem.options.get("channel_last") else (x.shape[1], past)
+            state = torch.zeros(x.shape[0], *shape, dtype=x.dtype)
+        arguments = {"state": state[: x.shape[0]], **arguments}
     if function == "selective_state_update":
         arguments.pop("reset", None)
         arguments = {RENAMED.get(name, name): value for name, value in arguments.items()}
@@ -62,7 +88,7 @@ def arguments_of(problem, function):
 
 def bad_tensors(good):
     """(value, whether it is surely refused) for a tensor argument."""
-    good = torch.zeros(2, 3) if good is None else good.detach()
+    good = good.detach() if isinstance(good, Tensor) else torch.zeros(2, 3)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         nested = torch.nested.nested_tensor([torch.ones(2, 3), torch.ones(4, 3)])
@@ -153,7 +179,8 @@ def with_gradients(op, function, change):
     return torch.autograd.grad([x.sum() for x in flat], leaves, allow_unused=True), next(count)
 
 
-DIFFERENTIABLE = [pair for pair in FUNCTIONS if pair[1] != "selective_state_update"]
+# PyTorch's own operators come before the op of ssd_scan, and their saved tensors are not checked.
+DIFFERENTIABLE = [(op, name) for op, name in FUNCTIONS if name != "selective_state_update" and op != "ssd_scan"]
 CHANGES = {
     "shape": lambda x: x.new_zeros([size + 1 for size in x.shape]),
     "fewer": lambda x: x[:0],

@@ -159,3 +159,35 @@ def test_gated_delta_rule(target, dtype, layout):
     torch.library.opcheck(backward, arguments, test_utils=TRACING)
     wanting = (*arguments[:2], detached[0].requires_grad_(), *arguments[3:])
     torch.library.opcheck(backward, wanting, test_utils=WITHOUT_AUTOGRAD)
+
+
+@on_every_target("causal_conv1d", kernels_only=True)
+@pytest.mark.parametrize(
+    ("dtype", "layout"),
+    [(torch.float32, "contiguous"), (torch.bfloat16, "permuted"), (torch.float64, "channel_last")],
+    ids=str,
+)
+def test_causal_conv1d(target, dtype, layout):
+    held = torch.float64 if dtype == torch.float64 else torch.float32
+    packed, time = layout == "contiguous", 6
+    batch = 1 if packed else 2
+    inputs = [
+        tensor((batch, 3, time), dtype, target.device, layout),
+        tensor((3, 4), held, target.device, "contiguous"),
+        tensor((3,), held, target.device, "contiguous"),
+        tensor((2, 3, 3), held, target.device, layout),
+        torch.rand(batch, time, device=target.device) < 0.3,
+        torch.tensor([0, 4, time], device=target.device) if packed else None,
+    ]
+    options = (True, layout == "channel_last", target.backend)
+    op = torch.ops.wmkernels.causal_conv1d_forward.default
+    torch.library.opcheck(op, (*inputs, *options), test_utils=TRACING)
+    bare = [x.detach() for x in inputs[:2]]
+    torch.library.opcheck(op, (*bare, None, None, None, None, False, False, target.backend), test_utils=TRACING)
+    detached = [None if x is None else x.detach() for x in inputs]
+    out, last = op(*detached, *options)
+    backward = torch.ops.wmkernels.causal_conv1d_backward.default
+    arguments = (torch.randn_like(out), torch.randn_like(last), *detached, *options)
+    torch.library.opcheck(backward, arguments, test_utils=TRACING)
+    wanting = (*arguments[:2], detached[0].requires_grad_(), *arguments[3:])
+    torch.library.opcheck(backward, wanting, test_utils=WITHOUT_AUTOGRAD)

@@ -64,7 +64,7 @@ def test_gradients_of_every_sample(op, target):
     def loss(values):
         return sum(x.square().sum() for x in run(values))
 
-    shared = {"A", "D", "delta_bias", "gates"} & set(tensors)
+    shared = {"A", "D", "delta_bias", "gates", "weight", "bias"} & set(tensors)
     for batched in (set(tensors), set(tensors) - shared):
         dims = {k: 0 if k in batched else None for k in tensors}
         values = {k: many[k] if k in batched else tensors[k] for k in tensors}
@@ -77,10 +77,10 @@ def test_gradients_of_every_sample(op, target):
 
 
 @every_target
-@pytest.mark.parametrize("op", ["selective_scan", "linear_scan", "gated_delta_rule"])
+@pytest.mark.parametrize("op", ["selective_scan", "linear_scan", "gated_delta_rule", "ssd_scan", "causal_conv1d"])
 def test_vmap_over_resets(op, target):
     run, tensors = pure(op, target)
-    time = next(iter(tensors.values())).shape[-1]
+    time = next(iter(tensors.values())).shape[1 if op == "ssd_scan" else -1]
     resets = torch.rand(3, 2, time, device=target.device) < 0.4
 
     def loss(values, reset):

@@ -31,12 +31,15 @@ def test_quick_run_measures_every_group(tmp_path: Path) -> None:
         "selective_step",
         "linear_scan",
         "gated_delta_rule",
+        "ssd_scan",
+        "causal_conv1d",
+        "causal_conv1d_step",
     }
     for row in result["rows"]:
         if "error" not in row:
             assert row["milliseconds"] > 0
             assert row["error_against_float64"] <= row["tolerance"]
-    assert "error" not in result["training_memory"]
+    assert "error" not in result["training_memory"] | result["ssd_training_memory"]
     assert result["environment"]["cpu"]["cores"] >= 1
     assert {"before", "after"} <= result["limits"].keys()
 

@@ -448,6 +448,129 @@ void conv_lstm(uint64_t seed, Call& call) {
   expect_ok(wmk_cpu_conv_lstm_backward(&op), "conv_lstm_backward", seed);
 }
 
+void ssd_scan(uint64_t seed, Call& call) {
+  Random random(seed);
+  wmk_ssd_scan op = {};
+  const bool packed = below(random, 3) == 0;
+  op.batch = packed ? 1 : one_of(random, {0, 1, 1, 2});
+  op.groups = one_of(random, {1, 1, 2});
+  op.heads = op.groups * one_of(random, {1, 2, 3, 7, 13});
+  op.d = one_of(random, {1, 3, 8, 15, 16, 33, 64});
+  op.n = one_of(random, {1, 2, 7, 16, 17, 31, 70});
+  op.time = one_of(random, {0, 1, 2, 5, 7, 8, 16, 17, 31, 33, 70, 200});
+  op.chunk = one_of(random, {1, 2, 5, 8, 16, 32, 37, 64, 100});
+  op.kept_interval = op.chunk * one_of(random, {1, 1, 2, 3});
+  op.dtype = below(random, 4);
+  const int64_t threads = 1 + below(random, 3);
+  op.threads = call.plain() ? 1 : threads;
+  const int64_t held = op.dtype == WMK_FLOAT64 ? WMK_FLOAT64 : WMK_FLOAT32;
+  std::vector<int64_t> bounds = {0};
+  if (packed) {
+    for (int64_t left = below(random, 4); left > 0; --left) {
+      const int64_t length = below(random, op.time / 2 + 1);
+      bounds.push_back(bounds.back() + length > op.time ? op.time : bounds.back() + length);
+    }
+    bounds.push_back(op.time);
+  }
+  op.sequences = packed ? int64_t(bounds.size()) - 1 : op.batch;
+  const int64_t rows = packed ? op.time / op.kept_interval + op.sequences
+                              : op.batch * ((op.time + op.kept_interval - 1) / op.kept_interval);
+  const Shape activation = {op.batch, op.time, op.heads, op.d}, projection = {op.batch, op.time, op.groups, op.n};
+  const Shape steps = {op.batch, op.time, op.heads}, states = {op.sequences, op.heads, op.d, op.n};
+  const bool has_own = below(random, 2), has_D = below(random, 2), has_z = below(random, 2);
+  const bool has_initial = below(random, 2);
+  op.x = call.input("x", op.dtype, activation);
+  op.gate = call.input("gate", held, steps, -2, 0);
+  op.weight = call.input("weight", held, steps, 0, 1);
+  op.B = call.input("B", op.dtype, projection);
+  op.C = call.input("C", op.dtype, projection);
+  if (has_own) op.own_weight = call.input("own_weight", held, steps, 0, 1);
+  if (has_D) op.D = call.input("D", held, {op.heads, op.d});
+  if (has_z) op.z = call.input("z", op.dtype, activation);
+  if (has_initial) op.initial_state = call.input("initial_state", held, states);
+  if (below(random, 2)) op.reset = call.flags("reset", {op.batch, op.time});
+  if (packed) op.cu_seqlens = call.integers("cu_seqlens", bounds);
+  op.out = call.output("out", op.dtype, activation);
+  op.last_state = call.output("last_state", held, states, true);
+  {
+    Workspace scratch(wmk_cpu_ssd_scan_forward_workspace(&op));
+    op.workspace = scratch.data();
+    expect_ok(wmk_cpu_ssd_scan_forward(&op), "ssd_scan_forward without states", seed);
+  }
+  Buffer chunk_states(held, {rows, op.heads, op.n, op.d}, Layout::contiguous, random);
+  op.chunk_states = chunk_states.view();
+  {
+    Workspace scratch(wmk_cpu_ssd_scan_forward_workspace(&op));
+    op.workspace = scratch.data();
+    expect_ok(wmk_cpu_ssd_scan_forward(&op), "ssd_scan_forward", seed);
+  }
+  op.grad_out = call.input("grad_out", op.dtype, activation);
+  if (below(random, 2)) op.grad_last_state = call.input("grad_last_state", held, states);
+  op.grad_x = call.output("grad_x", op.dtype, activation);
+  for (auto [name, view] : {std::pair{"grad_gate", &op.grad_gate}, {"grad_weight", &op.grad_weight}})
+    *view = call.output(name, held, steps);
+  op.grad_B = call.output("grad_B", op.dtype, projection);
+  op.grad_C = call.output("grad_C", op.dtype, projection);
+  if (has_own) op.grad_own_weight = call.output("grad_own_weight", held, steps);
+  if (has_D) op.grad_D = call.output("grad_D", held, {op.heads, op.d}, true);
+  if (has_z) op.grad_z = call.output("grad_z", op.dtype, activation);
+  if (has_initial && below(random, 2)) op.grad_initial_state = call.output("grad_initial_state", held, states, true);
+  Workspace scratch(wmk_cpu_ssd_scan_backward_workspace(&op));
+  op.workspace = scratch.data();
+  expect_ok(wmk_cpu_ssd_scan_backward(&op), "ssd_scan_backward", seed);
+}
+
+void causal_conv1d(uint64_t seed, Call& call) {
+  Random random(seed);
+  wmk_causal_conv1d op = {};
+  const bool packed = below(random, 3) == 0;
+  op.batch = packed ? 1 : one_of(random, {0, 1, 1, 3});
+  op.channels = one_of(random, {1, 2, 7, 8, 15, 16, 17, 33, 70});
+  op.width = one_of(random, {1, 2, 3, 4, 4, 5, 9, 20, 70});
+  op.time = one_of(random, {0, 1, 1, 2, 5, 17, 63, 64, 65, 130, 600});
+  op.dtype = below(random, 4);
+  op.silu = below(random, 2);
+  const int64_t threads = 1 + below(random, 3);
+  op.threads = call.plain() ? 1 : threads;
+  const int64_t held = op.dtype == WMK_FLOAT64 ? WMK_FLOAT64 : WMK_FLOAT32;
+  std::vector<int64_t> bounds = {0};
+  if (packed) {
+    for (int64_t left = below(random, 4); left > 0; --left) {
+      const int64_t length = below(random, op.time / 2 + 1);
+      bounds.push_back(bounds.back() + length > op.time ? op.time : bounds.back() + length);
+    }
+    bounds.push_back(op.time);
+  }
+  op.sequences = packed ? int64_t(bounds.size()) - 1 : op.batch;
+  const Shape activation = {op.batch, op.channels, op.time}, states = {op.sequences, op.channels, op.width - 1};
+  const Shape taps = {op.channels, op.width};
+  const bool has_initial = below(random, 2) && op.width > 1;
+  op.x = call.input("x", op.dtype, activation);
+  op.weight = call.input("weight", held, taps);
+  if (below(random, 2)) op.bias = call.input("bias", held, {op.channels});
+  if (has_initial) op.initial_state = call.input("initial_state", held, states);
+  if (below(random, 2)) op.reset = call.flags("reset", {op.batch, op.time});
+  if (packed) op.cu_seqlens = call.integers("cu_seqlens", bounds);
+  op.out = call.output("out", op.dtype, activation);
+  op.last_state = call.output("last_state", held, states);
+  {
+    Workspace scratch(wmk_cpu_causal_conv1d_forward_workspace(&op));
+    op.workspace = scratch.data();
+    expect_ok(wmk_cpu_causal_conv1d_forward(&op), "causal_conv1d_forward", seed);
+  }
+  if (op.time == 1 && !packed && op.dtype <= WMK_FLOAT64)
+    expect_ok(wmk_cpu_causal_conv1d_step(&op), "causal_conv1d_step", seed);
+  op.grad_out = call.input("grad_out", op.dtype, activation);
+  if (below(random, 2) && op.width > 1) op.grad_last_state = call.input("grad_last_state", held, states);
+  op.grad_x = call.output("grad_x", op.dtype, activation);
+  op.grad_weight = call.output("grad_weight", held, taps, true);
+  if (op.bias.data) op.grad_bias = call.output("grad_bias", held, {op.channels}, true);
+  if (has_initial) op.grad_initial_state = call.output("grad_initial_state", held, states);
+  Workspace scratch(wmk_cpu_causal_conv1d_backward_workspace(&op));
+  op.workspace = scratch.data();
+  expect_ok(wmk_cpu_causal_conv1d_backward(&op), "causal_conv1d_backward", seed);
+}
+
 struct Op {
   const char* name;
   void (*run)(uint64_t, Call&);
@@ -459,9 +582,14 @@ struct Op {
 int main(int count, char** words) {
   const uint64_t first = count > 1 ? strtoull(words[1], nullptr, 10) : 0;
   const uint64_t times = count > 2 ? strtoull(words[2], nullptr, 10) : 1;
-  const Op ops[] = {{"selective_scan", selective_scan, 300},     {"selective_step", selective_step, 200},
-                    {"linear_scan", linear_scan, 150},           {"place_memory", place_memory, 150},
-                    {"gated_delta_rule", gated_delta_rule, 100}, {"conv_lstm", conv_lstm, 150}};
+  const Op ops[] = {{"selective_scan", selective_scan, 300},
+                    {"selective_step", selective_step, 200},
+                    {"linear_scan", linear_scan, 150},
+                    {"place_memory", place_memory, 150},
+                    {"gated_delta_rule", gated_delta_rule, 100},
+                    {"conv_lstm", conv_lstm, 150},
+                    {"ssd_scan", ssd_scan, 100},
+                    {"causal_conv1d", causal_conv1d, 150}};
   std::string levels = std::string(wmk_cpu_isa_available()) + ",";
   for (size_t start = 0, end; (end = levels.find(',', start)) != std::string::npos; start = end + 1) {
     const std::string level = levels.substr(start, end - start);

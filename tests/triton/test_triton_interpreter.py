@@ -19,6 +19,8 @@ GROUPS = {
     "place": 14,
     "place: states": 3,
     "delta rule": 29,
+    "causal convolution": 30,
+    "SSD scan": 23,
     "poison": 6,
     "special": 9,
     "interpreter": 2,

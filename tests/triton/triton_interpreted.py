@@ -13,7 +13,9 @@ from typing import Any
 import numpy as np
 import torch
 import triton.language as tl
+import triton_cases_conv1d  # noqa: F401 (registers its group)
 import triton_cases_delta  # noqa: F401 (registers its group)
+import triton_cases_ssd  # noqa: F401 (registers its group)
 from triton.runtime import interpreter
 from triton_cases import Case, Failures, draw
 from triton_cases_place import GROUPS

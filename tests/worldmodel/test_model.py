@@ -134,6 +134,8 @@ def test_forgetting_is_what_tells_the_memories_apart():
     assert reached == {
         "rotary_scan": remembers,
         "scan": remembers,
+        "mamba2": remembers,
+        "mamba3": remembers,
         "delta": remembers,
         "conv_lstm": remembers,
         "gru": remembers,

@@ -17,7 +17,8 @@ from worldmodel.data.spaces import ActionSpec, ObservationSpec
 from worldmodel.learning.presets import PRESETS, choose_preset, preset_notice, summaries
 from worldmodel.learning.settings import CHOSEN, PRESET_FIELDS, TrainConfig, saved_config
 from worldmodel.learning.trainer import Trainer
-from worldmodel.model.blocks import RotaryScanBlock
+from worldmodel.model.block import Block
+from worldmodel.model.blocks import Mamba2Block, Mamba3Block, RotaryScanBlock
 from worldmodel.model.custom_block import CustomBlock
 from worldmodel.model.evaluation import EvaluationConfig
 from worldmodel.model.memory import MemoryConfig
@@ -113,9 +114,13 @@ def test_json_of_other_types_is_refused_in_one_line(fields: Any, message: str) -
         (RotaryScanBlock(d_state=3), "d_state is 3, expected an even number"),
         (RotaryScanBlock(groups=5), "expand is 2 and groups 5, expected groups to divide the 16 inner channels"),
         (RotaryScanBlock(expand=0.01), "expected at least one of the 0 inner channels"),
+        (Mamba2Block(headdim=5), "headdim is 5, expected a divisor of the 16 inner channels"),
+        (Mamba2Block(headdim=8, groups=4), "groups is 4, expected a divisor of the 2 heads"),
+        (Mamba3Block(headdim=8, rope_fraction=0.75), "rope_fraction is 0.75, expected 0.5 or 1"),
+        (Mamba3Block(d_state=3, headdim=8), "d_state is 3, expected at least 4"),
     ],
 )
-def test_a_block_that_cannot_be_built_is_refused_by_the_configuration(block: RotaryScanBlock, message: str) -> None:
+def test_a_block_that_cannot_be_built_is_refused_by_the_configuration(block: Block, message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
         MemoryConfig(8, (block,))
 

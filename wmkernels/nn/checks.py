@@ -146,6 +146,16 @@ def require_elapsed(module: str, elapsed: Tensor | None, like: Tensor) -> None:
         require_shape(module, "elapsed", elapsed, ("batch", "time")[: like.dim() - 1], like.shape[:-1], "the input")
 
 
+def require_not_negative(module: str, name: str, value: object) -> None:
+    """Expects a finite number, at least 0, or None. Raises TypeError, ValueError."""
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{module}: {name} is {shown(value)}, expected a number or None")
+    if not 0 <= value < math.inf:
+        raise ValueError(f"{module}: {name} is {value}, expected a finite number, at least 0")
+
+
 def require_pair(module: str, name: str, value: object) -> tuple[int, int]:
     """Two whole numbers, at least 1. Raises TypeError, ValueError."""
     if not isinstance(value, tuple | list) or len(value) != 2:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from wmkernels.checks import MAX_SIZE, require_flag, require_size, state_dtype
 from wmkernels.gated_delta_rule.function import gated_delta_rule, gated_delta_rule_step
-from wmkernels.nn.causal_conv1d import CausalConv1d
+from wmkernels.nn.causal_conv1d import CausalConv1d, convolve_with_silu, pytorch_only
 from wmkernels.nn.checks import (
     State,
     checked,
@@ -96,7 +96,7 @@ class GatedDeltaNet(MemoryModule):
         wide: dict[str, Any] = {"device": device, "dtype": state_dtype(dtype or torch.get_default_dtype())}
         self.in_proj = nn.Linear(d_model, 2 * keys + 2 * values, bias=bias, **factory)  # q, k, v, z
         self.gate_proj = nn.Linear(d_model, 2 * value_heads, bias=False, **factory)  # beta, step size
-        self.conv1d = CausalConv1d(2 * keys + values, d_conv, bias=False, **factory)
+        self.conv1d = CausalConv1d(2 * keys + values, d_conv, bias=False, backend=pytorch_only(backend), **factory)
         self.A_log = nn.Parameter(torch.empty(value_heads, **wide))
         self.dt_bias = nn.Parameter(torch.empty(value_heads, **wide))
         self.norm = nn.RMSNorm(d_value, eps=NORM_EPS, **factory)
@@ -162,7 +162,7 @@ class GatedDeltaNet(MemoryModule):
         rows = inputs.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
         self._require_state(state, rows, inputs)
         mixed, z = self._project(inputs)
-        mixed, carried = self.conv1d(mixed, state, reset, cu_seqlens=cu_seqlens)
+        mixed, carried = convolve_with_silu(self.conv1d, mixed, state, reset, cu_seqlens)
         arguments = (*self._heads(mixed), *self._gates(inputs, elapsed))
         y, recurrent = gated_delta_rule(
             *arguments,
@@ -198,7 +198,7 @@ class GatedDeltaNet(MemoryModule):
         if state is None:
             state = self.init_state(input.shape[0])
         mixed, z = self._project(input)
-        mixed, carried = self.conv1d(mixed, state, reset, single_step=True)
+        mixed, carried = convolve_with_silu(self.conv1d, mixed, state, reset, single_step=True)
         arguments = (*self._heads(mixed), *self._gates(input, elapsed))
         before = state["recurrent"].to(state_dtype(input.dtype))
         y, recurrent = gated_delta_rule_step(before, *arguments, reset=reset, backend=self.backend)
@@ -213,7 +213,7 @@ class GatedDeltaNet(MemoryModule):
     def _heads(self, mixed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """q, k and v (..., heads, size); q and k of unit length."""
         keys = self.heads * self.d_head
-        q, k, v = F.silu(mixed).split([keys, keys, self.value_heads * self.d_value], -1)
+        q, k, v = mixed.split([keys, keys, self.value_heads * self.d_value], -1)
         q, k = (x.unflatten(-1, (self.heads, self.d_head)) for x in (q, k))
         q, k = (x * torch.rsqrt(x.square().sum(-1, keepdim=True) + NORM_EPS) for x in (q, k))
         return q, k, v.unflatten(-1, (self.value_heads, self.d_value))

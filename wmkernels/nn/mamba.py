@@ -10,17 +10,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wmkernels.checks import MAX_SIZE, require_flag, require_size, state_dtype
-from wmkernels.nn.causal_conv1d import CausalConv1d
+from wmkernels.nn.causal_conv1d import CausalConv1d, convolve_with_silu, convolve_with_silu_and_states, pytorch_only
 from wmkernels.nn.checks import (
     State,
     checked,
     require_elapsed,
     require_inputs,
+    require_not_negative,
     require_packing,
     require_reset,
     require_state,
 )
-from wmkernels.nn.memory_module import MemoryModule, forward_with_states, is_plain_linear
+from wmkernels.nn.gated_rms_norm import unit_rms
+from wmkernels.nn.memory_module import MemoryModule, is_plain_linear
 from wmkernels.selective_scan.function import selective_scan
 from wmkernels.selective_step.function import selective_step
 
@@ -41,6 +43,8 @@ class Mamba(MemoryModule):
         dt_init_floor: minimum initial step size.
         bias: of the input and output projections.
         groups: sets of B and C, each for d_inner / groups adjacent channels.
+        projection_norm_eps: RMS norms without weights of the step sizes' rank, B and C, as in FalconMamba: added to the
+            mean square, there 1e-6. None for no norms.
         backend: as for ``wmkernels.selective_scan``.
         dtype: of the parameters; A_log and D stay in float32 (float64).
 
@@ -74,6 +78,7 @@ class Mamba(MemoryModule):
         bias: bool = False,
         *,
         groups: int = 1,
+        projection_norm_eps: float | None = None,
         backend: str | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -86,6 +91,7 @@ class Mamba(MemoryModule):
             raise ValueError(f"{name}: expand * d_model is {expand * d_model}, expected 1 to {MAX_SIZE} inner channels")
         if d_inner % groups:
             raise ValueError(f"{name}: groups is {groups}, expected a divisor of the {d_inner} inner channels")
+        require_not_negative(name, "projection_norm_eps", projection_norm_eps)
         if not 0 < dt_min <= dt_max:
             raise ValueError(f"{name}: dt_min is {dt_min} and dt_max {dt_max}, expected 0 < dt_min <= dt_max")
         self.d_model = d_model
@@ -95,6 +101,7 @@ class Mamba(MemoryModule):
         self.d_inner = d_inner
         self.dt_rank = rank
         self.groups = groups
+        self.projection_norm_eps = projection_norm_eps
         self.backend = backend
         self._dt = (dt_min, dt_max, dt_init, dt_scale, dt_init_floor)
 
@@ -102,7 +109,7 @@ class Mamba(MemoryModule):
         wide: dict[str, Any] = {"device": device, "dtype": state_dtype(dtype or torch.get_default_dtype())}
         # In the published order: equal seeds give equal weights.
         self.in_proj = nn.Linear(d_model, 2 * d_inner, bias=bias, **factory)
-        self.conv1d = CausalConv1d(d_inner, d_conv, bias=conv_bias, **factory)
+        self.conv1d = CausalConv1d(d_inner, d_conv, bias=conv_bias, backend=pytorch_only(backend), **factory)
         self.x_proj = nn.Linear(d_inner, rank + 2 * groups * d_state, bias=False, **factory)
         self.dt_proj = nn.Linear(rank, d_inner, bias=True, **factory)
         self._reset_step_size()
@@ -238,11 +245,10 @@ class Mamba(MemoryModule):
         self._require_state(state, rows, inputs)
         x, z = self.in_proj(inputs).chunk(2, -1)  # (batch, time, d_inner)
         if stops is None:
-            x, window = self.conv1d(x, state, reset, cu_seqlens=cu_seqlens)
+            x, window = convolve_with_silu(self.conv1d, x, state, reset, cu_seqlens)
             windows = [window]
         else:
-            x, windows = forward_with_states(self.conv1d, x, stops, state, reset)
-        x = F.silu(x)
+            x, windows = convolve_with_silu_and_states(self.conv1d, x, stops, state, reset)
         (delta, A, B, C), bias, rotations = self._selection(x, state, reset, cu_seqlens, elapsed, turn, stops)
         if elapsed is not None:
             delta, bias = self._scaled(delta, bias, elapsed), None
@@ -302,8 +308,7 @@ class Mamba(MemoryModule):
         if state is None:
             state = self.init_state(input.shape[0])
         x, z = self.in_proj(input).chunk(2, -1)  # (batch, d_inner)
-        x, carried = self.conv1d(x, state, reset, single_step=True)
-        x = F.silu(x)
+        x, carried = convolve_with_silu(self.conv1d, x, state, reset, single_step=True)
         (delta, A, B, C), bias, rotation_state = self._selection_step(x, state, reset, elapsed, turn)
         if elapsed is not None:
             delta, bias = self._scaled(delta, bias, elapsed), None
@@ -355,6 +360,10 @@ class Mamba(MemoryModule):
         """delta (..., d_inner), the bias to add to it, B and C (..., groups, d_state)."""
         size = self.groups * self.d_state
         rank, B, C = self.x_proj(x).split([self.dt_rank, size, size], -1)
+        shape = (self.groups, self.d_state)
+        B, C = B.unflatten(-1, shape), C.unflatten(-1, shape)
+        if self.projection_norm_eps is not None:
+            rank, B, C = (unit_rms(x, self.projection_norm_eps) for x in (rank, B, C))
         bias: Tensor | None = None
         if is_plain_linear(self.dt_proj):
             # The scan adds the bias, in float32: 16 bits would round the sum, an error of 1% in the step size.
@@ -362,8 +371,7 @@ class Mamba(MemoryModule):
             bias = None if self.dt_proj.bias is None else self._wide(self.dt_proj.bias, x)
         else:
             delta = self.dt_proj(rank)
-        shape = (self.groups, self.d_state)
-        return delta, bias, B.unflatten(-1, shape), C.unflatten(-1, shape)
+        return delta, bias, B, C
 
     def _scaled(self, delta: Tensor, bias: Tensor | None, elapsed: Tensor) -> Tensor:
         """Step sizes: the scan's own softplus would come after the product."""

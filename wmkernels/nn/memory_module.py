@@ -167,8 +167,13 @@ def takes_elapsed(module: nn.Module) -> bool:
 
 
 def is_plain_linear(module: nn.Module) -> bool:
-    """Whether ``module(x)`` is ``F.linear(x, module.weight, module.bias)`` and nothing else can tell.
+    """Whether ``module(x)`` is ``F.linear(x, module.weight, module.bias)`` and nothing else can tell."""
+    return is_plain(module, nn.Linear)
+
+
+def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether a call of ``module`` is that of ``kind`` and nothing else can tell.
 
     Not with an adapter, a quantised or parametrised weight, a hook, a wrapper, or a ``forward`` of its own.
     """
-    return type(module) is nn.Linear and not _is_watched(module)
+    return type(module) is kind and not _is_watched(module)

@@ -1,5 +1,4 @@
-// What forward and backward share: the cut of sequences into chunks, products of small matrices in registers, and the
-// triangular matrices of a chunk.
+// What forward and backward share: the cut of sequences into chunks, and the triangular matrices of a chunk.
 //
 // Matrices of a chunk have rows of whole vectors: [d_k][step] with steps as lanes, or [step][d_v] with values as lanes.
 // No sum reads the lanes behind the end of a row.
@@ -7,69 +6,10 @@
 
 #include <math.h>
 
-#include "cpu/common/gemm_microkernel.h"
+#include "cpu/common/gemm_tiles.h"
 #include "cpu/common/tile.h"
 
 namespace wmk::WMK_ISA {
-
-// Rows of a tile of N vectors: as many sums as fit the registers with the vectors and a broadcast element.
-#if defined(WMK_AVX512)
-template <int N>
-constexpr int kTileRows = N == 4 ? 6 : 8;
-#else
-template <int N>
-constexpr int kTileRows = 8 / N;
-#endif
-
-template <int rows, class Work>
-WMK_INLINE void for_row_tiles(int64_t begin, int64_t end, const Work& work) {
-  for (; end - begin >= rows; begin += rows) work(Constant<rows>(), begin);
-  if constexpr (rows > 1) for_row_tiles<(rows > 4 ? 4 : rows / 2)>(begin, end, work);
-}
-template <int rows, class Work>
-WMK_INLINE void for_row_tiles_reversed(int64_t end, const Work& work) {
-  for (; end >= rows; end -= rows) work(Constant<rows>(), end - rows);
-  if constexpr (rows > 1) for_row_tiles_reversed<(rows > 4 ? 4 : rows / 2)>(end, work);
-}
-// Calls work(M, N, row, column), rows in order within each panel of N vectors.
-template <class T, bool reversed = false, class Work>
-WMK_INLINE void for_tiles(int64_t rows, int64_t columns, const Work& work) {
-  int64_t column = 0;
-  auto panels = [&](auto N) {
-    constexpr int n = decltype(N)::value, width = n * kLanes<T>;
-    for (; column + width <= columns; column += width) {
-      auto tile = [&](auto M, int64_t row) { work(M, N, row, column); };
-      if constexpr (reversed) {
-        for_row_tiles_reversed<kTileRows<n>>(rows, tile);
-      } else {
-        for_row_tiles<kTileRows<n>>(0, rows, tile);
-      }
-    }
-  };
-  panels(Constant<4>());
-  panels(Constant<2>());
-  panels(Constant<1>());
-}
-
-// sums[m] += left[m * row + k * step] * right[k * pitch], over k < m or k > m of a square on the diagonal (also k = m
-// if `diagonal`).
-template <class T, bool lower, bool diagonal, int M, int N>
-WMK_INLINE void accumulate_triangle(Vector<T> (&sums)[M][N], const T* left, int64_t row, int64_t step, const T* right,
-                                    int64_t pitch) {
-#pragma GCC unroll 16
-  for (int k = 0; k < M; ++k) {
-    Vector<T> vectors[N];
-#pragma GCC unroll 16
-    for (int n = 0; n < N; ++n) vectors[n] = load(right + k * pitch + n * kLanes<T>);
-#pragma GCC unroll 16
-    for (int m = 0; m < M; ++m) {
-      if (!(lower ? k < m : k > m) && !(diagonal && k == m)) continue;
-      Vector<T> element = broadcast(left[m * row + k * step]);
-#pragma GCC unroll 16
-      for (int n = 0; n < N; ++n) sums[m][n] += element * vectors[n];
-    }
-  }
-}
 
 // Steps of a sequence without a cut.
 struct DeltaRuleChunk {
@@ -182,7 +122,7 @@ class DeltaRule {
       to.since_start[i] = product *= decay;
       T* row = to.between + i * pitch_;
       for (int64_t j = 0; j < c.steps; j += kLanes<T>) {
-        const auto step = lane_numbers() + int(j);
+        const auto step = lane_numbers<T>() + int(j);
         const Vector<T> before = i ? load(row - pitch_ + j) : Vector<T>{};
         store(row + j, step < int(i) ? before * decay : step == int(i) ? Vector<T>{} + 1 : Vector<T>{});
       }
@@ -201,19 +141,13 @@ class DeltaRule {
         multiply_accumulate<T, rows, 1>(matches, queries + i, 1, pitch_, keys + j, pitch_, op_.d_k);
         for (int m = 0; m < rows; ++m) {
           const int64_t at = (i + m) * pitch_ + j;
-          const auto step = lane_numbers() + int(j);
+          const auto step = lane_numbers<T>() + int(j);
           const Vector<T> decay = load(decays.between + at);
           store(recall + at, step < int(i + m) ? -decay * products[m][0] : Vector<T>{});
           store(attention + at, step <= int(i + m) ? T(scale_) * decay * matches[m][0] : Vector<T>{});
         }
       });
     }
-  }
-
-  static typename VectorOf<T>::integers lane_numbers() {
-    typename VectorOf<T>::integers numbers;
-    for (int lane = 0; lane < kLanes<T>; ++lane) numbers[lane] = lane;
-    return numbers;
   }
 
   const wmk_gated_delta_rule& op_;
@@ -233,10 +167,5 @@ class DeltaRule {
     return (c.batch * view.stride[0] + c.head * view.stride[1]) * bytes_of(op_.dtype);
   }
 };
-
-template <class Work>
-auto with_arithmetic(int64_t dtype, const Work& work) {
-  return dtype == WMK_FLOAT64 ? work(double()) : work(float());
-}
 
 }  // namespace wmk::WMK_ISA

@@ -189,7 +189,7 @@ class Backward : DeltaRule<T> {
         multiply_accumulate<T, rows, 1>(attended, b.d_out + i * v_pitch_, v_pitch_, 1, right, pitch_, op_.d_v);
         for (int m = 0; m < rows; ++m) {
           const int64_t at = (i + m) * pitch_ + j;
-          const auto step = Base::lane_numbers() + int(j);
+          const auto step = lane_numbers<T>() + int(j);
           const Vector<T> decay = load(b.decays.between + at), zero = {};
           const Vector<T> of_decay = load(b.recall + at) * erased[m][0] + load(b.attention + at) * attended[m][0];
           store(b.d_recall + at, step < int(i + m) ? -decay * erased[m][0] : zero);
@@ -323,7 +323,7 @@ class Backward : DeltaRule<T> {
     for (int64_t t = c.steps - 1; t >= 0; --t) {
       Vector<T> before = {};
       for (int64_t j = 0; j <= t; j += kLanes<T>) {
-        const auto step = Base::lane_numbers() + int(j);
+        const auto step = lane_numbers<T>() + int(j);
         const Vector<T> sums = load(b.column_sums + j) + load(b.d_between + t * pitch_ + j);
         store(b.column_sums + j, sums);
         before += step < int(t) ? sums : Vector<T>{};

@@ -36,7 +36,7 @@ bool read_selective_step(const Exchange& exchange, void* const* tensors, const S
   if (batch * channels * states == 0) return false;
   step->batch = step->states = batch, step->channels = channels, step->state = states, step->groups = 1;
   step->dtype = step->state_dtype = dtype.bits == 32 ? WMK_FLOAT32 : WMK_FLOAT64;
-  step->delta_softplus = options.delta_softplus, step->threads = options.threads;
+  step->delta_softplus = options.flags, step->threads = options.threads;
   const auto required = [&](int index, std::initializer_list<int64_t> shape, wmk_view* view) {
     return read_view(exchange, tensors[index], dtype, shape, view);
   };

@@ -38,9 +38,9 @@ class TrainOptions(TrainConfig):
     eval_env_args: tuple[str, ...] = ()  # type: ignore[assignment]
     """Arguments of --eval-env, as --env-args."""
     memory: str | None = None
-    """Memory blocks in order, separated by commas: rotary_scan, scan, delta, gated_conv, conv_lstm, gru,
-    token_attention, block_scan, local_attention, memory_attention, place, none, or module:Class; KIND*N repeats one.
-    The preset's settings of a kind stay. By default the preset's blocks."""
+    """Memory blocks in order, separated by commas: rotary_scan, scan, mamba2, mamba3, delta, gated_conv, conv_lstm,
+    gru, token_attention, block_scan, local_attention, memory_attention, place, none, or module:Class; KIND*N repeats
+    one. The preset's settings of a kind stay. By default the preset's blocks."""
     latent: str | None = None
     """Latent: categorical, gaussian, or embedding, which is learned by predicting it, without a decoder. The preset's
     if not given."""

@@ -36,6 +36,19 @@ def check_inner(block: Block, width: int, expand: float, groups: int = 1) -> Non
         )
 
 
+def check_heads(block: Block, width: int, expand: float, headdim: int, groups: int) -> None:
+    """Raises ConfigurationError unless heads of ``headdim`` fill the inner channels and ``groups`` divides them."""
+    check_inner(block, width, expand)
+    name, inner = type(block).__name__, int(expand * width)
+    if inner % headdim:
+        raise ConfigurationError(
+            f"{name}: headdim is {headdim}, expected a divisor of the {inner} inner channels, expand * width = "
+            f"{expand} * {width}"
+        )
+    if inner // headdim % groups:
+        raise ConfigurationError(f"{name}: groups is {groups}, expected a divisor of the {inner // headdim} heads")
+
+
 def mixes_tokens(block: nn.Module) -> bool:
     """Whether the block takes all tokens of a step, in a dimension before the last."""
     return bool(getattr(block, "mixes_tokens", False))

@@ -9,8 +9,8 @@ from typing import Annotated, ClassVar
 
 from torch import nn
 
-from wmkernels.nn import GatedDeltaNet, Mamba, RotaryMamba
-from worldmodel.model.block import Block, check_inner
+from wmkernels.nn import GatedDeltaNet, Mamba, Mamba2, Mamba3, RotaryMamba
+from worldmodel.model.block import Block, check_heads, check_inner
 from worldmodel.model.custom_block import CustomBlock
 from worldmodel.model.place_block import PlaceBlock
 from worldmodel.model.recurrent import GRU, GatedConv, MapLSTM, TokenAttention
@@ -84,6 +84,71 @@ class ScanBlock(Block):
 
     def build(self, width: int, tokens: int = 1) -> nn.Module:
         return Mamba(width, self.d_state, self.d_conv, self.expand, groups=self.groups)
+
+
+@dataclasses.dataclass(frozen=True)
+class Mamba2Block(Block):
+    """A Mamba-2 block: one decay per head, and more states per channel than a Mamba block has.
+
+    Attributes:
+        d_state: states per inner channel.
+        headdim: inner channels of a head.
+        groups: sets of B and C.
+        d_conv: convolution taps; 1 disables it.
+        expand: inner channels per feature.
+    """
+
+    kind: ClassVar[str] = "mamba2"
+    d_state: Size = 64
+    headdim: Size = 16
+    groups: Size = 1
+    d_conv: Taps = 4
+    expand: Expansion = 2
+
+    def check(self, width: int, tokens: int = 1) -> None:
+        check_heads(self, width, self.expand, self.headdim, self.groups)
+
+    def build(self, width: int, tokens: int = 1) -> nn.Module:
+        return Mamba2(width, self.d_state, self.d_conv, expand=self.expand, headdim=self.headdim, ngroups=self.groups)
+
+
+@dataclasses.dataclass(frozen=True)
+class Mamba3Block(Block):
+    """A Mamba-3 block: Mamba-2's scan with states that turn, the trapezoidal rule and no convolution.
+
+    Attributes:
+        d_state: states per inner channel.
+        headdim: inner channels of a head.
+        groups: sets of B and C.
+        expand: inner channels per feature.
+        rope_fraction: of the states that turn, 0.5 or 1.
+    """
+
+    kind: ClassVar[str] = "mamba3"
+    d_state: Size = 64
+    headdim: Size = 16
+    groups: Size = 1
+    expand: Expansion = 2
+    rope_fraction: Annotated[float, Bounds(0.5, 1)] = 0.5
+
+    def check(self, width: int, tokens: int = 1) -> None:
+        check_heads(self, width, self.expand, self.headdim, self.groups)
+        if self.rope_fraction not in (0.5, 1):
+            raise ConfigurationError(f"Mamba3Block: rope_fraction is {self.rope_fraction}, expected 0.5 or 1")
+        if self.d_state * self.rope_fraction < 2:
+            raise ConfigurationError(
+                f"Mamba3Block: d_state is {self.d_state}, expected at least {int(2 / self.rope_fraction)}"
+            )
+
+    def build(self, width: int, tokens: int = 1) -> nn.Module:
+        return Mamba3(
+            width,
+            self.d_state,
+            expand=self.expand,
+            headdim=self.headdim,
+            ngroups=self.groups,
+            rope_fraction=self.rope_fraction,
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,6 +258,8 @@ class TokenAttentionBlock(Block):
 BlockConfig = (
     RotaryScanBlock
     | ScanBlock
+    | Mamba2Block
+    | Mamba3Block
     | DeltaBlock
     | GatedConvBlock
     | ConvLSTMBlock

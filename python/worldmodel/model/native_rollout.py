@@ -170,6 +170,8 @@ def _add_block(chain: LayerChain, block: GatedConv | Mamba, state: State, x: int
     require_unhooked(convolution)
     if type(convolution) is not CausalConv1d:
         raise CannotChain(f"{type(convolution).__name__} in place of a convolution")
+    if convolution.activation != (None if isinstance(block, Mamba) else "silu"):  # Mamba applies its own
+        raise CannotChain(f"a convolution's activation is {convolution.activation}")
     inner, past = convolution.channels, convolution.kernel_size - 1
     projected, mixed, window = chain.columns(2 * inner), chain.columns(inner), chain.columns(past * inner)
     if past:

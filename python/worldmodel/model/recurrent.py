@@ -23,7 +23,7 @@ class GatedConv(nn.Module):
         super().__init__()
         inner = int(expand * width)
         self.in_proj = nn.Linear(width, 2 * inner, bias=False)
-        self.conv1d = CausalConv1d(inner, d_conv)
+        self.conv1d = CausalConv1d(inner, d_conv, activation="silu")
         self.out_proj = nn.Linear(inner, width, bias=False)
 
     def init_state(self, batch_size: int) -> State:
@@ -34,7 +34,7 @@ class GatedConv(nn.Module):
     ) -> tuple[Tensor, State]:
         x, z = self.in_proj(inputs).chunk(2, -1)
         x, carried = self.conv1d(x, state, reset)
-        return self.out_proj(F.silu(x) * F.silu(z)), carried
+        return self.out_proj(x * F.silu(z)), carried
 
     def forward_with_states(
         self,
@@ -46,14 +46,14 @@ class GatedConv(nn.Module):
         """As of ``wmkernels.nn.memory_module``."""
         x, z = self.in_proj(inputs).chunk(2, -1)
         x, windows = forward_with_states(self.conv1d, x, states_after, state, reset)
-        return self.out_proj(F.silu(x) * F.silu(z)), windows
+        return self.out_proj(x * F.silu(z)), windows
 
     def step(
         self, input: Tensor, state: Mapping[str, Tensor] | None, reset: Tensor | None = None
     ) -> tuple[Tensor, State]:
         x, z = self.in_proj(input).chunk(2, -1)
         x, carried = self.conv1d(x, state, reset, single_step=True)
-        return self.out_proj(F.silu(x) * F.silu(z)), carried
+        return self.out_proj(x * F.silu(z)), carried
 
 
 class MapLSTM(nn.Module):

@@ -1,0 +1,10 @@
+"""The SSD scan; its Triton kernels have not run on a GPU."""
+
+from wmkernels.registry import OpSpec, register
+
+SPEC = register(
+    OpSpec(
+        name="ssd_scan",
+        functions=("ssd_scan", "ssd_step"),
+    )
+)
