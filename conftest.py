@@ -2,7 +2,7 @@
 
 pytest                     all cores; a single process for one file, one test or --pdb
 pytest -m core             one folder: core, emulator, triton, worldmodel, e2e
-pytest --all               nothing left out (same with CI=1)
+pytest --all               nothing left out
 pytest --all --record      also writes tests/digests.json
 """
 
@@ -77,8 +77,8 @@ def pytest_configure(config: pytest.Config) -> None:
         getattr(config.option, name, None)
         for name in ("keyword", "markexpr", "deselect", "ignore", "ignore_glob", "lf")
     )
-    if config.option.record and (narrowed or not (config.option.all or IN_CI)):
-        raise pytest.UsageError("--record goes with --all (or CI=1) and whole folders: a group passes whole or not")
+    if config.option.record and (narrowed or not config.option.all):
+        raise pytest.UsageError("--record goes with --all and whole folders: a group passes whole or not")
     config.stash[COLLECTED], config.stash[LEFT_OUT] = {}, {}
     received = getattr(config, "workerinput", None)
     states = received["states"] if received else {name: gates.state(name) for name in gates.GATES}
@@ -107,14 +107,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items.sort(key=lambda item: ORDER.index(folder_of(item)))
     config.stash[laws.EVERY_TEST] = list(items)
     states, files = config.stash[STATES], named(config)
-    everything = config.option.all or IN_CI
     left: dict[pytest.Item, None] = {}
     for item in items:
         item.add_marker(folder_of(item))
         if group := group_of(item):
             item.user_properties.append(("group", group))
             canary = item.get_closest_marker("canary") or item.path in files
-            if states[group].unchanged and not (everything or canary):
+            if states[group].unchanged and not (config.option.all or canary):
                 left[item] = None
     config.stash[COLLECTED] = dict(Counter(filter(None, map(group_of, items))))
     config.stash[LEFT_OUT] = dict(Counter(filter(None, map(group_of, left))))
@@ -180,4 +179,4 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
         if not states[group].unchanged and not (config.option.record and group in whole):
             write(f"nothing of {group} ({collected[group]} tests): {states[group].why}; --all --record records it")
     if left:
-        write("with pytest --all, with CI=1, or by naming a file, nothing is left out for being unchanged")
+        write("with pytest --all, or by naming a file, nothing is left out for being unchanged")

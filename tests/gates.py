@@ -1,7 +1,7 @@
 """Leaves out slow kernel tests while their sources are unchanged.
 
 A test marked ``gated(group)`` runs only if the digest of the group's sources differs from tests/digests.json, or if it
-is marked ``canary``. CI, ``--all`` and naming the file run everything. Digests ignore comments, docstrings and layout.
+is marked ``canary``. ``--all`` and naming the file run everything. Digests ignore comments, docstrings and layout.
 """
 
 import hashlib
@@ -29,12 +29,12 @@ class State(NamedTuple):
 
 
 EMULATOR = ("emulator/*.h", "emulator/*.cpp", "emulator/build.py", "emulator/client.py", "tests/emulated_cuda.py")
-CUDA = ("csrc/include/*", "csrc/common/*.h", "csrc/cuda/common/*", "wmkernels/native_call.py")
+CUDA = ("csrc/include/*", "csrc/common/*.h", "csrc/cuda/common/*", "wmkernels/*.py")
 SCAN_OPS = ("selective_scan", "selective_step", "linear_scan", "place_memory", "gated_delta_rule")
 SCANS = tuple(f"csrc/cuda/{op}/*" for op in SCAN_OPS)
-SCAN_LAUNCHERS = tuple(f"wmkernels/{op}/native.py" for op in SCAN_OPS)
+SCAN_LAUNCHERS = tuple(f"wmkernels/{op}/*.py" for op in SCAN_OPS)
 CONV_LSTM = ("csrc/cuda/conv_lstm/*", "wmkernels/conv_lstm/*.py")
-TRITON = ("wmkernels/triton_*.py", "wmkernels/*/triton*.py", "wmkernels/conv_lstm/per_step.py")
+TRITON = ("wmkernels/*.py", *(f"wmkernels/{path.parent.name}/*.py" for path in ROOT.glob("wmkernels/*/triton*.py")))
 PROBLEMS = tuple(
     f"tests/{name}.py" for name in ("problems", "place_memory_problems", "delta_rule_problems", "tolerances")
 )

@@ -229,6 +229,23 @@ def _dm_control(task: str, at_least: float, aim: float) -> Task:
     )
 
 
+def _pictures(name: str, at_least: float, aim: float) -> Task:
+    """MiniGrid seen as RGB pictures of the whole grid, 64 by 64 pixels."""
+    return Task(
+        f"MiniGrid-{name} pictures",
+        30,
+        {"reinforce": {}},
+        at_least,
+        aim,
+        floor=-0.05,
+        ceiling=1.05,
+        preset="pixels",
+        env="worldmodel/MiniGridPictures-v0",
+        env_args=(f"task=MiniGrid-{name}-v0",),
+        score="share right",
+    )
+
+
 COMMON: dict[str, Task] = {
     task.name: task
     for task in (
@@ -268,8 +285,26 @@ COMMON: dict[str, Task] = {
                 ("QR-DQN, RL-Zoo", -69.1, 100_000), ("PPO, RL-Zoo", -73.5, 1_000_000), ("DQN, RL-Zoo", -76.6, 100_000)
             ),
         ),
+        Task(
+            "MountainCar-v0",
+            BY_STEPS,
+            {"exploration": {}, "no exploration": {"model.exploration.bonus": 0}},
+            at_least=-130,
+            aim=-110,
+            floor=-205,
+            ceiling=-85,
+            preset="explore",
+            steps=50_000,
+            others=_others(
+                ("DQN, RL-Zoo", -100.8, 120_000), ("TRPO, RL-Zoo", -107.3, 100_000), ("PPO, RL-Zoo", -110.4, 1_000_000)
+            ),
+        ),
+        _pictures("Empty-8x8", 0.95, 0.99),
+        _pictures("FourRooms", 0.6, 0.9),
         _dm_control("cartpole-swingup", 609, 839.4),
         _dm_control("ball_in_cup-catch", 783, 981.2),
+        _dm_control("finger-spin", 295.5, 947.5),
+        _dm_control("pendulum-swingup", 629.4, 724.0),
         Task(
             "LunarLander-v3",
             BY_STEPS,

@@ -76,12 +76,12 @@ def test_an_ordinary_run_leaves_out_what_is_unchanged_but_canaries_and_says_so(p
     result = run("--all", "--record", "-n", "2")
     assert result.parseoutcomes() == {"passed": 3}
     assert "recorded in tests/digests.json: kernels" in result.stdout.str()
-    for arguments in (("-n", "2"), ("-n", "0", "tests/emulator")):
-        result = run(*arguments)
+    for arguments, ci in ((("-n", "2"), "0"), (("-n", "0", "tests/emulator"), "0"), (("-n", "0"), "1")):
+        result = run(*arguments, ci=ci)
         assert result.parseoutcomes()["passed"] == 1
         assert "2 of 3 tests of kernels: passed in full with these sources" in result.stdout.str()
-    for arguments, ci in ((("tests/emulator/test_it.py",), "0"), (("-n", "0"), "1")):
-        assert run(*arguments, ci=ci).parseoutcomes() == {"passed": 3}
+    for arguments in (("tests/emulator/test_it.py",), ("-n", "0", "--all")):
+        assert run(*arguments).parseoutcomes() == {"passed": 3}
     (root / "kernel.cu").write_text("int b;")
     (tests / "emulator" / "test_it.py").write_text(TESTS.replace("pass  # last", "assert False"))
     result = run("--all", "--record", "-n", "0")  # the group has a failure

@@ -11,6 +11,7 @@ from worldmodel.learning.objectives import ObjectiveConfig
 from worldmodel.model.blocks import ConvLSTMBlock, GatedConvBlock, RotaryScanBlock, ScanBlock
 from worldmodel.model.decision import DecisionConfig
 from worldmodel.model.evaluation import EvaluationConfig
+from worldmodel.model.exploration import ExplorationConfig
 from worldmodel.model.latents import CategoricalConfig, EmbeddingConfig
 from worldmodel.model.memory import MemoryConfig
 from worldmodel.model.networks import ScalarConfig
@@ -122,6 +123,16 @@ def continuous() -> Preset:
     return dataclasses.replace(preset, model=dataclasses.replace(preset.model, decision=decision), learner=learner)
 
 
+def explore() -> Preset:
+    """``control`` where rewards are rare; used for the MountainCar-v0 results.
+
+    Steps that would tell something about the world are rewarded: without, no episode of MountainCar reaches the goal.
+    """
+    preset = control()
+    model = dataclasses.replace(preset.model, exploration=ExplorationConfig(bonus=1.0))
+    return dataclasses.replace(preset, model=model, train_ratio=64)
+
+
 def wander() -> Preset:
     """Small views, random actions, no policy; tested on MiniGrid's MemoryS9.
 
@@ -209,6 +220,7 @@ PRESETS = {
     "grid": grid,
     "control": control,
     "continuous": continuous,
+    "explore": explore,
     "wander": wander,
     "moving": moving,
     "pixels": pixels,
