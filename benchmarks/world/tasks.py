@@ -178,12 +178,14 @@ _POPGYM = {  # best of 13 models, then newer
 }
 
 
-def _popgym(name: str, rows: int, window: int, at_least: float, aim: float, variants: Variants) -> Task:
+def _popgym(
+    name: str, minutes: float, rows: int, window: int, at_least: float, aim: float, variants: Variants, **options: Any
+) -> Task:
     """``window`` holds an episode."""
     best, newer = _POPGYM[name]
     return Task(
         name,
-        20,
+        minutes,
         variants,
         at_least,
         aim,
@@ -195,19 +197,20 @@ def _popgym(name: str, rows: int, window: int, at_least: float, aim: float, vari
             "replay.window": window,
             "replay.burn-in": 0,
             "model.prediction.reward.kind": "two_hot",
+            **options,
         },
         others=_others(("best of 13, Morad et al. 2023", best, 15_000_000), *newer),
     )
 
 
 TURNING: Variants = {
-    "angles that turn back": {
-        "model.memory.blocks.0.groups": 16,
-        "model.memory.blocks.0.selective-speed": None,
-    },
-    "angles": {},
+    "all": {},
+    "angles turn one way": {"model.memory.blocks.0.no-selective-speed": None},
+    "no action gate": {"model.prediction.no-action-gate": None},
+    "reward counts as the rest": {"learner.objective.reward": 1},
 }
-COUNTING: Variants = {"scan": {}, "scan off": {"memory": "gated_conv"}}
+COUNTING: Variants = {"all": {}, "scan off": {"memory": "gated_conv"}}
+FEW_STARTS = {"learner.objective.imagination-starts": 2, "learner.objective.horizon": 1}  # each has up to 27 actions
 
 
 def _dm_control(task: str, at_least: float, aim: float) -> Task:
@@ -253,12 +256,12 @@ COMMON: dict[str, Task] = {
         _memory_length(30, 32, 0.9),
         _memory_length(100, 16, 0.9),
         _memory_length(300, 8, 0.9),
-        _popgym("AutoencodeEasy", 6, 108, 0.0, 0.9, TURNING),
-        _popgym("AutoencodeMedium", 3, 212, -0.2, 0.7, TURNING),
-        _popgym("AutoencodeHard", 3, 316, -0.3, 0.5, TURNING),
-        _popgym("CountRecallEasy", 12, 56, 0.6, 0.9, COUNTING),
-        _popgym("CountRecallMedium", 6, 108, 0.0, 0.6, COUNTING),
-        _popgym("CountRecallHard", 3, 212, -0.2, 0.4, COUNTING),
+        _popgym("AutoencodeEasy", 8, 6, 108, 0.0, 0.9, TURNING),
+        _popgym("AutoencodeMedium", 20, 3, 212, -0.2, 0.7, TURNING),
+        _popgym("AutoencodeHard", 20, 3, 316, -0.3, 0.5, TURNING),
+        _popgym("CountRecallEasy", 20, 12, 56, 0.6, 0.9, COUNTING, **FEW_STARTS),
+        _popgym("CountRecallMedium", 20, 6, 108, 0.0, 0.6, COUNTING, **FEW_STARTS),
+        _popgym("CountRecallHard", 20, 3, 212, -0.2, 0.4, COUNTING, **FEW_STARTS),
         Task(
             "MiniGrid-DoorKey-5x5-v0",
             15,
