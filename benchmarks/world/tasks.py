@@ -257,7 +257,7 @@ COMMON: dict[str, Task] = {
         _memory_length(100, 16, 0.9),
         _memory_length(300, 8, 0.9),
         _popgym("AutoencodeEasy", 8, 6, 108, 0.0, 0.9, TURNING),
-        _popgym("AutoencodeMedium", 20, 3, 212, -0.2, 0.7, TURNING),
+        _popgym("AutoencodeMedium", 12, 3, 212, -0.2, 0.7, TURNING),
         _popgym("AutoencodeHard", 20, 3, 316, -0.3, 0.5, TURNING),
         _popgym("CountRecallEasy", 20, 12, 56, 0.6, 0.9, COUNTING, **FEW_STARTS),
         _popgym("CountRecallMedium", 20, 6, 108, 0.0, 0.6, COUNTING, **FEW_STARTS),
