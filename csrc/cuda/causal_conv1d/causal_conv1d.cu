@@ -76,16 +76,17 @@ int launch_wide_forward(const wmk_causal_conv1d& p) {
   return status == WMK_OK ? launch_windows<T, false, false>(p, plan) : status;
 }
 
-template <typename T>
+template <typename T, int DTYPE>
 int launch_forward(const wmk_causal_conv1d& p) {
   if (p.time == 1 && p.cu_seqlens.data == nullptr) {
     return WMK_LAUNCH(causal_conv1d_step_kernel<T>, blocks_of(p.batch * p.channels), kConvThreads, 0, p.stream, p);
   }
   if (is_wide(p)) return launch_wide_forward<T>(p);
-  using Shared = ConvForwardShared<T>;
-  const int64_t blocks = p.batch * ceil_div(p.channels, kConvChannels) * ceil_div(p.time, Shared::kSteps);
+  constexpr int64_t kSteps = ConvForwardShared<T>::kSteps, shared = sizeof(ConvForwardShared<T>);
+  const int64_t blocks = p.batch * ceil_div(p.channels, kConvChannels) * ceil_div(p.time, kSteps);
   const int status =
-      WMK_LAUNCH(causal_conv1d_forward_kernel<T>, blocks, kConvThreads, int64_t(sizeof(Shared)), p.stream, p);
+      p.silu ? WMK_LAUNCH((causal_conv1d_forward_kernel<T, DTYPE, true>), blocks, kConvThreads, shared, p.stream, p)
+             : WMK_LAUNCH((causal_conv1d_forward_kernel<T, DTYPE, false>), blocks, kConvThreads, shared, p.stream, p);
   return status == WMK_OK ? launch_empty_windows<T, false>(p) : status;
 }
 
@@ -105,17 +106,29 @@ int launch_wide_backward(const wmk_causal_conv1d& p) {
   return status == WMK_OK ? launch_windows<T, true, false>(p, plan) : status;
 }
 
-template <typename T>
+template <typename T, int DTYPE>
 int launch_backward(const wmk_causal_conv1d& p) {
   if (is_wide(p)) return launch_wide_backward<T>(p);
   T* sums = static_cast<T*>(p.workspace);
   const int64_t blocks = partials(p) * ceil_div(p.channels, kConvChannels);
-  int status = WMK_LAUNCH(causal_conv1d_backward_kernel<T>, blocks, kConvThreads,
-                          int64_t(sizeof(ConvBackwardShared<T>)), p.stream, p, sums);
+  const int64_t shared = sizeof(ConvBackwardShared<T>);
+  int status = p.silu ? WMK_LAUNCH((causal_conv1d_backward_kernel<T, DTYPE, true>), blocks, kConvThreads, shared,
+                                   p.stream, p, sums)
+                      : WMK_LAUNCH((causal_conv1d_backward_kernel<T, DTYPE, false>), blocks, kConvThreads, shared,
+                                   p.stream, p, sums);
   if (status != WMK_OK) return status;
   status = WMK_LAUNCH(causal_conv1d_sum_kernel<T>, ceil_div((p.width + 1) * p.channels, 32), kConvThreads, 0, p.stream,
                       p, static_cast<const T*>(sums), partials(p));
   return status == WMK_OK ? launch_empty_windows<T, true>(p) : status;
+}
+
+template <bool BACKWARD, typename T, int DTYPE>
+int launch(const wmk_causal_conv1d& p) {
+  if constexpr (BACKWARD) {
+    return launch_backward<T, DTYPE>(p);
+  } else {
+    return launch_forward<T, DTYPE>(p);
+  }
 }
 
 template <bool BACKWARD>
@@ -124,11 +137,15 @@ int run(const wmk_causal_conv1d& p) {
   if (status != WMK_OK || p.channels == 0) return status;
   DeviceGuard guard(p.device);
   if (guard.status() != WMK_OK) return guard.status();
-  const bool is_double = p.dtype == WMK_FLOAT64;
-  if constexpr (BACKWARD) {
-    return is_double ? launch_backward<double>(p) : launch_backward<float>(p);
-  } else {
-    return is_double ? launch_forward<double>(p) : launch_forward<float>(p);
+  switch (p.dtype) {
+    case WMK_FLOAT64:
+      return launch<BACKWARD, double, WMK_FLOAT64>(p);
+    case WMK_FLOAT32:
+      return launch<BACKWARD, float, WMK_FLOAT32>(p);
+    case WMK_BFLOAT16:
+      return launch<BACKWARD, float, WMK_BFLOAT16>(p);
+    default:
+      return launch<BACKWARD, float, WMK_FLOAT16>(p);
   }
 }
 

@@ -24,94 +24,148 @@ struct ConvBackwardShared {
   int32_t events[2 * kConvPast + kConvBackwardSteps];
 };
 
-// `partials`: [batch, chunks, width + 1, channels], gradients of taps, newest first, and of the bias.
+// A lane's sums over a chunk.
 template <typename T>
-__global__ void __launch_bounds__(kConvThreads, sizeof(T) == 8 ? 4 : 5)
+struct ConvWeightGradients {
+  T taps[kConvTaps], bias;
+
+  __device__ __forceinline__ void add(T g, const T (&window)[kConvTaps]) {
+#pragma unroll
+    for (int k = 0; k < kConvTaps; ++k) taps[k] += g * window[k];
+    bias += g;
+  }
+};
+
+// Replaces grad_out of steps [first, end) by g, and adds the weight gradients of steps before `last`.
+template <typename T, bool PRECISE, bool SILU, bool EVENTS>
+__device__ __forceinline__ void sum_gradients(const ConvLane<T>& lane, const int32_t* events, int64_t begin, int first,
+                                              int last, int end, const T* x, T* g, ConvWeightGradients<T>& gradients) {
+  T window[kConvTaps] = {};
+  const auto enter = [&](int i) {
+    if (EVENTS) lane.enter(events[i], begin + i, window);
+    window[0] = x[i * kConvPitch];
+  };
+  const auto scaled = [&](int i) {
+    T gradient = g[i * kConvPitch];
+    if (SILU) {
+      gradient *= silu_slope(lane.sum_taps(window), PRECISE);
+      g[i * kConvPitch] = gradient;
+    }
+    return gradient;
+  };
+#pragma unroll(EVENTS ? 1 : kConvPast)
+  for (int i = first - kConvPast; i < first; ++i) {
+    enter(i);
+    lane.shift(window);
+  }
+#pragma unroll(EVENTS ? 1 : 4)
+  for (int i = first; i < last; ++i) {
+    enter(i);
+    gradients.add(scaled(i), window);
+    lane.shift(window);
+  }
+#pragma unroll 1
+  for (int i = last; SILU && i < end; ++i) {
+    enter(i);
+    scaled(i);
+    lane.shift(window);
+  }
+}
+
+// Writes grad_x of steps [first, last) over x. Steps behind the tensor have no defined g: its last step drops what
+// they add.
+template <typename T, bool EVENTS>
+__device__ __forceinline__ void input_gradients(const ConvLane<T>& lane, const int32_t* events, int64_t begin,
+                                                int first, int last, T* x, const T* g) {
+  const wmk_causal_conv1d& p = lane.p;
+  T window[kConvTaps] = {};  // gradients of the inputs at a step and 1 and 2 steps back, then 1, 2 and 3 back
+  const auto next = [&] {
+#pragma unroll
+    for (int k = 1; k < kConvTaps; ++k) window[k - 1] = window[k];
+    window[kConvTaps - 1] = T(0);
+  };
+  const auto step = [&](int i, bool inside) {
+    const int32_t event = EVENTS ? events[i] : 0;
+    if (event & kConvEnds) {
+      lane.load_window(p.grad_last_state, sequence_at(p, lane.batch, begin + i).index, window);
+      next();
+    }
+    const T gradient = g[i * kConvPitch];
+#pragma unroll
+    for (int k = 0; k < kConvTaps; ++k) window[k] += gradient * lane.taps[k];
+    if (inside) x[i * kConvPitch] = window[0];
+#pragma unroll
+    for (int k = 1; k < kConvTaps; ++k) {
+      if (event & kConvReset || k > lane.past) window[k] = T(0);
+    }
+    if (event & kConvBegins && inside && p.grad_initial_state.data != nullptr) {
+      lane.store_window(p.grad_initial_state, sequence_at(p, lane.batch, begin + i).index, window);
+    }
+    next();
+  };
+#pragma unroll 1
+  for (int i = last + kConvPast - 1; i >= last; --i) step(i, false);
+#pragma unroll(EVENTS ? 1 : 4)
+  for (int i = last - 1; i >= first; --i) step(i, true);
+}
+
+// `partials`: [batch, chunks, width + 1, channels], gradients of taps, newest first, and of the bias.
+template <typename T, int DTYPE, bool SILU>
+__global__ void __launch_bounds__(kConvThreads, sizeof(T) == 8         ? 4
+                                                : DTYPE == WMK_FLOAT32 ? 5
+                                                                       : 6)
     causal_conv1d_backward_kernel(const WMK_GRID_CONSTANT wmk_causal_conv1d p, T* partials) {
   constexpr int kSteps = kConvBackwardSteps;
-  using Tile = ConvTile<T, kSteps>;
+  constexpr bool kPrecise = DTYPE == WMK_FLOAT32;
+  using Tile = ConvTile<T, DTYPE, kSteps>;
   WMK_SHARED_MEMORY(memory);
   auto& shared = *reinterpret_cast<ConvBackwardShared<T>*>(memory);
   T* x_tile = shared.x + kConvPast * kConvPitch;
   const int32_t* events = shared.events + kConvPast;
   const ConvTileCoord at(p, ceil_div(p.time, kConvChunk));
   const ConvLane<T> lane(p, at);
-  const bool precise = p.dtype == WMK_FLOAT32;
   const int column = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
-  T grad_taps[kConvTaps] = {}, grad_bias = T(0);
+  ConvWeightGradients<T> gradients = {};
 
   for (int tile = 0; tile < kConvChunkTiles; ++tile) {
     const int64_t begin = at.chunk * kConvChunk + tile * kSteps;
     if (begin >= p.time) break;
     const int steps = static_cast<int>(p.time - begin < kSteps ? p.time - begin : kSteps);
     if (tile > 0) __syncthreads();  // the previous tile's results have been written
-    const StridedRows x = at.rows_of(p.x, p.dtype), grad_out = at.rows_of(p.grad_out, p.dtype);
-    Tile::load(x_tile, x, begin, p.dtype, at.channels, steps);
-    Tile::load(shared.g, grad_out, begin, p.dtype, at.channels, steps);
-    Tile::load_halo(shared.x, x, begin - kConvPast, kConvPast, p.time, p.dtype, at.channels);
-    Tile::load_halo(x_tile + kSteps * kConvPitch, x, begin + kSteps, kConvPast, p.time, p.dtype, at.channels);
-    Tile::load_halo(shared.g + kSteps * kConvPitch, grad_out, begin + kSteps, kConvPast, p.time, p.dtype, at.channels);
+    const StridedRows x = at.rows_of(p.x, DTYPE), grad_out = at.rows_of(p.grad_out, DTYPE);
+    Tile::load_pair(x_tile, x, shared.g, grad_out, begin, at.channels, steps);
+    Tile::load_halo(shared.x, x, begin - kConvPast, kConvPast, p.time, at.channels);
+    Tile::load_halo(x_tile + kSteps * kConvPitch, x, begin + kSteps, kConvPast, p.time, at.channels);
+    Tile::load_halo(shared.g + kSteps * kConvPitch, grad_out, begin + kSteps, kConvPast, p.time, at.channels);
     load_events(p, at.batch, begin - kConvPast, 2 * kConvPast + kSteps, shared.events);
     __syncthreads();  // both tiles are there
 
-    const int run = (steps + kConvWarps - 1) / kConvWarps, first = warp * run;
-    const int last = first + run < steps ? first + run : steps;
-    const int end = last == steps && first < steps ? last + kConvPast : last;  // g of the next tile's first steps too
-    T window[kConvTaps] = {};
-#pragma unroll 1
-    for (int i = first - kConvPast; i < end; ++i) {
-      lane.enter(events[i], begin + i, window);
-      window[0] = x_tile[i * kConvPitch + column];
-      if (i >= first) {
-        T g = shared.g[i * kConvPitch + column];
-        if (p.silu) {
-          g *= silu_slope(lane.sum_taps(window), precise);
-          shared.g[i * kConvPitch + column] = g;
-        }
-        if (i < last) {
-#pragma unroll
-          for (int k = 0; k < kConvTaps; ++k) grad_taps[k] += g * window[k];
-          grad_bias += g;
-        }
-      }
-      lane.shift(window);
+    const int run = (steps + kConvWarps - 1) / kConvWarps;
+    const int first = warp * run < steps ? warp * run : steps, last = first + run < steps ? first + run : steps;
+    // g of the next tile's first steps too
+    const int end = first < last && last == steps ? last + kConvPast : last;
+    const bool any_event = lane.any_event(events, first - kConvPast, last + kConvPast);
+    const T* inputs = x_tile + column;
+    T* g = shared.g + column;
+    if (any_event) {
+      sum_gradients<T, kPrecise, SILU, true>(lane, events, begin, first, last, end, inputs, g, gradients);
+    } else {
+      sum_gradients<T, kPrecise, SILU, false>(lane, events, begin, first, last, end, inputs, g, gradients);
     }
     __syncthreads();  // g is there, inputs have been read
-    // Steps behind the tensor have no defined g: its last step drops what they add.
-    T grad_window[kConvTaps] = {};  // of the inputs at a step and 1 and 2 steps back, then 1, 2 and 3 back
-#pragma unroll 1
-    for (int i = last + kConvPast - 1; i >= first; --i) {
-      const int32_t event = events[i];
-      if (event & kConvEnds) {
-        lane.load_window(p.grad_last_state, sequence_at(p, at.batch, begin + i).index, grad_window);
-#pragma unroll
-        for (int k = 1; k < kConvTaps; ++k) grad_window[k - 1] = grad_window[k];
-        grad_window[kConvTaps - 1] = T(0);
-      }
-      const T g = shared.g[i * kConvPitch + column];
-#pragma unroll
-      for (int k = 0; k < kConvTaps; ++k) grad_window[k] += g * lane.taps[k];
-      if (i < last) x_tile[i * kConvPitch + column] = grad_window[0];
-      const bool reset = event & kConvReset;
-#pragma unroll
-      for (int k = 1; k < kConvTaps; ++k) {
-        if (reset || k > lane.past) grad_window[k] = T(0);
-      }
-      if (event & kConvBegins && i < last && p.grad_initial_state.data != nullptr) {
-        lane.store_window(p.grad_initial_state, sequence_at(p, at.batch, begin + i).index, grad_window);
-      }
-#pragma unroll
-      for (int k = 1; k < kConvTaps; ++k) grad_window[k - 1] = grad_window[k];
-      grad_window[kConvTaps - 1] = T(0);
+    if (any_event) {
+      input_gradients<T, true>(lane, events, begin, first, last, x_tile + column, g);
+    } else {
+      input_gradients<T, false>(lane, events, begin, first, last, x_tile + column, g);
     }
     __syncthreads();  // grad_x is there
-    Tile::write(x_tile, at.rows_of(p.grad_x, p.dtype), begin, p.dtype, at.channels, steps);
+    Tile::write(x_tile, at.rows_of(p.grad_x, DTYPE), begin, at.channels, steps);
   }
 
   T* sums = shared.sums + column;
 #pragma unroll
   for (int k = 0; k <= kConvTaps; ++k) {
-    sums[(warp * (kConvTaps + 1) + k) * kConvChannels] = k < kConvTaps ? grad_taps[k] : grad_bias;
+    sums[(warp * (kConvTaps + 1) + k) * kConvChannels] = k < kConvTaps ? gradients.taps[k] : gradients.bias;
   }
   __syncthreads();  // the warps' sums are there
   if (warp > 0 || !lane.exists) return;

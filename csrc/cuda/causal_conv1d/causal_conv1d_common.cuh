@@ -103,7 +103,7 @@ __device__ __forceinline__ void load_events(const wmk_causal_conv1d& p, int64_t 
   }
 }
 
-template <typename T, int STEPS>
+template <typename T, int DTYPE, int STEPS>
 struct ConvTile {
   static constexpr int kGroups = kConvChannels * STEPS / 4 / kConvThreads;  // of four elements, per thread
   static_assert(STEPS % 32 == 0, "a warp's groups are 8 along time x 4 channels");
@@ -121,46 +121,72 @@ struct ConvTile {
     }
   }
 
-  // Steps [time, time + steps), zero outside the tensor.
-  static __device__ __forceinline__ void load(T* tile, const StridedRows& tensor, int64_t time, int64_t dtype,
-                                              int channels, int steps) {
-    const char* begin = tensor.data + time * tensor.time_stride * element_size(dtype);
-    if (channels < kConvChannels || steps < STEPS || !tensor.aligned(begin, element_size(dtype))) {
-      load_general(tile, begin, tensor, dtype, channels, steps);
+  static __device__ __forceinline__ const char* begin_of(const StridedRows& tensor, int64_t time) {
+    return tensor.data + time * tensor.time_stride * element_size(DTYPE);
+  }
+  static __device__ __forceinline__ bool is_full(const StridedRows& tensor, int64_t time, int channels, int steps) {
+    return channels == kConvChannels && steps == STEPS && tensor.aligned(begin_of(tensor, time), element_size(DTYPE));
+  }
+
+  // Steps [time, time + steps), zero outside the tensor. A call, as is `write`: inlined, addresses that do not depend
+  // on the time would occupy registers during the walk.
+  static __device__ __noinline__ void load(T* tile, StridedRows tensor, int64_t time, int channels, int steps) {
+    if (!is_full(tensor, time, channels, steps)) {
+      load_general(tile, begin_of(tensor, time), tensor, channels, steps);
     } else if (tensor.along_time()) {
-      load_full<true>(tile, begin, tensor, dtype);
+      load_full<true>(tile, tensor, time);
     } else {
-      load_full<false>(tile, begin, tensor, dtype);
+      load_full<false>(tile, tensor, time);
+    }
+  }
+  // The same of two tensors, whose loads wait together.
+  static __device__ __noinline__ void load_pair(T* first, StridedRows first_tensor, T* second,
+                                                StridedRows second_tensor, int64_t time, int channels, int steps) {
+    const bool along_time = first_tensor.along_time();
+    const bool full = is_full(first_tensor, time, channels, steps) && is_full(second_tensor, time, channels, steps);
+    if (!full || along_time != second_tensor.along_time()) {
+      load(first, first_tensor, time, channels, steps);
+      load(second, second_tensor, time, channels, steps);
+    } else if (along_time) {
+      load_full_pair<true>(first, first_tensor, second, second_tensor, time);
+    } else {
+      load_full_pair<false>(first, first_tensor, second, second_tensor, time);
     }
   }
   template <bool ALONG_TIME>
-  static __device__ __forceinline__ void load_full(T* tile, const char* begin, const StridedRows& tensor,
-                                                   int64_t dtype) {
-    if (sizeof(T) == 8) {
-      load_typed<ALONG_TIME, WMK_FLOAT64>(tile, begin, tensor);
-    } else if (dtype == WMK_FLOAT32) {
-      load_typed<ALONG_TIME, WMK_FLOAT32>(tile, begin, tensor);
-    } else if (dtype == WMK_BFLOAT16) {
-      load_typed<ALONG_TIME, WMK_BFLOAT16>(tile, begin, tensor);
-    } else {
-      load_typed<ALONG_TIME, WMK_FLOAT16>(tile, begin, tensor);
-    }
+  static __device__ __forceinline__ void load_full(T* tile, const StridedRows& tensor, int64_t time) {
+    Vec4<T> groups[kGroups];
+    load_groups<ALONG_TIME>(groups, tensor, time);
+    store_groups<ALONG_TIME>(tile, groups);
   }
-  // All groups are on their way before the first is stored.
-  template <bool ALONG_TIME, int DTYPE>
-  static __device__ __forceinline__ void load_typed(T* tile, const char* begin, const StridedRows& tensor) {
+  template <bool ALONG_TIME>
+  static __device__ __forceinline__ void load_full_pair(T* first, const StridedRows& first_tensor, T* second,
+                                                        const StridedRows& second_tensor, int64_t time) {
+    Vec4<T> first_groups[kGroups], second_groups[kGroups];
+    load_groups<ALONG_TIME>(first_groups, first_tensor, time);
+    load_groups<ALONG_TIME>(second_groups, second_tensor, time);
+    store_groups<ALONG_TIME>(first, first_groups);
+    store_groups<ALONG_TIME>(second, second_groups);
+  }
+  template <bool ALONG_TIME>
+  static __device__ __forceinline__ void load_groups(Vec4<T> (&groups)[kGroups], const StridedRows& tensor,
+                                                     int64_t time) {
+    const char* begin = begin_of(tensor, time);
     const int64_t channel_bytes = tensor.row_stride * element_size(DTYPE);
     const int64_t step_bytes = tensor.time_stride * element_size(DTYPE);
-    Vec4<T> groups[kGroups];
-    int channel, step;
 #pragma unroll
     for (int i = 0; i < kGroups; ++i) {
+      int channel, step;
       position<ALONG_TIME>(i, channel, step);
       const char* source = begin + channel * channel_bytes + step * step_bytes;
       groups[i] = unpack(reinterpret_cast<const unsigned char*>(source), DTYPE, T(0));
     }
+  }
+  template <bool ALONG_TIME>
+  static __device__ __forceinline__ void store_groups(T* tile, const Vec4<T> (&groups)[kGroups]) {
 #pragma unroll
     for (int i = 0; i < kGroups; ++i) {
+      int channel, step;
       position<ALONG_TIME>(i, channel, step);
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
@@ -168,8 +194,8 @@ struct ConvTile {
       }
     }
   }
-  static __device__ __noinline__ void load_general(T* tile, const char* begin, StridedRows tensor, int64_t dtype,
-                                                   int channels, int steps) {
+  static __device__ __forceinline__ void load_general(T* tile, const char* begin, StridedRows tensor, int channels,
+                                                      int steps) {
     const bool along_time = tensor.along_time();
 #pragma unroll 4
     for (int i = static_cast<int>(threadIdx.x); i < kConvChannels * STEPS; i += kConvThreads) {
@@ -177,7 +203,7 @@ struct ConvTile {
       const int step = along_time ? i % STEPS : i / kConvChannels;
       T value = T(0);
       if (channel < channels && step < steps) {
-        value = load_element<T>(begin, dtype, channel * tensor.row_stride + step * tensor.time_stride);
+        value = load_element<T>(begin, DTYPE, channel * tensor.row_stride + step * tensor.time_stride);
       }
       tile[step * kConvPitch + channel] = value;
     }
@@ -185,33 +211,31 @@ struct ConvTile {
 
   // Up to three steps [time, time + count) beside the tile, zero outside [0, end).
   static __device__ __forceinline__ void load_halo(T* rows, const StridedRows& tensor, int64_t time, int count,
-                                                   int64_t end, int64_t dtype, int channels) {
+                                                   int64_t end, int channels) {
     static_assert(kConvPast * kConvChannels <= kConvThreads, "an element per thread");
     const int channel = static_cast<int>(threadIdx.x) % kConvChannels;
     const int step = static_cast<int>(threadIdx.x) / kConvChannels;
     if (step >= count) return;
     T value = T(0);
     if (channel < channels && time + step >= 0 && time + step < end) {
-      value = load_element<T>(tensor.data, dtype, channel * tensor.row_stride + (time + step) * tensor.time_stride);
+      value = load_element<T>(tensor.data, DTYPE, channel * tensor.row_stride + (time + step) * tensor.time_stride);
     }
     rows[step * kConvPitch + channel] = value;
   }
 
-  static __device__ __forceinline__ void write(const T* tile, const StridedRows& tensor, int64_t time, int64_t dtype,
-                                               int channels, int steps) {
-    char* begin = tensor.data + time * tensor.time_stride * element_size(dtype);
-    if (channels < kConvChannels || steps < STEPS || !tensor.aligned(begin, element_size(dtype))) {
-      write_general(tile, begin, tensor, dtype, channels, steps);
+  static __device__ __noinline__ void write(const T* tile, StridedRows tensor, int64_t time, int channels, int steps) {
+    char* begin = tensor.data + time * tensor.time_stride * element_size(DTYPE);
+    if (!is_full(tensor, time, channels, steps)) {
+      write_general(tile, begin, tensor, channels, steps);
     } else if (tensor.along_time()) {
-      write_full<true>(tile, begin, tensor, dtype);
+      write_full<true>(tile, begin, tensor);
     } else {
-      write_full<false>(tile, begin, tensor, dtype);
+      write_full<false>(tile, begin, tensor);
     }
   }
   template <bool ALONG_TIME>
-  static __device__ __forceinline__ void write_full(const T* tile, char* begin, const StridedRows& tensor,
-                                                    int64_t dtype) {
-    const int64_t size = element_size(dtype);
+  static __device__ __forceinline__ void write_full(const T* tile, char* begin, const StridedRows& tensor) {
+    const int64_t size = element_size(DTYPE);
     const int64_t channel_bytes = tensor.row_stride * size, step_bytes = tensor.time_stride * size;
 #pragma unroll
     for (int i = 0; i < kGroups; ++i) {
@@ -223,18 +247,18 @@ struct ConvTile {
         group.value[j] = tile[(ALONG_TIME ? step + j : step) * kConvPitch + (ALONG_TIME ? channel : channel + j)];
       }
       Tile<T, kConvChannels, STEPS, kConvThreads, false>::write_group(
-          group, begin + channel * channel_bytes + step * step_bytes, dtype);
+          group, begin + channel * channel_bytes + step * step_bytes, DTYPE);
     }
   }
-  static __device__ __noinline__ void write_general(const T* tile, char* begin, StridedRows tensor, int64_t dtype,
-                                                    int channels, int steps) {
+  static __device__ __forceinline__ void write_general(const T* tile, char* begin, StridedRows tensor, int channels,
+                                                       int steps) {
     const bool along_time = tensor.along_time();
 #pragma unroll 1
     for (int i = static_cast<int>(threadIdx.x); i < kConvChannels * STEPS; i += kConvThreads) {
       const int channel = along_time ? i / STEPS : i % kConvChannels;
       const int step = along_time ? i % STEPS : i / kConvChannels;
       if (channel >= channels || step >= steps) continue;
-      store_element<T>(begin, dtype, channel * tensor.row_stride + step * tensor.time_stride,
+      store_element<T>(begin, DTYPE, channel * tensor.row_stride + step * tensor.time_stride,
                        tile[step * kConvPitch + channel]);
     }
   }
@@ -277,6 +301,12 @@ struct ConvLane {
 #pragma unroll
       for (int k = 1; k < kConvTaps; ++k) window[k] = T(0);
     }
+  }
+  // Whether anything happens at steps [first, last): the same for all lanes of a warp.
+  static __device__ __forceinline__ bool any_event(const int32_t* events, int first, int last) {
+    int32_t found = 0;
+    for (int i = first + static_cast<int>(threadIdx.x) % 32; i < last; i += 32) found |= events[i];
+    return __any_sync(0xffffffffu, found) != 0;
   }
   __device__ __forceinline__ void shift(T (&window)[kConvTaps]) const {
 #pragma unroll

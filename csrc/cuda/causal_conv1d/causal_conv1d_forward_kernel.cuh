@@ -16,11 +16,29 @@ struct ConvForwardShared {
   int32_t events[kConvPast + kSteps];
 };
 
-template <typename T>
+// Steps [first, last) of a warp, in place.
+template <typename T, bool PRECISE, bool SILU, bool EVENTS>
+__device__ __forceinline__ void convolve(const ConvLane<T>& lane, const int32_t* events, int64_t begin, int first,
+                                         int last, T* column, T (&window)[kConvTaps]) {
+#pragma unroll(EVENTS ? 1 : 4)
+  for (int i = first; i < last; ++i) {
+    if (EVENTS) lane.enter(events[i], begin + i, window);
+    window[0] = column[i * kConvPitch];
+    const T sum = lane.sum_taps(window);
+    column[i * kConvPitch] = SILU ? sum * sigmoid(sum, PRECISE) : sum;
+    lane.shift(window);
+    if (EVENTS && events[i] & kConvEnds) {
+      lane.store_window(lane.p.last_state, sequence_at(lane.p, lane.batch, begin + i).index, window);
+    }
+  }
+}
+
+template <typename T, int DTYPE, bool SILU>
 __global__ void __launch_bounds__(kConvThreads, sizeof(T) == 8 ? 4 : 8)
     causal_conv1d_forward_kernel(const WMK_GRID_CONSTANT wmk_causal_conv1d p) {
   using Shared = ConvForwardShared<T>;
-  using Tile = ConvTile<T, Shared::kSteps>;
+  using Tile = ConvTile<T, DTYPE, Shared::kSteps>;
+  constexpr bool kPrecise = DTYPE == WMK_FLOAT32;
   WMK_SHARED_MEMORY(memory);
   auto& shared = *reinterpret_cast<Shared*>(memory);
   T* tile = shared.tile + kConvPast * kConvPitch;
@@ -29,35 +47,30 @@ __global__ void __launch_bounds__(kConvThreads, sizeof(T) == 8 ? 4 : 8)
   const int64_t begin = at.chunk * Shared::kSteps;
   const int steps = static_cast<int>(p.time - begin < Shared::kSteps ? p.time - begin : Shared::kSteps);
 
-  const StridedRows x = at.rows_of(p.x, p.dtype);
-  Tile::load(tile, x, begin, p.dtype, at.channels, steps);
-  Tile::load_halo(shared.tile, x, begin - kConvPast, kConvPast, p.time, p.dtype, at.channels);
+  const StridedRows x = at.rows_of(p.x, DTYPE);
+  Tile::load(tile, x, begin, at.channels, steps);
+  Tile::load_halo(shared.tile, x, begin - kConvPast, kConvPast, p.time, at.channels);
   load_events(p, at.batch, begin - kConvPast, kConvPast + steps, shared.events);
   const ConvLane<T> lane(p, at);
-  const bool precise = p.dtype == WMK_FLOAT32;
   T* column = tile + threadIdx.x % 32;
-  const int run = (steps + kConvWarps - 1) / kConvWarps, first = static_cast<int>(threadIdx.x) / 32 * run;
+  const int run = (steps + kConvWarps - 1) / kConvWarps, warp = static_cast<int>(threadIdx.x) / 32;
+  const int first = warp * run < steps ? warp * run : steps, last = first + run < steps ? first + run : steps;
   __syncthreads();  // the tile is there
 
   T window[kConvTaps] = {};
-  for (int i = first - kConvPast; i < first && i < steps; ++i) {
+  for (int i = first - kConvPast; i < first; ++i) {
     lane.enter(events[i], begin + i, window);
     window[0] = column[i * kConvPitch];
     lane.shift(window);
   }
   __syncthreads();  // the inputs before each warp's steps have been read
-#pragma unroll 4
-  for (int i = first; i < first + run && i < steps; ++i) {
-    const int32_t event = events[i];
-    lane.enter(event, begin + i, window);
-    window[0] = column[i * kConvPitch];
-    const T sum = lane.sum_taps(window);
-    column[i * kConvPitch] = p.silu ? sum * sigmoid(sum, precise) : sum;
-    lane.shift(window);
-    if (event & kConvEnds) lane.store_window(p.last_state, sequence_at(p, at.batch, begin + i).index, window);
+  if (lane.any_event(events, first, last)) {
+    convolve<T, kPrecise, SILU, true>(lane, events, begin, first, last, column, window);
+  } else {
+    convolve<T, kPrecise, SILU, false>(lane, events, begin, first, last, column, window);
   }
   __syncthreads();  // outputs are there
-  Tile::write(tile, at.rows_of(p.out, p.dtype), begin, p.dtype, at.channels, steps);
+  Tile::write(tile, at.rows_of(p.out, DTYPE), begin, at.channels, steps);
 }
 
 // One step of every sequence, a channel per thread: bound by latency, as all loads of up to four taps are independent.
