@@ -264,6 +264,30 @@ def test_chunks_and_steps_of_a_causal_conv1d_are_the_sequence_bit_for_bit(cuda, 
     assert cuda.kernels == {"causal_conv1d_step_kernel"}
 
 
+@pytest.mark.parametrize("width", [1, 2, 3, 6])
+def test_nan_of_a_causal_conv1d_reaches_as_far_as_its_taps(cuda, width):
+    cuda.seeds, step = (0,), 62
+    torch.manual_seed(0)
+    problem = small_causal_conv("cpu", torch.float32, batch=1, time=80, channels=5, width=width)
+    x, cotangent = problem.tensors["x"], torch.randn(1, 5, 80)
+
+    def run(x, cotangent):
+        leaf = x.clone().requires_grad_()
+        out, last = wmkernels.causal_conv1d(**{**problem.tensors, "x": leaf}, **problem.options, backend="cuda")
+        return out.detach(), last, torch.autograd.grad(out, leaf, cotangent)[0]
+
+    out, last, gradient = run(x, cotangent)
+    nan = torch.where(torch.arange(80) == step, float("nan"), 0.0)
+    spoiled, spoiled_last, _ = run(x + nan, cotangent)
+    spoiled_gradient = run(x, cotangent + nan)[2]
+    reached = slice(step, step + width), slice(step - width + 1, step + 1)
+    for found, clean, where in zip((spoiled, spoiled_gradient), (out, gradient), reached, strict=True):
+        assert found[..., where].isnan().all()
+        found[..., where] = clean[..., where]
+        assert torch.equal(found, clean)
+    assert torch.equal(spoiled_last, last)
+
+
 # Beside the edge of a tile and of a chunk; with 7 taps from the caches.
 @pytest.mark.parametrize("width", [2, 4, 7])
 @pytest.mark.parametrize("edge", [64, 128, 256, 259])
