@@ -138,6 +138,34 @@ def delta_rule(backend: str, dtype: torch.dtype, size: tuple[int, int, int], cha
     torch.autograd.grad([out, last], [*leaves, start], [torch.randn_like(out), torch.randn_like(last)])
 
 
+def convolution(backend: str, dtype: torch.dtype, size: tuple[int, int, int], channel_last: bool, packed: bool) -> None:
+    """With up to 17 taps; as one step too."""
+    channels, state, time = size
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    batch, width = 1 if packed else 2, min(state, 16) + 1
+    sequences = 3 if packed else batch
+    x = random(batch, channels, time, dtype=dtype)
+    start = random(sequences, channels, width - 1, dtype=wide)
+    leaves = [x.mT if channel_last else x, random(channels, width, dtype=wide), random(channels, dtype=wide)]
+    leaves.append(start.mT if channel_last else start)
+    for leaf in leaves:
+        leaf.requires_grad_(True)
+    out, last = wmkernels.causal_conv1d(
+        *leaves[:3],
+        activation="silu",
+        initial_state=leaves[3],
+        reset=torch.rand(batch, time, device="cuda") < 0.1,
+        cu_seqlens=torch.tensor([0, time // 3, time // 3, time], device="cuda") if packed else None,
+        channel_last=channel_last,
+        return_last_state=True,
+        backend=backend,
+    )
+    torch.autograd.grad([out, last], leaves, [torch.randn_like(out), torch.randn_like(last)])
+    if not packed:
+        now = leaves[0].select(1 if channel_last else 2, 0)
+        wmkernels.causal_conv1d_step(leaves[3], now, *leaves[1:3], channel_last=channel_last, backend=backend)
+
+
 def conv_lstm(backend: str, dtype: torch.dtype, hidden: int, persistent: bool) -> None:
     """The persistent kernel is forward only."""
     wide = torch.float64 if dtype == torch.float64 else torch.float32
@@ -173,12 +201,13 @@ def main() -> int:
             for flag, other in itertools.product((False, True), repeat=2):
                 scan(backend, dtype, size, channel_last=flag, full=other)
                 linear(backend, dtype, size, channel_last=flag, reverse=other)
+                convolution(backend, dtype, size, channel_last=flag, packed=other)
             for flag in (False, True):
                 delta_rule(backend, dtype, size, channel_last=flag)
             step(backend, dtype, size)
             update(dtype, size)
             places(backend, dtype, size)
-            calls += 13
+            calls += 17
         for dtype, hidden, persistent in itertools.product(dtypes, (6, 16), (False, True)):
             conv_lstm(backend, dtype, hidden, persistent)
             calls += 1

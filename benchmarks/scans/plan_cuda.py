@@ -26,6 +26,16 @@ LONGEST = {
 GRAPH_STEPS = 64
 DELTA_HEAD = 64
 VERY_LONG_TIME = 1 << 20
+WIDTH = 4  # of the convolution
+BASELINES = (
+    "selective_scan",
+    "selective_step",
+    "linear_scan",
+    "gated_delta_rule",
+    "causal_conv1d",
+    "causal_conv1d_step",
+    "attention",
+)
 
 
 class CudaPlan:
@@ -36,7 +46,7 @@ class CudaPlan:
         device = torch.device("cuda")
         self.missing: dict[str, str] = {}
         self.baselines: dict[str, list[Implementation]] = {}
-        for op in ("selective_scan", "selective_step", "linear_scan", "gated_delta_rule", "attention"):
+        for op in BASELINES:
             self.baselines[op], missing = baselines(op, device)
             self.missing |= missing
 
@@ -54,7 +64,8 @@ class CudaPlan:
         found += [self.variants(measure) for measure in ("forward", "backward")]
         found += [self.linear(measure) for measure in ("forward", "backward")]
         found += [self.delta(measure) for measure in ("forward", "training")]
-        found.append(self.step())
+        found += [self.convolution(measure) for measure in ("forward", "training")]
+        found += [self.step(), self.convolution_step()]
         return found
 
     def scan(self, measure: str, batch: int, channels: int, time: int) -> Group:
@@ -134,6 +145,27 @@ class CudaPlan:
         note = f"device time per step of {GRAPH_STEPS} consecutive steps in one CUDA graph"
         cases = [Case(c, problem, build=_graph, units=GRAPH_STEPS, note=note) for c in implementations]
         return Group("one step in a CUDA graph, B1 D1536", "step", cases, self.budget)
+
+    def convolution(self, measure: str) -> Group:
+        problem = replace(self.problem(8, 1536, 4096, "causal_conv1d"), state=WIDTH)
+        wide, last = replace(problem, dtype=torch.float32), replace(problem, channel_last=True)
+        cases = []
+        for backend in self.backends:
+            plain = ours("causal_conv1d", backend)
+            cases += [Case(plain, problem), Case(plain, wide)]
+            cases.append(Case(ours("causal_conv1d", backend, channel_last=True), last))
+        cases += [Case(baseline, x) for x in (problem, wide) for baseline in self.baselines["causal_conv1d"]]
+        return Group(f"causal convolution, {measure}, {_sizes(problem)}", measure, cases, self.budget)
+
+    def convolution_step(self) -> Group:
+        problem = replace(self.problem(1, 1536, 1, "causal_conv1d_step"), state=WIDTH)
+        implementations = [
+            *(ours("causal_conv1d_step", backend) for backend in self.backends),
+            *self.baselines["causal_conv1d_step"],
+        ]
+        note = f"device time per step of {GRAPH_STEPS} consecutive steps in one CUDA graph"
+        cases = [Case(c, problem, build=_graph, units=GRAPH_STEPS, note=note) for c in implementations]
+        return Group("one convolution step in a CUDA graph, B1 D1536", "step", cases, self.budget)
 
     def memory(self) -> dict[str, tuple[Implementation, Problem]]:
         """By name in the result."""

@@ -4,6 +4,7 @@ import mmap
 
 import pytest
 import torch
+from causal_conv_problems import causal_convs, small_causal_conv
 from delta_rule_problems import delta_rules, small_delta_rule
 from emulated_cuda import EmulatedCuda
 from hypothesis import Phase, given, settings
@@ -15,6 +16,9 @@ from special_values import check_overflowing_gates
 
 import wmkernels
 from wmkernels import native_call
+from wmkernels.causal_conv1d import native as conv_native
+from wmkernels.causal_conv1d.meta import ConvInputs
+from wmkernels.causal_conv1d.reference import causal_conv1d_reference
 from wmkernels.linear_scan import native as linear_native
 from wmkernels.linear_scan.meta import LinearScanInputs
 from wmkernels.linear_scan.reference import linear_scan_reference
@@ -36,7 +40,7 @@ NO_RESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)  # Linux constant, in mmap f
 ORDERS = (0, 1, 2)  # of the threads: ascending, descending, shuffled
 # Multiprocessor counts: with few, time is never split; with many, always.
 CHIPS = (1, 8, 1000)
-OPS = ("selective_scan", "selective_step", "linear_scan", "place_memory", "gated_delta_rule")
+OPS = ("selective_scan", "selective_step", "linear_scan", "place_memory", "gated_delta_rule", "causal_conv1d")
 cases = dict.fromkeys(OPS, 0)
 
 
@@ -199,6 +203,114 @@ def test_a_gated_delta_rule_of_several_tiles_and_panels(cuda, dtype, chunk):
 def test_a_gated_delta_rule_larger_than_shared_memory(cuda, dtype, keys):
     torch.manual_seed(0)
     check(cuda, small_delta_rule("cpu", dtype, 1, 3, 1, keys, 6))
+
+
+@quick
+@given(problem=causal_convs(max_time=90), shuffle=shuffles)
+def test_causal_conv1d(cuda, problem, shuffle):
+    check(cuda, problem, shuffle=shuffle)
+
+
+# Widths of both kernels; several chunks of time, full and partial tiles of channels.
+@settings(quick, max_examples=max(6, settings().max_examples // 6))
+@given(
+    problem=causal_convs(max_time=600, channels=[3, 32, 40], widths=[2, 3, 4, 4, 9], layouts=["contiguous"]),
+    shuffle=shuffles,
+)
+def test_causal_conv1d_over_a_long_time(cuda, problem, shuffle):
+    check(cuda, problem, shuffle=shuffle)
+
+
+# A tile has 128 steps forward (64 in float64) and 64 backward, a chunk 256.
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+def test_resets_and_sequences_of_a_causal_conv1d_beside_every_edge(cuda, dtype):
+    torch.manual_seed(0)
+    problem = small_causal_conv("cpu", dtype, 1, 300, 33, 4)
+    edges = [0, 1, 63, 65, 66, 127, 128, 129, 191, 192, 256, 258, 299]
+    problem.tensors["reset"] = torch.isin(torch.arange(300), torch.tensor(edges))[None]
+    check(cuda, problem)
+    bounds = [0, 0, 1, 2, 62, 64, 64, 65, 126, 128, 130, 192, 193, 255, 256, 257, 300, 300]
+    problem.tensors["cu_seqlens"] = torch.tensor(bounds)
+    problem.tensors["initial_state"] = torch.randn(len(bounds) - 1, 33, 3, dtype=problem.tensors["weight"].dtype)
+    check(cuda, problem)
+    problem.tensors["reset"] = None
+    check(cuda, problem)
+
+
+@pytest.mark.parametrize("width", [3, 4, 6])
+@pytest.mark.parametrize("channel_last", [False, True])
+def test_chunks_and_steps_of_a_causal_conv1d_are_the_sequence_bit_for_bit(cuda, width, channel_last):
+    cuda.seeds, time = (0,), 1 if channel_last else 2
+    problem = small_causal_conv("cpu", torch.float32, time=145, channels=20, width=width)
+    x, weight, bias, state = problem.tensors.values()
+    reset = torch.rand(2, 145) < 0.1
+    if channel_last:
+        x, state = x.mT, state.mT
+    options = {"activation": "silu", "channel_last": channel_last, "backend": "cuda"}
+    whole, last = wmkernels.causal_conv1d(
+        x, weight, bias, initial_state=state, reset=reset, return_last_state=True, **options
+    )
+    for start, length in ((0, 3), (3, 130), (133, 2)):
+        part, flags = x.narrow(time, start, length), reset[:, start : start + length]
+        y, state = wmkernels.causal_conv1d(
+            part, weight, bias, initial_state=state, reset=flags, return_last_state=True, **options
+        )
+        assert torch.equal(y, whole.narrow(time, start, length))
+    cuda.ran = []
+    for t in range(135, 145):
+        y, state = wmkernels.causal_conv1d_step(state, x.select(time, t), weight, bias, reset=reset[:, t], **options)
+        assert torch.equal(y, whole.select(time, t))
+    assert torch.equal(state, last)
+    assert cuda.kernels == {"causal_conv1d_step_kernel"}
+
+
+@pytest.mark.parametrize("width", [1, 2, 3, 6])
+def test_nan_of_a_causal_conv1d_reaches_as_far_as_its_taps(cuda, width):
+    cuda.seeds, step = (0,), 62
+    torch.manual_seed(0)
+    problem = small_causal_conv("cpu", torch.float32, batch=1, time=80, channels=5, width=width)
+    x, cotangent = problem.tensors["x"], torch.randn(1, 5, 80)
+
+    def run(x, cotangent):
+        leaf = x.clone().requires_grad_()
+        out, last = wmkernels.causal_conv1d(**{**problem.tensors, "x": leaf}, **problem.options, backend="cuda")
+        return out.detach(), last, torch.autograd.grad(out, leaf, cotangent)[0]
+
+    out, last, gradient = run(x, cotangent)
+    nan = torch.where(torch.arange(80) == step, float("nan"), 0.0)
+    spoiled, spoiled_last, _ = run(x + nan, cotangent)
+    spoiled_gradient = run(x, cotangent + nan)[2]
+    reached = slice(step, step + width), slice(step - width + 1, step + 1)
+    for found, clean, where in zip((spoiled, spoiled_gradient), (out, gradient), reached, strict=True):
+        assert found[..., where].isnan().all()
+        found[..., where] = clean[..., where]
+        assert torch.equal(found, clean)
+    assert torch.equal(spoiled_last, last)
+
+
+# Beside the edge of a tile and of a chunk; with 7 taps from the caches.
+@pytest.mark.parametrize("width", [2, 4, 7])
+@pytest.mark.parametrize("edge", [64, 128, 256, 259])
+def test_neither_nan_nor_infinity_crosses_a_reset_or_a_sequence_of_a_causal_conv1d(cuda, edge, width):
+    cuda.seeds = (0,)
+    torch.manual_seed(0)
+    problem = small_causal_conv("cpu", torch.float32, batch=1, time=270, channels=5, width=width)
+    problem.tensors["initial_state"] = problem.tensors["initial_state"].repeat(2, 1, 1)
+    for name, value in (("reset", torch.arange(270)[None] == edge), ("cu_seqlens", torch.tensor([0, edge, 270]))):
+        tensors = {"cu_seqlens": torch.tensor([0, 2, 270]), **problem.tensors, name: value}
+        for poison in (float("nan"), float("inf")):
+            results = []
+            for step in (None, edge - 1):
+                x, cotangent = tensors["x"].clone(), torch.ones(1, 5, 270)
+                if step is not None:
+                    x[..., step], cotangent[..., edge] = poison, poison
+                leaf = tensors["x"].clone().requires_grad_()
+                options = {**problem.options, "backend": "cuda"}
+                y, last = wmkernels.causal_conv1d(**{**tensors, "x": x}, **options)
+                out, _ = wmkernels.causal_conv1d(**{**tensors, "x": leaf}, **options)
+                results.append((y[..., edge:], last[1], torch.autograd.grad(out, leaf, cotangent)[0][..., :edge]))
+            for found, clean in zip(results[1], results[0], strict=True):
+                assert torch.equal(found, clean)
 
 
 def test_nan_of_a_gated_delta_rule_reaches_neither_earlier_outputs_nor_later_gradients(cuda):
@@ -427,6 +539,36 @@ def test_offsets_of_the_gated_delta_rule_have_64_bits(cuda, layout):
     check_far_offsets(cuda, small_delta_rule("cpu", torch.float32), layout)
 
 
+@pytest.mark.parametrize("layout", FAR)
+@pytest.mark.parametrize("width", [3, 6])
+def test_offsets_of_the_causal_conv1d_have_64_bits(cuda, layout, width, monkeypatch):
+    cuda.seeds = (2,)
+    torch.manual_seed(0)
+    near = small_causal_conv("cpu", torch.float32, time=70, channels=6, width=width).tensors
+    reset, far = torch.rand(2, 70) < 0.05, FAR[layout]
+    x, state = near["x"], near["initial_state"]
+    grad_out, grad_last = torch.randn_like(x), torch.randn_like(state)
+
+    def spread_outputs(_):
+        return tuple(spread(torch.zeros_like(t), far(3)) for t in (x, state))
+
+    def spread_gradients(_):
+        grad_x, grad_state = spread_outputs(_)
+        return grad_x, torch.empty_like(near["weight"]), torch.empty_like(near["bias"]), grad_state
+
+    monkeypatch.setattr(conv_native, "forward_outputs", spread_outputs)
+    monkeypatch.setattr(conv_native, "backward_outputs", spread_gradients)
+    inputs = ConvInputs(*(spread(t, far(t.dim())) for t in (*near.values(), reset)), silu=True)
+    found = conv_native.forward(inputs)
+    gradients = conv_native.backward(spread(grad_out, far(3)), spread(grad_last, far(3)), inputs)
+
+    leaves = [t.double().requires_grad_() for t in near.values()]
+    expected = causal_conv1d_reference(ConvInputs(*leaves, reset, silu=True))
+    torch.testing.assert_close(tuple(t.double() for t in found), expected, rtol=1e-4, atol=1e-5)
+    true = torch.autograd.grad(expected, leaves, [grad_out.double(), grad_last.double()])
+    torch.testing.assert_close(tuple(t.double() for t in gradients), true, rtol=1e-3, atol=1e-4)
+
+
 def test_how_many_cases_ran(cuda, capsys):
     shown = ", ".join(f"{count} of {name}" for name, count in cases.items())
     with capsys.disabled():
@@ -443,6 +585,7 @@ def test_how_many_cases_ran(cuda, capsys):
         ("linear_scan", "initial reset"),
         ("linear_scan", "reverse reset"),
         ("gated_delta_rule", "initial reset"),
+        ("causal_conv1d", "options reset"),
     ],
 )
 def test_special_values(cuda, op, variant, dtype):

@@ -155,6 +155,26 @@ def delta_rule(dtype, d_k, d_v, chunk):
     differentiate(outputs, [*leaves, options["initial_state"]])
 
 
+def convolution(dtype, channels, time, width, channel_last=False):
+    """Packed, with resets, silu and initial windows; at 152 steps whole tiles are followed by a partial one."""
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    x = random(*((1, time, channels) if channel_last else (1, channels, time)), dtype=dtype)
+    leaves = [x, random(channels, width, dtype=wide), random(channels, dtype=wide)]
+    window = (2, width - 1, channels) if channel_last else (2, channels, width - 1)
+    leaves.append(random(*window, dtype=wide))
+    options = {"reset": torch.rand(1, time) < 0.1, "cu_seqlens": torch.tensor([0, 2, time])}
+    outputs = wmkernels.causal_conv1d(
+        *leaves[:3],
+        activation="silu",
+        initial_state=leaves[3],
+        channel_last=channel_last,
+        return_last_state=True,
+        backend="cuda",
+        **options,
+    )
+    differentiate(outputs, leaves)
+
+
 def conv_lstm(persistent):
     hidden = 16
     tensors = [torch.randn(2, 1, 2, 5, 5), torch.randn(4 * hidden, 2, 3, 3), torch.randn(4 * hidden, hidden, 3, 3)]
@@ -193,6 +213,9 @@ CASES = {
     "delta rule": (1, functools.partial(delta_rule, torch.float32, 5, 3, 32)),
     "delta rule, wide": (1, functools.partial(delta_rule, torch.bfloat16, 20, 36, 64)),
     "delta rule in float64": (1, functools.partial(delta_rule, torch.float64, 9, 5, 64)),
+    **{f"convolution {t}": (1, functools.partial(convolution, t, 35, 152, 4)) for t in FLOATS},
+    "convolution by channels": (1, functools.partial(convolution, torch.bfloat16, 32, 128, 2, channel_last=True)),
+    "convolution of many taps": (1, functools.partial(convolution, torch.float32, 3, 9, 6)),
     "ConvLSTM": (1, functools.partial(conv_lstm, False)),
     "ConvLSTM in one kernel": (4, functools.partial(conv_lstm, True)),
 }

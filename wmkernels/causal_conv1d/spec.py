@@ -1,4 +1,4 @@
-"""The depthwise causal convolution; its Triton kernels have not run on a GPU."""
+"""The depthwise causal convolution; its GPU kernels have not run on a GPU."""
 
 from wmkernels.registry import OpSpec, register
 
