@@ -192,7 +192,7 @@ def test_a_gated_delta_rule_of_several_tiles_and_panels(cuda, dtype, chunk):
     problem.tensors["reset"] = torch.arange(75)[None] == 50
     problem.chunk = chunk
     check(cuda, problem)
-    assert "gated_delta_rule_sum_kernel" in cuda.kernels
+    assert "panel_sum_kernel" in cuda.kernels
 
 
 @pytest.mark.parametrize(("dtype", "keys"), [(torch.float32, 250), (torch.float64, 98)])
