@@ -58,6 +58,24 @@ struct WorkspaceLayout {
   }
 };
 
+// Elements of a call's dtype; double is for fp64 alone.
+template <typename T>
+__device__ __forceinline__ T load_from(const wmk_view& view, int64_t dtype, int64_t offset) {
+  if constexpr (sizeof(T) == 8) {
+    return static_cast<const T*>(view.data)[offset];
+  } else {
+    return load_element<T>(view.data, dtype, offset);
+  }
+}
+template <typename T>
+__device__ __forceinline__ void store_to(const wmk_view& view, int64_t dtype, int64_t offset, T value) {
+  if constexpr (sizeof(T) == 8) {
+    static_cast<T*>(view.data)[offset] = value;
+  } else {
+    store_element(view.data, dtype, offset, value);
+  }
+}
+
 // Of 16 rows of the state: a warp's share of their gradients.
 __host__ __device__ constexpr int64_t row_groups(int64_t rows) { return ceil_div(rows, 16); }
 
@@ -76,8 +94,8 @@ template <typename T, typename Op>
 struct PanelBlock {
   const Op& p;
   const PanelSizes& sizes;
-  int64_t panel = 0, sequence = 0, head = 0, row = 0, begin = 0, end = 0, first_value = 0;
-  int count = 0;  // of values
+  int64_t begin = 0, end = 0;
+  int panel = 0, sequence = 0, head = 0, row = 0, first_value = 0, count = 0;  // count: of values
   int row_count = 0, rows = 0, width = 0, pitch = 0;
   T* next = nullptr;                            // of the arena
   T* state = nullptr;                           // [rows][pitch]
@@ -92,7 +110,7 @@ struct PanelBlock {
 
   __device__ __forceinline__ PanelBlock(const Op& arguments, const PanelSizes& of) : p(arguments), sizes(of) {}
 
-  __device__ __forceinline__ T* take(int64_t elements) {
+  __device__ __forceinline__ T* take(int elements) {
     T* taken = next;
     next += elements;
     return taken;
@@ -100,32 +118,35 @@ struct PanelBlock {
   template <bool SHARED>
   __device__ __forceinline__ void prologue(unsigned char* shared, int64_t panel_of_head, int64_t of_sequence,
                                            int64_t of_head, int64_t state_rows, int64_t values) {
-    panel = panel_of_head, head = of_head;
-    sequence = row = of_sequence;
+    panel = static_cast<int>(panel_of_head), head = static_cast<int>(of_head);
+    sequence = row = static_cast<int>(of_sequence);
     begin = 0, end = p.time;
     if (p.cu_seqlens.data != nullptr) {
       const int64_t* bounds = static_cast<const int64_t*>(p.cu_seqlens.data);
       row = 0, begin = bounds[sequence], end = bounds[sequence + 1];
     }
-    first_value = panel * sizes.width;
-    count = static_cast<int>(values - first_value < sizes.width ? values - first_value : sizes.width);
+    first_value = static_cast<int>(panel_of_head * sizes.width);
+    count = static_cast<int>(min(values - first_value, sizes.width));
     row_count = static_cast<int>(state_rows), rows = static_cast<int>(sizes.rows);
     width = static_cast<int>(sizes.width), pitch = width + 4;
     next = SHARED ? reinterpret_cast<T*>(shared) : static_cast<T*>(sizes.arenas) + blockIdx.x * sizes.arena;
-    state = take(sizes.rows * pitch);
-    keys = take(sizes.rows * kTilePitch);
-    queries = take(sizes.rows * kTilePitch);
     between = take(kTileSteps * kTilePitch);
     since_start = take(kTileSteps);
     to_end = take(kTileSteps);
+  }
+  // After the arrays of constant size: constant offsets need no registers.
+  __device__ __forceinline__ void take_state() {
+    state = take(rows * pitch);
+    keys = take(rows * kTilePitch);
+    queries = take(rows * kTilePitch);
   }
   // Elements that it takes.
   static __host__ __device__ constexpr int64_t arena(int64_t rows, int64_t width) {
     return rows * (width + 4) + 2 * rows * kTilePitch + kTileSteps * kTilePitch + 2 * kTileSteps;
   }
   __device__ __forceinline__ void reverse_prologue() {
-    groups = static_cast<int>(row_groups(sizes.rows));
-    d_state = take(sizes.rows * pitch);
+    groups = (rows + 15) / 16;
+    d_state = take(rows * pitch);
     start_parts = take(2 * groups * kTileSteps);
     end_parts = take(groups * kTileSteps);
     state_parts = take(kPanelWarps);
@@ -173,8 +194,7 @@ struct PanelBlock {
       const int i = by_element ? element % padded : element / kTileSteps;
       const int t = by_element ? element / padded : element % kTileSteps;
       T value = T(0);
-      if (i < size && t < at.steps)
-        value = load_element<T>(view.data, dtype, offset + i * view.stride[2] + t * view.stride[3]);
+      if (i < size && t < at.steps) value = load_from<T>(view, dtype, offset + i * view.stride[2] + t * view.stride[3]);
       to[i * across + t * along] = value;
     }
   }
@@ -194,7 +214,7 @@ struct PanelBlock {
     for (int index = static_cast<int>(threadIdx.x); index < count * kTileSteps; index += kPanelThreads) {
       const int i = by_element ? index % count : index / kTileSteps;
       const int t = by_element ? index / count : index % kTileSteps;
-      if (t < at.steps) store_element(view.data, dtype, offset + i * view.stride[2] + t * view.stride[3], value(i, t));
+      if (t < at.steps) store_to<T>(view, dtype, offset + i * view.stride[2] + t * view.stride[3], value(i, t));
     }
   }
   __device__ __forceinline__ void store_values(const T* from, const wmk_view& view, int64_t dtype,
@@ -404,7 +424,7 @@ __global__ void __launch_bounds__(kPanelThreads)
   for (int64_t part = 0; part < parts; ++part) sum += from[part * elements + index];
   const int64_t d = index % size_d, c = index / size_d % size_c, b = index / size_d / size_c % size_b;
   const int64_t a = index / size_d / size_c / size_b;
-  store_element(to.data, dtype, a * to.stride[0] + b * to.stride[1] + c * to.stride[2] + d * to.stride[3], sum);
+  store_to(to, dtype, a * to.stride[0] + b * to.stride[1] + c * to.stride[2] + d * to.stride[3], sum);
 }
 
 template <typename T>

@@ -118,7 +118,7 @@ struct DeltaReverse : DeltaBlock<T> {
   __device__ __forceinline__ void store_keys(const wmk_view& view, const PanelTile& at, int i, int step,
                                              const T (&sums)[4][4]) const {
     this->for_vectors(view, head, at, i, step, [&](int a, int b, int64_t offset) {
-      store_element(view.data, plan.dtype, panel * plan.vector_elements + offset, sums[a][b]);
+      store_to(view, plan.dtype, panel * plan.vector_elements + offset, sums[a][b]);
     });
   }
 

@@ -56,11 +56,12 @@ struct DeltaBlock : PanelBlock<T, wmk_gated_delta_rule> {
     scale = static_cast<T>(plan.scale);
     recall = take(kTileSteps * kTilePitch);
     attention = take(kTileSteps * kTilePitch);
-    residuals = take(kTileSteps * pitch);
-    corrections = take(kTileSteps * pitch);
     beta = take(kTileSteps);
     read_decay = take(kTileSteps);
     write_decay = take(kTileSteps);
+    this->take_state();
+    residuals = take(kTileSteps * pitch);
+    corrections = take(kTileSteps * pitch);
   }
   // Elements that it and the kernels take.
   static __host__ __device__ constexpr int64_t arena(int64_t rows, int64_t width, bool backward) {

@@ -18,38 +18,43 @@ namespace wmk {
 template <typename T>
 struct SSDReverse : SSDBlock<T> {
   using Base = SSDBlock<T>;
-  using Base::between, Base::count, Base::d_state, Base::entering, Base::first_value, Base::group, Base::head;
+  using Base::between, Base::d_state, Base::entering, Base::first_value, Base::group, Base::head;
   using Base::keys, Base::kVectors, Base::own, Base::p, Base::panel, Base::pitch, Base::plan, Base::queries, Base::row;
   using Base::rows, Base::scores, Base::since_start, Base::skip, Base::state, Base::take, Base::weigh, Base::weight;
   using Base::width, Base::x, Base::y;
   T* d_scores = nullptr;             // [i][kTilePitch]: dM, of blocks on and below the diagonal
   T *d_out = nullptr, *u = nullptr;  // [step][pitch]: dout, then dy; u
-  bool is_first_head = true;
+  T* z = nullptr;                    // [step][pitch]: z, then dz
+  T* d_skip = nullptr;               // [value], each of one thread
 
   __device__ __forceinline__ SSDReverse(const wmk_ssd_scan& arguments, const SSDPlan& of) : Base(arguments, of) {}
 
   template <bool SHARED>
   __device__ __forceinline__ void prologue(unsigned char* shared) {
     Base::template prologue<SHARED>(shared);
-    this->reverse_prologue();
     d_scores = take(kTileSteps * kTilePitch);
+    this->take_values();
+    this->reverse_prologue();
     d_out = take(kTileSteps * pitch);
     u = take(kTileSteps * pitch);
+    z = take(kTileSteps * pitch);
+    d_skip = take(width);
   }
 
-  // Where the state before a tile is kept that begins at step t of a segment's grid of tiles.
-  __device__ __forceinline__ T* kept_state(int64_t segment, int64_t t) const {
-    const int64_t chunk = this->chunk_start(t);
-    const int64_t slot = (chunk - segment) / p.chunk * ceil_div(p.chunk, kTileSteps) + (t - chunk) / kTileSteps;
+  // Where the state is kept before a tile that begins at step t of its segment's grid of tiles.
+  __device__ __forceinline__ T* kept_state(int64_t t) const {
+    const int64_t step = (t - this->begin) % p.kept_interval, chunk = step / p.chunk;
+    const int64_t slot = chunk * ceil_div(p.chunk, kTileSteps) + (step - chunk * p.chunk) / kTileSteps;
     return static_cast<T*>(plan.states) + (blockIdx.x * plan.slots + slot) * rows * width;
   }
-  // The states before the tiles of a segment. Between them ends with a barrier.
-  __device__ __forceinline__ void recompute_states(int64_t segment, int64_t segment_end) const {
-    this->load_state(state, p.chunk_states, this->saved_row(segment, p.kept_interval));
-    for (int64_t t = segment;;) {
+  // The states before the tiles of the segment that ends before `segment_end`.
+  __device__ __forceinline__ void recompute_states(int64_t segment_end) const {
+    int64_t t = this->begin + (segment_end - 1 - this->begin) / p.kept_interval * p.kept_interval;
+    this->load_state(state, p.chunk_states, this->saved_row(t, p.kept_interval));
+    while (true) {
       const PanelTile at = this->tile_from(t, segment_end);
       if (t == this->tile_start(t)) {
-        T* to = kept_state(segment, t);
+        T* to = kept_state(t);
         for (int element = static_cast<int>(threadIdx.x); element < rows * width; element += kPanelThreads)
           to[element] = state[element / width * pitch + element % width];
       }
@@ -61,23 +66,19 @@ struct SSDReverse : SSDBlock<T> {
       __syncthreads();  // the state is there, B, x and decays have been read
     }
   }
-  __device__ __forceinline__ void load_tile(int64_t segment, const PanelTile& at) const {
+  __device__ __forceinline__ void load_tile(const PanelTile& at) const {
     this->load_inputs(at);
     this->load_queries(at);
     this->load_values(d_out, vectors_by_head(p.grad_out), p.dtype, at);
+    if (p.z.data != nullptr) this->load_values(z, vectors_by_head(p.z), p.dtype, at);
     if (!at.has_state) return;
-    const T* from = kept_state(segment, at.begin);
+    const T* from = kept_state(at.begin);
     for (int element = static_cast<int>(threadIdx.x); element < rows * width; element += kPanelThreads)
       state[element / width * pitch + element % width] = from[element];
   }
 
-  // dz, and dy in d_out.
+  // dz in z, and dy in d_out.
   __device__ __forceinline__ void gate_outputs(const PanelTile& at) const {
-    const wmk_view z = vectors_by_head(p.z), to = vectors_by_head(p.grad_z);
-    const auto offset = [&](const wmk_view& view, int value, int step) {
-      return row * view.stride[0] + head * view.stride[1] + (first_value + value) * view.stride[2] +
-             (at.begin + step) * view.stride[3];
-    };
     this->for_tiles(at.steps, [&](int step, int value) {
       T sums[4][4];
       this->output_sums(sums, step, value);
@@ -85,13 +86,10 @@ struct SSDReverse : SSDBlock<T> {
       for (int a = 0; a < 4; ++a) {
 #pragma unroll
         for (int b = 0; b < 4; ++b) {
-          if (step + a >= at.steps || value + b >= count) continue;
-          const T z_t = load_element<T>(z.data, p.dtype, offset(z, value + b, step + a));
-          const T s = sigmoid(z_t, true);
-          T& gradient = d_out[(step + a) * pitch + value + b];
-          const T dz = gradient * sums[a][b] * (s * (T(1) + z_t * (T(1) - s)));
-          store_element(to.data, p.dtype, offset(to, value + b, step + a), dz);
-          gradient *= z_t * s;
+          const int index = (step + a) * pitch + value + b;
+          const T z_t = z[index], s = sigmoid(z_t, true), gradient = d_out[index];
+          z[index] = gradient * sums[a][b] * (s * (T(1) + z_t * (T(1) - s)));
+          d_out[index] = gradient * (z_t * s);
         }
       }
     });
@@ -155,11 +153,11 @@ struct SSDReverse : SSDBlock<T> {
     }
   }
 
-  // Of the weights, D, in d_skip, and state_parts.
-  __device__ __forceinline__ void row_sums(const PanelTile& at, bool has_d_state, T& d_skip) const {
+  // Of the weights and D, and state_parts.
+  __device__ __forceinline__ void row_sums(const PanelTile& at, bool has_d_state) const {
     const int thread = static_cast<int>(threadIdx.x), step = thread - kTileSteps;
     if (thread < width && p.D.data != nullptr)
-      for (int i = at.steps - 1; i >= 0; --i) d_skip += d_out[i * pitch + thread] * x[i * pitch + thread];
+      for (int i = at.steps - 1; i >= 0; --i) d_skip[thread] += d_out[i * pitch + thread] * x[i * pitch + thread];
     if (step >= 0 && step < at.steps) {
       T sum = T(0);
       for (int j = 0; j < width; ++j) sum += u[step * pitch + j] * x[step * pitch + j];
@@ -177,8 +175,8 @@ struct SSDReverse : SSDBlock<T> {
     const int64_t part = panel * plan.head_blocks + this->head_block;
     this->for_vectors(view, group, at, i, step, [&](int a, int b, int64_t offset) {
       offset += part * plan.vector_elements;
-      const T earlier = is_first_head ? T(0) : static_cast<const T*>(view.data)[offset];
-      store_element(view.data, plan.dtype, offset, earlier + sums[a][b]);
+      const T earlier = head == this->first_head() ? T(0) : static_cast<const T*>(view.data)[offset];
+      store_to(view, plan.dtype, offset, earlier + sums[a][b]);
     });
   }
   __device__ __forceinline__ void query_gradients(const PanelTile& at, int i, int step, T (&start)[4]) const {
@@ -214,16 +212,18 @@ struct SSDReverse : SSDBlock<T> {
                               since_start);
     });
   }
-  __device__ __forceinline__ void store_skip_gradient(T d_skip) const {
+  __device__ __forceinline__ void clear_skip_gradient() const {
+    if (static_cast<int>(threadIdx.x) < width) d_skip[threadIdx.x] = T(0);
+  }
+  __device__ __forceinline__ void store_skip_gradient() const {
     const int value = static_cast<int>(threadIdx.x);
-    if (p.D.data == nullptr || value >= count) return;
-    static_cast<T*>(plan.grad_D)[(this->sequence * p.heads + head) * p.d + first_value + value] = d_skip;
+    if (p.D.data == nullptr || value >= this->count) return;
+    static_cast<T*>(plan.grad_D)[(this->sequence * p.heads + head) * p.d + first_value + value] = d_skip[value];
   }
 
   // Returns whether the state before the tile has a gradient.
-  __device__ __forceinline__ bool reverse_tile(int64_t segment, const PanelTile& at, bool has_d_state,
-                                               T& d_skip) const {
-    load_tile(segment, at);
+  __device__ __forceinline__ bool reverse_tile(const PanelTile& at, bool has_d_state) const {
+    load_tile(at);
     __syncthreads();  // the tile, the state and its gradient are there
     this->multiply(at, p.z.data != nullptr, d_state, u, has_d_state);
     __syncthreads();  // scores, what the state gives and what B finds in the state's gradient are there
@@ -235,7 +235,8 @@ struct SSDReverse : SSDBlock<T> {
     score_gradients(at);
     __syncthreads();  // u and the gradients of x, scores and decays are there
     this->store_values(y, vectors_by_head(p.grad_x), p.dtype, at);
-    row_sums(at, has_d_state, d_skip);
+    if (p.z.data != nullptr) this->store_values(z, vectors_by_head(p.grad_z), p.dtype, at);
+    row_sums(at, has_d_state);
     this->vector_gradients(
         at, [&](int i, int step, T(&start)[4]) { query_gradients(at, i, step, start); },
         [&](int i, int step, T(&)[4], T(&end_of)[4]) { key_gradients(at, has_d_state, i, step, end_of); });
@@ -254,23 +255,19 @@ __global__ void __launch_bounds__(kPanelThreads, 1)
   WMK_SHARED_MEMORY(shared);
   SSDReverse<T> block(p, plan);
   block.template prologue<SHARED>(shared);
-  for (; block.head < block.last_head; ++block.head) {
+  for (; block.head < block.end_head(); ++block.head) {
     bool has_d_state = p.grad_last_state.data != nullptr;  // false: it is zero
-    T d_skip = T(0);
     block.load_state(block.d_state, state_by_row(p.grad_last_state), block.sequence);
     block.load_skip();
+    block.clear_skip_gradient();
     for (int64_t end = block.end; end > block.begin;) {
-      const int64_t segment = block.begin + (end - 1 - block.begin) / p.kept_interval * p.kept_interval;
-      block.recompute_states(segment, end);
-      while (end > segment) {
-        const PanelTile tile = block.tile_before(end);
-        has_d_state = block.reverse_tile(segment, tile, has_d_state, d_skip);
-        end = tile.begin;
-      }
+      if (end == block.end || (end - block.begin) % p.kept_interval == 0) block.recompute_states(end);
+      const PanelTile tile = block.tile_before(end);
+      has_d_state = block.reverse_tile(tile, has_d_state);
+      end = tile.begin;
     }
-    block.store_skip_gradient(d_skip);
+    block.store_skip_gradient();
     block.store_state(block.d_state, !has_d_state, state_by_row(p.grad_initial_state), block.sequence);
-    block.is_first_head = false;
   }
 }
 

@@ -69,9 +69,10 @@ struct SSDBlock : PanelBlock<T, wmk_ssd_scan> {
   using Base::rows, Base::since_start, Base::state, Base::take, Base::to_end, Base::width;
   static constexpr int kVectors = kTileSteps / 4;
   const SSDPlan& plan;
-  int64_t group = 0, head_block = 0, last_head = 0;  // the block's heads end before last_head
-  T* scores = nullptr;                               // [i][kTilePitch]: M_ij, of blocks on and below the diagonal
-  T *x = nullptr, *y = nullptr;                      // [step][pitch]
+  int64_t group = 0;
+  int head_block = 0;            // of the group
+  T* scores = nullptr;           // [i][kTilePitch]: M_ij, of blocks on and below the diagonal
+  T *x = nullptr, *y = nullptr;  // [step][pitch]
   T *weight = nullptr, *own = nullptr, *entering = nullptr;  // [step]: w, o, D_j w_j
   T* skip = nullptr;                                         // [value]: D
 
@@ -80,25 +81,33 @@ struct SSDBlock : PanelBlock<T, wmk_ssd_scan> {
 
   template <bool SHARED>
   __device__ __forceinline__ void prologue(unsigned char* shared) {
-    int64_t block = blockIdx.x / plan.panels;
-    head_block = block % plan.head_blocks, block /= plan.head_blocks;
-    group = block % p.groups;
-    const int64_t first = group * plan.group_heads, begin_head = head_block * plan.block_heads;
-    last_head = first + min(begin_head + plan.block_heads, plan.group_heads);
-    Base::template prologue<SHARED>(shared, blockIdx.x % plan.panels, block / p.groups, first + begin_head, p.n, p.d);
+    const int64_t block = blockIdx.x / plan.panels, of_group = block / plan.head_blocks;
+    head_block = static_cast<int>(block % plan.head_blocks);
+    group = static_cast<int>(of_group % p.groups);
+    Base::template prologue<SHARED>(shared, blockIdx.x % plan.panels, of_group / p.groups, first_head(), p.n, p.d);
     scores = take(kTileSteps * kTilePitch);
-    x = take(kTileSteps * pitch);
-    y = take(kTileSteps * pitch);
     weight = take(kTileSteps);
     own = take(kTileSteps);
     entering = take(kTileSteps);
+  }
+  // Of the block's heads, and the one after the last.
+  __device__ __forceinline__ int64_t first_head() const {
+    return group * plan.group_heads + head_block * plan.block_heads;
+  }
+  __device__ __forceinline__ int64_t end_head() const {
+    return group * plan.group_heads + min((head_block + 1) * plan.block_heads, plan.group_heads);
+  }
+  __device__ __forceinline__ void take_values() {
+    this->take_state();
+    x = take(kTileSteps * pitch);
+    y = take(kTileSteps * pitch);
     skip = take(width);
   }
   // Elements that it and the backward kernel take.
   static __host__ __device__ constexpr int64_t arena(int64_t rows, int64_t width, bool backward) {
     const int64_t values = kTileSteps * (width + 4), square = kTileSteps * kTilePitch;
     return Base::arena(rows, width) + square + 2 * values + 3 * kTileSteps + width +
-           (backward ? Base::reverse_arena(rows, width) + square + 2 * values : 0);
+           (backward ? Base::reverse_arena(rows, width) + square + 3 * values + width : 0);
   }
 
   __device__ __forceinline__ void load_skip() const {

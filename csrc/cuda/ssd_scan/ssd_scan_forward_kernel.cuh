@@ -11,11 +11,12 @@
 namespace wmk {
 
 template <typename T, bool SHARED>
-__global__ void __launch_bounds__(kPanelThreads, 1)
+__global__ void __launch_bounds__(kPanelThreads, sizeof(T) == 4 ? 2 : 1)
     ssd_scan_forward_kernel(const WMK_GRID_CONSTANT wmk_ssd_scan p, const WMK_GRID_CONSTANT SSDPlan plan) {
   WMK_SHARED_MEMORY(shared);
   SSDBlock<T> block(p, plan);
   block.template prologue<SHARED>(shared);
+  block.take_values();
   block.load_state(block.state, state_by_row(p.initial_state), block.sequence);
   block.load_skip();
   for (int64_t t = block.begin; t < block.end;) {
@@ -40,7 +41,7 @@ __global__ void __launch_bounds__(kPanelThreads, 1)
       const T y = block.y[step * block.pitch + i];
       if (z.data == nullptr) return y;
       const int64_t offset = first + i * z.stride[2] + (tile.begin + step) * z.stride[3];
-      const T z_t = load_element<T>(z.data, p.dtype, offset);
+      const T z_t = load_from<T>(z, p.dtype, offset);
       return y * z_t * sigmoid(z_t, true);
     });
     t += tile.steps;
