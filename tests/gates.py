@@ -30,13 +30,14 @@ class State(NamedTuple):
 
 EMULATOR = ("emulator/*.h", "emulator/*.cpp", "emulator/build.py", "emulator/client.py", "tests/emulated_cuda.py")
 CUDA = ("csrc/include/*", "csrc/common/*.h", "csrc/cuda/common/*", "wmkernels/native_call.py")
-SCAN_OPS = ("selective_scan", "selective_step", "linear_scan", "place_memory", "gated_delta_rule")
+SCAN_OPS = ("selective_scan", "selective_step", "linear_scan", "place_memory", "gated_delta_rule", "ssd_scan")
 SCANS = tuple(f"csrc/cuda/{op}/*" for op in SCAN_OPS)
 SCAN_LAUNCHERS = tuple(f"wmkernels/{op}/native.py" for op in SCAN_OPS)
 CONV_LSTM = ("csrc/cuda/conv_lstm/*", "wmkernels/conv_lstm/*.py")
 TRITON = ("wmkernels/triton_*.py", "wmkernels/*/triton*.py", "wmkernels/conv_lstm/per_step.py")
 PROBLEMS = tuple(
-    f"tests/{name}.py" for name in ("problems", "place_memory_problems", "delta_rule_problems", "tolerances")
+    f"tests/{name}.py"
+    for name in ("problems", "place_memory_problems", "delta_rule_problems", "ssd_problems", "tolerances")
 )
 
 GATES = {
