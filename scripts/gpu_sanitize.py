@@ -166,6 +166,31 @@ def convolution(backend: str, dtype: torch.dtype, size: tuple[int, int, int], ch
         wmkernels.causal_conv1d_step(leaves[3], now, *leaves[1:3], channel_last=channel_last, backend=backend)
 
 
+def ssd(backend: str, dtype: torch.dtype, size: tuple[int, int, int], mamba3: bool) -> None:
+    """Two heads of one group, forward and backward, and a step without gradients."""
+    d, n, time = size
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    leaves = {"x": random(2, time, 2, d, dtype=dtype), "dt": torch.rand(2, time, 2, device="cuda", dtype=wide)}
+    leaves |= {"A": -torch.rand(2, device="cuda", dtype=wide), "D": random(2, dtype=wide)}
+    leaves |= {name: random(2, time, 1, n, dtype=dtype) / n for name in "BC"}
+    start: list[torch.Tensor] = [random(2, 2, d, n, dtype=wide)]
+    if mamba3:
+        leaves["z"] = random(2, time, 2, d, dtype=dtype)
+        leaves["trapezoid"] = torch.rand(2, time, 2, device="cuda", dtype=wide)
+        start += [random(2, 1, n, dtype=wide), random(2, 2, d, dtype=wide)]
+    for leaf in (*leaves.values(), *start):
+        leaf.requires_grad_(True)
+    state = wmkernels.SSDState(start[0], None, *start[1:]) if mamba3 else start[0]
+    reset = torch.rand(2, time, device="cuda") < 0.1
+    out, last = wmkernels.ssd_scan(**leaves, initial_state=state, reset=reset, return_last_state=True, backend=backend)
+    last_state = last[0] if mamba3 else last
+    given = [*leaves.values(), *start]
+    torch.autograd.grad([out, last_state], given, [torch.randn_like(out), torch.randn_like(last_state)])
+    with torch.no_grad():
+        first = {name: x[:, 0] if x.dim() > 1 else x for name, x in leaves.items()}
+        wmkernels.ssd_step(last, **first, backend=backend)
+
+
 def conv_lstm(backend: str, dtype: torch.dtype, hidden: int, persistent: bool) -> None:
     """The persistent kernel is forward only."""
     wide = torch.float64 if dtype == torch.float64 else torch.float32
@@ -204,6 +229,7 @@ def main() -> int:
                 convolution(backend, dtype, size, channel_last=flag, packed=other)
             for flag in (False, True):
                 delta_rule(backend, dtype, size, channel_last=flag)
+                ssd(backend, dtype, size, mamba3=flag)
             step(backend, dtype, size)
             update(dtype, size)
             places(backend, dtype, size)

@@ -18,8 +18,8 @@ sys.path.insert(0, str(ROOT))
 from emulator.build import build  # noqa: E402
 from emulator.client import Emulator, Result  # noqa: E402
 
-FORWARD_OUTPUTS = {"out", "last_state", "chunk_states", "h", "c", "gates", "cn", "cells", "barrier_counter"}
-FORWARD_OUTPUTS |= {"residual", "residuals"}
+FORWARD_OUTPUTS = {"out", "last_state", "chunk_states", "residual", "residuals"}
+CONV_LSTM_OUTPUTS = {"out", "h", "c", "gates", "cn", "cells", "barrier_counter"}  # gates are an input of linear_scan
 STEP_OUTPUTS = {"out", "state_out"}
 BACKWARD_INPUTS = {"grad_out", "grad_last_state", "grad_h"}
 
@@ -43,7 +43,7 @@ def writes(name: str, member: str) -> bool:
         return member in STEP_OUTPUTS
     if name.endswith("backward"):
         return member.startswith("grad_") and member not in BACKWARD_INPUTS
-    return member in FORWARD_OUTPUTS
+    return member in (CONV_LSTM_OUTPUTS if name.startswith("conv_lstm") else FORWARD_OUTPUTS)
 
 
 def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:

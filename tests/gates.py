@@ -30,14 +30,29 @@ class State(NamedTuple):
 
 EMULATOR = ("emulator/*.h", "emulator/*.cpp", "emulator/build.py", "emulator/client.py", "tests/emulated_cuda.py")
 CUDA = ("csrc/include/*", "csrc/common/*.h", "csrc/cuda/common/*", "wmkernels/*.py")
-SCAN_OPS = ("selective_scan", "selective_step", "linear_scan", "place_memory", "gated_delta_rule", "causal_conv1d")
+SCAN_OPS = (
+    "selective_scan",
+    "selective_step",
+    "linear_scan",
+    "place_memory",
+    "gated_delta_rule",
+    "causal_conv1d",
+    "ssd_scan",
+)
 SCANS = tuple(f"csrc/cuda/{op}/*" for op in SCAN_OPS)
 SCAN_LAUNCHERS = tuple(f"wmkernels/{op}/*.py" for op in SCAN_OPS)
 CONV_LSTM = ("csrc/cuda/conv_lstm/*", "wmkernels/conv_lstm/*.py")
 TRITON = ("wmkernels/*.py", *(f"wmkernels/{path.parent.name}/*.py" for path in ROOT.glob("wmkernels/*/triton*.py")))
 PROBLEMS = tuple(
     f"tests/{name}.py"
-    for name in ("problems", "place_memory_problems", "delta_rule_problems", "causal_conv_problems", "tolerances")
+    for name in (
+        "problems",
+        "place_memory_problems",
+        "delta_rule_problems",
+        "causal_conv_problems",
+        "ssd_problems",
+        "tolerances",
+    )
 )
 
 GATES = {

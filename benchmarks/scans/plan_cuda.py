@@ -25,6 +25,7 @@ LONGEST = {
 }
 GRAPH_STEPS = 64
 DELTA_HEAD = 64
+SSD_STATE = 128
 VERY_LONG_TIME = 1 << 20
 WIDTH = 4  # of the convolution
 BASELINES = (
@@ -34,6 +35,7 @@ BASELINES = (
     "gated_delta_rule",
     "causal_conv1d",
     "causal_conv1d_step",
+    "ssd_scan",
     "attention",
 )
 
@@ -65,6 +67,7 @@ class CudaPlan:
         found += [self.linear(measure) for measure in ("forward", "backward")]
         found += [self.delta(measure) for measure in ("forward", "training")]
         found += [self.convolution(measure) for measure in ("forward", "training")]
+        found += [self.ssd(measure) for measure in ("forward", "training")]
         found += [self.step(), self.convolution_step()]
         return found
 
@@ -135,6 +138,18 @@ class CudaPlan:
         cases.append(Case(ours("gated_delta_rule", "chunked"), few))
         cases += [Case(baseline, few) for baseline in self.baselines["gated_delta_rule"]]
         return Group(f"gated delta rule, {measure}, {_sizes(few)} and {_sizes(many)}", measure, cases, self.budget)
+
+    def ssd(self, measure: str) -> Group:
+        """24 heads of one sequence, and of as many as fill a GPU."""
+        few = replace(self.problem(1, 1536, 2048, "ssd_scan"), dtype=torch.float32, state=SSD_STATE)
+        many = replace(self.problem(8, 1536, 4096, "ssd_scan"), state=SSD_STATE)
+        cases = []
+        for backend in self.backends:
+            kernel = ours("ssd_scan", backend)
+            cases += [Case(kernel, few), Case(kernel, many)]
+        cases.append(Case(ours("ssd_scan", "chunked"), few))
+        cases += [Case(baseline, few) for baseline in self.baselines["ssd_scan"]]
+        return Group(f"SSD scan, {measure}, {_sizes(few)} and {_sizes(many)}", measure, cases, self.budget / 4)
 
     def step(self) -> Group:
         problem = self.problem(1, 1536, 1, "selective_step")

@@ -1,6 +1,8 @@
 """The scans' CUDA kernels agree with the reference; results are bit-identical under every thread order."""
 
+import importlib
 import mmap
+from unittest import mock
 
 import pytest
 import torch
@@ -10,15 +12,26 @@ from emulated_cuda import EmulatedCuda
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from place_memory_problems import inverse_of, phases, place_memories, small_place_memory, view_keys
-from problems import STATES, Problem, assert_as_accurate_as_the_reference, few_channels, linear_scans, scans, steps
+from problems import (
+    STATES,
+    Problem,
+    assert_as_accurate_as_the_reference,
+    few_channels,
+    laid_out,
+    linear_scans,
+    scans,
+    steps,
+)
 from special_values import check as check_special_values
 from special_values import check_overflowing_gates
+from ssd_problems import small_ssd, ssd_scans
 
 import wmkernels
-from wmkernels import native_call
+from wmkernels import SSDState, native_call
 from wmkernels.causal_conv1d import native as conv_native
 from wmkernels.causal_conv1d.meta import ConvInputs
 from wmkernels.causal_conv1d.reference import causal_conv1d_reference
+from wmkernels.checks import state_dtype
 from wmkernels.linear_scan import native as linear_native
 from wmkernels.linear_scan.meta import LinearScanInputs
 from wmkernels.linear_scan.reference import linear_scan_reference
@@ -36,11 +49,21 @@ pytestmark = [
     pytest.mark.skipif(find_compiler() is None, reason="no C++ compiler"),
 ]
 
+# The package attribute is the function, not the module.
+ssd_module = importlib.import_module("wmkernels.ssd_scan.function")
 NO_RESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)  # Linux constant, in mmap from Python 3.13
 ORDERS = (0, 1, 2)  # of the threads: ascending, descending, shuffled
 # Multiprocessor counts: with few, time is never split; with many, always.
 CHIPS = (1, 8, 1000)
-OPS = ("selective_scan", "selective_step", "linear_scan", "place_memory", "gated_delta_rule", "causal_conv1d")
+OPS = (
+    "selective_scan",
+    "selective_step",
+    "linear_scan",
+    "place_memory",
+    "gated_delta_rule",
+    "causal_conv1d",
+    "ssd_scan",
+)
 cases = dict.fromkeys(OPS, 0)
 
 
@@ -67,7 +90,7 @@ def remembering(problem):
 def check(cuda, problem, multiprocessors=4, shuffle=2):
     cuda.multiprocessors, cuda.seeds, cuda.ran = multiprocessors, (0, 1, shuffle), []
     assert_as_accurate_as_the_reference(problem, "cuda")
-    cases[problem.function.__name__] += 1
+    cases[problem.function.__name__.removeprefix("flat_")] += 1
 
 
 shuffles = st.integers(2, 2**31)
@@ -196,7 +219,7 @@ def test_a_gated_delta_rule_of_several_tiles_and_panels(cuda, dtype, chunk):
     problem.tensors["reset"] = torch.arange(75)[None] == 50
     problem.chunk = chunk
     check(cuda, problem)
-    assert "gated_delta_rule_sum_kernel" in cuda.kernels
+    assert "panel_sum_kernel" in cuda.kernels
 
 
 @pytest.mark.parametrize(("dtype", "keys"), [(torch.float32, 250), (torch.float64, 98)])
@@ -352,6 +375,100 @@ def test_nan_does_not_cross_a_reset_of_a_gated_delta_rule(cuda, where):
     inputs = [leaves[name] for name in ("q", "k", "v", "gate", "beta")]
     for gradient in torch.autograd.grad(out[..., where:].sum() + last.sum(), inputs):
         assert gradient[..., where:].isfinite().all()
+
+
+@settings(quick, max_examples=max(6, settings().max_examples // 4))
+@given(
+    problem=ssd_scans(max_time=40, sizes=[1, 3, 8, 17, 33]), multiprocessors=st.sampled_from(CHIPS), shuffle=shuffles
+)
+def test_ssd_scan(cuda, problem, multiprocessors, shuffle):
+    check(cuda, problem, multiprocessors, shuffle)
+
+
+# A chunk of three tiles; one of a tile. One multiprocessor: a block takes the heads of a group one after another.
+@pytest.mark.parametrize(("chunk", "multiprocessors"), [(70, 1), (32, 1000)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_ssd_scan_of_several_segments_and_panels(cuda, dtype, chunk, multiprocessors):
+    torch.manual_seed(0)
+    problem = small_ssd("cpu", dtype, 1, 150, 3, 41, 21)
+    problem.tensors["reset"] = torch.isin(torch.arange(150), torch.tensor([50, 96]))[None]
+    problem.chunk = chunk
+    with mock.patch.object(ssd_module, "kept_interval", lambda steps: 2 * steps):
+        check(cuda, problem, multiprocessors)
+    assert "panel_sum_kernel" in cuda.kernels
+
+
+@pytest.mark.parametrize(("dtype", "n"), [(torch.float32, 250), (torch.float64, 98)])
+def test_an_ssd_scan_larger_than_shared_memory(cuda, dtype, n):
+    torch.manual_seed(0)
+    check(cuda, small_ssd("cpu", dtype, 1, 3, 2, 6, n))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("mamba3", [False, True])
+def test_ssd_step_without_gradients_has_a_kernel_of_its_own(cuda, dtype, mamba3):
+    torch.manual_seed(0)
+    scan, held = small_ssd("cpu", torch.float64, 3, 1, 4, 7, 35).tensors, state_dtype(dtype)
+    given = {name: scan[name][:, 0].to(dtype) for name in ("x", "dt", "B", "C", "z")}
+    given |= {"A": scan["A"].to(held), "D": scan["D"].to(held), "reset": torch.tensor([False, True, False])}
+    state = laid_out(scan["initial_state"].to(held), "permuted", 0)
+    if mamba3:
+        given |= {"angle": torch.randn(3, 1, 9).to(dtype), "trapezoid": torch.rand(3, 4).to(dtype)}
+        previous = torch.randn(3, 1, 35, dtype=held), torch.randn(3, 4, 7, dtype=held)
+        state = SSDState(state, torch.randn(3, 4, 9, dtype=torch.float64), *previous)
+
+    def step(backend, state, given):
+        out, last = wmkernels.ssd_step(state, **given, backend=backend)
+        return [out, *last] if mamba3 else [out, last]
+
+    exact = {name: x.double() if x.is_floating_point() else x for name, x in given.items()}
+    expected = step("reference", SSDState(*(x.double() for x in state)) if mamba3 else state.double(), exact)
+    cuda.ran = []
+    found = step("cuda", state, given)
+    assert "ssd_scan_step_kernel" in cuda.kernels and "ssd_scan_forward_kernel" not in cuda.kernels
+    accuracy = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
+    for value, true in zip(found, expected, strict=True):
+        torch.testing.assert_close(value.double(), true, rtol=accuracy[value.dtype], atol=accuracy[value.dtype])
+
+
+def test_nan_of_an_ssd_scan_reaches_neither_earlier_outputs_nor_later_gradients(cuda):
+    cuda.seeds = (0,)
+    torch.manual_seed(0)
+    clean = small_ssd("cpu", torch.float32, time=30, d=5)
+    leaves = clean.leaves()
+    out, last = clean.call("cuda", leaves)
+    cotangents = [torch.randn_like(out), torch.randn_like(last)]
+    names = ("x", "dt", "B", "C", "z")
+    gradients = torch.autograd.grad((out, last), [leaves[name] for name in names], cotangents, retain_graph=True)
+    for name in names:
+        spoiled = clean.mapped(torch.clone)
+        spoiled.tensors[name][:, 17] = float("nan")
+        found = spoiled.call("cuda")[0]
+        assert torch.equal(found[:, :17], clean.call("cuda")[0][:, :17]), name
+        assert found[:, 17:].isnan().any(), name
+    cotangents[0][:, 17] = float("nan")
+    spoiled = torch.autograd.grad((out, last), [leaves[name] for name in names], cotangents)
+    for name, gradient, expected in zip(names, spoiled, gradients, strict=True):
+        assert torch.equal(gradient[:, 18:], expected[:, 18:]), name
+        assert gradient[:, :18].isnan().any(), name
+
+
+@pytest.mark.parametrize("where", [0, 11, 29])
+def test_nan_does_not_cross_a_reset_of_an_ssd_scan(cuda, where):
+    cuda.seeds = (0,)
+    torch.manual_seed(0)
+    problem = small_ssd("cpu", torch.float32, batch=1, time=30, d=5)
+    tensors = problem.tensors
+    tensors["reset"] = torch.arange(30)[None] == where
+    tensors["initial_state"].fill_(float("nan"))
+    for name, poison in (("x", float("nan")), ("dt", float("inf")), ("B", float("inf"))):
+        tensors[name][:, :where] = poison
+    leaves = problem.leaves()
+    out, last = problem.call("cuda", leaves)
+    assert out[:, where:].isfinite().all() and last.isfinite().all()
+    inputs = [leaves[name] for name in ("x", "dt", "B", "C", "z")]
+    for gradient in torch.autograd.grad(out[:, where:].sum() + last.sum(), inputs):
+        assert gradient[:, where:].isfinite().all()
 
 
 # The last three split time; 300 lies in a segment that its warp combines with another.
@@ -569,6 +686,13 @@ def test_offsets_of_the_causal_conv1d_have_64_bits(cuda, layout, width, monkeypa
     torch.testing.assert_close(tuple(t.double() for t in gradients), true, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("layout", FAR)
+def test_offsets_of_the_ssd_scan_have_64_bits(cuda, layout):
+    problem = small_ssd("cpu", torch.float32)
+    problem.tensors["D"] = torch.randn(2, 2)
+    check_far_offsets(cuda, problem, layout)
+
+
 def test_how_many_cases_ran(cuda, capsys):
     shown = ", ".join(f"{count} of {name}" for name, count in cases.items())
     with capsys.disabled():
@@ -591,6 +715,11 @@ def test_how_many_cases_ran(cuda, capsys):
 def test_special_values(cuda, op, variant, dtype):
     cuda.multiprocessors, cuda.seeds = 4, (0,)
     check_special_values(op, dtype, variant, "cuda")
+
+
+def test_special_values_of_the_ssd_scan(cuda):
+    cuda.multiprocessors, cuda.seeds = 4, (0,)
+    check_special_values("ssd_scan", torch.float32, "options reset", "cuda")
 
 
 @pytest.mark.parametrize("reverse", [False, True])

@@ -13,6 +13,7 @@ import torch
 from emulated_cuda import EmulatedCuda
 
 import wmkernels
+from wmkernels import SSDState
 from wmkernels.conv_lstm import cuda_persistent
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -175,6 +176,24 @@ def convolution(dtype, channels, time, width, channel_last=False):
     differentiate(outputs, leaves)
 
 
+def ssd_scan(dtype, d, n, chunk, gated=True):
+    """Packed, with resets, an initial state and tiles past the first; ``gated``: with D, z and Mamba-3's options."""
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    leaves = {"x": random(1, 40, 2, d, dtype=dtype), "dt": torch.rand(1, 40, 2, dtype=wide).requires_grad_()}
+    leaves |= {"A": (-torch.rand(2, dtype=wide)).requires_grad_()}
+    leaves |= {name: random(1, 40, 1, n, dtype=dtype) for name in "BC"}
+    options = {"reset": torch.arange(40)[None] == 38, "cu_seqlens": torch.tensor([0, 3, 40]), "chunk": chunk}
+    state = random(2, 2, d, n, dtype=wide)
+    if gated:
+        leaves |= {"D": random(2, dtype=wide), "z": random(1, 40, 2, d, dtype=dtype)}
+        leaves["trapezoid"] = torch.rand(1, 40, 2, dtype=wide).requires_grad_()
+        options["initial_state"] = SSDState(state, B=random(2, 1, n, dtype=wide), x=random(2, 2, d, dtype=wide))
+    else:
+        options["initial_state"] = state
+    out, last = wmkernels.ssd_scan(**leaves, **options, return_last_state=True, backend="cuda")
+    differentiate([out, last.state if gated else last], [*leaves.values(), state])
+
+
 def conv_lstm(persistent):
     hidden = 16
     tensors = [torch.randn(2, 1, 2, 5, 5), torch.randn(4 * hidden, 2, 3, 3), torch.randn(4 * hidden, hidden, 3, 3)]
@@ -216,6 +235,9 @@ CASES = {
     **{f"convolution {t}": (1, functools.partial(convolution, t, 35, 152, 4)) for t in FLOATS},
     "convolution by channels": (1, functools.partial(convolution, torch.bfloat16, 32, 128, 2, channel_last=True)),
     "convolution of many taps": (1, functools.partial(convolution, torch.float32, 3, 9, 6)),
+    "SSD": (1, functools.partial(ssd_scan, torch.float32, 5, 3, 32)),
+    "SSD, wide": (1000, functools.partial(ssd_scan, torch.bfloat16, 36, 20, 64)),
+    "SSD in float64": (1, functools.partial(ssd_scan, torch.float64, 5, 9, 64, gated=False)),
     "ConvLSTM": (1, functools.partial(conv_lstm, False)),
     "ConvLSTM in one kernel": (4, functools.partial(conv_lstm, True)),
 }

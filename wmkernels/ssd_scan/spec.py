@@ -1,4 +1,4 @@
-"""The SSD scan; its Triton kernels have not run on a GPU."""
+"""The SSD scan; its CUDA and Triton kernels have not run on a GPU."""
 
 from wmkernels.registry import OpSpec, register
 

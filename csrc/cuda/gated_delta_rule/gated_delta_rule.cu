@@ -9,29 +9,19 @@ namespace {
 
 bool is_empty(const wmk_gated_delta_rule& p) { return p.sequences == 0 || p.heads == 0 || p.d_v == 0; }
 
-// The widest panels that fit shared memory, of 8 values at least. Sizes depend on no address.
 template <typename T>
 DeltaPlan make_plan(const wmk_gated_delta_rule& p, bool backward, int64_t& bytes) {
   DeltaPlan plan = {};
   bytes = 0;
   if (is_empty(p)) return plan;
-  const auto fits = [&](int64_t width) {
-    return static_cast<int64_t>(sizeof(T)) * delta_arena(plan.rows, width, backward) <= kDeltaShared;
-  };
+  static_cast<PanelSizes&>(plan) = panel_sizes(p.d_k, p.d_v, sizeof(T), [&](int64_t rows, int64_t width) {
+    return DeltaBlock<T>::arena(rows, width, backward);
+  });
   memcpy(&plan.scale, &p.scale, sizeof(plan.scale));
-  plan.rows = ceil_div(p.d_k, 4) * 4;
-  const int64_t widest = p.d_v > 16 ? 32 : p.d_v > 8 ? 16 : p.d_v > 4 ? 8 : 4;
-  plan.width = widest;
-  while (plan.width > 8 && !fits(plan.width)) plan.width /= 2;
-  plan.shared = fits(plan.width);
-  if (!plan.shared) plan.width = widest;
-  plan.panels = ceil_div(p.d_v, plan.width);
-  plan.arena = delta_arena(plan.rows, plan.width, backward);
-
-  char* base = static_cast<char*>(p.workspace);
+  WorkspaceLayout workspace(p.workspace);
   const auto take = [&](int64_t elements) {
-    void* at = base + bytes;
-    bytes += ceil_div(elements * static_cast<int64_t>(sizeof(T)), 256) * 256;
+    void* at = workspace.take(elements, sizeof(T));
+    bytes = workspace.bytes;
     return at;
   };
   if (!plan.shared) plan.arenas = take(p.sequences * p.heads * plan.panels * plan.arena);
@@ -74,25 +64,19 @@ int check(const wmk_gated_delta_rule& p, bool backward, int64_t workspace) {
   return WMK_OK;
 }
 
-// A gradient [batch, heads, size, time].
-template <typename T>
-int sum_panels([[maybe_unused]] const wmk_gated_delta_rule& p, const DeltaPlan& plan, const wmk_view& partial,
-               const wmk_view& gradient, int64_t dtype, int64_t size) {
-  const int64_t elements = p.batch * p.heads * p.time * size;
-  return WMK_LAUNCH(gated_delta_rule_sum_kernel<T>, ceil_div(elements, kDeltaThreads), kDeltaThreads, 0, p.stream,
-                    static_cast<const T*>(partial.data), gradient, dtype, elements, plan.panels, p.heads, p.time, size);
-}
-
 template <typename T>
 int sum_gradients(const wmk_gated_delta_rule& p, const DeltaPlan& plan) {
-  const auto of_a_step = [](const wmk_view& view) {
-    return wmk_view{view.data, {view.stride[0], view.stride[1], 0, view.stride[2]}};
+  const auto sum = [&](const wmk_view& partial, const wmk_view& to, int64_t dtype, int64_t size) {
+    return sum_partials<T>(p.stream, partial.data, to, dtype, plan.panels, p.batch, p.heads, p.time, size);
+  };
+  const auto of_vectors = [](const wmk_view& view) {
+    return wmk_view{view.data, {view.stride[0], view.stride[1], view.stride[3], view.stride[2]}};
   };
   const int64_t state_dtype = DeltaBlock<T>::state_dtype();
-  int status = sum_panels<T>(p, plan, plan.grad_q, p.grad_q, p.dtype, p.d_k);
-  if (status == WMK_OK) status = sum_panels<T>(p, plan, plan.grad_k, p.grad_k, p.dtype, p.d_k);
-  if (status == WMK_OK) status = sum_panels<T>(p, plan, plan.grad_gate, of_a_step(p.grad_gate), state_dtype, 1);
-  if (status == WMK_OK) status = sum_panels<T>(p, plan, plan.grad_beta, of_a_step(p.grad_beta), state_dtype, 1);
+  int status = sum(plan.grad_q, of_vectors(p.grad_q), p.dtype, p.d_k);
+  if (status == WMK_OK) status = sum(plan.grad_k, of_vectors(p.grad_k), p.dtype, p.d_k);
+  if (status == WMK_OK) status = sum(plan.grad_gate, p.grad_gate, state_dtype, 1);
+  if (status == WMK_OK) status = sum(plan.grad_beta, p.grad_beta, state_dtype, 1);
   return status;
 }
 
@@ -101,9 +85,9 @@ int launch_block(const wmk_gated_delta_rule& p, const DeltaPlan& plan) {
   const int64_t blocks = p.sequences * p.heads * plan.panels;
   const int64_t shared = SHARED ? plan.arena * static_cast<int64_t>(sizeof(T)) : 0;
   if constexpr (BACKWARD) {
-    return WMK_LAUNCH((gated_delta_rule_backward_kernel<T, SHARED>), blocks, kDeltaThreads, shared, p.stream, p, plan);
+    return WMK_LAUNCH((gated_delta_rule_backward_kernel<T, SHARED>), blocks, kPanelThreads, shared, p.stream, p, plan);
   } else {
-    return WMK_LAUNCH((gated_delta_rule_forward_kernel<T, SHARED>), blocks, kDeltaThreads, shared, p.stream, p, plan);
+    return WMK_LAUNCH((gated_delta_rule_forward_kernel<T, SHARED>), blocks, kPanelThreads, shared, p.stream, p, plan);
   }
 }
 

@@ -12,19 +12,20 @@
 namespace wmk {
 
 template <typename T, bool SHARED>
-__global__ void __launch_bounds__(kDeltaThreads, 1)
+__global__ void __launch_bounds__(kPanelThreads, 1)
     gated_delta_rule_forward_kernel(const WMK_GRID_CONSTANT wmk_gated_delta_rule p,
                                     const WMK_GRID_CONSTANT DeltaPlan plan) {
   WMK_SHARED_MEMORY(shared);
-  DeltaBlock<T> block{p, plan};
+  DeltaBlock<T> block(p, plan);
   block.template prologue<SHARED>(shared);
-  T* outputs = block.take(kDeltaSteps * block.pitch);  // [step][pitch]
+  T* outputs = block.take(kTileSteps * block.pitch);  // [step][pitch]
   block.load_state(block.state, p.initial_state, block.sequence);
   for (int64_t t = block.begin; t < block.end;) {
-    const DeltaTile tile = block.tile_from(t, block.end);
-    if (t == block.chunk_start(t)) block.store_state(block.state, !tile.has_state, p.chunk_states, block.chunk_row(t));
-    block.load_keys(block.keys, p.k, tile);
-    block.load_keys(block.queries, p.q, tile);
+    const PanelTile tile = block.tile_from(t, block.end);
+    if (t == block.chunk_start(t))
+      block.store_state(block.state, !tile.has_state, p.chunk_states, block.saved_row(t, p.chunk));
+    block.load_keys(block.keys, p.k, block.head, tile);
+    block.load_keys(block.queries, p.q, block.head, tile);
     block.load_values(block.residuals, p.v, p.dtype, tile);
     block.compute_decays(tile);
     __syncthreads();  // keys, queries, values, decays and the state are there
@@ -53,8 +54,8 @@ __global__ void __launch_bounds__(kDeltaThreads, 1)
       T sums[4][4];
       load_terms<false>(sums, outputs + value, block.pitch, step);
       const T *scores = block.attention + step, *corrections = block.corrections + value;
-      accumulate<false, false>(sums, scores, kDeltaPitch, corrections, block.pitch, 0, step);
-      accumulate_diagonal<false, false>(sums, scores, kDeltaPitch, corrections, block.pitch, step,
+      accumulate<false, false>(sums, scores, kTilePitch, corrections, block.pitch, 0, step);
+      accumulate_diagonal<false, false>(sums, scores, kTilePitch, corrections, block.pitch, step,
                                         [](int j, int i, int) { return j <= i; });
       store_sums(outputs + step * block.pitch + value, block.pitch, sums);
     });
