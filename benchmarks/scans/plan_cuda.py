@@ -170,7 +170,7 @@ class CudaPlan:
             cases += [Case(plain, problem), Case(plain, wide)]
             cases.append(Case(ours("causal_conv1d", backend, channel_last=True), last))
         cases += [Case(baseline, x) for x in (problem, wide) for baseline in self.baselines["causal_conv1d"]]
-        return Group(f"causal convolution, {measure}, {_sizes(problem)}", measure, cases, self.budget)
+        return Group(f"causal convolution, {measure}, {_sizes(problem)}", measure, cases, self.budget / 4)
 
     def convolution_step(self) -> Group:
         problem = replace(self.problem(1, 1536, 1, "causal_conv1d_step"), state=WIDTH)
@@ -180,7 +180,7 @@ class CudaPlan:
         ]
         note = f"device time per step of {GRAPH_STEPS} consecutive steps in one CUDA graph"
         cases = [Case(c, problem, build=_graph, units=GRAPH_STEPS, note=note) for c in implementations]
-        return Group("one convolution step in a CUDA graph, B1 D1536", "step", cases, self.budget)
+        return Group("one convolution step in a CUDA graph, B1 D1536", "step", cases, self.budget / 4)
 
     def memory(self) -> dict[str, tuple[Implementation, Problem]]:
         """By name in the result."""
