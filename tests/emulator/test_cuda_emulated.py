@@ -719,7 +719,7 @@ def test_special_values(cuda, op, variant, dtype):
 
 def test_special_values_of_the_ssd_scan(cuda):
     cuda.multiprocessors, cuda.seeds = 4, (0,)
-    check_special_values("ssd_scan", torch.float32, "options reset", "cuda")
+    check_special_values("ssd_scan", torch.float32, "reset", "cuda")
 
 
 @pytest.mark.parametrize("reverse", [False, True])

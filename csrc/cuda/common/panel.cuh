@@ -130,6 +130,9 @@ struct PanelBlock {
     row_count = static_cast<int>(state_rows), rows = static_cast<int>(sizes.rows);
     width = static_cast<int>(sizes.width), pitch = width + 4;
     next = SHARED ? reinterpret_cast<T*>(shared) : static_cast<T*>(sizes.arenas) + blockIdx.x * sizes.arena;
+    take_squares();
+  }
+  __device__ __forceinline__ void take_squares() {
     between = take(kTileSteps * kTilePitch);
     since_start = take(kTileSteps);
     to_end = take(kTileSteps);

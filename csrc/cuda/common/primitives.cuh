@@ -103,6 +103,13 @@ __device__ __forceinline__ void warp_sum4_tf32(float (&sums)[4], const float (&v
         "r"(bits_of(even)), "r"(bits_of(odd)));
 }
 
+// The same value, unknown to the compiler: what is computed from it is computed anew, instead of kept in registers.
+template <typename T>
+__device__ __forceinline__ T* hidden(T* pointer) {
+  asm volatile("" : "+l"(pointer));
+  return pointer;
+}
+
 // 8 or 16 bytes; visible to this thread after copy_async_wait.
 template <int BYTES>
 __device__ __forceinline__ void copy_async(void* shared, const void* global) {
@@ -192,6 +199,11 @@ inline void warp_sum4_tf32(float (&sums)[4], const float (&values)[4], int which
     total += __shfl_xor_sync(0xffffffffu, total, 2);
     if (static_cast<int>(threadIdx.x) % 4 == which) sums[i] += total;
   }
+}
+
+template <typename T>
+inline T* hidden(T* pointer) {
+  return pointer;
 }
 
 template <int BYTES>

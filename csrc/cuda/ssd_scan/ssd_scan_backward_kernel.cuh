@@ -32,6 +32,9 @@ struct SSDReverse : SSDBlock<T> {
   template <bool SHARED>
   __device__ __forceinline__ void prologue(unsigned char* shared) {
     Base::template prologue<SHARED>(shared);
+    take_gradients();
+  }
+  __device__ __forceinline__ void take_gradients() {
     d_scores = take(kTileSteps * kTilePitch);
     this->take_values();
     this->reverse_prologue();
@@ -39,6 +42,16 @@ struct SSDReverse : SSDBlock<T> {
     u = take(kTileSteps * pitch);
     z = take(kTileSteps * pitch);
     d_skip = take(width);
+  }
+  // In a workspace, addresses of arrays take registers: each phase computes those that it uses.
+  template <bool SHARED>
+  __device__ __forceinline__ void begin_phase() {
+    if constexpr (!SHARED) {
+      this->next = hidden(between);
+      this->take_squares();
+      this->take_scores();
+      take_gradients();
+    }
   }
 
   // Where the state is kept before a tile that begins at step t of its segment's grid of tiles.
@@ -222,18 +235,24 @@ struct SSDReverse : SSDBlock<T> {
   }
 
   // Returns whether the state before the tile has a gradient.
-  __device__ __forceinline__ bool reverse_tile(const PanelTile& at, bool has_d_state) const {
+  template <bool SHARED>
+  __device__ __forceinline__ bool reverse_tile(const PanelTile& at, bool has_d_state) {
+    begin_phase<SHARED>();
     load_tile(at);
     __syncthreads();  // the tile, the state and its gradient are there
+    begin_phase<SHARED>();
     this->multiply(at, p.z.data != nullptr, d_state, u, has_d_state);
     __syncthreads();  // scores, what the state gives and what B finds in the state's gradient are there
+    begin_phase<SHARED>();
     if (p.z.data != nullptr) {
       gate_outputs(at);
       __syncthreads();  // dy is there
+      begin_phase<SHARED>();
     }
     input_gradients(at);
     score_gradients(at);
     __syncthreads();  // u and the gradients of x, scores and decays are there
+    begin_phase<SHARED>();
     this->store_values(y, vectors_by_head(p.grad_x), p.dtype, at);
     if (p.z.data != nullptr) this->store_values(z, vectors_by_head(p.grad_z), p.dtype, at);
     row_sums(at, has_d_state);
@@ -241,10 +260,12 @@ struct SSDReverse : SSDBlock<T> {
         at, [&](int i, int step, T(&start)[4]) { query_gradients(at, i, step, start); },
         [&](int i, int step, T(&)[4], T(&end_of)[4]) { key_gradients(at, has_d_state, i, step, end_of); });
     __syncthreads();  // partial sums are there, the state's gradient has been read
+    begin_phase<SHARED>();
     this->gate_gradients(at, has_d_state,
                          [&](int step, T gradient) { store_step(plan.grad_gate, at.begin + step, gradient); });
     if (at.has_state) pass_gradient(at, has_d_state);
     __syncthreads();  // C, dy and decays have been read
+    begin_phase<SHARED>();
     return at.has_state;
   }
 };
@@ -263,7 +284,7 @@ __global__ void __launch_bounds__(kPanelThreads, 1)
     for (int64_t end = block.end; end > block.begin;) {
       if (end == block.end || (end - block.begin) % p.kept_interval == 0) block.recompute_states(end);
       const PanelTile tile = block.tile_before(end);
-      has_d_state = block.reverse_tile(tile, has_d_state);
+      has_d_state = block.template reverse_tile<SHARED>(tile, has_d_state);
       end = tile.begin;
     }
     block.store_skip_gradient();

@@ -85,6 +85,9 @@ struct SSDBlock : PanelBlock<T, wmk_ssd_scan> {
     head_block = static_cast<int>(block % plan.head_blocks);
     group = static_cast<int>(of_group % p.groups);
     Base::template prologue<SHARED>(shared, blockIdx.x % plan.panels, of_group / p.groups, first_head(), p.n, p.d);
+    take_scores();
+  }
+  __device__ __forceinline__ void take_scores() {
     scores = take(kTileSteps * kTilePitch);
     weight = take(kTileSteps);
     own = take(kTileSteps);

@@ -11,7 +11,7 @@
 namespace wmk {
 
 template <typename T, bool SHARED>
-__global__ void __launch_bounds__(kPanelThreads, sizeof(T) == 4 ? 2 : 1)
+__global__ void __launch_bounds__(kPanelThreads, SHARED && sizeof(T) == 4 ? 2 : 1)
     ssd_scan_forward_kernel(const WMK_GRID_CONSTANT wmk_ssd_scan p, const WMK_GRID_CONSTANT SSDPlan plan) {
   WMK_SHARED_MEMORY(shared);
   SSDBlock<T> block(p, plan);
