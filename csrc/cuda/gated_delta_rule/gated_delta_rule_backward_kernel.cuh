@@ -29,9 +29,22 @@ struct DeltaReverse : DeltaBlock<T> {
   template <bool SHARED>
   __device__ __forceinline__ void prologue(unsigned char* shared) {
     Base::template prologue<SHARED>(shared);
+    take_gradients();
+  }
+  __device__ __forceinline__ void take_gradients() {
     this->reverse_prologue();
     d_out = take(kTileSteps * pitch);
     w = take(kTileSteps * pitch);
+  }
+  // In a workspace, addresses of arrays take registers: each phase computes those that it uses.
+  template <bool SHARED>
+  __device__ __forceinline__ void begin_phase() {
+    if constexpr (!SHARED) {
+      this->next = hidden(between);
+      this->take_squares();
+      this->take_scores();
+      take_gradients();
+    }
   }
 
   // The state before the tile. Ends with a barrier if it runs tiles again.
@@ -184,9 +197,11 @@ __global__ void __launch_bounds__(kPanelThreads, 1)
   block.load_state(block.d_state, p.grad_last_state, block.sequence);
   for (int64_t end = block.end; end > block.begin;) {
     const PanelTile tile = block.tile_before(end);
+    block.template begin_phase<SHARED>();
     block.restore_state(tile);
     block.load_tile(tile);
     __syncthreads();  // the tile, the state and its gradient are there
+    block.template begin_phase<SHARED>();
     for (int index = static_cast<int>(threadIdx.x); index < kTileSteps * pitch; index += kPanelThreads)
       block.corrections[index] = block.beta[index / pitch] * block.residuals[index];
     block.template multiply_keys<true>(tile, block.d_state, has_d_state,
@@ -198,27 +213,33 @@ __global__ void __launch_bounds__(kPanelThreads, 1)
                                          store_sums(block.w + step * pitch + value, pitch, products);
                                        });
     __syncthreads();  // scores, corrections and what keys find in the state's gradient are there
+    block.template begin_phase<SHARED>();
     block.add_attended(tile);
     __syncthreads();  // the right-hand side is there
+    block.template begin_phase<SHARED>();
     block.template solve<true>(tile, block.w, [&](int step, int value, T d_correction, T gradient) {
       block.residuals[step * pitch + value] *= d_correction;
       block.w[step * pitch + value] = gradient;
     });
     __syncthreads();  // w and du e are there
+    block.template begin_phase<SHARED>();
     block.score_gradients(tile);
     block.row_sums(tile, has_d_state);
     block.store_values(block.w, p.grad_v, p.dtype, tile);
     __syncthreads();  // gradients of scores and decays are there
+    block.template begin_phase<SHARED>();
     block.vector_gradients(
         tile, [&](int i, int step, T(&start)[4]) { block.query_gradients(tile, i, step, start); },
         [&](int i, int step, T(&start)[4], T(&end_of)[4]) {
           block.key_gradients(tile, has_d_state, i, step, start, end_of);
         });
     __syncthreads();  // partial sums are there, the state's gradient has been read
+    block.template begin_phase<SHARED>();
     block.gate_gradients(tile, has_d_state,
                          [&](int step, T gradient) { block.store_step(plan.grad_gate, tile.begin + step, gradient); });
     if (tile.has_state) block.pass_gradient(tile, has_d_state);
     __syncthreads();  // keys, values and decays have been read
+    block.template begin_phase<SHARED>();
     has_d_state = tile.has_state;
     end = tile.begin;
   }

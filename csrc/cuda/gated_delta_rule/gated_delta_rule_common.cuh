@@ -54,6 +54,9 @@ struct DeltaBlock : PanelBlock<T, wmk_gated_delta_rule> {
     const int64_t block = blockIdx.x, of_head = block / plan.panels % p.heads;
     Base::template prologue<SHARED>(shared, block % plan.panels, block / plan.panels / p.heads, of_head, p.d_k, p.d_v);
     scale = static_cast<T>(plan.scale);
+    take_scores();
+  }
+  __device__ __forceinline__ void take_scores() {
     recall = take(kTileSteps * kTilePitch);
     attention = take(kTileSteps * kTilePitch);
     beta = take(kTileSteps);
@@ -135,8 +138,12 @@ struct DeltaBlock : PanelBlock<T, wmk_gated_delta_rule> {
     const int value = static_cast<int>(threadIdx.x);
     if (value >= width) return;
     T x[kTileSteps];
+    right += value;
 #pragma unroll
-    for (int i = 0; i < kTileSteps; ++i) x[i] = right[i * pitch + value];
+    for (int i = 0; i < kTileSteps; ++i) {
+      x[i] = *right;
+      right = hidden(right + pitch);  // offsets kept for `use` would take registers
+    }
 #pragma unroll
     for (int k = 0; k < kTileSteps; ++k) {
       const int step = BACKWARD ? kTileSteps - 1 - k : k;
