@@ -49,6 +49,7 @@ class Recurrence:
     kernels_only = False  # the op has an adapter of its own
     is_op = True  # modules skip the chunked backend
     is_composed = False  # of PyTorch's ops and other modules: one backend per device is enough
+    longest = 20  # steps of an example
 
     def configurations(self) -> st.SearchStrategy[Any]:
         raise NotImplementedError
@@ -384,6 +385,7 @@ class GatedDeltaRuleRecurrence(Recurrence):
 
 class SSDRecurrence(Recurrence):
     name, op, packed = "ssd_scan", "ssd_scan", True
+    longest = 12  # "chunked" cuts a sequence at each reset
 
     def configurations(self) -> st.SearchStrategy[Any]:
         return st.fixed_dictionaries(

@@ -48,7 +48,7 @@ def asked_for(target, monkeypatch):
 
 def draw_example(data, memory, target, batch=None, time=None):
     batch = data.draw(st.integers(1, 3), "batch") if batch is None else batch
-    time = data.draw(st.integers(1, 20), "time") if time is None else time
+    time = data.draw(st.integers(1, memory.longest), "time") if time is None else time
     dtype = data.draw(st.sampled_from(list(memory.dtypes)), "dtype")
     return memory.make(data.draw(memory.configurations()), batch, time, dtype, target.device), dtype
 

@@ -24,7 +24,8 @@ zeros = torch.zeros
 @on_every_target("ssd_scan", without=("reference",))
 @given(data=st.data())
 def test_ssd_scan_is_as_accurate_as_the_reference(target, data):
-    assert_as_accurate_as_the_reference(data.draw(ssd_scans(device=target.device)), target.backend)
+    longest = 12 if target.backend == "chunked" else 40  # it cuts a sequence at each reset
+    assert_as_accurate_as_the_reference(data.draw(ssd_scans(device=target.device, max_time=longest)), target.backend)
 
 
 @every_target

@@ -83,7 +83,5 @@ def _packed(inputs: ConvInputs, steps: Tensor, window: Tensor, bounds: Tensor) -
     out = _convolve(inputs, _Padded(padded[None], segment[None])).index_select(1, step_rows - past)
     last_rows = (bounds[1:] + index * past)[:, None] + recent
     newest = bounds[1:] + (index + 1) * past - 1
-    if past:
-        other = segment[last_rows] != segment[newest][:, None]
-        window = padded[last_rows].masked_fill(other[..., None], 0)
-    return out, window.clone()
+    other = segment[last_rows] != segment[newest][:, None]
+    return out, padded[last_rows].masked_fill(other[..., None], 0)

@@ -179,7 +179,7 @@ class TrainConfig(Checked):
 
     def _check_preset(self) -> None:
         def settings(of: "Preset | TrainConfig") -> tuple[Any, ...]:
-            return of.model, of.learner, of.replay
+            return tuple(getattr(of, name) for name in PRESET_FIELDS)
 
         if self.preset in PRESETS and settings(PRESETS[self.preset]()) != settings(self):
             for name, preset in PRESETS.items():
