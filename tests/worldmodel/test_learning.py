@@ -13,7 +13,7 @@ from worldmodel_examples import MEMORIES, random_batch, set_reward_scale, small_
 from worldmodel.acting.agent import Agent
 from worldmodel.data.batch import Batch
 from worldmodel.learning.learner import Learner, LearnerConfig, NonFiniteError
-from worldmodel.learning.objectives import ObjectiveConfig, model_loss
+from worldmodel.learning.objectives import ObjectiveConfig, model_loss, replayed_value_loss
 from worldmodel.learning.reduction import Reduction
 from worldmodel.learning.running_stats import (
     ReturnNormaliser,
@@ -22,6 +22,7 @@ from worldmodel.learning.running_stats import (
 )
 from worldmodel.model.decision import DecisionConfig
 from worldmodel.model.evaluation import EvaluationConfig, lambda_returns
+from worldmodel.model.exploration import ExplorationConfig
 from worldmodel.model.latents import CategoricalConfig
 from worldmodel.model.networks import ScalarConfig, ScalarHead
 from worldmodel.model.perception import PerceptionConfig
@@ -142,6 +143,58 @@ def test_rewards_of_any_size_are_learned_alike():
     assert found[0] == pytest.approx(found[1], rel=1e-4)
     for one, other in zip(*units, strict=True):  # agents use the environment's units
         np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("bonus", [0.0, 0.5])
+def test_values_of_replayed_steps_are_those_of_the_rewards_that_were_got(bonus):
+    """Returns end where an episode does, and go on from the target's value at a truncation and at a row's end."""
+    model = small_model(
+        evaluation=EvaluationConfig(16, discount=0.9, lambda_=0.7), exploration=ExplorationConfig(bonus)
+    )
+    batch = random_batch(model, time=16)
+    batch.loss_mask[:, :2] = False
+    batch.reward_mask[0, 11] = False
+    set_reward_scale(model, 2.0)
+    observed = model.observe(batch)
+    with torch.no_grad():
+        values = model.evaluation.value(observed.features, target=True)
+        more = torch.zeros(values.shape)
+        if bonus:
+            actions = model.action_spec.encode(batch.actions).to(values.dtype)
+            more = model.exploration.bonus(observed.features, actions)
+
+    def return_from(row, t):
+        if t + 1 == 16 or batch.is_last[row, t] or not batch.valid[row, t] or not batch.reward_mask[row, t]:
+            return None
+        later, value = return_from(row, t + 1), values[row, t + 1]
+        goes_on = value if later is None else 0.3 * value + 0.7 * later
+        return batch.rewards[row, t] / 2 + more[row, t] + (0 if batch.terminated[row, t] else 0.9 * goes_on)
+
+    errors = [
+        (model.evaluation.value(observed.features[row, t]) - found).square()
+        for row in range(3)
+        for t in range(2, 16)
+        if (found := return_from(row, t)) is not None
+    ]
+    loss = replayed_value_loss(model, batch, observed, ObjectiveConfig(value_gradient=0.25))
+    torch.testing.assert_close(loss, torch.stack(errors).mean())
+    weights = list(model.memory.parameters())
+    for gradient, whole in zip(
+        torch.autograd.grad(loss, weights, retain_graph=True),
+        torch.autograd.grad(torch.stack(errors).mean(), weights),
+        strict=True,
+    ):
+        torch.testing.assert_close(gradient, 0.25 * whole)
+
+
+def test_replayed_values_are_a_part_of_the_value_loss():
+    model = small_model()
+    batch, losses = random_batch(model), []
+    for weight in (0.0, 0.5):
+        torch.manual_seed(0)
+        losses.append(learner_of(model, replayed_value=weight).losses(batch))
+    assert "loss/replayed_value" not in losses[0].metrics
+    torch.testing.assert_close(losses[1].value, losses[0].value + 0.5 * losses[1].metrics["loss/replayed_value"])
 
 
 def test_values_of_actions_that_cannot_be_enumerated_are_refused():

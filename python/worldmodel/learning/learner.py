@@ -17,6 +17,7 @@ from worldmodel.learning.objectives import (
     imagination_losses,
     imagine_returns,
     model_loss,
+    replayed_value_loss,
 )
 from worldmodel.learning.reduction import LOCAL, Reduction
 from worldmodel.learning.running_stats import (
@@ -76,6 +77,7 @@ class _Forward:
     found: ImaginedReturns
     observe_seconds: float
     carried: State | None
+    replayed: Tensor | None
 
 
 class NonFiniteError(RuntimeError):
@@ -207,22 +209,29 @@ class Learner:
             self.ema.n_averaged.fill_(self._updates)
 
     def _forward(self, batch: Batch) -> _Forward:
-        start = time.perf_counter()
+        start, objective = time.perf_counter(), self.config.objective
         steps = self._imagination_starts(batch)
         stops = sorted({*steps, *([batch.carry] if batch.carry else [])})
         observed = self.world_model.observe(batch, states_after=stops, sampled=self._sampled_rows(batch))
         starts = _states_at(observed.states_after, [stops.index(step) for step in steps], len(stops))
         carried = _states_at(observed.states_after, [stops.index(batch.carry)], len(stops)) if batch.carry else None
         observed = dataclasses.replace(observed, states_after=starts, steps=tuple(steps))
-        model, metrics = model_loss(self.world_model, batch, observed, self.config.objective)
+        model, metrics = model_loss(self.world_model, batch, observed, objective)
         seconds = time.perf_counter() - start
         mask = torch.cat([(batch.losses_at & batch.known_rewards)[:, step - 1] for step in steps])
-        found = imagine_returns(self.world_model, starts, mask, self.config.objective)
-        return _Forward(model, metrics, found, seconds, carried)
+        found = imagine_returns(self.world_model, starts, mask, objective)
+        replayed = (
+            replayed_value_loss(self.world_model, batch, observed, objective) if objective.replayed_value else None
+        )
+        return _Forward(model, metrics, found, seconds, carried, replayed)
 
     def _losses(self, forward: _Forward) -> Losses:
         imagined = imagination_losses(self.world_model, forward.found, self._returns.scale, self.config.objective)
-        return Losses(forward.model, imagined.value, imagined.policy, forward.metrics | imagined.metrics)
+        value, metrics = imagined.value, forward.metrics | imagined.metrics
+        if forward.replayed is not None:
+            value = value + self.config.objective.replayed_value * forward.replayed
+            metrics["loss/replayed_value"] = forward.replayed.detach()
+        return Losses(forward.model, value, imagined.policy, metrics)
 
     def _update_batch_statistics(self, batch: Batch) -> None:
         rewards = batch.rewards[batch.known_rewards]

@@ -4,7 +4,7 @@ perception    reconstruction, and KL of the posterior from the prior
 prediction    KL with its gradient on the prior, reward, continuation; also trains memory
 both          of an ``EmbeddingLatent`` instead of reconstruction and KL: ``latent_objective``
 exploration   KL of the posterior from what each of its networks predicts
-evaluation    λ-returns of imagination, with the bonus of exploration
+evaluation    λ-returns of imagination, with the bonus of exploration, and of the rewards that were got
 decision      a gradient of ``worldmodel.model.decision``
 """
 
@@ -40,6 +40,7 @@ class ObjectiveConfig(Checked):
         sampled: share of the rows whose memory sees sampled latents, as in imagination, instead of their means, as when
             acting. The memory states that the replay keeps of such rows are those after the samples.
         value_gradient: weight of the values' gradient to memory.
+        replayed_value: weight of the values' loss at replayed steps, beside 1 of imagination.
         return_floor: smallest return scale, in units of the reward scale.
     """
 
@@ -52,6 +53,7 @@ class ObjectiveConfig(Checked):
     imagination_starts: Size = 8
     sampled: Annotated[float, Bounds(0, 1)] = 0.0
     value_gradient: Weight = 0.1
+    replayed_value: Weight = 0.0
     return_floor: Positive = 1.0
 
 
@@ -213,6 +215,30 @@ def imagination_losses(
     if found.bonus is not None:
         metrics["policy/bonus"] = weighted_mean(found.bonus, found.weights).detach()
     return ImaginationLosses(value_loss, policy_loss, metrics)
+
+
+def replayed_value_loss(world_model: WorldModel, batch: Batch, observed: Observed, config: ObjectiveConfig) -> Tensor:
+    """Loss of λ-returns of the rewards that were got, (), which no error of the model can raise.
+
+    A policy may put off for ever what imagination promises (Hafner et al. 2023, arXiv 2301.04104, critic learning). A
+    return goes on as far as its episode in its row, then with the target network's value.
+    """
+    evaluation, features = world_model.evaluation, observed.features
+    followed = batch.known_rewards[:, :-1] & batch.valid[:, 1:] & ~batch.is_first[:, 1:]
+    with torch.no_grad():
+        values = evaluation.value(features, target=True)
+        rewards = batch.rewards[:, :-1].to(values.dtype) / world_model.reward_scale.scale
+        if world_model.exploration is not None:
+            actions = world_model.action_spec.encode(batch.actions)[:, :-1]
+            rewards = rewards + world_model.exploration.bonus(features[:, :-1], actions)
+        discounts = evaluation.config.discount * (followed & ~batch.terminated[:, :-1]).to(values.dtype)
+        goes_on = F.pad(followed[:, 1:], (0, 1)).to(values.dtype)
+        rewards = torch.where(followed, rewards, 0)
+        returns = lambda_returns(rewards, discounts, values[:, 1:], evaluation.config.lambda_ * goes_on)
+    share = config.value_gradient
+    given = share * features + (1 - share) * features.detach()
+    losses = evaluation.head.loss(evaluation(given[:, :-1]), returns)
+    return weighted_mean(losses, followed & batch.losses_at[:, :-1])
 
 
 @torch.no_grad()
