@@ -75,8 +75,8 @@ class Evaluation(nn.Module):
 def lambda_returns(rewards: Tensor, discounts: Tensor, next_values: Tensor, lambda_: float | Tensor) -> Tensor:
     """G_t = r_t + d_t ((1 - λ) v_{t+1} + λ G_{t+1}), with G = v_{t+1} after the last step.
 
-    Sutton & Barto 2018, eq. 12.18. All are (batch, time); ``discounts`` d are γ times the continuation probability. λ may
-    differ from step to step: with 0, G_{t+1} is another episode's.
+    Sutton & Barto 2018, eq. 12.18. All are (batch, time); ``discounts`` d are γ times the continuation probability.
+    λ may differ from step to step: with 0, G_{t+1} is another episode's.
 
     Example:
         >>> import torch
