@@ -135,7 +135,7 @@ def continuous() -> Preset:
 def explore() -> Preset:
     """``control`` where rewards are rare; used for the MountainCar-v0 results.
 
-    Imagined steps that would tell something about the world are rewarded. MountainCar: -121 after 8,000 steps (one seed).
+    Imagined steps that would tell something about the world are rewarded. MountainCar: -121 after 8,000 steps (1 seed).
     """
     preset = control()
     model = dataclasses.replace(preset.model, exploration=ExplorationConfig(bonus=1.0))
