@@ -109,12 +109,12 @@ class LayerChain:
                 source, size = target, module.out_features
             elif isinstance(module, nn.Sequential):
                 source, size = self.network(module, source, size)
-            elif isinstance(module, Chainable):
-                source, size = module.add_to(self, source)
             elif type(module) is nn.LayerNorm:
                 self.norm(module, source, source)
             elif type(module) is nn.SiLU:
                 self.silu(source, source, size)
+            elif isinstance(module, Chainable):
+                source, size = module.add_to(self, source)
             else:
                 raise CannotChain(f"a network has {type(module).__name__}")
         return source, size
