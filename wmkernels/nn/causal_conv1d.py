@@ -143,8 +143,7 @@ class CausalConv1d(MemoryModule):
     ) -> tuple[Tensor, list[State]]:
         outputs, last = self._sequence(inputs, state, reset, None, activation)
         time = inputs.shape[1]
-        first = self.init_state(inputs.shape[0]) if state is None else state
-        before = self._window(first, inputs.shape[0], inputs)
+        before = self._window(state, inputs.shape[0], inputs)
         windows = [
             last["window"] if stop == time else self._window_after(stop, inputs, before, reset) for stop in states_after
         ]
@@ -172,13 +171,8 @@ class CausalConv1d(MemoryModule):
     ) -> tuple[Tensor, State]:
         require_inputs("CausalConv1d", "input", input, ("batch", "channels"), self.channels)
         require_reset("CausalConv1d", reset, input)
-        if state is None:
-            shape = (input.shape[0], self.kernel_size - 1, self.channels)
-            window = torch.zeros(shape, device=input.device, dtype=state_dtype(input.dtype))
-        else:
-            window = self._window(state, input.shape[0], input)
         output, window = causal_conv1d_step(
-            window,
+            self._window(state, input.shape[0], input),
             input,
             *self._parameters_beside(input),
             activation=activation,
@@ -188,8 +182,10 @@ class CausalConv1d(MemoryModule):
         )
         return output, {"window": window}
 
-    def _window(self, state: Mapping[str, Tensor], rows: int, inputs: Tensor) -> Tensor:
+    def _window(self, state: Mapping[str, Tensor] | None, rows: int, inputs: Tensor) -> Tensor:
         shape = (rows, self.kernel_size - 1, self.channels)
+        if state is None:
+            return torch.zeros(shape, device=inputs.device, dtype=state_dtype(inputs.dtype))
         require_state("CausalConv1d", state, {"window": shape}, inputs)
         return state["window"].to(state_dtype(inputs.dtype))
 
