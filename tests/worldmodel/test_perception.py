@@ -7,7 +7,7 @@ from worldmodel_examples import CONFIG, MEMORIES, random_batch, small_model
 
 from worldmodel.data.spaces import Modality
 from worldmodel.learning.learner import Learner, LearnerConfig
-from worldmodel.model.codecs import CategoricalCodec, GridCodec, VectorCodec
+from worldmodel.model.codecs import CategoricalCodec, GridCodec, ImageCodec, VectorCodec
 from worldmodel.model.latents import CategoricalConfig
 from worldmodel.model.networks import symlog
 from worldmodel.model.perception import PerceptionConfig
@@ -184,3 +184,13 @@ def test_memory_reads_an_imagined_latent_as_it_reads_an_observed_one(stochastic)
     if not stochastic:
         sample = latent.sample(posterior)
     torch.testing.assert_close(latent.embed(sample), latent.embed_mean(posterior), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("side", [(64, 64), (30, 33), (9, 5)])
+@pytest.mark.parametrize("upsampling", ["nearest", "transposed"])
+def test_a_decoder_draws_every_pixel_of_a_picture_of_any_size(upsampling, side):
+    torch.manual_seed(0)
+    codec = ImageCodec(Modality("image", (*side, 3), "uint8"), hidden=16, channels=4, upsampling=upsampling)
+    one, other = codec.reconstruct(torch.randn(2, 16))
+    assert one.shape == (3, *side)
+    assert ((one - other).abs() > 1e-6).all()

@@ -188,7 +188,9 @@ def pixels() -> Preset:
     """
     return Preset(
         WorldModelConfig(
-            PerceptionConfig(CategoricalConfig(variables=16, classes=16), hidden=256, image_channels=8),
+            PerceptionConfig(
+                CategoricalConfig(variables=16, classes=16), hidden=256, image_channels=8, upsampling="transposed"
+            ),
             MemoryConfig(width=128, blocks=(RotaryScanBlock(groups=8, d_state=32),)),
             evaluation=EvaluationConfig(discount=0.99, value=ScalarConfig("two_hot")),
             decision=DecisionConfig(gradient="reinforce", entropy=1e-3, greedy="policy"),

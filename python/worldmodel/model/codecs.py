@@ -10,7 +10,7 @@ drop_decoder()                leaves ``encode`` alone
 import itertools
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -208,10 +208,25 @@ class VectorCodec(StandardisedCodec):
         return self.restored(prediction)
 
 
-class ImageCodec(nn.Module):
-    """Strided convolutions down to a side of at most 4, and upsampling back."""
+Upsampling = Literal["nearest", "transposed"]
 
-    def __init__(self, modality: Modality, hidden: int, channels: int) -> None:
+
+class TransposedConvolution(nn.ConvTranspose2d):
+    """Doubles the sides, and leaves out what is beyond ``size``."""
+
+    def __init__(self, before: int, after: int, size: tuple[int, int]) -> None:
+        super().__init__(before, after, 4, stride=2, padding=1)
+        self.size = size
+
+    def forward(self, planes: Tensor) -> Tensor:  # type: ignore[override]
+        height, width = self.size
+        return super().forward(planes)[..., :height, :width]
+
+
+class ImageCodec(nn.Module):
+    """Strided convolutions down to a side of at most 4, and back by upsampling or transposed convolutions."""
+
+    def __init__(self, modality: Modality, hidden: int, channels: int, upsampling: Upsampling = "nearest") -> None:
         super().__init__()
         height, width, colors = modality.shape
         stages = max(1, math.ceil(math.log2(min(height, width) / 4)))
@@ -229,7 +244,11 @@ class ImageCodec(nn.Module):
         back: list[nn.Module] = []
         for stage in reversed(range(stages)):
             last = stage == 0
-            back += [nn.Upsample(size=sides[stage]), nn.Conv2d(planes[stage + 1], planes[stage], 3, padding=1)]
+            before, after = planes[stage + 1], planes[stage]
+            if upsampling == "transposed":
+                back.append(TransposedConvolution(before, after, sides[stage]))
+            else:
+                back += [nn.Upsample(size=sides[stage]), nn.Conv2d(before, after, 3, padding=1)]
             back += [] if last else [nn.GroupNorm(1, planes[stage]), nn.SiLU()]
         self.decoder = nn.Sequential(*back)
 
@@ -260,9 +279,9 @@ class ImageCodec(nn.Module):
 class MapCodec(StandardisedCodec):
     """Real numbers on a grid: standardised per channel, then as an image."""
 
-    def __init__(self, modality: Modality, hidden: int, channels: int) -> None:
+    def __init__(self, modality: Modality, hidden: int, channels: int, upsampling: Upsampling = "nearest") -> None:
         super().__init__()
-        self.image = ImageCodec(modality, hidden, channels)
+        self.image = ImageCodec(modality, hidden, channels, upsampling)
         self.width = self.image.width
         self._register_moments(modality.shape[-1])
 
@@ -335,12 +354,16 @@ class GridCodec(ClassCodec):
         return prediction.argmax(1)
 
 
-def build_codec(modality: Modality, hidden: int, channels: int, rare: float = 0.0) -> Any:
+def build_codec(
+    modality: Modality, hidden: int, channels: int, upsampling: Upsampling = "nearest", rare: float = 0.0
+) -> Any:
     """The codec of ``modality``; ``channels``: of an image's first convolution; ``rare``: for classes."""
     if modality.kind == "categorical":
         return CategoricalCodec(modality, hidden, rare)
     if modality.kind == "vector":
         return VectorCodec(modality, hidden)
     if modality.kind == "map":
-        return MapCodec(modality, hidden, channels)
-    return ImageCodec(modality, hidden, channels) if modality.kind == "image" else GridCodec(modality, hidden, rare)
+        return MapCodec(modality, hidden, channels, upsampling)
+    if modality.kind == "image":
+        return ImageCodec(modality, hidden, channels, upsampling)
+    return GridCodec(modality, hidden, rare)

@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from worldmodel.data.actions import MASK
 from worldmodel.data.spaces import ObservationSpec
-from worldmodel.model.codecs import ClassCodec, StandardisedCodec, build_codec
+from worldmodel.model.codecs import ClassCodec, StandardisedCodec, Upsampling, build_codec
 from worldmodel.model.latents import CategoricalConfig, LatentConfig
 from worldmodel.model.networks import FirstBatchNorm, mlp
 from worldmodel.runs.fields import Bounds, Checked, ConfigurationError, Layers, Share, Size
@@ -26,6 +26,8 @@ class PerceptionConfig(Checked):
         hidden: layer width.
         layers: hidden layers of encoder and decoder.
         image_channels: of an image's first convolution; doubled by each further one.
+        upsampling: of a decoded image: the nearest pixel and a convolution, or a transposed convolution, which takes a
+            third of the time.
         rare: share of a class's weight in reconstruction that is the information it gives, -ln p, and not 1.
     """
 
@@ -33,6 +35,7 @@ class PerceptionConfig(Checked):
     hidden: Size = 128
     layers: Layers = 1
     image_channels: Annotated[int, Bounds(1, 1024)] = 16
+    upsampling: Upsampling = "nearest"
     rare: Share = 0.0
 
 
@@ -64,7 +67,7 @@ class Perception(nn.Module):
                 "latent.reconstruction is 0, so there is none: expected 0"
             )
         codecs = {
-            name: build_codec(modality, config.hidden, config.image_channels, config.rare)
+            name: build_codec(modality, config.hidden, config.image_channels, config.upsampling, config.rare)
             for name, modality in spec.modalities.items()
         }
         if config.rare and not any(isinstance(codec, ClassCodec) for codec in codecs.values()):
