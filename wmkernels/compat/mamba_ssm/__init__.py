@@ -1,0 +1,6 @@
+"""mamba_ssm 2.3.2, on ``wmkernels``."""
+
+from wmkernels.compat.mamba_ssm.ops.selective_scan_interface import mamba_inner_fn as mamba_inner_fn
+from wmkernels.compat.mamba_ssm.ops.selective_scan_interface import selective_scan_fn as selective_scan_fn
+
+__version__ = "2.3.2.post1+wmkernels"
