@@ -7,9 +7,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from wmkernels.causal_conv1d.function import causal_conv1d
-from wmkernels.checks import FLOATS, require_device, require_dtype, require_size, require_tensor, shown
+from wmkernels.checks import FLOATS, require_size, require_tensor, shown
 from wmkernels.compat.arguments import is_silu, narrowed, reset_of
 from wmkernels.compat.mamba_ssm.ops.triton.layernorm_gated import rmsnorm_fn
+from wmkernels.compat.packing import padded_bounds
 from wmkernels.ssd_scan.function import ssd_scan
 
 SCAN, SPLIT = "mamba_chunk_scan_combined", "mamba_split_conv1d_scan_combined"
@@ -80,7 +81,9 @@ def mamba_chunk_scan_combined(
     dt, A, B, C, D, z, dt_bias, initial = narrowed(x, dt, A, B, C, D, z, dt_bias, initial_states)
     bounds = None
     if return_varlen_states:
-        bounds = _bounds(cu_seqlens, x)
+        if cu_seqlens is None:
+            raise ValueError(f"{SCAN}: cu_seqlens is None, expected bounds of sequences with return_varlen_states")
+        bounds = padded_bounds(SCAN, cu_seqlens, x.shape[1])
         initial = _before_the_first(initial, x, bounds)
     out, states = ssd_scan(
         x,
@@ -112,18 +115,6 @@ def require_chunks(op: str, chunk_size: object, dtype: object) -> None:
     require_size(op, "chunk_size", chunk_size, least=1)
     if dtype is not None and dtype not in FLOATS:
         raise TypeError(f"{op}: state_dtype is {shown(dtype)}, expected a floating dtype or None")
-
-
-def _bounds(cu_seqlens: Tensor | None, x: Tensor) -> Tensor:
-    """``cu_seqlens`` and the row's end: what follows the last sequence is one more, without steps if there is none."""
-    if cu_seqlens is None:
-        raise ValueError(f"{SCAN}: cu_seqlens is None, expected bounds of sequences with return_varlen_states")
-    require_tensor(SCAN, "cu_seqlens", cu_seqlens)
-    require_dtype(SCAN, "cu_seqlens", cu_seqlens, (torch.int64, torch.int32), "")
-    require_device(SCAN, "cu_seqlens", cu_seqlens, x.device, "x")
-    if cu_seqlens.dim() != 1:
-        raise ValueError(f"{SCAN}: cu_seqlens has shape {tuple(cu_seqlens.shape)}, expected (sequences + 1,)")
-    return torch.cat([cu_seqlens, cu_seqlens.new_full((1,), x.shape[1])])
 
 
 def _before_the_first(initial: Tensor | None, x: Tensor, bounds: Tensor) -> Tensor | None:
