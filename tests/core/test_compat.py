@@ -3,6 +3,7 @@
 Expected values come from loops over single steps in float64 (``published_*``), written from the definitions.
 """
 
+import doctest
 import itertools
 import re
 import sys
@@ -534,3 +535,8 @@ def test_a_bad_call_gets_one_clear_sentence(call, message):
     with pytest.raises((ValueError, TypeError), match=message) as caught:
         call(*convolution(torch.float32))
     assert "\n" not in str(caught.value)
+
+
+def test_the_page_runs(clean_modules):
+    page = Path(__file__).parents[2] / "docs" / "compat.md"
+    assert doctest.testfile(str(page), module_relative=False, raise_on_error=True).attempted > 10
