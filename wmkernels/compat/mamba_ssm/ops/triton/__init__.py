@@ -1,0 +1,1 @@
+"""Functions that mamba_ssm has in Triton; here they run where wmkernels runs."""
