@@ -27,16 +27,15 @@ from worldmodel.environments.radar.game import RadarGameConfig, RadarGames
 from worldmodel.environments.radar.interval import Jamming, sample_interval
 from worldmodel.environments.radar.policies import baselines, score
 from worldmodel.environments.radar.theory import power
-from worldmodel.learning.channel_agent import ChannelAgentConfig, RadarPlayer
+from worldmodel.learning.channel_agent import ChannelAgentConfig, RadarPlayer, memories
 from worldmodel.learning.channel_league import League, LeagueConfig, best_response, hits
 from worldmodel.learning.channel_trainer import ChannelTrainConfig, RadarTrainer
-from worldmodel.model.block import Block
-from worldmodel.model.blocks import DeltaBlock, GatedConvBlock, GRUBlock, LocalAttentionBlock, RotaryScanBlock
+from worldmodel.model.blocks import GatedConvBlock, LocalAttentionBlock
 from worldmodel.model.memory import MemoryConfig
 
 RESULT = Path(__file__).resolve().parent / "results" / "radar_cpu.json"
 CPU = torch.device("cpu")
-MEMORIES = ("attention", "rotary scan", "delta", "GRU", "no memory")
+MEMORIES = tuple(memories(1))
 BASELINES = ("fixed", "round robin", "random", "memoryless", "oracle")
 
 
@@ -47,7 +46,7 @@ class Jammer:
     Attributes:
         longest: L.
         shortest: L.
-        steps: of a game in training.
+        steps: of a game in training, after as many as the longest look-back.
         batch: games at once.
         seconds: of training, CPU time.
         targets: hits, at most: at least, aim.
@@ -66,26 +65,14 @@ class Jammer:
 
 
 JAMMERS = {
-    "8": Jammer(8, 8, 48, 32, 15, (0.005, 0.0)),
-    "1-8": Jammer(1, 8, 48, 64, 30, (0.02, 0.005)),
-    "1-16": Jammer(1, 16, 64, 32, 30, (0.05, 0.01)),
-    "1-64": Jammer(1, 64, 112, 32, 60, (None, 0.03)),
+    "8": Jammer(8, 8, 40, 32, 12, (0.005, 0.0)),
+    "1-8": Jammer(1, 8, 40, 32, 25, (0.02, 0.005)),
+    "1-16": Jammer(1, 16, 40, 32, 30, (0.05, 0.01)),
+    "1-64": Jammer(1, 64, 40, 32, 60, (None, 0.03)),
 }
-UNSEEN = 4  # L beyond the longest of the training, at most; a window of attention reaches twice as far
+UNSEEN = 4  # intervals of L beyond the longest of the training, at most
 FEWER = 6  # channels, of 8
 GAMES, STEPS, SEED = 256, 64, 1000
-
-
-def memory(name: str, jammer: Jammer) -> MemoryConfig:
-    """Of 64 features."""
-    blocks: dict[str, tuple[Block, ...]] = {
-        "attention": (GatedConvBlock(), LocalAttentionBlock(frames=jammer.longest + 2 * UNSEEN, heads=2)),
-        "rotary scan": (RotaryScanBlock(d_state=32, groups=8),),
-        "delta": (GatedConvBlock(), DeltaBlock(heads=2, d_head=64)),
-        "GRU": (GRUBlock(),),
-        "no memory": (GatedConvBlock(d_conv=1),),
-    }
-    return MemoryConfig(blocks=blocks[name])
 
 
 class FewerChannels(RadarPlayer):
@@ -109,10 +96,9 @@ def agent_row(name: str, jammer_name: str, seed: int, seconds: float | None) -> 
     seconds = jammer.seconds if seconds is None else seconds
     game = RadarGameConfig(look_back=jammer.look_back)
     config = ChannelTrainConfig(
-        agent=ChannelAgentConfig(memory(name, jammer)),
+        agent=ChannelAgentConfig(memories(jammer.longest)[name]),
         batch_size=jammer.batch,
         steps=jammer.steps,
-        burn_in=jammer.longest,
         lr=4e-3,
         minutes=seconds / 60,
         clock="cpu",
@@ -137,7 +123,7 @@ def agent_row(name: str, jammer_name: str, seed: int, seconds: float | None) -> 
         "updates": trainer.learner.updates,
         "parameters": sum(parameter.numel() for parameter in trainer.agent.parameters()),
         **scored(game, STEPS),
-        "long": scored(game, 10 * jammer.steps, GAMES // 4)["hits"],
+        "long": scored(game, 10 * (jammer.longest + jammer.steps), GAMES // 4)["hits"],
         "unseen_look_back": scored(beyond, STEPS)["hits"],
         "fewer_channels": scored(fewer, STEPS, own=FewerChannels(player, game.channels))["hits"],
     }

@@ -20,11 +20,10 @@ from worldmodel.learning.channel_trainer import ChannelLearner, ChannelTrainConf
 from worldmodel.learning.presets import choose_preset
 from worldmodel.model.blocks import GatedConvBlock, GRUBlock
 from worldmodel.model.memory import MemoryConfig
-from worldmodel.runs.fields import ConfigurationError
 
 GAME = RadarGameConfig(channels=4, look_back=(2, 2))
 CONV = ChannelAgentConfig(MemoryConfig(width=32, blocks=(GatedConvBlock(),)), hidden=32)
-TRAIN = ChannelTrainConfig(agent=CONV, batch_size=32, steps=12, burn_in=2, lr=1e-2, warmup=10, minutes=1, updates=80)
+TRAIN = ChannelTrainConfig(agent=CONV, batch_size=32, steps=10, lr=1e-2, warmup=10, minutes=1, updates=80)
 
 
 def seeded(seed=0):
@@ -43,7 +42,7 @@ def test_a_player_chooses_step_by_step_what_the_agent_chooses_at_once_and_starts
             actions.append(player(games))
             return actions[-1]
 
-        played, _ = play(games, 9, noted)
+        played, _ = play(games, 7, noted)
         (choices, _), _ = agent(played.inputs)
         assert torch.equal(choices.masked_fill(~played.legal, -torch.inf).argmax(-1), torch.stack(actions, 1))
 
@@ -51,7 +50,7 @@ def test_a_player_chooses_step_by_step_what_the_agent_chooses_at_once_and_starts
 def test_both_sides_learn_from_what_happened():
     games = RadarGames(6, GAME, seeded())
     actions = []
-    radar, jammer = play(games, 8, lambda games: actions.append(random(games)) or actions[-1])
+    radar, jammer = play(games, 6, lambda games: actions.append(random(games)) or actions[-1])
     sent = torch.stack(actions, 1)
     assert torch.equal(jammer.other, sent), "one waveform: an action is a channel"
     assert torch.equal(jammer.gain, torch.nn.functional.one_hot(sent, 4).float()) and jammer.legal.all()
@@ -62,7 +61,7 @@ def test_both_sides_learn_from_what_happened():
     assert (radar.gain == 0).equal(~radar.legal)
     told_by_observation = radar.inputs[:, 1:, 7:11].argmax(-1)
     assert torch.equal(told_by_observation, radar.other[:, :-1])
-    blind, _ = play(RadarGames(2, dataclasses.replace(GAME, sensed=False), seeded()), 3, random)
+    blind, _ = play(RadarGames(2, dataclasses.replace(GAME, sensed=False), seeded()), 1, random)
     assert (blind.other == SILENT).all()
 
 
@@ -70,7 +69,7 @@ def test_the_gain_is_the_expectation_over_the_policy_and_its_gradient_climbs():
     torch.manual_seed(1)
     config = dataclasses.replace(TRAIN, entropy=0.0, prediction=0.0, warmup=1, lr=1e-3, weight_decay=0.0)
     learner = ChannelLearner(radar_agent(GAME, CONV), config)
-    played, _ = play(RadarGames(32, GAME, seeded()), 12, random)
+    played, _ = play(RadarGames(32, GAME, seeded()), 10, random)
     (choices, _), _ = learner.agent(played.inputs)
     policy = choices.masked_fill(~played.legal, -torch.inf).softmax(-1)[:, 2:]
     expected = (policy * played.gain[:, 2:]).sum(-1).mean().item()
@@ -162,9 +161,19 @@ def test_a_sampling_player_samples_its_policy():
     assert score(GAME, {"fixed": fixed}, 8, 16, jammer=JammerPlayer(agent))["fixed"]["hits"] < 0.25
 
 
-def test_a_burn_in_of_the_whole_game_is_told():
-    with pytest.raises(ConfigurationError, match=r"burn_in is 12 intervals, expected fewer than steps \(12\)"):
-        dataclasses.replace(TRAIN, burn_in=12)
+def test_the_look_back_grows_and_what_it_covers_carries_no_loss():
+    game = dataclasses.replace(GAME, look_back=(1, 32))
+    trainer = RadarTrainer(game, dataclasses.replace(TRAIN, updates=40, curriculum=0.5))
+    seen = []
+    for trainer.learner.updates in (0, 10, 20, 30):
+        seen.append(trainer.stage.look_back)
+    assert seen == [(1, 8), (1, 16), (1, 32), (1, 32)]
+    assert RadarTrainer(GAME, TRAIN).stage == GAME, "as long as the easy one, or shorter"
+    radar, _ = play(RadarGames(2, game, seeded()), 5, random)
+    assert radar.inputs.shape[1] == 37 and radar.burn_in == 32
+    learner = ChannelLearner(radar_agent(game, CONV), TRAIN)
+    spoiled = dataclasses.replace(radar, gain=radar.gain.index_fill(1, torch.arange(32), torch.nan))
+    assert learner.update(spoiled)["gain"] > 0
 
 
 def test_train_chooses_a_preset_with_a_memory():

@@ -14,9 +14,27 @@ from torch import Tensor, nn
 
 from worldmodel.data.batch import State
 from worldmodel.environments.radar.game import RadarGameConfig, RadarGames
+from worldmodel.model.blocks import DeltaBlock, GatedConvBlock, GRUBlock, LocalAttentionBlock, RotaryScanBlock
 from worldmodel.model.memory import MemoryConfig, build_memory
 from worldmodel.model.networks import mlp
 from worldmodel.runs.fields import Checked, Size
+
+_SPARE = 8  # intervals that attention sees beyond the longest look-back
+
+
+def memories(longest: int) -> dict[str, MemoryConfig]:
+    """Kinds of memory for look-backs of up to ``longest`` intervals, by name.
+
+    A convolution puts a few intervals together, so that attention can find the same few channels further back; a window
+    of intervals is enough. The others keep a state of fixed size.
+    """
+    return {
+        "attention": MemoryConfig(blocks=(GatedConvBlock(), LocalAttentionBlock(frames=longest + _SPARE, heads=2))),
+        "rotary scan": MemoryConfig(blocks=(RotaryScanBlock(d_state=32, groups=8),)),
+        "delta": MemoryConfig(blocks=(GatedConvBlock(), DeltaBlock(heads=2, d_head=64))),
+        "GRU": MemoryConfig(blocks=(GRUBlock(),)),
+        "no memory": MemoryConfig(blocks=(GatedConvBlock(d_conv=1),)),
+    }
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,8 +21,6 @@ from worldmodel.learning.token_trainer import CLOCKS
 from worldmodel.runs.fields import (
     Bounds,
     Checked,
-    ConfigurationError,
-    Count,
     Limit,
     Positive,
     Seed,
@@ -30,6 +28,8 @@ from worldmodel.runs.fields import (
     Size,
     Weight,
 )
+
+EASY = 8  # intervals: a look-back with which training begins
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,8 +39,8 @@ class ChannelTrainConfig(Checked):
     Attributes:
         agent: its networks.
         batch_size: games played at once.
-        steps: intervals of each, more than ``burn_in``.
-        burn_in: first intervals, which carry no loss.
+        steps: intervals of each that carry a loss, after as many as the longest look-back takes.
+        curriculum: first share of the training in which the longest look-back grows from ``EASY`` to the game's.
         passes: updates with the same games.
         lr: of AdamW, after ``warmup`` updates, until it falls to 2% of that.
         warmup: updates.
@@ -57,8 +57,8 @@ class ChannelTrainConfig(Checked):
 
     agent: ChannelAgentConfig = ChannelAgentConfig()  # noqa: RUF009
     batch_size: Size = 64
-    steps: Annotated[int, Bounds(2, 2**20)] = 64
-    burn_in: Count = 0
+    steps: Annotated[int, Bounds(1, 2**20)] = 40
+    curriculum: Share = 0.5
     passes: Limit = 2
     lr: Annotated[float, Bounds(0, 10, above=True)] = 3e-3
     warmup: Limit = 50
@@ -72,13 +72,6 @@ class ChannelTrainConfig(Checked):
     updates: Limit | None = None
     seed: Seed = 0
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.burn_in >= self.steps:
-            raise ConfigurationError(
-                f"ChannelTrainConfig: burn_in is {self.burn_in} intervals, expected fewer than steps ({self.steps})"
-            )
-
 
 @dataclasses.dataclass(frozen=True)
 class Played:
@@ -89,21 +82,24 @@ class Played:
         legal: its choices, bool (batch, time, choices).
         gain: what each of them brings, exactly, (batch, time, choices).
         other: the channel of the other side, or ``SILENT`` where it is never told: int64 (batch, time).
+        burn_in: first intervals, which carry no loss.
     """
 
     inputs: Tensor
     legal: Tensor
     gain: Tensor
     other: Tensor
+    burn_in: int
 
 
 def play(games: RadarGames, steps: int, radar: Policy) -> tuple[Played, Played]:
-    """The next ``steps`` intervals, as the radar and the jammer learn from them.
+    """Games from their first interval, as the radar and the jammer learn from them.
 
-    The radar's gain is the detection probability. The jammer's is a hit; it observes the channel that was used.
+    The ``steps`` intervals that carry a loss come after as many as the longest look-back. The radar's gain is the
+    detection probability. The jammer's is a hit; it observes the channel that was used.
     """
-    config, rows = games.config, []
-    for _ in range(steps):
+    config, burn_in, rows = games.config, games.config.look_back[1], []
+    for _ in range(burn_in + steps):
         legal = games.available.repeat_interleave(config.waveforms, 1)
         before = [games.observations, legal, games.expected, games.heard]
         games.step(radar(games))
@@ -111,7 +107,8 @@ def play(games: RadarGames, steps: int, radar: Policy) -> tuple[Played, Played]:
         rows.append([*before, told, games.last_sent])
     observations, legal, expected, heard, jammed, sent = (torch.stack(x, 1) for x in zip(*rows, strict=True))
     hits = F.one_hot(sent + 1, config.channels + 1)[..., 1:].float()
-    return Played(observations, legal, expected, jammed), Played(heard, torch.ones_like(hits).bool(), hits, sent)
+    every = torch.ones_like(hits, dtype=torch.bool)
+    return Played(observations, legal, expected, jammed, burn_in), Played(heard, every, hits, sent, burn_in)
 
 
 class ChannelLearner:
@@ -138,7 +135,7 @@ class ChannelLearner:
         Raises:
             ArithmeticError: a gradient that is not finite.
         """
-        config, burn_in = self.config, self.config.burn_in
+        config, burn_in = self.config, played.burn_in
         outputs, _ = self.agent(played.inputs)
         choices, other = (logits[:, burn_in:] for logits in outputs)
         legal, gains, channels = (x[:, burn_in:] for x in (played.legal, played.gain, played.other))
@@ -172,7 +169,7 @@ class ChannelLearner:
 class RadarTrainer:
     """Trains a radar against the jammer of a configuration.
 
-    It learns from random play at first, more and more from its own.
+    It learns from random play at first, more and more from its own; and from short look-backs first.
 
     Attributes:
         agent: what is trained.
@@ -196,12 +193,20 @@ class RadarTrainer:
     def finished(self) -> bool:
         return self.progress >= 1
 
+    @property
+    def stage(self) -> RadarGameConfig:
+        """The games that it learns from now."""
+        shortest, longest = self.game.look_back
+        easy = min(max(EASY, shortest), longest)
+        share = min(1.0, self.progress / self.config.curriculum) if self.config.curriculum else 1.0
+        return dataclasses.replace(self.game, look_back=(shortest, round(easy * (longest / easy) ** share)))
+
     def iterate(self) -> dict[str, float]:
         """Plays games and learns from them; returns metrics of the last update."""
         start = CLOCKS[self.config.clock]()
         own = float(torch.rand((), generator=self.generator)) < self.progress
         policy = RadarPlayer(self.agent, greedy=False) if own else random
-        games = RadarGames(self.config.batch_size, self.game, self.generator)
+        games = RadarGames(self.config.batch_size, self.stage, self.generator)
         played, _ = play(games, self.config.steps, policy)
         for _ in range(self.config.passes):
             metrics = self.learner.update(played, self.progress)
