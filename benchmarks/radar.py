@@ -30,8 +30,6 @@ from worldmodel.environments.radar.theory import power
 from worldmodel.learning.channel_agent import ChannelAgentConfig, RadarPlayer, memories
 from worldmodel.learning.channel_league import League, LeagueConfig, best_response, hits
 from worldmodel.learning.channel_trainer import ChannelTrainConfig, RadarTrainer
-from worldmodel.model.blocks import GatedConvBlock, LocalAttentionBlock
-from worldmodel.model.memory import MemoryConfig
 
 RESULT = Path(__file__).resolve().parent / "results" / "radar_cpu.json"
 CPU = torch.device("cpu")
@@ -138,10 +136,9 @@ def baseline_rows(jammer_name: str) -> list[dict[str, Any]]:
 
 def league_row(past: float, seed: int, rounds: int, turn: int) -> dict[str, Any]:
     """A league with or without a pool, and what jammers reach against its radar."""
-    game = RadarGameConfig(look_back=(1, 4))
-    blocks = (GatedConvBlock(), LocalAttentionBlock(frames=12, heads=2))
-    agent = ChannelAgentConfig(MemoryConfig(width=32, blocks=blocks), hidden=64)
-    train = ChannelTrainConfig(agent=agent, batch_size=32, steps=32, warmup=20, seed=seed)
+    game = RadarGameConfig(look_back=(1, 2))
+    agent = ChannelAgentConfig(memories(2)["GRU"], hidden=64)
+    train = ChannelTrainConfig(agent, batch_size=32, steps=24, warmup=20, seed=seed)
     began = time.process_time()
     league = League(game, LeagueConfig(train, turn=turn, past=past))
     for _ in range(rounds):
@@ -264,7 +261,7 @@ def main() -> None:
     parser.add_argument("--jammers", nargs="+", default=list(JAMMERS), choices=list(JAMMERS), help="L")
     parser.add_argument("--seeds", nargs="+", type=int, default=[5, 6, 7])
     parser.add_argument("--seconds", type=float, help="of CPU time, instead of each jammer's own")
-    parser.add_argument("--rounds", type=int, default=8, help="of a league")
+    parser.add_argument("--rounds", type=int, default=6, help="of a league")
     parser.add_argument("--turn", type=int, default=30, help="updates of a side of a league, before the other's turn")
     parser.add_argument("--json", type=Path, default=RESULT)
     chosen = parser.parse_args()

@@ -43,9 +43,8 @@ class MemoryDemoOptions(Checked):
 def main(arguments: Sequence[str], parse: Callable[..., Any]) -> int:
     """``python -m worldmodel demo NAME``; raises ConfigurationError for an unknown name."""
     if not arguments or arguments[0].startswith("-"):
-        print(
-            "usage: python -m worldmodel demo memory|worlds|radar [options]\n\n`demo NAME --help` explains the options."
-        )
+        print("usage: python -m worldmodel demo memory|worlds|radar [options]\n")
+        print("`demo NAME --help` explains the options.")
         return 0 if arguments else 2
     if arguments[0] == "memory":
         print(run_memory(parse(MemoryDemoOptions, arguments[1:], "demo memory")))

@@ -17,7 +17,7 @@ from worldmodel.environments.radar.config import Decibels
 from worldmodel.environments.radar.design import DesignConfig, design, measured
 from worldmodel.environments.radar.echoes import normal
 from worldmodel.environments.radar.game import Policy, RadarGameConfig, RadarGames
-from worldmodel.environments.radar.interval import Jamming, sample_interval
+from worldmodel.environments.radar.interval import Interval, Jamming, sample_interval
 from worldmodel.environments.radar.jamming import smear
 from worldmodel.environments.radar.policies import random
 from worldmodel.environments.radar.quality import ambiguity
@@ -31,7 +31,7 @@ from worldmodel.runs.fields import Checked, Limit, Positive, Seed, check_writabl
 GAME = RadarGameConfig(look_back=(1, 8))
 NAMES = ("attention", "GRU", "no memory")
 WINDOW = 16  # samples per spectrum
-_SHOWN, _INTERVALS, _GAMES = 28, 48, 512  # intervals drawn and counted, games
+_SHOWN, _INTERVALS, _GAMES = 28, 48, 256  # intervals drawn and counted, games
 _PULSE: Decibels = 20.0  # power of the radar's own pulse in the spectrogram
 _DOPPLERS = 65
 
@@ -68,12 +68,15 @@ def run_radar(options: RadarDemoOptions) -> Path:
     _say(f"peak sidelobe of the pulse: {before.peak_sidelobe:.1f} dB before, {after.peak_sidelobe:.1f} dB after")
     sent, jammed = one_game(policies[NAMES[0]], options.seed)
     shift = torch.linspace(-4, 4, _DOPPLERS) / before.waveform.shape[-1]  # turns per sample: ± 4 / duration
+    maps = {name: range_doppler(name == "hit", options.seed) for name in ("clear", "hit")}
     drawn = Drawn(
         spectrogram=spectrogram(sent, jammed, options.seed).numpy(),
+        channels=GAME.channels,
         sent=sent.numpy(),
         jammed=jammed.numpy(),
         hits=hits,
-        maps={name: range_doppler(name == "hit", options.seed).numpy() for name in ("clear", "hit")},
+        maps={f"an interval, {name}": 10 * found.powers[0].log10().numpy() for name, found in maps.items()},
+        target=(int(maps["hit"].row), int(maps["hit"].cell)),
         pulses={f"LFM: {before.peak_sidelobe:.1f} dB": ambiguity(before.waveform, shift).numpy()}
         | {f"designed: {after.peak_sidelobe:.1f} dB": ambiguity(after.waveform, shift).numpy()},
     )
@@ -140,17 +143,13 @@ def spectrogram(sent: Tensor, jammed: Tensor, seed: int) -> Tensor:
     return 10 * spectra.permute(1, 3, 0, 2).flatten(2).flatten(0, 1).log10()
 
 
-def range_doppler(hit: bool, seed: int) -> Tensor:
-    """Power in dB over the noise of a map in which the radar was hit by a copy, or not: (Doppler rows, cells).
-
-    The target is in the same cell of both.
-    """
+def range_doppler(hit: bool, seed: int) -> Interval:
+    """A map in which the radar was hit by a copy, or not; the target is in the same cell of both."""
     ratio = torch.full((1,), power(GAME.jnr) if hit else 0.0)
     jamming = Jamming(torch.zeros(1), GAME.pulses()[0], ratio, GAME.smear)
     snr = torch.full((1,), power(GAME.snr))
     generator = torch.Generator().manual_seed(seed)
-    interval = sample_interval(GAME.radar, GAME.pulses()[0], snr, jamming, swerling=0, generator=generator)
-    return 10 * interval.powers[0].log10()
+    return sample_interval(GAME.radar, GAME.pulses()[0], snr, jamming, swerling=0, generator=generator)
 
 
 def _say(text: str) -> None:

@@ -19,18 +19,22 @@ class Drawn:
 
     Attributes:
         spectrogram: dB over the noise, (channels × frequencies, time).
+        channels: of the game.
         sent: channels of the radar, (intervals,).
         jammed: channels of the jammer, (intervals,).
         hits: share of games by interval, by policy.
         maps: range-Doppler maps, dB over the noise, by title.
+        target: Doppler row and range cell of the target in all maps.
         pulses: ambiguity functions (Doppler, lags), 0 to 1, by title.
     """
 
     spectrogram: np.ndarray
+    channels: int
     sent: np.ndarray
     jammed: np.ndarray
     hits: Mapping[str, list[float]]
     maps: Mapping[str, np.ndarray]
+    target: tuple[int, int]
     pulses: Mapping[str, np.ndarray]
 
 
@@ -50,7 +54,8 @@ def draw(drawn: Drawn, path: Path) -> None:
         for axes, (title, found) in zip(panes, drawn.maps.items(), strict=False):
             axes.imshow(found, origin="lower", aspect="auto", interpolation="nearest", vmin=-5, vmax=highest)
             axes.set(xlabel="range cell", ylabel="Doppler row")
-            axes.set_title(f"interval {title}", loc="left", fontsize=11)
+            axes.plot(*reversed(drawn.target), "o", color="#ffffff", ms=13, mfc="none", mew=1.2)
+            axes.set_title(title, loc="left", fontsize=11)
         for axes, (title, found) in zip(panes[len(drawn.maps) :], drawn.pulses.items(), strict=True):
             _ambiguity(axes, title, found)
         figure.savefig(path, dpi=160, transparent=True)
@@ -58,19 +63,18 @@ def draw(drawn: Drawn, path: Path) -> None:
 
 
 def _spectrogram(axes: Any, drawn: Drawn) -> None:
-    channels = int(max(drawn.sent.max(), drawn.jammed.max())) + 1
-    intervals = len(drawn.sent)
-    extent = (-0.5, intervals - 0.5, -0.5, channels - 0.5)
-    shown = drawn.spectrogram[: drawn.spectrogram.shape[0]]
-    axes.imshow(shown, origin="lower", aspect="auto", extent=extent, vmin=-3, vmax=22, interpolation="nearest")
-    time = np.arange(intervals)
+    channels, intervals = drawn.channels, len(drawn.sent)
+    extent = (0, intervals, -0.5, channels - 0.5)
+    axes.imshow(
+        drawn.spectrogram, origin="lower", aspect="auto", extent=extent, vmin=-3, vmax=22, interpolation="nearest"
+    )
+    time = np.arange(intervals) + 0.5
     axes.plot(time, drawn.jammed, "x", color="#ff8787", ms=7, mew=1.8, label="jammer")
     axes.plot(time, drawn.sent, "o", color="#ffffff", ms=7, mfc="none", mew=1.4, label="radar")
     axes.set(xlabel="interval", ylabel="channel", yticks=range(channels))
-    axes.set_title("what is heard in a game: the jammer looks back 8 intervals", loc="left", fontsize=11)
-    axes.legend(
-        loc="upper right", fontsize=9, labelcolor="#ffffff", facecolor="#222222", framealpha=0.7, edgecolor="none"
-    )
+    axes.set_title("a game, as a receiver hears it: the jammer looks back 8 intervals", loc="left", fontsize=11)
+    box = {"facecolor": "#222222", "framealpha": 1, "edgecolor": "none", "labelcolor": "#ffffff"}
+    axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, borderaxespad=0.2, fontsize=9, **box)
 
 
 def _hits(axes: Any, hits: Mapping[str, list[float]]) -> None:
