@@ -138,7 +138,7 @@ def league_row(past: float, seed: int, rounds: int, turn: int) -> dict[str, Any]
     """A league with or without a pool, and what jammers reach against its radar."""
     game = RadarGameConfig(look_back=(1, 2))
     agent = ChannelAgentConfig(memories(2)["GRU"], hidden=64)
-    train = ChannelTrainConfig(agent, batch_size=32, steps=24, warmup=20, seed=seed)
+    train = ChannelTrainConfig(agent, batch_size=32, steps=24, warmup=20, entropy=0.05, seed=seed)
     began = time.process_time()
     league = League(game, LeagueConfig(train, turn=turn, past=past))
     for _ in range(rounds):

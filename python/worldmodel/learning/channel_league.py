@@ -36,8 +36,8 @@ class LeagueConfig(Checked):
 class League:
     """A radar, a jammer that learns, and the pool of its past selves.
 
-    The first of the pool is the game's own jammer, None. A round is a turn of the radar, then one of the jammer, which
-    joins the pool as it is then.
+    The first of the pool is the game's own jammer, None. A round is a turn of the jammer, which joins the pool as it is
+    then, and one of the radar.
 
     Attributes:
         radar: that learns.
@@ -65,12 +65,12 @@ class League:
         radar, jammer = self._learners
         turn = range(self.config.turn)
         for _ in turn:
+            respond(jammer, self.radar, self.game, self.generator)
+        self.pool.append(copy.deepcopy(self.jammer).requires_grad_(False))
+        for _ in turn:
             games = RadarGames(self.config.train.batch_size, self.game, self.generator, player(self._opponent()))
             played, _ = play(games, self.config.train.steps, RadarPlayer(self.radar, greedy=False))
             radar.update(played)
-        for _ in turn:
-            respond(jammer, self.radar, self.game, self.generator)
-        self.pool.append(copy.deepcopy(self.jammer).requires_grad_(False))
 
     def _opponent(self) -> ChannelAgent | None:
         past, which = torch.rand(2, generator=self.generator).tolist()
