@@ -19,6 +19,7 @@ from typing import Any
 import local_attention_speed
 import place_memory_speed
 import planning
+import radar
 from conv_lstms import chart as conv_lstm_chart
 from conv_lstms import report as conv_lstm_report
 from conv_lstms import targets as conv_lstm_targets
@@ -41,7 +42,7 @@ Results = dict[Path, dict[str, Any]]
 RESULTS = ROOT / "benchmarks" / "results"
 CPU_RESULT = RESULTS / "scan_speed_cpu.json"
 PART = re.compile(r"(<!-- generated:(?P<name>[\w-]+) -->\n).*?(<!-- end:(?P=name) -->)", re.DOTALL)
-DOCS = ("architecture", "benchmarks", "planning", "results", "world_model", "worlds")
+DOCS = ("architecture", "benchmarks", "planning", "radar", "results", "world_model", "worlds")
 SPEED_GROUPS = ("forward, 2,048 steps", "training, 512 steps")
 KERNEL_SOURCES = {
     "cpu": "csrc/cpu/{op}/*.cpp",
@@ -239,6 +240,15 @@ def planning_part(results: Results, page: Path) -> str:
     return _text(lines)
 
 
+def radar_part(results: Results, page: Path) -> str:
+    lines = []
+    for result in of("radar", results).values():
+        for text in radar.report(result["rows"]).values():
+            lines += [text, ""]
+        lines += [f"{environment.summary(result['environment'])}; one thread.", ""]
+    return _text(lines)
+
+
 def text_part(results: Results, page: Path) -> str:
     lines = []
     for path, result in of("byte_model", results).items():
@@ -316,6 +326,7 @@ PARTS: dict[str, Callable[[Results, Path], str]] = {
     "conv-lstm": conv_lstm_part,
     "conv-lstm-results": conv_lstm_results_part,
     "planning": planning_part,
+    "radar": radar_part,
     "world-model": world_part,
     "world-tasks": tasks_part,
     "world-memory": memory_part,

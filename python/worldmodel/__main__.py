@@ -21,7 +21,7 @@ USAGE = """usage: python -m worldmodel COMMAND [options]
   imagine     draw what was observed, reconstructed and imagined open-loop, as a PNG and a GIF
   record      record episodes of an environment in a file, to train from
   play        walk through a world in a browser or a terminal, edit, fork and save it
-  demo        show what the memory does: `demo memory` or `demo worlds`, under three minutes on two cores
+  demo        show what the memory does: `demo memory`, `demo worlds` or `demo radar`, minutes on two cores
 
 python -m worldmodel COMMAND --help explains the options.
 """

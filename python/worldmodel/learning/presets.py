@@ -20,7 +20,8 @@ from worldmodel.model.prediction import PredictionConfig
 from worldmodel.model.world_model import WorldModelConfig
 from worldmodel.runs.fields import ConfigurationError
 
-_HIDDEN = ("popgym-", "worldmodel/MemoryLength-")  # names of environments whose state is hidden
+# Names of environments whose state is hidden.
+_HIDDEN = ("popgym-", "worldmodel/MemoryLength-", "worldmodel/RadarGame-")
 
 
 @dataclasses.dataclass(frozen=True)

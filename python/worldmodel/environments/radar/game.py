@@ -136,6 +136,9 @@ def detection_table(config: RadarGameConfig) -> Tensor:
 class RadarGames:
     """``batch`` games of one configuration, of random L, availability and noise from ``generator``.
 
+    ``jammer`` replaces the configuration's: it chooses, before each interval, the channel that it fills with noise,
+    from what is ``heard``.
+
     Attributes:
         available: channels that are free in this interval: bool (batch, channels).
         look_back: L of each game, intervals, int64 (batch,); hidden from the radar.
@@ -143,6 +146,7 @@ class RadarGames:
         last_sent: channel of the interval before, or ``SILENT``: int64 (batch,).
         last_sensed: channel in which the radar noticed the jammer then, or ``SILENT``: int64 (batch,). Without
             ``sensed`` it notices it in its own channel alone.
+        last_jammed: channel in which the jammer was then, or ``SILENT``: int64 (batch,).
 
     Example:
         >>> games = RadarGames(4, RadarGameConfig(), torch.Generator().manual_seed(0))
@@ -151,8 +155,15 @@ class RadarGames:
         (torch.Size([4]), torch.Size([4, 27]))
     """
 
-    def __init__(self, batch: int, config: RadarGameConfig, generator: torch.Generator | None = None) -> None:
+    def __init__(
+        self,
+        batch: int,
+        config: RadarGameConfig,
+        generator: torch.Generator | None = None,
+        jammer: "Policy | None" = None,
+    ) -> None:
         self.batch, self.config, self.generator, self.time = batch, config, generator, 0
+        self.jammer = jammer
         shortest, longest = config.look_back
         self.look_back = torch.randint(shortest, longest + 1, (batch,), generator=generator)
         # Before a game the jammer heard random choices.
@@ -162,17 +173,29 @@ class RadarGames:
         self._pulses = config.pulses()
         self._games = torch.arange(batch)
         self._last = torch.zeros(batch, config.features - config.channels)
-        self.last_sent, self.last_sensed = torch.full((2, batch), SILENT)
+        self.last_sent, self.last_sensed, self.last_jammed = torch.full((3, batch), SILENT)
         self._draw()
 
     def _draw(self) -> None:
-        """Draws what is free, and what a random jammer does, in the next interval."""
+        """Draws what is free, and what a random or given jammer does, in the next interval."""
         config = self.config
         order = torch.rand(self.batch, config.channels, generator=self.generator)
         count = config.available or config.channels
         self.available = torch.zeros(self.batch, config.channels, dtype=torch.bool)
         self.available.scatter_(1, order.topk(count, 1).indices, True)
         self._random = torch.randint(0, config.channels, (self.batch,), generator=self.generator)
+        if self.jammer is not None:
+            self._chosen = self._given(self.jammer(self), "jammed channels", config.channels)
+
+    @property
+    def heard(self) -> Tensor:
+        """What a jammer knows before it chooses: float32 (batch, 2 × channels + 1).
+
+        One-hot channels that the radar and the jammer sent in in the interval before, and whether they were the same;
+        what is free now is the radar's alone.
+        """
+        sent, jammed = (_one_hot(channel, self.config.channels) for channel in (self.last_sent, self.last_jammed))
+        return torch.cat([sent, jammed, (sent * jammed).sum(1, keepdim=True)], 1)
 
     @property
     def observations(self) -> Tensor:
@@ -193,6 +216,8 @@ class RadarGames:
     @property
     def jammed(self) -> Tensor:
         """Channel that the jammer sends in in this interval, or ``SILENT``: int64 (batch,); hidden from the radar."""
+        if self.jammer is not None:
+            return self._chosen
         kind, channels = self.config.jammer, self.config.channels
         if kind == "look_back":
             copied = self._copied
@@ -202,7 +227,7 @@ class RadarGames:
     @property
     def _column(self) -> Tensor:
         """Of ``detection_table``, where the jammer's channel is hit: int64 (batch,)."""
-        if self.config.jammer == "look_back":
+        if self.config.jammer == "look_back" and self.jammer is None:
             return self._copied.clamp_min(0) % self.config.waveforms
         return torch.full((self.batch,), self.config.waveforms)
 
@@ -229,7 +254,7 @@ class RadarGames:
             ValueError: actions of another shape or dtype, or outside 0 to ``actions`` − 1.
         """
         config = self.config
-        actions = self._given(actions)
+        actions = self._given(actions, "actions", config.actions)
         channel, waveform = actions // config.waveforms, actions % config.waveforms
         silent = ~self.available[self._games, channel]
         jammed = self.jammed
@@ -239,6 +264,7 @@ class RadarGames:
         reward = torch.where(silent, 0.0, reward)
         self._heard[:, self.time % self._heard.shape[1]] = torch.where(silent, SILENT, actions)
         self.last_sent = torch.where(silent, SILENT, channel)
+        self.last_jammed = jammed
         self.last_sensed = jammed if config.sensed else torch.where(hit, jammed, SILENT)
         sent = (~silent).float()[:, None]
         parts = [_one_hot(self.last_sent, config.channels), F.one_hot(waveform, config.waveforms) * sent]
@@ -270,18 +296,17 @@ class RadarGames:
         interval = sample_interval(config.radar, self._pulses[waveform], snr, jamming, 1, self.generator)
         return interval.detected(config.cfar).float()
 
-    def _given(self, actions: Tensor) -> Tensor:
-        if tuple(actions.shape) != (self.batch,) or actions.dtype != torch.int64:
+    def _given(self, chosen: Tensor, name: str, choices: int) -> Tensor:
+        if tuple(chosen.shape) != (self.batch,) or chosen.dtype != torch.int64:
             raise ValueError(
-                f"RadarGames: actions have shape {tuple(actions.shape)} and dtype {actions.dtype}, expected "
+                f"RadarGames: {name} have shape {tuple(chosen.shape)} and dtype {chosen.dtype}, expected "
                 f"({self.batch},) and torch.int64"
             )
-        if self.batch and not 0 <= int(actions.min()) <= int(actions.max()) < self.config.actions:
+        if self.batch and not 0 <= int(chosen.min()) <= int(chosen.max()) < choices:
             raise ValueError(
-                f"RadarGames: actions from {int(actions.min())} to {int(actions.max())}, expected 0 to "
-                f"{self.config.actions - 1}"
+                f"RadarGames: {name} from {int(chosen.min())} to {int(chosen.max())}, expected 0 to {choices - 1}"
             )
-        return actions
+        return chosen
 
 
 def _one_hot(channel: Tensor, channels: int) -> Tensor:
@@ -290,7 +315,7 @@ def _one_hot(channel: Tensor, channels: int) -> Tensor:
 
 
 Policy = Callable[[RadarGames], Tensor]
-"""Actions, int64 (batch,), of games; ``worldmodel.environments.radar.policies`` has some."""
+"""Actions, or a jammer's channels, int64 (batch,), of games; ``worldmodel.environments.radar.policies`` has some."""
 
 
 class RadarGame(gymnasium.Env[Any, Any]):

@@ -89,7 +89,12 @@ def baselines(config: RadarGameConfig) -> dict[str, Policy]:
 
 
 def score(
-    config: RadarGameConfig, policies: Mapping[str, Policy], steps: int, games: int = 256, seed: int = 0
+    config: RadarGameConfig,
+    policies: Mapping[str, Policy],
+    steps: int,
+    games: int = 256,
+    seed: int = 0,
+    jammer: Policy | None = None,
 ) -> dict[str, dict[str, float]]:
     """Share of intervals in which the radar was hit, and mean reward, by policy, all in the same games.
 
@@ -99,13 +104,14 @@ def score(
         steps: scored, after the first ones that the longest look-back and 8 more take.
         games: played at once.
         seed: of the games.
+        jammer: instead of the configuration's.
 
     Returns:
         By name, ``hits`` and ``detections``, from 0 to 1.
     """
     found = {}
     for name, policy in policies.items():
-        play = RadarGames(games, config, torch.Generator().manual_seed(seed))
+        play = RadarGames(games, config, torch.Generator().manual_seed(seed), jammer)
         play.rollout(config.look_back[1] + _SETTLE, policy)
         happened = play.rollout(steps, policy)
         found[name] = {

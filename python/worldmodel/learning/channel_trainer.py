@@ -1,0 +1,214 @@
+"""Training of agents in the game of channels, by the exact expectation of what their choices bring.
+
+In training the simulator tells what every action would have brought, ``RadarGames.expected``. So the gradient of
+Σ_a π(a) · E[reward | a] runs from the probability of detection through the policy into the memory, without a sample of
+the reward. What is sent now decides where a look-back jammer is L intervals later, but another free channel is then as
+good, so no value beyond the next reward is learned. The agent also predicts the other side's channel, which it observes
+one interval later.
+"""
+
+import dataclasses
+from typing import Annotated, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from worldmodel.environments.radar.game import SILENT, Policy, RadarGameConfig, RadarGames
+from worldmodel.environments.radar.policies import random
+from worldmodel.learning.channel_agent import ChannelAgent, ChannelAgentConfig, RadarPlayer, radar_agent
+from worldmodel.learning.token_trainer import CLOCKS
+from worldmodel.runs.fields import (
+    Bounds,
+    Checked,
+    Limit,
+    Positive,
+    Seed,
+    Share,
+    Size,
+    Weight,
+)
+
+EASY = 8  # intervals: a look-back with which training begins
+
+
+@dataclasses.dataclass(frozen=True)
+class ChannelTrainConfig(Checked):
+    """How an agent is trained.
+
+    Attributes:
+        agent: its networks.
+        batch_size: games played at once.
+        steps: intervals of each that carry a loss, after as many as the longest look-back takes.
+        curriculum: first share of the training in which the longest look-back grows from ``EASY`` to the game's.
+        passes: updates with the same games.
+        lr: of AdamW, after ``warmup`` updates, until it falls to 2% of that.
+        warmup: updates.
+        cooldown: last share of the training, in which the rate falls.
+        weight_decay: of AdamW.
+        max_grad_norm: of all gradients together.
+        entropy: weight of the policy's entropy, which keeps equally good channels equally probable.
+        prediction: weight of the prediction of the other side's channel.
+        minutes: of training.
+        clock: of ``minutes``, "wall", or "cpu" for processor time.
+        updates: at most, if given.
+        seed: of weights and games.
+    """
+
+    agent: ChannelAgentConfig = ChannelAgentConfig()  # noqa: RUF009
+    batch_size: Size = 64
+    steps: Annotated[int, Bounds(1, 2**20)] = 40
+    curriculum: Share = 0.5
+    passes: Limit = 2
+    lr: Annotated[float, Bounds(0, 10, above=True)] = 3e-3
+    warmup: Limit = 50
+    cooldown: Annotated[float, Bounds(0, 1, above=True)] = 0.5
+    weight_decay: Share = 0.01
+    max_grad_norm: Positive = 1.0
+    entropy: Weight = 0.01
+    prediction: Weight = 1.0
+    minutes: Positive = 1.0
+    clock: Literal["wall", "cpu"] = "wall"
+    updates: Limit | None = None
+    seed: Seed = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Played:
+    """What one side learns from in games.
+
+    Attributes:
+        inputs: what it observed before each choice, (batch, time, inputs).
+        legal: its choices, bool (batch, time, choices).
+        gain: what each of them brings, exactly, (batch, time, choices).
+        other: the channel of the other side, or ``SILENT`` where it is never told: int64 (batch, time).
+        burn_in: first intervals, which carry no loss.
+    """
+
+    inputs: Tensor
+    legal: Tensor
+    gain: Tensor
+    other: Tensor
+    burn_in: int
+
+
+def play(games: RadarGames, steps: int, radar: Policy) -> tuple[Played, Played]:
+    """Games from their first interval, as the radar and the jammer learn from them.
+
+    The ``steps`` intervals that carry a loss come after as many as the longest look-back. The radar's gain is the
+    detection probability. The jammer's is a hit; it observes the channel that was used.
+    """
+    config, burn_in, rows = games.config, games.config.look_back[1], []
+    for _ in range(burn_in + steps):
+        legal = games.available.repeat_interleave(config.waveforms, 1)
+        before = [games.observations, legal, games.expected, games.heard]
+        games.step(radar(games))
+        told = games.last_jammed if config.sensed else torch.full_like(games.last_jammed, SILENT)
+        rows.append([*before, told, games.last_sent])
+    observations, legal, expected, heard, jammed, sent = (torch.stack(x, 1) for x in zip(*rows, strict=True))
+    hits = F.one_hot(sent + 1, config.channels + 1)[..., 1:].float()
+    every = torch.ones_like(hits, dtype=torch.bool)
+    return Played(observations, legal, expected, jammed, burn_in), Played(heard, every, hits, sent, burn_in)
+
+
+class ChannelLearner:
+    """Updates an agent.
+
+    Args:
+        agent: that learns.
+        config: of the training.
+    """
+
+    def __init__(self, agent: ChannelAgent, config: ChannelTrainConfig) -> None:
+        self.agent, self.config, self.updates = agent, config, 0
+        self.optimizer = torch.optim.AdamW(
+            agent.parameters(), lr=config.lr, weight_decay=config.weight_decay, betas=(0.9, 0.98)
+        )
+
+    def update(self, played: Played, progress: float = 0.0) -> dict[str, float]:
+        """One step of the optimizer; returns metrics.
+
+        Args:
+            played: of the agent's side.
+            progress: share of the training that is over, for the learning rate.
+
+        Raises:
+            ArithmeticError: a gradient that is not finite.
+        """
+        config, burn_in = self.config, played.burn_in
+        outputs, _ = self.agent(played.inputs)
+        choices, other = (logits[:, burn_in:] for logits in outputs)
+        legal, gains, channels = (x[:, burn_in:] for x in (played.legal, played.gain, played.other))
+        log_policy = choices.masked_fill(~legal, -torch.inf).log_softmax(-1)
+        policy = log_policy.exp()
+        gain = (policy * gains).sum(-1).mean()
+        entropy = -(policy * log_policy.masked_fill(~legal, 0)).sum(-1).mean()
+        loss = -gain - config.entropy * entropy
+        metrics = {"gain": float(gain.detach()), "entropy": float(entropy.detach())}
+        told = channels != SILENT
+        if config.prediction and told.any():
+            foreseen = F.cross_entropy(other[told], channels[told])
+            metrics |= {
+                "prediction_loss": float(foreseen.detach()),
+                "foreseen": float((other.argmax(-1) == channels)[told].float().mean()),
+            }
+            loss = loss + config.prediction * foreseen
+        self.optimizer.zero_grad()
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.agent.parameters(), config.max_grad_norm)
+        if not bool(norm.isfinite()):
+            raise ArithmeticError(f"the gradient is {float(norm)} after {self.updates:,} updates")
+        falling = min(1.0, max(0.02, (1 - progress) / config.cooldown))
+        for group in self.optimizer.param_groups:
+            group["lr"] = config.lr * min(1.0, (self.updates + 1) / config.warmup) * falling
+        self.optimizer.step()
+        self.updates += 1
+        return metrics
+
+
+class RadarTrainer:
+    """Trains a radar against the jammer of a configuration.
+
+    It learns from random play at first, more and more from its own; and from short look-backs first.
+
+    Attributes:
+        agent: what is trained.
+        seconds: of training, by ``config.clock``.
+    """
+
+    def __init__(self, game: RadarGameConfig, config: ChannelTrainConfig) -> None:
+        torch.manual_seed(config.seed)
+        self.game, self.config, self.seconds = game, config, 0.0
+        self.generator = torch.Generator().manual_seed(config.seed)
+        self.agent = radar_agent(game, config.agent)
+        self.learner = ChannelLearner(self.agent, config)
+
+    @property
+    def progress(self) -> float:
+        """Share of the minutes or updates that is over."""
+        updates = 0.0 if self.config.updates is None else self.learner.updates / self.config.updates
+        return max(updates, self.seconds / (60 * self.config.minutes))
+
+    @property
+    def finished(self) -> bool:
+        return self.progress >= 1
+
+    @property
+    def stage(self) -> RadarGameConfig:
+        """The games that it learns from now."""
+        shortest, longest = self.game.look_back
+        easy = min(max(EASY, shortest), longest)
+        share = min(1.0, self.progress / self.config.curriculum) if self.config.curriculum else 1.0
+        return dataclasses.replace(self.game, look_back=(shortest, round(easy * (longest / easy) ** share)))
+
+    def iterate(self) -> dict[str, float]:
+        """Plays games and learns from them; returns metrics of the last update."""
+        start = CLOCKS[self.config.clock]()
+        own = float(torch.rand((), generator=self.generator)) < self.progress
+        policy = RadarPlayer(self.agent, greedy=False) if own else random
+        games = RadarGames(self.config.batch_size, self.stage, self.generator)
+        played, _ = play(games, self.config.steps, policy)
+        for _ in range(self.config.passes):
+            metrics = self.learner.update(played, self.progress)
+        self.seconds += CLOCKS[self.config.clock]() - start
+        return metrics
