@@ -7,7 +7,7 @@ from worldmodel_examples import CONFIG, MEMORIES, random_batch, small_model
 
 from worldmodel.data.spaces import Modality
 from worldmodel.learning.learner import Learner, LearnerConfig
-from worldmodel.model.codecs import CategoricalCodec, GridCodec, VectorCodec
+from worldmodel.model.codecs import CategoricalCodec, GridCodec, ImageCodec, VectorCodec
 from worldmodel.model.latents import CategoricalConfig
 from worldmodel.model.networks import symlog
 from worldmodel.model.perception import PerceptionConfig
@@ -184,3 +184,17 @@ def test_memory_reads_an_imagined_latent_as_it_reads_an_observed_one(stochastic)
     if not stochastic:
         sample = latent.sample(posterior)
     torch.testing.assert_close(latent.embed(sample), latent.embed_mean(posterior), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("side", [(16, 16), (65, 65), (64, 48), (100, 67), (7, 5)])
+@pytest.mark.parametrize("stride", [2, 4, 8])
+def test_every_pixel_is_seen_with_any_stride_of_the_first_convolution(side, stride):
+    torch.manual_seed(0)
+    codec = ImageCodec(Modality("image", (*side, 2), "uint8"), hidden=6, channels=3, stride=stride)
+    assert min(codec.small[1:]) <= 4
+    pictures = torch.randint(256, (2, *side, 2), dtype=torch.uint8)
+    code = codec.encode(pictures)
+    assert code.shape == (2, 6) and codec.reconstruct(code).shape == (2, 2, *side)
+    planes = torch.rand(1, 2, *side, requires_grad=True)
+    (gradient,) = torch.autograd.grad(codec.encode_planes(planes).square().sum(), planes)
+    assert (gradient != 0).all()

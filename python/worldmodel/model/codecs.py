@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from worldmodel.data.spaces import Modality
-from worldmodel.model.networks import symexp, symlog
+from worldmodel.model.networks import FirstBatchNorm, symexp, symlog
 
 _WINDOW = 1e6  # steps in the running mean and variance
 _MIN_VARIANCE = 1e-10  # below: a constant entry
@@ -209,19 +209,28 @@ class VectorCodec(StandardisedCodec):
 
 
 class ImageCodec(nn.Module):
-    """Strided convolutions down to a side of at most 4, and upsampling back."""
+    """Strided convolutions down to a side of at most 4, and upsampling back.
 
-    def __init__(self, modality: Modality, hidden: int, channels: int) -> None:
+    ``stride`` is even, and that of the first convolution; it is 2 of the others.
+
+    Attributes:
+        norm: of the pixels, 0 to 255, that are encoded; None scales them to -0.5 to 0.5.
+    """
+
+    def __init__(self, modality: Modality, hidden: int, channels: int, stride: int = 2) -> None:
         super().__init__()
-        height, width, colors = modality.shape
-        stages = max(1, math.ceil(math.log2(min(height, width) / 4)))
+        self.shape = height, width, colors = modality.shape
+        stages = 1 + max(0, math.ceil(math.log2(min(height, width) / (4 * stride))))
         sides = [(height, width)]
         layers: list[nn.Module] = []
         planes = [colors] + [channels * 2**i for i in range(stages)]
         for before, after in itertools.pairwise(planes):
-            layers += [nn.Conv2d(before, after, 3, stride=2, padding=1), nn.GroupNorm(1, after), nn.SiLU()]
-            sides.append(((sides[-1][0] + 1) // 2, (sides[-1][1] + 1) // 2))
+            step = 2 if layers else stride
+            convolution = nn.Conv2d(before, after, step + 1, stride=step, padding=step // 2)
+            layers += [convolution, nn.GroupNorm(1, after), nn.SiLU()]
+            sides.append((-(-sides[-1][0] // step), -(-sides[-1][1] // step)))
         self.encoder = nn.Sequential(*layers)
+        self.norm: FirstBatchNorm | None = None
         self.small = (planes[-1], *sides[-1])
         self.width = hidden
         self.project = nn.Linear(math.prod(self.small), hidden)
@@ -236,8 +245,16 @@ class ImageCodec(nn.Module):
     def drop_decoder(self) -> None:
         del self.expand, self.decoder
 
+    def centre(self) -> FirstBatchNorm:
+        """Encodes what differs from the first batch's mean picture from now on; returns the norm, to be begun."""
+        self.norm = FirstBatchNorm(math.prod(self.shape), alike=True)
+        return self.norm
+
     def encode(self, modality: Tensor) -> Tensor:
-        return self.encode_planes(self._scaled(modality))
+        if self.norm is None:
+            return self.encode_planes(self._scaled(modality))
+        pixels = self.norm(modality.flatten(1).to(self.project.weight.dtype))
+        return self.encode_planes(pixels.unflatten(1, self.shape).movedim(-1, 1))
 
     def encode_planes(self, planes: Tensor) -> Tensor:
         """(steps, channels, height, width) -> (steps, width)."""
@@ -260,9 +277,9 @@ class ImageCodec(nn.Module):
 class MapCodec(StandardisedCodec):
     """Real numbers on a grid: standardised per channel, then as an image."""
 
-    def __init__(self, modality: Modality, hidden: int, channels: int) -> None:
+    def __init__(self, modality: Modality, hidden: int, channels: int, stride: int = 2) -> None:
         super().__init__()
-        self.image = ImageCodec(modality, hidden, channels)
+        self.image = ImageCodec(modality, hidden, channels, stride)
         self.width = self.image.width
         self._register_moments(modality.shape[-1])
 
@@ -335,12 +352,14 @@ class GridCodec(ClassCodec):
         return prediction.argmax(1)
 
 
-def build_codec(modality: Modality, hidden: int, channels: int, rare: float = 0.0) -> Any:
-    """The codec of ``modality``; ``channels``: of an image's first convolution; ``rare``: for classes."""
+def build_codec(modality: Modality, hidden: int, channels: int, rare: float = 0.0, stride: int = 2) -> Any:
+    """The codec of ``modality``; ``channels``, ``stride``: of an image's first convolution; ``rare``: for classes."""
     if modality.kind == "categorical":
         return CategoricalCodec(modality, hidden, rare)
     if modality.kind == "vector":
         return VectorCodec(modality, hidden)
     if modality.kind == "map":
-        return MapCodec(modality, hidden, channels)
-    return ImageCodec(modality, hidden, channels) if modality.kind == "image" else GridCodec(modality, hidden, rare)
+        return MapCodec(modality, hidden, channels, stride)
+    if modality.kind == "image":
+        return ImageCodec(modality, hidden, channels, stride)
+    return GridCodec(modality, hidden, rare)
