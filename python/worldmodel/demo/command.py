@@ -43,7 +43,9 @@ class MemoryDemoOptions(Checked):
 def main(arguments: Sequence[str], parse: Callable[..., Any]) -> int:
     """``python -m worldmodel demo NAME``; raises ConfigurationError for an unknown name."""
     if not arguments or arguments[0].startswith("-"):
-        print("usage: python -m worldmodel demo memory|worlds [options]\n\n`demo NAME --help` explains the options.")
+        print(
+            "usage: python -m worldmodel demo memory|worlds|plan [options]\n\n`demo NAME --help` explains the options."
+        )
         return 0 if arguments else 2
     if arguments[0] == "memory":
         print(run_memory(parse(MemoryDemoOptions, arguments[1:], "demo memory")))
@@ -51,8 +53,12 @@ def main(arguments: Sequence[str], parse: Callable[..., Any]) -> int:
         from worldmodel.demo.worlds import WorldsDemoOptions, run_worlds
 
         print(run_worlds(parse(WorldsDemoOptions, arguments[1:], "demo worlds")))
+    elif arguments[0] == "plan":
+        from worldmodel.demo.plan import PlanDemoOptions, run_plan
+
+        print(run_plan(parse(PlanDemoOptions, arguments[1:], "demo plan")))
     else:
-        raise ConfigurationError(f"there is no demonstration {arguments[0]!r}, expected memory or worlds")
+        raise ConfigurationError(f"there is no demonstration {arguments[0]!r}, expected memory, worlds or plan")
     return 0
 
 
