@@ -1,22 +1,25 @@
-"""Planners under the true dynamics of two rooms and in learned latents, beside random walks and straight lines.
+"""Planners in two rooms, under the true dynamics and in learned latents, beside random walks and straight lines.
 
-    python benchmarks/planning.py                                        # 100 episodes each: half an hour of one core
-    python benchmarks/planning.py --methods cem --episodes 20 --layouts random
+    python benchmarks/planning.py --seeds 5,6,7                          # all rows; those that exist are kept
+    python benchmarks/planning.py --methods learned --layouts fixed --seeds 0 --json /tmp/planning.json
+    python benchmarks/planning.py --methods cem --episodes 20 --layouts random --again
     python benchmarks/planning.py --picture docs/plans.png               # plans drawn on the rooms
-    python benchmarks/planning.py --methods learned --layouts fixed --minutes 3 --train-seed 1
-    python benchmarks/planning.py --methods learned --latent '{"sigreg": 0}'   # what prevents a collapse is left out
     python benchmarks/planning.py --report                               # the table
 
 Episodes have 200 steps, as PLDM's and EB-JEPA's; one is a success at its first step within 4.5 pixels of the goal, and
-held if it ends there. Rows are merged into one JSON file. Times are CPU time, all episodes as one batch.
+held if it ends there. A row is of one method, layout and seed, of weights, walks and goals alike, and is written as
+soon as it is measured: a run that was interrupted goes on. Times are CPU time, all episodes as one batch.
 
 "learned" records walks with `record`, learns from them for some CPU minutes with the preset planning, an action being
-four moves, and plans in the latents.
+four moves, and plans in the latents. "unregularised" leaves out what prevents a collapse. With the latter, or other
+settings by --latent, what the log says of a collapse is in the row.
 """
 
 import argparse
 import dataclasses
+import itertools
 import json
+import statistics
 import tempfile
 import time
 from pathlib import Path
@@ -25,15 +28,15 @@ from typing import Any
 import imageio
 import numpy as np
 import torch
-from PIL import Image, ImageDraw
 
 from harness import environment, tables
+from worldmodel.acting.plan_decider import IN_LATENTS
 from worldmodel.acting.planner import PlannerConfig
 from worldmodel.acting.recording import record
 from worldmodel.acting.room_episodes import CONFIG, Controller, Driven, LearnedDynamics, TrueDynamics, drive
 from worldmodel.data.actions import action_generator
 from worldmodel.environments.two_rooms.moves import Layouts
-from worldmodel.environments.two_rooms.pictures import SCALE, drawing
+from worldmodel.environments.two_rooms.pictures import drawing, with_paths
 from worldmodel.environments.two_rooms.walks import WalkConfig, sample_tasks, sample_walks
 from worldmodel.learning.held_out import recorded_sources
 from worldmodel.learning.latent_objective import collapse_notice
@@ -43,12 +46,13 @@ from worldmodel.learning.trainer import SourceTrainer
 from worldmodel.model.world_model import WorldModel
 
 RESULT = Path(__file__).resolve().parent / "results" / "planning_cpu.json"
-METHODS = ("random", "straight", "cem", "mppi", "gradient", "learned")
+METHODS = ("random", "straight", "cem", "learned", "unregularised", "mppi", "gradient")
 CPU = torch.device("cpu")
 STEPS, RADIUS = 200, 4.5
 PLANNERS: dict[str, dict[str, Any]] = {"cem": {}, "mppi": {"method": "mppi"}, "gradient": {"method": "gradient"}}
+LEARNED: dict[str, dict[str, Any]] = {"learned": {}, "unregularised": {"sigreg": 0.0}}  # settings of the latents
+MINUTES, WALKS = {"fixed": 3.0, "random": 20.0}, {"fixed": 500, "random": 2000}
 ACTION_STEPS, WALK = 4, 88
-IN_LATENTS = PlannerConfig(std=0.4, first=2, iterations=5)  # of the longest move
 
 
 def scene(layout: str, episodes: int, seed: int) -> tuple[Layouts, torch.Tensor, torch.Tensor]:
@@ -94,31 +98,27 @@ class Training:
 
     Attributes:
         minutes: of CPU time.
-        seed: of weights, batches and recorded walks.
         walks: recorded, of ``WALK`` steps.
         latent: settings of the latents that replace the preset's.
     """
 
     minutes: float
-    seed: int
     walks: int
     latent: dict[str, Any]
 
 
-def learn(layout: str, training: Training) -> tuple[WorldModel, dict[str, Any]]:
+def learn(layout: str, seed: int, training: Training) -> tuple[WorldModel, dict[str, Any]]:
     """A world model of recorded walks, and what its training measured."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "walks.npz"
         env_args = {"task": "walk", "length": WALK, "layout": layout, "crossing": 0.3, "bumping": 0.3}
         began = time.process_time()
-        record("worldmodel/TwoRooms-v0", path, training.walks * WALK, seed=training.seed, env_args=env_args)
+        record("worldmodel/TwoRooms-v0", path, training.walks * WALK, seed=seed, env_args=env_args)
         recorded = time.process_time() - began
         model = PRESETS["planning"]().model
         latent = dataclasses.replace(model.perception.latent, **training.latent)
         model = dataclasses.replace(model, perception=dataclasses.replace(model.perception, latent=latent))
-        config = TrainConfig(
-            data=path, action_steps=ACTION_STEPS, preset="planning", model=model, seed=training.seed, threads=1
-        )
+        config = TrainConfig(data=path, action_steps=ACTION_STEPS, preset="planning", model=model, seed=seed, threads=1)
         source, held_out = recorded_sources(config)
         assert held_out is not None
         trainer = SourceTrainer(config, source)
@@ -135,19 +135,18 @@ def learn(layout: str, training: Training) -> tuple[WorldModel, dict[str, Any]]:
         losses = trainer.learner.held_out_losses(held_out.sample()[0])
     assert trainer.learner.ema is not None
     measured = {name: losses[name] for name in losses if name.startswith(("latent/", "loss/dynamics", "loss/rollout"))}
-    about = {f"train_{name}" if name == "seed" else name: value for name, value in vars(training).items()}
-    about |= {"updates": trainer.updates, "record_seconds": recorded, **measured}
-    return trainer.learner.ema.module.eval(), about
+    about = {**vars(training), "updates": trainer.updates, "record_seconds": recorded, **measured}
+    return trainer.learner.ema.module.eval(), {**about, "collapse": collapse_notice(losses)}
 
 
-def measure_learned(layout: str, episodes: int, seed: int, training: Training) -> dict[str, Any]:
-    world_model, about = learn(layout, training)
+def measure_learned(method: str, layout: str, episodes: int, seed: int, training: Training) -> dict[str, Any]:
+    world_model, about = learn(layout, seed, training)
     layouts, start, goal = scene(layout, episodes, seed)
     began = time.process_time()
     controller = LearnedDynamics(world_model, goal, layouts, IN_LATENTS, ACTION_STEPS, seed=seed)
     driven = drive(controller, start, goal, layouts, STEPS, RADIUS)
     seconds = time.process_time() - began
-    return {**_result("learned", layout, seed, driven), "ms_per_action": 1000 * seconds / (episodes * STEPS), **about}
+    return {**_result(method, layout, seed, driven), "ms_per_action": 1000 * seconds / (episodes * STEPS), **about}
 
 
 def draw(path: Path, seed: int) -> None:
@@ -162,77 +161,96 @@ def draw(path: Path, seed: int) -> None:
         driven = drive(planned, start, goal, layouts, STEPS, RADIUS)
         frames = []
         for row in range(4):
-            picture = Image.fromarray(drawing(start[row], goal[row], RADIUS, layouts[row]))
-            lines = ImageDraw.Draw(picture)
+            picture = drawing(start[row], goal[row], RADIUS, layouts[row])
             way = driven.path[row, : int(driven.first[row]) + 1]
-            for places, colour in ((torch.cat([start[row][None], first[row]]), (234, 120, 20)), (way, (36, 99, 235))):
-                points = [tuple(point) for point in ((places + 0.5) * SCALE).tolist()]
-                lines.line(points, fill=colour, width=2)
-            frames.append(np.pad(np.asarray(picture), ((0, 6), (0, 6), (0, 0)), constant_values=255))
+            paths = ((torch.cat([start[row][None], first[row]]), (234, 120, 20)), (way, (36, 99, 235)))
+            picture = with_paths(picture, paths)
+            frames.append(np.pad(picture, ((0, 6), (0, 6), (0, 0)), constant_values=255))
         rows.append(np.concatenate(frames, 1))
     imageio.imwrite(path, np.concatenate(rows))
 
 
 def report(rows: list[dict[str, Any]]) -> str:
-    header = ["layout", "controller", "first hit", "held", "median steps", "ms per action"]
-    rows = sorted(rows, key=lambda row: (row["layout"], METHODS.index(row["method"]), _named(row)))
-    cells = [
-        [
-            row["layout"],
-            _named(row),
-            f"{row['first_hit']:.0%}",
-            f"{row['held']:.0%}",
-            str(row["median_steps"]) if row["median_steps"] <= STEPS else "none",
-            "" if row["ms_per_action"] is None else f"{row['ms_per_action']:.2f}",
-        ]
-        for row in rows
-    ]
+    """Means over seeds, and their range."""
+    header = ["layout", "controller", "seeds", "first hit", "held", "median steps", "ms per action"]
+    cells = []
+    order = sorted(rows, key=lambda row: (row["layout"], METHODS.index(row["method"]), _named(row)))
+    for (layout, name), group in itertools.groupby(order, lambda row: (row["layout"], _named(row))):
+        found = list(group)
+        steps, times = statistics.median(row["median_steps"] for row in found), [row["ms_per_action"] for row in found]
+        cells.append(
+            [
+                layout,
+                name,
+                ", ".join(str(row["seed"]) for row in sorted(found, key=lambda row: int(row["seed"]))),
+                _range([row["first_hit"] for row in found]),
+                _range([row["held"] for row in found]),
+                f"{steps:g}" if steps <= STEPS else "none",
+                "" if None in times else f"{statistics.mean(times):.2f}",
+            ]
+        )
     return tables.markdown(header, cells)
 
 
+def _range(shares: list[float]) -> str:
+    low, high = f"{min(shares):.0%}", f"{max(shares):.0%}"
+    return f"{statistics.mean(shares):.0%}" + ("" if low == high else f" ({low} to {high})")
+
+
 def _named(row: dict[str, Any]) -> str:
-    if row["method"] != "learned":
+    if row["method"] not in LEARNED:
         return row["method"]
-    latent = "".join(f", {name} {value}" for name, value in row["latent"].items())
-    return f"learned, {row['minutes']:g} min, seed {row['train_seed']}{latent}"
+    own = {name: value for name, value in row["latent"].items() if name not in LEARNED[row["method"]]}
+    return ", ".join([row["method"], f"{row['minutes']:g} min", *(f"{name} {value}" for name, value in own.items())])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     names = {"type": lambda text: text.split(",")}
-    parser.add_argument("--methods", default=list(METHODS), help=f"comma-separated, of {', '.join(METHODS)}", **names)
+    parser.add_argument("--methods", default=METHODS[:5], help=f"comma-separated, of {', '.join(METHODS)}", **names)
     parser.add_argument("--layouts", default=["fixed", "random"], help="fixed, random", **names)
+    parser.add_argument("--seeds", default=[5], type=lambda text: [int(seed) for seed in text.split(",")])
     parser.add_argument("--episodes", type=int, default=100)
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--minutes", type=float, default=3, help='of CPU time, in which "learned" learns')
-    parser.add_argument("--train-seed", type=int, default=0, help='of what "learned" records and learns')
-    parser.add_argument("--walks", type=int, default=500, help="recorded walks")
+    parser.add_argument("--minutes", type=float, help=f'of CPU time, in which "learned" learns; {MINUTES} if not given')
+    parser.add_argument("--walks", type=int, help=f"recorded walks; {WALKS} if not given")
     parser.add_argument("--latent", type=json.loads, default={}, help="settings of the latents, JSON")
+    parser.add_argument("--again", action="store_true", help="measure rows that exist as well")
     parser.add_argument("--json", type=Path, default=RESULT)
     parser.add_argument("--picture", type=Path)
     parser.add_argument("--report", action="store_true")
     chosen = parser.parse_args()
-    if unknown := {*chosen.methods} - {*METHODS} | {*chosen.layouts} - {"fixed", "random"}:
+    if unknown := {*chosen.methods} - {*METHODS} | {*chosen.layouts} - {*MINUTES}:
         parser.error(f"there is no {sorted(unknown)}")
-    training = Training(chosen.minutes, chosen.train_seed, chosen.walks, chosen.latent)
-    saved = json.loads(chosen.json.read_text()) if chosen.json.exists() else {"rows": []}
     if chosen.picture:
-        draw(chosen.picture, chosen.seed)
-    elif not chosen.report:
+        draw(chosen.picture, chosen.seeds[0])
+        return
+    if not chosen.report:
         torch.set_num_threads(1)
-        for layout in chosen.layouts:
-            for method in chosen.methods:
-                if method == "learned":
-                    row = measure_learned(layout, chosen.episodes, chosen.seed, training)
-                else:
-                    row = measure(method, layout, chosen.episodes, chosen.seed)
-                others = [old for old in saved["rows"] if (_named(old), old["layout"]) != (_named(row), layout)]
-                about = {"benchmark": "planning", "device": "cpu", "environment": environment.describe(CPU)}
-                saved = {**about, "rows": [*others, row]}
-                chosen.json.write_text(json.dumps(saved, indent=1) + "\n")
-                print(row, flush=True)
-    if saved["rows"]:
-        print(report(saved["rows"]))
+        for layout, method, seed in itertools.product(chosen.layouts, chosen.methods, chosen.seeds):
+            walks, minutes = chosen.walks or WALKS[layout], chosen.minutes or MINUTES[layout]
+            training = Training(minutes, walks, {**LEARNED.get(method, {}), **chosen.latent})
+            planned = {"method": method, "layout": layout, "seed": seed, **vars(training)}
+            if not chosen.again and any(_same(row, planned) for row in _saved(chosen.json)):
+                continue
+            if method in LEARNED:
+                row = measure_learned(method, layout, chosen.episodes, seed, training)
+            else:
+                row = measure(method, layout, chosen.episodes, seed)
+            about = {"benchmark": "planning", "device": "cpu", "environment": environment.describe(CPU)}
+            others = [old for old in _saved(chosen.json) if not _same(old, planned)]
+            chosen.json.write_text(json.dumps({**about, "rows": [*others, row]}, indent=1) + "\n")
+            print(row, flush=True)
+    if rows := _saved(chosen.json):
+        print(report(rows))
+
+
+def _saved(path: Path) -> list[dict[str, Any]]:
+    return json.loads(path.read_text())["rows"] if path.exists() else []
+
+
+def _same(row: dict[str, Any], planned: dict[str, Any]) -> bool:
+    """Whether ``row`` is of the same method, layout and seed, and of the same name in the table."""
+    return (row["layout"], row["seed"], _named(row)) == (planned["layout"], planned["seed"], _named(planned))
 
 
 if __name__ == "__main__":

@@ -17,17 +17,18 @@ USAGE = """usage: python -m worldmodel COMMAND [options]
   train       train a world model on an environment
   train-world train a world that stays: what is seen where, to be saved, edited and entered again
   evaluate    run whole episodes with what was trained
+  plan        run whole episodes by planning in what was trained, towards goals
   plot        draw returns, losses or other metrics of runs as curves, a PNG
   imagine     draw what was observed, reconstructed and imagined open-loop, as a PNG and a GIF
   record      record episodes of an environment in a file, to train from
   play        walk through a world in a browser or a terminal, edit, fork and save it
-  demo        show what the memory does: `demo memory`, `demo worlds` or `demo radar`, minutes on two cores
+  demo        show what it does: `demo memory`, `worlds`, `radar` or `plan`, minutes on two cores
 
 python -m worldmodel COMMAND --help explains the options.
 """
 
 
-COMMANDS = ("train", "train-world", "evaluate", "plot", "imagine", "record", "play", "demo")
+COMMANDS = ("train", "train-world", "evaluate", "plan", "plot", "imagine", "record", "play", "demo")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

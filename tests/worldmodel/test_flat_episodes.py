@@ -1,6 +1,7 @@
 """Flat columns of episodes: read a part at a time, and told where they are wrong."""
 
 import importlib.util
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -113,8 +114,8 @@ def test_what_is_wrong_is_told_with_its_episode_and_step():
         file.rows(np.array([0, 8]), 5)
 
 
-@pytest.mark.skipif(importlib.util.find_spec("h5py") is not None, reason="h5py is installed")
-def test_without_h5py_the_package_is_named():
+def test_without_h5py_the_package_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "h5py", None)
     with pytest.raises(MissingPackage, match="the package 'h5py' is needed to read HDF5 and is not installed: pip"):
         FlatEpisodes.open(PATH)
 

@@ -188,9 +188,24 @@ def test_memory_reads_an_imagined_latent_as_it_reads_an_observed_one(stochastic)
 
 @pytest.mark.parametrize("side", [(64, 64), (30, 33), (9, 5)])
 @pytest.mark.parametrize("upsampling", ["nearest", "transposed"])
-def test_a_decoder_draws_every_pixel_of_a_picture_of_any_size(upsampling, side):
+@pytest.mark.parametrize("stride", [2, 4])
+def test_a_decoder_draws_every_pixel_of_a_picture_of_any_size(upsampling, stride, side):
     torch.manual_seed(0)
-    codec = ImageCodec(Modality("image", (*side, 3), "uint8"), hidden=16, channels=4, upsampling=upsampling)
+    codec = ImageCodec(Modality("image", (*side, 3), "uint8"), 16, 4, stride, upsampling)
     one, other = codec.reconstruct(torch.randn(2, 16))
     assert one.shape == (3, *side)
     assert ((one - other).abs() > 1e-6).all()
+
+
+@pytest.mark.parametrize("side", [(16, 16), (65, 65), (64, 48), (100, 67), (7, 5)])
+@pytest.mark.parametrize("stride", [2, 4, 8])
+def test_every_pixel_is_seen_with_any_stride_of_the_first_convolution(side, stride):
+    torch.manual_seed(0)
+    codec = ImageCodec(Modality("image", (*side, 2), "uint8"), hidden=6, channels=3, stride=stride)
+    assert min(codec.small[1:]) <= 4
+    pictures = torch.randint(256, (2, *side, 2), dtype=torch.uint8)
+    code = codec.encode(pictures)
+    assert code.shape == (2, 6) and codec.reconstruct(code).shape == (2, 2, *side)
+    planes = torch.rand(1, 2, *side, requires_grad=True)
+    (gradient,) = torch.autograd.grad(codec.encode_planes(planes).square().sum(), planes)
+    assert (gradient != 0).all()

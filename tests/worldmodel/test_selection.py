@@ -69,6 +69,22 @@ def test_rows_are_those_of_the_chosen_episodes(folder, k):
     assert batch.actions.shape == (3, window, k)
 
 
+def test_every_step_is_seen_where_an_episode_counts_once_per_phase(folder):
+    files, chosen, k = open_episodes(folder), np.array([0, 4]), 3
+    found = SelectedEpisodes(files, chosen, k, phases=k)
+    starts = [(episode, phase) for episode in chosen for phase in range(k) if LENGTHS[episode] - phase > k]
+    assert found.episodes == len(starts) == 6
+    for (episode, phase), at in zip(starts, found.episode_starts, strict=True):
+        count = (LENGTHS[episode] - 1 - phase) // k + 1
+        rows = {name: array[0] for name, array in found.rows(np.array([at]), count).items()}
+        steps = phase + k * np.arange(count)
+        assert rows["observations/observation"][:, 1] == pytest.approx(0.1 * steps)
+        assert rows["actions"][:-1] == pytest.approx(0.01 * (steps[:-1, None] + np.arange(k)))
+        assert rows["is_first"].tolist() == [True] + [False] * (count - 1) and rows["is_last"][-1]
+    short = SelectedEpisodes(files, np.array([2]), 5, phases=5)  # of 6 steps: one action of five
+    assert (short.episodes, short.steps) == (1, 2)
+
+
 def test_actions_of_several_steps_are_those_of_the_environment_one_after_another():
     spec = repeated(ActionSpec.from_space(spaces.Box(np.array([-2, 0]), np.array([2, 1]))), 2)
     assert np.allclose(spec.to_env(np.array([[0.5, 1, -1, 0]], np.float32)), [[[1, 1], [-2, 0.5]]])
@@ -110,7 +126,7 @@ def test_bad_data_is_told_with_file_episode_and_step(folder, tmp_path):
         with pytest.raises(RunError, match=rf"bad\.npz: {said}"):
             open_episodes(tmp_path / "bad.npz")
     changed(folder / "a.npz", tmp_path / "bad.npz", **{"observations/observation": ((8, 1), np.nan)})
-    found = SelectedEpisodes(open_episodes(tmp_path / "bad.npz"), None, 2)
+    found = SelectedEpisodes(open_episodes(tmp_path / "bad.npz"), None, 2, phases=2)
     with pytest.raises(RunError, match=r"bad\.npz: episode 1, step 1: .*NaN"):
         found.rows(np.arange(found.steps - 2), 3)
     with pytest.raises(RunError, match=r"a\.npz: episode 2, step 0: the episode has 6 steps, expected 7 at least"):

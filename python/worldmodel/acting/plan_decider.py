@@ -10,6 +10,9 @@ from worldmodel.acting.planner import Cost, Planner, PlannerConfig, Project, Rol
 from worldmodel.data.batch import State
 from worldmodel.model.world_model import Sampler, WorldModel
 
+IN_LATENTS = PlannerConfig(std=0.4, samples=32, first=4, iterations=2)
+"""For learned latents and plans that are renewed after every action: small searches, each beginning with the last."""
+
 
 class PlanningDecider:
     """Plans in the world model's latents, and acts by the plan's first actions: a ``Decider``.
@@ -51,6 +54,13 @@ class PlanningDecider:
         self._generator = torch.Generator().manual_seed(seed)
         self._actions: Tensor | None = None
         self._used = 0
+
+    @property
+    def left(self) -> Tensor:
+        """The newest plan from the newest action on, encoded: (rows, at most horizon, action width)."""
+        if self._actions is None:
+            raise ValueError("PlanningDecider.left: there is no plan yet, expected a call before")
+        return self._actions[:, self._used - 1 :].repeat(1, 1, self.repeats)
 
     def __call__(self, world_model: WorldModel, state: State) -> Tensor:
         previous = state["action"]

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from worldmodel.acting.plan_costs import GoalCost, LatentGoalCost, encode_goal
+from worldmodel.acting.plan_costs import GoalCost, LatentGoalCost, LatentRollout, encode_goal
 from worldmodel.acting.plan_decider import PlanningDecider
 from worldmodel.acting.planner import Plan, Planner, PlannerConfig, shifted, within_norm
 from worldmodel.environments.two_rooms.moves import Layouts, move, shortened, travel
@@ -126,7 +126,7 @@ class LearnedDynamics:
         layouts: (rows,).
         config: of the search, in shares of the longest move.
         repeat: steps for which a move of a plan is repeated.
-        every: moves of a plan after which it is renewed.
+        every: moves of a plan after which it is renewed: a model's errors drift from a goal that is not looked at.
         longest: move that is planned, pixels; recorded walks have few that are longer.
         max_step: longest move, pixels.
         seed: of samples.
@@ -139,7 +139,7 @@ class LearnedDynamics:
         layouts: Layouts,
         config: PlannerConfig,
         repeat: int = 4,
-        every: int = 4,
+        every: int = 1,
         longest: float = 1.1,
         max_step: float = 2.45,
         seed: int = 0,
@@ -155,6 +155,11 @@ class LearnedDynamics:
         actions, self._state = self.world_model.act(self._seen(places), self._state, self._is_first, self._decider)
         self._is_first = torch.zeros_like(self._is_first)
         return torch.from_numpy(self.world_model.action_spec.to_env(actions.numpy()))
+
+    def foreseen(self) -> Tensor:
+        """Latents of the rest of the plan, from the newest call on: (rows, actions, latent width)."""
+        with torch.no_grad():
+            return LatentRollout(self.world_model)(self._state, self._decider.left[:, None])[:, 0]
 
     def _seen(self, places: Tensor) -> dict[str, Tensor]:
         return {"observation": (pictures(places, self.layouts).movedim(-3, -1) * 255).to(torch.uint8)}

@@ -31,7 +31,7 @@ def parse(
         SystemExit: with status 0 after --help, with 2 after one line about what is wrong.
     """
     tyro = require("tyro", "read the command line")
-    example = {field.name: None for field in dataclasses.fields(kind)} if default is None else vars(default)  # type: ignore[arg-type]
+    example = _example(kind) if default is None else vars(default)
     _check_names(arguments, command, {name for path in example for name in _names(example[path], f"--{path}")})
     given: dict[str, Any] = {} if default is None else {"default": default}
     given |= {} if description is None else {"description": description}
@@ -45,6 +45,15 @@ def parse(
         if ended.code:
             _refuse(_one_line(said.getvalue(), arguments))
         raise
+
+
+def _example(kind: Any) -> dict[str, Any]:
+    """What has options of its own by field, None for the others."""
+    fields = dataclasses.fields(kind)
+    return {
+        field.name: None if field.default_factory is dataclasses.MISSING else field.default_factory()
+        for field in fields
+    }
 
 
 def _refuse(reason: str) -> NoReturn:

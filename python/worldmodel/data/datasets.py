@@ -37,6 +37,7 @@ from worldmodel.runs.fields import ConfigurationError
 from worldmodel.runs.files import RunError, open_file, parse_json, replacing, shown
 
 FORMAT = "worldmodel episodes 1"
+OBSERVED = "observations/"  # prefix of names
 _MOST_SPEC = 2**20  # bytes
 _MOST_HEADER = 4096  # characters of an array's
 _MOST_ARRAYS = 4096
@@ -201,23 +202,26 @@ class EpisodeFile:
                         self.action_spec.check(action[None], 1, "episodes")
                 raise
 
-    def rows(self, starts: np.ndarray, window: int) -> Arrays:
+    def rows(self, starts: np.ndarray, window: int, every: int = 1) -> Arrays:
         """Copies of ``window`` steps from each of ``starts``, all arrays as (rows, window, ...), observations checked.
+
+        Of observations, only each ``every``-th step is read.
 
         Raises:
             RunError: values that the specs do not have, with their episode and step.
         """
-        cut = {
-            name: np.stack([array[start : start + window] for start in starts]) for name, array in self.arrays.items()
-        }
+        cut: Arrays = {}
+        for name, array in self.arrays.items():
+            by = every if name.startswith(OBSERVED) else 1
+            cut[name] = np.stack([array[start : start + window : by] for start in starts])
         with self._refusing():
             try:
-                self._check_values(cut, len(starts) * window)
+                self._check_values(cut)
             except ValueError:
                 for index in (start + step for start in starts for step in range(window)):
                     with self._placed(index):
                         self._check_values(
-                            {name: array[None, index : index + 1] for name, array in self.arrays.items()}, 1
+                            {name: array[None, index : index + 1] for name, array in self.arrays.items()}
                         )
                 raise
         return cut
@@ -288,15 +292,11 @@ class EpisodeFile:
         except _Misplaced as error:
             raise ValueError(f"{self.place(error.step)}: {error}") from error
 
-    def _check_values(self, cut: Arrays, steps: int) -> None:
-        prefix = "observations/"
-        seen = {
-            name[len(prefix) :]: array.reshape(steps, *array.shape[2:])
-            for name, array in cut.items()
-            if name.startswith(prefix)
-        }
-        self.observation_spec.check(seen, steps, "episodes")
-        self.action_spec.check(cut["actions"].reshape(steps, *cut["actions"].shape[2:]), steps, "episodes")
+    def _check_values(self, cut: Arrays) -> None:
+        flat = {name: array.reshape(-1, *array.shape[2:]) for name, array in cut.items()}
+        seen = {name.removeprefix(OBSERVED): array for name, array in flat.items() if name.startswith(OBSERVED)}
+        self.observation_spec.check(seen, len(next(iter(seen.values()))), "episodes")
+        self.action_spec.check(flat["actions"], len(flat["actions"]), "episodes")
         _check_timed(cut)
 
 
@@ -376,7 +376,7 @@ class Episodes(Protocol):
     def episodes(self) -> int: ...
     @property
     def episode_starts(self) -> np.ndarray: ...
-    def rows(self, starts: np.ndarray, window: int) -> Arrays: ...
+    def rows(self, starts: np.ndarray, window: int, every: int = 1) -> Arrays: ...
 
 
 class RecordedSource:

@@ -108,7 +108,7 @@ class FlatEpisodes:
         episode = int(np.searchsorted(self._starts, step, "right")) - 1
         return f"episode {episode}, step {step - self._starts[episode]}"
 
-    def rows(self, starts: np.ndarray, window: int) -> dict[str, np.ndarray]:
+    def rows(self, starts: np.ndarray, window: int, every: int = 1) -> dict[str, np.ndarray]:
         """As ``EpisodeFile.rows``; rewards are 0.
 
         Raises:
@@ -117,7 +117,7 @@ class FlatEpisodes:
         index = np.asarray(starts)[:, None] + np.arange(window)
         seen: dict[str, list[np.ndarray]] = {f"observations/{name}": [] for name in self._observed}
         for start in starts:
-            for name, array in self._observations(int(start), window).items():
+            for name, array in self._observations(int(start), window, every).items():
                 seen[f"observations/{name}"].append(array)
         last = self._last[index]
         actions = np.stack([self._columns["action"][start : start + window] for start in starts])
@@ -131,16 +131,16 @@ class FlatEpisodes:
             "is_last": last,
         }
 
-    def _observations(self, start: int, window: int) -> dict[str, np.ndarray]:
-        cut = {name: np.asarray(self._columns[name][start : start + window]) for name in self._observed}
+    def _observations(self, start: int, window: int, every: int) -> dict[str, np.ndarray]:
+        cut = {name: np.asarray(self._columns[name][start : start + window : every]) for name in self._observed}
         try:
             return self.observation_spec.encode_batch(cut)
         except ValueError as error:
-            for step in range(window):
+            for index in range(-(-window // every)):
                 try:
-                    self.observation_spec.encode({name: array[step] for name, array in cut.items()})
+                    self.observation_spec.encode({name: array[index] for name, array in cut.items()})
                 except ValueError as here:
-                    raise RunError(f"{self.path}: {self.place(start + step)}: {here}") from here
+                    raise RunError(f"{self.path}: {self.place(start + index * every)}: {here}") from here
             raise RunError(f"{self.path}: {error}") from error
 
     def _check_episodes(self, lengths: np.ndarray) -> None:

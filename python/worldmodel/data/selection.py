@@ -7,33 +7,42 @@ from pathlib import Path
 import numpy as np
 
 from worldmodel.data.actions import ActionSpec
-from worldmodel.data.datasets import Arrays, EpisodeFile, Episodes
+from worldmodel.data.datasets import OBSERVED, Arrays, EpisodeFile, Episodes
 from worldmodel.data.flat_episodes import FlatEpisodes
+from worldmodel.data.lerobot_episodes import INFO, LeRobotEpisodes
+from worldmodel.data.minari_episodes import MinariEpisodes, minari_folder
 from worldmodel.runs.configuration import differences, to_json
 from worldmodel.runs.fields import ConfigurationError
 from worldmodel.runs.files import RunError
 
 _HDF5 = (".h5", ".hdf5")
+_PIXELS = ("pixels",)
 _CHUNK = 2**16  # steps whose actions are checked at once
 
 
-def open_episodes(path: Path, columns: Sequence[str] = ("pixels",)) -> list[Episodes]:
-    """The files of ``path``: an .npz, an HDF5 file, or a folder of .npz.
+def open_episodes(path: Path, columns: Sequence[str] = _PIXELS) -> list[Episodes]:
+    """The files of ``path``: an .npz, an HDF5 file, or a folder: of .npz, of Minari, or of LeRobot.
 
     Args:
         path: .npz as ``record`` writes it, .h5 or .hdf5 of flat columns.
-        columns: of HDF5, observed.
+        columns: observed ones of HDF5, or features of LeRobot, of which by default all observations are.
 
     Raises:
         RunError: no such file, other contents, actions that are missing, NaN or out of bounds, or files of different
             spaces.
-        MissingPackage: HDF5 without h5py.
+        MissingPackage: a layout without the package that reads it.
     """
     if path.suffix in _HDF5:
         return [FlatEpisodes.open(path, columns)]
+    if (folder := minari_folder(path)) is not None:
+        return [MinariEpisodes(folder)]
+    if (path / INFO).is_file():
+        return [LeRobotEpisodes(path, () if tuple(columns) == _PIXELS else columns)]
     paths = sorted(path.glob("*.npz")) if path.is_dir() else [path]
     if not paths:
-        raise RunError(f"{path} has no .npz, expected recorded episodes, as `record` writes them")
+        raise RunError(
+            f"{path} has no .npz, expected recorded episodes, as `record` writes them, or a folder of Minari or LeRobot"
+        )
     files = [EpisodeFile(each) for each in paths]
     for file in files:
         changed = files[0].observation_spec.differences(file.observation_spec)
@@ -47,7 +56,7 @@ def open_episodes(path: Path, columns: Sequence[str] = ("pixels",)) -> list[Epis
 
 @dataclasses.dataclass(frozen=True)
 class _Chosen:
-    """Episodes in the order of their steps.
+    """Episodes in the order of their steps, once per phase.
 
     Attributes:
         file: index of each one's file.
@@ -72,6 +81,7 @@ class SelectedEpisodes:
         files: of equal spaces.
         episodes: indices over all files, in their order; all if None.
         action_steps: k.
+        phases: how often each episode counts, from its first step, its second, ...; with k, every step is seen.
 
     Raises:
         RunError: an episode of fewer than k actions.
@@ -83,7 +93,9 @@ class SelectedEpisodes:
         action_spec: of k actions.
     """
 
-    def __init__(self, files: Sequence[Episodes], episodes: np.ndarray | None = None, action_steps: int = 1) -> None:
+    def __init__(
+        self, files: Sequence[Episodes], episodes: np.ndarray | None = None, action_steps: int = 1, phases: int = 1
+    ) -> None:
         self._files, self.action_steps = list(files), action_steps
         self.path = files[0].path
         self.observation_spec = files[0].observation_spec
@@ -101,10 +113,13 @@ class SelectedEpisodes:
                 f"{files[of_file[episode]].path}: episode {own}, step 0: the episode has {lengths[episode]} steps, "
                 f"expected {action_steps + 1} at least, as an action is of {action_steps}"
             )
-        chosen = np.arange(len(lengths)) if episodes is None else np.asarray(episodes)
-        steps = (lengths[chosen] - 1) // action_steps + 1
+        chosen = np.repeat(np.arange(len(lengths)) if episodes is None else np.asarray(episodes), phases)
+        phase = np.arange(len(chosen)) % phases
+        steps = (lengths[chosen] - 1 - phase) // action_steps + 1
+        acts = steps > 1  # all in the first phase
+        chosen, phase, steps = chosen[acts], phase[acts], steps[acts]
         first = np.concatenate([[0], np.cumsum(steps)])
-        self._chosen = _Chosen(of_file[chosen], np.concatenate(starts)[chosen], steps, first)
+        self._chosen = _Chosen(of_file[chosen], np.concatenate(starts)[chosen] + phase, steps, first)
 
     @property
     def steps(self) -> int:
@@ -118,8 +133,10 @@ class SelectedEpisodes:
     def episode_starts(self) -> np.ndarray:
         return self._chosen.first[:-1]
 
-    def rows(self, starts: np.ndarray, window: int) -> Arrays:
+    def rows(self, starts: np.ndarray, window: int, every: int = 1) -> Arrays:
         """As ``EpisodeFile.rows``, without displacement and heading. Raises RunError with file, episode and step."""
+        if every > 1:
+            raise ValueError(f"SelectedEpisodes.rows: every is {every}, expected 1: action_steps leaves steps out")
         alike: dict[tuple[int, int, bool], list[_Piece]] = {}  # pieces of one file and length are read at once
         for row, start in enumerate(starts):
             for piece in self._pieces(row, int(start), window):
@@ -150,8 +167,8 @@ class SelectedEpisodes:
         k, count, steps, ends = self.action_steps, len(pieces), pieces[0].steps, pieces[0].ends
         firsts, begin = np.array([piece.first for piece in pieces]), np.array([piece.begins for piece in pieces])
         acted = steps - ends  # steps with an action
-        found = file.rows(firsts, acted * k + ends)
-        rows = {name: array[:, ::k] for name, array in found.items() if name.startswith("observations/")}
+        found = file.rows(firsts, acted * k + ends, k)
+        rows = {name: array for name, array in found.items() if name.startswith(OBSERVED)}
         rows["actions"] = np.zeros((count, steps, *self.action_spec.shape), self.action_spec.dtype)
         rows["rewards"] = np.zeros((count, steps), np.float32)
         rows |= {name: np.zeros((count, steps), bool) for name in ("terminated", "is_first", "is_last")}
@@ -164,7 +181,7 @@ class SelectedEpisodes:
         if "elapsed" in found:
             before = np.ones((count, k - 1), np.float32)
             if k > 1 and not begin.all():
-                before[~begin] = file.rows(firsts[~begin] - k + 1, k - 1)["elapsed"]
+                before[~begin] = file.rows(firsts[~begin] - k + 1, k - 1, k)["elapsed"]
             elapsed = np.concatenate([before, found["elapsed"]], 1)[:, : steps * k]
             rows["elapsed"] = elapsed.reshape(count, steps, k).mean(2, dtype=np.float32)
         return rows

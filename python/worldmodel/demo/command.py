@@ -43,7 +43,7 @@ class MemoryDemoOptions(Checked):
 def main(arguments: Sequence[str], parse: Callable[..., Any]) -> int:
     """``python -m worldmodel demo NAME``; raises ConfigurationError for an unknown name."""
     if not arguments or arguments[0].startswith("-"):
-        print("usage: python -m worldmodel demo memory|worlds|radar [options]\n")
+        print("usage: python -m worldmodel demo memory|worlds|radar|plan [options]\n")
         print("`demo NAME --help` explains the options.")
         return 0 if arguments else 2
     if arguments[0] == "memory":
@@ -56,8 +56,12 @@ def main(arguments: Sequence[str], parse: Callable[..., Any]) -> int:
         from worldmodel.demo.radar import RadarDemoOptions, run_radar
 
         print(run_radar(parse(RadarDemoOptions, arguments[1:], "demo radar")))
+    elif arguments[0] == "plan":
+        from worldmodel.demo.plan import PlanDemoOptions, run_plan
+
+        print(run_plan(parse(PlanDemoOptions, arguments[1:], "demo plan")))
     else:
-        raise ConfigurationError(f"there is no demonstration {arguments[0]!r}, expected memory, worlds or radar")
+        raise ConfigurationError(f"there is no demonstration {arguments[0]!r}, expected memory, worlds, radar or plan")
     return 0
 
 

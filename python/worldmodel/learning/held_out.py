@@ -27,7 +27,8 @@ def recorded_sources(config: TrainConfig) -> tuple[RecordedSource, RecordedSourc
     files = open_episodes(config.data, config.data_columns)
     learned, held_out = held_out_split(sum(file.episodes for file in files), config.held_out, config.seed)
     rows, window = config.replay.batch_size, config.replay.window
-    source = RecordedSource(SelectedEpisodes(files, learned, config.action_steps), rows, window, config.seed)
+    episodes = SelectedEpisodes(files, learned, config.action_steps, phases=config.action_steps)
+    source = RecordedSource(episodes, rows, window, config.seed)
     if not len(held_out):
         return source, None
     others = SelectedEpisodes(files, held_out, config.action_steps)

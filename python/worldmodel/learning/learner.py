@@ -259,9 +259,11 @@ class Learner:
             raise
 
     def _imagination_starts(self, batch: Batch) -> list[int]:
-        """One random step per equal section."""
-        length = batch.shape[1]
+        """One random step per equal section; followed by as many as the loss of an embedding's rollouts compares."""
         first = int(batch.loss_mask.any(0).to(torch.uint8).argmax())  # first step with a loss
+        length, latent = batch.shape[1], self.world_model.config.perception.latent
+        if isinstance(latent, EmbeddingConfig):
+            length = max(first + 1, length - latent.rollout)
         count = min(self.config.objective.imagination_starts, length - first)
         edges = torch.linspace(first + 1, length + 1, count + 1).long()
         steps = edges[:-1] + (torch.rand(count) * (edges[1:] - edges[:-1])).long()

@@ -208,19 +208,22 @@ def pixels() -> Preset:
 
 
 def planning() -> Preset:
-    """Recorded episodes with pictures, to plan in: latents without a decoder, no memory; not measured yet.
+    """Recorded episodes with pictures, to plan in: latents without a decoder, no memory; used for the planning results.
 
-    Windows are short, batches large: what differs between episodes keeps the latents apart. Averaged weights replace a
-    learning rate that falls.
+    - Large first stride: an update is bound by the encoder, and more updates beat finer pictures.
+    - Short windows, many rows: what differs between episodes keeps the latents apart. Rollouts of 8 steps fit inside.
+    - Action gate: after 120 updates on two rooms, the error of the next latent is .35 of that of no change; without,
+      .54 (one seed).
+    - Learning rate: with a third of it, .65. Averaged weights replace one that falls.
     """
     return Preset(
         WorldModelConfig(
-            PerceptionConfig(EmbeddingConfig(), image_channels=8),
-            MemoryConfig(blocks=(GatedConvBlock(d_conv=1),)),
-            PredictionConfig(hidden=256, layers=2),
+            PerceptionConfig(EmbeddingConfig(), image_channels=8, image_stride=4),
+            MemoryConfig(width=32, blocks=(GatedConvBlock(d_conv=1, expand=1),)),
+            PredictionConfig(hidden=192, layers=2, action_gate=True),
         ),
-        LearnerConfig(model_lr=1e-3, ema=200, objective=ObjectiveConfig(horizon=1, imagination_starts=4)),
-        ReplayConfig(batch_size=96, window=9, burn_in=0),
+        LearnerConfig(ema=100, objective=ObjectiveConfig(horizon=1, imagination_starts=2)),
+        ReplayConfig(batch_size=64, window=13, burn_in=0),
         num_envs=8,
         train_ratio=64,
         prefill=10_000,

@@ -66,10 +66,11 @@ class TrainConfig(Checked):
     env_args: dict[str, Any] = dataclasses.field(default_factory=dict)
     """Arguments of the environment, plain values; evaluate, imagine and --resume use them, too."""
     data: Path | None = None
-    """Recorded episodes to train from instead of an environment: an .npz that `record` wrote, a folder of them, or HDF5
-    of flat columns. Their batches are replay.batch_size rows of replay.window steps; what collects is not used."""
+    """Recorded episodes to train from instead of an environment: an .npz that `record` wrote, a folder of them, HDF5 of
+    flat columns, or the folder of a Minari or LeRobot data set. Their batches are replay.batch_size rows of
+    replay.window steps; what collects is not used."""
     data_columns: tuple[Text, ...] = ("pixels",)
-    """Columns of HDF5 that are observed."""
+    """Columns of HDF5 that are observed, or features of LeRobot, by default all that begin with observation."""
     action_steps: Size = 1
     """Steps of the recorded episodes that make one action, whose moves are those of all."""
     held_out: Share = 0.1

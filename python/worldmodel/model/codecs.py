@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from worldmodel.data.spaces import Modality
-from worldmodel.model.networks import symexp, symlog
+from worldmodel.model.networks import FirstBatchNorm, symexp, symlog
 
 _WINDOW = 1e6  # steps in the running mean and variance
 _MIN_VARIANCE = 1e-10  # below: a constant entry
@@ -212,10 +212,10 @@ Upsampling = Literal["nearest", "transposed"]
 
 
 class TransposedConvolution(nn.ConvTranspose2d):
-    """Doubles the sides, and leaves out what is beyond ``size``."""
+    """Multiplies the sides by an even ``stride``, and leaves out what is beyond ``size``."""
 
-    def __init__(self, before: int, after: int, size: tuple[int, int]) -> None:
-        super().__init__(before, after, 4, stride=2, padding=1)
+    def __init__(self, before: int, after: int, stride: int, size: tuple[int, int]) -> None:
+        super().__init__(before, after, 2 * stride, stride=stride, padding=stride // 2)
         self.size = size
 
     def forward(self, planes: Tensor) -> Tensor:  # type: ignore[override]
@@ -224,19 +224,30 @@ class TransposedConvolution(nn.ConvTranspose2d):
 
 
 class ImageCodec(nn.Module):
-    """Strided convolutions down to a side of at most 4, and back by upsampling or transposed convolutions."""
+    """Strided convolutions down to a side of at most 4, and back by upsampling or transposed convolutions.
 
-    def __init__(self, modality: Modality, hidden: int, channels: int, upsampling: Upsampling = "nearest") -> None:
+    ``stride`` is even, and that of the first convolution; it is 2 of the others.
+
+    Attributes:
+        norm: of the pixels, 0 to 255, that are encoded; None scales them to -0.5 to 0.5.
+    """
+
+    def __init__(
+        self, modality: Modality, hidden: int, channels: int, stride: int = 2, upsampling: Upsampling = "nearest"
+    ) -> None:
         super().__init__()
-        height, width, colors = modality.shape
-        stages = max(1, math.ceil(math.log2(min(height, width) / 4)))
+        self.shape = height, width, colors = modality.shape
+        stages = 1 + max(0, math.ceil(math.log2(min(height, width) / (4 * stride))))
         sides = [(height, width)]
         layers: list[nn.Module] = []
         planes = [colors] + [channels * 2**i for i in range(stages)]
         for before, after in itertools.pairwise(planes):
-            layers += [nn.Conv2d(before, after, 3, stride=2, padding=1), nn.GroupNorm(1, after), nn.SiLU()]
-            sides.append(((sides[-1][0] + 1) // 2, (sides[-1][1] + 1) // 2))
+            step = 2 if layers else stride
+            convolution = nn.Conv2d(before, after, step + 1, stride=step, padding=step // 2)
+            layers += [convolution, nn.GroupNorm(1, after), nn.SiLU()]
+            sides.append((-(-sides[-1][0] // step), -(-sides[-1][1] // step)))
         self.encoder = nn.Sequential(*layers)
+        self.norm: FirstBatchNorm | None = None
         self.small = (planes[-1], *sides[-1])
         self.width = hidden
         self.project = nn.Linear(math.prod(self.small), hidden)
@@ -246,7 +257,7 @@ class ImageCodec(nn.Module):
             last = stage == 0
             before, after = planes[stage + 1], planes[stage]
             if upsampling == "transposed":
-                back.append(TransposedConvolution(before, after, sides[stage]))
+                back.append(TransposedConvolution(before, after, stride if last else 2, sides[stage]))
             else:
                 back += [nn.Upsample(size=sides[stage]), nn.Conv2d(before, after, 3, padding=1)]
             back += [] if last else [nn.GroupNorm(1, planes[stage]), nn.SiLU()]
@@ -255,8 +266,16 @@ class ImageCodec(nn.Module):
     def drop_decoder(self) -> None:
         del self.expand, self.decoder
 
+    def centre(self) -> FirstBatchNorm:
+        """Encodes what differs from the first batch's mean picture from now on; returns the norm, to be begun."""
+        self.norm = FirstBatchNorm(math.prod(self.shape), alike=True)
+        return self.norm
+
     def encode(self, modality: Tensor) -> Tensor:
-        return self.encode_planes(self._scaled(modality))
+        if self.norm is None:
+            return self.encode_planes(self._scaled(modality))
+        pixels = self.norm(modality.flatten(1).to(self.project.weight.dtype))
+        return self.encode_planes(pixels.unflatten(1, self.shape).movedim(-1, 1))
 
     def encode_planes(self, planes: Tensor) -> Tensor:
         """(steps, channels, height, width) -> (steps, width)."""
@@ -279,9 +298,11 @@ class ImageCodec(nn.Module):
 class MapCodec(StandardisedCodec):
     """Real numbers on a grid: standardised per channel, then as an image."""
 
-    def __init__(self, modality: Modality, hidden: int, channels: int, upsampling: Upsampling = "nearest") -> None:
+    def __init__(
+        self, modality: Modality, hidden: int, channels: int, stride: int = 2, upsampling: Upsampling = "nearest"
+    ) -> None:
         super().__init__()
-        self.image = ImageCodec(modality, hidden, channels, upsampling)
+        self.image = ImageCodec(modality, hidden, channels, stride, upsampling)
         self.width = self.image.width
         self._register_moments(modality.shape[-1])
 
@@ -355,15 +376,20 @@ class GridCodec(ClassCodec):
 
 
 def build_codec(
-    modality: Modality, hidden: int, channels: int, upsampling: Upsampling = "nearest", rare: float = 0.0
+    modality: Modality,
+    hidden: int,
+    channels: int,
+    rare: float = 0.0,
+    stride: int = 2,
+    upsampling: Upsampling = "nearest",
 ) -> Any:
-    """The codec of ``modality``; ``channels``: of an image's first convolution; ``rare``: for classes."""
+    """The codec of ``modality``; ``channels``, ``stride``: of an image's first convolution; ``rare``: for classes."""
     if modality.kind == "categorical":
         return CategoricalCodec(modality, hidden, rare)
     if modality.kind == "vector":
         return VectorCodec(modality, hidden)
     if modality.kind == "map":
-        return MapCodec(modality, hidden, channels, upsampling)
+        return MapCodec(modality, hidden, channels, stride, upsampling)
     if modality.kind == "image":
-        return ImageCodec(modality, hidden, channels, upsampling)
+        return ImageCodec(modality, hidden, channels, stride, upsampling)
     return GridCodec(modality, hidden, rare)

@@ -111,17 +111,18 @@ class GatedLinear(nn.Module):
 class FirstBatchNorm(nn.Module):
     """Standardises by the moments of the first batch, and then for ever by the same ones (arXiv 1602.07868, sec. 3).
 
-    What it standardises may so shrink later, which batch norm would hide.
+    What it standardises may so shrink later, which batch norm would hide. With ``alike``, one deviation is for all
+    entries, as of a picture's pixels: those that seldom change must not count more.
     """
 
     mean: Tensor
     deviation: Tensor
     begun: Tensor
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, alike: bool = False) -> None:
         super().__init__()
         self.register_buffer("mean", torch.zeros(size))
-        self.register_buffer("deviation", torch.ones(size))
+        self.register_buffer("deviation", torch.ones(1 if alike else size))
         self.register_buffer("begun", torch.zeros(()))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -132,6 +133,7 @@ class FirstBatchNorm(nn.Module):
     def begin(self, mean: Tensor, variance: Tensor) -> None:
         """Takes the first batch's moments, (size,)."""
         self.mean.copy_(mean)
+        variance = variance.mean() if len(self.deviation) == 1 else variance
         self.deviation.copy_(torch.where(variance > 1e-12, variance, 1).sqrt())
         self.begun.fill_(1)
 

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from worldmodel.data.actions import MASK
 from worldmodel.data.spaces import ObservationSpec
-from worldmodel.model.codecs import ClassCodec, StandardisedCodec, Upsampling, build_codec
+from worldmodel.model.codecs import ClassCodec, ImageCodec, StandardisedCodec, Upsampling, build_codec
 from worldmodel.model.latents import CategoricalConfig, LatentConfig
 from worldmodel.model.networks import FirstBatchNorm, mlp
 from worldmodel.runs.fields import Bounds, Checked, ConfigurationError, Layers, Share, Size
@@ -26,6 +26,7 @@ class PerceptionConfig(Checked):
         hidden: layer width.
         layers: hidden layers of encoder and decoder.
         image_channels: of an image's first convolution; doubled by each further one.
+        image_stride: of an image's first convolution. A large one sees large pictures at little cost.
         upsampling: of a decoded image: the nearest pixel and a convolution, or a transposed convolution, which takes a
             third of the time.
         rare: share of a class's weight in reconstruction that is the information it gives, -ln p, and not 1.
@@ -35,6 +36,7 @@ class PerceptionConfig(Checked):
     hidden: Size = 128
     layers: Layers = 1
     image_channels: Annotated[int, Bounds(1, 1024)] = 16
+    image_stride: Literal[2, 4, 8, 16] = 2
     upsampling: Upsampling = "nearest"
     rare: Share = 0.0
 
@@ -67,7 +69,9 @@ class Perception(nn.Module):
                 "latent.reconstruction is 0, so there is none: expected 0"
             )
         codecs = {
-            name: build_codec(modality, config.hidden, config.image_channels, config.upsampling, config.rare)
+            name: build_codec(
+                modality, config.hidden, config.image_channels, config.rare, config.image_stride, config.upsampling
+            )
             for name, modality in spec.modalities.items()
         }
         if config.rare and not any(isinstance(codec, ClassCodec) for codec in codecs.values()):
@@ -84,9 +88,10 @@ class Perception(nn.Module):
             # Little of a picture differs: without the first norm, a step of the last layer would move all latents.
             last = self.encoder[-1]
             assert isinstance(last, nn.Linear)
-            self.norms = [FirstBatchNorm(last.in_features), FirstBatchNorm(self.latent.outputs)]
-            self.encoder.insert(len(self.encoder) - 1, self.norms[0])
-            self.encoder.append(self.norms[1])
+            self.norms = [codec.centre() for codec in codecs.values() if isinstance(codec, ImageCodec)]
+            self.norms += [FirstBatchNorm(last.in_features), FirstBatchNorm(self.latent.outputs)]
+            self.encoder.insert(len(self.encoder) - 1, self.norms[-2])
+            self.encoder.append(self.norms[-1])
         if not self.latent.decodes:
             for codec in codecs.values():
                 codec.drop_decoder()
@@ -124,7 +129,8 @@ class Perception(nn.Module):
             self(observations)
             handle.remove()
             features = torch.cat(seen)[valid.flatten()].double()
-            sums = torch.stack([torch.ones_like(features), features, features.square()]).sum(1)
+            count = torch.full_like(features[0], len(features))
+            sums = torch.stack([count, features.sum(0), features.square().sum(0)])
             count, total, squares = gather(sums[None]).sum(0)
             mean = total / count
             norm.begin(mean, squares / count - mean.square())

@@ -126,6 +126,7 @@ class TwoRooms(gymnasium.Env[Any, Any]):
         if self.config.task == "walk":
             start, self.goal = walk.positions[0, 0], walk.positions[0, -1]
         self.position, self._walk = start, walk.moves[0]
+        self._goal_picture = self._observation(self.goal)
         return self._observation(self.position), self._info()
 
     def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
@@ -172,7 +173,7 @@ class TwoRooms(gymnasium.Env[Any, Any]):
     def _info(self) -> dict[str, Any]:
         near = float((self.position - self.goal).norm()) <= self.config.radius
         return {
-            "goal": self._observation(self.goal),
+            "goal": self._goal_picture.copy(),
             "goal_position": self.goal.numpy().copy(),
             "position": self.position.numpy().copy(),
             "success": near and self._may_succeed(),

@@ -1,12 +1,14 @@
 """Observations of two rooms, and drawings of them."""
 
 import functools
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from worldmodel.environments.two_rooms.moves import BORDER, HALF_DOOR, HALF_WALL, SIDE, Layouts
+from worldmodel.runs.optional_dependencies import require
 
 DOT_STD = 1.3  # pixels
 SCALE = 4  # of drawings
@@ -58,3 +60,13 @@ def drawing(position: Tensor, goal: Tensor, radius: float, layout: Layouts) -> n
         distance = np.hypot(axis - float(place[0]), (axis - float(place[1]))[:, None])
         picture[(distance >= inner) & (distance <= outer)] = colour
     return picture.astype(np.uint8)
+
+
+def with_paths(picture: np.ndarray, paths: Sequence[tuple[Tensor, tuple[int, int, int]]]) -> np.ndarray:
+    """A ``drawing`` with paths of places, pixels (steps, 2), each in its colour. Raises MissingPackage without PIL."""
+    image_module, draw_module = (require(f"PIL.{part}", "draw paths") for part in ("Image", "ImageDraw"))
+    image = image_module.fromarray(picture)
+    lines = draw_module.Draw(image)
+    for places, colour in paths:
+        lines.line([tuple(point) for point in ((places + 0.5) * SCALE).tolist()], fill=colour, width=2)
+    return np.asarray(image)
