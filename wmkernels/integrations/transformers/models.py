@@ -1,0 +1,92 @@
+"""Models of transformers that these kernels run: their mixers, and the functions that a mixer calls."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from wmkernels.integrations.transformers import functions
+
+
+class Use(NamedTuple):
+    """How a function of the library is computed.
+
+    Attributes:
+        op: whose kernel must run.
+        ours: takes the library's arguments.
+        arguments: the library's, in order, that ``ours`` was written for.
+    """
+
+    op: str
+    ours: Callable[..., Any]
+    arguments: tuple[str, ...]
+
+
+class Mixer(NamedTuple):
+    """A layer of a model.
+
+    Attributes:
+        name: of its class.
+        uses: by name, the functions that it calls.
+        passes_state: whether it passes a cached state to the scan of more than one step.
+    """
+
+    name: str
+    uses: Mapping[str, Use]
+    passes_state: bool = True
+
+
+_CONV = {
+    "causal_conv1d_fn": Use(
+        "causal_conv1d", functions.conv, ("hidden_states", "weight", "bias", "activation", "kwargs")
+    ),
+    "causal_conv1d_update": Use(
+        "causal_conv1d", functions.conv_update, ("hidden_states", "conv_state", "weight", "bias", "activation")
+    ),
+}
+_STEP = ("state", "hidden_states", "dt", "A", "B", "C", "D", "dt_bias", "dt_softplus", "z", "kwargs")
+_MAMBA = _CONV | {
+    "mamba_selective_scan": Use(
+        "selective_scan",
+        functions.scan,
+        ("hidden_states", "dt", "A", "B", "C", "D", "z", "delta_bias", "delta_softplus", "return_last_state")
+        + ("use_mambapy", "use_associative_scan", "kwargs"),
+    ),
+    "mamba_selective_state_update": Use("selective_step", functions.state_update, _STEP),
+}
+_MAMBA2 = _CONV | {
+    "mamba2_chunk_scan": Use(
+        "ssd_scan",
+        functions.chunk_scan,
+        ("hidden_states", "dt", "A", "B", "C", "chunk_size", "D", "dt_bias", "initial_states", "dt_softplus")
+        + ("dt_limit", "return_final_states", "kwargs"),
+    ),
+    "mamba2_selective_state_update": Use("ssd_scan", functions.head_state_update, _STEP),
+}
+_DELTA_ARGUMENTS = ("query", "key", "value", "g", "beta", "chunk_size", "initial_state", "output_final_state")
+_DELTA_ARGUMENTS += ("use_qk_l2norm_in_kernel", "kwargs")
+_DELTA = _CONV | {
+    "torch_chunk_gated_delta_rule": Use("gated_delta_rule", functions.delta_rule, _DELTA_ARGUMENTS),
+    "torch_recurrent_gated_delta_rule": Use(
+        "gated_delta_rule", functions.delta_rule, tuple(x for x in _DELTA_ARGUMENTS if x != "chunk_size")
+    ),
+}
+
+# by the name of the model's folder; mamba_inner_fn and mamba2_split_conv1d_scan_combined return None on a CPU, and the
+# mixer then calls the functions above
+MODELS: Mapping[str, Mixer] = {
+    "mamba": Mixer("MambaMixer", _MAMBA, passes_state=False),
+    "falcon_mamba": Mixer("FalconMambaMixer", _MAMBA, passes_state=False),
+    "jamba": Mixer("JambaMambaMixer", _MAMBA, passes_state=False),
+    "zamba": Mixer("ZambaMambaMixer", _MAMBA, passes_state=False),
+    "mamba2": Mixer("Mamba2Mixer", _MAMBA2),
+    "zamba2": Mixer("Zamba2MambaMixer", _MAMBA2),
+    "bamba": Mixer("BambaMixer", _MAMBA2),
+    "falcon_h1": Mixer("FalconH1Mixer", _MAMBA2),
+    "granitemoehybrid": Mixer("GraniteMoeHybridMambaLayer", _MAMBA2),
+    "nemotron_h": Mixer("NemotronHMamba2Mixer", _MAMBA2),
+    "qwen3_next": Mixer("Qwen3NextGatedDeltaNet", _DELTA),
+    "qwen3_5": Mixer("Qwen3_5GatedDeltaNet", _DELTA),
+    "qwen3_5_moe": Mixer("Qwen3_5MoeGatedDeltaNet", _DELTA),
+    "qwen4_exp": Mixer("Qwen4ExpTextGatedDeltaNet", _DELTA),
+    "olmo_hybrid": Mixer("OlmoHybridGatedDeltaNet", _DELTA),
+    "lara_mini": Mixer("LaraMiniGatedDeltaNet", _DELTA),
+}
