@@ -1,0 +1,196 @@
+"""Tiny random models of transformers, for parity with and without kernels: `python tests/transformers_models.py`."""
+
+import importlib
+import os
+import sys
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+VOCABULARY = 64
+_ATTENTION = {"num_attention_heads": 4, "num_key_value_heads": 2}
+_MAMBA = {"hidden_size": 24, "state_size": 5, "num_hidden_layers": 2, "time_step_rank": 3, "use_associative_scan": False}
+_SSD = {"mamba_n_heads": 4, "mamba_d_head": 12, "mamba_n_groups": 2, "mamba_d_state": 6, "mamba_chunk_size": 8}
+_MOE = {"moe_intermediate_size": 16, "shared_expert_intermediate_size": 16, "num_experts": 4, "num_experts_per_tok": 2}
+_DELTA = {
+    "hidden_size": 24,
+    "head_dim": 8,
+    "num_hidden_layers": 2,
+    "linear_key_head_dim": 6,
+    "linear_value_head_dim": 10,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "layer_types": ["linear_attention", "full_attention"],
+} | _ATTENTION
+_FEW = {"hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 2}
+
+# model -> prefix of its classes, and its configuration; some sizes are no multiples of a vector register
+TINY: dict[str, tuple[str, dict[str, Any]]] = {
+    "mamba": ("Mamba", _MAMBA),
+    "falcon_mamba": ("FalconMamba", _MAMBA),
+    "jamba": (
+        "Jamba",
+        _FEW
+        | _ATTENTION
+        | {"attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2, "num_experts": 2}
+        | {"mamba_d_state": 5, "mamba_dt_rank": 3, "use_mamba_kernels": False, "use_associative_scan": False},
+    ),
+    "zamba": (
+        "Zamba",
+        _FEW
+        | {"layers_block_type": ["mamba", "hybrid", "hybrid"], "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 4}
+        | {"attn_layer_period": 2, "attn_layer_offset": 1, "n_mamba_heads": 2, "mamba_d_state": 5, "mamba_dt_rank": 3}
+        | {"use_mamba_kernels": False, "use_associative_scan": False},
+    ),
+    "mamba2": (
+        "Mamba2",
+        {"hidden_size": 24, "num_heads": 4, "head_dim": 12, "state_size": 6, "n_groups": 2, "num_hidden_layers": 2}
+        | {"chunk_size": 8},
+    ),
+    "zamba2": (
+        "Zamba2",
+        _FEW
+        | {"layers_block_type": ["mamba", "hybrid", "hybrid"], "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 4}
+        | {"mamba_d_state": 6, "n_mamba_heads": 4, "mamba_ngroups": 2, "chunk_size": 8, "use_mamba_kernels": False}
+        | {"attention_head_dim": 12, "adapter_rank": 4},
+    ),
+    "bamba": ("Bamba", _FEW | _ATTENTION | _SSD | {"attn_layer_indices": [1]}),
+    "falcon_h1": ("FalconH1", _FEW | _ATTENTION | _SSD | {"mamba_d_ssm": 48}),
+    "granitemoehybrid": (
+        "GraniteMoeHybrid",
+        _FEW | _ATTENTION | _SSD | {"layer_types": ["mamba", "attention"], "layers_block_type": ["mamba", "attention"]},
+    ),
+    "nemotron_h": (
+        "NemotronH",
+        _ATTENTION
+        | {"hidden_size": 24, "intermediate_size": 32, "layers_block_type": ["mamba", "attention"], "head_dim": 6}
+        | {"ssm_state_size": 6, "mamba_num_heads": 4, "mamba_head_dim": 12, "n_groups": 2, "chunk_size": 8}
+        | {"use_mamba_kernels": False},
+    ),
+    "qwen3_next": ("Qwen3Next", _DELTA | _MOE),
+    "qwen3_5": ("Qwen3_5", _DELTA | {"intermediate_size": 32}),
+    "qwen3_5_moe": ("Qwen3_5Moe", _DELTA | _MOE),
+    "olmo_hybrid": ("OlmoHybrid", _DELTA | {"intermediate_size": 32}),
+}
+
+
+class Behaviour(NamedTuple):
+    """What a model does, for comparison with and without kernels."""
+
+    logits: Tensor
+    padded: Tensor  # with left padding, on its own tokens
+    grads: dict[str, Tensor]
+    tokens: Tensor
+    second: Tensor  # logits of the second part of a prompt, after a cache of the first
+
+
+def exists(name: str) -> bool:
+    return importlib.util.find_spec(f"transformers.models.{name}") is not None
+
+
+def build(name: str, **changes: Any) -> Any:
+    """A model with random weights, biases too."""
+    prefix, settings = TINY[name]
+    settings = dict(settings, vocab_size=VOCABULARY, pad_token_id=0, bos_token_id=1, eos_token_id=2, **changes)
+    configurations = importlib.import_module(f"transformers.models.{name}.configuration_{name}")
+    modeling = importlib.import_module(f"transformers.models.{name}.modeling_{name}")
+    config_class = getattr(configurations, f"{prefix}TextConfig", None) or getattr(configurations, f"{prefix}Config")
+    torch.manual_seed(0)
+    model = getattr(modeling, f"{prefix}ForCausalLM")(config_class(**settings))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return model
+
+
+def tokens(rows: int, time: int) -> Tensor:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randint(3, VOCABULARY, (rows, time), generator=generator)
+
+
+def logits(model: Any, ids: Tensor, **arguments: Any) -> Tensor:
+    model.eval()
+    with torch.no_grad():
+        return model(ids, **arguments).logits
+
+
+def cache_of(output: Any) -> Any:
+    return getattr(output, "past_key_values", None) or getattr(output, "cache", None) or output.cache_params
+
+
+def cache_argument(model: Any) -> str:
+    import inspect
+
+    known = inspect.signature(model.forward).parameters
+    return next(name for name in ("past_key_values", "cache", "cache_params") if name in known)
+
+
+def second_part(model: Any, ids: Tensor, first: int) -> Tensor:
+    model.eval()
+    with torch.no_grad():
+        cache = cache_of(model(ids[:, :first], use_cache=True))
+        return model(ids[:, first:], **{cache_argument(model): cache}, use_cache=True).logits
+
+
+def gradients(model: Any, ids: Tensor, **arguments: Any) -> dict[str, Tensor]:
+    model.train()
+    model.zero_grad()
+    model(ids, labels=ids, use_cache=False, **arguments).loss.backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def behaviour(model: Any, rows: int = 2, time: int = 21, first: int = 9) -> Behaviour:
+    ids = tokens(rows, time)
+    mask = torch.ones_like(ids)
+    mask[0, : time // 3] = 0
+    padded = logits(model, ids, attention_mask=mask)[mask.bool()]
+    model.eval()
+    generated = model.generate(
+        ids[:, :first], attention_mask=mask[:, :first], max_new_tokens=6, do_sample=False, eos_token_id=None
+    )
+    return Behaviour(
+        logits(model, ids), padded, gradients(model, ids), generated, second_part(model, ids, first)
+    )
+
+
+def error(a: Tensor, b: Tensor) -> float:
+    """Largest difference, relative to the largest value."""
+    return float((a - b).abs().max() / b.abs().max().clamp_min(1e-30))
+
+
+def worst_gradient(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
+    """Of the gradients' difference, relative to the largest entry of the same parameter's gradient."""
+    assert a.keys() == b.keys()
+    scale = max(float(x.abs().max()) for x in b.values())
+    return max(float((a[name] - b[name]).abs().max() / b[name].abs().max().clamp_min(1e-3 * scale)) for name in b)
+
+
+def main(names: list[str]) -> None:
+    """Prints, for each model of the installed version, the differences with and without kernels."""
+    import transformers
+
+    import wmkernels.integrations.transformers as ours
+
+    print(f"transformers {transformers.__version__}")
+    for name in names or TINY:
+        if not exists(name):
+            print(f"{name:18} not in this version")
+            continue
+        model = build(name)
+        before = behaviour(model)
+        ours.enable(name)
+        after, calls = behaviour(model), ours.report().calls
+        ours.disable()
+        print(
+            f"{name:18} logits {error(after.logits, before.logits):.0e}  padded {error(after.padded, before.padded):.0e}"
+            f"  grad {worst_gradient(after.grads, before.grads):.0e}  tokens {torch.equal(after.tokens, before.tokens)}"
+            f"  second part {error(after.second, after.logits[:, -after.second.shape[1] :]):.0e}"
+            f" (was {error(before.second, before.logits[:, -before.second.shape[1] :]):.0e})  {dict(calls)}",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
