@@ -22,7 +22,7 @@ from wmkernels.selective_step.function import selective_state_update, selective_
 from wmkernels.ssd_scan.function import ssd_scan, ssd_step
 
 Function = Callable[..., Any]
-_SILU = {"silu": "silu", "swish": "silu", None: None}
+ACTIVATIONS = {"silu": "silu", "swish": "silu", None: None}
 _NO_LIMIT = (float("-inf"), float("inf"))
 
 
@@ -61,6 +61,11 @@ def _reset(arguments: dict[str, Any], x: Tensor, time_dim: int) -> Tensor | None
     return reset if reset is None or reset.shape[1] == time else F.pad(reset, (time - reset.shape[1], 0))
 
 
+def kept(state: Tensor | None) -> Tensor | None:
+    """A cached state as a backward pass may read it: the library then overwrites it."""
+    return state.clone() if state is not None and torch.is_grad_enabled() else state
+
+
 def _differentiates(*tensors: Tensor | None) -> bool:
     return needs_autograd(tensors)
 
@@ -73,10 +78,10 @@ def conv(
     **kwargs: Any,
 ) -> Any:
     """``causal_conv1d_fn``: (batch, channels, time)."""
-    if activation not in _SILU:
+    if activation not in ACTIVATIONS:
         return NotImplemented
     reset = _reset(kwargs, hidden_states, 2)
-    return causal_conv1d(hidden_states, weight, bias, activation=_SILU[activation], reset=reset)
+    return causal_conv1d(hidden_states, weight, bias, activation=ACTIVATIONS[activation], reset=reset)
 
 
 def conv_update(
@@ -87,7 +92,7 @@ def conv_update(
     activation: str | None = None,
 ) -> Any:
     """``causal_conv1d_update``: one step, (batch, channels, 1); writes ``conv_state``, at least width - 1 wide."""
-    if activation not in _SILU or hidden_states.shape[-1] != 1:
+    if activation not in ACTIVATIONS or hidden_states.shape[-1] != 1:
         return NotImplemented
     needed = weight.shape[1] - 1
     if conv_state.shape[-1] < needed:
@@ -97,7 +102,7 @@ def conv_update(
         )
     known = torch.cat([conv_state, hidden_states], -1)
     window = known[..., -weight.shape[1] : -1]
-    out, _ = causal_conv1d_step(window, hidden_states[..., 0], weight, bias, activation=_SILU[activation])
+    out, _ = causal_conv1d_step(window, hidden_states[..., 0], weight, bias, activation=ACTIVATIONS[activation])
     conv_state.copy_(known[..., 1:])
     return out.unsqueeze(-1)
 
@@ -121,7 +126,7 @@ def scan(
     call = current()
     return selective_scan(
         *(hidden_states, dt, A, B, C, D, z, delta_bias, delta_softplus, return_last_state),
-        initial_state=call.states.pop(0) if call is not None and call.states else None,
+        initial_state=kept(call.states.pop(0)) if call is not None and call.states else None,
         reset=_reset(kwargs, hidden_states, 2),
     )
 
@@ -167,7 +172,7 @@ def chunk_scan(
     return ssd_scan(
         *(hidden_states, dt, A, B, C, D, z, dt_bias, dt_softplus),
         dt_limit=tuple(dt_limit),
-        initial_state=initial_states,
+        initial_state=kept(initial_states),
         reset=_reset(kwargs, hidden_states, 1),
         return_last_state=return_final_states,
     )
@@ -220,7 +225,7 @@ def delta_rule(
         query, key = _l2norm(query), _l2norm(key)
     out, state = gated_delta_rule(
         *(query, key, value, g, beta),
-        initial_state=initial_state,
+        initial_state=kept(initial_state),
         reset=_reset(kwargs, value, 1),
         channel_last=True,
         return_last_state=True,

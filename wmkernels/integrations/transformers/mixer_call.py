@@ -73,6 +73,15 @@ def packed_reset(arguments: dict[str, Any], batch: int, time: int, device: torch
     return reset
 
 
+def require_one(mixer: object, reset: Tensor | None, state: object) -> None:
+    """Raises ValueError for packed sequences beside a cached state."""
+    if reset is not None and state is not None:
+        raise ValueError(
+            f"{type(mixer).__name__}: packed sequences (seq_idx, cu_seq_lens_q) with a cached state, expected one of "
+            "them: pass the sequences without a cache, or each of them with its own"
+        )
+
+
 def with_mixer_call(forward: Callable[..., Tensor], passes_state: bool) -> Callable[..., Tensor]:
     """``forward`` of a mixer, with a ``MixerCall`` around it.
 
@@ -89,11 +98,7 @@ def with_mixer_call(forward: Callable[..., Tensor], passes_state: bool) -> Calla
         cache = args[0] if args else kwargs.get("cache", kwargs.get("cache_params"))
         state = None if cache is None or time == 1 else cache.get_recurrent_state(self.layer_idx, state_idx=0)
         reset = packed_reset(kwargs, batch, time, hidden_states.device)
-        if reset is not None and state is not None:
-            raise ValueError(
-                f"{type(self).__name__}: packed sequences (seq_idx, cu_seq_lens_q) with a cached state, expected one of "
-                "them: pass the sequences without a cache, or each of them with its own"
-            )
+        require_one(self, reset, state)
         states: list[Tensor] = []
         if state is not None and not passes_state:
             states = list(state.unbind(1)) if state.dim() == 4 else [state]  # Zamba scans each head by itself

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from wmkernels.integrations.transformers import functions
+from wmkernels.integrations.transformers import functions, mixers
 
 
 class Use(NamedTuple):
@@ -27,11 +27,13 @@ class Mixer(NamedTuple):
         name: of its class.
         uses: by name, the functions that it calls.
         passes_state: whether it passes a cached state to the scan of more than one step.
+        before: the whole mixer in versions before 5.15, and the op of its scan; None where those are left alone.
     """
 
     name: str
     uses: Mapping[str, Use]
     passes_state: bool = True
+    before: tuple[mixers.Compute, str] | None = None
 
 
 _CONV = {
@@ -73,16 +75,16 @@ _DELTA = _CONV | {
 # by the name of the model's folder; mamba_inner_fn and mamba2_split_conv1d_scan_combined return None on a CPU, and the
 # mixer then calls the functions above
 MODELS: Mapping[str, Mixer] = {
-    "mamba": Mixer("MambaMixer", _MAMBA, passes_state=False),
-    "falcon_mamba": Mixer("FalconMambaMixer", _MAMBA, passes_state=False),
-    "jamba": Mixer("JambaMambaMixer", _MAMBA, passes_state=False),
-    "zamba": Mixer("ZambaMambaMixer", _MAMBA, passes_state=False),
-    "mamba2": Mixer("Mamba2Mixer", _MAMBA2),
-    "zamba2": Mixer("Zamba2MambaMixer", _MAMBA2),
-    "bamba": Mixer("BambaMixer", _MAMBA2),
-    "falcon_h1": Mixer("FalconH1Mixer", _MAMBA2),
-    "granitemoehybrid": Mixer("GraniteMoeHybridMambaLayer", _MAMBA2),
-    "nemotron_h": Mixer("NemotronHMamba2Mixer", _MAMBA2),
+    "mamba": Mixer("MambaMixer", _MAMBA, passes_state=False, before=(mixers.mamba, "selective_scan")),
+    "falcon_mamba": Mixer("FalconMambaMixer", _MAMBA, passes_state=False, before=(mixers.mamba, "selective_scan")),
+    "jamba": Mixer("JambaMambaMixer", _MAMBA, passes_state=False, before=(mixers.mamba, "selective_scan")),
+    "zamba": Mixer("ZambaMambaMixer", _MAMBA, passes_state=False, before=(mixers.mamba_heads, "selective_scan")),
+    "mamba2": Mixer("Mamba2Mixer", _MAMBA2, before=(mixers.mamba2, "ssd_scan")),
+    "zamba2": Mixer("Zamba2MambaMixer", _MAMBA2, before=(mixers.mamba2_least_step, "ssd_scan")),
+    "bamba": Mixer("BambaMixer", _MAMBA2, before=(mixers.mamba2, "ssd_scan")),
+    "falcon_h1": Mixer("FalconH1Mixer", _MAMBA2, before=(mixers.mamba2, "ssd_scan")),
+    "granitemoehybrid": Mixer("GraniteMoeHybridMambaLayer", _MAMBA2, before=(mixers.mamba2, "ssd_scan")),
+    "nemotron_h": Mixer("NemotronHMamba2Mixer", _MAMBA2, before=(mixers.mamba2_least_step, "ssd_scan")),
     "qwen3_next": Mixer("Qwen3NextGatedDeltaNet", _DELTA),
     "qwen3_5": Mixer("Qwen3_5GatedDeltaNet", _DELTA),
     "qwen3_5_moe": Mixer("Qwen3_5MoeGatedDeltaNet", _DELTA),

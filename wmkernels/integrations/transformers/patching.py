@@ -6,6 +6,9 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 
+_DECORATORS = "transformers.integrations.accelerate"
+
+
 class Unknown(Exception):
     """The library's code is not what this package was written for; the message says how."""
 
@@ -40,15 +43,21 @@ def own_class(module: ModuleType, name: str) -> type:
     return found
 
 
-def own_function(owner: Any, module: ModuleType, name: str, arguments: tuple[str, ...]) -> Callable[..., Any]:
-    """A function of the library as it came, with these arguments. Raises Unknown."""
+def own_function(owner: Any, module: ModuleType, name: str) -> tuple[Callable[..., Any], tuple[str, ...]]:
+    """A function of the library as it came, and the names of its arguments. Raises Unknown."""
     where = f"{owner.__name__}.{name}"
     found = inspect.getattr_static(owner, name, None)
-    if not callable(found):
+    if not inspect.isfunction(found):
         raise Unknown(f"there is no function {where}")
-    if getattr(found, "__module__", None) != module.__name__:
-        raise Unknown(f"{where} was replaced by one of {getattr(found, '__module__', 'another module')}")
-    known = tuple(inspect.signature(found).parameters)
-    if known != arguments:
-        raise Unknown(f"{where} has the arguments ({', '.join(known)}), expected ({', '.join(arguments)})")
-    return found
+    inner = inspect.unwrap(found)
+    if inner.__module__ == _DECORATORS:  # whose decorator does not name what it wraps
+        inner = inspect.getclosurevars(inner).nonlocals.get("forward_func", inner)
+    if inner.__module__ != module.__name__ or inner.__qualname__ not in (name, f"{owner.__name__}.{name}"):
+        raise Unknown(f"{where} was replaced by {inner.__module__}.{inner.__qualname__}")
+    return found, tuple(inspect.signature(inner).parameters)
+
+
+def require_arguments(where: str, known: tuple[str, ...], expected: tuple[str, ...]) -> None:
+    """Raises Unknown."""
+    if known != expected:
+        raise Unknown(f"{where} has the arguments ({', '.join(known)}), expected ({', '.join(expected)})")

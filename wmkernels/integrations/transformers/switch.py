@@ -10,11 +10,14 @@ from types import ModuleType
 
 from wmkernels.integrations.transformers.functions import replacement
 from wmkernels.integrations.transformers.mixer_call import calls, with_mixer_call
+from wmkernels.integrations.transformers.mixers import mixer_forward
 from wmkernels.integrations.transformers.models import MODELS, Mixer
-from wmkernels.integrations.transformers.patching import Patch, Unknown, own_class, own_function
+from wmkernels.integrations.transformers.patching import Patch, Unknown, own_class, own_function, require_arguments
 
-_FIRST, _LAST = (5, 15), (5, 24)
+_MIXERS = ((4, 57), (5, 14))  # versions whose mixers are replaced as a whole
+_FUNCTIONS = tuple((5, minor) for minor in range(15, 25))  # versions whose mixers call functions that are replaced
 _FORWARD = ("self", "hidden_states", "cache", "attention_mask", "kwargs")
+_FORWARD_BEFORE = ("cache_params", "cache_position", "attention_mask", "seq_idx", "kwargs")
 
 _patches: dict[str, list[Patch]] = {}
 _left_alone: dict[str, str] = {}
@@ -63,21 +66,21 @@ def enable(*models: str) -> None:
         if name not in MODELS:
             raise ValueError(f"enable: {name!r} is not a known model, expected of {', '.join(MODELS)}")
     version = _version()
-    if not _FIRST <= _numbers(version) <= _LAST:
-        known = f"{'.'.join(map(str, _FIRST))} to {'.'.join(map(str, _LAST))}"
-        _say(f"transformers {version} is not known, expected {known}: all models are left alone")
+    if _numbers(version) not in _MIXERS + _FUNCTIONS:
+        known = ", ".join(f"{major}.{minor}" for major, minor in _MIXERS + _FUNCTIONS)
+        _say(f"transformers {version} is not known, expected one of {known}: all models are left alone")
         return
     if not _patches:
         calls.clear()
     for name in models or MODELS:
         if name not in _patches and importlib.util.find_spec(f"transformers.models.{name}") is not None:
-            _enable(name, MODELS[name])
+            _enable(name, MODELS[name], _numbers(version) in _MIXERS)
 
 
-def _enable(name: str, mixer: Mixer) -> None:
+def _enable(name: str, mixer: Mixer, before: bool) -> None:
     module = importlib.import_module(f"transformers.models.{name}.modeling_{name}")
     try:
-        patches = list(_patches_of(module, mixer))
+        patches = list(_whole_mixer(module, mixer) if before else _functions(module, mixer))
     except Unknown as unknown:
         _left_alone[name] = str(unknown)
         _say(f"{name} is left alone: {unknown}")
@@ -88,13 +91,25 @@ def _enable(name: str, mixer: Mixer) -> None:
     _patches[name] = patches
 
 
-def _patches_of(module: ModuleType, mixer: Mixer) -> Iterator[Patch]:
+def _functions(module: ModuleType, mixer: Mixer) -> Iterator[Patch]:
     for name, use in mixer.uses.items():
-        original = own_function(module, module, name, use.arguments)
+        original, arguments = own_function(module, module, name)
+        require_arguments(name, arguments, use.arguments)
         yield Patch(module, name, original, replacement(original, use.op, use.ours))
     owner = own_class(module, mixer.name)
-    forward = own_function(owner, module, "forward", _FORWARD)
+    forward, arguments = own_function(owner, module, "forward")
+    require_arguments(f"{mixer.name}.forward", arguments, _FORWARD)
     yield Patch(owner, "forward", forward, with_mixer_call(forward, mixer.passes_state))
+
+
+def _whole_mixer(module: ModuleType, mixer: Mixer) -> Iterator[Patch]:
+    if mixer.before is None:
+        raise Unknown("its layers run on these kernels from transformers 5.15 on")
+    owner = own_class(module, mixer.name)
+    forward, (_, _, *names) = own_function(owner, module, "forward")
+    if not set(names) <= set(_FORWARD_BEFORE):
+        raise Unknown(f"{mixer.name}.forward has the arguments ({', '.join(names)}), expected of {_FORWARD_BEFORE}")
+    yield Patch(owner, "forward", forward, mixer_forward(forward, *mixer.before, tuple(names)))
 
 
 def disable() -> None:
