@@ -13,11 +13,11 @@ from torch import Tensor
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 VOCABULARY = 64
-# names of layers; and groups of models whose slow path before 5.15 gives heads the wrong one of several
+# names of layers; and a chunk that two models' slow path needs before 5.15, where it sums over the wrong chunks
 _VERSION = tuple(int(part) for part in importlib.metadata.version("transformers").split(".")[:2])
 _OLD = _VERSION < (5, 0)
 _LINEAR, _FULL = ("mamba", "attention") if _OLD else ("linear_attention", "full_attention")
-_GROUPS = 1 if _VERSION < (5, 15) else 2
+_CHUNK = 32 if _VERSION < (5, 15) else 8
 _ATTENTION = {"num_attention_heads": 4, "num_key_value_heads": 2}
 _MAMBA = {"hidden_size": 24, "state_size": 5, "num_hidden_layers": 2, "time_step_rank": 3, "use_associative_scan": False}
 _SSD = {"mamba_n_heads": 4, "mamba_d_head": 12, "mamba_n_groups": 2, "mamba_d_state": 6, "mamba_chunk_size": 8}
@@ -61,7 +61,7 @@ TINY: dict[str, tuple[str, dict[str, Any]]] = {
         "Zamba2",
         _FEW
         | {"layers_block_type": [_LINEAR, "hybrid", "hybrid"], "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 4}
-        | {"mamba_d_state": 6, "n_mamba_heads": 4, "mamba_ngroups": _GROUPS, "chunk_size": 8, "use_mamba_kernels": False}
+        | {"mamba_d_state": 6, "n_mamba_heads": 4, "mamba_ngroups": 2, "chunk_size": _CHUNK, "use_mamba_kernels": False}
         | {"attention_head_dim": 12, "adapter_rank": 4},
     ),
     "bamba": ("Bamba", _FEW | _ATTENTION | _SSD | {"attn_layer_indices": [1]}),
@@ -74,7 +74,7 @@ TINY: dict[str, tuple[str, dict[str, Any]]] = {
         "NemotronH",
         _ATTENTION
         | {"hidden_size": 24, "intermediate_size": 32, "layers_block_type": [_LINEAR, _FULL], "head_dim": 6}
-        | {"ssm_state_size": 6, "mamba_num_heads": 4, "mamba_head_dim": 12, "n_groups": _GROUPS, "chunk_size": 8}
+        | {"ssm_state_size": 6, "mamba_num_heads": 4, "mamba_head_dim": 12, "n_groups": 2, "chunk_size": _CHUNK}
         | {"use_mamba_kernels": False},
     ),
     "qwen3_next": ("Qwen3Next", _DELTA | _MOE),
