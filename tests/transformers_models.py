@@ -14,12 +14,18 @@ from torch import Tensor
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 VOCABULARY = 64
 # names of layers; and a chunk that two models' slow path needs before 5.15, where it sums over the wrong chunks
-_VERSION = tuple(int(part) for part in importlib.metadata.version("transformers").split(".")[:2])
-_OLD = _VERSION < (5, 0)
+VERSION = tuple(int(part) for part in importlib.metadata.version("transformers").split(".")[:2])
+_OLD = VERSION < (5, 0)
 _LINEAR, _FULL = ("mamba", "attention") if _OLD else ("linear_attention", "full_attention")
-_CHUNK = 32 if _VERSION < (5, 15) else 8
+_CHUNK = 32 if VERSION < (5, 15) else 8
 _ATTENTION = {"num_attention_heads": 4, "num_key_value_heads": 2}
-_MAMBA = {"hidden_size": 24, "state_size": 5, "num_hidden_layers": 2, "time_step_rank": 3, "use_associative_scan": False}
+_MAMBA = {
+    "hidden_size": 24,
+    "state_size": 5,
+    "num_hidden_layers": 2,
+    "time_step_rank": 3,
+    "use_associative_scan": False,
+}
 _SSD = {"mamba_n_heads": 4, "mamba_d_head": 12, "mamba_n_groups": 2, "mamba_d_state": 6, "mamba_chunk_size": 8}
 _MOE = {"moe_intermediate_size": 16, "shared_expert_intermediate_size": 16, "num_experts": 4, "num_experts_per_tok": 2}
 _DELTA = {
@@ -32,6 +38,12 @@ _DELTA = {
     "linear_num_value_heads": 4,
     "layer_types": ["linear_attention", "full_attention"],
 } | _ATTENTION
+_HYBRID = {
+    "layers_block_type": [_LINEAR, "hybrid", "hybrid"],
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+}
 _FEW = {"hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 2}
 
 # model -> prefix of its classes, and its configuration; some sizes are no multiples of a vector register
@@ -43,14 +55,19 @@ TINY: dict[str, tuple[str, dict[str, Any]]] = {
         _FEW
         | _ATTENTION
         | {"attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2, "num_experts": 2}
-        | {"mamba_d_state": 5, "mamba_dt_rank": 3, "use_mamba_kernels": False, "use_associative_scan": False},
+        | {"mamba_d_state": 5, "mamba_dt_rank": 3, "use_mamba_kernels": False},
     ),
     "zamba": (
         "Zamba",
         _FEW
-        | {"layers_block_type": [_LINEAR, "hybrid", "hybrid"], "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 4}
+        | {
+            "layers_block_type": [_LINEAR, "hybrid", "hybrid"],
+            "num_hidden_layers": 3,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 4,
+        }
         | {"attn_layer_period": 2, "attn_layer_offset": 1, "n_mamba_heads": 2, "mamba_d_state": 5, "mamba_dt_rank": 3}
-        | {"use_mamba_kernels": False, "use_associative_scan": False},
+        | {"use_mamba_kernels": False},
     ),
     "mamba2": (
         "Mamba2",
@@ -60,7 +77,12 @@ TINY: dict[str, tuple[str, dict[str, Any]]] = {
     "zamba2": (
         "Zamba2",
         _FEW
-        | {"layers_block_type": [_LINEAR, "hybrid", "hybrid"], "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 4}
+        | {
+            "layers_block_type": [_LINEAR, "hybrid", "hybrid"],
+            "num_hidden_layers": 3,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 4,
+        }
         | {"mamba_d_state": 6, "n_mamba_heads": 4, "mamba_ngroups": 2, "chunk_size": _CHUNK, "use_mamba_kernels": False}
         | {"attention_head_dim": 12, "adapter_rank": 4},
     ),
@@ -136,7 +158,36 @@ def _falcon_cache(modeling: Any) -> Any:
     return kind and (lambda config, rows, dtype: kind(config, rows, dtype, ["cpu"] * config.num_hidden_layers))
 
 
-def second_part(model: Any, ids: Tensor, first: int) -> Tensor:
+def packing(lengths: list[int], name: str) -> dict[str, Tensor]:
+    """Arguments of packed sequences, in one of the library's two ways."""
+    positions = torch.cat([torch.arange(length) for length in lengths])[None]
+    if name == "seq_idx":
+        packed = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))[None].int()
+    else:
+        packed = torch.tensor([0, *lengths]).cumsum(0).int()
+    return {name: packed, "position_ids": positions}
+
+
+class Trained(NamedTuple):
+    """Logits, and gradients of their sum with random weights."""
+
+    logits: Tensor
+    grads: dict[str, Tensor]
+
+
+def summed_gradients(model: Any, ids: Tensor, **arguments: Any) -> Trained:
+    """In training."""
+    model.train()
+    model.zero_grad()
+    known = inspect.signature(model.forward).parameters
+    if "position_ids" not in known:
+        arguments.pop("position_ids", None)
+    out = model(ids, use_cache=False, **arguments).logits
+    (out * (ids[..., None] - 30.0)).mean(-1).sum().backward()
+    return Trained(out.detach(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
+
+
+def second_part(model: Any, ids: Tensor, first: int, **arguments: Any) -> Tensor:
     """Logits after ``first`` steps, from a cache of those."""
     model.eval()
     known = inspect.signature(model.forward).parameters
@@ -147,7 +198,7 @@ def second_part(model: Any, ids: Tensor, first: int) -> Tensor:
         output = model(ids[:, :first], use_cache=True, **new_cache(model, len(ids)))
         name = next(name for name in ("past_key_values", "cache", "cache_params") if getattr(output, name, None))
         cache = {name if name in known else "cache_params": output[name]}
-        return model(ids[:, first:], **cache, **positions, use_cache=True).logits
+        return model(ids[:, first:], use_cache=True, **(positions | cache | arguments)).logits
 
 
 def gradients(model: Any, ids: Tensor, **arguments: Any) -> dict[str, Tensor]:
@@ -203,7 +254,8 @@ def main(names: list[str]) -> None:
         after, second, report = behaviour(model), second_part(model, ids, first), ours.report()
         ours.disable()
         print(
-            f"{name:17} logits {error(after.logits, before.logits):.0e}  padded {error(after.padded, before.padded):.0e}"
+            f"{name:17} logits {error(after.logits, before.logits):.0e}"
+            f"  padded {error(after.padded, before.padded):.0e}"
             f"  gradient {worst_gradient(after.grads, before.grads):.0e}"
             f"  tokens {'equal' if torch.equal(after.tokens, before.tokens) else 'DIFFER'}"
             f"  second part {error(second, after.logits[:, first:]):.0e} (was {was})"

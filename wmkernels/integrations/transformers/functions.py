@@ -5,7 +5,7 @@ Each returns ``NotImplemented`` where its op cannot compute what the library's f
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -61,9 +61,13 @@ def _reset(arguments: dict[str, Any], x: Tensor, time_dim: int) -> Tensor | None
     return reset if reset is None or reset.shape[1] == time else F.pad(reset, (time - reset.shape[1], 0))
 
 
-def kept(state: Tensor | None) -> Tensor | None:
-    """A cached state as a backward pass may read it: the library then overwrites it."""
-    return state.clone() if state is not None and torch.is_grad_enabled() else state
+def kept(state: Tensor) -> Tensor:
+    """A cached state as a backward pass may read it: the library overwrites it meanwhile."""
+    return state.clone() if torch.is_grad_enabled() else state
+
+
+def _kept(state: Tensor | None) -> Tensor | None:
+    return None if state is None else kept(state)
 
 
 def _differentiates(*tensors: Tensor | None) -> bool:
@@ -171,8 +175,8 @@ def chunk_scan(
     """``mamba2_chunk_scan``: (batch, time, heads, d). The kernel chooses its own chunk."""
     return ssd_scan(
         *(hidden_states, dt, A, B, C, D, z, dt_bias, dt_softplus),
-        dt_limit=tuple(dt_limit),
-        initial_state=kept(initial_states),
+        dt_limit=(dt_limit[0], dt_limit[1]),
+        initial_state=_kept(initial_states),
         reset=_reset(kwargs, hidden_states, 1),
         return_last_state=return_final_states,
     )
@@ -204,7 +208,7 @@ def head_state_update(
         dt_softplus,
         dt_limit=_NO_LIMIT,
     )
-    state.copy_(new_state)
+    state.copy_(cast(Tensor, new_state))
     return out
 
 
@@ -220,17 +224,22 @@ def delta_rule(
     use_qk_l2norm_in_kernel: bool = False,
     **kwargs: Any,
 ) -> Any:
-    """``torch_chunk_gated_delta_rule`` and ``torch_recurrent_gated_delta_rule``: (batch, time, heads, size)."""
+    """``torch_chunk_gated_delta_rule``: (batch, time, heads, size). The kernel chooses its own chunk."""
     if use_qk_l2norm_in_kernel:
         query, key = _l2norm(query), _l2norm(key)
     out, state = gated_delta_rule(
         *(query, key, value, g, beta),
-        initial_state=kept(initial_state),
+        initial_state=_kept(initial_state),
         reset=_reset(kwargs, value, 1),
         channel_last=True,
         return_last_state=True,
     )
     return out, state if output_final_state else None
+
+
+def delta_step(query: Tensor, key: Tensor, value: Tensor, g: Tensor, beta: Tensor, *args: Any, **kwargs: Any) -> Any:
+    """``torch_recurrent_gated_delta_rule``: any number of steps, the same arguments without ``chunk_size``."""
+    return delta_rule(query, key, value, g, beta, 1, *args, **kwargs)
 
 
 def _l2norm(x: Tensor) -> Tensor:

@@ -4,23 +4,29 @@ They follow the library's path without kernels: masks before and after the convo
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wmkernels.causal_conv1d.function import causal_conv1d
+from wmkernels.causal_conv1d.function import causal_conv1d, causal_conv1d_step
 from wmkernels.dispatch import PYTORCH_BACKENDS, choose
 from wmkernels.integrations.transformers.caches import LayeredCache, ListedCache, States
 from wmkernels.integrations.transformers.functions import ACTIVATIONS, kept
 from wmkernels.integrations.transformers.mixer_call import count, is_recorded, packed_reset, require_one
 from wmkernels.selective_scan.function import selective_scan
+from wmkernels.selective_step.function import selective_step
 from wmkernels.ssd_scan.function import ssd_scan
 
 Cache = LayeredCache | ListedCache
 # (mixer, projected inputs (batch, time, features), its call) -> (output (batch, time, channels), states to write)
 Compute = Callable[[Any, Tensor, "Call"], Tensor]
+
+
+def last(x: Tensor, steps: int) -> Tensor:
+    """The last steps of the last dimension."""
+    return x.narrow(-1, x.shape[-1] - steps, steps)
 
 
 class Call:
@@ -46,10 +52,27 @@ class Call:
 
     def convolve(self, mixer: Any, x: Tensor) -> Tensor:
         """The mixer's convolution and activation, (batch, channels, time)."""
-        weight = mixer.conv1d.weight[:, 0]
-        window = None if self.states is None else self.states.conv[..., 1 - weight.shape[1] :]
-        options = {"activation": ACTIVATIONS[mixer.activation], "initial_state": window, "reset": self.reset}
-        return causal_conv1d(x, weight, mixer.conv1d.bias, **options)
+        weight, bias, activation = mixer.conv1d.weight[:, 0], mixer.conv1d.bias, ACTIVATIONS[mixer.activation]
+        window = None if self.states is None else last(self.states.conv, weight.shape[1] - 1)
+        if window is not None and x.shape[2] == 1:
+            out, _ = causal_conv1d_step(window, x[..., 0], weight, bias, activation=activation)
+            return out.unsqueeze(-1)
+        return cast(
+            Tensor, causal_conv1d(x, weight, bias, activation=activation, initial_state=window, reset=self.reset)
+        )
+
+    def scan(
+        self, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor, bias: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Output and last state of a selective scan after softplus, (batch, channels, time)."""
+        state = None if self.states is None else self.states.scan
+        state = state if state is None or state.dim() == 3 else state.flatten(1, 2)  # heads of channels
+        if state is None or u.shape[2] > 1:
+            out, last = selective_scan(u, delta, A, B, C, D, z, bias, True, True, initial_state=state, reset=self.reset)
+            return out, last
+        u, delta, B, C, z = (x[..., 0] for x in (u, delta, B, C, z))
+        out, last = selective_step(state, u, delta, A, B, C, D, z, bias, True)
+        return out.unsqueeze(-1), last
 
     def write(self, inputs: Tensor, width: int, state: Tensor) -> None:
         """Inputs of the convolution and the scan's last state, to the cache."""
@@ -68,13 +91,9 @@ def mamba(mixer: Any, projected: Tensor, call: Call) -> Tensor:
         delta, B, C = mixer.dt_layernorm(delta), mixer.b_layernorm(B), mixer.c_layernorm(C)
     elif hasattr(mixer, "rms_eps"):
         delta, B, C = (_rms_norm(part, mixer.rms_eps) for part in (delta, B, C))
-    out, state = selective_scan(
+    out, state = call.scan(
         *(x, mixer.dt_proj(delta).transpose(1, 2), -torch.exp(mixer.A_log.float())),
         *(B.transpose(1, 2), C.transpose(1, 2), mixer.D.float(), gate),
-        delta_softplus=True,
-        return_last_state=True,
-        initial_state=None if call.states is None else call.states.scan,
-        reset=call.reset,
     )
     call.write(inputs, mixer.conv_kernel_size, state)
     return out.transpose(1, 2)
@@ -90,13 +109,9 @@ def mamba_heads(mixer: Any, projected: Tensor, call: Call) -> Tensor:
     by_head = mixer.x_proj_weight @ x.reshape(batch, heads, size, time)  # (batch, heads, features, time)
     sizes = [mixer.time_step_rank, mixer.ssm_state_size, mixer.ssm_state_size]
     delta, B, C = by_head.split(sizes, dim=2)
-    out, state = selective_scan(
+    out, state = call.scan(
         *(x, (mixer.dt_proj_weight @ delta).flatten(1, 2), -torch.exp(mixer.A_log.float()).flatten(0, 1), B, C),
         *(mixer.D.float().flatten(), gate, mixer.dt_proj_bias.float().flatten()),
-        delta_softplus=True,
-        return_last_state=True,
-        initial_state=None if call.states is None else call.states.scan.flatten(1, 2),
-        reset=call.reset,
     )
     call.write(inputs, mixer.conv_kernel_size, state.unflatten(1, (heads, size)))
     return out.transpose(1, 2)
@@ -113,7 +128,6 @@ def mamba2_least_step(mixer: Any, projected: Tensor, call: Call) -> Tensor:
 
 
 def _mamba2(mixer: Any, projected: Tensor, call: Call, limit: Sequence[float]) -> Tensor:
-    batch, time, _ = projected.shape
     channels, groups, state_size = mixer.intermediate_size, mixer.n_groups, mixer.ssm_state_size
     sizes = [channels, mixer.conv_dim, mixer.num_heads]
     gate, inputs, dt = projected[..., -sum(sizes) :].split(sizes, dim=-1)
@@ -131,7 +145,7 @@ def _mamba2(mixer: Any, projected: Tensor, call: Call, limit: Sequence[float]) -
         reset=call.reset,
         return_last_state=True,
     )
-    call.write(inputs, mixer.conv_kernel_size, state)
+    call.write(inputs, mixer.conv_kernel_size, cast(Tensor, state))
     out = out.flatten(2)
     return mixer.norm(out, gate) if getattr(mixer, "mamba_rms_norm", True) else out * F.silu(gate)
 

@@ -12,12 +12,12 @@ class Use(NamedTuple):
     Attributes:
         op: whose kernel must run.
         ours: takes the library's arguments.
-        arguments: the library's, in order, that ``ours`` was written for.
+        arguments: the library's that ``ours`` was written for, in order.
     """
 
     op: str
     ours: Callable[..., Any]
-    arguments: tuple[str, ...]
+    arguments: str
 
 
 class Mixer(NamedTuple):
@@ -37,20 +37,18 @@ class Mixer(NamedTuple):
 
 
 _CONV = {
-    "causal_conv1d_fn": Use(
-        "causal_conv1d", functions.conv, ("hidden_states", "weight", "bias", "activation", "kwargs")
-    ),
+    "causal_conv1d_fn": Use("causal_conv1d", functions.conv, "hidden_states weight bias activation kwargs"),
     "causal_conv1d_update": Use(
-        "causal_conv1d", functions.conv_update, ("hidden_states", "conv_state", "weight", "bias", "activation")
+        "causal_conv1d", functions.conv_update, "hidden_states conv_state weight bias activation"
     ),
 }
-_STEP = ("state", "hidden_states", "dt", "A", "B", "C", "D", "dt_bias", "dt_softplus", "z", "kwargs")
+_STEP = "state hidden_states dt A B C D dt_bias dt_softplus z kwargs"
 _MAMBA = _CONV | {
     "mamba_selective_scan": Use(
         "selective_scan",
         functions.scan,
-        ("hidden_states", "dt", "A", "B", "C", "D", "z", "delta_bias", "delta_softplus", "return_last_state")
-        + ("use_mambapy", "use_associative_scan", "kwargs"),
+        "hidden_states dt A B C D z delta_bias delta_softplus return_last_state use_mambapy "
+        "use_associative_scan kwargs",
     ),
     "mamba_selective_state_update": Use("selective_step", functions.state_update, _STEP),
 }
@@ -58,17 +56,17 @@ _MAMBA2 = _CONV | {
     "mamba2_chunk_scan": Use(
         "ssd_scan",
         functions.chunk_scan,
-        ("hidden_states", "dt", "A", "B", "C", "chunk_size", "D", "dt_bias", "initial_states", "dt_softplus")
-        + ("dt_limit", "return_final_states", "kwargs"),
+        "hidden_states dt A B C chunk_size D dt_bias initial_states dt_softplus dt_limit return_final_states kwargs",
     ),
     "mamba2_selective_state_update": Use("ssd_scan", functions.head_state_update, _STEP),
 }
-_DELTA_ARGUMENTS = ("query", "key", "value", "g", "beta", "chunk_size", "initial_state", "output_final_state")
-_DELTA_ARGUMENTS += ("use_qk_l2norm_in_kernel", "kwargs")
+_DELTA_OPTIONS = "initial_state output_final_state use_qk_l2norm_in_kernel kwargs"
 _DELTA = _CONV | {
-    "torch_chunk_gated_delta_rule": Use("gated_delta_rule", functions.delta_rule, _DELTA_ARGUMENTS),
+    "torch_chunk_gated_delta_rule": Use(
+        "gated_delta_rule", functions.delta_rule, f"query key value g beta chunk_size {_DELTA_OPTIONS}"
+    ),
     "torch_recurrent_gated_delta_rule": Use(
-        "gated_delta_rule", functions.delta_rule, tuple(x for x in _DELTA_ARGUMENTS if x != "chunk_size")
+        "gated_delta_rule", functions.delta_step, f"query key value g beta {_DELTA_OPTIONS}"
     ),
 }
 
@@ -88,7 +86,5 @@ MODELS: Mapping[str, Mixer] = {
     "qwen3_next": Mixer("Qwen3NextGatedDeltaNet", _DELTA),
     "qwen3_5": Mixer("Qwen3_5GatedDeltaNet", _DELTA),
     "qwen3_5_moe": Mixer("Qwen3_5MoeGatedDeltaNet", _DELTA),
-    "qwen4_exp": Mixer("Qwen4ExpTextGatedDeltaNet", _DELTA),
     "olmo_hybrid": Mixer("OlmoHybridGatedDeltaNet", _DELTA),
-    "lara_mini": Mixer("LaraMiniGatedDeltaNet", _DELTA),
 }

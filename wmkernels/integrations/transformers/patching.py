@@ -5,7 +5,6 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any, NamedTuple
 
-
 _DECORATORS = "transformers.integrations.accelerate"
 
 
@@ -57,7 +56,7 @@ def own_function(owner: Any, module: ModuleType, name: str) -> tuple[Callable[..
     return found, tuple(inspect.signature(inner).parameters)
 
 
-def require_arguments(where: str, known: tuple[str, ...], expected: tuple[str, ...]) -> None:
-    """Raises Unknown."""
-    if known != expected:
-        raise Unknown(f"{where} has the arguments ({', '.join(known)}), expected ({', '.join(expected)})")
+def require_arguments(where: str, known: tuple[str, ...], expected: str) -> None:
+    """Raises Unknown unless the names are the expected ones, in order."""
+    if list(known) != expected.split():
+        raise Unknown(f"{where} has the arguments {' '.join(known)}, expected {expected}")

@@ -16,7 +16,7 @@ from wmkernels.integrations.transformers.patching import Patch, Unknown, own_cla
 
 _MIXERS = ((4, 57), (5, 14))  # versions whose mixers are replaced as a whole
 _FUNCTIONS = tuple((5, minor) for minor in range(15, 25))  # versions whose mixers call functions that are replaced
-_FORWARD = ("self", "hidden_states", "cache", "attention_mask", "kwargs")
+_FORWARD = "self hidden_states cache attention_mask kwargs"
 _FORWARD_BEFORE = ("cache_params", "cache_position", "attention_mask", "seq_idx", "kwargs")
 
 _patches: dict[str, list[Patch]] = {}
@@ -64,7 +64,7 @@ def enable(*models: str) -> None:
         raise ImportError("wmkernels.integrations.transformers: the package transformers is not installed")
     for name in models:
         if name not in MODELS:
-            raise ValueError(f"enable: {name!r} is not a known model, expected of {', '.join(MODELS)}")
+            raise ValueError(f"enable: {name!r} is not a known model, expected one of {', '.join(MODELS)}")
     version = _version()
     if _numbers(version) not in _MIXERS + _FUNCTIONS:
         known = ", ".join(f"{major}.{minor}" for major, minor in _MIXERS + _FUNCTIONS)
